@@ -1,0 +1,1 @@
+"""Masked, tested multiple-instance learning for whole slides in JAX."""

@@ -1,0 +1,159 @@
+"""Lays out a lymph node: which kind of tissue lies where, four um per pixel."""
+
+import dataclasses
+
+import numpy as np
+
+from data.phantom import texture
+
+UM = 4.0  # Micrometres per pixel of the maps.
+(
+    GLASS,
+    FAT,
+    CAPSULE,
+    SINUS,
+    PARACORTEX,
+    MANTLE,
+    GERMINAL,
+    CORD,
+    TRABECULA,
+    VESSEL,
+    BLOOD,
+    FIBROSIS,
+    CRUSH,
+) = range(13)
+REGIONS = 13
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """A slide's anatomy on maps of `UM` micrometres per pixel.
+
+  Attributes:
+    region: which tissue, uint8 [h, w].
+    depth: distance below the nearest outline in um, negative outside.
+    orientation: angle of the fibres in radians, float32 [h, w].
+    histiocytes: how full of histiocytes the sinuses are, 0 to 1.
+  """
+
+  region: np.ndarray
+  depth: np.ndarray
+  orientation: np.ndarray
+  histiocytes: float
+
+
+def radius(
+    rng: np.random.Generator, angle: np.ndarray, ragged: float
+) -> np.ndarray:
+  """Returns a closed outline's radius over `angle`, of mean about 1."""
+  result = np.ones_like(angle)
+  for wave in (2, 3, 4, 6, 9):
+    amplitude, phase = rng.normal(0, ragged / wave), rng.uniform(0, 2 * np.pi)
+    result += amplitude * np.cos(wave * angle + phase)
+  return result
+
+
+def _outline(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+  """Returns the depth in um below the outline of one or two pieces."""
+  y, x = (np.indices(shape, np.float32) + 0.5) * UM
+  depth = np.full(shape, -1e4, np.float32)
+  height, width = shape[0] * UM, shape[1] * UM
+  pieces = 1 + int(rng.random() < 0.25)
+  for piece in range(pieces):
+    size = rng.uniform(400, 570) if pieces == 1 else rng.uniform(270, 370)
+    centre_y = height / 2 + rng.uniform(-40, 40)
+    centre_x = width * (piece + 1) / (pieces + 1) + rng.uniform(-40, 40)
+    tilt, aspect = rng.uniform(0, np.pi), rng.uniform(0.72, 1.0)
+    dy, dx = y - centre_y, x - centre_x
+    along = np.cos(tilt) * dx + np.sin(tilt) * dy
+    across = (np.cos(tilt) * dy - np.sin(tilt) * dx) / aspect
+    angle = np.arctan2(across, along)
+    edge = size * radius(rng, angle, 0.22)
+    depth = np.maximum(depth, (edge - np.hypot(along, across)) * aspect)
+  margin = np.minimum.reduce([y, x, height - y, width - x])
+  return np.minimum(depth, margin - 60)
+
+
+def _discs(rng, depth, count, sizes, at_least, apart) -> list[tuple]:
+  """Places discs (y, x, radius) in um at some depth, not too close together."""
+  rows, columns = np.nonzero(depth > at_least)
+  placed: list[tuple] = []
+  if not len(rows):
+    return placed
+  for i in rng.integers(0, len(rows), 6 * count):
+    y, x, size = rows[i] * UM, columns[i] * UM, rng.uniform(*sizes)
+    gaps = [np.hypot(y - b, x - a) - size - r for b, a, r in placed]
+    if all(gap > apart for gap in gaps) and depth[rows[i], columns[i]] > size:
+      placed.append((y, x, size))
+    if len(placed) == count:
+      break
+  return placed
+
+
+def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
+  """Draws a node; how much there is of each tissue varies between slides.
+
+  Args:
+    rng: where the randomness comes from.
+    shape: size of the maps.
+
+  Returns:
+    The node: capsule, subcapsular sinus, cortex with follicles, paracortex,
+    medulla with cords and sinuses, trabeculae, vessels, perinodal fat, and
+    sometimes haemorrhage, fibrosis or crushed tissue.
+  """
+  depth = _outline(rng, shape)
+  y, x = (np.indices(shape, np.float32) + 0.5) * UM
+
+  def field(scale):
+    return texture.noise(rng, shape, scale / UM)
+
+  rough = depth + 5 * field(30)
+  region = np.full(shape, GLASS, np.uint8)
+  fat = rng.uniform(-60, 90)
+  region[(rough > -fat - 60 * field(180)) & (rough > -140)] = FAT
+  region[rough > 0] = PARACORTEX
+  # Medulla: cords between sinuses around the hilum, on one side of the node.
+  turn = rng.uniform(0, 2 * np.pi)
+  side = np.cos(turn) * (x - x.mean()) + np.sin(turn) * (y - y.mean())
+  start = rng.uniform(-250, 420)
+  medulla = (side + 60 * field(160) > start) & (rough > 45)
+  region[medulla] = CORD
+  wide = rng.uniform(0.1, 0.5)
+  region[medulla & (np.abs(field(70)) < wide)] = SINUS
+  # Follicles of the cortex.
+  count = int(rng.integers(0, 9))
+  centred = rng.uniform(0.2, 1.0)
+  for cy, cx, size in _discs(
+      rng, np.where(medulla, 0, depth), count, (60, 130), 60, 10
+  ):
+    away = np.hypot(y - cy, x - cx) * (1 + 0.07 * field(60))
+    region[(away < size) & (rough > 30)] = MANTLE
+    if rng.random() < centred:
+      region[away < size * rng.uniform(0.6, 0.82)] = GERMINAL
+  # Sinus under the capsule, capsule, trabeculae.
+  thick = rng.uniform(10, 32)
+  sinus = thick + rng.uniform(6, 34) * (1 + 0.6 * field(140)).clip(0)
+  region[(rough > 0) & (rough < sinus)] = SINUS
+  region[(rough > 0) & (rough < thick * (1 + 0.3 * field(120)))] = CAPSULE
+  band = np.abs(field(260))
+  region[(rough > 0) & (band < rng.uniform(0, 0.07))] = TRABECULA
+  for cy, cx, size in _discs(
+      rng, depth, int(rng.integers(1, 7)), (10, 22), 35, 20
+  ):
+    away = np.hypot(y - cy, x - cx) * (1 + 0.15 * field(40))
+    region[away < size] = VESSEL
+    region[away < size * 0.6] = BLOOD
+  # What pathologists stumble over: bleeding, scars, crushed cells.
+  for kind, often in ((BLOOD, 0.22), (FIBROSIS, 0.28), (CRUSH, 0.35)):
+    if rng.random() < often:
+      for cy, cx, size in _discs(
+          rng, depth, int(rng.integers(1, 3)), (35, 90), 40, 30
+      ):
+        away = np.hypot(y - cy, x - cx) * (1 + 0.35 * field(60))
+        region[(away < size) & (rough > 12)] = kind
+  dy, dx = np.gradient(depth)
+  along = np.arctan2(dx, -dy)  # At right angles to the way down.
+  inner = np.isin(region, (TRABECULA, FIBROSIS, CRUSH))
+  orientation = np.where(inner, 1.6 * field(220), along)
+  return Node(region, depth, orientation, float(rng.beta(0.8, 1.2)))

@@ -1,0 +1,248 @@
+"""Places lesions in a node and paints the tumours' architecture."""
+
+from collections.abc import Callable
+import dataclasses
+
+import numpy as np
+
+from data.phantom import anatomy, nuclei, texture
+
+PX = 2.0  # Level-0 pixels per um.
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesion:
+  """A lesion's outline: corners (x, y) in level-0 pixels, [K, 2], open."""
+
+  y: float
+  x: float
+  corners: np.ndarray
+
+  def inside(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Returns how many pixels (y, x) lie inside along the radius."""
+    dy, dx = y - self.y, x - self.x
+    edges = self.corners - [self.x, self.y]
+    reach = np.hypot(edges[:, 0], edges[:, 1])
+    place = np.arctan2(dy, dx) % (2 * np.pi) * len(reach) / (2 * np.pi)
+    edge = np.interp(place, np.arange(len(reach) + 1), np.r_[reach, reach[:1]])
+    return (edge - np.hypot(dy, dx)).astype(np.float32)
+
+
+def place(
+    rng: np.random.Generator, node: anatomy.Node, label: str
+) -> list[Lesion]:
+  """Places lesions where the node holds them; none in a non-tumor slide.
+
+  Metastases are up to three, rather under the capsule where they arrive;
+  lymphoma is up to four larger sheets anywhere.
+  """
+  if label == 'non-tumor':
+    return []
+  sizes = (90, 150) if label == 'lymphoma' else (85, 150)
+  count = int(rng.integers(1, 4))
+  found: list[Lesion] = []
+  angle = np.arange(64) * 2 * np.pi / 64
+  reachable = np.where(node.depth > 0.75 * sizes[0], node.depth, -1)
+  if label != 'lymphoma':
+    reachable = np.where(node.depth < 260, reachable, -1)
+  rows, columns = np.nonzero(reachable > 0)
+  for i in rng.integers(0, len(rows), 40):
+    size = rng.uniform(*sizes)
+    size = min(size, node.depth[rows[i], columns[i]] * 1.25)
+    y = (rows[i] + 0.5) * anatomy.UM * PX
+    x = (columns[i] + 0.5) * anatomy.UM * PX
+    reach = size * PX * anatomy.radius(rng, angle, 0.19)
+    gap = min((np.hypot(a.y - y, a.x - x) for a in found), default=1e4)
+    if gap > 2.6 * size * PX:
+      corners = np.stack(
+          [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
+      )
+      found.append(Lesion(y, x, corners))
+    if len(found) == count:
+      break
+  return found
+
+
+def taken(lesions: list[Lesion], shape: tuple[int, int]) -> np.ndarray:
+  """Returns where lesions lie on the anatomy's maps, bool [h, w]."""
+  y, x = (np.indices(shape, np.float32) + 0.5) * anatomy.UM * PX
+  result = np.zeros(shape, bool)
+  for lesion in lesions:
+    result |= lesion.inside(y, x) > 0
+  return result
+
+
+class _Canvas:
+  """A lesion's window of both densities, with the brushes tumours share."""
+
+  def __init__(self, rng: np.random.Generator, inside: np.ndarray):
+    self.rng, self.inside, self.shape = rng, inside, inside.shape
+    self.haematoxylin = np.zeros(self.shape, np.float32)
+    self.eosin = np.zeros(self.shape, np.float32)
+
+  def repeat(self, pattern: np.ndarray) -> np.ndarray:
+    y, x = self.rng.integers(0, texture.PERIOD, 2)
+    return texture.stretch(pattern, self.shape, y, x)
+
+  def noise(self, scale: float) -> np.ndarray:
+    return texture.noise(self.rng, self.shape, scale)
+
+  def cells(self, points: np.ndarray, factor: float, step: int):
+    """Returns `texture.voronoi` of the window, computed every `step` pixels."""
+    small = (self.shape[0] // step + 1, self.shape[1] // step + 1)
+    inside, index = texture.voronoi(points / step, small)
+    return texture.enlarge(factor * step * inside, self.shape), index
+
+  def grid(self, pitch: float, share: float, where: np.ndarray) -> np.ndarray:
+    """Returns points of a jittered grid that fall on True pixels."""
+    points = texture.jittered_grid(self.rng, self.shape, pitch)
+    points = points[self.rng.random(len(points)) < share]
+    return self.keep(points, where)
+
+  def keep(self, points: np.ndarray, where: np.ndarray) -> np.ndarray:
+    at = points.astype(int).clip(0, np.array(self.shape) - 1)
+    return points[(where & (self.inside > 0))[at[:, 0], at[:, 1]]]
+
+  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
+    library = nuclei.stamps(kind)
+    picks = nuclei.choose(self.rng, library, angles, len(points))
+    nuclei.paste(self.haematoxylin, library, picks, points)
+
+  def stroma(self, where: np.ndarray) -> None:
+    """Collagen with fibroblasts and a few lymphocytes."""
+    fibres = 0.68 + 0.17 * self.repeat(texture.fibre())
+    self.eosin[where] = fibres[where]
+    points = self.grid(34, 0.6, where)
+    self.nuclei('spindle', points, self.rng.normal(0, 0.3, len(points)))
+    self.nuclei('lymphocyte', self.grid(24, 0.12, where))
+
+
+def _lymphoma(canvas: _Canvas) -> None:
+  """Sheets of monotonous large round cells, mitoses, tingible bodies."""
+  grain = canvas.repeat(texture.grain())
+  canvas.eosin += 0.4 * (1 + 0.2 * grain)
+  canvas.haematoxylin += 0.12
+  everywhere = canvas.inside > 0
+  canvas.nuclei('blast', canvas.grid(23.5, 0.97, everywhere))
+  canvas.nuclei('mitosis', canvas.grid(95, 0.5, everywhere))
+  canvas.nuclei('lymphocyte', canvas.grid(30, 0.08, everywhere))
+  points = canvas.grid(130, 0.4, everywhere)
+  bodies = nuclei.bodies(15)
+  picks = nuclei.choose(canvas.rng, bodies, None, len(points))
+  nuclei.thin(canvas.haematoxylin, bodies, picks, points)
+  canvas.nuclei('debris', points + canvas.rng.normal(0, 4, points.shape))
+
+
+def _breast(canvas: _Canvas) -> None:
+  """Nests and glands of pleomorphic cells in desmoplastic stroma."""
+  field = canvas.noise(95) + canvas.rng.uniform(0.1, 0.7)
+  nest = field > 0
+  canvas.stroma(~nest)
+  points = texture.jittered_grid(canvas.rng, canvas.shape, 27, 0.33)
+  membrane, _ = canvas.cells(points, 1, 2)
+  body = 0.5 + 0.09 * canvas.repeat(texture.grain())
+  body += 0.16 * np.exp(-((membrane / 1.5) ** 2))
+  canvas.eosin[nest] = body[nest]
+  canvas.haematoxylin[nest] += 0.18
+  canvas.nuclei('ductal', points[_hits(canvas, points, nest)])
+  canvas.nuclei('mitosis', canvas.grid(120, 0.4, nest))
+  lumens = canvas.grid(90, 0.5, field > 0.45)
+  bodies = nuclei.bodies(14)
+  picks = nuclei.choose(canvas.rng, bodies, None, len(lumens))
+  nuclei.thin(canvas.haematoxylin, bodies, picks, lumens)
+  nuclei.thin(canvas.eosin, bodies, picks, lumens)
+  canvas.eosin *= 1 - 0.8 * np.exp(-(((field + 0.06) / 0.05) ** 2))
+
+
+def _hits(canvas: _Canvas, points: np.ndarray, where: np.ndarray):
+  """Returns which points fall on True pixels inside the lesion, [K]."""
+  at = points.astype(int).clip(0, np.array(canvas.shape) - 1)
+  return (where & (canvas.inside > 0))[at[:, 0], at[:, 1]]
+
+
+def _squamous(canvas: _Canvas) -> None:
+  """Keratinising sheets with gaps between the cells, and keratin pearls."""
+  field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
+  sheet = field > 0
+  canvas.stroma(~sheet)
+  points = texture.jittered_grid(canvas.rng, canvas.shape, 33, 0.33)
+  membrane, _ = canvas.cells(points, 1, 2)
+  body = 1.05 + 0.1 * canvas.repeat(texture.grain()) + 0.12 * canvas.noise(60)
+  body *= 1 - 0.72 * np.exp(-((membrane / 1.5) ** 2))
+  canvas.eosin[sheet] = body[sheet]
+  canvas.nuclei('squamous', points[_hits(canvas, points, sheet)])
+  middle = canvas.keep(texture.jittered_grid(canvas.rng, canvas.shape, 190),
+                       (canvas.inside > 50) & (field > 0.2))
+  y, x = np.indices(canvas.shape, np.float32)
+  wobble = canvas.noise(40)
+  for cy, cx in middle:
+    size = canvas.rng.uniform(32, 70)
+    away = np.hypot(y - cy, (x - cx) * canvas.rng.uniform(0.7, 1.3))
+    away += 4 * wobble
+    pearl = away < size
+    rings = 1.55 + 0.4 * np.sin(away * (2 * np.pi / 9))
+    rings *= 1 - 0.7 * np.exp(-((np.sin(away * (np.pi / 22)) / 0.12) ** 2))
+    canvas.eosin[pearl] = rings[pearl]
+    canvas.haematoxylin[pearl] *= 0.06
+    turn = np.arange(0, 2 * np.pi, 26 / size)
+    ring = np.stack([cy + size * np.sin(turn), cx + size * np.cos(turn)], 1)
+    canvas.nuclei('spindle', ring, turn + np.pi / 2)
+
+
+def _thyroid(canvas: _Canvas) -> None:
+  """Follicles full of colloid, and papillae, with crowded pale nuclei."""
+  pitch = canvas.rng.uniform(85, 130)
+  points = texture.jittered_grid(canvas.rng, canvas.shape, pitch, 0.36)
+  wall, index = canvas.cells(points, 1, 4)
+  field = canvas.noise(75)
+  papillary = canvas.noise(260) > canvas.rng.uniform(-0.6, 0.8)
+  # Follicles: stroma, a row of cells, then colloid with a scalloped edge.
+  grain = canvas.repeat(texture.grain())
+  shade = canvas.rng.uniform(0.75, 1.35, len(points)).astype(np.float32)
+  colloid = texture.enlarge(shade[index], canvas.shape)
+  scallop = np.exp(-(((wall - 21 - 2.5 * canvas.noise(14)) / 2) ** 2))
+  follicle = np.where(wall < 19, 0.4 + 0.06 * grain, colloid)
+  follicle = np.where(wall < 3, 0.65, follicle) * (1 - 0.85 * scallop)
+  # Papillae: clear space, a crowded row of cells, a core of stroma.
+  papilla = np.where(field > 0, 0.4 + 0.06 * grain, 0.03)
+  papilla = np.where(field > 0.5, 0.5 + 0.12 * grain, papilla)
+  canvas.eosin += np.where(papillary, papilla, follicle)
+  row = np.where(papillary, (field > 0.05) & (field < 0.5),
+                 (wall > 5) & (wall < 17))
+  canvas.haematoxylin[row] += 0.06
+  canvas.nuclei('papillary', canvas.grid(15.5, 0.95, row))
+  canvas.nuclei('spindle', canvas.grid(40, 0.5, papillary & (field > 0.6)))
+
+
+_PAINTERS: dict[str, Callable[[_Canvas], None]] = {
+    'lymphoma': _lymphoma,
+    'breast': _breast,
+    'squamous': _squamous,
+    'thyroid': _thyroid,
+}
+
+
+def paint(
+    rng: np.random.Generator,
+    label: str,
+    lesion: Lesion,
+    haematoxylin: np.ndarray,
+    eosin: np.ndarray,
+) -> None:
+  """Paints one lesion over a node's densities [H, W], in place."""
+  low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
+  high = lesion.corners.max(0).astype(int) + 9
+  rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
+  y, x = np.indices(haematoxylin[rows, columns].shape, np.float32)
+  inside = lesion.inside(y + low[1], x + low[0])
+  inside += 7 * texture.noise(rng, inside.shape, 22)
+  canvas = _Canvas(rng, inside)
+  _PAINTERS[label](canvas)
+  cover = np.clip(inside / 8 + 0.5, 0, 1)
+  eosin[rows, columns] *= 1 - cover
+  eosin[rows, columns] += cover * canvas.eosin.clip(0)
+  np.maximum(
+      haematoxylin[rows, columns] * (1 - cover),
+      canvas.haematoxylin * cover,
+      out=haematoxylin[rows, columns],
+  )

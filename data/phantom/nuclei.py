@@ -1,0 +1,169 @@
+"""Draws libraries of cells and puts them on stain densities."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from scipy import ndimage
+
+ANGLES = 16  # Stamps of elongated cells are sorted by angle into these bins.
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """How the nuclei of one kind of cell look; lengths in level-0 pixels.
+
+  Attributes:
+    radius: mean radius.
+    spread: standard deviation of the radius, as a part of it.
+    stretch: length over width; angles are random where it is below 2.
+    ragged: amplitude of the outline's irregularity, as a part of the radius.
+    density: haematoxylin inside the nucleus.
+    clumps: standard deviation of the chromatin's density, relative.
+    rim: added density of the nuclear membrane, relative.
+    nucleoli: dark spots per nucleus.
+    groove: depth of a pale fold along the nucleus, relative.
+  """
+
+  radius: float
+  spread: float = 0.08
+  stretch: float = 1.1
+  ragged: float = 0.05
+  density: float = 1.0
+  clumps: float = 0.15
+  rim: float = 0.1
+  nucleoli: int = 0
+  groove: float = 0.0
+
+
+KINDS = {
+    'lymphocyte': Kind(6.6, 0.1, 1.1, 0.05, 1.75, 0.2, 0.15),
+    'plasma': Kind(6.4, 0.08, 1.15, 0.04, 1.6, 0.38, 0.25),
+    'centrocyte': Kind(7.4, 0.15, 1.35, 0.1, 1.0, 0.22, 0.25),
+    'centroblast': Kind(9.6, 0.1, 1.1, 0.05, 0.78, 0.2, 0.4, 2),
+    'histiocyte': Kind(8.2, 0.1, 1.5, 0.1, 0.62, 0.15, 0.35, 1),
+    'spindle': Kind(7.2, 0.15, 4.6, 0.06, 1.3, 0.15, 0.1),
+    'debris': Kind(3.2, 0.4, 1.2, 0.1, 2.0, 0.1, 0.0),
+    'blast': Kind(11.0, 0.08, 1.1, 0.06, 0.95, 0.24, 0.45, 3),
+    'ductal': Kind(12.0, 0.2, 1.25, 0.09, 1.15, 0.3, 0.3, 1),
+    'squamous': Kind(10.8, 0.18, 1.3, 0.09, 1.2, 0.24, 0.3, 1),
+    'papillary': Kind(9.8, 0.1, 1.3, 0.06, 0.5, 0.06, 1.0, 0, 0.7),
+    'mitosis': Kind(6.0, 0.15, 2.2, 0.2, 2.4, 0.3, 0.0),
+}
+
+
+@functools.cache
+def stamps(kind: str, count: int = 96) -> np.ndarray:
+  """Returns haematoxylin densities of nuclei of one kind.
+
+  Args:
+    kind: a key of `KINDS`.
+    count: how many different nuclei; angle bin b holds those at
+      [b * count / ANGLES, (b + 1) * count / ANGLES).
+
+  Returns:
+    float32 [count, S, S] with S odd and the nucleus in the middle.
+  """
+  look = KINDS[kind]
+  seed = [17, list(KINDS).index(kind)]
+  rng = np.random.default_rng(seed)
+  half = int(look.radius * (1 + 2 * look.spread) * look.stretch**0.5 + 2)
+  y, x = np.indices((2 * half + 1, 2 * half + 1), np.float32) - half
+
+  def draw(low, high):
+    return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
+
+  angle = np.pi * np.arange(count, dtype=np.float32)[:, None, None] / count
+  along = np.cos(angle) * x + np.sin(angle) * y
+  across = np.cos(angle) * y - np.sin(angle) * x
+  stretch = (look.stretch * draw(0.85, 1.15)) ** 0.5
+  along, across = along / stretch, across * stretch
+  theta = np.arctan2(across, along)
+  radius = look.radius * (1 + look.spread * draw(-1.7, 1.7))
+  for wave in (2, 3, 5):
+    amplitude = look.ragged * draw(0, 2.8 / wave)
+    radius = radius * (1 + amplitude * np.cos(wave * theta + draw(0, 6.28)))
+  depth = radius - np.hypot(along, across)  # Pixels inside the outline.
+  inside = np.clip(depth / 1.2 + 0.5, 0, 1)
+  chromatin = ndimage.gaussian_filter(
+      rng.standard_normal((count, *x.shape), np.float32), (0, 1.3, 1.3)
+  )
+  value = 1 + look.clumps * chromatin / chromatin.std()
+  value += look.rim * np.exp(-(((depth - 1.2) / 1.1) ** 2))
+  for _ in range(look.nucleoli):
+    away, at = draw(0.05, 0.5) * radius, draw(0, 6.28)
+    gap = np.hypot(along - away * np.cos(at), across - away * np.sin(at))
+    value += draw(0.3, 1.0) * np.exp(-((gap / draw(1.4, 2.3)) ** 2))
+  if look.groove:
+    bend = draw(-0.05, 0.05) * along**2 + draw(-2, 2)
+    value += look.groove * draw(0, 1) * np.exp(-((across - bend) ** 2) / 1.5)
+  return look.density * draw(0.85, 1.15) * inside * value.clip(0.15)
+
+
+@functools.cache
+def bodies(size: int, count: int = 32) -> np.ndarray:
+  """Returns the outlines of cell bodies: 1 inside, 0 outside, [count, S, S].
+
+  Args:
+    size: mean radius in level-0 pixels.
+    count: how many different bodies.
+  """
+  rng = np.random.default_rng([18, size])
+  half = int(1.4 * size + 2)
+  y, x = np.indices((2 * half + 1, 2 * half + 1), np.float32) - half
+  theta = np.arctan2(y, x)
+  edge = size * rng.uniform(0.8, 1.15, (count, 1, 1))
+  for wave in (2, 3, 5):
+    phase = rng.uniform(0, 2 * np.pi, (count, 1, 1))
+    edge = edge * (1 + 0.16 / wave * np.cos(wave * theta + phase))
+  inside = np.clip((edge - np.hypot(y, x)) / 2 + 0.5, 0, 1)
+  return inside.astype(np.float32)
+
+
+def choose(
+    rng: np.random.Generator, library: np.ndarray, angles: np.ndarray | None, k
+) -> np.ndarray:
+  """Picks stamps for k cells, at random or near the given angles [K]."""
+  if angles is None:
+    return rng.integers(0, len(library), k)
+  per_bin = len(library) // ANGLES
+  bins = np.rint(angles / np.pi * ANGLES).astype(int) % ANGLES
+  return bins * per_bin + rng.integers(0, per_bin, k)
+
+
+def paste(
+    canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
+) -> None:
+  """Puts stamps on a canvas, in place; where they overlap the denser stays.
+
+  Args:
+    canvas: float32 [H, W], C-contiguous.
+    library: float32 [count, S, S], S odd.
+    picks: which stamp for each cell, [K].
+    yx: cell centres in pixels, [K, 2]; cells whose stamp would cross the
+      canvas's border are left out.
+  """
+  side = library.shape[1]
+  half = side // 2
+  corner = np.rint(yx).astype(np.int64) - half
+  fits = (corner >= 0).all(1) & (corner + side <= canvas.shape).all(1)
+  corner, picks = corner[fits], picks[fits]
+  span = np.arange(side)
+  offsets = (span[:, None] * canvas.shape[1] + span).ravel()
+  flat = library.reshape(len(library), -1)
+  step = max(1, 2_000_000 // side**2)  # Bounds the memory of the index.
+  for start in range(0, len(corner), step):
+    part = corner[start : start + step]
+    first = part[:, 0] * canvas.shape[1] + part[:, 1]
+    index = (first[:, None] + offsets).ravel()
+    values = flat[picks[start : start + step]].ravel()
+    np.maximum.at(canvas.reshape(-1), index, values)
+
+
+def thin(
+    canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
+) -> None:
+  """Clears stamps out of a canvas, in place: density times (1 - stamp)."""
+  cover = np.zeros_like(canvas)
+  paste(cover, library, picks, yx)
+  canvas *= 1 - cover

@@ -1,0 +1,71 @@
+"""Bags as tf.data: feature files read, padded and batched by a plan."""
+
+from collections.abc import Iterator, Sequence
+import os
+import pathlib
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import numpy as np
+import tensorflow as tf
+
+from data import features as feature_files
+
+# The accelerator belongs to JAX.
+tf.config.set_visible_devices([], 'GPU')
+
+_PREFETCH = 2
+
+
+def bag_batches(
+    paths: Sequence[str | pathlib.Path],
+    width: int,
+    buckets: tuple[int, ...],
+    bucket: np.ndarray,
+    index: np.ndarray,
+    *,
+    threads: int = 2,
+) -> Iterator[np.ndarray]:
+  """Reads the bags of a plan ahead of their use.
+
+  Args:
+    paths: feature file of every bag of the cohort.
+    width: D.
+    buckets: the padded lengths.
+    bucket: bucket of every step, [S].
+    index: bags of every step, [S, B]; -1 marks a filler.
+    threads: files read at a time.
+
+  Yields:
+    float32 [B, N, D] for each step, N the length of its bucket; zeros follow a
+    bag's last instance and fill a filler.
+
+  Raises:
+    data.features.FeatureError: if a file cannot be read.
+  """
+  faults = []
+
+  def load(bucket, index):
+    batch = np.zeros((len(index), buckets[bucket], width), np.float32)
+    try:
+      for row, bag in zip(batch, index, strict=True):
+        if bag >= 0:
+          features = feature_files.read(paths[bag]).features
+          row[: len(features)] = features
+    except feature_files.FeatureError as e:
+      faults.append(e)
+      raise
+    return batch
+
+  def padded(bucket, index):
+    batch = tf.numpy_function(load, (bucket, index), tf.float32)
+    return tf.ensure_shape(batch, (index.shape[0], None, width))
+
+  dataset = tf.data.Dataset.from_tensor_slices((bucket, index))
+  dataset = dataset.map(padded, num_parallel_calls=threads, deterministic=True)
+  try:
+    yield from dataset.prefetch(_PREFETCH).as_numpy_iterator()
+  except tf.errors.OpError:
+    if faults:
+      raise faults[0] from None
+    raise

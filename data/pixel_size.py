@@ -1,0 +1,66 @@
+"""Decides how many micrometres a level-0 pixel of a slide measures."""
+
+from collections.abc import Mapping
+import math
+import warnings
+
+from data.slide_files import SlideError
+
+MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
+_ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
+
+
+def pixel_size(
+  name: str, properties: Mapping[str, str], default_mpp: float | None
+) -> tuple[float, str]:
+  """Returns the level-0 scale, um/px, and where it comes from.
+
+  Tried in turn: OpenSlide's own figure, the TIFF resolution tags, and
+  `default_mpp`. A figure outside `MPP_RANGE` counts as absent: 72 dpi, for
+  instance, is what image editors write who know no scale.
+
+  Args:
+    name: of the slide, for messages.
+    properties: OpenSlide's properties.
+    default_mpp: um/px, or None.
+
+  Raises:
+    SlideError: if no source states a plausible scale.
+  """
+  unit = {'centimeter': 1e4, 'inch': 25400.0}.get(
+    properties.get('tiff.ResolutionUnit'), math.nan
+  )
+  stated = {
+    'openslide': [_number(properties, f'openslide.mpp-{a}') for a in 'xy'],
+    'tiff': [
+      unit / (_number(properties, f'tiff.{a}Resolution') or math.nan)
+      for a in 'XY'
+    ],
+    'default_mpp': [math.nan if default_mpp is None else default_mpp] * 2,
+  }
+  for source, (x, y) in stated.items():
+    if all(MPP_RANGE[0] <= mpp <= MPP_RANGE[1] for mpp in (x, y)):
+      if abs(x - y) > _ANISOTROPY * (x + y) / 2:
+        warnings.warn(
+          f'{name}: {x:g} um/px across but {y:g} um/px down ({source}); the '
+          'mean is used, and tiles are distorted by that much.',
+          stacklevel=4,
+        )
+      return (x + y) / 2, source
+  found = ', '.join(
+    f'{source}: {x:g} x {y:g}'
+    for source, (x, y) in stated.items()
+    if not math.isnan(x + y)
+  )
+  raise SlideError(
+    f'{name}: no usable um/px of level 0 (found {found or "none"}; usable are '
+    f'{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}); pass --default_mpp.'
+  )
+
+
+def _number(properties: Mapping[str, str], key: str) -> float:
+  """Returns a property as a number, NaN if it is absent or is not one."""
+  try:
+    return float(properties.get(key, 'nan'))
+  except ValueError:
+    return math.nan

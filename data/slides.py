@@ -1,0 +1,206 @@
+"""Opens whole-slide images and reads pixels at a known physical scale."""
+
+from collections.abc import Iterator
+import math
+from pathlib import Path
+import threading
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from data.pixel_size import pixel_size
+from data.slide_files import SlideError, list_slides, slide_id
+
+__all__ = ['Slide', 'SlideError', 'list_slides', 'slide_id']
+
+_BLOCK = 4096  # Side, in pixels, of the largest region read at once.
+
+
+class Slide:
+  """An open slide; close it, or use it in a `with` statement.
+
+  Reads may come from several threads. Positions are level-0 pixels, sizes are
+  pixels of the level that is read.
+
+  Attributes:
+    path: the file, or the folder of a DICOM slide.
+    slide_id: see `slide_id`.
+    width, height: of level 0, in pixels.
+    mpp: micrometres per level-0 pixel: the mean of both directions, with a
+      warning if they differ by more than 2 %.
+    mpp_source: 'openslide', 'tiff' (resolution tags) or 'default_mpp'.
+    level_downsamples: float factor of each level, 1.0 first.
+    level_dimensions: (width, height) of each level.
+  """
+
+  def __init__(self, path: Path | str, default_mpp: float | None = None):
+    """Opens a slide.
+
+    Args:
+      path: a slide file, or a folder with the files of one DICOM slide.
+      default_mpp: um/px of level 0 for slides that do not state it.
+
+    Raises:
+      SlideError: if the slide cannot be opened or has no usable scale.
+    """
+    self.path = Path(path)
+    self.slide_id = slide_id(path)
+    self._lock = threading.Lock()
+    self._handle = self._open()
+    self.width, self.height = self._handle.dimensions
+    self.level_downsamples = self._handle.level_downsamples
+    self.level_dimensions = self._handle.level_dimensions
+    try:
+      self.mpp, self.mpp_source = pixel_size(
+        self.path.name, self._handle.properties, default_mpp
+      )
+    except SlideError:
+      self.close()
+      raise
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.close()
+
+  def close(self):
+    self._handle.close()
+
+  def _open(self) -> openslide.OpenSlide:
+    file = self.path
+    if file.is_dir():
+      file = min(file.glob('*.dcm'), default=file)
+    try:
+      return openslide.OpenSlide(file)
+    except (openslide.OpenSlideError, OSError) as error:
+      raise SlideError(
+        f'{self.path.name}: OpenSlide cannot open it '
+        f'({str(error) or type(error).__name__}); copy {self.path} again or '
+        'leave it out.'
+      ) from error
+
+  def read(
+    self, x: int, y: int, level: int, width: int, height: int
+  ) -> np.ndarray:
+    """Returns a region, uint8 [height, width, 3]; see `read_rgbx`."""
+    return self.read_rgbx(x, y, level, width, height)[..., :3]
+
+  def read_rgbx(
+    self, x: int, y: int, level: int, width: int, height: int
+  ) -> np.ndarray:
+    """Returns a region as OpenSlide packs it, the fourth byte being padding.
+
+    Where the file declares that it holds no data (transparent pixels of a
+    sparse pyramid) the region is white; nothing else is ever filled in. An
+    OpenSlide handle is dead after an error, so the slide is opened again and
+    the region read a second time before it is given up.
+
+    Args:
+      x, y: upper left corner, in level-0 pixels.
+      level: pyramid level.
+      width, height: in pixels of that level.
+
+    Returns:
+      uint8 [height, width, 4].
+
+    Raises:
+      SlideError: if the region lies outside the slide or cannot be read.
+    """
+    factor = self.level_downsamples[level]
+    slack = factor if level else 0  # Levels are rounded to whole pixels.
+    if (
+      min(x, y) < 0
+      or x + width * factor > self.width + slack
+      or y + height * factor > self.height + slack
+    ):
+      raise SlideError(
+        f'{self.path.name}: {width} x {height} px of level {level} at ({x}, '
+        f'{y}) lie outside its {self.width} x {self.height} px.'
+      )
+    try:
+      region = self._handle.read_region((x, y), level, (width, height))
+    except openslide.OpenSlideError:
+      region = self._read_again((x, y), level, (width, height))
+    pixels = np.asarray(region)
+    if pixels[..., 3].min() < 255:
+      alpha = pixels[..., 3:] / np.float32(255)
+      pixels = np.rint(255 - (255 - pixels) * alpha).astype(np.uint8)
+    return pixels
+
+  def _read_again(
+    self, location: tuple[int, int], level: int, size: tuple[int, int]
+  ) -> Image.Image:
+    """Reads from a handle of its own, which then replaces the dead one."""
+    with self._lock:
+      handle = self._open()
+      try:
+        region = handle.read_region(location, level, size)
+      except openslide.OpenSlideError as error:
+        handle.close()
+        raise SlideError(
+          f'{self.path.name}: {size[0]} x {size[1]} px of level {level} at '
+          f'{location} cannot be read ({error}); the file is damaged: copy '
+          f'{self.path} again or leave it out.'
+        ) from error
+      self._handle = handle
+      return region
+
+  def level_for(self, downsample: float) -> int:
+    """Returns the smallest level that is not coarser than `downsample`."""
+    fine = [d <= downsample for d in self.level_downsamples]
+    return max(0, sum(fine) - 1)
+
+  def thumbnail(self, mpp: float) -> np.ndarray:
+    """Returns the whole slide, uint8 [H, W, 3], at about `mpp` um/px.
+
+    H and W are the nearest whole numbers, at least 1, and the pixels cover the
+    slide exactly, so the scales are `height / H` and `width / W` level-0
+    pixels. Blocks of at most 4096 x 4096 pixels are read and averaged in turn,
+    so memory does not grow with a slide that has no small level.
+
+    Raises:
+      SlideError: if a block cannot be read.
+    """
+    shape = [
+      max(1, round(n * self.mpp / mpp)) for n in (self.height, self.width)
+    ]
+    level = self.level_for(mpp / self.mpp)
+    factor = self.level_downsamples[level]
+    level_width, level_height = self.level_dimensions[level]
+    scale_y, scale_x = level_height / shape[0], level_width / shape[1]
+    image = np.empty((*shape, 3), np.uint8)
+    for top, bottom, y0, y1 in _blocks(shape[0], scale_y, level_height):
+      for left, right, x0, x1 in _blocks(shape[1], scale_x, level_width):
+        region = self.read_rgbx(
+          round(x0 * factor), round(y0 * factor), level, x1 - x0, y1 - y0
+        )
+        block = Image.frombuffer('RGBX', (x1 - x0, y1 - y0), region.tobytes())
+        block = block.resize(
+          (right - left, bottom - top),
+          Image.Resampling.BOX,
+          box=(
+            left * scale_x - x0,
+            top * scale_y - y0,
+            min(right * scale_x - x0, x1 - x0),
+            min(bottom * scale_y - y0, y1 - y0),
+          ),
+        )
+        image[top:bottom, left:right] = np.asarray(block)[..., :3]
+    return image
+
+
+def _blocks(
+  outputs: int, scale: float, limit: int
+) -> Iterator[tuple[int, int, int, int]]:
+  """Yields (first, past the last output, first, past the last input pixel)."""
+  step = max(1, int(_BLOCK / scale))
+  for start in range(0, outputs, step):
+    stop = min(start + step, outputs)
+    yield (
+      start,
+      stop,
+      math.floor(start * scale),
+      min(math.ceil(stop * scale), limit),
+    )

@@ -1,0 +1,165 @@
+"""Cross-validation splits: whole cases, stratified by class, CLAM's files."""
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+import pathlib
+
+import numpy as np
+
+from data.manifest import Manifest
+
+PARTS = ('train', 'val', 'test')
+
+
+class SplitError(ValueError):
+  """Splits that cannot be made or used; says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One fold; every slide of the manifest is in one part or in none."""
+
+  train: np.ndarray  # bool [n]
+  val: np.ndarray  # bool [n]
+  test: np.ndarray  # bool [n]
+
+
+def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
+  """Splits cases into k folds of 8/1/1 parts where k is 10.
+
+  The cases of each class are shuffled and dealt into k groups, continuing where
+  the class before ended so that the groups are of nearly equal size. Fold i
+  tests group i, validates on group i + 1 and trains on the others. A case with
+  slides of several classes counts for the last of them in the order of labels.
+
+  Args:
+    manifest: slides.
+    k: number of folds, at least 3.
+    seed: of the shuffles.
+
+  Returns:
+    k splits whose tests are disjoint and cover all slides.
+
+  Raises:
+    SplitError: if a class has fewer than k cases.
+  """
+  if k < 3:
+    raise SplitError(f'--k={k}: train, val and test parts need at least 3')
+  label_of = {}
+  for case, label in zip(manifest.case, manifest.label, strict=True):
+    label_of[case] = max(label, label_of.get(case, label))
+  group_of, dealt = {}, 0
+  for c, label in enumerate(sorted(set(label_of.values()))):
+    cases = sorted(case for case in label_of if label_of[case] == label)
+    if len(cases) < k:
+      raise SplitError(
+          f'class {label} has {len(cases)} cases, fewer than --k={k} folds:'
+          f' choose --k={len(cases)} or less, merge classes with --labels, or'
+          ' pass --split_dir'
+      )
+    order = np.random.default_rng([seed, c]).permutation(len(cases))
+    for i in order:
+      group_of[cases[i]] = dealt % k
+      dealt += 1
+  group = np.array([group_of[case] for case in manifest.case])
+  splits = [
+      Split(
+          train=(group != i) & (group != (i + 1) % k),
+          val=group == (i + 1) % k,
+          test=group == i,
+      )
+      for i in range(k)
+  ]
+  check(manifest, splits)
+  return splits
+
+
+def check(manifest: Manifest, splits: list[Split]) -> None:
+  """Asserts what every protocol here relies on.
+
+  Raises:
+    SplitError: if a case straddles parts of a fold, a slide is tested twice or
+      a part is empty; the message names them.
+  """
+  for i, split in enumerate(splits):
+    cases = {part: set(manifest.case[getattr(split, part)]) for part in PARTS}
+    for part in PARTS:
+      if not cases[part]:
+        raise SplitError(f'fold {i}: its {part} part is empty')
+    for a, b in itertools.combinations(PARTS, 2):
+      both = sorted(cases[a] & cases[b])
+      if both:
+        raise SplitError(
+            f'fold {i}: case {", ".join(both[:5])} is in both {a} and {b}:'
+            ' slides of one case belong in one part'
+        )
+    lost = sorted(set(manifest.label) - set(manifest.label[split.train]))
+    if lost:
+      raise SplitError(f'fold {i}: no training slide of class {lost[0]}')
+  tested = np.sum([split.test for split in splits], axis=0)
+  if (tested > 1).any():
+    slide = manifest.slide[tested > 1][0]
+    raise SplitError(f'slide {slide} is in the test part of several folds')
+
+
+def write(
+    folder: str | pathlib.Path, manifest: Manifest, splits: list[Split]
+) -> None:
+  """Writes `splits_<i>.csv` with CLAM's columns: index, train, val, test."""
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  for i, split in enumerate(splits):
+    columns = [manifest.slide[getattr(split, part)] for part in PARTS]
+    with (folder / f'splits_{i}.csv').open('w', newline='') as f:
+      writer = csv.writer(f)
+      writer.writerow(['', *PARTS])
+      rows = itertools.zip_longest(*columns, fillvalue='')
+      writer.writerows([j, *row] for j, row in enumerate(rows))
+
+
+def fingerprint(manifest: Manifest, splits: list[Split]) -> str:
+  """Returns a hash of which slide is in which part of which fold."""
+  digest = hashlib.sha256()
+  for split, part in itertools.product(splits, PARTS):
+    slides = manifest.slide[getattr(split, part)]
+    digest.update((part + '\n' + '\n'.join(slides)).encode())
+  return digest.hexdigest()
+
+
+def read(
+    folder: str | pathlib.Path, manifest: Manifest, k: int
+) -> list[Split]:
+  """Reads `splits_<i>.csv` for i below k; slides not named are in no part.
+
+  Raises:
+    SplitError: if a file is missing, lacks a column, names an unknown slide or
+      one slide twice, or fails `check`.
+  """
+  place = {slide: i for i, slide in enumerate(manifest.slide)}
+  splits = []
+  for i in range(k):
+    path = pathlib.Path(folder) / f'splits_{i}.csv'
+    try:
+      with path.open(newline='', encoding='utf-8-sig') as f:
+        rows = list(csv.DictReader(f))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+      raise SplitError(f'{path}: cannot be read as CSV: {e}') from e
+    if not rows or any(part not in rows[0] for part in PARTS):
+      raise SplitError(f'{path}: the columns {", ".join(PARTS)} are needed')
+    parts = {part: np.zeros(len(place), bool) for part in PARTS}
+    seen = set()
+    for part in PARTS:
+      for slide in filter(None, ((row[part] or '').strip() for row in rows)):
+        if slide not in place:
+          raise SplitError(
+              f'{path}: slide {slide} ({part}) is not among the labelled slides'
+          )
+        if slide in seen:
+          raise SplitError(f'{path}: slide {slide} is named twice')
+        seen.add(slide)
+        parts[part][place[slide]] = True
+    splits.append(Split(**parts))
+  check(manifest, splits)
+  return splits

@@ -1,0 +1,188 @@
+"""Places tiles of one physical size on the tissue of a slide."""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from data.slides import Slide, SlideError
+from data.tissue import tissue_mask
+
+NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
+MAX_UPSAMPLING = 2.0  # Beyond it a tile would be mostly interpolation.
+_MASK_MPP = 8.0  # um/px at which tissue is looked for.
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+  """Where the tiles of one slide lie and how they are read.
+
+  Tiles are upright squares on a lattice of `size_level0` level-0 pixels that
+  starts at (0, 0); those with enough tissue are kept, in row-major order.
+
+  Attributes:
+    coords: upper left corners in level-0 pixels (x, y), int32 [T, 2].
+    tile_size: side of a tile as delivered, in pixels.
+    mpp: um/px asked for.
+    level: pyramid level that is read.
+    level_size: pixels of that level that are read, per side.
+    size_level0: side of a tile in level-0 pixels, rounded to a whole number.
+    footprint: side of a tile in pixels of the level, exactly; `tile_size` if
+      the level is within 1 % of `mpp` and is not resampled.
+    effective_mpp: um/px of the tiles as delivered: `mpp` if they are resampled,
+      else the level's own scale.
+  """
+
+  coords: np.ndarray
+  tile_size: int
+  mpp: float
+  level: int
+  level_size: int
+  size_level0: int
+  footprint: float
+  effective_mpp: float
+
+
+def tile_grid(
+  slide: Slide,
+  *,
+  tile_size: int = 256,
+  mpp: float = 0.5,
+  min_tissue: float = 0.5,
+) -> Grid:
+  """Returns the tiles of a slide that hold tissue.
+
+  The level read is the smallest that is not coarser than `mpp`, compared as
+  floats. A level within 1 % of `mpp` (0.499 for 0.5) is read as it is; any
+  other is resampled to `mpp` exactly.
+
+  Args:
+    slide: an open slide.
+    tile_size: side of a tile, in pixels.
+    mpp: um/px of the tiles; 0.5 is what scanners call 20x.
+    min_tissue: least part of a tile's area that is tissue, 0 to 1; 0 takes
+      every tile.
+
+  Raises:
+    SlideError: if the slide is more than twice as coarse as `mpp`, smaller than
+      a tile, or has no tile with enough tissue.
+  """
+  grid = _empty_grid(slide, tile_size, mpp)
+  lattice = _lattice(slide, grid)
+  if not len(lattice):
+    raise SlideError(
+      f'{slide.path.name}: {slide.width} x {slide.height} px are smaller than '
+      f'one tile of {tile_size} px at {mpp:g} um/px ({grid.size_level0} '
+      'level-0 px); ask for smaller tiles or leave the slide out.'
+    )
+  if min_tissue > 0:
+    mask_mpp = min(_MASK_MPP, grid.size_level0 * slide.mpp / 4)
+    mask = tissue_mask(slide.thumbnail(mask_mpp), mask_mpp)
+    part = tissue_part(mask, slide, lattice, grid.size_level0)
+    lattice = lattice[part >= min_tissue]
+    if not len(lattice):
+      raise SlideError(
+        f'{slide.path.name}: no tissue: {mask.mean():.1%} of the slide looks '
+        f'like tissue and the fullest tile has {part.max():.0%}, below '
+        f'--min_tissue={min_tissue:g}; look at the slide, and lower '
+        '--min_tissue or leave the slide out.'
+      )
+  return dataclasses.replace(grid, coords=lattice)
+
+
+def _empty_grid(slide: Slide, tile_size: int, mpp: float) -> Grid:
+  """Returns the grid's geometry, without tiles."""
+  downsample = mpp / slide.mpp
+  if downsample * MAX_UPSAMPLING < 1 - NATIVE:
+    raise SlideError(
+      f'{slide.path.name}: {slide.mpp:g} um/px is more than '
+      f'{MAX_UPSAMPLING:g} times as coarse as the {mpp:g} um/px asked for; ask '
+      f'for --mpp={slide.mpp:.2g} or leave the slide out.'
+    )
+  level = slide.level_for(downsample * (1 + NATIVE))
+  factor = slide.level_downsamples[level]
+  scale = downsample / factor  # Pixels of the level per pixel of the tile.
+  native = abs(scale - 1) <= NATIVE
+  footprint = float(tile_size) if native else tile_size * scale
+  return Grid(
+    coords=np.empty((0, 2), np.int32),
+    tile_size=tile_size,
+    mpp=mpp,
+    level=level,
+    level_size=math.ceil(footprint),
+    size_level0=max(1, round(footprint * factor)),
+    footprint=footprint,
+    effective_mpp=slide.mpp * factor if native else mpp,
+  )
+
+
+def _lattice(slide: Slide, grid: Grid) -> np.ndarray:
+  """Returns every position whose pixels are all in the level, [T, 2]."""
+  factor = slide.level_downsamples[grid.level]
+  axes = []
+  for size, level_size in zip(
+    (slide.width, slide.height), slide.level_dimensions[grid.level], strict=True
+  ):
+    last = min(size - grid.size_level0, (level_size - grid.level_size) * factor)
+    axes.append(np.arange(0, math.floor(last) + 1, grid.size_level0))
+  x, y = np.meshgrid(*axes)
+  return np.stack([x.ravel(), y.ravel()], 1).astype(np.int32)
+
+
+def tissue_part(
+  mask: np.ndarray, slide: Slide, coords: np.ndarray, size_level0: int
+) -> np.ndarray:
+  """Returns the part of each tile's area that is tissue, float64 [T].
+
+  Exact for a mask of pixels that tile the slide: the integral image is linear
+  between pixel borders.
+
+  Args:
+    mask: True on tissue, bool [H, W], covering the whole slide.
+    slide: the slide, for its size.
+    coords: upper left corners, level-0 pixels, [T, 2].
+    size_level0: side of a tile, level-0 pixels.
+  """
+  scale = np.array([mask.shape[1] / slide.width, mask.shape[0] / slide.height])
+  integral = np.pad(mask.cumsum(0).cumsum(1), ((1, 0), (1, 0))).astype(float)
+  (x0, y0), (x1, y1) = (coords * scale).T, ((coords + size_level0) * scale).T
+
+  def up_to(x, y):
+    return ndimage.map_coordinates(integral, [y, x], order=1, mode='nearest')
+
+  area = up_to(x1, y1) - up_to(x0, y1) - up_to(x1, y0) + up_to(x0, y0)
+  return area / (size_level0**2 * scale.prod())
+
+
+def read_tile(slide: Slide, grid: Grid, i: int) -> np.ndarray:
+  """Returns tile `i` of the grid, uint8 [tile_size, tile_size, 3]."""
+  return read_tile_rgbx(slide, grid, i)[..., :3]
+
+
+def read_tile_rgbx(slide: Slide, grid: Grid, i: int) -> np.ndarray:
+  """Returns tile `i` with a padding byte per pixel, which is cheaper.
+
+  Resampling is bicubic, over an area that grows with the scale, from the exact
+  (fractional) footprint of the tile; a tile depends on its own pixels only.
+
+  Returns:
+    uint8 [tile_size, tile_size, 4].
+
+  Raises:
+    SlideError: if the region cannot be read.
+  """
+  x, y = grid.coords[i].tolist()
+  size = grid.level_size
+  tile = slide.read_rgbx(x, y, grid.level, size, size)
+  if grid.footprint == grid.tile_size:
+    return tile
+  image = Image.frombuffer('RGBX', (size, size), np.ascontiguousarray(tile))
+  return np.asarray(
+    image.resize(
+      (grid.tile_size, grid.tile_size),
+      Image.Resampling.BICUBIC,
+      box=(0, 0, grid.footprint, grid.footprint),
+    )
+  )

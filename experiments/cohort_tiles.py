@@ -1,0 +1,99 @@
+"""Cuts the slides of a cohort into tiles, all of them or a sample."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from data import slides, tile_stream, tiling
+
+_CALIBRATION_TILES = 128
+_CALIBRATION_SLIDES = 16  # That they come from, where there are as many.
+
+
+@dataclasses.dataclass(frozen=True)
+class TileSpec:
+  """How slides are cut into tiles.
+
+  Attributes:
+    tile_size: pixels.
+    mpp: micrometres per pixel of the tiles.
+    min_tissue: least part of a tile that is tissue.
+    default_mpp: of level 0, for slides that do not state it.
+    threads: that read at the same time.
+    augment_seed: of random flips and colours; None for the tiles as they are.
+  """
+
+  tile_size: int = 256
+  mpp: float = 0.5
+  min_tissue: float = 0.5
+  default_mpp: float | None = None
+  threads: int = 2
+  augment_seed: int | None = None
+
+  def grid(self, slide: slides.Slide) -> tiling.Grid:
+    """Returns where the tiles of a slide lie."""
+    return tiling.tile_grid(
+      slide,
+      tile_size=self.tile_size,
+      mpp=self.mpp,
+      min_tissue=self.min_tissue,
+    )
+
+  def tiles(
+    self, slide: slides.Slide, grid: tiling.Grid, batch: int
+  ) -> Iterator[np.ndarray]:
+    """Yields normalised tiles [n, S, S, 3] in order, n <= batch, read ahead."""
+    for tiles, weight in tile_stream.batches(
+      slide,
+      grid,
+      batch=batch,
+      threads=self.threads,
+      augment_seed=self.augment_seed,
+    ):
+      yield tiles[weight > 0]
+
+
+def calibration_tiles(
+  slide_paths: Sequence[pathlib.Path], spec: TileSpec
+) -> np.ndarray:
+  """Returns 128 tiles or fewer, spread over the cohort, for a random trunk.
+
+  Slides are taken in an order that is spread over the list, an equal number of
+  evenly spaced tiles from each, until there are enough; those that cannot be
+  read are passed over, as `extract` will report them. The choice depends on
+  the slides and `spec` alone.
+
+  Returns:
+    Normalised tiles, [T, tile_size, tile_size, 3] float32.
+
+  Raises:
+    slides.SlideError: if no slide yields a tile.
+  """
+  spec = dataclasses.replace(spec, augment_seed=None)
+  slides_used = min(_CALIBRATION_SLIDES, max(1, len(slide_paths)))
+  share = -(-_CALIBRATION_TILES // slides_used)
+  taken, reasons = [], []
+  for path in _spread(slide_paths):
+    try:
+      with slides.Slide(path, spec.default_mpp) as slide:
+        grid = spec.grid(slide)
+        rows = np.linspace(0, len(grid.coords) - 1, share).round().astype(int)
+        grid = dataclasses.replace(grid, coords=grid.coords[np.unique(rows)])
+        taken += spec.tiles(slide, grid, len(grid.coords))
+    except slides.SlideError as error:
+      reasons.append(str(error))
+    if sum(map(len, taken)) >= _CALIBRATION_TILES:
+      break
+  if not taken:
+    raise slides.SlideError('no slide has tiles:\n' + '\n'.join(reasons))
+  return np.concatenate(taken)[:_CALIBRATION_TILES]
+
+
+def _spread(items: Sequence) -> list:
+  """Returns `items` so that any first few lie evenly over the whole list."""
+  golden = (5**0.5 - 1) / 2
+  places = (np.arange(4 * len(items)) * golden % 1 * len(items)).astype(int)
+  order = dict.fromkeys([*places.tolist(), *range(len(items))])
+  return [items[i] for i in order]

@@ -1,0 +1,289 @@
+"""Cross-validates KMIL, or a baseline, on slides.
+
+  python -m experiments.kmil --fold=3        # one fold on the phantom cohort
+  python -m experiments.kmil --csv_path=labels.csv --features_dir=features
+
+Without data flags, the phantom cohort is rendered and encoded once. Folds that
+are done are not trained again; a run that was killed goes on when the same
+command is given. All folds train as one program, and one fold gives what it
+gives among the ten.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import sys
+
+from absl import app, flags
+
+from data import manifest as manifests, plan as plans, splits as split_files
+from experiments import (
+  cohort as cohorts,
+  common,
+  figures,
+  maps,
+  results,
+  training,
+)
+from kmil_jax import parallel
+from kmil_jax.models import SPECS, kmil
+from kmil_jax.types import Recipe
+
+_MODEL = flags.DEFINE_enum('model', 'kmil', sorted(SPECS), 'What to train.')
+_FOLD = flags.DEFINE_integer(
+  'fold', None, 'The only fold to train, from 0; all by default.', 0
+)
+_EPOCHS = flags.DEFINE_integer(
+  'epochs', 400, 'Epochs of the model; the first stage takes 100 at most.', 1
+)
+_LR = flags.DEFINE_float('lr', 2e-4, 'Initial learning rate.', 0)
+_WEIGHT_DECAY = flags.DEFINE_float(
+  'weight_decay', 1e-5, 'L2 term in the gradient, as in torch.optim.Adam.', 0
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size',
+  1,
+  'Bags per step. Above 1, a step spreads its bags over the devices; at 1,'
+  ' the folds are spread.',
+  1,
+)
+_PRECISION = flags.DEFINE_enum(
+  'precision', 'float32', ['float32', 'bfloat16'], 'Of features and products.'
+)
+_DROP_FRACTION = flags.DEFINE_float(
+  'drop_fraction', 0.1, 'KMIL: share of instances dropped.', 0, 0.999
+)
+_DROP = flags.DEFINE_enum(
+  'drop', 'lowest', kmil.DROPS, 'KMIL: which scores are dropped.'
+)
+_SCORE = flags.DEFINE_enum(
+  'score',
+  'var',
+  kmil.SCORES,
+  'KMIL: variance over classes of the instance softmax (the released code),'
+  ' or one minus it (eq. 3 of the paper).',
+)
+_COMBINE = flags.DEFINE_bool(
+  'combine', False, 'Average the probabilities of bag and highest instance.'
+)
+_STREAM = flags.DEFINE_bool(
+  'stream',
+  None,
+  'Stream features through tf.data; by default only if they do not fit on'
+  ' the device.',
+)
+_HEAT_MAPS = flags.DEFINE_integer(
+  'heat_maps', 12, 'Test slides per fold to draw attention maps of.', 0
+)
+_CHECK = flags.DEFINE_bool(
+  'check', False, 'Only join and check the inputs, and say what would run.'
+)
+flags.adopt_module_key_flags(common)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+  try:
+    common.start()
+    _run()
+  except (
+    cohorts.CohortError,
+    manifests.ManifestError,
+    results.ResultsError,
+    split_files.SplitError,
+  ) as e:
+    sys.exit(f'error: {e}')
+
+
+def _run() -> None:
+  settings = _settings()
+  cohort, outlines_dir = _cohort()
+  splits = cohorts.make_splits(
+    cohort,
+    k=common.K.value,
+    seed=common.SEED.value,
+    split_dir=common.SPLIT_DIR.value,
+  )
+  values = common.resolved(_MODEL)
+  asked = _asked(len(splits))
+  if parallel.is_first():
+    _describe(values, cohort, splits)
+  if _CHECK.value:
+    return
+  folder = _folder()
+  if parallel.is_first():
+    results.open_folder(
+      folder,
+      values,
+      filter(common.decides_result, values),
+      cohort.fingerprint()
+      | {'splits_sha256': split_files.fingerprint(cohort.manifest, splits)},
+    )
+    split_files.write(folder / 'splits', cohort.manifest, splits)
+  parallel.wait_for_all('folder')
+  folds = _to_train(folder, asked)
+  if folds:
+    bench = training.Bench(cohort, settings.precision, settings.stream)
+    trained = training.train_folds(bench, splits, folds, settings, folder)
+    if parallel.is_first():
+      for run, fold in enumerate(folds):
+        _save_fold(folder, bench, splits[fold], fold, trained, run)
+        if outlines_dir or cohort.slides:
+          maps.draw(folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value)
+      shutil.rmtree(training.state_folder(folder, folds))
+  if parallel.is_first():
+    summary = results.summarise(
+      folder,
+      _MODEL.value,
+      common.TASK.value,
+      len(splits),
+      cohort.classes,
+    )
+    figures.draw(folder, cohort.classes)
+    print(results.table(summary))
+    print(f'results in {folder}')
+  parallel.wait_for_all('end')
+
+
+def _settings() -> training.Settings:
+  per_mille = round(1000 * _DROP_FRACTION.value)
+  if abs(per_mille - 1000 * _DROP_FRACTION.value) > 1e-6:
+    raise app.UsageError(
+      f'--drop_fraction={_DROP_FRACTION.value}: give thousandths'
+    )
+  recipe = Recipe(
+    learning_rate=_LR.value,
+    weight_decay=_WEIGHT_DECAY.value,
+    epochs=_EPOCHS.value,
+    batch=_BATCH_SIZE.value,
+  )
+  # Zheng et al. 2024, released code.
+  chooser_recipe = dataclasses.replace(
+    recipe,
+    learning_rate=1e-3,
+    epochs=min(_EPOCHS.value, 100),
+    schedule='plateau',
+    shuffle=False,
+    select='loss_or_accuracy',
+    patience=20,
+  )
+  return training.Settings(
+    model=_MODEL.value,
+    recipe=recipe,
+    chooser_recipe=chooser_recipe,
+    seed=common.SEED.value,
+    precision=_PRECISION.value,
+    score=_SCORE.value,
+    drop=_DROP.value,
+    drop_per_mille=per_mille,
+    combine=_COMBINE.value,
+    stream=_STREAM.value,
+  )
+
+
+def _cohort() -> tuple[cohorts.Cohort, pathlib.Path | None]:
+  """Returns the cohort and, of the phantom, the folder of lesion outlines."""
+  given = bool(common.CSV_PATH.value), bool(common.FEATURES_DIR.value)
+  if any(given) and not all(given):
+    raise app.UsageError(
+      "one's own data needs both --csv_path and --features_dir (see"
+      ' experiments.extract)'
+    )
+  csv_path, features_dir = common.CSV_PATH.value, common.FEATURES_DIR.value
+  slides_dir, outlines_dir = common.SLIDES_DIR.value, None
+  if not any(given):
+    root, features_dir = cohorts.make_phantom(common.CACHE_DIR.value)
+    csv_path, slides_dir = root / 'labels.csv', root / 'slides'
+    outlines_dir = root / 'outlines'
+  cohort = cohorts.load(
+    csv_path,
+    features_dir,
+    slides_dir=slides_dir,
+    mapping=cohorts.mapping_of(common.TASK.value, common.LABELS.value),
+    shuffle_seed=common.SEED.value if common.SHUFFLE_LABELS.value else None,
+  )
+  return cohort, outlines_dir
+
+
+def _asked(k: int) -> list[int]:
+  if _FOLD.value is None:
+    return list(range(k))
+  if _FOLD.value >= k:
+    raise app.UsageError(f'--fold={_FOLD.value}: folds are 0 to {k - 1}')
+  return [_FOLD.value]
+
+
+def _folder() -> pathlib.Path:
+  code = common.EXP_CODE.value or f'{_MODEL.value}_{common.TASK.value}'
+  return pathlib.Path(common.RESULTS_DIR.value) / (
+    f'{code}_s{common.SEED.value}'
+  )
+
+
+def _to_train(folder: pathlib.Path, asked: list[int]) -> list[int]:
+  """Returns the folds that are not done, or those of a killed run of them."""
+  todo = [
+    f for f in asked if not (folder / f'fold_{f}/predictions.csv').exists()
+  ]
+  for folds in training.unfinished(folder):
+    if set(todo) <= set(folds) <= set(asked):
+      return folds
+  return todo
+
+
+def _save_fold(
+  folder: pathlib.Path,
+  bench: training.Bench,
+  split: split_files.Split,
+  fold: int,
+  trained: training.Trained,
+  run: int,
+) -> None:
+  table, label = bench.cohort.manifest, bench.cohort.label
+  maps.write(folder / f'fold_{fold}', bench, split.test, trained, run)
+  training.save_model(folder / f'fold_{fold}', trained, run)
+  parts = {}
+  for name in ('val', 'test'):
+    rows = getattr(split, name)
+    parts[name] = results.Predictions(
+      case=table.case[rows],
+      slide=table.slide[rows],
+      label=label[rows],
+      prob=trained.prob[name][run],
+    )
+  # Last: a fold with predictions is done.
+  results.write_predictions(
+    folder / f'fold_{fold}' / 'predictions.csv',
+    fold,
+    parts,
+    bench.cohort.classes,
+  )
+
+
+def _describe(values, cohort, splits) -> None:
+  """Prints the resolved flags, the cohort and what training would take."""
+  for name, value in values.items():
+    print(f'--{name}={"" if value is None else value}')
+  cases = len(set(cohort.manifest.case))
+  counts = {
+    name: int((cohort.label == c).sum())
+    for c, name in enumerate(cohort.classes)
+  }
+  size = int(cohort.length.sum()) * cohort.width * 4 / 2**20
+  print(
+    f'{len(cohort.label)} slides of {cases} cases: '
+    + ', '.join(f'{name} {n}' for name, n in counts.items())
+  )
+  print(
+    f'{cohort.length.min()} to {cohort.length.max()} instances a slide,'
+    f' {cohort.width} features each, {size:.0f} MiB;'
+    f' padded to {plans.bucket_lengths(cohort.length)}'
+  )
+  for i, split in enumerate(splits):
+    sizes = [int(getattr(split, part).sum()) for part in split_files.PARTS]
+    print(f'fold {i}: {sizes[0]} train, {sizes[1]} val, {sizes[2]} test slides')
+
+
+if __name__ == '__main__':
+  app.run(main)

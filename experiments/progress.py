@@ -1,0 +1,83 @@
+"""How training shows itself: a bar, and metrics.jsonl for the record."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+
+import numpy as np
+import tqdm
+
+from kmil_jax import parallel
+from kmil_jax.selection import Selection, Validation
+
+
+class Progress:
+  """Reports the epochs of one stage of several folds; see `fit.fit`."""
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    folds: Sequence[int],
+    stage: str,
+    epochs: int,
+  ):
+    self._paths = [folder / f'fold_{f}' / 'metrics.jsonl' for f in folds]
+    self._stage = stage
+    self._started = False
+    self._bar = tqdm.tqdm(
+      total=epochs,
+      desc=f'{stage} x {len(folds)} fold{"s" * (len(folds) > 1)}',
+      unit='epoch',
+      disable=not parallel.is_first(),
+    )
+
+  def report(
+    self, epoch: int, loss: np.ndarray, val: Validation, chosen: Selection
+  ) -> None:
+    if not parallel.is_first():
+      return
+    if not self._started:
+      self._started = True
+      self._bar.update(epoch)
+      for path in self._paths:
+        self._forget_from(path, epoch)
+    for r, path in enumerate(self._paths):
+      if chosen.stopped[r] and chosen.epoch[r] + chosen.stale[r] < epoch:
+        continue
+      line = {
+        'stage': self._stage,
+        'epoch': epoch,
+        'train_loss': float(loss[r]),
+        'val_loss': float(val.loss[r]),
+        'val_accuracy': float(val.accuracy[r]),
+        'val_f1_macro': float(val.f1_macro[r]),
+        'best_epoch': int(chosen.epoch[r]),
+      }
+      with path.open('a') as f:
+        f.write(json.dumps(line) + '\n')
+    self._bar.set_postfix(
+      loss=f'{np.mean(loss):.3f}',
+      val_f1=f'{np.mean(val.f1_macro):.3f}',
+      refresh=False,
+    )
+    self._bar.update()
+
+  def close(self) -> None:
+    self._bar.close()
+
+  def _forget_from(self, path: pathlib.Path, epoch: int) -> None:
+    """Drops what a killed run reported after its last checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = []
+    for line in lines:
+      try:
+        old = json.loads(line)
+      except json.JSONDecodeError:  # The kill cut the last line short.
+        continue
+      if old['stage'] == self._stage and old['epoch'] >= epoch:
+        continue
+      if self._stage == 'chooser' and old['stage'] == 'model':
+        continue
+      kept.append(line + '\n')
+    path.write_text(''.join(kept))

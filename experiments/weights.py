@@ -1,0 +1,143 @@
+"""Which weights the tile encoder has: a file's, ImageNet's, or random ones."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import os
+import pathlib
+import tempfile
+
+import huggingface_hub
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kmil_jax import encoder, port
+
+RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
+_HUB = ('timm/resnet50.tv_in1k', 'model.safetensors')
+_DRAWN = 'kmil_jax.random_seed'  # Marks a random trunk in the file's metadata.
+
+
+class WeightsError(Exception):
+  """Weights that are not to be had; says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """A named function from tiles to features.
+
+  Attributes:
+    name: goes into every feature file. It ends in a hash of the weights, so
+      features of two encoders are never taken for one another's.
+    note: what the weights are, in words.
+    precision: of the computation, 'float32' or 'bfloat16'.
+    encode: normalised tiles [T, S, S, 3] to features [T, 1024], float32.
+  """
+
+  name: str
+  note: str
+  precision: str
+  encode: Callable[[np.ndarray], np.ndarray]
+
+
+def make_encoder(
+  weights: str | None,
+  *,
+  features_dir: str | pathlib.Path,
+  cache_dir: str | pathlib.Path,
+  sample: Callable[[], np.ndarray],
+  precision: str = 'float32',
+  seed: int = 0,
+) -> Encoder:
+  """Returns the ResNet-50 trunk with the weights asked for.
+
+  Without weights the trunk is random, with batch-norm statistics of
+  `sample()`. As those depend on the tiles, the trunk is kept in
+  `features_dir/encoder.safetensors` (torchvision's names) and never made
+  again: later runs there use it, and so do other cohorts when they are given
+  that file as their weights.
+
+  Args:
+    weights: a .safetensors or .pth file of torchvision's or timm's ResNet-50,
+      'imagenet', or None.
+    features_dir: where the features go.
+    cache_dir: where ImageNet weights may have been put.
+    sample: returns normalised calibration tiles [T, S, S, 3]; called only to
+      make a random trunk that is not there yet.
+    precision: of the computation, 'float32' or 'bfloat16'.
+    seed: of the random trunk.
+
+  Raises:
+    port.PortError: if the file does not hold that network.
+    WeightsError: if ImageNet weights are not to be had, or `features_dir`
+      holds a random trunk of another seed.
+  """
+  if weights == 'imagenet':
+    path = imagenet_file(cache_dir)
+  elif weights:
+    path = pathlib.Path(weights).expanduser()
+  else:
+    path = pathlib.Path(features_dir) / RANDOM_FILE
+    if not path.exists():
+      _save(path, encoder.random_trunk(sample(), seed=seed), seed)
+    if (drawn := _drawn(path)) != str(seed):
+      raise WeightsError(
+        f'{path} holds a trunk of seed {drawn}, not {seed}: give its seed, or '
+        'another folder for the features'
+      )
+  variables = port.resnet50_trunk(port.load_state_dict(path))
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+  if (drawn := _drawn(path)) is None:
+    name, note = f'resnet50-conv4-{digest}', f'weights of {path.name}'
+  else:
+    name = f'resnet50-conv4-random-seed{drawn}-{digest}'
+    note = f'WARNING: RANDOM weights (seed {drawn}), NOT pretrained'
+  encode = encoder.pmap_encode(variables, precision=precision)
+  return Encoder(name, note, precision, encode)
+
+
+def imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
+  """Returns the file of timm's `resnet50.tv_in1k`, torchvision's first weights.
+
+  It is taken from `cache_dir/weights/resnet50.tv_in1k.safetensors`, else from
+  the hub's own cache, else downloaded into the latter.
+
+  Raises:
+    WeightsError: if it is in neither place and cannot be downloaded.
+  """
+  path = pathlib.Path(cache_dir).expanduser().absolute()
+  path = path / 'weights' / 'resnet50.tv_in1k.safetensors'
+  if path.exists():
+    return path
+  repo, name = _HUB
+  try:
+    return pathlib.Path(huggingface_hub.hf_hub_download(repo, name))
+  except Exception as error:  # The hub's, the HTTP client's or the system's.
+    raise WeightsError(
+      f'--weights=imagenet: the Hugging Face hub does not give it '
+      f'({type(error).__name__}); download {name} of {repo} elsewhere and put '
+      f'it at {path}'
+    ) from error
+
+
+def _save(path: pathlib.Path, variables, seed: int) -> None:
+  """Writes a random trunk; whoever opens `path` finds all of it or nothing."""
+  content = safetensors.numpy.save(
+    port.resnet50_trunk_state_dict(variables), {_DRAWN: str(seed)}
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.chmod(file.name, 0o644)
+  os.replace(file.name, path)
+
+
+def _drawn(path: pathlib.Path) -> str | None:
+  """Returns the seed of a random trunk, None for any other file."""
+  if path.suffix != '.safetensors':
+    return None
+  with safetensors.safe_open(path, 'np') as file:
+    return (file.metadata() or {}).get(_DRAWN)

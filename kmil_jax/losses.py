@@ -1,0 +1,51 @@
+"""Losses of one bag, by paper."""
+
+import chex
+import jax
+import optax
+
+from kmil_jax.models import pooling
+from kmil_jax.types import Prediction
+
+
+def cross_entropy(
+    prediction: Prediction, mask: jax.Array, label: jax.Array
+) -> jax.Array:
+  """Cross-entropy of the bag logits, -log softmax(logits)[label].
+
+  Args:
+    prediction: for one bag.
+    mask: ignored; every bag loss takes it.
+    label: class, int [].
+
+  Returns:
+    [] float32.
+  """
+  del mask
+  chex.assert_rank(label, 0)
+  return optax.softmax_cross_entropy_with_integer_labels(
+      prediction.logits, label
+  )
+
+
+def dual_stream(
+    prediction: Prediction, mask: jax.Array, label: jax.Array
+) -> jax.Array:
+  """Half the bag's and half the highest instance's cross-entropy.
+
+    L = 0.5 CE(logits, y) + 0.5 CE(max_n c_n, y)
+
+  Li, Li and Eliceiri, CVPR 2021, section 3.2, with the softmax cross-entropy
+  that Zheng et al. 2024 use for exclusive classes.
+
+  Args:
+    prediction: of DSMIL, for one bag.
+    mask: True on the instances seen, [N]; at least one.
+    label: class, int [].
+
+  Returns:
+    [] float32.
+  """
+  highest = pooling.masked_max(prediction.instance_logits, mask)
+  instance = optax.softmax_cross_entropy_with_integer_labels(highest, label)
+  return 0.5 * cross_entropy(prediction, mask, label) + 0.5 * instance

@@ -1,0 +1,63 @@
+"""DSMIL: an instance stream names critical instances, a bag stream attends."""
+
+from typing import Any
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from kmil_jax.models import pooling, torch_dense
+from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.types import Prediction
+
+
+class DSMIL(nn.Module):
+  """Dual-stream MIL with the identity value path.
+
+    c_n = W_i h_n,   q_n = tanh(W_2 relu(W_1 h_n)),   k_c = argmax_n c_nc
+    A_nc ∝ exp(q_n . q_{k_c} / sqrt(128)),   B = A' H,   logits = conv(B)
+
+  Li, Li and Eliceiri, "Dual-stream multiple instance learning network for
+  whole slide image classification with self-supervised contrastive learning",
+  CVPR 2021, eqs. 2 to 7 (https://arxiv.org/abs/2011.08939), without the value
+  layer: 178,442 parameters at D = 1024 and C = 5. The fusing convolution of
+  width D is the dense map of all C bag vectors to the C logits that it is.
+  Unlike the public code, a bag of one instance works.
+
+  Call with one bag: features [N, D] and mask [N]. The gradient does not flow
+  through the argmax.
+  """
+
+  num_classes: int
+  hidden: int = 128
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, mask: jax.Array, *, train: bool
+  ) -> Prediction:
+    del train  # Nothing here is random.
+    chex.assert_rank([x, mask], [2, 1])
+    num_classes = self.num_classes
+    instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
+    hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))
+    query = jnp.tanh(
+        TorchDense(self.hidden, self.dtype, name='query_2')(hidden)
+    )
+    critical = query[pooling.masked_argmax(instance_logits, mask)]  # [C, 128]
+    scores = query @ critical.T / self.hidden**0.5
+    attention = pooling.masked_softmax(scores, mask)  # [N, C]
+    bags = attention.T @ x.astype(jnp.float32)
+    fuse = nn.DenseGeneral(
+        num_classes,
+        axis=(-2, -1),
+        kernel_init=torch_dense.kernel_init,
+        bias_init=torch_dense.bias_init(bags.size),
+        name='fuse',
+    )
+    return Prediction(
+        logits=fuse(bags),
+        attention=attention,
+        instance_logits=instance_logits.astype(jnp.float32),
+    )

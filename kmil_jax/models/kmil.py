@@ -1,0 +1,77 @@
+"""KMIL: key instances chosen by a first model, classified by a second."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from kmil_jax.models import pooling
+from kmil_jax.types import Prediction
+
+SCORES = ('var', 'one_minus_var')
+DROPS = ('lowest', 'highest')
+
+
+def instance_scores(instance_logits: jax.Array, score: str) -> jax.Array:
+  """How sharply the chooser tells the classes apart on each instance.
+
+    p_n = softmax(c_n),   s_n = 1/(C - 1) sum_c (p_nc - 1/C)^2
+
+  Zheng et al., "Multiple-instance learning-based prediction of the origins of
+  cervical lymph node metastatic cancer", iScience 2024, eqs. 1 to 3
+  (https://doi.org/10.1016/j.isci.2024.110645). Unlike eq. 3, which reads
+  1 - s_n, the default is s_n itself, as in the authors' released code; that
+  the published tables drop the *least* certain patches fits this sign alone.
+
+  Args:
+    instance_logits: the chooser's instance logits, [N, C].
+    score: 'var' for s_n or 'one_minus_var' for 1 - s_n (eq. 3 as printed).
+
+  Returns:
+    [N]; s_n lies in [0, 1/C], so a threshold on it can only be a quantile.
+  """
+  chex.assert_rank(instance_logits, 2)
+  variance = jnp.var(jax.nn.softmax(instance_logits), axis=-1, ddof=1)
+  return variance if score == 'var' else 1 - variance
+
+
+def key_instances(
+    scores: jax.Array, mask: jax.Array, drop_per_mille: int, drop: str
+) -> jax.Array:
+  """Marks the instances that the second model sees.
+
+  K = floor((1 - t) n) of the n real instances are kept, at least one.
+
+  Args:
+    scores: [N].
+    mask: True on real instances, [N].
+    drop_per_mille: 1000 t; an integer, so that K is exact.
+    drop: 'lowest' or 'highest' scores go.
+
+  Returns:
+    bool [N], False on padding. Among equal scores the earlier is ranked
+    higher, so the result does not depend on padding.
+  """
+  chex.assert_equal_shape([scores, mask])
+  n = mask.sum()
+  kept = jnp.maximum(n * (1000 - drop_per_mille) // 1000, 1)
+  rank = pooling.masked_rank(scores if drop == 'lowest' else -scores, mask)
+  return (rank < kept) & mask
+
+
+def combined_prob(prediction: Prediction, mask: jax.Array) -> jax.Array:
+  """Mean of the bag's and the highest instance's class probabilities.
+
+    P = (softmax(max_n c_n) + softmax(logits)) / 2
+
+  What Zheng et al. 2024 describe; their code, which normalises over the wrong
+  axis, leaves it off, as does the default here.
+
+  Args:
+    prediction: of DSMIL, for one bag.
+    mask: True on the instances seen, [N].
+
+  Returns:
+    Class probabilities, [C].
+  """
+  highest = pooling.masked_max(prediction.instance_logits, mask)
+  return (jax.nn.softmax(highest) + jax.nn.softmax(prediction.logits)) / 2

@@ -1,0 +1,69 @@
+"""Masked pooling over instances: the only pooling a bag model may use."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
+  """Softmax over the real instances of a bag.
+
+  Args:
+    scores: unnormalised scores of A attentions, [N, A].
+    mask: True on real instances, [N].
+
+  Returns:
+    float32 [N, A]; each column sums to 1 over real instances and is 0 on
+    padding (all 0 for an empty bag, without NaN in value or gradient).
+  """
+  chex.assert_rank([scores, mask], [2, 1])
+  chex.assert_equal_shape_prefix([scores, mask], 1)
+  return jax.nn.softmax(
+      scores.astype(jnp.float32), axis=0, where=mask[:, None]
+  )
+
+
+def masked_max(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Largest value over real instances.
+
+  Args:
+    values: [N, C].
+    mask: True on at least one instance, [N].
+
+  Returns:
+    [C]; -inf for an empty bag, which the pipeline refuses.
+  """
+  chex.assert_equal_shape_prefix([values, mask], 1)
+  return jnp.max(values, axis=0, where=mask[:, None], initial=-jnp.inf)
+
+
+def masked_argmax(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Index of the largest value over real instances, the first among equals.
+
+  Args:
+    values: [N, C].
+    mask: True on at least one instance, [N].
+
+  Returns:
+    int32 [C]. Padding is never chosen, however negative the real values are.
+  """
+  chex.assert_equal_shape_prefix([values, mask], 1)
+  return jnp.argmax(jnp.where(mask[:, None], values, -jnp.inf), axis=0)
+
+
+def masked_rank(scores: jax.Array, mask: jax.Array) -> jax.Array:
+  """Rank of every instance by descending score, 0 for the highest.
+
+  Args:
+    scores: [N].
+    mask: True on real instances, [N].
+
+  Returns:
+    int32 [N]; equal scores rank in the order of their indices, padding ranks
+    after every real instance.
+  """
+  chex.assert_equal_shape([scores, mask])
+  order = jnp.argsort(
+      jnp.where(mask, -scores, jnp.inf), stable=True
+  )
+  return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))

@@ -1,0 +1,255 @@
+"""Devices and processes: the only module that knows how many there are."""
+
+from collections.abc import Callable
+import math
+import os
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+from kmil_jax.types import Plan
+
+AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
+
+
+def initialize(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+  """Joins a multi-process run; call before anything touches a device.
+
+  Args:
+    coordinator: None for a single process, 'auto' where the cluster says who
+      takes part (Cloud TPU, Slurm, Kubernetes), else `host:port` of process 0.
+    num_processes: processes in all; needed with `host:port`.
+    process_id: this process, from 0; needed with `host:port`.
+  """
+  if coordinator == 'auto':
+    jax.distributed.initialize()
+  elif coordinator:
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def is_first() -> bool:
+  """True in the one process that writes files and prints."""
+  return jax.process_index() == 0
+
+
+def num_devices() -> int:
+  """Devices of the whole pod."""
+  return jax.device_count()
+
+
+def memory_bytes() -> int:
+  """Memory that one device has, or that the host has free for CPU devices."""
+  device = jax.local_devices()[0]
+  stats = device.memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit']
+  free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return free // jax.local_device_count()
+
+
+def wait_for_all(name: str) -> None:
+  """Blocks until every process has reached the barrier `name`."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(value: Any) -> np.ndarray:
+  """Returns process 0's `value` in every process."""
+  if jax.process_count() == 1:
+    return np.asarray(value)
+  return np.asarray(multihost_utils.broadcast_one_to_all(value))
+
+
+def replicate(tree: Any) -> Any:
+  """Copies `tree` to every local device, without a leading device axis."""
+  return jax.device_put(tree, NamedSharding(_local_mesh(), P()))
+
+
+def split(batch: Any) -> Any:
+  """Reshapes leaves [B, ...] of this process to [local devices, B', ...]."""
+  n = jax.local_device_count()
+  return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:])), batch)
+
+
+def pmap_eval(step: Callable) -> Callable:
+  """Maps `step(state, batch) -> per-row outputs` and gathers them everywhere.
+
+  Args:
+    step: pure function of a replicated state and a batch [B', ...].
+
+  Returns:
+    A function of the state and a batch [local devices, B', ...] which returns
+    NumPy leaves [B, ...] over the devices of all processes, in their order.
+  """
+  mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0))
+
+  def run(state, batch):
+    return _gather(mapped(state, batch))
+
+  return run
+
+
+class RunsOverDevices:
+  """Runs spread over devices: each device trains its own part of them.
+
+  Leaves [R, ...] of a state become [local devices, R', ...]; R is padded to a
+  multiple of the devices by repeating the last run, and `gather` drops the
+  copies again. Within an epoch no device waits for another.
+  """
+
+  psum_axis = None
+
+  def __init__(self, num_runs: int):
+    self.num_runs = num_runs
+    self._per_device = math.ceil(num_runs / num_devices())
+
+  def put(self, tree: Any) -> Any:
+    """Sends leaves [R, ...], equal in all processes, to this one's devices."""
+    n = jax.local_device_count()
+    first = jax.process_index() * n * self._per_device
+    rows = np.minimum(
+        np.arange(first, first + n * self._per_device), self.num_runs - 1
+    )
+    return jax.tree.map(
+        lambda x: jax.device_put(
+            np.asarray(x)[rows].reshape((n, -1, *np.shape(x)[1:])),
+            NamedSharding(_local_mesh(), P(AXIS)),
+        ),
+        tree,
+    )
+
+  def gather(self, tree: Any) -> Any:
+    """Returns NumPy leaves [R, ...] of all processes in every process."""
+    return jax.tree.map(lambda x: x[: self.num_runs], _gather(tree))
+
+  def pmap_train(self, step: Callable) -> Callable:
+    """Maps `step(state, store, plan) -> (state, loss)` over the devices.
+
+    `state` comes from `put` and is donated, `store` from `replicate`, `plan`
+    from `split_plan`.
+    """
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(0, None, None), donate_argnums=0
+    )
+
+  def pmap_eval(self, step: Callable) -> Callable:
+    """Maps `step(state, store, pairs) -> outputs [P']`; gathers [D, P']."""
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
+    return lambda *args: _gather(mapped(*args), merge=False)
+
+  def split_plan(self, plan: Plan) -> Plan:
+    """Returns the plan as it is: every device visits all bags."""
+    return plan
+
+  def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the device that holds each run and the run's place there."""
+    return run // self._per_device, run % self._per_device
+
+
+class BagsOverDevices:
+  """Bags spread over devices: all devices hold all runs and add gradients."""
+
+  psum_axis = AXIS
+
+  def __init__(self, num_runs: int):
+    self.num_runs = num_runs
+
+  def put(self, tree: Any) -> Any:
+    """Sends leaves [R, ...] to every device."""
+    return replicate(tree)
+
+  def gather(self, tree: Any) -> Any:
+    """Returns NumPy leaves [R, ...]."""
+    return jax.tree.map(np.asarray, tree)
+
+  def pmap_train(self, step: Callable) -> Callable:
+    """As `RunsOverDevices.pmap_train`; the state stays replicated.
+
+    `step` must `psum` whatever it derives from its own bags: `pmap` does not
+    check that it did.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, None, 0),
+        out_axes=None,
+        donate_argnums=0,
+    )
+
+  def pmap_eval(self, step: Callable) -> Callable:
+    """As `RunsOverDevices.pmap_eval`."""
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
+    return lambda *args: _gather(mapped(*args), merge=False)
+
+  def split_plan(self, plan: Plan) -> Plan:
+    """Gives every leaf a leading axis of local devices; bags [D, S, B']."""
+    steps, size = plan.index.shape
+    if size % num_devices():
+      raise ValueError(
+          f'a batch of {size} bags does not divide over {num_devices()}'
+          ' devices: choose a multiple of that'
+      )
+    index = plan.index.reshape(steps, num_devices(), -1).swapaxes(0, 1)
+    repeat = lambda x: np.stack([x] * jax.local_device_count())
+    return Plan(
+        epoch=repeat(plan.epoch),
+        bucket=repeat(plan.bucket),
+        index=index[_local_devices()],
+    )
+
+  def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a device for each evaluation, in turn, and the run's place."""
+    return np.arange(len(run)) % num_devices(), run
+
+
+def layout(num_runs: int, batch: int) -> RunsOverDevices | BagsOverDevices:
+  """Spreads bags where a step has several of them, else runs."""
+  return (RunsOverDevices if batch == 1 else BagsOverDevices)(num_runs)
+
+
+def deal(owner: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Deals rows out to the devices that own them.
+
+  Args:
+    owner: the device of every row, [P].
+    *columns: int arrays [P].
+
+  Returns:
+    The slot of each row on its device, [P], then every column as
+    [local devices, P'], with -1 where a device has fewer rows than others.
+  """
+  slot = np.zeros_like(owner)
+  for device in np.unique(owner):
+    mine = owner == device
+    slot[mine] = np.arange(mine.sum())
+  size = slot.max(initial=0) + 1
+  dealt = []
+  for column in columns:
+    table = np.full((num_devices(), size), -1, np.int32)
+    table[owner, slot] = column
+    dealt.append(table[_local_devices()])
+  return slot, *dealt
+
+
+def _local_mesh() -> Mesh:
+  return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
+def _local_devices() -> slice:
+  n = jax.local_device_count()
+  return slice(jax.process_index() * n, (jax.process_index() + 1) * n)
+
+
+def _gather(tree: Any, merge: bool = True) -> Any:
+  """Fetches leaves [local devices, B', ...] as [B, ...] of all processes."""
+  if jax.process_count() > 1:
+    tree = multihost_utils.process_allgather(tree, tiled=True)
+  tree = jax.tree.map(np.asarray, tree)
+  if merge:
+    tree = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), tree)
+  return tree

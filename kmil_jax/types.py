@@ -1,0 +1,99 @@
+"""The types that cross module borders, with their shapes and invariants."""
+
+from collections.abc import Callable
+import dataclasses
+
+import chex
+from flax import linen as nn
+import jax
+
+
+@chex.dataclass(frozen=True)
+class Bags:
+  """A batch of bags, padded to one length.
+
+  Features beyond a bag's end are finite but arbitrary (often those of the next
+  bag) and their mask is False: no function of a bag may depend on them.
+  """
+
+  features: chex.Array  # [B, N, D]
+  mask: chex.Array  # [B, N] bool, True on real instances
+  label: chex.Array  # [B] int32
+  index: chex.Array  # [B] int32, place in the cohort; -1 marks a filler
+
+
+@chex.dataclass(frozen=True)
+class Prediction:
+  """What a bag model says of one bag.
+
+  `attention` is after the softmax: its columns sum to 1 over real instances
+  and are 0 on padding. A is 1, or C where every class has an attention of its
+  own. `instance_logits` of padding are finite and meaningless.
+  """
+
+  logits: chex.Array  # [C] float32
+  attention: chex.Array  # [N, A] float32
+  instance_logits: chex.Array  # [N, C] float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How one stage is trained; `dataclasses.replace` makes an ablation."""
+
+  learning_rate: float = 2e-4
+  weight_decay: float = 1e-5  # L2, added to the gradient as torch's Adam does
+  epochs: int = 400
+  batch: int = 1  # bags per step over the whole pod
+  schedule: str = 'cosine'  # or 'plateau'
+  learning_rate_min: float = 5e-6
+  shuffle: bool = True  # False: every epoch in the order of epoch 0
+  select: str = 'f1_macro'  # or 'loss_or_accuracy'
+  patience: int | None = None  # epochs without improvement before a run stops
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """How to build a bag model, and what the papers train it with."""
+
+  make: Callable[..., nn.Module]  # make(num_classes=C, dtype=...)
+  loss: Callable[[Prediction, jax.Array, jax.Array], jax.Array]
+  paper: str
+  # KMIL only: a first model chooses the instances that the second one sees.
+  chooser: str | None = None
+
+
+@chex.dataclass(frozen=True)
+class Plan:
+  """The bags of one epoch in their order.
+
+  All bags of a step are padded to the same length, `lengths[bucket]` of a
+  fixed table. An index of -1 fills the last step of a bucket.
+  """
+
+  epoch: chex.Array  # [] int32
+  bucket: chex.Array  # [S] int32
+  index: chex.Array  # [S, B] int32, bags of the cohort
+
+
+@chex.dataclass(frozen=True)
+class Pairs:
+  """Bags to evaluate, each with one of the runs."""
+
+  bucket: chex.Array  # [P] int32
+  index: chex.Array  # [P] int32, bags of the cohort
+  run: chex.Array  # [P] int32
+
+
+@chex.dataclass(frozen=True)
+class Store:
+  """The bags of a cohort, one after the other.
+
+  Bag b is `features[offset[b]:offset[b] + length[b]]`; enough rows of zeros
+  follow the last bag for a slice of any padded length to stay inside.
+  `features` is None where they do not fit and are streamed.
+  """
+
+  features: chex.Array | None  # [T, D]
+  offset: chex.Array  # [n] int32
+  length: chex.Array  # [n] int32
+  label: chex.Array  # [n] int32

@@ -1,0 +1,129 @@
+import pathlib
+
+import numpy as np
+import pytest
+
+from data.slides import Slide
+from data.tissue import otsu, tissue_mask
+
+CMU = (
+  pathlib.Path(__file__).parents[3] / 'shared/data/wsi/CMU-1-Small-Region.svs'
+)
+GLASS = (243, 242, 244)
+PINK = (222, 150, 190)
+PURPLE = (120, 75, 150)
+INKS = {
+  'blue': (40, 60, 180),
+  'light blue': (90, 140, 225),
+  'navy': (25, 25, 110),
+  'green': (30, 130, 70),
+  'red': (215, 40, 45),
+  'black': (28, 26, 29),
+  'tinted black': (14, 9, 12),
+}
+
+
+def overview(*squares, glass=GLASS, size=200, noise=2.0):
+  """Glass with squares (y, x, side, colour) and the noise of a camera."""
+  image = np.empty((size, size, 3))
+  image[:] = glass
+  for y, x, side, colour in squares:
+    image[y : y + side, x : x + side] = colour
+  image += np.random.default_rng(0).normal(0, noise, image.shape)
+  return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize('colour', [PINK, PURPLE, (60, 25, 95)])
+def test_finds_stained_squares_to_the_pixel(colour):
+  mask = tissue_mask(overview((40, 60, 80, colour)), 8)
+  truth = np.zeros((200, 200), bool)
+  truth[40:120, 60:140] = True
+  assert mask.dtype == bool
+  assert (mask ^ truth).sum() <= 4 * 80  # Its border is one pixel wide.
+
+
+@pytest.mark.parametrize('ink', INKS)
+def test_rejects_ink_beside_and_on_tissue(ink):
+  tissue, beside, on = (10, 10, 100, PINK), (130, 130, 50, INKS[ink]), 30
+  mask = tissue_mask(overview(tissue, beside, (40, 40, on, INKS[ink])), 8)
+  assert not mask[125:185, 125:185].any()
+  assert not mask[40:70, 40:70].any()
+  assert mask[10:110, 85:108].all()
+
+
+@pytest.mark.parametrize(
+  'glass', [GLASS, (255, 255, 255), (236, 230, 216), (225, 230, 240)]
+)
+@pytest.mark.parametrize('noise', [0.0, 4.0])
+def test_glass_alone_holds_no_tissue(glass, noise):
+  assert not tissue_mask(overview(glass=glass, noise=noise), 8).any()
+
+
+def test_grey_and_dark_glass_is_no_tissue():
+  image = overview((0, 0, 40, (150, 150, 152)), (0, 150, 50, (60, 58, 60)))
+  assert not tissue_mask(image, 8).any()
+
+
+def test_tinted_glass_is_told_from_pale_tissue():
+  glass, pale = (238, 231, 217), (222, 190, 200)
+  mask = tissue_mask(overview((50, 50, 80, pale), glass=glass), 8)
+  assert mask[52:128, 52:128].all()
+  assert mask.sum() < 84**2
+
+
+def test_pale_tissue_is_kept_beside_dark_tissue():
+  pale = (225, 185, 205)
+  mask = tissue_mask(overview((0, 0, 90, PURPLE), (100, 100, 90, pale)), 8)
+  assert mask[2:88, 2:88].all() and mask[102:188, 102:188].all()
+
+
+def test_a_view_without_glass_is_all_tissue():
+  image = overview((0, 0, 100, PURPLE), glass=(205, 130, 175))
+  assert tissue_mask(image, 8).mean() > 0.98
+
+
+@pytest.mark.parametrize('mpp', [4.0, 8.0])
+def test_specks_and_holes_are_judged_by_their_area(mpp):
+  def side(area_mm2):
+    return round(area_mm2**0.5 * 1000 / mpp)
+
+  small, large = side(0.002), side(0.02)
+  image = overview(
+    (10, 10, 300, PINK),
+    (30, 30, small, GLASS),
+    (100, 100, large, GLASS),
+    (350, 10, small, PURPLE),
+    (350, 100, large, PURPLE),
+    size=400,
+  )
+  mask = tissue_mask(image, mpp)
+  assert mask[30 : 30 + small, 30 : 30 + small].all()
+  assert not mask[103 : 97 + large, 103 : 97 + large].any()
+  assert not mask[350 : 350 + small, 10 : 10 + small].any()
+  assert mask[352 : 348 + large, 102 : 98 + large].all()
+
+
+def test_otsu_is_the_best_of_all_thresholds():
+  rng = np.random.default_rng(1)
+  values = np.concatenate([rng.beta(2, 30, 3000), rng.beta(8, 12, 1000)])
+  binned = (np.floor(values * 256) + 0.5) / 256
+
+  def between(threshold):
+    low, high = binned[binned < threshold], binned[binned >= threshold]
+    if not len(low) or not len(high):
+      return 0.0
+    return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+  scores = [between(i / 256) for i in range(257)]
+  assert otsu(values) == pytest.approx(np.argmax(scores) / 256)
+  assert otsu(np.array([])) == 0
+
+
+@pytest.mark.skipif(not CMU.exists(), reason=f'no real slide at {CMU}')
+def test_real_tissue_is_found_and_real_glass_is_not():
+  with Slide(CMU) as slide:
+    image = slide.thumbnail(8)
+  mask = tissue_mask(image, 8)
+  assert 0.30 < mask.mean() < 0.40
+  assert image[~mask].mean() > 225 and image[mask].mean() < 190
+  assert not mask[:60, :40].any() and mask[110:180, 60:95].mean() > 0.98
