@@ -54,10 +54,10 @@ def read(path: str | pathlib.Path) -> Manifest:
     )
   cells = [[(row[c] or '').strip() for c in COLUMNS] for row in rows]
   faults = [
-      f'row {i}: empty {COLUMNS[j]}'
+      f'row {i}: {"a NUL byte in" if cell else "empty"} {COLUMNS[j]}'
       for i, row in enumerate(cells, 2)
       for j, cell in enumerate(row)
-      if not cell
+      if not cell or '\0' in cell  # NumPy would drop it and merge ids.
   ]
   count = collections.Counter(row[1] for row in cells)
   faults += [f'slide {s}: {k} rows' for s, k in count.items() if k > 1 and s]

@@ -25,7 +25,7 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
   steps = max(int(np.ceil(np.log(high / low) / np.log(_RATIO))), 1)
   steps = min(steps, MAX_BUCKETS - 1)
   table = np.unique(
-      [_round_up(low * (high / low) ** (i / steps)) for i in range(steps + 1)]
+      [_round_up(x) for x in np.geomspace(low, high, steps + 1)]
   )
   used = np.unique(np.searchsorted(table, lengths))
   return tuple(int(x) for x in table[used])

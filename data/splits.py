@@ -1,5 +1,6 @@
 """Cross-validation splits: whole cases, stratified by class, CLAM's files."""
 
+from collections.abc import Sequence
 import csv
 import dataclasses
 import hashlib
@@ -76,28 +77,36 @@ def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
   return splits
 
 
-def check(manifest: Manifest, splits: list[Split]) -> None:
+def check(
+    manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
+) -> None:
   """Asserts what every protocol here relies on.
+
+  Args:
+    manifest: slides.
+    splits: of all folds.
+    names: what errors call the folds; 'fold 0' and so on by default.
 
   Raises:
     SplitError: if a case straddles parts of a fold, a slide is tested twice or
       a part is empty; the message names them.
   """
-  for i, split in enumerate(splits):
+  names = names or [f'fold {i}' for i in range(len(splits))]
+  for name, split in zip(names, splits, strict=True):
     cases = {part: set(manifest.case[getattr(split, part)]) for part in PARTS}
     for part in PARTS:
       if not cases[part]:
-        raise SplitError(f'fold {i}: its {part} part is empty')
+        raise SplitError(f'{name}: its {part} part is empty')
     for a, b in itertools.combinations(PARTS, 2):
       both = sorted(cases[a] & cases[b])
       if both:
         raise SplitError(
-            f'fold {i}: case {", ".join(both[:5])} is in both {a} and {b}:'
+            f'{name}: case {", ".join(both[:5])} is in both {a} and {b}:'
             ' slides of one case belong in one part'
         )
     lost = sorted(set(manifest.label) - set(manifest.label[split.train]))
     if lost:
-      raise SplitError(f'fold {i}: no training slide of class {lost[0]}')
+      raise SplitError(f'{name}: no training slide of class {lost[0]}')
   tested = np.sum([split.test for split in splits], axis=0)
   if (tested > 1).any():
     slide = manifest.slide[tested > 1][0]
@@ -112,7 +121,8 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   for i, split in enumerate(splits):
     columns = [manifest.slide[getattr(split, part)] for part in PARTS]
-    with (folder / f'splits_{i}.csv').open('w', newline='') as f:
+    path = folder / f'splits_{i}.csv'
+    with path.open('w', newline='', encoding='utf-8') as f:
       writer = csv.writer(f)
       writer.writerow(['', *PARTS])
       rows = itertools.zip_longest(*columns, fillvalue='')
@@ -139,8 +149,8 @@ def read(
   """
   place = {slide: i for i, slide in enumerate(manifest.slide)}
   splits = []
-  for i in range(k):
-    path = pathlib.Path(folder) / f'splits_{i}.csv'
+  paths = [pathlib.Path(folder) / f'splits_{i}.csv' for i in range(k)]
+  for path in paths:
     try:
       with path.open(newline='', encoding='utf-8-sig') as f:
         rows = list(csv.DictReader(f))
@@ -161,5 +171,5 @@ def read(
         seen.add(slide)
         parts[part][place[slide]] = True
     splits.append(Split(**parts))
-  check(manifest, splits)
+  check(manifest, splits, [str(path) for path in paths])
   return splits

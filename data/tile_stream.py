@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
 import os
 
 import numpy as np
@@ -11,7 +12,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
 import tensorflow as tf
 
 from data.slides import Slide
-from data.tiling import Grid, read_tile_rgbx
+from data.tiling import Grid, read_tile_bgrx
 
 tf.config.set_visible_devices([], 'GPU')  # They belong to the encoder.
 
@@ -30,6 +31,9 @@ def read_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields the tiles of a grid as read, in order, a few batches ahead.
 
+  Fresh memory costs a tenth of the reading, so batches are read into the same
+  few buffers in turn: copy what is kept.
+
   Args:
     slide: an open slide.
     grid: its tiles.
@@ -37,8 +41,9 @@ def read_batches(
     threads: how many threads read.
 
   Yields:
-    tiles, uint8 [B, S, S, 4], whose fourth byte is padding, and the index of
-    each in the grid, int32 [B], -1 for padding.
+    tiles, uint8 [B, S, S, 4], whose channels are blue, green, red and padding,
+    valid until the next batch is asked for, and the index of each in the grid,
+    int32 [B], -1 for padding.
 
   Raises:
     SlideError: if a tile cannot be read; no later batch is yielded.
@@ -46,14 +51,18 @@ def read_batches(
   pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
   pending = deque()
   rows_per_task = -(-batch // (threads * _CHUNKS))
+  size = grid.tile_size
+  buffers = itertools.cycle(
+    np.empty((_AHEAD + 1, batch, size, size, 4), np.uint8)
+  )
 
   def fill(tiles: np.ndarray, first: int, stop: int):
     for row, i in enumerate(range(first, stop)):
-      tiles[row] = read_tile_rgbx(slide, grid, i)
+      read_tile_bgrx(slide, grid, i, tiles[row])
 
   def start(first: int) -> tuple[np.ndarray, np.ndarray, list[Future]]:
     stop = min(first + batch, len(grid.coords))
-    tiles = np.empty((batch, grid.tile_size, grid.tile_size, 4), np.uint8)
+    tiles = next(buffers)
     tiles[stop - first :] = 0
     index = np.arange(first, first + batch, dtype=np.int32)
     index[stop - first :] = -1
@@ -111,7 +120,10 @@ def batches(
 
   def produce():
     try:
-      yield from read_batches(slide, grid, batch=batch, threads=threads)
+      for tiles, index in read_batches(
+        slide, grid, batch=batch, threads=threads
+      ):
+        yield tiles.copy(), index
     except Exception as error:  # TensorFlow would keep its text only.
       failures.append(error)
       raise
@@ -139,7 +151,7 @@ def batches(
 
 @tf.function(jit_compile=True)  # One pass over the pixels, not one per step.
 def _prepare(tiles: tf.Tensor, index: tf.Tensor, seed: tf.Tensor | None):
-  tiles = tf.cast(tiles[..., :3], tf.float32) / 255
+  tiles = tf.cast(tiles[..., 2::-1], tf.float32) / 255
   if seed is not None:
     tiles = augment(tiles, index, seed)
   return (tiles - MEAN) / STD, tf.cast(index >= 0, tf.float32)

@@ -58,15 +58,15 @@ class Cohort:
 
   def fingerprint(self) -> dict[str, str]:
     """Hashes of what a result depends on: labels and feature files."""
-    table = hashlib.sha256()
-    for column in (self.manifest.case, self.manifest.slide, self.label):
-      table.update('\n'.join(map(str, column)).encode())
+    table, labels = self.manifest, hashlib.sha256()
+    for column in (table.case, table.slide, table.label):
+      labels.update('\n'.join(column).encode())
     content = hashlib.sha256()
     for path in self.paths:
       content.update(path.name.encode())
       content.update(_ends(path))
     return {
-      'labels_sha256': table.hexdigest(),
+      'labels_sha256': labels.hexdigest(),
       'features_sha256': content.hexdigest(),
     }
 
@@ -79,7 +79,8 @@ def mapping_of(task: str, labels: list[str] | None) -> dict[str, str] | None:
   and metastatic.
 
   Raises:
-    CohortError: if both flags are given or a pair is not old:new.
+    CohortError: if both flags are given, a pair is not old:new, or an old label
+      has two new ones.
   """
   if labels and task != 'origin':
     raise CohortError(f'--labels and --task={task} exclude each other')
@@ -88,7 +89,11 @@ def mapping_of(task: str, labels: list[str] | None) -> dict[str, str] | None:
     wrong = [':'.join(p) for p in pairs if len(p) != 2 or not all(p)]
     if wrong:
       raise CohortError(f'--labels: {wrong[0]!r} is not of the form old:new')
-    return dict(pairs)
+    mapping = dict(pairs)
+    twice = [old for old, new in pairs if mapping[old] != new]
+    if twice:
+      raise CohortError(f'--labels: {twice[0]} is given twice')
+    return mapping
   if task == 'origin':
     return None
   kept = {'a': (0, 1, 2, 3, 4), 'b': (0, 1), 'c': (1, 2, 3, 4)}[task]
@@ -121,8 +126,8 @@ def load(
   """
   table = manifests.read(csv_path)
   if mapping is not None:
-    if set(table.label) <= {str(c) for c in range(len(PAPER_CLASSES))}:
-      names = {str(c): name for c, name in enumerate(PAPER_CLASSES)}
+    names = {str(c): name for c, name in enumerate(PAPER_CLASSES)}
+    if set(table.label) <= set(names) and set(mapping) <= set(PAPER_CLASSES):
       table = manifests.relabel(table, {c: names[c] for c in set(table.label)})
     table = manifests.relabel(table, mapping)
   if shuffle_seed is not None:
@@ -232,6 +237,8 @@ def _shapes(
   for path in paths:
     try:
       shapes.append(feature_files.shape(path))
+      if not all(shapes[-1]):
+        faults.append(f'{path}: no features; extract the slide again')
     except feature_files.FeatureError as e:
       faults.append(str(e))
   if faults:

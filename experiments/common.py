@@ -86,6 +86,7 @@ _NOT_RESULT = {
 def start() -> None:
   """Joins the other processes of a pod; call first in main."""
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every save.
+  parallel.cache_programs(pathlib.Path(CACHE_DIR.value) / 'programs')
   parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
 
 

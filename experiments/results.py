@@ -97,7 +97,7 @@ def read_predictions(
   path: pathlib.Path, classes: Sequence[str]
 ) -> dict[str, Predictions]:
   """Reads what `write_predictions` wrote, by part."""
-  with path.open(newline='') as f:
+  with path.open(newline='', encoding='utf-8') as f:
     rows = list(csv.DictReader(f))
   parts = {}
   for part in ('val', 'test'):
@@ -134,7 +134,7 @@ def summarise(
   }
   lines = []
   for i in folds:
-    with paths[i].open(newline='') as f:
+    with paths[i].open(newline='', encoding='utf-8') as f:
       rows = list(csv.reader(f))
     lines += rows if not lines else rows[1:]
   _write_rows(folder / 'predictions.csv', lines)

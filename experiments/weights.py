@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import tempfile
 
 import huggingface_hub
 import numpy as np
@@ -69,9 +68,10 @@ def make_encoder(
     seed: of the random trunk.
 
   Raises:
-    port.PortError: if the file does not hold that network.
-    WeightsError: if ImageNet weights are not to be had, or `features_dir`
-      holds a random trunk of another seed.
+    port.PortError: if the file cannot be read.
+    WeightsError: if it does not hold that network, listing the names; if
+      ImageNet weights are not to be had; or if `features_dir` holds a random
+      trunk of another seed.
   """
   if weights == 'imagenet':
     path = imagenet_file(cache_dir)
@@ -86,7 +86,13 @@ def make_encoder(
         f'{path} holds a trunk of seed {drawn}, not {seed}: give its seed, or '
         'another folder for the features'
       )
-  variables = port.resnet50_trunk(port.load_state_dict(path))
+  state = port.load_state_dict(path)
+  try:
+    variables = port.resnet50_trunk(state)
+  except port.PortError as error:
+    raise WeightsError(
+      f"{path} does not fit torchvision's ResNet-50:\n{error}"
+    ) from error
   digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
   if (drawn := _drawn(path)) is None:
     name, note = f'resnet50-conv4-{digest}', f'weights of {path.name}'
@@ -127,12 +133,16 @@ def _save(path: pathlib.Path, variables, seed: int) -> None:
     port.resnet50_trunk_state_dict(variables), {_DRAWN: str(seed)}
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.chmod(file.name, 0o644)
-  os.replace(file.name, path)
+  part = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    with open(part, 'wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(part, path)
+  except BaseException:
+    part.unlink(missing_ok=True)
+    raise
 
 
 def _drawn(path: pathlib.Path) -> str | None:

@@ -44,7 +44,8 @@ class Checkpoints:
       like: a tree of the structure, shapes and types that are expected.
 
     Raises:
-      AssertionError: if a leaf was stored with another shape or type.
+      AssertionError: if a leaf was stored with another shape; types follow
+        `like`.
     """
     if self._checkpointer.latest is None:
       return None

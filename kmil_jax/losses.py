@@ -4,7 +4,6 @@ import chex
 import jax
 import optax
 
-from kmil_jax.models import pooling
 from kmil_jax.types import Prediction
 
 
@@ -46,6 +45,9 @@ def dual_stream(
   Returns:
     [] float32.
   """
+  # `models` lists these losses: to import it above would be a circle.
+  from kmil_jax.models import pooling
+
   highest = pooling.masked_max(prediction.instance_logits, mask)
   instance = optax.softmax_cross_entropy_with_integer_labels(highest, label)
   return 0.5 * cross_entropy(prediction, mask, label) + 0.5 * instance

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import math
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -30,6 +31,15 @@ def initialize(
     jax.distributed.initialize()
   elif coordinator:
     jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def cache_programs(folder: pathlib.Path) -> None:
+  """Keeps compiled programs in `folder`, where the next run finds them.
+
+  JAX runs what it finds there: the folder must be the user's own.
+  """
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def is_first() -> bool:

@@ -76,15 +76,13 @@ def update(
   stale = np.where(improved, 0, selection.stale + active)
   rate = selection.learning_rate
   if recipe.schedule == 'cosine':
-    rate = np.full_like(
-        rate,
-        optim.cosine(
-            recipe.learning_rate,
-            recipe.learning_rate_min,
-            epoch + 1,
-            recipe.epochs,
-        ),
+    cosine = optim.cosine(
+        recipe.learning_rate,
+        recipe.learning_rate_min,
+        epoch + 1,
+        recipe.epochs,
     )
+    rate = np.where(active, cosine, rate)
   else:
     slow = active & (stale > 0) & (stale % _PLATEAU_EVERY == 0)
     floor = np.minimum(rate, _PLATEAU_FLOOR)

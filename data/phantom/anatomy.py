@@ -8,19 +8,19 @@ from data.phantom import texture
 
 UM = 4.0  # Micrometres per pixel of the maps.
 (
-    GLASS,
-    FAT,
-    CAPSULE,
-    SINUS,
-    PARACORTEX,
-    MANTLE,
-    GERMINAL,
-    CORD,
-    TRABECULA,
-    VESSEL,
-    BLOOD,
-    FIBROSIS,
-    CRUSH,
+  GLASS,
+  FAT,
+  CAPSULE,
+  SINUS,
+  PARACORTEX,
+  MANTLE,
+  GERMINAL,
+  CORD,
+  TRABECULA,
+  VESSEL,
+  BLOOD,
+  FIBROSIS,
+  CRUSH,
 ) = range(13)
 REGIONS = 13
 
@@ -43,7 +43,7 @@ class Node:
 
 
 def radius(
-    rng: np.random.Generator, angle: np.ndarray, ragged: float
+  rng: np.random.Generator, angle: np.ndarray, ragged: float
 ) -> np.ndarray:
   """Returns a closed outline's radius over `angle`, of mean about 1."""
   result = np.ones_like(angle)
@@ -125,7 +125,7 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
   count = int(rng.integers(0, 9))
   centred = rng.uniform(0.2, 1.0)
   for cy, cx, size in _discs(
-      rng, np.where(medulla, 0, depth), count, (60, 130), 60, 10
+    rng, np.where(medulla, 0, depth), count, (60, 130), 60, 10
   ):
     away = np.hypot(y - cy, x - cx) * (1 + 0.07 * field(60))
     region[(away < size) & (rough > 30)] = MANTLE
@@ -139,7 +139,7 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
   band = np.abs(field(260))
   region[(rough > 0) & (band < rng.uniform(0, 0.07))] = TRABECULA
   for cy, cx, size in _discs(
-      rng, depth, int(rng.integers(1, 7)), (10, 22), 35, 20
+    rng, depth, int(rng.integers(1, 7)), (10, 22), 35, 20
   ):
     away = np.hypot(y - cy, x - cx) * (1 + 0.15 * field(40))
     region[away < size] = VESSEL
@@ -148,7 +148,7 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
   for kind, often in ((BLOOD, 0.22), (FIBROSIS, 0.28), (CRUSH, 0.35)):
     if rng.random() < often:
       for cy, cx, size in _discs(
-          rng, depth, int(rng.integers(1, 3)), (35, 90), 40, 30
+        rng, depth, int(rng.integers(1, 3)), (35, 90), 40, 30
       ):
         away = np.hypot(y - cy, x - cx) * (1 + 0.35 * field(60))
         region[(away < size) & (rough > 12)] = kind

@@ -7,10 +7,10 @@ from data.phantom import anatomy, texture
 
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
-    (0.22, 0.36, 0.8),
-    (0.16, 0.6, 0.36),
-    (0.13, 0.13, 0.15),
-    (0.82, 0.2, 0.22),
+  (0.22, 0.36, 0.8),
+  (0.16, 0.6, 0.36),
+  (0.13, 0.13, 0.15),
+  (0.82, 0.2, 0.22),
 )
 
 
@@ -33,10 +33,10 @@ def ink(rng: np.random.Generator, node: anatomy.Node) -> np.ndarray:
       x = width * (0.5 + reach * np.cos(angle))
       y = height * (0.5 + reach * np.sin(angle))
       brush.line(
-          list(zip(x.tolist(), y.tolist(), strict=True)),
-          fill=int(rng.integers(190, 256)),
-          width=int(rng.integers(9, 20)),
-          joint='curve',
+        list(zip(x.tolist(), y.tolist(), strict=True)),
+        fill=int(rng.integers(190, 256)),
+        width=int(rng.integers(9, 20)),
+        joint='curve',
       )
   streaks = 0.75 + 0.25 * texture.noise(rng, (height, width), 7).clip(-1, 1)
   cover = np.asarray(image.filter(ImageFilter.BoxBlur(1))) / 255 * streaks

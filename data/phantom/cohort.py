@@ -41,12 +41,12 @@ def case_id(slide_id: str) -> str:
 
 
 def make(
-    root: Path,
-    *,
-    cases_per_class: int = 12,
-    seed: int = 0,
-    workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+  root: Path,
+  *,
+  cases_per_class: int = 12,
+  seed: int = 0,
+  workers: int = 2,
+  progress: Callable[[int, int], None] | None = None,
 ) -> Path:
   """Writes a cohort of lymph-node slides whose truth is known.
 
@@ -72,8 +72,8 @@ def make(
   """
   if cases_per_class < 1 or workers < 1:
     raise ValueError(
-        f'found cases_per_class={cases_per_class} and workers={workers}; '
-        'both must be at least 1.'
+      f'found cases_per_class={cases_per_class} and workers={workers}; '
+      'both must be at least 1.'
     )
   root = Path(root)
   for folder in ('slides', 'outlines'):
@@ -81,9 +81,9 @@ def make(
   wanted = specs(cases_per_class, seed)
   _write_labels(root / 'labels.csv', wanted)
   missing = [
-      (root, name, spec)
-      for name, spec in wanted.items()
-      if not (_slide(root, name).exists() and _outline(root, name).exists())
+    (root, name, spec)
+    for name, spec in wanted.items()
+    if not (_slide(root, name).exists() and _outline(root, name).exists())
   ]
   done = len(wanted) - len(missing)
   for _ in _run(missing, workers):
@@ -119,15 +119,15 @@ def _outline(root: Path, name: str) -> Path:
 def _write_slide(root: Path, name: str, spec: Spec) -> None:
   image, corners = slide.render(spec)
   features = [
-      {
-          'type': 'Feature',
-          'geometry': {
-              'type': 'Polygon',
-              'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
-          },
-          'properties': {'classification': {'name': spec.label}},
-      }
-      for ring in corners
+    {
+      'type': 'Feature',
+      'geometry': {
+        'type': 'Polygon',
+        'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
+      },
+      'properties': {'classification': {'name': spec.label}},
+    }
+    for ring in corners
   ]
   collection = {'type': 'FeatureCollection', 'features': features}
   tiff.replace(_outline(root, name), json.dumps(collection).encode())

@@ -29,17 +29,18 @@ class Lesion:
 
 
 def place(
-    rng: np.random.Generator, node: anatomy.Node, label: str
+  rng: np.random.Generator, node: anatomy.Node, label: str
 ) -> list[Lesion]:
   """Places lesions where the node holds them; none in a non-tumor slide.
 
-  Metastases are up to three, rather under the capsule where they arrive;
-  lymphoma is up to four larger sheets anywhere.
+  Up to three lie not too close together and take at most about a sixth of the
+  node. Metastases stay near the capsule, where they arrive.
   """
   if label == 'non-tumor':
     return []
   sizes = (90, 150) if label == 'lymphoma' else (85, 150)
-  count = int(rng.integers(1, 4))
+  budget = 0.15 * (node.depth > 0).sum() * anatomy.UM**2
+  count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
   found: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64
   reachable = np.where(node.depth > 0.75 * sizes[0], node.depth, -1)
@@ -49,16 +50,18 @@ def place(
   for i in rng.integers(0, len(rows), 40):
     size = rng.uniform(*sizes)
     size = min(size, node.depth[rows[i], columns[i]] * 1.25)
+    size = min(size, (budget / np.pi) ** 0.5)
     y = (rows[i] + 0.5) * anatomy.UM * PX
     x = (columns[i] + 0.5) * anatomy.UM * PX
     reach = size * PX * anatomy.radius(rng, angle, 0.19)
     gap = min((np.hypot(a.y - y, a.x - x) for a in found), default=1e4)
     if gap > 2.6 * size * PX:
       corners = np.stack(
-          [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
+        [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
       )
       found.append(Lesion(y, x, corners))
-    if len(found) == count:
+      budget -= np.pi * size**2
+    if len(found) == count or budget < np.pi * sizes[0] ** 2:
       break
   return found
 
@@ -87,11 +90,11 @@ class _Canvas:
   def noise(self, scale: float) -> np.ndarray:
     return texture.noise(self.rng, self.shape, scale)
 
-  def cells(self, points: np.ndarray, factor: float, step: int):
+  def cells(self, points: np.ndarray, step: int):
     """Returns `texture.voronoi` of the window, computed every `step` pixels."""
     small = (self.shape[0] // step + 1, self.shape[1] // step + 1)
     inside, index = texture.voronoi(points / step, small)
-    return texture.enlarge(factor * step * inside, self.shape), index
+    return texture.enlarge(step * inside, self.shape), index
 
   def grid(self, pitch: float, share: float, where: np.ndarray) -> np.ndarray:
     """Returns points of a jittered grid that fall on True pixels."""
@@ -100,6 +103,7 @@ class _Canvas:
     return self.keep(points, where)
 
   def keep(self, points: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Returns the points that fall on True pixels inside the lesion."""
     at = points.astype(int).clip(0, np.array(self.shape) - 1)
     return points[(where & (self.inside > 0))[at[:, 0], at[:, 1]]]
 
@@ -139,12 +143,12 @@ def _breast(canvas: _Canvas) -> None:
   nest = field > 0
   canvas.stroma(~nest)
   points = texture.jittered_grid(canvas.rng, canvas.shape, 27, 0.33)
-  membrane, _ = canvas.cells(points, 1, 2)
+  membrane, _ = canvas.cells(points, 2)
   body = 0.5 + 0.09 * canvas.repeat(texture.grain())
   body += 0.16 * np.exp(-((membrane / 1.5) ** 2))
   canvas.eosin[nest] = body[nest]
   canvas.haematoxylin[nest] += 0.18
-  canvas.nuclei('ductal', points[_hits(canvas, points, nest)])
+  canvas.nuclei('ductal', canvas.keep(points, nest))
   canvas.nuclei('mitosis', canvas.grid(120, 0.4, nest))
   lumens = canvas.grid(90, 0.5, field > 0.45)
   bodies = nuclei.bodies(14)
@@ -154,25 +158,21 @@ def _breast(canvas: _Canvas) -> None:
   canvas.eosin *= 1 - 0.8 * np.exp(-(((field + 0.06) / 0.05) ** 2))
 
 
-def _hits(canvas: _Canvas, points: np.ndarray, where: np.ndarray):
-  """Returns which points fall on True pixels inside the lesion, [K]."""
-  at = points.astype(int).clip(0, np.array(canvas.shape) - 1)
-  return (where & (canvas.inside > 0))[at[:, 0], at[:, 1]]
-
-
 def _squamous(canvas: _Canvas) -> None:
   """Keratinising sheets with gaps between the cells, and keratin pearls."""
   field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
   sheet = field > 0
   canvas.stroma(~sheet)
   points = texture.jittered_grid(canvas.rng, canvas.shape, 33, 0.33)
-  membrane, _ = canvas.cells(points, 1, 2)
+  membrane, _ = canvas.cells(points, 2)
   body = 1.05 + 0.1 * canvas.repeat(texture.grain()) + 0.12 * canvas.noise(60)
   body *= 1 - 0.72 * np.exp(-((membrane / 1.5) ** 2))
   canvas.eosin[sheet] = body[sheet]
-  canvas.nuclei('squamous', points[_hits(canvas, points, sheet)])
-  middle = canvas.keep(texture.jittered_grid(canvas.rng, canvas.shape, 190),
-                       (canvas.inside > 50) & (field > 0.2))
+  canvas.nuclei('squamous', canvas.keep(points, sheet))
+  middle = canvas.keep(
+    texture.jittered_grid(canvas.rng, canvas.shape, 190),
+    (canvas.inside > 50) & (field > 0.2),
+  )
   y, x = np.indices(canvas.shape, np.float32)
   wobble = canvas.noise(40)
   for cy, cx in middle:
@@ -193,8 +193,8 @@ def _thyroid(canvas: _Canvas) -> None:
   """Follicles full of colloid, and papillae, with crowded pale nuclei."""
   pitch = canvas.rng.uniform(85, 130)
   points = texture.jittered_grid(canvas.rng, canvas.shape, pitch, 0.36)
-  wall, index = canvas.cells(points, 1, 4)
-  field = canvas.noise(75)
+  wall, index = canvas.cells(points, 4)
+  field = canvas.noise(75) + canvas.rng.uniform(0.2, 0.6)
   papillary = canvas.noise(260) > canvas.rng.uniform(-0.6, 0.8)
   # Follicles: stroma, a row of cells, then colloid with a scalloped edge.
   grain = canvas.repeat(texture.grain())
@@ -204,30 +204,31 @@ def _thyroid(canvas: _Canvas) -> None:
   follicle = np.where(wall < 19, 0.4 + 0.06 * grain, colloid)
   follicle = np.where(wall < 3, 0.65, follicle) * (1 - 0.85 * scallop)
   # Papillae: clear space, a crowded row of cells, a core of stroma.
-  papilla = np.where(field > 0, 0.4 + 0.06 * grain, 0.03)
-  papilla = np.where(field > 0.5, 0.5 + 0.12 * grain, papilla)
+  papilla = np.where(field > 0, 0.4 + 0.06 * grain, 0.05)
+  papilla = np.where(field > 0.6, 0.5 + 0.12 * grain, papilla)
   canvas.eosin += np.where(papillary, papilla, follicle)
-  row = np.where(papillary, (field > 0.05) & (field < 0.5),
-                 (wall > 5) & (wall < 17))
+  row = np.where(
+    papillary, (field > 0.05) & (field < 0.6), (wall > 5) & (wall < 17)
+  )
   canvas.haematoxylin[row] += 0.06
   canvas.nuclei('papillary', canvas.grid(15.5, 0.95, row))
-  canvas.nuclei('spindle', canvas.grid(40, 0.5, papillary & (field > 0.6)))
+  canvas.nuclei('spindle', canvas.grid(40, 0.5, papillary & (field > 0.7)))
 
 
 _PAINTERS: dict[str, Callable[[_Canvas], None]] = {
-    'lymphoma': _lymphoma,
-    'breast': _breast,
-    'squamous': _squamous,
-    'thyroid': _thyroid,
+  'lymphoma': _lymphoma,
+  'breast': _breast,
+  'squamous': _squamous,
+  'thyroid': _thyroid,
 }
 
 
 def paint(
-    rng: np.random.Generator,
-    label: str,
-    lesion: Lesion,
-    haematoxylin: np.ndarray,
-    eosin: np.ndarray,
+  rng: np.random.Generator,
+  label: str,
+  lesion: Lesion,
+  haematoxylin: np.ndarray,
+  eosin: np.ndarray,
 ) -> None:
   """Paints one lesion over a node's densities [H, W], in place."""
   low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
@@ -242,7 +243,7 @@ def paint(
   eosin[rows, columns] *= 1 - cover
   eosin[rows, columns] += cover * canvas.eosin.clip(0)
   np.maximum(
-      haematoxylin[rows, columns] * (1 - cover),
-      canvas.haematoxylin * cover,
-      out=haematoxylin[rows, columns],
+    haematoxylin[rows, columns] * (1 - cover),
+    canvas.haematoxylin * cover,
+    out=haematoxylin[rows, columns],
   )

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 from scipy import ndimage
 
+COUNT = 96  # How many different nuclei of a kind there are.
 ANGLES = 16  # Stamps of elongated cells are sorted by angle into these bins.
 
 
@@ -37,32 +38,31 @@ class Kind:
 
 
 KINDS = {
-    'lymphocyte': Kind(6.6, 0.1, 1.1, 0.05, 1.75, 0.2, 0.15),
-    'plasma': Kind(6.4, 0.08, 1.15, 0.04, 1.6, 0.38, 0.25),
-    'centrocyte': Kind(7.4, 0.15, 1.35, 0.1, 1.0, 0.22, 0.25),
-    'centroblast': Kind(9.6, 0.1, 1.1, 0.05, 0.78, 0.2, 0.4, 2),
-    'histiocyte': Kind(8.2, 0.1, 1.5, 0.1, 0.62, 0.15, 0.35, 1),
-    'spindle': Kind(7.2, 0.15, 4.6, 0.06, 1.3, 0.15, 0.1),
-    'debris': Kind(3.2, 0.4, 1.2, 0.1, 2.0, 0.1, 0.0),
-    'blast': Kind(11.0, 0.08, 1.1, 0.06, 0.95, 0.24, 0.45, 3),
-    'ductal': Kind(12.0, 0.2, 1.25, 0.09, 1.15, 0.3, 0.3, 1),
-    'squamous': Kind(10.8, 0.18, 1.3, 0.09, 1.2, 0.24, 0.3, 1),
-    'papillary': Kind(9.8, 0.1, 1.3, 0.06, 0.5, 0.06, 1.0, 0, 0.7),
-    'mitosis': Kind(6.0, 0.15, 2.2, 0.2, 2.4, 0.3, 0.0),
+  'lymphocyte': Kind(6.6, 0.1, 1.1, 0.05, 1.75, 0.2, 0.15),
+  'plasma': Kind(6.4, 0.08, 1.15, 0.04, 1.6, 0.38, 0.25),
+  'centrocyte': Kind(7.4, 0.15, 1.35, 0.1, 1.0, 0.22, 0.25),
+  'centroblast': Kind(9.6, 0.1, 1.1, 0.05, 0.78, 0.2, 0.4, 2),
+  'histiocyte': Kind(8.2, 0.1, 1.5, 0.1, 0.62, 0.15, 0.35, 1),
+  'spindle': Kind(7.2, 0.15, 4.6, 0.06, 1.3, 0.15, 0.1),
+  'debris': Kind(3.2, 0.4, 1.2, 0.1, 2.0, 0.1, 0.0),
+  'blast': Kind(11.0, 0.08, 1.1, 0.06, 0.95, 0.24, 0.45, 3),
+  'ductal': Kind(12.0, 0.2, 1.25, 0.09, 1.15, 0.3, 0.3, 1),
+  'squamous': Kind(10.8, 0.18, 1.3, 0.09, 1.2, 0.24, 0.3, 1),
+  'papillary': Kind(9.8, 0.1, 1.3, 0.06, 0.5, 0.06, 1.0, 0, 0.7),
+  'mitosis': Kind(6.0, 0.15, 2.2, 0.2, 2.4, 0.3, 0.0),
 }
 
 
 @functools.cache
-def stamps(kind: str, count: int = 96) -> np.ndarray:
+def stamps(kind: str) -> np.ndarray:
   """Returns haematoxylin densities of nuclei of one kind.
 
   Args:
     kind: a key of `KINDS`.
-    count: how many different nuclei; angle bin b holds those at
-      [b * count / ANGLES, (b + 1) * count / ANGLES).
 
   Returns:
-    float32 [count, S, S] with S odd and the nucleus in the middle.
+    float32 [COUNT, S, S], S odd, the nucleus in the middle; nucleus k of an
+    elongated kind lies at the angle pi k / COUNT.
   """
   look = KINDS[kind]
   seed = [17, list(KINDS).index(kind)]
@@ -71,9 +71,9 @@ def stamps(kind: str, count: int = 96) -> np.ndarray:
   y, x = np.indices((2 * half + 1, 2 * half + 1), np.float32) - half
 
   def draw(low, high):
-    return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
+    return rng.uniform(low, high, (COUNT, 1, 1)).astype(np.float32)
 
-  angle = np.pi * np.arange(count, dtype=np.float32)[:, None, None] / count
+  angle = np.pi * np.arange(COUNT, dtype=np.float32)[:, None, None] / COUNT
   along = np.cos(angle) * x + np.sin(angle) * y
   across = np.cos(angle) * y - np.sin(angle) * x
   stretch = (look.stretch * draw(0.85, 1.15)) ** 0.5
@@ -86,7 +86,7 @@ def stamps(kind: str, count: int = 96) -> np.ndarray:
   depth = radius - np.hypot(along, across)  # Pixels inside the outline.
   inside = np.clip(depth / 1.2 + 0.5, 0, 1)
   chromatin = ndimage.gaussian_filter(
-      rng.standard_normal((count, *x.shape), np.float32), (0, 1.3, 1.3)
+    rng.standard_normal((COUNT, *x.shape), np.float32), (0, 1.3, 1.3)
   )
   value = 1 + look.clumps * chromatin / chromatin.std()
   value += look.rim * np.exp(-(((depth - 1.2) / 1.1) ** 2))
@@ -101,27 +101,26 @@ def stamps(kind: str, count: int = 96) -> np.ndarray:
 
 
 @functools.cache
-def bodies(size: int, count: int = 32) -> np.ndarray:
-  """Returns the outlines of cell bodies: 1 inside, 0 outside, [count, S, S].
+def bodies(size: int) -> np.ndarray:
+  """Returns the outlines of cell bodies: 1 inside, 0 outside, [32, S, S].
 
   Args:
     size: mean radius in level-0 pixels.
-    count: how many different bodies.
   """
   rng = np.random.default_rng([18, size])
   half = int(1.4 * size + 2)
   y, x = np.indices((2 * half + 1, 2 * half + 1), np.float32) - half
   theta = np.arctan2(y, x)
-  edge = size * rng.uniform(0.8, 1.15, (count, 1, 1))
+  edge = size * rng.uniform(0.8, 1.15, (32, 1, 1))
   for wave in (2, 3, 5):
-    phase = rng.uniform(0, 2 * np.pi, (count, 1, 1))
+    phase = rng.uniform(0, 2 * np.pi, (32, 1, 1))
     edge = edge * (1 + 0.16 / wave * np.cos(wave * theta + phase))
   inside = np.clip((edge - np.hypot(y, x)) / 2 + 0.5, 0, 1)
   return inside.astype(np.float32)
 
 
 def choose(
-    rng: np.random.Generator, library: np.ndarray, angles: np.ndarray | None, k
+  rng: np.random.Generator, library: np.ndarray, angles: np.ndarray | None, k
 ) -> np.ndarray:
   """Picks stamps for k cells, at random or near the given angles [K]."""
   if angles is None:
@@ -132,7 +131,7 @@ def choose(
 
 
 def paste(
-    canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
+  canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
 ) -> None:
   """Puts stamps on a canvas, in place; where they overlap the denser stays.
 
@@ -161,7 +160,7 @@ def paste(
 
 
 def thin(
-    canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
+  canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
 ) -> None:
   """Clears stamps out of a canvas, in place: density times (1 - stamp)."""
   cover = np.zeros_like(canvas)

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 
 from data.phantom import (
-    anatomy,
-    artefacts,
-    lesions,
-    stain,
-    texture,
-    tissue_cells,
+  anatomy,
+  artefacts,
+  lesions,
+  stain,
+  texture,
+  tissue_cells,
 )
 
 LABELS = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
@@ -50,7 +50,7 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
   case = np.random.default_rng([spec.seed, spec.case])
   # One stream per part: a change of one part leaves the others as they were.
   layout, cells, tumour, glass, dye = np.random.default_rng(
-      [spec.seed, spec.case, spec.slide]
+    [spec.seed, spec.case, spec.slide]
   ).spawn(5)
   size = layout.integers(272, 321, 2)
   found: list[lesions.Lesion] = []
@@ -60,11 +60,11 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     if found or spec.label == LABELS[0]:
       break
   shape = (
-      node.region.shape[0] * tissue_cells.SCALE,
-      node.region.shape[1] * tissue_cells.SCALE,
+    node.region.shape[0] * tissue_cells.SCALE,
+    node.region.shape[1] * tissue_cells.SCALE,
   )
   haematoxylin, eosin = tissue_cells.fill(
-      cells, node, shape, lesions.taken(found, node.region.shape)
+    cells, node, shape, lesions.taken(found, node.region.shape)
   )
   for lesion in found:
     lesions.paint(tumour, spec.label, lesion, haematoxylin, eosin)
@@ -74,11 +74,11 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     haematoxylin *= thickness
     eosin *= thickness
   image = stain.expose(
-      spec.look,
-      stain.draw(spec.look, case, dye),
-      glass,
-      haematoxylin,
-      eosin,
-      artefacts.ink(glass, node),
+    spec.look,
+    stain.draw(spec.look, case, dye),
+    glass,
+    haematoxylin,
+    eosin,
+    artefacts.ink(glass, node),
   )
   return image, [lesion.corners for lesion in found]

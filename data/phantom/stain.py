@@ -47,13 +47,13 @@ class Stain:
 
 
 def draw(
-    look: Appearance, case: np.random.Generator, slide: np.random.Generator
+  look: Appearance, case: np.random.Generator, slide: np.random.Generator
 ) -> Stain:
   """Draws a slide's stain; what `case` draws its slides have in common."""
   absorbance = np.array([look.haematoxylin, look.eosin])
   for rng, hue, amount in (
-      (case, look.hue_case, look.amount_case),
-      (slide, look.hue_slide, look.amount_slide),
+    (case, look.hue_case, look.amount_case),
+    (slide, look.hue_slide, look.amount_slide),
   ):
     absorbance = absorbance + rng.normal(0, hue, (2, 3))
     absorbance = absorbance * np.exp(rng.normal(0, amount, (2, 1)))
@@ -62,12 +62,12 @@ def draw(
 
 
 def expose(
-    look: Appearance,
-    stain: Stain,
-    rng: np.random.Generator,
-    haematoxylin: np.ndarray,
-    eosin: np.ndarray,
-    ink: np.ndarray,
+  look: Appearance,
+  stain: Stain,
+  rng: np.random.Generator,
+  haematoxylin: np.ndarray,
+  eosin: np.ndarray,
+  ink: np.ndarray,
 ) -> np.ndarray:
   """Returns the image of two stain densities under ink on the cover glass.
 

@@ -12,13 +12,13 @@ PERIOD = 512  # Side of a repeating texture in pixels.
 def enlarge(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   """Resizes float32 [h, w] to `shape`, bicubic; may overshoot a little."""
   resized = Image.fromarray(image.astype(np.float32)).resize(
-      shape[::-1], Image.Resampling.BICUBIC
+    shape[::-1], Image.Resampling.BICUBIC
   )
   return np.asarray(resized)
 
 
 def noise(
-    rng: np.random.Generator, shape: tuple[int, int], scale: float
+  rng: np.random.Generator, shape: tuple[int, int], scale: float
 ) -> np.ndarray:
   """Returns smooth noise of about zero mean and unit deviation.
 
@@ -31,7 +31,7 @@ def noise(
     float32 array of the given shape.
   """
   coarse = rng.standard_normal(
-      (int(shape[0] / scale) + 2, int(shape[1] / scale) + 2), np.float32
+    (int(shape[0] / scale) + 2, int(shape[1] / scale) + 2), np.float32
   )
   return 1.3 * enlarge(coarse, shape)
 
@@ -44,7 +44,7 @@ def stretch(texture: np.ndarray, shape: tuple[int, int], y: int, x: int):
 
 
 def voronoi(
-    points: np.ndarray, shape: tuple[int, int]
+  points: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Measures how far pixels lie inside the cell of their nearest point.
 
@@ -63,10 +63,10 @@ def voronoi(
 
 
 def jittered_grid(
-    rng: np.random.Generator,
-    shape: tuple[float, float],
-    pitch: float,
-    jitter: float = 0.35,
+  rng: np.random.Generator,
+  shape: tuple[float, float],
+  pitch: float,
+  jitter: float = 0.35,
 ) -> np.ndarray:
   """Returns points (y, x) of a hexagonal grid, each moved a little, [K, 2].
 
@@ -133,5 +133,5 @@ def fat() -> np.ndarray:
   inside, _ = voronoi(tiled, (half, half))
   membrane = np.exp(-((inside / 1.1) ** 2))
   return enlarge(np.pad(membrane, 8, 'wrap'), (PERIOD + 32, PERIOD + 32))[
-      16:-16, 16:-16
+    16:-16, 16:-16
   ].clip(0, 1)

@@ -27,17 +27,17 @@ def _encode_tiles(image: np.ndarray, quality: int) -> list[bytes]:
   """Returns the JPEG tiles of image [H, W, 3], row-major, edges repeated."""
   height, width, _ = image.shape
   padded = np.pad(
-      image, ((0, -height % TILE), (0, -width % TILE), (0, 0)), mode='edge'
+    image, ((0, -height % TILE), (0, -width % TILE), (0, 0)), mode='edge'
   )
   return [
-      _jpeg(padded[y : y + TILE, x : x + TILE], quality)
-      for y in range(0, height, TILE)
-      for x in range(0, width, TILE)
+    _jpeg(padded[y : y + TILE, x : x + TILE], quality)
+    for y in range(0, height, TILE)
+    for x in range(0, width, TILE)
   ]
 
 
 def _directory(
-    entries: Sequence[tuple[int, int, Sequence[int]]], start: int, more: bool
+  entries: Sequence[tuple[int, int, Sequence[int]]], start: int, more: bool
 ) -> bytes:
   """Returns an image file directory laid out at file position `start`.
 
@@ -64,34 +64,34 @@ def _directory(
 
 
 def _entries(
-    level: int, width: int, height: int, mpp: float, tiles: list, offset: int
+  level: int, width: int, height: int, mpp: float, tiles: list, offset: int
 ) -> list[tuple[int, int, Sequence[int]]]:
   """Returns the tags of one level whose first tile lies at `offset`."""
   sizes = [len(tile) for tile in tiles]
   offsets = offset + np.concatenate([[0], np.cumsum(sizes)[:-1]])
   per_cm = (round(1e7 / mpp), 1000)  # 10,000 um per cm, in thousandths.
   return [
-      (254, _LONG, [int(level > 0)]),  # NewSubfileType: reduced resolution.
-      (256, _LONG, [width]),
-      (257, _LONG, [height]),
-      (258, _SHORT, [8, 8, 8]),
-      (259, _SHORT, [7]),  # Compression: JPEG.
-      (262, _SHORT, [6]),  # Photometric interpretation: YCbCr.
-      (277, _SHORT, [3]),
-      (282, _RATIONAL, per_cm),
-      (283, _RATIONAL, per_cm),
-      (284, _SHORT, [1]),  # Planar configuration: interleaved.
-      (296, _SHORT, [3]),  # Resolution unit: centimetre.
-      (322, _LONG, [TILE]),
-      (323, _LONG, [TILE]),
-      (324, _LONG, offsets.tolist()),
-      (325, _LONG, sizes),
-      (530, _SHORT, [2, 2]),  # Chroma subsampling.
+    (254, _LONG, [int(level > 0)]),  # NewSubfileType: reduced resolution.
+    (256, _LONG, [width]),
+    (257, _LONG, [height]),
+    (258, _SHORT, [8, 8, 8]),
+    (259, _SHORT, [7]),  # Compression: JPEG.
+    (262, _SHORT, [6]),  # Photometric interpretation: YCbCr.
+    (277, _SHORT, [3]),
+    (282, _RATIONAL, per_cm),
+    (283, _RATIONAL, per_cm),
+    (284, _SHORT, [1]),  # Planar configuration: interleaved.
+    (296, _SHORT, [3]),  # Resolution unit: centimetre.
+    (322, _LONG, [TILE]),
+    (323, _LONG, [TILE]),
+    (324, _LONG, offsets.tolist()),
+    (325, _LONG, sizes),
+    (530, _SHORT, [2, 2]),  # Chroma subsampling.
   ]
 
 
 def write(
-    path: Path, image: np.ndarray, *, mpp: float, levels: int, quality: int = 85
+  path: Path, image: np.ndarray, *, mpp: float, levels: int, quality: int = 85
 ) -> None:
   """Writes an image as a pyramid of levels downsampled by 1, 2, 4, ...
 
@@ -111,13 +111,13 @@ def write(
   """
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     raise ValueError(
-        f'{path}: found an image {image.dtype} {image.shape}; '
-        'pass uint8 [H, W, 3].'
+      f'{path}: found an image {image.dtype} {image.shape}; '
+      'pass uint8 [H, W, 3].'
     )
   if min(image.shape[:2]) >> (levels - 1) == 0:
     raise ValueError(
-        f'{path}: {levels} levels of an image {image.shape[:2]} leave an '
-        'empty level; ask for fewer levels.'
+      f'{path}: {levels} levels of an image {image.shape[:2]} leave an '
+      'empty level; ask for fewer levels.'
     )
   body = bytearray(struct.pack('<2sHI', b'II', 42, 0))
   directories = []
@@ -127,7 +127,7 @@ def write(
     tiles = _encode_tiles(image, quality)
     height, width, _ = image.shape
     directories.append(
-        _entries(level, width, height, mpp / 2**level, tiles, len(body))
+      _entries(level, width, height, mpp / 2**level, tiles, len(body))
     )
     body += b''.join(tiles)
   body += b'\0' * (len(body) % 2)

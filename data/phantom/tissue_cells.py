@@ -4,57 +4,57 @@ import numpy as np
 
 from data.phantom import anatomy, nuclei, texture
 from data.phantom.anatomy import (
-    BLOOD,
-    CAPSULE,
-    CORD,
-    CRUSH,
-    FAT,
-    FIBROSIS,
-    GERMINAL,
-    MANTLE,
-    PARACORTEX,
-    REGIONS,
-    SINUS,
-    TRABECULA,
-    VESSEL,
+  BLOOD,
+  CAPSULE,
+  CORD,
+  CRUSH,
+  FAT,
+  FIBROSIS,
+  GERMINAL,
+  MANTLE,
+  PARACORTEX,
+  REGIONS,
+  SINUS,
+  TRABECULA,
+  VESSEL,
 )
 
 SCALE = 8  # Level-0 pixels per pixel of the anatomy's maps.
 
 # Eosin of the ground substance, how fibrous it is, how torn into gaps.
 _EOSIN = {
-    CAPSULE: (0.85, 0.35, 0.0),
-    SINUS: (0.2, 0.03, 0.5),
-    PARACORTEX: (0.38, 0.03, 0.12),
-    MANTLE: (0.38, 0.02, 0.05),
-    GERMINAL: (0.44, 0.02, 0.04),
-    CORD: (0.42, 0.04, 0.1),
-    TRABECULA: (0.75, 0.2, 0.03),
-    VESSEL: (0.8, 0.25, 0.0),
-    BLOOD: (0.7, 0.0, 0.25),
-    FIBROSIS: (0.8, 0.18, 0.02),
-    CRUSH: (0.5, 0.15, 0.1),
+  CAPSULE: (0.85, 0.35, 0.0),
+  SINUS: (0.2, 0.03, 0.5),
+  PARACORTEX: (0.38, 0.03, 0.12),
+  MANTLE: (0.38, 0.02, 0.05),
+  GERMINAL: (0.44, 0.02, 0.04),
+  CORD: (0.42, 0.04, 0.1),
+  TRABECULA: (0.75, 0.2, 0.03),
+  VESSEL: (0.8, 0.25, 0.0),
+  BLOOD: (0.7, 0.0, 0.25),
+  FIBROSIS: (0.8, 0.18, 0.02),
+  CRUSH: (0.5, 0.15, 0.1),
 }
 
 # Kind of cell: pitch of its grid in level-0 pixels, share of the grid's places
 # it takes in each region.
 _CELLS = {
-    'lymphocyte': (
-        14.5,
-        {PARACORTEX: 0.72, MANTLE: 0.98, CORD: 0.55, SINUS: 0.14, CRUSH: 0.5}
-        | {GERMINAL: 0.1, TRABECULA: 0.06, FIBROSIS: 0.07, CAPSULE: 0.03}
-        | {FAT: 0.012, BLOOD: 0.03},
-    ),
-    'plasma': (20.0, {CORD: 0.35, SINUS: 0.05, FIBROSIS: 0.04}),
-    'centrocyte': (17.0, {GERMINAL: 0.6}),
-    'centroblast': (21.0, {GERMINAL: 0.6, PARACORTEX: 0.05}),
-    'histiocyte': (26.0, {SINUS: 1.0, GERMINAL: 0.12, PARACORTEX: 0.1}),
-    'spindle': (
-        34.0,
-        {CAPSULE: 0.75, TRABECULA: 0.7, VESSEL: 1.0, FIBROSIS: 0.5}
-        | {SINUS: 0.12, PARACORTEX: 0.12, CRUSH: 0.6, CORD: 0.12, FAT: 0.05},
-    ),
-    'debris': (40.0, {GERMINAL: 0.3, BLOOD: 0.1, CRUSH: 0.2}),
+  'lymphocyte': (
+    14.5,
+    {PARACORTEX: 0.72, MANTLE: 0.98, CORD: 0.55, SINUS: 0.14, CRUSH: 0.5}
+    | {GERMINAL: 0.1, TRABECULA: 0.06, FIBROSIS: 0.07, CAPSULE: 0.03}
+    | {FAT: 0.012, BLOOD: 0.03},
+  ),
+  'plasma': (20.0, {CORD: 0.35, SINUS: 0.05, FIBROSIS: 0.04}),
+  'centrocyte': (17.0, {GERMINAL: 0.6}),
+  'centroblast': (21.0, {GERMINAL: 0.6, PARACORTEX: 0.05}),
+  'histiocyte': (26.0, {SINUS: 1.0, GERMINAL: 0.12, PARACORTEX: 0.1}),
+  'spindle': (
+    34.0,
+    {CAPSULE: 0.75, TRABECULA: 0.7, VESSEL: 1.0, FIBROSIS: 0.5}
+    | {SINUS: 0.12, PARACORTEX: 0.12, CRUSH: 0.6, CORD: 0.12, FAT: 0.05},
+  ),
+  'debris': (40.0, {GERMINAL: 0.3, BLOOD: 0.1, CRUSH: 0.2}),
 }
 
 
@@ -66,7 +66,7 @@ def _table(values: dict[int, float]) -> np.ndarray:
 
 
 def _matrix(
-    rng: np.random.Generator, node: anatomy.Node, shape: tuple[int, int]
+  rng: np.random.Generator, node: anatomy.Node, shape: tuple[int, int]
 ) -> np.ndarray:
   """Returns the eosin density of everything between the nuclei, [H, W]."""
 
@@ -85,13 +85,13 @@ def _matrix(
   layers = layers + 0.35 * repeat(texture.grain())
   straight = np.abs(np.cos(node.orientation)) > 0.7
   inner = np.where(
-      texture.enlarge(straight.astype(np.float32), shape) > 0.5,
-      repeat(texture.fibre()),
-      repeat(texture.fibre().T),
+    texture.enlarge(straight.astype(np.float32), shape) > 0.5,
+    repeat(texture.fibre()),
+    repeat(texture.fibre().T),
   )
   rim = np.isin(node.region, (CAPSULE, SINUS)).astype(np.float32)
   fibres = np.where(
-      texture.enlarge(rim, shape) > 0.5, np.sin(2 * np.pi * layers), inner
+    texture.enlarge(rim, shape) > 0.5, np.sin(2 * np.pi * layers), inner
   )
   eosin += spread(1) * fibres
   # Gaps: slits between cells that let the light through.
@@ -103,10 +103,10 @@ def _matrix(
 
 
 def fill(
-    rng: np.random.Generator,
-    node: anatomy.Node,
-    shape: tuple[int, int],
-    taken: np.ndarray,
+  rng: np.random.Generator,
+  node: anatomy.Node,
+  shape: tuple[int, int],
+  taken: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws a node without its lesions.
 

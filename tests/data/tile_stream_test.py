@@ -1,7 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import pathlib
-import statistics
 import threading
 import time
 
@@ -69,10 +68,11 @@ def test_batches_hold_every_tile_once_in_order(slide, grid, batch, threads):
 
 def test_resampled_tiles_are_streamed_as_they_are_read(slide):
   grid = tile_grid(slide, tile_size=64, mpp=0.8, min_tissue=0)
-  raw = [tiles for tiles, _ in read_batches(slide, grid, batch=4, threads=2)]
+  stream = read_batches(slide, grid, batch=4, threads=2)
+  raw = [tiles.copy() for tiles, _ in stream]
   expected = [read_tile(slide, grid, i) for i in range(len(grid.coords))]
   np.testing.assert_array_equal(
-    np.concatenate(raw)[: len(expected), ..., :3], expected
+    np.concatenate(raw)[: len(expected), ..., 2::-1], expected
   )
 
 
@@ -110,14 +110,14 @@ def test_augmentation_is_a_flip_and_a_change_of_colour(slide, grid):
 
 
 def test_an_error_reaches_the_consumer_as_it_is(slide, grid, monkeypatch):
-  real = tile_stream.read_tile_rgbx
+  real = tile_stream.read_tile_bgrx
 
-  def read(slide, grid, i):
+  def read(slide, grid, i, out):
     if i == 20:
       raise SlideError('a.tiff: tile 20 is damaged.')
-    return real(slide, grid, i)
+    return real(slide, grid, i, out)
 
-  monkeypatch.setattr(tile_stream, 'read_tile_rgbx', read)
+  monkeypatch.setattr(tile_stream, 'read_tile_bgrx', read)
   stream = batches(slide, grid, batch=8, threads=2)
   assert [len(next(stream)[0]) for _ in range(2)] == [8, 8]
   with pytest.raises(SlideError, match=r'^a\.tiff: tile 20 is damaged\.$'):
@@ -148,14 +148,14 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
 
 
 def test_reading_overlaps_the_work_of_the_consumer(slide, grid, monkeypatch):
-  real = tile_stream.read_tile_rgbx
+  real = tile_stream.read_tile_bgrx
 
-  def read(slide, grid, i):
+  def read(slide, grid, i, out):
     time.sleep(0.02)
-    return real(slide, grid, i)
+    return real(slide, grid, i, out)
 
   list(batches(slide, grid, batch=5, threads=1))  # Compiles.
-  monkeypatch.setattr(tile_stream, 'read_tile_rgbx', read)
+  monkeypatch.setattr(tile_stream, 'read_tile_bgrx', read)
   start = time.perf_counter()
   for _ in batches(slide, grid, batch=5, threads=1):
     time.sleep(0.1)
@@ -190,10 +190,12 @@ def test_reading_reaches_nine_tenths_of_a_bare_loop():
         pass
       return time.perf_counter() - start
 
-  ratios = []
-  for _ in range(6):  # Other work on the machine disturbs single medians.
-    times = [(bare(), streamed()) for _ in range(5)]
-    ratios.append(np.divide(*map(statistics.median, zip(*times, strict=True))))
-    if ratios[-1] >= 0.9:
+  # The quickest of many short runs is what neither other work on the machine
+  # nor its clock has slowed.
+  times = []
+  while len(times) < 60:
+    times.append((bare(), streamed()))
+    best_bare, best_streamed = np.min(times, 0)
+    if len(times) >= 5 and best_bare >= 0.9 * best_streamed:
       return
-  pytest.fail(f'reading runs at {np.round(ratios, 2)} of a bare loop')
+  pytest.fail(f'reading runs at {best_bare / best_streamed:.2f} of a bare loop')

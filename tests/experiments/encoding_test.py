@@ -202,5 +202,5 @@ def test_calibration_passes_over_bad_slides(paths):
   paths[0].write_bytes(b'no slide')
   got = cohort_tiles.calibration_tiles(paths, SPEC)
   assert sorted(got.sum((1, 2, 3))) == sorted(good.sum((1, 2, 3)))
-  with pytest.raises(slides.SlideError, match='a.tiff'):
+  with pytest.raises(slides.SlideError, match=r'a\.tiff'):
     cohort_tiles.calibration_tiles(paths[:1], SPEC)

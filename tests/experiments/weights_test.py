@@ -52,6 +52,19 @@ def test_files_of_different_weights_have_different_names(file, tmp_path):
   assert not (tmp_path / 'features').exists()  # Nothing is made up beside it.
 
 
+def test_a_partial_file_is_refused_by_file_and_names(file, tmp_path):
+  state = port.load_state_dict(file)
+  del state['layer3.2.bn1.weight']
+  partial = tmp_path / 'partial.safetensors'
+  safetensors.numpy.save_file(state, partial)
+  with pytest.raises(weights.WeightsError) as error:
+    make(str(partial), tmp_path)
+  assert str(error.value).splitlines() == [
+    f"{partial} does not fit torchvision's ResNet-50:",
+    '1 missing: layer3.2.bn1.weight',
+  ]
+
+
 def test_a_random_trunk_is_made_once(tmp_path):
   first = make(None, tmp_path, sample)
   assert first.name.startswith('resnet50-conv4-random-seed0-')

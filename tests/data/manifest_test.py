@@ -1,0 +1,155 @@
+"""The table of slides: ids stay as they are, faults come all at once."""
+
+import hypothesis
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+
+from data import manifest as manifests
+from data.manifest import Manifest, ManifestError
+
+HEADER = 'case_id,slide_id,label\n'
+
+one_file = hypothesis.settings(
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+cell = (
+  st.text(st.characters(exclude_categories=('Cs', 'Cc')), min_size=1)
+  .map(str.strip)
+  .filter(bool)
+)
+slide_id = cell.filter(lambda s: not set(s) & set('/\\') and s not in '..')
+
+
+def write(tmp_path, text):
+  path = tmp_path / 'labels.csv'
+  path.write_text(text, encoding='utf-8')
+  return path
+
+
+def assert_equal(a, b):
+  for name in ('case', 'slide', 'label'):
+    np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@st.composite
+def tables(draw):
+  slides = sorted(draw(st.lists(slide_id, min_size=1, max_size=8, unique=True)))
+  columns = [
+    draw(st.lists(cell, min_size=len(slides), max_size=len(slides)))
+    for _ in range(2)
+  ]
+  return Manifest(np.array(columns[0]), np.array(slides), np.array(columns[1]))
+
+
+@one_file
+@given(table=tables())
+def test_what_is_written_is_read(tmp_path, table):
+  manifests.write(tmp_path / 'labels.csv', table)
+  assert_equal(manifests.read(tmp_path / 'labels.csv'), table)
+
+
+@one_file
+@given(table=tables(), data=st.data())
+def test_the_order_of_rows_is_immaterial(tmp_path, table, data):
+  rows = data.draw(st.permutations(range(len(table.slide))))
+  manifests.write(tmp_path / 'labels.csv', table.subset(np.array(rows)))
+  assert_equal(manifests.read(tmp_path / 'labels.csv'), table)
+
+
+def test_ids_stay_strings(tmp_path):
+  text = 'label,slide_id,extra,case_id\n 1 ,TCGA.01.z,x,1e3\n01,007,y,0012\n'
+  table = manifests.read(write(tmp_path, text))
+  assert table.slide.tolist() == ['007', 'TCGA.01.z']
+  assert table.case.tolist() == ['0012', '1e3']
+  assert table.label.tolist() == ['01', '1']
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+  table = manifests.read(write(tmp_path, '\ufeff' + HEADER + 'c,s,l\n'))
+  assert table.case.tolist() == ['c']
+
+
+def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
+  rows = [
+    'c,good,l',
+    ',b,l',
+    'c,,l',
+    'c,d,',
+    'short',
+    'c,dup,l',
+    'c,dup,l',
+    'c,a/b,l',
+    'c,..,l',
+  ]
+  path = write(tmp_path, HEADER + '\n'.join(rows) + '\n')
+  with pytest.raises(ManifestError) as e:
+    manifests.read(path)
+  message = str(e.value)
+  for part in (
+    str(path),
+    'row 3: empty case_id',
+    'row 4: empty slide_id',
+    'row 5: empty label',
+    'row 6: empty slide_id',
+    'row 6: empty label',
+    'slide dup: 2 rows',
+    'slide a/b: an id is a file name',
+    'slide ..: an id is a file name',
+  ):
+    assert part in message
+  assert 'row 2' not in message and 'row 7' not in message
+
+
+@pytest.mark.parametrize(
+  ('text', 'said'),
+  [
+    ('', 'no column case_id, slide_id, label; found ;'),
+    ('case_id,label\nc,l\n', 'no column slide_id; found case_id, label;'),
+    (HEADER, 'no rows'),
+  ],
+)
+def test_a_table_without_columns_or_rows_is_refused(tmp_path, text, said):
+  path = write(tmp_path, text)
+  with pytest.raises(ManifestError) as e:
+    manifests.read(path)
+  assert str(path) in str(e.value) and said in str(e.value)
+
+
+@one_file
+@given(garbage=st.binary(max_size=200), header=st.booleans())
+def test_garbage_is_read_or_refused_but_never_crashes(
+  tmp_path, garbage, header
+):
+  path = tmp_path / 'labels.csv'
+  path.write_bytes(HEADER.encode() * header + garbage)
+  try:
+    table = manifests.read(path)
+  except ManifestError as e:
+    assert str(path) in str(e)
+  else:
+    assert header and len(set(table.slide)) == len(table.slide) > 0
+    assert all(map(len, table.case)) and all(map(len, table.label))
+
+
+@pytest.mark.parametrize('content', [None, b'\xff\xfe\x00c\xd8'])
+def test_what_is_no_text_file_is_refused(tmp_path, content):
+  path = tmp_path / 'labels.csv'
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(ManifestError, match=r'labels\.csv: cannot be read as'):
+    manifests.read(path)
+
+
+def test_relabel_renames_merges_and_drops():
+  table = Manifest(
+    np.array(['c', 'd', 'e', 'f']),
+    np.array(['1', '2', '3', '4']),
+    np.array(['x', 'y', 'z', 'x']),
+  )
+  new = manifests.relabel(table, {'x': 'merged label', 'z': 'merged label'})
+  assert new.slide.tolist() == ['1', '3', '4']
+  assert new.case.tolist() == ['c', 'e', 'f']
+  assert new.label.tolist() == ['merged label'] * 3
+  with pytest.raises(ManifestError, match='label u, w; labels are x, y, z'):
+    manifests.relabel(table, {'x': 'a', 'w': 'b', 'u': 'c'})

@@ -1,0 +1,126 @@
+"""The plan of an epoch: every bag once, in an order that is a pure function."""
+
+import itertools
+
+from hypothesis import example, given, strategies as st
+import numpy as np
+
+from data import plan
+
+lengths = st.lists(st.integers(1, 30_000), min_size=1, max_size=60).map(
+  np.array
+)
+
+
+@st.composite
+def cohorts(draw):
+  """Lengths with a part of the bags, at least one."""
+  n = draw(lengths)
+  visit = np.array(
+    draw(st.lists(st.booleans(), min_size=len(n), max_size=len(n)))
+  )
+  visit[draw(st.integers(0, len(n) - 1))] = True
+  return n, visit
+
+
+@given(n=lengths)
+@example(n=np.array([56, 928]))
+def test_buckets_hold_every_bag_and_are_few(n):
+  buckets = plan.bucket_lengths(n)
+  assert 1 <= len(buckets) <= plan.MAX_BUCKETS
+  assert all(b % 8 == 0 for b in buckets)
+  assert all(a < b for a, b in itertools.pairwise(buckets))
+  assert buckets[-1] == -(-max(n) // 8) * 8
+  found = np.searchsorted(buckets, n)
+  assert set(found) == set(range(len(buckets)))  # None is idle.
+
+
+@given(n=st.lists(st.integers(64, 8000), min_size=1, max_size=60))
+def test_padding_wastes_less_than_a_third(n):
+  buckets = np.array(plan.bucket_lengths(np.array(n)))
+  padded = buckets[np.searchsorted(buckets, n)]
+  assert (padded <= np.array(n) * 2**0.5 + 8).all()
+
+
+def test_sixteen_buckets_span_any_range():
+  n = np.unique(np.geomspace(1, 10**6, 2000).astype(int))
+  assert len(plan.bucket_lengths(n)) == 16
+
+
+@given(
+  cohort=cohorts(),
+  batch=st.integers(1, 5),
+  seed=st.integers(0, 10**6),
+  epoch=st.integers(0, 500),
+)
+def test_an_epoch_visits_every_bag_once(cohort, batch, seed, epoch):
+  n, visit = cohort
+  buckets = plan.bucket_lengths(n)
+  make = lambda e: plan.plan_epoch(
+    n, buckets, visit=visit, batch=batch, seed=seed, epoch=e
+  )
+  bucket, index = make(epoch)
+  assert bucket.dtype == index.dtype == np.int32
+  assert index.shape == (len(bucket), batch)
+  assert index.min() >= -1
+  real = index[index >= 0]
+  np.testing.assert_array_equal(np.sort(real), np.flatnonzero(visit))
+  # One bucket per step, the smallest that holds its bags.
+  own = np.searchsorted(buckets, n)[index]
+  np.testing.assert_array_equal(
+    own[index >= 0], np.broadcast_to(bucket[:, None], index.shape)[index >= 0]
+  )
+  # Fillers end a step, at most one step of a bucket, and fill no step alone.
+  filled = index < 0
+  assert not filled[:, 0].any()
+  assert (np.diff(filled.astype(int), axis=1) >= 0).all()
+  assert (
+    np.unique(bucket[filled.any(1)], return_counts=True)[1].max(initial=0) <= 1
+  )
+  again = make(epoch)
+  np.testing.assert_array_equal(again[0], bucket)
+  np.testing.assert_array_equal(again[1], index)
+  assert make(epoch + 1)[1].shape == index.shape
+
+
+def test_order_changes_with_seed_and_epoch():
+  n = np.arange(1, 101)
+  buckets = plan.bucket_lengths(n)
+  orders = {
+    tuple(
+      plan.plan_epoch(n, buckets, visit=n > 0, batch=1, seed=seed, epoch=epoch)[
+        1
+      ].ravel()
+    )
+    for seed in range(3)
+    for epoch in range(3)
+  }
+  assert len(orders) == 9
+
+
+@given(cohort=cohorts(), data=st.data(), epoch=st.integers(0, 50))
+def test_runs_see_their_common_bags_in_one_order(cohort, data, epoch):
+  n, visit = cohort
+  other = np.array(
+    data.draw(st.lists(st.booleans(), min_size=len(n), max_size=len(n)))
+  )
+  other[data.draw(st.integers(0, len(n) - 1))] = True
+  buckets = plan.bucket_lengths(n)
+
+  def order(visit):
+    _, index = plan.plan_epoch(
+      n, buckets, visit=visit, batch=1, seed=7, epoch=epoch
+    )
+    return index.ravel()
+
+  mine, theirs = order(visit), order(other)
+  np.testing.assert_array_equal(mine[other[mine]], theirs[visit[theirs]])
+
+
+def test_short_and_long_bags_are_mixed():
+  # A step of long bags must not wait until all short ones are through.
+  n = np.repeat([10, 1000], 50)
+  bucket, _ = plan.plan_epoch(
+    n, plan.bucket_lengths(n), visit=n > 0, batch=5, seed=0, epoch=0
+  )
+  assert 4 <= np.count_nonzero(np.diff(bucket))

@@ -1,0 +1,227 @@
+"""Splits: whole cases, every class, each slide tested once."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+
+from data import manifest as manifests, splits
+from data.manifest import Manifest
+from data.splits import PARTS, SplitError
+
+one_file = hypothesis.settings(
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+
+
+@st.composite
+def cohorts(draw, min_k=3):
+  """A manifest whose classes have k cases at least, of 1 to 3 slides, and k."""
+  k = draw(st.integers(min_k, 6))
+  sizes = draw(st.lists(st.integers(k, 2 * k + 1), min_size=1, max_size=4))
+  rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+  label = np.repeat([f'class{c}' for c in range(len(sizes))], sizes)
+  case = np.array([f'{i:03}' for i in rng.permutation(len(label))])
+  slides = rng.integers(1, 4, len(label))
+  case, label = np.repeat(case, slides), np.repeat(label, slides)
+  order = rng.permutation(len(case))
+  slide = np.array([f's{i:04}' for i in range(len(case))])
+  return Manifest(case[order], slide, label[order]), k
+
+
+def same(a, b):
+  return all(
+    np.array_equal(getattr(x, part), getattr(y, part))
+    for x, y in zip(a, b, strict=True)
+    for part in PARTS
+  )
+
+
+@given(cohort=cohorts(), seed=st.integers(0, 10**6))
+def test_cases_are_whole_and_each_slide_is_tested_once(cohort, seed):
+  table, k = cohort
+  made = splits.make(table, k, seed)
+  assert len(made) == k
+  for split in made:
+    parts = [set(table.case[getattr(split, part)]) for part in PARTS]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert np.array_equal(
+      sum(getattr(split, p).astype(int) for p in PARTS),
+      np.ones(len(table.slide)),
+    )
+  for i, split in enumerate(made):
+    np.testing.assert_array_equal(split.val, made[(i + 1) % k].test)
+  for part in ('test', 'val'):
+    held = sum(getattr(split, part).astype(int) for split in made)
+    np.testing.assert_array_equal(held, 1)
+
+
+@given(cohort=cohorts(), seed=st.integers(0, 10**6))
+def test_every_class_is_dealt_evenly(cohort, seed):
+  table, k = cohort
+  made = splits.make(table, k, seed)
+  totals = []
+  for split in made:
+    totals.append(len(set(table.case[split.test])))
+  assert max(totals) - min(totals) <= 1
+  for label in set(table.label):
+    counts = [
+      len(set(table.case[split.test & (table.label == label)]))
+      for split in made
+    ]
+    assert max(counts) - min(counts) <= 1 and min(counts) >= 1
+
+
+@one_file
+@given(cohort=cohorts(), seed=st.integers(0, 10**6), data=st.data())
+def test_splits_are_a_function_of_table_and_seed(tmp_path, cohort, seed, data):
+  table, k = cohort
+  rows = data.draw(st.permutations(range(len(table.slide))))
+  path = tmp_path / 'labels.csv'
+  manifests.write(path, table.subset(np.array(rows)))
+  again = splits.make(manifests.read(path), k, seed)
+  made = splits.make(table, k, seed)
+  assert same(again, made)
+  assert splits.fingerprint(table, again) == splits.fingerprint(table, made)
+
+
+def twenty_cases(classes=2):
+  case = np.array([f'c{i:02}' for i in range(20)])
+  slide = np.array([f's{i:02}' for i in range(20)])
+  return Manifest(case, slide, np.array([str(i % classes) for i in range(20)]))
+
+
+def test_another_seed_makes_other_splits():
+  table = twenty_cases()
+  made = [splits.make(table, 5, seed) for seed in range(3)]
+  prints = {splits.fingerprint(table, m) for m in made}
+  assert len(prints) == 3 and not same(made[0], made[1])
+
+
+def test_a_case_of_several_classes_stays_whole():
+  table = twenty_cases()
+  case = np.repeat(table.case[::2], 2)  # Both labels in every case.
+  table = Manifest(case, table.slide, table.label)
+  made = splits.make(table, 5, 0)
+  for split in made:
+    assert len(set(case[split.test])) == 2
+    assert set(table.label[split.test]) == {'0', '1'}
+
+
+def test_too_few_cases_say_what_to_do():
+  table = twenty_cases(classes=4)  # 5 cases each.
+  with pytest.raises(SplitError) as e:
+    splits.make(table, 6, 0)
+  assert str(e.value) == (
+    'class 0 has 5 cases, fewer than --k=6 folds: choose --k=5 or less, merge'
+    ' classes with --labels, or pass --split_dir'
+  )
+  with pytest.raises(SplitError, match=r'--k=2: .* need at least 3'):
+    splits.make(table, 2, 0)
+
+
+@one_file
+@given(cohort=cohorts(), seed=st.integers(0, 10**6))
+def test_clams_files_round_trip(tmp_path, cohort, seed):
+  table, k = cohort
+  made = splits.make(table, k, seed)
+  splits.write(tmp_path, table, made)
+  assert same(splits.read(tmp_path, table, k), made)
+
+
+def folder(tmp_path, content, k=3):
+  """Splits of 20 cases in k files, of which the second is replaced."""
+  table = twenty_cases()
+  splits.write(tmp_path / 'splits', table, splits.make(table, k, 0))
+  path = tmp_path / 'splits' / 'splits_1.csv'
+  if content is None:
+    path.unlink()
+  else:
+    path.write_text(content)
+  return tmp_path / 'splits', table, path
+
+
+def test_slides_that_no_file_names_are_in_no_part(tmp_path):
+  content = ',train,val,test\n0,s00,s02,s04\n1,s01,,s05\n'
+  where, table, _ = folder(tmp_path, content)
+  # Its test part must not overlap those of the other folds.
+  for i in (0, 2):
+    (where / f'splits_{i}.csv').write_text(
+      f'val,test,train,note\n s02 ,s{10 + i},s00,x\n,,s01,\n'
+    )
+  split = splits.read(where, table, 3)[1]
+  assert table.slide[split.train].tolist() == ['s00', 's01']
+  assert table.slide[split.val].tolist() == ['s02']
+  assert table.slide[split.test].tolist() == ['s04', 's05']
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (None, 'cannot be read as CSV'),
+    ('', 'columns train, val, test are needed'),
+    ('train,val\ns00,s01\n', 'columns train, val, test are needed'),
+    ('train,val,test\ns00,s02,nobody\n', 'slide nobody (test)'),
+    ('train,val,test\ns00,s02,s02\n', 'slide s02 is named twice'),
+    ('train,val,test\ns00,s02,s04\ns00,,\n', 'slide s00 is named twice'),
+    ('train,val,test\ns00,,s04\ns01,,\n', 'its val part is empty'),
+    ('train,val,test\ns00,s02,s04\n', 'no training slide of class 1'),
+  ],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path, content, said):
+  where, table, path = folder(tmp_path, content)
+  with pytest.raises(SplitError) as e:
+    splits.read(where, table, 3)
+  assert str(path) in str(e.value) and said in str(e.value)
+
+
+def test_a_case_that_straddles_parts_is_refused_with_the_file(tmp_path):
+  content = 'train,val,test\ns00,s02,s04\ns01,s03,s05\n'
+  where, table, path = folder(tmp_path, content)
+  case = table.case.copy()
+  case[3] = case[1]
+  table = Manifest(case, table.slide, table.label)
+  for i in (0, 2):  # Sound, so that the second file is the one at fault.
+    (where / f'splits_{i}.csv').write_text(
+      f'train,val,test\ns00,s02,s{10 + i}\ns01,s04,\n'
+    )
+  with pytest.raises(SplitError) as e:
+    splits.read(where, table, 3)
+  assert str(path) in str(e.value)
+  assert 'case c01 is in both train and val' in str(e.value)
+
+
+def test_a_slide_tested_in_two_folds_is_refused(tmp_path):
+  table = twenty_cases()
+  made = splits.make(table, 3, 0)
+  splits.write(tmp_path, table, [made[0], made[0], made[2]])
+  slide = table.slide[made[0].test][0]
+  with pytest.raises(SplitError, match=f'slide {slide} is in the test part of'):
+    splits.read(tmp_path, table, 3)
+
+
+def test_files_do_not_depend_on_the_locale(tmp_path):
+  program = (
+    'import numpy as np, sys\n'
+    'from data import splits\n'
+    'from data.manifest import Manifest\n'
+    "s = np.array([chr(233) + '%02d' % i for i in range(9)])\n"
+    "t = Manifest(s, s, np.full(9, 'a'))\n"
+    'm = splits.make(t, 3, 0)\n'
+    'splits.write(sys.argv[1], t, m)\n'
+    'r = splits.read(sys.argv[1], t, 3)\n'
+    'assert splits.fingerprint(t, r) == splits.fingerprint(t, m)\n'
+  )
+  env = os.environ | {
+    'LC_ALL': 'C',
+    'PYTHONUTF8': '0',
+    'PYTHONCOERCECLOCALE': '0',
+  }
+  subprocess.run(
+    [sys.executable, '-c', program, tmp_path], env=env, check=True, timeout=60
+  )

@@ -1,0 +1,280 @@
+"""The cohort: slides, labels and features joined, or every fault named."""
+
+import collections
+
+import h5py
+import hypothesis
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+
+from data import features, splits as split_files
+from data.manifest import ManifestError
+from experiments import cohort as cohorts
+from experiments.cohort import CohortError
+
+WIDTH = 4
+ATTRS = dict.fromkeys(features.ATTRIBUTES, 1) | {'encoder': 'resnet50'}
+
+
+def make(tmp_path, labels, *, cases=None, name='labels.csv'):
+  """Writes a CSV and features of s00, s01, ... with 3, 4, ... instances."""
+  folder = tmp_path / 'features'
+  folder.mkdir(exist_ok=True)
+  lines = ['case_id,slide_id,label']
+  for i, label in enumerate(labels):
+    case = cases[i] if cases else f'c{i:02}'
+    lines.append(f'{case},s{i:02},{label}')
+    rows = np.full((i + 3, WIDTH), i, np.float32)
+    path = folder / f's{i:02}.h5'
+    features.write(path, rows, np.zeros((i + 3, 2)), ATTRS)
+  path = tmp_path / name
+  path.write_text('\n'.join(lines) + '\n')
+  return path, folder
+
+
+def test_the_parts_are_joined_in_the_order_of_ids(tmp_path):
+  path, folder = make(tmp_path, ['z', 'y', 'z', 'x'])
+  lines = path.read_text().splitlines()
+  path.write_text('\n'.join([lines[0], *lines[:0:-1]]))
+  cohort = cohorts.load(path, folder)
+  assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's03']
+  assert cohort.classes == ('x', 'y', 'z')
+  assert cohort.label.tolist() == [2, 1, 2, 0]
+  assert cohort.length.tolist() == [3, 4, 5, 6]
+  assert (cohort.width, cohort.slides) == (WIDTH, {})
+  assert cohort.label.dtype == cohort.length.dtype == np.int32
+  for i, feature_file in enumerate(cohort.paths):
+    assert (features.read(feature_file).features == i).all()
+
+
+def test_slide_files_are_found_by_id(tmp_path):
+  path, folder = make(tmp_path, 'xy')
+  slides_dir = tmp_path / 'slides'
+  slides_dir.mkdir()
+  (slides_dir / 's01.tiff').touch()
+  cohort = cohorts.load(path, folder, slides_dir=slides_dir)
+  assert cohort.slides == {'s01': slides_dir / 's01.tiff'}
+
+
+def test_real_feature_files_make_a_cohort(tmp_path, real_data):
+  folder = tmp_path / 'features'
+  folder.mkdir()
+  layouts = ('clam/feats/h5_files', 'trident/*/features_*', 'stamp/*')
+  lines = ['case_id,slide_id,label']
+  for i, layout in enumerate(layouts):
+    file = next((real_data / 'feature_files').glob(f'{layout}/*.h5'))
+    (folder / f'slide.{i}.h5').symlink_to(file)
+    lines.append(f'{i},slide.{i},{i % 2}')
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  cohort = cohorts.load(tmp_path / 'labels.csv', folder)
+  assert cohort.length.tolist() == [49, 49, 49] and cohort.width == 27
+
+
+def test_missing_features_are_counted_and_named(tmp_path):
+  path, folder = make(tmp_path, 'xy' * 7)
+  for i in range(1, 13):
+    (folder / f's{i:02}.h5').unlink()
+  with pytest.raises(CohortError) as e:
+    cohorts.load(path, folder)
+  names = ', '.join(f's{i:02}' for i in range(1, 11))
+  assert str(e.value) == (
+    f'{folder}: no feature file for 12 of 14 labelled slides: {names} and 2'
+    ' more; run experiments.extract, or take them out of the CSV'
+  )
+  with pytest.raises(CohortError, match='for 14 of 14 labelled slides: s00'):
+    cohorts.load(path, tmp_path / 'nowhere')
+
+
+def test_all_damaged_files_are_named_at_once(tmp_path):
+  path, folder = make(tmp_path, 'xyxyxy')
+  (folder / 's01.h5').write_bytes((folder / 's01.h5').read_bytes()[:600])
+  (folder / 's02.h5').write_bytes(b'')
+  for name, rows in (('s03', np.zeros((0, WIDTH))), ('s04', None)):
+    with h5py.File(folder / f'{name}.h5', 'w') as f:
+      if rows is not None:
+        f['features'] = rows.astype(np.float32)
+  with pytest.raises(CohortError) as e:
+    cohorts.load(path, folder)
+  lines = str(e.value).splitlines()
+  assert len(lines) == 4
+  for name, line in zip(('s01', 's02', 's03', 's04'), lines, strict=True):
+    assert line.startswith(f'{folder}/{name}.h5: ')
+
+
+def test_mixed_widths_are_refused(tmp_path):
+  path, folder = make(tmp_path, 'xyx')
+  features.write(
+    folder / 's01.h5', np.ones((2, 7), np.float32), np.zeros((2, 2)), ATTRS
+  )
+  with pytest.raises(CohortError) as e:
+    cohorts.load(path, folder)
+  assert str(e.value) == (
+    f'{folder}: features of [4, 7] dimensions are mixed; other than the first'
+    ' are s01'
+  )
+
+
+def test_one_class_or_a_bad_table_is_refused(tmp_path):
+  path, folder = make(tmp_path, 'xxx')
+  with pytest.raises(CohortError, match=r'labels\.csv: one class only, x'):
+    cohorts.load(path, folder)
+  with pytest.raises(ManifestError, match='cannot be read as CSV'):
+    cohorts.load(tmp_path / 'absent.csv', folder)
+
+
+NAMES = cohorts.PAPER_CLASSES
+TASKS = {
+  'origin': (NAMES, dict(zip(NAMES, NAMES, strict=True))),
+  'a': (
+    ('non-tumor', 'lymphoma', 'metastatic'),
+    {
+      'non-tumor': 'non-tumor',
+      'lymphoma': 'lymphoma',
+      'breast': 'metastatic',
+      'squamous': 'metastatic',
+      'thyroid': 'metastatic',
+    },
+  ),
+  'b': (
+    ('non-tumor', 'lymphoma'),
+    {'non-tumor': 'non-tumor', 'lymphoma': 'lymphoma'},
+  ),
+  'c': (
+    ('lymphoma', 'metastatic'),
+    {
+      'lymphoma': 'lymphoma',
+      'breast': 'metastatic',
+      'squamous': 'metastatic',
+      'thyroid': 'metastatic',
+    },
+  ),
+}
+
+
+@pytest.mark.parametrize('digits', [False, True])
+@pytest.mark.parametrize('task', TASKS)
+def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
+  old = [NAMES[i % 5] for i in range(10)]
+  path, folder = make(
+    tmp_path, [str(NAMES.index(x)) for x in old] if digits else old
+  )
+  mapping = cohorts.mapping_of(task, None)
+  cohort = cohorts.load(path, folder, mapping=mapping)
+  classes, new = TASKS[task]
+  if task == 'origin' and digits:
+    assert mapping is None and cohort.classes == ('0', '1', '2', '3', '4')
+    return
+  assert cohort.classes == classes
+  got = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
+  want = {
+    f's{i:02}': classes.index(new[x]) for i, x in enumerate(old) if x in new
+  }
+  assert got == want
+
+
+def test_labels_relabel_anything(tmp_path):
+  mapping = cohorts.mapping_of('origin', ['0:benign', '2:tumour', '1:tumour'])
+  path, folder = make(tmp_path, '012302')
+  cohort = cohorts.load(path, folder, mapping=mapping)
+  assert cohort.classes == ('benign', 'tumour')
+  assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's04', 's05']
+  assert cohort.label.tolist() == [0, 1, 1, 0, 1]
+  with pytest.raises(ManifestError, match='no slide has the label 7'):
+    cohorts.load(path, folder, mapping={'0': 'a', '7': 'b'})
+
+
+def test_wrong_relabellings_are_refused():
+  with pytest.raises(CohortError, match='--labels and --task=a exclude'):
+    cohorts.mapping_of('a', ['x:y'])
+  for pair in ('xy', 'x:', ':y', 'x:y:z'):
+    with pytest.raises(CohortError, match=f"'{pair}' is not of the form old"):
+      cohorts.mapping_of('origin', ['a:b', pair])
+  with pytest.raises(CohortError, match='--labels: x is given twice'):
+    cohorts.mapping_of('origin', ['x:y', 'x:z'])
+
+
+def test_numbers_are_ordered_as_numbers(tmp_path):
+  path, folder = make(tmp_path, ['10', '9', '2'])
+  assert cohorts.load(path, folder).classes == ('2', '9', '10')
+
+
+@hypothesis.settings(
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+  max_examples=10,
+)
+@given(
+  case_of=st.lists(st.integers(0, 5), min_size=4, max_size=12),
+  seed=st.integers(0, 10**6),
+)
+def test_shuffled_labels_keep_cases_whole_and_classes_as_large(
+  tmp_path, case_of, seed
+):
+  label_of = ['x', 'y', 'y', 'z', 'x', 'z']
+  labels = [label_of[i] for i in case_of]
+  hypothesis.assume(len(set(labels)) > 1)
+  cases = [f'c{i}' for i in case_of]
+  path, folder = make(tmp_path, labels, cases=cases)
+  plain = cohorts.load(path, folder)
+  dealt = cohorts.load(path, folder, shuffle_seed=seed)
+  by_case = collections.defaultdict(set)
+  for case, label in zip(dealt.manifest.case, dealt.label, strict=True):
+    by_case[case].add(dealt.classes[label])
+  assert all(len(found) == 1 for found in by_case.values())
+  before = {c: label_of[i] for c, i in zip(cases, case_of, strict=True)}
+  count = lambda values: collections.Counter(values)
+  assert count(x for (x,) in by_case.values()) == count(before.values())
+  np.testing.assert_array_equal(dealt.manifest.slide, plain.manifest.slide)
+  np.testing.assert_array_equal(dealt.manifest.case, plain.manifest.case)
+  again = cohorts.load(path, folder, shuffle_seed=seed)
+  np.testing.assert_array_equal(again.label, dealt.label)
+
+
+def test_shuffled_labels_are_another_cohort(tmp_path):
+  path, folder = make(tmp_path, 'xy' * 10)
+  plain = cohorts.load(path, folder)
+  dealt = [cohorts.load(path, folder, shuffle_seed=s) for s in range(3)]
+  prints = {x.fingerprint()['labels_sha256'] for x in (plain, *dealt)}
+  assert len(prints) == 4
+
+
+def test_the_fingerprint_follows_what_decides_a_result(tmp_path):
+  path, folder = make(tmp_path, 'xyxy')
+  before = cohorts.load(path, folder).fingerprint()
+  lines = path.read_text().splitlines()
+  path.write_text('\n'.join([lines[0], *lines[:0:-1], '']))
+  assert cohorts.load(path, folder).fingerprint() == before
+  # Classes of other names: results of before cannot be read with these.
+  path.write_text('\n'.join(lines).replace(',y', ',z'))
+  renamed = cohorts.load(path, folder).fingerprint()
+  assert renamed['labels_sha256'] != before['labels_sha256']
+  assert renamed['features_sha256'] == before['features_sha256']
+  path.write_text('\n'.join(lines).replace('c00', 'c99'))
+  moved = cohorts.load(path, folder).fingerprint()
+  assert moved['labels_sha256'] != before['labels_sha256']
+  path.write_text('\n'.join(lines))
+  features.write(
+    folder / 's01.h5',
+    np.ones((4, WIDTH), np.float32) * 9,
+    np.zeros((4, 2)),
+    ATTRS,
+  )
+  changed = cohorts.load(path, folder).fingerprint()
+  assert changed['labels_sha256'] == before['labels_sha256']
+  assert changed['features_sha256'] != before['features_sha256']
+
+
+def test_splits_are_made_or_read(tmp_path):
+  path, folder = make(tmp_path, 'xy' * 4)
+  cohort = cohorts.load(path, folder)
+  made = cohorts.make_splits(cohort, k=4, seed=1, split_dir=None)
+  assert split_files.fingerprint(cohort.manifest, made) == (
+    split_files.fingerprint(
+      cohort.manifest, split_files.make(cohort.manifest, 4, 1)
+    )
+  )
+  other = split_files.make(cohort.manifest, 4, 2)
+  split_files.write(tmp_path / 'splits', cohort.manifest, other)
+  read = cohorts.make_splits(cohort, k=4, seed=1, split_dir=tmp_path / 'splits')
+  for a, b in zip(read, other, strict=True):
+    np.testing.assert_array_equal(a.test, b.test)

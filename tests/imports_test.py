@@ -1,0 +1,147 @@
+"""The house rules that imports and sizes of files can show."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ('data', 'experiments', 'kmil_jax')
+FILES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob('*.py'))
+MAX_LINES = 300
+
+FORBIDDEN = {
+  'kmil_jax': (
+    'absl.flags',
+    'data',
+    'experiments',
+    'openslide',
+    'tensorflow',
+    'tensorflow_datasets',
+  ),
+  'data': ('experiments', 'flax', 'jax', 'jaxlib', 'kmil_jax', 'optax'),
+}
+
+
+def name_of(path):
+  """The dotted name of a module; a package's is that of its folder."""
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def tree_of(path):
+  return ast.parse(path.read_text(encoding='utf-8'), str(path))
+
+
+def imports(nodes):
+  """Dotted names that import statements ask for, `from a import b` as a.b."""
+  names = set()
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'line {node.lineno}: a relative import'
+      names |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return names
+
+
+def within(name, package):
+  return name == package or name.startswith(package + '.')
+
+
+def offences(source, package):
+  """Imports, at any depth, that are not allowed in a package."""
+  found = imports(ast.walk(ast.parse(source)))
+  return sorted(
+    name
+    for name in found
+    if any(within(name, banned) for banned in FORBIDDEN[package])
+  )
+
+
+def is_script(path):
+  return any(
+    isinstance(node, ast.If) and '__main__' in ast.unparse(node.test)
+    for node in tree_of(path).body
+  )
+
+
+def test_the_rules_see_what_breaks_them():
+  source = (
+    'from absl import flags, logging\n'
+    'import tensorflow as tf\n'
+    'import database\n'
+    'def f():\n'
+    '  from data import slides\n'
+    '  import jax.numpy\n'
+  )
+  assert offences(source, 'kmil_jax') == [
+    'absl.flags',
+    'data.slides',
+    'tensorflow',
+  ]
+  assert offences(source, 'data') == ['jax.numpy']
+
+
+@pytest.mark.parametrize('package', FORBIDDEN)
+def test_packages_import_only_what_they_may(package):
+  found = {
+    name_of(path): offences(path.read_text(encoding='utf-8'), package)
+    for path in (ROOT / package).rglob('*.py')
+  }
+  assert len(found) > 5
+  assert {name: bad for name, bad in found.items() if bad} == {}
+
+
+def test_scripts_never_import_each_other():
+  scripts = {name_of(p) for p in FILES if is_script(p)}
+  assert {'experiments.kmil', 'experiments.extract'} <= scripts
+  assert all(name.startswith('experiments.') for name in scripts)
+  users = {}
+  for path in FILES:
+    asked = imports(ast.walk(tree_of(path)))
+    bad = {s for s in scripts if any(within(name, s) for name in asked)}
+    if bad:
+      users[name_of(path)] = bad
+  assert users == {}
+
+
+def test_any_module_can_be_imported_first():
+  """No circle of imports at the top of modules."""
+  modules = {name_of(p): p for p in FILES}
+  edges = {}
+  for name, path in modules.items():
+    package = name if path.name == '__init__.py' else name.rpartition('.')[0]
+    needed = set()
+    for asked in imports(tree_of(path).body):
+      while asked:
+        # What holds both modules is being imported already.
+        if asked in modules and not within(package, asked):
+          needed.add(asked)
+        asked = asked.rpartition('.')[0]
+    edges[name] = needed - {name}
+  assert 'kmil_jax.losses' in edges['kmil_jax.models']
+
+  done = set()
+
+  def visit(name, path):
+    assert name not in path, ' -> '.join([*path, name])
+    if name not in done:
+      for other in sorted(edges[name]):
+        visit(other, [*path, name])
+      done.add(name)
+
+  for name in edges:
+    visit(name, [])
+
+
+def test_files_are_short_and_say_what_they_are_for():
+  faults = []
+  for path in FILES + sorted((ROOT / 'tests').rglob('*.py')):
+    text = path.read_text(encoding='utf-8')
+    lines = len(text.splitlines())
+    if lines > MAX_LINES:
+      faults.append(f'{path.relative_to(ROOT)}: {lines} lines')
+    if lines and path in FILES and not ast.get_docstring(ast.parse(text)):
+      faults.append(f'{path.relative_to(ROOT)}: no docstring')
+  assert faults == []

@@ -1,0 +1,151 @@
+"""Checkpoints: whole trees, the newest alone, whatever kills the process."""
+
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kmil_jax import checkpoint, optim
+
+
+class Moments(NamedTuple):
+  count: np.ndarray
+  mean: dict
+
+
+def tree(value, width=4):
+  """Parameters, the state of an optimiser and scalars, all equal to value."""
+  params = {'layer': {'kernel': np.full((3, width), value, np.float32)}}
+  state = optim.adam(1e-5).init(params)
+  return {
+    'params': params,
+    'opt_state': state,
+    'moments': Moments(np.int32(value), {'m': np.full(2, value)}),
+    'stopped': np.array([True, False]),
+    'epoch': np.int64(value),
+  }
+
+
+def steps(root):
+  return sorted(p.name for p in pathlib.Path(root).iterdir())
+
+
+def test_round_trip_of_an_optimisers_state(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  want = tree(3)
+  grads = {'layer': {'kernel': jnp.ones((3, 4))}}
+  _, want['opt_state'] = optim.adam(0.1).update(
+    grads, want['opt_state'], want['params']
+  )
+  assert saved.latest(tree(0)) is None
+  saved.save(3, want)
+  for checkpoints in (saved, checkpoint.Checkpoints(tmp_path)):
+    got = checkpoints.latest(tree(0))
+    chex.assert_trees_all_equal(got, want)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+    assert isinstance(got['moments'], Moments)
+    assert isinstance(got['opt_state'][1], optax.ScaleByAdamState)
+    assert int(got['opt_state'][1].count) == 1
+    assert all(
+      isinstance(x, np.ndarray) for x in got['params']['layer'].values()
+    )
+    checkpoints.close()
+
+
+def test_only_the_newest_is_kept(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  for step in (1, 2, 10):
+    saved.save(step, tree(step))
+    assert steps(tmp_path) == [str(step)]
+  assert saved.latest(tree(0))['epoch'] == 10
+  saved.save(10, tree(11))  # Again, as after a kill.
+  assert saved.latest(tree(0))['epoch'] == 11
+  saved.close()
+
+
+def test_another_shape_or_structure_is_refused(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(1, tree(1))
+  with pytest.raises(AssertionError, match=r'layer/kernel.*\(3, 4\)'):
+    saved.latest(tree(1, width=5))
+  with pytest.raises(Exception, match='bias'):
+    saved.latest({**tree(1), 'params': {'layer': {'bias': np.zeros(2)}}})
+  chex.assert_trees_all_equal(saved.latest(tree(0)), tree(1))
+  saved.close()
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(1, tree(1))
+  saved.close()
+  leftover = tmp_path / '2.orbax-checkpoint-tmp'
+  (leftover / 'state').mkdir(parents=True)
+  (leftover / 'state' / 'd').write_bytes(b'half')
+  saved = checkpoint.Checkpoints(tmp_path)
+  assert not leftover.exists()
+  assert saved.latest(tree(0))['epoch'] == 1
+  saved.save(2, tree(2))
+  assert steps(tmp_path) == ['2']
+  saved.close()
+
+
+# Saves 1, 2, 3 ... and says so after each; the tree takes a while to write.
+_CHILD = """
+import sys
+import numpy as np
+from kmil_jax import checkpoint
+saved = checkpoint.Checkpoints(sys.argv[1])
+for step in range(1, 10_000):
+  leaves = {str(i): np.full(20_000, step) for i in range(12)}
+  saved.save(step, {'leaves': leaves, 'step': np.int64(step)})
+  print(step, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no kill -9 here')
+def test_kill_9_leaves_a_complete_state(tmp_path):
+  roots = [tmp_path / str(i) for i in range(4)]
+  children = [
+    subprocess.Popen(
+      [sys.executable, '-c', _CHILD, root],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
+    )
+    for root in roots
+  ]
+  like = {
+    'leaves': {str(i): np.zeros(20_000, int) for i in range(12)},
+    'step': np.int64(0),
+  }
+  try:
+    for i, child in enumerate(children):
+      assert select.select([child.stdout], [], [], 120)[0], 'no save at all'
+      time.sleep(0.037 * i)  # At different moments of a save.
+      child.kill()
+  finally:
+    for child in children:
+      child.kill()
+  for child, root in zip(children, roots, strict=True):
+    said = [int(line) for line in child.communicate()[0].split()]
+    assert child.returncode == -signal.SIGKILL
+    saved = checkpoint.Checkpoints(root)
+    got = saved.latest(like)
+    step = int(got['step'])
+    assert step in (said[-1], said[-1] + 1)  # The last may have been unsaid.
+    for leaf in got['leaves'].values():
+      np.testing.assert_array_equal(leaf, step)
+    saved.save(step + 1, {**got, 'step': np.int64(step + 1)})
+    assert saved.latest(like)['step'] == step + 1
+    assert steps(root) == [str(step + 1)]
+    saved.close()

@@ -1,0 +1,62 @@
+"""One device, four devices and two processes train the same."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+WORKER = pathlib.Path(__file__).with_name('pod_worker.py')
+TIMEOUT = 240  # Seconds.
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+def run_pod(folder, processes, devices):
+  """Runs pod_worker.py in `processes` of `devices` CPU devices each."""
+  folder.mkdir()
+  address = f'localhost:{free_port()}'
+  env = os.environ | {
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': str(devices),
+  }
+  workers = [
+      subprocess.Popen(
+          [sys.executable, WORKER, folder, address, str(processes), str(rank)],
+          env=env,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+      )
+      for rank in range(processes)
+  ]
+  try:
+    logs = [w.communicate(timeout=TIMEOUT)[0] for w in workers]
+  finally:
+    for w in workers:
+      w.kill()
+  assert all(w.returncode == 0 for w in workers), '\n'.join(logs)
+  return json.loads((folder / 'out.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory):
+  return run_pod(tmp_path_factory.mktemp('pod') / 'one', 1, 1)
+
+
+@pytest.mark.parametrize('processes,devices', [(1, 4), (2, 2)])
+def test_a_pod_learns_what_one_device_learns(
+    tmp_path, one_device, processes, devices
+):
+  got = run_pod(tmp_path / 'pod', processes, devices)
+  assert got.keys() == one_device.keys()
+  for name, want in one_device.items():
+    np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5)

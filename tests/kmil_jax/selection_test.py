@@ -1,0 +1,169 @@
+"""Selection: the released rule, literally, and each run on its own."""
+
+import dataclasses
+import math
+
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+
+from kmil_jax import optim, selection
+from kmil_jax.selection import Validation
+from kmil_jax.types import Recipe
+
+CHOOSER = Recipe(
+  learning_rate=1e-3,
+  epochs=100,
+  schedule='plateau',
+  select='loss_or_accuracy',
+  patience=20,
+)
+MODEL = Recipe(learning_rate=2e-4, epochs=100)
+
+
+def released(losses, accuracies, rate, patience):
+  """The released first stage, for one run, line by line.
+
+  Zheng et al. 2024: the checkpoint is overwritten whenever the loss strictly
+  improves or the accuracy is at least the best; the counter starts again on
+  either; at 20 (`patience`) it stops; at multiples of 7 the rate falls to a third, not below
+  1e-4.
+  """
+  best_loss, best_accuracy, counter, kept = math.inf, 0.0, 0, -1
+  trace = []
+  for epoch, (loss, accuracy) in enumerate(
+    zip(losses, accuracies, strict=True)
+  ):
+    better = False
+    if loss < best_loss:
+      best_loss, kept, better = loss, epoch, True
+    if accuracy >= best_accuracy:
+      best_accuracy, kept, better = accuracy, epoch, True
+    counter = 0 if better else counter + 1
+    if counter > 0 and counter % 7 == 0:
+      rate = max(rate / 3, 1e-4)
+    trace.append((kept, counter, rate, better))
+    if counter >= patience:
+      break
+  return trace
+
+
+def follow(recipe, val):
+  """Selections after every epoch and what was kept; val is [epochs, R]."""
+  chosen = selection.start(val.loss.shape[1], recipe)
+  trace = []
+  for epoch in range(len(val.loss)):
+    now = Validation(**{name: x[epoch] for name, x in val.items()})
+    chosen, improved = selection.update(chosen, recipe, epoch, now)
+    trace.append((chosen, improved))
+  return trace
+
+
+@st.composite
+def histories(draw, epochs=70):
+  """Validations of a few runs; `levels` few means many ties."""
+  rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+  runs = draw(st.integers(1, 4))
+  shape = (draw(st.integers(1, epochs)), runs)
+  levels = draw(st.sampled_from([2, 5, 30, 1000]))
+  metric = lambda: rng.integers(0, levels + 1, shape) / levels
+  return Validation(f1_macro=metric(), accuracy=metric(), loss=metric())
+
+
+@given(
+  val=histories(),
+  rate=st.sampled_from([1e-3, 3e-4, 1e-4]),
+  patience=st.sampled_from([20, 7]),  # At 7 it stops as its rate falls.
+)
+def test_the_first_stage_is_the_released_rule(val, rate, patience):
+  recipe = dataclasses.replace(CHOOSER, learning_rate=rate, patience=patience)
+  trace = follow(recipe, val)
+  for r in range(val.loss.shape[1]):
+    want = released(val.loss[:, r], val.accuracy[:, r], rate, patience)
+    for (chosen, improved), (kept, counter, rate_now, better) in zip(
+      trace, want, strict=False
+    ):
+      assert chosen.epoch[r] == kept
+      assert chosen.stale[r] == counter
+      assert improved[r] == better
+      assert chosen.learning_rate[r] == pytest.approx(rate_now, rel=1e-12)
+      assert chosen.stopped[r] == (counter >= patience)
+    # After it stopped, nothing moves.
+    last = trace[len(want) - 1][0]
+    for chosen, improved in trace[len(want) :]:
+      assert not improved[r]
+      for name, values in chosen.items():
+        assert values[r] == last[name][r], name
+
+
+def test_rates_fall_thrice_and_the_run_stops_by_hand():
+  shape = (30, 1)
+  val = Validation(
+    f1_macro=np.zeros(shape), accuracy=np.zeros(shape), loss=np.ones(shape)
+  )
+  val.accuracy[0] = 1
+  val.accuracy[9] = 1  # A tie: kept, and the count starts again.
+  trace = follow(CHOOSER, val)
+  rate = np.array([chosen.learning_rate[0] for chosen, _ in trace])
+  np.testing.assert_allclose(rate[:7], 1e-3)
+  np.testing.assert_allclose(rate[7:16], 1e-3 / 3)
+  np.testing.assert_allclose(rate[16:23], 1e-3 / 9)
+  np.testing.assert_allclose(rate[23:], 1e-4)
+  assert [chosen.stopped[0] for chosen, _ in trace].index(True) == 29
+  assert trace[-1][0].epoch[0] == 9
+
+
+def test_a_rate_below_the_floor_stays():
+  recipe = dataclasses.replace(CHOOSER, learning_rate=5e-5)
+  shape = (9, 1)
+  val = Validation(
+    f1_macro=np.zeros(shape),
+    accuracy=-np.arange(9.0)[:, None],
+    loss=np.ones(shape),
+  )
+  assert follow(recipe, val)[-1][0].learning_rate[0] == 5e-5
+
+
+@given(val=histories(), patience=st.sampled_from([None, 3]))
+def test_macro_f1_keeps_the_last_of_the_best(val, patience):
+  recipe = dataclasses.replace(MODEL, patience=patience)
+  trace = follow(recipe, val)
+  for r in range(val.loss.shape[1]):
+    last = None
+    for epoch, (chosen, improved) in enumerate(trace):
+      if last is not None and last.stopped[r]:
+        assert not improved[r]
+        for name, values in chosen.items():
+          assert values[r] == last[name][r], name
+        continue
+      seen = val.f1_macro[: epoch + 1, r]
+      best = np.flatnonzero(seen == seen.max())[-1]
+      assert chosen.epoch[r] == best and chosen.score[r] == seen.max()
+      assert improved[r] == (best == epoch)
+      assert chosen.stopped[r] == (patience == epoch - best)
+      last = chosen
+
+
+@given(val=histories())
+def test_runs_do_not_see_each_other(val):
+  together = follow(CHOOSER, val)
+  for r in range(val.loss.shape[1]):
+    alone = follow(
+      CHOOSER, Validation(**{name: x[:, r : r + 1] for name, x in val.items()})
+    )
+    for (a, kept_a), (b, kept_b) in zip(together, alone, strict=True):
+      assert kept_a[r] == kept_b[0]
+      for name, values in a.items():
+        assert values[r] == b[name][0], name
+
+
+def test_cosine_sets_the_next_epochs_rate():
+  shape = (100, 2)
+  val = Validation(
+    f1_macro=np.zeros(shape), accuracy=np.zeros(shape), loss=np.zeros(shape)
+  )
+  assert (selection.start(2, MODEL).learning_rate == 2e-4).all()
+  for epoch, (chosen, _) in enumerate(follow(MODEL, val)):
+    want = optim.cosine(2e-4, 5e-6, epoch + 1, 100)
+    np.testing.assert_array_equal(chosen.learning_rate, want)
+  np.testing.assert_allclose(chosen.learning_rate, 5e-6)
