@@ -49,22 +49,22 @@ def read(path: str | pathlib.Path) -> Manifest:
   missing = [c for c in COLUMNS if c not in columns]
   if missing:
     raise ManifestError(
-        f'{path}: no column {", ".join(missing)}; found {", ".join(columns)};'
-        f' a header {",".join(COLUMNS)} is needed'
+      f'{path}: no column {", ".join(missing)}; found {", ".join(columns)};'
+      f' a header {",".join(COLUMNS)} is needed'
     )
   cells = [[(row[c] or '').strip() for c in COLUMNS] for row in rows]
   faults = [
-      f'row {i}: {"a NUL byte in" if cell else "empty"} {COLUMNS[j]}'
-      for i, row in enumerate(cells, 2)
-      for j, cell in enumerate(row)
-      if not cell or '\0' in cell  # NumPy would drop it and merge ids.
+    f'row {i}: {"a NUL byte in" if cell else "empty"} {COLUMNS[j]}'
+    for i, row in enumerate(cells, 2)
+    for j, cell in enumerate(row)
+    if not cell or '\0' in cell  # NumPy would drop it and merge ids.
   ]
   count = collections.Counter(row[1] for row in cells)
   faults += [f'slide {s}: {k} rows' for s, k in count.items() if k > 1 and s]
   faults += [
-      f'slide {s}: an id is a file name, without folders'
-      for s in count
-      if '/' in s or '\\' in s or s in ('.', '..')
+    f'slide {s}: an id is a file name, without folders'
+    for s in count
+    if '/' in s or '\\' in s or s in ('.', '..')
   ]
   if not rows:
     faults.append('no rows')
@@ -80,7 +80,7 @@ def write(path: str | pathlib.Path, manifest: Manifest) -> None:
     writer = csv.writer(f)
     writer.writerow(COLUMNS)
     writer.writerows(
-        zip(manifest.case, manifest.slide, manifest.label, strict=True)
+      zip(manifest.case, manifest.slide, manifest.label, strict=True)
     )
 
 
@@ -93,8 +93,8 @@ def relabel(manifest: Manifest, mapping: dict[str, str]) -> Manifest:
   unknown = sorted(set(mapping) - set(manifest.label))
   if unknown:
     raise ManifestError(
-        f'no slide has the label {", ".join(unknown)}; labels are'
-        f' {", ".join(sorted(set(manifest.label)))}'
+      f'no slide has the label {", ".join(unknown)}; labels are'
+      f' {", ".join(sorted(set(manifest.label)))}'
     )
   kept = manifest.subset(np.isin(manifest.label, list(mapping)))
   label = np.array([mapping[x] for x in kept.label])

@@ -18,13 +18,13 @@ _PREFETCH = 2
 
 
 def bag_batches(
-    paths: Sequence[str | pathlib.Path],
-    width: int,
-    buckets: tuple[int, ...],
-    bucket: np.ndarray,
-    index: np.ndarray,
-    *,
-    threads: int = 2,
+  paths: Sequence[str | pathlib.Path],
+  width: int,
+  buckets: tuple[int, ...],
+  bucket: np.ndarray,
+  index: np.ndarray,
+  *,
+  threads: int = 2,
 ) -> Iterator[np.ndarray]:
   """Reads the bags of a plan ahead of their use.
 

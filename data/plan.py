@@ -24,21 +24,19 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
   low, high = _round_up(lengths.min()), _round_up(lengths.max())
   steps = max(int(np.ceil(np.log(high / low) / np.log(_RATIO))), 1)
   steps = min(steps, MAX_BUCKETS - 1)
-  table = np.unique(
-      [_round_up(x) for x in np.geomspace(low, high, steps + 1)]
-  )
+  table = np.unique([_round_up(x) for x in np.geomspace(low, high, steps + 1)])
   used = np.unique(np.searchsorted(table, lengths))
   return tuple(int(x) for x in table[used])
 
 
 def plan_epoch(
-    lengths: np.ndarray,
-    buckets: tuple[int, ...],
-    *,
-    visit: np.ndarray,
-    batch: int,
-    seed: int,
-    epoch: int,
+  lengths: np.ndarray,
+  buckets: tuple[int, ...],
+  *,
+  visit: np.ndarray,
+  batch: int,
+  seed: int,
+  epoch: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Orders the bags of an epoch; a pure function of seed and epoch.
 
@@ -71,8 +69,8 @@ def plan_epoch(
     steps += [(rows[i, 0], b, index[i]) for i in range(len(rows))]
   steps.sort(key=lambda step: step[0])
   return (
-      np.array([b for _, b, _ in steps], np.int32),
-      np.array([index for *_, index in steps], np.int32),
+    np.array([b for _, b, _ in steps], np.int32),
+    np.array([index for *_, index in steps], np.int32),
   )
 
 

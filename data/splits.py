@@ -56,9 +56,9 @@ def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
     cases = sorted(case for case in label_of if label_of[case] == label)
     if len(cases) < k:
       raise SplitError(
-          f'class {label} has {len(cases)} cases, fewer than --k={k} folds:'
-          f' choose --k={len(cases)} or less, merge classes with --labels, or'
-          ' pass --split_dir'
+        f'class {label} has {len(cases)} cases, fewer than --k={k} folds:'
+        f' choose --k={len(cases)} or less, merge classes with --labels, or'
+        ' pass --split_dir'
       )
     order = np.random.default_rng([seed, c]).permutation(len(cases))
     for i in order:
@@ -66,19 +66,19 @@ def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
       dealt += 1
   group = np.array([group_of[case] for case in manifest.case])
   splits = [
-      Split(
-          train=(group != i) & (group != (i + 1) % k),
-          val=group == (i + 1) % k,
-          test=group == i,
-      )
-      for i in range(k)
+    Split(
+      train=(group != i) & (group != (i + 1) % k),
+      val=group == (i + 1) % k,
+      test=group == i,
+    )
+    for i in range(k)
   ]
   check(manifest, splits)
   return splits
 
 
 def check(
-    manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
+  manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
 ) -> None:
   """Asserts what every protocol here relies on.
 
@@ -101,8 +101,8 @@ def check(
       both = sorted(cases[a] & cases[b])
       if both:
         raise SplitError(
-            f'{name}: case {", ".join(both[:5])} is in both {a} and {b}:'
-            ' slides of one case belong in one part'
+          f'{name}: case {", ".join(both[:5])} is in both {a} and {b}:'
+          ' slides of one case belong in one part'
         )
     lost = sorted(set(manifest.label) - set(manifest.label[split.train]))
     if lost:
@@ -114,7 +114,7 @@ def check(
 
 
 def write(
-    folder: str | pathlib.Path, manifest: Manifest, splits: list[Split]
+  folder: str | pathlib.Path, manifest: Manifest, splits: list[Split]
 ) -> None:
   """Writes `splits_<i>.csv` with CLAM's columns: index, train, val, test."""
   folder = pathlib.Path(folder)
@@ -138,9 +138,7 @@ def fingerprint(manifest: Manifest, splits: list[Split]) -> str:
   return digest.hexdigest()
 
 
-def read(
-    folder: str | pathlib.Path, manifest: Manifest, k: int
-) -> list[Split]:
+def read(folder: str | pathlib.Path, manifest: Manifest, k: int) -> list[Split]:
   """Reads `splits_<i>.csv` for i below k; slides not named are in no part.
 
   Raises:
@@ -164,7 +162,7 @@ def read(
       for slide in filter(None, ((row[part] or '').strip() for row in rows)):
         if slide not in place:
           raise SplitError(
-              f'{path}: slide {slide} ({part}) is not among the labelled slides'
+            f'{path}: slide {slide} ({part}) is not among the labelled slides'
           )
         if slide in seen:
           raise SplitError(f'{path}: slide {slide} is named twice')

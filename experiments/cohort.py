@@ -11,10 +11,8 @@ from data import (
   manifest as manifests,
   phantom,
   slides,
-  splits as split_files,
 )
 from data.manifest import Manifest
-from data.splits import Split
 from kmil_jax import parallel
 
 # The paper's class ids; its slide names end in them.
@@ -180,15 +178,6 @@ def make_phantom(
       _encode(root / 'slides', features_dir, cache_dir)
   parallel.wait_for_all('phantom')
   return root, features_dir
-
-
-def make_splits(
-  cohort: Cohort, *, k: int, seed: int, split_dir: str | None
-) -> list[Split]:
-  """Reads the splits of `split_dir`, or makes k patient-grouped ones."""
-  if split_dir:
-    return split_files.read(split_dir, cohort.manifest, k)
-  return split_files.make(cohort.manifest, k, seed)
 
 
 def _encode(

@@ -1,10 +1,21 @@
 """Flags that the scripts share, and what they resolve to."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
+import sys
 
-from absl import flags, logging
+from absl import app, flags, logging
 
+from data import (
+  features as feature_files,
+  manifest as manifests,
+  splits as split_files,
+)
+from data.splits import Split
+from experiments import cohort as cohorts, results
+from experiments.cohort import Cohort
 from kmil_jax import parallel
 
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache'))
@@ -102,6 +113,66 @@ def resolved(own: flags.FlagHolder) -> dict[str, object]:
   return {flag.name: flag.value for flag in sorted(held, key=lambda f: f.name)}
 
 
-def decides_result(name: str) -> bool:
-  """True for flags whose change makes another experiment."""
-  return name not in _NOT_RESULT
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+  """Ends the script with one message where the user's input is at fault."""
+  try:
+    yield
+  except (
+    cohorts.CohortError,
+    feature_files.FeatureError,
+    manifests.ManifestError,
+    results.ResultsError,
+    split_files.SplitError,
+  ) as e:
+    sys.exit(f'error: {e}')
+
+
+def cohort() -> tuple[Cohort, pathlib.Path | None]:
+  """Returns the cohort and, of the phantom, the folder of lesion outlines."""
+  csv_path, features_dir = CSV_PATH.value, FEATURES_DIR.value
+  slides_dir, outlines_dir = SLIDES_DIR.value, None
+  if bool(csv_path) != bool(features_dir):
+    raise app.UsageError(
+      "one's own data needs both --csv_path and --features_dir (see"
+      ' experiments.extract)'
+    )
+  if not csv_path:
+    root, features_dir = cohorts.make_phantom(CACHE_DIR.value)
+    csv_path, slides_dir = root / 'labels.csv', root / 'slides'
+    outlines_dir = root / 'outlines'
+  found = cohorts.load(
+    csv_path,
+    features_dir,
+    slides_dir=slides_dir,
+    mapping=cohorts.mapping_of(TASK.value, LABELS.value),
+    shuffle_seed=SEED.value if SHUFFLE_LABELS.value else None,
+  )
+  return found, outlines_dir
+
+
+def splits(cohort: Cohort) -> list[Split]:
+  """Returns the folds of --split_dir, or makes --k of them."""
+  if SPLIT_DIR.value:
+    return split_files.read(SPLIT_DIR.value, cohort.manifest, K.value)
+  return split_files.make(cohort.manifest, K.value, SEED.value)
+
+
+def folder(default_code: str) -> pathlib.Path:
+  """Returns the results folder."""
+  code = EXP_CODE.value or default_code
+  return pathlib.Path(RESULTS_DIR.value) / f'{code}_s{SEED.value}'
+
+
+def open_folder(
+  folder: pathlib.Path, values: dict, cohort: Cohort, splits: list[Split]
+) -> None:
+  """Makes the results folder, or refuses one of another experiment."""
+  fingerprint = split_files.fingerprint(cohort.manifest, splits)
+  results.open_folder(
+    folder,
+    values,
+    [name for name in values if name not in _NOT_RESULT],
+    cohort.fingerprint() | {'splits_sha256': fingerprint},
+  )
+  split_files.write(folder / 'splits', cohort.manifest, splits)

@@ -12,19 +12,11 @@ gives among the ten.
 import dataclasses
 import pathlib
 import shutil
-import sys
 
 from absl import app, flags
 
-from data import manifest as manifests, plan as plans, splits as split_files
-from experiments import (
-  cohort as cohorts,
-  common,
-  figures,
-  maps,
-  results,
-  training,
-)
+from data import plan as plans, splits as split_files
+from experiments import common, figures, maps, results, training
 from kmil_jax import parallel
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.types import Recipe
@@ -84,43 +76,24 @@ flags.adopt_module_key_flags(common)
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}')
-  try:
+  with common.plain_errors():
     common.start()
     _run()
-  except (
-    cohorts.CohortError,
-    manifests.ManifestError,
-    results.ResultsError,
-    split_files.SplitError,
-  ) as e:
-    sys.exit(f'error: {e}')
 
 
 def _run() -> None:
   settings = _settings()
-  cohort, outlines_dir = _cohort()
-  splits = cohorts.make_splits(
-    cohort,
-    k=common.K.value,
-    seed=common.SEED.value,
-    split_dir=common.SPLIT_DIR.value,
-  )
+  cohort, outlines_dir = common.cohort()
+  splits = common.splits(cohort)
   values = common.resolved(_MODEL)
   asked = _asked(len(splits))
   if parallel.is_first():
     _describe(values, cohort, splits)
   if _CHECK.value:
     return
-  folder = _folder()
+  folder = common.folder(f'{_MODEL.value}_{common.TASK.value}')
   if parallel.is_first():
-    results.open_folder(
-      folder,
-      values,
-      filter(common.decides_result, values),
-      cohort.fingerprint()
-      | {'splits_sha256': split_files.fingerprint(cohort.manifest, splits)},
-    )
-    split_files.write(folder / 'splits', cohort.manifest, splits)
+    common.open_folder(folder, values, cohort, splits)
   parallel.wait_for_all('folder')
   folds = _to_train(folder, asked)
   if folds:
@@ -182,43 +155,12 @@ def _settings() -> training.Settings:
   )
 
 
-def _cohort() -> tuple[cohorts.Cohort, pathlib.Path | None]:
-  """Returns the cohort and, of the phantom, the folder of lesion outlines."""
-  given = bool(common.CSV_PATH.value), bool(common.FEATURES_DIR.value)
-  if any(given) and not all(given):
-    raise app.UsageError(
-      "one's own data needs both --csv_path and --features_dir (see"
-      ' experiments.extract)'
-    )
-  csv_path, features_dir = common.CSV_PATH.value, common.FEATURES_DIR.value
-  slides_dir, outlines_dir = common.SLIDES_DIR.value, None
-  if not any(given):
-    root, features_dir = cohorts.make_phantom(common.CACHE_DIR.value)
-    csv_path, slides_dir = root / 'labels.csv', root / 'slides'
-    outlines_dir = root / 'outlines'
-  cohort = cohorts.load(
-    csv_path,
-    features_dir,
-    slides_dir=slides_dir,
-    mapping=cohorts.mapping_of(common.TASK.value, common.LABELS.value),
-    shuffle_seed=common.SEED.value if common.SHUFFLE_LABELS.value else None,
-  )
-  return cohort, outlines_dir
-
-
 def _asked(k: int) -> list[int]:
   if _FOLD.value is None:
     return list(range(k))
   if _FOLD.value >= k:
     raise app.UsageError(f'--fold={_FOLD.value}: folds are 0 to {k - 1}')
   return [_FOLD.value]
-
-
-def _folder() -> pathlib.Path:
-  code = common.EXP_CODE.value or f'{_MODEL.value}_{common.TASK.value}'
-  return pathlib.Path(common.RESULTS_DIR.value) / (
-    f'{code}_s{common.SEED.value}'
-  )
 
 
 def _to_train(folder: pathlib.Path, asked: list[int]) -> list[int]:

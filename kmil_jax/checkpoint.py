@@ -28,9 +28,9 @@ class Checkpoints:
       for leftover in root.glob('*.orbax-checkpoint-tmp'):
         shutil.rmtree(leftover)
     self._checkpointer = ocp.training.Checkpointer(
-        root,
-        save_decision_policy=_decisions.FixedIntervalPolicy(1),
-        preservation_policy=_keep.LatestN(1),
+      root,
+      save_decision_policy=_decisions.FixedIntervalPolicy(1),
+      preservation_policy=_keep.LatestN(1),
     )
 
   def save(self, step: int, tree: Any) -> None:

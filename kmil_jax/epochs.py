@@ -27,11 +27,11 @@ class Resident:
   """
 
   def __init__(
-      self,
-      trainer: train.Trainer,
-      layout: Layout,
-      store: Store,
-      lengths: tuple[int, ...],
+    self,
+    trainer: train.Trainer,
+    layout: Layout,
+    store: Store,
+    lengths: tuple[int, ...],
   ):
     self._layout = layout
     self._store = parallel.replicate(store)
@@ -53,7 +53,7 @@ class Resident:
         return trainer.update(state, grads, count), (loss, count)
 
       state, (loss, count) = jax.lax.scan(
-          body, state, (plan.bucket, plan.index)
+        body, state, (plan.bucket, plan.index)
       )
       return state, loss.sum(0) / jnp.maximum(count.sum(0), 1)
 
@@ -77,13 +77,9 @@ class Resident:
     self._train = layout.pmap_train(train_epoch)
     self._evaluate = layout.pmap_eval(evaluate)
 
-  def train(
-      self, state: RunState, plan: Plan
-  ) -> tuple[RunState, np.ndarray]:
+  def train(self, state: RunState, plan: Plan) -> tuple[RunState, np.ndarray]:
     """Trains one epoch; returns the state and the mean loss per run, [R]."""
-    state, loss = self._train(
-        state, self._store, self._layout.split_plan(plan)
-    )
+    state, loss = self._train(state, self._store, self._layout.split_plan(plan))
     return state, self._layout.gather(loss)
 
   def evaluate(self, state: RunState, pairs: Pairs) -> dict[str, np.ndarray]:
@@ -107,11 +103,11 @@ class Streamed:
   """
 
   def __init__(
-      self,
-      trainer: train.Trainer,
-      layout: Layout,
-      store: Store,
-      read: Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]],
+    self,
+    trainer: train.Trainer,
+    layout: Layout,
+    store: Store,
+    read: Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]],
   ):
     self._layout = layout
     self._store = parallel.replicate(store)
@@ -132,9 +128,7 @@ class Streamed:
     self._train = layout.pmap_train(step)
     self._evaluate = layout.pmap_eval(evaluate)
 
-  def train(
-      self, state: RunState, plan: Plan
-  ) -> tuple[RunState, np.ndarray]:
+  def train(self, state: RunState, plan: Plan) -> tuple[RunState, np.ndarray]:
     """As `Resident.train`."""
     loss, count = 0, 0
     local = self._layout.split_plan(plan)
@@ -145,7 +139,7 @@ class Streamed:
       epoch = np.broadcast_to(np.int32(plan.epoch), local.index.shape[:-2])
       features = features.reshape(index.shape + features.shape[1:])
       state, (loss_s, count_s) = self._train(
-          state, self._store, (features, index, epoch)
+        state, self._store, (features, index, epoch)
       )
       # Waits for the step: steps that pile up deadlock simulated devices.
       loss += self._layout.gather(loss_s)
@@ -172,5 +166,5 @@ def _evaluate_pair(trainer, store, state, bags, run):
   one = jax.tree.map(lambda x: x[run], state)
   offset = store.offset[bags.index[0]]
   return trainer.evaluate(
-      one, bags.features[0], bags.mask[0], bags.label[0], offset
+    one, bags.features[0], bags.mask[0], bags.label[0], offset
   )

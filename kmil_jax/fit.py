@@ -19,17 +19,17 @@ _keep_best = jax.jit(train.keep_best, donate_argnums=0)
 
 
 def fit(
-    program: Resident | Streamed,
-    layout: Layout,
-    recipe: Recipe,
-    state: RunState,
-    *,
-    plan: Callable[[int], Plan],
-    pairs: Pairs,
-    label: np.ndarray,
-    num_classes: int,
-    checkpoints: checkpoint.Checkpoints,
-    report: Callable[[int, np.ndarray, Validation, Selection], None],
+  program: Resident | Streamed,
+  layout: Layout,
+  recipe: Recipe,
+  state: RunState,
+  *,
+  plan: Callable[[int], Plan],
+  pairs: Pairs,
+  label: np.ndarray,
+  num_classes: int,
+  checkpoints: checkpoint.Checkpoints,
+  report: Callable[[int, np.ndarray, Validation, Selection], None],
 ) -> tuple[RunState, Selection]:
   """Trains all runs of a stage, from its last checkpoint if there is one.
 
@@ -67,8 +67,8 @@ def fit(
     if chosen.stopped.all():
       break
     state = state.replace(
-        learning_rate=layout.put(np.float32(chosen.learning_rate)),
-        active=layout.put(~chosen.stopped),
+      learning_rate=layout.put(np.float32(chosen.learning_rate)),
+      active=layout.put(~chosen.stopped),
     )
     order = plan(epoch if recipe.shuffle else 0)
     state, loss = program.train(state, order.replace(epoch=np.int32(epoch)))
@@ -88,11 +88,11 @@ def fit(
 
 
 def validate(
-    evaluated: dict[str, np.ndarray],
-    pairs: Pairs,
-    label: np.ndarray,
-    num_classes: int,
-    num_runs: int,
+  evaluated: dict[str, np.ndarray],
+  pairs: Pairs,
+  label: np.ndarray,
+  num_classes: int,
+  num_runs: int,
 ) -> Validation:
   """Summarises the evaluated pairs run by run.
 
@@ -110,22 +110,22 @@ def validate(
   count = np.bincount(pairs.run, minlength=num_runs)
   loss = np.bincount(pairs.run, evaluated['loss'], minlength=num_runs)
   return Validation(
-      f1_macro=scores['f1_macro'],
-      accuracy=scores['accuracy'],
-      loss=loss / count,
+    f1_macro=scores['f1_macro'],
+    accuracy=scores['accuracy'],
+    loss=loss / count,
   )
 
 
 def _saved(state: RunState, chosen: Selection, epoch: int) -> dict:
   """What a checkpoint holds; the rest of the state is a function of flags."""
   return {
-      'state': {
-          'params': state.params,
-          'opt_state': state.opt_state,
-          'best': state.best,
-      },
-      'selection': dict(chosen.items()),
-      'epoch': np.int64(epoch),
+    'state': {
+      'params': state.params,
+      'opt_state': state.opt_state,
+      'best': state.best,
+    },
+    'selection': dict(chosen.items()),
+    'epoch': np.int64(epoch),
   }
 
 
@@ -133,6 +133,6 @@ def _check_finite(loss: np.ndarray, epoch: int) -> None:
   bad = np.flatnonzero(~np.isfinite(loss))
   if len(bad):
     raise FloatingPointError(
-        f'epoch {epoch}: the training loss of run {bad.tolist()} is not finite;'
-        ' lower --lr or use --precision=float32'
+      f'epoch {epoch}: the training loss of run {bad.tolist()} is not finite;'
+      ' lower --lr or use --precision=float32'
     )

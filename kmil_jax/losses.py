@@ -8,7 +8,7 @@ from kmil_jax.types import Prediction
 
 
 def cross_entropy(
-    prediction: Prediction, mask: jax.Array, label: jax.Array
+  prediction: Prediction, mask: jax.Array, label: jax.Array
 ) -> jax.Array:
   """Cross-entropy of the bag logits, -log softmax(logits)[label].
 
@@ -23,12 +23,12 @@ def cross_entropy(
   del mask
   chex.assert_rank(label, 0)
   return optax.softmax_cross_entropy_with_integer_labels(
-      prediction.logits, label
+    prediction.logits, label
   )
 
 
 def dual_stream(
-    prediction: Prediction, mask: jax.Array, label: jax.Array
+  prediction: Prediction, mask: jax.Array, label: jax.Array
 ) -> jax.Array:
   """Half the bag's and half the highest instance's cross-entropy.
 

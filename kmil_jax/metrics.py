@@ -8,7 +8,7 @@ NAMES = ('accuracy', 'f1_macro', 'f1_weighted', 'auroc')
 
 
 def confusion(
-    label: np.ndarray, pred: np.ndarray, num_classes: int
+  label: np.ndarray, pred: np.ndarray, num_classes: int
 ) -> np.ndarray:
   """Counts [C, C] of slides by true class (row) and predicted class."""
   table = np.zeros((num_classes, num_classes), int)
@@ -29,10 +29,10 @@ def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
   hit = np.diagonal(table, axis1=-2, axis2=-1)
   said, true = table.sum(-2), table.sum(-1)
   return {
-      'precision': _ratio(hit, said),
-      'recall': _ratio(hit, true),
-      'f1': _ratio(2 * hit, said + true),
-      'support': true,
+    'precision': _ratio(hit, said),
+    'recall': _ratio(hit, true),
+    'f1': _ratio(2 * hit, said + true),
+    'support': true,
   }
 
 
@@ -51,16 +51,14 @@ def from_confusion(table: np.ndarray) -> dict[str, np.ndarray]:
   total = table.sum((-2, -1))
   hit = np.diagonal(table, axis1=-2, axis2=-1).sum(-1)
   return {
-      'accuracy': _ratio(hit, total),
-      'f1_macro': _ratio((scores['f1'] * occurs).sum(-1), occurs.sum(-1)),
-      'f1_weighted': _ratio(
-          (scores['f1'] * scores['support']).sum(-1), total
-      ),
+    'accuracy': _ratio(hit, total),
+    'f1_macro': _ratio((scores['f1'] * occurs).sum(-1), occurs.sum(-1)),
+    'f1_weighted': _ratio((scores['f1'] * scores['support']).sum(-1), total),
   }
 
 
 def auroc(
-    positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
+  positive: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None
 ) -> np.ndarray:
   """Probability that a positive scores higher than a negative, ties half.
 
@@ -82,12 +80,12 @@ def auroc(
   wins = above * (np.cumsum(below, -1) - 0.5 * below)
   pairs = above.sum(-1) * below.sum(-1)
   return np.divide(
-      wins.sum(-1), pairs, out=np.full(len(weight), np.nan), where=pairs > 0
+    wins.sum(-1), pairs, out=np.full(len(weight), np.nan), where=pairs > 0
   )
 
 
 def roc(
-    positive: np.ndarray, score: np.ndarray
+  positive: np.ndarray, score: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """False and true positive rates from (0, 0) to (1, 1), each [K].
 
@@ -104,11 +102,11 @@ def roc(
 
 
 def class_aurocs(
-    label: np.ndarray, prob: np.ndarray, weight: np.ndarray | None = None
+  label: np.ndarray, prob: np.ndarray, weight: np.ndarray | None = None
 ) -> np.ndarray:
   """AUROC of each class against the rest, [C] or [C, W]; see `auroc`."""
   return np.stack(
-      [auroc(label == c, prob[:, c], weight) for c in range(prob.shape[1])]
+    [auroc(label == c, prob[:, c], weight) for c in range(prob.shape[1])]
   )
 
 
@@ -134,12 +132,12 @@ def evaluate(label: np.ndarray, prob: np.ndarray) -> dict[str, float]:
 
 
 def bootstrap(
-    label: np.ndarray,
-    prob: np.ndarray,
-    case: Sequence[str],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
+  label: np.ndarray,
+  prob: np.ndarray,
+  case: Sequence[str],
+  *,
+  resamples: int = 2000,
+  seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
   """95 % percentile intervals from resampled patients.
 
@@ -160,7 +158,7 @@ def bootstrap(
   names, patient = np.unique(case, return_inverse=True)
   rng = np.random.default_rng(seed)
   counts = rng.multinomial(
-      len(names), np.full(len(names), 1 / len(names)), size=resamples
+    len(names), np.full(len(names), 1 / len(names)), size=resamples
   )
   weight = counts[:, patient].astype(float)  # [W, N]
   num_classes = prob.shape[1]
@@ -182,5 +180,5 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
   top, bottom = np.broadcast_arrays(top, bottom)
   return np.divide(
-      top, bottom, out=np.zeros(top.shape, float), where=bottom > 0
+    top, bottom, out=np.zeros(top.shape, float), where=bottom > 0
   )

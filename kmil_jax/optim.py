@@ -18,7 +18,7 @@ def adam(weight_decay: float) -> optax.GradientTransformation:
     A transformation with betas (0.9, 0.999) and epsilon 1e-8.
   """
   return optax.chain(
-      optax.add_decayed_weights(weight_decay), optax.scale_by_adam()
+    optax.add_decayed_weights(weight_decay), optax.scale_by_adam()
   )
 
 

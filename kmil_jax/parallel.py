@@ -17,7 +17,7 @@ AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
 
 
 def initialize(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+  coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
   """Joins a multi-process run; call before anything touches a device.
 
@@ -36,8 +36,11 @@ def initialize(
 def cache_programs(folder: pathlib.Path) -> None:
   """Keeps compiled programs in `folder`, where the next run finds them.
 
-  JAX runs what it finds there: the folder must be the user's own.
+  JAX runs what it finds there: the folder must be the user's own. A folder that
+  JAX was already given, as by JAX_COMPILATION_CACHE_DIR, is left in place.
   """
+  if jax.config.jax_compilation_cache_dir is not None:
+    return
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
@@ -123,14 +126,14 @@ class RunsOverDevices:
     n = jax.local_device_count()
     first = jax.process_index() * n * self._per_device
     rows = np.minimum(
-        np.arange(first, first + n * self._per_device), self.num_runs - 1
+      np.arange(first, first + n * self._per_device), self.num_runs - 1
     )
     return jax.tree.map(
-        lambda x: jax.device_put(
-            np.asarray(x)[rows].reshape((n, -1, *np.shape(x)[1:])),
-            NamedSharding(_local_mesh(), P(AXIS)),
-        ),
-        tree,
+      lambda x: jax.device_put(
+        np.asarray(x)[rows].reshape((n, -1, *np.shape(x)[1:])),
+        NamedSharding(_local_mesh(), P(AXIS)),
+      ),
+      tree,
     )
 
   def gather(self, tree: Any) -> Any:
@@ -144,7 +147,7 @@ class RunsOverDevices:
     from `split_plan`.
     """
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(0, None, None), donate_argnums=0
+      step, axis_name=AXIS, in_axes=(0, None, None), donate_argnums=0
     )
 
   def pmap_eval(self, step: Callable) -> Callable:
@@ -184,11 +187,11 @@ class BagsOverDevices:
     check that it did.
     """
     return jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, None, 0),
-        out_axes=None,
-        donate_argnums=0,
+      step,
+      axis_name=AXIS,
+      in_axes=(None, None, 0),
+      out_axes=None,
+      donate_argnums=0,
     )
 
   def pmap_eval(self, step: Callable) -> Callable:
@@ -201,15 +204,15 @@ class BagsOverDevices:
     steps, size = plan.index.shape
     if size % num_devices():
       raise ValueError(
-          f'a batch of {size} bags does not divide over {num_devices()}'
-          ' devices: choose a multiple of that'
+        f'a batch of {size} bags does not divide over {num_devices()}'
+        ' devices: choose a multiple of that'
       )
     index = plan.index.reshape(steps, num_devices(), -1).swapaxes(0, 1)
     repeat = lambda x: np.stack([x] * jax.local_device_count())
     return Plan(
-        epoch=repeat(plan.epoch),
-        bucket=repeat(plan.bucket),
-        index=index[_local_devices()],
+      epoch=repeat(plan.epoch),
+      bucket=repeat(plan.bucket),
+      index=index[_local_devices()],
     )
 
   def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -36,17 +36,17 @@ class Validation:
 def start(num_runs: int, recipe: Recipe) -> Selection:
   """Returns the selection before the first epoch."""
   return Selection(
-      score=np.full(num_runs, -np.inf),
-      loss=np.full(num_runs, np.inf),
-      epoch=np.full(num_runs, -1),
-      stale=np.zeros(num_runs, int),
-      learning_rate=np.full(num_runs, recipe.learning_rate),
-      stopped=np.zeros(num_runs, bool),
+    score=np.full(num_runs, -np.inf),
+    loss=np.full(num_runs, np.inf),
+    epoch=np.full(num_runs, -1),
+    stale=np.zeros(num_runs, int),
+    learning_rate=np.full(num_runs, recipe.learning_rate),
+    stopped=np.zeros(num_runs, bool),
   )
 
 
 def update(
-    selection: Selection, recipe: Recipe, epoch: int, val: Validation
+  selection: Selection, recipe: Recipe, epoch: int, val: Validation
 ) -> tuple[Selection, np.ndarray]:
   """Takes in the validation of one epoch.
 
@@ -77,10 +77,10 @@ def update(
   rate = selection.learning_rate
   if recipe.schedule == 'cosine':
     cosine = optim.cosine(
-        recipe.learning_rate,
-        recipe.learning_rate_min,
-        epoch + 1,
-        recipe.epochs,
+      recipe.learning_rate,
+      recipe.learning_rate_min,
+      epoch + 1,
+      recipe.epochs,
     )
     rate = np.where(active, cosine, rate)
   else:
@@ -91,15 +91,17 @@ def update(
   if recipe.patience is not None:
     stopped = stopped | (stale >= recipe.patience)
   return (
-      Selection(
-          score=np.where(active, np.maximum(score, selection.score),
-                         selection.score),
-          loss=np.where(active, np.minimum(val.loss, selection.loss),
-                        selection.loss),
-          epoch=np.where(improved, epoch, selection.epoch),
-          stale=stale,
-          learning_rate=rate,
-          stopped=stopped,
+    Selection(
+      score=np.where(
+        active, np.maximum(score, selection.score), selection.score
       ),
-      improved,
+      loss=np.where(
+        active, np.minimum(val.loss, selection.loss), selection.loss
+      ),
+      epoch=np.where(improved, epoch, selection.epoch),
+      stale=stale,
+      learning_rate=rate,
+      stopped=stopped,
+    ),
+    improved,
   )

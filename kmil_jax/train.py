@@ -44,14 +44,14 @@ class Trainer:
   """
 
   def __init__(
-      self,
-      spec: ModelSpec,
-      recipe: Recipe,
-      num_classes: int,
-      *,
-      psum_axis: str | None = None,
-      dtype: Any = None,
-      combine: bool = False,
+    self,
+    spec: ModelSpec,
+    recipe: Recipe,
+    num_classes: int,
+    *,
+    psum_axis: str | None = None,
+    dtype: Any = None,
+    combine: bool = False,
   ):
     self.model: nn.Module = spec.make(num_classes=num_classes, dtype=dtype)
     self.psum_axis = psum_axis
@@ -60,13 +60,13 @@ class Trainer:
     self._tx = optim.adam(recipe.weight_decay)
 
   def init(
-      self,
-      width: int,
-      *,
-      seed: np.ndarray,
-      fold: np.ndarray,
-      trains: np.ndarray,
-      keep: np.ndarray | None = None,
+    self,
+    width: int,
+    *,
+    seed: np.ndarray,
+    fold: np.ndarray,
+    trains: np.ndarray,
+    keep: np.ndarray | None = None,
   ) -> RunState:
     """Draws R runs; each depends on its own seed and fold alone.
 
@@ -86,23 +86,21 @@ class Trainer:
       return params, self._tx.init(params)
 
     seed, fold = np.uint32(seed), np.uint32(fold)
-    params, opt_state = jax.device_get(
-        jax.jit(jax.vmap(init_one))(seed, fold)
-    )
+    params, opt_state = jax.device_get(jax.jit(jax.vmap(init_one))(seed, fold))
     return RunState(
-        params=params,
-        opt_state=opt_state,
-        best=params,
-        learning_rate=np.zeros(len(seed), np.float32),
-        active=np.ones(len(seed), bool),
-        seed=seed,
-        fold=fold,
-        trains=np.asarray(trains),
-        keep=keep,
+      params=params,
+      opt_state=opt_state,
+      best=params,
+      learning_rate=np.zeros(len(seed), np.float32),
+      active=np.ones(len(seed), bool),
+      seed=seed,
+      fold=fold,
+      trains=np.asarray(trains),
+      keep=keep,
     )
 
   def gradients(
-      self, state: RunState, bags: Bags, offset: jax.Array, epoch: jax.Array
+    self, state: RunState, bags: Bags, offset: jax.Array, epoch: jax.Array
   ) -> tuple[Any, jax.Array, jax.Array]:
     """What the bags ask of every run that trains on them.
 
@@ -128,17 +126,17 @@ class Trainer:
       def bag_loss(params, x, mask, label, index, offset):
         mask = _seen(run, mask, offset)
         prediction = self.model.apply(
-            {'params': params},
-            x,
-            mask,
-            train=True,
-            rngs={'dropout': jax.random.fold_in(key, index)},
+          {'params': params},
+          x,
+          mask,
+          train=True,
+          rngs={'dropout': jax.random.fold_in(key, index)},
         )
         return self._loss(prediction, mask, label)
 
       def loss_fn(params):
         losses = jax.vmap(bag_loss, in_axes=(None, 0, 0, 0, 0, 0))(
-            params, bags.features, bags.mask, bags.label, index, offset
+          params, bags.features, bags.mask, bags.label, index, offset
         )
         # Sum, then divide by the bags of all devices; psum the gradient.
         return (losses * weight).sum() / jnp.maximum(count, 1)
@@ -148,9 +146,7 @@ class Trainer:
 
     return jax.vmap(one_run)(state)
 
-  def update(
-      self, state: RunState, grads: Any, count: jax.Array
-  ) -> RunState:
+  def update(self, state: RunState, grads: Any, count: jax.Array) -> RunState:
     """Moves the runs whose `count` [R] is above 0 along their gradients.
 
     Parameters, moments and step counts of the others stay as they are.
@@ -161,17 +157,21 @@ class Trainer:
       updates = jax.tree.map(lambda u: -run.learning_rate * u, updates)
       params = optax.apply_updates(run.params, updates)
       params, opt_state = jax.tree.map(
-          lambda new, old: jnp.where(count > 0, new, old),
-          (params, opt_state),
-          (run.params, run.opt_state),
+        lambda new, old: jnp.where(count > 0, new, old),
+        (params, opt_state),
+        (run.params, run.opt_state),
       )
       return run.replace(params=params, opt_state=opt_state)
 
     return jax.vmap(one_run)(state, grads, count)
 
   def evaluate(
-      self, run: RunState, x: jax.Array, mask: jax.Array, label: jax.Array,
-      offset: jax.Array,
+    self,
+    run: RunState,
+    x: jax.Array,
+    mask: jax.Array,
+    label: jax.Array,
+    offset: jax.Array,
   ) -> dict[str, jax.Array]:
     """Evaluates one run, without its axis, on one bag.
 
@@ -186,24 +186,20 @@ class Trainer:
       `prob` [C] and `loss` [].
     """
     mask = _seen(run, mask, offset)
-    prediction = self.model.apply(
-        {'params': run.params}, x, mask, train=False
-    )
+    prediction = self.model.apply({'params': run.params}, x, mask, train=False)
     return {
-        'prob': (
-            kmil.combined_prob(prediction, mask)
-            if self._combine
-            else jax.nn.softmax(prediction.logits)
-        ),
-        'loss': self._loss(prediction, mask, label),
+      'prob': (
+        kmil.combined_prob(prediction, mask)
+        if self._combine
+        else jax.nn.softmax(prediction.logits)
+      ),
+      'loss': self._loss(prediction, mask, label),
     }
 
-  def predict(
-      self, params: Any, x: jax.Array, mask: jax.Array
-  ) -> Prediction:
+  def predict(self, params: Any, x: jax.Array, mask: jax.Array) -> Prediction:
     """Returns what R runs [R, ...] say of one bag [N, D], [R, ...]."""
     return jax.vmap(
-        lambda p: self.model.apply({'params': p}, x, mask, train=False)
+      lambda p: self.model.apply({'params': p}, x, mask, train=False)
     )(params)
 
   def _psum(self, tree: Any) -> Any:
@@ -221,9 +217,9 @@ def take(store: Store, index: jax.Array, length: int) -> Bags:
   real = jnp.maximum(index, 0)
   width = store.features.shape[-1]
   features = jax.vmap(
-      lambda start: jax.lax.dynamic_slice(
-          store.features, (start, 0), (length, width)
-      )
+    lambda start: jax.lax.dynamic_slice(
+      store.features, (start, 0), (length, width)
+    )
   )(store.offset[real])
   return label_bags(store, features, index)
 
@@ -233,7 +229,7 @@ def label_bags(store: Store, features: jax.Array, index: jax.Array) -> Bags:
   real = jnp.maximum(index, 0)
   mask = jnp.arange(features.shape[1]) < store.length[real][:, None]
   return Bags(
-      features=features, mask=mask, label=store.label[real], index=index
+    features=features, mask=mask, label=store.label[real], index=index
   )
 
 

@@ -1,8 +1,16 @@
-"""Four CPU devices, parsed flags, and the folder of real data."""
+"""Four CPU devices, parsed flags, the folder of real data."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
+# Tests and the processes they start share what they compile.
+_PROGRAMS = tempfile.mkdtemp(prefix='kmil_jax_programs_')
+atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 

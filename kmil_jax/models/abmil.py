@@ -35,7 +35,7 @@ class ABMIL(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, *, train: bool
+    self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
     drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -47,7 +47,7 @@ class ABMIL(nn.Module):
     bag = attention[:, 0] @ x
     classify = TorchDense(self.num_classes, name='classifier')
     return Prediction(
-        logits=classify(bag.astype(jnp.float32)),
-        attention=attention,
-        instance_logits=classify(x.astype(jnp.float32)),
+      logits=classify(bag.astype(jnp.float32)),
+      attention=attention,
+      instance_logits=classify(x.astype(jnp.float32)),
     )

@@ -35,7 +35,7 @@ class DSMIL(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, mask: jax.Array, *, train: bool
+    self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     del train  # Nothing here is random.
     chex.assert_rank([x, mask], [2, 1])
@@ -43,21 +43,21 @@ class DSMIL(nn.Module):
     instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
     hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))
     query = jnp.tanh(
-        TorchDense(self.hidden, self.dtype, name='query_2')(hidden)
+      TorchDense(self.hidden, self.dtype, name='query_2')(hidden)
     )
     critical = query[pooling.masked_argmax(instance_logits, mask)]  # [C, 128]
     scores = query @ critical.T / self.hidden**0.5
     attention = pooling.masked_softmax(scores, mask)  # [N, C]
     bags = attention.T @ x.astype(jnp.float32)
     fuse = nn.DenseGeneral(
-        num_classes,
-        axis=(-2, -1),
-        kernel_init=torch_dense.kernel_init,
-        bias_init=torch_dense.bias_init(bags.size),
-        name='fuse',
+      num_classes,
+      axis=(-2, -1),
+      kernel_init=torch_dense.kernel_init,
+      bias_init=torch_dense.bias_init(bags.size),
+      name='fuse',
     )
     return Prediction(
-        logits=fuse(bags),
-        attention=attention,
-        instance_logits=instance_logits.astype(jnp.float32),
+      logits=fuse(bags),
+      attention=attention,
+      instance_logits=instance_logits.astype(jnp.float32),
     )

@@ -35,7 +35,7 @@ def instance_scores(instance_logits: jax.Array, score: str) -> jax.Array:
 
 
 def key_instances(
-    scores: jax.Array, mask: jax.Array, drop_per_mille: int, drop: str
+  scores: jax.Array, mask: jax.Array, drop_per_mille: int, drop: str
 ) -> jax.Array:
   """Marks the instances that the second model sees.
 

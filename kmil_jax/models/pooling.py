@@ -18,9 +18,7 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
   """
   chex.assert_rank([scores, mask], [2, 1])
   chex.assert_equal_shape_prefix([scores, mask], 1)
-  return jax.nn.softmax(
-      scores.astype(jnp.float32), axis=0, where=mask[:, None]
-  )
+  return jax.nn.softmax(scores.astype(jnp.float32), axis=0, where=mask[:, None])
 
 
 def masked_max(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -63,7 +61,5 @@ def masked_rank(scores: jax.Array, mask: jax.Array) -> jax.Array:
     after every real instance.
   """
   chex.assert_equal_shape([scores, mask])
-  order = jnp.argsort(
-      jnp.where(mask, -scores, jnp.inf), stable=True
-  )
+  order = jnp.argsort(jnp.where(mask, -scores, jnp.inf), stable=True)
   return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))

@@ -35,7 +35,5 @@ class TorchDense(nn.Module):
     fan_in = x.shape[-1]
     kernel = self.param('kernel', kernel_init, (fan_in, self.features))
     bias = self.param('bias', bias_init(fan_in), (self.features,))
-    x, kernel, bias = nn.dtypes.promote_dtype(
-        x, kernel, bias, dtype=self.dtype
-    )
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     return x @ kernel + bias

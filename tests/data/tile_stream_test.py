@@ -169,33 +169,31 @@ def test_reading_reaches_nine_tenths_of_a_bare_loop():
   with Slide(path) as slide:
     grid = tile_grid(slide, min_tissue=0)
   grid = dataclasses.replace(grid, coords=np.tile(grid.coords, (2, 1)))
-  corners = grid.coords.tolist()
+
+  def seconds(run):
+    clocks = time.perf_counter, time.process_time
+    start = [clock() for clock in clocks]
+    run()
+    return [clock() - before for clock, before in zip(clocks, start)]
 
   def bare():
-    with (
-      openslide.OpenSlide(path) as handle,
-      ThreadPoolExecutor(threads) as pool,
-    ):
-      start = time.perf_counter()
-      for _ in pool.map(
-        lambda corner: handle.read_region(corner, 0, (256, 256)), corners
-      ):
-        pass
-      return time.perf_counter() - start
+    with openslide.OpenSlide(path) as handle:
+      with ThreadPoolExecutor(threads) as pool:
+        for corner in grid.coords.tolist():
+          pool.submit(handle.read_region, corner, 0, (256, 256))
 
   def streamed():
     with Slide(path) as slide:
-      start = time.perf_counter()
       for _ in read_batches(slide, grid, batch=32, threads=threads):
         pass
-      return time.perf_counter() - start
 
-  # The quickest of many short runs is what neither other work on the machine
-  # nor its clock has slowed.
-  times = []
-  while len(times) < 60:
-    times.append((bare(), streamed()))
-    best_bare, best_streamed = np.min(times, 0)
-    if len(times) >= 5 and best_bare >= 0.9 * best_streamed:
+  # Processor time is steady on a busy machine; time on the clock, which also
+  # shows threads that wait for each other, is not, and gets several chances.
+  worst = []
+  for _ in range(8):
+    pairs = np.array([(seconds(bare), seconds(streamed)) for _ in range(5)])
+    clock, processor = np.divide(*np.median(pairs, 0))
+    worst.append(min(clock, processor))
+    if worst[-1] >= 0.9:
       return
-  pytest.fail(f'reading runs at {best_bare / best_streamed:.2f} of a bare loop')
+  pytest.fail(f'reading runs at {np.round(worst, 2)} of a bare loop')

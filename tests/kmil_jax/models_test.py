@@ -20,7 +20,7 @@ every_model = pytest.mark.parametrize('name', sorted(SPECS))
 def init(name, width=WIDTH, num_classes=CLASSES):
   model = SPECS[name].make(num_classes=num_classes)
   variables = model.init(
-      jax.random.key(0), jnp.zeros((1, width)), jnp.ones(1, bool), train=False
+    jax.random.key(0), jnp.zeros((1, width)), jnp.ones(1, bool), train=False
   )
   return model, variables['params']
 
@@ -62,10 +62,10 @@ def assert_same(padded, plain, n):
 
 @every_model
 @given(
-    n=st.integers(1, 6),
-    length=st.sampled_from([8, 12]),
-    scale=st.sampled_from([0.0, 1.0, 100.0]),
-    seed=st.integers(0, 100),
+  n=st.integers(1, 6),
+  length=st.sampled_from([8, 12]),
+  scale=st.sampled_from([0.0, 1.0, 100.0]),
+  seed=st.integers(0, 100),
 )
 def test_padding_never_matters(name, n, length, scale, seed):
   x = bag(n, seed)
@@ -84,7 +84,7 @@ def test_padding_of_a_clearly_negative_bag_never_wins(name):
   if 'instance' in params:
     params['instance']['kernel'] = -jnp.ones_like(params['instance']['kernel'])
   apply = jax.jit(
-      lambda x, mask: model.apply({'params': params}, x, mask, train=False)
+    lambda x, mask: model.apply({'params': params}, x, mask, train=False)
   )
   plain = apply(x, np.ones(5, bool))
   padded = apply(np.pad(x, ((0, 3), (0, 0))), np.arange(8) < 5)
@@ -102,16 +102,16 @@ def test_the_order_of_instances_never_matters(name, n, seed):
   shuffled, loss, grad, grad_x = evaluate(name, x[order], mask)
   plain, want_loss, want_grad, want_grad_x = evaluate(name, x, mask)
   chex.assert_trees_all_close(
-      (shuffled.logits, shuffled.attention, loss, grad, grad_x),
-      (
-          plain.logits,
-          plain.attention[order],
-          want_loss,
-          want_grad,
-          want_grad_x[order],
-      ),
-      rtol=1e-4,
-      atol=1e-6,
+    (shuffled.logits, shuffled.attention, loss, grad, grad_x),
+    (
+      plain.logits,
+      plain.attention[order],
+      want_loss,
+      want_grad,
+      want_grad_x[order],
+    ),
+    rtol=1e-4,
+    atol=1e-6,
   )
 
 
@@ -127,7 +127,7 @@ def test_a_batch_of_bags_is_each_bag_alone(name, lengths):
   for i, n in enumerate(lengths):
     alone = apply(x[i, :n], mask[i, :n])
     chex.assert_trees_all_close(
-        together.logits[i], alone.logits, rtol=1e-5, atol=1e-6
+      together.logits[i], alone.logits, rtol=1e-5, atol=1e-6
     )
 
 
@@ -149,24 +149,24 @@ def test_evaluation_is_deterministic_and_training_may_not_be(name):
   model, params = init(name)
   x, mask = bag(6), np.ones(6, bool)
   once, again = (
-      model.apply({'params': params}, x, mask, train=False) for _ in range(2)
+    model.apply({'params': params}, x, mask, train=False) for _ in range(2)
   )
   chex.assert_trees_all_equal(once, again)
   drops = [
-      model.apply(
-          {'params': params},
-          x,
-          mask,
-          train=True,
-          rngs={'dropout': jax.random.key(seed)},
-      ).logits
-      for seed in range(2)
+    model.apply(
+      {'params': params},
+      x,
+      mask,
+      train=True,
+      rngs={'dropout': jax.random.key(seed)},
+    ).logits
+    for seed in range(2)
   ]
   assert np.array_equal(*drops) == (name != 'abmil')
 
 
 @pytest.mark.parametrize(
-    'name,count', [('abmil', 530_182), ('dsmil', 178_442), ('kmil', 178_442)]
+  'name,count', [('abmil', 530_182), ('dsmil', 178_442), ('kmil', 178_442)]
 )
 def test_parameters_are_as_many_as_published(name, count):
   _, params = init(name, width=1024, num_classes=5)
@@ -179,8 +179,6 @@ def test_bfloat16_stays_close_and_returns_float32(name):
   model, params = init(name)
   low = SPECS[name].make(num_classes=CLASSES, dtype=jnp.bfloat16)
   want = model.apply({'params': params}, x, mask, train=False)
-  got = low.apply(
-      {'params': params}, x.astype(jnp.bfloat16), mask, train=False
-  )
+  got = low.apply({'params': params}, x.astype(jnp.bfloat16), mask, train=False)
   assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype('float32')}
   np.testing.assert_allclose(got.logits, want.logits, atol=0.05)

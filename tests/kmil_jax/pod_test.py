@@ -25,18 +25,18 @@ def run_pod(folder, processes, devices):
   folder.mkdir()
   address = f'localhost:{free_port()}'
   env = os.environ | {
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(devices),
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': str(devices),
   }
   workers = [
-      subprocess.Popen(
-          [sys.executable, WORKER, folder, address, str(processes), str(rank)],
-          env=env,
-          stdout=subprocess.PIPE,
-          stderr=subprocess.STDOUT,
-          text=True,
-      )
-      for rank in range(processes)
+    subprocess.Popen(
+      [sys.executable, WORKER, folder, address, str(processes), str(rank)],
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for rank in range(processes)
   ]
   try:
     logs = [w.communicate(timeout=TIMEOUT)[0] for w in workers]
@@ -54,7 +54,7 @@ def one_device(tmp_path_factory):
 
 @pytest.mark.parametrize('processes,devices', [(1, 4), (2, 2)])
 def test_a_pod_learns_what_one_device_learns(
-    tmp_path, one_device, processes, devices
+  tmp_path, one_device, processes, devices
 ):
   got = run_pod(tmp_path / 'pod', processes, devices)
   assert got.keys() == one_device.keys()

@@ -8,16 +8,14 @@ from kmil_jax import parallel
 
 
 def main(folder, address, processes, rank):
-  parallel.initialize(
-      address if processes > 1 else None, processes, rank
-  )
+  parallel.initialize(address if processes > 1 else None, processes, rank)
   import training_run  # Beside this file; it needs devices.
 
   out = {}
   for name, kwargs in {
-      'runs_over_devices': {'folds': (0, 1, 2)},
-      'bags_over_devices': {'folds': (0, 1), 'batch': 4},
-      'streamed_bags': {'folds': (0, 1), 'batch': 4, 'streamed': True},
+    'runs_over_devices': {'folds': (0, 1, 2)},
+    'bags_over_devices': {'folds': (0, 1), 'batch': 4},
+    'streamed_bags': {'folds': (0, 1), 'batch': 4, 'streamed': True},
   }.items():
     losses, prob = training_run.run(folder / name, **kwargs)
     out[f'{name}_losses'] = losses.tolist()

@@ -14,7 +14,6 @@ WIDTH, CLASSES, N = 32, 4, 11
 
 
 class TorchABMIL(torch.nn.Module):
-
   def __init__(self):
     super().__init__()
     self.value = torch.nn.Linear(WIDTH, 256)
@@ -33,7 +32,6 @@ class TorchABMIL(torch.nn.Module):
 
 
 class TorchDSMIL(torch.nn.Module):
-
   def __init__(self):
     super().__init__()
     self.instance = torch.nn.Linear(WIDTH, CLASSES)
@@ -76,8 +74,8 @@ def ported(module):
 
 
 CASES = [
-    (TorchABMIL, ABMIL(CLASSES, dropout=0.0), losses.cross_entropy),
-    (TorchDSMIL, DSMIL(CLASSES), losses.dual_stream),
+  (TorchABMIL, ABMIL(CLASSES, dropout=0.0), losses.cross_entropy),
+  (TorchDSMIL, DSMIL(CLASSES), losses.dual_stream),
 ]
 
 
@@ -102,9 +100,7 @@ def test_forward_loss_and_ten_steps_equal_torch(make, model, loss):
   np.testing.assert_allclose(got.logits, logits.detach(), atol=1e-5)
   np.testing.assert_allclose(got.attention, attention.detach(), atol=1e-5)
 
-  torch_adam = torch.optim.Adam(
-      module.parameters(), lr=2e-4, weight_decay=1e-5
-  )
+  torch_adam = torch.optim.Adam(module.parameters(), lr=2e-4, weight_decay=1e-5)
   tx = optim.adam(1e-5)
   opt_state = tx.init(params)
   for _ in range(10):
@@ -122,16 +118,20 @@ def test_forward_loss_and_ten_steps_equal_torch(make, model, loss):
   for tree in (params, theirs):
     tree.get('score', {}).pop('bias', None)
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, theirs
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, theirs
   )
 
 
 def test_layers_start_as_torch_linear_does():
   model = DSMIL(5)
   params = model.init(
-      jax.random.key(1), jnp.zeros((1, 1024)), jnp.ones(1, bool), train=False
+    jax.random.key(1), jnp.zeros((1, 1024)), jnp.ones(1, bool), train=False
   )['params']
-  for layer, fan_in in (('query_1', 1024), ('query_2', 128), ('fuse', 5 * 1024)):
+  for layer, fan_in in (
+    ('query_1', 1024),
+    ('query_2', 128),
+    ('fuse', 5 * 1024),
+  ):
     bound = fan_in**-0.5
     kernel = np.asarray(params[layer]['kernel'])
     assert np.abs(kernel).max() <= bound

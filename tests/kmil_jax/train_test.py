@@ -18,7 +18,7 @@ def test_folds_together_equal_each_fold_alone(tmp_path, model):
   losses, prob = training_run.run(tmp_path / 'all', model=model)
   assert (losses[-1] < losses[0]).all()
   alone_losses, alone_prob = training_run.run(
-      tmp_path / 'one', model=model, folds=(1,)
+    tmp_path / 'one', model=model, folds=(1,)
   )
   close(alone_losses[:, 0], losses[:, 1])
   close(alone_prob[0], prob[1])
@@ -36,9 +36,9 @@ def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(tmp_path):
   store = training_run.make_store()
   store.features[-training_run.LENGTHS[-1] :] = 1e6
   for got, want in zip(
-      training_run.run(tmp_path / 'dirty', store=store),
-      training_run.run(tmp_path / 'clean'),
-      strict=True,
+    training_run.run(tmp_path / 'dirty', store=store),
+    training_run.run(tmp_path / 'clean'),
+    strict=True,
   ):
     close(got, want)
 
@@ -52,7 +52,7 @@ def test_instances_that_are_not_kept_are_as_if_they_were_not_there(tmp_path):
   spoilt = store.features.copy()
   spoilt[~keep.any(0)] = 50
   spoilt = training_run.run(
-      tmp_path / 'spoilt', keep=keep, store=store.replace(features=spoilt)
+    tmp_path / 'spoilt', keep=keep, store=store.replace(features=spoilt)
   )
   close(spoilt[0], kept[0])
   whole = training_run.run(tmp_path / 'whole')
@@ -63,30 +63,32 @@ def test_a_run_moves_only_on_bags_of_its_training_part():
   trainer = train.Trainer(SPECS['abmil'], Recipe(), 3)
   trains = np.array([[True, False], [False, True], [True, True]])
   state = trainer.init(
-      4, seed=np.zeros(3), fold=np.arange(3), trains=trains
+    4, seed=np.zeros(3), fold=np.arange(3), trains=trains
   ).replace(
-      learning_rate=np.ones(3, np.float32),
-      active=np.array([True, True, False]),
+    learning_rate=np.ones(3, np.float32),
+    active=np.array([True, True, False]),
   )
   bags = Bags(
-      features=np.ones((1, 2, 4), np.float32),
-      mask=np.ones((1, 2), bool),
-      label=np.zeros(1, np.int32),
-      index=np.zeros(1, np.int32),
+    features=np.ones((1, 2, 4), np.float32),
+    mask=np.ones((1, 2), bool),
+    label=np.zeros(1, np.int32),
+    index=np.zeros(1, np.int32),
   )
 
   @jax.jit
   def step(state):
-    grads, loss, count = trainer.gradients(state, bags, np.zeros(1, int), 0)
+    grads, _, count = trainer.gradients(state, bags, np.zeros(1, int), 0)
     return trainer.update(state, grads, count), count
 
   after, count = step(state)
   np.testing.assert_array_equal(count, [1, 0, 0])
   before = (state.params, state.opt_state)
   moved = jax.tree.map(
-      lambda a, b: np.array([not np.array_equal(x, y) for x, y in zip(a, b)]),
-      before,
-      (after.params, after.opt_state),
+    lambda a, b: np.array(
+      [not np.array_equal(x, y) for x, y in zip(a, b, strict=True)]
+    ),
+    before,
+    (after.params, after.opt_state),
   )
   moved = np.stack(jax.tree.leaves(moved))
   assert moved[:, 0].any()
@@ -118,5 +120,5 @@ def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):
 def test_training_stops_at_a_loss_that_is_not_finite(tmp_path):
   store = training_run.make_store()
   store.features[store.offset] = 1e38
-  with pytest.raises(FloatingPointError, match='loss of run .* is not finite'):
+  with pytest.raises(FloatingPointError, match='training loss of run'):
     training_run.run(tmp_path, store=store)

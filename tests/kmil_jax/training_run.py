@@ -18,23 +18,23 @@ def make_store(num_bags=24, seed=0):
   offset = np.cumsum(length, dtype=np.int32) - length
   features[offset, label] += 3
   return Store(
-      features=features.astype(np.float32),
-      offset=offset,
-      length=length,
-      label=label,
+    features=features.astype(np.float32),
+    offset=offset,
+    length=length,
+    label=label,
   )
 
 
 def run(
-    tmp_path,
-    *,
-    model='dsmil',
-    folds=(0, 1, 2),
-    batch=1,
-    epoch_count=3,
-    streamed=False,
-    keep=None,
-    store=None,
+  tmp_path,
+  *,
+  model='dsmil',
+  folds=(0, 1, 2),
+  batch=1,
+  epoch_count=3,
+  streamed=False,
+  keep=None,
+  store=None,
 ):
   """Trains and returns the losses [epochs, R] and the chosen predictions."""
   store = store or make_store()
@@ -45,7 +45,7 @@ def run(
   recipe = Recipe(learning_rate=1e-2, epochs=epoch_count, batch=batch)
   layout = parallel.layout(len(folds), batch)
   trainer = train.Trainer(
-      SPECS[model], recipe, CLASSES, psum_axis=layout.psum_axis
+    SPECS[model], recipe, CLASSES, psum_axis=layout.psum_axis
   )
 
   def read(bucket, index):
@@ -70,43 +70,43 @@ def run(
       rows.append(mine.reshape(-1, batch))
       buckets += [b] * len(rows[-1])
     return Plan(
-        epoch=np.int32(epoch),
-        bucket=np.array(buckets, np.int32),
-        index=np.concatenate(rows).astype(np.int32),
+      epoch=np.int32(epoch),
+      bucket=np.array(buckets, np.int32),
+      index=np.concatenate(rows).astype(np.int32),
     )
 
   def pairs_of(part):
     run_of, index = np.nonzero(part)
     return Pairs(
-        bucket=np.searchsorted(LENGTHS, store.length[index]).astype(np.int32),
-        index=index.astype(np.int32),
-        run=run_of.astype(np.int32),
+      bucket=np.searchsorted(LENGTHS, store.length[index]).astype(np.int32),
+      index=index.astype(np.int32),
+      run=run_of.astype(np.int32),
     )
 
   losses = []
   checkpoints = checkpoint.Checkpoints(tmp_path)
   state = trainer.init(
-      WIDTH,
-      seed=np.zeros(len(folds)),
-      fold=np.array(folds),
-      trains=trains,
-      keep=keep,
+    WIDTH,
+    seed=np.zeros(len(folds)),
+    fold=np.array(folds),
+    trains=trains,
+    keep=keep,
   )
   state, _ = fit.fit(
-      program,
-      layout,
-      recipe,
-      state,
-      plan=plan,
-      pairs=pairs_of(validates),
-      label=store.label,
-      num_classes=CLASSES,
-      checkpoints=checkpoints,
-      report=lambda epoch, loss, val, chosen: losses.append(loss),
+    program,
+    layout,
+    recipe,
+    state,
+    plan=plan,
+    pairs=pairs_of(validates),
+    label=store.label,
+    num_classes=CLASSES,
+    checkpoints=checkpoints,
+    report=lambda epoch, loss, val, chosen: losses.append(loss),
   )
   checkpoints.close()
   everything = pairs_of(np.ones_like(trains))
   out = program.evaluate(
-      layout.put(state.replace(params=state.best)), everything
+    layout.put(state.replace(params=state.best)), everything
   )
   return np.array(losses), out['prob'].reshape(len(folds), num_bags, CLASSES)

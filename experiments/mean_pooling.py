@@ -1,0 +1,60 @@
+"""The floor: logistic regression on the mean feature of each slide.
+
+  python -m experiments.mean_pooling        # on the phantom cohort
+
+Takes the same cohort and splits as experiments.kmil and writes the same tables.
+A bag model that does not beat this has learnt nothing from single instances.
+"""
+
+from absl import app, flags
+import numpy as np
+from sklearn import linear_model, pipeline, preprocessing
+
+from data import features as feature_files
+from experiments import common, results
+
+_C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
+flags.adopt_module_key_flags(common)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected argument {argv[1]!r}')
+  with common.plain_errors():
+    common.start()
+    _run()
+
+
+def _run() -> None:
+  cohort, _ = common.cohort()
+  splits = common.splits(cohort)
+  folder = common.folder(f'mean_pooling_{common.TASK.value}')
+  common.open_folder(folder, common.resolved(_C), cohort, splits)
+  x = np.stack([feature_files.read(p).features.mean(0) for p in cohort.paths])
+  table = cohort.manifest
+  for fold, split in enumerate(splits):
+    model = pipeline.make_pipeline(
+      preprocessing.StandardScaler(),
+      linear_model.LogisticRegression(C=_C.value, max_iter=2000),
+    )
+    model.fit(x[split.train], cohort.label[split.train])
+    parts = {
+      name: results.Predictions(
+        case=table.case[rows],
+        slide=table.slide[rows],
+        label=cohort.label[rows],
+        prob=model.predict_proba(x[rows]),
+      )
+      for name, rows in (('val', split.val), ('test', split.test))
+    }
+    path = folder / f'fold_{fold}' / 'predictions.csv'
+    results.write_predictions(path, fold, parts, cohort.classes)
+  summary = results.summarise(
+    folder, 'mean_pooling', common.TASK.value, len(splits), cohort.classes
+  )
+  print(results.table(summary))
+  print(f'results in {folder}')
+
+
+if __name__ == '__main__':
+  app.run(main)

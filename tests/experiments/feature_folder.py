@@ -1,0 +1,77 @@
+"""Folders of labels and features for tests of the scripts."""
+
+import csv
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from data import features
+
+ROOT = pathlib.Path(__file__).parents[2]
+ATTRIBUTES = {
+  'encoder': 'planted',
+  'patch_size': 128,
+  'patch_size_level0': 256,
+  'mpp': 1.0,
+  'level0_mpp': 0.5,
+  'level0_width': 3000,
+  'level0_height': 2500,
+  'overlap': 0,
+}
+
+
+def write(folder, bags, labels, cases=None, coords=True):
+  """Writes features of bags [N_i, D] and labels.csv; returns its flags."""
+  (folder / 'features').mkdir(parents=True)
+  rows = []
+  for i, (bag, label) in enumerate(zip(bags, labels, strict=True)):
+    slide = f'slide_{i:03d}'
+    place = np.stack([np.arange(len(bag)) * 256, np.zeros(len(bag))], 1)
+    path = folder / 'features' / f'{slide}.h5'
+    features.write(path, bag.astype(np.float32), place, ATTRIBUTES)
+    case = f'case_{i:03d}' if cases is None else cases[i]
+    rows.append([case, slide, label])
+  with (folder / 'labels.csv').open('w', newline='') as f:
+    csv.writer(f).writerows([['case_id', 'slide_id', 'label'], *rows])
+  return [
+    f'--csv_path={folder / "labels.csv"}',
+    f'--features_dir={folder / "features"}',
+  ]
+
+
+def planted(num_bags=36, width=16, classes=3, seed=0):
+  """Bags of 1 to 12 instances, one or two of which tell the class."""
+  rng = np.random.default_rng(seed)
+  labels = np.arange(num_bags) % classes
+  bags = []
+  for label in labels:
+    bag = rng.normal(size=(rng.integers(1, 13), width))
+    bag[: rng.integers(1, 3), label] += 4
+    bags.append(bag)
+  return bags, labels
+
+
+def script(*args, before='', env=(), **kwargs):
+  """Starts `python -m experiments.kmil` after the statements `before`."""
+  code = f'from absl import app; {before}; from experiments import kmil'
+  code += '; app.run(kmil.main)'
+  return subprocess.Popen(
+    [sys.executable, '-c', code, *args],
+    cwd=ROOT,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'} | dict(env),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **kwargs,
+  )
+
+
+def run(*args, **kwargs):
+  """Runs the script to its end; returns what it printed."""
+  process = script(*args, **kwargs)
+  out, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, out
+  return out

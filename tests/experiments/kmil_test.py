@@ -1,0 +1,174 @@
+"""The whole command: contract of its output, recovery, refusals."""
+
+import json
+import random
+import signal
+import time
+
+import feature_folder
+import h5py
+import numpy as np
+import pytest
+
+# Saves after every epoch, so that a kill finds a checkpoint to go on from.
+SAVE_ALWAYS = 'from kmil_jax import fit; fit.SECONDS_BETWEEN_SAVES = 0'
+QUICK = ['--k=3', '--seed=1']
+
+
+@pytest.fixture(scope='module')
+def data_flags(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('cohort')
+  return feature_folder.write(folder, *feature_folder.planted())
+
+
+@pytest.fixture(scope='module')
+def finished(data_flags, tmp_path_factory):
+  """All folds of a run that nobody disturbed."""
+  results = tmp_path_factory.mktemp('results')
+  args = [*data_flags, *QUICK, '--epochs=25', f'--results_dir={results}']
+  out = feature_folder.run(*args, before=SAVE_ALWAYS)
+  return args, results / 'kmil_origin_s1', out
+
+
+def test_the_results_folder_keeps_its_contract(finished):
+  _, folder, out = finished
+  summary = json.loads((folder / 'summary.json').read_text())
+  assert summary['model'] == 'kmil'
+  assert summary['k'] == 3
+  assert set(summary['metrics']) == {
+    'accuracy',
+    'f1_macro',
+    'f1_weighted',
+    'auroc',
+  }
+  for metric in summary['metrics'].values():
+    assert metric['ci_low'] <= metric['pooled'] <= metric['ci_high']
+    assert len(metric['per_fold']) == 3
+  assert np.sum(summary['confusion']) == 36
+  lines = (folder / 'predictions.csv').read_text().splitlines()
+  assert lines[0] == (
+    'case_id,slide_id,fold,split,label,pred,prob_0,prob_1,prob_2'
+  )
+  # Every slide is test once and val once.
+  assert len(lines) == 1 + 2 * 36
+  header = (folder / 'summary.csv').read_text().splitlines()[0]
+  assert header.startswith('folds,test_auc,val_auc,test_acc,val_acc')
+  for name in ('roc.png', 'confusion.png'):
+    assert (folder / 'figures' / name).stat().st_size > 5000
+  assert 'auroc' in out
+  assert f'{summary["metrics"]["auroc"]["pooled"]:.3f}' in out
+  assert not list((folder / 'state').glob('*'))
+
+
+def test_planted_instances_are_learnt_and_found(finished):
+  _, folder, _ = finished
+  summary = json.loads((folder / 'summary.json').read_text())
+  assert summary['metrics']['auroc']['pooled'] > 0.9
+  hits = []
+  for path in folder.glob('fold_*/attention/*.h5'):
+    with h5py.File(path) as f:
+      attention, kept = f['attention'][()], f['kept'][()]
+      pred = f['prob'][()].argmax()
+    assert attention.shape == (len(kept), 3)
+    np.testing.assert_allclose(attention.sum(0), 1, rtol=1e-5)
+    assert not attention[~kept].any()
+    assert kept.sum() == max(len(kept) * 9 // 10, 1)
+    hits.append(attention[:, pred].argmax() < 2)
+  assert len(hits) == 36
+  assert np.mean(hits) > 0.7
+
+
+def test_metrics_are_recorded_for_every_epoch_of_both_stages(finished):
+  _, folder, _ = finished
+  lines = (folder / 'fold_2' / 'metrics.jsonl').read_text().splitlines()
+  epochs = [(x['stage'], x['epoch']) for x in map(json.loads, lines)]
+  model = [('model', e) for e in range(25)]
+  chooser = [('chooser', e) for e in range(len(epochs) - 25)]
+  assert epochs == chooser + model
+
+
+def test_the_same_command_again_trains_nothing(finished):
+  args, folder, _ = finished
+  before = (folder / 'predictions.csv').read_bytes()
+  never = 'from kmil_jax import fit; fit.fit = None'
+  feature_folder.run(*args, before=never)
+  assert (folder / 'predictions.csv').read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished):
+  args, _, _ = finished
+  process = feature_folder.script(*args, '--lr=0.01')
+  out, _ = process.communicate(timeout=120)
+  assert process.returncode != 0
+  assert 'lr: 0.0002 before, 0.01 now' in out
+  assert 'exp_code' in out
+
+
+@pytest.mark.parametrize('stage', ['chooser', 'model'])
+def test_a_killed_run_goes_on_to_the_same_predictions(
+  finished, tmp_path, stage
+):
+  args, folder, _ = finished
+  args = [*args, f'--results_dir={tmp_path}']
+  process = feature_folder.script(*args, before=SAVE_ALWAYS)
+  metrics = tmp_path / 'kmil_origin_s1' / 'fold_1' / 'metrics.jsonl'
+  deadline = time.monotonic() + 120
+  while process.poll() is None and time.monotonic() < deadline:
+    text = metrics.read_text() if metrics.exists() else ''
+    if text.count(f'"stage": "{stage}"') >= random.randint(2, 20):
+      break
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert list((tmp_path / 'kmil_origin_s1' / 'state').glob('folds_*/*/*'))
+  feature_folder.run(*args, before=SAVE_ALWAYS)
+  for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
+    got = (tmp_path / 'kmil_origin_s1' / name).read_bytes()
+    assert got == (folder / name).read_bytes()
+
+
+def test_one_fold_and_streaming_give_what_all_folds_gave(finished, tmp_path):
+  args, folder, _ = finished
+  args = [*args, f'--results_dir={tmp_path}', '--fold=1', '--stream']
+  feature_folder.run(*args)
+  read = lambda p: np.array(
+    [
+      [float(x) for x in line.split(',')[6:]]
+      for line in p.read_text().splitlines()[1:]
+    ]
+  )
+  np.testing.assert_allclose(
+    read(tmp_path / 'kmil_origin_s1' / 'fold_1' / 'predictions.csv'),
+    read(folder / 'fold_1' / 'predictions.csv'),
+    atol=1e-3,
+  )
+
+
+def test_check_trains_nothing_and_says_what_would_run(data_flags, tmp_path):
+  out = feature_folder.run(
+    *data_flags, *QUICK, '--check', f'--results_dir={tmp_path}'
+  )
+  assert '36 slides of 36 cases: 0 12, 1 12, 2 12' in out
+  assert 'fold 2: 12 train, 12 val, 12 test slides' in out
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'flags,message',
+  [
+    (['--features_dir='], 'needs both --csv_path and --features_dir'),
+    (['--k=20'], 'class 0 has 12 cases, fewer than --k=20'),
+    (['--fold=7'], '--fold=7: folds are 0 to 2'),
+    (['--labels=0:x,9:y'], 'no slide has the label 9'),
+    (['--nonsense=1'], "Unknown command line flag 'nonsense'"),
+    (['--drop_fraction=0.12345'], 'give thousandths'),
+    (['extra'], "unexpected argument 'extra'"),
+  ],
+)
+def test_wrong_flags_get_one_clear_message(data_flags, flags, message):
+  process = feature_folder.script(*data_flags, *QUICK, *flags)
+  out, _ = process.communicate(timeout=120)
+  assert process.returncode != 0
+  assert message in out
+  assert 'Traceback' not in out
