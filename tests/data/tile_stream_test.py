@@ -147,20 +147,26 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
   assert not readers()
 
 
-def test_reading_overlaps_the_work_of_the_consumer(slide, grid, monkeypatch):
+def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
   real = tile_stream.read_tile_bgrx
+  allowed, done = threading.Semaphore(1), []
 
   def read(slide, grid, i, out):
-    time.sleep(0.02)
+    allowed.acquire()
+    done.append(i)
     return real(slide, grid, i, out)
 
-  list(batches(slide, grid, batch=5, threads=1))  # Compiles.
   monkeypatch.setattr(tile_stream, 'read_tile_bgrx', read)
-  start = time.perf_counter()
-  for _ in batches(slide, grid, batch=5, threads=1):
-    time.sleep(0.1)
-  # 0.7 s of reading and 0.7 s of work: 1.4 s in turn, 0.8 s together.
-  assert time.perf_counter() - start < 1.2
+  stream = batches(slide, grid, batch=1, threads=2)
+  next(stream)
+  assert done == [0]
+  allowed.release(2)
+  deadline = time.monotonic() + 10  # No further batch is asked for meanwhile.
+  while len(done) < 3 and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert sorted(done) == [0, 1, 2]
+  allowed.release(len(grid.coords))
+  assert len(list(stream)) == len(grid.coords) - 1
 
 
 @needs_wsi
@@ -174,7 +180,9 @@ def test_reading_reaches_nine_tenths_of_a_bare_loop():
     clocks = time.perf_counter, time.process_time
     start = [clock() for clock in clocks]
     run()
-    return [clock() - before for clock, before in zip(clocks, start)]
+    return [
+      clock() - before for clock, before in zip(clocks, start, strict=True)
+    ]
 
   def bare():
     with openslide.OpenSlide(path) as handle:

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from data import features, splits as split_files
+from data import features
 from data.manifest import ManifestError
 from experiments import cohort as cohorts
 from experiments.cohort import CohortError
@@ -262,19 +262,3 @@ def test_the_fingerprint_follows_what_decides_a_result(tmp_path):
   changed = cohorts.load(path, folder).fingerprint()
   assert changed['labels_sha256'] == before['labels_sha256']
   assert changed['features_sha256'] != before['features_sha256']
-
-
-def test_splits_are_made_or_read(tmp_path):
-  path, folder = make(tmp_path, 'xy' * 4)
-  cohort = cohorts.load(path, folder)
-  made = cohorts.make_splits(cohort, k=4, seed=1, split_dir=None)
-  assert split_files.fingerprint(cohort.manifest, made) == (
-    split_files.fingerprint(
-      cohort.manifest, split_files.make(cohort.manifest, 4, 1)
-    )
-  )
-  other = split_files.make(cohort.manifest, 4, 2)
-  split_files.write(tmp_path / 'splits', cohort.manifest, other)
-  read = cohorts.make_splits(cohort, k=4, seed=1, split_dir=tmp_path / 'splits')
-  for a, b in zip(read, other, strict=True):
-    np.testing.assert_array_equal(a.test, b.test)

@@ -54,7 +54,7 @@ def planted(num_bags=36, width=16, classes=3, seed=0):
   return bags, labels
 
 
-def script(*args, before='', env=(), **kwargs):
+def script(*args, before='pass', env=(), **kwargs):
   """Starts `python -m experiments.kmil` after the statements `before`."""
   code = f'from absl import app; {before}; from experiments import kmil'
   code += '; app.run(kmil.main)'

@@ -26,8 +26,8 @@ def released(losses, accuracies, rate, patience):
 
   Zheng et al. 2024: the checkpoint is overwritten whenever the loss strictly
   improves or the accuracy is at least the best; the counter starts again on
-  either; at 20 (`patience`) it stops; at multiples of 7 the rate falls to a third, not below
-  1e-4.
+  either; at 20 (`patience`) it stops; at multiples of 7 the rate falls to a
+  third, not below 1e-4.
   """
   best_loss, best_accuracy, counter, kept = math.inf, 0.0, 0, -1
   trace = []
