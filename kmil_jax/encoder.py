@@ -11,6 +11,9 @@ import numpy as np
 from kmil_jax import parallel
 from kmil_jax.models import resnet
 
+# Of the last norm of a residual branch. A random branch knows nothing: at 1,
+# thirteen of them bury what the shortcut carries (see BUILD_NOTES.md).
+_BRANCH_SCALE = 0.25
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -22,7 +25,8 @@ def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
   with JAX. The running statistics are those of one pass over `tiles` in
   training mode: each layer is normalised with this batch's own statistics
   before the next one sees it, so that one pass is consistent through all
-  layers, and features of such tiles are of order 1 and well spread.
+  layers, and features of such tiles are of order 1 and well spread. Residual
+  branches start at a quarter of the shortcut's scale.
 
   Args:
     tiles: normalised tiles, [T, S, S, 3] float32, a hundred or so.
@@ -35,6 +39,8 @@ def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
+    if path[-1].key == 'scale' and path[-2].key == 'bn3':
+      return np.full(leaf.shape, _BRANCH_SCALE, leaf.dtype)
     if path[-1].key != 'kernel':  # Scales and variances 1, all others 0.
       return np.full(leaf.shape, path[-1].key in ('scale', 'var'), leaf.dtype)
     height, width, _, out = leaf.shape

@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import pooling, torch_dense
+from kmil_jax.models import pooling
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
@@ -49,15 +49,9 @@ class DSMIL(nn.Module):
     scores = query @ critical.T / self.hidden**0.5
     attention = pooling.masked_softmax(scores, mask)  # [N, C]
     bags = attention.T @ x.astype(jnp.float32)
-    fuse = nn.DenseGeneral(
-      num_classes,
-      axis=(-2, -1),
-      kernel_init=torch_dense.kernel_init,
-      bias_init=torch_dense.bias_init(bags.size),
-      name='fuse',
-    )
+    logits = TorchDense(num_classes, name='fuse')(bags.reshape(-1))
     return Prediction(
-      logits=fuse(bags),
+      logits=logits,
       attention=attention,
       instance_logits=instance_logits.astype(jnp.float32),
     )

@@ -1,4 +1,4 @@
-"""A dense layer that starts as PyTorch's does, which the papers rely on."""
+"""A dense layer with the layout and the start of PyTorch's."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
+def uniform(fan_in: int) -> nn.initializers.Initializer:
+  """Returns PyTorch's start of weights and biases, U(-b, b), b = fan_in^-0.5.
 
-def bias_init(fan_in: int) -> nn.initializers.Initializer:
-  """Returns PyTorch's bias initialiser, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  It is what its Kaiming-uniform call with a = sqrt(5) comes to.
+  """
   bound = fan_in**-0.5
 
   def init(key, shape, dtype=jnp.float32):
@@ -21,10 +21,12 @@ def bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 
 class TorchDense(nn.Module):
-  """`x @ kernel + bias` on [..., D], drawn as `torch.nn.Linear` draws it.
+  """`torch.nn.Linear(D, features)` on [..., D]: `x @ weight.T + bias`.
 
-  The parameters are `kernel` [D, features] and `bias` [features], float32;
-  `dtype` is what the product is computed in.
+  The parameters are `weight` [features, D] and `bias` [features], float32;
+  `dtype` is what the product is computed in. In this layout the gradient of the
+  weight comes out of its product as it is stored; transposed, as in
+  `flax.linen.Dense`, it makes the optimiser's step twice as slow on CPUs.
   """
 
   features: int
@@ -33,7 +35,8 @@ class TorchDense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
-    kernel = self.param('kernel', kernel_init, (fan_in, self.features))
-    bias = self.param('bias', bias_init(fan_in), (self.features,))
-    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-    return x @ kernel + bias
+    init = uniform(fan_in)
+    weight = self.param('weight', init, (self.features, fan_in))
+    bias = self.param('bias', init, (self.features,))
+    x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+    return jnp.einsum('...d,fd->...f', x, weight) + bias

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -163,6 +164,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     features.write(path, ROWS + 1, COORDS, ATTRS | {'bad': object()})
   assert list(tmp_path.iterdir()) == [path]
   np.testing.assert_array_equal(features.read(path).features, ROWS)
+
+
+def test_a_file_is_replaced_not_overwritten(tmp_path):
+  features.write(tmp_path / 'a.h5', ROWS, COORDS, ATTRS)
+  os.link(tmp_path / 'a.h5', tmp_path / 'old.h5')
+  features.write(tmp_path / 'a.h5', ROWS + 1, COORDS, ATTRS)
+  got = [features.read(tmp_path / n).features for n in ('old.h5', 'a.h5')]
+  np.testing.assert_array_equal(got, [ROWS, ROWS + 1])
 
 
 _WRITE_FOREVER = """

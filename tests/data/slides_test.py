@@ -1,7 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 import pathlib
 import shutil
-import warnings
 
 import numpy as np
 import openslide
@@ -9,7 +8,6 @@ import pytest
 
 from data import slides
 from data.phantom import tiff
-from data.pixel_size import pixel_size
 from data.slides import Slide, SlideError, list_slides, slide_id
 
 WSI = pathlib.Path(__file__).parents[3] / 'shared/data/wsi'
@@ -204,47 +202,6 @@ def test_an_implausible_scale_counts_as_none():
     assert (slide.mpp, slide.mpp_source) == (0.5, 'default_mpp')
     expected = (1, 2, 4.016129032, 8.086312118)
     assert slide.level_downsamples == pytest.approx(expected)
-
-
-OPENSLIDE = {'openslide.mpp-x': '0.25', 'openslide.mpp-y': '0.25'}
-TAGS = {'tiff.XResolution': '20000', 'tiff.YResolution': '20000'}
-
-
-@pytest.mark.parametrize(
-  'properties, default, expected',
-  [
-    (OPENSLIDE | TAGS, 1.0, (0.25, 'openslide')),
-    (TAGS | {'tiff.ResolutionUnit': 'centimeter'}, 1.0, (0.5, 'tiff')),
-    (TAGS | {'tiff.ResolutionUnit': 'inch'}, 1.0, (1.27, 'tiff')),
-    (TAGS, 1.0, (1.0, 'default_mpp')),
-    ({'openslide.mpp-x': '0.25'}, 1.0, (1.0, 'default_mpp')),
-    ({'openslide.mpp-x': 'x', 'openslide.mpp-y': ''}, 1, (1, 'default_mpp')),
-    ({'openslide.mpp-x': '0', 'openslide.mpp-y': '0'}, 1, (1, 'default_mpp')),
-    (
-      OPENSLIDE | {'tiff.XResolution': '0', 'tiff.ResolutionUnit': 'inch'},
-      None,
-      (0.25, 'openslide'),
-    ),
-  ],
-)
-def test_scale_comes_from_the_first_plausible_source(
-  properties, default, expected
-):
-  with warnings.catch_warnings():
-    warnings.simplefilter('error')
-    assert pixel_size('a.svs', properties, default) == pytest.approx(expected)
-
-
-def test_unequal_scales_are_averaged_with_a_warning():
-  properties = {'openslide.mpp-x': '0.50', 'openslide.mpp-y': '0.52'}
-  with pytest.warns(UserWarning, match=r'a\.svs: 0\.5 .*0\.52'):
-    assert pixel_size('a.svs', properties, None)[0] == pytest.approx(0.51)
-
-
-@pytest.mark.parametrize('default', [None, 0.0, -1.0, 50.0, float('nan')])
-def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
-  with pytest.raises(SlideError, match=r'^a\.svs: .*--default_mpp'):
-    pixel_size('a.svs', {}, default)
 
 
 @pytest.mark.parametrize('mpp', [0.25, 0.7, 1.0, 2.0, 3.3, 8.0, 1e4])

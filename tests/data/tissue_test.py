@@ -17,6 +17,7 @@ INKS = {
   'light blue': (90, 140, 225),
   'navy': (25, 25, 110),
   'green': (30, 130, 70),
+  'teal': (40, 110, 130),
   'red': (215, 40, 45),
   'black': (28, 26, 29),
   'tinted black': (14, 9, 12),
@@ -49,6 +50,14 @@ def test_rejects_ink_beside_and_on_tissue(ink):
   assert not mask[125:185, 125:185].any()
   assert not mask[40:70, 40:70].any()
   assert mask[10:110, 85:108].all()
+
+
+def test_a_dot_of_ink_is_not_closed_like_a_hole():
+  dots = [
+    (60, x, 5, colour) for x, colour in ((50, INKS['blue']), (100, GLASS))
+  ]
+  mask = tissue_mask(overview((10, 10, 150, PINK), *dots), 8)
+  assert not mask[60:65, 50:55].any() and mask[60:65, 100:105].all()
 
 
 @pytest.mark.parametrize(

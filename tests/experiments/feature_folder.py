@@ -42,14 +42,14 @@ def write(folder, bags, labels, cases=None, coords=True):
   ]
 
 
-def planted(num_bags=36, width=16, classes=3, seed=0):
+def planted(num_bags=60, width=16, classes=3, seed=0):
   """Bags of 1 to 12 instances, one or two of which tell the class."""
   rng = np.random.default_rng(seed)
   labels = np.arange(num_bags) % classes
   bags = []
   for label in labels:
     bag = rng.normal(size=(rng.integers(1, 13), width))
-    bag[: rng.integers(1, 3), label] += 4
+    bag[: rng.integers(1, 3), label] += 6
     bags.append(bag)
   return bags, labels
 

@@ -48,13 +48,13 @@ def test_the_results_folder_keeps_its_contract(finished):
   for metric in summary['metrics'].values():
     assert metric['ci_low'] <= metric['pooled'] <= metric['ci_high']
     assert len(metric['per_fold']) == 3
-  assert np.sum(summary['confusion']) == 36
+  assert np.sum(summary['confusion']) == 60
   lines = (folder / 'predictions.csv').read_text().splitlines()
   assert lines[0] == (
     'case_id,slide_id,fold,split,label,pred,prob_0,prob_1,prob_2'
   )
   # Every slide is test once and val once.
-  assert len(lines) == 1 + 2 * 36
+  assert len(lines) == 1 + 2 * 60
   header = (folder / 'summary.csv').read_text().splitlines()[0]
   assert header.startswith('folds,test_auc,val_auc,test_acc,val_acc')
   for name in ('roc.png', 'confusion.png'):
@@ -78,7 +78,7 @@ def test_planted_instances_are_learnt_and_found(finished):
     assert not attention[~kept].any()
     assert kept.sum() == max(len(kept) * 9 // 10, 1)
     hits.append(attention[:, pred].argmax() < 2)
-  assert len(hits) == 36
+  assert len(hits) == 60
   assert np.mean(hits) > 0.7
 
 
@@ -160,8 +160,8 @@ def test_check_trains_nothing_and_says_what_would_run(
 ):
   main(*data_flags, *QUICK, '--check', f'--results_dir={tmp_path}')
   out = capsys.readouterr().out
-  assert '36 slides of 36 cases: 0 12, 1 12, 2 12' in out
-  assert 'fold 2: 12 train, 12 val, 12 test slides' in out
+  assert '60 slides of 60 cases: 0 20, 1 20, 2 20' in out
+  assert 'fold 2: 20 train, 20 val, 20 test slides' in out
   assert not list(tmp_path.iterdir())
 
 
@@ -169,7 +169,7 @@ def test_check_trains_nothing_and_says_what_would_run(
   'wrong,message',
   [
     ('--features_dir=', 'needs both --csv_path and --features_dir'),
-    ('--k=20', 'class 0 has 12 cases, fewer than --k=20'),
+    ('--k=25', 'class 0 has 20 cases, fewer than --k=25'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
     ('--nonsense=1', "Unknown command line flag 'nonsense'"),

@@ -82,7 +82,7 @@ def test_padding_of_a_clearly_negative_bag_never_wins(name):
   # An instance stream that dislikes every real instance in every class.
   x = bag(5, shift=3.0)
   if 'instance' in params:
-    params['instance']['kernel'] = -jnp.ones_like(params['instance']['kernel'])
+    params['instance']['weight'] = -jnp.ones_like(params['instance']['weight'])
   apply = jax.jit(
     lambda x, mask: model.apply({'params': params}, x, mask, train=False)
   )

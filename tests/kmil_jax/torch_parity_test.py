@@ -60,16 +60,14 @@ class TorchDSMIL(torch.nn.Module):
 
 
 def ported(module):
-  """torch parameters as Flax ones: Linear transposed, Conv1d as dense."""
+  """torch parameters as Flax ones: the same layout, Conv1d as a dense map."""
   params = {}
-  for name, weight in module.state_dict().items():
+  for name, tensor in module.state_dict().items():
     layer, kind = name.split('.')
-    array = weight.detach().numpy().copy()
-    if kind == 'weight':
-      # Linear [out, in]; Conv1d [out, in, D].
-      array = np.moveaxis(array, 0, -1)
-    leaf = 'kernel' if kind == 'weight' else 'bias'
-    params.setdefault(layer, {})[leaf] = jnp.asarray(array)
+    array = tensor.detach().numpy().copy()
+    if kind == 'weight':  # Linear [out, in]; Conv1d [out, in, D].
+      array = array.reshape(len(array), -1)
+    params.setdefault(layer, {})[kind] = jnp.asarray(array)
   return params
 
 
@@ -133,8 +131,8 @@ def test_layers_start_as_torch_linear_does():
     ('fuse', 5 * 1024),
   ):
     bound = fan_in**-0.5
-    kernel = np.asarray(params[layer]['kernel'])
-    assert np.abs(kernel).max() <= bound
+    weight = np.asarray(params[layer]['weight'])
+    assert np.abs(weight).max() <= bound
     # A uniform variable on [-b, b] has the standard deviation b / sqrt(3).
-    np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.02)
+    np.testing.assert_allclose(weight.std(), bound / 3**0.5, rtol=0.02)
     assert 0 < np.abs(params[layer]['bias']).max() <= bound
