@@ -46,6 +46,15 @@ class FeatureFile:
   attributes: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """N, D and the attributes of a feature file."""
+
+  length: int
+  width: int
+  attributes: dict[str, Any]
+
+
 def write(
   path: Path | str,
   features: np.ndarray,
@@ -129,15 +138,17 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
   return FeatureFile(path, features.astype(np.float32), coords, attributes)
 
 
-def shape(path: Path | str) -> tuple[int, int]:
-  """Returns (N, D) of a feature file from its header, reading no features.
+def header(path: Path | str) -> Header:
+  """Returns what a feature file says of itself, reading no features.
 
   Raises:
     FeatureError: if the file cannot be opened or has no features.
   """
   path = Path(path)
   with _open(path) as file:
-    return _features(path, file).shape[-2:]
+    dataset = _features(path, file)
+    length, width = dataset.shape[-2:]
+    return Header(length, width, _attributes(file, dataset))
 
 
 def _open(path: Path) -> h5py.File:

@@ -110,7 +110,10 @@ def check(
   tested = np.sum([split.test for split in splits], axis=0)
   if (tested > 1).any():
     slide = manifest.slide[tested > 1][0]
-    raise SplitError(f'slide {slide} is in the test part of several folds')
+    raise SplitError(
+      f'slide {slide} is in the test part of several folds: pooled'
+      ' figures count a slide once; leave --split_dir out to make new folds'
+    )
 
 
 def write(

@@ -9,32 +9,14 @@ import numpy as np
 from data import (
   features as feature_files,
   manifest as manifests,
-  phantom,
   slides,
 )
 from data.manifest import Manifest
-from kmil_jax import parallel
 
 # The paper's class ids; its slide names end in them.
 PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
 METASTATIC = 'metastatic'
 
-# The paper's 128-um tiles at half its resolution: a CPU encodes them 4 times
-# faster.
-_PHANTOM_TILES = {'tile_size': 128, 'mpp': 1.0}
-_ROOT = pathlib.Path(__file__).parents[1]
-# The code that phantom slides, and their features, are a function of.
-_SLIDE_CODE = ('data/phantom/*.py',)
-_FEATURE_CODE = (
-  'data/pixel_size.py',
-  'data/slides.py',
-  'data/tile_stream.py',
-  'data/tiling.py',
-  'data/tissue.py',
-  'experiments/cohort_tiles.py',
-  'kmil_jax/encoder.py',
-  'kmil_jax/models/resnet.py',
-)
 _SHOWN = 10  # Names listed in an error.
 
 
@@ -118,8 +100,8 @@ def load(
     shuffle_seed: deals the labels anew to the cases, for the leak alarm.
 
   Raises:
-    CohortError: if slides lack features, files cannot be read, or widths or
-      encoders are mixed.
+    CohortError: if slides lack features, files cannot be read, or were not all
+      made by one encoder at one width, mpp and tile size.
     data.manifest.ManifestError: if the table cannot be used.
   """
   table = manifests.read(csv_path)
@@ -134,7 +116,7 @@ def load(
   if len(classes) < 2:
     raise CohortError(f'{csv_path}: one class only, {classes[0]}')
   paths = tuple(pathlib.Path(features_dir) / f'{s}.h5' for s in table.slide)
-  shapes = _shapes(paths, features_dir)
+  headers = _headers(paths, features_dir)
   found = {}
   if slides_dir:
     found = {slides.slide_id(p): p for p in slides.list_slides(slides_dir)}
@@ -143,61 +125,10 @@ def load(
     classes=classes,
     label=np.array([classes.index(x) for x in table.label], np.int32),
     paths=paths,
-    length=np.array([n for n, _ in shapes], np.int32),
-    width=shapes[0][1],
+    length=np.array([h.length for h in headers], np.int32),
+    width=headers[0].width,
     slides=found,
   )
-
-
-def make_phantom(
-  cache_dir: str, *, cases_per_class: int = 12
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """Renders and encodes the phantom cohort, unless that is done.
-
-  Args:
-    cache_dir: every version of the code that makes slides, tiles or features
-      has a folder of its own in it.
-    cases_per_class: cases of each of the five classes.
-
-  Returns:
-    The cohort's folder (`slides`, `outlines`, `labels.csv`) and its feature
-    folder.
-
-  Raises:
-    CohortError: if a phantom slide cannot be encoded.
-  """
-  root = pathlib.Path(cache_dir).expanduser()
-  root = root / f'phantom_{cases_per_class}x5_{_code_hash(_SLIDE_CODE)}'
-  features_dir = root / f'features_{_code_hash(_FEATURE_CODE)}'
-  if parallel.is_first():
-    if not (root / 'labels.csv').exists():
-      print(f'rendering the phantom cohort in {root}', flush=True)
-    phantom.make(root, cases_per_class=cases_per_class)
-    ids = manifests.read(root / 'labels.csv').slide
-    if not all((features_dir / f'{i}.h5').exists() for i in ids):
-      _encode(root / 'slides', features_dir, cache_dir)
-  parallel.wait_for_all('phantom')
-  return root, features_dir
-
-
-def _encode(
-  slides_dir: pathlib.Path, features_dir: pathlib.Path, cache_dir: str
-) -> None:
-  # They import TensorFlow, which takes seconds: only where slides are encoded.
-  from experiments import cohort_tiles, encoding, weights
-
-  paths = slides.list_slides(slides_dir)
-  spec = cohort_tiles.TileSpec(**_PHANTOM_TILES)
-  encoder = weights.make_encoder(
-    None,
-    features_dir=features_dir,
-    cache_dir=cache_dir,
-    sample=lambda: cohort_tiles.calibration_tiles(paths, spec),
-  )
-  print(f'encoder {encoder.name}: {encoder.note}', flush=True)
-  failures = encoding.extract(paths, features_dir, encoder, spec)
-  if failures:
-    raise CohortError(f'phantom slides without features: {failures}')
 
 
 def _classes(labels: np.ndarray) -> tuple[str, ...]:
@@ -211,10 +142,10 @@ def _classes(labels: np.ndarray) -> tuple[str, ...]:
   return tuple(names)
 
 
-def _shapes(
+def _headers(
   paths: tuple[pathlib.Path, ...], features_dir: str
-) -> list[tuple[int, int]]:
-  """Returns (N, D) of every feature file, or all faults in one error."""
+) -> list[feature_files.Header]:
+  """Reads the header of every feature file; all faults make one error."""
   missing = [p.stem for p in paths if not p.exists()]
   if missing:
     raise CohortError(
@@ -222,24 +153,34 @@ def _shapes(
       f' labelled slides: {_some(missing)}; run experiments.extract, or take'
       ' them out of the CSV'
     )
-  shapes, faults = [], []
+  headers, faults = [], []
   for path in paths:
     try:
-      shapes.append(feature_files.shape(path))
-      if not all(shapes[-1]):
+      headers.append(feature_files.header(path))
+      if not headers[-1].length or not headers[-1].width:
         faults.append(f'{path}: no features; extract the slide again')
     except feature_files.FeatureError as e:
       faults.append(str(e))
   if faults:
     raise CohortError('\n'.join(faults))
-  widths = np.array([d for _, d in shapes])
-  if len(set(widths)) > 1:
-    odd = [p.stem for p in np.array(paths)[widths != widths[0]]]
-    raise CohortError(
-      f'{features_dir}: features of {sorted(set(widths.tolist()))} dimensions'
-      f' are mixed; other than the first are {_some(odd)}'
-    )
-  return shapes
+  made = {'dimensions': [h.width for h in headers]}
+  for name in ('encoder', 'mpp', 'patch_size'):
+    made[name] = [h.attributes.get(name) for h in headers]
+  for name, values in made.items():
+    # Not every tool says how its features were made.
+    known = [v for v in values if v is not None]
+    odd = [
+      p.stem
+      for p, v in zip(paths, values, strict=True)
+      if v is not None and v != known[0]
+    ]
+    if odd:
+      found = ', '.join(sorted({str(v) for v in known}))
+      raise CohortError(
+        f'{features_dir}: features of different {name} are mixed: {found};'
+        f' other than the first are {_some(odd)}'
+      )
+  return headers
 
 
 def _shuffled(table: Manifest, seed: int) -> Manifest:
@@ -254,14 +195,6 @@ def _shuffled(table: Manifest, seed: int) -> Manifest:
 def _some(names: list[str]) -> str:
   more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
   return ', '.join(names[:_SHOWN]) + more
-
-
-def _code_hash(patterns: tuple[str, ...]) -> str:
-  digest = hashlib.sha256()
-  for pattern in patterns:
-    for path in sorted(_ROOT.glob(pattern)):
-      digest.update(path.read_bytes())
-  return digest.hexdigest()[:8]
 
 
 def _ends(path: pathlib.Path) -> bytes:

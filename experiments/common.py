@@ -11,10 +11,11 @@ from absl import app, flags, logging
 from data import (
   features as feature_files,
   manifest as manifests,
+  slides,
   splits as split_files,
 )
 from data.splits import Split
-from experiments import cohort as cohorts, results
+from experiments import cohort as cohorts, phantom_cohort, results
 from experiments.cohort import Cohort
 from kmil_jax import parallel
 
@@ -123,7 +124,9 @@ def plain_errors() -> Iterator[None]:
     feature_files.FeatureError,
     manifests.ManifestError,
     results.ResultsError,
+    slides.SlideError,
     split_files.SplitError,
+    FloatingPointError,
   ) as e:
     sys.exit(f'error: {e}')
 
@@ -138,7 +141,7 @@ def cohort() -> tuple[Cohort, pathlib.Path | None]:
       ' experiments.extract)'
     )
   if not csv_path:
-    root, features_dir = cohorts.make_phantom(CACHE_DIR.value)
+    root, features_dir = phantom_cohort.make(CACHE_DIR.value)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
     outlines_dir = root / 'outlines'
   found = cohorts.load(

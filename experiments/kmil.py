@@ -17,6 +17,7 @@ from absl import app, flags
 
 from data import plan as plans, splits as split_files
 from experiments import common, figures, maps, results, training
+from experiments.feed import Feed
 from kmil_jax import parallel
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.types import Recipe
@@ -97,11 +98,11 @@ def _run() -> None:
   parallel.wait_for_all('folder')
   folds = _to_train(folder, asked)
   if folds:
-    bench = training.Bench(cohort, settings.precision, settings.stream)
-    trained = training.train_folds(bench, splits, folds, settings, folder)
+    feed = Feed(cohort, settings.precision, settings.stream)
+    trained = training.train_folds(feed, splits, folds, settings, folder)
     if parallel.is_first():
       for run, fold in enumerate(folds):
-        _save_fold(folder, bench, splits[fold], fold, trained, run)
+        _save_fold(folder, feed, splits[fold], fold, trained, run)
         if outlines_dir or cohort.slides:
           maps.draw(folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value)
       shutil.rmtree(training.state_folder(folder, folds))
@@ -176,14 +177,14 @@ def _to_train(folder: pathlib.Path, asked: list[int]) -> list[int]:
 
 def _save_fold(
   folder: pathlib.Path,
-  bench: training.Bench,
+  feed: Feed,
   split: split_files.Split,
   fold: int,
   trained: training.Trained,
   run: int,
 ) -> None:
-  table, label = bench.cohort.manifest, bench.cohort.label
-  maps.write(folder / f'fold_{fold}', bench, split.test, trained, run)
+  table, label = feed.cohort.manifest, feed.cohort.label
+  maps.write(folder / f'fold_{fold}', feed, split.test, trained, run)
   training.save_model(folder / f'fold_{fold}', trained, run)
   parts = {}
   for name in ('val', 'test'):
@@ -199,7 +200,7 @@ def _save_fold(
     folder / f'fold_{fold}' / 'predictions.csv',
     fold,
     parts,
-    bench.cohort.classes,
+    feed.cohort.classes,
   )
 
 

@@ -11,14 +11,15 @@ import numpy as np
 
 from data import features as feature_files, slides
 from experiments.cohort import Cohort
-from experiments.training import Bench, Trained
+from experiments.feed import Feed
+from experiments.training import Trained
 
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 
 
 def write(
   folder: pathlib.Path,
-  bench: Bench,
+  feed: Feed,
   rows: np.ndarray,
   trained: Trained,
   run: int,
@@ -32,7 +33,7 @@ def write(
 
   Args:
     folder: of the fold.
-    bench: the cohort.
+    feed: the cohort.
     rows: the test part, bool [n].
     trained: all runs.
     run: the fold's.
@@ -40,9 +41,9 @@ def write(
   params = jax.tree.map(lambda x: x[run : run + 1], trained.params)
   predict = jax.jit(trained.trainer.predict)
   bags = np.flatnonzero(rows)
-  read = bench.read(bench.bucket(bags), bags[:, None])
+  read = feed.read(feed.bucket(bags), bags[:, None])
   for bag, x in zip(bags, read, strict=True):
-    length, offset = bench.store.length[bag], bench.store.offset[bag]
+    length, offset = feed.store.length[bag], feed.store.offset[bag]
     kept = np.zeros(x.shape[1], bool)
     kept[:length] = True
     if trained.keep is not None:
@@ -56,17 +57,17 @@ def write(
       'kept': kept[:length],
       'prob': np.asarray(jax.nn.softmax(said.logits[0])),
     }
-    source = feature_files.read(bench.cohort.paths[bag])
+    source = feature_files.read(feed.cohort.paths[bag])
     if source.coords is not None:
       arrays['coords'] = source.coords
-    name = bench.cohort.manifest.slide[bag]
+    name = feed.cohort.manifest.slide[bag]
     _write_h5(folder / 'attention' / f'{name}.h5', arrays, source.attributes)
   if trained.keep is not None:
-    ends = bench.store.offset + bench.store.length
+    ends = feed.store.offset + feed.store.length
     arrays = {
       name: trained.keep[run, start:end]
       for name, start, end in zip(
-        bench.cohort.manifest.slide, bench.store.offset, ends, strict=True
+        feed.cohort.manifest.slide, feed.store.offset, ends, strict=True
       )
     }
     _write_h5(folder / 'keep' / 'keep.h5', arrays, {})

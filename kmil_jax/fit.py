@@ -52,7 +52,7 @@ def fit(
     final selection.
 
   Raises:
-    FloatingPointError: if a training loss is not finite.
+    FloatingPointError: if a training or validation loss is not finite.
   """
   chosen = selection.start(len(state.seed), recipe)
   saved = checkpoints.latest(_saved(state, chosen, 0))
@@ -72,9 +72,9 @@ def fit(
     )
     order = plan(epoch if recipe.shuffle else 0)
     state, loss = program.train(state, order.replace(epoch=np.int32(epoch)))
-    _check_finite(loss, epoch)
     evaluated = program.evaluate(state, pairs)
     val = validate(evaluated, pairs, label, num_classes, len(loss))
+    _check_finite(loss + val.loss, epoch)
     chosen, improved = selection.update(chosen, recipe, epoch, val)
     state = _keep_best(state, layout.put(improved))
     report(epoch, loss, val, chosen)
@@ -133,6 +133,6 @@ def _check_finite(loss: np.ndarray, epoch: int) -> None:
   bad = np.flatnonzero(~np.isfinite(loss))
   if len(bad):
     raise FloatingPointError(
-      f'epoch {epoch}: the training loss of run {bad.tolist()} is not finite;'
+      f'epoch {epoch}: the loss of run {bad.tolist()} is not finite;'
       ' lower --lr or use --precision=float32'
     )

@@ -42,7 +42,8 @@ def test_what_is_written_is_read(tmp_path, data):
   np.testing.assert_array_equal(got.features, rows.astype(np.float32))
   np.testing.assert_array_equal(got.coords, coords)
   assert got.attributes == ATTRS
-  assert features.shape(path) == (count, width)
+  header = features.header(path)
+  assert (header.length, header.width) == (count, width)
   with h5py.File(path) as file:  # Where readers of CLAM and TRIDENT look.
     assert file['features'].dtype == dtype
     assert file['coords'].attrs['patch_size_level0'] == 1
@@ -58,7 +59,8 @@ def test_the_files_of_three_tools_say_the_same():
       'stamp/*/*.h5',
     )
   )
-  assert clam.features.shape == features.shape(clam.path) == (49, 27)
+  header = features.header(clam.path)
+  assert clam.features.shape == (header.length, header.width) == (49, 27)
   np.testing.assert_array_equal(trident.features, clam.features)
   # STAMP rounds to float16.
   np.testing.assert_allclose(stamp.features, clam.features, rtol=1e-3)
@@ -79,7 +81,8 @@ def test_micrometres_are_divided_by_the_files_own_scale(tmp_path):
   got = features.read(path, level0_mpp=9.0)
   np.testing.assert_array_equal(got.coords, COORDS)
   np.testing.assert_array_equal(got.features, ROWS)
-  assert features.shape(path) == (3, 4)
+  header = features.header(path)
+  assert (header.length, header.width) == (3, 4)
 
 
 def test_a_file_without_coordinates_is_read(tmp_path):

@@ -54,7 +54,8 @@ def test_real_files_of_three_layouts_stream(real_data):
     next((folder / 'trident').glob('*/features_*/*.h5')),
     next((folder / 'stamp').glob('*/*.h5')),
   ]
-  count, width = features.shape(paths[0])
+  header = features.header(paths[0])
+  count, width = header.length, header.width
   clam, trident, stamp = pipeline.bag_batches(
     paths, width, (64,), np.zeros(3, np.int32), np.arange(3)[:, None]
   )

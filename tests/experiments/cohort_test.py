@@ -102,6 +102,16 @@ def test_all_damaged_files_are_named_at_once(tmp_path):
     assert line.startswith(f'{folder}/{name}.h5: ')
 
 
+def test_mixed_encoders_are_refused(tmp_path):
+  path, folder = make(tmp_path, 'xyx')
+  other = ATTRS | {'encoder': 'another'}
+  features.write(
+    folder / 's02.h5', np.ones((2, 4), np.float32), np.zeros((2, 2)), other
+  )
+  with pytest.raises(CohortError, match='different encoder are mixed'):
+    cohorts.load(path, folder)
+
+
 def test_mixed_widths_are_refused(tmp_path):
   path, folder = make(tmp_path, 'xyx')
   features.write(
@@ -110,8 +120,8 @@ def test_mixed_widths_are_refused(tmp_path):
   with pytest.raises(CohortError) as e:
     cohorts.load(path, folder)
   assert str(e.value) == (
-    f'{folder}: features of [4, 7] dimensions are mixed; other than the first'
-    ' are s01'
+    f'{folder}: features of different dimensions are mixed: 4, 7; other than'
+    ' the first are s01'
   )
 
 

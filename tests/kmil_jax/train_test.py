@@ -120,5 +120,5 @@ def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):
 def test_training_stops_at_a_loss_that_is_not_finite(tmp_path):
   store = training_run.make_store()
   store.features[store.offset] = 1e38
-  with pytest.raises(FloatingPointError, match='training loss of run'):
+  with pytest.raises(FloatingPointError, match='loss of run'):
     training_run.run(tmp_path, store=store)
