@@ -11,6 +11,7 @@ gives among the ten.
 
 import dataclasses
 import pathlib
+import resource
 import shutil
 
 from absl import app, flags
@@ -66,7 +67,7 @@ _STREAM = flags.DEFINE_bool(
   ' the device.',
 )
 _HEAT_MAPS = flags.DEFINE_integer(
-  'heat_maps', 12, 'Test slides per fold to draw attention maps of.', 0
+  'heat_maps', None, 'Attention maps to draw per fold; of all test slides.', 0
 )
 _CHECK = flags.DEFINE_bool(
   'check', False, 'Only join and check the inputs, and say what would run.'
@@ -116,7 +117,8 @@ def _run() -> None:
     )
     figures.draw(folder, cohort.classes)
     print(results.table(summary))
-    print(f'results in {folder}')
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f'results in {folder}; peak memory {peak:.1f} GiB')
   parallel.wait_for_all('end')
 
 

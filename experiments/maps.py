@@ -79,7 +79,7 @@ def draw(
   cohort: Cohort,
   outlines_dir: pathlib.Path | None,
   *,
-  limit: int,
+  limit: int | None,
 ) -> None:
   """Draws the maps of the first `limit` test slides whose files are there.
 

@@ -1,7 +1,10 @@
 """The phantom cohort, rendered and encoded once in a cache folder."""
 
+import functools
 import hashlib
 import pathlib
+
+import tqdm
 
 from data import manifest as manifests, phantom, slides
 from kmil_jax import parallel
@@ -44,7 +47,8 @@ def make(cache_dir: str) -> tuple[pathlib.Path, pathlib.Path]:
   if parallel.is_first():
     if not (root / 'labels.csv').exists():
       print(f'rendering the phantom cohort in {root}', flush=True)
-    phantom.make(root)
+    with tqdm.tqdm(unit='slide', desc='phantom') as bar:
+      phantom.make(root, progress=functools.partial(_show, bar))
     ids = manifests.read(root / 'labels.csv').slide
     if not all((features_dir / f'{i}.h5').exists() for i in ids):
       _encode(root / 'slides', features_dir, cache_dir)
@@ -70,6 +74,11 @@ def _encode(
   failures = encoding.extract(paths, features_dir, encoder, spec)
   if failures:
     raise RuntimeError(f'phantom slides without features: {failures}')
+
+
+def _show(bar: tqdm.tqdm, done: int, total: int) -> None:
+  bar.total = total
+  bar.update(done - bar.n)
 
 
 def _code_hash(patterns: tuple[str, ...]) -> str:

@@ -128,7 +128,7 @@ def test_unusable_files_are_named(tmp_path, datasets, message):
 
 
 def test_an_absent_file_is_named(tmp_path):
-  for act in (features.read, features.shape):
+  for act in (features.read, features.header):
     with pytest.raises(FeatureError, match=r'a\.h5: no such file'):
       act(tmp_path / 'a.h5')
 
