@@ -15,9 +15,11 @@ import resource
 import shutil
 
 from absl import app, flags
+import numpy as np
 
 from data import plan as plans, splits as split_files
 from experiments import common, figures, maps, results, training
+from experiments.cohort import Cohort
 from experiments.feed import Feed
 from kmil_jax import parallel
 from kmil_jax.models import SPECS, kmil
@@ -103,9 +105,11 @@ def _run() -> None:
     trained = training.train_folds(feed, splits, folds, settings, folder)
     if parallel.is_first():
       for run, fold in enumerate(folds):
-        _save_fold(folder, feed, splits[fold], fold, trained, run)
-        if outlines_dir or cohort.slides:
-          maps.draw(folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value)
+        fold_dir = folder / f'fold_{fold}'
+        maps.write(fold_dir, feed, splits[fold].test, trained, run)
+        maps.draw(folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value)
+        training.save_model(fold_dir, trained, run)
+        _save_predictions(fold_dir, cohort, splits[fold], fold, trained, run)
       shutil.rmtree(training.state_folder(folder, folds))
   if parallel.is_first():
     summary = results.summarise(
@@ -173,21 +177,22 @@ def _to_train(folder: pathlib.Path, asked: list[int]) -> list[int]:
   ]
   for folds in training.unfinished(folder):
     if set(todo) <= set(folds) <= set(asked):
-      return folds
-  return todo
+      todo = folds
+      break
+  # Writing may have begun: what process 0 saw counts.
+  chosen = parallel.agree(np.isin(asked, todo))
+  return [f for f, train in zip(asked, chosen, strict=True) if train]
 
 
-def _save_fold(
+def _save_predictions(
   folder: pathlib.Path,
-  feed: Feed,
+  cohort: Cohort,
   split: split_files.Split,
   fold: int,
   trained: training.Trained,
   run: int,
 ) -> None:
-  table, label = feed.cohort.manifest, feed.cohort.label
-  maps.write(folder / f'fold_{fold}', feed, split.test, trained, run)
-  training.save_model(folder / f'fold_{fold}', trained, run)
+  table, label = cohort.manifest, cohort.label
   parts = {}
   for name in ('val', 'test'):
     rows = getattr(split, name)
@@ -198,12 +203,8 @@ def _save_fold(
       prob=trained.prob[name][run],
     )
   # Last: a fold with predictions is done.
-  results.write_predictions(
-    folder / f'fold_{fold}' / 'predictions.csv',
-    fold,
-    parts,
-    feed.cohort.classes,
-  )
+  path = folder / 'predictions.csv'
+  results.write_predictions(path, fold, parts, cohort.classes)
 
 
 def _describe(values, cohort, splits) -> None:
