@@ -123,12 +123,10 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     try:
       dataset = _features(path, file)
       features = dataset[()].reshape(dataset.shape[-2:])
-      coords = file['coords'][()] if 'coords' in file else None
+      coords = _read_coords(path, file)
       attributes = _attributes(file, dataset)
     except OSError as error:
       raise _damaged(path, error) from error
-  if coords is not None:
-    coords = coords.reshape(coords.shape[-2:])
   _check(path, features, coords)
   if coords is not None and attributes.get('unit') == 'um':
     mpp = attributes.get('level0_mpp', level0_mpp)
@@ -189,6 +187,15 @@ def _features(path: Path, file: h5py.File) -> h5py.Dataset:
   return dataset
 
 
+def _read_coords(path: Path, file: h5py.File) -> np.ndarray | None:
+  coords = file.get('coords')
+  if coords is None:
+    return None
+  if not isinstance(coords, h5py.Dataset) or coords.dtype.kind not in 'iuf':
+    raise FeatureError(f'{path}: coords are not numbers [N, 2].')
+  return coords[()].reshape(coords.shape[-2:])
+
+
 def _attributes(file: h5py.File, features: h5py.Dataset) -> dict[str, Any]:
   """Returns all attributes; those of the file win over the datasets'."""
   holders = [features, file]
@@ -218,4 +225,9 @@ def _check(path: Path, features: np.ndarray, coords: np.ndarray | None) -> None:
     raise FeatureError(
       f'{path}: coords have shape {list(coords.shape)} for {len(features)} '
       'rows of features; one (x, y) per row is needed.'
+    )
+  if coords is not None and not (np.abs(coords) < 2**31).all():
+    raise FeatureError(
+      f'{path}: coords are not all finite and below 2**31; extract the slide '
+      'again.'
     )

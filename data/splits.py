@@ -141,8 +141,16 @@ def fingerprint(manifest: Manifest, splits: list[Split]) -> str:
   return digest.hexdigest()
 
 
-def read(folder: str | pathlib.Path, manifest: Manifest, k: int) -> list[Split]:
+def read(
+  folder: str | pathlib.Path,
+  manifest: Manifest,
+  k: int,
+  left_out: frozenset[str] = frozenset(),
+) -> list[Split]:
   """Reads `splits_<i>.csv` for i below k; slides not named are in no part.
+
+  Slides `left_out` of the manifest, by a relabelling, may be named: one folder
+  of splits serves all tasks.
 
   Raises:
     SplitError: if a file is missing, lacks a column, names an unknown slide or
@@ -163,6 +171,8 @@ def read(folder: str | pathlib.Path, manifest: Manifest, k: int) -> list[Split]:
     seen = set()
     for part in PARTS:
       for slide in filter(None, ((row[part] or '').strip() for row in rows)):
+        if slide in left_out:
+          continue
         if slide not in place:
           raise SplitError(
             f'{path}: slide {slide} ({part}) is not among the labelled slides'

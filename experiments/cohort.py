@@ -35,6 +35,7 @@ class Cohort:
   length: np.ndarray  # int32 [n], instances
   width: int  # D
   slides: dict[str, pathlib.Path]  # slide files by id, where there are any
+  left_out: frozenset[str]  # slides that a relabelling dropped
 
   def fingerprint(self) -> dict[str, str]:
     """Hashes of what a result depends on: labels and feature files."""
@@ -105,6 +106,7 @@ def load(
     data.manifest.ManifestError: if the table cannot be used.
   """
   table = manifests.read(csv_path)
+  listed = frozenset(table.slide.tolist())
   if mapping is not None:
     names = {str(c): name for c, name in enumerate(PAPER_CLASSES)}
     if set(table.label) <= set(names) and set(mapping) <= set(PAPER_CLASSES):
@@ -128,6 +130,7 @@ def load(
     length=np.array([h.length for h in headers], np.int32),
     width=headers[0].width,
     slides=found,
+    left_out=listed - frozenset(table.slide.tolist()),
   )
 
 
@@ -165,7 +168,8 @@ def _headers(
     raise CohortError('\n'.join(faults))
   made = {'dimensions': [h.width for h in headers]}
   for name in ('encoder', 'mpp', 'patch_size'):
-    made[name] = [h.attributes.get(name) for h in headers]
+    values = [h.attributes.get(name) for h in headers]
+    made[name] = [None if v is None else str(v) for v in values]
   for name, values in made.items():
     # Not every tool says how its features were made.
     known = [v for v in values if v is not None]

@@ -99,7 +99,12 @@ def start() -> None:
   """Joins the other processes of a pod; call first in main."""
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every save.
   parallel.cache_programs(pathlib.Path(CACHE_DIR.value) / 'programs')
-  parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  try:
+    parallel.initialize(
+      COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    )
+  except ValueError as e:
+    raise app.UsageError(f'--coordinator={COORDINATOR.value}: {e}') from e
 
 
 def resolved(own: flags.FlagHolder) -> dict[str, object]:
@@ -127,6 +132,7 @@ def plain_errors() -> Iterator[None]:
     slides.SlideError,
     split_files.SplitError,
     FloatingPointError,
+    OSError,
   ) as e:
     sys.exit(f'error: {e}')
 
@@ -135,7 +141,7 @@ def cohort() -> tuple[Cohort, pathlib.Path | None]:
   """Returns the cohort and, of the phantom, the folder of lesion outlines."""
   csv_path, features_dir = CSV_PATH.value, FEATURES_DIR.value
   slides_dir, outlines_dir = SLIDES_DIR.value, None
-  if bool(csv_path) != bool(features_dir):
+  if bool(csv_path) != bool(features_dir) or (slides_dir and not csv_path):
     raise app.UsageError(
       "one's own data needs both --csv_path and --features_dir (see"
       ' experiments.extract)'
@@ -157,7 +163,9 @@ def cohort() -> tuple[Cohort, pathlib.Path | None]:
 def splits(cohort: Cohort) -> list[Split]:
   """Returns the folds of --split_dir, or makes --k of them."""
   if SPLIT_DIR.value:
-    return split_files.read(SPLIT_DIR.value, cohort.manifest, K.value)
+    return split_files.read(
+      SPLIT_DIR.value, cohort.manifest, K.value, cohort.left_out
+    )
   return split_files.make(cohort.manifest, K.value, SEED.value)
 
 

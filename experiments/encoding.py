@@ -150,7 +150,7 @@ def _missing(slide_paths, features_dir, wanted) -> list[pathlib.Path]:
       missing.append(path)
       continue
     try:
-      found = features.read(file).attributes
+      found = features.header(file).attributes
     except features.FeatureError as error:
       faults.append(str(error))
       continue

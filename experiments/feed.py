@@ -11,8 +11,9 @@ from experiments.cohort import Cohort
 from kmil_jax import epochs, parallel, train
 from kmil_jax.types import Store
 
-# Share of a device's memory that features may take and stay resident.
-_RESIDENT_SHARE = 0.5
+# Share of a device's memory that features may take and stay resident; on CPUs
+# the array they were read into comes on top.
+_RESIDENT_SHARE = 0.4
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -34,6 +35,7 @@ class Feed:
     size = rows * cohort.width * jnp.dtype(self.dtype).itemsize
     if stream is None:
       stream = size > _RESIDENT_SHARE * parallel.memory_bytes()
+      stream = bool(parallel.agree(stream))
     self.store = Store(
       features=None if stream else self._load(rows),
       offset=np.cumsum(length, dtype=np.int32) - length,
@@ -57,9 +59,10 @@ class Feed:
       # It imports TensorFlow, which takes seconds.
       from data import pipeline
 
-      yield from pipeline.bag_batches(
+      batches = pipeline.bag_batches(
         self.cohort.paths, self.cohort.width, self.buckets, bucket, index
       )
+      yield from (batch.astype(self.dtype) for batch in batches)
       return
     for b, bags in zip(bucket, index, strict=True):
       rows = self.store.offset[bags][:, None] + np.arange(self.buckets[b])

@@ -13,6 +13,7 @@ import dataclasses
 import pathlib
 import resource
 import shutil
+import sys
 
 from absl import app, flags
 import numpy as np
@@ -21,7 +22,7 @@ from data import plan as plans, splits as split_files
 from experiments import common, figures, maps, results, training
 from experiments.cohort import Cohort
 from experiments.feed import Feed
-from kmil_jax import parallel
+from kmil_jax import losses, parallel
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.types import Recipe
 
@@ -87,10 +88,10 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
   settings = _settings()
+  values = common.resolved(_MODEL)
+  asked = _asked(common.K.value)
   cohort, outlines_dir = common.cohort()
   splits = common.splits(cohort)
-  values = common.resolved(_MODEL)
-  asked = _asked(len(splits))
   if parallel.is_first():
     _describe(values, cohort, splits)
   if _CHECK.value:
@@ -103,15 +104,24 @@ def _run() -> None:
   if folds:
     feed = Feed(cohort, settings.precision, settings.stream)
     trained = training.train_folds(feed, splits, folds, settings, folder)
+    for run, fold in enumerate(folds):
+      # All processes: Orbax waits for each of them.
+      training.save_model(folder / f'fold_{fold}', trained, run)
+      if parallel.is_first():
+        maps.write(
+          folder / f'fold_{fold}', feed, splits[fold].test, trained, run
+        )
+        _save_predictions(folder, cohort, splits[fold], fold, trained, run)
     if parallel.is_first():
-      for run, fold in enumerate(folds):
-        fold_dir = folder / f'fold_{fold}'
-        maps.write(fold_dir, feed, splits[fold].test, trained, run)
-        maps.draw(folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value)
-        training.save_model(fold_dir, trained, run)
-        _save_predictions(fold_dir, cohort, splits[fold], fold, trained, run)
-      shutil.rmtree(training.state_folder(folder, folds))
+      for done in training.unfinished(folder):
+        if not _left(folder, done):
+          shutil.rmtree(training.state_folder(folder, done))
+  faults = []
   if parallel.is_first():
+    for fold in folds:
+      faults += maps.draw(
+        folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value
+      )
     summary = results.summarise(
       folder,
       _MODEL.value,
@@ -124,6 +134,8 @@ def _run() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')
   parallel.wait_for_all('end')
+  if faults:
+    sys.exit('error: slides without a heat map:\n' + '\n'.join(faults))
 
 
 def _settings() -> training.Settings:
@@ -131,6 +143,16 @@ def _settings() -> training.Settings:
   if abs(per_mille - 1000 * _DROP_FRACTION.value) > 1e-6:
     raise app.UsageError(
       f'--drop_fraction={_DROP_FRACTION.value}: give thousandths'
+    )
+  for flag in (_DROP_FRACTION, _DROP, _SCORE):
+    if not SPECS[_MODEL.value].chooser and flags.FLAGS[flag.name].present:
+      raise app.UsageError(f'--{flag.name} says nothing to {_MODEL.value}')
+  if _COMBINE.value and SPECS[_MODEL.value].loss is not losses.dual_stream:
+    raise app.UsageError(f'--combine says nothing to {_MODEL.value}')
+  if _BATCH_SIZE.value > 1 and _BATCH_SIZE.value % parallel.num_devices():
+    raise app.UsageError(
+      f'--batch_size={_BATCH_SIZE.value} does not divide over'
+      f' {parallel.num_devices()} devices'
     )
   recipe = Recipe(
     learning_rate=_LR.value,
@@ -172,16 +194,19 @@ def _asked(k: int) -> list[int]:
 
 def _to_train(folder: pathlib.Path, asked: list[int]) -> list[int]:
   """Returns the folds that are not done, or those of a killed run of them."""
-  todo = [
-    f for f in asked if not (folder / f'fold_{f}/predictions.csv').exists()
-  ]
-  for folds in training.unfinished(folder):
+  todo = _left(folder, asked)
+  for folds in training.unfinished(folder) if todo else []:
     if set(todo) <= set(folds) <= set(asked):
       todo = folds
       break
   # Writing may have begun: what process 0 saw counts.
   chosen = parallel.agree(np.isin(asked, todo))
   return [f for f, train in zip(asked, chosen, strict=True) if train]
+
+
+def _left(folder: pathlib.Path, folds: list[int]) -> list[int]:
+  path = lambda fold: folder / f'fold_{fold}' / 'predictions.csv'
+  return [fold for fold in folds if not path(fold).exists()]
 
 
 def _save_predictions(
@@ -203,7 +228,7 @@ def _save_predictions(
       prob=trained.prob[name][run],
     )
   # Last: a fold with predictions is done.
-  path = folder / 'predictions.csv'
+  path = folder / f'fold_{fold}' / 'predictions.csv'
   results.write_predictions(path, fold, parts, cohort.classes)
 
 

@@ -42,7 +42,8 @@ def write(
   predict = jax.jit(trained.trainer.predict)
   bags = np.flatnonzero(rows)
   read = feed.read(feed.bucket(bags), bags[:, None])
-  for bag, x in zip(bags, read, strict=True):
+  probs = trained.prob['test'][run]
+  for bag, x, prob in zip(bags, read, probs, strict=True):
     length, offset = feed.store.length[bag], feed.store.offset[bag]
     kept = np.zeros(x.shape[1], bool)
     kept[:length] = True
@@ -55,7 +56,7 @@ def write(
         jax.nn.softmax(said.instance_logits[0, :length])
       ),
       'kept': kept[:length],
-      'prob': np.asarray(jax.nn.softmax(said.logits[0])),
+      'prob': prob,
     }
     source = feature_files.read(feed.cohort.paths[bag])
     if source.coords is not None:
@@ -80,39 +81,51 @@ def draw(
   outlines_dir: pathlib.Path | None,
   *,
   limit: int | None,
-) -> None:
+) -> list[str]:
   """Draws the maps of the first `limit` test slides whose files are there.
 
   Each picture, `figures/heat_maps/fold_<i>_<slide_id>.png`, shows the slide,
   the attention for the predicted class and the instances' probability of it;
   tiles that the model did not see are crossed out. Known outlines are drawn.
+  Slides without a file, or whose features lack coordinates or the tiles' size,
+  have no picture; how many they are is printed.
+
+  Returns:
+    What was wrong with slide files that could not be read.
   """
-  drawn = 0
+  drawn, bare, faults = 0, 0, []
   for path in sorted((folder / f'fold_{fold}' / 'attention').glob('*.h5')):
     if drawn == limit:
-      return
+      break
     slide_file = cohort.slides.get(path.stem)
     with h5py.File(path) as f:
       arrays = {name: f[name][()] for name in f}
       side = f.attrs.get('patch_size_level0')
     if slide_file is None or 'coords' not in arrays or side is None:
+      bare += 1
       continue
     outlines = []
     if outlines_dir and (outlines_dir / f'{path.stem}.json').exists():
       outlines = _outlines(outlines_dir / f'{path.stem}.json')
     row = list(cohort.manifest.slide).index(path.stem)
-    drawing = _draw_slide(
-      slide_file,
-      arrays,
-      side,
-      outlines,
-      cohort.classes,
-      cohort.classes[cohort.label[row]],
-    )
+    label = cohort.classes[cohort.label[row]]
+    try:
+      drawing = _draw_slide(
+        slide_file, arrays, side, outlines, cohort.classes, label
+      )
+    except slides.SlideError as e:
+      faults.append(str(e))
+      continue
     target = folder / 'figures' / 'heat_maps' / f'fold_{fold}_{path.stem}.png'
     target.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(target, dpi=100)
     drawn += 1
+  if bare and cohort.slides:
+    print(
+      f'fold {fold}: {bare} test slides have no heat map, for want of a slide'
+      ' file, coords or patch_size_level0'
+    )
+  return faults
 
 
 def _draw_slide(

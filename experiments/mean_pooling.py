@@ -12,6 +12,7 @@ from sklearn import linear_model, pipeline, preprocessing
 
 from data import features as feature_files
 from experiments import common, results
+from kmil_jax import parallel
 
 _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
 flags.adopt_module_key_flags(common)
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected argument {argv[1]!r}')
   with common.plain_errors():
     common.start()
-    _run()
+    if parallel.is_first():  # There is nothing to share out.
+      _run()
 
 
 def _run() -> None:

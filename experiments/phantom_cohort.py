@@ -16,14 +16,20 @@ _ROOT = pathlib.Path(__file__).parents[1]
 # The code that phantom slides, and their features, are a function of.
 _SLIDE_CODE = ('data/phantom/*.py',)
 _FEATURE_CODE = (
+  'data/features.py',
   'data/pixel_size.py',
+  'data/slide_files.py',
   'data/slides.py',
   'data/tile_stream.py',
   'data/tiling.py',
   'data/tissue.py',
   'experiments/cohort_tiles.py',
+  'experiments/encoding.py',
+  'experiments/phantom_cohort.py',
+  'experiments/weights.py',
   'kmil_jax/encoder.py',
   'kmil_jax/models/resnet.py',
+  'kmil_jax/port.py',
 )
 
 

@@ -41,8 +41,10 @@ class Progress:
       self._bar.update(epoch)
       for path in self._paths:
         self._forget_from(path, epoch)
+    # Those that had not stopped before this epoch.
+    going = chosen.epoch + chosen.stale == epoch
     for r, path in enumerate(self._paths):
-      if chosen.stopped[r] and chosen.epoch[r] + chosen.stale[r] < epoch:
+      if not going[r]:
         continue
       line = {
         'stage': self._stage,
@@ -56,8 +58,8 @@ class Progress:
       with path.open('a') as f:
         f.write(json.dumps(line) + '\n')
     self._bar.set_postfix(
-      loss=f'{np.mean(loss):.3f}',
-      val_f1=f'{np.mean(val.f1_macro):.3f}',
+      loss=f'{loss[going].mean():.3f}',
+      val_f1=f'{val.f1_macro[going].mean():.3f}',
       refresh=False,
     )
     self._bar.update()

@@ -51,7 +51,17 @@ def open_folder(
   """
   path = folder / 'config.json'
   decides = sorted(decides)
-  config = {'flags': flags, 'decides': decides, 'inputs': inputs}
+  made_by = {
+    'versions': {'python': platform.python_version()}
+    | {p: importlib.metadata.version(p) for p in _PACKAGES},
+    'commit': _commit(),
+  }
+  config = {
+    'flags': flags,
+    'decides': decides,
+    'inputs': inputs,
+    'made_by': [made_by],
+  }
   if path.exists():
     old = json.loads(path.read_text())
     before = {k: old['flags'].get(k) for k in old['decides']} | old['inputs']
@@ -68,12 +78,10 @@ def open_folder(
         + '\n'.join(differ)
         + '\nchoose another --exp_code, or remove the folder'
       )
-  folder.mkdir(parents=True, exist_ok=True)
-  versions = {p: importlib.metadata.version(p) for p in _PACKAGES}
-  config |= {
-    'versions': {'python': platform.python_version()} | versions,
-    'commit': _commit(),
-  }
+    # What began it stays on record; what goes on with it is added.
+    config = old
+    if made_by not in old['made_by']:
+      old['made_by'].append(made_by)
   write_text(path, json.dumps(config, indent=2) + '\n')
 
 
@@ -260,11 +268,14 @@ def _number(value: float) -> float | None:
 
 
 def _commit() -> str | None:
-  """The checkout's commit; None where the project was installed from a file."""
+  """The checkout's commit, '-dirty' if changed since; None if installed."""
+  root = pathlib.Path(__file__).parents[1]
+  if not (root / '.git').exists():
+    return None
   try:
     done = subprocess.run(
-      ['git', 'rev-parse', 'HEAD'],
-      cwd=pathlib.Path(__file__).parent,
+      ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'],
+      cwd=root,
       capture_output=True,
       text=True,
       check=True,

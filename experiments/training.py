@@ -73,6 +73,7 @@ def train_folds(
     )
     chooser = _train_stage(stage, feed, splits, folds, folder)
     keep = _choose(feed, chooser, settings)
+    del chooser  # Its copy of the features makes room for the model's.
   stage = _Stage('model', spec, settings.recipe, settings)
   done = _train_stage(stage, feed, splits, folds, folder, keep)
   state = done.layout.put(done.state.replace(params=done.state.best))
@@ -143,7 +144,8 @@ def _train_stage(
     bucket, index = plans.plan_epoch(
       cohort.length,
       feed.buckets,
-      visit=trains.any(0),
+      # Batches of several bags must not depend on which folds are trained.
+      visit=trains.any(0) | (stage.recipe.batch > 1),
       batch=stage.recipe.batch,
       seed=settings.seed,
       epoch=epoch,
@@ -175,7 +177,8 @@ def save_model(folder: pathlib.Path, trained: Trained, run: int) -> None:
   """Keeps one fold's parameters in `<folder>/checkpoints`."""
   params = jax.tree.map(lambda x: x[run], trained.params)
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
-  saved.save(int(trained.best_epoch[run]), {'params': params})
+  epoch = np.int64(trained.best_epoch[run])
+  saved.save(0, {'params': params, 'epoch': epoch})
   saved.close()
 
 

@@ -77,11 +77,11 @@ def pmap_encode(
   """
   trunk = resnet.ResNet50Trunk(dtype=PRECISIONS[precision])
   state = parallel.replicate(variables)
-  run = parallel.pmap_eval(trunk.apply)
+  run = parallel.pmap_local(trunk.apply)
 
   def encode(tiles: np.ndarray) -> np.ndarray:
     rows = len(tiles)
-    if filler := -rows % parallel.num_devices():
+    if filler := -rows % parallel.num_local_devices():
       tiles = np.pad(tiles, ((0, filler), (0, 0), (0, 0), (0, 0)))
     return run(state, parallel.split(tiles))[:rows]
 
@@ -91,4 +91,4 @@ def pmap_encode(
 def default_batch() -> int:
   """Tiles per call: 16 per CPU device, the fastest there, else 256."""
   per_device = 16 if jax.default_backend() == 'cpu' else 256
-  return per_device * parallel.num_devices()
+  return per_device * parallel.num_local_devices()

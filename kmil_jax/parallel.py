@@ -55,14 +55,19 @@ def num_devices() -> int:
   return jax.device_count()
 
 
+def num_local_devices() -> int:
+  """Devices of this process."""
+  return jax.local_device_count()
+
+
 def memory_bytes() -> int:
-  """Memory that one device has, or that the host has free for CPU devices."""
+  """Memory of one device; CPU devices share the host's."""
   device = jax.local_devices()[0]
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
-  free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  return free // jax.local_device_count()
+  host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return host // jax.local_device_count()
 
 
 def wait_for_all(name: str) -> None:
@@ -89,20 +94,21 @@ def split(batch: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:])), batch)
 
 
-def pmap_eval(step: Callable) -> Callable:
-  """Maps `step(state, batch) -> per-row outputs` and gathers them everywhere.
+def pmap_local(step: Callable) -> Callable:
+  """Maps `step(state, batch) -> per-row outputs` over this process's devices.
 
   Args:
     step: pure function of a replicated state and a batch [B', ...].
 
   Returns:
     A function of the state and a batch [local devices, B', ...] which returns
-    NumPy leaves [B, ...] over the devices of all processes, in their order.
+    NumPy leaves [B, ...]; no other process takes part.
   """
-  mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, 0))
+  mapped = jax.pmap(step, in_axes=(None, 0), devices=jax.local_devices())
 
   def run(state, batch):
-    return _gather(mapped(state, batch))
+    out = jax.tree.map(np.asarray, mapped(state, batch))
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), out)
 
   return run
 

@@ -225,3 +225,15 @@ def test_files_do_not_depend_on_the_locale(tmp_path):
   subprocess.run(
     [sys.executable, '-c', program, tmp_path], env=env, check=True, timeout=60
   )
+
+
+def test_slides_that_a_relabelling_left_out_may_be_named(tmp_path):
+  ids = np.array([f's{i}' for i in range(12)])
+  whole = Manifest(case=ids, slide=ids, label=np.array(['x', 'y', 'z'] * 4))
+  splits.write(tmp_path, whole, splits.make(whole, 3, 0))
+  part = whole.subset(whole.label != 'z')
+  left_out = frozenset(whole.slide[whole.label == 'z'].tolist())
+  found = splits.read(tmp_path, part, 3, left_out)
+  assert sum(split.test.sum() for split in found) == 8
+  with pytest.raises(splits.SplitError, match='not among the labelled'):
+    splits.read(tmp_path, part, 3)

@@ -57,14 +57,24 @@ def test_a_folder_is_opened_again_with_the_same_settings(tmp_path):
   results.open_folder(folder, FLAGS, DECIDES, INPUTS)
   config = strict((folder / 'config.json').read_text())
   assert config['flags'] == FLAGS and config['inputs'] == INPUTS
-  assert config['versions'].keys() >= {'python', 'jax', 'flax', 'optax'}
-  assert 'commit' in config
+  (made_by,) = config['made_by']
+  assert made_by['versions'].keys() >= {'python', 'jax', 'flax', 'optax'}
+  assert 'commit' in made_by
   # A tuple is written as a list, and where to draw decides nothing.
   results.open_folder(
     folder, FLAGS | {'labels': ('a:b',), 'heat_maps': 0}, DECIDES, INPUTS
   )
-  config = strict((folder / 'config.json').read_text())
-  assert config['flags']['heat_maps'] == 0
+  # What began the folder stays on record.
+  assert strict((folder / 'config.json').read_text()) == config
+
+
+def test_another_version_that_goes_on_is_added(tmp_path, monkeypatch):
+  folder = tmp_path / 'x_s1'
+  results.open_folder(folder, FLAGS, DECIDES, INPUTS)
+  monkeypatch.setattr(results, '_commit', lambda: 'another')
+  results.open_folder(folder, FLAGS, DECIDES, INPUTS)
+  made_by = strict((folder / 'config.json').read_text())['made_by']
+  assert [m['commit'] == 'another' for m in made_by] == [False, True]
 
 
 def test_changed_settings_are_refused_with_their_list(tmp_path):
