@@ -12,7 +12,7 @@ from data.tissue import tissue_mask
 
 NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
 MAX_UPSAMPLING = 2.0  # Beyond it a tile would be mostly interpolation.
-_MASK_MPP = 8.0  # um/px at which tissue is looked for.
+MASK_MPP = 8.0  # um/px at which tissue is looked for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def tile_grid(
       'level-0 px); ask for smaller tiles or leave the slide out.'
     )
   if min_tissue > 0:
-    mask_mpp = min(_MASK_MPP, grid.size_level0 * slide.mpp / 4)
+    mask_mpp = min(MASK_MPP, grid.size_level0 * slide.mpp / 4)
     mask = tissue_mask(slide.thumbnail(mask_mpp), mask_mpp)
     part = tissue_part(mask, slide, lattice, grid.size_level0)
     lattice = lattice[part >= min_tissue]

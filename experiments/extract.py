@@ -4,7 +4,8 @@
       --weights=imagenet
 
 Every slide becomes <slide_id>.h5 with `features` [N, 1024] and `coords` [N, 2]
-(level-0 pixels) in the layout of CLAM and TRIDENT. A run that was stopped goes
+(level-0 pixels) in the layout of CLAM and TRIDENT, and a picture of tissue and
+tiles to look at, grids/<slide_id>.png. A run that was stopped goes
 on with the slides that have no file yet. A slide that cannot be read is
 skipped and named, with the reason, in a table at the end; the exit code is
 then 1.
@@ -17,7 +18,7 @@ import sys
 from absl import app, flags
 
 from data import slides
-from experiments import cohort_tiles, encoding, weights
+from experiments import cohort_tiles, encoding, grid_pictures, weights
 from kmil_jax import encoder, port
 
 _SLIDES_DIR = flags.DEFINE_string(
@@ -122,9 +123,11 @@ def _extract() -> list[encoding.Failure]:
     precision=_PRECISION.value,
     seed=_SEED.value,
   )
-  return encoding.extract(
+  failures = encoding.extract(
     paths, _FEATURES_DIR.value, made, spec, batch=_BATCH_SIZE.value
   )
+  grid_pictures.draw(paths, _FEATURES_DIR.value, _DEFAULT_MPP.value)
+  return failures
 
 
 if __name__ == '__main__':

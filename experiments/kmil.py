@@ -44,6 +44,13 @@ _BATCH_SIZE = flags.DEFINE_integer(
   ' the folds are spread.',
   1,
 )
+_SELECT = flags.DEFINE_enum(
+  'select',
+  'f1_macro',
+  ['f1_macro', 'last'],
+  'The epoch kept: of the best validation macro-F1, or the last, where'
+  ' validation parts are too small to choose by.',
+)
 _PRECISION = flags.DEFINE_enum(
   'precision', 'float32', ['float32', 'bfloat16'], 'Of features and products.'
 )
@@ -159,6 +166,7 @@ def _settings() -> training.Settings:
     weight_decay=_WEIGHT_DECAY.value,
     epochs=_EPOCHS.value,
     batch=_BATCH_SIZE.value,
+    select=_SELECT.value,
   )
   # Zheng et al. 2024, released code.
   chooser_recipe = dataclasses.replace(

@@ -53,9 +53,11 @@ def update(
   'f1_macro' keeps the epoch of the highest macro-F1, the later on a tie.
   'loss_or_accuracy' keeps an epoch whose loss is the lowest so far or whose
   accuracy is at least the highest (Zheng et al. 2024, released code, first
-  stage). 'plateau' divides a run's rate by 3, not below 1e-4, whenever it has
-  gone another 7 epochs without improvement. Unlike the released code, each run
-  starts from the recipe's rate rather than where the fold before it ended.
+  stage). 'last' keeps every epoch, so that validation decides nothing: for
+  cohorts whose validation parts are too small to. 'plateau' divides a run's
+  rate by 3, not below 1e-4, whenever it has gone another 7 epochs without
+  improvement. Unlike the released code, each run starts from the recipe's rate
+  rather than where the fold before it ended.
 
   Args:
     selection: up to the epoch before.
@@ -67,12 +69,15 @@ def update(
     The new selection, and which runs to keep this epoch of, bool [R]. A run
     that has stopped keeps everything as it is.
   """
-  if recipe.select == 'f1_macro':
-    score, lower = val.f1_macro, np.zeros_like(selection.stopped)
-  else:
-    score, lower = val.accuracy, val.loss < selection.loss
+  score = val.f1_macro
+  better = score >= selection.score
+  if recipe.select == 'last':
+    better = np.ones_like(better)
+  elif recipe.select == 'loss_or_accuracy':
+    score = val.accuracy
+    better = (score >= selection.score) | (val.loss < selection.loss)
   active = ~selection.stopped
-  improved = active & ((score >= selection.score) | lower)
+  improved = active & better
   stale = np.where(improved, 0, selection.stale + active)
   rate = selection.learning_rate
   if recipe.schedule == 'cosine':

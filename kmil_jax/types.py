@@ -47,7 +47,7 @@ class Recipe:
   schedule: str = 'cosine'  # or 'plateau'
   learning_rate_min: float = 5e-6
   shuffle: bool = True  # False: every epoch in the order of epoch 0
-  select: str = 'f1_macro'  # or 'loss_or_accuracy'
+  select: str = 'f1_macro'  # or 'loss_or_accuracy', or 'last'
   patience: int | None = None  # epochs without improvement before a run stops
 
 

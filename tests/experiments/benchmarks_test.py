@@ -17,14 +17,24 @@ def write_bags(folder, path):
   return feature_folder.write(folder, bags, label)
 
 
-# torch with this recipe at 60 epochs, training on nine folds instead of eight,
-# reached 0.85 to 0.88 and 0.79.
+# torch with this recipe at 60 epochs, training on nine tenths of the bags and
+# keeping the last epoch, reached 0.85 to 0.88 and 0.79. Nine bags of musk1 are
+# too few to choose an epoch by and eight tenths too few to learn from (see
+# BUILD_NOTES.md), so there the protocol is the reference's.
+NINE_TENTHS = ('--k=20', '--select=last')
+
+
 @pytest.mark.parametrize('model', ['abmil', 'dsmil'])
-@pytest.mark.parametrize('name,least', [('musk1', 0.83), ('tiger', 0.76)])
-def test_accuracy_on_real_labels(real_data, tmp_path, name, least, model):
+@pytest.mark.parametrize(
+  'name,protocol,least', [('musk1', NINE_TENTHS, 0.83), ('tiger', (), 0.76)]
+)
+def test_accuracy_on_real_labels(
+  real_data, tmp_path, name, protocol, least, model
+):
   data_flags = write_bags(tmp_path, real_data / 'mil' / f'{name}.npz')
   feature_folder.run(
     *data_flags,
+    *protocol,
     f'--model={model}',
     '--epochs=60',
     f'--results_dir={tmp_path}',

@@ -12,9 +12,10 @@ import sys
 
 import numpy as np
 import openslide
+from PIL import Image
 import pytest
 
-from data import features
+from data import features, slides
 from kmil_jax import port
 from kmil_jax.models.resnet import ResNet50Trunk
 
@@ -75,7 +76,21 @@ def test_bad_slides_are_named_with_reasons_and_fail_the_run(extracted):
   assert 'cannot open' in reasons['truncated']
   assert 'cannot open' in reasons['unopenable']
   written = {path.name for path in out.iterdir()}
-  assert written == {f'{SLIDE}.h5', 'encoder.safetensors'}
+  assert written == {f'{SLIDE}.h5', 'encoder.safetensors', 'grids'}
+
+
+@real_slides
+def test_a_picture_shows_every_tile_of_the_good_slide(extracted):
+  folder, out, _ = extracted
+  (path,) = (out / 'grids').iterdir()
+  assert path.stem == SLIDE
+  with Image.open(path) as picture, slides.Slide(folder / f'{SLIDE}.svs') as s:
+    pixels = np.asarray(picture).astype(int)
+    scale = picture.width / s.width
+  for x, y in features.read(out / f'{SLIDE}.h5').coords:
+    # The upper edge of the tile is a line in the tiles' blue.
+    row = pixels[round(y * scale), round(x * scale) + 2 : round(x * scale) + 10]
+    assert (row == (30, 60, 220)).all()
 
 
 @real_slides

@@ -167,3 +167,17 @@ def test_cosine_sets_the_next_epochs_rate():
     want = optim.cosine(2e-4, 5e-6, epoch + 1, 100)
     np.testing.assert_array_equal(chosen.learning_rate, want)
   np.testing.assert_allclose(chosen.learning_rate, 5e-6)
+
+
+def test_the_last_epoch_is_kept_whatever_validation_says():
+  recipe = Recipe(select='last')
+  chosen = selection.start(2, recipe)
+  for epoch, value in enumerate((0.9, 0.1, 0.5)):
+    val = Validation(
+      f1_macro=np.full(2, value),
+      accuracy=np.full(2, value),
+      loss=np.full(2, 1 - value),
+    )
+    chosen, improved = selection.update(chosen, recipe, epoch, val)
+    assert improved.all()
+  np.testing.assert_array_equal(chosen.epoch, 2)

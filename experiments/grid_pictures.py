@@ -1,0 +1,47 @@
+"""Pictures of what was taken as tissue and where the tiles lie."""
+
+from collections.abc import Sequence
+import pathlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from data import features, slides, tiling, tissue
+
+_TISSUE_COLOUR = (0, 140, 60)
+_TILE_COLOUR = (30, 60, 220)
+
+
+def draw(
+  slide_paths: Sequence[pathlib.Path],
+  features_dir: str | pathlib.Path,
+  default_mpp: float | None,
+) -> None:
+  """Writes `<features_dir>/grids/<slide_id>.png` where there is none yet.
+
+  Each shows the slide at the resolution of the tissue mask, the mask's edge in
+  green and the tiles, from the coordinates of the feature file, in blue. Slides
+  without features are left out.
+  """
+  folder = pathlib.Path(features_dir) / 'grids'
+  for path in slide_paths:
+    name = slides.slide_id(path)
+    file = pathlib.Path(features_dir) / f'{name}.h5'
+    if not file.exists() or (folder / f'{name}.png').exists():
+      continue
+    found = features.read(file)
+    with slides.Slide(path, default_mpp) as slide:
+      image = slide.thumbnail(tiling.MASK_MPP)
+      scale = image.shape[1] / slide.width
+    mask = tissue.tissue_mask(image, tiling.MASK_MPP)
+    image = image.copy()
+    image[mask & ~ndimage.binary_erosion(mask)] = _TISSUE_COLOUR
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    side = found.attributes['patch_size_level0']
+    for corner in found.coords:
+      box = np.concatenate([corner, corner + side]) * scale
+      pen.rectangle([*box.round()], outline=_TILE_COLOUR)
+    folder.mkdir(exist_ok=True)
+    picture.save(folder / f'{name}.png')
