@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
-import uuid
 
 import h5py
 import numpy as np
+
+from data import atomic
 
 # What `write` insists on, so that mixed folders can be told apart later.
 ATTRIBUTES = (
@@ -87,18 +87,11 @@ def write(
       f'{path}: features are {features.dtype}; pass float16 or float32.'
     )
   _check(path, features, coords)
-  part = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
-  try:
-    with h5py.File(part, 'w') as file:
-      file['features'] = features
-      file['coords'] = coords.astype(np.int32)
-      file.attrs.update(attributes)
-      file['coords'].attrs.update(attributes)
-    with part.open('rb') as file:
-      os.fsync(file.fileno())
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+    file['features'] = features
+    file['coords'] = coords.astype(np.int32)
+    file.attrs.update(attributes)
+    file['coords'].attrs.update(attributes)
 
 
 def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:

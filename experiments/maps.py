@@ -1,7 +1,6 @@
 """Attention of test slides: stored as HDF5, drawn beside the thumbnail."""
 
 import json
-import os
 import pathlib
 
 import h5py
@@ -9,7 +8,7 @@ import jax
 from matplotlib import collections as mpl_collections, figure, patches
 import numpy as np
 
-from data import features as feature_files, slides
+from data import atomic, features as feature_files, slides
 from experiments.cohort import Cohort
 from experiments.feed import Feed
 from experiments.training import Trained
@@ -194,10 +193,7 @@ def _outlines(path: pathlib.Path) -> list[np.ndarray]:
 def _write_h5(
   path: pathlib.Path, arrays: dict[str, np.ndarray], attributes: dict
 ) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  with h5py.File(part, 'w') as f:
+  with atomic.replacing(path) as part, h5py.File(part, 'w') as f:
     for name, array in arrays.items():
       f[name] = array
     f.attrs.update(attributes)
-  part.replace(path)

@@ -5,13 +5,13 @@ import csv
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 import subprocess
 
 import numpy as np
 
+from data import atomic
 from kmil_jax import metrics
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
@@ -213,10 +213,8 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file so that it is there in full or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  part.write_text(text)
-  part.replace(path)
+  with atomic.replacing(path) as part:
+    part.write_text(text, encoding='utf-8')
 
 
 def _metric_table(test: Predictions, per_fold: list[dict]) -> dict:
@@ -256,11 +254,11 @@ def _class_table(test: Predictions, classes: Sequence[str]) -> dict:
 
 
 def _write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  with part.open('w', newline='', encoding='utf-8') as f:
+  with (
+    atomic.replacing(path) as part,
+    part.open('w', newline='', encoding='utf-8') as f,
+  ):
     csv.writer(f).writerows(rows)
-  part.replace(path)
 
 
 def _number(value: float) -> float | None:

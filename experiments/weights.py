@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import dataclasses
 import hashlib
-import os
 import pathlib
 
 import huggingface_hub
@@ -11,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from data import atomic
 from kmil_jax import encoder, port
 
 RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
@@ -132,17 +132,8 @@ def _save(path: pathlib.Path, variables, seed: int) -> None:
   content = safetensors.numpy.save(
     port.resnet50_trunk_state_dict(variables), {_DRAWN: str(seed)}
   )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with open(part, 'wb') as file:
-      file.write(content)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(part, path)
-  except BaseException:
-    part.unlink(missing_ok=True)
-    raise
+  with atomic.replacing(path) as part:
+    part.write_bytes(content)
 
 
 def _drawn(path: pathlib.Path) -> str | None:

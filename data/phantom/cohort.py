@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import atomic
 from data.phantom import slide, tiff
 from data.phantom.slide import LABELS, Spec
 
@@ -130,7 +131,8 @@ def _write_slide(root: Path, name: str, spec: Spec) -> None:
     for ring in corners
   ]
   collection = {'type': 'FeatureCollection', 'features': features}
-  tiff.replace(_outline(root, name), json.dumps(collection).encode())
+  with atomic.replacing(_outline(root, name)) as part:
+    part.write_text(json.dumps(collection))
   tiff.write(_slide(root, name), image, mpp=spec.look.mpp, levels=_LEVELS)
 
 
@@ -140,4 +142,5 @@ def _write_labels(path: Path, wanted: dict[str, Spec]) -> None:
   writer.writerow(['case_id', 'slide_id', 'label'])
   for name, spec in wanted.items():
     writer.writerow([case_id(name), name, spec.label])
-  tiff.replace(path, rows.getvalue().encode())
+  with atomic.replacing(path) as part:
+    part.write_text(rows.getvalue())

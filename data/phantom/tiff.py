@@ -1,15 +1,14 @@
 """Writes pyramidal, tiled, JPEG-compressed TIFF files that OpenSlide opens."""
 
 from collections.abc import Sequence
-import contextlib
 import io
-import os
 from pathlib import Path
 import struct
-import tempfile
 
 import numpy as np
 from PIL import Image
+
+from data import atomic
 
 TILE = 256  # Tile side in pixels.
 _SHORT, _LONG, _RATIONAL = 3, 4, 5
@@ -134,23 +133,11 @@ def write(
   struct.pack_into('<I', body, 4, len(body))
   for level, entries in enumerate(directories):
     body += _directory(entries, len(body), level + 1 < levels)
-  replace(path, bytes(body))
+  with atomic.replacing(path) as part:
+    part.write_bytes(body)
 
 
 def _halve(image: np.ndarray) -> np.ndarray:
   """Averages 2 x 2 pixels; an odd last row or column is dropped."""
   height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
   return np.asarray(Image.fromarray(image[:height, :width]).reduce(2))
-
-
-def replace(path: Path, data: bytes) -> None:
-  """Puts `data` at `path` through a temporary file beside it."""
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      file.write(data)
-    os.replace(name, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(name)
-    raise

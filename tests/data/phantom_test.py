@@ -95,20 +95,6 @@ def test_tiff_names_file_and_fault(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-  path = tmp_path / 'a.tiff'
-  tiff.replace(path, b'old')
-
-  def fail(*_):
-    raise OSError('no space left on device')
-
-  monkeypatch.setattr(tiff.os, 'replace', fail)
-  with pytest.raises(OSError, match='no space'):
-    tiff.replace(path, b'new')
-  assert path.read_bytes() == b'old'
-  assert list(tmp_path.iterdir()) == [path]
-
-
 def test_cohort_has_every_class_alike_and_two_slides_a_case():
   specs = cohort.specs(12, 0)
   cases = {spec.case: spec.label for spec in specs.values()}

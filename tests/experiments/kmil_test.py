@@ -109,28 +109,32 @@ def test_other_settings_in_the_same_folder_are_refused(finished):
   assert 'exp_code' in out
 
 
-@pytest.mark.parametrize('stage', ['chooser', 'model'])
-def test_a_killed_run_goes_on_to_the_same_predictions(
-  finished, tmp_path, stage
-):
+@pytest.mark.parametrize('when', ['chooser', 'model', 'writing'])
+def test_a_killed_run_goes_on_to_the_same_predictions(finished, tmp_path, when):
   args, folder, _ = finished
   args = [*args, f'--results_dir={tmp_path}']
   process = feature_folder.script(*args, before=SAVE_ALWAYS)
-  metrics = tmp_path / 'kmil_origin_s1' / 'fold_1' / 'metrics.jsonl'
+  results = tmp_path / 'kmil_origin_s1'
   deadline, epochs = time.monotonic() + 120, random.randint(2, 20)
-  while process.poll() is None and time.monotonic() < deadline:
+
+  def reached():
+    if when == 'writing':  # Of the first fold's predictions, or just after.
+      return (results / 'fold_0' / 'predictions.csv').exists()
+    metrics = results / 'fold_1' / 'metrics.jsonl'
     text = metrics.read_text() if metrics.exists() else ''
-    if text.count(f'"stage": "{stage}"') >= epochs:
-      break
-    time.sleep(0.01)
+    return text.count(f'"stage": "{when}"') >= epochs
+
+  while not reached() and time.monotonic() < deadline:
+    assert process.poll() is None
+    time.sleep(0.002)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
-  assert list((tmp_path / 'kmil_origin_s1' / 'state').glob('folds_*/*/*'))
+  assert list((results / 'state').glob('folds_*/*/*'))
   feature_folder.run(*args, before=SAVE_ALWAYS)
   for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
-    got = (tmp_path / 'kmil_origin_s1' / name).read_bytes()
-    assert got == (folder / name).read_bytes()
+    assert (results / name).read_bytes() == (folder / name).read_bytes()
+  assert not list((results / 'state').glob('*'))
 
 
 def probabilities(path):

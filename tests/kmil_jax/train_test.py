@@ -13,15 +13,17 @@ from kmil_jax.types import Bags, Recipe
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('model', ['abmil', 'dsmil'])
-def test_ten_folds_together_equal_each_fold_alone(tmp_path, model):
+@pytest.mark.parametrize(
+  'model,batch', [('abmil', 1), ('dsmil', 1), ('dsmil', 4)]
+)
+def test_ten_folds_together_equal_each_fold_alone(tmp_path, model, batch):
   losses, prob = training_run.run(
-    tmp_path / 'all', model=model, folds=tuple(range(10))
+    tmp_path / 'all', model=model, batch=batch, folds=tuple(range(10))
   )
   assert (losses[-1] < losses[0]).all()
   for fold in (3, 9):
     alone_losses, alone_prob = training_run.run(
-      tmp_path / f'{fold}', model=model, folds=(fold,)
+      tmp_path / f'{fold}', model=model, batch=batch, folds=(fold,)
     )
     close(alone_losses[:, 0], losses[:, fold])
     close(alone_prob[0], prob[fold])

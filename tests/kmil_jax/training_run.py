@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data import plan as plans
 from kmil_jax import checkpoint, epochs, fit, parallel, train
 from kmil_jax.models import SPECS
 from kmil_jax.types import Pairs, Plan, Recipe, Store
@@ -60,20 +61,15 @@ def run(
     program = epochs.Resident(trainer, layout, store, LENGTHS)
 
   def plan(epoch):
-    # Every bag in every epoch, in batches of one bucket, as data.plan does.
-    order = np.random.default_rng([0, epoch]).permutation(num_bags)
-    bucket = np.searchsorted(LENGTHS, store.length[order])
-    rows, buckets = [], []
-    for b in range(len(LENGTHS)):
-      mine = order[bucket == b]
-      mine = np.pad(mine, (0, -len(mine) % batch), constant_values=-1)
-      rows.append(mine.reshape(-1, batch))
-      buckets += [b] * len(rows[-1])
-    return Plan(
-      epoch=np.int32(epoch),
-      bucket=np.array(buckets, np.int32),
-      index=np.concatenate(rows).astype(np.int32),
+    bucket, index = plans.plan_epoch(
+      store.length,
+      LENGTHS,
+      visit=trains.any(0) | (batch > 1),
+      batch=batch,
+      seed=0,
+      epoch=epoch,
     )
+    return Plan(epoch=np.int32(epoch), bucket=bucket, index=index)
 
   def pairs_of(part):
     run_of, index = np.nonzero(part)
