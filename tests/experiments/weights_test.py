@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from data import atomic
 from experiments import weights
 from kmil_jax import port
 from kmil_jax.models import resnet
@@ -84,7 +85,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
   def full(*args):
     raise OSError('disk full')
 
-  monkeypatch.setattr(weights.os, 'fsync', full)
+  monkeypatch.setattr(atomic.os, 'fsync', full)
   with pytest.raises(OSError, match='disk full'):
     make(None, tmp_path, sample)
   assert not list((tmp_path / 'features').iterdir())
