@@ -1,6 +1,6 @@
 """Flags that the scripts share, and what they resolve to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import os
 import pathlib
@@ -95,18 +95,6 @@ _NOT_RESULT = {
 }
 
 
-def start() -> None:
-  """Joins the other processes of a pod; call first in main."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every save.
-  parallel.cache_programs(pathlib.Path(CACHE_DIR.value) / 'programs')
-  try:
-    parallel.initialize(
-      COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-    )
-  except ValueError as e:
-    raise app.UsageError(f'--coordinator={COORDINATOR.value}: {e}') from e
-
-
 def resolved(own: flags.FlagHolder) -> dict[str, object]:
   """Values of a script's flags, by name.
 
@@ -120,7 +108,7 @@ def resolved(own: flags.FlagHolder) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
+def _plain_errors() -> Iterator[None]:
   """Ends the script with one message where the user's input is at fault."""
   try:
     yield
@@ -135,6 +123,23 @@ def plain_errors() -> Iterator[None]:
     OSError,
   ) as e:
     sys.exit(f'error: {e}')
+
+
+def script(run: Callable[[], None]) -> Callable[[list[str]], None]:
+  """Returns `run` as a main function for `app.run`.
+
+  Stray arguments are refused, the processes of a pod joined, and faults of the
+  user's input end the script with one message.
+  """
+
+  def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f'unexpected argument {argv[1]!r}')
+    with _plain_errors():
+      _start()
+      run()
+
+  return main
 
 
 def cohort() -> tuple[Cohort, pathlib.Path | None]:
@@ -187,3 +192,15 @@ def open_folder(
     cohort.fingerprint() | {'splits_sha256': fingerprint},
   )
   split_files.write(folder / 'splits', cohort.manifest, splits)
+
+
+def _start() -> None:
+  """Joins the other processes of a pod."""
+  logging.set_verbosity(logging.WARNING)  # Orbax tells of every save.
+  parallel.cache_programs(pathlib.Path(CACHE_DIR.value) / 'programs')
+  try:
+    parallel.initialize(
+      COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    )
+  except ValueError as e:
+    raise app.UsageError(f'--coordinator={COORDINATOR.value}: {e}') from e

@@ -85,14 +85,6 @@ _CHECK = flags.DEFINE_bool(
 flags.adopt_module_key_flags(common)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
-  with common.plain_errors():
-    common.start()
-    _run()
-
-
 def _run() -> None:
   settings = _settings()
   values = common.resolved(_MODEL)
@@ -262,6 +254,9 @@ def _describe(values, cohort, splits) -> None:
   for i, split in enumerate(splits):
     sizes = [int(getattr(split, part).sum()) for part in split_files.PARTS]
     print(f'fold {i}: {sizes[0]} train, {sizes[1]} val, {sizes[2]} test slides')
+
+
+main = common.script(_run)
 
 
 if __name__ == '__main__':

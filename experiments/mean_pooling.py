@@ -18,16 +18,9 @@ _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
 flags.adopt_module_key_flags(common)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
-  with common.plain_errors():
-    common.start()
-    if parallel.is_first():  # There is nothing to share out.
-      _run()
-
-
 def _run() -> None:
+  if not parallel.is_first():
+    return  # There is nothing to share out.
   cohort, _ = common.cohort()
   splits = common.splits(cohort)
   folder = common.folder(f'mean_pooling_{common.TASK.value}')
@@ -56,6 +49,9 @@ def _run() -> None:
   )
   print(results.table(summary))
   print(f'results in {folder}')
+
+
+main = common.script(_run)
 
 
 if __name__ == '__main__':
