@@ -201,6 +201,17 @@ def test_wrong_flags_get_one_clear_message(data_flags, wrong, message):
   assert message in str(error.value)
 
 
+def test_kmil_that_drops_nothing_is_dsmil(data_flags, tmp_path):
+  args = [*data_flags, *QUICK, '--epochs=4', f'--results_dir={tmp_path}']
+  feature_folder.run(*args, '--model=kmil', '--drop_fraction=0')
+  feature_folder.run(*args, '--model=dsmil')
+  np.testing.assert_allclose(
+    probabilities(tmp_path / 'kmil_origin_s1' / 'predictions.csv'),
+    probabilities(tmp_path / 'dsmil_origin_s1' / 'predictions.csv'),
+    atol=1e-6,
+  )
+
+
 def test_two_processes_write_what_one_wrote(finished, tmp_path):
   args, folder, _ = finished
   with socket.socket() as s:
