@@ -51,15 +51,19 @@ def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
   label_of = {}
   for case, label in zip(manifest.case, manifest.label, strict=True):
     label_of[case] = max(label, label_of.get(case, label))
+  labels = sorted(label_of.values())
+  rarest = min(labels, key=labels.count)
+  if (cases := labels.count(rarest)) < k:
+    advice = (
+      f'choose --k={cases} or less' if cases >= 3 else 'check its spelling'
+    )
+    raise SplitError(
+      f'class {rarest} has {cases} cases, fewer than --k={k} folds: {advice},'
+      ' merge classes with --labels, or pass --split_dir'
+    )
   group_of, dealt = {}, 0
   for c, label in enumerate(sorted(set(label_of.values()))):
     cases = sorted(case for case in label_of if label_of[case] == label)
-    if len(cases) < k:
-      raise SplitError(
-        f'class {label} has {len(cases)} cases, fewer than --k={k} folds:'
-        f' choose --k={len(cases)} or less, merge classes with --labels, or'
-        ' pass --split_dir'
-      )
     order = np.random.default_rng([seed, c]).permutation(len(cases))
     for i in order:
       group_of[cases[i]] = dealt % k
@@ -163,6 +167,11 @@ def read(
     try:
       with path.open(newline='', encoding='utf-8-sig') as f:
         rows = list(csv.DictReader(f))
+    except FileNotFoundError as e:
+      raise SplitError(
+        f'{path}: no such file; --k={k} needs splits_0.csv to'
+        f' splits_{k - 1}.csv'
+      ) from e
     except (OSError, UnicodeDecodeError, csv.Error) as e:
       raise SplitError(f'{path}: cannot be read as CSV: {e}') from e
     if not rows or any(part not in rows[0] for part in PARTS):

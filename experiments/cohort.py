@@ -173,16 +173,17 @@ def _headers(
   for name, values in made.items():
     # Not every tool says how its features were made.
     known = [v for v in values if v is not None]
+    usual = max(known, key=known.count, default=None)
     odd = [
       p.stem
       for p, v in zip(paths, values, strict=True)
-      if v is not None and v != known[0]
+      if v is not None and v != usual
     ]
     if odd:
       found = ', '.join(sorted({str(v) for v in known}))
       raise CohortError(
         f'{features_dir}: features of different {name} are mixed: {found};'
-        f' other than the first are {_some(odd)}'
+        f' other than the rest are {_some(odd)}'
       )
   return headers
 

@@ -35,7 +35,7 @@ SLIDES_DIR = flags.DEFINE_string(
 SPLIT_DIR = flags.DEFINE_string(
   'split_dir',
   None,
-  'Folder of splits_<i>.csv with the columns train,val,test; made if absent.',
+  'Folder of splits_<i>.csv with the columns train,val,test.',
 )
 K = flags.DEFINE_integer('k', 10, 'Number of folds.', lower_bound=3)
 SEED = flags.DEFINE_integer(
@@ -82,6 +82,10 @@ PROCESS_ID = flags.DEFINE_integer(
 
 # Flags that say where and how a result is computed, not what it is.
 _NOT_RESULT = {
+  # What the files hold is hashed: their place is immaterial.
+  'csv_path',
+  'features_dir',
+  'split_dir',
   'cache_dir',
   'check',
   'coordinator',
@@ -121,6 +125,7 @@ def _plain_errors() -> Iterator[None]:
     split_files.SplitError,
     FloatingPointError,
     OSError,
+    app.UsageError,
   ) as e:
     sys.exit(f'error: {e}')
 

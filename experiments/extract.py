@@ -35,7 +35,9 @@ _WEIGHTS = flags.DEFINE_string(
   'folder as encoder.safetensors, which other cohorts can be given here.',
 )
 _CACHE_DIR = flags.DEFINE_string(
-  'cache_dir', '~/.cache/kmil_jax', 'Where ImageNet weights may be put.'
+  'cache_dir',
+  os.path.join(os.environ.get('XDG_CACHE_HOME', '~/.cache'), 'kmil_jax'),
+  'Where ImageNet weights may be put.',
 )
 _TILE_SIZE = flags.DEFINE_integer(
   'tile_size', 256, 'Side of a tile in pixels.', lower_bound=32

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from data import features, slides, tiling, tissue
 
+_PICTURE = 1000  # Pixels of the longer side.
 _TISSUE_COLOUR = (0, 140, 60)
 _TILE_COLOUR = (30, 60, 220)
 
@@ -20,8 +21,8 @@ def draw(
 ) -> None:
   """Writes `<features_dir>/grids/<slide_id>.png` where there is none yet.
 
-  Each shows the slide at the resolution of the tissue mask, the mask's edge in
-  green and the tiles, from the coordinates of the feature file, in blue. Slides
+  Each shows the slide, the edge of its tissue mask in green and the tiles, from
+  the coordinates of the feature file, in blue. Slides
   without features are left out.
   """
   folder = pathlib.Path(features_dir) / 'grids'
@@ -32,11 +33,15 @@ def draw(
       continue
     found = features.read(file)
     with slides.Slide(path, default_mpp) as slide:
-      image = slide.thumbnail(tiling.MASK_MPP)
+      longer = max(slide.width, slide.height)
+      image = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1)).copy()
+      mask = tissue.tissue_mask(
+        slide.thumbnail(tiling.MASK_MPP), tiling.MASK_MPP
+      )
       scale = image.shape[1] / slide.width
-    mask = tissue.tissue_mask(image, tiling.MASK_MPP)
-    image = image.copy()
-    image[mask & ~ndimage.binary_erosion(mask)] = _TISSUE_COLOUR
+    size = image.shape[1::-1]
+    mask = np.asarray(Image.fromarray(mask).resize(size, Image.NEAREST))
+    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     side = found.attributes['patch_size_level0']

@@ -117,7 +117,7 @@ def _run() -> None:
           shutil.rmtree(training.state_folder(folder, done))
   faults = []
   if parallel.is_first():
-    for fold in folds:
+    for fold in asked:
       faults += maps.draw(
         folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value
       )

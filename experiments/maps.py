@@ -5,7 +5,14 @@ import pathlib
 
 import h5py
 import jax
-from matplotlib import collections as mpl_collections, figure, patches
+import matplotlib
+from matplotlib import (
+  cm,
+  collections as mpl_collections,
+  colors,
+  figure,
+  patches,
+)
 import numpy as np
 
 from data import atomic, features as feature_files, slides
@@ -13,6 +20,12 @@ from experiments.cohort import Cohort
 from experiments.feed import Feed
 from experiments.training import Trained
 
+_ALPHAS = np.linspace(0, 0.7, 256)
+_COLOURS = colors.ListedColormap(
+  np.c_[
+    matplotlib.colormaps['YlGn'](np.linspace(0.3, 0.95, 256))[:, :3], _ALPHAS
+  ]
+)
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 
 
@@ -87,7 +100,7 @@ def draw(
   the attention for the predicted class and the instances' probability of it;
   tiles that the model did not see are crossed out. Known outlines are drawn.
   Slides without a file, or whose features lack coordinates or the tiles' size,
-  have no picture; how many they are is printed.
+  have no picture; how many they are is printed. Pictures that are there stay.
 
   Returns:
     What was wrong with slide files that could not be read.
@@ -96,6 +109,10 @@ def draw(
   for path in sorted((folder / f'fold_{fold}' / 'attention').glob('*.h5')):
     if drawn == limit:
       break
+    target = folder / 'figures' / 'heat_maps' / f'fold_{fold}_{path.stem}.png'
+    drawn += 1
+    if target.exists():
+      continue
     slide_file = cohort.slides.get(path.stem)
     with h5py.File(path) as f:
       arrays = {name: f[name][()] for name in f}
@@ -115,10 +132,9 @@ def draw(
     except slides.SlideError as e:
       faults.append(str(e))
       continue
-    target = folder / 'figures' / 'heat_maps' / f'fold_{fold}_{path.stem}.png'
     target.parent.mkdir(parents=True, exist_ok=True)
-    drawing.savefig(target, dpi=100)
-    drawn += 1
+    with atomic.replacing(target) as part:
+      drawing.savefig(part, dpi=100, format='png')
   if bare and cohort.slides:
     print(
       f'fold {fold}: {bare} test slides have no heat map, for want of a slide'
@@ -171,12 +187,19 @@ def _draw_slide(
 
 
 def _draw_tiles(drawing, ax, arrays, side, values, limits) -> None:
-  squares = [patches.Rectangle(xy, side, side) for xy in arrays['coords']]
-  tiles = mpl_collections.PatchCollection(squares, cmap='turbo', alpha=0.55)
-  tiles.set_array(values)
-  tiles.set_clim(*(limits or (0, values.max())))
-  ax.add_collection(tiles)
-  drawing.colorbar(tiles, ax=ax, shrink=0.7)
+  kept = arrays['kept']
+  scale = cm.ScalarMappable(
+    colors.Normalize(*(limits or (0, values.max()))), _COLOURS
+  )
+  # Tissue shows through where the value is low.
+  ax.add_collection(
+    mpl_collections.PatchCollection(
+      [patches.Rectangle(xy, side, side) for xy in arrays['coords'][kept]],
+      facecolors=scale.to_rgba(values[kept]),
+      edgecolors='none',
+    )
+  )
+  drawing.colorbar(scale, ax=ax, shrink=0.7)
   dropped = arrays['coords'][~arrays['kept']] + side / 2
   if len(dropped):
     ax.plot(*dropped.T, 'x', color='white', ms=7, mew=2.5)

@@ -163,7 +163,7 @@ def test_slides_that_no_file_names_are_in_no_part(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'said'),
   [
-    (None, 'cannot be read as CSV'),
+    (None, 'no such file'),
     ('', 'columns train, val, test are needed'),
     ('train,val\ns00,s01\n', 'columns train, val, test are needed'),
     ('train,val,test\ns00,s02,nobody\n', 'slide nobody (test)'),

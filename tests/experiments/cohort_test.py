@@ -121,7 +121,7 @@ def test_mixed_widths_are_refused(tmp_path):
     cohorts.load(path, folder)
   assert str(e.value) == (
     f'{folder}: features of different dimensions are mixed: 4, 7; other than'
-    ' the first are s01'
+    ' the rest are s01'
   )
 
 
