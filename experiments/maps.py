@@ -94,7 +94,7 @@ def draw(
   *,
   limit: int | None,
 ) -> list[str]:
-  """Draws the maps of the first `limit` test slides whose files are there.
+  """Draws the maps of the first `limit` test slides, or of all.
 
   Each picture, `figures/heat_maps/fold_<i>_<slide_id>.png`, shows the slide,
   the attention for the predicted class and the instances' probability of it;
