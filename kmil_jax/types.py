@@ -28,12 +28,15 @@ class Prediction:
 
   `attention` is after the softmax: its columns sum to 1 over real instances
   and are 0 on padding. A is 1, or C where every class has an attention of its
-  own. `instance_logits` of padding are finite and meaningless.
+  own. `instance_logits` of padding are finite and meaningless. Models that
+  split a bag into G pseudo-bags classify those too; some may be empty.
   """
 
   logits: chex.Array  # [C] float32
   attention: chex.Array  # [N, A] float32
   instance_logits: chex.Array  # [N, C] float32
+  pseudo_logits: chex.Array | None = None  # [G, C] float32
+  pseudo_mask: chex.Array | None = None  # [G] bool, False on empty ones
 
 
 @dataclasses.dataclass(frozen=True)

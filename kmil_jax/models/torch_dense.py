@@ -23,20 +23,24 @@ def uniform(fan_in: int) -> nn.initializers.Initializer:
 class TorchDense(nn.Module):
   """`torch.nn.Linear(D, features)` on [..., D]: `x @ weight.T + bias`.
 
-  The parameters are `weight` [features, D] and `bias` [features], float32;
-  `dtype` is what the product is computed in. In this layout the gradient of the
+  The parameters are `weight` [features, D] and, with `use_bias`, `bias`
+  [features], float32; `dtype` is what the product is computed in. In this layout the gradient of the
   weight comes out of its product as it is stored; transposed, as in
   `flax.linen.Dense`, it makes the optimiser's step twice as slow on CPUs.
   """
 
   features: int
   dtype: Any = None
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
     init = uniform(fan_in)
     weight = self.param('weight', init, (self.features, fan_in))
-    bias = self.param('bias', init, (self.features,))
+    bias = None
+    if self.use_bias:
+      bias = self.param('bias', init, (self.features,))
     x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
-    return jnp.einsum('...d,fd->...f', x, weight) + bias
+    y = jnp.einsum('...d,fd->...f', x, weight)
+    return y if bias is None else y + bias
