@@ -1,15 +1,14 @@
 """Bags as tf.data: feature files read, padded and batched by a plan."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 import os
-import pathlib
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np
 import tensorflow as tf
 
-from data import features as feature_files
+from data.features import FeatureError
 
 # The accelerator belongs to JAX.
 tf.config.set_visible_devices([], 'GPU')
@@ -18,7 +17,7 @@ _PREFETCH = 2
 
 
 def bag_batches(
-  paths: Sequence[str | pathlib.Path],
+  read: Callable[[int], np.ndarray],
   width: int,
   buckets: tuple[int, ...],
   bucket: np.ndarray,
@@ -29,7 +28,7 @@ def bag_batches(
   """Reads the bags of a plan ahead of their use.
 
   Args:
-    paths: feature file of every bag of the cohort.
+    read: returns the features [N, D] of a bag of the cohort; from any thread.
     width: D.
     buckets: the padded lengths.
     bucket: bucket of every step, [S].
@@ -41,7 +40,7 @@ def bag_batches(
     bag's last instance and fill a filler.
 
   Raises:
-    data.features.FeatureError: if a file cannot be read.
+    data.features.FeatureError: if `read` does.
   """
   faults = []
 
@@ -50,9 +49,9 @@ def bag_batches(
     try:
       for row, bag in zip(batch, index, strict=True):
         if bag >= 0:
-          features = feature_files.read(paths[bag]).features
+          features = read(bag)
           row[: len(features)] = features
-    except feature_files.FeatureError as e:
+    except FeatureError as e:
       faults.append(e)
       raise
     return batch

@@ -6,11 +6,8 @@ import pathlib
 
 import numpy as np
 
-from data import (
-  features as feature_files,
-  manifest as manifests,
-  slides,
-)
+from data import manifest as manifests, packed, slides
+from data.features import FeatureError, FeatureFile, Header
 from data.manifest import Manifest
 
 # The paper's class ids; its slide names end in them.
@@ -26,16 +23,21 @@ class CohortError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-  """n slides in the order of their ids, each with a feature file."""
+  """n slides in the order of their ids, each with features."""
 
   manifest: Manifest
   classes: tuple[str, ...]  # C names
   label: np.ndarray  # int32 [n]
-  paths: tuple[pathlib.Path, ...]  # feature files
+  source: packed.Folder | packed.Packed  # of features
   length: np.ndarray  # int32 [n], instances
   width: int  # D
   slides: dict[str, pathlib.Path]  # slide files by id, where there are any
   left_out: frozenset[str]  # slides that a relabelling dropped
+  made: dict[str, str]  # encoder, mpp, patch_size of the features, if known
+
+  def read(self, index: int) -> FeatureFile:
+    """Reads the features of a slide."""
+    return self.source.read(self.manifest.slide[index])
 
   def fingerprint(self) -> dict[str, str]:
     """Hashes of what a result depends on: labels and feature files."""
@@ -43,9 +45,8 @@ class Cohort:
     for column in (table.case, table.slide, table.label):
       labels.update('\n'.join(column).encode())
     content = hashlib.sha256()
-    for path in self.paths:
-      content.update(path.name.encode())
-      content.update(_ends(path))
+    for slide in table.slide:
+      content.update(f'{slide} {self.source.digest(slide)}\n'.encode())
     return {
       'labels_sha256': labels.hexdigest(),
       'features_sha256': content.hexdigest(),
@@ -90,19 +91,23 @@ def load(
   slides_dir: str | None = None,
   mapping: dict[str, str] | None = None,
   shuffle_seed: int | None = None,
+  like: Cohort | None = None,
 ) -> Cohort:
   """Joins labels and features; every fault is reported at once.
 
   Args:
     csv_path: labels.
-    features_dir: holds <slide_id>.h5 of every slide in the table.
+    features_dir: holds <slide_id>.h5 of every slide in the table, or a dataset
+      of experiments.pack.
     slides_dir: slide files, if any.
     mapping: old label to new; slides of other labels are left out.
     shuffle_seed: deals the labels anew to the cases, for the leak alarm.
+    like: a cohort whose models this one is for: it gives the classes, and its
+      features were made in the same way.
 
   Raises:
-    CohortError: if slides lack features, files cannot be read, or were not all
-      made by one encoder at one width, mpp and tile size.
+    CohortError: if slides lack features, files cannot be read, were not all
+      made by one encoder at one width, mpp and tile size, or do not fit `like`.
     data.manifest.ManifestError: if the table cannot be used.
   """
   table = manifests.read(csv_path)
@@ -114,11 +119,19 @@ def load(
     table = manifests.relabel(table, mapping)
   if shuffle_seed is not None:
     table = _shuffled(table, shuffle_seed)
-  classes = _classes(table.label)
+  classes = like.classes if like else _classes(table.label)
+  unknown = sorted(set(table.label.tolist()) - set(classes))
+  if unknown:
+    raise CohortError(
+      f'{csv_path}: labels {_some(unknown)} are none of those the models know:'
+      f' {", ".join(classes)}'
+    )
   if len(classes) < 2:
     raise CohortError(f'{csv_path}: one class only, {classes[0]}')
-  paths = tuple(pathlib.Path(features_dir) / f'{s}.h5' for s in table.slide)
-  headers = _headers(paths, features_dir)
+  source = packed.find(features_dir)
+  headers, made = _headers(source, table.slide, features_dir)
+  if like:
+    _check_alike(features_dir, made, like)
   found = {}
   if slides_dir:
     found = {slides.slide_id(p): p for p in slides.list_slides(slides_dir)}
@@ -126,11 +139,12 @@ def load(
     manifest=table,
     classes=classes,
     label=np.array([classes.index(x) for x in table.label], np.int32),
-    paths=paths,
+    source=source,
     length=np.array([h.length for h in headers], np.int32),
     width=headers[0].width,
     slides=found,
     left_out=listed - frozenset(table.slide.tolist()),
+    made=made,
   )
 
 
@@ -146,23 +160,29 @@ def _classes(labels: np.ndarray) -> tuple[str, ...]:
 
 
 def _headers(
-  paths: tuple[pathlib.Path, ...], features_dir: str
-) -> list[feature_files.Header]:
-  """Reads the header of every feature file; all faults make one error."""
-  missing = [p.stem for p in paths if not p.exists()]
+  source: packed.Folder | packed.Packed,
+  slide_ids: np.ndarray,
+  features_dir: str,
+) -> tuple[list[Header], dict[str, str]]:
+  """Reads the headers of all feature files, and how they all were made.
+
+  All faults make one error.
+  """
+  missing = [slide for slide in slide_ids if slide not in source]
   if missing:
     raise CohortError(
-      f'{features_dir}: no feature file for {len(missing)} of {len(paths)}'
+      f'{features_dir}: no features of {len(missing)} of {len(slide_ids)}'
       f' labelled slides: {_some(missing)}; run experiments.extract, or take'
       ' them out of the CSV'
     )
   headers, faults = [], []
-  for path in paths:
+  for slide in slide_ids:
     try:
-      headers.append(feature_files.header(path))
+      headers.append(source.header(slide))
       if not headers[-1].length or not headers[-1].width:
+        path = pathlib.Path(features_dir) / f'{slide}.h5'
         faults.append(f'{path}: no features; extract the slide again')
-    except feature_files.FeatureError as e:
+    except FeatureError as e:
       faults.append(str(e))
   if faults:
     raise CohortError('\n'.join(faults))
@@ -170,13 +190,14 @@ def _headers(
   for name in ('encoder', 'mpp', 'patch_size'):
     values = [h.attributes.get(name) for h in headers]
     made[name] = [None if v is None else str(v) for v in values]
+  same = {}
   for name, values in made.items():
     # Not every tool says how its features were made.
     known = [v for v in values if v is not None]
     usual = max(known, key=known.count, default=None)
     odd = [
-      p.stem
-      for p, v in zip(paths, values, strict=True)
+      slide
+      for slide, v in zip(slide_ids, values, strict=True)
       if v is not None and v != usual
     ]
     if odd:
@@ -185,7 +206,23 @@ def _headers(
         f'{features_dir}: features of different {name} are mixed: {found};'
         f' other than the rest are {_some(odd)}'
       )
-  return headers
+    if usual is not None:
+      same[name] = str(usual)
+  return headers, same
+
+
+def _check_alike(features_dir: str, made: dict[str, str], like: Cohort) -> None:
+  """Refuses features that were made in another way than those of `like`."""
+  differ = [
+    f'{name} {made[name]} here, {like.made[name]} there'
+    for name in sorted(made.keys() & like.made.keys())
+    if made[name] != like.made[name]
+  ]
+  if differ:
+    raise CohortError(
+      f'{features_dir}: these features and those of the models differ: '
+      + '; '.join(differ)
+    )
 
 
 def _shuffled(table: Manifest, seed: int) -> Manifest:
@@ -200,12 +237,3 @@ def _shuffled(table: Manifest, seed: int) -> Manifest:
 def _some(names: list[str]) -> str:
   more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
   return ', '.join(names[:_SHOWN]) + more
-
-
-def _ends(path: pathlib.Path) -> bytes:
-  """Size and the first and last megabyte: enough to tell files apart."""
-  size = path.stat().st_size
-  with path.open('rb') as f:
-    head = f.read(2**20)
-    f.seek(max(size - 2**20, 0))
-    return f'{size}'.encode() + head + f.read()

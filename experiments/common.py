@@ -15,7 +15,7 @@ from data import (
   splits as split_files,
 )
 from data.splits import Split
-from experiments import cohort as cohorts, phantom_cohort, results
+from experiments import cohort as cohorts, phantom_cohort, provenance
 from experiments.cohort import Cohort
 from kmil_jax import parallel
 
@@ -24,7 +24,8 @@ _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache'))
 FEATURES_DIR = flags.DEFINE_string(
   'features_dir',
   None,
-  'Folder of <slide_id>.h5. Without it the phantom cohort is used.',
+  'Folder of <slide_id>.h5, or a dataset of experiments.pack. Without it the'
+  ' phantom cohort is used.',
 )
 CSV_PATH = flags.DEFINE_string(
   'csv_path', None, 'Labels: a CSV with the columns case_id,slide_id,label.'
@@ -58,6 +59,19 @@ SHUFFLE_LABELS = flags.DEFINE_bool(
   False,
   'Leak alarm: deals the labels anew to the cases. AUROC must come to 0.5.',
 )
+EXTERNAL_FEATURES_DIR = flags.DEFINE_string(
+  'external_features_dir',
+  None,
+  'Features of a second cohort, which the model of every fold is tried on.',
+)
+EXTERNAL_CSV = flags.DEFINE_string(
+  'external_csv', None, 'Its labels, with the columns of --csv_path.'
+)
+EXTERNAL_PHANTOM = flags.DEFINE_bool(
+  'external_phantom',
+  False,
+  "Takes the phantom's second cohort, of another laboratory and scanner.",
+)
 RESULTS_DIR = flags.DEFINE_string('results_dir', 'results', 'Where to write.')
 EXP_CODE = flags.DEFINE_string(
   'exp_code', None, 'Name of the experiment; by default model and task.'
@@ -89,6 +103,10 @@ _NOT_RESULT = {
   'cache_dir',
   'check',
   'coordinator',
+  # Their results lie beside those of the folds.
+  'external_csv',
+  'external_features_dir',
+  'external_phantom',
   'fold',
   'heat_maps',
   'num_processes',
@@ -99,14 +117,12 @@ _NOT_RESULT = {
 }
 
 
-def resolved(own: flags.FlagHolder) -> dict[str, object]:
+def resolved(script: str) -> dict[str, object]:
   """Values of a script's flags, by name.
 
   Args:
-    own: any flag that the script itself defines; it must have adopted the
-      flags of this module.
+    script: its `__name__`; it must have adopted the flags of this module.
   """
-  script = flags.FLAGS.find_module_defining_flag(own.name)
   held = flags.FLAGS.get_key_flags_for_module(script)
   return {flag.name: flag.value for flag in sorted(held, key=lambda f: f.name)}
 
@@ -120,7 +136,7 @@ def _plain_errors() -> Iterator[None]:
     cohorts.CohortError,
     feature_files.FeatureError,
     manifests.ManifestError,
-    results.ResultsError,
+    provenance.ResultsError,
     slides.SlideError,
     split_files.SplitError,
     FloatingPointError,
@@ -170,6 +186,35 @@ def cohort() -> tuple[Cohort, pathlib.Path | None]:
   return found, outlines_dir
 
 
+def external_cohort(cohort: Cohort) -> Cohort | None:
+  """Returns the second cohort, if one is asked for.
+
+  Args:
+    cohort: the first, whose models will be tried.
+  """
+  csv_path, features_dir = EXTERNAL_CSV.value, EXTERNAL_FEATURES_DIR.value
+  if bool(csv_path) != bool(features_dir):
+    raise app.UsageError(
+      'a second cohort needs both --external_csv and --external_features_dir'
+    )
+  if EXTERNAL_PHANTOM.value:
+    if csv_path or CSV_PATH.value:
+      raise app.UsageError(
+        '--external_phantom goes with the phantom cohort alone: leave out'
+        ' --csv_path and --external_csv'
+      )
+    root, features_dir = phantom_cohort.make_external(CACHE_DIR.value)
+    csv_path = root / 'labels.csv'
+  if not csv_path:
+    return None
+  return cohorts.load(
+    csv_path,
+    features_dir,
+    mapping=cohorts.mapping_of(TASK.value, LABELS.value),
+    like=cohort,
+  )
+
+
 def splits(cohort: Cohort) -> list[Split]:
   """Returns the folds of --split_dir, or makes --k of them."""
   if SPLIT_DIR.value:
@@ -190,7 +235,7 @@ def open_folder(
 ) -> None:
   """Makes the results folder, or refuses one of another experiment."""
   fingerprint = split_files.fingerprint(cohort.manifest, splits)
-  results.open_folder(
+  provenance.open_folder(
     folder,
     values,
     [name for name in values if name not in _NOT_RESULT],

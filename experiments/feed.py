@@ -6,7 +6,7 @@ from concurrent import futures
 import jax.numpy as jnp
 import numpy as np
 
-from data import features as feature_files, plan as plans
+from data import plan as plans
 from experiments.cohort import Cohort
 from kmil_jax import epochs, parallel, train
 from kmil_jax.types import Store
@@ -60,7 +60,11 @@ class Feed:
       from data import pipeline
 
       batches = pipeline.bag_batches(
-        self.cohort.paths, self.cohort.width, self.buckets, bucket, index
+        lambda i: self.cohort.read(i).features,
+        self.cohort.width,
+        self.buckets,
+        bucket,
+        index,
       )
       yield from (batch.astype(self.dtype) for batch in batches)
       return
@@ -81,7 +85,7 @@ class Feed:
     ends = np.cumsum(self.cohort.length, dtype=np.int64)
 
     def load(i):
-      features = feature_files.read(self.cohort.paths[i]).features
+      features = self.cohort.read(i).features
       flat[ends[i] - len(features) : ends[i]] = features
 
     with futures.ThreadPoolExecutor() as pool:

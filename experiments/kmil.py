@@ -9,50 +9,30 @@ command is given. All folds train as one program, and one fold gives what it
 gives among the ten.
 """
 
-import dataclasses
-import pathlib
 import resource
-import shutil
 import sys
 
 from absl import app, flags
-import numpy as np
 
 from data import plan as plans, splits as split_files
-from experiments import common, figures, maps, results, training
-from experiments.cohort import Cohort
-from experiments.feed import Feed
-from kmil_jax import losses, parallel
-from kmil_jax.models import SPECS, kmil
-from kmil_jax.types import Recipe
+from experiments import (
+  common,
+  crossval,
+  external,
+  figures,
+  maps,
+  settings as setting_flags,
+  summaries,
+  tables,
+  training,
+)
+from experiments.training import Run
+from kmil_jax import parallel
+from kmil_jax.models import SPECS, dtfd, kmil
 
 _MODEL = flags.DEFINE_enum('model', 'kmil', sorted(SPECS), 'What to train.')
 _FOLD = flags.DEFINE_integer(
   'fold', None, 'The only fold to train, from 0; all by default.', 0
-)
-_EPOCHS = flags.DEFINE_integer(
-  'epochs', 400, 'Epochs of the model; the first stage takes 100 at most.', 1
-)
-_LR = flags.DEFINE_float('lr', 2e-4, 'Initial learning rate.', 0)
-_WEIGHT_DECAY = flags.DEFINE_float(
-  'weight_decay', 1e-5, 'L2 term in the gradient, as in torch.optim.Adam.', 0
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size',
-  1,
-  'Bags per step. Above 1, a step spreads its bags over the devices; at 1,'
-  ' the folds are spread.',
-  1,
-)
-_SELECT = flags.DEFINE_enum(
-  'select',
-  'f1_macro',
-  ['f1_macro', 'last'],
-  'The epoch kept: of the best validation macro-F1, or the last, where'
-  ' validation parts are too small to choose by.',
-)
-_PRECISION = flags.DEFINE_enum(
-  'precision', 'float32', ['float32', 'bfloat16'], 'Of features and products.'
 )
 _DROP_FRACTION = flags.DEFINE_float(
   'drop_fraction', 0.1, 'KMIL: share of instances dropped.', 0, 0.999
@@ -68,13 +48,22 @@ _SCORE = flags.DEFINE_enum(
   ' or one minus it (eq. 3 of the paper).',
 )
 _COMBINE = flags.DEFINE_bool(
-  'combine', False, 'Average the probabilities of bag and highest instance.'
+  'combine',
+  False,
+  'KMIL, DSMIL: average the probabilities of bag and highest instance.',
 )
-_STREAM = flags.DEFINE_bool(
-  'stream',
-  None,
-  'Stream features through tf.data; by default only if they do not fit on'
-  ' the device.',
+_DISTILL = flags.DEFINE_enum(
+  'distill', 'afs', dtfd.DISTILL, 'DTFD: what the second tier sees.'
+)
+_PSEUDO_BAGS = flags.DEFINE_integer(
+  'pseudo_bags', 4, 'DTFD: parts that a bag is split into.', 1
+)
+_INSTANCE_SCORE = flags.DEFINE_enum(
+  'instance_score',
+  'last',
+  dtfd.SCORES,
+  'DTFD: instances are ranked by the probability of the last class (the'
+  ' released code), or of the class their pseudo-bag is taken for.',
 )
 _HEAT_MAPS = flags.DEFINE_integer(
   'heat_maps', None, 'Attention maps to draw per fold; of all test slides.', 0
@@ -83,45 +72,40 @@ _CHECK = flags.DEFINE_bool(
   'check', False, 'Only join and check the inputs, and say what would run.'
 )
 flags.adopt_module_key_flags(common)
+flags.adopt_module_key_flags(setting_flags)
 
 
 def _run() -> None:
   settings = _settings()
-  values = common.resolved(_MODEL)
+  values = common.resolved(__name__) | setting_flags.resolved(settings)
   asked = _asked(common.K.value)
   cohort, outlines_dir = common.cohort()
   splits = common.splits(cohort)
   if parallel.is_first():
     _describe(values, cohort, splits)
+  second = common.external_cohort(cohort)
   if _CHECK.value:
     return
   folder = common.folder(f'{_MODEL.value}_{common.TASK.value}')
   if parallel.is_first():
     common.open_folder(folder, values, cohort, splits)
   parallel.wait_for_all('folder')
-  folds = _to_train(folder, asked)
-  if folds:
-    feed = Feed(cohort, settings.precision, settings.stream)
-    trained = training.train_folds(feed, splits, folds, settings, folder)
-    for run, fold in enumerate(folds):
-      # All processes: Orbax waits for each of them.
-      training.save_model(folder / f'fold_{fold}', trained, run)
-      if parallel.is_first():
-        maps.write(
-          folder / f'fold_{fold}', feed, splits[fold].test, trained, run
-        )
-        _save_predictions(folder, cohort, splits[fold], fold, trained, run)
-    if parallel.is_first():
-      for done in training.unfinished(folder):
-        if not _left(folder, done):
-          shutil.rmtree(training.state_folder(folder, done))
+  runs = [
+    Run(folder / f'fold_{fold}', fold, settings.choice)
+    for fold in range(len(splits))
+  ]
+  crossval.complete(
+    cohort, splits, runs, asked, settings, folder, attention=True
+  )
+  if second:
+    external.evaluate(folder, asked, second, settings)
   faults = []
   if parallel.is_first():
     for fold in asked:
       faults += maps.draw(
         folder, fold, cohort, outlines_dir, limit=_HEAT_MAPS.value
       )
-    summary = results.summarise(
+    summary = summaries.summarise(
       folder,
       _MODEL.value,
       common.TASK.value,
@@ -129,7 +113,7 @@ def _run() -> None:
       cohort.classes,
     )
     figures.draw(folder, cohort.classes)
-    print(results.table(summary))
+    print(tables.closing(summary))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')
   parallel.wait_for_all('end')
@@ -138,49 +122,33 @@ def _run() -> None:
 
 
 def _settings() -> training.Settings:
+  model = _MODEL.value
   per_mille = round(1000 * _DROP_FRACTION.value)
   if abs(per_mille - 1000 * _DROP_FRACTION.value) > 1e-6:
     raise app.UsageError(
       f'--drop_fraction={_DROP_FRACTION.value}: give thousandths'
     )
-  for flag in (_DROP_FRACTION, _DROP, _SCORE):
-    if not SPECS[_MODEL.value].chooser and flags.FLAGS[flag.name].present:
-      raise app.UsageError(f'--{flag.name} says nothing to {_MODEL.value}')
-  if _COMBINE.value and SPECS[_MODEL.value].loss is not losses.dual_stream:
-    raise app.UsageError(f'--combine says nothing to {_MODEL.value}')
-  if _BATCH_SIZE.value > 1 and _BATCH_SIZE.value % parallel.num_devices():
-    raise app.UsageError(
-      f'--batch_size={_BATCH_SIZE.value} does not divide over'
-      f' {parallel.num_devices()} devices'
-    )
-  recipe = Recipe(
-    learning_rate=_LR.value,
-    weight_decay=_WEIGHT_DECAY.value,
-    epochs=_EPOCHS.value,
-    batch=_BATCH_SIZE.value,
-    select=_SELECT.value,
-  )
-  # Zheng et al. 2024, released code.
-  chooser_recipe = dataclasses.replace(
-    recipe,
-    learning_rate=1e-3,
-    epochs=min(_EPOCHS.value, 100),
-    schedule='plateau',
-    shuffle=False,
-    select='loss_or_accuracy',
-    patience=20,
-  )
-  return training.Settings(
-    model=_MODEL.value,
-    recipe=recipe,
-    chooser_recipe=chooser_recipe,
-    seed=common.SEED.value,
-    precision=_PRECISION.value,
-    score=_SCORE.value,
-    drop=_DROP.value,
-    drop_per_mille=per_mille,
+  is_dtfd = model.startswith('dtfd')
+  for flag, has_it in (
+    (_DROP_FRACTION, SPECS[model].chooser),
+    (_DROP, SPECS[model].chooser),
+    (_SCORE, SPECS[model].chooser),
+    (_DISTILL, is_dtfd),
+    (_PSEUDO_BAGS, is_dtfd),
+    (_INSTANCE_SCORE, is_dtfd),
+  ):
+    if flags.FLAGS[flag.name].present and not has_it:
+      raise app.UsageError(f'--{flag.name} says nothing to {model}')
+  options = {
+    'distill': _DISTILL.value,
+    'pseudo_bags': _PSEUDO_BAGS.value,
+    'score': _INSTANCE_SCORE.value,
+  }
+  return setting_flags.resolve(
+    model,
+    choice=kmil.Choice(_SCORE.value, _DROP.value, per_mille),
     combine=_COMBINE.value,
-    stream=_STREAM.value,
+    options=options if is_dtfd else {},
   )
 
 
@@ -190,46 +158,6 @@ def _asked(k: int) -> list[int]:
   if _FOLD.value >= k:
     raise app.UsageError(f'--fold={_FOLD.value}: folds are 0 to {k - 1}')
   return [_FOLD.value]
-
-
-def _to_train(folder: pathlib.Path, asked: list[int]) -> list[int]:
-  """Returns the folds that are not done, or those of a killed run of them."""
-  todo = _left(folder, asked)
-  for folds in training.unfinished(folder) if todo else []:
-    if set(todo) <= set(folds) <= set(asked):
-      todo = folds
-      break
-  # Writing may have begun: what process 0 saw counts.
-  chosen = parallel.agree(np.isin(asked, todo))
-  return [f for f, train in zip(asked, chosen, strict=True) if train]
-
-
-def _left(folder: pathlib.Path, folds: list[int]) -> list[int]:
-  path = lambda fold: folder / f'fold_{fold}' / 'predictions.csv'
-  return [fold for fold in folds if not path(fold).exists()]
-
-
-def _save_predictions(
-  folder: pathlib.Path,
-  cohort: Cohort,
-  split: split_files.Split,
-  fold: int,
-  trained: training.Trained,
-  run: int,
-) -> None:
-  table, label = cohort.manifest, cohort.label
-  parts = {}
-  for name in ('val', 'test'):
-    rows = getattr(split, name)
-    parts[name] = results.Predictions(
-      case=table.case[rows],
-      slide=table.slide[rows],
-      label=label[rows],
-      prob=trained.prob[name][run],
-    )
-  # Last: a fold with predictions is done.
-  path = folder / f'fold_{fold}' / 'predictions.csv'
-  results.write_predictions(path, fold, parts, cohort.classes)
 
 
 def _describe(values, cohort, splits) -> None:

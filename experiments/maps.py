@@ -15,7 +15,7 @@ from matplotlib import (
 )
 import numpy as np
 
-from data import atomic, features as feature_files, slides
+from data import atomic, slides
 from experiments.cohort import Cohort
 from experiments.feed import Feed
 from experiments.training import Trained
@@ -70,7 +70,7 @@ def write(
       'kept': kept[:length],
       'prob': prob,
     }
-    source = feature_files.read(feed.cohort.paths[bag])
+    source = feed.cohort.read(bag)
     if source.coords is not None:
       arrays['coords'] = source.coords
     name = feed.cohort.manifest.slide[bag]

@@ -10,8 +10,7 @@ from absl import app, flags
 import numpy as np
 from sklearn import linear_model, pipeline, preprocessing
 
-from data import features as feature_files
-from experiments import common, results
+from experiments import common, predictions, summaries, tables
 from kmil_jax import parallel
 
 _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
@@ -24,8 +23,9 @@ def _run() -> None:
   cohort, _ = common.cohort()
   splits = common.splits(cohort)
   folder = common.folder(f'mean_pooling_{common.TASK.value}')
-  common.open_folder(folder, common.resolved(_C), cohort, splits)
-  x = np.stack([feature_files.read(p).features.mean(0) for p in cohort.paths])
+  common.open_folder(folder, common.resolved(__name__), cohort, splits)
+  bags = range(len(cohort.label))
+  x = np.stack([cohort.read(i).features.mean(0) for i in bags])
   table = cohort.manifest
   for fold, split in enumerate(splits):
     model = pipeline.make_pipeline(
@@ -34,7 +34,7 @@ def _run() -> None:
     )
     model.fit(x[split.train], cohort.label[split.train])
     parts = {
-      name: results.Predictions(
+      name: predictions.Predictions(
         case=table.case[rows],
         slide=table.slide[rows],
         label=cohort.label[rows],
@@ -43,11 +43,11 @@ def _run() -> None:
       for name, rows in (('val', split.val), ('test', split.test))
     }
     path = folder / f'fold_{fold}' / 'predictions.csv'
-    results.write_predictions(path, fold, parts, cohort.classes)
-  summary = results.summarise(
+    predictions.write(path, fold, parts, cohort.classes)
+  summary = summaries.summarise(
     folder, 'mean_pooling', common.TASK.value, len(splits), cohort.classes
   )
-  print(results.table(summary))
+  print(tables.closing(summary))
   print(f'results in {folder}')
 
 

@@ -1,6 +1,7 @@
 """How training shows itself: a bar, and metrics.jsonl for the record."""
 
 from collections.abc import Sequence
+import itertools
 import json
 import pathlib
 
@@ -12,21 +13,28 @@ from kmil_jax.selection import Selection, Validation
 
 
 class Progress:
-  """Reports the epochs of one stage of several folds; see `fit.fit`."""
+  """Reports the epochs of one stage of several runs; see `fit.fit`.
+
+  Args:
+    runs: the folders of every run, `metrics.jsonl` of each is written.
+    stage: its name.
+    epochs: how many there are at most.
+  """
 
   def __init__(
     self,
-    folder: pathlib.Path,
-    folds: Sequence[int],
+    runs: Sequence[Sequence[pathlib.Path]],
     stage: str,
     epochs: int,
   ):
-    self._paths = [folder / f'fold_{f}' / 'metrics.jsonl' for f in folds]
+    self._paths = [
+      [folder / 'metrics.jsonl' for folder in folders] for folders in runs
+    ]
     self._stage = stage
     self._started = False
     self._bar = tqdm.tqdm(
       total=epochs,
-      desc=f'{stage} x {len(folds)} fold{"s" * (len(folds) > 1)}',
+      desc=f'{stage} x {len(runs)} run{"s" * (len(runs) > 1)}',
       unit='epoch',
       disable=not parallel.is_first(),
     )
@@ -39,11 +47,11 @@ class Progress:
     if not self._started:
       self._started = True
       self._bar.update(epoch)
-      for path in self._paths:
+      for path in itertools.chain(*self._paths):
         self._forget_from(path, epoch)
     # Those that had not stopped before this epoch.
     going = chosen.epoch + chosen.stale == epoch
-    for r, path in enumerate(self._paths):
+    for r, paths in enumerate(self._paths):
       if not going[r]:
         continue
       line = {
@@ -53,10 +61,12 @@ class Progress:
         'val_loss': float(val.loss[r]),
         'val_accuracy': float(val.accuracy[r]),
         'val_f1_macro': float(val.f1_macro[r]),
+        'val_auroc': _number(val.auroc[r]),
         'best_epoch': int(chosen.epoch[r]),
       }
-      with path.open('a') as f:
-        f.write(json.dumps(line) + '\n')
+      for path in paths:
+        with path.open('a') as f:
+          f.write(json.dumps(line) + '\n')
     self._bar.set_postfix(
       loss=f'{loss[going].mean():.3f}',
       val_f1=f'{val.f1_macro[going].mean():.3f}',
@@ -83,3 +93,7 @@ class Progress:
         continue
       kept.append(line + '\n')
     path.write_text(''.join(kept))
+
+
+def _number(value: float) -> float | None:
+  return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Trains the folds of an experiment together, stage by stage."""
+"""Trains the runs of an experiment together, stage by stage."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from data import plan as plans
-from data.splits import Split
-from experiments import progress
+from data.splits import Split, SplitError
+from experiments import choosing, progress
 from experiments.feed import Feed
 from kmil_jax import checkpoint, epochs, fit, parallel, selection, train
-from kmil_jax.models import SPECS, kmil
-from kmil_jax.types import ModelSpec, Pairs, Plan, Recipe
+from kmil_jax.models import SPECS
+from kmil_jax.models.kmil import Choice
+from kmil_jax.types import Pairs, Plan, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,160 +27,162 @@ class Settings:
   chooser_recipe: Recipe  # of the first stage, where the model has one
   seed: int
   precision: str = 'float32'
-  score: str = 'var'
-  drop: str = 'lowest'
-  drop_per_mille: int = 100
+  # Where the model has a first stage.
+  choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
   stream: bool | None = None  # None: where the features do not fit
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def has_chooser(self) -> bool:
+    return SPECS[self.model].chooser is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One fold under one choice of instances, and where its results go."""
+
+  folder: pathlib.Path  # <results>/fold_<i>
+  fold: int
+  choice: Choice
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """What training leaves of R folds."""
+  """What training leaves of R runs."""
 
   trainer: train.Trainer
   params: Any  # [R, ...]
-  keep: np.ndarray | None  # bool [R, T], instances that each fold sees
+  chooser_params: Any  # [R, ...] of the first stage, None without one
+  keep: np.ndarray | None  # bool [R, T], instances that each run sees
   best_epoch: np.ndarray  # [R]
-  prob: dict[str, list[np.ndarray]]  # by part, per fold [slides, C]
+  prob: dict[str, list[np.ndarray]]  # by part, per run [slides, C]
 
 
-def train_folds(
+def train_runs(
   feed: Feed,
   splits: Sequence[Split],
-  folds: Sequence[int],
+  runs: Sequence[Run],
   settings: Settings,
-  folder: pathlib.Path,
+  state_dir: pathlib.Path,
 ) -> Trained:
-  """Trains all stages of a model for several folds in one program each.
+  """Trains all stages of a model for several runs in one program each.
+
+  Runs of one fold that differ in their choice share its first stage.
 
   Args:
     feed: the cohort.
     splits: of all folds.
-    folds: those to train, each a run.
-    settings: what and how.
-    folder: of the experiment; checkpoints and metrics.jsonl go there.
+    runs: what to train; metrics.jsonl goes to each run's folder.
+    settings: of all runs, but for the choices, which are the runs' own.
+    state_dir: where unfinished training is kept.
 
   Returns:
-    The chosen parameters of the folds and their validation and test
-    predictions. A run that was killed goes on from its last checkpoint and
+    The chosen parameters of the runs and their validation and test
+    predictions. Training that was killed goes on from its last checkpoint and
     returns the same.
+
+  Raises:
+    data.splits.SplitError: if the recipe selects by an AUROC that a validation
+      part does not have.
   """
-  spec = SPECS[settings.model]
-  keep = None
-  if spec.chooser:
-    stage = _Stage(
-      'chooser', SPECS[spec.chooser], settings.chooser_recipe, settings
+  folds = [run.fold for run in runs]
+  keep = chooser_params = None
+  if settings.has_chooser:
+    # The folders of each fold; any of its runs will do for the rest.
+    folders = {f: [r.folder for r in runs if r.fold == f] for f in folds}
+    stage = chooser_stage(feed, settings, len(folders))
+    done = _train_stage(
+      stage, feed, splits, list(folders.items()), settings, state_dir
     )
-    chooser = _train_stage(stage, feed, splits, folds, folder)
-    keep = _choose(feed, chooser, settings)
-    del chooser  # Its copy of the features makes room for the model's.
-  stage = _Stage('model', spec, settings.recipe, settings)
-  done = _train_stage(stage, feed, splits, folds, folder, keep)
-  state = done.layout.put(done.state.replace(params=done.state.best))
-  prob = {}
-  for part in ('val', 'test'):
-    pairs = _pairs(feed, [getattr(splits[f], part) for f in folds])
-    evaluated = done.program.evaluate(state, pairs)['prob']
-    prob[part] = [evaluated[pairs.run == r] for r in range(len(folds))]
+    first = np.array([list(folders).index(f) for f in folds])
+    chooser_params = jax.tree.map(lambda x: x[first], done.state.best)
+    keep = choosing.choose(
+      feed,
+      stage.trainer,
+      done.state.best,
+      first,
+      [run.choice for run in runs],
+    )
+    del done, stage  # Their copy of the features makes room for the model's.
+  stage = model_stage(feed, settings, len(runs))
+  named = [(run.fold, [run.folder]) for run in runs]
+  done = _train_stage(stage, feed, splits, named, settings, state_dir, keep)
+  parts = {
+    part: [getattr(splits[f], part) for f in folds] for part in ('val', 'test')
+  }
+  best = done.state.replace(params=done.state.best)
   return Trained(
-    trainer=done.trainer,
+    trainer=stage.trainer,
     params=done.state.best,
+    chooser_params=chooser_params,
     keep=keep,
     best_epoch=done.chosen.epoch,
-    prob=prob,
+    prob={
+      part: evaluate(feed, stage, done.program, best, rows)
+      for part, rows in parts.items()
+    },
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stage:
-  """One of the models trained one after the other."""
+class Stage:
+  """One of the models that are trained one after the other."""
 
-  name: str
-  spec: ModelSpec
+  name: str  # 'chooser' or 'model'
   recipe: Recipe
-  settings: Settings
-
-
-@dataclasses.dataclass(frozen=True)
-class _Done:
-  """A stage after its last epoch; the state is NumPy."""
-
-  trainer: train.Trainer
   layout: epochs.Layout
-  program: epochs.Resident | epochs.Streamed
-  state: train.RunState
-  chosen: selection.Selection
+  trainer: train.Trainer
 
 
-def _train_stage(
-  stage: _Stage,
-  feed: Feed,
-  splits: Sequence[Split],
-  folds: Sequence[int],
-  folder: pathlib.Path,
-  keep: np.ndarray | None = None,
-) -> _Done:
-  cohort, settings = feed.cohort, stage.settings
-  layout = parallel.layout(len(folds), stage.recipe.batch)
+def chooser_stage(feed: Feed, settings: Settings, num_runs: int) -> Stage:
+  """Returns the first stage of a model that has one."""
+  recipe = settings.chooser_recipe
+  layout = parallel.layout(num_runs, recipe.batch)
   trainer = train.Trainer(
-    stage.spec,
-    stage.recipe,
-    len(cohort.classes),
+    SPECS[SPECS[settings.model].chooser],
+    recipe,
+    len(feed.cohort.classes),
     psum_axis=layout.psum_axis,
     dtype=feed.dtype,
-    combine=settings.combine and stage.name == 'model',
   )
-  program = feed.program(trainer, layout)
-  trains = np.stack([splits[f].train for f in folds])
-  state = trainer.init(
-    cohort.width,
-    seed=np.full(len(folds), settings.seed),
-    fold=np.array(folds),
-    trains=trains,
-    keep=keep,
+  return Stage('chooser', recipe, layout, trainer)
+
+
+def model_stage(feed: Feed, settings: Settings, num_runs: int) -> Stage:
+  """Returns the stage whose predictions count."""
+  layout = parallel.layout(num_runs, settings.recipe.batch)
+  trainer = train.Trainer(
+    SPECS[settings.model],
+    settings.recipe,
+    len(feed.cohort.classes),
+    psum_axis=layout.psum_axis,
+    dtype=feed.dtype,
+    combine=settings.combine,
+    options=settings.options,
   )
-
-  def plan(epoch):
-    bucket, index = plans.plan_epoch(
-      cohort.length,
-      feed.buckets,
-      # Batches of several bags must not depend on which folds are trained.
-      visit=trains.any(0) | (stage.recipe.batch > 1),
-      batch=stage.recipe.batch,
-      seed=settings.seed,
-      epoch=epoch,
-    )
-    return Plan(epoch=np.int32(epoch), bucket=bucket, index=index)
-
-  saved = checkpoint.Checkpoints(state_folder(folder, folds) / stage.name)
-  shown = progress.Progress(folder, folds, stage.name, stage.recipe.epochs)
-  try:
-    state, chosen = fit.fit(
-      program,
-      layout,
-      stage.recipe,
-      state,
-      plan=plan,
-      pairs=_pairs(feed, [splits[f].val for f in folds]),
-      label=cohort.label,
-      num_classes=len(cohort.classes),
-      checkpoints=saved,
-      report=shown.report,
-    )
-  finally:
-    saved.close()
-    shown.close()
-  return _Done(trainer, layout, program, state, chosen)
+  return Stage('model', settings.recipe, layout, trainer)
 
 
-def save_model(folder: pathlib.Path, trained: Trained, run: int) -> None:
-  """Keeps one fold's parameters in `<folder>/checkpoints`."""
-  params = jax.tree.map(lambda x: x[run], trained.params)
-  saved = checkpoint.Checkpoints(folder / 'checkpoints')
-  epoch = np.int64(trained.best_epoch[run])
-  saved.save(0, {'params': params, 'epoch': epoch})
-  saved.close()
+def evaluate(
+  feed: Feed,
+  stage: Stage,
+  program: epochs.Resident | epochs.Streamed,
+  state: train.RunState,
+  parts: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+  """Returns the class probabilities [slides, C] of every run's own part.
+
+  Args:
+    feed: the cohort.
+    stage: of the state.
+    program: of the stage over this cohort.
+    state: R runs, NumPy, which are evaluated with their `params`.
+    parts: bags of each run, R x bool [n].
+  """
+  pairs = _pairs(feed, parts)
+  prob = program.evaluate(stage.layout.put(state), pairs)['prob']
+  return [prob[pairs.run == r] for r in range(len(parts))]
 
 
 def state_folder(folder: pathlib.Path, folds: Sequence[int]) -> pathlib.Path:
@@ -195,31 +198,83 @@ def unfinished(folder: pathlib.Path) -> list[list[int]]:
   ]
 
 
-def _choose(feed: Feed, chooser: _Done, settings: Settings) -> np.ndarray:
-  """Returns the key instances of every run and bag, bool [R, T]."""
+@dataclasses.dataclass(frozen=True)
+class _Done:
+  """A stage after its last epoch; the state is NumPy."""
 
-  @jax.jit
-  def keys(params, x, mask):
-    logits = chooser.trainer.predict(params, x, mask).instance_logits
-    return jax.vmap(
-      lambda logits: kmil.key_instances(
-        kmil.instance_scores(logits, settings.score),
-        mask,
-        settings.drop_per_mille,
-        settings.drop,
-      )
-    )(logits)
+  program: epochs.Resident | epochs.Streamed
+  state: train.RunState
+  chosen: selection.Selection
 
-  bags = np.arange(len(feed.cohort.paths))
-  keep = np.zeros((len(chooser.state.seed), feed.num_rows), bool)
-  params = jax.device_put(chooser.state.best)
-  read = feed.read(feed.bucket(bags), bags[:, None])
-  for bag, x in zip(bags, read, strict=True):
-    length, offset = feed.store.length[bag], feed.store.offset[bag]
-    mask = np.arange(x.shape[1]) < length
-    kept = np.asarray(keys(params, x[0], mask))
-    keep[:, offset : offset + length] = kept[:, :length]
-  return keep
+
+def _train_stage(
+  stage: Stage,
+  feed: Feed,
+  splits: Sequence[Split],
+  runs: Sequence[tuple[int, Sequence[pathlib.Path]]],
+  settings: Settings,
+  state_dir: pathlib.Path,
+  keep: np.ndarray | None = None,
+) -> _Done:
+  """Trains one stage of runs given as (fold, folders)."""
+  cohort, recipe = feed.cohort, stage.recipe
+  folds = [fold for fold, _ in runs]
+  if recipe.select in selection.NEED_AUROC:
+    _check_validation(cohort.label, splits, folds, recipe.select)
+  program = feed.program(stage.trainer, stage.layout)
+  trains = np.stack([splits[f].train for f in folds])
+  state = stage.trainer.init(
+    cohort.width,
+    seed=np.full(len(folds), settings.seed),
+    fold=np.array(folds),
+    trains=trains,
+    keep=keep,
+  )
+
+  def plan(epoch):
+    bucket, index = plans.plan_epoch(
+      cohort.length,
+      feed.buckets,
+      # Batches of several bags must not depend on which folds are trained.
+      visit=trains.any(0) | (recipe.batch > 1),
+      batch=recipe.batch,
+      seed=settings.seed,
+      epoch=epoch,
+    )
+    return Plan(epoch=np.int32(epoch), bucket=bucket, index=index)
+
+  saved = checkpoint.Checkpoints(state_dir / stage.name)
+  shown = progress.Progress(
+    [folders for _, folders in runs], stage.name, recipe.epochs
+  )
+  try:
+    state, chosen = fit.fit(
+      program,
+      stage.layout,
+      recipe,
+      state,
+      plan=plan,
+      pairs=_pairs(feed, [splits[f].val for f in folds]),
+      label=cohort.label,
+      num_classes=len(cohort.classes),
+      checkpoints=saved,
+      report=shown.report,
+    )
+  finally:
+    saved.close()
+    shown.close()
+  return _Done(program, state, chosen)
+
+
+def _check_validation(
+  label: np.ndarray, splits: Sequence[Split], folds: Sequence[int], select: str
+) -> None:
+  alone = [f for f in folds if len(set(label[splits[f].val])) < 2]
+  if alone:
+    raise SplitError(
+      f'validation parts of folds {alone} hold one class, so no AUROC, by which'
+      f' this recipe chooses the epoch ({select}); give --select=last'
+    )
 
 
 def _pairs(feed: Feed, parts: Sequence[np.ndarray]) -> Pairs:

@@ -107,13 +107,24 @@ def validate(
   pred = evaluated['prob'].argmax(1)
   np.add.at(table, (pairs.run, label[pairs.index], pred), 1)
   scores = metrics.from_confusion(table)
+  truth, prob = label[pairs.index], evaluated['prob']
+  aurocs = [
+    metrics.class_aurocs(truth[pairs.run == r], prob[pairs.run == r])
+    for r in range(num_runs)
+  ]
   count = np.bincount(pairs.run, minlength=num_runs)
   loss = np.bincount(pairs.run, evaluated['loss'], minlength=num_runs)
   return Validation(
     f1_macro=scores['f1_macro'],
     accuracy=scores['accuracy'],
+    auroc=np.array([_mean_of_defined(values) for values in aurocs]),
     loss=loss / count,
   )
+
+
+def _mean_of_defined(values: np.ndarray) -> float:
+  defined = values[np.isfinite(values)]
+  return defined.mean() if len(defined) else np.nan
 
 
 def _saved(state: RunState, chosen: Selection, epoch: int) -> dict:

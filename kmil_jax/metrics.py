@@ -1,10 +1,9 @@
-"""Classification metrics of slides, NumPy, with patient-cluster intervals."""
-
-from collections.abc import Sequence
+"""Classification metrics of slides, in NumPy; NaN where one is undefined."""
 
 import numpy as np
 
-NAMES = ('accuracy', 'f1_macro', 'f1_weighted', 'auroc')
+NAMES = ('accuracy', 'balanced_accuracy', 'f1_macro', 'f1_weighted', 'auroc')
+CLASS_NAMES = ('precision', 'recall', 'auroc')
 
 
 def confusion(
@@ -23,8 +22,9 @@ def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
     table: confusion counts, possibly weighted, [..., C, C].
 
   Returns:
-    `precision`, `recall`, `f1` and `support`, [..., C] each; a ratio with
-    nothing in its denominator is 0, as in scikit-learn.
+    `precision`, `recall`, `f1` and `support`, [..., C] each; NaN where nothing
+    is in the denominator: the recall of a class without slides, the precision
+    of one that is never predicted, the F1 of one that is both.
   """
   hit = np.diagonal(table, axis1=-2, axis2=-1)
   said, true = table.sum(-2), table.sum(-1)
@@ -37,23 +37,25 @@ def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def from_confusion(table: np.ndarray) -> dict[str, np.ndarray]:
-  """Accuracy and averaged F1.
+  """Accuracies and averaged F1.
 
   Args:
     table: confusion counts, possibly weighted, [..., C, C].
 
   Returns:
-    `accuracy`, `f1_macro` over the classes that occur as label or prediction,
-    and `f1_weighted` by the number of true slides; [...] each.
+    `accuracy`; `balanced_accuracy`, the mean recall of the classes that have
+    slides; `f1_macro` over the classes that occur as label or prediction; and
+    `f1_weighted` by the number of true slides; [...] each, NaN without slides.
   """
   scores = per_class(table)
-  occurs = (table.sum(-2) + table.sum(-1)) > 0
   total = table.sum((-2, -1))
   hit = np.diagonal(table, axis1=-2, axis2=-1).sum(-1)
+  weighted = np.nan_to_num(scores['f1']) * scores['support']
   return {
     'accuracy': _ratio(hit, total),
-    'f1_macro': _ratio((scores['f1'] * occurs).sum(-1), occurs.sum(-1)),
-    'f1_weighted': _ratio((scores['f1'] * scores['support']).sum(-1), total),
+    'balanced_accuracy': _mean_of_defined(scores['recall']),
+    'f1_macro': _mean_of_defined(scores['f1']),
+    'f1_weighted': _ratio(weighted.sum(-1), total),
   }
 
 
@@ -72,16 +74,18 @@ def auroc(
   """
   if weight is None:
     return auroc(positive, score, np.ones((1, len(score))))[0]
-  # Sorted by score, every positive wins over the negatives below it.
-  values, group = np.unique(score, return_inverse=True)
-  above, below = np.zeros((2, len(weight), len(values)))
-  for table, part in ((above, positive), (below, ~positive)):
-    np.add.at(table, (slice(None), group[part]), weight[:, part])
-  wins = above * (np.cumsum(below, -1) - 0.5 * below)
-  pairs = above.sum(-1) * below.sum(-1)
-  return np.divide(
-    wins.sum(-1), pairs, out=np.full(len(weight), np.nan), where=pairs > 0
+  order = np.argsort(score, kind='stable')
+  negative = order[~positive[order]]
+  # Weight of the k lowest negatives, for k from 0.
+  lowest = np.zeros((len(weight), len(negative) + 1))
+  np.cumsum(weight[:, negative], axis=1, out=lowest[:, 1:])
+  below, up_to = (
+    np.searchsorted(score[negative], score[positive], side)
+    for side in ('left', 'right')
   )
+  mine = weight[:, positive]
+  twice = np.einsum('wi,wi->w', mine, lowest[:, below] + lowest[:, up_to])
+  return _ratio(twice, 2 * mine.sum(1) * lowest[:, -1])
 
 
 def roc(
@@ -93,12 +97,30 @@ def roc(
     positive: bool [N]; rates of a missing kind are 0.
     score: [N]; equal scores make one sloping step.
   """
-  order = np.argsort(-score, kind='stable')
-  last = np.append(np.diff(score[order]) != 0, True)
-  hits = np.cumsum(positive[order])[last]
-  alarms = np.cumsum(~positive[order])[last]
+  hits, alarms = _sweep(positive, score)
   rate = lambda x: np.append(0, x / max(x[-1], 1))
   return rate(alarms), rate(hits)
+
+
+def precision_recall(
+  positive: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Recall and precision from (0, 1) on, as the threshold falls, each [K].
+
+  Args:
+    positive: bool [N]; the recall is 0 throughout if there is none.
+    score: [N]; equal scores make one step.
+  """
+  hits, alarms = _sweep(positive, score)
+  recall = hits / max(hits[-1], 1)
+  return np.append(0, recall), np.append(1, hits / (hits + alarms))
+
+
+def average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+  """Area below the steps of the precision-recall curve; NaN, no positives."""
+  recall, precision = precision_recall(positive, score)
+  area = np.sum(np.diff(recall) * precision[1:])
+  return float(area) if positive.any() else float('nan')
 
 
 def class_aurocs(
@@ -123,62 +145,65 @@ def summary_auroc(aurocs: np.ndarray) -> np.ndarray:
   return aurocs[1] if len(aurocs) == 2 else aurocs.mean(0)
 
 
-def evaluate(label: np.ndarray, prob: np.ndarray) -> dict[str, float]:
-  """All of `NAMES` for slides with labels [N] and probabilities [N, C]."""
-  table = confusion(label, prob.argmax(1), prob.shape[1])
-  scores = from_confusion(table)
-  scores['auroc'] = summary_auroc(class_aurocs(label, prob))
-  return {name: float(scores[name]) for name in NAMES}
-
-
-def bootstrap(
-  label: np.ndarray,
-  prob: np.ndarray,
-  case: Sequence[str],
-  *,
-  resamples: int = 2000,
-  seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-  """95 % percentile intervals from resampled patients.
-
-  Slides of one patient are not independent, so patients are drawn with
-  replacement and bring all their slides (cluster bootstrap; Field and Welsh,
-  JRSS B 2007). Resamples in which a class is missing leave the AUROC out.
+def weighted(
+  label: np.ndarray, prob: np.ndarray, weight: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """All metrics under each row of weights.
 
   Args:
     label: [N].
     prob: [N, C].
-    case: patient of each slide, [N].
-    resamples: number of resamples, W.
-    seed: of the draws.
+    weight: how often each slide counts, [W, N].
 
   Returns:
-    (low, high) for each of `NAMES`; NaN where it is undefined everywhere.
+    `NAMES` with [W] each, and `CLASS_NAMES` with [W, C] each, all NaN for a
+    class without slides.
   """
-  names, patient = np.unique(case, return_inverse=True)
-  rng = np.random.default_rng(seed)
-  counts = rng.multinomial(
-    len(names), np.full(len(names), 1 / len(names)), size=resamples
-  )
-  weight = counts[:, patient].astype(float)  # [W, N]
   num_classes = prob.shape[1]
   cell = label * num_classes + prob.argmax(1)
   table = weight @ np.eye(num_classes**2)[cell]
-  scores = from_confusion(table.reshape(-1, num_classes, num_classes))
-  scores['auroc'] = summary_auroc(class_aurocs(label, prob, weight))
-  return {name: _interval(scores[name]) for name in NAMES}
+  table = table.reshape(-1, num_classes, num_classes)
+  aurocs = class_aurocs(label, prob, weight)
+  classes = per_class(table) | {'auroc': aurocs.T}
+  # It is 0 for every model: nothing is known of it.
+  classes['precision'][classes['support'] == 0] = np.nan
+  scores = from_confusion(table) | {'auroc': summary_auroc(aurocs)}
+  return (
+    {name: scores[name] for name in NAMES},
+    {name: classes[name] for name in CLASS_NAMES},
+  )
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-  values = values[np.isfinite(values)]
-  if not len(values):
-    return float('nan'), float('nan')
-  low, high = np.percentile(values, [2.5, 97.5])
-  return float(low), float(high)
+def evaluate(label: np.ndarray, prob: np.ndarray) -> dict[str, float]:
+  """All of `NAMES` for slides with labels [N] and probabilities [N, C]."""
+  scores, _ = weighted(label, prob, np.ones((1, len(label))))
+  return {name: float(value[0]) for name, value in scores.items()}
+
+
+def evaluate_classes(
+  label: np.ndarray, prob: np.ndarray
+) -> dict[str, np.ndarray]:
+  """All of `CLASS_NAMES`, [C] each, for labels [N], probabilities [N, C]."""
+  _, classes = weighted(label, prob, np.ones((1, len(label))))
+  return {name: value[0] for name, value in classes.items()}
+
+
+def _sweep(
+  positive: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """True and false positives at every distinct score, from the highest."""
+  order = np.argsort(-score, kind='stable')
+  last = np.append(np.diff(score[order]) != 0, True)
+  return np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
   top, bottom = np.broadcast_arrays(top, bottom)
   return np.divide(
-    top, bottom, out=np.zeros(top.shape, float), where=bottom > 0
+    top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0
   )
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+  """Mean over the last axis of what is not NaN."""
+  return _ratio(np.nansum(values, -1), np.isfinite(values).sum(-1))

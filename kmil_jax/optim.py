@@ -1,25 +1,138 @@
 """Optimisers and schedules with PyTorch's meaning."""
 
+from collections.abc import Callable
 import math
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
+from kmil_jax.types import Recipe
 
-def adam(weight_decay: float) -> optax.GradientTransformation:
-  """`torch.optim.Adam(weight_decay=...)` short of its learning rate.
+OPTIMIZERS = ('adam', 'lookahead_radam')
+# Shao et al., NeurIPS 2021, released code.
+_SYNC_EVERY = 6
+_SYNC_SHARE = 0.5
+# What `torch.nn.utils.clip_grad_norm_` adds to a norm before it divides.
+_CLIP_EPSILON = 1e-6
 
-  The decay is an L2 term in the gradient, not decoupled as in AdamW. Multiply
-  the updates by minus the learning rate, which differs between runs.
+
+def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of a recipe, whose learning rate is given at every step.
+
+  `update(gradients, state, params, learning_rate=rate)` returns what to add to
+  the parameters. 'adam' is `torch.optim.Adam`: its weight decay is an L2 term
+  in the gradient. 'lookahead_radam' is rectified Adam (Liu et al., ICLR 2020)
+  with decoupled decay of all but biases and norms, under `lookahead`.
 
   Args:
-    weight_decay: factor of the parameters added to their gradient.
+    recipe: its `optimizer`, `betas`, `weight_decay`, `clip` and `accumulate`.
 
-  Returns:
-    A transformation with betas (0.9, 0.999) and epsilon 1e-8.
+  Raises:
+    ValueError: for an optimiser not in `OPTIMIZERS`.
   """
-  return optax.chain(
-    optax.add_decayed_weights(weight_decay), optax.scale_by_adam()
+  clip = [clip_modules(recipe.clip)] if recipe.clip else []
+  decay = recipe.weight_decay
+  if recipe.optimizer == 'adam':
+    tx = optax.chain(
+      *clip,
+      optax.add_decayed_weights(decay),
+      optax.scale_by_adam(*recipe.betas),
+      _scale_by_given_rate(),
+    )
+  elif recipe.optimizer == 'lookahead_radam':
+    tx = lookahead(
+      optax.chain(
+        *clip,
+        optax.scale_by_radam(*recipe.betas),
+        optax.add_decayed_weights(decay, mask=_decayed),
+        _scale_by_given_rate(),
+      )
+    )
+  else:
+    raise ValueError(
+      f'optimizer {recipe.optimizer!r}: there are {", ".join(OPTIMIZERS)}'
+    )
+  if recipe.accumulate > 1:
+    steps = optax.MultiSteps(tx, recipe.accumulate)
+    # Its own `gradient_transformation` would drop the learning rate.
+    tx = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+  return tx
+
+
+def clip_modules(max_norm: float) -> optax.GradientTransformation:
+  """Clips the gradient of every top-level module to a norm of its own.
+
+    g <- g min(1, max_norm / (|g| + 1e-6))
+
+  Zhang et al., CVPR 2022 (DTFD-MIL), released code: `clip_grad_norm_` once per
+  module.
+
+  Args:
+    max_norm: largest Euclidean norm of one module's gradient.
+  """
+
+  def clip(module):
+    scale = max_norm / (optax.global_norm(module) + _CLIP_EPSILON)
+    return jax.tree.map(lambda g: g * jnp.minimum(scale, 1), module)
+
+  return optax.stateless(
+    lambda grads, _: {name: clip(module) for name, module in grads.items()}
   )
+
+
+class LookaheadState(NamedTuple):
+  """The inner optimiser's state, slow weights, and steps taken."""
+
+  inner: Any
+  slow: Any
+  count: jax.Array  # [] int32
+
+
+def lookahead(
+  inner: optax.GradientTransformationExtraArgs,
+  *,
+  every: int = _SYNC_EVERY,
+  share: float = _SYNC_SHARE,
+) -> optax.GradientTransformationExtraArgs:
+  """Every few steps, pulls fast weights back towards slow ones.
+
+    slow <- slow + share (fast - slow),   fast <- slow
+
+  Zhang et al., NeurIPS 2019, alg. 1. As in the code that TransMIL was released
+  with, the slow weights are the fast ones of the first synchronisation, which
+  so changes nothing; `optax.lookahead` starts from the initial weights.
+
+  Args:
+    inner: moves the fast weights.
+    every: steps between synchronisations.
+    share: of the way from slow to fast.
+  """
+
+  def init(params):
+    return LookaheadState(inner.init(params), params, jnp.zeros([], jnp.int32))
+
+  def update(grads, state, params, **extra):
+    updates, inner_state = inner.update(grads, state.inner, params, **extra)
+    fast = optax.apply_updates(params, updates)
+    count = state.count + 1
+    sync, first = count % every == 0, count == every
+    slow = jax.tree.map(
+      lambda slow, fast: jnp.where(first, fast, slow + share * (fast - slow)),
+      state.slow,
+      fast,
+    )
+    choose = lambda new, old: jnp.where(sync, new, old)
+    moved = jax.tree.map(choose, slow, fast)
+    return (
+      jax.tree.map(jnp.subtract, moved, params),
+      LookaheadState(
+        inner_state, jax.tree.map(choose, slow, state.slow), count
+      ),
+    )
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def cosine(peak: float, floor: float, epoch: int, epochs: int) -> float:
@@ -38,3 +151,49 @@ def cosine(peak: float, floor: float, epoch: int, epochs: int) -> float:
   """
   phase = (1 + math.cos(math.pi * epoch / epochs)) / 2
   return floor + (peak - floor) * phase
+
+
+def orthogonal(key: jax.Array, params: Any) -> Any:
+  """Draws every `weight` as an orthogonal matrix and sets biases to 0.
+
+  The start of Li et al., CVPR 2021 (DSMIL), released code.
+
+  Args:
+    key: of the draw.
+    params: a tree whose leaves are named `weight` or `bias`.
+
+  Raises:
+    ValueError: for a leaf of another name.
+  """
+  draw = jax.nn.initializers.orthogonal()
+  leaves, shape = jax.tree.flatten_with_path(params)
+  drawn = []
+  for i, (path, leaf) in enumerate(leaves):
+    name = path[-1].key
+    if name not in ('weight', 'bias'):
+      raise ValueError(
+        f'{jax.tree_util.keystr(path)}: only dense layers start orthogonal'
+      )
+    if name == 'bias':
+      drawn.append(jnp.zeros_like(leaf))
+    else:
+      drawn.append(draw(jax.random.fold_in(key, i), leaf.shape, leaf.dtype))
+  return jax.tree.unflatten(shape, drawn)
+
+
+def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+  """Multiplies by minus the `learning_rate` that `update` is called with."""
+
+  def update(updates, state, params=None, *, learning_rate, **_):
+    del params
+    return jax.tree.map(lambda u: -learning_rate * u, updates), state
+
+  return optax.GradientTransformationExtraArgs(
+    lambda _: optax.EmptyState(), update
+  )
+
+
+def _decayed(params: Any) -> Any:
+  """True on the leaves whose weights decay: neither biases nor norms."""
+  kept: Callable = lambda path, _: path[-1].key not in ('bias', 'scale')
+  return jax.tree.map_with_path(kept, params)

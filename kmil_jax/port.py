@@ -1,6 +1,7 @@
 """Weights by torchvision's and timm's names, to and from Flax variables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -30,12 +31,27 @@ class PortError(ValueError):
   """Weights that do not fit; the message lists every name concerned."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """Where a Flax leaf stands in a state dict, and how it lies there.
+
+  `tensor.transpose(axes).reshape(leaf)` makes the leaf of torch's tensor. Its
+  shape `torch` may be None where a missing tensor would have told.
+  """
+
+  name: str
+  torch: tuple[int, ...] | None
+  leaf: tuple[int, ...]
+  axes: tuple[int, ...]
+
+
 def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """Reads a file of named weights.
 
   Args:
     path: a `.safetensors` file, or a `.pth` or `.pt` file saved with
-      `torch.save(model.state_dict(), ...)`. The latter needs torch.
+      `torch.save(model.state_dict(), ...)`, or with a dict of several state
+      dicts, whose keys come before their names. The latter needs torch.
 
   Returns:
     Arrays by name, float32, without DataParallel's `module.` prefix.
@@ -76,67 +92,104 @@ def resnet50_trunk(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     PortError: listing every name that is missing, unexpected, of the wrong
       shape, or not finite.
   """
-  return _port(state, resnet.trunk_shapes(), _RESNET, _BEYOND_TRUNK)
+  return fill(state, _resnet_entries(), _BEYOND_TRUNK)
 
 
 def resnet50_trunk_state_dict(
   variables: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-  """Returns `ResNet50Trunk` variables by torchvision's names, OIHW kernels."""
-  flat = traverse_util.flatten_dict(variables, sep='/')
-  return {
-    _torch_name(path, _RESNET): np.ascontiguousarray(
-      np.transpose(leaf, (3, 2, 0, 1)) if np.ndim(leaf) == 4 else leaf
-    )
-    for path, leaf in flat.items()
-  }
+  """Returns `ResNet50Trunk` variables by torchvision's names, OIHW kernels.
+
+  Raises:
+    PortError: listing every leaf that is missing, unexpected, of the wrong
+      shape, or not finite.
+  """
+  return unfill(variables, _resnet_entries())
 
 
-def _port(
+def fill(
   state: Mapping[str, np.ndarray],
-  shapes: Mapping[str, Any],
-  table: Iterable[tuple[str, str]],
-  unused: str,
+  entries: Mapping[str, Entry],
+  unused: str = '',
 ) -> dict[str, Any]:
-  """Fills every leaf of `shapes` from `state` and accounts for every name."""
-  leaves = traverse_util.flatten_dict(shapes, sep='/')
-  names = {path: _torch_name(path, table) for path in leaves}
-  wrong = {
-    'missing': [n for n in sorted(names.values()) if n not in state],
-    'unexpected': [
-      n for n in sorted(set(state) - set(names.values()))
-      if not re.fullmatch(unused, n)
-    ],
-    'wrongly shaped': [],
-    'not finite': [],
-  }  # fmt: skip
-  filled = {}
-  for path, name in names.items():
-    if name not in state:
-      continue
-    leaf, want = np.asarray(state[name], np.float32), leaves[path].shape
-    if leaf.ndim == 4:
-      leaf = leaf.transpose(2, 3, 1, 0)  # OIHW to HWIO.
-    if leaf.shape != want:
-      o = (want[3], want[2], *want[:2]) if len(want) == 4 else want
-      wrong['wrongly shaped'].append(
-        f'{name} {np.shape(state[name])}, expected {o}'
-      )
-    elif not np.isfinite(leaf).all():
-      wrong['not finite'].append(name)
-    filled[path] = leaf
-  if any(wrong.values()):
-    raise PortError('\n'.join(
-      f'{len(found)} {kind}: {", ".join(found)}'
-      for kind, found in wrong.items() if found
-    ))  # fmt: skip
+  """Makes a Flax tree of a state dict and accounts for every name.
+
+  Args:
+    state: arrays by torch's names.
+    entries: by the path of the leaf they fill, joined by '/'.
+    unused: a pattern of names that may be there and are left.
+
+  Returns:
+    Nested dicts of float32 arrays.
+
+  Raises:
+    PortError: listing every name that is missing, unexpected, of the wrong
+      shape, or not finite.
+  """
+  state = {name: np.asarray(value, np.float32) for name, value in state.items()}
+  _account(state, {e.name: e.torch for e in entries.values()}, unused)
+  filled = {
+    path: state[e.name].transpose(e.axes).reshape(e.leaf)
+    for path, e in entries.items()
+  }
   return traverse_util.unflatten_dict(filled, sep='/')
 
 
-def _torch_name(path: str, table: Iterable[tuple[str, str]]) -> str:
-  for pattern, replacement in (*table, *_LEAVES):
-    path = re.sub(pattern, replacement, path)
-  return path
+def unfill(
+  tree: Mapping[str, Any], entries: Mapping[str, Entry]
+) -> dict[str, np.ndarray]:
+  """The inverse of `fill`; `PortError` names the leaves by their paths."""
+  flat = {
+    path: np.asarray(leaf, np.float32)
+    for path, leaf in traverse_util.flatten_dict(tree, sep='/').items()
+  }
+  _account(flat, {path: e.leaf for path, e in entries.items()})
+  state = {}
+  for path, e in entries.items():
+    leaf = flat[path].reshape([e.torch[axis] for axis in e.axes])
+    state[e.name] = np.ascontiguousarray(leaf.transpose(np.argsort(e.axes)))
+  return state
+
+
+def _account(
+  found: Mapping[str, np.ndarray],
+  wanted: Mapping[str, tuple[int, ...] | None],
+  unused: str = '',
+) -> None:
+  """Raises unless arrays have the names and shapes wanted and are finite."""
+  here = [name for name in wanted if name in found]
+  shaped = [n for n in here if wanted[n] in (None, found[n].shape)]
+  wrong = {
+    'missing': sorted(set(wanted) - set(found)),
+    'unexpected': [
+      name for name in sorted(set(found) - set(wanted))
+      if not re.fullmatch(unused, name)
+    ],
+    'wrongly shaped': [
+      f'{name} {found[name].shape}, expected {wanted[name]}'
+      for name in here if name not in shaped
+    ],
+    'not finite': [n for n in shaped if not np.isfinite(found[n]).all()],
+  }  # fmt: skip
+  if any(wrong.values()):
+    raise PortError('\n'.join(
+      f'{len(names)} {kind}: {", ".join(names)}'
+      for kind, names in wrong.items() if names
+    ))  # fmt: skip
+
+
+def _resnet_entries() -> dict[str, Entry]:
+  leaves = traverse_util.flatten_dict(resnet.trunk_shapes(), sep='/')
+  entries = {}
+  for path, leaf in leaves.items():
+    shape, name = leaf.shape, path
+    for pattern, replacement in (*_RESNET, *_LEAVES):
+      name = re.sub(pattern, replacement, name)
+    # OIHW to HWIO; what is not a kernel has one axis.
+    axes = (2, 3, 1, 0) if len(shape) == 4 else (0,)
+    torch = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+    entries[path] = Entry(name, torch, shape, axes)
+  return entries
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -167,6 +220,12 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise PortError(
       f'{path}: holds a {type(state).__name__}, not named tensors'
     )
+  if state and all(isinstance(part, dict) for part in state.values()):
+    state = {
+      f'{module}.{name}': value
+      for module, part in state.items()
+      for name, value in part.items()
+    }
   others = [str(n) for n, v in state.items() if not torch.is_tensor(v)]
   if others:
     raise PortError(

@@ -6,17 +6,30 @@ import numpy as np
 from kmil_jax import optim
 from kmil_jax.types import Recipe
 
+SCHEDULES = ('cosine', 'plateau', 'constant', 'step')
+SELECTS = (
+  'f1_macro',
+  'loss_or_accuracy',
+  'loss',
+  'auroc_accuracy',
+  'late_auroc',
+  'last',
+)
+NEED_AUROC = ('auroc_accuracy', 'late_auroc')
 # Zheng et al. 2024, released code: the first stage's plateau rule.
 _PLATEAU_EVERY = 7
 _PLATEAU_FACTOR = 1 / 3
 _PLATEAU_FLOOR = 1e-4
+# Zhang et al., CVPR 2022 (DTFD-MIL), released code.
+_STEP_FACTOR = 0.2
+_LATE = 0.8
 
 
 @chex.dataclass(frozen=True)
 class Selection:
   """What validation has said so far; NumPy, one entry per run."""
 
-  score: np.ndarray  # [R] best macro-F1, or accuracy, so far
+  score: np.ndarray  # [R] best of what `Recipe.select` names, so far
   loss: np.ndarray  # [R] lowest validation loss so far
   epoch: np.ndarray  # [R] epoch kept, -1 before the first
   stale: np.ndarray  # [R] epochs since the last improvement
@@ -30,6 +43,7 @@ class Validation:
 
   f1_macro: np.ndarray
   accuracy: np.ndarray
+  auroc: np.ndarray  # over the classes that can be ranked; NaN if none can
   loss: np.ndarray
 
 
@@ -50,14 +64,22 @@ def update(
 ) -> tuple[Selection, np.ndarray]:
   """Takes in the validation of one epoch.
 
-  'f1_macro' keeps the epoch of the highest macro-F1, the later on a tie.
-  'loss_or_accuracy' keeps an epoch whose loss is the lowest so far or whose
-  accuracy is at least the highest (Zheng et al. 2024, released code, first
-  stage). 'last' keeps every epoch, so that validation decides nothing: for
-  cohorts whose validation parts are too small to. 'plateau' divides a run's
-  rate by 3, not below 1e-4, whenever it has gone another 7 epochs without
-  improvement. Unlike the released code, each run starts from the recipe's rate
-  rather than where the fold before it ended.
+  By `recipe.select`, the epoch kept is that of
+
+  * 'f1_macro': the highest macro-F1, the later on a tie (Zheng et al. 2024);
+  * 'loss_or_accuracy': a loss that is the lowest so far or an accuracy that is
+    at least the highest, whichever came last (their first stage);
+  * 'loss': the lowest loss (TransMIL);
+  * 'auroc_accuracy': the highest mean of AUROC and accuracy (DSMIL);
+  * 'late_auroc': the highest AUROC in the last fifth of the epochs (DTFD-MIL);
+  * 'last': the last, so that validation decides nothing: for cohorts whose
+    validation parts are too small to.
+
+  The rate is constant, falls along a cosine, falls to a fifth at half of the
+  epochs ('step'), or ('plateau') to a third, not below 1e-4, whenever a run
+  has gone another 7 epochs without improvement. Unlike Zheng's released code,
+  each run starts from the recipe's rate rather than where the fold before it
+  ended.
 
   Args:
     selection: up to the epoch before.
@@ -69,37 +91,37 @@ def update(
     The new selection, and which runs to keep this epoch of, bool [R]. A run
     that has stopped keeps everything as it is.
   """
-  score = val.f1_macro
-  better = score >= selection.score
-  if recipe.select == 'last':
-    better = np.ones_like(better)
-  elif recipe.select == 'loss_or_accuracy':
-    score = val.accuracy
-    better = (score >= selection.score) | (val.loss < selection.loss)
+  score, better = _judge(selection, recipe, epoch, val)
   active = ~selection.stopped
   improved = active & better
   stale = np.where(improved, 0, selection.stale + active)
   rate = selection.learning_rate
-  if recipe.schedule == 'cosine':
-    cosine = optim.cosine(
-      recipe.learning_rate,
-      recipe.learning_rate_min,
-      epoch + 1,
-      recipe.epochs,
-    )
-    rate = np.where(active, cosine, rate)
-  else:
-    slow = active & (stale > 0) & (stale % _PLATEAU_EVERY == 0)
-    floor = np.minimum(rate, _PLATEAU_FLOOR)
-    rate = np.where(slow, np.maximum(rate * _PLATEAU_FACTOR, floor), rate)
+  match recipe.schedule:
+    case 'cosine':
+      cosine = optim.cosine(
+        recipe.learning_rate,
+        recipe.learning_rate_min,
+        epoch + 1,
+        recipe.epochs,
+      )
+      rate = np.where(active, cosine, rate)
+    case 'plateau':
+      slow = active & (stale > 0) & (stale % _PLATEAU_EVERY == 0)
+      floor = np.minimum(rate, _PLATEAU_FLOOR)
+      rate = np.where(slow, np.maximum(rate * _PLATEAU_FACTOR, floor), rate)
+    case 'step':
+      if epoch + 1 == recipe.epochs // 2:
+        rate = np.where(active, rate * _STEP_FACTOR, rate)
+    case 'constant':
+      pass
+    case other:
+      raise ValueError(f'schedule {other!r}: there are {", ".join(SCHEDULES)}')
   stopped = selection.stopped
   if recipe.patience is not None:
     stopped = stopped | (stale >= recipe.patience)
   return (
     Selection(
-      score=np.where(
-        active, np.maximum(score, selection.score), selection.score
-      ),
+      score=np.where(active, np.fmax(score, selection.score), selection.score),
       loss=np.where(
         active, np.minimum(val.loss, selection.loss), selection.loss
       ),
@@ -110,3 +132,28 @@ def update(
     ),
     improved,
   )
+
+
+def _judge(
+  selection: Selection, recipe: Recipe, epoch: int, val: Validation
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns this epoch's scores and whether they are to be kept, [R] each."""
+  match recipe.select:
+    case 'f1_macro':
+      return val.f1_macro, val.f1_macro >= selection.score
+    case 'loss_or_accuracy':
+      better = (val.accuracy >= selection.score) | (val.loss < selection.loss)
+      return val.accuracy, better
+    case 'loss':
+      return -val.loss, val.loss < selection.loss
+    case 'auroc_accuracy':
+      score = (val.auroc + val.accuracy) / 2
+      return score, score > selection.score
+    case 'late_auroc':
+      late = epoch + 1 > _LATE * recipe.epochs
+      score = val.auroc if late else np.full_like(val.auroc, -np.inf)
+      return score, late & (score > selection.score)
+    case 'last':
+      return val.f1_macro, np.ones_like(val.f1_macro, bool)
+    case other:
+      raise ValueError(f'select {other!r}: there are {", ".join(SELECTS)}')

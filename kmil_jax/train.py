@@ -4,6 +4,8 @@ A run is a fold with a seed and a setting. Every leaf of a state has the runs as
 its first axis; a bag is read once and moves exactly the runs that train on it.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import chex
@@ -40,7 +42,8 @@ class Trainer:
     model: Flax module of one bag.
     psum_axis: name of the device axis over which bags are spread, or None.
 
-  `combine` averages the bag's probabilities with those of the highest instance.
+  `combine` averages the bag's probabilities with those of the highest instance;
+  `options` are further arguments of the model.
   """
 
   def __init__(
@@ -52,12 +55,16 @@ class Trainer:
     psum_axis: str | None = None,
     dtype: Any = None,
     combine: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
   ):
-    self.model: nn.Module = spec.make(num_classes=num_classes, dtype=dtype)
+    self.model: nn.Module = spec.make(
+      num_classes=num_classes, dtype=dtype, **options
+    )
     self.psum_axis = psum_axis
     self._loss = spec.loss
     self._combine = combine
-    self._tx = optim.adam(recipe.weight_decay)
+    self._orthogonal = recipe.orthogonal
+    self._tx = optim.make(recipe)
 
   def init(
     self,
@@ -83,6 +90,8 @@ class Trainer:
       key = jax.random.fold_in(_run_key(seed, fold), np.uint32(2**32 - 1))
       x, mask = jnp.zeros((1, width)), jnp.ones(1, bool)
       params = self.model.init(key, x, mask, train=False)['params']
+      if self._orthogonal:
+        params = optim.orthogonal(key, params)
       return params, self._tx.init(params)
 
     seed, fold = np.uint32(seed), np.uint32(fold)
@@ -153,8 +162,9 @@ class Trainer:
     """
 
     def one_run(run, grads, count):
-      updates, opt_state = self._tx.update(grads, run.opt_state, run.params)
-      updates = jax.tree.map(lambda u: -run.learning_rate * u, updates)
+      updates, opt_state = self._tx.update(
+        grads, run.opt_state, run.params, learning_rate=run.learning_rate
+      )
       params = optax.apply_updates(run.params, updates)
       params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(count > 0, new, old),

@@ -44,13 +44,18 @@ class Recipe:
   """How one stage is trained; `dataclasses.replace` makes an ablation."""
 
   learning_rate: float = 2e-4
-  weight_decay: float = 1e-5  # L2, added to the gradient as torch's Adam does
+  weight_decay: float = 1e-5  # of 'adam': L2, added to the gradient
   epochs: int = 400
   batch: int = 1  # bags per step over the whole pod
-  schedule: str = 'cosine'  # or 'plateau'
+  optimizer: str = 'adam'  # see `optim.make`
+  betas: tuple[float, float] = (0.9, 0.999)
+  clip: float | None = None  # largest gradient norm of a top-level module
+  accumulate: int = 1  # steps whose mean gradient makes one update
+  orthogonal: bool = False  # start of the weights; see `optim.orthogonal`
+  schedule: str = 'cosine'  # see `selection.SCHEDULES`
   learning_rate_min: float = 5e-6
   shuffle: bool = True  # False: every epoch in the order of epoch 0
-  select: str = 'f1_macro'  # or 'loss_or_accuracy', or 'last'
+  select: str = 'f1_macro'  # see `selection.SELECTS`
   patience: int | None = None  # epochs without improvement before a run stops
 
 
@@ -61,6 +66,7 @@ class ModelSpec:
   make: Callable[..., nn.Module]  # make(num_classes=C, dtype=...)
   loss: Callable[[Prediction, jax.Array, jax.Array], jax.Array]
   paper: str
+  own: Recipe = Recipe()  # its authors'; by default that of Zheng et al. 2024
   # KMIL only: a first model chooses the instances that the second one sees.
   chooser: str | None = None
 

@@ -10,14 +10,38 @@ from pathlib import Path
 import numpy as np
 
 from data import atomic
-from data.phantom import slide, tiff
+from data.phantom import slide, stain, tiff
 from data.phantom.slide import LABELS, Spec
 
 _LEVELS = 4  # Downsampled by 1, 2, 4 and 8.
 _MOST_SLIDES = 3  # Per case.
+_DEFAULT_LOOK = stain.Appearance()
+
+# A second hospital's cohort, as arguments of `make`: 75 slides of 35 cases, 7
+# of each class (Zheng et al. 2024 had 85 slides). Haematoxylin is bluer and
+# eosin more orange by several of the deviations between cases; the glass is
+# darker, the scanner blurs more, is noisier and has smaller pixels.
+EXTERNAL = {
+  'cases_per_class': 7,
+  'seed': 1,
+  'prefix': 'ext_',
+  'look': stain.Appearance(
+    haematoxylin=(0.92, 0.86, 0.34),
+    eosin=(0.06, 0.54, 0.42),
+    glass=0.925,
+    blur=0.9,
+    noise=3.2,
+    mpp=0.46,
+  ),
+}
 
 
-def specs(cases_per_class: int, seed: int) -> dict[str, Spec]:
+def specs(
+  cases_per_class: int,
+  seed: int,
+  prefix: str = '',
+  look: stain.Appearance = _DEFAULT_LOOK,
+) -> dict[str, Spec]:
   """Returns the specification of every slide by its id, in order.
 
   Each run of five cases holds every class once, in an order of its own, so a
@@ -31,8 +55,8 @@ def specs(cases_per_class: int, seed: int) -> dict[str, Spec]:
     label = LABELS[order[place]]
     draw = np.random.default_rng([seed, case, 2])
     for number in range(int(draw.integers(1, _MOST_SLIDES + 1))):
-      name = f'case_{case + 1:03d}_{"abc"[number]}'
-      found[name] = Spec(seed, case, number, label)
+      name = f'{prefix}case_{case + 1:03d}_{"abc"[number]}'
+      found[name] = Spec(seed, case, number, label, look)
   return found
 
 
@@ -46,6 +70,8 @@ def make(
   *,
   cases_per_class: int = 12,
   seed: int = 0,
+  prefix: str = '',
+  look: stain.Appearance = _DEFAULT_LOOK,
   workers: int = 2,
   progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -57,11 +83,13 @@ def make(
   depend on `workers`.
 
   Args:
-    root: the folder to fill: slides/<slide_id>.tiff (OpenSlide, 0.5 um per
-      pixel), outlines/<slide_id>.json (GeoJSON, one closed polygon per lesion,
-      level-0 pixels) and labels.csv (case_id,slide_id,label).
+    root: the folder to fill: slides/<slide_id>.tiff (OpenSlide, `look.mpp` um
+      per pixel), outlines/<slide_id>.json (GeoJSON, one closed polygon per
+      lesion, level-0 pixels) and labels.csv (case_id,slide_id,label).
     cases_per_class: cases of each class; a case has one to three slides.
     seed: another seed is another cohort.
+    prefix: of case and slide ids, which no two cohorts should share.
+    look: laboratory and scanner.
     workers: threads that render.
     progress: called with (slides done, slides in all) after every slide.
 
@@ -79,7 +107,7 @@ def make(
   root = Path(root)
   for folder in ('slides', 'outlines'):
     (root / folder).mkdir(parents=True, exist_ok=True)
-  wanted = specs(cases_per_class, seed)
+  wanted = specs(cases_per_class, seed, prefix, look)
   _write_labels(root / 'labels.csv', wanted)
   missing = [
     (root, name, spec)

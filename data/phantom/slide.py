@@ -45,7 +45,8 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
   Returns:
     Level 0, uint8 [H, W, 3] with H and W multiples of 8; and the outlines of
     the lesions, each float64 [K, 2], corners (x, y) in level-0 pixels, not
-    closed. Non-tumor slides have none, all others at least one.
+    closed. Non-tumor slides have none, all others at least one. Structures
+    have the same size in micrometres whatever the look's `mpp`.
   """
   case = np.random.default_rng([spec.seed, spec.case])
   # One stream per part: a change of one part leaves the others as they were.
@@ -81,4 +82,5 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     eosin,
     artefacts.ink(glass, node),
   )
-  return image, [lesion.corners for lesion in found]
+  pixels = stain.DRAWN_MPP / spec.look.mpp  # Per pixel drawn.
+  return image, [lesion.corners * pixels for lesion in found]

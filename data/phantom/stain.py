@@ -7,6 +7,8 @@ from PIL import Image, ImageFilter
 
 from data.phantom import texture
 
+DRAWN_MPP = 0.5  # Micrometres per pixel of the densities.
+
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
@@ -21,7 +23,7 @@ class Appearance:
       cases.
     amount_slide: the same between slides of a case.
     glass: mean transmission of empty glass.
-    blur: radius of the point spread in level-0 pixels.
+    blur: radius of the point spread in level-0 pixels, whatever their size.
     noise: standard deviation of the sensor's noise in grey levels.
     mpp: micrometres per pixel of level 0.
   """
@@ -71,21 +73,23 @@ def expose(
 ) -> np.ndarray:
   """Returns the image of two stain densities under ink on the cover glass.
 
-  Beer-Lambert: I_c = glass_c exp(-sum_s a_sc d_s) ink_c, then the scanner's
-  point spread and noise.
+  Beer-Lambert: I_c = glass_c exp(-sum_s a_sc d_s) ink_c, sampled at the
+  scanner's pixels, then its point spread and noise.
 
   Args:
     look: the scanner.
     stain: the slide's stain.
     rng: where the sensor's noise starts.
-    haematoxylin: density, float32 [H, W].
-    eosin: density, float32 [H, W].
-    ink: transmission of pen and dust, float32 [H/8, W/8, 3].
+    haematoxylin: density at `DRAWN_MPP`, float32 [h, w].
+    eosin: density, float32 [h, w].
+    ink: transmission of pen and dust, float32 [h/8, w/8, 3].
 
   Returns:
-    uint8 [H, W, 3].
+    uint8 [H, W, 3] at `look.mpp`, H and W multiples of 8; what is less than 8
+    pixels beyond them, at the right and the lower edge, is not on the image.
   """
-  shape = haematoxylin.shape
+  drawn = haematoxylin.shape
+  shape = tuple(int(n * DRAWN_MPP / look.mpp) // 8 * 8 for n in drawn)
   y, x = rng.integers(0, texture.PERIOD, 2)
   noise = texture.stretch(_sensor_noise(look.noise), shape, y, x)
   image = np.empty((*shape, 3), np.uint8)
@@ -95,11 +99,25 @@ def expose(
     light = np.exp(-a * haematoxylin - b * eosin)
     light *= np.float32(255 * stain.glass[c])
     if marked:
-      light *= texture.enlarge(ink[..., c], shape)
+      light *= texture.enlarge(ink[..., c], drawn)
+    light = _sample(light, shape, look.mpp)
     light += np.roll(noise, 97 * c, 1)
     image[..., c] = np.clip(light, 0, 255, out=light)
   blurred = Image.fromarray(image).filter(ImageFilter.BoxBlur(look.blur))
   return np.asarray(blurred)
+
+
+def _sample(
+  light: np.ndarray, shape: tuple[int, int], mpp: float
+) -> np.ndarray:
+  """Returns float32 light [h, w] at `mpp`, cut to `shape`, never stretched."""
+  if mpp == DRAWN_MPP:
+    return light
+  height, width = (n * mpp / DRAWN_MPP for n in shape)
+  sampled = Image.fromarray(light).resize(
+    shape[::-1], Image.Resampling.BICUBIC, box=(0, 0, width, height)
+  )
+  return np.array(sampled)
 
 
 def _sensor_noise(deviation: float) -> np.ndarray:

@@ -1,20 +1,62 @@
 """The bag models: `SPECS` is the only registry."""
 
-from kmil_jax import losses
+import functools
+
+from kmil_jax import losses, recipes
+from kmil_jax.models import abmil
 from kmil_jax.models.abmil import ABMIL
 from kmil_jax.models.dsmil import DSMIL
+from kmil_jax.models.dtfd import DTFD
 from kmil_jax.types import ModelSpec
 
 SPECS = {
   'abmil': ModelSpec(
     make=ABMIL,
     loss=losses.cross_entropy,
+    paper='Ilse et al., ICML 2018, eq. 9, as in Zheng et al., 2024',
+    own=recipes.ABMIL,
+  ),
+  'abmil_plain': ModelSpec(
+    make=functools.partial(ABMIL, **abmil.PLAIN),
+    loss=losses.cross_entropy,
+    paper='Ilse et al., ICML 2018, eq. 8, as in Zheng et al., 2024',
+    own=recipes.ABMIL,
+  ),
+  'abmil_ilse': ModelSpec(
+    make=functools.partial(ABMIL, **abmil.ILSE),
+    loss=losses.cross_entropy,
     paper='Ilse et al., ICML 2018, eq. 9',
+    own=recipes.ABMIL,
+  ),
+  'abmil_ilse_plain': ModelSpec(
+    make=functools.partial(ABMIL, **abmil.ILSE_PLAIN),
+    loss=losses.cross_entropy,
+    paper='Ilse et al., ICML 2018, eq. 8',
+    own=recipes.ABMIL,
   ),
   'dsmil': ModelSpec(
     make=DSMIL,
     loss=losses.dual_stream,
     paper='Li et al., CVPR 2021, eqs. 2 to 7',
+    own=recipes.DSMIL,
+  ),
+  'dsmil_value': ModelSpec(
+    make=functools.partial(DSMIL, value=True),
+    loss=losses.dual_stream,
+    paper='Li et al., CVPR 2021, eqs. 2 to 7',
+    own=recipes.DSMIL,
+  ),
+  'dtfd': ModelSpec(
+    make=DTFD,
+    loss=losses.two_tier,
+    paper='Zhang et al., CVPR 2022, as in Zheng et al., 2024',
+    own=recipes.DTFD,
+  ),
+  'dtfd_gated': ModelSpec(
+    make=functools.partial(DTFD, gated=True),
+    loss=losses.two_tier,
+    paper='Zhang et al., CVPR 2022',
+    own=recipes.DTFD,
   ),
   'kmil': ModelSpec(
     make=DSMIL,

@@ -1,4 +1,4 @@
-"""ABMIL: bags pooled by gated attention."""
+"""ABMIL: bags pooled by attention."""
 
 from typing import Any
 
@@ -12,37 +12,92 @@ from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
 
-class ABMIL(nn.Module):
-  """Gated attention-based MIL on raw features.
+def attention_scores(
+  h: jax.Array,
+  *,
+  hidden: int,
+  gated: bool,
+  dropout: float = 0.0,
+  deterministic: bool = True,
+  dtype: Any = None,
+) -> jax.Array:
+  """The scores of Ilse et al.'s attention, inside a module's `__call__`.
 
-    a_n ∝ exp(w' (tanh(V h_n) * sigmoid(U h_n))),  M = sum_n a_n h_n,
-    logits = W M + b
+    gated: w' (tanh(V h_n) * sigmoid(U h_n)) (eq. 9);  else w' tanh(V h_n)
+    (eq. 8), each with biases
+
+  Its layers `value` (V), `gate` (U) and `score` (w) become the caller's.
+
+  Args:
+    h: instances, [N, H].
+    hidden: height of V and U.
+    gated: whether U is there.
+    dropout: rate at which each of the two branches loses units.
+    deterministic: True for no dropout.
+    dtype: of the computation.
+
+  Returns:
+    [N, 1], before the softmax.
+  """
+  drop = nn.Dropout(dropout, deterministic=deterministic)
+  branch = drop(jnp.tanh(TorchDense(hidden, dtype, name='value')(h)))
+  if gated:
+    gate = TorchDense(hidden, dtype, name='gate')(h)
+    branch = branch * drop(nn.sigmoid(gate))
+  return TorchDense(1, dtype, name='score')(branch)
+
+
+class ABMIL(nn.Module):
+  """Attention-based MIL.
+
+    h_n = relu(E x_n), or x_n without an embedding
+    a_n ∝ exp(score(h_n)),  M = sum_n a_n h_n,  logits = W M + b
 
   Ilse, Tomczak and Welling, "Attention-based deep multiple instance
-  learning", ICML 2018, eq. 9 (https://arxiv.org/abs/1802.04712), in the form
-  that Zheng et al. 2024 count in Table 3: no embedding, 256 hidden units,
-  530,182 parameters at D = 1024 and C = 5. Unlike Ilse et al., dropout acts on
-  both branches of the attention.
+  learning", ICML 2018, eqs. 7 to 9 (https://arxiv.org/abs/1802.04712). Four
+  forms, with their parameters at D = 1024 and C = 5:
+
+  * the fields' defaults, as Zheng et al. 2024 count it in Table 3: gated, on
+    raw features, 530,182. Unlike Ilse et al., dropout acts on both branches of
+    the attention;
+  * `PLAIN`, Zheng et al.'s second form: an embedding without bias, not gated,
+    592,646;
+  * `ILSE` and `ILSE_PLAIN`, Ilse et al.'s own: 500 embedded and 128 attention
+    units, 643,390 gated and 579,262 not. Unlike theirs, which starts with
+    convolutions made for digits, instances are features of any encoder; and
+    softmax cross-entropy over C logits stands for their Bernoulli likelihood,
+    which it equals at C = 2 with the difference of the logits for theirs.
 
   Call with one bag: features [N, D] and mask [N]. `instance_logits` are the
-  bag classifier applied to each instance, as KMIL's first stage does.
+  bag classifier applied to each h_n, as KMIL's first stage does.
   """
 
   num_classes: int
   hidden: int = 256
   dropout: float = 0.25
   dtype: Any = None
+  gated: bool = True
+  embed: int | None = None
+  embed_bias: bool = True
 
   @nn.compact
   def __call__(
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    drop = nn.Dropout(self.dropout, deterministic=not train)
-    value = TorchDense(self.hidden, self.dtype, name='value')(x)
-    gate = TorchDense(self.hidden, self.dtype, name='gate')(x)
-    hidden = drop(jnp.tanh(value)) * drop(nn.sigmoid(gate))
-    scores = TorchDense(1, self.dtype, name='score')(hidden)
+    if self.embed is not None:
+      embed = TorchDense(
+        self.embed, self.dtype, use_bias=self.embed_bias, name='embed'
+      )
+      x = nn.relu(embed(x))
+    scores = attention_scores(
+      x,
+      hidden=self.hidden,
+      gated=self.gated,
+      dropout=self.dropout,
+      deterministic=not train,
+      dtype=self.dtype,
+    )
     attention = pooling.masked_softmax(scores, mask)
     bag = attention[:, 0] @ x
     classify = TorchDense(self.num_classes, name='classifier')
@@ -51,3 +106,8 @@ class ABMIL(nn.Module):
       attention=attention,
       instance_logits=classify(x.astype(jnp.float32)),
     )
+
+
+ILSE = {'embed': 500, 'hidden': 128, 'dropout': 0.0}
+ILSE_PLAIN = ILSE | {'gated': False}
+PLAIN = ILSE_PLAIN | {'embed': 512, 'embed_bias': False}

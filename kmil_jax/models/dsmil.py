@@ -13,17 +13,19 @@ from kmil_jax.types import Prediction
 
 
 class DSMIL(nn.Module):
-  """Dual-stream MIL with the identity value path.
+  """Dual-stream MIL.
 
     c_n = W_i h_n,   q_n = tanh(W_2 relu(W_1 h_n)),   k_c = argmax_n c_nc
-    A_nc ∝ exp(q_n . q_{k_c} / sqrt(128)),   B = A' H,   logits = conv(B)
+    A_nc ∝ exp(q_n . q_{k_c} / sqrt(128)),   B = A' V,   logits = conv(B)
+    v_n = relu(W_v h_n) with a value layer, or else h_n
 
   Li, Li and Eliceiri, "Dual-stream multiple instance learning network for
   whole slide image classification with self-supervised contrastive learning",
-  CVPR 2021, eqs. 2 to 7 (https://arxiv.org/abs/2011.08939), without the value
-  layer: 178,442 parameters at D = 1024 and C = 5. The fusing convolution of
-  width D is the dense map of all C bag vectors to the C logits that it is.
-  Unlike the public code, a bag of one instance works.
+  CVPR 2021, eqs. 2 to 7 (https://arxiv.org/abs/2011.08939): 178,442 parameters
+  at D = 1024 and C = 5, as Zheng et al. 2024 use it, and 1,228,042 with the
+  value layer. The fusing convolution of width D is the dense map of all C bag
+  vectors to the C logits that it is. Unlike the public code, a bag of one
+  instance works.
 
   Call with one bag: features [N, D] and mask [N]. The gradient does not flow
   through the argmax.
@@ -32,6 +34,7 @@ class DSMIL(nn.Module):
   num_classes: int
   hidden: int = 128
   dtype: Any = None
+  value: bool = False
 
   @nn.compact
   def __call__(
@@ -48,6 +51,8 @@ class DSMIL(nn.Module):
     critical = query[pooling.masked_argmax(instance_logits, mask)]  # [C, 128]
     scores = query @ critical.T / self.hidden**0.5
     attention = pooling.masked_softmax(scores, mask)  # [N, C]
+    if self.value:
+      x = nn.relu(TorchDense(x.shape[-1], self.dtype, name='value')(x))
     bags = attention.T @ x.astype(jnp.float32)
     logits = TorchDense(num_classes, name='fuse')(bags.reshape(-1))
     return Prediction(

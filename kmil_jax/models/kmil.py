@@ -1,5 +1,7 @@
 """KMIL: key instances chosen by a first model, classified by a second."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,15 @@ from kmil_jax.types import Prediction
 
 SCORES = ('var', 'one_minus_var')
 DROPS = ('lowest', 'highest')
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """Which instances the second model sees; by default the paper's choice."""
+
+  score: str = 'var'  # of `SCORES`
+  drop: str = 'lowest'  # of `DROPS`
+  drop_per_mille: int = 100  # share of the instances, in thousandths
 
 
 def instance_scores(instance_logits: jax.Array, score: str) -> jax.Array:

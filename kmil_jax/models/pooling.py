@@ -10,15 +10,17 @@ def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
   Args:
     scores: unnormalised scores of A attentions, [N, A].
-    mask: True on real instances, [N].
+    mask: True on real instances, [N]; or [N, A] where every attention sees
+      instances of its own.
 
   Returns:
     float32 [N, A]; each column sums to 1 over real instances and is 0 on
     padding (all 0 for an empty bag, without NaN in value or gradient).
   """
-  chex.assert_rank([scores, mask], [2, 1])
-  chex.assert_equal_shape_prefix([scores, mask], 1)
-  return jax.nn.softmax(scores.astype(jnp.float32), axis=0, where=mask[:, None])
+  chex.assert_rank([scores, mask], [2, {1, 2}])
+  chex.assert_equal_shape_prefix([scores, mask], mask.ndim)
+  mask = mask[:, None] if mask.ndim == 1 else mask
+  return jax.nn.softmax(scores.astype(jnp.float32), axis=0, where=mask)
 
 
 def masked_max(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -63,3 +65,23 @@ def masked_rank(scores: jax.Array, mask: jax.Array) -> jax.Array:
   chex.assert_equal_shape([scores, mask])
   order = jnp.argsort(jnp.where(mask, -scores, jnp.inf), stable=True)
   return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
+
+
+def masked_top(
+  values: jax.Array, mask: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+  """Indices of the k largest values of every column.
+
+  Args:
+    values: [N, A].
+    mask: True on the instances that each column is about, [N, A].
+    k: how many; of fewer than N instances, all.
+
+  Returns:
+    int32 [min(k, N), A], falling, the first among equals first; and bool of
+    that shape, False where a column has no instance left.
+  """
+  chex.assert_equal_shape([values, mask])
+  k = min(k, len(values))
+  _, index = jax.lax.top_k(jnp.where(mask, values, -jnp.inf).T, k)
+  return index.T, jnp.arange(k)[:, None] < mask.sum(0)

@@ -24,9 +24,10 @@ class TorchDense(nn.Module):
   """`torch.nn.Linear(D, features)` on [..., D]: `x @ weight.T + bias`.
 
   The parameters are `weight` [features, D] and, with `use_bias`, `bias`
-  [features], float32; `dtype` is what the product is computed in. In this layout the gradient of the
-  weight comes out of its product as it is stored; transposed, as in
-  `flax.linen.Dense`, it makes the optimiser's step twice as slow on CPUs.
+  [features], float32; `dtype` is what the product is computed in. In this
+  layout the gradient of the weight comes out of its product as it is stored;
+  transposed, as in `flax.linen.Dense`, it makes the optimiser's step twice as
+  slow on CPUs.
   """
 
   features: int

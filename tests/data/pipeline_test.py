@@ -23,6 +23,10 @@ def bags(tmp_path_factory):
   return [folder / f'{i}.h5' for i in range(len(rows))], rows
 
 
+def reader(paths):
+  return lambda i: features.read(paths[i]).features
+
+
 def padded(rows, length, index):
   batch = np.zeros((len(index), length, WIDTH), np.float32)
   for b, bag in enumerate(index):
@@ -39,7 +43,7 @@ def test_batches_are_those_of_the_plan(bags, batch, threads):
     LENGTHS, buckets, visit=LENGTHS > 1, batch=batch, seed=1, epoch=2
   )
   got = list(
-    pipeline.bag_batches(paths, WIDTH, buckets, bucket, index, threads=threads)
+    pipeline.bag_batches(reader(paths), WIDTH, buckets, bucket, index, threads=threads)
   )
   assert len(got) == len(bucket)
   for x, b, i in zip(got, bucket, index, strict=True):
@@ -57,7 +61,7 @@ def test_real_files_of_three_layouts_stream(real_data):
   header = features.header(paths[0])
   count, width = header.length, header.width
   clam, trident, stamp = pipeline.bag_batches(
-    paths, width, (64,), np.zeros(3, np.int32), np.arange(3)[:, None]
+    reader(paths), width, (64,), np.zeros(3, np.int32), np.arange(3)[:, None]
   )
   assert clam.shape == (1, 64, width)
   assert clam[0, :count].any(1).all() and not clam[0, count:].any()
@@ -71,7 +75,7 @@ def test_a_broken_file_stops_the_stream_by_name(bags, tmp_path):
   broken.write_bytes(paths[2].read_bytes()[:700])
   paths = [*paths[:2], broken, *paths[3:]]
   bucket, index = np.zeros(4, np.int32), np.array([[0], [1], [2], [3]])
-  stream = pipeline.bag_batches(paths, WIDTH, (32,), bucket, index)
+  stream = pipeline.bag_batches(reader(paths), WIDTH, (32,), bucket, index)
   with pytest.raises(features.FeatureError, match=r'broken\.h5: not a comp'):
     for step, x in enumerate(stream):
       assert step < 2  # What precedes it is sound.
@@ -85,7 +89,7 @@ def test_other_faults_name_their_file_too(tmp_path, fault):
     with h5py.File(path, 'w') as f:
       f['features'] = np.full((4, WIDTH), np.nan, np.float32)
   stream = pipeline.bag_batches(
-    [path], WIDTH, (8,), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
+    reader([path]), WIDTH, (8,), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
   )
   with pytest.raises(features.FeatureError, match=r'slide\.7\.h5'):
     list(stream)

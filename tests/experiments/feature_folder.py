@@ -54,10 +54,10 @@ def planted(num_bags=60, width=16, classes=3, seed=0):
   return bags, labels
 
 
-def script(*args, before='pass', env=(), **kwargs):
-  """Starts `python -m experiments.kmil` after the statements `before`."""
-  code = f'from absl import app; {before}; from experiments import kmil'
-  code += '; app.run(kmil.main)'
+def script(*args, module='kmil', before='pass', env=(), **kwargs):
+  """Starts `python -m experiments.<module>` after the statements `before`."""
+  code = f'from absl import app; {before}; from experiments import {module}'
+  code += f'; app.run({module}.main)'
   return subprocess.Popen(
     [sys.executable, '-c', code, *args],
     cwd=ROOT,

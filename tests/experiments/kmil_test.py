@@ -42,6 +42,7 @@ def test_the_results_folder_keeps_its_contract(finished):
   assert summary['k'] == 3
   assert set(summary['metrics']) == {
     'accuracy',
+    'balanced_accuracy',
     'f1_macro',
     'f1_weighted',
     'auroc',
@@ -62,7 +63,7 @@ def test_the_results_folder_keeps_its_contract(finished):
     assert (folder / 'figures' / name).stat().st_size > 5000
   assert 'auroc' in out
   assert f'{summary["metrics"]["auroc"]["pooled"]:.3f}' in out
-  assert not list((folder / 'state').glob('*'))
+  assert not (folder / 'state').exists()
 
 
 def test_planted_instances_are_learnt_and_found(finished):
@@ -96,7 +97,8 @@ def test_the_same_command_again_trains_nothing(finished):
   args, folder, _ = finished
   before = (folder / 'predictions.csv').read_bytes()
   never = 'from kmil_jax import fit; fit.fit = None'
-  feature_folder.run(*args, before=never)
+  out = feature_folder.run(*args, before=never)
+  assert 'done before: 3 of 3 runs' in out
   assert (folder / 'predictions.csv').read_bytes() == before
 
 
@@ -130,11 +132,11 @@ def test_a_killed_run_goes_on_to_the_same_predictions(finished, tmp_path, when):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
-  assert list((results / 'state').glob('folds_*/*/*'))
+  assert list((results / 'state').glob('runs_0-2/*/*'))
   feature_folder.run(*args, before=SAVE_ALWAYS)
   for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
     assert (results / name).read_bytes() == (folder / name).read_bytes()
-  assert not list((results / 'state').glob('*'))
+  assert not (results / 'state').exists()
 
 
 def probabilities(path):
@@ -185,6 +187,9 @@ def test_check_trains_nothing_and_says_what_would_run(
   [
     ('--batch_size=3', 'does not divide over 4 devices'),
     ('--model=abmil --drop=highest', '--drop says nothing to abmil'),
+    ('--distill=mas', '--distill says nothing to kmil'),
+    ('--external_csv=x.csv', 'both --external_csv and --external_features_dir'),
+    ('--external_phantom', 'goes with the phantom cohort alone'),
     ('--features_dir=', 'needs both --csv_path and --features_dir'),
     ('--k=25', 'class 0 has 20 cases, fewer than --k=25'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),

@@ -23,11 +23,16 @@ def selection(epoch, stopped=(False, False), best=None):
   )
 
 
+def progress(tmp_path, stage, epochs):
+  return Progress([[tmp_path / f'fold_{f}'] for f in FOLDS], stage, epochs)
+
+
 def report(progress, epochs, chosen=selection):
   for epoch in epochs:
     val = Validation(
       f1_macro=np.array([0.25, 0.5]),
       accuracy=np.array([0.5, 0.75]),
+      auroc=np.array([0.5, np.nan]),
       loss=np.array([1.0, epoch]),
     )
     progress.report(epoch, np.array([0.5, 2.0 + epoch]), val, chosen(epoch))
@@ -45,7 +50,7 @@ def places(tmp_path, fold):
 
 
 def test_every_epoch_of_every_fold_is_a_line(tmp_path):
-  report(Progress(tmp_path, FOLDS, 'model', 3), range(3))
+  report(progress(tmp_path, 'model', 3), range(3))
   assert places(tmp_path, 2) == [('model', 0), ('model', 1), ('model', 2)]
   assert lines_of(tmp_path, 5)[2] == {
     'stage': 'model',
@@ -54,6 +59,7 @@ def test_every_epoch_of_every_fold_is_a_line(tmp_path):
     'val_loss': 2.0,
     'val_accuracy': 0.75,
     'val_f1_macro': 0.5,
+    'val_auroc': None,
     'best_epoch': 2,
   }
 
@@ -72,39 +78,48 @@ def test_a_stopped_fold_says_nothing_more(tmp_path):
       stopped=np.array([epoch >= 3, False]),
     )
 
-  report(Progress(tmp_path, FOLDS, 'chooser', 6), range(6), chosen)
+  report(progress(tmp_path, 'chooser', 6), range(6), chosen)
   assert [e for _, e in places(tmp_path, 2)] == [0, 1, 2, 3]
   assert [e for _, e in places(tmp_path, 5)] == list(range(6))
 
 
 @pytest.mark.parametrize('cut', ['', '{"stage": "model", "ep', '{'])
 def test_after_a_kill_no_epoch_is_told_twice(tmp_path, cut):
-  report(Progress(tmp_path, FOLDS, 'chooser', 2), range(2))
-  report(Progress(tmp_path, FOLDS, 'model', 9), range(5))
+  report(progress(tmp_path, 'chooser', 2), range(2))
+  report(progress(tmp_path, 'model', 9), range(5))
   with (tmp_path / 'fold_2' / 'metrics.jsonl').open('a') as f:
     f.write(cut)
   # The last checkpoint was that of epoch 2.
-  report(Progress(tmp_path, FOLDS, 'model', 9), range(3, 6))
+  report(progress(tmp_path, 'model', 9), range(3, 6))
   want = [('chooser', e) for e in range(2)] + [('model', e) for e in range(6)]
   for fold in FOLDS:
     assert places(tmp_path, fold) == want
 
 
 def test_a_chooser_that_goes_on_makes_its_models_lines_void(tmp_path):
-  report(Progress(tmp_path, FOLDS, 'chooser', 2), range(2))
-  report(Progress(tmp_path, FOLDS, 'model', 9), range(5))
-  report(Progress(tmp_path, FOLDS, 'chooser', 2), range(1, 2))
+  report(progress(tmp_path, 'chooser', 2), range(2))
+  report(progress(tmp_path, 'model', 9), range(5))
+  report(progress(tmp_path, 'chooser', 2), range(1, 2))
   assert places(tmp_path, 5) == [('chooser', 0), ('chooser', 1)]
 
 
 def test_a_stage_that_is_done_leaves_its_lines(tmp_path):
-  report(Progress(tmp_path, FOLDS, 'model', 2), range(2))
-  report(Progress(tmp_path, FOLDS, 'model', 2), range(0))
+  report(progress(tmp_path, 'model', 2), range(2))
+  report(progress(tmp_path, 'model', 2), range(0))
   assert places(tmp_path, 2) == [('model', 0), ('model', 1)]
 
 
 def test_the_bar_counts_epochs_of_before(tmp_path, capsys):
-  report(Progress(tmp_path, FOLDS, 'model', 8), range(5, 8))
+  report(progress(tmp_path, 'model', 8), range(5, 8))
   shown = capsys.readouterr().err
-  assert 'model x 2 folds' in shown and '8/8' in shown
+  assert 'model x 2 runs' in shown and '8/8' in shown
   assert 'val_f1=0.375' in shown
+
+
+def test_runs_that_share_a_stage_are_told_of_it_alike(tmp_path):
+  folders = [[tmp_path / 'a', tmp_path / 'b'], [tmp_path / 'c']]
+  report(Progress(folders, 'chooser', 2), range(2))
+  a, b, c = (
+    (tmp_path / x / 'metrics.jsonl').read_text().splitlines() for x in 'abc'
+  )
+  assert a == b != c and len(c) == 2

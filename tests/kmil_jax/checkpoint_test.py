@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from kmil_jax import checkpoint, optim
+from kmil_jax.types import Recipe
 
 
 class Moments(NamedTuple):
@@ -26,7 +27,7 @@ class Moments(NamedTuple):
 def tree(value, width=4):
   """Parameters, the state of an optimiser and scalars, all equal to value."""
   params = {'layer': {'kernel': np.full((3, width), value, np.float32)}}
-  state = optim.adam(1e-5).init(params)
+  state = optim.make(Recipe()).init(params)
   return {
     'params': params,
     'opt_state': state,
@@ -44,8 +45,8 @@ def test_round_trip_of_an_optimisers_state(tmp_path):
   saved = checkpoint.Checkpoints(tmp_path)
   want = tree(3)
   grads = {'layer': {'kernel': jnp.ones((3, 4))}}
-  _, want['opt_state'] = optim.adam(0.1).update(
-    grads, want['opt_state'], want['params']
+  _, want['opt_state'] = optim.make(Recipe()).update(
+    grads, want['opt_state'], want['params'], learning_rate=0.1
   )
   assert saved.latest(tree(0)) is None
   saved.save(3, want)

@@ -1,49 +1,16 @@
-"""Metrics against scikit-learn, intervals against a literal loop."""
-
-import time
+"""Metrics against scikit-learn."""
 
 from hypothesis import given, strategies as st
 import numpy as np
-import pytest
+from reference_scores import (
+  in_balance,
+  in_f1,
+  predictions,
+  reference_scores,
+)
 from sklearn import metrics as reference
 
 from kmil_jax import metrics
-
-seeds = st.integers(0, 2**32 - 1)
-
-
-@st.composite
-def predictions(draw, min_classes=2):
-  """Labels and probabilities, often with ties and absent classes."""
-  rng = np.random.default_rng(draw(seeds))
-  n, c = draw(st.integers(1, 40)), draw(st.integers(min_classes, 5))
-  label = rng.integers(0, draw(st.integers(1, c)), n)
-  prob = rng.dirichlet(np.ones(c), n)
-  if draw(st.booleans()):
-    prob = np.round(prob, 1)
-  return label, prob, rng
-
-
-def in_f1(label, pred, average):
-  return reference.f1_score(label, pred, average=average, zero_division=0)
-
-
-def reference_scores(label, prob):
-  """All four metrics by scikit-learn; NaN where it has no AUROC."""
-  pred = prob.argmax(1)
-  classes = prob.shape[1]
-  auroc = np.nan
-  if len(set(label)) == classes:
-    parts = range(1, 2) if classes == 2 else range(classes)
-    auroc = np.mean(
-      [reference.roc_auc_score(label == c, prob[:, c]) for c in parts]
-    )
-  return {
-    'accuracy': reference.accuracy_score(label, pred),
-    'f1_macro': in_f1(label, pred, 'macro'),
-    'f1_weighted': in_f1(label, pred, 'weighted'),
-    'auroc': auroc,
-  }
 
 
 @given(data=predictions())
@@ -77,7 +44,7 @@ def test_confusion_and_classes_are_scikit_learns(data):
   for counts, w in ((table, None), (weighted, weight)):
     got = metrics.per_class(counts)
     want = reference.precision_recall_fscore_support(
-      label, pred, labels=range(c), sample_weight=w, zero_division=0
+      label, pred, labels=range(c), sample_weight=w, zero_division=np.nan
     )
     for name, x in zip(names, want, strict=True):
       np.testing.assert_allclose(got[name], x, atol=1e-12, err_msg=name)
@@ -94,13 +61,16 @@ def test_a_stack_of_tables_is_the_tables_one_by_one(data, w):
     label = np.repeat(np.arange(c), tables[i].sum(1))
     pred = np.concatenate([np.repeat(np.arange(c), row) for row in tables[i]])
     if not len(label):
-      assert all(stacked[name][i] == 0 for name in stacked)
+      assert all(np.isnan(stacked[name][i]) for name in stacked)
       continue
     for average in ('macro', 'weighted'):
       np.testing.assert_allclose(
         stacked[f'f1_{average}'][i], in_f1(label, pred, average), atol=1e-12
       )
     np.testing.assert_allclose(stacked['accuracy'][i], np.mean(label == pred))
+    np.testing.assert_allclose(
+      stacked['balanced_accuracy'][i], in_balance(label, pred)
+    )
 
 
 @given(data=predictions())
@@ -168,61 +138,56 @@ def test_an_absent_class_leaves_the_macro_auroc_undefined():
   assert metrics.evaluate(label, prob[:, :2])['auroc'] == 1
 
 
-@pytest.mark.parametrize('classes', [2, 3])
-def test_bootstrap_is_a_literal_resampling_of_patients(classes):
-  rng = np.random.default_rng(classes)
-  n, resamples = 24, 150
-  patient = rng.permutation(np.arange(n) % 9)
-  label = patient % classes  # Some resamples lack a class.
-  prob = np.round(rng.dirichlet(np.ones(classes), n), 1)
-  case = np.array([f'p{i}' for i in patient])
-  got = metrics.bootstrap(label, prob, case, resamples=resamples, seed=5)
-
-  names = sorted(set(case))
-  draws = np.random.default_rng(5).multinomial(
-    len(names), np.full(len(names), 1 / len(names)), size=resamples
-  )
-  scores = []
-  for draw in draws:
-    rows = []
-    for name, times in zip(names, draw, strict=True):
-      rows += list(np.flatnonzero(case == name)) * times
-    scores.append(reference_scores(label[rows], prob[rows]))
-  dropped = sum(np.isnan(s['auroc']) for s in scores)
-  assert classes == 2 or 0 < dropped < resamples
-  for name in metrics.NAMES:
-    want = np.nanpercentile([s[name] for s in scores], [2.5, 97.5])
-    np.testing.assert_allclose(got[name], want, atol=1e-12, err_msg=name)
-
-
-def test_bootstrap_draws_patients_not_slides():
-  # All slides of a patient agree, so copies of slides carry no information.
+def test_two_classes_balance_is_the_auroc_of_the_predicted_class():
+  # What Zheng et al. 2024, Table 6, print as AUROC of the binary tasks.
   rng = np.random.default_rng(0)
-  label = rng.integers(0, 2, 40)
-  prob = rng.dirichlet(np.ones(2), 40)
-  case = np.arange(40).astype(str)
-  one = metrics.bootstrap(label, prob, case, resamples=300)
-  copies = [np.repeat(x, 5, axis=0) for x in (label, prob, case)]
-  for name, interval in metrics.bootstrap(*copies, resamples=300).items():
-    np.testing.assert_allclose(interval, one[name], atol=1e-12)
-  slides = metrics.bootstrap(
-    *copies[:2], np.arange(200).astype(str), resamples=300
+  label, prob = rng.integers(0, 2, 50), rng.dirichlet(np.ones(2), 50)
+  np.testing.assert_allclose(
+    metrics.evaluate(label, prob)['balanced_accuracy'],
+    reference.roc_auc_score(label, prob.argmax(1)),
   )
-  width = lambda x: x['accuracy'][1] - x['accuracy'][0]
-  assert width(slides) < 0.7 * width(one)
 
 
-def test_bootstrap_of_a_single_class_is_nan_for_auroc_alone():
-  label, prob = np.zeros(6, int), np.tile([0.7, 0.3], (6, 1))
-  got = metrics.bootstrap(label, prob, np.arange(6).astype(str), resamples=50)
-  assert np.isnan(got['auroc']).all()
-  assert got['accuracy'] == (1, 1)
+@given(data=predictions(), w=st.integers(1, 3))
+def test_weights_are_copies(data, w):
+  label, prob, rng = data
+  weight = rng.integers(0, 3, (w, len(label)))
+  weight[:, 0] = 1
+  overall, by_class = metrics.weighted(label, prob, weight)
+  assert tuple(overall) == metrics.NAMES
+  assert tuple(by_class) == metrics.CLASS_NAMES
+  for i, times in enumerate(weight):
+    rows = np.repeat(np.arange(len(label)), times)
+    want = reference_scores(label[rows], prob[rows])
+    for name, value in overall.items():
+      np.testing.assert_allclose(value[i], want[name], atol=1e-12)
+    want = metrics.evaluate_classes(label[rows], prob[rows])
+    for name, value in by_class.items():
+      np.testing.assert_allclose(value[i], want[name], atol=1e-12)
+      absent = ~np.isin(np.arange(prob.shape[1]), label[rows])
+      assert np.isnan(value[i][absent]).all()
 
 
-def test_bootstrap_of_a_thousand_slides_takes_seconds():
-  rng = np.random.default_rng(0)
-  label, prob = rng.integers(0, 5, 1000), rng.dirichlet(np.ones(5), 1000)
-  case = rng.integers(0, 400, 1000).astype(str)
-  start = time.process_time()
-  metrics.bootstrap(label, prob, case)
-  assert time.process_time() - start < 5
+@given(data=predictions())
+def test_precision_and_recall_are_scikit_learns(data):
+  label, prob, _ = data
+  for c in range(prob.shape[1]):
+    positive, score = label == c, prob[:, c]
+    recall, precision = metrics.precision_recall(positive, score)
+    if not positive.any():
+      assert not recall.any() and not precision[1:].any()
+      assert np.isnan(metrics.average_precision(positive, score))
+      continue
+    want = reference.precision_recall_curve(positive, score)
+    np.testing.assert_allclose(precision, want[0][::-1], atol=1e-12)
+    np.testing.assert_allclose(recall, want[1][::-1], atol=1e-12)
+    np.testing.assert_allclose(
+      metrics.average_precision(positive, score),
+      reference.average_precision_score(positive, score),
+      atol=1e-12,
+    )
+
+
+def test_no_slides_have_no_scores():
+  scores = metrics.evaluate(np.zeros(0, int), np.zeros((0, 3)))
+  assert all(np.isnan(x) for x in scores.values())

@@ -10,59 +10,14 @@ from kmil_jax import encoder, port
 
 torch = pytest.importorskip('torch')
 
-
-class Bottleneck(torch.nn.Module):
-  def __init__(self, inputs: int, width: int, stride: int):
-    super().__init__()
-    nn, out = torch.nn, 4 * width
-    self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-    self.bn1 = nn.BatchNorm2d(width)
-    self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-    self.bn2 = nn.BatchNorm2d(width)
-    self.conv3 = nn.Conv2d(width, out, 1, bias=False)
-    self.bn3 = nn.BatchNorm2d(out)
-    self.downsample = None
-    if stride != 1 or inputs != out:
-      self.downsample = nn.Sequential(
-        nn.Conv2d(inputs, out, 1, stride, bias=False), nn.BatchNorm2d(out)
-      )
-
-  def forward(self, x):
-    y = self.bn1(self.conv1(x)).relu()
-    y = self.bn2(self.conv2(y)).relu()
-    y = self.bn3(self.conv3(y))
-    return (y + (x if self.downsample is None else self.downsample(x))).relu()
-
-
-class ResNet50(torch.nn.Module):
-  """The whole network by torchvision's names."""
-
-  def __init__(self):
-    super().__init__()
-    nn = torch.nn
-    self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-    self.bn1 = nn.BatchNorm2d(64)
-    inputs = 64
-    for stage, blocks in enumerate((3, 4, 6, 3)):
-      width, layers = 64 * 2**stage, []
-      for block in range(blocks):
-        stride = 2 if stage and not block else 1
-        layers.append(Bottleneck(inputs, width, stride))
-        inputs = 4 * width
-      setattr(self, f'layer{stage + 1}', nn.Sequential(*layers))
-    self.fc = nn.Linear(inputs, 1000)
-
-  def trunk(self, x):
-    x = self.bn1(self.conv1(x)).relu()
-    x = torch.nn.functional.max_pool2d(x, 3, 2, padding=1)
-    return self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+resnet = pytest.importorskip('experiments.torch_baselines.resnet')
 
 
 @pytest.fixture(scope='module')
 def network():
   """A network in which every weight and statistic is its own random number."""
   torch.manual_seed(0)
-  network = ResNet50().eval()
+  network = resnet.ResNet50().eval()
   with torch.no_grad():
     for name, value in network.state_dict().items():
       if name.endswith('running_var'):
@@ -85,7 +40,7 @@ def test_ported_weights_give_torchs_features(network, state, tmp_path):
   tiles = np.random.default_rng(1).normal(size=(3, 96, 96, 3))
   tiles = tiles.astype(np.float32)
   with torch.no_grad():
-    want = network.trunk(torch.from_numpy(tiles.transpose(0, 3, 1, 2))).numpy()
+    want = network(torch.from_numpy(tiles.transpose(0, 3, 1, 2))).numpy()
   assert want.std() > 0.1
   variables = port.resnet50_trunk(port.load_state_dict(path))
   got = encoder.pmap_encode(variables, precision='float32')(tiles)
@@ -175,3 +130,11 @@ def test_pth_without_torch_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(port.PortError, match='takes torch'):
     port.load_state_dict(tmp_path / 'w.pth')
+
+
+def test_several_state_dicts_are_joined(tmp_path):
+  weight = torch.ones(2, 3)
+  torch.save({'head': {'fc.weight': weight}}, tmp_path / 'parts.pth')
+  ((name, value),) = port.load_state_dict(tmp_path / 'parts.pth').items()
+  assert name == 'head.fc.weight'
+  np.testing.assert_array_equal(value, weight)

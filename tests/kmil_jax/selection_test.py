@@ -67,7 +67,9 @@ def histories(draw, epochs=70):
   shape = (draw(st.integers(1, epochs)), runs)
   levels = draw(st.sampled_from([2, 5, 30, 1000]))
   metric = lambda: rng.integers(0, levels + 1, shape) / levels
-  return Validation(f1_macro=metric(), accuracy=metric(), loss=metric())
+  return Validation(
+    f1_macro=metric(), accuracy=metric(), auroc=metric(), loss=metric()
+  )
 
 
 @given(
@@ -99,7 +101,10 @@ def test_the_first_stage_is_the_released_rule(val, rate, patience):
 def test_rates_fall_thrice_and_the_run_stops_by_hand():
   shape = (30, 1)
   val = Validation(
-    f1_macro=np.zeros(shape), accuracy=np.zeros(shape), loss=np.ones(shape)
+    f1_macro=np.zeros(shape),
+    accuracy=np.zeros(shape),
+    auroc=np.zeros(shape),
+    loss=np.ones(shape),
   )
   val.accuracy[0] = 1
   val.accuracy[9] = 1  # A tie: kept, and the count starts again.
@@ -119,6 +124,7 @@ def test_a_rate_below_the_floor_stays():
   val = Validation(
     f1_macro=np.zeros(shape),
     accuracy=-np.arange(9.0)[:, None],
+    auroc=np.zeros(shape),
     loss=np.ones(shape),
   )
   assert follow(recipe, val)[-1][0].learning_rate[0] == 5e-5
@@ -160,7 +166,10 @@ def test_runs_do_not_see_each_other(val):
 def test_cosine_sets_the_next_epochs_rate():
   shape = (100, 2)
   val = Validation(
-    f1_macro=np.zeros(shape), accuracy=np.zeros(shape), loss=np.zeros(shape)
+    f1_macro=np.zeros(shape),
+    accuracy=np.zeros(shape),
+    auroc=np.zeros(shape),
+    loss=np.zeros(shape),
   )
   assert (selection.start(2, MODEL).learning_rate == 2e-4).all()
   for epoch, (chosen, _) in enumerate(follow(MODEL, val)):
@@ -176,8 +185,48 @@ def test_the_last_epoch_is_kept_whatever_validation_says():
     val = Validation(
       f1_macro=np.full(2, value),
       accuracy=np.full(2, value),
+      auroc=np.full(2, value),
       loss=np.full(2, 1 - value),
     )
     chosen, improved = selection.update(chosen, recipe, epoch, val)
     assert improved.all()
   np.testing.assert_array_equal(chosen.epoch, 2)
+
+
+@pytest.mark.parametrize(
+  'select,kept',
+  [('loss', 1), ('auroc_accuracy', 2), ('late_auroc', 8), ('last', 9)],
+)
+def test_each_rule_keeps_its_own_epoch_by_hand(select, kept):
+  recipe = Recipe(select=select, epochs=10, schedule='constant')
+  column = lambda *values: np.array(values)[:, None]
+  val = Validation(
+    f1_macro=np.zeros((10, 1)),
+    # Twice the lowest loss: the first of the two stays.
+    loss=column(3, 1, 1, 2, 2, 2, 2, 2, 2, 2),
+    accuracy=column(0, 0.1, 0.9, 0.9, 0, 0, 0, 0, 0, 0),
+    # The best of all is too early for the late rule, which takes epoch 8.
+    auroc=column(0.6, 0.7, 0.8, 0.8, 0.9, 0.9, 0.9, 1.0, 0.5, 0.5),
+  )
+  trace = follow(recipe, val)
+  assert trace[-1][0].epoch[0] == kept
+  assert np.flatnonzero([improved[0] for _, improved in trace])[-1] == kept
+  assert {chosen.learning_rate[0] for chosen, _ in trace} == {2e-4}
+
+
+def test_a_step_divides_the_rate_by_five_at_half():
+  recipe = Recipe(schedule='step', epochs=10, learning_rate=1e-4)
+  zeros = np.zeros((10, 1))
+  val = Validation(f1_macro=zeros, accuracy=zeros, auroc=zeros, loss=zeros)
+  rates = [chosen.learning_rate[0] for chosen, _ in follow(recipe, val)]
+  # Those of epochs 1 to 10; torch's MultiStepLR falls at milestone 5.
+  np.testing.assert_allclose(rates, [1e-4] * 4 + [2e-5] * 6)
+
+
+@pytest.mark.parametrize('field', ['select', 'schedule'])
+def test_an_unknown_rule_is_refused(field):
+  recipe = dataclasses.replace(Recipe(), **{field: 'best'})
+  zeros = np.zeros(1)
+  val = Validation(f1_macro=zeros, accuracy=zeros, auroc=zeros, loss=zeros)
+  with pytest.raises(ValueError, match="'best': there are"):
+    selection.update(selection.start(1, recipe), recipe, 0, val)

@@ -1,123 +1,257 @@
-"""ABMIL and DSMIL against torch modules written for this comparison."""
+"""Models, losses and steps against torch, weights ported both ways."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from kmil_jax import losses, optim
-from kmil_jax.models.abmil import ABMIL
+from kmil_jax import optim, port_mil
+from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.dsmil import DSMIL
+from kmil_jax.models.dtfd import pseudo_bags
+from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
-WIDTH, CLASSES, N = 32, 4, 11
+abmil, dsmil, dtfd, torch_kmil = (
+  pytest.importorskip(f'experiments.torch_baselines.{name}')
+  for name in ('abmil', 'dsmil', 'dtfd', 'kmil')
+)
+
+WIDTH, CLASSES, N, LABEL = 32, 4, 11, 2
+RECIPE = Recipe(learning_rate=2e-4, weight_decay=1e-5)
+MASK = np.ones(N, bool)
 
 
-class TorchABMIL(torch.nn.Module):
-  def __init__(self):
-    super().__init__()
-    self.value = torch.nn.Linear(WIDTH, 256)
-    self.gate = torch.nn.Linear(WIDTH, 256)
-    self.score = torch.nn.Linear(256, 1)
-    self.classifier = torch.nn.Linear(WIDTH, CLASSES)
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A model of `SPECS` and its twin."""
 
-  def forward(self, x):
-    hidden = torch.tanh(self.value(x)) * torch.sigmoid(self.gate(x))
-    attention = torch.softmax(self.score(hidden), 0)
-    return self.classifier((attention * x).sum(0)), attention
+  name: str
+  make: type
+  twin: tuple = ()  # options of `make`
+  options: tuple = ()  # and of the model
 
-  def loss(self, x, label):
-    logits, _ = self(x)
-    return torch.nn.functional.cross_entropy(logits[None], label[None])
+  def __str__(self):
+    return '-'.join([self.name, *(str(value) for _, value in self.options)])
 
 
-class TorchDSMIL(torch.nn.Module):
-  def __init__(self):
-    super().__init__()
-    self.instance = torch.nn.Linear(WIDTH, CLASSES)
-    self.query_1 = torch.nn.Linear(WIDTH, 128)
-    self.query_2 = torch.nn.Linear(128, 128)
-    self.fuse = torch.nn.Conv1d(CLASSES, CLASSES, WIDTH)
-
-  def streams(self, x):
-    query = lambda h: torch.tanh(self.query_2(torch.relu(self.query_1(h))))
-    c = self.instance(x)
-    critical = x[c.argmax(0)]
-    scores = query(x) @ query(critical).T / 128**0.5
-    attention = torch.softmax(scores, 0)
-    return c, attention, self.fuse((attention.T @ x)[None])[0, :, 0]
-
-  def forward(self, x):
-    _, attention, logits = self.streams(x)
-    return logits, attention
-
-  def loss(self, x, label):
-    c, _, logits = self.streams(x)
-    ce = torch.nn.functional.cross_entropy
-    bag = ce(logits[None], label[None])
-    highest = ce(c.max(0)[0][None], label[None])
-    return 0.5 * bag + 0.5 * highest
-
-
-def ported(module):
-  """torch parameters as Flax ones: the same layout, Conv1d as a dense map."""
-  params = {}
-  for name, tensor in module.state_dict().items():
-    layer, kind = name.split('.')
-    array = tensor.detach().numpy().copy()
-    if kind == 'weight':  # Linear [out, in]; Conv1d [out, in, D].
-      array = array.reshape(len(array), -1)
-    params.setdefault(layer, {})[kind] = jnp.asarray(array)
-  return params
-
-
-CASES = [
-  (TorchABMIL, ABMIL(CLASSES, dropout=0.0), losses.cross_entropy),
-  (TorchDSMIL, DSMIL(CLASSES), losses.dual_stream),
+BAGS = [
+  Case('abmil', abmil.ABMIL),
+  Case('abmil_plain', abmil.ABMILPlain),
+  Case('abmil_ilse', abmil.ABMILIlse),
+  Case('abmil_ilse_plain', abmil.ABMILIlsePlain),
+  Case('dsmil', dsmil.DSMIL),
+  Case('dsmil_value', dsmil.DSMIL, (('value', True),)),
 ]
+PSEUDO_BAGS = [
+  Case(name, dtfd.DTFD, (*options, ('gated', name == 'dtfd_gated')), options)
+  for name, distill, score in [
+    ('dtfd', 'afs', 'last'),
+    ('dtfd', 'mas', 'last'),
+    ('dtfd', 'maxs', 'last'),
+    ('dtfd', 'maxs', 'predicted'),
+    ('dtfd', 'maxmins', 'last'),
+    ('dtfd', 'maxmins', 'predicted'),
+    ('dtfd_gated', 'afs', 'last'),
+    ('dtfd_gated', 'maxmins', 'last'),
+  ]
+  for options in [
+    (('distill', distill), ('score', score), ('total_instances', 8))
+  ]
+]
+every_case = pytest.mark.parametrize('case', BAGS + PSEUDO_BAGS, ids=str)
 
 
-@pytest.mark.parametrize('make,model,loss', CASES, ids=['abmil', 'dsmil'])
-def test_forward_loss_and_ten_steps_equal_torch(make, model, loss):
-  torch.manual_seed(0)
-  module = make()
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(N, WIDTH)).astype(np.float32)
-  mask, label = np.ones(N, bool), 2
+def bag(scale=1.0):
+  x = np.random.default_rng(0).normal(size=(N, WIDTH))
+  return (scale * x).astype(np.float32)
 
-  params = ported(module)
-  init = model.init(jax.random.key(0), x, mask, train=False)['params']
-  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, init)
 
-  def loss_fn(params):
+@functools.cache
+def groups():
+  """The pseudo-bags that every evaluation of N instances draws."""
+  member, _ = pseudo_bags(jax.random.key(0), jnp.asarray(MASK), 4)
+  return torch.tensor(np.asarray(member).argmax(1))
+
+
+def twin(case):
+  """The torch model, and what it takes beside the bag."""
+  module = case.make(CLASSES, WIDTH, **dict(case.twin)).eval()
+  return module, {'groups': groups()} if case in PSEUDO_BAGS else {}
+
+
+def state_of(module):
+  return {name: v.numpy().copy() for name, v in module.state_dict().items()}
+
+
+@functools.cache
+def program(name, options, clip=None):
+  """The Flax model and one compiled step: loss, prediction, norms, state."""
+  spec = SPECS[name]
+  model = spec.make(num_classes=CLASSES, **dict(options))
+  tx = optim.make(dataclasses.replace(RECIPE, clip=clip))
+
+  def loss_fn(params, x, mask):
     prediction = model.apply({'params': params}, x, mask, train=False)
-    return loss(prediction, mask, jnp.int32(label)), prediction
+    return spec.loss(prediction, mask, jnp.int32(LABEL)), prediction
 
-  logits, attention = module(torch.tensor(x))
-  _, got = loss_fn(params)
-  np.testing.assert_allclose(got.logits, logits.detach(), atol=1e-5)
-  np.testing.assert_allclose(got.attention, attention.detach(), atol=1e-5)
+  @jax.jit
+  def step(params, opt_state, x, mask):
+    (loss, prediction), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, x, mask
+    )
+    updates, opt_state = tx.update(
+      grads, opt_state, params, learning_rate=RECIPE.learning_rate
+    )
+    norms = [optax.tree.norm(module) for module in grads.values()]
+    params = optax.apply_updates(params, updates)
+    return loss, prediction, norms, params, opt_state
 
-  torch_adam = torch.optim.Adam(module.parameters(), lr=2e-4, weight_decay=1e-5)
-  tx = optim.adam(1e-5)
-  opt_state = tx.init(params)
-  for _ in range(10):
-    torch_adam.zero_grad()
-    want = module.loss(torch.tensor(x), torch.tensor(label))
-    want.backward()
-    torch_adam.step()
-    (value, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    np.testing.assert_allclose(value, want.item(), atol=1e-5)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    params = jax.tree.map(lambda p, u: p - 2e-4 * u, params, updates)
-  # The attention bias has no true gradient (a softmax ignores it): Adam turns
-  # its rounding errors into steps, in both frameworks.
-  theirs = ported(module)
-  for tree in (params, theirs):
-    tree.get('score', {}).pop('bias', None)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, theirs
+  return model, tx, step
+
+
+def adam(parameters):
+  return torch.optim.Adam(
+    parameters, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay
   )
+
+
+def close(got, want):
+  np.testing.assert_allclose(got, want.detach(), atol=1e-5)
+
+
+def assert_close_weights(name, params, module):
+  """Compares all weights but those whose gradient is nothing but rounding.
+
+  A softmax ignores its scores' bias: Adam makes steps of its rounding errors,
+  in both frameworks.
+  """
+  theirs = state_of(module)
+  biases = {'path_attn_head.attention_c.bias', 'attention.2.bias',
+            'attention_w.bias', 'attention.attention.2.bias',
+            'attention.attention_weights.bias',
+            'att_classifier.attention.attention_weights.bias'}  # fmt: skip
+  ours = port_mil.bag_state_dict(name, jax.device_get(params))
+  assert set(ours) == set(theirs)
+  for entry in set(ours) - biases:
+    np.testing.assert_allclose(
+      ours[entry], theirs[entry], atol=1e-5, err_msg=entry
+    )
+
+
+@every_case
+def test_forward_loss_and_ten_steps_equal_torch(case):
+  torch.manual_seed(0)
+  module, extra = twin(case)
+  x, label = torch.tensor(bag()), torch.tensor(LABEL)
+  params = port_mil.bag_params(case.name, state_of(module))
+  _, tx, step = program(case.name, case.options)
+  opt_state, theirs = tx.init(params), adam(module.parameters())
+  for number in range(10):
+    logits, attention = module(x, **extra)
+    want = module.loss(x, label, **extra)
+    theirs.zero_grad()
+    want.backward()
+    theirs.step()
+    loss, got, _, params, opt_state = step(params, opt_state, bag(), MASK)
+    close(got.logits, logits)
+    close(got.attention, attention)
+    close(loss, want)
+    if number in (0, 9):
+      assert_close_weights(case.name, params, module)
+
+
+@every_case
+def test_weights_of_flax_give_the_same_in_torch(case):
+  model, tx, step = program(case.name, case.options)
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), bag(), MASK)['params']
+  rng = np.random.default_rng(3)
+  params = jax.tree.map(
+    lambda leaf: rng.uniform(-0.2, 0.2, leaf.shape).astype(np.float32), shapes
+  )
+  loss, got, *_ = step(params, tx.init(params), bag(), MASK)
+  module, extra = twin(case)
+  state = port_mil.bag_state_dict(case.name, params)
+  module.load_state_dict(
+    {name: torch.tensor(value) for name, value in state.items()}
+  )
+  x = torch.tensor(bag())
+  logits, attention = module(x, **extra)
+  close(got.logits, logits)
+  close(got.attention, attention)
+  close(loss, module.loss(x, torch.tensor(LABEL), **extra))
+
+
+def test_kmil_keeps_and_classifies_as_torch_does():
+  torch.manual_seed(0)
+  module = torch_kmil.KMIL(CLASSES, WIDTH).eval()
+  chooser = port_mil.bag_params('abmil', state_of(module.chooser))
+  params = port_mil.bag_params('kmil', state_of(module.classifier))
+  x, label = torch.tensor(bag()), torch.tensor(LABEL)
+
+  chosen = (
+    SPECS['abmil']
+    .make(num_classes=CLASSES)
+    .apply({'params': chooser}, bag(), MASK, train=False)
+  )
+  scores = kmil.instance_scores(chosen.instance_logits, 'var')
+  keep = kmil.key_instances(scores, MASK, 100, 'lowest')
+  rows = module.key_instances(x)
+  np.testing.assert_array_equal(np.flatnonzero(keep), rows)
+  assert len(rows) == 9
+
+  _, tx, step = program('dsmil', ())  # KMIL's second model.
+  opt_state, theirs = tx.init(params), adam(module.classifier.parameters())
+  for _ in range(10):
+    logits, attention = module(x)
+    want = module.loss(x, label)
+    theirs.zero_grad()
+    want.backward()
+    theirs.step()
+    loss, got, _, params, opt_state = step(params, opt_state, bag(), keep)
+    close(got.logits, logits)
+    close(got.attention, attention)
+    close(loss, want)
+  assert_close_weights('kmil', params, module.classifier)
+  assert all(p.grad is None for p in module.chooser.parameters())
+
+
+@pytest.mark.parametrize('scale', [0.3, 3.0], ids=['free', 'clipped'])
+def test_one_clipped_step_is_that_of_dtfds_two_optimisers(scale):
+  torch.manual_seed(1)
+  case = PSEUDO_BAGS[0]
+  module, extra = twin(case)
+  x, label = torch.tensor(bag(scale)), torch.tensor(LABEL)
+  params = port_mil.bag_params(case.name, state_of(module))
+  _, tx, step = program(case.name, case.options, clip=dtfd.CLIP)
+  opt_state = tx.init(params)
+  tiers = dtfd.optimizers(
+    module, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay
+  )
+  clipped = 0
+  for _ in range(10):
+    want = dtfd.step(module, tiers, x, label, **extra)
+    loss, _, norms, params, opt_state = step(params, opt_state, x.numpy(), MASK)
+    np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-5)
+    clipped += sum(norm > dtfd.CLIP for norm in norms)
+  assert (clipped > 0) == (scale > 1)
+  assert_close_weights(case.name, params, module)
+
+
+def test_dtfd_deals_nearly_equal_pseudo_bags():
+  module = dtfd.DTFD(CLASSES, WIDTH)
+  for n in (1, 3, 4, 11):
+    sizes = torch.bincount(module.deal(torch.zeros(n, 1)), minlength=4)
+    want = [len(part) for part in np.array_split(np.arange(n), 4)]
+    assert sizes.tolist() == want
+  logits, attention = module(torch.zeros(2, WIDTH))
+  assert logits.isfinite().all()
+  np.testing.assert_allclose(attention.sum().item(), 1, rtol=1e-6)
 
 
 def test_layers_start_as_torch_linear_does():

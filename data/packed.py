@@ -1,0 +1,183 @@
+"""Opens the features of a cohort: a folder of files or a packed dataset.
+
+Both kinds have the same operations, by slide id: `in`, `header`, `read`,
+`digest`.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import features as feature_files
+from data.features import FeatureError, FeatureFile, Header
+
+SPLIT = 'slides'  # The only split of a packed dataset.
+_MARK = 'dataset_info.json'  # Every TFDS dataset's folder holds it.
+_EDGE = 2**20  # Bytes at either end of a file that tell it from others.
+
+
+class Folder:
+  """A folder of feature files, <slide_id>.h5."""
+
+  def __init__(self, path: Path | str):
+    self.path = Path(path)
+
+  def __contains__(self, slide_id: str) -> bool:
+    return self.file(slide_id).exists()
+
+  def file(self, slide_id: str) -> Path:
+    """Returns where a slide's file is, or would be."""
+    return self.path / f'{slide_id}.h5'
+
+  def header(self, slide_id: str) -> Header:
+    """See `data.features.header`."""
+    return feature_files.header(self.file(slide_id))
+
+  def read(self, slide_id: str) -> FeatureFile:
+    """See `data.features.read`."""
+    return feature_files.read(self.file(slide_id))
+
+  def digest(self, slide_id: str) -> str:
+    """Returns a hash of the file's size, first and last megabyte."""
+    path = self.file(slide_id)
+    size = path.stat().st_size
+    content = hashlib.sha256(f'{size}'.encode())
+    with path.open('rb') as f:
+      content.update(f.read(_EDGE))
+      f.seek(max(size - _EDGE, 0))
+      content.update(f.read())
+    return content.hexdigest()
+
+
+class Packed:
+  """A dataset that `experiments.pack` wrote, read without TensorFlow.
+
+  Any slide is read on its own, from any thread. What a slide's file held is
+  given back: features as float32, `digest` as of the `Folder` it came from.
+  """
+
+  def __init__(self, path: Path | str):
+    """Opens a packed dataset, reading its index alone.
+
+    Args:
+      path: the folder with dataset_info.json.
+
+    Raises:
+      FeatureError: if this is another dataset, or not random access.
+    """
+    # It takes a third of a second: only where there is something packed.
+    import tensorflow_datasets as tfds
+
+    self.path = Path(path)
+    builder = tfds.builder_from_directory(self.path)
+    index = dict(builder.info.metadata or {})
+    if not {'slide_id', 'length', 'width', 'attributes', 'digest'} <= set(
+      index
+    ):
+      raise FeatureError(
+        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack'
+      )
+    if builder.info.file_format.value != 'array_record':
+      raise FeatureError(
+        f'{path}: packed as {builder.info.file_format.value}, which cannot be '
+        'read slide by slide; pack with --file_format=array_record'
+      )
+    self._source = builder.as_data_source(SPLIT)
+    self._row = {slide: i for i, slide in enumerate(index['slide_id'])}
+    self._index = index
+
+  def __contains__(self, slide_id: str) -> bool:
+    return slide_id in self._row
+
+  def header(self, slide_id: str) -> Header:
+    """Returns N, D and the attributes of a slide, reading no features.
+
+    Raises:
+      FeatureError: if the slide is not in the dataset.
+    """
+    row, index = self._find(slide_id), self._index
+    return Header(
+      index['length'][row], index['width'], index['attributes'][row]
+    )
+
+  def read(self, slide_id: str) -> FeatureFile:
+    """Returns the features of a slide as `data.features.read` does.
+
+    Raises:
+      FeatureError: if the slide is not in the dataset, or its record damaged.
+    """
+    row = self._find(slide_id)
+    try:
+      example = self._source[row]
+    except Exception as error:  # array_record has no class of its own.
+      raise FeatureError(
+        f'{self.path}: the record of {slide_id} cannot be read ({error}); copy '
+        'or pack the dataset again'
+      ) from error
+    coords = example['coords']
+    return FeatureFile(
+      self.path,
+      example['features'].astype(np.float32),
+      coords if len(coords) else None,
+      json.loads(example['attributes']),
+    )
+
+  def digest(self, slide_id: str) -> str:
+    """Returns the hash of the file that was packed; see `Folder.digest`."""
+    return self._index['digest'][self._find(slide_id)]
+
+  def _find(self, slide_id: str) -> int:
+    if slide_id not in self._row:
+      raise FeatureError(f'{self.path}: holds no slide {slide_id}')
+    return self._row[slide_id]
+
+
+def find(path: Path | str) -> Folder | Packed:
+  """Returns the features at `path`, packed or not.
+
+  Raises:
+    FeatureError: if there is a dataset that cannot be used.
+  """
+  return Packed(path) if (Path(path) / _MARK).exists() else Folder(path)
+
+
+def index(
+  slides: Sequence[str], headers: Sequence[Header], digests: Sequence[str]
+) -> dict[str, Any]:
+  """Returns what `Packed` wants to know of a dataset before it reads a bag."""
+  return {
+    'slide_id': list(slides),
+    'length': [int(h.length) for h in headers],
+    'width': int(headers[0].width),
+    'attributes': [
+      json.loads(to_json(slide, h.attributes))
+      for slide, h in zip(slides, headers, strict=True)
+    ],
+    'digest': list(digests),
+  }
+
+
+def to_json(owner: Path | str, attributes: dict[str, Any]) -> str:
+  """Returns attributes as JSON; arrays become lists, bytes text.
+
+  Raises:
+    FeatureError: if one has a type that JSON lacks, naming its owner.
+  """
+
+  def convert(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+      return value.tolist()
+    if isinstance(value, bytes):
+      with contextlib.suppress(UnicodeDecodeError):
+        return value.decode()
+    raise FeatureError(
+      f'{owner}: an attribute is {value!r}, {type(value).__name__}, which '
+      'cannot be packed; take it out of the file'
+    )
+
+  return json.dumps(attributes, default=convert)

@@ -1,0 +1,154 @@
+"""Packs a cohort's labels and feature files into a TFDS dataset."""
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import pathlib
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data import features as feature_files, manifest as manifests, packed
+from data.manifest import Manifest
+
+_KEYS = 2**128  # TFDS sorts by keys below this.
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class SlideBagsConfig(tfds.core.BuilderConfig):
+  """Which cohort to pack; `name` is the dataset's folder.
+
+  Attributes:
+    csv_path: labels, see `data.manifest.read`.
+    features_dir: holds <slide_id>.h5 of every slide in the table.
+  """
+
+  csv_path: str
+  features_dir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cohort:
+  """Labels and headers, joined; `dtype` holds every file's features exactly."""
+
+  table: Manifest
+  folder: packed.Folder
+  headers: list[feature_files.Header]
+  dtype: np.dtype
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """One example per slide, in the order of slide ids.
+
+  Pass a `SlideBagsConfig` to pack. A packed dataset is read from its folder and
+  needs neither this class nor the files: see `data.packed`,
+  `tfds.builder_from_directory`, and, if its file format is tfrecord,
+  `tfds.load`.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'First version.'}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    """See base class.
+
+    Raises:
+      data.features.FeatureError: naming every slide whose file is missing,
+        unreadable or of another width than the others.
+      data.manifest.ManifestError: if the table cannot be used.
+      ValueError: without a `SlideBagsConfig`.
+    """
+    cohort = self._cohort
+    table, headers = cohort.table, cohort.headers
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          'slide_id': tfds.features.Text(),
+          'case_id': tfds.features.Text(),
+          'label': tfds.features.ClassLabel(names=sorted(set(table.label))),
+          'features': tfds.features.Tensor(
+            shape=(None, headers[0].width),
+            dtype=cohort.dtype,
+            encoding=tfds.features.Encoding.BYTES,
+          ),
+          'coords': tfds.features.Tensor(
+            shape=(None, 2),
+            dtype=np.int32,
+            encoding=tfds.features.Encoding.BYTES,
+          ),
+          'attributes': tfds.features.Text(),
+        }
+      ),
+      metadata=tfds.core.MetadataDict(
+        packed.index(
+          table.slide.tolist(),
+          headers,
+          [cohort.folder.digest(s) for s in table.slide],
+        )
+      ),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator]:
+    """See base class; folds are drawn later, so there is one split."""
+    del dl_manager  # Nothing is downloaded.
+    return {packed.SPLIT: self._generate_examples()}
+
+  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    """See base class."""
+    cohort, table = self._cohort, self._cohort.table
+    for i, slide in enumerate(table.slide):
+      file = cohort.folder.read(slide)
+      coords = (
+        np.zeros((0, 2), np.int32) if file.coords is None else file.coords
+      )
+      # Above 1 GB TFDS sorts by ranges of keys, each in memory: keys that
+      # spread over all of them keep the order and the memory small.
+      yield (
+        i * _KEYS // len(table.slide),
+        {
+          'slide_id': slide,
+          'case_id': table.case[i],
+          'label': table.label[i],
+          'features': file.features.astype(cohort.dtype),
+          'coords': coords,
+          'attributes': packed.to_json(file.path, file.attributes),
+        },
+      )
+
+  @functools.cached_property
+  def _cohort(self) -> _Cohort:
+    config = self.builder_config
+    if not isinstance(config, SlideBagsConfig):
+      raise ValueError(
+        f'slide_bags: found the config {config!r}; pass a SlideBagsConfig to '
+        'pack a cohort, or read a packed one with tfds.builder_from_directory'
+      )
+    table = manifests.read(config.csv_path)
+    folder = packed.Folder(config.features_dir)
+    headers, dtypes, faults = [], [], []
+    for slide in table.slide:
+      try:
+        headers.append(folder.header(slide))
+        dtypes.append(_stored_type(folder.file(slide)))
+      except feature_files.FeatureError as e:
+        faults.append(str(e))
+    widths = [h.width for h in headers]
+    if len(set(widths)) > 1:
+      faults.append(
+        f'{config.features_dir}: features of {sorted(set(widths))} dimensions '
+        'are mixed; pack those of one encoder'
+      )
+    if faults:
+      raise feature_files.FeatureError('\n'.join(faults))
+    return _Cohort(table, folder, headers, np.result_type(*dtypes))
+
+
+def _stored_type(path: pathlib.Path) -> np.dtype:
+  """Returns the type of a sound feature file's features, as stored."""
+  with h5py.File(path, 'r', locking=False) as file:
+    return file['features' if 'features' in file else 'feats'].dtype

@@ -1,0 +1,128 @@
+"""Completes the runs of an experiment: trains what is left, keeps what came."""
+
+from collections.abc import Sequence
+import pathlib
+import re
+import shutil
+
+import numpy as np
+
+from data import splits as split_files
+from experiments import maps, predictions, saved_models, training
+from experiments.cohort import Cohort
+from experiments.feed import Feed
+from experiments.training import Run, Settings
+from kmil_jax import parallel
+
+
+def complete(
+  cohort: Cohort,
+  splits: Sequence[split_files.Split],
+  runs: Sequence[Run],
+  asked: Sequence[int],
+  settings: Settings,
+  folder: pathlib.Path,
+  *,
+  attention: bool,
+) -> None:
+  """Trains those of the runs asked for that are not done.
+
+  A run is done when its folder holds `predictions.csv`. A training that was
+  killed goes on with the runs it began with.
+
+  Args:
+    cohort: to train and test on.
+    splits: of all folds.
+    runs: all of the experiment.
+    asked: places in `runs`.
+    settings: of all runs, but for the choices, which are the runs' own.
+    folder: unfinished training is kept in its `state`.
+    attention: also stores what the models see in the test slides.
+  """
+  todo = _to_train(runs, asked, folder)
+  if not todo:
+    return
+  feed = Feed(cohort, settings.precision, settings.stream)
+  chosen = [runs[i] for i in todo]
+  state_dir = folder / 'state' / _name(todo)
+  trained = training.train_runs(feed, splits, chosen, settings, state_dir)
+  for r, run in enumerate(chosen):
+    # All processes: Orbax waits for each of them.
+    saved_models.save(run.folder, trained, r)
+    if parallel.is_first():
+      if attention:
+        test = splits[run.fold].test
+        maps.write(run.folder, feed, test, trained, r)
+      parts = {
+        part: of_part(cohort, rows, trained.prob[part][r])
+        for part, rows in (
+          ('val', splits[run.fold].val),
+          ('test', splits[run.fold].test),
+        )
+      }
+      # Last: a run with predictions is done.
+      path = run.folder / 'predictions.csv'
+      predictions.write(path, run.fold, parts, cohort.classes)
+  if parallel.is_first():
+    for name, places in _unfinished(folder).items():
+      if not _left(runs, places):
+        shutil.rmtree(folder / 'state' / name)
+    if not _unfinished(folder):
+      shutil.rmtree(folder / 'state', ignore_errors=True)
+
+
+def of_part(
+  cohort: Cohort, rows: np.ndarray, prob: np.ndarray
+) -> predictions.Predictions:
+  """Names the slides `rows`, bool [n], whose probabilities are `prob`."""
+  table = cohort.manifest
+  return predictions.Predictions(
+    case=table.case[rows],
+    slide=table.slide[rows],
+    label=cohort.label[rows],
+    prob=prob,
+  )
+
+
+def _to_train(
+  runs: Sequence[Run], asked: Sequence[int], folder: pathlib.Path
+) -> list[int]:
+  """Returns the runs that are not done, or those of a killed training."""
+  todo = _left(runs, asked)
+  if len(todo) < len(asked) and parallel.is_first():
+    print(f'done before: {len(asked) - len(todo)} of {len(asked)} runs')
+  for places in _unfinished(folder).values() if todo else []:
+    if set(todo) <= set(places) <= set(asked):
+      todo = places
+      break
+  # Writing may have begun: what process 0 saw counts.
+  chosen = parallel.agree(np.isin(asked, todo))
+  return [i for i, train in zip(asked, chosen, strict=True) if train]
+
+
+def _left(runs: Sequence[Run], places: Sequence[int]) -> list[int]:
+  return [
+    i for i in places if not (runs[i].folder / 'predictions.csv').exists()
+  ]
+
+
+def _unfinished(folder: pathlib.Path) -> dict[str, list[int]]:
+  """Returns the runs of every training that was killed, by its folder."""
+  found = {}
+  for path in sorted((folder / 'state').glob('runs_*')):
+    places = []
+    for first, last in re.findall(r'(\d+)(?:-(\d+))?', path.name):
+      places += range(int(first), int(last or first) + 1)
+    found[path.name] = places
+  return found
+
+
+def _name(places: Sequence[int]) -> str:
+  """Names a training by its runs: runs_0-9, or runs_0-2_5."""
+  spans: list[list[int]] = []
+  for i in places:
+    if spans and i == spans[-1][-1] + 1:
+      spans[-1][1:] = [i]
+    else:
+      spans.append([i])
+  return 'runs_' + '_'.join('-'.join(map(str, span)) for span in spans)

@@ -1,0 +1,194 @@
+"""Turns predictions into the numbers that a summary holds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.predictions import Predictions, mean, pool
+from kmil_jax import calibration, delong, intervals, metrics
+
+
+def number(value: float) -> float | None:
+  """A number as JSON has it: six decimals, None where it is undefined."""
+  return None if np.isnan(value) else round(float(value), 6)
+
+
+def of_folds(
+  whole: Predictions,
+  per_fold: Sequence[Predictions],
+  classes: Sequence[str],
+  whole_name: str,
+) -> dict:
+  """All metrics of a cohort, with patient-cluster bootstrap intervals.
+
+  Args:
+    whole: slides of all folds as one set.
+    per_fold: the sets that single folds evaluated.
+    classes: names, C.
+    whole_name: what the value of `whole` is called.
+
+  Returns:
+    `metrics`: of each its mean and std over the folds where it is defined, its
+    value on the whole, that value's 95 % interval, and the values of the folds;
+    `auroc_delong`: the interval of the AUROC in closed form; `per_class`; and
+    `confusion`, true classes in rows. Slides count, not patients; patients are
+    what the intervals resample. What is undefined is None.
+  """
+  values = metrics.evaluate(whole.label, whole.prob)
+  by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
+  overall, by_class = intervals.bootstrap(whole.label, whole.prob, whole.case)
+  table = {}
+  for name in metrics.NAMES:
+    each = np.array([scores[name] for scores in by_fold])
+    defined = each[np.isfinite(each)]
+    table[name] = {
+      'mean': number(defined.mean() if len(defined) else np.nan),
+      'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
+      whole_name: number(values[name]),
+      'ci_low': number(overall[name][0]),
+      'ci_high': number(overall[name][1]),
+      'per_fold': [number(v) for v in each],
+    }
+  aurocs, covariance = class_covariance(whole)
+  weight = summary_weight(len(classes))
+  closed = delong.interval(weight @ aurocs, weight @ covariance @ weight)
+  return {
+    'metrics': table,
+    'auroc_delong': _bounds(closed),
+    'per_class': _per_class(whole, by_class, aurocs, covariance, classes),
+    'confusion': metrics.confusion(
+      whole.label, whole.prob.argmax(1), len(classes)
+    ).tolist(),
+  }
+
+
+def class_covariance(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
+  """AUROC of each class against the rest [C] and covariance [C, C]."""
+  positive = p.label == np.arange(p.prob.shape[1])[:, None]
+  return delong.covariance(positive, p.prob.T, p.case)
+
+
+def summary_weight(num_classes: int) -> np.ndarray:
+  """What the summary AUROC takes of each class's, [C].
+
+  The same as `metrics.summary_auroc`, a mean of classes being a mean of their
+  components.
+  """
+  if num_classes == 2:
+    return np.array([0.0, 1.0])
+  return np.full(num_classes, 1 / num_classes)
+
+
+def temperatures(
+  folds: dict[int, dict[str, Predictions]],
+) -> dict[int, float]:
+  """Temperature of each fold's model, fitted on its validation part alone."""
+  return {
+    fold: calibration.temperature(parts['val'].label, parts['val'].prob)
+    for fold, parts in folds.items()
+  }
+
+
+def scaled(
+  folds: dict[int, dict[str, Predictions]], temperature: dict[int, float]
+) -> np.ndarray:
+  """Test probabilities of all folds at their temperatures, [N, C]."""
+  return np.concatenate(
+    [
+      calibration.scale(parts['test'].prob, temperature[fold])
+      for fold, parts in folds.items()
+    ]
+  )
+
+
+def of_calibration(
+  folds: dict[int, dict[str, Predictions]], temperature: dict[int, float]
+) -> dict:
+  """Calibration of the pooled test parts before and after temperatures."""
+  test = pool([parts['test'] for parts in folds.values()])
+  after = scaled(folds, temperature)
+  return {
+    **errors(test.label, test.prob),
+    'after_temperature': errors(test.label, after),
+    'temperature': [number(t) for t in temperature.values()],
+    'temperature_bounds': list(calibration.TEMPERATURES),
+    'at_bound': [f for f, t in temperature.items() if calibration.at_bound(t)],
+    'bins': _bins(test.label, test.prob),
+    'bins_after_temperature': _bins(test.label, after),
+  }
+
+
+def errors(label: np.ndarray, prob: np.ndarray) -> dict[str, float | None]:
+  """NLL, Brier score (summed over classes) and ECE."""
+  return {
+    'nll': number(calibration.nll(label, prob)),
+    'brier': number(calibration.brier(label, prob)),
+    'ece': number(calibration.ece(label, prob)),
+  }
+
+
+def summarise_external(
+  parts: dict[int, Predictions], classes: Sequence[str]
+) -> dict:
+  """What the models of all folds say of a cohort that none was trained on.
+
+  Args:
+    parts: the external slides as each fold's model sees them, by fold.
+    classes: names.
+
+  Returns:
+    What `of_folds` returns, `ensemble` being the mean probability over folds,
+    with the number of slides and cases, the folds, and the ensemble's
+    calibration.
+
+  Raises:
+    ResultsError: if the folds do not hold the same slides.
+  """
+  ensemble = mean(parts)
+  return {
+    'slides': len(ensemble),
+    'cases': len(set(ensemble.case)),
+    'folds': list(parts),
+    **of_folds(ensemble, list(parts.values()), classes, 'ensemble'),
+    'calibration': errors(ensemble.label, ensemble.prob),
+  }
+
+
+def _per_class(
+  whole: Predictions,
+  bounds: dict[str, np.ndarray],
+  aurocs: np.ndarray,
+  covariance: np.ndarray,
+  classes: Sequence[str],
+) -> dict:
+  values = metrics.evaluate_classes(whole.label, whole.prob)
+  table = {}
+  for c, name in enumerate(classes):
+    row = {key: number(values[key][c]) for key in metrics.CLASS_NAMES}
+    row['slides'] = int((whole.label == c).sum())
+    for key in metrics.CLASS_NAMES:
+      row[f'{key}_ci_low'], row[f'{key}_ci_high'] = map(
+        number, bounds[key][:, c]
+      )
+    row['auroc_delong'] = _bounds(delong.interval(aurocs[c], covariance[c, c]))
+    table[name] = row
+  return table
+
+
+def _bounds(pair: tuple[float, float]) -> dict[str, float | None]:
+  return {'low': number(pair[0]), 'high': number(pair[1])}
+
+
+def _bins(label: np.ndarray, prob: np.ndarray) -> list[dict]:
+  """The reliability of each bin, for whoever draws it anew."""
+  bins = calibration.reliability(label, prob)
+  return [
+    {
+      'from': number(bins.edges[i]),
+      'to': number(bins.edges[i + 1]),
+      'slides': int(bins.count[i]),
+      'confidence': number(bins.confidence[i]),
+      'accuracy': number(bins.accuracy[i]),
+    }
+    for i in range(len(bins.count))
+  ]

@@ -1,0 +1,127 @@
+"""Variances of AUROCs in closed form, of slides or of patients."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+_Z = stats.norm.ppf(0.975)
+# Below it, two AUROCs or a standard error differ from 0 by rounding alone.
+_ROUNDING = 1e-9
+
+
+class Difference(NamedTuple):
+  """Of two AUROCs, with its 95 % interval and test against 0."""
+
+  value: float
+  low: float
+  high: float
+  z: float
+  p: float
+
+
+def components(
+  positive: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """What each slide adds to an AUROC, in O(N log N).
+
+  Of a positive slide the share of negatives that it beats, of a negative the
+  share of positives that beat it, ties half: V10 and V01 of DeLong, DeLong and
+  Clarke-Pearson, Biometrics 1988. Counting among sorted scores gives what the
+  midranks of Sun and Xu, IEEE Signal Processing Letters 2014, give.
+
+  Args:
+    positive: bool [N].
+    score: [N].
+
+  Returns:
+    V10 [positives] and V01 [negatives]; the mean of either is the AUROC.
+    NaN where the other kind is missing.
+  """
+  high, low = score[positive], score[~positive]
+  return _share_below(low, high), _share_below(-high, -low)
+
+
+def covariance(
+  positive: np.ndarray,
+  score: np.ndarray,
+  case: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """AUROCs on the same slides and the covariance of their estimates.
+
+  Without `case`, DeLong et al. 1988: slides are taken for independent. Where
+  patients have several slides that is wrong, and mostly too narrow. With
+  `case`, components are summed within patients (Obuchowski, Biometrics 1997),
+  which is DeLong's again where every patient has one slide.
+
+  Args:
+    positive: bool [N], or [M, N]: classes against the rest have positives of
+      their own.
+    score: [M, N].
+    case: patient of each slide, [N].
+
+  Returns:
+    AUROCs [M], NaN where either kind is missing, and their covariance [M, M],
+    NaN also where fewer than two patients hold a kind.
+  """
+  positive = np.broadcast_to(positive, score.shape)
+  if case is None:
+    case = np.arange(score.shape[1])
+  names, patient = np.unique(case, return_inverse=True)
+  value = np.full(len(score), np.nan)
+  # Of positives and of negatives: sums by patient, and patients that hold some.
+  total = np.full((2, len(score), len(names)), np.nan)
+  holders = np.zeros((2, len(score)))
+  for m, (mine, scores) in enumerate(zip(positive, score, strict=True)):
+    if mine.all() or not mine.any():
+      continue
+    parts = components(mine, scores)
+    value[m] = parts[0].mean()
+    for kind, (rows, part) in enumerate(zip((mine, ~mine), parts, strict=True)):
+      share = (part - value[m]) / len(part)
+      total[kind, m] = np.bincount(patient[rows], share, len(names))
+      holders[kind, m] = len(np.unique(patient[rows]))
+  scaled = total * np.sqrt(_bessel(holders))[..., None]
+  same_kind = np.einsum('kmp,knp->mn', scaled, scaled)
+  other_kind = (total[0] @ total[1].T) * _bessel(np.array(len(names)))
+  return value, same_kind + other_kind + other_kind.T
+
+
+def interval(value: float, variance: float) -> tuple[float, float]:
+  """95 % interval of an AUROC, normal, cut to 0 and 1; NaN as its arguments."""
+  half = _Z * np.sqrt(np.maximum(variance, 0))
+  low, high = np.clip([value - half, value + half], 0, 1)
+  return float(low), float(high)
+
+
+def difference(value: float, variance: float) -> Difference:
+  """Interval and two-sided z test of a difference of AUROCs.
+
+  Two models of equal AUROC have p = 1, also where the variance is 0; z and p
+  of others without variance are NaN.
+  """
+  error = np.sqrt(np.maximum(variance, 0))
+  if abs(value) < _ROUNDING:
+    z = 0.0
+  else:
+    z = value / error if error > _ROUNDING else np.nan
+  low, high = value - _Z * error, value + _Z * error
+  p = 2 * stats.norm.sf(abs(z))
+  return Difference(*map(float, (value, low, high, z, p)))
+
+
+def _share_below(others: np.ndarray, mine: np.ndarray) -> np.ndarray:
+  """Share of `others` below each of `mine`, equal ones half."""
+  if not len(others):
+    return np.full(len(mine), np.nan)
+  others = np.sort(others)
+  count = np.searchsorted(others, mine) + np.searchsorted(others, mine, 'right')
+  return count / (2 * len(others))
+
+
+def _bessel(count: np.ndarray) -> np.ndarray:
+  """n / (n - 1), NaN below 2."""
+  return np.divide(
+    count, count - 1, out=np.full(count.shape, np.nan), where=count > 1
+  )

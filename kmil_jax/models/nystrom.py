@@ -1,0 +1,221 @@
+"""Self-attention through 256 landmarks on a padded sequence, exactly."""
+
+from typing import Any
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from kmil_jax.models.torch_dense import TorchDense, uniform
+
+WIDTH, HEADS, LANDMARKS = 512, 8, 256
+CLASS_ROW = 1  # Row 0 is the zero token.
+_TAPS, _BLOCK = 33, 64  # Of the values' convolution; rows done at a time.
+_ITERATIONS = 6
+
+
+@chex.dataclass(frozen=True)
+class Sequence:
+  """Where `count` tokens lie in T rows, and what the reference adds to them.
+
+  The reference puts zero rows before the tokens until 256 divides the length.
+  Their queries, keys and values are 0 and they differ in nothing, so row 0
+  stands for all of them and `weight` counts them. The tokens follow from row
+  `CLASS_ROW` on; the rows after them are padding of weight 0.
+  """
+
+  weight: chex.Array  # [T] float32
+  group: chex.Array  # [] int32, tokens to a landmark
+
+  @classmethod
+  def of(cls, count: jax.Array, rows: int) -> 'Sequence':
+    """Returns the layout of `count` [] tokens, at most `rows` - 1."""
+    group = -(-count // LANDMARKS)
+    row = jnp.arange(rows)
+    zeros = group * LANDMARKS - count
+    weight = jnp.where(row == 0, zeros, row <= count)
+    return cls(weight=weight.astype(jnp.float32), group=group)
+
+  @property
+  def real(self) -> jax.Array:
+    """True on the rows of tokens, [T]."""
+    return (jnp.arange(len(self.weight)) > 0) & (self.weight > 0)
+
+
+class NystromLayer(nn.Module):
+  """Pre-norm Nyström attention with a skip connection.
+
+    h + W (A1 Z A3 v + conv(v)),   Z the iterated pseudo-inverse of A2
+
+  with A1 = softmax(q k~'), A2 = softmax(q~ k~'), A3 = softmax(q~ k') and ~ the
+  mean over runs of consecutive tokens: Xiong et al., "Nyströmformer: a
+  Nyström-based algorithm for approximating self-attention", AAAI 2021,
+  eqs. 11, 13 and 15 (https://arxiv.org/abs/2102.03902), with 8 heads of 64, as
+  TransMIL uses it.
+
+  Sequences of at most 256 tokens are their own landmarks: A1 = A2 = A3 = A,
+  of which the zero tokens are equal rows and columns. In the orthonormal basis
+  of the tokens and sum(zero tokens) / sqrt(their number), A is
+  sqrt(w_i) A_ij sqrt(w_j) and vanishes on the complement, and so do the
+  iterates: T x T matrices give what the reference's 256 x 256 give.
+  """
+
+  dropout: float = 0.1
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(
+    self,
+    h: jax.Array,
+    sequence: Sequence,
+    parts: tuple[slice, ...],
+    *,
+    train: bool,
+  ) -> tuple[list[jax.Array], jax.Array]:
+    """Attends.
+
+    Args:
+      h: tokens [T, 512], laid out as `sequence` says; padding is arbitrary.
+      sequence: layout of the rows.
+      parts: rows to return; those of a part whose output is not used cost
+        nothing.
+      train: whether to drop outputs.
+
+    Returns:
+      The rows of every part, [T_part, 512], meaningless on row 0 and padding,
+      and the class token's row of A1 Z A3 [T], averaged over heads; its values
+      may be negative.
+    """
+    chex.assert_shape(h, (len(sequence.weight), WIDTH))
+    norm = nn.LayerNorm(1e-5, dtype=self.dtype, name='norm')
+    x = jnp.where(sequence.real[:, None], norm(h), 0)
+    query, key, value = _Projections(name='qkv')()
+    v = _heads(x, value)
+    if len(h) <= LANDMARKS + 1:
+      scores = _scores(_heads(x, query), _heads(x, key))
+      root = jnp.sqrt(sequence.weight)
+      inverse_root = jnp.where(root > 0, 1 / jnp.maximum(root, 1), 0)
+      core = _softmax(scores, sequence.weight) * root[:, None] * inverse_root
+      column_sums = root @ core * inverse_root
+      gather, read = core, lambda part: core[:, part]
+    else:
+      landmarks = _means(x, sequence)
+      q_mean, k_mean = _heads(landmarks, query), _heads(landmarks, key)
+      core = jax.nn.softmax(_scores(q_mean, k_mean))
+      column_sums = core.sum(1)
+      gather = _softmax(_scores(q_mean, _heads(x, key)), sequence.weight)
+      read = lambda part: jax.nn.softmax(
+        _scores(_heads(x[part], query), k_mean)
+      )
+    # The rows of A2 sum to 1.
+    solve = lambda y: _polynomials(core, column_sums.max(), y)
+    back = lambda y: jnp.swapaxes(core, 1, 2) @ y / column_sums.max()
+    mixed = back(solve(gather @ v.astype(jnp.float32)))  # [8, M, 64]
+
+    taps = self.param('residual', uniform(_TAPS), (HEADS, _TAPS))
+    out = TorchDense(WIDTH, self.dtype, name='out')
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    outputs = []
+    for part in parts:
+      y = read(part) @ mixed + _convolution(v, taps, part)
+      y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
+      outputs.append(h[part] + drop(y))
+
+    seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
+    seen = solve(core @ jnp.swapaxes(seen, 1, 2)) / column_sums.max()
+    return outputs, (jnp.swapaxes(seen, 1, 2) @ gather)[:, 0].mean(0)
+
+
+class _Projections(nn.Module):
+  """The weights of `torch.nn.Linear(512, 1536, bias=False)`, in thirds."""
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    weight = self.param('weight', uniform(WIDTH), (3 * WIDTH, WIDTH))
+    scale = jnp.array([(WIDTH // HEADS) ** -0.5, 1, 1])  # Of the queries.
+    return weight.reshape(3, WIDTH, WIDTH) * scale[:, None, None]
+
+
+def _heads(x: jax.Array, weight: jax.Array) -> jax.Array:
+  """Projects [M, 512] with [512, 512] to heads [8, M, 64]."""
+  y = x @ weight.T.astype(x.dtype)
+  return jnp.swapaxes(y.reshape(len(x), HEADS, -1), 0, 1)
+
+
+def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
+  """q k' of heads [8, M, 64] and [8, T, 64], float32 [8, M, T]."""
+  return jnp.einsum('hmd,htd->hmt', q, k, preferred_element_type=jnp.float32)
+
+
+def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
+  """What rows give to columns [..., T] that stand for `weight` [T] equals."""
+  scores += jnp.log(jnp.maximum(weight, 1))
+  return jax.nn.softmax(scores, where=weight > 0)
+
+
+def _means(x: jax.Array, sequence: Sequence) -> jax.Array:
+  """Means of `group` consecutive tokens, zero tokens first, [256, 512].
+
+  The queries and keys of these means are the means of queries and keys.
+  """
+  group, rows = sequence.group, len(x)
+  longest = -(-(rows - 1) // LANDMARKS)
+  place = jnp.arange(longest)
+  row = jnp.arange(LANDMARKS)[:, None] * group + place
+  row += CLASS_ROW - sequence.weight[0].astype(row.dtype)
+  row = jnp.where((place < group) & (row > 0), row, rows)
+  taken = jnp.take(x, row, axis=0, mode='fill', fill_value=0)
+  return taken.sum(1) / group.astype(x.dtype)
+
+
+def _polynomials(a: jax.Array, scale: jax.Array, y: jax.Array) -> jax.Array:
+  """The product p(X_5) ... p(X_0) y, p(X) = (13 - 15 X + 7 X^2 - X^3) / 4.
+
+  Xiong et al., eq. 13, iterates Z <- Z p(A Z) from Z_0 = A' / scale. All
+  X_k = A Z_k are polynomials of X_0 = A A' / scale and follow X <- X p(X), so
+  that Z_6 y = Z_0 p(X_5) ... p(X_0) y takes 14.5 products of the 24 of Z_6. In
+  float32 whatever the hardware prefers: small singular values grow a
+  thousandfold.
+
+  Args:
+    a: A2 of all heads, [H, M, M].
+    scale: the largest row sum times the largest column sum, over all heads.
+    y: [H, M, K].
+
+  Returns:
+    [H, M, K].
+  """
+  times = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+  x = times(a, jnp.swapaxes(a, 1, 2)) / scale
+  for _ in range(_ITERATIONS - 1):
+    square, xy = times(x, x), times(x, y)
+    y = (13 * y - 15 * xy + times(square, 7 * y - xy)) / 4
+    x = (13 * x - 15 * square + times(square, 7 * x - square)) / 4
+  xy = times(x, y)
+  return (13 * y - 15 * xy + times(x, times(x, 7 * y - xy))) / 4
+
+
+def _convolution(v: jax.Array, taps: jax.Array, part: slice) -> jax.Array:
+  """Filters values [8, T, 64] along the tokens with [8, 33], rows of `part`.
+
+  A product with a banded matrix for every 64 rows, which is what CPUs and
+  their gradients like best.
+  """
+  start, stop, _ = part.indices(v.shape[1])
+  blocks = -(-(stop - start) // _BLOCK)
+  reach = _TAPS - 1
+  v = jnp.pad(v, ((0, 0), (reach // 2, 2 * _BLOCK), (0, 0)))
+  heads = lambda start, rows: v[:, start : start + blocks * _BLOCK].reshape(
+    HEADS, blocks, _BLOCK, -1
+  )[:, :, :rows]
+  windows = jnp.concatenate(
+    [heads(start, _BLOCK), heads(start + _BLOCK, reach)], axis=2
+  )
+  # Each row of the band is the one above it, moved by one.
+  width = _BLOCK + reach
+  band = jnp.pad(taps, ((0, 0), (0, width + 1 - _TAPS))).astype(v.dtype)
+  band = jnp.tile(band, _BLOCK)[:, : _BLOCK * width]
+  band = band.reshape(HEADS, _BLOCK, width)
+  y = jnp.einsum('hij,hbjd->hbid', band, windows)
+  return y.reshape(HEADS, blocks * _BLOCK, -1)[:, : stop - start]

@@ -1,0 +1,192 @@
+"""TransMIL: a transformer over the instances, placed in a square."""
+
+from typing import Any
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kmil_jax.models.nystrom import CLASS_ROW, NystromLayer, Sequence, WIDTH
+from kmil_jax.models.torch_dense import TorchDense, uniform
+from kmil_jax.types import Prediction
+
+_SIZE = 7  # Of the largest convolution.
+# Steps to the rows and columns that a 7 x 7 convolution sees, [49, 2].
+_STEPS = np.indices((_SIZE, _SIZE)).reshape(2, -1).T - _SIZE // 2
+
+
+class TransMIL(nn.Module):
+  """Transformer-based correlated MIL.
+
+    H = relu(W x), its first tokens again until their number is s^2,
+    logits = W LN(layer_2(PPEG(layer_1([class token; H])))[class token]) + b
+
+  Shao et al., "TransMIL: transformer based correlated multiple instance
+  learning for whole slide image classification", NeurIPS 2021
+  (https://arxiv.org/abs/2106.00908), Algorithms 1 and 2, with s = ceil(sqrt n):
+  2,673,685 parameters at D = 1024 and C = 5. The square is filled in the order
+  of the instances, so this order matters, and the real ones come first.
+
+  Call with one bag: features [N, D] and mask [N]. `attention` is the class
+  token's row of the last layer's attention, averaged over heads, repeated
+  tokens added to their instance. Its Nyström approximation is no softmax:
+  negative values are clipped and the others divided by their sum (all alike if
+  none is positive). `instance_logits` are the bag classifier applied to the
+  token of each instance; nothing trains them.
+  """
+
+  num_classes: int
+  dropout: float = 0.1
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, mask: jax.Array, *, train: bool
+  ) -> Prediction:
+    chex.assert_rank([x, mask], [2, 1])
+    size = len(mask)
+    longest = _side(size)
+    count = mask.sum()
+    # The side of the square, by comparison: no root to be rounded.
+    side = (jnp.arange(longest) ** 2 < count).sum()
+    start = CLASS_ROW + 1
+    rows = start + longest**2
+    sequence = Sequence.of(side**2 + 1, rows)
+
+    embedding = nn.relu(TorchDense(WIDTH, self.dtype, name='embed')(x))
+    token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
+    # s^2 - n <= 2 s - 2 tokens are repeated, and never more than there are.
+    repeats = min(size, 2 * longest - 2)
+    h = jnp.pad(embedding, ((start, repeats), (0, 0)))
+    h = h.at[CLASS_ROW].set(token.astype(h.dtype))
+    h = jax.lax.dynamic_update_slice(h, embedding[:repeats], (start + count, 0))
+    h = h[:rows]
+
+    layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
+    (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
+    tokens = jnp.where(sequence.real[start:, None], h[start:], 0)
+    h = jnp.concatenate([h[:start], PPEG(name='ppeg')(tokens, side)])
+    parts = (slice(CLASS_ROW, start), slice(start, start + size))
+    (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
+
+    norm = nn.LayerNorm(1e-5, name='norm')
+    classifier = TorchDense(self.num_classes, name='classifier')
+    classify = lambda h: classifier(norm(h.astype(jnp.float32)))
+    return Prediction(
+      logits=classify(bag)[0],
+      attention=_on_instances(seen[start:], mask, side, repeats)[:, None],
+      instance_logits=classify(instances),
+    )
+
+
+class PPEG(nn.Module):
+  """Adds depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions of the square.
+
+  Shao et al., NeurIPS 2021, Algorithm 2. Call with tokens [T, 512], zero from
+  side^2 on, and the side [] of their square; what it returns from there on is
+  meaningless. The three kernels and the identity are one 7 x 7 kernel.
+  """
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, side: jax.Array) -> jax.Array:
+    kernel = jnp.zeros((WIDTH, _SIZE, _SIZE))
+    kernel = kernel.at[:, _SIZE // 2, _SIZE // 2].set(1)
+    bias = 0
+    for size in (7, 5, 3):
+      conv = _Depthwise(size, name=f'conv{size}')()
+      margin = (_SIZE - size) // 2
+      kernel += jnp.pad(conv[0], ((0, 0), (margin, margin), (margin, margin)))
+      bias += conv[1]
+    kernel = kernel.reshape(WIDTH, -1).T
+    y = _convolve(tokens.astype(jnp.float32), kernel, side) + bias
+    return y.astype(tokens.dtype)
+
+
+class _Depthwise(nn.Module):
+  """The parameters of `torch.nn.Conv2d(512, 512, size, groups=512)`."""
+
+  size: int
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    init = uniform(self.size**2)
+    kernel = self.param('kernel', init, (WIDTH, self.size, self.size))
+    return kernel, self.param('bias', init, (WIDTH,))
+
+
+@jax.custom_vjp
+def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
+  """Filters a square, row after row in x [T, W], with a kernel [49, W].
+
+  A step in the square is a step of its rows times `side` plus its columns
+  along x, which leaves the square where the column does: a slice and a mask
+  for each of the 49. Its gradients are sums of the same slices, which autodiff
+  would scatter.
+  """
+
+  def step(y, tap):
+    step, weight = tap
+    return y + weight * moved(step), None
+
+  moved = _mover(x, side)
+  return jax.lax.scan(step, jnp.zeros_like(x), (_STEPS, kernel))[0]
+
+
+def _convolve_fwd(x, kernel, side):
+  return _convolve(x, kernel, side), (x, kernel, side)
+
+
+def _convolve_bwd(saved, grad):
+  x, kernel, side = saved
+  # What lies outside the square has no gradient.
+  grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
+  moved = _mover(x, side)
+  weights = jax.lax.map(lambda step: _sum_rows(grad * moved(step)), _STEPS)
+  return _convolve(grad, kernel[::-1], side), weights, None
+
+
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+
+
+def _mover(x, side):
+  """Returns the function from a step [2] to x [T, W] as seen from there."""
+  margin = (_SIZE // 2) * (_side(len(x)) + 1)
+  padded = jnp.pad(x, ((margin, margin), (0, 0)))
+  column = jnp.arange(len(x)) % side
+
+  def moved(step):
+    start = margin + step[0] * side + step[1]
+    inside = (column + step[1] >= 0) & (column + step[1] < side)
+    seen = jax.lax.dynamic_slice_in_dim(padded, start, len(x))
+    return jnp.where(inside[:, None], seen, 0)
+
+  return moved
+
+
+def _sum_rows(x, fold=16):
+  """Sums [T, W] over T by adding slices: in loops XLA sums columns slowly."""
+  while len(x) > 1:
+    x = jnp.pad(x, ((0, -len(x) % fold), (0, 0)))
+    x = sum(x.reshape(fold, -1, x.shape[1]))
+  return x[0]
+
+
+def _side(count: int) -> int:
+  """Returns the side of the smallest square of at least `count` places."""
+  return int(np.ceil(np.sqrt(count)))
+
+
+def _on_instances(seen, mask, side, repeats):
+  """The attention to tokens [T] as attention to instances [N]."""
+  size, count = len(mask), mask.sum()
+  first = jnp.where(mask, seen[:size], 0)
+  again = jax.lax.dynamic_slice_in_dim(
+    jnp.pad(seen, (0, size + repeats)), count, repeats
+  )
+  again = jnp.where(jnp.arange(repeats) < side**2 - count, again, 0)
+  weight = jnp.maximum(first.at[:repeats].add(again), 0)
+  total = weight.sum()
+  uniform = mask / jnp.maximum(count, 1)
+  return jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), uniform)

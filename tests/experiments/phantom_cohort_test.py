@@ -1,0 +1,75 @@
+"""The external phantom is encoded by the main cohort's encoder, untouched."""
+
+import numpy as np
+import pytest
+
+from data import features, manifest
+from data.phantom import cohort
+from experiments import cohort_tiles, phantom_cohort, weights
+
+
+@pytest.fixture
+def two_slides(monkeypatch):
+  """Cohorts of their first two slides; counts slides that calibrate."""
+  all_specs = cohort.specs
+  monkeypatch.setattr(
+    cohort, 'specs', lambda *args: dict(list(all_specs(*args).items())[:2])
+  )
+  small = {'tile_size': 32, 'mpp': 4.0}  # As many tiles, a 16th of the pixels.
+  monkeypatch.setattr(phantom_cohort, '_PHANTOM_TILES', small)
+  calibrated = []
+  tiles = cohort_tiles.calibration_tiles
+
+  def note(paths, spec):
+    calibrated.extend(paths)
+    return tiles(paths, spec)
+
+  monkeypatch.setattr(cohort_tiles, 'calibration_tiles', note)
+  return calibrated
+
+
+def headers(root, features_dir):
+  slides = manifest.read(root / 'labels.csv').slide
+  return {s: features.header(features_dir / f'{s}.h5') for s in slides}
+
+
+def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
+  external, features_dir = phantom_cohort.make_external(str(tmp_path))
+  # Asked for first, it made the main cohort, which alone calibrated.
+  main, main_dir = phantom_cohort.make(str(tmp_path))
+  assert external != main
+  assert two_slides == sorted((main / 'slides').iterdir())
+  assert (main_dir / weights.RANDOM_FILE).exists()
+  assert not (features_dir / weights.RANDOM_FILE).exists()
+  found, mine = headers(external, features_dir), headers(main, main_dir)
+  assert len(found) == len(mine) == 2
+  assert all(name.startswith('ext_') for name in found)
+  names = {h.attributes['encoder'] for h in (*found.values(), *mine.values())}
+  assert len(names) == 1
+  for header in found.values():
+    assert header.attributes['level0_mpp'] == pytest.approx(0.46)
+    assert header.attributes['mpp'] == 4.0
+  one, other = (
+    features.read(folder / f'{next(iter(slides))}.h5').features.mean(0)
+    for folder, slides in ((features_dir, found), (main_dir, mine))
+  )
+  assert np.corrcoef(one, other)[0, 1] < 0.999
+
+  # Finished slides stay; a missing one is encoded as it was.
+  slide = next(iter(found))
+  before = features.read(features_dir / f'{slide}.h5').features
+  kept = features_dir / f'{list(found)[1]}.h5'
+  touched = kept.stat().st_mtime_ns
+  (features_dir / f'{slide}.h5').unlink()
+  phantom_cohort.make_external(str(tmp_path))
+  again = features.read(features_dir / f'{slide}.h5').features
+  np.testing.assert_allclose(again, before, rtol=1e-4, atol=1e-5)
+  assert kept.stat().st_mtime_ns == touched
+
+  # Without the main encoder none is made up.
+  (main_dir / weights.RANDOM_FILE).unlink()
+  phantom_cohort.make_external(str(tmp_path))  # Nothing is left to encode.
+  (features_dir / f'{slide}.h5').unlink()
+  with pytest.raises(RuntimeError, match=r'encoder\.safetensors.* is gone'):
+    phantom_cohort.make_external(str(tmp_path))
+  assert not (features_dir / f'{slide}.h5').exists()

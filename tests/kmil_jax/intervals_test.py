@@ -1,0 +1,202 @@
+"""Intervals against a literal loop, and their coverage of a known truth."""
+
+import time
+
+from hypothesis import given, strategies as st
+import numpy as np
+import pytest
+from reference_scores import reference_scores
+from scipy import stats
+
+from kmil_jax import intervals, metrics
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_bootstrap_is_a_literal_resampling_of_patients(classes):
+  rng = np.random.default_rng(classes)
+  n, resamples = 24, 150
+  patient = rng.permutation(np.arange(n) % 9)
+  label = patient % classes  # Some resamples lack a class.
+  prob = np.round(rng.dirichlet(np.ones(classes), n), 1)
+  case = np.array([f'p{i}' for i in patient])
+  got, by_class = intervals.bootstrap(
+    label, prob, case, resamples=resamples, seed=5
+  )
+
+  names = sorted(set(case))
+  draws = np.random.default_rng(5).integers(0, len(names), (resamples, 9))
+  scores, class_scores = [], []
+  for draw in draws:
+    rows = np.concatenate([np.flatnonzero(case == names[i]) for i in draw])
+    scores.append(reference_scores(label[rows], prob[rows]))
+    class_scores.append(metrics.evaluate_classes(label[rows], prob[rows]))
+  dropped = sum(np.isnan(s['auroc']) for s in scores)
+  assert classes == 2 or 0 < dropped < resamples
+  assert tuple(got) == metrics.NAMES
+  for name in metrics.NAMES:
+    want = np.nanpercentile([s[name] for s in scores], [2.5, 97.5])
+    np.testing.assert_allclose(got[name], want, atol=1e-12, err_msg=name)
+  assert tuple(by_class) == metrics.CLASS_NAMES
+  for name in metrics.CLASS_NAMES:
+    want = np.nanpercentile([s[name] for s in class_scores], [2.5, 97.5], 0)
+    np.testing.assert_allclose(by_class[name], want, atol=1e-12, err_msg=name)
+
+
+def test_replicates_do_not_depend_on_the_blocks(monkeypatch):
+  rng = np.random.default_rng(0)
+  label, prob = rng.integers(0, 3, 30), rng.dirichlet(np.ones(3), 30)
+  case = rng.integers(0, 12, 30).astype(str)
+  want, want_by_class = intervals.replicates(label, prob, case, resamples=50)
+  monkeypatch.setattr(intervals, '_BLOCK', 30 * 7)
+  got, by_class = intervals.replicates(label, prob, case, resamples=50)
+  for name in metrics.NAMES:
+    assert got[name].shape == (50,)
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-14)
+  for name in metrics.CLASS_NAMES:
+    assert by_class[name].shape == (50, 3)
+    np.testing.assert_allclose(by_class[name], want_by_class[name], rtol=1e-14)
+
+
+def test_bootstrap_draws_patients_not_slides():
+  # All slides of a patient agree, so copies of slides carry no information.
+  rng = np.random.default_rng(0)
+  label = rng.integers(0, 2, 40)
+  prob = rng.dirichlet(np.ones(2), 40)
+  case = np.arange(40).astype(str)
+  one, _ = intervals.bootstrap(label, prob, case, resamples=300)
+  copies = [np.repeat(x, 5, axis=0) for x in (label, prob, case)]
+  same, _ = intervals.bootstrap(*copies, resamples=300)
+  for name, interval in same.items():
+    np.testing.assert_allclose(interval, one[name], atol=1e-12)
+  slides, _ = intervals.bootstrap(
+    *copies[:2], np.arange(200).astype(str), resamples=300
+  )
+  width = lambda x: x['accuracy'][1] - x['accuracy'][0]
+  assert width(slides) < 0.7 * width(one)
+
+
+def test_bootstrap_of_a_single_class_is_nan_for_auroc_alone():
+  label, prob = np.zeros(6, int), np.tile([0.7, 0.3], (6, 1))
+  got, by_class = intervals.bootstrap(
+    label, prob, np.arange(6).astype(str), resamples=50
+  )
+  assert np.isnan(got['auroc']).all()
+  assert tuple(got['accuracy']) == tuple(got['balanced_accuracy']) == (1, 1)
+  assert np.isnan(by_class['recall'][:, 1]).all()
+  np.testing.assert_array_equal(by_class['recall'][:, 0], 1)
+
+
+def test_ten_thousand_resamples_of_a_thousand_slides_take_a_second():
+  rng = np.random.default_rng(0)
+  label, prob = rng.integers(0, 5, 1000), rng.dirichlet(np.ones(5), 1000)
+  case = rng.integers(0, 400, 1000).astype(str)
+  assert intervals.RESAMPLES == 10_000
+  start = time.process_time()
+  intervals.bootstrap(label, prob, case)
+  # 0.3 s on an idle core.
+  assert time.process_time() - start < 2
+
+
+# A cohort of known truth: scores of negatives are N(0, 1), of positives
+# N(SHIFT, 1), and 0.7 of the variance is the patient's.
+SHIFT, SHARE, PATIENTS = 1.2, 0.7, 100
+TRUE_AUROC = stats.norm.cdf(SHIFT / np.sqrt(2))
+TRUE_ACCURACY = stats.norm.cdf(SHIFT / 2)
+
+
+def clustered(rng, models=1):
+  """Labels, probabilities of each model, and cases of one drawn cohort."""
+  patient = np.repeat(np.arange(PATIENTS), rng.integers(1, 6, PATIENTS))
+  label = rng.integers(0, 2, PATIENTS)[patient]
+  probs = []
+  for _ in range(models):
+    score = np.sqrt(SHARE) * rng.normal(size=PATIENTS)[patient]
+    score += np.sqrt(1 - SHARE) * rng.normal(size=len(patient))
+    p = stats.norm.cdf(score + SHIFT * label - SHIFT / 2)
+    probs.append(np.stack([1 - p, p], 1))
+  return label, probs, patient
+
+
+def test_intervals_cover_the_truth_and_those_of_slides_do_not():
+  truth = {'auroc': TRUE_AUROC, 'accuracy': TRUE_ACCURACY}
+  trials, rng = 400, np.random.default_rng(0)
+  covered = {(name, kind): 0 for name in truth for kind in ('case', 'slide')}
+  for trial in range(trials):
+    label, (prob,), case = clustered(rng)
+    for kind, cluster in (('case', case), ('slide', np.arange(len(case)))):
+      found, _ = intervals.bootstrap(
+        label, prob, cluster, resamples=400, seed=trial
+      )
+      for name, value in truth.items():
+        low, high = found[name]
+        covered[name, kind] += low <= value <= high
+  error = np.sqrt(0.95 * 0.05 / trials)
+  for name in truth:
+    assert abs(covered[name, 'case'] / trials - 0.95) < 3 * error, name
+    assert covered[name, 'slide'] / trials < 0.88, name
+
+
+def test_p_of_equal_models_is_even():
+  # 2,500 trials: 0.049, 0.196 and 0.486.
+  trials, rng, p = 400, np.random.default_rng(11), []
+  for trial in range(trials):
+    label, probs, case = clustered(rng, models=2)
+    one, other = (
+      intervals.replicates(label, prob, case, resamples=300, seed=trial)[0]
+      for prob in probs
+    )
+    p.append(intervals.p_value(other['auroc'] - one['auroc']))
+  error = lambda share: np.sqrt(share * (1 - share) / trials)
+  for share in (0.05, 0.2, 0.5):
+    assert abs(np.mean(np.array(p) < share) - share) < 3 * error(share), share
+
+
+def test_p_by_hand():
+  assert intervals.p_value(np.ones(99)) == pytest.approx(0.02)
+  assert intervals.p_value(-np.ones(99)) == pytest.approx(0.02)
+  assert intervals.p_value(np.zeros(99)) == 1
+  values = np.append(np.ones(96), -np.ones(3))
+  assert intervals.p_value(values) == pytest.approx(0.08)
+  assert intervals.p_value(np.append(values, np.nan)) == pytest.approx(0.08)
+  assert np.isnan(intervals.p_value(np.full(3, np.nan)))
+
+
+def test_paired_draws_see_what_unpaired_ones_cannot():
+  rng = np.random.default_rng(0)
+  label, (prob,), case = clustered(rng)
+  better = prob[:, 1] + 0.02 * (2 * label - 1)
+  better = np.stack([1 - better, better], 1)
+  first, second = (
+    intervals.replicates(label, x, case, resamples=400)[0]['auroc']
+    for x in (prob, better)
+  )
+  other = intervals.replicates(label, better, case, resamples=400, seed=1)
+  assert intervals.p_value(second - first) < 0.01
+  assert intervals.p_value(other[0]['auroc'] - first) > 0.1
+
+
+@given(
+  p=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+  missing=st.integers(0, 3),
+)
+def test_holm_is_its_definition(p, missing):
+  p = np.random.default_rng(0).permutation(p + [np.nan] * missing)
+  got = intervals.holm(p)
+  np.testing.assert_array_equal(np.isnan(got), np.isnan(p))
+  tests = np.sort(p[np.isfinite(p)])
+  for value, adjusted in zip(p, got, strict=True):
+    if np.isnan(value):
+      continue
+    # The level at which the step-down procedure first rejects this test.
+    steps = [x * (len(tests) - i) for i, x in enumerate(tests) if x <= value]
+    # Equal values are rejected together, at the first of their steps.
+    first = np.searchsorted(tests, value)
+    want = min(1, max(steps[: first + 1]))
+    np.testing.assert_allclose(adjusted, want)
+
+
+def test_holm_by_hand():
+  np.testing.assert_allclose(
+    intervals.holm(np.array([0.04, 0.01, 0.03, 0.005])),
+    [0.06, 0.03, 0.06, 0.02],
+  )
