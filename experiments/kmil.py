@@ -76,7 +76,7 @@ flags.adopt_module_key_flags(setting_flags)
 
 
 def _run() -> None:
-  settings = _settings()
+  settings = asked_settings()
   values = common.resolved(__name__) | setting_flags.resolved(settings)
   asked = _asked(common.K.value)
   cohort, outlines_dir = common.cohort()
@@ -121,7 +121,8 @@ def _run() -> None:
     sys.exit('error: slides without a heat map:\n' + '\n'.join(faults))
 
 
-def _settings() -> training.Settings:
+def asked_settings() -> training.Settings:
+  """Returns what the flags ask for; refuses those that say nothing."""
   model = _MODEL.value
   per_mille = round(1000 * _DROP_FRACTION.value)
   if abs(per_mille - 1000 * _DROP_FRACTION.value) > 1e-6:

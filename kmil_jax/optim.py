@@ -74,7 +74,7 @@ def clip_modules(max_norm: float) -> optax.GradientTransformation:
   """
 
   def clip(module):
-    scale = max_norm / (optax.global_norm(module) + _CLIP_EPSILON)
+    scale = max_norm / (optax.tree.norm(module) + _CLIP_EPSILON)
     return jax.tree.map(lambda g: g * jnp.minimum(scale, 1), module)
 
   return optax.stateless(

@@ -20,6 +20,12 @@ class Ceilings:
   flops_per_s: float
   bytes_per_s: float
 
+  def or_better(self, other: 'Ceilings') -> 'Ceilings':
+    return Ceilings(
+      max(self.flops_per_s, other.flops_per_s),
+      max(self.bytes_per_s, other.bytes_per_s),
+    )
+
   def fraction(self, work: Work, seconds: float) -> tuple[float, str]:
     """Returns the share of the binding ceiling reached, and which one binds."""
     least = work.seconds(self.flops_per_s, self.bytes_per_s)
@@ -41,16 +47,25 @@ def measure(precision: str, device: torch.device) -> Ceilings:
   a = torch.ones(side, side, dtype=theirs, device=device)
   b = jnp.ones((side, side), ours)
   product = jax.jit(jnp.matmul)
-  flops = 2 * side**3 / min(
-    _best(lambda: _wait(device, a @ a)),
-    _best(lambda: product(b, b).block_until_ready()),
+  flops = (
+    2
+    * side**3
+    / min(
+      _best(lambda: _wait(device, a @ a)),
+      _best(lambda: product(b, b).block_until_ready()),
+    )
   )
   x, y = torch.ones(size, device=device), jnp.ones(size)
   out = torch.empty_like(x)
   add = jax.jit(lambda y: y + 1)
-  moved = 2 * 4 * size / min(
-    _best(lambda: _wait(device, torch.add(x, 1, out=out))),
-    _best(lambda: add(y).block_until_ready()),
+  moved = (
+    2
+    * 4
+    * size
+    / min(
+      _best(lambda: _wait(device, torch.add(x, 1, out=out))),
+      _best(lambda: add(y).block_until_ready()),
+    )
   )
   return Ceilings(flops, moved)
 

@@ -7,6 +7,7 @@ from kmil_jax.models import abmil
 from kmil_jax.models.abmil import ABMIL
 from kmil_jax.models.dsmil import DSMIL
 from kmil_jax.models.dtfd import DTFD
+from kmil_jax.models.transmil import TransMIL
 from kmil_jax.types import ModelSpec
 
 SPECS = {
@@ -63,5 +64,11 @@ SPECS = {
     loss=losses.dual_stream,
     paper='Zheng et al., iScience 2024, eqs. 1 to 3',
     chooser='abmil',
+  ),
+  'transmil': ModelSpec(
+    make=TransMIL,
+    loss=losses.cross_entropy,
+    paper='Shao et al., NeurIPS 2021, Algorithms 1 and 2',
+    own=recipes.TRANSMIL,
   ),
 }

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax.models.nystrom import CLASS_ROW, NystromLayer, Sequence, WIDTH
+from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
 from kmil_jax.models.torch_dense import TorchDense, uniform
 from kmil_jax.types import Prediction
 

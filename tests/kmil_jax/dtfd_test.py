@@ -14,6 +14,10 @@ from kmil_jax.models import pooling
 from kmil_jax.models.dtfd import DTFD, pseudo_bags
 
 WIDTH, CLASSES, LABEL = 12, 3, 1
+# Compiling is all that takes time here.
+compiled = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
 PERMUTED = np.random.default_rng(0).permutation(9)
 
 
@@ -24,13 +28,15 @@ def bag(n, seed=0):
 @functools.cache
 def params():
   init = functools.partial(DTFD(CLASSES).init, train=False)
-  variables = jax.jit(init)(jax.random.key(0), bag(1), np.ones(1, bool))
+  variables = compiled(init)(jax.random.key(0), bag(1), np.ones(1, bool))
   return jax.device_get(variables['params'])
 
 
 @functools.cache
 def program(**options):
-  return jax.jit(functools.partial(DTFD(CLASSES, **options).apply, train=False))
+  return compiled(
+    functools.partial(DTFD(CLASSES, **options).apply, train=False)
+  )
 
 
 def predict(x, params, **options):
@@ -44,7 +50,7 @@ def predict(x, params, **options):
   )
 
 
-deal = jax.jit(pseudo_bags, static_argnums=2)
+deal = compiled(pseudo_bags, static_argnums=2)
 
 
 @given(
@@ -124,7 +130,7 @@ def test_class_activation_weights_are_the_slopes_of_tier_1s_logits():
   classifier = params()['classifier']
   weighted = np.random.default_rng(0).normal(size=(5, 512))
   logits = lambda weighted: dense(classifier, weighted.sum(0))
-  slopes = jax.jit(jax.jacobian(logits))(weighted)  # [C, n, H]
+  slopes = compiled(jax.jacobian(logits))(weighted)  # [C, n, H]
   for n in range(5):
     np.testing.assert_array_equal(slopes[:, n], classifier['weight'])
 
@@ -170,7 +176,7 @@ def test_each_tier_is_trained_by_its_own_loss(distill):
     second = losses.cross_entropy(prediction, mask, jnp.int32(LABEL))
     return jnp.stack([total - second, second])
 
-  grads = jax.jit(jax.jacrev(terms))(params())
+  grads = compiled(jax.jacrev(terms))(params())
   size = {
     module: jax.tree.reduce(
       np.add, jax.tree.map(lambda g: np.abs(g).reshape(2, -1).sum(1), tree)
@@ -229,7 +235,7 @@ def test_one_pseudo_bag_of_averages_has_no_order():
 def test_training_draws_by_key_and_ignores_padding():
   model = DTFD(CLASSES)
 
-  @jax.jit
+  @compiled
   def train(x, mask, seed):
     return model.apply(
       {'params': params()},
@@ -267,7 +273,7 @@ def test_top_values_are_those_of_a_sort(seed, k):
   rng = np.random.default_rng(seed)
   values = rng.integers(-3, 3, size=(6, 2)).astype(np.float32)
   mask = rng.random((6, 2)) < 0.6
-  index, found = jax.jit(pooling.masked_top, static_argnums=2)(values, mask, k)
+  index, found = compiled(pooling.masked_top, static_argnums=2)(values, mask, k)
   chex.assert_shape([index, found], (min(k, 6), 2))
   for column in range(2):
     real = np.flatnonzero(mask[:, column])

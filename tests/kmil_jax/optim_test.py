@@ -131,7 +131,7 @@ def test_each_module_is_clipped_by_its_own_norm():
     torch.nn.utils.clip_grad_norm_(want, 5.0)
     for p, name in zip(want, leaves, strict=True):
       np.testing.assert_allclose(clipped[module][name], p.grad, rtol=1e-6)
-  np.testing.assert_allclose(optax.global_norm(clipped['long']), 5, rtol=1e-5)
+  np.testing.assert_allclose(optax.tree.norm(clipped['long']), 5, rtol=1e-5)
   np.testing.assert_array_equal(
     clipped['short']['weight'], *grads['short'].values()
   )

@@ -24,6 +24,10 @@ abmil, dsmil, dtfd, torch_kmil = (
 WIDTH, CLASSES, N, LABEL = 32, 4, 11, 2
 RECIPE = Recipe(learning_rate=2e-4, weight_decay=1e-5)
 MASK = np.ones(N, bool)
+# Compiling is all that takes time here.
+compiled = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,15 @@ PSEUDO_BAGS = [
 every_case = pytest.mark.parametrize('case', BAGS + PSEUDO_BAGS, ids=str)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+  """Among the threads of a busy machine, torch's wait for each other."""
+  before = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(before)
+
+
 def bag(scale=1.0):
   x = np.random.default_rng(0).normal(size=(N, WIDTH))
   return (scale * x).astype(np.float32)
@@ -99,7 +112,7 @@ def program(name, options, clip=None):
     prediction = model.apply({'params': params}, x, mask, train=False)
     return spec.loss(prediction, mask, jnp.int32(LABEL)), prediction
 
-  @jax.jit
+  @compiled
   def step(params, opt_state, x, mask):
     (loss, prediction), grads = jax.value_and_grad(loss_fn, has_aux=True)(
       params, x, mask
@@ -221,7 +234,7 @@ def test_kmil_keeps_and_classifies_as_torch_does():
   assert all(p.grad is None for p in module.chooser.parameters())
 
 
-@pytest.mark.parametrize('scale', [0.3, 3.0], ids=['free', 'clipped'])
+@pytest.mark.parametrize('scale', [0.3, 2.0], ids=['free', 'clipped'])
 def test_one_clipped_step_is_that_of_dtfds_two_optimisers(scale):
   torch.manual_seed(1)
   case = PSEUDO_BAGS[0]

@@ -1,0 +1,195 @@
+"""kmil_jax's side: the programs that training and evaluation really run."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from torch import nn
+
+from data import plan as plans
+from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
+from kmil_jax import epochs, parallel, port_mil, train
+from kmil_jax.models import SPECS, kmil
+from kmil_jax.types import Plan, Recipe, Store
+
+
+def params_of(model: str, module: nn.Module) -> dict[str, Any]:
+  """Returns a torch model's weights: of each of KMIL's stages, else of it."""
+
+  def port(name, module):
+    state = {k: v.cpu().numpy() for k, v in module.state_dict().items()}
+    return port_mil.bag_params(name, state)
+
+  if SPECS[model].chooser is None:
+    return port(model, module)
+  return {
+    'chooser': port(SPECS[model].chooser, module.chooser),
+    'model': port(model, module.classifier),
+  }
+
+
+def forward(model: str, dtype: Any = None) -> Callable:
+  """Returns the function from parameters, x [N, D] and mask [N] to all it says.
+
+  Its value is a `Prediction`; of KMIL, that of its second stage.
+  """
+  apply = SPECS[model].make(num_classes=CLASSES, dtype=dtype).apply
+  if SPECS[model].chooser is None:
+    return lambda params, x, mask: apply(
+      {'params': params}, x, mask, train=False
+    )
+  chooser = SPECS[SPECS[model].chooser].make(num_classes=CLASSES, dtype=dtype)
+
+  def both(params, x, mask):
+    first = chooser.apply({'params': params['chooser']}, x, mask, train=False)
+    choice = kmil.Choice()
+    scores = kmil.instance_scores(first.instance_logits, choice.score)
+    keep = kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
+    return apply({'params': params['model']}, x, keep, train=False)
+
+  return both
+
+
+class Steps:
+  """Visits bags of a cohort with all runs, as `epochs.Resident` trains them.
+
+  Args:
+    model: of SPECS.
+    params: of every run, from `params_of`.
+    cohort: the bags.
+    order: those that a call visits, in this order.
+    trains: which bags move each run, bool [R, n].
+    dtype: of the features and of products.
+  """
+
+  def __init__(
+    self,
+    model: str,
+    params: Sequence[Any],
+    cohort: Cohort,
+    order: np.ndarray,
+    trains: np.ndarray,
+    dtype: Any,
+  ):
+    runs = len(params)
+    recipe = Recipe()
+    trainer = train.Trainer(SPECS[model], recipe, CLASSES, dtype=dtype)
+    store, buckets = store_of(cohort, dtype)
+    keep = None
+    if SPECS[model].chooser is not None:
+      keep = _kept(model, params, store, cohort, buckets)
+      params = [run['model'] for run in params]
+    state = trainer.init(
+      WIDTH,
+      seed=np.zeros(runs, np.uint32),
+      fold=np.arange(runs),
+      trains=trains,
+      keep=keep,
+    )
+    params = _stack(params)
+    state = state.replace(
+      params=params,
+      best=params,
+      learning_rate=np.full(runs, recipe.learning_rate, np.float32),
+    )
+    layout = parallel.layout(runs, recipe.batch)
+    self._program = epochs.Resident(trainer, layout, store, buckets)
+    self._state = layout.put(state)
+    bucket = np.searchsorted(buckets, cohort.length[order])
+    self._plan = Plan(
+      epoch=np.int32(0),
+      bucket=bucket.astype(np.int32),
+      index=order.astype(np.int32)[:, None],
+    )
+
+  def __call__(self) -> None:
+    self._state, _ = self._program.train(self._state, self._plan)
+    jax.block_until_ready(self._state)
+
+
+class Inference:
+  """Predicts bags of one length with all runs, in one program.
+
+  Args:
+    model: of SPECS.
+    params: of every run, from `params_of`.
+    cohort: the bags.
+    order: those that a call visits, in this order.
+    attention: whether to return it too.
+    dtype: of the features and of products.
+  """
+
+  def __init__(
+    self,
+    model: str,
+    params: Sequence[Any],
+    cohort: Cohort,
+    order: np.ndarray,
+    attention: bool,
+    dtype: Any,
+  ):
+    store, (length,) = store_of(cohort, dtype)
+    predict = jax.vmap(forward(model, dtype), (0, None, None))
+
+    @jax.jit
+    def program(params, store, order):
+      def one(_, index):
+        bag = train.take(store, index[None], length)
+        said = predict(params, bag.features[0], bag.mask[0])
+        return None, (said.logits, said.attention if attention else None)
+
+      return jax.lax.scan(one, None, order)[1]
+
+    arguments = jax.device_put((_stack(params), store, order))
+    self._run = lambda: program(*arguments)
+
+  def __call__(self) -> None:
+    jax.block_until_ready(self._run())
+
+
+def store_of(cohort: Cohort, dtype: Any) -> tuple[Store, tuple[int, ...]]:
+  """Returns a cohort as training keeps it, and its padded lengths."""
+  buckets = plans.bucket_lengths(cohort.length)
+  rows = len(cohort.features) + buckets[-1]
+  features = np.zeros((rows, WIDTH), dtype)
+  features[: len(cohort.features)] = cohort.features
+  store = Store(
+    features=features,
+    offset=cohort.offset,
+    length=cohort.length,
+    label=cohort.label,
+  )
+  return store, buckets
+
+
+def _kept(model, params, store, cohort, buckets):
+  """Returns the key instances of every run and bag, bool [R, T]."""
+  chooser = SPECS[SPECS[model].chooser].make(num_classes=CLASSES)
+  choice = kmil.Choice()
+
+  @jax.jit
+  def keys(params, x, mask):
+    said = chooser.apply({'params': params}, x, mask, train=False)
+    scores = kmil.instance_scores(said.instance_logits, choice.score)
+    return kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
+
+  keep = np.zeros((len(params), len(store.features)), bool)
+  for i, (start, size) in enumerate(
+    zip(cohort.offset, cohort.length, strict=True)
+  ):
+    length = buckets[np.searchsorted(buckets, size)]
+    x, mask = store.features[start : start + length], np.arange(length) < size
+    for r, run in enumerate(params):
+      kept = np.asarray(keys(run['chooser'], x, mask))[: cohort.length[i]]
+      keep[r, start : start + size] = kept
+  return keep
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def dtype_of(precision: str) -> Any:
+  return {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}[precision]

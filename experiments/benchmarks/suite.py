@@ -1,0 +1,280 @@
+"""The whole comparison: which entries there are, and what came of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+
+import jax
+import numpy as np
+import torch
+
+from experiments.benchmarks import (
+  bags,
+  ceilings,
+  contest,
+  jax_side,
+  parity,
+  timing,
+  torch_side,
+  work,
+)
+from experiments.benchmarks.trunk import Trunk
+
+MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
+PARTS = ('step', 'inference', 'trunk', 'epoch')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy')
+# A call should last about as long, in seconds at a tenth of the ceiling.
+_CALL_S = 0.3
+_MOST_STEPS = 64
+_ROWS = 8192  # Instances of different bags that a call visits, at least.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What to measure."""
+
+  models: Sequence[str] = MODELS
+  instances: Sequence[int] = (256, 1024, 4096, 16384)
+  runs: Sequence[int] = (1, 10)
+  repeats: int = 5
+  precision: str = 'float32'
+  parts: Sequence[str] = PARTS
+  budget_s: float | None = None
+  compile_s: float = 120.0  # For a form of torch to get warm; 0: no compiler.
+  cohort: int | None = None  # Bags of an epoch; None: 60, or 300 on a GPU.
+  tile: int = 256
+  tiles: int | None = None  # Of a batch; None: 16, or 256 on a GPU.
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  part: str
+  model: str
+  instances: int  # Of a bag, on average in an epoch; tiles of the trunk.
+  runs: int
+
+
+def run(settings: Settings, log: Callable[[str], None]) -> dict:
+  """Measures everything that the budget allows, the small before the large.
+
+  Args:
+    settings: what.
+    log: is told of the progress.
+
+  Returns:
+    The report, fit for JSON: `device`, `versions`, `date`, `settings`,
+    `ceilings`, `rows`, and `not_measured` with the reasons.
+
+  Raises:
+    parity.ParityError: if the sides compute different things.
+  """
+  budget = timing.Budget(settings.budget_s)
+  # What was compiled in an earlier process would cost nothing now.
+  jax.config.update('jax_enable_compilation_cache', False)
+  device = torch_side.set_up()
+  top = ceilings.measure(settings.precision, device)
+  bench = _Bench(settings, device, top, budget)
+  rows, works, missing = [], [], []
+  for entry in _entries(settings, device):
+    try:
+      row, useful = bench.row(entry)
+    except timing.OutOfTime:
+      missing.append(dataclasses.asdict(entry) | {'reason': 'out of time'})
+      continue
+    log(
+      f'{entry}: {row["ratio"]:.2f} x torch ({row["torch_form"]}); '
+      f'{row["torch_forms"]}'
+    )
+    rows.append(row)
+    works.append(useful)
+  # Once more: something else may have kept the device busy.
+  top = top.or_better(ceilings.measure(settings.precision, device))
+  for row, useful in zip(rows, works, strict=True):
+    row['fraction'], row['bound'] = top.fraction(useful, row['jax_s'])
+  return {
+    'device': _describe(device),
+    'versions': {'python': platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'settings': dataclasses.asdict(settings)
+    | {
+      'jax_matmul_precision': jax.config.jax_default_matmul_precision
+      or ('default: TF32' if device.type == 'cuda' else 'default: float32'),
+      'torch_matmul_precision': torch.get_float32_matmul_precision()
+      + (': TF32' if device.type == 'cuda' else ': float32'),
+      'torch_threads': torch.get_num_threads(),
+      'load_average': os.getloadavg()[0],
+    },
+    'ceilings': dataclasses.asdict(top),
+    'rows': rows,
+    'not_measured': missing,
+  }
+
+
+class _Bench:
+  """Measures entries on one device."""
+
+  def __init__(self, settings, device, top, budget):
+    self._settings, self._device = settings, device
+    self._top, self._budget = top, budget
+    self._checked = set()
+
+  def row(self, entry: Entry) -> tuple[dict, work.Work]:
+    measure = {
+      'step': self._equal, 'inference': self._equal,
+      'trunk': self._trunk, 'epoch': self._epoch,
+    }[entry.part]  # fmt: skip
+    with self._budget.alarm():
+      ours, theirs, useful, calls = measure(entry)
+    result = contest.hold(
+      ours,
+      theirs,
+      repeats=self._settings.repeats,
+      budget=self._budget,
+      limit=self._settings.compile_s or np.inf,
+    )
+    names = ('torch_s', 'jax_s', 'torch_best_s', 'jax_best_s')
+    row = dataclasses.asdict(entry) | dataclasses.asdict(result)
+    row |= {name: getattr(result, name) / calls for name in names}
+    row['torch_forms'] = {
+      form: seconds / calls if isinstance(seconds, float) else seconds
+      for form, seconds in result.torch_forms.items()
+    }
+    row['ratio'] = row['torch_s'] / row['jax_s']
+    return row, useful
+
+  def _equal(self, entry: Entry):
+    """Steps or inference on bags of one length; a call is several."""
+    n, runs = entry.instances, entry.runs
+    modules, params = self._models(entry.model, runs)
+    size = _size(modules[0])
+    count = work.step if entry.part == 'step' else work.inference
+    useful = count(entry.model, n, runs, size, self._itemsize)
+    steps = _CALL_S * 0.1 * self._top.flops_per_s / useful.flops
+    steps = int(np.clip(steps, 2, _MOST_STEPS))
+    distinct = min(steps, max(2, _ROWS // n))
+    cohort = bags.equal_bags(distinct, n, self._settings.seed)
+    self._check(entry, modules[0], params[0], cohort)
+    order = np.arange(steps, dtype=np.int32) % distinct
+    visits = [(r, b) for b in order for r in range(runs)]
+    if entry.part == 'step':
+      trains = np.ones((runs, distinct), bool)
+      ours = lambda: jax_side.Steps(
+        entry.model, params, cohort, order, trains, self._dtype
+      )
+    else:
+      ours = lambda: jax_side.Inference(
+        entry.model,
+        params,
+        cohort,
+        order,
+        entry.model != 'transmil',  # Torch's gives no attention.
+        self._dtype,
+      )
+    theirs = self._torch(entry, modules, cohort, visits)
+    return ours, theirs, useful, steps
+
+  def _epoch(self, entry: Entry):
+    """An epoch of ten-fold cross-validation; a call is one."""
+    count = self._settings.cohort or (60 if self._device.type == 'cpu' else 300)
+    longest = max(self._settings.instances)
+    cohort = bags.ragged_bags(
+      count, entry.instances, longest, self._settings.seed
+    )
+    modules, params = self._models(entry.model, entry.runs)
+    self._check(entry, modules[0], params[0], cohort)
+    trains = bags.training_parts(count)
+    order = np.random.default_rng(self._settings.seed).permutation(count)
+    size = _size(modules[0])
+    each = [
+      work.step(entry.model, int(n), int(r), size, self._itemsize)
+      for n, r in zip(cohort.length, trains.sum(0), strict=True)
+    ]
+    useful = work.Work(sum(w.flops for w in each), sum(w.bytes for w in each))
+    visits = [(r, b) for r in range(entry.runs) for b in order if trains[r, b]]
+    ours = lambda: jax_side.Steps(
+      entry.model, params, cohort, order, trains, self._dtype
+    )
+    return ours, self._torch(entry, modules, cohort, visits), useful, 1
+
+  def _trunk(self, entry: Entry):
+    trunk = Trunk(
+      entry.instances,
+      self._settings.tile,
+      self._device,
+      self._settings.precision,
+      self._settings.seed,
+    )
+    useful = work.trunk(
+      entry.instances, self._settings.tile, trunk.params(), self._itemsize
+    )
+    forms = trunk.forms(compile=self._settings.compile_s > 0)
+    return trunk.ours, forms, useful, 1
+
+  def _models(self, model: str, runs: int):
+    modules = torch_side.make(model, runs, self._settings.seed)
+    params = [jax_side.params_of(model, module) for module in modules]
+    return [module.to(self._device) for module in modules], params
+
+  def _check(self, entry, module, params, cohort):
+    """Compares the sides on the first bag, once per model and length."""
+    bag = cohort.bag(0)
+    if (entry.model, len(bag)) not in self._checked:
+      parity.check_logits(entry.model, module, params, bag)
+      self._checked.add((entry.model, len(bag)))
+
+  def _torch(self, entry, modules, cohort, visits):
+    train = entry.part != 'inference'
+    on_device = torch_side.Bags(
+      cohort,
+      self._device,
+      getattr(torch, self._settings.precision),
+      modules if train and entry.model == 'kmil' else (),
+    )
+    kind = torch_side.Steps if train else torch_side.Inference
+    return torch_side.forms(
+      kind(modules, on_device, visits, self._settings.precision),
+      together=entry.runs > 1 and entry.part != 'epoch',
+      ragged=entry.part == 'epoch',
+      compile=self._settings.compile_s > 0,
+    )
+
+  @property
+  def _dtype(self):
+    return jax_side.dtype_of(self._settings.precision)
+
+  @property
+  def _itemsize(self):
+    return np.dtype(self._dtype).itemsize
+
+
+def _entries(settings: Settings, device: torch.device) -> Iterator[Entry]:
+  for part in settings.parts:
+    if part == 'trunk':
+      tiles = settings.tiles or (16 if device.type == 'cpu' else 256)
+      yield Entry('trunk', 'resnet50', tiles, 1)
+      continue
+    for n in sorted(settings.instances):
+      for runs in [bags.FOLDS] if part == 'epoch' else sorted(settings.runs):
+        for model in settings.models:
+          yield Entry(part, model, n, runs)
+
+
+def _size(module: torch.nn.Module) -> int:
+  """Parameters of the model, of KMIL's of its second stage."""
+  return sum(p.numel() for p in torch_side.trained(module).parameters())
+
+
+def _describe(device: torch.device) -> dict:
+  found = jax.local_devices()
+  return {
+    'torch': torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu',
+    'jax': found[0].device_kind,
+    'jax_devices': len(found),
+    'machine': platform.machine(),
+    'cores': len(os.sched_getaffinity(0)),
+  }

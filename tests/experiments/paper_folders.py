@@ -1,0 +1,47 @@
+"""Results folders of drawn predictions under the names that a table reads."""
+
+import numpy as np
+
+from experiments import cohort, predictions, summaries
+from experiments.predictions import Predictions
+
+FOLDS = 3
+CLASSES = {
+  'origin': cohort.PAPER_CLASSES,
+  'a': (*cohort.PAPER_CLASSES[:2], cohort.METASTATIC),
+  'b': cohort.PAPER_CLASSES[:2],
+  'c': (cohort.PAPER_CLASSES[1], cohort.METASTATIC),
+}
+
+
+def part(seed, slides, classes, skill, name):
+  """Slides of pairs in a case, told apart with some skill."""
+  rng = np.random.default_rng(seed)
+  label = np.arange(slides) // 2 % len(classes)
+  logits = rng.normal(size=(slides, len(classes)))
+  logits += skill * np.eye(len(classes))[label]
+  prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  return Predictions(
+    case=np.array([f'{name} {i // 2}' for i in range(slides)]),
+    slide=np.array([f'{name}_{i:03}' for i in range(slides)]),
+    label=label,
+    prob=prob,
+  )
+
+
+def write(folder, model, task, *, seed=0, skill=1.0, slides=20, external=False):
+  """Writes a folder as a finished command leaves it, but for its config."""
+  classes = CLASSES[task]
+  for fold in range(FOLDS):
+    draw = lambda where, n, fold=fold: part(
+      [seed, fold, n], n, classes, skill, f'{where}{fold}'
+    )
+    parts = {'val': draw('val', 10), 'test': draw('test', slides)}
+    at = folder / f'fold_{fold}'
+    predictions.write(at / 'predictions.csv', fold, parts, classes)
+    if external:
+      second = part([seed, fold, 99], 16, classes, skill / 2, 'ext')
+      predictions.write(
+        at / 'external.csv', fold, {'external': second}, classes
+      )
+  summaries.summarise(folder, model, task, FOLDS, classes)

@@ -1,0 +1,391 @@
+"""The paper's tables: what is run for them, and each number in its place."""
+
+import csv
+import pathlib
+import types
+
+from absl import flags
+from absl.testing import flagsaver
+import feature_folder
+import numpy as np
+import paper_folders
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from experiments import (
+  ablation_settings,
+  paper,
+  paper_numbers,
+  paper_runs,
+  paper_text,
+  predictions,
+)
+
+K = f'--k={paper_folders.FOLDS}'
+MODELS = tuple(paper_numbers.MODELS)
+
+
+def run(*args):
+  with flagsaver.flagsaver():
+    paper.main(flags.FLAGS(['paper', *args]))
+
+
+def value(command, flag):
+  return next(a.partition('=')[2] for a in command if a.startswith(f'{flag}='))
+
+
+class Commands:
+  """Stands for the subprocesses: keeps their commands, writes their results."""
+
+  def __init__(self):
+    self.seen = []
+
+  def __call__(self, command, **_):
+    self.seen.append(command[1:])
+    results = pathlib.Path(value(command, '--results_dir'))
+    if 'experiments.ablations' in command:
+      for i, name in enumerate(ablation_settings.SETTINGS):
+        folder = results / 'ablations_origin_s2023' / name
+        paper_folders.write(folder, 'kmil', 'origin', seed=i)
+    else:
+      model, task = value(command, '--model'), value(command, '--task')
+      external = any(a.startswith('--external') for a in command)
+      paper_folders.write(
+        results / f'{model}_{task}_s2023',
+        model,
+        task,
+        seed=len(self.seen),
+        external=external,
+      )
+    return types.SimpleNamespace(returncode=0)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+  made = Commands()
+  monkeypatch.setattr(paper_runs.subprocess, 'run', made)
+  return made
+
+
+def read_csv(folder, name):
+  with (folder / 'paper_s2023' / f'{name}.csv').open(newline='') as f:
+    return list(csv.DictReader(f))
+
+
+def line(rows, source, **labels):
+  """The one row of a table with these labels."""
+  (found,) = [
+    row
+    for row in rows
+    if row['from'] == source and all(row[k] == v for k, v in labels.items())
+  ]
+  return found
+
+
+def pooled(folder, task='origin'):
+  classes = paper_folders.CLASSES[task]
+  return paper_runs.test_parts(folder, classes)
+
+
+def f1(p):
+  pred = p.prob.argmax(1)
+  return sklearn_metrics.f1_score(p.label, pred, average='macro')
+
+
+def auroc(p):
+  if p.prob.shape[1] == 2:
+    return sklearn_metrics.roc_auc_score(p.label, p.prob[:, 1])
+  return sklearn_metrics.roc_auc_score(p.label, p.prob, multi_class='ovr')
+
+
+def accuracy(p):
+  return (p.label == p.prob.argmax(1)).mean()
+
+
+def assert_metrics(row, expected):
+  for name, number in zip(('ACC', 'F1 score', 'AUROC'), expected, strict=True):
+    assert float(row[name]) == pytest.approx(number, abs=2e-6)
+
+
+def published(metrics):
+  return [metrics[name] for name in ('accuracy', 'f1_macro', 'auroc')]
+
+
+def test_table_1_runs_the_five_models_and_counts_their_hits(
+  commands, tmp_path, capsys
+):
+  run('--table=1', K, '--epochs=7', f'--results_dir={tmp_path}')
+  assert commands.seen == [
+    ['-m', 'experiments.kmil', f'--model={model}', '--task=origin']
+    + ['--heat_maps=0', K, f'--results_dir={tmp_path}', '--epochs=7']
+    for model in MODELS
+  ]
+  out, err = capsys.readouterr()
+  assert err.count('$ python -m experiments.kmil') == 5
+  assert 'the phantom cohort, 60 slides of 30 cases; trained with' in out
+  assert '--epochs=7' in out and 'nothing about the accuracy' in out
+  rows = read_csv(tmp_path, 'table_1')
+  for model, shown in paper_numbers.MODELS.items():
+    p = pooled(tmp_path / f'{model}_origin_s2023')
+    hit = (p.label == p.prob.argmax(1)) * 100
+    here = line(rows, 'here', model=shown)
+    paper_row = line(rows, 'Zheng et al. 2024', model=shown)
+    for c, name in enumerate(paper_numbers.CLASSES):
+      recall, precision = f'recall: {name}', f'precision: {name}'
+      assert float(here[recall]) == pytest.approx(hit[p.label == c].mean())
+      said = p.prob.argmax(1) == c
+      assert float(here[precision]) == pytest.approx(hit[said].mean(), abs=1e-4)
+      low = line(rows, '95 % interval, low', model=shown)
+      high = line(rows, '95 % interval, high', model=shown)
+      assert float(low[recall]) <= float(here[recall]) <= float(high[recall])
+      known = paper_numbers.TABLE_1[model]
+      assert float(paper_row[recall]) == known['recall'][c]
+      assert float(paper_row[precision]) == known['precision'][c]
+
+
+def test_table_2_tells_folds_from_their_mean(commands, tmp_path, capsys):
+  run('--table=2', K, '--models=kmil,transmil', f'--results_dir={tmp_path}')
+  assert [c[2] for c in commands.seen] == ['--model=transmil', '--model=kmil']
+  assert all(c[-1] == '--external_phantom' for c in commands.seen)
+  text = capsys.readouterr().out
+  assert 'likely an error of copying' in text and 'external: 16 slides' in text
+  rows = read_csv(tmp_path, 'table_2')
+  for model in ('transmil', 'kmil'):
+    folder = tmp_path / f'{model}_origin_s2023'
+    parts = predictions.read_external(folder, paper_numbers.CLASSES)
+    each = np.array([[accuracy(p), f1(p), auroc(p)] for p in parts.values()])
+    shown = {'model': paper_numbers.MODELS[model]}
+    assert_metrics(line(rows, 'here, mean of folds', **shown), each.mean(0))
+    assert_metrics(line(rows, 'std over folds', **shown), each.std(0, ddof=1))
+    whole = predictions.mean(parts)
+    together = [accuracy(whole), f1(whole), auroc(whole)]
+    assert_metrics(line(rows, 'here, mean probability', **shown), together)
+    assert_metrics(
+      line(rows, 'Zheng et al. 2024', **shown),
+      published(paper_numbers.TABLE_2[model]),
+    )
+
+
+@pytest.mark.parametrize('number', [4, 5])
+def test_ablations_are_shown_in_both_orientations(
+  commands, tmp_path, capsys, number
+):
+  run(f'--table={number}', K, f'--results_dir={tmp_path}')
+  ((*command, _, _),) = commands.seen
+  assert command == ['-m', 'experiments.ablations']
+  assert 'can only be a quantile' in capsys.readouterr().out
+  rows = read_csv(tmp_path, f'table_{number}')
+  known = getattr(paper_numbers, f'TABLE_{number}')
+  settings = getattr(ablation_settings, f'TABLE_{number}')
+  # Which instances go, by the variance, as the released code ranks them.
+  kept = {4: 'lowest', 5: 'highest'}[number]
+  other = {'lowest': 'highest', 'highest': 'lowest'}[kept]
+  for score, kind in (('var', kept), ('one_minus_var', other)):
+    for t in known:
+      share = t if number == 4 else 1 - t
+      setting = f'{kind}_{share:.2f}' if share else 'all'
+      assert settings[score][t] == setting
+      p = pooled(tmp_path / 'ablations_origin_s2023' / setting)
+      here = line(rows, 'here', score=score, t=f'{t:g}')
+      assert_metrics(here, [accuracy(p), f1(p), auroc(p)])
+      told = f'{kind} {100 * share:.0f} % of' if share else 'nothing'
+      assert here['dropped'].startswith(told)
+      paper_row = line(rows, 'Zheng et al. 2024', score=score, t=f'{t:g}')
+      assert_metrics(paper_row, published(known[t]))
+
+
+def test_table_6_has_true_aurocs_and_no_class_that_a_task_lacks(
+  commands, tmp_path, capsys
+):
+  run('--table=6', K, f'--results_dir={tmp_path}')
+  assert [c[3] for c in commands.seen] == ['--task=a', '--task=b', '--task=c']
+  text = capsys.readouterr().out
+  rows = read_csv(tmp_path, 'table_6')
+  for task, known in paper_numbers.TABLE_6.items():
+    p = pooled(tmp_path / f'kmil_{task}_s2023', task)
+    here = line(rows, 'here', task=task.upper())
+    paper_row = line(rows, 'Zheng et al. 2024', task=task.upper())
+    assert_metrics(here, [accuracy(p), f1(p), auroc(p)])
+    assert_metrics(paper_row, published(known))
+    recalls = []
+    for name in ('non-tumor', 'lymphoma', 'metastatic'):
+      if name not in paper_folders.CLASSES[task]:
+        assert here[f'ACC: {name}'] == paper_row[f'ACC: {name}'] == ''
+        continue
+      c = paper_folders.CLASSES[task].index(name)
+      recalls.append((p.prob.argmax(1) == c)[p.label == c].mean())
+      assert float(here[f'ACC: {name}']) == pytest.approx(recalls[-1], abs=1e-6)
+      assert float(paper_row[f'ACC: {name}']) == known['recall'][name]
+    balanced = float(here['balanced ACC'])
+    assert balanced == pytest.approx(np.mean(recalls), abs=1e-6)
+    if task == 'a':
+      assert paper_row['balanced ACC'] == ''
+    else:
+      # What the paper calls AUROC is its balanced accuracy.
+      of_paper = float(paper_row['balanced ACC'])
+      mean = np.mean(list(known['recall'].values()))
+      assert of_paper == float(paper_row['AUROC'])
+      assert of_paper == pytest.approx(mean, abs=6e-5)
+  assert '0.8348 (B) and 0.9426 (C)' in text
+  row_b = next(x for x in text.splitlines() if x.startswith('| B | here'))
+  assert row_b.split(' | ')[4] == 'n/a'
+
+
+def test_table_3_counts_what_the_paper_counts(tmp_path, capsys):
+  run('--table=3', '--models=transmil,dtfd', f'--results_dir={tmp_path}')
+  rows = read_csv(tmp_path, 'table_3')
+  counted = 'operations (M), as the paper counts'
+  here = line(rows, 'here', model='TransMIL')
+  assert float(here[counted]) == pytest.approx(602.8232, abs=1e-3)
+  assert float(here['parameters (K)']) == pytest.approx(2673.685, abs=1e-2)
+  assert 0 < float(here['time (s)']) < 10
+  here = line(rows, 'here', model='DTFD')
+  known = line(rows, 'Zheng et al. 2024', model='DTFD')
+  assert float(here['parameters (K)']) == pytest.approx(726.668)
+  assert known[counted] == '83.02' and known['time (s)'] == '2.301'
+  assert 'phantom' not in capsys.readouterr().out
+
+
+def test_markdown_and_csv_agree(commands, tmp_path, capsys):
+  run('--table=6', K, f'--results_dir={tmp_path}')
+  text = capsys.readouterr().out
+  assert (tmp_path / 'paper_s2023' / 'table_6.md').read_text() == text
+  cells = [
+    [cell.strip() for cell in row.strip('|').split('|')]
+    for row in text.splitlines()
+    if row.startswith('|')
+  ]
+  header, _, *body = cells
+  rows = read_csv(tmp_path, 'table_6')
+  assert header == list(rows[0])
+  shown = lambda x: f'{float(x):.4f}' if x else 'n/a'
+  values = lambda row: [shown(row[name]) for name in header[2:]]
+  places, task = iter(rows), None
+  for row in body:
+    task = row[0] or task
+    first = next(places)
+    assert first['task'] == task
+    if row[1] == '95 % interval':
+      pairs = zip(values(first), values(next(places)), strict=True)
+      both = lambda low, high: low if low == 'n/a' else f'{low} to {high}'
+      assert row[2:] == [both(*pair) for pair in pairs]
+    else:
+      assert first['from'] == row[1] and values(first) == row[2:]
+  assert next(places, None) is None
+
+
+def test_what_is_undefined_is_not_a_number():
+  entry = paper_text.Entry(
+    ('a|b',), {'here': [None, 0.5], 'interval': [(None, None), (0.25, 0.75)]}
+  )
+  table = paper_text.Table(
+    'name', 'title', ('model',), ('x', 'y'), (entry,), (2, 1), ('note',)
+  )
+  assert '| a\\|b | here | n/a | 0.5 |' in table.markdown()
+  assert '|  | 95 % interval | n/a | 0.2 to 0.8 |' in table.markdown()
+  assert table.rows()[1:] == [
+    ['a|b', 'here', '', '0.5'],
+    ['a|b', '95 % interval, low', '', '0.25'],
+    ['a|b', '95 % interval, high', '', '0.75'],
+  ]
+
+
+def test_the_published_numbers_hang_together():
+  # Their own classes give KMIL's F1; the cells of one table give another's.
+  kmil = paper_numbers.TABLE_1['kmil']
+  r, p = (np.array(kmil[kind]) / 100 for kind in ('recall', 'precision'))
+  macro = (2 * r * p / (r + p)).mean()
+  assert macro == pytest.approx(
+    paper_numbers.TABLE_4[0.1]['f1_macro'], abs=1e-3
+  )
+  assert paper_numbers.TABLE_4[0.1] == paper_numbers.INTERNAL['kmil']
+  assert paper_numbers.TABLE_4[0] == paper_numbers.TABLE_5[1]
+  for task, known in paper_numbers.TABLE_6.items():
+    assert set(known['recall']) == set(paper_folders.CLASSES[task])
+
+
+def test_a_failing_command_ends_the_script(monkeypatch, tmp_path, capsys):
+  for status, code in ((3, 3), (-9, 137)):
+    failed = lambda command, status=status, **_: types.SimpleNamespace(
+      returncode=status
+    )
+    monkeypatch.setattr(paper_runs.subprocess, 'run', failed)
+    with pytest.raises(SystemExit) as e:
+      run('--table=1', K, f'--results_dir={tmp_path}')
+    assert e.value.code == code
+    err = capsys.readouterr().err
+    assert 'failed: python -m experiments.kmil --model=abmil' in err
+  assert not (tmp_path / 'paper_s2023').exists()
+
+
+@pytest.mark.parametrize(
+  'args,message',
+  [
+    ([], 'give one of --table and --figure'),
+    (['--table=1', '--figure=2'], 'give one of'),
+    (['--table=1', '--task=a'], '--task: the table or figure says which'),
+    (['--table=1', '--models=kmil,clam'], "'clam' is none of abmil"),
+    (['--table=6', '--models=kmil'], '--models says nothing here'),
+    (['--figure=2', '--models=abmil'], 'name kmil too'),
+    (
+      ['--table=2', '--csv_path=a.csv', '--features_dir=b'],
+      'table 2 needs a second cohort: give --external_csv and'
+      ' --external_features_dir',
+    ),
+    (['--figure=4', '--external_csv=a'], 'give --external_features_dir'),
+    (['--table=1', '--coordinator=auto'], 'experiments.kmil on the pod first'),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused(commands, args, message):
+  with pytest.raises(SystemExit) as e:
+    run(*args)
+  assert str(e.value.code).startswith('error: ') and message in e.value.code
+  assert commands.seen == []
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('cohort')
+  bags = feature_folder.planted(num_bags=30)
+  args = [*feature_folder.write(folder, *bags), '--k=3', '--epochs=2']
+  args += ['--models=abmil,kmil', '--exp_code=tiny', '--seed=4']
+  args += ['--select=last', f'--results_dir={folder}', '--table=1']
+  return args, feature_folder.run(*args, module='paper'), folder
+
+
+def test_what_is_missing_is_trained_once(trained, commands, capsys):
+  args, out, folder = trained
+  for model in ('abmil', 'kmil'):
+    assert f'$ python -m experiments.kmil --model={model} --task=origin' in out
+    found = folder / f'tiny_{model}_origin_s4'
+    assert len(list(found.glob('fold_*/predictions.csv'))) == 3
+  written = (folder / 'tiny_paper_s4' / 'table_1.md').read_text()
+  assert written in out
+  run(*args)
+  assert commands.seen == [] and capsys.readouterr().out == written
+  # Classes of one's own: nothing of the paper's stands beside them.
+  assert 'labels.csv, 30 slides of 30 cases' in written
+
+
+@pytest.mark.parametrize(
+  'changed', ['--epochs=3', '--batch_size=2', '--shuffle_labels', 'folder']
+)
+def test_what_was_made_otherwise_is_left_to_the_command(
+  trained, monkeypatch, changed
+):
+  args, _, folder = trained
+  config = folder / 'tiny_kmil_origin_s4' / 'config.json'
+  before, models = config.read_text(), ['abmil']
+  if changed == 'folder':
+    config.write_text(before.replace('"drop": "lowest"', '"drop": "highest"'))
+    changed, models = '--nocombine', ['kmil']
+  seen = []
+  refuse = lambda command, **_: (
+    seen.append(command) or types.SimpleNamespace(returncode=1)
+  )
+  monkeypatch.setattr(paper_runs.subprocess, 'run', refuse)
+  extra = [] if changed == '--nocombine' else [changed]
+  with pytest.raises(SystemExit):
+    run(*args, *extra)
+  config.write_text(before)
+  assert [value(c, '--model') for c in seen] == models

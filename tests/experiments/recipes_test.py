@@ -1,0 +1,97 @@
+"""`--recipe`, and the options of single models, from the flags to a result."""
+
+import dataclasses
+import json
+
+from absl import flags
+from absl.testing import flagsaver
+import feature_folder
+import numpy as np
+import pytest
+
+from experiments import kmil, settings
+from kmil_jax import recipes, train
+from kmil_jax.models import SPECS
+from kmil_jax.types import Recipe
+
+ARGS = ['--k=3', '--seed=1', '--fold=1', '--heat_maps=0']
+
+
+@pytest.fixture(scope='module')
+def data_flags(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('cohort')
+  bags, labels = feature_folder.planted(num_bags=18)
+  return feature_folder.write(folder, bags, labels)
+
+
+def main(results_dir, *args):
+  """Runs the script in this process; returns its probabilities and flags."""
+  with flagsaver.flagsaver():
+    kmil.main(flags.FLAGS(['kmil', *args, f'--results_dir={results_dir}']))
+  (folder,) = results_dir.iterdir()
+  lines = (folder / 'predictions.csv').read_text().splitlines()[1:]
+  prob = np.array([[float(x) for x in line.split(',')[6:]] for line in lines])
+  return prob, json.loads((folder / 'config.json').read_text())['flags']
+
+
+@pytest.mark.parametrize(
+  'model,lr,epochs,select',
+  [
+    ('abmil', 5e-4, 20, 'last'),
+    ('dsmil', 1e-4, 50, 'auroc_accuracy'),
+    ('dtfd', 1e-4, 200, 'late_auroc'),
+    ('transmil', 2e-4, 200, 'loss'),
+    ('kmil', 2e-4, 400, 'f1_macro'),
+  ],
+)
+def test_every_model_has_its_own_recipe(model, lr, epochs, select):
+  own = SPECS[model].own
+  assert (own.learning_rate, own.epochs, own.select) == (lr, epochs, select)
+
+
+def test_the_common_recipe_is_the_papers():
+  assert Recipe() == Recipe(
+    learning_rate=2e-4,
+    weight_decay=1e-5,
+    epochs=400,
+    batch=1,
+    betas=(0.9, 0.999),
+    schedule='cosine',
+  )
+  assert recipes.DSMIL.orthogonal and recipes.DTFD.clip == 5
+  assert recipes.TRANSMIL.optimizer == 'lookahead_radam'
+
+
+@pytest.mark.parametrize('model', ['dsmil', 'transmil'])
+def test_a_models_own_recipe_trains_it_and_goes_on_record(
+  data_flags, tmp_path, model
+):
+  args = [*data_flags, *ARGS, f'--model={model}']
+  own, config = main(tmp_path / 'own', *args, '--epochs=2', '--recipe=own')
+  recipe = dataclasses.replace(SPECS[model].own, epochs=2)
+  assert config['epochs'] == 2
+  assert config['lr'] == recipe.learning_rate
+  assert config['weight_decay'] == recipe.weight_decay
+  assert config['select'] == recipe.select
+  common, config = main(tmp_path / 'common', *args, '--epochs=2')
+  assert (config['lr'], config['select']) == (2e-4, 'f1_macro')
+  assert np.isfinite(own).all() and np.abs(own - common).max() > 1e-4
+
+
+def test_options_of_dtfd_reach_the_model():
+  with flagsaver.flagsaver():
+    args = ['--distill=maxmins', '--pseudo_bags=2']
+    args.append('--instance_score=predicted')
+    flags.FLAGS(['kmil', '--model=dtfd', *args])
+    options = kmil.asked_settings().options
+  model = train.Trainer(SPECS['dtfd'], Recipe(), 3, options=options).model
+  assert (model.distill, model.pseudo_bags) == ('maxmins', 2)
+  assert (model.score, model.gated) == ('predicted', False)
+
+
+def test_single_flags_change_single_values_of_a_recipe():
+  with flagsaver.flagsaver():
+    flags.FLAGS(['kmil', '--recipe=own', '--lr=0.5', '--epochs=7'])
+    got = settings.resolve('dsmil').recipe
+  want = dataclasses.replace(recipes.DSMIL, learning_rate=0.5, epochs=7)
+  assert got == want

@@ -1,0 +1,290 @@
+"""Costs: formulas against the layers of torch, loops against their passes."""
+
+import collections
+import functools
+import math
+import time
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import pytest
+
+from kmil_jax import cost
+from kmil_jax.models import SPECS
+from kmil_jax.models.dtfd import DTFD
+
+X, A = jnp.ones((32, 64)), jnp.ones((64, 64))
+PRODUCT = 2 * X.shape[0] * A.size
+SETTINGS = [(100, 1024, 5), (1, 16, 2), (3, 16, 2), (257, 48, 3)]
+
+
+def times_tanh(h, a):
+  return jnp.tanh(h @ a)
+
+
+def repeated(length, unroll=1):
+  """`times_tanh`, `length` times."""
+
+  def f(x, a):
+    step = lambda h, _: (times_tanh(h, a), None)
+    return lax.scan(step, x, None, length=length, unroll=unroll)[0]
+
+  return f
+
+
+def layers_operations(model, run):
+  """What the dense layers, convolutions and norms that `run` calls do."""
+  from torch import nn as torch_nn
+
+  total = collections.Counter()
+
+  def dense(layer, _, y):
+    total['dense'] += layer.in_features * y.numel()
+
+  def conv(layer, _, y):
+    seen = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    total['conv'] += seen * y.numel()
+
+  def norm(layer, _, y):
+    total['norm'] += 4 * y.numel()
+
+  hooks = {
+    torch_nn.Linear: dense,
+    torch_nn.Conv1d: conv,
+    torch_nn.Conv2d: conv,
+    torch_nn.LayerNorm: norm,
+  }
+  for layer in model.modules():
+    if hook := hooks.get(type(layer)):
+      layer.register_forward_hook(hook)
+  run()
+  return sum(total.values())
+
+
+def published_dsmil(model, x):
+  """As published: critical instances queried again, fused by the layer."""
+  stream = model.b_classifier
+  critical = model.i_classifier(x).argmax(0)
+  scores = stream.q(x) @ stream.q(x[critical]).T
+  return stream.fcc((scores.softmax(0).T @ stream.v(x))[None])
+
+
+def published_transmil(model, x):
+  """As published: convolutions by their layers, and every token normalised."""
+  import torch
+
+  for layer in (model.layer1, model.layer2):
+    attention = layer.attn
+    attention._convolve = lambda v, conv=attention.res_conv: conv(v[None])[0]
+  h = model._fc1(x)
+  side = math.ceil(len(h) ** 0.5)
+  h = torch.cat([model.cls_token[0], h, h[: side * side - len(h)]])
+  h = model.layer2(model.pos_layer(model.layer1(h), side))
+  return model._fc2(model.norm(h)[0])
+
+
+def published(name, width, num_classes):
+  """The torch twin of an entry of SPECS, and its published forward pass."""
+  from experiments.torch_baselines import abmil, dsmil, dtfd, transmil
+
+  called = lambda model, x: model(x)
+  make, run = {
+    'abmil': (abmil.ABMIL, called),
+    'abmil_plain': (abmil.ABMILPlain, called),
+    'abmil_ilse': (abmil.ABMILIlse, called),
+    'abmil_ilse_plain': (abmil.ABMILIlsePlain, called),
+    'dsmil': (dsmil.DSMIL, published_dsmil),
+    'dsmil_value': (
+      functools.partial(dsmil.DSMIL, value=True),
+      published_dsmil,
+    ),
+    'dtfd': (dtfd.DTFD, called),
+    'dtfd_gated': (functools.partial(dtfd.DTFD, gated=True), called),
+    'kmil': (dsmil.DSMIL, published_dsmil),
+    'transmil': (transmil.TransMIL, published_transmil),
+  }[name]
+  return make(num_classes=num_classes, **_width(name, width)), run
+
+
+def _width(name, width):
+  return {'num_features' if name == 'transmil' else 'width': width}
+
+
+@pytest.mark.parametrize('n,width,num_classes', SETTINGS)
+@pytest.mark.parametrize('name', SPECS)
+def test_the_formula_is_what_the_layers_do(name, n, width, num_classes):
+  torch = pytest.importorskip('torch')
+  torch.set_num_threads(2)
+  model, run = published(name, width, num_classes)
+  x = torch.randn(n, width)
+  with torch.no_grad():
+    expected = layers_operations(model, lambda: run(model, x))
+  ours = SPECS[name].make(num_classes=num_classes)
+  assert cost.multiply_adds(ours, n, width) == expected
+
+
+@pytest.mark.parametrize('distill', ['maxs', 'maxmins', 'mas'])
+def test_distilled_rows_count(distill):
+  torch = pytest.importorskip('torch')
+  from experiments.torch_baselines import dtfd
+
+  options = {'distill': distill, 'pseudo_bags': 3, 'total_instances': 6}
+  model = dtfd.DTFD(2, 16, **options)
+  x = torch.randn(20, 16)
+  expected = layers_operations(model, lambda: model(x))
+  ours = DTFD(num_classes=2, **options)
+  assert cost.multiply_adds(ours, 20, 16) == expected
+  # A pseudo-bag of one instance distils no more than that.
+  per_instance = 16 * 512 + 512 * 128 + 128
+  row = 2 * 512 * 128 + 128
+  rows = {'maxs': 3, 'maxmins': 6, 'mas': 3}[distill]
+  assert (
+    cost.multiply_adds(ours, 3, 16)
+    == 3 * per_instance + 4 * 512 * 2 + rows * row
+  )
+
+
+@pytest.mark.parametrize(
+  'name,expected',
+  [
+    ('abmil', 52_459_520),
+    ('dsmil', 16_020_480),
+    ('dtfd', 59_532_800),
+    ('kmil', 16_020_480),
+    ('transmil', 602_823_168),
+  ],
+)
+def test_counts_of_the_papers_setting(name, expected):
+  model = SPECS[name].make(num_classes=5)
+  assert cost.multiply_adds(model, 100, 1024) == expected
+
+
+def test_an_architecture_without_a_formula_is_refused():
+  with pytest.raises(NotImplementedError, match='Dense'):
+    cost.multiply_adds(nn.Dense(3), 10, 10)
+
+
+def test_without_a_loop_the_count_is_xlas():
+  own = jax.jit(times_tanh).lower(X, A).compile().cost_analysis()['flops']
+  assert cost.flops(times_tanh, X, A) == own == PRODUCT
+
+
+@pytest.mark.parametrize('length', [0, 1, 2, 3, 10])
+@pytest.mark.parametrize('unroll', [1, 3])
+def test_passes_of_a_loop_are_multiplied_out(length, unroll):
+  found = cost.flops(repeated(length, unroll), X, A)
+  # XLA counts the loop's own counter too.
+  assert found == pytest.approx(length * PRODUCT, abs=10)
+  if length == 10:
+    compiled = jax.jit(repeated(length)).lower(X, A).compile()
+    assert compiled.cost_analysis()['flops'] < 2 * PRODUCT  # What it mends.
+
+
+def test_loops_in_loops_and_other_loops():
+  def nested(x, a):
+    return lax.fori_loop(0, 4, lambda _, h: repeated(3)(h, a) @ a, x)
+
+  def rows(x, a):
+    return lax.map(lambda row: row @ a, x)
+
+  two = lambda x, a: nested(jax.jit(nested)(x, a), a)
+  for f, products in ((nested, 16), (two, 32), (rows, 1)):
+    assert cost.flops(f, X, A) == pytest.approx(products * PRODUCT, rel=1e-3)
+
+
+def test_loops_that_values_decide_are_refused():
+  def while_loop(x, a):
+    return lax.while_loop(lambda h: h.sum() > 0, lambda h: h @ a, x)
+
+  def condition(x, a, f):
+    return lax.cond(x.sum() > 0, lambda: f(x, a), lambda: x)
+
+  for f in (while_loop, functools.partial(condition, f=repeated(3))):
+    with pytest.raises(ValueError, match='passes of a loop'):
+      cost.flops(f, X, A)
+  assert (
+    PRODUCT
+    <= cost.flops(functools.partial(condition, f=times_tanh), X, A)
+    <= PRODUCT + 2 * X.size
+  )
+
+
+@pytest.mark.parametrize('name', SPECS)
+def test_the_count_is_that_of_the_products(name):
+  """Nearly: elementwise operations come on top, shared products count once."""
+  model = SPECS[name].make(num_classes=5)
+  args = jnp.ones((100, 1024)), jnp.ones(100, bool)
+  init = functools.partial(model.init, jax.random.key(0), train=False)
+  forward = functools.partial(model.apply, train=False)
+  args = (jax.eval_shape(init, *args), *args)
+  expected = 2 * products(jax.make_jaxpr(forward)(*args).jaxpr)
+  assert 0.95 < cost.flops(forward, *args) / expected < 1.1
+
+
+def products(jaxpr):
+  """Multiply-adds of the matrix products of a program."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      (summed, _), _ = eqn.params['dimension_numbers']
+      shape = eqn.invars[0].aval.shape
+      total += math.prod([shape[i] for i in summed]) * eqn.outvars[0].aval.size
+    passes = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+    for inner in jax.tree.leaves(list(eqn.params.values())):
+      if hasattr(inner, 'eqns'):
+        total += passes * products(getattr(inner, 'jaxpr', inner))
+  return total
+
+
+@pytest.mark.parametrize(
+  'analysis', [None, {}, {'flops': -1.0}, {'flops': math.nan}]
+)
+def test_what_xla_does_not_say_is_none(monkeypatch, analysis):
+  stages = jax.stages.Compiled
+  monkeypatch.setattr(stages, 'cost_analysis', lambda self: analysis)
+  monkeypatch.setattr(stages, 'memory_analysis', lambda self: None)
+  assert cost.flops(repeated(3), X, A) is None
+  assert cost.peak_bytes(jax.jit(times_tanh).lower(X, A).compile()) is None
+
+
+def test_without_a_cpu_backend_there_is_no_count(monkeypatch):
+  def refuse(*, backend):
+    raise RuntimeError(f'no backend {backend}')
+
+  monkeypatch.setattr(jax, 'local_devices', refuse)
+  assert cost.flops(times_tanh, X, A) is None
+
+
+def test_peak_is_arguments_outputs_and_temporaries():
+  f = lambda x: x + 1
+  compiled = jax.jit(f).lower(X).compile()
+  assert cost.peak_bytes(compiled) == 2 * X.nbytes
+  reused = jax.jit(f, donate_argnums=0).lower(X).compile()
+  assert cost.peak_bytes(reused) == X.nbytes
+  # What is between two products has to lie somewhere.
+  twice = jax.jit(lambda x, a: times_tanh(x, a) @ a).lower(X, A).compile()
+  assert cost.peak_bytes(twice) >= 3 * X.nbytes + A.nbytes
+
+
+def test_time_is_the_median_of_calls_after_the_first():
+  calls = []
+
+  def call():
+    calls.append(len(calls))
+    time.sleep(0.3 if len(calls) <= 2 else 0.002)
+
+  assert 0.002 <= cost.median_seconds(call) < 0.1
+  assert 7 <= len(calls) <= 52
+
+
+def test_a_measured_model():
+  model = SPECS['abmil'].make(num_classes=3)
+  found = cost.measure(model, 50, 32)
+  assert found.params == 2 * (32 * 256 + 256) + 257 + 32 * 3 + 3
+  assert found.macs == cost.multiply_adds(model, 50, 32)
+  assert found.flops_xla > 2 * found.macs
+  # Its parameters, features and mask are arguments.
+  assert found.peak_bytes > 4 * (found.params + 50 * 32) + 50
+  assert found.seconds > 0
