@@ -117,8 +117,8 @@ def complete(
     done = subprocess.run([sys.executable, *command], stdout=_STDERR)
     if done.returncode:
       print(f'error: this command failed: {shown}', file=sys.stderr)
-      # A signal's number is negative.
-      sys.exit(max(done.returncode, 128 - done.returncode))
+      code = done.returncode  # Of a signal, its negative number.
+      sys.exit(code if code > 0 else 128 - code)
 
 
 def summary(folder: pathlib.Path) -> dict:

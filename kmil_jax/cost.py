@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+import numpy as np
 
 from kmil_jax.models import nystrom
 from kmil_jax.models.abmil import ABMIL
@@ -46,11 +47,15 @@ def measure(model: nn.Module, num_instances: int, width: int) -> Cost:
     Its cost. Time is what the caller waits for the finished `Prediction`, with
     features and parameters on the device; compilation is not part of it.
   """
-  x_key, init_key = jax.random.split(jax.random.key(0))
-  x = jax.random.normal(x_key, (num_instances, width))
-  mask = jnp.ones(num_instances, bool)
-  init = jax.jit(functools.partial(model.init, train=False))
-  variables = init(init_key, x, mask)
+  rng = np.random.default_rng(0)
+  draw = lambda shape: jnp.asarray(
+    rng.normal(scale=0.02, size=shape), 'float32'
+  )
+  x, mask = draw((num_instances, width)), jnp.ones(num_instances, bool)
+  init = functools.partial(model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), x, mask)
+  # Any values do; the model's own start takes longer to compile than to run.
+  variables = jax.tree.map(lambda leaf: draw(leaf.shape), shapes)
   forward = functools.partial(model.apply, train=False)
   compiled = jax.jit(forward).lower(variables, x, mask).compile()
   return Cost(
@@ -65,8 +70,8 @@ def measure(model: nn.Module, num_instances: int, width: int) -> Cost:
 def flops(f: Callable[..., Any], *args: Any) -> float | None:
   """XLA's count of the operations of a compiled function.
 
-  A multiply-add is two, and so are elementwise operations one per element,
-  transcendental ones none. XLA counts the body of a loop once; here that of a
+  A multiply-add is two; elementwise operations are one per element, or none if
+  transcendental. XLA counts the body of a loop once; here that of a
   scan (hence of `map`, and of `fori_loop` over a known range) is compiled by
   itself too, and counted for the other passes. The program is compiled for CPUs
   whatever the default device: on GPUs products are calls of vendors' libraries,

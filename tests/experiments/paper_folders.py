@@ -1,11 +1,23 @@
 """Results folders of drawn predictions under the names that a table reads."""
 
+import pathlib
+import types
+
+from absl import flags
+from absl.testing import flagsaver
 import numpy as np
 
-from experiments import cohort, predictions, summaries
+from experiments import (
+  ablation_settings,
+  cohort,
+  paper,
+  predictions,
+  summaries,
+)
 from experiments.predictions import Predictions
 
 FOLDS = 3
+K = f'--k={FOLDS}'
 CLASSES = {
   'origin': cohort.PAPER_CLASSES,
   'a': (*cohort.PAPER_CLASSES[:2], cohort.METASTATIC),
@@ -45,3 +57,38 @@ def write(folder, model, task, *, seed=0, skill=1.0, slides=20, external=False):
         at / 'external.csv', fold, {'external': second}, classes
       )
   summaries.summarise(folder, model, task, FOLDS, classes)
+
+
+def run(*args):
+  with flagsaver.flagsaver():
+    paper.main(flags.FLAGS(['paper', *args]))
+
+
+def value(command, flag):
+  return next(a.partition('=')[2] for a in command if a.startswith(f'{flag}='))
+
+
+class Commands:
+  """Stands for the subprocesses: keeps their commands, writes their results."""
+
+  def __init__(self):
+    self.seen = []
+
+  def __call__(self, command, **_):
+    self.seen.append(command[1:])
+    results = pathlib.Path(value(command, '--results_dir'))
+    if 'experiments.ablations' in command:
+      for i, name in enumerate(ablation_settings.SETTINGS):
+        folder = results / 'ablations_origin_s2023' / name
+        write(folder, 'kmil', 'origin', seed=i)
+    else:
+      model, task = value(command, '--model'), value(command, '--task')
+      external = any(a.startswith('--external') for a in command)
+      write(
+        results / f'{model}_{task}_s2023',
+        model,
+        task,
+        seed=len(self.seen),
+        external=external,
+      )
+    return types.SimpleNamespace(returncode=0)

@@ -1,68 +1,28 @@
 """The paper's tables: what is run for them, and each number in its place."""
 
 import csv
-import pathlib
-import types
 
-from absl import flags
-from absl.testing import flagsaver
-import feature_folder
 import numpy as np
 import paper_folders
+from paper_folders import K, run
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from experiments import (
   ablation_settings,
-  paper,
   paper_numbers,
   paper_runs,
   paper_text,
   predictions,
 )
+from kmil_jax import cost
 
-K = f'--k={paper_folders.FOLDS}'
 MODELS = tuple(paper_numbers.MODELS)
-
-
-def run(*args):
-  with flagsaver.flagsaver():
-    paper.main(flags.FLAGS(['paper', *args]))
-
-
-def value(command, flag):
-  return next(a.partition('=')[2] for a in command if a.startswith(f'{flag}='))
-
-
-class Commands:
-  """Stands for the subprocesses: keeps their commands, writes their results."""
-
-  def __init__(self):
-    self.seen = []
-
-  def __call__(self, command, **_):
-    self.seen.append(command[1:])
-    results = pathlib.Path(value(command, '--results_dir'))
-    if 'experiments.ablations' in command:
-      for i, name in enumerate(ablation_settings.SETTINGS):
-        folder = results / 'ablations_origin_s2023' / name
-        paper_folders.write(folder, 'kmil', 'origin', seed=i)
-    else:
-      model, task = value(command, '--model'), value(command, '--task')
-      external = any(a.startswith('--external') for a in command)
-      paper_folders.write(
-        results / f'{model}_{task}_s2023',
-        model,
-        task,
-        seed=len(self.seen),
-        external=external,
-      )
-    return types.SimpleNamespace(returncode=0)
 
 
 @pytest.fixture
 def commands(monkeypatch):
-  made = Commands()
+  made = paper_folders.Commands()
   monkeypatch.setattr(paper_runs.subprocess, 'run', made)
   return made
 
@@ -116,8 +76,16 @@ def test_table_1_runs_the_five_models_and_counts_their_hits(
 ):
   run('--table=1', K, '--epochs=7', f'--results_dir={tmp_path}')
   assert commands.seen == [
-    ['-m', 'experiments.kmil', f'--model={model}', '--task=origin']
-    + ['--heat_maps=0', K, f'--results_dir={tmp_path}', '--epochs=7']
+    [
+      '-m',
+      'experiments.kmil',
+      f'--model={model}',
+      '--task=origin',
+      '--heat_maps=0',
+      K,
+      f'--results_dir={tmp_path}',
+      '--epochs=7',
+    ]
     for model in MODELS
   ]
   out, err = capsys.readouterr()
@@ -132,7 +100,9 @@ def test_table_1_runs_the_five_models_and_counts_their_hits(
     paper_row = line(rows, 'Zheng et al. 2024', model=shown)
     for c, name in enumerate(paper_numbers.CLASSES):
       recall, precision = f'recall: {name}', f'precision: {name}'
-      assert float(here[recall]) == pytest.approx(hit[p.label == c].mean())
+      assert float(here[recall]) == pytest.approx(
+        hit[p.label == c].mean(), abs=1e-4
+      )
       said = p.prob.argmax(1) == c
       assert float(here[precision]) == pytest.approx(hit[said].mean(), abs=1e-4)
       low = line(rows, '95 % interval, low', model=shown)
@@ -231,18 +201,21 @@ def test_table_6_has_true_aurocs_and_no_class_that_a_task_lacks(
   assert row_b.split(' | ')[4] == 'n/a'
 
 
-def test_table_3_counts_what_the_paper_counts(tmp_path, capsys):
-  run('--table=3', '--models=transmil,dtfd', f'--results_dir={tmp_path}')
+def test_table_3_adds_up_both_stages(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(cost, 'flops', lambda *_: None)  # A backend without it.
+  run('--table=3', '--models=kmil', f'--results_dir={tmp_path}')
   rows = read_csv(tmp_path, 'table_3')
-  counted = 'operations (M), as the paper counts'
-  here = line(rows, 'here', model='TransMIL')
-  assert float(here[counted]) == pytest.approx(602.8232, abs=1e-3)
-  assert float(here['parameters (K)']) == pytest.approx(2673.685, abs=1e-2)
+  operations = 'operations (M), as the paper counts'
+  here = line(rows, 'here', model='KMIL')
+  known = line(rows, 'Zheng et al. 2024', model='KMIL')
+  # ABMIL, and DSMIL on 90 % of the instances.
+  params = 530_182 + 178_442
+  assert float(here['parameters (K)']) * 1000 == pytest.approx(params)
+  counted = 52.4595 + 0.9 * 16.02
+  assert float(here[operations]) == pytest.approx(counted, abs=0.1)
   assert 0 < float(here['time (s)']) < 10
-  here = line(rows, 'here', model='DTFD')
-  known = line(rows, 'Zheng et al. 2024', model='DTFD')
-  assert float(here['parameters (K)']) == pytest.approx(726.668)
-  assert known[counted] == '83.02' and known['time (s)'] == '2.301'
+  assert here["operations (M), XLA's count"] == ''
+  assert known[operations] == '116.53' and known['time (s)'] == '2.916'
   assert 'phantom' not in capsys.readouterr().out
 
 
@@ -302,90 +275,3 @@ def test_the_published_numbers_hang_together():
   assert paper_numbers.TABLE_4[0] == paper_numbers.TABLE_5[1]
   for task, known in paper_numbers.TABLE_6.items():
     assert set(known['recall']) == set(paper_folders.CLASSES[task])
-
-
-def test_a_failing_command_ends_the_script(monkeypatch, tmp_path, capsys):
-  for status, code in ((3, 3), (-9, 137)):
-    failed = lambda command, status=status, **_: types.SimpleNamespace(
-      returncode=status
-    )
-    monkeypatch.setattr(paper_runs.subprocess, 'run', failed)
-    with pytest.raises(SystemExit) as e:
-      run('--table=1', K, f'--results_dir={tmp_path}')
-    assert e.value.code == code
-    err = capsys.readouterr().err
-    assert 'failed: python -m experiments.kmil --model=abmil' in err
-  assert not (tmp_path / 'paper_s2023').exists()
-
-
-@pytest.mark.parametrize(
-  'args,message',
-  [
-    ([], 'give one of --table and --figure'),
-    (['--table=1', '--figure=2'], 'give one of'),
-    (['--table=1', '--task=a'], '--task: the table or figure says which'),
-    (['--table=1', '--models=kmil,clam'], "'clam' is none of abmil"),
-    (['--table=6', '--models=kmil'], '--models says nothing here'),
-    (['--figure=2', '--models=abmil'], 'name kmil too'),
-    (
-      ['--table=2', '--csv_path=a.csv', '--features_dir=b'],
-      'table 2 needs a second cohort: give --external_csv and'
-      ' --external_features_dir',
-    ),
-    (['--figure=4', '--external_csv=a'], 'give --external_features_dir'),
-    (['--table=1', '--coordinator=auto'], 'experiments.kmil on the pod first'),
-  ],
-)
-def test_flags_that_do_not_fit_are_refused(commands, args, message):
-  with pytest.raises(SystemExit) as e:
-    run(*args)
-  assert str(e.value.code).startswith('error: ') and message in e.value.code
-  assert commands.seen == []
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('cohort')
-  bags = feature_folder.planted(num_bags=30)
-  args = [*feature_folder.write(folder, *bags), '--k=3', '--epochs=2']
-  args += ['--models=abmil,kmil', '--exp_code=tiny', '--seed=4']
-  args += ['--select=last', f'--results_dir={folder}', '--table=1']
-  return args, feature_folder.run(*args, module='paper'), folder
-
-
-def test_what_is_missing_is_trained_once(trained, commands, capsys):
-  args, out, folder = trained
-  for model in ('abmil', 'kmil'):
-    assert f'$ python -m experiments.kmil --model={model} --task=origin' in out
-    found = folder / f'tiny_{model}_origin_s4'
-    assert len(list(found.glob('fold_*/predictions.csv'))) == 3
-  written = (folder / 'tiny_paper_s4' / 'table_1.md').read_text()
-  assert written in out
-  run(*args)
-  assert commands.seen == [] and capsys.readouterr().out == written
-  # Classes of one's own: nothing of the paper's stands beside them.
-  assert 'labels.csv, 30 slides of 30 cases' in written
-
-
-@pytest.mark.parametrize(
-  'changed', ['--epochs=3', '--batch_size=2', '--shuffle_labels', 'folder']
-)
-def test_what_was_made_otherwise_is_left_to_the_command(
-  trained, monkeypatch, changed
-):
-  args, _, folder = trained
-  config = folder / 'tiny_kmil_origin_s4' / 'config.json'
-  before, models = config.read_text(), ['abmil']
-  if changed == 'folder':
-    config.write_text(before.replace('"drop": "lowest"', '"drop": "highest"'))
-    changed, models = '--nocombine', ['kmil']
-  seen = []
-  refuse = lambda command, **_: (
-    seen.append(command) or types.SimpleNamespace(returncode=1)
-  )
-  monkeypatch.setattr(paper_runs.subprocess, 'run', refuse)
-  extra = [] if changed == '--nocombine' else [changed]
-  with pytest.raises(SystemExit):
-    run(*args, *extra)
-  config.write_text(before)
-  assert [value(c, '--model') for c in seen] == models

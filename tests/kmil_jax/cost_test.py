@@ -72,16 +72,19 @@ def published_dsmil(model, x):
 
 
 def published_transmil(model, x):
-  """As published: convolutions by their layers, and every token normalised."""
+  """As published: every row is put out and normalised, also those not used."""
   import torch
 
-  for layer in (model.layer1, model.layer2):
-    attention = layer.attn
-    attention._convolve = lambda v, conv=attention.res_conv: conv(v[None])[0]
+  def attend(layer, h):
+    padded = torch.nn.functional.pad(layer.norm(h), (0, 0, -len(h) % 256, 0))
+    conv = layer.attn.res_conv
+    layer.attn._convolve = lambda v: conv(v[None])[0]
+    return h + layer.attn(padded)[-len(h) :]
+
   h = model._fc1(x)
   side = math.ceil(len(h) ** 0.5)
   h = torch.cat([model.cls_token[0], h, h[: side * side - len(h)]])
-  h = model.layer2(model.pos_layer(model.layer1(h), side))
+  h = attend(model.layer2, model.pos_layer(attend(model.layer1, h), side))
   return model._fc2(model.norm(h)[0])
 
 

@@ -1,0 +1,126 @@
+"""What is missing for a table is run, once, by the command one would type."""
+
+import types
+
+import feature_folder
+import numpy as np
+import paper_folders
+from paper_folders import K, run, value
+import pytest
+
+from experiments import paper_runs
+
+
+def test_a_failing_command_ends_the_script(monkeypatch, tmp_path, capsys):
+  for status, code in ((3, 3), (-9, 137)):
+    failed = lambda command, status=status, **_: types.SimpleNamespace(
+      returncode=status
+    )
+    monkeypatch.setattr(paper_runs.subprocess, 'run', failed)
+    with pytest.raises(SystemExit) as e:
+      run('--table=1', K, f'--results_dir={tmp_path}')
+    assert e.value.code == code
+    err = capsys.readouterr().err
+    assert 'failed: python -m experiments.kmil --model=abmil' in err
+  assert not (tmp_path / 'paper_s2023').exists()
+
+
+@pytest.mark.parametrize(
+  'args,message',
+  [
+    ([], 'give one of --table and --figure'),
+    (['--table=1', '--figure=2'], 'give one of'),
+    (['--table=1', '--task=a'], '--task: the table or figure says which'),
+    (['--table=1', '--models=kmil,clam'], "'clam' is none of abmil"),
+    (['--table=6', '--models=kmil'], '--models says nothing here'),
+    (['--figure=2', '--models=abmil'], 'name kmil too'),
+    (
+      ['--table=2', '--csv_path=a.csv', '--features_dir=b'],
+      'table 2 needs a second cohort: give --external_csv and'
+      ' --external_features_dir',
+    ),
+    (['--figure=4', '--external_csv=a'], 'give --external_features_dir'),
+    (['--table=1', '--coordinator=auto'], 'experiments.kmil on the pod first'),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused(monkeypatch, args, message):
+  commands = paper_folders.Commands()
+  monkeypatch.setattr(paper_runs.subprocess, 'run', commands)
+  with pytest.raises(SystemExit) as e:
+    run(*args)
+  assert str(e.value.code).startswith('error: ') and message in e.value.code
+  assert commands.seen == []
+
+
+def test_an_experiment_of_ones_own_name_has_its_own_folders(
+  monkeypatch, tmp_path
+):
+  seen = []
+  failed = lambda command, **_: (
+    seen.append(command) or types.SimpleNamespace(returncode=1)
+  )
+  monkeypatch.setattr(paper_runs.subprocess, 'run', failed)
+  for table, code in (('4', 'short_ablations_origin'), ('6', 'short_kmil_a')):
+    with pytest.raises(SystemExit):
+      run(f'--table={table}', '--exp_code=short', f'--results_dir={tmp_path}')
+    assert value(seen[-1], '--exp_code') == code
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """Two models, trained by the commands that a first table starts."""
+  folder = tmp_path_factory.mktemp('cohort')
+  bags, labels = feature_folder.planted(num_bags=18, classes=2)
+  bags = [np.resize(bag, (8, bag.shape[1])) for bag in bags]  # Compiles once.
+  args = [*feature_folder.write(folder, bags, labels), '--k=3', '--epochs=2']
+  args += ['--models=abmil,dsmil', '--exp_code=tiny', '--seed=4']
+  args += ['--select=last', f'--results_dir={folder}', '--table=1']
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_NUM_CPU_DEVICES', '1')
+    run(*args)
+  return args, folder
+
+
+def test_what_is_missing_is_trained_once(trained, monkeypatch, capsys):
+  args, folder = trained
+  for model in ('abmil', 'dsmil'):
+    found = folder / f'tiny_{model}_origin_s4'
+    assert len(list(found.glob('fold_*/predictions.csv'))) == 3
+  monkeypatch.setattr(paper_runs.subprocess, 'run', None)
+  run(*args)
+  out, err = capsys.readouterr()
+  assert out == (folder / 'tiny_paper_s4' / 'table_1.md').read_text()
+  assert '$ python' not in err
+  assert 'labels.csv, 18 slides of 18 cases' in out and 'phantom' not in out
+  # The paper's numbers of its classes 0 and 1 stand beside those so named.
+  assert '| Zheng et al. 2024 | 76.30 | 79.86 | 71.89 | 73.94 |' in out
+
+
+@pytest.mark.parametrize(
+  'flag,model',
+  [
+    ('--epochs=3', 'abmil'),
+    ('--lr=0.5', 'abmil'),
+    ('--shuffle_labels', 'abmil'),
+    ('--combine', 'dsmil'),  # Of its own command, on an earlier day.
+  ],
+)
+def test_what_was_made_otherwise_is_left_to_the_command(
+  trained, monkeypatch, flag, model
+):
+  args, folder = trained
+  config = folder / 'tiny_dsmil_origin_s4' / 'config.json'
+  before, extra = config.read_text(), [flag]
+  if flag == '--combine':
+    assert '"combine": false' in before
+    config.write_text(before.replace('"combine": false', '"combine": true'))
+    extra = []
+  seen = []
+  refuse = lambda command, **_: (
+    seen.append(command) or types.SimpleNamespace(returncode=1)
+  )
+  monkeypatch.setattr(paper_runs.subprocess, 'run', refuse)
+  with pytest.raises(SystemExit):
+    run(*args, *extra)
+  config.write_text(before)
+  assert [value(command, '--model') for command in seen] == [model]
