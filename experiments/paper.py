@@ -16,6 +16,7 @@ import sys
 
 from absl import app, flags
 import jax
+from matplotlib import figure
 
 from experiments import (
   common,
@@ -87,6 +88,8 @@ def _models(name: str) -> list[str]:
   known, models = list(paper_numbers.MODELS), _MODELS.value
   if _MODELS.present and name not in _OF_MODELS:
     raise app.UsageError('--models says nothing here: it is KMIL alone')
+  if not models:
+    raise app.UsageError(f'--models: name some of {", ".join(known)}')
   for model in models:
     if model not in known:
       raise app.UsageError(f'--models: {model!r} is none of {", ".join(known)}')
@@ -137,7 +140,9 @@ def _given() -> list[str]:
   return found
 
 
-def _made(name: str, jobs: dict[str, paper_runs.Job]):
+def _made(
+  name: str, jobs: dict[str, paper_runs.Job]
+) -> tuple[Table, figure.Figure | None]:
   """Returns the table, and the figure where one is asked for."""
   if name in ('table_4', 'table_5'):
     settings = {
@@ -206,13 +211,13 @@ def _data(name: str, jobs: dict[str, paper_runs.Job]) -> str:
     if flag.present
   ]
   told += f'; trained with {" ".join(changed)}' if changed else ''
+  second = common.EXTERNAL_CSV.value if name in _EXTERNAL else None
+  also = f' and {second}' if second else ''
   if common.CSV_PATH.value:
-    second = common.EXTERNAL_CSV.value if name in _EXTERNAL else None
-    paths = [common.CSV_PATH.value, *([second] if second else [])]
-    return f'Data: {" and ".join(paths)}, {told}.'
+    return f'Data: {common.CSV_PATH.value}{also}, {told}.'
   return (
-    f'Data: the phantom cohort, {told}. Its slides are rendered: it says'
-    ' nothing about the accuracy of these models on patients.'
+    f'Data: the phantom cohort{also}, {told}. Phantom slides are rendered: they'
+    ' say nothing about the accuracy of these models on patients.'
   )
 
 

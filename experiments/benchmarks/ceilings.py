@@ -11,6 +11,8 @@ from experiments.benchmarks import timing
 from experiments.benchmarks.work import Work
 
 _REPEATS = 5
+# Of the matrices, and of the array that is copied.
+SIDES = {'cpu': (2048, 2**26), 'cuda': (8192, 2**29)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,7 @@ def measure(precision: str, device: torch.device) -> Ceilings:
       'bfloat16'.
     device: torch's; JAX has its default one.
   """
-  gpu = device.type == 'cuda'
-  side, size = (8192, 2**29) if gpu else (2048, 2**26)
+  side, size = SIDES[device.type]
   ours, theirs = getattr(jnp, precision), getattr(torch, precision)
   a = torch.ones(side, side, dtype=theirs, device=device)
   b = jnp.ones((side, side), ours)

@@ -108,10 +108,15 @@ class NystromLayer(nn.Module):
       read = lambda part: jax.nn.softmax(
         _scores(_heads(x[part], query), k_mean)
       )
+    seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
+    right = jnp.concatenate(
+      [gather @ v.astype(jnp.float32), core @ jnp.swapaxes(seen, 1, 2)], 2
+    )
     # The rows of A2 sum to 1.
-    solve = lambda y: _polynomials(core, column_sums.max(), y)
-    back = lambda y: jnp.swapaxes(core, 1, 2) @ y / column_sums.max()
-    mixed = back(solve(gather @ v.astype(jnp.float32)))  # [8, M, 64]
+    scale = column_sums.max()
+    solved = _polynomials(core, scale, right) / scale
+    mixed = jnp.swapaxes(core, 1, 2) @ solved[..., :-1]  # [8, M, 64]
+    seen = jnp.swapaxes(solved[..., -1:], 1, 2) @ gather  # [8, 1, T]
 
     taps = self.param('residual', uniform(_TAPS), (HEADS, _TAPS))
     out = TorchDense(WIDTH, self.dtype, name='out')
@@ -122,9 +127,7 @@ class NystromLayer(nn.Module):
       y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
       outputs.append(h[part] + drop(y))
 
-    seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
-    seen = solve(core @ jnp.swapaxes(seen, 1, 2)) / column_sums.max()
-    return outputs, (jnp.swapaxes(seen, 1, 2) @ gather)[:, 0].mean(0)
+    return outputs, seen[:, 0].mean(0)
 
 
 class _Projections(nn.Module):

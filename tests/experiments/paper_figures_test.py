@@ -62,7 +62,7 @@ def test_pictures_lie_beside_their_numbers(results):
     picture = np.asarray(Image.open(stem.with_suffix('.png')).convert('RGB'))
     assert min(picture.shape[:2]) > 1000 and picture.std() > 10
     text = stem.with_suffix('.md').read_text()
-    assert 'external: 16 slides' in text and 'says nothing about' in text
+    assert 'external: 16 slides' in text and 'say nothing about' in text
     assert stem.with_suffix('.csv').exists()
   assert 'task C: 60 slides' in text and 'balanced accuracy' in text
 

@@ -32,6 +32,7 @@ def test_a_failing_command_ends_the_script(monkeypatch, tmp_path, capsys):
     (['--table=1', '--figure=2'], 'give one of'),
     (['--table=1', '--task=a'], '--task: the table or figure says which'),
     (['--table=1', '--models=kmil,clam'], "'clam' is none of abmil"),
+    (['--table=1', '--models='], '--models: name some of abmil'),
     (['--table=6', '--models=kmil'], '--models says nothing here'),
     (['--figure=2', '--models=abmil'], 'name kmil too'),
     (
