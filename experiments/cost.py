@@ -1,10 +1,11 @@
-"""Prints what every model costs beside the paper's Table 3.
+"""Prints what a forward pass of every model costs.
 
   python -m experiments.cost
   python -m experiments.cost --num_instances=4096 --format=json
 
-Parameters, FLOPs in the paper's convention and as compiled by XLA, peak memory
-and time per slide. With --format=json standard output is
+Parameters, multiply-adds as Zheng et al. 2024 count them, FLOPs as compiled by
+XLA, peak memory and time per slide; `experiments.paper --table=3` puts them
+beside the paper's. With --format=json standard output is
 {model: {"params", "macs", "flops_xla", "peak_bytes", "seconds"}} alone, where
 null stands for what the backend does not say.
 """
@@ -29,9 +30,7 @@ _WIDTH = flags.DEFINE_integer(
 _NUM_CLASSES = flags.DEFINE_integer(
   'num_classes', cost_table.SETTING['num_classes'], 'Classes.', lower_bound=2
 )
-_FORMAT = flags.DEFINE_enum(
-  'format', 'text', ['text', 'markdown', 'json'], 'How to print.'
-)
+_FORMAT = flags.DEFINE_enum('format', 'text', ['text', 'json'], 'How to print.')
 
 
 def main(argv: list[str]) -> None:
@@ -48,8 +47,6 @@ def main(argv: list[str]) -> None:
     print(cost_table.title(setting), file=sys.stderr)
     found = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
     print(json.dumps(found, indent=2, allow_nan=False))
-  elif _FORMAT.value == 'markdown':
-    print(cost_table.markdown(costs, setting))
   else:
     print(cost_table.text(costs, setting))
 

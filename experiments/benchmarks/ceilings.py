@@ -17,20 +17,34 @@ SIDES = {'cpu': (2048, 2**26), 'cuda': (8192, 2**29)}
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-  """The better of both sides."""
+  """Rates per second that each side reaches; the better one is the ceiling."""
 
-  flops_per_s: float
-  bytes_per_s: float
+  torch_flops: float
+  jax_flops: float
+  torch_bytes: float
+  jax_bytes: float
+
+  @property
+  def flops(self) -> float:
+    return max(self.torch_flops, self.jax_flops)
+
+  @property
+  def bytes(self) -> float:
+    return max(self.torch_bytes, self.jax_bytes)
 
   def or_better(self, other: 'Ceilings') -> 'Ceilings':
-    return Ceilings(
-      max(self.flops_per_s, other.flops_per_s),
-      max(self.bytes_per_s, other.bytes_per_s),
+    """Returns the better of two measurements."""
+    pairs = zip(
+      dataclasses.astuple(self), dataclasses.astuple(other), strict=True
     )
+    return Ceilings(*map(max, pairs))
 
   def fraction(self, work: Work, seconds: float) -> tuple[float, str]:
     """Returns the share of the binding ceiling reached, and which one binds."""
-    least = work.seconds(self.flops_per_s, self.bytes_per_s)
+    least = {
+      'compute': work.flops / self.flops,
+      'memory': work.bytes / self.bytes,
+    }
     bound = max(least, key=least.get)
     return least[bound] / seconds, bound
 
@@ -44,36 +58,32 @@ def measure(precision: str, device: torch.device) -> Ceilings:
     device: torch's; JAX has its default one.
   """
   side, size = SIDES[device.type]
-  ours, theirs = getattr(jnp, precision), getattr(torch, precision)
-  a = torch.ones(side, side, dtype=theirs, device=device)
-  b = jnp.ones((side, side), ours)
-  product = jax.jit(jnp.matmul)
-  flops = (
-    2
-    * side**3
-    / min(
-      _best(lambda: _wait(device, a @ a)),
-      _best(lambda: product(b, b).block_until_ready()),
-    )
-  )
-  x, y = torch.ones(size, device=device), jnp.ones(size)
+  flops, moved = 2 * side**3, 2 * 4 * size
+
+  def wait(_):
+    if device.type == 'cuda':
+      torch.cuda.synchronize(device)
+
+  dtype = getattr(torch, precision)
+  a = torch.ones(side, side, dtype=dtype, device=device)
+  x = torch.ones(size, device=device)
   out = torch.empty_like(x)
-  add = jax.jit(lambda y: y + 1)
-  moved = (
-    2
-    * 4
-    * size
-    / min(
-      _best(lambda: _wait(device, torch.add(x, 1, out=out))),
-      _best(lambda: add(y).block_until_ready()),
-    )
+  torch_s = (
+    _best(lambda: wait(a @ a)),
+    _best(lambda: wait(torch.add(x, 1, out=out))),
   )
-  return Ceilings(flops, moved)
-
-
-def _wait(device: torch.device, _: torch.Tensor) -> None:
-  if device.type == 'cuda':
-    torch.cuda.synchronize(device)
+  b, y = jnp.ones((side, side), getattr(jnp, precision)), jnp.ones(size)
+  product, add = jax.jit(jnp.matmul), jax.jit(lambda y: y + 1)
+  jax_s = (
+    _best(lambda: product(b, b).block_until_ready()),
+    _best(lambda: add(y).block_until_ready()),
+  )
+  return Ceilings(
+    torch_flops=flops / torch_s[0],
+    jax_flops=flops / jax_s[0],
+    torch_bytes=moved / torch_s[1],
+    jax_bytes=moved / jax_s[1],
+  )
 
 
 def _best(run: Callable[[], object]) -> float:

@@ -95,6 +95,6 @@ def _warm(side: Side) -> float:
 
 def _reason(error: Exception) -> str:
   if isinstance(error, timing.OutOfTime):
-    return 'out of time'
+    return str(error)
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:120]}'

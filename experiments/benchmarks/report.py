@@ -52,9 +52,11 @@ def _preface(measured: dict) -> str:
     f'{settings["repeats"]} repeats by turns; torch with '
     f'{settings["torch_threads"]} threads, load '
     f'{settings["load_average"]:.1f}.',
-    f'Ceilings: {top["flops_per_s"] / 1e9:,.0f} GFLOP/s, '
-    f'{top["bytes_per_s"] / 1e9:,.1f} GB/s. Ratio: torch over kmil_jax, above '
-    '1 kmil_jax is faster. Of ceiling: kmil_jax.',
+    f'Large products: torch {top["torch_flops"] / 1e9:,.0f}, jax '
+    f'{top["jax_flops"] / 1e9:,.0f} GFLOP/s; copies: torch '
+    f'{top["torch_bytes"] / 1e9:,.1f}, jax {top["jax_bytes"] / 1e9:,.1f} GB/s.',
+    'Ratio: torch over kmil_jax, above 1 kmil_jax is faster. Of ceiling:'
+    " kmil_jax's share of what the better side's products or copies allow.",
   ]
   return '\n'.join(lines)
 

@@ -22,6 +22,7 @@ from experiments.benchmarks import (
   work,
 )
 from experiments.benchmarks.trunk import Trunk
+from kmil_jax import parallel
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'inference', 'trunk', 'epoch')
@@ -30,6 +31,14 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy')
 _CALL_S = 0.3
 _MOST_STEPS = 64
 _ROWS = 8192  # Instances of different bags that a call visits, at least.
+
+
+# What training may take; features, and torch, are there too.
+_MEMORY_SHARE = 0.4
+
+
+class _TooLarge(Exception):
+  """The device's memory does not hold it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +91,8 @@ def run(settings: Settings, log: Callable[[str], None]) -> dict:
   for entry in _entries(settings, device):
     try:
       row, useful = bench.row(entry)
-    except timing.OutOfTime:
-      missing.append(dataclasses.asdict(entry) | {'reason': 'out of time'})
+    except (timing.OutOfTime, _TooLarge) as error:
+      missing.append(dataclasses.asdict(entry) | {'reason': str(error)})
       continue
     log(
       f'{entry}: {row["ratio"]:.2f} x torch ({row["torch_form"]}); '
@@ -128,6 +137,7 @@ class _Bench:
       'step': self._equal, 'inference': self._equal,
       'trunk': self._trunk, 'epoch': self._epoch,
     }[entry.part]  # fmt: skip
+    self._check_memory(entry)
     with self._budget.alarm():
       ours, theirs, useful, calls = measure(entry)
     result = contest.hold(
@@ -154,7 +164,7 @@ class _Bench:
     size = _size(modules[0])
     count = work.step if entry.part == 'step' else work.inference
     useful = count(entry.model, n, runs, size, self._itemsize)
-    steps = _CALL_S * 0.1 * self._top.flops_per_s / useful.flops
+    steps = _CALL_S * 0.1 * self._top.flops / useful.flops
     steps = int(np.clip(steps, 2, _MOST_STEPS))
     distinct = min(steps, max(2, _ROWS // n))
     cohort = bags.equal_bags(distinct, n, self._settings.seed)
@@ -226,6 +236,16 @@ class _Bench:
     if (entry.model, len(bag)) not in self._checked:
       parity.check_logits(entry.model, module, params, bag)
       self._checked.add((entry.model, len(bag)))
+
+  def _check_memory(self, entry):
+    if entry.part not in ('step', 'epoch'):
+      return
+    needed = work.memory(entry.model, entry.instances, entry.runs)
+    there = parallel.memory_bytes()
+    if needed > _MEMORY_SHARE * there:
+      raise _TooLarge(
+        f'about {needed / 2**30:.0f} GiB of {there / 2**30:.0f} GiB'
+      )
 
   def _torch(self, entry, modules, cohort, visits):
     train = entry.part != 'inference'

@@ -13,6 +13,9 @@ _REST = 0.02
 class OutOfTime(Exception):
   """The alarm rang."""
 
+  def __str__(self):
+    return 'out of time'
+
 
 class Budget:
   """Seconds that the whole run may take.

@@ -43,7 +43,9 @@ def test_batches_are_those_of_the_plan(bags, batch, threads):
     LENGTHS, buckets, visit=LENGTHS > 1, batch=batch, seed=1, epoch=2
   )
   got = list(
-    pipeline.bag_batches(reader(paths), WIDTH, buckets, bucket, index, threads=threads)
+    pipeline.bag_batches(
+      reader(paths), WIDTH, buckets, bucket, index, threads=threads
+    )
   )
   assert len(got) == len(bucket)
   for x, b, i in zip(got, bucket, index, strict=True):
@@ -89,7 +91,11 @@ def test_other_faults_name_their_file_too(tmp_path, fault):
     with h5py.File(path, 'w') as f:
       f['features'] = np.full((4, WIDTH), np.nan, np.float32)
   stream = pipeline.bag_batches(
-    reader([path]), WIDTH, (8,), np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
+    reader([path]),
+    WIDTH,
+    (8,),
+    np.zeros(1, np.int32),
+    np.zeros((1, 1), np.int32),
   )
   with pytest.raises(features.FeatureError, match=r'slide\.7\.h5'):
     list(stream)

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip('torch')
 # What follows imports torch.
-from experiments.benchmarks import (  # noqa: E402
+from experiments.benchmarks import (
   bags,
   contest,
   jax_side,
@@ -36,7 +36,8 @@ ROW = {
 @pytest.fixture(autouse=True)
 def small_ceilings(monkeypatch):
   """Products of 2,048 and copies of 256 MiB are for quiet machines."""
-  monkeypatch.setattr(suite.ceilings, 'SIDES', {'cpu': (64, 2**12)})
+  small = dict.fromkeys(suite.ceilings.SIDES, (64, 2**12))
+  monkeypatch.setattr(suite.ceilings, 'SIDES', small)
 
 
 def measure(**settings):
@@ -80,9 +81,7 @@ def test_an_epoch_and_the_trunk_are_measured():
     tile=32,
     tiles=2,
   )
-  check_rows(
-    measured, [('trunk', 'resnet50', 2, 1), ('epoch', 'kmil', 16, 10)]
-  )
+  check_rows(measured, [('trunk', 'resnet50', 2, 1), ('epoch', 'kmil', 16, 10)])
   assert 'tiles/s' in report.text(measured)
 
 
@@ -157,6 +156,16 @@ def test_a_spent_budget_measures_nothing_and_says_so():
     for model in ('abmil', 'dtfd')
   ]  # fmt: skip
   assert report.text(measured).count('Not measured') == 4
+
+
+def test_what_memory_does_not_hold_is_not_tried(monkeypatch):
+  monkeypatch.setattr(suite.parallel, 'memory_bytes', lambda: 2**24)
+  measured = measure(
+    parts=['step'], models=['transmil'], instances=[2**14], runs=[10]
+  )
+  assert measured['rows'] == []
+  (entry,) = measured['not_measured']
+  assert 'GiB' in entry['reason']
 
 
 def test_the_fastest_form_that_works_competes():

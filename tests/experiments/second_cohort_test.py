@@ -34,7 +34,7 @@ def test_classes_are_those_of_the_first_cohort_in_its_order(tmp_path):
 
 def test_labels_that_the_models_do_not_know_are_named(tmp_path):
   first = load(tmp_path / 'a', ['b', 'a'])
-  with pytest.raises(CohortError, match='labels x, y are none of .*: a, b'):
+  with pytest.raises(CohortError, match=r'labels x, y are none of .*: a, b'):
     load(tmp_path / 'b', ['x', 'a', 'y'], like=first)
 
 
