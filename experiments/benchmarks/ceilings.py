@@ -10,9 +10,9 @@ import torch
 from experiments.benchmarks import timing
 from experiments.benchmarks.work import Work
 
-_REPEATS = 5
+_REPEATS = 3
 # Of the matrices, and of the array that is copied.
-SIDES = {'cpu': (2048, 2**26), 'cuda': (8192, 2**29)}
+SIDES = {'cpu': (2048, 2**25), 'cuda': (8192, 2**29)}
 
 
 @dataclasses.dataclass(frozen=True)

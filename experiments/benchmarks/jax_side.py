@@ -19,7 +19,8 @@ def params_of(model: str, module: nn.Module) -> dict[str, Any]:
   """Returns a torch model's weights: of each of KMIL's stages, else of it."""
 
   def port(name, module):
-    state = {k: v.cpu().numpy() for k, v in module.state_dict().items()}
+    # Copies: torch goes on training its own.
+    state = {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
     return port_mil.bag_params(name, state)
 
   if SPECS[model].chooser is None:

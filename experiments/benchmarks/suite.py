@@ -2,12 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
-import datetime
-import importlib.metadata
-import os
-import platform
 
-import jax
 import numpy as np
 import torch
 
@@ -16,6 +11,7 @@ from experiments.benchmarks import (
   ceilings,
   contest,
   jax_side,
+  machine,
   parity,
   timing,
   torch_side,
@@ -26,7 +22,6 @@ from kmil_jax import parallel
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'inference', 'trunk', 'epoch')
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy')
 # A call should last about as long, in seconds at a tenth of the ceiling.
 _CALL_S = 0.3
 _MOST_STEPS = 64
@@ -57,6 +52,7 @@ class Settings:
   tile: int = 256
   tiles: int | None = None  # Of a batch; None: 16, or 256 on a GPU.
   seed: int = 0
+  cached_programs: bool = False  # True hides what compiling costs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,43 +77,27 @@ def run(settings: Settings, log: Callable[[str], None]) -> dict:
   Raises:
     parity.ParityError: if the sides compute different things.
   """
-  budget = timing.Budget(settings.budget_s)
-  # What was compiled in an earlier process would cost nothing now.
-  jax.config.update('jax_enable_compilation_cache', False)
   device = torch_side.set_up()
-  top = ceilings.measure(settings.precision, device)
-  bench = _Bench(settings, device, top, budget)
+  bench = _Bench(settings, device)
   rows, works, missing = [], [], []
-  for entry in _entries(settings, device):
-    try:
-      row, useful = bench.row(entry)
-    except (timing.OutOfTime, _TooLarge) as error:
-      missing.append(dataclasses.asdict(entry) | {'reason': str(error)})
-      continue
-    log(
-      f'{entry}: {row["ratio"]:.2f} x torch ({row["torch_form"]}); '
-      f'{row["torch_forms"]}'
-    )
-    rows.append(row)
-    works.append(useful)
+  # What was compiled in an earlier process would cost nothing now.
+  with machine.compiling(settings.cached_programs):
+    for entry in _entries(settings, device):
+      try:
+        row, useful = bench.row(entry)
+      except (timing.OutOfTime, _TooLarge) as error:
+        missing.append(dataclasses.asdict(entry) | {'reason': str(error)})
+        continue
+      log(f'{entry}: {row["ratio"]:.2f}; {row["torch_forms"]}')
+      rows.append(row)
+      works.append(useful)
   # Once more: something else may have kept the device busy.
-  top = top.or_better(ceilings.measure(settings.precision, device))
+  top = bench.top.or_better(ceilings.measure(settings.precision, device))
   for row, useful in zip(rows, works, strict=True):
     row['fraction'], row['bound'] = top.fraction(useful, row['jax_s'])
   return {
-    'device': _describe(device),
-    'versions': {'python': platform.python_version()}
-    | {name: importlib.metadata.version(name) for name in _PACKAGES},
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'settings': dataclasses.asdict(settings)
-    | {
-      'jax_matmul_precision': jax.config.jax_default_matmul_precision
-      or ('default: TF32' if device.type == 'cuda' else 'default: float32'),
-      'torch_matmul_precision': torch.get_float32_matmul_precision()
-      + (': TF32' if device.type == 'cuda' else ': float32'),
-      'torch_threads': torch.get_num_threads(),
-      'load_average': os.getloadavg()[0],
-    },
+    **machine.describe(device),
+    'settings': dataclasses.asdict(settings) | machine.products(device),
     'ceilings': dataclasses.asdict(top),
     'rows': rows,
     'not_measured': missing,
@@ -127,9 +107,10 @@ def run(settings: Settings, log: Callable[[str], None]) -> dict:
 class _Bench:
   """Measures entries on one device."""
 
-  def __init__(self, settings, device, top, budget):
+  def __init__(self, settings: Settings, device: torch.device):
     self._settings, self._device = settings, device
-    self._top, self._budget = top, budget
+    self._budget = timing.Budget(settings.budget_s)
+    self.top = ceilings.measure(settings.precision, device)
     self._checked = set()
 
   def row(self, entry: Entry) -> tuple[dict, work.Work]:
@@ -164,7 +145,7 @@ class _Bench:
     size = _size(modules[0])
     count = work.step if entry.part == 'step' else work.inference
     useful = count(entry.model, n, runs, size, self._itemsize)
-    steps = _CALL_S * 0.1 * self._top.flops / useful.flops
+    steps = _CALL_S * 0.1 * self.top.flops / useful.flops
     steps = int(np.clip(steps, 2, _MOST_STEPS))
     distinct = min(steps, max(2, _ROWS // n))
     cohort = bags.equal_bags(distinct, n, self._settings.seed)
@@ -287,14 +268,3 @@ def _entries(settings: Settings, device: torch.device) -> Iterator[Entry]:
 def _size(module: torch.nn.Module) -> int:
   """Parameters of the model, of KMIL's of its second stage."""
   return sum(p.numel() for p in torch_side.trained(module).parameters())
-
-
-def _describe(device: torch.device) -> dict:
-  found = jax.local_devices()
-  return {
-    'torch': torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu',
-    'jax': found[0].device_kind,
-    'jax_devices': len(found),
-    'machine': platform.machine(),
-    'cores': len(os.sched_getaffinity(0)),
-  }

@@ -76,13 +76,14 @@ class Bags:
   ):
     self.label = torch.from_numpy(cohort.label).long().to(device)
     bags = [
-      torch.from_numpy(cohort.bag(i)).to(device, dtype)
+      torch.from_numpy(cohort.bag(i)).to(device)
       for i in range(len(cohort.length))
     ]
-    self.x = [bags]
+    self.x = [[x.to(dtype) for x in bags]]
     if choosers:
       self.x = [
-        [x[module.key_instances(x)] for x in bags] for module in choosers
+        [x[module.key_instances(x)].to(dtype) for x in bags]
+        for module in choosers
       ]
 
   def of(self, run: int, bag: int) -> tuple[torch.Tensor, torch.Tensor]:

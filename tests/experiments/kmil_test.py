@@ -4,6 +4,8 @@ import json
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 from absl import app, flags
@@ -149,13 +151,17 @@ def losses(folder):
   return np.array([json.loads(line)['train_loss'] for line in lines])
 
 
-@pytest.mark.parametrize('how', ['alone', 'streamed'])
-def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
+@pytest.mark.parametrize('how', ['alone', 'streamed', 'packed'])
+def test_one_fold_alone_streamed_or_packed_gives_what_all_folds_gave(
   finished, tmp_path, how
 ):
   args, folder, _ = finished
   args = [*args, f'--results_dir={tmp_path}']
-  args.append('--fold=1' if how == 'alone' else '--stream')
+  args.append('--stream' if how == 'streamed' else '--fold=1')
+  if how == 'packed':
+    pack = ['-m', 'experiments.pack', *args[:2], f'--out_dir={tmp_path}']
+    subprocess.run([sys.executable, *pack], cwd=feature_folder.ROOT, check=True)
+    args[1] = f'--features_dir={tmp_path / "slide_bags/cohort/1.0.0"}'
   feature_folder.run(*args)
   got, want = tmp_path / 'kmil_origin_s1' / 'fold_1', folder / 'fold_1'
   np.testing.assert_allclose(
