@@ -1,4 +1,4 @@
-"""The paper's models in torch, to compare with: the only package to import it.
+"""The paper's models in torch, to compare with.
 
 Modules carry the names of the public implementations, so that their state dicts
 and those of `kmil_jax.port_mil` are the same. A model takes one bag [N, D]:

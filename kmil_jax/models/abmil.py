@@ -99,7 +99,7 @@ class ABMIL(nn.Module):
       dtype=self.dtype,
     )
     attention = pooling.masked_softmax(scores, mask)
-    bag = attention[:, 0] @ x
+    bag = pooling.weighted_sum(attention, x.astype(jnp.float32))[0]
     classify = TorchDense(self.num_classes, name='classifier')
     return Prediction(
       logits=classify(bag.astype(jnp.float32)),

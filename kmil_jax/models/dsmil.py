@@ -53,7 +53,7 @@ class DSMIL(nn.Module):
     attention = pooling.masked_softmax(scores, mask)  # [N, C]
     if self.value:
       x = nn.relu(TorchDense(x.shape[-1], self.dtype, name='value')(x))
-    bags = attention.T @ x.astype(jnp.float32)
+    bags = pooling.weighted_sum(attention, x.astype(jnp.float32))
     logits = TorchDense(num_classes, name='fuse')(bags.reshape(-1))
     return Prediction(
       logits=logits,

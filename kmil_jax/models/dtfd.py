@@ -113,7 +113,7 @@ class DTFD(nn.Module):
       jnp.broadcast_to(scores, member.shape), member
     )  # [N, G]
     attention = weights.sum(1, keepdims=True)
-    z = weights.T @ h.astype(jnp.float32)
+    z = pooling.weighted_sum(weights, h.astype(jnp.float32))
     classify = TorchDense(self.num_classes, name='classifier')
     pseudo_logits = classify(z)
     instance_logits = classify(h.astype(jnp.float32))

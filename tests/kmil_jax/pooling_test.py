@@ -104,3 +104,14 @@ def test_an_empty_bag_has_no_nan():
 def test_a_mask_of_another_length_is_refused(function):
   with pytest.raises(AssertionError):
     function(jnp.ones((N, A)), jnp.ones(1, bool))
+
+
+def test_weighted_sums_and_their_gradients_are_the_plain_products():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  weights, x, out = draw(7, 3), draw(7, 5), draw(3, 5)
+  value, pull = jax.vjp(pooling.weighted_sum, weights, x)
+  want, pull_plain = jax.vjp(lambda w, x: w.T @ x, weights, x)
+  np.testing.assert_allclose(value, want, rtol=1e-6)
+  for got, plain in zip(pull(out), pull_plain(out), strict=True):
+    np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-6)
