@@ -29,6 +29,12 @@ _COLOURS = colors.ListedColormap(
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 
 
+# Compiled once for all folds: a trainer is its own key.
+_predict = jax.jit(
+  lambda trainer, *args: trainer.predict(*args), static_argnums=0
+)
+
+
 def write(
   folder: pathlib.Path,
   feed: Feed,
@@ -51,7 +57,6 @@ def write(
     run: the fold's.
   """
   params = jax.tree.map(lambda x: x[run : run + 1], trained.params)
-  predict = jax.jit(trained.trainer.predict)
   bags = np.flatnonzero(rows)
   read = feed.read(feed.bucket(bags), bags[:, None])
   probs = trained.prob['test'][run]
@@ -61,7 +66,7 @@ def write(
     kept[:length] = True
     if trained.keep is not None:
       kept[:length] = trained.keep[run, offset : offset + length]
-    said = jax.device_get(predict(params, x[0], kept))
+    said = jax.device_get(_predict(trained.trainer, params, x[0], kept))
     arrays = {
       'attention': said.attention[0, :length],
       'instance_prob': np.asarray(
