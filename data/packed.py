@@ -141,9 +141,22 @@ def find(path: Path | str) -> Folder | Packed:
   """Returns the features at `path`, packed or not.
 
   Raises:
-    FeatureError: if there is a dataset that cannot be used.
+    FeatureError: if there is a dataset that cannot be used, or it lies
+      elsewhere than on a disk.
   """
-  return Packed(path) if (Path(path) / _MARK).exists() else Folder(path)
+  if '://' in str(path):
+    raise FeatureError(
+      f'{path}: features are read from disks; copy or mount the bucket'
+    )
+  path = Path(path)
+  if (path / _MARK).exists():
+    return Packed(path)
+  below = sorted(path.glob(f'slide_bags/*/*/{_MARK}'))
+  if below:
+    raise FeatureError(
+      f'{path}: holds packed datasets; give one, as {below[0].parent}'
+    )
+  return Folder(path)
 
 
 def index(

@@ -26,6 +26,7 @@ flags.adopt_module_key_flags(setting_flags)
 
 
 def _run() -> None:
+  common.refuse_second_cohort()
   settings = setting_flags.resolve('kmil')
   values = common.resolved(__name__) | setting_flags.resolved(settings)
   cohort, _ = common.cohort()

@@ -148,6 +148,31 @@ def load(
   )
 
 
+def check_apart(first: Cohort, second: Cohort) -> None:
+  """Refuses a second cohort that holds slides of the first.
+
+  Raises:
+    CohortError: naming slides whose features are the same file.
+  """
+  seen = {first.source.digest(s) for s in first.manifest.slide}
+  shared = [
+    slide
+    for slide in second.manifest.slide
+    if second.source.digest(slide) in seen
+  ]
+  if shared:
+    raise CohortError(
+      f'the second cohort holds {len(shared)} slides of the first, on which the'
+      f' models were trained: {_some(shared)}; take them out of its CSV'
+    )
+  cases = sorted(set(first.manifest.case) & set(second.manifest.case))
+  if cases:
+    print(
+      f'warning: both cohorts have cases named {_some(cases)}; if they are the'
+      ' same patients, the second cohort is not external'
+    )
+
+
 def _classes(labels: np.ndarray) -> tuple[str, ...]:
   """Orders class names: as the paper does, by number, or by name."""
   names = sorted(set(labels.tolist()))

@@ -163,8 +163,12 @@ def script(run: Callable[[], None]) -> Callable[[list[str]], None]:
   return main
 
 
-def cohort() -> tuple[Cohort, pathlib.Path | None]:
-  """Returns the cohort and, of the phantom, the folder of lesion outlines."""
+def cohort(task: str | None = None) -> tuple[Cohort, pathlib.Path | None]:
+  """Returns the cohort and, of the phantom, the folder of lesion outlines.
+
+  Args:
+    task: instead of --task.
+  """
   csv_path, features_dir = CSV_PATH.value, FEATURES_DIR.value
   slides_dir, outlines_dir = SLIDES_DIR.value, None
   if bool(csv_path) != bool(features_dir) or (slides_dir and not csv_path):
@@ -180,17 +184,31 @@ def cohort() -> tuple[Cohort, pathlib.Path | None]:
     csv_path,
     features_dir,
     slides_dir=slides_dir,
-    mapping=cohorts.mapping_of(TASK.value, LABELS.value),
+    mapping=cohorts.mapping_of(task or TASK.value, LABELS.value),
     shuffle_seed=SEED.value if SHUFFLE_LABELS.value else None,
   )
   return found, outlines_dir
 
 
-def external_cohort(cohort: Cohort) -> Cohort | None:
+def refuse_second_cohort() -> None:
+  """Ends a script that would leave the flags of a second cohort unheard."""
+  for flag in (EXTERNAL_CSV, EXTERNAL_FEATURES_DIR, EXTERNAL_PHANTOM):
+    if flag.value:
+      raise app.UsageError(
+        f'--{flag.name} says nothing to this script, only to experiments.kmil'
+        ' and experiments.paper'
+      )
+
+
+def external_cohort(cohort: Cohort, task: str | None = None) -> Cohort | None:
   """Returns the second cohort, if one is asked for.
 
   Args:
     cohort: the first, whose models will be tried.
+    task: instead of --task.
+
+  Raises:
+    CohortError: if slides of the first are in it.
   """
   csv_path, features_dir = EXTERNAL_CSV.value, EXTERNAL_FEATURES_DIR.value
   if bool(csv_path) != bool(features_dir):
@@ -207,12 +225,14 @@ def external_cohort(cohort: Cohort) -> Cohort | None:
     csv_path = root / 'labels.csv'
   if not csv_path:
     return None
-  return cohorts.load(
+  second = cohorts.load(
     csv_path,
     features_dir,
-    mapping=cohorts.mapping_of(TASK.value, LABELS.value),
+    mapping=cohorts.mapping_of(task or TASK.value, LABELS.value),
     like=cohort,
   )
+  cohorts.check_apart(cohort, second)
+  return second
 
 
 def splits(cohort: Cohort) -> list[Split]:

@@ -13,6 +13,22 @@ from experiments.provenance import ResultsError
 from experiments.training import Settings
 from kmil_jax import parallel
 
+_RECORD = 'external.json'
+
+
+def check(folder: pathlib.Path, cohort: Cohort) -> None:
+  """Refuses a folder that holds results of another second cohort.
+
+  Raises:
+    ResultsError: saying what to do.
+  """
+  record = folder / _RECORD
+  if record.exists() and json.loads(record.read_text()) != cohort.fingerprint():
+    raise ResultsError(
+      f'{record}: the external results are of another cohort; choose another'
+      f' --exp_code, or remove {_RECORD} and fold_*/external.csv'
+    )
+
 
 def evaluate(
   folder: pathlib.Path,
@@ -30,17 +46,8 @@ def evaluate(
     folds: finished folds.
     cohort: the second cohort, with the classes of the first.
     settings: of the training.
-
-  Raises:
-    ResultsError: if the folder holds results of another second cohort.
   """
   path = lambda fold: folder / f'fold_{fold}' / 'external.csv'
-  record, mark = folder / 'external.json', cohort.fingerprint()
-  if record.exists() and json.loads(record.read_text()) != mark:
-    raise ResultsError(
-      f'{record}: the external results are of another cohort; choose another'
-      f' --exp_code, or remove {record.name} and fold_*/external.csv'
-    )
   missing = parallel.agree([not path(fold).exists() for fold in folds])
   todo = [f for f, lacks in zip(folds, missing, strict=True) if lacks]
   if not todo:
@@ -51,7 +58,8 @@ def evaluate(
   ]
   probs = saved_models.predict(feed, settings, models)
   if parallel.is_first():
-    files.write_text(record, json.dumps(mark, indent=2) + '\n')
+    mark = json.dumps(cohort.fingerprint(), indent=2)
+    files.write_text(folder / _RECORD, mark + '\n')
     everything = np.ones(len(cohort.label), bool)
     for fold, prob in zip(todo, probs, strict=True):
       part = crossval.of_part(cohort, everything, prob)

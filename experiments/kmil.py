@@ -58,6 +58,12 @@ _DISTILL = flags.DEFINE_enum(
 _PSEUDO_BAGS = flags.DEFINE_integer(
   'pseudo_bags', 4, 'DTFD: parts that a bag is split into.', 1
 )
+_TOTAL_INSTANCES = flags.DEFINE_integer(
+  'total_instances',
+  4,
+  'DTFD with maxs or maxmins: instances distilled from a bag, of either end.',
+  1,
+)
 _INSTANCE_SCORE = flags.DEFINE_enum(
   'instance_score',
   'last',
@@ -87,6 +93,8 @@ def _run() -> None:
   if _CHECK.value:
     return
   folder = common.folder(f'{_MODEL.value}_{common.TASK.value}')
+  if second:
+    external.check(folder, second)
   if parallel.is_first():
     common.open_folder(folder, values, cohort, splits)
   parallel.wait_for_all('folder')
@@ -130,19 +138,28 @@ def asked_settings() -> training.Settings:
       f'--drop_fraction={_DROP_FRACTION.value}: give thousandths'
     )
   is_dtfd = model.startswith('dtfd')
+  ranks = is_dtfd and _DISTILL.value in dtfd.RANKING
   for flag, has_it in (
     (_DROP_FRACTION, SPECS[model].chooser),
     (_DROP, SPECS[model].chooser),
     (_SCORE, SPECS[model].chooser),
     (_DISTILL, is_dtfd),
     (_PSEUDO_BAGS, is_dtfd),
-    (_INSTANCE_SCORE, is_dtfd),
+    (_TOTAL_INSTANCES, ranks),
+    (_INSTANCE_SCORE, ranks),
   ):
     if flags.FLAGS[flag.name].present and not has_it:
-      raise app.UsageError(f'--{flag.name} says nothing to {model}')
+      told = f'{model} with --distill={_DISTILL.value}' if is_dtfd else model
+      raise app.UsageError(f'--{flag.name} says nothing to {told}')
+  if ranks and _TOTAL_INSTANCES.value < _PSEUDO_BAGS.value:
+    raise app.UsageError(
+      f'--total_instances={_TOTAL_INSTANCES.value} leaves none to each of'
+      f' --pseudo_bags={_PSEUDO_BAGS.value}'
+    )
   options = {
     'distill': _DISTILL.value,
     'pseudo_bags': _PSEUDO_BAGS.value,
+    'total_instances': _TOTAL_INSTANCES.value,
     'score': _INSTANCE_SCORE.value,
   }
   return setting_flags.resolve(

@@ -10,7 +10,7 @@ from absl import app, flags
 import numpy as np
 from sklearn import linear_model, pipeline, preprocessing
 
-from experiments import common, predictions, summaries, tables
+from experiments import common, crossval, predictions, summaries, tables
 from kmil_jax import parallel
 
 _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
@@ -18,6 +18,7 @@ flags.adopt_module_key_flags(common)
 
 
 def _run() -> None:
+  common.refuse_second_cohort()
   if not parallel.is_first():
     return  # There is nothing to share out.
   cohort, _ = common.cohort()
@@ -26,7 +27,6 @@ def _run() -> None:
   common.open_folder(folder, common.resolved(__name__), cohort, splits)
   bags = range(len(cohort.label))
   x = np.stack([cohort.read(i).features.mean(0) for i in bags])
-  table = cohort.manifest
   for fold, split in enumerate(splits):
     model = pipeline.make_pipeline(
       preprocessing.StandardScaler(),
@@ -34,12 +34,7 @@ def _run() -> None:
     )
     model.fit(x[split.train], cohort.label[split.train])
     parts = {
-      name: predictions.Predictions(
-        case=table.case[rows],
-        slide=table.slide[rows],
-        label=cohort.label[rows],
-        prob=model.predict_proba(x[rows]),
-      )
+      name: crossval.of_part(cohort, rows, model.predict_proba(x[rows]))
       for name, rows in (('val', split.val), ('test', split.test))
     }
     path = folder / f'fold_{fold}' / 'predictions.csv'

@@ -11,8 +11,6 @@ import subprocess
 import sys
 from typing import Any
 
-from absl import flags
-
 from data import splits as split_files
 from experiments import (
   ablation_settings,
@@ -52,6 +50,7 @@ def cross_validation(model: str, task: str, external: bool = False) -> Job:
     'combine': False,
     'distill': DTFD.distill,
     'pseudo_bags': DTFD.pseudo_bags,
+    'total_instances': DTFD.total_instances,
     'instance_score': DTFD.score,
   }
   command = (
@@ -182,9 +181,8 @@ def _is_unchanged(
 
 def _inputs(task: str, external: bool) -> tuple[dict, dict | None]:
   """Hashes of the cohort under a task, and of the second one if it is asked."""
-  flags.FLAGS['task'].value = task
   with contextlib.redirect_stdout(sys.stderr):
-    cohort, _ = common.cohort()
+    cohort, _ = common.cohort(task)
     marks = cohort.fingerprint() | {
       'splits_sha256': split_files.fingerprint(
         cohort.manifest, common.splits(cohort)
@@ -192,7 +190,7 @@ def _inputs(task: str, external: bool) -> tuple[dict, dict | None]:
     }
     if not external:
       return marks, None
-    return marks, common.external_cohort(cohort).fingerprint()
+    return marks, common.external_cohort(cohort, task).fingerprint()
 
 
 def _read_json(path: pathlib.Path) -> Any:

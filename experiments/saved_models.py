@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -50,12 +51,10 @@ def load(folder: pathlib.Path, feed: Feed, settings: Settings) -> Model:
   """
   chooser = None
   if settings.has_chooser:
-    chooser = _blank(feed, training.chooser_stage(feed, settings, 1))
-  params = _blank(feed, training.model_stage(feed, settings, 1))
-  first = lambda state: jax.tree.map(lambda x: x[0], state.params)
+    chooser = _like(feed, training.chooser_stage(feed, settings, 1))
   like = {
-    'params': first(params),
-    'chooser_params': chooser and first(chooser),
+    'params': _like(feed, training.model_stage(feed, settings, 1)),
+    'chooser_params': chooser,
     'epoch': np.int64(0),
   }
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
@@ -97,6 +96,14 @@ def predict(
   return np.stack(
     training.evaluate(feed, stage, program, state, [everything] * len(models))
   )
+
+
+def _like(feed: Feed, stage: training.Stage) -> Any:
+  """Returns zeros in the shapes of a model's parameters."""
+  x, mask = np.zeros((1, feed.cohort.width), np.float32), np.ones(1, bool)
+  init = functools.partial(stage.trainer.model.init, train=False)
+  shapes = jax.eval_shape(init, jax.random.key(0), x, mask)['params']
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _blank(

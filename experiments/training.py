@@ -185,19 +185,6 @@ def evaluate(
   return [prob[pairs.run == r] for r in range(len(parts))]
 
 
-def state_folder(folder: pathlib.Path, folds: Sequence[int]) -> pathlib.Path:
-  """Where the unfinished training of these folds is kept."""
-  return folder / 'state' / ('folds_' + '_'.join(map(str, folds)))
-
-
-def unfinished(folder: pathlib.Path) -> list[list[int]]:
-  """Returns the folds of every training that was killed in this folder."""
-  return [
-    [int(x) for x in path.name.split('_')[1:]]
-    for path in sorted((folder / 'state').glob('folds_*'))
-  ]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Done:
   """A stage after its last epoch; the state is NumPy."""

@@ -13,6 +13,7 @@ from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')
+RANKING = ('maxs', 'maxmins')  # Those that rank instances by class.
 SCORES = ('last', 'predicted')
 _REDUCED = 512
 _HIDDEN = 128
@@ -87,7 +88,8 @@ class DTFD(nn.Module):
       two classes; or 'predicted', the class that t_g is for.
 
   Raises:
-    ValueError: for an option that is not one of these, or if k is 0.
+    ValueError: for an option that is not one of these, or if k is 0 where
+      instances are ranked.
   """
 
   num_classes: int
@@ -157,7 +159,8 @@ class DTFD(nn.Module):
         raise ValueError(
           f'{option} {getattr(self, option)!r}: there are {", ".join(known)}'
         )
-    if not 1 <= self.pseudo_bags <= self.total_instances:
+    ranks = self.distill in RANKING
+    if ranks and not 1 <= self.pseudo_bags <= self.total_instances:
       raise ValueError(
         f'total_instances {self.total_instances} leaves none to each of '
         f'{self.pseudo_bags} pseudo-bags'

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 
 import feature_folder
+import h5py
 import numpy as np
 import pytest
 
@@ -13,20 +15,20 @@ NEVER = 'from kmil_jax import fit; fit.fit = None'
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """A run that was not told of a second cohort."""
+  """A run that was not told of a second cohort, and a copy of the first."""
   folder = tmp_path_factory.mktemp('cohort')
   data_flags = feature_folder.write(folder, *feature_folder.planted())
   args = [*data_flags, *QUICK, f'--results_dir={folder}']
   feature_folder.run(*args)
-  return args, folder / 'kmil_origin_s1'
-
-
-def second(data_flags):
-  csv_path, features_dir = (flag.partition('=')[2] for flag in data_flags)
-  return [
-    f'--external_csv={csv_path}',
-    f'--external_features_dir={features_dir}',
+  shutil.copytree(folder / 'features', folder / 'copy')
+  for path in (folder / 'copy').iterdir():  # The same bags in other files.
+    with h5py.File(path, 'a') as f:
+      f.attrs['copied'] = True
+  copy = [
+    f'--external_csv={folder / "labels.csv"}',
+    f'--external_features_dir={folder / "copy"}',
   ]
+  return args, copy, folder / 'kmil_origin_s1'
 
 
 def rows(path):
@@ -38,9 +40,10 @@ def prob(row):
   return [float(row[f'prob_{c}']) for c in range(3)]
 
 
-def test_the_models_own_cohort_gets_its_own_predictions_again(finished):
-  args, folder = finished
-  out = feature_folder.run(*args, *second(args[:2]), before=NEVER)
+def test_the_models_own_bags_get_their_own_predictions_again(finished):
+  args, copy, folder = finished
+  out = feature_folder.run(*args, *copy, before=NEVER)
+  assert 'warning: both cohorts have cases named case_000, case_001' in out
   assert 'external cohort, 60 slides of 60 cases' in out
   told = {
     (row['fold'], row['slide_id']): prob(row)
@@ -61,9 +64,11 @@ def test_the_models_own_cohort_gets_its_own_predictions_again(finished):
 
 
 def test_another_cohort_in_the_same_folder_is_refused(finished):
-  args, folder = finished
+  args, copy, folder = finished
   (folder / 'external.json').write_text('{"labels_sha256": "of another"}')
-  process = feature_folder.script(*args, *second(args[:2]), before=NEVER)
+  never_even_read = NEVER + '; from experiments import crossval'
+  never_even_read += '; crossval.complete = None'
+  process = feature_folder.script(*args, *copy, before=never_even_read)
   out, _ = process.communicate(timeout=120)
   assert process.returncode != 0
   assert 'the external results are of another cohort' in out

@@ -194,6 +194,14 @@ def test_check_trains_nothing_and_says_what_would_run(
     ('--batch_size=3', 'does not divide over 4 devices'),
     ('--model=abmil --drop=highest', '--drop says nothing to abmil'),
     ('--distill=mas', '--distill says nothing to kmil'),
+    (
+      '--model=dtfd --instance_score=last',
+      '--instance_score says nothing to dtfd with --distill=afs',
+    ),
+    (
+      '--model=dtfd --distill=maxs --pseudo_bags=8',
+      '--total_instances=4 leaves none to each of --pseudo_bags=8',
+    ),
     ('--external_csv=x.csv', 'both --external_csv and --external_features_dir'),
     ('--external_phantom', 'goes with the phantom cohort alone'),
     ('--features_dir=', 'needs both --csv_path and --features_dir'),

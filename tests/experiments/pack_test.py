@@ -5,8 +5,10 @@ import sys
 
 import feature_folder
 import numpy as np
+import pytest
 
 from data import packed
+from data.features import FeatureError
 
 
 def pack(*args):
@@ -36,6 +38,11 @@ def test_a_folder_is_packed_once_and_says_how_large(tmp_path):
     np.testing.assert_array_equal(
       found.read(slide).features, files.read(slide).features
     )
+
+  with pytest.raises(FeatureError, match=f'give one, as {folder}'):
+    packed.find(tmp_path / 'packed')
+  with pytest.raises(FeatureError, match='copy or mount the bucket'):
+    packed.find('gs://bucket/slide_bags')
 
   again = pack(*args, '--name=hospital_1')
   assert again.returncode == 1

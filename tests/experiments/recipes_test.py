@@ -80,13 +80,13 @@ def test_a_models_own_recipe_trains_it_and_goes_on_record(
 
 def test_options_of_dtfd_reach_the_model():
   with flagsaver.flagsaver():
-    args = ['--distill=maxmins', '--pseudo_bags=2']
+    args = ['--distill=maxmins', '--pseudo_bags=2', '--total_instances=6']
     args.append('--instance_score=predicted')
     flags.FLAGS(['kmil', '--model=dtfd', *args])
     options = kmil.asked_settings().options
   model = train.Trainer(SPECS['dtfd'], Recipe(), 3, options=options).model
   assert (model.distill, model.pseudo_bags) == ('maxmins', 2)
-  assert (model.score, model.gated) == ('predicted', False)
+  assert (model.score, model.total_instances) == ('predicted', 6)
 
 
 def test_single_flags_change_single_values_of_a_recipe():

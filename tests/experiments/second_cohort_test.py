@@ -65,3 +65,15 @@ def test_what_only_one_side_states_is_no_difference(tmp_path):
     tmp_path / 'labels.csv', tmp_path / 'features', like=first
   )
   assert set(first.made) - set(found.made) == {'encoder', 'mpp', 'patch_size'}
+
+
+def test_slides_of_the_first_cohort_are_refused(tmp_path, capsys):
+  first = load(tmp_path / 'a', ['b', 'a', 'b'])
+  with pytest.raises(CohortError, match=r'holds 3 slides .* slide_000, slide_0'):
+    cohorts.check_apart(first, first)
+  second = load(
+    tmp_path / 'b', ['b', 'a'], attributes={'level0_mpp': 0.25}, like=first
+  )
+  cohorts.check_apart(first, second)
+  # The same names may be other patients': said, not refused.
+  assert 'cases named case_000, case_001; if' in capsys.readouterr().out

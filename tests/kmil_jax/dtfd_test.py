@@ -258,7 +258,10 @@ def test_training_draws_by_key_and_ignores_padding():
   [
     ({'distill': 'maxmin'}, "'maxmin': there are afs, maxmins, maxs, mas"),
     ({'score': 'true'}, "score 'true': there are last, predicted"),
-    ({'pseudo_bags': 8}, 'total_instances 4 .* 8 pseudo-bags'),
+    (
+      {'pseudo_bags': 8, 'distill': 'maxs'},
+      'total_instances 4 .* 8 pseudo-bags',
+    ),
     ({'pseudo_bags': 0}, '0 pseudo-bags'),
   ],
 )
