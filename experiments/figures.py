@@ -57,7 +57,7 @@ def _line(place: int, count: int) -> dict:
   """
   return {
     'color': f'C{place % 10}',
-    'linewidth': 1.3 + 1.2 * (count - 1 - place),
+    'linewidth': 1.2 + 0.7 * (count - 1 - place),
     'clip_on': False,  # A perfect curve runs along the frame.
     'solid_capstyle': 'butt',
     'zorder': 3,
@@ -174,7 +174,7 @@ def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
     below.stairs(bins.count, bins.edges, color=color, lw=1.5)
   ax.set(ylabel='accuracy', ylim=(-0.03, 1.03))
   ax.set_title(f'test parts pooled, {len(test)} slides')
-  legend = ax.legend(loc='upper left', fontsize=9)
+  legend = ax.legend(loc='lower right', fontsize=9)
   for handle in legend.legend_handles:
     handle.set_sizes([40])
   below.set(
