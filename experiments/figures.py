@@ -57,7 +57,7 @@ def _line(place: int, count: int) -> dict:
   """
   return {
     'color': f'C{place % 10}',
-    'linewidth': 1.2 + 0.7 * (count - 1 - place),
+    'linewidth': 1.0 + 1.15 * (count - 1 - place),
     'clip_on': False,  # A perfect curve runs along the frame.
     'solid_capstyle': 'butt',
     'zorder': 3,

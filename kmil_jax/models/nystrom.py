@@ -88,10 +88,11 @@ class NystromLayer(nn.Module):
       may be negative.
     """
     chex.assert_shape(h, (len(sequence.weight), WIDTH))
-    norm = nn.LayerNorm(1e-5, dtype=self.dtype, name='norm')
+    # Also of bfloat16 tokens: sharp softmaxes magnify what scores are off by.
+    norm = nn.LayerNorm(1e-5, dtype=jnp.float32, name='norm')
     x = jnp.where(sequence.real[:, None], norm(h), 0)
     query, key, value = _Projections(name='qkv')()
-    v = _heads(x, value)
+    v = _heads(x.astype(h.dtype), value)
     if len(h) <= LANDMARKS + 1:
       scores = _scores(_heads(x, query), _heads(x, key))
       root = jnp.sqrt(sequence.weight)
