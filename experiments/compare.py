@@ -4,8 +4,8 @@
 
 For each pair and metric: the difference of the pooled test parts, its 95 %
 interval and p from paired resamples of patients, and for AUROCs DeLong's p of
-patients; each p also after Holm's correction for all rows. Folders of other
-slides, labels or splits are refused.
+patients; each p also after Holm's correction for the pairs of folders, within
+each metric. Folders of other slides, labels or splits are refused.
 """
 
 import csv

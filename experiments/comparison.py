@@ -68,20 +68,29 @@ def read(folders: Sequence[str]) -> list[Run]:
   return runs
 
 
-def compare(runs: Sequence[Run]) -> list[dict]:
-  """Compares every pair of runs in every metric.
+def compare(
+  runs: Sequence[Run], pairs: Sequence[tuple[int, int]] | None = None
+) -> list[dict]:
+  """Compares pairs of runs in every metric.
+
+  Args:
+    runs: as `read` returns them.
+    pairs: places in `runs` of a and b; every pair by default.
 
   Returns:
     Rows of `COLUMNS`: values on the pooled test parts; `difference`, b - a; its
     95 % interval and two-sided `p` from paired resamples of patients; that p
-    adjusted for all rows; and, for an AUROC, p of the test in closed form with
-    components summed within patients, adjusted for all such tests.
-    `auroc <class>` is the class against the rest, where there are more than
-    two. What is undefined is None.
+    adjusted by Holm for the pairs of runs, within the metric; and, for an
+    AUROC, p of the test in closed form with components summed within patients,
+    adjusted likewise. Metrics are not adjusted for one another. `auroc <class>`
+    is the class against the rest, where there are more than two. What is
+    undefined is None, as the interval of models that never differ.
   """
+  if pairs is None:
+    pairs = list(itertools.combinations(range(len(runs)), 2))
   found = [_resampled(run) for run in runs]
   rows = []
-  for a, b in itertools.combinations(range(len(runs)), 2):
+  for a, b in pairs:
     by_delong = _delong(runs[a], runs[b])
     for name, (value_a, draws_a) in found[a].items():
       value_b, draws_b = found[b][name]
@@ -100,10 +109,12 @@ def compare(runs: Sequence[Run]) -> list[dict]:
           'p_delong': by_delong.get(name, np.nan),
         }
       )
-  for name in ('p', 'p_delong'):
-    adjusted = intervals.holm(np.array([row[name] for row in rows]))
-    for row, p in zip(rows, adjusted, strict=True):
-      row[f'{name}_holm'] = p
+  for metric in found[0]:
+    tests = [row for row in rows if row['metric'] == metric]
+    for name in ('p', 'p_delong'):
+      adjusted = intervals.holm(np.array([row[name] for row in tests]))
+      for row, p in zip(tests, adjusted, strict=True):
+        row[f'{name}_holm'] = p
   return [
     {
       key: row[key] if isinstance(row[key], str) else _digits(row[key])

@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from experiments import ablation_settings, cohort, paper_numbers as paper
+from experiments import (
+  ablation_settings,
+  cohort,
+  comparison,
+  paper_numbers as paper,
+  paper_runs,
+)
 from experiments.paper_text import Entry, Table
 
 # Names of the metrics, in the paper's order of Table 2.
@@ -25,9 +31,18 @@ BINARY = (
   ' accuracy of its Table 6, (0.8201 + 0.8496) / 2 and (0.9313 + 0.9538) / 2:'
   ' the released code takes the AUROC of the predicted labels.'
 )
+_WILSON = (
+  "Wilson's on the effective number of slides, of which patients hold several"
+)
 BOOTSTRAP = (
-  'Intervals: 95 %, patients resampled with replacement. F1 is the macro'
-  ' average, AUROC the macro average of one class against the rest.'
+  f'Intervals, 95 %: of accuracies {_WILSON}; of the others percentiles of'
+  ' resampled patients. F1 is the macro average, AUROC the macro average of one'
+  ' class against the rest. An interval is n/a where nothing varies.'
+)
+_CHANGE = (
+  'Differences are to the setting of t that drops nothing, on the same slides;'
+  ' their intervals are percentiles of paired resamples of patients, n/a where'
+  ' nothing varies.'
 )
 
 
@@ -62,7 +77,7 @@ def recall_and_precision(summaries: Mapping[str, dict]) -> Table:
     tuple(f'{kind}: {c}' for kind in kinds for c in classes),
     tuple(entries),
     (2,) * 2 * len(classes),
-    ('Intervals: 95 %, patients resampled with replacement.',),
+    (f'Intervals, 95 %: {_WILSON}.',),
   )
 
 
@@ -103,9 +118,14 @@ def external(summaries: Mapping[str, dict]) -> Table:
 def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
   """Returns Table 4 or 5: KMIL by what it drops.
 
+  Reads the test parts of the settings' folders too, for paired differences.
+
   Args:
     number: 4 or 5.
     summaries: by setting.
+
+  Raises:
+    ResultsError: if the settings were not tried on the same slides.
   """
   settings, published, title = {
     4: (
@@ -119,10 +139,17 @@ def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
       'Table 5. KMIL with the share t of the lowest scores alone',
     ),
   }[number]
+  changes = _changes()
   entries = []
   for score, by_threshold in settings.items():
     for t, setting in by_threshold.items():
       lines = metric_lines(summaries[setting]['metrics'], 'pooled')
+      if rows := changes.get(setting):
+        found = [rows[name] for name in METRICS]
+        lines['change'] = [row['difference'] for row in found]
+        lines['change_interval'] = [
+          (row['ci_low'], row['ci_high']) for row in found
+        ]
       lines['paper'] = [published[t][name] for name in METRICS]
       entries.append(Entry((score, f'{t:g}', _dropped(setting)), lines))
   return Table(
@@ -132,7 +159,7 @@ def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
     tuple(METRICS.values()),
     tuple(entries),
     (4,) * len(METRICS),
-    (_QUANTILE, _ORIENTATION, BOOTSTRAP),
+    (_QUANTILE, _ORIENTATION, BOOTSTRAP, _CHANGE),
   )
 
 
@@ -196,6 +223,17 @@ def canonical(name: str) -> str:
   """Returns the paper's name of a class that goes by the paper's number."""
   numbers = {str(i): known for i, known in enumerate(paper.CLASSES)}
   return numbers.get(name, name)
+
+
+def _changes() -> dict[str, dict[str, dict]]:
+  """Rows of `comparison.compare` by setting and metric, a dropping nothing."""
+  runs = comparison.read([str(f) for f in paper_runs.ablations().folders])
+  first = [run.folder.name for run in runs].index('all')
+  pairs = [(first, other) for other in range(len(runs)) if other != first]
+  changes = {runs[other].folder.name: {} for _, other in pairs}
+  for row in comparison.compare(runs, pairs):
+    changes[row['b']][row['metric']] = row
+  return changes
 
 
 def _dropped(setting: str) -> str:

@@ -12,16 +12,20 @@ _LINES = {
   'std': 'std over folds',
   'ensemble': 'here, mean probability',
   'interval': '95 % interval',
+  'change': 'here, minus nothing dropped',
+  'change_interval': '95 % interval of that',
   'paper': paper_numbers.SOURCE,
 }
+_PAIRS = ('interval', 'change_interval')
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
   """What is known of one row of the paper: values by line and column.
 
-  Of the lines 'here', 'mean', 'std', 'ensemble' and 'paper' each is a list of a
-  value, or None, per column; those of 'interval' are pairs.
+  Of the lines 'here', 'mean', 'std', 'ensemble', 'change' and 'paper' each is a
+  list of a value, or None, per column; those of 'interval' and
+  'change_interval' are pairs.
   """
 
   labels: tuple[str, ...]
@@ -70,7 +74,7 @@ class Table:
     rows = [[*self.label_columns, 'from', *self.columns]]
     for entry in self.entries:
       for name in _LINES:
-        if name == 'interval' and name in entry.lines:
+        if name in _PAIRS and name in entry.lines:
           for end, pick in (('low', 0), ('high', 1)):
             cells = [_digits(pair[pick]) for pair in entry.lines[name]]
             rows.append([*entry.labels, f'{_LINES[name]}, {end}', *cells])

@@ -19,7 +19,7 @@ def of_folds(
   classes: Sequence[str],
   whole_name: str,
 ) -> dict:
-  """All metrics of a cohort, with patient-cluster bootstrap intervals.
+  """All metrics of a cohort, with intervals over patients.
 
   Args:
     whole: slides of all folds as one set.
@@ -29,14 +29,16 @@ def of_folds(
 
   Returns:
     `metrics`: of each its mean and std over the folds where it is defined, its
-    value on the whole, that value's 95 % interval, and the values of the folds;
-    `auroc_delong`: the interval of the AUROC in closed form; `per_class`; and
-    `confusion`, true classes in rows. Slides count, not patients; patients are
-    what the intervals resample. What is undefined is None.
+    value on the whole, that value's 95 % interval (`intervals.of_metrics`:
+    Wilson's of accuracy, precision and recall, else a bootstrap of patients),
+    and the values of the folds; `auroc_delong`: the interval of the AUROC in
+    closed form; `per_class`; and `confusion`, true classes in rows. Slides
+    count, not patients; patients are what the intervals take for independent.
+    What is undefined is None, as an interval where nothing varies.
   """
   values = metrics.evaluate(whole.label, whole.prob)
   by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
-  overall, by_class = intervals.bootstrap(whole.label, whole.prob, whole.case)
+  overall, by_class = intervals.of_metrics(whole.label, whole.prob, whole.case)
   table = {}
   for name in metrics.NAMES:
     each = np.array([scores[name] for scores in by_fold])

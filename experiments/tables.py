@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 import itertools
 
+_HOLM = (
+  'Holm: p corrected within each metric for all pairs of runs, not across'
+  ' metrics.'
+)
+
 
 def closing(summary: dict) -> str:
   """Returns a summary, as `summaries.summarise` makes it, for the terminal."""
@@ -48,7 +53,7 @@ def number(x: float | None) -> str:
 def comparison(rows: Sequence[dict]) -> str:
   """Returns the rows of `comparison.compare` for the terminal, by pair."""
   width = max(len(row['metric']) for row in rows)
-  lines = []
+  lines = [_HOLM]
   for (a, b), group in itertools.groupby(rows, lambda r: (r['a'], r['b'])):
     lines += [
       f'\na: {a}\nb: {b}',
@@ -87,7 +92,7 @@ def comparison_markdown(rows: Sequence[dict]) -> str:
       ]
     )
   strip = lambda line: ' | '.join(cell.strip() for cell in line)
-  return '\n'.join(f'| {strip(line)} |' for line in lines)
+  return '\n'.join([*(f'| {strip(line)} |' for line in lines), '', _HOLM])
 
 
 def _signed(x: float | None) -> str:

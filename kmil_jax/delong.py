@@ -89,8 +89,12 @@ def covariance(
 
 
 def interval(value: float, variance: float) -> tuple[float, float]:
-  """95 % interval of an AUROC, normal, cut to 0 and 1; NaN as its arguments."""
-  half = _Z * np.sqrt(np.maximum(variance, 0))
+  """95 % interval of an AUROC: normal, cut to 0 and 1.
+
+  NaN as its arguments, and without variance: the slides of a perfect AUROC do
+  not say how far that of other slides would be from it.
+  """
+  half = _Z * _error(variance)
   low, high = np.clip([value - half, value + half], 0, 1)
   return float(low), float(high)
 
@@ -99,16 +103,22 @@ def difference(value: float, variance: float) -> Difference:
   """Interval and two-sided z test of a difference of AUROCs.
 
   Two models of equal AUROC have p = 1, also where the variance is 0; z and p
-  of others without variance are NaN.
+  of others without variance are NaN, and the interval of all without.
   """
-  error = np.sqrt(np.maximum(variance, 0))
+  error = _error(variance)
   if abs(value) < _ROUNDING:
     z = 0.0
   else:
-    z = value / error if error > _ROUNDING else np.nan
+    z = value / error
   low, high = value - _Z * error, value + _Z * error
   p = 2 * stats.norm.sf(abs(z))
   return Difference(*map(float, (value, low, high, z, p)))
+
+
+def _error(variance: float) -> float:
+  """Standard error; NaN where it is 0."""
+  error = np.sqrt(np.maximum(variance, 0))
+  return error if error > _ROUNDING else np.nan
 
 
 def _share_below(others: np.ndarray, mine: np.ndarray) -> np.ndarray:

@@ -1,13 +1,17 @@
-"""Confidence intervals and tests from resampled patients."""
+"""Confidence intervals and tests in which patients are what varies."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy import stats
 
 from kmil_jax import metrics
 
 RESAMPLES = 10_000
 _LEVEL = (2.5, 97.5)
+_Z = stats.norm.ppf(0.975)
+# Below it, replicates differ by rounding alone.
+_ROUNDING = 1e-12
 # Weights in flight, so that those of a block stay in a core's cache.
 _BLOCK = 200_000
 
@@ -36,7 +40,8 @@ def replicates(
 
   Returns:
     What `metrics.weighted` returns, [W] and [W, C]; NaN in resamples where a
-    metric is undefined, as an AUROC where a class was not drawn.
+    metric is undefined: AUROC, macro F1 and balanced accuracy where a class was
+    not drawn.
   """
   found = [
     metrics.weighted(label, prob, weight)
@@ -57,7 +62,9 @@ def percentile(values: np.ndarray) -> np.ndarray:
     values: [W, ...]; what is NaN is left out.
 
   Returns:
-    Low and high, [2, ...]; NaN where no replicate is defined.
+    Low and high, [2, ...]; NaN where no replicate is defined, and where the
+    ends are equal: slides that vary in nothing, as those of a perfect model,
+    do not say how far other slides would.
   """
   columns = values.reshape(len(values), -1).T
   bounds = np.full((2, len(columns)), np.nan)
@@ -65,6 +72,7 @@ def percentile(values: np.ndarray) -> np.ndarray:
     defined = column[np.isfinite(column)]
     if len(defined):
       bounds[:, i] = np.percentile(defined, _LEVEL)
+  bounds[:, bounds[1] - bounds[0] < _ROUNDING] = np.nan
   return bounds.reshape(2, *values.shape[1:])
 
 
@@ -80,13 +88,83 @@ def bootstrap(
 
   Returns:
     (low, high) for each of `metrics.NAMES`, [2], and of `metrics.CLASS_NAMES`,
-    [2, C]; NaN where a metric is undefined in every resample.
+    [2, C]; NaN as `percentile` has it.
   """
   overall, by_class = replicates(
     label, prob, case, resamples=resamples, seed=seed
   )
   interval = lambda table: {k: percentile(v) for k, v in table.items()}
   return interval(overall), interval(by_class)
+
+
+def proportion(
+  hit: np.ndarray, counted: np.ndarray, case: Sequence[str]
+) -> np.ndarray:
+  """95 % interval of a share of slides, by Wilson's score.
+
+  Wilson, JASA 1927, keeps a width at shares of 0 and 1, where resamples have
+  none. In place of the number of slides stands that of independent slides which
+  would make the share vary as much, p (1 - p) / var (Rao and Scott, Biometrics
+  1992). var is that of a ratio of sums over patients (Cochran, "Sampling
+  techniques", 1977, chapter 6): m / (m - 1) sum (h - p c)^2 / (sum c)^2, of
+  the m patients that hold c counted slides, h of them hits. The effective
+  number is at most that of slides; at p = 0 and 1, where var says nothing,
+  it is m.
+
+  Args:
+    hit: bool [N].
+    counted: bool [N], the slides of which it is the share.
+    case: patient of each slide, [N].
+
+  Returns:
+    Low and high, [2]; NaN where fewer than two patients hold counted slides.
+  """
+  _, patient = np.unique(np.asarray(case)[counted], return_inverse=True)
+  count = np.bincount(patient)
+  patients, slides = len(count), count.sum()
+  if patients < 2:
+    return np.full(2, np.nan)
+  hits = np.bincount(patient, hit[counted])
+  share = hits.sum() / slides
+  spread = share * (1 - share)
+  if spread:
+    square = np.sum((hits - share * count) ** 2)
+    variance = patients / (patients - 1) * square / slides**2
+    # Not spread / variance: the variance is 0 where patients all agree.
+    size = slides if variance * slides <= spread else spread / variance
+  else:
+    size = patients
+  middle = share + _Z**2 / (2 * size)
+  half = _Z * np.sqrt(spread / size + _Z**2 / (4 * size**2))
+  ends = np.array([middle - half, middle + half]) / (1 + _Z**2 / size)
+  return np.clip(ends, 0, 1)
+
+
+def of_metrics(
+  label: np.ndarray,
+  prob: np.ndarray,
+  case: Sequence[str],
+  *,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """95 % intervals of all metrics; arguments and result as `bootstrap`.
+
+  Accuracy, precision and recall are shares and have those of `proportion`; F1,
+  balanced accuracy and AUROC those of `bootstrap`.
+  """
+  overall, by_class = bootstrap(
+    label, prob, case, resamples=resamples, seed=seed
+  )
+  pred, classes = prob.argmax(1), np.arange(prob.shape[1])
+  hit = pred == label
+  overall['accuracy'] = proportion(hit, np.ones(len(label), bool), case)
+  for name, given in (('precision', pred), ('recall', label)):
+    found = [proportion(hit, given == c, case) for c in classes]
+    by_class[name] = np.stack(found, 1)
+  # The precision of a class without slides is undefined; see `metrics`.
+  by_class['precision'][:, ~np.isin(classes, label)] = np.nan
+  return overall, by_class
 
 
 def p_value(difference: np.ndarray) -> float:
@@ -98,11 +176,14 @@ def p_value(difference: np.ndarray) -> float:
   the percentile interval leaves out 0, up to that one replicate.
 
   Returns:
-    p, at least 2 / (W + 1); NaN if no replicate is defined.
+    p, at least 2 / (W + 1); NaN if no replicate is defined, or all are the same
+    difference other than 0: they do not say how it varies.
   """
   defined = difference[np.isfinite(difference)]
   if not len(defined):
     return float('nan')
+  if np.ptp(defined) < _ROUNDING:
+    return 1.0 if abs(defined[0]) < _ROUNDING else float('nan')
   side = min((defined <= 0).sum(), (defined >= 0).sum())
   return float(min(1, 2 * (1 + side) / (1 + len(defined))))
 

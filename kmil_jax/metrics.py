@@ -157,7 +157,9 @@ def weighted(
 
   Returns:
     `NAMES` with [W] each, and `CLASS_NAMES` with [W, C] each, all NaN for a
-    class without slides.
+    class without slides. Without slides of every class, AUROC, macro F1 and
+    balanced accuracy are NaN: over fewer classes they would be other
+    quantities. (`from_confusion` averages what classes there are.)
   """
   num_classes = prob.shape[1]
   cell = label * num_classes + prob.argmax(1)
@@ -168,6 +170,9 @@ def weighted(
   # It is 0 for every model: nothing is known of it.
   classes['precision'][classes['support'] == 0] = np.nan
   scores = from_confusion(table) | {'auroc': summary_auroc(aurocs)}
+  lacks_class = (classes['support'] == 0).any(-1)
+  for name in ('balanced_accuracy', 'f1_macro'):
+    scores[name] = np.where(lacks_class, np.nan, scores[name])
   return (
     {name: scores[name] for name in NAMES},
     {name: classes[name] for name in CLASS_NAMES},

@@ -34,7 +34,8 @@ class TransMIL(nn.Module):
   tokens added to their instance. Its Nyström approximation is no softmax:
   negative values are clipped and the others divided by their sum (all alike if
   none is positive). `instance_logits` are the bag classifier applied to the
-  token of each instance; nothing trains them.
+  token of each instance; nothing trains them. Tokens are float32 whatever the
+  dtype, as the scores made of them; see `NystromLayer`.
   """
 
   num_classes: int
@@ -55,12 +56,12 @@ class TransMIL(nn.Module):
     rows = start + longest**2
     sequence = Sequence.of(side**2 + 1, rows)
 
-    embedding = nn.relu(TorchDense(WIDTH, self.dtype, name='embed')(x))
+    embedding = nn.relu(TorchDense(WIDTH, name='embed')(x))
     token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
     # s^2 - n <= 2 s - 2 tokens are repeated, and never more than there are.
     repeats = min(size, 2 * longest - 2)
     h = jnp.pad(embedding, ((start, repeats), (0, 0)))
-    h = h.at[CLASS_ROW].set(token.astype(h.dtype))
+    h = h.at[CLASS_ROW].set(token)
     h = jax.lax.dynamic_update_slice(h, embedding[:repeats], (start + count, 0))
     h = h[:rows]
 
@@ -73,7 +74,7 @@ class TransMIL(nn.Module):
 
     norm = nn.LayerNorm(1e-5, name='norm')
     classifier = TorchDense(self.num_classes, name='classifier')
-    classify = lambda h: classifier(norm(h.astype(jnp.float32)))
+    classify = lambda h: classifier(norm(h))
     return Prediction(
       logits=classify(bag)[0],
       attention=_on_instances(seen[start:], mask, side, repeats)[:, None],
@@ -100,8 +101,7 @@ class PPEG(nn.Module):
       kernel += jnp.pad(conv[0], ((0, 0), (margin, margin), (margin, margin)))
       bias += conv[1]
     kernel = kernel.reshape(WIDTH, -1).T
-    y = _convolve(tokens.astype(jnp.float32), kernel, side) + bias
-    return y.astype(tokens.dtype)
+    return _convolve(tokens, kernel, side) + bias
 
 
 class _Depthwise(nn.Module):

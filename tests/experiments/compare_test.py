@@ -105,13 +105,22 @@ def test_pairs_are_compared_on_the_same_slides(folders):
       differ = 'strong' in (row['a'], row['b'])
       assert (row['ci_low'] * row['ci_high'] > 0) == differ
       assert row['p_holm'] < 0.05 if differ else row['p_holm'] > 0.1
-  for name in ('p', 'p_delong'):
-    p = np.array([np.nan if r[name] is None else r[name] for r in rows])
-    adjusted = [r[f'{name}_holm'] for r in rows]
-    want = [None if np.isnan(x) else x for x in intervals.holm(p)]
-    assert [x is None for x in adjusted] == [x is None for x in want]
-    known = lambda values: [x for x in values if x is not None]
-    assert known(adjusted) == pytest.approx(known(want), rel=1e-4)
+  # Each metric is corrected for the three pairs, not for other metrics.
+  for metric in names:
+    tests = [row for row in rows if row['metric'] == metric]
+    for name in ('p', 'p_delong'):
+      p = [row[name] for row in tests]
+      adjusted = [row[f'{name}_holm'] for row in tests]
+      if None in p:
+        assert p == adjusted == [None] * 3
+      else:
+        want = intervals.holm(np.array(p))
+        assert adjusted == pytest.approx(want, rel=1e-4)
+  chosen = comparison.compare(runs, [(0, 2)])
+  assert [(r['a'], r['b'], r['metric']) for r in chosen] == [
+    ('weak', 'again', name) for name in names
+  ]
+  assert all(row['p_holm'] == row['p'] for row in chosen)
 
 
 def test_macro_p_agrees_with_resamples(folders):
@@ -138,7 +147,8 @@ def test_two_classes_have_one_auroc(tmp_path):
 def test_a_model_is_no_better_than_itself(tmp_path):
   paths = [make(tmp_path, name, 1.0, 1) for name in 'ab']
   for row in comparison.compare(comparison.read(paths)):
-    assert row['difference'] == row['ci_low'] == row['ci_high'] == 0
+    assert row['difference'] == 0
+    assert row['ci_low'] is row['ci_high'] is None
     assert row['p'] == row['p_holm'] == 1
     assert row['p_delong'] in (None, 1)
 
@@ -221,8 +231,10 @@ def test_the_script_prints_every_format(folders):
     for key in ('difference', 'ci_low', 'ci_high'):
       assert f'{row[key]:+.3f}' in line
   markdown = run('--format=markdown', *pair).stdout.splitlines()
-  assert len(markdown) == len(rows) + 2
-  assert {line.count('|') for line in markdown} == {12}
+  *table, blank, holm = markdown
+  assert len(table) == len(rows) + 2 and not blank
+  assert {line.count('|') for line in table} == {12}
+  assert holm in text and 'within each metric for all pairs of runs' in holm
 
 
 def test_the_script_ends_plainly(folders):

@@ -1,21 +1,23 @@
 """The paper's tables: what is run for them, and each number in its place."""
 
 import csv
+import pathlib
 
 import numpy as np
 import paper_folders
-from paper_folders import K, run
+from paper_folders import K, run, value
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from experiments import (
   ablation_settings,
+  files,
   paper_numbers,
   paper_runs,
   paper_text,
   predictions,
 )
-from kmil_jax import cost
+from kmil_jax import cost, intervals
 
 MODELS = tuple(paper_numbers.MODELS)
 
@@ -23,7 +25,15 @@ MODELS = tuple(paper_numbers.MODELS)
 @pytest.fixture
 def commands(monkeypatch):
   made = paper_folders.Commands()
-  monkeypatch.setattr(paper_runs.subprocess, 'run', made)
+
+  def run_command(command, **options):
+    done = made(command, **options)
+    for at in pathlib.Path(value(command, '--results_dir')).rglob('fold_*'):
+      path = at.parent / 'splits' / f'splits_{at.name[5:]}.csv'
+      files.write_rows(path, [['train', 'val', 'test']])
+    return done
+
+  monkeypatch.setattr(paper_runs.subprocess, 'run', run_command)
   return made
 
 
@@ -75,19 +85,9 @@ def test_table_1_runs_the_five_models_and_counts_their_hits(
   commands, tmp_path, capsys
 ):
   run('--table=1', K, '--epochs=7', f'--results_dir={tmp_path}')
-  assert commands.seen == [
-    [
-      '-m',
-      'experiments.kmil',
-      f'--model={model}',
-      '--task=origin',
-      '--heat_maps=0',
-      K,
-      f'--results_dir={tmp_path}',
-      '--epochs=7',
-    ]
-    for model in MODELS
-  ]
+  fixed = '-m experiments.kmil --model={} --task=origin --heat_maps=0'
+  given = [K, f'--results_dir={tmp_path}', '--epochs=7']
+  assert commands.seen == [[*fixed.format(m).split(), *given] for m in MODELS]
   out, err = capsys.readouterr()
   assert err.count('$ python -m experiments.kmil') == 5
   assert 'the phantom cohort, 60 slides of 30 cases; trained with' in out
@@ -143,13 +143,15 @@ def test_ablations_are_shown_in_both_orientations(
   run(f'--table={number}', K, f'--results_dir={tmp_path}')
   ((*command, _, _),) = commands.seen
   assert command == ['-m', 'experiments.ablations']
-  assert 'can only be a quantile' in capsys.readouterr().out
+  text = capsys.readouterr().out
+  assert 'can only be a quantile' in text and 'paired resamples' in text
   rows = read_csv(tmp_path, f'table_{number}')
   known = getattr(paper_numbers, f'TABLE_{number}')
   settings = getattr(ablation_settings, f'TABLE_{number}')
   # Which instances go, by the variance, as the released code ranks them.
   kept = {4: 'lowest', 5: 'highest'}[number]
   other = {'lowest': 'highest', 'highest': 'lowest'}[kept]
+  all_kept = pooled(tmp_path / 'ablations_origin_s2023' / 'all')
   for score, kind in (('var', kept), ('one_minus_var', other)):
     for t in known:
       share = t if number == 4 else 1 - t
@@ -162,6 +164,25 @@ def test_ablations_are_shown_in_both_orientations(
       assert here['dropped'].startswith(told)
       paper_row = line(rows, 'Zheng et al. 2024', score=score, t=f'{t:g}')
       assert_metrics(paper_row, published(known[t]))
+      mine = [r for r in rows if (r['score'], r['t']) == (score, f'{t:g}')]
+      assert_changes(mine, all_kept, p, share)
+
+
+def assert_changes(rows, all_kept, p, share):
+  """A setting is compared with dropping nothing, on the same slides."""
+  if not share:
+    assert not [row for row in rows if 'minus' in row['from']]
+    return
+  before, after = ([f(x) for f in (accuracy, f1, auroc)] for x in (all_kept, p))
+  change = line(rows, 'here, minus nothing dropped')
+  assert_metrics(change, np.subtract(after, before))
+  draws = [
+    published(intervals.replicates(x.label, x.prob, x.case)[0])
+    for x in (all_kept, p)
+  ]
+  ends = np.nanpercentile(np.subtract(*draws[::-1]), [2.5, 97.5], 1)
+  for end, want in zip(('low', 'high'), ends, strict=True):
+    assert_metrics(line(rows, f'95 % interval of that, {end}'), want)
 
 
 def test_table_6_has_true_aurocs_and_no_class_that_a_task_lacks(

@@ -143,7 +143,7 @@ def test_the_external_cohort_has_its_block(tmp_path):
   assert got['folds'] == [0, 1, 3]
 
   mean = predictions.mean(external)
-  bounds, _ = intervals.bootstrap(mean.label, mean.prob, mean.case)
+  bounds, _ = intervals.of_metrics(mean.label, mean.prob, mean.case)
   each = [metrics.evaluate(p.label, p.prob) for p in external.values()]
   ensemble = metrics.evaluate(mean.label, mean.prob)
   for name, m in got['metrics'].items():
@@ -181,7 +181,10 @@ def test_folds_of_other_external_slides_are_refused(tmp_path):
 def test_an_external_cohort_without_a_class(tmp_path):
   write(tmp_path, 0)
   write_external(tmp_path, 0, part(50, 6, labels=(0, 1)))
-  got = summaries.summarise(tmp_path, 'kmil', 'origin', 1, CLASSES)['external']
-  assert got['metrics']['auroc']['ensemble'] is None
-  assert got['metrics']['accuracy']['ensemble'] is not None
+  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 1, CLASSES)
+  got = summary['external']
+  undefined = {k for k, m in got['metrics'].items() if m['ensemble'] is None}
+  assert undefined == {'auroc', 'f1_macro', 'balanced_accuracy'}
+  table = tables.closing({**summary, 'external': got})
+  assert 'n/a' in table and 'nan' not in table.lower()
   assert got['per_class']['lymphoma']['auroc'] is not None

@@ -23,7 +23,7 @@ def test_a_summary_keeps_its_contract(tmp_path):
   test = predictions.pool([p['test'] for p in parts.values()])
   assert len(test) == 16
   pooled = metrics.evaluate(test.label, test.prob)
-  bounds, by_class = intervals.bootstrap(test.label, test.prob, test.case)
+  bounds, by_class = intervals.of_metrics(test.label, test.prob, test.case)
   assert set(summary['metrics']) == {
     'accuracy',
     'balanced_accuracy',
@@ -98,10 +98,12 @@ def test_a_class_missing_in_a_fold_is_undefined_not_nan(tmp_path):
   write(tmp_path, 1, test_labels=(0, 1))
   summary = summaries.summarise(tmp_path, 'abmil', 'origin', 2, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
-  auroc = summary['metrics']['auroc']
-  assert auroc['per_fold'][0] is not None and auroc['per_fold'][1] is None
-  assert auroc['mean'] == auroc['per_fold'][0] and auroc['std'] is None
-  assert auroc['pooled'] is not None and auroc['ci_low'] is not None
+  for name in ('auroc', 'f1_macro', 'balanced_accuracy'):
+    found = summary['metrics'][name]
+    assert found['per_fold'][0] is not None and found['per_fold'][1] is None
+    assert found['mean'] == found['per_fold'][0] and found['std'] is None
+    assert found['pooled'] is not None and found['ci_low'] is not None
+  assert None not in summary['metrics']['accuracy']['per_fold']
   header, *lines = rows_of(tmp_path / 'summary.csv')
   assert lines[1][header.index('test_auc')] == ''
   assert lines[1][header.index('val_auc')] != ''
@@ -111,8 +113,10 @@ def test_a_class_missing_everywhere_is_undefined_too(tmp_path):
   write(tmp_path, 0, test_labels=(0, 1))
   summary = summaries.summarise(tmp_path, 'abmil', 'origin', 1, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
-  auroc = summary['metrics']['auroc']
-  assert set(map(str, (auroc[k] for k in auroc if k != 'per_fold'))) == {'None'}
+  for name in ('auroc', 'f1_macro', 'balanced_accuracy'):
+    found = summary['metrics'][name]
+    assert found.pop('per_fold') == [None]
+    assert set(found.values()) == {None}
   breast = summary['per_class']['breast']
   assert breast.pop('slides') == 0
   assert breast.pop('auroc_delong') == {'low': None, 'high': None}

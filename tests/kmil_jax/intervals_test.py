@@ -1,5 +1,6 @@
 """Intervals against a literal loop, and their coverage of a known truth."""
 
+import itertools
 import time
 
 from hypothesis import given, strategies as st
@@ -29,6 +30,8 @@ def test_bootstrap_is_a_literal_resampling_of_patients(classes):
   for draw in draws:
     rows = np.concatenate([np.flatnonzero(case == names[i]) for i in draw])
     scores.append(reference_scores(label[rows], prob[rows]))
+    if len(set(label[rows])) < classes:
+      scores[-1] |= {'balanced_accuracy': np.nan, 'f1_macro': np.nan}
     class_scores.append(metrics.evaluate_classes(label[rows], prob[rows]))
   dropped = sum(np.isnan(s['auroc']) for s in scores)
   assert classes == 2 or 0 < dropped < resamples
@@ -40,6 +43,69 @@ def test_bootstrap_is_a_literal_resampling_of_patients(classes):
   for name in metrics.CLASS_NAMES:
     want = np.nanpercentile([s[name] for s in class_scores], [2.5, 97.5], 0)
     np.testing.assert_allclose(by_class[name], want, atol=1e-12, err_msg=name)
+
+
+def wilson(hits, slides):
+  """scipy's interval of a share of independent slides."""
+  found = stats.binomtest(hits, slides).proportion_ci(method='wilson')
+  return found.low, found.high
+
+
+@pytest.mark.parametrize('hits', [0, 1, 10, 22])
+def test_a_share_of_patients_of_one_slide_is_wilsons(hits):
+  counted = np.arange(30) < 22  # The others must not matter.
+  hit = (np.arange(30) < hits) | ~counted
+  got = intervals.proportion(hit, counted, np.arange(30).astype(str))
+  # An unbiased variance is that of one slide fewer; 0 says nothing.
+  z2, p, n = stats.norm.ppf(0.975) ** 2, hits / 22, 21 + (hits in (0, 22))
+  ends = np.sort(np.roots([1 + z2 / n, -(2 * p + z2 / n), p**2]))
+  np.testing.assert_allclose(got, ends, atol=1e-12)
+
+
+def test_a_share_of_copies_is_that_of_patients():
+  hit, case = np.arange(20) % 3 > 0, np.arange(20)
+  one = intervals.proportion(hit, np.ones(20, bool), case)
+  copies = [np.repeat(x, 7) for x in (hit, np.ones(20, bool), case)]
+  np.testing.assert_allclose(intervals.proportion(*copies), one)
+  # Patients who all agree are not taken for more slides than there are.
+  hit, case = np.tile([True, False], 10), np.repeat(np.arange(10), 2)
+  got = intervals.proportion(hit, np.ones(20, bool), case)
+  np.testing.assert_allclose(got, wilson(10, 20))
+  # One patient cannot say how patients vary, nor can none.
+  alone = [intervals.proportion(hit, case == c, case) for c in (3, 99)]
+  assert np.isnan(alone).all()
+
+
+def covered_shares(share, correlation, patients, most, trials):
+  """How often the interval holds the share that cohorts are drawn from.
+
+  Patients have 1 to `most` slides and a share of their own, beta distributed so
+  that two of their slides correlate.
+  """
+  rng, found = np.random.default_rng(0), []
+  for _ in range(trials):
+    case = np.repeat(np.arange(patients), rng.integers(1, most + 1, patients))
+    own = np.full(patients, share)
+    if correlation:
+      total = (1 - correlation) / correlation
+      own = rng.beta(share * total, (1 - share) * total, patients)
+    hit = rng.random(len(case)) < own[case]
+    low, high = intervals.proportion(hit, np.ones(len(case), bool), case)
+    found.append(low <= share <= high)
+  return np.mean(found)
+
+
+@pytest.mark.parametrize('share', [0.7, 0.9, 0.97])
+def test_intervals_of_shares_cover_the_truth(share):
+  # Wilson's coverage swings about 95 % as the share moves: 10,000 trials give
+  # 0.940, 0.983 and 0.974 of single slides, and 0.91 to 0.96 of patients with
+  # several, least where few patients tell how much they vary.
+  assert covered_shares(share, 0, 22, 1, 1000) > 0.92
+  trials = 500
+  error = np.sqrt(0.91 * 0.09 / trials)
+  for correlation, patients in itertools.product((0.3, 0.7), (15, 30, 100)):
+    covered = covered_shares(share, correlation, patients, 5, trials)
+    assert covered > 0.91 - 3 * error, (correlation, patients)
 
 
 def test_replicates_do_not_depend_on_the_blocks(monkeypatch):
@@ -75,15 +141,39 @@ def test_bootstrap_draws_patients_not_slides():
   assert width(slides) < 0.7 * width(one)
 
 
-def test_bootstrap_of_a_single_class_is_nan_for_auroc_alone():
-  label, prob = np.zeros(6, int), np.tile([0.7, 0.3], (6, 1))
-  got, by_class = intervals.bootstrap(
-    label, prob, np.arange(6).astype(str), resamples=50
-  )
-  assert np.isnan(got['auroc']).all()
-  assert tuple(got['accuracy']) == tuple(got['balanced_accuracy']) == (1, 1)
-  assert np.isnan(by_class['recall'][:, 1]).all()
-  np.testing.assert_array_equal(by_class['recall'][:, 0], 1)
+def test_where_nothing_varies_there_is_an_interval_of_shares_alone():
+  label, case = np.arange(12) % 2, np.arange(12)
+  perfect = 0.1 + 0.8 * np.eye(2)[label]
+  for table in intervals.bootstrap(label, perfect, case, resamples=200):
+    assert all(np.isnan(interval).all() for interval in table.values())
+  got, by_class = intervals.of_metrics(label, perfect, case, resamples=200)
+  for name, interval in got.items():
+    assert np.isnan(interval).all() == (name != 'accuracy'), name
+  np.testing.assert_allclose(got['accuracy'], wilson(12, 12))
+  for name in ('precision', 'recall'):
+    want = np.tile(wilson(6, 6), (2, 1)).T
+    np.testing.assert_allclose(by_class[name], want)
+  assert np.isnan(by_class['auroc']).all()
+
+
+def test_shares_have_wilsons_interval_and_the_rest_the_bootstraps():
+  rng = np.random.default_rng(0)
+  case = rng.integers(0, 20, 60)
+  label, prob = rng.integers(0, 2, 60), rng.dirichlet(np.ones(3), 60)
+  got, by_class = intervals.of_metrics(label, prob, case, resamples=200)
+  rest, rest_by_class = intervals.bootstrap(label, prob, case, resamples=200)
+  pred = prob.argmax(1)
+  share = lambda counted: intervals.proportion(pred == label, counted, case)
+  np.testing.assert_array_equal(got['accuracy'], share(label >= 0))
+  for name in metrics.NAMES[1:]:
+    np.testing.assert_array_equal(got[name], rest[name])
+  np.testing.assert_array_equal(by_class['auroc'], rest_by_class['auroc'])
+  for c in range(2):
+    np.testing.assert_array_equal(by_class['recall'][:, c], share(label == c))
+    np.testing.assert_array_equal(by_class['precision'][:, c], share(pred == c))
+  # No slide is of the third class, though some are taken for it.
+  assert (pred == 2).any()
+  assert np.isnan([by_class[name][:, 2] for name in by_class]).all()
 
 
 def test_ten_thousand_resamples_of_a_thousand_slides_take_a_second():
@@ -118,13 +208,15 @@ def clustered(rng, models=1):
 
 
 def test_intervals_cover_the_truth_and_those_of_slides_do_not():
-  truth = {'auroc': TRUE_AUROC, 'accuracy': TRUE_ACCURACY}
+  # Both classes are as frequent and as often right, so that all but the AUROC
+  # are the accuracy.
+  truth = dict.fromkeys(metrics.NAMES, TRUE_ACCURACY) | {'auroc': TRUE_AUROC}
   trials, rng = 400, np.random.default_rng(0)
   covered = {(name, kind): 0 for name in truth for kind in ('case', 'slide')}
   for trial in range(trials):
     label, (prob,), case = clustered(rng)
     for kind, cluster in (('case', case), ('slide', np.arange(len(case)))):
-      found, _ = intervals.bootstrap(
+      found, _ = intervals.of_metrics(
         label, prob, cluster, resamples=400, seed=trial
       )
       for name, value in truth.items():
@@ -136,9 +228,9 @@ def test_intervals_cover_the_truth_and_those_of_slides_do_not():
     assert covered[name, 'slide'] / trials < 0.88, name
 
 
-def test_p_of_equal_models_is_even():
+def test_p_of_equal_models_is_even_and_their_interval_holds_0():
   # 2,500 trials: 0.049, 0.196 and 0.486.
-  trials, rng, p = 400, np.random.default_rng(11), []
+  trials, rng, p, covered = 400, np.random.default_rng(11), [], []
   for trial in range(trials):
     label, probs, case = clustered(rng, models=2)
     one, other = (
@@ -146,15 +238,21 @@ def test_p_of_equal_models_is_even():
       for prob in probs
     )
     p.append(intervals.p_value(other['auroc'] - one['auroc']))
+    changes = np.stack([other[x] - one[x] for x in metrics.NAMES], 1)
+    low, high = intervals.percentile(changes)
+    covered.append((low <= 0) & (0 <= high))
   error = lambda share: np.sqrt(share * (1 - share) / trials)
   for share in (0.05, 0.2, 0.5):
     assert abs(np.mean(np.array(p) < share) - share) < 3 * error(share), share
+  assert (abs(np.mean(covered, 0) - 0.95) < 3 * error(0.05)).all()
 
 
 def test_p_by_hand():
-  assert intervals.p_value(np.ones(99)) == pytest.approx(0.02)
-  assert intervals.p_value(-np.ones(99)) == pytest.approx(0.02)
+  assert intervals.p_value(np.arange(1, 100)) == pytest.approx(0.02)
+  assert intervals.p_value(-np.arange(1, 100)) == pytest.approx(0.02)
   assert intervals.p_value(np.zeros(99)) == 1
+  # That differ, but in every resample by as much.
+  assert np.isnan(intervals.p_value(np.ones(99)))
   values = np.append(np.ones(96), -np.ones(3))
   assert intervals.p_value(values) == pytest.approx(0.08)
   assert intervals.p_value(np.append(values, np.nan)) == pytest.approx(0.08)

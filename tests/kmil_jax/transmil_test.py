@@ -18,8 +18,11 @@ MODEL = TransMIL(CLASSES)
 
 
 @functools.cache
-def torch_model():
-  """A torch module of sharper attention than at its start, and its port."""
+def torch_model(sharper=1):
+  """A torch module and its port.
+
+  Its queries and keys are 2 `sharper` times as long as at its start.
+  """
   torch = pytest.importorskip('torch')
   from experiments.torch_baselines.transmil import TransMIL as TorchTransMIL
 
@@ -29,6 +32,7 @@ def torch_model():
   with torch.no_grad():
     for layer in (module.layer1, module.layer2):
       layer.attn.to_qkv.weight *= 2
+      layer.attn.to_qkv.weight[: 2 * 512] *= sharper
       layer.norm.bias += 0.1 * torch.randn(512)
   return module, ported(module.state_dict())
 
@@ -104,20 +108,24 @@ def forward(dtype=None):
 
 
 @pytest.mark.parametrize(
-  'n,length',
+  'n,length,sharper',
   [
-    *((n, 225) for n in (24, 100, 225)),
-    *((n, 1200) for n in (1, 2, 3, 24, 225, 255, 256, 600, 1100)),
+    *((n, 225, 1) for n in (24, 100, 225)),
+    *((n, 1200, 1) for n in (1, 2, 3, 24, 225, 255, 256, 600, 1100)),
+    *((n, 225, sharper) for n in (57, 225) for sharper in (2, 4)),
+    *((n, 1200, sharper) for n in (257, 600) for sharper in (2, 4)),
   ],
 )
-def test_logits_equal_torch(n, length):
-  module, params = torch_model()
+def test_logits_equal_torch(n, length, sharper):
+  module, params = torch_model(sharper)
   import torch
 
   with torch.no_grad():
     want, _ = module(torch.tensor(bag(n)))
   got = forward()(params, *padded(n, length))
-  np.testing.assert_allclose(got.logits, want, atol=1e-4)
+  # See `_polynomials` about the digits that sharp weights cost.
+  atol = 3e-4 if length > 225 and sharper > 2 else 1e-4
+  np.testing.assert_allclose(got.logits, want, atol=atol)
 
 
 @pytest.mark.parametrize('length', [8, 300])
@@ -185,12 +193,15 @@ def test_runs_and_bags_together_are_each_alone():
       assert max(jax.tree.leaves(errors)) < 1e-3, errors
 
 
-def test_bfloat16_stays_close_on_the_long_path():
-  x, mask = padded(257, 300)
-  (_, want), _ = evaluator()(start(), x, mask)
-  got = forward(jnp.bfloat16)(start(), x, mask)
+@pytest.mark.parametrize('sharper,tolerance', [(2, 0.02), (8, 0.04)])
+@pytest.mark.parametrize('n,length', [(57, 225), (257, 1200)])
+def test_bfloat16_stays_close_with_sharp_weights(n, length, sharper, tolerance):
+  _, params = torch_model(sharper)
+  want = forward()(params, *padded(n, length))
+  got = forward(jnp.bfloat16)(params, *padded(n, length))
   assert got.logits.dtype == jnp.float32
-  np.testing.assert_allclose(got.logits, want.logits, atol=0.05)
+  error = relative(got.logits, want.logits)
+  assert 0 < error < tolerance
 
 
 def test_the_pseudo_inverse_inverts():
@@ -271,19 +282,3 @@ def test_convolution_of_a_traced_square_is_that_of_a_canvas(side):
   (want_x, want_kernel), (got_x, got_kernel) = back(cotangent), mine(cotangent)
   np.testing.assert_allclose(inside * got_x, want_x, atol=1e-5)
   np.testing.assert_allclose(got_kernel, want_kernel, atol=1e-5)
-
-
-def test_it_starts_as_torch_does():
-  params = start()
-  np.testing.assert_allclose(params['class_token'].std(), 1, rtol=0.1)
-  for weights, fan_in in (
-    (params['embed']['weight'], WIDTH),
-    (params['layer1']['qkv']['weight'], 512),
-    (params['layer2']['residual'], 33),
-    (params['ppeg']['conv5']['kernel'], 25),
-    (params['ppeg']['conv7']['bias'], 49),
-  ):
-    bound = fan_in**-0.5
-    assert np.abs(weights).max() <= bound
-    # A uniform variable on [-b, b] has the standard deviation b / sqrt(3).
-    np.testing.assert_allclose(weights.std(), bound / 3**0.5, rtol=0.1)
