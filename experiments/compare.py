@@ -48,6 +48,8 @@ def main(argv: list[str]) -> None:
       f'{len(slides)} test slides of {len(set(slides.case))} cases, folds '
       + ', '.join(map(str, runs[0].folds))
     )
+    for line in comparison.other_settings(runs):
+      print(line)
     print(tables.comparison(rows))
 
 

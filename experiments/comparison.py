@@ -124,6 +124,30 @@ def compare(
   ]
 
 
+def other_settings(runs: Sequence[Run]) -> list[str]:
+  """Lines on what differs between runs besides the model, if anything does."""
+  decided = []
+  for run in runs:
+    path = run.folder / 'config.json'
+    config = json.loads(path.read_text()) if path.exists() else {}
+    flags = config.get('flags', {})
+    decided.append(
+      {
+        name: flags.get(name)
+        for name in config.get('decides', ())
+        if name not in ('model', 'exp_code')
+      }
+    )
+  names = sorted(set().union(*decided))
+  found = {name: [of.get(name) for of in decided] for name in names}
+  return [
+    f'--{name} differs: '
+    + ', '.join(f'{run.name} {v}' for run, v in zip(runs, values, strict=True))
+    for name, values in found.items()
+    if any(value != values[0] for value in values)
+  ]
+
+
 def _digits(value: float) -> float | None:
   """Six digits, also of a p near 0; None where it is undefined."""
   return None if np.isnan(value) else float(f'{value:.6g}')

@@ -41,7 +41,8 @@ def replicates(
   Returns:
     What `metrics.weighted` returns, [W] and [W, C]; NaN in resamples where a
     metric is undefined: AUROC, macro F1 and balanced accuracy where a class was
-    not drawn.
+    not drawn. All are NaN where a class has fewer than two patients, who would
+    be the same in every resample that has them.
   """
   found = [
     metrics.weighted(label, prob, weight)
@@ -52,7 +53,18 @@ def replicates(
     name: np.concatenate([block[name] for block in blocks])
     for name in blocks[0]
   }
-  return join(overall), join(by_class)
+  overall, by_class = join(overall), join(by_class)
+  classes = range(prob.shape[1])
+  case = np.asarray(case)
+  patients = lambda rows: len(set(case[rows].tolist()))
+  few = np.array([patients(label == c) < 2 for c in classes])
+  rest = np.array([patients(label != c) < 2 for c in classes])
+  for name, values in by_class.items():
+    values[:, few | rest if name == 'auroc' else few] = np.nan
+  if few.any():
+    for name in ('auroc', 'f1_macro', 'balanced_accuracy'):
+      overall[name][:] = np.nan
+  return overall, by_class
 
 
 def percentile(values: np.ndarray) -> np.ndarray:
