@@ -159,8 +159,8 @@ class DTFD(nn.Module):
         raise ValueError(
           f'{option} {getattr(self, option)!r}: there are {", ".join(known)}'
         )
-    ranks = self.distill in RANKING
-    if ranks and not 1 <= self.pseudo_bags <= self.total_instances:
+    least = self.pseudo_bags if self.distill in RANKING else 1
+    if self.pseudo_bags < 1 or self.total_instances < least:
       raise ValueError(
         f'total_instances {self.total_instances} leaves none to each of '
         f'{self.pseudo_bags} pseudo-bags'
