@@ -106,3 +106,57 @@ class Store:
   offset: chex.Array  # [n] int32
   length: chex.Array  # [n] int32
   label: chex.Array  # [n] int32
+
+
+@chex.dataclass(frozen=True)
+class Tiles:
+  """A batch of labelled tiles.
+
+  Fillers, which complete the last batch of an evaluation, have weight 0.
+  Batches to train on have none: batch-norm statistics would see them.
+  """
+
+  image: chex.Array  # [T, S, S, C] float32, normalised
+  label: chex.Array  # [T] int32
+  weight: chex.Array  # [T] float32, 1 for tiles and 0 for fillers
+
+
+@chex.dataclass(frozen=True)
+class TilePrediction:
+  """What a patch classifier says of T tiles.
+
+  C is 1 where one logit stands for the second of two classes (sigmoid), else
+  the number of classes (softmax).
+  """
+
+  logits: chex.Array  # [T, C] float32
+  features: chex.Array  # [T, F] float32, what the last layer sees
+  aux_logits: tuple[chex.Array, ...] = ()  # [T, C] each, in training only
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSpec:
+  """How to build a patch classifier."""
+
+  make: Callable[..., nn.Module]  # make(num_classes=C, dtype=, axis_name=)
+  paper: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchRecipe:
+  """How a patch classifier is trained."""
+
+  learning_rate: float = 1e-3
+  weight_decay: float = 0.0  # L2, added to the gradient
+  betas: tuple[float, float] = (0.9, 0.999)
+  epochs: int = 30
+  batch: int = 128  # tiles per step over the whole pod
+  binary: bool = False  # one sigmoid logit instead of a softmax
+  class_weight: tuple[float, ...] | None = None
+  balanced: bool = False  # tiles drawn so that classes are equally frequent
+  augment: str = 'none'  # see `data.augment`
+  input_size: int | None = None  # tiles are resized to this side, in pixels
+  schedule: str = 'cosine'  # see `selection.SCHEDULES`
+  learning_rate_min: float = 0.0
+  select: str = 'loss'  # see `selection.SELECTS`
+  patience: int | None = None  # epochs without improvement before the end
