@@ -11,15 +11,12 @@ import numpy as np
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
 import tensorflow as tf
 
+from data.imagenet import MEAN, STD
 from data.slides import Slide
 from data.tiling import Grid, read_tile_bgrx
 
 tf.config.set_visible_devices([], 'GPU')  # They belong to the encoder.
 
-# Of the red, green and blue of ImageNet, for values in 0..1, as used by every
-# torchvision and timm encoder.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _AHEAD = 2  # Batches read while one is handed over.
 _CHUNKS = 4  # Tasks per thread and batch: few, so that tasks cost little.
 _JITTER = 0.2  # Largest relative change of brightness, contrast, saturation.

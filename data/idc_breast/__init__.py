@@ -1,0 +1,1 @@
+"""The TFDS dataset of breast-cancer tiles with a table of labels."""

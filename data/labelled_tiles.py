@@ -1,0 +1,250 @@
+"""A set of labelled tiles of one size that are decoded on demand."""
+
+from collections.abc import Callable, Sequence
+from concurrent import futures
+import dataclasses
+import functools
+import hashlib
+import os
+
+import numpy as np
+
+IN_MEMORY = 2**30  # Bytes up to which a set is decoded once and kept.
+_NAMED = 10  # Problems that an error lists; the others are counted.
+_CHUNK = 64  # Tiles that a thread decodes at a time.
+
+
+class TileError(ValueError):
+  """Tiles that cannot be used; names the files or rows and what to do."""
+
+  @classmethod
+  def listing(cls, problems: Sequence[str], where: str = '') -> 'TileError':
+    """Returns one error for all problems: ten in words, the others' number."""
+    named = list(problems[:_NAMED])
+    if more := len(problems) - len(named):
+      named.append(f'and {more} more')
+    if where:
+      named.insert(0, f'{where}: {len(problems)} problem(s)')
+    return cls('\n  '.join(named))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledTiles:
+  """Tiles with their labels; n of them, all [S, S, C].
+
+  Attributes:
+    id: unique names, str [n]; random draws are keyed by them.
+    label: place in `classes`, int32 [n].
+    group: patient or slide, str [n]; what splits keep together. Empty where it
+      is not known.
+    classes: names of the classes.
+    read: returns the tile of a row of this set, uint8 [S, S, C], or float32,
+      which is used as it is and should lie in 0..1; from any thread. A tile
+      that cannot be read raises a TileError with its name.
+    size: S, pixels.
+    channels: C.
+    dtype: of the tiles, uint8 or float32.
+    xy: places on a grid or in a slide, int [n, 2], or None.
+  """
+
+  id: np.ndarray
+  label: np.ndarray
+  group: np.ndarray
+  classes: tuple[str, ...]
+  read: Callable[[int], np.ndarray]
+  size: int
+  channels: int = 3
+  dtype: np.dtype = np.dtype(np.uint8)  # noqa: RUF009
+  xy: np.ndarray | None = None
+
+  def __post_init__(self):
+    n = len(self.id)
+    columns = {'label': self.label, 'group': self.group}
+    if self.xy is not None:
+      columns['xy'] = self.xy
+    for name, column in columns.items():
+      if len(column) != n:
+        raise TileError(f'found {n} tiles and {len(column)} rows of {name}')
+    ids, count = np.unique(self.id, return_counts=True)
+    if len(ids) < n:
+      raise TileError.listing(
+        [f'{i}: {k} tiles' for i, k in zip(ids, count, strict=True) if k > 1],
+        'tiles of the same id',
+      )
+    if n and not 0 <= self.label.min() <= self.label.max() < len(self.classes):
+      raise TileError(
+        f'labels run from {self.label.min()} to {self.label.max()}; there are '
+        f'{len(self.classes)} classes: {", ".join(self.classes)}'
+      )
+
+  def __len__(self) -> int:
+    return len(self.id)
+
+  def take(self, index: np.ndarray) -> 'LabelledTiles':
+    """Returns the tiles at `index`, distinct rows or a bool mask [n]."""
+    rows = np.asarray(index)
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
+    return dataclasses.replace(
+      self,
+      id=self.id[rows],
+      label=self.label[rows],
+      group=self.group[rows],
+      read=lambda i: self.read(rows[i]),
+      xy=None if self.xy is None else self.xy[rows],
+    )
+
+  def load(self, rows: np.ndarray) -> np.ndarray:
+    """Reads tiles, [len(rows), S, S, C], in this thread.
+
+    Raises:
+      TileError: naming the tiles that cannot be read, hold NaN or infinity, or
+        are of another shape or type than the set's.
+    """
+    out = np.empty((len(rows), self.size, self.size, self.channels), self.dtype)
+    if problems := self._fill(out, rows):
+      raise TileError.listing(problems)
+    return out
+
+  @functools.cached_property
+  def pixels(self) -> np.ndarray | None:
+    """All tiles [n, S, S, C], decoded once, or None if above `IN_MEMORY`.
+
+    Raises:
+      TileError: as `load`, of all tiles at once.
+    """
+    shape = (len(self), self.size, self.size, self.channels)
+    if np.prod(shape, dtype=float) * self.dtype.itemsize > IN_MEMORY:
+      return None
+    out = np.empty(shape, self.dtype)
+    chunks = [
+      np.arange(i, min(i + _CHUNK, len(self)))
+      for i in range(0, len(self), _CHUNK)
+    ]
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      found = pool.map(lambda c: self._fill(out[c[0] : c[-1] + 1], c), chunks)
+      problems = [problem for some in found for problem in some]
+    if problems:
+      raise TileError.listing(problems, 'tiles that cannot be read')
+    return out
+
+  @functools.cached_property
+  def key(self) -> np.ndarray:
+    """64 bits of every id, uint64 [n]: the same in any set and order."""
+    digests = [
+      hashlib.blake2b(i.encode(), digest_size=8).digest()
+      for i in self.id.tolist()
+    ]
+    return np.frombuffer(b''.join(digests), np.uint64)
+
+  def _fill(self, out: np.ndarray, rows: np.ndarray) -> list[str]:
+    """Reads tiles into `out`; returns what is wrong with some."""
+    problems = []
+    for place, row in zip(out, rows, strict=True):
+      try:
+        tile = self.read(int(row))
+      except TileError as e:
+        problems.append(str(e))
+        continue
+      if tile.shape != place.shape or tile.dtype != place.dtype:
+        problems.append(
+          f'{self.id[row]}: {tile.dtype} {list(tile.shape)}; the set holds '
+          f'{self.dtype} {list(place.shape)}'
+        )
+      elif tile.dtype.kind == 'f' and not np.isfinite(tile).all():
+        bad = tile.size - np.isfinite(tile).sum()
+        problems.append(
+          f'{self.id[row]}: {bad} of {tile.size} values are NaN or infinite; '
+          'leave it out'
+        )
+      else:
+        place[:] = tile
+    return problems
+
+
+def from_arrays(
+  images: np.ndarray,
+  label: np.ndarray,
+  group: Sequence[str],
+  classes: Sequence[str],
+  *,
+  ids: Sequence[str] | None = None,
+  xy: np.ndarray | None = None,
+) -> LabelledTiles:
+  """Returns tiles that are in memory.
+
+  Args:
+    images: uint8 or float32 [n, S, S, C]; floats in 0..1.
+    label: place in `classes`, [n].
+    group: patient or slide, [n].
+    classes: names of the classes.
+    ids: unique names, [n]; by default the row as a number.
+    xy: places, [n, 2].
+
+  Raises:
+    TileError: if the shapes or types are others, or a value is not finite.
+  """
+  if images.ndim != 4 or images.shape[1] != images.shape[2]:
+    raise TileError(
+      f'found an array of shape {list(images.shape)}; tiles are [n, S, S, C]'
+    )
+  if images.dtype not in (np.uint8, np.float32):
+    raise TileError(
+      f'found {images.dtype} tiles; uint8 and float32 can be used'
+    )
+  ids = np.array(
+    [f'{i:07d}' for i in range(len(images))] if ids is None else ids
+  )
+  tiles = LabelledTiles(
+    id=ids.astype(str),
+    label=np.asarray(label, np.int32),
+    group=np.array(group, str),
+    classes=tuple(classes),
+    read=lambda i: images[i],
+    size=images.shape[1],
+    channels=images.shape[3],
+    dtype=images.dtype,
+    xy=None if xy is None else np.asarray(xy),
+  )
+  if len(label) != len(images):
+    raise TileError(f'found {len(images)} images and {len(label)} labels')
+  finite = np.isfinite(images).all((1, 2, 3))
+  if not finite.all():
+    raise TileError.listing(
+      [f'tile {i}: NaN or infinite values' for i in tiles.id[~finite]],
+      'tiles that cannot be used',
+    )
+  return tiles
+
+
+def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
+  """Returns all tiles of several sets, one set after the other.
+
+  `xy` is kept if every set has it.
+
+  Raises:
+    TileError: if the sets differ in classes, size, channels or type, or share
+      an id.
+  """
+  first = sets[0]
+  for name in ('classes', 'size', 'channels', 'dtype'):
+    found = [getattr(tiles, name) for tiles in sets]
+    if any(f != found[0] for f in found):
+      raise TileError(
+        f'sets of different {name} cannot be joined: found '
+        + ', '.join(dict.fromkeys(map(str, found)))
+      )
+  starts = np.cumsum([0] + [len(tiles) for tiles in sets])
+
+  def read(i: int) -> np.ndarray:
+    k = int(np.searchsorted(starts, i, 'right')) - 1
+    return sets[k].read(int(i - starts[k]))
+
+  places = [tiles.xy for tiles in sets]
+  return dataclasses.replace(
+    first,
+    id=np.concatenate([tiles.id for tiles in sets]),
+    label=np.concatenate([tiles.label for tiles in sets]),
+    group=np.concatenate([tiles.group for tiles in sets]),
+    read=read,
+    xy=None if any(p is None for p in places) else np.concatenate(places),
+  )

@@ -1,0 +1,1 @@
+"""The TFDS dataset of tiles with and without lymphatic invasion."""

@@ -1,0 +1,260 @@
+"""Outlines are read exactly, and label the tiles that they cover."""
+
+import json
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+from PIL import Image, ImageDraw
+import pytest
+
+from data import outlines
+from data.labelled_tiles import TileError
+from data.outlines import Ring, covered
+from data.phantom import cohort, tiff
+from data.phantom.slide import LABELS
+from data.slide_tiles import from_slides
+from data.slides import Slide
+
+SQUARE = [[10, 10], [50, 10], [50, 50], [10, 50], [10, 10]]
+HOLE = [[20, 20], [30, 20], [30, 30], [20, 30], [20, 20]]
+
+
+def feature(kind, coordinates):
+  return {
+    'type': 'Feature',
+    'geometry': {'type': kind, 'coordinates': coordinates},
+    'properties': {},
+  }
+
+
+def grid(n, size):
+  y, x = np.mgrid[:n, :n] * size
+  return np.stack([x.ravel(), y.ravel()], 1)
+
+
+def rings(*corners):
+  return [Ring(np.array(c, float), False) for c in corners]
+
+
+def test_the_part_covered_is_exact():
+  # A concave arrow; its area is known, and so is that within each tile.
+  arrow = rings([[0, 0], [60, 30], [0, 60], [20, 30]])
+  part = covered(arrow, grid(6, 10), 10)
+  assert part.sum() * 100 == pytest.approx(60 * 60 / 2 - 60 * 20 / 2)
+  y, x = (np.mgrid[:1200, :1200] + 0.5) / 20
+  above = (y > x / 2) & (y < 60 - x / 2)
+  inside = above & ~((y > 1.5 * x) & (y < 60 - 1.5 * x))
+  counted = inside.reshape(6, 200, 6, 200).mean((1, 3)).ravel()
+  np.testing.assert_allclose(part, counted, atol=5e-3)
+  # Whatever the direction and the first corner.
+  turned = rings(np.roll(arrow[0].corners[::-1], 2, 0))
+  np.testing.assert_allclose(covered(turned, grid(6, 10), 10), part)
+
+
+@settings(max_examples=20)
+@given(
+  st.lists(st.floats(0.2, 1), min_size=3, max_size=12),
+  st.floats(3, 40),
+  st.floats(0, 6),
+)
+def test_tiles_share_the_area_of_any_star(radii, size, turn):
+  angle = turn + 2 * np.pi * np.arange(len(radii)) / len(radii)
+  star = 50 + 45 * np.array(radii) * [np.cos(angle), np.sin(angle)]
+  x, y = star
+  area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
+  n = int(np.ceil(100 / size))
+  part = covered(rings(star.T), grid(n, size), size)
+  assert part.sum() * size**2 == pytest.approx(area, rel=1e-6)
+  assert covered(rings(star.T), np.array([[0, 0]]), 100)[0] == pytest.approx(
+    area / 1e4
+  )
+
+
+def test_geojson_and_xml_of_the_same_outlines_are_the_same(tmp_path):
+  path = tmp_path / 'a.json'
+  other = (np.array(SQUARE) + 100).tolist()
+  files = {
+    'a.json': {
+      'type': 'FeatureCollection',
+      'features': [
+        feature('Polygon', [SQUARE, HOLE]),
+        feature('Polygon', [other]),
+      ],
+    },
+    'b.geojson': [feature('MultiPolygon', [[SQUARE, HOLE], [other]])],
+  }
+  for name, content in files.items():
+    (tmp_path / name).write_text(json.dumps(content))
+
+  def annotation(i, ring, group):
+    corners = ''.join(
+      f'<Coordinate Order="{k}" X="{x}" Y="{y}"/>'
+      for k, (x, y) in reversed(list(enumerate(ring[:-1])))
+    )
+    return (
+      f'<Annotation Name="A{i}" PartOfGroup="{group}" Type="Polygon">'
+      f'<Coordinates>{corners}</Coordinates></Annotation>'
+    )
+
+  (tmp_path / 'c.xml').write_text(
+    '<?xml version="1.0"?><ASAP_Annotations><Annotations>'
+    + annotation(0, SQUARE, '_0')
+    + annotation(1, HOLE, '_2')
+    + annotation(2, other, 'Tumor')
+    + '</Annotations></ASAP_Annotations>'
+  )
+  tiles = grid(16, 10)
+  parts = [
+    covered(outlines.read(tmp_path / name), tiles, 10)
+    for name in ('a.json', 'b.geojson', 'c.xml')
+  ]
+  assert parts[0].sum() == 16 - 1 + 16
+  np.testing.assert_array_equal(parts[0], parts[1])
+  np.testing.assert_array_equal(parts[0], parts[2])
+  assert set(np.unique(parts[0])) == {0, 1}
+  path.write_text('{"features": []}')
+  assert outlines.read(path) == []
+
+
+@pytest.mark.parametrize(
+  'name, content, found',
+  [
+    ('a.json', '{', 'JSONDecodeError'),
+    ('a.json', '3', 'TypeError'),
+    ('a.json', '{"features": [{}]}', "KeyError: 'geometry'"),
+    ('a.json', json.dumps([feature('Point', [1, 2])]), 'is a Point'),
+    ('a.json', json.dumps([feature('Polygon', [[[1, 2]]])]), '1 corners'),
+    ('a.json', json.dumps([feature('Polygon', [[]])]), '0 corners'),
+    ('a.json', '[{"geometry": null}]', 'TypeError'),
+    (
+      'a.json',
+      '[{"geometry": {"type": "Polygon", "coordinates": [[[1, 2], [3, NaN], '
+      '[5, 6]]]}}]',
+      'a place unknown',
+    ),
+    ('a.xml', '<ASAP_Annotations>', 'ParseError'),
+    ('a.xml', '<html/>', 'its root is html'),
+    (
+      'a.xml',
+      '<ASAP_Annotations><Annotation Name="A" Type="Dot"/></ASAP_Annotations>',
+      'annotation A is a Dot',
+    ),
+  ],
+)
+def test_what_is_no_outline_is_named(name, content, found, tmp_path):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(TileError, match=found) as error:
+    outlines.read(tmp_path / name)
+  assert name in str(error.value)
+
+
+@given(text=st.text(max_size=80))
+def test_any_text_is_no_outline_or_a_named_fault(text, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('fuzz')
+  for name in ('a.json', 'a.xml'):
+    (folder / name).write_bytes(text.encode('utf-8', 'surrogatepass'))
+    try:
+      assert outlines.read(folder / name) == []
+    except TileError as error:
+      assert name in str(error)
+
+
+@pytest.fixture(scope='module')
+def slides(tmp_path_factory):
+  """Two slides full of colour, 200 x 160 px at 0.5 um/px."""
+  root = tmp_path_factory.mktemp('slides')
+  (root / 'slides').mkdir()
+  (root / 'outlines').mkdir()
+  images = {}
+  for i, name in enumerate(('p1-a', 'p2-b')):
+    small = np.random.default_rng(i).integers(0, 256, (10, 13, 3), np.uint8)
+    # Squares of 16 pixels, which JPEG keeps well.
+    image = small.repeat(16, 0).repeat(16, 1)[:, :200]
+    tiff.write(root / 'slides' / f'{name}.tiff', image, mpp=0.5, levels=1)
+    images[name] = image
+  (root / 'outlines/p1-a.json').write_text(
+    json.dumps([feature('Polygon', [[[30, 0], [90, 0], [90, 50], [30, 50]]])])
+  )
+  return root, images
+
+
+def opened(root, **kwargs):
+  return from_slides(
+    root / 'slides',
+    root / 'outlines',
+    **{'tile_size': 40, 'mpp': 0.5, 'min_tissue': 0, 'clear': ['p2-b']}
+    | kwargs,
+  )
+
+
+def test_tiles_are_labelled_by_what_the_outlines_cover(slides):
+  root, images = slides
+  tiles = opened(root, group=lambda name: name.split('-')[0])
+  assert len(tiles) == 2 * 5 * 4 and tiles.classes == ('negative', 'positive')
+  assert set(tiles.group) == {'p1', 'p2'}
+  positive = set(tiles.id[tiles.label == 1])
+  x_y = [(x, y) for x in (0, 40, 80) for y in (0, 40)]
+  assert positive == {f'p1-a/x{x}_y{y}' for x, y in x_y}  # Any overlap.
+  for i in (0, 7, 20, 39):
+    (x, y), name = tiles.xy[i], tiles.id[i].split('/')[0]
+    tile = images[name][y : y + 40, x : x + 40].astype(float)
+    assert np.abs(tiles.read(i) - tile).mean() < 12
+  quarter = opened(root, min_part=0.25)
+  assert set(quarter.id[quarter.label == 1]) == {
+    'p1-a/x0_y0', 'p1-a/x40_y0', 'p1-a/x80_y0', 'p1-a/x40_y40',
+  }  # fmt: skip
+  full = opened(root, min_part=1)
+  assert set(full.id[full.label == 1]) == {'p1-a/x40_y0'}
+  # Half the scale: a tile of 20 px is as large on the slide.
+  coarse = opened(root, tile_size=20, mpp=1.0)
+  np.testing.assert_array_equal(coarse.label, tiles.label)
+  np.testing.assert_array_equal(coarse.xy, tiles.xy)
+  assert coarse.pixels.shape == (40, 20, 20, 3)
+
+
+def test_a_slide_without_a_file_is_not_taken_for_clear(slides, tmp_path):
+  root, _ = slides
+  with pytest.raises(TileError, match=r'p2-b\.tiff: no outlines p2-b\.json'):
+    opened(root, clear=[])
+  (tmp_path / 'slides').symlink_to(root / 'slides')
+  folder = tmp_path / 'outlines'
+  folder.mkdir()
+  far = [[300, 0], [400, 0], [400, 50]]
+  (folder / 'p1-a.json').write_text(json.dumps([feature('Polygon', [far])]))
+  (folder / 'p2-b.xml').write_text('<')
+  (folder / 'p3.json').write_text('[]')
+  with pytest.raises(TileError, match='3 problem') as error:
+    opened(tmp_path)
+  assert 'p1-a.json: an outline at x 300 to 400' in str(error.value)
+  assert 'p2-b.xml' in str(error.value)
+  assert 'p3.json: no slide p3' in str(error.value)
+  with pytest.raises(TileError, match='no such folder of slides'):
+    opened(tmp_path / 'nowhere')
+
+
+def test_the_phantoms_outlines_mark_its_lesions(tmp_path):
+  name, spec = next(
+    (name, spec)
+    for name, spec in cohort.specs(1, 0).items()
+    if spec.label not in ('normal', 'Normal', LABELS[0])
+  )
+  for folder in ('slides', 'outlines'):
+    (tmp_path / folder).mkdir()
+  cohort._write_slide(tmp_path, name, spec)
+  tiles = from_slides(
+    tmp_path / 'slides', tmp_path / 'outlines', tile_size=40, mpp=1.0,
+    min_part=0.5,
+  )  # fmt: skip
+  shapes = json.loads((tmp_path / f'outlines/{name}.json').read_text())
+  with Slide(tmp_path / f'slides/{name}.tiff') as slide:
+    drawn = Image.new('L', (slide.width, slide.height))
+    side = round(40 / slide.mpp)
+  for shape in shapes['features']:
+    corners = [tuple(c) for c in shape['geometry']['coordinates'][0]]
+    ImageDraw.Draw(drawn).polygon(corners, fill=1)
+  part = np.array(
+    [np.asarray(drawn)[y : y + side, x : x + side].mean() for x, y in tiles.xy]
+  )
+  sure = abs(part - 0.5) > 0.03
+  assert sure.mean() > 0.95 and (part > 0.5).any() and (part < 0.5).any()
+  np.testing.assert_array_equal(tiles.label[sure], part[sure] > 0.5)
