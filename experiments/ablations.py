@@ -15,6 +15,7 @@ from experiments import (
   common,
   crossval,
   settings as setting_flags,
+  start,
   summaries,
   tables,
 )
@@ -28,10 +29,10 @@ flags.adopt_module_key_flags(setting_flags)
 def _run() -> None:
   common.refuse_second_cohort()
   settings = setting_flags.resolve('kmil')
-  values = common.resolved(__name__) | setting_flags.resolved(settings)
+  values = start.resolved(__name__) | setting_flags.resolved(settings)
   cohort, _ = common.cohort()
   splits = common.splits(cohort)
-  root = common.folder(f'ablations_{common.TASK.value}')
+  root = start.folder(f'ablations_{common.TASK.value}')
   choices = ablation_settings.SETTINGS
   if parallel.is_first():
     for name, choice in choices.items():
@@ -66,7 +67,7 @@ def _run() -> None:
   parallel.wait_for_all('end')
 
 
-main = common.script(_run)
+main = start.script(_run, common.ERRORS)
 
 
 if __name__ == '__main__':

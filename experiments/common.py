@@ -1,12 +1,8 @@
-"""Flags that the scripts share, and what they resolve to."""
+"""Flags that the scripts on bags share, and what they resolve to."""
 
-from collections.abc import Callable, Iterator
-import contextlib
-import os
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from data import (
   features as feature_files,
@@ -15,20 +11,15 @@ from data import (
   splits as split_files,
 )
 from data.splits import Split
-from experiments import cohort as cohorts, phantom_cohort, provenance
+from experiments import cohort as cohorts, phantom_cohort, provenance, start
 from experiments.cohort import Cohort
-from kmil_jax import parallel
-
-_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache'))
+from experiments.csv_flag import CSV_PATH
 
 FEATURES_DIR = flags.DEFINE_string(
   'features_dir',
   None,
   'Folder of <slide_id>.h5, or a dataset of experiments.pack. Without it the'
   ' phantom cohort is used.',
-)
-CSV_PATH = flags.DEFINE_string(
-  'csv_path', None, 'Labels: a CSV with the columns case_id,slide_id,label.'
 )
 SLIDES_DIR = flags.DEFINE_string(
   'slides_dir', None, 'Folder of slide files, for thumbnails of heat maps.'
@@ -39,9 +30,6 @@ SPLIT_DIR = flags.DEFINE_string(
   'Folder of splits_<i>.csv with the columns train,val,test.',
 )
 K = flags.DEFINE_integer('k', 10, 'Number of folds.', lower_bound=3)
-SEED = flags.DEFINE_integer(
-  'seed', 2023, 'Seed of splits, order and parameters.', lower_bound=0
-)
 TASK = flags.DEFINE_enum(
   'task',
   'origin',
@@ -72,95 +60,35 @@ EXTERNAL_PHANTOM = flags.DEFINE_bool(
   False,
   "Takes the phantom's second cohort, of another laboratory and scanner.",
 )
-RESULTS_DIR = flags.DEFINE_string('results_dir', 'results', 'Where to write.')
-EXP_CODE = flags.DEFINE_string(
-  'exp_code', None, 'Name of the experiment; by default model and task.'
-)
-CACHE_DIR = flags.DEFINE_string(
-  'cache_dir',
-  str(_CACHE.expanduser() / 'kmil_jax'),
-  'Where the phantom cohort is made, once.',
-)
-COORDINATOR = flags.DEFINE_string(
-  'coordinator',
-  None,
-  "Multi-host runs: 'auto' on Cloud TPU, Slurm and Kubernetes, else the"
-  ' host:port of process 0.',
-)
-NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'With --coordinator=host:port: processes in all.'
-)
-PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'With --coordinator=host:port: this one, from 0.'
-)
+flags.declare_key_flag('csv_path')
+flags.adopt_module_key_flags(start)
 
 # Flags that say where and how a result is computed, not what it is.
-_NOT_RESULT = {
+_NOT_RESULT = start.NOT_RESULT | {
   # What the files hold is hashed: their place is immaterial.
   'csv_path',
   'features_dir',
   'split_dir',
-  'cache_dir',
   'check',
-  'coordinator',
   # Their results lie beside those of the folds.
   'external_csv',
   'external_features_dir',
   'external_phantom',
   'fold',
   'heat_maps',
-  'num_processes',
-  'process_id',
-  'results_dir',
   'slides_dir',
   'stream',
 }
 
 
-def resolved(script: str) -> dict[str, object]:
-  """Values of a script's flags, by name.
-
-  Args:
-    script: its `__name__`; it must have adopted the flags of this module.
-  """
-  held = flags.FLAGS.get_key_flags_for_module(script)
-  return {flag.name: flag.value for flag in sorted(held, key=lambda f: f.name)}
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-  """Ends the script with one message where the user's input is at fault."""
-  try:
-    yield
-  except (
-    cohorts.CohortError,
-    feature_files.FeatureError,
-    manifests.ManifestError,
-    provenance.ResultsError,
-    slides.SlideError,
-    split_files.SplitError,
-    FloatingPointError,
-    OSError,
-    app.UsageError,
-  ) as e:
-    sys.exit(f'error: {e}')
-
-
-def script(run: Callable[[], None]) -> Callable[[list[str]], None]:
-  """Returns `run` as a main function for `app.run`.
-
-  Stray arguments are refused, the processes of a pod joined, and faults of the
-  user's input end the script with one message.
-  """
-
-  def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-      raise app.UsageError(f'unexpected argument {argv[1]!r}')
-    with _plain_errors():
-      _start()
-      run()
-
-  return main
+# What is raised for faults of the user's bags, labels and splits.
+ERRORS = (
+  cohorts.CohortError,
+  feature_files.FeatureError,
+  manifests.ManifestError,
+  slides.SlideError,
+  split_files.SplitError,
+)
 
 
 def cohort(task: str | None = None) -> tuple[Cohort, pathlib.Path | None]:
@@ -177,7 +105,7 @@ def cohort(task: str | None = None) -> tuple[Cohort, pathlib.Path | None]:
       ' experiments.extract)'
     )
   if not csv_path:
-    root, features_dir = phantom_cohort.make(CACHE_DIR.value)
+    root, features_dir = phantom_cohort.make(start.CACHE_DIR.value)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
     outlines_dir = root / 'outlines'
   found = cohorts.load(
@@ -185,7 +113,7 @@ def cohort(task: str | None = None) -> tuple[Cohort, pathlib.Path | None]:
     features_dir,
     slides_dir=slides_dir,
     mapping=cohorts.mapping_of(task or TASK.value, LABELS.value),
-    shuffle_seed=SEED.value if SHUFFLE_LABELS.value else None,
+    shuffle_seed=start.SEED.value if SHUFFLE_LABELS.value else None,
   )
   return found, outlines_dir
 
@@ -221,7 +149,7 @@ def external_cohort(cohort: Cohort, task: str | None = None) -> Cohort | None:
         '--external_phantom goes with the phantom cohort alone: leave out'
         ' --csv_path and --external_csv'
       )
-    root, features_dir = phantom_cohort.make_external(CACHE_DIR.value)
+    root, features_dir = phantom_cohort.make_external(start.CACHE_DIR.value)
     csv_path = root / 'labels.csv'
   if not csv_path:
     return None
@@ -241,13 +169,7 @@ def splits(cohort: Cohort) -> list[Split]:
     return split_files.read(
       SPLIT_DIR.value, cohort.manifest, K.value, cohort.left_out
     )
-  return split_files.make(cohort.manifest, K.value, SEED.value)
-
-
-def folder(default_code: str) -> pathlib.Path:
-  """Returns the results folder."""
-  code = EXP_CODE.value or default_code
-  return pathlib.Path(RESULTS_DIR.value) / f'{code}_s{SEED.value}'
+  return split_files.make(cohort.manifest, K.value, start.SEED.value)
 
 
 def open_folder(
@@ -262,15 +184,3 @@ def open_folder(
     cohort.fingerprint() | {'splits_sha256': fingerprint},
   )
   split_files.write(folder / 'splits', cohort.manifest, splits)
-
-
-def _start() -> None:
-  """Joins the other processes of a pod."""
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every save.
-  parallel.cache_programs(pathlib.Path(CACHE_DIR.value) / 'programs')
-  try:
-    parallel.initialize(
-      COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-    )
-  except ValueError as e:
-    raise app.UsageError(f'--coordinator={COORDINATOR.value}: {e}') from e

@@ -22,6 +22,7 @@ from experiments import (
   figures,
   maps,
   settings as setting_flags,
+  start,
   summaries,
   tables,
   training,
@@ -83,7 +84,7 @@ flags.adopt_module_key_flags(setting_flags)
 
 def _run() -> None:
   settings = asked_settings()
-  values = common.resolved(__name__) | setting_flags.resolved(settings)
+  values = start.resolved(__name__) | setting_flags.resolved(settings)
   asked = _asked(common.K.value)
   cohort, outlines_dir = common.cohort()
   splits = common.splits(cohort)
@@ -92,7 +93,7 @@ def _run() -> None:
   second = common.external_cohort(cohort)
   if _CHECK.value:
     return
-  folder = common.folder(f'{_MODEL.value}_{common.TASK.value}')
+  folder = start.folder(f'{_MODEL.value}_{common.TASK.value}')
   if second:
     external.check(folder, second)
   if parallel.is_first():
@@ -202,7 +203,7 @@ def _describe(values, cohort, splits) -> None:
     print(f'fold {i}: {sizes[0]} train, {sizes[1]} val, {sizes[2]} test slides')
 
 
-main = common.script(_run)
+main = start.script(_run, common.ERRORS)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,14 @@ from absl import app, flags
 import numpy as np
 from sklearn import linear_model, pipeline, preprocessing
 
-from experiments import common, crossval, predictions, summaries, tables
+from experiments import (
+  common,
+  crossval,
+  predictions,
+  start,
+  summaries,
+  tables,
+)
 from kmil_jax import parallel
 
 _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
@@ -23,8 +30,8 @@ def _run() -> None:
     return  # There is nothing to share out.
   cohort, _ = common.cohort()
   splits = common.splits(cohort)
-  folder = common.folder(f'mean_pooling_{common.TASK.value}')
-  common.open_folder(folder, common.resolved(__name__), cohort, splits)
+  folder = start.folder(f'mean_pooling_{common.TASK.value}')
+  common.open_folder(folder, start.resolved(__name__), cohort, splits)
   bags = range(len(cohort.label))
   x = np.stack([cohort.read(i).features.mean(0) for i in bags])
   for fold, split in enumerate(splits):
@@ -46,7 +53,7 @@ def _run() -> None:
   print(f'results in {folder}')
 
 
-main = common.script(_run)
+main = start.script(_run, common.ERRORS)
 
 
 if __name__ == '__main__':

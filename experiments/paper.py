@@ -28,6 +28,7 @@ from experiments import (
   paper_runs,
   paper_tables,
   settings as setting_flags,
+  start,
 )
 from experiments.paper_text import Table
 
@@ -58,7 +59,7 @@ def _run() -> None:
     # This process only reads: the device is for the commands it starts.
     jax.config.update('jax_platforms', 'cpu')
     jobs = _jobs(name, models)
-    paper_runs.complete(jobs.values(), common.resolved(__name__), _given())
+    paper_runs.complete(jobs.values(), start.resolved(__name__), _given())
     table, drawing = _made(name, jobs)
     data = _data(name, jobs)
   folder = paper_runs.output_dir('paper')
@@ -127,7 +128,7 @@ def _jobs(name: str, models: list[str]) -> dict[str, paper_runs.Job]:
 
 def _given() -> list[str]:
   """Returns the flags that the commands get from this one."""
-  own = (common.TASK.name, common.EXP_CODE.name)
+  own = (common.TASK.name, start.EXP_CODE.name)
   held = [
     flag
     for module in (common, setting_flags)
@@ -206,7 +207,7 @@ def _data(name: str, jobs: dict[str, paper_runs.Job]) -> str:
     for flag in flags.FLAGS.get_key_flags_for_module(setting_flags)
     + [
       flags.FLAGS[f.name]
-      for f in (common.K, common.SEED, common.LABELS, common.SHUFFLE_LABELS)
+      for f in (common.K, start.SEED, common.LABELS, common.SHUFFLE_LABELS)
     ]
     if flag.present
   ]
@@ -223,12 +224,12 @@ def _data(name: str, jobs: dict[str, paper_runs.Job]) -> str:
 
 def main(argv: list[str]) -> None:
   """Prints one table or figure."""
-  if common.COORDINATOR.value:
+  if start.COORDINATOR.value:
     sys.exit(
       'error: --coordinator: run experiments.kmil on the pod first, and this on'
       ' one host'
     )
-  common.script(_run)(argv)
+  start.script(_run, common.ERRORS)(argv)
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from experiments import (
   common,
   predictions,
   settings as setting_flags,
+  start,
 )
 from experiments.predictions import Predictions
 from kmil_jax.models.dtfd import DTFD
@@ -85,7 +86,7 @@ def ablations() -> Job:
 def output_dir(code: str) -> pathlib.Path:
   """Folder of an experiment; --exp_code goes before its name."""
   name = _prefixed(code) or code
-  return pathlib.Path(common.RESULTS_DIR.value) / f'{name}_s{common.SEED.value}'
+  return pathlib.Path(start.RESULTS_DIR.value) / f'{name}_s{start.SEED.value}'
 
 
 def complete(
@@ -210,7 +211,7 @@ def _named(code: str, task: str) -> dict[str, Any]:
 
 
 def _prefixed(code: str) -> str | None:
-  prefix = common.EXP_CODE.value
+  prefix = start.EXP_CODE.value
   return f'{prefix}_{code}' if prefix else None
 
 

@@ -14,7 +14,7 @@ _LINES = {
   'interval': '95 % interval',
   'change': 'here, minus nothing dropped',
   'change_interval': '95 % interval of that',
-  'paper': paper_numbers.SOURCE,
+  'paper': '',  # The table's source.
 }
 _PAIRS = ('interval', 'change_interval')
 
@@ -43,6 +43,7 @@ class Table:
   entries: tuple[Entry, ...]
   decimals: tuple[int, ...]  # of each column
   notes: tuple[str, ...]
+  source: str = paper_numbers.SOURCE  # of the lines 'paper'
 
   def markdown(self) -> str:
     """Returns title, table and notes; what is undefined or unknown is n/a."""
@@ -56,7 +57,7 @@ class Table:
         if name in entry.lines:
           values = zip(entry.lines[name], self.decimals, strict=True)
           cells = [_text(value, digits) for value, digits in values]
-          rows.append([*labels, _LINES[name], *cells])
+          rows.append([*labels, self._from(name), *cells])
           labels = ('',) * len(labels)  # Once is enough to read.
     lines = [
       '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |'
@@ -80,8 +81,11 @@ class Table:
             rows.append([*entry.labels, f'{_LINES[name]}, {end}', *cells])
         elif name in entry.lines:
           cells = [_digits(value) for value in entry.lines[name]]
-          rows.append([*entry.labels, _LINES[name], *cells])
+          rows.append([*entry.labels, self._from(name), *cells])
     return rows
+
+  def _from(self, line: str) -> str:
+    return _LINES[line] or self.source
 
 
 def _text(value: float | tuple | None, digits: int) -> str:

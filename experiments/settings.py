@@ -6,7 +6,14 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import common
+from experiments import recipe_flags, start
+from experiments.recipe_flags import (
+  EPOCHS,
+  LR,
+  PRECISION,
+  SELECT,
+  WEIGHT_DECAY,
+)
 from experiments.training import Settings
 from kmil_jax import losses, parallel
 from kmil_jax.models import SPECS
@@ -20,25 +27,6 @@ RECIPE = flags.DEFINE_enum(
   'common: that of Zheng et al. 2024 for every model. own: what the authors of'
   ' the model trained it with. The flags below change single values of it.',
 )
-EPOCHS = flags.DEFINE_integer(
-  'epochs',
-  None,
-  "Epochs of the model, by default its recipe's (common: 400); KMIL's first"
-  ' stage takes 100 at most.',
-  1,
-)
-LR = flags.DEFINE_float('lr', None, 'Initial learning rate (common: 2e-4).', 0)
-WEIGHT_DECAY = flags.DEFINE_float(
-  'weight_decay', None, 'Weight decay (common: 1e-5, in the gradient).', 0
-)
-SELECT = flags.DEFINE_enum(
-  'select',
-  None,
-  ['f1_macro', 'loss', 'last'],
-  'The epoch kept: of the best validation macro-F1 (common), of the lowest'
-  ' validation loss, or the last, where validation parts are too small to'
-  ' choose by.',
-)
 BATCH_SIZE = flags.DEFINE_integer(
   'batch_size',
   1,
@@ -46,15 +34,13 @@ BATCH_SIZE = flags.DEFINE_integer(
   ' the folds are spread.',
   1,
 )
-PRECISION = flags.DEFINE_enum(
-  'precision', 'float32', ['float32', 'bfloat16'], 'Of features and products.'
-)
 STREAM = flags.DEFINE_bool(
   'stream',
   None,
   'Stream features through tf.data; by default only if they do not fit on'
   ' the device.',
 )
+flags.adopt_module_key_flags(recipe_flags)
 
 # Zheng et al. 2024, released code: KMIL's first stage.
 _CHOOSER_RECIPE = Recipe(
@@ -114,7 +100,7 @@ def resolve(
     model=model,
     recipe=recipe,
     chooser_recipe=chooser_recipe,
-    seed=common.SEED.value,
+    seed=start.SEED.value,
     precision=PRECISION.value,
     choice=choice or Choice(),
     combine=combine,

@@ -94,6 +94,30 @@ def split(batch: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:])), batch)
 
 
+def share(batch: Any) -> Any:
+  """Cuts [local devices, B', ...] out of leaves [B, ...] of all processes.
+
+  Raises:
+    ValueError: if B does not divide over the devices of the pod.
+  """
+  n, size = jax.device_count(), len(jax.tree.leaves(batch)[0])
+  if size % n:
+    raise ValueError(f'a batch of {size} does not divide over {n} devices')
+  mine = _local_devices()
+  return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:]))[mine], batch)
+
+
+def pmap_step(step: Callable) -> Callable:
+  """Maps `step(state, batch) -> (state, metrics)` over every device.
+
+  The state is replicated and donated; the batch comes from `share`. `step` must
+  `psum` whatever it derives from its batch: `pmap` does not check that it did.
+  """
+  return jax.pmap(
+    step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
+  )
+
+
 def pmap_local(step: Callable) -> Callable:
   """Maps `step(state, batch) -> per-row outputs` over this process's devices.
 

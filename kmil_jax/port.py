@@ -12,13 +12,14 @@ import numpy as np
 from kmil_jax.models import resnet
 
 # Rewrites a Flax path, step by step, into torchvision's name for the leaf.
-_RESNET = (
+Names = tuple[tuple[str, str], ...]
+RESNET: Names = (
   (r'/downsample_conv/', '/downsample/0/'),
   (r'/downsample_bn/', '/downsample/1/'),
   (r'/(layer\d+)_(\d+)/', r'/\1/\2/'),
 )
 _LEAVES = (
-  (r'^params/(.*)/(kernel|scale)$', r'\1/weight'),
+  (r'^params/(.*)/(kernel|scale|weight)$', r'\1/weight'),
   (r'^params/(.*)/bias$', r'\1/bias'),
   (r'^batch_stats/(.*)/(mean|var)$', r'\1/running_\2'),
   (r'/', '.'),
@@ -92,7 +93,7 @@ def resnet50_trunk(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     PortError: listing every name that is missing, unexpected, of the wrong
       shape, or not finite.
   """
-  return fill(state, _resnet_entries(), _BEYOND_TRUNK)
+  return fill(state, _trunk_entries(), _BEYOND_TRUNK)
 
 
 def resnet50_trunk_state_dict(
@@ -104,7 +105,7 @@ def resnet50_trunk_state_dict(
     PortError: listing every leaf that is missing, unexpected, of the wrong
       shape, or not finite.
   """
-  return unfill(variables, _resnet_entries())
+  return unfill(variables, _trunk_entries())
 
 
 def fill(
@@ -151,6 +152,29 @@ def unfill(
   return state
 
 
+def entries_of(variables: Mapping[str, Any], names: Names) -> dict[str, Entry]:
+  """Returns where the leaves of a convolutional network stand in torch.
+
+  Args:
+    variables: `{'params', 'batch_stats'}`, arrays or their shapes.
+    names: rewrite the paths of its modules, from first to last.
+
+  Returns:
+    Entries by path, as `fill` takes them.
+  """
+  leaves = traverse_util.flatten_dict(variables, sep='/')
+  entries = {}
+  for path, leaf in leaves.items():
+    shape, name = leaf.shape, path
+    for pattern, replacement in (*names, *_LEAVES):
+      name = re.sub(pattern, replacement, name)
+    # Kernels, the only leaves of four axes: OIHW to HWIO.
+    axes = (2, 3, 1, 0) if len(shape) == 4 else tuple(range(len(shape)))
+    torch = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+    entries[path] = Entry(name, torch, shape, axes)
+  return entries
+
+
 def _account(
   found: Mapping[str, np.ndarray],
   wanted: Mapping[str, tuple[int, ...] | None],
@@ -178,18 +202,8 @@ def _account(
     ))  # fmt: skip
 
 
-def _resnet_entries() -> dict[str, Entry]:
-  leaves = traverse_util.flatten_dict(resnet.trunk_shapes(), sep='/')
-  entries = {}
-  for path, leaf in leaves.items():
-    shape, name = leaf.shape, path
-    for pattern, replacement in (*_RESNET, *_LEAVES):
-      name = re.sub(pattern, replacement, name)
-    # OIHW to HWIO; what is not a kernel has one axis.
-    axes = (2, 3, 1, 0) if len(shape) == 4 else (0,)
-    torch = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
-    entries[path] = Entry(name, torch, shape, axes)
-  return entries
+def _trunk_entries() -> dict[str, Entry]:
+  return entries_of(resnet.trunk_shapes(), RESNET)
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

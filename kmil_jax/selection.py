@@ -4,18 +4,20 @@ import chex
 import numpy as np
 
 from kmil_jax import optim
-from kmil_jax.types import Recipe
+from kmil_jax.types import PatchRecipe, Recipe
 
-SCHEDULES = ('cosine', 'plateau', 'constant', 'step')
+SCHEDULES = ('cosine', 'plateau', 'constant', 'step', 'decade')
 SELECTS = (
   'f1_macro',
   'loss_or_accuracy',
   'loss',
+  'accuracy',
+  'auroc',
   'auroc_accuracy',
   'late_auroc',
   'last',
 )
-NEED_AUROC = ('auroc_accuracy', 'late_auroc')
+NEED_AUROC = ('auroc', 'auroc_accuracy', 'late_auroc')
 # Zheng et al. 2024, released code: the first stage's plateau rule.
 _PLATEAU_EVERY = 7
 _PLATEAU_FACTOR = 1 / 3
@@ -23,6 +25,9 @@ _PLATEAU_FLOOR = 1e-4
 # Zhang et al., CVPR 2022 (DTFD-MIL), released code.
 _STEP_FACTOR = 0.2
 _LATE = 0.8
+# Tang et al. 2022.
+_DECADE = 10
+_DECADE_FACTOR = 0.1
 
 
 @chex.dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Validation:
   loss: np.ndarray
 
 
-def start(num_runs: int, recipe: Recipe) -> Selection:
+def start(num_runs: int, recipe: Recipe | PatchRecipe) -> Selection:
   """Returns the selection before the first epoch."""
   return Selection(
     score=np.full(num_runs, -np.inf),
@@ -60,7 +65,10 @@ def start(num_runs: int, recipe: Recipe) -> Selection:
 
 
 def update(
-  selection: Selection, recipe: Recipe, epoch: int, val: Validation
+  selection: Selection,
+  recipe: Recipe | PatchRecipe,
+  epoch: int,
+  val: Validation,
 ) -> tuple[Selection, np.ndarray]:
   """Takes in the validation of one epoch.
 
@@ -70,16 +78,17 @@ def update(
   * 'loss_or_accuracy': a loss that is the lowest so far or an accuracy that is
     at least the highest, whichever came last (their first stage);
   * 'loss': the lowest loss (TransMIL);
+  * 'accuracy', 'auroc': the highest, the earlier on a tie;
   * 'auroc_accuracy': the highest mean of AUROC and accuracy (DSMIL);
   * 'late_auroc': the highest AUROC in the last fifth of the epochs (DTFD-MIL);
   * 'last': the last, so that validation decides nothing: for cohorts whose
     validation parts are too small to.
 
   The rate is constant, falls along a cosine, falls to a fifth at half of the
-  epochs ('step'), or ('plateau') to a third, not below 1e-4, whenever a run
-  has gone another 7 epochs without improvement. Unlike Zheng's released code,
-  each run starts from the recipe's rate rather than where the fold before it
-  ended.
+  epochs ('step'), to a tenth after every 10 ('decade'), or ('plateau') to a
+  third, not below 1e-4, whenever a run has gone another 7 epochs without
+  improvement. Unlike Zheng's released code, each run starts from the recipe's
+  rate rather than where the fold before it ended.
 
   Args:
     selection: up to the epoch before.
@@ -112,6 +121,9 @@ def update(
     case 'step':
       if epoch + 1 == recipe.epochs // 2:
         rate = np.where(active, rate * _STEP_FACTOR, rate)
+    case 'decade':
+      if (epoch + 1) % _DECADE == 0:
+        rate = np.where(active, rate * _DECADE_FACTOR, rate)
     case 'constant':
       pass
     case other:
@@ -135,7 +147,10 @@ def update(
 
 
 def _judge(
-  selection: Selection, recipe: Recipe, epoch: int, val: Validation
+  selection: Selection,
+  recipe: Recipe | PatchRecipe,
+  epoch: int,
+  val: Validation,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns this epoch's scores and whether they are to be kept, [R] each."""
   match recipe.select:
@@ -146,6 +161,9 @@ def _judge(
       return val.accuracy, better
     case 'loss':
       return -val.loss, val.loss < selection.loss
+    case 'accuracy' | 'auroc':
+      score = val[recipe.select]
+      return score, score > selection.score
     case 'auroc_accuracy':
       score = (val.auroc + val.accuracy) / 2
       return score, score > selection.score

@@ -156,6 +156,9 @@ class PatchRecipe:
   balanced: bool = False  # tiles drawn so that classes are equally frequent
   augment: str = 'none'  # see `data.augment`
   input_size: int | None = None  # tiles are resized to this side, in pixels
+  # Of each channel in [0, 1], subtracted and divided by; ImageNet's.
+  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+  std: tuple[float, ...] = (0.229, 0.224, 0.225)
   schedule: str = 'cosine'  # see `selection.SCHEDULES`
   learning_rate_min: float = 0.0
   select: str = 'loss'  # see `selection.SELECTS`

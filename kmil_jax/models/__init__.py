@@ -1,4 +1,4 @@
-"""The bag models: `SPECS` is the only registry."""
+"""The registries: bag models in `SPECS`, patch classifiers in `CLASSIFIERS`."""
 
 import functools
 
@@ -7,8 +7,12 @@ from kmil_jax.models import abmil
 from kmil_jax.models.abmil import ABMIL
 from kmil_jax.models.dsmil import DSMIL
 from kmil_jax.models.dtfd import DTFD
+from kmil_jax.models.googlenet import GoogLeNet
+from kmil_jax.models.mobilenet import MobileNetV2
+from kmil_jax.models.node_cnn import NodeCNN
+from kmil_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from kmil_jax.models.transmil import TransMIL
-from kmil_jax.types import ModelSpec
+from kmil_jax.types import ModelSpec, PatchSpec
 
 SPECS = {
   'abmil': ModelSpec(
@@ -70,5 +74,31 @@ SPECS = {
     loss=losses.cross_entropy,
     paper='Shao et al., NeurIPS 2021, Algorithms 1 and 2',
     own=recipes.TRANSMIL,
+  ),
+}
+
+CLASSIFIERS = {
+  'googlenet': PatchSpec(
+    make=GoogLeNet, paper='Szegedy et al., CVPR 2015, table 1'
+  ),
+  'googlenet_aux': PatchSpec(
+    make=functools.partial(GoogLeNet, auxiliary=True),
+    paper='Szegedy et al., CVPR 2015, table 1',
+  ),
+  'mobilenet_v2': PatchSpec(
+    make=MobileNetV2, paper='Sandler et al., CVPR 2018, table 2'
+  ),
+  'node_cnn': PatchSpec(make=NodeCNN, paper='Ansari'),
+  'resnet18': PatchSpec(
+    make=functools.partial(ResNet, block=BasicBlock, stages=(2, 2, 2, 2)),
+    paper='He et al., CVPR 2016, table 1',
+  ),
+  'resnet50': PatchSpec(
+    make=functools.partial(ResNet, block=Bottleneck, stages=(3, 4, 6, 3)),
+    paper='He et al., CVPR 2016, table 1',
+  ),
+  'resnet101': PatchSpec(
+    make=functools.partial(ResNet, block=Bottleneck, stages=(3, 4, 23, 3)),
+    paper='He et al., CVPR 2016, table 1',
   ),
 }

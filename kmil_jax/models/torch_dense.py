@@ -24,24 +24,34 @@ class TorchDense(nn.Module):
   """`torch.nn.Linear(D, features)` on [..., D]: `x @ weight.T + bias`.
 
   The parameters are `weight` [features, D] and, with `use_bias`, `bias`
-  [features], float32; `dtype` is what the product is computed in. In this
+  [features], float32. In this
   layout the gradient of the weight comes out of its product as it is stored;
   transposed, as in `flax.linen.Dense`, it makes the optimiser's step twice as
   slow on CPUs.
+
+  Attributes:
+    features: width of the result.
+    dtype: type of the product; by default that of the arguments.
+    use_bias: whether there is a bias.
+    weight_init: start of the weight; by default PyTorch's.
+    bias_init: start of the bias; by default PyTorch's.
   """
 
   features: int
   dtype: Any = None
   use_bias: bool = True
+  weight_init: nn.initializers.Initializer | None = None
+  bias_init: nn.initializers.Initializer | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     fan_in = x.shape[-1]
-    init = uniform(fan_in)
-    weight = self.param('weight', init, (self.features, fan_in))
+    weight_init = self.weight_init or uniform(fan_in)
+    weight = self.param('weight', weight_init, (self.features, fan_in))
     bias = None
     if self.use_bias:
-      bias = self.param('bias', init, (self.features,))
+      bias_init = self.bias_init or uniform(fan_in)
+      bias = self.param('bias', bias_init, (self.features,))
     x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
     y = jnp.einsum('...d,fd->...f', x, weight)
     return y if bias is None else y + bias

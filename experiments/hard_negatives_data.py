@@ -1,0 +1,238 @@
+"""Annotated tiles and the weak pool: the phantom's or the user's."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+
+import numpy as np
+import tqdm
+
+from data import (
+  atomic,
+  invasion_phantom,
+  labelled_tiles,
+  pool_tiles,
+  tile_sources,
+)
+from data.invasion_phantom import scenes
+from data.labelled_tiles import LabelledTiles, TileError
+from experiments.code_hash import code_hash
+from kmil_jax import parallel
+
+_CODE = (
+  'data/invasion_phantom/*.py',
+  'data/phantom/*.py',
+  'experiments/hard_negatives_data.py',
+)
+# Lee et al. 2024 annotated 302 positive and 671 negative patches.
+_ANNOTATED = {
+  'patients': 40,
+  'patches': 25,
+  'positives': 0.31,
+  'hard': 0.15,
+  'prefix': 'case',
+}
+_POOL = {
+  'patients': 24,
+  'patches': 125,
+  'positives': 0.0,
+  'hard': 0.04,
+  'prefix': 'pool',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """What a study is made on.
+
+  Attributes:
+    annotated: tiles of two classes, the second positive.
+    pool: tiles without a positive, of other patients; label 0.
+    hard: ids of negatives that are known to be mistaken for positives, of the
+      phantom alone.
+    note: where the tiles come from.
+  """
+
+  annotated: LabelledTiles
+  pool: LabelledTiles
+  hard: frozenset[str]
+  note: str
+
+
+def phantom(cache_dir: str, seed: int) -> Material:
+  """Returns the phantom of lymphatic invasion, rendered once.
+
+  Args:
+    cache_dir: every version of the code that draws it has a folder there.
+    seed: another seed is another phantom.
+  """
+  root = pathlib.Path(cache_dir).expanduser()
+  root = root / f'invasion_phantom_{code_hash(*_CODE)}'
+  annotated, pool = (
+    _rendered(root / f'{options["prefix"]}_s{seed}.npz', seed, options)
+    for options in (_ANNOTATED, _POOL)
+  )
+  kinds = zip(
+    (*annotated.id, *pool.id), (*annotated.kind, *pool.kind), strict=True
+  )
+  return Material(
+    _tiles(annotated),
+    _tiles(pool),
+    frozenset(str(name) for name, kind in kinds if kind in scenes.HARD),
+    f'phantom of lymphatic invasion, seed {seed}: {len(annotated.id)} annotated'
+    f' patches of {_ANNOTATED["patients"]} patients,'
+    f' {100 * _ANNOTATED["hard"]:g} % of the negatives hard;'
+    f' {len(pool.id)} of {_POOL["patients"]} others in the pool,'
+    f' {100 * _POOL["hard"]:g} % hard; {invasion_phantom.SIZE} px of'
+    f' {invasion_phantom.MPP:g} um',
+  )
+
+
+def from_folders(
+  tiles_dir: str, pool_dir: str, positive: str | None
+) -> Material:
+  """Returns the tiles of a folder, and those of another as the pool.
+
+  Either may be a folder of a prepared TFDS dataset, of which the split `train`
+  is taken: `lymphatic_invasion/hard/1.0.0` and `lymphatic_invasion/weak/1.0.0`
+  are the data of Lee et al.
+
+  Args:
+    tiles_dir: else holds a folder for each of two classes; the patient or slide
+      of a tile precedes the first underscore of its name.
+    pool_dir: tiles of patients without a positive; see `pool_tiles`.
+    positive: name of the positive class; by default the last.
+
+  Raises:
+    TileError: as of `tile_sources`, and if the classes are not two or the
+      tiles of both folders differ in size.
+  """
+  annotated = _prepared(tiles_dir)
+  if annotated is None:
+    annotated = tile_sources.from_folders(tiles_dir)
+  annotated = _binary(annotated, positive)
+  pool = _prepared(pool_dir)
+  if pool is None:
+    pool = pool_tiles.from_files(pool_dir, annotated.classes)
+  elif pool.classes != annotated.classes:
+    raise TileError(
+      f'{pool_dir} has the classes {", ".join(pool.classes)}, {tiles_dir}'
+      f' {", ".join(annotated.classes)}: they must agree'
+    )
+  if pool.label.any():
+    raise TileError(f'{pool_dir}: {pool.label.sum()} tiles are positive')
+  return _own(annotated, pool, f'{tiles_dir}, pool {pool_dir}')
+
+
+def from_zip(
+  zip_path: str,
+  csv_path: str,
+  positive: str | None,
+  *,
+  share: float,
+  seed: int,
+) -> Material:
+  """Returns the tiles of a zip file; negatives of some patients are the pool.
+
+  Patients are drawn for the pool; their positives are left out. All tiles of
+  the others are annotated.
+
+  Args:
+    zip_path: see `tile_sources.from_zip`.
+    csv_path: likewise.
+    positive: name of the positive class; by default the last.
+    share: of the patients, for the pool.
+    seed: of the draw.
+
+  Raises:
+    TileError: as of `tile_sources`; if the classes are not two, or no patient
+      is left for either.
+  """
+  tiles = _binary(tile_sources.from_zip(zip_path, csv_path), positive)
+  patients = np.unique(tiles.group)
+  drawn = np.random.default_rng([seed, 1]).permutation(patients)
+  drawn = drawn[: round(share * len(patients))]
+  if not 0 < len(drawn) < len(patients):
+    raise TileError(
+      f'{csv_path}: {len(drawn)} of {len(patients)} patients would make the'
+      f' pool (--pool_share={share:g}): some must, and some be annotated'
+    )
+  weak = np.isin(tiles.group, drawn)
+  return _own(
+    tiles.take(~weak),
+    tiles.take(weak & (tiles.label == 0)),
+    f'{csv_path}, negatives of {len(drawn)} of {len(patients)} patients as pool'
+    f' ({int((weak & (tiles.label == 1)).sum())} positives of theirs left out)',
+  )
+
+
+def _prepared(folder: str) -> LabelledTiles | None:
+  """Returns the tiles of a prepared TFDS dataset, None if it is none."""
+  if not (pathlib.Path(folder) / 'dataset_info.json').is_file():
+    return None
+  from data import dataset_tiles  # TensorFlow takes seconds to import.
+
+  return dataset_tiles.from_tfds(folder, 'train')
+
+
+def _own(annotated: LabelledTiles, pool: LabelledTiles, note: str) -> Material:
+  if (annotated.size, annotated.channels) != (pool.size, pool.channels):
+    raise TileError(
+      f'annotated tiles are of {annotated.size} px and {annotated.channels}'
+      f' channel(s), those of the pool of {pool.size} and {pool.channels}: cut'
+      ' both alike'
+    )
+  both = (*annotated.id.tolist(), *pool.id.tolist())
+  if len(set(both)) < len(both):
+    pool = dataclasses.replace(pool, id=np.char.add('pool/', pool.id))
+  return Material(annotated, pool, frozenset(), note)
+
+
+def _binary(tiles: LabelledTiles, positive: str | None) -> LabelledTiles:
+  """Returns the tiles with the positive class second."""
+  classes = tiles.classes
+  if len(classes) != 2:
+    raise TileError(
+      f'found the classes {", ".join(classes)}; two are needed, one of them'
+      ' positive'
+    )
+  if positive is not None and positive not in classes:
+    raise TileError(
+      f'--positive={positive}: the classes are {", ".join(classes)}'
+    )
+  if positive in (None, classes[1]):
+    return tiles
+  return dataclasses.replace(
+    tiles, classes=classes[::-1], label=(1 - tiles.label).astype(np.int32)
+  )
+
+
+def _tiles(patches: invasion_phantom.Patches) -> LabelledTiles:
+  return labelled_tiles.from_arrays(
+    patches.image,
+    patches.label,
+    patches.patient,
+    invasion_phantom.CLASSES,
+    ids=patches.id,
+  )
+
+
+def _rendered(
+  path: pathlib.Path, seed: int, options: dict
+) -> invasion_phantom.Patches:
+  """Returns a part of the phantom, from its file if that is there."""
+  if parallel.is_first() and not path.exists():
+    total = options['patients'] * options['patches']
+    print(f'rendering {total} phantom patches in {path}', flush=True)
+    with tqdm.tqdm(total=total, unit='patch', disable=None) as bar:
+      patches = invasion_phantom.make(seed=seed, progress=bar.update, **options)
+    with atomic.replacing(path) as part, part.open('wb') as file:
+      np.savez(file, **dataclasses.asdict(patches))
+  parallel.wait_for_all(path.name)
+  with np.load(path) as held:
+    return invasion_phantom.Patches(**held)
+
+
+def hard_rows(material: Material, ids: Sequence[str]) -> np.ndarray:
+  """Returns which tiles are known to be hard negatives, bool [n]."""
+  return np.array([name in material.hard for name in ids], bool)

@@ -1,0 +1,22 @@
+"""Flags that name labelled tiles of the user."""
+
+from absl import app, flags
+
+TILES_ZIP = flags.DEFINE_string(
+  'tiles_zip', None, 'Labelled tiles, as a zip file of images.'
+)
+TILES_CSV = flags.DEFINE_string(
+  'tiles_csv', None, 'Their table: patient,x,y,label,zip_path.'
+)
+
+
+def zipped() -> tuple[str, str] | None:
+  """Returns the zip file and its table, or None where neither is given.
+
+  Raises:
+    app.UsageError: if one is given without the other.
+  """
+  given = TILES_ZIP.value, TILES_CSV.value
+  if any(given) and not all(given):
+    raise app.UsageError('tiles need both --tiles_zip and --tiles_csv')
+  return given if all(given) else None

@@ -1,0 +1,218 @@
+"""Trains and tries a two-step detector on node images, stage by stage."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from data.labelled_tiles import LabelledTiles, TileError
+from data.node_images import NodeImages
+from experiments import (
+  files,
+  patch_training,
+  two_step_maps,
+  two_step_patches,
+  two_step_report,
+  two_step_scores as scores,
+  two_step_tables,
+  two_step_timing,
+)
+from experiments.paper_text import Table
+from experiments.patch_training import Trained
+from kmil_jax.cutter import Cutter
+from kmil_jax.heatmap import STRIDE
+from kmil_jax.types import PatchRecipe
+
+_LEAST = 20  # False positives below which there is nothing to learn.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What a run is asked for; see the flags of `experiments.two_step`."""
+
+  recipe: PatchRecipe
+  networks: tuple[str, ...]
+  primary: str | None
+  secondary: str
+  patches: int
+  split: str
+  seed: int
+  weights: str | None
+  freeze: str
+  precision: str
+  pictures: int
+
+
+def train(
+  folder: pathlib.Path,
+  model: str,
+  parts: tuple[LabelledTiles, LabelledTiles],
+  settings: Settings,
+) -> Trained:
+  """Trains one network, or loads it."""
+  return patch_training.train(
+    folder,
+    model=model,
+    train=parts[0],
+    val=parts[1],
+    recipe=settings.recipe,
+    seed=settings.seed,
+    weights=settings.weights,
+    freeze=settings.freeze,
+    precision=settings.precision,
+  )
+
+
+def kept(trained: Trained) -> dict:
+  """Returns what was told of the epoch that was kept."""
+  return trained.history[trained.epoch]
+
+
+def primaries(
+  folder: pathlib.Path,
+  parts: tuple[LabelledTiles, LabelledTiles],
+  settings: Settings,
+) -> tuple[str, dict[str, Trained]]:
+  """Trains the networks to compare.
+
+  Returns:
+    The name of the one to go on with, which is the most accurate on the
+    validation tiles unless one is asked for; and all of them.
+  """
+  found = {
+    name: train(folder / f'primary_{name}', name, parts, settings)
+    for name in settings.networks
+  }
+  best = max(found, key=lambda name: kept(found[name])['val_accuracy'])
+  return settings.primary or best, found
+
+
+def networks_table(found: dict[str, Trained], split: str) -> Table:
+  """Returns Table 2."""
+  return two_step_tables.networks(
+    {
+      name: (
+        sum(x.size for x in jax.tree.leaves(t.variables['params'])),
+        kept(t)['val_accuracy'],
+        kept(t)['val_auroc'],
+      )
+      for name, t in found.items()
+    },
+    split,
+  )
+
+
+def secondary(
+  folder: pathlib.Path,
+  false_positives: LabelledTiles,
+  patches: LabelledTiles,
+  settings: Settings,
+  source: str,
+) -> tuple[Trained | None, Table | None]:
+  """Trains the second network on false positives against tumour.
+
+  Args:
+    folder: of the results.
+    false_positives: what the first network takes for tumour and is not.
+    patches: tumour patches, of which as many are drawn, and others.
+    settings: of the run.
+    source: says where the false positives are from.
+
+  Returns:
+    The network and its table; None where the primary makes too few mistakes to
+    learn from, which is said.
+  """
+  count = len(false_positives)
+  print(f'false positives of the primary network: {count}', flush=True)
+  if count < _LEAST:
+    print(
+      f'fewer than {_LEAST}: there is no second step, and the tables are of one'
+    )
+    return None, None
+  tiles = two_step_patches.matched(false_positives, patches, settings.seed)
+  try:
+    parts = two_step_patches.split(tiles, settings.split, settings.seed)
+  except TileError as e:  # All false positives may be of one patient.
+    print(f'split by patch: {e}')
+    parts = two_step_patches.split(tiles, 'patch', settings.seed)
+  name = settings.secondary
+  trained = train(folder / f'secondary_{name}', name, parts, settings)
+  row = kept(trained)
+  return trained, two_step_tables.secondary(
+    name, count, row['val_accuracy'], row['val_auroc'], source
+  )
+
+
+def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
+  """Runs all stages; those whose files are there are not done again."""
+  patches = two_step_patches.draw(images, settings.patches, settings.seed)
+  count = np.bincount(patches.label)
+  print(f'patches: {count[0]} non-tumour, {count[1]} tumour', flush=True)
+  parts = two_step_patches.split(patches, settings.split, settings.seed)
+  name, found = primaries(folder, parts, settings)
+  show(folder, networks_table(found, settings.split))
+  print(f'primary network: {name}', flush=True)
+  first = two_step_maps.network(found[name])
+  mistakes = two_step_maps.false_positives(images, first)
+  trained, table = secondary(
+    folder,
+    mistakes,
+    patches,
+    settings,
+    'False positives are gathered from the negative development images, windows'
+    ' 20 um apart.',
+  )
+  networks = [first]
+  if table is not None:
+    show(folder, table)
+    networks.append(two_step_maps.network(trained))
+  windows = two_step_maps.scan(folder / 'maps', images, *networks)
+  _report(folder, images, windows, settings.pictures)
+  _time(images, networks)
+  print(f'results: {folder}')
+
+
+def _report(
+  folder: pathlib.Path,
+  images: NodeImages,
+  windows: Sequence,
+  pictures: int,
+) -> None:
+  """Writes tables, outlines and pictures of the scanned images."""
+  one = scores.image_scores([scores.one_step(w) for w in windows])
+  final = scores.image_scores(windows)
+  two_steps = windows[0].secondary is not None
+  table, threshold = two_step_report.decisions(
+    images, one, final if two_steps else None
+  )
+  show(folder, table)
+  if two_steps:
+    rows = np.flatnonzero(images.test)
+    truth = [two_step_patches.places(*images.read(r), STRIDE) for r in rows]
+    compared = scores.window_shares(
+      images, rows, [windows[r] for r in rows], truth
+    )
+    show(folder, two_step_tables.windows(compared))
+  two_step_report.write_scores(folder, images, one, final, threshold)
+  two_step_report.draw(folder, images, windows, one, final, threshold, pictures)
+
+
+def _time(images: NodeImages, networks: Sequence[Cutter]) -> None:
+  """Prints how long a map takes, beside the loop over windows."""
+  image, _ = images.read(int(np.argmax(images.positive)))
+  found = two_step_timing.compare(image, networks)
+  print(
+    f'time of a heat map: {found["map"]:.1f} s per megapixel; window by window'
+    f' {found["naive"]:.1f} s, {found["ratio"]:.1f} times as long (median of'
+    f' rounds in turns; the maps differ by {found["difference"]:.4f} at most)'
+  )
+
+
+def show(folder: pathlib.Path, table: Table) -> None:
+  """Prints a table and writes it as Markdown and CSV."""
+  text = table.markdown() + '\n'
+  files.write_text(folder / f'{table.name}.md', text)
+  files.write_rows(folder / f'{table.name}.csv', table.rows())
+  print(f'\n{text}', flush=True)

@@ -1,0 +1,203 @@
+"""Tries a two-step detector on real tiles that lie on the grids of patients."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from data import labelled_tiles, tile_sources, tile_splits
+from data.labelled_tiles import LabelledTiles, TileError
+from experiments import (
+  files,
+  two_step_pictures,
+  two_step_run,
+  two_step_scores as scores,
+  two_step_tables,
+)
+from experiments.two_step_patches import CLASSES
+from experiments.two_step_run import Settings
+from experiments.two_step_scores import Shares
+from kmil_jax import intervals, metrics
+from kmil_jax.heatmap import FIRES
+
+_FRACTIONS = (0.6, 0.2, 0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grids:
+  """Labelled tiles and a hash of their files."""
+
+  tiles: LabelledTiles
+  inputs: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+  """What the networks say of test tiles, [n] each."""
+
+  primary: np.ndarray  # probability of tumour
+  both: np.ndarray | None  # bool, the decision in two steps if there are two
+
+  def positive(self) -> np.ndarray:
+    """Returns the decision of the last step there is, bool [n]."""
+    return self.primary >= FIRES if self.both is None else self.both
+
+  def take(self, rows: np.ndarray) -> 'Said':
+    """Returns what was said of the tiles at `rows`."""
+    return Said(
+      self.primary[rows], None if self.both is None else self.both[rows]
+    )
+
+
+def open_tiles(zip_path: str, csv_path: str) -> Grids:
+  """Opens tiles; the first of the two labels, as 0, is non-tumour.
+
+  Raises:
+    TileError: as `tile_sources.from_zip`, or if there are not two labels.
+  """
+  tiles = tile_sources.from_zip(zip_path, csv_path)
+  if len(tiles.classes) != 2:
+    raise TileError(
+      f'{csv_path}: found the labels {", ".join(tiles.classes)}; two are'
+      ' needed, non-tumour and tumour'
+    )
+  print(
+    f'{len(tiles)} tiles of {tiles.size} px, {len(set(tiles.group))} patients;'
+    f' {tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
+  )
+  inputs = {}
+  for name, path in (('tiles_zip', zip_path), ('tiles_csv', csv_path)):
+    with pathlib.Path(path).open('rb') as f:
+      digest = hashlib.file_digest(f, 'sha256').hexdigest()
+    inputs[f'{name}_sha256'] = digest
+  return Grids(dataclasses.replace(tiles, classes=CLASSES), inputs)
+
+
+def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
+  """Runs all stages, tiles split by patient.
+
+  Tiles do not overlap: every pixel of a map has one vote, and false positives
+  are whole tiles of the development part, of which the networks have seen most.
+  """
+  tiles = grids.tiles
+  train, val, test = (
+    tiles.take(rows)
+    for rows in tile_splits.split(tiles, _FRACTIONS, seed=settings.seed)
+  )
+  for name, part in (('train', train), ('validation', val), ('test', test)):
+    count = np.bincount(part.label, minlength=2)
+    print(
+      f'{name}: {len(set(part.group))} patients, {count[0]} non-tumour and'
+      f' {count[1]} tumour tiles',
+      flush=True,
+    )
+  name, found = two_step_run.primaries(folder, (train, val), settings)
+  two_step_run.show(folder, two_step_run.networks_table(found, 'patient'))
+  print(f'primary network: {name}', flush=True)
+  primary = found[name]
+  development = labelled_tiles.concatenate([train, val])
+  fires = primary.predict(development)[0][:, 1] >= FIRES
+  secondary, table = two_step_run.secondary(
+    folder,
+    development.take(fires & (development.label == 0)),
+    development,
+    settings,
+    'False positives are tiles of the training and validation parts.',
+  )
+  if table is not None:
+    two_step_run.show(folder, table)
+  prob = primary.predict(test)[0][:, 1]
+  both = None
+  if secondary is not None:
+    both = secondary.predict(test)[0][:, 1] >= FIRES
+    both &= prob >= FIRES
+  said = Said(prob, both)
+  two_step_run.show(
+    folder, two_step_tables.tiles(compare(test, said), auroc(test, prob))
+  )
+  aurocs = _by_patient(folder, test, said)
+  best = _shown(test, aurocs)
+  path = folder / 'figures' / f'grid_{best}.png'
+  rows = test.group == best
+  _draw(path, test.take(rows), said.take(rows), aurocs[best])
+  print(
+    f'heat map of patient {best}: AUROC {aurocs[best]:.3f} over'
+    f' {rows.sum()} tiles of the grid; median of {len(aurocs)} test patients'
+    f' {np.nanmedian(list(aurocs.values())):.3f}\nresults: {folder}'
+  )
+
+
+def auroc(tiles: LabelledTiles, prob: np.ndarray) -> tuple[float, np.ndarray]:
+  """Returns the AUROC, and its 95 % interval from resampled patients."""
+  both = np.stack([1 - prob, prob], 1)
+  overall, _ = intervals.bootstrap(tiles.label, both, tiles.group)
+  return metrics.auroc(tiles.label == 1, prob), overall['auroc']
+
+
+def compare(tiles: LabelledTiles, said: Said) -> dict[str, Shares]:
+  """Returns how tiles are decided on by one step and by two, by rule."""
+  tumour = tiles.label == 1
+  rules = {'one step': said.positive()}
+  if said.both is not None:
+    rules = scores.rules(said.primary, said.both, tumour)
+  return {
+    rule: scores.shares(decided, tumour, tiles.group)
+    for rule, decided in rules.items()
+  }
+
+
+def _by_patient(
+  folder: pathlib.Path, tiles: LabelledTiles, said: Said
+) -> dict[str, float]:
+  """Writes patients.csv and test_tiles.csv; returns AUROC by patient."""
+  aurocs, rows = {}, []
+  for patient in np.unique(tiles.group):
+    mine = tiles.group == patient
+    tumour = tiles.label[mine] == 1
+    aurocs[patient] = float(metrics.auroc(tumour, said.primary[mine]))
+    rows.append([patient, mine.sum(), tumour.sum(), aurocs[patient]])
+  header = ['patient_id', 'tiles', 'tumour_tiles', 'auroc']
+  files.write_rows(folder / 'patients.csv', [header, *rows])
+  columns = (tiles.id, tiles.group, *tiles.xy.T, tiles.label, said.primary)
+  header = ['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']
+  files.write_rows(
+    folder / 'test_tiles.csv',
+    [header, *zip(*columns, said.positive().astype(int), strict=True)],
+  )
+  return aurocs
+
+
+def _shown(tiles: LabelledTiles, aurocs: dict[str, float]) -> str:
+  """Returns the patient with the most tiles of those that have both classes."""
+  known = [p for p, value in aurocs.items() if np.isfinite(value)]
+  return max(known, key=lambda patient: (tiles.group == patient).sum())
+
+
+def _draw(
+  path: pathlib.Path, tiles: LabelledTiles, said: Said, auroc: float
+) -> None:
+  """Draws the grid: tiles, labels, the primary's probability, decisions."""
+  side = tiles.size
+  column, row = ((tiles.xy - tiles.xy.min(0)) // side).T
+  shape = (row.max() + 1, column.max() + 1)
+
+  def lay(values):
+    grid = np.full(shape, np.nan)
+    grid[row, column] = values
+    return grid
+
+  image = np.full((shape[0] * side, shape[1] * side, 3), 255, np.uint8)
+  pixels = tiles.load(np.arange(len(tiles)))
+  for tile, y, x in zip(pixels, row * side, column * side, strict=True):
+    image[y : y + side, x : x + side] = tile
+  two_step_pictures.grid(
+    path,
+    f'patient {tiles.group[0]}, {len(tiles)} tiles',
+    image,
+    {
+      'label': lay(tiles.label),
+      f'primary, AUROC {auroc:.3f}': lay(said.primary),
+      'decision': lay(said.positive()),
+    },
+  )

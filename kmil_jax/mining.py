@@ -1,0 +1,223 @@
+"""Finds the candidates that lie nearest to queries: hard negatives."""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+
+import chex
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+METRICS = ('l2', 'cosine')
+# Rows of a block: 32 MiB of 512 features, and 64 KiB of distances per query.
+BLOCK = 16_384
+_ROWS = 64  # Queries are padded to a multiple of it.
+_NONE = -1  # Index of a place that no candidate has taken yet.
+
+
+class MiningError(ValueError):
+  """Features that cannot be searched; says what is wrong with them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+  """Candidates near any of the queries, each once, the nearest first."""
+
+  index: np.ndarray  # [K] int64, places among the candidates
+  distance: np.ndarray  # [K] float32, to the nearest query that has it
+  query: np.ndarray  # [K] int64, that query
+
+
+def nearest(
+  queries: np.ndarray,
+  candidates: np.ndarray | Iterable[np.ndarray],
+  alpha: int,
+  *,
+  metric: str = 'l2',
+  block: int = BLOCK,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the `alpha` nearest candidates of every query.
+
+  Lee et al., "A robust model training strategy using hard negative mining in a
+  weakly labeled dataset for lymphatic invasion in gastric cancer", J Pathol
+  Clin Res 2024, algorithm 1 with eq. 1, the distance |q - c|, or eq. 2, the
+  cosine, here as the distance 1 - q.c / (|q| |c|).
+
+  Candidates are visited in blocks: a matrix product, |q|^2 + |c|^2 - 2 q.c,
+  says which of a block may be near, their differences say how near, and the
+  best so far are kept. At no time are there more than Q x (block + alpha)
+  distances, whatever the number of candidates.
+
+  Args:
+    queries: features, [Q, F].
+    candidates: features, [M, F]; an array, which may be mapped from a file, or
+      blocks of rows, of any sizes, one after the other.
+    alpha: how many candidates per query.
+    metric: one of `METRICS`. The cosine of a vector of zeros with any other is
+      0, its distance 1.
+    block: most rows that are compared at once; of immaterial influence.
+
+  Returns:
+    Places among the candidates, [Q, alpha] int64, and their distances,
+    [Q, alpha] float32, in ascending order; of equally distant ones the first
+    comes first. Among more than 2 `alpha` candidates whose squared distances
+    differ by less than 1e-6 |q|^2, those chosen are any.
+
+  Raises:
+    MiningError: if there are fewer candidates than `alpha`, the numbers of
+      features differ, one of them is not finite, or the metric is unknown.
+  """
+  if metric not in METRICS:
+    raise MiningError(f'metric {metric!r}: there are {", ".join(METRICS)}')
+  if alpha < 1 or block < 1:
+    raise MiningError(f'alpha={alpha} and block={block} must be at least 1')
+  queries = _checked(queries, 'queries')
+  if isinstance(candidates, np.ndarray | jax.Array):
+    candidates = (candidates,)
+  # Distances do not change with the origin, but |q|^2 rounds less near it.
+  origin = queries.mean(0) if metric == 'l2' and len(queries) else 0.0
+  # So that another number of queries is not compiled anew.
+  padded_queries = np.pad(
+    queries - origin, ((0, -len(queries) % _ROWS), (0, 0))
+  )
+  state = _start(len(padded_queries), alpha)
+  seen, rows = 0, None
+  for part in _blocks(candidates, block):
+    rows = rows or len(part)
+    if part.shape[1] != queries.shape[1]:
+      raise MiningError(
+        f'candidates have {part.shape[1]} features and queries'
+        f' {queries.shape[1]}: both must come from the same layer'
+      )
+    # A block that is larger than the first would be compiled anew.
+    for first in range(0, len(part), rows):
+      some = part[first : first + rows]
+      padded = np.zeros((rows, queries.shape[1]), np.float32)
+      padded[: len(some)] = some - origin
+      state = _merge(
+        state, padded_queries, padded, seen, len(some), metric=metric
+      )
+      seen += len(some)
+  if alpha > seen:
+    raise MiningError(
+      f'alpha={alpha} is more than the {seen} candidates there are'
+    )
+  distance, index = (x[: len(queries)] for x in jax.device_get(state))
+  return index.astype(np.int64), distance
+
+
+def mine(
+  queries: np.ndarray,
+  candidates: np.ndarray | Iterable[np.ndarray],
+  alpha: int,
+  *,
+  metric: str = 'l2',
+) -> Mined:
+  """Returns the union of the nearest candidates of all queries.
+
+  Args:
+    queries: features of false positives, [Q, F].
+    candidates: features of the pool; see `nearest`.
+    alpha: candidates per query.
+    metric: one of `METRICS`.
+
+  Returns:
+    Between `alpha` and Q x `alpha` candidates, none twice; none for no queries.
+
+  Raises:
+    MiningError: as of `nearest`.
+  """
+  index, distance = nearest(queries, candidates, alpha, metric=metric)
+  query = np.repeat(np.arange(len(index)), alpha)
+  index, distance = index.ravel(), distance.ravel()
+  # By distance, then by place; the first of each place is its nearest query.
+  order = np.lexsort((query, index, distance))
+  _, first = np.unique(index[order], return_index=True)
+  kept = order[np.sort(first)]
+  return Mined(index[kept], distance[kept], query[kept])
+
+
+def _checked(features: np.ndarray, name: str) -> np.ndarray:
+  """Returns features as float32 [n, F]."""
+  features = np.asarray(features, np.float32)
+  if features.ndim != 2:
+    raise MiningError(f'{name} must be [n, F], not {list(features.shape)}')
+  if not np.isfinite(features).all():
+    row = np.flatnonzero(~np.isfinite(features).all(1))[0]
+    raise MiningError(f'{name}: the features of row {row} are not finite')
+  return features
+
+
+def _blocks(parts: Iterable[np.ndarray], block: int) -> Iterator[np.ndarray]:
+  """Yields parts that are not empty, in pieces of at most `block` rows."""
+  for part in parts:
+    for first in range(0, len(part), block):
+      yield _checked(part[first : first + block], 'candidates')
+
+
+def _start(num_queries: int, alpha: int) -> tuple[jax.Array, jax.Array]:
+  """Returns distances and places before any candidate was seen."""
+  shape = (num_queries, alpha)
+  return jnp.full(shape, jnp.inf), jnp.full(shape, _NONE, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames='metric', donate_argnums=0)
+def _merge(
+  state: tuple[jax.Array, jax.Array],
+  queries: jax.Array,
+  block: jax.Array,
+  offset: int,
+  count: int,
+  *,
+  metric: str,
+) -> tuple[jax.Array, jax.Array]:
+  """Takes the first `count` rows of a block into the best so far.
+
+  Args:
+    state: distances and places, [Q, alpha] each, ascending.
+    queries: [Q, F].
+    block: [B, F]; rows from `count` on are padding.
+    offset: place of the block's first row among the candidates.
+    count: rows that are candidates.
+    metric: one of `METRICS`.
+
+  Returns:
+    The new state.
+  """
+  chex.assert_shape(block, (None, queries.shape[1]))
+  distance, index = state
+  if metric == 'cosine':
+    queries, block = _unit(queries), _unit(block)
+  dot = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
+  if metric == 'cosine':
+    rough = 1 - dot
+  else:
+    square = lambda x: jnp.sum(x * x, 1)
+    rough = square(queries)[:, None] + square(block) - 2 * dot
+  rough = jnp.where(jnp.arange(len(block)) < count, rough, jnp.inf)
+  # Twice as many as needed: rounding may swap those that are nearly as far.
+  _, near = lax.top_k(-rough, min(2 * index.shape[1], len(block)))
+  # Ascending places: `top_k` prefers the first of equals.
+  near = jnp.sort(near, axis=1)
+  if metric == 'cosine':
+    exact = jnp.take_along_axis(rough, near, 1)
+  else:
+    # Unlike the squares' difference, exact for candidates close by.
+    away = lambda q, rows: jnp.linalg.norm(block[rows] - q, axis=1)
+    exact = lax.map(lambda x: away(*x), (queries, near))
+    exact = jnp.where(near < count, exact, jnp.inf)
+  # What was seen before has lower places and comes first here too.
+  distance = jnp.concatenate([distance, exact], 1)
+  index = jnp.concatenate([index, near + offset], 1)
+  best, place = lax.top_k(-distance, state[0].shape[1])
+  return -best, jnp.take_along_axis(index, place, 1)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  """Divides rows by their length; rows of zeros stay."""
+  # Squares of small or large numbers would leave the range of float32.
+  x = x / jnp.maximum(jnp.abs(x).max(1, keepdims=True), jnp.finfo(x.dtype).tiny)
+  length = jnp.linalg.norm(x, axis=1, keepdims=True)
+  return x / jnp.where(length > 0, length, 1)

@@ -1,0 +1,53 @@
+"""Grad-CAM: where in a tile a patch classifier sees a class."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def grad_cam(
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  image: jax.Array,
+  target: jax.Array,
+) -> jax.Array:
+  """Returns maps of what speaks for a class, gradient-weighted.
+
+  a_k = mean_ij dy/dA_ijk and L_ij = ReLU(sum_k a_k A_ijk), where A is the last
+  map, [h, w, F], and y the logit of the class. Selvaraju et al., "Grad-CAM:
+  visual explanations from deep networks via gradient-based localization", ICCV
+  2017, eqs. 1 and 2 (https://arxiv.org/abs/1610.02391). L is enlarged
+  bilinearly to the tile and divided by its largest value.
+
+  Args:
+    model: a patch classifier with the methods `feature_map` and `head`.
+    variables: of the model.
+    image: normalised tiles, [T, S, S, C].
+    target: classes, [T] int32. Where the model has one logit, y is the logit
+      for class 1 and minus the logit for class 0.
+
+  Returns:
+    Maps [T, S, S] float32 in [0, 1]; all 0 where nothing speaks for the class.
+  """
+  chex.assert_rank([image, target], [4, 1])
+  chex.assert_equal_shape_prefix([image, target], 1)
+  maps = model.apply(variables, image, method='feature_map')
+  # Tiles do not see each other: one cotangent asks for every tile's own y.
+  logits, pull = jax.vjp(
+    lambda m: model.apply(variables, m, method='head').logits, maps
+  )
+  if logits.shape[-1] == 1:
+    cotangent = jnp.where(target == 1, 1.0, -1.0)[:, None]
+  else:
+    cotangent = jax.nn.one_hot(target, logits.shape[-1])
+  (gradient,) = pull(cotangent)
+  maps, gradient = maps.astype(jnp.float32), gradient.astype(jnp.float32)
+  weights = gradient.mean((1, 2))  # [T, F]
+  cam = jax.nn.relu(jnp.einsum('tijf,tf->tij', maps, weights))
+  cam = jax.image.resize(cam, image.shape[:3], 'bilinear')
+  largest = cam.max((1, 2), keepdims=True)
+  return cam / jnp.where(largest > 0, largest, 1)

@@ -1,0 +1,225 @@
+"""Patch classifiers in folders: killed, finished, refused, read again."""
+
+import dataclasses
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from tiny_classifier import SPEC
+from tiny_training import RECIPE, TRAIN, VAL, make_tiles, train
+
+from data.labelled_tiles import TileError, from_arrays
+from experiments import (
+  patch_files,
+  patch_training,
+  provenance,
+)
+from kmil_jax import models, patch_fit, port, port_patch
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+  monkeypatch.setitem(models.CLASSIFIERS, 'tiny', SPEC)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('trained') / 'x'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(models.CLASSIFIERS, 'tiny', SPEC)
+    return folder, train(folder)
+
+
+def refuse(*args, **kwargs):
+  raise AssertionError('trained again')
+
+
+def without_speed(history):
+  return [{k: v for k, v in r.items() if 'second' not in k} for r in history]
+
+
+def same(one, other):
+  chex.assert_trees_all_equal(one.variables, other.variables)
+  for got, want in zip(one.predict(VAL), other.predict(VAL), strict=True):
+    np.testing.assert_array_equal(got, want)
+  assert one.epoch == other.epoch
+  assert without_speed(one.history) == without_speed(other.history)
+
+
+def test_training_learns_and_leaves_a_record_and_a_model(finished):
+  folder, trained = finished
+  names = {p.name for p in folder.iterdir()}
+  assert names == {'config.json', 'metrics.jsonl', 'model.safetensors'}
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['epoch'] for line in lines] == list(range(5))
+  assert trained.history[-1]['val_auroc'] > 0.9
+  assert set(patch_fit.COLUMNS) < set(trained.history[0])
+  prob, features = trained.predict(VAL)
+  assert prob.shape == (20, 2) and features.shape == (20, 4)
+  np.testing.assert_allclose(prob.sum(1), 1, rtol=1e-5)
+  accuracy = trained.history[trained.epoch]['val_accuracy']
+  assert (prob.argmax(1) == VAL.label).mean() == pytest.approx(accuracy)
+  with pytest.raises(TileError, match='no tile to evaluate'):
+    trained.predict(VAL.take(np.arange(0)))
+
+
+def test_a_finished_folder_is_loaded_and_not_trained_again(
+  finished, monkeypatch
+):
+  folder, trained = finished
+  before = (folder / 'model.safetensors').stat().st_mtime_ns
+  monkeypatch.setattr(patch_fit, 'fit', refuse)
+  same(train(folder), trained)
+  assert (folder / 'model.safetensors').stat().st_mtime_ns == before
+
+
+def test_other_settings_or_tiles_are_refused_with_their_list(
+  finished, monkeypatch
+):
+  folder, _ = finished
+  monkeypatch.setattr(patch_fit, 'fit', refuse)
+  with pytest.raises(provenance.ResultsError) as e:
+    train(
+      folder, dataclasses.replace(RECIPE, epochs=6, batch=8), freeze='conv1'
+    )
+  assert str(e.value).splitlines()[1:-1] == [
+    '  batch: 16 before, 8 now',
+    '  epochs: 5 before, 6 now',
+    '  freeze:  before, conv1 now',
+  ]
+  for part in ('train', 'val'):
+    tiles = {'train': TRAIN, 'val': VAL}[part]
+    changed = from_arrays(
+      np.stack([tiles.read(i) for i in range(len(tiles))]) ^ np.uint8(1),
+      tiles.label,
+      tiles.group,
+      tiles.classes,
+      ids=tiles.id,
+    )
+    with pytest.raises(provenance.ResultsError, match=f'{part}_sha256'):
+      train(folder, **{part: changed})
+
+
+# Trains the same until it has told of epoch 3, and then waits to be killed.
+_CHILD = """
+import pathlib, sys, time
+import tiny_classifier, tiny_training
+from experiments import patch_progress
+from kmil_jax import models, patch_fit
+models.CLASSIFIERS['tiny'] = tiny_classifier.SPEC
+patch_fit.SECONDS_BETWEEN_SAVES = 0
+report = patch_progress.Progress.report
+def tell(self, history):
+  report(self, history)
+  if len(history) == 4:
+    print('told', flush=True)
+    time.sleep(600)
+patch_progress.Progress.report = tell
+tiny_training.train(pathlib.Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no kill -9 here')
+def test_kill_9_changes_nothing_in_the_end(finished, tmp_path):
+  folder = tmp_path / 'killed'
+  with subprocess.Popen(
+    [sys.executable, '-c', _CHILD, folder],
+    stdout=subprocess.PIPE,
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
+  ) as child:
+    try:
+      assert select.select([child.stdout], [], [], 120)[0], 'it says nothing'
+      assert child.stdout.readline() == b'told\n'
+    finally:
+      child.kill()
+  assert child.returncode == -signal.SIGKILL
+  assert not (folder / 'model.safetensors').exists()
+  assert [p.name for p in (folder / 'checkpoints').iterdir()] == ['3']
+  assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 4
+  begun = []
+  with pytest.MonkeyPatch.context() as patch:
+    begin = patch_training.patch_progress.Progress.begin
+    patch.setattr(
+      patch_training.patch_progress.Progress,
+      'begin',
+      lambda self, epoch: (begun.append(epoch), begin(self, epoch)),
+    )
+    same(train(folder), finished[1])
+  assert begun == [3, 4]
+
+
+def test_weights_to_start_from_are_those_of_the_file(finished, tmp_path):
+  folder, trained = finished
+  still = dataclasses.replace(RECIPE, epochs=1, learning_rate=0.0)
+  weights = str(folder / 'model.safetensors')
+  again = train(tmp_path / 'again', still, weights=weights, freeze='bn1')
+  chex.assert_trees_all_equal(again.variables, trained.variables)
+  np.testing.assert_array_equal(again.predict(VAL)[0], trained.predict(VAL)[0])
+  binary = dataclasses.replace(still, binary=True)
+  with pytest.raises(port.PortError, match='wrongly shaped: params/fc'):
+    train(tmp_path / 'binary', binary, weights=weights)
+  with pytest.raises(port.PortError, match='no such weights file'):
+    train(tmp_path / 'absent', weights=str(tmp_path / 'absent.pth'))
+
+
+def test_weights_by_torchvisions_names_keep_the_new_head(tmp_path):
+  rng = np.random.default_rng(0)
+
+  def draw(classes):
+    model = models.CLASSIFIERS['node_cnn'].make(num_classes=classes)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return jax.tree.map(
+      lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes
+    )
+
+  theirs, drawn = draw(3), draw(2)
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(port_patch.state_dict('node_cnn', theirs), path)
+  got = patch_files.start(path, 'node_cnn', drawn)['params']
+  chex.assert_trees_all_equal(got['fc2'], drawn['params']['fc2'])
+  for name in ('conv1', 'conv3', 'fc1'):
+    chex.assert_trees_all_equal(got[name], theirs['params'][name])
+
+
+def test_trainings_of_other_seeds_and_rates_share_one_program(
+  finished, tmp_path
+):
+  recipe = dataclasses.replace(RECIPE, learning_rate=0.01, epochs=1)
+  other = train(tmp_path / 'x', recipe, seed=4)
+  assert other.program is finished[1].program
+  assert (
+    np.abs(other.predict(VAL)[0] - finished[1].predict(VAL)[0]).max() > 0.01
+  )
+
+
+def test_one_logit_and_one_channel(tmp_path):
+  recipe = dataclasses.replace(
+    RECIPE, binary=True, epochs=2, mean=(0.5,), std=(0.25,)
+  )
+  trained = train(
+    tmp_path / 'x',
+    recipe,
+    train=make_tiles(channels=1),
+    val=make_tiles(20, seed=1, channels=1),
+  )
+  prob, _ = trained.predict(make_tiles(7, seed=2, channels=1))
+  assert prob.shape == (7, 2)
+  np.testing.assert_allclose(prob.sum(1), 1, rtol=1e-6)
+  assert trained.variables['params']['fc']['kernel'].shape == (4, 1)
+
+
+def test_files_of_classifiers_come_back_equal(tmp_path, finished):
+  path = tmp_path / 'a.safetensors'
+  patch_files.save(path, finished[1].variables, 7)
+  variables, epoch = patch_files.load(path)
+  assert epoch == 7
+  chex.assert_trees_all_equal(variables, finished[1].variables)

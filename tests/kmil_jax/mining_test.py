@@ -1,0 +1,148 @@
+"""Mining: equal to brute force, whatever the blocks; ties and bad input."""
+
+import tracemalloc
+
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+
+from kmil_jax import mining
+
+
+def brute(queries, candidates, alpha, metric):
+  """Distances of all pairs in float64, then a stable sort."""
+  q, c = np.float64(queries), np.float64(candidates)
+  if metric == 'l2':
+    distance = np.linalg.norm(q[:, None] - c[None], axis=2)
+  else:
+    length = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(c, axis=1)
+    cosine = np.divide(q @ c.T, length, np.zeros_like(length), where=length > 0)
+    distance = 1 - cosine
+  index = np.argsort(distance, axis=1, kind='stable')[:, :alpha]
+  return index, np.take_along_axis(distance, index, 1), distance
+
+
+@pytest.mark.parametrize('metric', mining.METRICS)
+@pytest.mark.parametrize('offset', [0.0, 30.0])
+def test_it_equals_brute_force(metric, offset):
+  rng = np.random.default_rng(0)
+  # Far from the origin, squares lose what distances need.
+  queries = np.float32(rng.normal(offset, 1, (13, 64)))
+  candidates = np.float32(rng.normal(offset, 1, (1000, 64)))
+  candidates[::100] = queries[0] + 1e-3 * rng.normal(size=(10, 64))
+  index, distance = mining.nearest(queries, candidates, 7, metric=metric)
+  _, want, everything = brute(queries, candidates, 7, metric)
+  np.testing.assert_allclose(distance, want, atol=1e-4)
+  assert (np.diff(distance, axis=1) >= 0).all()
+  # The places are those of these distances, up to ties.
+  found = np.take_along_axis(everything, index, 1)
+  np.testing.assert_allclose(found, want, atol=1e-4)
+  assert all(len(set(row)) == 7 for row in index.tolist())
+
+
+@settings(max_examples=5)
+@given(
+  block=st.integers(1, 70),
+  cuts=st.lists(st.integers(0, 60), max_size=3),
+  metric=st.sampled_from(mining.METRICS),
+)
+def test_blocks_are_immaterial_and_of_equals_the_first_wins(
+  block, cuts, metric
+):
+  rng = np.random.default_rng(1)
+  # Few distinct vectors, so that most distances occur many times.
+  kinds = np.float32(rng.integers(-1, 2, (6, 3)))
+  candidates = kinds[rng.integers(0, 6, 60)]
+  queries = np.float32(rng.integers(-1, 2, (4, 3)))
+  want, distance, _ = brute(queries, candidates, 20, metric)
+  parts = iter(np.split(candidates, sorted(cuts)))
+  for pool in (candidates, parts):
+    found = mining.nearest(queries, pool, 20, metric=metric, block=block)
+    np.testing.assert_allclose(found[1], distance, atol=1e-6)
+    if metric == 'l2':  # Small integers: ties are exact.
+      np.testing.assert_array_equal(found[0], want)
+
+
+def test_copies_of_one_candidate_keep_their_order():
+  rng = np.random.default_rng(2)
+  candidates = np.tile(rng.normal(size=(1, 48)).astype(np.float32), (300, 1))
+  queries = np.float32(rng.normal(size=(3, 48)))
+  for metric in mining.METRICS:
+    index, _ = mining.nearest(queries, candidates, 50, metric=metric, block=90)
+    np.testing.assert_array_equal(index, np.tile(np.arange(50), (3, 1)))
+
+
+def test_cosine_ignores_lengths_and_stands_zeros():
+  candidates = np.float32([[0, 0], [-2, 0], [0, 1e-30], [1e25, 0], [3, 3]])
+  queries = np.float32([[5, 0], [0, 0]])
+  index, distance = mining.nearest(queries, candidates, 5, metric='cosine')
+  np.testing.assert_array_equal(index, [[3, 4, 0, 2, 1], [0, 1, 2, 3, 4]])
+  np.testing.assert_allclose(
+    distance, [[0, 1 - 0.5**0.5, 1, 1, 2], [1] * 5], atol=1e-6
+  )
+
+
+def test_mining_is_the_union_without_duplicates_by_distance():
+  candidates = np.float32([[0], [10], [11], [20], [-1]])
+  mined = mining.mine(np.float32([[10.4], [19], [10]]), candidates, 2)
+  # Of 10, queries 0 and 2 are near; query 2 is at it.
+  np.testing.assert_array_equal(mined.index, [1, 2, 3])
+  np.testing.assert_allclose(mined.distance, [0, 0.6, 1], atol=1e-5)
+  np.testing.assert_array_equal(mined.query, [2, 0, 1])
+  rng = np.random.default_rng(3)
+  queries, pool = rng.normal(size=(9, 5)), rng.normal(size=(80, 5))
+  for metric in mining.METRICS:
+    mined = mining.mine(queries, pool, 6, metric=metric)
+    index, distance, _ = brute(queries, pool, 6, metric)
+    assert set(mined.index) == set(index.ravel())
+    assert len(mined.index) == len(set(mined.index))
+    for place, found, query in zip(
+      mined.index, mined.distance, mined.query, strict=True
+    ):
+      assert found == pytest.approx(distance[index == place].min(), abs=1e-5)
+      assert place in index[query]
+    assert (np.diff(mined.distance) >= 0).all()
+
+
+def test_no_queries_mine_nothing():
+  mined = mining.mine(np.zeros((0, 4), np.float32), np.ones((9, 4)), 3)
+  assert len(mined.index) == len(mined.distance) == len(mined.query) == 0
+
+
+def test_no_matrix_of_all_distances_is_made():
+  rng = np.random.default_rng(4)
+  part = rng.normal(size=(2000, 8)).astype(np.float32)
+  queries = part[:200]
+  tracemalloc.start()
+  index, _ = mining.nearest(queries, (part + i for i in range(100)), 3)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  np.testing.assert_array_equal(index[:, 0], np.arange(200))
+  assert peak < 200 * 200_000 * 4 / 20  # NumPy's; of JAX see `_merge`.
+  program = mining._merge.lower(
+    mining._start(200, 3), queries, part, 0, 2000, metric='l2'
+  ).compile()
+  assert program.memory_analysis().temp_size_in_bytes < 200 * 2000 * 4 * 4
+
+
+@pytest.mark.parametrize(
+  'change,message',
+  [
+    ({'alpha': 6}, 'alpha=6 is more than the 5 candidates'),
+    ({'alpha': 0}, 'at least 1'),
+    ({'metric': 'l1'}, "'l1': there are l2, cosine"),
+    ({'candidates': np.ones((5, 4))}, '4 features and queries 3'),
+    ({'candidates': np.ones((0, 3))}, 'more than the 0 candidates'),
+    ({'candidates': np.ones(5)}, r'must be \[n, F\]'),
+    ({'candidates': np.full((5, 3), np.nan)}, 'row 0 are not finite'),
+    ({'queries': np.array([[0, 0, 0], [0, np.inf, 0]])}, 'row 1 are not'),
+  ],
+)
+def test_bad_input_is_named(change, message):
+  good = {
+    'queries': np.ones((2, 3)),
+    'candidates': np.ones((5, 3)),
+    'alpha': 2,
+  }
+  with pytest.raises(ValueError, match=message):
+    mining.nearest(**good | change)

@@ -1,0 +1,119 @@
+"""Grad-CAM finds what was planted, and equals its formula and torch's hooks."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.saliency import grad_cam
+from kmil_jax.types import TilePrediction
+
+
+class ByColour(nn.Module):
+  """Means of 4 x 4 pixels, one map per channel; the mean of each; a layer."""
+
+  num_classes: int
+
+  def setup(self):
+    self.fc = TorchDense(self.num_classes)
+
+  def __call__(self, x, *, train=False):
+    return self.head(self.feature_map(x, train=train), train=train)
+
+  def feature_map(self, x, *, train=False):
+    return nn.avg_pool(x, (4, 4), (4, 4))
+
+  def head(self, m, *, train=False):
+    features = m.mean((1, 2))
+    return TilePrediction(logits=self.fc(features), features=features)
+
+
+def cam(weight, image, target):
+  weight = np.asarray(weight, np.float32)
+  fc = {'weight': weight, 'bias': np.ones(len(weight), np.float32)}
+  model = ByColour(num_classes=len(weight))
+  variables = {'params': {'fc': fc}}
+  return np.asarray(
+    grad_cam(model, variables, jnp.asarray(image), jnp.asarray(target))
+  )
+
+
+def planted():
+  """Class 1 is red, class 0 green; each tile has a square of both."""
+  image = np.zeros((2, 16, 16, 3), np.float32)
+  image[:, 0:4, 4:8, 0] = 2
+  image[:, 12:16, 8:12, 1] = 3
+  return image
+
+
+def test_finds_the_square_of_each_class():
+  found = cam([[0, 1, 0], [1, 0, 0]], planted(), [1, 0])
+  assert found.shape == (2, 16, 16)
+  np.testing.assert_allclose(found.max((1, 2)), 1, rtol=1e-6)
+  for row, (y, x) in enumerate([(0, 4), (12, 8)]):
+    inside = np.zeros((16, 16), bool)
+    inside[y : y + 4, x : x + 4] = True
+    assert found[row][inside].min() > 0.3
+    near = np.zeros((16, 16), bool)
+    near[max(y - 4, 0) : y + 8, x - 4 : x + 8] = True
+    assert np.all(found[row][~near] == 0)
+    assert found[row].argmax() in np.flatnonzero(inside)
+
+
+def test_one_logit_speaks_for_one_class_and_against_the_other():
+  found = cam([[1, -1, 0]], planted(), [1, 0])
+  two = cam([[-1, 1, 0], [1, -1, 0]], planted(), [1, 0])
+  np.testing.assert_allclose(found, two, atol=1e-6)
+  assert found[0, 1, 5] > 0.5 and found[0, 13, 9] == 0
+  assert found[1, 13, 9] > 0.5 and found[1, 1, 5] == 0
+
+
+def test_is_zero_where_nothing_speaks_for_the_class():
+  found = cam([[-1, -1, 0], [1, 1, 0]], planted(), [0, 1])
+  np.testing.assert_array_equal(found[0], 0)
+  assert found[1].max() == 1
+  np.testing.assert_array_equal(cam(np.zeros((2, 3)), planted(), [0, 1]), 0)
+
+
+def test_of_a_mean_and_a_linear_layer_it_is_their_weighted_map():
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(3, 16, 16, 3)).astype(np.float32)
+  weight = rng.normal(size=(4, 3))
+  target = np.array([0, 3, 2])
+  maps = image.reshape(3, 4, 4, 4, 4, 3).mean((2, 4))
+  # dy/dA is weight / (h w) everywhere, and the scale falls out.
+  want = np.maximum(np.einsum('tijf,tf->tij', maps, weight[target]), 0)
+  want = np.array(jax.image.resize(want, (3, 16, 16), 'bilinear'))
+  want /= want.max((1, 2), keepdims=True)
+  np.testing.assert_allclose(cam(weight, image, target), want, atol=1e-5)
+
+
+def test_equals_torch_by_hooks():
+  torch = pytest.importorskip('torch')
+  node_cnn = pytest.importorskip('experiments.torch_baselines.node_cnn')
+  from kmil_jax import port_patch
+  from kmil_jax.models import CLASSIFIERS
+
+  torch.manual_seed(0)
+  module = node_cnn.NodeCNN(32, classes=3).eval()
+  kept = {}
+  module.drop_map.register_forward_hook(lambda *a: kept.update(maps=a[2]))
+  image = np.random.default_rng(1).normal(size=(2, 32, 32, 1)).astype('f4')
+  logits, _ = module(torch.tensor(image.transpose(0, 3, 1, 2)))
+  target = logits.argmax(1)
+  chosen = logits.gather(1, target[:, None]).sum()
+  (gradient,) = torch.autograd.grad(chosen, kept['maps'])
+  want = (kept['maps'] * gradient.mean((2, 3), keepdim=True)).sum(1).relu()
+  want = torch.nn.functional.interpolate(
+    want[None], size=(32, 32), mode='bilinear', align_corners=False
+  )[0].detach()
+  assert want.amax((1, 2)).min() > 0
+  want = want / want.amax((1, 2), keepdim=True)
+
+  state = {n: v.numpy() for n, v in module.state_dict().items()}
+  variables = port_patch.classifier('node_cnn', state, num_classes=3)
+  model = CLASSIFIERS['node_cnn'].make(num_classes=3)
+  got = grad_cam(model, variables, jnp.asarray(image), target.numpy())
+  np.testing.assert_allclose(got, want.numpy(), atol=1e-4)

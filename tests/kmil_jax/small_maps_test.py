@@ -1,0 +1,58 @@
+"""Convolutions of small maps: equal to XLA's, values and gradients."""
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from kmil_jax.models import small_maps
+
+# Size of the maps, side of the kernel, stride, padding; is it small?
+CASES = [
+  ((2, 2), 3, 1, 1, True),
+  ((3, 3), 3, 2, 1, True),
+  ((1, 4), 5, 2, 2, True),
+  ((4, 3), 3, 1, 1, False),
+  ((1, 1), 1, 1, 0, False),
+]
+
+
+def test_it_is_the_convolution():
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  inputs = [(draw(2, *c[0], 5), draw(c[1], c[1], 5, 4)) for c in CASES]
+
+  def usual(*args):
+    return lax.conv_general_dilated(
+      *args, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+  @jax.jit  # All cases at once: each alone would be compiled.
+  def run():
+    found = []
+    for (x, k), (*_, stride, padding, _) in zip(inputs, CASES, strict=True):
+      where = ((stride, stride), ((padding, padding),) * 2)
+      for convolve in (usual, small_maps.by_product):
+        y, pull = jax.vjp(lambda x, k: convolve(x, k, *where), x, k)  # noqa: B023
+        found.append((y, *pull(jnp.sin(y))))
+    return found
+
+  found = run()
+  for want, by_product in zip(found[::2], found[1::2], strict=True):
+    for a, b in zip(want, by_product, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-4)
+  for (x, k), (*_, stride, padding, small) in zip(inputs, CASES, strict=True):
+    where = ((stride, stride), ((padding, padding),) * 2)
+    assert small_maps._small(x, k, *where) == small
+
+
+def test_a_layer_of_flax_takes_it():
+  x = jnp.ones((1, 2, 2, 3))
+  layer = nn.Conv(
+    4, (3, 3), padding=1, conv_general_dilated=small_maps.convolution
+  )
+  variables = layer.init(jax.random.key(0), x)
+  want = nn.Conv(4, (3, 3), padding=1).apply(variables, x)
+  np.testing.assert_allclose(layer.apply(variables, x), want, atol=1e-5)
+  assert 'conv_general' not in str(jax.make_jaxpr(layer.apply)(variables, x))
