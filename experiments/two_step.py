@@ -21,6 +21,7 @@ from experiments import (
   provenance,
   start,
   two_step_images,
+  two_step_patches,
   two_step_run,
   two_step_tiles,
 )
@@ -62,13 +63,23 @@ _PRIMARY = flags.DEFINE_enum(
   ' validation patches.',
 )
 _SECONDARY = flags.DEFINE_enum(
-  'secondary', 'mobilenet_v2', sorted(CLASSIFIERS), 'The second network.'
+  'secondary',
+  None,
+  sorted(CLASSIFIERS),
+  'The second network; by default of the kind of the first, as in the paper.',
 )
 _PATCHES = flags.DEFINE_integer(
   'patches',
   None,
   'Patches of each class to train and validate with (16000; phantom: 500).',
   10,
+)
+_LEAST_TUMOUR = flags.DEFINE_integer(
+  'least_tumour',
+  None,
+  'Area of tumour, um2, that makes a window one of tumour (100, about a cell;'
+  ' phantom, whose outlines hold stroma: 400). Windows with less are left out.',
+  1,
 )
 _SPLIT = flags.DEFINE_enum(
   'split_patches',
@@ -112,6 +123,7 @@ _NETWORKS = ('googlenet', 'mobilenet_v2', 'resnet50', 'resnet101')
 # Before the tenth epoch the paper's learning rate does not fall.
 _PHANTOM = {'batch': 16, 'epochs': 8, 'schedule': 'cosine'}
 _PHANTOM_PATCHES = 500
+_PHANTOM_LEAST_TUMOUR = 400
 _PHANTOM_NETWORKS = _NETWORKS[:2]
 # Tiles are far fewer than the paper's patches, and stained by many hands.
 _TILES = {
@@ -143,9 +155,11 @@ def _run() -> None:
   decides = [name for name in values if name not in _NOT_RESULT]
   phantom = not any(images) and not any(tiles)
   recipe, patches, networks = PAPER, PAPER_PATCHES, _NETWORKS
+  least = two_step_patches.LEAST_TUMOUR
   if phantom:
     recipe = dataclasses.replace(recipe, **_PHANTOM)
     patches, networks = _PHANTOM_PATCHES, _PHANTOM_NETWORKS
+    least = _PHANTOM_LEAST_TUMOUR
   elif any(tiles):
     recipe = dataclasses.replace(recipe, **_TILES)
     networks = ('resnet18',)
@@ -161,6 +175,7 @@ def _run() -> None:
     primary=_PRIMARY.value,
     secondary=_SECONDARY.value,
     patches=_PATCHES.value or patches,
+    least_tumour=_LEAST_TUMOUR.value or least,
     split=_SPLIT.value,
     seed=start.SEED.value,
     weights=patch_flags.WEIGHTS.value,
@@ -171,6 +186,7 @@ def _run() -> None:
   values |= patch_flags.resolved(recipe) | {
     'primaries': networks,
     'patches': settings.patches,
+    'least_tumour': settings.least_tumour,
   }
   folder = start.folder('two_step')
   if any(tiles):
@@ -195,13 +211,14 @@ def _tell_reductions(settings: two_step_run.Settings) -> None:
   print(
     'phantom of node images: rendered, so that the figures say nothing about'
     ' patients.\nhere (paper):'
-    f' {settings.patches} patches of each class ({PAPER_PATCHES}), batch'
+    f' {settings.patches} patches of each class ({PAPER_PATCHES}), tumour from'
+    f' {settings.least_tumour} um2 of 1600 (a cell), batch'
     f' {recipe.batch} ({PAPER.batch}), at most {recipe.epochs} epochs'
     f' ({PAPER.epochs}), learning rate {recipe.schedule} ({PAPER.schedule}),'
     f' patches of 40 px seen at {size} px (224, implied),'
     f' {"weights of a file" if settings.weights else "random weights"} to start'
-    f' from (ImageNet), networks {", ".join(settings.networks)}'
-    f' ({", ".join(_NETWORKS)})',
+    ' from, and those of the primary for the secondary network (ImageNet),'
+    f' networks {", ".join(settings.networks)} ({", ".join(_NETWORKS)})',
     flush=True,
   )
 

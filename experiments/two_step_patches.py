@@ -12,7 +12,7 @@ from kmil_jax import heatmap
 from kmil_jax.heatmap import WINDOW
 
 CLASSES = ('non-tumour', 'tumour')
-LEAST_TUMOUR = 100  # Pixels of 1 um2: about one cell of squamous carcinoma.
+LEAST_TUMOUR = 100  # um2, pixels: about one cell of squamous carcinoma.
 _LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
 
 
@@ -25,7 +25,9 @@ class Places:
   tissue: np.ndarray  # bool, not mostly glass: the others are never seen
 
 
-def places(image: np.ndarray, mask: np.ndarray, stride: int) -> Places:
+def places(
+  image: np.ndarray, mask: np.ndarray, stride: int, least: int = LEAST_TUMOUR
+) -> Places:
   """Says what the windows of an image are.
 
   As in the paper a window with a single tumour cell is one of tumour; with less
@@ -35,15 +37,16 @@ def places(image: np.ndarray, mask: np.ndarray, stride: int) -> Places:
     image: uint8 [H, W, 3].
     mask: True on tumour, bool [H, W].
     stride: from one window to the next.
+    least: pixels of tumour that make a window one of tumour.
   """
   pixels = heatmap.sums(mask, WINDOW)[::stride, ::stride]
   tissue = heatmap.on_tissue(~glass(image, MPP), stride=stride)
-  return Places(
-    tumour=pixels >= LEAST_TUMOUR, normal=pixels == 0, tissue=tissue
-  )
+  return Places(tumour=pixels >= least, normal=pixels == 0, tissue=tissue)
 
 
-def draw(images: NodeImages, count: int, seed: int) -> LabelledTiles:
+def draw(
+  images: NodeImages, count: int, seed: int, least: int = LEAST_TUMOUR
+) -> LabelledTiles:
   """Draws patches of both classes from the development images.
 
   All windows of a class on tissue, on a lattice of 4 pixels, are equally
@@ -55,6 +58,7 @@ def draw(images: NodeImages, count: int, seed: int) -> LabelledTiles:
     count: patches of each class; where a class has fewer windows, both get that
       many.
     seed: of the draw.
+    least: as of `places`.
 
   Returns:
     Tiles of `CLASSES` grouped by patient; ids are <image>_<y>_<x>, `xy` the
@@ -66,7 +70,7 @@ def draw(images: NodeImages, count: int, seed: int) -> LabelledTiles:
   development = np.flatnonzero(~images.test)
   found = []  # Per class a row per window: image, y, x.
   for row in development:
-    here = places(*images.read(row), _LATTICE)
+    here = places(*images.read(row), _LATTICE, least)
     for label, where in enumerate((here.normal, here.tumour)):
       yx = np.argwhere(where & here.tissue) * _LATTICE
       found.append((label, np.c_[np.full(len(yx), row), yx]))
@@ -78,7 +82,7 @@ def draw(images: NodeImages, count: int, seed: int) -> LabelledTiles:
     empty = CLASSES[0] if not len(by_class[0]) else CLASSES[1]
     raise TileError(
       f'no window of {WINDOW} um in the development images is {empty} (with'
-      f' {LEAST_TUMOUR} um2 of the mask, on tissue): look at the masks'
+      f' {least} um2 of the mask, on tissue): look at the masks'
     )
   count = min(count, *map(len, by_class))
   rng = np.random.default_rng([seed, 1])

@@ -75,12 +75,15 @@ def grid(
     image: uint8 [H, W, 3].
     maps: values from 0 to 1 by title, [h, w]; NaN where there is no tile.
   """
-  height = 4.0 * image.shape[0] / image.shape[1] + 0.8
-  drawing = figure.Figure((4 * (len(maps) + 1), height), layout='constrained')
-  panels = drawing.subplots(1, len(maps) + 1)
+  rows = (len(maps) + 2) // 2
+  height = rows * (6.0 * image.shape[0] / image.shape[1] + 0.5)
+  drawing = figure.Figure((13.5, height), layout='constrained')
+  panels = drawing.subplots(rows, 2).ravel()
+  for ax in panels[len(maps) + 1 :]:
+    ax.set_axis_off()
   panels[0].imshow(image)
   panels[0].set_title(title, fontsize=10)
-  for ax, (name, values) in zip(panels[1:], maps.items(), strict=True):
+  for ax, (name, values) in zip(panels[1:], maps.items(), strict=False):
     shown = ax.imshow(values, 'YlGn', vmin=0, vmax=1)
     ax.set_title(name, fontsize=10)
     ax.set_facecolor('0.9')

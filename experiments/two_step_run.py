@@ -35,8 +35,9 @@ class Settings:
   recipe: PatchRecipe
   networks: tuple[str, ...]
   primary: str | None
-  secondary: str
+  secondary: str | None
   patches: int
+  least_tumour: int  # pixels, see `two_step_patches.places`
   split: str
   seed: int
   weights: str | None
@@ -50,8 +51,9 @@ def train(
   model: str,
   parts: tuple[LabelledTiles, LabelledTiles],
   settings: Settings,
+  weights: str | None,
 ) -> Trained:
-  """Trains one network, or loads it."""
+  """Trains one network from `weights`, or loads it."""
   return patch_training.train(
     folder,
     model=model,
@@ -59,7 +61,7 @@ def train(
     val=parts[1],
     recipe=settings.recipe,
     seed=settings.seed,
-    weights=settings.weights,
+    weights=weights,
     freeze=settings.freeze,
     precision=settings.precision,
   )
@@ -82,7 +84,9 @@ def primaries(
     validation tiles unless one is asked for; and all of them.
   """
   found = {
-    name: train(folder / f'primary_{name}', name, parts, settings)
+    name: train(
+      folder / f'primary_{name}', name, parts, settings, settings.weights
+    )
     for name in settings.networks
   }
   best = max(found, key=lambda name: kept(found[name])['val_accuracy'])
@@ -108,15 +112,21 @@ def secondary(
   folder: pathlib.Path,
   false_positives: LabelledTiles,
   patches: LabelledTiles,
+  primary: str,
   settings: Settings,
   source: str,
 ) -> tuple[Trained | None, Table | None]:
   """Trains the second network on false positives against tumour.
 
+  By default it is of the primary's kind, as in the paper. Without weights of
+  another origin it starts from those of the primary of its kind, if there is
+  one, for false positives are few.
+
   Args:
     folder: of the results.
     false_positives: what the first network takes for tumour and is not.
     patches: tumour patches, of which as many are drawn, and others.
+    primary: name of the first network.
     settings: of the run.
     source: says where the false positives are from.
 
@@ -137,8 +147,11 @@ def secondary(
   except TileError as e:  # All false positives may be of one patient.
     print(f'split by patch: {e}')
     parts = two_step_patches.split(tiles, 'patch', settings.seed)
-  name = settings.secondary
-  trained = train(folder / f'secondary_{name}', name, parts, settings)
+  name = settings.secondary or primary
+  weights = settings.weights
+  if weights is None and name in settings.networks:
+    weights = str(folder / f'primary_{name}' / 'model.safetensors')
+  trained = train(folder / f'secondary_{name}', name, parts, settings, weights)
   row = kept(trained)
   return trained, two_step_tables.secondary(
     name, count, row['val_accuracy'], row['val_auroc'], source
@@ -147,7 +160,9 @@ def secondary(
 
 def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
   """Runs all stages; those whose files are there are not done again."""
-  patches = two_step_patches.draw(images, settings.patches, settings.seed)
+  patches = two_step_patches.draw(
+    images, settings.patches, settings.seed, settings.least_tumour
+  )
   count = np.bincount(patches.label)
   print(f'patches: {count[0]} non-tumour, {count[1]} tumour', flush=True)
   parts = two_step_patches.split(patches, settings.split, settings.seed)
@@ -160,6 +175,7 @@ def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
     folder,
     mistakes,
     patches,
+    name,
     settings,
     'False positives are gathered from the negative development images, windows'
     ' 20 um apart.',
@@ -169,7 +185,7 @@ def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
     show(folder, table)
     networks.append(two_step_maps.network(trained))
   windows = two_step_maps.scan(folder / 'maps', images, *networks)
-  _report(folder, images, windows, settings.pictures)
+  _report(folder, images, windows, settings)
   _time(images, networks)
   print(f'results: {folder}')
 
@@ -178,7 +194,7 @@ def _report(
   folder: pathlib.Path,
   images: NodeImages,
   windows: Sequence,
-  pictures: int,
+  settings: Settings,
 ) -> None:
   """Writes tables, outlines and pictures of the scanned images."""
   one = scores.image_scores([scores.one_step(w) for w in windows])
@@ -190,13 +206,18 @@ def _report(
   show(folder, table)
   if two_steps:
     rows = np.flatnonzero(images.test)
-    truth = [two_step_patches.places(*images.read(r), STRIDE) for r in rows]
+    truth = [
+      two_step_patches.places(*images.read(row), STRIDE, settings.least_tumour)
+      for row in rows
+    ]
     compared = scores.window_shares(
       images, rows, [windows[r] for r in rows], truth
     )
     show(folder, two_step_tables.windows(compared))
   two_step_report.write_scores(folder, images, one, final, threshold)
-  two_step_report.draw(folder, images, windows, one, final, threshold, pictures)
+  two_step_report.draw(
+    folder, images, windows, one, final, threshold, settings.pictures
+  )
 
 
 def _time(images: NodeImages, networks: Sequence[Cutter]) -> None:

@@ -102,6 +102,7 @@ def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
     folder,
     development.take(fires & (development.label == 0)),
     development,
+    name,
     settings,
     'False positives are tiles of the training and validation parts.',
   )

@@ -90,7 +90,7 @@ def test_each_slice_has_its_own_rescale(folder):
   path = write_slice(folder, 2, t0028_1052='-1000')
   odd = np.arange(1, 2 * np.prod(SIZE), 2, np.int16)
   content = path.read_bytes()[: -2 * odd.size] + odd.tobytes()
-  slope = b'\x28\x00\x53\x10DS\x02\x00'  # The writer refuses a fraction.
+  slope = b'\x28\x00\x53\x10\x02\x00\x00\x00'  # The writer takes no fraction.
   assert slope + b'1 ' in content
   path.write_bytes(content.replace(slope + b'1 ', slope + b'.5'))
   found = volumes.read(folder).hu

@@ -67,6 +67,7 @@ def arguments(nodes, results):
     'augment': 'none',
     'pictures': 2,
     'primaries': ['googlenet'],
+    'secondary': 'mobilenet_v2',
   }
 
 

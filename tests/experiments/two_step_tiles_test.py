@@ -49,6 +49,7 @@ def run(folder):
     'lr': 0.05,
     'augment': 'none',
     'primary': 'googlenet',
+    'secondary': 'mobilenet_v2',
   }
   with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**asked):
     for name, spec in NETWORKS.items():

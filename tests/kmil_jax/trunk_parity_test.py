@@ -2,7 +2,7 @@
 
 import functools
 
-from flax import linen as nn, traverse_util
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +91,15 @@ def twin(name):
   return without_dropout(randomized(TWINS[name](classes=CLASSES)))
 
 
+def scaled(variables, seed):
+  """Other variables: each number times one between 0.8 and 1.2."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape).astype('f4'),
+    variables,
+  )
+
+
 def state_of(module):
   return {n: v.numpy().copy() for n, v in module.state_dict().items()}
 
@@ -161,11 +170,7 @@ def test_outputs_equal_torchs_whichever_way_weights_go(name):
     assert_close(got.features, features)
     assert got.aux_logits == ()
     # Now to torch, other weights.
-    rng = np.random.default_rng(1)
-    variables = jax.tree.map(
-      lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape).astype('f4'),
-      variables,
-    )
+    variables = scaled(variables, 1)
     load(module, port_patch.state_dict(name, variables))
 
 
@@ -223,11 +228,7 @@ def test_trunk_learns_as_torchs(way):
   module = randomized(resnet.ResNet50()).eval()
   variables = port.resnet50_trunk(state_of(module))
   if way == 'Flax to torch':
-    rng = np.random.default_rng(3)
-    variables = jax.tree.map(
-      lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape).astype('f4'),
-      variables,
-    )
+    variables = scaled(variables, 3)
     state = port.resnet50_trunk_state_dict(variables)
     module.load_state_dict(
       {n: torch.tensor(v) for n, v in state.items()}, strict=False

@@ -1,0 +1,1 @@
+"""CT volumes with lymph-node masks: reading, resampling, nodes, a phantom."""

@@ -1,0 +1,185 @@
+"""Finds the nodes of a mask and cuts square slices around them."""
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+from data.ct import resample
+from data.ct.volumes import Volume
+
+# mm^3, a ball 4 mm wide: what is smaller is a slip of the brush.
+_SPECK = 33.5
+_TOUCHING = np.ones((3, 3, 3))  # Voxels that share a corner are one node.
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """A connected part of a mask."""
+
+  index: int  # among the parts of the mask, from 1
+  low: tuple[int, int, int]  # first voxel, z, y, x
+  high: tuple[int, int, int]  # the voxel after the last
+  volume: float  # mm^3
+  extent: float  # larger side of its bounding box in a slice, mm
+  is_cut: bool  # touches the first or the last slice
+  corner: tuple[int, int]  # y, x: its middle, a corner of isotropic voxels
+  # Largest even side, in isotropic voxels, of a square about `corner` that is
+  # inside the slices.
+  room: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeSlice:
+  """An axial slice through a node on the isotropic grid, the node amidst."""
+
+  z: float  # of the slice, from the volume's lower face, mm
+  hu: np.ndarray  # [S, S] float32
+  inside: np.ndarray  # [S, S] bool, the node
+
+
+def parts(mask: np.ndarray, value: int | None = None) -> np.ndarray:
+  """Numbers the connected parts of a mask from 1.
+
+  Args:
+    mask: 0 outside of nodes, [Z, Y, X].
+    value: the only one that counts. Otherwise all values but 0 do, and voxels
+      of different values are of different parts.
+
+  Returns:
+    int32 [Z, Y, X]; voxels that share a face, an edge or a corner are of one
+    part.
+  """
+  numbered = np.zeros(mask.shape, np.int32)
+  count = 0
+  values = np.unique(mask[mask != 0]) if value is None else [value]
+  for each in values:
+    here, found = ndimage.label(mask == each, _TOUCHING)
+    numbered[here > 0] = here[here > 0] + count
+    count += found
+  return numbered
+
+
+def find(
+  numbered: np.ndarray, spacing: tuple[float, float, float]
+) -> tuple[list[Node], int]:
+  """Measures the parts of a mask.
+
+  Args:
+    numbered: of `parts`, [Z, Y, X].
+    spacing: of z, y, x in mm.
+
+  Returns:
+    The nodes by index, and how many parts were left out as specks: smaller
+    than a ball 4 mm wide.
+  """
+  voxels = np.bincount(numbered.ravel())
+  full = np.array(resample.shape(numbered.shape, spacing))
+  found = []
+  for index, box in enumerate(ndimage.find_objects(numbered), 1):
+    volume = float(voxels[index] * np.prod(spacing))
+    if volume < _SPECK:
+      continue
+    low = np.array([s.start for s in box])
+    high = np.array([s.stop for s in box])
+    middle = (low + high) / 2 * spacing / resample.SPACING
+    corner = np.floor(middle + 0.5).astype(int)[1:]
+    room = 2 * int(np.minimum(corner, full[1:] - corner).min())
+    found.append(
+      Node(
+        index=index,
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        volume=volume,
+        extent=float(((high - low) * spacing)[1:].max()),
+        is_cut=bool(low[0] == 0 or high[0] == len(numbered)),
+        corner=tuple(corner.tolist()),
+        room=room,
+      )
+    )
+  return found, len(voxels) - 1 - len(found)
+
+
+def box_side(mm: float) -> int:
+  """The smallest even number of isotropic voxels that is at least `mm` long."""
+  return 2 * int(np.ceil(mm / resample.SPACING / 2 - 1e-9))
+
+
+def choose_box(extent: np.ndarray, room: np.ndarray, largest: int) -> int:
+  """Side, in isotropic voxels, of the square that suits the most nodes.
+
+  Ansari's box "encloses the most number of lymph nodes"; nodes whose box would
+  cross the border are lost. So it is the side at which the most nodes fit into
+  their box and their box into the slice; the smallest on a tie.
+
+  Args:
+    extent: of every node, mm, [m]; m is at least 1.
+    room: likewise, [m].
+    largest: side not to exceed; even.
+  """
+  needed = np.array([box_side(mm) for mm in extent])
+  sides = np.unique(needed.clip(2, largest))
+  fits = [((needed <= side) & (side <= room)).sum() for side in sides]
+  return int(sides[np.argmax(fits)])
+
+
+def cut(
+  volume: Volume,
+  numbered: np.ndarray,
+  node: Node,
+  side: int,
+  *,
+  mode: str,
+  every: bool,
+) -> list[NodeSlice]:
+  """Cuts slices of a node on the isotropic grid, HU resampled linearly.
+
+  Args:
+    volume: where it lies.
+    numbered: of `parts`.
+    node: of `find`.
+    side: of the slices, in isotropic voxels; even and at most its `room`.
+    mode: how the mask is resampled; at 0.5 of a B-spline a voxel is inside.
+    every: whether to return all slices that hold the node, or the one in which
+      it is largest, the lowest of several.
+
+  Returns:
+    The slices from feet to head; none if the node is so thin that no voxel of
+    the isotropic grid falls into it.
+  """
+  size, spacing = volume.hu.shape, volume.spacing
+  if side % 2 or not 0 < side <= node.room:
+    raise ValueError(f'a side of {side} voxels; there is room for {node.room}')
+  ends = np.array([node.low[0], node.high[0]]) * spacing[0] / resample.SPACING
+  first = max(0, int(ends[0]) - 1)
+  last = min(resample.shape(size, spacing)[0], int(ends[1]) + 2)
+  low = [c - side // 2 for c in node.corner]
+  high = [c + side // 2 for c in node.corner]
+  inside = (
+    resample.region(
+      lambda at: (numbered[at] == node.index).astype(np.float32),
+      size,
+      spacing,
+      (first, *low),
+      (last, *high),
+      mode,
+    )
+    >= 0.5
+  )
+  area = inside.sum((1, 2))
+  rows = np.flatnonzero(area)
+  if not every and len(rows):
+    rows = [area.argmax()]
+  found = []
+  for z in (first + int(row) for row in rows):
+    hu = resample.region(
+      volume.hu.__getitem__,
+      size,
+      spacing,
+      (z, *low),
+      (z + 1, *high),
+      'linear',
+    )
+    place = (z + 0.5) * resample.SPACING
+    found.append(NodeSlice(place, hu[0], inside[z - first]))
+  return found

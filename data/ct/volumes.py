@@ -1,0 +1,157 @@
+"""Reads CT volumes in Hounsfield units, and the masks drawn on them."""
+
+import dataclasses
+import pathlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from data.ct import dicom, nifti
+from data.ct.errors import VolumeError
+
+# Sine of the angle, 0.6 degrees, below which an axis counts as straight.
+_STRAIGHT = 0.01
+_ALIKE = 0.01  # Of a voxel: how far two grids may be apart.
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+  """A CT volume: z from feet to head, y from front to back, x to the left."""
+
+  path: pathlib.Path
+  hu: np.ndarray  # [Z, Y, X] float32
+  spacing: tuple[float, float, float]  # of z, y, x in mm
+  origin: tuple[float, float, float]  # centre of the first voxel, z, y, x, mm
+
+
+def simpleitk() -> ModuleType:
+  """Returns SimpleITK, imported on first use.
+
+  Raises:
+    VolumeError: if it is not installed.
+  """
+  try:
+    import SimpleITK
+  except ImportError as e:
+    raise VolumeError(
+      "CT volumes need SimpleITK: pip install 'kmil_jax[ct]', or"
+      " 'SimpleITK>=2.4,<3'"
+    ) from e
+  SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+  return SimpleITK
+
+
+def read(path: str | pathlib.Path) -> Volume:
+  """Reads a NIfTI file, or a folder with the slices of a DICOM series.
+
+  Axes are turned and permuted to those of `Volume`; nothing is interpolated.
+
+  Raises:
+    VolumeError: if there is no such file, it is damaged, without spacing or
+      not one 3-D volume, its axes are oblique to the patient's, or a value is
+      not finite; the message names the file.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    image = dicom.read(path, simpleitk())
+  else:
+    image = _read_nifti(path)
+  hu, spacing, origin = _straight(path, image)
+  if hu.dtype.kind not in 'iuf':
+    raise VolumeError(f'{path}: no grey volume: {hu.dtype} {hu.shape}')
+  return Volume(path, hu.astype(np.float32, copy=False), spacing, origin)
+
+
+def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
+  """Reads the mask drawn on a volume.
+
+  Args:
+    path: a NIfTI file.
+    like: the volume.
+
+  Returns:
+    int32 [Z, Y, X], 0 outside nodes, in the axes of `like`.
+
+  Raises:
+    VolumeError: if the file cannot be read, or the mask is empty, has values
+      that are no whole numbers from 0 on, or lies on another grid (size,
+      spacing, origin or direction).
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    raise VolumeError(f'{path}: a folder; masks are read from NIfTI files')
+  mask, spacing, origin = _straight(path, _read_nifti(path))
+  for name, mine, theirs, tolerance in (
+    ('size', mask.shape, like.hu.shape, 0.5),
+    ('spacing', spacing, like.spacing, _ALIKE / max(like.hu.shape)),
+    ('origin', origin, like.origin, _ALIKE),
+  ):
+    unit = 1.0 if name == 'size' else np.array(like.spacing)
+    apart = np.abs(np.subtract(mine, theirs)) / unit
+    if apart.max() > tolerance:
+      shown = (f'({", ".join(f"{v:g}" for v in x)})' for x in (mine, theirs))
+      raise VolumeError(
+        f'{path}: another grid than {like.path}: its {name} (z, y, x) is'
+        f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
+        ' grid of its volume'
+      )
+  whole = mask.astype(np.int32)
+  if not np.array_equal(whole, mask) or whole.min() < 0:
+    odd = mask[(whole != mask) | (whole < 0)][0]
+    raise VolumeError(f'{path}: {odd:g} in a mask of whole numbers from 0 on')
+  if not whole.any():
+    raise VolumeError(f'{path}: an empty mask')
+  return whole
+
+
+def write(path: str | pathlib.Path, array: np.ndarray, volume: Volume) -> None:
+  """Writes an array [Z, Y, X] as NIfTI on the grid of `volume`."""
+  sitk = simpleitk()
+  image = sitk.GetImageFromArray(array)
+  image.SetSpacing([float(s) for s in volume.spacing[::-1]])
+  image.SetOrigin([float(x) for x in volume.origin[::-1]])
+  sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
+
+
+def _read_nifti(path: pathlib.Path) -> Any:
+  if not path.exists():
+    raise VolumeError(f'{path}: no such file')
+  if not path.name.endswith(('.nii', '.nii.gz')):
+    raise VolumeError(
+      f'{path}: neither NIfTI (.nii, .nii.gz) nor a folder of DICOM files'
+    )
+  sitk = simpleitk()
+  nifti.check(path)
+  try:
+    image = sitk.ReadImage(str(path), imageIO='NiftiImageIO')
+  except RuntimeError as e:
+    reason = str(e).strip().splitlines()[-1].strip()
+    raise VolumeError(f'{path}: cannot be read: {reason}') from e
+  if image.GetNumberOfComponentsPerPixel() > 1:
+    raise VolumeError(f'{path}: several values per voxel; one is needed')
+  # A fourth dimension of length 1 is none.
+  while image.GetDimension() > 3:
+    image = image[..., 0]
+  return image
+
+
+def _straight(
+  path: pathlib.Path, image: Any
+) -> tuple[np.ndarray, tuple[float, ...], tuple[float, ...]]:
+  """Array, spacing and origin (z, y, x), the axes being the patient's."""
+  direction = np.array(image.GetDirection()).reshape(3, 3)
+  main = np.abs(direction) > 0.5
+  tilt = np.abs(direction)[~main].max()
+  if tilt > _STRAIGHT or (main.sum(0) != 1).any() or (main.sum(1) != 1).any():
+    angle = np.degrees(np.arcsin(min(tilt, 1)))
+    raise VolumeError(
+      f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's;"
+      ' resample it to an axial grid'
+    )
+  image = simpleitk().DICOMOrient(image, 'LPS')
+  return (
+    simpleitk().GetArrayFromImage(image),
+    image.GetSpacing()[::-1],
+    image.GetOrigin()[::-1],
+  )
