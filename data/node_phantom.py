@@ -34,13 +34,13 @@ class Spec:
 
 
 def specs(patients: int, seed: int) -> dict[str, Spec]:
-  """Returns the images by id: five per patient, two or three with tumour."""
+  """Returns the images by id: three per patient, one or two with tumour."""
   found = {}
   for patient in range(patients):
-    positives = 2 + patient % 2
-    order = np.random.default_rng([seed, patient, 7]).permutation(5)
-    for number in range(5):
-      name = f'node_{patient + 1:02d}{"abcde"[number]}'
+    positives = 1 + patient // 2 % 2
+    order = np.random.default_rng([seed, patient, 7]).permutation(3)
+    for number in range(3):
+      name = f'node_{patient + 1:02d}{"abc"[number]}'
       found[name] = Spec(seed, patient, number, bool(order[number] < positives))
   return found
 
@@ -48,8 +48,8 @@ def specs(patients: int, seed: int) -> dict[str, Spec]:
 def make(
   root: Path,
   *,
-  development: int = 6,
-  test: int = 5,
+  development: int = 10,
+  test: int = 8,
   seed: int = 0,
   progress: Callable[[int, int], None] | None = None,
 ) -> Path:

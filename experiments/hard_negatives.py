@@ -81,7 +81,8 @@ _SEEDS = flags.DEFINE_integer(
 _FRACTIONS = flags.DEFINE_list(
   'fractions',
   None,
-  'Of training, validation and test part (0.6,0.2,0.2; phantom: 0.17,0.2,0.63).',
+  'Of training, validation and test part (0.6,0.2,0.2; phantom:'
+  ' 0.17,0.2,0.63).',
 )
 _PROTOCOL = flags.DEFINE_enum(
   'protocol',

@@ -17,9 +17,8 @@ from kmil_jax import saliency
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
-_MOST = 2000  # Tiles that t-SNE places.
-_FIELD = 5  # Tiles along the side of a field.
-_STRIDE = 32  # Pixels of a tile per pixel of the last map.
+_MOST = 600  # Tiles that t-SNE places.
+_STRIDE = 32  # Pixels of the input per pixel of the last map.
 
 
 def draw(
@@ -115,105 +114,57 @@ def _tsne(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
 
 
 def _grad_cam(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
-  """Where both models see positives, in tiles or in fields of many."""
-  side = weak.recipe.input_size or study.test.size
-  prob = weak.predict(study.test)[0][:, POSITIVE]
-  by_prob = np.argsort(-prob, kind='stable')
-  positive = by_prob[study.test.label[by_prob] == POSITIVE]
-  negative = by_prob[study.test.label[by_prob] != POSITIVE]
-  if side >= 4 * _STRIDE:
-    half = _SHOWN // 2
-    rows = np.concatenate([positive[:half], negative[:half]])
-    titles = [
-      f'{study.test.classes[c]}, {prob[i]:.2f}'
-      for i in rows
-      for c in [study.test.label[i]]
-    ]
-    fields = [
-      (np.array([[row]]), title)
-      for row, title in zip(rows, titles, strict=True)
-    ]
-  else:
-    fields = _fields(positive, negative)
-  images = [_field(study.test, weak, where) for where, _ in fields]
-  shown = [_field(study.test, None, where) for where, _ in fields]
-  drawing, axes = _grid(3, len(fields), 2.4 if side >= 4 * _STRIDE else 3.2)
-  target = np.full(1, POSITIVE, np.int32)
-  for column, image, seen, (_, title) in zip(
-    axes.T, images, shown, fields, strict=True
+  """Where both models see positives, in what the weak one is surest of."""
+  recipe = weak.recipe
+  order = np.argsort(-weak.predict(study.test)[0][:, POSITIVE], kind='stable')
+  positive = study.test.label[order] == POSITIVE
+  half = _SHOWN // 2
+  rows = np.concatenate([order[positive][:half], order[~positive][:half]])
+  some = study.test.take(rows)
+  image = next(
+    ordered_batches(
+      some,
+      batch=len(some),
+      input_size=recipe.input_size,
+      mean=recipe.mean,
+      std=recipe.std,
+    )
+  )['image']
+  target = np.full(len(some), POSITIVE, np.int32)
+  drawing, axes = _grid(3, len(some))
+  for line, name, model in zip(
+    axes, ('tiles', 'weak', 'strong'), (None, weak, strong), strict=True
   ):
-    column[0].set_title(title, fontsize=8)
-    for ax, model in zip(column, (None, weak, strong), strict=True):
-      ax.imshow(seen)
-      if model is not None:
-        heat = saliency.grad_cam(
-          model.model, model.variables, image[None], target
-        )[0]
-        extent = (-0.5, seen.shape[1] - 0.5, seen.shape[0] - 0.5, -0.5)
-        ax.imshow(heat, cmap='jet', alpha=0.4, vmin=0, vmax=1, extent=extent)
-  for ax, text in zip(axes[:, 0], ('tiles', 'weak', 'strong'), strict=True):
-    ax.set_ylabel(text, fontsize=9)
-  drawing.suptitle('Grad-CAM of the positive class, test tiles', fontsize=10)
+    line[0].set_ylabel(name, fontsize=8)
+    for i, ax in enumerate(line):
+      ax.imshow(_pixels(some, i))
+    if model is None:
+      for ax, c in zip(line, some.label, strict=True):
+        ax.set_title(some.classes[c], fontsize=8)
+      continue
+    prob = model.predict(some)[0][:, POSITIVE]
+    heat = saliency.grad_cam(model.model, model.variables, image, target)
+    extent = (-0.5, some.size - 0.5, some.size - 0.5, -0.5)
+    for ax, h, p in zip(line, np.asarray(heat), prob, strict=True):
+      ax.imshow(h, cmap='jet', alpha=0.4, vmin=0, vmax=1, extent=extent)
+      ax.set_title(f'P {p:.2f}', fontsize=7)
+  side = -(-image.shape[1] // _STRIDE)
+  drawing.suptitle(
+    'Grad-CAM of the positive class: test tiles of which the weak model is'
+    f' surest (last map {side} x {side})',
+    fontsize=9,
+  )
   return drawing
-
-
-def _fields(
-  positive: np.ndarray, negative: np.ndarray
-) -> list[tuple[np.ndarray, str]]:
-  """Two fields of tiles: on tiles this small the last map has few pixels.
-
-  The network takes any size; a field shows which of its tiles it looks at.
-  """
-  rng = np.random.default_rng(0)
-  count = _FIELD**2
-  mix = lambda some, share: np.concatenate(
-    [some[:share], rng.permutation(negative[len(negative) // 2 :])]
-  )[:count]
-  found = []
-  for some, title in (
-    (rng.permutation(positive), 'positives among easy negatives'),
-    (negative, 'hardest negatives of the weak model among easy ones'),
-  ):
-    rows = rng.permutation(mix(some, _FIELD))
-    if len(rows) == count:
-      found.append((rows.reshape(_FIELD, _FIELD), title))
-  return found
-
-
-def _field(
-  tiles: LabelledTiles, model: Trained | None, where: np.ndarray
-) -> np.ndarray:
-  """Returns tiles side by side, as `model` gets them or as they are.
-
-  Args:
-    tiles: all.
-    model: whose input it is to be.
-    where: rows of `tiles`, [h, w].
-  """
-  some = tiles.take(where.ravel())
-  if model is None:
-    pixels = some.load(np.arange(len(some)))
-  else:
-    r = model.recipe
-    pixels = next(
-      ordered_batches(
-        some, batch=len(some), input_size=r.input_size, mean=r.mean, std=r.std
-      )
-    )['image']
-  pixels = np.asarray(pixels).reshape(*where.shape, *pixels.shape[1:])
-  h, w, side = pixels.shape[:3]
-  return pixels.swapaxes(1, 2).reshape(h * side, w * side, -1).squeeze()
 
 
 def _pixels(tiles: LabelledTiles, row: int) -> np.ndarray:
   return tiles.load(np.array([row]))[0].squeeze()
 
 
-def _grid(
-  height: int, width: int, size: float = 1.6
-) -> tuple[figure.Figure, np.ndarray]:
+def _grid(height: int, width: int) -> tuple[figure.Figure, np.ndarray]:
+  """Empty frames for pictures, [height, width] of them."""
   drawing = figure.Figure(
-    (max(size * width, 5), size * height + 0.6), layout='constrained'
+    (max(1.6 * width, 5), 1.6 * height + 0.6), layout='constrained'
   )
   axes = drawing.subplots(height, width, squeeze=False)
   for ax in axes.ravel():

@@ -9,18 +9,18 @@ from data import glass, node_images, node_phantom
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   root = tmp_path_factory.mktemp('nodes')
-  return node_phantom.make(root, development=1, test=1, seed=3)
+  return node_phantom.make(root, development=2, test=2, seed=3)
 
 
 def test_it_is_read_as_users_images_are(folder):
   images = node_images.load(
     folder / 'images', folder / 'masks', folder / 'images.csv'
   )
-  assert len(images) == 10
+  assert len(images) == 12
   for test in (False, True):
     part = images.test == test
-    assert len(set(images.patient[part])) == 1
-    assert images.positive[part].sum() in (2, 3)
+    assert len(set(images.patient[part])) == 2
+    assert images.positive[part].sum() in (2, 4)
   for row in range(len(images)):
     pixels, mask = images.read(row)
     assert pixels.shape == (280, 280, 3)
@@ -38,7 +38,7 @@ def test_an_interrupted_rendering_is_gone_on_with(folder):
   other = folder / 'images/node_01a.png'
   before, kept = target.read_bytes(), other.stat().st_mtime_ns
   target.unlink()
-  node_phantom.make(folder, development=1, test=1, seed=3)
+  node_phantom.make(folder, development=2, test=2, seed=3)
   assert target.read_bytes() == before
   assert other.stat().st_mtime_ns == kept
 
@@ -46,6 +46,6 @@ def test_an_interrupted_rendering_is_gone_on_with(folder):
 def test_patients_have_both_kinds_and_a_larger_set_begins_with_a_smaller():
   small, large = node_phantom.specs(4, 1), node_phantom.specs(9, 1)
   assert list(large.items())[: len(small)] == list(small.items())
-  by_patient = np.array([s.positive for s in large.values()]).reshape(9, 5)
-  assert set(by_patient.sum(1)) == {2, 3}
+  by_patient = np.array([s.positive for s in large.values()]).reshape(9, 3)
+  assert set(by_patient.sum(1)) == {1, 2}
   assert len({tuple(row) for row in by_patient}) > 3  # Ids tell nothing.
