@@ -71,7 +71,7 @@ _SECONDARY = flags.DEFINE_enum(
 _PATCHES = flags.DEFINE_integer(
   'patches',
   None,
-  'Patches of each class to train and validate with (16000; phantom: 500).',
+  'Patches of each class to train and validate with (16000; phantom: 300).',
   10,
 )
 _LEAST_TUMOUR = flags.DEFINE_integer(
@@ -121,8 +121,8 @@ _NETWORKS = ('googlenet', 'mobilenet_v2', 'resnet50', 'resnet101')
 
 # What a CPU trains in minutes.
 # Before the tenth epoch the paper's learning rate does not fall.
-_PHANTOM = {'batch': 16, 'epochs': 8, 'schedule': 'cosine'}
-_PHANTOM_PATCHES = 500
+_PHANTOM = {'batch': 16, 'epochs': 12, 'schedule': 'cosine'}
+_PHANTOM_PATCHES = 300
 _PHANTOM_LEAST_TUMOUR = 400
 _PHANTOM_NETWORKS = _NETWORKS[:2]
 # Tiles are far fewer than the paper's patches, and stained by many hands.

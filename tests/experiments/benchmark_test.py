@@ -80,7 +80,7 @@ def test_an_epoch_and_the_trunk_are_measured():
     parts=['trunk', 'epoch'],
     models=['kmil'],
     instances=[16],
-    cohort=20,
+    cohort=10,
     tile=32,
     tiles=2,
   )
