@@ -115,7 +115,7 @@ def scores(
     ax.axhline(level, color='grey', ls='--', lw=1)
     ax.text(
       1.48,
-      level + 0.012,
+      level - 0.045,
       f'positive from {threshold / VOTES:.4f}',
       ha='right',
       color='0.35',

@@ -10,7 +10,7 @@ from kmil_jax import cutter, heatmap
 from kmil_jax.cutter import Cutter
 from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 
-_SIDE = 160  # Pixels of the image that is timed.
+_SIDE = 100  # Pixels of the image that is timed.
 _ROUNDS = 3
 
 

@@ -4,8 +4,10 @@ SliceThickness and SpacingBetweenSlices are not looked at: slices may overlap or
 leave gaps, and exporters fill those tags with either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
+import locale
 import pathlib
 from typing import Any
 
@@ -42,6 +44,17 @@ class _Slice:
     return found
 
 
+@contextlib.contextmanager
+def same_locale() -> Iterator[None]:
+  """Keeps the locale: GDCM sets it to C, in which Python's text is ASCII."""
+  before = locale.setlocale(locale.LC_ALL)
+  try:
+    yield
+  finally:
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@same_locale()
 def read(folder: pathlib.Path, sitk: Any) -> Any:
   """Reads the one CT series of a folder.
 

@@ -1,10 +1,12 @@
 """DICOM series: positions decide, and what is no whole series is refused."""
 
+import locale
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.ct import volumes
+from data.ct import dicom, volumes
 from data.ct.errors import VolumeError
 
 STEP, COUNT, SIZE = 2.5, 5, (6, 4)  # mm, slices, rows and columns
@@ -54,7 +56,8 @@ def write_slice(folder, z, **tags):
   # The names' order is not that of the slices.
   path = folder / f'im{(7 * z) % 11:02d}.dcm'
   writer.SetFileName(str(path))
-  writer.Execute(image)
+  with dicom.same_locale():
+    writer.Execute(image)
   return path
 
 
@@ -76,7 +79,8 @@ def remove(folder, *names):
 def test_positions_decide_not_thickness_names_or_numbers(folder):
   reader = sitk.ImageFileReader()
   reader.SetFileName(str(folder / 'im00.dcm'))
-  reader.ReadImageInformation()
+  with dicom.same_locale():
+    reader.ReadImageInformation()
   assert float(reader.GetMetaData('0018|0050')) == 5.0  # It is there.
   (folder / 'notes.txt').write_text('passed over')
   volume = volumes.read(folder)
@@ -84,6 +88,12 @@ def test_positions_decide_not_thickness_names_or_numbers(folder):
   np.testing.assert_allclose(volume.origin, (12, -9, -7))
   expected = np.stack([plane(z) for z in range(COUNT)])
   np.testing.assert_array_equal(volume.hu, expected)
+
+
+def test_reading_leaves_the_locale_as_it_was(folder):
+  before = locale.setlocale(locale.LC_ALL)
+  volumes.read(folder)
+  assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_each_slice_has_its_own_rescale(folder):

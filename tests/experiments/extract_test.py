@@ -34,7 +34,7 @@ def run_python(*arguments):
     cwd=ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'},
     capture_output=True,
-    text=True,
+    encoding='utf-8',
     timeout=300,
   )
 

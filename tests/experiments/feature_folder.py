@@ -64,7 +64,7 @@ def script(*args, module='kmil', before='pass', env=(), **kwargs):
     env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'} | dict(env),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
-    text=True,
+    encoding='utf-8',
     **kwargs,
   )
 

@@ -240,8 +240,8 @@ def test_kmil_that_drops_nothing_is_dsmil(data_flags, tmp_path):
   )
 
 
-def test_two_processes_write_what_one_wrote(finished, tmp_path):
-  args, folder, _ = finished
+def test_two_processes_write_what_one_wrote(short, tmp_path):
+  args, folder = short
   with socket.socket() as s:
     s.bind(('localhost', 0))
     address = f'localhost:{s.getsockname()[1]}'
@@ -265,10 +265,9 @@ def test_two_processes_write_what_one_wrote(finished, tmp_path):
     got = tmp_path / 'kmil_origin_s1' / f'fold_{fold}'
     want = folder / f'fold_{fold}'
     np.testing.assert_allclose(losses(got)[:5], losses(want)[:5], atol=1e-5)
-    # Other rounding, after 25 epochs at a high rate.
     name = 'predictions.csv'
     np.testing.assert_allclose(
-      probabilities(got / name), probabilities(want / name), atol=0.02
+      probabilities(got / name), probabilities(want / name), atol=1e-3
     )
     assert (got / 'checkpoints' / '0').is_dir()
 

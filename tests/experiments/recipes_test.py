@@ -21,6 +21,7 @@ ARGS = ['--k=3', '--seed=1', '--fold=1', '--heat_maps=0']
 def data_flags(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cohort')
   bags, labels = feature_folder.planted(num_bags=18)
+  bags = [b[:8] for b in bags]  # One padded length: half as much to compile.
   return feature_folder.write(folder, bags, labels)
 
 
