@@ -20,6 +20,7 @@ from experiments import (
   patch_training,
   provenance,
   start,
+  tile_flags,
   two_step_images,
   two_step_patches,
   two_step_run,
@@ -42,12 +43,6 @@ _IMAGES_CSV = flags.DEFINE_string(
 )
 _MPP = flags.DEFINE_float(
   'mpp', node_images.MPP, 'Micrometres per pixel of the images.', 0.05
-)
-_TILES_ZIP = flags.DEFINE_string(
-  'tiles_zip', None, 'Labelled tiles on the grids of patients, as a zip file.'
-)
-_TILES_CSV = flags.DEFINE_string(
-  'tiles_csv', None, 'Its table: patient,x,y,label,zip_path.'
 )
 _PRIMARIES = flags.DEFINE_list(
   'primaries',
@@ -91,7 +86,7 @@ _SPLIT = flags.DEFINE_enum(
 _PICTURES = flags.DEFINE_integer(
   'pictures', 8, 'Test images to draw, half of them positive.', 0
 )
-for module in (start, patch_flags):
+for module in (start, patch_flags, tile_flags):
   flags.adopt_module_key_flags(module)
 
 # What does not decide the results, or is hashed.
@@ -138,14 +133,12 @@ _TILES = {
 
 def _run() -> None:
   images = [_IMAGES_DIR.value, _MASKS_DIR.value, _IMAGES_CSV.value]
-  tiles = [_TILES_ZIP.value, _TILES_CSV.value]
+  tiles = tile_flags.zipped()
   if any(images) and not all(images):
     raise app.UsageError(
       "one's own images need --images_dir, --masks_dir and --images_csv"
     )
-  if any(tiles) and not all(tiles):
-    raise app.UsageError('tiles need both --tiles_zip and --tiles_csv')
-  if any(images) and any(tiles):
+  if any(images) and tiles:
     raise app.UsageError('images and tiles exclude each other')
   if unknown := sorted(set(_PRIMARIES.value or ()) - set(CLASSIFIERS)):
     raise app.UsageError(
@@ -153,14 +146,14 @@ def _run() -> None:
     )
   values = start.resolved(__name__)
   decides = [name for name in values if name not in _NOT_RESULT]
-  phantom = not any(images) and not any(tiles)
+  phantom = not any(images) and not tiles
   recipe, patches, networks = PAPER, PAPER_PATCHES, _NETWORKS
   least = two_step_patches.LEAST_TUMOUR
   if phantom:
     recipe = dataclasses.replace(recipe, **_PHANTOM)
     patches, networks = _PHANTOM_PATCHES, _PHANTOM_NETWORKS
     least = _PHANTOM_LEAST_TUMOUR
-  elif any(tiles):
+  elif tiles:
     recipe = dataclasses.replace(recipe, **_TILES)
     networks = ('resnet18',)
   if _PRIMARY.value and not _PRIMARIES.value:
@@ -189,7 +182,7 @@ def _run() -> None:
     'least_tumour': settings.least_tumour,
   }
   folder = start.folder('two_step')
-  if any(tiles):
+  if tiles:
     found = two_step_tiles.open_tiles(*tiles)
     provenance.open_folder(folder, values, decides, found.inputs)
     two_step_tiles.run(folder, found, settings)
