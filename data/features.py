@@ -1,6 +1,7 @@
 """Reads and writes the feature file of a slide, in the layouts users have."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data import atomic
+from data import atomic, feature_attributes, feature_h5, torch_files
+from data.feature_h5 import FeatureError
 
 # What `write` insists on, so that mixed folders can be told apart later.
 ATTRIBUTES = (
@@ -21,11 +23,7 @@ ATTRIBUTES = (
   'level0_height',
   'overlap',
 )
-_NAMES = ('features', 'feats')  # CLAM and TRIDENT; STAMP.
-
-
-class FeatureError(ValueError):
-  """A feature file cannot be used: its path, what was found, what to do."""
+SUFFIXES = ('.h5', '.pt')  # Of feature files.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,9 @@ class FeatureFile:
     features: float32 [N, D], finite, N > 0.
     coords: upper left corners of the tiles, level-0 pixels (x, y), int32
       [N, 2]; None if the file has none, or has micrometres and no scale.
-    attributes: of the file, its features and its coordinates, as Python values.
+    attributes: of the file, its features and its coordinates, as Python values,
+      see `feature_attributes.unified`. `patch_size_level0` is the coordinates'
+      spacing, and `patch_size_level0_source` says so, where the file is silent.
   """
 
   path: Path
@@ -48,11 +48,12 @@ class FeatureFile:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """N, D and the attributes of a feature file."""
+  """N, D, type of the numbers, and attributes of a feature file."""
 
   length: int
   width: int
   attributes: dict[str, Any]
+  dtype: str = dataclasses.field(compare=False)  # as stored, 'float16' say
 
 
 def write(
@@ -101,10 +102,11 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
   or float32, and have shape [N, D] or [1, N, D]. Coordinates are level-0
   pixels, or micrometres where the file has the attribute unit='um' (STAMP);
   these are divided by the file's attribute `level0_mpp` or, failing that, by
-  the argument, since STAMP does not store the scale of the slide.
+  the argument, since STAMP does not store the scale of the slide. A .pt file
+  (CLAM's pt_files) is one tensor [N, D] and has no coordinates.
 
   Args:
-    path: the file.
+    path: the file, .h5 or .pt.
     level0_mpp: um/px of the slide's level 0, if the caller knows it.
 
   Raises:
@@ -112,20 +114,33 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
       NaN or infinity, or has not one coordinate per row.
   """
   path = Path(path)
-  with _open(path) as file:
-    try:
-      dataset = _features(path, file)
-      features = dataset[()].reshape(dataset.shape[-2:])
-      coords = _read_coords(path, file)
-      attributes = _attributes(file, dataset)
-    except OSError as error:
-      raise _damaged(path, error) from error
-  _check(path, features, coords)
+  if path.suffix == '.pt':
+    with _torch_errors(path):
+      found = torch_files.read(path)
+    found = found.reshape(_flat_shape(path, 'the tensor', found.shape))
+    _check(path, found, None)
+    return FeatureFile(path, found.astype(np.float32), None, {})
+  with feature_h5.opened(path) as file:
+    dataset = feature_h5.features(path, file)
+    held = feature_h5.coords(path, file, dataset.shape[-2])
+    features = dataset[()].reshape(dataset.shape[-2:])
+    coords = None if held is None else held[()].reshape(held.shape[-2:])
+    attributes = feature_h5.attributes(file, dataset)
   if coords is not None and attributes.get('unit') == 'um':
     mpp = attributes.get('level0_mpp', level0_mpp)
-    coords = None if mpp is None else np.rint(coords / mpp)
+    coords = None if mpp is None else _pixels(path, coords, mpp)
+    if coords is not None:
+      del attributes['unit']
+      attributes['level0_mpp'] = mpp
+  _check(path, features, coords)
+  attributes = feature_attributes.unified(attributes)
   if coords is not None:
     coords = coords.astype(np.int32)
+    if 'patch_size_level0' not in attributes:
+      side = feature_attributes.spacing(coords)
+      if side is not None:
+        attributes['patch_size_level0'] = side
+        attributes['patch_size_level0_source'] = 'spacing of coords'
   return FeatureFile(path, features.astype(np.float32), coords, attributes)
 
 
@@ -133,72 +148,54 @@ def header(path: Path | str) -> Header:
   """Returns what a feature file says of itself, reading no features.
 
   Raises:
-    FeatureError: if the file cannot be opened or has no features.
+    FeatureError: if the file cannot be opened, has no features, or has not one
+      coordinate per row.
   """
   path = Path(path)
-  with _open(path) as file:
-    dataset = _features(path, file)
+  if path.suffix == '.pt':
+    with _torch_errors(path):
+      found = torch_files.describe(path)
+    length, width = _flat_shape(path, 'the tensor', found.shape)
+    half = found.kind == 'HalfStorage'
+    return Header(length, width, {}, 'float16' if half else 'float32')
+  with feature_h5.opened(path) as file:
+    dataset = feature_h5.features(path, file)
     length, width = dataset.shape[-2:]
-    return Header(length, width, _attributes(file, dataset))
+    feature_h5.coords(path, file, length)
+    attributes = feature_attributes.unified(
+      feature_h5.attributes(file, dataset)
+    )
+    return Header(length, width, attributes, dataset.dtype.name)
 
 
-def _open(path: Path) -> h5py.File:
-  if not path.exists():
-    raise FeatureError(f'{path}: no such file; extract the slide first.')
+@contextlib.contextmanager
+def _torch_errors(path: Path) -> Iterator[None]:
   try:
-    return h5py.File(
-      path, 'r', locking=False
-    )  # Network disks often lack locks.
+    yield
+  except torch_files.TorchFileError as error:
+    raise FeatureError(str(error)) from error
   except OSError as error:
-    raise _damaged(path, error) from error
+    raise FeatureError(
+      f'{path}: cannot be opened ({error.strerror}); extract the slide first.'
+    ) from error
 
 
-def _damaged(path: Path, error: OSError) -> FeatureError:
-  return FeatureError(
-    f'{path}: not a complete HDF5 file ({error}); delete it and extract the '
-    'slide again.'
+def _flat_shape(
+  path: Path, name: str, shape: tuple[int, ...]
+) -> tuple[int, int]:
+  """Returns N and D of features [N, D] or [1, N, D]."""
+  if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
+    return shape[-2], shape[-1]
+  raise FeatureError(
+    f'{path}: {name} has shape {list(shape)}; [N, D] or [1, N, D] is needed.'
   )
 
 
-def _features(path: Path, file: h5py.File) -> h5py.Dataset:
-  """Returns the dataset of the features, its shape and type checked."""
-  for name in _NAMES:
-    if isinstance(file.get(name), h5py.Dataset):
-      break
-  else:
-    raise FeatureError(
-      f'{path}: has neither {" nor ".join(_NAMES)} but '
-      f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
-    )
-  dataset = file[name]
-  flat = dataset.ndim == 2 or (dataset.ndim == 3 and dataset.shape[0] == 1)
-  if not flat or dataset.dtype not in (np.float16, np.float32):
-    raise FeatureError(
-      f'{path}: {name} is {dataset.dtype} {list(dataset.shape)}; float16 or '
-      'float32, [N, D] or [1, N, D], is needed.'
-    )
-  return dataset
-
-
-def _read_coords(path: Path, file: h5py.File) -> np.ndarray | None:
-  coords = file.get('coords')
-  if coords is None:
-    return None
-  if not isinstance(coords, h5py.Dataset) or coords.dtype.kind not in 'iuf':
-    raise FeatureError(f'{path}: coords are not numbers [N, 2].')
-  return coords[()].reshape(coords.shape[-2:])
-
-
-def _attributes(file: h5py.File, features: h5py.Dataset) -> dict[str, Any]:
-  """Returns all attributes; those of the file win over the datasets'."""
-  holders = [features, file]
-  if 'coords' in file:
-    holders.insert(0, file['coords'])
-  return {
-    name: value.item() if isinstance(value, np.generic) else value
-    for holder in holders
-    for name, value in holder.attrs.items()
-  }
+def _pixels(path: Path, coords: np.ndarray, mpp: Any) -> np.ndarray:
+  """Turns micrometres into level-0 pixels."""
+  if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
+    raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
+  return np.rint(coords / mpp)
 
 
 def _check(path: Path, features: np.ndarray, coords: np.ndarray | None) -> None:

@@ -4,10 +4,14 @@ import collections
 import csv
 import dataclasses
 import pathlib
+import re
 
 import numpy as np
 
 COLUMNS = ('case_id', 'slide_id', 'label')
+# File systems take 255; what is put before and after an id takes the rest.
+_LONGEST_ID = 180
+_CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 
 
 class ManifestError(ValueError):
@@ -36,7 +40,23 @@ def read(path: str | pathlib.Path) -> Manifest:
   Further columns are ignored; all rows' faults are reported at once.
 
   Raises:
-    ManifestError: if a column is missing, a cell empty or a slide repeated.
+    ManifestError: if a column is missing, a cell empty, a slide repeated or its
+      id no file name.
+  """
+  table, faults = scan(path)
+  if faults:
+    raise ManifestError(f'{path}: ' + '; '.join(faults))
+  return table
+
+
+def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
+  """Reads what can be used of a CSV, and says what cannot; see `read`.
+
+  Returns:
+    The sound rows, of a repeated slide the first, and all faults.
+
+  Raises:
+    ManifestError: if the file cannot be read or a column is missing.
   """
   path = pathlib.Path(path)
   try:
@@ -53,25 +73,33 @@ def read(path: str | pathlib.Path) -> Manifest:
       f' a header {",".join(COLUMNS)} is needed'
     )
   cells = [[(row[c] or '').strip() for c in COLUMNS] for row in rows]
-  faults = [
-    f'row {i}: {"a NUL byte in" if cell else "empty"} {COLUMNS[j]}'
-    for i, row in enumerate(cells, 2)
-    for j, cell in enumerate(row)
-    if not cell or '\0' in cell  # NumPy would drop it and merge ids.
-  ]
+  faults, sound = [], {}
+  for i, row in enumerate(cells, 2):
+    found = [
+      f'row {i}: {"a control character in" if cell else "empty"} {COLUMNS[j]}'
+      for j, cell in enumerate(row)
+      if not cell or _CONTROL.search(cell)  # NumPy drops NUL and merges ids.
+    ]
+    faults += found
+    if not found and not _wrong_name(row[1]):
+      sound.setdefault(row[1], row)
   count = collections.Counter(row[1] for row in cells)
   faults += [f'slide {s}: {k} rows' for s, k in count.items() if k > 1 and s]
-  faults += [
-    f'slide {s}: an id is a file name, without folders'
-    for s in count
-    if '/' in s or '\\' in s or s in ('.', '..')
-  ]
+  faults += [f'slide {s[:80]}: {why}' for s in count if (why := _wrong_name(s))]
   if not rows:
     faults.append('no rows')
-  if faults:
-    raise ManifestError(f'{path}: ' + '; '.join(faults))
-  cells.sort(key=lambda row: row[1])
-  return Manifest(*(np.array(column) for column in zip(*cells, strict=True)))
+  kept = [sound[slide] for slide in sorted(sound)]
+  columns = zip(*kept, strict=True) if kept else [()] * len(COLUMNS)
+  return Manifest(*(np.array(column, str) for column in columns)), faults
+
+
+def _wrong_name(slide: str) -> str:
+  """Says why an id cannot name files; '' if it can."""
+  if '/' in slide or '\\' in slide or slide in ('.', '..'):
+    return 'an id is a file name, without folders'
+  if len(slide.encode('utf-8', 'surrogatepass')) > _LONGEST_ID:
+    return f'an id has at most {_LONGEST_ID} bytes, as it names files'
+  return ''
 
 
 def write(path: str | pathlib.Path, manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 from typing import Any, NamedTuple
+import warnings
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,7 +23,7 @@ class Ring(NamedTuple):
   hole: bool
 
 
-def read(path: pathlib.Path | str) -> list[Ring]:
+def read(path: pathlib.Path | str, *, drop_empty: bool = False) -> list[Ring]:
   """Reads GeoJSON (QuPath, the phantom) or the XML of ASAP (CAMELYON).
 
   In GeoJSON all rings of a polygon but the first are holes; in XML those of the
@@ -31,6 +32,9 @@ def read(path: pathlib.Path | str) -> list[Ring]:
 
   Args:
     path: coordinates in it are level-0 pixels.
+    drop_empty: whether shapes of one or two corners, which have no area, are
+      left out, with a warning, rather than refused; tumor_054 of CAMELYON16 has
+      one.
 
   Raises:
     TileError: if the file cannot be parsed, or holds a shape without an area.
@@ -45,6 +49,7 @@ def read(path: pathlib.Path | str) -> list[Ring]:
     AttributeError,
     ElementTree.ParseError,
     KeyError,
+    OverflowError,
     RecursionError,
     TypeError,
     ValueError,
@@ -53,7 +58,12 @@ def read(path: pathlib.Path | str) -> list[Ring]:
       f'{path}: no outlines in the layout of GeoJSON or ASAP '
       f'({type(e).__name__}: {e}); export them again'
     ) from e
-  return rings
+  for few in (len(r.corners) for r in rings if len(r.corners) < 3):
+    fault = f'{path}: an outline of {few} corners has no area'
+    if not drop_empty:
+      raise TileError(f'{fault}; draw it again')
+    warnings.warn(f'{fault}: left out', stacklevel=2)
+  return [ring for ring in rings if len(ring.corners) > 2]
 
 
 def _read_geojson(path: pathlib.Path) -> list[Ring]:
@@ -92,7 +102,7 @@ def _ring(name: str, corners: Any, hole: bool) -> Ring:
   corners = np.array([corner[:2] for corner in corners], float)
   if len(corners) > 1 and (corners[0] == corners[-1]).all():
     corners = corners[:-1]
-  if corners.ndim != 2 or len(corners) < 3 or not np.isfinite(corners).all():
+  if corners.shape[1:] != (2,) or not np.isfinite(corners).all():
     raise ValueError(f'{name} has {len(corners)} corners or a place unknown')
   return Ring(corners, hole)
 

@@ -1,57 +1,22 @@
 """Opens the features of a cohort: a folder of files or a packed dataset.
 
-Both kinds have the same operations, by slide id: `in`, `header`, `read`,
+Both kinds have the same operations, by slide id: `in`, `ids`, `header`, `read`,
 `digest`.
 """
 
 from collections.abc import Sequence
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data import features as feature_files
+from data.feature_folders import Folder
 from data.features import FeatureError, FeatureFile, Header
 
 SPLIT = 'slides'  # The only split of a packed dataset.
 _MARK = 'dataset_info.json'  # Every TFDS dataset's folder holds it.
-_EDGE = 2**20  # Bytes at either end of a file that tell it from others.
-
-
-class Folder:
-  """A folder of feature files, <slide_id>.h5."""
-
-  def __init__(self, path: Path | str):
-    self.path = Path(path)
-
-  def __contains__(self, slide_id: str) -> bool:
-    return self.file(slide_id).exists()
-
-  def file(self, slide_id: str) -> Path:
-    """Returns where a slide's file is, or would be."""
-    return self.path / f'{slide_id}.h5'
-
-  def header(self, slide_id: str) -> Header:
-    """See `data.features.header`."""
-    return feature_files.header(self.file(slide_id))
-
-  def read(self, slide_id: str) -> FeatureFile:
-    """See `data.features.read`."""
-    return feature_files.read(self.file(slide_id))
-
-  def digest(self, slide_id: str) -> str:
-    """Returns a hash of the file's size, first and last megabyte."""
-    path = self.file(slide_id)
-    size = path.stat().st_size
-    content = hashlib.sha256(f'{size}'.encode())
-    with path.open('rb') as f:
-      content.update(f.read(_EDGE))
-      f.seek(max(size - _EDGE, 0))
-      content.update(f.read())
-    return content.hexdigest()
 
 
 class Packed:
@@ -89,10 +54,15 @@ class Packed:
       )
     self._source = builder.as_data_source(SPLIT)
     self._row = {slide: i for i, slide in enumerate(index['slide_id'])}
+    self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
     self._index = index
 
   def __contains__(self, slide_id: str) -> bool:
     return slide_id in self._row
+
+  def ids(self) -> list[str]:
+    """Returns the ids of all slides, sorted."""
+    return sorted(self._row)
 
   def header(self, slide_id: str) -> Header:
     """Returns N, D and the attributes of a slide, reading no features.
@@ -102,15 +72,22 @@ class Packed:
     """
     row, index = self._find(slide_id), self._index
     return Header(
-      index['length'][row], index['width'], index['attributes'][row]
+      index['length'][row],
+      index['width'],
+      index['attributes'][row],
+      self._dtype,
     )
 
-  def read(self, slide_id: str) -> FeatureFile:
+  def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
     """Returns the features of a slide as `data.features.read` does.
+
+    Micrometres without a scale were left out when the slide was packed, so
+    `level0_mpp` changes nothing.
 
     Raises:
       FeatureError: if the slide is not in the dataset, or its record damaged.
     """
+    del level0_mpp
     row = self._find(slide_id)
     try:
       example = self._source[row]

@@ -6,7 +6,10 @@ import warnings
 
 from data.slide_files import SlideError
 
+_OBJECTIVE = 'openslide.objective-power'
 MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
+_SCANNERS = (0.1, 2.0)  # um/px that scanners have; else a warning.
+_POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
 
 
@@ -46,7 +49,12 @@ def pixel_size(
           'mean is used, and tiles are distorted by that much.',
           stacklevel=4,
         )
-      return (x + y) / 2, source
+      mean = (x + y) / 2
+      if doubt := _doubt(mean, _number(properties, _OBJECTIVE)):
+        warnings.warn(
+          f'{name}: {mean:g} um/px ({source}), {doubt}', stacklevel=4
+        )
+      return mean, source
   found = ', '.join(
     f'{source}: {x:g} x {y:g}'
     for source, (x, y) in stated.items()
@@ -56,6 +64,20 @@ def pixel_size(
     f'{name}: no usable um/px of level 0 (found {found or "none"}; usable are '
     f'{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}); pass --default_mpp.'
   )
+
+
+def _doubt(mpp: float, power: float) -> str:
+  """Says what is odd about a scale, if anything."""
+  if not _SCANNERS[0] <= mpp <= _SCANNERS[1]:
+    low, high = _SCANNERS
+    return f'where scanners have {low:g} to {high:g}; is it a mistake?'
+  # An objective of 40x gives 0.25 um/px on all common scanners.
+  if power > 0 and abs(mpp * power / 10 - 1) > _POWER:
+    return (
+      f'but an objective of {power:g}x, which gives about {10 / power:g}; the'
+      ' former is used'
+    )
+  return ''
 
 
 def _number(properties: Mapping[str, str], key: str) -> float:

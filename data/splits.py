@@ -12,6 +12,7 @@ import numpy as np
 from data.manifest import Manifest
 
 PARTS = ('train', 'val', 'test')
+_SHOWN = 5  # Names listed in an error.
 
 
 class SplitError(ValueError):
@@ -92,32 +93,45 @@ def check(
     names: what errors call the folds; 'fold 0' and so on by default.
 
   Raises:
-    SplitError: if a case straddles parts of a fold, a slide is tested twice or
-      a part is empty; the message names them.
+    SplitError: if a case straddles parts of a fold, a part is empty or a class
+      is not trained on; the message names them all.
   """
+  found = faults(manifest, splits, names)
+  if found:
+    raise SplitError('\n'.join(found))
+
+
+def faults(
+  manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
+) -> list[str]:
+  """Returns all that `check` would raise for, a line each."""
+  found = []
   names = names or [f'fold {i}' for i in range(len(splits))]
   for name, split in zip(names, splits, strict=True):
     cases = {part: set(manifest.case[getattr(split, part)]) for part in PARTS}
-    for part in PARTS:
-      if not cases[part]:
-        raise SplitError(f'{name}: its {part} part is empty')
+    found += [f'{name}: its {p} part is empty' for p in PARTS if not cases[p]]
     for a, b in itertools.combinations(PARTS, 2):
       both = sorted(cases[a] & cases[b])
       if both:
-        raise SplitError(
-          f'{name}: case {", ".join(both[:5])} is in both {a} and {b}:'
+        found.append(
+          f'{name}: case {_some(both)} is in both {a} and {b}:'
           ' slides of one case belong in one part'
         )
     lost = sorted(set(manifest.label) - set(manifest.label[split.train]))
     if lost:
-      raise SplitError(f'{name}: no training slide of class {lost[0]}')
+      found.append(f'{name}: no training slide of class {_some(lost)}')
+  return found
+
+
+def tested_again(manifest: Manifest, splits: list[Split]) -> list[str]:
+  """Returns the slides that are in the test part of several folds.
+
+  Repeated random splits, as CLAM makes them, have such slides. Pooled figures
+  count each as often as it was tested; intervals, which resample patients,
+  allow for that.
+  """
   tested = np.sum([split.test for split in splits], axis=0)
-  if (tested > 1).any():
-    slide = manifest.slide[tested > 1][0]
-    raise SplitError(
-      f'slide {slide} is in the test part of several folds: pooled'
-      ' figures count a slide once; leave --split_dir out to make new folds'
-    )
+  return manifest.slide[tested > 1].tolist()
 
 
 def write(
@@ -154,42 +168,88 @@ def read(
   """Reads `splits_<i>.csv` for i below k; slides not named are in no part.
 
   Slides `left_out` of the manifest, by a relabelling, may be named: one folder
-  of splits serves all tasks.
+  of splits serves all tasks. Columns other than train, val and test are
+  ignored, as are empty cells, with which CLAM fills the shorter columns. Where
+  pandas wrote such a column of whole numbers it wrote 12.0; that is slide 12 if
+  there is no slide 12.0.
 
   Raises:
     SplitError: if a file is missing, lacks a column, names an unknown slide or
-      one slide twice, or fails `check`.
+      one slide twice, or fails `check`; all faults at once.
   """
-  place = {slide: i for i, slide in enumerate(manifest.slide)}
-  splits = []
-  paths = [pathlib.Path(folder) / f'splits_{i}.csv' for i in range(k)]
-  for path in paths:
+  splits, found = scan(folder, manifest, k, left_out)
+  if found:
+    raise SplitError('\n'.join(found))
+  return splits
+
+
+def scan(
+  folder: str | pathlib.Path,
+  manifest: Manifest,
+  k: int,
+  left_out: frozenset[str] = frozenset(),
+) -> tuple[list[Split], list[str]]:
+  """Returns the splits whose files can be read, and all faults; see `read`."""
+  place = {slide: i for i, slide in enumerate(manifest.slide.tolist())}
+  folder = pathlib.Path(folder)
+  splits, found, names = [], [], []
+  for i in range(k):
+    path = folder / f'splits_{i}.csv'
     try:
-      with path.open(newline='', encoding='utf-8-sig') as f:
-        rows = list(csv.DictReader(f))
-    except FileNotFoundError as e:
-      raise SplitError(
-        f'{path}: no such file; --k={k} needs splits_0.csv to'
-        f' splits_{k - 1}.csv'
-      ) from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-      raise SplitError(f'{path}: cannot be read as CSV: {e}') from e
-    if not rows or any(part not in rows[0] for part in PARTS):
-      raise SplitError(f'{path}: the columns {", ".join(PARTS)} are needed')
+      columns = _columns(path, k)
+    except SplitError as e:
+      found.append(str(e))
+      continue
     parts = {part: np.zeros(len(place), bool) for part in PARTS}
-    seen = set()
-    for part in PARTS:
-      for slide in filter(None, ((row[part] or '').strip() for row in rows)):
+    seen, unknown = set(), {}
+    for part, slides in columns.items():
+      for slide in slides:
+        if slide not in place and slide.removesuffix('.0') in place:
+          slide = slide.removesuffix('.0')
         if slide in left_out:
           continue
         if slide not in place:
-          raise SplitError(
-            f'{path}: slide {slide} ({part}) is not among the labelled slides'
-          )
+          unknown.setdefault(part, []).append(slide)
+          continue
         if slide in seen:
-          raise SplitError(f'{path}: slide {slide} is named twice')
+          found.append(f'{path}: slide {slide} is named twice')
         seen.add(slide)
         parts[part][place[slide]] = True
+    found += [
+      f'{path}: slide {_some(slides)} ({part}) is not among the labelled slides'
+      for part, slides in unknown.items()
+    ]
     splits.append(Split(**parts))
-  check(manifest, splits, [str(path) for path in paths])
-  return splits
+    names.append(str(path))
+  return splits, found + faults(manifest, splits, names)
+
+
+def _columns(path: pathlib.Path, k: int) -> dict[str, list[str]]:
+  """Returns the slides that a file names, by part."""
+  try:
+    with path.open(newline='', encoding='utf-8-sig') as f:
+      rows = list(csv.DictReader(f))
+  except FileNotFoundError as e:
+    there = sorted(
+      int(p.stem.removeprefix('splits_'))
+      for p in path.parent.glob('splits_*.csv')
+      if p.stem.removeprefix('splits_').isdecimal()
+    )
+    advice = f'; there are {len(there)}: --k={len(there)}?' if there else ''
+    raise SplitError(
+      f'{path}: no such file; --k={k} needs splits_0.csv to splits_{k - 1}.csv'
+      + advice
+    ) from e
+  except (OSError, UnicodeDecodeError, csv.Error) as e:
+    raise SplitError(f'{path}: cannot be read as CSV: {e}') from e
+  if not rows or any(part not in rows[0] for part in PARTS):
+    raise SplitError(f'{path}: the columns {", ".join(PARTS)} are needed')
+  return {
+    part: [cell for row in rows if (cell := (row[part] or '').strip())]
+    for part in PARTS
+  }
+
+
+def _some(names: list[str]) -> str:
+  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+  return ', '.join(names[:_SHOWN]) + more

@@ -19,6 +19,8 @@ from experiments import (
   summaries,
   tables,
 )
+from experiments.preflight import bags as preflight
+from experiments.preflight.flag import CHECK
 from experiments.training import Run
 from kmil_jax import parallel
 
@@ -30,10 +32,12 @@ def _run() -> None:
   common.refuse_second_cohort()
   settings = setting_flags.resolve('kmil')
   values = start.resolved(__name__) | setting_flags.resolved(settings)
+  choices = ablation_settings.SETTINGS
+  if CHECK.value:
+    preflight.check(values, settings, runs_of_fold=len(choices))
   cohort, _ = common.cohort()
   splits = common.splits(cohort)
   root = start.folder(f'ablations_{common.TASK.value}')
-  choices = ablation_settings.SETTINGS
   if parallel.is_first():
     for name, choice in choices.items():
       common.open_folder(

@@ -11,15 +11,31 @@ from data import (
   splits as split_files,
 )
 from data.splits import Split
-from experiments import cohort as cohorts, phantom_cohort, provenance, start
-from experiments.cohort import Cohort
+from experiments import (
+  class_labels,
+  cohort as cohorts,
+  files,
+  phantom_cohort,
+  provenance,
+  start,
+)
+from experiments.cohort import Cohort, Joined
 from experiments.csv_flag import CSV_PATH
+from experiments.preflight import patients
+from experiments.preflight.findings import Findings
+from experiments.preflight.flag import CHECK as CHECK
 
 FEATURES_DIR = flags.DEFINE_string(
   'features_dir',
   None,
-  'Folder of <slide_id>.h5, or a dataset of experiments.pack. Without it the'
-  ' phantom cohort is used.',
+  'Folder of <slide_id>.h5 or .pt, or the folder around it that CLAM, TRIDENT'
+  ' or STAMP wrote, or a dataset of experiments.pack. Without it the phantom'
+  ' cohort is used.',
+)
+ALLOW_MISSING = flags.DEFINE_bool(
+  'allow_missing',
+  False,
+  'Leaves out labelled slides without features; how many is printed.',
 )
 SLIDES_DIR = flags.DEFINE_string(
   'slides_dir', None, 'Folder of slide files, for thumbnails of heat maps.'
@@ -29,7 +45,12 @@ SPLIT_DIR = flags.DEFINE_string(
   None,
   'Folder of splits_<i>.csv with the columns train,val,test.',
 )
-K = flags.DEFINE_integer('k', 10, 'Number of folds.', lower_bound=3)
+K = flags.DEFINE_integer(
+  'k',
+  10,
+  'Number of folds: at least 3, or as many as --split_dir has.',
+  lower_bound=1,
+)
 TASK = flags.DEFINE_enum(
   'task',
   'origin',
@@ -61,6 +82,7 @@ EXTERNAL_PHANTOM = flags.DEFINE_bool(
   "Takes the phantom's second cohort, of another laboratory and scanner.",
 )
 flags.declare_key_flag('csv_path')
+flags.declare_key_flag('check')
 flags.adopt_module_key_flags(start)
 
 # Flags that say where and how a result is computed, not what it is.
@@ -69,6 +91,7 @@ _NOT_RESULT = start.NOT_RESULT | {
   'csv_path',
   'features_dir',
   'split_dir',
+  'allow_missing',
   'check',
   # Their results lie beside those of the folds.
   'external_csv',
@@ -83,6 +106,7 @@ _NOT_RESULT = start.NOT_RESULT | {
 
 # What is raised for faults of the user's bags, labels and splits.
 ERRORS = (
+  class_labels.LabelError,
   cohorts.CohortError,
   feature_files.FeatureError,
   manifests.ManifestError,
@@ -96,7 +120,18 @@ def cohort(task: str | None = None) -> tuple[Cohort, pathlib.Path | None]:
 
   Args:
     task: instead of --task.
+
+  Raises:
+    CohortError: if labels, features and splits do not fit; names all problems.
   """
+  found, outlines_dir = joined(task)
+  if found.findings.problems and found.table is not None and SPLIT_DIR.value:
+    folds(found)  # Its problems come with the others.
+  return found.checked(), outlines_dir
+
+
+def joined(task: str | None = None) -> tuple[Joined, pathlib.Path | None]:
+  """As `cohort`, with all that does not fit instead of an error."""
   csv_path, features_dir = CSV_PATH.value, FEATURES_DIR.value
   slides_dir, outlines_dir = SLIDES_DIR.value, None
   if bool(csv_path) != bool(features_dir) or (slides_dir and not csv_path):
@@ -108,14 +143,27 @@ def cohort(task: str | None = None) -> tuple[Cohort, pathlib.Path | None]:
     root, features_dir = phantom_cohort.make(start.CACHE_DIR.value)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
     outlines_dir = root / 'outlines'
-  found = cohorts.load(
+  found = cohorts.join(
     csv_path,
     features_dir,
     slides_dir=slides_dir,
-    mapping=cohorts.mapping_of(task or TASK.value, LABELS.value),
+    mapping=class_labels.mapping_of(task or TASK.value, LABELS.value),
     shuffle_seed=start.SEED.value if SHUFFLE_LABELS.value else None,
+    allow_missing=ALLOW_MISSING.value,
   )
   return found, outlines_dir
+
+
+def folds(found: Joined) -> list[Split]:
+  """Reads or makes the folds; problems join those that were found."""
+  return patients.folds(
+    found.table,
+    found.findings,
+    split_dir=SPLIT_DIR.value,
+    k=K.value,
+    seed=start.SEED.value,
+    left_out=found.left_out,
+  )
 
 
 def refuse_second_cohort() -> None:
@@ -123,8 +171,8 @@ def refuse_second_cohort() -> None:
   for flag in (EXTERNAL_CSV, EXTERNAL_FEATURES_DIR, EXTERNAL_PHANTOM):
     if flag.value:
       raise app.UsageError(
-        f'--{flag.name} says nothing to this script, only to experiments.kmil'
-        ' and experiments.paper'
+        f'--{flag.name} says nothing to this script, only to'
+        ' experiments.kmil and experiments.paper'
       )
 
 
@@ -136,8 +184,18 @@ def external_cohort(cohort: Cohort, task: str | None = None) -> Cohort | None:
     task: instead of --task.
 
   Raises:
-    CohortError: if slides of the first are in it.
+    CohortError: if it has problems, or slides of the first are in it.
   """
+  found = external_joined(cohort, task)
+  if found is None:
+    return None
+  second = found.checked()
+  cohorts.check_apart(cohort, second)
+  return second
+
+
+def external_joined(cohort: Cohort, task: str | None = None) -> Joined | None:
+  """As `external_cohort`, with all that does not fit instead of an error."""
   csv_path, features_dir = EXTERNAL_CSV.value, EXTERNAL_FEATURES_DIR.value
   if bool(csv_path) != bool(features_dir):
     raise app.UsageError(
@@ -153,23 +211,27 @@ def external_cohort(cohort: Cohort, task: str | None = None) -> Cohort | None:
     csv_path = root / 'labels.csv'
   if not csv_path:
     return None
-  second = cohorts.load(
+  return cohorts.join(
     csv_path,
     features_dir,
-    mapping=cohorts.mapping_of(task or TASK.value, LABELS.value),
+    mapping=class_labels.mapping_of(task or TASK.value, LABELS.value),
     like=cohort,
+    allow_missing=ALLOW_MISSING.value,
   )
-  cohorts.check_apart(cohort, second)
-  return second
 
 
 def splits(cohort: Cohort) -> list[Split]:
-  """Returns the folds of --split_dir, or makes --k of them."""
-  if SPLIT_DIR.value:
-    return split_files.read(
-      SPLIT_DIR.value, cohort.manifest, K.value, cohort.left_out
-    )
-  return split_files.make(cohort.manifest, K.value, start.SEED.value)
+  """Returns the folds of --split_dir, or makes --k of them; prints warnings.
+
+  Raises:
+    SplitError: naming all that is wrong with them.
+  """
+  found = Findings()
+  made = folds(Joined(cohort, cohort.manifest, cohort.left_out, found))
+  if found.problems:
+    raise split_files.SplitError('\n'.join(found.problems))
+  found.warn()
+  return made
 
 
 def open_folder(
@@ -182,5 +244,7 @@ def open_folder(
     values,
     [name for name in values if name not in _NOT_RESULT],
     cohort.fingerprint() | {'splits_sha256': fingerprint},
+    cohort.about(),
   )
   split_files.write(folder / 'splits', cohort.manifest, splits)
+  files.write_rows(folder / 'cohort.csv', cohort.rows())

@@ -39,6 +39,8 @@ from experiments import (
 )
 from experiments.csv_flag import CSV_PATH
 from experiments.ct_nodes_networks import NETWORKS
+from experiments.preflight.findings import Findings
+from experiments.preflight.flag import CHECK
 from kmil_jax import parallel
 
 _DATA_DIR = flags.DEFINE_string(
@@ -76,11 +78,17 @@ _MASK_INTERPOLATION = flags.DEFINE_enum(
   ['nearest', 'bspline'],
   'How masks are resampled; bspline is what the paper did.',
 )
+flags.declare_key_flag('check')
 flags.declare_key_flag('csv_path')
 flags.adopt_module_key_flags(start)
 flags.adopt_module_key_flags(patch_flags)
 
-_NOT_RESULT = start.NOT_RESULT | {'csv_path', 'data_dir', 'networks'}
+_NOT_RESULT = start.NOT_RESULT | {
+  'check',
+  'csv_path',
+  'data_dir',
+  'networks',
+}  # fmt: skip
 _SHOWN = 10  # Test slices with Grad-CAM.
 
 
@@ -107,6 +115,9 @@ def _run() -> None:
     by=_SPLIT_BY.value,
     box_mm=_BOX_MM.value,
   )
+  if CHECK.value:
+    print(ct_nodes_table.of_nodes(parts, int(slices.specks)))
+    Findings().close()  # Cutting the slices has found all problems.
   folder = start.folder('ct_nodes')
   if parallel.is_first():
     print(ct_nodes_table.of_nodes(parts, int(slices.specks)), flush=True)

@@ -138,6 +138,7 @@ def train(
     freeze=patch_flags.FREEZE.value if is_pretrained else '',
     precision=patch_flags.PRECISION.value,
     name=network.title,
+    tensorboard=patch_flags.TENSORBOARD.value,
   )
   prob, _ = trained.predict(parts.every(network.channels))
   said = Said(

@@ -7,12 +7,12 @@ import itertools
 import pathlib
 
 import numpy as np
-import tqdm
 
 from data import atomic
 from data.ct import nodes, volumes
 from data.ct.errors import VolumeError
 from data.ct.table import Row
+from experiments import bars
 from kmil_jax import parallel
 
 LARGEST = 162  # Isotropic voxels, 128 mm: the largest box there can be.
@@ -97,7 +97,7 @@ def _cut_all(
   columns = {field.name: [] for field in dataclasses.fields(Slices)}
   problems, specks = [], 0
   groups = itertools.groupby(
-    tqdm.tqdm(rows, 'nodes', unit='row', delay=_PATIENCE),
+    bars.bar(rows, 'nodes', unit='row', delay=_PATIENCE),
     lambda row: (row.image, row.mask),
   )
   for (image, mask_path), group in groups:

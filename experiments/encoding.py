@@ -9,9 +9,9 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from data import features, slides, tiling
+from experiments import bars
 from experiments.cohort_tiles import TileSpec
 from experiments.weights import Encoder
 from kmil_jax import encoder as encoders
@@ -83,7 +83,7 @@ def extract(
   failures, reading, encoding = [], _Clock(), _Clock()
   extra = {**wanted, 'encoder_note': encoder.note}
   pieces = _read(paths, spec, extra, batch, failures)
-  with tqdm.tqdm(total=0, unit='tile', mininterval=1) as bar:
+  with bars.bar(total=0, unit='tile', mininterval=1) as bar:
     for tiles, owners in _ahead(_pack(pieces, batch), reading):
       rows = encoding(encoder.encode, tiles)
       for bag, count in owners:

@@ -53,9 +53,8 @@ def evaluate(
   if not todo:
     return
   feed = Feed(cohort, settings.precision, settings.stream)
-  models = [
-    saved_models.load(folder / f'fold_{fold}', feed, settings) for fold in todo
-  ]
+  design = settings.design(len(cohort.classes), cohort.width)
+  models = [saved_models.load(folder / f'fold_{f}', design) for f in todo]
   probs = saved_models.predict(feed, settings, models)
   if parallel.is_first():
     mark = json.dumps(cohort.fingerprint(), indent=2)

@@ -19,6 +19,8 @@ from absl import app, flags
 
 from data import slides
 from experiments import cohort_tiles, encoding, grid_pictures, weights
+from experiments.preflight import slides as preflight
+from experiments.preflight.flag import CHECK
 from kmil_jax import encoder, port
 
 _SLIDES_DIR = flags.DEFINE_string(
@@ -76,6 +78,7 @@ _AUGMENT = flags.DEFINE_bool(
 _SEED = flags.DEFINE_integer(
   'seed', 0, 'Of a random encoder and of --augment.', lower_bound=0
 )
+flags.declare_key_flag('check')
 
 
 def main(argv):
@@ -117,6 +120,8 @@ def _extract() -> list[encoding.Failure]:
     threads=_THREADS.value,
     augment_seed=_SEED.value if _AUGMENT.value else None,
   )
+  if CHECK.value:
+    preflight.check(paths, _FEATURES_DIR.value, spec)
   made = weights.make_encoder(
     _WEIGHTS.value,
     features_dir=_FEATURES_DIR.value,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import plan as plans
+from data.features import FeatureError
 from experiments.cohort import Cohort
 from kmil_jax import epochs, parallel, train
 from kmil_jax.types import Store
@@ -15,6 +16,29 @@ from kmil_jax.types import Store
 # the array they were read into comes on top.
 _RESIDENT_SHARE = 0.4
 _DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def item_size(precision: str) -> int:
+  """Returns the bytes of a number on the device."""
+  return jnp.dtype(_DTYPES[precision]).itemsize
+
+
+def resident_bytes(cohort: Cohort, precision: str) -> int:
+  """Returns the bytes of all features on a device."""
+  return _num_rows(cohort) * cohort.width * item_size(precision)
+
+
+def is_streamed(cohort: Cohort, precision: str, stream: bool | None) -> bool:
+  """Says whether features are streamed: as asked, or where they do not fit."""
+  if stream is not None:
+    return stream
+  size = resident_bytes(cohort, precision)
+  return bool(parallel.agree(size > _RESIDENT_SHARE * parallel.memory_bytes()))
+
+
+def _num_rows(cohort: Cohort) -> int:
+  rows = int(cohort.length.sum(dtype=np.int64))
+  return rows + plans.bucket_lengths(cohort.length)[-1]
 
 
 class Feed:
@@ -31,13 +55,9 @@ class Feed:
     self.buckets = plans.bucket_lengths(cohort.length)
     self.dtype = _DTYPES[precision]
     length = cohort.length.astype(np.int32)
-    rows = int(length.sum(dtype=np.int64)) + self.buckets[-1]
-    size = rows * cohort.width * jnp.dtype(self.dtype).itemsize
-    if stream is None:
-      stream = size > _RESIDENT_SHARE * parallel.memory_bytes()
-      stream = bool(parallel.agree(stream))
+    streamed = is_streamed(cohort, precision, stream)
     self.store = Store(
-      features=None if stream else self._load(rows),
+      features=None if streamed else self._load(self.num_rows),
       offset=np.cumsum(length, dtype=np.int32) - length,
       length=length,
       label=cohort.label,
@@ -46,7 +66,7 @@ class Feed:
   @property
   def num_rows(self) -> int:
     """T: instances of the cohort and the zeros after the last bag."""
-    return int(self.cohort.length.sum()) + self.buckets[-1]
+    return _num_rows(self.cohort)
 
   def bucket(self, index: np.ndarray) -> np.ndarray:
     """Returns the bucket of every bag."""
@@ -85,9 +105,15 @@ class Feed:
     ends = np.cumsum(self.cohort.length, dtype=np.int64)
 
     def load(i):
-      features = self.cohort.read(i).features
+      try:
+        features = self.cohort.read(i).features
+      except FeatureError as e:
+        return str(e)
       flat[ends[i] - len(features) : ends[i]] = features
+      return None
 
     with futures.ThreadPoolExecutor() as pool:
-      list(pool.map(load, range(len(ends))))
+      faults = [e for e in pool.map(load, range(len(ends))) if e]
+    if faults:
+      raise FeatureError('\n'.join(faults))
     return flat

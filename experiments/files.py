@@ -1,8 +1,12 @@
-"""Writes texts and tables so that they are there in full or not at all."""
+"""Writes texts, tables and arrays, each there in full or not at all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import csv
 import pathlib
+from typing import Any
+
+import h5py
+import numpy as np
 
 from data import atomic
 
@@ -20,3 +24,15 @@ def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
     part.open('w', newline='', encoding='utf-8') as f,
   ):
     csv.writer(f).writerows(rows)
+
+
+def write_h5(
+  path: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  attributes: Mapping[str, Any],
+) -> None:
+  """Writes arrays and the attributes of an HDF5 file."""
+  with atomic.replacing(path) as part, h5py.File(part, 'w') as f:
+    for name, array in arrays.items():
+      f[name] = array
+    f.attrs.update(attributes)

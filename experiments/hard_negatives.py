@@ -30,6 +30,8 @@ from experiments import (
 )
 from experiments.hard_negatives_data import Material
 from experiments.hard_negatives_runs import Study
+from experiments.preflight import tiles as preflight
+from experiments.preflight.flag import CHECK
 from kmil_jax import mining
 
 _TILES_DIR = flags.DEFINE_string(
@@ -95,10 +97,12 @@ _PROTOCOL = flags.DEFINE_enum(
 _FIGURES = flags.DEFINE_bool('figures', True, 'Draws mined.png and others.')
 for module in (start, patch_flags, tile_flags):
   flags.adopt_module_key_flags(module)
+flags.declare_key_flag('check')
 
 # What does not decide what a training comes to, or is hashed.
 _NOT_RESULT = start.NOT_RESULT | {
   'alpha',
+  'check',
   'exp_code',
   'figures',
   'pool_dir',
@@ -120,6 +124,8 @@ def _run() -> None:
   leaking = _PROTOCOL.value == 'original'
   numbers = _tables()
   material = _material()
+  if CHECK.value:
+    preflight.check({'annotated': material.annotated, 'pool': material.pool})
   phantom = bool(material.hard)
   fractions = _fractions(phantom)
   recipe = paper.RECIPE
@@ -142,6 +148,7 @@ def _run() -> None:
     weights=patch_flags.WEIGHTS.value,
     freeze=patch_flags.FREEZE.value,
     precision=patch_flags.PRECISION.value,
+    tensorboard=patch_flags.TENSORBOARD.value,
   )
   study = Study(
     folder,

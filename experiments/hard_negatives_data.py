@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 
 import numpy as np
-import tqdm
 
 from data import (
   atomic,
@@ -16,6 +15,7 @@ from data import (
 )
 from data.invasion_phantom import scenes
 from data.labelled_tiles import LabelledTiles, TileError
+from experiments import bars
 from experiments.code_hash import code_hash
 from kmil_jax import parallel
 
@@ -226,7 +226,7 @@ def _rendered(
   if parallel.is_first() and not path.exists():
     total = options['patients'] * options['patches']
     print(f'rendering {total} phantom patches in {path}', flush=True)
-    with tqdm.tqdm(total=total, unit='patch', disable=None) as bar:
+    with bars.bar(total=total, unit='patch') as bar:
       patches = invasion_phantom.make(seed=seed, progress=bar.update, **options)
     with atomic.replacing(path) as part, part.open('wb') as file:
       np.savez(file, **dataclasses.asdict(patches))

@@ -14,7 +14,6 @@ import sys
 
 from absl import app, flags
 
-from data import plan as plans, splits as split_files
 from experiments import (
   common,
   crossval,
@@ -27,6 +26,9 @@ from experiments import (
   tables,
   training,
 )
+from experiments.preflight import bags as preflight, outlook
+from experiments.preflight.flag import CHECK
+from experiments.reporting import page
 from experiments.training import Run
 from kmil_jax import parallel
 from kmil_jax.models import SPECS, dtfd, kmil
@@ -75,9 +77,6 @@ _INSTANCE_SCORE = flags.DEFINE_enum(
 _HEAT_MAPS = flags.DEFINE_integer(
   'heat_maps', None, 'Attention maps to draw per fold; of all test slides.', 0
 )
-_CHECK = flags.DEFINE_bool(
-  'check', False, 'Only join and check the inputs, and say what would run.'
-)
 flags.adopt_module_key_flags(common)
 flags.adopt_module_key_flags(setting_flags)
 
@@ -86,13 +85,13 @@ def _run() -> None:
   settings = asked_settings()
   values = start.resolved(__name__) | setting_flags.resolved(settings)
   asked = _asked(common.K.value)
+  if CHECK.value:
+    preflight.check(values, settings, asked=asked)
   cohort, outlines_dir = common.cohort()
   splits = common.splits(cohort)
   if parallel.is_first():
     _describe(values, cohort, splits)
   second = common.external_cohort(cohort)
-  if _CHECK.value:
-    return
   folder = start.folder(f'{_MODEL.value}_{common.TASK.value}')
   if second:
     external.check(folder, second)
@@ -122,6 +121,7 @@ def _run() -> None:
       cohort.classes,
     )
     figures.draw(folder, cohort.classes)
+    page.write(folder)
     print(tables.closing(summary))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')
@@ -183,24 +183,8 @@ def _describe(values, cohort, splits) -> None:
   """Prints the resolved flags, the cohort and what training would take."""
   for name, value in values.items():
     print(f'--{name}={"" if value is None else value}')
-  cases = len(set(cohort.manifest.case))
-  counts = {
-    name: int((cohort.label == c).sum())
-    for c, name in enumerate(cohort.classes)
-  }
-  size = int(cohort.length.sum()) * cohort.width * 4 / 2**20
-  print(
-    f'{len(cohort.label)} slides of {cases} cases: '
-    + ', '.join(f'{name} {n}' for name, n in counts.items())
-  )
-  print(
-    f'{cohort.length.min()} to {cohort.length.max()} instances a slide,'
-    f' {cohort.width} features each, {size:.0f} MiB;'
-    f' padded to {plans.bucket_lengths(cohort.length)}'
-  )
-  for i, split in enumerate(splits):
-    sizes = [int(getattr(split, part).sum()) for part in split_files.PARTS]
-    print(f'fold {i}: {sizes[0]} train, {sizes[1]} val, {sizes[2]} test slides')
+  for line in (*outlook.of_cohort(cohort), *outlook.of_folds(cohort, splits)):
+    print(line)
 
 
 main = start.script(_run, common.ERRORS)

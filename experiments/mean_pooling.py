@@ -18,6 +18,8 @@ from experiments import (
   summaries,
   tables,
 )
+from experiments.preflight import bags as preflight
+from experiments.preflight.flag import CHECK
 from kmil_jax import parallel
 
 _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
@@ -28,6 +30,8 @@ def _run() -> None:
   common.refuse_second_cohort()
   if not parallel.is_first():
     return  # There is nothing to share out.
+  if CHECK.value:
+    preflight.check(start.resolved(__name__))
   cohort, _ = common.cohort()
   splits = common.splits(cohort)
   folder = start.folder(f'mean_pooling_{common.TASK.value}')

@@ -59,6 +59,8 @@ def _run() -> None:
     # This process only reads: the device is for the commands it starts.
     jax.config.update('jax_platforms', 'cpu')
     jobs = _jobs(name, models)
+    if common.CHECK.value:
+      sys.exit(paper_runs.check(jobs.values(), _given()))
     paper_runs.complete(jobs.values(), start.resolved(__name__), _given())
     table, drawing = _made(name, jobs)
     data = _data(name, jobs)

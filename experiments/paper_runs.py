@@ -111,14 +111,25 @@ def complete(
   for job in jobs:
     if _is_complete(job) and _is_unchanged(job, values, inputs_of):
       continue
-    command = ['-m', *job.command, *given]
-    shown = shlex.join(['python', *command])
-    print(f'$ {shown}', file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, *command], stdout=_STDERR)
-    if done.returncode:
-      print(f'error: this command failed: {shown}', file=sys.stderr)
-      code = done.returncode  # Of a signal, its negative number.
+    code = _run(job, given)
+    if code:
       sys.exit(code if code > 0 else 128 - code)
+
+
+def check(jobs: Iterable[Job], given: Sequence[str]) -> int:
+  """Runs all jobs, to which --check is given; returns 1 if any has problems."""
+  return int(any([_run(job, given) for job in jobs]))
+
+
+def _run(job: Job, given: Sequence[str]) -> int:
+  """Runs a command; returns its status, of a signal its negative number."""
+  command = ['-m', *job.command, *given]
+  shown = shlex.join(['python', *command])
+  print(f'$ {shown}', file=sys.stderr, flush=True)
+  done = subprocess.run([sys.executable, *command], stdout=_STDERR)
+  if done.returncode:
+    print(f'error: this command failed: {shown}', file=sys.stderr)
+  return done.returncode
 
 
 def summary(folder: pathlib.Path) -> dict:

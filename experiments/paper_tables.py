@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments import (
   ablation_settings,
-  cohort,
+  class_labels,
   comparison,
   paper_numbers as paper,
   paper_runs,
@@ -165,7 +165,7 @@ def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
 
 def tasks(summaries: Mapping[str, dict]) -> Table:
   """Returns Table 6: KMIL by task."""
-  classes = (*paper.CLASSES[:2], cohort.METASTATIC)
+  classes = (*paper.CLASSES[:2], class_labels.METASTATIC)
   overall = {**METRICS, 'balanced_accuracy': 'balanced ACC'}
   entries = []
   for task, summary in summaries.items():

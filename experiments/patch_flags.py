@@ -12,6 +12,7 @@ from experiments.recipe_flags import (
   LR,
   PRECISION as PRECISION,
   SELECT,
+  TENSORBOARD as TENSORBOARD,
   WEIGHT_DECAY,
 )
 from kmil_jax import parallel, selection

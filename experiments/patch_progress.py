@@ -4,9 +4,8 @@ import json
 import math
 import pathlib
 
-import tqdm
-
-from experiments import files
+from experiments import bars, files
+from experiments.event_files import EventFile
 from kmil_jax import parallel
 from kmil_jax.types import PatchRecipe
 
@@ -22,16 +21,18 @@ class Progress:
     name: str,
     num_tiles: int,
     recipe: PatchRecipe,
+    tensorboard: bool = False,
   ):
     self._path = folder / METRICS
     self._epoch = math.ceil(num_tiles / recipe.batch) * recipe.batch
-    self._bar = tqdm.tqdm(
+    self._tensorboard = tensorboard
+    self._events: EventFile | None = None
+    self._bar = bars.bar(
       total=recipe.epochs * self._epoch,
       desc=name,
       unit='tile',
       mininterval=1,
-      # Not in files and pipes; of a pod, in one process.
-      disable=None if parallel.is_first() else True,
+      disable=not parallel.is_first(),
     )
 
   def begin(self, epoch: int) -> None:
@@ -52,6 +53,10 @@ class Progress:
     ]
     text = ''.join(json.dumps(row) + '\n' for row in rows)
     files.write_text(self._path, text)
+    if self._events:
+      self._events.add(rows[-1])
+    elif self._tensorboard:
+      self._events = EventFile(self._path.parent, rows)
     last = history[-1]
     self._bar.set_postfix(
       loss=f'{last["train_loss"]:.3f}',
@@ -63,3 +68,5 @@ class Progress:
 
   def close(self) -> None:
     self._bar.close()
+    if self._events:
+      self._events.close()

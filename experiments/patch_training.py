@@ -88,6 +88,7 @@ def train(
   freeze: str = '',
   precision: str = 'float32',
   name: str = '',
+  tensorboard: bool = False,
 ) -> Trained:
   """Trains a classifier, or goes on with it, or loads it if it is done.
 
@@ -107,6 +108,7 @@ def train(
     freeze: modules that stay as they are, see `freezing`.
     precision: 'float32' or 'bfloat16', of the computation.
     name: before the progress bar; that of the folder by default.
+    tensorboard: writes event files beside metrics.jsonl, too.
 
   Raises:
     PatchError: if the settings do not fit the tiles, the model or the devices.
@@ -150,7 +152,7 @@ def train(
       start = patch_files.start(weights, model, start)
     state = program.trainer.init(start, seed)
     shown = patch_progress.Progress(
-      folder, name or folder.name, len(train), recipe
+      folder, name or folder.name, len(train), recipe, tensorboard
     )
     fitted = _fit(folder, program, recipe, state, train, val, shown)
     if parallel.is_first():

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 import itertools
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
-import tqdm
 
+from experiments import bars, files
+from experiments.event_files import EventFile
 from kmil_jax import parallel
 from kmil_jax.selection import Selection, Validation
 
@@ -19,6 +21,7 @@ class Progress:
     runs: the folders of every run, `metrics.jsonl` of each is written.
     stage: its name.
     epochs: how many there are at most.
+    tensorboard: also writes event files into these folders.
   """
 
   def __init__(
@@ -26,13 +29,16 @@ class Progress:
     runs: Sequence[Sequence[pathlib.Path]],
     stage: str,
     epochs: int,
+    tensorboard: bool = False,
   ):
     self._paths = [
       [folder / 'metrics.jsonl' for folder in folders] for folders in runs
     ]
     self._stage = stage
     self._started = False
-    self._bar = tqdm.tqdm(
+    self._tensorboard = tensorboard
+    self._events: dict[pathlib.Path, EventFile] = {}
+    self._bar = bars.bar(
       total=epochs,
       desc=f'{stage} x {len(runs)} run{"s" * (len(runs) > 1)}',
       unit='epoch',
@@ -48,7 +54,9 @@ class Progress:
       self._started = True
       self._bar.update(epoch)
       for path in itertools.chain(*self._paths):
-        self._forget_from(path, epoch)
+        kept = self._forget_from(path, epoch)
+        if self._tensorboard:
+          self._events[path] = EventFile(path.parent, kept)
     # Those that had not stopped before this epoch.
     going = chosen.epoch + chosen.stale == epoch
     for r, paths in enumerate(self._paths):
@@ -67,6 +75,8 @@ class Progress:
       for path in paths:
         with path.open('a') as f:
           f.write(json.dumps(line) + '\n')
+        if path in self._events:
+          self._events[path].add(line)
     self._bar.set_postfix(
       loss=f'{loss[going].mean():.3f}',
       val_f1=f'{val.f1_macro[going].mean():.3f}',
@@ -76,9 +86,17 @@ class Progress:
 
   def close(self) -> None:
     self._bar.close()
+    for events in self._events.values():
+      events.close()
 
-  def _forget_from(self, path: pathlib.Path, epoch: int) -> None:
-    """Drops what a killed run reported after its last checkpoint."""
+  def _forget_from(
+    self, path: pathlib.Path, epoch: int
+  ) -> list[dict[str, Any]]:
+    """Drops what a killed run reported after its last checkpoint.
+
+    Returns:
+      The lines that stay.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines() if path.exists() else []
     kept = []
@@ -91,8 +109,10 @@ class Progress:
         continue
       if self._stage == 'chooser' and old['stage'] == 'model':
         continue
-      kept.append(line + '\n')
-    path.write_text(''.join(kept))
+      kept.append(old)
+    text = ''.join(json.dumps(line) + '\n' for line in kept)
+    files.write_text(path, text)
+    return kept
 
 
 def _number(value: float) -> float | None:

@@ -5,7 +5,9 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 
 from experiments import files
 
@@ -17,7 +19,11 @@ class ResultsError(ValueError):
 
 
 def open_folder(
-  folder: pathlib.Path, flags: dict, decides: Iterable[str], inputs: dict
+  folder: pathlib.Path,
+  flags: dict,
+  decides: Iterable[str],
+  inputs: dict,
+  cohort: dict | None = None,
 ) -> None:
   """Makes the folder and records what its results are a function of.
 
@@ -26,6 +32,7 @@ def open_folder(
     flags: resolved flags.
     decides: names of those that decide the result.
     inputs: hashes of labels, features and splits.
+    cohort: what whoever uses the models later must know of it.
 
   Raises:
     ResultsError: if the folder was begun with other flags or inputs.
@@ -36,6 +43,7 @@ def open_folder(
     'versions': {'python': platform.python_version()}
     | {p: importlib.metadata.version(p) for p in _PACKAGES},
     'commit': _commit(),
+    'command': shlex.join(['python', *sys.orig_argv[1:]]),
   }
   config = {
     'flags': flags,
@@ -63,6 +71,8 @@ def open_folder(
     config = old
     if made_by not in old['made_by']:
       old['made_by'].append(made_by)
+  if cohort is not None:
+    config['cohort'] = cohort
   files.write_text(path, json.dumps(config, indent=2) + '\n')
 
 

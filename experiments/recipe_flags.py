@@ -25,6 +25,11 @@ SELECT = flags.DEFINE_enum(
   'The epoch kept: of the best validation macro-F1 (bags), loss, accuracy or'
   ' AUROC, or the last, where validation parts are too small to choose by.',
 )
+TENSORBOARD = flags.DEFINE_bool(
+  'tensorboard',
+  False,
+  'Also write what metrics.jsonl holds as TensorBoard event files beside it.',
+)
 PRECISION = flags.DEFINE_enum(
   'precision', 'float32', ['float32', 'bfloat16'], 'Of features and products.'
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from experiments import choosing, training
 from experiments.feed import Feed
 from experiments.training import Settings, Trained
-from kmil_jax import checkpoint, train
+from kmil_jax import checkpoint, inference, train
+from kmil_jax.inference import Design
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,23 +38,21 @@ def save(folder: pathlib.Path, trained: Trained, run: int) -> None:
   saved.close()
 
 
-def load(folder: pathlib.Path, feed: Feed, settings: Settings) -> Model:
+def load(folder: pathlib.Path, design: Design) -> Model:
   """Fetches what `save` kept of one fold.
 
   Args:
     folder: of the fold.
-    feed: any cohort with the classes and the width of the one trained on.
-    settings: of the training.
+    design: of the training.
 
   Raises:
     FileNotFoundError: if the fold has no model.
+    AssertionError: if its model has other shapes.
   """
-  chooser = None
-  if settings.has_chooser:
-    chooser = _like(feed, training.chooser_stage(feed, settings, 1))
+  networks = design.like()
   like = {
-    'params': _like(feed, training.model_stage(feed, settings, 1)),
-    'chooser_params': chooser,
+    'params': networks[inference.MODEL],
+    'chooser_params': networks.get(inference.CHOOSER),
     'epoch': np.int64(0),
   }
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
@@ -96,14 +94,6 @@ def predict(
   return np.stack(
     training.evaluate(feed, stage, program, state, [everything] * len(models))
   )
-
-
-def _like(feed: Feed, stage: training.Stage) -> Any:
-  """Returns zeros in the shapes of a model's parameters."""
-  x, mask = np.zeros((1, feed.cohort.width), np.float32), np.ones(1, bool)
-  init = functools.partial(stage.trainer.model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), x, mask)['params']
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _blank(

@@ -12,6 +12,7 @@ from experiments.recipe_flags import (
   LR,
   PRECISION,
   SELECT,
+  TENSORBOARD,
   WEIGHT_DECAY,
 )
 from experiments.training import Settings
@@ -106,6 +107,7 @@ def resolve(
     combine=combine,
     stream=STREAM.value,
     options=dict(options or {}),
+    tensorboard=TENSORBOARD.value,
   )
 
 

@@ -38,13 +38,14 @@ PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'With --coordinator=host:port: this one, from 0.'
 )
 
-# Flags here that say where a result is computed, not what it is.
+# Flags that say where a result is computed or shown, not what it is.
 NOT_RESULT = frozenset({
   'cache_dir',
   'coordinator',
   'num_processes',
   'process_id',
   'results_dir',
+  'tensorboard',  # Of recipe_flags.
 })  # fmt: skip
 
 _ERRORS = (

@@ -13,6 +13,7 @@ from data.splits import Split, SplitError
 from experiments import choosing, progress
 from experiments.feed import Feed
 from kmil_jax import checkpoint, epochs, fit, parallel, selection, train
+from kmil_jax.inference import Design
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Pairs, Plan, Recipe
@@ -32,10 +33,23 @@ class Settings:
   combine: bool = False
   stream: bool | None = None  # None: where the features do not fit
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
+  tensorboard: bool = False  # event files beside metrics.jsonl
 
   @property
   def has_chooser(self) -> bool:
     return SPECS[self.model].chooser is not None
+
+  def design(self, num_classes: int, width: int) -> Design:
+    """Returns what predicts with the models so trained."""
+    return Design(
+      model=self.model,
+      num_classes=num_classes,
+      width=width,
+      precision=self.precision,
+      choice=self.choice,
+      combine=self.combine,
+      options=self.options,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +246,10 @@ def _train_stage(
 
   saved = checkpoint.Checkpoints(state_dir / stage.name)
   shown = progress.Progress(
-    [folders for _, folders in runs], stage.name, recipe.epochs
+    [folders for _, folders in runs],
+    stage.name,
+    recipe.epochs,
+    settings.tensorboard,
   )
   try:
     state, chosen = fit.fit(

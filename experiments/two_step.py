@@ -26,6 +26,9 @@ from experiments import (
   two_step_run,
   two_step_tiles,
 )
+from experiments.preflight import tiles as preflight
+from experiments.preflight.findings import Findings
+from experiments.preflight.flag import CHECK
 from kmil_jax.models import CLASSIFIERS
 from kmil_jax.types import PatchRecipe
 
@@ -88,9 +91,11 @@ _PICTURES = flags.DEFINE_integer(
 )
 for module in (start, patch_flags, tile_flags):
   flags.adopt_module_key_flags(module)
+flags.declare_key_flag('check')
 
 # What does not decide the results, or is hashed.
 _NOT_RESULT = start.NOT_RESULT | {
+  'check',
   'exp_code',
   'images_csv',
   'images_dir',
@@ -174,6 +179,7 @@ def _run() -> None:
     weights=patch_flags.WEIGHTS.value,
     freeze=patch_flags.FREEZE.value,
     precision=patch_flags.PRECISION.value,
+    tensorboard=patch_flags.TENSORBOARD.value,
     pictures=_PICTURES.value,
   )
   values |= patch_flags.resolved(recipe) | {
@@ -184,6 +190,8 @@ def _run() -> None:
   folder = start.folder('two_step')
   if tiles:
     found = two_step_tiles.open_tiles(*tiles)
+    if CHECK.value:
+      preflight.check({'tiles': found.tiles})
     provenance.open_folder(folder, values, decides, found.inputs)
     two_step_tiles.run(folder, found, settings)
     return
@@ -191,6 +199,12 @@ def _run() -> None:
     found = two_step_images.phantom(start.CACHE_DIR.value)
   else:
     found = node_images.load(*images, mpp=_MPP.value)
+  if CHECK.value:
+    print(
+      f'{len(found)} images of {len(set(found.patient))} patients:'
+      f' {found.test.sum()} to test, {found.positive.sum()} positive'
+    )
+    Findings().close()  # Loading has found all problems.
   inputs = two_step_images.fingerprint(found)
   provenance.open_folder(folder, values, decides, inputs)
   if phantom:

@@ -3,10 +3,9 @@
 import hashlib
 import pathlib
 
-import tqdm
-
 from data import node_images, node_phantom
 from data.node_images import NodeImages
+from experiments import bars
 from experiments.code_hash import code_hash
 from kmil_jax import parallel
 
@@ -24,7 +23,7 @@ def phantom(cache_dir: str) -> NodeImages:
   root = root / f'node_images_{code_hash(*_PHANTOM_CODE)}'
   if parallel.is_first() and not (root / 'images.csv').exists():
     print(f'rendering phantom node images in {root}', flush=True)
-    with tqdm.tqdm(unit='image', desc='phantom', delay=_PATIENCE) as bar:
+    with bars.bar(unit='image', desc='phantom', delay=_PATIENCE) as bar:
 
       def show(done, total):
         bar.total = total

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 import pathlib
 
 import numpy as np
-import tqdm
 
 from data import atomic
 from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
-from experiments import two_step_patches
+from experiments import bars, two_step_patches
 from experiments.patch_training import Trained
 from kmil_jax import cutter, heatmap
 from kmil_jax.cutter import Cutter
@@ -76,4 +75,4 @@ def _read(path: pathlib.Path) -> Windows | None:
 
 
 def _bar(rows, name: str) -> Iterator[int]:
-  return tqdm.tqdm(rows, desc=name, unit='image')
+  return bars.bar(rows, desc=name, unit='image')

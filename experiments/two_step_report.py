@@ -4,10 +4,10 @@ from collections.abc import Sequence
 import pathlib
 
 import numpy as np
-import tqdm
 
 from data.node_images import MPP, PARTS, NodeImages
 from experiments import (
+  bars,
   files,
   two_step_outlines,
   two_step_pictures,
@@ -128,7 +128,7 @@ def draw(
     rows = np.flatnonzero(images.test & (images.positive == wanted))
     order = rows[np.argsort(-one[rows], kind='stable')]
     drawn |= set(order[: (pictures + wanted) // 2].tolist())
-  for row in tqdm.tqdm(range(len(images)), desc='outlines', unit='image'):
+  for row in bars.bar(range(len(images)), desc='outlines', unit='image'):
     image, mask = images.read(row)
     said, name = windows[row], images.id[row]
     votes = heatmap.votes(said.positive(), image.shape[:2])

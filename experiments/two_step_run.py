@@ -46,6 +46,7 @@ class Settings:
   weights: str | None
   freeze: str
   precision: str
+  tensorboard: bool
   pictures: int
 
 
@@ -71,6 +72,7 @@ def train(
     weights=weights,
     freeze=settings.freeze,
     precision=settings.precision,
+    tensorboard=settings.tensorboard,
   )
 
 

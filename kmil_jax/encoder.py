@@ -1,9 +1,11 @@
 """The tile encoder as a function: its random weights and its pmapped call."""
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,14 @@ PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
-  """Returns random `ResNet50Trunk` variables, calibrated on tiles.
+  """Returns random `ResNet50Trunk` variables, as `random_network`."""
+  return random_network(resnet.ResNet50Trunk(momentum=0.0), tiles, seed=seed)
+
+
+def random_network(
+  network: nn.Module, tiles: np.ndarray, *, seed: int
+) -> dict[str, Any]:
+  """Returns random variables of a residual network, calibrated on tiles.
 
   Kernels are normal with variance 2 / fan-out (He et al., "Delving deep into
   rectifiers", ICCV 2015, eq. 14), drawn by NumPy, so that they do not change
@@ -29,6 +38,8 @@ def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
   branches start at a quarter of the shortcut's scale.
 
   Args:
+    network: of bottlenecks, whose norms keep the statistics of the last batch
+      alone (momentum 0).
     tiles: normalised tiles, [T, S, S, 3] float32, a hundred or so.
     seed: of the kernels.
 
@@ -47,16 +58,20 @@ def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
     kernel = rng.standard_normal(leaf.shape, leaf.dtype)
     return kernel * np.float32((2 / (height * width * out)) ** 0.5)
 
-  variables = jax.tree_util.tree_map_with_path(draw, resnet.trunk_shapes())
-  stats = jax.device_get(_batch_statistics(variables, tiles))
+  shapes = jax.eval_shape(
+    network.init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32),
+  )
+  variables = jax.tree_util.tree_map_with_path(draw, shapes)
+  stats = jax.device_get(_batch_statistics(network, variables, tiles))
   return {'params': variables['params'], 'batch_stats': stats}
 
 
-@jax.jit
-def _batch_statistics(variables, tiles):
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_statistics(network, variables, tiles):
   """Returns the running statistics that normalise just these tiles."""
-  trunk = resnet.ResNet50Trunk(momentum=0.0)  # Keeps this batch's alone.
-  _, mutated = trunk.apply(
+  _, mutated = network.apply(
     variables, tiles, train=True, mutable=['batch_stats']
   )
   return mutated['batch_stats']

@@ -69,6 +69,8 @@ class ModelSpec:
   own: Recipe = Recipe()  # its authors'; by default that of Zheng et al. 2024
   # KMIL only: a first model chooses the instances that the second one sees.
   chooser: str | None = None
+  # Whether its program needs the padded length as a number; see `export`.
+  fixed_length: bool = False
 
 
 @chex.dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
-import pathlib
 from typing import Any, ClassVar
 
-import h5py
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -134,7 +132,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     for slide in table.slide:
       try:
         headers.append(folder.header(slide))
-        dtypes.append(_stored_type(folder.file(slide)))
+        dtypes.append(headers[-1].dtype)
       except feature_files.FeatureError as e:
         faults.append(str(e))
     widths = [h.width for h in headers]
@@ -146,9 +144,3 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     if faults:
       raise feature_files.FeatureError('\n'.join(faults))
     return _Cohort(table, folder, headers, np.result_type(*dtypes))
-
-
-def _stored_type(path: pathlib.Path) -> np.dtype:
-  """Returns the type of a sound feature file's features, as stored."""
-  with h5py.File(path, 'r', locking=False) as file:
-    return file['features' if 'features' in file else 'feats'].dtype

@@ -74,6 +74,7 @@ SPECS = {
     loss=losses.cross_entropy,
     paper='Shao et al., NeurIPS 2021, Algorithms 1 and 2',
     own=recipes.TRANSMIL,
+    fixed_length=True,
   ),
 }
 

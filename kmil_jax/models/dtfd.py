@@ -184,7 +184,7 @@ def pseudo_bags(
   chex.assert_rank(mask, 1)
   # A number per place: splitting the key by N would make padding matter.
   draw = jax.vmap(lambda n: jax.random.bits(jax.random.fold_in(key, n)))
-  bits = draw(jnp.arange(len(mask)))
+  bits = draw(jnp.arange(mask.size))
   # 24 bits are exact as float32; equal ones rank in the order of places.
   rank = pooling.masked_rank((bits >> 8).astype(jnp.float32), mask)
   n = mask.sum()

@@ -64,7 +64,7 @@ def masked_rank(scores: jax.Array, mask: jax.Array) -> jax.Array:
   """
   chex.assert_equal_shape([scores, mask])
   order = jnp.argsort(jnp.where(mask, -scores, jnp.inf), stable=True)
-  return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
+  return jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
 
 
 def masked_top(
@@ -82,7 +82,7 @@ def masked_top(
     that shape, False where a column has no instance left.
   """
   chex.assert_equal_shape([values, mask])
-  k = min(k, len(values))
+  k = min(k, values.shape[0])
   _, index = jax.lax.top_k(jnp.where(mask, values, -jnp.inf).T, k)
   return index.T, jnp.arange(k)[:, None] < mask.sum(0)
 

@@ -23,7 +23,7 @@ from kmil_jax.types import TilePrediction
 # Bottleneck blocks of conv2_x, conv3_x and conv4_x (He et al., table 1).
 STAGES = (3, 4, 6)
 # He et al., "Delving deep into rectifiers", ICCV 2015, eq. 14.
-_kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+KAIMING = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class BasicBlock(nn.Module):
@@ -59,7 +59,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """1x1, 3x3, 1x1 convolutions around a shortcut; four times `width` out.
+  """1x1, 3x3, 1x1 convolutions around a shortcut.
 
   The stride sits in the 3x3 convolution («v1.5», as in torchvision), not in
   the first 1x1 as in He et al.; ported weights expect it there.
@@ -69,27 +69,32 @@ class Bottleneck(nn.Module):
     stride: spatial stride of the block.
     conv: makes a convolution without bias.
     norm: makes a batch normalisation.
+    expansion: channels out, in widths.
+    shortcut: side of the kernel of a shortcut that is not the identity.
   """
 
   width: int
   stride: int
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
+  expansion: int = 4
+  shortcut: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps [T, S, S, C] to [T, S / stride, S / stride, 4 * width]."""
+    """Maps [T, S, S, C] to [T, S / stride, S / stride, expansion * width]."""
     norm = lambda name: functools.partial(
       self.norm(name=name), use_running_average=not train
     )
-    s, out = self.stride, 4 * self.width
+    s, out = self.stride, self.expansion * self.width
     y = self.conv(self.width, (1, 1), name='conv1')(x)
     y = nn.relu(norm('bn1')(y))
     y = self.conv(self.width, (3, 3), s, padding=1, name='conv2')(y)
     y = nn.relu(norm('bn2')(y))
     y = norm('bn3')(self.conv(out, (1, 1), name='conv3')(y))
     if s != 1 or x.shape[-1] != out:
-      x = self.conv(out, (1, 1), s, name='downsample_conv')(x)
+      k = self.shortcut
+      x = self.conv(out, (k, k), s, padding=k // 2, name='downsample_conv')(x)
       x = norm('downsample_bn')(x)
     return nn.relu(x + y)
 
@@ -120,7 +125,7 @@ class ResNet(nn.Module):
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      kernel_init=_kaiming,
+      kernel_init=KAIMING,
       conv_general_dilated=convolution,
     )
     norm = functools.partial(

@@ -18,7 +18,9 @@ cell = (
   .map(str.strip)
   .filter(bool)
 )
-slide_id = cell.filter(lambda s: not set(s) & set('/\\') and s not in '..')
+slide_id = cell.filter(
+  lambda s: not set(s) & set('/\\') and s not in '..' and len(s) <= 45
+)
 
 
 def write(tmp_path, text):
@@ -57,6 +59,15 @@ def test_the_order_of_rows_is_immaterial(tmp_path, table, data):
   assert_equal(manifests.read(tmp_path / 'labels.csv'), table)
 
 
+def test_what_is_sound_can_be_used_beside_the_faults(tmp_path):
+  path = write(tmp_path, HEADER + 'c,b,x\nc,a,x\nc,b,y\n,d,x\nc,../e,x\n')
+  table, faults = manifests.scan(path)
+  assert table.slide.tolist() == ['a', 'b'] and len(faults) == 3
+  assert table.label.tolist() == ['x', 'x']
+  empty, faults = manifests.scan(write(tmp_path, HEADER))
+  assert empty.slide.tolist() == [] and faults == ['no rows']
+
+
 def test_ids_stay_strings(tmp_path):
   text = 'label,slide_id,extra,case_id\n 1 ,TCGA.01.z,x,1e3\n01,007,y,0012\n'
   table = manifests.read(write(tmp_path, text))
@@ -81,6 +92,8 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
     'c,dup,l',
     'c,a/b,l',
     'c,..,l',
+    f'c,{"x" * 181},l',
+    '"c\x07",f,l',
   ]
   path = write(tmp_path, HEADER + '\n'.join(rows) + '\n')
   with pytest.raises(ManifestError) as e:
@@ -96,6 +109,8 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
     'slide dup: 2 rows',
     'slide a/b: an id is a file name',
     'slide ..: an id is a file name',
+    f'slide {"x" * 80}: an id has at most 180 bytes',
+    'row 12: a control character in case_id',
   ):
     assert part in message
   assert 'row 2' not in message and 'row 7' not in message

@@ -1,3 +1,4 @@
+import re
 import warnings
 
 import pytest
@@ -44,3 +45,30 @@ def test_unequal_scales_are_averaged_with_a_warning():
 def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
   with pytest.raises(SlideError, match=r'^a\.svs: .*--default_mpp'):
     pixel_size('a.svs', {}, default)
+
+
+@pytest.mark.parametrize(
+  ('mpp', 'power', 'said'),
+  [
+    ('0.25', '40', None),
+    ('0.23', '40', None),
+    ('0.5', '20', None),
+    ('0.25', '', None),
+    ('0.25', '20', r'0\.25 um/px \(openslide\), but an objective of 20x'),
+    ('0.5', '40', r'but an objective of 40x, which gives about 0\.25'),
+    ('4', '', r'4 um/px \(openslide\), where scanners have 0\.1 to 2'),
+    ('0.06', '', r'where scanners have'),
+  ],
+)
+def test_a_scale_that_no_scanner_has_or_no_objective_gives(mpp, power, said):
+  properties = {
+    'openslide.mpp-x': mpp,
+    'openslide.mpp-y': mpp,
+    'openslide.objective-power': power,
+  }
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    assert pixel_size('a.svs', properties, None)[0] == float(mpp)
+  assert len(caught) == bool(said)
+  if said:
+    assert re.search(rf'^a\.svs: .*{said}', str(caught[0].message))

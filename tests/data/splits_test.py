@@ -196,13 +196,58 @@ def test_a_case_that_straddles_parts_is_refused_with_the_file(tmp_path):
   assert 'case c01 is in both train and val' in str(e.value)
 
 
-def test_a_slide_tested_in_two_folds_is_refused(tmp_path):
+def test_slides_tested_in_two_folds_are_known(tmp_path):
   table = twenty_cases()
   made = splits.make(table, 3, 0)
+  assert splits.tested_again(table, made) == []
   splits.write(tmp_path, table, [made[0], made[0], made[2]])
-  slide = table.slide[made[0].test][0]
-  with pytest.raises(SplitError, match=f'slide {slide} is in the test part of'):
-    splits.read(tmp_path, table, 3)
+  found = splits.read(tmp_path, table, 3)  # As CLAM's repeated random splits.
+  again = splits.tested_again(table, found)
+  assert again == table.slide[made[0].test].tolist()
+
+
+def test_all_faults_of_all_files_come_at_once(tmp_path):
+  where, table, path = folder(tmp_path, 'train,val,test\ns00,s02,nobody\n')
+  first, last = where / 'splits_0.csv', where / 'splits_2.csv'
+  first.write_text('train\ns00\n')
+  last.write_text('train,val,test\ns00,s01,s00\ns03,s04,noone\n,noone2,\n')
+  with pytest.raises(SplitError) as e:
+    splits.read(where, table, 4)
+  assert str(e.value).splitlines() == [
+    f'{first}: the columns train, val, test are needed',
+    f'{path}: slide nobody (test) is not among the labelled slides',
+    f'{last}: slide s00 is named twice',
+    f'{last}: slide noone2 (val) is not among the labelled slides',
+    f'{last}: slide noone (test) is not among the labelled slides',
+    f'{where / "splits_3.csv"}: no such file; --k=4 needs splits_0.csv to'
+    ' splits_3.csv; there are 3: --k=3?',
+    f'{path}: its test part is empty',
+    f'{path}: no training slide of class 1',
+    f'{last}: case c00 is in both train and test: slides of one case belong in'
+    ' one part',
+  ]
+
+
+def test_clams_companion_files_and_quirks_are_passed_over(tmp_path):
+  """Floats where pandas filled a column of whole numbers; bool tables."""
+  slide = np.array([str(i) for i in range(100, 112)] + ['112.0', '0113'])
+  table = Manifest(slide, slide, np.array(['a', 'b'] * 7))
+  for i, (val, test) in enumerate([('108.0', '109.0'), ('112.0', '0113')]):
+    (tmp_path / f'splits_{i}.csv').write_text(
+      f',train,val,test\n0,100,{val},{test}\n1,101,110,\n2,102,,\n'
+    )
+    (tmp_path / f'splits_{i}_bool.csv').write_text(',train,val,test\nx,1,0,0\n')
+    (tmp_path / f'splits_{i}_descriptor.csv').write_text(',train,val\na,1,1\n')
+  found = splits.read(tmp_path, table, 2)
+  parts = [
+    [table.slide[getattr(split, part)].tolist() for part in PARTS]
+    for split in found
+  ]
+  train = ['100', '101', '102']
+  assert parts == [
+    [train, ['108', '110'], ['109']],
+    [train, ['110', '112.0'], ['0113']],
+  ]
 
 
 def test_files_do_not_depend_on_the_locale(tmp_path):

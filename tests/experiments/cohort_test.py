@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data import features
-from data.manifest import ManifestError
-from experiments import cohort as cohorts
+from experiments import class_labels, cohort as cohorts
+from experiments.class_labels import LabelError
 from experiments.cohort import CohortError
 
 WIDTH = 4
@@ -129,11 +129,11 @@ def test_one_class_or_a_bad_table_is_refused(tmp_path):
   path, folder = make(tmp_path, 'xxx')
   with pytest.raises(CohortError, match=r'labels\.csv: one class only, x'):
     cohorts.load(path, folder)
-  with pytest.raises(ManifestError, match='cannot be read as CSV'):
+  with pytest.raises(CohortError, match='cannot be read as CSV'):
     cohorts.load(tmp_path / 'absent.csv', folder)
 
 
-NAMES = cohorts.PAPER_CLASSES
+NAMES = class_labels.PAPER_CLASSES
 TASKS = {
   'origin': (NAMES, dict(zip(NAMES, NAMES, strict=True))),
   'a': (
@@ -169,7 +169,7 @@ def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
   path, folder = make(
     tmp_path, [str(NAMES.index(x)) for x in old] if digits else old
   )
-  mapping = cohorts.mapping_of(task, None)
+  mapping = class_labels.mapping_of(task, None)
   cohort = cohorts.load(path, folder, mapping=mapping)
   classes, new = TASKS[task]
   if task == 'origin' and digits:
@@ -184,24 +184,26 @@ def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
 
 
 def test_labels_relabel_anything(tmp_path):
-  mapping = cohorts.mapping_of('origin', ['0:benign', '2:tumour', '1:tumour'])
+  mapping = class_labels.mapping_of(
+    'origin', ['0:benign', '2:tumour', '1:tumour']
+  )
   path, folder = make(tmp_path, '012302')
   cohort = cohorts.load(path, folder, mapping=mapping)
   assert cohort.classes == ('benign', 'tumour')
   assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's04', 's05']
   assert cohort.label.tolist() == [0, 1, 1, 0, 1]
-  with pytest.raises(ManifestError, match='no slide has the label 7'):
+  with pytest.raises(CohortError, match='no slide has the label 7'):
     cohorts.load(path, folder, mapping={'0': 'a', '7': 'b'})
 
 
 def test_wrong_relabellings_are_refused():
-  with pytest.raises(CohortError, match='--labels and --task=a exclude'):
-    cohorts.mapping_of('a', ['x:y'])
+  with pytest.raises(LabelError, match='--labels and --task=a exclude'):
+    class_labels.mapping_of('a', ['x:y'])
   for pair in ('xy', 'x:', ':y', 'x:y:z'):
-    with pytest.raises(CohortError, match=f"'{pair}' is not of the form old"):
-      cohorts.mapping_of('origin', ['a:b', pair])
-  with pytest.raises(CohortError, match='--labels: x is given twice'):
-    cohorts.mapping_of('origin', ['x:y', 'x:z'])
+    with pytest.raises(LabelError, match=f"'{pair}' is not of the form old"):
+      class_labels.mapping_of('origin', ['a:b', pair])
+  with pytest.raises(LabelError, match='--labels: x is given twice'):
+    class_labels.mapping_of('origin', ['x:y', 'x:z'])
 
 
 def test_numbers_are_ordered_as_numbers(tmp_path):

@@ -113,21 +113,10 @@ def test_other_settings_in_the_same_folder_are_refused(finished):
   assert 'exp_code' in out
 
 
-@pytest.mark.parametrize('when', ['chooser', 'model', 'writing'])
-def test_a_killed_run_goes_on_to_the_same_predictions(finished, tmp_path, when):
-  args, folder, _ = finished
-  args = [*args, f'--results_dir={tmp_path}']
+def killed(args, results, reached):
+  """Starts the script, kills it when `reached()`, and checks that it died."""
   process = feature_folder.script(*args, before=SAVE_ALWAYS)
-  results = tmp_path / 'kmil_origin_s1'
-  deadline, epochs = time.monotonic() + 120, random.randint(2, 20)
-
-  def reached():
-    if when == 'writing':  # Of the first fold's predictions, or just after.
-      return (results / 'fold_0' / 'predictions.csv').exists()
-    metrics = results / 'fold_1' / 'metrics.jsonl'
-    text = metrics.read_text() if metrics.exists() else ''
-    return text.count(f'"stage": "{when}"') >= epochs
-
+  deadline = time.monotonic() + 120
   while not reached() and time.monotonic() < deadline:
     assert process.poll() is None
     time.sleep(0.002)
@@ -135,6 +124,24 @@ def test_a_killed_run_goes_on_to_the_same_predictions(finished, tmp_path, when):
   process.communicate()
   assert process.returncode == -signal.SIGKILL
   assert list((results / 'state').glob('runs_0-2/*/*'))
+
+
+def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
+  """In each stage at some epoch, and where predictions are being written."""
+  args, folder, _ = finished
+  args = [*args, f'--results_dir={tmp_path}']
+  results = tmp_path / 'kmil_origin_s1'
+  metrics = results / 'fold_1' / 'metrics.jsonl'
+  for stage in ('chooser', 'model'):
+    epochs, name = random.randint(2, 20), f'"stage": "{stage}"'
+    killed(
+      args,
+      results,
+      lambda n=epochs, name=name: (
+        metrics.exists() and metrics.read_text().count(name) >= n
+      ),
+    )
+  killed(args, results, (results / 'fold_0' / 'predictions.csv').exists)
   feature_folder.run(*args, before=SAVE_ALWAYS)
   for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
     assert (results / name).read_bytes() == (folder / name).read_bytes()
@@ -190,7 +197,9 @@ def main(*args):
 def test_check_trains_nothing_and_says_what_would_run(
   data_flags, tmp_path, capsys
 ):
-  main(*data_flags, *QUICK, '--check', f'--results_dir={tmp_path}')
+  with pytest.raises(SystemExit) as done:
+    main(*data_flags, *QUICK, '--check', f'--results_dir={tmp_path}')
+  assert not done.value.code
   out = capsys.readouterr().out
   assert '60 slides of 60 cases: 0 20, 1 20, 2 20' in out
   assert 'fold 2: 20 train, 20 val, 20 test slides' in out

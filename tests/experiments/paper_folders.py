@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import (
   ablation_settings,
-  cohort,
+  class_labels,
   paper,
   predictions,
   summaries,
@@ -19,10 +19,10 @@ from experiments.predictions import Predictions
 FOLDS = 3
 K = f'--k={FOLDS}'
 CLASSES = {
-  'origin': cohort.PAPER_CLASSES,
-  'a': (*cohort.PAPER_CLASSES[:2], cohort.METASTATIC),
-  'b': cohort.PAPER_CLASSES[:2],
-  'c': (cohort.PAPER_CLASSES[1], cohort.METASTATIC),
+  'origin': class_labels.PAPER_CLASSES,
+  'a': (*class_labels.PAPER_CLASSES[:2], class_labels.METASTATIC),
+  'b': class_labels.PAPER_CLASSES[:2],
+  'c': (class_labels.PAPER_CLASSES[1], class_labels.METASTATIC),
 }
 
 

@@ -7,8 +7,8 @@ import sys
 from kmil_jax import parallel
 
 
-def main(folder, address, processes, rank):
-  parallel.initialize(address if processes > 1 else None, processes, rank)
+def train(folder):
+  """Returns losses and predictions of three arrangements, by name."""
   import training_run  # Beside this file; it needs devices.
 
   out = {}
@@ -20,6 +20,12 @@ def main(folder, address, processes, rank):
     losses, prob = training_run.run(folder / name, **kwargs)
     out[f'{name}_losses'] = losses.tolist()
     out[f'{name}_prob'] = prob.tolist()
+  return out
+
+
+def main(folder, address, processes, rank):
+  parallel.initialize(address if processes > 1 else None, processes, rank)
+  out = train(folder)
   if parallel.is_first():
     (folder / 'out.json').write_text(json.dumps(out))
   parallel.wait_for_all('end')

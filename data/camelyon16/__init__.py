@@ -1,0 +1,1 @@
+"""CAMELYON16: its slides, annotations, patch lists and rules."""

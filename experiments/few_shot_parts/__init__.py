@@ -1,0 +1,1 @@
+"""The few-shot study of FW-RD: cohorts, trainings, tables, slides, figures."""

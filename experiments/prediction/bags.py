@@ -1,0 +1,76 @@
+"""The bags to predict: features that can be read and fit the models."""
+
+from collections.abc import Sequence
+import pathlib
+from typing import NamedTuple
+
+from data import packed
+from data.features import FeatureError
+from experiments.prediction.card import Card, PredictionError
+
+_SHOWN = 10  # Slides listed in an error.
+
+
+class Failure(NamedTuple):
+  """A slide without a prediction, and why."""
+
+  slide_id: str
+  reason: str
+
+
+class Bags(NamedTuple):
+  """Slides whose features can be read."""
+
+  source: packed.Folder | packed.Packed
+  ids: list[str]
+
+
+def check(
+  features_dir: pathlib.Path, card: Card, asked: Sequence[str] | None = None
+) -> tuple[Bags, list[Failure]]:
+  """Compares the features of slides with those that the models take.
+
+  Args:
+    features_dir: of any kind that `data.packed` opens.
+    card: of the models.
+    asked: slides; by default all that are there.
+
+  Returns:
+    The slides whose files can be read, and the others.
+
+  Raises:
+    PredictionError: if there are none, or features were made otherwise than
+      those of the models: then no prediction of the folder can be trusted.
+  """
+  if not features_dir.is_dir():
+    raise PredictionError(f'{features_dir}: no such folder')
+  source = packed.find(features_dir)
+  ids = source.ids() if asked is None else list(asked)
+  if not ids and asked is None:
+    raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
+  failures, faults, sound, unstated = [], [], [], {}
+  for slide in ids:
+    try:
+      header = source.header(slide)
+    except FeatureError as error:
+      failures.append(Failure(slide, str(error)))
+      continue
+    if differ := card.differences(header):
+      faults.append(f'{slide}: {", ".join(differ)}')
+    for name in card.unstated(header):
+      unstated[name] = unstated.get(name, 0) + 1
+    sound.append(slide)
+  if faults:
+    more = f'\n  and {len(faults) - _SHOWN} more' if faults[_SHOWN:] else ''
+    raise PredictionError(
+      f'{features_dir}: features of {len(faults)} of {len(ids)} slides are not'
+      ' made as those that the models were trained on:\n  '
+      + '\n  '.join(faults[:_SHOWN])
+      + more
+    )
+  for name, count in unstated.items():
+    print(
+      f'warning: {name} of {count} of {len(ids)} slides, or of the models, is'
+      ' not stated: make sure that they are alike'
+    )
+  return Bags(source, sound), failures

@@ -1,0 +1,103 @@
+"""The card of trained models: what they are, and which features they take."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from data.features import Header
+
+_FORMAT = 1
+# What features of a run and of new slides must have in common, where stated.
+_ALIKE = ('encoder', 'mpp', 'patch_size')
+
+
+class PredictionError(ValueError):
+  """Models and slides that do not go together; says which and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """The models of R folds."""
+
+  model: str
+  task: str
+  classes: tuple[str, ...]  # C names
+  width: int  # of the features
+  folds: tuple[int, ...]  # R
+  # [R], fitted on the validation slides; None of a fold that had none.
+  temperature: tuple[float | None, ...]
+  sha256: tuple[str, ...]  # [R], of weights and settings
+  settings: Mapping[str, Any]
+  features: Mapping[str, str]  # how they were made, as far as they say
+  training: Mapping[str, str]  # hashes of labels, features and splits
+  made_by: tuple[Mapping[str, Any], ...]  # versions, commits
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the card as JSON has it."""
+    return {'format': _FORMAT} | dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(
+    cls, path: pathlib.Path | str, value: Mapping[str, Any]
+  ) -> 'Card':
+    """Returns what `to_json` was called on.
+
+    Raises:
+      PredictionError: if it is something else, naming the file at `path`.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    missing = [name for name in names if name not in value]
+    if value.get('format') != _FORMAT or missing:
+      raise PredictionError(
+        f'{path}: a card of format {value.get("format")}'
+        f'{", without " + ", ".join(missing) if missing else ""}; this version'
+        f' reads format {_FORMAT}: export the model again'
+      )
+    values = {name: value[name] for name in names}
+    lists = ('classes', 'folds', 'temperature', 'sha256', 'made_by')
+    card = cls(**values | {name: tuple(values[name]) for name in lists})
+    if not len(card.folds) == len(card.temperature) == len(card.sha256) > 0:
+      raise PredictionError(f'{path}: a card without a temperature per fold')
+    return card
+
+  def summary(self) -> str:
+    """Returns a line that says what the models are."""
+    return (
+      f'{self.model} of folds {", ".join(map(str, self.folds))}; classes'
+      f' {", ".join(self.classes)}; {self.width} features of encoder'
+      f' {self.features.get("encoder", "unknown")}'
+    )
+
+  def differences(self, header: Header) -> list[str]:
+    """Says what keeps features from being those of the models.
+
+    What a file does not state is not compared.
+
+    Returns:
+      Nothing for features that fit.
+    """
+    found = []
+    if header.width != self.width:
+      found.append(f'{header.width} features, not {self.width}')
+    for name in _ALIKE:
+      mine, theirs = self.features.get(name), header.attributes.get(name)
+      if None not in (mine, theirs) and not _same(mine, str(theirs)):
+        found.append(f'{name} {theirs}, not {mine}')
+    return found
+
+  def unstated(self, header: Header) -> list[str]:
+    """Names what could not be compared."""
+    return [
+      name
+      for name in _ALIKE
+      if self.features.get(name) is None or header.attributes.get(name) is None
+    ]
+
+
+def _same(one: str, other: str) -> bool:
+  try:
+    return math.isclose(float(one), float(other), rel_tol=1e-3)
+  except ValueError:
+    return one == other

@@ -1,0 +1,131 @@
+"""What is written of new slides: HDF5 of each, tables of all."""
+
+from collections.abc import Sequence
+import pathlib
+
+import h5py
+import numpy as np
+
+from data.features import FeatureFile
+from experiments import files
+from experiments.prediction.bags import Failure
+from experiments.prediction.card import Card
+from kmil_jax import calibration
+
+_MODEL, _FEATURES = 'model_sha256', 'features_sha256'
+
+
+def path_of(folder: pathlib.Path, fold: int, slide: str) -> pathlib.Path:
+  """Returns where a fold's view of a slide lies, as in a results folder."""
+  return folder / f'fold_{fold}' / 'attention' / f'{slide}.h5'
+
+
+def write(
+  folder: pathlib.Path,
+  card: Card,
+  slide: str,
+  bag: FeatureFile,
+  digest: str,
+  said: dict[str, np.ndarray],
+) -> None:
+  """Writes what each fold's model says of a slide, atomically.
+
+  `fold_<i>/attention/<slide_id>.h5` has the layout of `maps.write`; `prob` is
+  that of the model itself, before any temperature. Attributes tell which model
+  and which features it is of.
+
+  Args:
+    folder: of the predictions.
+    card: of the models.
+    slide: its id.
+    bag: its features.
+    digest: of its features.
+    said: as of `predictor.Predictor`.
+  """
+  for r, fold in enumerate(card.folds):
+    arrays = {name: value[r] for name, value in said.items()}
+    if bag.coords is not None:
+      arrays['coords'] = bag.coords
+    marks = {
+      _MODEL: card.sha256[r],
+      _FEATURES: digest,
+      'classes': list(card.classes),
+    }
+    path = path_of(folder, fold, slide)
+    files.write_h5(path, arrays, bag.attributes | marks)
+
+
+def is_done(folder: pathlib.Path, card: Card, slide: str, digest: str) -> bool:
+  """Whether a slide's files are there, of these models and features."""
+  for r, fold in enumerate(card.folds):
+    try:
+      with h5py.File(path_of(folder, fold, slide), locking=False) as f:
+        found = f.attrs.get(_MODEL), f.attrs.get(_FEATURES)
+    except OSError:  # Absent, or not of this script.
+      return False
+    if found != (card.sha256[r], digest):
+      return False
+  return True
+
+
+def write_tables(
+  folder: pathlib.Path,
+  card: Card,
+  slides: Sequence[str],
+  failures: Sequence[Failure],
+  calibrated: bool,
+) -> dict[str, int]:
+  """Writes predictions.csv and failures.csv.
+
+  A row has the mean of the folds' probabilities, their sample standard
+  deviation (empty of one fold), and each fold's; calibrated ones are those at
+  the fold's temperature, averaged after it.
+
+  Args:
+    folder: of the predictions.
+    card: of the models.
+    slides: those asked for.
+    failures: those of them, and others, that have no files.
+    calibrated: whether temperatures are applied.
+
+  Returns:
+    How many slides are predicted to be of each class.
+  """
+  columns = [f'prob_{c}' for c in card.classes]
+  lines = [
+    [
+      *('slide_id', 'pred', *columns),
+      *(f'std_{c}' for c in card.classes),
+      *(f'fold_{i}_{column}' for i in card.folds for column in columns),
+      *('instances', 'calibrated'),
+    ]
+  ]
+  counts = dict.fromkeys(card.classes, 0)
+  without = {failure.slide_id for failure in failures}
+  for slide in sorted(set(slides) - without):
+    prob, count = _read(folder, card, slide, calibrated)
+    mean = prob.mean(0)
+    spread = prob.std(0, ddof=1) if len(prob) > 1 else [None] * len(mean)
+    pred = card.classes[mean.argmax()]
+    counts[pred] += 1
+    values = [*mean, *spread, *prob.ravel()]
+    told = ['' if x is None else repr(float(x)) for x in values]
+    lines.append([slide, pred, *told, count, 'yes' if calibrated else 'no'])
+  files.write_rows(folder / 'predictions.csv', lines)
+  rows = [['slide_id', 'reason'], *sorted(failures)]
+  files.write_rows(folder / 'failures.csv', rows)
+  return counts
+
+
+def _read(
+  folder: pathlib.Path, card: Card, slide: str, calibrated: bool
+) -> tuple[np.ndarray, int]:
+  """Returns a slide's probabilities, float64 [R, C], and its instances."""
+  rows = []
+  for fold, temperature in zip(card.folds, card.temperature, strict=True):
+    with h5py.File(path_of(folder, fold, slide), locking=False) as f:
+      prob, count = f['prob'][()].astype(float), len(f['kept'])
+    if calibrated and temperature is not None:
+      prob = calibration.scale(prob[None], temperature)[0]
+    rows.append(prob)
+  return np.stack(rows), count

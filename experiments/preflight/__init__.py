@@ -1,0 +1,1 @@
+"""What --check does: joins all inputs, lists every problem, trains nothing."""

@@ -1,0 +1,87 @@
+"""--check of the extraction of features: are all slides readable?"""
+
+from collections.abc import Sequence
+from concurrent import futures
+import pathlib
+from typing import NoReturn
+import warnings
+
+from data import features, slides, tiling
+from experiments import bars
+from experiments.cohort_tiles import TileSpec
+from experiments.preflight.findings import Findings
+
+_WIDTH = 1024 * 4  # Bytes of an instance.
+
+
+def check(
+  paths: Sequence[pathlib.Path], features_dir: str, spec: TileSpec
+) -> NoReturn:
+  """Opens every slide and reads a tile of its middle and its smallest level.
+
+  Scales, files that are there already and an upper bound of the features' size
+  are looked at, too. A slide damaged elsewhere is found only by extracting it.
+
+  Args:
+    paths: as of `slides.list_slides`.
+    features_dir: of the features to be.
+    spec: how slides will be cut.
+
+  Raises:
+    SystemExit: always; with 1 if there are problems.
+  """
+  findings, most, done = Findings(), 0, 0
+  with (
+    warnings.catch_warnings(record=True) as caught,
+    futures.ThreadPoolExecutor(spec.threads) as pool,
+  ):
+    warnings.simplefilter('always')
+    looks = pool.map(lambda path: _look(path, spec), paths)
+    for path, found in zip(
+      paths,
+      bars.bar(looks, total=len(paths), desc='slides', unit='slide'),
+      strict=True,
+    ):
+      if isinstance(found, str):
+        findings.problems.append(found)
+        continue
+      file = pathlib.Path(features_dir) / f'{slides.slide_id(path)}.h5'
+      if not file.exists():
+        most += found
+        continue
+      done += 1
+      try:
+        features.header(file)
+      except features.FeatureError as e:
+        findings.problems.append(str(e))
+  findings.warnings += [str(w.message) for w in caught]
+  readable = len(paths) - len(findings.problems)
+  print(
+    f'{len(paths)} slides, {readable} readable, {done} have features; at most'
+    f' {most} tiles of {spec.tile_size} px at {spec.mpp:g} um/px to encode, by'
+    f' the area of the slides: {most * _WIDTH / 2**30:.1f} GiB of features'
+  )
+  findings.close()
+
+
+def _look(path: pathlib.Path, spec: TileSpec) -> int | str:
+  """Returns how many tiles a slide has at most, or what is wrong with it."""
+  try:
+    with slides.Slide(path, spec.default_mpp) as slide:
+      if slide.mpp > spec.mpp * tiling.MAX_UPSAMPLING:
+        return (
+          f'{path.name}: {slide.mpp:g} um/px at its finest; tiles of'
+          f' --mpp={spec.mpp:g} would be mostly interpolation'
+        )
+      last = len(slide.level_dimensions) - 1
+      for level in {0, last}:
+        size = [min(n, 256) for n in slide.level_dimensions[level]]
+        x = (slide.width - size[0] * slide.level_downsamples[level]) // 2
+        y = (slide.height - size[1] * slide.level_downsamples[level]) // 2
+        slide.read(max(0, int(x)), max(0, int(y)), level, *size)
+      side = spec.tile_size * spec.mpp / slide.mpp
+      return int(slide.width // side) * int(slide.height // side)
+  except slides.SlideError as e:
+    return str(e)
+  except Exception as e:  # Whatever it is, the other slides are looked at.
+    return f'{path.name}: {type(e).__name__}: {e}'

@@ -1,0 +1,1 @@
+"""The parts of report.html, one self-contained page per results folder."""

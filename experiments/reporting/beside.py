@@ -1,0 +1,48 @@
+"""What lies beside a run and belongs into its report: ablation and cost."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+from experiments import ablation_settings
+from experiments.reporting.record import Record
+
+COST = 'cost.json'  # Of `experiments.cost --format=json`.
+
+
+def ablation(record: Record) -> list[tuple[str, Mapping[str, Any]]]:
+  """Returns settings and metrics of the ablation on the same material.
+
+  Looks for folders of experiments.ablations in the results folder that holds
+  this run, or around this run if it is one of their settings. Those of other
+  slides, labels or splits are passed over.
+  """
+  roots = [record.folder.parent, *record.folder.parent.glob('*ablations_*')]
+  for root in sorted(roots):
+    found = []
+    for name in ablation_settings.SETTINGS:
+      config = _json(root / name / 'config.json')
+      summary = _json(root / name / 'summary.json')
+      if config and summary and config.get('inputs') == record.config['inputs']:
+        found.append((name, summary['metrics']))
+    if len(found) > 1:
+      return found
+  return []
+
+
+def cost(record: Record) -> Mapping[str, Any] | None:
+  """Returns what each model costs, by name; None where nothing says it."""
+  for folder in (record.folder, record.folder.parent):
+    found = _json(folder / COST)
+    if found and all(isinstance(row, dict) for row in found.values()):
+      return found
+  return None
+
+
+def _json(path: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) else None

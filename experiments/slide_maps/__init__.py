@@ -1,0 +1,1 @@
+"""Maps of what trained models see in the tiles of slides."""

@@ -1,0 +1,57 @@
+"""Finds the slide files and the true labels behind a results folder."""
+
+import csv
+import json
+import pathlib
+
+from data import slides
+from experiments.slide_maps.tile_scores import MapError
+
+
+def slide_files(
+  run: pathlib.Path, slides_dir: str | None, cache_dir: str
+) -> dict[str, pathlib.Path]:
+  """Returns the slide files of a run by slide id; none if it has none.
+
+  Args:
+    run: the results folder.
+    slides_dir: where the slides are; by default where the run says that they
+      are: its own --slides_dir, or the phantom cohort.
+    cache_dir: where the phantom cohort is.
+
+  Raises:
+    MapError: if the folder is not that of a run.
+    data.slides.SlideError: if the folder of slides cannot be used.
+  """
+  config = run / 'config.json'
+  if not config.exists():
+    raise MapError(
+      f'{config}: no such file; give --run the folder that a run wrote, like'
+      ' results/kmil_origin_s2023'
+    )
+  try:
+    said = json.loads(config.read_text(encoding='utf-8'))['flags']
+  except (ValueError, KeyError, TypeError) as e:
+    raise MapError(f'{config}: not the record of a run ({e!r})') from e
+  folder = slides_dir or said.get('slides_dir')
+  own = said.get('csv_path') or said.get('features_dir')
+  if not folder and not own:
+    # It imports what renders and encodes: only where it is asked for.
+    from experiments import phantom_cohort
+
+    root, _ = phantom_cohort.make(cache_dir)
+    folder = root / 'slides'
+  if not folder:
+    return {}
+  return {slides.slide_id(p): p for p in slides.list_slides(folder)}
+
+
+def labels(run: pathlib.Path) -> dict[str, str]:
+  """Returns the true classes of the test slides of a run, where known."""
+  found = {}
+  for path in sorted(run.glob('fold_*/predictions.csv')):
+    with path.open(newline='', encoding='utf-8') as file:
+      for row in csv.DictReader(file):
+        if row.get('split') == 'test' and row.get('label'):
+          found[row['slide_id']] = row['label']
+  return found

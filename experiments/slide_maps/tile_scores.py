@@ -1,0 +1,221 @@
+"""Reads what the models of one or several folds saw in the tiles of a slide."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import pathlib
+import re
+
+import h5py
+import numpy as np
+
+from data import atomic
+
+_SAME = ('coords', 'side', 'classes')  # In all folds.
+
+
+class MapError(ValueError):
+  """A map cannot be made: the file or slide, what was found, what to do."""
+
+
+class UnplacedError(MapError):
+  """Scores of tiles whose place or size is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TileScores:
+  """What the models of F folds say of the N tiles of one slide.
+
+  A tile is kept by a fold unless its model drops it (KMIL), and a model says
+  nothing of the class of a tile that it drops.
+  """
+
+  slide: str
+  folds: tuple[int, ...]
+  classes: tuple[str, ...]
+  coords: np.ndarray  # int64 [N, 2], upper left corners (x, y), level-0 pixels
+  side: float  # of a tile, level-0 pixels
+  prob: np.ndarray  # [F, C], of the slide
+  instance_prob: np.ndarray  # [F, N, C]
+  attention: np.ndarray  # [F, N, A], A is 1 or C; columns sum to 1
+  kept: np.ndarray  # bool [F, N]
+
+  def __len__(self) -> int:
+    return len(self.coords)
+
+  @functools.cached_property
+  def predicted(self) -> int:
+    """The class that the mean probability of the folds makes likeliest."""
+    return int(self.prob.mean(0).argmax())
+
+  @functools.cached_property
+  def shown(self) -> np.ndarray:
+    """Tiles that any fold keeps, bool [N]."""
+    return self.kept.any(0)
+
+  def probability(self, c: int) -> np.ndarray:
+    """Mean probability of class c, over the folds that keep a tile, [N].
+
+    NaN where no fold does.
+    """
+    count = self.kept.sum(0)
+    total = np.where(self.kept, self.instance_prob[..., c], 0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+  def multiples(self, c: int) -> np.ndarray:
+    """Mean attention for class c as multiples of an equal share, [N].
+
+    An equal share is 1 over the tiles that a fold keeps: what mean pooling
+    would give every tile. NaN where no fold keeps the tile.
+    """
+    column = c if self.attention.shape[-1] > 1 else 0
+    share = self.attention[..., column] * self.kept.sum(1, keepdims=True)
+    return np.where(self.shown, share.mean(0), np.nan)
+
+  def disagreement(self, c: int) -> np.ndarray:
+    """Standard deviation over folds of the probability of class c, [N].
+
+    Of the population (divided by the number of folds), 0 to 0.5; over the folds
+    that keep a tile, NaN where these are fewer than two.
+    """
+    mean, count = self.probability(c), self.kept.sum(0)
+    away = np.where(self.kept, self.instance_prob[..., c] - mean, 0)
+    deviation = np.sqrt((away**2).sum(0) / np.maximum(count, 1))
+    return np.where(count > 1, deviation, np.nan)
+
+
+def find(
+  run: pathlib.Path, fold: int | None = None
+) -> dict[str, dict[int, pathlib.Path]]:
+  """Returns the files of tile scores in a results folder.
+
+  Args:
+    run: a folder with fold_<i>/attention/<slide_id>.h5.
+    fold: the only one looked at.
+
+  Returns:
+    By slide, in the order of names, and by fold.
+
+  Raises:
+    MapError: if there are none.
+  """
+  found: dict[str, dict[int, pathlib.Path]] = {}
+  for path in sorted(run.glob('fold_*/attention/*.h5')):
+    number = re.fullmatch(r'fold_(\d+)', path.parts[-3])
+    hidden = path.name.startswith('.')  # Being written.
+    if number and not hidden and fold in (None, int(number[1])):
+      found.setdefault(path.stem, {})[int(number[1])] = path
+  if not found:
+    name = 'fold_*' if fold is None else f'fold_{fold}'
+    raise MapError(
+      f'{run}: holds no {name}/attention/<slide_id>.h5; give --run the folder'
+      ' of a run of experiments.kmil or experiments.predict that has finished'
+    )
+  return {slide: dict(sorted(found[slide].items())) for slide in sorted(found)}
+
+
+def read(
+  paths: Mapping[int, pathlib.Path], tile_size: float | None = None
+) -> TileScores:
+  """Reads the scores of one slide.
+
+  Args:
+    paths: of its files, by fold; see `find`.
+    tile_size: side of a tile in level-0 pixels, for files that do not say it.
+
+  Raises:
+    UnplacedError: if a file lacks the tiles' coordinates or their size.
+    MapError: if a file is damaged, or two folds have seen different tiles.
+  """
+  (first_path, first), *others = [
+    (path, _read(path, tile_size)) for path in paths.values()
+  ]
+  for path, other in others:
+    for name in _SAME:
+      if not np.array_equal(first[name], other[name]):
+        raise MapError(
+          f'{first_path} and {path} differ in {name}: the folds saw different'
+          ' tiles; remove the older folder'
+        )
+  stacked = {
+    name: np.stack([each[name] for _, each in [(None, first), *others]])
+    for name in first
+    if name not in _SAME
+  }
+  return TileScores(
+    slide=first_path.stem,
+    folds=tuple(paths),
+    **{name: first[name] for name in _SAME},
+    **stacked,
+  )
+
+
+def _read(path: pathlib.Path, tile_size: float | None) -> dict:
+  try:
+    with h5py.File(path, 'r', locking=False) as file:
+      lacks = {'attention', 'instance_prob', 'kept', 'prob'} - set(file)
+      if lacks or 'classes' not in file.attrs:
+        lacks = ', '.join(sorted(lacks)) or 'the attribute classes'
+        raise MapError(f'{path}: lacks {lacks}; run the fold again')
+      if 'coords' not in file:
+        raise UnplacedError(
+          f'{path}: its features had no coordinates in level-0 pixels, so the'
+          ' tiles cannot be placed; extract the slide with coordinates'
+        )
+      said = {name: file[name][()] for name in file}
+      classes = tuple(str(name) for name in file.attrs['classes'])
+      side = file.attrs.get('patch_size_level0', tile_size)
+  except (OSError, TypeError) as e:
+    raise MapError(
+      f'{path}: not a complete HDF5 file of tile scores ({e}); delete it and'
+      ' run the fold again'
+    ) from e
+  if side is None or not 0 < float(side) < np.inf:
+    raise UnplacedError(
+      f'{path}: does not say how large its tiles are (patch_size_level0); pass'
+      ' --tile_size, in level-0 pixels'
+    )
+  n = len(said['kept']) if said['kept'].ndim else 0
+  shapes = {
+    'coords': [(n, 2)],
+    'attention': [(n, 1), (n, len(classes))],
+    'instance_prob': [(n, len(classes))],
+    'kept': [(n,)],
+    'prob': [(len(classes),)],
+  }
+  for name, allowed in shapes.items():
+    array = said[name]
+    if not n or array.shape not in allowed or not np.isfinite(array).all():
+      raise MapError(
+        f'{path}: {name} has shape {list(array.shape)} for {n} tiles and'
+        f' {len(classes)} classes, or numbers that are not finite; run the'
+        ' fold again'
+      )
+  return {name: said[name] for name in shapes} | {
+    'coords': said['coords'].astype(np.int64),
+    'kept': said['kept'].astype(bool),
+    'side': float(side),
+    'classes': classes,
+  }
+
+
+def write_spread(path: pathlib.Path, scores: TileScores) -> None:
+  """Writes how the folds agree on one slide, as HDF5.
+
+  `coords` [N, 2], `probability_mean` and `probability_std` [N, C],
+  `kept` [F, N] and `prob` [F, C]; the attributes `folds`, `classes` and
+  `patch_size_level0`. What no fold, or only one, says of a tile is NaN.
+  """
+  columns = range(len(scores.classes))
+  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+    file['coords'] = scores.coords
+    file['probability_mean'] = np.stack(
+      [scores.probability(c) for c in columns], 1
+    )
+    file['probability_std'] = np.stack(
+      [scores.disagreement(c) for c in columns], 1
+    )
+    file['kept'], file['prob'] = scores.kept, scores.prob
+    file.attrs['folds'] = scores.folds
+    file.attrs['classes'] = list(scores.classes)
+    file.attrs['patch_size_level0'] = scores.side

@@ -1,0 +1,1 @@
+"""Scores of whole slides: maps, a score per slide, detections."""

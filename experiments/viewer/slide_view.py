@@ -1,0 +1,204 @@
+"""Cuts a slide and its maps into the tiles of a deep-zoom pyramid."""
+
+from collections.abc import Mapping
+import functools
+import io
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import openslide
+from openslide import deepzoom
+from PIL import Image
+
+from data import pixel_size
+from data.slides import SlideError
+from experiments.slide_maps import layers, painting, tile_scores
+from experiments.slide_maps.layers import Layer
+
+_TILE = 254  # Pixels of a picture tile; with an overlap of 1, 256 are sent.
+_OVERLAP = 1
+_HEAT_TILE = 256
+_READ = 4096  # Longest side, in pixels, of what is read for one tile.
+_QUALITY = 80  # Of JPEG.
+_STEPS = 32  # Colours that a legend is drawn with.
+
+
+class SlideView:
+  """An open slide and the scores of its tiles; threads may share it.
+
+  Pyramids are those of Deep Zoom: the last level is level 0 of the slide, each
+  one before it half as large, rounded up. Where a file has no small levels, the
+  pyramid has none either: a tile of theirs would take the whole slide to make.
+  """
+
+  def __init__(
+    self,
+    path: pathlib.Path,
+    scores_paths: Mapping[int, pathlib.Path],
+    *,
+    tile_size: float | None = None,
+    default_mpp: float | None = None,
+  ):
+    """Opens a slide.
+
+    Args:
+      path: a slide file, or the folder of a DICOM slide.
+      scores_paths: its scores by fold, see `tile_scores.find`.
+      tile_size: see `tile_scores.read`.
+      default_mpp: um/px of a slide that does not state it.
+
+    Raises:
+      SlideError: if the slide cannot be opened.
+      tile_scores.MapError: if its scores cannot be read.
+    """
+    self.scores = tile_scores.read(scores_paths, tile_size)
+    file = min(path.glob('*.dcm'), default=path) if path.is_dir() else path
+    try:
+      self._slide = openslide.OpenSlide(file)
+    except (openslide.OpenSlideError, OSError) as e:
+      raise SlideError(f'{path}: OpenSlide cannot open it ({e})') from e
+    try:
+      self.mpp, _ = pixel_size.pixel_size(
+        path.name, self._slide.properties, default_mpp
+      )
+    except SlideError:
+      self.mpp = None  # Then there is no scale bar.
+    self._zoom = deepzoom.DeepZoomGenerator(self._slide, _TILE, _OVERLAP)
+    self._boxes = painting.boxes(self.scores.coords, self.scores.side)
+
+  @functools.cached_property
+  def min_level(self) -> int:
+    """The smallest level whose tiles are made of few enough pixels."""
+    top = self._zoom.level_count - 1
+    for level in range(top):
+      wanted = 2 ** (top - level)
+      stored = self._slide.get_best_level_for_downsample(wanted)
+      downsample = wanted / self._slide.level_downsamples[stored]
+      if _TILE * downsample <= _READ:
+        return level
+    return top
+
+  @functools.cached_property
+  def _layers(self) -> dict[str, dict[str, Layer]]:
+    return {
+      scale: {layer.key: layer for layer in layers.of(self.scores, scale)}
+      for scale in layers.SCALES
+    }
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what the page has to know of the slide, fit for JSON."""
+    scores, (width, height) = self.scores, self._slide.dimensions
+    return {
+      'id': scores.slide,
+      'width': width,
+      'height': height,
+      'mpp': self.mpp,
+      'min_level': self.min_level,
+      'max_level': self._zoom.level_count - 1,
+      'tile': {'size': _TILE, 'overlap': _OVERLAP},
+      'heat_tile': {'size': _HEAT_TILE, 'overlap': 0},
+      'tiles': len(scores),
+      'folds': list(scores.folds),
+      'predicted': scores.classes[scores.predicted],
+      'classes': [
+        {
+          'name': name,
+          'prob': float(scores.prob[:, c].mean()),
+          'sd': float(scores.prob[:, c].std()),
+        }
+        for c, name in enumerate(scores.classes)
+      ],
+      'layers': {
+        scale: [
+          {
+            'key': layer.key,
+            'title': layer.title,
+            'low': layer.low,
+            'high': layer.high,
+            'log': layer.log,
+          }
+          for layer in of_scale.values()
+        ]
+        for scale, of_scale in self._layers.items()
+      },
+      'colours': {
+        name: layers.colour_map(name)[
+          np.linspace(0, 255, _STEPS).astype(int)
+        ].tolist()
+        for name in layers.COLOURS
+      },
+    }
+
+  def picture(self, level: int, column: int, row: int) -> bytes | None:
+    """Returns a tile of the slide as JPEG, None if there is no such tile.
+
+    Raises:
+      SlideError: if the slide cannot be read there; open it anew after that.
+    """
+    if level < self.min_level:
+      return None
+    try:
+      tile = self._zoom.get_tile(level, (column, row))
+    except ValueError:
+      return None
+    except openslide.OpenSlideError as e:
+      raise SlideError(f'{self.scores.slide}: cannot be read ({e})') from e
+    return _encode(tile, 'JPEG', quality=_QUALITY)
+
+  def heat(
+    self, scale: str, key: str, colours: str, level: int, column: int, row: int
+  ) -> bytes | None:
+    """Returns a tile of a map as PNG, None if there is no such tile or map."""
+    layer = self._layers.get(scale, {}).get(key)
+    if (
+      layer is None
+      or colours not in layers.COLOURS
+      or not 0 <= level < self._zoom.level_count
+    ):
+      return None
+    width, height = self._slide.dimensions
+    level_width, level_height = self._zoom.level_dimensions[level]
+    x, y = column * _HEAT_TILE, row * _HEAT_TILE
+    if not (0 <= x < level_width and 0 <= y < level_height):
+      return None
+    shape = (
+      min(_HEAT_TILE, level_height - y),
+      min(_HEAT_TILE, level_width - x),
+    )
+    factor = (width / level_width, height / level_height)
+    painted = painting.paint(self._boxes, layer.values, factor, shape, (x, y))
+    image = painting.coloured(painted, layer, layers.colour_map(colours))
+    return _encode(Image.fromarray(image), 'PNG', compress_level=3)
+
+  def at(self, x: int, y: int) -> dict[str, Any] | None:
+    """Returns the tile over a level-0 pixel and its scores, None without one.
+
+    Of tiles that overlap, the one whose centre is nearest.
+    """
+    left, top, right, bottom = self._boxes.T
+    over = (left <= x) & (x < right) & (top <= y) & (y < bottom)
+    if not over.any():
+      return None
+    near = np.hypot((left + right) / 2 - x, (top + bottom) / 2 - y)
+    i = int(np.where(over, near, np.inf).argmin())
+    values = {
+      layer.title.removeprefix('tile '): layer.values[i]
+      for layer in self._layers['absolute'].values()
+    }
+    return {
+      'tile': i,
+      'box': self._boxes[i].tolist(),
+      'kept': int(self.scores.kept[:, i].sum()),
+      'scores': {
+        title: None if math.isnan(value) else float(value)
+        for title, value in values.items()
+      },
+    }
+
+
+def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()

@@ -1,0 +1,128 @@
+"""Where a student fails its teacher: anomaly maps and scores of patches."""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from kmil_jax import parallel
+from kmil_jax.distill_losses import cosine
+from kmil_jax.encoder import PRECISIONS
+from kmil_jax.models.reverse_distillation import Student, Teacher
+from kmil_jax.types import PatchRecipe
+
+# In pixels of the patch (Deng and Li, CVPR 2022).
+_SIGMA = 4.0
+
+
+def normalise(image: jax.Array) -> jax.Array:
+  """Maps 0..255 [..., 3] to ImageNet's mean 0 and deviation 1, float32."""
+  recipe = PatchRecipe()
+  mean, std = np.float32(recipe.mean), np.float32(recipe.std)
+  return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def maps(
+  f: Sequence[jax.Array], g: Sequence[jax.Array], size: int
+) -> jax.Array:
+  """How unlike two networks' maps are, place by place.
+
+    A = G * sum_k upsample(1 - cos(f_k, g_k)),
+
+  cosines of channels, bilinear upsampling that aligns corners, G a Gaussian of
+  4 pixels, cut off at 4 sigma, borders reflected (Deng and Li, CVPR 2022, eq. 4
+  and released code). Upsampling and blurring are linear: each axis is one
+  matrix.
+
+  Args:
+    f: maps of the teacher, [T, H_k, H_k, C_k].
+    g: those of the student.
+    size: side of the patches, in pixels.
+
+  Returns:
+    [T, size, size] float32, from 0 to the number of maps where no element is
+    negative.
+  """
+  total = 0
+  for teacher, student in zip(f, g, strict=True):
+    rows, columns = (_enlarge(n, size) for n in teacher.shape[1:3])
+    # Equal vectors may come out above 1.
+    distance = 1 - jnp.clip(cosine(teacher, student), -1, 1)
+    total += jnp.einsum(
+      'yh,thw,xw->tyx', rows, distance, columns, precision='highest'
+    )
+  return total
+
+
+def scores(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and maximum of every map [T, S, S]; the mean is the patch's score.
+
+  He and Li's threshold of 2 is one of the mean.
+  """
+  return maps.mean((1, 2)), maps.max((1, 2))
+
+
+def pmap_score(
+  teacher: Mapping[str, Any],
+  student: Mapping[str, Any],
+  *,
+  width: int,
+  shortcut: int,
+  precision: str = 'float32',
+  keep_maps: bool = False,
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+  """Returns a trained pair as a function of patches, spread over devices.
+
+  Args:
+    teacher: variables of `Teacher`.
+    student: variables of `Student`, of one run.
+    width: of both networks.
+    shortcut: of the student.
+    precision: of the computation, a key of `encoder.PRECISIONS`.
+    keep_maps: whether maps are returned, too.
+
+  Returns:
+    A function of patches, uint8 [T, S, S, 3], returning the `mean` [T] and the
+    `max` [T] of their maps, and if asked for the `map` [T, S, S], float32. It
+    compiles once per shape of its argument; patches are completed to a
+    multiple of the local devices.
+  """
+  networks = (
+    Teacher(width, PRECISIONS[precision]),
+    Student(width, shortcut, PRECISIONS[precision]),
+  )
+
+  def score(variables, image):
+    known, guess = (variables[name] for name in ('teacher', 'student'))
+    f = networks[0].apply(known, normalise(image))
+    found = maps(f, networks[1].apply(guess, f), image.shape[1])
+    mean, highest = scores(found)
+    told = {'mean': mean, 'max': highest}
+    return told | {'map': found} if keep_maps else told
+
+  state = parallel.replicate({'teacher': teacher, 'student': student})
+  run = parallel.pmap_local(score)
+
+  def on_patches(image: np.ndarray) -> dict[str, np.ndarray]:
+    rows = len(image)
+    if filler := -rows % parallel.num_local_devices():
+      image = np.pad(image, ((0, filler), (0, 0), (0, 0), (0, 0)))
+    told = run(state, parallel.split(image))
+    return {name: value[:rows] for name, value in told.items()}
+
+  return on_patches
+
+
+@functools.cache
+def _enlarge(side: int, size: int) -> np.ndarray:
+  """Returns the matrix [size, side] that upsamples, then blurs, one axis."""
+  place = np.arange(size) * ((side - 1) / max(size - 1, 1))
+  upsample = np.maximum(1 - np.abs(place[:, None] - np.arange(side)), 0)
+  blurred = ndimage.gaussian_filter1d(
+    upsample, _SIGMA, axis=0, mode='reflect', truncate=4.0
+  )
+  return blurred.astype(np.float32)

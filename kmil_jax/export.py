@@ -1,0 +1,218 @@
+"""Models as files that run without the code that made them.
+
+A file is a zip of `card.json`, what the model is; `weights.safetensors`, the
+arrays that its program takes; and the program in StableHLO, lowered for CPUs,
+CUDA GPUs and TPUs: `model.stablehlo` of bags of any length, or
+`model_<N>.stablehlo` of bags padded to N. The same content gives the same
+bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import io
+import json
+import pathlib
+from typing import Any
+import zipfile
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+# What programs of one length each are made for: a longer bag is refused.
+LENGTHS = tuple(2**power for power in range(7, 17))
+ANY = 'model.stablehlo'
+_CARD, _WEIGHTS = 'card.json', 'weights.safetensors'
+_LEAST = 64  # Shorter bags are padded: fewer programs, and top-k's k is below.
+_MULTIPLE = 8
+_STAMP = (1980, 1, 1, 0, 0, 0)  # Zip's first day.
+
+# weights, features [N, D] and the bag's count [] to arrays.
+Predict = Callable[[Mapping[str, Any], Any, Any], dict[str, Any]]
+
+
+class ExportError(ValueError):
+  """A file that is no model, or a bag it cannot take; says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """What a model's file holds."""
+
+  card: dict[str, Any]
+  weights: dict[str, np.ndarray]
+  programs: dict[str, bytes]  # by name: `ANY`, or one for each length
+
+  def predict(self) -> Predict:
+    """Returns the programs as one function, compiled once per length.
+
+    Raises:
+      ExportError: if this JAX cannot read them.
+    """
+    try:
+      calls = {
+        name: jax.jit(export.deserialize(bytearray(program)).call)
+        for name, program in self.programs.items()
+      }
+    except Exception as error:  # Of flatbuffers, MLIR or jax.export.
+      raise ExportError(
+        f'jax {jax.__version__} cannot read the program, which jax '
+        f'{self.card.get("exported_by")} wrote ({error}); export the model '
+        'again with the version here'
+      ) from error
+
+    def predict(weights, x, count):
+      name = ANY if ANY in calls else _name(len(x))
+      return calls[name](weights, x, np.int32(count))
+
+    return predict
+
+  def lengths(self) -> tuple[int, ...] | None:
+    """Returns the lengths that bags are padded to; None for any length."""
+    if ANY in self.programs:
+      return None
+    return tuple(n for n in LENGTHS if _name(n) in self.programs)
+
+
+def padded_length(
+  count: int, lengths: Sequence[int] | None = None, least: int = 1
+) -> int:
+  """Returns the length that a bag of `count` instances is padded to.
+
+  A function of the bag alone: 64, 96, 128, 184, 256 and so on, each about 1.41
+  times the one before, so that all bags together need few programs.
+
+  Args:
+    count: instances of the bag.
+    lengths: ascending, to choose from instead.
+    least: no shorter than this.
+
+  Raises:
+    ExportError: if the bag is longer than all `lengths`.
+  """
+  if lengths is not None:
+    for length in lengths:
+      if count <= length:
+        return length
+    raise ExportError(
+      f'{count} instances, and the programs of this file take up to '
+      f'{lengths[-1]}; predict with --run'
+    )
+  step = 0
+  while True:
+    length = int(-(-_LEAST * 2 ** (step / 2) // _MULTIPLE)) * _MULTIPLE
+    if length >= max(count, least):
+      return length
+    step += 1
+
+
+def lower(
+  predict: Predict,
+  weights: Mapping[str, np.ndarray],
+  width: int,
+  *,
+  least: int = 1,
+  lengths: Sequence[int] | None = None,
+) -> dict[str, bytes]:
+  """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.
+
+  Args:
+    predict: function of weights, features [N, D] float32, and count [] int32.
+    weights: in the shapes that it will be given.
+    width: D.
+    least: what every N will be at least, where any N is taken.
+    lengths: one program for each, where `predict` needs N as a number; by
+      default one for any N.
+  """
+  shape = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
+  arguments = {name: shape(x) for name, x in weights.items()}
+  count = jax.ShapeDtypeStruct((), jnp.int32)
+  if lengths is None:
+    least = max(least, _LEAST)
+    sizes = {ANY: export.symbolic_shape('n', constraints=[f'n >= {least}'])[0]}
+  else:
+    sizes = {_name(n): n for n in lengths}
+  # Where this code lies on this machine is nobody's concern.
+  limit = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 0)
+  try:
+    return {
+      name: bytes(
+        export.export(jax.jit(predict), platforms=PLATFORMS)(
+          arguments, jax.ShapeDtypeStruct((n, width), jnp.float32), count
+        ).serialize()
+      )
+      for name, n in sizes.items()
+    }
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', limit)
+
+
+def pack(archive: Archive) -> bytes:
+  """Returns the content of the file; equal archives give equal bytes."""
+  card = archive.card | {'exported_by': jax.__version__}
+  content = {
+    _CARD: (json.dumps(card, indent=2, allow_nan=False) + '\n').encode(),
+    _WEIGHTS: safetensors.numpy.save(
+      {k: np.ascontiguousarray(v) for k, v in sorted(archive.weights.items())}
+    ),
+    **dict(sorted(archive.programs.items())),
+  }
+  out = io.BytesIO()
+  # Stored, not compressed: what is declared is what there is.
+  with zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as file:
+    for name, data in content.items():
+      info = zipfile.ZipInfo(name, _STAMP)
+      info.create_system, info.external_attr = 3, 0o644 << 16
+      file.writestr(info, data)
+  return out.getvalue()
+
+
+def read(path: str | pathlib.Path) -> Archive:
+  """Reads what `pack` returned.
+
+  Raises:
+    ExportError: if the file is damaged or of another kind.
+  """
+  try:
+    with zipfile.ZipFile(path) as file:
+      content = {}
+      for info in file.infolist():
+        if info.compress_type != zipfile.ZIP_STORED:
+          raise ExportError(f'{path}: {info.filename} is compressed')
+        content[info.filename] = file.read(info)
+    card = json.loads(content.pop(_CARD))
+    weights = safetensors.numpy.load(content.pop(_WEIGHTS))
+  except ExportError:
+    raise
+  except KeyError as error:
+    raise ExportError(
+      f'{path}: no model of experiments.export: no {error}'
+    ) from (error)
+  except (
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+    EOFError,
+    NotImplementedError,  # A zip of another kind.
+    RuntimeError,  # An encrypted one.
+    ValueError,
+  ) as error:
+    raise ExportError(
+      f'{path}: not a complete model of experiments.export ({error}); copy or '
+      'export it again'
+    ) from error
+  known = {ANY, *map(_name, LENGTHS)}
+  if not content or not content.keys() <= known or not isinstance(card, dict):
+    raise ExportError(
+      f'{path}: holds {", ".join(content) or "no program"}, not the program of '
+      'a model; export it again'
+    )
+  return Archive(card, weights, content)
+
+
+def _name(length: int) -> str:
+  return f'model_{length}.stablehlo'

@@ -1,0 +1,249 @@
+"""Every failure that users of such systems meet, and the test of its message.
+
+The failures are those that public issue trackers of pathology toolkits report
+again and again. Tests elsewhere are named with their file and the beginning of
+their name; the others are below.
+
+ 1 damaged tile in mid-slide       experiments/extract: bad_slides_are_named,
+                                   data/slides: a_dead_handle_is_replaced,
+                                   a_region_that_fails_twice_is_reported
+ 2 slide that cannot be opened     data/slides: unopenable_and_truncated,
+                                   experiments/extract: requests_that_cannot
+ 3 no um/px                        data/pixel_size: no_usable_scale_is_an_error
+ 4 um/px that cannot be, unequal   data/pixel_size: unequal_scales,
+   or against the objective        a_scale_that_no_scanner_has
+ 5 two centres, two pixel sizes    data/tiling: a_tile_shows_its_physical_field,
+                                   level_is_chosen_by_float_downsample
+ 6 one huge level                  data/slides: thumbnail_does_not_depend_on
+ 7 no tissue                       data/tiling: a_slide_of_glass_is_reported
+ 9 bags too large for the memory   below
+10 bags of one instance            kmil_jax/models: one_instance_is_its_own_bag,
+                                   below
+11 padding leaks                   kmil_jax/models: what_padding_holds
+12 a fold without a class          data/splits: too_few_cases,
+                                   experiments/summaries: a_class_missing_in_a,
+                                   below
+13 patient in two parts            data/splits: a_case_that_straddles_parts
+14 two labels in a patient         experiments/preflight: warnings_do_not_change
+17 known-bad CAMELYON16 slides     data/camelyon16_slides
+18 features, labels, splits        experiments/preflight: every_problem
+19 features of several encoders    experiments/cohort: mixed_encoders, below
+20 NaN in features                 data/features: non_finite_rows_are_counted,
+                                   experiments/preflight: faults_found_by
+21 half-written files              data/features: a_truncated_file_is_named,
+                                   data/feature_fuzz: huge_shapes, below
+22 HDF5 locks on network disks     below
+23 fork beside OpenSlide and JAX   below
+24 open slides pile up             below
+25 two writers in one folder       data/atomic, data/features: a_killed_writer,
+                                   below
+26 resumed with other flags        experiments/kmil: other_settings_in_the_same,
+                                   experiments/provenance: changed_settings
+27 dropout on while evaluating     kmil_jax/models: evaluation_is_deterministic
+28 loss that is not finite         kmil_jax/train: training_stops_at_a_loss
+29 a program for every bag         kmil_jax/train: an_epoch_compiles_once,
+                                   data/plan: sixteen_buckets
+30 TensorFlow takes the device     below
+31 heat map all hot                experiments/slide_maps
+32 GeoJSON too large               experiments/slide_geojson
+33 CT without spacing, flipped     data/ct_volumes: what_cannot_be_used,
+                                   data/ct_dicom: missing_tags_are_named
+
+Not handled by the software: 8 (blur, and pen beyond ink), 15 (the scanner as a
+confounder), 16 (encoders trained on the same slides).
+"""
+
+import fcntl
+import os
+import pathlib
+import re
+import threading
+import tomllib
+
+from absl import flags
+from absl.testing import flagsaver
+import feature_folder
+import h5py
+import numpy as np
+import pytest
+
+from data import features, slides
+from data.features import ATTRIBUTES, FeatureError
+from experiments import cohort as cohorts, encoding, kmil
+from experiments.cohort import CohortError
+from experiments.cohort_tiles import TileSpec
+from experiments.preflight import patients
+from experiments.preflight.findings import Findings
+
+ROOT = pathlib.Path(__file__).parents[2]
+ATTRS = dict.fromkeys(ATTRIBUTES, 1)
+ROWS, COORDS = np.ones((3, 4), np.float32), np.zeros((3, 2))
+
+
+def test_9_the_estimate_comes_before_the_start(tmp_path, capsys):
+  """With the share of memory, and what is done where features do not fit."""
+  args = feature_folder.write(tmp_path, *feature_folder.planted(9, width=4))
+  with flagsaver.flagsaver(), pytest.raises(SystemExit):
+    kmil.main(flags.FLAGS(['kmil', *args, '--k=3', '--check', '--stream']))
+  out = capsys.readouterr().out
+  assert re.search(
+    r'memory of a device, features streamed from disk: about \S+ GiB of', out
+  )
+
+
+def test_10_an_empty_bag_is_named(tmp_path):
+  feature_folder.write(tmp_path, [np.ones((2, 4))] * 3, 'xyx')
+  path = tmp_path / 'features/slide_001.h5'
+  with h5py.File(path, 'w') as file:
+    file['features'] = np.zeros((0, 4), np.float32)
+  with pytest.raises(CohortError, match=r'slide_001\.h5: an empty bag'):
+    cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
+
+
+def test_12_a_fold_without_a_class_is_foretold(tmp_path):
+  bags, labels = [np.ones((2, 4))] * 12, ['rare'] * 3 + ['usual'] * 9
+  feature_folder.write(tmp_path, bags, labels)
+  splits = tmp_path / 'splits'
+  splits.mkdir()
+  (splits / 'splits_0.csv').write_text(
+    'train,val,test\nslide_000,slide_001,slide_009\n'
+    'slide_003,slide_004,slide_010\n'
+  )
+  found = Findings()
+  table = cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features').manifest
+  patients.folds(table, found, split_dir=splits, k=1, seed=0)
+  assert found.problems == []
+  assert found.warnings[0] == (
+    'test parts without a slide of a class: rare in fold 0; there is no AUROC'
+    ' of that fold, only the pooled one'
+  )
+  again = Findings()
+  patients.folds(table, again, split_dir=None, k=4, seed=0)
+  assert 'class rare has 3 cases, fewer than --k=4' in again.problems[0]
+
+
+@pytest.mark.parametrize(
+  'name,values',
+  [('encoder', 'ab'), ('mpp', (0.5, 0.25)), ('patch_size', (1, 2))],
+)
+def test_19_features_made_in_two_ways_are_named(tmp_path, name, values):
+  feature_folder.write(tmp_path, [ROWS] * 3, 'xyx')
+  for i, value in ((0, values[0]), (1, values[0]), (2, values[1])):
+    with h5py.File(tmp_path / f'features/slide_00{i}.h5', 'a') as file:
+      file.attrs[name] = value
+  with pytest.raises(CohortError, match=f'different {name} are mixed.*_002'):
+    cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
+
+
+def test_19_a_scale_in_single_precision_is_no_other_scale(tmp_path):
+  feature_folder.write(tmp_path, [ROWS] * 3, 'xyx')
+  for i, mpp in enumerate((0.499, np.float32(0.499), np.float16(0.5))):
+    with h5py.File(tmp_path / f'features/slide_00{i}.h5', 'a') as file:
+      file.attrs['mpp'] = mpp
+      file['coords'].attrs['mpp'] = mpp
+  with pytest.raises(CohortError, match=r'0\.499, 0\.5; .* are slide_002'):
+    cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
+
+
+def test_21_extraction_names_a_file_that_a_kill_left(tmp_path):
+  (tmp_path / 'features').mkdir()
+  (tmp_path / 'features/a.h5').write_bytes(b'\x89HDF')
+  encoder = type('Encoder', (), {'name': 'x', 'precision': 'float32'})
+  with pytest.raises(
+    encoding.EncodingError,
+    match=r'nothing was done; .*\n.*a\.h5: not a complete',
+  ):
+    encoding.extract(
+      [tmp_path / 'a.svs'], tmp_path / 'features', encoder, TileSpec()
+    )
+
+
+def test_22_a_locked_file_is_read(tmp_path):
+  """Disks of clusters refuse locks; a reader of ours asks for none."""
+  path = tmp_path / 'a.h5'
+  features.write(path, ROWS, COORDS, ATTRS)
+  with path.open('rb') as other:
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(OSError, match='lock'):
+      h5py.File(path, 'r', locking=True)
+    np.testing.assert_array_equal(features.read(path).features, ROWS)
+
+
+def test_23_no_process_is_forked():
+  """Threads read slides; JAX and OpenSlide do not survive a fork."""
+  forks = r'\bmultiprocessing\b|\bos\.fork\b|ProcessPoolExecutor|\bjoblib\b'
+  found = [
+    path.name
+    for package in ('data', 'experiments', 'kmil_jax')
+    for path in (ROOT / package).rglob('*.py')
+    if re.search(forks, path.read_text(encoding='utf-8'))
+  ]
+  assert found == []
+
+
+def test_24_closed_slides_leave_no_files_open(real_data):
+  path = real_data / 'wsi/openslide-fixtures/boxes.tiff'
+  opened = lambda: len(os.listdir('/proc/self/fd'))
+  before = opened()
+  for _ in range(20):
+    with slides.Slide(path, default_mpp=0.5) as slide:
+      slide.read(0, 0, 0, 8, 8)
+    with pytest.raises(slides.SlideError):
+      slides.Slide(path)  # It has no scale.
+  assert opened() == before
+
+
+def test_25_many_writers_of_one_file_leave_one_whole_file(tmp_path):
+  path = tmp_path / 'a.h5'
+  rows = [np.full((50, 64), i, np.float32) for i in range(8)]
+  threads = [
+    threading.Thread(
+      target=features.write, args=(path, row, np.zeros((50, 2)), ATTRS)
+    )
+    for row in rows
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert list(tmp_path.iterdir()) == [path]
+  assert len(np.unique(features.read(path).features)) == 1
+
+
+def test_30_tensorflow_comes_without_accelerators():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  names = [re.split(r'[<>=\[ ]', d)[0] for d in project['dependencies']]
+  assert 'tensorflow-cpu' in names and 'tensorflow' not in names
+
+
+def test_an_id_may_be_as_long_as_file_systems_take(tmp_path):
+  name = 'é' * 90
+  features.write(tmp_path / f'{name}.h5', ROWS, COORDS, ATTRS)
+  assert features.read(tmp_path / f'{name}.h5').features.shape == (3, 4)
+  with pytest.raises((FeatureError, OSError)):
+    features.read(tmp_path / f'{"x" * 300}.h5')
+
+
+def named_tests():
+  """Yields the file and the beginning of the name of all that the table has."""
+  table = __doc__.split('are below.\n')[1].split('\nNot')[0]
+  place = None
+  for line in table.splitlines():
+    for word in re.split(r'[\s,;]+', line[35:]):
+      if word.endswith(':'):
+        place = word[:-1]
+      elif '/' in word:
+        yield word, ''
+      elif word and word != 'below':
+        yield place, word
+    if 'below' in line:
+      place = None
+
+
+def test_the_table_names_tests_that_exist():
+  found = list(named_tests())
+  assert len(found) > 40
+  for place, name in found:
+    path = ROOT / 'tests' / f'{place}_test.py'
+    tests = path.read_text(encoding='utf-8')
+    assert f'def test_{name}' in tests, (place, name)

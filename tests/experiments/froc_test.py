@@ -1,0 +1,229 @@
+"""The script that scores detections, and the files it reads."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+from hypothesis import given, strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+
+from data.camelyon16 import annotations, polygons
+from data.outlines import Ring
+from experiments.slide_scores import detections, froc_files
+from experiments.slide_scores.froc_files import DetectionError
+from kmil_jax import froc
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write(root, masks, tables):
+  """Writes masks, bool arrays, and tables of detections, texts, by case."""
+  for name in ('masks', 'detections'):
+    (root / name).mkdir()
+  for name, mask in masks.items():
+    pixels = mask.astype(np.uint8) * 255
+    Image.fromarray(pixels).save(root / f'masks/{name}_mask_level5.png')
+  for name, text in tables.items():
+    (root / f'detections/{name}.csv').write_text(text)
+  return root / 'masks', root / 'detections'
+
+
+def block(shape, *boxes):
+  mask = np.zeros(shape, bool)
+  for y, x, side in boxes:
+    mask[y : y + side, x : x + side] = True
+  return mask
+
+
+@pytest.fixture
+def folders(tmp_path):
+  """Three lesions, a cluster of cells, a normal and an empty slide."""
+  masks = {
+    'test_001': block((200, 300), (20, 20, 60), (150, 250, 8)),
+    'test_002': block((150, 300), (20, 20, 60), (20, 200, 60)),
+  }
+  tables = {
+    # The lesion twice, the cells, and beside it.
+    'test_001': '0.9,1600,1600\n0.8,1616,1632\n0.95,8100,4900\n0.7,6400,640\n',
+    'test_002': 'probability,x,y\n0.6,7360.5,1600\n',
+    'test_003': '0.5,1,1\n\n0.3,99999,99999',
+    'test_004': '',
+  }
+  return write(tmp_path, masks, tables)
+
+
+def run(*arguments):
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.froc', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def test_the_script_prints_json_alone_and_draws(folders, tmp_path):
+  masks, tables = folders
+  done = run(
+    f'--masks_dir={masks}',
+    f'--detections_dir={tables}',
+    '--mpp=0.243',
+    '--level=5',
+    '--format=json',
+    f'--figure={tmp_path / "froc.png"}',
+    f'--cache_dir={tmp_path}',
+  )
+  assert done.returncode == 0, done.stderr
+  said = json.loads(done.stdout)
+  assert list(said) == ['froc', 'sensitivity', 'lesions', 'slides']
+  # Of 4 slides: 0.9 finds a lesion, 0.7 an alarm, 0.6 a lesion, then alarms.
+  assert (said['lesions'], said['slides']) == (3, 4)
+  assert said['sensitivity'] == pytest.approx([2 / 3] * 6)
+  assert said['froc'] == pytest.approx(2 / 3)
+  with Image.open(tmp_path / 'froc.png') as image:
+    assert image.width > 400
+
+
+def test_all_faults_are_told_at_once(folders):
+  masks, tables = folders
+  (tables / 'test_001.csv').unlink()
+  (tables / 'test_002.csv').write_text('0.6,7360.5,1600\n0.6;1;2\n')
+  (tables / 'test_003.csv').write_text('nan,1,2\n')
+  with pytest.raises(DetectionError) as fault:
+    froc_files.read(masks, tables)
+  for said in (
+    'test_001_mask_level5.png: no detections test_001.csv',
+    "test_002.csv, line 2: found '0.6;1;2'",
+    'test_003.csv, line 1',
+  ):
+    assert said in str(fault.value)
+
+
+@pytest.mark.parametrize(
+  'line, fault',
+  [
+    ('0.5,1', "line 2: found '0.5,1'"),
+    ('0.5,1,2,3', 'line 2'),
+    ('0.5,x,2', 'line 2'),
+    ('probability,x,y', 'line 2'),
+    ('inf,1,2', 'line 2'),
+    ('-0.5,1,2', 'line 2'),
+    ('0.5,-1,2', 'line 2'),
+    ('0.5,9600,2', r'line 2: \(9600, 2\) lies outside .*300 x 200 px'),
+    ('0.5,2,6400', r'line 2: .* lies outside'),
+  ],
+)
+def test_lines_that_are_no_detection_are_named(tmp_path, line, fault):
+  masks = {'a': block((200, 300), (20, 20, 60))}
+  folders = write(tmp_path, masks, {'a': f'0.5,9599,6399\n{line}\n'})
+  with pytest.raises(DetectionError, match=rf'a\.csv, {fault}'):
+    froc_files.read(*folders)
+
+
+def test_masks_are_0_and_255_in_any_mode(tmp_path):
+  mask = block((40, 50), (5, 5, 20))
+  grey = Image.fromarray(mask.astype(np.uint8) * 255)
+  for mode in ('1', 'L', 'P', 'RGB', 'RGBA'):
+    grey.convert(mode).save(tmp_path / 'mask.png')
+    np.testing.assert_array_equal(
+      froc_files.read_mask(tmp_path / 'mask.png'), mask
+    )
+  grey.point(lambda v: v // 255).save(tmp_path / 'mask.png')
+  with pytest.raises(
+    DetectionError, match=r'mask\.png: holds 1; masks are 255'
+  ):
+    froc_files.read_mask(tmp_path / 'mask.png')
+  Image.fromarray(mask.astype(np.uint16) * 65535).save(tmp_path / 'mask.png')
+  with pytest.raises(DetectionError, match='of mode I;16; masks have 8 bits'):
+    froc_files.read_mask(tmp_path / 'mask.png')
+
+
+def test_masks_are_found_by_name_and_level(folders):
+  masks, tables = folders
+  (masks / 'test_003_mask_level6.png').write_bytes(b'of another level')
+  (masks / '.hidden.png').touch()
+  cases = froc_files.read(masks, tables)
+  assert [case.targets for case in cases.values()] == [1, 2, 0, 0]
+  (masks / 'test_001_mask.png').touch()
+  with pytest.raises(
+    DetectionError, match='masks are called <case>_mask_level5'
+  ):
+    froc_files.read(masks, tables)
+  with pytest.raises(DetectionError, match=r'absent: no such folder'):
+    froc_files.read(masks.parent / 'absent', tables)
+  (masks.parent / 'empty').mkdir()
+  with pytest.raises(DetectionError, match=r'empty: no <case>\.csv'):
+    froc_files.read(masks, masks.parent / 'empty')
+
+
+def test_an_empty_mask_makes_every_detection_false(tmp_path):
+  folders = write(tmp_path, {'a': block((40, 50))}, {'a': '0.5,1,1\n0.4,0,0'})
+  case = froc_files.read(*folders)['a']
+  np.testing.assert_array_equal(case.alarms, [0.5, 0.4])
+  assert case.targets == 0
+
+
+@given(
+  st.binary(max_size=60)
+  | st.text('0123456789.,-+einfaxy \n\r"').map(str.encode)
+)
+def test_any_bytes_are_detections_or_a_named_fault(tmp_path_factory, content):
+  path = tmp_path_factory.mktemp('fuzz') / 'a.csv'
+  path.write_bytes(content)
+  try:
+    score, xy, line = froc_files.read_detections(path)
+  except DetectionError as e:
+    assert 'a.csv' in str(e)
+  else:
+    assert len(score) == len(xy) == len(line) <= content.count(b'\n') + 1
+    assert (score >= 0).all() and np.isfinite(xy).all()
+
+
+@given(st.data())
+def test_any_bytes_are_a_mask_or_a_named_fault(tmp_path_factory, data):
+  path = tmp_path_factory.mktemp('fuzz') / 'mask.png'
+  mask = block((30, 40), (5, 5, 20))
+  Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+  content = bytearray(path.read_bytes())
+  for _ in range(data.draw(st.integers(1, 3))):
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(
+      st.integers(1, 255)
+    )
+  path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+  try:
+    found = froc_files.read_mask(path)
+  except DetectionError as e:
+    assert 'mask.png' in str(e)
+  else:
+    assert found.dtype == bool and found.ndim == 2
+
+
+def test_real_lesions_are_found_where_they_were_outlined(real_data, tmp_path):
+  """Masks of two slides' outlines; detections as a map of scores gives them.
+
+  The map is the mask itself at level 6, so that every lesion is hit and nothing
+  else; a normal slide has one false positive of a low score.
+  """
+  found = annotations.find(real_data / 'camelyon16/tumor_polygons.json.gz')
+  masks, tables, lesions = {}, {'normal_001': '0.01,5,5'}, 0
+  for name in ('tumor_008', 'tumor_022'):
+    rings = found.rings(name)
+    low = np.floor(np.min([r.corners.min(0) for r in rings], 0) / 64 - 20) * 64
+    rings = [Ring(r.corners - low, r.hole) for r in rings]
+    high = np.max([r.corners.max(0) for r in rings], 0) // 64 + 20
+    shape = high[::-1].astype(int)
+    masks[name] = polygons.rasterise(rings, tuple(2 * shape), 32)
+    scores = polygons.rasterise(rings, tuple(shape), 64) * 0.5
+    said = detections.find(scores, stop=0.1, radius=3)
+    said[:, 0] += 0.1
+    (tmp_path / 'said').mkdir(exist_ok=True)
+    detections.write(tmp_path / f'said/{name}.csv', said)
+    tables[name] = (tmp_path / f'said/{name}.csv').read_text()
+    lesions += int((~froc.lesions(masks[name]).cells).sum())
+  cases = froc_files.read(*write(tmp_path, masks, tables))
+  whole = froc.froc(list(cases.values()))
+  assert [len(case.alarms) for case in cases.values()] == [1, 0, 0]
+  assert whole.score == 1 and whole.lesions == lesions >= 2

@@ -1,0 +1,128 @@
+"""The local page of slides in a browser, and the script that opens it."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+
+import browser
+import drawn_maps
+import numpy as np
+import pytest
+import served_slides
+from served_slides import NAMES
+
+from experiments.slide_maps import layers, tile_scores
+
+SIDE = drawn_maps.SIDE
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
+
+
+@pytest.fixture(scope='module')
+def served(run):
+  with served_slides.serving(run) as running:
+    yield running
+
+
+def until(page, script, seconds=20):
+  """Waits until a script in the page is true."""
+  end = time.monotonic() + seconds
+  while not page.evaluate(script):
+    assert time.monotonic() < end, f'{script}; {page.problems}'
+    time.sleep(0.05)
+
+
+LOADED = (
+  'heat && viewer.world.getItemCount() === 2 &&'
+  ' [0, 1].every(i => viewer.world.getItemAt(i).getFullyLoaded())'
+)
+# Colour of the canvas at a place of the slide.
+COLOUR = """(() => {
+  const place = picture.imageToViewerElementCoordinates(
+    new OpenSeadragon.Point(%d, %d));
+  const canvas = document.querySelector('#view canvas');
+  const ratio = canvas.width / canvas.clientWidth;
+  const pen = new OffscreenCanvas(1, 1).getContext(
+    '2d', {willReadFrequently: true});
+  pen.drawImage(canvas, -Math.round(place.x * ratio),
+    -Math.round(place.y * ratio));
+  return [...pen.getImageData(0, 0, 1, 1).data];
+})()"""
+
+
+def choose(page, name, value, event='change'):
+  page.evaluate(
+    f"$('#{name}').value = {json.dumps(value)};"
+    f" $('#{name}').dispatchEvent(new Event('{event}'))"
+  )
+
+
+def test_the_page_shows_slide_and_map_with_the_asked_opacity(
+  served, run, tmp_path
+):
+  scores = tile_scores.read(tile_scores.find(run)['007.a'])
+  layer = layers.of(scores, 'absolute')[0]
+  i = int(np.nanargmax(layer.values))
+  spot = tuple((scores.coords[i] + SIDE // 2).tolist())
+  below = drawn_maps.pixel(scores.coords[i])
+  place = int(np.rint(255 * layer.place(layer.values[i])))
+  above = layers.colour_map('viridis')[place][:3].astype(float)
+  with browser.Browser() as opened:
+    page = opened.open(served.url + '#007.a')
+    until(page, LOADED)
+    for percent in (0, 50, 100):
+      choose(page, 'opacity', percent, 'input')
+      expected = below + (above - below) * percent / 100
+      until(
+        page,
+        f'{COLOUR % spot}.slice(0, 3).every((x, k) =>'
+        f' Math.abs(x - {expected.tolist()}[k]) < 10)',
+      )
+    for width in (1280, 800):
+      page.resize(width, 800)
+      until(page, LOADED)
+      assert page.evaluate('document.documentElement.scrollWidth') <= width
+      page.screenshot(tmp_path / f'{width}.png')
+    choose(page, 'scale', 'rank')
+    until(page, "$('#legend figcaption').textContent.startsWith('rank')")
+    until(page, LOADED)
+    choose(page, 'layer', 'attention')
+    until(page, "$('#legend figcaption').textContent.includes('attention')")
+    page.evaluate(
+      "$('#view').dispatchEvent(new PointerEvent('pointermove',"
+      ' {clientX: 550, clientY: 400, bubbles: true}))'
+    )
+    until(
+      page, "$('#tile tbody').textContent.includes('probability of breast')"
+    )
+    # The true class is told, and a slide of odd name can be chosen.
+    assert 'lymphoma' in page.evaluate("$('#facts').textContent")
+    choose(page, 'slide', NAMES[1])
+    until(page, f'document.title === {json.dumps(NAMES[1])} && ({LOADED})')
+    assert page.problems == []
+    assert all(url.startswith(served.url) for url in page.requests)
+    choose(page, 'slide', 'broken')
+    until(page, "!$('#fault').hidden")
+    assert 'broken' in page.evaluate("$('#fault').textContent")
+
+
+def test_the_script_serves_the_slide_asked_for(run):
+  command = [sys.executable, '-m', 'experiments.view', '--port=0']
+  with subprocess.Popen(
+    [*command, f'--run={run}', '--slide=007.a'],
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as script:
+    try:
+      words = script.stdout.readline().split()
+      assert words[0] == 'open'
+      assert words[1].endswith('/#007.a')
+      with urllib.request.urlopen(words[1].partition('#')[0]) as answer:
+        assert b'viewer.js' in answer.read()
+    finally:
+      script.terminate()

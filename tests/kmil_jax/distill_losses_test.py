@@ -1,0 +1,148 @@
+"""Losses of reverse distillation: by hand, against torch, finite always."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kmil_jax import distill_losses
+from kmil_jax.distill_losses import PER
+
+focal = jax.jit(distill_losses.focal, static_argnames='per')
+rd = jax.jit(distill_losses.rd, static_argnames='per')
+cosine = jax.jit(distill_losses.cosine)
+both = pytest.mark.parametrize('per', PER)
+SHAPES = ((4, 4, 4, 6), (4, 2, 2, 5), (4, 1, 2, 3))
+LABEL = np.array([1, 0, 0, 1])
+
+
+def maps(seed, shapes=SHAPES):
+  rng = np.random.default_rng(seed)
+  return [np.maximum(rng.normal(size=s), 0).astype('f4') for s in shapes]
+
+
+def at_angle(cos):
+  """Two maps whose vectors have a given cosine, however they are flattened."""
+  f, g = np.zeros((2, 4, 3, 3, 2), np.float32)
+  f[..., 0], g[..., 0], g[..., 1] = 1, cos, (1 - cos**2) ** 0.5
+  return f, g
+
+
+@both
+def test_focal_at_one_half_by_hand(per):
+  f, g = at_angle(0.5)
+  got = focal([f, f, f], [g, g, g], LABEL, 0.1, 2.0, per=per)
+  normal, tumour = (3 * a * 0.25 * np.log(2) for a in (0.1, 0.9))
+  np.testing.assert_allclose(got, [normal, tumour, tumour, normal], rtol=1e-5)
+  # And elsewhere.
+  f, g = at_angle(0.8)
+  got = focal([f, f, f], [g, g, g], LABEL, 0.3, 1.5, per=per)
+  normal = -3 * 0.3 * 0.2**1.5 * np.log(0.8)
+  tumour = -3 * 0.7 * 0.8**1.5 * np.log(0.2)
+  np.testing.assert_allclose(got, [normal, tumour, tumour, normal], rtol=1e-5)
+
+
+def test_whole_maps_and_locations_are_told_apart():
+  # Two places, one large and alike, one small and orthogonal.
+  f = np.array([[[[3.0, 0], [1, 0]]]], np.float32)
+  g = np.array([[[[3.0, 0], [0, 1]]]], np.float32)
+  np.testing.assert_allclose(rd([f], [g], per='location'), [0.5], rtol=1e-6)
+  np.testing.assert_allclose(rd([f], [g], per='map'), [0.1], rtol=1e-5)
+
+
+@both
+def test_equal_maps_cost_nothing_and_orthogonal_ones_all(per):
+  f, g = at_angle(0.0)
+  for distance, other in ((0, f), (3, g)):
+    got = rd([f] * 3, [other] * 3, per=per)
+    np.testing.assert_allclose(got, np.full(4, distance), atol=1e-6)
+
+
+@both
+def test_without_tumour_patches_the_loss_is_rds(per):
+  f, g = maps(0), maps(1)
+  want = rd(f, g, per=per)
+  got = focal(f, g, np.ones(4, int), 0.0, 2.0, per=per)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert not np.allclose(focal(f, g, LABEL, 0.01, 2.0, per=per), want)
+
+
+@both
+def test_losses_and_gradients_equal_torchs(per):
+  torch = pytest.importorskip('torch')
+  twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
+  f, g = maps(0), maps(1)
+  alpha, gamma = 0.1, 2.0
+  ours = jax.value_and_grad(
+    lambda g: jnp.stack([
+      focal(f, g, LABEL, alpha, gamma, per=per).mean(),
+      rd(f, g, per=per).mean(),
+    ]) @ jnp.array([1.0, 10.0])
+  )  # fmt: skip
+  value, gradient = jax.jit(ours)(g)
+  to_torch = lambda x: torch.tensor(x.transpose(0, 3, 1, 2))
+  theirs = [to_torch(x).requires_grad_() for x in g]
+  known = [to_torch(x) for x in f]
+  label = torch.tensor(LABEL)
+  loss = twin.focal_loss(known, theirs, label, alpha, gamma, per)
+  loss = loss + 10 * twin.rd_loss(known, theirs, per)
+  loss.backward()
+  np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
+  for got, want in zip(gradient, theirs, strict=True):
+    want = want.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(got, want, atol=1e-6, rtol=1e-4)
+
+
+def extremes():
+  ones = np.ones((4, 2, 2, 3), np.float32)
+  spiked = ones.copy()
+  spiked[..., 0] = 1e20
+  return {
+    'zero': 0 * ones,
+    'ones': ones,
+    'opposite': -ones,
+    'tiny': 1e-30 * ones,
+    'denormal': 1e-42 * ones,
+    'huge': 1e38 * ones,
+    'spiked': spiked,
+    'mixed': maps(3, [(4, 2, 2, 3)])[0],
+  }
+
+
+@functools.cache
+def both_losses():
+  def value(g, f, alpha, gamma):
+    return sum(
+      focal([f], [g], LABEL, alpha, gamma, per=per).sum()
+      + rd([f], [g], per=per).sum()
+      for per in PER
+    )
+
+  return jax.jit(jax.value_and_grad(value))
+
+
+@pytest.mark.parametrize('name', sorted(extremes()))
+def test_values_and_gradients_are_finite_whatever_the_maps(name):
+  f = extremes()[name]
+  for g in extremes().values():
+    for alpha, gamma in itertools.product((0, 0.1, 1), (0, 0.5, 1, 2, 50)):
+      value, gradient = both_losses()(g, f, float(alpha), float(gamma))
+      assert np.isfinite(value)
+      assert np.isfinite(gradient).all()
+
+
+def test_similarity_is_of_directions_alone():
+  f, g = maps(0)[0], maps(1)[0]
+  want = cosine(f, g)
+  for scale in (1e-4, 1e25):
+    np.testing.assert_allclose(cosine(scale * f, g), want, atol=1e-5)
+  np.testing.assert_array_equal(cosine(0 * f, g), np.zeros(want.shape))
+  assert cosine(f.astype(jnp.bfloat16), g).dtype == np.float32
+
+
+def test_other_groups_are_refused():
+  with pytest.raises(ValueError, match='per map or location'):
+    rd(maps(0), maps(1), per='channel')

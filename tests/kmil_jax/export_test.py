@@ -1,0 +1,201 @@
+"""Models as files: the programs say what the models say, of any bag."""
+
+import dataclasses
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kmil_jax import export, inference
+from kmil_jax.export import Archive, ExportError
+from kmil_jax.inference import Design
+from kmil_jax.models import SPECS, kmil
+from kmil_jax.models.kmil import Choice
+
+WIDTH, CLASSES, FOLDS = 12, 3, 2
+CHOICE = Choice(score='one_minus_var', drop_per_mille=400)
+# What is made of the outputs, or is in them, beyond the models' own.
+OPTIONS = {
+  'kmil': {'choice': CHOICE, 'combine': True},
+  'dtfd_gated': {'options': {'distill': 'maxmins', 'total_instances': 8}},
+}
+# Of each class one form; the others differ in an option.
+EXECUTED = ('abmil', 'abmil_ilse_plain', 'dsmil_value', 'dtfd_gated', 'kmil')
+
+
+def make(name):
+  design = Design(
+    model=name, num_classes=CLASSES, width=WIDTH, **OPTIONS.get(name, {})
+  )
+  rng = np.random.default_rng(0)
+  folds = [
+    jax.tree.map(
+      lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(leaf.dtype),
+      design.like(),
+    )
+    for _ in range(FOLDS)
+  ]
+  return design, folds
+
+
+def bag(count):
+  rng = np.random.default_rng(count)
+  return rng.normal(size=(count, WIDTH)).astype(np.float32)
+
+
+def expected(design, params, x):
+  """What one fold's networks say of an unpadded bag."""
+  networks, seen = design.networks(), jnp.ones(len(x), bool)
+  apply = lambda name, seen: networks[name].apply(
+    {'params': params[name]}, x, seen, train=False
+  )
+  if inference.CHOOSER in networks:
+    score = kmil.instance_scores(
+      apply(inference.CHOOSER, seen).instance_logits, CHOICE.score
+    )
+    keep = jnp.argsort(-score, stable=True)[: len(x) * 6 // 10]
+    seen = jnp.zeros(len(x), bool).at[keep].set(True)
+  said = apply(inference.MODEL, seen)
+  prob = jax.nn.softmax(said.logits)
+  if design.combine:
+    highest = jnp.where(seen[:, None], said.instance_logits, -jnp.inf).max(0)
+    prob = (prob + jax.nn.softmax(highest)) / 2
+  return {
+    'prob': prob,
+    'attention': said.attention,
+    'instance_prob': jax.nn.softmax(said.instance_logits),
+    'kept': seen,
+  }
+
+
+@pytest.fixture(scope='module')
+def archives():
+  """What files of all models hold, and the folds' parameters."""
+  made = {}
+  for name in SPECS:
+    design, folds = make(name)
+    weights = inference.stack(folds)
+    programs = design.lower(weights) if name != 'transmil' else {}
+    made[name] = design, folds, Archive({'is': name}, weights, programs)
+  return made
+
+
+@pytest.mark.parametrize('name', EXECUTED)
+def test_a_file_says_what_its_models_say(name, archives, tmp_path):
+  design, folds, archive = archives[name]
+  (tmp_path / 'model').write_bytes(export.pack(archive))
+  found = export.read(tmp_path / 'model')
+  assert found.card['is'] == name
+  x = bag(11)
+  padded = np.full((64, WIDTH), 9, np.float32)  # Any finite number.
+  padded[: len(x)] = x
+  said = found.predict()(found.weights, padded, len(x))
+  run = jax.jit(lambda params: expected(design, params, x))
+  for r, params in enumerate(folds):
+    for key, value in run(params).items():
+      got = np.asarray(said[key][r])
+      got = got if key == 'prob' else got[: len(x)]
+      np.testing.assert_allclose(got, value, atol=3e-6, err_msg=key)
+  assert not np.asarray(said['kept'])[:, len(x) :].any()
+  assert np.ptp(said['prob'], axis=0).max() > 1e-3  # Of two folds.
+
+
+def test_programs_are_for_every_platform_and_any_bag(archives):
+  for name, (_, _, archive) in archives.items():
+    if name == 'transmil':
+      continue
+    assert archive.lengths() is None
+    (program,) = archive.programs.values()
+    exported = jax.export.deserialize(bytearray(program))
+    assert exported.platforms == ('cpu', 'cuda', 'tpu')
+    assert str(exported.in_avals[-2].shape) == '(n, 12)'
+
+
+def test_a_model_that_needs_the_length_has_a_program_for_each(monkeypatch):
+  monkeypatch.setattr(export, 'LENGTHS', (16, 300))
+  design, folds = make('transmil')
+  weights = inference.stack(folds[:1])
+  archive = Archive({}, weights, design.lower(weights))
+  assert archive.lengths() == (16, 300)
+  exported = [
+    jax.export.deserialize(bytearray(p)) for p in archive.programs.values()
+  ]
+  assert [e.in_avals[-2].shape for e in exported] == [(16, 12), (300, 12)]
+  assert [e.out_avals[0].shape for e in exported] == [(1, 16, 1), (1, 300, 1)]
+
+
+def test_equal_models_give_equal_bytes_that_tell_nothing_of_the_machine(
+  archives,
+):
+  design, _, archive = archives['kmil']
+  again = dataclasses.replace(archive, programs=design.lower(archive.weights))
+  content = export.pack(archive)
+  assert export.pack(again) == content
+  assert b'.py' not in content and b'/kmil_jax' not in content
+
+
+def rewritten(content, path, change):
+  """Writes the zip anew, its entries being those `change` returns."""
+  (path / 'whole').write_bytes(content)
+  with zipfile.ZipFile(path / 'whole') as file:
+    entries = {info.filename: file.read(info) for info in file.infolist()}
+  with zipfile.ZipFile(path / 'other', 'w') as file:
+    for name, data in change(entries).items():
+      file.writestr(name, data)
+  return (path / 'other').read_bytes()
+
+
+def without(name):
+  return lambda entries: {k: v for k, v in entries.items() if k != name}
+
+
+@pytest.mark.parametrize(
+  'damage,message',
+  [
+    (lambda content, path: b'', 'not a complete model'),
+    (lambda content, path: content[:-400], 'not a complete model'),
+    (
+      lambda content, path: content.replace(b'\0\0', b'ab', 9),
+      'not a complete',
+    ),
+    (lambda c, path: rewritten(c, path, without('card.json')), 'card.json'),
+    (lambda c, path: rewritten(c, path, without(export.ANY)), 'no program'),
+    (
+      lambda c, path: rewritten(c, path, lambda e: e | {'card.json': b'[1'}),
+      'not a complete model',
+    ),
+    (
+      lambda c, path: rewritten(c, path, lambda e: e | {'../evil': b'1'}),
+      ', ../evil, not',
+    ),
+  ],
+)
+def test_damaged_files_are_refused_by_name(archives, tmp_path, damage, message):
+  content = damage(export.pack(archives['abmil'][2]), tmp_path)
+  (tmp_path / 'model.kmil').write_bytes(content)
+  with pytest.raises(ExportError) as error:
+    export.read(tmp_path / 'model.kmil')
+  assert message in str(error.value)
+  assert 'model.kmil' in str(error.value)
+
+
+def test_a_program_of_another_jax_is_refused(archives):
+  archive = dataclasses.replace(
+    archives['abmil'][2], programs={export.ANY: b'of tomorrow'}
+  )
+  with pytest.raises(ExportError, match='cannot read the program'):
+    archive.predict()
+
+
+def test_padded_lengths_are_few_and_close():
+  lengths = [export.padded_length(n) for n in range(1, 20_000)]
+  assert lengths[:64] == [64] * 64 and lengths[64] == 96
+  assert len(set(lengths)) < 20
+  for n in range(64, 20_000, 7):
+    assert n <= lengths[n - 1] < 1.5 * n
+  assert export.padded_length(3, least=100) == 128
+  assert [export.padded_length(n, (16, 300)) for n in (16, 17)] == [16, 300]
+  with pytest.raises(ExportError, match='301 instances'):
+    export.padded_length(301, (16, 300))

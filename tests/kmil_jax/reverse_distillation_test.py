@@ -1,0 +1,132 @@
+"""Reverse distillation's networks: counts, shapes, starts, types, one step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kmil_jax import distill_train
+from kmil_jax.distill_runs import Run
+from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
+from kmil_jax.models.upsample import Upsample
+
+# Compiles in half the time; what comes out is the same.
+HASTY = {
+  'xla_backend_optimization_level': 0,
+  'xla_cpu_use_fusion_emitters': False,
+}
+
+
+def size(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@functools.cache
+def shapes(width=64, shortcut=3):
+  """Variables of teacher and student."""
+  tiles = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  make = lambda model, x: jax.eval_shape(model.init, jax.random.key(0), x)
+  student = make(Student(width, shortcut), map_shapes(width))
+  return make(Teacher(width), tiles), student
+
+
+@pytest.mark.parametrize('shortcut,embedding', [
+  (1, 58_885_120), (3, 109_216_768),
+])  # fmt: skip
+def test_parameters_are_as_many_as_released(shortcut, embedding):
+  teacher, student = shapes(shortcut=shortcut)
+  assert size(teacher['params']) == 24_862_528
+  assert size(student['params']['bn']) == embedding
+  assert size(student['params']['decoder']) == 24_917_504
+
+
+def test_maps_have_the_papers_shapes_and_the_computations_type():
+  teacher, student = shapes()
+  tiles = jax.ShapeDtypeStruct((2, 256, 256, 3), jnp.float32)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    maps = jax.eval_shape(Teacher(dtype=dtype).apply, teacher, tiles)
+    assert [(m.shape, m.dtype) for m in maps] == [
+      ((2, 64, 64, 256), dtype),
+      ((2, 32, 32, 512), dtype),
+      ((2, 16, 16, 1024), dtype),
+    ]
+    guess = jax.eval_shape(Student(dtype=dtype).apply, student, maps)
+    assert guess == maps
+  assert jax.eval_shape(
+    Teacher().apply, teacher, jax.ShapeDtypeStruct((1, 32, 32, 3), 'f4')
+  ) == map_shapes(64)
+
+
+def test_patches_that_cannot_halve_five_times_are_refused():
+  with pytest.raises(ValueError, match='96 x 80 pixels.*multiples of 32'):
+    tiles = jax.ShapeDtypeStruct((1, 80, 96, 3), jnp.float32)
+    jax.eval_shape(Teacher().apply, shapes()[0], tiles)
+
+
+def test_students_start_as_in_torch():
+  variables = jax.jit(Student(16, 3).init)(
+    jax.random.key(0), [jnp.zeros(m.shape) for m in map_shapes(16)]
+  )
+  bn, decoder = (variables['params'][name] for name in ('bn', 'decoder'))
+  # Normal with variance 2 / fan-out.
+  kernel = np.asarray(bn['bn_layer_0']['downsample_conv']['kernel'])
+  assert kernel.shape == (3, 3, 768, 512)
+  np.testing.assert_allclose(kernel.std(), (2 / (9 * 512)) ** 0.5, rtol=0.01)
+  assert np.abs(kernel).max() > 4 * kernel.std()
+  # Uniform; torch takes the fan-in from the channels that come out.
+  kernel = np.asarray(decoder['layer1_0']['upsample_conv']['kernel'])
+  assert kernel.shape == (2, 2, 256, 512)
+  bound = (4 * 256) ** -0.5
+  np.testing.assert_allclose(np.abs(kernel).max(), bound, rtol=0.01)
+  np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.01)
+  norm = decoder['layer1_0']['upsample_bn']
+  assert (norm['scale'] == 1).all() and (norm['bias'] == 0).all()
+
+
+def test_upsampling_is_torchs_transposed_convolution():
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 5, 4)).astype('f4')
+  weight = rng.normal(size=(4, 6, 2, 2)).astype('f4')
+  want = torch.nn.functional.conv_transpose2d(
+    torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(weight), stride=2
+  )
+  params = {'params': {'kernel': weight.transpose(2, 3, 1, 0)}}
+  got = Upsample(6).apply(params, x)
+  np.testing.assert_allclose(
+    got, want.numpy().transpose(0, 2, 3, 1), atol=1e-5
+  )
+
+
+def test_the_papers_width_takes_a_step():
+  distiller = distill_train.Distiller(64, 3)
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=2**16).astype('f4')
+
+  def fill(path, leaf):
+    if path[-1].key != 'kernel':
+      return jnp.full(leaf.shape, path[-1].key in ('scale', 'var'), leaf.dtype)
+    height, width, _, out = leaf.shape
+    kernel = np.resize(noise, leaf.shape)
+    return jnp.asarray(kernel * np.float32((2 / (height * width * out)) ** 0.5))
+
+  teacher, student = jax.tree_util.tree_map_with_path(fill, shapes())
+  image = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+  patches = distill_train.Patches(
+    teacher=teacher, image=image, label=np.array([1, 0])
+  )
+  run = Run(np.arange(2), seed=0)
+  state = distill_train.start(run, student)
+  before = state.params['decoder']['layer3_5']['conv3']['kernel'][0, 0, :8, :8]
+  before = np.array(before)
+  step = jax.jit(
+    distiller.step, donate_argnums=0, compiler_options=HASTY
+  )
+  state = step(state, patches)
+  assert 0 < state.loss < 3
+  after = state.params['decoder']['layer3_5']['conv3']['kernel'][0, 0, :8, :8]
+  # Adam's first step is the rate times the gradient's sign.
+  moved = np.abs(after - before)
+  np.testing.assert_allclose(moved.max(), 1e-5, rtol=0.05)
