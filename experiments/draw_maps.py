@@ -26,22 +26,14 @@ from experiments.slide_maps import (
   geojson,
   heat_map,
   layers,
+  map_flags,
   run_folder,
   tile_scores,
   top_tiles,
 )
 from experiments.slide_maps.tile_scores import TileScores
 
-_RUN = flags.DEFINE_string(
-  'run', None, 'Results folder of a run, or of experiments.predict.'
-)
-_FOLD = flags.DEFINE_integer(
-  'fold', None, 'The only fold to draw; by default the mean of all.', 0
-)
 _SLIDE = flags.DEFINE_list('slide', None, 'Slide ids to draw; all by default.')
-_SLIDES_DIR = flags.DEFINE_string(
-  'slides_dir', None, 'Folder of slide files; by default that of the run.'
-)
 _SCALE = flags.DEFINE_enum(
   'scale',
   'absolute',
@@ -49,9 +41,7 @@ _SCALE = flags.DEFINE_enum(
   'Of heat maps. absolute: the same for every slide. rank: among the tiles of'
   ' the slide.',
 )
-_COLOURS = flags.DEFINE_enum(
-  'colours', 'YlGn', layers.COLOURS, 'Of heat maps.'
-)
+_COLOURS = flags.DEFINE_enum('colours', 'YlGn', layers.COLOURS, 'Of heat maps.')
 _SCORE = flags.DEFINE_enum(
   'score',
   'attention',
@@ -72,34 +62,23 @@ _TOP_FRACTION = flags.DEFINE_float(
   0,
   1,
 )
-_TILE_SIZE = flags.DEFINE_float(
-  'tile_size',
-  None,
-  'Side of a tile in level-0 pixels, if the features do not say it.',
-  1,
-)
-_DEFAULT_MPP = flags.DEFINE_float(
-  'default_mpp', None, 'um/px of level 0 of slides that do not say it.', 1e-3
-)
-flags.mark_flag_as_required('run')
-flags.declare_key_flag('cache_dir')
+flags.adopt_module_key_flags(map_flags)
 
 
 def _run() -> None:
-  run = pathlib.Path(_RUN.value)
-  files = run_folder.slide_files(run, _SLIDES_DIR.value, start.CACHE_DIR.value)
-  found = tile_scores.find(run, _FOLD.value)
+  run, files, found = map_flags.resolve()
   if unknown := sorted(set(_SLIDE.value or ()) - set(found)):
     raise tile_scores.MapError(
       f'--slide={",".join(unknown)}: no scores in {run}; there are'
       f' {", ".join(list(found)[:5])} and others, {len(found)} in all'
     )
-  target = run if _FOLD.value is None else run / f'fold_{_FOLD.value}'
+  fold = map_flags.FOLD.value
+  target = run if fold is None else run / f'fold_{fold}'
   faults, bare, labels = {}, 0, run_folder.labels(run)
   asked = _SLIDE.value or list(found)
   for slide in bars.bar(asked, unit='slide', desc='maps'):
     try:
-      scores = tile_scores.read(found[slide], _TILE_SIZE.value)
+      scores = tile_scores.read(found[slide], map_flags.TILE_SIZE.value)
       _write_data(target, scores)
       if slide in files:
         _write_pictures(target, scores, files[slide], labels.get(slide))
@@ -142,7 +121,7 @@ def _write_pictures(
     scale=_SCALE.value,
     colours=_COLOURS.value,
     label=label,
-    default_mpp=_DEFAULT_MPP.value,
+    default_mpp=map_flags.DEFAULT_MPP.value,
   )
   folder = target / 'figures' / 'slide_maps' / _SCALE.value
   with atomic.replacing(folder / f'{scores.slide}.png') as part:
@@ -154,7 +133,7 @@ def _write_pictures(
       scores,
       score=_SCORE.value,
       count=_TOP_TILES.value,
-      default_mpp=_DEFAULT_MPP.value,
+      default_mpp=map_flags.DEFAULT_MPP.value,
     )
 
 

@@ -25,7 +25,8 @@ from experiments import provenance, start
 from experiments.prediction import bags, loop, outputs, predictor, run_flags
 from experiments.prediction.card import PredictionError
 from experiments.prediction.predictor import Predictor
-from experiments.preflight import flag
+from experiments.preflight import features as preflight, flag
+from experiments.preflight.findings import Findings
 from kmil_jax.export import ExportError
 
 _MODEL = flags.DEFINE_string(
@@ -70,6 +71,8 @@ def _run() -> None:
   for given in (_WEIGHTS, _DEFAULT_MPP):
     if given.value is not None and not _SLIDES_DIR.value:
       raise app.UsageError(f'--{given.name} goes with --{_SLIDES_DIR.name}')
+  if start.COORDINATOR.value:
+    raise app.UsageError('--coordinator: slides are predicted on one host')
   models = _models()
   card = models.card
   print(card.summary())
@@ -90,26 +93,37 @@ def _run() -> None:
   else:
     found, failures = bags.check(_path(_FEATURES_DIR), card)
     print(f'{len(found.ids)} slides with features')
-  if not flag.CHECK.value:
-    folder = _folder()
-    values = start.resolved(__name__)
-    inputs = {'model_sha256': list(card.sha256)}
-    provenance.open_folder(folder, values, [], inputs)
-    if job:
-      made, failures = job.run(folder / 'features')
-      found, unread = bags.check(folder / 'features', card, made)
-      failures += unread
-    failures += loop.predict(found, models, folder)
-    counts = outputs.write_tables(
-      folder, card, found.ids, failures, _CALIBRATE.value
-    )
-    print(', '.join(f'{name} {count}' for name, count in counts.items()))
-    print(f'predictions in {folder / "predictions.csv"}')
+  if flag.CHECK.value:
+    _close(found, failures)
+  folder = _folder()
+  values = start.resolved(__name__)
+  inputs = {'model_sha256': list(card.sha256)}
+  provenance.open_folder(folder, values, [], inputs)
+  for doubt in outputs.doubts(card) if _CALIBRATE.value else []:
+    print(f'warning: {doubt}; --nocalibrate applies none')
+  if job:
+    made, failures = job.run(folder / 'features')
+    found, unread = bags.check(folder / 'features', card, made)
+    failures += unread
+  failures += loop.predict(found, models, folder)
+  counts = outputs.write_tables(
+    folder, card, found.ids, failures, _CALIBRATE.value
+  )
+  print(', '.join(f'{name} {count}' for name, count in counts.items()))
+  print(f'predictions in {folder / "predictions.csv"}')
   if failures:
     lines = [f'  {slide}  {reason}' for slide, reason in sorted(failures)]
     sys.exit(
       f'error: {len(failures)} slides have no prediction:\n' + '\n'.join(lines)
     )
+
+
+def _close(found: bags.Bags | None, failures: list[bags.Failure]) -> None:
+  """Ends --check; with --features_dir, all features are read."""
+  findings = Findings([f'{slide}: {reason}' for slide, reason in failures])
+  if found:
+    preflight.scan(found.source, found.ids, findings)
+  findings.close()
 
 
 def _models() -> Predictor:

@@ -75,7 +75,8 @@ def fit(
     raise DistillError(
       'validation takes normal patches and tumour patches, and here is one kind'
     )
-  state = distiller.init(runs, label, batch=batch)
+  variables = distiller.draw([run.seed for run in runs])
+  state = distiller.init(variables, runs, label, batch=batch)
   program = Program(distiller, len(runs))
   chosen = Chosen.start(len(runs))
   table = np.full((epochs, len(COLUMNS), len(runs)), np.nan)

@@ -80,21 +80,28 @@ class Distiller:
     self._tx = optim.adam(BETAS, weight_decay=0.0)
 
     def draw(seed):
-      variables = self.student.init(
-        jax.random.key(seed),
-        [jnp.zeros(m.shape, m.dtype) for m in map_shapes(width)],
-      )
-      return variables, self._tx.init(variables['params'])
+      maps = [jnp.zeros(m.shape, m.dtype) for m in map_shapes(width)]
+      return self.student.init(jax.random.key(seed), maps)
 
     self._draw = jax.jit(jax.vmap(draw))
 
+  def draw(self, seed: np.ndarray) -> Variables:
+    """Draws students, one of each seed [R]; NumPy leaves [R, ...]."""
+    return jax.tree.map(np.array, self._draw(np.uint32(seed)))
+
   def init(
-    self, runs: Sequence[Run], label: np.ndarray, *, batch: int
+    self,
+    variables: Variables,
+    runs: Sequence[Run],
+    label: np.ndarray,
+    *,
+    batch: int,
   ) -> DistillState:
-    """Draws R runs; each depends on its own seed alone. NumPy.
+    """Returns R runs before their first step, NumPy.
 
     Args:
-      runs: at least one.
+      variables: to start from, [R, ...].
+      runs: R, at least one.
       label: of the training patches, [n].
       batch: patches in a step.
 
@@ -102,12 +109,14 @@ class Distiller:
       DistillError: see `distill_runs.check`.
     """
     check(runs, label)
-    seed = np.array([run.seed for run in runs], np.uint32)
-    variables, opt_state = jax.tree.map(np.array, self._draw(seed))
     column = lambda name: np.float32([getattr(run, name) for run in runs])
     return DistillState(
       **variables,
-      opt_state=opt_state,
+      # Adam's moments and counts begin at 0.
+      opt_state=jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype),
+        jax.eval_shape(jax.vmap(self._tx.init), variables['params']),
+      ),
       best=variables,
       alpha=column('alpha'),
       gamma=column('gamma'),

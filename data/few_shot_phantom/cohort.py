@@ -21,6 +21,10 @@ APART = 32  # Between the centres of patches, in x or y.
 STRIDE = 16  # Level-0 pixels per pixel of the maps that patches are drawn on.
 LEVEL = 3  # Of the masks of the lesion-level score: 8 um per pixel.
 LISTS = ('train', 'val', 'test')
+# Tumour patches of the main training, and of all and those in He and Li that
+# they stand for: 6 % of theirs, as the normal patches are (300 of 5,000).
+MAIN = 30
+COUNTS = {0: 0, 1: 10, 3: 50, 6: 100, 30: 500, 60: 1000}
 
 _LOOK = stain.Appearance(mpp=MPP, blur=0.4)
 _TUMOUR = 'breast'
@@ -40,8 +44,8 @@ class _Part:
 # As in He and Li, training slides all hold tumour. There, 500 normal patches
 # were drawn of each, and validation had one slide of either kind.
 _PARTS = {
-  'train': _Part(10, 0, 50, 20),
-  'val': _Part(3, 1, 24, 32),
+  'train': _Part(10, 0, 30, 20),
+  'val': _Part(4, 1, 16, 32),
   'test': _Part(8, 8, 13, 32),
 }
 
@@ -77,7 +81,7 @@ def make(
       lists/<part>_bad.txt, lines `slide,x,y` of patches of `SIZE`.
     seed: another seed is another cohort.
     slides: of each of `LISTS`, how many with tumour and how many without; by
-      default 10 and 0, 3 and 1, 8 and 8.
+      default 10 and 0, 4 and 1, 8 and 8.
     progress: called with (slides done, slides in all) after every slide.
 
   Returns:
@@ -111,14 +115,18 @@ def _plan(seed: int, slides: dict[str, tuple[int, int]]) -> list[_Planned]:
   count = {'tumor': 0, 'normal': 0}
   for number, (part, default) in enumerate(_PARTS.items()):
     sizes = slides.get(part, (default.tumour, default.normal))
-    kinds = [('tumor', _TUMOUR)] * sizes[0] + [('normal', 'non-tumor')] * sizes[1]
+    kinds = [('tumor', _TUMOUR)] * sizes[0] + [('normal', 'non-tumor')] * sizes[
+      1
+    ]
     # The number of a test slide does not tell its label.
     order = np.random.default_rng([seed, number]).permutation(len(kinds))
     for place in range(len(kinds)):
       kind, label = kinds[order[place] if part == 'test' else place]
       count[kind] += part != 'test'
       name = (
-        f'test_{place + 1:03d}' if part == 'test' else f'{kind}_{count[kind]:03d}'
+        f'test_{place + 1:03d}'
+        if part == 'test'
+        else f'{kind}_{count[kind]:03d}'
       )
       spec = slide.Spec(seed, 1000 * number + place, 0, label, _LOOK)
       planned.append(_Planned(name, part, spec))

@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
+import itertools
 import pathlib
+import re
 
-from data import few_shot_phantom as phantom, labelled_tiles, tile_sources
+import numpy as np
+
+from data import few_shot_phantom as phantom, tile_sources
 from data.camelyon16 import (
   annotations,
   patch_tiles,
@@ -15,11 +20,11 @@ from data.camelyon16 import (
 from data.camelyon16.annotations import Annotations
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
-from data.slides import Slide
-from experiments import bars
+from experiments import bars, patch_inputs
 from experiments.code_hash import code_hash
-from experiments.few_shot_parts import paper
+from experiments.few_shot_parts import paper, validation
 from kmil_jax import froc, parallel
+from kmil_jax.distill_runs import TUMOUR
 
 PARTS = ('train', 'val', 'test')
 _CODE = (
@@ -35,9 +40,6 @@ _NAMES = {
   'tumor': 'tumor',
   'tumour': 'tumor',
 }
-# Of each slide that validation patches are drawn from (He and Li: 2,000 of
-# each kind from one slide with tumour and one without).
-_VAL_PATCHES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,33 +158,32 @@ def open_camelyon(
   needed = [p for (part, _), p in lists.items() if part != 'val']
   if missing := [p.name for p in needed if not p.exists()]:
     raise TileError(f'{lists_dir}: no {", ".join(missing)}')
-  drawn = not (lists['val', 'good'].exists() and lists['val', 'bad'].exists())
+  drawn = not all(lists['val', kind].exists() for kind in ('good', 'bad'))
   read = {
     key: patches.read(path)
     for key, path in lists.items()
     if key[0] != 'val' or not drawn
   }
-  official = slides.read_reference(reference_csv)
-  wanted = {name for some in read.values() for name in some.slide.tolist()}
-  wanted |= set(official)
+  listed = {name for some in read.values() for name in some.slide.tolist()}
   known = annotations.find(annotations_path)
-  if drawn:
-    wanted |= set(_val_slides(slides_dir, wanted, known))
+  val = validation.choose(slides_dir, listed, known) if drawn else []
+  wanted = {*listed, *slides.read_reference(reference_csv), *val}
   found = slides.find(slides_dir, reference_csv, wanted=wanted)
-  for name, why in sorted(found.left_out.items()):
-    if name in wanted:
-      print(f'left out: {name}, {why}', flush=True)
-  files = {s.id: s.path for s in found.slides}
+  for name in sorted(wanted & set(found.left_out)):
+    print(f'{name}: left out, {found.left_out[name]}', flush=True)
   test = tuple(s for s in found.slides if s.part == 'test')
   known.require([s.id for s in test if s.label == 'tumor'])
+  files = {s.id: s.path for s in found.slides}
   if drawn:
-    val = [name for name in _val_slides(slides_dir, wanted, known)]
-    read |= _draw_val(val, files, known, seed)
-  parts = {}
-  for part in PARTS:
-    good, bad = (_kept(read[part, k], found.left_out) for k in ('good', 'bad'))
-    parts[part] = patch_tiles.from_lists(files, bad, good, size=scale.size)
-  tumour = int((parts['train'].label == 0).sum())
+    some = {name: files[name] for name in val}
+    read |= validation.draw(some, known, seed=seed, size=scale.size)
+  parts = {
+    part: patch_tiles.from_lists(
+      files, read[part, 'bad'], read[part, 'good'], size=scale.size
+    )
+    for part in PARTS
+  }
+  tumour = int((parts['train'].label == TUMOUR).sum())
   return Cohort(
     parts=parts,
     slides=test,
@@ -190,6 +191,80 @@ def open_camelyon(
     scale=scale,
     main=min(paper.TUMOUR, tumour),
     counts=_counts(tumour),
-    note=f'{len(files)} slides of {slides_dir}, patches of {lists_dir}'
-    + ('; validation patches drawn here' if drawn else ''),
+    note=f'patches of {lists_dir} in slides of {slides_dir}'
+    + drawn * f'; validation patches drawn of {" and ".join(val)}',
   )
+
+
+def open_folders(root: pathlib.Path) -> Cohort:
+  """Returns patches that are image files, without slides.
+
+  Args:
+    root: holds train, val and test, each with a folder of normal patches
+      (good, as of He and Li, or normal) and one of tumour patches (bad, tumor
+      or tumour). The slide of a patch is what its name holds before a last
+      _<x>_<y>, or before the first underscore.
+
+  Raises:
+    TileError: naming folders and files that cannot be used, and slides whose
+      patches are in more than one part.
+  """
+  parts = {part: _folder(root / part) for part in PARTS}
+  sizes = {part: tiles.size for part, tiles in parts.items()}
+  if len(set(sizes.values())) > 1:
+    raise TileError(f'{root}: patches of different sizes: {sizes}')
+  for one, other in itertools.combinations(PARTS, 2):
+    both = set(parts[one].group.tolist()) & set(parts[other].group.tolist())
+    if both:
+      raise TileError(
+        f'{root}: slide(s) {", ".join(sorted(both)[:5])} in both {one} and'
+        f' {other}; patches of a slide belong in one part'
+      )
+  tumour = int((parts['train'].label == TUMOUR).sum())
+  return Cohort(
+    parts=parts,
+    slides=(),
+    annotations=None,
+    scale=Scale(size=sizes['train']),
+    main=min(paper.TUMOUR, tumour),
+    counts=_counts(tumour),
+    note=f'patches of {root}',
+  )
+
+
+def fingerprint(cohort: Cohort) -> dict[str, str]:
+  """Returns a hash of the patches of every part: names, labels and pixels."""
+  found = {
+    f'{part}_sha256': patch_inputs.fingerprint(tiles)
+    for part, tiles in cohort.parts.items()
+  }
+  slides_text = '\n'.join(f'{s.id},{s.label}' for s in cohort.slides)
+  digest = hashlib.sha256(slides_text.encode()).hexdigest()
+  return found | {'slides_sha256': digest}
+
+
+def _folder(root: pathlib.Path) -> LabelledTiles:
+  tiles = tile_sources.from_folders(root, group=_slide)
+  names = [_NAMES.get(name.lower()) for name in tiles.classes]
+  if sorted(filter(None, names)) != ['normal', 'tumor'] or None in names:
+    raise TileError(
+      f'{root}: found the folders {", ".join(tiles.classes)}; good and bad are'
+      ' needed (or normal and tumor)'
+    )
+  place = np.array([patch_tiles.CLASSES.index(name) for name in names])
+  return dataclasses.replace(
+    tiles,
+    label=place[tiles.label].astype(np.int32),
+    classes=patch_tiles.CLASSES,
+    channels=3,
+  )
+
+
+def _slide(name: str) -> str:
+  """Returns the slide of a patch: tumor_001 of tumor_001_70592_125632."""
+  found = re.fullmatch(r'(.+)_\d+_\d+', name)
+  return found[1] if found else name.partition('_')[0]
+
+
+def _counts(tumour: int) -> dict[int, int]:
+  return {n: n for n in paper.COUNTS if n <= tumour}

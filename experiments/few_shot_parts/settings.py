@@ -65,7 +65,10 @@ def study(
   ]
   found += [
     Setting(
-      f'{_COUNT}{count}', normal, count, count / (count + normal),
+      f'{_COUNT}{count}',
+      normal,
+      count,
+      count / (count + normal),
       counterpart=original,
     )
     for count, original in counts.items()

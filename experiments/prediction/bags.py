@@ -7,8 +7,7 @@ from typing import NamedTuple
 from data import packed
 from data.features import FeatureError
 from experiments.prediction.card import Card, PredictionError
-
-_SHOWN = 10  # Slides listed in an error.
+from experiments.preflight import findings
 
 
 class Failure(NamedTuple):
@@ -50,6 +49,10 @@ def check(
     raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
   failures, faults, sound, unstated = [], [], [], {}
   for slide in ids:
+    if pathlib.PurePath(slide).name != slide or '\\' in slide:
+      reason = 'an id is a file name, without folders'
+      failures.append(Failure(slide, reason))
+      continue
     try:
       header = source.header(slide)
     except FeatureError as error:
@@ -61,12 +64,11 @@ def check(
       unstated[name] = unstated.get(name, 0) + 1
     sound.append(slide)
   if faults:
-    more = f'\n  and {len(faults) - _SHOWN} more' if faults[_SHOWN:] else ''
+    unread = [f'{slide}: {reason}' for slide, reason in failures]
     raise PredictionError(
       f'{features_dir}: features of {len(faults)} of {len(ids)} slides are not'
-      ' made as those that the models were trained on:\n  '
-      + '\n  '.join(faults[:_SHOWN])
-      + more
+      ' made as those that the models were trained on: '
+      + findings.some(faults + unread)
     )
   for name, count in unstated.items():
     print(

@@ -68,6 +68,20 @@ def is_done(folder: pathlib.Path, card: Card, slide: str, digest: str) -> bool:
   return True
 
 
+def doubts(card: Card) -> list[str]:
+  """Says which folds' temperatures say little."""
+  found = []
+  for fold, temperature in zip(card.folds, card.temperature, strict=True):
+    if temperature is None:
+      found.append(f'fold {fold} had no validation slides: no temperature')
+    elif calibration.at_bound(temperature):
+      found.append(
+        f'fold {fold}: its temperature, {temperature:.3g}, is a bound: its'
+        ' validation slides do not say how sure it may be'
+      )
+  return found
+
+
 def write_tables(
   folder: pathlib.Path,
   card: Card,

@@ -59,7 +59,7 @@ def read(
   folds = _folds(folder, summary['k'], fold)
   for i in folds:  # Refuses probabilities of other classes.
     predictions.read(folder / f'fold_{i}' / 'predictions.csv', classes)
-  design = _design(flags, len(classes), cohort['width'])
+  design = design_of(flags, len(classes), cohort['width'])
   models = [_weights(folder / f'fold_{i}', design) for i in folds]
   settings = _settings(design)
   card = Card(
@@ -79,6 +79,40 @@ def read(
     made_by=tuple(config['made_by']),
   )
   return card, design, inference.stack(models)
+
+
+def design_of(flags: Mapping[str, Any], num_classes: int, width: int) -> Design:
+  """Returns the design that the flags of a training ask for.
+
+  Args:
+    flags: by name, of experiments.kmil, or of experiments.ablations, which has
+      fewer.
+    num_classes: C.
+    width: D.
+  """
+  options = {}
+  if flags['model'].startswith('dtfd'):
+    options = {
+      'distill': flags['distill'],
+      'pseudo_bags': flags['pseudo_bags'],
+      'total_instances': flags['total_instances'],
+      'score': flags['instance_score'],
+    }
+  return Design(
+    model=flags['model'],
+    num_classes=num_classes,
+    width=width,
+    precision=flags['precision'],
+    choice=Choice(
+      flags.get('score', Choice.score),
+      flags.get('drop', Choice.drop),
+      round(1000 * flags['drop_fraction'])
+      if 'drop_fraction' in flags
+      else Choice.drop_per_mille,
+    ),
+    combine=flags.get('combine', False),
+    options=options,
+  )
 
 
 def features_dir(folder: pathlib.Path) -> pathlib.Path:
@@ -104,33 +138,6 @@ def _folds(folder: pathlib.Path, k: int, fold: int | None) -> tuple[int, ...]:
       f' rest{some}'
     )
   return tuple(asked)
-
-
-def _design(flags: Mapping[str, Any], num_classes: int, width: int) -> Design:
-  """The design that flags of a run ask for; see `kmil.asked_settings`."""
-  options = {}
-  if flags['model'].startswith('dtfd'):
-    options = {
-      'distill': flags['distill'],
-      'pseudo_bags': flags['pseudo_bags'],
-      'total_instances': flags['total_instances'],
-      'score': flags['instance_score'],
-    }
-  return Design(
-    model=flags['model'],
-    num_classes=num_classes,
-    width=width,
-    precision=flags['precision'],
-    choice=Choice(
-      flags.get('score', Choice.score),
-      flags.get('drop', Choice.drop),
-      round(1000 * flags['drop_fraction'])
-      if 'drop_fraction' in flags
-      else Choice.drop_per_mille,
-    ),
-    combine=flags.get('combine', False),
-    options=options,
-  )
 
 
 def _settings(design: Design) -> dict[str, Any]:

@@ -107,14 +107,14 @@ def of_training(
   limit = parallel.memory_bytes()
   where = 'streamed from disk' if streamed else 'on the device'
   yield (
-    f'memory of a device, features {where}: about {held / 2**30:.1f} GiB of'
-    f' {limit / 2**30:.1f} GiB (features + {_COPIES_HELD} copies of the'
+    f'memory of a device, features {where}: about {_size(held)} of'
+    f' {_size(limit)} (features + {_COPIES_HELD} copies of the'
     ' parameters of its runs + activations of the longest bag; programs and'
     ' libraries come on top)'
   )
   if jax.default_backend() == 'cpu':
-    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    yield f'of this process, so far: {here:.1f} GiB'
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    yield f'of this process, so far: {_size(here)}'
   spent = seconds(cohort, splits, stages)
   total = ' + '.join(
     f'{stage.name} {_clock(t)} for {stage.recipe.epochs} epochs'
@@ -230,6 +230,12 @@ def _best(f, x) -> float:
     jax.block_until_ready(f(x))
     times.append(time.perf_counter() - start)
   return min(times)
+
+
+def _size(count: int) -> str:
+  if count < 2**30:
+    return f'{count / 2**20:.0f} MiB'
+  return f'{count / 2**30:.1f} GiB'
 
 
 def _clock(spent: float) -> str:

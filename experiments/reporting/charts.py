@@ -66,12 +66,11 @@ def sizes(instances: np.ndarray) -> Histogram:
   Args:
     instances: of n bags, [n], at least one.
   """
-  # Half a unit about the ends, so that a size is inside its bin.
-  low, high = instances.min() - 0.5, instances.max() + 0.5
-  low = max(low, 0.5)
-  edges = np.geomspace(low, max(high, low * 1.01), _BINS + 1)
-  edges[[0, -1]] = low, max(high, low * 1.01)
-  count, _ = np.histogram(np.maximum(instances, low), edges)
+  low, high = int(instances.min()), int(instances.max())
+  # Between whole numbers, so that every bin holds one at least.
+  edges = np.unique(np.floor(np.geomspace(low, high + 1, _BINS + 1))) - 0.5
+  edges[[0, -1]] = low - 0.5, high + 0.5  # What rounding took.
+  count, _ = np.histogram(instances, edges)
   place = lambda x: math.log(x / edges[0]) / math.log(edges[-1] / edges[0])
   top = _steps(0, int(count.max()))[-1]
   bars = [

@@ -1,13 +1,11 @@
 """The benchmark: its gate, its turns, its budget, what it prints."""
 
 import json
-import pathlib
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+import script_process
 
 pytest.importorskip('torch')
 # What follows imports torch.
@@ -23,7 +21,6 @@ from experiments.benchmarks import (
   work,
 )
 
-ROOT = pathlib.Path(__file__).parents[2]
 ROW = {
   'part': str, 'model': str, 'instances': int, 'runs': int,
   'torch_s': float, 'jax_s': float, 'ratio': float,
@@ -100,17 +97,12 @@ def test_transmil_is_measured():
 
 
 def test_the_command_prints_one_json_object():
-  command = (
-    '-m experiments.benchmark --models=dsmil --parts=inference --instances=8'
-    ' --runs=1 --repeats=1 --compile_s=0 --format=json'
+  done = script_process.run(
+    'experiments.benchmark',
+    *'--models=dsmil --parts=inference --instances=8 --runs=1'.split(),
+    *'--repeats=1 --compile_s=0 --format=json'.split(),
   )
-  done = subprocess.run(
-    [sys.executable, *command.split()],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  assert done.returncode == 0, done.stderr
   measured = json.loads(done.stdout)
   check_rows(measured, [('inference', 'dsmil', 8, 1)])
   assert set(measured) == {

@@ -1,15 +1,14 @@
 """Runs are compared slide by slide, or refused."""
 
 import csv
+import functools
 import io
 import json
-import pathlib
-import subprocess
-import sys
 
 from drawn_results import CLASSES, strict
 import numpy as np
 import pytest
+import script_process
 
 from experiments import comparison, files, predictions, summaries, tables
 from experiments.predictions import Predictions
@@ -202,14 +201,7 @@ def test_other_classes_folds_and_folders_are_refused(tmp_path, folders):
     comparison.read([weak, tmp_path / 'nothing'])
 
 
-def run(*args):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.compare', *map(str, args)],
-    cwd=pathlib.Path(__file__).parents[2],
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
+run = functools.partial(script_process.run, 'experiments.compare')
 
 
 def test_the_script_prints_every_format(folders):

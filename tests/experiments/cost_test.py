@@ -2,11 +2,10 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 from absl import app
 import pytest
+import script_process
 
 from experiments import cost, cost_table, paper_numbers
 from experiments.cost_table import SETTING
@@ -29,8 +28,9 @@ CLASS_TOKEN = 512
 @pytest.fixture(scope='module')
 def printed():
   """What `--format=json` prints, in the paper's setting."""
-  command = [sys.executable, '-m', 'experiments.cost', '--format=json']
-  return subprocess.run(command, capture_output=True, text=True, check=True)
+  done = script_process.run('experiments.cost', '--format=json')
+  assert done.returncode == 0, done.stderr
+  return done
 
 
 @pytest.fixture(scope='module')

@@ -1,8 +1,6 @@
 """Pictures of slides with their tiles' scores; the script that makes all."""
 
 import dataclasses
-import subprocess
-import sys
 
 import drawn_maps
 from drawn_results import strict
@@ -10,6 +8,7 @@ import h5py
 import numpy as np
 from PIL import Image
 import pytest
+import script_process
 
 from data.slides import SlideError
 from experiments.slide_maps import (
@@ -148,21 +147,15 @@ def test_what_lies_beyond_the_slide_is_grey(run, scores, tmp_path):
   assert (image[:, width:] == 160).all()
 
 
-def script(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.draw_maps', *flags],
-    capture_output=True,
-    text=True,
-  )
-
-
 def test_the_script_draws_all_slides_but_one_it_cannot_read(run):
-  done = script(
-    f'--run={run}', '--geojson', '--top_tiles=1', '--top_fraction=0.25'
+  flags = ['--geojson', '--top_tiles=1', '--top_fraction=0.25']
+  done = script_process.Script(
+    'experiments.draw_maps', [f'--run={run}', *flags]
   )
+  said, _ = done.communicate(120)
   assert done.returncode == 1
-  assert 'broken' in done.stderr.split('error:')[1]
-  assert 'maps of 2 slides' in done.stdout
+  assert 'maps of 2 slides' in said
+  assert 'broken.tiff' in said.split('error: 1 slides failed')[1]
   for name in ('007.a', '007'):
     picture = run / 'figures' / 'slide_maps' / 'absolute' / f'{name}.png'
     with Image.open(picture) as image:

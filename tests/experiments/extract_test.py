@@ -14,6 +14,7 @@ import numpy as np
 import openslide
 from PIL import Image
 import pytest
+import script_process
 
 from data import features, slides
 from kmil_jax import port
@@ -53,11 +54,8 @@ def extracted(tmp_path_factory):
   half = len(content) // 2  # Among the tiles' JPEG data.
   hurt = content[:half] + bytes(60_000) + content[half + 60_000 :]
   (folder / 'damaged.svs').write_bytes(hurt)
-  done = run_python(
-    '-m',
-    'experiments.extract',
-    f'--slides_dir={folder}',
-    f'--features_dir={out}',
+  done = script_process.run(
+    'experiments.extract', f'--slides_dir={folder}', f'--features_dir={out}'
   )
   return folder, out, done
 

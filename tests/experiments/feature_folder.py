@@ -1,16 +1,12 @@
 """Folders of labels and features for tests of the scripts."""
 
 import csv
-import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
+import script_process
 
 from data import features
 
-ROOT = pathlib.Path(__file__).parents[2]
 ATTRIBUTES = {
   'encoder': 'planted',
   'patch_size': 128,
@@ -54,19 +50,9 @@ def planted(num_bags=60, width=16, classes=3, seed=0):
   return bags, labels
 
 
-def script(*args, module='kmil', before='pass', env=(), **kwargs):
+def script(*args, module='kmil', before='pass'):
   """Starts `python -m experiments.<module>` after the statements `before`."""
-  code = f'from absl import app; {before}; from experiments import {module}'
-  code += f'; app.run({module}.main)'
-  return subprocess.Popen(
-    [sys.executable, '-c', code, *args],
-    cwd=ROOT,
-    env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'} | dict(env),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    encoding='utf-8',
-    **kwargs,
-  )
+  return script_process.Script(f'experiments.{module}', args, before=before)
 
 
 def run(*args, **kwargs):

@@ -11,11 +11,12 @@ import time
 from absl import app, flags
 from absl.testing import flagsaver
 import feature_folder
-import h5py
 import numpy as np
 import pytest
+import script_process
 
 from experiments import kmil
+from experiments.slide_maps import tile_scores
 
 # Saves after every epoch, so that a kill finds a checkpoint to go on from.
 SAVE_ALWAYS = 'from kmil_jax import fit; fit.SECONDS_BETWEEN_SAVES = 0'
@@ -74,14 +75,14 @@ def test_planted_instances_are_learnt_and_found(finished):
   assert summary['metrics']['auroc']['pooled'] > 0.9
   hits = []
   for path in folder.glob('fold_*/attention/*.h5'):
-    with h5py.File(path) as f:
-      attention, kept = f['attention'][()], f['kept'][()]
-      pred = f['prob'][()].argmax()
+    scores = tile_scores.read({0: path})
+    assert scores.classes == tuple(summary['classes'])
+    (attention,), (kept,) = scores.attention, scores.kept
     assert attention.shape == (len(kept), 3)
     np.testing.assert_allclose(attention.sum(0), 1, rtol=1e-5)
     assert not attention[~kept].any()
     assert kept.sum() == max(len(kept) * 9 // 10, 1)
-    hits.append(attention[:, pred].argmax() < 2)
+    hits.append(attention[:, scores.predicted].argmax() < 2)
   assert len(hits) == 60
   assert np.mean(hits) > 0.7
 
@@ -176,7 +177,7 @@ def test_one_fold_alone_streamed_or_packed_gives_what_all_folds_gave(
   args.append('--stream' if how == 'streamed' else '--fold=1')
   if how == 'packed':
     pack = ['-m', 'experiments.pack', *args[:2], f'--out_dir={tmp_path}']
-    subprocess.run([sys.executable, *pack], cwd=feature_folder.ROOT, check=True)
+    subprocess.run([sys.executable, *pack], cwd=script_process.ROOT, check=True)
     args[1] = f'--features_dir={tmp_path / "slide_bags/cohort/1.0.0"}'
   feature_folder.run(*args)
   got, want = tmp_path / 'kmil_origin_s1' / 'fold_1', folder / 'fold_1'

@@ -1,24 +1,16 @@
 """The packing script, as users run it."""
 
-import subprocess
-import sys
+import functools
 
 import feature_folder
 import numpy as np
 import pytest
+import script_process
 
 from data import packed
 from data.features import FeatureError
 
-
-def pack(*args):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.pack', *args],
-    cwd=feature_folder.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
+pack = functools.partial(script_process.run, 'experiments.pack')
 
 
 def test_a_folder_is_packed_once_and_says_how_large(tmp_path):

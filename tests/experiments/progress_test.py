@@ -3,42 +3,11 @@
 import json
 
 import numpy as np
+from progress_lines import FOLDS, progress, report
 import pytest
-import tensorflow as tf
 
 from experiments.progress import Progress
-from kmil_jax.selection import Selection, Validation
-
-FOLDS = (2, 5)
-
-
-def selection(epoch, stopped=(False, False), best=None):
-  best = np.array([epoch, epoch] if best is None else best)
-  return Selection(
-    score=np.ones(2),
-    loss=np.ones(2),
-    epoch=best,
-    stale=epoch - best,
-    learning_rate=np.ones(2),
-    stopped=np.array(stopped),
-  )
-
-
-def progress(tmp_path, stage, epochs, tensorboard=False):
-  folders = [[tmp_path / f'fold_{f}'] for f in FOLDS]
-  return Progress(folders, stage, epochs, tensorboard)
-
-
-def report(progress, epochs, chosen=selection):
-  for epoch in epochs:
-    val = Validation(
-      f1_macro=np.array([0.25, 0.5]),
-      accuracy=np.array([0.5, 0.75]),
-      auroc=np.array([0.5, np.nan]),
-      loss=np.array([1.0, epoch]),
-    )
-    progress.report(epoch, np.array([0.5, 2.0 + epoch]), val, chosen(epoch))
-  progress.close()
+from kmil_jax.selection import Selection
 
 
 def lines_of(tmp_path, fold):
@@ -125,47 +94,3 @@ def test_runs_that_share_a_stage_are_told_of_it_alike(tmp_path):
     (tmp_path / x / 'metrics.jsonl').read_text().splitlines() for x in 'abc'
   )
   assert a == b != c and len(c) == 2
-
-
-def events_of(folder):
-  """Steps and values of the scalars in a folder's event files, by name."""
-  found = {}
-  for path in folder.glob('events.out.tfevents.*'):
-    # It checks the sums of every record.
-    for event in tf.compat.v1.train.summary_iterator(str(path)):
-      for value in event.summary.value:
-        found.setdefault(value.tag, []).append((event.step, value.simple_value))
-  return found
-
-
-def scalars_of(folder, fold):
-  """The same, from metrics.jsonl."""
-  found = {}
-  for line in lines_of(folder, fold):
-    for name, value in line.items():
-      if name not in ('stage', 'epoch') and value is not None:
-        scalars = found.setdefault(f'{line["stage"]}/{name}', [])
-        scalars.append((line['epoch'], pytest.approx(value, rel=1e-6)))
-  return found
-
-
-@pytest.mark.parametrize('before', [True, False])
-def test_events_say_what_metrics_say_also_after_a_kill(tmp_path, before):
-  """Also where only the command that goes on asks for them."""
-  report(progress(tmp_path, 'chooser', 2, before), range(2))
-  killed = progress(tmp_path, 'model', 9, before)
-  killed.close = lambda: None
-  report(killed, range(5))
-  for path in (tmp_path / 'fold_2').glob('events*'):
-    path.write_bytes(path.read_bytes()[:-3])  # The kill cut the last record.
-  report(progress(tmp_path, 'model', 9, True), range(3, 6))
-  for fold in FOLDS:
-    got = events_of(tmp_path / f'fold_{fold}')
-    assert got == scalars_of(tmp_path, fold)
-    assert [step for step, _ in got['model/val_loss']] == list(range(6))
-  assert 'model/val_auroc' not in got  # Undefined in this fold.
-
-
-def test_without_the_flag_there_are_no_events(tmp_path):
-  report(progress(tmp_path, 'model', 1), range(1))
-  assert events_of(tmp_path / 'fold_2') == {}

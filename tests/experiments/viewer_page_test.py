@@ -1,8 +1,8 @@
 """The local page of slides in a browser, and the script that opens it."""
 
 import json
-import subprocess
-import sys
+import re
+import signal
 import time
 import urllib.request
 
@@ -10,6 +10,7 @@ import browser
 import drawn_maps
 import numpy as np
 import pytest
+import script_process
 import served_slides
 from served_slides import NAMES
 
@@ -112,17 +113,18 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(
 
 
 def test_the_script_serves_the_slide_asked_for(run):
-  command = [sys.executable, '-m', 'experiments.view', '--port=0']
-  with subprocess.Popen(
-    [*command, f'--run={run}', '--slide=007.a'],
-    stdout=subprocess.PIPE,
-    text=True,
-  ) as script:
-    try:
-      words = script.stdout.readline().split()
-      assert words[0] == 'open'
-      assert words[1].endswith('/#007.a')
-      with urllib.request.urlopen(words[1].partition('#')[0]) as answer:
-        assert b'viewer.js' in answer.read()
-    finally:
-      script.terminate()
+  script = script_process.Script(
+    'experiments.view', ['--port=0', f'--run={run}', '--slide=007.a']
+  )
+  try:
+    end = time.monotonic() + 60
+    while 'end with' not in script.output():
+      assert script.poll() is None and time.monotonic() < end, script.output()
+      time.sleep(0.05)
+    url = re.search('open (http.*)/#007.a\n', script.output())[1]
+    with urllib.request.urlopen(f'{url}/') as answer:
+      assert b'viewer.js' in answer.read()
+  finally:
+    script.send_signal(signal.SIGINT)  # Ctrl-C.
+  script.communicate(20)
+  assert script.returncode == 0

@@ -21,8 +21,8 @@ OPTIONS = {
   'kmil': {'choice': CHOICE, 'combine': True},
   'dtfd_gated': {'options': {'distill': 'maxmins', 'total_instances': 8}},
 }
-# Of each class one form; the others differ in an option.
-EXECUTED = ('abmil', 'abmil_ilse_plain', 'dsmil_value', 'dtfd_gated', 'kmil')
+# Of each class one form, ABMIL and DSMIL in KMIL; the others differ in options.
+EXECUTED = ('abmil_ilse_plain', 'dtfd_gated', 'kmil')
 
 
 def make(name):

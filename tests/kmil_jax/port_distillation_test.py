@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kmil_jax import anomaly, port_distillation
+from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.port import PortError
 
@@ -90,7 +91,7 @@ def test_a_plain_resnet_is_no_teacher():
   with torch.device('meta'):
     plain = resnet.ResNet(resnet.Bottleneck, (3, 4, 6, 3))
   shapes = {n: tuple(v.shape) for n, v in plain.state_dict().items()}
-  with pytest.raises(PortError, match=r'\d+ wrongly shaped: .*layer1\.0\.conv2'):
+  with pytest.raises(PortError, match=r'wrongly shaped: .*layer1\.0\.conv2'):
     port_distillation.teacher(numbered(shapes))
 
 
@@ -117,7 +118,8 @@ def test_student_goes_there_and_back_by_the_released_names(shortcut):
     port_distillation.student_state_dict(variables)
 
 
-def test_a_random_teacher_is_calibrated_and_a_function_of_its_seed():
+def test_a_random_teacher_is_calibrated_and_a_function_of_its_seed(monkeypatch):
+  monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   rng = np.random.default_rng(0)
   coarse = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
   image = coarse.repeat(4, 1).repeat(4, 2)

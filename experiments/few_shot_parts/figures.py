@@ -1,0 +1,166 @@
+"""Draws the figures of He and Li: curves, numbers of patches, localisation."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+
+from matplotlib import figure
+import numpy as np
+
+from data import atomic
+from data.slides import Slide
+from experiments.few_shot_parts import paper, slides
+from experiments.few_shot_parts.cohort import Cohort
+from experiments.few_shot_parts.scores import Summary
+from experiments.few_shot_parts.settings import Setting
+from experiments.slide_scores import froc_figure
+from kmil_jax import froc, metrics
+
+# Of the truth, bool [n], and of the score, [n].
+Judged = tuple[np.ndarray, np.ndarray]
+_PICTURE = 700  # Pixels of a slide's longer side.
+
+
+def patch_roc(path: pathlib.Path, found: Mapping[str, Judged]) -> None:
+  """Draws the ROC of the test patches, first seed."""
+  count = len(next(iter(found.values()))[0])
+  _save(path, _roc(found, f'{count} test patches, one training each'))
+
+
+def slide_roc(path: pathlib.Path, found: Mapping[str, Judged]) -> None:
+  """Draws the ROC of the test slides, as Figure 2a."""
+  count = len(next(iter(found.values()))[0])
+  drawing = _roc(found, f'{count} test slides')
+  drawing.axes[0].text(
+    0.98,
+    0.02,
+    f'{paper.SOURCE}: AUROC {paper.SLIDE_AUROC:.3f}',
+    ha='right',
+    va='bottom',
+    fontsize=7,
+    color='0.4',
+  )
+  _save(path, drawing)
+
+
+def froc_curves(path: pathlib.Path, found: Mapping[str, froc.Froc]) -> None:
+  """Draws the lesion-level curves, as Figure 2b."""
+  froc_figure.draw(path, found)
+
+
+def counts(
+  path: pathlib.Path, rows: Sequence[Setting], found: Mapping[str, Summary]
+) -> None:
+  """Draws accuracy over the number of tumour patches beside the paper's."""
+  drawing = figure.Figure((6.0, 4.2), layout='constrained')
+  ax = drawing.subplots()
+  places = np.arange(len(rows))
+  values = [found[s.name].value['accuracy'] for s in rows]
+  ends = np.array([found[s.name].interval('accuracy') for s in rows]).T
+  ax.fill_between(places, *ends, color='C0', alpha=0.15, lw=0)
+  ax.plot(places, values, 'o-', color='C0', label='here, 95 % interval')
+  known = [paper.TABLE_3.get(s.counterpart, np.nan) for s in rows]
+  ax.plot(places, known, 's--', color='0.5', label=paper.SOURCE)
+  labels = [
+    f'{s.tumour}\n({"-" if s.counterpart is None else s.counterpart})'
+    for s in rows
+  ]
+  ax.set_xticks(places, labels)
+  ax.set(
+    xlabel='tumour patches in training, here (in the paper)',
+    ylabel='accuracy of test patches',
+    ylim=(min(0.4, np.nanmin(ends, initial=1)), 1.0),
+  )
+  ax.grid(color='0.92')
+  ax.legend(loc='lower right', fontsize=9)
+  _save(path, drawing)
+
+
+def localisation(
+  path: pathlib.Path, cohort: Cohort, found: Mapping[str, slides.Found]
+) -> None:
+  """Draws the first test slide with tumour and its maps, as Figure 3."""
+  some = next(iter(found.values()))
+  tumour = [s for s, t in zip(some.slide, some.tumour, strict=True) if t]
+  if not tumour:
+    return
+  slide = next(s for s in cohort.slides if s.id == tumour[0])
+  with Slide(slide.path, default_mpp=cohort.scale.mpp) as opened:
+    width, height = opened.width, opened.height
+    picture = opened.thumbnail(opened.mpp * max(width, height) / _PICTURE)
+  count = 2 + len(found)
+  drawing = figure.Figure(
+    (3.2 * count + 0.6, 3.2 * height / width + 0.5), layout='constrained'
+  )
+  axes = drawing.subplots(1, count)
+  titles = [slide.id, 'tumour', *found]
+  for ax, title in zip(axes, titles, strict=True):
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect='equal')
+    ax.set_title(title, fontsize=10)
+    ax.set_xticks([])
+    ax.set_yticks([])
+  axes[0].imshow(picture, extent=(0, width, height, 0))
+  level = 2**cohort.scale.level
+  shape = (-(-height // level), -(-width // level))
+  mask = cohort.annotations.mask(slide.id, shape, level)
+  _lay(axes[1], np.where(mask, 3.0, 0.0), level, None)
+  maps = {n: slides.load_map(f.folder, slide.id) for n, f in found.items()}
+  for ax, scores in zip(axes[2:], maps.values(), strict=True):
+    shown = _lay(ax, scores, cohort.scale.stride, mask)
+  drawing.colorbar(shown, ax=list(axes), shrink=0.75, label='anomaly score')
+  _save(path, drawing)
+
+
+def _lay(ax, scores: np.ndarray, stride: int, mask: np.ndarray | None):
+  """Lays a map on an axis of level-0 pixels, glass white."""
+  rows, columns = scores.shape
+  extent = (0, columns * stride, rows * stride, 0)
+  if mask is not None:
+    width = ax.get_xlim()[1]
+    level = width / mask.shape[1]
+    ax.contour(
+      np.arange(mask.shape[1]) * level,
+      np.arange(mask.shape[0]) * level,
+      mask,
+      [0.5],
+      colors='black',
+      linewidths=1.0,
+    )
+  return ax.imshow(
+    np.ma.masked_equal(scores, 0),
+    'viridis',
+    vmin=0,
+    vmax=3,
+    extent=extent,
+    interpolation='nearest',
+  )
+
+
+def _roc(found: Mapping[str, Judged], title: str) -> figure.Figure:
+  drawing = figure.Figure((4.6, 4.6), layout='constrained')
+  ax = drawing.subplots()
+  for place, (name, (truth, score)) in enumerate(found.items()):
+    area = metrics.auroc(truth, score)
+    ax.plot(
+      *metrics.roc(truth, score),
+      color=f'C{place}',
+      lw=1.6,
+      label=f'{name}, AUROC {area:.3f}',
+      clip_on=False,
+    )
+  ax.plot([0, 1], [0, 1], color='0.8', lw=1, zorder=0)
+  ax.set(
+    xlim=(0, 1),
+    ylim=(0, 1),
+    aspect='equal',
+    xlabel='false positive rate',
+    ylabel='true positive rate',
+    title=title,
+  )
+  ax.grid(color='0.92')
+  ax.legend(loc='lower right', bbox_to_anchor=(1, 0.06), fontsize=9)
+  return drawing
+
+
+def _save(path: pathlib.Path, drawing: figure.Figure) -> None:
+  with atomic.replacing(path) as part:
+    drawing.savefig(part, dpi=120, format='png')

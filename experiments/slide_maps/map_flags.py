@@ -1,0 +1,45 @@
+"""Flags that name the scores and slides of a run, and what they resolve to."""
+
+import pathlib
+
+from absl import flags
+
+from experiments import run_flag, start
+from experiments.slide_maps import run_folder, tile_scores
+
+FOLD = flags.DEFINE_integer(
+  'fold', None, 'The only fold to look at; by default the mean of all.', 0
+)
+SLIDES_DIR = flags.DEFINE_string(
+  'slides_dir', None, 'Folder of slide files; by default that of the run.'
+)
+TILE_SIZE = flags.DEFINE_float(
+  'tile_size',
+  None,
+  'Side of a tile in level-0 pixels, if the features do not say it.',
+  1,
+)
+DEFAULT_MPP = flags.DEFINE_float(
+  'default_mpp', None, 'um/px of level 0 of slides that do not say it.', 1e-3
+)
+flags.declare_key_flag('run')
+flags.declare_key_flag('cache_dir')
+
+
+def resolve() -> tuple[
+  pathlib.Path,
+  dict[str, pathlib.Path],
+  dict[str, dict[int, pathlib.Path]],
+]:
+  """Returns the run, its slide files, and its files of scores.
+
+  The files by slide, those of scores also by fold.
+
+  Raises:
+    app.UsageError: if there is no such folder.
+    tile_scores.MapError: if it is not that of a run.
+    data.slides.SlideError: if the folder of slides cannot be used.
+  """
+  run = run_flag.folder()
+  files = run_folder.slide_files(run, SLIDES_DIR.value, start.CACHE_DIR.value)
+  return run, files, tile_scores.find(run, FOLD.value)

@@ -1,0 +1,32 @@
+"""A results folder that several files of tests read, and none may change."""
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """The folder of a run, and that of its features."""
+  import run_of_no_epoch
+
+  return run_of_no_epoch.make(tmp_path_factory.mktemp('cohort'))
+
+
+@pytest.fixture(scope='session')
+def models(finished):
+  """All folds of the run."""
+  from experiments.prediction import predictor
+
+  return predictor.of_run(finished[0], None)
+
+
+@pytest.fixture(scope='session')
+def model_file(finished):
+  """The run's models as a file."""
+  from experiments.prediction import run_folder
+  from kmil_jax import export
+
+  card, design, weights = run_folder.read(finished[0], None)
+  archive = export.Archive(card.to_json(), weights, design.lower(weights))
+  path = finished[0].parent / 'model.kmil'
+  path.write_bytes(export.pack(archive))
+  return path

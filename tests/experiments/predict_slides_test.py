@@ -1,0 +1,137 @@
+"""Slides become the features that trained models take."""
+
+import numpy as np
+import pytest
+
+from data import features
+from data.phantom import tiff
+from data.slides import SlideError
+from experiments.prediction import bags, encode
+from experiments.prediction.card import Card, PredictionError
+from experiments.weights import Encoder, WeightsError
+
+MADE = {
+  'encoder': 'resnet50-conv4-colours',
+  'mpp': '1.0',
+  'patch_size': '32',
+  'min_tissue': '0.0',
+  'precision': 'bfloat16',
+}
+
+
+def card(**made):
+  return Card(
+    model='abmil',
+    task='origin',
+    classes=('a', 'b'),
+    width=6,
+    folds=(0,),
+    temperature=(1.0,),
+    sha256=('0',),
+    settings={},
+    features={k: v for k, v in (MADE | made).items() if v is not None},
+    training={},
+    made_by=(),
+  )
+
+
+@pytest.fixture
+def slides_dir(tmp_path):
+  """Two slides of 0.5 um per pixel, and a file that is none."""
+  folder = tmp_path / 'slides'
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for name, (height, width) in {'a': (64, 192), 'b.1': (128, 320)}.items():
+    coarse = rng.integers(0, 256, (height // 32, width // 32, 3), np.uint8)
+    image = np.kron(coarse, np.ones((32, 32, 1), np.uint8))
+    tiff.write(folder / f'{name}.tiff', image, mpp=0.5, levels=1)
+  (folder / 'broken.svs').write_bytes(b'no slide')
+  return folder
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """What encoders were asked for; each tile's colours stand for a network."""
+  found = []
+
+  def make_encoder(weights, *, precision, **others):
+    found.append((weights, precision))
+    if weights == 'absent':
+      raise WeightsError('no such file')
+    encode = lambda x: np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1)
+    return Encoder(f'resnet50-conv4-{weights}', 'a test', precision, encode)
+
+  monkeypatch.setattr(encode.weight_files, 'make_encoder', make_encoder)
+  return found
+
+
+def plan(slides_dir, card, weights='colours', run=None):
+  return encode.plan(
+    slides_dir, card, weights=weights, run=run, cache_dir='', default_mpp=None
+  )
+
+
+def test_features_are_made_as_those_of_the_training(
+  slides_dir, asked, tmp_path
+):
+  job = plan(slides_dir, card())
+  assert asked == [('colours', 'bfloat16')]
+  made, failures = job.run(tmp_path / 'features')
+  assert made == ['a', 'b.1']
+  (failure,) = failures
+  assert failure.slide_id == 'broken' and 'cannot open' in failure.reason
+  found, unread = bags.check(tmp_path / 'features', card(), made)
+  assert found.ids == made and unread == []
+  # 64 level-0 pixels to a tile.
+  counts = [len(found.source.read(slide).features) for slide in made]
+  assert counts == [3, 10]
+  attributes = features.header(tmp_path / 'features' / 'a.h5').attributes
+  assert {k: str(attributes[k]) for k in MADE} == MADE
+  # What is there is not made again.
+  before = (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns
+  assert job.run(tmp_path / 'features') == (made, failures)
+  assert (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns == before
+  with pytest.raises(PredictionError, match='patch_size is 32, not 64'):
+    plan(slides_dir, card(patch_size='64')).run(tmp_path / 'features')
+
+
+@pytest.mark.parametrize(
+  'made,weights,message',
+  [
+    ({'encoder': 'uni_v1'}, 'colours', 'take features of encoder uni_v1:'),
+    ({'encoder': None}, 'colours', 'encoder unknown'),
+    ({'mpp': None}, 'colours', 'and mpp not stated'),
+    ({}, None, 'give its weights by --weights'),
+    ({}, 'absent', 'no such file'),
+    ({}, 'grey', 'is encoder resnet50-conv4-grey; the models take'),
+  ],
+)
+def test_features_that_cannot_be_made_alike_are_refused(
+  slides_dir, asked, made, weights, message
+):
+  with pytest.raises(PredictionError) as error:
+    plan(slides_dir, card(**made), weights)
+  assert message in str(error.value)
+
+
+def test_folders_without_slides_are_refused(tmp_path, asked):
+  with pytest.raises(SlideError, match='holds no slides'):
+    plan(tmp_path, card())
+
+
+def test_a_random_encoder_is_found_beside_the_features_of_the_training(
+  slides_dir, asked, tmp_path
+):
+  (tmp_path / 'config.json').write_text(
+    f'{{"cohort": {{"features_dir": "{tmp_path}"}}}}'
+  )
+  (tmp_path / 'encoder.safetensors').write_bytes(b'')
+  with pytest.raises(PredictionError, match='is encoder'):
+    plan(slides_dir, card(), None, tmp_path)
+  assert asked == [(f'{tmp_path / "encoder.safetensors"}', 'bfloat16')]
+
+
+def test_no_slide_with_features_is_no_error(tmp_path):
+  tmp_path.joinpath('features').mkdir()
+  found, failures = bags.check(tmp_path / 'features', card(), [])
+  assert found.ids == [] == failures

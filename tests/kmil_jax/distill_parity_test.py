@@ -1,0 +1,190 @@
+"""Reverse distillation against torch: maps both ways, one training step."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from kmil_jax import distill_train, port_distillation
+from kmil_jax.distill_runs import Run
+from kmil_jax.models import reverse_distillation
+from kmil_jax.models.reverse_distillation import Student, Teacher
+
+torch = pytest.importorskip('torch')
+twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
+
+WIDTH, SIZE = 4, 64
+SHALLOW = (1, 1, 1)
+hastily = functools.partial(
+  jax.jit,
+  compiler_options={
+    'xla_backend_optimization_level': 0,
+    'xla_cpu_use_fusion_emitters': False,
+  },
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+  """Among the threads of a busy machine, torch's wait for each other."""
+  before = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(before)
+
+
+def randomized(module):
+  """The module with every norm's weights and statistics at random."""
+  with torch.no_grad():
+    for name, value in module.state_dict().items():
+      if name.endswith('running_var'):
+        value.uniform_(0.5, 2)
+      elif name.endswith(('running_mean', 'bias')):
+        value.normal_(0, 0.2)
+      elif value.ndim == 1:
+        value.uniform_(0.5, 1.5)
+      elif value.ndim == 4:
+        value.mul_(2.4)  # He et al.: else nothing of a patch is left.
+  return module
+
+
+def state_of(module):
+  return {n: v.numpy().copy() for n, v in module.state_dict().items()}
+
+
+def load(module, state):
+  tensors = {n: torch.tensor(v) for n, v in state.items()}
+  missing, unexpected = module.load_state_dict(tensors, strict=False)
+  assert not unexpected
+  idle = ('num_batches_tracked', 'bn.conv4', 'bn.bn4')
+  assert all(any(part in n for part in idle) for n in missing)
+
+
+def scaled(variables):
+  """Other variables: each number times one between 0.8 and 1.2."""
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape).astype('f4'),
+    variables,
+  )
+
+
+def to_torch(x):
+  return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))
+
+
+def assert_maps_close(got, want):
+  for a, b in zip(got, want, strict=True):
+    b = b.detach().numpy().transpose(0, 2, 3, 1)
+    assert b.std() > 1e-2
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * b.std())
+
+
+@pytest.mark.parametrize('shortcut', [1, 3])
+def test_maps_equal_torchs_whichever_way_weights_go(shortcut):
+  torch.manual_seed(0)
+  theirs = [
+    randomized(module).eval()
+    for module in (twin.Teacher(WIDTH), twin.Student(WIDTH, shortcut))
+  ]
+  known = port_distillation.teacher(state_of(theirs[0]))
+  guess = port_distillation.student(state_of(theirs[1]))
+  x = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype('f4')
+
+  @hastily
+  def ours(known, guess, x):
+    maps = Teacher(WIDTH).apply(known, x)
+    return maps, Student(WIDTH, shortcut).apply(guess, maps)
+
+  for _ in range(2):
+    maps, guesses = ours(known, guess, x)
+    with torch.no_grad():
+      want = theirs[0](to_torch(x))
+      assert_maps_close(maps, want)
+      assert_maps_close(guesses, theirs[1](want))
+    # Now to torch, other weights.
+    guess = scaled(guess)
+    load(theirs[1], port_distillation.student_state_dict(guess))
+
+
+@functools.cache
+def shallow_step():
+  return hastily(distill_train.Distiller(WIDTH, 3).step)
+
+
+@pytest.mark.parametrize('per,alpha,labels', [
+  ('location', 0.1, [1, 0, 1, 1, 0, 0]),
+  ('map', 0.3, [1, 0, 1, 1, 0, 0]),
+  ('map', 0.0, [1] * 6),
+])  # fmt: skip
+def test_a_step_its_gradients_and_statistics_equal_torchs(
+  monkeypatch, per, alpha, labels
+):
+  monkeypatch.setattr(reverse_distillation, 'STAGES', SHALLOW)
+  torch.manual_seed(0)
+  teacher = randomized(twin.Teacher(WIDTH, SHALLOW)).eval()
+  student = randomized(twin.Student(WIDTH, 3, SHALLOW))
+  known = port_distillation.teacher(state_of(teacher))
+  guess = port_distillation.student(state_of(student))
+  label, rate = np.array(labels), 1e-4
+  image = np.random.default_rng(0).integers(
+    0, 256, (len(label), SIZE, SIZE, 3), np.uint8
+  )
+
+  distiller = distill_train.Distiller(WIDTH, 3)
+  run = Run(
+    np.arange(len(label)), 0, alpha, gamma=2, per=per, learning_rate=rate
+  )
+  of_one = jax.tree.map(lambda x: x[None], guess)
+  state = distiller.init(of_one, [run], label, batch=len(label))
+  state = shallow_step()(
+    jax.tree.map(lambda x: x[0], state),
+    distill_train.Patches(teacher=known, image=image, label=label),
+  )
+
+  teacher, student = teacher.double(), student.train().double()
+  mean = np.array([0.485, 0.456, 0.406])
+  std = np.array([0.229, 0.224, 0.225])
+  with torch.no_grad():
+    f = teacher(to_torch((image / 255 - mean) / std))
+  g = student(f)
+  loss = (
+    twin.focal_loss(f, g, torch.tensor(label), alpha, 2, per)
+    if alpha
+    else twin.rd_loss(f, g, per)
+  )
+  adam = torch.optim.Adam(student.parameters(), rate, (0.5, 0.999))
+  loss.backward()
+  adam.step()
+  np.testing.assert_allclose(state.loss, loss.item(), rtol=1e-4)
+
+  # After one step the first moment is half of the gradient.
+  (moments,) = (s for s in state.opt_state if hasattr(s, 'mu'))
+  ours = port_distillation.student_state_dict(
+    {
+      'params': jax.tree.map(lambda m: 2 * m, moments.mu),
+      'batch_stats': state.batch_stats,
+    }
+  )
+  moved = port_distillation.student_state_dict(state.variables)
+  after = state_of(student)
+  for name, parameter in student.named_parameters():
+    if name.startswith(('bn.conv4.', 'bn.bn4.')):
+      assert parameter.grad is None
+      continue
+    gradient = parameter.grad.numpy()
+    top = np.abs(gradient).max()
+    assert top > 0
+    np.testing.assert_allclose(
+      ours[name], gradient, atol=1e-3 * top, err_msg=name
+    )
+    # Adam's first step is a sign: not that of noise.
+    sure = np.abs(gradient) > 1e-2 * top
+    np.testing.assert_allclose(
+      moved[name][sure], after[name][sure], atol=2e-6, err_msg=name
+    )
+  for name in set(ours) - {n for n, _ in student.named_parameters()}:
+    np.testing.assert_allclose(
+      ours[name], after[name], rtol=1e-4, atol=1e-4, err_msg=name
+    )
