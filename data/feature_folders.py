@@ -89,8 +89,8 @@ def _candidates(path: Path) -> Iterator[Path]:
   for depth in range(1, _DEPTH + 1):
     for folder in path.glob('/'.join('*' * depth)):
       hidden = any(p.startswith('.') for p in folder.relative_to(path).parts)
-      if hidden or not folder.is_dir() or folder.name.startswith('slide_feat'):
-        continue  # TRIDENT's slide_features_* hold one vector per slide.
+      if hidden or not folder.is_dir():
+        continue
       first = min(_files(folder), default=None)
       if first is None:
         continue

@@ -126,9 +126,8 @@ def faults(
 def tested_again(manifest: Manifest, splits: list[Split]) -> list[str]:
   """Returns the slides that are in the test part of several folds.
 
-  Repeated random splits, as CLAM makes them, have such slides. Pooled figures
-  count each as often as it was tested; intervals, which resample patients,
-  allow for that.
+  Repeated random splits, as CLAM's, have such slides. Pooled figures count them
+  each time; intervals, which resample patients, allow for that.
   """
   tested = np.sum([split.test for split in splits], axis=0)
   return manifest.slide[tested > 1].tolist()
@@ -168,10 +167,9 @@ def read(
   """Reads `splits_<i>.csv` for i below k; slides not named are in no part.
 
   Slides `left_out` of the manifest, by a relabelling, may be named: one folder
-  of splits serves all tasks. Columns other than train, val and test are
-  ignored, as are empty cells, with which CLAM fills the shorter columns. Where
-  pandas wrote such a column of whole numbers it wrote 12.0; that is slide 12 if
-  there is no slide 12.0.
+  of splits serves all tasks. Other columns and empty cells, which end CLAM's
+  shorter columns, are ignored. There pandas writes whole numbers as 12.0: slide
+  12, if there is no slide 12.0.
 
   Raises:
     SplitError: if a file is missing, lacks a column, names an unknown slide or
@@ -230,12 +228,9 @@ def _columns(path: pathlib.Path, k: int) -> dict[str, list[str]]:
     with path.open(newline='', encoding='utf-8-sig') as f:
       rows = list(csv.DictReader(f))
   except FileNotFoundError as e:
-    there = sorted(
-      int(p.stem.removeprefix('splits_'))
-      for p in path.parent.glob('splits_*.csv')
-      if p.stem.removeprefix('splits_').isdecimal()
-    )
-    advice = f'; there are {len(there)}: --k={len(there)}?' if there else ''
+    stems = (p.stem for p in path.parent.glob('splits_*.csv'))
+    there = sum(stem.removeprefix('splits_').isdecimal() for stem in stems)
+    advice = f'; there are {there}: --k={there}?' if there else ''
     raise SplitError(
       f'{path}: no such file; --k={k} needs splits_0.csv to splits_{k - 1}.csv'
       + advice

@@ -33,7 +33,7 @@ class Cohort:
   length: np.ndarray  # int32 [n], instances
   width: int  # D
   slides: dict[str, pathlib.Path]  # slide files by id, where there are any
-  left_out: frozenset[str]  # slides that a relabelling dropped
+  left_out: frozenset[str]  # listed, but relabelled away or without features
   made: dict[str, str]  # encoder, mpp, patch_size of the features, if known
 
   def read(self, index: int) -> FeatureFile:
@@ -71,6 +71,7 @@ class Cohort:
       'width': int(self.width),
       'features': stated | known,
       'features_dir': str(self.source.path.absolute()),
+      'left_out': sorted(self.left_out),
     }
 
   def rows(self) -> list[list]:
@@ -203,8 +204,10 @@ def join(
     others=left_out,
     allow_missing=allow_missing,
   )
-  if like:
-    findings.problems += _unlike(features_dir, made, like)
+  if like and (differ := preflight.unlike(made, like.made)):
+    findings.problems.append(
+      f'{features_dir}: these features and those of the models differ: {differ}'
+    )
   has = np.array([slide in headers for slide in table.slide], bool)
   usable = table.subset(has)
   if unknown or not headers or len(classes) < 2:
@@ -246,18 +249,3 @@ def check_apart(first: Cohort, second: Cohort) -> None:
       f'warning: both cohorts have cases named {some(cases)}; if they are the'
       ' same patients, the second cohort is not external'
     )
-
-
-def _unlike(features_dir: str, made: dict[str, str], like: Cohort) -> list[str]:
-  """Says how features differ from those of `like` in their making."""
-  differ = [
-    f'{name} {made[name]} here, {like.made[name]} there'
-    for name in sorted(made.keys() & like.made.keys())
-    if made[name] != like.made[name]
-  ]
-  if not differ:
-    return []
-  return [
-    f'{features_dir}: these features and those of the models differ: '
-    + '; '.join(differ)
-  ]

@@ -97,7 +97,7 @@ def _cut_all(
   columns = {field.name: [] for field in dataclasses.fields(Slices)}
   problems, specks = [], 0
   groups = itertools.groupby(
-    bars.bar(rows, 'nodes', unit='row', delay=_PATIENCE),
+    bars.bar(rows, desc='nodes', unit='row', delay=_PATIENCE),
     lambda row: (row.image, row.mask),
   )
   for (image, mask_path), group in groups:

@@ -112,7 +112,7 @@ _NOT_RESULT = start.NOT_RESULT | {
 }
 _DATA = (_SLIDES_DIR, _ANNOTATIONS, _LISTS_DIR, _REFERENCE_CSV)
 # What a CPU trains in minutes: a teacher that knows nothing is imitated soon.
-_PHANTOM = {'width': 8, 'epochs': 4, 'learning_rate': 3e-3, 'seeds': 3}
+_PHANTOM = {'width': 8, 'epochs': 3, 'learning_rate': 3e-3, 'seeds': 3}
 _PAPER = {
   'width': paper.WIDTH,
   'epochs': paper.EPOCHS,
@@ -140,7 +140,8 @@ def _run() -> None:
   if options.weights:
     inputs['weights_sha256'] = _digest(options.weights)
   provenance.open_folder(folder, values, decides, inputs)
-  report.begin(cohort, study, options, phantom)
+  if parallel.is_first():
+    report.begin(cohort, study, options, phantom)
   stage = _STAGE.value
   if stage in ('all', 'train'):
     training.train(folder, cohort, study, options)

@@ -64,18 +64,20 @@ def read(
   """Reads what `write` wrote, by part; a part without rows is empty.
 
   Raises:
-    ResultsError: if the columns or a label are not those of `classes`, or a
-      part names a slide twice.
+    ResultsError: if the columns or a label are not those of `classes`, a part
+      names a slide twice, or a probability is none.
   """
-  with path.open(newline='', encoding='utf-8') as f:
-    reader = csv.DictReader(f)
-    if reader.fieldnames != header(classes):
-      raise ResultsError(
-        f'{path}: columns {reader.fieldnames}, not those of the classes'
-        f' {", ".join(classes)}; choose another --exp_code, or remove the'
-        ' folder'
-      )
-    lines = list(reader)
+  try:
+    with path.open(newline='', encoding='utf-8') as f:
+      reader = csv.DictReader(f)
+      lines, columns = list(reader), reader.fieldnames
+  except (UnicodeDecodeError, csv.Error) as e:
+    raise ResultsError(f'{path}: cannot be read as CSV: {e}') from e
+  if columns != header(classes):
+    raise ResultsError(
+      f'{path}: columns {columns}, not those of the classes'
+      f' {", ".join(classes)}; choose another --exp_code, or remove the folder'
+    )
   seen = set()
   for number, row in enumerate(lines, 2):
     key = (row['split'], row['slide_id'])
@@ -88,6 +90,11 @@ def read(
       raise ResultsError(
         f'{path}, line {number}: label {row["label"]!r} is none of'
         f' {", ".join(classes)}'
+      )
+    if not all(_is_share(row[f'prob_{c}']) for c in classes):
+      raise ResultsError(
+        f'{path}, line {number}: a probability is no number from 0 to 1; remove'
+        ' the file and run again'
       )
   return {
     part: _of_rows([row for row in lines if row['split'] == part], classes)
@@ -187,6 +194,13 @@ def differences(
     if len(lines) == limit:
       break
   return lines
+
+
+def _is_share(text: str | None) -> bool:
+  try:
+    return 0 <= float(text or 'nan') <= 1
+  except ValueError:
+    return False
 
 
 def _of_rows(lines: list[dict], classes: Sequence[str]) -> Predictions:

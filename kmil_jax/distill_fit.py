@@ -118,32 +118,6 @@ def fit(
   return Fitted(best, chosen.epoch, chosen.threshold, _history(table))
 
 
-def scores(
-  distiller: Distiller,
-  teacher: Variables,
-  variables: Variables,
-  image: np.ndarray,
-  *,
-  batch: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Scores patches by every run of a training.
-
-  Args:
-    distiller: of the runs.
-    teacher: its variables.
-    variables: of R students, `Fitted.variables`.
-    image: uint8 [T, S, S, 3].
-    batch: patches at a time.
-
-  Returns:
-    Mean and maximum of the anomaly maps, [R, T] each.
-  """
-  program = Program(distiller, len(jax.tree.leaves(variables)[0]))
-  return program.score(
-    program.put(variables), parallel.replicate(teacher), image, batch=batch
-  )
-
-
 def _history(table: np.ndarray) -> list[dict[str, np.ndarray]]:
   return [
     {'epoch': epoch, **dict(zip(COLUMNS, rows, strict=True))}

@@ -1,5 +1,7 @@
 """Runs of reverse distillation as device programs: a step, and a scoring."""
 
+from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ _first = lambda tree: jax.tree.map(lambda x: x[0], tree)
 
 
 class Program:
-  """Step and scoring of R runs, compiled once each.
+  """Step and scoring of R runs, compiled once each for any R.
 
   Runs are in groups of as many as there are devices, which take turns. A tree
   of R runs is a list here, with a tree on the devices for each group.
@@ -39,18 +41,7 @@ class Program:
       for start in range(0, num_runs, size)
     ]
     self._layouts = [parallel.RunsOverDevices(len(g)) for g in self._groups]
-
-    def step(state, patches, _):
-      return jax.tree.map(
-        lambda x: x[None], distiller.step(_first(state), patches)
-      )
-
-    def score(variables, teacher, image):
-      return distiller.score(_first(variables), teacher, image)
-
-    # The same of all groups.
-    self._step = self._layouts[0].pmap_train(step)
-    self._score = self._layouts[0].pmap_eval(score)
+    self._step, self._score = _programs(distiller)
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""
@@ -75,22 +66,23 @@ class Program:
     Args:
       states: R runs, donated.
       patches: replicated.
-      order: see `distill_train.orders`.
+      order: see `distill_runs.orders`.
 
     Returns:
       The runs and the mean loss of each, [R].
     """
-    zero = np.zeros(len(order))
-    begun = self.put(
-      {'order': order, 'step': np.int32(zero), 'loss': np.float32(zero)}
-    )
     lengths = (order[..., 0] >= 0).sum(1)
-    states = [s.replace(**b) for s, b in zip(states, begun, strict=True)]
+    zero = self.put(np.zeros(len(order), np.float32))
+    states = [s.replace(loss=z) for s, z in zip(states, zero, strict=True)]
+    # A group's runs end together: what is shorter waits.
     for place, group in enumerate(self._groups):
+      state, put = states[place], self._layouts[place].put
       for step in range(lengths[group].max()):
-        states[place] = self._step(states[place], patches, None)
+        index = put(order[group, step])
+        state = self._step(state.replace(index=index), patches, None)
         if step % _STEPS_AHEAD == 0:
-          jax.block_until_ready(states[place].loss)
+          jax.block_until_ready(state.loss)
+      states[place] = state
     return states, self.gather([s.loss for s in states]) / lengths
 
   def keep_best(
@@ -135,3 +127,19 @@ class Program:
       ])  # fmt: skip
     mean, highest = (np.concatenate(x, 1) for x in zip(*parts, strict=True))
     return mean[:, : len(image)], highest[:, : len(image)]
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(distiller: Distiller) -> tuple[Callable, Callable]:
+  """Returns the pmapped step and scoring of one run per device."""
+
+  def step(state, patches, _):
+    return jax.tree.map(
+      lambda x: x[None], distiller.step(_first(state), patches)
+    )
+
+  def score(variables, teacher, image):
+    return distiller.score(_first(variables), teacher, image)
+
+  layout = parallel.RunsOverDevices(1)
+  return layout.pmap_train(step), layout.pmap_eval(score)

@@ -40,9 +40,8 @@ class DistillState:
   gamma: chex.Array  # [R] float32
   per_location: chex.Array  # [R] bool
   learning_rate: chex.Array  # [R] float32
-  order: chex.Array  # [R, S, B] int32, patches of this epoch; -1 after the last
-  step: chex.Array  # [R] int32, steps taken in this epoch
-  loss: chex.Array  # [R] float32, sum of their mean losses
+  index: chex.Array  # [R, B] int32, patches of the next step; all -1 for none
+  loss: chex.Array  # [R] float32, sum of the steps' mean losses in this epoch
 
   @property
   def variables(self) -> Variables:
@@ -83,11 +82,12 @@ class Distiller:
       maps = [jnp.zeros(m.shape, m.dtype) for m in map_shapes(width)]
       return self.student.init(jax.random.key(seed), maps)
 
-    self._draw = jax.jit(jax.vmap(draw))
+    self._draw = jax.jit(draw)
 
   def draw(self, seed: np.ndarray) -> Variables:
     """Draws students, one of each seed [R]; NumPy leaves [R, ...]."""
-    return jax.tree.map(np.array, self._draw(np.uint32(seed)))
+    drawn = [jax.device_get(self._draw(np.uint32(s))) for s in seed]
+    return jax.tree.map(lambda *x: np.stack(x), *drawn)
 
   def init(
     self,
@@ -122,21 +122,18 @@ class Distiller:
       gamma=column('gamma'),
       per_location=np.array([run.per == 'location' for run in runs]),
       learning_rate=column('learning_rate'),
-      order=orders(runs, len(label), batch=batch, epoch=0),
-      step=np.zeros(len(runs), np.int32),
+      index=orders(runs, len(label), batch=batch, epoch=0)[:, 0],
       loss=np.zeros(len(runs), np.float32),
     )
 
   def step(self, run: DistillState, patches: Patches) -> DistillState:
-    """Takes the next step of one run's epoch, or none after its last one.
+    """Takes the next step of one run, if there is one.
 
     Args:
       run: without the axis of runs.
       patches: of all runs.
     """
-    index = run.order[run.step]
-    real = index[0] >= 0
-    image, label = patches.image[index], patches.label[index]
+    image, label = patches.image[run.index], patches.label[run.index]
     known = self.teacher.apply(patches.teacher, anomaly.normalise(image))
 
     def loss_fn(params):
@@ -161,9 +158,9 @@ class Distiller:
       params=optax.apply_updates(run.params, updates),
       batch_stats=stats,
       opt_state=opt_state,
-      step=run.step + 1,
       loss=run.loss + loss,
     )
+    real = run.index[0] >= 0
     return jax.tree.map(lambda new, old: jnp.where(real, new, old), new, run)
 
   def score(

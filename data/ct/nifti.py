@@ -36,6 +36,7 @@ _FIELDS = {
 }
 _FLOATS = {16: 'f4', 64: 'f8'}  # By the code of the type.
 _BLOCK = 1 << 24
+_LARGEST_HEADER = 1 << 26  # Bytes before the voxels, with all extensions.
 
 
 def check(path: pathlib.Path) -> None:
@@ -49,6 +50,11 @@ def check(path: pathlib.Path) -> None:
   try:
     with opener(path, 'rb') as file:
       header, order = _header(path, file.read(540))
+      if not 0 <= header['offset'] < _LARGEST_HEADER:
+        raise VolumeError(
+          f'{path}: its voxels begin at byte {header["offset"]:g}; the header'
+          ' is damaged: copy the file again'
+        )
       _check_grid(path, header)
       file.seek(0)
       before = file.read(int(header['offset']))

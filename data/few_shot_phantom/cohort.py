@@ -22,9 +22,10 @@ STRIDE = 16  # Level-0 pixels per pixel of the maps that patches are drawn on.
 LEVEL = 3  # Of the masks of the lesion-level score: 8 um per pixel.
 LISTS = ('train', 'val', 'test')
 # Tumour patches of the main training, and of all and those in He and Li that
-# they stand for: 6 % of theirs, as the normal patches are (300 of 5,000).
+# they stand for: 6 % of theirs, as the normal patches are (300 of 5,000). Of 5
+# and 10 that would be less than one.
 MAIN = 30
-COUNTS = {0: 0, 1: 10, 3: 50, 6: 100, 30: 500, 60: 1000}
+COUNTS = {0: 0, 3: 50, 6: 100, 30: 500, 60: 1000}
 
 _LOOK = stain.Appearance(mpp=MPP, blur=0.4)
 _TUMOUR = 'breast'

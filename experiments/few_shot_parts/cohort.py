@@ -251,12 +251,13 @@ def _folder(root: pathlib.Path) -> LabelledTiles:
       f'{root}: found the folders {", ".join(tiles.classes)}; good and bad are'
       ' needed (or normal and tumor)'
     )
+  if tiles.channels != 3:
+    raise TileError(f'{root}: its images are grey; they must have colours')
   place = np.array([patch_tiles.CLASSES.index(name) for name in names])
   return dataclasses.replace(
     tiles,
     label=place[tiles.label].astype(np.int32),
     classes=patch_tiles.CLASSES,
-    channels=3,
   )
 
 

@@ -159,14 +159,14 @@ def _margins(
     if better == worse:
       continue
     gap = minus(found[better], found[worse])
-    low, high = gap.interval('auroc')
+    ends = [f'{end:+.3f}' for end in gap.interval('auroc') if end == end]
     each = [
       f'{a.value["auroc"] - b.value["auroc"]:+.3f}'
       for a, b in zip(outcomes[better], outcomes[worse], strict=True)
     ]
     lines.append(
       f'{better} minus {worse}: accuracy {gap.value["accuracy"]:+.3f}, AUROC'
-      f' {gap.value["auroc"]:+.3f} [{low:+.3f}, {high:+.3f}]; seed by seed'
+      f' {gap.value["auroc"]:+.3f} [{", ".join(ends) or "n/a"}]; seed by seed'
       f' {", ".join(each)}'
     )
   return '\n'.join(lines)

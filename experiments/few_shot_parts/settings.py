@@ -74,10 +74,11 @@ def study(
     for count, original in counts.items()
     if count not in (0, main)
   ]
+  even = min(main, normal)
   found += [
     Setting('unweighted', normal, main, 0.5, 0.0, paper.UNWEIGHTED),
     Setting('unweighted_focal', normal, main, 0.5, paper=paper.UNWEIGHTED),
-    Setting('balanced', main, main, 0.5, paper=paper.BALANCED),
+    Setting('balanced', even, even, 0.5, paper=paper.BALANCED),
   ]
   return found
 

@@ -108,7 +108,8 @@ def _score(
       patch=cohort.scale.size,
       stride=cohort.scale.stride,
       threshold=chosen,
-      stop=chosen,
+      # Above it is what reaches the threshold, in float32 as maps are.
+      stop=float(np.nextafter(np.float32(chosen), np.float32(0))),
       radius=cohort.scale.radius,
       default_mpp=cohort.scale.mpp,
       outlines=lambda name: _outlines(cohort, name),

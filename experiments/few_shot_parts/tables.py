@@ -122,6 +122,8 @@ def ablations(study: Sequence[Setting], found: Mapping[str, Summary]) -> Table:
       *_NOTES,
       'The paper does not define its unweighted loss: both rows have its number'
       ' beside them.',
+      'All take the same number of epochs; balanced classes are fewer patches,'
+      ' so fewer steps.',
       f'The paper also has {paper.SUPERVISED:.3f} with 100,000 patches of each'
       ' kind from all training slides, which is not trained here.',
     ),

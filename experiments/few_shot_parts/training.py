@@ -213,7 +213,7 @@ def _train_group(
       table[part].append(np.stack(told))
   if parallel.is_first():
     for row, job in enumerate(group):
-      model = distill_fit.one_run(fitted.variables, row)
+      model = jax.tree.map(lambda x: x[row], fitted.variables)  # noqa: B023
       _save(
         job.folder(folder) / MODEL, port_distillation.student_state_dict(model)
       )

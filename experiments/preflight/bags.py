@@ -1,6 +1,7 @@
 """--check of the scripts that train on bags."""
 
 from collections.abc import Sequence
+import dataclasses
 import sys
 from typing import NoReturn
 
@@ -33,9 +34,13 @@ def check(
   for name, value in values.items():
     print(f'--{name}={"" if value is None else value}')
   found, _ = common.joined()
-  findings = found.findings
+  findings, cohort = found.findings, found.cohort
+  if cohort is not None and not findings.problems:
+    # Folds are those of the slides that will be trained on.
+    found = dataclasses.replace(
+      found, table=cohort.manifest, left_out=cohort.left_out
+    )
   splits = common.folds(found) if found.table is not None else []
-  cohort = found.cohort
   if cohort is not None:
     features.scan(cohort.source, cohort.manifest.slide.tolist(), findings)
     second = common.external_joined(cohort)

@@ -96,6 +96,15 @@ def scan(
     findings.problems += filter(None, found)
 
 
+def unlike(made: dict[str, str], other: dict[str, str]) -> str:
+  """Says how features differ from others in their making; '' if in nothing."""
+  return '; '.join(
+    f'{name} {made[name]} here, {other[name]} there'
+    for name in sorted(made.keys() & other.keys())
+    if made[name] != other[name]
+  )
+
+
 def _hints(missing: Sequence[str], spare: Sequence[str]) -> str:
   """Says which files may be meant by ids that have none."""
   by_look: dict[str, list[str]] = {}

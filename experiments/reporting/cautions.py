@@ -58,6 +58,13 @@ def _material(record: Record) -> Iterator[Caution]:
       ' them again with --weights before any comparison.',
       serious=True,
     )
+  left_out = record.config.get('cohort', {}).get('left_out')
+  if left_out:
+    yield Caution(
+      f'{_count(len(left_out), "listed slide")} left out',
+      'Their labels are in no class of this run, or they have no features:'
+      f' {_some(left_out)}.',
+    )
   if record.flags.get('shuffle_labels'):
     yield Caution(
       'Shuffled labels',

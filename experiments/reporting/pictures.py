@@ -70,15 +70,10 @@ def heat_maps(record: Record, first: Sequence[str]) -> HeatMaps:
   files = {path.stem: path for path in sorted(folder.glob('*.png'))}
   shown, there, damaged, unmapped, spent = [], 0, [], [], 0
   limit = record.flags.get('heat_maps')
-  for fold, parts in record.folds.items():
-    lacking = [
-      slide
-      for slide in sorted(parts['test'].slide.tolist())
-      if f'fold_{fold}_{slide}' not in files
-    ]
-    wanted = len(parts['test']) if limit is None else limit
-    if files and len(parts['test']) - len(lacking) < wanted:
-      unmapped += lacking
+  for fold, parts in record.folds.items() if files else ():
+    # In the order in which they are drawn.
+    slides = sorted(parts['test'].slide.tolist(), key=lambda s: f'{s}.h5')
+    unmapped += [s for s in slides[:limit] if f'fold_{fold}_{s}' not in files]
   for fold, p, i in _order(record.folds, first):
     path = files.get(f'fold_{fold}_{p.slide[i]}')
     if path is None:

@@ -72,6 +72,7 @@ def run(
         path,
         score_batch,
         folder / 'maps',
+        name=name,
         stride=stride,
         patch=patch,
         batch=batch,

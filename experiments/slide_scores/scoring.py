@@ -32,6 +32,7 @@ def score_slide(
   score_batch: Score,
   folder: pathlib.Path | str,
   *,
+  name: str | None = None,
   stride: int = STRIDE,
   patch: int = PATCH,
   batch: int = BATCH,
@@ -55,8 +56,9 @@ def score_slide(
     path: of the slide.
     score_batch: always called with `batch` patches, uint8 [T, patch, patch,
       3]; the last call of a slide is filled up with black ones.
-    folder: <slide_id>.npz, the map, is written there, and <slide_id>.part.npz
-      while the job runs; a map that is there is read.
+    folder: <name>.npz, the map, is written there, and <name>.part.npz while the
+      job runs; a map that is there is read.
+    name: of the slide; its id by default.
     stride: level-0 pixels between patches, and per pixel of the map.
     patch: side of a patch, level-0 pixels.
     batch: patches per call, T.
@@ -74,8 +76,8 @@ def score_slide(
   with Slide(path, default_mpp) as slide:
     mask = tissue(slide, stride)
     places = _places(slide, mask, stride, patch)
-    done = pathlib.Path(folder) / f'{slide.slide_id}.npz'
-    part = done.with_suffix('.part.npz')
+    done = pathlib.Path(folder) / f'{name or slide.slide_id}.npz'
+    part = done.with_name(f'{name or slide.slide_id}.part.npz')
     settings = {
       'slide': [slide.slide_id, slide.width, slide.height],
       'stride': stride,

@@ -50,7 +50,15 @@ def test_spacing_is_that_of_neighbours_in_each_piece_of_tissue():
   assert spacing(grid(224, 1, 3)) == 224
 
 
-@pytest.mark.parametrize('coords', [[[0, 0]], [[0, 0], [5, 7]], [[3, 3]] * 3])
+@pytest.mark.parametrize(
+  'coords',
+  [
+    [[0, 0]],
+    [[0, 0], [5, 7]],
+    [[3, 3]] * 3,
+    [[0, 0], [9, 16], [18, 32], [27, 48]],
+  ],
+)
 def test_scattered_tiles_have_no_spacing(coords):
   assert spacing(np.array(coords)) is None
 

@@ -166,12 +166,17 @@ def test_later_runs_do_what_is_missing_and_refuse_to_mix(extracted):
   folder, out, _ = extracted
   before = (out / f'{SLIDE}.h5').stat().st_mtime_ns
   where = [f'--slides_dir={folder}', f'--features_dir={out}']
-  again, other = outcomes(where, [*where, '--tile_size=128'])
+  again, other, check = outcomes(
+    where, [*where, '--tile_size=128'], [*where, '--check']
+  )
   # The good slide is not opened; the bad ones are tried again.
   assert again == [1, ['damaged', 'truncated', 'unopenable', 'unreadable']]
   code, opened = other
   assert 'patch_size is 256, not 128 as asked' in code
   assert not opened
+  # Each slide is looked at, and what cannot be read is a problem.
+  assert check[0] == 1
+  assert set(check[1]) == {SLIDE, *again[1]}
   assert (out / f'{SLIDE}.h5').stat().st_mtime_ns == before
 
 

@@ -1,5 +1,7 @@
 """What test patches say of a training, and the tables made of it."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -52,14 +54,12 @@ def test_thresholds_by_hand():
 def test_scores_survive_their_file(tmp_path):
   tiles = patches(0, 1.0)
 
-  class Tiles:
-    id, group, label = tiles.patch, tiles.slide, (~tiles.tumour).astype(int)
-
-  class Cohort:
-    parts = {'val': Tiles, 'test': Tiles}
-
+  part = types.SimpleNamespace(
+    id=tiles.patch, group=tiles.slide, label=(~tiles.tumour).astype(int)
+  )
+  cohort = types.SimpleNamespace(parts={'val': part, 'test': part})
   told = np.stack([tiles.mean, tiles.mean + 1]).astype(np.float32)
-  scores.write(tmp_path, Cohort, {'val': told[:, ::1], 'test': told * 2})
+  scores.write(tmp_path, cohort, {'val': told, 'test': told * 2})
   found = scores.read(tmp_path)
   np.testing.assert_array_equal(found['val'].tumour, tiles.tumour)
   np.testing.assert_array_equal(np.float32(found['test'].max), told[1] * 2)

@@ -25,6 +25,21 @@ def test_a_failing_command_ends_the_script(monkeypatch, tmp_path, capsys):
   assert not (tmp_path / 'paper_s2023').exists()
 
 
+def test_check_is_passed_on_to_every_command(monkeypatch, tmp_path):
+  seen = []
+
+  def problems(command, **_):
+    seen.append(command)
+    return types.SimpleNamespace(returncode=len(seen) == 2)
+
+  monkeypatch.setattr(paper_runs.subprocess, 'run', problems)
+  with pytest.raises(SystemExit) as e:
+    run('--table=1', '--check', K, f'--results_dir={tmp_path}')
+  assert e.value.code == 1  # The second of them had problems; the rest ran.
+  assert len(seen) == 5 and all('--check' in command for command in seen)
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
   'args,message',
   [

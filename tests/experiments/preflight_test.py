@@ -1,6 +1,7 @@
 """--check finds everything at once, and training refuses the same inputs."""
 
 import pathlib
+import re
 
 from absl import flags
 from absl.testing import flagsaver
@@ -164,6 +165,7 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   assert (code, problems, warnings) == (0, [], [])
   assert 'check: 0 problems, 0 warnings; nothing was trained or written' in out
   assert '24 slides of 24 cases: 0 8, 1 8, 2 8' in out
+  assert 'fold 2: 8 train, 8 val, 8 test slides; 0 ' in out
   for text in (
     'instances and slides:',
     'padded lengths',
@@ -215,6 +217,8 @@ def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
     ' left out'
   )
   assert '22 slides of 22 cases' in out
+  tested = re.findall(r'fold \d: .* (\d+) test slides', out)
+  assert len(tested) == 3 and sum(map(int, tested)) == 22
 
 
 def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):

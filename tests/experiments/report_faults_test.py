@@ -12,7 +12,13 @@ from report_folder import Page
 
 from experiments import report
 from experiments.provenance import ResultsError
-from experiments.reporting import beside, charts, page, record as records
+from experiments.reporting import (
+  beside,
+  charts,
+  page,
+  pictures,
+  record as records,
+)
 
 
 @pytest.fixture(scope='module')
@@ -38,6 +44,9 @@ def test_pictures_that_lack_or_are_damaged_are_named(small, tmp_path):
   (tmp_path / 'figures' / 'roc.png').write_bytes(b'no picture')
   words = Page(page.write(tmp_path).read_text(encoding='utf-8')).text
   assert '1 slide without a heat map' in words and '0_3é.' in words
+  flags = report_folder.FLAGS | {'heat_maps': 3}  # What is beyond, nobody asked
+  report_folder.change(tmp_path, 'config.json', flags=flags)
+  assert not pictures.heat_maps(records.read(tmp_path), []).unmapped
   assert 'figures/heat_maps/fold_0_0_4é.png cannot be read' in words
   assert 'ROC curves' not in words and 'Confusion matrix' in words
 

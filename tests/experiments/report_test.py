@@ -131,9 +131,10 @@ def test_cautions_say_what_must_be_known(record):
   assert 'Phantom data' in of(record, config=config)[1]
   config = with_flags(record, shuffle_labels=True)
   assert 'Shuffled labels' in of(record, config=config)[1]
-  cohort = {'features': {'encoder': 'resnet50-random-seed0-1f'}}
+  cohort = {'features': {'encoder': 'x-random-seed0'}, 'left_out': ['a', 'b']}
   config = {**record.config, 'cohort': cohort}
   assert 'Random encoder weights' in of(record, config=config)[1]
+  assert '2 listed slides left out' in of(record, config=config)[0]
   made_by = [{'versions': {}, 'commit': c} for c in ('a', 'b-dirty')]
   config = {**record.config, 'made_by': made_by}
   assert {'Changed code', 'Several versions'} <= of(record, config=config)[0]

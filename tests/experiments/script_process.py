@@ -85,6 +85,11 @@ class Script:
   def kill(self):
     self._process.kill()
 
+  def printed(self):
+    """Returns what it has printed so far."""
+    out, _ = self._logs
+    return out.read_text(encoding='utf-8') if out.exists() else ''
+
   def communicate(self, timeout=300):
     """Waits for its end; returns what it printed on either stream."""
     self._process.join(timeout)

@@ -238,7 +238,7 @@ def test_a_cohort_is_scored_and_faults_are_collected(path, expected, tmp_path):
   stop = float(np.quantile(expected[expected > 0], 0.7))
   run = lambda score_batch: cohort.run(
     tmp_path / 'out',
-    {'bad': bad, 'noise': path},
+    {'bad': bad, 'a.1': path},
     score_batch,
     model='a',
     threshold=stop,
@@ -250,22 +250,22 @@ def test_a_cohort_is_scored_and_faults_are_collected(path, expected, tmp_path):
   scored = run(score)
   assert list(scored.faults) == ['bad'] and 'bad.tiff' in scored.faults['bad']
   assert scored.score == {
-    'noise': pytest.approx(expected[expected >= stop].mean())
+    'a.1': pytest.approx(expected[expected >= stop].mean())
   }
   found = detections.find(expected, stop=stop, radius=2)
   assert len(found) > 3
-  np.testing.assert_array_equal(scored.found['noise'], found)
+  np.testing.assert_array_equal(scored.found['a.1'], found)
   names = {
     str(p.relative_to(tmp_path / 'out')) for p in tmp_path.rglob('*/*/*.*')
   }
   assert names == {
-    'maps/noise.npz',
-    'maps/noise.png',
-    'maps/noise.tiff',
-    'detections/noise.csv',
+    'maps/a.1.npz',
+    'maps/a.1.png',
+    'maps/a.1.tiff',
+    'detections/a.1.csv',
   }
-  rows = np.loadtxt(tmp_path / 'out/detections/noise.csv', delimiter=',')
+  rows = np.loadtxt(tmp_path / 'out/detections/a.1.csv', delimiter=',')
   np.testing.assert_array_equal(rows, found)
-  with Image.open(tmp_path / 'out/maps/noise.png') as image:
+  with Image.open(tmp_path / 'out/maps/a.1.png') as image:
     assert image.width > 800
   assert run(None).score == scored.score  # From the map that is there.

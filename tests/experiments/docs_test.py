@@ -1,0 +1,166 @@
+"""Every command of the documentation, run in the order of its page.
+
+Trainings are shortened; KMIL's paper and the cluster's commands only check their
+inputs (`--check`), and of the other papers' only the flags are read.
+"""
+
+import csv
+import pathlib
+import re
+import shlex
+import time
+
+import feature_folder
+import numpy as np
+import pytest
+import script_process
+
+from data.phantom import tiff
+
+DOCS = script_process.ROOT / 'docs'
+README = script_process.ROOT / 'README.md'
+IN_CI = ('experiments.kmil', ['--fold=3'])
+COMMAND = re.compile(
+  r'^ {4}(?:srun )?python -m (experiments\.\w+)([^#\n]*)', re.M
+)
+
+SHORT = {
+  'kmil': ['--k=3', '--epochs=2'],
+  'mean_pooling': ['--k=3'],
+  'benchmark': ['--repeats=1', '--compile_s=0', '--instances=8'],
+  'cost': ['--num_instances=8', '--width=16'],
+  'view': ['--port=0'],
+}
+# They render cohorts of their own for minutes; their tests run them shortened.
+OTHER_PAPERS = ('ct_nodes', 'few_shot', 'hard_negatives', 'two_step')
+PARSE_ONLY = (
+  'from experiments import start; start.script = lambda *_: lambda argv: None'
+)
+
+
+def commands(page):
+  """Yields module and arguments of each command of a page, in order."""
+  text = (DOCS / page).read_text(encoding='utf-8')
+  for module, rest in COMMAND.findall(text):
+    yield module, shlex.split(rest)
+
+
+def command(module, args, *extra):
+  """Runs a command of the page; returns what it printed."""
+  name = module.removeprefix('experiments.')
+  args = [a for a in args if not a.startswith('--weights=')]
+  args += SHORT.get(name, [])
+  done = script_process.run(module, *args, *extra, cwd=pathlib.Path.cwd())
+  assert done.returncode == 0, f'{module} {args}\n{done.stdout}\n{done.stderr}'
+  return done.stdout
+
+
+def draw_slides(folder, names, seed):
+  """Writes slides of coarse purple tissue, 3 by 2 tiles each."""
+  folder.mkdir()
+  rng = np.random.default_rng(seed)
+  for name in names:
+    spots = rng.integers(0, 60, (64, 96, 3)).repeat(8, 0).repeat(8, 1)
+    image = (np.array([200, 120, 190]) - spots).astype(np.uint8)
+    tiff.write(folder / f'{name}.tiff', image, mpp=0.5, levels=2, quality=90)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def test_own_slides(folder):
+  names = [f'2024-01{i}_A' for i in range(6)]
+  draw_slides(folder / 'slides', names, 0)
+  draw_slides(folder / 'new_slides', ['007.new'], 1)
+  rows = [[name[:8], name, 'ab'[i % 2]] for i, name in enumerate(names)]
+  with (folder / 'labels.csv').open('w', newline='') as f:
+    csv.writer(f).writerows([['case_id', 'slide_id', 'label'], *rows])
+  for module, args in commands('own_slides.md'):
+    if module == 'experiments.view':
+      serving(args)
+    else:
+      command(module, args)
+  results = folder / 'results'
+  assert (results / 'mine_s2023' / 'report.html').exists()
+  assert len(list((results / 'mine_s2023' / 'qupath').glob('*.geojson'))) == 6
+  for code, slides in (('new', ['007.new']), ('from_file', names)):
+    with (results / code / 'predictions.csv').open(newline='') as f:
+      assert [row['slide_id'] for row in csv.DictReader(f)] == slides
+  assert (folder / 'model.kmil').stat().st_size > 10_000
+
+
+def serving(args):
+  """Starts the viewer and waits for its address."""
+  script = script_process.Script(
+    'experiments.view', [*args, *SHORT['view']], cwd=pathlib.Path.cwd()
+  )
+  deadline = time.monotonic() + 60
+  while 'open http://127.0.0.1:' not in script.printed():
+    assert script.poll() is None and time.monotonic() < deadline
+    time.sleep(0.05)
+  script.kill()
+  script.communicate()
+
+
+def test_own_features(folder):
+  bags, labels = feature_folder.planted(num_bags=12)
+  bags = [bag[:8] for bag in bags]
+  feature_folder.write(folder, bags, labels)
+  other = folder / 'other'
+  feature_folder.write(other, *feature_folder.planted(num_bags=6, seed=1))
+  (other / 'labels.csv').rename(folder / 'other.csv')
+  (other / 'features').rename(folder / 'other_features')
+  for module, args in commands('own_features.md'):
+    command(module, args)
+  mine = folder / 'results' / 'mine_s2023'
+  assert (mine / 'external_predictions.csv').exists()
+  assert (
+    folder / 'results' / 'packed_s2023' / 'predictions.csv'
+  ).read_bytes() == (mine / 'predictions.csv').read_bytes()
+
+
+def test_papers_and_clusters(folder):
+  classes = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
+  bags, labels = feature_folder.planted(num_bags=15, classes=5)
+  labels = [classes[label] for label in labels]
+  own = feature_folder.write(folder, [bag[:8] for bag in bags], labels)
+  bags, _ = feature_folder.planted(num_bags=15, classes=5, seed=1)
+  second = feature_folder.write(folder / 'second', bags, labels)
+  second = [flag.replace('--', '--external_') for flag in second]
+  second[0] = second[0].replace('_path', '')
+  cluster = ('--coordinator', '--num_processes', '--process_id')
+  for page in ('reproduce.md', 'clusters.md', 'patches.md'):
+    for module, args in commands(page):
+      name = module.removeprefix('experiments.')
+      args = [a for a in args if not a.startswith(cluster)]
+      if name in OTHER_PAPERS:
+        done = script_process.run(module, *args, before=PARSE_ONLY, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        continue
+      extra = []
+      if name in ('ablations', 'kmil', 'paper'):
+        extra += [*own, '--k=3', '--check']
+      if name == 'paper' and not {'--table=4', '--table=5', '--table=6'} & {
+        *args
+      }:
+        extra.append('--models=kmil')
+      if '--table=2' in args:
+        extra += second
+      command(module, args, *extra)
+
+
+def test_no_other_page_has_commands_of_its_own():
+  run = (
+    'own_slides.md',
+    'own_features.md',
+    'reproduce.md',
+    'clusters.md',
+    'patches.md',
+  )
+  known = [c for page in run for c in commands(page)]
+  for page in {*DOCS.glob('*.md'), README} - {DOCS / name for name in run}:
+    for found in commands(page):
+      assert found in (*known, IN_CI), f'{page.name}: {found}'

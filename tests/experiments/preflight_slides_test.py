@@ -1,0 +1,82 @@
+"""--check of an extraction names every slide that cannot be read, and why."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from data import features
+from data.labelled_tiles import LabelledTiles, TileError
+from experiments.cohort_tiles import TileSpec
+from experiments.preflight import slides as preflight, tiles as of_tiles
+
+
+@pytest.fixture
+def folder(tmp_path, real_data):
+  fixtures = real_data / 'wsi/openslide-fixtures'
+  for name in ('boxes.tiff', 'unopenable.tiff', 'unreadable.svs'):
+    shutil.copy(fixtures / name, tmp_path)
+  return tmp_path
+
+
+def check(folder, capsys, **spec):
+  paths = sorted(p for p in folder.iterdir() if p.is_file())
+  with pytest.raises(SystemExit) as done:
+    preflight.check(paths, str(folder / 'features'), TileSpec(**spec))
+  return done.value.code, capsys.readouterr().out.splitlines()
+
+
+def test_all_unreadable_slides_are_named(folder, capsys):
+  code, lines = check(folder, capsys)
+  assert code == 1 and lines[-1].startswith('check: 3 problems, ')
+  problems = [line for line in lines if line.startswith('problem: ')]
+  for name, reason in (
+    ('boxes.tiff', 'no usable um/px'),
+    ('unopenable.tiff', 'OpenSlide cannot open it'),
+    ('unreadable.svs', 'cannot be read'),
+  ):
+    assert any(name in line and reason in line for line in problems)
+
+
+def test_readable_slides_are_bounded_and_finished_ones_looked_at(
+  folder, capsys
+):
+  for name in ('unopenable.tiff', 'unreadable.svs'):
+    (folder / name).unlink()
+  # 300 x 250 pixels hold 4 x 3 tiles of 64.
+  spec = {'default_mpp': 0.5, 'tile_size': 64}
+  code, lines = check(folder, capsys, **spec)
+  assert code == 0 and 'at most 12 tiles of 64 px at 0.5 um/px' in lines[0]
+  done = folder / 'features/boxes.h5'
+  attributes = dict.fromkeys(features.ATTRIBUTES, 1)
+  features.write(done, np.ones((3, 4), 'f4'), np.zeros((3, 2)), attributes)
+  code, lines = check(folder, capsys, **spec)
+  assert code == 0 and '1 have features; at most 0 tiles' in lines[0]
+  done.write_bytes(done.read_bytes()[:500])
+  code, lines = check(folder, capsys, **spec)
+  assert code == 1 and 'boxes.h5: not a complete HDF5 file' in lines[1]
+  code, lines = check(folder, capsys, default_mpp=2.0)
+  assert code == 1 and 'would be mostly interpolation' in lines[1]
+
+
+def test_tiles_are_all_decoded_and_patients_kept_apart(capsys):
+  def read(i):
+    if i == 2:
+      raise TileError('c.png: cannot be read as an image')
+    return np.zeros((8, 8, 3), np.uint8)
+
+  tiles = LabelledTiles(
+    id=np.array(list('abcd')),
+    label=np.array([0, 1, 0, 1]),
+    group=np.array(list('ppqr')),
+    classes=('neg', 'pos'),
+    read=read,
+    size=8,
+  )
+  with pytest.raises(SystemExit) as done:
+    of_tiles.check({'one': tiles, 'other': tiles.take([3])})
+  out = capsys.readouterr().out
+  assert done.value.code == 1
+  assert 'one: 4 tiles of 8 px, 3 patients: neg 2, pos 2' in out
+  assert 'problem: one: c.png: cannot be read' in out
+  assert 'problem: 1 patients are both in one and other: r' in out

@@ -1,0 +1,180 @@
+"""Any bytes in the place of weights, outlines, volumes, tables: a named error.
+
+Those of features, labels and splits are in tests/data/feature_fuzz_test.py, of
+tensors in torch_files_test.py, of tiles in tile_fuzz_test.py.
+"""
+
+import gzip
+import io
+import itertools
+import json
+import struct
+
+import hypothesis
+from hypothesis import given, settings, strategies as st
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from data import outlines, slides
+from data.ct import nifti, table as ct_table
+from data.ct.errors import VolumeError
+from data.labelled_tiles import TileError
+from data.slides import SlideError
+from experiments import predictions
+from experiments.provenance import ResultsError
+from kmil_jax import port
+
+CLASSES = ('a', 'b')
+
+
+def volume():
+  header = bytearray(352)
+  struct.pack_into('<i', header, 0, 348)
+  struct.pack_into('<8h', header, 40, 3, 4, 4, 4, 1, 1, 1, 1)
+  struct.pack_into('<2h', header, 70, 4, 16)
+  struct.pack_into('<8f', header, 76, 1, 1, 1, 1, 0, 0, 0, 0)
+  struct.pack_into('<3f', header, 108, 352, 1, 0)
+  struct.pack_into('<2h', header, 252, 1, 1)
+  header[344:348] = b'n+1\0'
+  return bytes(header) + bytes(128)
+
+
+def torchs():
+  file = io.BytesIO()
+  torch.save({'conv1.weight': torch.ones(3, 4)}, file)
+  return file.getvalue()
+
+
+def polygon():
+  ring = [[0, 0], [9, 0], [9, 9], [0, 0]]
+  shape = {'type': 'Polygon', 'coordinates': [ring]}
+  feature = {'type': 'Feature', 'geometry': shape, 'properties': {}}
+  return json.dumps(
+    {'type': 'FeatureCollection', 'features': [feature]}
+  ).encode()
+
+
+def asap():
+  places = ''.join(
+    f'<Coordinate Order="{x}" X="{x}" Y="{x * x}"/>' for x in range(4)
+  )
+  return (
+    '<ASAP_Annotations><Annotations><Annotation Type="Polygon" PartOfGroup="a">'
+    f'<Coordinates>{places}</Coordinates></Annotation></Annotations>'
+    '</ASAP_Annotations>'
+  ).encode()
+
+
+def bomb():
+  """A thousand million characters, had each entity its ten."""
+  names = 'abcdefghi'
+  text = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">'
+  for before, name in itertools.pairwise(names):
+    text += f'<!ENTITY {name} "{f"&{before};" * 10}">'
+  return (
+    text + f']><ASAP_Annotations>&{names[-1]};</ASAP_Annotations>'
+  ).encode()
+
+
+def tested():
+  header = ','.join(predictions.header(CLASSES))
+  return f'{header}\nc,s,0,test,a,a,0.7,0.3\nc,t,0,val,b,a,0.6,0.4\n'.encode()
+
+
+READERS = {
+  'weights.safetensors': (
+    safetensors.numpy.save({'w': np.ones((3, 4), np.float32)}),
+    port.load_state_dict,
+    port.PortError,
+  ),
+  'weights.pth': (torchs(), port.load_state_dict, port.PortError),
+  'outlines.geojson': (polygon(), outlines.read, TileError),
+  'outlines.xml': (asap(), outlines.read, TileError),
+  'volume.nii': (volume(), nifti.check, VolumeError),
+  'volume.nii.gz': (gzip.compress(volume()), nifti.check, VolumeError),
+  'nodes.csv': (
+    b'patient_id,image_path,mask_path,label\np,x.nii,y.nii,a\n',
+    lambda path: ct_table.read(path, CLASSES),
+    VolumeError,
+  ),
+  'predictions.csv': (
+    tested(),
+    lambda path: predictions.read(path, CLASSES),
+    ResultsError,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', READERS)
+@settings(
+  max_examples=20,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_bytes_are_read_or_named(tmp_path, name, data):
+  whole, read, error = READERS[name]
+  cut = st.integers(0, len(whole) - 1)
+  changed = st.tuples(cut, st.integers(0, 255))
+  content = data.draw(
+    st.one_of(
+      st.binary(max_size=100),
+      cut.map(lambda n: whole[:n]),
+      changed.map(lambda c: whole[: c[0]] + bytes([c[1]]) + whole[c[0] + 1 :]),
+    )
+  )
+  path = tmp_path / name
+  path.write_bytes(content)
+  try:
+    read(path)
+  except error as e:
+    assert name in str(e)
+  assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize('name', [n for n in READERS if n != 'nodes.csv'])
+def test_the_whole_file_is_sound(tmp_path, name):
+  """So that what is refused above is refused for its change."""
+  whole, read, _ = READERS[name]
+  (tmp_path / name).write_bytes(whole)
+  read(tmp_path / name)
+
+
+@pytest.mark.parametrize('value', ['', 'nan', 'inf', '-0.1', '1.5', 'x', '0x1'])
+def test_probabilities_that_are_none_are_named(tmp_path, value):
+  path = tmp_path / 'predictions.csv'
+  path.write_bytes(tested().replace(b'0.6', value.encode()))
+  with pytest.raises(ResultsError, match='line 3: a probability is no number'):
+    predictions.read(path, CLASSES)
+
+
+@pytest.mark.parametrize('offset', [-1.0, float('nan'), float('inf'), 1e30])
+def test_a_volume_that_begins_nowhere_is_named(tmp_path, offset):
+  content = bytearray(volume())
+  struct.pack_into('<f', content, 108, offset)
+  (tmp_path / 'a.nii').write_bytes(content)
+  with pytest.raises(VolumeError, match=r'a\.nii: its voxels begin at byte'):
+    nifti.check(tmp_path / 'a.nii')
+
+
+def test_an_xml_of_entities_in_entities_is_refused(tmp_path):
+  (tmp_path / 'a.xml').write_bytes(bomb())
+  with pytest.raises(TileError, match=r'a\.xml: no outlines in the layout'):
+    outlines.read(tmp_path / 'a.xml')
+
+
+@settings(
+  max_examples=15,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@given(part=st.floats(0, 0.99), name=st.sampled_from(['a.tiff', 'a.svs']))
+def test_a_part_of_a_slide_is_read_or_named(tmp_path, real_data, part, name):
+  whole = (real_data / 'wsi/openslide-fixtures/boxes.tiff').read_bytes()
+  path = tmp_path / name
+  path.write_bytes(whole[: int(part * len(whole))])
+  try:
+    with slides.Slide(path, default_mpp=0.5) as slide:
+      slide.thumbnail(4.0)
+  except SlideError as e:
+    assert name in str(e)

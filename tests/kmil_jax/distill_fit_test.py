@@ -1,0 +1,235 @@
+"""Runs of reverse distillation: orders, independence, recovery, selection."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from kmil_jax import anomaly, checkpoint, distill_fit, distill_program, parallel
+from kmil_jax.distill_choice import Chosen, better, patch_threshold
+from kmil_jax.distill_runs import DistillError, Run, check, orders
+from kmil_jax.distill_train import Distiller
+from kmil_jax.models import reverse_distillation
+from kmil_jax.port_distillation import random_teacher
+
+WIDTH, SIDE, BATCH, EPOCHS = 4, 64, 8, 3
+COUNT = 40
+LABEL = (np.arange(COUNT) % 4 > 0).astype(int)
+NORMAL = np.flatnonzero(LABEL == 1)
+RATE = 3e-3
+# Three of normal patches alone; in the second group, a shorter epoch.
+RUNS = [
+  Run(NORMAL, seed=0, alpha=0.0, learning_rate=RATE),
+  Run(NORMAL, seed=1, alpha=0.0, per='map', learning_rate=RATE),
+  Run(np.arange(COUNT), seed=0, alpha=0.25, learning_rate=RATE),
+  Run(np.arange(COUNT), seed=0, alpha=0.25, per='map', learning_rate=RATE),
+  Run(np.arange(20), seed=2, alpha=0.5, gamma=0.0, learning_rate=RATE),
+  Run(np.arange(COUNT), seed=3, alpha=0.25, learning_rate=RATE),
+]
+
+
+def patches(label, seed):
+  """Normal ones are of large smooth blots, tumour of small grain."""
+  rng = np.random.default_rng(seed)
+  cells = rng.integers(0, 256, (len(label), 4, 4, 3), np.uint8)
+  smooth = cells.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
+  grain = rng.integers(0, 256, (len(label), SIDE, SIDE, 3), np.uint8)
+  return np.where((label == 1)[:, None, None, None], smooth, grain)
+
+
+IMAGE = patches(LABEL, 0)
+VAL_LABEL = np.array([0, 1] * 5)
+VAL_IMAGE = patches(VAL_LABEL, 1)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def shallow():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
+    yield
+
+
+@pytest.fixture(scope='module')
+def teacher(shallow):
+  return random_teacher(IMAGE, seed=0, width=WIDTH)
+
+
+@pytest.fixture(scope='module')
+def distiller(shallow):
+  return Distiller(WIDTH, 1)
+
+
+class KilledError(Exception):
+  """In place of a kill."""
+
+
+@pytest.fixture(scope='module')
+def fit(distiller, teacher):
+  def run(runs, folder, report=lambda history: None):
+    checkpoints = checkpoint.Checkpoints(folder)
+    try:
+      return distill_fit.fit(
+        distiller,
+        teacher,
+        runs,
+        image=IMAGE,
+        label=LABEL,
+        val_image=VAL_IMAGE,
+        val_label=VAL_LABEL,
+        epochs=EPOCHS,
+        batch=BATCH,
+        checkpoints=checkpoints,
+        report=report,
+      )
+    finally:
+      checkpoints.close()
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def fitted(fit, tmp_path_factory):
+  return fit(RUNS, tmp_path_factory.mktemp('all'))
+
+
+def assert_equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def of(variables, rows):
+  return jax.tree.map(lambda x: x[rows], variables)
+
+
+def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
+  # On other devices, beside other runs, and after another order of them.
+  rows = np.array([5, 4, 0])
+  alone = fit([RUNS[row] for row in rows], tmp_path)
+  assert_equal(alone.variables, of(fitted.variables, rows))
+  for got, want in zip(alone.history, fitted.history, strict=True):
+    for name in distill_fit.COLUMNS:
+      np.testing.assert_array_equal(got[name], want[name][rows])
+  # And they are runs of their own.
+  leaf = fitted.variables['params']['bn']['conv1']['kernel']
+  assert all(
+    np.abs(leaf[a] - leaf[b]).max() > 1e-4 for a in range(6) for b in range(a)
+  )
+
+
+def test_a_killed_training_ends_as_one_that_was_not(
+  fit, fitted, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(distill_fit, 'SECONDS_BETWEEN_SAVES', 0.0)
+  seen = []
+
+  def kill(history):
+    seen.append(len(history))
+    if len(history) == 2:
+      raise KilledError
+
+  with pytest.raises(KilledError):
+    fit(RUNS, tmp_path, kill)
+  again = fit(RUNS, tmp_path, lambda history: seen.append(len(history)))
+  assert seen == [1, 2, 2, 3]
+  assert_equal(again.variables, fitted.variables)
+  assert_equal(again.history, fitted.history)
+  np.testing.assert_array_equal(again.epoch, fitted.epoch)
+  np.testing.assert_array_equal(again.threshold, fitted.threshold)
+
+
+def test_training_learns_and_scores_are_those_of_validation(
+  fitted, distiller, teacher
+):
+  losses = np.array([h['train_loss'] for h in fitted.history])
+  assert (losses[-1] < losses[0]).all()
+  program = distill_program.Program(distiller, len(RUNS))
+  mean, highest = program.score(
+    program.put(fitted.variables),
+    parallel.replicate(teacher),
+    VAL_IMAGE,
+    batch=BATCH,
+  )
+  assert mean.shape == (len(RUNS), len(VAL_IMAGE))
+  assert (0 < mean).all() and (mean < highest).all() and (highest < 3).all()
+  for run, epoch in enumerate(fitted.epoch):
+    called = mean[run] >= fitted.threshold[run]
+    accuracy = (called == (VAL_LABEL == 0)).mean()
+    assert accuracy == fitted.history[epoch]['val_accuracy'][run]
+    assert patch_threshold(VAL_LABEL, mean[run]) == fitted.threshold[run]
+  # The best epoch of several is the one kept.
+  accuracies = np.array([h['val_accuracy'] for h in fitted.history])
+  np.testing.assert_array_equal(
+    accuracies[fitted.epoch, np.arange(len(RUNS))], accuracies.max(0)
+  )
+  score = anomaly.pmap_score(
+    teacher, of(fitted.variables, 2), width=WIDTH, shortcut=1, keep_maps=True
+  )
+  told = score(VAL_IMAGE[:6])
+  np.testing.assert_allclose(told['mean'], mean[2, :6], rtol=1e-4)
+  np.testing.assert_allclose(told['max'], highest[2, :6], rtol=1e-4)
+  np.testing.assert_allclose(told['map'].mean((1, 2)), told['mean'], rtol=1e-5)
+
+
+def test_orders_are_a_function_of_seed_and_epoch_and_of_ones_own_patches():
+  make = lambda runs, epoch: orders(runs, COUNT, batch=BATCH, epoch=epoch)
+  table = make(RUNS, 0)
+  assert table.shape == (6, 5, 8)
+  for row, run in zip(table, RUNS, strict=True):
+    flat = row.ravel()
+    shown, filler = np.split(flat, [len(run.patches)])
+    np.testing.assert_array_equal(np.sort(shown), run.patches)
+    size = -(-len(run.patches) // BATCH) * BATCH - len(run.patches)
+    np.testing.assert_array_equal(filler[:size], shown[:size])
+    assert (filler[size:] == -1).all()
+  np.testing.assert_array_equal(make(RUNS[::-1], 0), table[::-1])
+  assert (make(RUNS, 1)[3] != table[3]).any()
+  assert (table[5] != table[3]).any()
+  # Of one seed, patches that both see come in the same order.
+  both = table[3].ravel()
+  np.testing.assert_array_equal(
+    both[np.isin(both, NORMAL)], table[0].ravel()[: len(NORMAL)]
+  )
+
+
+@pytest.mark.parametrize('change,message', [
+  ({'patches': np.array([], int)}, 'run 0 has no patches'),
+  ({'patches': np.array([3, COUNT])}, 'rows 3 to 40 of 40 patches'),
+  ({'patches': np.array([3, 3])}, 'names a patch twice'),
+  ({'per': 'pixel'}, "not per 'pixel'"),
+  ({'alpha': 1.5}, r'alpha 1\.5 must be'),
+  ({'gamma': -1.0}, r'gamma -1\.0 not'),
+  ({'alpha': 0.0, 'patches': np.arange(9)}, '3 of its patches are tumour'),
+])  # fmt: skip
+def test_runs_that_cannot_be_are_refused(change, message):
+  with pytest.raises(DistillError, match=message):
+    check([dataclasses.replace(RUNS[2], **change)], LABEL)
+
+
+def test_threshold_has_the_highest_f1():
+  rng = np.random.default_rng(0)
+  label, score = rng.integers(0, 2, 30), rng.integers(0, 12, 30) / 4
+
+  def f1(threshold):
+    called = score >= threshold
+    hits = (called & (label == 0)).sum()
+    return 2 * hits / (called.sum() + (label == 0).sum())
+
+  got = patch_threshold(label, score)
+  best = max(f1(value) for value in score)
+  assert got == max(value for value in score if f1(value) == best)
+  assert patch_threshold(np.array([1, 0, 1]), np.array([0.1, 2.0, 0.3])) == 2
+
+
+def test_accuracy_decides_then_auroc_then_the_later():
+  before = Chosen.start(4)
+  now = Chosen(
+    epoch=np.zeros(4),
+    accuracy=np.array([0.5, 0.5, 0.5, 0.5]),
+    auroc=np.array([0.6, 0.6, 0.6, 0.6]),
+    threshold=np.ones(4),
+  )
+  assert better(now, before).all()
+  after = now.replace(
+    accuracy=np.array([0.6, 0.5, 0.5, 0.4]), auroc=np.array([0, 0.6, 0.5, 1])
+  )
+  np.testing.assert_array_equal(better(after, now), [True, True, False, False])
