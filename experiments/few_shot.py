@@ -28,6 +28,8 @@ from experiments.few_shot_parts import (
 )
 from experiments.few_shot_parts.cohort import Cohort
 from experiments.few_shot_parts.training import Options
+from experiments.preflight import tiles as preflight
+from experiments.preflight.flag import CHECK
 from experiments.slide_scores.scoring import ScoreError
 from kmil_jax import distill_losses, parallel, port
 from kmil_jax.distill_runs import NORMAL, DistillError
@@ -95,11 +97,12 @@ _SEEDS = flags.DEFINE_integer(
   1,
 )
 flags.adopt_module_key_flags(start)
-for name in ('epochs', 'lr', 'precision', 'tensorboard'):
+for name in ('check', 'epochs', 'lr', 'precision', 'tensorboard'):
   flags.declare_key_flag(name)
 
 _NOT_RESULT = start.NOT_RESULT | {
   'annotations',
+  'check',
   'exp_code',
   'lists_dir',
   'patches_dir',
@@ -123,6 +126,8 @@ _PAPER = {
 
 def _run() -> None:
   cohort, phantom = _cohort()
+  if CHECK.value:
+    preflight.check(cohort.parts)
   options = _options(phantom)
   normal = int((cohort.parts['train'].label == NORMAL).sum())
   study = settings.study(normal, cohort.main, cohort.counts)

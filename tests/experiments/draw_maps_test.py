@@ -149,13 +149,10 @@ def test_what_lies_beyond_the_slide_is_grey(run, scores, tmp_path):
 
 def test_the_script_draws_all_slides_but_one_it_cannot_read(run):
   flags = ['--geojson', '--top_tiles=1', '--top_fraction=0.25']
-  done = script_process.Script(
-    'experiments.draw_maps', [f'--run={run}', *flags]
-  )
-  said, _ = done.communicate(120)
+  done = script_process.run('experiments.draw_maps', f'--run={run}', *flags)
   assert done.returncode == 1
-  assert 'maps of 2 slides' in said
-  assert 'broken.tiff' in said.split('error: 1 slides failed')[1]
+  assert 'maps of 2 slides' in done.stdout
+  assert 'broken.tiff' in done.stderr.split('error: 1 slides failed')[1]
   for name in ('007.a', '007'):
     picture = run / 'figures' / 'slide_maps' / 'absolute' / f'{name}.png'
     with Image.open(picture) as image:

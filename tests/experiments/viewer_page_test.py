@@ -118,13 +118,13 @@ def test_the_script_serves_the_slide_asked_for(run):
   )
   try:
     end = time.monotonic() + 60
-    while 'end with' not in script.output():
-      assert script.poll() is None and time.monotonic() < end, script.output()
+    while 'end with' not in script.printed():
+      assert script.poll() is None and time.monotonic() < end, script.printed()
       time.sleep(0.05)
-    url = re.search('open (http.*)/#007.a\n', script.output())[1]
-    with urllib.request.urlopen(f'{url}/') as answer:
+    url = re.search('open (http.*)/#007.a\n', script.printed())[1]
+    with urllib.request.urlopen(f'{url}/', timeout=20) as answer:
       assert b'viewer.js' in answer.read()
   finally:
     script.send_signal(signal.SIGINT)  # Ctrl-C.
-  script.communicate(20)
+    script.communicate(20)
   assert script.returncode == 0

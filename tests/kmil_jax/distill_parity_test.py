@@ -14,7 +14,7 @@ from kmil_jax.models.reverse_distillation import Student, Teacher
 torch = pytest.importorskip('torch')
 twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
 
-WIDTH, SIZE = 4, 64
+WIDTH, SHORTCUT, SIZE = 4, 3, 64
 SHALLOW = (1, 1, 1)
 hastily = functools.partial(
   jax.jit,
@@ -81,12 +81,11 @@ def assert_maps_close(got, want):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * b.std())
 
 
-@pytest.mark.parametrize('shortcut', [1, 3])
-def test_maps_equal_torchs_whichever_way_weights_go(shortcut):
+def test_maps_equal_torchs_whichever_way_weights_go():
   torch.manual_seed(0)
   theirs = [
     randomized(module).eval()
-    for module in (twin.Teacher(WIDTH), twin.Student(WIDTH, shortcut))
+    for module in (twin.Teacher(WIDTH), twin.Student(WIDTH, SHORTCUT))
   ]
   known = port_distillation.teacher(state_of(theirs[0]))
   guess = port_distillation.student(state_of(theirs[1]))
@@ -95,7 +94,7 @@ def test_maps_equal_torchs_whichever_way_weights_go(shortcut):
   @hastily
   def ours(known, guess, x):
     maps = Teacher(WIDTH).apply(known, x)
-    return maps, Student(WIDTH, shortcut).apply(guess, maps)
+    return maps, Student(WIDTH, SHORTCUT).apply(guess, maps)
 
   for _ in range(2):
     maps, guesses = ours(known, guess, x)
@@ -110,7 +109,7 @@ def test_maps_equal_torchs_whichever_way_weights_go(shortcut):
 
 @functools.cache
 def shallow_step():
-  return hastily(distill_train.Distiller(WIDTH, 3).step)
+  return hastily(distill_train.Distiller(WIDTH, SHORTCUT).step)
 
 
 @pytest.mark.parametrize('per,alpha,labels', [
@@ -124,7 +123,7 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
   monkeypatch.setattr(reverse_distillation, 'STAGES', SHALLOW)
   torch.manual_seed(0)
   teacher = randomized(twin.Teacher(WIDTH, SHALLOW)).eval()
-  student = randomized(twin.Student(WIDTH, 3, SHALLOW))
+  student = randomized(twin.Student(WIDTH, SHORTCUT, SHALLOW))
   known = port_distillation.teacher(state_of(teacher))
   guess = port_distillation.student(state_of(student))
   label, rate = np.array(labels), 1e-4
@@ -132,7 +131,7 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
     0, 256, (len(label), SIZE, SIZE, 3), np.uint8
   )
 
-  distiller = distill_train.Distiller(WIDTH, 3)
+  distiller = distill_train.Distiller(WIDTH, SHORTCUT)
   run = Run(
     np.arange(len(label)), 0, alpha, gamma=2, per=per, learning_rate=rate
   )
