@@ -24,7 +24,7 @@ class Folder:
     """Opens the folder at or below `path`, see `locate`.
 
     Raises:
-      FeatureError: if there are several.
+      FeatureError: if there is none, or several.
     """
     self.path = locate(Path(path))
 
@@ -71,8 +71,11 @@ def locate(path: Path) -> Path:
   reported missing.
 
   Raises:
-    FeatureError: naming the folders, if there are several.
+    FeatureError: if there is no such folder, or naming those below it, if they
+      are several.
   """
+  if not path.is_dir():
+    raise FeatureError(f'{path}: no such folder of features')
   if next(_files(path), None) is not None:
     return path
   below = sorted(set(_candidates(path)))

@@ -40,8 +40,8 @@ def read(path: str | pathlib.Path) -> Manifest:
   Further columns are ignored; all rows' faults are reported at once.
 
   Raises:
-    ManifestError: if a column is missing, a cell empty, a slide repeated or its
-      id no file name.
+    ManifestError: if a column is missing or there twice, a cell empty or beyond
+      the header's, a slide repeated or its id no file name.
   """
   table, faults = scan(path)
   if faults:
@@ -72,6 +72,9 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
       f'{path}: no column {", ".join(missing)}; found {", ".join(columns)};'
       f' a header {",".join(COLUMNS)} is needed'
     )
+  twice = [c for c in COLUMNS if columns.count(c) > 1]
+  if twice:
+    raise ManifestError(f'{path}: several columns {", ".join(twice)}')
   cells = [[(row[c] or '').strip() for c in COLUMNS] for row in rows]
   faults, sound = [], {}
   for i, row in enumerate(cells, 2):
@@ -80,6 +83,11 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
       for j, cell in enumerate(row)
       if not cell or _CONTROL.search(cell)  # NumPy drops NUL and merges ids.
     ]
+    # A comma in a label that is not quoted: it would lose its end.
+    if any(cell.strip() for cell in rows[i - 2].get(None, ())):
+      found.append(
+        f'row {i}: more cells than the header has; quote what holds a comma'
+      )
     faults += found
     if not found and not _wrong_name(row[1]):
       sound.setdefault(row[1], row)

@@ -14,18 +14,22 @@ _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
 
 
 def pixel_size(
-  name: str, properties: Mapping[str, str], default_mpp: float | None
+  name: str,
+  properties: Mapping[str, str],
+  default_mpp: float | None,
+  mpp: float | None = None,
 ) -> tuple[float, str]:
   """Returns the level-0 scale, um/px, and where it comes from.
 
-  Tried in turn: OpenSlide's own figure, the TIFF resolution tags, and
+  Tried in turn: `mpp`, OpenSlide's own figure, the TIFF resolution tags, and
   `default_mpp`. A figure outside `MPP_RANGE` counts as absent: 72 dpi, for
   instance, is what image editors write who know no scale.
 
   Args:
     name: of the slide, for messages.
     properties: OpenSlide's properties.
-    default_mpp: um/px, or None.
+    default_mpp: um/px of a slide that does not state it, or None.
+    mpp: um/px of this slide, whatever it states, or None.
 
   Raises:
     SlideError: if no source states a plausible scale.
@@ -34,6 +38,7 @@ def pixel_size(
     properties.get('tiff.ResolutionUnit'), math.nan
   )
   stated = {
+    'mpp_csv': [math.nan if mpp is None else mpp] * 2,
     'openslide': [_number(properties, f'openslide.mpp-{a}') for a in 'xy'],
     'tiff': [
       unit / (_number(properties, f'tiff.{a}Resolution') or math.nan)
@@ -62,7 +67,7 @@ def pixel_size(
   )
   raise SlideError(
     f'{name}: no usable um/px of level 0 (found {found or "none"}; usable are '
-    f'{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}); pass --default_mpp.'
+    f'{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}); pass --default_mpp or --mpp_csv.'
   )
 
 

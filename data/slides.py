@@ -31,17 +31,24 @@ class Slide:
     width, height: of level 0, in pixels.
     mpp: micrometres per level-0 pixel: the mean of both directions, with a
       warning if they differ by more than 2 %.
-    mpp_source: 'openslide', 'tiff' (resolution tags) or 'default_mpp'.
+    mpp_source: 'mpp_csv' (given for this slide), 'openslide', 'tiff'
+      (resolution tags) or 'default_mpp'.
     level_downsamples: float factor of each level, 1.0 first.
     level_dimensions: (width, height) of each level.
   """
 
-  def __init__(self, path: Path | str, default_mpp: float | None = None):
+  def __init__(
+    self,
+    path: Path | str,
+    default_mpp: float | None = None,
+    mpp: float | None = None,
+  ):
     """Opens a slide.
 
     Args:
       path: a slide file, or a folder with the files of one DICOM slide.
       default_mpp: um/px of level 0 for slides that do not state it.
+      mpp: um/px of level 0, whatever the slide states.
 
     Raises:
       SlideError: if the slide cannot be opened or has no usable scale.
@@ -55,7 +62,7 @@ class Slide:
     self.level_dimensions = self._handle.level_dimensions
     try:
       self.mpp, self.mpp_source = pixel_size(
-        self.path.name, self._handle.properties, default_mpp
+        self.path.name, self._handle.properties, default_mpp, mpp
       )
     except SlideError:
       self.close()

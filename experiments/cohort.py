@@ -35,6 +35,7 @@ class Cohort:
   slides: dict[str, pathlib.Path]  # slide files by id, where there are any
   left_out: frozenset[str]  # listed, but relabelled away or without features
   made: dict[str, str]  # encoder, mpp, patch_size of the features, if known
+  warnings: tuple[str, ...] = ()  # what was odd in joining them
 
   def read(self, index: int) -> FeatureFile:
     """Reads the features of a slide."""
@@ -113,7 +114,7 @@ class Joined:
   findings: Findings
 
   def checked(self) -> Cohort:
-    """Returns the cohort, having printed the warnings.
+    """Returns the cohort with its warnings, having printed them.
 
     Raises:
       CohortError: naming all problems, if there are any.
@@ -121,7 +122,9 @@ class Joined:
     if self.findings.problems:
       raise CohortError('\n'.join(self.findings.problems))
     self.findings.warn()
-    return self.cohort
+    return dataclasses.replace(
+      self.cohort, warnings=tuple(self.findings.warnings)
+    )
 
 
 def load(csv_path: str, features_dir: str, **options: Any) -> Cohort:

@@ -1,8 +1,9 @@
 """Cuts the slides of a cohort into tiles, all of them or a sample."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class TileSpec:
     mpp: micrometres per pixel of the tiles.
     min_tissue: least part of a tile that is tissue.
     default_mpp: of level 0, for slides that do not state it.
+    mpp_of: of level 0 by slide id, whatever the slides state.
     threads: that read at the same time.
     augment_seed: of random flips and colours; None for the tiles as they are.
   """
@@ -29,8 +31,26 @@ class TileSpec:
   mpp: float = 0.5
   min_tissue: float = 0.5
   default_mpp: float | None = None
+  mpp_of: Mapping[str, float] = dataclasses.field(default_factory=dict)
   threads: int = 2
   augment_seed: int | None = None
+
+  def open(self, path: pathlib.Path) -> slides.Slide:
+    """Opens a slide at the scale that is meant."""
+    mpp = self.mpp_of.get(slides.slide_id(path))
+    return slides.Slide(path, self.default_mpp, mpp)
+
+  def scale(
+    self, slide_id: str, attributes: Mapping[str, Any]
+  ) -> dict[str, float | None]:
+    """Returns the level0_mpp that features made with these attributes need.
+
+    Nothing where the slide itself stated it.
+    """
+    source = attributes.get('level0_mpp_source')
+    if slide_id in self.mpp_of or source == 'mpp_csv':
+      return {'level0_mpp': self.mpp_of.get(slide_id)}
+    return {'level0_mpp': self.default_mpp} if source == 'default_mpp' else {}
 
   def grid(self, slide: slides.Slide) -> tiling.Grid:
     """Returns where the tiles of a slide lie."""
@@ -77,7 +97,7 @@ def calibration_tiles(
   taken, reasons = [], []
   for path in _spread(slide_paths):
     try:
-      with slides.Slide(path, spec.default_mpp) as slide:
+      with spec.open(path) as slide:
         grid = spec.grid(slide)
         rows = np.linspace(0, len(grid.coords) - 1, share).round().astype(int)
         grid = dataclasses.replace(grid, coords=grid.coords[np.unique(rows)])

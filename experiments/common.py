@@ -239,12 +239,13 @@ def open_folder(
 ) -> None:
   """Makes the results folder, or refuses one of another experiment."""
   fingerprint = split_files.fingerprint(cohort.manifest, splits)
+  odd = [*cohort.warnings, *patients.warnings(cohort.manifest, splits)]
   provenance.open_folder(
     folder,
     values,
     [name for name in values if name not in _NOT_RESULT],
     cohort.fingerprint() | {'splits_sha256': fingerprint},
-    cohort.about(),
+    cohort.about() | {'warnings': odd},
   )
   split_files.write(folder / 'splits', cohort.manifest, splits)
   files.write_rows(folder / 'cohort.csv', cohort.rows())

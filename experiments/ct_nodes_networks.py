@@ -65,7 +65,7 @@ NETWORKS = {
       std=PatchRecipe.std,
     ),
     (0.99, 0.61, 0.53),
-    phantom_epochs=6,
+    phantom_epochs=4,
   ),
 }
 _PHANTOM_SIZE = 64  # Pixels: above the 22 mm box at 0.79 mm already.

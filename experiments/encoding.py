@@ -70,7 +70,7 @@ def extract(
     'min_tissue': float(spec.min_tissue),
     'augment': 'none' if spec.augment_seed is None else str(spec.augment_seed),
   }
-  paths = _missing(slide_paths, features_dir, wanted)
+  paths = _missing(slide_paths, features_dir, wanted, spec)
   done = len(slide_paths) - len(paths)
   print(
     f'encoder {encoder.name}: {encoder.note}\n'
@@ -135,7 +135,7 @@ class _Clock:
       self.seconds += time.perf_counter() - start
 
 
-def _missing(slide_paths, features_dir, wanted) -> list[pathlib.Path]:
+def _missing(slide_paths, features_dir, wanted, spec) -> list[pathlib.Path]:
   """Returns the slides without features, once all files there are sound."""
   ids = [slides.slide_id(path) for path in slide_paths]
   faults = [
@@ -156,7 +156,7 @@ def _missing(slide_paths, features_dir, wanted) -> list[pathlib.Path]:
       continue
     faults += [
       f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
-      for key, value in wanted.items()
+      for key, value in {**wanted, **spec.scale(name, found)}.items()
       if found.get(key) != value
     ]
   if faults:
@@ -178,7 +178,7 @@ def _read(
   for path in paths:
     name = slides.slide_id(path)
     try:
-      with slides.Slide(path, spec.default_mpp) as slide:
+      with spec.open(path) as slide:
         grid = spec.grid(slide)
         bag = _Bag(name, grid.coords, extra | _geometry(slide, grid))
         for tiles in spec.tiles(slide, grid, batch):

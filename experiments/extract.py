@@ -18,8 +18,16 @@ import sys
 from absl import app, flags
 
 from data import slides
-from experiments import cohort_tiles, encoding, grid_pictures, weights
+from experiments import (
+  cohort_tiles,
+  encoding,
+  files,
+  grid_pictures,
+  scale_flags,
+  weights,
+)
 from experiments.preflight import slides as preflight
+from experiments.preflight.features import FAILURES
 from experiments.preflight.flag import CHECK
 from kmil_jax import encoder, port
 
@@ -47,12 +55,6 @@ _TILE_SIZE = flags.DEFINE_integer(
 _MPP = flags.DEFINE_float(
   'mpp', 0.5, 'Micrometres per pixel of the tiles.', lower_bound=1e-3
 )
-_DEFAULT_MPP = flags.DEFINE_float(
-  'default_mpp',
-  None,
-  'Micrometres per level-0 pixel of slides that do not state it.',
-  lower_bound=1e-3,
-)
 _MIN_TISSUE = flags.DEFINE_float(
   'min_tissue',
   0.5,
@@ -79,6 +81,7 @@ _SEED = flags.DEFINE_integer(
   'seed', 0, 'Of a random encoder and of --augment.', lower_bound=0
 )
 flags.declare_key_flag('check')
+flags.adopt_module_key_flags(scale_flags)
 
 
 def main(argv):
@@ -116,7 +119,8 @@ def _extract() -> list[encoding.Failure]:
     tile_size=_TILE_SIZE.value,
     mpp=_MPP.value,
     min_tissue=_MIN_TISSUE.value,
-    default_mpp=_DEFAULT_MPP.value,
+    default_mpp=scale_flags.DEFAULT_MPP.value,
+    mpp_of=scale_flags.of(paths),
     threads=_THREADS.value,
     augment_seed=_SEED.value if _AUGMENT.value else None,
   )
@@ -133,7 +137,10 @@ def _extract() -> list[encoding.Failure]:
   failures = encoding.extract(
     paths, _FEATURES_DIR.value, made, spec, batch=_BATCH_SIZE.value
   )
-  grid_pictures.draw(paths, _FEATURES_DIR.value, _DEFAULT_MPP.value)
+  # Says later why a labelled slide has no features.
+  rows = [['slide_id', 'reason'], *failures]
+  files.write_rows(pathlib.Path(_FEATURES_DIR.value) / FAILURES, rows)
+  grid_pictures.draw(paths, _FEATURES_DIR.value)
   return failures
 
 

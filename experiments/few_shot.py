@@ -21,6 +21,7 @@ from experiments import provenance, recipe_flags, start
 from experiments.few_shot_parts import (
   cohort as cohorts,
   paper,
+  patch_folders,
   report,
   settings,
   slides,
@@ -130,7 +131,9 @@ def _run() -> None:
     preflight.check(cohort.parts)
   options = _options(phantom)
   normal = int((cohort.parts['train'].label == NORMAL).sum())
-  study = settings.study(normal, cohort.main, cohort.counts)
+  # Of a phantom's balanced patches an epoch is two steps.
+  longer = round((normal + cohort.main) / (2 * cohort.main)) if phantom else 1
+  study = settings.study(normal, cohort.main, cohort.counts, longer=longer)
   values = start.resolved(__name__)
   decides = [name for name in values if name not in _NOT_RESULT]
   values |= {
@@ -171,7 +174,7 @@ def _cohort() -> tuple[Cohort, bool]:
   if any(given) and _PATCHES_DIR.value:
     raise app.UsageError('slides and --patches_dir exclude each other')
   if _PATCHES_DIR.value:
-    return cohorts.open_folders(pathlib.Path(_PATCHES_DIR.value)), False
+    return patch_folders.open_folders(pathlib.Path(_PATCHES_DIR.value)), False
   if not any(given):
     return cohorts.open_phantom(start.CACHE_DIR.value), True
   found = cohorts.open_camelyon(

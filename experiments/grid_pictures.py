@@ -17,7 +17,6 @@ _TILE_COLOUR = (30, 60, 220)
 def draw(
   slide_paths: Sequence[pathlib.Path],
   features_dir: str | pathlib.Path,
-  default_mpp: float | None,
 ) -> None:
   """Writes `<features_dir>/grids/<slide_id>.png` where there is none yet.
 
@@ -32,7 +31,8 @@ def draw(
     if not file.exists() or (folder / f'{name}.png').exists():
       continue
     found = features.read(file)
-    with slides.Slide(path, default_mpp) as slide:
+    mpp = found.attributes['level0_mpp']
+    with slides.Slide(path, mpp=mpp) as slide:
       longer = max(slide.width, slide.height)
       image = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1)).copy()
       mask = tissue.tissue_mask(

@@ -16,12 +16,13 @@ the end; the exit code is then 1.
 
 import pathlib
 import sys
+from typing import NoReturn
 
 from absl import app, flags
 
 from data.features import FeatureError
 from data.slide_files import SlideError
-from experiments import provenance, start
+from experiments import provenance, scale_flags, start
 from experiments.prediction import bags, loop, outputs, predictor, run_flags
 from experiments.prediction.card import PredictionError
 from experiments.prediction.predictor import Predictor
@@ -47,18 +48,12 @@ _WEIGHTS = flags.DEFINE_string(
   ' experiments.extract. With --run, a random encoder is found beside the'
   ' features of the training.',
 )
-_DEFAULT_MPP = flags.DEFINE_float(
-  'default_mpp',
-  None,
-  'With --slides_dir: micrometres per level-0 pixel of slides that do not'
-  ' state it.',
-  lower_bound=1e-3,
-)
 _CALIBRATE = flags.DEFINE_bool(
   'calibrate', True, 'Apply the temperatures of the folds.'
 )
 flags.adopt_module_key_flags(flag)
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(scale_flags)
 flags.adopt_module_key_flags(start)
 
 _ERRORS = (ExportError, FeatureError, PredictionError, SlideError)
@@ -68,7 +63,7 @@ def _run() -> None:
   for one, other in ((run_flags.RUN, _MODEL), (_SLIDES_DIR, _FEATURES_DIR)):
     if bool(one.value) == bool(other.value):
       raise app.UsageError(f'give one of --{one.name} and --{other.name}')
-  for given in (_WEIGHTS, _DEFAULT_MPP):
+  for given in (_WEIGHTS, scale_flags.DEFAULT_MPP, scale_flags.MPP_CSV):
     if given.value is not None and not _SLIDES_DIR.value:
       raise app.UsageError(f'--{given.name} goes with --{_SLIDES_DIR.name}')
   if start.COORDINATOR.value:
@@ -76,7 +71,7 @@ def _run() -> None:
   models = _models()
   card = models.card
   print(card.summary())
-  job, found, failures = None, None, []
+  job = None
   if _SLIDES_DIR.value:
     # It imports networks, which features that are there do without.
     from experiments.prediction import encode
@@ -87,28 +82,32 @@ def _run() -> None:
       weights=_WEIGHTS.value,
       run=run_flags.run(),
       cache_dir=start.CACHE_DIR.value,
-      default_mpp=_DEFAULT_MPP.value,
+      default_mpp=scale_flags.DEFAULT_MPP.value,
+      scales=scale_flags.of,
     )
     print(f'{len(job.paths)} slides')
+    if flag.CHECK.value:
+      job.check(_folder() / 'features')
   else:
     found, failures = bags.check(_path(_FEATURES_DIR), card)
     print(f'{len(found.ids)} slides with features')
-  if flag.CHECK.value:
-    _close(found, failures)
+    if flag.CHECK.value:
+      _close(found, failures)
   folder = _folder()
   values = start.resolved(__name__)
   inputs = {'model_sha256': list(card.sha256)}
   provenance.open_folder(folder, values, [], inputs)
-  for doubt in outputs.doubts(card) if _CALIBRATE.value else []:
-    print(f'warning: {doubt}; --nocalibrate applies none')
+  if _CALIBRATE.value:
+    for doubt in outputs.doubts(card):
+      print(f'warning: {doubt}; --nocalibrate applies none')
+  else:
+    card = models.card = card.uncalibrated()
   if job:
     made, failures = job.run(folder / 'features')
     found, unread = bags.check(folder / 'features', card, made)
     failures += unread
   failures += loop.predict(found, models, folder)
-  counts = outputs.write_tables(
-    folder, card, found.ids, failures, _CALIBRATE.value
-  )
+  counts = outputs.write_tables(folder, card, found.ids, failures)
   print(', '.join(f'{name} {count}' for name, count in counts.items()))
   print(f'predictions in {folder / "predictions.csv"}')
   if failures:
@@ -118,11 +117,10 @@ def _run() -> None:
     )
 
 
-def _close(found: bags.Bags | None, failures: list[bags.Failure]) -> None:
-  """Ends --check; with --features_dir, all features are read."""
+def _close(found: bags.Bags, failures: list[bags.Failure]) -> NoReturn:
+  """Ends --check of features, having read all of them."""
   findings = Findings([f'{slide}: {reason}' for slide, reason in failures])
-  if found:
-    preflight.scan(found.source, found.ids, findings)
+  preflight.scan(found.source, found.ids, findings)
   findings.close()
 
 

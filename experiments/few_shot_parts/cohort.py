@@ -1,15 +1,14 @@
 """Opens the patches and slides of a few-shot study: phantom or CAMELYON16."""
 
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 import hashlib
-import itertools
 import pathlib
-import re
 
 import numpy as np
 
-from data import few_shot_phantom as phantom, tile_sources
+from data import few_shot_phantom as phantom
 from data.camelyon16 import (
   annotations,
   patch_tiles,
@@ -27,19 +26,12 @@ from kmil_jax import froc, parallel
 from kmil_jax.distill_runs import TUMOUR
 
 PARTS = ('train', 'val', 'test')
+_AT_ONCE = 64  # Tiles that a thread decodes at a time.
 _CODE = (
   'data/few_shot_phantom/*.py',
   'data/phantom/*.py',
   'data/camelyon16/*.py',
 )
-# Folders of He and Li's code, and of ours.
-_NAMES = {
-  'good': 'normal',
-  'normal': 'normal',
-  'bad': 'tumor',
-  'tumor': 'tumor',
-  'tumour': 'tumor',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,45 +182,9 @@ def open_camelyon(
     annotations=known,
     scale=scale,
     main=min(paper.TUMOUR, tumour),
-    counts=_counts(tumour),
+    counts=counts(tumour),
     note=f'patches of {lists_dir} in slides of {slides_dir}'
     + drawn * f'; validation patches drawn of {" and ".join(val)}',
-  )
-
-
-def open_folders(root: pathlib.Path) -> Cohort:
-  """Returns patches that are image files, without slides.
-
-  Args:
-    root: holds train, val and test, each with a folder of normal patches
-      (good, as of He and Li, or normal) and one of tumour patches (bad, tumor
-      or tumour). The slide of a patch is what its name holds before a last
-      _<x>_<y>, or before the first underscore.
-
-  Raises:
-    TileError: naming folders and files that cannot be used, and slides whose
-      patches are in more than one part.
-  """
-  parts = {part: _folder(root / part) for part in PARTS}
-  sizes = {part: tiles.size for part, tiles in parts.items()}
-  if len(set(sizes.values())) > 1:
-    raise TileError(f'{root}: patches of different sizes: {sizes}')
-  for one, other in itertools.combinations(PARTS, 2):
-    both = set(parts[one].group.tolist()) & set(parts[other].group.tolist())
-    if both:
-      raise TileError(
-        f'{root}: slide(s) {", ".join(sorted(both)[:5])} in both {one} and'
-        f' {other}; patches of a slide belong in one part'
-      )
-  tumour = int((parts['train'].label == TUMOUR).sum())
-  return Cohort(
-    parts=parts,
-    slides=(),
-    annotations=None,
-    scale=Scale(size=sizes['train']),
-    main=min(paper.TUMOUR, tumour),
-    counts=_counts(tumour),
-    note=f'patches of {root}',
   )
 
 
@@ -243,29 +199,15 @@ def fingerprint(cohort: Cohort) -> dict[str, str]:
   return found | {'slides_sha256': digest}
 
 
-def _folder(root: pathlib.Path) -> LabelledTiles:
-  tiles = tile_sources.from_folders(root, group=_slide)
-  names = [_NAMES.get(name.lower()) for name in tiles.classes]
-  if sorted(filter(None, names)) != ['normal', 'tumor'] or None in names:
-    raise TileError(
-      f'{root}: found the folders {", ".join(tiles.classes)}; good and bad are'
-      ' needed (or normal and tumor)'
-    )
-  if tiles.channels != 3:
-    raise TileError(f'{root}: its images are grey; they must have colours')
-  place = np.array([patch_tiles.CLASSES.index(name) for name in names])
-  return dataclasses.replace(
-    tiles,
-    label=place[tiles.label].astype(np.int32),
-    classes=patch_tiles.CLASSES,
-  )
-
-
-def _slide(name: str) -> str:
-  """Returns the slide of a patch: tumor_001 of tumor_001_70592_125632."""
-  found = re.fullmatch(r'(.+)_\d+_\d+', name)
-  return found[1] if found else name.partition('_')[0]
-
-
-def _counts(tumour: int) -> dict[int, int]:
+def counts(tumour: int) -> dict[int, int]:
+  """Returns the paper's numbers of tumour patches that there are, as keys."""
   return {n: n for n in paper.COUNTS if n <= tumour}
+
+
+def pixels(tiles: LabelledTiles) -> np.ndarray:
+  """Returns all tiles [n, S, S, 3], also of sets that memory does not keep."""
+  if tiles.pixels is not None:
+    return tiles.pixels
+  rows = np.array_split(np.arange(len(tiles)), -(-len(tiles) // _AT_ONCE))
+  with futures.ThreadPoolExecutor() as pool:
+    return np.concatenate(list(pool.map(tiles.load, rows)))

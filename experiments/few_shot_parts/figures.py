@@ -106,7 +106,9 @@ def localisation(
   maps = {n: slides.load_map(f.folder, slide.id) for n, f in found.items()}
   for ax, scores in zip(axes[2:], maps.values(), strict=True):
     shown = _lay(ax, scores, cohort.scale.stride, mask)
-  drawing.colorbar(shown, ax=list(axes), shrink=0.75, label='anomaly score')
+  drawing.colorbar(
+    shown, ax=axes[-1], fraction=0.05, pad=0.02, label='anomaly score'
+  )
   _save(path, drawing)
 
 

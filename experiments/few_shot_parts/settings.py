@@ -26,6 +26,7 @@ class Setting:
     paper: accuracy that He and Li have of it, or None.
     counterpart: number of tumour patches in the paper that this one stands
       for, or None if there is none.
+    longer: how many times the epochs of the others it takes.
   """
 
   name: str
@@ -35,10 +36,15 @@ class Setting:
   gamma: float = paper.GAMMA
   paper: float | None = None
   counterpart: int | None = None
+  longer: int = 1
 
 
 def study(
-  normal: int, main: int, counts: Mapping[int, int | None]
+  normal: int,
+  main: int,
+  counts: Mapping[int, int | None],
+  *,
+  longer: int = 1,
 ) -> list[Setting]:
   """Returns the trainings of Tables 2 and 3 and of the ablations.
 
@@ -51,6 +57,8 @@ def study(
     normal: normal patches of the cohort.
     main: tumour patches of the main training.
     counts: other numbers of tumour patches, and the paper's they stand for.
+    longer: times the others' epochs for balanced classes, which are fewer
+      patches; 1 in the paper.
   """
   found = [
     Setting(RD, normal, 0, 0.0, paper=paper.TABLE_2[RD], counterpart=0),
@@ -78,7 +86,7 @@ def study(
   found += [
     Setting('unweighted', normal, main, 0.5, 0.0, paper.UNWEIGHTED),
     Setting('unweighted_focal', normal, main, 0.5, paper=paper.UNWEIGHTED),
-    Setting('balanced', even, even, 0.5, paper=paper.BALANCED),
+    Setting('balanced', even, even, 0.5, paper=paper.BALANCED, longer=longer),
   ]
   return found
 

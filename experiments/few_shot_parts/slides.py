@@ -189,8 +189,8 @@ def table(found: Mapping[str, Found]) -> Table:
       " threshold: that of validation patches, or the code's fixed"
       f' {detections.THRESHOLD:g}. 0 if none does.',
       'FROC: mean sensitivity at 1/4 to 8 false positives per slide, of'
-      ' detections above the threshold of validation patches; the organisers'
-      ' definition. Its number is not in the text of the paper.',
+      ' detections that reach the threshold of validation patches, by the'
+      ' definition of CAMELYON16. Its number is not in the text of the paper.',
       '95 % intervals over slides. One training of each method, of the first'
       ' seed.',
     ),

@@ -98,6 +98,7 @@ def counts(study: Sequence[Setting], found: Mapping[str, Summary]) -> Table:
 def ablations(study: Sequence[Setting], found: Mapping[str, Summary]) -> Table:
   """Returns the ablations of the loss and of balance, section 4.3 and 4.4."""
   entries = []
+  longer = max(setting.longer for setting in study)
   for setting in study:
     if setting.paper is None or setting.name == RD:
       continue
@@ -122,8 +123,12 @@ def ablations(study: Sequence[Setting], found: Mapping[str, Summary]) -> Table:
       *_NOTES,
       'The paper does not define its unweighted loss: both rows have its number'
       ' beside them.',
-      'All take the same number of epochs; balanced classes are fewer patches,'
-      ' so fewer steps.',
+      'Balanced classes are fewer patches: '
+      + (
+        'they take as many epochs, so fewer steps.'
+        if longer == 1
+        else f'they take {longer} times the epochs, so as many steps.'
+      ),
       f'The paper also has {paper.SUPERVISED:.3f} with 100,000 patches of each'
       ' kind from all training slides, which is not trained here.',
     ),

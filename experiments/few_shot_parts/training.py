@@ -1,7 +1,6 @@
 """Trains the students of a few-shot study, several in one program."""
 
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 import dataclasses
 import hashlib
 import math
@@ -15,7 +14,7 @@ import safetensors.numpy
 from data import atomic
 from data.labelled_tiles import LabelledTiles
 from experiments.few_shot_parts import scores, settings
-from experiments.few_shot_parts.cohort import Cohort
+from experiments.few_shot_parts.cohort import Cohort, pixels
 from experiments.few_shot_parts.progress import Progress
 from experiments.few_shot_parts.settings import Setting
 from kmil_jax import checkpoint, distill_fit, parallel, port, port_distillation
@@ -99,7 +98,7 @@ def train(
       continue
     for part in ('train', 'val'):
       if part not in images:
-        images[part] = _pixels(cohort.parts[part])
+        images[part] = pixels(cohort.parts[part])
     _train_group(folder, cohort, group, distiller, teacher, images, options)
 
 
@@ -148,7 +147,7 @@ def load_student(folder: pathlib.Path, job: Job) -> Variables:
 def _groups(
   jobs: Sequence[Job], distiller: Distiller, options: Options
 ) -> list[list[Job]]:
-  """Deals jobs into groups of as many as the devices hold."""
+  """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
     distiller.student.init, jax.random.key(0), map_shapes(options.width)
   )
@@ -156,7 +155,11 @@ def _groups(
   one = 4 * _COPIES * weights
   held = int(_SHARE * parallel.memory_bytes() / one) * parallel.num_devices()
   size = max(held, parallel.num_devices())
-  return [list(jobs[i : i + size]) for i in range(0, len(jobs), size)]
+  groups = []
+  for longer in sorted({job.setting.longer for job in jobs}):
+    some = [job for job in jobs if job.setting.longer == longer]
+    groups += [some[i : i + size] for i in range(0, len(some), size)]
+  return groups
 
 
 def _train_group(
@@ -179,12 +182,13 @@ def _train_group(
     )
     for job in group
   ]
+  epochs = options.epochs * group[0].setting.longer
   names = '\n'.join(job.name for job in group)
   digest = hashlib.sha256(names.encode()).hexdigest()[:8]
   saved = folder / 'checkpoints' / digest
   checkpoints = checkpoint.Checkpoints(saved)
   progress = Progress(
-    [job.folder(folder) for job in group], options.epochs, options.tensorboard
+    [job.folder(folder) for job in group], epochs, options.tensorboard
   )
   try:
     fitted = distill_fit.fit(
@@ -195,7 +199,7 @@ def _train_group(
       label=label,
       val_image=images['val'],
       val_label=cohort.parts['val'].label,
-      epochs=options.epochs,
+      epochs=epochs,
       batch=options.batch,
       checkpoints=checkpoints,
       report=progress.report,
@@ -229,16 +233,7 @@ def _chunks(tiles: LabelledTiles) -> Iterator[np.ndarray]:
   """Yields the pixels of tiles, some at a time."""
   for start in range(0, len(tiles), _CHUNK):
     rows = np.arange(start, min(start + _CHUNK, len(tiles)))
-    yield _pixels(tiles.take(rows))
-
-
-def _pixels(tiles: LabelledTiles) -> np.ndarray:
-  """Returns all pixels, also of sets that are not kept in memory."""
-  if tiles.pixels is not None:
-    return tiles.pixels
-  rows = np.array_split(np.arange(len(tiles)), -(-len(tiles) // 64))
-  with futures.ThreadPoolExecutor() as pool:
-    return np.concatenate(list(pool.map(tiles.load, rows)))
+    yield pixels(tiles.take(rows))
 
 
 def _save(path: pathlib.Path, state: dict[str, np.ndarray]) -> None:

@@ -1,9 +1,10 @@
 """Makes features of new slides as those of trained models were made."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import os
 import pathlib
+from typing import NoReturn
 
 from data import slides
 from experiments import encoding, weights as weight_files
@@ -11,6 +12,7 @@ from experiments.cohort_tiles import TileSpec
 from experiments.prediction import run_folder
 from experiments.prediction.bags import Failure
 from experiments.prediction.card import Card, PredictionError
+from experiments.preflight import slides as preflight
 from kmil_jax import port
 
 _OURS = 'resnet50-conv4-'  # Encoders of experiments.extract.
@@ -24,6 +26,10 @@ class Job:
   paths: Sequence[pathlib.Path]
   encoder: weight_files.Encoder
   spec: TileSpec
+
+  def check(self, features_dir: pathlib.Path) -> NoReturn:
+    """Looks at every slide and ends the script; see `preflight.slides`."""
+    preflight.check(self.paths, str(features_dir), self.spec)
 
   def run(self, features_dir: pathlib.Path) -> tuple[list[str], list[Failure]]:
     """Writes `<slide_id>.h5` of every slide that has none yet.
@@ -56,6 +62,7 @@ def plan(
   run: pathlib.Path | None,
   cache_dir: str,
   default_mpp: float | None,
+  scales: Callable[[Sequence[pathlib.Path]], Mapping[str, float]],
 ) -> Job:
   """Returns what makes features like those that the models were trained on.
 
@@ -67,6 +74,7 @@ def plan(
       random encoder is sought beside the features of the training.
     cache_dir: where ImageNet weights may have been put.
     default_mpp: of level 0, for slides that do not state it.
+    scales: returns those of single slides, of all slides' paths.
 
   Raises:
     PredictionError: if such features cannot be made.
@@ -113,6 +121,7 @@ def plan(
     mpp=float(made['mpp']),
     min_tissue=float(made.get('min_tissue', TileSpec.min_tissue)),
     default_mpp=default_mpp,
+    mpp_of=scales(paths),
     threads=os.cpu_count() or 1,
   )
   return Job(paths, encoder, spec)

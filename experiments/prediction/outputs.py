@@ -13,6 +13,7 @@ from experiments.prediction.card import Card
 from kmil_jax import calibration
 
 _MODEL, _FEATURES = 'model_sha256', 'features_sha256'
+_TEMPERATURE = 'temperature'  # Of `slide_maps.tile_scores`, too.
 
 
 def path_of(folder: pathlib.Path, fold: int, slide: str) -> pathlib.Path:
@@ -32,7 +33,7 @@ def write(
 
   `fold_<i>/attention/<slide_id>.h5` has the layout of `maps.write`; `prob` is
   that of the model itself, before any temperature. Attributes tell which model
-  and which features it is of.
+  and which features it is of, and the temperature that maps are to apply.
 
   Args:
     folder: of the predictions.
@@ -51,6 +52,8 @@ def write(
       _FEATURES: digest,
       'classes': list(card.classes),
     }
+    if card.temperature[r] is not None:
+      marks[_TEMPERATURE] = card.temperature[r]
     path = path_of(folder, fold, slide)
     files.write_h5(path, arrays, bag.attributes | marks)
 
@@ -60,10 +63,11 @@ def is_done(folder: pathlib.Path, card: Card, slide: str, digest: str) -> bool:
   for r, fold in enumerate(card.folds):
     try:
       with h5py.File(path_of(folder, fold, slide), locking=False) as f:
-        found = f.attrs.get(_MODEL), f.attrs.get(_FEATURES)
+        marks = _MODEL, _FEATURES, _TEMPERATURE
+        found = tuple(f.attrs.get(name) for name in marks)
     except OSError:  # Absent, or not of this script.
       return False
-    if found != (card.sha256[r], digest):
+    if found != (card.sha256[r], digest, card.temperature[r]):
       return False
   return True
 
@@ -87,20 +91,18 @@ def write_tables(
   card: Card,
   slides: Sequence[str],
   failures: Sequence[Failure],
-  calibrated: bool,
 ) -> dict[str, int]:
   """Writes predictions.csv and failures.csv.
 
   A row has the mean of the folds' probabilities, their sample standard
-  deviation (empty of one fold), and each fold's; calibrated ones are those at
-  the fold's temperature, averaged after it.
+  deviation (empty of one fold), and each fold's, which are those at its
+  temperature where the card has one.
 
   Args:
     folder: of the predictions.
     card: of the models.
     slides: those asked for.
     failures: those of them, and others, that have no files.
-    calibrated: whether temperatures are applied.
 
   Returns:
     How many slides are predicted to be of each class.
@@ -114,10 +116,11 @@ def write_tables(
       *('instances', 'calibrated'),
     ]
   ]
+  calibrated = any(t is not None for t in card.temperature)
   counts = dict.fromkeys(card.classes, 0)
   without = {failure.slide_id for failure in failures}
   for slide in sorted(set(slides) - without):
-    prob, count = _read(folder, card, slide, calibrated)
+    prob, count = _read(folder, card, slide)
     mean = prob.mean(0)
     spread = prob.std(0, ddof=1) if len(prob) > 1 else [None] * len(mean)
     pred = card.classes[mean.argmax()]
@@ -132,14 +135,14 @@ def write_tables(
 
 
 def _read(
-  folder: pathlib.Path, card: Card, slide: str, calibrated: bool
+  folder: pathlib.Path, card: Card, slide: str
 ) -> tuple[np.ndarray, int]:
   """Returns a slide's probabilities, float64 [R, C], and its instances."""
   rows = []
   for fold, temperature in zip(card.folds, card.temperature, strict=True):
     with h5py.File(path_of(folder, fold, slide), locking=False) as f:
       prob, count = f['prob'][()].astype(float), len(f['kept'])
-    if calibrated and temperature is not None:
+    if temperature is not None:
       prob = calibration.scale(prob[None], temperature)[0]
     rows.append(prob)
   return np.stack(rows), count

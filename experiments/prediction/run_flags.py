@@ -4,15 +4,22 @@ import pathlib
 
 from absl import app, flags
 
-RUN = flags.DEFINE_string('run', None, 'Results folder of a training.')
+from experiments import run_flag
+from experiments.run_flag import RUN as RUN
+
 FOLD = flags.DEFINE_string(
   'fold', 'ensemble', 'A fold of --run, from 0, or the ensemble of all.'
 )
+flags.declare_key_flag('run')
 
 
 def run() -> pathlib.Path | None:
-  """Returns the folder of --run."""
-  return pathlib.Path(RUN.value).expanduser() if RUN.value else None
+  """Returns the folder of --run, None if it is not given.
+
+  Raises:
+    app.UsageError: if there is no such folder.
+  """
+  return run_flag.folder() if RUN.value else None
 
 
 def fold() -> int | None:

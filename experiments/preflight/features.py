@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from concurrent import futures
+import csv
 import math
+import pathlib
 from typing import Any
 
 from data import packed, slide_files
@@ -12,6 +14,7 @@ from experiments.preflight.findings import Findings, some
 
 # um/px of level 0 that scanners have; others are defaults or mistakes.
 PLAUSIBLE = (0.1, 2.0)
+FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 
 
 def join(
@@ -41,7 +44,7 @@ def join(
   if missing:
     text = (
       f'{source.path}: no features of {len(missing)} of {len(slides)} labelled'
-      f' slides: {some(missing)}'
+      f' slides: {some(missing)}{_reasons(source.path, missing)}'
     )
     if allow_missing and len(missing) < len(slides):
       findings.warnings.append(f'{text}; they are left out')
@@ -121,6 +124,17 @@ def _hints(missing: Sequence[str], spare: Sequence[str]) -> str:
     '. Some ids differ only in leading zeros, which spreadsheets drop, in case'
     f' or in an extension: {some(pairs)}'
   )
+
+
+def _reasons(folder: pathlib.Path, missing: Sequence[str]) -> str:
+  """Says which of the slides were tried in vain, and why."""
+  path = folder / FAILURES
+  if not path.exists():
+    return ''
+  with path.open(newline='', encoding='utf-8', errors='replace') as file:
+    reasons = {r['slide_id']: r['reason'] for r in csv.DictReader(file)}
+  told = [f'{s}: {reasons[s]}' for s in missing if s in reasons]
+  return f' (extraction failed: {some(told)})' if told else ''
 
 
 def _look(slide: str) -> str:

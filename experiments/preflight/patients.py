@@ -41,7 +41,7 @@ def folds(
     except SplitError as e:
       findings.problems.append(str(e))
       return []
-  findings.warnings += _warnings(table, made)
+  findings.warnings += warnings(table, made)
   return made
 
 
@@ -57,7 +57,8 @@ def conflicts(table: Manifest) -> list[str]:
   ]
 
 
-def _warnings(table: Manifest, made: Sequence[Split]) -> list[str]:
+def warnings(table: Manifest, made: Sequence[Split]) -> list[str]:
+  """Says what is odd about patients, classes and folds."""
   said = []
   if mixed := conflicts(table):
     said.append(

@@ -67,7 +67,7 @@ def check(
 def _look(path: pathlib.Path, spec: TileSpec) -> int | str:
   """Returns how many tiles a slide has at most, or what is wrong with it."""
   try:
-    with slides.Slide(path, spec.default_mpp) as slide:
+    with spec.open(path) as slide:
       if slide.mpp > spec.mpp * tiling.MAX_UPSAMPLING:
         return (
           f'{path.name}: {slide.mpp:g} um/px at its finest; tiles of'

@@ -65,6 +65,8 @@ def _material(record: Record) -> Iterator[Caution]:
       'Their labels are in no class of this run, or they have no features:'
       f' {_some(left_out)}.',
     )
+  for warning in record.config.get('cohort', {}).get('warnings', ()):
+    yield Caution('Found while checking the inputs', warning)
   if record.flags.get('shuffle_labels'):
     yield Caution(
       'Shuffled labels',

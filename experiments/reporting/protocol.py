@@ -105,8 +105,20 @@ def _parts(record: Record) -> Iterator[str]:
   )
   yield (
     'All figures are of test parts, unless they are said to be of validation.'
-    ' No slide is in the test part of two folds, so that “pooled” counts every'
-    ' slide once; “mean” and “SD” are over folds.'
+    f' {_pooled(record)}; “mean” and “SD” are over folds.'
+  )
+
+
+def _pooled(record: Record) -> str:
+  again = record.tested_again
+  if not again:
+    return (
+      'No slide is in the test part of two folds, so that “pooled” counts every'
+      ' slide once'
+    )
+  return (
+    f'{len(again)} slides are in the test parts of several folds, and “pooled”'
+    ' counts them each time; intervals, which resample patients, allow for it'
   )
 
 

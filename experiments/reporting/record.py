@@ -58,6 +58,12 @@ class Record:
     return predictions.pool([parts['test'] for parts in self.folds.values()])
 
   @property
+  def tested_again(self) -> list[str]:
+    """Slides in the test parts of several finished folds."""
+    slides, count = np.unique(self.test.slide, return_counts=True)
+    return slides[count > 1].tolist()
+
+  @property
   def is_phantom(self) -> bool:
     flags = self.flags
     return not (flags.get('csv_path') or flags.get('features_dir'))

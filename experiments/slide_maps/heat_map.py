@@ -77,10 +77,9 @@ def draw(
 
 def _title(scores: TileScores, label: str | None) -> str:
   c = scores.predicted
-  prob = scores.prob[:, c]
-  said = f'predicted {scores.classes[c]} ({prob.mean():.2f}'
-  if len(prob) > 1:
-    said += f' ± {prob.std():.2f}, {len(prob)} folds'
+  said = f'predicted {scores.classes[c]} ({scores.prob[:, c].mean():.2f}'
+  if len(scores.folds) > 1:
+    said += f' ± {scores.spread[c]:.2f}, {len(scores.folds)} folds'
   return f'{scores.slide}\n' + (f'{label}, ' if label else '') + said + ')'
 
 

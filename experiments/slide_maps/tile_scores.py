@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from data import atomic
+from kmil_jax import calibration
 
 _SAME = ('coords', 'side', 'classes')  # In all folds.
 
@@ -35,7 +36,8 @@ class TileScores:
   classes: tuple[str, ...]
   coords: np.ndarray  # int64 [N, 2], upper left corners (x, y), level-0 pixels
   side: float  # of a tile, level-0 pixels
-  prob: np.ndarray  # [F, C], of the slide
+  # [F, C], of the slide, at the temperature of the fold where its file has one
+  prob: np.ndarray
   instance_prob: np.ndarray  # [F, N, C]
   attention: np.ndarray  # [F, N, A], A is 1 or C; columns sum to 1
   kept: np.ndarray  # bool [F, N]
@@ -47,6 +49,12 @@ class TileScores:
   def predicted(self) -> int:
     """The class that the mean probability of the folds makes likeliest."""
     return int(self.prob.mean(0).argmax())
+
+  @property
+  def spread(self) -> np.ndarray:
+    """Sample standard deviation of `prob` over the folds, [C]; NaN of one."""
+    nothing = np.full(len(self.classes), np.nan)
+    return self.prob.std(0, ddof=1) if len(self.folds) > 1 else nothing
 
   @functools.cached_property
   def shown(self) -> np.ndarray:
@@ -165,6 +173,7 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict:
       said = {name: file[name][()] for name in file}
       classes = tuple(str(name) for name in file.attrs['classes'])
       side = file.attrs.get('patch_size_level0', tile_size)
+      temperature = file.attrs.get('temperature')  # Of experiments.predict.
   except (OSError, TypeError) as e:
     raise MapError(
       f'{path}: not a complete HDF5 file of tile scores ({e}); delete it and'
@@ -191,6 +200,8 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict:
         f' {len(classes)} classes, or numbers that are not finite; run the'
         ' fold again'
       )
+  if temperature is not None:
+    said['prob'] = calibration.scale(said['prob'][None], temperature)[0]
   return {name: said[name] for name in shapes} | {
     'coords': said['coords'].astype(np.int64),
     'kept': said['kept'].astype(bool),

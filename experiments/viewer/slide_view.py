@@ -106,7 +106,7 @@ class SlideView:
         {
           'name': name,
           'prob': float(scores.prob[:, c].mean()),
-          'sd': float(scores.prob[:, c].std()),
+          'sd': None if math.isnan(sd := scores.spread[c]) else float(sd),
         }
         for c, name in enumerate(scores.classes)
       ],

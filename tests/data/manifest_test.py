@@ -94,6 +94,8 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
     'c,..,l',
     f'c,{"x" * 181},l',
     '"c\x07",f,l',
+    'c,g,carcinoma, squamous',
+    'c,h,l,,',
   ]
   path = write(tmp_path, HEADER + '\n'.join(rows) + '\n')
   with pytest.raises(ManifestError) as e:
@@ -111,9 +113,11 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
     'slide ..: an id is a file name',
     f'slide {"x" * 80}: an id has at most 180 bytes',
     'row 12: a control character in case_id',
+    'row 13: more cells than the header has',
   ):
     assert part in message
-  assert 'row 2' not in message and 'row 7' not in message
+  for row in (2, 7, 14):
+    assert f'row {row}:' not in message
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,7 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
     ('', 'no column case_id, slide_id, label; found ;'),
     ('case_id,label\nc,l\n', 'no column slide_id; found case_id, label;'),
     (HEADER, 'no rows'),
+    ('case_id,slide_id,label,label\n', 'several columns label'),
   ],
 )
 def test_a_table_without_columns_or_rows_is_refused(tmp_path, text, said):

@@ -35,6 +35,11 @@ def test_scale_comes_from_the_first_plausible_source(
     assert pixel_size('a.svs', properties, default) == pytest.approx(expected)
 
 
+def test_what_is_given_for_a_slide_comes_before_all_else():
+  found = pixel_size('a.svs', OPENSLIDE | TAGS, 1.0, 0.3)
+  assert found == (0.3, 'mpp_csv')
+
+
 def test_unequal_scales_are_averaged_with_a_warning():
   properties = {'openslide.mpp-x': '0.50', 'openslide.mpp-y': '0.52'}
   with pytest.warns(UserWarning, match=r'a\.svs: 0\.5 .*0\.52'):

@@ -93,6 +93,34 @@ def test_files_say_how_they_were_made(paths, tmp_path):
   }
 
 
+def test_slides_can_be_given_a_scale_each(paths, tmp_path):
+  spec = dataclasses.replace(SPEC, mpp_of={'d': 1.0})
+  assert not encoding.extract(paths, tmp_path, make_encoder(), spec)
+  found = features.read(tmp_path / 'd.h5')
+  assert found.attributes['level0_mpp'] == 1
+  assert found.attributes['patch_size_level0'] == 32  # 64 px at 0.5 um/px.
+  assert features.header(tmp_path / 'b.h5').attributes['level0_mpp'] < 0.6
+  # Features of another scale than is meant now are not kept in silence.
+  for mpp_of in ({'d': 0.9}, {}):
+    with pytest.raises(
+      encoding.EncodingError, match=r'd\.h5: level0_mpp is 1\.0, not'
+    ):
+      spec = dataclasses.replace(SPEC, mpp_of=mpp_of)
+      encoding.extract(paths, tmp_path, make_encoder(), spec)
+
+
+def test_features_of_another_default_scale_are_refused(tmp_path):
+  image = np.full((64, 64, 3), 90, np.uint8)
+  tiff.write(tmp_path / 'a.tiff', image, mpp=100.0, levels=1)
+  path, out = tmp_path / 'a.tiff', tmp_path / 'features'
+  spec = dataclasses.replace(SPEC, default_mpp=0.5)
+  assert not encoding.extract([path], out, make_encoder(), spec)
+  assert not encoding.extract([path], out, make_encoder(), spec)
+  spec = dataclasses.replace(SPEC, default_mpp=0.25)
+  with pytest.raises(encoding.EncodingError, match=r'is 0\.5, not 0\.25'):
+    encoding.extract([path], out, make_encoder(), spec)
+
+
 def test_a_bad_slide_spoils_no_other(paths, tmp_path):
   damage(paths[1])
   paths[0].write_bytes(b'no slide')

@@ -3,6 +3,7 @@
 Scripts run in processes of their own, as two of them may have a flag in common.
 """
 
+import csv
 import json
 import os
 import pathlib
@@ -74,7 +75,15 @@ def test_bad_slides_are_named_with_reasons_and_fail_the_run(extracted):
   assert 'cannot open' in reasons['truncated']
   assert 'cannot open' in reasons['unopenable']
   written = {path.name for path in out.iterdir()}
-  assert written == {f'{SLIDE}.h5', 'encoder.safetensors', 'grids'}
+  assert written == {
+    f'{SLIDE}.h5',
+    'encoder.safetensors',
+    'failures.csv',
+    'grids',
+  }
+  with (out / 'failures.csv').open(newline='', encoding='utf-8') as file:
+    told = {row['slide_id']: row['reason'] for row in csv.DictReader(file)}
+  assert told == reasons
 
 
 @real_slides

@@ -8,7 +8,11 @@ from PIL import Image
 import pytest
 
 from data.labelled_tiles import TileError
-from experiments.few_shot_parts import cohort as cohorts, paper
+from experiments.few_shot_parts import (
+  cohort as cohorts,
+  paper,
+  patch_folders,
+)
 
 NAMES = {
   'tumor_001': True,
@@ -100,7 +104,7 @@ def fill(root, kinds=('good', 'bad'), slides=('tumor_001', 'b', 'c'), side=32):
 
 @pytest.mark.parametrize('kinds', [('good', 'bad'), ('normal', 'tumor')])
 def test_folders_are_labelled_by_their_names(tmp_path, kinds):
-  found = cohorts.open_folders(fill(tmp_path, kinds))
+  found = patch_folders.open_folders(fill(tmp_path, kinds))
   for tiles in found.parts.values():
     assert tiles.label.tolist().count(1) == 2
     bright = tiles.pixels.mean((1, 2, 3)) > 100
@@ -111,24 +115,24 @@ def test_folders_are_labelled_by_their_names(tmp_path, kinds):
 
 def test_folders_that_cannot_be_are_refused(tmp_path):
   with pytest.raises(TileError, match='found the folders bad, fine'):
-    cohorts.open_folders(fill(tmp_path / 'a', ('fine', 'bad')))
+    patch_folders.open_folders(fill(tmp_path / 'a', ('fine', 'bad')))
   root = fill(tmp_path / 'c')
   for path in root.rglob('*.png'):
     Image.open(path).convert('L').save(path)
   with pytest.raises(TileError, match='grey'):
-    cohorts.open_folders(root)
+    patch_folders.open_folders(root)
   with pytest.raises(TileError, match=r'slide.* tumor_001 in both'):
     root = fill(tmp_path / 'b', slides=('tumor_001', 'tumor_001', 'c'))
-    cohorts.open_folders(root)
+    patch_folders.open_folders(root)
 
 
 def test_the_fingerprint_sees_pixels_labels_and_parts(tmp_path):
-  one = cohorts.fingerprint(cohorts.open_folders(fill(tmp_path / 'a')))
-  same = cohorts.fingerprint(cohorts.open_folders(fill(tmp_path / 'b')))
+  one = cohorts.fingerprint(patch_folders.open_folders(fill(tmp_path / 'a')))
+  same = cohorts.fingerprint(patch_folders.open_folders(fill(tmp_path / 'b')))
   assert one == same
   path = next((tmp_path / 'b/val/good').iterdir())
   Image.new('RGB', (32, 32)).save(path)
-  other = cohorts.fingerprint(cohorts.open_folders(tmp_path / 'b'))
+  other = cohorts.fingerprint(patch_folders.open_folders(tmp_path / 'b'))
   assert [k for k in one if one[k] != other[k]] == ['val_sha256']
 
 

@@ -110,7 +110,8 @@ def test_a_killed_prediction_by_file_goes_on_without_the_models_code(
   assert 'done before: 1 of 3 slides' in printed
   found, _ = bags.check(source, models.card)
   loop.predict(found, models, tmp_path)
-  outputs.write_tables(tmp_path, models.card, names, [], calibrated=False)
+  card = models.card.uncalibrated()
+  outputs.write_tables(tmp_path, card, names, [])
   want = rows(tmp_path / 'predictions.csv')
   got = rows(tmp_path / 'out' / 'predictions.csv')
   for one, other in zip(want, got, strict=True):

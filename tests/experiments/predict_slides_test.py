@@ -67,12 +67,18 @@ def asked(monkeypatch):
 
 def plan(slides_dir, card, weights='colours', run=None):
   return encode.plan(
-    slides_dir, card, weights=weights, run=run, cache_dir='', default_mpp=None
+    slides_dir,
+    card,
+    weights=weights,
+    run=run,
+    cache_dir='',
+    default_mpp=None,
+    scales=lambda paths: {'a': 0.5},
   )
 
 
 def test_features_are_made_as_those_of_the_training(
-  slides_dir, asked, tmp_path
+  slides_dir, asked, tmp_path, capsys
 ):
   job = plan(slides_dir, card())
   assert asked == [('colours', 'bfloat16')]
@@ -87,6 +93,11 @@ def test_features_are_made_as_those_of_the_training(
   assert counts == [3, 10]
   attributes = features.header(tmp_path / 'features' / 'a.h5').attributes
   assert {k: str(attributes[k]) for k in MADE} == MADE
+  assert attributes['level0_mpp_source'] == 'mpp_csv'
+  with pytest.raises(SystemExit, match='1'):  # One slide is a problem.
+    job.check(tmp_path / 'features')
+  said = capsys.readouterr().out
+  assert 'problem: broken.svs: OpenSlide cannot open it' in said
   # What is there is not made again.
   before = (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns
   assert job.run(tmp_path / 'features') == (made, failures)

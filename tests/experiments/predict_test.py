@@ -10,6 +10,7 @@ from run_of_no_epoch import prob, rows, some_features
 
 from data import features
 from experiments.prediction import bags, loop, outputs, predictor
+from experiments.slide_maps import tile_scores
 from kmil_jax import calibration
 
 
@@ -26,7 +27,7 @@ def test_the_runs_slides_get_the_runs_own_predictions(
   finished, models, predicted
 ):
   folder, ids = predicted
-  outputs.write_tables(folder, models.card, ids, [], calibrated=False)
+  outputs.write_tables(folder, models.card.uncalibrated(), ids, [])
   told = {row['slide_id']: row for row in rows(folder / 'predictions.csv')}
   own = rows(finished[0] / 'predictions.csv')
   assert len(told) == 24 and len(own) == 48
@@ -46,9 +47,9 @@ def test_the_runs_slides_get_the_runs_own_predictions(
 
 def test_folds_are_calibrated_each_and_averaged(finished, models, predicted):
   folder, ids = predicted
-  outputs.write_tables(folder, models.card, ids, [], calibrated=False)
+  outputs.write_tables(folder, models.card.uncalibrated(), ids, [])
   raw = rows(folder / 'predictions.csv')
-  outputs.write_tables(folder, models.card, ids, [], calibrated=True)
+  outputs.write_tables(folder, models.card, ids, [])
   assert len({t for t in models.card.temperature if t != 1}) > 1
   for one, row in zip(raw, rows(folder / 'predictions.csv'), strict=True):
     assert (one['calibrated'], row['calibrated']) == ('no', 'yes')
@@ -65,6 +66,17 @@ def test_folds_are_calibrated_each_and_averaged(finished, models, predicted):
     assert row['pred'] == str(np.mean(folds, 0).argmax())
 
 
+def test_maps_show_the_probabilities_of_the_table(models, predicted):
+  folder, ids = predicted
+  outputs.write_tables(folder, models.card, ids, [])
+  paths = tile_scores.find(folder)
+  for row in rows(folder / 'predictions.csv'):
+    shown = tile_scores.read(paths[row['slide_id']])
+    np.testing.assert_allclose(shown.prob.mean(0), prob(row), atol=1e-9)
+    spread = [float(row[f'std_{c}']) for c in range(3)]
+    np.testing.assert_allclose(shown.spread, spread, atol=1e-9)
+
+
 def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path):
   folder, ids = predicted
   one = predictor.of_run(finished[0], 1)
@@ -78,7 +90,11 @@ def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path):
     outputs.is_done(folder, one.card, slide, found.source.digest(slide))
     for slide in ids
   )
-  outputs.write_tables(folder, one.card, ids[:1], [], calibrated=False)
+  # Without its temperature it is another file.
+  digest = found.source.digest(ids[0])
+  bare = one.card.uncalibrated()
+  assert not outputs.is_done(folder, bare, ids[0], digest)
+  outputs.write_tables(folder, one.card, ids[:1], [])
   (row,) = rows(folder / 'predictions.csv')
   assert row['std_0'] == '' and 'fold_0_prob_0' not in row
 
@@ -124,7 +140,7 @@ def test_slides_that_cannot_be_read_spoil_no_other(finished, models, tmp_path):
     f['features'][0, 0] = np.nan
   found, failures = bags.check(source, models.card)
   failures += loop.predict(found, models, tmp_path)
-  outputs.write_tables(tmp_path, models.card, found.ids, failures, True)
+  outputs.write_tables(tmp_path, models.card, found.ids, failures)
   done = [row['slide_id'] for row in rows(tmp_path / 'predictions.csv')]
   assert done == ['slide_001', 'slide_003']
   first, second = rows(tmp_path / 'failures.csv')

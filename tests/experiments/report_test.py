@@ -16,6 +16,7 @@ from experiments.reporting import (
   mistakes,
   page,
   pictures,
+  protocol,
   record as records,
 )
 
@@ -135,6 +136,9 @@ def test_cautions_say_what_must_be_known(record):
   config = {**record.config, 'cohort': cohort}
   assert 'Random encoder weights' in of(record, config=config)[1]
   assert '2 listed slides left out' in of(record, config=config)[0]
+  cohort = {'features': {}, 'warnings': ['2 cases have slides of a and b']}
+  config = {**record.config, 'cohort': cohort}
+  assert 'Found while checking the inputs' in of(record, config=config)[0]
   made_by = [{'versions': {}, 'commit': c} for c in ('a', 'b-dirty')]
   config = {**record.config, 'made_by': made_by}
   assert {'Changed code', 'Several versions'} <= of(record, config=config)[0]
@@ -150,6 +154,16 @@ def test_cautions_say_what_must_be_known(record):
   folds = {0: record.folds[0]}
   assert 'Few patients' in of(record, folds=folds)[0]
   assert cautions.of(record, ['x'])[-1].title == '1 slide without a heat map'
+
+
+def test_slides_tested_in_several_folds_are_told(record):
+  words = lambda r: dict(protocol.paragraphs(r))['What selects, what reports']
+  assert 'No slide is in the test part of two folds' in words(record)
+  twice = {0: record.folds[0], 1: record.folds[0]}
+  again = dataclasses.replace(record, folds=twice)
+  count = len(record.folds[0]['test'])
+  assert f'{count} slides are in the test parts of several' in words(again)
+  assert 'No slide is in' not in words(again)
 
 
 _IS_OPEN = "document.getElementById('contents').open"

@@ -56,6 +56,12 @@ COLOUR = """(() => {
 })()"""
 
 
+POINT = (
+  "$('#view').dispatchEvent(new PointerEvent('pointermove',"
+  ' {clientX: 550, clientY: 400, bubbles: true}))'
+)
+
+
 def choose(page, name, value, event='change'):
   page.evaluate(
     f"$('#{name}').value = {json.dumps(value)};"
@@ -94,10 +100,7 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(
     until(page, LOADED)
     choose(page, 'layer', 'attention')
     until(page, "$('#legend figcaption').textContent.includes('attention')")
-    page.evaluate(
-      "$('#view').dispatchEvent(new PointerEvent('pointermove',"
-      ' {clientX: 550, clientY: 400, bubbles: true}))'
-    )
+    page.evaluate(POINT)
     until(
       page, "$('#tile tbody').textContent.includes('probability of breast')"
     )
@@ -107,9 +110,22 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(
     until(page, f'document.title === {json.dumps(NAMES[1])} && ({LOADED})')
     assert page.problems == []
     assert all(url.startswith(served.url) for url in page.requests)
+    # Of choices in a row the last one stays, alone.
+    page.evaluate(
+      "for (const key of ['probability-0', 'disagreement', 'probability-1']) {"
+      " $('#layer').value = key;"
+      " $('#layer').dispatchEvent(new Event('change')); }"
+    )
+    until(page, "$('#legend figcaption').textContent.includes('lymphoma')")
+    until(page, LOADED)
     choose(page, 'slide', 'broken')
     until(page, "!$('#fault').hidden")
     assert 'broken' in page.evaluate("$('#fault').textContent")
+    # The slide that is shown is the one that is named; the fault stays told.
+    assert page.evaluate("$('#slide').value") == NAMES[1]
+    page.evaluate(POINT)
+    until(page, "$('#tile tbody').textContent.includes('place')")
+    assert not page.evaluate("$('#fault').hidden")
 
 
 def test_the_script_serves_the_slide_asked_for(run):

@@ -28,15 +28,19 @@ async function ask(path) {
   return answer.json();
 }
 
-// Runs what may fail, and tells the reader if it does.
-async function guarded(work) {
-  try {
+function tell(fault) {
+  $('#fault').textContent = fault.message;
+  $('#fault').hidden = false;
+}
+
+// Runs what may fail, one after the other: of two choices in a row the later
+// one stays. What failed is told until the next choice.
+let turn = Promise.resolve();
+function inTurn(work) {
+  turn = turn.then(() => {
     $('#fault').hidden = true;
-    await work();
-  } catch (fault) {
-    $('#fault').textContent = fault.message;
-    $('#fault').hidden = false;
-  }
+    return work();
+  }).catch(tell);
 }
 
 function fill(table, rows) {
@@ -75,7 +79,12 @@ const add = (tileSource, options) => new Promise((resolve, reject) =>
   }));
 
 async function open(id) {
-  slide = await ask(address('slides', id) + '/');
+  try {
+    slide = await ask(address('slides', id) + '/');
+  } catch (fault) {
+    if (slide) $('#slide').value = slide.id;  // It is still the one shown.
+    throw fault;
+  }
   viewer.world.removeAll();
   viewer.clearOverlays();
   heat = null;
@@ -202,16 +211,20 @@ async function begin() {
 }
 
 $('#slide').addEventListener('change', (event) =>
-  guarded(() => open(event.target.value)));
+  inTurn(() => open(event.target.value)));
 for (const name of ['#layer', '#scale', '#colours']) {
-  $(name).addEventListener('change', () => guarded(overlay));
+  $(name).addEventListener('change', () => inTurn(overlay));
 }
 $('#opacity').addEventListener('input', fade);
 $('#in').addEventListener('click', () => viewer.viewport.zoomBy(1.6));
 $('#out').addEventListener('click', () => viewer.viewport.zoomBy(1 / 1.6));
 $('#home').addEventListener('click', () => viewer.viewport.goHome());
 $('#view').addEventListener('pointermove', (event) =>
-  guarded(() => point(event)));
+  point(event).catch(tell));
+viewer.addHandler('tile-load-failed', ({tiledImage, message}) => {
+  if (tiledImage !== picture || /abort/i.test(message)) return;
+  tell(new Error(`${slide.id}: parts of the slide cannot be read`));
+});
 viewer.addHandler('update-viewport', ruler);
 viewer.addHandler('resize', ruler);
-guarded(begin);
+inTurn(begin);
