@@ -83,7 +83,7 @@ def extract(
   failures, reading, encoding = [], _Clock(), _Clock()
   extra = {**wanted, 'encoder_note': encoder.note}
   pieces = _read(paths, spec, extra, batch, failures)
-  with bars.bar(total=0, unit='tile', mininterval=1) as bar:
+  with bars.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
     for tiles, owners in _ahead(_pack(pieces, batch), reading):
       rows = encoding(encoder.encode, tiles)
       for bag, count in owners:
@@ -96,7 +96,9 @@ def extract(
           done += 1
         bar.update(count)
       failed = f', {len(failures)} failed' if failures else ''
-      bar.set_description(f'{done}/{len(slide_paths)} slides{failed}', False)
+      bar.set_description_str(
+        f'{done}/{len(slide_paths)} slides{failed}', False
+      )
     seconds = bar.format_dict['elapsed']
   if bar.n:
     print(

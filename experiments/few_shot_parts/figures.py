@@ -107,7 +107,12 @@ def localisation(
   for ax, scores in zip(axes[2:], maps.values(), strict=True):
     shown = _lay(ax, scores, cohort.scale.stride, mask)
   drawing.colorbar(
-    shown, ax=axes[-1], fraction=0.05, pad=0.02, label='anomaly score'
+    shown,
+    ax=axes[-1],
+    fraction=0.05,
+    pad=0.02,
+    shrink=0.87,
+    label='anomaly score',
   )
   _save(path, drawing)
 

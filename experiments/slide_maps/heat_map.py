@@ -29,7 +29,7 @@ def draw(
 
   The thumbnail; the tiles' probability of the predicted class; the attention;
   and, where several folds saw the slide, their disagreement. Tiles that no fold
-  keeps are crossed out.
+  keeps, or for disagreement only one, are crossed out.
 
   Args:
     path: the slide.
@@ -92,7 +92,7 @@ def _draw_layer(
   size: tuple[int, int],
   shape: tuple[int, int],
 ) -> None:
-  """Draws one map, its scale and crosses on tiles that nobody keeps."""
+  """Draws one map, its scale and crosses on tiles without a value."""
   ramp = score_layers.colour_map(colours)
   ramp[:, 3] = np.rint(_OPACITY * ramp[:, 3])
   painted = painting.paint(
@@ -113,8 +113,10 @@ def _draw_layer(
   if layer.log:
     bar.ax.yaxis.set_major_formatter('{x:g}')
     bar.ax.minorticks_off()
-  dropped = scores.coords[~scores.shown] + scores.side / 2
-  if len(dropped):
-    ax.plot(*dropped.T, 'x', color='white', ms=7, mew=2.5)
-    ax.plot(*dropped.T, 'kx', ms=6, mew=1, label='dropped')
+  bare = scores.coords[np.isnan(layer.values)] + scores.side / 2
+  if len(bare):
+    of_several = layer.key == 'disagreement'
+    told = 'kept by fewer than two folds' if of_several else 'dropped'
+    ax.plot(*bare.T, 'x', color='white', ms=7, mew=2.5)
+    ax.plot(*bare.T, 'kx', ms=6, mew=1, label=told)
     ax.legend(loc='lower right', fontsize=8)

@@ -4,7 +4,7 @@ import pathlib
 
 from absl import flags
 
-from experiments import run_flag, start
+from experiments import run_flag
 from experiments.slide_maps import run_folder, tile_scores
 
 FOLD = flags.DEFINE_integer(
@@ -23,7 +23,6 @@ DEFAULT_MPP = flags.DEFINE_float(
   'default_mpp', None, 'um/px of level 0 of slides that do not say it.', 1e-3
 )
 flags.declare_key_flag('run')
-flags.declare_key_flag('cache_dir')
 
 
 def resolve() -> tuple[
@@ -41,5 +40,5 @@ def resolve() -> tuple[
     data.slides.SlideError: if the folder of slides cannot be used.
   """
   run = run_flag.folder()
-  files = run_folder.slide_files(run, SLIDES_DIR.value, start.CACHE_DIR.value)
+  files = run_folder.slide_files(run, SLIDES_DIR.value)
   return run, files, tile_scores.find(run, FOLD.value)

@@ -9,15 +9,15 @@ from experiments.slide_maps.tile_scores import MapError
 
 
 def slide_files(
-  run: pathlib.Path, slides_dir: str | None, cache_dir: str
+  run: pathlib.Path, slides_dir: str | None
 ) -> dict[str, pathlib.Path]:
   """Returns the slide files of a run by slide id; none if it has none.
 
   Args:
     run: the results folder.
     slides_dir: where the slides are; by default where the run says that they
-      are: its own --slides_dir, or the phantom cohort.
-    cache_dir: where the phantom cohort is.
+      are: its own --slides_dir, or the phantom cohort that it was trained on,
+      beside its features.
 
   Raises:
     MapError: if the folder is not that of a run.
@@ -30,17 +30,15 @@ def slide_files(
       ' results/kmil_origin_s2023'
     )
   try:
-    said = json.loads(config.read_text(encoding='utf-8'))['flags']
+    record = json.loads(config.read_text(encoding='utf-8'))
+    said, features = record['flags'], record.get('cohort', {})
   except (ValueError, KeyError, TypeError) as e:
     raise MapError(f'{config}: not the record of a run ({e!r})') from e
   folder = slides_dir or said.get('slides_dir')
   own = said.get('csv_path') or said.get('features_dir')
-  if not folder and not own:
-    # It imports what renders and encodes: only where it is asked for.
-    from experiments import phantom_cohort
-
-    root, _ = phantom_cohort.make(cache_dir)
-    folder = root / 'slides'
+  if not folder and not own and 'features_dir' in features:
+    beside = pathlib.Path(features['features_dir']).parent / 'slides'
+    folder = beside if beside.is_dir() else None
   if not folder:
     return {}
   return {slides.slide_id(p): p for p in slides.list_slides(folder)}

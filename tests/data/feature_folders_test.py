@@ -85,12 +85,13 @@ def test_hidden_files_and_folders_do_not_count(tmp_path):
   assert packed.find(tmp_path).ids() == ['b']
 
 
-def test_where_there_is_nothing_slides_are_missing_not_the_folder(tmp_path):
-  for path in (tmp_path, tmp_path / 'absent'):
-    assert Folder(path).path == path
-    assert Folder(path).ids() == [] and 'a' not in Folder(path)
-    with pytest.raises(FeatureError, match=r'a\.h5: no such file'):
-      Folder(path).read('a')
+def test_an_empty_folder_lacks_slides_and_an_absent_one_is_named(tmp_path):
+  assert Folder(tmp_path).path == tmp_path
+  assert Folder(tmp_path).ids() == [] and 'a' not in Folder(tmp_path)
+  with pytest.raises(FeatureError, match=r'a\.h5: no such file'):
+    Folder(tmp_path).read('a')
+  with pytest.raises(FeatureError, match='absent: no such folder of features'):
+    Folder(tmp_path / 'absent')
 
 
 def test_tensors_count_where_there_is_no_h5(tmp_path, real_data):

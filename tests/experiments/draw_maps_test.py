@@ -1,6 +1,7 @@
 """Pictures of slides with their tiles' scores; the script that makes all."""
 
 import dataclasses
+import json
 
 import drawn_maps
 from drawn_results import strict
@@ -177,11 +178,24 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run):
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
   with pytest.raises(MapError, match=r'config\.json: no such file.*--run'):
-    run_folder.slide_files(tmp_path, None, '')
+    run_folder.slide_files(tmp_path, None)
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(MapError, match=r'config\.json: not the record of a run'):
-    run_folder.slide_files(tmp_path, None, '')
+    run_folder.slide_files(tmp_path, None)
 
 
 def test_the_labels_are_those_of_the_test_part(run):
   assert run_folder.labels(run) == {'007.a': 'lymphoma'}
+
+
+def test_the_phantoms_slides_are_those_beside_its_features(run, tmp_path):
+  record = {
+    'flags': {'csv_path': None},
+    'cohort': {'features_dir': str(run.parent / 'features_1')},
+  }
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  names = {'007', '007.a', 'broken'}
+  assert set(run_folder.slide_files(tmp_path, None)) == names
+  record['cohort']['features_dir'] = str(tmp_path / 'gone' / 'features_1')
+  (tmp_path / 'config.json').write_text(json.dumps(record))
+  assert run_folder.slide_files(tmp_path, None) == {}

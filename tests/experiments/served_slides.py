@@ -25,7 +25,7 @@ def run_folder_of(root):
 def serving(run):
   """Serves a results folder from a thread."""
   shown = catalogue.Catalogue(
-    run_folder.slide_files(run, None, ''),
+    run_folder.slide_files(run, None),
     tile_scores.find(run),
     {'007.a': 'lymphoma'},
   )
