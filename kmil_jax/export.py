@@ -187,7 +187,7 @@ def read(path: str | pathlib.Path) -> Archive:
         content[info.filename] = file.read(info)
     card = json.loads(content.pop(_CARD))
     weights = safetensors.numpy.load(content.pop(_WEIGHTS))
-  except ExportError:
+  except (ExportError, FileNotFoundError):
     raise
   except KeyError as error:
     raise ExportError(
@@ -198,6 +198,7 @@ def read(path: str | pathlib.Path) -> Archive:
     safetensors.SafetensorError,
     EOFError,
     NotImplementedError,  # A zip of another kind.
+    OSError,  # One whose table of contents points outside.
     RuntimeError,  # An encrypted one.
     ValueError,
   ) as error:

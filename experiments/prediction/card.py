@@ -62,6 +62,8 @@ class Card:
       )
     values = {name: value[name] for name in names}
     lists = ('classes', 'folds', 'temperature', 'sha256', 'made_by')
+    if not all(isinstance(values[name], list) for name in lists):
+      raise PredictionError(f'{path}: {", ".join(lists)} of its card are lists')
     card = cls(**values | {name: tuple(values[name]) for name in lists})
     if not len(card.folds) == len(card.temperature) == len(card.sha256) > 0:
       raise PredictionError(f'{path}: a card without a temperature per fold')

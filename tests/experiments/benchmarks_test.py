@@ -24,12 +24,6 @@ def write_bags(folder, path):
 NINE_TENTHS = ('--k=20', '--select=last')
 
 
-# Tests' own flags save compiling; here training takes longer.
-RUN_FAST = (
-  "import os; os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=1'"
-)
-
-
 # Each model and each data set once; BUILD_NOTES.md has all four.
 @pytest.mark.parametrize(
   'model,name,protocol,least',
@@ -45,7 +39,6 @@ def test_accuracy_on_real_labels(
     f'--model={model}',
     '--epochs=60',
     f'--results_dir={tmp_path}',
-    before=RUN_FAST,
   )
   path = tmp_path / f'{model}_origin_s2023' / 'summary.json'
   accuracy = json.loads(path.read_text())['metrics']['accuracy']

@@ -34,7 +34,7 @@ def run_python(*arguments):
   return subprocess.run(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1'},
+    env=os.environ | script_process.ENVIRONMENT,
     capture_output=True,
     encoding='utf-8',
     timeout=300,

@@ -69,6 +69,22 @@ def test_temperatures_that_say_little_are_named(models):
   assert 'fold 1: its temperature, 10, is a bound' in second
 
 
+@pytest.mark.parametrize(
+  'changed,message',
+  [
+    ({'format': 2}, 'a card of format 2; this version reads format 1'),
+    ({'folds': 3}, 'm.kmil: classes, folds'),
+    ({'temperature': [1.0]}, 'without a temperature per fold'),
+  ],
+)
+def test_cards_of_another_kind_are_refused(models, changed, message):
+  whole = json.loads(json.dumps(models.card.to_json()))
+  assert Card.from_json('m.kmil', whole) == models.card
+  with pytest.raises(PredictionError) as error:
+    Card.from_json('m.kmil', whole | changed)
+  assert message in str(error.value)
+
+
 def change(path, **values):
   path.write_text(json.dumps(json.loads(path.read_text()) | values))
 

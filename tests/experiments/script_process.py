@@ -12,6 +12,11 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parents[2]
+# Scripts encode and train for longer than they compile.
+ENVIRONMENT = {
+  'JAX_NUM_CPU_DEVICES': '1',
+  'XLA_FLAGS': '--xla_backend_optimization_level=1',
+}
 _PRELOADED = (
   'absl.app',
   'chex',
@@ -62,14 +67,13 @@ class Script:
       target=_run, args=(module, args, before, str(cwd), *self._logs)
     )
     # The server of forks takes the environment of its start.
-    devices = os.environ.get('JAX_NUM_CPU_DEVICES')
-    os.environ['JAX_NUM_CPU_DEVICES'] = '1'
+    outside = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
     try:
       self._process.start()
     finally:
-      del os.environ['JAX_NUM_CPU_DEVICES']
-      if devices is not None:
-        os.environ['JAX_NUM_CPU_DEVICES'] = devices
+      os.environ.clear()
+      os.environ.update(outside)
 
   @property
   def returncode(self):

@@ -156,6 +156,7 @@ def without(name):
   [
     (lambda content, path: b'', 'not a complete model'),
     (lambda content, path: content[:-400], 'not a complete model'),
+    (lambda content, path: content[len(content) // 2 :], 'not a complete'),
     (
       lambda content, path: content.replace(b'\0\0', b'ab', 9),
       'not a complete',
