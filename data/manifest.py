@@ -8,6 +8,8 @@ import re
 
 import numpy as np
 
+from data import atomic
+
 COLUMNS = ('case_id', 'slide_id', 'label')
 # File systems take 255; what is put before and after an id takes the rest.
 _LONGEST_ID = 180
@@ -112,7 +114,10 @@ def _wrong_name(slide: str) -> str:
 
 def write(path: str | pathlib.Path, manifest: Manifest) -> None:
   """Writes the table as `read` reads it."""
-  with pathlib.Path(path).open('w', newline='', encoding='utf-8') as f:
+  with (
+    atomic.replacing(path) as part,
+    part.open('w', newline='', encoding='utf-8') as f,
+  ):
     writer = csv.writer(f)
     writer.writerow(COLUMNS)
     writer.writerows(

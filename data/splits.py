@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from data import atomic
 from data.manifest import Manifest
 
 PARTS = ('train', 'val', 'test')
@@ -137,12 +138,13 @@ def write(
   folder: str | pathlib.Path, manifest: Manifest, splits: list[Split]
 ) -> None:
   """Writes `splits_<i>.csv` with CLAM's columns: index, train, val, test."""
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   for i, split in enumerate(splits):
     columns = [manifest.slide[getattr(split, part)] for part in PARTS]
-    path = folder / f'splits_{i}.csv'
-    with path.open('w', newline='', encoding='utf-8') as f:
+    path = pathlib.Path(folder) / f'splits_{i}.csv'
+    with (
+      atomic.replacing(path) as part,
+      part.open('w', newline='', encoding='utf-8') as f,
+    ):
       writer = csv.writer(f)
       writer.writerow(['', *PARTS])
       rows = itertools.zip_longest(*columns, fillvalue='')

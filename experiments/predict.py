@@ -27,7 +27,7 @@ from experiments.prediction import bags, loop, outputs, predictor, run_flags
 from experiments.prediction.card import PredictionError
 from experiments.prediction.predictor import Predictor
 from experiments.preflight import features as preflight, flag
-from experiments.preflight.findings import Findings
+from experiments.preflight.findings import Findings, some
 from kmil_jax.export import ExportError
 
 _MODEL = flags.DEFINE_string(
@@ -106,6 +106,7 @@ def _run() -> None:
     made, failures = job.run(folder / 'features')
     found, unread = bags.check(folder / 'features', card, made)
     failures += unread
+  _warn_of_known(found.ids)
   failures += loop.predict(found, models, folder)
   counts = outputs.write_tables(folder, card, found.ids, failures)
   print(', '.join(f'{name} {count}' for name, count in counts.items()))
@@ -114,6 +115,19 @@ def _run() -> None:
     lines = [f'  {slide}  {reason}' for slide, reason in sorted(failures)]
     sys.exit(
       f'error: {len(failures)} slides have no prediction:\n' + '\n'.join(lines)
+    )
+
+
+def _warn_of_known(ids: list[str]) -> None:
+  """Says which slides the models of --run were trained on."""
+  if not (run := run_flags.run()):
+    return
+  from experiments.prediction import run_folder
+
+  if known := sorted(run_folder.slides(run) & set(ids)):
+    print(
+      f'warning: {len(known)} slides have the ids of slides of the training:'
+      f' {some(known)}; what is said of them is no test of the models'
     )
 
 

@@ -156,19 +156,24 @@ def open_camelyon(
     for key, path in lists.items()
     if key[0] != 'val' or not drawn
   }
-  listed = {name for some in read.values() for name in some.slide.tolist()}
+  names = lambda lists: {n for some in lists for n in some.slide.tolist()}
   known = annotations.find(annotations_path)
-  val = validation.choose(slides_dir, listed, known) if drawn else []
-  wanted = {*listed, *slides.read_reference(reference_csv), *val}
+  chosen = []
+  if drawn:
+    val = validation.draw(
+      slides_dir, names(read.values()), known, seed=seed, size=scale.size
+    )
+    chosen = sorted(names(val.values()), reverse=True)
+    read |= val
+  wanted = names(read.values()) | set(slides.read_reference(reference_csv))
   found = slides.find(slides_dir, reference_csv, wanted=wanted)
   for name in sorted(wanted & set(found.left_out)):
     print(f'{name}: left out, {found.left_out[name]}', flush=True)
+  for name in found.relabelled:
+    print(f'{name}: {slides.RELABELLED[name]}, whatever its name', flush=True)
   test = tuple(s for s in found.slides if s.part == 'test')
   known.require([s.id for s in test if s.label == 'tumor'])
   files = {s.id: s.path for s in found.slides}
-  if drawn:
-    some = {name: files[name] for name in val}
-    read |= validation.draw(some, known, seed=seed, size=scale.size)
   parts = {
     part: patch_tiles.from_lists(
       files, read[part, 'bad'], read[part, 'good'], size=scale.size
@@ -184,7 +189,7 @@ def open_camelyon(
     main=min(paper.TUMOUR, tumour),
     counts=counts(tumour),
     note=f'patches of {lists_dir} in slides of {slides_dir}'
-    + drawn * f'; validation patches drawn of {" and ".join(val)}',
+    + drawn * f'; validation patches drawn of {" and ".join(chosen)}',
   )
 
 

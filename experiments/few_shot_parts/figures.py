@@ -102,10 +102,17 @@ def localisation(
   level = 2**cohort.scale.level
   shape = (-(-height // level), -(-width // level))
   mask = cohort.annotations.mask(slide.id, shape, level)
-  _lay(axes[1], np.where(mask, 3.0, 0.0), level, None)
+  _lay(axes[1], np.where(mask, 3.0, 0.0), level)
   maps = {n: slides.load_map(f.folder, slide.id) for n, f in found.items()}
   for ax, scores in zip(axes[2:], maps.values(), strict=True):
-    shown = _lay(ax, scores, cohort.scale.stride, mask)
+    shown = _lay(ax, scores, cohort.scale.stride)
+    ax.contour(
+      *((np.arange(n) + 0.5) * level for n in mask.shape[::-1]),
+      mask,
+      [0.5],
+      colors='black',
+      linewidths=1.0,
+    )
   drawing.colorbar(
     shown,
     ax=axes[-1],
@@ -117,21 +124,10 @@ def localisation(
   _save(path, drawing)
 
 
-def _lay(ax, scores: np.ndarray, stride: int, mask: np.ndarray | None):
+def _lay(ax, scores: np.ndarray, stride: int):
   """Lays a map on an axis of level-0 pixels, glass white."""
   rows, columns = scores.shape
   extent = (0, columns * stride, rows * stride, 0)
-  if mask is not None:
-    width = ax.get_xlim()[1]
-    level = width / mask.shape[1]
-    ax.contour(
-      np.arange(mask.shape[1]) * level,
-      np.arange(mask.shape[0]) * level,
-      mask,
-      [0.5],
-      colors='black',
-      linewidths=1.0,
-    )
   return ax.imshow(
     np.ma.masked_equal(scores, 0),
     'viridis',

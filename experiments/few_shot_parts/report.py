@@ -12,6 +12,7 @@ from experiments.few_shot_parts.scores import METRICS, Summary, minus
 from experiments.few_shot_parts.settings import FW_RD, RD, Setting, sweep
 from experiments.few_shot_parts.training import Job, Options
 from experiments.paper_text import Table
+from experiments.slide_scores.scoring import ScoreError
 from kmil_jax import froc, metrics
 
 _SUMMARY = 'summary.json'
@@ -105,10 +106,17 @@ def patches(
 def of_slides(
   folder: pathlib.Path, cohort: Cohort, found: Mapping[str, slides.Found]
 ) -> None:
-  """Makes the table and figures of slides."""
-  for name in sorted({n for some in found.values() for n in some.faults}):
-    why = next(s.faults[name] for s in found.values() if name in s.faults)
-    print(f'not scored: {why}')
+  """Makes the table and figures of slides.
+
+  Raises:
+    ScoreError: naming the slides that could not be read, once all is made of
+      the others; both methods see the same.
+  """
+  some = next(iter(found.values()))
+  faults = [f'\n  {some.faults[name]}' for name in sorted(some.faults)]
+  fault = f'{len(faults)} slide(s) not scored:{"".join(faults)}'
+  if not some.slide:
+    raise ScoreError(fault)
   show(folder, slides.table(found))
   curves = {name: froc.froc(some.cases) for name, some in found.items()}
   figures.froc_curves(folder / 'figures' / 'froc.png', curves)
@@ -118,7 +126,6 @@ def of_slides(
   )
   figures.localisation(folder / 'figures' / 'localisation.png', cohort, found)
   rows = [['slide', 'tumour', *found]]
-  some = next(iter(found.values()))
   for i, slide in enumerate(some.slide):
     values = [f'{f.score["validation"][i]:.6g}' for f in found.values()]
     rows.append([slide, int(some.tumour[i]), *values])
@@ -136,6 +143,8 @@ def of_slides(
       for name, some in found.items()
     },
   )
+  if faults:
+    raise ScoreError(fault)
 
 
 def show(folder: pathlib.Path, table: Table) -> None:

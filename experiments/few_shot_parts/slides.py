@@ -218,14 +218,14 @@ def _truth(folder: pathlib.Path, cohort: Cohort) -> dict[str, froc.Lesions]:
     if slide.label != 'tumor':
       continue
     with Slide(slide.path, default_mpp=cohort.scale.mpp) as opened:
-      shape = tuple(-(-n // 2**level) for n in (opened.height, opened.width))
+      # One more: the middle of a map's last pixel may be the slide's very end.
+      shape = tuple(n // 2**level + 1 for n in (opened.height, opened.width))
     mask = cohort.annotations.mask(slide.id, shape, 2**level)
     found[slide.id] = froc.lesions(mask, mpp=cohort.scale.mpp, level=level)
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
     path = folder / f'{slide.id}_mask_level{level}.png'
-    if not path.exists():
-      image = Image.fromarray(mask.astype(np.uint8) * 255)
-      with atomic.replacing(path) as part:
-        image.save(part, format='PNG')
+    with atomic.replacing(path) as part:
+      image.save(part, format='PNG')
   return found
 
 

@@ -19,6 +19,7 @@ from experiments.few_shot_parts.progress import Progress
 from experiments.few_shot_parts.settings import Setting
 from kmil_jax import checkpoint, distill_fit, parallel, port, port_distillation
 from kmil_jax.distill_program import Program
+from kmil_jax.distill_runs import NORMAL
 from kmil_jax.distill_train import Distiller, Variables
 from kmil_jax.models.reverse_distillation import map_shapes
 
@@ -122,14 +123,16 @@ def open_teacher(
   path = folder / TEACHER
   if parallel.is_first():
     print(
-      'WARNING: THE TEACHER IS RANDOM, calibrated on training patches: it'
-      ' knows no images. Give --weights=<wide_resnet50_2 of torchvision> for'
+      'WARNING: THE TEACHER IS RANDOM, calibrated on normal training patches:'
+      ' it knows no images. Give --weights=<wide_resnet50_2 of torchvision> for'
       ' the one of the paper.',
       flush=True,
     )
     if not path.exists():
       tiles = cohort.parts['train']
-      rows = np.random.default_rng(0).permutation(len(tiles))[:_CALIBRATION]
+      # RD knows no tumour, so its teacher must not.
+      normal = np.flatnonzero(tiles.label == NORMAL)
+      rows = np.random.default_rng(0).permutation(normal)[:_CALIBRATION]
       drawn = port_distillation.random_teacher(
         tiles.load(np.sort(rows)), seed=0, width=options.width
       )

@@ -1,6 +1,7 @@
 """Opens the models of a finished results folder, without its cohort."""
 
 from collections.abc import Mapping
+import csv
 import hashlib
 import json
 import pathlib
@@ -118,6 +119,18 @@ def design_of(flags: Mapping[str, Any], num_classes: int, width: int) -> Design:
 def features_dir(folder: pathlib.Path) -> pathlib.Path:
   """Returns where the features were that the models were trained on."""
   return pathlib.Path(_json(folder, 'config.json')['cohort']['features_dir'])
+
+
+def slides(folder: pathlib.Path) -> set[str]:
+  """Returns the ids of the slides that a results folder is of.
+
+  Nothing of folders of versions that kept no table.
+  """
+  path = folder / 'cohort.csv'
+  if not path.exists():
+    return set()
+  with path.open(newline='', encoding='utf-8') as file:
+    return {row['slide_id'] for row in csv.DictReader(file)}
 
 
 def _folds(folder: pathlib.Path, k: int, fold: int | None) -> tuple[int, ...]:

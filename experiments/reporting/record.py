@@ -137,6 +137,8 @@ def _slides(
   path = folder / 'cohort.csv'
   if path.exists():
     rows = _rows(path)
+    if not rows:
+      raise ResultsError(f'{path}: is damaged (no rows); {_AGAIN}')
     column = lambda name: np.array([row[name] for row in rows], str)
     try:
       return Slides(

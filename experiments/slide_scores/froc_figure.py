@@ -20,14 +20,22 @@ def draw(path: pathlib.Path, curves: Mapping[str, froc.Froc]) -> None:
     path: of the PNG.
     curves: by name; '' for one that needs none.
   """
-  drawing = figure.Figure((5.6, 4.6), layout='constrained')
+  drawing = figure.Figure((5.6, 4.9), layout='constrained')
   ax = drawing.subplots()
   last = froc.RATES[-1]
   for place, (name, found) in enumerate(curves.items()):
     colour = f'C{place % 10}'
     label = f'{name}, FROC {found.score:.3f}'.removeprefix(', ')
     ax.plot(found.rate, found.curve, color=colour, lw=1.5, label=label)
-    ax.plot(froc.RATES, found.sensitivity, 'o', color=colour, ms=5, zorder=3)
+    ax.plot(
+      froc.RATES,
+      found.sensitivity,
+      'o',
+      color=colour,
+      ms=5,
+      zorder=3,
+      clip_on=False,  # Of marks on an axis.
+    )
     if found.rate[-1] < last:
       held = np.array([found.curve[-1]] * 2)
       ax.plot([found.rate[-1], last], held, ':', color=colour, lw=1.5)
@@ -40,6 +48,7 @@ def draw(path: pathlib.Path, curves: Mapping[str, froc.Froc]) -> None:
   some = next(iter(curves.values()))
   ax.set_title(f'{some.slides} slides, {some.lesions} lesions', pad=10)
   ax.grid(color='0.92')
-  ax.legend(loc='lower right', fontsize=9)
+  # Below: curves may be anywhere within.
+  drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
   with atomic.replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')

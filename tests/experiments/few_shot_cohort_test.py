@@ -1,5 +1,6 @@
 """Cohorts of the few-shot study: slides with lists, folders of patches."""
 
+import json
 import shutil
 
 import few_shot_slides
@@ -70,6 +71,21 @@ def test_lists_of_validation_are_used_where_there_are(root, tmp_path):
   (lists / 'val_bad.txt').write_text('tumor_002,400,400\n')
   val = open_slides(root, lists=lists).parts['val']
   assert val.xy.tolist() == [[400 - 32, 400 - 32], [200 - 32, 300 - 32]]
+
+
+def test_validation_is_of_a_slide_with_room(root, tmp_path):
+  root = shutil.copytree(root, tmp_path / 'c16')
+  for name in ('slides/{}.tiff', 'annotations/{}.json'):
+    shutil.copy(
+      root / name.format('tumor_002'), root / name.format('tumor_003')
+    )
+  small = {'positive': [[[320, 192], [420, 192], [420, 292]]], 'negative': []}
+  (root / 'annotations/tumor_002.json').write_text(json.dumps(small))
+  val = open_slides(root).parts['val']
+  assert set(val.group[val.label == 0]) == {'tumor_003'}
+  (root / 'annotations/tumor_003.json').unlink()
+  with pytest.raises(TileError, match='no tumor one with room'):
+    open_slides(root)
 
 
 def test_what_is_missing_is_named(root, tmp_path):

@@ -1,5 +1,6 @@
 """Slides scored by two students of the few-shot study, which know colours."""
 
+import dataclasses
 import json
 
 from few_shot_slides import SCALE, make, violet
@@ -18,6 +19,7 @@ from experiments.few_shot_parts import (
 from experiments.few_shot_parts.settings import FW_RD, RD
 from experiments.few_shot_parts.training import Job, Options
 from experiments.slide_scores import froc_files
+from experiments.slide_scores.scoring import ScoreError
 from kmil_jax import anomaly, froc
 
 NAMES = {
@@ -127,6 +129,15 @@ def test_the_report_of_slides(trained, cohort, found, capsys):
   for name in ('froc', 'slide_roc', 'localisation'):
     with Image.open(folder / f'figures/{name}.png') as image:
       assert np.asarray(image.convert('L')).std() > 5
+
+
+def test_slides_that_cannot_be_read_are_a_fault(trained, cohort, found):
+  torn = {
+    name: dataclasses.replace(some, faults={'test_009': 'test_009: torn'})
+    for name, some in found.items()
+  }
+  with pytest.raises(ScoreError, match=r'1 slide\(s\) not scored:\n.*torn'):
+    report.of_slides(trained[0], cohort, torn)
 
 
 def test_the_report_of_patches(trained, cohort, capsys):

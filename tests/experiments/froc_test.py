@@ -1,22 +1,18 @@
 """The script that scores detections, and the files it reads."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 from hypothesis import given, strategies as st
 import numpy as np
 from PIL import Image
 import pytest
+import script_process
 
 from data.camelyon16 import annotations, polygons
 from data.outlines import Ring
 from experiments.slide_scores import detections, froc_files
 from experiments.slide_scores.froc_files import DetectionError
 from kmil_jax import froc
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def write(root, masks, tables):
@@ -56,13 +52,7 @@ def folders(tmp_path):
 
 
 def run(*arguments):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.froc', *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+  return script_process.run('experiments.froc', *arguments)
 
 
 def test_the_script_prints_json_alone_and_draws(folders, tmp_path):

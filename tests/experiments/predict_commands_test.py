@@ -58,6 +58,9 @@ def test_the_commands(finished, model_file, tmp_path):
   assert "--fold=two: give a number, or 'ensemble'" in codes[1]
   assert 'give --run and --out' in codes[2]
   assert codes[3].startswith('error: 1 slides have no prediction:\n  broken')
+  assert 'warning: 2 slides have the ids of slides of the training: sl' in (
+    printed
+  )
   assert codes[4] == 1 and 'problem: broken: ' in printed
   predicted = tmp_path / f'predict_{folder.name}_fold_2_new'
   assert len(rows(predicted / 'predictions.csv')) == 2

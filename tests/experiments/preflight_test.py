@@ -270,7 +270,7 @@ def test_conflicts_are_listed_with_their_labels():
 
 # They train and predict nothing on data of the user.
 _WITHOUT = (
-  'benchmark compare cost draw_maps export froc pack paper_figures report view'
+  'benchmark compare cost draw_maps export froc pack report view'
 ).split()
 
 

@@ -126,6 +126,7 @@ def test_curves_can_be_read_off_their_axes():
     ('config.json', '[]', 'is not the record of a run'),
     ('config.json', '{}', 'lacks flags, inputs, made_by'),
     ('cohort.csv', 'case_id,slide_id\na,b\n', 'is damaged'),
+    ('cohort.csv', '', 'is damaged'),
     ('fold_0/metrics.jsonl', '{"epoch": 1', 'is damaged'),
     ('fold_0/predictions.csv', None, 'summary.json is of the folds [0]'),
   ],

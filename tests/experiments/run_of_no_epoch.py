@@ -7,7 +7,13 @@ import feature_folder
 import h5py
 
 from data import splits
-from experiments import cohort as cohorts, crossval, provenance, summaries
+from experiments import (
+  cohort as cohorts,
+  crossval,
+  files,
+  provenance,
+  summaries,
+)
 from experiments.training import Run, Settings
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Recipe
@@ -42,6 +48,7 @@ def make(folder):
   provenance.open_folder(
     run, FLAGS, FLAGS, cohort.fingerprint(), cohort.about()
   )
+  files.write_rows(run / 'cohort.csv', cohort.rows())
   runs = [Run(run / f'fold_{i}', i, settings.choice) for i in range(3)]
   crossval.complete(
     cohort, folds, runs, range(3), settings, run, attention=True

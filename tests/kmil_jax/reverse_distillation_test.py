@@ -103,10 +103,9 @@ def test_upsampling_is_torchs_transposed_convolution():
 
 
 def test_the_papers_width_takes_a_step():
-  # RD's; the kernel in which FW-RD differs is a third of its memory.
-  distiller = distill_train.Distiller(64, 1)
+  distiller = distill_train.Distiller(64, 3)
   rng = np.random.default_rng(0)
-  noise = rng.random(2**25, np.float32) - np.float32(0.5)
+  noise = rng.random(2**26, np.float32) - np.float32(0.5)
 
   def fill(path, leaf):
     if path[-1].key != 'kernel':
@@ -117,7 +116,7 @@ def test_the_papers_width_takes_a_step():
     value = noise[: leaf.size].reshape(leaf.shape)
     return jnp.asarray(value * np.float32((24 / (height * width * out)) ** 0.5))
 
-  teacher, student = jax.tree_util.tree_map_with_path(fill, shapes(64, 1))
+  teacher, student = jax.tree_util.tree_map_with_path(fill, shapes(64, 3))
   image = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
   label = np.array([1, 0])
   patches = distill_train.Patches(teacher=teacher, image=image, label=label)
