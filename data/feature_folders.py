@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from data import features as feature_files
 from data.features import FeatureError, FeatureFile, Header
@@ -11,6 +13,7 @@ from data.features import FeatureError, FeatureFile, Header
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _DEPTH = 2  # Folders between the one given and the files.
 _H5, _PT = feature_files.SUFFIXES
+_TRIDENT = 'features_'  # And the encoder's name.
 
 
 class Folder:
@@ -42,12 +45,14 @@ class Folder:
     return other if not path.exists() and other.exists() else path
 
   def header(self, slide_id: str) -> Header:
-    """See `data.features.header`."""
-    return feature_files.header(self.file(slide_id))
+    """See `data.features.header`; the encoder may be the folder's."""
+    found = feature_files.header(self.file(slide_id))
+    return dataclasses.replace(found, attributes=self._named(found.attributes))
 
   def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
-    """See `data.features.read`."""
-    return feature_files.read(self.file(slide_id), level0_mpp)
+    """See `data.features.read`; the encoder may be the folder's."""
+    found = feature_files.read(self.file(slide_id), level0_mpp)
+    return dataclasses.replace(found, attributes=self._named(found.attributes))
 
   def digest(self, slide_id: str) -> str:
     """Returns a hash of the file's size, first and last megabyte."""
@@ -59,6 +64,12 @@ class Folder:
       f.seek(max(size - _EDGE, 0))
       content.update(f.read())
     return content.hexdigest()
+
+  def _named(self, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Adds the encoder that TRIDENT names in the folder alone."""
+    if not self.path.name.startswith(_TRIDENT):
+      return attributes
+    return {'encoder': self.path.name.removeprefix(_TRIDENT)} | attributes
 
 
 def locate(path: Path) -> Path:
@@ -100,7 +111,7 @@ def _candidates(path: Path) -> Iterator[Path]:
       if folder.name == 'pt_files' and _holds(folder.parent / 'h5_files'):
         continue
       named = folder.name in ('h5_files', 'pt_files')
-      if named or folder.name.startswith('features_') or _has_rows(first):
+      if named or folder.name.startswith(_TRIDENT) or _has_rows(first):
         yield folder
 
 

@@ -32,7 +32,7 @@ from experiments.few_shot_parts.training import Options
 from experiments.preflight import tiles as preflight
 from experiments.preflight.flag import CHECK
 from experiments.slide_scores.scoring import ScoreError
-from kmil_jax import distill_losses, parallel, port
+from kmil_jax import cores, distill_losses, parallel, port
 from kmil_jax.distill_runs import NORMAL, DistillError
 
 _STAGE = flags.DEFINE_enum(
@@ -126,6 +126,8 @@ _PAPER = {
 
 
 def _run() -> None:
+  if not any(flag.value for flag in (*_DATA, _PATCHES_DIR)):
+    cores.use()  # The phantom's networks are small.
   cohort, phantom = _cohort()
   if CHECK.value:
     preflight.check(cohort.parts)

@@ -82,7 +82,10 @@ class Distiller:
       maps = [jnp.zeros(m.shape, m.dtype) for m in map_shapes(width)]
       return self.student.init(jax.random.key(seed), maps)
 
-    self._draw = jax.jit(draw)
+    # Compiled for long and run for moments: LLVM takes 40 s of a CPU, or 8.
+    hasty = {'xla_backend_optimization_level': 0}
+    on_cpu = jax.default_backend() == 'cpu'
+    self._draw = jax.jit(draw, compiler_options=hasty if on_cpu else None)
 
   def draw(self, seed: np.ndarray) -> Variables:
     """Draws students, one of each seed [R]; NumPy leaves [R, ...]."""

@@ -124,3 +124,14 @@ def test_a_damaged_first_file_hides_no_named_folder(tmp_path):
     pass
   with pytest.raises(FeatureError, match=r'b\.pt: no tensor'):
     features.header(packed.find(tmp_path).file('b'))
+
+
+def test_the_encoder_of_a_folder_holds_where_files_are_silent(tmp_path):
+  put(tmp_path / 'features_uni_v1' / 'a.h5')
+  put(tmp_path / 'features_uni_v1' / 'b.h5', encoder='conch')
+  put(tmp_path / 'feats' / 'c.h5')
+  folder = Folder(tmp_path / 'features_uni_v1')
+  for slide, encoder in (('a', 'uni_v1'), ('b', 'conch')):
+    assert folder.header(slide).attributes['encoder'] == encoder
+    assert folder.read(slide).attributes['encoder'] == encoder
+  assert 'encoder' not in Folder(tmp_path / 'feats').header('c').attributes

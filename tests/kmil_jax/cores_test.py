@@ -1,0 +1,39 @@
+"""Devices made of CPU cores, unless the user says how many there are."""
+
+import jax
+import pytest
+
+from kmil_jax import cores
+
+
+@pytest.fixture
+def made(monkeypatch):
+  """What the number of devices is set to, on a machine of three cores."""
+  seen = []
+  monkeypatch.setattr(cores.os, 'cpu_count', lambda: 3)
+  monkeypatch.setattr(jax.config, 'update', lambda *told: seen.append(told))
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  return seen
+
+
+def told(monkeypatch, number):
+  monkeypatch.setattr(
+    type(jax.config), 'jax_num_cpu_devices', number, raising=False
+  )
+
+
+def test_every_core_is_a_device_up_to_a_limit(made, monkeypatch):
+  told(monkeypatch, -1)
+  cores.use()
+  cores.use(most=2)
+  assert [number for _, number in made] == [3, 2]
+
+
+def test_what_the_user_says_stays(made, monkeypatch):
+  told(monkeypatch, 1)
+  cores.use()
+  told(monkeypatch, -1)
+  flag = '--xla_force_host_platform_device_count=4'
+  monkeypatch.setenv('XLA_FLAGS', flag)
+  cores.use()
+  assert not made
