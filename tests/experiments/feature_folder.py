@@ -58,6 +58,6 @@ def script(*args, module='kmil', before='pass'):
 def run(*args, **kwargs):
   """Runs the script to its end; returns what it printed."""
   process = script(*args, **kwargs)
-  out, _ = process.communicate(timeout=300)
+  out, _ = process.communicate(timeout=900)
   assert process.returncode == 0, out
   return out

@@ -94,7 +94,7 @@ class Script:
     out, _ = self._logs
     return out.read_text(encoding='utf-8') if out.exists() else ''
 
-  def communicate(self, timeout=300):
+  def communicate(self, timeout=900):
     """Waits for its end; returns what it printed on either stream."""
     self._process.join(timeout)
     if self._process.exitcode is None:

@@ -14,7 +14,7 @@ import pytest
 from kmil_jax import parallel
 
 WORKER = pathlib.Path(__file__).with_name('pod_worker.py')
-TIMEOUT = 240  # Seconds.
+TIMEOUT = 600  # Seconds.
 
 
 def free_port() -> int:
