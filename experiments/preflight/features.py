@@ -184,9 +184,9 @@ def _made(
 
 
 def _text(value: Any) -> str:
-  """Returns a value to compare by: 256 and 256.0 are one, as is float32."""
-  if isinstance(value, int | float) and math.isfinite(value):
-    return f'{value:.6g}'
+  """Returns a value to compare by; float32 attributes are rounded."""
+  if isinstance(value, float) and math.isfinite(value):
+    return str(round(value, 6))
   return (
     value.decode(errors='replace') if isinstance(value, bytes) else str(value)
   )
