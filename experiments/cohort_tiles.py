@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import pathlib
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,39 @@ class TileSpec:
     mpp = self.mpp_of.get(slides.slide_id(path))
     return slides.Slide(path, self.default_mpp, mpp)
 
-  def scale(
+  def attributes(self) -> dict[str, Any]:
+    """Returns what features of such tiles say of their making."""
+    seed = self.augment_seed
+    return {
+      'patch_size': self.tile_size,
+      'mpp': float(self.mpp),
+      'overlap': 0,
+      'min_tissue': float(self.min_tissue),
+      'augment': 'none' if seed is None else str(seed),
+    }
+
+  def differences(
+    self,
+    file: pathlib.Path,
+    found: Mapping[str, Any],
+    encoder: Mapping[str, str] = MappingProxyType({}),
+  ) -> list[str]:
+    """Says in what a feature file is not what these tiles would give.
+
+    Args:
+      file: <slide_id>.h5.
+      found: its attributes.
+      encoder: attributes of the encoder that is asked for.
+    """
+    scale = self._scale(file.stem, found)
+    wanted = {**encoder, **self.attributes(), **scale}
+    return [
+      f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
+      for key, value in wanted.items()
+      if found.get(key) != value
+    ]
+
+  def _scale(
     self, slide_id: str, attributes: Mapping[str, Any]
   ) -> dict[str, float | None]:
     """Returns the level0_mpp that features made with these attributes need.

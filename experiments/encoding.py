@@ -61,15 +61,7 @@ def extract(
   """
   features_dir = pathlib.Path(features_dir)
   features_dir.mkdir(parents=True, exist_ok=True)
-  wanted = {
-    'encoder': encoder.name,
-    'precision': encoder.precision,
-    'patch_size': spec.tile_size,
-    'mpp': float(spec.mpp),
-    'overlap': 0,
-    'min_tissue': float(spec.min_tissue),
-    'augment': 'none' if spec.augment_seed is None else str(spec.augment_seed),
-  }
+  wanted = {'encoder': encoder.name, 'precision': encoder.precision}
   paths = _missing(slide_paths, features_dir, wanted, spec)
   done = len(slide_paths) - len(paths)
   print(
@@ -81,7 +73,7 @@ def extract(
     return []
   batch = batch or encoders.default_batch()
   failures, reading, encoding = [], _Clock(), _Clock()
-  extra = {**wanted, 'encoder_note': encoder.note}
+  extra = wanted | spec.attributes() | {'encoder_note': encoder.note}
   pieces = _read(paths, spec, extra, batch, failures)
   with bars.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
     for tiles, owners in _ahead(_pack(pieces, batch), reading):
@@ -156,11 +148,7 @@ def _missing(slide_paths, features_dir, wanted, spec) -> list[pathlib.Path]:
     except features.FeatureError as error:
       faults.append(str(error))
       continue
-    faults += [
-      f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
-      for key, value in {**wanted, **spec.scale(name, found)}.items()
-      if found.get(key) != value
-    ]
+    faults += spec.differences(file, found, wanted)
   if faults:
     raise EncodingError(
       'nothing was done; move these files, or give another folder for the '

@@ -1,6 +1,7 @@
 """Four CPU devices, parsed flags, the folder of real data."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -13,16 +14,21 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# Compiling is what takes time here: with few of LLVM's passes and none of XLA's
-# newer fusions it takes half as long, and programs hardly run slower.
+# Compiling is what takes time here. Without LLVM's passes, XLA's newer fusions
+# and threads of its own, which other workers lack, it takes half as long.
 os.environ.setdefault(
   'XLA_FLAGS',
-  '--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false',
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  ' --xla_cpu_parallel_codegen_split_count=1',
 )
 # One thread of torch and NumPy per worker: those of two wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+# Programs are millions of long-lived objects, which Python would visit time and
+# again in search of garbage: a tenth of the time.
+gc.set_threshold(200_000, 50, 1000)
 
 from absl import flags
 import hypothesis

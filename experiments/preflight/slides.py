@@ -19,8 +19,9 @@ def check(
 ) -> NoReturn:
   """Opens every slide and reads a tile of its middle and its smallest level.
 
-  Scales, files that are there already and an upper bound of the features' size
-  are looked at, too. A slide damaged elsewhere is found only by extracting it.
+  Scales, files that are there already, whether they were made as asked, and an
+  upper bound of the features' size are looked at, too. A slide damaged elsewhere
+  is found only by extracting it.
 
   Args:
     paths: as of `slides.list_slides`.
@@ -30,7 +31,7 @@ def check(
   Raises:
     SystemExit: always; with 1 if there are problems.
   """
-  findings, most, done = Findings(), 0, 0
+  findings, most, done, unread = Findings(), 0, 0, 0
   with (
     warnings.catch_warnings(record=True) as caught,
     futures.ThreadPoolExecutor(spec.threads) as pool,
@@ -44,6 +45,7 @@ def check(
     ):
       if isinstance(found, str):
         findings.problems.append(found)
+        unread += 1
         continue
       file = pathlib.Path(features_dir) / f'{slides.slide_id(path)}.h5'
       if not file.exists():
@@ -51,11 +53,13 @@ def check(
         continue
       done += 1
       try:
-        features.header(file)
+        made = features.header(file).attributes
       except features.FeatureError as e:
         findings.problems.append(str(e))
+      else:
+        findings.problems += spec.differences(file, made)
   findings.warnings += [str(w.message) for w in caught]
-  readable = len(paths) - len(findings.problems)
+  readable = len(paths) - unread
   print(
     f'{len(paths)} slides, {readable} readable, {done} have features; at most'
     f' {most} tiles of {spec.tile_size} px at {spec.mpp:g} um/px to encode, by'

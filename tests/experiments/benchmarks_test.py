@@ -21,13 +21,17 @@ def write_bags(folder, path):
 # keeping the last epoch, reached 0.85 to 0.88 and 0.79. Nine bags of musk1 are
 # too few to choose an epoch by and eight tenths too few to learn from (see
 # BUILD_NOTES.md), so there the protocol is the reference's.
-NINE_TENTHS = ('--k=20', '--select=last')
+NINE_TENTHS = ('--k=20', '--select=last', '--epochs=40')
 
 
-# Each model and each data set once; BUILD_NOTES.md has all four.
+# Each model and each data set once, with fewer epochs, which suffice;
+# BUILD_NOTES.md has all four.
 @pytest.mark.parametrize(
   'model,name,protocol,least',
-  [('abmil', 'musk1', NINE_TENTHS, 0.83), ('dsmil', 'tiger', (), 0.76)],
+  [
+    ('abmil', 'musk1', NINE_TENTHS, 0.83),
+    ('dsmil', 'tiger', ('--epochs=20',), 0.76),
+  ],
 )
 def test_accuracy_on_real_labels(
   real_data, tmp_path, name, protocol, least, model
@@ -37,7 +41,6 @@ def test_accuracy_on_real_labels(
     *data_flags,
     *protocol,
     f'--model={model}',
-    '--epochs=60',
     f'--results_dir={tmp_path}',
   )
   path = tmp_path / f'{model}_origin_s2023' / 'summary.json'

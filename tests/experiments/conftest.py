@@ -1,4 +1,4 @@
-"""A results folder that several files of tests read, and none may change."""
+"""Results folders that several files of tests read, and none may change."""
 
 import pytest
 
@@ -30,3 +30,20 @@ def model_file(finished):
   path = finished[0].parent / 'model.kmil'
   path.write_bytes(export.pack(archive))
   return path
+
+
+@pytest.fixture(scope='module')
+def viewed(tmp_path_factory):
+  """A results folder for the local page."""
+  import served_slides
+
+  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
+
+
+@pytest.fixture(scope='module')
+def served(viewed):
+  """The page of it."""
+  import served_slides
+
+  with served_slides.serving(viewed) as running:
+    yield running

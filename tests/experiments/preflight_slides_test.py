@@ -49,9 +49,13 @@ def test_readable_slides_are_bounded_and_finished_ones_looked_at(
   assert code == 0 and 'at most 12 tiles of 64 px at 0.5 um/px' in lines[0]
   done = folder / 'features/boxes.h5'
   attributes = dict.fromkeys(features.ATTRIBUTES, 1)
+  attributes |= TileSpec(**spec).attributes()
   features.write(done, np.ones((3, 4), 'f4'), np.zeros((3, 2)), attributes)
   code, lines = check(folder, capsys, **spec)
   assert code == 0 and '1 have features; at most 0 tiles' in lines[0]
+  code, lines = check(folder, capsys, **spec, mpp=0.6)
+  assert code == 1 and '1 readable' in lines[0]
+  assert 'boxes.h5: mpp is 0.5, not 0.6 as asked' in lines[1]
   done.write_bytes(done.read_bytes()[:500])
   code, lines = check(folder, capsys, **spec)
   assert code == 1 and 'boxes.h5: not a complete HDF5 file' in lines[1]

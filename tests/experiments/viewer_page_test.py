@@ -9,25 +9,12 @@ import urllib.request
 import browser
 import drawn_maps
 import numpy as np
-import pytest
 import script_process
-import served_slides
 from served_slides import NAMES
 
 from experiments.slide_maps import layers, tile_scores
 
 SIDE = drawn_maps.SIDE
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
-
-
-@pytest.fixture(scope='module')
-def served(run):
-  with served_slides.serving(run) as running:
-    yield running
 
 
 def until(page, script, seconds=20):
@@ -70,9 +57,9 @@ def choose(page, name, value, event='change'):
 
 
 def test_the_page_shows_slide_and_map_with_the_asked_opacity(
-  served, run, tmp_path
+  served, viewed, tmp_path
 ):
-  scores = tile_scores.read(tile_scores.find(run)['007.a'])
+  scores = tile_scores.read(tile_scores.find(viewed)['007.a'])
   layer = layers.of(scores, 'absolute')[0]
   i = int(np.nanargmax(layer.values))
   spot = tuple((scores.coords[i] + SIDE // 2).tolist())
@@ -128,12 +115,12 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(
     assert not page.evaluate("$('#fault').hidden")
 
 
-def test_the_script_serves_the_slide_asked_for(run):
+def test_the_script_serves_the_slide_asked_for(viewed):
   # What runs in the background may have been told to ignore Ctrl-C.
   heed = 'import signal; signal.signal(2, signal.default_int_handler)'
   script = script_process.Script(
     'experiments.view',
-    ['--port=0', f'--run={run}', '--slide=007.a'],
+    ['--port=0', f'--run={viewed}', '--slide=007.a'],
     before=heed,
   )
   try:

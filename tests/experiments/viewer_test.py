@@ -7,7 +7,6 @@ import urllib.parse
 
 import drawn_maps
 import pytest
-import served_slides
 from served_slides import NAMES, ask, read
 
 from experiments.slide_maps import tile_scores
@@ -16,17 +15,6 @@ from experiments.viewer import catalogue
 
 SIDE = drawn_maps.SIDE
 SHA256 = '14d587cd3ee7c4861f1a41077ce642029364a21029956ba635bd8fb1202cf9ad'
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
-
-
-@pytest.fixture(scope='module')
-def served(run):
-  with served_slides.serving(run) as running:
-    yield running
 
 
 def test_it_listens_on_this_machine_only(served):
@@ -137,9 +125,9 @@ def test_names_of_any_kind_are_found(served):
   assert json.loads(read(served, f'slides/{name}/'))['id'] == NAMES[1]
 
 
-def test_a_run_without_slide_files_is_refused(run):
+def test_a_run_without_slide_files_is_refused(viewed):
   with pytest.raises(MapError, match='--slides_dir'):
-    catalogue.Catalogue({}, tile_scores.find(run), {})
+    catalogue.Catalogue({}, tile_scores.find(viewed), {})
 
 
 def test_openseadragon_is_the_published_file():

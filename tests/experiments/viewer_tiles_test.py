@@ -7,24 +7,12 @@ import drawn_maps
 import numpy as np
 from PIL import Image
 import pytest
-import served_slides
 from served_slides import read
 
 from experiments.slide_maps import layers, tile_scores
 from experiments.viewer import slide_view
 
 SIDE = drawn_maps.SIDE
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
-
-
-@pytest.fixture(scope='module')
-def served(run):
-  with served_slides.serving(run) as running:
-    yield running
 
 
 def picture(content):
@@ -52,7 +40,7 @@ def stitched(served, template, size, tile, overlap=0):
   return np.concatenate(lines)
 
 
-def test_slide_and_map_lie_over_each_other(served, run):
+def test_slide_and_map_lie_over_each_other(served, viewed):
   """At the finest level, where every tile's colour is known in both."""
   about = json.loads(read(served, 'slides/007.a/'))
   size = (about['width'], about['height'])
@@ -67,7 +55,7 @@ def test_slide_and_map_lie_over_each_other(served, run):
     about['tile']['overlap'],
   )
   assert slide.shape == (*size[::-1], 3)
-  scores = tile_scores.read(tile_scores.find(run)['007.a'])
+  scores = tile_scores.read(tile_scores.find(viewed)['007.a'])
   for scale in layers.SCALES:
     for layer in layers.of(scores, scale):
       heat = stitched(
@@ -98,8 +86,8 @@ def test_coarse_levels_cover_the_whole_slide(served):
     assert stitched(served, heat, size, 256).shape == (*size[::-1], 4)
 
 
-def test_the_pointer_tells_the_tile_below_it(served, run):
-  scores = tile_scores.read(tile_scores.find(run)['007.a'])
+def test_the_pointer_tells_the_tile_below_it(served, viewed):
+  scores = tile_scores.read(tile_scores.find(viewed)['007.a'])
   for i in (0, 7, len(scores) - 1):
     x, y = scores.coords[i].tolist()
     for dx, dy in ((0, 0), (SIDE - 1, SIDE - 1)):
@@ -119,11 +107,11 @@ def test_the_pointer_tells_the_tile_below_it(served, run):
   )
 
 
-def test_no_tile_takes_more_pixels_than_it_may(run, monkeypatch):
+def test_no_tile_takes_more_pixels_than_it_may(viewed, monkeypatch):
   """The file stores levels of 1, 2 and 4; the pyramid's are 2^10 to 1."""
   monkeypatch.setattr(slide_view, '_READ', 600)
-  (path,) = (run.parent / 'slides').glob('007.a.tiff')
-  view = slide_view.SlideView(path, tile_scores.find(run)['007.a'])
+  (path,) = (viewed.parent / 'slides').glob('007.a.tiff')
+  view = slide_view.SlideView(path, tile_scores.find(viewed)['007.a'])
   assert view.min_level == 7  # 8 times as coarse, from pixels of 4 times.
   assert view.picture(6, 0, 0) is None
   assert view.picture(7, 0, 0)

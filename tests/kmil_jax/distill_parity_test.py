@@ -12,7 +12,10 @@ from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Student, Teacher
 
 torch = pytest.importorskip('torch')
+twins = pytest.importorskip('torch_modules')
 twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 WIDTH, SHORTCUT, SIZE = 4, 3, 64
 SHALLOW = (1, 1, 1)
@@ -23,34 +26,6 @@ hastily = functools.partial(
     'xla_cpu_use_fusion_emitters': False,
   },
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-  """Among the threads of a busy machine, torch's wait for each other."""
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
-def randomized(module):
-  """The module with every norm's weights and statistics at random."""
-  with torch.no_grad():
-    for name, value in module.state_dict().items():
-      if name.endswith('running_var'):
-        value.uniform_(0.5, 2)
-      elif name.endswith(('running_mean', 'bias')):
-        value.normal_(0, 0.2)
-      elif value.ndim == 1:
-        value.uniform_(0.5, 1.5)
-      elif value.ndim == 4:
-        value.mul_(2.4)  # He et al.: else nothing of a patch is left.
-  return module
-
-
-def state_of(module):
-  return {n: v.numpy().copy() for n, v in module.state_dict().items()}
 
 
 def load(module, state):
@@ -70,10 +45,6 @@ def scaled(variables):
   )
 
 
-def to_torch(x):
-  return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))
-
-
 def assert_maps_close(got, want):
   for a, b in zip(got, want, strict=True):
     b = b.detach().numpy().transpose(0, 2, 3, 1)
@@ -84,11 +55,11 @@ def assert_maps_close(got, want):
 def test_maps_equal_torchs_whichever_way_weights_go():
   torch.manual_seed(0)
   theirs = [
-    randomized(module).eval()
+    twins.randomized(module).eval()
     for module in (twin.Teacher(WIDTH), twin.Student(WIDTH, SHORTCUT))
   ]
-  known = port_distillation.teacher(state_of(theirs[0]))
-  guess = port_distillation.student(state_of(theirs[1]))
+  known = port_distillation.teacher(twins.state_of(theirs[0]))
+  guess = port_distillation.student(twins.state_of(theirs[1]))
   x = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype('f4')
 
   @hastily
@@ -99,7 +70,7 @@ def test_maps_equal_torchs_whichever_way_weights_go():
   for _ in range(2):
     maps, guesses = ours(known, guess, x)
     with torch.no_grad():
-      want = theirs[0](to_torch(x))
+      want = theirs[0](twins.to_torch(x))
       assert_maps_close(maps, want)
       assert_maps_close(guesses, theirs[1](want))
     # Now to torch, other weights.
@@ -122,10 +93,10 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
 ):
   monkeypatch.setattr(reverse_distillation, 'STAGES', SHALLOW)
   torch.manual_seed(0)
-  teacher = randomized(twin.Teacher(WIDTH, SHALLOW)).eval()
-  student = randomized(twin.Student(WIDTH, SHORTCUT, SHALLOW))
-  known = port_distillation.teacher(state_of(teacher))
-  guess = port_distillation.student(state_of(student))
+  teacher = twins.randomized(twin.Teacher(WIDTH, SHALLOW)).eval()
+  student = twins.randomized(twin.Student(WIDTH, SHORTCUT, SHALLOW))
+  known = port_distillation.teacher(twins.state_of(teacher))
+  guess = port_distillation.student(twins.state_of(student))
   label, rate = np.array(labels), 1e-4
   image = np.random.default_rng(0).integers(
     0, 256, (len(label), SIZE, SIZE, 3), np.uint8
@@ -146,7 +117,7 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
   mean = np.array([0.485, 0.456, 0.406])
   std = np.array([0.229, 0.224, 0.225])
   with torch.no_grad():
-    f = teacher(to_torch((image / 255 - mean) / std))
+    f = teacher(twins.to_torch((image / 255 - mean) / std))
   g = student(f)
   loss = (
     twin.focal_loss(f, g, torch.tensor(label), alpha, 2, per)
@@ -167,7 +138,7 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
     }
   )
   moved = port_distillation.student_state_dict(state.variables)
-  after = state_of(student)
+  after = twins.state_of(student)
   for name, parameter in student.named_parameters():
     if name.startswith(('bn.conv4.', 'bn.bn4.')):
       assert parameter.grad is None

@@ -16,10 +16,13 @@ from kmil_jax.models.dtfd import pseudo_bags
 from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
+twins = pytest.importorskip('torch_modules')
 abmil, dsmil, dtfd, torch_kmil = (
   pytest.importorskip(f'experiments.torch_baselines.{name}')
   for name in ('abmil', 'dsmil', 'dtfd', 'kmil')
 )
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 WIDTH, CLASSES, N, LABEL = 32, 4, 11, 2
 RECIPE = Recipe(learning_rate=2e-4, weight_decay=1e-5)
@@ -76,15 +79,6 @@ OPTIMIZED = [
 every_case = pytest.mark.parametrize('case', BAGS + PSEUDO_BAGS, ids=str)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-  """Among the threads of a busy machine, torch's wait for each other."""
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
 def bag(scale=1.0):
   x = np.random.default_rng(0).normal(size=(N, WIDTH))
   return (scale * x).astype(np.float32)
@@ -101,10 +95,6 @@ def twin(case):
   """The torch model, and what it takes beside the bag."""
   module = case.make(CLASSES, WIDTH, **dict(case.twin)).eval()
   return module, {'groups': groups()} if case in PSEUDO_BAGS else {}
-
-
-def state_of(module):
-  return {name: v.numpy().copy() for name, v in module.state_dict().items()}
 
 
 @functools.cache
@@ -149,7 +139,7 @@ def assert_close_weights(name, params, module):
   A softmax ignores its scores' bias: Adam makes steps of its rounding errors,
   in both frameworks.
   """
-  theirs = state_of(module)
+  theirs = twins.state_of(module)
   biases = {'path_attn_head.attention_c.bias', 'attention.2.bias',
             'attention_w.bias', 'attention.attention.2.bias',
             'attention.attention_weights.bias',
@@ -167,7 +157,7 @@ def test_forward_loss_and_ten_steps_equal_torch(case):
   torch.manual_seed(0)
   module, extra = twin(case)
   x, label = torch.tensor(bag()), torch.tensor(LABEL)
-  params = port_mil.bag_params(case.name, state_of(module))
+  params = port_mil.bag_params(case.name, twins.state_of(module))
   _, tx, step = program(case.name, case.options)
   opt_state, theirs = tx.init(params), adam(module.parameters())
   for number in range(10):
@@ -209,8 +199,8 @@ def test_weights_of_flax_give_the_same_in_torch(case):
 def test_kmil_keeps_and_classifies_as_torch_does():
   torch.manual_seed(0)
   module = torch_kmil.KMIL(CLASSES, WIDTH).eval()
-  chooser = port_mil.bag_params('abmil', state_of(module.chooser))
-  params = port_mil.bag_params('kmil', state_of(module.classifier))
+  chooser = port_mil.bag_params('abmil', twins.state_of(module.chooser))
+  params = port_mil.bag_params('kmil', twins.state_of(module.classifier))
   x, label = torch.tensor(bag()), torch.tensor(LABEL)
 
   chosen = (
@@ -246,7 +236,7 @@ def test_one_clipped_step_is_that_of_dtfds_two_optimisers(scale):
   case = PSEUDO_BAGS[0]
   module, extra = twin(case)
   x, label = torch.tensor(bag(scale)), torch.tensor(LABEL)
-  params = port_mil.bag_params(case.name, state_of(module))
+  params = port_mil.bag_params(case.name, twins.state_of(module))
   _, tx, step = program(case.name, case.options, clip=dtfd.CLIP)
   opt_state = tx.init(params)
   tiers = dtfd.optimizers(

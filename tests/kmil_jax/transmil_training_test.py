@@ -13,21 +13,15 @@ from kmil_jax.models import SPECS
 from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
+twins = pytest.importorskip('torch_modules')
 baseline = pytest.importorskip('experiments.torch_baselines.transmil')
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 WIDTH, CLASSES = 16, 3
 SIZES, LABELS, LENGTH = (11, 7), (1, 2), 12
 SPEC = SPECS['transmil']
 MODEL = SPEC.make(num_classes=CLASSES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-  """Among the threads of a busy machine, torch's wait for each other."""
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
 
 
 def bag(n, length=None):
@@ -39,10 +33,6 @@ def bag(n, length=None):
 def twin():
   torch.manual_seed(0)
   return baseline.TransMIL(WIDTH, CLASSES).eval()  # No dropout.
-
-
-def state_of(module):
-  return {name: v.numpy().copy() for name, v in module.state_dict().items()}
 
 
 @functools.cache
@@ -91,7 +81,10 @@ def assert_same_step(params, module, before, tolerance):
   Adam divides a gradient by its size: where that is nothing but rounding, a
   weight may go either way. One in 10,000 may.
   """
-  ours, theirs = port_mil.bag_state_dict('transmil', params), state_of(module)
+  ours, theirs = (
+    port_mil.bag_state_dict('transmil', params),
+    twins.state_of(module),
+  )
   assert set(ours) == set(theirs)
   for entry, want in theirs.items():
     error = ours[entry] - want
@@ -105,7 +98,7 @@ def assert_same_step(params, module, before, tolerance):
 
 def test_one_step_of_the_common_recipe_equals_torch():
   module, recipe = twin(), Recipe()
-  before = state_of(module)
+  before = twins.state_of(module)
   params = port_mil.bag_params('transmil', before)
   theirs = torch.optim.Adam(
     module.parameters(),
@@ -143,7 +136,7 @@ def test_seven_steps_of_its_own_recipe_equal_torch():
   torch needs no lookahead here. See optim_test for the later ones.
   """
   module, recipe = twin(), recipes.TRANSMIL
-  before = state_of(module)
+  before = twins.state_of(module)
   params = port_mil.bag_params('transmil', before)
   theirs, tx = radam(module, recipe), optim.make(recipe)
   step, state = stepper(tx, recipe.learning_rate), tx.init(params)

@@ -14,10 +14,13 @@ from kmil_jax.models import CLASSIFIERS, resnet as flax_resnet
 from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
+twins = pytest.importorskip('torch_modules')
 googlenet, mobilenet, node_cnn, resnet = (
   pytest.importorskip(f'experiments.torch_baselines.{name}')
   for name in ('googlenet', 'mobilenet', 'node_cnn', 'resnet')
 )
+
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 TILES, SIZE, CLASSES = 4, 64, 3
 LABEL = np.array([0, 1, 2, 1])
@@ -46,37 +49,9 @@ hastily = functools.partial(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-  """Among the threads of a busy machine, torch's wait for each other."""
-  before = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(before)
-
-
 def tiles(size=SIZE):
   shape = (TILES, size, size, 3)
   return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def to_torch(x):
-  return torch.tensor(x.transpose(0, 3, 1, 2))
-
-
-def randomized(module):
-  """The module with every norm's weights and statistics at random."""
-  with torch.no_grad():
-    for name, value in module.state_dict().items():
-      if name.endswith('running_var'):
-        value.uniform_(0.5, 2)
-      elif name.endswith(('running_mean', 'bias')):
-        value.normal_(0, 0.2)
-      elif value.ndim == 1:
-        value.uniform_(0.5, 1.5)
-      elif value.ndim == 4 and not isinstance(module, resnet.ResNet):
-        value.mul_(2.4)  # He et al.: else nothing of a tile is left in the end.
-  return module
 
 
 def without_dropout(module):
@@ -88,7 +63,9 @@ def without_dropout(module):
 
 def twin(name):
   torch.manual_seed(0)
-  return without_dropout(randomized(TWINS[name](classes=CLASSES)))
+  module = TWINS[name](classes=CLASSES)
+  gain = 1.0 if isinstance(module, resnet.ResNet) else 2.4
+  return without_dropout(twins.randomized(module, gain))
 
 
 def scaled(variables, seed):
@@ -98,10 +75,6 @@ def scaled(variables, seed):
     lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape).astype('f4'),
     variables,
   )
-
-
-def state_of(module):
-  return {n: v.numpy().copy() for n, v in module.state_dict().items()}
 
 
 def load(module, state):
@@ -161,11 +134,13 @@ def assert_close(got, want, tolerance=1e-4):
 @pytest.mark.parametrize('name', sorted(set(CLASSIFIERS) - {'googlenet_aux'}))
 def test_outputs_equal_torchs_whichever_way_weights_go(name):
   module, x = twin(name).eval(), tiles()
-  variables = port_patch.classifier(name, state_of(module), num_classes=CLASSES)
+  variables = port_patch.classifier(
+    name, twins.state_of(module), num_classes=CLASSES
+  )
   for _ in range(2):
     got = evaluation(name)(variables, x)
     with torch.no_grad():
-      logits, features = module(to_torch(x))
+      logits, features = module(twins.to_torch(x))
     assert features.std(0).max() > 1e-2
     assert_close(got.logits, logits)
     assert_close(got.features, features)
@@ -178,11 +153,13 @@ def test_outputs_equal_torchs_whichever_way_weights_go(name):
 @pytest.mark.parametrize('name', sorted(TRAINED))
 def test_two_steps_and_their_statistics_equal_torchs(name):
   module, x = twin(name).train().double(), tiles()
-  variables = port_patch.classifier(name, state_of(module), num_classes=CLASSES)
+  variables = port_patch.classifier(
+    name, twins.state_of(module), num_classes=CLASSES
+  )
   sgd = torch.optim.SGD(module.parameters(), lr=TRAINED[name])
   label, losses = torch.tensor(LABEL), []
   for _ in range(2):
-    logits, features, *aux = module(to_torch(x).double())
+    logits, features, *aux = module(twins.to_torch(x).double())
     want = sum(
       torch.nn.functional.cross_entropy(head, label) for head in [logits, *aux]
     )
@@ -196,7 +173,7 @@ def test_two_steps_and_their_statistics_equal_torchs(name):
     assert len(got.aux_logits) == len(aux)
     losses.append(loss.item())
   assert abs(losses[1] - losses[0]) > 3e-4, losses
-  theirs = state_of(module)
+  theirs = twins.state_of(module)
   for entry, value in port_patch.state_dict(name, variables).items():
     np.testing.assert_allclose(
       value, theirs[entry], rtol=1e-4, atol=1e-4, err_msg=entry
@@ -226,8 +203,8 @@ def trunk_step():
 @pytest.mark.parametrize('way', ['torch to Flax', 'Flax to torch'])
 def test_trunk_learns_as_torchs(way):
   torch.manual_seed(2)
-  module = randomized(resnet.ResNet50()).eval()
-  variables = port.resnet50_trunk(state_of(module))
+  module = twins.randomized(resnet.ResNet50(), gain=1.0).eval()
+  variables = port.resnet50_trunk(twins.state_of(module))
   if way == 'Flax to torch':
     variables = scaled(variables, 3)
     state = port.resnet50_trunk_state_dict(variables)
@@ -237,7 +214,7 @@ def test_trunk_learns_as_torchs(way):
   x = tiles(48)
   target = np.random.default_rng(4).normal(size=(TILES, 1024)).astype('f4')
   adam = torch.optim.Adam(module.parameters(), lr=1e-4, weight_decay=1e-2)
-  want = (module(to_torch(x)) - torch.tensor(target)).square().mean()
+  want = (module(twins.to_torch(x)) - torch.tensor(target)).square().mean()
   want.backward()
   loss, grads, variables = trunk_step()(variables, x, target)
   assert_close(loss, want)
@@ -259,7 +236,7 @@ def test_trunk_learns_as_torchs(way):
       ours[entry], gradient, atol=1e-4 * np.abs(gradient).max(), err_msg=entry
     )
   adam.step()
-  moved = state_of(module)
+  moved = twins.state_of(module)
   for entry, value in port.resnet50_trunk_state_dict(variables).items():
     if entry in theirs:  # Adam's first step is a sign: not that of noise.
       sure = np.abs(theirs[entry]) > 1e-3 * np.abs(theirs[entry]).max()
@@ -267,7 +244,9 @@ def test_trunk_learns_as_torchs(way):
         value[sure], moved[entry][sure], atol=1e-5, err_msg=entry
       )
       assert np.abs(value - moved[entry]).max() < 3e-4
-  want_after = (module(to_torch(x)) - torch.tensor(target)).square().mean()
+  want_after = (
+    (module(twins.to_torch(x)) - torch.tensor(target)).square().mean()
+  )
   after, *_ = trunk_step()(variables, x, target)
   assert_close(after, want_after)
   assert after < loss - 1e-3
