@@ -174,6 +174,11 @@ def open_camelyon(
   test = tuple(s for s in found.slides if s.part == 'test')
   known.require([s.id for s in test if s.label == 'tumor'])
   files = {s.id: s.path for s in found.slides}
+  for key, some in read.items():
+    kept = ~np.isin(some.slide, list(found.left_out))
+    if not kept.all():
+      print(f'{"_".join(key)}: {(~kept).sum()} patches of slides left out')
+    read[key] = patches.Patches(some.slide[kept], some.xy[kept])
   parts = {
     part: patch_tiles.from_lists(
       files, read[part, 'bad'], read[part, 'good'], size=scale.size

@@ -20,8 +20,8 @@ def check(
   """Opens every slide and reads a tile of its middle and its smallest level.
 
   Scales, files that are there already, whether they were made as asked, and an
-  upper bound of the features' size are looked at, too. A slide damaged elsewhere
-  is found only by extracting it.
+  upper bound of the size of the features are looked at, too. A slide damaged
+  elsewhere is found only by extracting it.
 
   Args:
     paths: as of `slides.list_slides`.

@@ -73,6 +73,21 @@ def test_lists_of_validation_are_used_where_there_are(root, tmp_path):
   assert val.xy.tolist() == [[400 - 32, 400 - 32], [200 - 32, 300 - 32]]
 
 
+def test_patches_of_excluded_slides_are_left_out_and_counted(
+  root, tmp_path, capsys
+):
+  before = open_slides(root).parts['test']
+  lists = shutil.copytree(root / 'lists', tmp_path / 'lists')
+  with (lists / 'test_good.txt').open('a') as f:
+    f.write('test_114,200,300\ntest_114,400,300\n')
+  capsys.readouterr()
+  found = open_slides(root, lists=lists).parts['test']
+  np.testing.assert_array_equal(found.id, before.id)
+  said = capsys.readouterr().out
+  assert 'test_114: left out, not all of its tumour is annotated' in said
+  assert 'test_good: 2 patches of slides left out' in said
+
+
 def test_validation_is_of_a_slide_with_room(root, tmp_path):
   root = shutil.copytree(root, tmp_path / 'c16')
   for name in ('slides/{}.tiff', 'annotations/{}.json'):
