@@ -1,6 +1,6 @@
 """The card of trained models: what they are, and which features they take."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import pathlib
@@ -15,6 +15,38 @@ _ALIKE = ('encoder', 'mpp', 'patch_size')
 
 class PredictionError(ValueError):
   """Models and slides that do not go together; says which and what to do."""
+
+
+def _list_of(is_sound: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, list) and all(map(is_sound, value))
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, kind)
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+def _is_temperature(value: Any) -> bool:
+  return value is None or (type(value) in (int, float) and 0 < value < 1e6)
+
+
+# What JSON must hold under each name of a card.
+_SOUND = (
+  ('model', _is(str)),
+  ('task', _is(str)),
+  ('classes', _list_of(_is(str))),
+  ('width', _is_count),
+  ('folds', _list_of(_is_count)),
+  ('temperature', _list_of(_is_temperature)),
+  ('sha256', _list_of(_is(str))),
+  ('settings', _is(dict)),
+  ('features', _is(dict)),
+  ('training', _is(dict)),
+  ('made_by', _list_of(_is(dict))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +93,14 @@ class Card:
         f' reads format {_FORMAT}: export the model again'
       )
     values = {name: value[name] for name in names}
-    lists = ('classes', 'folds', 'temperature', 'sha256', 'made_by')
-    if not all(isinstance(values[name], list) for name in lists):
-      raise PredictionError(f'{path}: {", ".join(lists)} of its card are lists')
+    if wrong := [
+      name for name, is_sound in _SOUND if not is_sound(values[name])
+    ]:
+      raise PredictionError(
+        f'{path}: {", ".join(wrong)} of its card are not as written; export the'
+        ' model again'
+      )
+    lists = [name for name in names if isinstance(values[name], list)]
     card = cls(**values | {name: tuple(values[name]) for name in lists})
     if not len(card.folds) == len(card.temperature) == len(card.sha256) > 0:
       raise PredictionError(f'{path}: a card without a temperature per fold')

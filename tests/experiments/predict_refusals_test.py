@@ -73,7 +73,7 @@ def test_temperatures_that_say_little_are_named(models):
   'changed,message',
   [
     ({'format': 2}, 'a card of format 2; this version reads format 1'),
-    ({'folds': 3}, 'm.kmil: classes, folds'),
+    ({'folds': 3}, 'm.kmil: folds of its card are not as written'),
     ({'temperature': [1.0]}, 'without a temperature per fold'),
   ],
 )

@@ -4,6 +4,7 @@ Those of features, labels and splits are in tests/data/feature_fuzz_test.py, of
 tensors in torch_files_test.py, of tiles in tile_fuzz_test.py.
 """
 
+import dataclasses
 import gzip
 import io
 import itertools
@@ -17,14 +18,16 @@ import pytest
 import safetensors.numpy
 import torch
 
-from data import outlines, slides
+from data import outlines, slide_scales as scales, slides
 from data.ct import nifti, table as ct_table
 from data.ct.errors import VolumeError
 from data.labelled_tiles import TileError
 from data.slides import SlideError
 from experiments import predictions
+from experiments.prediction.card import Card, PredictionError
 from experiments.provenance import ResultsError
-from kmil_jax import port
+from kmil_jax import export, port
+from kmil_jax.export import ExportError
 
 CLASSES = ('a', 'b')
 
@@ -78,12 +81,39 @@ def bomb():
   ).encode()
 
 
-def tested():
+def model():
+  card = dataclasses.asdict(CARD) | {'format': 1}
+  return export.pack(
+    export.Archive(card, {'w': np.ones(3, np.float32)}, {export.ANY: b'mlir'})
+  )
+
+
+def open_model(path):
+  """Reads a model's file but for its programs."""
+  return Card.from_json(path, export.read(path).card)
+
+
+def table():
   header = ','.join(predictions.header(CLASSES))
   return f'{header}\nc,s,0,test,a,a,0.7,0.3\nc,t,0,val,b,a,0.6,0.4\n'.encode()
 
 
+CARD = Card(
+  model='dsmil',
+  task='origin',
+  classes=('a', 'b'),
+  width=3,
+  folds=(0, 2),
+  temperature=(1.5, None),
+  sha256=('0', '1'),
+  settings={},
+  features={'encoder': 'e'},
+  training={},
+  made_by=({}, {}),
+)
 READERS = {
+  'model.kmil': (model(), open_model, (ExportError, PredictionError)),
+  'scales.csv': (b'slide_id,mpp\na,0.5\nb,0.25\n', scales.read, SlideError),
   'weights.safetensors': (
     safetensors.numpy.save({'w': np.ones((3, 4), np.float32)}),
     port.load_state_dict,
@@ -100,7 +130,7 @@ READERS = {
     VolumeError,
   ),
   'predictions.csv': (
-    tested(),
+    table(),
     lambda path: predictions.read(path, CLASSES),
     ResultsError,
   ),
@@ -141,10 +171,38 @@ def test_the_whole_file_is_sound(tmp_path, name):
   read(tmp_path / name)
 
 
+ANYTHING = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+  lambda inner: (
+    st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+  ),
+  max_leaves=4,
+)
+
+
+@settings(max_examples=100)
+@given(
+  name=st.sampled_from([f.name for f in dataclasses.fields(Card)]),
+  value=ANYTHING,
+)
+def test_a_card_with_anything_in_it_is_sound_or_named(name, value):
+  written = json.loads(json.dumps(dataclasses.asdict(CARD))) | {'format': 1}
+  try:
+    found = Card.from_json('m.kmil', written | {name: value})
+  except PredictionError as e:
+    assert 'm.kmil: ' in str(e)
+  else:
+    assert found.summary()
+    assert all(t is None or t > 0 for t in found.temperature)
+    assert len(found.folds) == len(found.temperature) == len(found.sha256)
+    assert all(isinstance(c, str) for c in found.classes)
+
+
 @pytest.mark.parametrize('value', ['', 'nan', 'inf', '-0.1', '1.5', 'x', '0x1'])
 def test_probabilities_that_are_none_are_named(tmp_path, value):
   path = tmp_path / 'predictions.csv'
-  path.write_bytes(tested().replace(b'0.6', value.encode()))
+  path.write_bytes(table().replace(b'0.6', value.encode()))
   with pytest.raises(ResultsError, match='line 3: a probability is no number'):
     predictions.read(path, CLASSES)
 
