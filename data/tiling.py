@@ -1,5 +1,6 @@
 """Places tiles of one physical size on the tissue of a slide."""
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from data import outlines
 from data.slides import Slide, SlideError
 from data.tissue import tissue_mask
 
@@ -51,6 +53,7 @@ def tile_grid(
   tile_size: int = 256,
   mpp: float = 0.5,
   min_tissue: float = 0.5,
+  regions: Sequence[outlines.Ring] | None = None,
 ) -> Grid:
   """Returns the tiles of a slide that hold tissue.
 
@@ -64,6 +67,8 @@ def tile_grid(
     mpp: um/px of the tiles; 0.5 is what scanners call 20x.
     min_tissue: least part of a tile's area that is tissue, 0 to 1; 0 takes
       every tile.
+    regions: outlines of what counts as tissue, level-0 pixels, in place of
+      finding it; no tile outside them is taken.
 
   Raises:
     SlideError: if the slide is more than twice as coarse as `mpp`, smaller than
@@ -77,7 +82,16 @@ def tile_grid(
       f'one tile of {tile_size} px at {mpp:g} um/px ({grid.size_level0} '
       'level-0 px); ask for smaller tiles or leave the slide out.'
     )
-  if min_tissue > 0:
+  if regions is not None:
+    part = outlines.covered(regions, lattice, grid.size_level0)
+    lattice = lattice[(part > 0) & (part >= min_tissue)]
+    if not len(lattice):
+      raise SlideError(
+        f'{slide.path.name}: no tissue: of its {len(regions)} outlines the '
+        f'fullest tile has {part.max():.0%}, below --min_tissue={min_tissue:g};'
+        ' outlines are in level-0 pixels: look at them over the slide.'
+      )
+  elif min_tissue > 0:
     mask_mpp = min(MASK_MPP, grid.size_level0 * slide.mpp / 4)
     mask = tissue_mask(slide.thumbnail(mask_mpp), mask_mpp)
     part = tissue_part(mask, slide, lattice, grid.size_level0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import hashlib
 import pathlib
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import slides, tile_stream, tiling
+from data.outlines import Ring
 
 _CALIBRATION_TILES = 128
 _CALIBRATION_SLIDES = 16  # That they come from, where there are as many.
@@ -24,6 +26,8 @@ class TileSpec:
     min_tissue: least part of a tile that is tissue.
     default_mpp: of level 0, for slides that do not state it.
     mpp_of: of level 0 by slide id, whatever the slides state.
+    regions: outlines of what counts as tissue, by slide id; where there are
+      none, it is found.
     threads: that read at the same time.
     augment_seed: of random flips and colours; None for the tiles as they are.
   """
@@ -33,6 +37,9 @@ class TileSpec:
   min_tissue: float = 0.5
   default_mpp: float | None = None
   mpp_of: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  regions: Mapping[str, Sequence[Ring]] = dataclasses.field(
+    default_factory=dict
+  )
   threads: int = 2
   augment_seed: int | None = None
 
@@ -65,13 +72,22 @@ class TileSpec:
       found: its attributes.
       encoder: attributes of the encoder that is asked for.
     """
-    scale = self._scale(file.stem, found)
-    wanted = {**encoder, **self.attributes(), **scale}
+    wanted = {**encoder, **self.attributes(), **self._scale(file.stem, found)}
+    wanted |= {'regions': None, **self.outlined(file.stem)}
     return [
       f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
       for key, value in wanted.items()
       if found.get(key) != value
     ]
+
+  def outlined(self, slide_id: str) -> dict[str, str]:
+    """Returns the attribute that tells a slide's outlines, if it has any."""
+    if slide_id not in self.regions:
+      return {}
+    digest = hashlib.sha256()
+    for corners, hole in self.regions[slide_id]:
+      digest.update(bytes([hole]) + np.float64(corners).tobytes())
+    return {'regions': digest.hexdigest()[:16]}
 
   def _scale(
     self, slide_id: str, attributes: Mapping[str, Any]
@@ -92,6 +108,7 @@ class TileSpec:
       tile_size=self.tile_size,
       mpp=self.mpp,
       min_tissue=self.min_tissue,
+      regions=self.regions.get(slides.slide_id(slide.path)),
     )
 
   def tiles(

@@ -170,7 +170,8 @@ def _read(
     try:
       with spec.open(path) as slide:
         grid = spec.grid(slide)
-        bag = _Bag(name, grid.coords, extra | _geometry(slide, grid))
+        made = extra | _geometry(slide, grid) | spec.outlined(name)
+        bag = _Bag(name, grid.coords, made)
         for tiles in spec.tiles(slide, grid, batch):
           yield bag, tiles
     except slides.SlideError as error:

@@ -17,7 +17,7 @@ import sys
 
 from absl import app, flags
 
-from data import slides
+from data import slide_regions, slides
 from experiments import (
   cohort_tiles,
   encoding,
@@ -61,6 +61,12 @@ _MIN_TISSUE = flags.DEFINE_float(
   'Least part of a tile that is tissue; 0 takes every tile.',
   lower_bound=0,
   upper_bound=1,
+)
+_REGIONS_DIR = flags.DEFINE_string(
+  'regions_dir',
+  None,
+  'Folder with <slide_id>.geojson (QuPath) or .xml (ASAP), level-0 pixels: what'
+  ' they outline counts as tissue of that slide, and nothing else does.',
 )
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size',
@@ -115,12 +121,15 @@ def _extract() -> list[encoding.Failure]:
   paths = slides.list_slides(folder)
   if not paths:
     raise slides.SlideError(f'{folder}: holds no slides')
+  ids = {slides.slide_id(path) for path in paths}
+  regions = _REGIONS_DIR.value
   spec = cohort_tiles.TileSpec(
     tile_size=_TILE_SIZE.value,
     mpp=_MPP.value,
     min_tissue=_MIN_TISSUE.value,
     default_mpp=scale_flags.DEFAULT_MPP.value,
     mpp_of=scale_flags.of(paths),
+    regions=slide_regions.read(regions, ids) if regions else {},
     threads=_THREADS.value,
     augment_seed=_SEED.value if _AUGMENT.value else None,
   )

@@ -20,9 +20,9 @@ def draw(
 ) -> None:
   """Writes `<features_dir>/grids/<slide_id>.png` where there is none yet.
 
-  Each shows the slide, the edge of its tissue mask in green and the tiles, from
-  the coordinates of the feature file, in blue. Slides
-  without features are left out.
+  Each shows the slide, the edge of its tissue mask in green, unless outlines
+  were given in its place, and the tiles, from the coordinates of the feature
+  file, in blue. Slides without features are left out.
   """
   folder = pathlib.Path(features_dir) / 'grids'
   for path in slide_paths:
@@ -41,7 +41,8 @@ def draw(
       scale = image.shape[1] / slide.width
     size = image.shape[1::-1]
     mask = np.asarray(Image.fromarray(mask).resize(size, Image.NEAREST))
-    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
+    if 'regions' not in found.attributes:
+      image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     side = found.attributes['patch_size_level0']

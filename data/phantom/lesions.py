@@ -33,13 +33,13 @@ def place(
 ) -> list[Lesion]:
   """Places lesions where the node holds them; none in a non-tumor slide.
 
-  Up to three lie not too close together and take at most about a sixth of the
+  Up to three lie not too close together and take at most about a fifth of the
   node. Metastases stay near the capsule, where they arrive.
   """
   if label == 'non-tumor':
     return []
-  sizes = (90, 150) if label == 'lymphoma' else (85, 150)
-  budget = 0.15 * (node.depth > 0).sum() * anatomy.UM**2
+  sizes = (100, 165) if label == 'lymphoma' else (95, 165)
+  budget = 0.18 * (node.depth > 0).sum() * anatomy.UM**2
   count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
   found: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64

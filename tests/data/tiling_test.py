@@ -5,6 +5,7 @@ import numpy as np
 import openslide
 import pytest
 
+from data.outlines import Ring
 from data.phantom import tiff
 from data.slides import Slide, SlideError
 from data.tiling import read_tile, tile_grid, tissue_part
@@ -196,3 +197,29 @@ def test_small_and_dicom_fixtures_tile():
       np.testing.assert_array_equal(grid.coords, expected)
       whole = slide.read(0, 0, 0, 16, 16)
       np.testing.assert_array_equal(read_tile(slide, grid, 1), whole[:8, 8:])
+
+
+def test_outlines_take_the_place_of_tissue(slide_at):
+  """A square from 100 to 300, with a hole from 150 to 200, in um = pixels."""
+  square = np.array([[100, 100], [300, 100], [300, 300], [100, 300]], float)
+  rings = [Ring(square, False), Ring((square - 100) / 4 + 150, True)]
+  with Slide(slide_at(1.0)) as slide:
+
+    def corners(min_tissue):
+      grid = tile_grid(
+        slide, tile_size=50, mpp=1.0, min_tissue=min_tissue, regions=rings
+      )
+      return grid.coords.tolist()
+
+    inside = [
+      [x, y] for y in range(100, 300, 50) for x in range(100, 300, 50)
+    ]  # fmt: skip
+    inside.remove([150, 150])
+    assert corners(1.0) == corners(0.0) == inside
+    rings[0] = Ring(square - 25, False)
+    # A half of a tile at an edge is inside, a quarter at a corner.
+    assert len(corners(0.5)) == 9 + 12 - 1
+    assert len(corners(0.0)) == 25 - 1
+    rings[:] = [Ring(square + 1e4, False)]
+    with pytest.raises(SlideError, match='no tissue: of its 1 outlines'):
+      corners(0.0)
