@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data import features, slides
+from data.outlines import Ring
 from data.phantom import tiff
 from experiments import cohort_tiles, encoding
 from experiments.weights import Encoder
@@ -91,6 +92,21 @@ def test_files_say_how_they_were_made(paths, tmp_path):
     'min_tissue': 0.0,
     'augment': 'none',
   }
+
+
+def test_slides_can_be_given_outlines_each(paths, tmp_path):
+  square = Ring(np.array([[64, 64], [192, 64], [192, 192], [64, 192]]), False)
+  spec = dataclasses.replace(SPEC, regions={'d': [square]})
+  assert not encoding.extract(paths, tmp_path, make_encoder(), spec)
+  found = features.read(tmp_path / 'd.h5')
+  places = [[64, 64], [128, 64], [64, 128], [128, 128]]
+  assert found.coords.tolist() == places
+  assert len(features.read(tmp_path / 'b.h5').coords) == COUNTS['b']
+  encoding.extract(paths, tmp_path, make_encoder(), spec)  # As it was.
+  for regions in ({}, {'d': [square, square]}, {'b': [square]}):
+    spec = dataclasses.replace(SPEC, regions=regions)
+    with pytest.raises(encoding.EncodingError, match=': regions is '):
+      encoding.extract(paths, tmp_path, make_encoder(), spec)
 
 
 def test_slides_can_be_given_a_scale_each(paths, tmp_path):
