@@ -9,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-_NAMES = ('features', 'feats')  # CLAM and TRIDENT; STAMP.
+_STAMP = 'feats'
+_NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 # A dataset may be so many times larger than what is stored of it: more than any
 # compression saves, so that a few bytes cannot ask for all memory there is.
 _EXPANSION = 2000
@@ -94,12 +95,25 @@ def _check_written(path: Path, name: str, dataset: h5py.Dataset) -> None:
 
 
 def attributes(file: h5py.File, features: h5py.Dataset) -> dict[str, Any]:
-  """Returns all attributes; those of the file win over the datasets'."""
+  """Returns all attributes; those of the file win over the datasets'.
+
+  Bytes become text. `unit` of STAMP's files, which early ones lack, is added:
+  'um' where the tiles' side is in micrometres, else 'unknown'.
+  """
   holders = [features, file]
   if 'coords' in file:
     holders.insert(0, file['coords'])
-  return {
-    name: value.item() if isinstance(value, np.generic) else value
+  found = {
+    name: _python(value)
     for holder in holders
     for name, value in holder.attrs.items()
   }
+  if features.name == f'/{_STAMP}' and 'patch_size_level0' not in found:
+    known = 'tile_size_um' in found
+    found.setdefault('unit', 'um' if known else 'unknown')
+  return found
+
+
+def _python(value: Any) -> Any:
+  value = value.item() if isinstance(value, np.generic) else value
+  return value.decode(errors='replace') if isinstance(value, bytes) else value

@@ -126,6 +126,8 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     features = dataset[()].reshape(dataset.shape[-2:])
     coords = None if held is None else held[()].reshape(held.shape[-2:])
     attributes = feature_h5.attributes(file, dataset)
+  if attributes.get('unit') == 'unknown':
+    coords = None  # Pixels of which level, or micrometres.
   if coords is not None and attributes.get('unit') == 'um':
     mpp = attributes.get('level0_mpp', level0_mpp)
     coords = None if mpp is None else _pixels(path, coords, mpp)

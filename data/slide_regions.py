@@ -26,7 +26,8 @@ def read(
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder')
   for path in sorted(folder.iterdir()):
-    if path.suffix.lower() not in outlines.EXTENSIONS:
+    hidden = path.name.startswith('.')  # macOS's own.
+    if hidden or path.suffix.lower() not in outlines.EXTENSIONS:
       continue
     if path.stem not in slides:
       faults.append(f'{path}: there is no slide {path.stem}')

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data import slides, tile_stream, tiling
+from data import slide_files, slides, tile_stream, tiling
 from data.outlines import Ring
 
 _CALIBRATION_TILES = 128
@@ -61,6 +61,7 @@ class TileSpec:
 
   def differences(
     self,
+    path: pathlib.Path,
     file: pathlib.Path,
     found: Mapping[str, Any],
     encoder: Mapping[str, str] = MappingProxyType({}),
@@ -68,12 +69,16 @@ class TileSpec:
     """Says in what a feature file is not what these tiles would give.
 
     Args:
+      path: of the slide.
       file: <slide_id>.h5.
       found: its attributes.
       encoder: attributes of the encoder that is asked for.
     """
     wanted = {**encoder, **self.attributes(), **self._scale(file.stem, found)}
     wanted |= {'regions': None, **self.outlined(file.stem)}
+    made_of = found.get('slide_sha256')  # Older files do not say.
+    if made_of is not None and made_of != slide_files.digest(path):
+      return [f'{file}: was made of another slide of this name than {path}']
     return [
       f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
       for key, value in wanted.items()

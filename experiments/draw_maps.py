@@ -121,7 +121,6 @@ def _write_pictures(
     scale=_SCALE.value,
     colours=_COLOURS.value,
     label=label,
-    default_mpp=map_flags.DEFAULT_MPP.value,
   )
   folder = target / 'figures' / 'slide_maps' / _SCALE.value
   with atomic.replacing(folder / f'{scores.slide}.png') as part:
@@ -133,7 +132,6 @@ def _write_pictures(
       scores,
       score=_SCORE.value,
       count=_TOP_TILES.value,
-      default_mpp=map_flags.DEFAULT_MPP.value,
     )
 
 

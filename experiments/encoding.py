@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import features, slides, tiling
+from data import features, slide_files, slides, tiling
 from experiments import bars
 from experiments.cohort_tiles import TileSpec
 from experiments.weights import Encoder
@@ -61,7 +61,7 @@ def extract(
   """
   features_dir = pathlib.Path(features_dir)
   features_dir.mkdir(parents=True, exist_ok=True)
-  wanted = {'encoder': encoder.name, 'precision': encoder.precision}
+  wanted = encoder.attributes()
   paths = _missing(slide_paths, features_dir, wanted, spec)
   done = len(slide_paths) - len(paths)
   print(
@@ -148,7 +148,7 @@ def _missing(slide_paths, features_dir, wanted, spec) -> list[pathlib.Path]:
     except features.FeatureError as error:
       faults.append(str(error))
       continue
-    faults += spec.differences(file, found, wanted)
+    faults += spec.differences(path, file, found, wanted)
   if faults:
     raise EncodingError(
       'nothing was done; move these files, or give another folder for the '
@@ -189,6 +189,7 @@ def _geometry(slide: slides.Slide, grid: tiling.Grid) -> dict[str, Any]:
     'level0_mpp_source': slide.mpp_source,
     'level0_width': slide.width,
     'level0_height': slide.height,
+    'slide_sha256': slide_files.digest(slide.path),
   }
 
 

@@ -133,8 +133,9 @@ def _extract() -> list[encoding.Failure]:
     threads=_THREADS.value,
     augment_seed=_SEED.value if _AUGMENT.value else None,
   )
-  if CHECK.value:
-    preflight.check(paths, _FEATURES_DIR.value, spec)
+  if CHECK.value and not _WEIGHTS.value:  # Nothing is drawn for a check.
+    known = {'precision': _PRECISION.value}
+    preflight.check(paths, _FEATURES_DIR.value, spec, known)
   made = weights.make_encoder(
     _WEIGHTS.value,
     features_dir=_FEATURES_DIR.value,
@@ -143,13 +144,15 @@ def _extract() -> list[encoding.Failure]:
     precision=_PRECISION.value,
     seed=_SEED.value,
   )
+  if CHECK.value:
+    preflight.check(paths, _FEATURES_DIR.value, spec, made.attributes())
   failures = encoding.extract(
     paths, _FEATURES_DIR.value, made, spec, batch=_BATCH_SIZE.value
   )
   # Says later why a labelled slide has no features.
   rows = [['slide_id', 'reason'], *failures]
   files.write_rows(pathlib.Path(_FEATURES_DIR.value) / FAILURES, rows)
-  grid_pictures.draw(paths, _FEATURES_DIR.value)
+  grid_pictures.draw(paths, _FEATURES_DIR.value, spec)
   return failures
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from data import features, slides, tiling, tissue
+from data import atomic, features, slides, tiling, tissue
+from experiments import cohort_tiles
 
 _PICTURE = 1000  # Pixels of the longer side.
 _TISSUE_COLOUR = (0, 140, 60)
@@ -17,37 +18,54 @@ _TILE_COLOUR = (30, 60, 220)
 def draw(
   slide_paths: Sequence[pathlib.Path],
   features_dir: str | pathlib.Path,
+  spec: cohort_tiles.TileSpec,
 ) -> None:
-  """Writes `<features_dir>/grids/<slide_id>.png` where there is none yet.
+  """Writes `<features_dir>/grids/<slide_id>.png` where there is no newer one.
 
   Each shows the slide, the edge of its tissue mask in green, unless outlines
   were given in its place, and the tiles, from the coordinates of the feature
-  file, in blue. Slides without features are left out.
+  file, in blue: none of a slide that has no features.
   """
   folder = pathlib.Path(features_dir) / 'grids'
   for path in slide_paths:
     name = slides.slide_id(path)
     file = pathlib.Path(features_dir) / f'{name}.h5'
-    if not file.exists() or (folder / f'{name}.png').exists():
+    picture = folder / f'{name}.png'
+    if file.exists() and _is_newer(picture, file):
       continue
-    found = features.read(file)
-    mpp = found.attributes['level0_mpp']
-    with slides.Slide(path, mpp=mpp) as slide:
-      longer = max(slide.width, slide.height)
-      image = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1)).copy()
-      mask = tissue.tissue_mask(
-        slide.thumbnail(tiling.MASK_MPP), tiling.MASK_MPP
-      )
-      scale = image.shape[1] / slide.width
-    size = image.shape[1::-1]
-    mask = np.asarray(Image.fromarray(mask).resize(size, Image.NEAREST))
-    if 'regions' not in found.attributes:
-      image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
-    picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    side = found.attributes['patch_size_level0']
-    for corner in found.coords:
-      box = np.concatenate([corner, corner + side]) * scale
-      pen.rectangle([*box.round()], outline=_TILE_COLOUR)
-    folder.mkdir(exist_ok=True)
-    picture.save(folder / f'{name}.png')
+    found = features.read(file) if file.exists() else None
+    try:
+      with spec.open(path) as slide:
+        drawing = _draw(slide, found)
+    except slides.SlideError as error:
+      if found:  # Its coarse levels, which the tiles did without.
+        print(f'warning: no picture of {error}')
+      continue
+    with atomic.replacing(picture) as part:
+      drawing.save(part, format='png')
+
+
+def _is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
+  return path.exists() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
+
+
+def _draw(
+  slide: slides.Slide, found: features.FeatureFile | None
+) -> Image.Image:
+  longer = max(slide.width, slide.height)
+  image = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1)).copy()
+  mask = tissue.tissue_mask(slide.thumbnail(tiling.MASK_MPP), tiling.MASK_MPP)
+  scale = image.shape[1] / slide.width
+  size = image.shape[1::-1]
+  mask = np.asarray(Image.fromarray(mask).resize(size, Image.NEAREST))
+  if found is None or 'regions' not in found.attributes:
+    image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
+  picture = Image.fromarray(image)
+  if found is None:
+    return picture
+  pen = ImageDraw.Draw(picture)
+  side = found.attributes['patch_size_level0']
+  for corner in found.coords:
+    box = np.concatenate([corner, corner + side]) * scale
+    pen.rectangle([*box.round()], outline=_TILE_COLOUR)
+  return picture

@@ -117,7 +117,6 @@ def draw(
         tile_scores.read({fold: path}),
         label=cohort.classes[cohort.label[row]],
         outlines=outlines,
-        default_mpp=1.0,  # Of no consequence to a picture.
       )
     except tile_scores.UnplacedError:
       bare += 1

@@ -95,8 +95,11 @@ def _run() -> None:
       _close(found, failures)
   folder = _folder()
   values = start.resolved(__name__)
+  # Other slides are other predictions.
+  shown = _SLIDES_DIR if _SLIDES_DIR.value else _FEATURES_DIR
+  values[shown.name] = str(_path(shown).absolute())
   inputs = {'model_sha256': list(card.sha256)}
-  provenance.open_folder(folder, values, [], inputs)
+  provenance.open_folder(folder, values, [shown.name], inputs)
   if _CALIBRATE.value:
     for doubt in outputs.doubts(card):
       print(f'warning: {doubt}; --nocalibrate applies none')

@@ -20,6 +20,9 @@ _SLIDE = flags.DEFINE_string('slide', None, 'Slide id to open first.')
 _PORT = flags.DEFINE_integer(
   'port', 8123, 'To listen on; 0 takes any free one.', 0, 65535
 )
+_DEFAULT_MPP = flags.DEFINE_float(
+  'default_mpp', None, 'um/px of level 0 of slides that do not say it.', 1e-3
+)
 flags.adopt_module_key_flags(map_flags)
 
 
@@ -30,7 +33,7 @@ def _run() -> None:
     found,
     run_folder.labels(run),
     tile_size=map_flags.TILE_SIZE.value,
-    default_mpp=map_flags.DEFAULT_MPP.value,
+    default_mpp=_DEFAULT_MPP.value,
   )
   slide = _SLIDE.value or shown.ids[0]
   if slide not in shown.ids:

@@ -39,6 +39,10 @@ class Encoder:
   precision: str
   encode: Callable[[np.ndarray], np.ndarray]
 
+  def attributes(self) -> dict[str, str]:
+    """Returns what features must have in common to be of this encoder."""
+    return {'encoder': self.name, 'precision': self.precision}
+
 
 def make_encoder(
   weights: str | None,

@@ -10,7 +10,7 @@ from data.features import Header
 
 _FORMAT = 1
 # What features of a run and of new slides must have in common, where stated.
-_ALIKE = ('encoder', 'mpp', 'patch_size')
+_ALIKE = ('encoder', 'mpp', 'patch_size', 'target_magnification')
 
 
 class PredictionError(ValueError):
@@ -132,10 +132,10 @@ class Card:
     return found
 
   def unstated(self, header: Header) -> list[str]:
-    """Names what could not be compared."""
+    """Names what could not be compared; magnifications where they are all."""
     return [
       name
-      for name in _ALIKE
+      for name in _ALIKE[:3]
       if self.features.get(name) is None or header.attributes.get(name) is None
     ]
 

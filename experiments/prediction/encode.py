@@ -29,7 +29,9 @@ class Job:
 
   def check(self, features_dir: pathlib.Path) -> NoReturn:
     """Looks at every slide and ends the script; see `preflight.slides`."""
-    preflight.check(self.paths, str(features_dir), self.spec)
+    preflight.check(
+      self.paths, str(features_dir), self.spec, self.encoder.attributes()
+    )
 
   def run(self, features_dir: pathlib.Path) -> tuple[list[str], list[Failure]]:
     """Writes `<slide_id>.h5` of every slide that has none yet.

@@ -15,6 +15,8 @@ from experiments.preflight.findings import Findings, some
 # um/px of level 0 that scanners have; others are defaults or mistakes.
 PLAUSIBLE = (0.1, 2.0)
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
+# TRIDENT states a magnification where others state um/px.
+_STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
 
 
 def join(
@@ -36,7 +38,7 @@ def join(
 
   Returns:
     Headers by slide, of those that can be used, and `dimensions`, `encoder`,
-    `mpp` and `patch_size` as far as they are stated.
+    `mpp`, `patch_size` and `target_magnification` as far as they are stated.
   """
   spare = sorted(set(source.ids()) - set(slides) - others)
   missing = [slide for slide in slides if slide not in source]
@@ -132,7 +134,9 @@ def _reasons(folder: pathlib.Path, missing: Sequence[str]) -> str:
   if not path.exists():
     return ''
   with path.open(newline='', encoding='utf-8', errors='replace') as file:
-    reasons = {r['slide_id']: r['reason'] for r in csv.DictReader(file)}
+    rows = list(csv.DictReader(file))
+  # A file of that name may be another tool's.
+  reasons = {r.get('slide_id'): r.get('reason') for r in rows}
   told = [f'{s}: {reasons[s]}' for s in missing if s in reasons]
   return f' (extraction failed: {some(told)})' if told else ''
 
@@ -152,7 +156,7 @@ def _made(
   made: dict[str, dict[str, Any]] = {
     'dimensions': {slide: h.width for slide, h in headers.items()}
   }
-  for name in ('encoder', 'mpp', 'patch_size'):
+  for name in _STATED:
     # Not every tool says how its features were made.
     made[name] = {
       slide: h.attributes[name]

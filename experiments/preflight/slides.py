@@ -1,6 +1,6 @@
 """--check of the extraction of features: are all slides readable?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import pathlib
 from typing import NoReturn
@@ -15,7 +15,10 @@ _WIDTH = 1024 * 4  # Bytes of an instance.
 
 
 def check(
-  paths: Sequence[pathlib.Path], features_dir: str, spec: TileSpec
+  paths: Sequence[pathlib.Path],
+  features_dir: str,
+  spec: TileSpec,
+  encoder: Mapping[str, str],
 ) -> NoReturn:
   """Opens every slide and reads a tile of its middle and its smallest level.
 
@@ -27,6 +30,7 @@ def check(
     paths: as of `slides.list_slides`.
     features_dir: of the features to be.
     spec: how slides will be cut.
+    encoder: attributes of the encoder, as far as they are known.
 
   Raises:
     SystemExit: always; with 1 if there are problems.
@@ -57,7 +61,7 @@ def check(
       except features.FeatureError as e:
         findings.problems.append(str(e))
       else:
-        findings.problems += spec.differences(file, made)
+        findings.problems += spec.differences(path, file, made, encoder)
   findings.warnings += [str(w.message) for w in caught]
   readable = len(paths) - unread
   print(

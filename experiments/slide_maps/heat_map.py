@@ -23,7 +23,6 @@ def draw(
   colours: str = 'YlGn',
   label: str | None = None,
   outlines: Sequence[np.ndarray] = (),
-  default_mpp: float | None = None,
 ) -> figure.Figure:
   """Returns a figure of a slide and its maps.
 
@@ -37,12 +36,11 @@ def draw(
     scale, colours: see `slide_maps.layers`.
     label: the true class, if known.
     outlines: rings to draw, level-0 pixels, each [K, 2].
-    default_mpp: um/px of a slide that does not state it.
 
   Raises:
     data.slides.SlideError: if the slide cannot be read.
   """
-  with slides.Slide(path, default_mpp) as slide:
+  with slides.Slide(path, 1.0) as slide:  # Only proportions count.
     longer = max(slide.width, slide.height)
     picture = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1))
     size = (slide.width, slide.height)

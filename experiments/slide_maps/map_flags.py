@@ -19,9 +19,6 @@ TILE_SIZE = flags.DEFINE_float(
   'Side of a tile in level-0 pixels, if the features do not say it.',
   1,
 )
-DEFAULT_MPP = flags.DEFINE_float(
-  'default_mpp', None, 'um/px of level 0 of slides that do not say it.', 1e-3
-)
 flags.declare_key_flag('run')
 
 

@@ -39,6 +39,12 @@ def slide_files(
   if not folder and not own and 'features_dir' in features:
     beside = pathlib.Path(features['features_dir']).parent / 'slides'
     folder = beside if beside.is_dir() else None
+  if not slides_dir and folder and not pathlib.Path(folder).is_dir():
+    print(
+      f'warning: {config} says that the slides are in {folder}, which is not'
+      ' here; give --slides_dir for what shows them'
+    )
+    return {}
   if not folder:
     return {}
   return {slides.slide_id(p): p for p in slides.list_slides(folder)}

@@ -168,7 +168,8 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict:
       if 'coords' not in file:
         raise UnplacedError(
           f'{path}: its features had no coordinates in level-0 pixels, so the'
-          ' tiles cannot be placed; extract the slide with coordinates'
+          ' tiles cannot be placed; extract the slide with coordinates, or, if'
+          ' they are in micrometres (STAMP), train with --slides_dir'
         )
       said = {name: file[name][()] for name in file}
       classes = tuple(str(name) for name in file.attrs['classes'])

@@ -33,7 +33,6 @@ def write(
   *,
   score: str,
   count: int,
-  default_mpp: float | None = None,
 ) -> list[pathlib.Path]:
   """Writes the highest and the lowest tiles of a slide, and a sheet of both.
 
@@ -48,7 +47,6 @@ def write(
     score: see `order`.
     count: of tiles at either end; a slide of fewer than twice as many has each
       tile once.
-    default_mpp: um/px of a slide that does not state it.
 
   Raises:
     data.slides.SlideError: if the slide, or a tile of it, cannot be read.
@@ -59,7 +57,7 @@ def write(
   top, bottom = ranks[:count], ranks[count:][-count:]
   digits = len(str(len(ranked)))
   cut, made = {}, []
-  with slides.Slide(path, default_mpp) as slide:
+  with slides.Slide(path, 1.0) as slide:  # Only proportions count.
     for rank in (*top, *bottom):
       cut[rank] = _read(slide, scores, ranked[rank])
   for old in _pictures(folder, scores.slide):

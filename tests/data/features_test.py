@@ -85,6 +85,26 @@ def test_micrometres_are_divided_by_the_files_own_scale(tmp_path):
   assert (header.length, header.width) == (3, 4)
 
 
+@pytest.mark.parametrize(
+  'attributes,placed',
+  [
+    ({}, False),  # Pixels of which level?
+    ({'unit': np.bytes_('um')}, True),
+    ({'tile_size_um': 256.0}, True),
+    ({'patch_size_level0': 224}, True),  # No file of STAMP's.
+  ],
+)
+def test_places_of_stamp_are_never_guessed(tmp_path, attributes, placed):
+  path = tmp_path / 'a.h5'
+  with h5py.File(path, 'w') as file:
+    file['feats'], file['coords'] = ROWS, COORDS.astype(np.float32)
+    file.attrs.update(attributes)
+  got = features.read(path, level0_mpp=1.0)
+  assert (got.coords is not None) == placed
+  if placed:
+    np.testing.assert_array_equal(got.coords, COORDS)
+
+
 def test_a_file_without_coordinates_is_read(tmp_path):
   with h5py.File(tmp_path / 'a.h5', 'w') as file:
     file['features'] = ROWS

@@ -102,6 +102,18 @@ def test_all_damaged_files_are_named_at_once(tmp_path):
     assert line.startswith(f'{folder}/{name}.h5: ')
 
 
+def test_mixed_magnifications_of_trident_are_refused(tmp_path):
+  path, folder = make(tmp_path, 'xyx')
+  for i, magnification in enumerate((20, 20, 40)):
+    with h5py.File(folder / f's0{i}.h5', 'a') as f:
+      f.attrs['target_magnification'] = np.int64(magnification)
+  with pytest.raises(
+    CohortError,
+    match=r'different target_magnification are mixed: 20, 40; .* are s02',
+  ):
+    cohorts.load(path, folder)
+
+
 def test_mixed_encoders_are_refused(tmp_path):
   path, folder = make(tmp_path, 'xyx')
   other = ATTRS | {'encoder': 'another'}

@@ -188,6 +188,20 @@ def test_the_labels_are_those_of_the_test_part(run):
   assert run_folder.labels(run) == {'007.a': 'lymphoma'}
 
 
+def test_slides_that_are_elsewhere_now_cost_their_pictures(
+  run, tmp_path, capsys
+):
+  config = json.loads((run / 'config.json').read_text())
+  config['flags']['slides_dir'] = 'gone'
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  assert run_folder.slide_files(tmp_path, None) == {}
+  assert 'config.json says that the slides are in gone' in (
+    capsys.readouterr().out
+  )
+  with pytest.raises(SlideError, match='absent: no such folder'):
+    run_folder.slide_files(tmp_path, 'absent')
+
+
 def test_the_phantoms_slides_are_those_beside_its_features(run, tmp_path):
   record = {
     'flags': {'csv_path': None},

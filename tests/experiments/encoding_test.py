@@ -1,14 +1,16 @@
 """Tiles of many slides go through shared batches and come back in order."""
 
 import dataclasses
+import os
 
 import numpy as np
+from PIL import Image
 import pytest
 
-from data import features, slides
+from data import features, slide_files, slides
 from data.outlines import Ring
 from data.phantom import tiff
-from experiments import cohort_tiles, encoding
+from experiments import cohort_tiles, encoding, grid_pictures
 from experiments.weights import Encoder
 
 SPEC = cohort_tiles.TileSpec(tile_size=64, mpp=0.5, min_tissue=0)
@@ -88,10 +90,44 @@ def test_files_say_how_they_were_made(paths, tmp_path):
     'level0_mpp_source': 'openslide',
     'level0_width': 320,
     'level0_height': 320,
+    'slide_sha256': slide_files.digest(tmp_path / 'slides/d.tiff'),
     'overlap': 0,
     'min_tissue': 0.0,
     'augment': 'none',
   }
+
+
+def test_another_slide_of_the_same_name_is_not_taken_for_the_first(
+  paths, tmp_path
+):
+  encoding.extract(paths, tmp_path, make_encoder(), SPEC)
+  damage(paths[0])
+  with pytest.raises(
+    encoding.EncodingError, match=r'a\.h5: was made of another slide'
+  ):
+    encoding.extract(paths, tmp_path, make_encoder(), SPEC)
+
+
+def test_pictures_follow_features_and_show_slides_without_tissue(
+  paths, tmp_path
+):
+  glass = paths[0].with_name('glass.tiff')
+  tiff.write(glass, np.full((256, 256, 3), 243, np.uint8), mpp=0.5, levels=1)
+  spec = dataclasses.replace(SPEC, min_tissue=0.5)
+  drawn = [paths[3], glass]
+  failures = encoding.extract(drawn, tmp_path, make_encoder(), spec)
+  assert [f.slide_id for f in failures] == ['glass']
+  grid_pictures.draw(drawn, tmp_path, spec)
+  pictures = [tmp_path / 'grids' / f'{name}.png' for name in ('d', 'glass')]
+  with Image.open(pictures[1]) as image:
+    assert image.size == (256, 256)
+  pictures[0].write_bytes(b'as it was')
+  grid_pictures.draw(drawn, tmp_path, spec)
+  assert pictures[0].read_bytes() == b'as it was'
+  os.utime(tmp_path / 'd.h5')  # Extracted anew.
+  grid_pictures.draw(drawn, tmp_path, spec)
+  with Image.open(pictures[0]) as image:
+    assert image.size == (320, 320)
 
 
 def test_slides_can_be_given_outlines_each(paths, tmp_path):
@@ -162,7 +198,9 @@ def test_features_that_are_not_finite_are_a_failure(paths, tmp_path):
   assert not list((tmp_path / 'features').iterdir())
 
 
-def test_slides_are_written_as_they_finish_and_never_again(paths, tmp_path):
+def test_slides_are_written_as_they_finish_and_never_again(
+  paths, tmp_path, monkeypatch
+):
   calls = []
 
   def encode(tiles):
@@ -175,13 +213,19 @@ def test_slides_are_written_as_they_finish_and_never_again(paths, tmp_path):
     encoding.extract(paths, tmp_path, stopping, SPEC, batch=4)
   first = {p: p.stat().st_mtime_ns for p in tmp_path.glob('*.h5')}
   assert {p.name for p in first} == {'a.h5', 'b.h5', 'c.01.h5'}
-  for path in paths[:3]:
-    path.write_bytes(b'no slide')  # Nobody may look at it again.
+  opened, open_slide = [], cohort_tiles.TileSpec.open
+
+  def note(spec, path):
+    opened.append(path)
+    return open_slide(spec, path)
+
+  monkeypatch.setattr(cohort_tiles.TileSpec, 'open', note)
   calls.clear()
   assert not encoding.extract(
     paths, tmp_path, make_encoder(calls), SPEC, batch=5
   )
   assert len(calls) == 5  # The 25 tiles of d alone.
+  assert opened == paths[3:]
   assert {p: p.stat().st_mtime_ns for p in first} == first
   calls.clear()
   assert not encoding.extract(paths, tmp_path, make_encoder(calls), SPEC)

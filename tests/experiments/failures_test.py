@@ -74,6 +74,7 @@ from experiments.cohort import CohortError
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight import patients
 from experiments.preflight.findings import Findings
+from experiments.weights import Encoder
 
 ROOT = pathlib.Path(__file__).parents[2]
 ATTRS = dict.fromkeys(ATTRIBUTES, 1)
@@ -148,7 +149,7 @@ def test_19_a_scale_in_single_precision_is_no_other_scale(tmp_path):
 def test_21_extraction_names_a_file_that_a_kill_left(tmp_path):
   (tmp_path / 'features').mkdir()
   (tmp_path / 'features/a.h5').write_bytes(b'\x89HDF')
-  encoder = type('Encoder', (), {'name': 'x', 'precision': 'float32'})
+  encoder = Encoder('x', 'a test', 'float32', lambda tiles: tiles)
   with pytest.raises(
     encoding.EncodingError,
     match=r'nothing was done; .*\n.*a\.h5: not a complete',

@@ -73,7 +73,9 @@ def trident(root, source):
       file.create_dataset('features', data=bag[None], chunks=(1, 1, 27))
       file.create_dataset('coords', data=coords.astype(int), chunks=(1, 2))
       file['features'].attrs['encoder'] = 'rgb'
-      file['coords'].attrs.update(patch_size=256, patch_size_level0=256)
+      file['coords'].attrs.update(
+        patch_size=256, patch_size_level0=256, target_magnification=20
+      )
   return root / 'trident'
 
 

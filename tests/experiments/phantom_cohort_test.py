@@ -6,6 +6,7 @@ import pytest
 from data import features, manifest
 from data.phantom import cohort
 from experiments import cohort_tiles, phantom_cohort, weights
+from kmil_jax import encoder
 
 
 @pytest.fixture
@@ -15,7 +16,10 @@ def two_slides(monkeypatch):
   monkeypatch.setattr(
     cohort, 'specs', lambda *args: dict(list(all_specs(*args).items())[:2])
   )
-  small = {'tile_size': 32, 'mpp': 4.0}  # As many tiles, a 16th of the pixels.
+  # As many tiles, a 16th of the pixels; fewer at a time.
+  small = {'tile_size': 32, 'mpp': 4.0}
+  monkeypatch.setattr(cohort_tiles, '_CALIBRATION_TILES', 16)
+  monkeypatch.setattr(encoder, 'default_batch', lambda: 16)
   monkeypatch.setattr(phantom_cohort, '_PHANTOM_TILES', small)
   calibrated = []
   tiles = cohort_tiles.calibration_tiles

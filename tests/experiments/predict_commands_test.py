@@ -35,6 +35,7 @@ def test_the_commands(finished, model_file, tmp_path):
   names = ['slide_000', 'slide_001']
   source = some_features(finished, tmp_path / 'new', names)
   (source / 'broken.h5').write_bytes(b'no features')
+  other = some_features(finished, tmp_path / 'elsewhere/new', names)
   run, new = f'--run={folder}', f'--features_dir={source}'
   out, mine = f'--results_dir={tmp_path}', tmp_path / 'mine.kmil'
   runs = [
@@ -48,6 +49,7 @@ def test_the_commands(finished, model_file, tmp_path):
     ['predict', f'--model={mine}', new, '--fold=1'],
     ['predict', run, new, '--weights=imagenet'],
     ['predict', run, f'--slides_dir={tmp_path}'],
+    ['predict', run, f'--features_dir={other}', out, '--fold=2'],
   ]
   before = _RUNS.format(runs=runs)
   printed = feature_folder.run(module='predict', before=before)
@@ -68,6 +70,8 @@ def test_the_commands(finished, model_file, tmp_path):
   assert 'give one of --run and --model' in codes[6]
   assert '--fold goes with --run' in codes[7]
   assert '--weights goes with --slides_dir' in codes[8]
+  # A folder of the same name is not the same slides.
+  assert f'features_dir: {source} before, {other} now' in codes[10]
   assert 'features of encoder planted' in codes[9]
 
 

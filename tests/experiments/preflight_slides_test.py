@@ -10,6 +10,8 @@ from data.labelled_tiles import LabelledTiles, TileError
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight import slides as preflight, tiles as of_tiles
 
+ENCODER = {'encoder': 'e-1'}
+
 
 @pytest.fixture
 def folder(tmp_path, real_data):
@@ -22,7 +24,7 @@ def folder(tmp_path, real_data):
 def check(folder, capsys, **spec):
   paths = sorted(p for p in folder.iterdir() if p.is_file())
   with pytest.raises(SystemExit) as done:
-    preflight.check(paths, str(folder / 'features'), TileSpec(**spec))
+    preflight.check(paths, str(folder / 'features'), TileSpec(**spec), ENCODER)
   return done.value.code, capsys.readouterr().out.splitlines()
 
 
@@ -49,13 +51,29 @@ def test_readable_slides_are_bounded_and_finished_ones_looked_at(
   assert code == 0 and 'at most 12 tiles of 64 px at 0.5 um/px' in lines[0]
   done = folder / 'features/boxes.h5'
   attributes = dict.fromkeys(features.ATTRIBUTES, 1)
-  attributes |= TileSpec(**spec).attributes()
+  attributes |= TileSpec(**spec).attributes() | ENCODER
   features.write(done, np.ones((3, 4), 'f4'), np.zeros((3, 2)), attributes)
   code, lines = check(folder, capsys, **spec)
   assert code == 0 and '1 have features; at most 0 tiles' in lines[0]
   code, lines = check(folder, capsys, **spec, mpp=0.6)
   assert code == 1 and '1 readable' in lines[0]
   assert 'boxes.h5: mpp is 0.5, not 0.6 as asked' in lines[1]
+  features.write(
+    done,
+    np.ones((3, 4), 'f4'),
+    np.zeros((3, 2)),
+    attributes | {'encoder': 'e-2', 'slide_sha256': '0'},
+  )
+  code, lines = check(folder, capsys, **spec)
+  assert code == 1 and 'was made of another slide of this name' in lines[1]
+  features.write(
+    done,
+    np.ones((3, 4), 'f4'),
+    np.zeros((3, 2)),
+    attributes | {'encoder': 'e-2'},
+  )
+  code, lines = check(folder, capsys, **spec)
+  assert code == 1 and "encoder is 'e-2', not 'e-1' as asked" in lines[1]
   done.write_bytes(done.read_bytes()[:500])
   code, lines = check(folder, capsys, **spec)
   assert code == 1 and 'boxes.h5: not a complete HDF5 file' in lines[1]

@@ -68,7 +68,7 @@ def prob(row, prefix=''):
 
 def some_features(finished, folder, names, **changed):
   """Copies the features of a few slides, some of their attributes changed."""
-  folder.mkdir(exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   for name in names:
     shutil.copy(finished[1] / f'{name}.h5', folder)
     with h5py.File(folder / f'{name}.h5', 'a') as f:
