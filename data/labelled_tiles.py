@@ -248,3 +248,30 @@ def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
     read=read,
     xy=None if any(p is None for p in places) else np.concatenate(places),
   )
+
+
+def binary(tiles: LabelledTiles, positive: str | None) -> LabelledTiles:
+  """Returns tiles of two classes with the positive one second.
+
+  Args:
+    tiles: of two classes.
+    positive: name of the positive one; by default the second.
+
+  Raises:
+    TileError: if there are other than two, or none of that name.
+  """
+  classes = tiles.classes
+  if len(classes) != 2:
+    raise TileError(
+      f'found the classes {", ".join(classes)}; two are needed, one of them'
+      ' positive'
+    )
+  if positive is not None and positive not in classes:
+    raise TileError(
+      f'--positive={positive}: the classes are {", ".join(classes)}'
+    )
+  if positive in (None, classes[1]):
+    return tiles
+  return dataclasses.replace(
+    tiles, classes=classes[::-1], label=(1 - tiles.label).astype(np.int32)
+  )

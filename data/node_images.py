@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -213,9 +214,17 @@ def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
   try:
-    image = Image.open(path)
-    image.load()
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    with warnings.catch_warnings():
+      # Pillow warns of, and refuses, what nodes at full resolution have.
+      warnings.simplefilter('error', Image.DecompressionBombWarning)
+      image = Image.open(path)
+      image.load()
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    raise ImageError(
+      f'{path}: too large ({e}); save it at a coarser scale, patches are cut at'
+      ' 1 um per pixel, or cut it into images of single nodes'
+    ) from e
+  except (OSError, SyntaxError, ValueError) as e:
     raise ImageError(f'{path}: cannot be read as an image: {e}') from e
   if image.mode not in modes:
     raise ImageError(

@@ -114,7 +114,8 @@ def _cut_all(
       found, small = nodes.find(numbered, volume.spacing)
       specks += small
       for node in found:
-        name = f'{row.patient}/{mask_path.name}/{row.value or 0}.{node.index}'
+        scan = f'{mask_path.parent.name}/{mask_path.name}'
+        name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
         columns['patient'].append(row.patient)
         columns['image'].append(str(image))
         columns['label'].append(classes.index(row.label))

@@ -54,9 +54,6 @@ _POOL_SHARE = flags.DEFINE_float(
   0,
   1,
 )
-_POSITIVE = flags.DEFINE_string(
-  'positive', None, 'Name of the positive class, if it is not the last.'
-)
 _TABLE = flags.DEFINE_list(
   'table', ['2'], "The paper's tables to make: 2 to 5."
 )
@@ -187,10 +184,12 @@ def _material() -> Material:
   if any(folders) and zipped:
     raise app.UsageError('--tiles_dir and --tiles_zip exclude each other')
   if all(folders):
-    return materials.from_folders(*folders, _POSITIVE.value)
+    return materials.from_folders(*folders, tile_flags.POSITIVE.value)
   if zipped:
     share, seed = _POOL_SHARE.value, start.SEED.value
-    return materials.from_zip(*zipped, _POSITIVE.value, share=share, seed=seed)
+    return materials.from_zip(
+      *zipped, tile_flags.POSITIVE.value, share=share, seed=seed
+    )
   return materials.phantom(start.CACHE_DIR.value, start.SEED.value)
 
 

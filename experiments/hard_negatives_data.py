@@ -112,7 +112,7 @@ def from_folders(
   annotated = _prepared(tiles_dir)
   if annotated is None:
     annotated = tile_sources.from_folders(tiles_dir)
-  annotated = _binary(annotated, positive)
+  annotated = labelled_tiles.binary(annotated, positive)
   pool = _prepared(pool_dir)
   if pool is None:
     pool = pool_tiles.from_files(pool_dir, annotated.classes)
@@ -120,6 +120,12 @@ def from_folders(
     raise TileError(
       f'{pool_dir} has the classes {", ".join(pool.classes)}, {tiles_dir}'
       f' {", ".join(annotated.classes)}: they must agree'
+    )
+  if known := _named_in(pool.id, set(annotated.group)):
+    raise TileError(
+      f'{pool_dir}: the names of tiles tell patients of annotated tiles, whose'
+      f' test part they would reach: {", ".join(known)}; take them out of the'
+      ' pool'
     )
   if pool.label.any():
     raise TileError(f'{pool_dir}: {pool.label.sum()} tiles are positive')
@@ -150,7 +156,9 @@ def from_zip(
     TileError: as of `tile_sources`; if the classes are not two, or no patient
       is left for either.
   """
-  tiles = _binary(tile_sources.from_zip(zip_path, csv_path), positive)
+  tiles = labelled_tiles.binary(
+    tile_sources.from_zip(zip_path, csv_path), positive
+  )
   patients = np.unique(tiles.group)
   drawn = np.random.default_rng([seed, 1]).permutation(patients)
   drawn = drawn[: round(share * len(patients))]
@@ -166,6 +174,14 @@ def from_zip(
     f'{csv_path}, negatives of {len(drawn)} of {len(patients)} patients as pool'
     f' ({int((weak & (tiles.label == 1)).sum())} positives of theirs left out)',
   )
+
+
+def _named_in(ids: np.ndarray, groups: set[str]) -> list[str]:
+  """Returns the groups that folders or beginnings of files are named after."""
+  found = set()
+  for path in map(pathlib.PurePosixPath, ids.tolist()):
+    found |= {*path.parts[:-1], path.stem.split('_')[0]} & groups
+  return sorted(found)
 
 
 def _prepared(folder: str) -> LabelledTiles | None:
@@ -188,25 +204,6 @@ def _own(annotated: LabelledTiles, pool: LabelledTiles, note: str) -> Material:
   if len(set(both)) < len(both):
     pool = dataclasses.replace(pool, id=np.char.add('pool/', pool.id))
   return Material(annotated, pool, frozenset(), note)
-
-
-def _binary(tiles: LabelledTiles, positive: str | None) -> LabelledTiles:
-  """Returns the tiles with the positive class second."""
-  classes = tiles.classes
-  if len(classes) != 2:
-    raise TileError(
-      f'found the classes {", ".join(classes)}; two are needed, one of them'
-      ' positive'
-    )
-  if positive is not None and positive not in classes:
-    raise TileError(
-      f'--positive={positive}: the classes are {", ".join(classes)}'
-    )
-  if positive in (None, classes[1]):
-    return tiles
-  return dataclasses.replace(
-    tiles, classes=classes[::-1], label=(1 - tiles.label).astype(np.int32)
-  )
 
 
 def _tiles(patches: invasion_phantom.Patches) -> LabelledTiles:

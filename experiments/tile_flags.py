@@ -8,6 +8,9 @@ TILES_ZIP = flags.DEFINE_string(
 TILES_CSV = flags.DEFINE_string(
   'tiles_csv', None, 'Their table: patient,x,y,label,zip_path.'
 )
+POSITIVE = flags.DEFINE_string(
+  'positive', None, 'Label of the positive class, if it is not the last.'
+)
 
 
 def zipped() -> tuple[str, str] | None:

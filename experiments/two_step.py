@@ -189,7 +189,7 @@ def _run() -> None:
   }
   folder = start.folder('two_step')
   if tiles:
-    found = two_step_tiles.open_tiles(*tiles)
+    found = two_step_tiles.open_tiles(*tiles, tile_flags.POSITIVE.value)
     if CHECK.value:
       preflight.check({'tiles': found.tiles})
     provenance.open_folder(folder, values, decides, found.inputs)

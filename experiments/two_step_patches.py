@@ -139,6 +139,36 @@ def matched(
   )
 
 
+def split_like(
+  tiles: LabelledTiles, trained: LabelledTiles, by: str, seed: int
+) -> tuple[LabelledTiles, LabelledTiles]:
+  """Splits tiles as those that a network was trained on were split.
+
+  So that a second network, which starts from the first one's weights, is not
+  validated on what these were made of.
+
+  Args:
+    tiles: false positives and tumour patches.
+    trained: what the first network was trained on.
+    by: as of `split`. Where by patient a part would lack a class, as all false
+      positives may be of one, patches are split, which is said.
+    seed: of the split of false positives by patch.
+  """
+  if by == 'patient':
+    trains = np.isin(tiles.group, trained.group)
+    parts = tiles.take(trains), tiles.take(~trains)
+    if all(len(np.unique(part.label)) == 2 for part in parts):
+      return parts
+    print('split by patch: the false positives of either part are too few')
+  mistakes = np.flatnonzero(tiles.label == 0)
+  rng = np.random.default_rng([seed, 3])
+  drawn = rng.permutation(mistakes)[: round(0.7 * len(mistakes))]
+  trains = np.isin(tiles.id, trained.id)
+  trains[mistakes] = False
+  trains[drawn] = True
+  return tiles.take(trains), tiles.take(~trains)
+
+
 def split(
   patches: LabelledTiles, by: str, seed: int
 ) -> tuple[LabelledTiles, LabelledTiles]:

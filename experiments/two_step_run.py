@@ -7,7 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
-from data.labelled_tiles import LabelledTiles, TileError
+from data import labelled_tiles
+from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
 from experiments import (
   files,
@@ -120,7 +121,7 @@ def networks_table(found: dict[str, Trained], split: str) -> Table:
 def secondary(
   folder: pathlib.Path,
   false_positives: LabelledTiles,
-  patches: LabelledTiles,
+  parts: tuple[LabelledTiles, LabelledTiles],
   primary: str,
   settings: Settings,
   source: str,
@@ -134,7 +135,8 @@ def secondary(
   Args:
     folder: of the results.
     false_positives: what the first network takes for tumour and is not.
-    patches: tumour patches, of which as many are drawn, and others.
+    parts: training and validation tiles of the first network; as many tumour
+      patches are drawn of them, and each stays in its part.
     primary: name of the first network.
     settings: of the run.
     source: says where the false positives are from.
@@ -150,12 +152,11 @@ def secondary(
       f'fewer than {_LEAST}: there is no second step, and the tables are of one'
     )
     return None, None
+  patches = labelled_tiles.concatenate(parts)
   tiles = two_step_patches.matched(false_positives, patches, settings.seed)
-  try:
-    parts = two_step_patches.split(tiles, settings.split, settings.seed)
-  except TileError as e:  # All false positives may be of one patient.
-    print(f'split by patch: {e}')
-    parts = two_step_patches.split(tiles, 'patch', settings.seed)
+  parts = two_step_patches.split_like(
+    tiles, parts[0], settings.split, settings.seed
+  )
   name = settings.secondary or primary
   weights, rate = settings.weights, 1.0
   if weights is None and name in settings.networks:
@@ -186,7 +187,7 @@ def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
   trained, table = secondary(
     folder,
     mistakes,
-    patches,
+    parts,
     name,
     settings,
     'False positives are gathered from the negative development images, windows'

@@ -50,18 +50,25 @@ class Said:
     )
 
 
-def open_tiles(zip_path: str, csv_path: str) -> Grids:
-  """Opens tiles; the first of the two labels, as 0, is non-tumour.
+def open_tiles(zip_path: str, csv_path: str, positive: str | None) -> Grids:
+  """Opens tiles; of the labels 0 and 1 the second is tumour.
+
+  Args:
+    zip_path: see `tile_sources.from_zip`.
+    csv_path: their table.
+    positive: label of tumour; needed where labels are not 0 and 1.
 
   Raises:
-    TileError: as `tile_sources.from_zip`, or if there are not two labels.
+    TileError: as `tile_sources.from_zip`, or if there are not two labels or it
+      is not known which is tumour.
   """
   tiles = tile_sources.from_zip(zip_path, csv_path)
-  if len(tiles.classes) != 2:
+  if len(tiles.classes) == 2 and not positive and tiles.classes != ('0', '1'):
     raise TileError(
-      f'{csv_path}: found the labels {", ".join(tiles.classes)}; two are'
-      ' needed, non-tumour and tumour'
+      f'{csv_path}: found the labels {", ".join(tiles.classes)}; say by'
+      ' --positive which is tumour'
     )
+  tiles = labelled_tiles.binary(tiles, positive)
   print(
     f'{len(tiles)} tiles of {tiles.size} px, {len(set(tiles.group))} patients;'
     f' {tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
@@ -101,7 +108,7 @@ def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
   secondary, table = two_step_run.secondary(
     folder,
     development.take(fires & (development.label == 0)),
-    development,
+    (train, val),
     name,
     settings,
     'False positives are tiles of the training and validation parts.',
@@ -118,6 +125,12 @@ def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
     folder, two_step_tables.tiles(compare(test, said), auroc(test, prob))
   )
   aurocs = _by_patient(folder, test, said)
+  if not np.isfinite(list(aurocs.values())).any():
+    print(
+      'no test patient has tiles of both labels: no heat map is drawn\n'
+      f'results: {folder}'
+    )
+    return
   best = _shown(test, aurocs)
   path = folder / 'figures' / f'grid_{best}.png'
   rows = test.group == best

@@ -1,6 +1,7 @@
 """Times heat maps against a loop that looks at one window after another."""
 
 from collections.abc import Callable, Sequence
+import math
 import time
 
 import jax
@@ -10,8 +11,8 @@ from kmil_jax import cutter, heatmap
 from kmil_jax.cutter import Cutter
 from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 
-_SIDE = 100  # Pixels of the image that is timed.
 _ROUNDS = 3
+_MEGAPIXEL = 1e6 / STRIDE**2  # Windows of a large image.
 
 
 def naive(
@@ -36,16 +37,20 @@ def compare(image: np.ndarray, networks: Sequence[Cutter]) -> dict[str, float]:
   """Times both ways on the same image, in turns.
 
   Args:
-    image: uint8 [H, W, 3]; its middle is taken.
+    image: uint8 [H, W, 3]; as much of its middle is taken as has a batch of
+      windows.
     networks: primary and, if there is one, secondary.
 
   Returns:
-    Seconds per megapixel of `map` and `naive`, medians; the median `ratio` of
-    naive to map; and `difference`, the largest between the maps: 0 but for a
-    window that rounding decides. Compilation is not counted.
+    Seconds per megapixel of `map` and `naive`, medians, by the windows of a
+    large image; the median `ratio` of naive to map; and `difference`, the
+    largest between the maps: 0 but for a window that rounding decides.
+    Compilation is not counted.
   """
-  y, x = (max(0, (n - _SIDE) // 2) for n in image.shape[:2])
-  image = np.ascontiguousarray(image[y : y + _SIDE, x : x + _SIDE])
+  side = WINDOW + STRIDE * (math.isqrt(networks[0].batch) - 1)
+  y, x = (max(0, (n - side) // 2) for n in image.shape[:2])
+  image = np.ascontiguousarray(image[y : y + side, x : x + side])
+  count = math.prod((n - WINDOW) // STRIDE + 1 for n in image.shape[:2])
 
   def one_by_one(network):
     look = jax.jit(network.classify)
@@ -66,8 +71,8 @@ def compare(image: np.ndarray, networks: Sequence[Cutter]) -> dict[str, float]:
       start = time.perf_counter()
       way()
       seconds[name].append(time.perf_counter() - start)
-  megapixels = image.shape[0] * image.shape[1] / 1e6
   ratio = np.array(seconds['naive']) / np.array(seconds['map'])
   return {
-    name: float(np.median(s)) / megapixels for name, s in seconds.items()
+    name: float(np.median(s)) / count * _MEGAPIXEL
+    for name, s in seconds.items()
   } | {'ratio': float(np.median(ratio)), 'difference': float(difference)}

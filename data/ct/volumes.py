@@ -23,6 +23,8 @@ class Volume:
   hu: np.ndarray  # [Z, Y, X] float32
   spacing: tuple[float, float, float]  # of z, y, x in mm
   origin: tuple[float, float, float]  # centre of the first voxel, z, y, x, mm
+  # Directions of x, y and z, nearly the patient's, as columns.
+  direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def simpleitk() -> ModuleType:
@@ -57,10 +59,11 @@ def read(path: str | pathlib.Path) -> Volume:
     image = dicom.read(path, simpleitk())
   else:
     image = _read_nifti(path)
-  hu, spacing, origin = _straight(path, image)
+  hu, *grid = _straight(path, image)
   if hu.dtype.kind not in 'iuf':
     raise VolumeError(f'{path}: no grey volume: {hu.dtype} {hu.shape}')
-  return Volume(path, hu.astype(np.float32, copy=False), spacing, origin)
+  hu = hu.astype(np.float32, copy=False)
+  return Volume(path, hu, *grid)
 
 
 def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
@@ -81,7 +84,7 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   path = pathlib.Path(path)
   if path.is_dir():
     raise VolumeError(f'{path}: a folder; masks are read from NIfTI files')
-  mask, spacing, origin = _straight(path, _read_nifti(path))
+  mask, spacing, origin, direction = _straight(path, _read_nifti(path))
   for name, mine, theirs, tolerance in (
     ('size', mask.shape, like.hu.shape, 0.5),
     ('spacing', spacing, like.spacing, _ALIKE / max(like.hu.shape)),
@@ -96,6 +99,14 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
         f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
         ' grid of its volume'
       )
+  apart = np.abs(np.subtract(direction, like.direction)).max()
+  turned = apart * max(mask.shape)
+  if turned > _ALIKE:
+    raise VolumeError(
+      f'{path}: another direction than {like.path}: the far edge is'
+      f' {turned:.1f} voxels off; draw or resample the mask on the grid of its'
+      ' volume'
+    )
   whole = mask.astype(np.int32)
   if not np.array_equal(whole, mask) or whole.min() < 0:
     odd = mask[(whole != mask) | (whole < 0)][0]
@@ -138,8 +149,8 @@ def _read_nifti(path: pathlib.Path) -> Any:
 
 def _straight(
   path: pathlib.Path, image: Any
-) -> tuple[np.ndarray, tuple[float, ...], tuple[float, ...]]:
-  """Array, spacing and origin (z, y, x), the axes being the patient's."""
+) -> tuple[np.ndarray, *tuple[tuple[float, ...], ...]]:
+  """Array, spacing, origin (z, y, x), direction: the axes are the patient's."""
   direction = np.array(image.GetDirection()).reshape(3, 3)
   main = np.abs(direction) > 0.5
   tilt = np.abs(direction)[~main].max()
@@ -154,4 +165,5 @@ def _straight(
     simpleitk().GetArrayFromImage(image),
     image.GetSpacing()[::-1],
     image.GetOrigin()[::-1],
+    image.GetDirection(),
   )

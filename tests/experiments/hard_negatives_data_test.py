@@ -55,6 +55,14 @@ def test_a_pool_is_all_images_below_a_folder(tmp_path):
     pool_tiles.from_files(tmp_path / 'empty', ('neg', 'pos'))
 
 
+@pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'p3/x.png'])
+def test_a_pool_of_annotated_patients_is_refused(tmp_path, name):
+  where = folders(tmp_path)
+  write(tmp_path / 'pool' / name)
+  with pytest.raises(TileError, match=r'patients of annotated tiles.*: p3;'):
+    materials.from_folders(*where, None)
+
+
 def test_the_positive_class_can_be_named(tmp_path):
   where = folders(tmp_path, classes=('invasion', 'normal'))
   found = materials.from_folders(*where, 'invasion')

@@ -10,7 +10,8 @@ from PIL import Image
 import pytest
 from two_step_networks import NETWORKS
 
-from experiments import two_step
+from data.labelled_tiles import TileError
+from experiments import two_step, two_step_tiles
 from kmil_jax import metrics, models
 
 TISSUE, TUMOUR, RARE = (150, 110, 190), (220, 90, 120), (220, 150, 120)
@@ -90,9 +91,21 @@ def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(tmp_path, capsys):
   assert f'heat map of patient {shown}: AUROC' in capsys.readouterr().out
 
 
+def test_which_label_is_tumour_is_never_guessed(tmp_path):
+  write(tmp_path, labels=('normal', 'cancer'))
+  files = str(tmp_path / 'tiles.zip'), str(tmp_path / 'index.csv')
+  with pytest.raises(TileError, match='say by --positive which is tumour'):
+    two_step_tiles.open_tiles(*files, None)
+  with pytest.raises(TileError, match='--positive=tumour: the classes are'):
+    two_step_tiles.open_tiles(*files, 'tumour')
+  tiles = two_step_tiles.open_tiles(*files, 'cancer').tiles
+  red = tiles.pixels[..., 0].mean((1, 2)) > 185  # Tumour, and what looks so.
+  assert red[tiles.label == 1].all() and not red[tiles.label == 0].all()
+
+
 def test_three_labels_are_refused(tmp_path):
   write(tmp_path, labels=('a', 'b'))
   path = tmp_path / 'index.csv'
   path.write_text(path.read_text().replace(',b,', ',c,', 1))
-  with pytest.raises(SystemExit, match='found the labels a, b, c; two are'):
+  with pytest.raises(SystemExit, match='found the classes a, b, c; two are'):
     run(tmp_path)
