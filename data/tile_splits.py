@@ -91,14 +91,9 @@ def _check(
     if not len(held):
       problems.append(f'class {name}: no tile')
     elif len(held) < parts:
-      advice = (
-        "; split by 'tile', which tests on what was trained on, or get more"
-        if by == 'group'
-        else ''
-      )
       problems.append(
         f'class {name}: tiles of {len(held)} {by}(s) only '
-        f'({", ".join(held)}) for {parts} parts{advice}'
+        f'({", ".join(held)}) for {parts} parts; get tiles of more'
       )
   if problems:
     raise TileError.listing(problems, 'tiles cannot be split')

@@ -17,6 +17,7 @@ import functools
 
 from absl import app, flags
 
+from data import tile_splits
 from experiments import (
   hard_negatives_data as materials,
   hard_negatives_paper as paper,
@@ -121,10 +122,15 @@ def _run() -> None:
   leaking = _PROTOCOL.value == 'original'
   numbers = _tables()
   material = _material()
-  if CHECK.value:
-    preflight.check({'annotated': material.annotated, 'pool': material.pool})
   phantom = bool(material.hard)
   fractions = _fractions(phantom)
+  if CHECK.value:
+    preflight.check(
+      {'annotated': material.annotated, 'pool': material.pool},
+      lambda: tile_splits.split(
+        material.annotated, fractions, seed=start.SEED.value
+      ),
+    )
   recipe = paper.RECIPE
   if phantom:
     recipe = dataclasses.replace(recipe, **_PHANTOM)
@@ -211,6 +217,10 @@ def _fractions(phantom: bool) -> tuple[float, float, float]:
     raise app.UsageError(
       f'--fractions={",".join(_FRACTIONS.value)}: three numbers are needed'
     ) from e
+  if min(train, val, test) <= 0:
+    raise app.UsageError(
+      f'--fractions={",".join(_FRACTIONS.value)}: each part needs tiles'
+    )
   return train, val, test
 
 

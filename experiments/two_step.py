@@ -191,7 +191,10 @@ def _run() -> None:
   if tiles:
     found = two_step_tiles.open_tiles(*tiles, tile_flags.POSITIVE.value)
     if CHECK.value:
-      preflight.check({'tiles': found.tiles})
+      preflight.check(
+        {'tiles': found.tiles},
+        lambda: two_step_tiles.parts(found.tiles, settings.seed),
+      )
     provenance.open_folder(folder, values, decides, found.inputs)
     two_step_tiles.run(folder, found, settings)
     return

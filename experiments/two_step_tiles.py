@@ -81,17 +81,23 @@ def open_tiles(zip_path: str, csv_path: str, positive: str | None) -> Grids:
   return Grids(dataclasses.replace(tiles, classes=CLASSES), inputs)
 
 
+def parts(tiles: LabelledTiles, seed: int) -> list[LabelledTiles]:
+  """Returns the tiles of training, validation and test, by patient.
+
+  Raises:
+    TileError: if a class has too few patients.
+  """
+  split = tile_splits.split(tiles, _FRACTIONS, seed=seed)
+  return [tiles.take(rows) for rows in split]
+
+
 def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
   """Runs all stages, tiles split by patient.
 
   Tiles do not overlap: every pixel of a map has one vote, and false positives
   are whole tiles of the development part, of which the networks have seen most.
   """
-  tiles = grids.tiles
-  train, val, test = (
-    tiles.take(rows)
-    for rows in tile_splits.split(tiles, _FRACTIONS, seed=settings.seed)
-  )
+  train, val, test = parts(grids.tiles, settings.seed)
   for name, part in (('train', train), ('validation', val), ('test', test)):
     count = np.bincount(part.label, minlength=2)
     print(

@@ -1,6 +1,6 @@
 """--check of the scripts that train on labelled tiles."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -11,11 +11,14 @@ from experiments.preflight.findings import Findings, some
 _AT_ONCE = 256  # Tiles decoded before the memory is given back.
 
 
-def check(sets: Mapping[str, LabelledTiles]) -> NoReturn:
+def check(
+  sets: Mapping[str, LabelledTiles], divide: Callable[[], object] | None = None
+) -> NoReturn:
   """Decodes every tile, prints counts of classes and patients, and ends.
 
   Args:
     sets: by name; those that must have no patient in common, if several.
+    divide: makes the parts, and raises `TileError` where it cannot.
 
   Raises:
     SystemExit: always; with 1 if there are problems.
@@ -36,6 +39,11 @@ def check(sets: Mapping[str, LabelledTiles]) -> NoReturn:
         tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
       except TileError as e:
         findings.problems.append(f'{name}: {e}')
+  if divide:
+    try:
+      divide()
+    except TileError as e:
+      findings.problems.append(str(e))
   names = list(sets)
   for i, one in enumerate(names):
     for other in names[i + 1 :]:

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import features
+from data import features, tile_splits
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight import slides as preflight, tiles as of_tiles
@@ -96,9 +96,13 @@ def test_tiles_are_all_decoded_and_patients_kept_apart(capsys):
     size=8,
   )
   with pytest.raises(SystemExit) as done:
-    of_tiles.check({'one': tiles, 'other': tiles.take([3])})
+    of_tiles.check(
+      {'one': tiles, 'other': tiles.take([3])},
+      lambda: tile_splits.split(tiles, (0.6, 0.2, 0.2), seed=0),
+    )
   out = capsys.readouterr().out
   assert done.value.code == 1
   assert 'one: 4 tiles of 8 px, 3 patients: neg 2, pos 2' in out
   assert 'problem: one: c.png: cannot be read' in out
+  assert 'class neg: tiles of 2 group(s) only (p, q) for 3 parts' in out
   assert 'problem: 1 patients are both in one and other: r' in out
