@@ -50,7 +50,7 @@ def planted(num_bags=60, width=16, classes=3, seed=0):
   return bags, labels
 
 
-def script(*args, module='kmil', before='pass'):
+def script(*args, module='kmil', before=script_process.HASTY):
   """Starts `python -m experiments.<module>` after the statements `before`."""
   return script_process.Script(f'experiments.{module}', args, before=before)
 

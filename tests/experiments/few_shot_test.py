@@ -21,14 +21,11 @@ PARTS = {
 SIDE, WIDTH = 32, 2
 FLAGS = (f'--width={WIDTH}', '--epochs=2', '--batch=8', '--lr=0.003')
 # One block in every stage, and no optimisation: a fifth of the compilation.
-HASTY = """
-import os
-os.environ['XLA_FLAGS'] = (
-  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+HASTY = (
+  script_process.HASTY
+  + 'from kmil_jax.models import reverse_distillation\n'
+  + 'reverse_distillation.STAGES = (1, 1, 1)'
 )
-from kmil_jax.models import reverse_distillation
-reverse_distillation.STAGES = (1, 1, 1)
-"""
 
 
 @pytest.fixture(scope='module')

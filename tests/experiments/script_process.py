@@ -17,6 +17,12 @@ ENVIRONMENT = {
   'JAX_NUM_CPU_DEVICES': '1',
   'XLA_FLAGS': '--xla_backend_optimization_level=1',
 }
+# Statements for scripts that compile for longer than they run.
+HASTY = (
+  "import os; os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0"
+  ' --xla_cpu_use_fusion_emitters=false'
+  " --xla_cpu_parallel_codegen_split_count=1'\n"
+)
 _PRELOADED = (
   'absl.app',
   'chex',
