@@ -115,7 +115,13 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
   label = _TUMOURS[spec.patient % len(_TUMOURS)]
   while True:
     node = anatomy.draw(layout, _NODE)
-    found = lesions.place(tumour, node, label if spec.positive else 'non-tumor')
+    found = lesions.place(
+      tumour,
+      node,
+      label if spec.positive else 'non-tumor',
+      radius=(85, 150),
+      share=0.15,
+    )
     corner = _corner(layout, node, found, _HARD[spec.number % len(_HARD)])
     if corner is not None:
       break

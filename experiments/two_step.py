@@ -121,7 +121,7 @@ _NETWORKS = ('googlenet', 'mobilenet_v2', 'resnet50', 'resnet101')
 
 # What a CPU trains in minutes.
 # Before the tenth epoch the paper's learning rate does not fall.
-_PHANTOM = {'batch': 16, 'epochs': 12, 'schedule': 'cosine'}
+_PHANTOM = {'batch': 16, 'epochs': 9, 'schedule': 'cosine'}
 _PHANTOM_PATCHES = 300
 _PHANTOM_LEAST_TUMOUR = 400
 _PHANTOM_NETWORKS = _NETWORKS[:2]

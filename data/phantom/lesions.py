@@ -29,26 +29,38 @@ class Lesion:
 
 
 def place(
-  rng: np.random.Generator, node: anatomy.Node, label: str
+  rng: np.random.Generator,
+  node: anatomy.Node,
+  label: str,
+  *,
+  radius: tuple[float, float],
+  share: float,
 ) -> list[Lesion]:
   """Places lesions where the node holds them; none in a non-tumor slide.
 
-  Up to three lie not too close together and take at most about a fifth of the
-  node. Metastases stay near the capsule, where they arrive.
+  Up to three lie not too close together. Metastases stay near the capsule,
+  where they arrive.
+
+  Args:
+    rng: of the draw.
+    node: with its depth.
+    label: of the slide.
+    radius: least and largest, um; the least of lymphoma is 5 um more.
+    share: of the node that lesions take at most, about.
   """
   if label == 'non-tumor':
     return []
-  sizes = (100, 165) if label == 'lymphoma' else (95, 165)
-  budget = 0.18 * (node.depth > 0).sum() * anatomy.UM**2
+  least, most = radius[0] + 5 * (label == 'lymphoma'), radius[1]
+  budget = share * (node.depth > 0).sum() * anatomy.UM**2
   count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
   found: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64
-  reachable = np.where(node.depth > 0.75 * sizes[0], node.depth, -1)
+  reachable = np.where(node.depth > 0.75 * least, node.depth, -1)
   if label != 'lymphoma':
     reachable = np.where(node.depth < 260, reachable, -1)
   rows, columns = np.nonzero(reachable > 0)
   for i in rng.integers(0, len(rows), 40):
-    size = rng.uniform(*sizes)
+    size = rng.uniform(least, most)
     size = min(size, node.depth[rows[i], columns[i]] * 1.25)
     size = min(size, (budget / np.pi) ** 0.5)
     y = (rows[i] + 0.5) * anatomy.UM * PX
@@ -61,7 +73,7 @@ def place(
       )
       found.append(Lesion(y, x, corners))
       budget -= np.pi * size**2
-    if len(found) == count or budget < np.pi * sizes[0] ** 2:
+    if len(found) == count or budget < np.pi * least**2:
       break
   return found
 

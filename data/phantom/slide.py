@@ -15,6 +15,9 @@ from data.phantom import (
 
 LABELS = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
 _DEFAULT_LOOK = stain.Appearance()
+# Radii of lesions, um, and the share of the node that they take at most.
+_LESION = (95, 165)
+_LESIONS = 0.18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,9 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
   found: list[lesions.Lesion] = []
   while True:
     node = anatomy.draw(layout, (int(size[0]), int(size[1])))
-    found = lesions.place(tumour, node, spec.label)
+    found = lesions.place(
+      tumour, node, spec.label, radius=_LESION, share=_LESIONS
+    )
     if found or spec.label == LABELS[0]:
       break
   shape = (

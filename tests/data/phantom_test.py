@@ -165,7 +165,9 @@ def test_lesion_looks_unlike_the_tissue_it_replaces():
   shape = (280, 280)
   node = anatomy.draw(np.random.default_rng(5), shape)
   for label in phantom.LABELS[1:]:
-    found = lesions.place(np.random.default_rng(3), node, label)
+    found = lesions.place(
+      np.random.default_rng(3), node, label, radius=(95, 165), share=0.18
+    )
     haematoxylin = np.full((2240, 2240), 0.7, np.float32)
     eosin = np.full((2240, 2240), 0.4, np.float32)
     for lesion in found:
