@@ -3,14 +3,12 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from data import features as feature_files
+from data import digests, features as feature_files
 from data.features import FeatureError, FeatureFile, Header
 
-_EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _DEPTH = 2  # Folders between the one given and the files.
 _H5, _PT = feature_files.SUFFIXES
 _TRIDENT = 'features_'  # And the encoder's name.
@@ -56,14 +54,7 @@ class Folder:
 
   def digest(self, slide_id: str) -> str:
     """Returns a hash of the file's size, first and last megabyte."""
-    path = self.file(slide_id)
-    size = path.stat().st_size
-    content = hashlib.sha256(f'{size}'.encode())
-    with path.open('rb') as f:
-      content.update(f.read(_EDGE))
-      f.seek(max(size - _EDGE, 0))
-      content.update(f.read())
-    return content.hexdigest()
+    return digests.of_edges(self.file(slide_id))
 
   def _named(self, attributes: dict[str, Any]) -> dict[str, Any]:
     """Adds the encoder that TRIDENT names in the folder alone."""

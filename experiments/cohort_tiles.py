@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import pathlib
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ class TileSpec:
     path: pathlib.Path,
     file: pathlib.Path,
     found: Mapping[str, Any],
-    encoder: Mapping[str, str] = MappingProxyType({}),
+    encoder: Mapping[str, str],
   ) -> list[str]:
     """Says in what a feature file is not what these tiles would give.
 
@@ -72,7 +71,7 @@ class TileSpec:
       path: of the slide.
       file: <slide_id>.h5.
       found: its attributes.
-      encoder: attributes of the encoder that is asked for.
+      encoder: attributes of the encoder that is asked for, as far as known.
     """
     wanted = {**encoder, **self.attributes(), **self._scale(file.stem, found)}
     wanted |= {'regions': None, **self.outlined(file.stem)}

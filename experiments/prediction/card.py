@@ -10,7 +10,8 @@ from data.features import Header
 
 _FORMAT = 1
 # What features of a run and of new slides must have in common, where stated.
-_ALIKE = ('encoder', 'mpp', 'patch_size', 'target_magnification')
+_USUAL = ('encoder', 'mpp', 'patch_size')
+_ALIKE = (*_USUAL, 'target_magnification')  # The last is TRIDENT's.
 
 
 class PredictionError(ValueError):
@@ -132,10 +133,10 @@ class Card:
     return found
 
   def unstated(self, header: Header) -> list[str]:
-    """Names what could not be compared; magnifications where they are all."""
+    """Names what most tools state and could not be compared."""
     return [
       name
-      for name in _ALIKE[:3]
+      for name in _USUAL
       if self.features.get(name) is None or header.attributes.get(name) is None
     ]
 
