@@ -3,14 +3,12 @@
 from collections.abc import Callable
 import functools
 import math
-import os
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
 import numpy as np
-import tensorflow as tf
 
 from data.augment import Policy
 from data.augment_warp import dihedral, smooth_field, warp
+from data.host_tensorflow import tf
 
 _POINTS = 5  # Per side of the grid that elastic deformation moves.
 _GOLDEN = 0x9E3779B97F4A7C15

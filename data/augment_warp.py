@@ -1,10 +1,8 @@
 """Moves the pixels of tiles: the symmetries of a square, and smooth warps."""
 
-import os
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
 import numpy as np
-import tensorflow as tf
+
+from data.host_tensorflow import tf
 
 
 def dihedral(image: tf.Tensor, element: tf.Tensor) -> tf.Tensor:

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 import io
-import os
 import pathlib
 from typing import Any
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from data.host_tensorflow import tf
 from data.labelled_tiles import LabelledTiles, TileError
 from data.tile_images import decode
 

@@ -13,6 +13,7 @@ from data import atomic
 COLUMNS = ('case_id', 'slide_id', 'label')
 # File systems take 255; what is put before and after an id takes the rest.
 _LONGEST_ID = 180
+_SHOWN = 5  # Slides listed in an error.
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 
 
@@ -101,6 +102,35 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
   kept = [sound[slide] for slide in sorted(sound)]
   columns = zip(*kept, strict=True) if kept else [()] * len(COLUMNS)
   return Manifest(*(np.array(column, str) for column in columns)), faults
+
+
+def column(
+  path: str | pathlib.Path, name: str, manifest: Manifest
+) -> np.ndarray:
+  """Reads a further column of the file that `manifest` was read from.
+
+  Returns:
+    The cells of the manifest's slides, str [n].
+
+  Raises:
+    ManifestError: if there is no such column, or naming slides without a cell.
+  """
+  with pathlib.Path(path).open(newline='', encoding='utf-8-sig') as f:
+    reader = csv.DictReader(f)
+    cells = {
+      (row['slide_id'] or '').strip(): (row.get(name) or '').strip()
+      for row in reader
+    }
+    columns = reader.fieldnames or []
+  if name not in columns:
+    raise ManifestError(f'{path}: no column {name}; found {", ".join(columns)}')
+  empty = [slide for slide in manifest.slide.tolist() if not cells[slide]]
+  if empty:
+    raise ManifestError(
+      f'{path}: column {name}: {len(empty)} empty cells, of'
+      f' {", ".join(empty[:_SHOWN])}'
+    )
+  return np.array([cells[slide] for slide in manifest.slide.tolist()], str)
 
 
 def _wrong_name(slide: str) -> str:

@@ -1,17 +1,11 @@
 """Bags as tf.data: feature files read, padded and batched by a plan."""
 
 from collections.abc import Callable, Iterator
-import os
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np
-import tensorflow as tf
 
 from data.features import FeatureError
-
-# The accelerator belongs to JAX.
-tf.config.set_visible_devices([], 'GPU')
+from data.host_tensorflow import tf
 
 _PREFETCH = 2
 

@@ -9,15 +9,12 @@ import pathlib
 
 import numpy as np
 
-from data import atomic
+from data import atomic, dealing
+from data.dealing import SplitError
 from data.manifest import Manifest
 
 PARTS = ('train', 'val', 'test')
 _SHOWN = 5  # Names listed in an error.
-
-
-class SplitError(ValueError):
-  """Splits that cannot be made or used; says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +26,9 @@ class Split:
   test: np.ndarray  # bool [n]
 
 
-def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
+def make(
+  manifest: Manifest, k: int, seed: int, group: np.ndarray | None = None
+) -> list[Split]:
   """Splits cases into k folds of 8/1/1 parts where k is 10.
 
   The cases of each class are shuffled and dealt into k groups, continuing where
@@ -37,45 +36,32 @@ def make(manifest: Manifest, k: int, seed: int) -> list[Split]:
   tests group i, validates on group i + 1 and trains on the others. A case with
   slides of several classes counts for the last of them in the order of labels.
 
+  With groups, as the cases of a site, those are dealt instead: see `dealing`.
+
   Args:
     manifest: slides.
     k: number of folds, at least 3.
     seed: of the shuffles.
+    group: of each slide, str [n], whole in every part; None: cases are.
 
   Returns:
     k splits whose tests are disjoint and cover all slides.
 
   Raises:
-    SplitError: if a class has fewer than k cases.
+    SplitError: if a class has fewer than k cases; with groups, if there are
+      fewer than k, a case is in two, or a class is in no training part.
   """
   if k < 3:
     raise SplitError(f'--k={k}: train, val and test parts need at least 3')
-  label_of = {}
-  for case, label in zip(manifest.case, manifest.label, strict=True):
-    label_of[case] = max(label, label_of.get(case, label))
-  labels = sorted(label_of.values())
-  rarest = min(labels, key=labels.count)
-  if (cases := labels.count(rarest)) < k:
-    advice = (
-      f'choose --k={cases} or less' if cases >= 3 else 'check its spelling'
-    )
-    raise SplitError(
-      f'class {rarest} has {cases} cases, fewer than --k={k} folds: {advice},'
-      ' merge classes with --labels, or pass --split_dir'
-    )
-  group_of, dealt = {}, 0
-  for c, label in enumerate(sorted(set(label_of.values()))):
-    cases = sorted(case for case in label_of if label_of[case] == label)
-    order = np.random.default_rng([seed, c]).permutation(len(cases))
-    for i in order:
-      group_of[cases[i]] = dealt % k
-      dealt += 1
-  group = np.array([group_of[case] for case in manifest.case])
+  if group is None:
+    place = dealing.cases(manifest, k, seed)
+  else:
+    place = dealing.groups(manifest, k, seed, group)
   splits = [
     Split(
-      train=(group != i) & (group != (i + 1) % k),
-      val=group == (i + 1) % k,
-      test=group == i,
+      train=(place != i) & (place != (i + 1) % k),
+      val=place == (i + 1) % k,
+      test=place == i,
     )
     for i in range(k)
   ]

@@ -2,17 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
-import os
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
 import numpy as np
-import tensorflow as tf
 
 from data.augment import NONE, Policy
 from data.augment_ops import apply
+from data.host_tensorflow import tf
 from data.labelled_tiles import LabelledTiles, TileError
-
-tf.config.set_visible_devices([], 'GPU')  # They belong to JAX.
 
 _THREADS = 2
 _PREFETCH = 2

@@ -4,18 +4,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 import itertools
-import os
 
 import numpy as np
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Before TensorFlow loads.
-import tensorflow as tf
-
+from data.host_tensorflow import tf
 from data.imagenet import MEAN, STD
 from data.slides import Slide
 from data.tiling import Grid, read_tile_bgrx
-
-tf.config.set_visible_devices([], 'GPU')  # They belong to the encoder.
 
 _AHEAD = 2  # Batches read while one is handed over.
 _CHUNKS = 4  # Tasks per thread and batch: few, so that tasks cost little.

@@ -3,6 +3,7 @@
 import pathlib
 
 from absl import app, flags
+import numpy as np
 
 from data import (
   features as feature_files,
@@ -44,6 +45,12 @@ SPLIT_DIR = flags.DEFINE_string(
   'split_dir',
   None,
   'Folder of splits_<i>.csv with the columns train,val,test.',
+)
+GROUP_COL = flags.DEFINE_string(
+  'group_col',
+  None,
+  'Column of --csv_path, as of sites or scanners: slides of one are in one part'
+  ' of a fold, and groups.csv has the figures of each.',
 )
 K = flags.DEFINE_integer(
   'k',
@@ -98,6 +105,7 @@ _NOT_RESULT = start.NOT_RESULT | {
   'external_features_dir',
   'external_phantom',
   'fold',
+  'group_col',  # The splits are hashed.
   'heat_maps',
   'slides_dir',
   'stream',
@@ -156,6 +164,11 @@ def joined(task: str | None = None) -> tuple[Joined, pathlib.Path | None]:
 
 def folds(found: Joined) -> list[Split]:
   """Reads or makes the folds; problems join those that were found."""
+  try:
+    group = groups(found.table)
+  except manifests.ManifestError as e:
+    found.findings.problems.append(str(e))
+    return []
   return patients.folds(
     found.table,
     found.findings,
@@ -163,7 +176,24 @@ def folds(found: Joined) -> list[Split]:
     k=K.value,
     seed=start.SEED.value,
     left_out=found.left_out,
+    group=group,
   )
+
+
+def groups(table: manifests.Manifest) -> np.ndarray | None:
+  """Returns the group of each slide by --group_col, str [n]; None without it.
+
+  Raises:
+    ManifestError: if the column is missing or has empty cells.
+  """
+  if not GROUP_COL.value:
+    return None
+  if not CSV_PATH.value or SPLIT_DIR.value:
+    raise app.UsageError(
+      '--group_col is of a column of --csv_path, and makes splits: it goes'
+      ' without --split_dir'
+    )
+  return manifests.column(CSV_PATH.value, GROUP_COL.value, table)
 
 
 def refuse_second_cohort() -> None:

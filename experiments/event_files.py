@@ -24,7 +24,7 @@ class EventFile:
   """
 
   def __init__(self, folder: pathlib.Path, lines: Iterable[Mapping[str, Any]]):
-    import tensorflow as tf
+    from data.host_tensorflow import tf
 
     self._v1 = tf.compat.v1
     for old in folder.glob(_PATTERN):

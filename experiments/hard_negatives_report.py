@@ -129,7 +129,7 @@ class Report:
     for note in self._study.notes:
       self._say(f'- {note}')
     if self._material.hard:
-      self._say(f'- {_PHANTOM}')
+      self._say(f'- {tables.HARD_NOTE}\n- {_PHANTOM}')
     if self._leaking:
       self._say(_WRONG)
     if not parallel.is_first():

@@ -19,6 +19,7 @@ from experiments import (
   crossval,
   external,
   figures,
+  group_table,
   maps,
   settings as setting_flags,
   start,
@@ -123,6 +124,10 @@ def _run() -> None:
     figures.draw(folder, cohort.classes)
     page.write(folder)
     print(tables.closing(summary))
+    group = common.groups(cohort.manifest)
+    if group is not None:
+      of = dict(zip(cohort.manifest.slide, group, strict=True))
+      print('\n' + group_table.write(folder, of, cohort.classes))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')
   parallel.wait_for_all('end')

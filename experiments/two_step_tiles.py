@@ -22,6 +22,7 @@ from kmil_jax import intervals, metrics
 from kmil_jax.heatmap import FIRES
 
 _FRACTIONS = (0.6, 0.2, 0.2)
+_LARGEST = 10**8  # Pixels of a picture.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +132,14 @@ def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
     folder, two_step_tables.tiles(compare(test, said), auroc(test, prob))
   )
   aurocs = _by_patient(folder, test, said)
-  if not np.isfinite(list(aurocs.values())).any():
+  best = _shown(test, aurocs)
+  if best is None:
     print(
-      'no test patient has tiles of both labels: no heat map is drawn\n'
-      f'results: {folder}'
+      'no heat map is drawn: no test patient has tiles of both labels that lie'
+      " on a grid; x and y are the pixels of a tile's upper left corner in the"
+      f' one image of its patient\nresults: {folder}'
     )
     return
-  best = _shown(test, aurocs)
   path = folder / 'figures' / f'grid_{best}.png'
   rows = test.group == best
   _draw(path, test.take(rows), said.take(rows), aurocs[best])
@@ -188,10 +190,29 @@ def _by_patient(
   return aurocs
 
 
-def _shown(tiles: LabelledTiles, aurocs: dict[str, float]) -> str:
-  """Returns the patient with the most tiles of those that have both classes."""
-  known = [p for p, value in aurocs.items() if np.isfinite(value)]
-  return max(known, key=lambda patient: (tiles.group == patient).sum())
+def _shown(tiles: LabelledTiles, aurocs: dict[str, float]) -> str | None:
+  """Returns the patient with most tiles, of both classes and on a grid."""
+  known = [
+    p
+    for p, value in aurocs.items()
+    if np.isfinite(value) and cells(tiles.take(tiles.group == p)) is not None
+  ]
+  size = lambda patient: (tiles.group == patient).sum()
+  return max(known, key=size, default=None)
+
+
+def cells(tiles: LabelledTiles) -> np.ndarray | None:
+  """Returns column and row of the tiles of a patient, as of one image.
+
+  Returns:
+    int [n, 2]; None if they make no picture: several lie in one place, as
+    those of several images or of indices in place of pixels, or far apart.
+  """
+  places = (tiles.xy.astype(np.int64) - tiles.xy.min(0)) // tiles.size
+  if len(np.unique(places, axis=0)) < len(places):
+    return None
+  large = np.prod((places.max(0) + 1) * tiles.size) > _LARGEST
+  return None if large else places
 
 
 def _draw(
@@ -199,7 +220,7 @@ def _draw(
 ) -> None:
   """Draws the grid: tiles, labels, the primary's probability, decisions."""
   side = tiles.size
-  column, row = ((tiles.xy - tiles.xy.min(0)) // side).T
+  column, row = cells(tiles).T
   shape = (row.max() + 1, column.max() + 1)
 
   def lay(values):

@@ -41,7 +41,6 @@ def specificity_at(
   positive: np.ndarray,
   prob: np.ndarray,
   sensitivity: float,
-  among: np.ndarray | None = None,
 ) -> float:
   """Specificity at the highest threshold that reaches a sensitivity.
 
@@ -52,18 +51,16 @@ def specificity_at(
     positive: bool [N].
     prob: of being positive, [N].
     sensitivity: share of positives that must be called so, above 0.
-    among: bool [N]; counts these negatives alone, all by default.
 
   Returns:
     The share of negatives below the threshold; NaN without either kind.
   """
-  negative = ~positive if among is None else ~positive & among
-  if not positive.any() or not negative.any():
+  if not positive.any() or positive.all():
     return float('nan')
   ordered = np.sort(prob[positive])[::-1]
   # A sum of thirds may come out just above what was asked for.
   needed = int(np.ceil(sensitivity * len(ordered) - 1e-9))
-  return float((prob[negative] < ordered[max(needed, 1) - 1]).mean())
+  return float((prob[~positive] < ordered[max(needed, 1) - 1]).mean())
 
 
 def auroc_replicates(

@@ -18,6 +18,7 @@ def folds(
   k: int,
   seed: int,
   left_out: frozenset[str] = frozenset(),
+  group: np.ndarray | None = None,
 ) -> list[Split]:
   """Reads or makes the folds; says what is wrong with them.
 
@@ -28,6 +29,7 @@ def folds(
     k: folds.
     seed: of splits that are made.
     left_out: slides that files may name though the table does not.
+    group: of each slide, for splits that are made to keep whole.
 
   Returns:
     The folds; of a folder with problems those that could be read.
@@ -37,7 +39,7 @@ def folds(
     findings.problems += faults
   else:
     try:
-      made = split_files.make(table, k, seed)
+      made = split_files.make(table, k, seed, group)
     except SplitError as e:
       findings.problems.append(str(e))
       return []

@@ -16,6 +16,7 @@ their name; the others are below.
                                    level_is_chosen_by_float_downsample
  6 one huge level                  data/slides: thumbnail_does_not_depend_on
  7 no tissue                       data/tiling: a_slide_of_glass_is_reported
+ 8 pen marks, blur, holes          experiments/encoding: slides_can_be_given
  9 bags too large for the memory   below
 10 bags of one instance            kmil_jax/models: one_instance_is_its_own_bag,
                                    below
@@ -25,7 +26,8 @@ their name; the others are below.
                                    below
 13 patient in two parts            data/splits: a_case_that_straddles_parts
 14 two labels in a patient         experiments/preflight: warnings_do_not_change
-17 known-bad CAMELYON16 slides     data/camelyon16_slides
+15 the site as a confounder        experiments/group: a_site_is_whole_and
+17 known-bad CAMELYON16 slides     data/camelyon16_slides: what_is_excluded_can
 18 features, labels, splits        experiments/preflight: every_problem
 19 features of several encoders    experiments/cohort: mixed_encoders, below
 20 NaN in features                 data/features: non_finite_rows_are_counted,
@@ -44,21 +46,22 @@ their name; the others are below.
 29 a program for every bag         kmil_jax/train: an_epoch_compiles_once,
                                    data/plan: sixteen_buckets
 30 TensorFlow takes the device     below
-31 heat map all hot                experiments/slide_maps
-32 GeoJSON too large               experiments/slide_geojson
+31 heat map all hot                experiments/slide_maps: the_absolute_scale,
+                                   a_rank_counts_the_tiles
+32 GeoJSON too large               experiments/slide_geojson: memory_does_not,
+                                   only_the_asked_tiles
 33 CT without spacing, flipped     data/ct_volumes: what_cannot_be_used,
                                    data/ct_dicom: missing_tags_are_named
 
-Not handled by the software: 8 (blur, and pen beyond ink), 15 (the scanner as a
-confounder), 16 (encoders trained on the same slides).
+Not handled by the software: 16 (encoders trained on the same slides).
 """
 
 import fcntl
+import importlib
 import os
 import pathlib
 import re
 import threading
-import tomllib
 
 from absl import flags
 from absl.testing import flagsaver
@@ -67,7 +70,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data import features, slides
+from data import features, host_tensorflow, slides
 from data.features import ATTRIBUTES, FeatureError
 from experiments import cohort as cohorts, encoding, kmil
 from experiments.cohort import CohortError
@@ -211,10 +214,23 @@ def test_25_many_writers_of_one_file_leave_one_whole_file(tmp_path):
   assert len(np.unique(features.read(path).features)) == 1
 
 
-def test_30_tensorflow_comes_without_accelerators():
-  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-  names = [re.split(r'[<>=\[ ]', d)[0] for d in project['dependencies']]
-  assert 'tensorflow-cpu' in names and 'tensorflow' not in names
+def test_30_tensorflow_leaves_accelerators_alone(monkeypatch):
+  """One module loads it, and hides them before anything can take them."""
+  importing = re.compile(r'^ *(import|from) tensorflow\b', re.MULTILINE)
+  found = [
+    path.relative_to(ROOT).as_posix()
+    for package in ('data', 'experiments', 'kmil_jax')
+    for path in (ROOT / package).rglob('*.py')
+    if importing.search(path.read_text(encoding='utf-8'))
+  ]
+  assert found == ['data/host_tensorflow.py']
+  hidden = []
+  config = host_tensorflow.tf.config
+  monkeypatch.setattr(
+    config, 'set_visible_devices', lambda *args: hidden.append(args)
+  )
+  importlib.reload(host_tensorflow)
+  assert hidden == [([], 'GPU')]
 
 
 def test_an_id_may_be_as_long_as_file_systems_take(tmp_path):
@@ -233,8 +249,6 @@ def named_tests():
     for word in re.split(r'[\s,;]+', line[35:]):
       if word.endswith(':'):
         place = word[:-1]
-      elif '/' in word:
-        yield word, ''
       elif word and word != 'below':
         yield place, word
     if 'below' in line:

@@ -25,6 +25,12 @@ def drawn(seed, gain=0.0):
   )
 
 
+def take(found, rows):
+  return Outcome(
+    found.id[rows], found.group[rows], found.label[rows], found.prob[rows]
+  )
+
+
 @pytest.mark.parametrize('number,count', [(2, 4), (3, 6), (4, 10), (5, 10)])
 def test_every_row_of_the_paper_has_its_settings(number, count):
   rows = tables.rows(number, [5, 6], metric='l2', alpha=7, leaking=False)
@@ -78,7 +84,7 @@ def test_a_table_prints_mean_deviation_and_the_paper():
   assert f'{np.mean(each):.4f} ({np.std(each, ddof=1):.3f})' in text
   assert f'| {paper.SOURCE} | 0.9465 (0.00) | 0.9299 (0.02) |' in text
   # Nobody knows which of these are hard: no column of n/a.
-  assert '... of the hard' not in text and 'nan' not in text
+  assert 'hard' not in text and 'nan' not in text
   alone = tables.markdown('Title', [(row, values[:1])])
   assert f'| {each[0]:.4f} |' in alone
 
@@ -92,7 +98,8 @@ def test_scores_know_both_thresholds_and_hard_tiles():
   assert values['specificity_low'] == pytest.approx(1 / 3)
   assert values['f1_micro'] == pytest.approx(3 / 5)
   assert values['specificity_at'] == pytest.approx(2 / 3)
-  assert values['hard_specificity_at'] == 0
+  # Of two positives, one ranks above the hard tile.
+  assert values['auroc_hard'] == 0.5
 
 
 def test_margins_are_paired_by_seed():
@@ -101,8 +108,8 @@ def test_margins_are_paired_by_seed():
   lines = tables.margin(a, b, hard)
   assert [line.split(':')[0] for line in lines] == [
     'AUROC',
+    'AUROC, hard',
     'spec. at sens. 0.9',
-    '... of the hard',
   ]
   change = [
     tables.scores(y, hard)['auroc'] - tables.scores(x, hard)['auroc']
@@ -113,6 +120,11 @@ def test_margins_are_paired_by_seed():
   assert 0 < float(ends[0]) < np.mean(change) < float(ends[1])
   same = tables.margin(a, a, hard)
   assert same[0].startswith('AUROC: +0.0000') and 'p 1.000' in same[0]
+  # Among positives and hard tiles alone, the others count for nothing.
+  rows = hard | (a[0].label == 1)
+  few = [[take(found, rows) for found in each] for each in (a, b)]
+  alone = tables.margin(*few, hard[rows])
+  assert lines[1].split(': ')[1] == alone[0].split(': ')[1]
 
 
 def test_settings_have_folders_of_their_own():

@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 from two_step_networks import NETWORKS
 
+from data import labelled_tiles
 from data.labelled_tiles import TileError
 from experiments import two_step, two_step_tiles
 from kmil_jax import metrics, models
@@ -89,6 +90,25 @@ def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(tmp_path, capsys):
   [picture] = (done / 'figures').glob('grid_p*.png')
   shown = picture.stem.removeprefix('grid_')
   assert f'heat map of patient {shown}: AUROC' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'xy,want',
+  [
+    # Corners may be shifted, and no multiple of the side.
+    ([(7, -13), (27, 9), (7, 7)], [(0, 0), (1, 1), (0, 1)]),
+    ([(0, 0), (1, 0), (2, 0)], None),  # Indices.
+    ([(0, 0), (40, 0), (0, 0)], None),  # Two images of the patient.
+    ([(0, 0), (20, 0), (10**9 - 1, 1 - 10**9)], None),
+  ],
+)
+def test_a_picture_is_drawn_of_tiles_on_a_grid_alone(xy, want):
+  images, places = np.zeros((3, 20, 20, 3), np.uint8), np.array(xy, np.int32)
+  tiles = labelled_tiles.from_arrays(
+    images, [0, 1, 0], ['p'] * 3, ('0', '1'), xy=places
+  )
+  found = two_step_tiles.cells(tiles)
+  assert (found if found is None else list(map(tuple, found.tolist()))) == want
 
 
 def test_which_label_is_tumour_is_never_guessed(tmp_path):

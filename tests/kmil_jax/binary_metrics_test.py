@@ -40,11 +40,9 @@ def test_what_is_undefined_is_nan():
 def test_specificity_at_equal_sensitivity_by_hand():
   positive = np.array([1, 1, 1, 0, 0, 0, 0], bool)
   prob = np.array([0.9, 0.8, 0.3, 0.85, 0.5, 0.3, 0.1])
-  at = lambda s, **k: binary_metrics.specificity_at(positive, prob, s, **k)
+  at = lambda s: binary_metrics.specificity_at(positive, prob, s)
   # Thresholds 0.9, 0.8, 0.3; a negative at the threshold is called positive.
   assert at(1 / 3) == 1 and at(2 / 3) == 0.75 and at(1) == 0.25
-  hard = np.array([0, 0, 0, 1, 0, 0, 1], bool)
-  assert at(2 / 3, among=hard) == 0.5
   # Only ranks count.
   assert binary_metrics.specificity_at(positive, prob**3, 2 / 3) == 0.75
 

@@ -1,0 +1,55 @@
+"""What the test parts come to in each group of slides, as a site's."""
+
+from collections.abc import Mapping
+import pathlib
+
+import numpy as np
+
+from experiments import files, predictions, scores, tables
+from kmil_jax import intervals, metrics
+
+_METRICS = ('auroc', 'accuracy', 'f1_macro')
+
+
+def write(
+  folder: pathlib.Path, group_of: Mapping[str, str], classes: tuple[str, ...]
+) -> str:
+  """Writes groups.csv of a results folder; returns its table as text.
+
+  Args:
+    folder: with predictions of its folds.
+    group_of: group of each slide.
+    classes: names, C.
+
+  Returns:
+    A line for each group, its test slides pooled over folds, with 95 %
+    intervals over patients; n/a where a group lacks a class.
+  """
+  folds = predictions.read_folds(folder, classes)
+  p = predictions.pool([parts['test'] for parts in folds.values()])
+  group = np.array([group_of[slide] for slide in p.slide.tolist()])
+  rows = [['group', 'cases', 'slides']]
+  rows[0] += [name + end for name in _METRICS for end in ('', '_low', '_high')]
+  width = max(5, *map(len, group.tolist()))
+  lines = [f'{"group":{width}}  cases slides'.ljust(width + 14)]
+  lines[0] += '  '.join(f'{name:22}' for name in _METRICS).rstrip()
+  for name in sorted(set(group.tolist())):
+    own = group == name
+    label, prob, case = p.label[own], p.prob[own], p.case[own]
+    values = metrics.evaluate(label, prob)
+    bounds, _ = intervals.of_metrics(label, prob, case)
+    found = [
+      scores.number(x)
+      for metric in _METRICS
+      for x in (values[metric], *bounds[metric])
+    ]
+    counts = [len(set(case.tolist())), int(own.sum())]
+    rows.append([name, *counts, *('' if x is None else x for x in found)])
+    cells = [
+      f'{tables.number(a)} [{tables.number(b)},{tables.number(c)}]'
+      for a, b, c in zip(*[iter(found)] * 3, strict=True)
+    ]
+    line = f'{name:{width}}  {counts[0]:5} {counts[1]:6}'
+    lines.append(line + '  '.join(f'{cell:22}' for cell in cells).rstrip())
+  files.write_rows(folder / 'groups.csv', rows)
+  return '\n'.join(lines)
