@@ -8,6 +8,7 @@ import numpy as np
 from experiments import files, predictions, scores, tables
 from kmil_jax import intervals, metrics
 
+NAME = 'groups.csv'
 _METRICS = ('auroc', 'accuracy', 'f1_macro')
 
 
@@ -51,5 +52,5 @@ def write(
     ]
     line = f'{name:{width}}  {counts[0]:5} {counts[1]:6}'
     lines.append(line + '  '.join(f'{cell:22}' for cell in cells).rstrip())
-  files.write_rows(folder / 'groups.csv', rows)
+  files.write_rows(folder / NAME, rows)
   return '\n'.join(lines)

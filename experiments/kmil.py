@@ -122,12 +122,12 @@ def _run() -> None:
       cohort.classes,
     )
     figures.draw(folder, cohort.classes)
-    page.write(folder)
     print(tables.closing(summary))
     group = common.groups(cohort.manifest)
     if group is not None:
       of = dict(zip(cohort.manifest.slide, group, strict=True))
       print('\n' + group_table.write(folder, of, cohort.classes))
+    page.write(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')
   parallel.wait_for_all('end')

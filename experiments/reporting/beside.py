@@ -1,11 +1,12 @@
-"""What lies beside a run and belongs into its report: ablation and cost."""
+"""What lies beside a run and belongs into its report."""
 
 from collections.abc import Mapping
+import csv
 import json
 import pathlib
 from typing import Any
 
-from experiments import ablation_settings
+from experiments import ablation_settings, group_table
 from experiments.reporting.record import Record
 
 COST = 'cost.json'  # Of `experiments.cost --format=json`.
@@ -38,6 +39,20 @@ def cost(record: Record) -> Mapping[str, Any] | None:
     if found and all(isinstance(row, dict) for row in found.values()):
       return found
   return None
+
+
+def groups(record: Record) -> list[dict[str, Any]]:
+  """Returns the rows of groups.csv, numbers or None; none without the file."""
+  try:
+    with (record.folder / group_table.NAME).open(newline='') as f:
+      rows = list(csv.DictReader(f))
+    text = ('group', 'cases', 'slides')
+    return [
+      {k: v if k in text else float(v) if v else None for k, v in row.items()}
+      for row in rows
+    ]
+  except (OSError, ValueError):
+    return []
 
 
 def _json(path: pathlib.Path) -> dict[str, Any] | None:

@@ -84,6 +84,7 @@ def text(record: Record) -> str:
     curves=_curves(record),
     figures=_figures(record, '', _FIGURES),
     second_figures=_figures(record, 'external_', ('roc', 'pr', 'confusion')),
+    groups=beside.groups(record),
     ablation=beside.ablation(record),
     cost=beside.cost(record),
     cost_name=beside.COST,

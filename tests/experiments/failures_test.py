@@ -37,8 +37,8 @@ their name; the others are below.
 22 HDF5 locks on network disks     below
 23 fork beside OpenSlide and JAX   below
 24 open slides pile up             below
-25 two writers in one folder       data/atomic, data/features: a_killed_writer,
-                                   below
+25 two writers in one folder       data/atomic: a_failed_write_leaves,
+                                   data/features: a_killed_writer, below
 26 resumed with other flags        experiments/kmil: other_settings_in_the_same,
                                    experiments/provenance: changed_settings
 27 dropout on while evaluating     kmil_jax/models: evaluation_is_deterministic

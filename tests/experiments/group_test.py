@@ -59,6 +59,10 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
     own = [r['label'] == r['pred'] for r in own]
     assert float(row['accuracy']) == pytest.approx(np.mean(own), abs=1e-6)
     assert (row['cases'], row['slides']) == ('4', '4')
+  shown = (folder / 'report.html').read_text('utf-8').split('<h2>Groups')[1]
+  for name, row in groups.items():
+    told = f'{float(row["accuracy"]):.3f}'
+    assert told in shown.split(f'<th scope="row">{name}<')[1].split('</tr>')[0]
   table = capsys.readouterr().out.split('\ngroup ')[1]
   assert [line[0] for line in table.splitlines()[1:7]] == list('ABCDEF')
 
