@@ -205,7 +205,8 @@ def margin(
       ]
       low, high = intervals.percentile(draws[1] - draws[0])
       p = intervals.p_value(draws[1] - draws[0])
-      line += f', 95 % over test patients {low:+.4f} to {high:+.4f}, p {p:.3f}'
+      within = 'n/a' if np.isnan(low) else f'{low:+.4f} to {high:+.4f}'
+      line += f', 95 % over test patients {within}, p {p:.3f}'
     lines.append(line)
   return lines
 

@@ -1,0 +1,145 @@
+"""The whole script on files, with a network that sees colours."""
+
+import csv
+import functools
+
+from absl.testing import flagsaver
+from flax import linen as nn
+import numpy as np
+from PIL import Image
+import pytest
+from sklearn import metrics as reference
+
+from experiments import hard_negatives
+from kmil_jax import models
+from kmil_jax.types import PatchSpec, TilePrediction
+
+# Few negatives of annotated patients look nearly like positives.
+NEGATIVE, POSITIVE, HARD = (150, 110, 190), (220, 90, 120), (215, 140, 125)
+
+
+class Colours(nn.Module):
+  """Two layers on the mean of maps of 4 x 4 pixels."""
+
+  num_classes: int
+  dtype: object = None
+  axis_name: str | None = None
+
+  def setup(self):
+    self.hidden, self.fc = nn.Dense(16), nn.Dense(self.num_classes)
+
+  def __call__(self, x, *, train=False):
+    return self.head(self.feature_map(x, train=train), train=train)
+
+  def feature_map(self, x, *, train=False):
+    return nn.relu(self.hidden(nn.avg_pool(x, (4, 4), (4, 4))))
+
+  def head(self, m, *, train=False):
+    features = m.mean((1, 2))
+    return TilePrediction(logits=self.fc(features), features=features)
+
+
+def write(root):
+  """Ten annotated patients and a pool of four; returns ids of hard tiles."""
+  rng = np.random.default_rng(0)
+  hard = set()
+
+  def save(name, colour):
+    tile = (
+      np.array(colour) + rng.normal(0, 8, 3) + rng.normal(0, 5, (16, 16, 3))
+    )
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
+
+  for patient in range(10):
+    for i in range(4):
+      save(f'tiles/pos/p{patient}_{i}.png', POSITIVE)
+    for i in range(6):
+      rare = i == 0
+      save(f'tiles/neg/p{patient}_{i}.png', HARD if rare else NEGATIVE)
+  for patient in range(4):
+    for i in range(25):
+      rare = rng.random() < 0.2
+      save(f'pool/w{patient}_{i}.png', HARD if rare else NEGATIVE)
+      if rare:
+        hard.add(f'w{patient}_{i}.png')
+  return hard
+
+
+def read(path):
+  with path.open(newline='') as f:
+    return list(csv.DictReader(f))
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+  spec = PatchSpec(make=Colours, paper='ours')
+  monkeypatch.setitem(models.CLASSIFIERS, 'resnet18', spec)
+  return {
+    'tiles_dir': str(tmp_path / 'tiles'),
+    'pool_dir': str(tmp_path / 'pool'),
+    'results_dir': str(tmp_path),
+    'seeds': 1,
+    'alpha': 6,
+    'fractions': ['0.4', '0.4', '0.2'],
+    'batch': 4,
+    'input_size': 16,
+    'epochs': 8,
+    'lr': 0.02,
+    'select': 'last',
+    'augment': 'none',
+  }
+
+
+def test_from_files_to_tables_and_figures(asked, tmp_path, capsys):
+  hard = write(tmp_path)
+  run = functools.partial(hard_negatives.main, ['hard_negatives'])
+  with flagsaver.flagsaver(**asked):
+    run()
+    said = capsys.readouterr().out
+    folder = tmp_path / 'hard_negatives_s2023'
+    tables = (folder / 'tables.md').read_bytes()
+    weights = sorted(folder.rglob('model.safetensors'))
+    made = [path.stat().st_mtime_ns for path in weights]
+    run()  # Finished networks are loaded: the same again.
+  assert (folder / 'tables.md').read_bytes() == tables
+  assert [path.stat().st_mtime_ns for path in weights] == made
+  assert len(made) == 4
+  assert '**Table 2.' in said and 'train 40 (16 positive' in said
+  # Nobody knows which of a user's tiles are hard.
+  assert 'AUROC, hard' not in said and 'phantom' not in said
+  rows = {row['choice']: row for row in read(folder / 'models.csv')}
+  assert len(rows) == len(made)
+  share = {}
+  for choice, row in rows.items():
+    alpha = '' if choice == 'weak' else '_6'
+    at = folder / f'seed_2023/all_100/{choice}{alpha}'
+    tested = read(at / 'predictions.csv')
+    label = [r['label'] == '1' for r in tested]
+    prob = [float(r['prob_positive']) for r in tested]
+    auroc = reference.roc_auc_score(label, prob)
+    assert float(row['auroc']) == pytest.approx(auroc, abs=1e-6)
+    if choice != 'weak':
+      mined = [r['tile'] for r in read(at / 'mined.csv')]
+      assert int(row['mined']) == len(set(mined)) == len(mined) > 5
+      share[choice] = np.mean([m in hard for m in mined])
+  # A weak model's false positives lead to their like.
+  assert min(share['l2'], share['cosine']) > 2 * share['random'], share
+  for name in ('mined', 'tsne', 'grad_cam'):
+    assert (folder / f'figures/{name}.png').stat().st_size > 5000
+
+
+def test_the_leaking_protocol_has_a_folder_and_a_name_of_its_own(
+  asked, tmp_path, capsys
+):
+  write(tmp_path)
+  asked['protocol'] = 'original'
+  with flagsaver.flagsaver(**asked):
+    hard_negatives.main(['hard_negatives'])
+  said = capsys.readouterr().out
+  assert said.count('WRONG ON PURPOSE') == 2 and 'LEAKED: ' in said
+  folder = tmp_path / 'hard_negatives_original_s2023'
+  weak, strong = read(folder / 'models.csv')
+  assert (weak['choice'], strong['choice']) == ('weak', 'random')
+  assert int(weak['leaked_test']) == 0 < int(strong['leaked_test'])
