@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy import ndimage
-import tensorflow as tf
 
 from data import augment, augment_ops, augment_warp
 from data.augment import Policy
+from data.host_tensorflow import tf
 
 SIDE = 24
 

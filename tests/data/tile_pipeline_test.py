@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from data import augment, labelled_tiles, tile_pipeline
+from data.host_tensorflow import tf
 from data.labelled_tiles import TileError, from_arrays
 
 # Few changes, which are compiled in little time.

@@ -26,6 +26,7 @@ HASTY = (
 _PRELOADED = (
   'absl.app',
   'chex',
+  'data.host_tensorflow',
   'flax.linen',
   'h5py',
   'jax',
@@ -35,7 +36,6 @@ _PRELOADED = (
   'orbax.checkpoint',
   'scipy.ndimage',
   'sklearn.metrics',
-  'tensorflow',
 )
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(list(_PRELOADED))

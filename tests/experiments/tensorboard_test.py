@@ -7,8 +7,8 @@ from absl.testing import flagsaver
 import feature_folder
 import progress_lines
 import pytest
-import tensorflow as tf
 
+from data.host_tensorflow import tf
 from experiments import kmil, patch_progress, training
 from kmil_jax.types import PatchRecipe
 
