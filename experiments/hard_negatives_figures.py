@@ -17,7 +17,7 @@ from kmil_jax import saliency
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
-_MOST = 600  # Tiles that t-SNE places.
+_MOST = 400  # Tiles that t-SNE places.
 _STRIDE = 32  # Pixels of the input per pixel of the last map.
 
 

@@ -12,8 +12,9 @@ from kmil_jax.selection import Selection, Validation
 from kmil_jax.train import RunState
 from kmil_jax.types import Pairs, Plan, Recipe
 
-# A save costs up to a tenth of a second: epochs shorter than this share one.
-SECONDS_BETWEEN_SAVES = 5.0
+# A save costs a tenth of a second, of larger networks a whole one: epochs
+# shorter than this share one.
+SECONDS_BETWEEN_SAVES = 20.0
 
 _keep_best = jax.jit(train.keep_best, donate_argnums=0)
 
