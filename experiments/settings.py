@@ -46,6 +46,7 @@ flags.adopt_module_key_flags(recipe_flags)
 # Zheng et al. 2024, released code: KMIL's first stage.
 _CHOOSER_RECIPE = Recipe(
   learning_rate=1e-3,
+  learning_rate_min=1e-4,
   epochs=100,
   schedule='plateau',
   shuffle=False,

@@ -21,7 +21,6 @@ NEED_AUROC = ('auroc', 'auroc_accuracy', 'late_auroc')
 # Zheng et al. 2024, released code: the first stage's plateau rule.
 _PLATEAU_EVERY = 7
 _PLATEAU_FACTOR = 1 / 3
-_PLATEAU_FLOOR = 1e-4
 # Zhang et al., CVPR 2022 (DTFD-MIL), released code.
 _STEP_FACTOR = 0.2
 _LATE = 0.8
@@ -86,9 +85,9 @@ def update(
 
   The rate is constant, falls along a cosine, falls to a fifth at half of the
   epochs ('step'), to a tenth after every 10 ('decade'), or ('plateau') to a
-  third, not below 1e-4, whenever a run has gone another 7 epochs without
-  improvement. Unlike Zheng's released code, each run starts from the recipe's
-  rate rather than where the fold before it ended.
+  third, not below the recipe's lowest, whenever a run has gone another 7 epochs
+  without improvement. Unlike Zheng's released code, each run starts from the
+  recipe's rate rather than where the fold before it ended.
 
   Args:
     selection: up to the epoch before.
@@ -116,7 +115,7 @@ def update(
       rate = np.where(active, cosine, rate)
     case 'plateau':
       slow = active & (stale > 0) & (stale % _PLATEAU_EVERY == 0)
-      floor = np.minimum(rate, _PLATEAU_FLOOR)
+      floor = np.minimum(rate, recipe.learning_rate_min)
       rate = np.where(slow, np.maximum(rate * _PLATEAU_FACTOR, floor), rate)
     case 'step':
       if epoch + 1 == recipe.epochs // 2:
