@@ -11,6 +11,7 @@ needs no other file.
 """
 
 from absl import app, flags
+import jinja2
 
 from experiments import provenance, run_flag
 from experiments.reporting import page
@@ -26,6 +27,20 @@ def main(argv: list[str]) -> None:
     path = page.write(run_flag.folder())
   except (provenance.ResultsError, OSError) as e:
     raise SystemExit(f'error: {e}') from e
+  # Values of another kind than a training writes come to light anywhere.
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    jinja2.UndefinedError,
+  ) as e:
+    raise SystemExit(
+      f'error: {run_flag.folder()}: a file there holds something other than a'
+      f' training writes ({type(e).__name__}: {e}); was it edited? Give the'
+      ' command of the training again, into another folder'
+    ) from e
   print(f'report in {path}, {path.stat().st_size / 2**20:.1f} MiB')
 
 

@@ -19,6 +19,7 @@ from data.phantom import tiff
 
 DOCS = script_process.ROOT / 'docs'
 README = script_process.ROOT / 'README.md'
+NOTES = script_process.ROOT / 'BUILD_NOTES.md'
 IN_CI = ('experiments.kmil', ['--fold=3'])
 COMMAND = re.compile(
   r'^ {4}(?:srun )?python -m (experiments\.\w+)([^#\n]*)', re.M
@@ -178,3 +179,22 @@ def test_no_other_page_has_commands_of_its_own():
   for page in {*DOCS.glob('*.md'), README} - {DOCS / name for name in run}:
     for found in commands(page):
       assert found in (*known, IN_CI), f'{page.name}: {found}'
+
+
+INLINE = re.compile(r'`python -m (experiments\.\w+)([^`]*)`')
+
+
+def test_commands_within_text_have_flags_of_their_scripts():
+  asked = {}
+  for page in (README, NOTES, *DOCS.glob('*.md')):
+    for module, rest in INLINE.findall(page.read_text(encoding='utf-8')):
+      args = [arg for arg in shlex.split(rest) if arg != '...']
+      asked.setdefault(module, []).append(args)
+  assert len(asked) > 5
+  for module, some in asked.items():
+    every = ONLY_FLAGS.replace(
+      'flags.FLAGS(sys.argv)',
+      f'[flags.FLAGS([sys.argv[0], *args]) for args in {some!r}]',
+    )
+    done = script_process.run(module, before=every)
+    assert done.returncode == 0, (module, done.stderr)
