@@ -49,7 +49,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
 def text(record: Record) -> str:
   """Returns the page."""
   wrong, mistaken = mistakes.worst(record)
-  maps = pictures.heat_maps(record, [m.slide for m in wrong])
+  maps = pictures.heat_maps(record, [(m.fold, m.slide) for m in wrong])
   style = (_HERE / 'style.css').read_text(encoding='utf-8')
   script = (_HERE / 'contents.js').read_text(encoding='utf-8')
   environment = jinja2.Environment(
@@ -90,7 +90,7 @@ def text(record: Record) -> str:
     cost_name=beside.COST,
     mistakes=wrong,
     mistaken=mistaken,
-    anchors={m.slide: m.anchor for m in maps.shown},
+    anchors={(m.fold, m.slide): m.anchor for m in maps.shown},
     maps=maps,
   )
 

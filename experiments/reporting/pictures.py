@@ -59,12 +59,12 @@ def figure(path: pathlib.Path) -> str | None:
   return _uri('png', content)
 
 
-def heat_maps(record: Record, first: Sequence[str]) -> HeatMaps:
+def heat_maps(record: Record, first: Sequence[tuple[int, str]]) -> HeatMaps:
   """Returns the heat maps for the page.
 
   Args:
     record: the run.
-    first: slides that come before others.
+    first: folds and their test slides that come before others.
   """
   folder = record.folder / 'figures' / 'heat_maps'
   files = {path.stem: path for path in sorted(folder.glob('*.png'))}
@@ -106,15 +106,16 @@ def heat_maps(record: Record, first: Sequence[str]) -> HeatMaps:
 
 
 def _order(
-  folds: Mapping[int, Mapping[str, Predictions]], first: Sequence[str]
+  folds: Mapping[int, Mapping[str, Predictions]],
+  first: Sequence[tuple[int, str]],
 ) -> list[tuple[int, Predictions, int]]:
   """Test slides: those that come first, then the classes in turn."""
   rest, ahead = {}, {}
   for fold, parts in folds.items():
     p = parts['test']
     for i in np.argsort(p.slide, kind='stable'):
-      if p.slide[i] in first:
-        ahead[p.slide[i]] = (fold, p, i)
+      if (fold, p.slide[i]) in first:
+        ahead[fold, p.slide[i]] = (fold, p, i)
       else:
         rest.setdefault(int(p.label[i]), []).append((fold, p, i))
   turns = [
@@ -123,7 +124,7 @@ def _order(
     for place, slide in enumerate(of_class)
   ]
   turns.sort(key=lambda turn: turn[:2])
-  return [ahead[s] for s in first if s in ahead] + [t[2] for t in turns]
+  return [ahead[f] for f in first if f in ahead] + [t[2] for t in turns]
 
 
 def _small(path: pathlib.Path) -> tuple[bytes, int, int] | None:

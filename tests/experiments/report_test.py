@@ -106,14 +106,34 @@ def test_heat_maps_begin_with_mistakes_and_are_limited(
 ):
   monkeypatch.setattr(pictures, '_MOST', 4)
   monkeypatch.setattr(pictures, '_WIDTH', 30)
-  wrong = [m.slide for m in mistakes.worst(record)[0][:2]]
+  wrong = [(m.fold, m.slide) for m in mistakes.worst(record)[0][:2]]
   maps = pictures.heat_maps(record, wrong)
-  assert [m.slide for m in maps.shown][:2] == wrong
+  assert [(m.fold, m.slide) for m in maps.shown][:2] == wrong
   assert len(maps.shown) == 4 and maps.more == 32
   assert {m.label for m in maps.shown[2:]} == set(CLASSES[:2])
   assert {(m.width, m.height) for m in maps.shown} == {(30, 10)}
   monkeypatch.setattr(pictures, '_BYTES', 0)
   assert len(pictures.heat_maps(record, wrong).shown) == 1
+
+
+def test_a_slide_of_two_folds_is_shown_with_the_fold_that_was_wrong(
+  run, record
+):
+  fold, (name, *_) = 1, record.folds[0]['test'].slide
+  parts = record.folds[fold]
+  test = dataclasses.replace(parts['test'], slide=parts['test'].slide.copy())
+  test.slide[0] = name  # Repeated random splits test slides again.
+  folder = run[0] / 'figures/heat_maps'
+  copy = folder / f'fold_{fold}_{name}.png'
+  copy.write_bytes((folder / f'fold_0_{name}.png').read_bytes())
+  folds = record.folds | {fold: parts | {'test': test}}
+  try:
+    again = dataclasses.replace(record, folds=folds)
+    shown = pictures.heat_maps(again, [(fold, name)]).shown
+  finally:
+    copy.unlink()
+  places = [(m.fold, m.slide) for m in shown]
+  assert places[0] == (fold, name) and places.count((0, name)) == 1
 
 
 def of(record, **changes):
