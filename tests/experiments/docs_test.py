@@ -1,7 +1,8 @@
 """Every command of the documentation, run in the order of its page.
 
-Trainings are shortened, those of whole papers and clusters only check their
-inputs (`--check`), and of the other papers' only the flags are read.
+Trainings are shortened; those of whole papers, of clusters and of patches only
+check their inputs (`--check`): tests of their own run them. Of commands that
+take minutes on phantoms only the flags are read.
 """
 
 import csv
@@ -10,6 +11,7 @@ import re
 import shlex
 import time
 
+import drawn_patches
 import feature_folder
 import numpy as np
 import pytest
@@ -131,6 +133,18 @@ def test_own_features(folder):
   ).read_bytes() == (mine / 'predictions.csv').read_bytes()
 
 
+def test_patches(folder):
+  for write in (
+    drawn_patches.node_images,
+    drawn_patches.zipped_tiles,
+    drawn_patches.annotated_and_weak,
+    drawn_patches.nodes,
+  ):
+    write(folder)
+  for module, args in commands('patches.md'):
+    assert 'check: 0 problems' in command(module, args, '--check')
+
+
 def test_papers_and_clusters(folder):
   classes = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
   bags, labels = feature_folder.planted(num_bags=15, classes=5)
@@ -142,7 +156,7 @@ def test_papers_and_clusters(folder):
   second[0] = second[0].replace('_path', '')
   cluster = ('--coordinator', '--num_processes', '--process_id')
   seen = []
-  for page in ('reproduce.md', 'clusters.md', 'patches.md'):
+  for page in ('reproduce.md', 'clusters.md'):
     for module, args in commands(page):
       name = module.removeprefix('experiments.')
       args = [a for a in args if not a.startswith(cluster)]
