@@ -16,6 +16,7 @@ from experiments import (
   class_labels,
   cohort as cohorts,
   files,
+  group_table,
   phantom_cohort,
   provenance,
   start,
@@ -194,6 +195,14 @@ def groups(table: manifests.Manifest) -> np.ndarray | None:
       ' without --split_dir'
     )
   return manifests.column(CSV_PATH.value, GROUP_COL.value, table)
+
+
+def tell_groups(folder: pathlib.Path, cohort: Cohort) -> None:
+  """Writes and prints the figures of every group, if there are groups."""
+  group = groups(cohort.manifest)
+  if group is not None:
+    of = dict(zip(cohort.manifest.slide.tolist(), group.tolist(), strict=True))
+    print('\n' + group_table.write(folder, of, cohort.classes))
 
 
 def refuse_second_cohort() -> None:

@@ -19,7 +19,6 @@ from experiments import (
   crossval,
   external,
   figures,
-  group_table,
   maps,
   settings as setting_flags,
   start,
@@ -123,10 +122,7 @@ def _run() -> None:
     )
     figures.draw(folder, cohort.classes)
     print(tables.closing(summary))
-    group = common.groups(cohort.manifest)
-    if group is not None:
-      of = dict(zip(cohort.manifest.slide, group, strict=True))
-      print('\n' + group_table.write(folder, of, cohort.classes))
+    common.tell_groups(folder, cohort)
     page.write(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')

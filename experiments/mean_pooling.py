@@ -13,6 +13,7 @@ from sklearn import linear_model, pipeline, preprocessing
 from experiments import (
   common,
   crossval,
+  figures,
   predictions,
   start,
   summaries,
@@ -20,6 +21,7 @@ from experiments import (
 )
 from experiments.preflight import bags as preflight
 from experiments.preflight.flag import CHECK
+from experiments.reporting import page
 from kmil_jax import parallel
 
 _C = flags.DEFINE_float('c', 1.0, 'Inverse strength of the L2 penalty.', 0)
@@ -53,7 +55,10 @@ def _run() -> None:
   summary = summaries.summarise(
     folder, 'mean_pooling', common.TASK.value, len(splits), cohort.classes
   )
+  figures.draw(folder, cohort.classes)
   print(tables.closing(summary))
+  common.tell_groups(folder, cohort)
+  page.write(folder)
   print(f'results in {folder}')
 
 
