@@ -54,9 +54,10 @@ NONE = Policy()
 # Tang et al. 2022 train on all eight views of each patch.
 TANG = Policy(dihedral=1.0)
 
-# Lee et al. 2024: scale +-50 % (the library does so half of the time), a flip
-# half of the time, elastic or +-25 degrees (0.8), smoothing or noise (0.2; one
-# of four is noise), brightness and contrast +-20 % (0.5).
+# Lee et al. 2024: scale +-50 % (the library does so half of the time), half of
+# the time a symmetry of the square (theirs: a flip or a transposition), elastic
+# or +-25 degrees (0.8), smoothing or noise (0.2; one of four is noise),
+# brightness and contrast +-20 % (0.5).
 LEE = Policy(
   dihedral=0.5,
   scale=(0.5, 0.5),

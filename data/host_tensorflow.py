@@ -2,11 +2,17 @@
 
 import os
 
-# All of it before TensorFlow loads: fewer words, and no Keras, which takes more
-# than a second to load (the legacy one is not installed).
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Fewer words.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
-import tensorflow as tf
+# While it loads, TensorFlow would load Keras, which takes more than a second;
+# whoever asks for tf.keras still gets it.
+_KERAS = 'TF_USE_LEGACY_KERAS'
+_asked = os.environ.get(_KERAS)
+os.environ[_KERAS] = '1'
+import tensorflow as tf  # noqa: E402
 
+if _asked is None:
+  del os.environ[_KERAS]
+else:
+  os.environ[_KERAS] = _asked
 tf.config.set_visible_devices([], 'GPU')

@@ -7,6 +7,7 @@ import numpy as np
 
 from data.labelled_tiles import LabelledTiles, TileError
 from data.tile_images import EXTENSIONS, check_sizes, decode
+from data.tile_sources import without_cut
 
 
 def from_files(
@@ -60,4 +61,4 @@ def from_files(
     size=size,
     channels=channels,
   )
-  return tiles.take(np.setdiff1d(np.arange(len(paths)), cut))
+  return without_cut(tiles, names, cut, root)

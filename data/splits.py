@@ -49,7 +49,7 @@ def make(
 
   Raises:
     SplitError: if a class has fewer than k cases; with groups, if there are
-      fewer than k, a case is in two, or a class is in no training part.
+      fewer than k, a case is in two, or a training part lacks a class.
   """
   if k < 3:
     raise SplitError(f'--k={k}: train, val and test parts need at least 3')
@@ -65,6 +65,10 @@ def make(
     )
     for i in range(k)
   ]
+  if group is not None and (found := faults(manifest, splits)):
+    raise SplitError(
+      '\n'.join([*found, 'choose another --k, or join groups or classes'])
+    )
   check(manifest, splits)
   return splits
 

@@ -1,6 +1,6 @@
 """Opens tiles that are image files: folders of classes, a zip with a CSV."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import csv
 import functools
 import pathlib
@@ -167,13 +167,30 @@ def _make(
     channels=channels,
     **columns,
   )
+  return without_cut(tiles, names, cut, where)
+
+
+def without_cut(
+  tiles: LabelledTiles,
+  names: Sequence[str],
+  cut: Sequence[int],
+  where: pathlib.Path,
+) -> LabelledTiles:
+  """Leaves out tiles that are smaller than the others, with a warning.
+
+  Args:
+    tiles: all of them.
+    names: of all, for the warning.
+    cut: rows of those that are too small.
+    where: they are from.
+  """
   if not cut:
     return tiles
   warnings.warn(
     f'{where}: {len(cut)} of {len(names)} tiles are left out: cut at the '
-    f'border of their image, they are not {size} x {size} px '
+    f'border of their image, they are not {tiles.size} x {tiles.size} px '
     f'({names[cut[0]]}, ...)',
-    stacklevel=3,
+    stacklevel=4,
   )
   return tiles.take(np.setdiff1d(np.arange(len(names)), cut))
 

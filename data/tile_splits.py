@@ -2,13 +2,10 @@
 
 import numpy as np
 
+from data import dealing
 from data.labelled_tiles import LabelledTiles, TileError
 
 PARTS = ('train', 'val', 'test')
-_TRIES = 200  # Random dealings of the groups, of which the best is taken.
-_DEALT = 40_000  # Groups dealt in all tries together, and at least one try.
-_SPREAD = 0.7  # Of the log-normal factor that shuffles groups by size.
-_CLOSE = 0.02  # Of a class's tiles: a dealing this close is taken at once.
 
 
 def split(
@@ -63,7 +60,7 @@ def split(
   if by == 'tile':
     part = _cut(tiles.label[np.argsort(group)], share, rng)
   else:
-    part = _deal(count, share, rng)
+    part = dealing.evenly(count, share, rng)
   of_tile = part[group]
   for c, name in enumerate(tiles.classes):
     for p in np.flatnonzero(share):
@@ -110,30 +107,3 @@ def _cut(
     for p, some in enumerate(np.split(rows, cuts)):
       part[some] = p
   return part
-
-
-def _deal(
-  count: np.ndarray, share: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-  """Returns the part of every group, [G], for tiles of each class [G, C]."""
-  relative = count / count.sum(0)  # So that a rare class counts as much.
-  used = np.flatnonzero(share)
-  best, least = None, np.inf
-  for _ in range(int(np.clip(_DEALT // len(count), 1, _TRIES))):
-    size = relative.sum(1) * np.exp(_SPREAD * rng.normal(size=len(count)))
-    part = np.empty(len(count), int)
-    got = np.zeros((len(used), count.shape[1]))
-    for g in np.argsort(-size, kind='stable'):
-      # What the group does to the squared distance from the wanted shares,
-      # which are relative to the part so that small parts count as much.
-      short = share[used, None] - got
-      gain = (relative[g] * (2 * short - relative[g])).sum(1) / share[used]
-      p = int(np.argmax(gain))
-      got[p] += relative[g]
-      part[g] = used[p]
-    off = np.abs(got - share[used, None]).max() + (got == 0).sum()
-    if off < least:
-      best, least = part, off
-    if least <= _CLOSE:
-      break
-  return best

@@ -51,7 +51,8 @@ GROUP_COL = flags.DEFINE_string(
   'group_col',
   None,
   'Column of --csv_path, as of sites or scanners: slides of one are in one part'
-  ' of a fold, and groups.csv has the figures of each.',
+  ' of a fold. experiments.kmil and mean_pooling tell the figures of each in'
+  ' groups.csv.',
 )
 K = flags.DEFINE_integer(
   'k',

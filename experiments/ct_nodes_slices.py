@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import itertools
+import os
 import pathlib
 
 import numpy as np
@@ -96,6 +97,7 @@ def _cut_all(
 ) -> Slices:
   columns = {field.name: [] for field in dataclasses.fields(Slices)}
   problems, specks = [], 0
+  root = os.path.commonpath([row.mask.parent for row in rows])
   groups = itertools.groupby(
     bars.bar(rows, desc='nodes', unit='row', delay=_PATIENCE),
     lambda row: (row.image, row.mask),
@@ -114,7 +116,7 @@ def _cut_all(
       found, small = nodes.find(numbered, volume.spacing)
       specks += small
       for node in found:
-        scan = f'{mask_path.parent.name}/{mask_path.name}'
+        scan = mask_path.relative_to(root).as_posix()
         name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
         columns['patient'].append(row.patient)
         columns['image'].append(str(image))

@@ -188,6 +188,8 @@ def _material() -> Material:
     raise app.UsageError('tiles need both --tiles_dir and --pool_dir')
   if any(folders) and zipped:
     raise app.UsageError('--tiles_dir and --tiles_zip exclude each other')
+  if not zipped:
+    tile_flags.refuse(_POOL_SHARE, goes_with='--tiles_zip')
   if all(folders):
     return materials.from_folders(*folders, tile_flags.POSITIVE.value)
   if zipped:
@@ -195,6 +197,7 @@ def _material() -> Material:
     return materials.from_zip(
       *zipped, tile_flags.POSITIVE.value, share=share, seed=seed
     )
+  tile_flags.refuse(tile_flags.POSITIVE, goes_with='--tiles_dir or --tiles_zip')
   return materials.phantom(start.CACHE_DIR.value, start.SEED.value)
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 from matplotlib import figure
 import numpy as np
 from sklearn import manifold
@@ -18,7 +19,6 @@ _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
 _MOST = 400  # Tiles that t-SNE places.
-_STRIDE = 32  # Pixels of the input per pixel of the last map.
 
 
 def draw(
@@ -29,6 +29,9 @@ def draw(
   strong: Trained,
 ) -> list[str]:
   """Writes mined.png, tsne.png and grad_cam.png of a setting that was run.
+
+  Of tiles so small that the last map has one cell there is no Grad-CAM, which
+  is said.
 
   Args:
     folder: for the files.
@@ -43,8 +46,15 @@ def draw(
   drawings = {
     'mined': _mined(study, setting),
     'tsne': _tsne(study, weak, strong),
-    'grad_cam': _grad_cam(study, weak, strong),
   }
+  side = _map_side(weak, study.test)
+  if side > 1:
+    drawings['grad_cam'] = _grad_cam(study, weak, strong, side)
+  else:
+    print(
+      'no Grad-CAM: the last map of such small tiles has one cell; those of'
+      ' --input_size=64 and more have some'
+    )
   for name, drawing in drawings.items():
     with atomic.replacing(folder / f'{name}.png') as part:
       drawing.savefig(part, format='png', dpi=120)
@@ -113,7 +123,20 @@ def _tsne(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
   return drawing
 
 
-def _grad_cam(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
+def _map_side(trained: Trained, tiles: LabelledTiles) -> int:
+  """Returns the side of a network's last map of such tiles."""
+  side = trained.recipe.input_size or tiles.size
+  image = jax.ShapeDtypeStruct((1, side, side, tiles.channels), np.float32)
+  maps = jax.eval_shape(
+    lambda x: trained.model.apply(trained.variables, x, method='feature_map'),
+    image,
+  )
+  return maps.shape[1]
+
+
+def _grad_cam(
+  study: Study, weak: Trained, strong: Trained, side: int
+) -> figure.Figure:
   """Where both models see positives, in what the weak one is surest of."""
   recipe = weak.recipe
   order = np.argsort(-weak.predict(study.test)[0][:, POSITIVE], kind='stable')
@@ -148,7 +171,6 @@ def _grad_cam(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
     for ax, h, p in zip(line, np.asarray(heat), prob, strict=True):
       ax.imshow(h, cmap='jet', alpha=0.4, vmin=0, vmax=1, extent=extent)
       ax.set_title(f'P {p:.2f}', fontsize=7)
-  side = -(-image.shape[1] // _STRIDE)
   drawing.suptitle(
     'Grad-CAM of the positive class: test tiles of which the weak model is'
     f' surest (last map {side} x {side})',

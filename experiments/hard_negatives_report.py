@@ -125,7 +125,8 @@ class Report:
 
   def end(self) -> None:
     """Prints notes and writes tables.md, models.csv and summary.json."""
-    self._say('\n' + '\n'.join(f'- {note}' for note in tables.NOTES))
+    tested = tables.LEAKING_NOTE if self._leaking else tables.TESTED_NOTE
+    self._say(f'\n- {tested}\n- {tables.PAPER_NOTE}')
     for note in self._study.notes:
       self._say(f'- {note}')
     if self._material.hard:

@@ -33,13 +33,21 @@ COLUMNS = {
   'specificity_at': f'spec. at sens. {SENSITIVITY:g}',
   'auroc_hard': 'AUROC, hard',
 }
-NOTES = (
+_COLUMNS_NOTE = (
+  "F1, sensitivity and specificity at 0.5, from the column '0.1' on at 0.1."
+)
+TESTED_NOTE = (
   'Here: mean (standard deviation) over models of other seeds, all tested on'
-  ' one test part. F1, sensitivity and specificity at 0.5, from the column'
-  " '0.1' on at 0.1.",
+  f' one test part. {_COLUMNS_NOTE}'
+)
+LEAKING_NOTE = (
+  'Here: mean (standard deviation) over models of other seeds, each tested on'
+  f' another part. {_COLUMNS_NOTE}'
+)
+PAPER_NOTE = (
   f'{paper.SOURCE}: other data, not to be matched by these. Its F1 is the'
   ' micro-averaged one, its AUPRC the mean over both classes (here: of the'
-  ' positive class), and its strong models were tested on mined negatives.',
+  ' positive class), and its strong models were tested on mined negatives.'
 )
 HARD_NOTE = (
   "'AUROC, hard' is that of the positives against the hard negatives alone,"
@@ -171,8 +179,9 @@ def margin(
 ) -> list[str]:
   """Says by how much models `b` differ from models `a`, seed by seed.
 
-  The interval of an AUROC is that of the mean over seeds when the patients of
-  the test part are resampled, for both alike.
+  The interval of an AUROC is that of the mean of these trainings when the
+  patients of the test part are resampled, for both alike. How far trainings of
+  other seeds or tiles would differ it does not say: the seeds' own values do.
 
   Args:
     a: of each seed.
@@ -204,9 +213,8 @@ def margin(
         for found in (a, b)
       ]
       low, high = intervals.percentile(draws[1] - draws[0])
-      p = intervals.p_value(draws[1] - draws[0])
       within = 'n/a' if np.isnan(low) else f'{low:+.4f} to {high:+.4f}'
-      line += f', 95 % over test patients {within}, p {p:.3f}'
+      line += f', 95 % over test patients, of these trainings, {within}'
     lines.append(line)
   return lines
 

@@ -4,6 +4,8 @@ A trained classifier is a .safetensors file whose names are paths as
 `params/layer1_0/conv1/kernel`.
 """
 
+import dataclasses
+import json
 import pathlib
 
 from flax import traverse_util
@@ -14,22 +16,29 @@ import safetensors.numpy
 from data import atomic
 from kmil_jax import port, port_patch
 from kmil_jax.patch_train import Variables
+from kmil_jax.types import PatchRecipe
 
-_EPOCH = 'kmil_jax.epoch'
+_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'
 
 
-def save(path: pathlib.Path, variables: Variables, epoch: int) -> None:
+def save(
+  path: pathlib.Path, variables: Variables, epoch: int, recipe: PatchRecipe
+) -> None:
   """Writes a classifier, all of it or nothing.
 
   Args:
     path: the file.
     variables: NumPy.
     epoch: that they are of.
+    recipe: whose mean and standard deviation its input has.
   """
   flat = traverse_util.flatten_dict(variables, sep='/')
   content = safetensors.numpy.save(
     {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()},
-    {_EPOCH: str(epoch)},
+    {
+      _EPOCH: str(epoch),
+      _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
+    },
   )
   with atomic.replacing(path) as part:
     part.write_bytes(content)
@@ -42,6 +51,37 @@ def load(path: pathlib.Path) -> tuple[Variables, int]:
     flat = {name: file.get_tensor(name) for name in file.keys()}
   variables = traverse_util.unflatten_dict(flat, sep='/')
   return {'batch_stats': {}} | variables, epoch
+
+
+def as_trained(
+  path: str | pathlib.Path, model: str, recipe: PatchRecipe
+) -> PatchRecipe:
+  """Returns the recipe with the input that weights were trained on.
+
+  A file of `save` says it. torchvision's GoogLeNet, unlike its other networks,
+  turns what is normalised by ImageNet's mean and deviation into (v - 0.5) / 0.5
+  first, as its weights are from another framework.
+
+  Args:
+    path: as for `start`.
+    model: its name in `CLASSIFIERS`.
+    recipe: of the training to start.
+  """
+  path = pathlib.Path(path).expanduser()
+  told = {}
+  if path.suffix == '.safetensors' and path.is_file():
+    try:
+      with safetensors.safe_open(path, 'np') as file:
+        told = file.metadata() or {}
+    except safetensors.SafetensorError:
+      return recipe  # Reading the weights says what is wrong.
+  if _INPUT in told:
+    found = {k: tuple(v) for k, v in json.loads(told[_INPUT]).items()}
+    return dataclasses.replace(recipe, **found)
+  if model.startswith('googlenet') and _EPOCH not in told:
+    half = (0.5, 0.5, 0.5)
+    return dataclasses.replace(recipe, mean=half, std=half)
+  return recipe
 
 
 def start(path: str | pathlib.Path, model: str, drawn: Variables) -> Variables:

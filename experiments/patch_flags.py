@@ -1,5 +1,6 @@
 """Flags that say how a patch classifier is trained, over a paper's recipe."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiments.recipe_flags import (
   WEIGHT_DECAY,
 )
 from kmil_jax import parallel, selection
+from kmil_jax.models import CLASSIFIERS
 from kmil_jax.types import PatchRecipe
 
 BATCH = flags.DEFINE_integer(
@@ -47,7 +49,8 @@ WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
   'Weights to start from: .safetensors or .pth by torchvision names, or a'
-  ' model.safetensors of this system. Random by default.',
+  ' model.safetensors of this system. Random by default. Of several networks:'
+  ' network=file,network=file.',
 )
 FREEZE = flags.DEFINE_string(
   'freeze',
@@ -87,6 +90,36 @@ def resolve(recipe: PatchRecipe) -> PatchRecipe:
       ' devices'
     )
   return recipe
+
+
+def weights_of(networks: Sequence[str]) -> dict[str, str]:
+  """Returns the file that each network starts from; none of the others.
+
+  Args:
+    networks: all that will be trained.
+
+  Raises:
+    app.UsageError: if one file is for several kinds of network, or a file for
+      one that is not trained.
+  """
+  if not WEIGHTS.value:
+    return {}
+  pairs = [part.partition('=') for part in WEIGHTS.value.split(',')]
+  if not all(name in CLASSIFIERS and equals for name, equals, _ in pairs):
+    if len(set(networks)) > 1:
+      raise app.UsageError(
+        f'--weights={WEIGHTS.value} is one file, but {", ".join(networks)} are'
+        ' trained: give network=file for each that shall have one, or train one'
+        ' network'
+      )
+    return dict.fromkeys(networks, WEIGHTS.value)
+  found = {name: path for name, _, path in pairs}
+  if other := sorted(set(found) - set(networks)):
+    raise app.UsageError(
+      f'--weights: {", ".join(other)} would not be trained, only'
+      f' {", ".join(networks)}'
+    )
+  return found
 
 
 def resolved(recipe: PatchRecipe) -> dict[str, Any]:

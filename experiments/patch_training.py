@@ -104,7 +104,8 @@ def train(
     val: by which the epoch is chosen.
     recipe: of the training.
     seed: of parameters, order, augmentation and dropout.
-    weights: a file to start from, see `patch_files.start`.
+    weights: a file to start from, see `patch_files.start`; it decides how tiles
+      are normalised.
     freeze: modules that stay as they are, see `freezing`.
     precision: 'float32' or 'bfloat16', of the computation.
     name: before the progress bar; that of the folder by default.
@@ -118,6 +119,8 @@ def train(
       weights and `freeze`.
     FloatingPointError: if a loss is not finite.
   """
+  if weights:
+    recipe = patch_files.as_trained(weights, model, recipe)
   patch_inputs.check(model, train, val, recipe)
   program = _program(
     model,
@@ -156,7 +159,7 @@ def train(
     )
     fitted = _fit(folder, program, recipe, state, train, val, shown)
     if parallel.is_first():
-      patch_files.save(path, fitted.variables, fitted.epoch)
+      patch_files.save(path, fitted.variables, fitted.epoch, recipe)
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(folder / 'checkpoints', ignore_errors=True)

@@ -23,3 +23,18 @@ def zipped() -> tuple[str, str] | None:
   if any(given) and not all(given):
     raise app.UsageError('tiles need both --tiles_zip and --tiles_csv')
   return given if all(given) else None
+
+
+def refuse(*holders: flags.FlagHolder, goes_with: str) -> None:
+  """Ends a script that would leave flags unheard.
+
+  Args:
+    *holders: the flags, which must have their defaults.
+    goes_with: what they say something to.
+
+  Raises:
+    app.UsageError: if one was given.
+  """
+  for flag in holders:
+    if flag.value != flag.default:
+      raise app.UsageError(f'--{flag.name} goes with {goes_with}')

@@ -14,6 +14,7 @@ import dataclasses
 from absl import app, flags
 
 from data import node_images
+from data.labelled_tiles import TileError
 from data.node_images import ImageError
 from experiments import (
   patch_flags,
@@ -149,9 +150,16 @@ def _run() -> None:
     raise app.UsageError(
       f'--primaries={",".join(unknown)}: there are {", ".join(CLASSIFIERS)}'
     )
+  phantom = not any(images) and not tiles
+  if tiles:
+    of_images = _MPP, _PATCHES, _LEAST_TUMOUR, _SPLIT, _PICTURES
+    tile_flags.refuse(*of_images, goes_with='images, not with tiles')
+  else:
+    tile_flags.refuse(tile_flags.POSITIVE, goes_with='--tiles_zip')
+  if phantom:
+    tile_flags.refuse(_MPP, goes_with='--images_dir')
   values = start.resolved(__name__)
   decides = [name for name in values if name not in _NOT_RESULT]
-  phantom = not any(images) and not tiles
   recipe, patches, networks = PAPER, PAPER_PATCHES, _NETWORKS
   least = two_step_patches.LEAST_TUMOUR
   if phantom:
@@ -176,7 +184,9 @@ def _run() -> None:
     least_tumour=_LEAST_TUMOUR.value or least,
     split=_SPLIT.value,
     seed=start.SEED.value,
-    weights=patch_flags.WEIGHTS.value,
+    weights=patch_flags.weights_of(
+      (*networks, *filter(None, [_SECONDARY.value]))
+    ),
     freeze=patch_flags.FREEZE.value,
     precision=patch_flags.PRECISION.value,
     tensorboard=patch_flags.TENSORBOARD.value,
@@ -207,7 +217,12 @@ def _run() -> None:
       f'{len(found)} images of {len(set(found.patient))} patients:'
       f' {found.test.sum()} to test, {found.positive.sum()} positive'
     )
-    Findings().close()  # Loading has found all problems.
+    findings = Findings()  # Loading found what is wrong with files.
+    try:
+      two_step_run.patches(found, settings)
+    except TileError as e:
+      findings.problems.append(str(e))
+    findings.close()
   inputs = two_step_images.fingerprint(found)
   provenance.open_folder(folder, values, decides, inputs)
   if phantom:

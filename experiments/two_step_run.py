@@ -44,7 +44,7 @@ class Settings:
   least_tumour: int  # pixels, see `two_step_patches.places`
   split: str
   seed: int
-  weights: str | None
+  weights: dict[str, str]  # files to start from, by network
   freeze: str
   precision: str
   tensorboard: bool
@@ -95,7 +95,11 @@ def primaries(
   """
   found = {
     name: train(
-      folder / f'primary_{name}', name, parts, settings, settings.weights
+      folder / f'primary_{name}',
+      name,
+      parts,
+      settings,
+      settings.weights.get(name),
     )
     for name in settings.networks
   }
@@ -152,13 +156,14 @@ def secondary(
       f'fewer than {_LEAST}: there is no second step, and the tables are of one'
     )
     return None, None
-  patches = labelled_tiles.concatenate(parts)
-  tiles = two_step_patches.matched(false_positives, patches, settings.seed)
+  tiles = two_step_patches.matched(
+    false_positives, labelled_tiles.concatenate(parts), settings.seed
+  )
   parts = two_step_patches.split_like(
     tiles, parts[0], settings.split, settings.seed
   )
   name = settings.secondary or primary
-  weights, rate = settings.weights, 1.0
+  weights, rate = settings.weights.get(name), 1.0
   if weights is None and name in settings.networks:
     rate = _FINE_TUNE
     weights = str(folder / f'primary_{name}' / 'model.safetensors')
@@ -171,14 +176,25 @@ def secondary(
   )
 
 
-def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
-  """Runs all stages; those whose files are there are not done again."""
-  patches = two_step_patches.draw(
+def patches(
+  images: NodeImages, settings: Settings
+) -> tuple[LabelledTiles, LabelledTiles]:
+  """Returns the patches to train and to validate the first network with.
+
+  Raises:
+    TileError: if the images do not yield them, or too few patients do.
+  """
+  found = two_step_patches.draw(
     images, settings.patches, settings.seed, settings.least_tumour
   )
-  count = np.bincount(patches.label)
+  count = np.bincount(found.label)
   print(f'patches: {count[0]} non-tumour, {count[1]} tumour', flush=True)
-  parts = two_step_patches.split(patches, settings.split, settings.seed)
+  return two_step_patches.split(found, settings.split, settings.seed)
+
+
+def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
+  """Runs all stages; those whose files are there are not done again."""
+  parts = patches(images, settings)
   name, found = primaries(folder, parts, settings)
   show(folder, networks_table(found, settings.split))
   print(f'primary network: {name}', flush=True)

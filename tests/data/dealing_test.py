@@ -1,35 +1,64 @@
 """Groups of cases, as sites, are dealt whole."""
 
+import itertools
+
+import hypothesis
 from hypothesis import given, strategies as st
 import numpy as np
+import pytest
 
 from data import splits
 from data.manifest import Manifest
 from data.splits import PARTS, SplitError
 
 
-@given(data=st.data(), k=st.integers(3, 5), seed=st.integers(0, 10**6))
-def test_groups_are_whole_and_each_slide_is_tested_once(data, k, seed):
-  cases = data.draw(st.integers(3 * k, 8 * k))
-  # Each group has a case; of two classes each has k cases.
-  site = np.array(
-    [i % k if i < 2 * k else data.draw(st.integers(0, k)) for i in range(cases)]
-  )
-  slides = np.arange(2 * cases)
-  case = np.array([f'{i // 2:03}' for i in slides])
-  label = np.array(['ab'[(i // 2) % 2] for i in slides])
-  table = Manifest(case, np.array([f's{i:04}' for i in slides]), label)
-  group = np.array([f'site{i}' for i in np.repeat(site, 2)])
-  try:
-    made = splits.make(table, k, seed, group)
-  except SplitError as e:
-    # Whole groups may leave a class, or a part, without slides: never silently.
-    assert 'no training slide of class' in str(e) or 'part is empty' in str(e)
+def cohort(counts):
+  """Slides of sites, counts [G, C], each a case of its own."""
+  group = [g for g, row in enumerate(counts) for n in row for _ in range(n)]
+  label = [c for row in counts for c, n in enumerate(row) for _ in range(n)]
+  ids = np.array([f'{i:03}' for i in range(len(group))])
+  table = Manifest(ids, ids, np.array([f'class{c}' for c in label]))
+  return table, np.array([f'site{g}' for g in group])
+
+
+def can_be_trained(counts, fold, k):
+  """Whether each part has slides, and each training part every class."""
+  held = np.array([np.sum(counts[fold == i], 0) for i in range(k)])
+  trained = [np.delete(held, [i, (i + 1) % k], 0).sum(0) for i in range(k)]
+  return held.any(1).all() and np.all(np.array(trained)[:, counts.any(0)])
+
+
+@hypothesis.settings(max_examples=20)
+@given(
+  counts=st.lists(
+    st.tuples(st.integers(0, 20), st.integers(0, 3)), min_size=3, max_size=6
+  ),
+  seed=st.integers(0, 10**6),
+)
+def test_groups_are_whole_and_folds_are_found_if_there_are_any(counts, seed):
+  k = 3
+  counts = np.array([row for row in counts if sum(row)] or [(1, 1)])
+  every = itertools.product(range(k), repeat=len(counts))
+  possible = any(can_be_trained(counts, np.array(fold), k) for fold in every)
+  table, group = cohort(counts)
+  if not possible:
+    with pytest.raises(SplitError, match=r'another --k|fewer than --k'):
+      splits.make(table, k, seed, group)
     return
+  made = splits.make(table, k, seed, group)
   assert np.all(sum(split.test.astype(int) for split in made) == 1)
   for split in made:
     parts = [set(group[getattr(split, part)]) for part in PARTS]
     assert sum(map(len, parts)) == len(set(group))
+
+
+def test_seeds_deal_otherwise():
+  table, group = cohort([(2 + i, 1 + i % 3) for i in range(12)])
+  found = {
+    tuple(np.flatnonzero(splits.make(table, 4, seed, group)[0].test))
+    for seed in range(20)
+  }
+  assert len(found) > 5
 
 
 def test_classes_are_as_even_as_groups_allow():

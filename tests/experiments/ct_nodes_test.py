@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 
 from absl.testing import flagsaver
 import numpy as np
@@ -15,11 +14,9 @@ from data.ct.volumes import Volume
 from data.labelled_tiles import TileError
 from experiments import (
   ct_nodes,
-  ct_nodes_networks,
   ct_nodes_parts,
   ct_nodes_slices,
 )
-from experiments.ct_nodes_networks import NETWORKS
 
 SIZE, SPACING = (8, 44, 48), (2.0, 0.8, 0.8)
 CLASSES = phantom.CLASSES
@@ -187,6 +184,29 @@ def test_nodes_at_the_border_are_dropped_and_counted(slices):
     assert 0 < counts['larger than the box'] <= PATIENTS
 
 
+def test_a_node_at_the_border_and_one_at_the_end_are_counted(cohort, tmp_path):
+  rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
+  scans = {'near': (3, 5, 20, 26, 0, 4), 'end': (0, 2, 20, 26, 20, 26)}
+  for name, (z0, z1, y0, y1, x0, x1) in scans.items():
+    mask = np.zeros(SIZE, np.uint8)
+    mask[z0:z1, y0:y1, x0:x1] = 1
+    volume = Volume(tmp_path, mask, SPACING, (0.0, 0.0, 0.0))
+    # Files of one name in folders of one name, as exports have them.
+    folder = tmp_path / name / 'nifti'
+    folder.mkdir(parents=True)
+    volumes.write(folder / 'image.nii.gz', mask.astype(np.int16), volume)
+    volumes.write(folder / 'mask.nii.gz', mask, volume)
+    paths = [f'{name}/nifti/{kind}.nii.gz' for kind in ('image', 'mask')]
+    rows.append(('both', *paths, 1, 'benign'))
+  slices = collect(write_table(tmp_path / 'nodes.csv', rows), tmp_path)
+  assert len(set(slices.id.tolist())) == len(slices.id)
+  fates = place(slices, box_mm=6.0).fates
+  assert fates['benign']['nodes'] == PATIENTS + 2
+  assert fates['benign']['at the border'] == 1
+  assert fates['benign']['cut by an end'] == 1
+  assert fates['benign']['kept'] == fates['metastatic']['kept'] == PATIENTS
+
+
 def test_slices_are_cut_once_and_again_when_a_file_changes(
   cohort, tmp_path, monkeypatch
 ):
@@ -232,62 +252,3 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
   with flagsaver.flagsaver(**settings), pytest.raises(SystemExit) as ended:
     ct_nodes.main(['ct_nodes'])
   assert str(ended.value).startswith('error: 3 volumes')
-
-
-def test_without_simpleitk_one_line_says_what_to_install(monkeypatch, tmp_path):
-  monkeypatch.setitem(sys.modules, 'SimpleITK', None)
-  with (
-    flagsaver.flagsaver(cache_dir=str(tmp_path)),
-    pytest.raises(SystemExit) as ended,
-  ):
-    ct_nodes.main(['ct_nodes'])
-  assert "pip install 'kmil_jax[ct]'" in str(ended.value)
-  assert '\n' not in str(ended.value)
-
-
-@pytest.mark.parametrize(
-  ('asked', 'message'),
-  [
-    ({'networks': ['vgg']}, 'networks=vgg: there are custom'),
-    ({'networks': []}, 'names none'),
-    ({'augment': 'lee'}, 'choose with --networks'),
-    ({'weights': 'w.pth', 'networks': ['custom']}, 'for resnet50 alone'),
-    ({'data_dir': '/data'}, '--data_dir goes with --csv_path'),
-    ({'classes': ['a']}, 'two labels are needed'),
-    ({'classes': ['a', 'b']}, '--classes goes with --csv_path'),
-  ],
-)
-def test_flags_that_say_nothing_are_refused(asked, message, tmp_path):
-  with (
-    flagsaver.flagsaver(cache_dir=str(tmp_path), **asked),
-    pytest.raises(SystemExit, match=message),
-  ):
-    ct_nodes.main(['ct_nodes'])
-
-
-def test_recipes_are_the_papers_and_reductions_are_told():
-  for name in NETWORKS:
-    paper = ct_nodes_networks.recipe(name, is_phantom=False)
-    assert (paper.batch, paper.epochs, paper.patience) == (4, 30, 30)
-    assert paper.input_size == 224 and paper.binary
-    assert paper.augment == ('ansari' if name == 'custom_aug' else 'none')
-  small = ct_nodes_networks.recipe('resnet50', is_phantom=True)
-  told = ct_nodes_networks.reductions(list(NETWORKS))
-  assert f'slices of {small.input_size} px instead of 224' in told[0]
-  assert f'{small.epochs} epochs of ResNet-50' in told[1]
-  with flagsaver.flagsaver(input_size=224, epochs=30):
-    assert (
-      ct_nodes_networks.recipe('resnet50', True) == NETWORKS['resnet50'].recipe
-    )
-    assert ct_nodes_networks.reductions(list(NETWORKS)) == []
-
-
-def test_share_of_a_map_in_the_node():
-  inside = np.zeros((2, 4, 4), bool)
-  inside[:, 1:3, 1:3] = True
-  cam = np.zeros((2, 8, 8), np.float32)
-  assert ct_nodes_networks.share_inside(cam, inside) is None
-  cam[0] = 1  # A quarter of it; the other map is empty.
-  assert ct_nodes_networks.share_inside(cam, inside) == pytest.approx(0.25)
-  cam[1, 2:6, 2:6] = 1
-  assert ct_nodes_networks.share_inside(cam, inside) == pytest.approx(0.625)

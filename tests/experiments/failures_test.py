@@ -231,6 +231,7 @@ def test_30_tensorflow_leaves_accelerators_alone(monkeypatch):
   )
   importlib.reload(host_tensorflow)
   assert hidden == [([], 'GPU')]
+  assert 'TF_USE_LEGACY_KERAS' not in os.environ  # tf.keras is as it was.
 
 
 def test_an_id_may_be_as_long_as_file_systems_take(tmp_path):

@@ -48,6 +48,9 @@ def test_a_pool_is_all_images_below_a_folder(tmp_path):
   assert pool.id.tolist() == sorted(names)
   assert pool.group.tolist() == ['a', 's1', 's1', 's2']
   assert pool.load(np.arange(4)).shape == (4, 4, 4, 3)
+  write(tmp_path / 's3/small.png', 3)
+  with pytest.warns(UserWarning, match='1 of 5 tiles are left out.*small'):
+    assert len(pool_tiles.from_files(tmp_path, ('neg', 'pos'))) == 4
   (tmp_path / 's2/broken.png').write_bytes(b'none')
   with pytest.raises(TileError, match=r'broken\.png: not an image'):
     pool_tiles.from_files(tmp_path, ('neg', 'pos'))

@@ -130,6 +130,22 @@ def test_from_files_to_tables_and_figures(asked, tmp_path, capsys):
     assert (folder / f'figures/{name}.png').stat().st_size > 5000
 
 
+@pytest.mark.parametrize(
+  'flag,message',
+  [
+    ({'pool_share': 0.2}, '--pool_share goes with --tiles_zip'),
+    (
+      {'tiles_dir': None, 'pool_dir': None, 'positive': 'x'},
+      '--positive goes with --tiles_dir or --tiles_zip',
+    ),
+  ],
+)
+def test_flags_that_nothing_would_read_are_refused(asked, flag, message):
+  with flagsaver.flagsaver(**asked | flag):
+    with pytest.raises(SystemExit, match=message):
+      hard_negatives.main(['hard_negatives'])
+
+
 def test_the_leaking_protocol_has_a_folder_and_a_name_of_its_own(
   asked, tmp_path, capsys
 ):
@@ -139,6 +155,7 @@ def test_the_leaking_protocol_has_a_folder_and_a_name_of_its_own(
     hard_negatives.main(['hard_negatives'])
   said = capsys.readouterr().out
   assert said.count('WRONG ON PURPOSE') == 2 and 'LEAKED: ' in said
+  assert 'on one test part' not in said
   folder = tmp_path / 'hard_negatives_original_s2023'
   weak, strong = read(folder / 'models.csv')
   assert (weak['choice'], strong['choice']) == ('weak', 'random')

@@ -170,6 +170,24 @@ def test_weights_to_start_from_are_those_of_the_file(finished, tmp_path):
     train(tmp_path / 'absent', weights=str(tmp_path / 'absent.pth'))
 
 
+def test_weights_bring_the_input_they_were_trained_on(finished, tmp_path):
+  own = str(finished[0] / 'model.safetensors')
+  other = dataclasses.replace(RECIPE, mean=(0.1,) * 3, std=(0.9,) * 3)
+  found = patch_files.as_trained(own, 'resnet18', other)
+  assert (found.mean, found.std) == (RECIPE.mean, RECIPE.std)
+  # torchvision's GoogLeNet changes its input, its other networks do not.
+  path = tmp_path / 'theirs.safetensors'
+  safetensors.numpy.save_file({'conv1.weight': np.ones(3)}, path)
+  found = patch_files.as_trained(path, 'googlenet', RECIPE)
+  image = np.random.default_rng(0).random((5, 3))
+  mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+  theirs = (image - mean) / std * (std / 0.5) + (mean - 0.5) / 0.5
+  np.testing.assert_allclose(
+    (image - np.array(found.mean)) / np.array(found.std), theirs
+  )
+  assert patch_files.as_trained(path, 'resnet18', RECIPE) == RECIPE
+
+
 def test_weights_by_torchvisions_names_keep_the_new_head(tmp_path):
   rng = np.random.default_rng(0)
 
@@ -219,7 +237,7 @@ def test_one_logit_and_one_channel(tmp_path):
 
 def test_files_of_classifiers_come_back_equal(tmp_path, finished):
   path = tmp_path / 'a.safetensors'
-  patch_files.save(path, finished[1].variables, 7)
+  patch_files.save(path, finished[1].variables, 7, RECIPE)
   variables, epoch = patch_files.load(path)
   assert epoch == 7
   chex.assert_trees_all_equal(variables, finished[1].variables)

@@ -186,6 +186,23 @@ def test_a_finished_run_is_read_and_other_settings_are_refused(
       'images and tiles exclude each other',
     ),
     ({'primaries': ['alexnet']}, '--primaries=alexnet: there are'),
+    ({'positive': 'x'}, '--positive goes with --tiles_zip'),
+    (
+      {'primaries': ['googlenet', 'resnet50'], 'weights': 'a.pth'},
+      '--weights=a.pth is one file, but googlenet, resnet50, ',
+    ),
+    (
+      {
+        'primaries': ['googlenet'],
+        'secondary': 'mobilenet_v2',
+        'weights': 'a.pth',
+      },
+      'is one file, but googlenet, mobilenet_v2 are trained',
+    ),
+    (
+      {'primaries': ['googlenet'], 'weights': 'googlenet=a.pth,resnet50=b.pth'},
+      '--weights: resnet50 would not be trained, only googlenet',
+    ),
     ({'images_csv': 'no.csv'}, 'no.csv: cannot be read as CSV'),
   ],
 )
@@ -194,6 +211,33 @@ def test_wrong_flags_end_in_one_message(nodes, tmp_path, asked, message):
     with pytest.raises(SystemExit, match=message):
       two_step.main(['two_step'])
   assert not (tmp_path / 'two_step_s2023').exists()
+
+
+def test_flags_that_nothing_would_read_are_refused(nodes, tmp_path):
+  tiles = {'tiles_zip': 'a.zip', 'tiles_csv': 'a.csv'}
+  for asked in (
+    tiles | {'patches': 20},
+    tiles | {'split_patches': 'patch'},
+    {'mpp': 0.25},
+  ):
+    with flagsaver.flagsaver(**asked, results_dir=str(tmp_path)):
+      with pytest.raises(SystemExit, match=f'--{list(asked)[-1]} goes with'):
+        two_step.main(['two_step'])
+
+
+def test_a_check_draws_and_splits_patches(nodes, tmp_path, capsys):
+  with flagsaver.flagsaver(**arguments(nodes, tmp_path), check=True):
+    with pytest.raises(SystemExit) as done:
+      two_step.main(['two_step'])
+  assert done.value.code == 0 and 'check: 0 problems' in capsys.readouterr().out
+  table = (nodes / 'images.csv').read_text().splitlines()
+  few = tmp_path / 'few.csv'
+  few.write_text('\n'.join([*table[:3], *table[-2:]]))  # One to train on.
+  asked = arguments(nodes, tmp_path) | {'images_csv': str(few), 'check': True}
+  with flagsaver.flagsaver(**asked), pytest.raises(SystemExit) as done:
+    two_step.main(['two_step'])
+  assert done.value.code == 1
+  assert 'problem: ' in (out := capsys.readouterr().out) and 'p0' in out
 
 
 def test_patches_hold_what_their_class_says(nodes):
