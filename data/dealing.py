@@ -80,8 +80,15 @@ def groups(
       f' {", ".join(both[:_SHOWN])}'
     )
   if (count := len(set(group.tolist()))) < k:
-    advice = f'choose --k={count} or less' if count >= 3 else '3 are needed'
-    raise SplitError(f'{count} groups, fewer than --k={k} folds: {advice}')
+    advice = (
+      f'choose --k={count} or less'
+      if count >= 3
+      else 'whole groups need 3 at least, to train, validate and test on'
+    )
+    raise SplitError(
+      f'{count} groups ({", ".join(sorted(set(group.tolist()))[:_SHOWN])}),'
+      f' fewer than --k={k} folds: {advice}'
+    )
   names, place = np.unique(group, return_inverse=True)
   classes, label = np.unique(manifest.label, return_inverse=True)
   slides = np.zeros((len(names), len(classes)))

@@ -86,8 +86,9 @@ class Slide:
     except (openslide.OpenSlideError, OSError) as error:
       raise SlideError(
         f'{self.path.name}: OpenSlide cannot open it '
-        f'({str(error) or type(error).__name__}); copy {self.path} again or '
-        'leave it out.'
+        f'({str(error) or type(error).__name__}); if it is of a format that'
+        f' OpenSlide reads, copy {self.path} again; else convert it or leave it'
+        ' out.'
       ) from error
 
   def read(

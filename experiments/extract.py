@@ -108,12 +108,8 @@ def main(argv):
 
 
 # What is wrong with a request as a whole, in words meant for users.
-_REFUSALS = (
-  encoding.EncodingError,
-  port.PortError,
-  slides.SlideError,
-  weights.WeightsError,
-)
+_WEIGHT_FAULTS = (port.PortError, weights.WeightsError)
+_REFUSALS = (encoding.EncodingError, slides.SlideError, *_WEIGHT_FAULTS)
 
 
 def _extract() -> list[encoding.Failure]:
@@ -136,14 +132,19 @@ def _extract() -> list[encoding.Failure]:
   if CHECK.value and not _WEIGHTS.value:  # Nothing is drawn for a check.
     known = {'precision': _PRECISION.value}
     preflight.check(paths, _FEATURES_DIR.value, spec, known)
-  made = weights.make_encoder(
-    _WEIGHTS.value,
-    features_dir=_FEATURES_DIR.value,
-    cache_dir=_CACHE_DIR.value,
-    sample=lambda: cohort_tiles.calibration_tiles(paths, spec),
-    precision=_PRECISION.value,
-    seed=_SEED.value,
-  )
+  try:
+    made = weights.make_encoder(
+      _WEIGHTS.value,
+      features_dir=_FEATURES_DIR.value,
+      cache_dir=_CACHE_DIR.value,
+      sample=lambda: cohort_tiles.calibration_tiles(paths, spec),
+      precision=_PRECISION.value,
+      seed=_SEED.value,
+    )
+  except _WEIGHT_FAULTS as error:
+    if not CHECK.value:
+      raise
+    preflight.check(paths, _FEATURES_DIR.value, spec, {}, [str(error)])
   if CHECK.value:
     preflight.check(paths, _FEATURES_DIR.value, spec, made.attributes())
   failures = encoding.extract(

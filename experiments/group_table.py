@@ -27,12 +27,18 @@ def write(
     intervals over patients; n/a where a group lacks a class.
   """
   folds = predictions.read_folds(folder, classes)
-  p = predictions.pool([parts['test'] for parts in folds.values()])
+  tests = {fold: parts['test'] for fold, parts in folds.items()}
+  p = predictions.pool(list(tests.values()))
+  fold_of = {
+    group_of[slide]: fold
+    for fold, test in tests.items()
+    for slide in test.slide.tolist()
+  }
   group = np.array([group_of[slide] for slide in p.slide.tolist()])
-  rows = [['group', 'cases', 'slides']]
+  rows = [['group', 'fold', 'cases', 'slides']]
   rows[0] += [name + end for name in _METRICS for end in ('', '_low', '_high')]
   width = max(5, *map(len, group.tolist()))
-  lines = [f'{"group":{width}}  cases slides'.ljust(width + 14)]
+  lines = [f'{"group":{width}}  fold cases slides'.ljust(width + 20)]
   lines[0] += '  '.join(f'{name:22}' for name in _METRICS).rstrip()
   for name in sorted(set(group.tolist())):
     own = group == name
@@ -45,12 +51,13 @@ def write(
       for x in (values[metric], *bounds[metric])
     ]
     counts = [len(set(case.tolist())), int(own.sum())]
-    rows.append([name, *counts, *('' if x is None else x for x in found)])
+    numbers = ('' if x is None else x for x in found)
+    rows.append([name, fold_of[name], *counts, *numbers])
     cells = [
       f'{tables.number(a)} [{tables.number(b)},{tables.number(c)}]'
       for a, b, c in zip(*[iter(found)] * 3, strict=True)
     ]
-    line = f'{name:{width}}  {counts[0]:5} {counts[1]:6}'
+    line = f'{name:{width}}  {fold_of[name]:4} {counts[0]:5} {counts[1]:6} '
     lines.append(line + '  '.join(f'{cell:22}' for cell in cells).rstrip())
   files.write_rows(folder / NAME, rows)
   return '\n'.join(lines)

@@ -95,7 +95,7 @@ def draw(
   Returns:
     What was wrong with slide files that could not be read.
   """
-  drawn, bare, faults = 0, 0, []
+  drawn, bare, faults = 0, {}, []
   for path in sorted((folder / f'fold_{fold}' / 'attention').glob('*.h5')):
     if drawn == limit:
       break
@@ -105,7 +105,7 @@ def draw(
       continue
     slide_file = cohort.slides.get(path.stem)
     if slide_file is None:
-      bare += 1
+      bare[path.stem] = 'no slide file'
       continue
     outlines = []
     if outlines_dir and (outlines_dir / f'{path.stem}.json').exists():
@@ -118,8 +118,8 @@ def draw(
         label=cohort.classes[cohort.label[row]],
         outlines=outlines,
       )
-    except tile_scores.UnplacedError:
-      bare += 1
+    except tile_scores.UnplacedError as e:
+      bare[path.stem] = str(e).removeprefix(f'{path}: ')
       continue
     except slides.SlideError as e:
       faults.append(str(e))
@@ -128,8 +128,8 @@ def draw(
       drawing.savefig(part, dpi=100, format='png')
   if bare and cohort.slides:
     print(
-      f'fold {fold}: {bare} test slides have no heat map, for want of a slide'
-      ' file, coords or patch_size_level0'
+      f'fold {fold}: {len(bare)} test slides have no heat map:'
+      f' {next(iter(bare))}, ...: {next(iter(bare.values()))}'
     )
   return faults
 

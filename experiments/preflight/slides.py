@@ -19,6 +19,7 @@ def check(
   features_dir: str,
   spec: TileSpec,
   encoder: Mapping[str, str],
+  problems: Sequence[str] = (),
 ) -> NoReturn:
   """Opens every slide and reads a tile of its middle and its smallest level.
 
@@ -31,11 +32,12 @@ def check(
     features_dir: of the features to be.
     spec: how slides will be cut.
     encoder: attributes of the encoder, as far as they are known.
+    problems: found before.
 
   Raises:
     SystemExit: always; with 1 if there are problems.
   """
-  findings, most, done, unread = Findings(), 0, 0, 0
+  findings, most, done, unread = Findings(list(problems)), 0, 0, 0
   with (
     warnings.catch_warnings(record=True) as caught,
     futures.ThreadPoolExecutor(spec.threads) as pool,
@@ -88,7 +90,12 @@ def _look(path: pathlib.Path, spec: TileSpec) -> int | str:
         y = (slide.height - size[1] * slide.level_downsamples[level]) // 2
         slide.read(max(0, int(x)), max(0, int(y)), level, *size)
       side = spec.tile_size * spec.mpp / slide.mpp
-      return int(slide.width // side) * int(slide.height // side)
+      if not (most := int(slide.width // side) * int(slide.height // side)):
+        return (
+          f'{path.name}: {slide.width} x {slide.height} px, smaller than one'
+          f' tile of {side:g} px of level 0'
+        )
+      return most
   except slides.SlideError as e:
     return str(e)
   except Exception as e:  # Whatever it is, the other slides are looked at.

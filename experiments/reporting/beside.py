@@ -46,7 +46,7 @@ def groups(record: Record) -> list[dict[str, Any]]:
   try:
     with (record.folder / group_table.NAME).open(newline='') as f:
       rows = list(csv.DictReader(f))
-    text = ('group', 'cases', 'slides')
+    text = ('group', 'fold', 'cases', 'slides')
     return [
       {k: v if k in text else float(v) if v else None for k, v in row.items()}
       for row in rows

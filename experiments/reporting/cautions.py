@@ -1,12 +1,19 @@
 """What a reader must know before believing the numbers of a report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from experiments.reporting.record import Record
 
 _FEW_CASES = 10  # Tested, of one class.
 _SHOWN = 8  # Names listed.
+# The column that a --select looks at, and 1 if more is better.
+_CHOSEN_BY = {
+  'loss': ('val_loss', -1),
+  'accuracy': ('val_accuracy', 1),
+  'auroc': ('val_auroc', 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,17 +144,26 @@ def _numbers(record: Record) -> Iterator[Caution]:
       f'{_folds(at_bound)}: the validation part does not say how sure the model'
       ' should be.',
     )
+  select = record.flags.get('select')
   last = [
     fold
     for fold, lines in record.history.items()
     if lines and lines[-1]['best_epoch'] == lines[-1]['epoch']
+    if _improves(lines, select)
   ]
-  if last and record.flags.get('select') != 'last':
+  if last and select != 'last':
     yield Caution(
       'Best at the last epoch',
       f'{_folds(last)}: the epoch kept is the last one; longer training'
       ' (--epochs) may do better.',
     )
+
+
+def _improves(lines: Sequence[Mapping[str, Any]], select: str | None) -> bool:
+  """Whether the last epoch is better than all before, not as good as one."""
+  name, sign = _CHOSEN_BY.get(select, ('val_f1_macro', 1))
+  values = [sign * x[name] for x in lines if x.get(name) is not None]
+  return len(values) < 2 or values[-1] > max(values[:-1])
 
 
 def _making(record: Record) -> Iterator[Caution]:

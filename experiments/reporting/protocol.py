@@ -79,10 +79,20 @@ def _splits(record: Record) -> Iterator[str]:
   if flags.get('split_dir'):
     yield f"The {k} folds were given, in files of CLAM's layout."
   else:
+    if column := flags.get('group_col'):
+      yield (
+        f'Whole groups of slides, by the column “{column}”, were dealt to'
+        f' {k} folds from the seed {flags.get("seed")}, classes as evenly as'
+        ' groups allow; cases are within groups.'
+      )
+    else:
+      yield (
+        f'Cases, not slides, were dealt to {k} folds, class by class in an'
+        f' order drawn from the seed {flags.get("seed")}.'
+      )
     yield (
-      f'Cases, not slides, were dealt into {k} groups, class by class in an'
-      f' order drawn from the seed {flags.get("seed")}. Fold i tests group i,'
-      ' validates on the next and trains on the others.'
+      'Fold i tests what was dealt to it, validates on what was dealt to the'
+      ' next, and trains on the rest.'
     )
   labels = flags.get('labels')
   if labels:

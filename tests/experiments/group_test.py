@@ -59,7 +59,11 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
     own = [r['label'] == r['pred'] for r in own]
     assert float(row['accuracy']) == pytest.approx(np.mean(own), abs=1e-6)
     assert (row['cases'], row['slides']) == ('4', '4')
-  shown = (folder / 'report.html').read_text('utf-8').split('<h2>Groups')[1]
+    tested = {r['fold'] for r in tests if site[r['slide_id']] == name}
+    assert tested == {row['fold']}
+  page = (folder / 'report.html').read_text('utf-8')
+  assert 'Whole groups of slides, by the column “site”' in page
+  shown = page.split('<h2>Groups')[1]
   for name, row in groups.items():
     told = f'{float(row["accuracy"]):.3f}'
     assert told in shown.split(f'<th scope="row">{name}<')[1].split('</tr>')[0]
@@ -72,7 +76,7 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
   [
     (('--group_col=town',), 'no column town; found case_id,'),
     (('--split_dir=x',), 'it goes without --split_dir'),
-    (('--k=7',), '6 groups, fewer than --k=7 folds: choose --k=6 or less'),
+    (('--k=7',), ' fewer than --k=7 folds: choose --k=6 or less'),
     (('A', ''), 'column site: 4 empty cells, of slide_000, slide_001'),
     (
       ('case_001', 'case_020'),

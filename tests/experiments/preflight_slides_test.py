@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import script_process
 
 from data import features, tile_splits
 from data.labelled_tiles import LabelledTiles, TileError
@@ -38,6 +39,24 @@ def test_all_unreadable_slides_are_named(folder, capsys):
     ('unreadable.svs', 'cannot be read'),
   ):
     assert any(name in line and reason in line for line in problems)
+
+
+def test_a_slide_of_less_than_a_tile_is_found_beforehand(folder, capsys):
+  code, lines = check(folder, capsys, default_mpp=0.5)
+  assert code == 1
+  assert any('boxes.tiff: 300 x 250 px, smaller than' in line for line in lines)
+
+
+def test_weights_that_lack_do_not_hide_what_slides_lack(folder):
+  done = script_process.run(
+    'experiments.extract',
+    '--check',
+    f'--slides_dir={folder}',
+    f'--features_dir={folder / "f"}',
+    '--weights=no.pth',
+  )
+  assert done.returncode == 1, done.stderr
+  assert 'problem: no.pth' in done.stdout and 'unopenable.tiff' in done.stdout
 
 
 def test_readable_slides_are_bounded_and_finished_ones_looked_at(

@@ -166,6 +166,13 @@ def test_cautions_say_what_must_be_known(record):
   assert 'Fold 0 shares cases between its parts' in of(record, splits=parts)[1]
   history = {0: [{'epoch': 7, 'best_epoch': 7}]}
   assert 'Best at the last epoch' in of(record, history=history)[0]
+  for last, improves in ((0.7, False), (0.8, True)):  # A tie is no gain.
+    lines = [
+      {'epoch': epoch, 'best_epoch': 7, 'val_f1_macro': f1}
+      for epoch, f1 in ((6, 0.7), (7, last))
+    ]
+    found = of(record, history={0: lines})[0]
+    assert ('Best at the last epoch' in found) == improves
   external = dataclasses.replace(
     record.external, case=np.repeat(record.slides.case[:1], 15)
   )
