@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.benchmarks import report
 
@@ -52,6 +52,7 @@ _FORMAT = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+  logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
   # Both sides share one device. JAX and torch read these once.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')

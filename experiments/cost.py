@@ -14,7 +14,7 @@ import dataclasses
 import json
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments import cost_table
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
   """Measures every model and prints the table."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}')
+  logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
   setting = {
     'num_instances': _NUM_INSTANCES.value,
     'width': _WIDTH.value,

@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from data import slide_regions, slides
 from experiments import (
@@ -93,6 +93,7 @@ flags.adopt_module_key_flags(scale_flags)
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
+  logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
   for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]):
     print(f'--{flag.name}={flag.value}')
   try:
