@@ -1,11 +1,9 @@
 """The benchmark: its gate, its turns, its budget, what it prints."""
 
-import json
 import time
 
 import numpy as np
 import pytest
-import script_process
 
 pytest.importorskip('torch')
 # What follows imports torch.
@@ -94,24 +92,6 @@ def test_transmil_is_measured():
   check_rows(
     measure(parts=['inference'], **asked), [('inference', 'transmil', 16, 1)]
   )
-
-
-def test_the_command_prints_one_json_object():
-  done = script_process.run(
-    'experiments.benchmark',
-    *'--models=dsmil --parts=inference --instances=8 --runs=1'.split(),
-    *'--repeats=1 --compile_s=0 --format=json'.split(),
-    before='from experiments.benchmarks import ceilings;'
-    " ceilings.SIDES['cpu'] = (64, 2**12)",
-  )
-  assert done.returncode == 0, done.stderr
-  measured = json.loads(done.stdout)
-  check_rows(measured, [('inference', 'dsmil', 8, 1)])
-  assert set(measured) == {
-    'device', 'versions', 'date', 'settings', 'ceilings', 'rows',
-    'not_measured',
-  }  # fmt: skip
-  assert 'dsmil' in done.stderr
 
 
 @pytest.mark.parametrize('model', suite.MODELS)

@@ -1,11 +1,11 @@
 """Every command of the documentation, run in the order of its page.
 
 Trainings are shortened; those of whole papers, of clusters and of patches only
-check their inputs (`--check`): tests of their own run them. Of commands that
-take minutes on phantoms only the flags are read.
+check their inputs (`--check`): tests of their own run them.
 """
 
 import csv
+import json
 import pathlib
 import re
 import shlex
@@ -35,8 +35,25 @@ SHORT = {
 }
 # They run for longer than they compile.
 ENCODING = ('extract', 'predict')
-# They take minutes on data of their own; their own tests run them shortened.
-LONG = ('benchmark', 'ct_nodes', 'few_shot', 'hard_negatives', 'two_step')
+FEW_SHOT = 'experiments.few_shot'
+# They take minutes on phantoms, which are made small, as their networks.
+SMALL = {
+  'benchmark': [
+    '--parts=inference',
+    '--repeats=1',
+    '--compile_s=0',
+    '--format=json',
+  ],
+  'ct_nodes': ['--networks=custom', '--epochs=1', '--input_size=32'],
+  'hard_negatives': ['--seeds=1', '--epochs=1'],
+  'two_step': ['--patches=40', '--epochs=1', '--pictures=2'],
+}
+MAKE_SMALL = (
+  f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n'
+  'import small_phantoms\n'
+  'from experiments.benchmarks import ceilings\n'
+  "ceilings.SIDES['cpu'] = (64, 2**12)\n"
+)
 ONLY_FLAGS = (
   'import sys; from absl import app, flags;'
   ' app.run = lambda main: flags.FLAGS(sys.argv)'
@@ -165,9 +182,7 @@ def test_papers_and_clusters(folder):
       if (name, args) in seen:
         continue
       seen.append((name, args))
-      if name in LONG:
-        done = script_process.run(module, *args, before=ONLY_FLAGS, cwd=folder)
-        assert done.returncode == 0, done.stderr
+      if name in SMALL or module == FEW_SHOT:
         continue
       extra = []
       if name in ('ablations', 'kmil', 'paper'):
@@ -179,6 +194,36 @@ def test_papers_and_clusters(folder):
       if '--table=2' in args:
         extra += second
       command(module, args, *extra)
+
+
+def test_the_other_papers_and_speed(folder):
+  found = [
+    (module, args)
+    for module, args in commands('reproduce.md')
+    if module.removeprefix('experiments.') in SMALL
+  ]
+  assert len(found) == len(SMALL)
+  for module, args in found:
+    name = module.removeprefix('experiments.')
+    more = [] if name == 'benchmark' else [f'--cache_dir={folder / "cache"}']
+    done = script_process.run(
+      module,
+      *args,
+      *SMALL[name],
+      *more,
+      before=script_process.HASTY + MAKE_SMALL,
+      cwd=folder,
+    )
+    assert done.returncode == 0, f'{module}\n{done.stdout}\n{done.stderr}'
+    if name == 'benchmark':
+      rows = json.loads(done.stdout)['rows']
+      assert [row['model'] for row in rows] == ['abmil']
+    else:
+      assert (folder / f'results/{name}_s2023').is_dir()
+  # Half a minute for its compiler alone: few_shot_test.py runs it, on files.
+  assert (FEW_SHOT, []) in list(commands('reproduce.md'))
+  done = script_process.run(FEW_SHOT, before=ONLY_FLAGS, cwd=folder)
+  assert done.returncode == 0, done.stderr
 
 
 def test_no_other_page_has_commands_of_its_own():

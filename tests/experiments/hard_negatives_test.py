@@ -4,7 +4,7 @@ import csv
 import functools
 
 from absl.testing import flagsaver
-from flax import linen as nn
+from colour_network import Colours
 import numpy as np
 from PIL import Image
 import pytest
@@ -12,31 +12,10 @@ from sklearn import metrics as reference
 
 from experiments import hard_negatives
 from kmil_jax import models
-from kmil_jax.types import PatchSpec, TilePrediction
+from kmil_jax.types import PatchSpec
 
 # Few negatives of annotated patients look nearly like positives.
 NEGATIVE, POSITIVE, HARD = (150, 110, 190), (220, 90, 120), (215, 140, 125)
-
-
-class Colours(nn.Module):
-  """Two layers on the mean of maps of 4 x 4 pixels."""
-
-  num_classes: int
-  dtype: object = None
-  axis_name: str | None = None
-
-  def setup(self):
-    self.hidden, self.fc = nn.Dense(16), nn.Dense(self.num_classes)
-
-  def __call__(self, x, *, train=False):
-    return self.head(self.feature_map(x, train=train), train=train)
-
-  def feature_map(self, x, *, train=False):
-    return nn.relu(self.hidden(nn.avg_pool(x, (4, 4), (4, 4))))
-
-  def head(self, m, *, train=False):
-    features = m.mean((1, 2))
-    return TilePrediction(logits=self.fc(features), features=features)
 
 
 def write(root):

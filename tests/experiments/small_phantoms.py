@@ -1,0 +1,21 @@
+"""Makes phantoms small and networks tiny; imported before a script runs."""
+
+import functools
+
+from colour_network import Colours
+
+from data import node_phantom
+from experiments import ct_nodes_phantom, hard_negatives_data
+from kmil_jax import models
+from kmil_jax.types import PatchSpec
+
+for name in models.CLASSIFIERS:
+  models.CLASSIFIERS[name] = PatchSpec(make=Colours, paper='ours')
+
+node_phantom.make = functools.partial(node_phantom.make, development=5, test=2)
+
+hard_negatives_data._ANNOTATED |= {'patients': 40, 'patches': 8}
+hard_negatives_data._POOL |= {'patients': 5, 'patches': 10}
+
+_make = ct_nodes_phantom.make
+ct_nodes_phantom.make = lambda cache_dir: _make(cache_dir, 10)
