@@ -48,9 +48,7 @@ SMALL = {
   'hard_negatives': ['--seeds=1', '--epochs=1'],
   'two_step': ['--patches=40', '--epochs=1', '--pictures=2'],
 }
-MAKE_SMALL = (
-  f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n'
-  'import small_phantoms\n'
+SMALL_PRODUCTS = (
   'from experiments.benchmarks import ceilings\n'
   "ceilings.SIDES['cpu'] = (64, 2**12)\n"
 )
@@ -211,7 +209,7 @@ def test_the_other_papers_and_speed(folder):
       *args,
       *SMALL[name],
       *more,
-      before=script_process.HASTY + MAKE_SMALL,
+      before=script_process.HASTY + script_process.SMALL + SMALL_PRODUCTS,
       cwd=folder,
     )
     assert done.returncode == 0, f'{module}\n{done.stdout}\n{done.stderr}'

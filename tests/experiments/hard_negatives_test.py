@@ -1,18 +1,12 @@
 """The whole script on files, with a network that sees colours."""
 
 import csv
-import functools
 
-from absl.testing import flagsaver
-from colour_network import Colours
 import numpy as np
 from PIL import Image
 import pytest
+import script_process
 from sklearn import metrics as reference
-
-from experiments import hard_negatives
-from kmil_jax import models
-from kmil_jax.types import PatchSpec
 
 # Few negatives of annotated patients look nearly like positives.
 NEGATIVE, POSITIVE, HARD = (150, 110, 190), (220, 90, 120), (215, 140, 125)
@@ -52,16 +46,15 @@ def read(path):
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-  spec = PatchSpec(make=Colours, paper='ours')
-  monkeypatch.setitem(models.CLASSIFIERS, 'resnet18', spec)
+def asked(tmp_path):
   return {
-    'tiles_dir': str(tmp_path / 'tiles'),
-    'pool_dir': str(tmp_path / 'pool'),
-    'results_dir': str(tmp_path),
+    'tiles_dir': tmp_path / 'tiles',
+    'pool_dir': tmp_path / 'pool',
+    'results_dir': tmp_path,
+    'cache_dir': tmp_path / 'cache',
     'seeds': 1,
     'alpha': 6,
-    'fractions': ['0.4', '0.4', '0.2'],
+    'fractions': '0.4,0.4,0.2',
     'batch': 4,
     'input_size': 16,
     'epochs': 8,
@@ -71,17 +64,28 @@ def asked(tmp_path, monkeypatch):
   }
 
 
-def test_from_files_to_tables_and_figures(asked, tmp_path, capsys):
+def run(asked):
+  """Runs the script with networks that see colours."""
+  return script_process.run(
+    'experiments.hard_negatives',
+    *(
+      f'--{name}={value}' for name, value in asked.items() if value is not None
+    ),
+    before=script_process.HASTY + script_process.SMALL,
+  )
+
+
+def test_from_files_to_tables_and_figures(asked, tmp_path):
   hard = write(tmp_path)
-  run = functools.partial(hard_negatives.main, ['hard_negatives'])
-  with flagsaver.flagsaver(**asked):
-    run()
-    said = capsys.readouterr().out
-    folder = tmp_path / 'hard_negatives_s2023'
-    tables = (folder / 'tables.md').read_bytes()
-    weights = sorted(folder.rglob('model.safetensors'))
-    made = [path.stat().st_mtime_ns for path in weights]
-    run()  # Finished networks are loaded: the same again.
+  done = run(asked)
+  assert done.returncode == 0, done.stderr
+  said = done.stdout
+  folder = tmp_path / 'hard_negatives_s2023'
+  tables = (folder / 'tables.md').read_bytes()
+  weights = sorted(folder.rglob('model.safetensors'))
+  made = [path.stat().st_mtime_ns for path in weights]
+  # Finished networks are loaded: the same again.
+  assert run(asked | {'figures': False}).returncode == 0
   assert (folder / 'tables.md').read_bytes() == tables
   assert [path.stat().st_mtime_ns for path in weights] == made
   assert len(made) == 4
@@ -120,19 +124,17 @@ def test_from_files_to_tables_and_figures(asked, tmp_path, capsys):
   ],
 )
 def test_flags_that_nothing_would_read_are_refused(asked, flag, message):
-  with flagsaver.flagsaver(**asked | flag):
-    with pytest.raises(SystemExit, match=message):
-      hard_negatives.main(['hard_negatives'])
+  done = run(asked | flag)
+  assert done.returncode != 0 and message in done.stderr
 
 
 def test_the_leaking_protocol_has_a_folder_and_a_name_of_its_own(
-  asked, tmp_path, capsys
+  asked, tmp_path
 ):
   write(tmp_path)
-  asked['protocol'] = 'original'
-  with flagsaver.flagsaver(**asked):
-    hard_negatives.main(['hard_negatives'])
-  said = capsys.readouterr().out
+  done = run(asked | {'protocol': 'original'})
+  assert done.returncode == 0, done.stderr
+  said = done.stdout
   assert said.count('WRONG ON PURPOSE') == 2 and 'LEAKED: ' in said
   assert 'on one test part' not in said
   folder = tmp_path / 'hard_negatives_original_s2023'

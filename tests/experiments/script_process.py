@@ -23,6 +23,11 @@ HASTY = (
   ' --xla_cpu_use_fusion_emitters=false'
   " --xla_cpu_parallel_codegen_split_count=1'\n"
 )
+# Makes phantoms small and networks tiny.
+SMALL = (
+  f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n'
+  'import small_phantoms\n'
+)
 _PRELOADED = (
   'absl.app',
   'chex',
