@@ -3,7 +3,7 @@
 import pathlib
 
 import jax
-from matplotlib import figure, patches
+from matplotlib import figure
 import numpy as np
 from sklearn import manifold
 
@@ -18,7 +18,6 @@ from kmil_jax.types import PatchRecipe
 
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
-_SQUARE = 3  # Tiles a side.
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
 _MOST = 400  # Tiles that t-SNE places.
 
@@ -32,8 +31,8 @@ def draw(
 ) -> list[str]:
   """Writes mined.png, tsne.png and grad_cam.png of a setting that was run.
 
-  Of tiles so small that the last map has one cell, Grad-CAM is drawn over
-  squares of tiles.
+  Of tiles so small that the last map has one cell there is no Grad-CAM, which
+  is said.
 
   Args:
     folder: for the files.
@@ -50,8 +49,13 @@ def draw(
     'tsne': _tsne(study, weak, strong),
   }
   side = _map_side(weak, study.test)
-  draw_cams = _grad_cam if side > 1 else grad_cam_of_squares
-  drawings['grad_cam'] = draw_cams(study, weak, strong, side)
+  if side > 1:
+    drawings['grad_cam'] = _grad_cam(study, weak, strong, side)
+  else:
+    print(
+      'no Grad-CAM: the last map of such small tiles has one cell; those of'
+      ' --input_size=64 and more have some'
+    )
   for name, drawing in drawings.items():
     with atomic.replacing(folder / f'{name}.png') as part:
       drawing.savefig(part, format='png', dpi=120)
@@ -167,51 +171,6 @@ def _grad_cam(
   return drawing
 
 
-def grad_cam_of_squares(
-  study: Study, weak: Trained, strong: Trained, side: int
-) -> figure.Figure:
-  """Where both models see a positive among negatives around it.
-
-  The networks average over their last map, so that they take larger images of
-  the same scale.
-  """
-  rng, width = np.random.default_rng(0), _SQUARE
-  positive = study.test.label == POSITIVE
-  squares, places = [], rng.integers(width**2, size=_SHOWN)
-  for place in places:
-    rows = rng.choice(np.flatnonzero(~positive), width**2)
-    rows[place] = rng.choice(np.flatnonzero(positive))
-    squares.append(rows)
-  rows, again = np.unique(np.concatenate(squares), return_inverse=True)
-  some = study.test.take(rows)
-  image = _join(_inputs(some, weak.recipe)[again])
-  pixels = _join(some.load(np.arange(len(some)))[again])
-  target = np.full(len(image), POSITIVE, np.int32)
-  drawing, axes = _grid(3, len(image))
-  size, extent = some.size, (-0.5, pixels.shape[1] - 0.5)
-  for line, name, model in zip(
-    axes, ('tiles', 'weak', 'strong'), (None, weak, strong), strict=True
-  ):
-    line[0].set_ylabel(name, fontsize=8)
-    for ax, picture, place in zip(line, pixels, places, strict=True):
-      ax.imshow(picture.squeeze())
-      row, column = divmod(place, width)
-      corner = column * size - 0.5, row * size - 0.5
-      ax.add_patch(patches.Rectangle(corner, size, size, fill=False, lw=2))
-    if model is not None:
-      heat = saliency.grad_cam(model.model, model.variables, image, target)
-      for ax, h in zip(line, np.asarray(heat), strict=True):
-        ax.imshow(
-          h, cmap='jet', alpha=0.4, vmin=0, vmax=1, extent=extent + extent[::-1]
-        )
-  drawing.suptitle(
-    f'Grad-CAM of the positive class over {width} x {width} test tiles, the'
-    f' framed one positive (last map of a tile {side} x {side})',
-    fontsize=9,
-  )
-  return drawing
-
-
 def _inputs(tiles: LabelledTiles, recipe: PatchRecipe) -> np.ndarray:
   """Returns what a network is given of tiles, [n, S, S, C]."""
   batch = ordered_batches(
@@ -222,15 +181,6 @@ def _inputs(tiles: LabelledTiles, recipe: PatchRecipe) -> np.ndarray:
     std=recipe.std,
   )
   return next(batch)['image']
-
-
-def _join(tiles: np.ndarray) -> np.ndarray:
-  """Lays tiles [n w^2, S, S, C] out as squares [n, w S, w S, C]."""
-  width, (_, side, _, channels) = _SQUARE, tiles.shape
-  rows = tiles.reshape(-1, width, width, side, side, channels)
-  return rows.transpose(0, 1, 3, 2, 4, 5).reshape(
-    -1, width * side, width * side, channels
-  )
 
 
 def _pixels(tiles: LabelledTiles, row: int) -> np.ndarray:
