@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # Fewer words.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # Nor its greeting.
 # While it loads, TensorFlow would load Keras, which takes more than a second;
 # whoever asks for tf.keras still gets it.
 _KERAS = 'TF_USE_LEGACY_KERAS'

@@ -47,3 +47,13 @@ def served(viewed):
 
   with served_slides.serving(viewed) as running:
     yield running
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+  """A drawn results folder of one fold."""
+  import report_folder
+
+  folder = tmp_path_factory.mktemp('small')
+  report_folder.write(folder, folds=(0,), external=False)
+  return folder

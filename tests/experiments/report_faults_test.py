@@ -21,13 +21,6 @@ from experiments.reporting import (
 )
 
 
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('small')
-  report_folder.write(folder, folds=(0,), external=False)
-  return folder
-
-
 def test_what_is_undefined_is_na(small):
   summary = json.loads((small / 'summary.json').read_text())
   assert summary['metrics']['auroc']['std'] is None

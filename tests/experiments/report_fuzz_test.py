@@ -7,7 +7,6 @@ from absl.testing import flagsaver
 import hypothesis
 from hypothesis import given, strategies as st
 import pytest
-import report_folder
 
 from experiments import report
 
@@ -27,13 +26,6 @@ JSON = st.recursive(
   ),
   max_leaves=4,
 )
-
-
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('drawn')
-  report_folder.write(folder, folds=(0,), external=False)
-  return folder
 
 
 def written(folder):
@@ -62,13 +54,13 @@ def held(folder, path, content):
 @pytest.mark.parametrize('name', NAMES)
 @hypothesis.settings(max_examples=8)
 @given(data=st.data())
-def test_damaged_bytes_end_in_a_page_or_a_message(folder, name, data):
-  path = folder / name
+def test_damaged_bytes_end_in_a_page_or_a_message(small, name, data):
+  path = small / name
   whole = path.read_bytes()
   cut = data.draw(st.integers(0, len(whole) - 1))
   noise = data.draw(st.binary(max_size=6))
   held(
-    folder,
+    small,
     path,
     whole[:cut] + noise + data.draw(st.sampled_from([b'', whole[cut + 1 :]])),
   )
@@ -77,11 +69,9 @@ def test_damaged_bytes_end_in_a_page_or_a_message(folder, name, data):
 @pytest.mark.parametrize('name', NAMES[:2])
 @hypothesis.settings(max_examples=20)
 @given(data=st.data())
-def test_other_values_in_a_record_end_in_a_page_or_a_message(
-  folder, name, data
-):
+def test_other_values_in_a_record_end_in_a_page_or_a_message(small, name, data):
   """A value anywhere in the tree is replaced by another of any kind."""
-  path = folder / name
+  path = small / name
   tree = json.loads(path.read_text())
   at, keys = tree, []
   while isinstance(at, dict | list) and at:
@@ -96,12 +86,12 @@ def test_other_values_in_a_record_end_in_a_page_or_a_message(
       break
     at = inner
   at[keys[-1]] = data.draw(JSON)
-  held(folder, path, json.dumps(tree).encode())
+  held(small, path, json.dumps(tree).encode())
 
 
-def test_a_record_of_other_values_names_the_folder(folder):
-  summary = json.loads((folder / 'summary.json').read_text())
+def test_a_record_of_other_values_names_the_folder(small):
+  summary = json.loads((small / 'summary.json').read_text())
   summary['metrics']['auroc'] = 7
-  message = held(folder, folder / 'summary.json', json.dumps(summary).encode())
+  message = held(small, small / 'summary.json', json.dumps(summary).encode())
   assert 'something other than a training writes' in message
-  assert written(folder) is None
+  assert written(small) is None
