@@ -20,17 +20,17 @@ def write_bags(folder, path):
 # torch with this recipe at 60 epochs, training on nine tenths of the bags and
 # keeping the last epoch, reached 0.85 to 0.88 and 0.79. Nine bags of musk1 are
 # too few to choose an epoch by and eight tenths too few to learn from (see
-# BUILD_NOTES.md), so there the protocol is the reference's.
-NINE_TENTHS = ('--k=20', '--select=last', '--epochs=40')
+# BUILD_NOTES.md), so there the protocol is the reference's. Ten epochs of five
+# times its learning rate are its forty in a third of the time.
+NINE_TENTHS = ('--k=20', '--select=last', '--epochs=10', '--lr=0.001')
 
 
-# Each model and each data set once, with fewer epochs, which suffice;
-# BUILD_NOTES.md has all four.
+# Each model and each data set once; BUILD_NOTES.md has all four.
 @pytest.mark.parametrize(
   'model,name,protocol,least',
   [
     ('abmil', 'musk1', NINE_TENTHS, 0.83),
-    ('dsmil', 'tiger', ('--epochs=20',), 0.76),
+    ('dsmil', 'tiger', ('--epochs=10',), 0.76),
   ],
 )
 def test_accuracy_on_real_labels(

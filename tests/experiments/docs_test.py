@@ -33,8 +33,11 @@ SHORT = {
   'cost': ['--num_instances=8', '--width=16'],
   'view': ['--port=0'],
 }
-# They run for longer than they compile.
-ENCODING = ('extract', 'predict')
+BEFORE = {
+  'extract': script_process.SHALLOW,
+  'predict': script_process.SHALLOW,
+  'paper': script_process.FORKED,
+}
 FEW_SHOT = 'experiments.few_shot'
 # They take minutes on phantoms, which are made small, as their networks.
 SMALL = {
@@ -46,7 +49,7 @@ SMALL = {
   ],
   'ct_nodes': ['--networks=custom', '--epochs=1', '--input_size=32'],
   'hard_negatives': ['--seeds=1', '--epochs=1'],
-  'two_step': ['--patches=40', '--epochs=1', '--pictures=2'],
+  'two_step': ['--patches=40', '--epochs=1', '--pictures=1'],
 }
 SMALL_PRODUCTS = (
   'from experiments.benchmarks import ceilings\n'
@@ -74,7 +77,7 @@ def command(module, args, *extra):
     module,
     *args,
     *extra,
-    before='pass' if name in ENCODING else script_process.HASTY,
+    before=script_process.HASTY + BEFORE.get(name, ''),
     cwd=pathlib.Path.cwd(),
   )
   assert done.returncode == 0, f'{module} {args}\n{done.stdout}\n{done.stderr}'

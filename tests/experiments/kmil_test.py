@@ -16,10 +16,10 @@ import script_process
 from experiments import kmil
 from experiments.slide_maps import tile_scores
 
-# Saves after every epoch, so that a kill finds a checkpoint to go on from.
-SAVE_ALWAYS = (
+# Saves often enough for a kill to find a checkpoint to go on from.
+SAVE_OFTEN = (
   script_process.HASTY
-  + 'from kmil_jax import fit; fit.SECONDS_BETWEEN_SAVES = 0'
+  + 'from kmil_jax import fit; fit.SECONDS_BETWEEN_SAVES = 0.3'
 )
 QUICK = ['--k=3', '--seed=1', '--lr=0.005']
 
@@ -35,7 +35,7 @@ def finished(data_flags, tmp_path_factory):
   """All folds of a run that nobody disturbed."""
   results = tmp_path_factory.mktemp('results')
   args = [*data_flags, *QUICK, '--epochs=25', f'--results_dir={results}']
-  out = feature_folder.run(*args, before=SAVE_ALWAYS)
+  out = feature_folder.run(*args, before=SAVE_OFTEN)
   return args, results / 'kmil_origin_s1', out
 
 
@@ -117,17 +117,16 @@ def test_other_settings_in_the_same_folder_are_refused(finished):
   assert 'exp_code' in out
 
 
-def killed(args, results, reached):
-  """Starts the script, kills it when `reached()`, and checks that it died."""
-  process = feature_folder.script(*args, before=SAVE_ALWAYS)
+def killed(args, reached, saves):
+  """Kills the script when `reached()` and one of `saves` is there."""
+  process = feature_folder.script(*args, before=SAVE_OFTEN)
   deadline = time.monotonic() + 120
-  while not reached() and time.monotonic() < deadline:
-    assert process.poll() is None
+  while not (reached() and list(saves())):
+    assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.002)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL
-  assert list((results / 'state').glob('runs_0-2/*/*'))
 
 
 def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
@@ -140,13 +139,17 @@ def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
     epochs, name = random.randint(2, 20), f'"stage": "{stage}"'
     killed(
       args,
-      results,
       lambda n=epochs, name=name: (
         metrics.exists() and metrics.read_text().count(name) >= n
       ),
+      lambda stage=stage: results.glob(f'state/runs_0-2/{stage}/*'),
     )
-  killed(args, results, (results / 'fold_0' / 'predictions.csv').exists)
-  feature_folder.run(*args, before=SAVE_ALWAYS)
+  killed(
+    args,
+    (results / 'fold_0' / 'predictions.csv').exists,
+    lambda: results.glob('state/runs_0-2/*/*'),
+  )
+  feature_folder.run(*args, before=SAVE_OFTEN)
   for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
     assert (results / name).read_bytes() == (folder / name).read_bytes()
   assert not (results / 'state').exists()

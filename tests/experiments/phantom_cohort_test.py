@@ -7,6 +7,7 @@ from data import features, manifest
 from data.phantom import cohort
 from experiments import cohort_tiles, phantom_cohort, weights
 from kmil_jax import encoder
+from kmil_jax.models import resnet
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def two_slides(monkeypatch):
   small = {'tile_size': 32, 'mpp': 4.0}
   monkeypatch.setattr(cohort_tiles, '_CALIBRATION_TILES', 16)
   monkeypatch.setattr(encoder, 'default_batch', lambda: 16)
+  monkeypatch.setattr(resnet, 'STAGES', (1, 1, 1))
   monkeypatch.setattr(phantom_cohort, '_PHANTOM_TILES', small)
   calibrated = []
   tiles = cohort_tiles.calibration_tiles

@@ -18,4 +18,4 @@ hard_negatives_data._ANNOTATED |= {'patients': 40, 'patches': 8}
 hard_negatives_data._POOL |= {'patients': 5, 'patches': 10}
 
 _make = ct_nodes_phantom.make
-ct_nodes_phantom.make = lambda cache_dir: _make(cache_dir, 10)
+ct_nodes_phantom.make = lambda cache_dir: _make(cache_dir, 7)

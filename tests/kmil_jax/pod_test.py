@@ -1,19 +1,17 @@
 """One device, four devices and two processes train the same."""
 
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pod_worker
 import pytest
+import script_process
 
 from kmil_jax import parallel
 
-WORKER = pathlib.Path(__file__).with_name('pod_worker.py')
+HERE = pathlib.Path(__file__).parent
 TIMEOUT = 600  # Seconds.
 
 
@@ -27,17 +25,13 @@ def run_pod(folder, processes, devices):
   """Runs pod_worker.py in `processes` of `devices` CPU devices each."""
   folder.mkdir()
   address = f'localhost:{free_port()}'
-  env = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_NUM_CPU_DEVICES': str(devices),
-  }
+  before = (
+    f'{script_process.HASTY}import sys; sys.path.insert(0, {str(HERE)!r})\n'
+    f"import jax; jax.config.update('jax_num_cpu_devices', {devices})"
+  )
   workers = [
-    subprocess.Popen(
-      [sys.executable, WORKER, folder, address, str(processes), str(rank)],
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
+    script_process.Script(
+      'pod_worker', [folder, address, processes, rank], before=before
     )
     for rank in range(processes)
   ]

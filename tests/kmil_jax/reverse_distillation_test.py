@@ -14,12 +14,6 @@ from kmil_jax.models.resnet import Bottleneck
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.models.upsample import Upsample
 
-# Compiles in half the time; what comes out is the same.
-HASTY = {
-  'xla_backend_optimization_level': 0,
-  'xla_cpu_use_fusion_emitters': False,
-}
-
 
 def size(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -102,38 +96,19 @@ def test_upsampling_is_torchs_transposed_convolution():
   np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), atol=1e-5)
 
 
-def test_the_papers_width_takes_a_step():
+def test_a_step_of_the_papers_width_keeps_every_shape():
+  """What a step does is tested on narrow networks, in distill_parity_test."""
   distiller = distill_train.Distiller(64, 3)
-  rng = np.random.default_rng(0)
-  noise = rng.random(2**26, np.float32) - np.float32(0.5)
-
-  def fill(path, leaf):
-    if path[-1].key != 'kernel':
-      return jnp.asarray(
-        np.full(leaf.shape, path[-1].key in ('scale', 'var'), 'f4')
-      )
-    height, width, _, out = leaf.shape
-    value = noise[: leaf.size].reshape(leaf.shape)
-    return jnp.asarray(value * np.float32((24 / (height * width * out)) ** 0.5))
-
-  teacher, student = jax.tree_util.tree_map_with_path(fill, shapes(64, 3))
-  image = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
-  label = np.array([1, 0])
+  teacher, student = shapes(64, 3)
+  image, label = np.zeros((2, 256, 256, 3), np.uint8), np.array([1, 0])
   patches = distill_train.Patches(teacher=teacher, image=image, label=label)
-  run = Run(np.arange(2), seed=0)
   of_one = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), student
   )
-  state = distiller.init(of_one, [run], label, batch=2)
-  state = state.replace(params=None, batch_stats=None, best=None)
-  state = jax.tree.map(lambda x: jnp.asarray(x[0]), state).replace(**student)
-  kernel = lambda s: np.array(
-    s.params['decoder']['layer3_5']['conv3']['kernel']
+  state = distiller.init(of_one, [Run(np.arange(2), 0)], label, batch=2)
+  state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state
   )
-  before = kernel(state)
-  step = jax.jit(distiller.step, donate_argnums=0, compiler_options=HASTY)
-  state = step(state, patches)
-  assert 0 < state.loss < 3
-  # Adam's first step is the rate times the gradient's sign.
-  moved = np.abs(kernel(state) - before)
-  np.testing.assert_allclose(np.median(moved), 1e-5, rtol=0.05)
+  after = jax.eval_shape(distiller.step, state, patches)
+  shapes_of = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+  assert shapes_of(after) == shapes_of(state)
