@@ -5,6 +5,7 @@ import pathlib
 
 import jax
 import numpy as np
+from scipy import special
 
 from data import atomic, slides
 from experiments import files
@@ -54,8 +55,9 @@ def write(
     said = jax.device_get(_predict(trained.trainer, params, x[0], kept))
     arrays = {
       'attention': said.attention[0, :length],
-      'instance_prob': np.asarray(
-        jax.nn.softmax(said.instance_logits[0, :length])
+      # By JAX each new length of a bag would be compiled for.
+      'instance_prob': special.softmax(
+        said.instance_logits[0, :length], axis=-1
       ),
       'kept': kept[:length],
       'prob': prob,
