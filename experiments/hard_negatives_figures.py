@@ -20,6 +20,7 @@ _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
 _MOST = 400  # Tiles that t-SNE places.
+_INNER = 'layer2_1'  # Of ResNet-18; 4 x 4 cells of 32 pixels.
 
 
 def draw(
@@ -31,8 +32,8 @@ def draw(
 ) -> list[str]:
   """Writes mined.png, tsne.png and grad_cam.png of a setting that was run.
 
-  Of tiles so small that the last map has one cell there is no Grad-CAM, which
-  is said.
+  Where tiles are so small that the last map has one cell, Grad-CAM is that of
+  the network's second stage.
 
   Args:
     folder: for the files.
@@ -47,15 +48,8 @@ def draw(
   drawings = {
     'mined': _mined(study, setting),
     'tsne': _tsne(study, weak, strong),
+    'grad_cam': _grad_cam(study, weak, strong),
   }
-  side = _map_side(weak, study.test)
-  if side > 1:
-    drawings['grad_cam'] = _grad_cam(study, weak, strong, side)
-  else:
-    print(
-      'no Grad-CAM: the last map of such small tiles has one cell; those of'
-      ' --input_size=64 and more have some'
-    )
   for name, drawing in drawings.items():
     with atomic.replacing(folder / f'{name}.png') as part:
       drawing.savefig(part, format='png', dpi=120)
@@ -135,9 +129,7 @@ def _map_side(trained: Trained, tiles: LabelledTiles) -> int:
   return maps.shape[1]
 
 
-def _grad_cam(
-  study: Study, weak: Trained, strong: Trained, side: int
-) -> figure.Figure:
+def _grad_cam(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
   """Where both models see positives, in what the weak one is surest of."""
   order = np.argsort(-weak.predict(study.test)[0][:, POSITIVE], kind='stable')
   positive = study.test.label[order] == POSITIVE
@@ -146,6 +138,7 @@ def _grad_cam(
   some = study.test.take(rows)
   image = _inputs(some, weak.recipe)
   target = np.full(len(some), POSITIVE, np.int32)
+  layer = None if _map_side(weak, some) > 1 else _INNER
   drawing, axes = _grid(3, len(some))
   for line, name, model in zip(
     axes, ('tiles', 'weak', 'strong'), (None, weak, strong), strict=True
@@ -158,14 +151,16 @@ def _grad_cam(
         ax.set_title(some.classes[c], fontsize=8)
       continue
     prob = model.predict(some)[0][:, POSITIVE]
-    heat = saliency.grad_cam(model.model, model.variables, image, target)
+    heat = saliency.grad_cam(
+      model.model, model.variables, image, target, layer=layer
+    )
     extent = (-0.5, some.size - 0.5, some.size - 0.5, -0.5)
     for ax, h, p in zip(line, np.asarray(heat), prob, strict=True):
       ax.imshow(h, cmap='jet', alpha=0.4, vmin=0, vmax=1, extent=extent)
       ax.set_title(f'P {p:.2f}', fontsize=7)
   drawing.suptitle(
     'Grad-CAM of the positive class: test tiles of which the weak model is'
-    f' surest (last map {side} x {side})',
+    f' surest ({"last map" if layer is None else layer})',
     fontsize=9,
   )
   return drawing

@@ -30,13 +30,15 @@ class ByColour(nn.Module):
     return TilePrediction(logits=self.fc(features), features=features)
 
 
-def cam(weight, image, target):
+def cam(weight, image, target, layer=None):
   weight = np.asarray(weight, np.float32)
   fc = {'weight': weight, 'bias': np.ones(len(weight), np.float32)}
   model = ByColour(num_classes=len(weight))
   variables = {'params': {'fc': fc}}
   return np.asarray(
-    grad_cam(model, variables, jnp.asarray(image), jnp.asarray(target))
+    grad_cam(
+      model, variables, jnp.asarray(image), jnp.asarray(target), layer=layer
+    )
   )
 
 
@@ -90,17 +92,26 @@ def test_of_a_mean_and_a_linear_layer_it_is_their_weighted_map():
   np.testing.assert_allclose(cam(weight, image, target), want, atol=1e-5)
 
 
-def test_equals_torch_by_hooks():
+@pytest.mark.parametrize(
+  'name,channels,layer', [('node_cnn', 1, None), ('resnet18', 3, 'layer2_1')]
+)
+def test_equals_torch_by_hooks(name, channels, layer):
   torch = pytest.importorskip('torch')
-  node_cnn = pytest.importorskip('experiments.torch_baselines.node_cnn')
+  from experiments.torch_baselines import node_cnn, resnet
   from kmil_jax import port_patch
   from kmil_jax.models import CLASSIFIERS
 
   torch.manual_seed(0)
-  module = node_cnn.NodeCNN(32, classes=3).eval()
+  if layer is None:
+    module = node_cnn.NodeCNN(32, classes=3).eval()
+    hooked = module.drop_map
+  else:
+    module = resnet.ResNet(resnet.BasicBlock, (2, 2, 2, 2), 3).eval()
+    hooked = module.layer2[1]
   kept = {}
-  module.drop_map.register_forward_hook(lambda *a: kept.update(maps=a[2]))
-  image = np.random.default_rng(1).normal(size=(2, 32, 32, 1)).astype('f4')
+  hooked.register_forward_hook(lambda *a: kept.update(maps=a[2]))
+  shape = (2, 32, 32, channels)
+  image = np.random.default_rng(1).normal(size=shape).astype('f4')
   logits, _ = module(torch.tensor(image.transpose(0, 3, 1, 2)))
   target = logits.argmax(1)
   chosen = logits.gather(1, target[:, None]).sum()
@@ -113,7 +124,14 @@ def test_equals_torch_by_hooks():
   want = want / want.amax((1, 2), keepdim=True)
 
   state = {n: v.numpy() for n, v in module.state_dict().items()}
-  variables = port_patch.classifier('node_cnn', state, num_classes=3)
-  model = CLASSIFIERS['node_cnn'].make(num_classes=3)
-  got = grad_cam(model, variables, jnp.asarray(image), target.numpy())
+  variables = port_patch.classifier(name, state, num_classes=3)
+  model = CLASSIFIERS[name].make(num_classes=3)
+  got = grad_cam(
+    model, variables, jnp.asarray(image), target.numpy(), layer=layer
+  )
   np.testing.assert_allclose(got, want.numpy(), atol=1e-4)
+
+
+def test_a_layer_that_is_not_there_is_refused():
+  with pytest.raises(ValueError, match='ByColour has no layer layer2_1'):
+    cam(np.zeros((2, 3)), planted(), [0, 1], layer='layer2_1')
