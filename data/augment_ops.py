@@ -115,7 +115,8 @@ def _xor_shift(x: tf.Tensor, bits: int) -> tf.Tensor:
 def _normal(key: tf.Tensor, stream: int, count: int) -> tf.Tensor:
   """Returns standard normal numbers, float32 [T, count]."""
   u = uniform(key, stream, count) + 2.0**-25  # Off 0, whose image is -inf.
-  return math.sqrt(2) * tf.math.erfinv(2 * u - 1)
+  # The largest would be rounded to 1, whose image is inf.
+  return math.sqrt(2) * tf.math.erfinv(tf.minimum(2 * u - 1, 1 - 2.0**-23))
 
 
 @_one_program

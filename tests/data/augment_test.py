@@ -219,6 +219,15 @@ def test_noise_has_its_spread_and_no_pattern():
   assert abs((white[1:] * white[:-1]).mean()) < 0.01
 
 
+def test_normal_draws_are_finite_at_the_ends_of_even_ones(monkeypatch):
+  ends = tf.constant([[0.0, 1 - 2.0**-24]])
+  monkeypatch.setattr(augment_ops, 'uniform', lambda *_: ends)
+  draw = tf.function(augment_ops._normal, jit_compile=True)
+  low, high = draw(None, 0, 2).numpy()[0]
+  # Of 2^24 values, the first and the last.
+  assert -5.5 < low < -5 and 5 < high < 5.5
+
+
 def test_brightness_and_contrast_are_one_line_per_tile():
   images = 0.3 + 0.4 * noise_tiles(200)
   policy = Policy(brightness_contrast=(0.5, 0.2))

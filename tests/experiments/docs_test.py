@@ -38,7 +38,6 @@ BEFORE = {
   'predict': script_process.SHALLOW,
   'paper': script_process.FORKED,
 }
-FEW_SHOT = 'experiments.few_shot'
 # They take minutes on phantoms, which are made small, as their networks.
 SMALL = {
   'benchmark': [
@@ -48,6 +47,7 @@ SMALL = {
     '--format=json',
   ],
   'ct_nodes': ['--networks=custom', '--epochs=1', '--input_size=32'],
+  'few_shot': ['--width=2', '--epochs=1', '--seeds=1'],
   'hard_negatives': ['--seeds=1', '--epochs=1'],
   'two_step': ['--patches=40', '--epochs=1', '--pictures=1'],
 }
@@ -183,7 +183,7 @@ def test_papers_and_clusters(folder):
       if (name, args) in seen:
         continue
       seen.append((name, args))
-      if name in SMALL or module == FEW_SHOT:
+      if name in SMALL:
         continue
       extra = []
       if name in ('ablations', 'kmil', 'paper'):
@@ -221,10 +221,6 @@ def test_the_other_papers_and_speed(folder):
       assert [row['model'] for row in rows] == ['abmil']
     else:
       assert (folder / f'results/{name}_s2023').is_dir()
-  # Half a minute for its compiler alone: few_shot_test.py runs it, on files.
-  assert (FEW_SHOT, []) in list(commands('reproduce.md'))
-  done = script_process.run(FEW_SHOT, before=ONLY_FLAGS, cwd=folder)
-  assert done.returncode == 0, done.stderr
 
 
 def test_no_other_page_has_commands_of_its_own():

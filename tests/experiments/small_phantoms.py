@@ -4,9 +4,10 @@ import functools
 
 from colour_network import Colours
 
-from data import node_phantom
+from data import few_shot_phantom, node_phantom
 from experiments import ct_nodes_phantom, hard_negatives_data
 from kmil_jax import models
+from kmil_jax.models import reverse_distillation
 from kmil_jax.types import PatchSpec
 
 for name in models.CLASSIFIERS:
@@ -19,3 +20,9 @@ hard_negatives_data._POOL |= {'patients': 5, 'patches': 10}
 
 _make = ct_nodes_phantom.make
 ct_nodes_phantom.make = lambda cache_dir: _make(cache_dir, 7)
+
+reverse_distillation.STAGES = (1, 1, 1)
+few_shot_phantom.make = functools.partial(
+  few_shot_phantom.make,
+  slides={'train': (3, 0), 'val': (1, 1), 'test': (1, 1)},
+)
