@@ -47,3 +47,8 @@ def real_data() -> pathlib.Path:
   if not REAL_DATA.is_dir():
     pytest.skip(f'no real data at {REAL_DATA}')
   return REAL_DATA
+
+
+def pytest_collection_modifyitems(items):
+  """What comes last by name is short: no worker waits long for the other."""
+  items.sort(key=lambda item: not item.nodeid.startswith('tests/kmil_jax/'))

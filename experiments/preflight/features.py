@@ -5,6 +5,7 @@ from concurrent import futures
 import csv
 import math
 import pathlib
+import re
 from typing import Any
 
 from data import packed, slide_files
@@ -17,6 +18,7 @@ PLAUSIBLE = (0.1, 2.0)
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
 _STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
+_CAMELYON16 = re.compile(r'(tumor|normal|test)_\d{3}')
 
 
 def join(
@@ -183,6 +185,14 @@ def _made(
       f'{source.path}: level0_mpp outside {PLAUSIBLE[0]} to {PLAUSIBLE[1]} um'
       f' (slide {odd[0]}: {scales[odd[0]]}): {some(odd)}; were the slides tiled'
       ' at the scale that was meant?'
+    )
+  public = [slide for slide in headers if _CAMELYON16.fullmatch(slide)]
+  encoder = same.get('encoder', 'not named')
+  if public and 'random' not in encoder:
+    findings.warnings.append(
+      f"{source.path}: slides named as CAMELYON16's: {some(public)}; the tiles"
+      ' of PatchCamelyon are cut from them: features of an encoder that was'
+      f' trained on those (here: {encoder}) say nothing of new slides'
     )
   return same
 

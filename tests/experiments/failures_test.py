@@ -27,6 +27,7 @@ their name; the others are below.
 13 patient in two parts            data/splits: a_case_that_straddles_parts
 14 two labels in a patient         experiments/preflight: warnings_do_not_change
 15 the site as a confounder        experiments/group: a_site_is_whole_and
+16 encoder saw the test slides     below
 17 known-bad CAMELYON16 slides     data/camelyon16_slides: what_is_excluded_can
 18 features, labels, splits        experiments/preflight: every_problem
 19 features of several encoders    experiments/cohort: mixed_encoders, below
@@ -52,8 +53,6 @@ their name; the others are below.
                                    only_the_asked_tiles
 33 CT without spacing, flipped     data/ct_volumes: what_cannot_be_used,
                                    data/ct_dicom: missing_tags_are_named
-
-Not handled by the software: 16 (encoders trained on the same slides).
 """
 
 import fcntl
@@ -124,6 +123,22 @@ def test_12_a_fold_without_a_class_is_foretold(tmp_path):
   again = Findings()
   patients.folds(table, again, split_dir=None, k=4, seed=0)
   assert 'class rare has 3 cases, fewer than --k=4' in again.problems[0]
+
+
+def test_16_slides_that_encoders_are_trained_on_are_named(tmp_path):
+  feature_folder.write(tmp_path, [ROWS] * 3, 'xyx')
+  table, folder = tmp_path / 'labels.csv', tmp_path / 'features'
+  found = lambda: cohorts.load(table, folder).warnings
+  assert found() == ()
+  (folder / 'slide_001.h5').rename(folder / 'tumor_001.h5')
+  table.write_text(table.read_text().replace('slide_001', 'tumor_001'))
+  (warning,) = found()
+  assert "CAMELYON16's: tumor_001; the tiles of PatchCamelyon are" in warning
+  assert '(here: planted)' in warning
+  for path in folder.iterdir():
+    with h5py.File(path, 'a') as file:
+      file.attrs['encoder'] = 'resnet50-random'
+  assert found() == ()
 
 
 @pytest.mark.parametrize(

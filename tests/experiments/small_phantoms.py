@@ -5,7 +5,11 @@ import functools
 from colour_network import Colours
 
 from data import few_shot_phantom, node_phantom
-from experiments import ct_nodes_phantom, hard_negatives_data
+from experiments import (
+  ct_nodes_phantom,
+  hard_negatives_data,
+  hard_negatives_figures,
+)
 from kmil_jax import models
 from kmil_jax.models import reverse_distillation
 from kmil_jax.types import PatchSpec
@@ -16,6 +20,7 @@ for name in models.CLASSIFIERS:
 node_phantom.make = functools.partial(node_phantom.make, development=5, test=2)
 
 hard_negatives_data._ANNOTATED |= {'patients': 40, 'patches': 8}
+hard_negatives_figures._MOST = 40
 hard_negatives_data._POOL |= {'patients': 5, 'patches': 10}
 
 _make = ct_nodes_phantom.make
