@@ -33,14 +33,18 @@ def cases(manifest: Manifest, k: int, seed: int) -> np.ndarray:
   label_of = {}
   for case, label in zip(manifest.case, manifest.label, strict=True):
     label_of[case] = max(label, label_of.get(case, label))
-  labels = sorted(label_of.values())
-  rarest = min(labels, key=labels.count)
-  if (count := labels.count(rarest)) < k:
+  labels, counts = np.unique(list(label_of.values()), return_counts=True)
+  if (rare := counts < k).any():
+    told = [
+      f'class {label} has {count} cases'
+      for label, count in zip(labels[rare], counts[rare], strict=True)
+    ]
+    least = counts.min()
     advice = (
-      f'choose --k={count} or less' if count >= 3 else 'check its spelling'
+      f'choose --k={least} or less' if least >= 3 else 'check the spelling'
     )
     raise SplitError(
-      f'class {rarest} has {count} cases, fewer than --k={k} folds: {advice},'
+      f'{"; ".join(told)}, fewer than --k={k} folds: {advice},'
       ' merge classes with --labels, or pass --split_dir'
     )
   place_of, dealt = {}, 0

@@ -31,7 +31,14 @@ def opened(path: Path) -> Iterator[h5py.File]:
       yield file
   except FeatureError:
     raise
+  except MemoryError as error:
+    raise FeatureError(f'{path}: does not fit in memory ({error}).') from error
   except Exception as error:  # Damaged files raise errors of many kinds.
+    if isinstance(error, OSError) and error.errno:
+      raise FeatureError(
+        f'{path}: cannot be read ({error}); see to its permissions and its'
+        ' disk.'
+      ) from error
     raise FeatureError(
       f'{path}: not a complete HDF5 file ({error}); delete it and extract the '
       'slide again.'

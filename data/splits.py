@@ -194,8 +194,9 @@ def scan(
     seen, unknown = set(), {}
     for part, slides in columns.items():
       for slide in slides:
-        if slide not in place and slide.removesuffix('.0') in place:
-          slide = slide.removesuffix('.0')
+        whole = slide.removesuffix('.0')
+        if slide not in place and (whole in place or whole in left_out):
+          slide = whole
         if slide in left_out:
           continue
         if slide not in place:

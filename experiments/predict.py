@@ -89,10 +89,10 @@ def _run() -> None:
     if flag.CHECK.value:
       job.check(_folder() / 'features')
   else:
+    if flag.CHECK.value:
+      _close(bags.compare(_path(_FEATURES_DIR), card))
     found, failures = bags.check(_path(_FEATURES_DIR), card)
     print(f'{len(found.ids)} slides with features')
-    if flag.CHECK.value:
-      _close(found, failures)
   folder = _folder()
   values = start.resolved(__name__)
   # Other slides are other predictions.
@@ -134,9 +134,13 @@ def _warn_of_known(ids: list[str]) -> None:
     )
 
 
-def _close(found: bags.Bags, failures: list[bags.Failure]) -> NoReturn:
+def _close(compared: bags.Compared) -> NoReturn:
   """Ends --check of features, having read all of them."""
-  findings = Findings([f'{slide}: {reason}' for slide, reason in failures])
+  found, failures, faults = compared
+  print(f'{len(found.ids)} slides with features')
+  unread = [f'{slide}: {reason}' for slide, reason in failures]
+  unlike = [f"{fault}, unlike the models' own features" for fault in faults]
+  findings = Findings(unread + unlike)
   preflight.scan(found.source, found.ids, findings)
   findings.close()
 

@@ -24,9 +24,17 @@ class Bags(NamedTuple):
   ids: list[str]
 
 
-def check(
+class Compared(NamedTuple):
+  """The slides of a folder beside the features that models take."""
+
+  found: Bags
+  failures: list[Failure]  # slides that cannot be read
+  faults: list[str]  # slides whose features were made otherwise
+
+
+def compare(
   features_dir: pathlib.Path, card: Card, asked: Sequence[str] | None = None
-) -> tuple[Bags, list[Failure]]:
+) -> Compared:
   """Compares the features of slides with those that the models take.
 
   Args:
@@ -34,12 +42,8 @@ def check(
     card: of the models.
     asked: slides; by default all that are there.
 
-  Returns:
-    The slides whose files can be read, and the others.
-
   Raises:
-    PredictionError: if there are none, or features were made otherwise than
-      those of the models: then no prediction of the folder can be trusted.
+    PredictionError: if there are none.
   """
   if not features_dir.is_dir():
     raise PredictionError(f'{features_dir}: no such folder')
@@ -63,16 +67,32 @@ def check(
     for name in card.unstated(header):
       unstated[name] = unstated.get(name, 0) + 1
     sound.append(slide)
-  if faults:
-    unread = [f'{slide}: {reason}' for slide, reason in failures]
-    raise PredictionError(
-      f'{features_dir}: features of {len(faults)} of {len(ids)} slides are not'
-      ' made as those that the models were trained on: '
-      + findings.some(faults + unread)
-    )
   for name, count in unstated.items():
     print(
       f'warning: {name} of {count} of {len(ids)} slides, or of the models, is'
       ' not stated: make sure that they are alike'
     )
-  return Bags(source, sound), failures
+  return Compared(Bags(source, sound), failures, faults)
+
+
+def check(
+  features_dir: pathlib.Path, card: Card, asked: Sequence[str] | None = None
+) -> tuple[Bags, list[Failure]]:
+  """Returns the slides whose files can be read, and the others.
+
+  Raises:
+    PredictionError: as of `compare`, or if features were made otherwise than
+      those of the models: then no prediction of the folder can be trusted.
+  """
+  found, failures, faults = compare(features_dir, card, asked)
+  if faults:
+    said = (
+      f'{features_dir}: features of {len(faults)} of {len(found.ids)} slides'
+      ' are not made as those that the models were trained on: '
+      + findings.some(faults)
+    )
+    unread = [f'{slide}: {reason}' for slide, reason in failures]
+    if unread:
+      said += f'; not read: {findings.some(unread)}'
+    raise PredictionError(said)
+  return found, failures

@@ -96,7 +96,12 @@ def write_tables(
 
   A row has the mean of the folds' probabilities, their sample standard
   deviation (empty of one fold), and each fold's, which are those at its
-  temperature where the card has one.
+  temperature where the card has one. `calibrated` is `yes`, `no`, `partly` if
+  only some folds have one, or `bound` if one lies at the bound of its fit: then
+  the validation slides do not say how sure the model may be.
+
+  Maps of slides without a row, which an earlier call may have left, are
+  removed.
 
   Args:
     folder: of the predictions.
@@ -116,10 +121,12 @@ def write_tables(
       *('instances', 'calibrated'),
     ]
   ]
-  calibrated = any(t is not None for t in card.temperature)
+  calibrated = _calibrated(card)
   counts = dict.fromkeys(card.classes, 0)
   without = {failure.slide_id for failure in failures}
-  for slide in sorted(set(slides) - without):
+  told_of = sorted(set(slides) - without)
+  _remove_others(folder, card, set(told_of))
+  for slide in told_of:
     prob, count = _read(folder, card, slide)
     mean = prob.mean(0)
     spread = prob.std(0, ddof=1) if len(prob) > 1 else [None] * len(mean)
@@ -127,11 +134,28 @@ def write_tables(
     counts[pred] += 1
     values = [*mean, *spread, *prob.ravel()]
     told = ['' if x is None else repr(float(x)) for x in values]
-    lines.append([slide, pred, *told, count, 'yes' if calibrated else 'no'])
+    lines.append([slide, pred, *told, count, calibrated])
   files.write_rows(folder / 'predictions.csv', lines)
   rows = [['slide_id', 'reason'], *sorted(failures)]
   files.write_rows(folder / 'failures.csv', rows)
   return counts
+
+
+def _remove_others(folder: pathlib.Path, card: Card, slides: set[str]) -> None:
+  """Removes what `write` wrote of other slides."""
+  for fold in card.folds:
+    for path in path_of(folder, fold, 'any').parent.glob('*.h5'):
+      if path.stem not in slides:
+        path.unlink()
+
+
+def _calibrated(card: Card) -> str:
+  fitted = [t for t in card.temperature if t is not None]
+  if not fitted:
+    return 'no'
+  if len(fitted) < len(card.temperature):
+    return 'partly'
+  return 'bound' if any(map(calibration.at_bound, fitted)) else 'yes'
 
 
 def _read(

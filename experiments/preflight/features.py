@@ -51,7 +51,7 @@ def join(
       f' slides: {some(missing)}{_reasons(source.path, missing)}'
     )
     if allow_missing and len(missing) < len(slides):
-      findings.warnings.append(f'{text}; they are left out')
+      findings.warnings.append(f'{text}; they are left out{hints}')
     else:
       advice = 'run experiments.extract, or take them out of the CSV'
       findings.problems.append(f'{text}; {advice}' + hints)

@@ -35,7 +35,7 @@ class Findings:
       print(f'problem: {problem}')
     counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
     said = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
-    print(f'check: {said}; nothing was trained or written', flush=True)
+    print(f'check: {said}; nothing was trained', flush=True)
     sys.exit(1 if self.problems else 0)
 
 

@@ -34,6 +34,8 @@ def folds(
   Returns:
     The folds; of a folder with problems those that could be read.
   """
+  if not len(table.slide):
+    return []  # Why its rows cannot be used was said.
   if split_dir:
     made, faults = split_files.scan(split_dir, table, k, left_out)
     findings.problems += faults

@@ -167,6 +167,28 @@ def test_a_truncated_file_is_named(tmp_path, part):
 
 
 @pytest.mark.parametrize(
+  'error,said',
+  [
+    (MemoryError('of 9 GiB'), r'a\.h5: does not fit in memory \(of 9 GiB\)'),
+    (OSError(5, 'Input/output error'), r'a\.h5: cannot be read .*its disk'),
+  ],
+)
+def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(
+  tmp_path, monkeypatch, error, said
+):
+  path = tmp_path / 'a.h5'
+  features.write(path, ROWS, COORDS, ATTRS)
+
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(h5py.Dataset, '__getitem__', fail)
+  with pytest.raises(FeatureError, match=said) as told:
+    features.read(path)
+  assert 'delete' not in str(told.value)
+
+
+@pytest.mark.parametrize(
   'rows, coords, attributes, message',
   [
     (ROWS, COORDS, {'encoder': 'x'}, 'missing: patch_size, '),

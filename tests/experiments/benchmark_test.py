@@ -61,7 +61,7 @@ def check_rows(measured, expected):
 
 
 @pytest.mark.parametrize(
-  'part,models', [('step', ['abmil']), ('inference', ['dsmil', 'dtfd'])]
+  'part,models', [('step', ['kmil']), ('inference', ['dsmil', 'dtfd'])]
 )
 def test_several_runs_are_measured(part, models):
   measured = measure(parts=[part], models=models, instances=[16], runs=[2])

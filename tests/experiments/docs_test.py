@@ -1,7 +1,8 @@
 """Every command of the documentation, run in the order of its page.
 
 Trainings are shortened; those of whole papers, of clusters and of patches only
-check their inputs (`--check`): tests of their own run them.
+check their inputs (`--check`): tests of their own run them. There are no
+pretrained weights: `--weights` is left out.
 """
 
 import csv
@@ -127,11 +128,13 @@ def serving(args):
     'experiments.view', [*args, *SHORT['view']], cwd=pathlib.Path.cwd()
   )
   deadline = time.monotonic() + 60
-  while 'open http://127.0.0.1:' not in script.printed():
-    assert script.poll() is None and time.monotonic() < deadline
-    time.sleep(0.05)
-  script.kill()
-  script.communicate()
+  try:
+    while 'open http://127.0.0.1:' not in script.printed():
+      assert script.poll() is None and time.monotonic() < deadline
+      time.sleep(0.05)
+  finally:
+    script.kill()
+    script.communicate()
 
 
 def test_own_features(folder):

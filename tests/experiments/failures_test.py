@@ -27,7 +27,7 @@ their name; the others are below.
 13 patient in two parts            data/splits: a_case_that_straddles_parts
 14 two labels in a patient         experiments/preflight: warnings_do_not_change
 15 the site as a confounder        experiments/group: a_site_is_whole_and
-16 encoder saw the test slides     below
+16 encoder trained on CAMELYON16   below
 17 known-bad CAMELYON16 slides     data/camelyon16_slides: what_is_excluded_can
 18 features, labels, splits        experiments/preflight: every_problem
 19 features of several encoders    experiments/cohort: mixed_encoders, below

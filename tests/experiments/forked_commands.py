@@ -6,11 +6,16 @@ import sys
 import traceback
 import types
 
+from absl import flags
+
 from experiments import paper_runs
 
 
 def _run(command, stdout):
-  """As `subprocess.run` for `python -m module ...`."""
+  """As `subprocess.run` for `python -m module ...`.
+
+  The command knows the flags of the paper's script, too, but no value of them.
+  """
   _, _, module, *args = command
   sys.stdout.flush()
   child = os.fork()
@@ -20,6 +25,9 @@ def _run(command, stdout):
   status = 1
   try:
     os.dup2(stdout, 1)
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+      flags.FLAGS[name].unparse()
     sys.argv = [module, *args]
     runpy.run_module(module, run_name='__main__', alter_sys=True)
     status = 0

@@ -121,11 +121,13 @@ def killed(args, reached, saves):
   """Kills the script when `reached()` and one of `saves` is there."""
   process = feature_folder.script(*args, before=SAVE_OFTEN)
   deadline = time.monotonic() + 120
-  while not (reached() and list(saves())):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
+  try:
+    while not (reached() and list(saves())):
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.002)
+  finally:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
   assert process.returncode == -signal.SIGKILL
 
 

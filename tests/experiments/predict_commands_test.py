@@ -4,6 +4,7 @@ import json
 import signal
 
 import feature_folder
+import h5py
 import numpy as np
 from run_of_no_epoch import prob, rows, some_features
 
@@ -36,6 +37,12 @@ def test_the_commands(finished, model_file, tmp_path):
   source = some_features(finished, tmp_path / 'new', names)
   (source / 'broken.h5').write_bytes(b'no features')
   other = some_features(finished, tmp_path / 'elsewhere/new', names)
+  mixed = some_features(finished, tmp_path / 'mixed', ['slide_002'], mpp=0.5)
+  some_features(finished, mixed, ['slide_003'], encoder='other')
+  with h5py.File(
+    some_features(finished, mixed, names) / 'slide_001.h5', 'a'
+  ) as f:
+    f['features'][0, 0] = np.nan
   run, new = f'--run={folder}', f'--features_dir={source}'
   out, mine = f'--results_dir={tmp_path}', tmp_path / 'mine.kmil'
   runs = [
@@ -50,6 +57,7 @@ def test_the_commands(finished, model_file, tmp_path):
     ['predict', run, new, '--weights=imagenet'],
     ['predict', run, f'--slides_dir={tmp_path}'],
     ['predict', run, f'--features_dir={other}', out, '--fold=2'],
+    ['predict', run, f'--features_dir={mixed}', '--check'],
   ]
   before = _RUNS.format(runs=runs)
   printed = feature_folder.run(module='predict', before=before)
@@ -73,6 +81,15 @@ def test_the_commands(finished, model_file, tmp_path):
   # A folder of the same name is not the same slides.
   assert f'features_dir: {source} before, {other} now' in codes[10]
   assert 'features of encoder planted' in codes[9]
+  # All that is wrong at once.
+  assert codes[11] == 1
+  told = [x for x in printed.splitlines() if x.startswith('problem: ')][-3:]
+  for problem, said in zip(
+    told,
+    ('slide_002: mpp 0.5, not 1.0', 'slide_003: encoder other', '001.h5: NaN'),
+    strict=True,
+  ):
+    assert said in problem
 
 
 # Without models; and dead once half of the fifth file is written.

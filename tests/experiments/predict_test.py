@@ -1,5 +1,6 @@
 """Trained models on new slides: the run's own answers, recovery, faults."""
 
+import dataclasses
 import json
 import shutil
 
@@ -52,7 +53,7 @@ def test_folds_are_calibrated_each_and_averaged(finished, models, predicted):
   outputs.write_tables(folder, models.card, ids, [])
   assert len({t for t in models.card.temperature if t != 1}) > 1
   for one, row in zip(raw, rows(folder / 'predictions.csv'), strict=True):
-    assert (one['calibrated'], row['calibrated']) == ('no', 'yes')
+    assert (one['calibrated'], row['calibrated']) == ('no', 'bound')
     folds = []
     for i in range(3):
       path = finished[0] / f'fold_{i}' / 'temperature.json'
@@ -94,8 +95,8 @@ def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path):
   digest = found.source.digest(ids[0])
   bare = one.card.uncalibrated()
   assert not outputs.is_done(folder, bare, ids[0], digest)
-  outputs.write_tables(folder, one.card, ids[:1], [])
-  (row,) = rows(folder / 'predictions.csv')
+  outputs.write_tables(folder, one.card, ids, [])
+  row, *_ = rows(folder / 'predictions.csv')
   assert row['std_0'] == '' and 'fold_0_prob_0' not in row
 
 
@@ -146,3 +147,39 @@ def test_slides_that_cannot_be_read_spoil_no_other(finished, models, tmp_path):
   first, second = rows(tmp_path / 'failures.csv')
   assert first['slide_id'] == 'slide_000' and 'HDF5' in first['reason']
   assert second['slide_id'] == 'slide_002' and 'NaN' in second['reason']
+
+
+def test_maps_of_slides_without_a_prediction_do_not_stay(
+  finished, models, tmp_path
+):
+  names = ['slide_000', 'slide_001', 'slide_002']
+  source = some_features(finished, tmp_path / 'features', names)
+  there = lambda: {path.stem for path in tmp_path.glob('fold_*/*/*.h5')}
+  for gone in (None, 'slide_000', 'slide_002'):
+    if gone == 'slide_000':
+      (source / f'{gone}.h5').unlink()
+    elif gone:
+      (source / f'{gone}.h5').write_bytes(b'damaged')
+    found, failures = bags.check(source, models.card)
+    failures += loop.predict(found, models, tmp_path)
+    outputs.write_tables(tmp_path, models.card, found.ids, failures)
+    names = [name for name in names if name != gone]
+    assert there() == set(names)
+
+
+@pytest.mark.parametrize(
+  'temperature,said',
+  [
+    ((1.5, 0.7, 1.0), 'yes'),
+    ((1.5, None, 1.0), 'partly'),
+    ((1.5, 10.0, 1.0), 'bound'),
+    ((None, None, None), 'no'),
+  ],
+)
+def test_a_row_says_what_its_temperatures_are_worth(
+  models, predicted, tmp_path, temperature, said
+):
+  folder = shutil.copytree(predicted[0], tmp_path / 'copy')
+  card = dataclasses.replace(models.card, temperature=temperature)
+  outputs.write_tables(folder, card, predicted[1], [])
+  assert {r['calibrated'] for r in rows(folder / 'predictions.csv')} == {said}

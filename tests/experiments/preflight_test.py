@@ -163,7 +163,7 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   root, args = cohort
   code, problems, warnings, out = check(*args, capsys=capsys)
   assert (code, problems, warnings) == (0, [], [])
-  assert 'check: 0 problems, 0 warnings; nothing was trained or written' in out
+  assert 'check: 0 problems, 0 warnings; nothing was trained' in out
   assert '24 slides of 24 cases: 0 8, 1 8, 2 8' in out
   assert 'fold 2: 8 train, 8 val, 8 test slides; 0 ' in out
   for text in (
@@ -188,8 +188,9 @@ def test_too_few_patients_for_k_are_a_problem(cohort, capsys):
   code, problems, _, out = check(*args, '--k=9', capsys=capsys)
   assert code == 1
   assert problems == [
-    'class 0 has 8 cases, fewer than --k=9 folds: choose --k=8 or less, merge'
-    ' classes with --labels, or pass --split_dir'
+    'class 0 has 8 cases; class 1 has 8 cases; class 2 has 8 cases, fewer than'
+    ' --k=9 folds: choose --k=8 or less, merge classes with --labels, or pass'
+    ' --split_dir'
   ]
   assert '24 slides of 24 cases' in out  # What can be said is.
 
@@ -203,6 +204,19 @@ def test_a_table_that_cannot_be_read_is_one_problem(cohort, capsys, content):
   path.unlink() if content is None else path.write_bytes(content)
   code, problems, _, _ = check(*args, capsys=capsys)
   assert code == 1 and len(problems) == 1 and str(path) in problems[0]
+
+
+@pytest.mark.parametrize(
+  'rows,faults', [([], 1), (['1,a,carcinoma, squamous'] * 2, 2)]
+)
+def test_a_table_without_a_row_that_can_be_used_has_its_faults_told(
+  cohort, capsys, rows, faults
+):
+  root, args = cohort
+  (root / 'labels.csv').write_text('\n'.join(['case_id,slide_id,label', *rows]))
+  code, problems, _, _ = check(*args, capsys=capsys)
+  assert code == 1 and len(problems) >= faults
+  assert all('labels.csv' in problem for problem in problems[:faults])
 
 
 def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
@@ -222,6 +236,10 @@ def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
   assert '22 slides of 22 cases' in out
   tested = re.findall(r'fold \d: .* (\d+) test slides', out)
   assert len(tested) == 3 and sum(map(int, tested)) == 22
+  edit(root / 'labels.csv', 'slide_003', '3')
+  (root / 'features/slide_003.h5').rename(root / 'features/003.h5')
+  _, _, warnings, _ = check(*args, '--allow_missing', capsys=capsys)
+  assert 'leading zeros' in warnings[0] and '3 in the CSV, 003' in warnings[0]
 
 
 def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
