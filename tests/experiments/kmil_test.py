@@ -214,7 +214,7 @@ def main(*args):
     ('--external_csv=x.csv', 'both --external_csv and --external_features_dir'),
     ('--external_phantom', 'goes with the phantom cohort alone'),
     ('--features_dir=', 'needs both --csv_path and --features_dir'),
-    ('--k=25', 'class 0 has 20 cases, fewer than --k=25'),
+    ('--k=25', 'class 2 has 20 cases, fewer than --k=25'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
     ('--nonsense=1', "Unknown command line flag 'nonsense'"),
