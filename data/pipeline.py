@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from data.features import FeatureError
-from data.host_tensorflow import tf
+from data.host_tensorflow import as_numpy, tf
 
 _PREFETCH = 2
 
@@ -57,7 +57,7 @@ def bag_batches(
   dataset = tf.data.Dataset.from_tensor_slices((bucket, index))
   dataset = dataset.map(padded, num_parallel_calls=threads, deterministic=True)
   try:
-    yield from dataset.prefetch(_PREFETCH).as_numpy_iterator()
+    yield from as_numpy(dataset.prefetch(_PREFETCH))
   except tf.errors.OpError:
     if faults:
       raise faults[0] from None

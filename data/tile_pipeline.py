@@ -7,7 +7,7 @@ import numpy as np
 
 from data.augment import NONE, Policy
 from data.augment_ops import apply
-from data.host_tensorflow import tf
+from data.host_tensorflow import as_numpy, tf
 from data.labelled_tiles import LabelledTiles, TileError
 
 _THREADS = 2
@@ -185,7 +185,7 @@ def _stream(
     .prefetch(_PREFETCH)
   )
   try:
-    yield from dataset.as_numpy_iterator()
+    yield from as_numpy(dataset)
   except tf.errors.OpError:
     if faults:
       raise faults[0] from None

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from data.host_tensorflow import tf
+from data.host_tensorflow import as_numpy, tf
 from data.imagenet import MEAN, STD
 from data.slides import Slide
 from data.tiling import Grid, read_tile_bgrx
@@ -134,7 +134,7 @@ def batches(
     .prefetch(2)
   )
   try:
-    yield from dataset.as_numpy_iterator()
+    yield from as_numpy(dataset)
   except tf.errors.OpError:
     if failures:
       raise failures[0] from None

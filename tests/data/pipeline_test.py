@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data import features, pipeline, plan
+from data import features, host_tensorflow, pipeline, plan
 
 WIDTH = 3
 LENGTHS = np.array([1, 9, 30, 8, 100, 17, 25])
@@ -99,3 +99,16 @@ def test_other_faults_name_their_file_too(tmp_path, fault):
   )
   with pytest.raises(features.FeatureError, match=r'slide\.7\.h5'):
     list(stream)
+
+
+def test_no_thread_tunes_a_dataset(monkeypatch):
+  """Whoever lets go of its iterator would wait for that thread to wake."""
+  given = []
+  dataset = host_tensorflow.tf.data.Dataset
+  asked = dataset.with_options
+  monkeypatch.setattr(
+    dataset, 'with_options', lambda *args: given.append(args[1]) or asked(*args)
+  )
+  found = list(host_tensorflow.as_numpy(dataset.range(3)))
+  assert found == [0, 1, 2]
+  assert [options.autotune.enabled for options in given] == [False]
