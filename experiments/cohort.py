@@ -212,8 +212,10 @@ def join(
       f'{features_dir}: these features and those of the models differ: {differ}'
     )
   has = np.array([slide in headers for slide in table.slide], bool)
+  # What else is wrong with slides of known labels is told, too.
+  has &= np.isin(table.label, classes)
   usable = table.subset(has)
-  if unknown or not headers or len(classes) < 2:
+  if not has.any() or len(classes) < 2:
     return Joined(None, table, left_out, findings)
   cohort = Cohort(
     manifest=usable,

@@ -244,20 +244,20 @@ def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
 
 def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   root, args = cohort
-  other = feature_folder.write(
-    root / 'second', [np.ones((3, 5))] * 2, ['0', 'novel']
-  )
+  two = [np.ones((3, 5))] * 2
+  other = feature_folder.write(root / 'second', two, ['0', 'novel'])
+  with h5py.File(root / 'second/features/slide_000.h5', 'a') as f:
+    f['features'][0, 0] = np.nan
   values = [flag.split('=')[1] for flag in other]
   second = [
     f'--external_csv={values[0]}',
     f'--external_features_dir={values[1]}',
   ]
   code, problems, _, _ = check(*args, *second, capsys=capsys)
-  assert code == 1 and len(problems) == 2
-  assert (
-    'labels novel are none of those the models know: 0, 1, 2' in problems[0]
-  )
+  assert code == 1 and len(problems) == 3
+  assert 'labels novel are none of those the models know: 0, 1,' in problems[0]
   assert 'dimensions 5 here, 4 there' in problems[1]
+  assert 'slide_000.h5: NaN' in problems[2]
   itself = [
     f'--external_csv={root / "labels.csv"}',
     f'--external_features_dir={root / "features"}',
