@@ -110,7 +110,14 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str]]:
         yield archive, roots[0]
   except FileNotFoundError:
     raise
+  except MemoryError as error:
+    raise TorchFileError(f'{path}: does not fit in memory ({error}).') from error
   except Exception as error:  # Damaged archives raise errors of many kinds.
+    if isinstance(error, OSError) and error.errno:
+      raise TorchFileError(
+        f'{path}: cannot be read ({error}); see to its permissions and its'
+        ' disk.'
+      ) from error
     said = str(error) or type(error).__name__
     raise TorchFileError(
       f'{path}: no tensor that can be read without torch ({said}). Save the'

@@ -178,6 +178,28 @@ def test_damaged_files_are_named(tmp_path_factory, place, value, length):
       assert got.size <= 24
 
 
+@pytest.mark.parametrize(
+  'error,said',
+  [
+    (MemoryError('of 9 GiB'), r'a\.pt: does not fit in memory \(of 9 GiB\)'),
+    (OSError(5, 'Input/output error'), r'a\.pt: cannot be read .*its disk'),
+  ],
+)
+def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(
+  tmp_path, monkeypatch, error, said
+):
+  path = tmp_path / 'a.pt'
+  torch.save(torch.ones(2, 3), path)
+
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(zipfile.ZipFile, 'read', fail)
+  with pytest.raises(TorchFileError, match=said) as told:
+    torch_files.read(path)
+  assert 'Save the features' not in str(told.value)
+
+
 def test_the_tensor_of_clams_pt_files_is_that_of_its_h5(real_data):
   folder = real_data / 'feature_files/clam/feats'
   pt = features.read(next((folder / 'pt_files').glob('*.pt')))
