@@ -4,7 +4,7 @@ A run is a fold with a seed and a setting. Every leaf of a state has the runs as
 its first axis; a bag is read once and moves exactly the runs that train on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,8 @@ import optax
 from kmil_jax import optim
 from kmil_jax.models import kmil
 from kmil_jax.types import Bags, ModelSpec, Prediction, Recipe, Store
+
+_LONG = 2048  # Instances; measured, see BUILD_NOTES.md.
 
 
 @chex.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Trainer:
       num_classes=num_classes, dtype=dtype, **options
     )
     self.psum_axis = psum_axis
-    self._loss = spec.loss
+    self._spec = spec
     self._combine = combine
     self._orthogonal = recipe.orthogonal
     self._tx = optim.make(recipe)
@@ -124,36 +126,48 @@ class Trainer:
       the number of bags that the run trained on, [R]; over all devices.
     """
     chex.assert_rank([bags.features, bags.mask, offset], [3, 2, 1])
+    index = jnp.maximum(bags.index, 0)
+    member = state.trains[:, index] & (bags.index >= 0) & state.active[:, None]
+    weight = member.astype(jnp.float32)  # [R, B]
+    count = self._psum(weight.sum(1))
+    runs_alone = self._alone(len(weight), bags.mask.shape[1])
+    bags_alone = self._alone(*bags.mask.shape)
 
-    def one_run(run: RunState):
-      index = jnp.maximum(bags.index, 0)
-      member = run.trains[index] & (bags.index >= 0) & run.active
-      weight = member.astype(jnp.float32)
-      count = self._psum(weight.sum())
+    def one_run(args):
+      run, weight, count = args
       key = jax.random.fold_in(_run_key(run.seed, run.fold), epoch)
 
-      def bag_loss(params, x, mask, label, index, offset):
-        mask = _seen(run, mask, offset)
-        prediction = self.model.apply(
-          {'params': params},
-          x,
-          mask,
-          train=True,
-          rngs={'dropout': jax.random.fold_in(key, index)},
-        )
-        return self._loss(prediction, mask, label)
-
       def loss_fn(params):
-        losses = jax.vmap(bag_loss, in_axes=(None, 0, 0, 0, 0, 0))(
-          params, bags.features, bags.mask, bags.label, index, offset
+        def bag_loss(bag):
+          x, mask, label, index, offset = bag
+          mask = _seen(run, mask, offset)
+          prediction = self.model.apply(
+            {'params': params},
+            x,
+            mask,
+            train=True,
+            rngs={'dropout': jax.random.fold_in(key, index)},
+          )
+          return self._spec.loss(prediction, mask, label)
+
+        losses = _map(
+          bag_loss,
+          (bags.features, bags.mask, bags.label, index, offset),
+          alone=bags_alone,
         )
         # Sum, then divide by the bags of all devices; psum the gradient.
         return (losses * weight).sum() / jnp.maximum(count, 1)
 
-      loss, grads = self._psum(jax.value_and_grad(loss_fn)(run.params))
-      return grads, loss * count, count
+      loss_and_grads = jax.value_and_grad(loss_fn)
+      if not runs_alone:
+        return loss_and_grads(run.params)
+      nothing = lambda params: (0.0, jax.tree.map(jnp.zeros_like, params))
+      return jax.lax.cond(weight.any(), loss_and_grads, nothing, run.params)
 
-    return jax.vmap(one_run)(state)
+    loss, grads = self._psum(
+      _map(one_run, (state, weight, count), alone=runs_alone)
+    )
+    return grads, loss * count, count
 
   def update(self, state: RunState, grads: Any, count: jax.Array) -> RunState:
     """Moves the runs whose `count` [R] is above 0 along their gradients.
@@ -203,7 +217,7 @@ class Trainer:
         if self._combine
         else jax.nn.softmax(prediction.logits)
       ),
-      'loss': self._loss(prediction, mask, label),
+      'loss': self._spec.loss(prediction, mask, label),
     }
 
   def predict(self, params: Any, x: jax.Array, mask: jax.Array) -> Prediction:
@@ -212,8 +226,24 @@ class Trainer:
       lambda p: self.model.apply({'params': p}, x, mask, train=False)
     )(params)
 
+  def _alone(self, count: int, length: int) -> bool:
+    """Whether a CPU takes `count` runs, or bags of a `length`, one by one.
+
+    Its products with an axis for either copy what they multiply transposed
+    first: of long bags, and of models that share little between runs, that
+    costs more than to cut a run's parameters out and to put its gradients in.
+    """
+    if jax.default_backend() != 'cpu':
+      return False
+    return count == 1 or length >= _LONG or self._spec.alone
+
   def _psum(self, tree: Any) -> Any:
     return jax.lax.psum(tree, self.psum_axis) if self.psum_axis else tree
+
+
+def _map(f: Callable[[Any], Any], xs: Any, *, alone: bool) -> Any:
+  """Maps `f` over the first axis, element by element or over all at once."""
+  return jax.lax.map(f, xs) if alone else jax.vmap(f)(xs)
 
 
 def take(store: Store, index: jax.Array, length: int) -> Bags:

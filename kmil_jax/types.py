@@ -71,6 +71,8 @@ class ModelSpec:
   chooser: str | None = None
   # Whether its program needs the padded length as a number; see `export`.
   fixed_length: bool = False
+  # Whether CPUs train its runs one by one on bags of any length; see `train`.
+  alone: bool = False
 
 
 @chex.dataclass(frozen=True)

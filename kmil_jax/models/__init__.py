@@ -56,12 +56,14 @@ SPECS = {
     loss=losses.two_tier,
     paper='Zhang et al., CVPR 2022, as in Zheng et al., 2024',
     own=recipes.DTFD,
+    alone=True,
   ),
   'dtfd_gated': ModelSpec(
     make=functools.partial(DTFD, gated=True),
     loss=losses.two_tier,
     paper='Zhang et al., CVPR 2022',
     own=recipes.DTFD,
+    alone=True,
   ),
   'kmil': ModelSpec(
     make=DSMIL,
@@ -75,6 +77,7 @@ SPECS = {
     paper='Shao et al., NeurIPS 2021, Algorithms 1 and 2',
     own=recipes.TRANSMIL,
     fixed_length=True,
+    alone=True,
   ),
 }
 

@@ -1,5 +1,7 @@
 """Runs as an axis: together, alone, resident, streamed, spread over devices."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -96,6 +98,33 @@ def test_a_run_moves_only_on_bags_of_its_training_part():
   moved = np.stack(jax.tree.leaves(moved))
   assert moved[:, 0].any()
   assert not moved[:, 1:].any()
+
+
+@pytest.mark.parametrize('batch', [1, 2])
+def test_runs_one_by_one_learn_what_runs_at_once_do(batch):
+  rng = np.random.default_rng(0)
+  trains = np.array([[True, False], [False, True], [True, True]])
+  bags = Bags(
+    features=rng.normal(size=(batch, 5, 4)).astype(np.float32),
+    mask=np.arange(5) < rng.integers(1, 6, (batch, 1)),
+    label=np.arange(batch),
+    index=np.arange(batch),
+  )
+  found = []
+  for alone in (False, True):
+    spec = dataclasses.replace(SPECS['dtfd'], alone=alone)
+    trainer = train.Trainer(spec, Recipe(), 3)
+    state = trainer.init(4, seed=np.zeros(3), fold=np.arange(3), trains=trains)
+    step = jax.jit(trainer.gradients)
+    loops = str(jax.make_jaxpr(step)(state, bags, np.zeros(batch, int), 0))
+    found.append(
+      (loops.count('scan['), step(state, bags, np.zeros(batch, int), 0))
+    )
+  (together, at_once), (apart, one_by_one) = found
+  assert apart > together or jax.default_backend() != 'cpu'
+  jax.tree.map(close, one_by_one, at_once)
+  if batch == 1:  # The second run does not train on the first bag.
+    assert all(not leaf[1].any() for leaf in jax.tree.leaves(one_by_one))
 
 
 def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):
