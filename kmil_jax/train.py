@@ -131,7 +131,7 @@ class Trainer:
     weight = member.astype(jnp.float32)  # [R, B]
     count = self._psum(weight.sum(1))
     runs_alone = self._alone(len(weight), bags.mask.shape[1])
-    bags_alone = self._alone(*bags.mask.shape)
+    bags_alone = runs_alone and self._alone(*bags.mask.shape)
 
     def one_run(args):
       run, weight, count = args

@@ -23,7 +23,7 @@ from kmil_jax import parallel
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'inference', 'trunk', 'epoch')
 # A call should last about as long, in seconds at a tenth of the ceiling.
-_CALL_S = 0.3
+_CALL_S = 3.0
 _MOST_STEPS = 64
 _ROWS = 8192  # Instances of different bags that a call visits, at least.
 
