@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data import reading
+
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 # A dataset may be so many times larger than what is stored of it: more than any
@@ -31,14 +33,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
       yield file
   except FeatureError:
     raise
-  except MemoryError as error:
-    raise FeatureError(f'{path}: does not fit in memory ({error}).') from error
   except Exception as error:  # Damaged files raise errors of many kinds.
-    if isinstance(error, OSError) and error.errno:
-      raise FeatureError(
-        f'{path}: cannot be read ({error}); see to its permissions and its'
-        ' disk.'
-      ) from error
+    if fault := reading.outer_fault(error):
+      raise FeatureError(f'{path}: {fault}.') from error
     raise FeatureError(
       f'{path}: not a complete HDF5 file ({error}); delete it and extract the '
       'slide again.'

@@ -17,6 +17,8 @@ import zipfile
 
 import numpy as np
 
+from data import reading
+
 _LARGEST_PICKLE = 2**16  # Bytes; a tensor's takes about 200.
 _DTYPES = {
   'HalfStorage': 'f2',
@@ -29,7 +31,7 @@ _OLD = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # Before torch 1.6.
 
 
 class TorchFileError(ValueError):
-  """A file that holds no plain tensor: what it holds, and what to do."""
+  """A file without a plain tensor to read: what is wrong, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,9 @@ def describe(path: Path | str) -> Description:
   """Returns shape and type of the tensor in a file.
 
   Raises:
-    TorchFileError: if the file is damaged, older than torch 1.6, or holds
-      anything but one tensor of 16 or 32 bits.
+    TorchFileError: if the file is damaged, older than torch 1.6, holds
+      anything but one tensor of 16 or 32 bits, or cannot be read for reasons
+      outside it (memory, permissions, disk).
     OSError: if there is no such file.
   """
   with _opened(Path(path)) as (archive, root):
@@ -83,13 +86,13 @@ def read(path: Path | str) -> np.ndarray:
       raise TorchFileError(
         f'{found.count} numbers are announced, {len(content)} bytes are there'
       )
-  flat = np.frombuffer(content, dtype.newbyteorder(order)).astype(dtype)
-  if found.kind == 'BFloat16Storage':
-    flat = (flat.astype(np.uint32) << 16).view(np.float32)
-  steps = [step * flat.itemsize for step in found.stride]
-  return np.lib.stride_tricks.as_strided(
-    flat[found.offset :], found.shape, steps
-  ).copy()
+    flat = np.frombuffer(content, dtype.newbyteorder(order)).astype(dtype)
+    if found.kind == 'BFloat16Storage':
+      flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    steps = [step * flat.itemsize for step in found.stride]
+    return np.lib.stride_tricks.as_strided(
+      flat[found.offset :], found.shape, steps
+    ).copy()
 
 
 @contextlib.contextmanager
@@ -110,14 +113,9 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str]]:
         yield archive, roots[0]
   except FileNotFoundError:
     raise
-  except MemoryError as error:
-    raise TorchFileError(f'{path}: does not fit in memory ({error}).') from error
   except Exception as error:  # Damaged archives raise errors of many kinds.
-    if isinstance(error, OSError) and error.errno:
-      raise TorchFileError(
-        f'{path}: cannot be read ({error}); see to its permissions and its'
-        ' disk.'
-      ) from error
+    if fault := reading.outer_fault(error):
+      raise TorchFileError(f'{path}: {fault}.') from error
     said = str(error) or type(error).__name__
     raise TorchFileError(
       f'{path}: no tensor that can be read without torch ({said}). Save the'

@@ -22,6 +22,19 @@ from kmil_jax.types import Bags, ModelSpec, Prediction, Recipe, Store
 _LONG = 2048  # Instances; measured, see BUILD_NOTES.md.
 
 
+def one_by_one(spec: ModelSpec, count: int, length: int) -> bool:
+  """Whether a CPU takes `count` runs, or bags, of `length` instances in turn.
+
+  Its products with an axis for either copy what they multiply transposed
+  first. Of long bags, and of models that share little between runs, that costs
+  more than to cut a run's parameters out and to put its gradients in; of one
+  run or bag alone, it is for nothing.
+  """
+  if jax.default_backend() != 'cpu':
+    return False
+  return count == 1 or length >= _LONG or spec.one_by_one
+
+
 @chex.dataclass(frozen=True)
 class RunState:
   """R runs; n bags, T instances of the cohort and their zero rows."""
@@ -126,21 +139,26 @@ class Trainer:
       the number of bags that the run trained on, [R]; over all devices.
     """
     chex.assert_rank([bags.features, bags.mask, offset], [3, 2, 1])
+    length = bags.mask.shape[1]
+    runs_apart = one_by_one(self._spec, len(state.seed), length)
+    bags_apart = runs_apart and one_by_one(self._spec, *bags.mask.shape)
     index = jnp.maximum(bags.index, 0)
     member = state.trains[:, index] & (bags.index >= 0) & state.active[:, None]
-    weight = member.astype(jnp.float32)  # [R, B]
-    count = self._psum(weight.sum(1))
-    runs_alone = self._alone(len(weight), bags.mask.shape[1])
-    bags_alone = runs_alone and self._alone(*bags.mask.shape)
+    count = self._psum(member.astype(jnp.float32).sum(1))  # [R]
+    kept = None
+    if state.keep is not None:
+      cut = lambda keep, start: jax.lax.dynamic_slice(keep, (start,), (length,))
+      of_bags = jax.vmap(cut, (None, 0))
+      kept = jax.vmap(of_bags, (0, None))(state.keep, offset)  # [R, B, N]
 
-    def one_run(args):
-      run, weight, count = args
-      key = jax.random.fold_in(_run_key(run.seed, run.fold), epoch)
+    def one_run(run):
+      params, seed, fold, kept, member, count = run
+      seen = bags.mask if kept is None else bags.mask & kept
+      key = jax.random.fold_in(_run_key(seed, fold), epoch)
 
       def loss_fn(params):
         def bag_loss(bag):
-          x, mask, label, index, offset = bag
-          mask = _seen(run, mask, offset)
+          x, mask, label, index = bag
           prediction = self.model.apply(
             {'params': params},
             x,
@@ -150,23 +168,21 @@ class Trainer:
           )
           return self._spec.loss(prediction, mask, label)
 
-        losses = _map(
-          bag_loss,
-          (bags.features, bags.mask, bags.label, index, offset),
-          alone=bags_alone,
-        )
+        each = bags.features, seen, bags.label, index
+        losses = _map(bag_loss, each, apart=bags_apart)
         # Sum, then divide by the bags of all devices; psum the gradient.
-        return (losses * weight).sum() / jnp.maximum(count, 1)
+        return jnp.where(member, losses, 0).sum() / jnp.maximum(count, 1)
 
       loss_and_grads = jax.value_and_grad(loss_fn)
-      if not runs_alone:
-        return loss_and_grads(run.params)
-      nothing = lambda params: (0.0, jax.tree.map(jnp.zeros_like, params))
-      return jax.lax.cond(weight.any(), loss_and_grads, nothing, run.params)
+      if not runs_apart:
+        return loss_and_grads(params)
+      nothing = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
+      return jax.lax.cond(
+        member.any(), loss_and_grads, lambda _: nothing, params
+      )
 
-    loss, grads = self._psum(
-      _map(one_run, (state, weight, count), alone=runs_alone)
-    )
+    runs = (state.params, state.seed, state.fold, kept, member, count)
+    loss, grads = self._psum(_map(one_run, runs, apart=runs_apart))
     return grads, loss * count, count
 
   def update(self, state: RunState, grads: Any, count: jax.Array) -> RunState:
@@ -226,24 +242,8 @@ class Trainer:
       lambda p: self.model.apply({'params': p}, x, mask, train=False)
     )(params)
 
-  def _alone(self, count: int, length: int) -> bool:
-    """Whether a CPU takes `count` runs, or bags of a `length`, one by one.
-
-    Its products with an axis for either copy what they multiply transposed
-    first: of long bags, and of models that share little between runs, that
-    costs more than to cut a run's parameters out and to put its gradients in.
-    """
-    if jax.default_backend() != 'cpu':
-      return False
-    return count == 1 or length >= _LONG or self._spec.alone
-
   def _psum(self, tree: Any) -> Any:
     return jax.lax.psum(tree, self.psum_axis) if self.psum_axis else tree
-
-
-def _map(f: Callable[[Any], Any], xs: Any, *, alone: bool) -> Any:
-  """Maps `f` over the first axis, element by element or over all at once."""
-  return jax.lax.map(f, xs) if alone else jax.vmap(f)(xs)
 
 
 def take(store: Store, index: jax.Array, length: int) -> Bags:
@@ -281,6 +281,11 @@ def keep_best(state: RunState, improved: jax.Array) -> RunState:
     return jnp.where(improved.reshape(shape), new, old)
 
   return state.replace(best=jax.tree.map(choose, state.params, state.best))
+
+
+def _map(f: Callable[[Any], Any], xs: Any, *, apart: bool) -> Any:
+  """Maps `f` over the first axis, element by element or over all at once."""
+  return jax.lax.map(f, xs) if apart else jax.vmap(f)(xs)
 
 
 def _run_key(seed: jax.Array, fold: jax.Array) -> jax.Array:

@@ -71,8 +71,9 @@ class ModelSpec:
   chooser: str | None = None
   # Whether its program needs the padded length as a number; see `export`.
   fixed_length: bool = False
-  # Whether CPUs train its runs one by one on bags of any length; see `train`.
-  alone: bool = False
+  # Whether CPUs train its runs one by one on bags of any length, too; see
+  # `train.one_by_one`.
+  one_by_one: bool = False
 
 
 @chex.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from data.splits import Split
 from experiments import feed
 from experiments.cohort import Cohort
 from experiments.training import Settings
-from kmil_jax import cost, inference, parallel
-from kmil_jax.types import Recipe
+from kmil_jax import cost, inference, parallel, train
+from kmil_jax.models import SPECS
+from kmil_jax.types import ModelSpec, Recipe
 
 _BINS = 8
 _BAR = 40  # Characters of the histogram's longest bar.
@@ -130,6 +131,7 @@ def of_training(
 @dataclasses.dataclass(frozen=True)
 class _Stage:
   name: str
+  spec: ModelSpec
   network: nn.Module
   parameters: int
   runs: int
@@ -153,10 +155,14 @@ def memory(
   features = bags * longest * cohort.width * item
   if not streamed:
     features = feed.resident_bytes(cohort, settings.precision)
-  return features + max(
-    s.on_device * (s.parameters * 4 * _COPIES_HELD + activations)
-    for s in stages
-  )
+
+  def held(stage):
+    runs = stage.on_device
+    at_once = 1 if train.one_by_one(stage.spec, runs, longest) else runs
+    weights = runs * stage.parameters * 4 * _COPIES_HELD
+    return weights + at_once * activations
+
+  return features + max(held(stage) for stage in stages)
 
 
 def seconds(
@@ -197,19 +203,21 @@ def _stages(
 ) -> list[_Stage]:
   design = settings.design(len(cohort.classes), cohort.width)
   networks, parameters = design.networks(), design.like()
-  plan = {inference.MODEL: (len(folds), settings.recipe)}
-  if inference.CHOOSER in networks:
-    first = len(set(folds)), settings.chooser_recipe
+  spec = SPECS[settings.model]
+  plan = {inference.MODEL: (spec, len(folds), settings.recipe)}
+  if spec.chooser:
+    first = SPECS[spec.chooser], len(set(folds)), settings.chooser_recipe
     plan = {inference.CHOOSER: first} | plan
   return [
     _Stage(
       name,
+      spec,
       networks[name],
       sum(leaf.size for leaf in jax.tree.leaves(parameters[name])),
       runs,
       recipe,
     )
-    for name, (runs, recipe) in plan.items()
+    for name, (spec, runs, recipe) in plan.items()
   ]
 
 

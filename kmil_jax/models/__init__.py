@@ -56,14 +56,14 @@ SPECS = {
     loss=losses.two_tier,
     paper='Zhang et al., CVPR 2022, as in Zheng et al., 2024',
     own=recipes.DTFD,
-    alone=True,
+    one_by_one=True,
   ),
   'dtfd_gated': ModelSpec(
     make=functools.partial(DTFD, gated=True),
     loss=losses.two_tier,
     paper='Zhang et al., CVPR 2022',
     own=recipes.DTFD,
-    alone=True,
+    one_by_one=True,
   ),
   'kmil': ModelSpec(
     make=DSMIL,
@@ -77,7 +77,7 @@ SPECS = {
     paper='Shao et al., NeurIPS 2021, Algorithms 1 and 2',
     own=recipes.TRANSMIL,
     fixed_length=True,
-    alone=True,
+    one_by_one=True,
   ),
 }
 

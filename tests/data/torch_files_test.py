@@ -1,5 +1,6 @@
 """Tensors of torch.save without torch: the same numbers, and nothing else."""
 
+import errno
 import io
 import os
 import pickle
@@ -179,14 +180,15 @@ def test_damaged_files_are_named(tmp_path_factory, place, value, length):
 
 
 @pytest.mark.parametrize(
-  'error,said',
+  'where,error,said',
   [
-    (MemoryError('of 9 GiB'), r'a\.pt: does not fit in memory \(of 9 GiB\)'),
-    (OSError(5, 'Input/output error'), r'a\.pt: cannot be read .*its disk'),
+    ('zipfile.ZipFile.read', MemoryError('of 9 GiB'), 'memory \\(of 9 GiB\\)'),
+    ('numpy.frombuffer', MemoryError(), 'does not fit in memory\\.$'),
+    ('zipfile.ZipFile.read', OSError(errno.EIO, 'Broken'), 'its disk'),
   ],
 )
 def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(
-  tmp_path, monkeypatch, error, said
+  tmp_path, monkeypatch, where, error, said
 ):
   path = tmp_path / 'a.pt'
   torch.save(torch.ones(2, 3), path)
@@ -194,10 +196,20 @@ def test_what_is_no_fault_of_the_file_is_not_blamed_on_it(
   def fail(*_):
     raise error
 
-  monkeypatch.setattr(zipfile.ZipFile, 'read', fail)
-  with pytest.raises(TorchFileError, match=said) as told:
+  monkeypatch.setattr(where, fail)
+  with pytest.raises(TorchFileError, match=r'a\.pt: .*' + said) as told:
     torch_files.read(path)
   assert 'Save the features' not in str(told.value)
+
+
+def test_a_directory_past_the_files_end_is_damage(tmp_path):
+  path = tmp_path / 'a.pt'
+  torch.save(torch.ones(2, 3), path)
+  content = bytearray(path.read_bytes())
+  content[content.rindex(b'PK\6\6') + 49] ^= 0xFF  # Of its offset.
+  path.write_bytes(content)
+  with pytest.raises(TorchFileError, match=r'a\.pt: no tensor'):
+    torch_files.read(path)
 
 
 def test_the_tensor_of_clams_pt_files_is_that_of_its_h5(real_data):

@@ -100,31 +100,55 @@ def test_a_run_moves_only_on_bags_of_its_training_part():
   assert not moved[:, 1:].any()
 
 
-@pytest.mark.parametrize('batch', [1, 2])
-def test_runs_one_by_one_learn_what_runs_at_once_do(batch):
-  rng = np.random.default_rng(0)
-  trains = np.array([[True, False], [False, True], [True, True]])
-  bags = Bags(
-    features=rng.normal(size=(batch, 5, 4)).astype(np.float32),
-    mask=np.arange(5) < rng.integers(1, 6, (batch, 1)),
-    label=np.arange(batch),
-    index=np.arange(batch),
-  )
+@pytest.mark.parametrize(
+  'model,batch', [('dsmil', 1), ('dtfd', 1), ('dsmil', 8)]
+)
+def test_runs_one_by_one_learn_what_runs_at_once_do(
+  tmp_path, monkeypatch, model, batch
+):
+  if jax.default_backend() != 'cpu':
+    pytest.skip('only CPUs train runs one by one')
+  store = training_run.make_store()
+  rows = store.length.sum() + training_run.LENGTHS[-1]
+  keep = np.random.default_rng(1).random((10, rows)) < 0.8
+  keep[:, store.offset] = True
   found = []
-  for alone in (False, True):
-    spec = dataclasses.replace(SPECS['dtfd'], alone=alone)
-    trainer = train.Trainer(spec, Recipe(), 3)
-    state = trainer.init(4, seed=np.zeros(3), fold=np.arange(3), trains=trains)
-    step = jax.jit(trainer.gradients)
-    loops = str(jax.make_jaxpr(step)(state, bags, np.zeros(batch, int), 0))
+  for name, longest in (('once', 1 << 30), ('turn', 1)):
+    spec = dataclasses.replace(SPECS[model], one_by_one=False)
+    monkeypatch.setitem(SPECS, model, spec)
+    monkeypatch.setattr(train, '_LONG', longest)
     found.append(
-      (loops.count('scan['), step(state, bags, np.zeros(batch, int), 0))
+      training_run.run(
+        tmp_path / name,
+        model=model,
+        batch=batch,
+        folds=tuple(range(10)),
+        epoch_count=1,
+        keep=keep,
+      )
     )
-  (together, at_once), (apart, one_by_one) = found
-  assert apart > together or jax.default_backend() != 'cpu'
-  jax.tree.map(close, one_by_one, at_once)
-  if batch == 1:  # The second run does not train on the first bag.
-    assert all(not leaf[1].any() for leaf in jax.tree.leaves(one_by_one))
+  jax.tree.map(close, *found)
+
+
+@pytest.mark.parametrize('apart', [False, True])
+def test_a_bag_of_other_runs_costs_a_run_nothing(apart):
+  trains = np.array([[True, False], [False, True], [True, True]])
+  spec = dataclasses.replace(SPECS['abmil'], one_by_one=apart)
+  trainer = train.Trainer(spec, Recipe(), 3)
+  state = trainer.init(4, seed=np.zeros(3), fold=np.arange(3), trains=trains)
+  bags = Bags(
+    features=np.full((1, 2, 4), np.inf, np.float32),
+    mask=np.ones((1, 2), bool),
+    label=np.zeros(1, np.int32),
+    index=np.zeros(1, np.int32),
+  )
+  arguments = (state, bags, np.zeros(1, np.int32), 0)
+  _, loss, _ = trainer.gradients(*arguments)
+  np.testing.assert_array_equal(np.isfinite(loss), [False, True, False])
+  assert loss[1] == 0
+  if jax.default_backend() == 'cpu':  # Nothing is computed for it, either.
+    program = str(jax.make_jaxpr(trainer.gradients)(*arguments))
+    assert ('cond[' in program) == apart
 
 
 def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):
