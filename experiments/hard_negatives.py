@@ -18,6 +18,7 @@ import functools
 from absl import app, flags
 
 from data import tile_splits
+from data.labelled_tiles import LabelledTiles, TileError
 from experiments import (
   hard_negatives_data as materials,
   hard_negatives_paper as paper,
@@ -129,7 +130,10 @@ def _run() -> None:
       lambda: tile_splits.split(
         material.annotated, fractions, seed=start.SEED.value
       ),
+      lambda: leaking or _refuse_few(material.pool, numbers),
     )
+  if not leaking:
+    _refuse_few(material.pool, numbers)
   recipe = paper.RECIPE
   if phantom:
     recipe = dataclasses.replace(recipe, **_PHANTOM)
@@ -199,6 +203,18 @@ def _material() -> Material:
     )
   tile_flags.refuse(tile_flags.POSITIVE, goes_with='--tiles_dir or --tiles_zip')
   return materials.phantom(start.CACHE_DIR.value, start.SEED.value)
+
+
+def _refuse_few(pool: LabelledTiles, tables: list[int]) -> None:
+  """Raises `TileError` where a false positive asks for more than the pool."""
+  alpha = _ALPHA.value or paper.ALPHA
+  if 3 in tables:
+    alpha = max(alpha, *paper.TABLE_3)
+  if alpha > len(pool):
+    raise TileError(
+      f'alpha={alpha} is more than the {len(pool)} tiles of the pool: give it'
+      ' more, or a smaller --alpha'
+    )
 
 
 def _tables() -> list[int]:

@@ -12,13 +12,14 @@ _AT_ONCE = 256  # Tiles decoded before the memory is given back.
 
 
 def check(
-  sets: Mapping[str, LabelledTiles], divide: Callable[[], object] | None = None
+  sets: Mapping[str, LabelledTiles], *demands: Callable[[], object]
 ) -> NoReturn:
   """Decodes every tile, prints counts of classes and patients, and ends.
 
   Args:
     sets: by name; those that must have no patient in common, if several.
-    divide: makes the parts, and raises `TileError` where it cannot.
+    *demands: each raises `TileError` where the tiles do not meet it, as making
+      the parts does.
 
   Raises:
     SystemExit: always; with 1 if there are problems.
@@ -39,9 +40,9 @@ def check(
         tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
       except TileError as e:
         findings.problems.append(f'{name}: {e}')
-  if divide:
+  for demand in demands:
     try:
-      divide()
+      demand()
     except TileError as e:
       findings.problems.append(str(e))
   names = list(sets)

@@ -50,6 +50,7 @@ def annotated_and_weak(root, patients=10):
       f'annotated/neg/p{i}_0',
       f'annotated/pos/p{i}_1',
       f'weak/w{i}_0',
+      f'weak/w{i}_1',
     ):
       save(np.full((20, 20, 3), 9 * i), root / f'{name}.png')
 

@@ -1,6 +1,7 @@
 """The whole script on files, with a network that sees colours."""
 
 import csv
+import re
 
 import numpy as np
 from PIL import Image
@@ -126,6 +127,20 @@ def test_from_files_to_tables_and_figures(asked, tmp_path):
 def test_flags_that_nothing_would_read_are_refused(asked, flag, message):
   done = run(asked | flag)
   assert done.returncode != 0 and message in done.stderr
+
+
+@pytest.mark.parametrize('check', [False, True])
+def test_a_pool_that_is_too_small_is_told_before_training(
+  asked, tmp_path, check
+):
+  write(tmp_path)
+  done = run(asked | {'alpha': 1000, 'check': check})
+  assert done.returncode == 1
+  assert re.search(
+    r'alpha=1000 is more than the \d+ tiles of the pool',
+    done.stdout + done.stderr,
+  )
+  assert not list(tmp_path.rglob('model.safetensors'))
 
 
 def test_the_leaking_protocol_has_a_folder_and_a_name_of_its_own(
