@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from experiments.benchmarks import jax_side, torch_side
+from kmil_jax import encoder
 from kmil_jax.models.dtfd import pseudo_bags
-from kmil_jax.models.resnet import ResNet50Trunk
 
 _TOLERANCE = 1e-3
 
@@ -57,7 +57,8 @@ def check_trunk(
     ParityError: if a feature differs by more than 0.001 of it.
   """
   with jax.default_matmul_precision('highest'):
-    ours = jax.jit(ResNet50Trunk().apply)(variables, tiles)
+    apply = jax.jit(encoder.apply_trunk, static_argnames='precision')
+    ours = apply(variables, tiles, precision='float32')
   device = next(module.parameters()).device
   with torch.inference_mode(), torch_side.exact():
     theirs = module(torch.from_numpy(tiles.transpose(0, 3, 1, 2)).to(device))

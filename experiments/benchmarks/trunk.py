@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.benchmarks import jax_side, parity
+from experiments.benchmarks import parity
 from experiments.torch_baselines.resnet import Bottleneck, ResNet50
-from kmil_jax import port
-from kmil_jax.models.resnet import ResNet50Trunk
+from kmil_jax import encoder, port
 
 
 class Trunk:
@@ -45,10 +44,11 @@ class Trunk:
     return sum(x.size for x in jax.tree.leaves(self.variables['params']))
 
   def ours(self) -> Callable[[], None]:
-    dtype = jax_side.dtype_of(self.precision)
-    apply = jax.jit(ResNet50Trunk(dtype=dtype).apply)
+    apply = jax.jit(encoder.apply_trunk, static_argnames='precision')
     arguments = jax.device_put((self.variables, self.tiles))
-    return lambda: apply(*arguments).block_until_ready()
+    return lambda: apply(
+      *arguments, precision=self.precision
+    ).block_until_ready()
 
   def forms(self, *, compile: bool) -> dict[str, Callable]:
     """As `torch_side.forms`."""
@@ -57,6 +57,12 @@ class Trunk:
       'contiguous': (self.module, contiguous, None),
       'channels_last': (self.module, last, None),
       'channels_last, norms folded': (_folded(self.module), last, None),
+      # The maps of all tiles at once leave a CPU's cache.
+      'channels_last, norms folded, 4 tiles each': (
+        _folded(self.module),
+        last,
+        lambda module: lambda x: torch.cat([module(y) for y in x.split(4)]),
+      ),
     }
     if compile:
       forms['channels_last, norms folded, compiled'] = (

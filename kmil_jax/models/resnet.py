@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
+from kmil_jax.models.convolutions import convolution
 from kmil_jax.models.sliding import max_pool
-from kmil_jax.models.small_maps import convolution
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -203,13 +203,18 @@ class ResNet50Trunk(nn.Module):
       AssertionError: if `x` does not have three channels.
     """
     chex.assert_shape(x, (None, None, None, 3))
-    conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+    conv = functools.partial(
+      nn.Conv,
+      use_bias=False,
+      dtype=self.dtype,
+      conv_general_dilated=convolution,
+    )
     norm = functools.partial(
       nn.BatchNorm, momentum=self.momentum, epsilon=1e-5, dtype=self.dtype
     )
     x = conv(64, (7, 7), 2, padding=3, name='conv1')(x)
     x = norm(name='bn1')(x, use_running_average=not train)
-    x = nn.max_pool(nn.relu(x), (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = max_pool(nn.relu(x), 3, 2, ((1, 1), (1, 1)))
     for stage, blocks in enumerate(STAGES):
       for block in range(blocks):
         x = Bottleneck(

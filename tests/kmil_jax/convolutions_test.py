@@ -1,20 +1,21 @@
-"""Convolutions of small maps: equal to XLA's, values and gradients."""
+"""Convolutions by products: equal to XLA's, values and gradients."""
 
 from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from kmil_jax.models import small_maps
+from kmil_jax.models import convolutions
 
-# Size of the maps, side of the kernel, stride, padding; is it small?
+# Size of the maps, side of the kernel, stride, padding; is XLA slow?
 CASES = [
   ((2, 2), 3, 1, 1, True),
   ((3, 3), 3, 2, 1, True),
   ((1, 4), 5, 2, 2, True),
   ((4, 3), 3, 1, 1, False),
-  ((1, 1), 1, 1, 0, False),
+  ((5, 4), 1, 2, 0, True),
 ]
 
 
@@ -33,7 +34,7 @@ def test_it_is_the_convolution():
     found = []
     for (x, k), (*_, stride, padding, _) in zip(inputs, CASES, strict=True):
       where = ((stride, stride), ((padding, padding),) * 2)
-      for convolve in (usual, small_maps.by_product):
+      for convolve in (usual, convolutions.by_product):
         y, pull = jax.vjp(lambda x, k: convolve(x, k, *where), x, k)  # noqa: B023
         found.append((y, *pull(jnp.sin(y))))
     return found
@@ -42,17 +43,18 @@ def test_it_is_the_convolution():
   for want, by_product in zip(found[::2], found[1::2], strict=True):
     for a, b in zip(want, by_product, strict=True):
       np.testing.assert_allclose(a, b, atol=1e-4)
-  for (x, k), (*_, stride, padding, small) in zip(inputs, CASES, strict=True):
+  for (x, k), (*_, stride, padding, slow) in zip(inputs, CASES, strict=True):
     where = ((stride, stride), ((padding, padding),) * 2)
-    assert small_maps._small(x, k, *where) == small
+    assert convolutions._slow(x, k, *where) == slow
 
 
-def test_a_layer_of_flax_takes_it():
+@pytest.mark.parametrize('options', [{'padding': 1}, {'strides': 2}])
+def test_a_layer_of_flax_takes_it(options):
+  side = 1 if 'strides' in options else 3
   x = jnp.ones((1, 2, 2, 3))
-  layer = nn.Conv(
-    4, (3, 3), padding=1, conv_general_dilated=small_maps.convolution
-  )
+  usual = nn.Conv(4, (side, side), **options)
+  layer = usual.clone(conv_general_dilated=convolutions.convolution)
   variables = layer.init(jax.random.key(0), x)
-  want = nn.Conv(4, (3, 3), padding=1).apply(variables, x)
+  want = usual.apply(variables, x)
   np.testing.assert_allclose(layer.apply(variables, x), want, atol=1e-5)
   assert 'conv_general' not in str(jax.make_jaxpr(layer.apply)(variables, x))
