@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import export
+from kmil_jax import export, turns
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
 
@@ -99,7 +99,7 @@ class Design:
         'kept': kept,
       }
 
-    return jax.vmap(one_fold)(_nested(weights))
+    return turns.over_folds(SPECS[self.model], one_fold, _nested(weights))
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` for these weights as programs; see `export.lower`."""

@@ -4,7 +4,7 @@ A run is a fold with a seed and a setting. Every leaf of a state has the runs as
 its first axis; a bag is read once and moves exactly the runs that train on it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,24 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kmil_jax import optim
+from kmil_jax import optim, turns
 from kmil_jax.models import kmil
 from kmil_jax.types import Bags, ModelSpec, Prediction, Recipe, Store
-
-_LONG = 2048  # Instances; measured, see BUILD_NOTES.md.
-
-
-def one_by_one(spec: ModelSpec, count: int, length: int) -> bool:
-  """Whether a CPU takes `count` runs, or bags, of `length` instances in turn.
-
-  Its products with an axis for either copy what they multiply transposed
-  first. Of long bags, and of models that share little between runs, that costs
-  more than to cut a run's parameters out and to put its gradients in; of one
-  run or bag alone, it is for nothing.
-  """
-  if jax.default_backend() != 'cpu':
-    return False
-  return count == 1 or length >= _LONG or spec.one_by_one
 
 
 @chex.dataclass(frozen=True)
@@ -140,8 +125,10 @@ class Trainer:
     """
     chex.assert_rank([bags.features, bags.mask, offset], [3, 2, 1])
     length = bags.mask.shape[1]
-    runs_apart = one_by_one(self._spec, len(state.seed), length)
-    bags_apart = runs_apart and one_by_one(self._spec, *bags.mask.shape)
+    runs_in_turn = turns.one_by_one(self._spec, len(state.seed), length)
+    bags_in_turn = runs_in_turn and turns.one_by_one(
+      self._spec, *bags.mask.shape
+    )
     index = jnp.maximum(bags.index, 0)
     member = state.trains[:, index] & (bags.index >= 0) & state.active[:, None]
     count = self._psum(member.astype(jnp.float32).sum(1))  # [R]
@@ -169,12 +156,12 @@ class Trainer:
           return self._spec.loss(prediction, mask, label)
 
         each = bags.features, seen, bags.label, index
-        losses = _map(bag_loss, each, apart=bags_apart)
+        losses = turns.over(bag_loss, each, in_turn=bags_in_turn)
         # Sum, then divide by the bags of all devices; psum the gradient.
         return jnp.where(member, losses, 0).sum() / jnp.maximum(count, 1)
 
       loss_and_grads = jax.value_and_grad(loss_fn)
-      if not runs_apart:
+      if not runs_in_turn:
         return loss_and_grads(params)
       nothing = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
       return jax.lax.cond(
@@ -182,7 +169,7 @@ class Trainer:
       )
 
     runs = (state.params, state.seed, state.fold, kept, member, count)
-    loss, grads = self._psum(_map(one_run, runs, apart=runs_apart))
+    loss, grads = self._psum(turns.over(one_run, runs, in_turn=runs_in_turn))
     return grads, loss * count, count
 
   def update(self, state: RunState, grads: Any, count: jax.Array) -> RunState:
@@ -238,9 +225,11 @@ class Trainer:
 
   def predict(self, params: Any, x: jax.Array, mask: jax.Array) -> Prediction:
     """Returns what R runs [R, ...] say of one bag [N, D], [R, ...]."""
-    return jax.vmap(
-      lambda p: self.model.apply({'params': p}, x, mask, train=False)
-    )(params)
+    return turns.over_folds(
+      self._spec,
+      lambda p: self.model.apply({'params': p}, x, mask, train=False),
+      params,
+    )
 
   def _psum(self, tree: Any) -> Any:
     return jax.lax.psum(tree, self.psum_axis) if self.psum_axis else tree
@@ -281,11 +270,6 @@ def keep_best(state: RunState, improved: jax.Array) -> RunState:
     return jnp.where(improved.reshape(shape), new, old)
 
   return state.replace(best=jax.tree.map(choose, state.params, state.best))
-
-
-def _map(f: Callable[[Any], Any], xs: Any, *, apart: bool) -> Any:
-  """Maps `f` over the first axis, element by element or over all at once."""
-  return jax.lax.map(f, xs) if apart else jax.vmap(f)(xs)
 
 
 def _run_key(seed: jax.Array, fold: jax.Array) -> jax.Array:

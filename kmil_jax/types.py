@@ -71,8 +71,8 @@ class ModelSpec:
   chooser: str | None = None
   # Whether its program needs the padded length as a number; see `export`.
   fixed_length: bool = False
-  # Whether CPUs train its runs one by one on bags of any length, too; see
-  # `train.one_by_one`.
+  # Whether CPUs take its runs and folds one by one on bags of any length, too;
+  # see `turns`.
   one_by_one: bool = False
 
 

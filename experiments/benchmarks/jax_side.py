@@ -10,7 +10,7 @@ from torch import nn
 
 from data import plan as plans
 from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
-from kmil_jax import epochs, parallel, port_mil, train
+from kmil_jax import epochs, parallel, port_mil, train, turns
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.types import Plan, Recipe, Store
 
@@ -132,13 +132,16 @@ class Inference:
     dtype: Any,
   ):
     store, (length,) = store_of(cohort, dtype)
-    predict = jax.vmap(forward(model, dtype), (0, None, None))
+    say = forward(model, dtype)
 
     @jax.jit
     def program(params, store, order):
       def one(_, index):
         bag = train.take(store, index[None], length)
-        said = predict(params, bag.features[0], bag.mask[0])
+        x, mask = bag.features[0], bag.mask[0]
+        said = turns.over_folds(
+          SPECS[model], lambda fold: say(fold, x, mask), params
+        )
         return None, (said.logits, said.attention if attention else None)
 
       return jax.lax.scan(one, None, order)[1]

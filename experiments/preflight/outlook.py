@@ -15,7 +15,7 @@ from data.splits import Split
 from experiments import feed
 from experiments.cohort import Cohort
 from experiments.training import Settings
-from kmil_jax import cost, inference, parallel, train
+from kmil_jax import cost, inference, parallel, turns
 from kmil_jax.models import SPECS
 from kmil_jax.types import ModelSpec, Recipe
 
@@ -158,7 +158,7 @@ def memory(
 
   def held(stage):
     runs = stage.on_device
-    at_once = 1 if train.one_by_one(stage.spec, runs, longest) else runs
+    at_once = 1 if turns.one_by_one(stage.spec, runs, longest) else runs
     weights = runs * stage.parameters * 4 * _COPIES_HELD
     return weights + at_once * activations
 

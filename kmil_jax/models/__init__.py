@@ -20,24 +20,28 @@ SPECS = {
     loss=losses.cross_entropy,
     paper='Ilse et al., ICML 2018, eq. 9, as in Zheng et al., 2024',
     own=recipes.ABMIL,
+    one_by_one=True,
   ),
   'abmil_plain': ModelSpec(
     make=functools.partial(ABMIL, **abmil.PLAIN),
     loss=losses.cross_entropy,
     paper='Ilse et al., ICML 2018, eq. 8, as in Zheng et al., 2024',
     own=recipes.ABMIL,
+    one_by_one=True,
   ),
   'abmil_ilse': ModelSpec(
     make=functools.partial(ABMIL, **abmil.ILSE),
     loss=losses.cross_entropy,
     paper='Ilse et al., ICML 2018, eq. 9',
     own=recipes.ABMIL,
+    one_by_one=True,
   ),
   'abmil_ilse_plain': ModelSpec(
     make=functools.partial(ABMIL, **abmil.ILSE_PLAIN),
     loss=losses.cross_entropy,
     paper='Ilse et al., ICML 2018, eq. 8',
     own=recipes.ABMIL,
+    one_by_one=True,
   ),
   'dsmil': ModelSpec(
     make=DSMIL,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import training_run
 
-from kmil_jax import parallel, train
+from kmil_jax import parallel, train, turns
 from kmil_jax.models import SPECS
 from kmil_jax.types import Bags, Recipe
 
@@ -116,7 +116,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
   for name, longest in (('once', 1 << 30), ('turn', 1)):
     spec = dataclasses.replace(SPECS[model], one_by_one=False)
     monkeypatch.setitem(SPECS, model, spec)
-    monkeypatch.setattr(train, '_LONG', longest)
+    monkeypatch.setattr(turns, '_LONG', longest)
     found.append(
       training_run.run(
         tmp_path / name,
