@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from experiments.benchmarks import (
   work,
 )
 from experiments.benchmarks.trunk import Trunk
-from kmil_jax import parallel
+from kmil_jax import parallel, turns
+from kmil_jax.models import SPECS
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'inference', 'trunk', 'epoch')
@@ -119,7 +121,7 @@ class _Bench:
       'step': self._equal, 'inference': self._equal,
       'trunk': self._trunk, 'epoch': self._epoch,
     }[entry.part]  # fmt: skip
-    self._check_memory(entry)
+    self._check_memory(entry, _at_once(entry))
     with self._budget.alarm():
       ours, theirs, useful, calls = measure(entry)
     result = contest.hold(
@@ -219,10 +221,11 @@ class _Bench:
       parity.check_logits(entry.model, module, params, bag)
       self._checked.add((entry.model, len(bag)))
 
-  def _check_memory(self, entry):
+  def _check_memory(self, entry: Entry, at_once: int):
+    """Raises `_TooLarge` if training so many runs at once does not fit."""
     if entry.part not in ('step', 'epoch'):
       return
-    needed = work.memory(entry.model, entry.instances, entry.runs)
+    needed = work.memory(entry.model, entry.instances, at_once)
     there = parallel.memory_bytes()
     if needed > _MEMORY_SHARE * there:
       raise _TooLarge(
@@ -238,12 +241,18 @@ class _Bench:
       modules if train and entry.model == 'kmil' else (),
     )
     kind = torch_side.Steps if train else torch_side.Inference
-    return torch_side.forms(
+    forms = torch_side.forms(
       kind(modules, on_device, visits, self._settings.precision),
       together=entry.runs > 1 and entry.part != 'epoch',
       ragged=entry.part == 'epoch',
       compile=self._settings.compile_s > 0,
     )
+    try:
+      self._check_memory(entry, entry.runs)
+    except _TooLarge as error:
+      for form in [name for name in forms if name.startswith('vmap')]:
+        forms[form] = functools.partial(_refuse, error)
+    return forms
 
   @property
   def _dtype(self):
@@ -252,6 +261,18 @@ class _Bench:
   @property
   def _itemsize(self):
     return np.dtype(self._dtype).itemsize
+
+
+def _at_once(entry: Entry) -> int:
+  """Returns how many runs kmil_jax trains at once."""
+  if entry.model not in SPECS:
+    return 1
+  spec, runs = SPECS[entry.model], entry.runs
+  return 1 if turns.one_by_one(spec, runs, entry.instances) else runs
+
+
+def _refuse(error: Exception):
+  raise error
 
 
 def _entries(settings: Settings, device: torch.device) -> Iterator[Entry]:

@@ -52,10 +52,9 @@ def inference(
 
 
 def memory(model: str, n: int, runs: int) -> float:
-  """Bytes that all runs at once need beside the features to train on one bag.
+  """Bytes that runs at once need beside the features to train on one bag.
 
-  By XLA's own account at N = 4,096, in float32. CPUs may take the runs in
-  turn, but torch's `vmap` form does not.
+  By XLA's own account at N = 4,096, in float32.
   """
   kilobytes = {'transmil': 150, 'abmil': 16, 'dtfd': 14}.get(model, 7)
   return 1024.0 * kilobytes * n * runs

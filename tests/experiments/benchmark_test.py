@@ -2,6 +2,7 @@
 
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -154,6 +155,19 @@ def test_what_memory_does_not_hold_is_not_tried(monkeypatch):
   assert measured['rows'] == []
   (entry,) = measured['not_measured']
   assert 'GiB' in entry['reason']
+
+
+def test_what_memory_holds_one_by_one_alone_is_measured_so(monkeypatch):
+  monkeypatch.setattr(suite.parallel, 'memory_bytes', lambda: 2**23)
+  measured = measure(
+    parts=['step'], models=['abmil'], instances=[64], runs=[10]
+  )
+  if jax.default_backend() != 'cpu':  # There runs are at once.
+    assert measured['rows'] == []
+    return
+  (row,) = measured['rows']
+  assert row['torch_form'] == 'loop'
+  assert 'GiB' in row['torch_forms']['vmap']
 
 
 def test_the_fastest_form_that_works_competes():
