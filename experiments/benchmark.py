@@ -40,7 +40,8 @@ _BUDGET = flags.DEFINE_float(
 _COMPILE = flags.DEFINE_float(
   'compile_s',
   120.0,
-  'Seconds in which a form of torch must be warm; 0 leaves torch.compile out.',
+  'Seconds in which a compiled form of torch must be warm; 0 leaves'
+  ' torch.compile out.',
   0,
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'Of bags and weights.', 0)

@@ -31,7 +31,9 @@ _FEATURE_CODE = (
   'experiments/phantom_cohort.py',
   'experiments/weights.py',
   'kmil_jax/encoder.py',
+  'kmil_jax/models/convolutions.py',
   'kmil_jax/models/resnet.py',
+  'kmil_jax/models/sliding.py',
   'kmil_jax/port.py',
 )
 

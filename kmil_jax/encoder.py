@@ -81,7 +81,7 @@ def _batch_statistics(network, variables, tiles):
 def apply_trunk(
   variables: Mapping[str, Any], tiles: jax.Array, *, precision: str
 ) -> jax.Array:
-  """Returns the features [T, 1024] of tiles, four by four on CPUs.
+  """Returns the features of tiles, [T, 1024] float32; few at a time on CPUs.
 
   Args:
     variables: of `ResNet50Trunk`.

@@ -29,9 +29,10 @@ def over(f: Callable[[Any], Any], xs: Any, *, in_turn: bool) -> Any:
 
 
 def over_folds(spec: ModelSpec, f: Callable[[Any], Any], params: Any) -> Any:
-  """Predicts with R folds [R, ...], as the platform that it is compiled for.
+  """Predicts with R folds [R, ...], in turn on CPUs if the model asks for it.
 
-  Unlike `over`, also in programs that are exported for several platforms.
+  Also in programs that are exported for several platforms. Long bags alone do
+  not matter: without gradients there is little to copy.
   """
   if not spec.one_by_one:
     return jax.vmap(f)(params)

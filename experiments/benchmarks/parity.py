@@ -1,6 +1,7 @@
 """The gate: both sides must compute the same before either is timed."""
 
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -57,8 +58,8 @@ def check_trunk(
     ParityError: if a feature differs by more than 0.001 of it.
   """
   with jax.default_matmul_precision('highest'):
-    apply = jax.jit(encoder.apply_trunk, static_argnames='precision')
-    ours = apply(variables, tiles, precision='float32')
+    apply = functools.partial(encoder.apply_trunk, precision='float32')
+    ours = jax.jit(apply)(variables, tiles)
   device = next(module.parameters()).device
   with torch.inference_mode(), torch_side.exact():
     theirs = module(torch.from_numpy(tiles.transpose(0, 3, 1, 2)).to(device))

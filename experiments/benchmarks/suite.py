@@ -88,7 +88,7 @@ def run(settings: Settings, log: Callable[[str], None]) -> dict:
     for entry in _entries(settings, device):
       try:
         row, useful = bench.row(entry)
-      except (timing.OutOfTime, _TooLarge) as error:
+      except (timing.OutOfTime, contest.NoForm, _TooLarge) as error:
         missing.append(dataclasses.asdict(entry) | {'reason': str(error)})
         continue
       log(f'{entry}: {row["ratio"]:.2f}; {row["torch_forms"]}')
@@ -121,7 +121,8 @@ class _Bench:
       'step': self._equal, 'inference': self._equal,
       'trunk': self._trunk, 'epoch': self._epoch,
     }[entry.part]  # fmt: skip
-    self._check_memory(entry, _at_once(entry))
+    if excess := self._excess(entry, _at_once(entry)):
+      raise _TooLarge(excess)
     with self._budget.alarm():
       ours, theirs, useful, calls = measure(entry)
     result = contest.hold(
@@ -221,16 +222,18 @@ class _Bench:
       parity.check_logits(entry.model, module, params, bag)
       self._checked.add((entry.model, len(bag)))
 
-  def _check_memory(self, entry: Entry, at_once: int):
-    """Raises `_TooLarge` if training so many runs at once does not fit."""
+  def _excess(self, entry: Entry, at_once: int) -> str | None:
+    """Says by how much training so many runs at once is too large, or None."""
     if entry.part not in ('step', 'epoch'):
-      return
+      return None
     needed = work.memory(entry.model, entry.instances, at_once)
     there = parallel.memory_bytes()
-    if needed > _MEMORY_SHARE * there:
-      raise _TooLarge(
-        f'about {needed / 2**30:.0f} GiB of {there / 2**30:.0f} GiB'
-      )
+    if needed <= _MEMORY_SHARE * there:
+      return None
+    return (
+      f'would take about {needed / 2**30:.0f} GiB beside the features, more'
+      f' than {_MEMORY_SHARE:.0%} of {there / 2**30:.0f} GiB'
+    )
 
   def _torch(self, entry, modules, cohort, visits):
     train = entry.part != 'inference'
@@ -247,11 +250,9 @@ class _Bench:
       ragged=entry.part == 'epoch',
       compile=self._settings.compile_s > 0,
     )
-    try:
-      self._check_memory(entry, entry.runs)
-    except _TooLarge as error:
+    if excess := self._excess(entry, entry.runs):
       for form in [name for name in forms if name.startswith('vmap')]:
-        forms[form] = functools.partial(_refuse, error)
+        forms[form] = functools.partial(_refuse, excess)
     return forms
 
   @property
@@ -271,8 +272,8 @@ def _at_once(entry: Entry) -> int:
   return 1 if turns.one_by_one(spec, runs, entry.instances) else runs
 
 
-def _refuse(error: Exception):
-  raise error
+def _refuse(why: str):
+  raise MemoryError(why)
 
 
 def _entries(settings: Settings, device: torch.device) -> Iterator[Entry]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from experiments.benchmarks import contest
 from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
 from experiments.torch_baselines.abmil import ABMIL
 from experiments.torch_baselines.dsmil import DSMIL
@@ -243,9 +244,9 @@ def forms(
   """
   ways = {'': lambda f: f}
   if compile:
-    ways[', compiled'] = functools.partial(torch.compile, dynamic=ragged)
+    ways[contest.COMPILED] = functools.partial(torch.compile, dynamic=ragged)
     if work.device.type == 'cuda' and not ragged:
-      ways[', compiled, CUDA graphs'] = functools.partial(
+      ways[f'{contest.COMPILED}, CUDA graphs'] = functools.partial(
         torch.compile, dynamic=False, mode='reduce-overhead'
       )
   kinds = {'loop': work.loop} | ({'vmap': work.vmap} if together else {})

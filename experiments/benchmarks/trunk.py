@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.benchmarks import parity
+from experiments.benchmarks import contest, parity
 from experiments.torch_baselines.resnet import Bottleneck, ResNet50
 from kmil_jax import encoder, port
 
@@ -38,46 +38,43 @@ class Trunk:
     self.module = ResNet50().eval().to(device)
     state = {k: v.cpu().numpy() for k, v in self.module.state_dict().items()}
     self.variables = port.resnet50_trunk(state)
-    parity.check_trunk(self.module, self.variables, self.tiles[:2])
+    parity.check_trunk(self.module, self.variables, self.tiles[:5])
 
   def params(self) -> int:
     return sum(x.size for x in jax.tree.leaves(self.variables['params']))
 
   def ours(self) -> Callable[[], None]:
-    apply = jax.jit(encoder.apply_trunk, static_argnames='precision')
-    arguments = jax.device_put((self.variables, self.tiles))
-    return lambda: apply(
-      *arguments, precision=self.precision
-    ).block_until_ready()
+    apply = functools.partial(encoder.apply_trunk, precision=self.precision)
+    apply, arguments = jax.jit(apply), (self.variables, self.tiles)
+    arguments = jax.device_put(arguments)
+    return lambda: apply(*arguments).block_until_ready()
 
   def forms(self, *, compile: bool) -> dict[str, Callable]:
     """As `torch_side.forms`."""
     contiguous, last = torch.contiguous_format, torch.channels_last
+    folded, every = _folded(self.module), len(self.tiles)
     forms = {
-      'contiguous': (self.module, contiguous, None),
-      'channels_last': (self.module, last, None),
-      'channels_last, norms folded': (_folded(self.module), last, None),
-      # The maps of all tiles at once leave a CPU's cache.
-      'channels_last, norms folded, 4 tiles each': (
-        _folded(self.module),
-        last,
-        lambda module: lambda x: torch.cat([module(y) for y in x.split(4)]),
-      ),
+      'contiguous': (self.module, contiguous, every, False),
+      'channels_last': (self.module, last, every, False),
+      'norms folded': (folded, last, every, False),
     }
+    few = ()
+    if self.device.type == 'cpu':  # The maps of all tiles leave its cache.
+      few = (1, 2, 4, 8)
+    forms |= {f'norms folded, by {n}': (folded, last, n, False) for n in few}
     if compile:
-      forms['channels_last, norms folded, compiled'] = (
-        _folded(self.module),
-        last,
-        torch.compile,
-      )
+      forms |= {
+        f'norms folded, by {n}{contest.COMPILED}': (folded, last, n, True)
+        for n in (every, *few)
+      }
     return {
       name: functools.partial(self._theirs, *form)
       for name, form in forms.items()
     }
 
-  def _theirs(self, module, layout, wrap) -> Callable[[], None]:
+  def _theirs(self, module, layout, size, compiled) -> Callable[[], None]:
     module = copy.deepcopy(module).to(memory_format=layout)
-    call = wrap(module) if wrap else module
+    call = torch.compile(module) if compiled else module
     x = torch.from_numpy(self.tiles.transpose(0, 3, 1, 2)).to(self.device)
     x = x.contiguous(memory_format=layout)
     low = self.precision == 'bfloat16'
@@ -87,7 +84,8 @@ class Trunk:
         torch.inference_mode(),
         torch.autocast(self.device.type, torch.bfloat16, enabled=low),
       ):
-        call(x)
+        for part in x.split(size):
+          call(part)
       if self.device.type == 'cuda':
         torch.cuda.synchronize(self.device)
 

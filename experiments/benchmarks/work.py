@@ -54,7 +54,7 @@ def inference(
 def memory(model: str, n: int, runs: int) -> float:
   """Bytes that runs at once need beside the features to train on one bag.
 
-  By XLA's own account at N = 4,096, in float32.
+  By XLA's own account at N = 4,096, in float32; torch's are taken for alike.
   """
   kilobytes = {'transmil': 150, 'abmil': 16, 'dtfd': 14}.get(model, 7)
   return 1024.0 * kilobytes * n * runs

@@ -148,19 +148,23 @@ def memory(
   cohort: Cohort, stages: Sequence[_Stage], settings: Settings, streamed: bool
 ) -> int:
   """Returns the bytes that the largest stage holds on a device."""
-  longest = plans.bucket_lengths(cohort.length)[-1]
+  lengths = plans.bucket_lengths(cohort.length)
+  longest = lengths[-1]
   item = feed.item_size(settings.precision)
   bags = max(1, settings.recipe.batch // parallel.num_devices())
-  activations = bags * longest * (cohort.width + _HIDDEN) * _BACKWARD * 4
+  of_instance = bags * (cohort.width + _HIDDEN) * _BACKWARD * 4
   features = bags * longest * cohort.width * item
   if not streamed:
     features = feed.resident_bytes(cohort, settings.precision)
 
   def held(stage):
     runs = stage.on_device
-    at_once = 1 if turns.one_by_one(stage.spec, runs, longest) else runs
+    at_once = max(
+      length * (1 if turns.one_by_one(stage.spec, runs, length) else runs)
+      for length in lengths
+    )
     weights = runs * stage.parameters * 4 * _COPIES_HELD
-    return weights + at_once * activations
+    return weights + at_once * of_instance
 
   return features + max(held(stage) for stage in stages)
 

@@ -1,10 +1,8 @@
 """Convolutions that CPUs compute fast, too: as matrix products.
 
-XLA has slower programs for kernels of 1x1 on CPUs, above all for the gradient
-to the kernel: up to four times slower than the same product. It has no fast one
-for maps smaller than their kernel, nor for the gradient to the input where the
-result is smaller than the kernel: a 3x3 convolution of 32 maps of 2 x 2 x 512
-takes a second there, as one product 8 ms.
+XLA has slow programs on CPUs for kernels of 1x1, above all for the gradient to
+the kernel; for maps smaller than their kernel; and for the gradient to the
+input where the result is smaller. Figures are in BUILD_NOTES.md.
 """
 
 from collections.abc import Sequence
@@ -30,12 +28,19 @@ def convolution(
     kernel: [a, b, F, G].
     strides: of both axes.
     padding: before and after, of both axes; by name for kernels of 1x1 only.
-    **options: dimension numbers, precision, and what must be 1: dilations and
-      groups.
+    **options: as `nn.Conv` gives them: dimension numbers NHWC and HWIO,
+      precision, no dilation, one group.
 
   Returns:
     [T, h, w, G].
+
+  Raises:
+    AssertionError: for dilations and groups, and for a named padding of a
+      kernel that is not 1x1.
   """
+  chex.assert_equal(options['feature_group_count'], 1)
+  for side in ('lhs', 'rhs'):
+    chex.assert_equal(tuple(options[f'{side}_dilation']), (1, 1))
   if isinstance(padding, str):
     chex.assert_shape(kernel, (1, 1, None, None))
     padding = ((0, 0), (0, 0))

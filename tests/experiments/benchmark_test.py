@@ -158,26 +158,42 @@ def test_what_memory_does_not_hold_is_not_tried(monkeypatch):
 
 
 def test_what_memory_holds_one_by_one_alone_is_measured_so(monkeypatch):
+  if jax.default_backend() != 'cpu':
+    pytest.skip('only CPUs train runs one by one')
   monkeypatch.setattr(suite.parallel, 'memory_bytes', lambda: 2**23)
   measured = measure(
     parts=['step'], models=['abmil'], instances=[64], runs=[10]
   )
-  if jax.default_backend() != 'cpu':  # There runs are at once.
-    assert measured['rows'] == []
-    return
   (row,) = measured['rows']
   assert row['torch_form'] == 'loop'
   assert 'GiB' in row['torch_forms']['vmap']
+
+
+def test_an_entry_that_torch_cannot_do_ends_no_other(monkeypatch):
+  hold = contest.hold
+
+  def first_fails(*args, **options):
+    monkeypatch.setattr(contest, 'hold', hold)
+    raise contest.NoForm('nothing works')
+
+  monkeypatch.setattr(contest, 'hold', first_fails)
+  measured = measure(
+    parts=['inference'], models=['abmil', 'dsmil'], instances=[64], runs=[1]
+  )
+  (missing,) = measured['not_measured']
+  assert (missing['model'], missing['reason']) == ('abmil', 'nothing works')
+  assert [row['model'] for row in measured['rows']] == ['dsmil']
 
 
 def test_the_fastest_form_that_works_competes():
   def broken():
     raise ValueError('not here')
 
+  late = f'late{contest.COMPILED}'
   forms = {
     'slow': lambda: lambda: time.sleep(0.05),
     'broken': broken,
-    'late': lambda: lambda: time.sleep(60),
+    late: lambda: lambda: time.sleep(60),
     'fast': lambda: lambda: time.sleep(0.01),
   }
   result = contest.hold(
@@ -189,9 +205,9 @@ def test_the_fastest_form_that_works_competes():
   )
   assert result.torch_form == 'fast'
   assert result.torch_forms['broken'] == 'ValueError: not here'
-  assert result.torch_forms['late'] == 'out of time'
+  assert result.torch_forms[late] == 'out of time'
   assert result.torch_s > result.jax_s
-  with pytest.raises(RuntimeError, match='not here'):
+  with pytest.raises(contest.NoForm, match='not here'):
     contest.hold(
       lambda: lambda: None,
       {'broken': broken},

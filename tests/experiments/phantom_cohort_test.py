@@ -1,5 +1,8 @@
 """The external phantom is encoded by the main cohort's encoder, untouched."""
 
+import dis
+import inspect
+
 import numpy as np
 import pytest
 
@@ -79,3 +82,15 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   with pytest.raises(RuntimeError, match=r'encoder\.safetensors.* is gone'):
     phantom_cohort.make_external(str(tmp_path))
   assert not (features_dir / f'{slide}.h5').exists()
+
+
+def test_a_cache_is_of_the_code_that_the_encoder_calls():
+  called = {resnet.ResNet50Trunk, resnet.Bottleneck}
+  for module in (resnet.ResNet50Trunk, resnet.Bottleneck):
+    for step in dis.get_instructions(inspect.unwrap(module.__call__)):
+      if step.opname == 'LOAD_GLOBAL':
+        called.add(getattr(resnet, step.argval, None))
+  files = {getattr(x, '__module__', '').replace('.', '/') for x in called}
+  files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
+  assert len(files) > 1
+  assert files <= set(phantom_cohort._FEATURE_CODE)

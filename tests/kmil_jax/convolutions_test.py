@@ -48,13 +48,36 @@ def test_it_is_the_convolution():
     assert convolutions._slow(x, k, *where) == slow
 
 
-@pytest.mark.parametrize('options', [{'padding': 1}, {'strides': 2}])
-def test_a_layer_of_flax_takes_it(options):
-  side = 1 if 'strides' in options else 3
-  x = jnp.ones((1, 2, 2, 3))
+@pytest.mark.parametrize(
+  'side,options', [(3, {'padding': 1}), (1, {}), (1, {'strides': 2})]
+)
+def test_a_layer_of_flax_takes_it(side, options):
+  x = jnp.asarray(np.random.default_rng(0).random((2, 2, 2, 3)))
   usual = nn.Conv(4, (side, side), **options)
   layer = usual.clone(conv_general_dilated=convolutions.convolution)
   variables = layer.init(jax.random.key(0), x)
   want = usual.apply(variables, x)
   np.testing.assert_allclose(layer.apply(variables, x), want, atol=1e-5)
-  assert 'conv_general' not in str(jax.make_jaxpr(layer.apply)(variables, x))
+  program = str(jax.make_jaxpr(layer.apply)(variables, x))
+  own = jax.default_backend() == 'cpu'
+  assert ('conv_general' not in program) == own
+
+
+@pytest.mark.parametrize(
+  'side,options',
+  [
+    (3, {}),  # Flax pads by name.
+    (1, {'input_dilation': 2}),
+    (3, {'padding': 1, 'kernel_dilation': 2}),
+    (1, {'feature_group_count': 2}),
+  ],
+)
+def test_what_it_does_not_do_is_refused(side, options):
+  layer = nn.Conv(
+    4,
+    (side, side),
+    **options,
+    conv_general_dilated=convolutions.convolution,
+  )
+  with pytest.raises(AssertionError):
+    layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))

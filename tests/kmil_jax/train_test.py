@@ -101,7 +101,7 @@ def test_a_run_moves_only_on_bags_of_its_training_part():
 
 
 @pytest.mark.parametrize(
-  'model,batch', [('dsmil', 1), ('dtfd', 1), ('dsmil', 8)]
+  'model,batch', [('dsmil', 1), ('abmil', 1), ('dtfd', 1), ('dsmil', 8)]
 )
 def test_runs_one_by_one_learn_what_runs_at_once_do(
   tmp_path, monkeypatch, model, batch
