@@ -58,14 +58,14 @@ class Trunk:
       'channels_last': (self.module, last, every, False),
       'norms folded': (folded, last, every, False),
     }
-    few = ()
+    few, middle = (), ()
     if self.device.type == 'cpu':  # The maps of all tiles leave its cache.
-      few = (1, 2, 4, 8)
+      few, middle = (1, 2, 4, 8), (4,)
     forms |= {f'norms folded, by {n}': (folded, last, n, False) for n in few}
     if compile:
       forms |= {
         f'norms folded, by {n}{contest.COMPILED}': (folded, last, n, True)
-        for n in (every, *few)
+        for n in (every, *middle)
       }
     return {
       name: functools.partial(self._theirs, *form)
