@@ -1,8 +1,8 @@
 """Convolutions that CPUs compute fast, too: as matrix products.
 
-XLA has slow programs on CPUs for kernels of 1x1, above all for the gradient to
-the kernel; for maps smaller than their kernel; and for the gradient to the
-input where the result is smaller. Figures are in BUILD_NOTES.md.
+XLA has slow programs on CPUs for maps smaller than their kernel, for the
+gradient to the input where the result is smaller, and for kernels of 1x1.
+Figures are in BUILD_NOTES.md.
 """
 
 from collections.abc import Sequence
@@ -44,9 +44,28 @@ def convolution(
   if isinstance(padding, str):
     chex.assert_shape(kernel, (1, 1, None, None))
     padding = ((0, 0), (0, 0))
-  if jax.default_backend() == 'cpu' and _slow(x, kernel, strides, padding):
+  if jax.default_backend() == 'cpu' and _small(x, kernel, strides, padding):
     return by_product(x, kernel, strides, padding, options['precision'])
   return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def pointwise_by_product(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  **options: Any,
+) -> jax.Array:
+  """As `convolution`, and on CPUs a product where the kernel is 1x1.
+
+  For networks that are not trained here: gradients would round otherwise, and
+  small trainings hang on that (see BUILD_NOTES.md).
+  """
+  unpadded = isinstance(padding, str) or not any(map(any, padding))
+  if jax.default_backend() == 'cpu' and kernel.shape[:2] == (1, 1) and unpadded:
+    x = x[:, :: strides[0], :: strides[1]]
+    return jnp.matmul(x, kernel[0, 0], precision=options['precision'])
+  return convolution(x, kernel, strides, padding, **options)
 
 
 def by_product(
@@ -84,15 +103,15 @@ def _result(
   ]
 
 
-def _slow(
+def _small(
   x: jax.Array,
   kernel: jax.Array,
   strides: Sequence[int],
   padding: Sequence[tuple[int, int]],
 ) -> bool:
-  """Whether the kernel is 1x1, or larger than maps or the result."""
+  """Whether maps, or the result, are smaller than the kernel."""
   if max(kernel.shape[:2]) == 1:
-    return True
+    return False
   size = [n + sum(p) for n, p in zip(x.shape[1:3], padding, strict=True)]
   sides = (*x.shape[1:3], *_result(size, kernel, strides))
   return min(sides) < max(kernel.shape[:2])

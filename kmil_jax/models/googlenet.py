@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.convolutions import convolution
 from kmil_jax.models.sliding import ceil_padding, max_pool
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
@@ -59,7 +58,6 @@ class ConvNorm(nn.Module):
       use_bias=False,
       dtype=self.dtype,
       kernel_init=_narrow,
-      conv_general_dilated=convolution,
       name='conv',
     )(x)
     norm = BatchNorm(

@@ -157,16 +157,23 @@ def test_what_memory_does_not_hold_is_not_tried(monkeypatch):
   assert 'GiB' in entry['reason']
 
 
-def test_what_memory_holds_one_by_one_alone_is_measured_so(monkeypatch):
+def test_torch_does_not_train_at_once_what_memory_does_not_hold(monkeypatch):
   if jax.default_backend() != 'cpu':
     pytest.skip('only CPUs train runs one by one')
+
+  def refuse(ours, theirs, **options):
+    with pytest.raises(MemoryError, match='GiB'):
+      theirs['vmap']()
+    theirs['loop']()
+    raise contest.NoForm('looked at')
+
+  monkeypatch.setattr(contest, 'hold', refuse)
   monkeypatch.setattr(suite.parallel, 'memory_bytes', lambda: 2**23)
   measured = measure(
     parts=['step'], models=['abmil'], instances=[64], runs=[10]
   )
-  (row,) = measured['rows']
-  assert row['torch_form'] == 'loop'
-  assert 'GiB' in row['torch_forms']['vmap']
+  (missing,) = measured['not_measured']
+  assert missing['reason'] == 'looked at'
 
 
 def test_an_entry_that_torch_cannot_do_ends_no_other(monkeypatch):
