@@ -110,8 +110,6 @@ def _small(
   padding: Sequence[tuple[int, int]],
 ) -> bool:
   """Whether maps, or the result, are smaller than the kernel."""
-  if max(kernel.shape[:2]) == 1:
-    return False
   size = [n + sum(p) for n, p in zip(x.shape[1:3], padding, strict=True)]
   sides = (*x.shape[1:3], *_result(size, kernel, strides))
   return min(sides) < max(kernel.shape[:2])
