@@ -1,0 +1,137 @@
+"""The comparer finds what is not alike, and excuses no more than it should."""
+
+import copy
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from golden_comparer import Width, compare
+
+FILE = 'results/mine_s2023/predictions.csv'
+METRICS = 'results/mine_s2023/fold_0/metrics.jsonl'
+KEEP = 'results/mine_s2023/fold_0/keep/keep.h5'
+
+
+@pytest.fixture
+def record():
+  return {
+    'exit': 0,
+    'names': {'--lr': True},
+    'printed': [['0.667', '3']],
+    'files': {
+      FILE: {
+        'kind': 'csv',
+        'columns': ['slide_id', 'fold', 'pred', 'prob_a'],
+        'rows': [['x', '0', 'a', '0.51234567'], ['y', '1', 'b', '0.4']],
+      },
+      METRICS: {
+        'kind': 'jsonl',
+        'lines': [
+          {'stage': 'chooser', 'train_loss': 0.7, 'best_epoch': 0},
+          {'stage': 'model', 'train_loss': 0.6, 'best_epoch': 0},
+          {'stage': 'model', 'train_loss': 0.5, 'best_epoch': 1},
+        ],
+      },
+      KEEP: {'kind': 'h5', 'sets': {'x': {'shape': [2], 'values': [1, 0]}}},
+    },
+  }
+
+
+def found(first, second, **options):
+  width = options.pop('width', Width())
+  return [d.path for d in compare(first, second, width, **options).differences]
+
+
+def test_the_same_is_the_same(record):
+  assert found(record, copy.deepcopy(record)) == []
+
+
+def set_row(column, value):
+  return lambda record: record['files'][FILE]['rows'][0].__setitem__(
+    column, value
+  )
+
+
+@pytest.mark.parametrize(
+  'change,path',
+  [
+    (lambda r: r.update(exit=1), 'exit'),
+    (lambda r: r['names'].update({'--lr': False}), 'names/--lr'),
+    (lambda r: r['printed'][0].__setitem__(0, '0.669'), 'printed/0/0'),
+    (lambda r: r['printed'][0].__setitem__(1, '4'), 'printed/0/1'),
+    (lambda r: r['files'].pop(FILE), f'files/{FILE}'),
+    (lambda r: r['files'].update(new={'kind': 'png'}), 'files/new'),
+    (
+      lambda r: r['files'][FILE]['columns'].pop(),
+      f'files/{FILE}/columns/length',
+    ),
+    (lambda r: r['files'][FILE]['rows'].pop(), f'files/{FILE}/rows/length'),
+    (set_row(0, 'z'), f'files/{FILE}/rows/0/0'),
+    (set_row(1, '1'), f'files/{FILE}/rows/0/1'),
+    (set_row(2, 'b'), f'files/{FILE}/rows/0/2'),
+    (set_row(3, '0.51235'), f'files/{FILE}/rows/0/3'),
+    (set_row(3, 'n/a'), f'files/{FILE}/rows/0/3'),
+    (
+      lambda r: r['files'][METRICS]['lines'][1].update(train_loss=0.60001),
+      f'files/{METRICS}/lines/1/train_loss',
+    ),
+    (
+      lambda r: r['files'][METRICS]['lines'][1].pop('train_loss'),
+      f'files/{METRICS}/lines/1/train_loss',
+    ),
+  ],
+)
+def test_a_change_is_found(record, change, path):
+  other = copy.deepcopy(record)
+  change(other)
+  assert found(record, other) == [path]
+  assert found(record, other, choices=True) == [path]
+
+
+def test_rounding_is_none(record):
+  other = copy.deepcopy(record)
+  set_row(3, '0.51234600')(other)
+  other['printed'][0][0] = '0.668'
+  assert found(record, other) == []
+
+
+def test_a_wide_width_is_no_licence(record):
+  other = copy.deepcopy(record)
+  set_row(3, '0.53')(other)
+  assert found(record, other, width=Width(0.02, 0.02)) == []
+  set_row(3, '0.56')(other)
+  set_row(1, '1')(other)
+  assert len(found(record, other, width=Width(0.02, 0.02))) == 2
+  loose = Width(loose=('*predictions.csv*',))
+  assert found(record, other, width=loose) == []
+  other['files'].pop(FILE)
+  assert found(record, other, width=loose) == [f'files/{FILE}']
+
+
+def test_another_choice_excuses_only_what_follows(record):
+  other = copy.deepcopy(record)
+  other['files'][METRICS]['lines'][2].update(best_epoch=0)
+  set_row(3, '0.7')(other)
+  assert found(record, other, choices=True) == []
+  assert len(found(record, other)) == 2
+  other['files'][METRICS]['lines'][1].update(train_loss=0.61)
+  assert len(found(record, other, choices=True)) == 3
+  other = copy.deepcopy(record)
+  other['files'][KEEP]['sets']['x']['values'] = [0, 1]
+  other['files'][METRICS]['lines'][1].update(train_loss=0.61)
+  assert found(record, other, choices=True) == []
+  other['files'][METRICS]['lines'][0].update(train_loss=0.71)
+  assert len(found(record, other, choices=True)) == 4
+
+
+def test_a_flag_that_came_or_went_is_a_note():
+  path = 'results/mine_s2023/config.json'
+  one = {'files': {path: {'values': {'flags': {'lr': 0.1, 'k': 3}}}}}
+  two = {'files': {path: {'values': {'flags': {'lr': 0.1, 'new': 3}}}}}
+  outcome = compare(one, two, Width())
+  assert outcome.differences == [] and len(outcome.notes) == 2
+  two['files'][path]['values']['flags']['lr'] = 0.2
+  assert len(compare(one, two, Width()).differences) == 1
