@@ -1,0 +1,67 @@
+"""Prints the flags of the modules named on its command line, as JSON.
+
+For tests/inventory_test.py: by module, names with defaults.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import sys
+
+from absl import flags
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Importing these takes seconds: once, for all commands.
+_HEAVY = (
+  'flax.linen',
+  'jax',
+  'matplotlib.figure',
+  'openslide',
+  'optax',
+  'orbax.checkpoint',
+  'scipy.ndimage',
+  'sklearn.metrics',
+)
+
+
+def shown(default):
+  """Returns a default as the page has it."""
+  if isinstance(default, list | tuple):
+    return ','.join(default)
+  return "''" if default == '' else str(default)
+
+
+def flags_of(module):
+  """Imports a module; returns the defaults of this project's flags by name."""
+  importlib.import_module(module)
+  return {
+    flag.name: shown(flag.default)
+    for definer, some in flags.FLAGS.flags_by_module_dict().items()
+    if (file := getattr(sys.modules.get(definer), '__file__', None))
+    and ROOT in pathlib.Path(file).parents
+    for flag in some
+  }
+
+
+def main(modules):
+  """Prints the flags of modules as JSON, each imported in a fork."""
+  for name in _HEAVY:
+    importlib.import_module(name)
+  found = {}
+  for module in modules:
+    read, write = os.pipe()
+    if not os.fork():
+      with os.fdopen(write, 'w') as out:
+        json.dump(flags_of(module), out)
+        out.flush()
+        os._exit(0)  # Without the parent's handlers.
+    os.close(write)
+    with os.fdopen(read) as told:
+      found[module] = json.load(told)
+    os.wait()
+  print(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])
