@@ -32,8 +32,8 @@ _FEATURE_CODE = (
   'experiments/weights.py',
   'kmil_jax/encoder.py',
   'kmil_jax/models/convolutions.py',
+  'kmil_jax/models/cpu.py',
   'kmil_jax/models/resnet.py',
-  'kmil_jax/models/sliding.py',
   'kmil_jax/port.py',
 )
 

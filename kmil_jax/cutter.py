@@ -129,5 +129,5 @@ def _cut(
 
 def default_batch() -> int:
   """Windows per call: 64 per CPU device, else 1024."""
-  per_device = 64 if jax.default_backend() == 'cpu' else 1024
+  per_device = 64 if parallel.platform() == 'cpu' else 1024
   return per_device * parallel.num_local_devices()

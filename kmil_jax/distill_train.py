@@ -21,6 +21,7 @@ import optax
 from kmil_jax import anomaly, distill_losses, optim
 from kmil_jax.distill_runs import Run, check, orders
 from kmil_jax.encoder import PRECISIONS
+from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 
 Variables = dict[str, Any]  # 'params' and 'batch_stats'
@@ -82,10 +83,7 @@ class Distiller:
       maps = [jnp.zeros(m.shape, m.dtype) for m in map_shapes(width)]
       return self.student.init(jax.random.key(seed), maps)
 
-    # Compiled for long and run for moments: LLVM takes 40 s of a CPU, or 8.
-    hasty = {'xla_backend_optimization_level': 0}
-    on_cpu = jax.default_backend() == 'cpu'
-    self._draw = jax.jit(draw, compiler_options=hasty if on_cpu else None)
+    self._draw = jax.jit(draw, compiler_options=cpu.compiler_options())
 
   def draw(self, seed: np.ndarray) -> Variables:
     """Draws students, one of each seed [R]; NumPy leaves [R, ...]."""

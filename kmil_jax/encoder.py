@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import parallel
-from kmil_jax.models import resnet
+from kmil_jax.models import cpu, resnet
 
 # Of the last norm of a residual branch. A random branch knows nothing: at 1,
 # thirteen of them bury what the shortcut carries (see BUILD_NOTES.md).
 _BRANCH_SCALE = 0.25
-_TILES = 4  # Measured, see BUILD_NOTES.md.
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -89,11 +88,7 @@ def apply_trunk(
     precision: of the computation, a key of `PRECISIONS`.
   """
   trunk = resnet.ResNet50Trunk(dtype=PRECISIONS[precision])
-  if jax.default_backend() != 'cpu':
-    return trunk.apply(variables, tiles)
-  # The maps of more tiles leave a CPU's cache, and touch fresh memory.
-  one = lambda tile: trunk.apply(variables, tile[None])[0]
-  return jax.lax.map(one, tiles, batch_size=_TILES)
+  return cpu.map_tiles(functools.partial(trunk.apply, variables), tiles)
 
 
 def pmap_encode(
@@ -123,5 +118,5 @@ def pmap_encode(
 
 def default_batch() -> int:
   """Tiles per call: 16 per CPU device, the fastest there, else 256."""
-  per_device = 16 if jax.default_backend() == 'cpu' else 256
+  per_device = 16 if parallel.platform() == 'cpu' else 256
   return per_device * parallel.num_local_devices()

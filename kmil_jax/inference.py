@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import export, turns
-from kmil_jax.models import SPECS, kmil
+from kmil_jax import export
+from kmil_jax.models import SPECS, cpu, kmil
 from kmil_jax.models.kmil import Choice
 
 CHOOSER, MODEL = 'chooser', 'model'
@@ -99,7 +99,7 @@ class Design:
         'kept': kept,
       }
 
-    return turns.over_folds(SPECS[self.model], one_fold, _nested(weights))
+    return cpu.map_folds(SPECS[self.model], one_fold, _nested(weights))
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` for these weights as programs; see `export.lower`."""

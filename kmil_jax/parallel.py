@@ -60,6 +60,11 @@ def num_local_devices() -> int:
   return jax.local_device_count()
 
 
+def platform() -> str:
+  """Platform of the devices, as 'cpu', 'gpu' or 'tpu'."""
+  return jax.default_backend()
+
+
 def memory_bytes() -> int:
   """Memory of one device; CPU devices share the host's."""
   device = jax.local_devices()[0]

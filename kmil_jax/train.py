@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kmil_jax import optim, turns
-from kmil_jax.models import kmil
+from kmil_jax import optim
+from kmil_jax.models import cpu, kmil
 from kmil_jax.types import Bags, ModelSpec, Prediction, Recipe, Store
 
 
@@ -125,10 +125,8 @@ class Trainer:
     """
     chex.assert_rank([bags.features, bags.mask, offset], [3, 2, 1])
     length = bags.mask.shape[1]
-    runs_in_turn = turns.one_by_one(self._spec, len(state.seed), length)
-    bags_in_turn = runs_in_turn and turns.one_by_one(
-      self._spec, *bags.mask.shape
-    )
+    runs_in_turn = cpu.one_by_one(self._spec, len(state.seed), length)
+    bags_in_turn = runs_in_turn and cpu.one_by_one(self._spec, *bags.mask.shape)
     index = jnp.maximum(bags.index, 0)
     member = state.trains[:, index] & (bags.index >= 0) & state.active[:, None]
     count = self._psum(member.astype(jnp.float32).sum(1))  # [R]
@@ -156,7 +154,7 @@ class Trainer:
           return self._spec.loss(prediction, mask, label)
 
         each = bags.features, seen, bags.label, index
-        losses = turns.over(bag_loss, each, in_turn=bags_in_turn)
+        losses = cpu.map_first(bag_loss, each, in_turn=bags_in_turn)
         # Sum, then divide by the bags of all devices; psum the gradient.
         return jnp.where(member, losses, 0).sum() / jnp.maximum(count, 1)
 
@@ -169,7 +167,7 @@ class Trainer:
       )
 
     runs = (state.params, state.seed, state.fold, kept, member, count)
-    loss, grads = self._psum(turns.over(one_run, runs, in_turn=runs_in_turn))
+    loss, grads = self._psum(cpu.map_first(one_run, runs, in_turn=runs_in_turn))
     return grads, loss * count, count
 
   def update(self, state: RunState, grads: Any, count: jax.Array) -> RunState:
@@ -225,7 +223,7 @@ class Trainer:
 
   def predict(self, params: Any, x: jax.Array, mask: jax.Array) -> Prediction:
     """Returns what R runs [R, ...] say of one bag [N, D], [R, ...]."""
-    return turns.over_folds(
+    return cpu.map_folds(
       self._spec,
       lambda p: self.model.apply({'params': p}, x, mask, train=False),
       params,

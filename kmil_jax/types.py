@@ -72,7 +72,7 @@ class ModelSpec:
   # Whether its program needs the padded length as a number; see `export`.
   fixed_length: bool = False
   # Whether CPUs take its runs and folds one by one on bags of any length, too;
-  # see `turns`.
+  # see `models.cpu`.
   one_by_one: bool = False
 
 

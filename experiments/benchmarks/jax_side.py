@@ -10,8 +10,8 @@ from torch import nn
 
 from data import plan as plans
 from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
-from kmil_jax import epochs, parallel, port_mil, train, turns
-from kmil_jax.models import SPECS, kmil
+from kmil_jax import epochs, parallel, port_mil, train
+from kmil_jax.models import SPECS, cpu, kmil
 from kmil_jax.types import Plan, Recipe, Store
 
 
@@ -139,7 +139,7 @@ class Inference:
       def one(_, index):
         bag = train.take(store, index[None], length)
         x, mask = bag.features[0], bag.mask[0]
-        said = turns.over_folds(
+        said = cpu.map_folds(
           SPECS[model], lambda fold: say(fold, x, mask), params
         )
         return None, (said.logits, said.attention if attention else None)

@@ -19,8 +19,8 @@ from experiments.benchmarks import (
   work,
 )
 from experiments.benchmarks.trunk import Trunk
-from kmil_jax import parallel, turns
-from kmil_jax.models import SPECS
+from kmil_jax import parallel
+from kmil_jax.models import SPECS, cpu
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'inference', 'trunk', 'epoch')
@@ -269,7 +269,7 @@ def _at_once(entry: Entry) -> int:
   if entry.model not in SPECS:
     return 1
   spec, runs = SPECS[entry.model], entry.runs
-  return 1 if turns.one_by_one(spec, runs, entry.instances) else runs
+  return 1 if cpu.one_by_one(spec, runs, entry.instances) else runs
 
 
 def _refuse(why: str):

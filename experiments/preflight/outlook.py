@@ -15,8 +15,8 @@ from data.splits import Split
 from experiments import feed
 from experiments.cohort import Cohort
 from experiments.training import Settings
-from kmil_jax import cost, inference, parallel, turns
-from kmil_jax.models import SPECS
+from kmil_jax import cost, inference, parallel
+from kmil_jax.models import SPECS, cpu
 from kmil_jax.types import ModelSpec, Recipe
 
 _BINS = 8
@@ -113,7 +113,7 @@ def of_training(
     ' parameters of its runs + activations of the longest bag; programs and'
     ' libraries come on top)'
   )
-  if jax.default_backend() == 'cpu':
+  if parallel.platform() == 'cpu':
     here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
     yield f'of this process, so far: {_size(here)}'
   spent = seconds(cohort, splits, stages)
@@ -160,7 +160,7 @@ def memory(
   def held(stage):
     runs = stage.on_device
     at_once = max(
-      length * (1 if turns.one_by_one(stage.spec, runs, length) else runs)
+      length * (1 if cpu.one_by_one(stage.spec, runs, length) else runs)
       for length in lengths
     )
     weights = runs * stage.parameters * 4 * _COPIES_HELD
@@ -184,7 +184,7 @@ def seconds(
     np.searchsorted(buckets, cohort.length), return_counts=True
   )
   tested = np.mean([split.val.mean() for split in splits])
-  share = 1 if jax.default_backend() == 'cpu' else parallel.num_devices()
+  share = 1 if parallel.platform() == 'cpu' else parallel.num_devices()
   spent = []
   for stage in stages:
     # The devices of a CPU share its cores.

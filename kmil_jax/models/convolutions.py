@@ -1,24 +1,23 @@
-"""Convolutions that CPUs compute fast, too: as matrix products.
-
-XLA has slow programs on CPUs for maps smaller than their kernel, for the
-gradient to the input where the result is smaller, and for kernels of 1x1.
-Figures are in BUILD_NOTES.md.
-"""
+"""Convolutions and max pooling of maps: XLA's own, and on CPUs faster ones."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import chex
+from flax import linen as nn
 import jax
 from jax import lax
-import jax.numpy as jnp
+
+from kmil_jax.models import cpu
 
 
 def convolution(
   x: jax.Array,
   kernel: jax.Array,
   strides: Sequence[int],
-  padding: str | Sequence[tuple[int, int]],
+  padding: str | cpu.Padding,
+  *,
+  pointwise: bool = False,
   **options: Any,
 ) -> jax.Array:
   """As `lax.conv_general_dilated`, for `nn.Conv` to call.
@@ -28,6 +27,9 @@ def convolution(
     kernel: [a, b, F, G].
     strides: of both axes.
     padding: before and after, of both axes; by name for kernels of 1x1 only.
+    pointwise: whether unpadded kernels of 1x1 are products on CPUs, too. For
+      networks that are not trained here: gradients would round otherwise, and
+      small trainings hang on that (see BUILD_NOTES.md).
     **options: as `nn.Conv` gives them: dimension numbers NHWC and HWIO,
       precision, no dilation, one group.
 
@@ -44,72 +46,67 @@ def convolution(
   if isinstance(padding, str):
     chex.assert_shape(kernel, (1, 1, None, None))
     padding = ((0, 0), (0, 0))
-  if jax.default_backend() == 'cpu' and _small(x, kernel, strides, padding):
-    return by_product(x, kernel, strides, padding, options['precision'])
-  return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+  of_xla = lambda x, kernel: lax.conv_general_dilated(
+    x, kernel, strides, padding, **options
+  )
+  by_product = lambda x, kernel: cpu.convolve_by_product(
+    x, kernel, strides, padding, options['precision']
+  )
+  unpadded = not any(map(any, padding))
+  if cpu.is_small(x, kernel, strides, padding) or (
+    pointwise and unpadded and kernel.shape[:2] == (1, 1)
+  ):
+    return cpu.choose(by_product, of_xla, x, kernel)
+  return of_xla(x, kernel)
 
 
-def pointwise_by_product(
+def depthwise(
   x: jax.Array,
   kernel: jax.Array,
   strides: Sequence[int],
-  padding: str | Sequence[tuple[int, int]],
+  padding: cpu.Padding,
   **options: Any,
 ) -> jax.Array:
-  """As `convolution`, and on CPUs a product where the kernel is 1x1.
+  """As `lax.conv_general_dilated` of each channel, for `nn.Conv` to call.
 
-  For networks that are not trained here: gradients would round otherwise, and
-  small trainings hang on that (see BUILD_NOTES.md).
+  Args:
+    x: maps, [T, H, W, F].
+    kernel: [a, b, 1, F].
+    strides: of both axes.
+    padding: before and after, of both axes.
+    **options: as those of `convolution`, but of F groups.
+
+  Returns:
+    [T, h, w, F].
   """
-  unpadded = isinstance(padding, str) or not any(map(any, padding))
-  if jax.default_backend() == 'cpu' and kernel.shape[:2] == (1, 1) and unpadded:
-    x = x[:, :: strides[0], :: strides[1]]
-    return jnp.matmul(x, kernel[0, 0], precision=options['precision'])
-  return convolution(x, kernel, strides, padding, **options)
-
-
-def by_product(
-  x: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-  precision: lax.PrecisionLike = None,
-) -> jax.Array:
-  """Convolves by one product of all windows, side by side, with the kernel."""
-  height, width, _, out = kernel.shape
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  h, w = _result(x.shape[1:3], kernel, strides)
-  windows = [
-    x[
-      :,
-      a : a + (h - 1) * strides[0] + 1 : strides[0],
-      b : b + (w - 1) * strides[1] + 1 : strides[1],
-    ]
-    for a in range(height)
-    for b in range(width)
-  ]
-  return jnp.matmul(
-    jnp.concatenate(windows, -1), kernel.reshape(-1, out), precision=precision
+  chex.assert_equal(options['feature_group_count'], x.shape[-1])
+  return cpu.choose(
+    lambda x, kernel: cpu.depthwise_by_slices(x, kernel, strides, padding),
+    lambda x, kernel: lax.conv_general_dilated(
+      x, kernel, strides, padding, **options
+    ),
+    x,
+    kernel,
   )
 
 
-def _result(
-  size: Sequence[int], kernel: jax.Array, strides: Sequence[int]
-) -> list[int]:
-  """Returns height and width of the result for padded maps of a size."""
-  return [
-    (n - k) // s + 1
-    for n, k, s in zip(size, kernel.shape[:2], strides, strict=True)
-  ]
+def max_pool(
+  x: jax.Array, size: int, stride: int, padding: cpu.Padding = ((0, 0), (0, 0))
+) -> jax.Array:
+  """Returns the largest value in windows of `size` x `size`.
 
+  Args:
+    x: maps, [T, H, W, F].
+    size: side of the windows.
+    stride: from one window to the next.
+    padding: with values that are below all others.
 
-def _small(
-  x: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int],
-  padding: Sequence[tuple[int, int]],
-) -> bool:
-  """Whether maps, or the result, are smaller than the kernel."""
-  size = [n + sum(p) for n, p in zip(x.shape[1:3], padding, strict=True)]
-  sides = (*x.shape[1:3], *_result(size, kernel, strides))
-  return min(sides) < max(kernel.shape[:2])
+  Returns:
+    Maps, [T, h, w, F]. Where two values of a window are equally large, CPUs
+    share the gradient among them, accelerators give it to the first.
+  """
+  return cpu.choose(
+    lambda x: cpu.max_pool_by_slices(x, size, stride, padding),
+    lambda x: nn.max_pool(x, (size, size), (stride, stride), padding),
+    x,
+  )

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kmil_jax.models import cpu
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.sliding import ceil_padding, max_pool
+from kmil_jax.models.convolutions import max_pool
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -200,7 +201,7 @@ class GoogLeNet(nn.Module):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the last map, and by name those that auxiliary heads see."""
     chex.assert_rank(x, 4)
-    pool = lambda x, size=3: max_pool(x, size, 2, ceil_padding(x, size, 2))
+    pool = lambda x, size=3: max_pool(x, size, 2, _ceil_padding(x, size, 2))
     x = pool(self.conv1(x, train=train))
     x = pool(self.conv3(self.conv2(x, train=train), train=train))
     middle = {}
@@ -225,3 +226,8 @@ def _adaptive_mean(m: jax.Array, size: int) -> jax.Array:
 
   rows, columns = weights(m.shape[1]), weights(m.shape[2])
   return jnp.einsum('thwf,ih,jw->tijf', m, rows, columns)
+
+
+def _ceil_padding(x: jax.Array, size: int, stride: int) -> cpu.Padding:
+  """Returns what completes the last window of each axis (ceiling mode)."""
+  return [(0, -(n - size) % stride) for n in x.shape[1:3]]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.sliding import DepthwiseConv
+from kmil_jax.models.convolutions import depthwise
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -36,7 +36,7 @@ class ConvNorm(nn.Module):
     active: whether ReLU6 ends it.
     dtype: type of the computation.
     axis_name: see `BatchNorm`.
-    depthwise: convolve each channel by itself; the kernel is then 3x3.
+    depthwise: convolve each channel by itself; for a size of 3.
   """
 
   channels: int
@@ -50,19 +50,18 @@ class ConvNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps [T, S, S, C] to [T, ceil(S / stride), .., channels]."""
-    if self.depthwise:
-      conv = DepthwiseConv(self.stride, self.dtype, _kaiming, name='conv')
-    else:
-      conv = nn.Conv(
-        self.channels,
-        (self.size, self.size),
-        self.stride,
-        padding=self.size // 2,
-        use_bias=False,
-        dtype=self.dtype,
-        kernel_init=_kaiming,
-        name='conv',
-      )
+    conv = nn.Conv(
+      self.channels,
+      (self.size, self.size),
+      self.stride,
+      padding=self.size // 2,
+      feature_group_count=self.channels if self.depthwise else 1,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=_kaiming,
+      conv_general_dilated=depthwise if self.depthwise else None,
+      name='conv',
+    )
     norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn')
     x = norm(conv(x), use_running_average=not train)
     return nn.relu6(x) if self.active else x
@@ -96,9 +95,10 @@ class InvertedResidual(nn.Module):
     y = x
     if self.expansion != 1:
       y = layer(width, name='expand')(y, train=train)
-    y = layer(width, stride=self.stride, depthwise=True, name='depthwise')(
-      y, train=train
+    of_channels = layer(
+      width, 3, stride=self.stride, depthwise=True, name='depthwise'
     )
+    y = of_channels(y, train=train)
     y = layer(self.channels, active=False, name='project')(y, train=train)
     return x + y if x.shape == y.shape else y
 

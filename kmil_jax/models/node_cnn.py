@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.sliding import max_pool
+from kmil_jax.models.convolutions import max_pool
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 

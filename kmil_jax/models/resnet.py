@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.convolutions import convolution, pointwise_by_product
-from kmil_jax.models.sliding import max_pool
+from kmil_jax.models.convolutions import convolution, max_pool
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -207,7 +206,7 @@ class ResNet50Trunk(nn.Module):
       nn.Conv,
       use_bias=False,
       dtype=self.dtype,
-      conv_general_dilated=pointwise_by_product,
+      conv_general_dilated=functools.partial(convolution, pointwise=True),
     )
     norm = functools.partial(
       nn.BatchNorm, momentum=self.momentum, epsilon=1e-5, dtype=self.dtype

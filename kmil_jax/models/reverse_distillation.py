@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.convolutions import convolution
+from kmil_jax.models.convolutions import convolution, max_pool
 from kmil_jax.models.resnet import KAIMING, STAGES, Bottleneck
-from kmil_jax.models.sliding import max_pool
 from kmil_jax.models.upsample import Upsample
 
 # [T, S / 4, S / 4, 4 w], [T, S / 8, S / 8, 8 w], [T, S / 16, S / 16, 16 w]

@@ -6,7 +6,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-_NARROW = 128  # Measured, see BUILD_NOTES.md.
+from kmil_jax.models import cpu
 
 
 def uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -63,8 +63,7 @@ class TorchDense(nn.Module):
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns `x @ weight.T` of [..., D] and [F, D].
 
-  For gradients in reverse alone. On CPUs, that to narrow weights transposes
-  what it multiplies first, which costs little and makes the product faster.
+  For gradients in reverse alone; that to the weight is `cpu.transposed`'s.
   """
   return jnp.einsum('...d,fd->...f', x, weight)
 
@@ -75,9 +74,7 @@ def _product_fwd(x, weight):
 
 def _product_bwd(saved, grad):
   x, weight = saved
-  columns = grad.reshape(-1, grad.shape[-1]).T
-  if jax.default_backend() == 'cpu' and len(columns) <= _NARROW:
-    columns = jax.lax.optimization_barrier(columns)
+  columns = cpu.transposed(grad.reshape(-1, grad.shape[-1]))
   return grad @ weight, columns @ x.reshape(-1, x.shape[-1])
 
 

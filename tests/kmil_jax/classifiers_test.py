@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import CLASSIFIERS, sliding
+from kmil_jax.models import CLASSIFIERS
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.resnet import BasicBlock, ResNet
 
@@ -95,51 +95,6 @@ def test_head_of_the_feature_map_is_the_whole(name):
   np.testing.assert_allclose(cut.logits, whole.logits, rtol=1e-6)
   if name != 'node_cnn':
     np.testing.assert_allclose(whole.features, m.mean((1, 2)), rtol=1e-5)
-
-
-def with_gradient(function, *args):
-  square = lambda *args: (function(*args) ** 2).sum()
-  return function(*args), jax.grad(square, range(len(args)))(*args)
-
-
-def test_slices_pool_as_xla_does():
-  x = np.random.default_rng(0).normal(size=(2, 7, 10, 3)).astype(np.float32)
-  windows = [
-    (3, 2, ((1, 1), (1, 1))),
-    (3, 1, ((1, 1), (1, 1))),
-    (3, 2, sliding.ceil_padding(x, 3, 2)),
-    (2, 2, sliding.ceil_padding(x, 2, 2)),
-  ]
-  xla = lambda x, size, stride, padding: nn.max_pool(
-    x, (size, size), (stride, stride), padding
-  )
-  got, want = jax.jit(
-    lambda x: [
-      [with_gradient(lambda x: pool(x, *window), x) for window in windows]  # noqa: B023
-      for pool in (sliding.max_pool_by_slices, xla)
-    ]
-  )(x)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-6), got, want
-  )
-  assert [out.shape[1:3] for out, _ in got] == [(4, 5), (7, 10), (3, 5), (4, 5)]
-
-
-@pytest.mark.parametrize('stride', [1, 2])
-def test_slices_convolve_as_xla_does(stride):
-  rng = np.random.default_rng(0)
-  x, kernel = rng.normal(size=(2, 5, 8, 4)), rng.normal(size=(3, 3, 1, 4))
-  want = lambda x, kernel: lax.conv_general_dilated(
-    x, kernel, (stride,) * 2, ((1, 1), (1, 1)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=4,
-  )  # fmt: skip
-  got = lambda x, kernel: sliding.depthwise_by_slices(x, kernel, stride)
-  x, kernel = x.astype(np.float32), kernel.astype(np.float32)
-  ours, theirs = jax.jit(
-    lambda *args: [with_gradient(f, *args) for f in (got, want)]
-  )(x, kernel)
-  close = functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4)
-  jax.tree.map(close, ours, theirs)
 
 
 def test_batch_norm_evaluates_as_flaxs_and_keeps_unbiased_variances():

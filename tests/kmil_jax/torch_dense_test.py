@@ -29,15 +29,6 @@ def test_gradients_are_those_of_the_plain_product(shape, runs):
   )
 
 
-@pytest.mark.parametrize('features', [5, torch_dense._NARROW + 1])
-def test_cpus_transpose_what_narrow_gradients_multiply(features):
-  x, weight = jnp.ones((3, 7)), jnp.ones((features, 7))
-  gradient = jax.grad(lambda w: torch_dense.product(x, w).sum())
-  narrow = jax.default_backend() == 'cpu' and features <= torch_dense._NARROW
-  program = str(jax.make_jaxpr(gradient)(weight))
-  assert ('optimization_barrier' in program) == narrow
-
-
 def test_bfloat16_stays_bfloat16():
   x, weight = jnp.ones((3, 7), jnp.bfloat16), jnp.ones((5, 7), jnp.bfloat16)
   y, pull = jax.vjp(torch_dense.product, x, weight)

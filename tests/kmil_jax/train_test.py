@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import training_run
 
-from kmil_jax import parallel, train, turns
-from kmil_jax.models import SPECS
+from kmil_jax import parallel, train
+from kmil_jax.models import SPECS, cpu
 from kmil_jax.types import Bags, Recipe
 
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -106,27 +106,25 @@ def test_a_run_moves_only_on_bags_of_its_training_part():
 def test_runs_one_by_one_learn_what_runs_at_once_do(
   tmp_path, monkeypatch, model, batch
 ):
-  if jax.default_backend() != 'cpu':
-    pytest.skip('only CPUs train runs one by one')
   store = training_run.make_store()
   rows = store.length.sum() + training_run.LENGTHS[-1]
   keep = np.random.default_rng(1).random((10, rows)) < 0.8
   keep[:, store.offset] = True
   found = []
-  for name, longest in (('once', 1 << 30), ('turn', 1)):
-    spec = dataclasses.replace(SPECS[model], one_by_one=False)
-    monkeypatch.setitem(SPECS, model, spec)
-    monkeypatch.setattr(turns, '_LONG', longest)
-    found.append(
-      training_run.run(
-        tmp_path / name,
-        model=model,
-        batch=batch,
-        folds=tuple(range(10)),
-        epoch_count=1,
-        keep=keep,
+  spec = dataclasses.replace(SPECS[model], one_by_one=True)
+  monkeypatch.setitem(SPECS, model, spec)
+  for platform in ('cpu', 'tpu'):
+    with cpu.lowering_for(platform):
+      found.append(
+        training_run.run(
+          tmp_path / platform,
+          model=model,
+          batch=batch,
+          folds=tuple(range(10)),
+          epoch_count=1,
+          keep=keep,
+        )
       )
-    )
   jax.tree.map(close, *found)
 
 
@@ -143,12 +141,12 @@ def test_a_bag_of_other_runs_costs_a_run_nothing(apart):
     index=np.zeros(1, np.int32),
   )
   arguments = (state, bags, np.zeros(1, np.int32), 0)
-  _, loss, _ = trainer.gradients(*arguments)
+  with cpu.lowering_for('cpu'):
+    _, loss, _ = trainer.gradients(*arguments)
+    program = str(jax.make_jaxpr(trainer.gradients)(*arguments))
   np.testing.assert_array_equal(np.isfinite(loss), [False, True, False])
   assert loss[1] == 0
-  if jax.default_backend() == 'cpu':  # Nothing is computed for it, either.
-    program = str(jax.make_jaxpr(trainer.gradients)(*arguments))
-    assert ('cond[' in program) == apart
+  assert ('cond[' in program) == apart  # Nothing is computed for it, either.
 
 
 def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):

@@ -1,0 +1,294 @@
+"""Both forms of a program agree, and each platform gets its own."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+from jax import export, lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kmil_jax import epochs, train
+from kmil_jax.export import PLATFORMS
+from kmil_jax.models import SPECS, cpu, torch_dense
+from kmil_jax.models.convolutions import convolution, depthwise, max_pool
+from kmil_jax.types import Plan, Recipe, Store
+
+IN_TURN = dataclasses.replace(SPECS['dsmil'], one_by_one=True)
+AT_ONCE = dataclasses.replace(SPECS['dsmil'], one_by_one=False)
+RAISED = ((1, 1), (1, 1))
+OPTIONS = {
+  'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'),
+  'lhs_dilation': (1, 1),
+  'rhs_dilation': (1, 1),
+  'precision': None,
+}
+
+
+def convolved(x, kernel, stride=1, padding=0, form=convolution, **options):
+  options = {'feature_group_count': 1} | OPTIONS | options
+  return form(x, kernel, (stride,) * 2, ((padding,) * 2,) * 2, **options)
+
+
+def case(name, f, *shapes, cpus, others):
+  """A program, and operations that only CPUs, or only others, have in it."""
+  return pytest.param(f, shapes, cpus, others, id=name)
+
+
+case_of_conv = functools.partial(case, cpus='dot_general', others='convolution')
+case_of_pool = functools.partial(case, cpus='divide', others='reduce_window')
+CASES = [
+  *(
+    case_of_conv(
+      f'maps of {h} x {w} under a kernel of {k}',
+      functools.partial(convolved, stride=stride, padding=padding),
+      (2, h, w, 5),
+      (k, k, 5, 4),
+    )
+    for h, w, k, stride, padding in [
+      (2, 2, 3, 1, 1),
+      (3, 3, 3, 2, 1),
+      (1, 4, 5, 2, 2),
+    ]
+  ),
+  *(
+    case_of_conv(
+      f'pointwise, every {stride}',
+      functools.partial(convolved, stride=stride, pointwise=True),
+      (2, 5, 4, 3),
+      (1, 1, 3, 4),
+    )
+    for stride in (1, 2)
+  ),
+  *(
+    case(
+      f'of each channel, every {stride}',
+      functools.partial(
+        convolved,
+        stride=stride,
+        padding=1,
+        form=depthwise,
+        feature_group_count=4,
+      ),
+      (2, 5, 8, 4),
+      (3, 3, 1, 4),
+      cpus='slice',
+      others='convolution',
+    )
+    for stride in (1, 2)
+  ),
+  *(
+    case_of_pool(
+      f'windows of {size}, every {stride}, {padding}',
+      functools.partial(max_pool, size=size, stride=stride, padding=padding),
+      (2, 7, 10, 3),
+    )
+    for size, stride, padding in [
+      (3, 2, RAISED),
+      (3, 1, RAISED),
+      (3, 2, ((0, 0), (0, 1))),
+      (2, 2, ((0, 1), (0, 0))),
+    ]
+  ),
+  case(
+    'dense',
+    torch_dense.product,
+    (2, 3, 7),
+    (5, 7),
+    cpus='optimization_barrier',
+    others=None,
+  ),
+  case(
+    'dense of two runs',
+    jax.vmap(torch_dense.product),
+    (2, 3, 7),
+    (2, 5, 7),
+    cpus='optimization_barrier',
+    others=None,
+  ),
+  case(
+    'folds',
+    lambda x, w: cpu.map_folds(IN_TURN, lambda w: {'y': x @ w}, w),
+    (5, 3),
+    (4, 3, 2),
+    cpus='while',
+    others=None,
+  ),
+  case(
+    'tiles',
+    lambda x, w: cpu.map_tiles(lambda x: jnp.einsum('thc,cd->thd', x, w), x),
+    (9, 4, 3),
+    (3, 2),
+    cpus='while',
+    others=None,
+  ),
+]
+
+
+def with_gradients(f):
+  def run(*args):
+    y, pull = jax.vjp(f, *args)
+    return y, pull(jax.tree.map(jnp.sin, y))
+
+  return jax.jit(run)
+
+
+def program(f, args, *platforms):
+  """`f`, lowered for all of the platforms."""
+  with cpu.lowering_for(platforms[0] if len(platforms) == 1 else None):
+    return export.export(f, platforms=platforms)(*args)
+
+
+def close(a, b):
+  close = functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4)
+  jax.tree.map(close, a, b)
+
+
+@pytest.mark.parametrize('f,shapes,cpus,others', CASES)
+def test_forms_agree_and_go_to_their_platforms(f, shapes, cpus, others):
+  rng = np.random.default_rng(0)
+  args = [np.float32(rng.normal(size=shape)) for shape in shapes]
+  f = with_gradients(f)
+  found = []
+  for platform in ('cpu', 'tpu'):
+    with cpu.lowering_for(platform):
+      found.append(f(*args))
+  close(*found)
+
+  of_all = program(f, args, *PLATFORMS)
+  close(of_all.call(*args), found[0])
+  has = lambda program: {
+    name for name in (cpus, others) if f'stablehlo.{name}' in program
+  }
+  assert has(of_all.mlir_module()) == {cpus, others} - {None}
+  for platform in PLATFORMS:
+    alone = program(f, args, platform).mlir_module()
+    assert has(alone) == {cpus if platform == 'cpu' else others} - {None}
+
+
+@pytest.mark.parametrize(
+  'f,shapes',
+  [
+    (functools.partial(convolved, padding=1), [(2, 4, 3, 5), (3, 3, 5, 4)]),
+    (functools.partial(convolved, stride=2), [(2, 5, 4, 3), (1, 1, 3, 4)]),
+    (torch_dense.product, [(3, 7), (cpu._NARROW + 1, 7)]),
+    (lambda w: cpu.map_folds(AT_ONCE, jnp.sin, w), [(4, 3)]),
+  ],
+)
+def test_what_suits_cpus_too_has_one_form(f, shapes):
+  args = [np.zeros(shape, np.float32) for shape in shapes]
+  texts = {
+    program(with_gradients(f), args, platform).mlir_module()
+    for platform in ('cpu', 'tpu')
+  }
+  assert len(texts) == 1
+
+
+def test_slices_of_each_channel_are_of_any_kernel():
+  x, kernel = jnp.arange(60.0).reshape(1, 5, 6, 2), jnp.ones((2, 3, 1, 2))
+  where = (2, 1), ((0, 1), (2, 1))
+  np.testing.assert_allclose(
+    cpu.depthwise_by_slices(x, kernel, *where),
+    lax.conv_general_dilated(
+      x,
+      kernel,
+      *where,
+      feature_group_count=2,
+      dimension_numbers=OPTIONS['dimension_numbers'],
+    ),
+  )
+
+
+def test_a_program_is_traced_anew_for_another_platform():
+  f = jax.jit(lambda x: cpu.choose(jnp.sin, jnp.cos, x))
+  for platform, want in (('cpu', 0.0), ('cuda', 1.0), ('cpu', 0.0)):
+    with cpu.lowering_for(platform):
+      assert f(0.0) == want
+  assert f(0.0) == (0.0 if jax.default_backend() == 'cpu' else 1.0)
+
+
+def test_choices_within_a_form_do_not_multiply():
+  inner = lambda x: cpu.choose(jnp.sin, jnp.cos, x)
+  outer = lambda x: cpu.choose(inner, lambda x: inner(x) + 1, x)
+  found = program(jax.jit(outer), (np.float32(0),), *PLATFORMS)
+  text = found.mlir_module()
+  assert text.count('stablehlo.sine') == text.count('stablehlo.cosine') == 1
+
+
+def test_runs_go_one_by_one_on_cpus_alone():
+  for spec, count, length, want in [
+    (AT_ONCE, 10, 256, False),
+    (AT_ONCE, 10, 4096, True),
+    (AT_ONCE, 1, 256, True),
+    (IN_TURN, 10, 256, True),
+  ]:
+    for platform in PLATFORMS:
+      with cpu.lowering_for(platform):
+        in_turn = cpu.one_by_one(spec, count, length)
+        assert in_turn == (want and platform == 'cpu')
+  with (
+    cpu.lowering_for(None),
+    pytest.raises(ValueError, match='one platform at a time'),
+  ):
+    cpu.one_by_one(IN_TURN, 10, 256)
+
+
+def test_options_of_the_compiler_are_for_cpus():
+  for platform, given in (('cpu', True), ('tpu', False), (None, False)):
+    with cpu.lowering_for(platform):
+      assert bool(cpu.compiler_options()) == given
+
+
+def epoch_of(model, length, *, runs=3, bags=4, width=8):
+  """An epoch of training on one device, and what it is called with."""
+
+  class OneDevice:
+    """The layout that takes the epoch's functions as they are."""
+
+    pmap_train = staticmethod(lambda step: step)
+    pmap_eval = staticmethod(lambda step: None)
+
+  place = np.arange(bags, dtype=np.int32)
+  store = Store(
+    features=np.zeros(((bags + 1) * length, width), np.float32),
+    offset=place * length,
+    length=np.full_like(place, length),
+    label=place % 3,
+  )
+  trainer = train.Trainer(SPECS[model], Recipe(), 3)
+  state = trainer.init(
+    width,
+    seed=np.zeros(runs),
+    fold=np.arange(runs),
+    trains=np.ones((runs, bags), bool),
+  )
+  plan = Plan(
+    epoch=np.int32(0), bucket=np.zeros_like(place), index=place[:, None]
+  )
+  program = epochs.Resident(trainer, OneDevice(), store, (length,))
+  return program._train, (state, store, plan)
+
+
+@pytest.mark.parametrize(
+  'model,length,in_turn',
+  [('dsmil', 2048, True), ('dsmil', 64, False), ('abmil', 64, True)],
+)
+def test_an_epoch_is_lowered_for_its_platform(model, length, in_turn):
+  epoch, args = epoch_of(model, length)
+  for platform in PLATFORMS:
+    text = program(jax.jit(epoch), args, platform).mlir_module()
+    loops = text.count('stablehlo.while')
+    # The products of three runs have an axis for them.
+    batched = re.findall(r'dot_general.*batching_dims = \[0\].*<3x', text)
+    if platform == 'cpu':
+      assert (loops > 1, not batched) == (in_turn, in_turn)
+      assert text.count('stablehlo.case') == in_turn
+      assert 'stablehlo.optimization_barrier' in text
+    else:
+      assert loops == 1  # Over the steps.
+      assert batched
+      for word in ('case', 'if', 'optimization_barrier'):
+        assert f'stablehlo.{word}"' not in text
+        assert f'stablehlo.{word} ' not in text
