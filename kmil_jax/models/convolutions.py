@@ -7,6 +7,7 @@ import chex
 from flax import linen as nn
 import jax
 from jax import lax
+import numpy as np
 
 from kmil_jax.models import cpu
 
@@ -24,23 +25,25 @@ def convolution(
 
   Args:
     x: maps, [T, H, W, F].
-    kernel: [a, b, F, G].
+    kernel: [a, b, F, G], or [a, b, 1, F] to convolve each channel by itself.
     strides: of both axes.
     padding: before and after, of both axes; by name for kernels of 1x1 only.
     pointwise: whether unpadded kernels of 1x1 are products on CPUs, too. For
       networks that are not trained here: gradients would round otherwise, and
       small trainings hang on that (see BUILD_NOTES.md).
     **options: as `nn.Conv` gives them: dimension numbers NHWC and HWIO,
-      precision, no dilation, one group.
+      precision, no dilation, one group or F.
 
   Returns:
     [T, h, w, G].
 
   Raises:
-    AssertionError: for dilations and groups, and for a named padding of a
-      kernel that is not 1x1.
+    AssertionError: for dilations, groups of several channels, and a named
+      padding of a kernel that is not 1x1.
   """
-  chex.assert_equal(options['feature_group_count'], 1)
+  groups = options['feature_group_count']
+  if groups > 1:
+    chex.assert_equal((x.shape[-1], kernel.shape[-1]), (groups, groups))
   for side in ('lhs', 'rhs'):
     chex.assert_equal(tuple(options[f'{side}_dilation']), (1, 1))
   if isinstance(padding, str):
@@ -49,45 +52,13 @@ def convolution(
   of_xla = lambda x, kernel: lax.conv_general_dilated(
     x, kernel, strides, padding, **options
   )
-  by_product = lambda x, kernel: cpu.convolve_by_product(
+  by_slices = lambda x, kernel: cpu.convolve(
     x, kernel, strides, padding, options['precision']
   )
-  unpadded = not any(map(any, padding))
-  if cpu.is_small(x, kernel, strides, padding) or (
-    pointwise and unpadded and kernel.shape[:2] == (1, 1)
-  ):
-    return cpu.choose(by_product, of_xla, x, kernel)
+  product = pointwise and kernel.shape[:2] == (1, 1) and not np.any(padding)
+  if groups > 1 or product or cpu.is_small(x, kernel, strides, padding):
+    return cpu.choose(by_slices, of_xla, x, kernel)
   return of_xla(x, kernel)
-
-
-def depthwise(
-  x: jax.Array,
-  kernel: jax.Array,
-  strides: Sequence[int],
-  padding: cpu.Padding,
-  **options: Any,
-) -> jax.Array:
-  """As `lax.conv_general_dilated` of each channel, for `nn.Conv` to call.
-
-  Args:
-    x: maps, [T, H, W, F].
-    kernel: [a, b, 1, F].
-    strides: of both axes.
-    padding: before and after, of both axes.
-    **options: as those of `convolution`, but of F groups.
-
-  Returns:
-    [T, h, w, F].
-  """
-  chex.assert_equal(options['feature_group_count'], x.shape[-1])
-  return cpu.choose(
-    lambda x, kernel: cpu.depthwise_by_slices(x, kernel, strides, padding),
-    lambda x, kernel: lax.conv_general_dilated(
-      x, kernel, strides, padding, **options
-    ),
-    x,
-    kernel,
-  )
 
 
 def max_pool(

@@ -1,11 +1,12 @@
-"""Programs that CPUs alone take, and the switch between them and the others.
+"""Programs that only CPUs take, and the one place that chooses them.
 
-XLA's CPU backend is many times slower than need be on some programs that suit
-accelerators; here stand those that CPUs take instead. Figures are in
-BUILD_NOTES.md.
+Some programs that suit accelerators are many times slower than necessary when
+XLA compiles them for CPUs. `choose` gives CPUs the forms below instead,
+whatever the host that lowers the program. Figures are in BUILD_NOTES.md.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import functools
 from typing import Any
 
@@ -29,11 +30,13 @@ _DEVICES, _ACCELERATOR = 'devices', 'accelerator'
 _platform = jax.make_user_context(_DEVICES)
 
 
-def lowering_for(platform: str | None) -> Any:
+def lowering_for(
+  platform: str | None,
+) -> contextlib.AbstractContextManager[None]:
   """Sets the platform that programs traced in this context are lowered for.
 
-  Outside, it is that of the devices. Trace or export inside the context:
-  entering it does not change a program that is already lowered.
+  Outside, it is that of the devices. A program must be traced inside. JAX
+  traces a function anew where the platform changes, but what is lowered stays.
 
   Args:
     platform: as JAX calls it: 'cpu', 'cuda', 'rocm' or 'tpu'; None for several
@@ -45,7 +48,9 @@ def lowering_for(platform: str | None) -> Any:
   return _platform(platform)
 
 
-def choose(cpu: Callable[..., Any], other: Callable[..., Any], *args: Any):
+def choose(
+  cpu: Callable[..., Any], other: Callable[..., Any], *args: Any
+) -> Any:
   """Returns `cpu(*args)` lowered for CPUs, `other(*args)` for other platforms.
 
   For a single platform only its own form is traced. For several both are, each
@@ -86,7 +91,7 @@ def one_by_one(spec: ModelSpec, count: int, length: int) -> bool:
   platform = _lowered_for()
   if platform is None:
     raise ValueError(
-      'a training is lowered for one platform at a time. Name it to'
+      'Training is lowered for one platform at a time. Name it to'
       ' lowering_for.'
     )
   in_turn = count == 1 or length >= _LONG or spec.one_by_one
@@ -108,7 +113,9 @@ def map_folds(spec: ModelSpec, f: Callable[[Any], Any], params: Any) -> Any:
   return choose(functools.partial(lax.map, f), jax.vmap(f), params)
 
 
-def map_tiles(f: Callable[[jax.Array], jax.Array], tiles: jax.Array):
+def map_tiles(
+  f: Callable[[jax.Array], jax.Array], tiles: jax.Array
+) -> jax.Array:
   """Returns `f(tiles)` of tiles [T, ...] that do not depend on each other.
 
   CPUs take few at a time: the maps of more of them leave a CPU's cache, and
@@ -122,7 +129,7 @@ def map_tiles(f: Callable[[jax.Array], jax.Array], tiles: jax.Array):
 def compiler_options() -> dict[str, Any] | None:
   """Returns options for what compiles for long and runs for moments.
 
-  LLVM takes 40 s of a CPU for the start of a student, with these 8.
+  LLVM takes 40 s to compile the start of a student, and 8 s with these.
   """
   quick = {'xla_backend_optimization_level': 0}
   return quick if _lowered_for() == 'cpu' else None
@@ -139,40 +146,42 @@ def transposed(x: jax.Array) -> jax.Array:
   return choose(lax.optimization_barrier, lambda x: x, x.T)
 
 
-def convolve_by_product(
+def convolve(
   x: jax.Array,
   kernel: jax.Array,
   strides: Sequence[int],
   padding: Padding,
   precision: lax.PrecisionLike = None,
 ) -> jax.Array:
-  """Convolves by one product of all windows, side by side, with the kernel.
+  """As `convolutions.convolution`: slices of the map times the kernel.
 
-  XLA is slow on maps smaller than their kernel, in the gradient to the input
-  where the result is smaller, and on kernels of 1x1.
+  There is a slice for every place in a window. They are multiplied side by
+  side, in one product, or one after the other where each channel is convolved
+  by itself. XLA is slow on maps smaller than their kernel, in the gradient to
+  the input where the result is smaller, and on kernels of 1x1.
   """
-  windows = jnp.concatenate(_slices(x, kernel, strides, padding), -1)
-  kernel = kernel.reshape(-1, kernel.shape[-1])
-  return jnp.matmul(windows, kernel, precision=precision)
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  height, width = kernel.shape[:2]
+  rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+  slices = [
+    x[:, a : a + rows : strides[0], b : b + columns : strides[1]]
+    for a in range(height)
+    for b in range(width)
+  ]
+  weights = kernel.reshape(-1, kernel.shape[-1])
+  if kernel.shape[2] < x.shape[-1]:
+    return sum(map(jnp.multiply, slices, weights))
+  windows = jnp.concatenate(slices, -1)
+  return jnp.matmul(windows, weights, precision=precision)
 
 
 def is_small(
   x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding
 ) -> bool:
   """Whether maps, or their convolution, are smaller than the kernel."""
-  size = [n + sum(p) for n, p in zip(x.shape[1:3], padding, strict=True)]
-  sides = (*x.shape[1:3], *_result(size, kernel, strides))
+  axes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
+  sides = [min(n, (n + sum(p) - k) // s + 1) for n, k, s, p in axes]
   return min(sides) < max(kernel.shape[:2])
-
-
-def _result(
-  size: Sequence[int], kernel: jax.Array, strides: Sequence[int]
-) -> list[int]:
-  """Returns height and width of the result for padded maps of a size."""
-  return [
-    (n - k) // s + 1
-    for n, k, s in zip(size, kernel.shape[:2], strides, strict=True)
-  ]
 
 
 def max_pool_by_slices(
@@ -181,7 +190,7 @@ def max_pool_by_slices(
   """As `convolutions.max_pool`: of the largest of every row, the largest."""
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
   for axis in (1, 2):
-    end = (x.shape[axis] - size) // stride * stride + 1
+    end = x.shape[axis] - size + 1
     x = functools.reduce(
       jnp.maximum,
       [
@@ -190,29 +199,3 @@ def max_pool_by_slices(
       ],
     )
   return x
-
-
-def depthwise_by_slices(
-  x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding
-) -> jax.Array:
-  """As `convolutions.depthwise`: a sum of shifted slices of the map."""
-  slices = _slices(x, kernel, strides, padding)
-  weights = kernel.reshape(-1, kernel.shape[-1])
-  return sum(map(jnp.multiply, slices, weights), jnp.zeros((), x.dtype))
-
-
-def _slices(
-  x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding
-) -> list[jax.Array]:
-  """Returns what each place of the kernel is multiplied with, [T, h, w, F]."""
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  h, w = _result(x.shape[1:3], kernel, strides)
-  return [
-    x[
-      :,
-      a : a + (h - 1) * strides[0] + 1 : strides[0],
-      b : b + (w - 1) * strides[1] + 1 : strides[1],
-    ]
-    for a in range(kernel.shape[0])
-    for b in range(kernel.shape[1])
-  ]

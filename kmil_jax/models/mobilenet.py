@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.convolutions import depthwise
+from kmil_jax.models.convolutions import convolution
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -59,7 +59,7 @@ class ConvNorm(nn.Module):
       use_bias=False,
       dtype=self.dtype,
       kernel_init=_kaiming,
-      conv_general_dilated=depthwise if self.depthwise else None,
+      conv_general_dilated=convolution,
       name='conv',
     )
     norm = BatchNorm(axis_name=self.axis_name, dtype=self.dtype, name='bn')

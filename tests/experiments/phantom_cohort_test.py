@@ -93,5 +93,5 @@ def test_a_cache_is_of_the_code_that_the_encoder_calls():
   files = {getattr(x, '__module__', '').replace('.', '/') for x in called}
   files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
   assert len(files) > 1
-  files.add('kmil_jax/models/cpu.py')  # Which convolutions and pools call.
+  files.add('kmil_jax/models/cpu.py')  # Called by both.
   assert files <= set(phantom_cohort._FEATURE_CODE)
