@@ -91,8 +91,7 @@ def one_by_one(spec: ModelSpec, count: int, length: int) -> bool:
   platform = _lowered_for()
   if platform is None:
     raise ValueError(
-      'Training is lowered for one platform at a time. Name it to'
-      ' lowering_for.'
+      'Training is lowered for one platform at a time. Name it to lowering_for.'
     )
   in_turn = count == 1 or length >= _LONG or spec.one_by_one
   return platform == 'cpu' and in_turn
