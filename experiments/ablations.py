@@ -14,6 +14,7 @@ from experiments import (
   ablation_settings,
   common,
   crossval,
+  progress,
   settings as setting_flags,
   start,
   summaries,
@@ -58,7 +59,7 @@ def _run() -> None:
     for name, choice in choices.items()
     for fold in range(len(splits))
   ]
-  crossval.complete(
+  crossval.train_folds(
     cohort, splits, runs, range(len(runs)), settings, root, attention=False
   )
   if parallel.is_first():
@@ -69,6 +70,7 @@ def _run() -> None:
       print(f'{name:14} ' + tables.one_line(summary['metrics']))
     print(f'results in {root}')
   parallel.wait_for_all('end')
+  progress.raise_if_diverged([run.folder for run in runs])
 
 
 main = start.script(_run, common.ERRORS)

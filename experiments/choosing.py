@@ -7,13 +7,13 @@ import jax
 import numpy as np
 
 from experiments.feed import Feed
-from kmil_jax import train
 from kmil_jax.models import kmil
+from kmil_jax.tasks.bags import BagTask
 
 
 def choose(
   feed: Feed,
-  chooser: train.Trainer,
+  chooser: BagTask,
   params: Any,
   first: np.ndarray,
   choices: Sequence[kmil.Choice],
@@ -34,7 +34,7 @@ def choose(
 
   @jax.jit
   def keys(params, x, mask):
-    logits = chooser.predict(params, x, mask).instance_logits
+    logits = chooser.predict_bag(params, x, mask).instance_logits
     return [
       jax.vmap(
         lambda logits, choice=choice: kmil.key_instances(

@@ -8,14 +8,14 @@ import shutil
 import numpy as np
 
 from data import splits as split_files
-from experiments import maps, predictions, saved_models, training
+from experiments import maps, predictions, progress, saved_models, training
 from experiments.cohort import Cohort
 from experiments.feed import Feed
 from experiments.training import Run, Settings
 from kmil_jax import parallel
 
 
-def complete(
+def train_folds(
   cohort: Cohort,
   splits: Sequence[split_files.Split],
   runs: Sequence[Run],
@@ -28,7 +28,9 @@ def complete(
   """Trains those of the runs asked for that are not done.
 
   A run is done when its folder holds `predictions.csv`. A training that was
-  killed goes on with the runs it began with.
+  killed goes on with the runs it began with. A run that diverged is recorded,
+  see `progress.raise_if_diverged`; it has no predictions if it did so before an
+  epoch could be kept.
 
   Args:
     cohort: to train and test on.
@@ -47,6 +49,11 @@ def complete(
   state_dir = folder / 'state' / _name(todo)
   trained = training.train_runs(feed, splits, chosen, settings, state_dir)
   for r, run in enumerate(chosen):
+    if parallel.is_first():
+      kept = -1 if trained.lost[r] else int(trained.best_epoch[r])
+      progress.record_divergence(run.folder, trained.diverged[r], kept)
+    if trained.lost[r]:
+      continue
     # All processes: Orbax waits for each of them.
     saved_models.save(run.folder, trained, r)
     if parallel.is_first():
@@ -63,6 +70,8 @@ def complete(
       # Last: a run with predictions is done.
       path = run.folder / 'predictions.csv'
       predictions.write(path, run.fold, parts, cohort.classes)
+  if trained.lost.all():
+    progress.raise_if_diverged([run.folder for run in chosen])
   if parallel.is_first():
     for name, places in _unfinished(folder).items():
       if not _left(runs, places):

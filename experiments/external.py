@@ -48,7 +48,10 @@ def evaluate(
     settings: of the training.
   """
   path = lambda fold: folder / f'fold_{fold}' / 'external.csv'
-  missing = parallel.agree([not path(fold).exists() for fold in folds])
+  trained = lambda fold: path(fold).with_name('predictions.csv').exists()
+  missing = parallel.agree(
+    [trained(fold) and not path(fold).exists() for fold in folds]
+  )
   todo = [f for f, lacks in zip(folds, missing, strict=True) if lacks]
   if not todo:
     return

@@ -9,8 +9,10 @@ import numpy as np
 from data import plan as plans
 from data.features import FeatureError
 from experiments.cohort import Cohort
-from kmil_jax import epochs, parallel, train
-from kmil_jax.types import Store
+from kmil_jax import parallel
+from kmil_jax.programs import Program
+from kmil_jax.tasks.bags import BagLoader, BagTask
+from kmil_jax.types import Plan, Recipe, Store
 
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
@@ -93,12 +95,42 @@ class Feed:
       yield self.store.features[rows]
 
   def program(
-    self, trainer: train.Trainer, layout: epochs.Layout
-  ) -> epochs.Resident | epochs.Streamed:
-    """Returns epochs of `trainer` over this cohort."""
-    if self.store.features is None:
-      return epochs.Streamed(trainer, layout, self.store, self.read)
-    return epochs.Resident(trainer, layout, self.store, self.buckets)
+    self,
+    task: BagTask,
+    num_runs: int,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    trains: np.ndarray | None = None,
+  ) -> Program:
+    """Returns epochs of a task over this cohort.
+
+    Args:
+      task: what is trained.
+      num_runs: R.
+      recipe: of the task.
+      seed: of the order of bags.
+      trains: training parts of the runs, bool [R, n]; None to evaluate alone.
+    """
+
+    def plan(epoch):
+      bucket, index = plans.plan_epoch(
+        self.cohort.length,
+        self.buckets,
+        # Batches of several bags must not depend on which folds are trained.
+        visit=trains.any(0) | (recipe.batch > 1),
+        batch=recipe.batch,
+        seed=seed,
+        epoch=epoch if recipe.shuffle else 0,
+      )
+      return Plan(bucket=bucket, index=index)
+
+    return Program(
+      task,
+      num_runs,
+      BagLoader(self.store, self.buckets, plan, self.read),
+      layout=parallel.layout(recipe.batch),
+    )
 
   def _load(self, rows: int) -> np.ndarray:
     flat = np.zeros((rows, self.cohort.width), self.dtype)

@@ -17,7 +17,7 @@ from absl import app, flags
 
 from data.labelled_tiles import TileError
 from data.slides import SlideError
-from experiments import provenance, recipe_flags, start
+from experiments import progress, provenance, recipe_flags, start
 from experiments.few_shot_parts import (
   cohort as cohorts,
   paper,
@@ -33,7 +33,7 @@ from experiments.preflight import tiles as preflight
 from experiments.preflight.flag import CHECK
 from experiments.slide_scores.scoring import ScoreError
 from kmil_jax import cores, distill_losses, parallel, port
-from kmil_jax.distill_runs import NORMAL, DistillError
+from kmil_jax.tasks.distill import NORMAL, DistillError
 
 _STAGE = flags.DEFINE_enum(
   'stage',
@@ -165,6 +165,8 @@ def _run() -> None:
     found = slides.run(folder, cohort, study, options)
     report.of_slides(folder, cohort, found)
   print(f'results: {folder}')
+  folders = [job.folder(folder) for job in training.jobs(study, options)]
+  progress.raise_if_diverged(folders)
 
 
 def _cohort() -> tuple[Cohort, bool]:

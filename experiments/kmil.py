@@ -20,6 +20,7 @@ from experiments import (
   external,
   figures,
   maps,
+  progress,
   settings as setting_flags,
   start,
   summaries,
@@ -102,7 +103,7 @@ def _run() -> None:
     Run(folder / f'fold_{fold}', fold, settings.choice)
     for fold in range(len(splits))
   ]
-  crossval.complete(
+  crossval.train_folds(
     cohort, splits, runs, asked, settings, folder, attention=True
   )
   if second:
@@ -127,6 +128,7 @@ def _run() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f'results in {folder}; peak memory {peak:.1f} GiB')
   parallel.wait_for_all('end')
+  progress.raise_if_diverged([runs[fold].folder for fold in asked])
   if faults:
     sys.exit('error: slides without a heat map:\n' + '\n'.join(faults))
 

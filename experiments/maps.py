@@ -12,11 +12,11 @@ from experiments import files
 from experiments.cohort import Cohort
 from experiments.feed import Feed
 from experiments.slide_maps import heat_map, tile_scores
-from experiments.training import Trained
+from experiments.training import FoldResults
 
-# Compiled once for all folds: a trainer is its own key.
+# Compiled once for all folds: a task is its own key.
 _predict = jax.jit(
-  lambda trainer, *args: trainer.predict(*args), static_argnums=0
+  lambda task, *args: task.predict_bag(*args), static_argnums=0
 )
 
 
@@ -24,7 +24,7 @@ def write(
   folder: pathlib.Path,
   feed: Feed,
   rows: np.ndarray,
-  trained: Trained,
+  trained: FoldResults,
   run: int,
 ) -> None:
   """Stores what one fold's model sees in each of its test slides.
@@ -52,7 +52,7 @@ def write(
     kept[:length] = True
     if trained.keep is not None:
       kept[:length] = trained.keep[run, offset : offset + length]
-    said = jax.device_get(_predict(trained.trainer, params, x[0], kept))
+    said = jax.device_get(_predict(trained.task, params, x[0], kept))
     arrays = {
       'attention': said.attention[0, :length],
       # By JAX each new length of a bag would be compiled for.

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from data import atomic
 from kmil_jax import port, port_patch
-from kmil_jax.patch_train import Variables
+from kmil_jax.train import Variables
 from kmil_jax.types import PatchRecipe
 
 _EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.labelled_tiles import LabelledTiles
 from kmil_jax import models, parallel, port, selection
-from kmil_jax.patch_train import PatchError
+from kmil_jax.tasks.tiles import PatchError
 from kmil_jax.types import PatchRecipe
 
 _HASHED = 64  # Tiles whose pixels are hashed where they do not fit in memory.

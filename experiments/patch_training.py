@@ -9,28 +9,42 @@ import shutil
 from typing import Any
 
 from flax import linen as nn
+import jax
 import numpy as np
 
 from data import augment
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments import patch_files, patch_inputs, patch_progress, provenance
+from experiments import patch_files, patch_inputs, progress, provenance
 from kmil_jax import (
   checkpoint,
   encoder,
+  fit,
   freezing,
   models,
   parallel,
-  patch_fit,
-  patch_train,
   port,
 )
-from kmil_jax.patch_fit import Program
-from kmil_jax.patch_train import PatchError, Variables
+from kmil_jax.programs import Program
+from kmil_jax.tasks import tiles as tile_task
+from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
+from kmil_jax.train import Variables, draw
 from kmil_jax.types import PatchRecipe, Tiles
 
 # What is raised for faults of the user's tiles, weights and wishes.
 ERRORS = (TileError, PatchError, freezing.FreezeError, port.PortError)
 
+# Of metrics.jsonl, and of the training's history.
+COLUMNS = {
+  'train_loss': 'train_loss',
+  'train_accuracy': 'train_accuracy',
+  'val_loss': 'val_loss',
+  'val_accuracy': 'val_accuracy',
+  'val_f1_macro': 'val_f1_macro',
+  'val_auroc': 'val_auroc',
+  'learning_rate': 'learning_rate',
+  'tiles_per_second': 'examples_per_second',
+  'best_epoch': 'best_epoch',
+}
 _MODEL = 'model.safetensors'
 
 
@@ -41,11 +55,11 @@ class Trained:
   Attributes:
     variables: of the epoch that validation chose, NumPy.
     epoch: that one, from 0.
-    history: one dict per epoch, `epoch` and `patch_fit.COLUMNS`; an AUROC that
-      is not defined is None.
+    history: one dict per epoch, `epoch` and `COLUMNS`; an AUROC that is not
+      defined is None.
     recipe: that it was trained with.
     classes: names of the classes.
-    program: its compiled step and prediction.
+    task: what was trained.
   """
 
   variables: Variables
@@ -53,12 +67,12 @@ class Trained:
   history: list[dict[str, Any]]
   recipe: PatchRecipe
   classes: tuple[str, ...]
-  program: Program
+  task: TileTask
 
   @property
   def model(self) -> nn.Module:
     """Flax module of T tiles."""
-    return self.program.trainer.model
+    return self.task.model
 
   def predict(self, tiles: LabelledTiles) -> tuple[np.ndarray, np.ndarray]:
     """Returns what it says of n tiles, each by itself, in their order.
@@ -68,12 +82,14 @@ class Trained:
     """
     if not len(tiles):
       raise TileError('found no tile to evaluate')
-    said = self.program.predict(self._replicated, _in_order(tiles, self.recipe))
-    return said['prob'], said['features']
+    program, models = self._on_devices
+    out = program.evaluate(models, lambda: _in_order(tiles, self.recipe))
+    return out['prob'], out['features']
 
   @functools.cached_property
-  def _replicated(self) -> Variables:
-    return parallel.replicate(self.variables)
+  def _on_devices(self) -> tuple[Program, list[Any]]:
+    program = tile_task.program(self.task)
+    return program, program.put((_one_run(self.variables), _runs(0)))
 
 
 def train(
@@ -122,10 +138,11 @@ def train(
   if weights:
     recipe = patch_files.as_trained(weights, model, recipe)
   patch_inputs.check(model, train, val, recipe)
-  program = _program(
+  side = recipe.input_size or train.size
+  task = _task(
     model,
     models.CLASSIFIERS[model],
-    # What the program does not depend on is left out: it serves any of these.
+    # What programs do not depend on is left out: they serve any of these.
     PatchRecipe(
       weight_decay=recipe.weight_decay,
       betas=recipe.betas,
@@ -133,6 +150,7 @@ def train(
       class_weight=recipe.class_weight,
     ),
     len(train.classes),
+    (side, side, train.channels),
     precision,
     freeze,
   )
@@ -149,95 +167,121 @@ def train(
   parallel.wait_for_all('folder')
   path = folder / _MODEL
   if not parallel.agree(path.exists()):
-    side = recipe.input_size or train.size
-    start = program.trainer.draw((side, side, train.channels), seed)
+    start = draw(task, _runs(seed))
     if weights:
-      start = patch_files.start(weights, model, start)
-    state = program.trainer.init(start, seed)
-    shown = patch_progress.Progress(
-      folder, name or folder.name, len(train), recipe, tensorboard
+      one = jax.tree.map(lambda x: x[0], start)
+      start = _one_run(patch_files.start(weights, model, one))
+    shown = progress.Progress(
+      [[folder]],
+      COLUMNS,
+      recipe.epochs,
+      name=name or folder.name,
+      unit='tile',
+      steps=-(-len(train) // recipe.batch) * recipe.batch,
+      tensorboard=tensorboard,
     )
-    fitted = _fit(folder, program, recipe, state, train, val, shown)
+    variables, epoch = _fit(
+      folder, task, recipe, seed, start, train, val, shown
+    )
     if parallel.is_first():
-      patch_files.save(path, fitted.variables, fitted.epoch, recipe)
+      patch_files.save(path, variables, epoch, recipe)
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
   variables, epoch = patch_files.load(path)
-  lines = (
-    (folder / patch_progress.METRICS).read_text(encoding='utf-8').splitlines()
-  )
+  lines = (folder / progress.METRICS).read_text(encoding='utf-8').splitlines()
   history = [json.loads(line) for line in lines]
-  return Trained(variables, epoch, history, recipe, train.classes, program)
+  return Trained(variables, epoch, history, recipe, train.classes, task)
 
 
 def _fit(
   folder: pathlib.Path,
-  program: Program,
+  task: TileTask,
   recipe: PatchRecipe,
-  state: patch_train.TileState,
+  seed: int,
+  start: Variables,
   train: LabelledTiles,
   val: LabelledTiles,
-  shown: patch_progress.Progress,
-) -> patch_fit.Fitted:
+  shown: progress.Progress,
+) -> tuple[Variables, int]:
+  """Returns the variables that validation chose, and the epoch they are of."""
   from data import tile_pipeline  # TensorFlow takes seconds to import.
 
   def batches(epoch):
-    shown.begin(epoch)
-    for batch in tile_pipeline.batches(
-      train,
-      batch=recipe.batch,
-      epoch=epoch,
-      seed=int(state.seed),
-      policy=augment.PRESETS[recipe.augment],
-      balanced=recipe.balanced,
-      input_size=recipe.input_size,
-      mean=recipe.mean,
-      std=recipe.std,
+    shown.advance(epoch, 0)
+    for step, batch in enumerate(
+      tile_pipeline.batches(
+        train,
+        batch=recipe.batch,
+        epoch=epoch,
+        seed=seed,
+        policy=augment.PRESETS[recipe.augment],
+        balanced=recipe.balanced,
+        input_size=recipe.input_size,
+        mean=recipe.mean,
+        std=recipe.std,
+      )
     ):
       yield _tiles(batch)
-      shown.advance(recipe.batch)
+      shown.advance(epoch, (step + 1) * recipe.batch)
 
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
   try:
-    return patch_fit.fit(
-      program,
+    result = fit.fit(
+      tile_task.program(task, batches),
       recipe,
-      state,
-      train=batches,
-      val=lambda: _in_order(val, recipe),
-      label=val.label,
+      _runs(seed),
+      start,
+      validation=lambda: _in_order(val, recipe),
       checkpoints=saved,
       report=shown.report,
     )
   finally:
     saved.close()
     shown.close()
+  if result.failed[0] >= 0:
+    if parallel.is_first():
+      stages = {'network': int(result.failed[0])}
+      progress.record_divergence(folder, stages, int(result.epoch[0]))
+    parallel.wait_for_all('diverged')
+    progress.raise_if_diverged([folder])
+  one = jax.tree.map(lambda x: x[0], result.variables)
+  return one, int(result.epoch[0])
+
+
+def _runs(seed: int) -> TileRuns:
+  return TileRuns(seed=np.array([seed], np.uint32))
+
+
+def _one_run(variables: Variables) -> Variables:
+  """Adds the axis of runs."""
+  variables = {'batch_stats': {}, **variables}
+  return jax.tree.map(lambda x: np.asarray(x)[None], variables)
 
 
 @functools.lru_cache(maxsize=16)
-def _program(
+def _task(
   model: str,
   spec: Any,
   recipe: PatchRecipe,
   num_classes: int,
+  shape: tuple[int, int, int],
   precision: str,
   freeze: str,
-) -> Program:
-  """Returns the same program for trainings that can share it."""
-  return Program(
-    patch_train.PatchTrainer(
-      spec, recipe, num_classes, precision=precision, freeze=freeze
-    )
+) -> TileTask:
+  """Returns the same task, and programs, for trainings that can share it."""
+  return TileTask(
+    spec, recipe, num_classes, shape, precision=precision, freeze=freeze
   )
 
 
 def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
   from data import tile_pipeline
 
+  per_device = encoder.default_batch() // parallel.num_local_devices()
   for batch in tile_pipeline.ordered_batches(
     tiles,
-    batch=encoder.default_batch(),
+    batch=per_device * parallel.num_devices(),
     input_size=recipe.input_size,
     mean=recipe.mean,
     std=recipe.std,

@@ -1,6 +1,6 @@
 """How training shows itself: a bar, and metrics.jsonl for the record."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import itertools
 import json
 import pathlib
@@ -11,109 +11,168 @@ import numpy as np
 from experiments import bars, files
 from experiments.event_files import EventFile
 from kmil_jax import parallel
-from kmil_jax.selection import Selection, Validation
+from kmil_jax.fit import History
+
+METRICS = 'metrics.jsonl'
+_DIVERGED = 'diverged.json'
+_SHOWN = ('train_loss', 'val_loss', 'val_accuracy', 'val_f1_macro', 'val_auroc')
+_WHOLE = ('epoch', 'best_epoch')  # Numbers.
 
 
 class Progress:
   """Reports the epochs of one stage of several runs; see `fit.fit`.
 
   Args:
-    runs: the folders of every run, `metrics.jsonl` of each is written.
-    stage: its name.
+    runs: the folders of every run; `metrics.jsonl` of each is written.
+    columns: the names of its numbers in the file, and in `fit.COLUMNS`.
     epochs: how many there are at most.
+    name: before the bar.
+    unit: what the bar counts.
+    steps: how many of these are an epoch.
+    stage: of a training that has several; lines of the others stay.
     tensorboard: also writes event files into these folders.
   """
 
   def __init__(
     self,
     runs: Sequence[Sequence[pathlib.Path]],
-    stage: str,
+    columns: Mapping[str, str],
     epochs: int,
+    *,
+    name: str,
+    unit: str = 'epoch',
+    steps: int = 1,
+    stage: str | None = None,
     tensorboard: bool = False,
   ):
-    self._paths = [
-      [folder / 'metrics.jsonl' for folder in folders] for folders in runs
-    ]
-    self._stage = stage
-    self._started = False
-    self._tensorboard = tensorboard
+    self._paths = [[folder / METRICS for folder in some] for some in runs]
+    self._columns, self._stage, self._steps = columns, stage, steps
+    self._tensorboard, self._started = tensorboard, False
     self._events: dict[pathlib.Path, EventFile] = {}
     self._bar = bars.bar(
-      total=epochs,
-      desc=f'{stage} x {len(runs)} run{"s" * (len(runs) > 1)}',
-      unit='epoch',
+      total=epochs * steps,
+      desc=name,
+      unit=unit,
+      mininterval=1,
       disable=not parallel.is_first(),
     )
 
-  def report(
-    self, epoch: int, loss: np.ndarray, val: Validation, chosen: Selection
-  ) -> None:
+  def advance(self, epoch: int, steps: int) -> None:
+    """Shows so many steps of an epoch as done, and the epochs before it."""
+    if not self._bar.n:  # What a killed run did has no speed.
+      self._bar.initial = self._bar.n = epoch * self._steps
+    self._bar.update(epoch * self._steps + steps - self._bar.n)
+
+  def report(self, history: History) -> None:
+    """Writes the last epoch; of a training that goes on, all of them first."""
     if not parallel.is_first():
       return
-    if not self._started:
-      self._started = True
-      self._bar.update(epoch)
-      for path in itertools.chain(*self._paths):
-        kept = self._forget_from(path, epoch)
-        if self._tensorboard:
-          self._events[path] = EventFile(path.parent, kept)
-    # Those that had not stopped before this epoch.
-    going = chosen.epoch + chosen.stale == epoch
-    for r, paths in enumerate(self._paths):
-      if not going[r]:
-        continue
-      line = {
-        'stage': self._stage,
-        'epoch': epoch,
-        'train_loss': float(loss[r]),
-        'val_loss': float(val.loss[r]),
-        'val_accuracy': float(val.accuracy[r]),
-        'val_f1_macro': float(val.f1_macro[r]),
-        'val_auroc': _number(val.auroc[r]),
-        'best_epoch': int(chosen.epoch[r]),
-      }
+    last = len(history['best_epoch']) - 1
+    for run, paths in enumerate(self._paths):
+      first = last if self._started else 0
+      lines = [
+        self._line(history, epoch, run)
+        for epoch in range(first, last + 1)
+        if np.isfinite(history['best_epoch'][epoch, run])
+      ]
       for path in paths:
-        with path.open('a') as f:
-          f.write(json.dumps(line) + '\n')
-        if path in self._events:
-          self._events[path].add(line)
-    self._bar.set_postfix(
-      loss=f'{loss[going].mean():.3f}',
-      val_f1=f'{val.f1_macro[going].mean():.3f}',
-      refresh=False,
-    )
-    self._bar.update()
+        self._write(path, lines)
+    self._started = True
+    shown = {}
+    for name in set(_SHOWN).intersection(self._columns.values()):
+      values = history[name][last]
+      if np.isfinite(values).any():
+        shown[name.removeprefix('train_')] = f'{np.nanmean(values):.3f}'
+    self._bar.set_postfix(dict(sorted(shown.items())), refresh=False)
+    self.advance(last, self._steps)
 
   def close(self) -> None:
     self._bar.close()
     for events in self._events.values():
       events.close()
 
-  def _forget_from(
-    self, path: pathlib.Path, epoch: int
-  ) -> list[dict[str, Any]]:
-    """Drops what a killed run reported after its last checkpoint.
+  def _line(self, history: History, epoch: int, run: int) -> dict[str, Any]:
+    line = {'stage': self._stage} if self._stage else {}
+    line['epoch'] = epoch
+    for name, column in self._columns.items():
+      value = float(history[column][epoch, run])
+      line[name] = int(value) if name in _WHOLE else value
+      if not np.isfinite(value):  # JSON has no such number.
+        line[name] = None
+    return line
 
-    Returns:
-      The lines that stay.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = []
-    for line in lines:
+  def _write(self, path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
+    """Appends lines; the first time, to those of stages before this one."""
+    if not self._started:
+      lines = self._before(path) + lines
+      path.parent.mkdir(parents=True, exist_ok=True)
+      files.write_text(path, _text(lines))
+      if self._tensorboard:
+        self._events[path] = EventFile(path.parent, lines)
+      return
+    with path.open('a', encoding='utf-8') as f:
+      f.write(_text(lines))
+    for line in lines if path in self._events else ():
+      self._events[path].add(line)
+
+  def _before(self, path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of stages before this one."""
+    if self._stage is None or not path.exists():
+      return []
+    lines = []
+    for text in path.read_text(encoding='utf-8').splitlines():
       try:
-        old = json.loads(line)
-      except json.JSONDecodeError:  # The kill cut the last line short.
+        lines.append(json.loads(text))
+      except json.JSONDecodeError:  # A kill cut the last line short.
         continue
-      if old['stage'] == self._stage and old['epoch'] >= epoch:
-        continue
-      if self._stage == 'chooser' and old['stage'] == 'model':
-        continue
-      kept.append(old)
-    text = ''.join(json.dumps(line) + '\n' for line in kept)
-    files.write_text(path, text)
-    return kept
+    mine = lambda line: line['stage'] == self._stage
+    return list(itertools.takewhile(lambda line: not mine(line), lines))
 
 
-def _number(value: float) -> float | None:
-  return float(value) if np.isfinite(value) else None
+def record_divergence(
+  folder: pathlib.Path, stages: Mapping[str, int], kept: int
+) -> None:
+  """Records that a run diverged, if it did.
+
+  Args:
+    folder: of the run.
+    stages: the epoch in which the loss of each stage that diverged was not
+      finite.
+    kept: the epoch that is used, -1 for none.
+  """
+  (folder / _DIVERGED).unlink(missing_ok=True)
+  if stages:
+    text = json.dumps({'stages': dict(stages), 'kept': kept})
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / _DIVERGED, text + '\n')
+
+
+def raise_if_diverged(folders: Sequence[pathlib.Path]) -> None:
+  """Ends a script that trained everything else if runs diverged.
+
+  Args:
+    folders: of the runs, see `record_divergence`.
+
+  Raises:
+    FloatingPointError: naming each run that did, its epoch, and which was kept.
+  """
+  lines = []
+  for folder in folders:
+    if not (folder / _DIVERGED).exists():
+      continue
+    record = json.loads((folder / _DIVERGED).read_text(encoding='utf-8'))
+    kept = 'No epoch could be kept.'
+    if record['kept'] >= 0:
+      kept = f'Epoch {record["kept"]} was kept.'
+    lines += [
+      f'{folder}: the loss of the {stage} became infinite or NaN in epoch'
+      f' {epoch}. {kept}'
+      for stage, epoch in record['stages'].items()
+    ]
+  if lines:
+    lines.append('Lower --lr or use --precision=float32.')
+    raise FloatingPointError('\n'.join(lines))
+
+
+def _text(lines: list[dict[str, Any]]) -> str:
+  return ''.join(json.dumps(line) + '\n' for line in lines)

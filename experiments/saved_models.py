@@ -10,9 +10,10 @@ import numpy as np
 
 from experiments import choosing, training
 from experiments.feed import Feed
-from experiments.training import Settings, Trained
-from kmil_jax import checkpoint, inference, train
+from experiments.training import FoldResults, Settings
+from kmil_jax import checkpoint, inference
 from kmil_jax.inference import Design
+from kmil_jax.tasks.bags import BagRuns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Model:
   chooser_params: Any  # of the first stage, None without one
 
 
-def save(folder: pathlib.Path, trained: Trained, run: int) -> None:
+def save(folder: pathlib.Path, trained: FoldResults, run: int) -> None:
   """Keeps the parameters of one of R runs in `<folder>/checkpoints`."""
   mine = lambda tree: jax.tree.map(lambda x: x[run], tree)
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
@@ -75,36 +76,25 @@ def predict(
     settings: of the training.
     models: R models.
   """
-  stack = lambda *leaves: np.stack(leaves)
+  stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+  count, bags = len(models), len(feed.cohort.label)
   keep = None
   if settings.has_chooser:
-    stage = training.chooser_stage(feed, settings, len(models))
     keep = choosing.choose(
       feed,
-      stage.trainer,
-      jax.tree.map(stack, *(model.chooser_params for model in models)),
-      np.arange(len(models)),
-      [settings.choice] * len(models),
+      training.chooser_stage(feed, settings).task,
+      stack([model.chooser_params for model in models]),
+      np.arange(count),
+      [settings.choice] * count,
     )
-  stage = training.model_stage(feed, settings, len(models))
-  params = jax.tree.map(stack, *(model.params for model in models))
-  state = _blank(feed, stage, keep).replace(params=params, best=params)
-  program = feed.program(stage.trainer, stage.layout)
-  everything = np.ones(len(feed.cohort.label), bool)
-  return np.stack(
-    training.evaluate(feed, stage, program, state, [everything] * len(models))
-  )
-
-
-def _blank(
-  feed: Feed, stage: training.Stage, keep: np.ndarray | None = None
-) -> train.RunState:
-  """Returns as many untrained runs as the stage has."""
-  runs = stage.layout.num_runs
-  return stage.trainer.init(
-    feed.cohort.width,
-    seed=np.zeros(runs, np.uint32),
-    fold=np.arange(runs),
-    trains=np.zeros((runs, len(feed.cohort.label)), bool),
+  stage = training.model_stage(feed, settings)
+  program = feed.program(stage.task, count, stage.recipe)
+  runs = BagRuns(
+    seed=np.zeros(count, np.uint32),
+    fold=np.zeros(count, np.uint32),
+    trains=np.zeros((count, bags), bool),
     keep=keep,
   )
+  variables = {'params': stack([model.params for model in models])}
+  put = program.put((variables, runs))
+  return np.stack(training.evaluate(program, put, np.ones((count, bags), bool)))

@@ -8,15 +8,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from data import plan as plans
 from data.splits import Split, SplitError
 from experiments import choosing, progress
 from experiments.feed import Feed
-from kmil_jax import checkpoint, epochs, fit, parallel, selection, train
+from kmil_jax import checkpoint, fit, selection, train
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
-from kmil_jax.types import Pairs, Plan, Recipe
+from kmil_jax.programs import Program
+from kmil_jax.tasks.bags import BagRuns, BagTask
+from kmil_jax.types import Recipe
+
+# Of metrics.jsonl.
+COLUMNS = (
+  'train_loss',
+  'val_loss',
+  'val_accuracy',
+  'val_f1_macro',
+  'val_auroc',
+  'best_epoch',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +73,16 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class FoldResults:
   """What training leaves of R runs."""
 
-  trainer: train.Trainer
+  task: BagTask  # of the model
   params: Any  # [R, ...]
   chooser_params: Any  # [R, ...] of the first stage, None without one
   keep: np.ndarray | None  # bool [R, T], instances that each run sees
   best_epoch: np.ndarray  # [R]
+  lost: np.ndarray  # bool [R], diverged before an epoch could be kept
+  diverged: list[dict[str, int]]  # per run, the epoch of each stage that did
   prob: dict[str, list[np.ndarray]]  # by part, per run [slides, C]
 
 
@@ -79,7 +92,7 @@ def train_runs(
   runs: Sequence[Run],
   settings: Settings,
   state_dir: pathlib.Path,
-) -> Trained:
+) -> FoldResults:
   """Trains all stages of a model for several runs in one program each.
 
   Runs of one fold that differ in their choice share its first stage.
@@ -102,39 +115,45 @@ def train_runs(
   """
   folds = [run.fold for run in runs]
   keep = chooser_params = None
+  # By stage, what it came to and its run for each of ours.
+  results: dict[str, tuple[fit.Result, np.ndarray]] = {}
   if settings.has_chooser:
     # The folders of each fold; any of its runs will do for the rest.
     folders = {f: [r.folder for r in runs if r.fold == f] for f in folds}
-    stage = chooser_stage(feed, settings, len(folders))
-    done = _train_stage(
-      stage, feed, splits, list(folders.items()), settings, state_dir
-    )
+    stage = chooser_stage(feed, settings)
+    named = list(folders.items())
+    # Its program, and copy of the features, makes room for the model's.
+    result = _train_stage(stage, feed, splits, named, settings, state_dir)[0]
     first = np.array([list(folders).index(f) for f in folds])
-    chooser_params = jax.tree.map(lambda x: x[first], done.state.best)
-    keep = choosing.choose(
-      feed,
-      stage.trainer,
-      done.state.best,
-      first,
-      [run.choice for run in runs],
-    )
-    del done, stage  # Their copy of the features makes room for the model's.
-  stage = model_stage(feed, settings, len(runs))
+    results[stage.name] = result, first
+    params = result.variables['params']
+    chooser_params = jax.tree.map(lambda x: x[first], params)
+    choices = [run.choice for run in runs]
+    keep = choosing.choose(feed, stage.task, params, first, choices)
+  stage = model_stage(feed, settings)
   named = [(run.fold, [run.folder]) for run in runs]
-  done = _train_stage(stage, feed, splits, named, settings, state_dir, keep)
+  result, program, constants = _train_stage(
+    stage, feed, splits, named, settings, state_dir, keep
+  )
+  results[stage.name] = result, np.arange(len(runs))
+  models = program.put((result.variables, constants))
   parts = {
     part: [getattr(splits[f], part) for f in folds] for part in ('val', 'test')
   }
-  best = done.state.replace(params=done.state.best)
-  return Trained(
-    trainer=stage.trainer,
-    params=done.state.best,
+  failed = {name: r.failed[of] for name, (r, of) in results.items()}
+  return FoldResults(
+    task=stage.task,
+    params=result.variables['params'],
     chooser_params=chooser_params,
     keep=keep,
-    best_epoch=done.chosen.epoch,
+    best_epoch=result.epoch,
+    lost=np.any([r.lost[of] for r, of in results.values()], 0),
+    diverged=[
+      {name: int(epoch[r]) for name, epoch in failed.items() if epoch[r] >= 0}
+      for r in range(len(runs))
+    ],
     prob={
-      part: evaluate(feed, stage, done.program, best, rows)
-      for part, rows in parts.items()
+      part: evaluate(program, models, rows) for part, rows in parts.items()
     },
   )
 
@@ -145,67 +164,46 @@ class Stage:
 
   name: str  # 'chooser' or 'model'
   recipe: Recipe
-  layout: epochs.Layout
-  trainer: train.Trainer
+  task: BagTask
 
 
-def chooser_stage(feed: Feed, settings: Settings, num_runs: int) -> Stage:
+def chooser_stage(feed: Feed, settings: Settings) -> Stage:
   """Returns the first stage of a model that has one."""
+  spec = SPECS[SPECS[settings.model].chooser]
   recipe = settings.chooser_recipe
-  layout = parallel.layout(num_runs, recipe.batch)
-  trainer = train.Trainer(
-    SPECS[SPECS[settings.model].chooser],
-    recipe,
-    len(feed.cohort.classes),
-    psum_axis=layout.psum_axis,
-    dtype=feed.dtype,
+  cohort = feed.cohort
+  task = BagTask(
+    spec, recipe, len(cohort.classes), cohort.width, dtype=feed.dtype
   )
-  return Stage('chooser', recipe, layout, trainer)
+  return Stage('chooser', recipe, task)
 
 
-def model_stage(feed: Feed, settings: Settings, num_runs: int) -> Stage:
+def model_stage(feed: Feed, settings: Settings) -> Stage:
   """Returns the stage whose predictions count."""
-  layout = parallel.layout(num_runs, settings.recipe.batch)
-  trainer = train.Trainer(
+  task = BagTask(
     SPECS[settings.model],
     settings.recipe,
     len(feed.cohort.classes),
-    psum_axis=layout.psum_axis,
+    feed.cohort.width,
     dtype=feed.dtype,
     combine=settings.combine,
     options=settings.options,
   )
-  return Stage('model', settings.recipe, layout, trainer)
+  return Stage('model', settings.recipe, task)
 
 
 def evaluate(
-  feed: Feed,
-  stage: Stage,
-  program: epochs.Resident | epochs.Streamed,
-  state: train.RunState,
-  parts: Sequence[np.ndarray],
+  program: Program, models: list[Any], parts: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
   """Returns the class probabilities [slides, C] of every run's own part.
 
   Args:
-    feed: the cohort.
-    stage: of the state.
-    program: of the stage over this cohort.
-    state: R runs, NumPy, which are evaluated with their `params`.
+    program: over the cohort.
+    models: variables and constants of R runs, from `program.put`.
     parts: bags of each run, R x bool [n].
   """
-  pairs = _pairs(feed, parts)
-  prob = program.evaluate(stage.layout.put(state), pairs)['prob']
-  return [prob[pairs.run == r] for r in range(len(parts))]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Done:
-  """A stage after its last epoch; the state is NumPy."""
-
-  program: epochs.Resident | epochs.Streamed
-  state: train.RunState
-  chosen: selection.Selection
+  out = program.evaluate(models, np.stack(parts))
+  return [out['prob'][out['run'] == r] for r in range(len(parts))]
 
 
 def _train_stage(
@@ -216,58 +214,48 @@ def _train_stage(
   settings: Settings,
   state_dir: pathlib.Path,
   keep: np.ndarray | None = None,
-) -> _Done:
+) -> tuple[fit.Result, Program, BagRuns]:
   """Trains one stage of runs given as (fold, folders)."""
   cohort, recipe = feed.cohort, stage.recipe
   folds = [fold for fold, _ in runs]
   if recipe.select in selection.NEED_AUROC:
     _check_validation(cohort.label, splits, folds, recipe.select)
-  program = feed.program(stage.trainer, stage.layout)
-  trains = np.stack([splits[f].train for f in folds])
-  state = stage.trainer.init(
-    cohort.width,
-    seed=np.full(len(folds), settings.seed),
-    fold=np.array(folds),
-    trains=trains,
+  constants = BagRuns(
+    seed=np.full(len(folds), settings.seed, np.uint32),
+    fold=np.array(folds, np.uint32),
+    trains=np.stack([splits[f].train for f in folds]),
     keep=keep,
   )
-
-  def plan(epoch):
-    bucket, index = plans.plan_epoch(
-      cohort.length,
-      feed.buckets,
-      # Batches of several bags must not depend on which folds are trained.
-      visit=trains.any(0) | (recipe.batch > 1),
-      batch=recipe.batch,
-      seed=settings.seed,
-      epoch=epoch,
-    )
-    return Plan(epoch=np.int32(epoch), bucket=bucket, index=index)
-
+  program = feed.program(
+    stage.task,
+    len(folds),
+    recipe,
+    seed=settings.seed,
+    trains=constants.trains,
+  )
   saved = checkpoint.Checkpoints(state_dir / stage.name)
   shown = progress.Progress(
     [folders for _, folders in runs],
-    stage.name,
+    {name: name for name in COLUMNS},
     recipe.epochs,
-    settings.tensorboard,
+    name=f'{stage.name} x {len(runs)} run{"s" * (len(runs) > 1)}',
+    stage=stage.name,
+    tensorboard=settings.tensorboard,
   )
   try:
-    state, chosen = fit.fit(
+    result = fit.fit(
       program,
-      stage.layout,
       recipe,
-      state,
-      plan=plan,
-      pairs=_pairs(feed, [splits[f].val for f in folds]),
-      label=cohort.label,
-      num_classes=len(cohort.classes),
+      constants,
+      train.draw(stage.task, constants),
+      validation=np.stack([splits[f].val for f in folds]),
       checkpoints=saved,
       report=shown.report,
     )
   finally:
     saved.close()
     shown.close()
-  return _Done(program, state, chosen)
+  return result, program, constants
 
 
 def _check_validation(
@@ -279,13 +267,3 @@ def _check_validation(
       f'validation parts of folds {alone} hold one class, so no AUROC, by which'
       f' this recipe chooses the epoch ({select}); give --select=last'
     )
-
-
-def _pairs(feed: Feed, parts: Sequence[np.ndarray]) -> Pairs:
-  """Pairs every run with the bags of its part, bool [n]."""
-  run, index = np.nonzero(np.stack(parts))
-  return Pairs(
-    bucket=feed.bucket(index),
-    index=index.astype(np.int32),
-    run=run.astype(np.int32),
-  )

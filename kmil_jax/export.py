@@ -22,8 +22,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kmil_jax.models import cpu
-
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # What programs of one length each are made for: a longer bag is refused.
 LENGTHS = tuple(2**power for power in range(7, 17))
@@ -142,15 +140,14 @@ def lower(
   limit = jax.config.jax_traceback_in_locations_limit
   jax.config.update('jax_traceback_in_locations_limit', 0)
   try:
-    with cpu.lowering_for(None):
-      return {
-        name: bytes(
-          export.export(jax.jit(predict), platforms=PLATFORMS)(
-            arguments, jax.ShapeDtypeStruct((n, width), jnp.float32), count
-          ).serialize()
-        )
-        for name, n in sizes.items()
-      }
+    return {
+      name: bytes(
+        export.export(jax.jit(predict), platforms=PLATFORMS)(
+          arguments, jax.ShapeDtypeStruct((n, width), jnp.float32), count
+        ).serialize()
+      )
+      for name, n in sizes.items()
+    }
   finally:
     jax.config.update('jax_traceback_in_locations_limit', limit)
 

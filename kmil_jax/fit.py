@@ -1,150 +1,182 @@
-"""The training loop of one stage: epochs, validation, selection, recovery."""
+"""The training loop of any task: epochs, validation, selection, recovery."""
 
 from collections.abc import Callable
+import dataclasses
 import time
+from typing import Any
 
-import jax
 import numpy as np
 
 from kmil_jax import checkpoint, metrics, parallel, selection, train
-from kmil_jax.epochs import Layout, Resident, Streamed
+from kmil_jax.programs import Program
 from kmil_jax.selection import Selection, Validation
-from kmil_jax.train import RunState
-from kmil_jax.types import Pairs, Plan, Recipe
+from kmil_jax.train import State, Variables
 
 # A save costs a tenth of a second, of larger networks a whole one: epochs
 # shorter than this share one.
 SECONDS_BETWEEN_SAVES = 20.0
+# What is known of every run after an epoch.
+COLUMNS = (
+  'train_loss',
+  'train_accuracy',
+  'learning_rate',
+  'examples_per_second',
+  'val_loss',
+  'val_accuracy',
+  'val_f1_macro',
+  'val_auroc',
+  'val_threshold',
+  'best_epoch',
+)
+# `COLUMNS` of the epochs so far, [E, R] each; NaN where a run had stopped and
+# where a task has no such thing.
+History = dict[str, np.ndarray]
+# Predictions of R runs, see `Program.evaluate`, and R to metrics by name, [R]
+# each: those of `Validation`, and a `threshold` if there is one.
+Validate = Callable[[dict[str, np.ndarray], int], dict[str, np.ndarray]]
 
-_keep_best = jax.jit(train.keep_best, donate_argnums=0)
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What training leaves of R runs; NumPy."""
+
+  variables: Variables  # [R, ...] of the epochs that validation chose
+  epoch: np.ndarray  # [R] those, from 0; -1 for none
+  failed: np.ndarray  # [R] the epoch in which a run diverged, -1 for none
+  history: History
+
+  @property
+  def lost(self) -> np.ndarray:
+    """Whether a run diverged before an epoch could be kept, bool [R]."""
+    return (self.failed >= 0) & (self.epoch < 0)
+
+
+def classification(
+  predictions: dict[str, np.ndarray], num_runs: int
+) -> dict[str, np.ndarray]:
+  """Summarises the classified examples of every run.
+
+  Args:
+    predictions: `prob` [n, C], `loss`, `weight` (of the loss), `label` and
+      `run`, [n] each; every run occurs.
+    num_runs: R.
+
+  Returns:
+    The fields of `selection.Validation`, [R] each.
+  """
+  run, label = predictions['run'], predictions['label']
+  # Of a run that diverged, which its loss tells.
+  prob = np.nan_to_num(predictions['prob'])
+  tables = np.zeros((num_runs, prob.shape[1], prob.shape[1]))
+  np.add.at(tables, (run, label, prob.argmax(1)), 1)
+  scores = metrics.from_confusion(tables)
+  aurocs = [
+    metrics.class_aurocs(label[run == r], prob[run == r])
+    for r in range(num_runs)
+  ]
+  defined = [values[np.isfinite(values)] for values in aurocs]
+  weight = predictions['weight'].astype(np.float64)
+  loss = np.bincount(run, predictions['loss'] * weight, minlength=num_runs)
+  return {
+    'f1_macro': scores['f1_macro'],
+    'accuracy': scores['accuracy'],
+    'auroc': np.array([x.mean() if len(x) else np.nan for x in defined]),
+    'loss': loss / np.bincount(run, weight, minlength=num_runs),
+  }
 
 
 def fit(
-  program: Resident | Streamed,
-  layout: Layout,
-  recipe: Recipe,
-  state: RunState,
+  program: Program,
+  recipe: selection.AnyRecipe,
+  runs: Any,
+  variables: Variables,
   *,
-  plan: Callable[[int], Plan],
-  pairs: Pairs,
-  label: np.ndarray,
-  num_classes: int,
+  validation: Any,
+  validate: Validate = classification,
   checkpoints: checkpoint.Checkpoints,
-  report: Callable[[int, np.ndarray, Validation, Selection], None],
-) -> tuple[RunState, Selection]:
-  """Trains all runs of a stage, from its last checkpoint if there is one.
+  report: Callable[[History], None],
+) -> Result:
+  """Trains all runs, from their last checkpoint if there is one.
+
+  A run whose training or validation loss is not finite stops alone, with the
+  variables of its best epoch; the others go on.
 
   Args:
     program: how an epoch is trained and evaluated.
-    layout: that of the program.
-    recipe: of the stage.
-    state: R runs before their first epoch, NumPy.
-    plan: the bags of an epoch; a pure function, so that nothing of it is saved.
-    pairs: every run with the bags of its validation part.
-    label: class of every bag of the cohort, [n].
-    num_classes: C.
-    checkpoints: of this stage.
-    report: called after every epoch with the epoch, the mean training loss [R],
-      the validation and the selection; epochs restored from a checkpoint are
-      not reported again.
-
-  Returns:
-    The state, NumPy, whose `best` holds the chosen epochs' parameters, and the
-    final selection.
-
-  Raises:
-    FloatingPointError: if a training or validation loss is not finite.
+    recipe: its epochs, schedule, selection and patience.
+    runs: what tells R runs apart, NumPy leaves [R, ...].
+    variables: to start from, NumPy leaves [R, ...]; see `train.draw`.
+    validation: the examples by which epochs are chosen, as the program's loader
+      takes them.
+    validate: summarises their predictions run by run.
+    checkpoints: of this training.
+    report: called after every epoch with the history so far; epochs restored
+      from a checkpoint are not reported again.
   """
-  chosen = selection.start(len(state.seed), recipe)
-  saved = checkpoints.latest(_saved(state, chosen, 0))
-  first = 0
+  state = train.init(program.task, runs, variables)
+  num_runs = len(state.step)
+  chosen, first = selection.start(num_runs, recipe), 0
+  failed = np.full(num_runs, -1)
+  table = np.full((recipe.epochs, len(COLUMNS), num_runs), np.nan)
+
+  def to_save(state: State, epoch: int) -> dict[str, Any]:
+    """The rest is a function of the options."""
+    names = ('params', 'batch_stats', 'opt_state', 'best', 'step')
+    return {
+      'state': {name: state[name] for name in names},
+      'selection': dict(chosen.items()),
+      'failed': failed,
+      'history': table,
+      'epoch': np.int64(epoch),
+    }
+
+  saved = checkpoints.latest(to_save(state, first))
   if saved is not None:
     state = state.replace(**saved['state'])
-    chosen = Selection(**saved['selection'])
-    first = int(saved['epoch'])
-  state = layout.put(state)
+    chosen, first = Selection(**saved['selection']), int(saved['epoch'])
+    failed, table = saved['failed'], saved['history'].copy()
+  states = program.put(state)
   last_save = time.monotonic()
   for epoch in range(first, recipe.epochs):
     if chosen.stopped.all():
       break
-    state = state.replace(
-      learning_rate=layout.put(np.float32(chosen.learning_rate)),
-      active=layout.put(~chosen.stopped),
+    active, rate = ~chosen.stopped, chosen.learning_rate
+    start = time.perf_counter()
+    states, sums = program.train(states, epoch, rate, active)
+    seconds = time.perf_counter() - start
+    models = [(state.variables, state.run) for state in states]
+    val = validate(program.evaluate(models, validation), num_runs)
+    with np.errstate(divide='ignore', invalid='ignore'):  # Stopped: 0 / 0.
+      row = {
+        'train_loss': sums['loss'] / sums['weight'],
+        'train_accuracy': sums['hits'] / sums['count'],
+      }
+    diverged = active & ~np.isfinite(row['train_loss'] + val['loss'])
+    failed = np.where(diverged, epoch, failed)
+    chosen, improved = selection.update(
+      chosen.replace(stopped=chosen.stopped | diverged),
+      recipe,
+      epoch,
+      Validation(**{name: val[name] for name in Validation.__annotations__}),
     )
-    order = plan(epoch if recipe.shuffle else 0)
-    state, loss = program.train(state, order.replace(epoch=np.int32(epoch)))
-    evaluated = program.evaluate(state, pairs)
-    val = validate(evaluated, pairs, label, num_classes, len(loss))
-    _check_finite(loss + val.loss, epoch)
-    chosen, improved = selection.update(chosen, recipe, epoch, val)
-    state = _keep_best(state, layout.put(improved))
-    report(epoch, loss, val, chosen)
+    states = program.keep_best(states, improved, diverged)
+    row |= {f'val_{name}': value for name, value in val.items()} | {
+      'learning_rate': rate,
+      'examples_per_second': sums['count'].sum() / seconds,
+      'best_epoch': chosen.epoch,
+    }
+    for column, name in enumerate(COLUMNS):
+      table[epoch, column] = np.where(active, row.get(name, np.nan), np.nan)
+    report(_history(table[: epoch + 1]))
     last = epoch + 1 == recipe.epochs or chosen.stopped.all()
     due = time.monotonic() - last_save > SECONDS_BETWEEN_SAVES
     if parallel.agree(last or due):
-      host = layout.gather(state)
-      checkpoints.save(epoch + 1, _saved(host, chosen, epoch + 1))
+      checkpoints.save(epoch + 1, to_save(program.gather(states), epoch + 1))
       last_save = time.monotonic()
-  return layout.gather(state), chosen
+  trained = ~np.isnan(table[:, COLUMNS.index('best_epoch')]).all(1)
+  best = program.gather([state.best for state in states])
+  return Result(best, chosen.epoch, failed, _history(table[trained]))
 
 
-def validate(
-  evaluated: dict[str, np.ndarray],
-  pairs: Pairs,
-  label: np.ndarray,
-  num_classes: int,
-  num_runs: int,
-) -> Validation:
-  """Summarises the evaluated pairs run by run.
-
-  Args:
-    evaluated: `prob` [P, C] and `loss` [P].
-    pairs: P bags with their runs; every run occurs.
-    label: class of every bag of the cohort, [n].
-    num_classes: C.
-    num_runs: R.
-  """
-  table = np.zeros((num_runs, num_classes, num_classes))
-  pred = evaluated['prob'].argmax(1)
-  np.add.at(table, (pairs.run, label[pairs.index], pred), 1)
-  scores = metrics.from_confusion(table)
-  truth, prob = label[pairs.index], evaluated['prob']
-  aurocs = [
-    metrics.class_aurocs(truth[pairs.run == r], prob[pairs.run == r])
-    for r in range(num_runs)
-  ]
-  count = np.bincount(pairs.run, minlength=num_runs)
-  loss = np.bincount(pairs.run, evaluated['loss'], minlength=num_runs)
-  return Validation(
-    f1_macro=scores['f1_macro'],
-    accuracy=scores['accuracy'],
-    auroc=np.array([_mean_of_defined(values) for values in aurocs]),
-    loss=loss / count,
-  )
-
-
-def _mean_of_defined(values: np.ndarray) -> float:
-  defined = values[np.isfinite(values)]
-  return defined.mean() if len(defined) else np.nan
-
-
-def _saved(state: RunState, chosen: Selection, epoch: int) -> dict:
-  """What a checkpoint holds; the rest of the state is a function of flags."""
-  return {
-    'state': {
-      'params': state.params,
-      'opt_state': state.opt_state,
-      'best': state.best,
-    },
-    'selection': dict(chosen.items()),
-    'epoch': np.int64(epoch),
-  }
-
-
-def _check_finite(loss: np.ndarray, epoch: int) -> None:
-  bad = np.flatnonzero(~np.isfinite(loss))
-  if len(bad):
-    raise FloatingPointError(
-      f'epoch {epoch}: the loss of run {bad.tolist()} is not finite;'
-      ' lower --lr or use --precision=float32'
-    )
+def _history(table: np.ndarray) -> History:
+  return dict(zip(COLUMNS, table.swapaxes(0, 1), strict=True))

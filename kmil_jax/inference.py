@@ -103,13 +103,14 @@ class Design:
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` for these weights as programs; see `export.lower`."""
-    return export.lower(
-      self.predict,
-      weights,
-      self.width,
-      least=self.options.get('total_instances', 1),
-      lengths=export.LENGTHS if SPECS[self.model].fixed_length else None,
-    )
+    with cpu.lowering_for(None):
+      return export.lower(
+        self.predict,
+        weights,
+        self.width,
+        least=self.options.get('total_instances', 1),
+        lengths=export.LENGTHS if SPECS[self.model].fixed_length else None,
+      )
 
 
 def stack(folds: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -11,8 +11,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
-from kmil_jax.types import Plan
-
 AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
 
 
@@ -99,30 +97,6 @@ def split(batch: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:])), batch)
 
 
-def share(batch: Any) -> Any:
-  """Cuts [local devices, B', ...] out of leaves [B, ...] of all processes.
-
-  Raises:
-    ValueError: if B does not divide over the devices of the pod.
-  """
-  n, size = jax.device_count(), len(jax.tree.leaves(batch)[0])
-  if size % n:
-    raise ValueError(f'a batch of {size} does not divide over {n} devices')
-  mine = _local_devices()
-  return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:]))[mine], batch)
-
-
-def pmap_step(step: Callable) -> Callable:
-  """Maps `step(state, batch) -> (state, metrics)` over every device.
-
-  The state is replicated and donated; the batch comes from `share`. `step` must
-  `psum` whatever it derives from its batch: `pmap` does not check that it did.
-  """
-  return jax.pmap(
-    step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
-  )
-
-
 def pmap_local(step: Callable) -> Callable:
   """Maps `step(state, batch) -> per-row outputs` over this process's devices.
 
@@ -175,32 +149,38 @@ class RunsOverDevices:
     """Returns NumPy leaves [R, ...] of all processes in every process."""
     return jax.tree.map(lambda x: x[: self.num_runs], _gather(tree))
 
-  def pmap_train(self, step: Callable) -> Callable:
-    """Maps `step(state, store, plan) -> (state, loss)` over the devices.
+  @staticmethod
+  def pmap_train(step: Callable) -> Callable:
+    """Maps `step(state, store, chunk) -> (state, sums)` over the devices.
 
-    `state` comes from `put` and is donated, `store` from `replicate`, `plan`
-    from `split_plan`.
+    `state` comes from `put` and is donated, `store` from `replicate`, `chunk`
+    from `share`.
     """
     return jax.pmap(
       step, axis_name=AXIS, in_axes=(0, None, None), donate_argnums=0
     )
 
-  def pmap_eval(self, step: Callable) -> Callable:
-    """Maps `step(state, store, pairs) -> outputs [P']`; gathers [D, P']."""
+  @staticmethod
+  def pmap_evaluate(step: Callable) -> Callable:
+    """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
+
+    `model` comes from `put`, `chunk` has an axis of local devices; returns
+    NumPy outputs [devices, S, ...] of all processes.
+    """
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
     return lambda *args: _gather(mapped(*args), merge=False)
 
-  def split_plan(self, plan: Plan) -> Plan:
-    """Returns the plan as it is: every device visits all bags."""
-    return plan
+  def share(self, chunk: Any) -> Any:
+    """Returns a chunk of training as it is: every device sees all examples."""
+    return chunk
 
   def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the device that holds each run and the run's place there."""
     return run // self._per_device, run % self._per_device
 
 
-class BagsOverDevices:
-  """Bags spread over devices: all devices hold all runs and add gradients."""
+class ExamplesOverDevices:
+  """Examples spread over devices, which hold all runs and add gradients."""
 
   psum_axis = AXIS
 
@@ -215,11 +195,12 @@ class BagsOverDevices:
     """Returns NumPy leaves [R, ...]."""
     return jax.tree.map(np.asarray, tree)
 
-  def pmap_train(self, step: Callable) -> Callable:
+  @staticmethod
+  def pmap_train(step: Callable) -> Callable:
     """As `RunsOverDevices.pmap_train`; the state stays replicated.
 
-    `step` must `psum` whatever it derives from its own bags: `pmap` does not
-    check that it did.
+    `step` must `psum` whatever it derives from its own examples: `pmap` does
+    not check that it did.
     """
     return jax.pmap(
       step,
@@ -229,68 +210,87 @@ class BagsOverDevices:
       donate_argnums=0,
     )
 
-  def pmap_eval(self, step: Callable) -> Callable:
-    """As `RunsOverDevices.pmap_eval`."""
+  @staticmethod
+  def pmap_evaluate(step: Callable) -> Callable:
+    """As `RunsOverDevices.pmap_evaluate`."""
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
     return lambda *args: _gather(mapped(*args), merge=False)
 
-  def split_plan(self, plan: Plan) -> Plan:
-    """Gives every leaf a leading axis of local devices; bags [D, S, B']."""
-    steps, size = plan.index.shape
-    if size % num_devices():
-      raise ValueError(
-        f'a batch of {size} bags does not divide over {num_devices()}'
-        ' devices: choose a multiple of that'
-      )
-    index = plan.index.reshape(steps, num_devices(), -1).swapaxes(0, 1)
-    repeat = lambda x: np.stack([x] * jax.local_device_count())
-    return Plan(
-      epoch=repeat(plan.epoch),
-      bucket=repeat(plan.bucket),
-      index=index[_local_devices()],
-    )
+  def share(self, chunk: Any) -> Any:
+    """Cuts this process's [local devices, S, B', ...] out of [S, B, ...].
+
+    Leaves [S] are repeated for every device.
+
+    Raises:
+      ValueError: if B does not divide over the devices of the pod.
+    """
+    n = num_devices()
+
+    def cut(x):
+      if np.ndim(x) == 1:
+        return np.stack([x] * num_local_devices())
+      steps, size = x.shape[:2]
+      if size % n:
+        raise ValueError(
+          f'A batch of {size} does not divide over {n} devices. Choose a'
+          ' multiple of that.'
+        )
+      parts = x.reshape((steps, n, size // n, *x.shape[2:]))
+      return np.moveaxis(parts[:, local_devices()], 1, 0)
+
+    return jax.tree.map(cut, chunk)
 
   def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns a device for each evaluation, in turn, and the run's place."""
     return np.arange(len(run)) % num_devices(), run
 
 
-def layout(num_runs: int, batch: int) -> RunsOverDevices | BagsOverDevices:
-  """Spreads bags where a step has several of them, else runs."""
-  return (RunsOverDevices if batch == 1 else BagsOverDevices)(num_runs)
+Layout = RunsOverDevices | ExamplesOverDevices
+
+
+def layout(batch: int) -> type[Layout]:
+  """Spreads examples where a step of runs has several of them, else runs."""
+  return RunsOverDevices if batch == 1 else ExamplesOverDevices
 
 
 def deal(owner: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Deals rows out to the devices that own them.
+  """Deals rows out to the devices that own them, in their order.
 
   Args:
     owner: the device of every row, [P].
     *columns: int arrays [P].
 
   Returns:
-    The slot of each row on its device, [P], then every column as
-    [local devices, P'], with -1 where a device has fewer rows than others.
+    Every column as int32 [devices, S], with -1 where a device has fewer rows.
+    S is the most rows of a device, rounded up by at most a quarter to a number
+    of three binary digits: programs over S steps compile a bounded number of
+    times, whatever P.
   """
-  slot = np.zeros_like(owner)
-  for device in np.unique(owner):
-    mine = owner == device
-    slot[mine] = np.arange(mine.sum())
-  size = slot.max(initial=0) + 1
-  dealt = []
+  counts = np.bincount(owner, minlength=num_devices())
+  order = np.argsort(owner, kind='stable')
+  slot = np.empty_like(order)
+  slot[order] = np.arange(len(owner)) - np.repeat(
+    np.cumsum(counts) - counts, counts
+  )
+  most = max(int(counts.max()), 1)
+  unit = 2 ** max(most.bit_length() - 3, 0)
+  size = -(-most // unit) * unit
+  tables = []
   for column in columns:
     table = np.full((num_devices(), size), -1, np.int32)
     table[owner, slot] = column
-    dealt.append(table[_local_devices()])
-  return slot, *dealt
+    tables.append(table)
+  return tuple(tables)
+
+
+def local_devices() -> slice:
+  """Returns which of the pod's devices are those of this process."""
+  n = jax.local_device_count()
+  return slice(jax.process_index() * n, (jax.process_index() + 1) * n)
 
 
 def _local_mesh() -> Mesh:
   return Mesh(np.array(jax.local_devices()), (AXIS,))
-
-
-def _local_devices() -> slice:
-  n = jax.local_device_count()
-  return slice(jax.process_index() * n, (jax.process_index() + 1) * n)
 
 
 def _gather(tree: Any, merge: bool = True) -> Any:

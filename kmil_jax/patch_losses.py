@@ -1,7 +1,5 @@
 """Losses and probabilities of patch classifiers, tile by tile."""
 
-from collections.abc import Sequence
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,34 +11,26 @@ from kmil_jax.types import TilePrediction
 _AUX_WEIGHT = 0.3
 
 
-def classification(
-  prediction: TilePrediction,
-  label: jax.Array,
-  class_weight: Sequence[float] | None = None,
-) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy of every tile, and how much the tile counts.
+def classification(prediction: TilePrediction, label: jax.Array) -> jax.Array:
+  """Cross-entropy of every tile, with those of auxiliary heads.
 
     l_t = CE(logits_t, y_t) + 0.3 sum_a CE(aux_a,t, y_t)
 
   CE is -log softmax(logits)[y]; of one logit z, it is that of the
-  probabilities 1 - sigmoid(z) and sigmoid(z). `sum(weight l) / sum(weight)` is
-  torch's mean for weighted classes.
+  probabilities 1 - sigmoid(z) and sigmoid(z).
 
   Args:
     prediction: of T tiles, C logits each.
     label: class, int [T]; 0 or 1 where C is 1.
-    class_weight: of each class; 1 by default.
 
   Returns:
-    The losses and the weights, [T] float32 each.
+    [T] float32.
   """
   chex.assert_shape(label, (len(prediction.logits),))
   loss = _cross_entropy(prediction.logits, label)
   for logits in prediction.aux_logits:
     loss += _AUX_WEIGHT * _cross_entropy(logits, label)
-  if class_weight is None:
-    return loss, jnp.ones_like(loss)
-  return loss, jnp.asarray(class_weight, loss.dtype)[label]
+  return loss
 
 
 def probabilities(logits: jax.Array) -> jax.Array:

@@ -6,18 +6,20 @@ import numpy as np
 from kmil_jax import optim
 from kmil_jax.types import PatchRecipe, Recipe
 
+AnyRecipe = Recipe | PatchRecipe
 SCHEDULES = ('cosine', 'plateau', 'constant', 'step', 'decade')
 SELECTS = (
   'f1_macro',
   'loss_or_accuracy',
   'loss',
   'accuracy',
+  'accuracy_then_auroc',
   'auroc',
   'auroc_accuracy',
   'late_auroc',
   'last',
 )
-NEED_AUROC = ('auroc', 'auroc_accuracy', 'late_auroc')
+NEED_AUROC = ('accuracy_then_auroc', 'auroc', 'auroc_accuracy', 'late_auroc')
 # Zheng et al. 2024, released code: the first stage's plateau rule.
 _PLATEAU_EVERY = 7
 _PLATEAU_FACTOR = 1 / 3
@@ -35,6 +37,7 @@ class Selection:
 
   score: np.ndarray  # [R] best of what `Recipe.select` names, so far
   loss: np.ndarray  # [R] lowest validation loss so far
+  auroc: np.ndarray  # [R] of the epoch kept
   epoch: np.ndarray  # [R] epoch kept, -1 before the first
   stale: np.ndarray  # [R] epochs since the last improvement
   learning_rate: np.ndarray  # [R] of the next epoch
@@ -51,11 +54,12 @@ class Validation:
   loss: np.ndarray
 
 
-def start(num_runs: int, recipe: Recipe | PatchRecipe) -> Selection:
+def start(num_runs: int, recipe: AnyRecipe) -> Selection:
   """Returns the selection before the first epoch."""
   return Selection(
     score=np.full(num_runs, -np.inf),
     loss=np.full(num_runs, np.inf),
+    auroc=np.full(num_runs, -np.inf),
     epoch=np.full(num_runs, -1),
     stale=np.zeros(num_runs, int),
     learning_rate=np.full(num_runs, recipe.learning_rate),
@@ -65,7 +69,7 @@ def start(num_runs: int, recipe: Recipe | PatchRecipe) -> Selection:
 
 def update(
   selection: Selection,
-  recipe: Recipe | PatchRecipe,
+  recipe: AnyRecipe,
   epoch: int,
   val: Validation,
 ) -> tuple[Selection, np.ndarray]:
@@ -78,6 +82,8 @@ def update(
     at least the highest, whichever came last (their first stage);
   * 'loss': the lowest loss (TransMIL);
   * 'accuracy', 'auroc': the highest, the earlier on a tie;
+  * 'accuracy_then_auroc': the highest accuracy, of equal ones the highest
+    AUROC, the later on a tie (students of FW-RD);
   * 'auroc_accuracy': the highest mean of AUROC and accuracy (DSMIL);
   * 'late_auroc': the highest AUROC in the last fifth of the epochs (DTFD-MIL);
   * 'last': the last, so that validation decides nothing: for cohorts whose
@@ -136,6 +142,7 @@ def update(
       loss=np.where(
         active, np.minimum(val.loss, selection.loss), selection.loss
       ),
+      auroc=np.where(improved, val.auroc, selection.auroc),
       epoch=np.where(improved, epoch, selection.epoch),
       stale=stale,
       learning_rate=rate,
@@ -147,7 +154,7 @@ def update(
 
 def _judge(
   selection: Selection,
-  recipe: Recipe | PatchRecipe,
+  recipe: AnyRecipe,
   epoch: int,
   val: Validation,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -163,6 +170,10 @@ def _judge(
     case 'accuracy' | 'auroc':
       score = val[recipe.select]
       return score, score > selection.score
+    case 'accuracy_then_auroc':
+      equal = val.accuracy == selection.score
+      better = val.accuracy > selection.score
+      return val.accuracy, better | equal & (val.auroc >= selection.auroc)
     case 'auroc_accuracy':
       score = (val.auroc + val.accuracy) / 2
       return score, score > selection.score

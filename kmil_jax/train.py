@@ -1,281 +1,225 @@
-"""Training many runs at once: their state, one step, one evaluation.
+"""One step of R runs of any task: their state, gradients and update.
 
-A run is a fold with a seed and a setting. Every leaf of a state has the runs as
-its first axis; a bag is read once and moves exactly the runs that train on it.
+A run is one training: a fold, a seed, a setting. Every leaf of a state has the
+runs as its first axis. A task knows a single run; this module adds the runs,
+the devices, the weights and the optimiser.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import chex
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kmil_jax import optim
-from kmil_jax.models import cpu, kmil
-from kmil_jax.types import Bags, ModelSpec, Prediction, Recipe, Store
+Variables = dict[str, Any]  # 'params' and 'batch_stats'
 
 
 @chex.dataclass(frozen=True)
-class RunState:
-  """R runs; n bags, T instances of the cohort and their zero rows."""
+class Aux:
+  """What a task returns besides the losses of B examples."""
+
+  hits: chex.Array  # [B] bool, examples classified correctly
+  stats: Any  # batch statistics after the step, {} without batch norms
+
+
+class Task(Protocol):
+  """What is trained, as pure functions of one run.
+
+  `run` holds what tells runs apart (seed, fold, training part), `store` what
+  all runs share and stays on the device, `item` what a step reads, and `batch`
+  the B examples made of store and item. Compiled programs are shared by all
+  programs of one task object.
+  """
+
+  tx: optax.GradientTransformationExtraArgs  # takes `learning_rate`
+
+  def init(self, run: Any) -> Variables:
+    """Draws the variables of one run from its constants alone."""
+
+  def key(self, run: Any, epoch: jax.Array, step: jax.Array) -> jax.Array:
+    """Returns the key of a step; nothing random is saved."""
+
+  def batch(self, store: Any, item: Any, length: int | None) -> Any:
+    """Makes a batch, padded to `length` where examples are cut from `store`."""
+
+  def weight(self, batch: Any, run: Any) -> jax.Array:
+    """How much each example counts, [B]; 0 for fillers and other runs'."""
+
+  def loss(
+    self, variables: Variables, batch: Any, run: Any, key: jax.Array
+  ) -> tuple[jax.Array, Aux]:
+    """Returns the loss of every example, [B], before it is weighted."""
+
+  def predict(
+    self, variables: Variables, batch: Any, run: Any
+  ) -> dict[str, jax.Array]:
+    """Evaluates examples; arrays [B, ...] by name."""
+
+  def in_turn(self, num_runs: int, batch: Any) -> bool:
+    """Whether runs are taken one after the other rather than all at once.
+
+    Only for tasks without collectives: runs of weight 0 are skipped.
+    """
+    return False
+
+
+@chex.dataclass(frozen=True)
+class State:
+  """R runs between two steps."""
 
   params: Any  # [R, ...]
+  batch_stats: Any  # [R, ...], {} without batch norms
   opt_state: Any  # [R, ...]
-  best: Any  # [R, ...] parameters of the epoch that validation chose
+  best: Variables  # [R, ...] of the epoch that validation chose
+  step: chex.Array  # [R] int32, updates so far
+  epoch: chex.Array  # [R] int32, from 0
   learning_rate: chex.Array  # [R] float32, of this epoch
   active: chex.Array  # [R] bool, False once a run has stopped
-  seed: chex.Array  # [R] uint32
-  fold: chex.Array  # [R] uint32
-  trains: chex.Array  # [R, n] bool, the training part of each run
-  keep: chex.Array | None  # [R, T] bool, instances seen; None for all
+  run: Any  # [R, ...] the task's constants
+
+  @property
+  def variables(self) -> Variables:
+    return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-class Trainer:
-  """The pure functions that train one model by one recipe.
-
-  Attributes:
-    model: Flax module of one bag.
-    psum_axis: name of the device axis over which bags are spread, or None.
-
-  `combine` averages the bag's probabilities with those of the highest instance;
-  `options` are further arguments of the model.
-  """
-
-  def __init__(
-    self,
-    spec: ModelSpec,
-    recipe: Recipe,
-    num_classes: int,
-    *,
-    psum_axis: str | None = None,
-    dtype: Any = None,
-    combine: bool = False,
-    options: Mapping[str, Any] = MappingProxyType({}),
-  ):
-    self.model: nn.Module = spec.make(
-      num_classes=num_classes, dtype=dtype, **options
-    )
-    self.psum_axis = psum_axis
-    self._spec = spec
-    self._combine = combine
-    self._orthogonal = recipe.orthogonal
-    self._tx = optim.make(recipe)
-
-  def init(
-    self,
-    width: int,
-    *,
-    seed: np.ndarray,
-    fold: np.ndarray,
-    trains: np.ndarray,
-    keep: np.ndarray | None = None,
-  ) -> RunState:
-    """Draws R runs; each depends on its own seed and fold alone.
-
-    Args:
-      width: D of the features.
-      seed: [R].
-      fold: [R].
-      trains: bags each run trains on, bool [R, n].
-      keep: instances each run sees, bool [R, T], or None for all.
-    """
-
-    def init_one(seed, fold):
-      # Epochs count from 0: the last of all keys is the initialisation's.
-      key = jax.random.fold_in(_run_key(seed, fold), np.uint32(2**32 - 1))
-      x, mask = jnp.zeros((1, width)), jnp.ones(1, bool)
-      params = self.model.init(key, x, mask, train=False)['params']
-      if self._orthogonal:
-        params = optim.orthogonal(key, params)
-      return params, self._tx.init(params)
-
-    seed, fold = np.uint32(seed), np.uint32(fold)
-    params, opt_state = jax.device_get(jax.jit(jax.vmap(init_one))(seed, fold))
-    return RunState(
-      params=params,
-      opt_state=opt_state,
-      best=params,
-      learning_rate=np.zeros(len(seed), np.float32),
-      active=np.ones(len(seed), bool),
-      seed=seed,
-      fold=fold,
-      trains=np.asarray(trains),
-      keep=keep,
-    )
-
-  def gradients(
-    self, state: RunState, bags: Bags, offset: jax.Array, epoch: jax.Array
-  ) -> tuple[Any, jax.Array, jax.Array]:
-    """What the bags ask of every run that trains on them.
-
-    Args:
-      state: R runs.
-      bags: of this device, [B, N, D].
-      offset: first instance of each bag in `state.keep`, [B].
-      epoch: from 0; with seed, fold and bag it determines the dropout.
-
-    Returns:
-      The gradient of each run's mean loss, [R, ...], the summed loss [R] and
-      the number of bags that the run trained on, [R]; over all devices.
-    """
-    chex.assert_rank([bags.features, bags.mask, offset], [3, 2, 1])
-    length = bags.mask.shape[1]
-    runs_in_turn = cpu.one_by_one(self._spec, len(state.seed), length)
-    bags_in_turn = runs_in_turn and cpu.one_by_one(self._spec, *bags.mask.shape)
-    index = jnp.maximum(bags.index, 0)
-    member = state.trains[:, index] & (bags.index >= 0) & state.active[:, None]
-    count = self._psum(member.astype(jnp.float32).sum(1))  # [R]
-    kept = None
-    if state.keep is not None:
-      cut = lambda keep, start: jax.lax.dynamic_slice(keep, (start,), (length,))
-      of_bags = jax.vmap(cut, (None, 0))
-      kept = jax.vmap(of_bags, (0, None))(state.keep, offset)  # [R, B, N]
-
-    def one_run(run):
-      params, seed, fold, kept, member, count = run
-      seen = bags.mask if kept is None else bags.mask & kept
-      key = jax.random.fold_in(_run_key(seed, fold), epoch)
-
-      def loss_fn(params):
-        def bag_loss(bag):
-          x, mask, label, index = bag
-          prediction = self.model.apply(
-            {'params': params},
-            x,
-            mask,
-            train=True,
-            rngs={'dropout': jax.random.fold_in(key, index)},
-          )
-          return self._spec.loss(prediction, mask, label)
-
-        each = bags.features, seen, bags.label, index
-        losses = cpu.map_first(bag_loss, each, in_turn=bags_in_turn)
-        # Sum, then divide by the bags of all devices; psum the gradient.
-        return jnp.where(member, losses, 0).sum() / jnp.maximum(count, 1)
-
-      loss_and_grads = jax.value_and_grad(loss_fn)
-      if not runs_in_turn:
-        return loss_and_grads(params)
-      nothing = jax.tree.map(jnp.zeros_like, (jnp.float32(0), params))
-      return jax.lax.cond(
-        member.any(), loss_and_grads, lambda _: nothing, params
-      )
-
-    runs = (state.params, state.seed, state.fold, kept, member, count)
-    loss, grads = self._psum(cpu.map_first(one_run, runs, in_turn=runs_in_turn))
-    return grads, loss * count, count
-
-  def update(self, state: RunState, grads: Any, count: jax.Array) -> RunState:
-    """Moves the runs whose `count` [R] is above 0 along their gradients.
-
-    Parameters, moments and step counts of the others stay as they are.
-    """
-
-    def one_run(run, grads, count):
-      updates, opt_state = self._tx.update(
-        grads, run.opt_state, run.params, learning_rate=run.learning_rate
-      )
-      params = optax.apply_updates(run.params, updates)
-      params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(count > 0, new, old),
-        (params, opt_state),
-        (run.params, run.opt_state),
-      )
-      return run.replace(params=params, opt_state=opt_state)
-
-    return jax.vmap(one_run)(state, grads, count)
-
-  def evaluate(
-    self,
-    run: RunState,
-    x: jax.Array,
-    mask: jax.Array,
-    label: jax.Array,
-    offset: jax.Array,
-  ) -> dict[str, jax.Array]:
-    """Evaluates one run, without its axis, on one bag.
-
-    Args:
-      run: one run.
-      x: [N, D].
-      mask: True on real instances, [N].
-      label: class, [].
-      offset: first instance of the bag in `run.keep`, [].
-
-    Returns:
-      `prob` [C] and `loss` [].
-    """
-    mask = _seen(run, mask, offset)
-    prediction = self.model.apply({'params': run.params}, x, mask, train=False)
-    return {
-      'prob': (
-        kmil.combined_prob(prediction, mask)
-        if self._combine
-        else jax.nn.softmax(prediction.logits)
-      ),
-      'loss': self._spec.loss(prediction, mask, label),
-    }
-
-  def predict(self, params: Any, x: jax.Array, mask: jax.Array) -> Prediction:
-    """Returns what R runs [R, ...] say of one bag [N, D], [R, ...]."""
-    return cpu.map_folds(
-      self._spec,
-      lambda p: self.model.apply({'params': p}, x, mask, train=False),
-      params,
-    )
-
-  def _psum(self, tree: Any) -> Any:
-    return jax.lax.psum(tree, self.psum_axis) if self.psum_axis else tree
-
-
-def take(store: Store, index: jax.Array, length: int) -> Bags:
-  """Cuts bags out of a store.
+def draw(
+  task: Task, runs: Any, options: dict[str, Any] | None = None
+) -> Variables:
+  """Draws the variables of R runs, each from its own constants; NumPy.
 
   Args:
-    store: with its features.
-    index: bags, [B]; -1 gives a filler whose content is that of bag 0.
-    length: N, at least the longest of the bags.
+    task: what is trained.
+    runs: the constants of R runs, NumPy leaves [R, ...].
+    options: of the compiler.
   """
-  real = jnp.maximum(index, 0)
-  width = store.features.shape[-1]
-  features = jax.vmap(
-    lambda start: jax.lax.dynamic_slice(
-      store.features, (start, 0), (length, width)
-    )
-  )(store.offset[real])
-  return label_bags(store, features, index)
+  init = jax.jit(task.init, compiler_options=options)
+  one = lambda r: jax.device_get(init(jax.tree.map(lambda x: x[r], runs)))
+  drawn = [one(r) for r in range(count(runs))]
+  return jax.tree.map(lambda *x: np.stack(x), *drawn)
 
 
-def label_bags(store: Store, features: jax.Array, index: jax.Array) -> Bags:
-  """Completes features [B, N, D] of the bags `index` [B] to `Bags`."""
-  real = jnp.maximum(index, 0)
-  mask = jnp.arange(features.shape[1]) < store.length[real][:, None]
-  return Bags(
-    features=features, mask=mask, label=store.label[real], index=index
+def init(task: Task, runs: Any, variables: Variables) -> State:
+  """Returns R runs before their first step, NumPy leaves [R, ...]."""
+  variables = {'batch_stats': {}, **variables}
+  opt_state = jax.jit(jax.vmap(task.tx.init))(variables['params'])
+  size = count(runs)
+  return State(
+    **variables,
+    opt_state=jax.device_get(opt_state),
+    best=variables,
+    step=np.zeros(size, np.int32),
+    epoch=np.zeros(size, np.int32),
+    learning_rate=np.zeros(size, np.float32),
+    active=np.ones(size, bool),
+    run=runs,
   )
 
 
-def keep_best(state: RunState, improved: jax.Array) -> RunState:
-  """Copies the parameters of the runs in `improved` [R] to `best`."""
-
-  def choose(new, old):
-    shape = improved.shape + (1,) * (new.ndim - improved.ndim)
-    return jnp.where(improved.reshape(shape), new, old)
-
-  return state.replace(best=jax.tree.map(choose, state.params, state.best))
+def count(runs: Any) -> int:
+  """Returns R, the length of the first axis of all leaves."""
+  return len(jax.tree.leaves(runs)[0])
 
 
-def _run_key(seed: jax.Array, fold: jax.Array) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(seed), fold)
+def gradients(
+  task: Task, state: State, batch: Any, axis: str | None
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+  """Gradients of every run's mean loss over the batches of all devices.
+
+    psum(sum_b w_b l_b) / psum(sum_b w_b)
+
+  The loss of an example of weight 0 is selected away: whatever it is, it
+  changes nothing.
+
+  Args:
+    task: what is trained.
+    state: R runs.
+    batch: of this device, B examples.
+    axis: the device axis over which examples are spread, or None.
+
+  Returns:
+    Gradients [R, ...], batch statistics [R, ...] and sums over the examples of
+    all devices, [R] each: the weighted `loss`, the `weight`, the `hits` and the
+    `count` of examples whose weight is above 0.
+  """
+  psum = lambda tree: jax.lax.psum(tree, axis) if axis else tree
+  weight = jax.vmap(task.weight, (None, 0))(batch, state.run)
+  weight = jnp.where(state.active[:, None], weight, 0)  # [R, B]
+  total = psum(weight.sum(1))
+  in_turn = task.in_turn(len(total), batch)
+
+  def one_run(variables, run, epoch, step, weight, total):
+    params, key = variables['params'], task.key(run, epoch, step)
+
+    def mean_loss(params):
+      losses, aux = task.loss({**variables, 'params': params}, batch, run, key)
+      summed = jnp.where(weight > 0, losses * weight, 0).sum()
+      # Weights may sum to less than 1.
+      return summed / jnp.where(total > 0, total, 1), aux
+
+    loss_and_gradients = jax.value_and_grad(mean_loss, has_aux=True)
+    if not in_turn:
+      return loss_and_gradients(params)
+    shapes = jax.eval_shape(loss_and_gradients, params)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.cond(
+      weight.any(), loss_and_gradients, lambda _: zeros, params
+    )
+
+  columns = (state.variables, state.run, state.epoch, state.step, weight, total)
+  (loss, aux), grads = over(one_run, columns, in_turn=in_turn)
+  counted = weight > 0
+  sums = {'hits': (aux.hits & counted).sum(1), 'count': counted.sum(1)}
+  loss, grads, sums = psum((loss, grads, sums))
+  return grads, aux.stats, sums | {'loss': loss * total, 'weight': total}
 
 
-def _seen(run: RunState, mask: jax.Array, offset: jax.Array) -> jax.Array:
-  """Restricts a bag's mask [N] to the instances that the run sees."""
-  if run.keep is None:
-    return mask
-  return mask & jax.lax.dynamic_slice(run.keep, (offset,), mask.shape)
+def update(
+  task: Task, state: State, grads: Any, stats: Any, weight: jax.Array
+) -> State:
+  """Moves the runs whose `weight` [R] is above 0 along their gradients.
+
+  Variables, moments and step counts of the others stay as they are.
+  """
+
+  def one_run(state, grads, stats, weight):
+    updates, opt_state = task.tx.update(
+      grads, state.opt_state, state.params, learning_rate=state.learning_rate
+    )
+    new = {
+      'params': optax.apply_updates(state.params, updates),
+      'batch_stats': stats,
+      'opt_state': opt_state,
+      'step': state.step + 1,
+    }
+    choose = lambda new, old: jnp.where(weight > 0, new, old)
+    old = {name: state[name] for name in new}
+    return state.replace(**jax.tree.map(choose, new, old))
+
+  return jax.vmap(one_run)(state, grads, stats, weight)
+
+
+def keep_best(state: State, improved: jax.Array, failed: jax.Array) -> State:
+  """Copies variables to `best` where `improved`, back where `failed`, [R]."""
+
+  def choose(where, new, old):
+    shape = lambda x: where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
+    return jax.tree.map(lambda a, b: jnp.where(shape(a), a, b), new, old)
+
+  best = choose(improved, state.variables, state.best)
+  return state.replace(best=best, **choose(failed, best, state.variables))
+
+
+def over(f: Callable, columns: tuple, *, in_turn: bool) -> Any:
+  """Maps `f(*column)` over the first axis of columns; one of 1 vanishes.
+
+  `vmap` would make grouped convolutions of it and a loop would slow them down.
+  """
+  if count(columns) == 1:
+    out = f(*jax.tree.map(lambda x: x[0], columns))
+    return jax.tree.map(lambda x: x[None], out)
+  if in_turn:
+    return jax.lax.map(lambda column: f(*column), columns)
+  return jax.vmap(f)(*columns)

@@ -20,6 +20,7 @@ class Bags:
   mask: chex.Array  # [B, N] bool, True on real instances
   label: chex.Array  # [B] int32
   index: chex.Array  # [B] int32, place in the cohort; -1 marks a filler
+  offset: chex.Array  # [B] int32, row of the first instance in the store
 
 
 @chex.dataclass(frozen=True)
@@ -84,18 +85,8 @@ class Plan:
   fixed table. An index of -1 fills the last step of a bucket.
   """
 
-  epoch: chex.Array  # [] int32
   bucket: chex.Array  # [S] int32
   index: chex.Array  # [S, B] int32, bags of the cohort
-
-
-@chex.dataclass(frozen=True)
-class Pairs:
-  """Bags to evaluate, each with one of the runs."""
-
-  bucket: chex.Array  # [P] int32
-  index: chex.Array  # [P] int32, bags of the cohort
-  run: chex.Array  # [P] int32
 
 
 @chex.dataclass(frozen=True)

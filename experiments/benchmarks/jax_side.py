@@ -10,8 +10,10 @@ from torch import nn
 
 from data import plan as plans
 from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
-from kmil_jax import epochs, parallel, port_mil, train
+from kmil_jax import parallel, port_mil, train
 from kmil_jax.models import SPECS, cpu, kmil
+from kmil_jax.programs import Program
+from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Plan, Recipe, Store
 
 
@@ -32,9 +34,9 @@ def params_of(model: str, module: nn.Module) -> dict[str, Any]:
 
 
 def forward(model: str, dtype: Any = None) -> Callable:
-  """Returns the function from parameters, x [N, D] and mask [N] to all it says.
+  """Returns the model as a function of parameters, x [N, D] and mask [N].
 
-  Its value is a `Prediction`; of KMIL, that of its second stage.
+  It returns a `Prediction`; that of KMIL's second stage.
   """
   apply = SPECS[model].make(num_classes=CLASSES, dtype=dtype).apply
   if SPECS[model].chooser is None:
@@ -54,7 +56,7 @@ def forward(model: str, dtype: Any = None) -> Callable:
 
 
 class Steps:
-  """Visits bags of a cohort with all runs, as `epochs.Resident` trains them.
+  """Visits bags of a cohort with all runs, as training does.
 
   Args:
     model: of SPECS.
@@ -76,38 +78,31 @@ class Steps:
   ):
     runs = len(params)
     recipe = Recipe()
-    trainer = train.Trainer(SPECS[model], recipe, CLASSES, dtype=dtype)
+    task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, dtype=dtype)
     store, buckets = store_of(cohort, dtype)
     keep = None
     if SPECS[model].chooser is not None:
       keep = _kept(model, params, store, cohort, buckets)
       params = [run['model'] for run in params]
-    state = trainer.init(
-      WIDTH,
+    constants = BagRuns(
       seed=np.zeros(runs, np.uint32),
-      fold=np.arange(runs),
+      fold=np.arange(runs, dtype=np.uint32),
       trains=trains,
       keep=keep,
     )
-    params = _stack(params)
-    state = state.replace(
-      params=params,
-      best=params,
-      learning_rate=np.full(runs, recipe.learning_rate, np.float32),
-    )
-    layout = parallel.layout(runs, recipe.batch)
-    self._program = epochs.Resident(trainer, layout, store, buckets)
-    self._state = layout.put(state)
     bucket = np.searchsorted(buckets, cohort.length[order])
-    self._plan = Plan(
-      epoch=np.int32(0),
-      bucket=bucket.astype(np.int32),
-      index=order.astype(np.int32)[:, None],
-    )
+    plan = Plan(bucket=np.int32(bucket), index=np.int32(order)[:, None])
+    layout = parallel.layout(recipe.batch)
+    loader = BagLoader(store, buckets, lambda epoch: plan)
+    self._program = Program(task, runs, loader, layout=layout)
+    state = train.init(task, constants, {'params': _stack(params)})
+    self._states = self._program.put(state)
+    self._rate = np.full(runs, recipe.learning_rate)
 
   def __call__(self) -> None:
-    self._state, _ = self._program.train(self._state, self._plan)
-    jax.block_until_ready(self._state)
+    everyone = np.ones(len(self._rate), bool)
+    self._states, _ = self._program.train(self._states, 0, self._rate, everyone)
+    jax.block_until_ready(self._states)
 
 
 class Inference:
@@ -132,17 +127,18 @@ class Inference:
     dtype: Any,
   ):
     store, (length,) = store_of(cohort, dtype)
-    say = forward(model, dtype)
+    apply = forward(model, dtype)
+    task = BagTask(SPECS[model], Recipe(), CLASSES, WIDTH, dtype=dtype)
 
     @jax.jit
     def program(params, store, order):
       def one(_, index):
-        bag = train.take(store, index[None], length)
+        bag = task.batch(store, index[None], length)
         x, mask = bag.features[0], bag.mask[0]
-        said = cpu.map_folds(
-          SPECS[model], lambda fold: say(fold, x, mask), params
+        out = cpu.map_folds(
+          SPECS[model], lambda fold: apply(fold, x, mask), params
         )
-        return None, (said.logits, said.attention if attention else None)
+        return None, (out.logits, out.attention if attention else None)
 
       return jax.lax.scan(one, None, order)[1]
 

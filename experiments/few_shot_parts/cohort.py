@@ -23,7 +23,7 @@ from experiments import bars, patch_inputs
 from experiments.code_hash import code_hash
 from experiments.few_shot_parts import paper, validation
 from kmil_jax import froc, parallel
-from kmil_jax.distill_runs import TUMOUR
+from kmil_jax.tasks.distill import TUMOUR
 
 PARTS = ('train', 'val', 'test')
 _AT_ONCE = 64  # Tiles that a thread decodes at a time.

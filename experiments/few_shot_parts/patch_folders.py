@@ -12,7 +12,7 @@ from data.camelyon16 import patch_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.few_shot_parts import paper
 from experiments.few_shot_parts.cohort import PARTS, Cohort, Scale, counts
-from kmil_jax.distill_runs import TUMOUR
+from kmil_jax.tasks.distill import TUMOUR
 
 # Folders of He and Li's code, and of ours.
 _NAMES = {

@@ -11,8 +11,7 @@ from experiments import files
 from experiments.few_shot_parts import paper
 from experiments.few_shot_parts.cohort import Cohort
 from kmil_jax import intervals, metrics
-from kmil_jax.distill_choice import patch_threshold
-from kmil_jax.distill_runs import TUMOUR
+from kmil_jax.tasks.distill import TUMOUR, patch_threshold
 
 FILE = 'scores.csv'
 PARTS = ('val', 'test')  # That are scored.

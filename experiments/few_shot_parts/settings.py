@@ -6,7 +6,8 @@ import dataclasses
 import numpy as np
 
 from experiments.few_shot_parts import paper
-from kmil_jax.distill_runs import NORMAL, TUMOUR, Run
+from kmil_jax.tasks import distill
+from kmil_jax.tasks.distill import NORMAL, TUMOUR
 
 # Names of the trainings of Table 2, in its order.
 RD, FW_RD = 'RD', 'FW-RD'
@@ -105,8 +106,7 @@ def run(
   label: np.ndarray,
   *,
   per: str,
-  learning_rate: float,
-) -> Run:
+) -> distill.Setting:
   """Returns a training of a seed.
 
   Patches are drawn by the seed: those of a smaller number are among those of
@@ -117,18 +117,16 @@ def run(
     seed: of the draw, the weights and the order.
     label: of all training patches, 1 normal and 0 tumour, [n].
     per: 'location' or 'map', see `distill_losses.PER`.
-    learning_rate: of the training.
   """
   rows = []
   for kind, count in ((NORMAL, setting.normal), (TUMOUR, setting.tumour)):
     of_kind = np.flatnonzero(label == kind)
     order = np.random.default_rng([seed, kind]).permutation(of_kind)
     rows.append(order[:count])
-  return Run(
+  return distill.Setting(
     patches=np.sort(np.concatenate(rows)),
     seed=seed,
     alpha=setting.alpha,
     gamma=setting.gamma,
     per=per,
-    learning_rate=learning_rate,
   )

@@ -13,16 +13,25 @@ import safetensors.numpy
 
 from data import atomic
 from data.labelled_tiles import LabelledTiles
+from experiments import progress
 from experiments.few_shot_parts import scores, settings
 from experiments.few_shot_parts.cohort import Cohort, pixels
-from experiments.few_shot_parts.progress import Progress
 from experiments.few_shot_parts.settings import Setting
-from kmil_jax import checkpoint, distill_fit, parallel, port, port_distillation
-from kmil_jax.distill_program import Program
-from kmil_jax.distill_runs import NORMAL
-from kmil_jax.distill_train import Distiller, Variables
+from kmil_jax import checkpoint, fit, parallel, port, port_distillation
+from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import map_shapes
+from kmil_jax.tasks import distill
+from kmil_jax.tasks.distill import NORMAL, DistillTask, Patches
+from kmil_jax.train import Variables, draw
 
+# Of metrics.jsonl, and of the training's history.
+COLUMNS = {
+  'train_loss': 'train_loss',
+  'val_accuracy': 'val_accuracy',
+  'val_auroc': 'val_auroc',
+  'threshold': 'val_threshold',
+  'best_epoch': 'best_epoch',
+}
 MODEL = 'model.safetensors'  # By the names of the released code.
 TEACHER = 'teacher.safetensors'  # By torchvision's names.
 _SHARE = 0.6  # Of a device's memory that runs may fill.
@@ -86,21 +95,34 @@ def train(
     cohort: patches.
     study: settings, each of which is trained with every seed.
     options: of all trainings.
+
+  Raises:
+    FloatingPointError: if a training diverged before an epoch could be kept;
+      the others are finished first.
   """
   teacher = open_teacher(folder, cohort, options)
-  distiller = Distiller(
+  task = DistillTask(
     options.width, options.shortcut, precision=options.precision
   )
-  jobs = [Job(setting, s) for s in options.all_seeds for setting in study]
+  all_jobs = jobs(study, options)
   images: dict[str, np.ndarray] = {}
-  for group in _groups(jobs, distiller, options):
+  for group in _groups(all_jobs, task, options):
     done = [(job.folder(folder) / scores.FILE).exists() for job in group]
     if parallel.agree(all(done)):
       continue
     for part in ('train', 'val'):
       if part not in images:
         images[part] = pixels(cohort.parts[part])
-    _train_group(folder, cohort, group, distiller, teacher, images, options)
+    _train_group(folder, cohort, group, task, teacher, images, options)
+  folders = [job.folder(folder) for job in all_jobs]
+  done = [(of_job / scores.FILE).exists() for of_job in folders]
+  if not parallel.agree(all(done)):
+    progress.raise_if_diverged(folders)
+
+
+def jobs(study: Sequence[Setting], options: Options) -> list[Job]:
+  """Returns the trainings of all settings and seeds."""
+  return [Job(setting, s) for s in options.all_seeds for setting in study]
 
 
 def open_teacher(
@@ -148,11 +170,11 @@ def load_student(folder: pathlib.Path, job: Job) -> Variables:
 
 
 def _groups(
-  jobs: Sequence[Job], distiller: Distiller, options: Options
+  jobs: Sequence[Job], task: DistillTask, options: Options
 ) -> list[list[Job]]:
   """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
-    distiller.student.init, jax.random.key(0), map_shapes(options.width)
+    task.student.init, jax.random.key(0), map_shapes(options.width)
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
@@ -169,65 +191,69 @@ def _train_group(
   folder: pathlib.Path,
   cohort: Cohort,
   group: Sequence[Job],
-  distiller: Distiller,
+  task: DistillTask,
   teacher: Variables,
   images: dict[str, np.ndarray],
   options: Options,
 ) -> None:
-  label = cohort.parts['train'].label
+  label = np.int32(cohort.parts['train'].label)
   runs = [
-    settings.run(
-      job.setting,
-      job.seed,
-      label,
-      per=options.per,
-      learning_rate=options.learning_rate,
-    )
-    for job in group
+    settings.run(job.setting, job.seed, label, per=options.per) for job in group
   ]
-  epochs = options.epochs * group[0].setting.longer
+  constants = distill.runs_of(runs, label)
+  patches = Patches(teacher=teacher, image=images['train'], label=label)
+  recipe = distill.recipe(
+    options.learning_rate,
+    options.epochs * group[0].setting.longer,
+    options.batch,
+  )
   names = '\n'.join(job.name for job in group)
   digest = hashlib.sha256(names.encode()).hexdigest()[:8]
   saved = folder / 'checkpoints' / digest
   checkpoints = checkpoint.Checkpoints(saved)
-  progress = Progress(
-    [job.folder(folder) for job in group], epochs, options.tensorboard
+  shown = progress.Progress(
+    [[job.folder(folder)] for job in group],
+    COLUMNS,
+    recipe.epochs,
+    name=f'{len(group)} trainings',
+    tensorboard=options.tensorboard,
   )
+  program = distill.program(task, runs, patches, options.batch)
   try:
-    fitted = distill_fit.fit(
-      distiller,
-      teacher,
-      runs,
-      image=images['train'],
-      label=label,
-      val_image=images['val'],
-      val_label=cohort.parts['val'].label,
-      epochs=epochs,
-      batch=options.batch,
+    result = fit.fit(
+      program,
+      recipe,
+      constants,
+      draw(task, constants, cpu.compiler_options()),
+      validation=images['val'],
+      validate=distill.validation(cohort.parts['val'].label),
       checkpoints=checkpoints,
-      report=progress.report,
+      report=shown.report,
     )
   finally:
-    progress.close()
+    shown.close()
     checkpoints.close()
-  program = Program(distiller, len(group))
-  students = program.put(fitted.variables)
-  held = parallel.replicate(teacher)
+  students = program.put((result.variables, constants))
   table: dict[str, list[np.ndarray]] = {part: [] for part in scores.PARTS}
   for part in scores.PARTS:
     for image in _chunks(cohort.parts[part]):
-      told = program.score(students, held, image, batch=options.batch)
-      table[part].append(np.stack(told))
+      out = program.evaluate(students, image)
+      pair = np.stack([out['mean'], out['max']])
+      table[part].append(pair.reshape(2, len(group), -1))
   if parallel.is_first():
     for row, job in enumerate(group):
-      model = jax.tree.map(lambda x: x[row], fitted.variables)  # noqa: B023
-      _save(
-        job.folder(folder) / MODEL, port_distillation.student_state_dict(model)
-      )
-      found = {
+      target, epoch = job.folder(folder), int(result.epoch[row])
+      failed = int(result.failed[row])
+      stages = {'student': failed} if failed >= 0 else {}
+      progress.record_divergence(target, stages, epoch)
+      if result.lost[row]:
+        continue
+      model = jax.tree.map(lambda x: x[row], result.variables)  # noqa: B023
+      _save(target / MODEL, port_distillation.student_state_dict(model))
+      scored = {
         part: np.concatenate(parts, -1)[:, row] for part, parts in table.items()
       }
-      scores.write(job.folder(folder), cohort, found)
+      scores.write(target, cohort, scored)
     shutil.rmtree(saved, ignore_errors=True)
   parallel.wait_for_all('scores')
 

@@ -97,11 +97,6 @@ def one_by_one(spec: ModelSpec, count: int, length: int) -> bool:
   return platform == 'cpu' and in_turn
 
 
-def map_first(f: Callable[[Any], Any], xs: Any, *, in_turn: bool) -> Any:
-  """Maps `f` over the first axis, element by element or over all at once."""
-  return lax.map(f, xs) if in_turn else jax.vmap(f)(xs)
-
-
 def map_folds(spec: ModelSpec, f: Callable[[Any], Any], params: Any) -> Any:
   """Predicts with R folds [R, ...], in turn on CPUs if `spec.one_by_one`.
 

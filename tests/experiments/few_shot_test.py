@@ -136,12 +136,12 @@ def test_groups_fit_in_memory(trained, monkeypatch):
     precision='float32',
     tensorboard=False,
   )
-  distiller = training.Distiller(WIDTH, 3)
+  task = training.DistillTask(WIDTH, 3)
   sizes = {}
   for held in (0.5, 2.5, 100):  # Runs of five times its weights, per device.
     memory = int(5 * held * weights / 0.6)
     monkeypatch.setattr(training.parallel, 'memory_bytes', lambda m=memory: m)
-    groups = training._groups(jobs, distiller, options)
+    groups = training._groups(jobs, task, options)
     sizes[held] = [len(group) for group in groups]
     # Those of other epochs apart, the order is that of the jobs.
     assert {job.setting.name for job in groups[-1]} == {'balanced'}

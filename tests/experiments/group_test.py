@@ -35,7 +35,7 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
         run.folder / 'predictions.csv', run.fold, said, cohort.classes
       )
 
-  monkeypatch.setattr(crossval, 'complete', complete)
+  monkeypatch.setattr(crossval, 'train_folds', complete)
   args += ['--group_col=site', '--k=3', f'--results_dir={tmp_path}']
   with flagsaver.flagsaver():
     kmil.main(flags.FLAGS(['kmil', *args, '--heat_maps=0']))

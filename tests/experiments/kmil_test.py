@@ -108,6 +108,50 @@ def test_the_same_command_again_trains_nothing(finished):
   assert (folder / 'predictions.csv').read_bytes() == before
 
 
+# Fold 1 diverges in an epoch of its model.
+DIVERGING = (
+  script_process.HASTY
+  + """
+from kmil_jax import programs
+train = programs.Program.train
+def broken(self, states, epoch, *args):
+  states, sums = train(self, states, epoch, *args)
+  if epoch == {epoch} and self.task.model.__class__.__name__ == 'DSMIL':
+    sums['loss'][1] = float('nan')
+  return states, sums
+programs.Program.train = broken
+"""
+)
+
+
+@pytest.mark.parametrize('epoch', [0, 20])
+def test_a_fold_that_diverges_stops_alone_and_is_named(
+  finished, tmp_path, epoch
+):
+  args, whole, _ = finished
+  args = [*args[:-1], f'--results_dir={tmp_path}']
+  folder = tmp_path / 'kmil_origin_s1'
+  record = {'stages': {'model': epoch}, 'kept': -1}
+  for before in (DIVERGING.format(epoch=epoch), script_process.HASTY):
+    process = feature_folder.script(*args, before=before)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    error = out[out.index('error:') :]
+    assert 'fold_1: the loss of the model became infinite or NaN in' in error
+    assert f'epoch {epoch}.' in error and '--lr' in error
+    assert 'fold_0' not in error and 'fold_2' not in error
+    for fold in (0, 2):
+      path = f'fold_{fold}/predictions.csv'
+      assert (folder / path).read_bytes() == (whole / path).read_bytes()
+    kept = json.loads((folder / 'fold_1' / 'diverged.json').read_text())
+    assert (folder / 'fold_1' / 'predictions.csv').exists() == (epoch > 0)
+    if epoch == 0:
+      assert kept == record
+      break  # It would be trained again, and not diverge.
+    assert 0 <= kept['kept'] < epoch
+  assert (folder / 'report.html').exists()
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished):
   args, _, _ = finished
   process = feature_folder.script(*args, '--lr=0.01')

@@ -11,7 +11,7 @@ from tiny_training import RECIPE, TRAIN, VAL, make_tiles, train
 from data.labelled_tiles import TileError
 from experiments import patch_flags, patch_training, start
 from kmil_jax import models, parallel
-from kmil_jax.patch_train import PatchError
+from kmil_jax.tasks.tiles import PatchError
 
 
 @pytest.fixture(autouse=True)

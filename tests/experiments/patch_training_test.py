@@ -22,7 +22,8 @@ from experiments import (
   patch_training,
   provenance,
 )
-from kmil_jax import models, patch_fit, port, port_patch
+from experiments.progress import Progress
+from kmil_jax import fit, models, port, port_patch
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,7 @@ def test_training_learns_and_leaves_a_record_and_a_model(finished):
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == list(range(5))
   assert trained.history[-1]['val_auroc'] > 0.9
-  assert set(patch_fit.COLUMNS) < set(trained.history[0])
+  assert set(trained.history[0]) == {'epoch', *patch_training.COLUMNS}
   prob, features = trained.predict(VAL)
   assert prob.shape == (20, 2) and features.shape == (20, 4)
   np.testing.assert_allclose(prob.sum(1), 1, rtol=1e-5)
@@ -76,7 +77,7 @@ def test_a_finished_folder_is_loaded_and_not_trained_again(
 ):
   folder, trained = finished
   before = (folder / 'model.safetensors').stat().st_mtime_ns
-  monkeypatch.setattr(patch_fit, 'fit', refuse)
+  monkeypatch.setattr(fit, 'fit', refuse)
   same(train(folder), trained)
   assert (folder / 'model.safetensors').stat().st_mtime_ns == before
 
@@ -85,7 +86,7 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
   finished, monkeypatch
 ):
   folder, _ = finished
-  monkeypatch.setattr(patch_fit, 'fit', refuse)
+  monkeypatch.setattr(fit, 'fit', refuse)
   with pytest.raises(provenance.ResultsError) as e:
     train(
       folder, dataclasses.replace(RECIPE, epochs=6, batch=8), freeze='conv1'
@@ -112,17 +113,17 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
 _CHILD = """
 import pathlib, sys, time
 import tiny_classifier, tiny_training
-from experiments import patch_progress
-from kmil_jax import models, patch_fit
+from experiments.progress import Progress
+from kmil_jax import fit, models
 models.CLASSIFIERS['tiny'] = tiny_classifier.SPEC
-patch_fit.SECONDS_BETWEEN_SAVES = 0
-report = patch_progress.Progress.report
+fit.SECONDS_BETWEEN_SAVES = 0
+report = Progress.report
 def tell(self, history):
   report(self, history)
-  if len(history) == 4:
+  if len(history['val_loss']) == 4:
     print('told', flush=True)
     time.sleep(600)
-patch_progress.Progress.report = tell
+Progress.report = tell
 tiny_training.train(pathlib.Path(sys.argv[1]))
 """
 
@@ -146,14 +147,23 @@ def test_kill_9_changes_nothing_in_the_end(finished, tmp_path):
   assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 4
   begun = []
   with pytest.MonkeyPatch.context() as patch:
-    begin = patch_training.patch_progress.Progress.begin
+    advance = Progress.advance
     patch.setattr(
-      patch_training.patch_progress.Progress,
-      'begin',
-      lambda self, epoch: (begun.append(epoch), begin(self, epoch)),
+      Progress,
+      'advance',
+      lambda self, epoch, steps: (
+        begun.append(epoch),
+        advance(self, epoch, steps),
+      ),
     )
     same(train(folder), finished[1])
-  assert begun == [3, 4]
+  assert sorted(set(begun)) == [3, 4]
+
+
+def test_a_training_that_diverges_ends_in_words(tmp_path):
+  recipe = dataclasses.replace(RECIPE, learning_rate=1e30)
+  with pytest.raises(FloatingPointError, match=r'(?s)x: .*NaN.*0.*--lr'):
+    train(tmp_path / 'x', recipe)
 
 
 def test_weights_to_start_from_are_those_of_the_file(finished, tmp_path):
@@ -213,7 +223,7 @@ def test_trainings_of_other_seeds_and_rates_share_one_program(
 ):
   recipe = dataclasses.replace(RECIPE, learning_rate=0.01, epochs=1)
   other = train(tmp_path / 'x', recipe, seed=4)
-  assert other.program is finished[1].program
+  assert other.task is finished[1].task
   assert (
     np.abs(other.predict(VAL)[0] - finished[1].predict(VAL)[0]).max() > 0.01
   )

@@ -2,12 +2,14 @@
 
 import json
 
-import numpy as np
-from progress_lines import FOLDS, progress, report
+from progress_lines import FOLDS, history, of_folders, progress, report
 import pytest
 
-from experiments.progress import Progress
-from kmil_jax.selection import Selection
+from experiments.progress import (
+  Progress,
+  raise_if_diverged,
+  record_divergence,
+)
 
 
 def lines_of(tmp_path, fold):
@@ -35,21 +37,8 @@ def test_every_epoch_of_every_fold_is_a_line(tmp_path):
   }
 
 
-def test_a_stopped_fold_says_nothing_more(tmp_path):
-  # The first run stops at epoch 3, where its best is 1; the other goes on.
-  def chosen(epoch):
-    last = min(epoch, 3)
-    best = np.array([min(epoch, 1), epoch])
-    return Selection(
-      score=np.ones(2),
-      loss=np.ones(2),
-      epoch=best,
-      stale=np.array([last - best[0], 0]),
-      learning_rate=np.ones(2),
-      stopped=np.array([epoch >= 3, False]),
-    )
-
-  report(progress(tmp_path, 'chooser', 6), range(6), chosen)
+def test_a_stopped_fold_has_no_more_lines(tmp_path):
+  report(progress(tmp_path, 'chooser', 6), range(6), stopped_from=4)
   assert [e for _, e in places(tmp_path, 2)] == [0, 1, 2, 3]
   assert [e for _, e in places(tmp_path, 5)] == list(range(6))
 
@@ -84,13 +73,43 @@ def test_the_bar_counts_epochs_of_before(tmp_path, capsys):
   report(progress(tmp_path, 'model', 8), range(5, 8))
   shown = capsys.readouterr().err
   assert 'model x 2 runs' in shown and '8/8' in shown
-  assert 'val_f1=0.375' in shown
+  assert 'val_f1_macro=0.375' in shown
 
 
 def test_runs_that_share_a_stage_are_told_of_it_alike(tmp_path):
   folders = [[tmp_path / 'a', tmp_path / 'b'], [tmp_path / 'c']]
-  report(Progress(folders, 'chooser', 2), range(2))
+  report(of_folders(folders, 'chooser', 2), range(2))
   a, b, c = (
     (tmp_path / x / 'metrics.jsonl').read_text().splitlines() for x in 'abc'
   )
   assert a == b != c and len(c) == 2
+
+
+def test_a_training_without_stages_begins_its_file_anew(tmp_path):
+  columns = {'loss': 'val_loss', 'best_epoch': 'best_epoch'}
+  for epochs in ((0, 1, 2), (2, 3)):  # The last checkpoint was that of epoch 2.
+    shown = Progress([[tmp_path]], columns, 4, name='x', unit='tile', steps=32)
+    for epoch in epochs:
+      shown.advance(epoch, 16)
+      shown.report(history(epoch + 1))
+    shown.close()
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line) for line in lines] == [
+    {'epoch': e, 'loss': 1.0, 'best_epoch': e} for e in range(4)
+  ]
+
+
+def test_runs_that_diverged_are_named(tmp_path):
+  folders = [tmp_path / name for name in 'abc']
+  for folder in folders:
+    record_divergence(folder, {'model': 3}, 1)
+  record_divergence(folders[1], {}, 5)  # Trained anew.
+  record_divergence(folders[2], {'chooser': 0, 'model': 2}, -1)
+  with pytest.raises(FloatingPointError) as e:
+    raise_if_diverged(folders)
+  first, *others = str(e.value).splitlines()
+  assert f'{folders[0]}: the loss of the model' in first
+  assert 'epoch 3. Epoch 1 was kept' in first
+  assert len(others) == 3 and 'epoch 0. No epoch' in others[0]
+  assert '--lr' in others[-1]
+  raise_if_diverged(folders[1:2])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from experiments import kmil, settings
-from kmil_jax import recipes, train
+from kmil_jax import recipes
 from kmil_jax.models import SPECS
+from kmil_jax.tasks.bags import BagTask
 from kmil_jax.types import Recipe
 
 ARGS = ['--k=3', '--seed=1', '--fold=1', '--heat_maps=0']
@@ -83,7 +84,7 @@ def test_options_of_dtfd_reach_the_model():
     args.append('--instance_score=predicted')
     flags.FLAGS(['kmil', '--model=dtfd', *args])
     options = kmil.asked_settings().options
-  model = train.Trainer(SPECS['dtfd'], Recipe(), 3, options=options).model
+  model = BagTask(SPECS['dtfd'], Recipe(), 3, 8, options=options).model
   assert (model.distill, model.pseudo_bags) == ('maxmins', 2)
   assert (model.score, model.total_instances) == ('predicted', 6)
 

@@ -50,7 +50,7 @@ def make(folder):
   )
   files.write_rows(run / 'cohort.csv', cohort.rows())
   runs = [Run(run / f'fold_{i}', i, settings.choice) for i in range(3)]
-  crossval.complete(
+  crossval.train_folds(
     cohort, folds, runs, range(3), settings, run, attention=True
   )
   summaries.summarise(run, 'kmil', 'origin', 3, cohort.classes)

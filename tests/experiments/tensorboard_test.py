@@ -9,8 +9,8 @@ import progress_lines
 import pytest
 
 from data.host_tensorflow import tf
-from experiments import kmil, patch_progress, training
-from kmil_jax.types import PatchRecipe
+from experiments import kmil, training
+from experiments.progress import Progress
 
 
 def events_of(folder):
@@ -68,26 +68,22 @@ def test_without_the_flag_there_are_no_events(tmp_path):
 
 
 def test_of_patches_too_also_after_a_kill(tmp_path):
-  rows = [
-    {'epoch': e, 'train_loss': 1 / (e + 1), 'val_loss': 1.0, 'val_auroc': auroc}
-    | {'val_accuracy': 0.5}
-    for e, auroc in enumerate([float('nan'), 0.5, 0.75, 1.0])
-  ]
+  columns = {'val_loss': 'val_loss', 'val_auroc': 'val_auroc'}
   for epochs in ((1, 2, 3), (3, 4)):  # The second begins from its checkpoint.
-    shown = patch_progress.Progress(tmp_path, 'x', 32, PatchRecipe(), True)
+    shown = Progress([[tmp_path]], columns, 4, name='x', tensorboard=True)
     for epoch in epochs:
-      shown.report(rows[:epoch])
+      shown.report(progress_lines.history(epoch))
   shown.close()
   got = events_of(tmp_path)
   assert got == scalars_of(tmp_path)
-  assert [step for step, _ in got['val_auroc']] == [1, 2, 3]
+  assert [step for step, _ in got['val_auroc']] == [0, 1, 2, 3]
 
 
 def test_the_flag_reaches_the_training(tmp_path, monkeypatch):
   class Asked(Exception):
     """Ends the script where training would begin."""
 
-  def progress(runs, stage, epochs, tensorboard):
+  def progress(*args, tensorboard, **options):
     raise Asked(tensorboard)
 
   data = feature_folder.write(tmp_path, *feature_folder.planted(12, 4, 2))

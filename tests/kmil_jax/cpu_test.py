@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import epochs, train
+from experiments.benchmarks.program import Workload, epoch_of
 from kmil_jax.export import PLATFORMS
 from kmil_jax.models import SPECS, cpu, torch_dense
 from kmil_jax.models.convolutions import convolution, max_pool
-from kmil_jax.types import Plan, Recipe, Store
 
 IN_TURN = dataclasses.replace(SPECS['dsmil'], one_by_one=True)
 AT_ONCE = dataclasses.replace(SPECS['dsmil'], one_by_one=False)
@@ -172,44 +171,16 @@ def test_options_of_the_compiler_are_for_cpus():
       assert bool(cpu.compiler_options()) == given
 
 
-def epoch_of(model, length, *, runs=3, bags=4, width=8):
-  """An epoch of training on one device, and what it is called with."""
-
-  class OneDevice:
-    """The layout that takes the epoch's functions as they are."""
-
-    pmap_train = staticmethod(lambda step: step)
-    pmap_eval = staticmethod(lambda step: None)
-
-  place = np.arange(bags, dtype=np.int32)
-  store = Store(
-    features=np.zeros(((bags + 1) * length, width), np.float32),
-    offset=place * length,
-    length=np.full_like(place, length),
-    label=place % 3,
-  )
-  trainer = train.Trainer(SPECS[model], Recipe(), 3)
-  state = trainer.init(
-    width,
-    seed=np.zeros(runs),
-    fold=np.arange(runs),
-    trains=np.ones((runs, bags), bool),
-  )
-  plan = Plan(
-    epoch=np.int32(0), bucket=np.zeros_like(place), index=place[:, None]
-  )
-  program = epochs.Resident(trainer, OneDevice(), store, (length,))
-  return program._train, (state, store, plan)
-
-
 @pytest.mark.parametrize(
   'model,length,in_turn',
   [('dsmil', 2048, True), ('dsmil', 64, False), ('abmil', 64, True)],
 )
 def test_an_epoch_is_lowered_for_its_platform(model, length, in_turn):
-  epoch, args = epoch_of(model, length)
+  work = Workload(model, 3, 'float32', 4, (length,), width=8, classes=3)
+  epoch = epoch_of(work)
+  args = epoch.state, epoch.store, epoch.chunk
   for platform in PLATFORMS:
-    text = program(jax.jit(epoch), args, platform).mlir_module()
+    text = program(jax.jit(epoch.train), args, platform).mlir_module()
     loops = text.count('stablehlo.while')
     # The products of three runs have an axis for them.
     batched = re.findall(r'dot_general.*batching_dims = \[0\].*<3x', text)

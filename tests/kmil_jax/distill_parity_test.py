@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from kmil_jax import distill_train, port_distillation
-from kmil_jax.distill_runs import Run
+from kmil_jax import port_distillation, programs, train
 from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Student, Teacher
+from kmil_jax.tasks.distill import DistillTask, Patches, Setting, runs_of
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
@@ -80,7 +80,8 @@ def test_maps_equal_torchs_whichever_way_weights_go():
 
 @functools.cache
 def shallow_step():
-  return hastily(distill_train.Distiller(WIDTH, SHORTCUT).step)
+  task = DistillTask(WIDTH, SHORTCUT)
+  return task, hastily(programs.chunk_functions(task, None, (None,))[0])
 
 
 @pytest.mark.parametrize('per,alpha,labels', [
@@ -102,16 +103,17 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
     0, 256, (len(label), SIZE, SIZE, 3), np.uint8
   )
 
-  distiller = distill_train.Distiller(WIDTH, SHORTCUT)
-  run = Run(
-    np.arange(len(label)), 0, alpha, gamma=2, per=per, learning_rate=rate
+  task, step = shallow_step()
+  setting = Setting(np.arange(len(label)), 0, alpha, gamma=2, per=per)
+  state = train.init(
+    task, runs_of([setting], label), jax.tree.map(lambda x: x[None], guess)
   )
-  of_one = jax.tree.map(lambda x: x[None], guess)
-  state = distiller.init(of_one, [run], label, batch=len(label))
-  state = shallow_step()(
-    jax.tree.map(lambda x: x[0], state),
-    distill_train.Patches(teacher=known, image=image, label=label),
+  state, sums = step(
+    state.replace(learning_rate=np.float32([rate])),
+    Patches(teacher=known, image=image, label=label),
+    (np.zeros(1, np.int32), np.arange(len(label))[None, None]),
   )
+  state = jax.tree.map(lambda x: x[0], state)
 
   teacher, student = teacher.double(), student.train().double()
   mean = np.array([0.485, 0.456, 0.406])
@@ -127,7 +129,8 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
   adam = torch.optim.Adam(student.parameters(), rate, (0.5, 0.999))
   loss.backward()
   adam.step()
-  np.testing.assert_allclose(state.loss, loss.item(), rtol=1e-4)
+  mean_loss = sums['loss'][0] / sums['weight'][0]
+  np.testing.assert_allclose(mean_loss, loss.item(), rtol=1e-4)
 
   # After one step the first moment is half of the gradient.
   (moments,) = (s for s in state.opt_state if hasattr(s, 'mu'))

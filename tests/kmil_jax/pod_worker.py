@@ -8,8 +8,11 @@ from kmil_jax import parallel
 
 
 def train(folder):
-  """Returns losses and predictions of three arrangements, by name."""
-  import training_run  # Beside this file; it needs devices.
+  """Returns losses and predictions of some arrangements, by name."""
+  # Beside this file; they need devices.
+  import tiles_test
+  import toy_task
+  import training_run
 
   out = {}
   for name, kwargs in {
@@ -17,9 +20,18 @@ def train(folder):
     'bags_over_devices': {'folds': (0, 1), 'batch': 4},
     'streamed_bags': {'folds': (0, 1), 'batch': 4, 'streamed': True},
   }.items():
-    losses, prob = training_run.run(folder / name, **kwargs)
-    out[f'{name}_losses'] = losses.tolist()
+    result, prob = training_run.run(folder / name, **kwargs)
+    out[f'{name}_losses'] = result.history['train_loss'].tolist()
     out[f'{name}_prob'] = prob.tolist()
+  for name, kwargs in {
+    'groups': {'at_once': parallel.num_devices(), 'streamed': True},
+    'points': {'layout': parallel.ExamplesOverDevices},
+  }.items():
+    result = toy_task.run(folder / name, **kwargs)
+    out[f'{name}_losses'] = result.history['val_loss'].tolist()
+  result, prob = tiles_test.fitted(folder / 'tiles')
+  out['tiles_losses'] = result.history['val_loss'].tolist()
+  out['tiles_prob'] = prob.tolist()
   return out
 
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import distill_train
-from kmil_jax.distill_runs import Run
+from kmil_jax import programs, train
 from kmil_jax.models import reverse_distillation
 from kmil_jax.models.resnet import Bottleneck
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.models.upsample import Upsample
+from kmil_jax.tasks.distill import DistillTask, Patches, Setting, runs_of
 
 
 def size(tree):
@@ -98,17 +98,19 @@ def test_upsampling_is_torchs_transposed_convolution():
 
 def test_a_step_of_the_papers_width_keeps_every_shape():
   """What a step does is tested on narrow networks, in distill_parity_test."""
-  distiller = distill_train.Distiller(64, 3)
+  task = DistillTask(64, 3)
   teacher, student = shapes(64, 3)
   image, label = np.zeros((2, 256, 256, 3), np.uint8), np.array([1, 0])
-  patches = distill_train.Patches(teacher=teacher, image=image, label=label)
+  patches = Patches(teacher=teacher, image=image, label=label)
   of_one = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), student
   )
-  state = distiller.init(of_one, [Run(np.arange(2), 0)], label, batch=2)
-  state = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state
+  runs = runs_of([Setting(np.arange(2), 0)], label)
+  state = jax.eval_shape(
+    lambda variables: train.init(task, runs, variables), of_one
   )
-  after = jax.eval_shape(distiller.step, state, patches)
+  step, _ = programs.chunk_functions(task, None, (None,))
+  chunk = np.zeros(1, np.int32), np.arange(2)[None, None]
+  after, _ = jax.eval_shape(step, state, patches, chunk)
   shapes_of = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes_of(after) == shapes_of(state)

@@ -9,7 +9,7 @@ import pytest
 
 from kmil_jax import optim, selection
 from kmil_jax.selection import Validation
-from kmil_jax.types import Recipe
+from kmil_jax.types import PatchRecipe, Recipe
 
 CHOOSER = Recipe(
   learning_rate=1e-3,
@@ -234,3 +234,44 @@ def test_an_unknown_rule_is_refused(field):
   val = Validation(f1_macro=zeros, accuracy=zeros, auroc=zeros, loss=zeros)
   with pytest.raises(ValueError, match="'best': there are"):
     selection.update(selection.start(1, recipe), recipe, 0, val)
+
+
+def follow_values(recipe, **values):
+  """Rates after and epochs kept at every epoch of a validation."""
+  length = len(next(iter(values.values())))
+  table = {
+    name: np.zeros((length, 1))
+    for name in ('f1_macro', 'accuracy', 'auroc', 'loss')
+  }
+  table |= {k: np.array(v, float)[:, None] for k, v in values.items()}
+  chosen, trace = selection.start(1, recipe), []
+  for epoch in range(length):
+    now = Validation(**{name: x[epoch] for name, x in table.items()})
+    chosen, _ = selection.update(chosen, recipe, epoch, now)
+    trace.append((float(chosen.learning_rate[0]), int(chosen.epoch[0])))
+  return trace
+
+
+def test_every_decade_takes_a_tenth_of_the_rate():
+  recipe = PatchRecipe(schedule='decade', learning_rate=1e-3, epochs=30)
+  rates = [
+    1e-3,
+    *(rate for rate, _ in follow_values(recipe, loss=np.zeros(30))),
+  ]
+  want = [1e-3 * 0.1 ** (epoch // 10) for epoch in range(31)]
+  np.testing.assert_allclose(rates, want)
+
+
+@pytest.mark.parametrize('select', ['accuracy', 'auroc'])
+def test_the_highest_is_kept_and_the_earlier_on_a_tie(select):
+  values = {select: [np.nan, 0.5, 0.7, 0.7, 0.6, 0.8]}
+  kept = [k for _, k in follow_values(PatchRecipe(select=select), **values)]
+  assert kept == [-1, 1, 2, 2, 2, 5]
+
+
+def test_accuracy_decides_then_auroc_then_the_later():
+  recipe = PatchRecipe(select='accuracy_then_auroc')
+  accuracy = [0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.5]
+  auroc = [0.6, 0.6, 0.5, 0.7, 0.1, 0.0, 1.0]
+  kept = [k for _, k in follow_values(recipe, accuracy=accuracy, auroc=auroc)]
+  assert kept == [0, 1, 1, 3, 4, 4, 4]

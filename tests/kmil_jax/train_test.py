@@ -10,29 +10,37 @@ import training_run
 
 from kmil_jax import parallel, train
 from kmil_jax.models import SPECS, cpu
+from kmil_jax.tasks.bags import BagRuns, BagTask
 from kmil_jax.types import Bags, Recipe
 
 close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def losses_and_prob(*args, **options):
+  """Training and validation losses [E, R], and predictions of all bags."""
+  result, prob = training_run.run(*args, **options)
+  return result.history['train_loss'], result.history['val_loss'], prob
+
+
 @pytest.mark.parametrize('model,batch', [('abmil', 1), ('dsmil', 4)])
 def test_ten_folds_together_equal_each_fold_alone(tmp_path, model, batch):
-  losses, prob = training_run.run(
+  result, prob = training_run.run(
     tmp_path / 'all', model=model, batch=batch, folds=tuple(range(10))
   )
+  losses = result.history['train_loss']
   assert (losses[-1] < losses[0]).all()
   for fold in (3, 9):
-    alone_losses, alone_prob = training_run.run(
+    alone, alone_prob = training_run.run(
       tmp_path / f'{fold}', model=model, batch=batch, folds=(fold,)
     )
-    close(alone_losses[:, 0], losses[:, fold])
+    close(alone.history['train_loss'][:, 0], losses[:, fold])
     close(alone_prob[0], prob[fold])
 
 
 @pytest.mark.parametrize('batch', [1, 4])
 def test_streamed_features_give_what_resident_ones_give(tmp_path, batch):
-  resident = training_run.run(tmp_path / 'resident', batch=batch)
-  streamed = training_run.run(tmp_path / 'streamed', batch=batch, streamed=True)
+  resident = losses_and_prob(tmp_path / 'resident', batch=batch)
+  streamed = losses_and_prob(tmp_path / 'streamed', batch=batch, streamed=True)
   for got, want in zip(streamed, resident, strict=True):
     close(got, want)
 
@@ -41,8 +49,8 @@ def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(tmp_path):
   store = training_run.make_store()
   store.features[-training_run.LENGTHS[-1] :] = 1e6
   for got, want in zip(
-    training_run.run(tmp_path / 'dirty', store=store),
-    training_run.run(tmp_path / 'clean'),
+    losses_and_prob(tmp_path / 'dirty', store=store),
+    losses_and_prob(tmp_path / 'clean'),
     strict=True,
   ):
     close(got, want)
@@ -53,40 +61,53 @@ def test_instances_that_are_not_kept_are_as_if_they_were_not_there(tmp_path):
   rows = store.length.sum() + training_run.LENGTHS[-1]
   keep = np.random.default_rng(1).random((3, rows)) < 0.6
   keep[:, store.offset] = True
-  kept = training_run.run(tmp_path / 'kept', keep=keep)
+  kept = losses_and_prob(tmp_path / 'kept', keep=keep)
   spoilt = store.features.copy()
   spoilt[~keep.any(0)] = 50
-  spoilt = training_run.run(
+  spoilt = losses_and_prob(
     tmp_path / 'spoilt', keep=keep, store=store.replace(features=spoilt)
   )
   close(spoilt[0], kept[0])
-  whole = training_run.run(tmp_path / 'whole')
+  whole = losses_and_prob(tmp_path / 'whole')
   assert np.abs(whole[0] - kept[0]).max() > 1e-3
 
 
+ONE_BAG = Bags(
+  features=np.ones((1, 2, 4), np.float32),
+  mask=np.ones((1, 2), bool),
+  label=np.zeros(1, np.int32),
+  index=np.zeros(1, np.int32),
+  offset=np.zeros(1, np.int32),
+)
+
+
+def three_runs(spec=SPECS['abmil']):
+  """A task and its runs, of which the second does not train on bag 0."""
+  task = BagTask(spec, Recipe(), 3, 4)
+  runs = BagRuns(
+    seed=np.zeros(3, np.uint32),
+    fold=np.arange(3, dtype=np.uint32),
+    trains=np.array([[True, False], [False, True], [True, True]]),
+  )
+  return task, train.init(task, runs, train.draw(task, runs))
+
+
 def test_a_run_moves_only_on_bags_of_its_training_part():
-  trainer = train.Trainer(SPECS['abmil'], Recipe(), 3)
-  trains = np.array([[True, False], [False, True], [True, True]])
-  state = trainer.init(
-    4, seed=np.zeros(3), fold=np.arange(3), trains=trains
-  ).replace(
+  task, state = three_runs()
+  state = state.replace(
     learning_rate=np.ones(3, np.float32),
     active=np.array([True, True, False]),
-  )
-  bags = Bags(
-    features=np.ones((1, 2, 4), np.float32),
-    mask=np.ones((1, 2), bool),
-    label=np.zeros(1, np.int32),
-    index=np.zeros(1, np.int32),
   )
 
   @jax.jit
   def step(state):
-    grads, _, count = trainer.gradients(state, bags, np.zeros(1, int), 0)
-    return trainer.update(state, grads, count), count
+    grads, stats, sums = train.gradients(task, state, ONE_BAG, None)
+    return train.update(task, state, grads, stats, sums['weight']), sums
 
-  after, count = step(state)
-  np.testing.assert_array_equal(count, [1, 0, 0])
+  after, sums = step(state)
+  np.testing.assert_array_equal(sums['weight'], [1, 0, 0])
+  np.testing.assert_array_equal(sums['count'], [1, 0, 0])
+  np.testing.assert_array_equal(after.step, [1, 0, 0])
   before = (state.params, state.opt_state)
   moved = jax.tree.map(
     lambda a, b: np.array(
@@ -116,7 +137,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
   for platform in ('cpu', 'tpu'):
     with cpu.lowering_for(platform):
       found.append(
-        training_run.run(
+        losses_and_prob(
           tmp_path / platform,
           model=model,
           batch=batch,
@@ -130,49 +151,67 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
 
 @pytest.mark.parametrize('apart', [False, True])
 def test_a_bag_of_other_runs_costs_a_run_nothing(apart):
-  trains = np.array([[True, False], [False, True], [True, True]])
   spec = dataclasses.replace(SPECS['abmil'], one_by_one=apart)
-  trainer = train.Trainer(spec, Recipe(), 3)
-  state = trainer.init(4, seed=np.zeros(3), fold=np.arange(3), trains=trains)
-  bags = Bags(
-    features=np.full((1, 2, 4), np.inf, np.float32),
-    mask=np.ones((1, 2), bool),
-    label=np.zeros(1, np.int32),
-    index=np.zeros(1, np.int32),
-  )
-  arguments = (state, bags, np.zeros(1, np.int32), 0)
+  task, state = three_runs(spec)
+  broken = np.full_like(ONE_BAG.features, np.inf)
+
+  def gradients(state):
+    bags = ONE_BAG.replace(features=broken)
+    return train.gradients(task, state, bags, None)
+
   with cpu.lowering_for('cpu'):
-    _, loss, _ = trainer.gradients(*arguments)
-    program = str(jax.make_jaxpr(trainer.gradients)(*arguments))
-  np.testing.assert_array_equal(np.isfinite(loss), [False, True, False])
-  assert loss[1] == 0
+    _, _, sums = gradients(state)
+    program = str(jax.make_jaxpr(gradients)(state))
+  np.testing.assert_array_equal(np.isfinite(sums['loss']), [0, 1, 0])
+  assert sums['loss'][1] == 0
   assert ('cond[' in program) == apart  # Nothing is computed for it, either.
 
 
 def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):
-  traced = chex.assert_max_traces(train.Trainer.update, n=1)
-  monkeypatch.setattr(train.Trainer, 'update', traced)
+  traced = chex.assert_max_traces(train.update, n=1)
+  monkeypatch.setattr(train, 'update', traced)
   training_run.run(tmp_path, epoch_count=4)
 
 
 def test_deal_gives_every_row_to_its_owner_once():
   devices = parallel.num_devices()
-  owner = np.random.default_rng(0).integers(0, devices, 20)
-  column = np.arange(20)
-  slot, dealt = parallel.deal(owner, column)
-  np.testing.assert_array_equal(dealt[owner, slot], column)
-  assert (dealt >= 0).sum() == 20
+  owner = np.random.default_rng(0).integers(0, devices, 50)
+  row, twice = parallel.deal(owner, np.arange(50), 2 * np.arange(50))
+  assert row.shape[1] <= np.bincount(owner).max() * 1.25
+  np.testing.assert_array_equal(twice, np.where(row >= 0, 2 * row, -1))
+  for device, rows in enumerate(row):
+    mine = np.flatnonzero(owner == device)
+    np.testing.assert_array_equal(rows[rows >= 0], mine)
+
+
+@pytest.mark.parametrize('batch', [1, 4])
+def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
+  """Whatever the number of pairs; the predictions are those of all."""
+  task, _ = three_runs()
+  chex.clear_trace_counter()
+  traces = chex.assert_max_traces(task.predict, n=4 * 2)  # Per length.
+  monkeypatch.setattr(task, 'predict', traces)
+  store = training_run.make_store(120)
+  store = store.replace(features=store.features[:, :4])
+  runs = BagRuns(
+    seed=np.zeros(3, np.uint32),
+    fold=np.arange(3, dtype=np.uint32),
+    trains=np.zeros((3, 120), bool),
+  )
+  program = training_run.program_of(task, store, runs.trains, batch=batch)
+  models = program.put((train.draw(task, runs), runs))
+  every = program.evaluate(models, np.ones((3, 120), bool))
+  rng = np.random.default_rng(0)
+  for share in (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+    some = rng.random((3, 120)) < share
+    found = program.evaluate(models, some)
+    assert len(found['run']) == some.sum()
+    for name, values in found.items():
+      np.testing.assert_array_equal(values, every[name][some.ravel()])
 
 
 def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):
   if parallel.num_devices() == 1:
     pytest.skip('one device divides everything')
-  with pytest.raises(ValueError, match='3 bags does not divide over 4 devices'):
+  with pytest.raises(ValueError, match='of 3 does not divide over 4 devices'):
     training_run.run(tmp_path, batch=3)
-
-
-def test_training_stops_at_a_loss_that_is_not_finite(tmp_path):
-  store = training_run.make_store()
-  store.features[store.offset] = 1e38
-  with pytest.raises(FloatingPointError, match='loss of run'):
-    training_run.run(tmp_path, store=store)

@@ -3,9 +3,11 @@
 import numpy as np
 
 from data import plan as plans
-from kmil_jax import checkpoint, epochs, fit, parallel, train
+from kmil_jax import checkpoint, fit, parallel, train
 from kmil_jax.models import SPECS
-from kmil_jax.types import Pairs, Plan, Recipe, Store
+from kmil_jax.programs import Program
+from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
+from kmil_jax.types import Plan, Recipe, Store
 
 WIDTH, CLASSES, LENGTHS = 8, 3, (4, 8)
 
@@ -26,39 +28,20 @@ def make_store(num_bags=24, seed=0):
   )
 
 
-def run(
-  tmp_path,
-  *,
-  model='dsmil',
-  folds=(0, 1, 2),
-  batch=1,
-  epoch_count=3,
-  streamed=False,
-  keep=None,
-  store=None,
-):
-  """Trains and returns the losses [epochs, R] and the chosen predictions."""
-  store = store or make_store()
-  num_bags = len(store.label)
+def parts(folds, num_bags):
+  """Training and validation parts of folds, bool [R, n] each."""
   part = np.arange(num_bags) % 12
   trains = np.stack([(part != f) & (part != f + 1) for f in folds])
-  validates = np.stack([part == f + 1 for f in folds])
-  recipe = Recipe(learning_rate=1e-2, epochs=epoch_count, batch=batch)
-  layout = parallel.layout(len(folds), batch)
-  trainer = train.Trainer(
-    SPECS[model], recipe, CLASSES, psum_axis=layout.psum_axis
-  )
+  return trains, np.stack([part == f + 1 for f in folds])
+
+
+def program_of(task, store, trains, *, batch=1, streamed=False):
+  """Returns the program that trains runs on their parts of a cohort."""
 
   def read(bucket, index):
     for b, bags in zip(bucket, index, strict=True):
       rows = store.offset[bags][:, None] + np.arange(LENGTHS[b])
       yield store.features[rows]
-
-  if streamed:
-    bare = store.replace(features=None)
-    program = epochs.Streamed(trainer, layout, bare, read)
-  else:
-    program = epochs.Resident(trainer, layout, store, LENGTHS)
 
   def plan(epoch):
     bucket, index = plans.plan_epoch(
@@ -69,40 +52,50 @@ def run(
       seed=0,
       epoch=epoch,
     )
-    return Plan(epoch=np.int32(epoch), bucket=bucket, index=index)
+    return Plan(bucket=bucket, index=index)
 
-  def pairs_of(part):
-    run_of, index = np.nonzero(part)
-    return Pairs(
-      bucket=np.searchsorted(LENGTHS, store.length[index]).astype(np.int32),
-      index=index.astype(np.int32),
-      run=run_of.astype(np.int32),
-    )
+  held = store.replace(features=None) if streamed else store
+  loader = BagLoader(held, LENGTHS, plan, read)
+  return Program(task, len(trains), loader, layout=parallel.layout(batch))
 
-  losses = []
-  checkpoints = checkpoint.Checkpoints(tmp_path)
-  state = trainer.init(
-    WIDTH,
-    seed=np.zeros(len(folds)),
-    fold=np.array(folds),
+
+def run(
+  tmp_path,
+  *,
+  model='dsmil',
+  folds=(0, 1, 2),
+  batch=1,
+  epoch_count=3,
+  streamed=False,
+  keep=None,
+  store=None,
+  report=lambda history: None,
+):
+  """Trains; returns `fit.Result` and the chosen predictions [R, n, C]."""
+  store = store or make_store()
+  trains, validates = parts(folds, len(store.label))
+  recipe = Recipe(learning_rate=1e-2, epochs=epoch_count, batch=batch)
+  task = BagTask(SPECS[model], recipe, CLASSES, WIDTH)
+  program = program_of(task, store, trains, batch=batch, streamed=streamed)
+  runs = BagRuns(
+    seed=np.zeros(len(folds), np.uint32),
+    fold=np.uint32(folds),
     trains=trains,
     keep=keep,
   )
-  state, _ = fit.fit(
-    program,
-    layout,
-    recipe,
-    state,
-    plan=plan,
-    pairs=pairs_of(validates),
-    label=store.label,
-    num_classes=CLASSES,
-    checkpoints=checkpoints,
-    report=lambda epoch, loss, val, chosen: losses.append(loss),
-  )
-  checkpoints.close()
-  everything = pairs_of(np.ones_like(trains))
-  out = program.evaluate(
-    layout.put(state.replace(params=state.best)), everything
-  )
-  return np.array(losses), out['prob'].reshape(len(folds), num_bags, CLASSES)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  try:
+    result = fit.fit(
+      program,
+      recipe,
+      runs,
+      train.draw(task, runs),
+      validation=validates,
+      checkpoints=checkpoints,
+      report=report,
+    )
+  finally:
+    checkpoints.close()
+  models = program.put((result.variables, runs))
+  out = program.evaluate(models, np.ones_like(trains))
+  return result, out['prob'].reshape(len(folds), -1, CLASSES)

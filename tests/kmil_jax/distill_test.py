@@ -8,31 +8,32 @@ import jax
 import numpy as np
 import pytest
 
-from kmil_jax import (
-  anomaly,
-  checkpoint,
-  distill_fit,
-  distill_program,
-  distill_train,
-  parallel,
-)
-from kmil_jax.distill_choice import Chosen, better, patch_threshold
-from kmil_jax.distill_runs import DistillError, Run, check, orders
+from kmil_jax import anomaly, checkpoint, fit as fitting, train
 from kmil_jax.models.batch_norm import BatchNorm
+from kmil_jax.tasks import distill
+from kmil_jax.tasks.distill import (
+  DistillError,
+  DistillTask,
+  Patches,
+  Setting,
+  orders,
+  patch_threshold,
+  runs_of,
+)
 
 WIDTH, SIDE, BATCH, EPOCHS = 4, 32, 8, 3
 COUNT = 40
-LABEL = (np.arange(COUNT) % 4 > 0).astype(int)
+LABEL = (np.arange(COUNT) % 4 > 0).astype(np.int32)
 NORMAL = np.flatnonzero(LABEL == 1)
 RATE = 3e-3
 # Three of normal patches alone; in the second group, a shorter epoch.
 RUNS = [
-  Run(NORMAL, seed=0, alpha=0.0, learning_rate=RATE),
-  Run(NORMAL, seed=1, alpha=0.0, per='map', learning_rate=RATE),
-  Run(np.arange(COUNT), seed=0, alpha=0.25, learning_rate=RATE),
-  Run(np.arange(COUNT), seed=0, alpha=0.25, per='map', learning_rate=RATE),
-  Run(np.arange(20), seed=2, alpha=0.5, gamma=0.0, learning_rate=RATE),
-  Run(np.arange(COUNT), seed=3, alpha=0.25, learning_rate=RATE),
+  Setting(NORMAL, seed=0, alpha=0.0),
+  Setting(NORMAL, seed=1, alpha=0.0, per='map'),
+  Setting(np.arange(COUNT), seed=0, alpha=0.25),
+  Setting(np.arange(COUNT), seed=0, alpha=0.25, per='map'),
+  Setting(np.arange(20), seed=2, alpha=0.5, gamma=0.0),
+  Setting(np.arange(COUNT), seed=3, alpha=0.25),
 ]
 
 
@@ -86,7 +87,7 @@ class TinyStudent(nn.Module):
 @pytest.fixture(scope='module', autouse=True)
 def tiny():
   with pytest.MonkeyPatch.context() as patch:
-    for module in (anomaly, distill_train):
+    for module in (anomaly, distill):
       patch.setattr(module, 'Teacher', TinyTeacher)
       patch.setattr(module, 'Student', TinyStudent)
     yield
@@ -100,8 +101,8 @@ def teacher():
 
 
 @pytest.fixture(scope='module')
-def distiller(tiny):
-  return distill_train.Distiller(WIDTH, 1)
+def task(tiny):
+  return DistillTask(WIDTH, 1)
 
 
 class KilledError(Exception):
@@ -109,20 +110,19 @@ class KilledError(Exception):
 
 
 @pytest.fixture(scope='module')
-def fit(distiller, teacher):
-  def run(runs, folder, report=lambda history: None):
+def fit(task, teacher):
+  def run(settings, folder, report=lambda history: None):
     checkpoints = checkpoint.Checkpoints(folder)
+    constants = runs_of(settings, LABEL)
+    patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
     try:
-      return distill_fit.fit(
-        distiller,
-        teacher,
-        runs,
-        image=IMAGE,
-        label=LABEL,
-        val_image=VAL_IMAGE,
-        val_label=VAL_LABEL,
-        epochs=EPOCHS,
-        batch=BATCH,
+      return fitting.fit(
+        distill.program(task, settings, patches, BATCH),
+        distill.recipe(RATE, EPOCHS, BATCH),
+        constants,
+        train.draw(task, constants),
+        validation=VAL_IMAGE,
+        validate=distill.validation(VAL_LABEL),
         checkpoints=checkpoints,
         report=report,
       )
@@ -130,6 +130,10 @@ def fit(distiller, teacher):
       checkpoints.close()
 
   return run
+
+
+def without_speed(history):
+  return {name: x for name, x in history.items() if 'second' not in name}
 
 
 @pytest.fixture(scope='module')
@@ -150,9 +154,8 @@ def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
   rows = np.array([4, 0])
   alone = fit([RUNS[row] for row in rows], tmp_path)
   assert_equal(alone.variables, of(fitted.variables, rows))
-  for got, want in zip(alone.history, fitted.history, strict=True):
-    for name in distill_fit.COLUMNS:
-      np.testing.assert_array_equal(got[name], want[name][rows])
+  for name, want in without_speed(fitted.history).items():
+    np.testing.assert_array_equal(alone.history[name], want[:, rows])
   # And they are runs of their own.
   leaf = fitted.variables['params']['Dense_0']['kernel']
   assert all(
@@ -163,52 +166,56 @@ def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
 def test_a_killed_training_ends_as_one_that_was_not(
   fit, fitted, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(distill_fit, 'SECONDS_BETWEEN_SAVES', 0.0)
-  seen, asked = [], []
+  monkeypatch.setattr(fitting, 'SECONDS_BETWEEN_SAVES', 0.0)
+  seen, trained = [], []
 
   def spy(*args, epoch, **options):
-    asked.append(epoch)
+    trained.append(epoch)
     return orders(*args, epoch=epoch, **options)
 
-  monkeypatch.setattr(distill_fit, 'orders', spy)
+  monkeypatch.setattr(distill, 'orders', spy)
+
+  def report(history):
+    seen.append(len(history['val_loss']))
 
   def kill(history):
-    seen.append(len(history))
-    if len(history) == 2:
+    report(history)
+    if seen[-1] == 2:
       raise KilledError
 
   with pytest.raises(KilledError):
     fit(RUNS, tmp_path, kill)
-  again = fit(RUNS, tmp_path, lambda history: seen.append(len(history)))
+  again = fit(RUNS, tmp_path, report)
   assert seen == [1, 2, 2, 3]
-  assert asked == [0, 1, 1, 2]
+  # Once for each group of as many runs as there are devices.
+  assert list(dict.fromkeys(trained)) == [0, 1, 2]
+  groups = trained.count(0)
+  assert trained == [e for e in (0, 1, 1, 2) for _ in range(groups)]
   assert_equal(again.variables, fitted.variables)
-  assert_equal(again.history, fitted.history)
+  assert_equal(without_speed(again.history), without_speed(fitted.history))
   np.testing.assert_array_equal(again.epoch, fitted.epoch)
-  np.testing.assert_array_equal(again.threshold, fitted.threshold)
 
 
 def test_training_learns_and_scores_are_those_of_validation(
-  fitted, distiller, teacher
+  fitted, task, teacher
 ):
-  losses = np.array([h['train_loss'] for h in fitted.history])
+  losses = fitted.history['train_loss']
   assert (losses[-1] < losses[0]).all()
-  program = distill_program.Program(distiller, len(RUNS))
-  mean, highest = program.score(
-    program.put(fitted.variables),
-    parallel.replicate(teacher),
-    VAL_IMAGE,
-    batch=BATCH,
-  )
+  patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
+  program = distill.program(task, RUNS, patches, BATCH)
+  models = program.put((fitted.variables, runs_of(RUNS, LABEL)))
+  out = program.evaluate(models, VAL_IMAGE)
+  mean, highest = (out[n].reshape(len(RUNS), -1) for n in ('mean', 'max'))
   assert mean.shape == (len(RUNS), len(VAL_IMAGE))
   assert (0 < mean).all() and (mean < highest).all() and (highest < 3).all()
   for run, epoch in enumerate(fitted.epoch):
-    called = mean[run] >= fitted.threshold[run]
+    threshold = fitted.history['val_threshold'][epoch, run]
+    called = mean[run] >= threshold
     accuracy = (called == (VAL_LABEL == 0)).mean()
-    assert accuracy == fitted.history[epoch]['val_accuracy'][run]
-    assert patch_threshold(VAL_LABEL, mean[run]) == fitted.threshold[run]
+    assert accuracy == fitted.history['val_accuracy'][epoch, run]
+    assert patch_threshold(VAL_LABEL, mean[run]) == threshold
   # The best epoch of several is the one kept.
-  accuracies = np.array([h['val_accuracy'] for h in fitted.history])
+  accuracies = fitted.history['val_accuracy']
   np.testing.assert_array_equal(
     accuracies[fitted.epoch, np.arange(len(RUNS))], accuracies.max(0)
   )
@@ -222,7 +229,9 @@ def test_training_learns_and_scores_are_those_of_validation(
 
 
 def test_orders_are_a_function_of_seed_and_epoch_and_of_ones_own_patches():
-  make = lambda runs, epoch: orders(runs, COUNT, batch=BATCH, epoch=epoch)
+  make = lambda runs, epoch: orders(
+    runs, COUNT, size=BATCH, epoch=epoch
+  ).swapaxes(0, 1)
   table = make(RUNS, 0)
   assert table.shape == (6, 5, 8)
   for row, run in zip(table, RUNS, strict=True):
@@ -243,17 +252,22 @@ def test_orders_are_a_function_of_seed_and_epoch_and_of_ones_own_patches():
 
 
 @pytest.mark.parametrize('change,message', [
-  ({'patches': np.array([], int)}, 'run 0 has no patches'),
+  ({'patches': np.array([], int)}, 'Run 0 has no patches'),
   ({'patches': np.array([3, COUNT])}, 'rows 3 to 40 of 40 patches'),
-  ({'patches': np.array([3, 3])}, 'names a patch twice'),
-  ({'per': 'pixel'}, "not per 'pixel'"),
-  ({'alpha': 1.5}, r'alpha 1\.5 must be'),
-  ({'gamma': -1.0}, r'gamma -1\.0 not'),
-  ({'alpha': 0.0, 'patches': np.arange(9)}, '3 of its patches are tumour'),
+  ({'patches': np.array([3, 3])}, 'lists a patch twice'),
+  ({'per': 'pixel'}, "has per='pixel'"),
+  ({'alpha': 1.5}, r'alpha 1\.5, which must be'),
+  ({'gamma': -1.0}, r'gamma -1\.0, which must not'),
+  ({'alpha': 0.0, 'patches': np.arange(9)}, '3 tumour patches'),
 ])  # fmt: skip
 def test_runs_that_cannot_be_are_refused(change, message):
   with pytest.raises(DistillError, match=message):
-    check([dataclasses.replace(RUNS[2], **change)], LABEL)
+    runs_of([dataclasses.replace(RUNS[2], **change)], LABEL)
+
+
+def test_validation_needs_both_kinds():
+  with pytest.raises(DistillError, match='normal patches and tumour'):
+    distill.validation(np.ones(3, int))
 
 
 def test_threshold_has_the_highest_f1():
@@ -269,18 +283,3 @@ def test_threshold_has_the_highest_f1():
   best = max(f1(value) for value in score)
   assert got == max(value for value in score if f1(value) == best)
   assert patch_threshold(np.array([1, 0, 1]), np.array([0.1, 2.0, 0.3])) == 2
-
-
-def test_accuracy_decides_then_auroc_then_the_later():
-  before = Chosen.start(4)
-  now = Chosen(
-    epoch=np.zeros(4),
-    accuracy=np.array([0.5, 0.5, 0.5, 0.5]),
-    auroc=np.array([0.6, 0.6, 0.6, 0.6]),
-    threshold=np.ones(4),
-  )
-  assert better(now, before).all()
-  after = now.replace(
-    accuracy=np.array([0.6, 0.5, 0.5, 0.4]), auroc=np.array([0, 0.6, 0.5, 1])
-  )
-  np.testing.assert_array_equal(better(after, now), [True, True, False, False])

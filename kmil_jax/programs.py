@@ -1,0 +1,242 @@
+"""Epochs and evaluations as device programs, resident or streamed."""
+
+from collections.abc import Callable, Iterator
+import functools
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from kmil_jax import parallel, train
+from kmil_jax.parallel import Layout
+from kmil_jax.train import State, Task, Variables
+
+# Steps that may wait: more of them deadlock simulated devices.
+_STEPS_AHEAD = 16
+_keep_best = jax.jit(train.keep_best, donate_argnums=0)
+
+# (bucket [S], item [S, ...]): S steps of one program, each with the place of
+# its padded length in `Loader.lengths`.
+Chunk = tuple[np.ndarray, Any]
+# (chunk, run, index): a chunk with an axis of local devices; the run that each
+# device of the pod evaluates in each step, [devices, S], and the examples that
+# it evaluates, [devices, S, B]; -1 for none.
+Evaluation = tuple[Chunk, np.ndarray, np.ndarray]
+
+
+class Loader(Protocol):
+  """Reads what a program trains on and evaluates, in steps.
+
+  Resident: examples are cut from the store, and a chunk is an epoch, of which
+  the program scans the steps; it compiles once whatever the examples. Streamed:
+  a chunk is a single step, whose shapes are those that are compiled.
+  """
+
+  store: Any  # what all runs share on the device, NumPy
+  lengths: tuple[int | None, ...]  # padded ones, (None,) if streamed
+
+  def train(
+    self, epoch: int, runs: np.ndarray, layout: Layout
+  ) -> Iterator[Chunk]:
+    """Yields the chunks of an epoch; a pure function.
+
+    Args:
+      epoch: from 0.
+      runs: of the group that trains, [G].
+      layout: of the group; its `share` spreads examples over devices.
+    """
+
+  def evaluate(
+    self, examples: Any, runs: np.ndarray, layout: Layout
+  ) -> Iterator[Evaluation]:
+    """Yields what the runs [G] of a group evaluate."""
+
+
+class Program:
+  """Trains and evaluates R runs of a task.
+
+  Runs are in groups that the host takes in turn: a tree of R runs is a list
+  here, with a tree on the devices for each group. Runs that learn from the same
+  examples are one group, which reads them once; of networks of convolutions, a
+  group is one run per device, or one run whose examples spread over devices.
+
+  Args:
+    task: what is trained.
+    num_runs: R.
+    loader: of the examples.
+    layout: spreads runs or examples over devices.
+    at_once: runs of a group; all by default.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    num_runs: int,
+    loader: Loader,
+    *,
+    layout: type[Layout] = parallel.RunsOverDevices,
+    at_once: int | None = None,
+  ):
+    self.task, self._loader, self._num_runs = task, loader, num_runs
+    starts = np.arange(0, num_runs, at_once or num_runs)
+    groups = np.split(np.arange(num_runs), starts[1:])
+    self._groups = [(layout(len(runs)), runs) for runs in groups]
+    self._store = parallel.replicate(loader.store)
+    self._train, self._evaluate = _compiled(task, layout, loader.lengths)
+
+  def put(self, tree: Any) -> list[Any]:
+    """Sends NumPy leaves [R, ...] to the devices of their runs."""
+    part = lambda runs: jax.tree.map(lambda x: np.asarray(x)[runs], tree)
+    return [layout.put(part(runs)) for layout, runs in self._groups]
+
+  def gather(self, trees: list[Any]) -> Any:
+    """Returns copies, NumPy leaves [R, ...], of what `put` returned."""
+    pairs = zip(self._groups, trees, strict=True)
+    parts = [layout.gather(tree) for (layout, _), tree in pairs]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+  def train(
+    self,
+    states: list[State],
+    epoch: int,
+    learning_rate: np.ndarray,
+    active: np.ndarray,
+  ) -> tuple[list[State], dict[str, np.ndarray]]:
+    """Trains one epoch.
+
+    Args:
+      states: R runs, donated.
+      epoch: from 0.
+      learning_rate: of the epoch, [R].
+      active: runs that still train, bool [R].
+
+    Returns:
+      The states, and sums over the epoch, see `train.gradients`, [R] each.
+    """
+    columns = self.put(
+      {
+        'epoch': np.full(self._num_runs, epoch, np.int32),
+        'learning_rate': np.float32(learning_rate),
+        'active': active,
+      }
+    )
+    trained, totals = [], []
+    for (layout, runs), state, column in zip(
+      self._groups, states, columns, strict=True
+    ):
+      state, waiting, total = state.replace(**column), [], []
+      for chunk in self._loader.train(epoch, runs, layout):
+        state, sums = self._train(state, self._store, chunk)
+        waiting.append(sums)
+        if len(waiting) == _STEPS_AHEAD:
+          total += layout.gather(waiting)
+          waiting = []
+      total += layout.gather(waiting)
+      summed = lambda *x: np.sum(x, 0, np.float64)
+      totals.append(jax.tree.map(summed, *total))
+      trained.append(state)
+    return trained, jax.tree.map(lambda *x: np.concatenate(x), *totals)
+
+  def keep_best(
+    self, states: list[State], improved: np.ndarray, failed: np.ndarray
+  ) -> list[State]:
+    """See `train.keep_best`; bool [R] each."""
+    columns = self.put((improved, failed))
+    return [_keep_best(s, *c) for s, c in zip(states, columns, strict=True)]
+
+  def evaluate(
+    self, models: list[tuple[Variables, Any]], examples: Any
+  ) -> dict[str, np.ndarray]:
+    """Evaluates examples, those of each run by itself.
+
+    Args:
+      models: variables and constants of the runs, see `put`.
+      examples: which, as the loader takes them.
+
+    Returns:
+      The task's predictions by name, [n, ...], with the `run` and the place
+      `index` of each, [n], sorted by these.
+    """
+    tables = []
+    for (layout, runs), model in zip(self._groups, models, strict=True):
+      steps = self._loader.evaluate(examples, runs, layout)
+      for chunk, run, index in steps:
+        out = self._evaluate(model, self._store, chunk)
+        run = np.broadcast_to(run[..., None], index.shape)
+        out |= {'run': run, 'index': index}
+        real = (run >= 0) & (index >= 0)
+        tables.append({name: x[real] for name, x in out.items()})
+    table = {
+      name: np.concatenate([t[name] for t in tables]) for name in tables[0]
+    }
+    order = np.lexsort((table['index'], table['run']))
+    return {name: x[order] for name, x in table.items()}
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(
+  task: Task, layout: type[Layout], lengths: tuple[int | None, ...]
+) -> tuple[Callable, Callable]:
+  """Returns the pmapped functions of a chunk that train and evaluate."""
+  train_chunk, evaluate_chunk = chunk_functions(task, layout.psum_axis, lengths)
+  return layout.pmap_train(train_chunk), layout.pmap_evaluate(evaluate_chunk)
+
+
+def chunk_functions(
+  task: Task, axis: str | None, lengths: tuple[int | None, ...]
+) -> tuple[Callable, Callable]:
+  """Returns the pure functions of one device that programs are made of.
+
+  Args:
+    task: what is trained.
+    axis: the device axis over which examples are spread, or None.
+    lengths: the padded lengths, between which a step switches.
+
+  Returns:
+    `train(state, store, chunk)`, which returns the state and sums [R] of the
+    chunk, see `train.gradients`; and `evaluate((variables, run), store,
+    (bucket, item, place))`, which returns the predictions [S, B, ...] of the
+    run at each step's place on the device.
+  """
+
+  def train_step(store, state, step):
+    bucket, item = step
+
+    def gradients_of(length):
+      return lambda state, item: train.gradients(
+        task, state, task.batch(store, item, length), axis
+      )
+
+    branches = [gradients_of(length) for length in lengths]
+    grads, stats, sums = jax.lax.switch(bucket, branches, state, item)
+    return train.update(task, state, grads, stats, sums['weight']), sums
+
+  def train_chunk(state, store, chunk):
+    state, sums = _scan(functools.partial(train_step, store), state, chunk)
+    return state, jax.tree.map(lambda x: x.sum(0), sums)
+
+  def evaluate_chunk(model, store, chunk):
+    def evaluate_step(_, step):
+      bucket, item, place = step
+      place = 0 if train.count(model) == 1 else place
+      variables, run = jax.tree.map(lambda x: x[place], model)
+
+      def predict_of(length):
+        return lambda item: task.predict(
+          variables, task.batch(store, item, length), run
+        )
+
+      branches = [predict_of(length) for length in lengths]
+      return None, jax.lax.switch(bucket, branches, item)
+
+    return _scan(evaluate_step, None, chunk)[1]
+
+  return train_chunk, evaluate_chunk
+
+
+def _scan(step: Callable, carry: Any, chunk: Any) -> tuple[Any, Any]:
+  """As `lax.scan`; a single step is no loop, in which convolutions are slow."""
+  if train.count(chunk) > 1:
+    return jax.lax.scan(step, carry, chunk)
+  carry, out = step(carry, jax.tree.map(lambda x: x[0], chunk))
+  return carry, jax.tree.map(lambda x: x[None], out)

@@ -1,0 +1,241 @@
+"""Bag models: every run learns from the bags of its own training part."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from types import MappingProxyType
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kmil_jax import optim, parallel, train
+from kmil_jax.models import cpu, kmil
+from kmil_jax.parallel import Layout
+from kmil_jax.programs import Chunk, Evaluation
+from kmil_jax.train import Aux, Task, Variables
+from kmil_jax.types import (
+  Bags,
+  ModelSpec,
+  Plan,
+  Prediction,
+  Recipe,
+  Store,
+)
+
+
+@chex.dataclass(frozen=True)
+class BagRuns:
+  """What tells R runs apart; n bags, T rows of the store."""
+
+  seed: chex.Array  # [R] uint32
+  fold: chex.Array  # [R] uint32
+  trains: chex.Array  # [R, n] bool, the training part
+  keep: chex.Array | None = None  # [R, T] bool, instances seen; None for all
+
+
+class BagTask(Task):
+  """A bag model trained by one recipe.
+
+  Attributes:
+    model: Flax module of one bag.
+
+  Args:
+    spec: of the model.
+    recipe: its optimiser and start.
+    num_classes: C.
+    width: D of the features.
+    dtype: of the computation.
+    combine: averages the bag's probabilities with the highest instance's.
+    options: further arguments of the model.
+  """
+
+  def __init__(
+    self,
+    spec: ModelSpec,
+    recipe: Recipe,
+    num_classes: int,
+    width: int,
+    *,
+    dtype: Any = None,
+    combine: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
+  ):
+    self.model = spec.make(num_classes=num_classes, dtype=dtype, **options)
+    self.tx = optim.make(recipe)
+    self._spec, self._width = spec, width
+    self._orthogonal, self._combine = recipe.orthogonal, combine
+
+  def init(self, run: BagRuns) -> Variables:
+    # Epochs count from 0: the last of all keys is the initialisation's.
+    key = self.key(run, np.uint32(2**32 - 1), None)
+    x, mask = jnp.zeros((1, self._width)), jnp.ones(1, bool)
+    params = self.model.init(key, x, mask, train=False)['params']
+    return {
+      'params': optim.orthogonal(key, params) if self._orthogonal else params
+    }
+
+  def key(self, run: BagRuns, epoch: jax.Array, step: Any) -> jax.Array:
+    """Returns a key of seed, fold and epoch; the loss adds that of the bag."""
+    key = jax.random.fold_in(jax.random.key(run.seed), run.fold)
+    return jax.random.fold_in(key, epoch)
+
+  def batch(self, store: Store, item: Any, length: int | None) -> Bags:
+    """Cuts the bags `item` [B] out of the store; -1 makes a filler of bag 0.
+
+    Streamed, `item` is the features [B, N, D] and the bags [B].
+    """
+    features, index = (None, item) if length else item
+    real = jnp.maximum(index, 0)
+    offset = store.offset[real]
+    if length:
+      size = length, store.features.shape[-1]
+      cut = lambda at: jax.lax.dynamic_slice(store.features, (at, 0), size)
+      features = jax.vmap(cut)(offset)
+    return Bags(
+      features=features,
+      mask=jnp.arange(features.shape[1]) < store.length[real][:, None],
+      label=store.label[real],
+      index=index,
+      offset=offset,
+    )
+
+  def weight(self, batch: Bags, run: BagRuns) -> jax.Array:
+    member = run.trains[jnp.maximum(batch.index, 0)] & (batch.index >= 0)
+    return member.astype(jnp.float32)
+
+  def loss(
+    self, variables: Variables, batch: Bags, run: BagRuns, key: jax.Array
+  ) -> tuple[jax.Array, Aux]:
+    def one_bag(x, mask, label, index):
+      # The dropout of a bag depends on nothing else in the batch.
+      keys = {'dropout': jax.random.fold_in(key, jnp.maximum(index, 0))}
+      prediction = self.model.apply(
+        {'params': variables['params']}, x, mask, train=True, rngs=keys
+      )
+      hit = prediction.logits.argmax() == label
+      return self._spec.loss(prediction, mask, label), hit
+
+    bags = batch.features, _seen(batch, run), batch.label, batch.index
+    in_turn = cpu.one_by_one(self._spec, *batch.mask.shape)
+    losses, hits = train.over(one_bag, bags, in_turn=in_turn)
+    return losses, Aux(hits=hits, stats={})
+
+  def predict(
+    self, variables: Variables, batch: Bags, run: BagRuns
+  ) -> dict[str, jax.Array]:
+    """Returns `prob` [B, C], `loss`, `weight` and `label`, [B] each."""
+
+    def one_bag(x, mask, label):
+      prediction = self.model.apply(
+        {'params': variables['params']}, x, mask, train=False
+      )
+      prob = jax.nn.softmax(prediction.logits)
+      return {
+        'prob': kmil.combined_prob(prediction, mask) if self._combine else prob,
+        'loss': self._spec.loss(prediction, mask, label),
+        'weight': jnp.float32(1),
+        'label': label,
+      }
+
+    bags = batch.features, _seen(batch, run), batch.label
+    return train.over(one_bag, bags, in_turn=False)
+
+  def in_turn(self, num_runs: int, batch: Bags) -> bool:
+    return cpu.one_by_one(self._spec, num_runs, batch.mask.shape[1])
+
+  def predict_bag(
+    self, params: Any, x: jax.Array, mask: jax.Array
+  ) -> Prediction:
+    """Returns the predictions [R, ...] of R runs for one bag [N, D]."""
+    return cpu.map_folds(
+      self._spec,
+      lambda p: self.model.apply({'params': p}, x, mask, train=False),
+      params,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class BagLoader:
+  """The bags of a cohort; see `programs.Loader`.
+
+  Examples to evaluate are the bags of each run, bool [R, n].
+
+  Attributes:
+    store: of the cohort, NumPy; without features if they are streamed.
+    buckets: the padded lengths of bags, ascending.
+    plan: the bags of an epoch; a pure function. None to evaluate alone.
+    read: given buckets [S] and bags [S, B], yields the padded features
+      [B, N, D] of each step if they are streamed; of -1 anything finite.
+  """
+
+  store: Store
+  buckets: tuple[int, ...]
+  plan: Callable[[int], Plan] | None = None
+  read: Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]] | None = None
+
+  @property
+  def lengths(self) -> tuple[int | None, ...]:
+    return self.buckets if self._resident else (None,)
+
+  @property
+  def _resident(self) -> bool:
+    return self.store.features is not None
+
+  def train(
+    self, epoch: int, runs: np.ndarray, layout: Layout
+  ) -> Iterator[Chunk]:
+    plan = self.plan(epoch)
+    if self._resident:
+      yield layout.share((plan.bucket, plan.index))
+      return
+    shared = layout.share(plan.index)  # [..., S, B]
+    mine = np.moveaxis(shared, -2, 0).reshape(len(plan.bucket), -1)
+    features = self.read(plan.bucket, mine)
+    for step, x in enumerate(features):
+      index = shared[..., step : step + 1, :]
+      x = x.reshape(index.shape + x.shape[1:])
+      yield np.zeros(index.shape[:-1], np.int32), (x, index)
+
+  def evaluate(
+    self, examples: np.ndarray, runs: np.ndarray, layout: Layout
+  ) -> Iterator[Evaluation]:
+    run_of, bag = np.nonzero(np.asarray(examples))
+    bucket_of = self.bucket_of(bag)
+    device, place = layout.owner(run_of)
+    local = parallel.local_devices()
+    # Streamed, a step has one length.
+    lengths = bucket_of * (not self._resident)
+    for length in np.unique(lengths):
+      rows = lengths == length
+      columns = bucket_of, bag, run_of, place
+      bucket, index, run, place_of = parallel.deal(
+        device[rows], *(column[rows] for column in columns)
+      )
+      # A device without a pair of its own evaluates any, and a short one.
+      bucket = np.where(index >= 0, bucket, length)[local]
+      mine, place_of = index[local], np.maximum(place_of, 0)[local]
+      if self._resident:
+        chunk = bucket, np.maximum(mine, 0)[..., None], place_of
+        yield chunk, run, index[..., None]
+        continue
+      for step, x in enumerate(self.read(bucket[0], mine.T)):
+        at = np.s_[:, step : step + 1]
+        item = x[:, None, None], mine[at][..., None]
+        chunk = np.zeros_like(bucket[at]), item, place_of[at]
+        yield chunk, run[at], index[at][..., None]
+
+  def bucket_of(self, index: np.ndarray) -> np.ndarray:
+    """Returns the bucket of each bag, int32."""
+    length = self.store.length[index]
+    return np.searchsorted(self.buckets, length).astype(np.int32)
+
+
+def _seen(batch: Bags, run: BagRuns) -> jax.Array:
+  """Restricts the masks [B, N] to the instances that the run sees."""
+  if run.keep is None:
+    return batch.mask
+  size = batch.mask.shape[1:]
+  cut = lambda at: jax.lax.dynamic_slice(run.keep, (at,), size)
+  return batch.mask & jax.vmap(cut)(batch.offset)

@@ -1,0 +1,196 @@
+"""Patch classifiers: batches of tiles, spread over devices."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kmil_jax import freezing, optim, parallel, patch_losses
+from kmil_jax.encoder import PRECISIONS
+from kmil_jax.parallel import Layout
+from kmil_jax.programs import Chunk, Evaluation, Program
+from kmil_jax.train import Aux, Task, Variables
+from kmil_jax.types import PatchRecipe, PatchSpec, Tiles
+
+
+class PatchError(ValueError):
+  """A training that cannot be; its message names what to change."""
+
+
+@chex.dataclass(frozen=True)
+class TileRuns:
+  """What tells R runs apart."""
+
+  seed: chex.Array  # [R] uint32, of the draw and of dropout
+
+
+class TileTask(Task):
+  """A patch classifier trained by one recipe.
+
+  Attributes:
+    model: Flax module of T tiles.
+
+  Args:
+    spec: of `models.CLASSIFIERS`.
+    recipe: its loss, optimiser and weights of classes.
+    num_classes: C.
+    shape: of a tile, [S, S, channels].
+    precision: of the computation, a key of `PRECISIONS`.
+    freeze: modules that stay as they are, see `freezing`; '' for none.
+
+  Raises:
+    PatchError: if the recipe is binary and the classes are not two, or weighs
+      another number of them.
+  """
+
+  def __init__(
+    self,
+    spec: PatchSpec,
+    recipe: PatchRecipe,
+    num_classes: int,
+    shape: tuple[int, int, int],
+    *,
+    precision: str = 'float32',
+    freeze: str = '',
+  ):
+    if recipe.binary and num_classes != 2:
+      raise PatchError(f'One logit separates two classes, not {num_classes}.')
+    weights = recipe.class_weight or (1.0,) * num_classes
+    if len(weights) != num_classes:
+      raise PatchError(
+        f'{len(weights)} class weights were given for {num_classes} classes.'
+      )
+    self.model = spec.make(
+      num_classes=1 if recipe.binary else num_classes,
+      dtype=PRECISIONS[precision],
+      axis_name=parallel.AXIS,
+    )
+    self._frozen = lambda params: freezing.leaves(params, freeze)
+    self.tx = optax.chain(
+      optim.adam(recipe.betas, recipe.weight_decay),
+      # The decay would move them.
+      optax.masked(optax.set_to_zero(), self._frozen),
+    )
+    self._class_weight = np.float32(weights)
+    self._freeze, self._shape = freeze, shape
+
+  def init(self, run: TileRuns) -> Variables:
+    # Steps count from 0: the last of all keys is the initialisation's.
+    key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(2**32 - 1))
+    # In training mode, where auxiliary heads are there.
+    keys, x = {'params': key, 'dropout': key}, jnp.zeros((2, *self._shape))
+    variables = self.model.init(keys, x, train=True)
+    if self._freeze:
+      freezing.check(variables['params'], self._freeze)
+    return variables
+
+  def key(self, run: TileRuns, epoch: Any, step: jax.Array) -> jax.Array:
+    """Returns a key of seed, step and device."""
+    key = jax.random.fold_in(jax.random.key(run.seed), step)
+    return jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+
+  def batch(self, store: Any, item: Tiles, length: int | None) -> Tiles:
+    return item
+
+  def weight(self, batch: Tiles, run: TileRuns) -> jax.Array:
+    return jnp.asarray(self._class_weight)[batch.label] * batch.weight
+
+  def loss(
+    self, variables: Variables, batch: Tiles, run: TileRuns, key: jax.Array
+  ) -> tuple[jax.Array, Aux]:
+    """Returns the cross-entropies; batch norms see the batch of all devices."""
+    params = variables['params']
+    params = jax.tree.map(
+      lambda frozen, p: jax.lax.stop_gradient(p) if frozen else p,
+      self._frozen(params),
+      params,
+    )
+    with freezing.still_norms(self._freeze):
+      prediction, mutated = self.model.apply(
+        {**variables, 'params': params},
+        batch.image,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': key},
+      )
+    losses = patch_losses.classification(prediction, batch.label)
+    prob = patch_losses.probabilities(prediction.logits)
+    stats = mutated.get('batch_stats', {})
+    return losses, Aux(hits=prob.argmax(-1) == batch.label, stats=stats)
+
+  def predict(
+    self, variables: Variables, batch: Tiles, run: TileRuns
+  ) -> dict[str, jax.Array]:
+    """Evaluates T tiles, each by itself.
+
+    Returns:
+      `prob` [T, C], `features` [T, F], and `loss`, its `weight` in the recipe
+      and `label`, [T] each.
+    """
+    prediction = self.model.apply(variables, batch.image, train=False)
+    return {
+      'prob': patch_losses.probabilities(prediction.logits),
+      'features': prediction.features,
+      'loss': patch_losses.classification(prediction, batch.label),
+      'weight': self.weight(batch, run),
+      'label': batch.label,
+    }
+
+
+# The batches of an epoch, equal in all processes.
+Batches = Callable[[int], Iterator[Tiles]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TileLoader:
+  """Batches that the host sends; see `programs.Loader`.
+
+  Examples to evaluate are a function that returns their batches in order;
+  fillers, of weight 0, complete the last.
+
+  Attributes:
+    batches: of an epoch, of a size that divides over the devices; a pure
+      function. None to evaluate alone.
+  """
+
+  batches: Batches | None = None
+  store = None
+  lengths = (None,)
+
+  def train(
+    self, epoch: int, runs: np.ndarray, layout: Layout
+  ) -> Iterator[Chunk]:
+    for tiles in self.batches(epoch):
+      yield _chunk(tiles, layout)
+
+  def evaluate(
+    self,
+    examples: Callable[[], Iterator[Tiles]],
+    runs: np.ndarray,
+    layout: Layout,
+  ) -> Iterator[Evaluation]:
+    first = 0
+    for tiles in examples():
+      size = len(tiles.label)
+      rows = np.where(tiles.weight > 0, np.arange(first, first + size), -1)
+      index = rows.reshape(parallel.num_devices(), 1, -1)
+      bucket, item = _chunk(tiles, layout)
+      chunk = bucket, item, np.zeros_like(bucket)
+      yield chunk, np.full(index.shape[:2], runs[0]), index
+      first += size
+
+
+def program(task: TileTask, batches: Batches | None = None) -> Program:
+  """Returns epochs of one run over batches that spread over devices."""
+  layout = parallel.ExamplesOverDevices
+  return Program(task, 1, TileLoader(batches), layout=layout)
+
+
+def _chunk(tiles: Tiles, layout: Layout) -> Chunk:
+  one_step = jax.tree.map(lambda x: np.asarray(x)[None], tiles)
+  return layout.share((np.zeros(1, np.int32), one_step))

@@ -1,0 +1,187 @@
+"""The loop with a task of its own: recovery, devices, runs that diverge."""
+
+import dataclasses
+import pathlib
+import re
+
+import chex
+import jax
+import numpy as np
+import pytest
+import toy_task
+
+from kmil_jax import fit, parallel, programs, train
+from kmil_jax.parallel import ExamplesOverDevices, RunsOverDevices
+
+
+class KilledError(Exception):
+  """In place of a kill."""
+
+
+def same(got, want, rtol=0.0):
+  """The same variables and history, but for speed."""
+  rows = [
+    {name: x for name, x in r.history.items() if 'second' not in name}
+    for r in (got, want)
+  ]
+  chex.assert_trees_all_close(
+    (got.variables, rows[0], got.epoch, got.failed),
+    (want.variables, rows[1], want.epoch, want.failed),
+    rtol=rtol,
+    atol=rtol,
+  )
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  return toy_task.run(tmp_path_factory.mktemp('whole'))
+
+
+def test_it_learns_and_tells_every_epoch(whole, tmp_path):
+  seen = []
+  toy_task.run(tmp_path, report=seen.append)
+  assert [len(h['val_loss']) for h in seen] == [1, 2, 3, 4, 5]
+  history = seen[-1]
+  assert tuple(history) == fit.COLUMNS
+  for name in ('train_loss', 'val_loss'):
+    assert history[name].shape == (5, 3)
+    assert (history[name][-1] < history[name][0]).all()
+  assert (history['examples_per_second'] > 0).all()
+  assert np.isnan(history['val_threshold']).all()
+  np.testing.assert_array_equal(
+    history['best_epoch'][-1], history['val_loss'].argmin(0)
+  )
+  rates = history['learning_rate'][:, 0]
+  assert rates[0] == toy_task.RECIPE.learning_rate
+  assert (np.diff(rates) < 0).all()
+  assert (whole.failed == -1).all()
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'streamed': True},
+    {'at_once': 1},
+    {'at_once': 2, 'streamed': True},
+    {'layout': ExamplesOverDevices},
+    {'layout': ExamplesOverDevices, 'streamed': True, 'at_once': 1},
+  ],
+)
+def test_devices_groups_and_streams_change_nothing(whole, tmp_path, options):
+  same(toy_task.run(tmp_path, **options), whole, rtol=1e-5)
+
+
+def test_a_run_does_not_depend_on_the_others(whole, tmp_path):
+  alone = toy_task.run(tmp_path, seeds=(2,))
+  chex.assert_trees_all_close(
+    alone.variables, jax.tree.map(lambda x: x[2:], whole.variables), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('layout', [RunsOverDevices, ExamplesOverDevices])
+def test_a_killed_training_ends_as_one_that_was_not(
+  tmp_path, monkeypatch, layout
+):
+  monkeypatch.setattr(fit, 'SECONDS_BETWEEN_SAVES', 0.0)
+  options = {'layout': layout, 'breaks': [99, 2, 99]}
+  whole, seen = toy_task.run(tmp_path / 'whole', **options), []
+
+  def kill(history):
+    seen.append(len(history['val_loss']))
+    if seen[-1] == 4:
+      raise KilledError
+
+  with pytest.raises(KilledError):
+    toy_task.run(tmp_path / 'killed', report=kill, **options)
+  seen.clear()
+  resumed = toy_task.run(
+    tmp_path / 'killed',
+    report=lambda history: seen.append(len(history['val_loss'])),
+    **options,
+  )
+  assert seen == [4, 5]  # The fourth was not saved, those before it were.
+  same(resumed, whole)
+  # Nothing is left to do.
+  same(toy_task.run(tmp_path / 'killed', report=seen.append, **options), whole)
+  assert len(seen) == 2
+
+
+def test_a_run_that_diverges_stops_alone_with_its_best_epoch(whole, tmp_path):
+  broken = toy_task.run(tmp_path, breaks=[99, 3, 99])
+  np.testing.assert_array_equal(broken.failed, [-1, 3, -1])
+  others = lambda tree: jax.tree.map(lambda x: x[[0, 2]], tree)
+  chex.assert_trees_all_equal(others(broken.variables), others(whole.variables))
+  chex.assert_tree_all_finite(broken.variables)
+  assert broken.epoch[1] < 3
+  loss = broken.history['train_loss'][:, 1]
+  np.testing.assert_array_equal(loss[:3], whole.history['train_loss'][:3, 1])
+  # Of the epochs after it there is nothing.
+  assert np.isnan(loss[3:]).all()
+  ended = np.isnan(broken.history['best_epoch'][:, 1])
+  np.testing.assert_array_equal(ended, [False] * 4 + [True])
+
+
+def test_a_run_that_keeps_the_last_epoch_does_not_keep_one_of_nan(tmp_path):
+  recipe = dataclasses.replace(toy_task.RECIPE, select='last')
+  result = toy_task.run(tmp_path, breaks=[99, 3, 99], recipe=recipe)
+  np.testing.assert_array_equal(result.epoch, [4, 2, 4])
+  chex.assert_tree_all_finite(result.variables)
+
+
+def test_it_ends_once_all_have_diverged(tmp_path):
+  seen = []
+  result = toy_task.run(tmp_path, breaks=[1, 2, 1], report=seen.append)
+  assert len(seen) == 3
+  np.testing.assert_array_equal(result.failed, [1, 2, 1])
+  at_once = toy_task.run(tmp_path / 'at_once', breaks=[0, 0, 0])
+  assert at_once.lost.all() and not result.lost.any()
+  chex.assert_tree_all_finite(at_once.variables)
+
+
+def test_patience_ends_runs_one_by_one(tmp_path):
+  recipe = dataclasses.replace(
+    toy_task.RECIPE, patience=1, learning_rate=3.0, epochs=40
+  )
+  result = toy_task.run(tmp_path, recipe=recipe)
+  loss = result.history['val_loss']
+  assert len(loss) < 40
+  for run, best in enumerate(result.epoch):
+    told = np.isfinite(loss[:, run])
+    assert told.sum() == best + 2
+    assert loss[told, run].argmin() == best
+
+
+def test_programs_compile_once(tmp_path, monkeypatch):
+  chex.clear_trace_counter()
+  monkeypatch.setattr(
+    train, 'update', chex.assert_max_traces(train.update, n=2)
+  )
+  task = toy_task.Toy()
+  for place, rate in enumerate((0.1, 0.2)):
+    recipe = dataclasses.replace(toy_task.RECIPE, learning_rate=rate)
+    for streamed in (False, True):
+      folder = tmp_path / f'{place}{streamed}'
+      toy_task.run(folder, streamed=streamed, recipe=recipe, task=task)
+
+
+def test_replicas_are_equal_after_steps():
+  task = toy_task.Toy()
+  runs = toy_task.Lines(seed=np.uint32([0, 1]), breaks=np.int32([9, 9]))
+  loader = toy_task.ToyLoader(streamed=False)
+  program = programs.Program(task, 2, loader, layout=ExamplesOverDevices)
+  states = program.put(train.init(task, runs, train.draw(task, runs)))
+  (state,), _ = program.train(states, 0, np.full(2, 0.1), np.ones(2, bool))
+  for leaf in jax.tree.leaves(state):
+    shards = [np.asarray(s.data) for s in leaf.addressable_shards]
+    assert len(shards) == parallel.num_local_devices()
+    for shard in shards[1:]:
+      np.testing.assert_array_equal(shard, shards[0])
+
+
+def test_the_loop_names_no_task():
+  words = r'\b(bags?|slides?|tiles?|patch\w*|students?|teacher|kmil(?!_jax))\b'
+  for module in (train, programs, fit):
+    text = pathlib.Path(module.__file__).read_text(encoding='utf-8')
+    assert not re.findall(words, text, re.IGNORECASE), module.__name__
+    imports = re.findall(r'^(?:from|import) .*', text, re.M)
+    assert not [line for line in imports if 'models' in line]

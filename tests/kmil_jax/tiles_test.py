@@ -1,0 +1,314 @@
+"""One step of a patch classifier: torch's, whatever the devices."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_classifier
+from tiny_classifier import SIZE, SPEC, Tiny
+
+from kmil_jax import checkpoint, fit, parallel, patch_losses, programs, train
+from kmil_jax.freezing import FreezeError
+from kmil_jax.tasks import tiles as tile_task
+from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
+from kmil_jax.types import PatchRecipe, PatchSpec, TilePrediction
+
+RATE = 1e-2
+WEIGHTS = (1.0, 3.0)
+RECIPE = PatchRecipe(weight_decay=1e-2, class_weight=WEIGHTS)
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+
+def spec_of(**options):
+  return PatchSpec(make=functools.partial(Tiny, **options), paper='')
+
+
+@functools.cache
+def task_of(recipe=RECIPE, dropout=0.0, precision='float32', freeze=''):
+  spec = spec_of(dropout=dropout) if dropout else SPEC
+  shape = (SIZE, SIZE, 3)
+  return TileTask(spec, recipe, 2, shape, precision=precision, freeze=freeze)
+
+
+def runs_of(seed=0):
+  return TileRuns(seed=np.uint32([seed]))
+
+
+@functools.cache
+def variables():
+  """Of one run, [1, ...]."""
+  return train.draw(task_of(), runs_of())
+
+
+def without_runs(tree):
+  return jax.tree.map(lambda x: np.asarray(x)[0], tree)
+
+
+def start(task, seed=0, before=None):
+  state = train.init(task, runs_of(seed), before or variables())
+  return state.replace(learning_rate=np.float32([RATE]))
+
+
+def trained(task, steps=1, seed=0, tiles=None, before=None):
+  """The state and the sums of each of some steps on all devices."""
+  program = tile_task.program(
+    task, lambda step: iter([tiles or tiny_classifier.make_tiles(seed=step)])
+  )
+  states, sums = program.put(start(task, seed, before)), []
+  for step in range(steps):
+    states, of_step = program.train(
+      states, step, np.array([RATE]), np.array([True])
+    )
+    sums.append(without_runs(of_step))
+  return without_runs(program.gather(states)), sums
+
+
+def on_one_device(task):
+  step, _ = programs.chunk_functions(task, parallel.AXIS, (None,))
+  return jax.pmap(
+    step,
+    axis_name=parallel.AXIS,
+    in_axes=(None, None, 0),
+    out_axes=None,
+    devices=jax.local_devices()[:1],
+  )
+
+
+def chunk_of(tiles):
+  """A step for one device."""
+  item = jax.tree.map(lambda x: np.asarray(x)[None, None], tiles)
+  return np.zeros((1, 1), np.int32), item
+
+
+def predict(task, of_run, batches):
+  program = tile_task.program(task)
+  models = program.put((of_run, runs_of()))
+  return program.evaluate(models, lambda: iter(batches))
+
+
+def test_losses_and_probabilities_are_torchs():
+  torch = pytest.importorskip('torch')
+  rng = np.random.default_rng(0)
+  for width in (1, 2, 4):
+    draw = lambda w=width: rng.normal(scale=3, size=(7, w)).astype(np.float32)
+    main, aux = draw(), (draw(), draw())
+    label = rng.integers(0, max(width, 2), 7)
+    class_weight = rng.random(max(width, 2)).astype(np.float32) + 0.1
+    loss = patch_losses.classification(
+      TilePrediction(logits=main, features=main, aux_logits=aux),
+      jnp.asarray(label),
+    )
+    weight = class_weight[label]
+
+    def torchs(logits, label=label, class_weight=class_weight):
+      logits, y = torch.tensor(logits), torch.tensor(label)
+      w = torch.tensor(class_weight)
+      if logits.shape[1] > 1:
+        return torch.nn.functional.cross_entropy(logits, y, w)
+      total = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits[:, 0], y.float(), w[y], reduction='sum'
+      )
+      return total / w[y].sum()
+
+    want = torchs(main) + 0.3 * torchs(aux[0]) + 0.3 * torchs(aux[1])
+    close((loss * weight).sum() / weight.sum(), want.item())
+    prob = patch_losses.probabilities(jnp.asarray(main))
+    if width > 1:
+      close(prob, torch.softmax(torch.tensor(main), 1))
+    else:
+      close(prob[:, 1:], torch.sigmoid(torch.tensor(main)))
+      close(prob.sum(1), 1)
+
+
+def test_three_steps_are_torchs():
+  torch = pytest.importorskip('torch')
+  one = without_runs(variables())
+  params, stats = one['params'], one['batch_stats']
+  conv = torch.nn.Conv2d(3, 4, 3, 2, 1, bias=False)
+  norm, dense = torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2)
+  conv.weight.data = torch.tensor(
+    params['conv1']['kernel'].transpose(3, 2, 0, 1)
+  )
+  dense.weight.data = torch.tensor(params['fc']['kernel'].T)
+  dense.bias.data = torch.tensor(params['fc']['bias'])
+  model = torch.nn.Sequential(conv, norm, torch.nn.ReLU())
+  leaves = [*model.parameters(), *dense.parameters()]
+  adam = torch.optim.Adam(leaves, RATE, weight_decay=RECIPE.weight_decay)
+  losses = []
+  for step in range(3):
+    tiles = tiny_classifier.make_tiles(seed=step)
+    x = torch.tensor(tiles.image.transpose(0, 3, 1, 2))
+    loss = torch.nn.functional.cross_entropy(
+      dense(model(x).mean((2, 3))),
+      torch.tensor(tiles.label).long(),
+      torch.tensor(WEIGHTS),
+    )
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    losses.append(loss.item())
+  state, sums = trained(task_of(), 3)
+  close([s['loss'] / s['weight'] for s in sums], losses, rtol=1e-4)
+  close(state.params['fc']['kernel'].T, dense.weight.detach(), atol=1e-4)
+  close(state.params['bn1']['scale'], norm.weight.detach(), atol=1e-4)
+  kernel = np.transpose(state.params['conv1']['kernel'], (3, 2, 0, 1))
+  close(kernel, conv.weight.detach(), atol=1e-4)
+  close(state.batch_stats['bn1']['mean'], norm.running_mean, atol=1e-4)
+  close(state.batch_stats['bn1']['var'], norm.running_var, atol=1e-4)
+  assert np.abs(stats['bn1']['mean'] - norm.running_mean.numpy()).max() > 1e-3
+
+
+def test_one_device_is_as_good_as_four():
+  if parallel.num_devices() == 1:
+    pytest.skip('there is one device')
+  task = task_of()
+  alone, one, sums_alone = on_one_device(task), start(task), []
+  for step in range(3):
+    chunk = chunk_of(tiny_classifier.make_tiles(seed=step))
+    one, sums = alone(one, None, chunk)
+    sums_alone.append(without_runs(sums))
+  many, sums = trained(task, 3)
+  of_one = without_runs(one)
+  got, want = ((s.variables, s.opt_state, s.step) for s in (many, of_one))
+  jax.tree.map(close, (got, sums), (want, sums_alone))
+  assert int(many.step) == 3
+  assert sums[0]['count'] == 32
+
+
+def test_dropout_depends_on_seed_step_and_device_alone():
+  task = task_of(dropout=0.5)
+  tiles = tiny_classifier.make_tiles()
+  loss = lambda seed: trained(task, seed=seed, tiles=tiles)[1][0]['loss']
+  assert loss(0) == loss(0)
+  assert abs(loss(0) - loss(1)) > 1e-3
+
+  # All devices get the same tiles: only the keys can tell them apart.
+  n = parallel.num_devices()
+  block = jax.tree.map(lambda x: x[:8], tiles)
+  repeated = jax.tree.map(lambda x: np.concatenate([x] * n), block)
+  _, alone = on_one_device(task)(start(task), None, chunk_of(block))
+  _, (every,) = trained(task, tiles=repeated)
+  if n > 1:
+    mean = lambda sums: float(np.squeeze(sums['loss'] / sums['weight']))
+    assert abs(mean(alone) - mean(every)) > 1e-4
+
+
+def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
+  task = task_of(freeze='conv1|bn1')
+  tiles = tiny_classifier.make_tiles()
+  stats = jax.tree.map(lambda x: x + 0.7, variables()['batch_stats'])
+  before = {**variables(), 'batch_stats': stats}
+  after, (sums,) = trained(task, tiles=tiles, before=before)
+  one = without_runs(before)
+  for name in ('conv1', 'bn1'):
+    chex.assert_trees_all_equal(after.params[name], one['params'][name])
+  chex.assert_trees_all_equal(after.batch_stats, one['batch_stats'])
+  moved = np.abs(after.params['fc']['kernel'] - one['params']['fc']['kernel'])
+  close(moved, RATE, rtol=1e-2)  # Adam's first step.
+  # A step sees what an evaluation sees.
+  out = predict(task, before, [tiles])
+  want = (out['loss'] * out['weight']).sum() / out['weight'].sum()
+  close(sums['loss'] / sums['weight'], want)
+  _, (thawed,) = trained(task_of(), tiles=tiles)
+  assert abs(thawed['loss'] - sums['loss']) / sums['weight'] > 1e-3
+
+
+@pytest.mark.parametrize(
+  'freeze,match',
+  [
+    ('.*', 'leaves nothing to train'),
+    ('layer1', 'no module; at the top there are bn1, conv1, fc'),
+    ('(', r"freeze='\('"),
+  ],
+)
+def test_an_expression_that_freezes_nothing_or_all_is_refused(freeze, match):
+  with pytest.raises(FreezeError, match=match):
+    train.draw(task_of(freeze=freeze), runs_of())
+
+
+def test_recipes_that_do_not_fit_the_classes_are_refused():
+  shape = (SIZE, SIZE, 3)
+  with pytest.raises(PatchError, match='two classes, not 3'):
+    TileTask(SPEC, PatchRecipe(binary=True), 3, shape)
+  with pytest.raises(PatchError, match='2 class weights were given for 3'):
+    TileTask(SPEC, RECIPE, 3, shape)
+
+
+def test_bfloat16_is_near_float32_which_parameters_stay():
+  state, (rounded,) = trained(task_of(precision='bfloat16'))
+  _, (exact,) = trained(task_of())
+  chex.assert_trees_all_equal_dtypes(
+    state.params, without_runs(variables()['params'])
+  )
+  difference = abs(rounded['loss'] / exact['loss'] - 1)
+  assert 1e-7 < difference < 0.02
+
+
+def test_predictions_depend_neither_on_the_batch_nor_on_fillers():
+  tiles = tiny_classifier.make_tiles(30)
+  state, _ = trained(task_of())
+  of_run = jax.tree.map(lambda x: x[None], state.variables)
+  predicted = lambda size: predict(
+    task_of(), of_run, tiny_classifier.batches(tiles, size)
+  )
+  want = predicted(32)
+  assert want['prob'].shape == (30, 2) and want['features'].shape == (30, 4)
+  np.testing.assert_array_equal(want['label'], tiles.label)
+  own = -np.log(want['prob'][np.arange(30), tiles.label])
+  np.testing.assert_allclose(want['loss'], own, rtol=1e-4, atol=1e-5)
+  got = predicted(8)
+  for name in want:
+    close(got[name], want[name], rtol=1e-6, atol=1e-6)
+  assert np.ptp(want['prob'][:, 1]) > 1e-2
+
+
+def test_a_batch_that_does_not_divide_over_devices_is_refused():
+  if parallel.num_devices() == 1:
+    pytest.skip('one device divides everything')
+  with pytest.raises(ValueError, match='6 does not divide over 4'):
+    trained(task_of(), tiles=tiny_classifier.make_tiles(6))
+
+
+HELD_OUT = tiny_classifier.make_tiles(20, seed=1, noise=0.2)
+
+
+def fitted(folder):
+  """A training whose labels are wrong from epoch 3 on; and its predictions."""
+  recipe = dataclasses.replace(RECIPE, learning_rate=0.03, epochs=6, batch=16)
+  tiles = tiny_classifier.make_tiles(64)
+
+  def misled(epoch):
+    order = np.random.default_rng(epoch).permutation(64)
+    shuffled = jax.tree.map(lambda x: x[order], tiles)
+    shuffled = shuffled.replace(label=shuffled.label ^ (epoch >= 3))
+    yield from tiny_classifier.batches(shuffled, recipe.batch)
+
+  checkpoints = checkpoint.Checkpoints(folder)
+  result = fit.fit(
+    tile_task.program(task_of(), misled),
+    recipe,
+    runs_of(),
+    variables(),
+    validation=lambda: tiny_classifier.batches(HELD_OUT, 8),
+    checkpoints=checkpoints,
+    report=lambda history: None,
+  )
+  checkpoints.close()
+  batches = tiny_classifier.batches(HELD_OUT, 20)
+  return result, predict(task_of(), result.variables, batches)['prob']
+
+
+def test_training_keeps_the_epoch_of_the_lowest_weighted_loss(tmp_path):
+  result, prob = fitted(tmp_path)
+  losses = result.history['val_loss'][:, 0]
+  assert result.epoch[0] == np.argmin(losses) < 5
+  assert result.history['train_loss'][2] < result.history['train_loss'][0]
+  own = -np.log(prob[np.arange(20), HELD_OUT.label])
+  weight = np.array(WEIGHTS)[HELD_OUT.label]
+  np.testing.assert_allclose(
+    min(losses), np.average(own, weights=weight), rtol=1e-4
+  )
