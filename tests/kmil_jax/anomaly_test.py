@@ -41,7 +41,7 @@ def test_maps_equal_scipys(size):
 
 def test_maps_equal_torchs():
   torch = pytest.importorskip('torch')
-  twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
+  twin = pytest.importorskip('torch_networks.reverse_distillation')
   f, g = maps(0, 256), maps(1, 256)
   to_torch = lambda x: torch.tensor(x.transpose(0, 3, 1, 2))
   raw = twin.anomaly_maps(

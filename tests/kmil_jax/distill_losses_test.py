@@ -73,7 +73,7 @@ def test_without_tumour_patches_the_loss_is_rds(per):
 @both
 def test_losses_and_gradients_equal_torchs(per):
   torch = pytest.importorskip('torch')
-  twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
+  twin = pytest.importorskip('torch_networks.reverse_distillation')
   f, g = maps(0), maps(1)
   alpha, gamma = 0.1, 2.0
   ours = jax.value_and_grad(

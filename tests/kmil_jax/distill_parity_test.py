@@ -13,7 +13,7 @@ from kmil_jax.tasks.distill import DistillTask, Patches, Setting, runs_of
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
-twin = pytest.importorskip('experiments.torch_baselines.reverse_distillation')
+twin = pytest.importorskip('torch_networks.reverse_distillation')
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 

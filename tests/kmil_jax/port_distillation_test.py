@@ -10,10 +10,8 @@ from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.port import PortError
 
 torch = pytest.importorskip('torch')
-resnet, twin = (
-  pytest.importorskip(f'experiments.torch_baselines.{name}')
-  for name in ('resnet', 'reverse_distillation')
-)
+resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+twin = pytest.importorskip('torch_networks.reverse_distillation')
 # What torchvision's wide_resnet50_2 has beyond the teacher.
 BEYOND = {
   'fc.weight': (1000, 2048),

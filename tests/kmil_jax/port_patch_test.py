@@ -15,9 +15,10 @@ from kmil_jax.models import CLASSIFIERS
 from kmil_jax.port import PortError
 
 torch = pytest.importorskip('torch')
-googlenet, mobilenet, node_cnn, resnet = (
-  pytest.importorskip(f'experiments.torch_baselines.{name}')
-  for name in ('googlenet', 'mobilenet', 'node_cnn', 'resnet')
+resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+googlenet, mobilenet, node_cnn = (
+  pytest.importorskip(f'torch_networks.{name}')
+  for name in ('googlenet', 'mobilenet', 'node_cnn')
 )
 TWINS = {
   'googlenet': googlenet.GoogLeNet,

@@ -15,9 +15,10 @@ from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
-googlenet, mobilenet, node_cnn, resnet = (
-  pytest.importorskip(f'experiments.torch_baselines.{name}')
-  for name in ('googlenet', 'mobilenet', 'node_cnn', 'resnet')
+resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+googlenet, mobilenet, node_cnn = (
+  pytest.importorskip(f'torch_networks.{name}')
+  for name in ('googlenet', 'mobilenet', 'node_cnn')
 )
 
 pytestmark = pytest.mark.usefixtures('one_thread')

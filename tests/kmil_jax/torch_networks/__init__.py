@@ -1,0 +1,1 @@
+"""Networks in torch that ours are compared with; torchvision names."""
