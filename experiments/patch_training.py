@@ -18,8 +18,8 @@ from experiments import patch_files, patch_inputs, progress, provenance
 from kmil_jax import (
   checkpoint,
   encoder,
-  fit,
   freezing,
+  loop,
   models,
   parallel,
   port,
@@ -227,7 +227,7 @@ def _fit(
 
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
   try:
-    result = fit.fit(
+    result = loop.fit(
       tile_task.program(task, batches),
       recipe,
       _runs(seed),

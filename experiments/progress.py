@@ -11,7 +11,7 @@ import numpy as np
 from experiments import bars, files
 from experiments.event_files import EventFile
 from kmil_jax import parallel
-from kmil_jax.fit import History
+from kmil_jax.loop import History
 
 METRICS = 'metrics.jsonl'
 _DIVERGED = 'diverged.json'
@@ -20,11 +20,11 @@ _WHOLE = ('epoch', 'best_epoch')  # Numbers.
 
 
 class Progress:
-  """Reports the epochs of one stage of several runs; see `fit.fit`.
+  """Reports the epochs of one stage of several runs; see `loop.fit`.
 
   Args:
     runs: the folders of every run; `metrics.jsonl` of each is written.
-    columns: the names of its numbers in the file, and in `fit.COLUMNS`.
+    columns: the names of its numbers in the file, and in `loop.COLUMNS`.
     epochs: how many there are at most.
     name: before the bar.
     unit: what the bar counts.

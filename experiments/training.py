@@ -11,7 +11,7 @@ import numpy as np
 from data.splits import Split, SplitError
 from experiments import choosing, progress
 from experiments.feed import Feed
-from kmil_jax import checkpoint, fit, selection, train
+from kmil_jax import checkpoint, loop, selection, train
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
@@ -116,7 +116,7 @@ def train_runs(
   folds = [run.fold for run in runs]
   keep = chooser_params = None
   # By stage, what it came to and its run for each of ours.
-  results: dict[str, tuple[fit.Result, np.ndarray]] = {}
+  results: dict[str, tuple[loop.Result, np.ndarray]] = {}
   if settings.has_chooser:
     # The folders of each fold; any of its runs will do for the rest.
     folders = {f: [r.folder for r in runs if r.fold == f] for f in folds}
@@ -214,7 +214,7 @@ def _train_stage(
   settings: Settings,
   state_dir: pathlib.Path,
   keep: np.ndarray | None = None,
-) -> tuple[fit.Result, Program, BagRuns]:
+) -> tuple[loop.Result, Program, BagRuns]:
   """Trains one stage of runs given as (fold, folders)."""
   cohort, recipe = feed.cohort, stage.recipe
   folds = [fold for fold, _ in runs]
@@ -243,7 +243,7 @@ def _train_stage(
     tensorboard=settings.tensorboard,
   )
   try:
-    result = fit.fit(
+    result = loop.fit(
       program,
       recipe,
       constants,

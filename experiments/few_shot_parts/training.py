@@ -17,7 +17,7 @@ from experiments import progress
 from experiments.few_shot_parts import scores, settings
 from experiments.few_shot_parts.cohort import Cohort, pixels
 from experiments.few_shot_parts.settings import Setting
-from kmil_jax import checkpoint, fit, parallel, port, port_distillation
+from kmil_jax import checkpoint, loop, parallel, port, port_distillation
 from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import map_shapes
 from kmil_jax.tasks import distill
@@ -220,7 +220,7 @@ def _train_group(
   )
   program = distill.program(task, runs, patches, options.batch)
   try:
-    result = fit.fit(
+    result = loop.fit(
       program,
       recipe,
       constants,

@@ -72,6 +72,6 @@ def test_every_setting_is_a_results_folder_of_its_own(ablated):
 
 def test_the_same_command_again_trains_nothing(ablated):
   args, _, _ = ablated
-  never = 'from kmil_jax import fit; fit.fit = None'
+  never = 'from kmil_jax import loop; loop.fit = None'
   out = feature_folder.run(*args, module='ablations', before=never)
   assert 'done before: 21 of 21 runs' in out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 QUICK = ['--k=3', '--seed=1', '--lr=0.005', '--epochs=8']
-NEVER = 'from kmil_jax import fit; fit.fit = None'
+NEVER = 'from kmil_jax import loop; loop.fit = None'
 
 
 @pytest.fixture(scope='module')

@@ -43,7 +43,7 @@ their name; the others are below.
 26 resumed with other flags        experiments/kmil: other_settings_in_the_same,
                                    experiments/provenance: changed_settings
 27 dropout on while evaluating     kmil_jax/models: evaluation_is_deterministic
-28 loss that is not finite         kmil_jax/fit: a_run_that_diverges_stops_alone
+28 loss that is not finite         kmil_jax/loop: a_run_that_diverges_stops
 29 a program for every bag         kmil_jax/train: an_epoch_compiles_once,
                                    data/plan: sixteen_buckets
 30 TensorFlow takes the device     below

@@ -19,7 +19,7 @@ from experiments.slide_maps import tile_scores
 # Saves often enough for a kill to find a checkpoint to go on from.
 SAVE_OFTEN = (
   script_process.HASTY
-  + 'from kmil_jax import fit; fit.SECONDS_BETWEEN_SAVES = 0.3'
+  + 'from kmil_jax import loop; loop.SECONDS_BETWEEN_SAVES = 0.3'
 )
 QUICK = ['--k=3', '--seed=1', '--lr=0.005']
 
@@ -102,7 +102,7 @@ def test_metrics_are_recorded_for_every_epoch_of_both_stages(finished):
 def test_the_same_command_again_trains_nothing(finished):
   args, folder, _ = finished
   before = (folder / 'predictions.csv').read_bytes()
-  never = script_process.HASTY + 'from kmil_jax import fit; fit.fit = None'
+  never = script_process.HASTY + 'from kmil_jax import loop; loop.fit = None'
   out = feature_folder.run(*args, before=never)
   assert 'done before: 3 of 3 runs' in out
   assert (folder / 'predictions.csv').read_bytes() == before

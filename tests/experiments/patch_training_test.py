@@ -23,7 +23,7 @@ from experiments import (
   provenance,
 )
 from experiments.progress import Progress
-from kmil_jax import fit, models, port, port_patch
+from kmil_jax import loop, models, port, port_patch
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_finished_folder_is_loaded_and_not_trained_again(
 ):
   folder, trained = finished
   before = (folder / 'model.safetensors').stat().st_mtime_ns
-  monkeypatch.setattr(fit, 'fit', refuse)
+  monkeypatch.setattr(loop, 'fit', refuse)
   same(train(folder), trained)
   assert (folder / 'model.safetensors').stat().st_mtime_ns == before
 
@@ -86,7 +86,7 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
   finished, monkeypatch
 ):
   folder, _ = finished
-  monkeypatch.setattr(fit, 'fit', refuse)
+  monkeypatch.setattr(loop, 'fit', refuse)
   with pytest.raises(provenance.ResultsError) as e:
     train(
       folder, dataclasses.replace(RECIPE, epochs=6, batch=8), freeze='conv1'
@@ -114,9 +114,9 @@ _CHILD = """
 import pathlib, sys, time
 import tiny_classifier, tiny_training
 from experiments.progress import Progress
-from kmil_jax import fit, models
+from kmil_jax import loop, models
 models.CLASSIFIERS['tiny'] = tiny_classifier.SPEC
-fit.SECONDS_BETWEEN_SAVES = 0
+loop.SECONDS_BETWEEN_SAVES = 0
 report = Progress.report
 def tell(self, history):
   report(self, history)

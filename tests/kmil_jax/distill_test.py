@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from kmil_jax import anomaly, checkpoint, fit as fitting, train
+from kmil_jax import anomaly, checkpoint, loop, train
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.tasks import distill
 from kmil_jax.tasks.distill import (
@@ -116,7 +116,7 @@ def fit(task, teacher):
     constants = runs_of(settings, LABEL)
     patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
     try:
-      return fitting.fit(
+      return loop.fit(
         distill.program(task, settings, patches, BATCH),
         distill.recipe(RATE, EPOCHS, BATCH),
         constants,
@@ -166,7 +166,7 @@ def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
 def test_a_killed_training_ends_as_one_that_was_not(
   fit, fitted, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(fitting, 'SECONDS_BETWEEN_SAVES', 0.0)
+  monkeypatch.setattr(loop, 'SECONDS_BETWEEN_SAVES', 0.0)
   seen, trained = [], []
 
   def spy(*args, epoch, **options):

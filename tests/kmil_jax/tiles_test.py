@@ -11,7 +11,7 @@ import pytest
 import tiny_classifier
 from tiny_classifier import SIZE, SPEC, Tiny
 
-from kmil_jax import checkpoint, fit, parallel, patch_losses, programs, train
+from kmil_jax import checkpoint, loop, parallel, patch_losses, programs, train
 from kmil_jax.freezing import FreezeError
 from kmil_jax.tasks import tiles as tile_task
 from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
@@ -288,7 +288,7 @@ def fitted(folder):
     yield from tiny_classifier.batches(shuffled, recipe.batch)
 
   checkpoints = checkpoint.Checkpoints(folder)
-  result = fit.fit(
+  result = loop.fit(
     tile_task.program(task_of(), misled),
     recipe,
     runs_of(),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import checkpoint, fit, optim, parallel, train
+from kmil_jax import checkpoint, loop, optim, parallel, train
 from kmil_jax.programs import Program
 from kmil_jax.train import Aux, Task
 from kmil_jax.types import PatchRecipe
@@ -113,7 +113,7 @@ def run(
   task=None,
   report=lambda history: None,
 ):
-  """Trains and returns `fit.Result`."""
+  """Trains and returns `loop.Result`."""
   task = task or Toy()
   runs = Lines(
     seed=np.uint32(seeds), breaks=np.int32(breaks or [99] * len(seeds))
@@ -123,7 +123,7 @@ def run(
   )
   checkpoints = checkpoint.Checkpoints(folder)
   try:
-    return fit.fit(
+    return loop.fit(
       program,
       recipe,
       runs,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data import plan as plans
-from kmil_jax import checkpoint, fit, parallel, train
+from kmil_jax import checkpoint, loop, parallel, train
 from kmil_jax.models import SPECS
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
@@ -71,7 +71,7 @@ def run(
   store=None,
   report=lambda history: None,
 ):
-  """Trains; returns `fit.Result` and the chosen predictions [R, n, C]."""
+  """Trains; returns `loop.Result` and the chosen predictions [R, n, C]."""
   store = store or make_store()
   trains, validates = parts(folds, len(store.label))
   recipe = Recipe(learning_rate=1e-2, epochs=epoch_count, batch=batch)
@@ -85,7 +85,7 @@ def run(
   )
   checkpoints = checkpoint.Checkpoints(tmp_path)
   try:
-    result = fit.fit(
+    result = loop.fit(
       program,
       recipe,
       runs,

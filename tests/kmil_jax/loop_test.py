@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toy_task
 
-from kmil_jax import fit, parallel, programs, train
+from kmil_jax import loop, parallel, programs, train
 from kmil_jax.parallel import ExamplesOverDevices, RunsOverDevices
 
 
@@ -42,7 +42,7 @@ def test_it_learns_and_tells_every_epoch(whole, tmp_path):
   toy_task.run(tmp_path, report=seen.append)
   assert [len(h['val_loss']) for h in seen] == [1, 2, 3, 4, 5]
   history = seen[-1]
-  assert tuple(history) == fit.COLUMNS
+  assert tuple(history) == loop.COLUMNS
   for name in ('train_loss', 'val_loss'):
     assert history[name].shape == (5, 3)
     assert (history[name][-1] < history[name][0]).all()
@@ -82,7 +82,7 @@ def test_a_run_does_not_depend_on_the_others(whole, tmp_path):
 def test_a_killed_training_ends_as_one_that_was_not(
   tmp_path, monkeypatch, layout
 ):
-  monkeypatch.setattr(fit, 'SECONDS_BETWEEN_SAVES', 0.0)
+  monkeypatch.setattr(loop, 'SECONDS_BETWEEN_SAVES', 0.0)
   options = {'layout': layout, 'breaks': [99, 2, 99]}
   whole, seen = toy_task.run(tmp_path / 'whole', **options), []
 
@@ -180,7 +180,7 @@ def test_replicas_are_equal_after_steps():
 
 def test_the_loop_names_no_task():
   words = r'\b(bags?|slides?|tiles?|patch\w*|students?|teacher|kmil(?!_jax))\b'
-  for module in (train, programs, fit):
+  for module in (train, programs, loop):
     text = pathlib.Path(module.__file__).read_text(encoding='utf-8')
     assert not re.findall(words, text, re.IGNORECASE), module.__name__
     imports = re.findall(r'^(?:from|import) .*', text, re.M)
