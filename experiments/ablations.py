@@ -20,9 +20,9 @@ from experiments import (
   summaries,
   tables,
 )
+from experiments.crossval import Run
 from experiments.preflight import bags as preflight
 from experiments.preflight.flag import CHECK
-from experiments.training import Run
 from kmil_jax import parallel
 
 flags.adopt_module_key_flags(common)
@@ -63,7 +63,12 @@ def _run() -> None:
     cohort, splits, runs, range(len(runs)), settings, root, attention=False
   )
   if parallel.is_first():
-    for name in choices:
+    finished = [
+      name
+      for name in choices
+      if list((root / name).glob('fold_*/predictions.csv'))
+    ]
+    for name in finished:
       summary = summaries.summarise(
         root / name, 'kmil', common.TASK.value, len(splits), cohort.classes
       )

@@ -1,18 +1,48 @@
 """Completes the runs of an experiment: trains what is left, keeps what came."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 
 from data import splits as split_files
-from experiments import maps, predictions, progress, saved_models, training
+from experiments import feed, maps, predictions, progress, saved_models
 from experiments.cohort import Cohort
-from experiments.feed import Feed
-from experiments.training import Run, Settings
-from kmil_jax import parallel
+from kmil_jax import checkpoint, folds, parallel, selection
+from kmil_jax.folds import Fold, Stage
+from kmil_jax.models.kmil import Choice
+
+# Of metrics.jsonl.
+COLUMNS = (
+  'train_loss',
+  'val_loss',
+  'val_accuracy',
+  'val_f1_macro',
+  'val_auroc',
+  'best_epoch',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(folds.Settings):
+  """What is trained and how, and how its features are fed and shown."""
+
+  stream: bool | None = None  # None: where the features do not fit
+  tensorboard: bool = False  # event files beside metrics.jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One fold under one choice of instances, and where its results go."""
+
+  folder: pathlib.Path  # <results>/fold_<i>
+  fold: int
+  choice: Choice
 
 
 def train_folds(
@@ -40,18 +70,31 @@ def train_folds(
     settings: of all runs, but for the choices, which are the runs' own.
     folder: unfinished training is kept in its `state`.
     attention: also stores what the models see in the test slides.
+
+  Raises:
+    data.splits.SplitError: if the recipe selects by an AUROC that a validation
+      part does not have.
+    FloatingPointError: if no run of the experiment has an epoch to keep.
   """
   todo = _to_train(runs, asked, folder)
   if not todo:
     return
-  feed = Feed(cohort, settings.precision, settings.stream)
   chosen = [runs[i] for i in todo]
+  _check_validation(cohort, splits, chosen, settings)
+  bags = feed.load(cohort, settings.precision, settings.stream)
   state_dir = folder / 'state' / _name(todo)
-  trained = training.train_runs(feed, splits, chosen, settings, state_dir)
+  trained = folds.train_folds(
+    bags,
+    [
+      Fold(run.fold, **vars(splits[run.fold]), choice=run.choice)
+      for run in chosen
+    ],
+    settings,
+    _watch(chosen, state_dir, settings.tensorboard),
+  )
   for r, run in enumerate(chosen):
     if parallel.is_first():
-      kept = -1 if trained.lost[r] else int(trained.best_epoch[r])
-      progress.record_divergence(run.folder, trained.diverged[r], kept)
+      progress.record_divergence(run.folder, trained.diverged[r])
     if trained.lost[r]:
       continue
     # All processes: Orbax waits for each of them.
@@ -59,7 +102,7 @@ def train_folds(
     if parallel.is_first():
       if attention:
         test = splits[run.fold].test
-        maps.write(run.folder, feed, test, trained, r)
+        maps.write(run.folder, cohort, bags, test, trained, r)
       parts = {
         part: of_part(cohort, rows, trained.prob[part][r])
         for part, rows in (
@@ -70,14 +113,62 @@ def train_folds(
       # Last: a run with predictions is done.
       path = run.folder / 'predictions.csv'
       predictions.write(path, run.fold, parts, cohort.classes)
-  if trained.lost.all():
-    progress.raise_if_diverged([run.folder for run in chosen])
+  parallel.wait_for_all('trained')
+  if not any((run.folder / 'predictions.csv').exists() for run in runs):
+    progress.raise_if_diverged([run.folder for run in runs])
   if parallel.is_first():
     for name, places in _unfinished(folder).items():
       if not _left(runs, places):
         shutil.rmtree(folder / 'state' / name)
     if not _unfinished(folder):
       shutil.rmtree(folder / 'state', ignore_errors=True)
+
+
+def _watch(
+  runs: Sequence[Run], state_dir: pathlib.Path, tensorboard: bool
+) -> folds.Watch:
+  """Keeps a stage's checkpoints in `state_dir`, and shows its progress."""
+
+  @contextlib.contextmanager
+  def watch(stage: Stage, serves: list[list[int]]) -> Iterator[Any]:
+    saved = checkpoint.Checkpoints(state_dir / stage.name)
+    shown = progress.Progress(
+      [[runs[r].folder for r in ours] for ours in serves],
+      {name: name for name in COLUMNS},
+      stage.recipe.epochs,
+      name=f'{stage.name} x {len(serves)} run{"s" * (len(serves) > 1)}',
+      stage=stage.name,
+      tensorboard=tensorboard,
+    )
+    try:
+      yield saved, shown.report
+    finally:
+      saved.close()
+      shown.close()
+
+  return watch
+
+
+def _check_validation(
+  cohort: Cohort,
+  splits: Sequence[split_files.Split],
+  runs: Sequence[Run],
+  settings: Settings,
+) -> None:
+  recipes = [settings.recipe]
+  if settings.has_chooser:
+    recipes.append(settings.chooser_recipe)
+  selects = [r.select for r in recipes if r.select in selection.NEED_AUROC]
+  alone = [
+    fold
+    for fold in dict.fromkeys(run.fold for run in runs)
+    if len(set(cohort.label[splits[fold].val])) < 2
+  ]
+  if selects and alone:
+    raise split_files.SplitError(
+      f'validation parts of folds {alone} hold one class, so no AUROC, by which'
+      f' this recipe chooses the epoch ({selects[0]}); give --select=last'
+    )
 
 
 def of_part(

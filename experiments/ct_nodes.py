@@ -34,6 +34,7 @@ from experiments import (
   patch_flags,
   patch_inputs,
   patch_training,
+  progress,
   provenance,
   start,
 )
@@ -129,9 +130,12 @@ def _run() -> None:
   test = parts.rows['test']
   said, cams, looks = [], [], {}
   for name in networks:
-    one, trained = ct_nodes_networks.train(
-      folder / name, name, parts, recipes[name], seed=start.SEED.value
-    )
+    try:
+      one, trained = ct_nodes_networks.train(
+        folder / name, name, parts, recipes[name], seed=start.SEED.value
+      )
+    except FloatingPointError:  # It is named at the end.
+      continue
     cam = ct_nodes_networks.cams(name, one, trained, parts, test)
     said.append(one)
     cams.append(cam[np.searchsorted(test, shown)])
@@ -139,6 +143,8 @@ def _run() -> None:
     if parallel.is_first():
       path = folder / 'figures' / f'{name}_curves.png'
       ct_nodes_figures.save_curves(path, one.title, trained.history)
+  if not said:
+    progress.raise_if_diverged(progress.below(folder))
   if parallel.is_first():
     found = {one.name: ct_nodes_table.score(one, parts) for one in said}
     ct_nodes_files.write_predictions(folder / 'predictions.csv', parts, said)
@@ -149,6 +155,7 @@ def _run() -> None:
     print(ct_nodes_table.looks(said, looks, parts))
     print(f'results in {folder}')
   parallel.wait_for_all('end')
+  progress.raise_if_diverged(progress.below(folder))
 
 
 def _asked() -> tuple[list[str], list[str]]:

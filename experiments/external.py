@@ -6,11 +6,9 @@ import pathlib
 
 import numpy as np
 
-from experiments import crossval, files, predictions, saved_models
+from experiments import crossval, feed, files, predictions, saved_models
 from experiments.cohort import Cohort
-from experiments.feed import Feed
 from experiments.provenance import ResultsError
-from experiments.training import Settings
 from kmil_jax import parallel
 
 _RECORD = 'external.json'
@@ -34,7 +32,7 @@ def evaluate(
   folder: pathlib.Path,
   folds: Sequence[int],
   cohort: Cohort,
-  settings: Settings,
+  settings: crossval.Settings,
 ) -> None:
   """Writes `fold_<i>/external.csv` of every fold that lacks it.
 
@@ -55,10 +53,10 @@ def evaluate(
   todo = [f for f, lacks in zip(folds, missing, strict=True) if lacks]
   if not todo:
     return
-  feed = Feed(cohort, settings.precision, settings.stream)
+  bags = feed.load(cohort, settings.precision, settings.stream)
   design = settings.design(len(cohort.classes), cohort.width)
   models = [saved_models.load(folder / f'fold_{f}', design) for f in todo]
-  probs = saved_models.predict(feed, settings, models)
+  probs = saved_models.predict(bags, settings, models)
   if parallel.is_first():
     mark = json.dumps(cohort.fingerprint(), indent=2)
     files.write_text(folder / _RECORD, mark + '\n')

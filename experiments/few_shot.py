@@ -165,8 +165,7 @@ def _run() -> None:
     found = slides.run(folder, cohort, study, options)
     report.of_slides(folder, cohort, found)
   print(f'results: {folder}')
-  folders = [job.folder(folder) for job in training.jobs(study, options)]
-  progress.raise_if_diverged(folders)
+  progress.raise_if_diverged(progress.below(folder))
 
 
 def _cohort() -> tuple[Cohort, bool]:

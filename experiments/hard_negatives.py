@@ -26,6 +26,7 @@ from experiments import (
   patch_flags,
   patch_inputs,
   patch_training,
+  progress,
   provenance,
   start,
   tile_flags,
@@ -183,6 +184,7 @@ def _run() -> None:
   report.end()
   if _FIGURES.value and not leaking:
     report.draw()
+  progress.raise_if_diverged(progress.below(folder))
 
 
 def _material() -> Material:

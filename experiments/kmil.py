@@ -25,12 +25,11 @@ from experiments import (
   start,
   summaries,
   tables,
-  training,
 )
+from experiments.crossval import Run
 from experiments.preflight import bags as preflight, outlook
 from experiments.preflight.flag import CHECK
 from experiments.reporting import page
-from experiments.training import Run
 from kmil_jax import parallel
 from kmil_jax.models import SPECS, dtfd, kmil
 
@@ -133,7 +132,7 @@ def _run() -> None:
     sys.exit('error: slides without a heat map:\n' + '\n'.join(faults))
 
 
-def asked_settings() -> training.Settings:
+def asked_settings() -> crossval.Settings:
   """Returns what the flags ask for; refuses those that say nothing."""
   model = _MODEL.value
   per_mille = round(1000 * _DROP_FRACTION.value)

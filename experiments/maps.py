@@ -10,9 +10,9 @@ from scipy import special
 from data import atomic, slides
 from experiments import files
 from experiments.cohort import Cohort
-from experiments.feed import Feed
 from experiments.slide_maps import heat_map, tile_scores
-from experiments.training import FoldResults
+from kmil_jax.folds import FoldResults
+from kmil_jax.tasks.bags import BagLoader
 
 # Compiled once for all folds: a task is its own key.
 _predict = jax.jit(
@@ -22,7 +22,8 @@ _predict = jax.jit(
 
 def write(
   folder: pathlib.Path,
-  feed: Feed,
+  cohort: Cohort,
+  bags: BagLoader,
   rows: np.ndarray,
   trained: FoldResults,
   run: int,
@@ -37,22 +38,22 @@ def write(
 
   Args:
     folder: of the fold.
-    feed: the cohort.
+    cohort: the slides.
+    bags: theirs.
     rows: the test part, bool [n].
     trained: all runs.
     run: the fold's.
   """
   params = jax.tree.map(lambda x: x[run : run + 1], trained.params)
-  bags = np.flatnonzero(rows)
-  read = feed.read(feed.bucket(bags), bags[:, None])
+  index, store = np.flatnonzero(rows), bags.store
   probs = trained.prob['test'][run]
-  for bag, x, prob in zip(bags, read, probs, strict=True):
-    length, offset = feed.store.length[bag], feed.store.offset[bag]
-    kept = np.zeros(x.shape[1], bool)
+  for bag, x, prob in zip(index, bags.read(index), probs, strict=True):
+    length, offset = store.length[bag], store.offset[bag]
+    kept = np.zeros(len(x), bool)
     kept[:length] = True
     if trained.keep is not None:
       kept[:length] = trained.keep[run, offset : offset + length]
-    said = jax.device_get(_predict(trained.task, params, x[0], kept))
+    said = jax.device_get(_predict(trained.task, params, x, kept))
     arrays = {
       'attention': said.attention[0, :length],
       # By JAX each new length of a bag would be compiled for.
@@ -62,18 +63,18 @@ def write(
       'kept': kept[:length],
       'prob': prob,
     }
-    source = feed.cohort.read_placed(bag)
+    source = cohort.read_placed(bag)
     if source.coords is not None:
       arrays['coords'] = source.coords
-    name = feed.cohort.manifest.slide[bag]
-    attributes = source.attributes | {'classes': list(feed.cohort.classes)}
+    name = cohort.manifest.slide[bag]
+    attributes = source.attributes | {'classes': list(cohort.classes)}
     files.write_h5(folder / 'attention' / f'{name}.h5', arrays, attributes)
   if trained.keep is not None:
-    ends = feed.store.offset + feed.store.length
+    ends = store.offset + store.length
     arrays = {
       name: trained.keep[run, start:end]
       for name, start, end in zip(
-        feed.cohort.manifest.slide, feed.store.offset, ends, strict=True
+        cohort.manifest.slide, store.offset, ends, strict=True
       )
     }
     files.write_h5(folder / 'keep' / 'keep.h5', arrays, {})

@@ -133,7 +133,8 @@ def train(
       tiles.
     TileError, port.PortError, freezing.FreezeError: for faults of tiles,
       weights and `freeze`.
-    FloatingPointError: if a loss is not finite.
+    FloatingPointError: if the loss was not finite before an epoch could be
+      kept; later ones are recorded, see `progress.raise_if_diverged`.
   """
   if weights:
     recipe = patch_files.as_trained(weights, model, recipe)
@@ -239,14 +240,14 @@ def _fit(
   finally:
     saved.close()
     shown.close()
-  if result.failed[0] >= 0:
-    if parallel.is_first():
-      stages = {'network': int(result.failed[0])}
-      progress.record_divergence(folder, stages, int(result.epoch[0]))
-    parallel.wait_for_all('diverged')
+  failed, epoch = int(result.failed[0]), int(result.epoch[0])
+  if parallel.is_first():
+    stages = {'network': (failed, epoch)} if failed >= 0 else {}
+    progress.record_divergence(folder, stages)
+  parallel.wait_for_all('trained')
+  if result.lost[0]:
     progress.raise_if_diverged([folder])
-  one = jax.tree.map(lambda x: x[0], result.variables)
-  return one, int(result.epoch[0])
+  return jax.tree.map(lambda x: x[0], result.variables), epoch
 
 
 def _runs(seed: int) -> TileRuns:

@@ -1,6 +1,6 @@
 """How training shows itself: a bar, and metrics.jsonl for the record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import json
 import pathlib
@@ -14,7 +14,7 @@ from kmil_jax import parallel
 from kmil_jax.loop import History
 
 METRICS = 'metrics.jsonl'
-_DIVERGED = 'diverged.json'
+DIVERGED = 'diverged.json'
 _SHOWN = ('train_loss', 'val_loss', 'val_accuracy', 'val_f1_macro', 'val_auroc')
 _WHOLE = ('epoch', 'best_epoch')  # Numbers.
 
@@ -130,24 +130,26 @@ class Progress:
 
 
 def record_divergence(
-  folder: pathlib.Path, stages: Mapping[str, int], kept: int
+  folder: pathlib.Path, stages: Mapping[str, tuple[int, int]]
 ) -> None:
-  """Records that a run diverged, if it did.
+  """Records which stages of a run diverged; of none, removes the record.
 
   Args:
     folder: of the run.
-    stages: the epoch in which the loss of each stage that diverged was not
-      finite.
-    kept: the epoch that is used, -1 for none.
+    stages: the epoch in which the loss of each stage was not finite, and the
+      epoch that was kept, -1 for none.
   """
-  (folder / _DIVERGED).unlink(missing_ok=True)
+  (folder / DIVERGED).unlink(missing_ok=True)
   if stages:
-    text = json.dumps({'stages': dict(stages), 'kept': kept})
+    record = {
+      name: {'epoch': epoch, 'kept': kept}
+      for name, (epoch, kept) in stages.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / _DIVERGED, text + '\n')
+    files.write_text(folder / DIVERGED, json.dumps(record) + '\n')
 
 
-def raise_if_diverged(folders: Sequence[pathlib.Path]) -> None:
+def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:
   """Ends a script that trained everything else if runs diverged.
 
   Args:
@@ -158,20 +160,25 @@ def raise_if_diverged(folders: Sequence[pathlib.Path]) -> None:
   """
   lines = []
   for folder in folders:
-    if not (folder / _DIVERGED).exists():
+    if not (folder / DIVERGED).exists():
       continue
-    record = json.loads((folder / _DIVERGED).read_text(encoding='utf-8'))
-    kept = 'No epoch could be kept.'
-    if record['kept'] >= 0:
-      kept = f'Epoch {record["kept"]} was kept.'
-    lines += [
-      f'{folder}: the loss of the {stage} became infinite or NaN in epoch'
-      f' {epoch}. {kept}'
-      for stage, epoch in record['stages'].items()
-    ]
+    record = json.loads((folder / DIVERGED).read_text(encoding='utf-8'))
+    for stage, found in record.items():
+      kept = 'No epoch could be kept.'
+      if found['kept'] >= 0:
+        kept = f'Epoch {found["kept"]} was kept.'
+      lines.append(
+        f'{folder}: the loss of the {stage} became infinite or NaN in epoch'
+        f' {found["epoch"]}. {kept}'
+      )
   if lines:
     lines.append('Lower --lr or use --precision=float32.')
     raise FloatingPointError('\n'.join(lines))
+
+
+def below(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folders of all runs of an experiment that diverged."""
+  return sorted(path.parent for path in folder.rglob(DIVERGED))
 
 
 def _text(lines: list[dict[str, Any]]) -> str:

@@ -8,12 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import choosing, training
-from experiments.feed import Feed
-from experiments.training import FoldResults, Settings
-from kmil_jax import checkpoint, inference
+from kmil_jax import checkpoint, folds, inference
+from kmil_jax.folds import FoldResults, Settings
 from kmil_jax.inference import Design
-from kmil_jax.tasks.bags import BagRuns
+from kmil_jax.tasks.bags import BagLoader, BagRuns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,36 +63,36 @@ def load(folder: pathlib.Path, design: Design) -> Model:
 
 
 def predict(
-  feed: Feed, settings: Settings, models: Sequence[Model]
+  bags: BagLoader, settings: Settings, models: Sequence[Model]
 ) -> np.ndarray:
   """Returns what every model says of every slide, [R, n, C].
 
   KMIL's instances are chosen by each model's own first stage.
 
   Args:
-    feed: a cohort, which none of the models has seen.
+    bags: of a cohort, which none of the models has seen.
     settings: of the training.
     models: R models.
   """
   stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-  count, bags = len(models), len(feed.cohort.label)
+  count, size = len(models), len(bags.store.length)
   keep = None
   if settings.has_chooser:
-    keep = choosing.choose(
-      feed,
-      training.chooser_stage(feed, settings).task,
+    keep = folds.choose(
+      bags,
+      folds.chooser_stage(bags, settings).task,
       stack([model.chooser_params for model in models]),
       np.arange(count),
       [settings.choice] * count,
     )
-  stage = training.model_stage(feed, settings)
-  program = feed.program(stage.task, count, stage.recipe)
+  stage = folds.model_stage(bags, settings)
+  program = bags.program(stage.task, count, stage.recipe)
   runs = BagRuns(
     seed=np.zeros(count, np.uint32),
     fold=np.zeros(count, np.uint32),
-    trains=np.zeros((count, bags), bool),
+    trains=np.zeros((count, size), bool),
     keep=keep,
   )
   variables = {'params': stack([model.params for model in models])}
   put = program.put((variables, runs))
-  return np.stack(training.evaluate(program, put, np.ones((count, bags), bool)))
+  return np.stack(folds.evaluate(program, put, np.ones((count, size), bool)))

@@ -7,6 +7,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments import recipe_flags, start
+from experiments.crossval import Settings
 from experiments.recipe_flags import (
   EPOCHS,
   LR,
@@ -15,11 +16,9 @@ from experiments.recipe_flags import (
   TENSORBOARD,
   WEIGHT_DECAY,
 )
-from experiments.training import Settings
-from kmil_jax import losses, parallel
+from kmil_jax import losses, parallel, recipes
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
-from kmil_jax.types import Recipe
 
 RECIPE = flags.DEFINE_enum(
   'recipe',
@@ -42,17 +41,6 @@ STREAM = flags.DEFINE_bool(
   ' the device.',
 )
 flags.adopt_module_key_flags(recipe_flags)
-
-# Zheng et al. 2024, released code: KMIL's first stage.
-_CHOOSER_RECIPE = Recipe(
-  learning_rate=1e-3,
-  learning_rate_min=1e-4,
-  epochs=100,
-  schedule='plateau',
-  shuffle=False,
-  select='loss_or_accuracy',
-  patience=20,
-)
 
 
 def resolve(
@@ -88,15 +76,15 @@ def resolve(
     'select': SELECT.value,
   }
   recipe = dataclasses.replace(
-    spec.own if RECIPE.value == 'own' else Recipe(),
+    spec.own if RECIPE.value == 'own' else recipes.COMMON,
     batch=BATCH_SIZE.value,
     **{name: value for name, value in asked.items() if value is not None},
   )
   chooser_recipe = dataclasses.replace(
-    _CHOOSER_RECIPE,
+    recipes.CHOOSER,
     weight_decay=recipe.weight_decay,
     batch=recipe.batch,
-    epochs=min(recipe.epochs, _CHOOSER_RECIPE.epochs),
+    epochs=min(recipe.epochs, recipes.CHOOSER.epochs),
   )
   return Settings(
     model=model,

@@ -13,6 +13,7 @@ from data.node_images import NodeImages
 from experiments import (
   files,
   patch_training,
+  progress,
   two_step_maps,
   two_step_patches,
   two_step_report,
@@ -217,6 +218,7 @@ def run(folder: pathlib.Path, images: NodeImages, settings: Settings) -> None:
   _report(folder, images, windows, settings)
   _time(images, networks)
   print(f'results: {folder}')
+  progress.raise_if_diverged(progress.below(folder))
 
 
 def _report(

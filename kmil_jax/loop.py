@@ -28,8 +28,8 @@ COLUMNS = (
   'val_threshold',
   'best_epoch',
 )
-# `COLUMNS` of the epochs so far, [E, R] each; NaN where a run had stopped and
-# where a task has no such thing.
+# `COLUMNS` of the epochs so far, [E, R] each; NaN where a run had stopped, and
+# as the threshold of tasks that have none.
 History = dict[str, np.ndarray]
 # Predictions of R runs, see `Program.evaluate`, and R to metrics by name, [R]
 # each: those of `Validation`, and a `threshold` if there is one.
@@ -65,7 +65,7 @@ def classification(
     The fields of `selection.Validation`, [R] each.
   """
   run, label = predictions['run'], predictions['label']
-  # Of a run that diverged, which its loss tells.
+  # Where a run diverged; its loss is not finite either.
   prob = np.nan_to_num(predictions['prob'])
   tables = np.zeros((num_runs, prob.shape[1], prob.shape[1]))
   np.add.at(tables, (run, label, prob.argmax(1)), 1)
@@ -93,8 +93,8 @@ def fit(
   *,
   validation: Any,
   validate: Validate = classification,
-  checkpoints: checkpoint.Checkpoints,
-  report: Callable[[History], None],
+  checkpoints: checkpoint.Checkpoints | None = None,
+  report: Callable[[History], None] = lambda history: None,
 ) -> Result:
   """Trains all runs, from their last checkpoint if there is one.
 
@@ -109,7 +109,7 @@ def fit(
     validation: the examples by which epochs are chosen, as the program's loader
       takes them.
     validate: summarises their predictions run by run.
-    checkpoints: of this training.
+    checkpoints: of this training; None to keep none.
     report: called after every epoch with the history so far; epochs restored
       from a checkpoint are not reported again.
   """
@@ -130,12 +130,13 @@ def fit(
       'epoch': np.int64(epoch),
     }
 
-  saved = checkpoints.latest(to_save(state, first))
+  saved = checkpoints.latest(to_save(state, first)) if checkpoints else None
   if saved is not None:
     state = state.replace(**saved['state'])
     chosen, first = Selection(**saved['selection']), int(saved['epoch'])
     failed, table = saved['failed'], saved['history'].copy()
   states = program.put(state)
+  del state  # Only the devices hold it.
   last_save = time.monotonic()
   for epoch in range(first, recipe.epochs):
     if chosen.stopped.all():
@@ -170,7 +171,7 @@ def fit(
     report(_history(table[: epoch + 1]))
     last = epoch + 1 == recipe.epochs or chosen.stopped.all()
     due = time.monotonic() - last_save > SECONDS_BETWEEN_SAVES
-    if parallel.agree(last or due):
+    if checkpoints and parallel.agree(last or due):
       checkpoints.save(epoch + 1, to_save(program.gather(states), epoch + 1))
       last_save = time.monotonic()
   trained = ~np.isnan(table[:, COLUMNS.index('best_epoch')]).all(1)

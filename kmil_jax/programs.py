@@ -124,16 +124,20 @@ class Program:
     for (layout, runs), state, column in zip(
       self._groups, states, columns, strict=True
     ):
-      state, waiting, total = state.replace(**column), [], []
-      for chunk in self._loader.train(epoch, runs, layout):
+      state, waiting, total = state.replace(**column), [], _zeros(len(runs))
+      # A group that has stopped costs nothing, nor the rest of an epoch in
+      # which the last of its runs diverges.
+      going = active[runs]
+      chunks = self._loader.train(epoch, runs, layout) if going.any() else ()
+      for chunk in chunks:
         state, sums = self._train(state, self._store, chunk)
         waiting.append(sums)
         if len(waiting) == _STEPS_AHEAD:
-          total += layout.gather(waiting)
+          total = _add(total, layout.gather(waiting))
           waiting = []
-      total += layout.gather(waiting)
-      summed = lambda *x: np.sum(x, 0, np.float64)
-      totals.append(jax.tree.map(summed, *total))
+          if not np.isfinite(total['loss'][going]).any():
+            break
+      totals.append(_add(total, layout.gather(waiting)))
       trained.append(state)
     return trained, jax.tree.map(lambda *x: np.concatenate(x), *totals)
 
@@ -171,6 +175,20 @@ class Program:
     }
     order = np.lexsort((table['index'], table['run']))
     return {name: x[order] for name, x in table.items()}
+
+
+def _zeros(size: int) -> dict[str, np.ndarray]:
+  names = ('hits', 'count', 'loss', 'weight')
+  return {name: np.zeros(size) for name in names}
+
+
+def _add(
+  total: dict[str, np.ndarray], sums: list[dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  return {
+    name: np.sum([x, *(s[name] for s in sums)], 0, np.float64)
+    for name, x in total.items()
+  }
 
 
 @functools.lru_cache(maxsize=16)

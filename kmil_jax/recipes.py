@@ -2,6 +2,20 @@
 
 from kmil_jax.types import Recipe
 
+# Zheng et al., iScience 2024: of every model, and of KMIL's second stage.
+COMMON = Recipe()
+
+# Zheng et al. 2024, released code: KMIL's first stage.
+CHOOSER = Recipe(
+  learning_rate=1e-3,
+  learning_rate_min=1e-4,
+  epochs=100,
+  schedule='plateau',
+  shuffle=False,
+  select='loss_or_accuracy',
+  patience=20,
+)
+
 # Ilse et al., ICML 2018: no validation, so the last epoch counts.
 ABMIL = Recipe(
   learning_rate=5e-4,

@@ -96,19 +96,18 @@ def draw(
     options: of the compiler.
   """
   init = jax.jit(task.init, compiler_options=options)
-  one = lambda r: jax.device_get(init(jax.tree.map(lambda x: x[r], runs)))
-  drawn = [one(r) for r in range(count(runs))]
-  return jax.tree.map(lambda *x: np.stack(x), *drawn)
+  one = lambda r: init(jax.tree.map(lambda x: x[r], runs))
+  return _stack([jax.device_get(one(r)) for r in range(count(runs))])
 
 
 def init(task: Task, runs: Any, variables: Variables) -> State:
   """Returns R runs before their first step, NumPy leaves [R, ...]."""
   variables = {'batch_stats': {}, **variables}
-  opt_state = jax.jit(jax.vmap(task.tx.init))(variables['params'])
-  size = count(runs)
+  start, size = jax.jit(task.tx.init), count(runs)
+  one = lambda r: start(jax.tree.map(lambda x: x[r], variables['params']))
   return State(
     **variables,
-    opt_state=jax.device_get(opt_state),
+    opt_state=_stack([jax.device_get(one(r)) for r in range(size)]),
     best=variables,
     step=np.zeros(size, np.int32),
     epoch=np.zeros(size, np.int32),
@@ -123,6 +122,10 @@ def count(runs: Any) -> int:
   return len(jax.tree.leaves(runs)[0])
 
 
+def _stack(trees: list[Any]) -> Any:
+  return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
 def gradients(
   task: Task, state: State, batch: Any, axis: str | None
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
@@ -130,8 +133,8 @@ def gradients(
 
     psum(sum_b w_b l_b) / psum(sum_b w_b)
 
-  The loss of an example of weight 0 is selected away: whatever it is, it
-  changes nothing.
+  The loss of an example of weight 0 is selected away, whatever it is; its
+  gradient must be finite.
 
   Args:
     task: what is trained.

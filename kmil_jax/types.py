@@ -78,18 +78,6 @@ class ModelSpec:
 
 
 @chex.dataclass(frozen=True)
-class Plan:
-  """The bags of one epoch in their order.
-
-  All bags of a step are padded to the same length, `lengths[bucket]` of a
-  fixed table. An index of -1 fills the last step of a bucket.
-  """
-
-  bucket: chex.Array  # [S] int32
-  index: chex.Array  # [S, B] int32, bags of the cohort
-
-
-@chex.dataclass(frozen=True)
 class Store:
   """The bags of a cohort, one after the other.
 

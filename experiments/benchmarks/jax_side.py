@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from data import plan as plans
 from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
-from kmil_jax import parallel, port_mil, train
+from kmil_jax import parallel, plan, port_mil, train
 from kmil_jax.models import SPECS, cpu, kmil
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
-from kmil_jax.types import Plan, Recipe, Store
+from kmil_jax.types import Recipe, Store
 
 
 def params_of(model: str, module: nn.Module) -> dict[str, Any]:
@@ -79,10 +78,10 @@ class Steps:
     runs = len(params)
     recipe = Recipe()
     task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, dtype=dtype)
-    store, buckets = store_of(cohort, dtype)
+    store, _ = store_of(cohort, dtype)
     keep = None
     if SPECS[model].chooser is not None:
-      keep = _kept(model, params, store, cohort, buckets)
+      keep = _kept(model, params, store, cohort)
       params = [run['model'] for run in params]
     constants = BagRuns(
       seed=np.zeros(runs, np.uint32),
@@ -90,10 +89,8 @@ class Steps:
       trains=trains,
       keep=keep,
     )
-    bucket = np.searchsorted(buckets, cohort.length[order])
-    plan = Plan(bucket=np.int32(bucket), index=np.int32(order)[:, None])
     layout = parallel.layout(recipe.batch)
-    loader = BagLoader(store, buckets, lambda epoch: plan)
+    loader = _InOrder(store, CLASSES, WIDTH, visit=np.int32(order))
     self._program = Program(task, runs, loader, layout=layout)
     state = train.init(task, constants, {'params': _stack(params)})
     self._states = self._program.put(state)
@@ -103,6 +100,13 @@ class Steps:
     everyone = np.ones(len(self._rate), bool)
     self._states, _ = self._program.train(self._states, 0, self._rate, everyone)
     jax.block_until_ready(self._states)
+
+
+class _InOrder(BagLoader):
+  """Visits the bags `visit`, int [S], in their order."""
+
+  def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    return self.bucket_of(self.visit), self.visit[:, None]
 
 
 class Inference:
@@ -151,8 +155,8 @@ class Inference:
 
 def store_of(cohort: Cohort, dtype: Any) -> tuple[Store, tuple[int, ...]]:
   """Returns a cohort as training keeps it, and its padded lengths."""
-  buckets = plans.bucket_lengths(cohort.length)
-  rows = len(cohort.features) + buckets[-1]
+  buckets = plan.bucket_lengths(cohort.length)
+  rows = plan.num_rows(cohort.length)
   features = np.zeros((rows, WIDTH), dtype)
   features[: len(cohort.features)] = cohort.features
   store = Store(
@@ -164,7 +168,7 @@ def store_of(cohort: Cohort, dtype: Any) -> tuple[Store, tuple[int, ...]]:
   return store, buckets
 
 
-def _kept(model, params, store, cohort, buckets):
+def _kept(model, params, store, cohort):
   """Returns the key instances of every run and bag, bool [R, T]."""
   chooser = SPECS[SPECS[model].chooser].make(num_classes=CLASSES)
   choice = kmil.Choice()
@@ -175,6 +179,7 @@ def _kept(model, params, store, cohort, buckets):
     scores = kmil.instance_scores(said.instance_logits, choice.score)
     return kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
 
+  buckets = plan.bucket_lengths(cohort.length)
   keep = np.zeros((len(params), len(store.features)), bool)
   for i, (start, size) in enumerate(
     zip(cohort.offset, cohort.length, strict=True)

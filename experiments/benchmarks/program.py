@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import plan as plans
-from kmil_jax import programs, train
+from kmil_jax import plan, programs, train
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagRuns, BagTask
 from kmil_jax.types import Recipe, Store
@@ -54,8 +53,7 @@ def epoch_of(work: Workload) -> Epoch:
   recipe = spec.own if work.own_recipe else Recipe()
   dtype = jnp.dtype(work.precision)
   lengths = np.resize(work.instances, work.bags)
-  buckets = plans.bucket_lengths(lengths)
-  rows = int(lengths.sum()) + buckets[-1]
+  buckets, rows = plan.bucket_lengths(lengths), plan.num_rows(lengths)
   shape = lambda kind, *sides: jax.ShapeDtypeStruct(sides, kind)
   ints = lambda *sides: shape(np.int32, *sides)
   task = BagTask(spec, recipe, work.classes, work.width, dtype=dtype)

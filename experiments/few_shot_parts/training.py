@@ -114,10 +114,9 @@ def train(
       if part not in images:
         images[part] = pixels(cohort.parts[part])
     _train_group(folder, cohort, group, task, teacher, images, options)
-  folders = [job.folder(folder) for job in all_jobs]
-  done = [(of_job / scores.FILE).exists() for of_job in folders]
+  done = [(job.folder(folder) / scores.FILE).exists() for job in all_jobs]
   if not parallel.agree(all(done)):
-    progress.raise_if_diverged(folders)
+    progress.raise_if_diverged(progress.below(folder))
 
 
 def jobs(study: Sequence[Setting], options: Options) -> list[Job]:
@@ -244,8 +243,8 @@ def _train_group(
     for row, job in enumerate(group):
       target, epoch = job.folder(folder), int(result.epoch[row])
       failed = int(result.failed[row])
-      stages = {'student': failed} if failed >= 0 else {}
-      progress.record_divergence(target, stages, epoch)
+      stages = {'student': (failed, epoch)} if failed >= 0 else {}
+      progress.record_divergence(target, stages)
       if result.lost[row]:
         continue
       model = jax.tree.map(lambda x: x[row], result.variables)  # noqa: B023
@@ -254,7 +253,8 @@ def _train_group(
         part: np.concatenate(parts, -1)[:, row] for part, parts in table.items()
       }
       scores.write(target, cohort, scored)
-    shutil.rmtree(saved, ignore_errors=True)
+    if not result.lost.any():  # They would be trained again.
+      shutil.rmtree(saved, ignore_errors=True)
   parallel.wait_for_all('scores')
 
 

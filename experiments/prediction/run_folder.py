@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments import predictions, saved_models
 from experiments.prediction.card import Card
+from experiments.progress import DIVERGED
 from experiments.provenance import ResultsError
 from kmil_jax import inference
 from kmil_jax.inference import Design
@@ -146,6 +147,12 @@ def _folds(folder: pathlib.Path, k: int, fold: int | None) -> tuple[int, ...]:
   if missing:
     told = ', '.join(map(str, missing))
     some = f', or take one of {finished} by --fold' if finished else ''
+    lost = [i for i in missing if (folder / f'fold_{i}' / DIVERGED).exists()]
+    if lost:
+      raise ResultsError(
+        f'{folder}: folds that diverged and have no model:'
+        f' {", ".join(map(str, lost))}. Train anew with a lower --lr{some}'
+      )
     raise ResultsError(
       f'{folder}: folds not finished: {told}; {_AGAIN} and completes the'
       f' rest{some}'

@@ -6,8 +6,8 @@ import sys
 from typing import NoReturn
 
 from experiments import cohort as cohorts, common
+from experiments.crossval import Settings
 from experiments.preflight import features, outlook
-from experiments.training import Settings
 from kmil_jax import parallel
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import plan as plans, splits as split_files
+from data import splits as split_files
 from data.splits import Split
 from experiments import feed
 from experiments.cohort import Cohort
-from experiments.training import Settings
-from kmil_jax import cost, inference, parallel
+from experiments.crossval import Settings
+from kmil_jax import cost, inference, parallel, plan
 from kmil_jax.models import SPECS, cpu
 from kmil_jax.types import ModelSpec, Recipe
 
@@ -43,7 +43,7 @@ def of_cohort(cohort: Cohort) -> Iterator[str]:
   )
   yield f'{len(cohort.label)} slides of {cases} cases: ' + ', '.join(counts)
   size = int(length.sum(dtype=np.int64)) * cohort.width * 4 / 2**20
-  buckets = plans.bucket_lengths(length)
+  buckets = plan.bucket_lengths(length)
   yield (
     f'{length.min()} to {length.max()} instances a slide, {cohort.width}'
     f' features each, {size:.0f} MiB; padded to {buckets}'
@@ -92,7 +92,7 @@ def of_training(
     settings: of the training.
     folds: of every run.
   """
-  buckets = plans.bucket_lengths(cohort.length)
+  buckets = plan.bucket_lengths(cohort.length)
   padded = np.array(buckets)[np.searchsorted(buckets, cohort.length)]
   waste = 1 - cohort.length.sum() / padded.sum()
   stages = _stages(cohort, settings, folds)
@@ -148,7 +148,7 @@ def memory(
   cohort: Cohort, stages: Sequence[_Stage], settings: Settings, streamed: bool
 ) -> int:
   """Returns the bytes that the largest stage holds on a device."""
-  lengths = plans.bucket_lengths(cohort.length)
+  lengths = plan.bucket_lengths(cohort.length)
   longest = lengths[-1]
   item = feed.item_size(settings.precision)
   bags = max(1, settings.recipe.batch // parallel.num_devices())
@@ -179,7 +179,7 @@ def seconds(
   copy, and a tenth of a millisecond.
   """
   products, copies = _speeds()
-  buckets = plans.bucket_lengths(cohort.length)
+  buckets = plan.bucket_lengths(cohort.length)
   lengths, counts = np.unique(
     np.searchsorted(buckets, cohort.length), return_counts=True
   )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import functools
 from types import MappingProxyType
 from typing import Any
 
@@ -10,19 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import optim, parallel, train
+from kmil_jax import optim, parallel, plan, recipes, train
 from kmil_jax.models import cpu, kmil
 from kmil_jax.parallel import Layout
-from kmil_jax.programs import Chunk, Evaluation
+from kmil_jax.programs import Chunk, Evaluation, Program
 from kmil_jax.train import Aux, Task, Variables
 from kmil_jax.types import (
   Bags,
   ModelSpec,
-  Plan,
   Prediction,
   Recipe,
   Store,
 )
+
+Stream = Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]]
 
 
 @chex.dataclass(frozen=True)
@@ -164,35 +166,96 @@ class BagLoader:
 
   Attributes:
     store: of the cohort, NumPy; without features if they are streamed.
-    buckets: the padded lengths of bags, ascending.
-    plan: the bags of an epoch; a pure function. None to evaluate alone.
-    read: given buckets [S] and bags [S, B], yields the padded features
+    num_classes: C.
+    width: D of the features.
+    stream: given buckets [S] and bags [S, B], yields the padded features
       [B, N, D] of each step if they are streamed; of -1 anything finite.
+    recipe: whose batches and order an epoch has.
+    seed: of the order.
+    visit: bags that some run trains on, bool [n]; None to evaluate alone.
   """
 
   store: Store
-  buckets: tuple[int, ...]
-  plan: Callable[[int], Plan] | None = None
-  read: Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]] | None = None
+  num_classes: int
+  width: int
+  stream: Stream | None = None
+  recipe: Recipe = recipes.COMMON
+  seed: int = 0
+  visit: np.ndarray | None = None
+
+  @functools.cached_property
+  def buckets(self) -> tuple[int, ...]:
+    """The padded lengths of bags, ascending."""
+    return plan.bucket_lengths(self.store.length)
 
   @property
   def lengths(self) -> tuple[int | None, ...]:
     return self.buckets if self._resident else (None,)
 
   @property
+  def num_rows(self) -> int:
+    """T: instances of the cohort, and the rows of zeros after the last bag."""
+    return plan.num_rows(self.store.length)
+
+  @property
   def _resident(self) -> bool:
     return self.store.features is not None
+
+  def read(self, index: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the padded features [N, D] of bags [S], in the host's memory."""
+    bucket = self.bucket_of(index)
+    if self._resident:
+      for b, bag in zip(bucket, index, strict=True):
+        start = self.store.offset[bag]
+        yield self.store.features[start : start + self.buckets[b]]
+      return
+    for x in self.stream(bucket, index[:, None]):
+      yield x[0]
+
+  def program(
+    self,
+    task: BagTask,
+    num_runs: int,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    trains: np.ndarray | None = None,
+  ) -> Program:
+    """Returns epochs of a task over these bags.
+
+    Args:
+      task: what is trained.
+      num_runs: R.
+      recipe: of the task.
+      seed: of the order of bags.
+      trains: training parts of the runs, bool [R, n]; None to evaluate alone.
+    """
+    # Batches of several bags must not depend on which folds are trained.
+    visit = None if trains is None else trains.any(0) | (recipe.batch > 1)
+    loader = dataclasses.replace(self, recipe=recipe, seed=seed, visit=visit)
+    return Program(task, num_runs, loader, layout=parallel.layout(recipe.batch))
+
+  def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns bucket [S] and bags [S, B] of the steps of an epoch."""
+    return plan.plan_epoch(
+      self.store.length,
+      self.buckets,
+      visit=self.visit,
+      batch=self.recipe.batch,
+      seed=self.seed,
+      epoch=epoch if self.recipe.shuffle else 0,
+    )
 
   def train(
     self, epoch: int, runs: np.ndarray, layout: Layout
   ) -> Iterator[Chunk]:
-    plan = self.plan(epoch)
+    bucket, bags = self.plan(epoch)
     if self._resident:
-      yield layout.share((plan.bucket, plan.index))
+      yield layout.share((bucket, bags))
       return
-    shared = layout.share(plan.index)  # [..., S, B]
-    mine = np.moveaxis(shared, -2, 0).reshape(len(plan.bucket), -1)
-    features = self.read(plan.bucket, mine)
+    shared = layout.share(bags)  # [..., S, B]
+    mine = np.moveaxis(shared, -2, 0).reshape(len(bucket), -1)
+    features = self.stream(bucket, mine)
     for step, x in enumerate(features):
       index = shared[..., step : step + 1, :]
       x = x.reshape(index.shape + x.shape[1:])
@@ -201,7 +264,7 @@ class BagLoader:
   def evaluate(
     self, examples: np.ndarray, runs: np.ndarray, layout: Layout
   ) -> Iterator[Evaluation]:
-    run_of, bag = np.nonzero(np.asarray(examples))
+    run_of, bag = np.nonzero(np.asarray(examples)[runs])
     bucket_of = self.bucket_of(bag)
     device, place = layout.owner(run_of)
     local = parallel.local_devices()
@@ -209,7 +272,7 @@ class BagLoader:
     lengths = bucket_of * (not self._resident)
     for length in np.unique(lengths):
       rows = lengths == length
-      columns = bucket_of, bag, run_of, place
+      columns = bucket_of, bag, runs[run_of], place
       bucket, index, run, place_of = parallel.deal(
         device[rows], *(column[rows] for column in columns)
       )
@@ -220,7 +283,10 @@ class BagLoader:
         chunk = bucket, np.maximum(mine, 0)[..., None], place_of
         yield chunk, run, index[..., None]
         continue
-      for step, x in enumerate(self.read(bucket[0], mine.T)):
+      # Each step is a call: none is of fillers alone.
+      steps = (index >= 0).any(0).sum()
+      read = self.stream(bucket[0, :steps], mine.T[:steps])
+      for step, x in enumerate(read):
         at = np.s_[:, step : step + 1]
         item = x[:, None, None], mine[at][..., None]
         chunk = np.zeros_like(bucket[at]), item, place_of[at]

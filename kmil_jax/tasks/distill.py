@@ -50,7 +50,7 @@ class StudentRuns:
   """What tells R runs apart."""
 
   seed: chex.Array  # [R] uint32
-  row: chex.Array  # [R] int32, of the table of batches
+  row: chex.Array  # [R] int32, place of its batch in a step of its group
   alpha: chex.Array  # [R] float32
   gamma: chex.Array  # [R] float32
   per_location: chex.Array  # [R] bool
@@ -97,7 +97,7 @@ class DistillTask(Task):
   def batch(
     self, store: Patches, item: Any, length: int | None
   ) -> tuple[Patches, Any]:
-    """Pairs the store with the patches of a step, int [runs, B], -1 for none.
+    """Pairs the store with patches of a step, int [devices, B], -1 for none.
 
     To evaluate, `item` is images [B, S, S, 3].
     """
@@ -170,7 +170,7 @@ def runs_of(settings: Sequence[Setting], label: np.ndarray) -> StudentRuns:
   )
   return StudentRuns(
     seed=column('seed', np.uint32),
-    row=np.arange(len(settings), dtype=np.int32),
+    row=np.arange(len(settings), dtype=np.int32) % parallel.num_devices(),
     alpha=column('alpha', np.float32),
     gamma=column('gamma', np.float32),
     per_location=column('per', str) == 'location',
@@ -227,9 +227,12 @@ class PatchLoader:
   ) -> Iterator[Chunk]:
     count = len(self.store.label)
     table = orders(self.settings, count, size=self.size, epoch=epoch)
-    for step in table:
-      if (step[runs] >= 0).any():  # The runs of a group end together.
-        yield np.zeros(1, np.int32), step[None]
+    size = parallel.num_devices(), self.size
+    for step in table[:, runs]:
+      if (step >= 0).any():  # The runs of a group end together.
+        rows = np.full(size, -1, np.int32)
+        rows[: len(runs)] = step
+        yield np.zeros(1, np.int32), rows[None]
 
   def evaluate(
     self, examples: np.ndarray, runs: np.ndarray, layout: Layout

@@ -45,7 +45,7 @@ their name; the others are below.
 27 dropout on while evaluating     kmil_jax/models: evaluation_is_deterministic
 28 loss that is not finite         kmil_jax/loop: a_run_that_diverges_stops
 29 a program for every bag         kmil_jax/train: an_epoch_compiles_once,
-                                   data/plan: sixteen_buckets
+                                   kmil_jax/plan: sixteen_buckets
 30 TensorFlow takes the device     below
 31 heat map all hot                experiments/slide_maps: the_absolute_scale,
                                    a_rank_counts_the_tiles

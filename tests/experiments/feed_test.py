@@ -4,8 +4,7 @@ import feature_folder
 import numpy as np
 import pytest
 
-from experiments import cohort as cohorts
-from experiments.feed import Feed
+from experiments import cohort as cohorts, feed
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
@@ -13,19 +12,15 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
   bags, labels = feature_folder.planted(num_bags=12)
   feature_folder.write(tmp_path, bags, labels)
   cohort = cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
-  index = np.arange(12)[:, None]
   read = [
-    list(feed.read(feed.bucket(index[:, 0]), index))
-    for feed in (
-      Feed(cohort, precision, stream=False),
-      Feed(cohort, precision, stream=True),
-    )
+    list(feed.load(cohort, precision, stream).read(np.arange(12)))
+    for stream in (False, True)
   ]
   for bag, resident, streamed in zip(bags, *read, strict=True):
     assert resident.shape == streamed.shape
     assert resident.dtype == streamed.dtype == precision
     rows = slice(0, len(bag))
-    np.testing.assert_array_equal(resident[0, rows], streamed[0, rows])
+    np.testing.assert_array_equal(resident[rows], streamed[rows])
     np.testing.assert_allclose(
-      resident[0, rows].astype(float), bag, rtol=0.01, atol=1e-6
+      resident[rows].astype(float), bag, rtol=0.01, atol=1e-6
     )

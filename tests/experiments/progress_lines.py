@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import training
+from experiments import crossval
 from experiments.progress import Progress
 
 FOLDS = (2, 5)
@@ -32,7 +32,7 @@ def progress(tmp_path, stage, epochs, tensorboard=False):
 def of_folders(folders, stage, epochs, tensorboard=False):
   return Progress(
     folders,
-    {name: name for name in training.COLUMNS},
+    {name: name for name in crossval.COLUMNS},
     epochs,
     name=f'{stage} x {len(folders)} runs',
     stage=stage,

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.progress import (
   Progress,
+  below,
   raise_if_diverged,
   record_divergence,
 )
@@ -102,14 +103,16 @@ def test_a_training_without_stages_begins_its_file_anew(tmp_path):
 def test_runs_that_diverged_are_named(tmp_path):
   folders = [tmp_path / name for name in 'abc']
   for folder in folders:
-    record_divergence(folder, {'model': 3}, 1)
-  record_divergence(folders[1], {}, 5)  # Trained anew.
-  record_divergence(folders[2], {'chooser': 0, 'model': 2}, -1)
+    record_divergence(folder, {'model': (3, 1)})
+  record_divergence(folders[1], {})  # Trained anew.
+  record_divergence(folders[2], {'chooser': (5, 4), 'model': (0, -1)})
   with pytest.raises(FloatingPointError) as e:
     raise_if_diverged(folders)
   first, *others = str(e.value).splitlines()
   assert f'{folders[0]}: the loss of the model' in first
   assert 'epoch 3. Epoch 1 was kept' in first
-  assert len(others) == 3 and 'epoch 0. No epoch' in others[0]
+  assert 'epoch 5. Epoch 4 was kept' in others[0]
+  assert 'epoch 0. No epoch' in others[1]
   assert '--lr' in others[-1]
   raise_if_diverged(folders[1:2])
+  assert below(tmp_path) == [folders[0], folders[2]]

@@ -14,7 +14,7 @@ from experiments import (
   provenance,
   summaries,
 )
-from experiments.training import Run, Settings
+from experiments.crossval import Run, Settings
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Recipe
 

@@ -9,7 +9,7 @@ import progress_lines
 import pytest
 
 from data.host_tensorflow import tf
-from experiments import kmil, training
+from experiments import crossval, kmil
 from experiments.progress import Progress
 
 
@@ -87,7 +87,7 @@ def test_the_flag_reaches_the_training(tmp_path, monkeypatch):
     raise Asked(tensorboard)
 
   data = feature_folder.write(tmp_path, *feature_folder.planted(12, 4, 2))
-  monkeypatch.setattr(training.progress, 'Progress', progress)
+  monkeypatch.setattr(crossval.progress, 'Progress', progress)
   args = ['kmil', *data, '--k=3', '--model=abmil', f'--results_dir={tmp_path}']
   with flagsaver.flagsaver(), pytest.raises(Asked) as asked:
     kmil.main(flags.FLAGS([*args, '--tensorboard']))

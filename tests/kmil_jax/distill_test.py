@@ -1,8 +1,11 @@
 """Runs of reverse distillation: orders, independence, recovery, selection."""
 
+import contextlib
 import dataclasses
+import functools
 from typing import Any
 
+import chex
 from flax import linen as nn
 import jax
 import numpy as np
@@ -84,8 +87,8 @@ class TinyStudent(nn.Module):
     return tuple(guesses)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def tiny():
+@contextlib.contextmanager
+def tiny_networks():
   with pytest.MonkeyPatch.context() as patch:
     for module in (anomaly, distill):
       patch.setattr(module, 'Teacher', TinyTeacher)
@@ -93,11 +96,48 @@ def tiny():
     yield
 
 
-@pytest.fixture(scope='module')
-def teacher():
+@pytest.fixture(scope='module', autouse=True)
+def tiny():
+  with tiny_networks():
+    yield
+
+
+def draw_teacher():
   x = np.zeros((1, SIDE, SIDE, 3), np.float32)
   drawn = jax.jit(TinyTeacher(WIDTH).init)(jax.random.key(0), x)
   return jax.tree.map(np.asarray, drawn)
+
+
+def trained(task, teacher, settings, folder, report=lambda history: None):
+  checkpoints = checkpoint.Checkpoints(folder)
+  constants = runs_of(settings, LABEL)
+  patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
+  try:
+    return loop.fit(
+      distill.program(task, settings, patches, BATCH),
+      distill.recipe(RATE, EPOCHS, BATCH),
+      constants,
+      train.draw(task, constants),
+      validation=VAL_IMAGE,
+      validate=distill.validation(VAL_LABEL),
+      checkpoints=checkpoints,
+      report=report,
+    )
+  finally:
+    checkpoints.close()
+
+
+def losses_of(folder):
+  """Training losses [E, R] of all runs, in whatever arrangement of devices."""
+  with tiny_networks():
+    task = DistillTask(WIDTH, 1)
+    result = trained(task, draw_teacher(), RUNS, folder)
+  return result.history['train_loss']
+
+
+@pytest.fixture(scope='module')
+def teacher():
+  return draw_teacher()
 
 
 @pytest.fixture(scope='module')
@@ -111,25 +151,7 @@ class KilledError(Exception):
 
 @pytest.fixture(scope='module')
 def fit(task, teacher):
-  def run(settings, folder, report=lambda history: None):
-    checkpoints = checkpoint.Checkpoints(folder)
-    constants = runs_of(settings, LABEL)
-    patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
-    try:
-      return loop.fit(
-        distill.program(task, settings, patches, BATCH),
-        distill.recipe(RATE, EPOCHS, BATCH),
-        constants,
-        train.draw(task, constants),
-        validation=VAL_IMAGE,
-        validate=distill.validation(VAL_LABEL),
-        checkpoints=checkpoints,
-        report=report,
-      )
-    finally:
-      checkpoints.close()
-
-  return run
+  return functools.partial(trained, task, teacher)
 
 
 def without_speed(history):
@@ -194,6 +216,19 @@ def test_a_killed_training_ends_as_one_that_was_not(
   assert_equal(again.variables, fitted.variables)
   assert_equal(without_speed(again.history), without_speed(fitted.history))
   np.testing.assert_array_equal(again.epoch, fitted.epoch)
+
+
+def test_a_step_compiles_once_for_any_number_of_runs(teacher, monkeypatch):
+  chex.clear_trace_counter()
+  task = DistillTask(WIDTH, 1)
+  monkeypatch.setattr(task, 'loss', chex.assert_max_traces(task.loss, n=2))
+  patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
+  for count in (1, 3, 6):
+    constants = runs_of(RUNS[:count], LABEL)
+    program = distill.program(task, RUNS[:count], patches, BATCH)
+    state = train.init(task, constants, train.draw(task, constants))
+    rate, active = np.full(count, RATE), np.ones(count, bool)
+    program.train(program.put(state), 0, rate, active)
 
 
 def test_training_learns_and_scores_are_those_of_validation(

@@ -164,6 +164,36 @@ def test_programs_compile_once(tmp_path, monkeypatch):
       toy_task.run(folder, streamed=streamed, recipe=recipe, task=task)
 
 
+def test_a_group_that_has_stopped_costs_nothing(tmp_path, monkeypatch):
+  epochs = []
+  train_of = toy_task.ToyLoader.train
+
+  def spy(self, epoch, runs, layout):
+    epochs.append((epoch, *runs))
+    return train_of(self, epoch, runs, layout)
+
+  monkeypatch.setattr(toy_task.ToyLoader, 'train', spy)
+  options = {'breaks': [99, 1], 'seeds': (0, 1), 'at_once': 1}
+  toy_task.run(tmp_path, **options)
+  assert epochs == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0), (4, 0)]
+
+
+def test_an_epoch_ends_once_all_its_runs_have_diverged(tmp_path, monkeypatch):
+  steps = []
+  train_of = toy_task.ToyLoader.train
+
+  def spy(self, epoch, runs, layout):
+    for _ in range(20):
+      for chunk in train_of(self, epoch, runs, layout):
+        steps.append(epoch)
+        yield chunk
+
+  monkeypatch.setattr(toy_task.ToyLoader, 'train', spy)
+  result = toy_task.run(tmp_path, breaks=[1, 1, 1], streamed=True)
+  assert steps.count(0) == 120 and steps.count(1) < 20
+  np.testing.assert_array_equal(result.failed, [1, 1, 1])
+
+
 def test_replicas_are_equal_after_steps():
   task = toy_task.Toy()
   runs = toy_task.Lines(seed=np.uint32([0, 1]), breaks=np.int32([9, 9]))

@@ -10,6 +10,7 @@ from kmil_jax import parallel
 def train(folder):
   """Returns losses and predictions of some arrangements, by name."""
   # Beside this file; they need devices.
+  import distill_test
   import tiles_test
   import toy_task
   import training_run
@@ -32,6 +33,7 @@ def train(folder):
   result, prob = tiles_test.fitted(folder / 'tiles')
   out['tiles_losses'] = result.history['val_loss'].tolist()
   out['tiles_prob'] = prob.tolist()
+  out['students'] = distill_test.losses_of(folder / 'students').tolist()
   return out
 
 

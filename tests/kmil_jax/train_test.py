@@ -47,7 +47,7 @@ def test_streamed_features_give_what_resident_ones_give(tmp_path, batch):
 
 def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(tmp_path):
   store = training_run.make_store()
-  store.features[-training_run.LENGTHS[-1] :] = 1e6
+  store.features[-training_run.LONGEST :] = 1e6
   for got, want in zip(
     losses_and_prob(tmp_path / 'dirty', store=store),
     losses_and_prob(tmp_path / 'clean'),
@@ -58,7 +58,7 @@ def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(tmp_path):
 
 def test_instances_that_are_not_kept_are_as_if_they_were_not_there(tmp_path):
   store = training_run.make_store()
-  rows = store.length.sum() + training_run.LENGTHS[-1]
+  rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((3, rows)) < 0.6
   keep[:, store.offset] = True
   kept = losses_and_prob(tmp_path / 'kept', keep=keep)
@@ -128,7 +128,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
   tmp_path, monkeypatch, model, batch
 ):
   store = training_run.make_store()
-  rows = store.length.sum() + training_run.LENGTHS[-1]
+  rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((10, rows)) < 0.8
   keep[:, store.offset] = True
   found = []
@@ -198,7 +198,8 @@ def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
     fold=np.arange(3, dtype=np.uint32),
     trains=np.zeros((3, 120), bool),
   )
-  program = training_run.program_of(task, store, runs.trains, batch=batch)
+  loader = training_run.loader_of(store)
+  program = loader.program(task, 3, Recipe(batch=batch))
   models = program.put((train.draw(task, runs), runs))
   every = program.evaluate(models, np.ones((3, 120), bool))
   rng = np.random.default_rng(0)
@@ -208,6 +209,26 @@ def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
     assert len(found['run']) == some.sum()
     for name, values in found.items():
       np.testing.assert_array_equal(values, every[name][some.ravel()])
+
+
+def test_streamed_evaluation_reads_no_step_of_fillers(monkeypatch):
+  task, _ = three_runs()
+  store = training_run.make_store(120)
+  store = store.replace(features=store.features[:, :4])
+  loader = training_run.loader_of(store, streamed=True)
+  steps = []
+
+  def spy(bucket, index):
+    steps.append(index)
+    yield from loader.stream(bucket, index)
+
+  spied = dataclasses.replace(loader, stream=spy)
+  runs = three_runs()[1].run.replace(trains=np.zeros((3, 120), bool))
+  program = spied.program(task, 3, Recipe())
+  models = program.put((train.draw(task, runs), runs))
+  program.evaluate(models, np.arange(360).reshape(3, 120) % 7 < 4)
+  for index in steps:
+    assert (index >= 0).any(1).all()
 
 
 def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):

@@ -2,22 +2,20 @@
 
 import numpy as np
 
-from data import plan as plans
-from kmil_jax import checkpoint, loop, parallel, train
+from kmil_jax import checkpoint, loop, train
 from kmil_jax.models import SPECS
-from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
-from kmil_jax.types import Plan, Recipe, Store
+from kmil_jax.types import Recipe, Store
 
-WIDTH, CLASSES, LENGTHS = 8, 3, (4, 8)
+WIDTH, CLASSES, LONGEST = 8, 3, 16
 
 
 def make_store(num_bags=24, seed=0):
-  """Bags of 1 to 8 instances, some of which tell their class."""
+  """Bags of 1 to 16 instances, some of which tell their class."""
   rng = np.random.default_rng(seed)
-  length = rng.integers(1, 9, num_bags).astype(np.int32)
+  length = rng.integers(1, LONGEST + 1, num_bags).astype(np.int32)
   label = (np.arange(num_bags) % CLASSES).astype(np.int32)
-  features = rng.normal(size=(length.sum() + LENGTHS[-1], WIDTH))
+  features = rng.normal(size=(length.sum() + LONGEST, WIDTH))
   offset = np.cumsum(length, dtype=np.int32) - length
   features[offset, label] += 3
   return Store(
@@ -35,28 +33,18 @@ def parts(folds, num_bags):
   return trains, np.stack([part == f + 1 for f in folds])
 
 
-def program_of(task, store, trains, *, batch=1, streamed=False):
-  """Returns the program that trains runs on their parts of a cohort."""
+def loader_of(store, streamed=False):
+  """Returns the bags of a store."""
 
-  def read(bucket, index):
+  def stream(bucket, index):
     for b, bags in zip(bucket, index, strict=True):
-      rows = store.offset[bags][:, None] + np.arange(LENGTHS[b])
+      rows = store.offset[bags][:, None] + np.arange(loader.buckets[b])
       yield store.features[rows]
 
-  def plan(epoch):
-    bucket, index = plans.plan_epoch(
-      store.length,
-      LENGTHS,
-      visit=trains.any(0) | (batch > 1),
-      batch=batch,
-      seed=0,
-      epoch=epoch,
-    )
-    return Plan(bucket=bucket, index=index)
-
   held = store.replace(features=None) if streamed else store
-  loader = BagLoader(held, LENGTHS, plan, read)
-  return Program(task, len(trains), loader, layout=parallel.layout(batch))
+  width = store.features.shape[1]
+  loader = BagLoader(held, CLASSES, width, stream)
+  return loader
 
 
 def run(
@@ -76,7 +64,8 @@ def run(
   trains, validates = parts(folds, len(store.label))
   recipe = Recipe(learning_rate=1e-2, epochs=epoch_count, batch=batch)
   task = BagTask(SPECS[model], recipe, CLASSES, WIDTH)
-  program = program_of(task, store, trains, batch=batch, streamed=streamed)
+  loader = loader_of(store, streamed)
+  program = loader.program(task, len(folds), recipe, trains=trains)
   runs = BagRuns(
     seed=np.zeros(len(folds), np.uint32),
     fold=np.uint32(folds),

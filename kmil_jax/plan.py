@@ -29,6 +29,11 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
   return tuple(int(x) for x in table[used])
 
 
+def num_rows(lengths: np.ndarray) -> int:
+  """Returns the rows of a store: all instances, and zeros of a longest bag."""
+  return int(np.sum(lengths, dtype=np.int64)) + bucket_lengths(lengths)[-1]
+
+
 def plan_epoch(
   lengths: np.ndarray,
   buckets: tuple[int, ...],
