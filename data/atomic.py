@@ -1,7 +1,8 @@
 """Writes files that are there in full or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
+import csv
 import os
 import pathlib
 import uuid
@@ -28,3 +29,12 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     part.replace(path)
   finally:
     part.unlink(missing_ok=True)
+
+
+def write_csv(path: str | pathlib.Path, rows: Iterable[Iterable]) -> None:
+  """Writes rows as CSV in UTF-8, lines ended by a line feed."""
+  with (
+    replacing(path) as part,
+    part.open('w', newline='', encoding='utf-8') as file,
+  ):
+    csv.writer(file, lineterminator='\n').writerows(rows)

@@ -1,5 +1,6 @@
-"""Reads outlines of lesions and measures what they cover of tiles."""
+"""Reads outlines of lesions and tells what lies within them."""
 
+from collections.abc import Callable, Iterable, Sequence
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ import warnings
 from xml.etree import ElementTree
 
 import numpy as np
+import shapely
 
 from data.labelled_tiles import TileError
 
@@ -24,7 +26,7 @@ class Ring(NamedTuple):
 
 
 def read(path: pathlib.Path | str, *, drop_empty: bool = False) -> list[Ring]:
-  """Reads GeoJSON (QuPath, the phantom) or the XML of ASAP (CAMELYON).
+  """Reads GeoJSON (QuPath, the phantom), NCRF's JSON or ASAP's XML (CAMELYON).
 
   In GeoJSON all rings of a polygon but the first are holes; in XML those of the
   groups _2, normal and Exclusion are. Names of classes are not looked at. A
@@ -40,11 +42,32 @@ def read(path: pathlib.Path | str, *, drop_empty: bool = False) -> list[Ring]:
     TileError: if the file cannot be parsed, or holds a shape without an area.
   """
   path = pathlib.Path(path)
-  parse = _read_xml if path.suffix.lower() == '.xml' else _read_geojson
+  read_rings = _read_xml if path.suffix.lower() == '.xml' else _read_json
+  return _sound(str(path), read_rings, path, drop_empty)
+
+
+def from_ncrf(name: str, entry: dict[str, Any]) -> list[Ring]:
+  """Returns the rings of a slide in NCRF's JSON.
+
+  Args:
+    name: for messages.
+    entry: {'positive': [...], 'negative': [...]}, whose polygons are lists of
+      corners or have them as their 'vertices'.
+
+  Raises:
+    TileError: as `read` with `drop_empty`.
+  """
+  return _sound(name, _ncrf_rings, entry, drop_empty=True)
+
+
+def _sound(
+  name: str, parse: Callable[[Any], list[Ring]], source: Any, drop_empty: bool
+) -> list[Ring]:
+  """Returns the rings with an area of a source; a TileError names its fault."""
   try:
-    rings = parse(path)
+    rings = parse(source)
   except OSError as e:
-    raise TileError(f'{path}: cannot be read ({e})') from e
+    raise TileError(f'{name}: cannot be read ({e})') from e
   except (
     AttributeError,
     ElementTree.ParseError,
@@ -55,20 +78,22 @@ def read(path: pathlib.Path | str, *, drop_empty: bool = False) -> list[Ring]:
     ValueError,
   ) as e:
     raise TileError(
-      f'{path}: no outlines in the layout of GeoJSON or ASAP '
+      f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '
       f'({type(e).__name__}: {e}); export them again'
     ) from e
   for few in (len(r.corners) for r in rings if len(r.corners) < 3):
-    fault = f'{path}: an outline of {few} corners has no area'
+    fault = f'{name}: an outline of {few} corners has no area'
     if not drop_empty:
       raise TileError(f'{fault}; draw it again')
-    warnings.warn(f'{fault}: left out', stacklevel=2)
+    warnings.warn(f'{fault}: left out', stacklevel=3)
   return [ring for ring in rings if len(ring.corners) > 2]
 
 
-def _read_geojson(path: pathlib.Path) -> list[Ring]:
+def _read_json(path: pathlib.Path) -> list[Ring]:
   content = json.loads(path.read_text(encoding='utf-8'))
   if isinstance(content, dict):
+    if 'positive' in content:
+      return _ncrf_rings(content)
     content = content['features'] if 'features' in content else [content]
   rings = []
   for i, feature in enumerate(content):
@@ -78,6 +103,17 @@ def _read_geojson(path: pathlib.Path) -> list[Ring]:
     polygons = shape['coordinates']
     for polygon in [polygons] if shape['type'] == 'Polygon' else polygons:
       rings += [_ring(f'feature {i}', r, k > 0) for k, r in enumerate(polygon)]
+  return rings
+
+
+def _ncrf_rings(entry: dict[str, Any]) -> list[Ring]:
+  rings = []
+  for key, hole in (('positive', False), ('negative', True)):
+    if not isinstance(entry[key], list):
+      raise ValueError(f'{key} is no list of polygons')
+    for i, polygon in enumerate(entry[key]):
+      corners = polygon['vertices'] if isinstance(polygon, dict) else polygon
+      rings.append(_ring(f'{key} {i}', corners, hole))
   return rings
 
 
@@ -107,49 +143,77 @@ def _ring(name: str, corners: Any, hole: bool) -> Ring:
   return Ring(corners, hole)
 
 
-def covered(rings: list[Ring], coords: np.ndarray, size: float) -> np.ndarray:
-  """Returns the part of each tile's area inside the outlines, float64 [T].
+def region(rings: Iterable[Ring], *, holes: bool = True) -> shapely.Geometry:
+  """Returns what lies in an outline and in no hole, level-0 pixels.
 
-  Exact for rings that do not cross themselves. Holes are subtracted; where
-  outlines overlap the area counts twice, but a tile is never more than full.
+  Outlines join. A ring that crosses itself holds what an even-odd count of its
+  edges says.
 
   Args:
-    rings: the outlines.
+    rings: outlines and holes.
+    holes: whether holes are cut out.
+  """
+  rings = list(rings)
+  inside = _joined(r.corners for r in rings if not r.hole)
+  if holes:
+    inside -= _joined(r.corners for r in rings if r.hole)
+  return inside
+
+
+def _joined(rings: Iterable[np.ndarray]) -> shapely.Geometry:
+  valid = shapely.make_valid([shapely.Polygon(corners) for corners in rings])
+  # Making valid may leave lines, and polygons in collections with them.
+  parts = shapely.get_parts(shapely.get_parts(valid))
+  return shapely.union_all(parts[shapely.get_dimensions(parts) == 2])
+
+
+def covered(
+  rings: Sequence[Ring], coords: np.ndarray, size: float
+) -> np.ndarray:
+  """Returns the part of each tile's area inside the outlines, float64 [T].
+
+  Args:
+    rings: see `region`.
     coords: upper left corners of the tiles (x, y), [T, 2].
     size: side of a tile, in the same pixels.
   """
-  area = np.zeros(len(coords))
-  for corners, hole in rings:
-    low, high = corners.min(0), corners.max(0)
-    near = ((coords < high) & (coords + size > low)).all(1)
-    for y in np.unique(coords[near, 1]):  # One strip of tiles at a time.
-      strip = _cut(_cut(corners, 1, y, 1), 1, y + size, -1)
-      for t in np.flatnonzero(near & (coords[:, 1] == y)):
-        x = coords[t, 0]
-        inside = _cut(_cut(strip, 0, x, 1), 0, x + size, -1)
-        area[t] += (-1 if hole else 1) * _area(inside)
-  return np.clip(area / size**2, 0, 1)
+  inside = region(rings)
+  tiles = shapely.box(*np.transpose(coords), *np.transpose(coords + size))
+  shapely.prepare(inside)
+  part = shapely.contains(inside, tiles).astype(float)
+  crossed = (part == 0) & shapely.intersects(inside, tiles)
+  common = shapely.intersection(tiles[crossed], inside)
+  part[crossed] = shapely.area(common) / size**2
+  return part
 
 
-def _cut(corners: np.ndarray, axis: int, bound: float, sign: int) -> np.ndarray:
-  """Returns the part of a ring on one side of an axis-parallel line.
+def contains(
+  rings: Sequence[Ring], xy: np.ndarray, *, holes: bool = True
+) -> np.ndarray:
+  """Returns True on points (x, y) [n, 2] within outlines; see `region`."""
+  return shapely.contains_xy(region(rings, holes=holes), xy)
 
-  Sutherland and Hodgman, "Reentrant polygon clipping", CACM 1974. Pieces stay
-  joined along the line, which adds no area.
+
+def rasterise(
+  rings: Sequence[Ring],
+  shape: tuple[int, int],
+  scale: float,
+  *,
+  holes: bool = True,
+) -> np.ndarray:
+  """Returns True on pixels whose middle lies within outlines, bool [H, W].
+
+  Args:
+    rings: see `region`; parts beyond the mask are cut off.
+    shape: (H, W) of the mask.
+    scale: level-0 pixels per pixel of the mask.
+    holes: whether holes are cut out. FW-RD's code leaves them in.
   """
-  if not len(corners):
-    return corners
-  depth = sign * (corners[:, axis] - bound)
-  after, end = np.roll(depth, -1), np.roll(corners, -1, 0)
-  crosses = (depth >= 0) != (after >= 0)
-  span = np.where(crosses, depth - after, 1)
-  meeting = corners + (depth / span)[:, None] * (end - corners)
-  points = np.stack([meeting, end], 1)
-  return points[np.stack([crosses, after >= 0], 1)]
-
-
-def _area(corners: np.ndarray) -> float:
-  if len(corners) < 3:
-    return 0.0
-  x, y = (corners - corners[0]).T
-  return abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2
+  mask = np.zeros(shape, bool)
+  for part in shapely.get_parts(region(rings, holes=holes)):
+    left, top, right, bottom = np.array(part.bounds) / scale
+    rows = slice(*np.clip([int(top), int(bottom) + 1], 0, shape[0]))
+    columns = slice(*np.clip([int(left), int(right) + 1], 0, shape[1]))
+    y, x = (np.mgrid[rows, columns] + 0.5) * scale
+    mask[rows, columns] |= shapely.contains_xy(part, x, y)
+  return mask

@@ -1,18 +1,19 @@
 """Reads the tensor of a file that torch.save wrote, without torch.
 
 Such a file is a zip archive: `data.pkl` describes the tensor, `data/<key>`
-holds its numbers. The description is a pickle, but nothing is unpickled: the
-few instructions that a plain tensor takes are followed one by one, any other is
-refused, so no file can make this module run or allocate anything of its own.
+holds its numbers. The description is a pickle, of which only the instructions
+and names that a plain tensor takes are let through, and these names stand for
+functions of this module: no file can make it run or allocate anything else.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import io
 import math
 from pathlib import Path
+import pickle
 import pickletools
-from typing import Any
 import zipfile
 
 import numpy as np
@@ -25,8 +26,13 @@ _DTYPES = {
   'BFloat16Storage': 'u2',
   'FloatStorage': 'f4',
 }
-_REBUILD = 'torch._utils _rebuild_tensor_v2'
-_NO_HOOKS = 'collections OrderedDict'
+# Of these a tensor's pickle is made; none builds objects but REDUCE, and none
+# allocates more than the pickle is long.
+_OPCODES = frozenset(
+  'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2'
+  ' TUPLE3 BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE GLOBAL'
+  ' STACK_GLOBAL BINPUT MEMOIZE BINGET BINPERSID REDUCE'.split()
+)
 _OLD = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # Before torch 1.6.
 
 
@@ -133,7 +139,7 @@ def _bytes(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
 
 
 def _describe(archive: zipfile.ZipFile, root: str) -> Description:
-  found = _follow(_bytes(archive, f'{root}data.pkl', _LARGEST_PICKLE))
+  found = _unpickled(_bytes(archive, f'{root}data.pkl', _LARGEST_PICKLE))
   if not isinstance(found, Description):
     raise TorchFileError(f'it holds {type(found).__name__}, not one tensor')
   whole = all(
@@ -157,75 +163,32 @@ def _describe(archive: zipfile.ZipFile, root: str) -> Description:
   return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Name:
-  """A class or function that a pickle names; it is never imported."""
+class _Unpickler(pickle.Unpickler):
+  """Follows a pickle in which names are those of one tensor, or an error."""
 
-  name: str
+  def find_class(self, module: str, name: str):
+    match module, name:
+      case 'torch._utils', '_rebuild_tensor_v2':
+        return _description
+      case 'collections', 'OrderedDict':
+        return lambda: None  # The hooks of a tensor that has none.
+      case 'torch', kind if kind.endswith('Storage'):
+        return kind
+    raise TorchFileError(f'it asks for {module} {name}')
 
-
-_MARK = object()
-_PUSHED = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
-_IGNORED = ('PROTO', 'FRAME')
-_TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
-_LITERALS = 'BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE'.split()
-
-
-def _follow(pickle: bytes) -> Any:
-  """Follows the instructions of a pickle; returns what it describes."""
-  stack, memo = [], {}
-  for opcode, argument, _ in pickletools.genops(pickle):
-    name = opcode.name
-    if name in _IGNORED:
-      continue
-    if name == 'STOP':
-      (found,) = stack
-      return found
-    if name in _LITERALS:
-      stack.append(argument)
-    elif name in _PUSHED:
-      stack.append(_PUSHED[name])
-    elif name == 'GLOBAL':
-      stack.append(_Name(argument))
-    elif name == 'STACK_GLOBAL':
-      attribute, module = stack.pop(), stack.pop()
-      stack.append(_Name(f'{module} {attribute}'))
-    elif name == 'MARK':
-      stack.append(_MARK)
-    elif name == 'TUPLE':
-      items = []
-      while (item := stack.pop()) is not _MARK:
-        items.insert(0, item)
-      stack.append(tuple(items))
-    elif name in _TUPLES:
-      count = _TUPLES[name]
-      stack[-count:] = [tuple(stack[-count:])]
-    elif name in ('BINPUT', 'LONG_BINPUT'):
-      memo[argument] = stack[-1]
-    elif name == 'MEMOIZE':
-      memo[len(memo)] = stack[-1]
-    elif name in ('BINGET', 'LONG_BINGET'):
-      stack.append(memo[argument])
-    elif name == 'BINPERSID':
-      stack.append(_storage(stack.pop()))
-    elif name == 'REDUCE':
-      arguments, function = stack.pop(), stack.pop()
-      stack.append(_called(function, arguments))
-    else:
-      raise TorchFileError(f'{name} has no place in the pickle of a tensor')
-  raise TorchFileError('its pickle has no end')
+  def persistent_load(self, label: tuple) -> tuple[str, str, int]:
+    """Returns kind, key and count of the numbers that a tensor refers to."""
+    _, kind, key, _, count = label
+    return kind, str(key), count
 
 
-def _storage(label: tuple) -> tuple[str, str, int]:
-  """Returns kind, key and count of the numbers that a tensor refers to."""
-  _, kind, key, _, count = label
-  return kind.name.removeprefix('torch '), str(key), count
+def _description(numbers, offset, shape, stride, *_) -> Description:
+  """Stands for the function by which torch rebuilds a tensor."""
+  return Description(*numbers, offset, tuple(shape), tuple(stride))
 
 
-def _called(function: Any, arguments: tuple) -> Description | None:
-  if function == _Name(_NO_HOOKS) and arguments == ():
-    return None
-  if function != _Name(_REBUILD):
-    raise TorchFileError(f'it asks for {getattr(function, "name", function)}')
-  (kind, key, count), offset, shape, stride, *_ = arguments
-  return Description(kind, key, count, offset, tuple(shape), tuple(stride))
+def _unpickled(content: bytes) -> object:
+  for opcode, _, _ in pickletools.genops(content):
+    if opcode.name not in _OPCODES:
+      raise TorchFileError(f'{opcode.name} has no place in a tensor')
+  return _Unpickler(io.BytesIO(content)).load()

@@ -21,8 +21,8 @@ import pathlib
 from absl import app, flags
 import numpy as np
 
-from data.ct import phantom, resample, table, volumes
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, resample, simpleitk, table
+from data.phantom import ct as phantom
 from experiments import (
   ct_nodes_figures,
   ct_nodes_files,
@@ -94,7 +94,7 @@ _SHOWN = 10  # Test slices with Grad-CAM.
 
 
 def _run() -> None:
-  volumes.simpleitk()
+  simpleitk()
   networks, classes = _asked()
   is_phantom = CSV_PATH.value is None
   recipes = {

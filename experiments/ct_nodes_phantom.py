@@ -6,7 +6,7 @@ import pathlib
 
 import tqdm
 
-from data.ct import phantom
+from data.phantom import ct as phantom
 from experiments import bars
 from kmil_jax import parallel
 
@@ -14,9 +14,8 @@ _PATIENCE = 0.5  # Seconds before a bar shows: none where all is there.
 _ROOT = pathlib.Path(__file__).parents[1]
 # The code that the phantom's volumes are a function of.
 _CODE = (
-  'data/ct/anatomy.py',
-  'data/ct/phantom.py',
   'data/ct/volumes.py',
+  'data/phantom/ct.py',
   'data/phantom/texture.py',
 )
 

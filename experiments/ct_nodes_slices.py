@@ -10,15 +10,13 @@ import pathlib
 import numpy as np
 
 from data import atomic
-from data.ct import nodes, volumes
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, nodes, volumes
 from data.ct.table import Row
 from experiments import bars
 from kmil_jax import parallel
 
 LARGEST = 162  # Isotropic voxels, 128 mm: the largest box there can be.
 _PATIENCE = 0.5  # Seconds before a bar shows.
-_NAMED = 20  # Problems that an error lists; the others are counted.
 _CODE = pathlib.Path(nodes.__file__).parent
 
 
@@ -135,13 +133,7 @@ def _cut_all(
           columns['hu'].append(piece.hu.ravel())
           columns['inside'].append(piece.inside.ravel())
   if problems:
-    named = problems[:_NAMED]
-    if more := len(problems) - len(named):
-      named.append(f'and {more} more')
-    raise VolumeError(
-      f'{len(problems)} volumes or masks cannot be used:\n  '
-      + '\n  '.join(named)
-    )
+    raise VolumeError.listing(problems, 'volumes or masks that cannot be used')
   if not columns['id']:
     raise VolumeError('no node that is inside its volume: nothing to classify')
   for key in ('hu', 'inside'):

@@ -8,19 +8,17 @@ import numpy as np
 
 from data import (
   atomic,
-  invasion_phantom,
   labelled_tiles,
   pool_tiles,
   tile_sources,
 )
-from data.invasion_phantom import scenes
 from data.labelled_tiles import LabelledTiles, TileError
+from data.phantom import invasion
 from experiments import bars
 from experiments.code_hash import code_hash
 from kmil_jax import parallel
 
 _CODE = (
-  'data/invasion_phantom/*.py',
   'data/phantom/*.py',
   'experiments/hard_negatives_data.py',
 )
@@ -80,13 +78,13 @@ def phantom(cache_dir: str, seed: int) -> Material:
   return Material(
     _tiles(annotated),
     _tiles(pool),
-    frozenset(str(name) for name, kind in kinds if kind in scenes.HARD),
+    frozenset(str(name) for name, kind in kinds if kind in invasion.HARD),
     f'phantom of lymphatic invasion, seed {seed}: {len(annotated.id)} annotated'
     f' patches of {_ANNOTATED["patients"]} patients,'
     f' {100 * _ANNOTATED["hard"]:g} % of the negatives hard;'
     f' {len(pool.id)} of {_POOL["patients"]} others in the pool,'
-    f' {100 * _POOL["hard"]:g} % hard; {invasion_phantom.SIZE} px of'
-    f' {invasion_phantom.MPP:g} um',
+    f' {100 * _POOL["hard"]:g} % hard; {invasion.SIZE} px of'
+    f' {invasion.MPP:g} um',
   )
 
 
@@ -206,30 +204,28 @@ def _own(annotated: LabelledTiles, pool: LabelledTiles, note: str) -> Material:
   return Material(annotated, pool, frozenset(), note)
 
 
-def _tiles(patches: invasion_phantom.Patches) -> LabelledTiles:
+def _tiles(patches: invasion.Patches) -> LabelledTiles:
   return labelled_tiles.from_arrays(
     patches.image,
     patches.label,
     patches.patient,
-    invasion_phantom.CLASSES,
+    invasion.CLASSES,
     ids=patches.id,
   )
 
 
-def _rendered(
-  path: pathlib.Path, seed: int, options: dict
-) -> invasion_phantom.Patches:
+def _rendered(path: pathlib.Path, seed: int, options: dict) -> invasion.Patches:
   """Returns a part of the phantom, from its file if that is there."""
   if parallel.is_first() and not path.exists():
     total = options['patients'] * options['patches']
     print(f'rendering {total} phantom patches in {path}', flush=True)
     with bars.bar(total=total, unit='patch') as bar:
-      patches = invasion_phantom.make(seed=seed, progress=bar.update, **options)
+      patches = invasion.make(seed=seed, progress=bar.update, **options)
     with atomic.replacing(path) as part, part.open('wb') as file:
       np.savez(file, **dataclasses.asdict(patches))
   parallel.wait_for_all(path.name)
   with np.load(path) as held:
-    return invasion_phantom.Patches(**held)
+    return invasion.Patches(**held)
 
 
 def hard_rows(material: Material, ids: Sequence[str]) -> np.ndarray:

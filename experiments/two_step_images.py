@@ -3,13 +3,14 @@
 import hashlib
 import pathlib
 
-from data import node_images, node_phantom
+from data import node_images
 from data.node_images import NodeImages
+from data.phantom import nodes
 from experiments import bars
 from experiments.code_hash import code_hash
 from kmil_jax import parallel
 
-_PHANTOM_CODE = ('data/node_phantom.py', 'data/phantom/*.py')
+_PHANTOM_CODE = ('data/phantom/*.py',)
 _PATIENCE = 0.5  # Seconds before a bar shows: none where all is there.
 
 
@@ -29,7 +30,7 @@ def phantom(cache_dir: str) -> NodeImages:
         bar.total = total
         bar.update(done - bar.n)
 
-      node_phantom.make(root, progress=show)
+      nodes.make(root, progress=show)
   parallel.wait_for_all('node images')
   return node_images.load(root / 'images', root / 'masks', root / 'images.csv')
 

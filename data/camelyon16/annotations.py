@@ -11,13 +11,11 @@ import json
 import pathlib
 import re
 from typing import Any
-import warnings
 import zlib
 
 import numpy as np
 
 from data import outlines
-from data.camelyon16 import polygons
 from data.labelled_tiles import TileError
 from data.outlines import Ring
 from data.slides import Slide, SlideError
@@ -26,7 +24,6 @@ _MASKS = ('.tif', '.tiff')
 _FORMATS = ('.xml', '.json', *_MASKS)
 # ASAP's masks hold 1, the organisers' for evaluation 255; 2 is a hole.
 _TUMOUR, _OTHER = (1, 255), (0, 2)
-_ROWS = 1024  # Of a mask that are read at a time.
 _NEAR = 0.01  # Relative difference between the scales of a level and a map.
 
 
@@ -62,12 +59,10 @@ class Annotations:
     self.require([slide])
     file = self.files[slide]
     if isinstance(file, dict):
-      return _rings(file, f'{self.source}: {slide}')
-    if file.suffix.lower() == '.json':
-      return _rings(_load(file), str(file))
-    if file.suffix.lower() == '.xml':
-      return outlines.read(file, drop_empty=True)
-    raise TileError(f'{file}: a mask has no outlines; XML or JSON is needed')
+      return outlines.from_ncrf(f'{self.source}: {slide}', file)
+    if file.suffix.lower() in _MASKS:
+      raise TileError(f'{file}: a mask has no outlines; XML or JSON is needed')
+    return outlines.read(file, drop_empty=True)
 
   def mask(
     self,
@@ -92,11 +87,10 @@ class Annotations:
     self.require([slide])
     file = self.files[slide]
     if isinstance(file, dict) or file.suffix.lower() not in _MASKS:
-      return polygons.rasterise(self.rings(slide), shape, scale, holes=holes)
+      return outlines.rasterise(self.rings(slide), shape, scale, holes=holes)
     found = _read_mask(file, scale)[: shape[0], : shape[1]]
-    out = np.zeros(shape, bool)
-    out[: found.shape[0], : found.shape[1]] = found
-    return out
+    beyond = np.subtract(shape, found.shape)
+    return np.pad(found, [(0, more) for more in beyond])
 
 
 def find(source: pathlib.Path | str) -> Annotations:
@@ -112,13 +106,7 @@ def find(source: pathlib.Path | str) -> Annotations:
   """
   source = pathlib.Path(source)
   if not source.is_dir():
-    content = _load(source)
-    if not all(isinstance(entry, dict) for entry in content.values()):
-      raise TileError(
-        f'{source}: found no polygons by slide; of a single slide pass the '
-        'folder of its file'
-      )
-    return Annotations(source, {n.lower(): e for n, e in content.items()})
+    return Annotations(source, _load(source))
   files, problems = {}, []
   for path in sorted(source.rglob('*')):
     suffix, stem = path.suffix.lower(), path.stem.lower()
@@ -136,7 +124,8 @@ def find(source: pathlib.Path | str) -> Annotations:
   return Annotations(source, files)
 
 
-def _load(path: pathlib.Path) -> dict[str, Any]:
+def _load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Returns the polygons of all slides, by id in lower case."""
   try:
     content = path.read_bytes()
     if path.suffix.lower() == '.gz':
@@ -146,37 +135,14 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
     raise TileError(
       f'{path}: cannot be read as JSON ({type(e).__name__}: {e})'
     ) from e
-  if not isinstance(content, dict):
-    raise TileError(f'{path}: found a {type(content).__name__}, not an object')
-  return content
-
-
-def _rings(entry: dict[str, Any], name: str) -> list[Ring]:
-  """Returns the polygons of NCRF's JSON, bare or with a name each."""
-  found = []
-  for key, hole in (('positive', False), ('negative', True)):
-    listed = entry.get(key)
-    if not isinstance(listed, list):
-      raise TileError(f'{name}: no list {key!r} of polygons')
-    for i, polygon in enumerate(listed):
-      if isinstance(polygon, dict):
-        polygon = polygon.get('vertices')
-      try:
-        corners = np.array(polygon, float)
-      except (OverflowError, TypeError, ValueError):
-        corners = np.zeros(0)
-      if corners.shape[1:] != (2,) or not np.isfinite(corners).all():
-        raise TileError(f'{name}: {key} {i} is not a list of finite [x, y]')
-      if len(corners) > 1 and (corners[0] == corners[-1]).all():
-        corners = corners[:-1]
-      if len(corners) < 3:
-        warnings.warn(
-          f'{name}: {key} {i} has {len(corners)} corner(s), no area: left out',
-          stacklevel=3,
-        )
-        continue
-      found.append(Ring(corners, hole))
-  return found
+  if not isinstance(content, dict) or not all(
+    isinstance(entry, dict) for entry in content.values()
+  ):
+    raise TileError(
+      f'{path}: found no polygons by slide; of a single slide pass the folder '
+      'of its file'
+    )
+  return {name.lower(): entry for name, entry in content.items()}
 
 
 def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
@@ -191,18 +157,13 @@ def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
           + ', '.join(f'{d:g}' for d in slide.level_downsamples)
         )
       width, height = slide.level_dimensions[level]
-      mask, values = np.zeros((height, width), bool), set()
-      for top in range(0, height, _ROWS):
-        rows = min(_ROWS, height - top)
-        region = np.empty((rows, width, 4), np.uint8)
-        y = round(top * slide.level_downsamples[level])
-        slide.read_bgrx(0, y, level, region)
-        # What a sparse file does not hold is no tumour.
-        red = np.where(region[..., 3] == 255, region[..., 2], 0)
-        values |= set(np.unique(red).tolist())
-        mask[top : top + rows] = np.isin(red, _TUMOUR)
+      region = np.empty((height, width, 4), np.uint8)
+      slide.read_bgrx(0, 0, level, region)
   except SlideError as e:
     raise TileError(str(e)) from e
+  # What a sparse file does not hold is no tumour.
+  red = np.where(region[..., 3] == 255, region[..., 2], 0)
+  values = set(np.unique(red).tolist())
   if unknown := sorted(values - {*_TUMOUR, *_OTHER}):
     raise TileError(
       f'{path}: found the value(s) {", ".join(map(str, unknown[:5]))}; masks '
@@ -210,4 +171,4 @@ def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
     )
   if set(_TUMOUR) <= values:
     raise TileError(f'{path}: found both 1 and 255; one of them is tumour')
-  return mask
+  return np.isin(red, _TUMOUR)

@@ -1,21 +1,39 @@
-"""Lists of patch centres: read, checked against slides, and drawn anew."""
+"""Patches of CAMELYON16: their lists, the rule that draws them, their pixels.
+
+The rule is that of NCRF and FW-RD.
+"""
 
 from collections.abc import Mapping
-import csv
 import dataclasses
+import functools
 import hashlib
 import pathlib
 
 import numpy as np
+from scipy import ndimage
 
 from data import atomic
-from data.camelyon16.slides import part
-from data.camelyon16.tissue import STRIDE
-from data.labelled_tiles import TileError
+from data.camelyon16 import slides
+from data.labelled_tiles import LabelledTiles, TileError
+from data.slides import Slide, SlideError
+from data.tissue import otsu
 
 SIZE = 256  # Side of a patch, level-0 pixels.
 APART = 128  # Level-0 pixels between the centres of two patches, in x or y.
-_INNER = 2  # Pixels of the map to the diagonal neighbours that must be in it.
+STRIDE = 64  # Level-0 pixels per pixel of a map: level 6.
+CLASSES = ('tumor', 'normal')  # In FW-RD's order: normal is 1.
+_DARKEST = 50  # A pixel of a map is nothing if any colour is at most this.
+_OPEN = 32  # Slides kept open at a time.
+# A pixel of a map and its diagonal neighbours at 2, which must be in it, too.
+_INNER = np.array(
+  [
+    [1, 0, 0, 0, 1],
+    [0, 0, 0, 0, 0],
+    [0, 0, 1, 0, 0],
+    [0, 0, 0, 0, 0],
+    [1, 0, 0, 0, 1],
+  ]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,31 +64,22 @@ def read(path: pathlib.Path | str) -> Patches:
       CAMELYON16 or repeats another.
   """
   path = pathlib.Path(path)
-  try:
-    with path.open(newline='', encoding='utf-8-sig') as f:
-      reader = csv.reader(f)
-      rows = [(reader.line_num, row) for row in reader if row]
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise TileError(f'{path}: cannot be read as CSV: {e}') from e
   seen, problems = {}, []
-  for line, row in rows:
-    cells = [cell.strip() for cell in row]
+  for line, cells in slides.read_rows(path):
     try:
       name, x, y = cells[0].lower(), int(cells[1]), int(cells[2])
-      part(name)
+      slides.part(name)
       if len(cells) != 3 or min(x, y) < 0 or max(x, y) >= 2**31:
         raise ValueError
     except (IndexError, ValueError):
       problems.append(
-        f'line {line}: found {",".join(row)[:80]!r}; slide,x,y is needed, such '
-        'as tumor_001,70592,125632'
+        f'line {line}: found {",".join(cells)[:80]!r}; slide,x,y is needed, '
+        'such as tumor_001,70592,125632'
       )
       continue
     first = seen.setdefault((name, x, y), line)
     if first != line:
       problems.append(f'line {line}: the same patch as line {first}')
-  if not rows:
-    problems.append('no lines')
   if problems:
     raise TileError.listing(problems, str(path))
   return Patches(
@@ -81,9 +90,8 @@ def read(path: pathlib.Path | str) -> Patches:
 
 def write(path: pathlib.Path, patches: Patches) -> None:
   """Writes a list as `read` reads it."""
-  with atomic.replacing(path) as file, file.open('w', encoding='utf-8') as f:
-    for slide, (x, y) in zip(patches.slide, patches.xy, strict=True):
-      f.write(f'{slide},{x},{y}\n')
+  rows = zip(patches.slide, *patches.xy.T, strict=True)
+  atomic.write_csv(path, rows)
 
 
 def sample(
@@ -117,28 +125,18 @@ def sample(
     At most `count` of every slide, in the order of ids and of drawing; fewer
     where no more fit, which the caller should tell.
   """
-  slides, centres = [], [np.zeros((0, 2), np.int64)]
+  names, centres = [], [np.zeros((0, 2), np.int64)]
   for name in sorted(masks):
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     rng = np.random.default_rng([seed, int.from_bytes(digest)])
-    xy = np.argwhere(_inner(masks[name]))[:, ::-1] * stride
+    candidates = ndimage.binary_erosion(masks[name], _INNER)
+    xy = np.argwhere(candidates)[:, ::-1] * stride
     low, high = patch // 2, np.array(sizes[name]) - (patch - patch // 2)
     xy = rng.permutation(xy[((xy >= low) & (xy <= high)).all(1)])
     chosen = _spread(xy, count, apart)
-    slides += [name] * len(chosen)
+    names += [name] * len(chosen)
     centres.append(chosen)
-  return Patches(np.array(slides, str), np.concatenate(centres))
-
-
-def _inner(mask: np.ndarray) -> np.ndarray:
-  """True where a pixel and its four diagonal neighbours at 2 are in a mask."""
-  height, width = mask.shape
-  padded = np.pad(mask, _INNER)
-  found = mask.copy()
-  for dy in (0, 2 * _INNER):
-    for dx in (0, 2 * _INNER):
-      found &= padded[dy : dy + height, dx : dx + width]
-  return found
+  return Patches(np.array(names, str), np.concatenate(centres))
 
 
 def _spread(xy: np.ndarray, count: int, apart: int) -> np.ndarray:
@@ -152,3 +150,106 @@ def _spread(xy: np.ndarray, count: int, apart: int) -> np.ndarray:
       taken[k] = centre
       k += 1
   return taken[:k]
+
+
+def tissue_mask(image: np.ndarray) -> np.ndarray:
+  """Returns True on tissue of an overview, bool [H, W].
+
+  Tissue is more saturated (HSV) than Otsu's threshold, not brighter than it in
+  all of red, green and blue, and above 50 in each of them.
+
+  Args:
+    image: uint8 [H, W, 3].
+  """
+  lowest, highest = image.min(-1), image.max(-1)
+  saturation = 1 - lowest / np.maximum(highest, 1.0)
+  bright = np.ones(lowest.shape, bool)
+  for colour in np.moveaxis(image / 255, -1, 0):
+    bright &= colour > otsu(colour)
+  return (saturation > otsu(saturation)) & ~bright & (lowest > _DARKEST)
+
+
+def tissue_map(slide: Slide, stride: int = STRIDE) -> np.ndarray:
+  """Returns True on tissue of a slide, bool [H, W].
+
+  H and W are those of the slide over the stride, rounded: the last pixel may
+  reach half a stride beyond the border.
+
+  Raises:
+    SlideError: if the overview cannot be read.
+  """
+  return tissue_mask(slide.thumbnail(stride * slide.mpp))
+
+
+def from_lists(
+  files: Mapping[str, pathlib.Path],
+  tumour: Patches,
+  normal: Patches,
+  *,
+  size: int = SIZE,
+) -> LabelledTiles:
+  """Returns the patches of two lists, read at level 0.
+
+  Args:
+    files: of slides, by id in lower case.
+    tumour: centres of the patches with tumour.
+    normal: centres of those without.
+    size: side of a patch, pixels.
+
+  Returns:
+    Tiles of the classes `CLASSES` in the order of the lists, tumour first;
+    their group is the slide, `xy` their upper left corners, their ids
+    '<slide>/x<x>_y<y>' with these.
+
+  Raises:
+    TileError: naming all slides that are missing or cannot be opened, and
+      patches that reach beyond their slide or are in both lists.
+  """
+  slide = np.concatenate([tumour.slide, normal.slide])
+  xy = np.concatenate([tumour.xy, normal.xy]) - size // 2
+  problems = []
+  names = np.unique(slide).tolist()
+  if missing := [name for name in names if name not in files]:
+    problems.append(f'{len(missing)} slide(s) missing: {", ".join(missing)}')
+  for name in (name for name in names if name in files):
+    try:
+      with Slide(files[name], default_mpp=1.0) as opened:
+        last = np.array([opened.width, opened.height]) - size
+    except SlideError as e:
+      problems.append(str(e))
+      continue
+    here = xy[slide == name]
+    outside = here[((here < 0) | (here > last)).any(1)]
+    problems += [
+      f'{name}: the patch of {size} px around {(x + size // 2, y + size // 2)} '
+      f'reaches beyond {files[name].name}'
+      for x, y in outside.tolist()
+    ]
+  places = zip(slide, xy.tolist(), strict=True)
+  ids = np.array([f'{name}/x{x}_y{y}' for name, (x, y) in places], str)
+  both = sorted(set(ids[: len(tumour)]) & set(ids[len(tumour) :]))
+  problems += [f'{i}: in both lists' for i in both]
+  if problems:
+    raise TileError.listing(problems, 'patches that cannot be used')
+  # A slide that leaves the cache is closed when its last reader is done.
+  opened = functools.lru_cache(_OPEN)(
+    lambda name: Slide(files[name], default_mpp=1.0)
+  )
+
+  def read(i: int) -> np.ndarray:
+    x, y = xy[i].tolist()
+    try:
+      return opened(str(slide[i])).read(x, y, 0, size, size)
+    except SlideError as e:
+      raise TileError(str(e)) from e
+
+  label = np.repeat([0, 1], [len(tumour), len(normal)]).astype(np.int32)
+  return LabelledTiles(
+    id=ids,
+    label=label,
+    group=slide,
+    classes=CLASSES,
+    read=read,
+    size=size,
+    xy=xy,
+  )

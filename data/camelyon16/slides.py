@@ -25,13 +25,6 @@ RELABELLED = {'normal_086': 'tumor'}
 
 _NAME = re.compile(r'(normal|tumor|test)_(\d{3})')
 _SIZES = {'Normal': ('None',), 'Tumor': ('Macro', 'Micro')}
-# Not in every release.
-_OPTIONAL = frozenset({'normal_086', 'normal_144'})
-OFFICIAL = frozenset(
-  f'{kind}_{i:03d}'
-  for kind, count in (('normal', 160), ('tumor', 110), ('test', 130))
-  for i in range(1, count + 1)
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +50,7 @@ class Cohort:
 
   Attributes:
     slides: in the order of their ids.
-    left_out: why files of the folder, or slides asked for, are not in `slides`,
-      by slide id.
+    left_out: why slides that were asked for are not in `slides`, by slide id.
     relabelled: ids of slides whose label is not that of their name.
   """
 
@@ -82,6 +74,24 @@ def part(slide: str) -> str:
   return 'test' if found[1] == 'test' else 'train'
 
 
+def read_rows(path: pathlib.Path) -> list[tuple[int, list[str]]]:
+  """Returns the rows of a CSV without header, stripped, by number of line.
+
+  Raises:
+    TileError: if the file cannot be read, or has no rows.
+  """
+  try:
+    with path.open(newline='', encoding='utf-8-sig') as f:
+      reader = csv.reader(f)
+      rows = [(reader.line_num, [c.strip() for c in row]) for row in reader]
+  except (OSError, UnicodeDecodeError, csv.Error) as e:
+    raise TileError(f'{path}: cannot be read as CSV: {e}') from e
+  rows = [(line, cells) for line, cells in rows if any(cells)]
+  if not rows:
+    raise TileError(f'{path}: no rows')
+  return rows
+
+
 def read_reference(path: pathlib.Path | str) -> dict[str, str]:
   """Returns the labels of the test slides, by id in lower case.
 
@@ -94,17 +104,8 @@ def read_reference(path: pathlib.Path | str) -> dict[str, str]:
       twice.
   """
   path = pathlib.Path(path)
-  try:
-    with path.open(newline='', encoding='utf-8-sig') as f:
-      reader = csv.reader(f)
-      rows = [(reader.line_num, row) for row in reader]
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise TileError(f'{path}: cannot be read as CSV: {e}') from e
   labels, problems = {}, []
-  for line, cells in rows:
-    cells = [cell.strip() for cell in cells]
-    if not any(cells):
-      continue
+  for line, cells in read_rows(path):
     name = slide_id(cells[0]).lower()
     if (
       len(cells) != 4
@@ -120,8 +121,6 @@ def read_reference(path: pathlib.Path | str) -> dict[str, str]:
       problems.append(f'line {line}: {name} a second time')
     else:
       labels[name] = cells[1].lower()
-  if not rows:
-    problems.append('no rows')
   if problems:
     raise TileError.listing(problems, str(path))
   return labels
@@ -129,78 +128,53 @@ def read_reference(path: pathlib.Path | str) -> dict[str, str]:
 
 def find(
   slides_dir: pathlib.Path | str,
-  reference_csv: pathlib.Path | str | None,
-  *,
-  wanted: Collection[str] | None = None,
-  keep_excluded: bool = False,
+  reference_csv: pathlib.Path | str,
+  wanted: Collection[str],
 ) -> Cohort:
   """Returns slides of a folder with their parts and labels.
 
   Args:
     slides_dir: searched as by `slides.list_slides`; names count in any case.
-      Masks, `<slide>_mask.tif`, may lie there, too.
-    reference_csv: labels of test slides, see `read_reference`; None if no test
-      slide is wanted.
-    wanted: ids of slides that must be there; by default all official ones but
-      normal_086 and normal_144, which not every release has. Others that are
-      there are left out; by default, further ones of the training part, such
-      as tumor_111, are taken.
-    keep_excluded: whether `EXCLUDED` slides are kept and `RELABELLED` ones have
-      the label of their name, as released.
+      Masks, `<slide>_mask.tif`, and other slides may lie there, too.
+    reference_csv: labels of test slides, see `read_reference`.
+    wanted: ids of slides that must be there; `EXCLUDED` ones are left out.
 
   Raises:
     TileError: naming every slide that is missing or has no label.
   """
-  excluded = {} if keep_excluded else EXCLUDED
-  relabelled = {} if keep_excluded else RELABELLED
+  wanted = {name.lower() for name in wanted}
+  left_out = {n: why for n, why in EXCLUDED.items() if n in wanted}
+  wanted -= set(EXCLUDED)
+  reference = read_reference(reference_csv)
   try:
     files = list_slides(slides_dir)
   except SlideError as e:
     raise TileError(str(e)) from e
-  reference = {} if reference_csv is None else read_reference(reference_csv)
-  found, left_out, problems = {}, {}, []
+  found, problems = {}, []
   for path in files:
     name = slide_id(path).lower()
-    if _NAME.fullmatch(name):
-      if (other := found.setdefault(name, path)) != path:
-        problems.append(f'{path}: the same slide as {other}')
-    elif not name.endswith('_mask'):
-      left_out[name] = 'not a name of CAMELYON16'
-  if wanted is None:
-    asked = (OFFICIAL - _OPTIONAL) | set(found)
-  else:
-    asked = {name.lower() for name in wanted}
-    left_out |= {name: 'not asked for' for name in set(found) - asked}
-  if reference_csv is None and wanted is None:
-    asked = {name for name in asked if part(name) == 'train'}
-    left_out |= {
-      name: 'a test slide, and there is no reference'
-      for name in set(found) - asked
-    }
-  left_out |= {n: why for n, why in excluded.items() if n in asked}
-  asked -= set(excluded)
-  unknown = sorted(n for n in asked if not _NAME.fullmatch(n))
-  if unknown:
-    problems.append(f'not slides of CAMELYON16: {", ".join(unknown)}')
-  if missing := sorted(asked - set(found) - set(unknown)):
-    problems.append(f'{len(missing)} slide(s) missing: {", ".join(missing)}')
-  asked &= set(found)
-  unlabelled = sorted(
-    n for n in asked if part(n) == 'test' and n not in reference
-  )
-  if unlabelled:
-    problems.append(f'no label in {reference_csv}: {", ".join(unlabelled)}')
+    if (other := found.setdefault(name, path)) != path and name in wanted:
+      problems.append(f'{path}: the same slide as {other}')
+  named = {n for n in wanted if _NAME.fullmatch(n)}
+  unlabelled = {n for n in named if part(n) == 'test'} - set(reference)
+  for fault, names in (
+    ('not slides of CAMELYON16', wanted - named),
+    ('slide(s) missing', named - set(found)),
+    (f'no label in {reference_csv}', unlabelled & set(found)),
+  ):
+    if names:
+      problems.append(f'{len(names)} {fault}: {", ".join(sorted(names))}')
   if problems:
     raise TileError.listing(problems, str(slides_dir))
 
   def label(name: str) -> str:
     stem = name.partition('_')[0]
-    return relabelled.get(name, stem if stem in LABELS else reference[name])
+    return RELABELLED.get(name, stem if stem in LABELS else reference[name])
 
   return Cohort(
     slides=tuple(
-      KnownSlide(n, part(n), label(n), found[n]) for n in sorted(asked)
+      KnownSlide(n, part(n), label(n), found[n]) for n in sorted(wanted)
     ),
     left_out=left_out,
-    relabelled=tuple(sorted(asked & set(relabelled))),
+    relabelled=tuple(sorted(wanted & set(RELABELLED))),
   )

@@ -4,44 +4,31 @@ SliceThickness and SpacingBetweenSlices are not looked at: slices may overlap or
 leave gaps, and exporters fill those tags with either.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
-import dataclasses
 import locale
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, itk_reason, simpleitk
 
 _PREAMBLE = 128  # Bytes before the letters DICM.
 _SERIES = '0020|000e'
 _DESCRIPTION = '0008|103e'
 _MODALITY = '0008|0060'
 _FRAMES = '0028|0008'
-_POSITION = '0020|0032'
-_ORIENTATION = '0020|0037'
-_PIXEL_SPACING = '0028|0030'
-_RESCALE = ('0028|1052', '0028|1053')
+# Numbers that every slice must have: their tag, and how many there are.
+_NUMBERS = {
+  'ImageOrientationPatient': ('0020|0037', 6),
+  'PixelSpacing': ('0028|0030', 2),
+  'ImagePositionPatient': ('0020|0032', 3),
+  'rescale intercept, without which there are no HU': ('0028|1052', 1),
+  'rescale slope, without which there are no HU': ('0028|1053', 1),
+}
 _ALIKE = 1e-3  # Of millimetres and cosines written in decimals.
 _STEP = 0.02  # Steps between slices may differ by this part of a step.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slice:
-  path: pathlib.Path
-  tags: dict[str, str]
-
-  def numbers(self, tag: str, name: str, count: int) -> np.ndarray:
-    """The values of a tag; a VolumeError names the file that lacks it."""
-    try:
-      found = np.array([float(v) for v in self.tags[tag].split('\\')])
-    except (KeyError, ValueError) as e:
-      raise VolumeError(f'{self.path}: no {name} ({tag})') from e
-    if len(found) != count or not np.isfinite(found).all():
-      raise VolumeError(f'{self.path}: {name} is {self.tags[tag]!r}')
-    return found
 
 
 @contextlib.contextmanager
@@ -55,13 +42,12 @@ def same_locale() -> Iterator[None]:
 
 
 @same_locale()
-def read(folder: pathlib.Path, sitk: Any) -> Any:
+def read(folder: pathlib.Path) -> Any:
   """Reads the one CT series of a folder.
 
   Args:
     folder: holds the slices, one file each; files without the DICOM preamble
       are passed over.
-    sitk: the module SimpleITK.
 
   Returns:
     A SimpleITK image of float32 Hounsfield units, RescaleSlope and
@@ -72,56 +58,58 @@ def read(folder: pathlib.Path, sitk: Any) -> Any:
       tag, differ in size, spacing or orientation, are doubled or missing, or
       are shifted against one another (a tilted gantry).
   """
-  slices = _one_series(folder, _headers(folder, sitk))
-  row, column, spacing = _plane(slices)
-  place = np.stack(
-    [s.numbers(_POSITION, 'ImagePositionPatient', 3) for s in slices]
+  files = _one_series(folder, _headers(folder))
+  paths = list(files)
+  axes, spacing, place, *_ = (
+    np.stack([_numbers(path, tags, name) for path, tags in files.items()])
+    for name in _NUMBERS
   )
+  row, column = _directions(paths, axes, spacing)
   normal = np.cross(row, column)
+  order = np.argsort(place @ normal)
+  paths, place = [paths[i] for i in order], place[order]
   depth = place @ normal
-  order = np.argsort(depth)
-  slices, place = [slices[i] for i in order], place[order]
-  step = _step(folder, slices, depth[order])
-  shift = (place - place[0]) - np.outer(depth[order] - depth[order][0], normal)
-  if np.abs(shift).max() > max(_ALIKE, _STEP * spacing.min()):
+  step = _step(folder, paths, depth)
+  shift = np.abs(place - place[0] - np.outer(depth - depth[0], normal)).max()
+  if shift > max(_ALIKE, _STEP * spacing.min()):
     raise VolumeError(
       f'{folder}: its slices are shifted against one another by up to'
-      f' {np.abs(shift).max():.2f} mm (a tilted gantry): straighten the series'
-      ' and export it again'
+      f' {shift:.2f} mm (a tilted gantry): straighten the series and export it'
+      ' again'
     )
-  planes = [_pixels(s, sitk) for s in slices]
-  sizes = sorted({plane.shape for plane in planes})
-  if len(sizes) > 1:
-    raise VolumeError(f'{folder}: slices of different sizes: {sizes}')
-  image = sitk.GetImageFromArray(np.stack(planes))
+  sitk = simpleitk()
+  try:
+    image = sitk.ReadImage(
+      [str(path) for path in paths], sitk.sitkFloat32, 'GDCMImageIO'
+    )
+  except RuntimeError as e:
+    raise VolumeError(f'{folder}: cannot be decoded: {itk_reason(e)}') from e
   # PixelSpacing names the distance between rows first.
-  image.SetSpacing([float(s) for s in (spacing[1], spacing[0], step)])
-  image.SetOrigin([float(x) for x in place[0]])
-  axes = np.stack([row, column, normal], 1)
-  image.SetDirection([float(x) for x in axes.ravel()])
+  image.SetSpacing([*spacing[0, ::-1].tolist(), step])
+  image.SetOrigin(place[0].tolist())
+  image.SetDirection(np.stack([row, column, normal], 1).ravel().tolist())
   return image
 
 
-def _headers(folder: pathlib.Path, sitk: Any) -> list[_Slice]:
-  found = []
+def _headers(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
+  """Returns the tags of the folder's DICOM files, by file."""
+  found = {}
   for path in sorted(p for p in folder.iterdir() if p.is_file()):
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
-    if not is_dicom:
-      if path.suffix.lower() in ('.dcm', '.ima'):
-        raise VolumeError(f'{path}: no DICOM file')
+    if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
+      raise VolumeError(f'{path}: no DICOM file')
+    if not is_dicom or path.name.upper() == 'DICOMDIR':
       continue
-    if path.name.upper() == 'DICOMDIR':
-      continue
-    reader = sitk.ImageFileReader()
+    reader = simpleitk().ImageFileReader()
     reader.SetImageIO('GDCMImageIO')
     reader.SetFileName(str(path))
     try:
       reader.ReadImageInformation()
     except RuntimeError as e:
-      raise VolumeError(f'{path}: no DICOM image: {_last_line(e)}') from e
-    tags = {k: reader.GetMetaData(k).strip() for k in reader.GetMetaDataKeys()}
-    found.append(_Slice(path, tags))
+      raise VolumeError(f'{path}: no DICOM image: {itk_reason(e)}') from e
+    keys = reader.GetMetaDataKeys()
+    found[path] = {key: reader.GetMetaData(key).strip() for key in keys}
   if not found:
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir())
     hint = f'; it holds the folders {", ".join(inner[:5])}' if inner else ''
@@ -129,103 +117,96 @@ def _headers(folder: pathlib.Path, sitk: Any) -> list[_Slice]:
   return found
 
 
-def _one_series(folder: pathlib.Path, slices: list[_Slice]) -> list[_Slice]:
-  series: dict[str, list[_Slice]] = {}
-  for s in slices:
-    series.setdefault(s.tags.get(_SERIES, ''), []).append(s)
+def _one_series(
+  folder: pathlib.Path, files: dict[pathlib.Path, dict[str, str]]
+) -> dict[pathlib.Path, dict[str, str]]:
+  """Returns the files, which are one CT series of single slices."""
+  series: dict[str, list[str]] = {}
+  for tags in files.values():
+    described = tags.get(_DESCRIPTION) or 'no description'
+    series.setdefault(tags.get(_SERIES, ''), []).append(described)
   if len(series) > 1:
     named = '; '.join(
-      f'{uid} ({held[0].tags.get(_DESCRIPTION) or "no description"},'
-      f' {len(held)} files)'
-      for uid, held in series.items()
+      f'{uid} ({held[0]}, {len(held)} files)' for uid, held in series.items()
     )
     raise VolumeError(
       f'{folder}: {len(series)} series: {named}; give each a folder of its own'
       ' and name that of the CT'
     )
-  for s in slices:
-    modality = s.tags.get(_MODALITY, 'CT')
-    if modality != 'CT':
-      raise VolumeError(f'{s.path}: its modality is {modality}, not CT')
-    if s.tags.get(_FRAMES, '1') not in ('', '1'):
+  for path, tags in files.items():
+    if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
+      raise VolumeError(f'{path}: its modality is {modality}, not CT')
+    if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
       raise VolumeError(
-        f'{s.path}: {s.tags[_FRAMES]} frames in one file; convert it to NIfTI'
+        f'{path}: {frames} frames in one file; convert it to NIfTI'
       )
-    for tag in _RESCALE:
-      s.numbers(tag, 'rescale slope or intercept, without which no HU', 1)
-  return slices
+  if len(files) < 2:
+    raise VolumeError(f'{folder}: one slice only; a volume has several')
+  return files
 
 
-def _plane(slices: Sequence[_Slice]) -> tuple[np.ndarray, ...]:
-  """Directions of a row and a column, and spacing (of rows, of columns)."""
-  values = [
-    np.concatenate(
-      [
-        s.numbers(_ORIENTATION, 'ImageOrientationPatient', 6),
-        s.numbers(_PIXEL_SPACING, 'PixelSpacing', 2),
-      ]
-    )
-    for s in slices
-  ]
-  for s, value in zip(slices, values, strict=True):
-    if np.abs(value - values[0]).max() > _ALIKE:
+def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
+  """Returns one of `_NUMBERS`; a VolumeError names the file that lacks it."""
+  tag, count = _NUMBERS[name]
+  try:
+    found = np.array([float(v) for v in tags[tag].split('\\')])
+  except (KeyError, ValueError) as e:
+    raise VolumeError(f'{path}: no {name} ({tag})') from e
+  if len(found) != count or not np.isfinite(found).all():
+    raise VolumeError(f'{path}: {name} is {tags[tag]!r}')
+  return found
+
+
+def _directions(
+  paths: list[pathlib.Path], axes: np.ndarray, spacing: np.ndarray
+) -> np.ndarray:
+  """Returns the directions of a row and a column, [2, 3], alike in all slices.
+
+  Args:
+    paths: of n slices, for messages.
+    axes: ImageOrientationPatient, [n, 6].
+    spacing: PixelSpacing, [n, 2].
+  """
+  plane = np.concatenate([axes, spacing], 1)
+  for path, away in zip(paths, np.abs(plane - plane[0]).max(1), strict=True):
+    if away > _ALIKE:
       raise VolumeError(
-        f'{s.path}: its orientation or pixel spacing is not that of'
-        f' {slices[0].path.name}: no slice of the same volume'
+        f'{path}: its orientation or pixel spacing is not that of'
+        f' {paths[0].name}: no slice of the same volume'
       )
-  row, column, spacing = np.split(values[0], [3, 6])
   if spacing.min() <= 0:
-    raise VolumeError(f'{slices[0].path}: PixelSpacing is {spacing}')
-  lengths = [np.linalg.norm(row), np.linalg.norm(column)]
-  if abs(row @ column) > _ALIKE or np.abs(np.array(lengths) - 1).max() > _ALIKE:
+    raise VolumeError(f'{paths[0]}: PixelSpacing is {spacing[0]}')
+  pair = axes[0].reshape(2, 3)
+  if np.abs(pair @ pair.T - np.eye(2)).max() > 2 * _ALIKE:
     raise VolumeError(
-      f'{slices[0].path}: ImageOrientationPatient is no pair of perpendicular'
+      f'{paths[0]}: ImageOrientationPatient is no pair of perpendicular'
       ' directions'
     )
-  return row / lengths[0], column / lengths[1], spacing
+  return pair / np.linalg.norm(pair, axis=1, keepdims=True)
 
 
 def _step(
-  folder: pathlib.Path, slices: list[_Slice], depth: np.ndarray
+  folder: pathlib.Path, paths: list[pathlib.Path], depth: np.ndarray
 ) -> float:
   """Distance between slices, in mm; they must be equally far apart."""
-  if len(slices) < 2:
-    raise VolumeError(f'{folder}: one slice only; a volume has several')
   steps = np.diff(depth)
   step = float(np.median(steps))
+  between = lambda i: f'{paths[i].name} and {paths[i + 1].name}'
   closest = int(steps.argmin())
   if steps[closest] < max(_ALIKE, _STEP * step):
-    names = f'{slices[closest].path.name} and {slices[closest + 1].path.name}'
     raise VolumeError(
-      f'{folder}: {names} are at the same position: remove what is doubled'
+      f'{folder}: {between(closest)} are at the same position: remove what is'
+      ' doubled'
     )
   odd = np.abs(steps - step) > _STEP * step + _ALIKE
   if odd.any():
     i = int(odd.argmax())
-    between = f'{slices[i].path.name} and {slices[i + 1].path.name}'
     missing = round(steps[i] / step) - 1
-    what = (
-      f'{missing} slice{"s" * (missing > 1)} missing'
-      if missing > 0 and abs(steps[i] / step - missing - 1) < 0.1
-      else 'unequal steps'
-    )
+    what = 'unequal steps'
+    if missing > 0 and abs(steps[i] / step - missing - 1) < 0.1:
+      what = f'{missing} slice{"s" * (missing > 1)} missing'
     raise VolumeError(
-      f'{folder}: {what}: {steps[i]:.3f} mm between {between}, {step:.3f} mm'
+      f'{folder}: {what}: {steps[i]:.3f} mm between {between(i)}, {step:.3f} mm'
       ' elsewhere; export the whole series again'
     )
   return float((depth[-1] - depth[0]) / (len(depth) - 1))
-
-
-def _pixels(s: _Slice, sitk: Any) -> np.ndarray:
-  try:
-    image = sitk.ReadImage(str(s.path), sitk.sitkFloat32, 'GDCMImageIO')
-  except RuntimeError as e:
-    raise VolumeError(f'{s.path}: cannot be decoded: {_last_line(e)}') from e
-  plane = sitk.GetArrayFromImage(image)
-  if plane.ndim != 3 or len(plane) != 1:
-    raise VolumeError(f'{s.path}: no grey slice, its shape is {plane.shape}')
-  return plane[0]
-
-
-def _last_line(error: Exception) -> str:
-  return str(error).strip().splitlines()[-1].strip()

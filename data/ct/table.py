@@ -6,11 +6,10 @@ import csv
 import dataclasses
 import pathlib
 
-from data.ct.errors import VolumeError
+from data.ct import VolumeError
 
 COLUMNS = ('patient_id', 'image_path', 'mask_path', 'label')
 VALUE = 'mask_value'  # An optional column.
-_NAMED = 20  # Problems that an error lists; the others are counted.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +84,7 @@ def read(
       what = f'{len(patients)} patients' if not patients else 'one patient only'
       problems.append(f'class {name}: {what}; it cannot be split by patient')
   if problems:
-    named = problems[:_NAMED]
-    if more := len(problems) - len(named):
-      named.append(f'and {more} more')
-    raise VolumeError(
-      f'{path}: {len(problems)} problem(s)\n  ' + '\n  '.join(named)
-    )
+    raise VolumeError.listing(problems, str(path))
   return sorted(
     rows, key=lambda r: (r.patient, str(r.image), str(r.mask), r.value or 0)
   )

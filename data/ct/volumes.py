@@ -2,13 +2,11 @@
 
 import dataclasses
 import pathlib
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from data.ct import dicom, nifti
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, dicom, itk_reason, nifti, simpleitk
 
 # Sine of the angle, 0.6 degrees, below which an axis counts as straight.
 _STRAIGHT = 0.01
@@ -27,23 +25,6 @@ class Volume:
   direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def simpleitk() -> ModuleType:
-  """Returns SimpleITK, imported on first use.
-
-  Raises:
-    VolumeError: if it is not installed.
-  """
-  try:
-    import SimpleITK
-  except ImportError as e:
-    raise VolumeError(
-      "CT volumes need SimpleITK: pip install 'kmil_jax[ct]', or"
-      " 'SimpleITK>=2.4,<3'"
-    ) from e
-  SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-  return SimpleITK
-
-
 def read(path: str | pathlib.Path) -> Volume:
   """Reads a NIfTI file, or a folder with the slices of a DICOM series.
 
@@ -56,7 +37,7 @@ def read(path: str | pathlib.Path) -> Volume:
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    image = dicom.read(path, simpleitk())
+    image = dicom.read(path)
   else:
     image = _read_nifti(path)
   hu, *grid = _straight(path, image)
@@ -85,28 +66,21 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   if path.is_dir():
     raise VolumeError(f'{path}: a folder; masks are read from NIfTI files')
   mask, spacing, origin, direction = _straight(path, _read_nifti(path))
+  far = _ALIKE / max(like.hu.shape)  # At the edge it is that of a voxel.
   for name, mine, theirs, tolerance in (
-    ('size', mask.shape, like.hu.shape, 0.5),
-    ('spacing', spacing, like.spacing, _ALIKE / max(like.hu.shape)),
-    ('origin', origin, like.origin, _ALIKE),
+    ('size', mask.shape, like.hu.shape, 0),
+    ('spacing', spacing, like.spacing, far * np.array(like.spacing)),
+    ('origin', origin, like.origin, _ALIKE * np.array(like.spacing)),
+    ('direction', direction, like.direction, far),
   ):
-    unit = 1.0 if name == 'size' else np.array(like.spacing)
-    apart = np.abs(np.subtract(mine, theirs)) / unit
-    if apart.max() > tolerance:
+    if (np.abs(np.subtract(mine, theirs)) > tolerance).any():
       shown = (f'({", ".join(f"{v:g}" for v in x)})' for x in (mine, theirs))
+      axes = ' (z, y, x)' * (len(mine) == 3)
       raise VolumeError(
-        f'{path}: another grid than {like.path}: its {name} (z, y, x) is'
+        f'{path}: another grid than {like.path}: its {name}{axes} is'
         f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
         ' grid of its volume'
       )
-  apart = np.abs(np.subtract(direction, like.direction)).max()
-  turned = apart * max(mask.shape)
-  if turned > _ALIKE:
-    raise VolumeError(
-      f'{path}: another direction than {like.path}: the far edge is'
-      f' {turned:.1f} voxels off; draw or resample the mask on the grid of its'
-      ' volume'
-    )
   whole = mask.astype(np.int32)
   if not np.array_equal(whole, mask) or whole.min() < 0:
     odd = mask[(whole != mask) | (whole < 0)][0]
@@ -137,8 +111,7 @@ def _read_nifti(path: pathlib.Path) -> Any:
   try:
     image = sitk.ReadImage(str(path), imageIO='NiftiImageIO')
   except RuntimeError as e:
-    reason = str(e).strip().splitlines()[-1].strip()
-    raise VolumeError(f'{path}: cannot be read: {reason}') from e
+    raise VolumeError(f'{path}: cannot be read: {itk_reason(e)}') from e
   if image.GetNumberOfComponentsPerPixel() > 1:
     raise VolumeError(f'{path}: several values per voxel; one is needed')
   # A fourth dimension of length 1 is none.

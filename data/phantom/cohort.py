@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import concurrent.futures
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -108,7 +106,9 @@ def make(
   for folder in ('slides', 'outlines'):
     (root / folder).mkdir(parents=True, exist_ok=True)
   wanted = specs(cases_per_class, seed, prefix, look)
-  _write_labels(root / 'labels.csv', wanted)
+  labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
+  header = ('case_id', 'slide_id', 'label')
+  atomic.write_csv(root / 'labels.csv', [header, *labels])
   missing = [
     (root, name, spec)
     for name, spec in wanted.items()
@@ -162,13 +162,3 @@ def _write_slide(root: Path, name: str, spec: Spec) -> None:
   with atomic.replacing(_outline(root, name)) as part:
     part.write_text(json.dumps(collection))
   tiff.write(_slide(root, name), image, mpp=spec.look.mpp, levels=_LEVELS)
-
-
-def _write_labels(path: Path, wanted: dict[str, Spec]) -> None:
-  rows = io.StringIO()
-  writer = csv.writer(rows, lineterminator='\n')
-  writer.writerow(['case_id', 'slide_id', 'label'])
-  for name, spec in wanted.items():
-    writer.writerow([case_id(name), name, spec.label])
-  with atomic.replacing(path) as part:
-    part.write_text(rows.getvalue())

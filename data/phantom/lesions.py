@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from data.phantom import anatomy, nuclei, texture
+from data.phantom import lymph_node, nuclei, texture
 
 PX = 2.0  # Level-0 pixels per um.
 
@@ -30,7 +30,7 @@ class Lesion:
 
 def place(
   rng: np.random.Generator,
-  node: anatomy.Node,
+  node: lymph_node.Node,
   label: str,
   *,
   radius: tuple[float, float],
@@ -51,7 +51,7 @@ def place(
   if label == 'non-tumor':
     return []
   least, most = radius[0] + 5 * (label == 'lymphoma'), radius[1]
-  budget = share * (node.depth > 0).sum() * anatomy.UM**2
+  budget = share * (node.depth > 0).sum() * lymph_node.UM**2
   count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
   found: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64
@@ -63,9 +63,9 @@ def place(
     size = rng.uniform(least, most)
     size = min(size, node.depth[rows[i], columns[i]] * 1.25)
     size = min(size, (budget / np.pi) ** 0.5)
-    y = (rows[i] + 0.5) * anatomy.UM * PX
-    x = (columns[i] + 0.5) * anatomy.UM * PX
-    reach = size * PX * anatomy.radius(rng, angle, 0.19)
+    y = (rows[i] + 0.5) * lymph_node.UM * PX
+    x = (columns[i] + 0.5) * lymph_node.UM * PX
+    reach = size * PX * lymph_node.radius(rng, angle, 0.19)
     gap = min((np.hypot(a.y - y, a.x - x) for a in found), default=1e4)
     if gap > 2.6 * size * PX:
       corners = np.stack(
@@ -80,27 +80,19 @@ def place(
 
 def taken(lesions: list[Lesion], shape: tuple[int, int]) -> np.ndarray:
   """Returns where lesions lie on the anatomy's maps, bool [h, w]."""
-  y, x = (np.indices(shape, np.float32) + 0.5) * anatomy.UM * PX
+  y, x = (np.indices(shape, np.float32) + 0.5) * lymph_node.UM * PX
   result = np.zeros(shape, bool)
   for lesion in lesions:
     result |= lesion.inside(y, x) > 0
   return result
 
 
-class _Canvas:
-  """A lesion's window of both densities, with the brushes tumours share."""
+class _Tumour(nuclei.Canvas):
+  """The window of a lesion; cells lie within its outline."""
 
   def __init__(self, rng: np.random.Generator, inside: np.ndarray):
-    self.rng, self.inside, self.shape = rng, inside, inside.shape
-    self.haematoxylin = np.zeros(self.shape, np.float32)
-    self.eosin = np.zeros(self.shape, np.float32)
-
-  def repeat(self, pattern: np.ndarray) -> np.ndarray:
-    y, x = self.rng.integers(0, texture.PERIOD, 2)
-    return texture.stretch(pattern, self.shape, y, x)
-
-  def noise(self, scale: float) -> np.ndarray:
-    return texture.noise(self.rng, self.shape, scale)
+    super().__init__(rng, inside.shape)
+    self.inside = inside
 
   def cells(self, points: np.ndarray, step: int):
     """Returns `texture.voronoi` of the window, computed every `step` pixels."""
@@ -108,21 +100,8 @@ class _Canvas:
     inside, index = texture.voronoi(points / step, small)
     return texture.enlarge(step * inside, self.shape), index
 
-  def grid(self, pitch: float, share: float, where: np.ndarray) -> np.ndarray:
-    """Returns points of a jittered grid that fall on True pixels."""
-    points = texture.jittered_grid(self.rng, self.shape, pitch)
-    points = points[self.rng.random(len(points)) < share]
-    return self.keep(points, where)
-
   def keep(self, points: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Returns the points that fall on True pixels inside the lesion."""
-    at = points.astype(int).clip(0, np.array(self.shape) - 1)
-    return points[(where & (self.inside > 0))[at[:, 0], at[:, 1]]]
-
-  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
-    library = nuclei.stamps(kind)
-    picks = nuclei.choose(self.rng, library, angles, len(points))
-    nuclei.paste(self.haematoxylin, library, picks, points)
+    return super().keep(points, where & (self.inside > 0))
 
   def stroma(self, where: np.ndarray) -> None:
     """Collagen with fibroblasts and a few lymphocytes."""
@@ -133,7 +112,7 @@ class _Canvas:
     self.nuclei('lymphocyte', self.grid(24, 0.12, where))
 
 
-def _lymphoma(canvas: _Canvas) -> None:
+def _lymphoma(canvas: _Tumour) -> None:
   """Sheets of monotonous large round cells, mitoses, tingible bodies."""
   grain = canvas.repeat(texture.grain())
   canvas.eosin += 0.4 * (1 + 0.2 * grain)
@@ -149,7 +128,7 @@ def _lymphoma(canvas: _Canvas) -> None:
   canvas.nuclei('debris', points + canvas.rng.normal(0, 4, points.shape))
 
 
-def _breast(canvas: _Canvas) -> None:
+def _breast(canvas: _Tumour) -> None:
   """Nests and glands of pleomorphic cells in desmoplastic stroma."""
   field = canvas.noise(95) + canvas.rng.uniform(0.1, 0.7)
   nest = field > 0
@@ -170,7 +149,7 @@ def _breast(canvas: _Canvas) -> None:
   canvas.eosin *= 1 - 0.8 * np.exp(-(((field + 0.06) / 0.05) ** 2))
 
 
-def _squamous(canvas: _Canvas) -> None:
+def _squamous(canvas: _Tumour) -> None:
   """Keratinising sheets with gaps between the cells, and keratin pearls."""
   field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
   sheet = field > 0
@@ -201,7 +180,7 @@ def _squamous(canvas: _Canvas) -> None:
     canvas.nuclei('spindle', ring, turn + np.pi / 2)
 
 
-def _thyroid(canvas: _Canvas) -> None:
+def _thyroid(canvas: _Tumour) -> None:
   """Follicles full of colloid, and papillae, with crowded pale nuclei."""
   pitch = canvas.rng.uniform(85, 130)
   points = texture.jittered_grid(canvas.rng, canvas.shape, pitch, 0.36)
@@ -227,7 +206,7 @@ def _thyroid(canvas: _Canvas) -> None:
   canvas.nuclei('spindle', canvas.grid(40, 0.5, papillary & (field > 0.7)))
 
 
-_PAINTERS: dict[str, Callable[[_Canvas], None]] = {
+_PAINTERS: dict[str, Callable[[_Tumour], None]] = {
   'lymphoma': _lymphoma,
   'breast': _breast,
   'squamous': _squamous,
@@ -249,7 +228,7 @@ def paint(
   y, x = np.indices(haematoxylin[rows, columns].shape, np.float32)
   inside = lesion.inside(y + low[1], x + low[0])
   inside += 7 * texture.noise(rng, inside.shape, 22)
-  canvas = _Canvas(rng, inside)
+  canvas = _Tumour(rng, inside)
   _PAINTERS[label](canvas)
   cover = np.clip(inside / 8 + 0.5, 0, 1)
   eosin[rows, columns] *= 1 - cover

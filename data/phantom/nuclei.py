@@ -1,10 +1,12 @@
-"""Draws libraries of cells and puts them on stain densities."""
+"""Draws libraries of cells and paints them on stain densities."""
 
 import dataclasses
 import functools
 
 import numpy as np
 from scipy import ndimage
+
+from data.phantom import texture
 
 COUNT = 96  # How many different nuclei of a kind there are.
 ANGLES = 16  # Stamps of elongated cells are sorted by angle into these bins.
@@ -166,3 +168,43 @@ def thin(
   cover = np.zeros_like(canvas)
   paste(cover, library, picks, yx)
   canvas *= 1 - cover
+
+
+class Canvas:
+  """Densities of both stains, with the brushes that tumours and vessels share.
+
+  Attributes:
+    rng: where the randomness of every brush comes from.
+    haematoxylin: float32 [H, W].
+    eosin: float32 [H, W].
+  """
+
+  def __init__(self, rng: np.random.Generator, shape: tuple[int, int]):
+    self.rng, self.shape = rng, shape
+    self.haematoxylin = np.zeros(shape, np.float32)
+    self.eosin = np.zeros(shape, np.float32)
+
+  def noise(self, scale: float) -> np.ndarray:
+    return texture.noise(self.rng, self.shape, scale)
+
+  def repeat(self, pattern: np.ndarray) -> np.ndarray:
+    """Returns a periodic texture over the canvas, begun anywhere in it."""
+    y, x = self.rng.integers(0, texture.PERIOD, 2)
+    return texture.stretch(pattern, self.shape, y, x)
+
+  def keep(self, points: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Returns the points (y, x) that fall on True pixels."""
+    at = points.astype(int).clip(0, np.array(self.shape) - 1)
+    return points[where[at[:, 0], at[:, 1]]]
+
+  def grid(self, pitch: float, share: float, where: np.ndarray) -> np.ndarray:
+    """Returns a share of the points of a jittered grid; see `keep`."""
+    points = texture.jittered_grid(self.rng, self.shape, pitch)
+    points = points[self.rng.random(len(points)) < share]
+    return self.keep(points, where)
+
+  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
+    """Paints nuclei of a kind, at random angles or the given ones."""
+    library = stamps(kind)
+    picks = choose(self.rng, library, angles, len(points))
+    paste(self.haematoxylin, library, picks, points)

@@ -1,92 +1,16 @@
 """Writes pyramidal, tiled, JPEG-compressed TIFF files that OpenSlide opens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 import io
 from pathlib import Path
-import struct
 
 import numpy as np
 from PIL import Image
+import tifffile
 
 from data import atomic
 
 TILE = 256  # Tile side in pixels.
-_SHORT, _LONG, _RATIONAL = 3, 4, 5
-_LAYOUT = {_SHORT: 'H', _LONG: 'I', _RATIONAL: 'II'}
-
-
-def _jpeg(tile: np.ndarray, quality: int) -> bytes:
-  """Returns one complete JPEG stream (YCbCr, 4:2:0) of tile [256, 256, 3]."""
-  stream = io.BytesIO()
-  Image.fromarray(tile).save(stream, 'JPEG', quality=quality, subsampling=2)
-  return stream.getvalue()
-
-
-def _encode_tiles(image: np.ndarray, quality: int) -> list[bytes]:
-  """Returns the JPEG tiles of image [H, W, 3], row-major, edges repeated."""
-  height, width, _ = image.shape
-  padded = np.pad(
-    image, ((0, -height % TILE), (0, -width % TILE), (0, 0)), mode='edge'
-  )
-  return [
-    _jpeg(padded[y : y + TILE, x : x + TILE], quality)
-    for y in range(0, height, TILE)
-    for x in range(0, width, TILE)
-  ]
-
-
-def _directory(
-  entries: Sequence[tuple[int, int, Sequence[int]]], start: int, more: bool
-) -> bytes:
-  """Returns an image file directory laid out at file position `start`.
-
-  Args:
-    entries: (tag, type, values) in ascending order of tag.
-    start: where the directory will lie in the file, in bytes.
-    more: whether another directory follows directly after this one.
-
-  Returns:
-    The directory, then the values too long for an entry, padded to even length.
-  """
-  extra_at = start + 2 + 12 * len(entries) + 4
-  table, extra = bytearray(struct.pack('<H', len(entries))), bytearray()
-  for tag, kind, values in entries:
-    count = len(values) // len(_LAYOUT[kind])
-    data = struct.pack('<' + _LAYOUT[kind] * count, *values)
-    if len(data) > 4:
-      table += struct.pack('<HHII', tag, kind, count, extra_at + len(extra))
-      extra += data + b'\0' * (len(data) % 2)
-    else:
-      table += struct.pack('<HHI', tag, kind, count) + data.ljust(4, b'\0')
-  following = extra_at + len(extra) if more else 0
-  return bytes(table) + struct.pack('<I', following) + bytes(extra)
-
-
-def _entries(
-  level: int, width: int, height: int, mpp: float, tiles: list, offset: int
-) -> list[tuple[int, int, Sequence[int]]]:
-  """Returns the tags of one level whose first tile lies at `offset`."""
-  sizes = [len(tile) for tile in tiles]
-  offsets = offset + np.concatenate([[0], np.cumsum(sizes)[:-1]])
-  per_cm = (round(1e7 / mpp), 1000)  # 10,000 um per cm, in thousandths.
-  return [
-    (254, _LONG, [int(level > 0)]),  # NewSubfileType: reduced resolution.
-    (256, _LONG, [width]),
-    (257, _LONG, [height]),
-    (258, _SHORT, [8, 8, 8]),
-    (259, _SHORT, [7]),  # Compression: JPEG.
-    (262, _SHORT, [6]),  # Photometric interpretation: YCbCr.
-    (277, _SHORT, [3]),
-    (282, _RATIONAL, per_cm),
-    (283, _RATIONAL, per_cm),
-    (284, _SHORT, [1]),  # Planar configuration: interleaved.
-    (296, _SHORT, [3]),  # Resolution unit: centimetre.
-    (322, _LONG, [TILE]),
-    (323, _LONG, [TILE]),
-    (324, _LONG, offsets.tolist()),
-    (325, _LONG, sizes),
-    (530, _SHORT, [2, 2]),  # Chroma subsampling.
-  ]
 
 
 def write(
@@ -94,9 +18,9 @@ def write(
 ) -> None:
   """Writes an image as a pyramid of levels downsampled by 1, 2, 4, ...
 
-  TIFF 6.0 with Technical Note 2 (JPEG, compression 7): each tile is a JPEG
-  stream of its own, so no shared tables are needed. Tiles come first, one
-  directory per level last. The file appears whole or not at all.
+  Each tile is a complete JPEG stream (YCbCr, 4:2:0) by Pillow, which may be
+  built with an encoder of its own: pixels depend on it, not on tifffile. The
+  file appears whole or not at all.
 
   Args:
     path: the file to write; it is replaced if it is there.
@@ -118,23 +42,42 @@ def write(
       f'{path}: {levels} levels of an image {image.shape[:2]} leave an '
       'empty level; ask for fewer levels.'
     )
-  body = bytearray(struct.pack('<2sHI', b'II', 42, 0))
-  directories = []
-  for level in range(levels):
-    if level:
-      image = _halve(image)
-    tiles = _encode_tiles(image, quality)
-    height, width, _ = image.shape
-    directories.append(
-      _entries(level, width, height, mpp / 2**level, tiles, len(body))
-    )
-    body += b''.join(tiles)
-  body += b'\0' * (len(body) % 2)
-  struct.pack_into('<I', body, 4, len(body))
-  for level, entries in enumerate(directories):
-    body += _directory(entries, len(body), level + 1 < levels)
-  with atomic.replacing(path) as part:
-    part.write_bytes(body)
+  with (
+    atomic.replacing(path) as part,
+    tifffile.TiffWriter(part, byteorder='<') as file,
+  ):
+    for level in range(levels):
+      if level:
+        image = _halve(image)
+      file.write(
+        _jpeg_tiles(image, quality),
+        shape=image.shape,
+        dtype=np.uint8,
+        tile=(TILE, TILE),
+        photometric='ycbcr',
+        compression='jpeg',
+        subsampling=(2, 2),
+        subfiletype=int(level > 0),
+        # 10,000 um per cm, in thousandths.
+        resolution=((round(1e7 * 2**level / mpp), 1000),) * 2,
+        resolutionunit='centimeter',
+        software=False,
+        metadata=None,
+      )
+
+
+def _jpeg_tiles(image: np.ndarray, quality: int) -> Iterator[bytes]:
+  """Yields the tiles of image [H, W, 3], row-major, edges repeated."""
+  height, width, _ = image.shape
+  padded = np.pad(
+    image, ((0, -height % TILE), (0, -width % TILE), (0, 0)), mode='edge'
+  )
+  for y in range(0, height, TILE):
+    for x in range(0, width, TILE):
+      stream = io.BytesIO()
+      tile = Image.fromarray(padded[y : y + TILE, x : x + TILE])
+      tile.save(stream, 'JPEG', quality=quality, subsampling=2)
+      yield stream.getvalue()
 
 
 def _halve(image: np.ndarray) -> np.ndarray:

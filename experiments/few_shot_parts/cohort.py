@@ -8,17 +8,11 @@ import pathlib
 
 import numpy as np
 
-from data import few_shot_phantom as phantom
-from data.camelyon16 import (
-  annotations,
-  patch_tiles,
-  patches,
-  slides,
-  tissue,
-)
+from data.camelyon16 import annotations, patches, slides
 from data.camelyon16.annotations import Annotations
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
+from data.phantom import few_shot as phantom
 from experiments import bars, patch_inputs
 from experiments.code_hash import code_hash
 from experiments.few_shot_parts import paper, validation
@@ -28,9 +22,9 @@ from kmil_jax.tasks.distill import TUMOUR
 PARTS = ('train', 'val', 'test')
 _AT_ONCE = 64  # Tiles that a thread decodes at a time.
 _CODE = (
-  'data/few_shot_phantom/*.py',
   'data/phantom/*.py',
   'data/camelyon16/*.py',
+  'data/outlines.py',
 )
 
 
@@ -47,7 +41,7 @@ class Scale:
   """
 
   size: int = patches.SIZE
-  stride: int = tissue.STRIDE
+  stride: int = patches.STRIDE
   radius: int = 6
   mpp: float = froc.MPP
   level: int = froc.LEVEL
@@ -62,7 +56,7 @@ class Cohort:
   """What a study is made on.
 
   Attributes:
-    parts: patches of `PARTS`, of the classes `patch_tiles.CLASSES`.
+    parts: patches of `PARTS`, of the classes `patches.CLASSES`.
     slides: test slides; none where there are patches alone.
     annotations: of those with tumour.
     scale: lengths.
@@ -180,7 +174,7 @@ def open_camelyon(
       print(f'{"_".join(key)}: {(~kept).sum()} patches of slides left out')
     read[key] = patches.Patches(some.slide[kept], some.xy[kept])
   parts = {
-    part: patch_tiles.from_lists(
+    part: patches.from_lists(
       files, read[part, 'bad'], read[part, 'good'], size=scale.size
     )
     for part in PARTS

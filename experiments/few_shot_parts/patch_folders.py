@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from data import tile_sources
-from data.camelyon16 import patch_tiles
+from data.camelyon16 import patches
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.few_shot_parts import paper
 from experiments.few_shot_parts.cohort import PARTS, Cohort, Scale, counts
@@ -70,11 +70,11 @@ def _folder(root: pathlib.Path) -> LabelledTiles:
     )
   if tiles.channels != 3:
     raise TileError(f'{root}: its images are grey; they must have colours')
-  place = np.array([patch_tiles.CLASSES.index(name) for name in names])
+  place = np.array([patches.CLASSES.index(name) for name in names])
   return dataclasses.replace(
     tiles,
     label=place[tiles.label].astype(np.int32),
-    classes=patch_tiles.CLASSES,
+    classes=patches.CLASSES,
   )
 
 

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from data.camelyon16 import patches, slides, tissue
+from data.camelyon16 import patches, slides
 from data.camelyon16.annotations import Annotations
 from data.camelyon16.patches import Patches
 from data.labelled_tiles import TileError
@@ -48,9 +48,9 @@ def draw(
   normal = [n for n in free if n.startswith('normal_')]
 
   def outlined(name: str, slide: Slide) -> np.ndarray:
-    shape = tuple(-(-n // tissue.STRIDE) for n in (slide.height, slide.width))
+    shape = tuple(-(-n // patches.STRIDE) for n in (slide.height, slide.width))
     # With its holes, as in the released code.
-    return known.mask(name, shape, tissue.STRIDE, holes=False)
+    return known.mask(name, shape, patches.STRIDE, holes=False)
 
   def most(names: list[str], mask: Callable[[str, Slide], np.ndarray]):
     best = Patches(np.zeros(0, str), np.zeros((0, 2), np.int64))
@@ -66,7 +66,7 @@ def draw(
     return best
 
   found = {
-    ('val', 'good'): most(normal, lambda _, slide: tissue.tissue_map(slide)),
+    ('val', 'good'): most(normal, lambda _, slide: patches.tissue_map(slide)),
     ('val', 'bad'): most(tumour, outlined),
   }
   for (_, kind), some in found.items():

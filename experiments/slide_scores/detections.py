@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from data.camelyon16.tissue import STRIDE
+from data.camelyon16.patches import STRIDE
 from experiments import files
 
 THRESHOLD = 2.01  # FW-RD's code, of scores from 0 to 3.

@@ -8,7 +8,7 @@ from matplotlib import cm, colors, figure, patches
 import numpy as np
 
 from data import atomic
-from data.camelyon16.tissue import STRIDE
+from data.camelyon16.patches import STRIDE
 from data.phantom import tiff
 from data.slides import Slide
 

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from data import atomic
-from data.camelyon16.tissue import STRIDE, tissue_map
+from data.camelyon16.patches import STRIDE, tissue_map
 from data.slides import Slide, SlideError
 from experiments.slide_scores import reading
 

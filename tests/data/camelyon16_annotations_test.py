@@ -6,12 +6,12 @@ import json
 from matplotlib.path import Path as Outline
 import numpy as np
 import pytest
+import tifffile
 
 from data import outlines
-from data.camelyon16 import annotations, polygons
+from data.camelyon16 import annotations
 from data.labelled_tiles import TileError
 from data.outlines import Ring
-from data.phantom import tiff
 
 SQUARE = [[64, 64], [512, 64], [512, 448], [64, 448]]
 HOLE = [[128, 128], [256, 128], [256, 256], [128, 256]]
@@ -41,40 +41,24 @@ def write_mask(path, levels):
 
   Tiles that are 0 throughout are not in the file, as ASAP leaves them out.
   """
-  body, directories = bytearray(b'II*\0\0\0\0\0'), []
-  for level in levels:
-    height, width = level.shape
-    padded = np.pad(level, ((0, -height % 256), (0, -width % 256)))
-    tiles = [
-      padded[y : y + 256, x : x + 256].tobytes()
-      for y in range(0, height, 256)
-      for x in range(0, width, 256)
-    ]
-    sizes = [len(tile) if any(tile) else 0 for tile in tiles]
-    offsets = [
-      len(body) + sum(sizes[:i]) if size else 0 for i, size in enumerate(sizes)
-    ]
-    body += b''.join(tile for tile in tiles if any(tile))
-    short, long = 3, 4
-    directories.append(
-      [
-        (254, long, [int(bool(directories))]),
-        (256, long, [width]),
-        (257, long, [height]),
-        (258, short, [8]),
-        (259, short, [1]),
-        (262, short, [1]),
-        (277, short, [1]),
-        (322, long, [256]),
-        (323, long, [256]),
-        (324, long, offsets),
-        (325, long, sizes),
+  with tifffile.TiffWriter(path) as file:
+    for k, level in enumerate(levels):
+      height, width = level.shape
+      padded = np.pad(level, ((0, -height % 256), (0, -width % 256)))
+      tiles = [
+        padded[y : y + 256, x : x + 256]
+        for y in range(0, height, 256)
+        for x in range(0, width, 256)
       ]
-    )
-  body[4:8] = len(body).to_bytes(4, 'little')
-  for i, entries in enumerate(directories):
-    body += tiff._directory(entries, len(body), i + 1 < len(directories))
-  path.write_bytes(body)
+      file.write(
+        (tile if tile.any() else None for tile in tiles),
+        shape=level.shape,
+        dtype=np.uint8,
+        tile=(256, 256),
+        photometric='minisblack',
+        subfiletype=int(k > 0),
+        metadata=None,
+      )
 
 
 @pytest.fixture
@@ -222,8 +206,8 @@ def test_masks_hold_the_pixels_whose_middle_is_inside():
     for _ in range(20):
       rings = random_rings(rng, 6)
       for holes in (True, False):
-        mask = polygons.rasterise(rings, (32, 40), scale, holes=holes)
-        inside = polygons.contains(rings, middle, holes=holes)
+        mask = outlines.rasterise(rings, (32, 40), scale, holes=holes)
+        inside = outlines.contains(rings, middle, holes=holes)
         np.testing.assert_array_equal(mask.ravel(), inside)
 
 
@@ -232,7 +216,7 @@ def test_points_are_inside_where_matplotlib_says_so():
   points = rng.uniform(-50, 700, (500, 2))
   for ring in random_rings(rng, 30):
     expected = Outline(ring.corners).contains_points(points)
-    found = polygons.contains([Ring(ring.corners, False)], points)
+    found = outlines.contains([Ring(ring.corners, False)], points)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -242,6 +226,6 @@ def test_touching_outlines_share_no_pixel_and_leave_none_out():
     np.array([[100, 0], [160, 0], [160, 100], [60, 100]], float), False
   )
   parts = [
-    polygons.rasterise([r], (10, 16), 10).astype(int) for r in (left, right)
+    outlines.rasterise([r], (10, 16), 10).astype(int) for r in (left, right)
   ]
   np.testing.assert_array_equal(sum(parts), 1)

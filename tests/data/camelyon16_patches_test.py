@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from data import outlines
-from data.camelyon16 import annotations, patch_tiles, patches, polygons
-from data.camelyon16.patches import Patches
+from data.camelyon16 import annotations, patches
+from data.camelyon16.patches import Patches, tissue_map, tissue_mask
 from data.camelyon16.slides import EXCLUDED, part
-from data.camelyon16.tissue import tissue_map, tissue_mask
 from data.labelled_tiles import TileError
 from data.outlines import Ring
 from data.phantom import tiff
@@ -54,7 +53,7 @@ def test_released_tumour_patches_lie_in_outlines(real_data, outlined):
     outlined.require(set(listed.slide))
     for holes in (True, False):
       inside[name, holes] = sum(
-        polygons.contains(
+        outlines.contains(
           outlined.rings(slide), listed.of(slide), holes=holes
         ).sum()
         for slide in set(listed.slide.tolist())
@@ -74,7 +73,7 @@ def test_the_area_of_real_outlines_is_kept(outlined):
   high = np.max([r.corners.max(0) for r in rings], 0)
   shape = tuple((high[::-1] // 32 + 1).astype(int))
   area = outlines.covered(rings, np.zeros((1, 2)), float(high.max()))
-  pixels = polygons.rasterise(rings, shape, 32).sum() * 32**2
+  pixels = outlines.rasterise(rings, shape, 32).sum() * 32**2
   assert pixels == pytest.approx(area[0] * high.max() ** 2, rel=0.01)
 
 
@@ -154,7 +153,7 @@ def test_listed_patches_are_read_around_their_centres(noise):
   normal = Patches(
     np.array(['tumor_001'] * 2), np.array([[128, 128], [772, 572]])
   )
-  tiles = patch_tiles.from_lists({'tumor_001': path}, tumour, normal)
+  tiles = patches.from_lists({'tumor_001': path}, tumour, normal)
   assert [tiles.classes[i] for i in tiles.label] == [
     'tumor',
     'normal',
@@ -174,7 +173,7 @@ def test_all_patches_that_cannot_be_used_are_named(noise):
   tumour = listed(('tumor_001', (127, 200)), ('tumor_002', (200, 200)))
   normal = listed(('tumor_001', (773, 300)), ('tumor_001', (127, 200)))
   with pytest.raises(TileError) as fault:
-    patch_tiles.from_lists({'tumor_001': path}, tumour, normal)
+    patches.from_lists({'tumor_001': path}, tumour, normal)
   for said in ('missing: tumor_002', '(127, 200)', '(773, 300)', 'both lists'):
     assert said in str(fault.value)
 

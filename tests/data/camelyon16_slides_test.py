@@ -3,8 +3,14 @@
 import pytest
 
 from data.camelyon16 import slides
-from data.camelyon16.slides import EXCLUDED, OFFICIAL
+from data.camelyon16.slides import EXCLUDED
 from data.labelled_tiles import TileError
+
+OFFICIAL = frozenset(
+  f'{kind}_{i:03d}'
+  for kind, count in (('normal', 160), ('tumor', 110), ('test', 130))
+  for i in range(1, count + 1)
+)
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def ids(cohort, **values):
 
 
 def test_parts_and_labels_are_the_organisers(folder, reference):
-  cohort = slides.find(folder, reference)
+  cohort = slides.find(folder, reference, OFFICIAL)
   assert len(ids(cohort, part='train')) == 270
   assert ids(cohort, part='test') == {
     f'test_{i:03d}' for i in range(1, 131) if i not in (49, 114)
@@ -53,18 +59,18 @@ def test_parts_and_labels_are_the_organisers(folder, reference):
     'normal_086',
     *(f'tumor_{i:03d}' for i in range(1, 111)),
   }
-  assert cohort.relabelled == ('normal_086',)
-  assert cohort.left_out == EXCLUDED
   assert [s.id for s in cohort.slides] == sorted(s.id for s in cohort.slides)
   assert cohort.slides[-1].path.stem == 'tumor_110'
 
 
-def test_what_is_excluded_can_be_kept_as_released(folder, reference):
-  cohort = slides.find(folder, reference, keep_excluded=True)
-  assert set(EXCLUDED) <= ids(cohort, part='test')
-  assert 'normal_086' in ids(cohort, label='normal')
-  assert (len(cohort.slides), cohort.left_out) == (400, {})
-  assert cohort.relabelled == ()
+def test_known_bad_slides_are_left_out_and_relabelled_ones_named(
+  folder, reference
+):
+  cohort = slides.find(folder, reference, OFFICIAL)
+  assert cohort.relabelled == ('normal_086',)
+  assert cohort.left_out == EXCLUDED
+  few = slides.find(folder, reference, ['test_049', 'tumor_001'])
+  assert list(few.left_out) == ['test_049'] and ids(few) == {'tumor_001'}
 
 
 def test_all_missing_slides_are_listed_at_once(folder, reference):
@@ -73,41 +79,31 @@ def test_all_missing_slides_are_listed_at_once(folder, reference):
   with pytest.raises(
     TileError, match=r'3 slide\(s\) missing: normal_007, test_012, tumor_110$'
   ):
-    slides.find(folder, reference)
-  found = slides.find(folder, reference, wanted=['tumor_001', 'Test_001'])
+    slides.find(folder, reference, OFFICIAL)
+  found = slides.find(folder, reference, ['tumor_001', 'Test_001'])
   assert ids(found) == {'tumor_001', 'test_001'}
-  assert found.left_out['tumor_002'] == 'not asked for'
 
 
-def test_not_every_release_has_normal_086(folder, reference):
-  (folder / 'normal/normal_086.tif').unlink()
-  (folder / 'tumor/tumor_111.tif').touch()
-  cohort = slides.find(folder, reference)
-  assert 'tumor_111' in ids(cohort, part='train', label='tumor')
+def test_masks_and_other_slides_may_lie_there(folder, reference):
+  for name in ('tumor_001_mask.tif', 'CMU-1.tif', 'tumor_111.tif'):
+    (folder / name).touch()
+  assert len(slides.find(folder, reference, OFFICIAL).slides) == 398
+  more = slides.find(folder, reference, ['tumor_111'])
+  assert ids(more, part='train', label='tumor') == {'tumor_111'}
 
 
-def test_masks_are_no_slides_and_other_files_are_named(folder, reference):
-  (folder / 'tumor_001_mask.tif').touch()
-  (folder / 'CMU-1.tif').touch()
-  cohort = slides.find(folder, reference)
-  assert len(cohort.slides) == 398
-  assert cohort.left_out['cmu-1'] == 'not a name of CAMELYON16'
-
-
-def test_test_slides_need_a_reference(folder):
-  cohort = slides.find(folder, None)
-  assert len(cohort.slides) == 270
-  assert 'no reference' in cohort.left_out['test_001']
-  with pytest.raises(TileError, match='no label in None: test_001'):
-    slides.find(folder, None, wanted=['test_001'])
+def test_test_slides_need_a_label_and_all_a_name(folder, reference):
+  reference.write_text('Test_001,Normal,IDC,None')
+  with pytest.raises(TileError, match=r'no label in .*csv: test_002'):
+    slides.find(folder, reference, wanted=['test_001', 'test_002'])
   with pytest.raises(TileError, match=r'not slides of CAMELYON16: test_1'):
-    slides.find(folder, None, wanted=['test_1'])
+    slides.find(folder, reference, wanted=['test_1'])
 
 
-def test_one_slide_in_two_files_is_refused(folder):
+def test_one_slide_in_two_files_is_refused(folder, reference):
   (folder / 'Tumor_001.svs').touch()
   with pytest.raises(TileError, match='the same slide'):
-    slides.find(folder, None)
+    slides.find(folder, reference, ['tumor_001'])
 
 
 def test_the_real_reference_has_49_tumour_slides(real_data):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.ct import dicom, volumes
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, dicom, volumes
 
 STEP, COUNT, SIZE = 2.5, 5, (6, 4)  # mm, slices, rows and columns
 
@@ -225,7 +224,7 @@ def test_a_mask_on_a_series(folder, tmp_path):
   [
     (b'\x28\x00\x30\x00', 'PixelSpacing'),
     (b'\x20\x00\x32\x00', 'ImagePositionPatient'),
-    (b'\x28\x00\x52\x10', 'rescale slope or intercept'),
+    (b'\x28\x00\x52\x10', 'rescale intercept'),
   ],
 )
 def test_missing_tags_are_named(tag, name, folder):

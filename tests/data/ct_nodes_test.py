@@ -5,8 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data.ct import nodes, resample, table
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, nodes, resample, table
 from data.ct.volumes import Volume
 
 SPACING = (3.0, 1.0, 0.8)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from data.ct import nodes, phantom, table, volumes
+from data.ct import nodes, table, volumes
+from data.phantom import ct as phantom
 
 
 @pytest.fixture(scope='module')

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.ct import volumes
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, volumes
 
 SIZE = (4, 6, 5)  # z, y, x
 
@@ -199,7 +198,7 @@ def test_a_mask_follows_its_volume(volume, tmp_path):
     (node(), {'origin': (-10, 5, 8)}, r'its origin \(z, y, x\) is \(8, '),
     (node(), {'axes': np.diag([-1, -1, 1])}, 'its origin'),
     (node(), {'axes': turned(5)}, 'oblique'),
-    (node(), {'axes': turned(0.5)}, 'another direction than'),
+    (node(), {'axes': turned(0.5)}, r'its direction is .*, not \(1, 0, 0, '),
     (node() * 0, {}, 'an empty mask'),
     (node() * np.float32(0.5), {}, '1.5 in a mask of whole numbers'),
     (np.where(node(), np.nan, 0.0), {}, '8 voxels are NaN'),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data import few_shot_phantom as phantom
-from data.camelyon16 import annotations, patches, slides, tissue
+from data.camelyon16 import annotations, patches, slides
+from data.phantom import few_shot as phantom
 from data.slides import Slide
 
 SLIDES = {'train': (1, 0), 'val': (0, 0), 'test': (0, 1)}
@@ -39,7 +39,7 @@ def test_patches_show_what_their_list_says(root):
     for name in set(good.slide.tolist()):
       with Slide(root / f'slides/{name}.tiff') as slide:
         shape = slide.height, slide.width
-        on = tissue.tissue_map(slide, phantom.STRIDE)
+        on = patches.tissue_map(slide, phantom.STRIDE)
       tumour = np.zeros(shape, bool)
       if name in known.files:
         tumour = known.mask(name, shape, 1)

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from data import glass, node_images, node_phantom
+from data import glass, node_images
+from data.phantom import nodes
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   root = tmp_path_factory.mktemp('nodes')
-  return node_phantom.make(root, development=2, test=2, seed=3)
+  return nodes.make(root, development=2, test=2, seed=3)
 
 
 def test_it_is_read_as_users_images_are(folder):
@@ -38,13 +39,13 @@ def test_an_interrupted_rendering_is_gone_on_with(folder):
   other = folder / 'images/node_01a.png'
   before, kept = target.read_bytes(), other.stat().st_mtime_ns
   target.unlink()
-  node_phantom.make(folder, development=2, test=2, seed=3)
+  nodes.make(folder, development=2, test=2, seed=3)
   assert target.read_bytes() == before
   assert other.stat().st_mtime_ns == kept
 
 
 def test_patients_have_both_kinds_and_a_larger_set_begins_with_a_smaller():
-  small, large = node_phantom.specs(4, 1), node_phantom.specs(9, 1)
+  small, large = nodes.specs(4, 1), nodes.specs(9, 1)
   assert list(large.items())[: len(small)] == list(small.items())
   by_patient = np.array([s.positive for s in large.values()]).reshape(9, 3)
   assert set(by_patient.sum(1)) == {1, 2}

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 import pytest
 
 from data import phantom
-from data.phantom import anatomy, cohort, lesions, nuclei, texture, tiff
+from data.phantom import cohort, lesions, lymph_node, nuclei, texture, tiff
 
 
 @pytest.fixture(scope='module')
@@ -163,7 +163,7 @@ def test_outlines_are_closed_on_the_slide_sparse_and_of_the_label(small):
 def test_lesion_looks_unlike_the_tissue_it_replaces():
   """The same node without its lesions differs inside the outlines only."""
   shape = (280, 280)
-  node = anatomy.draw(np.random.default_rng(5), shape)
+  node = lymph_node.draw(np.random.default_rng(5), shape)
   for label in phantom.LABELS[1:]:
     found = lesions.place(
       np.random.default_rng(3), node, label, radius=(95, 165), share=0.18

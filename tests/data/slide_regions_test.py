@@ -37,7 +37,7 @@ def test_all_files_that_cannot_be_used_are_named(tmp_path):
   assert len(lines) == 4
   assert 'a.json: a second file of slide a' in lines[0]
   assert 'b.geojson: no outlines' in lines[1]
-  assert 'c.xml: no outlines in the layout of GeoJSON or ASAP' in lines[2]
+  assert 'c.xml: no outlines in the layout of GeoJSON, NCRF or ASAP' in lines[2]
   assert 'other.geojson: there is no slide other' in lines[3]
 
 

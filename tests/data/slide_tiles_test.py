@@ -51,6 +51,27 @@ def test_the_part_covered_is_exact():
   np.testing.assert_allclose(covered(turned, grid(6, 10), 10), part)
 
 
+def test_where_outlines_overlap_the_area_counts_once():
+  left, right = SQUARE, np.add(SQUARE, [20, 0])
+  part = covered(rings(left, right, left), grid(8, 10), 10)
+  assert part.sum() * 100 == pytest.approx(60 * 40)
+  # A hole that lies in two outlines is one hole; beyond them it is nothing.
+  holes = [Ring(np.add(HOLE, d).astype(float), True) for d in (20, 100)]
+  cut = covered(rings(left, right) + holes, grid(16, 10), 10)
+  assert cut.sum() * 100 == pytest.approx(60 * 40 - 10 * 10)
+
+
+def test_a_ring_that_crosses_itself_is_even_odd():
+  bow = rings([[0, 0], [40, 40], [40, 0], [0, 40]])
+  assert covered(bow, np.zeros((1, 2)), 40)[0] == pytest.approx(1 / 2)
+  angle = np.arange(5) * 4 * np.pi / 5
+  star = rings(50 + 40 * np.stack([np.cos(angle), np.sin(angle)], 1))
+  middle, arm = outlines.contains(star, [[50, 50], [80, 50]])
+  assert arm and not middle
+  line = rings([[0, 0], [20, 20], [40, 40]])
+  assert not covered(line, grid(4, 10), 10).any()
+
+
 @settings(max_examples=20)
 @given(
   st.lists(st.floats(0.2, 1), min_size=3, max_size=12),

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from data.ct import phantom, table, volumes
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, table, volumes
 from data.ct.volumes import Volume
 from data.labelled_tiles import TileError
+from data.phantom import ct as phantom
 from experiments import (
   ct_nodes,
   ct_nodes_parts,
@@ -245,10 +245,14 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
   with pytest.raises(VolumeError) as error:
     collect(path, tmp_path)
   message = str(error.value)
-  assert message.startswith('3 volumes or masks cannot be used')
+  assert message.startswith(
+    'volumes or masks that cannot be used: 3 problem(s)'
+  )
   for part in ('p0_image.nii.gz', 'p1_mask.nii.gz: another grid', 'value 7'):
     assert part in message
   settings = {'csv_path': str(path), 'cache_dir': str(tmp_path)}
   with flagsaver.flagsaver(**settings), pytest.raises(SystemExit) as ended:
     ct_nodes.main(['ct_nodes'])
-  assert str(ended.value).startswith('error: 3 volumes')
+  assert str(ended.value).startswith(
+    'error: volumes or masks that cannot be used'
+  )

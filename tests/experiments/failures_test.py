@@ -28,7 +28,7 @@ their name; the others are below.
 14 two labels in a patient         experiments/preflight: warnings_do_not_change
 15 the site as a confounder        experiments/group: a_site_is_whole_and
 16 encoder trained on CAMELYON16   below
-17 known-bad CAMELYON16 slides     data/camelyon16_slides: what_is_excluded_can
+17 known-bad CAMELYON16 slides     data/camelyon16_slides: known_bad_slides_are
 18 features, labels, splits        experiments/preflight: every_problem
 19 features of several encoders    experiments/cohort: mixed_encoders, below
 20 NaN in features                 data/features: non_finite_rows_are_counted,

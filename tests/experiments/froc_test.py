@@ -8,7 +8,8 @@ from PIL import Image
 import pytest
 import script_process
 
-from data.camelyon16 import annotations, polygons
+from data import outlines
+from data.camelyon16 import annotations
 from data.outlines import Ring
 from experiments.slide_scores import detections, froc_files
 from experiments.slide_scores.froc_files import DetectionError
@@ -205,8 +206,8 @@ def test_real_lesions_are_found_where_they_were_outlined(real_data, tmp_path):
     rings = [Ring(r.corners - low, r.hole) for r in rings]
     high = np.max([r.corners.max(0) for r in rings], 0) // 64 + 20
     shape = high[::-1].astype(int)
-    masks[name] = polygons.rasterise(rings, tuple(2 * shape), 32)
-    scores = polygons.rasterise(rings, tuple(shape), 64) * 0.5
+    masks[name] = outlines.rasterise(rings, tuple(2 * shape), 32)
+    scores = outlines.rasterise(rings, tuple(shape), 64) * 0.5
     said = detections.find(scores, stop=0.1, radius=3)
     said[:, 0] += 0.1
     (tmp_path / 'said').mkdir(exist_ok=True)

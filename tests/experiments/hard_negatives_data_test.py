@@ -125,7 +125,7 @@ def test_the_phantom_is_rendered_once_and_knows_what_is_hard(
   hard = materials.hard_rows(found, found.annotated.id)
   assert hard.any() and not (hard & (found.annotated.label == 1)).any()
   calls = []
-  monkeypatch.setattr(materials.invasion_phantom, 'make', calls.append)
+  monkeypatch.setattr(materials.invasion, 'make', calls.append)
   again = materials.phantom(str(tmp_path), 0)
   assert not calls and again.hard == found.hard
   rows = np.arange(60)

@@ -19,8 +19,7 @@ import safetensors.numpy
 import torch
 
 from data import outlines, slide_scales as scales, slides
-from data.ct import nifti, table as ct_table
-from data.ct.errors import VolumeError
+from data.ct import VolumeError, nifti, table as ct_table
 from data.labelled_tiles import TileError
 from data.slides import SlideError
 from experiments import predictions

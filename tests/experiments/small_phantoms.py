@@ -4,7 +4,7 @@ import functools
 
 from colour_network import Colours
 
-from data import few_shot_phantom, node_phantom
+from data.phantom import few_shot, nodes
 from experiments import (
   ct_nodes_phantom,
   hard_negatives_data,
@@ -17,7 +17,7 @@ from kmil_jax.types import PatchSpec
 for name in models.CLASSIFIERS:
   models.CLASSIFIERS[name] = PatchSpec(make=Colours, paper='ours')
 
-node_phantom.make = functools.partial(node_phantom.make, development=5, test=2)
+nodes.make = functools.partial(nodes.make, development=5, test=2)
 
 hard_negatives_data._ANNOTATED |= {'patients': 40, 'patches': 8}
 hard_negatives_figures._MOST = 40
@@ -27,7 +27,7 @@ _make = ct_nodes_phantom.make
 ct_nodes_phantom.make = lambda cache_dir: _make(cache_dir, 7)
 
 reverse_distillation.STAGES = (1, 1, 1)
-few_shot_phantom.make = functools.partial(
-  few_shot_phantom.make,
+few_shot.make = functools.partial(
+  few_shot.make,
   slides={'train': (3, 0), 'val': (1, 1), 'test': (1, 1)},
 )

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from concurrent import futures
 import dataclasses
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 
 from data import atomic
-from data.camelyon16 import annotations, patches, tissue
+from data.camelyon16 import annotations, patches
 from data.phantom import slide, stain, tiff
 from data.slides import Slide
 
@@ -100,13 +99,12 @@ def make(
         progress(done, len(jobs))
   for part in LISTS:
     _write_lists(root, part, [p for p in planned if p.part == part], seed)
-  rows = io.StringIO()  # Last: its presence says that all is there.
-  for some in planned:
-    if some.part == 'test':
-      truth = 'Tumor,IDC,Micro' if some.tumour else 'Normal,IDC,None'
-      rows.write(f'{some.name},{truth}\n')
-  with atomic.replacing(root / 'reference.csv') as file:
-    file.write_text(rows.getvalue())
+  truth = {True: ('Tumor', 'IDC', 'Micro'), False: ('Normal', 'IDC', 'None')}
+  # Last: its presence says that all is there.
+  atomic.write_csv(
+    root / 'reference.csv',
+    [(p.name, *truth[p.tumour]) for p in planned if p.part == 'test'],
+  )
   return root
 
 
@@ -164,7 +162,7 @@ def _write_lists(
   good, bad, sizes = {}, {}, {}
   for some in planned:
     with Slide(root / 'slides' / f'{some.name}.tiff') as opened:
-      found = tissue.tissue_map(opened, STRIDE)
+      found = patches.tissue_map(opened, STRIDE)
       sizes[some.name] = (opened.width, opened.height)
     if some.tumour:
       known = annotations.find(root / 'annotations')

@@ -1,15 +1,22 @@
-"""Paints vessels, glands and the tissue around them on stain densities.
+"""Draws patches of lymphatic invasion: emboli and what is taken for them.
 
-Sizes are in pixels of 0.5 um.
+Vessels, glands and the tissue around them are painted on stain densities, whose
+pixels are 0.5 um; other lengths are in these pixels, too.
 """
 
 from collections.abc import Callable
+from concurrent import futures
+import dataclasses
 
 import numpy as np
 
-from data.phantom import nuclei, texture
+from data.phantom import nuclei, stain, texture
 
 SIDE = 200  # Of a patch, 100 um.
+CLASSES = ('negative', 'positive')
+MPP = 2.5  # Micrometres per pixel of a patch.
+SIZE = int(SIDE * stain.DRAWN_MPP / MPP)  # 40 pixels.
+_LOOK = stain.Appearance(mpp=MPP, blur=0.4)
 
 # What a negative patch shows, and what is mistaken for an embolus.
 EASY = ('stroma', 'muscle', 'lymphoid', 'fat', 'gland', 'empty_vessel')
@@ -18,27 +25,103 @@ POSITIVE = 'embolus'
 KINDS = (POSITIVE, *EASY, *HARD)
 
 
-class _Patch:
-  """Both densities of a patch, with the brushes that scenes share."""
+@dataclasses.dataclass(frozen=True)
+class Patches:
+  """Patches whose truth is known."""
+
+  image: np.ndarray  # [n, SIZE, SIZE, 3] uint8
+  label: np.ndarray  # [n] int32, place in `CLASSES`
+  kind: np.ndarray  # [n] str, one of `KINDS`
+  patient: np.ndarray  # [n] str
+  id: np.ndarray  # [n] str
+
+
+def make(
+  *,
+  patients: int,
+  patches: int,
+  positives: float,
+  hard: float,
+  seed: int,
+  prefix: str,
+  progress: Callable[[int], None] | None = None,
+) -> Patches:
+  """Draws the patches of a set of patients, one slide each.
+
+  Kinds are drawn independently: a patch is an embolus with probability
+  `positives`; else it is one of `HARD` with probability `hard`, else one
+  of `EASY`, each equally often.
+
+  Args:
+    patients: number of them; each has a stain of its own.
+    patches: of each patient.
+    positives: share of patches with an embolus; 0 for the weak pool.
+    hard: share of negative patches that are mistaken for emboli.
+    seed: another seed is another set.
+    prefix: of ids; sets of other prefixes differ, with one seed too.
+    progress: called with the number of new patches.
+
+  Returns:
+    The patches in the order of patients.
+  """
+  key = [seed, *prefix.encode()]
+
+  def render(patient: int):
+    rng = np.random.default_rng([*key, patient])
+    chance = [positives]
+    for kinds, share in ((EASY, 1 - hard), (HARD, hard)):
+      chance += [(1 - positives) * share / len(kinds)] * len(kinds)
+    kinds = rng.choice(KINDS, patches, p=chance)
+    image = _expose(rng, kinds)
+    if progress is not None:
+      progress(patches)
+    return image, kinds
+
+  with futures.ThreadPoolExecutor(2) as pool:
+    found = list(pool.map(render, range(patients)))
+  kind = np.concatenate([kinds for _, kinds in found])
+  names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
+  return Patches(
+    image=np.concatenate([image for image, _ in found]),
+    label=(kind == POSITIVE).astype(np.int32),
+    kind=kind,
+    patient=np.repeat(names, patches),
+    id=np.array([f'{name}_{i:03d}' for name in names for i in range(patches)]),
+  )
+
+
+def _expose(rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
+  """Paints the patches of a slide and scans them side by side."""
+  painted = [paint(rng, kind) for kind in kinds]
+  # One above the other, each with a margin that hides its neighbours' blur.
+  haematoxylin, eosin = (
+    np.pad(np.stack(some), ((0, 0), (10, 10), (0, 0)), 'edge').reshape(-1, SIDE)
+    for some in zip(*painted, strict=True)
+  )
+  side = SIZE + 4
+  rows = -len(haematoxylin) % 40  # A multiple of 8 pixels.
+  haematoxylin, eosin = (
+    np.pad(some, ((0, rows), (0, 0))) for some in (haematoxylin, eosin)
+  )
+  image = stain.expose(
+    _LOOK,
+    stain.draw(_LOOK, rng, rng),
+    rng,
+    haematoxylin,
+    eosin,
+    np.ones((1, 1, 3), np.float32),
+  )[: side * len(kinds)]
+  return image.reshape(len(kinds), side, SIZE, 3)[:, 2:-2]
+
+
+class _Patch(nuclei.Canvas):
+  """A patch; what it shows lies around a point near its middle."""
 
   def __init__(self, rng: np.random.Generator):
-    self.rng = rng
-    shape = (SIDE, SIDE)
-    self.haematoxylin = np.zeros(shape, np.float32)
-    self.eosin = np.zeros(shape, np.float32)
-    y, x = np.indices(shape, np.float32)
-    # Whatever it shows need not lie in the middle.
+    super().__init__(rng, (SIDE, SIDE))
+    y, x = np.indices(self.shape, np.float32)
     middle = SIDE / 2 + rng.uniform(-22, 22, 2)
     self.y, self.x = y - middle[0], x - middle[1]
-    self.middle = middle
-
-  def noise(self, scale: float) -> np.ndarray:
-    return texture.noise(self.rng, self.haematoxylin.shape, scale)
-
-  def repeat(self, pattern: np.ndarray, *, turned: bool = False) -> np.ndarray:
-    y, x = self.rng.integers(0, texture.PERIOD, 2)
-    pattern = pattern.T if turned else pattern
-    return texture.stretch(pattern, self.haematoxylin.shape, y, x)
 
   def depth(self, radius: float, rough: float = 0.12) -> np.ndarray:
     """Returns how far pixels lie inside a wobbly ellipse around the middle."""
@@ -56,20 +139,18 @@ class _Patch:
     self.eosin += 0.04 * edge
 
   def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
-    library = nuclei.stamps(kind)
-    picks = nuclei.choose(self.rng, library, angles, len(points))
-    # Nuclei are cut at the border: stamps must not cross their canvas.
-    pad = library.shape[1]
-    canvas = np.pad(self.haematoxylin, pad)
-    nuclei.paste(canvas, library, picks, points + pad)
-    self.haematoxylin[:] = canvas[pad:-pad, pad:-pad]
+    """Paints nuclei, which the border cuts: stamps must not cross a canvas."""
+    pad = nuclei.stamps(kind).shape[1]
+    whole = self.haematoxylin
+    self.haematoxylin = np.pad(whole, pad)
+    super().nuclei(kind, points + pad, angles)
+    whole[:] = self.haematoxylin[pad:-pad, pad:-pad]
+    self.haematoxylin = whole
 
-  def grid(self, pitch: float, share: float, where: np.ndarray) -> np.ndarray:
-    """Returns points of a jittered grid that fall on True pixels."""
-    points = texture.jittered_grid(self.rng, where.shape, pitch)
-    points = points[self.rng.random(len(points)) < share]
-    at = points.astype(int).clip(0, SIDE - 1)
-    return points[where[at[:, 0], at[:, 1]]]
+  def fibres(self) -> np.ndarray:
+    """Returns a texture of fibres along one axis or the other."""
+    fibres = texture.fibre()
+    return self.repeat(fibres.T if self.rng.random() < 0.5 else fibres)
 
   def rim(
     self, depth: np.ndarray, at: float, pitch: float
@@ -104,9 +185,7 @@ class _Patch:
 
 
 def _stroma(p: _Patch) -> None:
-  p.eosin += 0.62 + 0.16 * p.repeat(
-    texture.fibre(), turned=p.rng.random() < 0.5
-  )
+  p.eosin += 0.62 + 0.16 * p.fibres()
   p.eosin *= 1 + 0.15 * p.noise(60)
   everywhere = np.ones_like(p.eosin, bool)
   points = p.grid(36, 0.6, everywhere)
@@ -116,7 +195,7 @@ def _stroma(p: _Patch) -> None:
 
 
 def _muscle(p: _Patch) -> None:
-  p.eosin += 1.0 + 0.1 * p.repeat(texture.fibre(), turned=p.rng.random() < 0.5)
+  p.eosin += 1.0 + 0.1 * p.fibres()
   points = p.grid(27, 0.7, np.ones_like(p.eosin, bool))
   angle = p.rng.uniform(0, np.pi)
   p.nuclei('spindle', points, np.full(len(points), angle))

@@ -1,16 +1,14 @@
 """Renders the phantom of node images: regions of nodes, lesions with masks."""
 
 from collections.abc import Callable
-import csv
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data import atomic
-from data.phantom import anatomy, lesions, stain, tissue_cells
+from data.phantom import lesions, lymph_node, stain
 
 MPP = 1.0  # Micrometres per pixel, as in Tang et al. 2022.
 _SIDE = 70  # Of an image on the anatomy's maps, 280 um.
@@ -19,7 +17,7 @@ _LOOK = stain.Appearance(mpp=MPP)
 # Keratinising and poorly differentiated carcinoma, as drawn for the slides.
 _TUMOURS = ('squamous', 'breast')
 # What is mistaken for tumour, and how much of a negative image it must fill.
-_HARD = ((anatomy.GERMINAL, 0.12), (anatomy.SINUS, 0.15))
+_HARD = ((lymph_node.GERMINAL, 0.12), (lymph_node.SINUS, 0.15))
 _LEAST_NODE = 0.6  # Part of an image that lies inside the node.
 
 
@@ -82,15 +80,12 @@ def make(
       _save(target, image)
     if progress is not None:
       progress(done, len(wanted))
-  rows = io.StringIO()
-  writer = csv.writer(rows, lineterminator='\n')
-  writer.writerow(['image_id', 'patient_id', 'part', 'label'])
+  rows = [('image_id', 'patient_id', 'part', 'label')]
   for name, spec in wanted.items():
     part = 'development' if spec.patient < development else 'test'
     label = 'positive' if spec.positive else 'negative'
-    writer.writerow([name, f'patient_{spec.patient + 1:02d}', part, label])
-  with atomic.replacing(root / 'images.csv') as part:
-    part.write_text(rows.getvalue())
+    rows.append((name, f'patient_{spec.patient + 1:02d}', part, label))
+  atomic.write_csv(root / 'images.csv', rows)
   return root
 
 
@@ -114,7 +109,7 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
   ).spawn(5)
   label = _TUMOURS[spec.patient % len(_TUMOURS)]
   while True:
-    node = anatomy.draw(layout, _NODE)
+    node = lymph_node.draw(layout, _NODE)
     found = lesions.place(
       tumour,
       node,
@@ -127,8 +122,8 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
       break
   node = _crop(node, corner)
   found = [_shrunk(tumour, lesion, corner) for lesion in found]
-  drawn = (_SIDE * tissue_cells.SCALE,) * 2
-  haematoxylin, eosin = tissue_cells.fill(
+  drawn = (_SIDE * lymph_node.SCALE,) * 2
+  haematoxylin, eosin = lymph_node.fill(
     cells, node, drawn, lesions.taken(found, node.region.shape)
   )
   mask = np.zeros(drawn, bool)
@@ -152,14 +147,14 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
 
 def _corner(
   rng: np.random.Generator,
-  node: anatomy.Node,
+  node: lymph_node.Node,
   found: list[lesions.Lesion],
   hard: tuple[int, float],
 ) -> tuple[int, int] | None:
   """Returns where to cut the image out of the maps; None if nowhere."""
   rows, columns = (n - _SIDE for n in node.region.shape)
   if found:  # Around a lesion, not always in its middle.
-    scale = 1 / tissue_cells.SCALE
+    scale = 1 / lymph_node.SCALE
     middle = np.array([found[0].y, found[0].x]) * scale - _SIDE / 2
     y, x = np.rint(middle + rng.uniform(-12, 12, 2)).astype(int)
     return int(np.clip(y, 0, rows)), int(np.clip(x, 0, columns))
@@ -172,10 +167,10 @@ def _corner(
   return None
 
 
-def _crop(node: anatomy.Node, corner: tuple[int, int]) -> anatomy.Node:
+def _crop(node: lymph_node.Node, corner: tuple[int, int]) -> lymph_node.Node:
   y, x = corner
   cut = lambda values: values[y : y + _SIDE, x : x + _SIDE]
-  return anatomy.Node(
+  return lymph_node.Node(
     cut(node.region),
     cut(node.depth),
     cut(node.orientation),
@@ -188,7 +183,7 @@ def _shrunk(
 ) -> lesions.Lesion:
   """Moves a lesion to the image; draws some smaller than on slides."""
   y, x = (
-    place - start * tissue_cells.SCALE
+    place - start * lymph_node.SCALE
     for place, start in zip((lesion.y, lesion.x), corner, strict=True)
   )
   reach = lesion.corners - [lesion.x, lesion.y]
