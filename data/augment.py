@@ -50,52 +50,41 @@ class Policy:
 
 
 NONE = Policy()
-
-# Tang et al. 2022 train on all eight views of each patch.
-TANG = Policy(dihedral=1.0)
-
-# Lee et al. 2024: scale +-50 % (the library does so half of the time), half of
-# the time a symmetry of the square (theirs: a flip or a transposition), elastic
-# or +-25 degrees (0.8), smoothing or noise (0.2; one of four is noise),
-# brightness and contrast +-20 % (0.5).
-LEE = Policy(
-  dihedral=0.5,
-  scale=(0.5, 0.5),
-  rotation=(0.4, 25.0),
-  elastic=(0.4, 0.03),
-  blur=(0.15, 1.4 / 224),
-  noise=(0.05, 0.028),
-  brightness_contrast=(0.5, 0.2),
-)
-
-# Ansari: flips, 0 to 180 degrees, shifts of 10 of 224 px. A flip and any angle
-# are as likely as there, since each symmetry of the square is itself a turn by
-# a right angle, flipped or not.
-ANSARI = Policy(dihedral=1.0, rotation=(1.0, 180.0), shift=(1.0, 10 / 224))
-
-# The symmetries, and sections as other laboratories stain them. Ours.
-STAIN = Policy(
-  dihedral=1.0, brightness_contrast=(0.5, 0.15), colour=(0.8, 0.2, 10.0)
-)
-
-# Everything at once, for RGB.
-ALL = Policy(
-  dihedral=1.0,
-  scale=(1.0, 0.2),
-  rotation=(1.0, 180.0),
-  shift=(1.0, 0.05),
-  elastic=(0.5, 0.03),
-  blur=(0.5, 0.015),
-  noise=(0.5, 0.02),
-  brightness_contrast=(0.5, 0.15),
-  colour=(0.5, 0.2, 10.0),
-)
-
 PRESETS = {
   'none': NONE,
-  'tang': TANG,
-  'lee': LEE,
-  'ansari': ANSARI,
-  'stain': STAIN,
-  'all': ALL,
+  # Tang et al. 2022 train on all eight views of each patch.
+  'tang': Policy(dihedral=1.0),
+  # Lee et al. 2024: scale +-50 % (the library does so half of the time), half
+  # of the time a symmetry of the square (theirs: a flip or a transposition),
+  # elastic or +-25 degrees (0.8), smoothing or noise (0.2; one of four is
+  # noise), brightness and contrast +-20 % (0.5).
+  'lee': Policy(
+    dihedral=0.5,
+    scale=(0.5, 0.5),
+    rotation=(0.4, 25.0),
+    elastic=(0.4, 0.03),
+    blur=(0.15, 1.4 / 224),
+    noise=(0.05, 0.028),
+    brightness_contrast=(0.5, 0.2),
+  ),
+  # Ansari: flips, 0 to 180 degrees, shifts of 10 of 224 px. A flip and any
+  # angle are as likely as there, since each symmetry of the square is itself a
+  # turn by a right angle, flipped or not.
+  'ansari': Policy(dihedral=1.0, rotation=(1.0, 180.0), shift=(1.0, 10 / 224)),
+  # The symmetries, and sections as other laboratories stain them. Ours.
+  'stain': Policy(
+    dihedral=1.0, brightness_contrast=(0.5, 0.15), colour=(0.8, 0.2, 10.0)
+  ),
+  # Everything at once, for RGB.
+  'all': Policy(
+    dihedral=1.0,
+    scale=(1.0, 0.2),
+    rotation=(1.0, 180.0),
+    shift=(1.0, 0.05),
+    elastic=(0.5, 0.03),
+    blur=(0.5, 0.015),
+    noise=(0.5, 0.02),
+    brightness_contrast=(0.5, 0.15),
+    colour=(0.5, 0.2, 10.0),
+  ),
 }

@@ -1,144 +1,146 @@
-"""Opens tiles of TFDS datasets that are prepared already."""
+"""TFDS datasets of labelled tiles: what builders share, and how to open one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import io
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data.host_tensorflow import tf
 from data.labelled_tiles import LabelledTiles, TileError
-from data.tile_images import decode
+from data.tile_sources import decode
 
 _GROUPS = ('patient', 'slide', 'group')  # Features that name what splits keep.
 _HEAD, _TAIL = 12, 4  # Bytes of length and checksums about a TFRecord.
 
 
-def from_tfds(
-  name: str, split: str, *, data_dir: pathlib.Path | str | None = None
-) -> LabelledTiles:
+class TileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Builds a dataset of square RGB tiles in one split, `train`.
+
+  Parts are drawn later, by patient or slide.
+
+  Attributes:
+    SIZE: side of the tiles, pixels.
+    CLASSES: their names.
+    FURTHER: features beside id, image, label and patient.
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'First version.'}
+  SIZE: ClassVar[int]
+  CLASSES: ClassVar[tuple[str, ...]]
+  FURTHER: ClassVar[dict[str, Any]]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    """See base class."""
+    features = {
+      'id': tfds.features.Text(),
+      'image': tfds.features.Image(
+        shape=(self.SIZE, self.SIZE, 3), encoding_format=self._encoding()
+      ),
+      'label': tfds.features.ClassLabel(names=list(self.CLASSES)),
+      'patient': tfds.features.Text(),
+    }
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(features | self.FURTHER),
+      supervised_keys=('image', 'label'),
+    )
+
+  def _encoding(self) -> str:
+    return 'png'
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator]:
+    """See base class."""
+    return {'train': self._generate_examples(dl_manager.manual_dir)}
+
+
+def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   """Opens a split of a prepared dataset with one image and one class label.
 
-  Nothing is downloaded. All records are read once, for their labels and
-  checksums; images stay in the files until they are asked for. Groups are the
-  feature `patient`, `slide` or `group`; without one, as in patch_camelyon,
-  whose own splits keep slides apart, they are empty. Ids are the feature `id`,
-  or '<split>/<number>'; places come from `x` and `y`.
+  All records are read once, for their labels and checksums; images stay in the
+  files until they are asked for. Groups are the feature `patient`, `slide` or
+  `group`; without one, as in patch_camelyon, whose own splits keep slides
+  apart, they are empty. Ids are the feature `id`, or '<split>/<number>'; places
+  come from `x` and `y`.
 
   Args:
-    name: of the dataset, with its configuration: 'patch_camelyon',
-      'lymphatic_invasion/hard'; or the folder of a prepared one.
+    folder: of the dataset, with dataset_info.json.
     split: 'train', 'test[:10%]'.
-    data_dir: where datasets are; TFDS's own place by default.
 
   Raises:
-    TileError: if the dataset is unknown, not prepared, damaged, or has other
-      features, or its images no fixed square size.
+    TileError: if the dataset is damaged or has other features, or its images
+      no fixed square size.
   """
-  builder = _builder(name, data_dir)
+  builder = tfds.builder_from_directory(folder)
   features = builder.info.features
-  image, label = _columns(name, features)
+  image, label = _image_and_label(folder, features)
   side, _, channels = features[image].shape
+
+  def example(record: bytes) -> dict[str, Any]:
+    """Returns the features of a record, its image as encoded."""
+    return features.deserialize_example_np(
+      record, decoders={image: tfds.decode.SkipDecoding()}
+    )
+
+  columns = {name: [] for name in features if name != image}
   try:
     records = _open(builder, split)
-    examples = [
-      _example(features, record, image, drop=True) for record in records
-    ]
+    for record in records:
+      row = example(record)
+      for name, column in columns.items():
+        column.append(row[name])
   except (AssertionError, KeyError, ValueError, tf.errors.OpError) as e:
     raise TileError(
-      f'{name}: split {split!r} of {builder.data_dir} cannot be read '
-      f'({type(e).__name__}: {e}); it has the splits '
-      f'{", ".join(builder.info.splits)}'
+      f'{folder}: split {split!r} cannot be read ({type(e).__name__}: {e}); it'
+      f' has the splits {", ".join(builder.info.splits)}'
     ) from e
-
-  def column(feature: str) -> list[Any]:
-    return [example[feature] for example in examples]
-
-  def texts(feature: str) -> np.ndarray:
-    return np.array([x.decode() for x in column(feature)], str)
-
-  n = len(examples)
+  texts = lambda name: np.array([x.decode() for x in columns[name]], str)
+  n = len(records)
   numbers = np.array([f'{split}/{i:07d}' for i in range(n)], str)
-  ids = texts('id') if 'id' in features else numbers
-  group = next((g for g in _GROUPS if g in features), None)
-  x_y = 'x' in features and 'y' in features
+  ids = texts('id') if 'id' in columns else numbers
+  group = next((g for g in _GROUPS if g in columns), None)
+  placed = 'x' in columns and 'y' in columns
 
   def read(i: int) -> np.ndarray:
-    content = _example(features, records[i], image)[image]
-    return decode(
-      f'{name} {split} {ids[i]}', lambda: io.BytesIO(content), channels
-    )
+    content = example(records[i])[image]
+    name = f'{folder} {split} {ids[i]}'
+    return decode(name, lambda: io.BytesIO(content), channels)
 
   return LabelledTiles(
     id=ids,
-    label=np.array(column(label), np.int32),
+    label=np.array(columns[label], np.int32),
     group=texts(group) if group else np.full(n, ''),
     classes=tuple(features[label].names),
     read=read,
     size=side,
     channels=channels,
-    xy=np.array([column('x'), column('y')]).T if x_y else None,
+    xy=np.array([columns['x'], columns['y']]).T if placed else None,
   )
 
 
-def _builder(
-  name: str, data_dir: pathlib.Path | str | None
-) -> tfds.core.DatasetBuilder:
-  try:
-    if (pathlib.Path(name) / 'dataset_info.json').is_file():
-      return tfds.builder_from_directory(name)
-    builder = tfds.builder(name, data_dir=data_dir)
-  except (
-    AssertionError,
-    tfds.core.registered.DatasetNotFoundError,
-    ValueError,
-  ) as e:
-    raise TileError(f'{name}: no such dataset ({e})') from e
-  if not builder.info.splits:
-    raise TileError(
-      f'{name}: not prepared in {builder.data_dir}; run '
-      f'tfds.builder({name!r}).download_and_prepare(), or say where it is'
-    )
-  return builder
-
-
-def _columns(
-  name: str, features: tfds.features.FeaturesDict
-) -> tuple[str, str]:
-  """Returns the features that are the image and the label."""
-  found = []
+def _image_and_label(
+  folder: pathlib.Path | str, features: tfds.features.FeaturesDict
+) -> list[str]:
+  """Returns the names of the features that are the image and the label."""
+  both = []
   for kind in (tfds.features.Image, tfds.features.ClassLabel):
     names = [k for k, f in features.items() if isinstance(f, kind)]
     if len(names) != 1:
       raise TileError(
-        f'{name}: {len(names)} features are a {kind.__name__}; one is needed: '
-        f'{", ".join(features)}'
+        f'{folder}: {len(names)} features are a {kind.__name__}; one is'
+        f' needed: {", ".join(features)}'
       )
-    found += names
-  image, label = found
-  shape = features[image].shape
+    both += names
+  shape = features[both[0]].shape
   if shape[0] is None or shape[0] != shape[1] or shape[2] not in (1, 3):
     raise TileError(
-      f'{name}: images of the shape {shape}; squares of one size are needed'
+      f'{folder}: images of the shape {shape}; squares of one size are needed'
     )
-  return image, label
-
-
-def _example(
-  features: tfds.features.FeaturesDict,
-  record: bytes,
-  image: str,
-  drop: bool = False,
-) -> dict[str, Any]:
-  """Returns the features of a record, its image as encoded or dropped."""
-  example = features.deserialize_example_np(
-    record, decoders={image: tfds.decode.SkipDecoding()}
-  )
-  if drop:
-    del example[image]
-  return example
+  return both
 
 
 def _open(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[bytes]:

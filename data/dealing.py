@@ -1,13 +1,11 @@
-"""Deals cases, or groups of them, to the folds of a cross-validation."""
+"""Assigns patients, or groups of them, to folds and parts; NumPy alone."""
 
 import numpy as np
 
-from data.manifest import Manifest
-
-_TRIES = 200  # Random dealings of the groups, of which the best is taken.
-_DEALT = 40_000  # Groups dealt in all tries together, and at least one try.
+_RESTARTS = 200  # Random assignments of groups, of which the best is taken.
+_MOST_GROUPS = 40_000  # Assigned in all restarts together; one is always made.
 _SPREAD = 0.7  # Of the log-normal factor that shuffles groups by size.
-_CLOSE = 0.02  # Of a class's members: a dealing this close is taken at once.
+_TOLERANCE = 0.02  # Of a class's members: one this close is taken at once.
 _ATTEMPTS = 20  # Times that all these are tried for folds that can be trained.
 _SHOWN = 5  # Names listed in an error.
 
@@ -16,11 +14,14 @@ class SplitError(ValueError):
   """Splits that cannot be made or used; says why and what to do."""
 
 
-def cases(manifest: Manifest, k: int, seed: int) -> np.ndarray:
+def fold_of_cases(
+  case: np.ndarray, label: np.ndarray, k: int, seed: int
+) -> np.ndarray:
   """Deals the cases of each class evenly, those with several labels once.
 
   Args:
-    manifest: slides.
+    case: of each slide, str [n].
+    label: of each slide, str [n]; a case has the last of its slides' labels.
     k: number of folds.
     seed: of the shuffles.
 
@@ -30,43 +31,45 @@ def cases(manifest: Manifest, k: int, seed: int) -> np.ndarray:
   Raises:
     SplitError: if a class has fewer than k cases.
   """
-  label_of = {}
-  for case, label in zip(manifest.case, manifest.label, strict=True):
-    label_of[case] = max(label, label_of.get(case, label))
-  labels, counts = np.unique(list(label_of.values()), return_counts=True)
-  if (rare := counts < k).any():
-    told = [
-      f'class {label} has {count} cases'
-      for label, count in zip(labels[rare], counts[rare], strict=True)
+  cases, place = np.unique(case, return_inverse=True)
+  classes, code = np.unique(label, return_inverse=True)
+  code_of_case = np.zeros(len(cases), int)
+  np.maximum.at(code_of_case, place, code)
+  present, counts = np.unique(code_of_case, return_counts=True)
+  if (counts < k).any():
+    rare = [
+      f'class {classes[c]} has {count} cases'
+      for c, count in zip(present, counts, strict=True)
+      if count < k
     ]
     least = counts.min()
     advice = (
       f'choose --k={least} or less' if least >= 3 else 'check the spelling'
     )
     raise SplitError(
-      f'{"; ".join(told)}, fewer than --k={k} folds: {advice},'
+      f'{"; ".join(rare)}, fewer than --k={k} folds: {advice},'
       ' merge classes with --labels, or pass --split_dir'
     )
-  place_of, dealt = {}, 0
-  for c, label in enumerate(sorted(set(label_of.values()))):
-    named = sorted(case for case in label_of if label_of[case] == label)
-    order = np.random.default_rng([seed, c]).permutation(len(named))
-    for i in order:
-      place_of[named[i]] = dealt % k
-      dealt += 1
-  return np.array([place_of[case] for case in manifest.case])
+  fold, first = np.empty(len(cases), int), 0
+  for i, c in enumerate(present):
+    members = np.flatnonzero(code_of_case == c)
+    order = np.random.default_rng([seed, i]).permutation(len(members))
+    fold[members[order]] = (first + np.arange(len(members))) % k
+    first += len(members)
+  return fold[place]
 
 
-def groups(
-  manifest: Manifest, k: int, seed: int, group: np.ndarray
+def fold_of_groups(
+  case: np.ndarray, label: np.ndarray, group: np.ndarray, k: int, seed: int
 ) -> np.ndarray:
   """Deals groups of cases, classes as evenly as random tries find it.
 
   Args:
-    manifest: slides.
-    k: number of folds.
-    seed: of the dealing.
+    case: of each slide, str [n].
+    label: of each slide, str [n].
     group: of each slide, as its site, str [n].
+    k: number of folds.
+    seed: of the assignment.
 
   Returns:
     The fold that tests each slide, int [n].
@@ -74,52 +77,50 @@ def groups(
   Raises:
     SplitError: if a case is in several groups, or there are too few of them.
   """
-  groups_of: dict[str, set[str]] = {}
-  for case, name in zip(manifest.case.tolist(), group.tolist(), strict=True):
-    groups_of.setdefault(case, set()).add(name)
-  both = sorted(case for case, names in groups_of.items() if len(names) > 1)
-  if both:
+  pairs = sorted(set(zip(case.tolist(), group.tolist(), strict=True)))
+  cases, count = np.unique([c for c, _ in pairs], return_counts=True)
+  if (count > 1).any():
     raise SplitError(
-      f'{len(both)} cases have slides of several groups, which must be one:'
-      f' {", ".join(both[:_SHOWN])}'
+      f'{(count > 1).sum()} cases have slides of several groups, which must be'
+      f' one: {", ".join(cases[count > 1][:_SHOWN])}'
     )
-  if (count := len(set(group.tolist()))) < k:
+  names, place = np.unique(group, return_inverse=True)
+  if len(names) < k:
     advice = (
-      f'choose --k={count} or less'
-      if count >= 3
+      f'choose --k={len(names)} or less'
+      if len(names) >= 3
       else 'whole groups need 3 at least, to train, validate and test on'
     )
     raise SplitError(
-      f'{count} groups ({", ".join(sorted(set(group.tolist()))[:_SHOWN])}),'
-      f' fewer than --k={k} folds: {advice}'
+      f'{len(names)} groups ({", ".join(names[:_SHOWN])}), fewer than --k={k}'
+      f' folds: {advice}'
     )
-  names, place = np.unique(group, return_inverse=True)
-  classes, label = np.unique(manifest.label, return_inverse=True)
+  classes, code = np.unique(label, return_inverse=True)
   slides = np.zeros((len(names), len(classes)))
-  np.add.at(slides, (place, label), 1)
+  np.add.at(slides, (place, code), 1)
   for attempt in range(_ATTEMPTS):
     rng = np.random.default_rng([seed, attempt])
-    fold = evenly(slides, np.full(k, 1 / k), rng)
-    held = np.stack([slides[fold == i].sum(0) for i in range(k)])
-    trained = held.sum(0) - held - np.roll(held, -1, axis=0)
-    if held.any(1).all() and trained.all():
+    fold = part_of_groups(slides, np.full(k, 1 / k), rng)
+    tested = np.stack([slides[fold == i].sum(0) for i in range(k)])
+    trained = tested.sum(0) - tested - np.roll(tested, -1, axis=0)
+    if tested.any(1).all() and trained.all():
       break
   return fold[place]
 
 
-def evenly(
+def part_of_groups(
   count: np.ndarray, share: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
   """Deals groups to parts that hold the same share of every class.
 
   Groups, the large ones mostly first, go to the part that lacks most of what
-  they hold. The first random dealing is taken whose parts hold their shares of
-  every class to 2 %, which leaves seeds their variety, or else the closest.
+  they hold. The first random assignment is taken whose parts hold their shares
+  of every class to 2 %, which leaves seeds their variety, or else the closest.
 
   Args:
     count: members of each class in each group, [G, C].
     share: that each part is to hold, [P], with a sum of 1; none where it is 0.
-    rng: of the dealings.
+    rng: of the assignments.
 
   Returns:
     The part of every group, int [G].
@@ -127,7 +128,7 @@ def evenly(
   relative = count / count.sum(0)  # So that a rare class counts as much.
   used = np.flatnonzero(share)
   best, least = None, np.inf
-  for _ in range(int(np.clip(_DEALT // len(count), 1, _TRIES))):
+  for _ in range(int(np.clip(_MOST_GROUPS // len(count), 1, _RESTARTS))):
     size = relative.sum(1) * np.exp(_SPREAD * rng.normal(size=len(count)))
     part = np.empty(len(count), int)
     got = np.zeros((len(used), count.shape[1]))
@@ -142,6 +143,25 @@ def evenly(
     off = np.abs(got - share[used, None]).max() + (got == 0).sum()
     if off < least:
       best, least = part, off
-    if least <= _CLOSE:
+    if least <= _TOLERANCE:
       break
   return best
+
+
+def part_of_each(
+  label: np.ndarray, share: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+  """Deals single tiles to three parts, each class by itself, int [n].
+
+  Args:
+    label: of each tile, int [n].
+    share: of each class that each part is to hold, [3].
+    rng: of the shuffles.
+  """
+  part = np.empty(len(label), int)
+  for c in np.unique(label):
+    rows = rng.permutation(np.flatnonzero(label == c))
+    cuts = np.rint(np.cumsum(share)[:2] * len(rows)).astype(int)
+    for p, some in enumerate(np.split(rows, cuts)):
+      part[some] = p
+  return part

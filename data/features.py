@@ -1,16 +1,16 @@
-"""Reads and writes the feature file of a slide, in the layouts users have."""
+"""Finds, reads and writes the feature files of slides, in users' layouts."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from data import atomic, feature_attributes, feature_h5, torch_files
-from data.feature_h5 import FeatureError
+from data import atomic, files, torch_files
 
 # What `write` insists on, so that mixed folders can be told apart later.
 ATTRIBUTES = (
@@ -23,7 +23,18 @@ ATTRIBUTES = (
   'level0_height',
   'overlap',
 )
-SUFFIXES = ('.h5', '.pt')  # Of feature files.
+_H5, _PT = SUFFIXES = ('.h5', '.pt')  # Of feature files.
+_STAMP = 'feats'
+_NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
+_TRIDENT = 'features_'  # And the encoder's name: a folder.
+_DEPTH = 2  # Folders between the one given and the files.
+# A dataset may be so many times larger than what is stored of it: more than any
+# compression saves, so that a few bytes cannot ask for all memory there is.
+_EXPANSION = 2000
+
+
+class FeatureError(ValueError):
+  """A feature file cannot be used: its path, what was found, what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +47,8 @@ class FeatureFile:
     coords: upper left corners of the tiles, level-0 pixels (x, y), int32
       [N, 2]; None if the file has none, or has micrometres and no scale.
     attributes: of the file, its features and its coordinates, as Python values,
-      see `feature_attributes.unified`. `patch_size_level0` is the coordinates'
-      spacing, and `patch_size_level0_source` says so, where the file is silent.
+      see `unified`. `patch_size_level0` is the coordinates' spacing, and
+      `patch_size_level0_source` says so, where the file is silent.
   """
 
   path: Path
@@ -87,7 +98,7 @@ def write(
     raise FeatureError(
       f'{path}: features are {features.dtype}; pass float16 or float32.'
     )
-  _check(path, features, coords)
+  _check_values(path, features, coords)
   with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
     file['features'] = features
     file['coords'] = coords.astype(np.int32)
@@ -114,93 +125,158 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
       NaN or infinity, or has not one coordinate per row.
   """
   path = Path(path)
-  if path.suffix == '.pt':
-    with _torch_errors(path):
-      found = torch_files.read(path)
-    found = found.reshape(_flat_shape(path, 'the tensor', found.shape))
-    _check(path, found, None)
-    return FeatureFile(path, found.astype(np.float32), None, {})
-  with feature_h5.opened(path) as file:
-    dataset = feature_h5.features(path, file)
-    held = feature_h5.coords(path, file, dataset.shape[-2])
-    features = dataset[()].reshape(dataset.shape[-2:])
-    coords = None if held is None else held[()].reshape(held.shape[-2:])
-    attributes = feature_h5.attributes(file, dataset)
-  if attributes.get('unit') == 'unknown':
+  if path.suffix == _PT:
+    with _named_errors(path):
+      tensor = torch_files.read(path)
+    features = tensor.reshape(_length_and_width(path, 'a tensor', tensor.shape))
+    coords, attributes = None, {}
+  else:
+    with _opened(path) as file:
+      dataset, places = _datasets(path, file)
+      features = dataset[()].reshape(dataset.shape[-2:])
+      coords = None
+      if places is not None:
+        coords = places[()].reshape(places.shape[-2:])
+      attributes = _attributes(file, dataset)
+  unit = attributes.get('unit')
+  if unit == 'unknown':
     coords = None  # Pixels of which level, or micrometres.
-  if coords is not None and attributes.get('unit') == 'um':
+  elif unit == 'um' and coords is not None:
     mpp = attributes.get('level0_mpp', level0_mpp)
-    coords = None if mpp is None else _pixels(path, coords, mpp)
-    if coords is not None:
+    if mpp is None:
+      coords = None
+    elif isinstance(mpp, int | float) and 0 < mpp < np.inf:
+      coords = np.rint(coords / mpp)
       del attributes['unit']
       attributes['level0_mpp'] = mpp
-  _check(path, features, coords)
-  attributes = feature_attributes.unified(attributes)
+    else:
+      raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
+  _check_values(path, features, coords)
+  attributes = unified(attributes)
   if coords is not None:
     coords = coords.astype(np.int32)
-    if 'patch_size_level0' not in attributes:
-      side = feature_attributes.spacing(coords)
-      if side is not None:
-        attributes['patch_size_level0'] = side
-        attributes['patch_size_level0_source'] = 'spacing of coords'
+    if 'patch_size_level0' not in attributes and (side := spacing(coords)):
+      attributes['patch_size_level0'] = side
+      attributes['patch_size_level0_source'] = 'spacing of coords'
   return FeatureFile(path, features.astype(np.float32), coords, attributes)
 
 
 def header(path: Path | str) -> Header:
-  """Returns what a feature file says of itself, reading no features.
+  """Returns what a feature file states about itself, reading no features.
 
   Raises:
     FeatureError: if the file cannot be opened, has no features, or has not one
       coordinate per row.
   """
   path = Path(path)
-  if path.suffix == '.pt':
-    with _torch_errors(path):
-      found = torch_files.describe(path)
-    length, width = _flat_shape(path, 'the tensor', found.shape)
-    half = found.kind == 'HalfStorage'
-    return Header(length, width, {}, 'float16' if half else 'float32')
-  with feature_h5.opened(path) as file:
-    dataset = feature_h5.features(path, file)
-    length, width = dataset.shape[-2:]
-    feature_h5.coords(path, file, length)
-    attributes = feature_attributes.unified(
-      feature_h5.attributes(file, dataset)
-    )
-    return Header(length, width, attributes, dataset.dtype.name)
+  if path.suffix == _PT:
+    with _named_errors(path):
+      tensor = torch_files.describe(path)
+    half = tensor.kind == 'HalfStorage'
+    shape = _length_and_width(path, 'a tensor', tensor.shape)
+    return Header(*shape, {}, 'float16' if half else 'float32')
+  with _opened(path) as file:
+    dataset, _ = _datasets(path, file)
+    attributes = unified(_attributes(file, dataset))
+    return Header(*dataset.shape[-2:], attributes, dataset.dtype.name)
 
 
 @contextlib.contextmanager
-def _torch_errors(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
+  """Makes whatever fails in the block a FeatureError that names the file."""
   try:
+    if not path.exists():
+      raise FeatureError(f'{path}: no such file; extract the slide first.')
     yield
+  except FeatureError:
+    raise
   except torch_files.TorchFileError as error:
     raise FeatureError(str(error)) from error
-  except OSError as error:
+  except Exception as error:  # Damaged files raise errors of many kinds.
+    if fault := files.outside_fault(error):
+      raise FeatureError(f'{path}: {fault}.') from error
     raise FeatureError(
-      f'{path}: cannot be opened ({error.strerror}); extract the slide first.'
+      f'{path}: not a complete HDF5 file ({error}); delete it and extract the '
+      'slide again.'
     ) from error
 
 
-def _flat_shape(
-  path: Path, name: str, shape: tuple[int, ...]
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+  """Opens an HDF5 file without a lock, which network disks often lack."""
+  with _named_errors(path), h5py.File(path, 'r', locking=False) as file:
+    yield file
+
+
+def _length_and_width(
+  path: Path, kind: str, shape: tuple[int, ...]
 ) -> tuple[int, int]:
   """Returns N and D of features [N, D] or [1, N, D]."""
   if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
     return shape[-2], shape[-1]
   raise FeatureError(
-    f'{path}: {name} has shape {list(shape)}; [N, D] or [1, N, D] is needed.'
+    f'{path}: found {kind} {list(shape)}; [N, D] or [1, N, D] is needed.'
   )
 
 
-def _pixels(path: Path, coords: np.ndarray, mpp: Any) -> np.ndarray:
-  """Turns micrometres into level-0 pixels."""
-  if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
-    raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
-  return np.rint(coords / mpp)
+def _datasets(
+  path: Path, file: h5py.File
+) -> tuple[h5py.Dataset, h5py.Dataset | None]:
+  """Returns features and, if any, coordinates, shapes and types checked."""
+  names = [name for name in _NAMES if isinstance(file.get(name), h5py.Dataset)]
+  if not names:
+    raise FeatureError(
+      f'{path}: has neither {" nor ".join(_NAMES)} but '
+      f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
+    )
+  features, coords = file[names[0]], file.get('coords')
+  kind = features.dtype
+  length, _ = _length_and_width(path, str(kind), features.shape or ())
+  if kind not in (np.float16, np.float32):
+    raise FeatureError(
+      f'{path}: {names[0]} are {kind}; float16 or float32 is needed.'
+    )
+  _check_written(path, names[0], features)
+  if coords is not None:
+    if not isinstance(coords, h5py.Dataset) or coords.dtype.kind not in 'iuf':
+      raise FeatureError(f'{path}: coords are not numbers [N, 2].')
+    shape = coords.shape or ()
+    flat = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    _check_coords(path, flat, length)
+    _check_written(path, 'coords', coords)
+  return features, coords
 
 
-def _check(path: Path, features: np.ndarray, coords: np.ndarray | None) -> None:
+def _check_written(path: Path, name: str, dataset: h5py.Dataset) -> None:
+  """Refuses a dataset of which less is stored than its shape announces.
+
+  A writer that was killed leaves rows that HDF5 would read as zeros.
+  """
+  size = math.prod(dataset.shape) * dataset.dtype.itemsize
+  stored = dataset.id.get_storage_size()
+  parts, written = 1, int(bool(stored))
+  if dataset.chunks:
+    pieces = zip(dataset.shape, dataset.chunks, strict=True)
+    parts = math.prod(-(-n // chunk) for n, chunk in pieces)
+    written = dataset.id.get_num_chunks()
+  if size and (written < parts or size > _EXPANSION * stored):
+    raise FeatureError(
+      f'{path}: {name} {list(dataset.shape)} was never written in full '
+      f'({stored} of {size} bytes); delete it and extract the slide again.'
+    )
+
+
+def _check_coords(path: Path, shape: tuple[int, ...], length: int) -> None:
+  if shape != (length, 2):
+    raise FeatureError(
+      f'{path}: coords have shape {list(shape)} for {length} rows of features; '
+      'one (x, y) per row is needed.'
+    )
+
+
+def _check_values(
+  path: Path, features: np.ndarray, coords: np.ndarray | None
+) -> None:
   """Raises FeatureError unless the arrays can be the features of a slide."""
   if features.ndim != 2 or not features.size:
     raise FeatureError(
@@ -213,13 +289,193 @@ def _check(path: Path, features: np.ndarray, coords: np.ndarray | None) -> None:
       f'{path}: NaN or infinity in {len(bad)} of {len(features)} rows, first '
       f'in row {bad[0]}; extract the slide again.'
     )
-  if coords is not None and coords.shape != (len(features), 2):
+  if coords is not None:
+    _check_coords(path, coords.shape, len(features))
+    if not (np.abs(coords) < 2**31).all():
+      raise FeatureError(
+        f'{path}: coords are not all finite and below 2**31; extract the slide '
+        'again.'
+      )
+
+
+def _attributes(file: h5py.File, features: h5py.Dataset) -> dict[str, Any]:
+  """Returns all attributes; those of the file win over the datasets'.
+
+  Bytes become text. `unit` of STAMP's files, which early ones lack, is added:
+  'um' where the tiles' side is in micrometres, else 'unknown'.
+  """
+  owners = [features, file]
+  if 'coords' in file:
+    owners.insert(0, file['coords'])
+  attributes = {}
+  for owner in owners:
+    for name, value in owner.attrs.items():
+      value = value.item() if isinstance(value, np.generic) else value
+      text = isinstance(value, bytes)
+      attributes[name] = value.decode(errors='replace') if text else value
+  if features.name == f'/{_STAMP}' and 'patch_size_level0' not in attributes:
+    known = 'tile_size_um' in attributes
+    attributes.setdefault('unit', 'um' if known else 'unknown')
+  return attributes
+
+
+def unified(attributes: dict[str, Any]) -> dict[str, Any]:
+  """Adds `encoder`, `patch_size`, `mpp` and `patch_size_level0` where implied.
+
+  STAMP calls them extractor, tile_size_px and tile_size_um; what a file states
+  under our names is kept. TRIDENT's magnifications are nominal: no mpp is made
+  of them.
+
+  Args:
+    attributes: as stored, as Python values.
+
+  Returns:
+    All of them, and those that follow from them.
+  """
+
+  def size(name: str) -> float | None:
+    """Returns a positive number, or None if there is none of that name."""
+    value = attributes.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      return None
+    return value if 0 < value < math.inf else None
+
+  side, micrometres = size('tile_size_px'), size('tile_size_um')
+  level0_mpp = size('level0_mpp')
+  implied = {'encoder': attributes.get('extractor'), 'patch_size': side}
+  if side and micrometres:
+    implied['mpp'] = round(micrometres / side, 6)
+  if micrometres and level0_mpp:
+    pixels = micrometres / level0_mpp
+    # Coordinates in float32 made a whole number inexact.
+    whole = abs(pixels - round(pixels)) < 1e-2
+    implied['patch_size_level0'] = round(pixels) if whole else pixels
+  return {name: v for name, v in implied.items() if v is not None} | attributes
+
+
+def spacing(coords: np.ndarray) -> int | None:
+  """Returns the commonest distance between neighbours of a row or column.
+
+  Where a file does not state the tiles' side in level-0 pixels (CLAM), this is
+  it, or less where tiles overlap. Each piece of tissue may have a grid of its
+  own, so only tiles of one row or column are compared.
+
+  Args:
+    coords: upper left corners, int [N, 2].
+
+  Returns:
+    None where no two distances agree.
+  """
+  gaps = []
+  for axis in (0, 1):
+    across, along = coords[:, axis], coords[:, 1 - axis]
+    order = np.lexsort((along, across))
+    same = np.diff(across[order]) == 0
+    gaps.append(np.diff(along[order])[same])
+  gaps = np.concatenate(gaps)
+  values, counts = np.unique(gaps[gaps > 0], return_counts=True)
+  if not len(values) or counts.max() < 2:
+    return None
+  return int(values[counts.argmax()])
+
+
+class Folder:
+  """A folder of feature files, <slide_id>.h5 or, failing that, <slide_id>.pt.
+
+  Slide ids are file names less that last extension: they keep dots and leading
+  zeros.
+  """
+
+  def __init__(self, path: Path | str):
+    """Opens the folder at or below `path`, see `locate`.
+
+    Raises:
+      FeatureError: if there is none, or several.
+    """
+    self.path = locate(Path(path))
+
+  def __contains__(self, slide_id: str) -> bool:
+    return self.file(slide_id).exists()
+
+  def ids(self) -> list[str]:
+    """Returns the ids of all files, sorted."""
+    return sorted({path.stem for path in _feature_files(self.path)})
+
+  def file(self, slide_id: str) -> Path:
+    """Returns where a slide's file is, or would be."""
+    path = self.path / f'{slide_id}{_H5}'
+    other = self.path / f'{slide_id}{_PT}'
+    return other if not path.exists() and other.exists() else path
+
+  def header(self, slide_id: str) -> Header:
+    """See `data.features.header`; the encoder may be the folder's."""
+    return self._with_encoder(header(self.file(slide_id)))
+
+  def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
+    """See `data.features.read`; the encoder may be the folder's."""
+    return self._with_encoder(read(self.file(slide_id), level0_mpp))
+
+  def digest(self, slide_id: str) -> str:
+    """Returns a hash of the file's size, first and last megabyte."""
+    return files.hash_of_edges(self.file(slide_id))
+
+  def _with_encoder(self, file: Any) -> Any:
+    """Adds the encoder that TRIDENT names in the folder alone."""
+    if not self.path.name.startswith(_TRIDENT):
+      return file
+    encoder = {'encoder': self.path.name.removeprefix(_TRIDENT)}
+    return dataclasses.replace(file, attributes=encoder | file.attributes)
+
+
+def locate(path: Path) -> Path:
+  """Returns the folder of feature files at or below a path.
+
+  The path itself, if it holds .h5 or .pt files; else the only folder, at most
+  two levels down, that is called h5_files (CLAM; or pt_files, where it is not
+  beside h5_files) or features_<encoder> (TRIDENT), or whose first file has
+  features (STAMP). The path, again, where there is none: its slides are then
+  reported missing.
+
+  Raises:
+    FeatureError: if there is no such folder, or naming those below it, if they
+      are several.
+  """
+  if not path.is_dir():
+    raise FeatureError(f'{path}: no such folder of features')
+  if any(_feature_files(path)):
+    return path
+  below = sorted(set(_folders_below(path)))
+  if len(below) > 1:
+    names = '\n  '.join(map(str, below))
     raise FeatureError(
-      f'{path}: coords have shape {list(coords.shape)} for {len(features)} '
-      'rows of features; one (x, y) per row is needed.'
+      f'{path}: holds {len(below)} folders of features; give one of them as'
+      f' --features_dir:\n  {names}'
     )
-  if coords is not None and not (np.abs(coords) < 2**31).all():
-    raise FeatureError(
-      f'{path}: coords are not all finite and below 2**31; extract the slide '
-      'again.'
-    )
+  return below[0] if below else path
+
+
+def _folders_below(path: Path) -> Iterator[Path]:
+  for depth in range(1, _DEPTH + 1):
+    for folder in path.glob('/'.join('*' * depth)):
+      hidden = any(p.startswith('.') for p in folder.relative_to(path).parts)
+      first = min(_feature_files(folder), default=None)
+      if hidden or first is None:
+        continue
+      beside_h5 = any(_feature_files(folder.parent / 'h5_files'))
+      if folder.name == 'pt_files' and beside_h5:
+        continue
+      known = folder.name in ('h5_files', 'pt_files')
+      if known or folder.name.startswith(_TRIDENT):
+        yield folder
+      else:
+        with contextlib.suppress(FeatureError):
+          if header(first).width:
+            yield folder
+
+
+def _feature_files(folder: Path) -> Iterator[Path]:
+  """Yields the feature files of a folder, in no order; none of a file."""
+  with contextlib.suppress(OSError):
+    for path in folder.iterdir():
+      if path.suffix in SUFFIXES and not path.name.startswith('.'):
+        yield path

@@ -5,6 +5,7 @@ from concurrent import futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 
 import numpy as np
@@ -59,11 +60,9 @@ class LabelledTiles:
 
   def __post_init__(self):
     n = len(self.id)
-    columns = {'label': self.label, 'group': self.group}
-    if self.xy is not None:
-      columns['xy'] = self.xy
-    for name, column in columns.items():
-      if len(column) != n:
+    for name in ('label', 'group', 'xy'):
+      column = getattr(self, name)
+      if column is not None and len(column) != n:
         raise TileError(f'found {n} tiles and {len(column)} rows of {name}')
     ids, count = np.unique(self.id, return_counts=True)
     if len(ids) < n:
@@ -116,13 +115,10 @@ class LabelledTiles:
     if np.prod(shape, dtype=float) * self.dtype.itemsize > IN_MEMORY:
       return None
     out = np.empty(shape, self.dtype)
-    chunks = [
-      np.arange(i, min(i + _CHUNK, len(self)))
-      for i in range(0, len(self), _CHUNK)
-    ]
+    cuts = range(_CHUNK, len(self), _CHUNK)
+    chunks = np.split(out, cuts), np.split(np.arange(len(self)), cuts)
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      found = pool.map(lambda c: self._fill(out[c[0] : c[-1] + 1], c), chunks)
-      problems = [problem for some in found for problem in some]
+      problems = [*itertools.chain(*pool.map(self._fill, *chunks))]
     if problems:
       raise TileError.listing(problems, 'tiles that cannot be read')
     return out
@@ -181,20 +177,18 @@ def from_arrays(
     xy: places, [n, 2].
 
   Raises:
-    TileError: if the shapes or types are others, or a value is not finite.
+    TileError: if the shapes or types are others.
   """
-  if images.ndim != 4 or images.shape[1] != images.shape[2]:
+  square = images.ndim == 4 and images.shape[1] == images.shape[2]
+  if not square or images.dtype not in (np.uint8, np.float32):
     raise TileError(
-      f'found an array of shape {list(images.shape)}; tiles are [n, S, S, C]'
-    )
-  if images.dtype not in (np.uint8, np.float32):
-    raise TileError(
-      f'found {images.dtype} tiles; uint8 and float32 can be used'
+      f'found {images.dtype} {list(images.shape)}; tiles are uint8 or float32,'
+      ' [n, S, S, C]'
     )
   ids = np.array(
     [f'{i:07d}' for i in range(len(images))] if ids is None else ids
   )
-  tiles = LabelledTiles(
+  return LabelledTiles(
     id=ids.astype(str),
     label=np.asarray(label, np.int32),
     group=np.array(group, str),
@@ -205,15 +199,6 @@ def from_arrays(
     dtype=images.dtype,
     xy=None if xy is None else np.asarray(xy),
   )
-  if len(label) != len(images):
-    raise TileError(f'found {len(images)} images and {len(label)} labels')
-  finite = np.isfinite(images).all((1, 2, 3))
-  if not finite.all():
-    raise TileError.listing(
-      [f'tile {i}: NaN or infinite values' for i in tiles.id[~finite]],
-      'tiles that cannot be used',
-    )
-  return tiles
 
 
 def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
@@ -227,11 +212,10 @@ def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
   """
   first = sets[0]
   for name in ('classes', 'size', 'channels', 'dtype'):
-    found = [getattr(tiles, name) for tiles in sets]
-    if any(f != found[0] for f in found):
+    values = dict.fromkeys(str(getattr(tiles, name)) for tiles in sets)
+    if len(values) > 1:
       raise TileError(
-        f'sets of different {name} cannot be joined: found '
-        + ', '.join(dict.fromkeys(map(str, found)))
+        f'sets of different {name} cannot be joined: found {", ".join(values)}'
       )
   starts = np.cumsum([0] + [len(tiles) for tiles in sets])
 

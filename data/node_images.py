@@ -1,7 +1,6 @@
 """Reads images of lymph nodes with masks of their tumour."""
 
 import collections
-import csv
 import dataclasses
 import pathlib
 import warnings
@@ -9,17 +8,21 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from data import files
+from data.labelled_tiles import TileError
+from data.tile_sources import on_white
+
 MPP = 1.0  # Micrometres per pixel of what `NodeImages.read` returns.
 COLUMNS = ('image_id', 'patient_id', 'part')
 PARTS = ('development', 'test')
 LABELS = ('negative', 'positive')
+_LEAST_SIDE = 40  # Pixels at `MPP` that both sides must have.
 _SUFFIXES = ('.png', '.tif', '.tiff')
 _COLOURS = ('RGB', 'RGBA', 'L', 'P')
 _MASKS = ('1', 'L', 'P', 'I', 'I;16', 'RGB')
-_NAMED = 10  # Faults that an error lists.
 
 
-class ImageError(ValueError):
+class ImageError(TileError):
   """Images that cannot be used; names the file or row and what to do."""
 
 
@@ -55,18 +58,14 @@ class NodeImages:
     Raises:
       ImageError: if a file cannot be decoded.
     """
-    image = _decode(self.image_paths[row], _COLOURS)
-    if image.mode == 'RGBA':  # What is transparent is glass.
-      white = Image.new('RGBA', image.size, 'white')
-      image = Image.alpha_composite(white, image)
-    image = image.convert('RGB')
+    image = on_white(_decode(self.image_paths[row], _COLOURS)).convert('RGB')
     shape = _shape(image.size, self.mpp)
     if shape[::-1] != image.size:
       image = image.resize(shape[::-1], Image.Resampling.BICUBIC)
     path = self.mask_paths[row]
     if path is None:
       return np.asarray(image), np.zeros(shape, bool)
-    return np.asarray(image), _mask(path, shape)
+    return np.asarray(image), _resampled(_decode(path, _MASKS), shape)
 
 
 def load(
@@ -75,7 +74,6 @@ def load(
   images_csv: str | pathlib.Path,
   *,
   mpp: float = MPP,
-  least_side: int = 40,
 ) -> NodeImages:
   """Reads the table of images and checks every image and mask of it.
 
@@ -89,79 +87,67 @@ def load(
     masks_dir: folder of masks.
     images_csv: the table.
     mpp: um per pixel of the files.
-    least_side: pixels at `MPP` that both sides must have.
 
   Raises:
     ImageError: naming all rows and files at fault.
   """
-  rows = _rows(pathlib.Path(images_csv))
+  rows = _rows(images_csv)
   images_dir, masks_dir = pathlib.Path(images_dir), pathlib.Path(masks_dir)
-  faults, positive, image_paths, mask_paths = [], [], [], []
+  faults, checked = [], []
   for row in rows:
     try:
-      found = _check(row, images_dir, masks_dir, mpp, least_side)
+      checked.append(_check(row, images_dir, masks_dir, mpp))
     except ImageError as e:
       faults.append(str(e))
-      continue
-    for column, value in zip(
-      (positive, image_paths, mask_paths), found, strict=True
-    ):
-      column.append(value)
-  _raise(images_csv, faults)
+  if faults:
+    raise ImageError.listing(faults, str(images_csv))
+  positive, image_paths, mask_paths = zip(*checked, strict=True)
   column = lambda name: np.array([row[name] for row in rows])
   images = NodeImages(
     column('image_id'),
     column('patient_id'),
     column('part') == 'test',
     np.array(positive),
-    tuple(image_paths),
-    tuple(mask_paths),
+    image_paths,
+    mask_paths,
     mpp,
   )
-  for part, test in zip(PARTS, (False, True), strict=True):
-    for label, wanted in zip(LABELS, (False, True), strict=True):
-      if not np.any((images.test == test) & (images.positive == wanted)):
-        faults.append(f'the {part} part has no {label} image; both need both')
-  _raise(images_csv, faults)
+  faults = [
+    f'the {part} part has no {label} image; both need both'
+    for test, part in enumerate(PARTS)
+    for positive, label in enumerate(LABELS)
+    if not np.any((images.test == test) & (images.positive == positive))
+  ]
+  if faults:
+    raise ImageError.listing(faults, str(images_csv))
   return images
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   """Returns the rows of the table by id."""
-  try:
-    with path.open(newline='', encoding='utf-8-sig') as f:
-      reader = csv.DictReader(f)
-      rows = [{k: (v or '').strip() for k, v in r.items() if k} for r in reader]
-      columns = reader.fieldnames or []
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise ImageError(f'{path}: cannot be read as CSV: {e}') from e
-  if missing := [c for c in COLUMNS if c not in columns]:
-    raise ImageError(
-      f'{path}: no column {", ".join(missing)}; found {", ".join(columns)};'
-      f' a header {",".join(COLUMNS)} is needed'
-    )
-  faults = [] if rows else ['no rows']
-  for i, row in enumerate(rows, 2):
-    faults += [f'row {i}: empty {c}' for c in COLUMNS if not row[c]]
-    if set(row['image_id']) & set('/\\') or row['image_id'] in ('.', '..'):
-      faults.append(f'row {i}: image_id {row["image_id"]!r} is no file name')
-    if row['part'] and row['part'] not in PARTS:
-      faults.append(
-        f'row {i}: part {row["part"]!r} is not {" or ".join(PARTS)}'
-      )
-    if row.get('label', '') not in ('', *LABELS):
-      faults.append(
-        f'row {i}: label {row["label"]!r} is not {" or ".join(LABELS)}'
-      )
+  faults, rows = [], []
+  parts = collections.defaultdict(set)
+  for line, row in files.read_csv(path, COLUMNS, ImageError):
+    rows.append(row)
+    name, part, label = row['image_id'], row['part'], row.get('label', '')
+    faults += [f'row {line}: empty {c}' for c in COLUMNS if not row[c]]
+    if set(name) & set('/\\') or name in ('.', '..'):
+      faults.append(f'row {line}: image_id {name!r} is no file name')
+    if part in PARTS:
+      parts[row['patient_id']].add(part)
+    elif part:
+      faults.append(f'row {line}: part {part!r} is not {" or ".join(PARTS)}')
+    if label and label not in LABELS:
+      faults.append(f'row {line}: label {label!r} is not {" or ".join(LABELS)}')
+  if not rows:
+    faults.append('no rows')
   count = collections.Counter(row['image_id'] for row in rows)
   faults += [f'image {i}: {k} rows' for i, k in count.items() if k > 1]
-  parts = collections.defaultdict(set)
-  for row in rows:
-    parts[row['patient_id']] |= {row['part']} & set(PARTS)
   faults += [
     f'patient {p} is in both parts' for p, of in parts.items() if len(of) > 1
   ]
-  _raise(path, faults)
+  if faults:
+    raise ImageError.listing(faults, str(path))
   return sorted(rows, key=lambda row: row['image_id'])
 
 
@@ -170,20 +156,19 @@ def _check(
   images_dir: pathlib.Path,
   masks_dir: pathlib.Path,
   mpp: float,
-  least_side: int,
 ) -> tuple[bool, pathlib.Path, pathlib.Path | None]:
   """Returns whether there is tumour, and the files."""
   name, label = row['image_id'], row.get('label', '')
-  image_path = _find(images_dir, name)
+  image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
   if image_path is None:
     raise ImageError(f'{images_dir / name}.png or .tif is missing')
-  size = _decode(image_path, _COLOURS).size
-  if min(_shape(size, mpp)) < least_side:
+  width, height = _decode(image_path, _COLOURS).size
+  shape = _shape((width, height), mpp)
+  if min(shape) < _LEAST_SIDE:
     raise ImageError(
-      f'{image_path}: {size[0]} x {size[1]} pixels of {mpp:g} um hold no window'
-      f' of {least_side} um'
+      f'{image_path}: {width} x {height} pixels of {mpp:g} um hold no window'
+      f' of {_LEAST_SIDE} um'
     )
-  mask_path = _find(masks_dir, name)
   if mask_path is None:
     if label == 'negative':
       return False, image_path, None
@@ -192,24 +177,24 @@ def _check(
       ' label that the image is negative'
     )
   mask = _decode(mask_path, _MASKS)
-  if mask.size != size:
+  if mask.size != (width, height):
     raise ImageError(
       f'{mask_path}: {mask.size[0]} x {mask.size[1]} pixels; its image has'
-      f' {size[0]} x {size[1]}'
+      f' {width} x {height}'
     )
-  positive = bool(_mask(mask_path, _shape(size, mpp)).any())
+  positive = bool(_resampled(mask, shape).any())
   if label and label != LABELS[positive]:
-    held = 'marks tumour' if positive else 'is empty'
-    raise ImageError(f'{mask_path} {held}, but the label is {label}')
+    content = 'marks tumour' if positive else 'is empty'
+    raise ImageError(f'{mask_path} {content}, but the label is {label}')
   return positive, image_path, mask_path
 
 
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  found = [folder / f'{name}{suffix}' for suffix in _SUFFIXES]
-  found = [path for path in found if path.exists()]
-  if len(found) > 1:
-    raise ImageError(f'{found[0]} and {found[1]}: which of them is it?')
-  return found[0] if found else None
+  paths = [folder / f'{name}{suffix}' for suffix in _SUFFIXES]
+  paths = [path for path in paths if path.exists()]
+  if len(paths) > 1:
+    raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
+  return paths[0] if paths else None
 
 
 def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
@@ -234,20 +219,13 @@ def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
   return image
 
 
-def _mask(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
-  mask = np.asarray(_decode(path, _MASKS)) != 0
-  mask = mask.any(2) if mask.ndim == 3 else mask
-  resized = Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST)
-  return np.asarray(resized)
+def _resampled(mask: Image.Image, shape: tuple[int, int]) -> np.ndarray:
+  """Returns where a mask is not 0, to the nearest pixel, bool of a shape."""
+  marked = np.asarray(mask) != 0
+  marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
+  return np.asarray(marked.resize(shape[::-1], Image.Resampling.NEAREST))
 
 
 def _shape(size: tuple[int, int], mpp: float) -> tuple[int, int]:
   """Rows and columns at `MPP` of an image of (width, height) pixels."""
   return round(size[1] * mpp / MPP), round(size[0] * mpp / MPP)
-
-
-def _raise(where: str | pathlib.Path, faults: list[str]) -> None:
-  if faults:
-    more = len(faults) - _NAMED
-    named = faults[:_NAMED] + ([f'and {more} more'] if more > 0 else [])
-    raise ImageError(f'{where}:\n  ' + '\n  '.join(named))

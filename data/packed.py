@@ -4,7 +4,6 @@ Both kinds have the same operations, by slide id: `in`, `ids`, `header`, `read`,
 `digest`.
 """
 
-from collections.abc import Sequence
 import contextlib
 import json
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data.feature_folders import Folder
-from data.features import FeatureError, FeatureFile, Header
+from data.features import FeatureError, FeatureFile, Folder, Header
 
 SPLIT = 'slides'  # The only split of a packed dataset.
+# Of the metadata: what is known of all slides before a bag is read.
+INDEX = {'slide_id', 'length', 'width', 'attributes', 'digest'}
 _MARK = 'dataset_info.json'  # Every TFDS dataset's folder holds it.
 
 
@@ -41,9 +41,7 @@ class Packed:
     self.path = Path(path)
     builder = tfds.builder_from_directory(self.path)
     index = dict(builder.info.metadata or {})
-    if not {'slide_id', 'length', 'width', 'attributes', 'digest'} <= set(
-      index
-    ):
+    if not INDEX <= index.keys():
       raise FeatureError(
         f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack'
       )
@@ -134,22 +132,6 @@ def find(path: Path | str) -> Folder | Packed:
       f'{path}: holds packed datasets; give one, as {below[0].parent}'
     )
   return Folder(path)
-
-
-def index(
-  slides: Sequence[str], headers: Sequence[Header], digests: Sequence[str]
-) -> dict[str, Any]:
-  """Returns what `Packed` wants to know of a dataset before it reads a bag."""
-  return {
-    'slide_id': list(slides),
-    'length': [int(h.length) for h in headers],
-    'width': int(headers[0].width),
-    'attributes': [
-      json.loads(to_json(slide, h.attributes))
-      for slide, h in zip(slides, headers, strict=True)
-    ],
-    'digest': list(digests),
-  }
 
 
 def to_json(owner: Path | str, attributes: dict[str, Any]) -> str:

@@ -1,22 +1,33 @@
-"""Opens whole-slide images and reads pixels at a known physical scale."""
+"""Finds whole-slide images and reads pixels at a known physical scale."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import ctypes
+import hashlib
 import math
 from pathlib import Path
 import threading
+import warnings
 
 import numpy as np
 import openslide
 from openslide import lowlevel
 from PIL import Image
 
-from data.pixel_size import pixel_size
-from data.slide_files import SlideError, list_slides, slide_id
+from data import files
 
-__all__ = ['Slide', 'SlideError', 'list_slides', 'slide_id']
-
+# What OpenSlide 4 opens (https://openslide.org/formats/).
+EXTENSIONS = frozenset(
+  '.bif .czi .dcm .mrxs .ndpi .scn .svs .svslide .tif .tiff .vms .vmu'.split()
+)
+MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
+_SCANNERS = (0.1, 2.0)  # um/px that scanners have; else a warning.
+_POWER = 0.2  # Relative difference of scale and objective that is warned of.
+_ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
 _BLOCK = 4096  # Side, in pixels, of the largest region read at once.
+
+
+class SlideError(Exception):
+  """A slide cannot be used: its name, what was found, and what to do."""
 
 
 class Slide:
@@ -221,3 +232,188 @@ def _blocks(
       math.floor(start * scale),
       min(math.ceil(stop * scale), limit),
     )
+
+
+def slide_id(path: Path | str) -> str:
+  """Returns the file name less its last extension, if that is a slide's.
+
+  'TCGA-3C.01Z.svs' gives 'TCGA-3C.01Z', '007.tiff' gives '007', and a DICOM
+  folder 'case.3' keeps its whole name.
+  """
+  path = Path(path)
+  return path.stem if path.suffix.lower() in EXTENSIONS else path.name
+
+
+def digest(path: Path) -> str:
+  """Returns a hash that tells a slide from others of its name.
+
+  It is of the edges of the file, or of those of all files of a DICOM folder.
+  """
+  parts = [path]
+  if path.is_dir():
+    parts = sorted(p for p in path.iterdir() if p.is_file())
+  edges = ''.join(map(files.hash_of_edges, parts))
+  return hashlib.sha256(edges.encode()).hexdigest()[:16]
+
+
+def list_slides(folder: Path | str) -> list[Path]:
+  """Returns every slide under a folder, sorted by path.
+
+  Files count by extension, in subfolders too; names that start with a dot are
+  ignored. The DICOM files of one series are one slide: it is named by their
+  folder if that lies below `folder` and holds no other slide, and by the first
+  file of the series otherwise.
+
+  Raises:
+    SlideError: if the folder is absent, or two slides have the same id, so that
+      their features would overwrite each other.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise SlideError(f'{folder}: no such folder of slides; check --slides_dir.')
+  slides, dicom, dicom_slides = [], {}, []
+  for path in sorted(folder.rglob('*')):
+    hidden = any(p.startswith('.') for p in path.relative_to(folder).parts)
+    extension = path.suffix.lower()
+    if hidden or extension not in EXTENSIONS or not path.is_file():
+      continue
+    if extension == '.dcm':
+      dicom.setdefault(path.parent, []).append(path)
+    else:
+      slides.append(path)
+  for parent, paths in dicom.items():
+    series = _first_of_each_series(paths)
+    shared = any(slide.parent == parent for slide in slides)
+    alone = parent != folder and len(series) == 1 and not shared
+    dicom_slides += [parent] if alone else series
+  ids = {}
+  for path in sorted(slides + dicom_slides):
+    other = ids.setdefault(slide_id(path), path)
+    if other != path:
+      raise SlideError(
+        f'{path.name}: has the same slide id, {slide_id(path)!r}, as {other}; '
+        'rename one of them.'
+      )
+  return list(ids.values())
+
+
+def _first_of_each_series(paths: list[Path]) -> list[Path]:
+  """Returns the first DICOM file of each series; an unreadable one is kept."""
+  first = {}
+  for path in paths:
+    try:
+      with openslide.OpenSlide(path) as handle:
+        key = handle.properties['openslide.quickhash-1']  # Of the series.
+    except (openslide.OpenSlideError, KeyError):
+      key = path  # Listed, so that whoever opens it reports it.
+    first.setdefault(key, path)
+  return list(first.values())
+
+
+def pixel_size(
+  name: str,
+  properties: Mapping[str, str],
+  default_mpp: float | None,
+  mpp: float | None = None,
+) -> tuple[float, str]:
+  """Returns the level-0 scale, um/px, and where it comes from.
+
+  Tried in turn: `mpp`, OpenSlide's own figure, the TIFF resolution tags, and
+  `default_mpp`. A figure outside `MPP_RANGE` counts as absent: 72 dpi, for
+  instance, is what image editors write who know no scale.
+
+  Args:
+    name: of the slide, for messages.
+    properties: OpenSlide's properties.
+    default_mpp: um/px of a slide that does not state it, or None.
+    mpp: um/px of this slide, whatever it states, or None.
+
+  Raises:
+    SlideError: if no source states a plausible scale.
+  """
+  unit = {'centimeter': 1e4, 'inch': 25400.0}.get(
+    properties.get('tiff.ResolutionUnit'), math.nan
+  )
+  stated = {
+    'mpp_csv': [math.nan if mpp is None else mpp] * 2,
+    'openslide': [_number(properties, f'openslide.mpp-{a}') for a in 'xy'],
+    'tiff': [
+      unit / (_number(properties, f'tiff.{a}Resolution') or math.nan)
+      for a in 'XY'
+    ],
+    'default_mpp': [math.nan if default_mpp is None else default_mpp] * 2,
+  }
+  low, high = _SCANNERS
+  for source, (x, y) in stated.items():
+    if all(MPP_RANGE[0] <= mpp <= MPP_RANGE[1] for mpp in (x, y)):
+      if abs(x - y) > _ANISOTROPY * (x + y) / 2:
+        warnings.warn(
+          f'{name}: {x:g} um/px across but {y:g} um/px down ({source}); the '
+          'mean is used, and tiles are distorted by that much.',
+          stacklevel=4,
+        )
+      mean = (x + y) / 2
+      power = _number(properties, 'openslide.objective-power')
+      doubt = None
+      if not low <= mean <= high:
+        doubt = f'where scanners have {low:g} to {high:g}; is it a mistake?'
+      # An objective of 40x gives 0.25 um/px on all common scanners.
+      elif power > 0 and abs(mean * power / 10 - 1) > _POWER:
+        doubt = (
+          f'but an objective of {power:g}x, which gives about {10 / power:g};'
+          ' the former is used'
+        )
+      if doubt:
+        warnings.warn(
+          f'{name}: {mean:g} um/px ({source}), {doubt}', stacklevel=4
+        )
+      return mean, source
+  figures = ', '.join(
+    f'{source}: {x:g} x {y:g}'
+    for source, (x, y) in stated.items()
+    if not math.isnan(x + y)
+  )
+  raise SlideError(
+    f'{name}: no usable um/px of level 0 (found {figures or "none"}; usable'
+    f' are {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}); pass --default_mpp or'
+    ' --mpp_csv.'
+  )
+
+
+def _number(properties: Mapping[str, str], key: str) -> float:
+  """Returns a property as a number, NaN if it is absent or is not one."""
+  try:
+    return float(properties.get(key, 'nan'))
+  except ValueError:
+    return math.nan
+
+
+def read_mpp_csv(path: Path | str) -> dict[str, float]:
+  """Returns um/px of level 0 by slide id, as a user gives them.
+
+  Args:
+    path: CSV with the columns slide_id and mpp; others are ignored, and so are
+      rows without an mpp. A table of labels may have the column.
+
+  Raises:
+    SlideError: if the file cannot be read, or naming all wrong rows.
+  """
+  scales, faults = {}, []
+  low, high = MPP_RANGE
+  for line, row in files.read_csv(path, ('slide_id', 'mpp'), SlideError):
+    slide, text = row['slide_id'], row['mpp']
+    if not text:
+      continue
+    try:
+      mpp = float(text)
+    except ValueError:
+      mpp = 0.0
+    if not low <= mpp <= high:
+      faults.append(f'row {line}: mpp {text!r}, not {low:g} to {high:g} um/px')
+    elif not slide:
+      faults.append(f'row {line}: empty slide_id')
+    elif scales.setdefault(slide, mpp) != mpp:
+      faults.append(f'row {line}: slide {slide} has another mpp above')
+  if faults:
+    raise SlideError(f'{path}: ' + '; '.join(faults))
+  return scales

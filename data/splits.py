@@ -1,7 +1,6 @@
-"""Cross-validation splits: whole cases, stratified by class, CLAM's files."""
+"""Splits: whole cases in folds, tiles in parts, and CLAM's files of them."""
 
 from collections.abc import Sequence
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -9,12 +8,12 @@ import pathlib
 
 import numpy as np
 
-from data import atomic, dealing
+from data import dealing, files
 from data.dealing import SplitError
-from data.manifest import Manifest
+from data.labelled_tiles import LabelledTiles, TileError
+from data.labels import Manifest
 
 PARTS = ('train', 'val', 'test')
-_SHOWN = 5  # Names listed in an error.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,65 +52,54 @@ def make(
   """
   if k < 3:
     raise SplitError(f'--k={k}: train, val and test parts need at least 3')
+  case, label = manifest.case, manifest.label
   if group is None:
-    place = dealing.cases(manifest, k, seed)
+    fold = dealing.fold_of_cases(case, label, k, seed)
   else:
-    place = dealing.groups(manifest, k, seed, group)
+    fold = dealing.fold_of_groups(case, label, group, k, seed)
   splits = [
     Split(
-      train=(place != i) & (place != (i + 1) % k),
-      val=place == (i + 1) % k,
-      test=place == i,
+      train=(fold != i) & (fold != (i + 1) % k),
+      val=fold == (i + 1) % k,
+      test=fold == i,
     )
     for i in range(k)
   ]
-  if group is not None and (found := faults(manifest, splits)):
+  if lines := faults(manifest, splits):
     raise SplitError(
-      '\n'.join([*found, 'choose another --k, or join groups or classes'])
+      '\n'.join([*lines, 'choose another --k, or join groups or classes'])
     )
-  check(manifest, splits)
   return splits
-
-
-def check(
-  manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
-) -> None:
-  """Asserts what every protocol here relies on.
-
-  Args:
-    manifest: slides.
-    splits: of all folds.
-    names: what errors call the folds; 'fold 0' and so on by default.
-
-  Raises:
-    SplitError: if a case straddles parts of a fold, a part is empty or a class
-      is not trained on; the message names them all.
-  """
-  found = faults(manifest, splits, names)
-  if found:
-    raise SplitError('\n'.join(found))
 
 
 def faults(
   manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
 ) -> list[str]:
-  """Returns all that `check` would raise for, a line each."""
-  found = []
+  """Returns what every protocol here relies on and does not hold, a line each.
+
+  That is: no case straddles parts of a fold, no part is empty, and every class
+  is trained on.
+
+  Args:
+    manifest: slides.
+    splits: of all folds.
+    names: what the lines call the folds; 'fold 0' and so on by default.
+  """
+  lines = []
   names = names or [f'fold {i}' for i in range(len(splits))]
   for name, split in zip(names, splits, strict=True):
     cases = {part: set(manifest.case[getattr(split, part)]) for part in PARTS}
-    found += [f'{name}: its {p} part is empty' for p in PARTS if not cases[p]]
-    for a, b in itertools.combinations(PARTS, 2):
-      both = sorted(cases[a] & cases[b])
-      if both:
-        found.append(
-          f'{name}: case {_some(both)} is in both {a} and {b}:'
-          ' slides of one case belong in one part'
-        )
+    lines += [f'{name}: its {p} part is empty' for p in PARTS if not cases[p]]
+    lines += [
+      f'{name}: case {files.first_of(both)} is in both {a} and {b}:'
+      ' slides of one case belong in one part'
+      for a, b in itertools.combinations(PARTS, 2)
+      if (both := sorted(cases[a] & cases[b]))
+    ]
     lost = sorted(set(manifest.label) - set(manifest.label[split.train]))
     if lost:
-      found.append(f'{name}: no training slide of class {_some(lost)}')
-  return found
+      lines.append(f'{name}: no training slide of class {files.first_of(lost)}')
+  return lines
 
 
 def tested_again(manifest: Manifest, splits: list[Split]) -> list[str]:
@@ -130,15 +118,11 @@ def write(
   """Writes `splits_<i>.csv` with CLAM's columns: index, train, val, test."""
   for i, split in enumerate(splits):
     columns = [manifest.slide[getattr(split, part)] for part in PARTS]
-    path = pathlib.Path(folder) / f'splits_{i}.csv'
-    with (
-      atomic.replacing(path) as part,
-      part.open('w', newline='', encoding='utf-8') as f,
-    ):
-      writer = csv.writer(f)
-      writer.writerow(['', *PARTS])
-      rows = itertools.zip_longest(*columns, fillvalue='')
-      writer.writerows([j, *row] for j, row in enumerate(rows))
+    rows = enumerate(itertools.zip_longest(*columns, fillvalue=''))
+    files.write_rows(
+      pathlib.Path(folder) / f'splits_{i}.csv',
+      [['', *PARTS], *([j, *row] for j, row in rows)],
+    )
 
 
 def fingerprint(manifest: Manifest, splits: list[Split]) -> str:
@@ -155,7 +139,7 @@ def read(
   manifest: Manifest,
   k: int,
   left_out: frozenset[str] = frozenset(),
-) -> list[Split]:
+) -> tuple[list[Split], list[str]]:
   """Reads `splits_<i>.csv` for i below k; slides not named are in no part.
 
   Slides `left_out` of the manifest, by a relabelling, may be named: one folder
@@ -163,37 +147,25 @@ def read(
   shorter columns, are ignored. There pandas writes whole numbers as 12.0: slide
   12, if there is no slide 12.0.
 
-  Raises:
-    SplitError: if a file is missing, lacks a column, names an unknown slide or
-      one slide twice, or fails `check`; all faults at once.
+  Returns:
+    The splits whose files can be read, and all that is wrong, a line each: a
+    file is missing, lacks a column, names an unknown slide or one slide twice,
+    or is at fault by `faults`.
   """
-  splits, found = scan(folder, manifest, k, left_out)
-  if found:
-    raise SplitError('\n'.join(found))
-  return splits
-
-
-def scan(
-  folder: str | pathlib.Path,
-  manifest: Manifest,
-  k: int,
-  left_out: frozenset[str] = frozenset(),
-) -> tuple[list[Split], list[str]]:
-  """Returns the splits whose files can be read, and all faults; see `read`."""
   place = {slide: i for i, slide in enumerate(manifest.slide.tolist())}
   folder = pathlib.Path(folder)
-  splits, found, names = [], [], []
+  splits, lines, names = [], [], []
   for i in range(k):
     path = folder / f'splits_{i}.csv'
     try:
-      columns = _columns(path, k)
+      rows = _rows(path, k)
     except SplitError as e:
-      found.append(str(e))
+      lines.append(str(e))
       continue
     parts = {part: np.zeros(len(place), bool) for part in PARTS}
     seen, unknown = set(), {}
-    for part, slides in columns.items():
-      for slide in slides:
+    for part in PARTS:
+      for slide in filter(None, (row[part] for _, row in rows)):
         whole = slide.removesuffix('.0')
         if slide not in place and (whole in place or whole in left_out):
           slide = whole
@@ -203,41 +175,102 @@ def scan(
           unknown.setdefault(part, []).append(slide)
           continue
         if slide in seen:
-          found.append(f'{path}: slide {slide} is named twice')
+          lines.append(f'{path}: slide {slide} is named twice')
         seen.add(slide)
         parts[part][place[slide]] = True
-    found += [
-      f'{path}: slide {_some(slides)} ({part}) is not among the labelled slides'
+    lines += [
+      f'{path}: slide {files.first_of(slides)} ({part}) is not among the'
+      ' labelled slides'
       for part, slides in unknown.items()
     ]
     splits.append(Split(**parts))
     names.append(str(path))
-  return splits, found + faults(manifest, splits, names)
+  return splits, lines + faults(manifest, splits, names)
 
 
-def _columns(path: pathlib.Path, k: int) -> dict[str, list[str]]:
-  """Returns the slides that a file names, by part."""
-  try:
-    with path.open(newline='', encoding='utf-8-sig') as f:
-      rows = list(csv.DictReader(f))
-  except FileNotFoundError as e:
+def _rows(path: pathlib.Path, k: int) -> list[tuple[int, dict[str, str]]]:
+  if not path.exists():
     stems = (p.stem for p in path.parent.glob('splits_*.csv'))
     there = sum(stem.removeprefix('splits_').isdecimal() for stem in stems)
     advice = f'; there are {there}: --k={there}?' if there else ''
     raise SplitError(
       f'{path}: no such file; --k={k} needs splits_0.csv to splits_{k - 1}.csv'
       + advice
-    ) from e
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise SplitError(f'{path}: cannot be read as CSV: {e}') from e
-  if not rows or any(part not in rows[0] for part in PARTS):
-    raise SplitError(f'{path}: the columns {", ".join(PARTS)} are needed')
-  return {
-    part: [cell for row in rows if (cell := (row[part] or '').strip())]
-    for part in PARTS
-  }
+    )
+  return files.read_csv(path, PARTS, SplitError)
 
 
-def _some(names: list[str]) -> str:
-  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-  return ', '.join(names[:_SHOWN]) + more
+def split_tiles(
+  tiles: LabelledTiles,
+  fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+  *,
+  seed: int,
+  by: str = 'group',
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Splits tiles into parts that hold the same share of every class.
+
+  Groups are dealt as `dealing.part_of_groups` says. Neither the order of tiles
+  nor the names of classes matter, only names and tiles of the groups.
+
+  Args:
+    tiles: to split.
+    fractions: of train, val and test; they sum to 1, and a part of 0 is empty.
+    seed: another seed is another split.
+    by: 'group' keeps a patient's or slide's tiles in one part; 'tile' does not,
+      as in papers whose patches of one slide are trained and tested on.
+
+  Returns:
+    The rows of each part, ascending, which together are all rows once.
+
+  Raises:
+    TileError: if a class has no tile, or fewer groups (tiles, for 'tile') than
+      there are parts, or a tile has no group.
+  """
+  share = np.array(fractions, float)
+  if len(share) != 3 or share.min() < 0 or not np.isclose(share.sum(), 1):
+    raise TileError(
+      f'found the fractions {fractions}; three that sum to 1 are needed'
+    )
+  if by not in ('group', 'tile'):
+    raise TileError(f"found by={by!r}; split by 'group' or by 'tile'")
+  if by == 'group' and (tiles.group == '').any():
+    raise TileError.listing(
+      [
+        f'{i}: its patient or slide is not known'
+        for i in tiles.id[tiles.group == '']
+      ],
+      'tiles cannot be split by group',
+    )
+  names, group = np.unique(
+    tiles.id if by == 'tile' else tiles.group, return_inverse=True
+  )
+  count = np.zeros((len(names), len(tiles.classes)), int)
+  np.add.at(count, (group, tiles.label), 1)
+  used = np.flatnonzero(share)
+  problems = []
+  for c, name in enumerate(tiles.classes):
+    owners = names[count[:, c] > 0]
+    if not len(owners):
+      problems.append(f'class {name}: no tile')
+    elif len(owners) < len(used):
+      problems.append(
+        f'class {name}: tiles of {len(owners)} {by}(s) only '
+        f'({", ".join(owners)}) for {len(used)} parts; get tiles of more'
+      )
+  if problems:
+    raise TileError.listing(problems, 'tiles cannot be split')
+  rng = np.random.default_rng(seed)
+  if by == 'tile':
+    part = dealing.part_of_each(tiles.label[np.argsort(group)], share, rng)
+  else:
+    part = dealing.part_of_groups(count, share, rng)
+  of_tile = part[group]
+  for c, name in enumerate(tiles.classes):
+    for p in np.setdiff1d(used, of_tile[tiles.label == c]):
+      raise TileError(
+        f'the {PARTS[p]} part got no tile of class {name}: its fraction '
+        f'{share[p]:g} is too small for {len(names)} {by}s; enlarge it, or '
+        'get more data'
+      )
+  train, val, test = (np.flatnonzero(of_tile == p) for p in range(3))
+  return train, val, test

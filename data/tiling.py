@@ -1,14 +1,16 @@
 """Places tiles of one physical size on the tissue of a slide."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import math
+import pathlib
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
 from data import outlines
+from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
 from data.tissue import tissue_mask
 
@@ -84,26 +86,24 @@ def tile_grid(
     )
   if regions is not None:
     part = outlines.covered(regions, lattice, grid.size_level0)
-    lattice = lattice[(part > 0) & (part >= min_tissue)]
-    if not len(lattice):
-      raise SlideError(
-        f'{slide.path.name}: no tissue: of its {len(regions)} outlines the '
-        f'fullest tile has {part.max():.0%}, below --min_tissue={min_tissue:g};'
-        ' outlines are in level-0 pixels: look at them over the slide.'
-      )
+    enough = (part > 0) & (part >= min_tissue)
+    source = f'of its {len(regions)} outlines'
+    advice = 'outlines are in level-0 pixels: look at them over the slide'
   elif min_tissue > 0:
     mask_mpp = min(MASK_MPP, grid.size_level0 * slide.mpp / 4)
     mask = tissue_mask(slide.thumbnail(mask_mpp), mask_mpp)
     part = tissue_part(mask, slide, lattice, grid.size_level0)
-    lattice = lattice[part >= min_tissue]
-    if not len(lattice):
-      raise SlideError(
-        f'{slide.path.name}: no tissue: {mask.mean():.1%} of the slide looks '
-        f'like tissue and the fullest tile has {part.max():.0%}, below '
-        f'--min_tissue={min_tissue:g}; look at the slide, and lower '
-        '--min_tissue or leave the slide out.'
-      )
-  return dataclasses.replace(grid, coords=lattice)
+    enough = part >= min_tissue
+    source = f'{mask.mean():.1%} of the slide looks like tissue and'
+    advice = 'look at the slide, and lower --min_tissue or leave the slide out'
+  else:
+    return dataclasses.replace(grid, coords=lattice)
+  if not enough.any():
+    raise SlideError(
+      f'{slide.path.name}: no tissue: {source} the fullest tile has'
+      f' {part.max():.0%}, below --min_tissue={min_tissue:g}; {advice}.'
+    )
+  return dataclasses.replace(grid, coords=lattice[enough])
 
 
 def _empty_grid(slide: Slide, tile_size: int, mpp: float) -> Grid:
@@ -145,6 +145,46 @@ def _lattice(slide: Slide, grid: Grid) -> np.ndarray:
   return np.stack([x.ravel(), y.ravel()], 1).astype(np.int32)
 
 
+def read_regions(
+  folder: pathlib.Path | str, slides: Collection[str]
+) -> dict[str, list[outlines.Ring]]:
+  """Returns what a user outlined as tissue of slides, by slide id.
+
+  Args:
+    folder: holds <slide_id>.geojson (QuPath) or .xml (ASAP), see
+      `outlines.read`; slides without a file are not in the result.
+    slides: ids of all slides.
+
+  Raises:
+    SlideError: naming every file that cannot be used: it is damaged, has no
+      outlines, is of no slide, or is the second of one.
+  """
+  folder, regions, faults = pathlib.Path(folder), {}, []
+  if not folder.is_dir():
+    raise SlideError(f'{folder}: no such folder')
+  for path in sorted(folder.iterdir()):
+    hidden = path.name.startswith('.')  # macOS's own.
+    if hidden or path.suffix.lower() not in outlines.EXTENSIONS:
+      continue
+    if path.stem not in slides:
+      faults.append(f'{path}: there is no slide {path.stem}')
+    elif path.stem in regions:
+      faults.append(f'{path}: a second file of slide {path.stem}')
+    else:
+      try:
+        regions[path.stem] = outlines.read(path)
+      except TileError as e:
+        faults.append(str(e))
+        continue
+      if not regions[path.stem]:
+        faults.append(f'{path}: no outlines; remove the file to find tissue')
+  if not regions and not faults:
+    faults.append(f'{folder}: no {", ".join(outlines.EXTENSIONS)} of slides')
+  if faults:
+    raise SlideError('\n'.join(faults))
+  return regions
+
+
 def tissue_part(
   mask: np.ndarray, slide: Slide, coords: np.ndarray, size_level0: int
 ) -> np.ndarray:
@@ -168,12 +208,6 @@ def tissue_part(
 
   area = up_to(x1, y1) - up_to(x0, y1) - up_to(x1, y0) + up_to(x0, y0)
   return area / (size_level0**2 * scale.prod())
-
-
-def read_tile(slide: Slide, grid: Grid, i: int) -> np.ndarray:
-  """Returns tile `i` of the grid, uint8 [tile_size, tile_size, 3]."""
-  out = np.empty((grid.tile_size, grid.tile_size, 4), np.uint8)
-  return read_tile_bgrx(slide, grid, i, out)[..., 2::-1]
 
 
 def read_tile_bgrx(

@@ -1,4 +1,4 @@
-"""Tells stained tissue from glass and pen ink on an overview of a slide."""
+"""Tells stained tissue from glass and pen ink."""
 
 import numpy as np
 from scipy import ndimage
@@ -9,6 +9,10 @@ _SATURATION = (0.06, 0.14)
 _SPECK_UM2 = 5e3  # Smaller pieces are dust.
 _HOLE_UM2 = 1e4  # Smaller holes are part of the tissue around them.
 _INK_HALO_UM = 24.0  # Ink fades over about this distance.
+_LIGHTEST = 99  # Percentile of each channel that is the glass, if it is bright.
+_BRIGHT = 200
+_SMOOTH_UM = 9.0  # Gaps between cells are narrower, fat cells are wider.
+_CLEAR = 0.9  # Transmission of every colour from which nothing is stained.
 
 
 def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
@@ -28,9 +32,8 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
     mpp: its um/px.
   """
   smooth = ndimage.uniform_filter(image, (3, 3, 1))
-  # The 99th percentile of each channel is the glass, if it is bright at all.
-  glass = np.maximum(np.percentile(smooth.reshape(-1, 3), 99, axis=0), 200)
-  light = np.arange(256, dtype=np.float32)[:, None] / glass.astype(np.float32)
+  colour = _glass_colour(smooth).astype(np.float32)
+  light = np.arange(256, dtype=np.float32)[:, None] / colour
   red, green, blue = (
     np.minimum(light[:, c], 1)[smooth[..., c]] for c in range(3)
   )
@@ -45,6 +48,29 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
   mask = (saturation > threshold) & ~ink
   mask = ~_without_small(~mask, _HOLE_UM2 / mpp**2) & ~ink
   return _without_small(mask, _SPECK_UM2 / mpp**2)
+
+
+def glass(image: np.ndarray, mpp: float) -> np.ndarray:
+  """Returns True where light passes unhindered, bool [H, W].
+
+  Glass lets 0.9 or more of every colour pass, in the mean over 9 um. Fat cells
+  do, too. `tissue_mask` is for overviews, where it can take whole slides into
+  account; in a small image of tissue, its threshold and its rule for ink lie
+  inside of tissue.
+
+  Args:
+    image: uint8 [H, W, 3].
+    mpp: its um per pixel.
+  """
+  side = max(1, round(_SMOOTH_UM / mpp))
+  smooth = ndimage.uniform_filter(image, (side, side, 1))
+  return (smooth >= _CLEAR * _glass_colour(smooth)).all(-1)
+
+
+def _glass_colour(smooth: np.ndarray) -> np.ndarray:
+  """Returns the glass's level in each channel of a smoothed image, [3]."""
+  light = np.percentile(smooth.reshape(-1, 3), _LIGHTEST, axis=0)
+  return np.maximum(light, _BRIGHT)
 
 
 def _ink(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import zipfile
 
 import numpy as np
 
-from data import reading
+from data import files
 
 _LARGEST_PICKLE = 2**16  # Bytes; a tensor's takes about 200.
 _DTYPES = {
@@ -120,7 +120,7 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, str]]:
   except FileNotFoundError:
     raise
   except Exception as error:  # Damaged archives raise errors of many kinds.
-    if fault := reading.outer_fault(error):
+    if fault := files.outside_fault(error):
       raise TorchFileError(f'{path}: {fault}.') from error
     said = str(error) or type(error).__name__
     raise TorchFileError(

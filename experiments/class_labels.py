@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from data import manifest as manifests
-from data.manifest import Manifest
+from data import labels as label_files
+from data.labels import Manifest
 
 # The paper's class ids; its slide names end in them.
 PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
@@ -53,8 +53,8 @@ def relabelled(table: Manifest, mapping: dict[str, str] | None) -> Manifest:
     return table
   names = {str(c): name for c, name in enumerate(PAPER_CLASSES)}
   if set(table.label) <= set(names) and set(mapping) <= set(PAPER_CLASSES):
-    table = manifests.relabel(table, {c: names[c] for c in set(table.label)})
-  return manifests.relabel(table, mapping)
+    table = label_files.relabel(table, {c: names[c] for c in set(table.label)})
+  return label_files.relabel(table, mapping)
 
 
 def ordered(labels: np.ndarray) -> tuple[str, ...]:

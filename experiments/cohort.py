@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from data import manifest as manifests, packed, slides
+from data import labels as label_files, packed, slides
 from data.features import FeatureError, FeatureFile
-from data.manifest import Manifest
+from data.labels import Manifest
 from experiments import class_labels
 from experiments.preflight import features as preflight
 from experiments.preflight.findings import Findings, some
@@ -80,7 +80,7 @@ class Cohort:
     table = self.manifest
     columns = (table.case, table.slide, table.label, self.length)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [[*manifests.COLUMNS, 'instances'], *map(list, rows)]
+    return [[*label_files.COLUMNS, 'instances'], *map(list, rows)]
 
   def fingerprint(self) -> dict[str, str]:
     """Hashes of what a result depends on: labels and feature files."""
@@ -167,15 +167,15 @@ def join(
   findings = Findings()
   nothing = Joined(None, None, frozenset(), findings)
   try:
-    table, faults = manifests.scan(csv_path)
-  except manifests.ManifestError as e:
+    table, faults = label_files.scan(csv_path)
+  except label_files.ManifestError as e:
     findings.problems.append(str(e))
     return nothing
   findings.problems += [f'{csv_path}: {fault}' for fault in faults]
   listed = frozenset(table.slide.tolist())
   try:
     table = class_labels.relabelled(table, mapping)
-  except manifests.ManifestError as e:
+  except label_files.ManifestError as e:
     findings.problems.append(str(e))
   left_out = listed - frozenset(table.slide.tolist())
   if shuffle_seed is not None and len(table.slide):

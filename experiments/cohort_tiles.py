@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data import slide_files, slides, tile_stream, tiling
+from data import pipeline, slides, tiling
 from data.outlines import Ring
 
 _CALIBRATION_TILES = 128
@@ -76,7 +76,7 @@ class TileSpec:
     wanted = {**encoder, **self.attributes(), **self._scale(file.stem, found)}
     wanted |= {'regions': None, **self.outlined(file.stem)}
     made_of = found.get('slide_sha256')  # Older files do not say.
-    if made_of is not None and made_of != slide_files.digest(path):
+    if made_of is not None and made_of != slides.digest(path):
       return [f'{file}: was made of another slide of this name than {path}']
     return [
       f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
@@ -119,7 +119,7 @@ class TileSpec:
     self, slide: slides.Slide, grid: tiling.Grid, batch: int
   ) -> Iterator[np.ndarray]:
     """Yields normalised tiles [n, S, S, 3] in order, n <= batch, read ahead."""
-    for tiles, weight in tile_stream.batches(
+    for tiles, weight in pipeline.slide_batches(
       slide,
       grid,
       batch=batch,

@@ -7,7 +7,7 @@ import numpy as np
 
 from data import (
   features as feature_files,
-  manifest as manifests,
+  labels as label_files,
   slides,
   splits as split_files,
 )
@@ -119,7 +119,7 @@ ERRORS = (
   class_labels.LabelError,
   cohorts.CohortError,
   feature_files.FeatureError,
-  manifests.ManifestError,
+  label_files.ManifestError,
   slides.SlideError,
   split_files.SplitError,
 )
@@ -168,7 +168,7 @@ def folds(found: Joined) -> list[Split]:
   """Reads or makes the folds; problems join those that were found."""
   try:
     group = groups(found.table)
-  except manifests.ManifestError as e:
+  except label_files.ManifestError as e:
     found.findings.problems.append(str(e))
     return []
   return patients.folds(
@@ -182,7 +182,7 @@ def folds(found: Joined) -> list[Split]:
   )
 
 
-def groups(table: manifests.Manifest) -> np.ndarray | None:
+def groups(table: label_files.Manifest) -> np.ndarray | None:
   """Returns the group of each slide by --group_col, str [n]; None without it.
 
   Raises:
@@ -195,7 +195,7 @@ def groups(table: manifests.Manifest) -> np.ndarray | None:
       '--group_col is of a column of --csv_path, and makes splits: it goes'
       ' without --split_dir'
     )
-  return manifests.column(CSV_PATH.value, GROUP_COL.value, table)
+  return label_files.column(CSV_PATH.value, GROUP_COL.value, table)
 
 
 def tell_groups(folder: pathlib.Path, cohort: Cohort) -> None:

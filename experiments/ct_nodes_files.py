@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import json
 import pathlib
 
-from data import tile_splits
+from data import splits
 from experiments import ct_nodes_table, files
 from experiments.ct_nodes_parts import Parts
 from experiments.ct_nodes_table import Said
@@ -18,7 +18,7 @@ def write_predictions(
   header = ['patient_id', 'slice_id', 'image_path', 'z_mm', 'split', 'label']
   positive = tiles.classes[1]
   lines = [header + [f'prob_{positive}_{one.name}' for one in said]]
-  for part in tile_splits.PARTS:
+  for part in splits.PARTS:
     for i in parts.rows[part]:
       source = parts.source[i]
       lines.append(

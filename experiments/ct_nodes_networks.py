@@ -156,12 +156,12 @@ def cams(
   name: str, said: Said, trained: Trained, parts: Parts, rows: np.ndarray
 ) -> np.ndarray:
   """Grad-CAM of slices for the class the network says, [k, s, s] in [0, 1]."""
-  from data import tile_pipeline  # TensorFlow takes seconds to import.
+  from data import pipeline  # TensorFlow takes seconds to import.
 
   look = jax.jit(functools.partial(saliency.grad_cam, trained.model))
   found = []
   target = said.prob[rows].argmax(1).astype(np.int32)
-  for batch in tile_pipeline.ordered_batches(
+  for batch in pipeline.tile_batches(
     parts.every(NETWORKS[name].channels).take(rows),
     batch=_CAM_BATCH,
     mean=trained.recipe.mean,

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from data import labelled_tiles, tile_splits
+from data import labelled_tiles, splits
 from data.ct import nodes, resample
 from data.labelled_tiles import LabelledTiles
 from experiments.ct_nodes_slices import LARGEST, Slices
@@ -23,7 +23,7 @@ class Parts:
   inside: np.ndarray  # [n, S, S] bool, the node
   slices: Slices  # that they were taken from
   source: np.ndarray  # [n] int, place in `slices`
-  rows: dict[str, np.ndarray]  # places in `tiles`, by `tile_splits.PARTS`
+  rows: dict[str, np.ndarray]  # places in `tiles`, by `splits.PARTS`
   side: int  # S, in isotropic voxels
   # {class: {one of FATES or LARGER: number}}
   fates: dict[str, dict[str, int]]
@@ -78,7 +78,7 @@ def make(
     read=lambda i: slices.middle(i, int(slices.side[i]))[0],
     size=0,  # Of many sizes yet.
   )
-  split = tile_splits.split(
+  split = splits.split_tiles(
     whole, FRACTIONS, seed=seed, by={'patient': 'group', 'slice': 'tile'}[by]
   )
   if box_mm is None:
@@ -105,7 +105,7 @@ def make(
   )
   rows = {
     part: place[found][place[found] >= 0]
-    for part, found in zip(tile_splits.PARTS, split, strict=True)
+    for part, found in zip(splits.PARTS, split, strict=True)
   }
   for part, found in rows.items():
     for c in set(range(len(classes))) - set(tiles.label[found].tolist()):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import features, slide_files, slides, tiling
+from data import features, slides, tiling
 from experiments import bars
 from experiments.cohort_tiles import TileSpec
 from experiments.weights import Encoder
@@ -189,7 +189,7 @@ def _geometry(slide: slides.Slide, grid: tiling.Grid) -> dict[str, Any]:
     'level0_mpp_source': slide.mpp_source,
     'level0_width': slide.width,
     'level0_height': slide.height,
-    'slide_sha256': slide_files.digest(slide.path),
+    'slide_sha256': slides.digest(slide.path),
   }
 
 

@@ -17,7 +17,7 @@ import sys
 
 from absl import app, flags, logging
 
-from data import slide_regions, slides
+from data import slides, tiling
 from experiments import (
   cohort_tiles,
   encoding,
@@ -126,7 +126,7 @@ def _extract() -> list[encoding.Failure]:
     min_tissue=_MIN_TISSUE.value,
     default_mpp=scale_flags.DEFAULT_MPP.value,
     mpp_of=scale_flags.of(paths),
-    regions=slide_regions.read(regions, ids) if regions else {},
+    regions=tiling.read_regions(regions, ids) if regions else {},
     threads=_THREADS.value,
     augment_seed=_SEED.value if _AUGMENT.value else None,
   )

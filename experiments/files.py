@@ -1,7 +1,6 @@
 """Writes texts, tables and arrays, each there in full or not at all."""
 
-from collections.abc import Iterable, Mapping, Sequence
-import csv
+from collections.abc import Mapping
 import pathlib
 from typing import Any
 
@@ -9,21 +8,13 @@ import h5py
 import numpy as np
 
 from data import atomic
+from data.files import write_rows as write_rows
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a text in UTF-8."""
   with atomic.replacing(path) as part:
     part.write_text(text, encoding='utf-8')
-
-
-def write_rows(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
-  """Writes the rows of a CSV file in UTF-8, its header first."""
-  with (
-    atomic.replacing(path) as part,
-    part.open('w', newline='', encoding='utf-8') as f,
-  ):
-    csv.writer(f).writerows(rows)
 
 
 def write_h5(

@@ -17,7 +17,7 @@ import functools
 
 from absl import app, flags
 
-from data import tile_splits
+from data import splits
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments import (
   hard_negatives_data as materials,
@@ -128,7 +128,7 @@ def _run() -> None:
   if CHECK.value:
     preflight.check(
       {'annotated': material.annotated, 'pool': material.pool},
-      lambda: tile_splits.split(
+      lambda: splits.split_tiles(
         material.annotated, fractions, seed=start.SEED.value
       ),
       lambda: leaking or _refuse_few(material.pool, numbers),

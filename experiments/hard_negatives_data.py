@@ -9,7 +9,6 @@ import numpy as np
 from data import (
   atomic,
   labelled_tiles,
-  pool_tiles,
   tile_sources,
 )
 from data.labelled_tiles import LabelledTiles, TileError
@@ -100,7 +99,8 @@ def from_folders(
   Args:
     tiles_dir: else holds a folder for each of two classes; the patient or slide
       of a tile precedes the first underscore of its name.
-    pool_dir: tiles of patients without a positive; see `pool_tiles`.
+    pool_dir: tiles of patients without a positive; see
+      `tile_sources.from_pool`.
     positive: name of the positive class; by default the last.
 
   Raises:
@@ -113,7 +113,7 @@ def from_folders(
   annotated = labelled_tiles.binary(annotated, positive)
   pool = _prepared(pool_dir)
   if pool is None:
-    pool = pool_tiles.from_files(pool_dir, annotated.classes)
+    pool = tile_sources.from_pool(pool_dir, annotated.classes)
   elif pool.classes != annotated.classes:
     raise TileError(
       f'{pool_dir} has the classes {", ".join(pool.classes)}, {tiles_dir}'

@@ -9,7 +9,7 @@ from sklearn import manifold
 
 from data import atomic
 from data.labelled_tiles import LabelledTiles
-from data.tile_pipeline import ordered_batches
+from data.pipeline import tile_batches
 from experiments.hard_negatives_runs import Study
 from experiments.hard_negatives_settings import POSITIVE, Setting
 from experiments.patch_training import Trained
@@ -168,7 +168,7 @@ def _grad_cam(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
 
 def _inputs(tiles: LabelledTiles, recipe: PatchRecipe) -> np.ndarray:
   """Returns what a network is given of tiles, [n, S, S, C]."""
-  batch = ordered_batches(
+  batch = tile_batches(
     tiles,
     batch=len(tiles),
     input_size=recipe.input_size,

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from data import labelled_tiles, tile_splits
+from data import labelled_tiles, splits
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments import hard_negatives_files
 from experiments.hard_negatives_files import Model
@@ -82,7 +82,7 @@ class Study:
         ' test part: leave them out'
       )
     self._split = functools.partial(
-      tile_splits.split, fractions=fractions, seed=seed
+      splits.split_tiles, fractions=fractions, seed=seed
     )
     self._annotated, self.pool = annotated, pool
     parts = self._split(annotated)

@@ -15,7 +15,7 @@ import time
 
 from absl import app, flags, logging
 
-from data import features as feature_files, manifest as manifests, packed
+from data import features as feature_files, labels as label_files, packed
 from data.slide_bags import slide_bags_dataset_builder as slide_bags
 
 _FEATURES_DIR = flags.DEFINE_string(
@@ -51,7 +51,7 @@ def main(argv):
     _pack()
   except (
     feature_files.FeatureError,
-    manifests.ManifestError,
+    label_files.ManifestError,
     OSError,
   ) as error:
     sys.exit(f'error: {error}')

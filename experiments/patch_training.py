@@ -206,12 +206,12 @@ def _fit(
   shown: progress.Progress,
 ) -> tuple[Variables, int]:
   """Returns the variables that validation chose, and the epoch they are of."""
-  from data import tile_pipeline  # TensorFlow takes seconds to import.
+  from data import pipeline  # TensorFlow takes seconds to import.
 
   def batches(epoch):
     shown.advance(epoch, 0)
     for step, batch in enumerate(
-      tile_pipeline.batches(
+      pipeline.tile_batches(
         train,
         batch=recipe.batch,
         epoch=epoch,
@@ -277,10 +277,10 @@ def _task(
 
 
 def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
-  from data import tile_pipeline
+  from data import pipeline
 
   per_device = encoder.default_batch() // parallel.num_local_devices()
-  for batch in tile_pipeline.ordered_batches(
+  for batch in pipeline.tile_batches(
     tiles,
     batch=per_device * parallel.num_devices(),
     input_size=recipe.input_size,

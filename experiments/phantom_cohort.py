@@ -7,7 +7,7 @@ from typing import Any
 
 import tqdm
 
-from data import manifest as manifests, phantom, slides
+from data import labels as label_files, phantom, slides
 from experiments import bars
 from kmil_jax import parallel
 
@@ -20,10 +20,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _SLIDE_CODE = ('data/phantom/*.py',)
 _FEATURE_CODE = (
   'data/features.py',
-  'data/pixel_size.py',
-  'data/slide_files.py',
   'data/slides.py',
-  'data/tile_stream.py',
+  'data/pipeline.py',
   'data/tiling.py',
   'data/tissue.py',
   'experiments/cohort_tiles.py',
@@ -101,7 +99,7 @@ def _make(
       print(f'rendering a phantom cohort in {root}', flush=True)
     with bars.bar(unit='slide', desc=name, delay=_PATIENCE) as bar:
       phantom.make(root, progress=functools.partial(_show, bar), **options)
-    ids = manifests.read(root / 'labels.csv').slide
+    ids = label_files.read(root / 'labels.csv').slide
     if not all((features_dir / f'{i}.h5').exists() for i in ids):
       _encode(root / 'slides', features_dir, cache_dir, encoder_dir)
   parallel.wait_for_all(name)

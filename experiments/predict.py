@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from data.features import FeatureError
-from data.slide_files import SlideError
+from data.slides import SlideError
 from experiments import provenance, scale_flags, start
 from experiments.prediction import bags, loop, outputs, predictor, run_flags
 from experiments.prediction.card import PredictionError

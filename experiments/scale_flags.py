@@ -5,7 +5,7 @@ import pathlib
 
 from absl import flags
 
-from data import slide_scales, slides
+from data import slides
 from experiments.preflight.findings import some
 
 DEFAULT_MPP = flags.DEFINE_float(
@@ -34,7 +34,7 @@ def of(paths: Sequence[pathlib.Path]) -> dict[str, float]:
   """
   if not MPP_CSV.value:
     return {}
-  found = slide_scales.read(MPP_CSV.value)
+  found = slides.read_mpp_csv(MPP_CSV.value)
   absent = sorted(found.keys() - {slides.slide_id(path) for path in paths})
   if absent:
     print(f'warning: {MPP_CSV.value}: no slide files of {some(absent)}')

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from data import labelled_tiles, tile_splits
-from data.glass import glass
+from data import labelled_tiles, splits
 from data.labelled_tiles import LabelledTiles, TileError
 from data.node_images import MPP, NodeImages
+from data.tissue import glass
 from kmil_jax import heatmap
 from kmil_jax.heatmap import WINDOW
 
@@ -183,7 +183,7 @@ def split(
   Raises:
     TileError: if a class is of one patient.
   """
-  train, val, _ = tile_splits.split(
+  train, val, _ = splits.split_tiles(
     patches,
     (0.7, 0.3, 0.0),
     seed=seed,

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from data import labelled_tiles, tile_sources, tile_splits
+from data import labelled_tiles, splits, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments import (
   files,
@@ -88,7 +88,7 @@ def parts(tiles: LabelledTiles, seed: int) -> list[LabelledTiles]:
   Raises:
     TileError: if a class has too few patients.
   """
-  split = tile_splits.split(tiles, _FRACTIONS, seed=seed)
+  split = splits.split_tiles(tiles, _FRACTIONS, seed=seed)
   return [tiles.take(rows) for rows in split]
 
 

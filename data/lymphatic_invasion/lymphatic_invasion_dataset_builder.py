@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from data.dataset_tiles import TileBuilder
 from data.labelled_tiles import TileError
-from data.tile_images import check_sizes, decode
+from data.tile_sources import check_sizes, decode
 
-SIZE = 512
-CLASSES = ('negative', 'positive')
 _REST = r'_(?P<patient>[^_]+)_(?P<slide>[^_.]+)(_.*)?'
 # What a file's name says, by configuration; the weak have one label.
 _NAMES = {
@@ -25,11 +24,12 @@ _EXPECTED = {
 }
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(TileBuilder):
   """One example per tile of 512 x 512 px; see README.md."""
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar[dict[str, str]] = {'1.0.0': 'First version.'}
+  SIZE = 512
+  CLASSES = ('negative', 'positive')
+  FURTHER: ClassVar[dict[str, Any]] = {'slide': tfds.features.Text()}
   BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
     tfds.core.BuilderConfig(
       name='hard', description='Labelled regions of slides with invasion.'
@@ -46,29 +46,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     weak/<patient>_<slide>_<anything>.jpg
   """
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    """See base class."""
-    hard = self.builder_config.name == 'hard'
-    return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(
-        {
-          'id': tfds.features.Text(),
-          'image': tfds.features.Image(
-            shape=(SIZE, SIZE, 3), encoding_format='png' if hard else 'jpeg'
-          ),
-          'label': tfds.features.ClassLabel(names=list(CLASSES)),
-          'patient': tfds.features.Text(),
-          'slide': tfds.features.Text(),
-        }
-      ),
-      supervised_keys=('image', 'label'),
-    )
-
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Iterator]:
-    """See base class; parts are drawn later, by patient or slide."""
-    return {'train': self._generate_examples(dl_manager.manual_dir)}
+  def _encoding(self) -> str:
+    return 'png' if self.builder_config.name == 'hard' else 'jpeg'
 
   def _generate_examples(self, root: Any) -> Iterator[tuple[str, dict]]:
     """See base class.
@@ -88,35 +67,37 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       raise TileError(
         f'{folder}: no file in it; {_EXPECTED[kind]} are expected there'
       )
-    said = [_NAMES[kind].fullmatch(p.name) for p in paths]
+    matches = {path: _NAMES[kind].fullmatch(path.name) for path in paths}
     problems = [
       f'{path}: {_EXPECTED[kind]} is expected; rename it or take it away'
-      for path, match in zip(paths, said, strict=True)
+      for path, match in matches.items()
       if match is None
     ]
-    kept = [p for p, match in zip(paths, said, strict=True) if match]
-    names = [str(p) for p in kept]
-    files = [functools.partial(p.open, 'rb') for p in kept]
-    side, channels, cut, faults = check_sizes(names, files)
-    problems += faults + [f'{names[i]}: smaller than the others' for i in cut]
-    if kept and not problems and (side, channels) != (SIZE, 3):
+    kept = {str(path): path for path, match in matches.items() if match}
+    images = {
+      name: functools.partial(path.open, 'rb') for name, path in kept.items()
+    }
+    side, channels, cut, faults = check_sizes(images)
+    problems += faults
+    problems += [f'{name}: smaller than the others' for name in cut]
+    if kept and not problems and (side, channels) != (self.SIZE, 3):
       problems.append(
-        f'tiles of {side} px with {channels} channel(s); {SIZE} px RGB is '
+        f'tiles of {side} px with {channels} channel(s); {self.SIZE} px RGB is '
         'expected'
       )
     if problems:
       raise TileError.listing(problems, str(folder))
-    for path, name, file, match in zip(
-      kept, names, files, filter(None, said), strict=True
-    ):
-      decode(name, file, 3)  # In full: a dataset of broken files is none.
-      key = path.relative_to(folder).as_posix()
+    for name, path in kept.items():
+      decode(
+        name, images[name], 3
+      )  # In full: a dataset of broken files is none.
+      key, match = path.relative_to(folder).as_posix(), matches[path]
       yield (
         key,
         {
           'id': key,
-          'image': str(path),
-          'label': CLASSES[match['label'] == 'pos'],
+          'image': name,
+          'label': self.CLASSES[match['label'] == 'pos'],
           'patient': match['patient'],
           'slide': f'{match["patient"]}_{match["slide"]}',
         },

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 import dataclasses
 import functools
+import json
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import features as feature_files, manifest as manifests, packed
-from data.manifest import Manifest
+from data import features as feature_files, labels as label_files, packed
+from data.labels import Manifest
 
 _KEYS = 2**128  # TFDS sorts by keys below this.
 
@@ -19,7 +20,7 @@ class SlideBagsConfig(tfds.core.BuilderConfig):
   """Which cohort to pack; `name` is the dataset's folder.
 
   Attributes:
-    csv_path: labels, see `data.manifest.read`.
+    csv_path: labels, see `data.labels.read`.
     features_dir: holds <slide_id>.h5 of every slide in the table.
   """
 
@@ -55,11 +56,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     Raises:
       data.features.FeatureError: naming every slide whose file is missing,
         unreadable or of another width than the others.
-      data.manifest.ManifestError: if the table cannot be used.
+      data.labels.ManifestError: if the table cannot be used.
       ValueError: without a `SlideBagsConfig`.
     """
     cohort = self._cohort
     table, headers = cohort.table, cohort.headers
+    slides = table.slide.tolist()
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(
         {
@@ -80,11 +82,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
       ),
       metadata=tfds.core.MetadataDict(
-        packed.index(
-          table.slide.tolist(),
-          headers,
-          [cohort.folder.digest(s) for s in table.slide],
-        )
+        slide_id=slides,
+        length=[int(h.length) for h in headers],
+        width=int(headers[0].width),
+        attributes=[
+          json.loads(packed.to_json(slide, h.attributes))
+          for slide, h in zip(slides, headers, strict=True)
+        ],
+        digest=[cohort.folder.digest(slide) for slide in slides],
       ),
       disable_shuffling=True,
     )
@@ -126,13 +131,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         f'slide_bags: found the config {config!r}; pass a SlideBagsConfig to '
         'pack a cohort, or read a packed one with tfds.builder_from_directory'
       )
-    table = manifests.read(config.csv_path)
+    table = label_files.read(config.csv_path)
     folder = packed.Folder(config.features_dir)
-    headers, dtypes, faults = [], [], []
+    headers, faults = [], []
     for slide in table.slide:
       try:
         headers.append(folder.header(slide))
-        dtypes.append(headers[-1].dtype)
       except feature_files.FeatureError as e:
         faults.append(str(e))
     widths = [h.width for h in headers]
@@ -143,4 +147,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       )
     if faults:
       raise feature_files.FeatureError('\n'.join(faults))
-    return _Cohort(table, folder, headers, np.result_type(*dtypes))
+    return _Cohort(
+      table, folder, headers, np.result_type(*(h.dtype for h in headers))
+    )

@@ -61,7 +61,7 @@ def open_folders(root: pathlib.Path) -> Cohort:
 
 
 def _folder(root: pathlib.Path) -> LabelledTiles:
-  tiles = tile_sources.from_folders(root, group=_slide)
+  tiles = tile_sources.from_folders(root, _slide)
   names = [_NAMES.get(name.lower()) for name in tiles.classes]
   if sorted(filter(None, names)) != ['normal', 'tumor'] or None in names:
     raise TileError(

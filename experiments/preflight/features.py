@@ -8,7 +8,7 @@ import pathlib
 import re
 from typing import Any
 
-from data import packed, slide_files
+from data import packed, slides
 from data.features import FeatureError, Header
 from experiments import bars
 from experiments.preflight.findings import Findings, some
@@ -145,7 +145,7 @@ def _reasons(folder: pathlib.Path, missing: Sequence[str]) -> str:
 
 def _look(slide: str) -> str:
   """What ids have in common that a spreadsheet or a tool took apart."""
-  look = slide_files.slide_id(slide.casefold())
+  look = slides.slide_id(slide.casefold())
   return look.removesuffix('.h5').removesuffix('.0').lstrip('0')
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import splits as split_files
-from data.manifest import Manifest
+from data.labels import Manifest
 from data.splits import Split, SplitError
 from experiments.preflight.findings import Findings, some
 
@@ -37,7 +37,7 @@ def folds(
   if not len(table.slide):
     return []  # Why its rows cannot be used was said.
   if split_dir:
-    made, faults = split_files.scan(split_dir, table, k, left_out)
+    made, faults = split_files.read(split_dir, table, k, left_out)
     findings.problems += faults
   else:
     try:

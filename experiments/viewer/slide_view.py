@@ -12,7 +12,7 @@ import openslide
 from openslide import deepzoom
 from PIL import Image
 
-from data import pixel_size
+from data import slides
 from data.slides import SlideError
 from experiments.slide_maps import layers, painting, tile_scores
 from experiments.slide_maps.layers import Layer
@@ -60,7 +60,7 @@ class SlideView:
     except (openslide.OpenSlideError, OSError) as e:
       raise SlideError(f'{path}: OpenSlide cannot open it ({e})') from e
     try:
-      self.mpp, _ = pixel_size.pixel_size(
+      self.mpp, _ = slides.pixel_size(
         path.name, self._slide.properties, default_mpp
       )
     except SlideError:

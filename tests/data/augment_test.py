@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data import augment, augment_ops, augment_warp
+from data import augment, augment_ops
 from data.augment import Policy
 from data.host_tensorflow import tf
 
@@ -74,19 +74,21 @@ def test_a_key_is_a_picture_whatever_the_neighbours(name):
 
 def test_the_compiled_program_makes_the_same_pictures():
   images, key = smooth_tiles(40), keys(40)
-  expected = apply(images, key, augment.ALL)
+  expected = apply(images, key, augment.PRESETS['all'])
   tf.config.run_functions_eagerly(False)
-  seen = apply(images, key, augment.ALL)
+  seen = apply(images, key, augment.PRESETS['all'])
   np.testing.assert_allclose(seen, expected, atol=1e-4)
   order = np.random.default_rng(1).permutation(40)
-  moved = apply(images[order], key[order], augment.ALL)
+  moved = apply(images[order], key[order], augment.PRESETS['all'])
   np.testing.assert_array_equal(moved, seen[order])
 
 
 def test_all_eight_symmetries_are_equally_frequent():
   tile = noise_tiles(1)[0]
   n = 4000
-  seen = apply(np.broadcast_to(tile, (n, *tile.shape)), keys(n), augment.TANG)
+  seen = apply(
+    np.broadcast_to(tile, (n, *tile.shape)), keys(n), augment.PRESETS['tang']
+  )
   counts = [(seen == view).all((1, 2, 3)).sum() for view in views(tile)]
   assert sum(counts) == n  # Nothing but the eight, each to the bit.
   # Standard deviation of a count is 21.
@@ -96,7 +98,7 @@ def test_all_eight_symmetries_are_equally_frequent():
 def test_every_symmetry_has_a_number():
   tile = noise_tiles(1)[0]
   images = tf.constant(np.broadcast_to(tile, (8, *tile.shape)))
-  seen = augment_warp.dihedral(images, tf.range(8)).numpy()
+  seen = augment_ops.dihedral(images, tf.range(8)).numpy()
   np.testing.assert_array_equal(seen[0], tile)
   np.testing.assert_array_equal(seen[1], tile.swapaxes(0, 1))
   np.testing.assert_array_equal(seen[2], tile[::-1])
@@ -106,7 +108,7 @@ def test_every_symmetry_has_a_number():
 
 def warped(images, scale=1.0, degrees=0.0, shift=(0.0, 0.0), displacement=None):
   n = len(images)
-  return augment_warp.warp(
+  return augment_ops.warp(
     tf.constant(images),
     tf.fill([n], float(scale)),
     tf.fill([n], float(np.deg2rad(degrees))),
@@ -175,13 +177,13 @@ def test_a_shift_moves_whole_pixels_and_mirrors_beyond_the_border():
 def test_a_smooth_field_passes_through_its_points():
   rng = np.random.default_rng(0)
   points = rng.normal(size=(1, 5, 5, 2)).astype(np.float32)
-  field = augment_warp.smooth_field(tf.constant(points), 1001).numpy()
+  field = augment_ops.smooth_field(tf.constant(points), 1001).numpy()
   at = np.array([0, 250, 500, 750, 1000])
   np.testing.assert_allclose(field[0][np.ix_(at, at)], points[0], atol=0.02)
-  flat = augment_warp.smooth_field(tf.ones((1, 5, 5, 2)), 31).numpy()
+  flat = augment_ops.smooth_field(tf.ones((1, 5, 5, 2)), 31).numpy()
   np.testing.assert_allclose(flat, 1, atol=1e-6)
   images = noise_tiles(1)
-  field = augment_warp.smooth_field(tf.constant(points), SIDE)
+  field = augment_ops.smooth_field(tf.constant(points), SIDE)
   y, x = np.mgrid[:SIDE, :SIDE]
   for c in range(3):
     expected = ndimage.map_coordinates(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import splits
-from data.manifest import Manifest
+from data.labels import Manifest
 from data.splits import PARTS, SplitError
 
 

@@ -4,20 +4,19 @@ import h5py
 import numpy as np
 import pytest
 
-from data import feature_attributes, features
-from data.feature_attributes import spacing, unified
-from data.features import FeatureError
+from data import features
+from data.features import FeatureError, spacing, unified
 
 STAMP = {
   'extractor': 'ctranspath',
-  'tile_size_px': np.int64(224),
-  'tile_size_um': np.float64(256.0),
+  'tile_size_px': 224,
+  'tile_size_um': 256.0,
   'unit': 'um',
 }
 
 
 def test_stamps_words_become_ours():
-  found = unified(STAMP | {'level0_mpp': np.float32(0.25)})
+  found = unified(STAMP | {'level0_mpp': 0.25})
   assert found['encoder'] == 'ctranspath' and found['patch_size'] == 224
   assert found['mpp'] == pytest.approx(256 / 224, abs=1e-6)
   assert found['patch_size_level0'] == 1024
@@ -103,5 +102,6 @@ def test_an_impossible_scale_is_refused(tmp_path, mpp):
 
 
 def test_whole_numbers_are_whole():
-  assert feature_attributes._whole(255.999) == 256
-  assert feature_attributes._whole(255.9) == 255.9
+  for side, expected in ((255.999, 256), (255.9, 255.9)):
+    got = unified({'tile_size_um': side, 'level0_mpp': 1.0})
+    assert got['patch_size_level0'] == expected

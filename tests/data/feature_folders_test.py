@@ -6,9 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from data import feature_folders, features, packed
-from data.feature_folders import Folder
-from data.features import FeatureError
+from data import features, packed
+from data.features import FeatureError, Folder
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 COORDS = np.array([[0, 0], [256, 0], [512, 0], [0, 256]])
@@ -81,7 +80,7 @@ def test_hidden_files_and_folders_do_not_count(tmp_path):
   put(tmp_path / 'features_y' / 'b.h5')
   put(tmp_path / 'features_y' / '.c.h5.1234')
   put(tmp_path / 'features_y' / '.d.h5')
-  assert feature_folders.locate(tmp_path) == tmp_path / 'features_y'
+  assert features.locate(tmp_path) == tmp_path / 'features_y'
   assert packed.find(tmp_path).ids() == ['b']
 
 
@@ -119,7 +118,7 @@ def test_a_damaged_first_file_hides_no_named_folder(tmp_path):
   for name in ('h5_files/a.h5', 'pt_files/a.pt'):
     (tmp_path / name).parent.mkdir()
     (tmp_path / name).write_bytes(b'\x89HDF')
-  assert feature_folders.locate(tmp_path) == tmp_path / 'h5_files'
+  assert features.locate(tmp_path) == tmp_path / 'h5_files'
   with zipfile.ZipFile(tmp_path / 'h5_files' / 'b.pt', 'w'):
     pass
   with pytest.raises(FeatureError, match=r'b\.pt: no tensor'):

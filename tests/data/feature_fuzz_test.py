@@ -16,10 +16,9 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from data import features, manifest as manifests, packed, splits
+from data import features, labels as label_files, packed, splits
 from data.features import FeatureError
-from data.manifest import Manifest, ManifestError
-from data.splits import SplitError
+from data.labels import Manifest, ManifestError
 
 ATTRS = dict.fromkeys(features.ATTRIBUTES, 1)
 ROWS = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
@@ -161,10 +160,10 @@ ids = st.one_of(
 def test_hostile_labels_name_no_file_elsewhere(tmp_path, rows):
   path = tmp_path / 'labels.csv'
   text = io.StringIO()
-  csv.writer(text).writerows([manifests.COLUMNS, *rows])
+  csv.writer(text).writerows([label_files.COLUMNS, *rows])
   path.write_bytes(text.getvalue().encode('utf-8', 'surrogatepass'))
   try:
-    table = manifests.read(path)
+    table = label_files.read(path)
   except ManifestError as error:
     assert str(error).startswith(f'{path}: ')
     return
@@ -194,5 +193,5 @@ TABLE = Manifest(*(np.array([f's{i}' for i in range(9)]),) * 3)
 )
 def test_hostile_splits_are_named(tmp_path, content):
   (tmp_path / 'splits_0.csv').write_bytes(content)
-  with pytest.raises(SplitError, match=r'splits_0\.csv: '):
-    splits.read(tmp_path, TABLE, 1)
+  _, faults = splits.read(tmp_path, TABLE, 1)
+  assert faults and all('splits_0.csv: ' in fault for fault in faults)

@@ -146,7 +146,7 @@ BROKEN = {
     lambda f: (f / 'images.csv').unlink(),
     r'images.csv: cannot be read as CSV',
   ),
-  'no rows': (lambda f: write(f, []), r'images.csv:\n  no rows'),
+  'no rows': (lambda f: write(f, []), r'images.csv: 1 prob[^\n]*\n  no rows'),
   'no column': (
     lambda f: write(f, [r[:2] for r in ROWS], ('image_id', 'patient_id')),
     r'no column part; found image_id, patient_id',

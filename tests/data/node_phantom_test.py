@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data import glass, node_images
+from data import node_images, tissue
 from data.phantom import nodes
 
 
@@ -29,7 +29,7 @@ def test_it_is_read_as_users_images_are(folder):
     if mask.any():
       assert 0.005 < mask.mean() < 0.6
       # Tumour is on tissue, and is not what is around it.
-      assert glass.glass(pixels, 1.0)[mask].mean() < 0.1
+      assert tissue.glass(pixels, 1.0)[mask].mean() < 0.1
       apart = np.abs(pixels[mask].mean(0) - pixels[~mask].mean(0)).max()
       assert apart > 5
 

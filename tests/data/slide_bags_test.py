@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from data import features, manifest, packed
+from data import features, labels as label_files, packed
 from data.slide_bags import slide_bags_dataset_builder as slide_bags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +35,7 @@ def write_cohort(root, dtypes, widths=None):
     features.write(path, bag.astype(dtype), place, ATTRIBUTES | {'row': i})
     rows.insert(0, [f'case_{i // 2}', slide, 'ba'[i % 2]])
   with (root / 'labels.csv').open('w', newline='') as f:
-    csv.writer(f).writerows([manifest.COLUMNS, *rows])
+    csv.writer(f).writerows([label_files.COLUMNS, *rows])
   return root
 
 
@@ -60,7 +60,7 @@ def pack(root, out, **kwargs):
 
 
 def ids(root):
-  return manifest.read(root / 'labels.csv').slide.tolist()
+  return label_files.read(root / 'labels.csv').slide.tolist()
 
 
 def assert_same(one, other):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data import slide_regions
-from data.slide_files import SlideError
+from data import tiling
+from data.slides import SlideError
 
 RING = [[0, 0], [9, 0], [9, 9], [0, 0]]
 
@@ -20,7 +20,7 @@ def write(path, *rings):
 def test_files_go_with_slides_by_their_names(tmp_path):
   write(tmp_path / '007.a.geojson', RING, RING)
   (tmp_path / 'notes.txt').write_text('not outlines')
-  found = slide_regions.read(tmp_path, {'007.a', 'b'})
+  found = tiling.read_regions(tmp_path, {'007.a', 'b'})
   assert list(found) == ['007.a']
   assert [ring.hole for ring in found['007.a']] == [False, True]
 
@@ -32,7 +32,7 @@ def test_all_files_that_cannot_be_used_are_named(tmp_path):
   write(tmp_path / 'b.geojson')
   (tmp_path / 'c.xml').write_text('<a')
   with pytest.raises(SlideError) as error:
-    slide_regions.read(tmp_path, {'a', 'b', 'c'})
+    tiling.read_regions(tmp_path, {'a', 'b', 'c'})
   lines = str(error.value).splitlines()
   assert len(lines) == 4
   assert 'a.json: a second file of slide a' in lines[0]
@@ -47,4 +47,4 @@ def test_a_folder_without_outlines_is_refused(tmp_path, there):
   if there:
     folder.mkdir()
   with pytest.raises(SlideError, match='outlines: no'):
-    slide_regions.read(folder, {'a'})
+    tiling.read_regions(folder, {'a'})

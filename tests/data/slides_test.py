@@ -1,6 +1,8 @@
 from concurrent.futures import ThreadPoolExecutor
 import pathlib
+import re
 import shutil
+import warnings
 
 import numpy as np
 import openslide
@@ -8,7 +10,7 @@ import pytest
 
 from data import slides
 from data.phantom import tiff
-from data.slides import Slide, SlideError, list_slides, slide_id
+from data.slides import Slide, SlideError, list_slides, pixel_size, slide_id
 
 WSI = pathlib.Path(__file__).parents[3] / 'shared/data/wsi'
 FIXTURES = WSI / 'openslide-fixtures'
@@ -226,3 +228,108 @@ def test_thumbnail_does_not_depend_on_the_size_of_blocks(pyramid, monkeypatch):
         patch.setattr(slides, '_BLOCK', 100)
         parts = slide.thumbnail(mpp)
       np.testing.assert_allclose(parts.astype(int), whole, atol=2)
+
+
+OPENSLIDE = {'openslide.mpp-x': '0.25', 'openslide.mpp-y': '0.25'}
+TAGS = {'tiff.XResolution': '20000', 'tiff.YResolution': '20000'}
+
+
+@pytest.mark.parametrize(
+  'properties, default, expected',
+  [
+    (OPENSLIDE | TAGS, 1.0, (0.25, 'openslide')),
+    (TAGS | {'tiff.ResolutionUnit': 'centimeter'}, 1.0, (0.5, 'tiff')),
+    (TAGS | {'tiff.ResolutionUnit': 'inch'}, 1.0, (1.27, 'tiff')),
+    (TAGS, 1.0, (1.0, 'default_mpp')),
+    ({'openslide.mpp-x': '0.25'}, 1.0, (1.0, 'default_mpp')),
+    ({'openslide.mpp-x': 'x', 'openslide.mpp-y': ''}, 1, (1, 'default_mpp')),
+    ({'openslide.mpp-x': '0', 'openslide.mpp-y': '0'}, 1, (1, 'default_mpp')),
+    (
+      OPENSLIDE | {'tiff.XResolution': '0', 'tiff.ResolutionUnit': 'inch'},
+      None,
+      (0.25, 'openslide'),
+    ),
+  ],
+)
+def test_scale_comes_from_the_first_plausible_source(
+  properties, default, expected
+):
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    assert pixel_size('a.svs', properties, default) == pytest.approx(expected)
+
+
+def test_what_is_given_for_a_slide_comes_before_all_else():
+  found = pixel_size('a.svs', OPENSLIDE | TAGS, 1.0, 0.3)
+  assert found == (0.3, 'mpp_csv')
+
+
+def test_unequal_scales_are_averaged_with_a_warning():
+  properties = {'openslide.mpp-x': '0.50', 'openslide.mpp-y': '0.52'}
+  with pytest.warns(UserWarning, match=r'a\.svs: 0\.5 .*0\.52'):
+    assert pixel_size('a.svs', properties, None)[0] == pytest.approx(0.51)
+
+
+@pytest.mark.parametrize('default', [None, 0.0, -1.0, 50.0, float('nan')])
+def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
+  with pytest.raises(SlideError, match=r'^a\.svs: .*--default_mpp'):
+    pixel_size('a.svs', {}, default)
+
+
+@pytest.mark.parametrize(
+  ('mpp', 'power', 'said'),
+  [
+    ('0.25', '40', None),
+    ('0.23', '40', None),
+    ('0.5', '20', None),
+    ('0.25', '', None),
+    ('0.25', '20', r'0\.25 um/px \(openslide\), but an objective of 20x'),
+    ('0.5', '40', r'but an objective of 40x, which gives about 0\.25'),
+    ('4', '', r'4 um/px \(openslide\), where scanners have 0\.1 to 2'),
+    ('0.06', '', r'where scanners have'),
+  ],
+)
+def test_a_scale_that_no_scanner_has_or_no_objective_gives(mpp, power, said):
+  properties = {
+    'openslide.mpp-x': mpp,
+    'openslide.mpp-y': mpp,
+    'openslide.objective-power': power,
+  }
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    assert pixel_size('a.svs', properties, None)[0] == float(mpp)
+  assert len(caught) == bool(said)
+  if said:
+    assert re.search(rf'^a\.svs: .*{said}', str(caught[0].message))
+
+
+def write_scales(folder, text):
+  path = folder / 'scales.csv'
+  path.write_text(text, encoding='utf-8')
+  return path
+
+
+def test_a_table_of_labels_may_have_the_column(tmp_path):
+  text = '\ufeffcase_id,slide_id,label,mpp\nc,007.a,x,0.25\nc,b,x,\nc,c,y, 1\n'
+  found = slides.read_mpp_csv(write_scales(tmp_path, text))
+  assert found == {'007.a': 0.25, 'c': 1.0}
+
+
+def test_all_wrong_rows_are_named(tmp_path):
+  text = 'slide_id,mpp\na,40x\nb,nan\nc,250\n,0.5\nd,0.5\nd,0.25\ne,0.5\n'
+  with pytest.raises(SlideError) as error:
+    slides.read_mpp_csv(write_scales(tmp_path, text))
+  rows = str(error.value).split(': ', 1)[1].split('; ')
+  assert [row.split(':')[0] for row in rows] == [
+    f'row {i}' for i in (2, 3, 4, 5, 7)
+  ]
+  assert "mpp '250', not 0.05 to 20 um/px" in rows[2]
+
+
+@pytest.mark.parametrize('content', [None, b'', b'slide_id\na\n', b'\xff\xfe'])
+def test_what_is_no_such_table_is_refused(tmp_path, content):
+  path = tmp_path / 'scales.csv'
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(SlideError, match=r'scales\.csv: '):
+    slides.read_mpp_csv(path)

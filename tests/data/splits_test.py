@@ -1,5 +1,6 @@
 """Splits: whole cases, every class, each slide tested once."""
 
+import csv
 import dataclasses
 import os
 import re
@@ -11,13 +12,26 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from data import manifest as manifests, splits
-from data.manifest import Manifest
+from data import labels as label_files, splits
+from data.labels import Manifest
 from data.splits import PARTS, SplitError
 
 one_file = hypothesis.settings(
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
+
+
+def write_table(path, table):
+  with path.open('w', newline='', encoding='utf-8') as f:
+    rows = zip(table.case, table.slide, table.label, strict=True)
+    csv.writer(f).writerows([label_files.COLUMNS, *rows])
+
+
+def read(*args):
+  made, faults = splits.read(*args)
+  if faults:
+    raise SplitError('\n'.join(faults))
+  return made
 
 
 @st.composite
@@ -85,8 +99,8 @@ def test_splits_are_a_function_of_table_and_seed(tmp_path, cohort, seed, data):
   table, k = cohort
   rows = data.draw(st.permutations(range(len(table.slide))))
   path = tmp_path / 'labels.csv'
-  manifests.write(path, table.subset(np.array(rows)))
-  again = splits.make(manifests.read(path), k, seed)
+  write_table(path, table.subset(np.array(rows)))
+  again = splits.make(label_files.read(path), k, seed)
   made = splits.make(table, k, seed)
   assert same(again, made)
   assert splits.fingerprint(table, again) == splits.fingerprint(table, made)
@@ -134,7 +148,7 @@ def test_clams_files_round_trip(tmp_path, cohort, seed):
   table, k = cohort
   made = splits.make(table, k, seed)
   splits.write(tmp_path, table, made)
-  assert same(splits.read(tmp_path, table, k), made)
+  assert same(read(tmp_path, table, k), made)
 
 
 def folder(tmp_path, content, k=3):
@@ -157,7 +171,7 @@ def test_slides_that_no_file_names_are_in_no_part(tmp_path):
     (where / f'splits_{i}.csv').write_text(
       f'val,test,train,note\n s02 ,s{10 + i},s00,x\n,,s01,\n'
     )
-  split = splits.read(where, table, 3)[1]
+  split = read(where, table, 3)[1]
   assert table.slide[split.train].tolist() == ['s00', 's01']
   assert table.slide[split.val].tolist() == ['s02']
   assert table.slide[split.test].tolist() == ['s04', 's05']
@@ -167,8 +181,8 @@ def test_slides_that_no_file_names_are_in_no_part(tmp_path):
   ('content', 'said'),
   [
     (None, 'no such file'),
-    ('', 'columns train, val, test are needed'),
-    ('train,val\ns00,s01\n', 'columns train, val, test are needed'),
+    ('', 'a header train,val,test is needed'),
+    ('train,val\ns00,s01\n', 'a header train,val,test is needed'),
     ('train,val,test\ns00,s02,nobody\n', 'slide nobody (test)'),
     ('train,val,test\ns00,s02,s02\n', 'slide s02 is named twice'),
     ('train,val,test\ns00,s02,s04\ns00,,\n', 'slide s00 is named twice'),
@@ -179,7 +193,7 @@ def test_slides_that_no_file_names_are_in_no_part(tmp_path):
 def test_a_bad_file_is_refused_by_name(tmp_path, content, said):
   where, table, path = folder(tmp_path, content)
   with pytest.raises(SplitError) as e:
-    splits.read(where, table, 3)
+    read(where, table, 3)
   assert str(path) in str(e.value) and said in str(e.value)
 
 
@@ -194,7 +208,7 @@ def test_a_case_that_straddles_parts_is_refused_with_the_file(tmp_path):
       f'train,val,test\ns00,s02,s{10 + i}\ns01,s04,\n'
     )
   with pytest.raises(SplitError) as e:
-    splits.read(where, table, 3)
+    read(where, table, 3)
   assert str(path) in str(e.value)
   assert 'case c01 is in both train and val' in str(e.value)
 
@@ -204,7 +218,7 @@ def test_slides_tested_in_two_folds_are_known(tmp_path):
   made = splits.make(table, 3, 0)
   assert splits.tested_again(table, made) == []
   splits.write(tmp_path, table, [made[0], made[0], made[2]])
-  found = splits.read(tmp_path, table, 3)  # As CLAM's repeated random splits.
+  found = read(tmp_path, table, 3)  # As CLAM's repeated random splits.
   again = splits.tested_again(table, found)
   assert again == table.slide[made[0].test].tolist()
 
@@ -215,9 +229,10 @@ def test_all_faults_of_all_files_come_at_once(tmp_path):
   first.write_text('train\ns00\n')
   last.write_text('train,val,test\ns00,s01,s00\ns03,s04,noone\n,noone2,\n')
   with pytest.raises(SplitError) as e:
-    splits.read(where, table, 4)
+    read(where, table, 4)
   assert str(e.value).splitlines() == [
-    f'{first}: the columns train, val, test are needed',
+    f'{first}: no column val, test; found train; a header train,val,test is'
+    ' needed',
     f'{path}: slide nobody (test) is not among the labelled slides',
     f'{last}: slide s00 is named twice',
     f'{last}: slide noone2 (val) is not among the labelled slides',
@@ -241,7 +256,7 @@ def test_clams_companion_files_and_quirks_are_passed_over(tmp_path):
     )
     (tmp_path / f'splits_{i}_bool.csv').write_text(',train,val,test\nx,1,0,0\n')
     (tmp_path / f'splits_{i}_descriptor.csv').write_text(',train,val\na,1,1\n')
-  found = splits.read(tmp_path, table, 2)
+  found = read(tmp_path, table, 2)
   parts = [
     [table.slide[getattr(split, part)].tolist() for part in PARTS]
     for split in found
@@ -257,12 +272,12 @@ def test_files_do_not_depend_on_the_locale(tmp_path):
   program = (
     'import numpy as np, sys\n'
     'from data import splits\n'
-    'from data.manifest import Manifest\n'
+    'from data.labels import Manifest\n'
     "s = np.array([chr(233) + '%02d' % i for i in range(9)])\n"
     "t = Manifest(s, s, np.full(9, 'a'))\n"
     'm = splits.make(t, 3, 0)\n'
     'splits.write(sys.argv[1], t, m)\n'
-    'r = splits.read(sys.argv[1], t, 3)\n'
+    'r, _ = splits.read(sys.argv[1], t, 3)\n'
     'assert splits.fingerprint(t, r) == splits.fingerprint(t, m)\n'
   )
   env = os.environ | {
@@ -281,15 +296,15 @@ def test_slides_that_a_relabelling_left_out_may_be_named(tmp_path):
   splits.write(tmp_path, whole, splits.make(whole, 3, 0))
   part = whole.subset(whole.label != 'z')
   left_out = frozenset(whole.slide[whole.label == 'z'].tolist())
-  found = splits.read(tmp_path, part, 3, left_out)
+  found = read(tmp_path, part, 3, left_out)
   assert sum(split.test.sum() for split in found) == 8
   # pandas writes ids that are numbers with a point; that of one left out, too.
   numbers = dataclasses.replace(part, slide=np.char.lstrip(part.slide, 's'))
   bare = frozenset(slide.lstrip('s') for slide in left_out)
   for path in tmp_path.iterdir():
     path.write_text(re.sub(r's(\d+)', r'\1.0', path.read_text()))
-  again = splits.read(tmp_path, numbers, 3, bare)
+  again = read(tmp_path, numbers, 3, bare)
   for one, other in zip(found, again, strict=True):
     np.testing.assert_array_equal(one.test, other.test)
   with pytest.raises(splits.SplitError, match='not among the labelled'):
-    splits.read(tmp_path, part, 3)
+    read(tmp_path, part, 3)

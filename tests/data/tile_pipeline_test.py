@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import augment, labelled_tiles, tile_pipeline
+from data import augment, labelled_tiles, pipeline
 from data.host_tensorflow import tf
 from data.labelled_tiles import TileError, from_arrays
 
@@ -27,7 +27,7 @@ def planted(n=23, size=8, positives=5):
 
 def epoch(tiles, batch=4, epoch=0, seed=0, policy=augment.NONE, **kwargs):
   """One epoch, its batches joined."""
-  stream = tile_pipeline.batches(
+  stream = pipeline.tile_batches(
     tiles,
     batch=batch,
     epoch=epoch,
@@ -103,14 +103,14 @@ def test_balanced_draws_are_even_over_classes_and_tiles():
   tiles = planted(2000, 1, positives=100)
   counts = np.zeros(2000)
   for e in range(20):
-    order = tile_pipeline.epoch_order(tiles, 10, e, 0, balanced=True)
+    order = pipeline.epoch_order(tiles, 10, e, 0, balanced=True)
     assert len(order) == 2000
     counts += np.bincount(order, minlength=2000)
   # 20,000 draws of each class, with a standard deviation of 100.
   assert abs(counts[:100].sum() - 20_000) < 400
   assert abs(counts[:100].std() - np.sqrt(200)) < 4
   assert abs(counts[100:].std() - np.sqrt(20_000 / 1900)) < 0.3
-  again = tile_pipeline.epoch_order(tiles, 10, 19, 0, balanced=True)
+  again = pipeline.epoch_order(tiles, 10, 19, 0, balanced=True)
   np.testing.assert_array_equal(order, again)
   with pytest.raises(TileError, match='class yes: no tile'):
     epoch(planted(positives=0), balanced=True)
@@ -121,7 +121,7 @@ def test_balanced_draws_are_even_over_classes_and_tiles():
 def test_ordered_batches_end_with_fillers():
   tiles = planted()
   found = joined(
-    list(tile_pipeline.ordered_batches(tiles, batch=8, mean=MEAN, std=STD)), 8
+    list(pipeline.tile_batches(tiles, batch=8, mean=MEAN, std=STD)), 8
   )
   np.testing.assert_array_equal(found['index'], [*range(23), -1])
   np.testing.assert_array_equal(found['weight'], [1] * 23 + [0])
@@ -132,9 +132,7 @@ def test_ordered_batches_end_with_fillers():
   np.testing.assert_allclose(
     found['image'][23], np.broadcast_to(black, (8, 8, 3)), rtol=1e-5
   )
-  none = tile_pipeline.ordered_batches(
-    tiles.take([]), batch=8, mean=MEAN, std=STD
-  )
+  none = pipeline.tile_batches(tiles.take([]), batch=8, mean=MEAN, std=STD)
   assert list(none) == []
 
 
@@ -153,7 +151,7 @@ def test_floats_pass_as_they_are():
   tiles = from_arrays(
     images.astype(np.float32), [0, 1, 0, 1], ['a'] * 4, ('no', 'yes')
   )
-  (step,) = tile_pipeline.ordered_batches(tiles, batch=4, mean=[1], std=[2])
+  (step,) = pipeline.tile_batches(tiles, batch=4, mean=[1], std=[2])
   np.testing.assert_allclose(step['image'], (images - 1) / 2, atol=1e-6)
   with pytest.raises(
     ValueError, match=r'mean \(0.5, 0.4, 0.3\) for tiles of 1'

@@ -78,13 +78,11 @@ def test_folders_are_classes_and_names_begin_with_the_group(tmp_path):
   assert (tiles.size, tiles.channels, tiles.dtype) == (8, 3, np.uint8)
   for i, name in enumerate(tiles.id):
     np.testing.assert_array_equal(tiles.read(i), images[name])
-  pattern = from_folders(tmp_path, group=r'p\d_(\w+)\d')
-  assert pattern.group.tolist() == ['no'] * 3 + ['yes'] * 3
-  called = from_folders(tmp_path, group=lambda name: name[-1])
+  called = from_folders(tmp_path, lambda name: name[-1])
   assert called.group.tolist() == ['0', '1', '2'] * 2
   with pytest.raises(TileError, match='6 problem') as error:
-    from_folders(tmp_path, group='q')
-  assert "p0_no0.png: its name has no group by the rule 'q'" in str(error.value)
+    from_folders(tmp_path, lambda name: '')
+  assert 'p0_no0.png: its name tells no patient or slide' in str(error.value)
 
 
 def test_what_makes_a_tile_of_an_image(tmp_path):

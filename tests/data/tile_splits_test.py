@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.labelled_tiles import TileError, from_arrays
-from data.tile_splits import split
+from data.splits import split_tiles as split
 
 
 def cohort(sizes, shares, classes=('no', 'yes')):

@@ -8,11 +8,11 @@ import numpy as np
 import openslide
 import pytest
 
-from data import tile_stream
+from data import pipeline
 from data.phantom import tiff
+from data.pipeline import read_batches, slide_batches
 from data.slides import Slide, SlideError
-from data.tile_stream import batches, read_batches
-from data.tiling import read_tile, tile_grid
+from data.tiling import read_tile_bgrx, tile_grid
 
 WSI = pathlib.Path(__file__).parents[3] / 'shared/data/wsi'
 needs_wsi = pytest.mark.skipif(
@@ -20,6 +20,11 @@ needs_wsi = pytest.mark.skipif(
 )
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
+
+
+def read_tile(slide, grid, i):
+  out = np.empty((grid.tile_size, grid.tile_size, 4), np.uint8)
+  return read_tile_bgrx(slide, grid, i, out)[..., 2::-1]
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +53,7 @@ def tiles_of(stream):
 
 @pytest.mark.parametrize('batch, threads', [(1, 1), (8, 2), (35, 3), (64, 2)])
 def test_batches_hold_every_tile_once_in_order(slide, grid, batch, threads):
-  stream = list(batches(slide, grid, batch=batch, threads=threads))
+  stream = list(slide_batches(slide, grid, batch=batch, threads=threads))
   assert len(stream) == -(-35 // batch)
   for tiles, weight in stream:
     assert tiles.shape == (batch, 64, 64, 3) and tiles.dtype == np.float32
@@ -78,7 +83,7 @@ def test_resampled_tiles_are_streamed_as_they_are_read(slide):
 
 def test_augmentation_depends_on_seed_and_tile_alone(slide, grid):
   def augmented(seed, batch=8, threads=2):
-    stream = batches(
+    stream = slide_batches(
       slide, grid, batch=batch, threads=threads, augment_seed=seed
     )
     return tiles_of(stream)
@@ -87,20 +92,20 @@ def test_augmentation_depends_on_seed_and_tile_alone(slide, grid):
   np.testing.assert_allclose(augmented(1, 5, 1), first, atol=1e-5)
   other = augmented(2)
   assert (np.abs(other - first).mean((1, 2, 3)) > 0.05).sum() > 30
-  plain = tiles_of(batches(slide, grid, batch=8, threads=2))
+  plain = tiles_of(slide_batches(slide, grid, batch=8, threads=2))
   assert (np.abs(plain - first).mean((1, 2, 3)) > 0.02).sum() > 30
   shown = first * STD + MEAN
   assert shown.min() > -1e-4 and shown.max() < 1 + 1e-4
 
 
 def test_augmentation_is_a_flip_and_a_change_of_colour(slide, grid):
-  plain = tiles_of(batches(slide, grid, batch=35, threads=2)) * STD + MEAN
-  stream = batches(slide, grid, batch=35, threads=2, augment_seed=0)
+  plain = tiles_of(slide_batches(slide, grid, batch=35, threads=2)) * STD + MEAN
+  stream = slide_batches(slide, grid, batch=35, threads=2, augment_seed=0)
   flips, gains = [], []
   for before, after in zip(plain, tiles_of(stream) * STD + MEAN, strict=True):
     views = [before, before[::-1], before[:, ::-1], before[::-1, ::-1]]
-    grey = [(view @ tile_stream._LUMA).ravel() for view in views]
-    seen = (after @ tile_stream._LUMA).ravel()
+    grey = [(view @ pipeline._LUMA).ravel() for view in views]
+    seen = (after @ pipeline._LUMA).ravel()
     match = [np.corrcoef(seen, view)[0, 1] for view in grey]
     flips.append(int(np.argmax(match)))
     assert max(match) > 0.97  # Less than 1 where colours are clipped.
@@ -110,15 +115,15 @@ def test_augmentation_is_a_flip_and_a_change_of_colour(slide, grid):
 
 
 def test_an_error_reaches_the_consumer_as_it_is(slide, grid, monkeypatch):
-  real = tile_stream.read_tile_bgrx
+  real = pipeline.read_tile_bgrx
 
   def read(slide, grid, i, out):
     if i == 20:
       raise SlideError('a.tiff: tile 20 is damaged.')
     return real(slide, grid, i, out)
 
-  monkeypatch.setattr(tile_stream, 'read_tile_bgrx', read)
-  stream = batches(slide, grid, batch=8, threads=2)
+  monkeypatch.setattr(pipeline, 'read_tile_bgrx', read)
+  stream = slide_batches(slide, grid, batch=8, threads=2)
   assert [len(next(stream)[0]) for _ in range(2)] == [8, 8]
   with pytest.raises(SlideError, match=r'^a\.tiff: tile 20 is damaged\.$'):
     next(stream)
@@ -129,14 +134,14 @@ def test_an_unreadable_slide_gives_no_batch_at_all():
   with Slide(WSI / 'openslide-fixtures/unreadable.svs') as slide:
     grid = tile_grid(slide, tile_size=8, min_tissue=0)
     with pytest.raises(SlideError, match=r'^unreadable\.svs: .*cannot be read'):
-      next(batches(slide, grid, batch=2, threads=2))
+      next(slide_batches(slide, grid, batch=2, threads=2))
 
 
 def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
   def readers():
     return [t for t in threading.enumerate() if 'tile-reader' in t.name]
 
-  stream = batches(slide, grid, batch=1, threads=2)
+  stream = slide_batches(slide, grid, batch=1, threads=2)
   next(stream)
   assert readers()
   stream.close()
@@ -148,7 +153,7 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
 
 
 def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
-  real = tile_stream.read_tile_bgrx
+  real = pipeline.read_tile_bgrx
   allowed, done = threading.Semaphore(1), []
 
   def read(slide, grid, i, out):
@@ -156,8 +161,8 @@ def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
     done.append(i)
     return real(slide, grid, i, out)
 
-  monkeypatch.setattr(tile_stream, 'read_tile_bgrx', read)
-  stream = batches(slide, grid, batch=1, threads=1)
+  monkeypatch.setattr(pipeline, 'read_tile_bgrx', read)
+  stream = slide_batches(slide, grid, batch=1, threads=1)
   next(stream)
   allowed.release(2)
   deadline = time.monotonic() + 10  # No further batch is asked for meanwhile.

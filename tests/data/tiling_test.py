@@ -8,13 +8,18 @@ import pytest
 from data.outlines import Ring
 from data.phantom import tiff
 from data.slides import Slide, SlideError
-from data.tiling import read_tile, tile_grid, tissue_part
+from data.tiling import read_tile_bgrx, tile_grid, tissue_part
 
 WSI = pathlib.Path(__file__).parents[3] / 'shared/data/wsi'
 CMU = WSI / 'CMU-1-Small-Region.svs'
 needs_wsi = pytest.mark.skipif(
   not WSI.is_dir(), reason=f'no real slides at {WSI}'
 )
+
+
+def read_tile(slide, grid, i):
+  out = np.empty((grid.tile_size, grid.tile_size, 4), np.uint8)
+  return read_tile_bgrx(slide, grid, i, out)[..., 2::-1]
 
 
 def pattern(width, height, mpp):

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from data import features, slide_files, slides
+from data import features, slides
 from data.outlines import Ring
 from data.phantom import tiff
 from experiments import cohort_tiles, encoding, grid_pictures
@@ -90,7 +90,7 @@ def test_files_say_how_they_were_made(paths, tmp_path):
     'level0_mpp_source': 'openslide',
     'level0_width': 320,
     'level0_height': 320,
-    'slide_sha256': slide_files.digest(tmp_path / 'slides/d.tiff'),
+    'slide_sha256': slides.digest(tmp_path / 'slides/d.tiff'),
     'overlap': 0,
     'min_tissue': 0.0,
     'augment': 'none',

@@ -9,8 +9,8 @@ their name; the others are below.
                                    a_region_that_fails_twice_is_reported
  2 slide that cannot be opened     data/slides: unopenable_and_truncated,
                                    experiments/extract: requests_that_cannot
- 3 no um/px                        data/pixel_size: no_usable_scale_is_an_error
- 4 um/px that cannot be, unequal   data/pixel_size: unequal_scales,
+ 3 no um/px                        data/slides: no_usable_scale_is_an_error
+ 4 um/px that cannot be, unequal   data/slides: unequal_scales,
    or against the objective        a_scale_that_no_scanner_has
  5 two centres, two pixel sizes    data/tiling: a_tile_shows_its_physical_field,
                                    level_is_chosen_by_float_downsample

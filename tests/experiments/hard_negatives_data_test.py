@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from data import pool_tiles
+from data import tile_sources
 from data.labelled_tiles import TileError
 from experiments import hard_negatives_data as materials
 
@@ -44,18 +44,18 @@ def test_a_pool_is_all_images_below_a_folder(tmp_path):
   for i, name in enumerate((*names, '.hidden/x.png')):
     write(tmp_path / name, seed=i)
   (tmp_path / 'notes.txt').write_text('no tile')
-  pool = pool_tiles.from_files(tmp_path, ('neg', 'pos'))
+  pool = tile_sources.from_pool(tmp_path, ('neg', 'pos'))
   assert pool.id.tolist() == sorted(names)
   assert pool.group.tolist() == ['a', 's1', 's1', 's2']
   assert pool.load(np.arange(4)).shape == (4, 4, 4, 3)
   write(tmp_path / 's3/small.png', 3)
   with pytest.warns(UserWarning, match='1 of 5 tiles are left out.*small'):
-    assert len(pool_tiles.from_files(tmp_path, ('neg', 'pos'))) == 4
+    assert len(tile_sources.from_pool(tmp_path, ('neg', 'pos'))) == 4
   (tmp_path / 's2/broken.png').write_bytes(b'none')
   with pytest.raises(TileError, match=r'broken\.png: not an image'):
-    pool_tiles.from_files(tmp_path, ('neg', 'pos'))
+    tile_sources.from_pool(tmp_path, ('neg', 'pos'))
   with pytest.raises(TileError, match='no image'):
-    pool_tiles.from_files(tmp_path / 'empty', ('neg', 'pos'))
+    tile_sources.from_pool(tmp_path / 'empty', ('neg', 'pos'))
 
 
 @pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'p3/x.png'])

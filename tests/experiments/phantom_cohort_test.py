@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 
-from data import features, manifest
+from data import features, labels as label_files
 from data.phantom import cohort
 from experiments import cohort_tiles, phantom_cohort, weights
 from kmil_jax import encoder
@@ -38,7 +38,7 @@ def two_slides(monkeypatch):
 
 
 def headers(root, features_dir):
-  slides = manifest.read(root / 'labels.csv').slide
+  slides = label_files.read(root / 'labels.csv').slide
   return {s: features.header(features_dir / f'{s}.h5') for s in slides}
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data import features, manifest as manifests
+from data import features, labels as label_files
 from experiments import kmil, mean_pooling
 from experiments.preflight import outlook, patients
 
@@ -280,7 +280,7 @@ def test_the_histogram_counts_every_bag_once():
 
 def test_conflicts_are_listed_with_their_labels():
   column = lambda text: np.array(text.split())
-  table = manifests.Manifest(
+  table = label_files.Manifest(
     column('a b b c c'), column('1 2 3 4 5'), column('x x y x x')
   )
   assert patients.conflicts(table) == ['b (x, y)']

@@ -18,7 +18,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from data import outlines, slide_scales as scales, slides
+from data import outlines, slides
 from data.ct import VolumeError, nifti, table as ct_table
 from data.labelled_tiles import TileError
 from data.slides import SlideError
@@ -112,7 +112,11 @@ CARD = Card(
 )
 READERS = {
   'model.kmil': (model(), open_model, (ExportError, PredictionError)),
-  'scales.csv': (b'slide_id,mpp\na,0.5\nb,0.25\n', scales.read, SlideError),
+  'scales.csv': (
+    b'slide_id,mpp\na,0.5\nb,0.25\n',
+    slides.read_mpp_csv,
+    SlideError,
+  ),
   'weights.safetensors': (
     safetensors.numpy.save({'w': np.ones((3, 4), np.float32)}),
     port.load_state_dict,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import labelled_tiles, tile_pipeline
+from data import labelled_tiles, pipeline
 from experiments import two_step_timing
 from kmil_jax import cutter, heatmap
 from kmil_jax.types import PatchRecipe, TilePrediction
@@ -29,7 +29,7 @@ def test_windows_are_prepared_as_training_tiles(size):
     images, np.zeros(6), ['p'] * 6, ('non-tumour', 'tumour')
   )
   recipe = PatchRecipe(input_size=size, mean=(0.7, 0.5, 0.6))
-  [batch] = tile_pipeline.ordered_batches(
+  [batch] = pipeline.tile_batches(
     tiles, batch=6, mean=recipe.mean, std=recipe.std, input_size=size
   )
   model = Linear()

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 from two_step_networks import NETWORKS
 
-from data import glass, node_images
+from data import node_images, tissue
 from experiments import two_step, two_step_patches, two_step_scores
 from kmil_jax import heatmap, models
 
@@ -255,7 +255,7 @@ def test_patches_hold_what_their_class_says(nodes):
     np.testing.assert_array_equal(patches.read(i), image[window])
     inside = mask[window].sum()
     assert inside >= 100 if patches.label[i] else inside == 0
-    assert glass.glass(image, 1.0)[window].mean() <= 0.5
+    assert tissue.glass(image, 1.0)[window].mean() <= 0.5
   again = two_step_patches.draw(images, 50, seed=1)
   assert again.id.tolist() == patches.id.tolist()
   other = two_step_patches.draw(images, 50, seed=2)

@@ -1,12 +1,14 @@
 """The table of slides: ids stay as they are, faults come all at once."""
 
+import csv
+
 import hypothesis
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from data import manifest as manifests
-from data.manifest import Manifest, ManifestError
+from data import labels as label_files
+from data.labels import Manifest, ManifestError
 
 HEADER = 'case_id,slide_id,label\n'
 
@@ -29,6 +31,12 @@ def write(tmp_path, text):
   return path
 
 
+def write_table(path, table):
+  with path.open('w', newline='', encoding='utf-8') as f:
+    rows = zip(table.case, table.slide, table.label, strict=True)
+    csv.writer(f).writerows([label_files.COLUMNS, *rows])
+
+
 def assert_equal(a, b):
   for name in ('case', 'slide', 'label'):
     np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
@@ -47,37 +55,37 @@ def tables(draw):
 @one_file
 @given(table=tables())
 def test_what_is_written_is_read(tmp_path, table):
-  manifests.write(tmp_path / 'labels.csv', table)
-  assert_equal(manifests.read(tmp_path / 'labels.csv'), table)
+  write_table(tmp_path / 'labels.csv', table)
+  assert_equal(label_files.read(tmp_path / 'labels.csv'), table)
 
 
 @one_file
 @given(table=tables(), data=st.data())
 def test_the_order_of_rows_is_immaterial(tmp_path, table, data):
   rows = data.draw(st.permutations(range(len(table.slide))))
-  manifests.write(tmp_path / 'labels.csv', table.subset(np.array(rows)))
-  assert_equal(manifests.read(tmp_path / 'labels.csv'), table)
+  write_table(tmp_path / 'labels.csv', table.subset(np.array(rows)))
+  assert_equal(label_files.read(tmp_path / 'labels.csv'), table)
 
 
 def test_what_is_sound_can_be_used_beside_the_faults(tmp_path):
   path = write(tmp_path, HEADER + 'c,b,x\nc,a,x\nc,b,y\n,d,x\nc,../e,x\n')
-  table, faults = manifests.scan(path)
+  table, faults = label_files.scan(path)
   assert table.slide.tolist() == ['a', 'b'] and len(faults) == 3
   assert table.label.tolist() == ['x', 'x']
-  empty, faults = manifests.scan(write(tmp_path, HEADER))
+  empty, faults = label_files.scan(write(tmp_path, HEADER))
   assert empty.slide.tolist() == [] and faults == ['no rows']
 
 
 def test_ids_stay_strings(tmp_path):
   text = 'label,slide_id,extra,case_id\n 1 ,TCGA.01.z,x,1e3\n01,007,y,0012\n'
-  table = manifests.read(write(tmp_path, text))
+  table = label_files.read(write(tmp_path, text))
   assert table.slide.tolist() == ['007', 'TCGA.01.z']
   assert table.case.tolist() == ['0012', '1e3']
   assert table.label.tolist() == ['01', '1']
 
 
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
-  table = manifests.read(write(tmp_path, '\ufeff' + HEADER + 'c,s,l\n'))
+  table = label_files.read(write(tmp_path, '\ufeff' + HEADER + 'c,s,l\n'))
   assert table.case.tolist() == ['c']
 
 
@@ -99,7 +107,7 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
   ]
   path = write(tmp_path, HEADER + '\n'.join(rows) + '\n')
   with pytest.raises(ManifestError) as e:
-    manifests.read(path)
+    label_files.read(path)
   message = str(e.value)
   for part in (
     str(path),
@@ -132,7 +140,7 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
 def test_a_table_without_columns_or_rows_is_refused(tmp_path, text, said):
   path = write(tmp_path, text)
   with pytest.raises(ManifestError) as e:
-    manifests.read(path)
+    label_files.read(path)
   assert str(path) in str(e.value) and said in str(e.value)
 
 
@@ -144,7 +152,7 @@ def test_garbage_is_read_or_refused_but_never_crashes(
   path = tmp_path / 'labels.csv'
   path.write_bytes(HEADER.encode() * header + garbage)
   try:
-    table = manifests.read(path)
+    table = label_files.read(path)
   except ManifestError as e:
     assert str(path) in str(e)
   else:
@@ -158,7 +166,7 @@ def test_what_is_no_text_file_is_refused(tmp_path, content):
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(ManifestError, match=r'labels\.csv: cannot be read as'):
-    manifests.read(path)
+    label_files.read(path)
 
 
 def test_relabel_renames_merges_and_drops():
@@ -167,9 +175,9 @@ def test_relabel_renames_merges_and_drops():
     np.array(['1', '2', '3', '4']),
     np.array(['x', 'y', 'z', 'x']),
   )
-  new = manifests.relabel(table, {'x': 'merged label', 'z': 'merged label'})
+  new = label_files.relabel(table, {'x': 'merged label', 'z': 'merged label'})
   assert new.slide.tolist() == ['1', '3', '4']
   assert new.case.tolist() == ['c', 'e', 'f']
   assert new.label.tolist() == ['merged label'] * 3
   with pytest.raises(ManifestError, match='label u, w; labels are x, y, z'):
-    manifests.relabel(table, {'x': 'a', 'w': 'b', 'u': 'c'})
+    label_files.relabel(table, {'x': 'a', 'w': 'b', 'u': 'c'})

@@ -1,4 +1,4 @@
-"""Outlines are read exactly, and label the tiles that they cover."""
+"""Outlines are read exactly, and cover the tiles that they should."""
 
 import json
 
@@ -10,10 +10,10 @@ import pytest
 from data import outlines
 from data.labelled_tiles import TileError
 from data.outlines import Ring, covered
-from data.phantom import cohort, tiff
+from data.phantom import cohort
 from data.phantom.slide import LABELS
-from data.slide_tiles import from_slides
 from data.slides import Slide
+from data.tiling import tile_grid
 
 SQUARE = [[10, 10], [50, 10], [50, 50], [10, 50], [10, 10]]
 HOLE = [[20, 20], [30, 20], [30, 30], [20, 30], [20, 20]]
@@ -180,79 +180,6 @@ def test_any_text_is_no_outline_or_a_named_fault(text, tmp_path_factory):
       assert name in str(error)
 
 
-@pytest.fixture(scope='module')
-def slides(tmp_path_factory):
-  """Two slides full of colour, 200 x 160 px at 0.5 um/px."""
-  root = tmp_path_factory.mktemp('slides')
-  (root / 'slides').mkdir()
-  (root / 'outlines').mkdir()
-  images = {}
-  for i, name in enumerate(('p1-a', 'p2-b')):
-    small = np.random.default_rng(i).integers(0, 256, (10, 13, 3), np.uint8)
-    # Squares of 16 pixels, which JPEG keeps well.
-    image = small.repeat(16, 0).repeat(16, 1)[:, :200]
-    tiff.write(root / 'slides' / f'{name}.tiff', image, mpp=0.5, levels=1)
-    images[name] = image
-  (root / 'outlines/p1-a.json').write_text(
-    json.dumps([feature('Polygon', [[[30, 0], [90, 0], [90, 50], [30, 50]]])])
-  )
-  return root, images
-
-
-def opened(root, **kwargs):
-  return from_slides(
-    root / 'slides',
-    root / 'outlines',
-    **{'tile_size': 40, 'mpp': 0.5, 'min_tissue': 0, 'clear': ['p2-b']}
-    | kwargs,
-  )
-
-
-def test_tiles_are_labelled_by_what_the_outlines_cover(slides):
-  root, images = slides
-  tiles = opened(root, group=lambda name: name.split('-')[0])
-  assert len(tiles) == 2 * 5 * 4 and tiles.classes == ('negative', 'positive')
-  assert set(tiles.group) == {'p1', 'p2'}
-  positive = set(tiles.id[tiles.label == 1])
-  x_y = [(x, y) for x in (0, 40, 80) for y in (0, 40)]
-  assert positive == {f'p1-a/x{x}_y{y}' for x, y in x_y}  # Any overlap.
-  for i in (0, 7, 20, 39):
-    (x, y), name = tiles.xy[i], tiles.id[i].split('/')[0]
-    tile = images[name][y : y + 40, x : x + 40].astype(float)
-    assert np.abs(tiles.read(i) - tile).mean() < 12
-  quarter = opened(root, min_part=0.25)
-  assert set(quarter.id[quarter.label == 1]) == {
-    'p1-a/x0_y0', 'p1-a/x40_y0', 'p1-a/x80_y0', 'p1-a/x40_y40',
-  }  # fmt: skip
-  full = opened(root, min_part=1)
-  assert set(full.id[full.label == 1]) == {'p1-a/x40_y0'}
-  # Half the scale: a tile of 20 px is as large on the slide.
-  coarse = opened(root, tile_size=20, mpp=1.0)
-  np.testing.assert_array_equal(coarse.label, tiles.label)
-  np.testing.assert_array_equal(coarse.xy, tiles.xy)
-  assert coarse.pixels.shape == (40, 20, 20, 3)
-
-
-def test_a_slide_without_a_file_is_not_taken_for_clear(slides, tmp_path):
-  root, _ = slides
-  with pytest.raises(TileError, match=r'p2-b\.tiff: no outlines p2-b\.json'):
-    opened(root, clear=[])
-  (tmp_path / 'slides').symlink_to(root / 'slides')
-  folder = tmp_path / 'outlines'
-  folder.mkdir()
-  far = [[300, 0], [400, 0], [400, 50]]
-  (folder / 'p1-a.json').write_text(json.dumps([feature('Polygon', [far])]))
-  (folder / 'p2-b.xml').write_text('<')
-  (folder / 'p3.json').write_text('[]')
-  with pytest.raises(TileError, match='3 problem') as error:
-    opened(tmp_path)
-  assert 'p1-a.json: an outline at x 300 to 400' in str(error.value)
-  assert 'p2-b.xml' in str(error.value)
-  assert 'p3.json: no slide p3' in str(error.value)
-  with pytest.raises(TileError, match='no such folder of slides'):
-    opened(tmp_path / 'nowhere')
-
-
 def test_the_phantoms_outlines_mark_its_lesions(tmp_path):
   name, spec = next(
     (name, spec)
@@ -262,20 +189,22 @@ def test_the_phantoms_outlines_mark_its_lesions(tmp_path):
   for folder in ('slides', 'outlines'):
     (tmp_path / folder).mkdir()
   cohort._write_slide(tmp_path, name, spec)
-  tiles = from_slides(
-    tmp_path / 'slides', tmp_path / 'outlines', tile_size=40, mpp=1.0,
-    min_part=0.5,
-  )  # fmt: skip
-  shapes = json.loads((tmp_path / f'outlines/{name}.json').read_text())
+  path = tmp_path / f'outlines/{name}.json'
+  shapes = json.loads(path.read_text())
   with Slide(tmp_path / f'slides/{name}.tiff') as slide:
     drawn = Image.new('L', (slide.width, slide.height))
     side = round(40 / slide.mpp)
+    tiles = tile_grid(slide, tile_size=40, mpp=1.0)
   for shape in shapes['features']:
     corners = [tuple(c) for c in shape['geometry']['coordinates'][0]]
     ImageDraw.Draw(drawn).polygon(corners, fill=1)
   part = np.array(
-    [np.asarray(drawn)[y : y + side, x : x + side].mean() for x, y in tiles.xy]
+    [
+      np.asarray(drawn)[y : y + side, x : x + side].mean()
+      for x, y in tiles.coords
+    ]
   )
   sure = abs(part - 0.5) > 0.03
   assert sure.mean() > 0.95 and (part > 0.5).any() and (part < 0.5).any()
-  np.testing.assert_array_equal(tiles.label[sure], part[sure] > 0.5)
+  found = covered(outlines.read(path), tiles.coords, tiles.size_level0)
+  np.testing.assert_array_equal(found[sure] >= 0.5, part[sure] > 0.5)
