@@ -27,7 +27,7 @@ NOTES = (
   ' al. 2024, where dense layers, convolutions and layer norms (4 per element)'
   ' count and products of attention do not.',
   'XLA FLOPs: two per multiply-add, and elementwise operations, of the program'
-  ' compiled for CPUs, passes of loops multiplied out.',
+  ' given to the compiler; the body of a loop counts once (transmil has some).',
   'peak: arguments (with the parameters), outputs and temporaries of the'
   ' compiled forward pass.',
   'time: median of repeated forward passes of one slide, without compilation'

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import features, slides, tiling
-from experiments import bars
+from experiments import bars, encoder as encoders
 from experiments.cohort_tiles import TileSpec
 from experiments.weights import Encoder
-from kmil_jax import encoder as encoders
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
 

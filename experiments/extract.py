@@ -29,7 +29,7 @@ from experiments import (
 from experiments.preflight import slides as preflight
 from experiments.preflight.features import FAILURES
 from experiments.preflight.flag import CHECK
-from kmil_jax import encoder, port
+from kmil_jax import port
 
 _SLIDES_DIR = flags.DEFINE_string(
   'slides_dir', None, 'Folder with whole-slide images.', required=True
@@ -78,7 +78,7 @@ _THREADS = flags.DEFINE_integer(
   'threads', os.cpu_count(), 'Threads that read tiles.', lower_bound=1
 )
 _PRECISION = flags.DEFINE_enum(
-  'precision', 'float32', list(encoder.PRECISIONS), 'Of the encoder.'
+  'precision', 'float32', ['float32', 'bfloat16'], 'Of the encoder.'
 )
 _AUGMENT = flags.DEFINE_bool(
   'augment', False, 'Flip tiles and jitter their colours.'

@@ -32,7 +32,7 @@ from experiments.few_shot_parts.training import Options
 from experiments.preflight import tiles as preflight
 from experiments.preflight.flag import CHECK
 from experiments.slide_scores.scoring import ScoreError
-from kmil_jax import cores, distill_losses, parallel, port
+from kmil_jax import losses, parallel, port
 from kmil_jax.tasks.distill import NORMAL, DistillError
 
 _STAGE = flags.DEFINE_enum(
@@ -86,7 +86,7 @@ _SHORTCUT = flags.DEFINE_enum(
 _PER = flags.DEFINE_enum(
   'per',
   'location',
-  list(distill_losses.PER),
+  list(losses.PER),
   'What similarities are of: every location (the paper) or a whole map (the'
   ' released code).',
 )
@@ -127,7 +127,7 @@ _PAPER = {
 
 def _run() -> None:
   if not any(flag.value for flag in (*_DATA, _PATCHES_DIR)):
-    cores.use()  # The phantom's networks are small.
+    parallel.use_cores()  # The phantom's networks are small.
   cohort, phantom = _cohort()
   if CHECK.value:
     preflight.check(cohort.parts)

@@ -13,7 +13,7 @@ from experiments.hard_negatives_settings import (
   Outcome,
   Setting,
 )
-from kmil_jax import binary_metrics, intervals, metrics
+from kmil_jax import intervals, metrics
 
 SENSITIVITY = 0.9  # At which specificities are compared.
 _RESAMPLES = 2000
@@ -132,11 +132,11 @@ def scores(found: Outcome, hard: np.ndarray) -> dict[str, float]:
   """
   positive = found.label == POSITIVE
   high, low = (
-    binary_metrics.evaluate(positive, found.prob, threshold)
+    metrics.evaluate_binary(positive, found.prob, threshold)
     for threshold in (0.5, paper.THRESHOLD)
   )
   values = high | {f'{name}_low': value for name, value in low.items()}
-  values['specificity_at'] = binary_metrics.specificity_at(
+  values['specificity_at'] = metrics.specificity_at(
     positive, found.prob, SENSITIVITY
   )
   rows = positive | hard
@@ -204,7 +204,7 @@ def margin(
     line = f'{COLUMNS[name]}: {np.mean(change):+.4f} (seeds: {each})'
     if rows is not None:
       draws = [
-        binary_metrics.auroc_replicates(
+        intervals.auroc_replicates(
           positive[rows],
           np.stack([one.prob[rows] for one in found]),
           a[0].group[rows],

@@ -54,8 +54,8 @@ def data() -> str:
 def _notes(models: Sequence[str]) -> tuple[str, ...]:
   notes = [
     'The paper counts the multiply-adds of dense layers and convolutions as one'
-    ' each, and no products of attention. XLA counts all, and each as two. What'
-    " the paper's seconds are of, it does not say.",
+    ' each, and no products of attention. XLA counts all, and each as two, but'
+    " a loop's body once. What the paper's seconds are of, it does not say.",
   ]
   if 'transmil' in models:
     notes.append(

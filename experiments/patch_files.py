@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from data import atomic
-from kmil_jax import port, port_patch
+from kmil_jax import port
 from kmil_jax.train import Variables
 from kmil_jax.types import PatchRecipe
 
@@ -99,7 +99,7 @@ def start(path: str | pathlib.Path, model: str, drawn: Variables) -> Variables:
   path = pathlib.Path(path).expanduser()
   state = port.load_state_dict(path)
   if not any(name.startswith('params/') for name in state):
-    return port_patch.start(model, state, drawn)
+    return port.fine_tuned(model, state, drawn)
   wanted = traverse_util.flatten_dict(drawn, sep='/')
   entries = {
     name: port.Entry(name, x.shape, x.shape, tuple(range(x.ndim)))

@@ -14,11 +14,9 @@ import numpy as np
 
 from data import augment
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments import patch_files, patch_inputs, progress, provenance
+from experiments import encoder, patch_files, patch_inputs, progress, provenance
 from kmil_jax import (
   checkpoint,
-  encoder,
-  freezing,
   loop,
   models,
   parallel,
@@ -31,7 +29,7 @@ from kmil_jax.train import Variables, draw
 from kmil_jax.types import PatchRecipe, Tiles
 
 # What is raised for faults of the user's tiles, weights and wishes.
-ERRORS = (TileError, PatchError, freezing.FreezeError, port.PortError)
+ERRORS = (TileError, PatchError, port.PortError)
 
 # Of metrics.jsonl, and of the training's history.
 COLUMNS = {
@@ -122,7 +120,7 @@ def train(
     seed: of parameters, order, augmentation and dropout.
     weights: a file to start from, see `patch_files.start`; it decides how tiles
       are normalised.
-    freeze: modules that stay as they are, see `freezing`.
+    freeze: modules that stay as they are, see `TileTask`.
     precision: 'float32' or 'bfloat16', of the computation.
     name: before the progress bar; that of the folder by default.
     tensorboard: writes event files beside metrics.jsonl, too.
@@ -131,7 +129,7 @@ def train(
     PatchError: if the settings do not fit the tiles, the model or the devices.
     provenance.ResultsError: if the folder was begun with other settings or
       tiles.
-    TileError, port.PortError, freezing.FreezeError: for faults of tiles,
+    TileError, port.PortError, PatchError: for faults of tiles,
       weights and `freeze`.
     FloatingPointError: if the loss was not finite before an epoch could be
       kept; later ones are recorded, see `progress.raise_if_diverged`.

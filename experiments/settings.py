@@ -16,9 +16,10 @@ from experiments.recipe_flags import (
   TENSORBOARD,
   WEIGHT_DECAY,
 )
-from kmil_jax import losses, parallel, recipes
+from kmil_jax import losses, parallel
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
+from kmil_jax.types import Recipe
 
 RECIPE = flags.DEFINE_enum(
   'recipe',
@@ -76,16 +77,18 @@ def resolve(
     'select': SELECT.value,
   }
   recipe = dataclasses.replace(
-    spec.own if RECIPE.value == 'own' else recipes.COMMON,
+    spec.own if RECIPE.value == 'own' else Recipe(),
     batch=BATCH_SIZE.value,
     **{name: value for name, value in asked.items() if value is not None},
   )
-  chooser_recipe = dataclasses.replace(
-    recipes.CHOOSER,
-    weight_decay=recipe.weight_decay,
-    batch=recipe.batch,
-    epochs=min(recipe.epochs, recipes.CHOOSER.epochs),
-  )
+  chooser_recipe = spec.chooser_recipe
+  if chooser_recipe:
+    chooser_recipe = dataclasses.replace(
+      chooser_recipe,
+      weight_decay=recipe.weight_decay,
+      batch=recipe.batch,
+      epochs=min(recipe.epochs, chooser_recipe.epochs),
+    )
   return Settings(
     model=model,
     recipe=recipe,

@@ -8,10 +8,9 @@ import numpy as np
 from data import atomic
 from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
-from experiments import bars, two_step_patches
+from experiments import bars, cutter, two_step_patches
+from experiments.cutter import Cutter
 from experiments.patch_training import Trained
-from kmil_jax import cutter, heatmap
-from kmil_jax.cutter import Cutter
 from kmil_jax.heatmap import STRIDE, WINDOW, Windows
 
 _COARSE = 20  # Stride, in pixels, that false positives are gathered with.
@@ -32,7 +31,7 @@ def false_positives(images: NodeImages, primary: Cutter) -> LabelledTiles:
   for row in _bar(np.flatnonzero(~images.test & ~images.positive), 'negatives'):
     image, mask = images.read(row)
     look = two_step_patches.places(image, mask, _COARSE).tissue
-    said = heatmap.scan(cutter.Image(image), primary, stride=_COARSE, look=look)
+    said = cutter.scan(cutter.Image(image), primary, stride=_COARSE, look=look)
     yx = np.argwhere(said.positive()) * _COARSE
     where.append(np.c_[np.full(len(yx), row), yx])
   where = np.concatenate(where)
@@ -56,7 +55,7 @@ def scan(
     if said is None:
       image, mask = images.read(row)
       look = two_step_patches.places(image, mask, STRIDE).tissue
-      said = heatmap.scan(cutter.Image(image), primary, secondary, look=look)
+      said = cutter.scan(cutter.Image(image), primary, secondary, look=look)
       arrays = {k: v for k, v in said.items() if v is not None}
       with atomic.replacing(path) as part, part.open('wb') as f:
         np.savez_compressed(f, **arrays)

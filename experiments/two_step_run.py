@@ -21,9 +21,9 @@ from experiments import (
   two_step_tables,
   two_step_timing,
 )
+from experiments.cutter import Cutter
 from experiments.paper_text import Table
 from experiments.patch_training import Trained
-from kmil_jax.cutter import Cutter
 from kmil_jax.heatmap import STRIDE
 from kmil_jax.types import PatchRecipe
 

@@ -7,8 +7,9 @@ import time
 import jax
 import numpy as np
 
-from kmil_jax import cutter, heatmap
-from kmil_jax.cutter import Cutter
+from experiments import cutter
+from experiments.cutter import Cutter
+from kmil_jax import heatmap
 from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 
 _ROUNDS = 3
@@ -57,7 +58,7 @@ def compare(image: np.ndarray, networks: Sequence[Cutter]) -> dict[str, float]:
     return lambda window: float(look(network.variables, window[None])[0])
 
   def fast():
-    said = heatmap.scan(cutter.Image(image), *networks)
+    said = cutter.scan(cutter.Image(image), *networks)
     return heatmap.votes(said.positive(), image.shape[:2])
 
   single = [one_by_one(network) for network in networks]

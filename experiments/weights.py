@@ -11,7 +11,8 @@ import safetensors
 import safetensors.numpy
 
 from data import atomic
-from kmil_jax import encoder, port
+from experiments import encoder
+from kmil_jax import port
 
 RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
 _HUB = ('timm/resnet50.tv_in1k', 'model.safetensors')
@@ -92,7 +93,7 @@ def make_encoder(
       )
   state = port.load_state_dict(path)
   try:
-    variables = port.resnet50_trunk(state)
+    variables = port.from_torch('resnet50_trunk', state)
   except port.PortError as error:
     raise WeightsError(
       f"{path} does not fit torchvision's ResNet-50:\n{error}"
@@ -134,7 +135,7 @@ def imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
 def _save(path: pathlib.Path, variables, seed: int) -> None:
   """Writes a random trunk; whoever opens `path` finds all of it or nothing."""
   content = safetensors.numpy.save(
-    port.resnet50_trunk_state_dict(variables), {_DRAWN: str(seed)}
+    port.to_torch('resnet50_trunk', variables), {_DRAWN: str(seed)}
   )
   with atomic.replacing(path) as part:
     part.write_bytes(content)

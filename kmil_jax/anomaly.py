@@ -1,18 +1,14 @@
 """Where a student fails its teacher: anomaly maps and scores of patches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from kmil_jax import parallel
-from kmil_jax.distill_losses import cosine
-from kmil_jax.encoder import PRECISIONS
-from kmil_jax.models.reverse_distillation import Student, Teacher
+from kmil_jax.losses import cosine
 from kmil_jax.types import PatchRecipe
 
 # In pixels of the patch (Deng and Li, CVPR 2022).
@@ -64,57 +60,6 @@ def scores(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
   He and Li's threshold of 2 is one of the mean.
   """
   return maps.mean((1, 2)), maps.max((1, 2))
-
-
-def pmap_score(
-  teacher: Mapping[str, Any],
-  student: Mapping[str, Any],
-  *,
-  width: int,
-  shortcut: int,
-  precision: str = 'float32',
-  keep_maps: bool = False,
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-  """Returns a trained pair as a function of patches, spread over devices.
-
-  Args:
-    teacher: variables of `Teacher`.
-    student: variables of `Student`, of one run.
-    width: of both networks.
-    shortcut: of the student.
-    precision: of the computation, a key of `encoder.PRECISIONS`.
-    keep_maps: whether maps are returned, too.
-
-  Returns:
-    A function of patches, uint8 [T, S, S, 3], returning the `mean` [T] and the
-    `max` [T] of their maps, and if asked for the `map` [T, S, S], float32. It
-    compiles once per shape of its argument; patches are completed to a
-    multiple of the local devices.
-  """
-  networks = (
-    Teacher(width, PRECISIONS[precision]),
-    Student(width, shortcut, PRECISIONS[precision]),
-  )
-
-  def score(variables, image):
-    known, guess = (variables[name] for name in ('teacher', 'student'))
-    f = networks[0].apply(known, normalise(image))
-    found = maps(f, networks[1].apply(guess, f), image.shape[1])
-    mean, highest = scores(found)
-    told = {'mean': mean, 'max': highest}
-    return told | {'map': found} if keep_maps else told
-
-  state = parallel.replicate({'teacher': teacher, 'student': student})
-  run = parallel.pmap_local(score)
-
-  def on_patches(image: np.ndarray) -> dict[str, np.ndarray]:
-    rows = len(image)
-    if filler := -rows % parallel.num_local_devices():
-      image = np.pad(image, ((0, filler), (0, 0), (0, 0), (0, 0)))
-    told = run(state, parallel.split(image))
-    return {name: value[:rows] for name, value in told.items()}
-
-  return on_patches
 
 
 @functools.cache

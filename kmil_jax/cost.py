@@ -10,7 +10,6 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-from jax.extend import core
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,44 +56,30 @@ def measure(model: nn.Module, num_instances: int, width: int) -> Cost:
   # Any values do; the model's own start takes longer to compile than to run.
   variables = jax.tree.map(lambda leaf: draw(leaf.shape), shapes)
   forward = functools.partial(model.apply, train=False)
-  compiled = jax.jit(forward).lower(variables, x, mask).compile()
+  lowered = jax.jit(forward).lower(variables, x, mask)
+  compiled = lowered.compile()
   return Cost(
     params=sum(leaf.size for leaf in jax.tree.leaves(variables)),
     macs=multiply_adds(model, num_instances, width),
-    flops_xla=flops(forward, variables, x, mask),
+    flops_xla=flops(lowered),
     peak_bytes=peak_bytes(compiled),
     seconds=median_seconds(lambda: compiled(variables, x, mask)),
   )
 
 
-def flops(f: Callable[..., Any], *args: Any) -> float | None:
-  """XLA's count of the operations of a compiled function.
+def flops(lowered: jax.stages.Lowered) -> float | None:
+  """The compiler's count of the operations of a program.
 
   A multiply-add is two; elementwise operations are one per element, or none if
-  transcendental. XLA counts the body of a loop once; here that of a
-  scan (hence of `map`, and of `fori_loop` over a known range) is compiled by
-  itself too, and counted for the other passes. The program is compiled for CPUs
-  whatever the default device: on GPUs products are calls of vendors' libraries,
-  which XLA counts as nothing. Of the integer arithmetic that draws random bits,
-  in a loop of XLA's own, one pass counts.
-
-  Args:
-    f: any function of arrays.
-    *args: arrays, of which only shapes and types matter.
+  transcendental. The body of a loop counts once, however many its passes. It
+  is the program as the compiler is given it: what it makes of it for a GPU
+  calls vendors' libraries, which count as nothing.
 
   Returns:
-    None where there is no CPU backend or it does not count.
-
-  Raises:
-    ValueError: for a `while_loop`, and for a loop under a condition, whose
-      passes depend on values.
+    None where the backend does not count.
   """
-  try:
-    cpu = jax.local_devices(backend='cpu')[0]
-  except RuntimeError:  # Left out by JAX_PLATFORMS.
-    return None
-  _, count = _counts(jax.make_jaxpr(f)(*args), cpu)
-  return None if math.isnan(count) else count
+  count = (lowered.cost_analysis() or {}).get('flops', math.nan)
+  return count if count >= 0 else None
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
@@ -225,62 +210,3 @@ def _transmil(model: TransMIL, num_instances: int, width: int) -> int:
 def _attention(width: int, hidden: int, gated: bool) -> int:
   """Multiply-adds of `abmil.attention_scores` per instance."""
   return (1 + gated) * width * hidden + hidden
-
-
-def _counts(program: core.ClosedJaxpr, cpu: jax.Device) -> tuple[float, float]:
-  """XLA's count with every loop's body once, and with all passes."""
-  loops = []
-  program = _rolled(program, loops)
-  sharding = jax.sharding.SingleDeviceSharding(cpu)
-  shapes = [
-    jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
-    for aval in program.in_avals
-  ]
-  lowered = jax.jit(core.jaxpr_as_fun(program)).lower(*shapes)
-  once = total = _counted(lowered.compile())
-  for loop in loops:
-    body_once, body_total = _counts(loop['jaxpr'], cpu)
-    total += loop['length'] * body_total - body_once
-  return once, total
-
-
-def _rolled(part: Any, loops: list[dict[str, Any]]) -> Any:
-  """A program, or a parameter of its operations, with no scan unrolled.
-
-  Appends the parameters of its scans to `loops`, not of scans in them.
-  """
-  if isinstance(part, core.ClosedJaxpr):
-    return part.replace(jaxpr=_rolled(part.jaxpr, loops))
-  if isinstance(part, core.Jaxpr):
-    return part.replace(eqns=[_operation(eqn, loops) for eqn in part.eqns])
-  if type(part) is tuple:  # The branches of a condition, among others.
-    return tuple(_rolled(branch, loops) for branch in part)
-  return part
-
-
-def _operation(
-  eqn: core.JaxprEqn, loops: list[dict[str, Any]]
-) -> core.JaxprEqn:
-  name, outside = eqn.primitive.name, loops
-  if name == 'scan':
-    if eqn.params['length']:
-      loops.append(eqn.params)
-    outside = []
-  before = len(outside)
-  params = {key: _rolled(part, outside) for key, part in eqn.params.items()}
-  if name == 'while' or (name == 'cond' and len(outside) > before):
-    raise ValueError(
-      'operations cannot be counted where values decide on the passes of a'
-      ' loop: use lax.scan, or fori_loop over a known range, and no condition'
-      ' around it'
-    )
-  if name == 'scan':
-    params['unroll'] = 1
-  return eqn.replace(params=params)
-
-
-def _counted(compiled: jax.stages.Compiled) -> float:
-  """XLA's count, which has no entry for none; NaN where it does not count."""
-  found = compiled.cost_analysis()
-  count = found.get('flops', 0.0) if found else math.nan
-  return count if count >= 0 else math.nan

@@ -17,17 +17,15 @@ import zipfile
 
 import jax
 from jax import export
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-PLATFORMS = ('cpu', 'cuda', 'tpu')
 # What programs of one length each are made for: a longer bag is refused.
 LENGTHS = tuple(2**power for power in range(7, 17))
 ANY = 'model.stablehlo'
 _CARD, _WEIGHTS = 'card.json', 'weights.safetensors'
-_LEAST = 64  # Shorter bags are padded: fewer programs, and top-k's k is below.
+LEAST = 64  # Shorter bags are padded: fewer programs, and top-k's k is below.
 _MULTIPLE = 8
 _STAMP = (1980, 1, 1, 0, 0, 0)  # Zip's first day.
 
@@ -66,7 +64,7 @@ class Archive:
       ) from error
 
     def predict(weights, x, count):
-      name = ANY if ANY in calls else _name(len(x))
+      name = ANY if ANY in calls else program_name(len(x))
       return calls[name](weights, x, np.int32(count))
 
     return predict
@@ -75,7 +73,12 @@ class Archive:
     """Returns the lengths that bags are padded to; None for any length."""
     if ANY in self.programs:
       return None
-    return tuple(n for n in LENGTHS if _name(n) in self.programs)
+    return tuple(n for n in LENGTHS if program_name(n) in self.programs)
+
+
+def program_name(length: int) -> str:
+  """Returns the name of the program for bags padded to a length."""
+  return f'model_{length}.stablehlo'
 
 
 def padded_length(
@@ -104,52 +107,10 @@ def padded_length(
     )
   step = 0
   while True:
-    length = int(-(-_LEAST * 2 ** (step / 2) // _MULTIPLE)) * _MULTIPLE
+    length = int(-(-LEAST * 2 ** (step / 2) // _MULTIPLE)) * _MULTIPLE
     if length >= max(count, least):
       return length
     step += 1
-
-
-def lower(
-  predict: Predict,
-  weights: Mapping[str, np.ndarray],
-  width: int,
-  *,
-  least: int = 1,
-  lengths: Sequence[int] | None = None,
-) -> dict[str, bytes]:
-  """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.
-
-  Args:
-    predict: function of weights, features [N, D] float32, and count [] int32.
-    weights: in the shapes that it will be given.
-    width: D.
-    least: what every N will be at least, where any N is taken.
-    lengths: one program for each, where `predict` needs N as a number; by
-      default one for any N.
-  """
-  shape = lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype)
-  arguments = {name: shape(x) for name, x in weights.items()}
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  if lengths is None:
-    least = max(least, _LEAST)
-    sizes = {ANY: export.symbolic_shape('n', constraints=[f'n >= {least}'])[0]}
-  else:
-    sizes = {_name(n): n for n in lengths}
-  # Where this code lies on this machine is nobody's concern.
-  limit = jax.config.jax_traceback_in_locations_limit
-  jax.config.update('jax_traceback_in_locations_limit', 0)
-  try:
-    return {
-      name: bytes(
-        export.export(jax.jit(predict), platforms=PLATFORMS)(
-          arguments, jax.ShapeDtypeStruct((n, width), jnp.float32), count
-        ).serialize()
-      )
-      for name, n in sizes.items()
-    }
-  finally:
-    jax.config.update('jax_traceback_in_locations_limit', limit)
 
 
 def pack(archive: Archive) -> bytes:
@@ -206,14 +167,10 @@ def read(path: str | pathlib.Path) -> Archive:
       f'{path}: not a complete model of experiments.export ({error}); copy or '
       'export it again'
     ) from error
-  known = {ANY, *map(_name, LENGTHS)}
+  known = {ANY, *map(program_name, LENGTHS)}
   if not content or not content.keys() <= known or not isinstance(card, dict):
     raise ExportError(
       f'{path}: holds {", ".join(content) or "no program"}, not the program of '
       'a model; export it again'
     )
   return Archive(card, weights, content)
-
-
-def _name(length: int) -> str:
-  return f'model_{length}.stablehlo'

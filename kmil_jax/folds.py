@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import loop, recipes, train
+from kmil_jax import loop, train
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
@@ -27,8 +27,8 @@ class Settings:
   """What is trained and how."""
 
   model: str  # of SPECS
-  recipe: Recipe = recipes.COMMON
-  chooser_recipe: Recipe = recipes.CHOOSER  # of the first stage, if any
+  recipe: Recipe = dataclasses.field(default_factory=Recipe)
+  chooser_recipe: Recipe | None = None  # of the first stage, if there is one
   seed: int = 2023
   precision: str = 'float32'
   choice: Choice = dataclasses.field(default_factory=Choice)

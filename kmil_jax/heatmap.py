@@ -8,8 +8,6 @@ section 2.5.
 import chex
 import numpy as np
 
-from kmil_jax.cutter import Cutter, Image
-
 WINDOW = 40  # Pixels of 1 um, as is the stride.
 STRIDE = 10
 FIRES = 0.5  # Probability from which a network says tumour.
@@ -28,8 +26,8 @@ class Windows:
 
   def positive(self) -> np.ndarray:
     """Returns the decision, bool [h, w]: tumour for every network there is."""
-    said = self.primary if self.secondary is None else self.secondary
-    return said >= FIRES  # False where it is NaN.
+    last = self.primary if self.secondary is None else self.secondary
+    return last >= FIRES  # False where it is NaN.
 
 
 def grid(
@@ -63,45 +61,6 @@ def sums(mask: np.ndarray, window: int) -> np.ndarray:
   total = np.pad(mask.astype(np.int32), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
   high = total[window:] - total[:-window]
   return high[:, window:] - high[:, :-window]
-
-
-def scan(
-  image: Image,
-  primary: Cutter,
-  secondary: Cutter | None = None,
-  *,
-  stride: int = STRIDE,
-  look: np.ndarray | None = None,
-) -> Windows:
-  """Evaluates every window of an image once.
-
-  The primary network sees all windows that are to be looked at, the secondary
-  network those alone that the primary takes for tumour.
-
-  Args:
-    image: on the device.
-    primary: first network.
-    secondary: second network, of the same window; None for one step.
-    stride: from one window to the next, in pixels.
-    look: which windows to look at, bool [h, w], see `on_tissue`; by default
-      all.
-
-  Returns:
-    What they say, [h, w] of `grid`.
-  """
-  shape = grid(image.shape, primary.window, stride)
-  if look is None:
-    look = np.ones(shape, bool)
-  chex.assert_shape(look, shape)
-  places = np.argwhere(look)
-  first = np.full(shape, np.nan, np.float32)
-  first[look] = primary(image, places * stride)
-  if secondary is None:
-    return Windows(primary=first, secondary=None)
-  second = np.full(shape, np.nan, np.float32)
-  fires = first >= FIRES
-  second[fires] = secondary(image, np.argwhere(fires) * stride)
-  return Windows(primary=first, secondary=second)
 
 
 def votes(

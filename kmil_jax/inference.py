@@ -1,20 +1,22 @@
-"""What trained models say of one bag, without anything that trains them."""
+"""Predictions of trained models for one bag, and their lowered programs."""
 
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 import chex
-from flax import linen as nn
+from flax import linen as nn, traverse_util
 import jax
+from jax import export
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import export
+from kmil_jax import export as archives
 from kmil_jax.models import SPECS, cpu, kmil
 from kmil_jax.models.kmil import Choice
 
 CHOOSER, MODEL = 'chooser', 'model'
+PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Design:
   def predict(
     self, weights: Mapping[str, Any], x: jax.Array, count: jax.Array
   ) -> dict[str, jax.Array]:
-    """Returns what R folds say of one bag.
+    """Returns the predictions of R folds for one bag.
 
     Args:
       weights: as of `stack`.
@@ -87,30 +89,52 @@ class Design:
         kept = kmil.key_instances(
           scores, mask, self.choice.drop_per_mille, self.choice.drop
         )
-      said = apply(MODEL, kept)
+      prediction = apply(MODEL, kept)
       return {
         'prob': (
-          kmil.combined_prob(said, kept)
+          kmil.combined_prob(prediction, kept)
           if self.combine
-          else jax.nn.softmax(said.logits)
+          else jax.nn.softmax(prediction.logits)
         ),
-        'attention': said.attention,
-        'instance_prob': jax.nn.softmax(said.instance_logits),
+        'attention': prediction.attention,
+        'instance_prob': jax.nn.softmax(prediction.instance_logits),
         'kept': kept,
       }
 
-    return cpu.map_folds(SPECS[self.model], one_fold, _nested(weights))
+    params = traverse_util.unflatten_dict(dict(weights), sep='/')
+    return cpu.map_folds(SPECS[self.model], one_fold, params)
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """Returns `predict` for these weights as programs; see `export.lower`."""
-    with cpu.lowering_for(None):
-      return export.lower(
-        self.predict,
-        weights,
-        self.width,
-        least=self.options.get('total_instances', 1),
-        lengths=export.LENGTHS if SPECS[self.model].fixed_length else None,
-      )
+    """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.
+
+    Args:
+      weights: in the shapes that it will be given.
+    """
+    shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(weights)
+    )
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    if SPECS[self.model].fixed_length:
+      sizes = {archives.program_name(n): n for n in archives.LENGTHS}
+    else:
+      least = max(self.options.get('total_instances', 1), archives.LEAST)
+      (any_size,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
+      sizes = {archives.ANY: any_size}
+    # Do not store local file paths in the exported program.
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update('jax_traceback_in_locations_limit', 0)
+    try:
+      with cpu.lowering_for(None):
+        return {
+          name: bytes(
+            export.export(jax.jit(self.predict), platforms=PLATFORMS)(
+              shapes, jax.ShapeDtypeStruct((n, self.width), jnp.float32), count
+            ).serialize()
+          )
+          for name, n in sizes.items()
+        }
+    finally:
+      jax.config.update('jax_traceback_in_locations_limit', limit)
 
 
 def stack(folds: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -123,17 +147,4 @@ def stack(folds: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     Arrays [R, ...] by their path, as 'model/classifier/weight'.
   """
   tree = jax.tree.map(lambda *leaves: np.stack(leaves), *folds)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {'/'.join(key.key for key in path): leaf for path, leaf in leaves}
-
-
-def _nested(weights: Mapping[str, Any]) -> dict[str, Any]:
-  """The parameters by network that `stack` flattened."""
-  tree: dict[str, Any] = {}
-  for path, leaf in weights.items():
-    *parents, name = path.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree
+  return traverse_util.flatten_dict(tree, sep='/')

@@ -67,6 +67,39 @@ def replicates(
   return overall, by_class
 
 
+def auroc_replicates(
+  positive: np.ndarray,
+  probs: np.ndarray,
+  group: np.ndarray,
+  *,
+  resamples: int = 2000,
+) -> np.ndarray:
+  """Mean AUROC of several models on resampled groups.
+
+  The draws depend on `group` alone: the replicates of two lists of models on
+  the same tiles are paired.
+
+  Args:
+    positive: bool [N].
+    probs: of R models, of being positive, [R, N].
+    group: patient or slide of each tile, [N], drawn with all its tiles.
+    resamples: number of resamples, W.
+
+  Returns:
+    [W]; NaN as `replicates` has it.
+  """
+  draws = []
+  for prob in probs:
+    overall, _ = replicates(
+      positive.astype(int),
+      np.stack([1 - prob, prob], 1),
+      group,
+      resamples=resamples,
+    )
+    draws.append(overall['auroc'])
+  return np.mean(draws, 0)
+
+
 def percentile(values: np.ndarray) -> np.ndarray:
   """95 % percentile interval of replicates.
 

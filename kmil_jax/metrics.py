@@ -1,9 +1,17 @@
-"""Classification metrics of slides, in NumPy; NaN where one is undefined."""
+"""Metrics of classified slides and tiles; NaN where one is undefined."""
 
 import numpy as np
 
 NAMES = ('accuracy', 'balanced_accuracy', 'f1_macro', 'f1_weighted', 'auroc')
 CLASS_NAMES = ('precision', 'recall', 'auroc')
+BINARY_NAMES = (
+  'auroc',
+  'auprc',
+  'f1',
+  'f1_micro',
+  'sensitivity',
+  'specificity',
+)
 
 
 def confusion(
@@ -27,11 +35,11 @@ def per_class(table: np.ndarray) -> dict[str, np.ndarray]:
     of one that is never predicted, the F1 of one that is both.
   """
   hit = np.diagonal(table, axis1=-2, axis2=-1)
-  said, true = table.sum(-2), table.sum(-1)
+  predicted, true = table.sum(-2), table.sum(-1)
   return {
-    'precision': _ratio(hit, said),
+    'precision': _ratio(hit, predicted),
     'recall': _ratio(hit, true),
-    'f1': _ratio(2 * hit, said + true),
+    'f1': _ratio(2 * hit, predicted + true),
     'support': true,
   }
 
@@ -191,6 +199,62 @@ def evaluate_classes(
   """All of `CLASS_NAMES`, [C] each, for labels [N], probabilities [N, C]."""
   _, classes = weighted(label, prob, np.ones((1, len(label))))
   return {name: value[0] for name, value in classes.items()}
+
+
+def evaluate_binary(
+  positive: np.ndarray, prob: np.ndarray, threshold: float
+) -> dict[str, float]:
+  """Metrics of tiles that are called positive from `threshold` on.
+
+  Args:
+    positive: bool [N].
+    prob: of being positive, [N].
+    threshold: probability from which on a tile is called positive.
+
+  Returns:
+    `BINARY_NAMES`: the area below the ROC curve; the average precision of the
+    positive class; F1 of the positive class; the micro-averaged F1 of both,
+    which is the accuracy; sensitivity and specificity. NaN where nothing is in
+    the denominator.
+  """
+  positive, called = positive.astype(int), (prob >= threshold).astype(int)
+  table = confusion(positive, called, 2)
+  classes = per_class(table)
+  values = {
+    'auroc': auroc(positive == 1, prob),
+    'auprc': average_precision(positive == 1, prob),
+    'f1': classes['f1'][1],
+    'f1_micro': from_confusion(table)['accuracy'],
+    'sensitivity': classes['recall'][1],
+    'specificity': classes['recall'][0],
+  }
+  return {name: float(values[name]) for name in BINARY_NAMES}
+
+
+def specificity_at(
+  positive: np.ndarray,
+  prob: np.ndarray,
+  sensitivity: float,
+) -> float:
+  """Specificity at the highest threshold that reaches a sensitivity.
+
+  Models are compared at equal sensitivity: their probabilities need not mean
+  the same.
+
+  Args:
+    positive: bool [N].
+    prob: of being positive, [N].
+    sensitivity: share of positives that must be called so, above 0.
+
+  Returns:
+    The share of negatives below the threshold; NaN without either kind.
+  """
+  if not positive.any() or positive.all():
+    return float('nan')
+  ordered = np.sort(prob[positive])[::-1]
+  # A sum of thirds may come out just above what was asked for.
+  needed = int(np.ceil(sensitivity * len(ordered) - 1e-9))
+  return float((prob[~positive] < ordered[max(needed, 1) - 1]).mean())
 
 
 def _sweep(

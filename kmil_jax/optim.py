@@ -35,7 +35,12 @@ def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
   clip = [clip_modules(recipe.clip)] if recipe.clip else []
   decay = recipe.weight_decay
   if recipe.optimizer == 'adam':
-    tx = optax.chain(*clip, *_adam(recipe.betas, decay))
+    tx = optax.chain(
+      *clip,
+      optax.add_decayed_weights(decay),
+      optax.scale_by_adam(*recipe.betas),
+      _scale_by_given_rate(),
+    )
   elif recipe.optimizer == 'lookahead_radam':
     tx = lookahead(
       optax.chain(
@@ -54,18 +59,6 @@ def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     # Its own `gradient_transformation` would drop the learning rate.
     tx = optax.GradientTransformationExtraArgs(steps.init, steps.update)
   return tx
-
-
-def adam(
-  betas: tuple[float, float], weight_decay: float
-) -> optax.GradientTransformationExtraArgs:
-  """`torch.optim.Adam`, whose learning rate is given at every step.
-
-  Args:
-    betas: decay of the two moments.
-    weight_decay: of the L2 term in the gradient.
-  """
-  return optax.chain(*_adam(betas, weight_decay))
 
 
 def clip_modules(max_norm: float) -> optax.GradientTransformation:
@@ -186,16 +179,6 @@ def orthogonal(key: jax.Array, params: Any) -> Any:
     else:
       drawn.append(draw(jax.random.fold_in(key, i), leaf.shape, leaf.dtype))
   return jax.tree.unflatten(shape, drawn)
-
-
-def _adam(
-  betas: tuple[float, float], weight_decay: float
-) -> tuple[optax.GradientTransformation, ...]:
-  return (
-    optax.add_decayed_weights(weight_decay),
-    optax.scale_by_adam(*betas),
-    _scale_by_given_rate(),
-  )
 
 
 def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:

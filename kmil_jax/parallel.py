@@ -31,6 +31,22 @@ def initialize(
     jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
+def use_cores(most: int = 8) -> None:
+  """Makes a device of each CPU core; call before anything touches a device.
+
+  A step of a small network takes one core, however many its device has. Nothing
+  changes where JAX_NUM_CPU_DEVICES or XLA_FLAGS say how many devices there are,
+  nor on accelerators.
+
+  Args:
+    most: devices, each of which holds a copy of what all runs share.
+  """
+  chosen = 'device_count' in os.environ.get('XLA_FLAGS', '')
+  if jax.config.jax_num_cpu_devices < 0 and not chosen:
+    cores = os.cpu_count() or 1
+    jax.config.update('jax_num_cpu_devices', min(cores, most))
+
+
 def cache_programs(folder: pathlib.Path) -> None:
   """Keeps compiled programs in `folder`, where the next run finds them.
 
@@ -91,12 +107,6 @@ def replicate(tree: Any) -> Any:
   return jax.device_put(tree, NamedSharding(_local_mesh(), P()))
 
 
-def split(batch: Any) -> Any:
-  """Reshapes leaves [B, ...] of this process to [local devices, B', ...]."""
-  n = jax.local_device_count()
-  return jax.tree.map(lambda x: x.reshape((n, -1, *x.shape[1:])), batch)
-
-
 def pmap_local(step: Callable) -> Callable:
   """Maps `step(state, batch) -> per-row outputs` over this process's devices.
 
@@ -104,14 +114,19 @@ def pmap_local(step: Callable) -> Callable:
     step: pure function of a replicated state and a batch [B', ...].
 
   Returns:
-    A function of the state and a batch [local devices, B', ...] which returns
-    NumPy leaves [B, ...]; no other process takes part.
+    A function of the state and an array [B, ...], which zeros complete to a
+    multiple of the devices; it returns NumPy leaves [B, ...]. It compiles once
+    per shape; no other process takes part.
   """
   mapped = jax.pmap(step, in_axes=(None, 0), devices=jax.local_devices())
 
   def run(state, batch):
-    out = jax.tree.map(np.asarray, mapped(state, batch))
-    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), out)
+    rows, n = len(batch), jax.local_device_count()
+    if filler := -rows % n:
+      batch = np.pad(batch, ((0, filler), *((0, 0),) * (batch.ndim - 1)))
+    out = mapped(state, batch.reshape((n, -1, *batch.shape[1:])))
+    join = lambda x: np.asarray(x).reshape((-1, *x.shape[2:]))[:rows]
+    return jax.tree.map(join, out)
 
   return run
 

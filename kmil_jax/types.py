@@ -70,6 +70,7 @@ class ModelSpec:
   own: Recipe = Recipe()  # its authors'; by default that of Zheng et al. 2024
   # KMIL only: a first model chooses the instances that the second one sees.
   chooser: str | None = None
+  chooser_recipe: Recipe | None = None
   # Whether its program needs the padded length as a number; see `export`.
   fixed_length: bool = False
   # Whether CPUs take its runs and folds one by one on bags of any length, too;
@@ -116,14 +117,6 @@ class TilePrediction:
   logits: chex.Array  # [T, C] float32
   features: chex.Array  # [T, F] float32, what the last layer sees
   aux_logits: tuple[chex.Array, ...] = ()  # [T, C] each, in training only
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchSpec:
-  """How to build a patch classifier."""
-
-  make: Callable[..., nn.Module]  # make(num_classes=C, dtype=, axis_name=)
-  paper: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
-from kmil_jax import parallel, plan, port_mil, train
+from kmil_jax import parallel, plan, port, train
 from kmil_jax.models import SPECS, cpu, kmil
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
@@ -19,16 +19,16 @@ from kmil_jax.types import Recipe, Store
 def params_of(model: str, module: nn.Module) -> dict[str, Any]:
   """Returns a torch model's weights: of each of KMIL's stages, else of it."""
 
-  def port(name, module):
+  def ported(name, module):
     # Copies: torch goes on training its own.
     state = {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
-    return port_mil.bag_params(name, state)
+    return port.from_torch(name, state)['params']
 
   if SPECS[model].chooser is None:
-    return port(model, module)
+    return ported(model, module)
   return {
-    'chooser': port(SPECS[model].chooser, module.chooser),
-    'model': port(model, module.classifier),
+    'chooser': ported(SPECS[model].chooser, module.chooser),
+    'model': ported(model, module.classifier),
   }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from experiments import encoder
 from experiments.benchmarks import jax_side, torch_side
-from kmil_jax import encoder
 from kmil_jax.models.dtfd import pseudo_bags
 
 _TOLERANCE = 1e-3

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from experiments import encoder
 from experiments.benchmarks import contest, parity
 from experiments.torch_baselines.resnet import Bottleneck, ResNet50
-from kmil_jax import encoder, port
+from kmil_jax import port
 
 
 class Trunk:
@@ -37,7 +38,7 @@ class Trunk:
     self.device, self.precision = device, precision
     self.module = ResNet50().eval().to(device)
     state = {k: v.cpu().numpy() for k, v in self.module.state_dict().items()}
-    self.variables = port.resnet50_trunk(state)
+    self.variables = port.from_torch('resnet50_trunk', state)
     parity.check_trunk(self.module, self.variables, self.tiles[:5])
 
   def params(self) -> int:

@@ -100,13 +100,7 @@ def sweep(settings: Sequence[Setting]) -> list[Setting]:
   return sorted(rows, key=lambda s: s.tumour)
 
 
-def run(
-  setting: Setting,
-  seed: int,
-  label: np.ndarray,
-  *,
-  per: str,
-) -> distill.Setting:
+def run(setting: Setting, seed: int, label: np.ndarray) -> distill.Setting:
   """Returns a training of a seed.
 
   Patches are drawn by the seed: those of a smaller number are among those of
@@ -116,7 +110,6 @@ def run(
     setting: of the training.
     seed: of the draw, the weights and the order.
     label: of all training patches, 1 normal and 0 tumour, [n].
-    per: 'location' or 'map', see `distill_losses.PER`.
   """
   rows = []
   for kind, count in ((NORMAL, setting.normal), (TUMOUR, setting.tumour)):
@@ -128,5 +121,4 @@ def run(
     seed=seed,
     alpha=setting.alpha,
     gamma=setting.gamma,
-    per=per,
   )

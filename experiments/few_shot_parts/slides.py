@@ -1,7 +1,8 @@
 """Scores the test slides by the students of Table 2."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import pathlib
 
@@ -17,7 +18,8 @@ from experiments.few_shot_parts.settings import FW_RD, RD, Setting
 from experiments.few_shot_parts.training import Job, Options
 from experiments.paper_text import Entry, Table
 from experiments.slide_scores import cohort as scorer, detections
-from kmil_jax import anomaly, froc, intervals, metrics
+from kmil_jax import froc, intervals, metrics, parallel
+from kmil_jax.tasks.distill import DistillTask, Patches
 
 _BATCH = 64
 
@@ -74,6 +76,28 @@ def run(
   }
 
 
+def pmap_score(
+  teacher: training.Variables, student: training.Variables, options: Options
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a trained pair as a function of patches, spread over devices.
+
+  Returns:
+    A function of patches, uint8 [T, S, S, 3], returning the means [T] of their
+    anomaly maps, float32. It compiles once per shape of its argument.
+  """
+  task = DistillTask(
+    options.width, options.shortcut, precision=options.precision
+  )
+
+  def score(networks, image):
+    teacher, student = networks
+    shared = Patches(teacher=teacher, image=None, label=None)
+    return task.predict(student, (shared, image), None)['mean']
+
+  networks = parallel.replicate((teacher, student))
+  return functools.partial(parallel.pmap_local(score), networks)
+
+
 def _score(
   folder: pathlib.Path,
   cohort: Cohort,
@@ -83,13 +107,7 @@ def _score(
   truth: Mapping[str, froc.Lesions],
 ) -> Found:
   student = training.load_student(folder, job)
-  on_patches = anomaly.pmap_score(
-    teacher,
-    student,
-    width=options.width,
-    shortcut=options.shortcut,
-    precision=options.precision,
-  )
+  on_patches = pmap_score(teacher, student, options)
   chosen = scores.threshold(scores.read(job.folder(folder))['val'])
   target = folder / 'slides' / job.name
   files = {slide.id: slide.path for slide in cohort.slides}
@@ -102,7 +120,7 @@ def _score(
     scored = scorer.run(
       target,
       files,
-      lambda image: on_patches(image)['mean'],
+      on_patches,
       model=_digest(folder, job, options),
       batch=_BATCH,
       patch=cohort.scale.size,

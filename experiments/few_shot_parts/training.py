@@ -13,13 +13,13 @@ import safetensors.numpy
 
 from data import atomic
 from data.labelled_tiles import LabelledTiles
-from experiments import progress
+from experiments import encoder, progress
 from experiments.few_shot_parts import scores, settings
 from experiments.few_shot_parts.cohort import Cohort, pixels
 from experiments.few_shot_parts.settings import Setting
-from kmil_jax import checkpoint, loop, parallel, port, port_distillation
+from kmil_jax import anomaly, checkpoint, loop, parallel, port
 from kmil_jax.models import cpu
-from kmil_jax.models.reverse_distillation import map_shapes
+from kmil_jax.models.reverse_distillation import Teacher, map_shapes
 from kmil_jax.tasks import distill
 from kmil_jax.tasks.distill import NORMAL, DistillTask, Patches
 from kmil_jax.train import Variables, draw
@@ -102,7 +102,10 @@ def train(
   """
   teacher = open_teacher(folder, cohort, options)
   task = DistillTask(
-    options.width, options.shortcut, precision=options.precision
+    options.width,
+    options.shortcut,
+    per=options.per,
+    precision=options.precision,
   )
   all_jobs = jobs(study, options)
   images: dict[str, np.ndarray] = {}
@@ -134,7 +137,9 @@ def open_teacher(
       width than asked for.
   """
   if options.weights:
-    variables = port_distillation.teacher(port.load_state_dict(options.weights))
+    variables = port.from_torch(
+      'teacher', port.load_state_dict(options.weights)
+    )
     width = variables['params']['conv1']['kernel'].shape[-1]
     if width != options.width:
       raise port.PortError(
@@ -154,18 +159,32 @@ def open_teacher(
       # RD knows no tumour, so its teacher must not.
       normal = np.flatnonzero(tiles.label == NORMAL)
       rows = np.random.default_rng(0).permutation(normal)[:_CALIBRATION]
-      drawn = port_distillation.random_teacher(
+      drawn = random_teacher(
         tiles.load(np.sort(rows)), seed=0, width=options.width
       )
-      _save(path, port.unfill(drawn, port.entries_of(drawn, port.RESNET)))
+      _save(path, port.to_torch('teacher', drawn))
   parallel.wait_for_all('teacher')
-  return port_distillation.teacher(port.load_state_dict(path))
+  return port.from_torch('teacher', port.load_state_dict(path))
+
+
+def random_teacher(
+  image: np.ndarray, *, seed: int, width: int = 64
+) -> Variables:
+  """Returns random `Teacher` variables, calibrated on patches.
+
+  Args:
+    image: patches to calibrate on, uint8 [T, S, S, 3], a hundred or so.
+    seed: of the kernels; see `encoder.random_network`.
+    width: of the teacher.
+  """
+  tiles = np.asarray(anomaly.normalise(image))
+  return encoder.random_network(Teacher(width, momentum=0.0), tiles, seed=seed)
 
 
 def load_student(folder: pathlib.Path, job: Job) -> Variables:
   """Returns the variables of a trained student."""
   path = job.folder(folder) / MODEL
-  return port_distillation.student(port.load_state_dict(path))
+  return port.from_torch('student', port.load_state_dict(path))
 
 
 def _groups(
@@ -196,9 +215,7 @@ def _train_group(
   options: Options,
 ) -> None:
   label = np.int32(cohort.parts['train'].label)
-  runs = [
-    settings.run(job.setting, job.seed, label, per=options.per) for job in group
-  ]
+  runs = [settings.run(job.setting, job.seed, label) for job in group]
   constants = distill.runs_of(runs, label)
   patches = Patches(teacher=teacher, image=images['train'], label=label)
   recipe = distill.recipe(
@@ -248,7 +265,7 @@ def _train_group(
       if result.lost[row]:
         continue
       model = jax.tree.map(lambda x: x[row], result.variables)  # noqa: B023
-      _save(target / MODEL, port_distillation.student_state_dict(model))
+      _save(target / MODEL, port.to_torch('student', model))
       scored = {
         part: np.concatenate(parts, -1)[:, row] for part, parts in table.items()
       }

@@ -2,12 +2,11 @@
 
 He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR
 2016 (https://arxiv.org/abs/1512.03385), table 1. Modules carry torchvision's
-names, which `kmil_jax.port` and `kmil_jax.port_patch` rely on.
+names, which `kmil_jax.port` relies on.
 """
 
 from collections.abc import Callable
 import functools
-from typing import Any
 
 import chex
 from flax import linen as nn
@@ -224,9 +223,3 @@ class ResNet50Trunk(nn.Module):
           name=f'layer{stage + 1}_{block}',
         )(x, train=train)
     return x.astype(jnp.float32).mean((1, 2))
-
-
-def trunk_shapes() -> dict[str, Any]:
-  """Returns the variables of `ResNet50Trunk` as shapes and types."""
-  tiles = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  return jax.eval_shape(ResNet50Trunk().init, jax.random.key(0), tiles)

@@ -3,7 +3,7 @@
 Deng and Li, "Anomaly detection via reverse distillation from one-class
 embedding", CVPR 2022 (https://arxiv.org/abs/2201.10703), as in their released
 code and in that of He and Li's few-shot weighted variant (FW-RD). Modules
-carry the names of the released code, which `kmil_jax.port_distillation` relies
+carry the names of the released code, which `kmil_jax.port` relies
 on.
 """
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import optim, parallel, plan, recipes, train
+from kmil_jax import optim, parallel, plan, train
 from kmil_jax.models import cpu, kmil
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
@@ -179,7 +179,7 @@ class BagLoader:
   num_classes: int
   width: int
   stream: Stream | None = None
-  recipe: Recipe = recipes.COMMON
+  recipe: Recipe = dataclasses.field(default_factory=Recipe)
   seed: int = 0
   visit: np.ndarray | None = None
 

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import anomaly, distill_losses, metrics, optim, parallel
-from kmil_jax.encoder import PRECISIONS
+from kmil_jax import anomaly, losses, metrics, optim, parallel
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
 from kmil_jax.train import Aux, Task, Variables
-from kmil_jax.types import PatchRecipe
+from kmil_jax.types import PatchRecipe, Recipe
 
 NORMAL, TUMOUR = 1, 0  # Labels of patches.
 _BETAS = (0.5, 0.999)  # Of both papers.
@@ -42,7 +41,6 @@ class Setting:
   seed: int  # of the weights and the order
   alpha: float = 0.1  # of the focal loss; 1 - alpha weighs tumour
   gamma: float = 2.0
-  per: str = 'location'  # see `distill_losses.PER`
 
 
 @chex.dataclass(frozen=True)
@@ -53,7 +51,6 @@ class StudentRuns:
   row: chex.Array  # [R] int32, place of its batch in a step of its group
   alpha: chex.Array  # [R] float32
   gamma: chex.Array  # [R] float32
-  per_location: chex.Array  # [R] bool
 
 
 @chex.dataclass(frozen=True)
@@ -75,17 +72,23 @@ class DistillTask(Task):
   Args:
     width: of both networks; 64 in the paper.
     shortcut: 1 is RD's, 3 that of FW-RD's released code; see `Student`.
-    precision: of the computation, a key of `PRECISIONS`.
+    per: what similarities are of, one of `losses.PER`.
+    precision: of the computation, 'float32' or 'bfloat16'.
   """
 
   def __init__(
-    self, width: int = 64, shortcut: int = 3, *, precision: str = 'float32'
+    self,
+    width: int = 64,
+    shortcut: int = 3,
+    *,
+    per: str = 'location',
+    precision: str = 'float32',
   ):
-    dtype = PRECISIONS[precision]
+    dtype = jnp.dtype(precision)
     self.teacher = Teacher(width, dtype)
     self.student = Student(width, shortcut, dtype)
-    self.tx = optim.adam(_BETAS, weight_decay=0.0)
-    self._width = width
+    self.tx = optim.make(Recipe(betas=_BETAS, weight_decay=0.0))
+    self._width, self._per = width, per
 
   def init(self, run: StudentRuns) -> Variables:
     maps = [jnp.zeros(m.shape, m.dtype) for m in map_shapes(self._width)]
@@ -116,13 +119,9 @@ class DistillTask(Task):
     g, mutated = self.student.apply(
       variables, f, train=True, mutable=['batch_stats']
     )
-    by_map, by_location = (
-      distill_losses.focal(f, g, label, run.alpha, run.gamma, per=per)
-      for per in ('map', 'location')
-    )
-    losses = jnp.where(run.per_location, by_location, by_map)
+    loss = losses.focal(f, g, label, run.alpha, run.gamma, per=self._per)
     no_classes = jnp.zeros(len(label), bool)
-    return losses, Aux(hits=no_classes, stats=mutated['batch_stats'])
+    return loss, Aux(hits=no_classes, stats=mutated['batch_stats'])
 
   def predict(
     self, variables: Variables, batch: Any, run: StudentRuns
@@ -160,7 +159,7 @@ def runs_of(settings: Sequence[Setting], label: np.ndarray) -> StudentRuns:
 
   Raises:
     DistillError: naming the run that has no patches, one twice or some that
-      are not there, an unknown loss, or tumour patches with an alpha of 0.
+      are not there, or tumour patches with an alpha of 0.
   """
   for number, setting in enumerate(settings):
     if fault := _fault(setting, label):
@@ -173,7 +172,6 @@ def runs_of(settings: Sequence[Setting], label: np.ndarray) -> StudentRuns:
     row=np.arange(len(settings), dtype=np.int32) % parallel.num_devices(),
     alpha=column('alpha', np.float32),
     gamma=column('gamma', np.float32),
-    per_location=column('per', str) == 'location',
   )
 
 
@@ -310,24 +308,17 @@ def patch_threshold(label: np.ndarray, score: np.ndarray) -> float:
 
 def _fault(setting: Setting, label: np.ndarray) -> str:
   """Returns what is wrong with a setting, '' for nothing."""
-  patches, known = np.asarray(setting.patches), distill_losses.PER
-  if not len(patches):
-    return 'has no patches to train on'
-  if patches.min() < 0 or patches.max() >= len(label):
-    return (
-      f'trains on rows {patches.min()} to {patches.max()} of {len(label)}'
-      ' patches'
-    )
-  if len(np.unique(patches)) < len(patches):
-    return 'lists a patch twice'
-  if setting.per not in known:
-    return f'has per={setting.per!r}, which must be {" or ".join(known)}'
-  if not 0 <= setting.alpha <= 1 or setting.gamma < 0:
-    return (
-      f'has alpha {setting.alpha}, which must be from 0 to 1, and gamma'
-      f' {setting.gamma}, which must not be negative'
-    )
-  tumour = int((label[patches] == TUMOUR).sum())
-  if setting.alpha == 0 and tumour:
-    return f'has alpha 0, for normal patches alone, and {tumour} tumour patches'
-  return ''
+  patches, alpha, gamma = setting.patches, setting.alpha, setting.gamma
+  known = np.isin(patches, np.arange(len(label)))
+  tumour = int((label[patches[known]] == TUMOUR).sum())
+  faults = {
+    'has no patches to train on': not len(patches),
+    f'trains on rows beyond the {len(label)} patches': not known.all(),
+    'lists a patch twice': len(np.unique(patches)) < len(patches),
+    f'has alpha {alpha}, which must be from 0 to 1': not 0 <= alpha <= 1,
+    f'has gamma {gamma}, which must not be negative': gamma < 0,
+    f'has alpha 0, for normal patches alone, and {tumour} tumour patches': (
+      alpha == 0 and tumour
+    ),
+  }
+  return next((fault for fault, wrong in faults.items() if wrong), '')

@@ -1,21 +1,24 @@
 """Patch classifiers: batches of tiles, spread over devices."""
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
+import re
 from typing import Any
 
 import chex
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kmil_jax import freezing, optim, parallel, patch_losses
-from kmil_jax.encoder import PRECISIONS
+from kmil_jax import losses, optim, parallel
+from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
 from kmil_jax.train import Aux, Task, Variables
-from kmil_jax.types import PatchRecipe, PatchSpec, Tiles
+from kmil_jax.types import PatchRecipe, Recipe, Tiles
 
 
 class PatchError(ValueError):
@@ -36,12 +39,15 @@ class TileTask(Task):
     model: Flax module of T tiles.
 
   Args:
-    spec: of `models.CLASSIFIERS`.
+    make: of `models.CLASSIFIERS`.
     recipe: its loss, optimiser and weights of classes.
     num_classes: C.
     shape: of a tile, [S, S, channels].
-    precision: of the computation, a key of `PRECISIONS`.
-    freeze: modules that stay as they are, see `freezing`; '' for none.
+    precision: of the computation, 'float32' or 'bfloat16'.
+    freeze: modules that stay as they are, a regular expression that is matched
+      from the beginning of their paths, as `layer1_0/bn1`; '' for none. They
+      keep their parameters; their batch norms keep, and normalise with, the
+      running statistics.
 
   Raises:
     PatchError: if the recipe is binary and the classes are not two, or weighs
@@ -50,7 +56,7 @@ class TileTask(Task):
 
   def __init__(
     self,
-    spec: PatchSpec,
+    make: Callable[..., nn.Module],
     recipe: PatchRecipe,
     num_classes: int,
     shape: tuple[int, int, int],
@@ -65,14 +71,14 @@ class TileTask(Task):
       raise PatchError(
         f'{len(weights)} class weights were given for {num_classes} classes.'
       )
-    self.model = spec.make(
+    self.model = make(
       num_classes=1 if recipe.binary else num_classes,
-      dtype=PRECISIONS[precision],
+      dtype=jnp.dtype(precision),
       axis_name=parallel.AXIS,
     )
-    self._frozen = lambda params: freezing.leaves(params, freeze)
+    self._frozen = lambda params: _frozen(params, freeze)
     self.tx = optax.chain(
-      optim.adam(recipe.betas, recipe.weight_decay),
+      optim.make(Recipe(betas=recipe.betas, weight_decay=recipe.weight_decay)),
       # The decay would move them.
       optax.masked(optax.set_to_zero(), self._frozen),
     )
@@ -86,7 +92,7 @@ class TileTask(Task):
     keys, x = {'params': key, 'dropout': key}, jnp.zeros((2, *self._shape))
     variables = self.model.init(keys, x, train=True)
     if self._freeze:
-      freezing.check(variables['params'], self._freeze)
+      _check_frozen(variables['params'], self._freeze)
     return variables
 
   def key(self, run: TileRuns, epoch: Any, step: jax.Array) -> jax.Array:
@@ -110,7 +116,7 @@ class TileTask(Task):
       self._frozen(params),
       params,
     )
-    with freezing.still_norms(self._freeze):
+    with _frozen_norms(self._freeze):
       prediction, mutated = self.model.apply(
         {**variables, 'params': params},
         batch.image,
@@ -118,10 +124,10 @@ class TileTask(Task):
         mutable=['batch_stats'],
         rngs={'dropout': key},
       )
-    losses = patch_losses.classification(prediction, batch.label)
-    prob = patch_losses.probabilities(prediction.logits)
+    loss = losses.tile_cross_entropy(prediction, batch.label)
+    prob = losses.tile_probabilities(prediction.logits)
     stats = mutated.get('batch_stats', {})
-    return losses, Aux(hits=prob.argmax(-1) == batch.label, stats=stats)
+    return loss, Aux(hits=prob.argmax(-1) == batch.label, stats=stats)
 
   def predict(
     self, variables: Variables, batch: Tiles, run: TileRuns
@@ -134,9 +140,9 @@ class TileTask(Task):
     """
     prediction = self.model.apply(variables, batch.image, train=False)
     return {
-      'prob': patch_losses.probabilities(prediction.logits),
+      'prob': losses.tile_probabilities(prediction.logits),
       'features': prediction.features,
-      'loss': patch_losses.classification(prediction, batch.label),
+      'loss': losses.tile_cross_entropy(prediction, batch.label),
       'weight': self.weight(batch, run),
       'label': batch.label,
     }
@@ -194,3 +200,44 @@ def program(task: TileTask, batches: Batches | None = None) -> Program:
 def _chunk(tiles: Tiles, layout: Layout) -> Chunk:
   one_step = jax.tree.map(lambda x: np.asarray(x)[None], tiles)
   return layout.share((np.zeros(1, np.int32), one_step))
+
+
+def _frozen(params: Any, freeze: str) -> Any:
+  """Returns True for the leaves of modules that `freeze` matches."""
+
+  def of(path, _):
+    module = '/'.join(key.key for key in path[:-1])
+    return bool(freeze) and re.match(freeze, module) is not None
+
+  return jax.tree_util.tree_map_with_path(of, params)
+
+
+def _check_frozen(params: Any, freeze: str) -> None:
+  """Raises unless some modules are frozen and some are not."""
+  try:
+    frozen = jax.tree.leaves(_frozen(params, freeze))
+  except re.error as error:
+    raise PatchError(f'freeze={freeze!r}: {error}') from error
+  if all(frozen):
+    raise PatchError(f'freeze={freeze!r} leaves nothing to train')
+  if not any(frozen):
+    raise PatchError(
+      f'freeze={freeze!r} matches the beginning of no module; at the top there'
+      f' are {", ".join(sorted(params))}'
+    )
+
+
+def _frozen_norms(freeze: str) -> contextlib.AbstractContextManager:
+  """A context in which frozen batch norms act as in evaluation."""
+
+  def intercept(call, args, kwargs, context):
+    module = context.module
+    if isinstance(module, BatchNorm) and re.match(
+      freeze, '/'.join(module.path)
+    ):
+      kwargs = {**kwargs, 'use_running_average': True}
+    return call(*args, **kwargs)
+
+  if not freeze:
+    return contextlib.nullcontext()
+  return nn.intercept_methods(intercept)

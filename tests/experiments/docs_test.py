@@ -19,7 +19,8 @@ import safetensors.numpy
 import script_process
 
 from data.phantom import tiff
-from kmil_jax import encoder, port
+from experiments import encoder
+from kmil_jax import port
 from kmil_jax.models import resnet
 
 DOCS = script_process.ROOT / 'docs'
@@ -121,7 +122,7 @@ def put_weights(path, monkeypatch):
   tiles = np.random.default_rng(0).normal(size=(8, 32, 32, 3))
   trunk = encoder.random_trunk(tiles.astype(np.float32), seed=0)
   path.parent.mkdir(parents=True)
-  safetensors.numpy.save_file(port.resnet50_trunk_state_dict(trunk), path)
+  safetensors.numpy.save_file(port.to_torch('resnet50_trunk', trunk), path)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_features_are_those_of_openslides_own_pixels(extracted):
   tiles = (np.float32(pixels) / 255 - mean) / std
   state = port.load_state_dict(out / 'encoder.safetensors')
   want = ResNet50Trunk().apply(
-    port.resnet50_trunk(state), tiles.astype(np.float32)
+    port.from_torch('resnet50_trunk', state), tiles.astype(np.float32)
   )
   np.testing.assert_allclose(found.features[rows], want, atol=1e-3)
 

@@ -20,7 +20,7 @@ from experiments.few_shot_parts.settings import FW_RD, RD
 from experiments.few_shot_parts.training import Job, Options
 from experiments.slide_scores import froc_files
 from experiments.slide_scores.scoring import ScoreError
-from kmil_jax import anomaly, froc
+from kmil_jax import froc
 
 NAMES = {
   'tumor_001': True,
@@ -82,14 +82,14 @@ def trained(tmp_path_factory, cohort):
 def found(trained, cohort):
   folder, study, tell = trained
 
-  def pmap_score(teacher, student, **options):
-    assert options == {'width': 4, 'shortcut': 3, 'precision': 'float32'}
-    return lambda image: {'mean': tell[student](image)}
+  def pmap_score(teacher, student, options):
+    assert options is OPTIONS
+    return tell[student]
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(training, 'open_teacher', lambda *args: None)
     patch.setattr(training, 'load_student', lambda _, job: job.setting.name)
-    patch.setattr(anomaly, 'pmap_score', pmap_score)
+    patch.setattr(slides, 'pmap_score', pmap_score)
     return slides.run(folder, cohort, study, OPTIONS)
 
 

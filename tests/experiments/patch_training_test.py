@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_classifier import SPEC
+from tiny_classifier import Tiny
 from tiny_training import RECIPE, TRAIN, VAL, make_tiles, train
 
 from data.labelled_tiles import TileError, from_arrays
@@ -23,19 +23,19 @@ from experiments import (
   provenance,
 )
 from experiments.progress import Progress
-from kmil_jax import loop, models, port, port_patch
+from kmil_jax import loop, models, port
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-  monkeypatch.setitem(models.CLASSIFIERS, 'tiny', SPEC)
+  monkeypatch.setitem(models.CLASSIFIERS, 'tiny', Tiny)
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('trained') / 'x'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.CLASSIFIERS, 'tiny', SPEC)
+    patch.setitem(models.CLASSIFIERS, 'tiny', Tiny)
     return folder, train(folder)
 
 
@@ -115,7 +115,7 @@ import pathlib, sys, time
 import tiny_classifier, tiny_training
 from experiments.progress import Progress
 from kmil_jax import loop, models
-models.CLASSIFIERS['tiny'] = tiny_classifier.SPEC
+models.CLASSIFIERS['tiny'] = tiny_classifier.Tiny
 loop.SECONDS_BETWEEN_SAVES = 0
 report = Progress.report
 def tell(self, history):
@@ -202,7 +202,7 @@ def test_weights_by_torchvisions_names_keep_the_new_head(tmp_path):
   rng = np.random.default_rng(0)
 
   def draw(classes):
-    model = models.CLASSIFIERS['node_cnn'].make(num_classes=classes)
+    model = models.CLASSIFIERS['node_cnn'](num_classes=classes)
     x = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)
     return jax.tree.map(
@@ -211,7 +211,7 @@ def test_weights_by_torchvisions_names_keep_the_new_head(tmp_path):
 
   theirs, drawn = draw(3), draw(2)
   path = tmp_path / 'a.safetensors'
-  safetensors.numpy.save_file(port_patch.state_dict('node_cnn', theirs), path)
+  safetensors.numpy.save_file(port.to_torch('node_cnn', theirs), path)
   got = patch_files.start(path, 'node_cnn', drawn)['params']
   chex.assert_trees_all_equal(got['fc2'], drawn['params']['fc2'])
   for name in ('conv1', 'conv3', 'fc1'):

@@ -8,8 +8,7 @@ import pytest
 
 from data import features, labels as label_files
 from data.phantom import cohort
-from experiments import cohort_tiles, phantom_cohort, weights
-from kmil_jax import encoder
+from experiments import cohort_tiles, encoder, phantom_cohort, weights
 from kmil_jax.models import resnet
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments import kmil, settings
-from kmil_jax import recipes
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagTask
 from kmil_jax.types import Recipe
@@ -60,8 +59,8 @@ def test_the_common_recipe_is_the_papers():
     betas=(0.9, 0.999),
     schedule='cosine',
   )
-  assert recipes.DSMIL.orthogonal and recipes.DTFD.clip == 5
-  assert recipes.TRANSMIL.optimizer == 'lookahead_radam'
+  assert SPECS['dsmil'].own.orthogonal and SPECS['dtfd'].own.clip == 5
+  assert SPECS['transmil'].own.optimizer == 'lookahead_radam'
 
 
 # TransMIL's own steps, seven of them, are in transmil_training_test.
@@ -93,5 +92,5 @@ def test_single_flags_change_single_values_of_a_recipe():
   with flagsaver.flagsaver():
     flags.FLAGS(['kmil', '--recipe=own', '--lr=0.5', '--epochs=7'])
     got = settings.resolve('dsmil').recipe
-  want = dataclasses.replace(recipes.DSMIL, learning_rate=0.5, epochs=7)
+  want = dataclasses.replace(SPECS['dsmil'].own, learning_rate=0.5, epochs=7)
   assert got == want

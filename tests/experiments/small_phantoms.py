@@ -12,10 +12,9 @@ from experiments import (
 )
 from kmil_jax import models
 from kmil_jax.models import reverse_distillation
-from kmil_jax.types import PatchSpec
 
 for name in models.CLASSIFIERS:
-  models.CLASSIFIERS[name] = PatchSpec(make=Colours, paper='ours')
+  models.CLASSIFIERS[name] = Colours
 
 nodes.make = functools.partial(nodes.make, development=5, test=2)
 

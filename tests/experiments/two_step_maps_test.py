@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data import labelled_tiles, pipeline
-from experiments import two_step_timing
-from kmil_jax import cutter, heatmap
+from experiments import cutter, two_step_timing
+from kmil_jax import heatmap
 from kmil_jax.types import PatchRecipe, TilePrediction
 
 
@@ -60,7 +60,7 @@ def test_the_map_that_is_timed_is_that_of_the_loop():
     lambda w, n=n: float(n.classify(n.variables, w[None])[0]) for n in networks
   ]
   votes = two_step_timing.naive(image, single)
-  said = heatmap.scan(cutter.Image(image), *networks)
+  said = cutter.scan(cutter.Image(image), *networks)
   np.testing.assert_allclose(
     heatmap.votes(said.positive(), (90, 70)), votes, atol=1e-6
   )

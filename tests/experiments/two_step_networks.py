@@ -4,7 +4,7 @@ import functools
 
 from flax import linen as nn
 
-from kmil_jax.types import PatchSpec, TilePrediction
+from kmil_jax.types import TilePrediction
 
 
 class Colours(nn.Module):
@@ -24,6 +24,6 @@ class Colours(nn.Module):
 
 
 NETWORKS = {
-  name: PatchSpec(make=functools.partial(Colours, seen=seen), paper='ours')
+  name: functools.partial(Colours, seen=seen)
   for name, seen in (('googlenet', 1), ('mobilenet_v2', 3))
 }

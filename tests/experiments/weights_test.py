@@ -26,10 +26,13 @@ def never():
 def file(tmp_path_factory):
   """A pretrained file, as it were: the trunk with constant statistics."""
   path = tmp_path_factory.mktemp('weights') / 'trunk.safetensors'
-  variables = jax.tree.map(
-    lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), resnet.trunk_shapes()
+  shapes = jax.eval_shape(
+    resnet.ResNet50Trunk().init, jax.random.key(0), sample()
   )
-  state = port.resnet50_trunk_state_dict(variables)
+  variables = jax.tree.map(
+    lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes
+  )
+  state = port.to_torch('resnet50_trunk', variables)
   safetensors.numpy.save_file(state, path)
   return path
 

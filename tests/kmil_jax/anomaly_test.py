@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from experiments.few_shot_parts import training
 from kmil_jax import anomaly
+from kmil_jax.models import reverse_distillation
+from kmil_jax.models.reverse_distillation import Teacher
 
 maps_of = jax.jit(anomaly.maps, static_argnums=2)
 
@@ -82,3 +85,22 @@ def test_patches_are_normalised_as_imagenets():
   want = (np.array([0, 128 / 255, 1]) - mean) / std
   got = jax.jit(anomaly.normalise)(image)
   np.testing.assert_allclose(got[0, 1, 1], want, rtol=1e-5)
+
+
+def test_a_random_teacher_is_calibrated_and_a_function_of_its_seed(monkeypatch):
+  monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
+  rng = np.random.default_rng(0)
+  coarse = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
+  image = coarse.repeat(4, 1).repeat(4, 2)
+  variables = training.random_teacher(image, seed=0, width=4)
+  again = training.random_teacher(image, seed=0, width=4)
+  jax.tree.map(np.testing.assert_array_equal, variables, again)
+  other = training.random_teacher(image, seed=1, width=4)
+  kernel = lambda v: v['params']['conv1']['kernel']
+  assert np.abs(kernel(variables) - kernel(other)).max() > 0.01
+  maps = jax.jit(Teacher(4).apply)(variables, anomaly.normalise(image))
+  for m in maps:
+    m = np.asarray(m)
+    assert 0.3 < m.mean() < 3
+    # Channels differ from place to place: nothing is dead.
+    assert (m.reshape(-1, m.shape[-1]).std(0) > 0.05).mean() > 0.95

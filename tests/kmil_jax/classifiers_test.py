@@ -42,14 +42,14 @@ def size(tree):
   ],
 )
 def test_parameters_are_as_many_as_published(name, classes, channels, count):
-  model = CLASSIFIERS[name].make(num_classes=classes)
+  model = CLASSIFIERS[name](num_classes=classes)
   tiles = jnp.zeros((1, 224, 224, channels))
   assert size(shapes(model, tiles)['params']) == count
 
 
 @every_model
 def test_float32_comes_out_whatever_goes_on_inside(name):
-  model = CLASSIFIERS[name].make(num_classes=1, dtype=jnp.bfloat16)
+  model = CLASSIFIERS[name](num_classes=1, dtype=jnp.bfloat16)
   tiles = jnp.zeros((2, 50, 40, 1))
   variables = shapes(model, tiles)
   assert ('batch_stats' in variables) == (name != 'node_cnn')
@@ -76,7 +76,7 @@ def test_float32_comes_out_whatever_goes_on_inside(name):
 
 @pytest.mark.parametrize('name', ['googlenet', 'mobilenet_v2', 'node_cnn'])
 def test_head_of_the_feature_map_is_the_whole(name):
-  model = CLASSIFIERS[name].make(num_classes=3)
+  model = CLASSIFIERS[name](num_classes=3)
   x = np.random.default_rng(0).normal(size=(2, 40, 40, 3)).astype(np.float32)
   rng = np.random.default_rng(1)
   variables = jax.tree.map(

@@ -3,14 +3,14 @@
 import jax
 import pytest
 
-from kmil_jax import cores
+from kmil_jax import parallel
 
 
 @pytest.fixture
 def made(monkeypatch):
   """What the number of devices is set to, on a machine of three cores."""
   seen = []
-  monkeypatch.setattr(cores.os, 'cpu_count', lambda: 3)
+  monkeypatch.setattr(parallel.os, 'cpu_count', lambda: 3)
   monkeypatch.setattr(jax.config, 'update', lambda *told: seen.append(told))
   monkeypatch.delenv('XLA_FLAGS', raising=False)
   return seen
@@ -24,16 +24,16 @@ def told(monkeypatch, number):
 
 def test_every_core_is_a_device_up_to_a_limit(made, monkeypatch):
   told(monkeypatch, -1)
-  cores.use()
-  cores.use(most=2)
+  parallel.use_cores()
+  parallel.use_cores(most=2)
   assert [number for _, number in made] == [3, 2]
 
 
 def test_what_the_user_says_stays(made, monkeypatch):
   told(monkeypatch, 1)
-  cores.use()
+  parallel.use_cores()
   told(monkeypatch, -1)
   flag = '--xla_force_host_platform_device_count=4'
   monkeypatch.setenv('XLA_FLAGS', flag)
-  cores.use()
+  parallel.use_cores()
   assert not made

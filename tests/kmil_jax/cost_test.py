@@ -1,4 +1,4 @@
-"""Costs: formulas against the layers of torch, loops against their passes."""
+"""Costs: formulas against the layers of torch, counts against products."""
 
 import collections
 import functools
@@ -22,16 +22,6 @@ SETTINGS = [(100, 1024, 5), (1, 16, 2), (3, 16, 2), (257, 48, 3)]
 
 def times_tanh(h, a):
   return jnp.tanh(h @ a)
-
-
-def repeated(length, unroll=1):
-  """`times_tanh`, `length` times."""
-
-  def f(x, a):
-    step = lambda h, _: (times_tanh(h, a), None)
-    return lax.scan(step, x, None, length=length, unroll=unroll)[0]
-
-  return f
 
 
 def layers_operations(model, run):
@@ -169,75 +159,39 @@ def test_an_architecture_without_a_formula_is_refused():
     cost.multiply_adds(nn.Dense(3), 10, 10)
 
 
-def test_without_a_loop_the_count_is_xlas():
-  own = jax.jit(times_tanh).lower(X, A).compile().cost_analysis()['flops']
-  assert cost.flops(times_tanh, X, A) == own == PRODUCT
+def test_products_count_twice_and_a_loops_body_once():
+  loop = lambda x, a: lax.scan(
+    lambda h, _: (times_tanh(h, a), None), x, None, length=10
+  )[0]
+  for f in (times_tanh, loop):
+    found = cost.flops(jax.jit(f).lower(X, A))
+    assert found == pytest.approx(PRODUCT, abs=10)
 
 
-@pytest.mark.parametrize('length', [0, 1, 2, 3, 10])
-@pytest.mark.parametrize('unroll', [1, 3])
-def test_passes_of_a_loop_are_multiplied_out(length, unroll):
-  found = cost.flops(repeated(length, unroll), X, A)
-  # XLA counts the loop's own counter too.
-  assert found == pytest.approx(length * PRODUCT, abs=10)
-  if length == 10:
-    compiled = jax.jit(repeated(length)).lower(X, A).compile()
-    assert compiled.cost_analysis()['flops'] < 2 * PRODUCT  # What it mends.
-
-
-def test_loops_in_loops_and_other_loops():
-  def nested(x, a):
-    return lax.fori_loop(0, 4, lambda _, h: repeated(3)(h, a) @ a, x)
-
-  def rows(x, a):
-    return lax.map(lambda row: row @ a, x)
-
-  two = lambda x, a: nested(jax.jit(nested)(x, a), a)
-  for f, products in ((nested, 16), (two, 32), (rows, 1)):
-    assert cost.flops(f, X, A) == pytest.approx(products * PRODUCT, rel=1e-3)
-
-
-def test_loops_that_values_decide_are_refused():
-  def while_loop(x, a):
-    return lax.while_loop(lambda h: h.sum() > 0, lambda h: h @ a, x)
-
-  def condition(x, a, f):
-    return lax.cond(x.sum() > 0, lambda: f(x, a), lambda: x)
-
-  for f in (while_loop, functools.partial(condition, f=repeated(3))):
-    with pytest.raises(ValueError, match='passes of a loop'):
-      cost.flops(f, X, A)
-  assert (
-    PRODUCT
-    <= cost.flops(functools.partial(condition, f=times_tanh), X, A)
-    <= PRODUCT + 2 * X.size
-  )
-
-
-@pytest.mark.parametrize('name', SPECS)
+@pytest.mark.parametrize('name', sorted(set(SPECS) - {'transmil'}))
 def test_the_count_is_that_of_the_products(name):
-  """Nearly: elementwise operations come on top, shared products count once."""
+  """Nearly: elementwise operations come on top."""
   model = SPECS[name].make(num_classes=5)
   args = jnp.ones((100, 1024)), jnp.ones(100, bool)
   init = functools.partial(model.init, jax.random.key(0), train=False)
   forward = functools.partial(model.apply, train=False)
   args = (jax.eval_shape(init, *args), *args)
   expected = 2 * products(jax.make_jaxpr(forward)(*args).jaxpr)
-  assert 0.95 < cost.flops(forward, *args) / expected < 1.1
+  found = cost.flops(jax.jit(forward).lower(*args))
+  assert 0.95 < found / expected < 1.1
 
 
 def products(jaxpr):
-  """Multiply-adds of the matrix products of a program."""
+  """Multiply-adds of the matrix products of a program without loops."""
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
       (summed, _), _ = eqn.params['dimension_numbers']
       shape = eqn.invars[0].aval.shape
       total += math.prod([shape[i] for i in summed]) * eqn.outvars[0].aval.size
-    passes = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
     for inner in jax.tree.leaves(list(eqn.params.values())):
       if hasattr(inner, 'eqns'):
-        total += passes * products(getattr(inner, 'jaxpr', inner))
+        total += products(getattr(inner, 'jaxpr', inner))
   return total
 
 
@@ -245,19 +199,13 @@ def products(jaxpr):
   'analysis', [None, {}, {'flops': -1.0}, {'flops': math.nan}]
 )
 def test_what_xla_does_not_say_is_none(monkeypatch, analysis):
-  stages = jax.stages.Compiled
-  monkeypatch.setattr(stages, 'cost_analysis', lambda self: analysis)
-  monkeypatch.setattr(stages, 'memory_analysis', lambda self: None)
-  assert cost.flops(repeated(3), X, A) is None
-  assert cost.peak_bytes(jax.jit(times_tanh).lower(X, A).compile()) is None
-
-
-def test_without_a_cpu_backend_there_is_no_count(monkeypatch):
-  def refuse(*, backend):
-    raise RuntimeError(f'no backend {backend}')
-
-  monkeypatch.setattr(jax, 'local_devices', refuse)
-  assert cost.flops(times_tanh, X, A) is None
+  lowered = jax.jit(times_tanh).lower(X, A)
+  compiled = lowered.compile()
+  stages = jax.stages
+  monkeypatch.setattr(stages.Lowered, 'cost_analysis', lambda self: analysis)
+  monkeypatch.setattr(stages.Compiled, 'memory_analysis', lambda self: None)
+  assert cost.flops(lowered) is None
+  assert cost.peak_bytes(compiled) is None
 
 
 def test_peak_is_arguments_outputs_and_temporaries():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.program import Workload, epoch_of
-from kmil_jax.export import PLATFORMS
+from kmil_jax.inference import PLATFORMS
 from kmil_jax.models import SPECS, cpu, torch_dense
 from kmil_jax.models.convolutions import convolution, max_pool
 

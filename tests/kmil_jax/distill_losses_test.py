@@ -8,15 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import distill_losses
-from kmil_jax.distill_losses import PER
+from kmil_jax import losses
+from kmil_jax.losses import PER
 
-focal = jax.jit(distill_losses.focal, static_argnames='per')
-rd = jax.jit(distill_losses.rd, static_argnames='per')
-cosine = jax.jit(distill_losses.cosine)
+focal = jax.jit(losses.focal, static_argnames='per')
+cosine = jax.jit(losses.cosine)
 both = pytest.mark.parametrize('per', PER)
 SHAPES = ((4, 4, 4, 6), (4, 2, 2, 5), (4, 1, 2, 3))
 LABEL = np.array([1, 0, 0, 1])
+
+
+def rd(f, g, per):
+  """Reverse distillation's: that of alpha 0."""
+  return focal(f, g, np.ones(len(f[0]), int), 0.0, 2.0, per=per)
 
 
 def maps(seed, shapes=SHAPES):
@@ -62,10 +66,10 @@ def test_equal_maps_cost_nothing_and_orthogonal_ones_all(per):
 
 
 @both
-def test_without_tumour_patches_the_loss_is_rds(per):
+def test_with_alpha_zero_no_label_counts(per):
   f, g = maps(0), maps(1)
   want = rd(f, g, per=per)
-  got = focal(f, g, np.ones(4, int), 0.0, 2.0, per=per)
+  got = focal(f, g, LABEL, 0.0, 2.0, per=per)
   np.testing.assert_allclose(got, want, rtol=1e-6)
   assert not np.allclose(focal(f, g, LABEL, 0.01, 2.0, per=per), want)
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kmil_jax import port_distillation, programs, train
+from kmil_jax import port, programs, train
 from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Student, Teacher
 from kmil_jax.tasks.distill import DistillTask, Patches, Setting, runs_of
@@ -58,8 +58,8 @@ def test_maps_equal_torchs_whichever_way_weights_go():
     twins.randomized(module).eval()
     for module in (twin.Teacher(WIDTH), twin.Student(WIDTH, SHORTCUT))
   ]
-  known = port_distillation.teacher(twins.state_of(theirs[0]))
-  guess = port_distillation.student(twins.state_of(theirs[1]))
+  known = port.from_torch('teacher', twins.state_of(theirs[0]))
+  guess = port.from_torch('student', twins.state_of(theirs[1]))
   x = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype('f4')
 
   @hastily
@@ -75,12 +75,12 @@ def test_maps_equal_torchs_whichever_way_weights_go():
       assert_maps_close(guesses, theirs[1](want))
     # Now to torch, other weights.
     guess = scaled(guess)
-    load(theirs[1], port_distillation.student_state_dict(guess))
+    load(theirs[1], port.to_torch('student', guess))
 
 
 @functools.cache
-def shallow_step():
-  task = DistillTask(WIDTH, SHORTCUT)
+def shallow_step(per):
+  task = DistillTask(WIDTH, SHORTCUT, per=per)
   return task, hastily(programs.chunk_functions(task, None, (None,))[0])
 
 
@@ -96,15 +96,15 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
   torch.manual_seed(0)
   teacher = twins.randomized(twin.Teacher(WIDTH, SHALLOW)).eval()
   student = twins.randomized(twin.Student(WIDTH, SHORTCUT, SHALLOW))
-  known = port_distillation.teacher(twins.state_of(teacher))
-  guess = port_distillation.student(twins.state_of(student))
+  known = port.from_torch('teacher', twins.state_of(teacher))
+  guess = port.from_torch('student', twins.state_of(student))
   label, rate = np.array(labels), 1e-4
   image = np.random.default_rng(0).integers(
     0, 256, (len(label), SIZE, SIZE, 3), np.uint8
   )
 
-  task, step = shallow_step()
-  setting = Setting(np.arange(len(label)), 0, alpha, gamma=2, per=per)
+  task, step = shallow_step(per)
+  setting = Setting(np.arange(len(label)), 0, alpha, gamma=2)
   state = train.init(
     task, runs_of([setting], label), jax.tree.map(lambda x: x[None], guess)
   )
@@ -134,13 +134,14 @@ def test_a_step_its_gradients_and_statistics_equal_torchs(
 
   # After one step the first moment is half of the gradient.
   (moments,) = (s for s in state.opt_state if hasattr(s, 'mu'))
-  ours = port_distillation.student_state_dict(
+  ours = port.to_torch(
+    'student',
     {
       'params': jax.tree.map(lambda m: 2 * m, moments.mu),
       'batch_stats': state.batch_stats,
-    }
+    },
   )
-  moved = port_distillation.student_state_dict(state.variables)
+  moved = port.to_torch('student', state.variables)
   after = twins.state_of(student)
   for name, parameter in student.named_parameters():
     if name.startswith(('bn.conv4.', 'bn.bn4.')):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import cutter
+from experiments.cutter import Cutter, Image
 from kmil_jax import heatmap
-from kmil_jax.cutter import Cutter, Image
 from kmil_jax.heatmap import Windows
 
 
@@ -86,7 +87,7 @@ def test_both_steps_are_the_literal_loop_over_windows(shape, tissue_only):
   look = None
   if tissue_only:
     look = rng.random(heatmap.grid(shape, 8, 2)) < 0.6
-  got = heatmap.scan(Image(pixels), primary, secondary, stride=2, look=look)
+  got = cutter.scan(Image(pixels), primary, secondary, stride=2, look=look)
 
   h, w = heatmap.grid(shape, 8, 2)
   want = np.full((2, h, w), np.nan)
@@ -124,7 +125,7 @@ def test_each_window_is_evaluated_once_and_the_second_where_the_first_fires():
 
     return Cutter(look, (), window=10, batch=32)
 
-  got = heatmap.scan(
+  got = cutter.scan(
     Image(pixels.astype(np.uint8)),
     spy('primary', lambda rest: jnp.where(rest < 3, 0.9, 0.1)),
     spy('secondary', lambda rest: jnp.where(rest < 1, 0.9, 0.1)),
@@ -150,6 +151,6 @@ def test_images_within_a_factor_of_two_share_one_program():
   look = Cutter(classify, (), window=4, batch=4)
   for shape in ((20, 20), (19, 25), (30, 21)):
     pixels = np.full((*shape, 3), 51, np.uint8)
-    said = heatmap.scan(Image(pixels), look, stride=4).primary
+    said = cutter.scan(Image(pixels), look, stride=4).primary
     np.testing.assert_allclose(said, 0.2, rtol=1e-6)
   assert len(traces) == 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import port_mil
+from kmil_jax import port
 from kmil_jax.models import SPECS, kmil
 
 torch = pytest.importorskip('torch')
@@ -17,7 +17,7 @@ WIDTH, CLASSES, N = 16, 4, 23
 
 
 def load(module, name, params):
-  state = port_mil.bag_state_dict(name, params)
+  state = port.to_torch(name, {'params': params})
   module.load_state_dict({n: torch.tensor(v) for n, v in state.items()})
 
 
@@ -57,5 +57,5 @@ def test_torch_keeps_and_classifies_with_flaxs_weights():
   # And back: nothing was lost on the way.
   for name, part in (('abmil', module.chooser), ('kmil', module.classifier)):
     state = {n: v.numpy() for n, v in part.state_dict().items()}
-    back = port_mil.bag_params(name, state)
+    back = port.from_torch(name, state)['params']
     jax.tree.map(np.testing.assert_array_equal, back, params[name])

@@ -1,11 +1,10 @@
-"""Reverse distillation's weights by torch's names; its random teacher."""
+"""Reverse distillation's weights by torch's names."""
 
 import jax
 import numpy as np
 import pytest
 
-from kmil_jax import anomaly, port_distillation
-from kmil_jax.models import reverse_distillation
+from kmil_jax import port
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.port import PortError
 
@@ -44,7 +43,7 @@ def without_counters(names):
 def test_every_tensor_of_the_teacher_finds_its_leaf():
   shapes = names_and_shapes(twin.Teacher, 8)
   state = numbered(shapes | BEYOND)
-  variables = port_distillation.teacher(state)
+  variables = port.from_torch('teacher', state)
   firsts = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(variables)}
   wanted = without_counters(shapes)
   assert firsts == {float(state[n].ravel()[0]) for n in wanted}
@@ -77,7 +76,7 @@ def test_ill_fitting_names_are_listed():
   state['bn1.bias'][0] = np.inf
   state['layer4_extra.weight'] = np.zeros(3, np.float32)
   with pytest.raises(PortError) as error:
-    port_distillation.teacher(state)
+    port.from_torch('teacher', state)
   assert str(error.value).splitlines() == [
     '1 missing: layer1.0.bn1.bias',
     '2 unexpected: encoder.conv1.weight, layer4_extra.weight',
@@ -90,21 +89,21 @@ def test_a_plain_resnet_is_no_teacher():
     plain = resnet.ResNet(resnet.Bottleneck, (3, 4, 6, 3))
   shapes = {n: tuple(v.shape) for n, v in plain.state_dict().items()}
   with pytest.raises(PortError, match=r'wrongly shaped: .*layer1\.0\.conv2'):
-    port_distillation.teacher(numbered(shapes))
+    port.from_torch('teacher', numbered(shapes))
 
 
 @pytest.mark.parametrize('shortcut', [1, 3])
 def test_student_goes_there_and_back_by_the_released_names(shortcut):
   shapes = names_and_shapes(twin.Student, 4, shortcut)
   state = numbered(shapes)
-  variables = port_distillation.student(state)
+  variables = port.from_torch('student', state)
   expected = jax.eval_shape(
     Student(4, shortcut).init, jax.random.key(0), map_shapes(4)
   )
   assert jax.tree.map(np.shape, variables) == jax.tree.map(
     lambda leaf: leaf.shape, expected
   )
-  back = port_distillation.student_state_dict(variables)
+  back = port.to_torch('student', variables)
   assert set(back) == {
     n for n in without_counters(shapes)
     if not n.startswith(('bn.conv4.', 'bn.bn4.'))
@@ -113,23 +112,4 @@ def test_student_goes_there_and_back_by_the_released_names(shortcut):
     np.testing.assert_array_equal(value, state[name], name)
   del variables['params']['bn']['conv1']
   with pytest.raises(PortError, match=r'1 missing: bn.conv1.weight'):
-    port_distillation.student_state_dict(variables)
-
-
-def test_a_random_teacher_is_calibrated_and_a_function_of_its_seed(monkeypatch):
-  monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
-  rng = np.random.default_rng(0)
-  coarse = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
-  image = coarse.repeat(4, 1).repeat(4, 2)
-  variables = port_distillation.random_teacher(image, seed=0, width=4)
-  again = port_distillation.random_teacher(image, seed=0, width=4)
-  jax.tree.map(np.testing.assert_array_equal, variables, again)
-  other = port_distillation.random_teacher(image, seed=1, width=4)
-  kernel = lambda v: v['params']['conv1']['kernel']
-  assert np.abs(kernel(variables) - kernel(other)).max() > 0.01
-  maps = jax.jit(Teacher(4).apply)(variables, anomaly.normalise(image))
-  for m in maps:
-    m = np.asarray(m)
-    assert 0.3 < m.mean() < 3
-    # Channels differ from place to place: nothing is dead.
-    assert (m.reshape(-1, m.shape[-1]).std(0) > 0.05).mean() > 0.95
+    port.to_torch('student', variables)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from kmil_jax import encoder, port
+from experiments import encoder
+from kmil_jax import port
 
 torch = pytest.importorskip('torch')
 
@@ -42,7 +43,7 @@ def test_ported_weights_give_torchs_features(network, state, tmp_path):
   with torch.no_grad():
     want = network(torch.from_numpy(tiles.transpose(0, 3, 1, 2))).numpy()
   assert want.std() > 0.1
-  variables = port.resnet50_trunk(port.load_state_dict(path))
+  variables = port.from_torch('resnet50_trunk', port.load_state_dict(path))
   got = encoder.pmap_encode(variables, precision='float32')(tiles)
   np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-5)
 
@@ -57,8 +58,8 @@ def test_pth_of_a_data_parallel_model_is_the_same(network, state, tmp_path):
 
 
 def test_export_is_the_inverse(state):
-  variables = port.resnet50_trunk(state)
-  exported = port.resnet50_trunk_state_dict(variables)
+  variables = port.from_torch('resnet50_trunk', state)
+  exported = port.to_torch('resnet50_trunk', variables)
   trunk = {
     name for name in state
     if not name.startswith(('layer4', 'fc'))
@@ -76,7 +77,7 @@ def test_every_ill_fitting_name_is_listed(state):
   bad['layer1.0.conv2.weight'] = bad['layer1.0.conv2.weight'][:, :32]
   bad['layer3.5.bn3.bias'] = np.full(1024, np.nan, np.float32)
   with pytest.raises(port.PortError) as error:
-    port.resnet50_trunk(bad)
+    port.from_torch('resnet50_trunk', bad)
   assert str(error.value).splitlines() == [
     '2 missing: conv1.weight, layer2.3.bn2.running_var',
     '1 unexpected: backbone.conv1.weight',
@@ -90,7 +91,7 @@ def test_other_networks_are_refused(state):
   wide = dict(state)
   wide['layer3.6.conv1.weight'] = np.zeros((256, 1024, 1, 1), np.float32)
   with pytest.raises(port.PortError, match='1 unexpected: layer3'):
-    port.resnet50_trunk(wide)  # A ResNet-101 has 23 blocks there.
+    port.from_torch('resnet50_trunk', wide)  # A ResNet-101 has 23 blocks there.
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import resnet
 from kmil_jax.models.resnet import ResNet50Trunk
 
 
@@ -14,7 +13,9 @@ def variables():
   rng = np.random.default_rng(0)
   return jax.tree.map(
     lambda leaf: rng.uniform(0, 0.1, leaf.shape).astype(leaf.dtype),
-    resnet.trunk_shapes(),
+    jax.eval_shape(
+      ResNet50Trunk().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    ),
   )
 
 

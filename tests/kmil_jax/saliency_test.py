@@ -100,7 +100,7 @@ def test_equals_torch_by_hooks(name, channels, layer):
   from torch_networks import node_cnn
 
   from experiments.torch_baselines import resnet
-  from kmil_jax import port_patch
+  from kmil_jax import port
   from kmil_jax.models import CLASSIFIERS
 
   torch.manual_seed(0)
@@ -126,8 +126,8 @@ def test_equals_torch_by_hooks(name, channels, layer):
   want = want / want.amax((1, 2), keepdim=True)
 
   state = {n: v.numpy() for n, v in module.state_dict().items()}
-  variables = port_patch.classifier(name, state, num_classes=3)
-  model = CLASSIFIERS[name].make(num_classes=3)
+  variables = port.from_torch(name, state, num_classes=3)
+  model = CLASSIFIERS[name](num_classes=3)
   got = grad_cam(
     model, variables, jnp.asarray(image), target.numpy(), layer=layer
   )

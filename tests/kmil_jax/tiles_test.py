@@ -9,13 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_classifier
-from tiny_classifier import SIZE, SPEC, Tiny
+from tiny_classifier import SIZE, Tiny
 
-from kmil_jax import checkpoint, loop, parallel, patch_losses, programs, train
-from kmil_jax.freezing import FreezeError
+from kmil_jax import (
+  checkpoint,
+  loop,
+  losses as losses_of,
+  parallel,
+  programs,
+  train,
+)
 from kmil_jax.tasks import tiles as tile_task
 from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
-from kmil_jax.types import PatchRecipe, PatchSpec, TilePrediction
+from kmil_jax.types import PatchRecipe, TilePrediction
 
 RATE = 1e-2
 WEIGHTS = (1.0, 3.0)
@@ -23,15 +29,11 @@ RECIPE = PatchRecipe(weight_decay=1e-2, class_weight=WEIGHTS)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
-def spec_of(**options):
-  return PatchSpec(make=functools.partial(Tiny, **options), paper='')
-
-
 @functools.cache
 def task_of(recipe=RECIPE, dropout=0.0, precision='float32', freeze=''):
-  spec = spec_of(dropout=dropout) if dropout else SPEC
+  make = functools.partial(Tiny, dropout=dropout)
   shape = (SIZE, SIZE, 3)
-  return TileTask(spec, recipe, 2, shape, precision=precision, freeze=freeze)
+  return TileTask(make, recipe, 2, shape, precision=precision, freeze=freeze)
 
 
 def runs_of(seed=0):
@@ -98,7 +100,7 @@ def test_losses_and_probabilities_are_torchs():
     main, aux = draw(), (draw(), draw())
     label = rng.integers(0, max(width, 2), 7)
     class_weight = rng.random(max(width, 2)).astype(np.float32) + 0.1
-    loss = patch_losses.classification(
+    loss = losses_of.tile_cross_entropy(
       TilePrediction(logits=main, features=main, aux_logits=aux),
       jnp.asarray(label),
     )
@@ -116,7 +118,7 @@ def test_losses_and_probabilities_are_torchs():
 
     want = torchs(main) + 0.3 * torchs(aux[0]) + 0.3 * torchs(aux[1])
     close((loss * weight).sum() / weight.sum(), want.item())
-    prob = patch_losses.probabilities(jnp.asarray(main))
+    prob = losses_of.tile_probabilities(jnp.asarray(main))
     if width > 1:
       close(prob, torch.softmax(torch.tensor(main), 1))
     else:
@@ -226,16 +228,16 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   ],
 )
 def test_an_expression_that_freezes_nothing_or_all_is_refused(freeze, match):
-  with pytest.raises(FreezeError, match=match):
+  with pytest.raises(PatchError, match=match):
     train.draw(task_of(freeze=freeze), runs_of())
 
 
 def test_recipes_that_do_not_fit_the_classes_are_refused():
   shape = (SIZE, SIZE, 3)
   with pytest.raises(PatchError, match='two classes, not 3'):
-    TileTask(SPEC, PatchRecipe(binary=True), 3, shape)
+    TileTask(Tiny, PatchRecipe(binary=True), 3, shape)
   with pytest.raises(PatchError, match='2 class weights were given for 3'):
-    TileTask(SPEC, RECIPE, 3, shape)
+    TileTask(Tiny, RECIPE, 3, shape)
 
 
 def test_bfloat16_is_near_float32_which_parameters_stay():

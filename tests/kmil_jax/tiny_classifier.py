@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.types import PatchSpec, TilePrediction, Tiles
+from kmil_jax.types import TilePrediction, Tiles
 
 SIZE = 8
 
@@ -31,9 +31,6 @@ class Tiny(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(features)
     logits = nn.Dense(self.num_classes, dtype=self.dtype, name='fc')(x)
     return TilePrediction(logits=logits.astype(jnp.float32), features=features)
-
-
-SPEC = PatchSpec(make=Tiny, paper='')
 
 
 def make_tiles(n=32, seed=0, noise=0.3):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from kmil_jax import optim, port_mil
+from kmil_jax import optim, port
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.dsmil import DSMIL
 from kmil_jax.models.dtfd import pseudo_bags
@@ -144,7 +144,7 @@ def assert_close_weights(name, params, module):
             'attention_w.bias', 'attention.attention.2.bias',
             'attention.attention_weights.bias',
             'att_classifier.attention.attention_weights.bias'}  # fmt: skip
-  ours = port_mil.bag_state_dict(name, jax.device_get(params))
+  ours = port.to_torch(name, {'params': jax.device_get(params)})
   assert set(ours) == set(theirs)
   for entry in set(ours) - biases:
     np.testing.assert_allclose(
@@ -157,7 +157,7 @@ def test_forward_loss_and_ten_steps_equal_torch(case):
   torch.manual_seed(0)
   module, extra = twin(case)
   x, label = torch.tensor(bag()), torch.tensor(LABEL)
-  params = port_mil.bag_params(case.name, twins.state_of(module))
+  params = port.from_torch(case.name, twins.state_of(module))['params']
   _, tx, step = program(case.name, case.options)
   opt_state, theirs = tx.init(params), adam(module.parameters())
   for number in range(10):
@@ -185,7 +185,7 @@ def test_weights_of_flax_give_the_same_in_torch(case):
   )
   loss, got, *_ = step(params, tx.init(params), bag(), MASK)
   module, extra = twin(case)
-  state = port_mil.bag_state_dict(case.name, params)
+  state = port.to_torch(case.name, {'params': params})
   module.load_state_dict(
     {name: torch.tensor(value) for name, value in state.items()}
   )
@@ -199,8 +199,8 @@ def test_weights_of_flax_give_the_same_in_torch(case):
 def test_kmil_keeps_and_classifies_as_torch_does():
   torch.manual_seed(0)
   module = torch_kmil.KMIL(CLASSES, WIDTH).eval()
-  chooser = port_mil.bag_params('abmil', twins.state_of(module.chooser))
-  params = port_mil.bag_params('kmil', twins.state_of(module.classifier))
+  chooser = port.from_torch('abmil', twins.state_of(module.chooser))['params']
+  params = port.from_torch('kmil', twins.state_of(module.classifier))['params']
   x, label = torch.tensor(bag()), torch.tensor(LABEL)
 
   chosen = (
@@ -236,7 +236,7 @@ def test_one_clipped_step_is_that_of_dtfds_two_optimisers(scale):
   case = PSEUDO_BAGS[0]
   module, extra = twin(case)
   x, label = torch.tensor(bag(scale)), torch.tensor(LABEL)
-  params = port_mil.bag_params(case.name, twins.state_of(module))
+  params = port.from_torch(case.name, twins.state_of(module))['params']
   _, tx, step = program(case.name, case.options, clip=dtfd.CLIP)
   opt_state = tx.init(params)
   tiers = dtfd.optimizers(

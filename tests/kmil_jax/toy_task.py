@@ -10,7 +10,7 @@ import numpy as np
 from kmil_jax import checkpoint, loop, optim, parallel, train
 from kmil_jax.programs import Program
 from kmil_jax.train import Aux, Task
-from kmil_jax.types import PatchRecipe
+from kmil_jax.types import PatchRecipe, Recipe
 
 COUNT, SIZE, LENGTH = 32, 4, 1
 VALIDATION = np.arange(COUNT) % 4 == 0
@@ -30,7 +30,7 @@ class Lines:
 class Toy(Task):
   """Fits y = a x + b; every run leaves out points of its own."""
 
-  tx = optim.adam((0.9, 0.999), weight_decay=0.0)
+  tx = optim.make(Recipe(weight_decay=0.0))
 
   def init(self, run):
     return {'params': {'ab': jax.random.normal(jax.random.key(run.seed), (2,))}}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import port_mil
+from kmil_jax import port
 from kmil_jax.models import nystrom, transmil
 from kmil_jax.models.nystrom import Sequence
 from kmil_jax.models.transmil import TransMIL
@@ -38,9 +38,9 @@ def torch_model(sharper=1):
 
 
 def ported(state):
-  return port_mil.bag_params(
+  return port.from_torch(
     'transmil', {name: t.detach().numpy() for name, t in state.items()}
-  )
+  )['params']
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from kmil_jax import optim, port_mil, recipes
+from kmil_jax import optim, port
 from kmil_jax.models import SPECS
 from kmil_jax.types import Recipe
 
@@ -82,7 +82,7 @@ def assert_same_step(params, module, before, tolerance):
   weight may go either way. One in 10,000 may.
   """
   ours, theirs = (
-    port_mil.bag_state_dict('transmil', params),
+    port.to_torch('transmil', {'params': params}),
     twins.state_of(module),
   )
   assert set(ours) == set(theirs)
@@ -91,7 +91,7 @@ def assert_same_step(params, module, before, tolerance):
     moved = np.linalg.norm(want - before[entry])
     assert np.linalg.norm(error) < tolerance * moved, entry
     assert np.mean(np.abs(error) > 1e-4) < 1e-4, entry
-  back = port_mil.bag_params('transmil', theirs)
+  back = port.from_torch('transmil', theirs)['params']
   for got, want in zip(*map(jax.tree.leaves, (params, back)), strict=True):
     assert np.mean(np.abs(got - want) > 1e-4) < 1e-4
 
@@ -99,7 +99,7 @@ def assert_same_step(params, module, before, tolerance):
 def test_one_step_of_the_common_recipe_equals_torch():
   module, recipe = twin(), Recipe()
   before = twins.state_of(module)
-  params = port_mil.bag_params('transmil', before)
+  params = port.from_torch('transmil', before)['params']
   theirs = torch.optim.Adam(
     module.parameters(),
     lr=recipe.learning_rate,
@@ -135,9 +135,9 @@ def test_seven_steps_of_its_own_recipe_equal_torch():
   The slow weights begin at step 6 as the fast ones are, which moves nothing:
   torch needs no lookahead here. See optim_test for the later ones.
   """
-  module, recipe = twin(), recipes.TRANSMIL
+  module, recipe = twin(), SPEC.own
   before = twins.state_of(module)
-  params = port_mil.bag_params('transmil', before)
+  params = port.from_torch('transmil', before)['params']
   theirs, tx = radam(module, recipe), optim.make(recipe)
   step, state = stepper(tx, recipe.learning_rate), tx.init(params)
   assert recipe.accumulate == len(SIZES)
@@ -162,7 +162,7 @@ def test_weights_of_flax_give_the_same_in_torch():
     lambda leaf: rng.uniform(-0.1, 0.1, leaf.shape).astype(np.float32), shapes()
   )
   module = twin()
-  state = port_mil.bag_state_dict('transmil', params)
+  state = port.to_torch('transmil', {'params': params})
   module.load_state_dict(
     {name: torch.tensor(value) for name, value in state.items()}, strict=True
   )

@@ -10,7 +10,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import parallel, patch_losses
+from kmil_jax import heatmap, losses, parallel
 from kmil_jax.types import PatchRecipe
 
 # (variables, uint8 windows [T, S, S, C]) -> probability of tumour [T]
@@ -35,7 +35,7 @@ def classifier(model: nn.Module, recipe: PatchRecipe) -> Classify:
       x = jax.image.resize(x, (len(x), side, side, x.shape[3]), 'bilinear')
     x = (x - jnp.array(recipe.mean)) / jnp.array(recipe.std)
     logits = model.apply(variables, x, train=False).logits
-    return patch_losses.probabilities(logits)[:, 1]
+    return losses.tile_probabilities(logits)[:, 1]
 
   return classify
 
@@ -74,7 +74,7 @@ class Cutter:
   an argument: images of any shape within a factor of two share a program.
 
   Args:
-    classify: what the network says; pure.
+    classify: probabilities of windows; pure.
     variables: its first argument.
     window: side of the windows, in pixels.
     batch: windows per call; a multiple of the devices.
@@ -111,9 +111,48 @@ class Cutter:
     for start in range(0, len(corners), self.batch):
       part = corners[start : start + self.batch].astype(np.int32)
       fillers = np.zeros((self.batch - len(part), 2), np.int32)
-      said = self._step(state, parallel.split(np.concatenate([part, fillers])))
-      prob[start : start + len(part)] = said[: len(part)]
+      found = self._step(state, np.concatenate([part, fillers]))
+      prob[start : start + len(part)] = found[: len(part)]
     return prob
+
+
+def scan(
+  image: Image,
+  primary: Cutter,
+  secondary: Cutter | None = None,
+  *,
+  stride: int = heatmap.STRIDE,
+  look: np.ndarray | None = None,
+) -> heatmap.Windows:
+  """Evaluates every window of an image once.
+
+  The primary network sees all windows that are to be looked at, the secondary
+  network those alone that the primary takes for tumour.
+
+  Args:
+    image: on the device.
+    primary: first network.
+    secondary: second network, of the same window; None for one step.
+    stride: from one window to the next, in pixels.
+    look: which windows to look at, bool [h, w], see `heatmap.on_tissue`; by
+      default all.
+
+  Returns:
+    What they say, [h, w] of `heatmap.grid`.
+  """
+  shape = heatmap.grid(image.shape, primary.window, stride)
+  if look is None:
+    look = np.ones(shape, bool)
+  chex.assert_shape(look, shape)
+  places = np.argwhere(look)
+  first = np.full(shape, np.nan, np.float32)
+  first[look] = primary(image, places * stride)
+  if secondary is None:
+    return heatmap.Windows(primary=first, secondary=None)
+  second = np.full(shape, np.nan, np.float32)
+  fires = first >= heatmap.FIRES
+  second[fires] = secondary(image, np.argwhere(fires) * stride)
+  return heatmap.Windows(primary=first, secondary=second)
 
 
 def _cut(

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from kmil_jax import encoder
+from experiments import encoder
 from kmil_jax.models.resnet import ResNet50Trunk
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import port_patch
+from kmil_jax import port
 from kmil_jax.models import CLASSIFIERS
 from kmil_jax.port import PortError
 
@@ -36,7 +36,7 @@ every_model = pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 
 @functools.cache
 def shapes(name, classes=4, size=16, channels=3):
-  model = CLASSIFIERS[name].make(num_classes=classes)
+  model = CLASSIFIERS[name](num_classes=classes)
   tiles = jnp.zeros((1, size, size, channels))
   return jax.eval_shape(model.init, jax.random.key(0), tiles)
 
@@ -63,13 +63,13 @@ def state_of(name, classes=4, channels=3):
 @every_model
 def test_there_and_back_by_the_twins_names(name):
   state = state_of(name)
-  variables = port_patch.classifier(name, state, num_classes=4)
+  variables = port.from_torch(name, state, num_classes=4)
   expected = shapes(name)
   assert jax.tree.structure(variables) == jax.tree.structure(expected)
   assert jax.tree.map(np.shape, variables) == jax.tree.map(
     lambda leaf: leaf.shape, expected
   )
-  back = port_patch.state_dict(name, variables)
+  back = port.to_torch(name, variables)
   wanted = {n for n in state if not n.endswith('num_batches_tracked')}
   assert set(back) == wanted
   for entry, value in back.items():
@@ -85,7 +85,7 @@ def test_ill_fitting_names_are_listed(name):
   state[odd] = np.zeros((7, 7), np.float32)
   state[bad][...] = np.nan
   with pytest.raises(PortError) as error:
-    port_patch.classifier(name, state, num_classes=4)
+    port.from_torch(name, state, num_classes=4)
   lines = str(error.value).splitlines()
   assert lines[0] == f'1 missing: {lost}'
   assert lines[1] == f'1 unexpected: backbone.{lost}'
@@ -109,19 +109,19 @@ def test_a_head_of_another_width_is_refused_or_new(name):
   )
   pretrained = state_of(name, classes=7)
   with pytest.raises(PortError) as error:
-    port_patch.classifier(name, pretrained, num_classes=4)
+    port.from_torch(name, pretrained, num_classes=4)
   count = 2 * len(HEADS[name])
   assert str(error.value).startswith(f'{count} wrongly shaped: ')
-  started = port_patch.start(name, pretrained, drawn)
+  started = port.fine_tuned(name, pretrained, drawn)
   assert jax.tree.structure(started) == jax.tree.structure(drawn)
-  for entry, value in port_patch.state_dict(name, started).items():
+  for entry, value in port.to_torch(name, started).items():
     if entry.rpartition('.')[0] in HEADS[name]:
       np.testing.assert_array_equal(value, -1, entry)
     else:
       np.testing.assert_array_equal(value, pretrained[entry], entry)
   # A head of the same width is taken with the rest.
-  whole = port_patch.start(name, state_of(name), drawn)
-  same = port_patch.classifier(name, state_of(name), num_classes=4)
+  whole = port.fine_tuned(name, state_of(name), drawn)
+  same = port.from_torch(name, state_of(name), num_classes=4)
   jax.tree.map(np.testing.assert_array_equal, whole, same)
 
 
@@ -131,33 +131,31 @@ def test_nothing_but_the_head_may_be_new():
     shapes('resnet18', channels=1),
   )
   with pytest.raises(PortError, match=r'^1 wrongly shaped: conv1.weight'):
-    port_patch.start('resnet18', state_of('resnet18', classes=7), drawn)
+    port.fine_tuned('resnet18', state_of('resnet18', classes=7), drawn)
 
 
 def test_auxiliary_heads_may_be_left_but_not_made_up():
   with_heads = state_of('googlenet_aux')
-  plain = port_patch.classifier('googlenet', with_heads, num_classes=4)
+  plain = port.from_torch('googlenet', with_heads, num_classes=4)
   assert 'aux1' not in plain['params']
   with pytest.raises(PortError, match='missing: aux1'):
-    port_patch.classifier('googlenet_aux', state_of('googlenet'), num_classes=4)
+    port.from_torch('googlenet_aux', state_of('googlenet'), num_classes=4)
 
 
 def test_channels_are_those_of_the_weights():
-  variables = port_patch.classifier(
+  variables = port.from_torch(
     'node_cnn', state_of('node_cnn', channels=1), num_classes=4
   )
   assert variables['params']['conv1']['kernel'].shape == (3, 3, 1, 32)
 
 
 def test_faulty_variables_are_refused():
-  variables = port_patch.classifier(
-    'resnet18', state_of('resnet18'), num_classes=4
-  )
+  variables = port.from_torch('resnet18', state_of('resnet18'), num_classes=4)
   del variables['params']['bn1']
   with pytest.raises(PortError, match=r'^2 missing: bn1.bias, bn1.weight$'):
-    port_patch.state_dict('resnet18', variables)
+    port.to_torch('resnet18', variables)
 
 
 def test_names_without_a_table_are_refused():
-  with pytest.raises(PortError, match="'vgg': weights are known of googlenet,"):
-    port_patch.classifier('vgg', {}, num_classes=2)
+  with pytest.raises(PortError, match="'vgg': weights are known of abmil,"):
+    port.from_torch('vgg', {}, num_classes=2)

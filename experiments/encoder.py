@@ -16,7 +16,6 @@ from kmil_jax.models import cpu, resnet
 # Of the last norm of a residual branch. A random branch knows nothing: at 1,
 # thirteen of them bury what the shortcut carries (see BUILD_NOTES.md).
 _BRANCH_SCALE = 0.25
-PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
@@ -85,9 +84,9 @@ def apply_trunk(
   Args:
     variables: of `ResNet50Trunk`.
     tiles: normalised, [T, S, S, 3].
-    precision: of the computation, a key of `PRECISIONS`.
+    precision: of the computation, 'float32' or 'bfloat16'.
   """
-  trunk = resnet.ResNet50Trunk(dtype=PRECISIONS[precision])
+  trunk = resnet.ResNet50Trunk(dtype=jnp.dtype(precision))
   return cpu.map_tiles(functools.partial(trunk.apply, variables), tiles)
 
 
@@ -98,22 +97,14 @@ def pmap_encode(
 
   Args:
     variables: of `ResNet50Trunk`.
-    precision: of the computation, a key of `PRECISIONS`.
+    precision: of the computation, 'float32' or 'bfloat16'.
 
   Returns:
     A function of normalised tiles [T, S, S, 3] returning features [T, 1024],
     float32. It compiles once per shape of its argument.
   """
-  state = parallel.replicate(variables)
   run = parallel.pmap_local(functools.partial(apply_trunk, precision=precision))
-
-  def encode(tiles: np.ndarray) -> np.ndarray:
-    rows = len(tiles)
-    if filler := -rows % parallel.num_local_devices():
-      tiles = np.pad(tiles, ((0, filler), (0, 0), (0, 0), (0, 0)))
-    return run(state, parallel.split(tiles))[:rows]
-
-  return encode
+  return functools.partial(run, parallel.replicate(variables))
 
 
 def default_batch() -> int:

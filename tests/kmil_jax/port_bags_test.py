@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import port_mil
+from kmil_jax import port
 from kmil_jax.models import SPECS
 from kmil_jax.port import PortError
 
@@ -44,11 +44,11 @@ def params_of(name):
 @every_model
 def test_there_and_back(name):
   params = params_of(name)
-  state = port_mil.bag_state_dict(name, params)
-  back = port_mil.bag_params(name, state)
+  state = port.to_torch(name, {'params': params})
+  back = port.from_torch(name, state)['params']
   assert jax.tree.structure(back) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, back, params)
-  again = port_mil.bag_state_dict(name, back)
+  again = port.to_torch(name, {'params': back})
   assert set(again) == set(state)
   for entry, value in again.items():
     np.testing.assert_array_equal(value, state[entry], entry)
@@ -78,12 +78,12 @@ def test_there_and_back(name):
   ],
 )
 def test_layouts_are_those_of_torch(name, entry, shape):
-  assert port_mil.bag_state_dict(name, params_of(name))[entry].shape == shape
+  assert port.to_torch(name, {'params': params_of(name)})[entry].shape == shape
 
 
 @every_model
 def test_every_ill_fitting_name_is_listed(name):
-  state = port_mil.bag_state_dict(name, params_of(name))
+  state = port.to_torch(name, {'params': params_of(name)})
   names = [n for n in sorted(state) if n.endswith('bias')]
   lost, odd, bad = names[0], names[1], names[2]
   del state[lost]
@@ -91,7 +91,7 @@ def test_every_ill_fitting_name_is_listed(name):
   state[bad] = np.full_like(state[bad], np.inf)
   state['encoder.weight'] = np.zeros(2)
   with pytest.raises(PortError) as error:
-    port_mil.bag_params(name, state)
+    port.from_torch(name, state)['params']
   lines = str(error.value).splitlines()
   assert lines[:2] == [f'1 missing: {lost}', '1 unexpected: encoder.weight']
   assert lines[2].startswith(f'1 wrongly shaped: {odd} (7, 7), expected (')
@@ -99,27 +99,33 @@ def test_every_ill_fitting_name_is_listed(name):
 
 
 @every_model
-def test_ill_fitting_parameters_are_listed_by_path(name):
+def test_ill_fitting_parameters_are_listed(name):
   flat = traverse_util.flatten_dict(params_of(name), sep='/')
   lost, odd, *_ = sorted(path for path in flat if path.endswith('bias'))
+  whole = port.to_torch(name, {'params': params_of(name)})
+  public = lambda path: next(
+    n for n, value in whole.items() if value.flat[0] == flat[path].flat[0]
+  )
+  lost_name, odd_name = public(lost), public(odd)
   flat['tail/bias'] = flat.pop(lost)
   flat[odd] = np.zeros((7, 7))
+  params = traverse_util.unflatten_dict(flat, sep='/')
   with pytest.raises(PortError) as error:
-    port_mil.bag_state_dict(name, traverse_util.unflatten_dict(flat, sep='/'))
+    port.to_torch(name, {'params': params})
   lines = str(error.value).splitlines()
-  assert lines[:2] == [f'1 missing: {lost}', '1 unexpected: tail/bias']
-  assert lines[2].startswith(f'1 wrongly shaped: {odd} (7, 7), expected (')
+  assert lines[:2] == [f'1 missing: {lost_name}', '1 unexpected: tail.bias']
+  assert lines[2].startswith(f'1 wrongly shaped: {odd_name} (7, 7), expected (')
 
 
 def test_without_what_tells_the_size_names_alone_are_judged():
-  state = port_mil.bag_state_dict('dtfd', params_of('dtfd'))
+  state = port.to_torch('dtfd', {'params': params_of('dtfd')})
   del state['dim_reduction.fc1.weight']
   with pytest.raises(PortError) as error:
-    port_mil.bag_params('dtfd', state)
+    port.from_torch('dtfd', state)['params']
   assert str(error.value) == '1 missing: dim_reduction.fc1.weight'
   state['dim_reduction.fc1.weight'] = np.zeros(5)
   with pytest.raises(PortError, match=r'dim_reduction.fc1.weight \(5,\), exp'):
-    port_mil.bag_params('dtfd', state)
+    port.from_torch('dtfd', state)['params']
 
 
 @pytest.mark.parametrize(
@@ -134,9 +140,9 @@ def test_without_what_tells_the_size_names_alone_are_judged():
   ],
 )
 def test_another_form_is_refused(name, other):
-  state = port_mil.bag_state_dict(other, params_of(other))
+  state = port.to_torch(other, {'params': params_of(other)})
   with pytest.raises(PortError, match=r'missing|unexpected'):
-    port_mil.bag_params(name, state)
+    port.from_torch(name, state)['params']
 
 
 @pytest.mark.parametrize(
@@ -149,34 +155,34 @@ def test_another_form_is_refused(name, other):
 )
 def test_other_names_of_a_layer_are_understood(name, public, other):
   params = params_of(name)
-  state = port_mil.bag_state_dict(name, params)
+  state = port.to_torch(name, {'params': params})
   for kind in ('weight', 'bias'):
     state[f'{other}.{kind}'] = state.pop(f'{public}.{kind}')
   given = dict(state)
-  back = port_mil.bag_params(name, state)
+  back = port.from_torch(name, state)['params']
   jax.tree.map(np.testing.assert_array_equal, back, params)
   assert state.keys() == given.keys()
   # Not both: which one would count?
   state[f'{public}.bias'] = state[f'{other}.bias']
   with pytest.raises(PortError, match=f'1 unexpected: {other}.bias'):
-    port_mil.bag_params(name, state)
+    port.from_torch(name, state)['params']
 
 
 def test_dtfds_four_state_dicts_may_stay_apart():
   params = params_of('dtfd')
   nested = {}
-  for entry, value in port_mil.bag_state_dict('dtfd', params).items():
+  for entry, value in port.to_torch('dtfd', {'params': params}).items():
     module, _, rest = entry.partition('.')
     nested.setdefault(module, {})[rest] = value
   assert set(nested) == {
     'classifier', 'attention', 'dim_reduction', 'att_classifier'
   }  # fmt: skip
-  back = port_mil.bag_params('dtfd', nested)
+  back = port.from_torch('dtfd', nested)['params']
   jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_names_without_a_table_are_refused():
   with pytest.raises(PortError, match="'mean': weights are known of abmil, "):
-    port_mil.bag_params('mean', {})
+    port.from_torch('mean', {})['params']
   with pytest.raises(PortError, match="'mean': weights are known of abmil, "):
-    port_mil.bag_state_dict('mean', {})
+    port.to_torch('mean', {'params': {}})
