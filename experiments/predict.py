@@ -7,7 +7,7 @@
 
 Writes to <results_dir>/<exp_code>: predictions.csv with the mean over the folds
 of each slide's probabilities, their standard deviation and those of each fold,
-calibrated by the temperature that each fold's validation slides gave; of each
+calibrated by a temperature of the validation slides of all folds; of each
 slide fold_<i>/attention/<slide_id>.h5 with attention, tile probabilities and
 kept tiles; and failures.csv. A run that was killed goes on with the slides that
 are left. A slide that cannot be read is left out and named, with the reason, at

@@ -1,11 +1,28 @@
 """Turns predictions into the numbers that a summary holds."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.predictions import Predictions, mean, pool
 from kmil_jax import calibration, delong, intervals, metrics
+
+# Of fewer patients a temperature is not worth fitting.
+LEAST_PATIENTS = 30
+_TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
+_AT_BOUND = 'validation does not say how sure to be'
+
+
+class Temperature(NamedTuple):
+  """What the log probabilities of a fold's model are divided by."""
+
+  value: float  # 1 unless fitted
+  reason: str  # why it was not fitted, '' if it was
+  at_bound: bool  # whether the fit ended at a bound
+  patients: int  # to fit it on
+  slides: int  # of them
+  folds: tuple[int, ...]  # whose validation parts hold them
 
 
 def number(value: float) -> float | None:
@@ -83,28 +100,50 @@ def summary_weight(num_classes: int) -> np.ndarray:
 
 def temperatures(
   folds: dict[int, dict[str, Predictions]],
-) -> dict[int, float]:
-  """Temperature of each fold's model, fitted on its validation part alone."""
-  return {
-    fold: calibration.temperature(parts['val'].label, parts['val'].prob)
-    for fold, parts in folds.items()
-  }
+) -> dict[int, Temperature]:
+  """Temperature of each fold's model, fitted on the validation of all folds.
+
+  The patients that the fold tests are left out. A fold's own validation part is
+  too small: where a dozen slides are all right, the fit makes the model as sure
+  as the bounds allow. The temperature is 1 where there are fewer than
+  `LEAST_PATIENTS` patients, or where the fit ends at a bound.
+  """
+  whole = pool([parts['val'] for parts in folds.values()])
+  of_fold = np.repeat(list(folds), [len(p['val']) for p in folds.values()])
+  found = {}
+  for fold, parts in folds.items():
+    seen = ~np.isin(whole.case, parts['test'].case)
+    patients = len(set(whole.case[seen]))
+    value, reason, at_bound = 1.0, _TOO_FEW, False
+    if patients >= LEAST_PATIENTS:
+      value = calibration.temperature(whole.label[seen], whole.prob[seen])
+      at_bound = calibration.at_bound(value)
+      value, reason = (1.0, _AT_BOUND) if at_bound else (value, '')
+    found[fold] = Temperature(
+      value=value,
+      reason=reason,
+      at_bound=at_bound,
+      patients=patients,
+      slides=int(seen.sum()),
+      folds=tuple(np.unique(of_fold[seen]).tolist()),
+    )
+  return found
 
 
 def scaled(
-  folds: dict[int, dict[str, Predictions]], temperature: dict[int, float]
+  folds: dict[int, dict[str, Predictions]], temperature: dict[int, Temperature]
 ) -> np.ndarray:
   """Test probabilities of all folds at their temperatures, [N, C]."""
   return np.concatenate(
     [
-      calibration.scale(parts['test'].prob, temperature[fold])
+      calibration.scale(parts['test'].prob, temperature[fold].value)
       for fold, parts in folds.items()
     ]
   )
 
 
 def of_calibration(
-  folds: dict[int, dict[str, Predictions]], temperature: dict[int, float]
+  folds: dict[int, dict[str, Predictions]], temperature: dict[int, Temperature]
 ) -> dict:
   """Calibration of the pooled test parts before and after temperatures."""
   test = pool([parts['test'] for parts in folds.values()])
@@ -112,9 +151,10 @@ def of_calibration(
   return {
     **errors(test.label, test.prob),
     'after_temperature': errors(test.label, after),
-    'temperature': [number(t) for t in temperature.values()],
+    'temperature': [number(t.value) for t in temperature.values()],
+    'temperature_reason': [t.reason for t in temperature.values()],
     'temperature_bounds': list(calibration.TEMPERATURES),
-    'at_bound': [f for f, t in temperature.items() if calibration.at_bound(t)],
+    'at_bound': [fold for fold, t in temperature.items() if t.at_bound],
     'bins': _bins(test.label, test.prob),
     'bins_after_temperature': _bins(test.label, after),
   }

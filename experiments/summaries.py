@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import files, predictions, scores
 from experiments.predictions import Predictions
-from kmil_jax import calibration, metrics
+from kmil_jax import metrics
 
 # Columns of summary.csv, for the test and the validation part each.
 _COLUMNS = {
@@ -46,13 +46,16 @@ def summarise(
   files.write_rows(folder / 'predictions.csv', lines)
   files.write_rows(folder / 'summary.csv', _by_fold(folds))
   temperature = scores.temperatures(folds)
-  for fold, value in temperature.items():
+  for fold, found in temperature.items():
     _write_json(
       folder / f'fold_{fold}' / 'temperature.json',
       {
-        'temperature': None if np.isnan(value) else value,
-        'at_bound': calibration.at_bound(value),
-        'val_slides': len(folds[fold]['val']),
+        'temperature': found.value,
+        'reason': found.reason,
+        'at_bound': found.at_bound,
+        'val_patients': found.patients,
+        'val_slides': found.slides,
+        'val_folds': found.folds,
       },
     )
   tests = [parts['test'] for parts in folds.values()]

@@ -18,7 +18,7 @@ def closing(summary: dict) -> str:
     '',
     *_classes(summary),
     '',
-    *_calibration(summary['calibration'], summary['folds']),
+    *_calibration(summary['calibration']),
   ]
   if external := summary.get('external'):
     blocks += [
@@ -131,20 +131,17 @@ def _classes(table: dict) -> list[str]:
   return lines
 
 
-def _calibration(found: dict, folds: list[int]) -> list[str]:
+def _calibration(found: dict) -> list[str]:
   after = found['after_temperature']
-  lines = [f'{"":18}   as is  at the temperature fitted on validation']
+  lines = [f'{"":18}   as is  at one temperature fitted on validation']
   for name in after:
     lines.append(f'{name:18}  {number(found[name])}  {number(after[name])}')
+  reasons = found['temperature_reason']
   shown = [
-    ('n/a' if t is None else f'{t:.2f}') + '*' * (fold in found['at_bound'])
-    for fold, t in zip(folds, found['temperature'], strict=True)
+    f'{t:.2f}' + '*' * bool(reason)
+    for t, reason in zip(found['temperature'], reasons, strict=True)
   ]
   lines.append(f'{"temperature":18}  ' + ' '.join(shown))
-  if found['at_bound']:
-    low, high = found['temperature_bounds']
-    lines.append(
-      f'* at the bound of {low:g} to {high:g}: the validation part does'
-      ' not say how sure to be'
-    )
+  for reason in sorted(set(reasons) - {''}):
+    lines.append(f'* not fitted: {reason}')
   return lines

@@ -63,7 +63,7 @@ class Design:
 
     Args:
       weights: as of `stack`.
-      x: features, [N, D]; what follows the bag's end must be finite.
+      x: features, [N, D]; what follows the bag's end is arbitrary.
       count: instances of the bag, 1 to N, [].
 
     Returns:

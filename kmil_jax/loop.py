@@ -10,7 +10,7 @@ import numpy as np
 from kmil_jax import checkpoint, metrics, parallel, selection, train
 from kmil_jax.programs import Program
 from kmil_jax.selection import Selection, Validation
-from kmil_jax.train import State, Variables
+from kmil_jax.train import Variables
 
 # A save costs a tenth of a second, of larger networks a whole one: epochs
 # shorter than this share one.
@@ -28,6 +28,8 @@ COLUMNS = (
   'val_threshold',
   'best_epoch',
 )
+# Of a state; the rest is a function of the options.
+_SAVED = ('params', 'batch_stats', 'opt_state', 'best', 'step')
 # `COLUMNS` of the epochs so far, [E, R] each; NaN where a run had stopped, and
 # as the threshold of tasks that have none.
 History = dict[str, np.ndarray]
@@ -119,18 +121,20 @@ def fit(
   failed = np.full(num_runs, -1)
   table = np.full((recipe.epochs, len(COLUMNS), num_runs), np.nan)
 
-  def to_save(state: State, epoch: int) -> dict[str, Any]:
-    """The rest is a function of the options."""
-    names = ('params', 'batch_stats', 'opt_state', 'best', 'step')
+  saved_of = lambda state: {name: state[name] for name in _SAVED}
+
+  def to_save(state: dict[str, Any], epoch: int) -> dict[str, Any]:
     return {
-      'state': {name: state[name] for name in names},
+      'state': state,
       'selection': dict(chosen.items()),
       'failed': failed,
       'history': table,
       'epoch': np.int64(epoch),
     }
 
-  saved = checkpoints.latest(to_save(state, first)) if checkpoints else None
+  saved = None
+  if checkpoints:
+    saved = checkpoints.latest(to_save(saved_of(state), first))
   if saved is not None:
     state = state.replace(**saved['state'])
     chosen, first = Selection(**saved['selection']), int(saved['epoch'])
@@ -172,7 +176,8 @@ def fit(
     last = epoch + 1 == recipe.epochs or chosen.stopped.all()
     due = time.monotonic() - last_save > SECONDS_BETWEEN_SAVES
     if checkpoints and parallel.agree(last or due):
-      checkpoints.save(epoch + 1, to_save(program.gather(states), epoch + 1))
+      gathered = program.gather([saved_of(state) for state in states])
+      checkpoints.save(epoch + 1, to_save(gathered, epoch + 1))
       last_save = time.monotonic()
   trained = ~np.isnan(table[:, COLUMNS.index('best_epoch')]).all(1)
   best = program.gather([state.best for state in states])

@@ -56,7 +56,8 @@ def grad_cam(
   (gradient,) = pull(cotangent)
   maps, gradient = maps.astype(jnp.float32), gradient.astype(jnp.float32)
   weights = gradient.mean((1, 2))  # [T, F]
-  cam = jax.nn.relu(jnp.einsum('tijf,tf->tij', maps, weights))
+  cam = jnp.einsum('tijf,tf->tij', maps, weights, precision='highest')
+  cam = jax.nn.relu(cam)
   cam = jax.image.resize(cam, image.shape[:3], 'bilinear')
   largest = cam.max((1, 2), keepdims=True)
   return cam / jnp.where(largest > 0, largest, 1)

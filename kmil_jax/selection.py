@@ -25,7 +25,7 @@ _PLATEAU_EVERY = 7
 _PLATEAU_FACTOR = 1 / 3
 # Zhang et al., CVPR 2022 (DTFD-MIL), released code.
 _STEP_FACTOR = 0.2
-_LATE = 0.8
+_LATE = 5  # The last of so many parts of the epochs.
 # Tang et al. 2022.
 _DECADE = 10
 _DECADE_FACTOR = 0.1
@@ -85,7 +85,8 @@ def update(
   * 'accuracy_then_auroc': the highest accuracy, of equal ones the highest
     AUROC, the later on a tie (students of FW-RD);
   * 'auroc_accuracy': the highest mean of AUROC and accuracy (DSMIL);
-  * 'late_auroc': the highest AUROC in the last fifth of the epochs (DTFD-MIL);
+  * 'late_auroc': the highest AUROC after epoch int(0.8 E) of E, counted from 0,
+    so among 161 to 199 of 200 (DTFD-MIL); among E - 1 alone if E < 6;
   * 'last': the last, so that validation decides nothing: for cohorts whose
     validation parts are too small to.
 
@@ -93,7 +94,8 @@ def update(
   epochs ('step'), to a tenth after every 10 ('decade'), or ('plateau') to a
   third, not below the recipe's lowest, whenever a run has gone another 7 epochs
   without improvement. Unlike Zheng's released code, each run starts from the
-  recipe's rate rather than where the fold before it ended.
+  recipe's rate rather than where the fold before it ended. Epochs that cannot
+  be kept do not count as epochs without improvement.
 
   Args:
     selection: up to the epoch before.
@@ -108,7 +110,8 @@ def update(
   score, better = _judge(selection, recipe, epoch, val)
   active = ~selection.stopped
   improved = active & better
-  stale = np.where(improved, 0, selection.stale + active)
+  stale = selection.stale + (active & _can_be_kept(recipe, epoch))
+  stale = np.where(improved, 0, stale)
   rate = selection.learning_rate
   match recipe.schedule:
     case 'cosine':
@@ -152,6 +155,13 @@ def update(
   )
 
 
+def _can_be_kept(recipe: AnyRecipe, epoch: int) -> bool:
+  if recipe.select != 'late_auroc':
+    return True
+  last = recipe.epochs - 1
+  return epoch > min(last - 1, recipe.epochs * (_LATE - 1) // _LATE)
+
+
 def _judge(
   selection: Selection,
   recipe: AnyRecipe,
@@ -178,7 +188,7 @@ def _judge(
       score = (val.auroc + val.accuracy) / 2
       return score, score > selection.score
     case 'late_auroc':
-      late = epoch + 1 > _LATE * recipe.epochs
+      late = _can_be_kept(recipe, epoch)
       score = val.auroc if late else np.full_like(val.auroc, -np.inf)
       return score, late & (score > selection.score)
     case 'last':

@@ -12,8 +12,9 @@ import jax
 class Bags:
   """A batch of bags, padded to one length.
 
-  Features beyond a bag's end are finite but arbitrary (often those of the next
-  bag) and their mask is False: no function of a bag may depend on them.
+  Features beyond a bag's end are arbitrary (often those of the next bag; NaN
+  and infinity, too) and their mask is False: no function of a bag may depend
+  on them.
   """
 
   features: chex.Array  # [B, N, D]

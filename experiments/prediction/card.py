@@ -59,7 +59,7 @@ class Card:
   classes: tuple[str, ...]  # C names
   width: int  # of the features
   folds: tuple[int, ...]  # R
-  # [R], fitted on the validation slides; None of a fold that had none.
+  # [R], fitted on validation slides; None where it was not, see `scores`.
   temperature: tuple[float | None, ...]
   sha256: tuple[str, ...]  # [R], of weights and settings
   settings: Mapping[str, Any]

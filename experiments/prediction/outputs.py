@@ -77,7 +77,10 @@ def doubts(card: Card) -> list[str]:
   found = []
   for fold, temperature in zip(card.folds, card.temperature, strict=True):
     if temperature is None:
-      found.append(f'fold {fold} had no validation slides: no temperature')
+      found.append(
+        f'fold {fold} has no temperature: its validation slides are too few, or'
+        ' do not say how sure it may be'
+      )
     elif calibration.at_bound(temperature):
       found.append(
         f'fold {fold}: its temperature, {temperature:.3g}, is a bound: its'

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import predictions, saved_models
+from experiments import predictions, saved_models, scores
 from experiments.prediction.card import Card
 from experiments.progress import DIVERGED
 from experiments.provenance import ResultsError
@@ -59,8 +59,8 @@ def read(
       f' config.json {", ".join(classes)}; {_AGAIN}'
     )
   folds = _folds(folder, summary['k'], fold)
-  for i in folds:  # Refuses probabilities of other classes.
-    predictions.read(folder / f'fold_{i}' / 'predictions.csv', classes)
+  # Refuses probabilities of other classes.
+  fitted = scores.temperatures(predictions.read_folds(folder, classes))
   design = design_of(flags, len(classes), cohort['width'])
   models = [_weights(folder / f'fold_{i}', design) for i in folds]
   settings = _settings(design)
@@ -71,8 +71,7 @@ def read(
     width=design.width,
     folds=folds,
     temperature=tuple(
-      _json(folder / f'fold_{i}', 'temperature.json')['temperature']
-      for i in folds
+      None if fitted[i].reason else fitted[i].value for i in folds
     ),
     sha256=tuple(_digest(weights, settings) for weights in models),
     settings=settings,

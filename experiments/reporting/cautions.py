@@ -137,13 +137,19 @@ def _numbers(record: Record) -> Iterator[Caution]:
       ' intervals are wide, and too narrow rather than too wide; an interval is'
       ' n/a where nothing varies.',
     )
-  at_bound = record.summary['calibration']['at_bound']
-  if at_bound:
+  calibration = record.summary['calibration']
+  if 'temperature_reason' not in calibration:
     yield Caution(
-      'Temperatures at their bound',
-      f'{_folds(at_bound)}: the validation part does not say how sure the model'
-      ' should be.',
+      'Temperatures of single folds',
+      'An older version fitted each on the validation part of its fold, which'
+      ' is too small. experiments.predict fits them anew; give the training'
+      ' command again to see them here.',
     )
+  reasons = calibration.get('temperature_reason', [])
+  for reason in sorted(set(reasons) - {''}):
+    pairs = zip(record.summary['folds'], reasons, strict=True)
+    of = [fold for fold, its in pairs if its == reason]
+    yield Caution('No temperature', f'{_folds(of)}: {reason}.')
   select = record.flags.get('select')
   last = [
     fold

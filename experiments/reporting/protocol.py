@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
+from experiments import scores
 from experiments.reporting.record import Record
 from kmil_jax.models import SPECS
 from kmil_jax.types import Recipe
@@ -16,8 +17,8 @@ _SELECT = {
   'auroc': 'the epoch of the best validation AUROC',
   'auroc_accuracy': 'the epoch of the best mean of validation AUROC and'
   ' accuracy',
-  'late_auroc': 'the epoch of the best validation AUROC in the last fifth of'
-  ' training',
+  'late_auroc': 'the epoch of the best validation AUROC after four'
+  ' fifths of training',
   'last': 'the last epoch, whatever validation says',
 }
 _OPTIMIZERS = {
@@ -186,7 +187,9 @@ def _calibration(record: Record) -> str:
   low, high = record.summary['calibration']['temperature_bounds']
   return (
     'ECE is the expected calibration error, the Brier score is summed over'
-    ' classes, NLL is the mean negative log likelihood. The temperature of each'
-    f' fold minimises the NLL of its validation part, within {low:g} to'
-    f' {high:g}, and is applied to its test part.'
+    ' classes, NLL is the mean negative log likelihood. The temperature of a'
+    ' fold minimises the NLL of the validation parts of all folds, without the'
+    f' patients that the fold tests, within {low:g} to {high:g}, and is applied'
+    f' to its test part. With fewer than {scores.LEAST_PATIENTS} patients, or'
+    ' at a bound, it is 1.'
   )

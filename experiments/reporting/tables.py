@@ -72,7 +72,8 @@ def splits(record: Record) -> list[dict[str, Any]]:
 def folds(record: Record) -> list[dict[str, Any]]:
   """What each finished fold came to."""
   rows = []
-  temperature = record.summary['calibration']['temperature']
+  calibration = record.summary['calibration']
+  reasons = calibration.get('temperature_reason')  # Since all folds share one.
   for place, (fold, parts) in enumerate(record.folds.items()):
     test, val = parts['test'], parts['val']
     said = metrics.evaluate(val.label, val.prob)
@@ -88,8 +89,8 @@ def folds(record: Record) -> list[dict[str, Any]]:
         'val': [_defined(said[name]) for name in ('f1_macro', 'auroc')],
         'epoch': lines[-1]['best_epoch'] if lines else None,
         'epochs': lines[-1]['epoch'] + 1 if lines else None,
-        'temperature': temperature[place],
-        'at_bound': fold in record.summary['calibration']['at_bound'],
+        'temperature': calibration['temperature'][place],
+        'reason': reasons[place] if reasons else '',
       }
     )
   return rows

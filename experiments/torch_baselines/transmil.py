@@ -43,8 +43,10 @@ class NystromAttention(nn.Module):
     return self.to_out(y.transpose(0, 1).reshape(len(x), WIDTH)[-length:])
 
   def _convolve(self, v: torch.Tensor) -> torch.Tensor:
-    # As one-dimensional convolutions: torch 2.13's CPU kernel for the (33, 1)
-    # form returns wrong gradients of the taps near the ends of the sequence.
+    # As one-dimensional convolutions: oneDNN, which torch 2.13 takes on CPUs
+    # for the (33, 1) form, returns wrong gradients of taps 17 to 31 of 33, off
+    # by ten times their size on 256 tokens. Values are right, and gradients
+    # under `torch.backends.mkldnn.flags(enabled=False)`.
     y = F.conv1d(
       v.permute(2, 0, 1),
       self.res_conv.weight[..., 0],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import pooling
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
@@ -26,7 +27,8 @@ def attention_scores(
     gated: w' (tanh(V h_n) * sigmoid(U h_n)) (eq. 9);  else w' tanh(V h_n)
     (eq. 8), each with biases
 
-  Its layers `value` (V), `gate` (U) and `score` (w) become the caller's.
+  Its layers `value` (V), `gate` (U) and `score` (w) become the caller's. What
+  follows V and U is float32: a softmax magnifies what scores are off by.
 
   Args:
     h: instances, [N, H].
@@ -34,20 +36,20 @@ def attention_scores(
     gated: whether U is there.
     dropout: rate at which each of the two branches loses units.
     deterministic: True for no dropout.
-    dtype: of the computation.
+    dtype: of the factors of V and U; for features alone.
 
   Returns:
-    [N, 1], before the softmax.
+    [N, 1] float32, before the softmax.
   """
   drop = nn.Dropout(dropout, deterministic=deterministic)
   branch = drop(jnp.tanh(TorchDense(hidden, dtype, name='value')(h)))
   if gated:
     gate = TorchDense(hidden, dtype, name='gate')(h)
     branch = branch * drop(nn.sigmoid(gate))
-  return TorchDense(1, dtype, name='score')(branch)
+  return TorchDense(1, name='score')(branch)
 
 
-class ABMIL(nn.Module):
+class ABMIL(Network):
   """Attention-based MIL.
 
     h_n = relu(E x_n), or x_n without an embedding
@@ -69,7 +71,9 @@ class ABMIL(nn.Module):
     which it equals at C = 2 with the difference of the logits for theirs.
 
   Call with one bag: features [N, D] and mask [N]. `instance_logits` are the
-  bag classifier applied to each h_n, as KMIL's first stage does.
+  bag classifier applied to each h_n, as KMIL's first stage does. `dtype` is
+  that of the factors that are features: sums, and all that follows, are
+  float32.
   """
 
   num_classes: int
@@ -85,6 +89,7 @@ class ABMIL(nn.Module):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
+    x = pooling.real_rows(x, mask)
     if self.embed is not None:
       embed = TorchDense(
         self.embed, self.dtype, use_bias=self.embed_bias, name='embed'
@@ -96,7 +101,7 @@ class ABMIL(nn.Module):
       gated=self.gated,
       dropout=self.dropout,
       deterministic=not train,
-      dtype=self.dtype,
+      dtype=None if self.embed else self.dtype,
     )
     attention = pooling.masked_softmax(scores, mask)
     bag = pooling.weighted_sum(attention, x.astype(jnp.float32))[0]

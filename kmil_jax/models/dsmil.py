@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import pooling
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
 
-class DSMIL(nn.Module):
+class DSMIL(Network):
   """Dual-stream MIL.
 
     c_n = W_i h_n,   q_n = tanh(W_2 relu(W_1 h_n)),   k_c = argmax_n c_nc
@@ -24,11 +25,11 @@ class DSMIL(nn.Module):
   CVPR 2021, eqs. 2 to 7 (https://arxiv.org/abs/2011.08939): 178,442 parameters
   at D = 1024 and C = 5, as Zheng et al. 2024 use it, and 1,228,042 with the
   value layer. The fusing convolution of width D is the dense map of all C bag
-  vectors to the C logits that it is. Unlike the public code, a bag of one
-  instance works.
+  vectors to the C logits that it is.
 
   Call with one bag: features [N, D] and mask [N]. The gradient does not flow
-  through the argmax.
+  through the argmax. `dtype` is that of the factors that are features: sums,
+  queries, scores and all that follows are float32.
   """
 
   num_classes: int
@@ -42,12 +43,11 @@ class DSMIL(nn.Module):
   ) -> Prediction:
     del train  # Nothing here is random.
     chex.assert_rank([x, mask], [2, 1])
+    x = pooling.real_rows(x, mask)
     num_classes = self.num_classes
     instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
     hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))
-    query = jnp.tanh(
-      TorchDense(self.hidden, self.dtype, name='query_2')(hidden)
-    )
+    query = jnp.tanh(TorchDense(self.hidden, name='query_2')(hidden))
     critical = query[pooling.masked_argmax(instance_logits, mask)]  # [C, 128]
     scores = query @ critical.T / self.hidden**0.5
     attention = pooling.masked_softmax(scores, mask)  # [N, C]
@@ -56,7 +56,5 @@ class DSMIL(nn.Module):
     bags = pooling.weighted_sum(attention, x.astype(jnp.float32))
     logits = TorchDense(num_classes, name='fuse')(bags.reshape(-1))
     return Prediction(
-      logits=logits,
-      attention=attention,
-      instance_logits=instance_logits.astype(jnp.float32),
+      logits=logits, attention=attention, instance_logits=instance_logits
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
@@ -23,13 +24,10 @@ class Attention(nn.Module):
   """Scores instances [N, H], [N, 1]; see `abmil.attention_scores`."""
 
   gated: bool
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
-    return attention_scores(
-      h, hidden=_HIDDEN, gated=self.gated, dtype=self.dtype
-    )
+    return attention_scores(h, hidden=_HIDDEN, gated=self.gated)
 
 
 class Tier2(nn.Module):
@@ -39,17 +37,16 @@ class Tier2(nn.Module):
   """
 
   num_classes: int
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, rows: jax.Array, real: jax.Array) -> jax.Array:
-    scores = Attention(True, self.dtype, name='attention')(rows)
+    scores = Attention(True, name='attention')(rows)
     attention = pooling.masked_softmax(scores, real)
-    bag = attention[:, 0] @ rows.astype(jnp.float32)
+    bag = attention[:, 0] @ rows
     return TorchDense(self.num_classes, name='classifier')(bag)
 
 
-class DTFD(nn.Module):
+class DTFD(Network):
   """Double-tier feature distillation MIL.
 
     h_n = relu(W x_n);  pseudo-bag g is a random G-th of the instances
@@ -76,7 +73,8 @@ class DTFD(nn.Module):
   the other real instances, never on padding. 'mas' is the paper's alone.
 
   Call with one bag: features [N, D] and mask [N]. `attention` is a_n over the
-  number of non-empty pseudo-bags; `instance_logits` are W_1 h_n + b_1.
+  number of non-empty pseudo-bags; `instance_logits` are W_1 h_n + b_1. `dtype`
+  is that of the factors that are features: h and all that follows are float32.
 
   Attributes:
     gated: whether tier 1's attention is.
@@ -105,20 +103,21 @@ class DTFD(nn.Module):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
+    x = pooling.real_rows(x, mask)
     self._check()
     reduce = TorchDense(_REDUCED, self.dtype, use_bias=False, name='reduce')
     h = nn.relu(reduce(x))
-    scores = Attention(self.gated, self.dtype, name='attention')(h)
+    scores = Attention(self.gated, name='attention')(h)
     key = self.make_rng('dropout') if train else jax.random.key(0)
     member, real = pseudo_bags(key, mask, self.pseudo_bags)
     weights = pooling.masked_softmax(
       jnp.broadcast_to(scores, member.shape), member
     )  # [N, G]
     attention = weights.sum(1, keepdims=True)
-    z = pooling.weighted_sum(weights, h.astype(jnp.float32))
+    z = pooling.weighted_sum(weights, h)
     classify = TorchDense(self.num_classes, name='classifier')
     pseudo_logits = classify(z)
-    instance_logits = classify(h.astype(jnp.float32))
+    instance_logits = classify(h)
 
     match self.distill:
       case 'afs':
@@ -146,7 +145,7 @@ class DTFD(nn.Module):
 
     rows = jax.lax.stop_gradient(rows)
     return Prediction(
-      logits=Tier2(self.num_classes, self.dtype, name='tier2')(rows, found),
+      logits=Tier2(self.num_classes, name='tier2')(rows, found),
       attention=attention / real.sum(),
       instance_logits=instance_logits,
       pseudo_logits=pseudo_logits,

@@ -9,6 +9,7 @@ import numpy as np
 from kmil_jax.models import cpu
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import max_pool
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -127,7 +128,7 @@ class AuxiliaryHead(nn.Module):
     return TorchDense(self.num_classes, weight_init=_narrow, name='fc2')(x)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Network):
   """GoogLeNet, torchvision's, without its `transform_input`.
 
   Szegedy et al., "Going deeper with convolutions", CVPR 2015

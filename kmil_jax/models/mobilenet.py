@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import convolution
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -103,7 +104,7 @@ class InvertedResidual(nn.Module):
     return x + y if x.shape == y.shape else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Network):
   """MobileNet-v2 of width 1.
 
   Sandler, Howard, Zhu, Zhmoginov and Chen, "MobileNetV2: inverted residuals

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.convolutions import max_pool
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -16,7 +17,7 @@ _HIDDEN = 128
 _glorot = nn.initializers.glorot_uniform()
 
 
-class NodeCNN(nn.Module):
+class NodeCNN(Network):
   """Three convolutions with pooling between them, two dense layers.
 
   As Ansari describes it, 100,352 inputs to the first dense layer at 224 x 224

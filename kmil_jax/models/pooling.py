@@ -1,8 +1,22 @@
 """Masked pooling over instances: the only pooling a bag model may use."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
+
+# See `Network`.
+_times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def real_rows(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns the instances [N, D] with 0 for padding.
+
+  A weight of 0 does not do: 0 times NaN or infinity is NaN, also in gradients.
+  """
+  chex.assert_equal_shape_prefix([x, mask], 1)
+  return jnp.where(mask[:, None], x, 0)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
@@ -102,16 +116,16 @@ def weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
   """
   chex.assert_rank([weights, x], 2)
   chex.assert_equal_shape_prefix([weights, x], 1)
-  return weights.T @ x
+  return _times(weights.T, x)
 
 
 def _weighted_sum_fwd(weights, x):
-  return weights.T @ x, (weights, x)
+  return _times(weights.T, x), (weights, x)
 
 
 def _weighted_sum_bwd(saved, grad):
   weights, x = saved
-  return x @ grad.T, weights @ grad
+  return _times(x, grad.T), _times(weights, grad)
 
 
 weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import convolution, max_pool
+from kmil_jax.models.network import Network
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -97,7 +98,7 @@ class Bottleneck(nn.Module):
     return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
   """A whole residual network, the classifier of tiles.
 
   Weights start as torchvision's: kernels normal with variance 2 / fan-out,
@@ -170,7 +171,7 @@ class ResNet(nn.Module):
     return TilePrediction(logits=self.fc(features), features=features)
 
 
-class ResNet50Trunk(nn.Module):
+class ResNet50Trunk(Network):
   """Tiles to 1,024 features: ResNet-50 up to conv4_x, then the spatial mean.
 
   Cut after conv4_x as CLAM, TransMIL, DTFD-MIL and KMIL do; 8,543,296

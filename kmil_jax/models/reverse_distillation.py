@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import convolution, max_pool
+from kmil_jax.models.network import Network
 from kmil_jax.models.resnet import KAIMING, STAGES, Bottleneck
 from kmil_jax.models.upsample import Upsample
 
@@ -25,7 +26,7 @@ Maps = tuple[jax.Array, jax.Array, jax.Array]
 MULTIPLE = 32
 
 
-class Teacher(nn.Module):
+class Teacher(Network):
   """WideResNet-50-2 up to conv4_x: patches to the maps of three stages.
 
   Zagoruyko and Komodakis, "Wide residual networks", BMVC 2016, as torchvision
@@ -82,7 +83,7 @@ class Teacher(nn.Module):
     return tuple(maps)
 
 
-class Student(nn.Module):
+class Student(Network):
   """The teacher's maps through a narrow place and back, 83,802,624 parameters.
 
   With FW-RD's shortcut they are 134,134,272.

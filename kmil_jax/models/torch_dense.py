@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from kmil_jax.models import cpu
 
+HIGHEST = jax.lax.Precision.HIGHEST  # See `Network`.
+
 
 def uniform(fan_in: int) -> nn.initializers.Initializer:
   """Returns PyTorch's start of weights and biases, U(-b, b), b = fan_in^-0.5.
@@ -33,7 +35,8 @@ class TorchDense(nn.Module):
 
   Attributes:
     features: width of the result.
-    dtype: type of the product; by default that of the arguments.
+    dtype: type of the factors; by default that of the arguments. Their product
+      is summed, and returned, in float32 or wider.
     use_bias: whether there is a bias.
     weight_init: start of the weight; by default PyTorch's.
     bias_init: start of the bias; by default PyTorch's.
@@ -61,11 +64,17 @@ class TorchDense(nn.Module):
 
 @jax.custom_vjp
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-  """Returns `x @ weight.T` of [..., D] and [F, D].
+  """Returns `x @ weight.T` of [..., D] and [F, D], in float32 or wider.
 
   For gradients in reverse alone; that to the weight is `cpu.transposed`'s.
   """
-  return jnp.einsum('...d,fd->...f', x, weight)
+  return jnp.einsum(
+    '...d,fd->...f',
+    x,
+    weight,
+    precision=HIGHEST,
+    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+  )
 
 
 def _product_fwd(x, weight):
@@ -74,8 +83,12 @@ def _product_fwd(x, weight):
 
 def _product_bwd(saved, grad):
   x, weight = saved
+  grad = grad.astype(x.dtype)
   columns = cpu.transposed(grad.reshape(-1, grad.shape[-1]))
-  return grad @ weight, columns @ x.reshape(-1, x.shape[-1])
+  return (
+    jnp.matmul(grad, weight, precision=HIGHEST),
+    jnp.matmul(columns, x.reshape(-1, x.shape[-1]), precision=HIGHEST),
+  )
 
 
 product.defvjp(_product_fwd, _product_bwd)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kmil_jax.models import pooling
+from kmil_jax.models.network import Network
 from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
 from kmil_jax.models.torch_dense import TorchDense, uniform
 from kmil_jax.types import Prediction
@@ -17,7 +19,7 @@ _SIZE = 7  # Of the largest convolution.
 _STEPS = np.indices((_SIZE, _SIZE)).reshape(2, -1).T - _SIZE // 2
 
 
-class TransMIL(nn.Module):
+class TransMIL(Network):
   """Transformer-based correlated MIL.
 
     H = relu(W x), its first tokens again until their number is s^2,
@@ -47,6 +49,7 @@ class TransMIL(nn.Module):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
+    x = pooling.real_rows(x, mask)
     size = len(mask)
     longest = _side(size)
     count = mask.sum()

@@ -57,6 +57,17 @@ def same(a, b):
   )
 
 
+def test_a_case_of_several_classes_counts_for_the_last():
+  """Of three cases of class b, one has a slide of class a, too."""
+  case = np.array(['0', '1', '2', '3', '4', '5', '5'])
+  slide = np.array([f's{i}' for i in range(7)])
+  label = np.array(['a', 'a', 'a', 'b', 'b', 'a', 'b'])
+  for split in splits.make(Manifest(case, slide, label), 3, seed=0):
+    tested = case[split.test]
+    assert len(set(tested) & {'3', '4', '5'}) == 1
+    assert len(set(tested) & {'0', '1', '2'}) == 1
+
+
 @given(cohort=cohorts(), seed=st.integers(0, 10**6))
 def test_cases_are_whole_and_each_slide_is_tested_once(cohort, seed):
   table, k = cohort

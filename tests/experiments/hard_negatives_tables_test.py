@@ -10,6 +10,12 @@ from experiments import (
 from experiments.hard_negatives_settings import Outcome, Setting
 
 
+def test_printed_deviations_of_table_4():
+  strong = dict(zip(paper.METRICS, paper.TABLE_4[70][1], strict=True))
+  assert strong['sensitivity'] == (0.8083, 0.07)
+  assert strong['specificity'] == (0.9448, 0.01)
+
+
 def outcome(prob, label):
   n = len(label)
   group = np.array([f'p{i % 7}' for i in range(n)])

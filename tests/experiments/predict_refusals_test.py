@@ -65,7 +65,7 @@ def test_ids_that_name_folders_get_no_file(finished, models, monkeypatch):
 def test_temperatures_that_say_little_are_named(models):
   card = dataclasses.replace(models.card, temperature=(None, 10.0, 2.0))
   first, second = outputs.doubts(card)
-  assert 'fold 0 had no validation slides' in first
+  assert 'fold 0 has no temperature' in first
   assert 'fold 1: its temperature, 10, is a bound' in second
 
 

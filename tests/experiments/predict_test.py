@@ -46,18 +46,36 @@ def test_the_runs_slides_get_the_runs_own_predictions(
         np.testing.assert_allclose(g[name][()], f[name][()], atol=1e-6)
 
 
-def test_folds_are_calibrated_each_and_averaged(finished, models, predicted):
+def test_too_few_patients_give_no_temperature(finished, models):
+  for i in range(3):
+    path = finished[0] / f'fold_{i}' / 'temperature.json'
+    saved = json.loads(path.read_text())
+    assert saved['temperature'] == 1 and 'fewer than 30' in saved['reason']
+  assert models.card.temperature == (None,) * 3
+  assert len(outputs.doubts(models.card)) == 3
+
+
+def test_a_folder_of_an_older_version_has_the_temperatures_of_this(
+  finished, models, tmp_path
+):
+  """Which fitted one on each fold's validation, at a bound here."""
+  folder = shutil.copytree(finished[0], tmp_path / 'older')
+  for path in folder.glob('fold_*/temperature.json'):
+    older = {'temperature': 0.1, 'at_bound': True, 'val_slides': 8}
+    path.write_text(json.dumps(older))
+  assert predictor.of_run(folder, None).card == models.card
+
+
+def test_folds_are_calibrated_each_and_averaged(models, predicted):
   folder, ids = predicted
   outputs.write_tables(folder, models.card.uncalibrated(), ids, [])
   raw = rows(folder / 'predictions.csv')
-  outputs.write_tables(folder, models.card, ids, [])
-  assert len({t for t in models.card.temperature if t != 1}) > 1
+  card = dataclasses.replace(models.card, temperature=(1.5, 0.7, 2.0))
+  outputs.write_tables(folder, card, ids, [])
   for one, row in zip(raw, rows(folder / 'predictions.csv'), strict=True):
-    assert (one['calibrated'], row['calibrated']) == ('no', 'bound')
+    assert (one['calibrated'], row['calibrated']) == ('no', 'yes')
     folds = []
-    for i in range(3):
-      path = finished[0] / f'fold_{i}' / 'temperature.json'
-      temperature = json.loads(path.read_text())['temperature']
+    for i, temperature in enumerate(card.temperature):
       before = np.array([prob(one, f'fold_{i}_')])
       folds.append(calibration.scale(before, temperature)[0])
       np.testing.assert_allclose(prob(row, f'fold_{i}_'), folds[-1])
@@ -67,9 +85,15 @@ def test_folds_are_calibrated_each_and_averaged(finished, models, predicted):
     assert row['pred'] == str(np.mean(folds, 0).argmax())
 
 
-def test_maps_show_the_probabilities_of_the_table(models, predicted):
+def test_maps_show_the_probabilities_of_the_table(models, predicted, tmp_path):
   folder, ids = predicted
-  outputs.write_tables(folder, models.card, ids, [])
+  folder = shutil.copytree(folder, tmp_path / 'copy')
+  card = dataclasses.replace(models.card, temperature=(1.5, 0.7, 2.0))
+  for slide in ids:
+    for fold, temperature in enumerate(card.temperature):
+      with h5py.File(outputs.path_of(folder, fold, slide), 'a') as f:
+        f.attrs['temperature'] = temperature
+  outputs.write_tables(folder, card, ids, [])
   paths = tile_scores.find(folder)
   for row in rows(folder / 'predictions.csv'):
     shown = tile_scores.read(paths[row['slide_id']])
@@ -91,10 +115,10 @@ def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path):
     outputs.is_done(folder, one.card, slide, found.source.digest(slide))
     for slide in ids
   )
-  # Without its temperature it is another file.
+  # At another temperature it is another file.
   digest = found.source.digest(ids[0])
-  bare = one.card.uncalibrated()
-  assert not outputs.is_done(folder, bare, ids[0], digest)
+  other = dataclasses.replace(one.card, temperature=(2.0,))
+  assert not outputs.is_done(folder, other, ids[0], digest)
   outputs.write_tables(folder, one.card, ids, [])
   row, *_ = rows(folder / 'predictions.csv')
   assert row['std_0'] == '' and 'fold_0_prob_0' not in row

@@ -147,7 +147,7 @@ def with_flags(record, **changes):
 
 
 def test_cautions_say_what_must_be_known(record):
-  assert of(record) == ({'Temperatures at their bound'}, set())
+  assert of(record) == ({'No temperature'}, set())
   config = with_flags(record, csv_path=None, features_dir=None)
   assert 'Phantom data' in of(record, config=config)[1]
   config = with_flags(record, shuffle_labels=True)

@@ -34,6 +34,11 @@ def test_calibration_is_fitted_on_validation_alone(tmp_path):
   parts = {}
   for fold, right in ((0, 0.6), (1, 0.8)):
     parts[fold] = {'val': sure(fold, 40, right), 'test': sure(9 + fold, 30)}
+  # Of fold 1's validation, fold 0 tests 10 patients.
+  parts[0]['test'].case[:10] = parts[1]['val'].case[:10]
+  pooled = predictions.pool([p['val'] for p in parts.values()])
+  used = {0: np.r_[:40, 50:80], 1: np.r_[:80]}
+  for fold in parts:
     path = tmp_path / f'fold_{fold}' / 'predictions.csv'
     predictions.write(path, fold, parts[fold], CLASSES)
   summary = summaries.summarise(tmp_path, 'kmil', 'origin', 2, CLASSES)
@@ -41,14 +46,18 @@ def test_calibration_is_fitted_on_validation_alone(tmp_path):
 
   after, label, prob = [], [], []
   for fold, p in parts.items():
-    t = calibration.temperature(p['val'].label, p['val'].prob)
+    seen = used[fold]
+    t = calibration.temperature(pooled.label[seen], pooled.prob[seen])
     assert t > 1.5
     assert got['temperature'][fold] == pytest.approx(t, abs=1e-6)
     saved = tmp_path / f'fold_{fold}' / 'temperature.json'
     assert strict(saved.read_text()) == {
       'temperature': t,
+      'reason': '',
       'at_bound': False,
-      'val_slides': 40,
+      'val_patients': len(seen),
+      'val_slides': len(seen),
+      'val_folds': [0, 1],
     }
     after.append(calibration.scale(p['test'].prob, t))
     label.append(p['test'].label)
@@ -69,16 +78,65 @@ def test_calibration_is_fitted_on_validation_alone(tmp_path):
     assert empty == (want.count == 0).tolist()
 
 
-def test_a_temperature_at_its_bound_is_marked(tmp_path):
-  val = part(0, 3)
+@pytest.mark.parametrize(
+  'slides,reason,at_bound',
+  [(58, 'fewer than 30 validation patients', []), (60, 'how sure to be', [0])],
+)
+def test_what_fixes_no_temperature_leaves_1_and_says_why(
+  tmp_path, slides, reason, at_bound
+):
+  """All slides are right, two to a patient."""
+  val = part(0, slides)
   val = dataclasses.replace(val, prob=np.eye(3)[val.label] * 0.7 + 0.1)
   path = tmp_path / 'fold_0' / 'predictions.csv'
   predictions.write(path, 0, {'val': val, 'test': part(1, 9)}, CLASSES)
   summary = summaries.summarise(tmp_path, 'kmil', 'origin', 3, CLASSES)
-  assert summary['calibration']['at_bound'] == [0]
-  assert summary['calibration']['temperature'] == [pytest.approx(0.1)]
+  found = summary['calibration']
+  assert (found['at_bound'], found['temperature']) == (at_bound, [1])
+  assert reason in found['temperature_reason'][0]
+  assert found['nll'] == found['after_temperature']['nll']
+  saved = strict((tmp_path / 'fold_0' / 'temperature.json').read_text())
+  assert saved['temperature'] == 1 and reason in saved['reason']
+  assert saved['val_patients'] == slides // 2
   table = tables.closing(summary)
-  assert '0.10*' in table and 'bound of 0.1 to 10' in table
+  assert '1.00*' in table and f'* not fitted: {saved["reason"]}' in table
+
+
+def test_small_validation_parts_make_nothing_worse():
+  """Of ten folds, a dozen slides each, most of them right, and not sure enough.
+
+  A temperature of each fold's own runs to the bound where all are right.
+  """
+  rng = np.random.default_rng(3)
+
+  def drawn(name, n=12):
+    logit = 4 * rng.normal(size=n)
+    chance = 1 / (1 + np.exp(-np.stack([-logit, logit], 1)))
+    label = (rng.random(n) < chance[:, 1]).astype(int)
+    prob = calibration.scale(chance, 1.5)
+    case = np.array([f'{name} {i}' for i in range(n)])
+    return Predictions(case=case, slide=case, label=label, prob=prob)
+
+  part_of = [drawn(f'part {i}') for i in range(10)]
+  folds = {
+    i: {'val': part_of[(i + 1) % 10], 'test': part_of[i]} for i in range(10)
+  }
+  test = predictions.pool(part_of)
+  raw = calibration.nll(test.label, test.prob)
+  own = {
+    i: scores.Temperature(
+      calibration.temperature(p['val'].label, p['val'].prob),
+      *('', False, 12, 12, (i,)),
+    )
+    for i, p in folds.items()
+  }
+  assert sum(calibration.at_bound(t.value) for t in own.values()) >= 3
+  assert calibration.nll(test.label, scores.scaled(folds, own)) > 2 * raw
+  found = scores.temperatures(folds)
+  assert {(t.reason, t.patients) for t in found.values()} == {('', 108)}
+  for i, t in found.items():  # Without the fold that validates on its patients.
+    assert t.folds == tuple(sorted(set(range(10)) - {(i - 1) % 10}))
+  assert calibration.nll(test.label, scores.scaled(folds, found)) < raw
 
 
 def test_a_fold_of_one_slide_and_one_without_validation(tmp_path):
@@ -93,12 +151,10 @@ def test_a_fold_of_one_slide_and_one_without_validation(tmp_path):
   assert summary['metrics']['auroc']['per_fold'][0] is None
   assert summary['metrics']['auroc']['pooled'] is not None
   found = summary['calibration']
-  assert found['temperature'][0] is not None
-  assert found['temperature'][1] is None
-  assert found['nll'] is not None
-  assert set(found['after_temperature'].values()) == {None}
+  assert found['temperature'] == [1, 1]
+  assert found['nll'] == found['after_temperature']['nll'] is not None
   saved = strict((tmp_path / 'fold_1' / 'temperature.json').read_text())
-  assert saved['temperature'] is None and saved['val_slides'] == 0
+  assert saved['temperature'] == 1 and saved['val_slides'] == 1
   table = tables.closing(summary)
   assert 'n/a' in table and 'nan' not in table.lower()
   header, *lines = rows_of(tmp_path / 'summary.csv')

@@ -314,3 +314,7 @@ def test_threshold_has_the_highest_f1():
   best = max(f1(value) for value in score)
   assert got == max(value for value in score if f1(value) == best)
   assert patch_threshold(np.array([1, 0, 1]), np.array([0.1, 2.0, 0.3])) == 2
+  # From 1 on all are called, from 3 on one: F1 is 2 / 3 for both.
+  assert (
+    patch_threshold(np.array([0, 1, 1, 0]), np.arange(4.0)[[1, 2, 2, 3]]) == 3
+  )

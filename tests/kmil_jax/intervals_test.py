@@ -298,3 +298,21 @@ def test_holm_by_hand():
     intervals.holm(np.array([0.04, 0.01, 0.03, 0.005])),
     [0.06, 0.03, 0.06, 0.02],
   )
+
+
+def test_replicates_are_paired_and_average_models():
+  rng = np.random.default_rng(0)
+  positive = np.arange(60) % 3 == 0
+  group = np.repeat(np.arange(12), 5)
+  probs = rng.random((2, 60))
+  both = intervals.auroc_replicates(positive, probs, group, resamples=50)
+  each = [
+    intervals.auroc_replicates(positive, p[None], group, resamples=50)
+    for p in probs
+  ]
+  np.testing.assert_allclose(both, np.mean(each, 0))
+  better = probs + 0.5 * positive
+  gain = intervals.auroc_replicates(
+    positive, better / better.max(), group, resamples=50
+  )
+  assert (gain > both).all()

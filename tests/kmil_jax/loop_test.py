@@ -138,6 +138,22 @@ def test_it_ends_once_all_have_diverged(tmp_path):
   chex.assert_tree_all_finite(at_once.variables)
 
 
+def test_a_save_gathers_what_is_saved_and_no_constants(tmp_path, monkeypatch):
+  """Of bag models the constants hold a bit per run and instance."""
+  gathered = []
+  gather = programs.Program.gather
+
+  def spy(self, trees):
+    gathered.extend(set(tree) for tree in trees)
+    return gather(self, trees)
+
+  monkeypatch.setattr(programs.Program, 'gather', spy)
+  toy_task.run(tmp_path)
+  saved = {'params', 'batch_stats', 'opt_state', 'best', 'step'}
+  assert saved in gathered
+  assert not any('run' in names for names in gathered)
+
+
 def test_patience_ends_runs_one_by_one(tmp_path):
   recipe = dataclasses.replace(
     toy_task.RECIPE, patience=1, learning_rate=3.0, epochs=40

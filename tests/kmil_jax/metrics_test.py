@@ -2,6 +2,7 @@
 
 from hypothesis import given, strategies as st
 import numpy as np
+import pytest
 from reference_scores import (
   in_balance,
   in_f1,
@@ -205,3 +206,40 @@ def test_precision_and_recall_are_scikit_learns(data):
 def test_no_slides_have_no_scores():
   scores = metrics.evaluate(np.zeros(0, int), np.zeros((0, 3)))
   assert all(np.isnan(x) for x in scores.values())
+
+
+@given(seed=st.integers(0, 999), threshold=st.sampled_from([0.1, 0.5]))
+def test_binary_metrics_are_scikit_learns(seed, threshold):
+  rng = np.random.default_rng(seed)
+  positive = rng.random(40) < 0.3
+  positive[:2] = True, False
+  prob = rng.integers(0, 11, 40) / 10  # Ties, also at the threshold.
+  found = metrics.evaluate_binary(positive, prob, threshold)
+  called = prob >= threshold
+  recall = lambda kind: reference.recall_score(positive, called, pos_label=kind)
+  want = {
+    'auroc': reference.roc_auc_score(positive, prob),
+    'auprc': reference.average_precision_score(positive, prob),
+    'f1': reference.f1_score(positive, called),
+    'f1_micro': reference.f1_score(positive, called, average='micro'),
+    'sensitivity': recall(1),
+    'specificity': recall(0),
+  }
+  assert found == pytest.approx(want, abs=1e-9)
+
+
+def test_binary_metrics_that_are_undefined_are_nan():
+  found = metrics.evaluate_binary(np.zeros(3, bool), np.ones(3), 0.5)
+  assert np.isnan(found['auroc']) and np.isnan(found['sensitivity'])
+  assert found['specificity'] == 0 and found['f1'] == 0
+  assert np.isnan(metrics.specificity_at(np.ones(3, bool), np.ones(3), 1))
+
+
+def test_specificity_at_equal_sensitivity_by_hand():
+  positive = np.array([1, 1, 1, 0, 0, 0, 0], bool)
+  prob = np.array([0.9, 0.8, 0.3, 0.85, 0.5, 0.3, 0.1])
+  at = lambda s: metrics.specificity_at(positive, prob, s)
+  # Thresholds 0.9, 0.8, 0.3; a negative at the threshold is called positive.
+  assert at(1 / 3) == 1 and at(2 / 3) == 0.75 and at(1) == 0.25
+  # Only ranks count.
+  assert metrics.specificity_at(positive, prob**3, 2 / 3) == 0.75

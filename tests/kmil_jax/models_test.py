@@ -131,6 +131,41 @@ def test_what_padding_holds_never_matters(name, n, scale, seed):
   assert_same(padded, evaluate(name, *pad(x)), n)
 
 
+@every_mode
+@pytest.mark.parametrize('n', [1, 3, SIZE - 1])
+def test_nan_and_infinity_in_padding_never_matter(name, n):
+  x = bag(n)
+  poison = np.resize([np.nan, np.inf, -np.inf], (SIZE - n, WIDTH))
+  padded = evaluate(name, *pad(x, padding=poison.astype(np.float32)))
+  chex.assert_tree_all_finite(padded)
+  assert_same(padded, evaluate(name, *pad(x)), n)
+
+
+@every_model
+def test_nan_in_padding_never_matters_in_training(name):
+  """With dropout, in bfloat16 and for several bags at once."""
+  model = model_of(name, dtype=jnp.bfloat16)
+
+  def loss(params, x, mask):
+    prediction = model.apply(
+      {'params': params},
+      x,
+      mask,
+      train=True,
+      rngs={'dropout': jax.random.key(0)},
+    )
+    return loss_of(name)(prediction, mask, jnp.int32(LABEL))
+
+  grad = compiled(jax.vmap(jax.value_and_grad(loss), (None, 0, 0)))
+  bags = [pad(bag(n, n)) for n in (1, 5)]
+  x, mask = map(np.stack, zip(*bags, strict=True))
+  want = grad(params_of(name), x, mask)
+  x = np.where(mask[..., None], x, np.nan)
+  got = grad(params_of(name), x, mask)
+  chex.assert_tree_all_finite(got)
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
 @some_modes
 def test_how_much_padding_there_is_never_matters(name):
   n = 3  # Fewer than DTFD's pseudo-bags and than what one of them distils.

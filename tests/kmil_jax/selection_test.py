@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kmil_jax import optim, selection
+from kmil_jax.models import SPECS
 from kmil_jax.selection import Validation
 from kmil_jax.types import PatchRecipe, Recipe
 
@@ -199,7 +200,7 @@ def test_the_last_epoch_is_kept_whatever_validation_says():
 
 @pytest.mark.parametrize(
   'select,kept',
-  [('loss', 1), ('auroc_accuracy', 2), ('late_auroc', 8), ('last', 9)],
+  [('loss', 1), ('auroc_accuracy', 2), ('late_auroc', 9), ('last', 9)],
 )
 def test_each_rule_keeps_its_own_epoch_by_hand(select, kept):
   recipe = Recipe(select=select, epochs=10, schedule='constant')
@@ -209,13 +210,64 @@ def test_each_rule_keeps_its_own_epoch_by_hand(select, kept):
     # Twice the lowest loss: the first of the two stays.
     loss=column(3, 1, 1, 2, 2, 2, 2, 2, 2, 2),
     accuracy=column(0, 0.1, 0.9, 0.9, 0, 0, 0, 0, 0, 0),
-    # The best of all is too early for the late rule, which takes epoch 8.
-    auroc=column(0.6, 0.7, 0.8, 0.8, 0.9, 0.9, 0.9, 1.0, 0.5, 0.5),
+    # The best of all are too early for the late rule, which takes epoch 9.
+    auroc=column(0.6, 0.7, 0.8, 0.8, 0.9, 0.9, 0.9, 1.0, 0.9, 0.5),
   )
   trace = follow(recipe, val)
   assert trace[-1][0].epoch[0] == kept
   assert np.flatnonzero([improved[0] for _, improved in trace])[-1] == kept
   assert {chosen.learning_rate[0] for chosen, _ in trace} == {2e-4}
+
+
+@given(
+  seed=st.integers(0, 1000),
+  epochs=st.sampled_from([6, 7, 20, 33, 200]),
+  patience=st.sampled_from([None, 1, 3]),
+)
+def test_dtfd_keeps_the_best_after_four_fifths_as_released(
+  seed, epochs, patience
+):
+  """Zhang et al., CVPR 2022: `if epoch > int(EPOCH * 0.8)`, from 0."""
+  auroc = np.random.default_rng(seed).integers(0, 20, epochs) / 20
+  recipe = dataclasses.replace(
+    SPECS['dtfd'].own, epochs=epochs, patience=patience
+  )
+  best, kept, waited = -1, -1, 0
+  for epoch in range(epochs):
+    if epoch > int(epochs * 0.8):
+      waited += 1
+      if auroc[epoch] > best:
+        best, kept, waited = auroc[epoch], epoch, 0
+      if waited == patience:
+        break
+  assert follow_values(recipe, auroc=auroc)[-1][1] == kept
+  assert kept > int(epochs * 0.8)
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 5])
+def test_of_few_epochs_the_late_rule_keeps_the_last(epochs):
+  recipe = dataclasses.replace(SPECS['dtfd'].own, epochs=epochs, patience=1)
+  kept = follow_values(recipe, auroc=np.linspace(0.9, 0.1, epochs))[-1][1]
+  assert kept == epochs - 1
+
+
+def test_dsmil_stops_when_its_count_exceeds_ten_as_released():
+  """Li et al., code of 2024: counted up, set to 0 by a gain, then compared."""
+  recipe = dataclasses.replace(SPECS['dsmil'].own, schedule='constant')
+  score = [0.2, 0.5, *[0.5] * 30]
+  best, counter, last = 0, 0, None
+  for epoch, value in enumerate(score):
+    counter += 1
+    if value > best:
+      best, counter = value, 0
+    if counter > 10:
+      last = epoch
+      break
+  column = np.array(score)[:, None]
+  zeros = np.zeros_like(column)
+  val = Validation(f1_macro=zeros, accuracy=column, auroc=column, loss=zeros)
+  stopped = [chosen.stopped[0] for chosen, _ in follow(recipe, val)]
+  assert stopped.index(True) == last == 12
 
 
 def test_a_step_divides_the_rate_by_five_at_half():

@@ -4,6 +4,7 @@ import dataclasses
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_run
@@ -119,6 +120,37 @@ def test_a_run_moves_only_on_bags_of_its_training_part():
   moved = np.stack(jax.tree.leaves(moved))
   assert moved[:, 0].any()
   assert not moved[:, 1:].any()
+
+
+def test_the_loss_of_a_bag_of_other_runs_may_be_nan():
+  nan = lambda prediction, mask, label: jnp.float32(jnp.nan)
+  task, state = three_runs(dataclasses.replace(SPECS['dsmil'], loss=nan))
+  step = jax.jit(lambda s: train.gradients(task, s, ONE_BAG, None)[2])
+  np.testing.assert_array_equal(step(state)['loss'], [np.nan, 0, np.nan])
+
+
+def test_only_a_run_that_failed_goes_back_to_its_best():
+  _, state = three_runs()
+  now = jax.tree.map(lambda x: np.full_like(x, 1), state.params)
+  kept = train.keep_best(
+    state.replace(params=now),
+    improved=np.array([False, True, False]),
+    failed=np.array([False, False, True]),
+  )
+  leaf = lambda tree, of: jax.tree.leaves(tree)[0][of]
+  for run, goes_on in enumerate((True, True, False)):
+    want = leaf(now if goes_on else state.params, run)
+    np.testing.assert_array_equal(leaf(kept.params, run), want)
+    want = leaf(now if run == 1 else state.params, run)
+    np.testing.assert_array_equal(leaf(kept.best['params'], run), want)
+
+
+def test_fillers_weigh_nothing():
+  task, _ = three_runs()
+  trains = jnp.array([True, False])
+  run = BagRuns(seed=0, fold=0, trains=trains)
+  batch = ONE_BAG.replace(index=jnp.array([-1, 0, 1]))
+  np.testing.assert_array_equal(task.weight(batch, run), [0, 1, 0])
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,25 @@ def relative(got, want):
   return np.abs(got - want).max() / np.abs(want).max()
 
 
+def test_torchs_residual_has_the_right_gradient():
+  """The baseline turns oneDNN's (33, 1) convolution off: see `_convolve`."""
+  torch = pytest.importorskip('torch')
+  from experiments.torch_baselines import transmil as baseline
+
+  torch.manual_seed(0)
+  attention = baseline.NystromAttention()
+  weight = attention.res_conv.weight
+  v, cotangent = torch.randn(2, 8, 256, 64)
+  (attention._convolve(v) * cotangent).sum().backward()
+  wide = weight.detach().double().requires_grad_()
+  with torch.backends.mkldnn.flags(enabled=False):
+    y = torch.nn.functional.conv2d(
+      v.double()[None], wide, padding=(16, 0), groups=8
+    )
+    (y[0] * cotangent.double()).sum().backward()
+  np.testing.assert_allclose(weight.grad, wide.grad, rtol=1e-4, atol=1e-2)
+
+
 # Lengths up to 225 take the short path; 5 is tried on both.
 @pytest.mark.parametrize(
   'n,length', [(1, 8), (5, 8), (5, 300), (57, 300), (257, 300)]

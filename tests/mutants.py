@@ -1,0 +1,405 @@
+"""Seeded mutants: small faults that the tests must find.
+
+  python tests/mutants.py                # all of them: an hour or two
+  python tests/mutants.py 3 pooling      # number 3, and those of a file
+  python tests/mutants.py --list         # runs nothing, checks the texts
+
+Each is put into a temporary copy of the tree, alone, and a file of tests that
+should fail is run there. Prints what became of each, and a table; the exit code
+is 1 if one lives. Not collected by pytest.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+COPIED = ('data', 'experiments', 'kmil_jax', 'tests', 'pyproject.toml')
+SECONDS = 1200
+
+
+class Mutant(NamedTuple):
+  """A fault: `old`, which a file holds once, becomes `new`."""
+
+  file: str
+  old: str
+  new: str
+  tests: str  # a file under tests/, and maybe a -k
+
+
+POOLING = 'kmil_jax/models/pooling.py'
+DTFD = 'kmil_jax/models/dtfd.py'
+BAGS = 'kmil_jax/tasks/bags.py'
+TRAIN = 'kmil_jax/train.py'
+METRICS = 'kmil_jax/metrics.py'
+INTERVALS = 'kmil_jax/intervals.py'
+FROC = 'kmil_jax/froc.py'
+MINING = 'kmil_jax/mining.py'
+MUTANTS = [
+  # Models.
+  Mutant(
+    POOLING, ', axis=0, where=mask)', ', axis=0)', 'kmil_jax/pooling_test.py'
+  ),
+  Mutant(
+    POOLING,
+    'jnp.max(values, axis=0, where=mask[:, None], initial=-jnp.inf)',
+    'jnp.max(values, axis=0)',
+    'kmil_jax/pooling_test.py',
+  ),
+  Mutant(
+    POOLING,
+    'jnp.argmax(jnp.where(mask[:, None], values, -jnp.inf), axis=0)',
+    'jnp.argmax(jnp.where(mask[:, None], values, 0), axis=0)',
+    'kmil_jax/pooling_test.py',
+  ),
+  Mutant(
+    POOLING,
+    'jnp.where(mask, -scores, jnp.inf)',
+    'jnp.where(mask, scores, jnp.inf)',
+    'kmil_jax/pooling_test.py',
+  ),
+  Mutant(POOLING, '< mask.sum(0)', '<= mask.sum(0)', 'kmil_jax/dtfd_test.py'),
+  Mutant(
+    POOLING,
+    '_times(x, grad.T), _times(weights, grad)',
+    '_times(x, grad.T), -_times(weights, grad)',
+    'kmil_jax/pooling_test.py',
+  ),
+  Mutant(
+    POOLING,
+    'jnp.where(mask[:, None], x, 0)',
+    'x * mask[:, None]',
+    'kmil_jax/models_test.py -k nan',
+  ),
+  Mutant(
+    'kmil_jax/models/dsmil.py',
+    ' / self.hidden**0.5',
+    '',
+    'kmil_jax/kmil_parity_test.py',
+  ),
+  Mutant(
+    'kmil_jax/models/dsmil.py',
+    "TorchDense(self.hidden, name='query_2')",
+    "TorchDense(self.hidden, self.dtype, name='query_2')",
+    'kmil_jax/bfloat16_test.py',
+  ),
+  Mutant(
+    'kmil_jax/models/abmil.py',
+    'branch * drop(nn.sigmoid(gate))',
+    'branch + drop(nn.sigmoid(gate))',
+    'kmil_jax/torch_parity_test.py',
+  ),
+  Mutant(
+    DTFD,
+    'jax.lax.stop_gradient(rows)',
+    'rows * 1',
+    'kmil_jax/dtfd_test.py',
+  ),
+  Mutant(DTFD, '(group < more)', '(group <= more)', 'kmil_jax/dtfd_test.py'),
+  Mutant(DTFD, 'prob[:, -1:]', 'prob[:, :1]', 'kmil_jax/dtfd_test.py'),
+  Mutant(
+    DTFD, 'attention / real.sum()', 'attention', 'kmil_jax/models_test.py'
+  ),
+  Mutant(
+    'kmil_jax/models/kmil.py', 'ddof=1', 'ddof=0', 'kmil_jax/kmil_test.py'
+  ),
+  Mutant(
+    'kmil_jax/models/kmil.py',
+    "scores if drop == 'lowest' else -scores",
+    "-scores if drop == 'lowest' else scores",
+    'kmil_jax/kmil_test.py',
+  ),
+  Mutant(
+    'kmil_jax/models/transmil.py',
+    'repeats = min(size, 2 * longest - 2)',
+    'repeats = min(size, 2 * longest - 3)',
+    'kmil_jax/transmil_test.py',
+  ),
+  Mutant(
+    'kmil_jax/models/transmil.py',
+    '(column + step[1] < side)',
+    '(column + step[1] <= side)',
+    'kmil_jax/transmil_test.py',
+  ),
+  Mutant(
+    'kmil_jax/models/nystrom.py',
+    'zeros = group * LANDMARKS - count',
+    'zeros = group * LANDMARKS - count + 1',
+    'kmil_jax/transmil_test.py',
+  ),
+  Mutant(
+    'kmil_jax/models/network.py',
+    "default_matmul_precision('highest')",
+    "default_matmul_precision('default')",
+    'kmil_jax/precision_test.py -k bag_models',
+  ),
+  # Losses and tasks.
+  Mutant(
+    'kmil_jax/losses.py',
+    '0.5 * cross_entropy(prediction, mask, label) + 0.5',
+    '0.5 * cross_entropy(prediction, mask, label) + 1.0',
+    'kmil_jax/losses_test.py',
+  ),
+  Mutant(
+    'kmil_jax/losses.py',
+    '.sum() / real.sum()',
+    '.sum() / real.size',
+    'kmil_jax/dtfd_test.py',
+  ),
+  Mutant(
+    BAGS, ' & (batch.index >= 0)', '', 'kmil_jax/train_test.py -k fillers'
+  ),
+  Mutant(
+    BAGS,
+    '< store.length[real][:, None]',
+    '<= store.length[real][:, None]',
+    'kmil_jax/train_test.py',
+  ),
+  Mutant(
+    BAGS,
+    'batch.mask & jax.vmap(cut)(batch.offset)',
+    'batch.mask',
+    'kmil_jax/train_test.py',
+  ),
+  Mutant(
+    'kmil_jax/tasks/tiles.py',
+    'jnp.asarray(self._class_weight)[batch.label] * batch.weight',
+    'batch.weight',
+    'kmil_jax/tiles_test.py',
+  ),
+  Mutant(
+    'kmil_jax/tasks/distill.py',
+    'np.flatnonzero(f1 == f1.max())[-1]',
+    'np.flatnonzero(f1 == f1.max())[0]',
+    'kmil_jax/distill_test.py -k highest_f1',
+  ),
+  # Training.
+  Mutant(
+    TRAIN,
+    'jnp.where(weight > 0, losses * weight, 0).sum()',
+    '(losses * weight).sum()',
+    'kmil_jax/train_test.py -k may_be_nan',
+  ),
+  Mutant(
+    TRAIN,
+    'jnp.where(state.active[:, None], weight, 0)',
+    'weight * 1',
+    'kmil_jax/train_test.py -k moves_only',
+  ),
+  Mutant(
+    TRAIN,
+    'jnp.where(weight > 0, new, old)',
+    'jnp.where(weight >= 0, new, old)',
+    'kmil_jax/train_test.py',
+  ),
+  Mutant(
+    TRAIN,
+    'loss, grads, sums = psum((loss, grads, sums))',
+    'loss, sums = psum((loss, sums))',
+    'kmil_jax/loop_test.py',
+  ),
+  Mutant(
+    TRAIN,
+    'choose(failed, best, state.variables)',
+    'choose(failed, state.variables, best)',
+    'kmil_jax/train_test.py -k goes_back',
+  ),
+  Mutant(
+    'kmil_jax/selection.py',
+    'return epoch > min(',
+    'return epoch + 1 > min(',
+    'kmil_jax/selection_test.py',
+  ),
+  Mutant(
+    'kmil_jax/selection.py',
+    'val.f1_macro >= selection.score',
+    'val.f1_macro > selection.score',
+    'kmil_jax/selection_test.py',
+  ),
+  # Figures.
+  Mutant(
+    METRICS,
+    'table.sum(-2), table.sum(-1)',
+    'table.sum(-1), table.sum(-2)',
+    'kmil_jax/metrics_test.py',
+  ),
+  Mutant(
+    METRICS,
+    'lowest[:, below] + lowest[:, up_to]',
+    'lowest[:, below] + lowest[:, below]',
+    'kmil_jax/metrics_test.py',
+  ),
+  Mutant(
+    METRICS,
+    'np.isfinite(values).sum(-1))',
+    'np.ones_like(values).sum(-1))',
+    'kmil_jax/metrics_test.py',
+  ),
+  Mutant(
+    METRICS, 'precision[1:])', 'precision[:-1])', 'kmil_jax/metrics_test.py'
+  ),
+  Mutant(
+    INTERVALS,
+    'patients / (patients - 1) * square',
+    'square',
+    'kmil_jax/intervals_test.py',
+  ),
+  Mutant(
+    INTERVALS,
+    'np.arange(len(order), 0, -1)',
+    'np.arange(1, len(order) + 1)',
+    'kmil_jax/intervals_test.py',
+  ),
+  Mutant(INTERVALS, '2 * (1 + side)', '2 * side', 'kmil_jax/intervals_test.py'),
+  Mutant(
+    INTERVALS,
+    'np.unique(case, return_inverse=True)\n  rng',
+    'np.unique(np.arange(len(case)), return_inverse=True)\n  rng',
+    'kmil_jax/intervals_test.py',
+  ),
+  Mutant(
+    'experiments/scores.py',
+    "~np.isin(whole.case, parts['test'].case)",
+    'whole.label >= 0',
+    'experiments/scores_test.py',
+  ),
+  # Lesions, mining, splits.
+  Mutant(
+    FROC,
+    'np.where(truth.cells, 0.0, best[1:])',
+    'best[1:]',
+    'kmil_jax/froc_test.py',
+  ),
+  Mutant(
+    FROC, 'score[label == 0]', 'score[label >= 0]', 'kmil_jax/froc_test.py'
+  ),
+  Mutant(FROC, 'last = last[:-1]', 'last = last[:]', 'kmil_jax/froc_test.py'),
+  Mutant(
+    FROC,
+    '_CELLS_UM / pixel',
+    '_CELLS_UM / mpp',
+    'kmil_jax/froc_lesions_test.py',
+  ),
+  Mutant(MINING, 'rough = 1 - dot', 'rough = dot', 'kmil_jax/mining_test.py'),
+  Mutant(MINING, 'near + offset', 'near', 'kmil_jax/mining_test.py'),
+  Mutant(
+    MINING,
+    'np.lexsort((query, index, distance))',
+    'np.lexsort((query, distance, index))',
+    'kmil_jax/mining_test.py',
+  ),
+  Mutant(
+    'data/splits.py',
+    'train=(fold != i) & (fold != (i + 1) % k)',
+    'train=fold != i',
+    'data/splits_test.py',
+  ),
+  Mutant(
+    'data/splits.py',
+    '[getattr(split, part)]) for part in PARTS}\n    lines',
+    '[getattr(split, part)]) for part in PARTS}\n    continue\n    lines',
+    'data/splits_test.py',
+  ),
+  Mutant(
+    'data/dealing.py',
+    'np.maximum.at(code_of_case, place, code)',
+    'code_of_case[place[::-1]] = code[::-1]',
+    'data/splits_test.py',
+  ),
+  Mutant(
+    'kmil_jax/plan.py',
+    'order = order[visit[order]]',
+    'order = order[visit]',
+    'kmil_jax/plan_test.py',
+  ),
+]
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('which', nargs='*', help='numbers, or parts of a path')
+  parser.add_argument('--list', action='store_true')
+  args = parser.parse_args()
+  chosen = [
+    (number, mutant)
+    for number, mutant in enumerate(MUTANTS)
+    if not args.which
+    or any(w == str(number) for w in args.which)
+    or any(w in mutant.file for w in args.which if not w.isdecimal())
+  ]
+  stale = [(n, m) for n, m in chosen if m.old not in once(m.file, m.old)]
+  for number, mutant in stale:
+    print(f'{number}: {mutant.file} does not hold {mutant.old!r} once')
+  if stale or args.list:
+    print(f'{len(chosen)} mutants, {len(stale)} whose text is not there')
+    return int(bool(stale))
+  with tempfile.TemporaryDirectory() as folder:
+    tree = copy(pathlib.Path(folder))
+    rows = []
+    for number, mutant in chosen:
+      start = time.monotonic()
+      fate = run(tree, mutant)
+      seconds = time.monotonic() - start
+      rows.append((fate, number, mutant))
+      print(f'{number:3} {fate:8} {seconds:5.0f} s  {mutant.file}', flush=True)
+  print(f'\n| mutant | file | {"was":40} | tests | |\n|--|--|--|--|--|')
+  for fate, number, mutant in rows:
+    was = mutant.old.splitlines()[0][:40]
+    print(f'| {number} | {mutant.file} | {was:40} | {mutant.tests} | {fate} |')
+  lives = sum(fate != 'killed' for fate, *_ in rows)
+  print(f'{len(rows) - lives} of {len(rows)} killed')
+  return int(lives > 0)
+
+
+def once(file: str, text: str) -> str:
+  """Returns what a file holds, '' unless `text` is there once."""
+  whole = (ROOT / file).read_text(encoding='utf-8')
+  return whole if whole.count(text) == 1 else ''
+
+
+def copy(folder: pathlib.Path) -> pathlib.Path:
+  ignored = shutil.ignore_patterns('__pycache__', 'stored')
+  for name in COPIED:
+    if (ROOT / name).is_dir():
+      shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    else:
+      shutil.copy(ROOT / name, folder / name)
+  return folder
+
+
+def run(tree: pathlib.Path, mutant: Mutant) -> str:
+  """Returns 'killed', 'lives', or 'broken' where no test could be run."""
+  path = tree / mutant.file
+  whole = path.read_text(encoding='utf-8')
+  file, *rest = mutant.tests.split()
+  command = [sys.executable, '-m', 'pytest', '-n0', '-x', '-q']
+  command += ['-p', 'no:cacheprovider', f'tests/{file}', *rest]
+  try:
+    path.write_text(whole.replace(mutant.old, mutant.new), encoding='utf-8')
+    done = subprocess.run(
+      command,
+      cwd=tree,
+      env={
+        **os.environ,
+        'PYTHONPATH': str(tree),
+        # A file written within a second of the last must be read anew.
+        'PYTHONDONTWRITEBYTECODE': '1',
+      },
+      capture_output=True,
+      timeout=SECONDS,
+    )
+  except subprocess.TimeoutExpired:
+    return 'killed'  # As by a loop without end.
+  finally:
+    path.write_text(whole, encoding='utf-8')
+  return {0: 'lives', 1: 'killed'}.get(done.returncode, 'broken')
+
+
+if __name__ == '__main__':
+  sys.exit(main())
