@@ -1,4 +1,4 @@
-"""Splits: whole cases in folds, tiles in parts, and CLAM's files of them."""
+"""Splits of a cross-validation as CLAM's files, and what is wrong with them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -8,12 +8,14 @@ import pathlib
 
 import numpy as np
 
-from data import dealing, files
-from data.dealing import SplitError
-from data.labelled_tiles import LabelledTiles, TileError
+from data import files
 from data.labels import Manifest
 
 PARTS = ('train', 'val', 'test')
+
+
+class SplitError(ValueError):
+  """Splits that cannot be used; says why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,53 +25,6 @@ class Split:
   train: np.ndarray  # bool [n]
   val: np.ndarray  # bool [n]
   test: np.ndarray  # bool [n]
-
-
-def make(
-  manifest: Manifest, k: int, seed: int, group: np.ndarray | None = None
-) -> list[Split]:
-  """Splits cases into k folds of 8/1/1 parts where k is 10.
-
-  The cases of each class are shuffled and dealt into k groups, continuing where
-  the class before ended so that the groups are of nearly equal size. Fold i
-  tests group i, validates on group i + 1 and trains on the others. A case with
-  slides of several classes counts for the last of them in the order of labels.
-
-  With groups, as the cases of a site, those are dealt instead: see `dealing`.
-
-  Args:
-    manifest: slides.
-    k: number of folds, at least 3.
-    seed: of the shuffles.
-    group: of each slide, str [n], whole in every part; None: cases are.
-
-  Returns:
-    k splits whose tests are disjoint and cover all slides.
-
-  Raises:
-    SplitError: if a class has fewer than k cases; with groups, if there are
-      fewer than k, a case is in two, or a training part lacks a class.
-  """
-  if k < 3:
-    raise SplitError(f'--k={k}: train, val and test parts need at least 3')
-  case, label = manifest.case, manifest.label
-  if group is None:
-    fold = dealing.fold_of_cases(case, label, k, seed)
-  else:
-    fold = dealing.fold_of_groups(case, label, group, k, seed)
-  splits = [
-    Split(
-      train=(fold != i) & (fold != (i + 1) % k),
-      val=fold == (i + 1) % k,
-      test=fold == i,
-    )
-    for i in range(k)
-  ]
-  if lines := faults(manifest, splits):
-    raise SplitError(
-      '\n'.join([*lines, 'choose another --k, or join groups or classes'])
-    )
-  return splits
 
 
 def faults(
@@ -198,79 +153,3 @@ def _rows(path: pathlib.Path, k: int) -> list[tuple[int, dict[str, str]]]:
       + advice
     )
   return files.read_csv(path, PARTS, SplitError)
-
-
-def split_tiles(
-  tiles: LabelledTiles,
-  fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
-  *,
-  seed: int,
-  by: str = 'group',
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Splits tiles into parts that hold the same share of every class.
-
-  Groups are dealt as `dealing.part_of_groups` says. Neither the order of tiles
-  nor the names of classes matter, only names and tiles of the groups.
-
-  Args:
-    tiles: to split.
-    fractions: of train, val and test; they sum to 1, and a part of 0 is empty.
-    seed: another seed is another split.
-    by: 'group' keeps a patient's or slide's tiles in one part; 'tile' does not,
-      as in papers whose patches of one slide are trained and tested on.
-
-  Returns:
-    The rows of each part, ascending, which together are all rows once.
-
-  Raises:
-    TileError: if a class has no tile, or fewer groups (tiles, for 'tile') than
-      there are parts, or a tile has no group.
-  """
-  share = np.array(fractions, float)
-  if len(share) != 3 or share.min() < 0 or not np.isclose(share.sum(), 1):
-    raise TileError(
-      f'found the fractions {fractions}; three that sum to 1 are needed'
-    )
-  if by not in ('group', 'tile'):
-    raise TileError(f"found by={by!r}; split by 'group' or by 'tile'")
-  if by == 'group' and (tiles.group == '').any():
-    raise TileError.listing(
-      [
-        f'{i}: its patient or slide is not known'
-        for i in tiles.id[tiles.group == '']
-      ],
-      'tiles cannot be split by group',
-    )
-  names, group = np.unique(
-    tiles.id if by == 'tile' else tiles.group, return_inverse=True
-  )
-  count = np.zeros((len(names), len(tiles.classes)), int)
-  np.add.at(count, (group, tiles.label), 1)
-  used = np.flatnonzero(share)
-  problems = []
-  for c, name in enumerate(tiles.classes):
-    owners = names[count[:, c] > 0]
-    if not len(owners):
-      problems.append(f'class {name}: no tile')
-    elif len(owners) < len(used):
-      problems.append(
-        f'class {name}: tiles of {len(owners)} {by}(s) only '
-        f'({", ".join(owners)}) for {len(used)} parts; get tiles of more'
-      )
-  if problems:
-    raise TileError.listing(problems, 'tiles cannot be split')
-  rng = np.random.default_rng(seed)
-  if by == 'tile':
-    part = dealing.part_of_each(tiles.label[np.argsort(group)], share, rng)
-  else:
-    part = dealing.part_of_groups(count, share, rng)
-  of_tile = part[group]
-  for c, name in enumerate(tiles.classes):
-    for p in np.setdiff1d(used, of_tile[tiles.label == c]):
-      raise TileError(
-        f'the {PARTS[p]} part got no tile of class {name}: its fraction '
-        f'{share[p]:g} is too small for {len(names)} {by}s; enlarge it, or '
-        'get more data'
-      )
-  train, val, test = (np.flatnonzero(of_tile == p) for p in range(3))
-  return train, val, test

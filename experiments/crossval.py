@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data import splits as split_files
-from experiments import feed, maps, predictions, progress, saved_models
+from experiments import feed, maps, predictions, progress
 from experiments.cohort import Cohort
 from kmil_jax import checkpoint, folds, parallel, selection
 from kmil_jax.folds import Fold, Stage
@@ -98,7 +98,7 @@ def train_folds(
     if trained.lost[r]:
       continue
     # All processes: Orbax waits for each of them.
-    saved_models.save(run.folder, trained, r)
+    folds.save(run.folder, trained, r)
     if parallel.is_first():
       if attention:
         test = splits[run.fold].test

@@ -5,9 +5,11 @@ import dataclasses
 
 import numpy as np
 
-from data import labelled_tiles, splits
+from data import labelled_tiles
 from data.ct import nodes, resample
 from data.labelled_tiles import LabelledTiles
+from data.splits import PARTS
+from experiments import tile_splits
 from experiments.ct_nodes_slices import LARGEST, Slices
 
 FRACTIONS = (0.8, 0.1, 0.1)  # Ansari's.
@@ -78,7 +80,7 @@ def make(
     read=lambda i: slices.middle(i, int(slices.side[i]))[0],
     size=0,  # Of many sizes yet.
   )
-  split = splits.split_tiles(
+  split = tile_splits.split(
     whole, FRACTIONS, seed=seed, by={'patient': 'group', 'slice': 'tile'}[by]
   )
   if box_mm is None:
@@ -105,7 +107,7 @@ def make(
   )
   rows = {
     part: place[found][place[found] >= 0]
-    for part, found in zip(splits.PARTS, split, strict=True)
+    for part, found in zip(PARTS, split, strict=True)
   }
   for part, found in rows.items():
     for c in set(range(len(classes))) - set(tiles.label[found].tolist()):

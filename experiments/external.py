@@ -6,10 +6,10 @@ import pathlib
 
 import numpy as np
 
-from experiments import crossval, feed, files, predictions, saved_models
+from experiments import crossval, feed, files, predictions
 from experiments.cohort import Cohort
 from experiments.provenance import ResultsError
-from kmil_jax import parallel
+from kmil_jax import folds as saved, parallel
 
 _RECORD = 'external.json'
 
@@ -55,8 +55,8 @@ def evaluate(
     return
   bags = feed.load(cohort, settings.precision, settings.stream)
   design = settings.design(len(cohort.classes), cohort.width)
-  models = [saved_models.load(folder / f'fold_{f}', design) for f in todo]
-  probs = saved_models.predict(bags, settings, models)
+  models = [saved.load(folder / f'fold_{f}', design) for f in todo]
+  probs = saved.predict_all(bags, settings, models)
   if parallel.is_first():
     mark = json.dumps(cohort.fingerprint(), indent=2)
     files.write_text(folder / _RECORD, mark + '\n')

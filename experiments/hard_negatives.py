@@ -17,7 +17,6 @@ import functools
 
 from absl import app, flags
 
-from data import splits
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments import (
   hard_negatives_data as materials,
@@ -30,6 +29,7 @@ from experiments import (
   provenance,
   start,
   tile_flags,
+  tile_splits,
 )
 from experiments.hard_negatives_data import Material
 from experiments.hard_negatives_runs import Study
@@ -128,7 +128,7 @@ def _run() -> None:
   if CHECK.value:
     preflight.check(
       {'annotated': material.annotated, 'pool': material.pool},
-      lambda: splits.split_tiles(
+      lambda: tile_splits.split(
         material.annotated, fractions, seed=start.SEED.value
       ),
       lambda: leaking or _refuse_few(material.pool, numbers),

@@ -7,9 +7,9 @@ import pathlib
 
 import numpy as np
 
-from data import labelled_tiles, splits
+from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments import hard_negatives_files
+from experiments import hard_negatives_files, tile_splits
 from experiments.hard_negatives_files import Model
 from experiments.hard_negatives_settings import (
   POSITIVE,
@@ -82,7 +82,7 @@ class Study:
         ' test part: leave them out'
       )
     self._split = functools.partial(
-      splits.split_tiles, fractions=fractions, seed=seed
+      tile_splits.split, fractions=fractions, seed=seed
     )
     self._annotated, self.pool = annotated, pool
     parts = self._split(annotated)

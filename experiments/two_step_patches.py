@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from data import labelled_tiles, splits
+from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from data.node_images import MPP, NodeImages
 from data.tissue import glass
+from experiments import tile_splits
 from kmil_jax import heatmap
 from kmil_jax.heatmap import WINDOW
 
@@ -183,7 +184,7 @@ def split(
   Raises:
     TileError: if a class is of one patient.
   """
-  train, val, _ = splits.split_tiles(
+  train, val, _ = tile_splits.split(
     patches,
     (0.7, 0.3, 0.0),
     seed=seed,

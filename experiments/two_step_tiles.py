@@ -6,10 +6,11 @@ import pathlib
 
 import numpy as np
 
-from data import labelled_tiles, splits, tile_sources
+from data import labelled_tiles, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments import (
   files,
+  tile_splits,
   two_step_pictures,
   two_step_run,
   two_step_scores as scores,
@@ -88,7 +89,7 @@ def parts(tiles: LabelledTiles, seed: int) -> list[LabelledTiles]:
   Raises:
     TileError: if a class has too few patients.
   """
-  split = splits.split_tiles(tiles, _FRACTIONS, seed=seed)
+  split = tile_splits.split(tiles, _FRACTIONS, seed=seed)
   return [tiles.take(rows) for rows in split]
 
 

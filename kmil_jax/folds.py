@@ -7,14 +7,15 @@ alone the second one sees. All other models have one.
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import loop, train
-from kmil_jax.inference import Design
+from kmil_jax import checkpoint, loop, train
+from kmil_jax.inference import CHOOSER, MODEL, Design
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
 from kmil_jax.programs import Program
@@ -243,6 +244,90 @@ def evaluate(
   """
   out = program.evaluate(models, np.stack(parts))
   return [out['prob'][out['run'] == r] for r in range(len(parts))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """One fold's parameters, NumPy."""
+
+  params: Any
+  chooser_params: Any  # of the first stage, None without one
+
+
+def save(folder: pathlib.Path, trained: FoldResults, run: int) -> None:
+  """Keeps the parameters of one of R runs in `<folder>/checkpoints`."""
+  mine = lambda tree: jax.tree.map(lambda x: x[run], tree)
+  saved = checkpoint.Checkpoints(folder / 'checkpoints')
+  saved.save(
+    0,
+    {
+      'params': mine(trained.params),
+      'chooser_params': mine(trained.chooser_params),
+      'epoch': np.int64(trained.best_epoch[run]),
+    },
+  )
+  saved.close()
+
+
+def load(folder: pathlib.Path, design: Design) -> Model:
+  """Fetches what `save` kept of one fold.
+
+  Args:
+    folder: of the fold.
+    design: of the training.
+
+  Raises:
+    FileNotFoundError: if the fold has no model.
+    AssertionError: if its model has other shapes.
+  """
+  networks = design.like()
+  like = {
+    'params': networks[MODEL],
+    'chooser_params': networks.get(CHOOSER),
+    'epoch': np.int64(0),
+  }
+  saved = checkpoint.Checkpoints(folder / 'checkpoints')
+  found = saved.latest(like)
+  saved.close()
+  if found is None:
+    raise FileNotFoundError(f'{folder / "checkpoints"}: no model was kept')
+  return Model(found['params'], found['chooser_params'])
+
+
+def predict_all(
+  bags: BagLoader, settings: Settings, models: Sequence[Model]
+) -> np.ndarray:
+  """Returns every model's probabilities of every bag, [R, n, C].
+
+  KMIL's instances are chosen by each model's own first stage.
+
+  Args:
+    bags: of a cohort, which none of the models has seen.
+    settings: of the training.
+    models: R models.
+  """
+  stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+  count, size = len(models), len(bags.store.length)
+  keep = None
+  if settings.has_chooser:
+    keep = choose(
+      bags,
+      chooser_stage(bags, settings).task,
+      stack([model.chooser_params for model in models]),
+      np.arange(count),
+      [settings.choice] * count,
+    )
+  stage = model_stage(bags, settings)
+  program = bags.program(stage.task, count, stage.recipe)
+  runs = BagRuns(
+    seed=np.zeros(count, np.uint32),
+    fold=np.zeros(count, np.uint32),
+    trains=np.zeros((count, size), bool),
+    keep=keep,
+  )
+  variables = {'params': stack([model.params for model in models])}
+  put = program.put((variables, runs))
+  return np.stack(evaluate(program, put, np.ones((count, size), bool)))
 
 
 def _train_stage(

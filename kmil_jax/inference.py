@@ -32,6 +32,42 @@ class Design:
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  @classmethod
+  def of_flags(
+    cls, flags: Mapping[str, Any], num_classes: int, width: int
+  ) -> 'Design':
+    """Returns the design that the flags of a training ask for.
+
+    Args:
+      flags: by name, of experiments.kmil, or of experiments.ablations, which
+        has fewer.
+      num_classes: C.
+      width: D.
+    """
+    options = {}
+    if flags['model'].startswith('dtfd'):
+      options = {
+        'distill': flags['distill'],
+        'pseudo_bags': flags['pseudo_bags'],
+        'total_instances': flags['total_instances'],
+        'score': flags['instance_score'],
+      }
+    return cls(
+      model=flags['model'],
+      num_classes=num_classes,
+      width=width,
+      precision=flags['precision'],
+      choice=Choice(
+        flags.get('score', Choice.score),
+        flags.get('drop', Choice.drop),
+        round(1000 * flags['drop_fraction'])
+        if 'drop_fraction' in flags
+        else Choice.drop_per_mille,
+      ),
+      combine=flags.get('combine', False),
+      options=options,
+    )
+
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
     spec = SPECS[self.model]

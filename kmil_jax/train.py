@@ -102,12 +102,18 @@ def draw(
 
 def init(task: Task, runs: Any, variables: Variables) -> State:
   """Returns R runs before their first step, NumPy leaves [R, ...]."""
-  variables = {'batch_stats': {}, **variables}
-  start, size = jax.jit(task.tx.init), count(runs)
-  one = lambda r: start(jax.tree.map(lambda x: x[r], variables['params']))
+  start, params = jax.jit(task.tx.init), variables['params']
+  one = lambda r: start(jax.tree.map(lambda x: x[r], params))
+  opt_states = [jax.device_get(one(r)) for r in range(count(runs))]
+  return state_of(runs, variables, _stack(opt_states))
+
+
+def state_of(runs: Any, variables: Variables, opt_state: Any) -> State:
+  """Returns R runs before their first step; leaves [R, ...] or their shapes."""
+  variables, size = {'batch_stats': {}, **variables}, count(runs)
   return State(
     **variables,
-    opt_state=_stack([jax.device_get(one(r)) for r in range(size)]),
+    opt_state=opt_state,
     best=variables,
     step=np.zeros(size, np.int32),
     epoch=np.zeros(size, np.int32),

@@ -307,7 +307,7 @@ MUTANTS = [
     'data/splits_test.py',
   ),
   Mutant(
-    'data/dealing.py',
+    'kmil_jax/splits.py',
     'np.maximum.at(code_of_case, place, code)',
     'code_of_case[place[::-1]] = code[::-1]',
     'data/splits_test.py',

@@ -65,9 +65,8 @@ def epoch_of(work: Workload) -> Epoch:
     keep=shape(np.bool_, work.runs, rows) if spec.chooser else None,
   )
   variables = jax.eval_shape(jax.vmap(task.init), runs)
-  state = jax.eval_shape(
-    lambda runs, variables: train.init(task, runs, variables), runs, variables
-  )
+  opt_state = jax.eval_shape(jax.vmap(task.tx.init), variables['params'])
+  state = train.state_of(runs, variables, opt_state)
   train_chunk, evaluate_chunk = programs.chunk_functions(task, None, buckets)
   return Epoch(
     train=train_chunk,

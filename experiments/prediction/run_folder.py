@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments import predictions, saved_models, scores
+from experiments import predictions, scores
 from experiments.prediction.card import Card
 from experiments.progress import DIVERGED
 from experiments.provenance import ResultsError
-from kmil_jax import inference
+from kmil_jax import folds as kept, inference
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS
-from kmil_jax.models.kmil import Choice
 
 _AGAIN = 'give its training command again, which trains nothing that is done'
 # What a fold's folder holds once the summary counts it.
@@ -61,7 +60,7 @@ def read(
   folds = _folds(folder, summary['k'], fold)
   # Refuses probabilities of other classes.
   fitted = scores.temperatures(predictions.read_folds(folder, classes))
-  design = design_of(flags, len(classes), cohort['width'])
+  design = Design.of_flags(flags, len(classes), cohort['width'])
   models = [_weights(folder / f'fold_{i}', design) for i in folds]
   settings = _settings(design)
   card = Card(
@@ -80,40 +79,6 @@ def read(
     made_by=tuple(config['made_by']),
   )
   return card, design, inference.stack(models)
-
-
-def design_of(flags: Mapping[str, Any], num_classes: int, width: int) -> Design:
-  """Returns the design that the flags of a training ask for.
-
-  Args:
-    flags: by name, of experiments.kmil, or of experiments.ablations, which has
-      fewer.
-    num_classes: C.
-    width: D.
-  """
-  options = {}
-  if flags['model'].startswith('dtfd'):
-    options = {
-      'distill': flags['distill'],
-      'pseudo_bags': flags['pseudo_bags'],
-      'total_instances': flags['total_instances'],
-      'score': flags['instance_score'],
-    }
-  return Design(
-    model=flags['model'],
-    num_classes=num_classes,
-    width=width,
-    precision=flags['precision'],
-    choice=Choice(
-      flags.get('score', Choice.score),
-      flags.get('drop', Choice.drop),
-      round(1000 * flags['drop_fraction'])
-      if 'drop_fraction' in flags
-      else Choice.drop_per_mille,
-    ),
-    combine=flags.get('combine', False),
-    options=options,
-  )
 
 
 def features_dir(folder: pathlib.Path) -> pathlib.Path:
@@ -174,7 +139,7 @@ def _settings(design: Design) -> dict[str, Any]:
 def _weights(folder: pathlib.Path, design: Design) -> dict[str, Any]:
   """The parameters of one fold by network."""
   try:
-    model = saved_models.load(folder, design)
+    model = kept.load(folder, design)
   except (FileNotFoundError, AssertionError, ValueError, KeyError) as error:
     raise ResultsError(
       f'{folder}/checkpoints: not the parameters of {design.model} with'

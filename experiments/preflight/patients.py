@@ -6,8 +6,9 @@ import numpy as np
 
 from data import splits as split_files
 from data.labels import Manifest
-from data.splits import Split, SplitError
+from data.splits import Split
 from experiments.preflight.findings import Findings, some
+from kmil_jax import splits
 
 
 def folds(
@@ -41,8 +42,9 @@ def folds(
     findings.problems += faults
   else:
     try:
-      made = split_files.make(table, k, seed, group)
-    except SplitError as e:
+      parts = splits.make(table.case, table.label, k, seed, group)
+      made = [Split(*part) for part in parts]
+    except splits.SplitError as e:
       findings.problems.append(str(e))
       return []
   findings.warnings += warnings(table, made)

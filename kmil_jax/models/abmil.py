@@ -89,7 +89,7 @@ class ABMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.real_rows(x, mask)
+    x = pooling.finite_padding(x, mask)
     if self.embed is not None:
       embed = TorchDense(
         self.embed, self.dtype, use_bias=self.embed_bias, name='embed'

@@ -43,7 +43,7 @@ class DSMIL(Network):
   ) -> Prediction:
     del train  # Nothing here is random.
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.real_rows(x, mask)
+    x = pooling.finite_padding(x, mask)
     num_classes = self.num_classes
     instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
     hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))

@@ -103,7 +103,7 @@ class DTFD(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.real_rows(x, mask)
+    x = pooling.finite_padding(x, mask)
     self._check()
     reduce = TorchDense(_REDUCED, self.dtype, use_bias=False, name='reduce')
     h = nn.relu(reduce(x))

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 _times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def real_rows(x: jax.Array, mask: jax.Array) -> jax.Array:
-  """Returns the instances [N, D] with 0 for padding.
+def finite_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns the instances [N, D] with 0 for what is not finite in padding.
 
   A weight of 0 does not do: 0 times NaN or infinity is NaN, also in gradients.
+  What is finite stays: KMIL masks instances whose own logits are still shown.
   """
   chex.assert_equal_shape_prefix([x, mask], 1)
-  return jnp.where(mask[:, None], x, 0)
+  return jnp.where(mask[:, None] | jnp.isfinite(x), x, 0)
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

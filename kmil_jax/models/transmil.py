@@ -49,7 +49,7 @@ class TransMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.real_rows(x, mask)
+    x = pooling.finite_padding(x, mask)
     size = len(mask)
     longest = _side(size)
     count = mask.sum()

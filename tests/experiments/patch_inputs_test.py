@@ -5,7 +5,7 @@ import dataclasses
 from absl import app, flags
 import numpy as np
 import pytest
-from tiny_classifier import SPEC
+from tiny_classifier import Tiny
 from tiny_training import RECIPE, TRAIN, VAL, make_tiles, train
 
 from data.labelled_tiles import TileError
@@ -16,7 +16,7 @@ from kmil_jax.tasks.tiles import PatchError
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-  monkeypatch.setitem(models.CLASSIFIERS, 'tiny', SPEC)
+  monkeypatch.setitem(models.CLASSIFIERS, 'tiny', Tiny)
 
 
 @pytest.mark.parametrize(

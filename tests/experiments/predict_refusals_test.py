@@ -16,7 +16,7 @@ from experiments import kmil, start
 from experiments.prediction import bags, outputs, run_folder
 from experiments.prediction.card import Card, PredictionError
 from experiments.provenance import ResultsError
-from kmil_jax import export
+from kmil_jax import export, inference
 
 
 @pytest.mark.parametrize(
@@ -146,5 +146,5 @@ def test_the_flags_of_a_training_give_its_design(asked):
     flags.FLAGS(['kmil', *asked])
     settings = kmil.asked_settings()
     values = start.resolved('experiments.kmil')
-    design = run_folder.design_of(values, 3, 16)
+    design = inference.Design.of_flags(values, 3, 16)
   assert design == settings.design(3, 16)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import script_process
 
-from data import features, splits
+from data import features
 from data.labelled_tiles import LabelledTiles, TileError
+from experiments import tile_splits
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight import slides as preflight, tiles as of_tiles
 
@@ -117,7 +118,7 @@ def test_tiles_are_all_decoded_and_patients_kept_apart(capsys):
   with pytest.raises(SystemExit) as done:
     of_tiles.check(
       {'one': tiles, 'other': tiles.take([3])},
-      lambda: splits.split_tiles(tiles, (0.6, 0.2, 0.2), seed=0),
+      lambda: tile_splits.split(tiles, (0.6, 0.2, 0.2), seed=0),
     )
   out = capsys.readouterr().out
   assert done.value.code == 1

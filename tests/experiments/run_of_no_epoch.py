@@ -6,7 +6,7 @@ import shutil
 import feature_folder
 import h5py
 
-from data import splits
+from data.splits import Split
 from experiments import (
   cohort as cohorts,
   crossval,
@@ -15,6 +15,7 @@ from experiments import (
   summaries,
 )
 from experiments.crossval import Run, Settings
+from kmil_jax import splits
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Recipe
 
@@ -34,7 +35,12 @@ def make(folder):
   planted, labels = feature_folder.planted(24)
   feature_folder.write(folder, [bag[:8] for bag in planted], labels)
   cohort = cohorts.load(folder / 'labels.csv', folder / 'features')
-  folds = splits.make(cohort.manifest, 3, seed=1)
+  folds = [
+    Split(*parts)
+    for parts in splits.make(
+      cohort.manifest.case, cohort.manifest.label, 3, seed=1
+    )
+  ]
   recipe = Recipe(epochs=0)
   settings = Settings(
     'kmil',

@@ -211,6 +211,18 @@ def test_the_order_of_instances_never_matters(name, n, seed):
   )
 
 
+@pytest.mark.parametrize('name', ['abmil', 'dsmil', 'kmil'])
+def test_instances_that_are_not_seen_keep_logits_of_their_own(name):
+  """KMIL's maps show those of the instances that it dropped."""
+  x = bag(SIZE)
+  seen = np.arange(SIZE) % 3 > 0
+  whole, *_ = evaluate(name, x, np.ones(SIZE, bool))
+  some, *_ = evaluate(name, x, seen)
+  np.testing.assert_allclose(
+    some.instance_logits, whole.instance_logits, rtol=1e-5, atol=1e-6
+  )
+
+
 @some_modes
 def test_a_batch_of_bags_is_each_bag_alone(name):
   lengths = (3, SIZE, 1, 5)

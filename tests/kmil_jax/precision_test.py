@@ -12,7 +12,7 @@ from experiments import encoder
 from kmil_jax import losses
 from kmil_jax.inference import Design
 from kmil_jax.models import CLASSIFIERS, SPECS, cpu
-from kmil_jax.models.resnet import trunk_shapes
+from kmil_jax.models.resnet import ResNet50Trunk
 from kmil_jax.tasks import distill
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -89,9 +89,7 @@ def test_bag_models(name, length, platform):
 @on_both
 @pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_patch_classifiers(name, platform):
-  model = CLASSIFIERS[name].make(
-    num_classes=2, dtype=jnp.float32, axis_name=None
-  )
+  model = CLASSIFIERS[name](num_classes=2, dtype=jnp.float32, axis_name=None)
   x = jnp.ones((2, 32, 32, 3))
   variables = shapes_of(model, x, train=True)
 
@@ -153,4 +151,4 @@ def test_encoder(platform):
   encode = functools.partial(encoder.apply_trunk, precision='float32')
   with cpu.lowering_for(platform):
     tiles = shape((2, 32, 32, 3), jnp.float32)
-    assert_exact(encode, trunk_shapes(), tiles)
+    assert_exact(encode, shapes_of(ResNet50Trunk(), tiles), tiles)

@@ -106,9 +106,8 @@ def test_a_step_of_the_papers_width_keeps_every_shape():
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), student
   )
   runs = runs_of([Setting(np.arange(2), 0)], label)
-  state = jax.eval_shape(
-    lambda variables: train.init(task, runs, variables), of_one
-  )
+  opt_state = jax.eval_shape(jax.vmap(task.tx.init), of_one['params'])
+  state = train.state_of(runs, of_one, opt_state)
   step, _ = programs.chunk_functions(task, None, (None,))
   chunk = np.zeros(1, np.int32), np.arange(2)[None, None]
   after, _ = jax.eval_shape(step, state, patches, chunk)

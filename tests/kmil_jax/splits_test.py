@@ -7,9 +7,8 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from data import splits
-from data.labels import Manifest
-from data.splits import PARTS, SplitError
+from kmil_jax import splits
+from kmil_jax.splits import SplitError
 
 
 def cohort(counts):
@@ -17,8 +16,8 @@ def cohort(counts):
   group = [g for g, row in enumerate(counts) for n in row for _ in range(n)]
   label = [c for row in counts for c, n in enumerate(row) for _ in range(n)]
   ids = np.array([f'{i:03}' for i in range(len(group))])
-  table = Manifest(ids, ids, np.array([f'class{c}' for c in label]))
-  return table, np.array([f'site{g}' for g in group])
+  label = np.array([f'class{c}' for c in label])
+  return (ids, label), np.array([f'site{g}' for g in group])
 
 
 def can_be_trained(counts, fold, k):
@@ -43,19 +42,19 @@ def test_groups_are_whole_and_folds_are_found_if_there_are_any(counts, seed):
   table, group = cohort(counts)
   if not possible:
     with pytest.raises(SplitError, match=r'another --k|fewer than --k'):
-      splits.make(table, k, seed, group)
+      splits.make(*table, k, seed, group)
     return
-  made = splits.make(table, k, seed, group)
+  made = splits.make(*table, k, seed, group)
   assert np.all(sum(split.test.astype(int) for split in made) == 1)
   for split in made:
-    parts = [set(group[getattr(split, part)]) for part in PARTS]
+    parts = [set(group[rows]) for rows in split]
     assert sum(map(len, parts)) == len(set(group))
 
 
 def test_seeds_deal_otherwise():
   table, group = cohort([(2 + i, 1 + i % 3) for i in range(12)])
   found = {
-    tuple(np.flatnonzero(splits.make(table, 4, seed, group)[0].test))
+    tuple(np.flatnonzero(splits.make(*table, 4, seed, group)[0].test))
     for seed in range(20)
   }
   assert len(found) > 5
@@ -67,6 +66,6 @@ def test_classes_are_as_even_as_groups_allow():
   n = len(site)
   label = np.where((site % 2 == 0) & (np.arange(n) % 2 == 0), 'rare', 'usual')
   ids = np.array([f'{i:03}' for i in range(n)])
-  made = splits.make(Manifest(ids, ids, label), 6, 0, site.astype(str))
+  made = splits.make(ids, label, 6, 0, site.astype(str))
   for split in made:
     assert split.test.sum() == 12 and (label[split.test] == 'rare').sum() == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.labelled_tiles import TileError, from_arrays
-from data.splits import split_tiles as split
+from experiments.tile_splits import split
 
 
 def cohort(sizes, shares, classes=('no', 'yes')):

@@ -1,5 +1,7 @@
 """Assigns patients, or groups of them, to folds and parts; NumPy alone."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 _RESTARTS = 200  # Random assignments of groups, of which the best is taken.
@@ -12,6 +14,78 @@ _SHOWN = 5  # Names listed in an error.
 
 class SplitError(ValueError):
   """Splits that cannot be made or used; says why and what to do."""
+
+
+class Parts(NamedTuple):
+  """What a fold trains on, validates by and is tested on, bool [n] each."""
+
+  train: np.ndarray
+  val: np.ndarray
+  test: np.ndarray
+
+
+def make(
+  case: np.ndarray,
+  label: np.ndarray,
+  k: int,
+  seed: int,
+  group: np.ndarray | None = None,
+) -> list[Parts]:
+  """Splits cases into k folds of 8/1/1 parts where k is 10.
+
+  The cases of each class are shuffled and dealt into k groups, continuing where
+  the class before ended so that the groups are of nearly equal size. Fold i
+  tests group i, validates on group i + 1 and trains on the others. A case with
+  slides of several classes counts for the last of them in the order of labels.
+
+  With groups, as the cases of a site, those are dealt instead: see
+  `fold_of_groups`.
+
+  Args:
+    case: patient of each slide, str [n].
+    label: of each slide, str [n].
+    k: number of folds, at least 3.
+    seed: of the shuffles.
+    group: of each slide, str [n], whole in every part; None: cases are.
+
+  Returns:
+    k splits whose tests are disjoint and cover all slides; every training part
+    has every class.
+
+  Raises:
+    SplitError: if a class has fewer than k cases; with groups, if there are
+      fewer than k, a case is in two, or a training part lacks a class.
+  """
+  if k < 3:
+    raise SplitError(f'--k={k}: train, val and test parts need at least 3')
+  if group is None:
+    fold = fold_of_cases(case, label, k, seed)
+  else:
+    fold = fold_of_groups(case, label, group, k, seed)
+  parts = [
+    Parts(
+      train=(fold != i) & (fold != (i + 1) % k),
+      val=fold == (i + 1) % k,
+      test=fold == i,
+    )
+    for i in range(k)
+  ]
+  lines = [
+    f'fold {i}: its {name} part is empty'
+    for i, split in enumerate(parts)
+    for name, rows in split._asdict().items()
+    if not rows.any()
+  ]
+  for i, split in enumerate(parts):
+    lost = np.setdiff1d(label, label[split.train])
+    if len(lost):
+      names = ', '.join(map(str, lost[:_SHOWN]))
+      lines.append(f'fold {i}: no training slide of class {names}')
+  if lines:
+    raise SplitError(
+      '\n'.join([*lines, 'choose another --k, or join groups or classes'])
+    )
+  return parts
 
 
 def fold_of_cases(

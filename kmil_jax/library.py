@@ -1,0 +1,244 @@
+"""The public library: bag models trained on arrays, for a notebook."""
+
+from collections.abc import Hashable, Sequence
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from kmil_jax import export, folds as stages, intervals, metrics, plan, splits
+from kmil_jax.folds import Fold, Settings
+from kmil_jax.inference import CHOOSER, MODEL, Design, stack
+from kmil_jax.models import SPECS
+from kmil_jax.tasks.bags import BagLoader
+from kmil_jax.types import ModelSpec, Recipe, Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """What models say of n bags that they were not trained on."""
+
+  prob: np.ndarray  # [n, C]
+  label: np.ndarray  # [n] int, place in `Trained.classes`
+  patient: np.ndarray  # [n] str
+  fold: np.ndarray  # [n] int, whose model it is of
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """The models of R folds.
+
+  Attributes:
+    classes: C names, in the order of probabilities.
+    predictions: out of fold, of every bag; None of models that were loaded.
+    design: of the models.
+    weights: their parameters, see `inference.stack`.
+    diverged: per fold, the stages whose loss became infinite or NaN: in which
+      epoch, and which one was kept (-1: the fold's model knows nothing).
+  """
+
+  classes: tuple[Any, ...]
+  design: Design
+  weights: dict[str, np.ndarray]
+  predictions: Predictions | None = None
+  diverged: tuple[dict[str, tuple[int, int]], ...] = ()
+
+  def metrics(self, resamples: int = intervals.RESAMPLES) -> dict[str, tuple]:
+    """Returns value, low and high of each of `kmil_jax.metrics.NAMES`.
+
+    Of the out-of-fold predictions; 95 % intervals over patients, who bring all
+    their bags. NaN where a metric is undefined.
+    """
+    p = self.predictions
+    value = metrics.evaluate(p.label, p.prob)
+    bounds, _ = intervals.of_metrics(
+      p.label, p.prob, p.patient, resamples=resamples
+    )
+    return {
+      name: (value[name], float(low), float(high))
+      for name, (low, high) in bounds.items()
+    }
+
+  def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the folds' mean probabilities of bags [N_i, D], [m, C]."""
+    return np.stack([self._run(bag)['prob'].mean(0) for bag in bags])
+
+  def attention(self, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the folds look in a bag [N, D].
+
+    Returns:
+      The mean attention of the predicted class, [N], with a sum of 1; and the
+      share of the folds that keep each instance, [N] (1 but for KMIL).
+    """
+    out = self._run(bag)
+    attention = out['attention']
+    column = out['prob'].mean(0).argmax() if attention.shape[-1] > 1 else 0
+    return attention[..., column].mean(0), out['kept'].mean(0)
+
+  @functools.cached_property
+  def _predict(self) -> Any:
+    return jax.jit(self.design.predict)
+
+  def _run(self, bag: np.ndarray) -> dict[str, np.ndarray]:
+    (bag,) = _checked([bag], self.design.width)
+    least = self.design.options.get('total_instances', 1)
+    length = export.padded_length(len(bag), least=least)
+    x = np.zeros((length, bag.shape[1]), np.float32)
+    x[: len(bag)] = bag
+    count = np.int32(len(bag))
+    out = jax.device_get(self._predict(self.weights, x, count))
+    return {
+      name: value if name == 'prob' else value[:, : len(bag)]
+      for name, value in out.items()
+    }
+
+
+def fit(
+  bags: Sequence[np.ndarray],
+  labels: Sequence[Hashable],
+  *,
+  patients: Sequence[Hashable] | None = None,
+  model: str = 'kmil',
+  folds: int = 10,
+  seed: int = 2023,
+  recipe: Recipe | None = None,
+  **settings: Any,
+) -> Trained:
+  """Cross-validates a bag model: R folds, trained together.
+
+  Args:
+    bags: features of n bags, [N_i, D].
+    labels: class of each bag.
+    patients: of each bag; bags of one patient stay in one part. By default
+      every bag is a patient.
+    model: of `kmil_jax.models.SPECS`, see `register`.
+    folds: R, at least 3; fold i tests the i-th part of the patients, validates
+      on the next and trains on the others.
+    seed: of parts, order and parameters.
+    recipe: how the model is trained; by default as Zheng et al. 2024 train all
+      models.
+    **settings: further fields of `kmil_jax.folds.Settings`.
+
+  Raises:
+    ValueError: naming the bag, label or model that does not fit.
+    splits.SplitError: if a class has fewer patients than there are folds.
+  """
+  if model not in SPECS:
+    raise ValueError(f'model={model!r}: there are {", ".join(sorted(SPECS))}.')
+  bags, recipe = _checked(bags), recipe or Recipe()
+  patient = np.asarray(range(len(bags)) if patients is None else patients)
+  for name, values in (('labels', labels), ('patients', patient)):
+    if len(values) != len(bags):
+      raise ValueError(f'{len(values)} {name} were given for {len(bags)} bags.')
+  classes, label = np.unique(np.asarray(labels), return_inverse=True)
+  patient = patient.astype(str)
+  chooser = SPECS[model].chooser_recipe
+  if chooser:
+    epochs = min(recipe.epochs, chooser.epochs)
+    settings.setdefault(
+      'chooser_recipe', dataclasses.replace(chooser, epochs=epochs)
+    )
+  chosen = Settings(model, recipe, seed=seed, **settings)
+  parts = splits.make(patient, label, folds, seed)
+  runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
+  loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
+  results = stages.train_folds(loader, runs, chosen)
+  prob = np.zeros((len(bags), len(classes)))
+  fold = np.zeros(len(bags), int)
+  for run, own in zip(runs, results.prob['test'], strict=True):
+    prob[run.test], fold[run.test] = own, run.number
+  return Trained(
+    classes=tuple(classes.tolist()),
+    design=chosen.design(len(classes), loader.width),
+    weights=stack(_by_network(results)),
+    predictions=Predictions(prob, label, patient, fold),
+    diverged=tuple(results.diverged),
+  )
+
+
+def load(folder: str | pathlib.Path) -> Trained:
+  """Returns the models of all finished folds of a results folder.
+
+  Args:
+    folder: of `experiments.kmil`.
+
+  Raises:
+    FileNotFoundError: if it is no results folder, or has no finished fold.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  cohort = config['cohort']
+  classes = tuple(cohort['classes'])
+  design = Design.of_flags(config['flags'], len(classes), cohort['width'])
+  paths = sorted(folder.glob('fold_*/predictions.csv'))
+  if not paths:
+    raise FileNotFoundError(f'{folder}: no fold is finished.')
+  models = [stages.load(path.parent, design) for path in paths]
+  networks = [
+    {MODEL: model.params}
+    | ({CHOOSER: model.chooser_params} if model.chooser_params else {})
+    for model in models
+  ]
+  return Trained(classes=classes, design=design, weights=stack(networks))
+
+
+def register(name: str, spec: ModelSpec) -> None:
+  """Adds a bag model of your own, which `fit` and every script then know.
+
+  Args:
+    name: for `model=` and `--model`.
+    spec: its Flax module of one bag and its loss; see `types.ModelSpec`.
+
+  Raises:
+    ValueError: if there is a model of this name.
+  """
+  if name in SPECS:
+    raise ValueError(f'There is a model {name!r} already. Choose another name.')
+  SPECS[name] = spec
+
+
+def _by_network(results: stages.FoldResults) -> list[dict[str, Any]]:
+  """Returns the parameters of each fold by network."""
+  trees = {MODEL: results.params, CHOOSER: results.chooser_params}
+  some = {name: tree for name, tree in trees.items() if tree is not None}
+  return [
+    jax.tree.map(lambda x: x[r], some)  # noqa: B023
+    for r in range(len(results.best_epoch))
+  ]
+
+
+def _checked(
+  bags: Sequence[np.ndarray], width: int | None = None
+) -> list[np.ndarray]:
+  """Returns the bags as float32 arrays; names the first that is no bag."""
+  bags = [np.asarray(bag, np.float32) for bag in bags]
+  if not bags:
+    raise ValueError('No bags were given.')
+  for i, bag in enumerate(bags):
+    if bag.ndim != 2 or not len(bag):
+      raise ValueError(
+        f'Bag {i} has the shape {bag.shape}. Give features [N, D], N at least'
+        ' 1.'
+      )
+    if not np.isfinite(bag).all():
+      raise ValueError(f'Bag {i} has features that are not finite.')
+    width = width or bag.shape[1]
+    if bag.shape[1] != width:
+      raise ValueError(f'Bag {i} has {bag.shape[1]} features, not {width}.')
+  return bags
+
+
+def _store(bags: list[np.ndarray], label: np.ndarray) -> Store:
+  length = np.array([len(bag) for bag in bags], np.int32)
+  flat = np.zeros((plan.num_rows(length), bags[0].shape[1]), np.float32)
+  flat[: length.sum()] = np.concatenate(bags)
+  return Store(
+    features=flat,
+    offset=np.cumsum(length, dtype=np.int32) - length,
+    length=length,
+    label=label.astype(np.int32),
+  )

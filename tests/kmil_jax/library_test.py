@@ -1,0 +1,111 @@
+"""The library on arrays: what the page shows, and what it refuses."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import kmil_jax
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / 'docs' / 'library.md'
+
+
+@pytest.fixture(scope='module')
+def shown():
+  """What is defined once the page has run."""
+  text = PAGE.read_text(encoding='utf-8')
+  names = {'__name__': 'library_page'}
+  for block in re.findall(r'```python\n(.*?)```', text, re.S):
+    exec(compile(block, str(PAGE), 'exec'), names)
+  return names
+
+
+def test_the_page_runs_and_names_every_public_function(shown):
+  text = PAGE.read_text(encoding='utf-8')
+  assert {'fit', 'load', 'register'} <= set(kmil_jax.__all__)
+  for name in ('fit', 'load', 'register', 'Recipe', 'ModelSpec'):
+    assert name in text
+  assert kmil_jax.__version__
+
+
+def test_planted_bags_are_learnt_out_of_fold(shown):
+  model = shown['model']
+  p = model.predictions
+  assert model.classes == ('benign', 'tumour')
+  np.testing.assert_allclose(p.prob.sum(1), 1, rtol=1e-5)
+  for name, (value, low, high) in model.metrics(resamples=200).items():
+    assert value > 0.8, name
+    assert not low > value and not high < value
+  # Patients never straddle folds.
+  for patient in set(p.patient):
+    assert len(set(p.fold[p.patient == patient])) == 1
+  prob = model.predict(shown['bags'])
+  truth = np.array([label == 'tumour' for label in shown['labels']])
+  assert ((prob[:, 1] > 0.5) == truth).mean() > 0.9
+  attention, kept = model.attention(shown['bags'][1])
+  assert attention.shape == kept.shape == (len(shown['bags'][1]),)
+  np.testing.assert_allclose(attention.sum(), 1, rtol=1e-5)
+  assert kept.min() < 1  # KMIL drops a tenth.
+
+
+def test_a_model_of_ones_own_trains(shown):
+  assert shown['mean'].metrics(resamples=200)['auroc'][0] > 0.7
+
+
+def test_a_results_folder_is_loaded(tmp_path):
+  folder = tmp_path / 'kept'
+  shutil.copytree(ROOT / 'tests' / 'golden' / 'stored' / 'kept_s2023', folder)
+  model = kmil_jax.load(folder)
+  bag = np.random.default_rng(0).normal(size=(7, model.design.width))
+  prob = model.predict([bag, bag[::-1]])
+  np.testing.assert_allclose(prob.sum(1), 1, rtol=1e-5)
+  np.testing.assert_allclose(prob[0], prob[1], rtol=1e-4)
+  attention, kept = model.attention(bag)
+  assert len(attention) == len(kept) == 7
+  with pytest.raises(FileNotFoundError):
+    kmil_jax.load(tmp_path)
+
+
+BAGS = [np.zeros((3, 4))] * 6
+
+
+@pytest.mark.parametrize(
+  'change,message',
+  [
+    ({'model': 'none'}, "model='none': there are abmil"),
+    ({'labels': 'ab'}, '2 labels were given for 6 bags'),
+    ({'patients': ['a', 'b']}, '2 patients were given for 6 bags'),
+    ({'bags': [np.zeros(3)] * 6}, r'Bag 0 has the shape \(3,\)'),
+    ({'bags': [*BAGS[:5], np.zeros((3, 5))]}, 'Bag 5 has 5 features, not 4'),
+    ({'bags': [*BAGS[:5], np.full((3, 4), np.nan)]}, 'Bag 5 has features that'),
+    ({'bags': []}, 'No bags'),
+  ],
+)
+def test_what_cannot_be_trained_is_named(change, message):
+  arguments = {'bags': BAGS, 'labels': 'ababab'} | change
+  labels = list(arguments.pop('labels'))
+  with pytest.raises(ValueError, match=message):
+    kmil_jax.fit(arguments.pop('bags'), labels, **arguments)
+
+
+def test_a_name_is_registered_once():
+  with pytest.raises(ValueError, match="a model 'kmil' already"):
+    kmil_jax.register('kmil', None)
+
+
+def test_importing_takes_neither_jax_nor_tensorflow():
+  program = (
+    'import sys, kmil_jax\n'
+    "assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
+    'kmil_jax.fit\n'
+    "assert not {'tensorflow', 'openslide', 'data'} & set(sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
