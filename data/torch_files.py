@@ -179,6 +179,9 @@ class _Unpickler(pickle.Unpickler):
   def persistent_load(self, label: tuple) -> tuple[str, str, int]:
     """Returns kind, key and count of the numbers that a tensor refers to."""
     _, kind, key, _, count = label
+    # Of nested tuples even the text may be endless.
+    if not isinstance(kind, str) or not isinstance(key, str | int):
+      raise TorchFileError('it names its numbers in an unknown way')
     return kind, str(key), count
 
 

@@ -29,8 +29,10 @@ _FEATURE_CODE = (
   'experiments/encoding.py',
   'experiments/phantom_cohort.py',
   'experiments/weights.py',
+  'kmil_jax/models/batch_norm.py',
   'kmil_jax/models/convolutions.py',
   'kmil_jax/models/cpu.py',
+  'kmil_jax/models/network.py',
   'kmil_jax/models/resnet.py',
   'kmil_jax/port.py',
 )

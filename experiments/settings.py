@@ -17,6 +17,7 @@ from experiments.recipe_flags import (
   WEIGHT_DECAY,
 )
 from kmil_jax import losses, parallel
+from kmil_jax.folds import chooser_recipe
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Recipe
@@ -81,18 +82,10 @@ def resolve(
     batch=BATCH_SIZE.value,
     **{name: value for name, value in asked.items() if value is not None},
   )
-  chooser_recipe = spec.chooser_recipe
-  if chooser_recipe:
-    chooser_recipe = dataclasses.replace(
-      chooser_recipe,
-      weight_decay=recipe.weight_decay,
-      batch=recipe.batch,
-      epochs=min(recipe.epochs, chooser_recipe.epochs),
-    )
   return Settings(
     model=model,
     recipe=recipe,
-    chooser_recipe=chooser_recipe,
+    chooser_recipe=chooser_recipe(spec, recipe),
     seed=start.SEED.value,
     precision=PRECISION.value,
     choice=choice or Choice(),

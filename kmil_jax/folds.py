@@ -20,7 +20,7 @@ from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
-from kmil_jax.types import Recipe
+from kmil_jax.types import ModelSpec, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +160,20 @@ def train_folds(
       part: evaluate(program, models, [getattr(f, part) for f in folds])
       for part in ('val', 'test')
     },
+  )
+
+
+def chooser_recipe(spec: ModelSpec, recipe: Recipe) -> Recipe | None:
+  """Returns how the first stage of a model is trained, if it has one.
+
+  Its batch and weight decay are the model's, its epochs not more.
+  """
+  own = spec.chooser_recipe
+  return own and dataclasses.replace(
+    own,
+    weight_decay=recipe.weight_decay,
+    batch=recipe.batch,
+    epochs=min(recipe.epochs, own.epochs),
   )
 
 

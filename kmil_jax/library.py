@@ -22,7 +22,7 @@ from kmil_jax.types import ModelSpec, Recipe, Store
 class Predictions:
   """What models say of n bags that they were not trained on."""
 
-  prob: np.ndarray  # [n, C]
+  prob: np.ndarray  # [n, C]; NaN of a fold without a model
   label: np.ndarray  # [n] int, place in `Trained.classes`
   patient: np.ndarray  # [n] str
   fold: np.ndarray  # [n] int, whose model it is of
@@ -36,9 +36,9 @@ class Trained:
     classes: C names, in the order of probabilities.
     predictions: out of fold, of every bag; None of models that were loaded.
     design: of the models.
-    weights: their parameters, see `inference.stack`.
+    weights: their parameters, see `inference.stack`; of folds with a model.
     diverged: per fold, the stages whose loss became infinite or NaN: in which
-      epoch, and which one was kept (-1: the fold's model knows nothing).
+      epoch, and which one was kept (-1: the fold has no model). Of `fit` alone.
   """
 
   classes: tuple[Any, ...]
@@ -51,13 +51,19 @@ class Trained:
     """Returns value, low and high of each of `kmil_jax.metrics.NAMES`.
 
     Of the out-of-fold predictions; 95 % intervals over patients, who bring all
-    their bags. NaN where a metric is undefined.
+    their bags; those of folds without a model are left out. NaN where a metric
+    is undefined.
+
+    Raises:
+      ValueError: of models that were loaded, which have no predictions.
     """
     p = self.predictions
-    value = metrics.evaluate(p.label, p.prob)
-    bounds, _ = intervals.of_metrics(
-      p.label, p.prob, p.patient, resamples=resamples
-    )
+    if p is None:
+      raise ValueError('Models that were loaded have no predictions.')
+    known = np.isfinite(p.prob).all(1)
+    label, prob, patient = p.label[known], p.prob[known], p.patient[known]
+    value = metrics.evaluate(label, prob)
+    bounds, _ = intervals.of_metrics(label, prob, patient, resamples=resamples)
     return {
       name: (value[name], float(low), float(high))
       for name, (low, high) in bounds.items()
@@ -65,6 +71,7 @@ class Trained:
 
   def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the folds' mean probabilities of bags [N_i, D], [m, C]."""
+    bags = _checked(bags, self.design.width)
     return np.stack([self._run(bag)['prob'].mean(0) for bag in bags])
 
   def attention(self, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +81,7 @@ class Trained:
       The mean attention of the predicted class, [N], with a sum of 1; and the
       share of the folds that keep each instance, [N] (1 but for KMIL).
     """
+    (bag,) = _checked([bag], self.design.width)
     out = self._run(bag)
     attention = out['attention']
     column = out['prob'].mean(0).argmax() if attention.shape[-1] > 1 else 0
@@ -84,7 +92,6 @@ class Trained:
     return jax.jit(self.design.predict)
 
   def _run(self, bag: np.ndarray) -> dict[str, np.ndarray]:
-    (bag,) = _checked([bag], self.design.width)
     least = self.design.options.get('total_instances', 1)
     length = export.padded_length(len(bag), least=least)
     x = np.zeros((length, bag.shape[1]), np.float32)
@@ -125,36 +132,43 @@ def fit(
 
   Raises:
     ValueError: naming the bag, label or model that does not fit.
+    FloatingPointError: if every fold diverged before an epoch could be kept.
     splits.SplitError: if a class has fewer patients than there are folds.
   """
   if model not in SPECS:
     raise ValueError(f'model={model!r}: there are {", ".join(sorted(SPECS))}.')
   bags, recipe = _checked(bags), recipe or Recipe()
-  patient = np.asarray(range(len(bags)) if patients is None else patients)
-  for name, values in (('labels', labels), ('patients', patient)):
-    if len(values) != len(bags):
-      raise ValueError(f'{len(values)} {name} were given for {len(bags)} bags.')
-  classes, label = np.unique(np.asarray(labels), return_inverse=True)
-  patient = patient.astype(str)
-  chooser = SPECS[model].chooser_recipe
-  if chooser:
-    epochs = min(recipe.epochs, chooser.epochs)
-    settings.setdefault(
-      'chooser_recipe', dataclasses.replace(chooser, epochs=epochs)
-    )
+  labels = _labelled('labels', labels, len(bags))
+  classes, label = np.unique(labels, return_inverse=True)
+  if len(classes) < 2:
+    raise ValueError(f'All labels are {labels[0]}. Give two classes or more.')
+  patients = range(len(bags)) if patients is None else patients
+  patient = _labelled('patients', patients, len(bags)).astype(str)
+  settings.setdefault(
+    'chooser_recipe', stages.chooser_recipe(SPECS[model], recipe)
+  )
   chosen = Settings(model, recipe, seed=seed, **settings)
-  parts = splits.make(patient, label, folds, seed)
+  parts = splits.make(patient, classes[label].astype(str), folds, seed)
   runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
   loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
   results = stages.train_folds(loader, runs, chosen)
-  prob = np.zeros((len(bags), len(classes)))
+  if results.lost.all():
+    raise FloatingPointError(
+      'The loss of every fold became infinite or NaN before an epoch could be'
+      ' kept. Choose a lower learning rate.'
+    )
+  prob = np.full((len(bags), len(classes)), np.nan)
   fold = np.zeros(len(bags), int)
-  for run, own in zip(runs, results.prob['test'], strict=True):
-    prob[run.test], fold[run.test] = own, run.number
+  for r, run in enumerate(runs):
+    fold[run.test] = run.number
+    if not results.lost[r]:
+      prob[run.test] = results.prob['test'][r]
   return Trained(
     classes=tuple(classes.tolist()),
     design=chosen.design(len(classes), loader.width),
-    weights=stack(_by_network(results)),
+    weights=stack(
+      [_of_fold(results, r) for r in np.flatnonzero(~results.lost)]
+    ),
     predictions=Predictions(prob, label, patient, fold),
     diverged=tuple(results.diverged),
   )
@@ -163,14 +177,22 @@ def fit(
 def load(folder: str | pathlib.Path) -> Trained:
   """Returns the models of all finished folds of a results folder.
 
+  Their probabilities are those before any temperature.
+
   Args:
     folder: of `experiments.kmil`.
 
   Raises:
     FileNotFoundError: if it is no results folder, or has no finished fold.
+    ValueError: if it is of another script.
   """
   folder = pathlib.Path(folder).expanduser()
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  if 'cohort' not in config or config['flags'].get('model') not in SPECS:
+    raise ValueError(
+      f'{folder}: these are no models of bags. Give a folder of'
+      ' experiments.kmil.'
+    )
   cohort = config['cohort']
   classes = tuple(cohort['classes'])
   design = Design.of_flags(config['flags'], len(classes), cohort['width'])
@@ -187,10 +209,10 @@ def load(folder: str | pathlib.Path) -> Trained:
 
 
 def register(name: str, spec: ModelSpec) -> None:
-  """Adds a bag model of your own, which `fit` and every script then know.
+  """Adds a bag model of your own, which `fit` then knows in this process.
 
   Args:
-    name: for `model=` and `--model`.
+    name: for `model=`.
     spec: its Flax module of one bag and its loss; see `types.ModelSpec`.
 
   Raises:
@@ -201,14 +223,22 @@ def register(name: str, spec: ModelSpec) -> None:
   SPECS[name] = spec
 
 
-def _by_network(results: stages.FoldResults) -> list[dict[str, Any]]:
-  """Returns the parameters of each fold by network."""
+def _of_fold(results: stages.FoldResults, r: int) -> dict[str, Any]:
+  """Returns the parameters of a fold by network."""
   trees = {MODEL: results.params, CHOOSER: results.chooser_params}
   some = {name: tree for name, tree in trees.items() if tree is not None}
-  return [
-    jax.tree.map(lambda x: x[r], some)  # noqa: B023
-    for r in range(len(results.best_epoch))
-  ]
+  return jax.tree.map(lambda x: x[r], some)
+
+
+def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:
+  """Returns a column of the bags; names the first that is missing."""
+  values = list(values)
+  if len(values) != count:
+    raise ValueError(f'{len(values)} {name} were given for {count} bags.')
+  for i, value in enumerate(values):
+    if value is None or value != value or np.ndim(value):
+      raise ValueError(f'Bag {i} has {value!r} among the {name}.')
+  return np.asarray(values)
 
 
 def _checked(

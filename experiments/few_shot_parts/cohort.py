@@ -25,6 +25,8 @@ _CODE = (
   'data/phantom/*.py',
   'data/camelyon16/*.py',
   'data/outlines.py',
+  'data/slides.py',
+  'data/tissue.py',
 )
 
 

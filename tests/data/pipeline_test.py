@@ -4,7 +4,8 @@ import h5py
 import numpy as np
 import pytest
 
-from data import features, host_tensorflow, pipeline, plan
+from data import features, host_tensorflow, pipeline
+from kmil_jax import plan
 
 WIDTH = 3
 LENGTHS = np.array([1, 9, 30, 8, 100, 17, 25])

@@ -129,6 +129,13 @@ def test_the_hand_made_pickle_is_sound(tmp_path):
   np.testing.assert_array_equal(torch_files.read(tmp_path / 'a.pt'), ROWS)
 
 
+# Tuples of twice the same tuple, 40 deep, in place of the type of numbers.
+NESTED = tensor(24, 0, (6, 4), (4, 1)).replace(
+  b'ctorch\nFloatStorage\n',
+  b'X\x01\x00\x00\x00a' + b'q\x00h\x00\x86' * 40,
+)
+
+
 @pytest.mark.parametrize(
   ('content', 'said'),
   [
@@ -148,6 +155,7 @@ def test_the_hand_made_pickle_is_sound(tmp_path):
     ),
     (archive(pickle.dumps(2**70, 0)), 'no tensor'),
     (archive(b'\x80\x02(((('), 'no tensor'),
+    (archive(NESTED), 'in an unknown way'),
     (archive(b'r\xff\xff\xff\x7f.'), 'no tensor'),  # A huge memo.
     (b'', 'not a zip'),
   ],

@@ -1,5 +1,6 @@
 """The library on arrays: what the page shows, and what it refuses."""
 
+import dataclasses
 import pathlib
 import re
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import kmil_jax
+from kmil_jax.models import SPECS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'library.md'
@@ -22,7 +24,8 @@ def shown():
   names = {'__name__': 'library_page'}
   for block in re.findall(r'```python\n(.*?)```', text, re.S):
     exec(compile(block, str(PAGE), 'exec'), names)
-  return names
+  yield names
+  del SPECS['mean']
 
 
 def test_the_page_runs_and_names_every_public_function(shown):
@@ -67,8 +70,40 @@ def test_a_results_folder_is_loaded(tmp_path):
   np.testing.assert_allclose(prob[0], prob[1], rtol=1e-4)
   attention, kept = model.attention(bag)
   assert len(attention) == len(kept) == 7
+  with pytest.raises(ValueError, match='were loaded'):
+    model.metrics()
   with pytest.raises(FileNotFoundError):
     kmil_jax.load(tmp_path)
+
+
+def test_folds_that_diverge_have_no_predictions(shown, monkeypatch):
+  from kmil_jax import loop
+
+  fit = loop.fit
+
+  def lost(*args, **options):
+    result = fit(*args, **options)
+    failed = np.where(np.arange(len(result.epoch)) == 1, 0, -1)
+    epoch = np.where(failed == 0, -1, result.epoch)
+    return dataclasses.replace(result, failed=failed, epoch=epoch)
+
+  monkeypatch.setattr(loop, 'fit', lost)
+  few = dict(folds=3, model='abmil', recipe=kmil_jax.Recipe(epochs=1))
+  model = kmil_jax.fit(shown['bags'], shown['labels'], **few)
+  p = model.predictions
+  np.testing.assert_array_equal(np.isnan(p.prob).all(1), p.fold == 1)
+  assert model.diverged[1] == {'model': (0, -1)} and not model.diverged[0]
+  assert np.isfinite(model.metrics(resamples=100)['accuracy'][0])
+  assert np.isfinite(model.predict(shown['bags'][:2])).all()
+  assert len(next(iter(model.weights.values()))) == 2
+  monkeypatch.undo()
+  diverging = kmil_jax.Recipe(epochs=2, learning_rate=1e38)
+  with pytest.raises(FloatingPointError, match='every fold'):
+    kmil_jax.fit(
+      [bag * 1e30 for bag in shown['bags']],
+      shown['labels'],
+      **few | {'recipe': diverging},
+    )
 
 
 BAGS = [np.zeros((3, 4))] * 6
@@ -84,6 +119,12 @@ BAGS = [np.zeros((3, 4))] * 6
     ({'bags': [*BAGS[:5], np.zeros((3, 5))]}, 'Bag 5 has 5 features, not 4'),
     ({'bags': [*BAGS[:5], np.full((3, 4), np.nan)]}, 'Bag 5 has features that'),
     ({'bags': []}, 'No bags'),
+    ({'labels': 'aaaaaa'}, 'All labels are a'),
+    ({'labels': ['a', 'b', None, 'a', 'b', 'a']}, 'Bag 2 has None among the'),
+    (
+      {'patients': [0, 1, 2, float('nan'), 4, 5]},
+      'Bag 3 has nan among',
+    ),
   ],
 )
 def test_what_cannot_be_trained_is_named(change, message):
