@@ -49,13 +49,13 @@ def train_folds(
   cohort: Cohort,
   splits: Sequence[split_files.Split],
   runs: Sequence[Run],
-  asked: Sequence[int],
+  requested: Sequence[int],
   settings: Settings,
   folder: pathlib.Path,
   *,
   attention: bool,
 ) -> None:
-  """Trains those of the runs asked for that are not done.
+  """Trains those of the requested runs that are not done.
 
   A run is done when its folder holds `predictions.csv`. A training that was
   killed goes on with the runs it began with. A run that diverged is recorded,
@@ -66,7 +66,7 @@ def train_folds(
     cohort: to train and test on.
     splits: of all folds.
     runs: all of the experiment.
-    asked: places in `runs`.
+    requested: places in `runs`.
     settings: of all runs, but for the choices, which are the runs' own.
     folder: unfinished training is kept in its `state`.
     attention: also stores what the models see in the test slides.
@@ -76,7 +76,7 @@ def train_folds(
       part does not have.
     FloatingPointError: if no run of the experiment has an epoch to keep.
   """
-  todo = _to_train(runs, asked, folder)
+  todo = _to_train(runs, requested, folder)
   if not todo:
     return
   chosen = [runs[i] for i in todo]
@@ -185,19 +185,19 @@ def of_part(
 
 
 def _to_train(
-  runs: Sequence[Run], asked: Sequence[int], folder: pathlib.Path
+  runs: Sequence[Run], requested: Sequence[int], folder: pathlib.Path
 ) -> list[int]:
   """Returns the runs that are not done, or those of a killed training."""
-  todo = _left(runs, asked)
-  if len(todo) < len(asked) and parallel.is_first():
-    print(f'done before: {len(asked) - len(todo)} of {len(asked)} runs')
+  todo = _left(runs, requested)
+  if len(todo) < len(requested) and parallel.is_first():
+    print(f'done before: {len(requested) - len(todo)} of {len(requested)} runs')
   for places in _unfinished(folder).values() if todo else []:
-    if set(todo) <= set(places) <= set(asked):
+    if set(todo) <= set(places) <= set(requested):
       todo = places
       break
   # Writing may have begun: what process 0 saw counts.
-  chosen = parallel.agree(np.isin(asked, todo))
-  return [i for i, train in zip(asked, chosen, strict=True) if train]
+  chosen = parallel.agree(np.isin(requested, todo))
+  return [i for i, train in zip(requested, chosen, strict=True) if train]
 
 
 def _left(runs: Sequence[Run], places: Sequence[int]) -> list[int]:
@@ -208,13 +208,13 @@ def _left(runs: Sequence[Run], places: Sequence[int]) -> list[int]:
 
 def _unfinished(folder: pathlib.Path) -> dict[str, list[int]]:
   """Returns the runs of every training that was killed, by its folder."""
-  found = {}
+  unfinished = {}
   for path in sorted((folder / 'state').glob('runs_*')):
     places = []
     for first, last in re.findall(r'(\d+)(?:-(\d+))?', path.name):
       places += range(int(first), int(last or first) + 1)
-    found[path.name] = places
-  return found
+    unfinished[path.name] = places
+  return unfinished
 
 
 def _name(places: Sequence[int]) -> str:

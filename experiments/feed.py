@@ -30,7 +30,7 @@ def resident_bytes(cohort: Cohort, precision: str) -> int:
 
 
 def is_streamed(cohort: Cohort, precision: str, stream: bool | None) -> bool:
-  """Says whether features are streamed: as asked, or where they do not fit."""
+  """Whether features are streamed: by the flag, or if they do not fit."""
   if stream is not None:
     return stream
   size = resident_bytes(cohort, precision)

@@ -163,13 +163,13 @@ def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:
     if not (folder / DIVERGED).exists():
       continue
     record = json.loads((folder / DIVERGED).read_text(encoding='utf-8'))
-    for stage, found in record.items():
+    for stage, entry in record.items():
       kept = 'No epoch could be kept.'
-      if found['kept'] >= 0:
-        kept = f'Epoch {found["kept"]} was kept.'
+      if entry['kept'] >= 0:
+        kept = f'Epoch {entry["kept"]} was kept.'
       lines.append(
         f'{folder}: the loss of the {stage} became infinite or NaN in epoch'
-        f' {found["epoch"]}. {kept}'
+        f' {entry["epoch"]}. {kept}'
       )
   if lines:
     lines.append('Lower --lr or use --precision=float32.')

@@ -301,11 +301,11 @@ def load(folder: pathlib.Path, design: Design) -> Model:
     'epoch': np.int64(0),
   }
   saved = checkpoint.Checkpoints(folder / 'checkpoints')
-  found = saved.latest(like)
+  tree = saved.latest(like)
   saved.close()
-  if found is None:
+  if tree is None:
     raise FileNotFoundError(f'{folder / "checkpoints"}: no model was kept')
-  return Model(found['params'], found['chooser_params'])
+  return Model(tree['params'], tree['chooser_params'])
 
 
 def predict_all(
