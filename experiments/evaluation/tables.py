@@ -31,7 +31,7 @@ class Published:
   """What a paper has: values by the labels of a row, in its columns' order."""
 
   source: str  # as 'Zheng et al. 2024, Table 2, p. 9'
-  values: Mapping[tuple[str, ...], Mapping[str, float]]
+  values: Mapping[tuple[Any, ...], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
