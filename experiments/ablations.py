@@ -8,78 +8,92 @@ first stage. Each setting has a results folder of its own, like that of
 `experiments.paper` prints the tables.
 """
 
-from absl import app, flags
+from experiments.bags import cohort as cohorts, crossval, options, preflight
+from experiments.bags.ablation import SETTINGS
+from experiments.bags.crossval import Run
+from experiments.bags.options import Data, Folds, Model, Training
+from experiments.evaluation import summary as summaries
+from experiments.evaluation.tables import Row, Table
+from experiments.run import progress, results, start
+from experiments.run.check import Check
+from experiments.run.results import Folder
+from experiments.run.start import Machine, Output, show
 
-from experiments import (
-  ablation_settings,
-  common,
-  crossval,
-  settings as setting_flags,
-  start,
-  summaries,
-  tables,
-)
-from experiments.crossval import Run
-from experiments.preflight import bags as preflight
-from experiments.preflight.flag import CHECK
-from experiments.run import progress
-from kmil_jax import parallel
-
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(setting_flags)
+_METRICS = ('accuracy', 'f1_macro', 'auroc')
 
 
-def _run() -> None:
-  common.refuse_second_cohort()
-  settings = setting_flags.resolve('kmil')
-  values = start.resolved(__name__) | setting_flags.resolved(settings)
-  choices = ablation_settings.SETTINGS
-  if CHECK.value:
-    preflight.check(values, settings, runs_of_fold=len(choices))
-  cohort, _ = common.cohort()
-  splits = common.splits(cohort)
-  root = start.folder(f'ablations_{common.TASK.value}')
-  if parallel.is_first():
-    for name, choice in choices.items():
-      common.open_folder(
-        root / name,
-        values
-        | {
-          'model': 'kmil',
-          'score': choice.score,
-          'drop': choice.drop,
-          'drop_fraction': choice.drop_per_mille / 1000,
-        },
-        cohort,
-        splits,
+def run(
+  data: Data,
+  folds: Folds,
+  training: Training,
+  check: Check,
+  output: Output,
+  machine: Machine,
+) -> None:
+  """Trains all settings and folds, writes a results folder of each setting."""
+  training = training.resolved('kmil')
+  settings = options.settings(Model(), training, output.seed)
+  asked = [data, folds, training, check, output, machine]
+  show(start.lines(asked))
+  material = cohorts.load(data, folds, output.seed, machine.cache_dir)
+  if check.check:
+    numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
+    preflight.check(material, settings, training.stream, numbers)
+  material.check()
+  inputs, about = material.inputs(), material.about()
+  root = output.folder(f'ablations_{data.task}')
+  with results.opened(root, asked, inputs, about) as folder:
+    for name, model in SETTINGS.items():
+      part = Folder(root / name)
+      results.record(part, [model, *asked], inputs, about)
+      material.write(part)
+    runs = [
+      Run(
+        root / name / f'fold_{fold}',
+        fold,
+        options.settings(model, training, output.seed).choice,
       )
-  parallel.wait_for_all('folder')
-  runs = [
-    Run(root / name / f'fold_{fold}', fold, choice)
-    for name, choice in choices.items()
-    for fold in range(len(splits))
-  ]
-  crossval.train_folds(
-    cohort, splits, runs, range(len(runs)), settings, root, attention=False
-  )
-  if parallel.is_first():
-    finished = [
-      name
-      for name in choices
-      if list((root / name).glob('fold_*/predictions.csv'))
+      for name, model in SETTINGS.items()
+      for fold in range(len(material.splits))
     ]
-    for name in finished:
-      summary = summaries.summarise(
-        root / name, 'kmil', common.TASK.value, len(splits), cohort.classes
-      )
-      print(f'{name:14} ' + tables.one_line(summary['metrics']))
-    print(f'results in {root}')
-  parallel.wait_for_all('end')
+    crossval.train_folds(
+      material,
+      runs,
+      range(len(runs)),
+      settings,
+      training,
+      folder,
+      attention=False,
+    )
+    rows = []
+    for name in SETTINGS:
+      if any((root / name).glob('fold_*/predictions.csv')):
+        summary = summaries.summarise(
+          Folder(root / name),
+          'kmil',
+          data.task,
+          len(material.splits),
+          material.cohort.classes,
+        )
+        found = [summary['metrics'][metric] for metric in _METRICS]
+        rows.append(
+          Row(
+            (name,),
+            {
+              'pooled': [m['pooled'] for m in found],
+              '95 %': [(m['ci_low'], m['ci_high']) for m in found],
+            },
+          )
+        )
+  title = 'KMIL by what it drops, test parts of all folds pooled'
+  columns = dict.fromkeys(_METRICS, '.3f')
+  show(Table('ablations', title, ('setting',), columns, rows).terminal())
+  show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
 
 
-main = start.script(_run, common.ERRORS)
+main = start.script(run, cohorts.ERRORS)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -16,7 +16,7 @@ import sys
 from absl import app, flags
 
 from experiments import comparison, tables
-from experiments.provenance import ResultsError
+from experiments.run.results import ResultsError
 
 _FORMAT = flags.DEFINE_enum(
   'format', 'text', ['text', 'markdown', 'csv', 'json'], 'How to print.'

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import itertools
-import json
 import pathlib
 
 import numpy as np
 
-from experiments import predictions, scores
-from experiments.predictions import Predictions
-from experiments.provenance import ResultsError
+from experiments.bags.options import OPTIONS
+from experiments.evaluation import predictions, summary
+from experiments.evaluation.predictions import Predictions
+from experiments.run.options import decisive, renamed
+from experiments.run.results import CONFIG, Folder, ResultsError
 from kmil_jax import delong, intervals, metrics
 
 COLUMNS = (
@@ -126,18 +127,13 @@ def compare(
 
 def other_settings(runs: Sequence[Run]) -> list[str]:
   """Lines on what differs between runs besides the model, if anything does."""
+  decides = decisive(OPTIONS) - {'model'}
   decided = []
   for run in runs:
-    path = run.folder / 'config.json'
-    config = json.loads(path.read_text()) if path.exists() else {}
-    flags = config.get('flags', {})
-    decided.append(
-      {
-        name: flags.get(name)
-        for name in config.get('decides', ())
-        if name not in ('model', 'exp_code')
-      }
-    )
+    folder = Folder(run.folder)
+    values = folder.config().values if folder.at(CONFIG).exists() else {}
+    values = renamed(values, OPTIONS)
+    decided.append({k: v for k, v in values.items() if k in decides})
   names = sorted(set().union(*decided))
   found = {name: [of.get(name) for of in decided] for name in names}
   return [
@@ -154,11 +150,9 @@ def _digits(value: float) -> float | None:
 
 
 def _read(folder: pathlib.Path, name: str) -> Run:
-  path = folder / 'summary.json'
-  if not path.exists():
-    raise ResultsError(f'{path} is missing: no folder of finished results')
-  classes = tuple(json.loads(path.read_text(encoding='utf-8'))['classes'])
-  return Run(name, folder, classes, predictions.read_folds(folder, classes))
+  results = Folder(folder)
+  classes = tuple(results.read('summary.json')['classes'])
+  return Run(name, folder, classes, predictions.read_folds(results, classes))
 
 
 def _differences(one: Run, other: Run) -> list[str]:
@@ -212,7 +206,7 @@ def _delong(one: Run, other: Run) -> dict[str, float]:
   # Var(b - a), of all classes with one another.
   blocks = covariance.reshape(2, count, 2, count)
   spread = blocks[0, :, 0] + blocks[1, :, 1] - blocks[0, :, 1] - blocks[1, :, 0]
-  weight = scores.summary_weight(count)
+  weight = summary.summary_weight(count)
   p = lambda w: delong.difference(w @ change, w @ spread @ w).p
   table = {'auroc': p(weight)}
   if count > 2:

@@ -6,8 +6,9 @@ import dataclasses
 import numpy as np
 
 from data.ct import resample
-from experiments import scores, tables
+from experiments import tables
 from experiments.ct_nodes_parts import FATES, LARGER, Parts
+from experiments.evaluation import summary as summaries
 from kmil_jax import intervals, metrics
 
 
@@ -39,9 +40,9 @@ def score(said: Said, parts: Parts) -> dict:
   for name in ('accuracy', 'auroc'):
     low, high = overall[name]
     found[f'test_{name}'] = {
-      'value': scores.number(values[name]),
-      'ci_low': scores.number(low),
-      'ci_high': scores.number(high),
+      'value': summaries.number(values[name]),
+      'ci_low': summaries.number(low),
+      'ci_high': summaries.number(high),
     }
   names = ('train_accuracy', 'test_accuracy', 'test_auroc')
   return found | {'paper': dict(zip(names, said.paper, strict=True))}
@@ -51,7 +52,7 @@ def area_auroc(parts: Parts) -> float | None:
   """Test AUROC of the node's area in its slice: what size alone tells."""
   test = parts.rows['test']
   area = parts.inside[test].sum((1, 2)).astype(float)
-  return scores.number(metrics.auroc(parts.tiles.label[test] == 1, area))
+  return summaries.number(metrics.auroc(parts.tiles.label[test] == 1, area))
 
 
 def of_nodes(parts: Parts, specks: int) -> str:

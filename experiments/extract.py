@@ -26,8 +26,8 @@ from experiments import (
   scale_flags,
   weights,
 )
+from experiments.bags.features import FAILURES
 from experiments.preflight import slides as preflight
-from experiments.preflight.features import FAILURES
 from experiments.preflight.flag import CHECK
 from kmil_jax import port
 

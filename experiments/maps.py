@@ -9,7 +9,7 @@ from scipy import special
 
 from data import atomic, slides
 from experiments import files
-from experiments.cohort import Cohort
+from experiments.bags.cohort import Cohort
 from experiments.slide_maps import heat_map, tile_scores
 from kmil_jax.folds import FoldResults
 from kmil_jax.tasks.bags import BagLoader

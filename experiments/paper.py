@@ -11,15 +11,14 @@ standard error. Data and training flags are those of `experiments.kmil`.
 """
 
 from collections.abc import Callable
+import dataclasses
 import pathlib
 import sys
 
-from absl import app, flags
 import jax
 from matplotlib import figure
 
 from experiments import (
-  common,
   files,
   paper_cost,
   paper_figure_tables,
@@ -27,45 +26,87 @@ from experiments import (
   paper_numbers,
   paper_runs,
   paper_tables,
-  settings as setting_flags,
-  start,
 )
+from experiments.bags import cohort as cohorts
+from experiments.bags.options import Data, External, Folds, Training
+from experiments.paper_runs import Job, Runs
 from experiments.paper_text import Table
+from experiments.run import start
+from experiments.run.check import Check
+from experiments.run.options import OptionError, field
+from experiments.run.start import Cache, Output
 
-_TABLE = flags.DEFINE_integer('table', None, 'Which table, 1 to 6.', 1, 6)
-_FIGURE = flags.DEFINE_integer('figure', None, 'Which figure, 2 to 4.', 2, 4)
-_MODELS = flags.DEFINE_list(
-  'models',
-  list(paper_numbers.MODELS),
-  'Those of Tables 1 to 3 and Figures 2 and 3.',
-)
-flags.adopt_module_key_flags(common)
-flags.adopt_module_key_flags(setting_flags)
-
+_MODELS = tuple(paper_numbers.MODELS)
 # What is about the five models, and what reads a second cohort.
 _OF_MODELS = ('table_1', 'table_2', 'table_3', 'figure_2', 'figure_3')
 _OF_TASKS = ('table_6', 'figure_4')
 _EXTERNAL = ('table_2', 'figure_3', 'figure_4')
 
 
-def _run() -> None:
-  name = _asked()
-  models = _models(name)
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """What is shown."""
+
+  table: int | None = field(None, 'Which table, 1 to 6.', least=1, most=6)
+  figure: int | None = field(None, 'Which figure, 2 to 4.', least=2, most=4)
+  models: tuple[str, ...] = field(
+    _MODELS, 'Models of Tables 1 to 3 and Figures 2 and 3.'
+  )
+
+  @property
+  def name(self) -> str:
+    """The name of the table or figure, as of its files."""
+    if (self.table is None) == (self.figure is None):
+      raise OptionError('give one of --table and --figure')
+    if self.table is None:
+      return f'figure_{self.figure}'
+    return f'table_{self.table}'
+
+  def checked(self) -> list[str]:
+    """Returns the models in the paper's order."""
+    if self.models != _MODELS and self.name not in _OF_MODELS:
+      raise OptionError('--models has no effect here: only KMIL is shown.')
+    if not self.models:
+      raise OptionError(f'--models: name some of {", ".join(_MODELS)}')
+    for model in self.models:
+      if model not in _MODELS:
+        known = ', '.join(_MODELS)
+        raise OptionError(f'--models: {model!r} is none of {known}')
+    if self.name in ('figure_2', 'figure_3') and 'kmil' not in self.models:
+      raise OptionError('--models: this figure shows KMIL, name kmil too')
+    return [model for model in _MODELS if model in self.models]
+
+
+def run(
+  shown: Shown,
+  data: Data,
+  external: External,
+  folds: Folds,
+  training: Training,
+  check: Check,
+  output: Output,
+  cache: Cache,
+) -> None:
+  """Prints one table or figure."""
+  name, models = shown.name, shown.checked()
+  if data.task != 'origin':
+    raise OptionError('--task: the table or figure says which; leave it out')
   if name in _EXTERNAL:
-    _ask_for_second_cohort(name)
+    external = _second_cohort(name, data, external)
+  runs = Runs(data, external, folds, training, output, cache)
   if name == 'table_3':
-    table, drawing, data = paper_cost.table(models), None, paper_cost.data()
+    table, drawing, about = paper_cost.table(models), None, paper_cost.data()
   else:
     # This process only reads: the device is for the commands it starts.
     jax.config.update('jax_platforms', 'cpu')
-    jobs = _jobs(name, models)
-    if common.CHECK.value:
-      sys.exit(paper_runs.check(jobs.values(), _given()))
-    paper_runs.complete(jobs.values(), start.resolved(__name__), _given())
-    table, drawing = _made(name, jobs)
-    data = _data(name, jobs)
-  folder = paper_runs.output_dir('paper')
-  text = f'{table.markdown()}\n- {data}\n'
+    jobs = _jobs(name, models, runs)
+    if check.check:
+      sys.exit(runs.check(jobs.values()))
+    runs.complete(jobs.values())
+    table, drawing = _made(name, jobs, _here(data))
+    about = _data(name, jobs, runs)
+  folder = runs.output_dir('paper')
+  text = f'{table.markdown()}\n- {about}\n'
   files.write_text(folder / f'{name}.md', text)
   files.write_rows(folder / f'{name}.csv', table.rows())
   written = [f'{name}.md', f'{name}.csv']
@@ -76,82 +117,38 @@ def _run() -> None:
   print(f'wrote {", ".join(written)} to {folder}', file=sys.stderr)
 
 
-def _asked() -> str:
-  """Returns the name of the table or figure, as of its files."""
-  if (_TABLE.value is None) == (_FIGURE.value is None):
-    raise app.UsageError('give one of --table and --figure')
-  if common.TASK.present:
-    raise app.UsageError('--task: the table or figure says which; leave it out')
-  if _TABLE.value is None:
-    return f'figure_{_FIGURE.value}'
-  return f'table_{_TABLE.value}'
-
-
-def _models(name: str) -> list[str]:
-  known, models = list(paper_numbers.MODELS), _MODELS.value
-  if _MODELS.present and name not in _OF_MODELS:
-    raise app.UsageError('--models says nothing here: it is KMIL alone')
-  if not models:
-    raise app.UsageError(f'--models: name some of {", ".join(known)}')
-  for model in models:
-    if model not in known:
-      raise app.UsageError(f'--models: {model!r} is none of {", ".join(known)}')
-  if name in ('figure_2', 'figure_3') and 'kmil' not in models:
-    raise app.UsageError('--models: this figure shows KMIL, name kmil too')
-  return [model for model in known if model in models]
-
-
-def _ask_for_second_cohort(name: str) -> None:
-  """Takes the phantom's where the data are the phantom."""
-  given = {
-    flag.name: flag.value
-    for flag in (common.EXTERNAL_CSV, common.EXTERNAL_FEATURES_DIR)
-  }
-  if not common.CSV_PATH.value and not any(given.values()):
-    flags.FLAGS['external_phantom'].value = True
-  elif missing := [f'--{flag}' for flag, value in given.items() if not value]:
-    raise app.UsageError(
-      f'{name.replace("_", " ")} needs a second cohort: give'
-      f' {" and ".join(missing)}'
+def _second_cohort(name: str, data: Data, external: External) -> External:
+  """Returns the second cohort, of the phantom where the first is."""
+  if not data.csv_path and not external.external_csv:
+    return dataclasses.replace(external, external_phantom=True)
+  if not external.external_csv:
+    raise OptionError(
+      f'{name.replace("_", " ")} needs a second cohort: give --external_csv and'
+      ' --external_features_dir'
     )
+  return external
 
 
-def _jobs(name: str, models: list[str]) -> dict[str, paper_runs.Job]:
+def _jobs(name: str, models: list[str], runs: Runs) -> dict[str, Job]:
   """Returns what must be done first, by model or task."""
   external = name in _EXTERNAL
   if name in _OF_TASKS:
-    return {t: paper_runs.cross_validation('kmil', t, external) for t in 'abc'}
+    return {t: runs.cross_validation('kmil', t, external) for t in 'abc'}
   if name in _OF_MODELS:
-    return {
-      m: paper_runs.cross_validation(m, 'origin', external) for m in models
-    }
-  return {'kmil': paper_runs.ablations()}
-
-
-def _given() -> list[str]:
-  """Returns the flags that the commands get from this one."""
-  own = (common.TASK.name, start.EXP_CODE.name)
-  held = [
-    flag
-    for module in (common, setting_flags)
-    for flag in flags.FLAGS.get_key_flags_for_module(module)
-  ]
-  found = [f.serialize() for f in held if f.present and f.name not in own]
-  phantom = flags.FLAGS['external_phantom']
-  if phantom.value and not phantom.present:
-    found.append('--external_phantom')
-  return found
+    return {m: runs.cross_validation(m, 'origin', external) for m in models}
+  return {'kmil': runs.ablations()}
 
 
 def _made(
-  name: str, jobs: dict[str, paper_runs.Job]
+  name: str, jobs: dict[str, Job], here: str
 ) -> tuple[Table, figure.Figure | None]:
   """Returns the table, and the figure where one is asked for."""
   if name in ('table_4', 'table_5'):
     settings = {
       folder.name: paper_runs.summary(folder) for folder in jobs['kmil'].folders
     }
-    return paper_tables.ablation(_TABLE.value, settings), None
+    folders = list(jobs['kmil'].folders)
+    return paper_tables.ablation(int(name[-1]), settings, folders), None
   found = {key: paper_runs.summary(job.folder) for key, job in jobs.items()}
   tables: dict[str, Callable[[dict], Table]] = {
     'table_1': paper_tables.recall_and_precision,
@@ -162,7 +159,6 @@ def _made(
     'figure_4': paper_figure_tables.of_tasks_on_both,
   }
   table = tables[name](found)
-  here = _here()
   classes = {key: summary['classes'] for key, summary in found.items()}
   if name == 'figure_2':
     by_class = paper_tables.recall_and_precision({'kmil': found['kmil']})
@@ -180,14 +176,14 @@ def _made(
   return table, None
 
 
-def _here() -> str:
+def _here(data: Data) -> str:
   """Says above a legend which data the values are of."""
-  if common.CSV_PATH.value:
-    return f'here: {pathlib.Path(common.CSV_PATH.value).name}'
+  if data.csv_path:
+    return f'here: {pathlib.Path(data.csv_path).name}'
   return 'here: phantom cohort (rendered slides, no patients)'
 
 
-def _data(name: str, jobs: dict[str, paper_runs.Job]) -> str:
+def _data(name: str, jobs: dict[str, Job], runs: Runs) -> str:
   """Says on which data a table was made."""
   counts = {}
   for key, job in jobs.items():
@@ -204,35 +200,22 @@ def _data(name: str, jobs: dict[str, paper_runs.Job]) -> str:
     told = '; '.join(f'task {t.upper()}: {told}' for t, told in counts.items())
   else:
     told = ', or '.join(dict.fromkeys(counts.values()))
-  changed = [
-    flag.serialize()
-    for flag in flags.FLAGS.get_key_flags_for_module(setting_flags)
-    + [
-      flags.FLAGS[f.name]
-      for f in (common.K, start.SEED, common.LABELS, common.SHUFFLE_LABELS)
-    ]
-    if flag.present
-  ]
+  data, external = runs.data, runs.external
+  places = ('csv_path', 'features_dir', 'results_dir', 'cache_dir', 'external')
+  changed = [flag for flag in runs.given() if not flag[2:].startswith(places)]
   told += f'; trained with {" ".join(changed)}' if changed else ''
-  second = common.EXTERNAL_CSV.value if name in _EXTERNAL else None
+  second = external.external_csv if name in _EXTERNAL else None
   also = f' and {second}' if second else ''
-  if common.CSV_PATH.value:
-    return f'Data: {common.CSV_PATH.value}{also}, {told}.'
+  if data.csv_path:
+    return f'Data: {data.csv_path}{also}, {told}.'
   return (
     f'Data: the phantom cohort{also}, {told}. Phantom slides are rendered: they'
     ' say nothing about the accuracy of these models on patients.'
   )
 
 
-def main(argv: list[str]) -> None:
-  """Prints one table or figure."""
-  if start.COORDINATOR.value:
-    sys.exit(
-      'error: --coordinator: run experiments.kmil on the pod first, and this on'
-      ' one host'
-    )
-  start.script(_run, common.ERRORS)(argv)
+main = start.script(run, cohorts.ERRORS)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

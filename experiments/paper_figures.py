@@ -6,8 +6,8 @@ from matplotlib import axes, figure, lines, patches, patheffects
 import numpy as np
 
 from experiments import paper_numbers
+from experiments.evaluation.predictions import Predictions
 from experiments.paper_text import Entry, Table
-from experiments.predictions import Predictions
 from kmil_jax import metrics
 
 # Told apart by the colour-blind (Okabe and Ito 2008).

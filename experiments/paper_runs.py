@@ -11,19 +11,17 @@ import subprocess
 import sys
 from typing import Any
 
-from data import splits as split_files
-from experiments import (
-  ablation_settings,
-  common,
-  predictions,
-  settings as setting_flags,
-  start,
-)
-from experiments.predictions import Predictions
-from kmil_jax.models.dtfd import DTFD
-from kmil_jax.models.kmil import Choice
+from experiments.bags import cohort as cohorts, options
+from experiments.bags.ablation import SETTINGS
+from experiments.bags.options import Data, External, Folds, Model, Training
+from experiments.evaluation import predictions
+from experiments.evaluation.predictions import Predictions
+from experiments.run.options import decisive, to_json
+from experiments.run.results import Folder
+from experiments.run.start import Cache, Output, lines
 
 _STDERR = 2  # Its number: standard output is for the tables.
+_DECIDE = Model, Data, Folds, Training, Output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +29,9 @@ class Job:
   """A command, and the results folders that it fills."""
 
   command: tuple[str, ...]  # what follows `python -m`
-  model: str
   task: str
-  # By folder, the flags that its command alone has or sets.
-  folders: Mapping[pathlib.Path, Mapping[str, Any]]
-  external: bool = False  # whether every fold is tried on a second cohort
+  folders: Mapping[pathlib.Path, Model]
+  external: bool = False  # whether every fold is tested on a second cohort
 
   @property
   def folder(self) -> pathlib.Path:
@@ -43,103 +39,149 @@ class Job:
     return next(iter(self.folders))
 
 
-def cross_validation(model: str, task: str, external: bool = False) -> Job:
-  """Returns what trains a model on a task, and tries it on a second cohort."""
-  code = f'{model}_{task}'
-  own = _choice_flags(Choice()) | {
-    'model': model,
-    'combine': False,
-    'distill': DTFD.distill,
-    'pseudo_bags': DTFD.pseudo_bags,
-    'total_instances': DTFD.total_instances,
-    'instance_score': DTFD.score,
-  }
-  command = (
-    'experiments.kmil',
-    f'--model={model}',
-    f'--task={task}',
-    '--heat_maps=0',
-    *_code_flag(code),
-  )
-  return Job(
-    command,
-    model,
-    task,
-    {output_dir(code): own | _named(code, task)},
-    external,
-  )
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """The options that the jobs of a table share."""
 
+  data: Data
+  external: External
+  folds: Folds
+  training: Training
+  output: Output
+  cache: Cache
 
-def ablations() -> Job:
-  """Returns what trains KMIL under every setting of Tables 4 and 5."""
-  code = 'ablations_origin'
-  folders = {
-    output_dir(code) / name: _choice_flags(choice)
-    | {'model': 'kmil'}
-    | _named(code, 'origin')
-    for name, choice in ablation_settings.SETTINGS.items()
-  }
-  command = ('experiments.ablations', *_code_flag(code))
-  return Job(command, 'kmil', 'origin', folders)
+  def cross_validation(
+    self, model: str, task: str, external: bool = False
+  ) -> Job:
+    """Returns what trains a model on a task, and a test on a second cohort."""
+    code = f'{model}_{task}'
+    command = (
+      'experiments.kmil',
+      f'--model={model}',
+      f'--task={task}',
+      '--heat_maps=0',
+      *self._code_flag(code),
+    )
+    folders = {self.output_dir(code): Model(model=model)}
+    return Job(command, task, folders, external)
 
+  def ablations(self) -> Job:
+    """Returns what trains KMIL under every setting of Tables 4 and 5."""
+    code = 'ablations_origin'
+    root = self.output_dir(code)
+    folders = {root / name: model for name, model in SETTINGS.items()}
+    command = ('experiments.ablations', *self._code_flag(code))
+    return Job(command, 'origin', folders)
 
-def output_dir(code: str) -> pathlib.Path:
-  """Folder of an experiment; --exp_code goes before its name."""
-  name = _prefixed(code) or code
-  return pathlib.Path(start.RESULTS_DIR.value) / f'{name}_s{start.SEED.value}'
+  def output_dir(self, code: str) -> pathlib.Path:
+    """Folder of an experiment; --exp_code goes before its name."""
+    named = dataclasses.replace(self.output, exp_code=self._prefixed(code))
+    return named.folder(code)
 
+  def given(self) -> list[str]:
+    """Returns the flags that every command gets: those that are not default."""
+    output = dataclasses.replace(self.output, exp_code=None)
+    mine = [self.data, self.external, self.folds, self.training]
+    mine += [output, self.cache]
+    usual = lines([type(one)() for one in mine]).splitlines()
+    return [line for line in lines(mine).splitlines() if line not in usual]
 
-def complete(
-  jobs: Iterable[Job], values: Mapping[str, Any], given: Sequence[str]
-) -> None:
-  """Runs the jobs that are not done, one after the other.
+  def complete(self, jobs: Iterable[Job]) -> None:
+    """Runs the jobs that are not done, one after the other.
 
-  What is done with the same flags on the same data is left alone. All else is
-  run: the command itself refuses a folder of other settings, and trains no
-  fold twice. Each command is printed before it runs, on standard error as all
-  it says.
+    What is done with the same options on the same data is left alone. All else
+    is run: the command itself refuses a folder of other settings, and trains no
+    fold twice. Each command is printed before it runs, on standard error as all
+    that it prints.
 
-  Args:
-    jobs: in the order they run.
-    values: of all flags that the jobs share, by name.
-    given: flags for every job.
+    Raises:
+      SystemExit: with the status of a job that fails.
+    """
+    inputs_of = functools.cache(self._inputs)
+    for job in jobs:
+      if self._is_complete(job) and self._is_unchanged(job, inputs_of):
+        continue
+      code = self._run(job)
+      if code:
+        sys.exit(code if code > 0 else 128 - code)
 
-  Raises:
-    SystemExit: with the status of a job that fails.
-  """
-  inputs_of = functools.cache(_inputs)
-  for job in jobs:
-    if _is_complete(job) and _is_unchanged(job, values, inputs_of):
-      continue
-    code = _run(job, given)
-    if code:
-      sys.exit(code if code > 0 else 128 - code)
+  def check(self, jobs: Iterable[Job]) -> int:
+    """Runs all jobs with --check; returns 1 if any has problems."""
+    return int(any([self._run(job, '--check') for job in jobs]))
 
+  def _run(self, job: Job, *more: str) -> int:
+    """Runs a command; returns its status, of a signal its negative number."""
+    command = ['-m', *job.command, *self.given(), *more]
+    shown = shlex.join(['python', *command])
+    print(f'$ {shown}', file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, *command], stdout=_STDERR)
+    if done.returncode:
+      print(f'error: this command failed: {shown}', file=sys.stderr)
+    return done.returncode
 
-def check(jobs: Iterable[Job], given: Sequence[str]) -> int:
-  """Runs all jobs, to which --check is given; returns 1 if any has problems."""
-  return int(any([_run(job, given) for job in jobs]))
+  def _prefixed(self, code: str) -> str | None:
+    prefix = self.output.exp_code
+    return f'{prefix}_{code}' if prefix else None
 
+  def _code_flag(self, code: str) -> list[str]:
+    name = self._prefixed(code)
+    return [f'--exp_code={name}'] if name else []
 
-def _run(job: Job, given: Sequence[str]) -> int:
-  """Runs a command; returns its status, of a signal its negative number."""
-  command = ['-m', *job.command, *given]
-  shown = shlex.join(['python', *command])
-  print(f'$ {shown}', file=sys.stderr, flush=True)
-  done = subprocess.run([sys.executable, *command], stdout=_STDERR)
-  if done.returncode:
-    print(f'error: this command failed: {shown}', file=sys.stderr)
-  return done.returncode
+  def _is_complete(self, job: Job) -> bool:
+    folds = list(range(self.folds.k))
+    for folder in job.folders:
+      if not (folder / 'summary.json').exists():
+        return False
+      found = summary(folder)
+      parts = {predictions.TEST: found}
+      if job.external:
+        parts[predictions.EXTERNAL] = found.get('external', {})
+      for name, part in parts.items():
+        paths = [folder / f'fold_{fold}' / name for fold in folds]
+        if part.get('folds') != folds or not all(p.exists() for p in paths):
+          return False
+    return True
+
+  def _is_unchanged(self, job: Job, inputs_of: Callable) -> bool:
+    """Whether the folders are of these options and data."""
+    inputs, second = inputs_of(job.task, job.external)
+    data = dataclasses.replace(self.data, task=job.task)
+    for path, model in job.folders.items():
+      config = Folder(path).config()
+      training = self.training.resolved(model.model)
+      now = to_json([model, data, self.folds, training, self.output])
+      before = to_json(options.read(config, *_DECIDE))
+      if any(now[name] != before[name] for name in decisive(_DECIDE)):
+        return False
+      if config.inputs != inputs:
+        return False
+      if job.external and _read_json(path / 'external.json') != second:
+        return False
+    return True
+
+  def _inputs(self, task: str, external: bool) -> tuple[dict, dict | None]:
+    """Hashes of the cohort under a task, and of the second if it is asked."""
+    with contextlib.redirect_stdout(sys.stderr):
+      material = cohorts.load(
+        dataclasses.replace(self.data, task=task),
+        self.folds,
+        self.output.seed,
+        self.cache.cache_dir,
+        self.external if external else None,
+      )
+      material.check()
+    second = material.second.fingerprint() if external else None
+    return material.inputs(), second
 
 
 def summary(folder: pathlib.Path) -> dict:
-  """Returns what `summaries.summarise` wrote of a folder."""
+  """Returns what `summary.summarise` wrote of a folder."""
   return _read_json(folder / 'summary.json')
 
 
 def test_parts(folder: pathlib.Path, classes: Sequence[str]) -> Predictions:
   """Returns the test parts of all folds as one."""
-  folds = predictions.read_folds(folder, classes)
+  folds = predictions.read_folds(Folder(folder), classes)
   return predictions.pool([parts['test'] for parts in folds.values()])
 
 
@@ -149,83 +191,11 @@ def both_cohorts(
   """Returns the test parts, and the mean probabilities of the second cohort."""
   return {
     'internal': test_parts(folder, classes),
-    'external': predictions.mean(predictions.read_external(folder, classes)),
+    'external': predictions.mean(
+      predictions.read_external(Folder(folder), classes)
+    ),
   }
-
-
-def _is_complete(job: Job) -> bool:
-  folds = list(range(common.K.value))
-  for folder in job.folders:
-    if not (folder / 'summary.json').exists():
-      return False
-    found = summary(folder)
-    parts = {'predictions.csv': found}
-    if job.external:
-      parts['external.csv'] = found.get('external', {})
-    for name, part in parts.items():
-      paths = [folder / f'fold_{fold}' / name for fold in folds]
-      if part.get('folds') != folds or not all(p.exists() for p in paths):
-        return False
-  return True
-
-
-def _is_unchanged(
-  job: Job, values: Mapping[str, Any], inputs_of: Callable
-) -> bool:
-  """Whether the folders are of these flags and data.
-
-  False also where that is unknown, as of a flag that is new to this file.
-  """
-  settings = setting_flags.resolved(setting_flags.resolve(job.model))
-  inputs, second = inputs_of(job.task, job.external)
-  for folder, own in job.folders.items():
-    config = _read_json(folder / 'config.json')
-    now = {**values, **settings, **own}
-    known = [config['flags'].get(name) for name in config['decides']]
-    if known != [now.get(name) for name in config['decides']]:
-      return False
-    if config['inputs'] != inputs:
-      return False
-    if job.external and _read_json(folder / 'external.json') != second:
-      return False
-  return True
-
-
-def _inputs(task: str, external: bool) -> tuple[dict, dict | None]:
-  """Hashes of the cohort under a task, and of the second one if it is asked."""
-  with contextlib.redirect_stdout(sys.stderr):
-    cohort, _ = common.cohort(task)
-    marks = cohort.fingerprint() | {
-      'splits_sha256': split_files.fingerprint(
-        cohort.manifest, common.splits(cohort)
-      )
-    }
-    if not external:
-      return marks, None
-    return marks, common.external_cohort(cohort, task).fingerprint()
 
 
 def _read_json(path: pathlib.Path) -> Any:
   return json.loads(path.read_text(encoding='utf-8'))
-
-
-def _choice_flags(choice: Choice) -> dict[str, Any]:
-  return {
-    'score': choice.score,
-    'drop': choice.drop,
-    'drop_fraction': choice.drop_per_mille / 1000,
-  }
-
-
-def _named(code: str, task: str) -> dict[str, Any]:
-  return {'task': task, 'exp_code': _prefixed(code)}
-
-
-def _prefixed(code: str) -> str | None:
-  prefix = start.EXP_CODE.value
-  return f'{prefix}_{code}' if prefix else None
-
-
-def _code_flag(code: str) -> list[str]:
-  name = _prefixed(code)
-  return [f'--exp_code={name}'] if name else []

@@ -1,14 +1,13 @@
 """The tables of Zheng et al. 2024, from summaries, with the paper's numbers."""
 
 from collections.abc import Mapping, Sequence
+import pathlib
 
 from experiments import (
-  ablation_settings,
-  class_labels,
   comparison,
   paper_numbers as paper,
-  paper_runs,
 )
+from experiments.bags import ablation as ablations, cohort as cohorts
 from experiments.paper_text import Entry, Table
 
 # Names of the metrics, in the paper's order of Table 2.
@@ -115,7 +114,9 @@ def external(summaries: Mapping[str, dict]) -> Table:
   )
 
 
-def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
+def ablation(
+  number: int, summaries: Mapping[str, dict], folders: Sequence[pathlib.Path]
+) -> Table:
   """Returns Table 4 or 5: KMIL by what it drops.
 
   Reads the test parts of the settings' folders too, for paired differences.
@@ -123,23 +124,24 @@ def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
   Args:
     number: 4 or 5.
     summaries: by setting.
+    folders: of the settings.
 
   Raises:
     ResultsError: if the settings were not tried on the same slides.
   """
   settings, published, title = {
     4: (
-      ablation_settings.TABLE_4,
+      ablations.TABLE_4,
       paper.TABLE_4,
       'Table 4. KMIL without the share t of the lowest scores',
     ),
     5: (
-      ablation_settings.TABLE_5,
+      ablations.TABLE_5,
       paper.TABLE_5,
       'Table 5. KMIL with the share t of the lowest scores alone',
     ),
   }[number]
-  changes = _changes()
+  changes = _changes(folders)
   entries = []
   for score, by_threshold in settings.items():
     for t, setting in by_threshold.items():
@@ -165,7 +167,7 @@ def ablation(number: int, summaries: Mapping[str, dict]) -> Table:
 
 def tasks(summaries: Mapping[str, dict]) -> Table:
   """Returns Table 6: KMIL by task."""
-  classes = (*paper.CLASSES[:2], class_labels.METASTATIC)
+  classes = (*paper.CLASSES[:2], cohorts.METASTATIC)
   overall = {**METRICS, 'balanced_accuracy': 'balanced ACC'}
   entries = []
   for task, summary in summaries.items():
@@ -225,9 +227,9 @@ def canonical(name: str) -> str:
   return numbers.get(name, name)
 
 
-def _changes() -> dict[str, dict[str, dict]]:
+def _changes(folders: Sequence[pathlib.Path]) -> dict[str, dict[str, dict]]:
   """Rows of `comparison.compare` by setting and metric, a dropping nothing."""
-  runs = comparison.read([str(f) for f in paper_runs.ablations().folders])
+  runs = comparison.read([str(folder) for folder in folders])
   first = [run.folder.name for run in runs].index('all')
   pairs = [(first, other) for other in range(len(runs)) if other != first]
   changes = {runs[other].folder.name: {} for _, other in pairs}

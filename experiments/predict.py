@@ -23,10 +23,11 @@ from absl import app, flags
 from data.features import FeatureError
 from data.slides import SlideError
 from experiments import provenance, scale_flags, start
+from experiments.bags import features
 from experiments.prediction import bags, loop, outputs, predictor, run_flags
 from experiments.prediction.card import PredictionError
 from experiments.prediction.predictor import Predictor
-from experiments.preflight import features as preflight, flag
+from experiments.preflight import flag
 from experiments.preflight.findings import Findings, some
 from kmil_jax.export import ExportError
 
@@ -141,7 +142,7 @@ def _close(compared: bags.Compared) -> NoReturn:
   unread = [f'{slide}: {reason}' for slide, reason in failures]
   unlike = [f"{fault}, unlike the models' own features" for fault in faults]
   findings = Findings(unread + unlike)
-  preflight.scan(found.source, found.ids, findings)
+  features.scan(found.source, found.ids, findings)
   findings.close()
 
 

@@ -10,12 +10,9 @@ import subprocess
 import sys
 
 from experiments import files
+from experiments.run.results import ResultsError as ResultsError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-
-
-class ResultsError(ValueError):
-  """A results folder that cannot be used; says what is wrong with it."""
 
 
 def open_folder(

@@ -1,4 +1,4 @@
-"""The tables that end a script, as text."""
+"""The tables of experiments.compare, as text."""
 
 from collections.abc import Sequence
 import itertools
@@ -7,42 +7,6 @@ _HOLM = (
   'Holm: p corrected within each metric for all pairs of runs, not across'
   ' metrics.'
 )
-
-
-def closing(summary: dict) -> str:
-  """Returns a summary, as `summaries.summarise` makes it, for the terminal."""
-  blocks = [
-    f'{summary["model"]}, task {summary["task"]}: test parts of folds '
-    + ', '.join(map(str, summary['folds'])),
-    *_metrics(summary, 'pooled'),
-    '',
-    *_classes(summary),
-    '',
-    *_calibration(summary['calibration']),
-  ]
-  if external := summary.get('external'):
-    blocks += [
-      '',
-      f'external cohort, {external["slides"]} slides of'
-      f' {external["cases"]} cases: each fold, and the mean probability',
-      *_metrics(external, 'ensemble'),
-      '',
-      *_classes(external),
-    ]
-  return '\n' + '\n'.join(blocks)
-
-
-def one_line(table: dict) -> str:
-  """Returns the pooled metrics of a summary with their intervals, in short."""
-  return '  '.join(
-    f'{short} {number(m["pooled"]).strip()}'
-    f' [{number(m["ci_low"]).strip()}, {number(m["ci_high"]).strip()}]'
-    for short, m in (
-      ('ACC', table['accuracy']),
-      ('F1', table['f1_macro']),
-      ('AUROC', table['auroc']),
-    )
-  )
 
 
 def number(x: float | None) -> str:
@@ -104,44 +68,3 @@ def _p(x: float | None) -> str:
   if x is None:
     return '   n/a'
   return '<.0001' if x < 1e-4 else f'{x:6.4f}'
-
-
-def _metrics(table: dict, whole: str) -> list[str]:
-  lines = [f'{"":18}{whole:>8}  [95 % interval]    mean    std']
-  for name, m in table['metrics'].items():
-    interval = f'[{number(m["ci_low"])}, {number(m["ci_high"])}]'
-    lines.append(
-      f'{name:18}  {number(m[whole])}  {interval}'
-      f'  {number(m["mean"])} {number(m["std"])}'
-    )
-  closed = table['auroc_delong']
-  interval = f'[{number(closed["low"])}, {number(closed["high"])}]'
-  return [*lines, f'{"  by DeLong":18}{"":10}{interval}']
-
-
-def _classes(table: dict) -> list[str]:
-  width = max(14, *(len(name) for name in table['per_class']))
-  lines = [f'{"":{width}}   precision recall  auroc   confusion']
-  for row, (name, m) in zip(
-    table['confusion'], table['per_class'].items(), strict=True
-  ):
-    values = ' '.join(number(m[x]) for x in ('precision', 'recall', 'auroc'))
-    counts = ' '.join(f'{n:4}' for n in row)
-    lines.append(f'{name:{width}}      {values}   {counts}')
-  return lines
-
-
-def _calibration(found: dict) -> list[str]:
-  after = found['after_temperature']
-  lines = [f'{"":18}   as is  at one temperature fitted on validation']
-  for name in after:
-    lines.append(f'{name:18}  {number(found[name])}  {number(after[name])}')
-  reasons = found['temperature_reason']
-  shown = [
-    f'{t:.2f}' + '*' * bool(reason)
-    for t, reason in zip(found['temperature'], reasons, strict=True)
-  ]
-  lines.append(f'{"temperature":18}  ' + ' '.join(shown))
-  for reason in sorted(set(reasons) - {''}):
-    lines.append(f'* not fitted: {reason}')
-  return lines

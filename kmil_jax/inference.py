@@ -32,42 +32,6 @@ class Design:
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  @classmethod
-  def of_flags(
-    cls, flags: Mapping[str, Any], num_classes: int, width: int
-  ) -> 'Design':
-    """Returns the design that the flags of a training ask for.
-
-    Args:
-      flags: by name, of experiments.kmil, or of experiments.ablations, which
-        has fewer.
-      num_classes: C.
-      width: D.
-    """
-    options = {}
-    if flags['model'].startswith('dtfd'):
-      options = {
-        'distill': flags['distill'],
-        'pseudo_bags': flags['pseudo_bags'],
-        'total_instances': flags['total_instances'],
-        'score': flags['instance_score'],
-      }
-    return cls(
-      model=flags['model'],
-      num_classes=num_classes,
-      width=width,
-      precision=flags['precision'],
-      choice=Choice(
-        flags.get('score', Choice.score),
-        flags.get('drop', Choice.drop),
-        round(1000 * flags['drop_fraction'])
-        if 'drop_fraction' in flags
-        else Choice.drop_per_mille,
-      ),
-      combine=flags.get('combine', False),
-      options=options,
-    )
-
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
     spec = SPECS[self.model]
@@ -171,6 +135,39 @@ class Design:
         }
     finally:
       jax.config.update('jax_traceback_in_locations_limit', limit)
+
+
+def network_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a `Design` that the options of a training decide.
+
+  Args:
+    options: by name, as config.json of a results folder has them, of whatever
+      version; what is absent is by default.
+  """
+
+  def get(name, former, default):
+    return options.get(name, options.get(former, default))
+
+  extra = {}
+  if options['model'].startswith('dtfd'):
+    extra = {
+      'distill': options['distill'],
+      'pseudo_bags': options['pseudo_bags'],
+      'total_instances': options['total_instances'],
+      'score': get('dtfd_rank_by', 'instance_score', 'last'),
+    }
+  dropped = options.get('drop_fraction', Choice.drop_per_mille / 1000)
+  return {
+    'model': options['model'],
+    'precision': options['precision'],
+    'choice': Choice(
+      get('kmil_score', 'score', Choice.score),
+      get('kmil_drop', 'drop', Choice.drop),
+      round(1000 * dropped),
+    ),
+    'combine': get('average_with_top_instance', 'combine', False),
+    'options': extra,
+  }
 
 
 def stack(folds: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -12,7 +12,13 @@ import numpy as np
 
 from kmil_jax import export, folds as stages, intervals, metrics, plan, splits
 from kmil_jax.folds import Fold, Settings
-from kmil_jax.inference import CHOOSER, MODEL, Design, stack
+from kmil_jax.inference import (
+  CHOOSER,
+  MODEL,
+  Design,
+  network_settings,
+  stack,
+)
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader
 from kmil_jax.types import ModelSpec, Recipe, Store
@@ -188,14 +194,20 @@ def load(folder: str | pathlib.Path) -> Trained:
   """
   folder = pathlib.Path(folder).expanduser()
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  if 'cohort' not in config or config['flags'].get('model') not in SPECS:
+  # Version 1 of the file calls them flags.
+  options = config.get('options', config.get('flags', {}))
+  if 'cohort' not in config or options.get('model') not in SPECS:
     raise ValueError(
       f'{folder}: these are no models of bags. Give a folder of'
       ' experiments.kmil.'
     )
   cohort = config['cohort']
   classes = tuple(cohort['classes'])
-  design = Design.of_flags(config['flags'], len(classes), cohort['width'])
+  design = Design(
+    num_classes=len(classes),
+    width=cohort['width'],
+    **network_settings(options),
+  )
   paths = sorted(folder.glob('fold_*/predictions.csv'))
   if not paths:
     raise FileNotFoundError(f'{folder}: no fold is finished.')

@@ -154,9 +154,13 @@ class Table:
 
 
 def _text(value: Any, form: str) -> str:
-  if isinstance(value, tuple):
+  if isinstance(value, tuple) and None not in value:
     return ' to '.join(_text(end, form) for end in value)
-  if value is None or (isinstance(value, float) and math.isnan(value)):
+  if (
+    value is None
+    or isinstance(value, tuple)
+    or (isinstance(value, float) and math.isnan(value))
+  ):
     return 'n/a'
   if form == 'p':
     return '<.0001' if value < 1e-4 else f'{value:.4f}'

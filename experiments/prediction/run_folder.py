@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import predictions, scores
+from experiments.bags import options
+from experiments.evaluation import predictions, summary as summaries
 from experiments.prediction.card import Card
-from experiments.provenance import ResultsError
 from experiments.run.progress import DIVERGED
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import folds as kept, inference
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS
@@ -38,19 +39,19 @@ def read(
     ResultsError: if this is no such folder, if folds asked for are not
       finished, or if its files do not fit each other.
   """
-  config, summary = _json(folder, 'config.json'), _json(folder, 'summary.json')
-  flags = config['flags']
-  if flags.get('model') not in SPECS:
+  config, summary = Folder(folder).config(), _json(folder, 'summary.json')
+  settings = options.trained(config)
+  if settings is None:
     raise ResultsError(
       f'{folder}: results of another script; models are kept by'
       ' experiments.kmil and experiments.ablations'
     )
-  if 'cohort' not in config:
+  if not config.cohort:
     raise ResultsError(
       f'{folder}/config.json does not say what the models take: it was begun'
       f' by an older version; {_AGAIN}'
     )
-  cohort = config['cohort']
+  cohort = config.cohort
   classes = tuple(cohort['classes'])
   if tuple(summary['classes']) != classes:
     raise ResultsError(
@@ -59,31 +60,32 @@ def read(
     )
   folds = _folds(folder, summary['k'], fold)
   # Refuses probabilities of other classes.
-  fitted = scores.temperatures(predictions.read_folds(folder, classes))
-  design = Design.of_flags(flags, len(classes), cohort['width'])
+  folds_read = predictions.read_folds(Folder(folder), classes)
+  fitted = summaries.temperatures(folds_read)
+  design = settings.design(len(classes), cohort['width'])
   models = [_weights(folder / f'fold_{i}', design) for i in folds]
-  settings = _settings(design)
+  stated = _settings(design)
   card = Card(
     model=design.model,
-    task=flags['task'],
+    task=options.read(config, options.Data)[0].task,
     classes=classes,
     width=design.width,
     folds=folds,
     temperature=tuple(
-      None if fitted[i].reason else fitted[i].value for i in folds
+      None if fitted[i].reason else fitted[i].temperature for i in folds
     ),
-    sha256=tuple(_digest(weights, settings) for weights in models),
-    settings=settings,
+    sha256=tuple(_digest(weights, stated) for weights in models),
+    settings=stated,
     features=cohort['features'],
-    training=config['inputs'],
-    made_by=tuple(config['made_by']),
+    training=config.inputs,
+    made_by=tuple(config.made_by),
   )
   return card, design, inference.stack(models)
 
 
 def features_dir(folder: pathlib.Path) -> pathlib.Path:
   """Returns where the features were that the models were trained on."""
-  return pathlib.Path(_json(folder, 'config.json')['cohort']['features_dir'])
+  return pathlib.Path(Folder(folder).config().cohort['features_dir'])
 
 
 def slides(folder: pathlib.Path) -> set[str]:
@@ -139,7 +141,8 @@ def _settings(design: Design) -> dict[str, Any]:
 def _weights(folder: pathlib.Path, design: Design) -> dict[str, Any]:
   """The parameters of one fold by network."""
   try:
-    model = kept.load(folder, design)
+    with Folder(folder.parent).plain(folder.name) as path:
+      model = kept.load(path, design)
   except (FileNotFoundError, AssertionError, ValueError, KeyError) as error:
     raise ResultsError(
       f'{folder}/checkpoints: not the parameters of {design.model} with'

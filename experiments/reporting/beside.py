@@ -6,7 +6,8 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import ablation_settings, group_table
+from experiments.bags import ablation as ablations
+from experiments.evaluation import groups as group_table
 from experiments.reporting.record import Record
 
 COST = 'cost.json'  # Of `experiments.cost --format=json`.
@@ -22,7 +23,7 @@ def ablation(record: Record) -> list[tuple[str, Mapping[str, Any]]]:
   roots = [record.folder.parent, *record.folder.parent.glob('*ablations_*')]
   for root in sorted(roots):
     found = []
-    for name in ablation_settings.SETTINGS:
+    for name in ablations.SETTINGS:
       config = _json(root / name / 'config.json')
       summary = _json(root / name / 'summary.json')
       if config and summary and config.get('inputs') == record.config['inputs']:

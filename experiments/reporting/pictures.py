@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from experiments.predictions import Predictions
+from experiments.evaluation.predictions import Predictions
 from experiments.reporting.record import Record
 
 _WIDTH = 1100  # Pixels of a heat map in the page.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 import dataclasses
 
-from experiments import scores
+from experiments.evaluation import summary as summaries
 from experiments.reporting.record import Record
 from kmil_jax.models import SPECS
 from kmil_jax.types import Recipe
@@ -146,11 +146,11 @@ def _model(record: Record) -> Iterator[str]:
       'var': 'the variance over classes of its class probabilities',
       'one_minus_var': 'one minus the variance over classes of its class'
       ' probabilities',
-    }.get(flags.get('score'), flags.get('score'))
+    }.get(flags.get('kmil_score'), flags.get('kmil_score'))
     yield (
       f'A first stage, {spec.chooser}, scores every instance by {score}. The'
-      f' {100 * drop:g} % of a slide with the {flags.get("drop")} scores are'
-      ' dropped; the second stage is trained on the rest, and it is what'
+      f' {100 * drop:g} % of a slide with the {flags.get("kmil_drop")} scores'
+      ' are dropped; the second stage is trained on the rest, and it is what'
       ' predicts.'
     )
   if model.startswith('dtfd'):
@@ -158,7 +158,7 @@ def _model(record: Record) -> Iterator[str]:
       f'Each slide is split into {flags.get("pseudo_bags")} pseudo-bags; the'
       f' second tier sees “{flags.get("distill")}”.'
     )
-  if flags.get('combine'):
+  if flags.get('average_with_top_instance'):
     yield 'Probabilities of the bag and of its highest instance are averaged.'
 
 
@@ -190,6 +190,6 @@ def _calibration(record: Record) -> str:
     ' classes, NLL is the mean negative log likelihood. The temperature of a'
     ' fold minimises the NLL of the validation parts of all folds, without the'
     f' patients that the fold tests, within {low:g} to {high:g}, and is applied'
-    f' to its test part. With fewer than {scores.LEAST_PATIENTS} patients, or'
-    ' at a bound, it is 1.'
+    f' to its test part. With fewer than {summaries.LEAST_PATIENTS} patients,'
+    ' or at a bound, it is 1.'
   )

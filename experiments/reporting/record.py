@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from data import splits as split_files
-from experiments import predictions
-from experiments.predictions import Predictions
-from experiments.provenance import ResultsError
+from experiments.bags.options import OPTIONS
+from experiments.evaluation import predictions
+from experiments.evaluation.predictions import Predictions
+from experiments.run.options import renamed
+from experiments.run.results import Folder, ResultsError
 
 _AGAIN = 'give its training command again, which trains nothing that is done'
 
@@ -46,7 +48,10 @@ class Record:
 
   @property
   def flags(self) -> Mapping[str, Any]:
-    return self.config['flags']
+    """Options by name."""
+    # Version 1 of config.json calls them flags.
+    values = self.config.get('options') or self.config['flags']
+    return renamed(values, OPTIONS)
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -81,8 +86,9 @@ def read(folder: pathlib.Path) -> Record:
     ResultsError: if there is none, or if its files do not fit each other.
   """
   config, summary = _json(folder, 'config.json'), _json(folder, 'summary.json')
+  values = 'options' if 'version' in config else 'flags'
   for name, value, keys in (
-    ('config.json', config, ('flags', 'inputs', 'made_by')),
+    ('config.json', config, (values, 'inputs', 'made_by')),
     ('summary.json', summary, ('model', 'classes', 'k', 'folds', 'metrics')),
   ):
     missing = [key for key in keys if key not in value]
@@ -92,7 +98,7 @@ def read(folder: pathlib.Path) -> Record:
         ' cross-validation'
       )
   classes = summary['classes']
-  folds = predictions.read_folds(folder, classes)
+  folds = predictions.read_folds(Folder(folder), classes)
   if list(folds) != summary['folds']:
     raise ResultsError(
       f'{folder}: summary.json is of the folds {summary["folds"]}, but'
@@ -100,7 +106,7 @@ def read(folder: pathlib.Path) -> Record:
     )
   if not folds:
     raise ResultsError(f'{folder}: no fold is finished; {_AGAIN}')
-  external = predictions.read_external(folder, classes)
+  external = predictions.read_external(Folder(folder), classes)
   return Record(
     folder=folder,
     config=config,

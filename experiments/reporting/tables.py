@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from data import splits as split_files
+from experiments.bags.options import OPTIONS
 from experiments.reporting.record import Record
+from experiments.run.options import decisive
 from kmil_jax import metrics
 
 # Names in files: names in the page.
@@ -111,7 +113,7 @@ def second_folds(table: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def flags(record: Record) -> list[tuple[str, str, bool]]:
   """Names and values of all flags, and whether they decide the result."""
-  decides = set(record.config.get('decides', ()))
+  decides = decisive(OPTIONS)
   return [
     (name, 'not given' if value is None else _text(value), name in decides)
     for name, value in sorted(record.flags.items())

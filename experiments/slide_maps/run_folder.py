@@ -31,7 +31,9 @@ def slide_files(
     )
   try:
     record = json.loads(config.read_text(encoding='utf-8'))
-    said, features = record['flags'], record.get('cohort', {})
+    # Version 1 of config.json calls the options flags.
+    said = record['options' if 'version' in record else 'flags']
+    features = record.get('cohort', {})
   except (ValueError, KeyError, TypeError) as e:
     raise MapError(f'{config}: not the record of a run ({e!r})') from e
   folder = slides_dir or said.get('slides_dir')

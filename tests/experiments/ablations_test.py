@@ -6,7 +6,7 @@ import feature_folder
 import numpy as np
 import pytest
 
-from experiments import ablation_settings
+from experiments.bags.ablation import SETTINGS, TABLE_4
 
 QUICK = ['--k=3', '--seed=1', '--lr=0.005', '--epochs=6']
 
@@ -51,15 +51,15 @@ def test_a_setting_is_what_its_own_command_gives(ablated, setting, command):
 def test_every_setting_is_a_results_folder_of_its_own(ablated):
   _, folder, out = ablated
   root = folder / 'ablations_origin_s1'
-  settings = ablation_settings.SETTINGS
-  assert {p.name for p in root.iterdir()} == set(settings)
-  found = {name: probabilities(root / name) for name in settings}
-  names = list(settings)
+  assert {p.name for p in root.iterdir() if p.is_dir()} == set(SETTINGS)
+  found = {name: probabilities(root / name) for name in SETTINGS}
+  names = list(SETTINGS)
   for i, name in enumerate(names):
     summary = json.loads((root / name / 'summary.json').read_text())
-    assert f'AUROC {summary["metrics"]["auroc"]["pooled"]:.3f}' in out
-    flags = json.loads((root / name / 'config.json').read_text())['flags']
-    assert flags['drop_fraction'] == settings[name].drop_per_mille / 1000
+    assert f'{summary["metrics"]["auroc"]["pooled"]:.3f}' in out
+    config = json.loads((root / name / 'config.json').read_text())
+    fraction = config['options']['drop_fraction']
+    assert fraction == SETTINGS[name].drop_fraction
     stages = {
       json.loads(line)['stage']
       for line in (root / name / 'fold_1' / 'metrics.jsonl').open()
@@ -67,7 +67,7 @@ def test_every_setting_is_a_results_folder_of_its_own(ablated):
     assert stages == {'chooser', 'model'}
     for other in names[:i]:
       assert np.abs(found[name] - found[other]).max() > 1e-4
-  assert set(ablation_settings.TABLE_4['var'].values()) <= set(settings)
+  assert set(TABLE_4['var'].values()) <= set(SETTINGS)
 
 
 def test_the_same_command_again_trains_nothing(ablated):

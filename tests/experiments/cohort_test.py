@@ -1,7 +1,9 @@
 """The cohort: slides, labels and features joined, or every fault named."""
 
 import collections
+import csv
 
+import feature_folder
 import h5py
 import hypothesis
 from hypothesis import given, strategies as st
@@ -9,9 +11,9 @@ import numpy as np
 import pytest
 
 from data import features
-from experiments import class_labels, cohort as cohorts
-from experiments.class_labels import LabelError
-from experiments.cohort import CohortError
+from experiments.bags import cohort as cohorts
+from experiments.bags.cohort import CohortError
+from experiments.run.options import OptionError
 
 WIDTH = 4
 ATTRS = dict.fromkeys(features.ATTRIBUTES, 1) | {'encoder': 'resnet50'}
@@ -33,11 +35,15 @@ def make(tmp_path, labels, *, cases=None, name='labels.csv'):
   return path, folder
 
 
+def load(*args, **options):
+  return feature_folder.cohort(*args, **options)[0]
+
+
 def test_the_parts_are_joined_in_the_order_of_ids(tmp_path):
   path, folder = make(tmp_path, ['z', 'y', 'z', 'x'])
   lines = path.read_text().splitlines()
   path.write_text('\n'.join([lines[0], *lines[:0:-1]]))
-  cohort = cohorts.load(path, folder)
+  cohort = load(path, folder)
   assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's03']
   assert cohort.classes == ('x', 'y', 'z')
   assert cohort.label.tolist() == [2, 1, 2, 0]
@@ -53,7 +59,7 @@ def test_slide_files_are_found_by_id(tmp_path):
   slides_dir = tmp_path / 'slides'
   slides_dir.mkdir()
   (slides_dir / 's01.tiff').touch()
-  cohort = cohorts.load(path, folder, slides_dir=slides_dir)
+  cohort = load(path, folder, slides_dir=slides_dir)
   assert cohort.slides == {'s01': slides_dir / 's01.tiff'}
 
 
@@ -67,7 +73,7 @@ def test_real_feature_files_make_a_cohort(tmp_path, real_data):
     (folder / f'slide.{i}.h5').symlink_to(file)
     lines.append(f'{i},slide.{i},{i % 2}')
   (tmp_path / 'labels.csv').write_text('\n'.join(lines))
-  cohort = cohorts.load(tmp_path / 'labels.csv', folder)
+  cohort = load(tmp_path / 'labels.csv', folder)
   assert cohort.length.tolist() == [49, 49, 49] and cohort.width == 27
 
 
@@ -76,14 +82,14 @@ def test_missing_features_are_counted_and_named(tmp_path):
   for i in range(1, 13):
     (folder / f's{i:02}.h5').unlink()
   with pytest.raises(CohortError) as e:
-    cohorts.load(path, folder)
+    load(path, folder)
   names = ', '.join(f's{i:02}' for i in range(1, 11))
   assert str(e.value) == (
     f'{folder}: no features of 12 of 14 labelled slides: {names} and 2'
-    ' more; run experiments.extract, or take them out of the CSV'
+    ' more. Run experiments.extract, or take them out of the CSV.'
   )
   with pytest.raises(CohortError, match='nowhere: no such folder of features'):
-    cohorts.load(path, tmp_path / 'nowhere')
+    load(path, tmp_path / 'nowhere')
 
 
 def test_all_damaged_files_are_named_at_once(tmp_path):
@@ -95,7 +101,7 @@ def test_all_damaged_files_are_named_at_once(tmp_path):
       if rows is not None:
         f['features'] = rows.astype(np.float32)
   with pytest.raises(CohortError) as e:
-    cohorts.load(path, folder)
+    load(path, folder)
   lines = str(e.value).splitlines()
   assert len(lines) == 4
   for name, line in zip(('s01', 's02', 's03', 's04'), lines, strict=True):
@@ -111,7 +117,7 @@ def test_mixed_magnifications_of_trident_are_refused(tmp_path):
     CohortError,
     match=r'different target_magnification are mixed: 20, 40; .* are s02',
   ):
-    cohorts.load(path, folder)
+    load(path, folder)
 
 
 def test_mixed_encoders_are_refused(tmp_path):
@@ -121,7 +127,7 @@ def test_mixed_encoders_are_refused(tmp_path):
     folder / 's02.h5', np.ones((2, 4), np.float32), np.zeros((2, 2)), other
   )
   with pytest.raises(CohortError, match='different encoder are mixed'):
-    cohorts.load(path, folder)
+    load(path, folder)
 
 
 def test_mixed_widths_are_refused(tmp_path):
@@ -130,7 +136,7 @@ def test_mixed_widths_are_refused(tmp_path):
     folder / 's01.h5', np.ones((2, 7), np.float32), np.zeros((2, 2)), ATTRS
   )
   with pytest.raises(CohortError) as e:
-    cohorts.load(path, folder)
+    load(path, folder)
   assert str(e.value) == (
     f'{folder}: features of different dimensions are mixed: 4, 7; other than'
     ' the rest are s01'
@@ -140,12 +146,12 @@ def test_mixed_widths_are_refused(tmp_path):
 def test_one_class_or_a_bad_table_is_refused(tmp_path):
   path, folder = make(tmp_path, 'xxx')
   with pytest.raises(CohortError, match=r'labels\.csv: one class only, x'):
-    cohorts.load(path, folder)
+    load(path, folder)
   with pytest.raises(CohortError, match='cannot be read as CSV'):
-    cohorts.load(tmp_path / 'absent.csv', folder)
+    load(tmp_path / 'absent.csv', folder)
 
 
-NAMES = class_labels.PAPER_CLASSES
+NAMES = cohorts.PAPER_CLASSES
 TASKS = {
   'origin': (NAMES, dict(zip(NAMES, NAMES, strict=True))),
   'a': (
@@ -181,8 +187,8 @@ def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
   path, folder = make(
     tmp_path, [str(NAMES.index(x)) for x in old] if digits else old
   )
-  mapping = class_labels.mapping_of(task, None)
-  cohort = cohorts.load(path, folder, mapping=mapping)
+  mapping = cohorts.relabelling(task, None)
+  cohort = load(path, folder, mapping=mapping)
   classes, new = TASKS[task]
   if task == 'origin' and digits:
     assert mapping is None and cohort.classes == ('0', '1', '2', '3', '4')
@@ -196,31 +202,29 @@ def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
 
 
 def test_labels_relabel_anything(tmp_path):
-  mapping = class_labels.mapping_of(
-    'origin', ['0:benign', '2:tumour', '1:tumour']
-  )
+  mapping = cohorts.relabelling('origin', ['0:benign', '2:tumour', '1:tumour'])
   path, folder = make(tmp_path, '012302')
-  cohort = cohorts.load(path, folder, mapping=mapping)
+  cohort = load(path, folder, mapping=mapping)
   assert cohort.classes == ('benign', 'tumour')
   assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's04', 's05']
   assert cohort.label.tolist() == [0, 1, 1, 0, 1]
   with pytest.raises(CohortError, match='no slide has the label 7'):
-    cohorts.load(path, folder, mapping={'0': 'a', '7': 'b'})
+    load(path, folder, mapping={'0': 'a', '7': 'b'})
 
 
 def test_wrong_relabellings_are_refused():
-  with pytest.raises(LabelError, match='--labels and --task=a exclude'):
-    class_labels.mapping_of('a', ['x:y'])
+  with pytest.raises(OptionError, match='--labels and --task=a exclude'):
+    cohorts.relabelling('a', ['x:y'])
   for pair in ('xy', 'x:', ':y', 'x:y:z'):
-    with pytest.raises(LabelError, match=f"'{pair}' is not of the form old"):
-      class_labels.mapping_of('origin', ['a:b', pair])
-  with pytest.raises(LabelError, match='--labels: x is given twice'):
-    class_labels.mapping_of('origin', ['x:y', 'x:z'])
+    with pytest.raises(OptionError, match=f"'{pair}' is not of the form old"):
+      cohorts.relabelling('origin', ['a:b', pair])
+  with pytest.raises(OptionError, match='--labels: x is given twice'):
+    cohorts.relabelling('origin', ['x:y', 'x:z'])
 
 
 def test_numbers_are_ordered_as_numbers(tmp_path):
   path, folder = make(tmp_path, ['10', '9', '2'])
-  assert cohorts.load(path, folder).classes == ('2', '9', '10')
+  assert load(path, folder).classes == ('2', '9', '10')
 
 
 @hypothesis.settings(
@@ -239,8 +243,8 @@ def test_shuffled_labels_keep_cases_whole_and_classes_as_large(
   hypothesis.assume(len(set(labels)) > 1)
   cases = [f'c{i}' for i in case_of]
   path, folder = make(tmp_path, labels, cases=cases)
-  plain = cohorts.load(path, folder)
-  dealt = cohorts.load(path, folder, shuffle_seed=seed)
+  plain = load(path, folder)
+  dealt = load(path, folder, shuffle_seed=seed)
   by_case = collections.defaultdict(set)
   for case, label in zip(dealt.manifest.case, dealt.label, strict=True):
     by_case[case].add(dealt.classes[label])
@@ -250,31 +254,31 @@ def test_shuffled_labels_keep_cases_whole_and_classes_as_large(
   assert count(x for (x,) in by_case.values()) == count(before.values())
   np.testing.assert_array_equal(dealt.manifest.slide, plain.manifest.slide)
   np.testing.assert_array_equal(dealt.manifest.case, plain.manifest.case)
-  again = cohorts.load(path, folder, shuffle_seed=seed)
+  again = load(path, folder, shuffle_seed=seed)
   np.testing.assert_array_equal(again.label, dealt.label)
 
 
 def test_shuffled_labels_are_another_cohort(tmp_path):
   path, folder = make(tmp_path, 'xy' * 10)
-  plain = cohorts.load(path, folder)
-  dealt = [cohorts.load(path, folder, shuffle_seed=s) for s in range(3)]
+  plain = load(path, folder)
+  dealt = [load(path, folder, shuffle_seed=s) for s in range(3)]
   prints = {x.fingerprint()['labels_sha256'] for x in (plain, *dealt)}
   assert len(prints) == 4
 
 
 def test_the_fingerprint_follows_what_decides_a_result(tmp_path):
   path, folder = make(tmp_path, 'xyxy')
-  before = cohorts.load(path, folder).fingerprint()
+  before = load(path, folder).fingerprint()
   lines = path.read_text().splitlines()
   path.write_text('\n'.join([lines[0], *lines[:0:-1], '']))
-  assert cohorts.load(path, folder).fingerprint() == before
+  assert load(path, folder).fingerprint() == before
   # Classes of other names: results of before cannot be read with these.
   path.write_text('\n'.join(lines).replace(',y', ',z'))
-  renamed = cohorts.load(path, folder).fingerprint()
+  renamed = load(path, folder).fingerprint()
   assert renamed['labels_sha256'] != before['labels_sha256']
   assert renamed['features_sha256'] == before['features_sha256']
   path.write_text('\n'.join(lines).replace('c00', 'c99'))
-  moved = cohorts.load(path, folder).fingerprint()
+  moved = load(path, folder).fingerprint()
   assert moved['labels_sha256'] != before['labels_sha256']
   path.write_text('\n'.join(lines))
   features.write(
@@ -283,6 +287,95 @@ def test_the_fingerprint_follows_what_decides_a_result(tmp_path):
     np.zeros((4, 2)),
     ATTRS,
   )
-  changed = cohorts.load(path, folder).fingerprint()
+  changed = load(path, folder).fingerprint()
   assert changed['labels_sha256'] == before['labels_sha256']
   assert changed['features_sha256'] != before['features_sha256']
+
+
+def made_of(folder, labels, *, width=4, attributes=(), like=None):
+  rng = np.random.default_rng(len(labels))
+  bags = [rng.normal(size=(3, width)) for _ in labels]
+  feature_folder.write(folder, bags, labels)
+  for path in sorted((folder / 'features').iterdir()):
+    made = feature_folder.ATTRIBUTES | dict(attributes)
+    found = features.read(path)
+    features.write(path, found.features, found.coords, made)
+  return load(folder / 'labels.csv', folder / 'features', like=like)
+
+
+def test_classes_are_those_of_the_first_cohort_in_its_order(tmp_path):
+  first = made_of(tmp_path / 'a', ['b', 'a', 'c', 'a'])
+  other = made_of(tmp_path / 'b', ['c', 'c', 'b'], like=first)
+  assert other.classes == first.classes == ('a', 'b', 'c')
+  assert other.label.tolist() == [2, 2, 1]
+  # One class is enough to be tried on, though not to be trained on.
+  assert made_of(tmp_path / 'c', ['b', 'b'], like=first).label.tolist() == [
+    1,
+    1,
+  ]
+
+
+def test_labels_that_the_models_do_not_know_are_named(tmp_path):
+  first = made_of(tmp_path / 'a', ['b', 'a'])
+  with pytest.raises(CohortError, match=r'labels x, y are none of .*: a, b'):
+    made_of(tmp_path / 'b', ['x', 'a', 'y'], like=first)
+
+
+@pytest.mark.parametrize(
+  'made,message',
+  [
+    ({'attributes': {'encoder': 'other'}}, 'encoder other here, planted there'),
+    ({'attributes': {'mpp': 0.5}}, 'mpp 0.5 here, 1.0 there'),
+    ({'attributes': {'patch_size': 64}}, 'patch_size 64 here, 128 there'),
+    ({'width': 5}, 'dimensions 5 here, 4 there'),
+  ],
+)
+def test_features_made_otherwise_are_refused(tmp_path, made, message):
+  first = made_of(tmp_path / 'a', ['b', 'a'])
+  with pytest.raises(CohortError, match=message):
+    made_of(tmp_path / 'b', ['b', 'a'], like=first, **made)
+
+
+def test_what_only_one_side_states_is_no_difference(tmp_path):
+  first = made_of(tmp_path / 'a', ['b', 'a'])
+  rows = [['case_id', 'slide_id', 'label'], ['c', 's', 'a']]
+  with (tmp_path / 'labels.csv').open('w', newline='') as f:
+    csv.writer(f).writerows(rows)
+  (tmp_path / 'features').mkdir()
+  with h5py.File(tmp_path / 'features' / 's.h5', 'w') as f:
+    f['features'] = np.ones((2, 4), np.float32)
+  found = load(tmp_path / 'labels.csv', tmp_path / 'features', like=first)
+  assert set(first.made) - set(found.made) == {'encoder', 'mpp', 'patch_size'}
+
+
+def test_slides_of_the_first_cohort_are_refused(tmp_path):
+  first = made_of(tmp_path / 'a', ['b', 'a', 'b'])
+  message = r'holds 3 slides .* slide_000, slide_001, slide_002'
+  with pytest.raises(CohortError, match=message):
+    load(tmp_path / 'a/labels.csv', tmp_path / 'a/features', like=first)
+  other = {'level0_mpp': 0.25}
+  made_of(tmp_path / 'b', ['b', 'a'], attributes=other)
+  _, warnings = feature_folder.cohort(
+    tmp_path / 'b/labels.csv', tmp_path / 'b/features', like=first
+  )
+  # The same names may be other patients': a warning, no problem.
+  assert 'cases named case_000, case_001; if' in warnings[0]
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_streamed_bags_equal_resident_ones(tmp_path, precision):
+  bags, labels = feature_folder.planted(num_bags=12)
+  feature_folder.write(tmp_path, bags, labels)
+  cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
+  read = [
+    list(cohort.bags(precision, stream).read(np.arange(12)))
+    for stream in (False, True)
+  ]
+  for bag, resident, streamed in zip(bags, *read, strict=True):
+    assert resident.shape == streamed.shape
+    assert resident.dtype == streamed.dtype == precision
+    rows = slice(0, len(bag))
+    np.testing.assert_array_equal(resident[rows], streamed[rows])
+    np.testing.assert_allclose(
+      resident[rows].astype(float), bag, rtol=0.01, atol=1e-6
+    )

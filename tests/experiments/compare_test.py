@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import script_process
 
-from experiments import comparison, files, predictions, summaries, tables
-from experiments.predictions import Predictions
-from experiments.provenance import ResultsError
+from experiments import comparison, files, tables
+from experiments.evaluation import predictions, summary as summaries
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import delong, intervals, metrics
 
 FOLDS, SLIDES = 3, 120
@@ -48,14 +49,12 @@ def make(root, name, skill, seed, *, classes=CLASSES, edit=None, reverse=False):
         table['label'][rows],
         prob[rows],
       )
-    predictions.write(
-      folder / f'fold_{f}' / 'predictions.csv', f, parts, classes
-    )
+    predictions.write(Folder(folder / f'fold_{f}'), f, parts, classes)
     train = [[s, '', ''] for s in table['slide'][table['train'][f]]]
     files.write_rows(
       folder / 'splits' / f'splits_{f}.csv', [['train', 'val', 'test'], *train]
     )
-  summaries.summarise(folder, name, 'origin', FOLDS, classes)
+  summaries.summarise(Folder(folder), name, 'origin', FOLDS, classes)
   return folder
 
 
@@ -197,7 +196,9 @@ def test_other_classes_folds_and_folders_are_refused(tmp_path, folders):
     comparison.read([weak, fewer])
   with pytest.raises(ResultsError, match='weak is given twice'):
     comparison.read([weak, folders[1], f'{weak}/../weak'])
-  with pytest.raises(ResultsError, match=r'nothing/summary.json is missing'):
+  with pytest.raises(
+    ResultsError, match=r'nothing/summary\.json: no such file'
+  ):
     comparison.read([weak, tmp_path / 'nothing'])
 
 

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 
-from experiments import predictions
-from experiments.predictions import Predictions
+from experiments.evaluation import predictions
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder
 
 CLASSES = ('non-tumor', 'lymphoma', 'breast')
 
@@ -34,16 +35,18 @@ def part(seed, n, labels=(0, 1, 2), classes=CLASSES):
   return Predictions(case=case, slide=slide, label=label, prob=prob)
 
 
+def fold_folder(folder, fold):
+  return Folder(folder / f'fold_{fold}')
+
+
 def write(folder, fold, test_labels=(0, 1, 2)):
   parts = {
     'val': part(100 + fold, 6),
     'test': part(fold, 8, test_labels),
   }
-  path = folder / f'fold_{fold}' / 'predictions.csv'
-  predictions.write(path, fold, parts, CLASSES)
+  predictions.write(fold_folder(folder, fold), fold, parts, CLASSES)
   return parts
 
 
 def write_external(folder, fold, p):
-  path = folder / f'fold_{fold}' / 'external.csv'
-  predictions.write(path, fold, {'external': p}, CLASSES)
+  predictions.write(fold_folder(folder, fold), fold, {'external': p}, CLASSES)

@@ -66,7 +66,7 @@ def test_the_models_own_bags_get_their_own_predictions_again(finished):
 def test_another_cohort_in_the_same_folder_is_refused(finished):
   args, copy, folder = finished
   (folder / 'external.json').write_text('{"labels_sha256": "of another"}')
-  never_even_read = NEVER + '; from experiments import crossval'
+  never_even_read = NEVER + '; from experiments.bags import crossval'
   never_even_read += '; crossval.train_folds = None'
   process = feature_folder.script(*args, *copy, before=never_even_read)
   out, _ = process.communicate(timeout=120)

@@ -62,8 +62,6 @@ import pathlib
 import re
 import threading
 
-from absl import flags
-from absl.testing import flagsaver
 import feature_folder
 import h5py
 import numpy as np
@@ -71,12 +69,14 @@ import pytest
 
 from data import features, host_tensorflow, slides
 from data.features import ATTRIBUTES, FeatureError
-from experiments import cohort as cohorts, encoding, kmil
-from experiments.cohort import CohortError
+from experiments import encoding, kmil
+from experiments.bags import cohort as cohorts
+from experiments.bags.cohort import CohortError
+from experiments.bags.options import Folds
 from experiments.cohort_tiles import TileSpec
-from experiments.preflight import patients
-from experiments.preflight.findings import Findings
+from experiments.run.check import Findings
 from experiments.weights import Encoder
+from kmil_jax.splits import SplitError
 
 ROOT = pathlib.Path(__file__).parents[2]
 ATTRS = dict.fromkeys(ATTRIBUTES, 1)
@@ -86,8 +86,8 @@ ROWS, COORDS = np.ones((3, 4), np.float32), np.zeros((3, 2))
 def test_9_the_estimate_comes_before_the_start(tmp_path, capsys):
   """With the share of memory, and what is done where features do not fit."""
   args = feature_folder.write(tmp_path, *feature_folder.planted(9, width=4))
-  with flagsaver.flagsaver(), pytest.raises(SystemExit):
-    kmil.main(flags.FLAGS(['kmil', *args, '--k=3', '--check', '--stream']))
+  with pytest.raises(SystemExit):
+    kmil.main(['kmil', *args, '--k=3', '--check', '--stream'])
   out = capsys.readouterr().out
   assert re.search(
     r'memory of a device, features streamed from disk: about \d+ MiB of', out
@@ -100,7 +100,7 @@ def test_10_an_empty_bag_is_named(tmp_path):
   with h5py.File(path, 'w') as file:
     file['features'] = np.zeros((0, 4), np.float32)
   with pytest.raises(CohortError, match=r'slide_001\.h5: an empty bag'):
-    cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
+    feature_folder.cohort(tmp_path / 'labels.csv', tmp_path / 'features')
 
 
 def test_12_a_fold_without_a_class_is_foretold(tmp_path):
@@ -113,23 +113,24 @@ def test_12_a_fold_without_a_class_is_foretold(tmp_path):
     'slide_003,slide_004,slide_010\n'
   )
   found = Findings()
-  table = cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features').manifest
-  patients.folds(table, found, split_dir=splits, k=1, seed=0)
+  cohort, _ = feature_folder.cohort(
+    tmp_path / 'labels.csv', tmp_path / 'features'
+  )
+  cohorts.make_folds(cohort.manifest, Folds(1, splits), 0, found)
   assert found.problems == []
   assert found.warnings[0] == (
     'test parts without a slide of a class: rare in fold 0; there is no AUROC'
     ' of that fold, only the pooled one'
   )
-  again = Findings()
-  patients.folds(table, again, split_dir=None, k=4, seed=0)
-  assert 'class rare has 3 cases, fewer than --k=4' in again.problems[0]
+  with pytest.raises(SplitError, match='class rare has 3 cases, fewer than'):
+    cohorts.make_folds(cohort.manifest, Folds(4), 0, found)
 
 
 def test_16_slides_that_encoders_are_trained_on_are_named(tmp_path):
   feature_folder.write(tmp_path, [ROWS] * 3, 'xyx')
   table, folder = tmp_path / 'labels.csv', tmp_path / 'features'
-  found = lambda: cohorts.load(table, folder).warnings
-  assert found() == ()
+  found = lambda: feature_folder.cohort(table, folder)[1]
+  assert found() == []
   (folder / 'slide_001.h5').rename(folder / 'tumor_001.h5')
   table.write_text(table.read_text().replace('slide_001', 'tumor_001'))
   (warning,) = found()
@@ -138,7 +139,7 @@ def test_16_slides_that_encoders_are_trained_on_are_named(tmp_path):
   for path in folder.iterdir():
     with h5py.File(path, 'a') as file:
       file.attrs['encoder'] = 'resnet50-random'
-  assert found() == ()
+  assert found() == []
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_19_features_made_in_two_ways_are_named(tmp_path, name, values):
     with h5py.File(tmp_path / f'features/slide_00{i}.h5', 'a') as file:
       file.attrs[name] = value
   with pytest.raises(CohortError, match=f'different {name} are mixed.*_002'):
-    cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
+    feature_folder.cohort(tmp_path / 'labels.csv', tmp_path / 'features')
 
 
 def test_19_a_scale_in_single_precision_is_no_other_scale(tmp_path):
@@ -161,7 +162,7 @@ def test_19_a_scale_in_single_precision_is_no_other_scale(tmp_path):
       file.attrs['mpp'] = mpp
       file['coords'].attrs['mpp'] = mpp
   with pytest.raises(CohortError, match=r'0\.499, 0\.5; .* are slide_002'):
-    cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
+    feature_folder.cohort(tmp_path / 'labels.csv', tmp_path / 'features')
 
 
 def test_21_extraction_names_a_file_that_a_kill_left(tmp_path):

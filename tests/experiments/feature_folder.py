@@ -6,6 +6,8 @@ import numpy as np
 import script_process
 
 from data import features
+from experiments.bags import cohort as cohorts
+from experiments.run import check
 
 ATTRIBUTES = {
   'encoder': 'planted',
@@ -36,6 +38,19 @@ def write(folder, bags, labels, cases=None, coords=True):
     f'--csv_path={folder / "labels.csv"}',
     f'--features_dir={folder / "features"}',
   ]
+
+
+def cohort(csv_path, features_dir, **options):
+  """Returns a cohort and its warnings.
+
+  Raises:
+    CohortError: naming all problems.
+  """
+  findings = check.Findings()
+  joined = cohorts.join(csv_path, features_dir, findings, **options)
+  if findings.problems:
+    raise cohorts.CohortError('\n'.join(findings.problems))
+  return joined.cohort, findings.warnings
 
 
 def planted(num_bags=60, width=16, classes=3, seed=0):

@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from experiments import figures, predictions
-from experiments.predictions import Predictions
+from experiments.evaluation import figures, predictions
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder
 
 
 def lines_of(drawing):
@@ -28,13 +29,13 @@ def perfect():
 def test_all_pictures_of_a_folder(tmp_path):
   for fold in range(2):
     write(tmp_path, fold)
-  figures.draw(tmp_path, CLASSES)
+  figures.draw(Folder(tmp_path), CLASSES)
   names = {'roc.png', 'pr.png', 'confusion.png', 'reliability.png'}
   found = lambda: {path.name for path in (tmp_path / 'figures').iterdir()}
   assert found() == names
   for fold in range(2):
     write_external(tmp_path, fold, part(50, 9))
-  figures.draw(tmp_path, CLASSES)
+  figures.draw(Folder(tmp_path), CLASSES)
   cohort = ('roc.png', 'pr.png', 'confusion.png')
   assert found() == names | {f'external_{name}' for name in cohort}
   for path in (tmp_path / 'figures').iterdir():

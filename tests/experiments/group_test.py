@@ -2,13 +2,13 @@
 
 import csv
 
-from absl import flags
-from absl.testing import flagsaver
 import feature_folder
 import numpy as np
 import pytest
 
-from experiments import crossval, kmil, predictions
+from experiments import kmil
+from experiments.bags import crossval
+from experiments.run.results import Folder
 
 
 def test_a_site_is_whole_and_has_figures_of_its_own(
@@ -21,24 +21,18 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
   rows = [f'{line},{site[line.split(",")[1]]}' for line in lines[1:]]
   path.write_text('\n'.join([lines[0] + ',site', *rows]))
 
-  def complete(cohort, splits, runs, *_, **__):
+  def complete(material, runs, *_, **__):
     rng = np.random.default_rng(0)
-    for run, split in zip(runs, splits, strict=True):
-      parts = {'val': split.val, 'test': split.test}
-      said = {
-        part: crossval.of_part(
-          cohort, rows, rng.dirichlet(np.ones(3), rows.sum())
-        )
-        for part, rows in parts.items()
+    for run, split in zip(runs, material.splits, strict=True):
+      prob = {
+        part: rng.dirichlet(np.ones(3), getattr(split, part).sum())
+        for part in ('val', 'test')
       }
-      predictions.write(
-        run.folder / 'predictions.csv', run.fold, said, cohort.classes
-      )
+      crossval.write_predictions(Folder(run.folder), run.fold, material, prob)
 
   monkeypatch.setattr(crossval, 'train_folds', complete)
   args += ['--group_col=site', '--k=3', f'--results_dir={tmp_path}']
-  with flagsaver.flagsaver():
-    kmil.main(flags.FLAGS(['kmil', *args, '--heat_maps=0']))
+  kmil.main(['kmil', *args, '--heat_maps=0'])
   folder = tmp_path / 'kmil_origin_s2023'
   for i in range(3):
     with (folder / f'splits/splits_{i}.csv').open(newline='') as f:
@@ -50,7 +44,7 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
     assert sorted(map(len, sites)) == [2, 2, 2]
     assert set.union(*sites) == set('ABCDEF')
   with (folder / 'predictions.csv').open(newline='') as f:
-    tests = [row for row in csv.DictReader(f) if row['split'] == 'test']
+    tests = list(csv.DictReader(f))
   with (folder / 'groups.csv').open(newline='') as f:
     groups = {row['group']: row for row in csv.DictReader(f)}
   assert list(groups) == list('ABCDEF')
@@ -67,7 +61,7 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
   for name, row in groups.items():
     told = f'{float(row["accuracy"]):.3f}'
     assert told in shown.split(f'<th scope="row">{name}<')[1].split('</tr>')[0]
-  table = capsys.readouterr().out.split('\ngroup ')[1]
+  table = capsys.readouterr().out.split('\ngroup  ')[1]
   assert [line[0] for line in table.splitlines()[1:7]] == list('ABCDEF')
 
 
@@ -75,7 +69,7 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
   'change,message',
   [
     (('--group_col=town',), 'no column town; found case_id,'),
-    (('--split_dir=x',), 'it goes without --split_dir'),
+    (('--split_dir=x',), '--group_col and --split_dir exclude each other'),
     (('--k=7',), ' fewer than --k=7 folds: choose --k=6 or less'),
     (('A', ''), 'column site: 4 empty cells, of slide_000, slide_001'),
     (
@@ -94,6 +88,6 @@ def test_what_is_wrong_with_sites_is_told(tmp_path, change, message):
     change = ()
   path.write_text('\n'.join(['case_id,slide_id,label,site', *rows]))
   args += ['--group_col=site', '--k=3', f'--results_dir={tmp_path}', *change]
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as done:
-    kmil.main(flags.FLAGS(['kmil', *args]))
+  with pytest.raises(SystemExit) as done:
+    kmil.main(['kmil', *args])
   assert message in str(done.value)

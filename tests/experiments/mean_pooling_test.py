@@ -2,8 +2,6 @@
 
 import json
 
-from absl import flags
-from absl.testing import flagsaver
 import feature_folder
 import numpy as np
 import pytest
@@ -20,8 +18,7 @@ def test_the_mean_of_shifted_bags_is_told_apart(tmp_path, shuffled):
     bag[:, label] += 3
   args = feature_folder.write(tmp_path, bags, labels)
   args += [f'--results_dir={tmp_path}', f'--shuffle_labels={shuffled}']
-  with flagsaver.flagsaver():
-    mean_pooling.main(flags.FLAGS(['mean_pooling', *args]))
+  mean_pooling.main(['mean_pooling', *args])
   path = tmp_path / 'mean_pooling_origin_s2023' / 'summary.json'
   summary = json.loads(path.read_text())
   assert np.sum(summary['confusion']) == 90

@@ -2,8 +2,6 @@
 
 import csv
 
-from absl import flags
-from absl.testing import flagsaver
 import h5py
 import numpy as np
 import pytest
@@ -109,8 +107,7 @@ def train(results, root, splits, features_dir, *more):
     '--seed=1',
     *more,
   ]
-  with flagsaver.flagsaver():
-    kmil.main(flags.FLAGS(args))
+  kmil.main(args)
   return results / 'x_s1'
 
 
@@ -124,7 +121,7 @@ def of_clam(clam, tmp_path_factory):
 
 def predictions(folder):
   with (folder / 'predictions.csv').open(newline='', encoding='utf-8') as file:
-    rows = [row for row in csv.DictReader(file) if row['split'] == 'test']
+    rows = list(csv.DictReader(file))
   return {
     (row['fold'], row['slide_id']): [float(row[f'prob_{c}']) for c in CLASSES]
     for row in rows

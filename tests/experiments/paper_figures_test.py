@@ -1,5 +1,6 @@
 """The figures show the values of their tables, and draw what is undefined."""
 
+from experiments.predictions import Predictions
 from matplotlib import figure
 import numpy as np
 import paper_folders
@@ -14,7 +15,6 @@ from experiments import (
   paper_runs,
   paper_tables,
 )
-from experiments.predictions import Predictions
 from kmil_jax import metrics
 
 
@@ -48,7 +48,7 @@ def results(tmp_path_factory):
     for number in (3, 4):
       run(f'--figure={number}', K, f'--results_dir={folder}')
   assert len(commands.seen) == 8
-  assert all('--external_phantom' in command for command in commands.seen)
+  assert all('--external_phantom=True' in command for command in commands.seen)
   return folder
 
 

@@ -3,26 +3,21 @@
 import pathlib
 import types
 
-from absl import flags
-from absl.testing import flagsaver
 import numpy as np
 
-from experiments import (
-  ablation_settings,
-  class_labels,
-  paper,
-  predictions,
-  summaries,
-)
-from experiments.predictions import Predictions
+from experiments import paper
+from experiments.bags import ablation, cohort as cohorts
+from experiments.evaluation import predictions, summary as summaries
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder
 
 FOLDS = 3
 K = f'--k={FOLDS}'
 CLASSES = {
-  'origin': class_labels.PAPER_CLASSES,
-  'a': (*class_labels.PAPER_CLASSES[:2], class_labels.METASTATIC),
-  'b': class_labels.PAPER_CLASSES[:2],
-  'c': (class_labels.PAPER_CLASSES[1], class_labels.METASTATIC),
+  'origin': cohorts.PAPER_CLASSES,
+  'a': (*cohorts.PAPER_CLASSES[:2], cohorts.METASTATIC),
+  'b': cohorts.PAPER_CLASSES[:2],
+  'c': (cohorts.PAPER_CLASSES[1], cohorts.METASTATIC),
 }
 
 
@@ -49,19 +44,16 @@ def write(folder, model, task, *, seed=0, skill=1.0, slides=20, external=False):
       [seed, fold, n], n, classes, skill, f'{where}{fold}'
     )
     parts = {'val': draw('val', 10), 'test': draw('test', slides)}
-    at = folder / f'fold_{fold}'
-    predictions.write(at / 'predictions.csv', fold, parts, classes)
+    at = Folder(folder / f'fold_{fold}')
+    predictions.write(at, fold, parts, classes)
     if external:
       second = part([seed, fold, 99], 16, classes, skill / 2, 'ext')
-      predictions.write(
-        at / 'external.csv', fold, {'external': second}, classes
-      )
-  summaries.summarise(folder, model, task, FOLDS, classes)
+      predictions.write(at, fold, {'external': second}, classes)
+  summaries.summarise(Folder(folder), model, task, FOLDS, classes)
 
 
 def run(*args):
-  with flagsaver.flagsaver():
-    paper.main(flags.FLAGS(['paper', *args]))
+  paper.main(['paper', *args])
 
 
 def value(command, flag):
@@ -78,7 +70,7 @@ class Commands:
     self.seen.append(command[1:])
     results = pathlib.Path(value(command, '--results_dir'))
     if 'experiments.ablations' in command:
-      for i, name in enumerate(ablation_settings.SETTINGS):
+      for i, name in enumerate(ablation.SETTINGS):
         folder = results / 'ablations_origin_s2023' / name
         write(folder, 'kmil', 'origin', seed=i)
     else:

@@ -48,15 +48,14 @@ def test_check_is_passed_on_to_every_command(monkeypatch, tmp_path):
     (['--table=1', '--task=a'], '--task: the table or figure says which'),
     (['--table=1', '--models=kmil,clam'], "'clam' is none of abmil"),
     (['--table=1', '--models='], '--models: name some of abmil'),
-    (['--table=6', '--models=kmil'], '--models says nothing here'),
+    (['--table=6', '--models=kmil'], '--models has no effect here'),
     (['--figure=2', '--models=abmil'], 'name kmil too'),
     (
       ['--table=2', '--csv_path=a.csv', '--features_dir=b'],
       'table 2 needs a second cohort: give --external_csv and'
       ' --external_features_dir',
     ),
-    (['--figure=4', '--external_csv=a'], 'give --external_features_dir'),
-    (['--table=1', '--coordinator=auto'], 'experiments.kmil on the pod first'),
+    (['--figure=4', '--external_csv=a'], 'requires --external_features_dir'),
   ],
 )
 def test_flags_that_do_not_fit_are_refused(monkeypatch, args, message):
@@ -128,8 +127,8 @@ def test_what_was_made_otherwise_is_left_to_the_command(
   config = folder / 'tiny_dsmil_origin_s4' / 'config.json'
   before, extra = config.read_text(), [flag]
   if flag == '--combine':
-    assert '"combine": false' in before
-    config.write_text(before.replace('"combine": false', '"combine": true'))
+    assert '_instance": false' in before
+    config.write_text(before.replace('_instance": false', '_instance": true'))
     extra = []
   seen = []
   refuse = lambda command, **_: (

@@ -87,7 +87,8 @@ def test_table_1_runs_the_five_models_and_counts_their_hits(
   run('--table=1', K, '--epochs=7', f'--results_dir={tmp_path}')
   fixed = '-m experiments.kmil --model={} --task=origin --heat_maps=0'
   given = [K, f'--results_dir={tmp_path}', '--epochs=7']
-  assert commands.seen == [[*fixed.format(m).split(), *given] for m in MODELS]
+  seen = [[*command[:5], *sorted(command[5:])] for command in commands.seen]
+  assert seen == [[*fixed.format(m).split(), *sorted(given)] for m in MODELS]
   out, err = capsys.readouterr()
   assert err.count('$ python -m experiments.kmil') == 5
   assert 'the phantom cohort, 60 slides of 30 cases; trained with' in out
@@ -116,7 +117,7 @@ def test_table_1_runs_the_five_models_and_counts_their_hits(
 def test_table_2_tells_folds_from_their_mean(commands, tmp_path, capsys):
   run('--table=2', K, '--models=kmil,transmil', f'--results_dir={tmp_path}')
   assert [c[2] for c in commands.seen] == ['--model=transmil', '--model=kmil']
-  assert all(c[-1] == '--external_phantom' for c in commands.seen)
+  assert all('--external_phantom=True' in c for c in commands.seen)
   text = capsys.readouterr().out
   assert 'likely an error of copying' in text and 'external: 16 slides' in text
   rows = read_csv(tmp_path, 'table_2')

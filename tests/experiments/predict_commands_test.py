@@ -95,7 +95,7 @@ def test_the_commands(finished, model_file, tmp_path):
 # Without models; and dead once half of the fifth file is written.
 _ALONE = """
 import sys
-for name in ('kmil_jax.models', 'kmil_jax.train', 'experiments.crossval'):
+for name in ('kmil_jax.models', 'kmil_jax.train', 'experiments.bags.crossval'):
   sys.modules[name] = None
 """
 _KILLED = """

@@ -4,18 +4,18 @@ import dataclasses
 import json
 import shutil
 
-from absl import flags
-from absl.testing import flagsaver
 import feature_folder
 import numpy as np
 import pytest
 from run_of_no_epoch import some_features
 
 from data import packed
-from experiments import kmil, start
+from experiments.bags import options
+from experiments.bags.options import Model, Training
 from experiments.prediction import bags, outputs, run_folder
 from experiments.prediction.card import Card, PredictionError
-from experiments.provenance import ResultsError
+from experiments.run.options import parse, to_json
+from experiments.run.results import ResultsError
 from kmil_jax import export, inference
 
 
@@ -94,9 +94,12 @@ def change(path, **values):
   [
     (lambda f: (f / 'fold_2/temperature.json').unlink(), 'not finished: 2;'),
     (lambda f: change(f / 'summary.json', classes=['1', '0', '2']), 'classes'),
-    (lambda f: change(f / 'config.json', flags={'seed': 1}), 'another script'),
+    (
+      lambda f: change(f / 'config.json', options={'seed': 1}),
+      'another script',
+    ),
     (lambda f: (f / 'config.json').unlink(), 'config.json: no such file'),
-    (lambda f: (f / 'config.json').write_text('{'), 'config.json: not JSON'),
+    (lambda f: (f / 'config.json').write_text('{'), 'config.json is damaged'),
     (
       lambda f: change(
         f / 'config.json',
@@ -142,9 +145,9 @@ def test_a_run_of_an_older_version_is_told_how_to_go_on(finished, tmp_path):
   ],
 )
 def test_the_flags_of_a_training_give_its_design(asked):
-  with flagsaver.flagsaver():
-    flags.FLAGS(['kmil', *asked])
-    settings = kmil.asked_settings()
-    values = start.resolved('experiments.kmil')
-    design = inference.Design.of_flags(values, 3, 16)
+  model, training = parse(['kmil', *asked], (Model, Training))
+  settings = options.settings(model, training, seed=1)
+  values = to_json([model, training.resolved(model.model)])
+  found = inference.network_settings(values)
+  design = inference.Design(num_classes=3, width=16, **found)
   assert design == settings.design(3, 16)

@@ -31,6 +31,7 @@ def test_the_runs_slides_get_the_runs_own_predictions(
   outputs.write_tables(folder, models.card.uncalibrated(), ids, [])
   told = {row['slide_id']: row for row in rows(folder / 'predictions.csv')}
   own = rows(finished[0] / 'predictions.csv')
+  own += rows(finished[0] / 'validation_predictions.csv')
   assert len(told) == 24 and len(own) == 48
   for row in own:
     again = prob(told[row['slide_id']], f'fold_{row["fold"]}_')

@@ -2,72 +2,95 @@
 
 import dataclasses
 
-from drawn_results import CLASSES, part, rows_of, write, write_external
+from drawn_results import (
+  CLASSES,
+  fold_folder,
+  part,
+  rows_of,
+  write,
+  write_external,
+)
 import numpy as np
 import pytest
 
-from experiments import predictions
-from experiments.provenance import ResultsError
+from experiments.evaluation import predictions
+from experiments.run.results import Folder, ResultsError
+
+
+def equal(one, other):
+  for field in dataclasses.fields(one):
+    np.testing.assert_array_equal(
+      getattr(one, field.name), getattr(other, field.name)
+    )
 
 
 def test_predictions_are_read_as_written(tmp_path):
   want = write(tmp_path, 3)
-  path = tmp_path / 'fold_3' / 'predictions.csv'
-  got = predictions.read(path, CLASSES)
-  for name in ('val', 'test'):
-    assert len(got[name]) == len(want[name])
-    for field in ('case', 'slide', 'label'):
-      np.testing.assert_array_equal(
-        getattr(got[name], field), getattr(want[name], field)
-      )
-    np.testing.assert_array_equal(got[name].prob, want[name].prob)  # Exactly.
-  header, first, *_ = rows_of(path)
+  folder = fold_folder(tmp_path, 3)
+  for part_name in ('val', 'test'):
+    equal(predictions.read(folder, part_name, CLASSES), want[part_name])
+  header, first, *_ = rows_of(folder.at('validation_predictions.csv'))
   assert header == (
     ['case_id', 'slide_id', 'fold', 'split', 'label', 'pred']
     + [f'prob_{c}' for c in CLASSES]
   )
   p = want['val']
-  assert first[:6] == [
-    p.case[0],
-    p.slide[0],
-    '3',
-    'val',
-    CLASSES[0],
-    CLASSES[p.prob[0].argmax()],
-  ]
-  assert [x.name for x in path.parent.iterdir()] == ['predictions.csv']
+  pred = CLASSES[p.prob[0].argmax()]
+  assert first[:6] == [p.case[0], p.slide[0], '3', 'val', CLASSES[0], pred]
+  assert {path.name for path in folder.path.iterdir()} == {
+    'predictions.csv',
+    'validation_predictions.csv',
+  }
+
+
+def test_files_of_the_first_edition_hold_both_parts(tmp_path):
+  want = write(tmp_path, 0)
+  folder = fold_folder(tmp_path, 0)
+  test, val = map(folder.at, ('predictions.csv', 'validation_predictions.csv'))
+  rows = rows_of(val) + rows_of(test)[1:]
+  val.unlink()
+  folder.write('predictions.csv', rows)
+  (got,) = predictions.read_folds(Folder(tmp_path), CLASSES).values()
+  for part_name in ('val', 'test'):
+    equal(got[part_name], want[part_name])
+  folder.write('predictions.csv', [row for row in rows if row[3] != 'val'])
+  with pytest.raises(ResultsError, match="no rows of the split 'val'"):
+    predictions.read_folds(Folder(tmp_path), CLASSES)
 
 
 def test_a_part_without_slides_is_empty(tmp_path):
-  path = tmp_path / 'predictions.csv'
-  predictions.write(path, 0, {'test': part(0, 1)}, CLASSES)
-  got = predictions.read(path, CLASSES)
-  assert len(got['test']) == 1
-  assert len(got['val']) == 0 and got['val'].prob.shape == (0, 3)
-  assert predictions.pool(list(got.values())).prob.shape == (1, 3)
+  folder = Folder(tmp_path)
+  parts = {'val': part(1, 0), 'test': part(0, 1)}
+  predictions.write(folder, 0, parts, CLASSES)
+  got = [predictions.read(folder, name, CLASSES) for name in ('val', 'test')]
+  assert len(got[0]) == 0 and got[0].prob.shape == (0, 3)
+  assert predictions.pool(got).prob.shape == (1, 3)
 
 
 def test_files_of_other_classes_are_refused(tmp_path):
   write(tmp_path, 0)
-  path = tmp_path / 'fold_0' / 'predictions.csv'
-  with pytest.raises(ResultsError, match=r'predictions.csv: columns .*x, y'):
-    predictions.read(path, ('x', 'y'))
+  folder = fold_folder(tmp_path, 0)
+  path = folder.at('predictions.csv')
+  read = lambda classes: predictions.read(folder, 'test', classes)
+  with pytest.raises(ResultsError, match=r'predictions.csv: .* x, y'):
+    read(('x', 'y'))
   text = path.read_text(encoding='utf-8')
-  path.write_text(text.replace(',val,lymphoma', ',val,lymfoma', 1), 'utf-8')
+  path.write_text(text.replace(',test,lymphoma', ',test,lymfoma', 1), 'utf-8')
   with pytest.raises(ResultsError, match=r"csv, line 3: label 'lymfoma'"):
-    predictions.read(path, CLASSES)
+    read(CLASSES)
   lines = text.splitlines(keepends=True)
   path.write_text(''.join([*lines, lines[-1]]), 'utf-8')
-  with pytest.raises(ResultsError, match=r"line 16: slide .* 'test' twice"):
-    predictions.read(path, CLASSES)
+  with pytest.raises(ResultsError, match=r"line 10: slide .* 'test' twice"):
+    read(CLASSES)
 
 
 def test_folds_are_read_in_their_order(tmp_path):
   for fold in (10, 2, 0):
     write(tmp_path, fold)
   write_external(tmp_path, 2, part(50, 4))
-  assert list(predictions.read_folds(tmp_path, CLASSES)) == [0, 2, 10]
-  external = predictions.read_external(tmp_path, CLASSES)
+  folder = Folder(tmp_path)
+  assert list(predictions.read_folds(folder, CLASSES)) == [0, 2, 10]
+  external = predictions.read_external(folder, CLASSES)
   assert list(external) == [2]
   np.testing.assert_array_equal(external[2].prob, part(50, 4).prob)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import crossval
+from experiments.bags import crossval
 from experiments.run.progress import Progress
 
 FOLDS = (2, 5)

@@ -22,9 +22,9 @@ from data import outlines, slides
 from data.ct import VolumeError, nifti, table as ct_table
 from data.labelled_tiles import TileError
 from data.slides import SlideError
-from experiments import predictions
+from experiments.evaluation import predictions
 from experiments.prediction.card import Card, PredictionError
-from experiments.provenance import ResultsError
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import export, port
 from kmil_jax.export import ExportError
 
@@ -93,7 +93,7 @@ def open_model(path):
 
 
 def table():
-  header = ','.join(predictions.header(CLASSES))
+  header = ','.join(predictions.rows({}, 'test', CLASSES)[0])
   return f'{header}\nc,s,0,test,a,a,0.7,0.3\nc,t,0,val,b,a,0.6,0.4\n'.encode()
 
 
@@ -134,7 +134,7 @@ READERS = {
   ),
   'predictions.csv': (
     table(),
-    lambda path: predictions.read(path, CLASSES),
+    lambda path: predictions.read(Folder(path.parent), 'test', CLASSES),
     ResultsError,
   ),
 }
@@ -207,7 +207,7 @@ def test_probabilities_that_are_none_are_named(tmp_path, value):
   path = tmp_path / 'predictions.csv'
   path.write_bytes(table().replace(b'0.6', value.encode()))
   with pytest.raises(ResultsError, match='line 3: a probability is no number'):
-    predictions.read(path, CLASSES)
+    predictions.read(Folder(tmp_path), 'test', CLASSES)
 
 
 @pytest.mark.parametrize('offset', [-1.0, float('nan'), float('inf'), 1e30])

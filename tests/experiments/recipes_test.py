@@ -3,13 +3,14 @@
 import dataclasses
 import json
 
-from absl import flags
-from absl.testing import flagsaver
 import feature_folder
 import numpy as np
 import pytest
 
-from experiments import kmil, settings
+from experiments import kmil
+from experiments.bags import options
+from experiments.bags.options import Model, Training
+from experiments.run.options import parse
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagTask
 from kmil_jax.types import Recipe
@@ -27,12 +28,11 @@ def data_flags(tmp_path_factory):
 
 def main(results_dir, *args):
   """Runs the script in this process; returns its probabilities and flags."""
-  with flagsaver.flagsaver():
-    kmil.main(flags.FLAGS(['kmil', *args, f'--results_dir={results_dir}']))
+  kmil.main(['kmil', *args, f'--results_dir={results_dir}'])
   (folder,) = results_dir.iterdir()
   lines = (folder / 'predictions.csv').read_text().splitlines()[1:]
   prob = np.array([[float(x) for x in line.split(',')[6:]] for line in lines])
-  return prob, json.loads((folder / 'config.json').read_text())['flags']
+  return prob, json.loads((folder / 'config.json').read_text())['options']
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,34 @@ def test_a_models_own_recipe_trains_it_and_goes_on_record(data_flags, tmp_path):
   assert np.isfinite(own).all() and np.abs(own - common).max() > 1e-4
 
 
+def settings(*args):
+  asked = parse(['kmil', *args], (Model, Training))
+  return options.settings(*asked, seed=1)
+
+
 def test_options_of_dtfd_reach_the_model():
-  with flagsaver.flagsaver():
-    args = ['--distill=maxmins', '--pseudo_bags=2', '--total_instances=6']
-    args.append('--instance_score=predicted')
-    flags.FLAGS(['kmil', '--model=dtfd', *args])
-    options = kmil.asked_settings().options
-  model = BagTask(SPECS['dtfd'], Recipe(), 3, 8, options=options).model
+  extra = settings(
+    '--model=dtfd',
+    '--distill=maxmins',
+    '--pseudo_bags=2',
+    '--total_instances=6',
+    '--dtfd_rank_by=predicted',
+  ).options
+  model = BagTask(SPECS['dtfd'], Recipe(), 3, 8, options=extra).model
   assert (model.distill, model.pseudo_bags) == ('maxmins', 2)
   assert (model.score, model.total_instances) == ('predicted', 6)
 
 
 def test_single_flags_change_single_values_of_a_recipe():
-  with flagsaver.flagsaver():
-    flags.FLAGS(['kmil', '--recipe=own', '--lr=0.5', '--epochs=7'])
-    got = settings.resolve('dsmil').recipe
+  flags = '--model=dsmil', '--recipe=own', '--lr=0.5', '--epochs=7'
   want = dataclasses.replace(SPECS['dsmil'].own, learning_rate=0.5, epochs=7)
-  assert got == want
+  assert settings(*flags).recipe == want
+
+
+@pytest.mark.parametrize('model', SPECS)
+@pytest.mark.parametrize('recipe', ['common', 'own'])
+def test_what_a_recipe_came_to_gives_the_same_recipe(model, recipe):
+  asked = Training(recipe=recipe, lr=0.5)
+  resolved = asked.resolved(model)
+  assert resolved.recipe_of(model) == asked.recipe_of(model)
+  assert None not in (resolved.epochs, resolved.weight_decay, resolved.select)

@@ -11,7 +11,6 @@ import report_folder
 from report_folder import Page
 
 from experiments import report
-from experiments.provenance import ResultsError
 from experiments.reporting import (
   beside,
   charts,
@@ -19,6 +18,7 @@ from experiments.reporting import (
   pictures,
   record as records,
 )
+from experiments.run.results import ResultsError
 
 
 def test_what_is_undefined_is_na(small):

@@ -8,8 +8,10 @@ from drawn_results import part
 import numpy as np
 from PIL import Image
 
-from experiments import figures, files, predictions, summaries
-from experiments.predictions import Predictions
+from experiments import files
+from experiments.evaluation import figures, predictions, summary as summaries
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder
 
 CLASSES = ('non-tumor', '<b>lymph</b>oma', 'breast')
 # Ids are the users' own: of slides, which are file names, and of cases.
@@ -67,21 +69,19 @@ def write(folder, folds=(0, 1, 2), external=True):
     tests[fold] = test
     at = folder / f'fold_{fold}'
     parts = {'val': val, 'test': test}
-    predictions.write(at / 'predictions.csv', fold, parts, CLASSES)
+    predictions.write(Folder(at), fold, parts, CLASSES)
     if external:
       second = _named(part(90, 15), 90)
       prob = part(90 + fold, 15).prob
       second = Predictions(second.case, second.slide, second.label, prob)
-      predictions.write(
-        at / 'external.csv', fold, {'external': second}, CLASSES
-      )
+      predictions.write(Folder(at), fold, {'external': second}, CLASSES)
     files.write_text(at / 'metrics.jsonl', _metrics(fold))
     for slide in test.slide:
       path = folder / 'figures' / 'heat_maps' / f'fold_{fold}_{slide}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.new('RGB', (60, 20), (10 * fold, 90, 40)).save(path)
-  summaries.summarise(folder, 'kmil', 'origin', K, CLASSES)
-  figures.draw(folder, CLASSES)
+  summaries.summarise(Folder(folder), 'kmil', 'origin', K, CLASSES)
+  figures.draw(Folder(folder), CLASSES)
   _write_cohort(folder, tests)
   config = {
     'flags': FLAGS,

@@ -1,66 +1,48 @@
 """A results folder whose training ended before its first epoch."""
 
 import csv
+import dataclasses
 import shutil
 
 import feature_folder
 import h5py
 
-from data.splits import Split
-from experiments import (
-  cohort as cohorts,
-  crossval,
-  files,
-  provenance,
-  summaries,
-)
-from experiments.crossval import Run, Settings
-from kmil_jax import splits
-from kmil_jax.models.kmil import Choice
-from kmil_jax.types import Recipe
+from experiments.bags import cohort as cohorts, crossval, options
+from experiments.bags.crossval import Run
+from experiments.bags.options import Data, Folds, Model, Training
+from experiments.evaluation import summary as summaries
+from experiments.run import results
+from experiments.run.start import Output
 
-FLAGS = {
-  'model': 'kmil',
-  'task': 'origin',
-  'score': 'var',
-  'drop': 'lowest',
-  'drop_fraction': 0.3,
-  'combine': True,
-  'precision': 'float32',
-}
+ASKED = (
+  Model(drop_fraction=0.3, average_with_top_instance=True),
+  Training(epochs=1),
+)
 
 
 def make(folder):
   """Returns the results folder, made in `folder`, and that of its features."""
   planted, labels = feature_folder.planted(24)
   feature_folder.write(folder, [bag[:8] for bag in planted], labels)
-  cohort = cohorts.load(folder / 'labels.csv', folder / 'features')
-  folds = [
-    Split(*parts)
-    for parts in splits.make(
-      cohort.manifest.case, cohort.manifest.label, 3, seed=1
+  data = Data(folder / 'labels.csv', folder / 'features')
+  material = cohorts.load(data, Folds(k=3), 1, folder)
+  model, training = ASKED
+  settings = options.settings(model, training, 1)
+  nothing = dataclasses.replace(settings.recipe, epochs=0)
+  settings = dataclasses.replace(
+    settings, recipe=nothing, chooser_recipe=nothing
+  )
+  asked = [*ASKED, data, Output(seed=1)]
+  path = folder / 'kmil_s1'
+  runs = [Run(path / f'fold_{i}', i, settings.choice) for i in range(3)]
+  with results.opened(path, asked, material.inputs(), material.about()) as run:
+    material.write(run)
+    crossval.train_folds(
+      material, runs, range(3), settings, training, run, attention=True
     )
-  ]
-  recipe = Recipe(epochs=0)
-  settings = Settings(
-    'kmil',
-    recipe,
-    recipe,
-    seed=1,
-    choice=Choice(drop_per_mille=300),
-    combine=True,
-  )
-  run = folder / 'kmil_s1'
-  provenance.open_folder(
-    run, FLAGS, FLAGS, cohort.fingerprint(), cohort.about()
-  )
-  files.write_rows(run / 'cohort.csv', cohort.rows())
-  runs = [Run(run / f'fold_{i}', i, settings.choice) for i in range(3)]
-  crossval.train_folds(
-    cohort, folds, runs, range(3), settings, run, attention=True
-  )
-  summaries.summarise(run, 'kmil', 'origin', 3, cohort.classes)
-  return run, folder / 'features'
+    classes = material.cohort.classes
+    summaries.summarise(run, 'kmil', 'origin', 3, classes)
+  return path, folder / 'features'
 
 
 def rows(path):

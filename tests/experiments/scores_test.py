@@ -4,6 +4,7 @@ import dataclasses
 
 from drawn_results import (
   CLASSES,
+  fold_folder,
   part,
   rows_of,
   strict,
@@ -13,9 +14,9 @@ from drawn_results import (
 import numpy as np
 import pytest
 
-from experiments import predictions, scores, summaries, tables
-from experiments.predictions import Predictions
-from experiments.provenance import ResultsError
+from experiments.evaluation import predictions, summary as summaries
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import calibration, intervals, metrics
 
 
@@ -39,9 +40,8 @@ def test_calibration_is_fitted_on_validation_alone(tmp_path):
   pooled = predictions.pool([p['val'] for p in parts.values()])
   used = {0: np.r_[:40, 50:80], 1: np.r_[:80]}
   for fold in parts:
-    path = tmp_path / f'fold_{fold}' / 'predictions.csv'
-    predictions.write(path, fold, parts[fold], CLASSES)
-  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 2, CLASSES)
+    predictions.write(fold_folder(tmp_path, fold), fold, parts[fold], CLASSES)
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 2, CLASSES)
   got = summary['calibration']
 
   after, label, prob = [], [], []
@@ -88,9 +88,10 @@ def test_what_fixes_no_temperature_leaves_1_and_says_why(
   """All slides are right, two to a patient."""
   val = part(0, slides)
   val = dataclasses.replace(val, prob=np.eye(3)[val.label] * 0.7 + 0.1)
-  path = tmp_path / 'fold_0' / 'predictions.csv'
-  predictions.write(path, 0, {'val': val, 'test': part(1, 9)}, CLASSES)
-  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 3, CLASSES)
+  predictions.write(
+    fold_folder(tmp_path, 0), 0, {'val': val, 'test': part(1, 9)}, CLASSES
+  )
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 3, CLASSES)
   found = summary['calibration']
   assert (found['at_bound'], found['temperature']) == (at_bound, [1])
   assert reason in found['temperature_reason'][0]
@@ -98,7 +99,7 @@ def test_what_fixes_no_temperature_leaves_1_and_says_why(
   saved = strict((tmp_path / 'fold_0' / 'temperature.json').read_text())
   assert saved['temperature'] == 1 and reason in saved['reason']
   assert saved['val_patients'] == slides // 2
-  table = tables.closing(summary)
+  table = summaries.text(summary)
   assert '1.00*' in table and f'* not fitted: {saved["reason"]}' in table
 
 
@@ -124,28 +125,36 @@ def test_small_validation_parts_make_nothing_worse():
   test = predictions.pool(part_of)
   raw = calibration.nll(test.label, test.prob)
   own = {
-    i: scores.Temperature(
+    i: summaries.Temperature(
       calibration.temperature(p['val'].label, p['val'].prob),
       *('', False, 12, 12, (i,)),
     )
     for i, p in folds.items()
   }
-  assert sum(calibration.at_bound(t.value) for t in own.values()) >= 3
-  assert calibration.nll(test.label, scores.scaled(folds, own)) > 2 * raw
-  found = scores.temperatures(folds)
-  assert {(t.reason, t.patients) for t in found.values()} == {('', 108)}
+  assert sum(calibration.at_bound(t.temperature) for t in own.values()) >= 3
+  assert calibration.nll(test.label, summaries.scaled(folds, own)) > 2 * raw
+  found = summaries.temperatures(folds)
+  assert {(t.reason, t.val_patients) for t in found.values()} == {('', 108)}
   for i, t in found.items():  # Without the fold that validates on its patients.
-    assert t.folds == tuple(sorted(set(range(10)) - {(i - 1) % 10}))
-  assert calibration.nll(test.label, scores.scaled(folds, found)) < raw
+    assert t.val_folds == tuple(sorted(set(range(10)) - {(i - 1) % 10}))
+  assert calibration.nll(test.label, summaries.scaled(folds, found)) < raw
 
 
 def test_a_fold_of_one_slide_and_one_without_validation(tmp_path):
   """What there is to say is said; the rest is None."""
-  path = tmp_path / 'fold_0' / 'predictions.csv'
-  predictions.write(path, 0, {'val': part(0, 1), 'test': part(1, 1)}, CLASSES)
-  path = tmp_path / 'fold_1' / 'predictions.csv'
-  predictions.write(path, 1, {'test': part(2, 6)}, CLASSES)
-  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 2, CLASSES)
+  predictions.write(
+    fold_folder(tmp_path, 0),
+    0,
+    {'val': part(0, 1), 'test': part(1, 1)},
+    CLASSES,
+  )
+  predictions.write(
+    fold_folder(tmp_path, 1),
+    1,
+    {'val': part(3, 0), 'test': part(2, 6)},
+    CLASSES,
+  )
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 2, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
   assert summary['metrics']['accuracy']['per_fold'][0] in (0, 1)
   assert summary['metrics']['auroc']['per_fold'][0] is None
@@ -155,7 +164,7 @@ def test_a_fold_of_one_slide_and_one_without_validation(tmp_path):
   assert found['nll'] == found['after_temperature']['nll'] is not None
   saved = strict((tmp_path / 'fold_1' / 'temperature.json').read_text())
   assert saved['temperature'] == 1 and saved['val_slides'] == 1
-  table = tables.closing(summary)
+  table = summaries.text(summary)
   assert 'n/a' in table and 'nan' not in table.lower()
   header, *lines = rows_of(tmp_path / 'summary.csv')
   column = header.index('val_acc')
@@ -171,7 +180,9 @@ def test_the_closed_interval_is_about_that_of_resamples():
     prob = rng.dirichlet(np.ones(classes), n) + 0.3 * np.eye(classes)[label]
     prob /= prob.sum(1, keepdims=True)
     p = Predictions(case.astype(str), np.arange(n).astype(str), label, prob)
-    got = scores.of_folds(p, [p], [f'c{i}' for i in range(classes)], 'pooled')
+    got = summaries.of_folds(
+      p, [p], [f'c{i}' for i in range(classes)], 'pooled'
+    )
     auroc, closed = got['metrics']['auroc'], got['auroc_delong']
     middle = (closed['low'] + closed['high']) / 2
     assert middle == pytest.approx(auroc['pooled'], abs=1e-5)
@@ -191,10 +202,10 @@ def test_the_external_cohort_has_its_block(tmp_path):
     prob = part(60 + fold, 20).prob
     external[fold] = dataclasses.replace(p, prob=prob)
     write_external(tmp_path, fold, external[fold])
-  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 4, CLASSES)
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 4, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
   got = summary['external']
-  assert got == scores.summarise_external(external, CLASSES)
+  assert got == summaries.of_external(external, CLASSES)
   assert (got['slides'], got['cases']) == (20, 10)
   assert got['folds'] == [0, 1, 3]
 
@@ -212,7 +223,7 @@ def test_the_external_cohort_has_its_block(tmp_path):
     assert (m['ci_low'], m['ci_high']) == pytest.approx((low, high), abs=1e-6)
 
   header, *lines = rows_of(tmp_path / 'external_predictions.csv')
-  assert header == predictions.header(CLASSES)
+  assert header == predictions.rows({}, 'external', CLASSES)[0]
   assert [line[2] for line in lines] == [
     name for name in ('0', '1', '3', 'mean') for _ in range(20)
   ]
@@ -220,7 +231,7 @@ def test_the_external_cohort_has_its_block(tmp_path):
   for line in lines[-20:]:
     (i,) = np.flatnonzero(mean.slide == line[1])
     np.testing.assert_array_equal(np.float64(line[6:]), mean.prob[i])
-  table = tables.closing(summary)
+  table = summaries.text(summary)
   assert 'external cohort, 20 slides of 10 cases' in table
   assert f'{got["metrics"]["auroc"]["ensemble"]:.3f}' in table
   assert max(map(len, table.splitlines())) <= 80
@@ -231,16 +242,16 @@ def test_folds_of_other_external_slides_are_refused(tmp_path):
     write(tmp_path, fold)
     write_external(tmp_path, fold, part(50, n))
   with pytest.raises(ResultsError, match='folds 0 and 1 differ'):
-    summaries.summarise(tmp_path, 'kmil', 'origin', 2, CLASSES)
+    summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 2, CLASSES)
 
 
 def test_an_external_cohort_without_a_class(tmp_path):
   write(tmp_path, 0)
   write_external(tmp_path, 0, part(50, 6, labels=(0, 1)))
-  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 1, CLASSES)
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 1, CLASSES)
   got = summary['external']
   undefined = {k for k, m in got['metrics'].items() if m['ensemble'] is None}
   assert undefined == {'auroc', 'f1_macro', 'balanced_accuracy'}
-  table = tables.closing({**summary, 'external': got})
+  table = summaries.text({**summary, 'external': got})
   assert 'n/a' in table and 'nan' not in table.lower()
   assert got['per_class']['lymphoma']['auroc'] is not None

@@ -8,13 +8,14 @@ from drawn_results import CLASSES, rows_of, strict, write
 import numpy as np
 import pytest
 
-from experiments import predictions, summaries, tables
+from experiments.evaluation import predictions, summary as summaries
+from experiments.run.results import Folder
 from kmil_jax import delong, intervals, metrics
 
 
 def test_a_summary_keeps_its_contract(tmp_path):
   parts = {fold: write(tmp_path, fold) for fold in (0, 2)}
-  summary = summaries.summarise(tmp_path, 'kmil', 'a', 4, CLASSES)
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'a', 4, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
   assert summary['model'] == 'kmil' and summary['task'] == 'a'
   assert summary['classes'] == list(CLASSES) and summary['k'] == 4
@@ -88,15 +89,19 @@ def test_a_summary_keeps_its_contract(tmp_path):
     for column, text in zip(header[1:], line[1:], strict=True):
       assert float(text) == pytest.approx(scores[column], abs=1e-6), column
 
-  header, *lines = rows_of(tmp_path / 'predictions.csv')
-  assert len(lines) == 2 * (6 + 8) and header[0] == 'case_id'
-  assert [line[2] for line in lines] == ['0'] * 14 + ['2'] * 14
+  for name, part, count in (
+    ('predictions.csv', 'test', 8),
+    ('validation_predictions.csv', 'val', 6),
+  ):
+    header, *lines = rows_of(tmp_path / name)
+    assert header[0] == 'case_id' and {line[3] for line in lines} == {part}
+    assert [line[2] for line in lines] == ['0'] * count + ['2'] * count
 
 
 def test_a_class_missing_in_a_fold_is_undefined_not_nan(tmp_path):
   write(tmp_path, 0)
   write(tmp_path, 1, test_labels=(0, 1))
-  summary = summaries.summarise(tmp_path, 'abmil', 'origin', 2, CLASSES)
+  summary = summaries.summarise(Folder(tmp_path), 'abmil', 'origin', 2, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
   for name in ('auroc', 'f1_macro', 'balanced_accuracy'):
     found = summary['metrics'][name]
@@ -111,7 +116,7 @@ def test_a_class_missing_in_a_fold_is_undefined_not_nan(tmp_path):
 
 def test_a_class_missing_everywhere_is_undefined_too(tmp_path):
   write(tmp_path, 0, test_labels=(0, 1))
-  summary = summaries.summarise(tmp_path, 'abmil', 'origin', 1, CLASSES)
+  summary = summaries.summarise(Folder(tmp_path), 'abmil', 'origin', 1, CLASSES)
   assert strict((tmp_path / 'summary.json').read_text()) == summary
   for name in ('auroc', 'f1_macro', 'balanced_accuracy'):
     found = summary['metrics'][name]
@@ -123,7 +128,7 @@ def test_a_class_missing_everywhere_is_undefined_too(tmp_path):
   assert set(breast.values()) == {None}
   assert summary['auroc_delong'] == {'low': None, 'high': None}
   assert summary['per_class']['lymphoma']['auroc'] is not None
-  table = tables.closing(summary)
+  table = summaries.text(summary)
   assert 'n/a' in table and 'nan' not in table.lower()
   assert summary['metrics']['accuracy']['std'] is None  # One fold only.
   assert summary['metrics']['accuracy']['mean'] is not None
@@ -132,8 +137,8 @@ def test_a_class_missing_everywhere_is_undefined_too(tmp_path):
 def test_the_closing_table_shows_every_number(tmp_path):
   for fold in range(3):
     write(tmp_path, fold)
-  summary = summaries.summarise(tmp_path, 'kmil', 'origin', 3, CLASSES)
-  table = tables.closing(summary)
+  summary = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 3, CLASSES)
+  table = summaries.text(summary)
   for name, m in summary['metrics'].items():
     line = next(x for x in table.splitlines() if x.startswith(name))
     for key in ('pooled', 'ci_low', 'ci_high', 'mean', 'std'):
@@ -145,12 +150,13 @@ def test_the_closing_table_shows_every_number(tmp_path):
 
 def test_summaries_do_not_depend_on_the_locale(tmp_path):
   write(tmp_path, 0)
-  want = summaries.summarise(tmp_path, 'kmil', 'origin', 1, CLASSES)
+  want = summaries.summarise(Folder(tmp_path), 'kmil', 'origin', 1, CLASSES)
   rows = rows_of(tmp_path / 'predictions.csv')
   program = (
-    'import pathlib, sys\n'
-    'from experiments import summaries\n'
-    'summaries.summarise(pathlib.Path(sys.argv[1]), "kmil", "origin", 1,'
+    'import sys\n'
+    'from experiments.evaluation import summary\n'
+    'from experiments.run.results import Folder\n'
+    'summary.summarise(Folder(sys.argv[1]), "kmil", "origin", 1,'
     f' {CLASSES!r})\n'
   )
   env = os.environ | {

@@ -2,14 +2,13 @@
 
 import json
 
-from absl import flags
-from absl.testing import flagsaver
 import feature_folder
 import progress_lines
 import pytest
 
 from data.host_tensorflow import tf
-from experiments import crossval, kmil
+from experiments import kmil
+from experiments.bags import crossval
 from experiments.run.progress import Progress
 
 
@@ -89,6 +88,6 @@ def test_the_flag_reaches_the_training(tmp_path, monkeypatch):
   data = feature_folder.write(tmp_path, *feature_folder.planted(12, 4, 2))
   monkeypatch.setattr(crossval.progress, 'Progress', progress)
   args = ['kmil', *data, '--k=3', '--model=abmil', f'--results_dir={tmp_path}']
-  with flagsaver.flagsaver(), pytest.raises(Asked) as asked:
-    kmil.main(flags.FLAGS([*args, '--tensorboard']))
+  with pytest.raises(Asked) as asked:
+    kmil.main([*args, '--tensorboard'])
   assert asked.value.args == (True,)

@@ -1,17 +1,18 @@
 """Curves, confusion matrix and calibration of a results folder."""
 
 from collections.abc import Sequence
-import pathlib
+from typing import Any
 
 from matplotlib import axes, figure
 import numpy as np
 
-from experiments import predictions, scores
-from experiments.predictions import Predictions
+from experiments.evaluation import predictions, summary
+from experiments.evaluation.predictions import Predictions
+from experiments.run.results import Folder
 from kmil_jax import calibration, metrics
 
 
-def draw(folder: pathlib.Path, classes: Sequence[str]) -> None:
+def draw(folder: Folder, classes: Sequence[str]) -> None:
   """Draws the test parts, all folds together, into `figures`.
 
   Writes roc.png, pr.png, confusion.png and reliability.png; of an external
@@ -20,80 +21,37 @@ def draw(folder: pathlib.Path, classes: Sequence[str]) -> None:
   """
   folds = predictions.read_folds(folder, classes)
   test = predictions.pool([parts['test'] for parts in folds.values()])
-  after = scores.scaled(folds, scores.temperatures(folds))
-  drawings = _of_cohort(test, classes, 'test parts pooled', '')
-  drawings['reliability'] = _reliability(test, after)
+  after = summary.scaled(folds, summary.temperatures(folds))
+  drawings = {'reliability': _reliability(test, after)}
+  cohorts = {'': (test, 'test parts pooled')}
   if external := predictions.read_external(folder, classes):
-    drawings |= _of_cohort(
-      predictions.mean(external), classes, 'external cohort', 'external_'
-    )
-  target = folder / 'figures'
-  target.mkdir(parents=True, exist_ok=True)
+    cohorts['external_'] = predictions.mean(external), 'external cohort'
+  for prefix, (p, title) in cohorts.items():
+    title = f'{title}, {len(p)} slides'
+    drawings[f'{prefix}roc'] = _roc(p, classes, title)
+    drawings[f'{prefix}pr'] = _precision_recall(p, classes, title)
+    drawings[f'{prefix}confusion'] = _confusion(p, classes, title)
   for name, drawing in drawings.items():
-    drawing.savefig(target / f'{name}.png', dpi=120)
-
-
-def _of_cohort(
-  p: Predictions, classes: Sequence[str], title: str, prefix: str
-) -> dict[str, figure.Figure]:
-  title = f'{title}, {len(p)} slides'
-  return {
-    f'{prefix}roc': _roc(p, classes, title),
-    f'{prefix}pr': _precision_recall(p, classes, title),
-    f'{prefix}confusion': _confusion(p, classes, title),
-  }
-
-
-def _shown(classes: Sequence[str]) -> list[int]:
-  """Classes with a curve: of two, the second, for they mirror one another."""
-  return list(range(len(classes))) if len(classes) > 2 else [1]
-
-
-def _line(place: int, count: int) -> dict:
-  """How the curve at a place among `count` is drawn.
-
-  Curves that coincide, as those of perfect classes do, show as stripes: each is
-  narrower than those below it.
-  """
-  return {
-    'color': f'C{place % 10}',
-    'linewidth': 1.0 + 1.15 * (count - 1 - place),
-    'clip_on': False,  # A perfect curve runs along the frame.
-    'solid_capstyle': 'butt',
-    'zorder': 3,
-  }
-
-
-def _square(drawing: figure.Figure) -> axes.Axes:
-  """Axes from 0 to 1."""
-  ax = drawing.subplots()
-  ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal')
-  ax.grid(color='0.92')
-  for side in ax.spines.values():
-    side.set_color('0.7')
-  return ax
-
-
-def _value(x: float) -> str:
-  return 'n/a' if np.isnan(x) else f'{x:.3f}'
+    folder.save(
+      f'figures/{name}.png',
+      lambda path, drawing=drawing: drawing.savefig(
+        path, dpi=120, format='png'
+      ),
+    )
 
 
 def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:
   drawing = figure.Figure((5.2, 5.2), layout='constrained')
-  ax = _square(drawing)
+  ax = _square(drawing, title, '1 - specificity', 'sensitivity')
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
-  shown = _shown(classes)
-  for place, c in enumerate(shown):
+  for c, style in _shown(classes):
     positive, prob = p.label == c, p.prob[:, c]
     value = metrics.auroc(positive, prob)
-    if np.isnan(value):
-      ax.plot([], [], ' ', label=f'{classes[c]}, AUROC n/a')
-      continue
-    fpr, tpr = metrics.roc(positive, prob)
+    fpr, tpr = [], []
+    if np.isfinite(value):
+      fpr, tpr = metrics.roc(positive, prob)
     label = f'{classes[c]}, AUROC {_value(value)}'
-    ax.plot(fpr, tpr, label=label, **_line(place, len(shown)))
-  ax.set(xlabel='1 - specificity', ylabel='sensitivity')
-  ax.set_title(title, pad=10)
+    ax.plot(fpr, tpr, label=label, **style)
   ax.legend(loc='lower right', fontsize=9)
   return drawing
 
@@ -102,27 +60,61 @@ def _precision_recall(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
   drawing = figure.Figure((5.2, 6.2), layout='constrained')
-  ax = _square(drawing)
-  shown = _shown(classes)
-  for place, c in enumerate(shown):
+  ax = _square(drawing, title, 'recall', 'precision')
+  for c, style in _shown(classes):
     positive, prob = p.label == c, p.prob[:, c]
-    if not positive.any():
-      ax.plot([], [], ' ', label=f'{classes[c]}, AP n/a')
-      continue
-    recall, precision = metrics.precision_recall(positive, prob)
-    value = metrics.average_precision(positive, prob)
-    # Lower thresholds than that of full recall say nothing more.
-    stop = np.searchsorted(recall, 1) + 1
-    # What guessing reaches: the share of the class.
-    ax.axhline(positive.mean(), ls=':', lw=1, color=f'C{place % 10}')
+    recall, precision, value = [], [], np.nan
+    if positive.any():
+      recall, precision = metrics.precision_recall(positive, prob)
+      value = metrics.average_precision(positive, prob)
+      # Lower thresholds than that of full recall say nothing more.
+      stop = np.searchsorted(recall, 1) + 1
+      recall, precision = recall[:stop], precision[:stop]
+      # What guessing reaches: the share of the class.
+      ax.axhline(positive.mean(), ls=':', lw=1, color=style['color'])
     label = f'{classes[c]}, AP {_value(value)}'
-    line = _line(place, len(shown))
-    ax.step(recall[:stop], precision[:stop], where='pre', label=label, **line)
-  ax.set(xlabel='recall', ylabel='precision')
-  ax.set_title(title, pad=10)
+    ax.step(recall, precision, where='pre', label=label, **style)
   # Curves may pass through any corner.
   drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
   return drawing
+
+
+def _shown(classes: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
+  """Classes with a curve, and its style: of two, the second, its mirror image.
+
+  Curves that coincide, as those of perfect classes do, show as stripes: each is
+  narrower than those below it.
+  """
+  shown = range(len(classes)) if len(classes) > 2 else [1]
+  style = {
+    'clip_on': False,  # A perfect curve runs along the frame.
+    'solid_capstyle': 'butt',
+    'zorder': 3,
+  }
+  return [
+    (c, style | {'color': f'C{i % 10}', 'linewidth': 1 + 1.15 * below})
+    for i, (c, below) in enumerate(
+      zip(shown, reversed(range(len(shown))), strict=True)
+    )
+  ]
+
+
+def _square(
+  drawing: figure.Figure, title: str, xlabel: str, ylabel: str
+) -> axes.Axes:
+  """Axes from 0 to 1."""
+  ax = drawing.subplots()
+  ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal')
+  ax.set(xlabel=xlabel, ylabel=ylabel)
+  ax.set_title(title, pad=10)
+  ax.grid(color='0.92')
+  for side in ax.spines.values():
+    side.set_color('0.7')
+  return ax
+
+
+def _value(x: float) -> str:
+  return 'n/a' if np.isnan(x) else f'{x:.3f}'
 
 
 def _confusion(

@@ -8,7 +8,8 @@ import pytest
 
 from data import features, labels as label_files
 from data.phantom import cohort
-from experiments import cohort_tiles, encoder, phantom_cohort, weights
+from experiments import cohort_tiles, encoder, weights
+from experiments.bags import phantom
 from kmil_jax.models import resnet
 
 
@@ -24,7 +25,7 @@ def two_slides(monkeypatch):
   monkeypatch.setattr(cohort_tiles, '_CALIBRATION_TILES', 16)
   monkeypatch.setattr(encoder, 'default_batch', lambda: 16)
   monkeypatch.setattr(resnet, 'STAGES', (1, 1, 1))
-  monkeypatch.setattr(phantom_cohort, '_PHANTOM_TILES', small)
+  monkeypatch.setattr(phantom, '_TILES', small)
   calibrated = []
   tiles = cohort_tiles.calibration_tiles
 
@@ -42,9 +43,9 @@ def headers(root, features_dir):
 
 
 def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
-  external, features_dir = phantom_cohort.make_external(str(tmp_path))
+  external, features_dir = phantom.make_external(str(tmp_path))
   # Asked for first, it made the main cohort, which alone calibrated.
-  main, main_dir = phantom_cohort.make(str(tmp_path))
+  main, main_dir = phantom.make(str(tmp_path))
   assert external != main
   assert two_slides == sorted((main / 'slides').iterdir())
   assert (main_dir / weights.RANDOM_FILE).exists()
@@ -64,22 +65,22 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   assert np.corrcoef(one, other)[0, 1] < 0.999
 
   # Finished slides stay; a missing one is encoded as it was.
-  slide = next(iter(found))
+  kept, slide = found  # The last is encoded last.
   before = features.read(features_dir / f'{slide}.h5').features
-  kept = features_dir / f'{list(found)[1]}.h5'
+  kept = features_dir / f'{kept}.h5'
   touched = kept.stat().st_mtime_ns
   (features_dir / f'{slide}.h5').unlink()
-  phantom_cohort.make_external(str(tmp_path))
+  phantom.make_external(str(tmp_path))
   again = features.read(features_dir / f'{slide}.h5').features
   np.testing.assert_allclose(again, before, rtol=1e-4, atol=1e-5)
   assert kept.stat().st_mtime_ns == touched
 
   # Without the main encoder none is made up.
   (main_dir / weights.RANDOM_FILE).unlink()
-  phantom_cohort.make_external(str(tmp_path))  # Nothing is left to encode.
+  phantom.make_external(str(tmp_path))  # Nothing is left to encode.
   (features_dir / f'{slide}.h5').unlink()
   with pytest.raises(RuntimeError, match=r'encoder\.safetensors.* is gone'):
-    phantom_cohort.make_external(str(tmp_path))
+    phantom.make_external(str(tmp_path))
   assert not (features_dir / f'{slide}.h5').exists()
 
 
@@ -93,4 +94,4 @@ def test_a_cache_is_of_the_code_that_the_encoder_calls():
   files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
   assert len(files) > 1
   files.add('kmil_jax/models/cpu.py')  # Called by both.
-  assert files <= set(phantom_cohort._FEATURE_CODE)
+  assert files <= set(phantom._FEATURE_CODE)

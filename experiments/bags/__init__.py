@@ -1,0 +1,1 @@
+"""Cross-validation of bag models: cohort, checks, training, second cohort."""

@@ -1,0 +1,583 @@
+"""The cohort of an experiment: slides, labels, features and folds, joined."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from data import labels as label_files, packed, slides, splits as split_files
+from data.features import FeatureError, FeatureFile
+from data.labels import Manifest
+from data.splits import Split
+from experiments.bags import features, phantom
+from experiments.bags.options import Data, External, Folds
+from experiments.run.check import Findings, some
+from experiments.run.options import OptionError
+from experiments.run.results import Folder
+from kmil_jax import parallel, plan, splits
+from kmil_jax.tasks.bags import BagLoader
+from kmil_jax.types import Store
+
+# The paper's class ids; its slide names end in them.
+PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
+METASTATIC = 'metastatic'
+_TASKS = {'a': (0, 1, 2, 3, 4), 'b': (0, 1), 'c': (1, 2, 3, 4)}
+# What else a feature file says of its making.
+_STATED = ('precision', 'overlap', 'min_tissue', 'augment')
+# Share of a device's memory that features may take and stay resident; on CPUs
+# the array they were read into comes on top.
+_RESIDENT_SHARE = 0.4
+
+
+class CohortError(ValueError):
+  """Slides, labels and features that do not fit; says which and how."""
+
+
+# What is raised for faults of the user's slides, labels, features and splits.
+ERRORS = (CohortError, FeatureError, slides.SlideError, split_files.SplitError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+  """n slides in the order of their ids, each with features."""
+
+  manifest: Manifest
+  classes: tuple[str, ...]  # C names
+  label: np.ndarray  # int32 [n]
+  source: packed.Folder | packed.Packed  # of features
+  length: np.ndarray  # int32 [n], instances
+  width: int  # D
+  slides: dict[str, pathlib.Path]  # slide files by id, as far as there are any
+  left_out: frozenset[str]  # listed, but relabelled away or without features
+  made: dict[str, str]  # encoder, mpp, patch_size of the features, if known
+
+  def read(self, index: int) -> FeatureFile:
+    """Reads the features of a slide."""
+    return self.source.read(self.manifest.slide[index])
+
+  def read_placed(self, index: int) -> FeatureFile:
+    """Reads a slide's features; its file turns micrometres into pixels.
+
+    STAMP stores coordinates in micrometres and not the slide's scale. Without a
+    readable slide file they stay unknown.
+    """
+    found, slide = self.read(index), self.manifest.slide[index]
+    in_micrometres = found.coords is None and found.attributes.get('unit')
+    if not in_micrometres or slide not in self.slides:
+      return found
+    try:
+      with slides.Slide(self.slides[slide]) as opened:
+        mpp = opened.mpp
+    except slides.SlideError:
+      return found  # Whoever draws it says why there is no picture.
+    return self.source.read(slide, mpp)
+
+  def resident_bytes(self, precision: str) -> int:
+    """Returns the bytes of all features on a device."""
+    size = jnp.dtype(precision).itemsize
+    return plan.num_rows(self.length) * self.width * size
+
+  def is_streamed(self, precision: str, stream: bool | None) -> bool:
+    """Whether features are streamed: as asked, or if they do not fit."""
+    if stream is not None:
+      return stream
+    room = _RESIDENT_SHARE * parallel.memory_bytes()
+    return bool(parallel.agree(self.resident_bytes(precision) > room))
+
+  def bags(self, precision: str, stream: bool | None) -> BagLoader:
+    """Returns the bags, ready for training.
+
+    Raises:
+      FeatureError: naming every feature file that cannot be read.
+    """
+    streamed, length = self.is_streamed(precision, stream), self.length
+    loader = BagLoader(
+      store=Store(
+        features=None if streamed else self._all_features(precision),
+        offset=np.cumsum(length, dtype=np.int32) - length,
+        length=length,
+        label=self.label,
+      ),
+      num_classes=len(self.classes),
+      width=self.width,
+    )
+
+    def read(bucket, index):
+      # It imports TensorFlow, which takes seconds.
+      from data import pipeline
+
+      batches = pipeline.bag_batches(
+        lambda i: self.read(i).features,
+        self.width,
+        loader.buckets,
+        bucket,
+        index,
+      )
+      yield from (batch.astype(jnp.dtype(precision)) for batch in batches)
+
+    return dataclasses.replace(loader, stream=read) if streamed else loader
+
+  def _all_features(self, precision: str) -> np.ndarray:
+    """Returns the features of all bags, and rows of zeros behind them."""
+    shape = plan.num_rows(self.length), self.width
+    flat = np.zeros(shape, jnp.dtype(precision))
+    ends = np.cumsum(self.length, dtype=np.int64)
+
+    def read(i):
+      rows = self.read(i).features
+      flat[ends[i] - len(rows) : ends[i]] = rows
+
+    if faults := [*filter(None, features.faults(read, range(len(ends))))]:
+      raise FeatureError('\n'.join(faults))
+    return flat
+
+  def about(self) -> dict[str, Any]:
+    """Returns what a model trained on the cohort takes, as JSON has it."""
+    header = self.source.header(self.manifest.slide[0])
+    stated = {
+      name: str(header.attributes[name])
+      for name in _STATED
+      if name in header.attributes
+    }
+    known = {k: v for k, v in self.made.items() if k != 'dimensions'}
+    return {
+      'classes': list(self.classes),
+      'width': int(self.width),
+      'features': stated | known,
+      'features_dir': str(self.source.path.absolute()),
+      'left_out': sorted(self.left_out),
+    }
+
+  def rows(self) -> list[list]:
+    """Returns the rows of cohort.csv, its header first."""
+    table = self.manifest
+    columns = (table.case, table.slide, table.label, self.length)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [[*label_files.COLUMNS, 'instances'], *map(list, rows)]
+
+  def fingerprint(self) -> dict[str, str]:
+    """Returns hashes of what a result depends on: labels and feature files."""
+    table, labels = self.manifest, hashlib.sha256()
+    for column in (table.case, table.slide, table.label):
+      labels.update('\n'.join(column).encode())
+    content = hashlib.sha256()
+    for slide in table.slide:
+      content.update(f'{slide} {self.source.digest(slide)}\n'.encode())
+    return {
+      'labels_sha256': labels.hexdigest(),
+      'features_sha256': content.hexdigest(),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """What an experiment trains and tests on, as far as it fits together.
+
+  Attributes:
+    cohort: all slides that can be used; None if there are none.
+    splits: the folds, of the cohort's slides unless there are problems.
+    second: a cohort to test the models on, if one is asked for and fits.
+    group: by --group_col, of each slide of the cohort.
+    outlines_dir: of lesions, of the phantom.
+    warnings: on the cohort and its folds.
+    findings: these, and all problems.
+  """
+
+  cohort: Cohort | None
+  splits: list[Split]
+  second: Cohort | None
+  group: dict[str, str]
+  outlines_dir: pathlib.Path | None
+  warnings: tuple[str, ...]
+  findings: Findings
+
+  def check(self) -> None:
+    """Prints the warnings.
+
+    Raises:
+      CohortError: naming all problems, if there are any.
+    """
+    if self.findings.problems:
+      raise CohortError('\n'.join(self.findings.problems))
+    if parallel.is_first():
+      self.findings.warn()
+
+  def inputs(self) -> dict[str, str]:
+    """Returns hashes of labels, features and splits."""
+    table = self.cohort.manifest
+    return self.cohort.fingerprint() | {
+      'splits_sha256': split_files.fingerprint(table, self.splits)
+    }
+
+  def about(self) -> dict[str, Any]:
+    """Returns what users of the models need to know, as JSON has it."""
+    return self.cohort.about() | {'warnings': list(self.warnings)}
+
+  def write(self, folder: Folder) -> None:
+    """Writes cohort.csv and the splits into a results folder."""
+    folder.write('cohort.csv', self.cohort.rows())
+    if parallel.is_first():
+      table = self.cohort.manifest
+      split_files.write(folder.at('splits'), table, self.splits)
+
+
+def load(
+  data: Data,
+  folds: Folds,
+  seed: int,
+  cache_dir: pathlib.Path,
+  external: External | None = None,
+) -> Material:
+  """Returns slides with labels, features and folds, and a second cohort.
+
+  What does not fit is gathered, not raised.
+
+  Args:
+    data: labels and features; by default those of the phantom.
+    folds: how patients are assigned.
+    seed: of folds that are made, and of labels that are shuffled.
+    cache_dir: of the phantoms.
+    external: the second cohort, if any.
+
+  Raises:
+    OptionError: if options exclude each other.
+  """
+  external = external or External()
+  if folds.group_col and folds.split_dir:
+    raise OptionError('--group_col and --split_dir exclude each other.')
+  if external.external_phantom and (data.csv_path or external.external_csv):
+    raise OptionError(
+      '--external_phantom requires the phantom cohort: leave out --csv_path and'
+      ' --external_csv.'
+    )
+  csv_path, features_dir = data.csv_path, data.features_dir
+  slides_dir, outlines_dir = data.slides_dir, None
+  if not csv_path:
+    root, features_dir = phantom.make(cache_dir)
+    csv_path, slides_dir = root / 'labels.csv', root / 'slides'
+    outlines_dir = root / 'outlines'
+  mapping, findings = relabelling(data.task, data.labels), Findings()
+  cohort, table, left_out = join(
+    csv_path,
+    features_dir,
+    findings,
+    slides_dir=slides_dir,
+    mapping=mapping,
+    shuffle_seed=seed if data.shuffle_labels else None,
+    allow_missing=data.allow_missing,
+  )
+  if cohort and not findings.problems:
+    # Folds are those of the slides that will be trained on.
+    table, left_out = cohort.manifest, cohort.left_out
+  group, made = {}, []
+  try:
+    column = None
+    if folds.group_col:
+      column = label_files.column(csv_path, folds.group_col, table)
+      group = dict(zip(table.slide.tolist(), column.tolist(), strict=True))
+    made = make_folds(table, folds, seed, findings, left_out, column)
+  except (label_files.ManifestError, splits.SplitError) as e:
+    findings.problems.append(str(e))
+  warnings = tuple(findings.warnings)
+  csv_path = external.external_csv
+  features_dir, second = external.external_features_dir, None
+  if external.external_phantom:
+    root, features_dir = phantom.make_external(cache_dir)
+    csv_path = root / 'labels.csv'
+  if csv_path and cohort:
+    second, *_ = join(
+      csv_path,
+      features_dir,
+      findings,
+      mapping=mapping,
+      like=cohort,
+      allow_missing=data.allow_missing,
+    )
+  return Material(
+    cohort,
+    made,
+    second,
+    group,
+    outlines_dir,
+    warnings,
+    findings,
+  )
+
+
+class Joined(NamedTuple):
+  """Slides, labels and features as far as they fit together."""
+
+  cohort: Cohort | None  # all that can be used; None if nothing can
+  table: Manifest  # every labelled slide, with features or without
+  left_out: frozenset[str]  # slides that a relabelling dropped
+
+
+def join(
+  csv_path: pathlib.Path,
+  features_dir: pathlib.Path,
+  findings: Findings,
+  *,
+  slides_dir: pathlib.Path | None = None,
+  mapping: dict[str, str] | None = None,
+  shuffle_seed: int | None = None,
+  like: Cohort | None = None,
+  allow_missing: bool = False,
+) -> Joined:
+  """Joins labels and features; what does not fit is found all at once.
+
+  Problems are faults of the table, slides without features, files that cannot
+  be read, and features that were not all made by one encoder at one width, mpp
+  and tile size, or do not fit `like`.
+
+  Args:
+    csv_path: labels.
+    features_dir: holds <slide_id>.h5 or .pt of every slide in the table, itself
+      or in the one folder of features below it; or a dataset of
+      experiments.pack.
+    findings: receives problems and warnings.
+    slides_dir: slide files, if any.
+    mapping: old label to new; slides of other labels are left out.
+    shuffle_seed: assigns the labels anew to the cases, for the leak alarm.
+    like: a cohort whose models this one is for: it gives the classes, its
+      features were made in the same way, and its slides are others.
+    allow_missing: leaves out slides without features, with a warning.
+  """
+  problems = findings.problems
+  empty = np.array([], str)
+  table = Manifest(empty, empty, empty)
+  try:
+    table, faults = label_files.scan(csv_path)
+  except label_files.ManifestError as e:
+    problems.append(str(e))
+    return Joined(None, table, frozenset())
+  problems += [f'{csv_path}: {fault}' for fault in faults]
+  listed = frozenset(table.slide.tolist())
+  try:
+    table = relabelled(table, mapping)
+  except label_files.ManifestError as e:
+    problems.append(str(e))
+  left_out = listed - frozenset(table.slide.tolist())
+  if shuffle_seed is not None and len(table.slide):
+    table = shuffled(table, shuffle_seed)
+  classes = like.classes if like else ordered(table.label)
+  if unknown := sorted(set(table.label.tolist()) - set(classes)):
+    problems.append(
+      f'{csv_path}: labels {some(unknown)} are none of those the models know:'
+      f' {", ".join(classes)}'
+    )
+  if len(classes) == 1:
+    problems.append(f'{csv_path}: one class only, {classes[0]}')
+  slide_files, source = {}, None
+  try:
+    if slides_dir:
+      paths = slides.list_slides(slides_dir)
+      slide_files = {slides.slide_id(path): path for path in paths}
+  except slides.SlideError as e:
+    problems.append(str(e))
+  try:
+    source = packed.find(features_dir)
+  except FeatureError as e:
+    problems.append(str(e))
+    return Joined(None, table, left_out)
+  headers = features.find(
+    source,
+    table.slide.tolist(),
+    findings,
+    others=left_out,
+    allow_missing=allow_missing,
+  )
+  made = features.shared(source.path, headers, findings)
+  differ = [
+    f'{name} {made[name]} here, {like.made[name]} there'
+    for name in sorted(made.keys() & like.made.keys() if like else ())
+    if made[name] != like.made[name]
+  ]
+  if differ:
+    problems.append(
+      f'{features_dir}: these features and those of the models differ:'
+      f' {"; ".join(differ)}'
+    )
+  has = np.array([slide in headers for slide in table.slide], bool)
+  # Slides of unknown labels are a problem already; the others are joined.
+  has &= np.isin(table.label, classes)
+  if not has.any() or len(classes) < 2:
+    return Joined(None, table, left_out)
+  usable = table.subset(has)
+  cohort = Cohort(
+    manifest=usable,
+    classes=classes,
+    label=np.array([classes.index(x) for x in usable.label], np.int32),
+    source=source,
+    length=np.array([headers[s].length for s in usable.slide], np.int32),
+    width=headers[usable.slide[0]].width,
+    slides=slide_files,
+    left_out=left_out | frozenset(table.slide[~has].tolist()),
+    made=made,
+  )
+  if like:
+    _check_apart(like, cohort, findings)
+  return Joined(cohort, table, left_out)
+
+
+def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
+  """Finds slides of the first cohort, by their features, in the second."""
+  seen = {first.source.digest(s) for s in first.manifest.slide}
+  shared = [s for s in second.manifest.slide if second.source.digest(s) in seen]
+  if shared:
+    findings.problems.append(
+      f'the second cohort holds {len(shared)} slides of the first, on which the'
+      f' models were trained: {some(shared)}. Take them out of its CSV.'
+    )
+  if cases := sorted(set(first.manifest.case) & set(second.manifest.case)):
+    findings.warnings.append(
+      f'both cohorts have cases named {some(cases)}; if they are the same'
+      ' patients, the second cohort is not external'
+    )
+
+
+def make_folds(
+  table: Manifest,
+  folds: Folds,
+  seed: int,
+  findings: Findings,
+  left_out: frozenset[str] = frozenset(),
+  group: np.ndarray | None = None,
+) -> list[Split]:
+  """Reads or makes the folds; finds what is odd about them.
+
+  Args:
+    table: all labelled slides.
+    folds: their number, and the folder that they are in, if any.
+    seed: of folds that are made.
+    findings: receives problems and warnings.
+    left_out: slides that files may name though the table does not.
+    group: of each slide, for folds that are made to keep whole.
+
+  Returns:
+    The folds; of a folder with problems those that could be read.
+
+  Raises:
+    kmil_jax.splits.SplitError: if no such folds can be made.
+  """
+  if not len(table.slide):
+    return []  # Why its rows cannot be used was found before.
+  if folds.split_dir:
+    made, faults = split_files.read(folds.split_dir, table, folds.k, left_out)
+    findings.problems += faults
+  else:
+    parts = splits.make(table.case, table.label, folds.k, seed, group)
+    made = [Split(*part) for part in parts]
+  findings.warnings += _oddities(table, made)
+  return made
+
+
+def mixed_cases(table: Manifest) -> list[str]:
+  """Returns the cases whose slides have several labels, with the labels."""
+  labels: dict[str, set[str]] = {}
+  for case, label in zip(table.case, table.label, strict=True):
+    labels.setdefault(str(case), set()).add(str(label))
+  return [
+    f'{case} ({", ".join(sorted(found))})'
+    for case, found in sorted(labels.items())
+    if len(found) > 1
+  ]
+
+
+def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
+  """Says what is odd about patients, classes and folds."""
+  lines = []
+  if mixed := mixed_cases(table):
+    lines.append(
+      f'{len(mixed)} cases have slides of several labels: {some(mixed)}; labels'
+      ' are those of slides, and cases stay whole in every split'
+    )
+  if not made:
+    return lines
+  if again := split_files.tested_again(table, made):
+    lines.append(
+      f'{len(again)} slides are in the test part of several folds (repeated'
+      f' random splits?): {some(again)}; pooled figures count them each time'
+    )
+  for part in ('test', 'val'):
+    without = [
+      f'{name} in fold {i}'
+      for i, split in enumerate(made)
+      for name in np.unique(table.label)
+      if name not in table.label[getattr(split, part)]
+    ]
+    if without:
+      lines.append(
+        f'{part} parts without a slide of a class: {some(without)}; there is no'
+        ' AUROC of that fold, only the pooled one'
+      )
+  used = np.any([s.train | s.val | s.test for s in made], axis=0)
+  if not used.all():
+    names = table.slide[~used].tolist()
+    lines.append(f'no fold names the slides {some(names)}')
+  return lines
+
+
+def relabelling(
+  task: str, labels: Sequence[str] | None
+) -> dict[str, str] | None:
+  """Returns the new label of each old one by --task and --labels.
+
+  The paper's tasks (Zheng et al. 2024, as run in the released code): a tells
+  non-tumor, lymphoma and metastatic apart; b non-tumor and lymphoma; c lymphoma
+  and metastatic. None leaves all labels as they are.
+
+  Raises:
+    OptionError: if both flags are given, a pair is not old:new, or an old label
+      has two new ones.
+  """
+  if labels and task != 'origin':
+    raise OptionError(f'--labels and --task={task} exclude each other.')
+  if labels:
+    pairs = [pair.split(':') for pair in labels]
+    wrong = [':'.join(p) for p in pairs if len(p) != 2 or not all(p)]
+    if wrong:
+      raise OptionError(f'--labels: {wrong[0]!r} is not of the form old:new.')
+    mapping = dict(pairs)
+    if twice := [old for old, new in pairs if mapping[old] != new]:
+      raise OptionError(f'--labels: {twice[0]} is given twice.')
+    return mapping
+  if task == 'origin':
+    return None
+  return {
+    PAPER_CLASSES[c]: METASTATIC if c > 1 else PAPER_CLASSES[c]
+    for c in _TASKS[task]
+  }
+
+
+def relabelled(table: Manifest, mapping: dict[str, str] | None) -> Manifest:
+  """Relabels; the paper's classes may be numbered in the table."""
+  if mapping is None:
+    return table
+  names = {str(c): name for c, name in enumerate(PAPER_CLASSES)}
+  if set(table.label) <= set(names) and set(mapping) <= set(PAPER_CLASSES):
+    table = label_files.relabel(table, {c: names[c] for c in set(table.label)})
+  return label_files.relabel(table, mapping)
+
+
+def ordered(labels: np.ndarray) -> tuple[str, ...]:
+  """Orders class names: as the paper does, by number, or by name."""
+  names = sorted(set(labels.tolist()))
+  known = (*PAPER_CLASSES, METASTATIC)
+  if set(names) <= set(known):
+    return tuple(sorted(names, key=known.index))
+  return tuple(
+    sorted(names, key=int if all(map(str.isdecimal, names)) else None)
+  )
+
+
+def shuffled(table: Manifest, seed: int) -> Manifest:
+  """Assigns labels anew: whole cases swap the label of their first slide."""
+  cases, first, of = np.unique(
+    table.case, return_index=True, return_inverse=True
+  )
+  order = np.random.default_rng(seed).permutation(len(cases))
+  return dataclasses.replace(table, label=table.label[first][order][of])

@@ -1,0 +1,299 @@
+"""Trains the runs of an experiment that are not done; tests a second cohort."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import numpy as np
+
+from data.splits import SplitError
+from experiments import maps
+from experiments.bags.cohort import Cohort, Material
+from experiments.bags.options import Training
+from experiments.evaluation import figures, groups, predictions, summary
+from experiments.evaluation.predictions import TEST, Predictions
+from experiments.reporting import page
+from experiments.run import progress
+from experiments.run.results import Folder, ResultsError
+from kmil_jax import checkpoint, folds, parallel, selection
+from kmil_jax.folds import Fold, Settings, Stage
+from kmil_jax.models.kmil import Choice
+
+# Of metrics.jsonl.
+COLUMNS = (
+  'train_loss',
+  'val_loss',
+  'val_accuracy',
+  'val_f1_macro',
+  'val_auroc',
+  'best_epoch',
+)
+_STATE = 'state'
+_SECOND = 'external.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One fold under one choice of instances, and where its results go."""
+
+  folder: pathlib.Path  # <results>/fold_<i>
+  fold: int
+  choice: Choice
+
+  def is_done(self) -> bool:
+    return (self.folder / TEST).exists()
+
+
+def train_folds(
+  material: Material,
+  runs: Sequence[Run],
+  requested: Sequence[int],
+  settings: Settings,
+  training: Training,
+  folder: Folder,
+  *,
+  attention: bool,
+) -> None:
+  """Trains those of the requested runs that are not done.
+
+  A run is done when its folder holds `predictions.csv`. A training that was
+  killed goes on with the runs it began with. A run that diverged is recorded,
+  see `progress.raise_if_diverged`; it has no predictions if it did so before an
+  epoch could be kept.
+
+  Args:
+    material: to train and test on.
+    runs: all of the experiment.
+    requested: places in `runs`.
+    settings: of all runs, but for the choices, which are the runs' own.
+    training: whether features are streamed, and TensorBoard's files written.
+    folder: unfinished training is kept in its `state`.
+    attention: also stores what the models see in the test slides.
+
+  Raises:
+    data.splits.SplitError: if the recipe selects by an AUROC that a validation
+      part does not have.
+    FloatingPointError: if no run of the experiment has an epoch to keep.
+  """
+  todo = _to_train(runs, requested, folder)
+  if not todo:
+    return
+  chosen = [runs[i] for i in todo]
+  _check_validation(material, chosen, settings)
+  cohort, splits = material.cohort, material.splits
+  bags = cohort.bags(settings.precision, training.stream)
+  results = folds.train_folds(
+    bags,
+    [Fold(r.fold, **vars(splits[r.fold]), choice=r.choice) for r in chosen],
+    settings,
+    _watch(chosen, folder, f'{_STATE}/{_name(todo)}', training.tensorboard),
+  )
+  for r, run in enumerate(chosen):
+    if parallel.is_first():
+      progress.record_divergence(run.folder, results.diverged[r])
+    if results.lost[r]:
+      continue
+    # All processes: Orbax waits for each of them.
+    with Folder(run.folder.parent).plain(run.folder.name) as path:
+      folds.save(path, results, r)
+    if attention and parallel.is_first():
+      test = splits[run.fold].test
+      maps.write(run.folder, cohort, bags, test, results, r)
+    prob = {part: values[r] for part, values in results.prob.items()}
+    write_predictions(Folder(run.folder), run.fold, material, prob)
+  parallel.wait_for_all('trained')
+  if not any(run.is_done() for run in runs):
+    progress.raise_if_diverged([run.folder for run in runs])
+  if parallel.is_first():
+    for name, places in _unfinished(folder).items():
+      if all(runs[i].is_done() for i in places):
+        shutil.rmtree(folder.at(_STATE) / name)
+    if not _unfinished(folder):
+      shutil.rmtree(folder.at(_STATE), ignore_errors=True)
+
+
+def write_predictions(
+  folder: Folder, fold: int, material: Material, prob: dict[str, np.ndarray]
+) -> None:
+  """Writes the probabilities [n, C] of the parts of a fold into its folder."""
+  cohort, split = material.cohort, material.splits[fold]
+  parts = {
+    name: of_slides(cohort, getattr(split, name), prob[name])
+    for name in ('val', 'test')
+  }
+  predictions.write(folder, fold, parts, cohort.classes)
+
+
+def of_slides(
+  cohort: Cohort, rows: np.ndarray, prob: np.ndarray
+) -> Predictions:
+  """Returns the probabilities of the slides `rows`, bool [n], with labels."""
+  table = cohort.manifest
+  return Predictions(
+    case=table.case[rows],
+    slide=table.slide[rows],
+    label=cohort.label[rows],
+    prob=prob,
+  )
+
+
+def check_second(folder: Folder, cohort: Cohort) -> None:
+  """Refuses a folder that holds results of another second cohort.
+
+  Raises:
+    ResultsError: saying what to do.
+  """
+  if not folder.has(_SECOND) or folder.read(_SECOND) == cohort.fingerprint():
+    return
+  raise ResultsError(
+    f'{folder.at(_SECOND)}: the external results are of another cohort. Choose'
+    f' another --exp_code, or remove {_SECOND} and fold_*/external.csv.'
+  )
+
+
+def test_second(
+  folder: Folder,
+  requested: Sequence[int],
+  cohort: Cohort,
+  settings: Settings,
+  stream: bool | None,
+) -> None:
+  """Writes `fold_<i>/external.csv` of every finished fold that lacks it.
+
+  KMIL's instances are chosen by the fold's own first stage, as Zheng et al.
+  2024 do. `external.json` records which cohort it was.
+
+  Args:
+    folder: of the results.
+    requested: folds.
+    cohort: the second one, with the classes of the first.
+    settings: of the training.
+    stream: see `Cohort.is_streamed`.
+  """
+  todo = [
+    fold
+    for fold in requested
+    if folder.has(f'fold_{fold}/{TEST}')
+    and not folder.has(f'fold_{fold}/{predictions.EXTERNAL}')
+  ]
+  if not todo:
+    return
+  design = settings.design(len(cohort.classes), cohort.width)
+  models = []
+  for fold in todo:
+    with folder.plain(f'fold_{fold}') as path:
+      models.append(folds.load(path, design))
+  bags = cohort.bags(settings.precision, stream)
+  probs = folds.predict_all(bags, settings, models)
+  folder.write(_SECOND, cohort.fingerprint())
+  everything = np.ones(len(cohort.label), bool)
+  for fold, prob in zip(todo, probs, strict=True):
+    parts = {'external': of_slides(cohort, everything, prob)}
+    fold_folder = Folder(folder.at(f'fold_{fold}'))
+    predictions.write(fold_folder, fold, parts, cohort.classes)
+
+
+def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
+  """Writes tables, pictures and the report of the finished folds.
+
+  Args:
+    folder: of the results.
+    model: name of it.
+    task: name of it.
+    material: that was trained and tested on.
+  """
+  if not parallel.is_first():
+    return
+  classes = material.cohort.classes
+  found = summary.summarise(folder, model, task, len(material.splits), classes)
+  figures.draw(folder, classes)
+  print(summary.text(found))
+  if material.group:
+    table = groups.write(folder, material.group, classes)
+    print(f'\n{table.terminal()}')
+  page.write(folder.path)
+
+
+def _watch(
+  runs: Sequence[Run], folder: Folder, state: str, tensorboard: bool
+) -> folds.Watch:
+  """Keeps a stage's checkpoints in `state`, and shows its progress."""
+
+  @contextlib.contextmanager
+  def watch(stage: Stage, serves: list[list[int]]) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+      path = stack.enter_context(folder.plain(f'{state}/{stage.name}'))
+      saved = stack.enter_context(
+        contextlib.closing(checkpoint.Checkpoints(path))
+      )
+      shown = progress.Progress(
+        [[runs[r].folder for r in ours] for ours in serves],
+        {name: name for name in COLUMNS},
+        stage.recipe.epochs,
+        name=f'{stage.name} x {len(serves)} run{"s" * (len(serves) > 1)}',
+        stage=stage.name,
+        tensorboard=tensorboard,
+      )
+      stack.enter_context(contextlib.closing(shown))
+      yield saved, shown.report
+
+  return watch
+
+
+def _check_validation(
+  material: Material, runs: Sequence[Run], settings: Settings
+) -> None:
+  """Raises if the epoch is chosen by an AUROC that a fold does not have."""
+  select = settings.recipe.select
+  alone = [
+    fold
+    for fold in dict.fromkeys(run.fold for run in runs)
+    if len(set(material.cohort.label[material.splits[fold].val])) < 2
+  ]
+  if select in selection.NEED_AUROC and alone:
+    raise SplitError(
+      f'validation parts of folds {alone} hold one class, so they have no AUROC'
+      f' to choose the epoch by ({select}). Give --select=last.'
+    )
+
+
+def _to_train(
+  runs: Sequence[Run], requested: Sequence[int], folder: Folder
+) -> list[int]:
+  """Returns the runs that are not done, or those of a killed training."""
+  todo = [i for i in requested if not runs[i].is_done()]
+  if len(todo) < len(requested) and parallel.is_first():
+    print(f'done before: {len(requested) - len(todo)} of {len(requested)} runs')
+  for places in _unfinished(folder).values() if todo else []:
+    if set(todo) <= set(places) <= set(requested):
+      todo = places
+      break
+  # Writing may have begun: what process 0 saw counts.
+  chosen = parallel.agree(np.isin(requested, todo))
+  return [i for i, train in zip(requested, chosen, strict=True) if train]
+
+
+def _unfinished(folder: Folder) -> dict[str, list[int]]:
+  """Returns the runs of every training that was killed, by its folder."""
+  unfinished = {}
+  for path in sorted(folder.at(_STATE).glob('runs_*')):
+    places = []
+    for first, last in re.findall(r'(\d+)(?:-(\d+))?', path.name):
+      places += range(int(first), int(last or first) + 1)
+    unfinished[path.name] = places
+  return unfinished
+
+
+def _name(places: Sequence[int]) -> str:
+  """Names a training by its runs: runs_0-9, or runs_0-2_5."""
+  spans: list[list[int]] = []
+  for i in places:
+    if spans and i == spans[-1][-1] + 1:
+      spans[-1][1:] = [i]
+    else:
+      spans.append([i])
+  return 'runs_' + '_'.join('-'.join(map(str, span)) for span in spans)

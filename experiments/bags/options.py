@@ -1,0 +1,366 @@
+"""Options of the scripts that train on bags, and what they come to.
+
+training = training.resolved(model.model)
+settings = options.settings(model, training, output.seed)
+
+# Of a results folder, with the same result:
+settings = options.trained(folder.config())
+"""
+
+import dataclasses
+import pathlib
+
+from experiments.run import results
+from experiments.run.check import Check
+from experiments.run.options import OptionError, field, to_json
+from experiments.run.start import Machine, Output
+from kmil_jax import folds, inference, losses, parallel, selection
+from kmil_jax.models import SPECS, dtfd, kmil
+from kmil_jax.types import Recipe
+
+# Models that options are for, by the flag --model.
+_CHOOSING = {'model': tuple(m for m in SPECS if SPECS[m].chooser)}
+_DTFD = {'model': tuple(m for m in SPECS if m.startswith('dtfd'))}
+_RANKING = _DTFD | {'distill': dtfd.RANKING}
+_DUAL = {
+  'model': tuple(m for m in SPECS if SPECS[m].loss is losses.dual_stream)
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The model."""
+
+  model: str = field('kmil', 'Model to train.', choices=sorted(SPECS))
+  drop_fraction: float = field(
+    0.1,
+    'Share of the instances of each slide that KMIL drops, in thousandths.',
+    least=0,
+    most=0.999,
+    only=_CHOOSING,
+  )
+  kmil_drop: str = field(
+    'lowest',
+    'Whether KMIL drops the instances of the lowest or of the highest scores.',
+    choices=kmil.DROPS,
+    only=_CHOOSING,
+  )
+  kmil_score: str = field(
+    'var',
+    'Score of an instance in KMIL: the variance of its probabilities over'
+    ' classes, as in the released code, or one minus it, as in equation 3.',
+    choices=kmil.SCORES,
+    only=_CHOOSING,
+  )
+  average_with_top_instance: bool = field(
+    False,
+    'Average the probabilities of a slide with those of its highest instance.',
+    only=_DUAL,
+  )
+  distill: str = field(
+    'afs',
+    'What the second tier of DTFD is given of each pseudo-bag: its pooled'
+    ' features (afs), the instances of the highest class activation (maxs),'
+    ' of the highest and the lowest (maxmins), or of the highest attention'
+    ' (mas).',
+    choices=dtfd.DISTILL,
+    only=_DTFD,
+  )
+  pseudo_bags: int = field(
+    4, 'Pseudo-bags that DTFD splits a slide into.', least=1, only=_DTFD
+  )
+  total_instances: int = field(
+    4,
+    'Instances of a slide that the second tier of DTFD is given, of either end'
+    ' with --distill=maxmins.',
+    least=1,
+    only=_RANKING,
+  )
+  dtfd_rank_by: str = field(
+    'last',
+    'Probability that ranks instances in DTFD: that of the last class, as in'
+    ' the released code, or of the class predicted for their pseudo-bag.',
+    choices=dtfd.SCORES,
+    only=_RANKING,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Slides, their labels and features. Without any, a phantom cohort."""
+
+  csv_path: pathlib.Path | None = field(
+    None,
+    'Labels of slides: a CSV with the columns case_id,slide_id,label.',
+    result=False,  # Like that of features, the content is hashed.
+    only={'features_dir': True},
+  )
+  features_dir: pathlib.Path | None = field(
+    None,
+    'Folder of <slide_id>.h5 or .pt, or the folder around it that CLAM, TRIDENT'
+    ' or STAMP wrote, or a dataset of experiments.pack.',
+    result=False,
+    only={'csv_path': True},
+  )
+  slides_dir: pathlib.Path | None = field(
+    None,
+    'Folder of slide files, for the thumbnails of heat maps.',
+    result=False,
+    only={'csv_path': True},
+  )
+  allow_missing: bool = field(
+    False,
+    'Leave out labelled slides without features, and print how many.',
+    result=False,
+  )
+  task: str = field(
+    'origin',
+    'Labels as they are (origin), or grouped as in tasks a, b and c of Zheng et'
+    ' al. 2024; those are non-tumor, lymphoma, breast, squamous and thyroid, or'
+    ' 0 to 4.',
+    choices=('origin', 'a', 'b', 'c'),
+  )
+  labels: tuple[str, ...] | None = field(
+    None,
+    'New names of labels, old:new,... Slides of other labels are left out.',
+  )
+  shuffle_labels: bool = field(
+    False,
+    'Leak alarm: assign the labels anew to the cases. AUROC must be about 0.5.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class External:
+  """A second cohort, on which the model of every fold is tested."""
+
+  external_csv: pathlib.Path | None = field(
+    None,
+    'Labels of the second cohort, in the columns of --csv_path.',
+    result=False,
+    only={'external_features_dir': True},
+  )
+  external_features_dir: pathlib.Path | None = field(
+    None,
+    'Features of the second cohort.',
+    result=False,
+    only={'external_csv': True},
+  )
+  external_phantom: bool = field(
+    False,
+    'Take the second phantom cohort, of another laboratory and scanner.',
+    result=False,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Folds:
+  """How patients are assigned to training, validation and test."""
+
+  k: int = field(
+    10,
+    'Number of folds: at least 3, or as many as --split_dir has.',
+    least=1,
+  )
+  split_dir: pathlib.Path | None = field(
+    None,
+    'Folder of splits_<i>.csv with the columns train,val,test, to use instead'
+    ' of new folds.',
+    result=False,  # The splits are hashed.
+  )
+  group_col: str | None = field(
+    None,
+    'Column of --csv_path, as of sites or scanners: slides of one value are in'
+    ' one part of a fold, and groups.csv has the metrics of each.',
+    result=False,
+    only={'csv_path': True},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Requested:
+  """Which folds are trained, and what is drawn of them."""
+
+  fold: int | None = field(
+    None,
+    'The only fold to train, from 0. By default all.',
+    least=0,
+    result=False,
+  )
+  heat_maps: int | None = field(
+    None,
+    'Number of test slides of each fold to draw heat maps of. By default all.',
+    least=0,
+    result=False,
+  )
+
+  def folds(self, k: int) -> list[int]:
+    """Returns the numbers of the folds to train."""
+    if self.fold is None:
+      return list(range(k))
+    if self.fold >= k:
+      raise OptionError(f'--fold={self.fold}: folds are 0 to {k - 1}.')
+    return [self.fold]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How the model is trained."""
+
+  recipe: str = field(
+    'common',
+    'That of Zheng et al. 2024 for every model (common), or what the authors of'
+    ' the model trained it with (own). The flags below change single values.',
+    choices=('common', 'own'),
+  )
+  epochs: int | None = field(
+    None,
+    "Training epochs. By default the recipe's; common has 400. The first stage"
+    ' of KMIL has 100 at most.',
+    least=1,
+  )
+  lr: float | None = field(
+    None,
+    "Initial learning rate. By default the recipe's; common has 2e-4.",
+    least=0,
+  )
+  weight_decay: float | None = field(
+    None,
+    "Weight decay. By default the recipe's; common has 1e-5.",
+    least=0,
+  )
+  select: str | None = field(
+    None,
+    'Which epoch to keep: that of the best validation macro-F1, loss, accuracy'
+    ' or AUROC, as a rule of some recipe says, or the last. By default as the'
+    ' recipe says; common has f1_macro.',
+    choices=selection.SELECTS,
+  )
+  batch_size: int = field(
+    1,
+    'Slides per step. With more than one, these are shared among the devices;'
+    ' with one, the folds are.',
+    least=1,
+  )
+  stream: bool | None = field(
+    None,
+    'Stream features from disk. By default only if they do not fit into the'
+    ' memory of a device.',
+    result=False,
+  )
+  precision: str = field(
+    'float32',
+    'Precision of features and products.',
+    choices=('float32', 'bfloat16'),
+  )
+  tensorboard: bool = field(
+    False,
+    'Also write the values of metrics.jsonl as TensorBoard event files.',
+    result=False,
+  )
+
+  def recipe_of(self, model: str) -> Recipe:
+    """Returns how a model is trained."""
+    given = {
+      'epochs': self.epochs,
+      'learning_rate': self.lr,
+      'weight_decay': self.weight_decay,
+      'select': self.select,
+    }
+    return dataclasses.replace(
+      SPECS[model].own if self.recipe == 'own' else Recipe(),
+      batch=self.batch_size,
+      **{name: value for name, value in given.items() if value is not None},
+    )
+
+  def resolved(self, model: str) -> 'Training':
+    """Returns the options with the recipe's values where none was given.
+
+    Raises:
+      OptionError: if the devices cannot share the slides of a step.
+    """
+    devices = parallel.num_devices()
+    if self.batch_size > 1 and self.batch_size % devices:
+      raise OptionError(
+        f'--batch_size={self.batch_size} must be a multiple of the {devices}'
+        ' devices.'
+      )
+    recipe = self.recipe_of(model)
+    return dataclasses.replace(
+      self,
+      epochs=recipe.epochs,
+      lr=recipe.learning_rate,
+      weight_decay=recipe.weight_decay,
+      select=recipe.select,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+  """The logistic regression of experiments.mean_pooling."""
+
+  c: float = field(1.0, 'Inverse strength of the L2 penalty.', least=0)
+
+
+# All that config.json of a run on bags may hold.
+OPTIONS = (
+  Model,
+  Data,
+  External,
+  Folds,
+  Requested,
+  Training,
+  Regression,
+  Check,
+  Output,
+  Machine,
+)
+
+
+def read(config: results.Config, *classes: type) -> list:
+  """Returns options of a run on bags, an instance of each class of `OPTIONS`.
+
+  Raises:
+    OptionError: if config.json has an option that is unknown, or a value that
+      it does not take.
+  """
+  held = dict(zip(OPTIONS, config.options(*OPTIONS), strict=True))
+  return [held[cls] for cls in classes]
+
+
+def settings(model: Model, training: Training, seed: int) -> folds.Settings:
+  """Returns what is trained and how.
+
+  Raises:
+    OptionError: if options of the model do not fit together.
+  """
+  per_mille = 1000 * model.drop_fraction
+  if abs(per_mille - round(per_mille)) > 1e-6:
+    raise OptionError(
+      f'--drop_fraction={model.drop_fraction} must be a number of thousandths.'
+    )
+  ranks = model.model in _DTFD['model'] and model.distill in dtfd.RANKING
+  if ranks and model.total_instances < model.pseudo_bags:
+    raise OptionError(
+      f'--total_instances={model.total_instances} must be at least'
+      f' --pseudo_bags={model.pseudo_bags}.'
+    )
+  recipe = training.recipe_of(model.model)
+  return folds.Settings(
+    recipe=recipe,
+    chooser_recipe=folds.chooser_recipe(SPECS[model.model], recipe),
+    seed=seed,
+    **inference.network_settings(to_json([model, training])),
+  )
+
+
+def trained(config: results.Config) -> folds.Settings | None:
+  """Returns what a results folder was trained with; None of no bag model.
+
+  Raises:
+    OptionError: see `read`.
+  """
+  if config.values.get('model') not in SPECS:
+    return None
+  model, training, output = read(config, Model, Training, Output)
+  return settings(model, training, output.seed)

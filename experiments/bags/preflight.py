@@ -1,0 +1,215 @@
+"""--check of bags: what there is, and the memory and time of training."""
+
+from collections.abc import Iterator, Sequence
+import sys
+import time
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.splits import PARTS, Split
+from experiments.bags import features
+from experiments.bags.cohort import Cohort, Material
+from kmil_jax import cost, folds, parallel, plan
+from kmil_jax.folds import Settings, Stage
+from kmil_jax.models import SPECS, cpu
+
+# Of a step: parameters, gradients and Adam's two moments are read, and all but
+# the gradients written; the best parameters are kept beside them.
+_COPIES_MOVED, _COPIES_HELD = 7, 5
+_BACKWARD = 3  # A step takes three times the products of a forward pass.
+_EFFICIENCY = 0.5  # Of the machine's speed, which training reaches.
+_HIDDEN = 1024  # Numbers that a model holds for an instance, besides features.
+_LAUNCH = 1e-4  # Seconds that a step takes however small it is.
+
+
+def check(
+  material: Material,
+  settings: Settings | None = None,
+  stream: bool | None = None,
+  runs: Sequence[int] = (),
+) -> NoReturn:
+  """Lists all problems of a cohort, estimates its training, ends the script.
+
+  Args:
+    material: as far as it fits together.
+    settings: of the training; None of one that takes no time.
+    stream: whether features are streamed, see `Cohort.is_streamed`.
+    runs: the fold of every run.
+
+  Raises:
+    SystemExit: always; with 1 if there are problems.
+  """
+  if not parallel.is_first():
+    sys.exit(0)
+  findings, cohort = material.findings, material.cohort
+  for one in filter(None, (cohort, material.second)):
+    if one is material.second:
+      print('second cohort:')
+    features.scan(one.source, one.manifest.slide.tolist(), findings)
+    print('\n'.join(describe(one)))
+  # Of slides without features nobody knows in which fold they count.
+  if material.splits and len(material.splits[0].test) == len(cohort.label):
+    print('\n'.join(describe_folds(cohort, material.splits)))
+    if settings and not findings.problems:
+      for line in estimate(cohort, material.splits, settings, stream, runs):
+        print(line)
+  findings.close()
+
+
+def describe(cohort: Cohort) -> Iterator[str]:
+  """Yields lines on features, slides, classes and the sizes of bags."""
+  length = cohort.length
+  counts = np.bincount(cohort.label, minlength=len(cohort.classes))
+  classes = zip(cohort.classes, counts, strict=True)
+  yield ', '.join([
+    f'features: {cohort.source.path}',
+    *(f'{name} {value}' for name, value in sorted(cohort.made.items())),
+  ])  # fmt: skip
+  yield (
+    f'{len(cohort.label)} slides of {len(set(cohort.manifest.case))} cases: '
+    + ', '.join(f'{name} {count}' for name, count in classes)
+  )
+  yield (
+    f'{length.min()} to {length.max()} instances per slide, half of the slides'
+    f' {np.median(length):.0f} or fewer; {cohort.width} features each,'
+    f' {_size(cohort.resident_bytes("float32"))}'
+  )
+
+
+def describe_folds(cohort: Cohort, splits: Sequence[Split]) -> Iterator[str]:
+  """Yields the slides of each fold, by part and class."""
+  for i, split in enumerate(splits):
+    parts = [getattr(split, part) for part in PARTS]
+    sizes = ', '.join(
+      f'{rows.sum()} {part}' for rows, part in zip(parts, PARTS, strict=True)
+    )
+    by_class = ', '.join(
+      f'{name} ' + '/'.join(str((cohort.label[p] == c).sum()) for p in parts)
+      for c, name in enumerate(cohort.classes)
+    )
+    yield f'fold {i}: {sizes} slides; {by_class}'
+
+
+def estimate(
+  cohort: Cohort,
+  splits: Sequence[Split],
+  settings: Settings,
+  stream: bool | None,
+  runs: Sequence[int],
+) -> Iterator[str]:
+  """Yields lines on padding, memory and time of a training.
+
+  A device holds the features, some copies of the parameters of its runs and the
+  activations of the longest bag. Of a step on one bag, it takes for its runs
+  the products of forward and backward pass at half its speed, the parameters
+  and moments at the speed of a copy, and a tenth of a millisecond. No run is
+  taken to stop early.
+
+  Args:
+    cohort: to train on.
+    splits: of all folds.
+    settings: of the training.
+    stream: see `Cohort.is_streamed`.
+    runs: the fold of every run.
+  """
+  lengths = plan.bucket_lengths(cohort.length)
+  bucket = np.searchsorted(lengths, cohort.length)
+  waste = 1 - cohort.length.sum() / np.array(lengths)[bucket].sum()
+  yield f'{len(lengths)} padded lengths, {waste:.0%} padding'
+  streamed = cohort.is_streamed(settings.precision, stream)
+  devices, batch = parallel.num_devices(), settings.recipe.batch
+  bags = max(1, batch // devices)
+  activations = bags * (cohort.width + _HIDDEN) * _BACKWARD * 4
+  stored = cohort.resident_bytes(settings.precision)
+  if streamed:
+    item = jnp.dtype(settings.precision).itemsize
+    stored = bags * lengths[-1] * cohort.width * item
+  products, copies = _speeds()
+  counts = np.bincount(bucket)
+  passes = _BACKWARD + np.mean([split.val.mean() for split in splits])
+  held, times = [], []
+  for stage, count in _stages(cohort, settings, runs):
+    spec = SPECS[settings.model]
+    parameters = 4 * _count(stage, cohort.width)
+    on_device = -(-count // devices) if batch == 1 else count
+    at_once = max(
+      n * (1 if cpu.one_by_one(spec, on_device, n) else on_device)
+      for n in lengths
+    )
+    held.append(on_device * parameters * _COPIES_HELD + at_once * activations)
+    # The devices of a CPU share its cores.
+    here = count if parallel.platform() == 'cpu' else on_device
+    epoch = sum(
+      steps
+      * (
+        2
+        * cost.multiply_adds(stage.task.model, n, cohort.width)
+        * here
+        * passes
+        / (products * _EFFICIENCY)
+        + here * parameters * _COPIES_MOVED / copies
+        + _LAUNCH
+      )
+      for n, steps in zip(lengths, counts, strict=True)
+    )
+    epochs = stage.recipe.epochs
+    times.append(f'{stage.name} {_clock(epoch * epochs)} ({epochs} epochs)')
+  where = 'streamed from disk' if streamed else 'on the device'
+  yield (
+    f'memory of a device, features {where}: about {_size(stored + max(held))}'
+    f' of {_size(parallel.memory_bytes())}; programs and libraries come on top'
+  )
+  yield (
+    f'estimated time of {len(runs)} runs: about {" + ".join(times)}, within a'
+    ' factor of 3; compilation is not included'
+  )
+
+
+def _stages(
+  cohort: Cohort, settings: Settings, runs: Sequence[int]
+) -> Iterator[tuple[Stage, int]]:
+  """Yields the stages of a training and how many runs each has."""
+  bags = cohort.bags(settings.precision, stream=True)  # Reads no features.
+  if settings.has_chooser:
+    yield folds.chooser_stage(bags, settings), len(set(runs))
+  yield folds.model_stage(bags, settings), len(runs)
+
+
+def _count(stage: Stage, width: int) -> int:
+  """Returns the number of parameters of a stage's network."""
+  x, mask = jnp.zeros((1, width)), jnp.ones(1, bool)
+  init = lambda: stage.task.model.init(jax.random.key(0), x, mask, train=False)
+  return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init)))
+
+
+def _speeds() -> tuple[float, float]:
+  """Measures FLOP/s of a product and bytes/s of a copy, in a fifth second."""
+  side = 1024
+  square, long = jnp.ones((side, side)), jnp.ones(2**23)
+  product = _best(jax.jit(lambda x: x @ x), square)
+  copy = _best(jax.jit(lambda x: x + 1), long)
+  return 2 * side**3 / product, 2 * long.nbytes / copy
+
+
+def _best(f, x) -> float:
+  times = []
+  for _ in range(4):
+    start = time.perf_counter()
+    jax.block_until_ready(f(x))
+    times.append(time.perf_counter() - start)
+  return min(times)
+
+
+def _size(count: int) -> str:
+  if count < 2**30:
+    return f'{count / 2**20:.0f} MiB'
+  return f'{count / 2**30:.1f} GiB'
+
+
+def _clock(spent: float) -> str:
+  if spent < 90:
+    return f'{max(spent, 1):.0f} s'
+  return f'{spent / 60:.0f} min' if spent < 5400 else f'{spent / 3600:.1f} h'

@@ -1,0 +1,221 @@
+"""The probabilities of slides, and the CSV files that keep them."""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from experiments.run.results import Folder, ResultsError
+
+VALIDATION = 'validation_predictions.csv'
+TEST = 'predictions.csv'
+EXTERNAL = 'external.csv'
+# Files of a fold, by the part whose slides they hold, in the order they are
+# written. The first edition had the rows of `val` in the second, too.
+FILES = {'val': VALIDATION, 'test': TEST, 'external': EXTERNAL}
+_COLUMNS = ('case_id', 'slide_id', 'fold', 'split', 'label', 'pred')
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """Slides of one fold and part with their probabilities."""
+
+  case: np.ndarray  # [n] str
+  slide: np.ndarray  # [n] str
+  label: np.ndarray  # [n] int
+  prob: np.ndarray  # [n, C]
+
+  def __len__(self) -> int:
+    return len(self.label)
+
+
+def write(
+  folder: Folder,
+  fold: int,
+  parts: dict[str, Predictions],
+  classes: Sequence[str],
+) -> None:
+  """Writes the predictions of one fold into its folder, a file per part."""
+  for part, name in FILES.items():
+    if part in parts:
+      folder.write(name, rows({fold: parts[part]}, part, classes))
+
+
+def rows(
+  folds: dict[Any, Predictions], part: str, classes: Sequence[str]
+) -> list[list]:
+  """Returns rows of a file, header first; probabilities keep all digits.
+
+  Args:
+    folds: a part of each fold, by its number.
+    part: its name.
+    classes: C names.
+  """
+  lines = [[*_COLUMNS, *(f'prob_{c}' for c in classes)]]
+  for fold, p in folds.items():
+    pred = p.prob.argmax(1)
+    for i in range(len(p)):
+      ids = p.case[i], p.slide[i], fold, part, classes[p.label[i]]
+      prob = [repr(float(x)) for x in p.prob[i]]
+      lines.append([*ids, classes[pred[i]], *prob])
+  return lines
+
+
+def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
+  """Returns what `write` wrote of a part; no slides if there are no rows.
+
+  Raises:
+    ResultsError: if the file is missing or has no test rows, its columns or a
+      label are not those of `classes`, it names a slide twice, or a probability
+      is none.
+  """
+  name = FILES[part]
+  # The first edition had no file of its own for validation.
+  if part == 'val' and not folder.at(name).exists():
+    name = TEST
+  path, lines = folder.at(name), folder.read(name)
+  columns = [*_COLUMNS, *(f'prob_{c}' for c in classes)]
+  seen = set()
+  for number, row in enumerate(lines, 2):
+    where = f'{path}, line {number}'
+    if list(row) != columns:
+      raise ResultsError(
+        f'{path}: its columns are not those of the classes'
+        f' {", ".join(classes)}. Choose another --exp_code, or remove the'
+        ' folder.'
+      )
+    key = row['split'], row['slide_id']
+    if key in seen:
+      raise ResultsError(f'{where}: slide {key[1]!r} is in {key[0]!r} twice.')
+    seen.add(key)
+    if row['label'] not in classes:
+      raise ResultsError(
+        f'{where}: label {row["label"]!r} is none of {", ".join(classes)}.'
+      )
+    if not all(_is_share(row[f'prob_{c}']) for c in classes):
+      raise ResultsError(
+        f'{where}: a probability is no number from 0 to 1. Remove the file and'
+        ' run again.'
+      )
+  lines = [row for row in lines if row['split'] == part]
+  if name == TEST and not lines:
+    raise ResultsError(
+      f'{path}: no rows of the split {part!r}. Remove the file and run again.'
+    )
+  column = lambda name: np.array([row[name] for row in lines], str)
+  prob = [[float(row[f'prob_{c}']) for c in classes] for row in lines]
+  return Predictions(
+    case=column('case_id'),
+    slide=column('slide_id'),
+    label=np.array([classes.index(row['label']) for row in lines], int),
+    prob=np.array(prob, float).reshape(-1, len(classes)),
+  )
+
+
+def read_folds(
+  folder: Folder, classes: Sequence[str]
+) -> dict[int, dict[str, Predictions]]:
+  """Returns the validation and test parts of a folder's finished folds."""
+  return {
+    fold: {part: read(of_fold, part, classes) for part in ('val', 'test')}
+    for fold, of_fold in _folds(folder, TEST).items()
+  }
+
+
+def read_external(
+  folder: Folder, classes: Sequence[str]
+) -> dict[int, Predictions]:
+  """Returns the predictions of each fold's model for the second cohort."""
+  return {
+    fold: read(of_fold, 'external', classes)
+    for fold, of_fold in _folds(folder, EXTERNAL).items()
+  }
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+  """Puts predictions of several folds together."""
+  return Predictions(
+    *(
+      np.concatenate([getattr(p, f.name) for p in parts])
+      for f in dataclasses.fields(Predictions)
+    )
+  )
+
+
+def mean(parts: dict[int, Predictions]) -> Predictions:
+  """Averages the probabilities of several models of the same slides.
+
+  Args:
+    parts: by fold; slides in any order.
+
+  Returns:
+    The slides in the order of their names.
+
+  Raises:
+    ResultsError: if two folds differ in a slide, its case or its label.
+  """
+  (first_fold, first), *others = parts.items()
+  first = by_slide(first)
+  total = first.prob.astype(float)
+  for fold, p in others:
+    if differ := differences(first, p):
+      raise ResultsError(
+        f'external cohort: folds {first_fold} and {fold} differ:\n  '
+        + '\n  '.join(differ)
+        + '\nRemove fold_*/external.csv and run again.'
+      )
+    total += by_slide(p).prob
+  return dataclasses.replace(first, prob=total / len(parts))
+
+
+def by_slide(p: Predictions) -> Predictions:
+  """Returns the same predictions in the order of slide names."""
+  order = np.argsort(p.slide, kind='stable')
+  return Predictions(
+    *(getattr(p, f.name)[order] for f in dataclasses.fields(Predictions))
+  )
+
+
+def differences(
+  one: Predictions, other: Predictions, limit: int = 3
+) -> list[str]:
+  """Says where slides, cases or labels differ, whatever the order.
+
+  Returns:
+    Up to `limit` lines, each of one slide; none if all agree.
+  """
+  known = [
+    {
+      str(slide): {'case': str(case), 'class': int(label)}
+      for slide, case, label in zip(p.slide, p.case, p.label, strict=True)
+    }
+    for p in (one, other)
+  ]
+  lines = []
+  for name in sorted(known[0] | known[1]):
+    first, second = (table.get(name) for table in known)
+    if first is None or second is None:
+      side = 'second' if first is None else 'first'
+      lines.append(f'slide {name!r}: in the {side} only')
+    elif differ := [key for key in first if first[key] != second[key]]:
+      key = differ[0]
+      lines.append(f'slide {name!r}: {key} {first[key]!r} or {second[key]!r}')
+  return lines[:limit]
+
+
+def _is_share(text: str | None) -> bool:
+  try:
+    return 0 <= float(text or 'nan') <= 1
+  except ValueError:
+    return False
+
+
+def _folds(folder: Folder, name: str) -> dict[int, Folder]:
+  """Returns the folders of the folds that have a file, in their order."""
+  found: dict[int, pathlib.Path] = {
+    int(path.parent.name.removeprefix('fold_')): path.parent
+    for path in folder.path.glob(f'fold_*/{name}')
+  }
+  return {fold: Folder(found[fold]) for fold in sorted(found)}

@@ -1,0 +1,382 @@
+"""The metrics of a results folder, as files and as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.evaluation import predictions
+from experiments.evaluation.predictions import Predictions
+from experiments.evaluation.tables import INTERVAL, Row, Table
+from experiments.run.results import Folder
+from kmil_jax import calibration, delong, intervals, metrics
+
+# Of fewer patients a temperature is not worth fitting.
+LEAST_PATIENTS = 30
+_TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
+_AT_BOUND = 'validation does not say how sure to be'
+# Columns of summary.csv, for the test and the validation part each.
+_COLUMNS = {
+  'auc': 'auroc',
+  'acc': 'accuracy',
+  'f1_macro': 'f1_macro',
+  'f1_weighted': 'f1_weighted',
+  'balanced_acc': 'balanced_accuracy',
+}
+
+
+class Temperature(NamedTuple):
+  """What temperature.json of a fold holds."""
+
+  temperature: float  # that log probabilities are divided by; 1 unless fitted
+  reason: str  # why it was not fitted, '' if it was
+  at_bound: bool  # whether the fit ended at a bound
+  val_patients: int  # to fit it on
+  val_slides: int  # of them
+  val_folds: tuple[int, ...]  # whose validation parts hold them
+
+
+def summarise(
+  folder: Folder, model: str, task: str, k: int, classes: Sequence[str]
+) -> dict[str, Any]:
+  """Writes the metrics of the finished folds of a folder.
+
+  Writes predictions.csv and validation_predictions.csv of all folds,
+  summary.csv, summary.json and each fold's temperature.json; with
+  fold_<i>/external.csv also external_predictions.csv, where the mean over folds
+  has `mean` for its fold.
+
+  Returns:
+    What summary.json holds: `of_folds` of the test parts, `pooled` being all
+    folds together, `of_calibration`, and `external`, if present, of
+    `of_external`.
+
+  Raises:
+    ResultsError: if a file of a fold does not fit `classes`, or the folds
+      differ in the external cohort.
+  """
+  folds = predictions.read_folds(folder, classes)
+  for part in ('val', 'test'):
+    of_part = {fold: parts[part] for fold, parts in folds.items()}
+    lines = predictions.rows(of_part, part, classes)
+    folder.write(predictions.FILES[part], lines)
+  folder.write('summary.csv', _by_fold(folds))
+  temperature = temperatures(folds)
+  for fold, found in temperature.items():
+    folder.write(f'fold_{fold}/temperature.json', found._asdict())
+  tests = [parts['test'] for parts in folds.values()]
+  summary = {
+    'model': model,
+    'task': task,
+    'classes': list(classes),
+    'k': k,
+    'folds': list(folds),
+    **of_folds(predictions.pool(tests), tests, classes, 'pooled'),
+    'calibration': of_calibration(folds, temperature),
+  }
+  if external := predictions.read_external(folder, classes):
+    summary['external'] = of_external(external, classes)
+    every = external | {'mean': predictions.mean(external)}
+    lines = predictions.rows(every, 'external', classes)
+    folder.write('external_predictions.csv', lines)
+  folder.write('summary.json', summary)
+  return summary
+
+
+def number(value: float) -> float | None:
+  """A number as JSON has it: six decimals, None where it is undefined."""
+  return None if np.isnan(value) else round(float(value), 6)
+
+
+def of_folds(
+  whole: Predictions,
+  per_fold: Sequence[Predictions],
+  classes: Sequence[str],
+  whole_name: str,
+) -> dict[str, Any]:
+  """All metrics of a cohort, with intervals over patients.
+
+  Args:
+    whole: slides of all folds as one set.
+    per_fold: the sets that single folds evaluated.
+    classes: names, C.
+    whole_name: what the value of `whole` is called.
+
+  Returns:
+    `metrics`: of each its mean and std over the folds where it is defined, its
+    value on the whole, that value's 95 % interval (`intervals.of_metrics`:
+    Wilson's of accuracy, precision and recall, else a bootstrap of patients),
+    and the values of the folds; `auroc_delong`: the interval of the AUROC in
+    closed form; `per_class`; and `confusion`, true classes in rows. Slides
+    count, not patients; patients are what the intervals take for independent.
+    What is undefined is None, as an interval where nothing varies.
+  """
+  values = metrics.evaluate(whole.label, whole.prob)
+  by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
+  overall, by_class = intervals.of_metrics(whole.label, whole.prob, whole.case)
+  table = {}
+  for name in metrics.NAMES:
+    each = np.array([scores[name] for scores in by_fold])
+    defined = each[np.isfinite(each)]
+    table[name] = {
+      'mean': number(defined.mean() if len(defined) else np.nan),
+      'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
+      whole_name: number(values[name]),
+      'ci_low': number(overall[name][0]),
+      'ci_high': number(overall[name][1]),
+      'per_fold': [number(v) for v in each],
+    }
+  aurocs, covariance = class_covariance(whole)
+  weight = summary_weight(len(classes))
+  variance = weight @ covariance @ weight
+  return {
+    'metrics': table,
+    'auroc_delong': _delong(weight @ aurocs, variance),
+    'per_class': _per_class(whole, by_class, aurocs, covariance, classes),
+    'confusion': metrics.confusion(
+      whole.label, whole.prob.argmax(1), len(classes)
+    ).tolist(),
+  }
+
+
+def class_covariance(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
+  """AUROC of each class against the rest [C] and covariance [C, C]."""
+  positive = p.label == np.arange(p.prob.shape[1])[:, None]
+  return delong.covariance(positive, p.prob.T, p.case)
+
+
+def summary_weight(num_classes: int) -> np.ndarray:
+  """The weights of the classes' AUROCs in the summary AUROC, [C].
+
+  The same as `metrics.summary_auroc`, a mean of classes being a mean of their
+  components.
+  """
+  if num_classes == 2:
+    return np.array([0.0, 1.0])
+  return np.full(num_classes, 1 / num_classes)
+
+
+def temperatures(
+  folds: Mapping[int, Mapping[str, Predictions]],
+) -> dict[int, Temperature]:
+  """Temperature of each fold's model, fitted on the validation of all folds.
+
+  The patients that the fold tests are left out. A fold's own validation part is
+  too small: where a dozen slides are all right, the fit makes the model as sure
+  as the bounds allow. The temperature is 1 where there are fewer than
+  `LEAST_PATIENTS` patients, or where the fit ends at a bound.
+  """
+  whole = predictions.pool([parts['val'] for parts in folds.values()])
+  of_fold = np.repeat(list(folds), [len(p['val']) for p in folds.values()])
+  found = {}
+  for fold, parts in folds.items():
+    seen = ~np.isin(whole.case, parts['test'].case)
+    patients = len(set(whole.case[seen]))
+    value, reason, at_bound = 1.0, _TOO_FEW, False
+    if patients >= LEAST_PATIENTS:
+      value = calibration.temperature(whole.label[seen], whole.prob[seen])
+      at_bound = calibration.at_bound(value)
+      value, reason = (1.0, _AT_BOUND) if at_bound else (value, '')
+    found[fold] = Temperature(
+      temperature=value,
+      reason=reason,
+      at_bound=at_bound,
+      val_patients=patients,
+      val_slides=int(seen.sum()),
+      val_folds=tuple(np.unique(of_fold[seen]).tolist()),
+    )
+  return found
+
+
+def scaled(
+  folds: Mapping[int, Mapping[str, Predictions]],
+  temperature: Mapping[int, Temperature],
+) -> np.ndarray:
+  """Test probabilities of all folds at their temperatures, [N, C]."""
+  return np.concatenate(
+    [
+      calibration.scale(parts['test'].prob, temperature[fold].temperature)
+      for fold, parts in folds.items()
+    ]
+  )
+
+
+def of_calibration(
+  folds: Mapping[int, Mapping[str, Predictions]],
+  temperature: Mapping[int, Temperature],
+) -> dict[str, Any]:
+  """Calibration of the pooled test parts before and after temperatures."""
+  test = predictions.pool([parts['test'] for parts in folds.values()])
+  after = scaled(folds, temperature)
+  return {
+    **errors(test.label, test.prob),
+    'after_temperature': errors(test.label, after),
+    'temperature': [number(t.temperature) for t in temperature.values()],
+    'temperature_reason': [t.reason for t in temperature.values()],
+    'temperature_bounds': list(calibration.TEMPERATURES),
+    'at_bound': [fold for fold, t in temperature.items() if t.at_bound],
+    'bins': _bins(test.label, test.prob),
+    'bins_after_temperature': _bins(test.label, after),
+  }
+
+
+def errors(label: np.ndarray, prob: np.ndarray) -> dict[str, float | None]:
+  """NLL, Brier score (summed over classes) and ECE."""
+  return {
+    'nll': number(calibration.nll(label, prob)),
+    'brier': number(calibration.brier(label, prob)),
+    'ece': number(calibration.ece(label, prob)),
+  }
+
+
+def of_external(
+  parts: dict[int, Predictions], classes: Sequence[str]
+) -> dict[str, Any]:
+  """Metrics of the models of all folds on a cohort that none was trained on.
+
+  Args:
+    parts: the external slides as each fold's model predicts them, by fold.
+    classes: names.
+
+  Returns:
+    What `of_folds` returns, `ensemble` being the mean probability over folds,
+    with the number of slides and cases, the folds, and the ensemble's
+    calibration.
+
+  Raises:
+    ResultsError: if the folds do not hold the same slides.
+  """
+  ensemble = predictions.mean(parts)
+  return {
+    'slides': len(ensemble),
+    'cases': len(set(ensemble.case)),
+    'folds': list(parts),
+    **of_folds(ensemble, list(parts.values()), classes, 'ensemble'),
+    'calibration': errors(ensemble.label, ensemble.prob),
+  }
+
+
+def text(summary: Mapping[str, Any]) -> str:
+  """Returns the tables of a summary for the terminal."""
+  folds = ', '.join(map(str, summary['folds']))
+  title = (
+    f'{summary["model"]}, task {summary["task"]}: test parts of folds {folds}'
+  )
+  tables = [
+    _metrics_table(summary, 'pooled', title),
+    _class_table(summary),
+    _calibration_table(summary['calibration']),
+  ]
+  if external := summary.get('external'):
+    title = (
+      f'external cohort, {external["slides"]} slides of'
+      f' {external["cases"]} cases: each fold, and the mean probability'
+    )
+    tables += [
+      _metrics_table(external, 'ensemble', title),
+      _class_table(external),
+    ]
+  return '\n'.join(f'\n{table.terminal()}' for table in tables)
+
+
+def _metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+  found = dict(part['metrics'])
+  closed = part['auroc_delong']
+  found['auroc, by DeLong'] = found['auroc'] | {
+    'ci_low': closed['low'],
+    'ci_high': closed['high'],
+  }
+  rows = []
+  for name, m in found.items():
+    values = m[whole], (m['ci_low'], m['ci_high']), m['mean'], m['std']
+    rows.append(Row((name,), {'': values}))
+  columns = dict.fromkeys((whole, INTERVAL, 'mean of folds', 'std'), '.3f')
+  return Table('metrics', title, ('metric',), columns, rows)
+
+
+def _class_table(part: Mapping[str, Any]) -> Table:
+  """One row per true class: its metrics, and what its slides are taken for."""
+  names = ('precision', 'recall', 'auroc')
+  columns = dict.fromkeys(names, '.3f')
+  classes = zip(part['per_class'].items(), part['confusion'], strict=True)
+  rows = []
+  for (name, m), counts in classes:
+    confusion = ' '.join(f'{count:4}' for count in counts)
+    values = *(m[key] for key in names), confusion
+    rows.append(Row((name,), {'': values}))
+  columns |= {'predicted as each class': ''}
+  return Table(
+    'classes', 'Test slides by true class', ('class',), columns, rows
+  )
+
+
+def _calibration_table(found: Mapping[str, Any]) -> Table:
+  after = found['after_temperature']
+  rows = [Row((name,), {'': (found[name], after[name])}) for name in after]
+  pairs = zip(found['temperature'], found['temperature_reason'], strict=True)
+  shown = ' '.join(f'{t:.2f}' + '*' * bool(reason) for t, reason in pairs)
+  reasons = sorted(set(found['temperature_reason']) - {''})
+  return Table(
+    'calibration',
+    'Calibration, and at temperatures fitted on validation',
+    ('error',),
+    dict.fromkeys(('as is', 'at temperature'), '.3f'),
+    rows,
+    [f'temperatures {shown}', *(f'* not fitted: {text}' for text in reasons)],
+  )
+
+
+def _by_fold(
+  folds: Mapping[int, Mapping[str, Predictions]],
+) -> list[list[Any]]:
+  """Rows of summary.csv, one per fold; what is undefined is empty."""
+  columns = [(part, name) for name in _COLUMNS for part in ('test', 'val')]
+  lines = [['folds', *(f'{part}_{name}' for part, name in columns)]]
+  for fold, parts in folds.items():
+    found = {
+      part: metrics.evaluate(p.label, p.prob) for part, p in parts.items()
+    }
+    values = [found[part][_COLUMNS[name]] for part, name in columns]
+    lines.append([fold, *('' if np.isnan(v) else f'{v:.6f}' for v in values)])
+  return lines
+
+
+def _per_class(
+  whole: Predictions,
+  bounds: Mapping[str, np.ndarray],
+  aurocs: np.ndarray,
+  covariance: np.ndarray,
+  classes: Sequence[str],
+) -> dict[str, Any]:
+  values = metrics.evaluate_classes(whole.label, whole.prob)
+  table = {}
+  for c, name in enumerate(classes):
+    row = {key: number(values[key][c]) for key in metrics.CLASS_NAMES}
+    row['slides'] = int((whole.label == c).sum())
+    for key in metrics.CLASS_NAMES:
+      low, high = bounds[key][:, c]
+      row[f'{key}_ci_low'], row[f'{key}_ci_high'] = number(low), number(high)
+    row['auroc_delong'] = _delong(aurocs[c], covariance[c, c])
+    table[name] = row
+  return table
+
+
+def _delong(auroc: float, variance: float) -> dict[str, float | None]:
+  """Interval of an AUROC in closed form."""
+  low, high = delong.interval(auroc, variance)
+  return {'low': number(low), 'high': number(high)}
+
+
+def _bins(label: np.ndarray, prob: np.ndarray) -> list[dict[str, Any]]:
+  """The reliability of each bin, for whoever draws it anew."""
+  bins = calibration.reliability(label, prob)
+  return [
+    {
+      'from': number(bins.edges[i]),
+      'to': number(bins.edges[i + 1]),
+      'slides': int(bins.count[i]),
+      'confidence': number(bins.confidence[i]),
+      'accuracy': number(bins.accuracy[i]),
+    }
+    for i in range(len(bins.count))
+  ]
