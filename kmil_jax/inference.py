@@ -1,6 +1,6 @@
 """Predictions of trained models for one bag, and their lowered programs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -31,6 +31,11 @@ class Design:
   choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def least(self) -> int:
+    """Rows that a bag is padded to at least."""
+    return self.options.get('total_instances', 1)
 
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
@@ -104,6 +109,15 @@ class Design:
     params = traverse_util.unflatten_dict(dict(weights), sep='/')
     return cpu.map_folds(SPECS[self.model], one_fold, params)
 
+  def predictor(
+    self, weights: Mapping[str, np.ndarray]
+  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns the function of a bag [N, D]; see `export.predict_bag`."""
+    predict, weights = jax.jit(self.predict), jax.device_put(dict(weights))
+    return lambda bag: archives.predict_bag(
+      predict, weights, bag, least=self.least
+    )
+
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.
 
@@ -117,7 +131,7 @@ class Design:
     if SPECS[self.model].fixed_length:
       sizes = {archives.program_name(n): n for n in archives.LENGTHS}
     else:
-      least = max(self.options.get('total_instances', 1), archives.LEAST)
+      least = max(self.least, archives.LEAST)
       (any_size,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
       sizes = {archives.ANY: any_size}
     # Do not store local file paths in the exported program.

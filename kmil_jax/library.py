@@ -1,6 +1,6 @@
 """The public library: bag models trained on arrays, for a notebook."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import dataclasses
 import functools
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kmil_jax import export, folds as stages, intervals, metrics, plan, splits
+from kmil_jax import folds as stages, intervals, metrics, plan, splits
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import (
   CHOOSER,
@@ -78,7 +78,7 @@ class Trained:
   def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the folds' mean probabilities of bags [N_i, D], [m, C]."""
     bags = _checked(bags, self.design.width)
-    return np.stack([self._run(bag)['prob'].mean(0) for bag in bags])
+    return np.stack([self.predictor(bag)['prob'].mean(0) for bag in bags])
 
   def attention(self, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns where the folds look in a bag [N, D].
@@ -88,26 +88,15 @@ class Trained:
       share of the folds that keep each instance, [N] (1 but for KMIL).
     """
     (bag,) = _checked([bag], self.design.width)
-    out = self._run(bag)
+    out = self.predictor(bag)
     attention = out['attention']
     column = out['prob'].mean(0).argmax() if attention.shape[-1] > 1 else 0
     return attention[..., column].mean(0), out['kept'].mean(0)
 
   @functools.cached_property
-  def _predict(self) -> Any:
-    return jax.jit(self.design.predict)
-
-  def _run(self, bag: np.ndarray) -> dict[str, np.ndarray]:
-    least = self.design.options.get('total_instances', 1)
-    length = export.padded_length(len(bag), least=least)
-    x = np.zeros((length, bag.shape[1]), np.float32)
-    x[: len(bag)] = bag
-    count = np.int32(len(bag))
-    out = jax.device_get(self._predict(self.weights, x, count))
-    return {
-      name: value if name == 'prob' else value[:, : len(bag)]
-      for name, value in out.items()
-    }
+  def predictor(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The function of a bag [N, D]; see `export.predict_bag`."""
+    return self.design.predictor(self.weights)
 
 
 def fit(
@@ -180,38 +169,51 @@ def fit(
   )
 
 
-def load(folder: str | pathlib.Path) -> Trained:
-  """Returns the models of all finished folds of a results folder.
+def load(
+  folder: str | pathlib.Path, folds: Sequence[int] | None = None
+) -> Trained:
+  """Returns the models of folds of a results folder.
 
   Their probabilities are those before any temperature.
 
   Args:
-    folder: of `experiments.kmil`.
+    folder: of `experiments.kmil`, or of one setting of `experiments.ablations`.
+    folds: their numbers; by default those of all finished folds.
 
   Raises:
-    FileNotFoundError: if it is no results folder, or has no finished fold.
-    ValueError: if it is of another script.
+    FileNotFoundError: if it is no results folder, or a fold is not finished.
+    ValueError: if it is of another script, or its files do not fit each other.
   """
   folder = pathlib.Path(folder).expanduser()
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   # Version 1 of the file calls them flags.
   options = config.get('options', config.get('flags', {}))
-  if 'cohort' not in config or options.get('model') not in SPECS:
+  if options.get('model') not in SPECS:
     raise ValueError(
       f'{folder}: these are no models of bags. Give a folder of'
-      ' experiments.kmil.'
+      ' experiments.kmil or experiments.ablations.'
     )
-  cohort = config['cohort']
-  classes = tuple(cohort['classes'])
+  if 'cohort' not in config:
+    raise ValueError(
+      f'{folder}: an older version began it, and did not record what features'
+      ' the models take. Run its command again: it trains nothing that is done.'
+    )
+  classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
   design = Design(
-    num_classes=len(classes),
-    width=cohort['width'],
-    **network_settings(options),
+    num_classes=len(classes), width=width, **network_settings(options)
   )
-  paths = sorted(folder.glob('fold_*/predictions.csv'))
-  if not paths:
+  if folds is None:
+    done = folder.glob('fold_*/predictions.csv')
+    folds = sorted(int(path.parent.name.removeprefix('fold_')) for path in done)
+  if not folds:
     raise FileNotFoundError(f'{folder}: no fold is finished.')
-  models = [stages.load(path.parent, design) for path in paths]
+  try:
+    models = [stages.load(folder / f'fold_{fold}', design) for fold in folds]
+  except (AssertionError, KeyError, ValueError) as error:
+    raise ValueError(
+      f'{folder}: the folds have no parameters of {design.model} with'
+      f' {len(classes)} classes and {width} features ({error}).'
+    ) from error
   networks = [
     {MODEL: model.params}
     | ({CHOOSER: model.chooser_params} if model.chooser_params else {})

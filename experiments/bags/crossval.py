@@ -98,8 +98,7 @@ def train_folds(
     if results.lost[r]:
       continue
     # All processes: Orbax waits for each of them.
-    with Folder(run.folder.parent).plain(run.folder.name) as path:
-      folds.save(path, results, r)
+    folds.save(run.folder, results, r)
     if attention and parallel.is_first():
       test = splits[run.fold].test
       maps.write(run.folder, cohort, bags, test, results, r)
@@ -183,10 +182,7 @@ def test_second(
   if not todo:
     return
   design = settings.design(len(cohort.classes), cohort.width)
-  models = []
-  for fold in todo:
-    with folder.plain(f'fold_{fold}') as path:
-      models.append(folds.load(path, design))
+  models = [folds.load(folder.at(f'fold_{fold}'), design) for fold in todo]
   bags = cohort.bags(settings.precision, stream)
   probs = folds.predict_all(bags, settings, models)
   folder.write(_SECOND, cohort.fingerprint())
@@ -227,10 +223,8 @@ def _watch(
   @contextlib.contextmanager
   def watch(stage: Stage, serves: list[list[int]]) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
-      path = stack.enter_context(folder.plain(f'{state}/{stage.name}'))
-      saved = stack.enter_context(
-        contextlib.closing(checkpoint.Checkpoints(path))
-      )
+      kept = checkpoint.Checkpoints(folder.at(state) / stage.name)
+      saved = stack.enter_context(contextlib.closing(kept))
       shown = progress.Progress(
         [[runs[r].folder for r in ours] for ours in serves],
         {name: name for name in COLUMNS},

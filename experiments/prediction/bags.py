@@ -1,13 +1,15 @@
 """The bags to predict: features that can be read and fit the models."""
 
+import collections
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 from typing import NamedTuple
 
 from data import packed
 from data.features import FeatureError
-from experiments.prediction.card import Card, PredictionError
-from experiments.preflight import findings
+from experiments.prediction.models import Card, PredictionError
+from experiments.run.check import some
 
 
 class Failure(NamedTuple):
@@ -17,82 +19,70 @@ class Failure(NamedTuple):
   reason: str
 
 
-class Bags(NamedTuple):
-  """Slides whose features can be read."""
+@dataclasses.dataclass(frozen=True)
+class Bags:
+  """The features of slides beside those that models take."""
 
   source: packed.Folder | packed.Packed
-  ids: list[str]
+  ids: list[str]  # of slides whose features can be read
+  failures: list[Failure]  # the other slides
+  unlike: list[str]  # slides whose features were made otherwise, and how
+
+  def problems(self) -> list[str]:
+    """Returns what is wrong with any slide."""
+    unread = [f'{slide}: {reason}' for slide, reason in self.failures]
+    return unread + [
+      f"{u}, unlike the models' own features" for u in self.unlike
+    ]
+
+  def check(self) -> None:
+    """Raises if no prediction of the folder can be trusted.
+
+    Raises:
+      PredictionError: if features were made otherwise than those of the models.
+    """
+    if self.unlike:
+      raise PredictionError(
+        f'{self.source.path}: features of {len(self.unlike)} of'
+        f' {len(self.ids)} slides are not made as those that the models were'
+        f' trained on: {some(self.unlike)}'
+      )
 
 
-class Compared(NamedTuple):
-  """The slides of a folder beside the features that models take."""
-
-  found: Bags
-  failures: list[Failure]  # slides that cannot be read
-  faults: list[str]  # slides whose features were made otherwise
-
-
-def compare(
-  features_dir: pathlib.Path, card: Card, asked: Sequence[str] | None = None
-) -> Compared:
-  """Compares the features of slides with those that the models take.
+def find(
+  features_dir: pathlib.Path, card: Card, requested: Sequence[str] | None = None
+) -> Bags:
+  """Returns the slides whose features can be read; warns of what is unstated.
 
   Args:
     features_dir: of any kind that `data.packed` opens.
     card: of the models.
-    asked: slides; by default all that are there.
+    requested: slides; by default all that are there.
 
   Raises:
     PredictionError: if there are none.
   """
-  if not features_dir.is_dir():
-    raise PredictionError(f'{features_dir}: no such folder')
   source = packed.find(features_dir)
-  ids = source.ids() if asked is None else list(asked)
-  if not ids and asked is None:
+  ids = source.ids() if requested is None else list(requested)
+  if not ids and requested is None:
     raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
-  failures, faults, sound, unstated = [], [], [], {}
+  readable, failures, unlike = [], [], []
+  unstated = collections.Counter()
   for slide in ids:
-    if pathlib.PurePath(slide).name != slide or '\\' in slide:
-      reason = 'an id is a file name, without folders'
-      failures.append(Failure(slide, reason))
-      continue
     try:
-      header = source.header(slide)
+      if pathlib.PurePath(slide).name != slide or '\\' in slide:
+        raise FeatureError('its id is no name of a file')
+      differences, unknown = card.compare(source.header(slide))
     except FeatureError as error:
       failures.append(Failure(slide, str(error)))
       continue
-    if differ := card.differences(header):
-      faults.append(f'{slide}: {", ".join(differ)}')
-    for name in card.unstated(header):
-      unstated[name] = unstated.get(name, 0) + 1
-    sound.append(slide)
+    readable.append(slide)
+    unstated.update(unknown)
+    if differences:
+      unlike.append(f'{slide}: {", ".join(differences)}')
   for name, count in unstated.items():
     print(
       f'warning: {name} of {count} of {len(ids)} slides, or of the models, is'
-      ' not stated: make sure that they are alike'
+      ' not stated. Make sure that they are alike.'
     )
-  return Compared(Bags(source, sound), failures, faults)
-
-
-def check(
-  features_dir: pathlib.Path, card: Card, asked: Sequence[str] | None = None
-) -> tuple[Bags, list[Failure]]:
-  """Returns the slides whose files can be read, and the others.
-
-  Raises:
-    PredictionError: as of `compare`, or if features were made otherwise than
-      those of the models: then no prediction of the folder can be trusted.
-  """
-  found, failures, faults = compare(features_dir, card, asked)
-  if faults:
-    said = (
-      f'{features_dir}: features of {len(faults)} of {len(found.ids)} slides'
-      ' are not made as those that the models were trained on: '
-      + findings.some(faults)
-    )
-    unread = [f'{slide}: {reason}' for slide, reason in failures]
-    if unread:
-      said += f'; not read: {findings.some(unread)}'
-    raise PredictionError(said)
-  return found, failures
+  return Bags(source, readable, failures, unlike)

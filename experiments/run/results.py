@@ -20,7 +20,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
@@ -160,23 +159,6 @@ class Folder:
     return Config(
       path, values, held['inputs'], held['made_by'], held.get('cohort', {})
     )
-
-  @contextlib.contextmanager
-  def plain(self, name: str) -> Iterator[pathlib.Path]:
-    """Yields a path of a folder in which libraries see no pattern.
-
-    Orbax takes brackets and backslashes in a path for a pattern, and cannot
-    load what it saved there: such a folder is reached by a link.
-    """
-    path = self.at(name).absolute()
-    if not set('[]*?\\').intersection(str(path)):
-      yield path
-      return
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as beside:
-      link = pathlib.Path(beside) / 'folder'
-      link.symlink_to(path)
-      yield link
 
 
 @contextlib.contextmanager
