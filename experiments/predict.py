@@ -117,7 +117,7 @@ def run(
     found = bags.find(source, card)
     print(f'{len(found.ids)} slides with features')
     if check.check:
-      findings = Findings(found.problems())
+      findings = Findings(found.unlike)
       features.scan(found.source, found.ids, findings)
       findings.close()
     found.check()
@@ -136,17 +136,18 @@ def run(
   inputs = {'model_sha256': list(card.sha256)}
   everything = [asked, slides, scale, check, output, cache]
   with results.opened(path, everything, inputs) as folder:
+    failures = []
     if slides.slides_dir:
       made, failures = job.run(folder.at('features'))
       found = bags.find(folder.at('features'), card, made)
-      found.failures.extend(failures)
+      found.check()
     known = models.slides(asked.run) if asked.run else set()
     if known := sorted(known & set(found.ids)):
       print(
         f'warning: {len(known)} slides have the ids of slides of the training:'
         f' {some(known)}. Their predictions are no test of the models.'
       )
-    failures = outputs.predict(found, card, predict, folder)
+    failures = outputs.predict(found, card, predict, folder, failures)
   print(f'predictions in {path / "predictions.csv"}')
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures]

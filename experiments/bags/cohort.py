@@ -367,12 +367,7 @@ def join(
     allow_missing=allow_missing,
   )
   made = features.shared(source.path, headers, findings)
-  differ = [
-    f'{name} {made[name]} here, {like.made[name]} there'
-    for name in sorted(made.keys() & like.made.keys() if like else ())
-    if made[name] != like.made[name]
-  ]
-  if differ:
+  if differ := features.differences(made, like.made if like else {}):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}'

@@ -19,6 +19,7 @@ PLAUSIBLE = (0.1, 2.0)
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
 _STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
+_TOLERANCE = {'mpp': 1e-3}  # That tools measure.
 _CAMELYON16 = re.compile(r'(tumor|normal|test)_\d{3}')
 
 
@@ -136,6 +137,20 @@ def shared(
   return same
 
 
+def differences(made: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+  """Returns in what two kinds of features differ, as far as both state it.
+
+  Args:
+    made: of the features here, see `shared`.
+    other: of those there.
+  """
+  return [
+    f'{name} {made[name]} here, {other[name]} there'
+    for name in sorted(made.keys() & other.keys())
+    if not _same(made[name], other[name], _TOLERANCE.get(name, 0))
+  ]
+
+
 def scan(
   source: packed.Folder | packed.Packed,
   slide_ids: Sequence[str],
@@ -192,6 +207,13 @@ def _text(value: Any) -> str:
   return (
     value.decode(errors='replace') if isinstance(value, bytes) else str(value)
   )
+
+
+def _same(one: str, other: str, tolerance: float) -> bool:
+  try:
+    return math.isclose(float(one), float(other), rel_tol=tolerance)
+  except ValueError:
+    return one == other
 
 
 def _likely(mpp: Any) -> bool:

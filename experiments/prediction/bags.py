@@ -1,39 +1,21 @@
-"""The bags to predict: features that can be read and fit the models."""
+"""The features of slides beside those that models take."""
 
-import collections
 from collections.abc import Sequence
-import dataclasses
 import pathlib
 from typing import NamedTuple
 
 from data import packed
-from data.features import FeatureError
+from experiments.bags import features
 from experiments.prediction.models import Card, PredictionError
-from experiments.run.check import some
+from experiments.run.check import Findings
 
 
-class Failure(NamedTuple):
-  """A slide without a prediction, and why."""
-
-  slide_id: str
-  reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Bags:
-  """The features of slides beside those that models take."""
+class Bags(NamedTuple):
+  """The slides of a folder of features."""
 
   source: packed.Folder | packed.Packed
-  ids: list[str]  # of slides whose features can be read
-  failures: list[Failure]  # the other slides
-  unlike: list[str]  # slides whose features were made otherwise, and how
-
-  def problems(self) -> list[str]:
-    """Returns what is wrong with any slide."""
-    unread = [f'{slide}: {reason}' for slide, reason in self.failures]
-    return unread + [
-      f"{u}, unlike the models' own features" for u in self.unlike
-    ]
+  ids: list[str]  # whether their files can be read or not
+  unlike: list[str]  # in what features are not those that the models take
 
   def check(self) -> None:
     """Raises if no prediction of the folder can be trusted.
@@ -42,17 +24,13 @@ class Bags:
       PredictionError: if features were made otherwise than those of the models.
     """
     if self.unlike:
-      raise PredictionError(
-        f'{self.source.path}: features of {len(self.unlike)} of'
-        f' {len(self.ids)} slides are not made as those that the models were'
-        f' trained on: {some(self.unlike)}'
-      )
+      raise PredictionError('\n'.join(self.unlike))
 
 
 def find(
   features_dir: pathlib.Path, card: Card, requested: Sequence[str] | None = None
 ) -> Bags:
-  """Returns the slides whose features can be read; warns of what is unstated.
+  """Compares features with those that models take; warns of what is unstated.
 
   Args:
     features_dir: of any kind that `data.packed` opens.
@@ -66,23 +44,20 @@ def find(
   ids = source.ids() if requested is None else list(requested)
   if not ids and requested is None:
     raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
-  readable, failures, unlike = [], [], []
-  unstated = collections.Counter()
-  for slide in ids:
-    try:
-      if pathlib.PurePath(slide).name != slide or '\\' in slide:
-        raise FeatureError('its id is no name of a file')
-      differences, unknown = card.compare(source.header(slide))
-    except FeatureError as error:
-      failures.append(Failure(slide, str(error)))
-      continue
-    readable.append(slide)
-    unstated.update(unknown)
-    if differences:
-      unlike.append(f'{slide}: {", ".join(differences)}')
-  for name, count in unstated.items():
-    print(
-      f'warning: {name} of {count} of {len(ids)} slides, or of the models, is'
-      ' not stated. Make sure that they are alike.'
+  findings, others = Findings(), frozenset(source.ids())
+  headers = features.find(source, ids, Findings(), others=others)
+  made = features.shared(source.path, headers, findings)
+  theirs = {'dimensions': str(card.width), **card.features}
+  if differ := features.differences(made, theirs):
+    findings.problems.append(
+      f'{source.path}: these features and those of the models differ:'
+      f' {"; ".join(differ)}'
     )
-  return Bags(source, readable, failures, unlike)
+  unknown = {'encoder', 'mpp', 'patch_size'} - (made.keys() & theirs.keys())
+  if unknown and headers:
+    findings.warnings.append(
+      f'{", ".join(sorted(unknown))} of these features, or of those of the'
+      ' models, is not stated. Make sure that they are alike.'
+    )
+  findings.warn()
+  return Bags(source, ids, findings.problems)

@@ -10,8 +10,8 @@ from typing import NoReturn
 from data import slides
 from experiments import encoding, scale_flags, weights as weight_files
 from experiments.cohort_tiles import TileSpec
-from experiments.prediction.bags import Failure
 from experiments.prediction.models import Card, PredictionError
+from experiments.prediction.outputs import Failure
 from experiments.preflight import slides as preflight
 from experiments.run.results import Folder
 from kmil_jax import port

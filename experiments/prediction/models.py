@@ -8,23 +8,18 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import typing
 from typing import Any
 
 import numpy as np
 
-from data.features import Header
 from experiments.evaluation import predictions, summary
 from experiments.run.options import free
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import calibration, export
 
 _FORMAT = 1
-# What features of a run and of new slides must have in common, where stated.
-_USUAL = ('encoder', 'mpp', 'patch_size')
-_ALIKE = (*_USUAL, 'target_magnification')  # The last is TRIDENT's.
 # Of a bag [N, D]; see `kmil_jax.export.predict_bag`.
 Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -104,23 +99,6 @@ class Card:
       f' {", ".join(self.classes)}; {self.width} features of encoder'
       f' {self.features.get("encoder", "unknown")}'
     )
-
-  def compare(self, header: Header) -> tuple[list[str], list[str]]:
-    """Compares features with those that the models take.
-
-    Returns:
-      In what they differ; and what most tools state, but not both of these.
-    """
-    differ, unknown = [], []
-    if header.width != self.width:
-      differ.append(f'{header.width} features, not {self.width}')
-    for name in _ALIKE:
-      mine, theirs = self.features.get(name), header.attributes.get(name)
-      if mine is None or theirs is None:
-        unknown.append(name)
-      elif not _same(mine, str(theirs)):
-        differ.append(f'{name} {theirs}, not {mine}')
-    return differ, [name for name in unknown if name in _USUAL]
 
 
 def of_file(path: pathlib.Path) -> tuple[Card, Predict]:
@@ -232,10 +210,3 @@ def _is(kind: Any, value: Any) -> bool:
   if isinstance(value, bool) or (isinstance(value, float) and not value > 0):
     return False
   return isinstance(value, dict if outer is Mapping else kind)
-
-
-def _same(one: str, other: str) -> bool:
-  try:
-    return math.isclose(float(one), float(other), rel_tol=1e-3)
-  except ValueError:
-    return one == other

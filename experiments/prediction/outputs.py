@@ -1,12 +1,15 @@
 """Predicts slides one after the other: HDF5 of each, tables of all."""
 
 from collections.abc import Mapping, Sequence
+import pathlib
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
+from data.features import FeatureError
 from experiments import files
-from experiments.prediction.bags import Bags, Failure
+from experiments.prediction.bags import Bags
 from experiments.prediction.models import Card, Predict
 from experiments.run import progress
 from experiments.run.results import Folder
@@ -15,10 +18,21 @@ from kmil_jax import calibration
 _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 
 
+class Failure(NamedTuple):
+  """A slide without a prediction, and why."""
+
+  slide_id: str
+  reason: str
+
+
 def predict(
-  bags: Bags, card: Card, models: Predict, folder: Folder
+  bags: Bags,
+  card: Card,
+  models: Predict,
+  folder: Folder,
+  failures: Sequence[Failure] = (),
 ) -> list[Failure]:
-  """Writes what models predict of slides, into a file of each and into tables.
+  """Writes what models predict of slides, into files of each and tables of all.
 
   `fold_<i>/attention/<slide_id>.h5` has the layout of a training's; `prob` is
   that of the model itself, before any temperature. Attributes hold which model
@@ -31,13 +45,16 @@ def predict(
     card: of the models.
     models: that predict them.
     folder: of the predictions.
+    failures: other slides, which have no features.
 
   Returns:
     The slides without a prediction; none of their files stay.
   """
-  found, failures, done = {}, list(bags.failures), 0
+  found, failures, done = {}, list(failures), 0
   for slide in progress.bar(bags.ids, unit='slide', desc='predicted'):
     try:
+      if pathlib.PurePath(slide).name != slide or '\\' in slide:
+        raise FeatureError('its id is no name of a file')
       digest, bag = bags.source.digest(slide), None
       held = _read(folder, card, slide, digest)
       if held is None:
@@ -54,12 +71,9 @@ def predict(
       of_fold = {name: value[r] for name, value in arrays.items()}
       if bag.coords is not None:
         of_fold['coords'] = bag.coords
-      marks = {
-        k: v for k, v in _marks(card, r, digest).items() if v is not None
-      }
-      attributes = bag.attributes | marks | {'classes': list(card.classes)}
+      marks = _marks(card, r, digest) | {'classes': list(card.classes)}
       path = folder.at(_name(fold, slide))
-      files.write_h5(path, of_fold, bag.attributes | stated)
+      files.write_h5(path, of_fold, bag.attributes | marks)
     found[slide] = held or (arrays['prob'], len(bag.features))
   if done:
     print(f'done before: {done} of {len(bags.ids)} slides')
@@ -67,17 +81,16 @@ def predict(
     for path in folder.at(_name(fold, '_')).parent.glob('*.h5'):
       if path.stem not in found:
         path.unlink()
-  _write_tables(folder, card, found, failures)
-  return sorted(failures)
+  failures = sorted(failures)
+  folder.write('failures.csv', [['slide_id', 'reason'], *failures])
+  folder.write('predictions.csv', _rows(card, found))
+  return failures
 
 
-def _write_tables(
-  folder: Folder,
-  card: Card,
-  found: Mapping[str, tuple[np.ndarray, int]],
-  failures: Sequence[Failure],
-) -> None:
-  """Writes predictions.csv and failures.csv; prints how many are of a class.
+def _rows(
+  card: Card, found: Mapping[str, tuple[np.ndarray, int]]
+) -> list[list]:
+  """Returns the rows of predictions.csv; prints how many slides a class has.
 
   A row has the mean of the folds' probabilities, their sample standard
   deviation (empty of one fold), and each fold's, which are those at its
@@ -85,30 +98,20 @@ def _write_tables(
   only some folds have one.
 
   Args:
-    folder: of the predictions.
     card: of the models.
     found: probabilities [R, C] and number of instances, by slide.
-    failures: slides without.
   """
   columns = [f'prob_{c}' for c in card.classes]
-  lines = [
-    [
-      *('slide_id', 'pred', *columns),
-      *(f'std_{c}' for c in card.classes),
-      *(f'fold_{i}_{column}' for i in card.folds for column in columns),
-      *('instances', 'calibrated'),
-    ]
-  ]
-  absent = card.temperature.count(None)
-  calibrated = (
-    'partly' if 0 < absent < len(card.folds) else 'no' if absent else 'yes'
-  )
+  header = ['slide_id', 'pred', *columns, *(f'std_{c}' for c in card.classes)]
+  header += [f'fold_{i}_{column}' for i in card.folds for column in columns]
+  lines = [[*header, 'instances', 'calibrated']]
+  has = [t is not None for t in card.temperature]
+  calibrated = 'yes' if all(has) else 'partly' if any(has) else 'no'
   counts = dict.fromkeys(card.classes, 0)
   for slide, (raw, instances) in sorted(found.items()):
-    prob = np.array([
-      p if t is None else calibration.scale(p[None], t)[0]
-      for p, t in zip(raw.astype(float), card.temperature, strict=True)
-    ])  # fmt: skip
+    prob = raw.astype(float)
+    for r in np.flatnonzero(has):
+      prob[r] = calibration.scale(prob[r : r + 1], card.temperature[r])[0]
     mean, spread = prob.mean(0), [None] * len(columns)
     if len(prob) > 1:
       spread = prob.std(0, ddof=1).tolist()
@@ -116,9 +119,8 @@ def _write_tables(
     counts[pred] += 1
     values = [*mean.tolist(), *spread, *prob.ravel().tolist()]
     lines.append([slide, pred, *values, instances, calibrated])
-  folder.write('predictions.csv', lines)
-  folder.write('failures.csv', [['slide_id', 'reason'], *sorted(failures)])
   print(', '.join(f'{name} {count}' for name, count in counts.items()))
+  return lines
 
 
 def _name(fold: int, slide: str) -> str:
@@ -137,7 +139,8 @@ def _read(
   for r, fold in enumerate(card.folds):
     try:
       with h5py.File(folder.at(_name(fold, slide)), locking=False) as file:
-        if {n: file.attrs.get(n) for n in _MARKS} != _marks(card, r, digest):
+        held = {n: v for n, v in file.attrs.items() if n in _MARKS}
+        if held != _marks(card, r, digest):
           return None
         prob.append(file['prob'][()])
         instances = len(file['kept'])
@@ -146,7 +149,8 @@ def _read(
   return np.stack(prob), instances
 
 
-def _marks(card: Card, run: int, digest: str) -> dict[str, str | float | None]:
-  """Returns what the file of a fold is a function of."""
+def _marks(card: Card, run: int, digest: str) -> dict[str, str | float]:
+  """Returns what the file of a fold is a function of, as attributes of it."""
   values = card.sha256[run], digest, card.temperature[run]
-  return dict(zip(_MARKS, values, strict=True))
+  marks = zip(_MARKS, values, strict=True)
+  return {name: value for name, value in marks if value is not None}

@@ -46,7 +46,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   predicted = tmp_path / f'predict_{folder.name}_fold_2_new'
   assert len(rows(predicted / 'predictions.csv')) == 2
   code, printed = end(predict, run, new, out, '--fold=2', '--check')
-  assert code == 1 and 'problem: broken: ' in printed
+  assert code == 1 and '/broken.h5: ' in printed
   for script, asked, message in (
     (export, [run], 'Give --run and --out'),
     (predict, [run, new, '--fold=3'], 'of its 3 folds, 3 have no model'),
@@ -69,7 +69,12 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   found = [x for x in printed.splitlines() if x.startswith('problem: ')]
   for problem, message in zip(
     found,
-    ('slide_002: mpp 0.5, not 1.0', 'slide_003: encoder other', '001.h5: NaN'),
+    (
+      'features of different encoder are mixed',
+      'features of different mpp are mixed: 0.5, 1.0; other than the rest are'
+      ' slide_002',
+      '001.h5: NaN',
+    ),
     strict=True,
   ):
     assert message in problem

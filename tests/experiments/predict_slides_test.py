@@ -82,7 +82,7 @@ def test_features_are_made_as_those_of_the_training(
   (failure,) = failures
   assert failure.slide_id == 'broken' and 'cannot open' in failure.reason
   found = bags.find(tmp_path / 'features', card(), made)
-  assert found.ids == made and found.problems() == []
+  assert found.ids == made and found.unlike == []
   # 64 level-0 pixels to a tile.
   counts = [len(found.source.read(slide).features) for slide in made]
   assert counts == [3, 10]

@@ -151,7 +151,8 @@ def test_slides_that_cannot_be_read_spoil_no_other_and_leave_no_maps(
 ):
   source = some_features(finished, tmp_path / 'features', NAMES)
   there = lambda: {path.stem for path in tmp_path.glob('fold_*/*/*.h5')}
-  assert predict(source, models, tmp_path) == [] and there() == set(NAMES)
+  assert predict(source, models, tmp_path) == []
+  assert there() == set(NAMES)
   content = (source / 'slide_000.h5').read_bytes()
   (source / 'slide_000.h5').write_bytes(content[: len(content) // 2])
   (source / 'slide_001.h5').unlink()
@@ -171,37 +172,37 @@ def test_slides_that_cannot_be_read_spoil_no_other_and_leave_no_maps(
 @pytest.mark.parametrize(
   'changed,message',
   [
-    ({'encoder': 'other'}, 'slide_001: encoder other, not planted'),
-    ({'mpp': 0.5}, 'slide_001: mpp 0.5, not 1.0'),
-    ({'patch_size': 256}, 'slide_001: patch_size 256, not 128'),
+    ({'encoder': 'other'}, 'differ: encoder other here, planted there'),
+    ({'mpp': 0.5}, 'differ: mpp 0.5 here, 1.0 there'),
+    ({'patch_size': 256}, 'differ: patch_size 256 here, 128 there'),
   ],
 )
 def test_features_made_otherwise_are_refused(
   finished, models, model_file, tmp_path, changed, message
 ):
-  source = some_features(finished, tmp_path, NAMES[:1])
-  some_features(finished, tmp_path, NAMES[1:2], **changed)
-  for card in (models[0], trained.of_file(model_file)[0]):
-    with pytest.raises(PredictionError) as error:
-      bags.find(source, card).check()
-    assert 'features of 1 of 2 slides are not made as' in str(error.value)
-    assert message in str(error.value)
+  source = some_features(finished, tmp_path, NAMES[:1], mpp=1.0005)
+  of_file, _ = trained.of_file(model_file)
+  assert bags.find(source, of_file).unlike == []
+  some_features(finished, tmp_path, NAMES[:2], **changed)
+  for card in (models[0], of_file):
+    assert message in bags.find(source, card).unlike[-1]
 
 
 def test_other_widths_empty_folders_and_ids_of_folders_are_refused(
-  finished, models, tmp_path, monkeypatch
+  finished, models, tmp_path, monkeypatch, capsys
 ):
-  card, _ = models
   with pytest.raises(PredictionError, match='no feature files'):
-    bags.find(tmp_path, card)
+    bags.find(tmp_path, models[0])
   feature_folder.write(tmp_path / 'wide', [np.ones((3, 17))], [0])
-  with pytest.raises(PredictionError, match='17 features, not 16'):
-    bags.find(tmp_path / 'wide' / 'features', card).check()
+  (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).unlike
+  assert 'dimensions 17 here, 16 there' in message
+  bags.find(finished[1], dataclasses.replace(models[0], features={}))
+  assert 'warning: encoder, mpp, patch_size of these' in capsys.readouterr().out
   ids = ['../slide', 'a\\b', '..', 'slide_001']
   monkeypatch.setattr(packed.Folder, 'ids', lambda self: ids)
-  found = bags.find(finished[1], card)
-  assert found.ids == ids[3:]
-  assert [f.slide_id for f in found.failures] == ids[:3]
+  failures = predict(finished[1], models, tmp_path / 'out')
+  assert [f.slide_id for f in failures] == sorted(ids[:3])
+  assert len(list(tmp_path.glob('**/slide_001.h5'))) == 3
 
 
 @pytest.mark.parametrize(
