@@ -111,8 +111,8 @@ def compare(
   for run in runs[1:]:
     if differ := _differences(runs[0], run):
       raise ResultsError(
-        f'{runs[0].folder.path} (first) and {run.folder.path} (second) differ'
-        f' in {differ}. Only models that were trained and tested on the same'
+        f'{runs[0].folder.path} (first) and {run.folder.path} (second) differ:'
+        f'\n  {differ}\nOnly models that were trained and tested on the same'
         ' slides can be compared.'
       )
   if pairs is None:
@@ -184,7 +184,7 @@ def _digits(value: Any) -> Any:
 
 
 def _differences(one: Run, other: Run) -> str:
-  """Says what differs between two runs first; nothing if they agree."""
+  """Says what differs between two runs first, '' if nothing does."""
   if one.classes != other.classes:
     return f'classes: {", ".join(one.classes)} or {", ".join(other.classes)}'
   if list(one.folds) != list(other.folds):
@@ -192,7 +192,7 @@ def _differences(one: Run, other: Run) -> str:
   for fold, parts in one.folds.items():
     for part, p in parts.items():
       if found := predictions.differences(p, other.folds[fold][part]):
-        return f'fold {fold}, {part} part, ' + '; '.join(found)
+        return '\n  '.join(f'fold {fold}, {part} part, {x}' for x in found)
     if strangers := _trained(one, fold) ^ _trained(other, fold):
       named = ', '.join(sorted(strangers)[:3])
       return f'fold {fold}: only one of them trains on {named}'

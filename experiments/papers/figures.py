@@ -232,5 +232,8 @@ def _legend(
     lines.Line2D([], [], marker='D', mfc='white', label=source, **black),
   ]
   drawing.legend(
-    handles=handles, loc='outside lower center', ncols=len(names) + 3, title=here
+    handles=handles,
+    loc='outside lower center',
+    ncols=len(names) + 3,
+    title=here,
   )

@@ -151,9 +151,7 @@ class Runs:
       print(f'error: this command failed: {shown}', file=sys.stderr)
     return done.returncode
 
-  def _is_done(
-    self, job: Job, load: Callable[[str], cohorts.Material]
-  ) -> bool:
+  def _is_done(self, job: Job, load: Callable[[str], cohorts.Material]) -> bool:
     """Whether the folder holds all folds, of these options and data."""
     folder, folds = Folder(job.folder), list(range(self.folds.k))
     files = [predictions.TEST]

@@ -1,10 +1,12 @@
 """The tables and the numbers of the figures of Zheng et al. 2024, beside ours.
 
-All but Tables 3 to 5 have a row per model or task, which `comparison.Run` holds.
+All but Tables 3 to 5 have a row per model or task, see `comparison.Run`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from experiments import papers
 from experiments.bags.ablation import TABLE_4, TABLE_5
@@ -146,7 +148,9 @@ def of_runs(name: str, runs: Mapping[str, Run]) -> Table:
   if name == 'table_1':
     classes = next(iter(runs.values())).classes
     kinds = ('recall', 'precision')
-    columns = {f'{kind}: {_paper_class(c)}': '.2f' for kind in kinds for c in classes}
+    columns = {
+      f'{kind}: {_paper_class(c)}': '.2f' for kind in kinds for c in classes
+    }
   if name == 'table_6':
     classes = (*PAPER_CLASSES[:2], METASTATIC)
     columns = dict.fromkeys((f'ACC: {c}' for c in classes), '.4f') | columns
@@ -264,7 +268,7 @@ def _values(run: Run, cohort: str) -> dict[str, dict[str, Any]]:
   for c, (name, held) in enumerate(part['per_class'].items()):
     name = _paper_class(name)
     for kind in ('recall', 'precision'):
-      each = [found[f'class_{kind}'][c] for found in by_fold]
+      each = np.array([found[f'class_{kind}'][c] for found in by_fold])
       value = summaries.mean_and_std(each) | {
         'pooled': held[kind],
         'ci_low': held[f'{kind}_ci_low'],
