@@ -224,12 +224,14 @@ def _legend(
   drawing: figure.Figure, names: Sequence[str], table: Table, here: str
 ) -> None:
   black = {'color': 'black', 'lw': 0, 'ms': 7}
-  source = f'{table.published.source} (patients)'
+  source, *_ = table.published.source.partition(',')
   handles = [
     *(patches.Patch(color=_COLORS[name], label=name) for name in names),
     lines.Line2D([], [], marker='|', label='95 % interval', **black),
     lines.Line2D([], [], marker='D', label='mean of the folds', **black),
-    lines.Line2D([], [], marker='D', mfc='white', label=source, **black),
+    lines.Line2D(
+      [], [], marker='D', mfc='white', label=f'{source} (patients)', **black
+    ),
   ]
   drawing.legend(
     handles=handles,
