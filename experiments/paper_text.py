@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
-from experiments import paper_numbers
-
 # What a line of an entry holds, in the order they are shown.
 _LINES = {
   'here': 'here',
@@ -43,7 +41,7 @@ class Table:
   entries: tuple[Entry, ...]
   decimals: tuple[int, ...]  # of each column
   notes: tuple[str, ...]
-  source: str = paper_numbers.SOURCE  # of the lines 'paper'
+  source: str = 'Zheng et al. 2024'  # of the lines 'paper'
 
   def markdown(self) -> str:
     """Returns title, table and notes; what is undefined or unknown is n/a."""

@@ -117,10 +117,8 @@ def of_folds(
   table = {}
   for name in metrics.NAMES:
     each = np.array([scores[name] for scores in by_fold])
-    defined = each[np.isfinite(each)]
     table[name] = {
-      'mean': number(defined.mean() if len(defined) else np.nan),
-      'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
+      **mean_and_std(each),
       whole_name: number(values[name]),
       'ci_low': number(overall[name][0]),
       'ci_high': number(overall[name][1]),
@@ -136,6 +134,15 @@ def of_folds(
     'confusion': metrics.confusion(
       whole.label, whole.prob.argmax(1), len(classes)
     ).tolist(),
+  }
+
+
+def mean_and_std(each: np.ndarray) -> dict[str, float | None]:
+  """Mean and std over the folds where a value is defined."""
+  defined = each[np.isfinite(each)]
+  return {
+    'mean': number(defined.mean() if len(defined) else np.nan),
+    'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
   }
 
 

@@ -9,7 +9,8 @@ import pathlib
 import jinja2
 from markupsafe import Markup
 
-from experiments import files, paper_numbers
+from experiments import files
+from experiments.papers.tables import MODELS
 from experiments.reporting import (
   beside,
   cautions,
@@ -99,7 +100,7 @@ def _title(record: Record) -> str:
   task = record.summary.get('task', 'origin')
   told = '' if task == 'origin' else f', task {task.upper()}'
   model = record.summary['model']
-  model = paper_numbers.MODELS.get(model, model)
+  model = MODELS.get(model, model)
   return f'{model}{told}: {record.summary["k"]}-fold cross-validation'
 
 

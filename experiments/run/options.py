@@ -51,6 +51,7 @@ def field(
   choices: Sequence[Any] = (),
   result: bool = True,
   only: Mapping[str, Any] | None = None,
+  positional: bool = False,
 ) -> Any:
   """Returns a field of a class of options.
 
@@ -65,6 +66,7 @@ def field(
     result: False if results do not depend on it, as on the place of a cache.
     only: other flags by name, and the values of them with which this one has an
       effect; True for any value but None. Given otherwise, it is refused.
+    positional: whether it has no flag: a tuple of all that is not a flag.
   """
   metadata = {
     'help': help,
@@ -74,6 +76,7 @@ def field(
     'choices': tuple(choices),
     'result': result,
     'only': only or {},
+    'positional': positional,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -103,18 +106,24 @@ def parse(
     sections = [values.module_help(_title(cls)) for cls in classes]
     print(usage.strip(), *filter(str.strip, sections), sep='\n\n')
     sys.exit(0)
+  held = {}
   try:
     rest = values(list(argv))[1:]
-  except flags.Error as e:
+    for option in _options(classes):
+      if option.positional:
+        held[option.flag] = tuple(map(option.parser.parse, rest))
+        rest = []
+      else:
+        held[option.flag] = values[option.flag].value
+  except (flags.Error, ValueError) as e:
     raise OptionError(f'{e}. --help shows all flags.') from e
   if rest:
     raise OptionError(f'{rest[0]!r} is not a flag. Flags begin with --.')
   for option in _options(classes):
-    if values[option.flag].present:
+    if not option.positional and values[option.flag].present:
       _check_effect(option, values)
   return [
-    cls(**{o.name: values[o.flag].value for o in _options((cls,))})
-    for cls in classes
+    cls(**{o.name: held[o.flag] for o in _options((cls,))}) for cls in classes
   ]
 
 
@@ -174,20 +183,6 @@ def decisive(classes: Sequence[type]) -> set[str]:
   return {option.flag for option in _options(classes) if option.result}
 
 
-def given(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
-  """Returns the flags of a command line that have a value, as written there.
-
-  For a script that runs others with its own flags.
-  """
-  values = _flags(classes)
-  values(list(argv))
-  return [
-    values[option.flag].serialize()
-    for option in _options(classes)
-    if values[option.flag].present
-  ]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Option:
   """A field of a class of options."""
@@ -205,6 +200,7 @@ class _Option:
   choices: tuple[Any, ...]
   result: bool
   only: Mapping[str, Any]
+  positional: bool
 
   @property
   def parser(self) -> flags.ArgumentParser:
@@ -267,6 +263,8 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
   """Defines the flags of a script; two classes may share one."""
   values, known = flags.FlagValues(), {}
   for option in _options(classes):
+    if option.positional:
+      continue
     if same := known.get(option.flag):
       if dataclasses.replace(option, section=same.section) != same:
         raise ValueError(

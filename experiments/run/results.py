@@ -118,12 +118,17 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, the header first.
+    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
 
     Raises:
       ValueError: if a number for JSON is not finite.
     """
     match pathlib.PurePath(name).suffix:
+      case '.png':
+        self.save(
+          name, lambda path: content.savefig(path, dpi=130, format='png')
+        )
+        return
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':
@@ -208,38 +213,50 @@ def record(
   Raises:
     ResultsError: if there is one of other options or inputs.
   """
-  values, classes = options.to_json(asked), [type(one) for one in asked]
-  decides = options.decisive(classes)
   made_by = [_made_by()]
   if folder.at(CONFIG).exists():
-    old = folder.config()
-    before = options.to_json(old.options(*classes))
-    differ = [
-      f'  {name}: {_shown(before[name])} before, {_shown(values[name])} now'
-      for name in sorted(decides)
-      if before[name] != values[name]
-    ] + [
-      f'  {name}: {_shown(old.inputs.get(name))} before, {_shown(hash)} now'
-      for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
-      if old.inputs.get(name) != hash
-    ]
+    differ = differences(folder, asked, inputs)
     if differ:
       raise ResultsError(
         f'{folder.path} holds results of other settings:\n'
         + '\n'.join(differ)
         + '\nChoose another --exp_code, or remove the folder.'
       )
-    made_by = [*(one for one in old.made_by if one != made_by[0]), *made_by]
+    former = folder.config().made_by
+    made_by = [*(one for one in former if one != made_by[0]), *made_by]
   content = {
     'version': _VERSION,
-    'options': values,
-    'decides': sorted(decides),
+    'options': options.to_json(asked),
+    'decides': sorted(options.decisive([type(one) for one in asked])),
     'inputs': dict(inputs),
     'made_by': made_by,
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
   folder.write(CONFIG, content)
+
+
+def differences(
+  folder: Folder, asked: Sequence[Any], inputs: Mapping[str, Any]
+) -> list[str]:
+  """Returns lines on options and inputs that config.json has otherwise.
+
+  Args:
+    folder: it is in.
+    asked: see `opened`, as `inputs`.
+  """
+  values, classes = options.to_json(asked), [type(one) for one in asked]
+  old = folder.config()
+  before = options.to_json(old.options(*classes))
+  return [
+    f'  {name}: {_shown(before[name])} before, {_shown(values[name])} now'
+    for name in sorted(options.decisive(classes))
+    if before[name] != values[name]
+  ] + [
+    f'  {name}: {_shown(old.inputs.get(name))} before, {_shown(hash)} now'
+    for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
+    if old.inputs.get(name) != hash
+  ]
 
 
 @contextlib.contextmanager
