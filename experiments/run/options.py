@@ -28,9 +28,11 @@ from absl import flags
 # shown; one may be that of several flags, of different scripts.
 ALIASES: Sequence[tuple[str, str]] = (
   ('combine', 'average_with_top_instance'),
+  ('default_mpp', 'slide_mpp'),
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
   ('score', 'kmil_score'),
+  ('score', 'rank_tiles_by'),
 )
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
 

@@ -10,8 +10,8 @@ import pytest
 from run_of_no_epoch import prob, rows, some_features
 
 from data import features
+from experiments.maps import tile_scores
 from experiments.prediction import bags, loop, outputs, predictor
-from experiments.slide_maps import tile_scores
 from kmil_jax import calibration
 
 
