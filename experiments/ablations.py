@@ -12,8 +12,8 @@ from experiments.bags import cohort as cohorts, crossval, options, preflight
 from experiments.bags.ablation import SETTINGS
 from experiments.bags.crossval import Run
 from experiments.bags.options import Data, Folds, Model, Training
-from experiments.evaluation import summary as summaries
-from experiments.evaluation.tables import Row, Table
+from experiments.evaluation.summary import summarise
+from experiments.evaluation.tables import INTERVAL, Row, Table
 from experiments.run import progress, results, start
 from experiments.run.check import Check
 from experiments.run.results import Folder
@@ -42,49 +42,29 @@ def run(
   material.check()
   inputs, about = material.inputs(), material.about()
   root = output.folder(f'ablations_{data.task}')
+  parts = {name: Folder(root / name) for name in SETTINGS}
   with results.opened(root, asked, inputs, about) as folder:
+    runs = []
     for name, model in SETTINGS.items():
-      part = Folder(root / name)
-      results.record(part, [model, *asked], inputs, about)
-      material.write(part)
-    runs = [
-      Run(
-        root / name / f'fold_{fold}',
-        fold,
-        options.settings(model, training, output.seed).choice,
-      )
-      for name, model in SETTINGS.items()
-      for fold in range(len(material.splits))
-    ]
+      results.record(parts[name], [model, *asked], inputs, about)
+      material.write(parts[name])
+      choice = options.settings(model, training, output.seed).choice
+      for fold in range(folds.k):
+        runs.append(Run(parts[name].at(f'fold_{fold}'), fold, choice))
+    everything = range(len(runs))
     crossval.train_folds(
-      material,
-      runs,
-      range(len(runs)),
-      settings,
-      training,
-      folder,
-      attention=False,
+      material, runs, everything, settings, training, folder, attention=False
     )
     rows = []
-    for name in SETTINGS:
-      if any((root / name).glob('fold_*/predictions.csv')):
-        summary = summaries.summarise(
-          Folder(root / name),
-          'kmil',
-          data.task,
-          len(material.splits),
-          material.cohort.classes,
+    for name, part in parts.items():
+      if any(part.path.glob('fold_*/predictions.csv')):
+        found = summarise(
+          part, 'kmil', data.task, folds.k, material.cohort.classes
         )
-        found = [summary['metrics'][metric] for metric in _METRICS]
-        rows.append(
-          Row(
-            (name,),
-            {
-              'pooled': [m['pooled'] for m in found],
-              '95 %': [(m['ci_low'], m['ci_high']) for m in found],
-            },
-          )
-        )
+        held = [found['metrics'][metric] for metric in _METRICS]
+        pooled = [metric['pooled'] for metric in held]
+        ends = [(metric['ci_low'], metric['ci_high']) for metric in held]
+        rows.append(Row((name,), {'pooled': pooled, INTERVAL: ends}))
   title = 'KMIL by what it drops, test parts of all folds pooled'
   columns = dict.fromkeys(_METRICS, '.3f')
   show(Table('ablations', title, ('setting',), columns, rows).terminal())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -94,17 +94,25 @@ class Cohort:
     Raises:
       FeatureError: naming every feature file that cannot be read.
     """
-    streamed, length = self.is_streamed(precision, stream), self.length
-    loader = BagLoader(
-      store=Store(
-        features=None if streamed else self._all_features(precision),
-        offset=np.cumsum(length, dtype=np.int32) - length,
-        length=length,
-        label=self.label,
-      ),
-      num_classes=len(self.classes),
-      width=self.width,
+    dtype, length = jnp.dtype(precision), self.length
+    ends = np.cumsum(length, dtype=np.int64)
+    store = Store(
+      features=None,
+      offset=(ends - length).astype(np.int32),
+      length=length,
+      label=self.label,
     )
+    loader = BagLoader(store, len(self.classes), self.width)
+    if not self.is_streamed(precision, stream):
+      flat = np.zeros((plan.num_rows(length), self.width), dtype)
+
+      def put(i):
+        flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+
+      faults = features.faults(put, range(len(ends)))
+      if found := [*filter(None, faults)]:
+        raise FeatureError('\n'.join(found))
+      return dataclasses.replace(loader, store=store.replace(features=flat))
 
     def read(bucket, index):
       # It imports TensorFlow, which takes seconds.
@@ -117,47 +125,9 @@ class Cohort:
         bucket,
         index,
       )
-      yield from (batch.astype(jnp.dtype(precision)) for batch in batches)
+      yield from (batch.astype(dtype) for batch in batches)
 
-    return dataclasses.replace(loader, stream=read) if streamed else loader
-
-  def _all_features(self, precision: str) -> np.ndarray:
-    """Returns the features of all bags, and rows of zeros behind them."""
-    shape = plan.num_rows(self.length), self.width
-    flat = np.zeros(shape, jnp.dtype(precision))
-    ends = np.cumsum(self.length, dtype=np.int64)
-
-    def read(i):
-      rows = self.read(i).features
-      flat[ends[i] - len(rows) : ends[i]] = rows
-
-    if faults := [*filter(None, features.faults(read, range(len(ends))))]:
-      raise FeatureError('\n'.join(faults))
-    return flat
-
-  def about(self) -> dict[str, Any]:
-    """Returns what a model trained on the cohort takes, as JSON has it."""
-    header = self.source.header(self.manifest.slide[0])
-    stated = {
-      name: str(header.attributes[name])
-      for name in _STATED
-      if name in header.attributes
-    }
-    known = {k: v for k, v in self.made.items() if k != 'dimensions'}
-    return {
-      'classes': list(self.classes),
-      'width': int(self.width),
-      'features': stated | known,
-      'features_dir': str(self.source.path.absolute()),
-      'left_out': sorted(self.left_out),
-    }
-
-  def rows(self) -> list[list]:
-    """Returns the rows of cohort.csv, its header first."""
-    table = self.manifest
-    columns = (table.case, table.slide, table.label, self.length)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [[*label_files.COLUMNS, 'instances'], *map(list, rows)]
+    return dataclasses.replace(loader, stream=read)
 
   def fingerprint(self) -> dict[str, str]:
     """Returns hashes of what a result depends on: labels and feature files."""
@@ -215,13 +185,31 @@ class Material:
 
   def about(self) -> dict[str, Any]:
     """Returns what users of the models need to know, as JSON has it."""
-    return self.cohort.about() | {'warnings': list(self.warnings)}
+    cohort = self.cohort
+    header = cohort.source.header(cohort.manifest.slide[0])
+    stated = {
+      name: str(header.attributes[name])
+      for name in _STATED
+      if name in header.attributes
+    }
+    known = {k: v for k, v in cohort.made.items() if k != 'dimensions'}
+    return {
+      'classes': list(cohort.classes),
+      'width': int(cohort.width),
+      'features': stated | known,
+      'features_dir': str(cohort.source.path.absolute()),
+      'left_out': sorted(cohort.left_out),
+      'warnings': list(self.warnings),
+    }
 
   def write(self, folder: Folder) -> None:
     """Writes cohort.csv and the splits into a results folder."""
-    folder.write('cohort.csv', self.cohort.rows())
+    table = self.cohort.manifest
+    columns = table.case, table.slide, table.label, self.cohort.length
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    header = [*label_files.COLUMNS, 'instances']
+    folder.write('cohort.csv', [header, *rows])
     if parallel.is_first():
-      table = self.cohort.manifest
       split_files.write(folder.at('splits'), table, self.splits)
 
 
@@ -297,23 +285,7 @@ def load(
       like=cohort,
       allow_missing=data.allow_missing,
     )
-  return Material(
-    cohort,
-    made,
-    second,
-    group,
-    outlines_dir,
-    warnings,
-    findings,
-  )
-
-
-class Joined(NamedTuple):
-  """Slides, labels and features as far as they fit together."""
-
-  cohort: Cohort | None  # all that can be used; None if nothing can
-  table: Manifest  # every labelled slide, with features or without
-  left_out: frozenset[str]  # slides that a relabelling dropped
+  return Material(cohort, made, second, group, outlines_dir, warnings, findings)
 
 
 def join(
@@ -326,7 +298,7 @@ def join(
   shuffle_seed: int | None = None,
   like: Cohort | None = None,
   allow_missing: bool = False,
-) -> Joined:
+) -> tuple[Cohort | None, Manifest, frozenset[str]]:
   """Joins labels and features; what does not fit is found all at once.
 
   Problems are faults of the table, slides without features, files that cannot
@@ -345,6 +317,10 @@ def join(
     like: a cohort whose models this one is for: it gives the classes, its
       features were made in the same way, and its slides are others.
     allow_missing: leaves out slides without features, with a warning.
+
+  Returns:
+    All that can be used, None if nothing can; every labelled slide, with
+    features or without; and the slides that the relabelling dropped.
   """
   problems = findings.problems
   empty = np.array([], str)
@@ -353,7 +329,7 @@ def join(
     table, faults = label_files.scan(csv_path)
   except label_files.ManifestError as e:
     problems.append(str(e))
-    return Joined(None, table, frozenset())
+    return None, table, frozenset()
   problems += [f'{csv_path}: {fault}' for fault in faults]
   listed = frozenset(table.slide.tolist())
   try:
@@ -382,7 +358,7 @@ def join(
     source = packed.find(features_dir)
   except FeatureError as e:
     problems.append(str(e))
-    return Joined(None, table, left_out)
+    return None, table, left_out
   headers = features.find(
     source,
     table.slide.tolist(),
@@ -405,7 +381,7 @@ def join(
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)
   if not has.any() or len(classes) < 2:
-    return Joined(None, table, left_out)
+    return None, table, left_out
   usable = table.subset(has)
   cohort = Cohort(
     manifest=usable,
@@ -420,7 +396,7 @@ def join(
   )
   if like:
     _check_apart(like, cohort, findings)
-  return Joined(cohort, table, left_out)
+  return cohort, table, left_out
 
 
 def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:

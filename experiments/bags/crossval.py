@@ -209,7 +209,8 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
   if not parallel.is_first():
     return
   classes = material.cohort.classes
-  found = summary.summarise(folder, model, task, len(material.splits), classes)
+  k = len(material.splits)
+  found = summary.summarise(folder, model, task, k, classes)
   figures.draw(folder, classes)
   print(summary.text(found))
   if material.group:

@@ -12,7 +12,7 @@ import pathlib
 
 from experiments.run import results
 from experiments.run.check import Check
-from experiments.run.options import OptionError, field, to_json
+from experiments.run.options import OptionError, field, free, to_json
 from experiments.run.start import Machine, Output
 from kmil_jax import folds, inference, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
@@ -34,14 +34,14 @@ class Model:
   model: str = field('kmil', 'Model to train.', choices=sorted(SPECS))
   drop_fraction: float = field(
     0.1,
-    'Share of the instances of each slide that KMIL drops, in thousandths.',
+    'Share of the instances of a slide that KMIL drops, in thousandths.',
     least=0,
     most=0.999,
     only=_CHOOSING,
   )
   kmil_drop: str = field(
     'lowest',
-    'Whether KMIL drops the instances of the lowest or of the highest scores.',
+    'Which instances KMIL drops: those of the lowest or the highest scores.',
     choices=kmil.DROPS,
     only=_CHOOSING,
   )
@@ -71,8 +71,8 @@ class Model:
   )
   total_instances: int = field(
     4,
-    'Instances of a slide that the second tier of DTFD is given, of either end'
-    ' with --distill=maxmins.',
+    'Instances of a slide that the second tier of DTFD is given; with'
+    ' --distill=maxmins, of either end.',
     least=1,
     only=_RANKING,
   )
@@ -89,29 +89,23 @@ class Model:
 class Data:
   """Slides, their labels and features. Without any, a phantom cohort."""
 
-  csv_path: pathlib.Path | None = field(
+  # Where labels and features are decides nothing: what they hold is hashed.
+  csv_path: pathlib.Path | None = free(
     None,
     'Labels of slides: a CSV with the columns case_id,slide_id,label.',
-    result=False,  # Like that of features, the content is hashed.
     only={'features_dir': True},
   )
-  features_dir: pathlib.Path | None = field(
+  features_dir: pathlib.Path | None = free(
     None,
     'Folder of <slide_id>.h5 or .pt, or the folder around it that CLAM, TRIDENT'
     ' or STAMP wrote, or a dataset of experiments.pack.',
-    result=False,
     only={'csv_path': True},
   )
-  slides_dir: pathlib.Path | None = field(
-    None,
-    'Folder of slide files, for the thumbnails of heat maps.',
-    result=False,
-    only={'csv_path': True},
+  slides_dir: pathlib.Path | None = free(
+    None, 'Folder of slide files, for heat maps.', only={'csv_path': True}
   )
-  allow_missing: bool = field(
-    False,
-    'Leave out labelled slides without features, and print how many.',
-    result=False,
+  allow_missing: bool = free(
+    False, 'Leave out labelled slides without features, and print how many.'
   )
   task: str = field(
     'origin',
@@ -134,22 +128,16 @@ class Data:
 class External:
   """A second cohort, on which the model of every fold is tested."""
 
-  external_csv: pathlib.Path | None = field(
+  external_csv: pathlib.Path | None = free(
     None,
     'Labels of the second cohort, in the columns of --csv_path.',
-    result=False,
     only={'external_features_dir': True},
   )
-  external_features_dir: pathlib.Path | None = field(
-    None,
-    'Features of the second cohort.',
-    result=False,
-    only={'external_csv': True},
+  external_features_dir: pathlib.Path | None = free(
+    None, 'Features of the second cohort.', only={'external_csv': True}
   )
-  external_phantom: bool = field(
-    False,
-    'Take the second phantom cohort, of another laboratory and scanner.',
-    result=False,
+  external_phantom: bool = free(
+    False, 'Take the second phantom cohort, of another laboratory and scanner.'
   )
 
 
@@ -158,21 +146,16 @@ class Folds:
   """How patients are assigned to training, validation and test."""
 
   k: int = field(
-    10,
-    'Number of folds: at least 3, or as many as --split_dir has.',
-    least=1,
+    10, 'Number of folds: at least 3, or as many as --split_dir has.', least=1
   )
-  split_dir: pathlib.Path | None = field(
-    None,
-    'Folder of splits_<i>.csv with the columns train,val,test, to use instead'
-    ' of new folds.',
-    result=False,  # The splits are hashed.
+  # The splits are hashed.
+  split_dir: pathlib.Path | None = free(
+    None, 'Folder of splits_<i>.csv (train,val,test), instead of new folds.'
   )
-  group_col: str | None = field(
+  group_col: str | None = free(
     None,
     'Column of --csv_path, as of sites or scanners: slides of one value are in'
     ' one part of a fold, and groups.csv has the metrics of each.',
-    result=False,
     only={'csv_path': True},
   )
 
@@ -181,17 +164,9 @@ class Folds:
 class Requested:
   """Which folds are trained, and what is drawn of them."""
 
-  fold: int | None = field(
-    None,
-    'The only fold to train, from 0. By default all.',
-    least=0,
-    result=False,
-  )
-  heat_maps: int | None = field(
-    None,
-    'Number of test slides of each fold to draw heat maps of. By default all.',
-    least=0,
-    result=False,
+  fold: int | None = free(None, 'The only fold to train, from 0.', least=0)
+  heat_maps: int | None = free(
+    None, 'Heat maps to draw per fold. By default of all test slides.', least=0
   )
 
   def folds(self, k: int) -> list[int]:
@@ -220,43 +195,33 @@ class Training:
     least=1,
   )
   lr: float | None = field(
-    None,
-    "Initial learning rate. By default the recipe's; common has 2e-4.",
-    least=0,
+    None, 'Initial learning rate. The common recipe has 2e-4.', least=0
   )
   weight_decay: float | None = field(
-    None,
-    "Weight decay. By default the recipe's; common has 1e-5.",
-    least=0,
+    None, 'Weight decay. The common recipe has 1e-5.', least=0
   )
   select: str | None = field(
     None,
-    'Which epoch to keep: that of the best validation macro-F1, loss, accuracy'
-    ' or AUROC, as a rule of some recipe says, or the last. By default as the'
-    ' recipe says; common has f1_macro.',
+    'Which epoch to keep: that of the best validation macro-F1, as in the'
+    ' common recipe, loss, accuracy or AUROC, or the last.',
     choices=selection.SELECTS,
   )
   batch_size: int = field(
     1,
-    'Slides per step. With more than one, these are shared among the devices;'
-    ' with one, the folds are.',
+    'Slides per step. With more than one, the devices share them; with one,'
+    ' they share the folds.',
     least=1,
   )
-  stream: bool | None = field(
-    None,
-    'Stream features from disk. By default only if they do not fit into the'
-    ' memory of a device.',
-    result=False,
+  stream: bool | None = free(
+    None, 'Stream features from disk. By default only if they do not fit.'
   )
   precision: str = field(
     'float32',
     'Precision of features and products.',
     choices=('float32', 'bfloat16'),
   )
-  tensorboard: bool = field(
-    False,
-    'Also write the values of metrics.jsonl as TensorBoard event files.',
-    result=False,
+  tensorboard: bool = free(
+    False, 'Also write metrics.jsonl as TensorBoard event files.'
   )
 
   def recipe_of(self, model: str) -> Recipe:

@@ -1,8 +1,8 @@
 """--check of bags: what there is, and the memory and time of training."""
 
 from collections.abc import Iterator, Sequence
+import datetime
 import sys
-import time
 from typing import NoReturn
 
 import jax
@@ -13,7 +13,7 @@ from data.splits import PARTS, Split
 from experiments.bags import features
 from experiments.bags.cohort import Cohort, Material
 from kmil_jax import cost, folds, parallel, plan
-from kmil_jax.folds import Settings, Stage
+from kmil_jax.folds import Settings
 from kmil_jax.models import SPECS, cpu
 
 # Of a step: parameters, gradients and Adam's two moments are read, and all but
@@ -131,9 +131,16 @@ def estimate(
   counts = np.bincount(bucket)
   passes = _BACKWARD + np.mean([split.val.mean() for split in splits])
   held, times = [], []
-  for stage, count in _stages(cohort, settings, runs):
-    spec = SPECS[settings.model]
-    parameters = 4 * _count(stage, cohort.width)
+  loader = cohort.bags(settings.precision, stream=True)  # Reads no features.
+  stages = [(folds.model_stage(loader, settings), len(runs))]
+  if settings.has_chooser:
+    first = folds.chooser_stage(loader, settings), len(set(runs))
+    stages = [first, *stages]
+  networks = settings.design(len(cohort.classes), cohort.width).like()
+  spec = SPECS[settings.model]
+  for stage, count in stages:
+    leaves = jax.tree.leaves(networks[stage.name])
+    parameters = 4 * sum(leaf.size for leaf in leaves)
     on_device = -(-count // devices) if batch == 1 else count
     at_once = max(
       n * (1 if cpu.one_by_one(spec, on_device, n) else on_device)
@@ -156,60 +163,32 @@ def estimate(
       for n, steps in zip(lengths, counts, strict=True)
     )
     epochs = stage.recipe.epochs
-    times.append(f'{stage.name} {_clock(epoch * epochs)} ({epochs} epochs)')
+    spent = datetime.timedelta(seconds=round(epoch * epochs))
+    times.append(f'{stage.name} {spent} ({epochs} epochs)')
   where = 'streamed from disk' if streamed else 'on the device'
   yield (
     f'memory of a device, features {where}: about {_size(stored + max(held))}'
     f' of {_size(parallel.memory_bytes())}; programs and libraries come on top'
   )
   yield (
-    f'estimated time of {len(runs)} runs: about {" + ".join(times)}, within a'
-    ' factor of 3; compilation is not included'
+    f'estimated time of {len(runs)} runs (h:mm:ss): about {" + ".join(times)},'
+    ' within a factor of 3; compilation is not included'
   )
 
 
-def _stages(
-  cohort: Cohort, settings: Settings, runs: Sequence[int]
-) -> Iterator[tuple[Stage, int]]:
-  """Yields the stages of a training and how many runs each has."""
-  bags = cohort.bags(settings.precision, stream=True)  # Reads no features.
-  if settings.has_chooser:
-    yield folds.chooser_stage(bags, settings), len(set(runs))
-  yield folds.model_stage(bags, settings), len(runs)
-
-
-def _count(stage: Stage, width: int) -> int:
-  """Returns the number of parameters of a stage's network."""
-  x, mask = jnp.zeros((1, width)), jnp.ones(1, bool)
-  init = lambda: stage.task.model.init(jax.random.key(0), x, mask, train=False)
-  return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init)))
-
-
 def _speeds() -> tuple[float, float]:
-  """Measures FLOP/s of a product and bytes/s of a copy, in a fifth second."""
+  """Measures FLOP/s of a product and bytes/s of a copy."""
   side = 1024
   square, long = jnp.ones((side, side)), jnp.ones(2**23)
-  product = _best(jax.jit(lambda x: x @ x), square)
-  copy = _best(jax.jit(lambda x: x + 1), long)
-  return 2 * side**3 / product, 2 * long.nbytes / copy
-
-
-def _best(f, x) -> float:
-  times = []
-  for _ in range(4):
-    start = time.perf_counter()
-    jax.block_until_ready(f(x))
-    times.append(time.perf_counter() - start)
-  return min(times)
+  multiply, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+  product = cost.median_seconds(lambda: multiply(square))
+  return (
+    2 * side**3 / product,
+    2 * long.nbytes / cost.median_seconds(lambda: copy(long)),
+  )
 
 
 def _size(count: int) -> str:
   if count < 2**30:
     return f'{count / 2**20:.0f} MiB'
   return f'{count / 2**30:.1f} GiB'
-
-
-def _clock(spent: float) -> str:
-  if spent < 90:
-    return f'{max(spent, 1):.0f} s'
-  return f'{spent / 60:.0f} min' if spent < 5400 else f'{spent / 3600:.1f} h'

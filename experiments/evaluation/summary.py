@@ -222,11 +222,8 @@ def of_calibration(
 
 def errors(label: np.ndarray, prob: np.ndarray) -> dict[str, float | None]:
   """NLL, Brier score (summed over classes) and ECE."""
-  return {
-    'nll': number(calibration.nll(label, prob)),
-    'brier': number(calibration.brier(label, prob)),
-    'ece': number(calibration.ece(label, prob)),
-  }
+  kinds = calibration.nll, calibration.brier, calibration.ece
+  return {kind.__name__: number(kind(label, prob)) for kind in kinds}
 
 
 def of_external(
@@ -370,13 +367,14 @@ def _delong(auroc: float, variance: float) -> dict[str, float | None]:
 def _bins(label: np.ndarray, prob: np.ndarray) -> list[dict[str, Any]]:
   """The reliability of each bin, for whoever draws it anew."""
   bins = calibration.reliability(label, prob)
+  columns = {
+    'from': map(number, bins.edges[:-1]),
+    'to': map(number, bins.edges[1:]),
+    'slides': bins.count.tolist(),
+    'confidence': map(number, bins.confidence),
+    'accuracy': map(number, bins.accuracy),
+  }
   return [
-    {
-      'from': number(bins.edges[i]),
-      'to': number(bins.edges[i + 1]),
-      'slides': int(bins.count[i]),
-      'confidence': number(bins.confidence[i]),
-      'accuracy': number(bins.accuracy[i]),
-    }
-    for i in range(len(bins.count))
+    dict(zip(columns, row, strict=True))
+    for row in zip(*columns.values(), strict=True)
   ]

@@ -78,6 +78,11 @@ def field(
   return dataclasses.field(default=default, metadata=metadata)
 
 
+def free(default: Any, help: str, **about: Any) -> Any:
+  """Returns a field on which results do not depend; see `field`."""
+  return field(default, help, result=False, **about)
+
+
 def parse(
   argv: Sequence[str], classes: Sequence[type], usage: str = ''
 ) -> list[Any]:

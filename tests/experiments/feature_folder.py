@@ -47,10 +47,10 @@ def cohort(csv_path, features_dir, **options):
     CohortError: naming all problems.
   """
   findings = check.Findings()
-  joined = cohorts.join(csv_path, features_dir, findings, **options)
+  found, *_ = cohorts.join(csv_path, features_dir, findings, **options)
   if findings.problems:
     raise cohorts.CohortError('\n'.join(findings.problems))
-  return joined.cohort, findings.warnings
+  return found, findings.warnings
 
 
 def planted(num_bags=60, width=16, classes=3, seed=0):

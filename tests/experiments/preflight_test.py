@@ -168,7 +168,7 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
     'instances per slide, half of the slides',
     'padded lengths',
     'GiB',
-    'estimated time of 3 runs: about chooser',
+    'estimated time of 3 runs (h:mm:ss): about chooser 0:0',
   ):
     assert text in out
   assert {p.name for p in root.iterdir()} == {'features', 'labels.csv'}
