@@ -13,11 +13,11 @@ from run_of_no_epoch import prob, rows, some_features
 from data import features, packed
 from experiments.bags import options
 from experiments.bags.options import Model, Training
+from experiments.maps import tile_scores
 from experiments.prediction import bags, models as trained, outputs
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.options import parse, to_json
 from experiments.run.results import Folder, ResultsError
-from experiments.slide_maps import tile_scores
 from kmil_jax import calibration, inference
 
 NAMES = [f'slide_{i:03d}' for i in range(4)]
