@@ -32,16 +32,16 @@ from experiments import (
   ct_nodes_slices,
   ct_nodes_table,
   patch_flags,
-  patch_inputs,
-  patch_training,
   provenance,
   start,
 )
 from experiments.csv_flag import CSV_PATH
 from experiments.ct_nodes_networks import NETWORKS
+from experiments.patches import tiles as patch_tiles, training
 from experiments.preflight.findings import Findings
 from experiments.preflight.flag import CHECK
 from experiments.run import progress
+from experiments.run.results import ResultsError
 from kmil_jax import parallel
 
 _DATA_DIR = flags.DEFINE_string(
@@ -195,13 +195,13 @@ def _open(folder: pathlib.Path, parts: ct_nodes_parts.Parts) -> None:
     values,
     [name for name in values if name not in _NOT_RESULT],
     {
-      'slices_sha256': patch_inputs.fingerprint(parts.tiles),
+      'slices_sha256': patch_tiles.fingerprint(parts.tiles),
       'splits_sha256': digest.hexdigest(),
     },
   )
 
 
-main = start.script(_run, (VolumeError, *patch_training.ERRORS))
+main = start.script(_run, (VolumeError, ResultsError, *training.ERRORS))
 
 
 if __name__ == '__main__':

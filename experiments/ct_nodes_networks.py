@@ -7,10 +7,12 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import patch_flags, patch_training
+from experiments import patch_flags
 from experiments.ct_nodes_parts import Parts
 from experiments.ct_nodes_table import Said
-from experiments.patch_training import Trained
+from experiments.patches import training
+from experiments.patches.training import Trained
+from experiments.run import results
 from kmil_jax import saliency
 from kmil_jax.types import PatchRecipe
 
@@ -123,22 +125,25 @@ def train(
     seed: of parameters and order.
 
   Raises:
-    patch_training.ERRORS and those of `patch_training.train`.
+    what `training.train` raises.
   """
   network = NETWORKS[name]
   is_pretrained = network.model == 'resnet50'
-  trained = patch_training.train(
-    folder,
+  trained = training.train(
+    results.Folder(folder.parent),
+    folder.name,
     model=network.model,
     train=parts.of('train', network.channels),
     val=parts.of('val', network.channels),
     recipe=recipe,
+    options=training.Training(
+      weights=patch_flags.WEIGHTS.value if is_pretrained else None,
+      freeze=patch_flags.FREEZE.value if is_pretrained else '',
+      precision=patch_flags.PRECISION.value,
+      tensorboard=patch_flags.TENSORBOARD.value,
+    ),
     seed=seed,
-    weights=patch_flags.WEIGHTS.value if is_pretrained else None,
-    freeze=patch_flags.FREEZE.value if is_pretrained else '',
-    precision=patch_flags.PRECISION.value,
-    name=network.title,
-    tensorboard=patch_flags.TENSORBOARD.value,
+    title=network.title,
   )
   prob, _ = trained.predict(parts.every(network.channels))
   said = Said(

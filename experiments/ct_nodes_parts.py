@@ -9,8 +9,8 @@ from data import labelled_tiles
 from data.ct import nodes, resample
 from data.labelled_tiles import LabelledTiles
 from data.splits import PARTS
-from experiments import tile_splits
 from experiments.ct_nodes_slices import LARGEST, Slices
+from experiments.patches import tiles as patch_tiles
 
 FRACTIONS = (0.8, 0.1, 0.1)  # Ansari's.
 FATES = ('nodes', 'cut by an end', 'at the border', 'kept', 'slices')
@@ -80,7 +80,7 @@ def make(
     read=lambda i: slices.middle(i, int(slices.side[i]))[0],
     size=0,  # Of many sizes yet.
   )
-  split = tile_splits.split(
+  split = patch_tiles.split(
     whole, FRACTIONS, seed=seed, by={'patient': 'group', 'slice': 'tile'}[by]
   )
   if box_mm is None:

@@ -12,7 +12,7 @@ from data.labelled_tiles import LabelledTiles
 from data.pipeline import tile_batches
 from experiments.hard_negatives_runs import Study
 from experiments.hard_negatives_settings import POSITIVE, Setting
-from experiments.patch_training import Trained
+from experiments.patches.training import Trained
 from kmil_jax import saliency
 from kmil_jax.types import PatchRecipe
 

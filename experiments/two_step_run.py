@@ -12,7 +12,6 @@ from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
 from experiments import (
   files,
-  patch_training,
   two_step_maps,
   two_step_patches,
   two_step_report,
@@ -22,8 +21,9 @@ from experiments import (
 )
 from experiments.cutter import Cutter
 from experiments.paper_text import Table
-from experiments.patch_training import Trained
-from experiments.run import progress
+from experiments.patches import training
+from experiments.patches.training import Trained
+from experiments.run import progress, results
 from kmil_jax.heatmap import STRIDE
 from kmil_jax.types import PatchRecipe
 
@@ -62,19 +62,22 @@ def train(
 ) -> Trained:
   """Trains one network from `weights`, or loads it; `rate` is a factor."""
   recipe = settings.recipe
-  return patch_training.train(
-    folder,
+  return training.train(
+    results.Folder(folder.parent),
+    folder.name,
     model=model,
     train=parts[0],
     val=parts[1],
     recipe=dataclasses.replace(
       recipe, learning_rate=rate * recipe.learning_rate
     ),
+    options=training.Training(
+      weights=weights,
+      freeze=settings.freeze,
+      precision=settings.precision,
+      tensorboard=settings.tensorboard,
+    ),
     seed=settings.seed,
-    weights=weights,
-    freeze=settings.freeze,
-    precision=settings.precision,
-    tensorboard=settings.tensorboard,
   )
 
 
