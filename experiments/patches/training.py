@@ -32,7 +32,15 @@ from experiments import encoder
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results
 from experiments.run.options import OptionError, field
-from kmil_jax import checkpoint, loop, models, parallel, port, selection
+from kmil_jax import (
+  checkpoint,
+  loop,
+  models,
+  parallel,
+  port,
+  saliency,
+  selection,
+)
 from kmil_jax.programs import Program
 from kmil_jax.tasks import tiles as tile_task
 from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
@@ -49,6 +57,7 @@ COLUMNS = {
   if name != 'val_threshold'
 }
 MODEL = 'model.safetensors'
+_CAM_BATCH = 16
 _EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
@@ -189,6 +198,30 @@ class Trained:
     program, held = self._on_devices
     out = program.evaluate(held, lambda: _in_order(tiles, self.recipe))
     return out['prob'], out['features']
+
+  def grad_cam(
+    self, tiles: LabelledTiles, target: np.ndarray, layer: str | None = None
+  ) -> np.ndarray:
+    """Returns maps of what speaks for classes; see `saliency.grad_cam`.
+
+    Args:
+      tiles: n of them.
+      target: a class for each tile, [n].
+      layer: whose map is weighted; the last one by default.
+
+    Returns:
+      Maps [n, S, S] in [0, 1].
+    """
+    look = jax.jit(
+      functools.partial(saliency.grad_cam, self.model, layer=layer)
+    )
+    targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
+    maps = []
+    for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
+      some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
+      cam = np.asarray(look(self.variables, batch.image, some))
+      maps.append(cam[batch.weight > 0])
+    return np.concatenate(maps)
 
   @functools.cached_property
   def _on_devices(self) -> tuple[Program, list[Any]]:

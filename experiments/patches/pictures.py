@@ -1,0 +1,85 @@
+"""Pictures that several studies draw: training curves, Grad-CAM."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import figure
+import numpy as np
+
+from data.labelled_tiles import LabelledTiles
+
+
+def curves(title: str, history: Sequence[Mapping[str, Any]]) -> figure.Figure:
+  """Draws accuracy, loss and AUROC of every epoch, the kept one marked.
+
+  Args:
+    title: of the network.
+    history: of `training.Trained`.
+  """
+  drawing = figure.Figure((10.5, 3.2), layout='constrained')
+  panels = drawing.subplots(1, 3)
+  kept = history[-1]['best_epoch'] + 1
+  for ax, name in zip(panels, ('accuracy', 'loss', 'auroc'), strict=True):
+    for part, color in (('train', 'C0'), ('val', 'C1')):
+      values = np.array([h.get(f'{part}_{name}') for h in history], float)
+      epochs = range(1, len(values) + 1)
+      ax.plot(epochs, values, '.-', color=color, label=part, ms=4)
+    ax.axvline(kept, color='0.6', ls=':', lw=1.2)
+    ax.set(xlabel='epoch', title=name)
+    ax.grid(color='0.92')
+    if name != 'loss':
+      ax.set_ylim(-0.03, 1.03)
+  panels[0].legend(loc='lower right', fontsize=9)
+  drawing.suptitle(f'{title}; dotted: the epoch kept, {kept}', fontsize=11)
+  return drawing
+
+
+def heat(
+  title: str,
+  tiles: LabelledTiles,
+  maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  inside: np.ndarray | None = None,
+) -> figure.Figure:
+  """Draws tiles, and below each the map and the probability of every network.
+
+  Args:
+    title: of the picture.
+    tiles: n of two classes.
+    maps: by network: maps [n, s, s] in [0, 1], and probabilities of the second
+      class, [n].
+    inside: what is outlined, bool [n, S, S].
+  """
+  n, size = len(tiles), tiles.size
+  drawing = figure.Figure(
+    (1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3), layout='constrained'
+  )
+  axes = drawing.subplots(1 + len(maps), n, squeeze=False)
+  images = tiles.load(np.arange(n)).squeeze(-1 if tiles.channels == 1 else ())
+  most = 1 if images.dtype.kind == 'f' else 255
+  frame, middle = (0, size, size, 0), np.arange(size) + 0.5
+  for row, name in zip(axes, ('tile', *maps), strict=True):
+    row[0].set_ylabel(name.replace(' (', '\n('), fontsize=8)
+    for i, ax in enumerate(row):
+      ax.imshow(images[i], 'gray', vmin=0, vmax=most, extent=frame)
+      ax.set(xticks=[], yticks=[])
+      if inside is not None:
+        ax.contour(
+          middle, middle, inside[i], [0.5], colors='C2', linewidths=0.7
+        )
+      if name in maps:
+        cam, prob = maps[name][0][i], maps[name][1][i]
+        ax.imshow(
+          cam,
+          'autumn',
+          alpha=0.6 * cam,
+          vmin=0,
+          vmax=1,
+          extent=frame,
+          interpolation='bilinear',
+        )
+        wrong = (prob >= 0.5) != tiles.label[i]
+        ax.set_xlabel(f'{prob:.2f}', fontsize=8, color='C3' if wrong else '0.2')
+      else:
+        ax.set_title(tiles.classes[tiles.label[i]], fontsize=8)
+  drawing.suptitle(title, fontsize=9)
+  return drawing
