@@ -405,7 +405,7 @@ def stages(
   yield Table(
     'table_2',
     'Table 2: output shapes of the custom network at 224 x 224',
-    ('', 'layer'),
+    ('number', 'layer'),
     {'output shape': ''},
     [
       Row((i, layer), {HERE: (', '.join(map(str, shape)),)})
