@@ -81,11 +81,6 @@ def train(
   )
 
 
-def kept(trained: Trained) -> dict:
-  """Returns what was told of the epoch that was kept."""
-  return trained.history[trained.epoch]
-
-
 def primaries(
   folder: pathlib.Path,
   parts: tuple[LabelledTiles, LabelledTiles],
@@ -107,7 +102,7 @@ def primaries(
     )
     for name in settings.networks
   }
-  best = max(found, key=lambda name: kept(found[name])['val_accuracy'])
+  best = max(found, key=lambda name: found[name].kept['val_accuracy'])
   return settings.primary or best, found
 
 
@@ -117,8 +112,8 @@ def networks_table(found: dict[str, Trained], split: str) -> Table:
     {
       name: (
         sum(x.size for x in jax.tree.leaves(t.variables['params'])),
-        kept(t)['val_accuracy'],
-        kept(t)['val_auroc'],
+        t.kept['val_accuracy'],
+        t.kept['val_auroc'],
       )
       for name, t in found.items()
     },
@@ -174,7 +169,7 @@ def secondary(
   trained = train(
     folder / f'secondary_{name}', name, parts, settings, weights, rate
   )
-  row = kept(trained)
+  row = trained.kept
   return trained, two_step_tables.secondary(
     name, count, row['val_accuracy'], row['val_auroc'], source
   )

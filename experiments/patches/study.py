@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
-from matplotlib import figure
-
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
 from experiments.run.check import Findings
@@ -51,7 +49,7 @@ class File:
 
   Attributes:
     name: in the folder.
-    content: a figure of matplotlib, or as `results.Folder.write` takes it.
+    content: as `results.Folder.write` takes it.
   """
 
   name: str
@@ -159,7 +157,7 @@ def run(
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
-          _write(folder, item)
+          folder.write(item.name, item.content)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
@@ -172,13 +170,3 @@ def run(
     parallel.wait_for_all('study')
     show(f'results in {path}')
     progress.raise_if_diverged(progress.below(path))
-
-
-def _write(folder: results.Folder, file: File) -> None:
-  if isinstance(file.content, figure.Figure):
-    folder.save(
-      file.name,
-      lambda path: file.content.savefig(path, dpi=130, format='png'),
-    )
-  else:
-    folder.write(file.name, file.content)

@@ -119,12 +119,17 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, the header first.
+    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
 
     Raises:
       ValueError: if a number for JSON is not finite.
     """
     match pathlib.PurePath(name).suffix:
+      case '.png':
+        self.save(
+          name, lambda path: content.savefig(path, dpi=130, format='png')
+        )
+        return
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':
