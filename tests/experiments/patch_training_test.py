@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import chex
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -217,25 +216,6 @@ def test_weights_bring_the_input_they_were_trained_on(finished, tmp_path):
     (image - np.array(found.mean)) / np.array(found.std), theirs
   )
   assert read(path, 'resnet18', RECIPE) == RECIPE
-
-
-def test_weights_by_torchvisions_names_keep_the_new_head():
-  rng = np.random.default_rng(0)
-
-  def draw(classes):
-    model = models.CLASSIFIERS['node_cnn'](num_classes=classes)
-    x = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    return jax.tree.map(
-      lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes
-    )
-
-  theirs, drawn = draw(3), draw(2)
-  state = port.to_torch('node_cnn', theirs)
-  got = training._start(state, 'node_cnn', drawn)['params']
-  chex.assert_trees_all_equal(got['fc2'], drawn['params']['fc2'])
-  for name in ('conv1', 'conv3', 'fc1'):
-    chex.assert_trees_all_equal(got[name], theirs['params'][name])
 
 
 def test_each_network_may_start_from_a_file_of_its_own():
