@@ -102,7 +102,7 @@ class Networks:
 
   networks: tuple[str, ...] = field(
     tuple(NETWORKS),
-    f'Rows of Table 3 to make: {", ".join(NETWORKS)}.',
+    'Rows of Table 3 to make.',
     choices=tuple(NETWORKS),
     result=False,
   )
