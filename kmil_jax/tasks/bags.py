@@ -133,9 +133,8 @@ class BagTask(Task):
       prediction = self.model.apply(
         {'params': variables['params']}, x, mask, train=False
       )
-      prob = jax.nn.softmax(prediction.logits)
       return {
-        'prob': kmil.combined_prob(prediction, mask) if self._combine else prob,
+        'prob': kmil.prob(prediction, mask, self._combine),
         'loss': self._spec.loss(prediction, mask, label),
         'weight': jnp.float32(1),
         'label': label,
