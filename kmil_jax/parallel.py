@@ -131,7 +131,45 @@ def pmap_local(step: Callable) -> Callable:
   return run
 
 
-class RunsOverDevices:
+class Layout:
+  """How R runs and their examples are spread over devices."""
+
+  psum_axis: str | None  # over which steps add gradients
+  _axes: tuple[int | None, int | None]  # of a state and a chunk of training
+
+  def __init__(self, num_runs: int):
+    self.num_runs = num_runs
+    self._per_device = math.ceil(num_runs / num_devices())
+
+  @classmethod
+  def pmap_train(cls, step: Callable) -> Callable:
+    """Maps `step(state, store, chunk) -> (state, sums)` over the devices.
+
+    `state` comes from `put` and is donated, `store` from `replicate`, `chunk`
+    from `share`. Where examples are spread, `step` must `psum` whatever it
+    derives from its own: `pmap` does not check that it did.
+    """
+    state, chunk = cls._axes
+    return jax.pmap(
+      step,
+      axis_name=AXIS,
+      in_axes=(state, None, chunk),
+      out_axes=state,
+      donate_argnums=0,
+    )
+
+  @classmethod
+  def pmap_evaluate(cls, step: Callable) -> Callable:
+    """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
+
+    `model` comes from `put`, `chunk` has an axis of local devices; returns
+    NumPy outputs [devices, S, ...] of all processes.
+    """
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(cls._axes[0], None, 0))
+    return lambda *args: _gather(mapped(*args))
+
+
+class RunsOverDevices(Layout):
   """Runs spread over devices: each device trains its own part of them.
 
   Leaves [R, ...] of a state become [local devices, R', ...]; R is padded to a
@@ -139,51 +177,21 @@ class RunsOverDevices:
   copies again. Within an epoch no device waits for another.
   """
 
-  psum_axis = None
-
-  def __init__(self, num_runs: int):
-    self.num_runs = num_runs
-    self._per_device = math.ceil(num_runs / num_devices())
+  psum_axis, _axes = None, (0, None)
 
   def put(self, tree: Any) -> Any:
     """Sends leaves [R, ...], equal in all processes, to this one's devices."""
-    n = jax.local_device_count()
-    first = jax.process_index() * n * self._per_device
-    rows = np.minimum(
-      np.arange(first, first + n * self._per_device), self.num_runs - 1
-    )
-    return jax.tree.map(
-      lambda x: jax.device_put(
-        np.asarray(x)[rows].reshape((n, -1, *np.shape(x)[1:])),
-        NamedSharding(_local_mesh(), P(AXIS)),
-      ),
-      tree,
+    runs = np.arange(num_devices() * self._per_device)
+    rows = np.minimum(runs, self.num_runs - 1).reshape(num_devices(), -1)
+    mine = lambda x: np.asarray(x)[rows[local_devices()]]
+    return jax.device_put(
+      jax.tree.map(mine, tree), NamedSharding(_local_mesh(), P(AXIS))
     )
 
   def gather(self, tree: Any) -> Any:
     """Returns NumPy leaves [R, ...] of all processes in every process."""
-    return jax.tree.map(lambda x: x[: self.num_runs], _gather(tree))
-
-  @staticmethod
-  def pmap_train(step: Callable) -> Callable:
-    """Maps `step(state, store, chunk) -> (state, sums)` over the devices.
-
-    `state` comes from `put` and is donated, `store` from `replicate`, `chunk`
-    from `share`.
-    """
-    return jax.pmap(
-      step, axis_name=AXIS, in_axes=(0, None, None), donate_argnums=0
-    )
-
-  @staticmethod
-  def pmap_evaluate(step: Callable) -> Callable:
-    """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
-
-    `model` comes from `put`, `chunk` has an axis of local devices; returns
-    NumPy outputs [devices, S, ...] of all processes.
-    """
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
-    return lambda *args: _gather(mapped(*args), merge=False)
+    merge = lambda x: x.reshape((-1, *x.shape[2:]))[: self.num_runs]
+    return jax.tree.map(merge, _gather(tree))
 
   def share(self, chunk: Any) -> Any:
     """Returns a chunk of training as it is: every device sees all examples."""
@@ -194,13 +202,10 @@ class RunsOverDevices:
     return run // self._per_device, run % self._per_device
 
 
-class ExamplesOverDevices:
+class ExamplesOverDevices(Layout):
   """Examples spread over devices, which hold all runs and add gradients."""
 
-  psum_axis = AXIS
-
-  def __init__(self, num_runs: int):
-    self.num_runs = num_runs
+  psum_axis, _axes = AXIS, (None, 0)
 
   def put(self, tree: Any) -> Any:
     """Sends leaves [R, ...] to every device."""
@@ -209,27 +214,6 @@ class ExamplesOverDevices:
   def gather(self, tree: Any) -> Any:
     """Returns NumPy leaves [R, ...]."""
     return jax.tree.map(np.asarray, tree)
-
-  @staticmethod
-  def pmap_train(step: Callable) -> Callable:
-    """As `RunsOverDevices.pmap_train`; the state stays replicated.
-
-    `step` must `psum` whatever it derives from its own examples: `pmap` does
-    not check that it did.
-    """
-    return jax.pmap(
-      step,
-      axis_name=AXIS,
-      in_axes=(None, None, 0),
-      out_axes=None,
-      donate_argnums=0,
-    )
-
-  @staticmethod
-  def pmap_evaluate(step: Callable) -> Callable:
-    """As `RunsOverDevices.pmap_evaluate`."""
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
-    return lambda *args: _gather(mapped(*args), merge=False)
 
   def share(self, chunk: Any) -> Any:
     """Cuts this process's [local devices, S, B', ...] out of [S, B, ...].
@@ -244,23 +228,18 @@ class ExamplesOverDevices:
     def cut(x):
       if np.ndim(x) == 1:
         return np.stack([x] * num_local_devices())
-      steps, size = x.shape[:2]
-      if size % n:
+      if x.shape[1] % n:
         raise ValueError(
-          f'A batch of {size} does not divide over {n} devices. Choose a'
+          f'A batch of {x.shape[1]} does not divide over {n} devices. Choose a'
           ' multiple of that.'
         )
-      parts = x.reshape((steps, n, size // n, *x.shape[2:]))
-      return np.moveaxis(parts[:, local_devices()], 1, 0)
+      return np.stack(np.split(x, n, 1)[local_devices()])
 
     return jax.tree.map(cut, chunk)
 
   def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns a device for each evaluation, in turn, and the run's place."""
     return np.arange(len(run)) % num_devices(), run
-
-
-Layout = RunsOverDevices | ExamplesOverDevices
 
 
 def layout(batch: int) -> type[Layout]:
@@ -282,19 +261,14 @@ def deal(owner: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
     times, whatever P.
   """
   counts = np.bincount(owner, minlength=num_devices())
-  order = np.argsort(owner, kind='stable')
-  slot = np.empty_like(order)
-  slot[order] = np.arange(len(owner)) - np.repeat(
-    np.cumsum(counts) - counts, counts
-  )
   most = max(int(counts.max()), 1)
   unit = 2 ** max(most.bit_length() - 3, 0)
-  size = -(-most // unit) * unit
-  tables = []
-  for column in columns:
-    table = np.full((num_devices(), size), -1, np.int32)
-    table[owner, slot] = column
-    tables.append(table)
+  tables = np.full(
+    (len(columns), num_devices(), -(-most // unit) * unit), -1, np.int32
+  )
+  for device in range(num_devices()):
+    mine = np.stack(columns)[:, owner == device]
+    tables[:, device, : counts[device]] = mine
   return tuple(tables)
 
 
@@ -308,11 +282,8 @@ def _local_mesh() -> Mesh:
   return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
-def _gather(tree: Any, merge: bool = True) -> Any:
-  """Fetches leaves [local devices, B', ...] as [B, ...] of all processes."""
+def _gather(tree: Any) -> Any:
+  """Fetches leaves [local devices, ...] as [devices, ...] of all processes."""
   if jax.process_count() > 1:
     tree = multihost_utils.process_allgather(tree, tiled=True)
-  tree = jax.tree.map(np.asarray, tree)
-  if merge:
-    tree = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), tree)
-  return tree
+  return jax.tree.map(np.asarray, tree)
