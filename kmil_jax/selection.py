@@ -1,6 +1,6 @@
 """Which epoch of each run is kept, and when a run slows down or stops."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -35,14 +35,11 @@ class Selection:
   stopped: np.ndarray  # [R] bool
 
 
-@chex.dataclass(frozen=True)
-class Validation:
-  """Means over the validation bags of each run; NumPy [R]."""
-
-  f1_macro: np.ndarray
-  accuracy: np.ndarray
-  auroc: np.ndarray  # over the classes that can be ranked; NaN if none can
-  loss: np.ndarray
+# Means over the validation examples of each run, [R]: `f1_macro`, `accuracy`,
+# `loss` and `auroc`, over the classes that can be ranked; NaN if none can.
+Validation = Mapping[str, np.ndarray]
+# Scores of an epoch, and whether it is to be kept, [R] each.
+Judgement = tuple[np.ndarray, np.ndarray]
 
 
 def start(num_runs: int, recipe: AnyRecipe) -> Selection:
@@ -108,8 +105,8 @@ def update(
   choose = lambda where, new, name: np.where(where, new, selection[name])
   return Selection(
     score=choose(counts, np.fmax(score, selection.score), 'score'),
-    loss=choose(active, np.minimum(val.loss, selection.loss), 'loss'),
-    auroc=choose(improved, val.auroc, 'auroc'),
+    loss=choose(active, np.minimum(val['loss'], selection.loss), 'loss'),
+    auroc=choose(improved, val['auroc'], 'auroc'),
     epoch=choose(improved, epoch, 'epoch'),
     stale=stale,
     learning_rate=np.where(active, schedule(recipe, epoch, stale, rate), rate),
@@ -124,32 +121,39 @@ def _can_be_kept(recipe: AnyRecipe, epoch: int) -> bool:
   return epoch > min(last - 1, recipe.epochs * (_LATE - 1) // _LATE)
 
 
-def _highest(score: Callable[[Validation], np.ndarray]) -> Callable:
-  return lambda val, so_far: (score(val), score(val) > so_far.score)
+def _highest(*names: str, sign: int = 1, better: Any = np.greater) -> Any:
+  """Returns the rule of the highest mean of what is named."""
+
+  def rule(val, so_far):
+    score = sign * sum(val[name] for name in names) / len(names)
+    return score, better(score, so_far.score)
+
+  return rule
 
 
-def _accuracy_then_auroc(
-  val: Validation, so_far: Selection
-) -> tuple[np.ndarray, np.ndarray]:
-  equal = val.accuracy == so_far.score
-  better = val.accuracy > so_far.score
-  return val.accuracy, better | equal & (val.auroc >= so_far.auroc)
+def _loss_or_accuracy(val: Validation, so_far: Selection) -> Judgement:
+  accuracy = val['accuracy']
+  better = (accuracy >= so_far.score) | (val['loss'] < so_far.loss)
+  return accuracy, better
 
 
-# Of a validation and the selection so far: scores, and which are to be kept.
+def _accuracy_then_auroc(val: Validation, so_far: Selection) -> Judgement:
+  accuracy, best = val['accuracy'], so_far.score
+  tie = (accuracy == best) & (val['auroc'] >= so_far.auroc)
+  return accuracy, (accuracy > best) | tie
+
+
+# Rules of a validation and the selection so far.
 SELECTS = {
-  'f1_macro': lambda val, so_far: (val.f1_macro, val.f1_macro >= so_far.score),
-  'loss_or_accuracy': lambda val, so_far: (
-    val.accuracy,
-    (val.accuracy >= so_far.score) | (val.loss < so_far.loss),
-  ),
-  'loss': _highest(lambda val: -val.loss),
-  'accuracy': _highest(lambda val: val.accuracy),
+  'f1_macro': _highest('f1_macro', better=np.greater_equal),
+  'loss_or_accuracy': _loss_or_accuracy,
+  'loss': _highest('loss', sign=-1),
+  'accuracy': _highest('accuracy'),
   'accuracy_then_auroc': _accuracy_then_auroc,
-  'auroc': _highest(lambda val: val.auroc),
-  'auroc_accuracy': _highest(lambda val: (val.auroc + val.accuracy) / 2),
-  'late_auroc': _highest(lambda val: val.auroc),
-  'last': lambda val, so_far: (val.f1_macro, True),
+  'auroc': _highest('auroc'),
+  'auroc_accuracy': _highest('auroc', 'accuracy'),
+  'late_auroc': _highest('auroc'),
+  'last': lambda val, so_far: (val['f1_macro'], True),
 }
 
 

@@ -45,7 +45,6 @@ def make(folder):
   settings = Settings(
     'kmil',
     recipe,
-    recipe,
     seed=1,
     choice=Choice(drop_per_mille=300),
     combine=True,
