@@ -29,7 +29,7 @@ COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(folds.Settings):
   """What is trained and how, and how its features are fed and shown."""
 

@@ -15,24 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import checkpoint, loop, train
-from kmil_jax.inference import CHOOSER, MODEL, Design, stack
+from kmil_jax.inference import CHOOSER, MODEL, Design, Variant, stack
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Recipe
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Variant):
   """What is trained and how."""
 
-  model: str  # of SPECS
   recipe: Recipe = dataclasses.field(default_factory=Recipe)
   seed: int = 2023
-  precision: str = 'float32'
-  choice: Choice = dataclasses.field(default_factory=Choice)
-  combine: bool = False
-  options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def recipes(self) -> dict[str, Recipe]:
@@ -54,15 +49,9 @@ class Settings:
 
   def design(self, num_classes: int, width: int) -> Design:
     """Returns what predicts with the models so trained."""
-    return Design(
-      self.model,
-      num_classes,
-      width,
-      self.precision,
-      self.choice,
-      self.combine,
-      self.options,
-    )
+    names = [field.name for field in dataclasses.fields(Variant)]
+    shared = {name: getattr(self, name) for name in names}
+    return Design(num_classes=num_classes, width=width, **shared)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import chex
 from flax import linen as nn, traverse_util
@@ -19,13 +19,11 @@ CHOOSER, MODEL = 'chooser', 'model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
 
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-  """The networks of a prediction, and what is made of their outputs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """A form of a bag model, and what is made of its outputs."""
 
   model: str  # of SPECS
-  num_classes: int
-  width: int  # of the features
   precision: str = 'float32'
   # Where the model has a first stage.
   choice: Choice = dataclasses.field(default_factory=Choice)
@@ -33,35 +31,40 @@ class Design:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def of_flags(
-    cls, flags: Mapping[str, Any], num_classes: int, width: int
-  ) -> 'Design':
-    """Returns the design that the flags of a training ask for.
+  def of_flags(cls, flags: Mapping[str, Any], **others: Any) -> Self:
+    """Returns what the flags of a training ask for.
 
     Args:
       flags: by name, of experiments.kmil, or of experiments.ablations, which
         has fewer.
-      num_classes: C.
-      width: D.
+      **others: further fields.
     """
     options = {}
     if flags['model'].startswith('dtfd'):
       names = ('distill', 'pseudo_bags', 'total_instances')
       options = {name: flags[name] for name in names}
       options['score'] = flags['instance_score']
+    share = flags.get('drop_fraction', Choice.drop_per_mille / 1000)
     return cls(
-      flags['model'],
-      num_classes,
-      width,
-      flags['precision'],
-      Choice(
+      model=flags['model'],
+      precision=flags['precision'],
+      choice=Choice(
         flags.get('score', Choice.score),
         flags.get('drop', Choice.drop),
-        round(1000 * flags.get('drop_fraction', Choice.drop_per_mille / 1000)),
+        round(1000 * share),
       ),
-      flags.get('combine', False),
-      options,
+      combine=flags.get('combine', False),
+      options=options,
+      **others,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design(Variant):
+  """The networks of a prediction."""
+
+  num_classes: int
+  width: int  # of the features
 
   @property
   def least(self) -> int:

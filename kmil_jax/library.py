@@ -131,7 +131,7 @@ def fit(
     raise ValueError(f'All labels are {labels[0]}. Give two classes or more.')
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
-  chosen = Settings(model, recipe, seed=seed, **settings)
+  chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
   runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
   loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
@@ -177,7 +177,9 @@ def load(folder: str | pathlib.Path) -> Trained:
     )
   cohort = config['cohort']
   classes = tuple(cohort['classes'])
-  design = Design.of_flags(config['flags'], len(classes), cohort['width'])
+  design = Design.of_flags(
+    config['flags'], num_classes=len(classes), width=cohort['width']
+  )
   paths = sorted(folder.glob('fold_*/predictions.csv'))
   if not paths:
     raise FileNotFoundError(f'{folder}: no fold is finished.')

@@ -60,7 +60,9 @@ def read(
   folds = _folds(folder, summary['k'], fold)
   # Refuses probabilities of other classes.
   fitted = scores.temperatures(predictions.read_folds(folder, classes))
-  design = Design.of_flags(flags, len(classes), cohort['width'])
+  design = Design.of_flags(
+    flags, num_classes=len(classes), width=cohort['width']
+  )
   models = [_weights(folder / f'fold_{i}', design) for i in folds]
   settings = _settings(design)
   card = Card(

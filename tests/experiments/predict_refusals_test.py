@@ -146,5 +146,5 @@ def test_the_flags_of_a_training_give_its_design(asked):
     flags.FLAGS(['kmil', *asked])
     settings = kmil.asked_settings()
     values = start.resolved('experiments.kmil')
-    design = inference.Design.of_flags(values, 3, 16)
+    design = inference.Design.of_flags(values, num_classes=3, width=16)
   assert design == settings.design(3, 16)
