@@ -249,47 +249,49 @@ class BagLoader:
     self, epoch: int, runs: np.ndarray, layout: Layout
   ) -> Iterator[Chunk]:
     bucket, bags = self.plan(epoch)
-    if self._resident:
-      yield layout.share((bucket, bags))
-      return
-    shared = layout.share(bags)  # [..., S, B]
-    mine = np.moveaxis(shared, -2, 0).reshape(len(bucket), -1)
-    features = self.stream(bucket, mine)
-    for step, x in enumerate(features):
-      index = shared[..., step : step + 1, :]
-      x = x.reshape(index.shape + x.shape[1:])
-      yield np.zeros(index.shape[:-1], np.int32), (x, index)
+    branch, mine = layout.share((bucket * self._resident, bags))
+    for at, item in self._items(bucket, mine):
+      yield branch[..., at], item
 
   def evaluate(
     self, examples: np.ndarray, runs: np.ndarray, layout: Layout
   ) -> Iterator[Evaluation]:
     run_of, bag = np.nonzero(np.asarray(examples)[runs])
     bucket_of = self.bucket_of(bag)
-    device, place = layout.owner(run_of)
-    local = parallel.local_devices()
+    device, place_of = layout.owner(run_of)
+    pairs = np.stack([bucket_of, bag, place_of, runs[run_of]])
     # Streamed, a step has one length.
     lengths = bucket_of * (not self._resident)
     for length in np.unique(lengths):
       rows = lengths == length
-      columns = bucket_of, bag, runs[run_of], place
-      bucket, index, run, place_of = parallel.deal(
-        device[rows], *(column[rows] for column in columns)
-      )
+      bucket, index, place, run = parallel.deal(device[rows], *pairs[:, rows])
       # A device without a pair of its own evaluates any, and a short one.
-      bucket = np.where(index >= 0, bucket, length)[local]
-      mine, place_of = index[local], np.maximum(place_of, 0)[local]
-      if self._resident:
-        chunk = bucket, np.maximum(mine, 0)[..., None], place_of
-        yield chunk, run, index[..., None]
-        continue
+      branch = np.maximum(bucket, 0) * self._resident
+      index, place = index[..., None], np.maximum(place, 0)
+      mine = parallel.local_devices()
       # Each step is a call: none is of fillers alone.
-      steps = (index >= 0).any(0).sum()
-      read = self.stream(bucket[0, :steps], mine.T[:steps])
-      for step, x in enumerate(read):
-        at = np.s_[:, step : step + 1]
-        item = x[:, None, None], mine[at][..., None]
-        chunk = np.zeros_like(bucket[at]), item, place_of[at]
-        yield chunk, run[at], index[at][..., None]
+      steps = np.full((run >= 0).any(0).sum(), length)
+      for at, item in self._items(steps, index[mine]):
+        chunk = branch[mine, at], item, place[mine, at]
+        yield chunk, run[:, at], index[:, at]
+
+  def _items(
+    self, bucket: np.ndarray, index: np.ndarray
+  ) -> Iterator[tuple[slice, Any]]:
+    """Yields slices of the steps with their items, see `BagTask.batch`.
+
+    Args:
+      bucket: of each step to read, [S].
+      index: bags of this process's devices, [..., S, B].
+    """
+    if self._resident:
+      yield np.s_[:], index
+      return
+    steps = np.moveaxis(index, -2, 0)[: len(bucket)].reshape(len(bucket), -1)
+    for step, x in enumerate(self.stream(bucket, steps)):
+      at = np.s_[step : step + 1]
+      bags = index[..., at, :]
+      yield at, (x.reshape(bags.shape + x.shape[1:]), bags)
 
   def bucket_of(self, index: np.ndarray) -> np.ndarray:
     """Returns the bucket of each bag, int32."""

@@ -235,8 +235,8 @@ class PatchLoader:
   def evaluate(
     self, examples: np.ndarray, runs: np.ndarray, layout: Layout
   ) -> Iterator[Evaluation]:
-    spread = np.full((parallel.num_devices(), 1), -1)
-    spread[: len(runs), 0] = runs
+    device, _ = layout.owner(np.arange(len(runs)))
+    (run_of,) = parallel.deal(device, runs)
     local = parallel.num_local_devices()
     zeros = np.zeros((local, 1), np.int32)
     for first in range(0, len(examples), self.size):
@@ -245,8 +245,8 @@ class PatchLoader:
       index = np.where(rows < len(examples), rows, -1)
       image = examples.take(rows, 0, mode='wrap')
       item = np.stack([image[None]] * local)
-      of_devices = np.broadcast_to(index, (*spread.shape, self.size))
-      yield (zeros, item, zeros), spread, of_devices
+      of_devices = np.broadcast_to(index, (*run_of.shape, self.size))
+      yield (zeros, item, zeros), run_of, of_devices
 
 
 def program(
