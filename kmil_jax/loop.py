@@ -115,18 +115,25 @@ def fit(
   """
   state = train.init(program.task, runs, variables)
   num_runs = len(state.step)
-  saved = {
-    'state': _to_save(state),
-    'selection': dict(selection.start(num_runs, recipe).items()),
-    'failed': np.full(num_runs, -1),
-    'history': np.full((recipe.epochs, len(COLUMNS), num_runs), np.nan),
-    'epoch': np.int64(0),
-  }
-  if checkpoints:
-    saved = checkpoints.latest(saved) or saved
-  chosen, failed = Selection(**saved['selection']), saved['failed']
-  first, table = int(saved['epoch']), saved['history'].copy()
-  states = program.put(state.replace(**saved.pop('state')))
+  chosen, first = selection.start(num_runs, recipe), 0
+  failed = np.full(num_runs, -1)
+  table = np.full((recipe.epochs, len(COLUMNS), num_runs), np.nan)
+
+  def to_save(state: dict[str, Any], epoch: int) -> dict[str, Any]:
+    return {
+      'state': state,
+      'selection': dict(chosen.items()),
+      'failed': failed,
+      'history': table,
+      'epoch': np.int64(epoch),
+    }
+
+  saved = checkpoints and checkpoints.latest(to_save(_saved_of(state), first))
+  if saved:
+    state = state.replace(**saved.pop('state'))
+    chosen, first = Selection(**saved['selection']), int(saved['epoch'])
+    failed, table = saved['failed'], saved['history'].copy()
+  states = program.put(state)
   del state  # Only the devices hold it.
   last_save = time.monotonic()
   for epoch in range(first, recipe.epochs):
@@ -163,21 +170,15 @@ def fit(
     last = epoch + 1 == recipe.epochs or chosen.stopped.all()
     due = time.monotonic() - last_save > SECONDS_BETWEEN_SAVES
     if checkpoints and parallel.agree(last or due):
-      tree = {
-        'state': program.gather([_to_save(state) for state in states]),
-        'selection': dict(chosen.items()),
-        'failed': failed,
-        'history': table,
-        'epoch': np.int64(epoch + 1),
-      }
-      checkpoints.save(epoch + 1, tree)
+      gathered = program.gather([_saved_of(state) for state in states])
+      checkpoints.save(epoch + 1, to_save(gathered, epoch + 1))
       last_save = time.monotonic()
   trained = ~np.isnan(table[:, COLUMNS.index('best_epoch')]).all(1)
   best = program.gather([state.best for state in states])
   return Result(best, chosen.epoch, failed, _history(table[trained]))
 
 
-def _to_save(state: train.State) -> dict[str, Any]:
+def _saved_of(state: train.State) -> dict[str, Any]:
   """Returns what of a state is no function of the options."""
   names = ('params', 'batch_stats', 'opt_state', 'best', 'step')
   return {name: state[name] for name in names}

@@ -131,15 +131,36 @@ def pmap_local(step: Callable) -> Callable:
   return run
 
 
-class Layout:
-  """How R runs and their examples are spread over devices."""
+class RunsOverDevices:
+  """Runs spread over devices: each device trains its own part of them.
 
-  psum_axis: str | None  # over which steps add gradients
-  _axes: tuple[int | None, int | None]  # of a state and a chunk of training
+  Leaves [R, ...] of a state become [local devices, R', ...]; R is padded to a
+  multiple of the devices by repeating the last run, and `gather` drops the
+  copies again. Within an epoch no device waits for another.
+  """
+
+  psum_axis: str | None = None  # over which steps add gradients
+  _chunk: int | None = None  # the axis of local devices that `share` adds
 
   def __init__(self, num_runs: int):
     self.num_runs = num_runs
     self._per_device = math.ceil(num_runs / num_devices())
+
+  def put(self, tree: Any) -> Any:
+    """Sends leaves [R, ...], equal in all processes, to this one's devices."""
+    return jax.device_put(
+      jax.tree.map(self._local, tree), NamedSharding(_local_mesh(), P(AXIS))
+    )
+
+  def _local(self, x: np.ndarray) -> np.ndarray:
+    runs = np.arange(num_devices() * self._per_device)
+    rows = np.minimum(runs, self.num_runs - 1).reshape(num_devices(), -1)
+    return np.asarray(x)[rows[local_devices()]]
+
+  def gather(self, tree: Any) -> Any:
+    """Returns NumPy leaves [R, ...] of all processes in every process."""
+    merge = lambda x: x.reshape((-1, *x.shape[2:]))[: self.num_runs]
+    return jax.tree.map(merge, _gather(tree))
 
   @classmethod
   def pmap_train(cls, step: Callable) -> Callable:
@@ -149,49 +170,18 @@ class Layout:
     from `share`. Where examples are spread, `step` must `psum` whatever it
     derives from its own: `pmap` does not check that it did.
     """
-    state, chunk = cls._axes
-    return jax.pmap(
-      step,
-      axis_name=AXIS,
-      in_axes=(state, None, chunk),
-      out_axes=state,
-      donate_argnums=0,
-    )
+    axes = 0, None, cls._chunk
+    return jax.pmap(step, axis_name=AXIS, in_axes=axes, donate_argnums=0)
 
-  @classmethod
-  def pmap_evaluate(cls, step: Callable) -> Callable:
+  @staticmethod
+  def pmap_evaluate(step: Callable) -> Callable:
     """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
 
     `model` comes from `put`, `chunk` has an axis of local devices; returns
     NumPy outputs [devices, S, ...] of all processes.
     """
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(cls._axes[0], None, 0))
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
     return lambda *args: _gather(mapped(*args))
-
-
-class RunsOverDevices(Layout):
-  """Runs spread over devices: each device trains its own part of them.
-
-  Leaves [R, ...] of a state become [local devices, R', ...]; R is padded to a
-  multiple of the devices by repeating the last run, and `gather` drops the
-  copies again. Within an epoch no device waits for another.
-  """
-
-  psum_axis, _axes = None, (0, None)
-
-  def put(self, tree: Any) -> Any:
-    """Sends leaves [R, ...], equal in all processes, to this one's devices."""
-    runs = np.arange(num_devices() * self._per_device)
-    rows = np.minimum(runs, self.num_runs - 1).reshape(num_devices(), -1)
-    mine = lambda x: np.asarray(x)[rows[local_devices()]]
-    return jax.device_put(
-      jax.tree.map(mine, tree), NamedSharding(_local_mesh(), P(AXIS))
-    )
-
-  def gather(self, tree: Any) -> Any:
-    """Returns NumPy leaves [R, ...] of all processes in every process."""
-    merge = lambda x: x.reshape((-1, *x.shape[2:]))[: self.num_runs]
-    return jax.tree.map(merge, _gather(tree))
 
   def share(self, chunk: Any) -> Any:
     """Returns a chunk of training as it is: every device sees all examples."""
@@ -202,18 +192,21 @@ class RunsOverDevices(Layout):
     return run // self._per_device, run % self._per_device
 
 
-class ExamplesOverDevices(Layout):
-  """Examples spread over devices, which hold all runs and add gradients."""
+class ExamplesOverDevices(RunsOverDevices):
+  """Examples spread over devices, which hold all runs and add gradients.
 
-  psum_axis, _axes = AXIS, (None, 0)
+  Leaves [R, ...] of a state become [local devices, R, ...], equal on all.
+  """
 
-  def put(self, tree: Any) -> Any:
-    """Sends leaves [R, ...] to every device."""
-    return replicate(tree)
+  psum_axis, _chunk = AXIS, 0
+
+  def _local(self, x: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(x, (num_local_devices(), *np.shape(x)))
 
   def gather(self, tree: Any) -> Any:
-    """Returns NumPy leaves [R, ...]."""
-    return jax.tree.map(np.asarray, tree)
+    """Returns NumPy leaves [R, ...], those of the first device."""
+    first = lambda x: np.asarray(x.addressable_data(0)).reshape(x.shape[1:])
+    return jax.tree.map(first, tree)
 
   def share(self, chunk: Any) -> Any:
     """Cuts this process's [local devices, S, B', ...] out of [S, B, ...].
@@ -227,7 +220,7 @@ class ExamplesOverDevices(Layout):
 
     def cut(x):
       if np.ndim(x) == 1:
-        return np.stack([x] * num_local_devices())
+        return self._local(x)
       if x.shape[1] % n:
         raise ValueError(
           f'A batch of {x.shape[1]} does not divide over {n} devices. Choose a'
@@ -240,6 +233,9 @@ class ExamplesOverDevices(Layout):
   def owner(self, run: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns a device for each evaluation, in turn, and the run's place."""
     return np.arange(len(run)) % num_devices(), run
+
+
+Layout = RunsOverDevices  # And those that derive from it.
 
 
 def layout(batch: int) -> type[Layout]:
