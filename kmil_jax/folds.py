@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import checkpoint, loop, train
+from kmil_jax import checkpoint, loop, plan, train
 from kmil_jax.inference import CHOOSER, MODEL, Design, Variant, stack
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
@@ -115,7 +115,8 @@ def train_folds(
     The chosen parameters of the runs, and their validation and test
     predictions.
   """
-  keep, params, results = None, {}, {}
+  keep, params, diverged = None, {}, [{} for _ in folds]
+  lost = np.zeros(len(folds), bool)
   for name, recipe in settings.recipes.items():
     key = [f.number if name == CHOOSER else r for r, f in enumerate(folds)]
     distinct = list(dict.fromkeys(key))
@@ -144,30 +145,26 @@ def train_folds(
         checkpoints=checkpoints,
         report=report,
       )
-    results[name] = result, place
-    drawn = result.variables['params']
-    params[name] = _rows(drawn, place)
+    lost |= result.lost[place]
+    for r, i in enumerate(place):
+      if result.failed[i] >= 0:
+        diverged[r][name] = int(result.failed[i]), int(result.epoch[i])
+    chosen = result.variables['params']
+    params[name] = _rows(chosen, place)
     if name == CHOOSER:
-      keep = choose(bags, task, drawn, place, [fold.choice for fold in folds])
+      keep = choose(bags, task, chosen, place, [fold.choice for fold in folds])
   models, prob = program.put((result.variables, runs)), {}
   for part in ('val', 'test'):
-    bags_of = np.stack([getattr(fold, part) for fold in folds])
-    out = program.evaluate(models, bags_of)
+    rows = np.stack([getattr(fold, part) for fold in folds])
+    out = program.evaluate(models, rows)
     prob[part] = [out['prob'][out['run'] == r] for r in range(len(folds))]
   return FoldResults(
     task=task,
     params=params,
     keep=keep,
     best_epoch=result.epoch,
-    lost=np.any([r.lost[of] for r, of in results.values()], 0),
-    diverged=[
-      {
-        name: (int(r.failed[of[run]]), int(r.epoch[of[run]]))
-        for name, (r, of) in results.items()
-        if r.failed[of[run]] >= 0
-      }
-      for run in range(len(folds))
-    ],
+    lost=lost,
+    diverged=diverged,
     prob=prob,
   )
 
@@ -210,7 +207,8 @@ def choose(
     return jnp.stack([jax.vmap(of(choice))(logits) for choice in distinct])
 
   index = np.arange(len(bags.store.length))
-  keep = np.zeros((len(choices), bags.num_rows), bool)
+  rows = plan.num_rows(bags.store.length)
+  keep = np.zeros((len(choices), rows), bool)
   params = jax.device_put(params)
   for bag, x in zip(index, bags.read(index), strict=True):
     length, offset = bags.store.length[bag], bags.store.offset[bag]

@@ -113,9 +113,7 @@ class BagTask(Task):
     def one_bag(x, mask, label, index):
       # The dropout of a bag depends on nothing else in the batch.
       keys = {'dropout': jax.random.fold_in(key, jnp.maximum(index, 0))}
-      prediction = self.model.apply(
-        {'params': variables['params']}, x, mask, train=True, rngs=keys
-      )
+      prediction = self.model.apply(variables, x, mask, train=True, rngs=keys)
       hit = prediction.logits.argmax() == label
       return self._spec.loss(prediction, mask, label), hit
 
@@ -130,9 +128,7 @@ class BagTask(Task):
     """Returns `prob` [B, C], `loss`, `weight` and `label`, [B] each."""
 
     def one_bag(x, mask, label):
-      prediction = self.model.apply(
-        {'params': variables['params']}, x, mask, train=False
-      )
+      prediction = self.model.apply(variables, x, mask, train=False)
       return {
         'prob': kmil.prob(prediction, mask, self._combine),
         'loss': self._spec.loss(prediction, mask, label),
@@ -192,24 +188,17 @@ class BagLoader:
     return self.buckets if self._resident else (None,)
 
   @property
-  def num_rows(self) -> int:
-    """T: instances of the cohort, and the rows of zeros after the last bag."""
-    return plan.num_rows(self.store.length)
-
-  @property
   def _resident(self) -> bool:
     return self.store.features is not None
 
   def read(self, index: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the padded features [N, D] of bags [S], in the host's memory."""
     bucket = self.bucket_of(index)
-    if self._resident:
-      for b, bag in zip(bucket, index, strict=True):
-        start = self.store.offset[bag]
-        yield self.store.features[start : start + self.buckets[b]]
+    if not self._resident:
+      yield from (x[0] for x in self.stream(bucket, index[:, None]))
       return
-    for x in self.stream(bucket, index[:, None]):
-      yield x[0]
+    for b, start in zip(bucket, self.store.offset[index], strict=True):
+      yield self.store.features[start : start + self.buckets[b]]
 
   def program(
     self,
