@@ -36,16 +36,16 @@ class Settings(Variant):
     Batch and weight decay of a first stage are the model's, its epochs not
     more.
     """
-    recipes, recipe = {MODEL: self.recipe}, self.recipe
-    if first := SPECS[self.model].chooser_recipe:
-      first = dataclasses.replace(
-        first,
-        weight_decay=recipe.weight_decay,
-        batch=recipe.batch,
-        epochs=min(recipe.epochs, first.epochs),
-      )
-      recipes = {CHOOSER: first} | recipes
-    return recipes
+    spec, recipe = SPECS[self.model], self.recipe
+    if not spec.chooser:
+      return {MODEL: recipe}
+    first = dataclasses.replace(
+      spec.chooser_recipe,
+      weight_decay=recipe.weight_decay,
+      batch=recipe.batch,
+      epochs=min(recipe.epochs, spec.chooser_recipe.epochs),
+    )
+    return {CHOOSER: first, MODEL: recipe}
 
   def design(self, num_classes: int, width: int) -> Design:
     """Returns what predicts with the models so trained."""
