@@ -1,7 +1,7 @@
 """Optimisers and schedules with PyTorch's meaning."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,23 +77,12 @@ def clip_modules(max_norm: float) -> optax.GradientTransformation:
   )
 
 
-class LookaheadState(NamedTuple):
-  """The inner optimiser's state, slow weights, and steps taken."""
-
-  inner: Any
-  slow: Any
-  count: jax.Array  # [] int32
-
-
 def lookahead(
   inner: optax.GradientTransformationExtraArgs,
-  *,
-  every: int = _SYNC_EVERY,
-  share: float = _SYNC_SHARE,
 ) -> optax.GradientTransformationExtraArgs:
-  """Every few steps, pulls fast weights back towards slow ones.
+  """Every 6 steps, pulls fast weights half of the way back to slow ones.
 
-    slow <- slow + share (fast - slow),   fast <- slow
+    slow <- slow + (fast - slow) / 2,   fast <- slow
 
   Zhang et al., NeurIPS 2019, alg. 1. As in the code that TransMIL was released
   with, the slow weights are the fast ones of the first synchronisation, which
@@ -101,31 +90,25 @@ def lookahead(
 
   Args:
     inner: moves the fast weights.
-    every: steps between synchronisations.
-    share: of the way from slow to fast.
   """
 
-  def init(params):
-    return LookaheadState(inner.init(params), params, jnp.zeros([], jnp.int32))
+  def init(params):  # The inner state, slow weights, and steps taken.
+    return inner.init(params), params, jnp.zeros([], jnp.int32)
 
   def update(grads, state, params, **extra):
-    updates, inner_state = inner.update(grads, state.inner, params, **extra)
-    fast = optax.apply_updates(params, updates)
-    count = state.count + 1
-    sync, first = count % every == 0, count == every
-    slow = jax.tree.map(
-      lambda slow, fast: jnp.where(first, fast, slow + share * (fast - slow)),
-      state.slow,
-      fast,
+    inner_state, slow, count = state
+    updates, inner_state = inner.update(grads, inner_state, params, **extra)
+    fast, count = optax.apply_updates(params, updates), count + 1
+    sync, first = count % _SYNC_EVERY == 0, count == _SYNC_EVERY
+    pull = lambda slow, fast: jnp.where(
+      first, fast, slow + _SYNC_SHARE * (fast - slow)
     )
+    pulled = jax.tree.map(pull, slow, fast)
     choose = lambda new, old: jnp.where(sync, new, old)
-    moved = jax.tree.map(choose, slow, fast)
-    return (
-      jax.tree.map(jnp.subtract, moved, params),
-      LookaheadState(
-        inner_state, jax.tree.map(choose, slow, state.slow), count
-      ),
-    )
+    moved = jax.tree.map(choose, pulled, fast)
+    slow = jax.tree.map(choose, pulled, slow)
+    updates = jax.tree.map(jnp.subtract, moved, params)
+    return updates, (inner_state, slow, count)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
