@@ -18,6 +18,7 @@ import sys
 from absl import app, flags, logging
 
 from data import slides, tiling
+from data.cohort import FAILURES
 from experiments import (
   cohort_tiles,
   encoding,
@@ -27,7 +28,6 @@ from experiments import (
   weights,
 )
 from experiments.preflight import slides as preflight
-from experiments.preflight.features import FAILURES
 from experiments.preflight.flag import CHECK
 from kmil_jax import port
 

@@ -70,9 +70,9 @@ import numpy as np
 import pytest
 
 from data import features, host_tensorflow, slides
+from data.cohort import CohortError
 from data.features import ATTRIBUTES, FeatureError
 from experiments import cohort as cohorts, encoding, kmil
-from experiments.cohort import CohortError
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight import patients
 from experiments.preflight.findings import Findings
