@@ -41,8 +41,10 @@ _WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
   'ResNet-50 by torchvision or timm names (.safetensors, .pth), or '
-  "'imagenet'. Without it the encoder is RANDOM, and kept in the features' "
-  'folder as encoder.safetensors, which other cohorts can be given here.',
+  "'imagenet', or an encoder of your own as module:function, see "
+  'docs/library.md. Without it the encoder is RANDOM, and kept in the '
+  "features' folder as encoder.safetensors, which other cohorts can be given "
+  'here.',
 )
 _CACHE_DIR = flags.DEFINE_string(
   'cache_dir',

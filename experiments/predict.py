@@ -45,9 +45,9 @@ _FEATURES_DIR = flags.DEFINE_string(
 _WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
-  "With --slides_dir: weights of the encoder, a file or 'imagenet', as of"
-  ' experiments.extract. With --run, a random encoder is found beside the'
-  ' features of the training.',
+  "With --slides_dir: weights of the encoder, a file or 'imagenet', or"
+  ' module:function, as of experiments.extract. With --run, a random encoder is'
+  ' found beside the features of the training.',
 )
 _CALIBRATE = flags.DEFINE_bool(
   'calibrate', True, 'Apply the temperatures of the folds.'
