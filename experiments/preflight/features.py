@@ -5,8 +5,8 @@ from concurrent import futures
 
 from data import packed
 from data.features import FeatureError
-from experiments import bars
 from experiments.preflight.findings import Findings
+from experiments.run import progress
 
 
 def scan(
@@ -24,7 +24,7 @@ def scan(
     return None
 
   with futures.ThreadPoolExecutor() as pool:
-    found = bars.bar(
+    found = progress.bar(
       pool.map(fault, slides),
       desc='reading features',
       total=len(slides),
