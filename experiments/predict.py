@@ -103,7 +103,7 @@ def _run() -> None:
   provenance.open_folder(folder, values, [shown.name], inputs)
   if _CALIBRATE.value:
     for doubt in outputs.doubts(card):
-      print(f'warning: {doubt}; --nocalibrate applies none')
+      print(f'warning: {doubt}')
   else:
     card = models.card = card.uncalibrated()
   if job:
