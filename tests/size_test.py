@@ -15,18 +15,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
 kmil_jax                3149   2000
-kmil_jax/models         1432   1350
+kmil_jax/models         1421   1350
 kmil_jax/tasks           559    400
 data                    3942   2600
 data/phantom            1850   1850
 experiments            12530   1350
-experiments/run          760    520
+experiments/run          765    520
 experiments/bags         800    800
 experiments/evaluation   680    680
 experiments/reporting   1038    430
 experiments/maps         460    460
 experiments/encoding     230    230
-experiments/prediction   593    200
+experiments/prediction   598    200
 experiments/viewer       339    230
 experiments/patches      320    320
 experiments/studies     1400   1400
@@ -34,7 +34,7 @@ experiments/papers       600    600
 experiments/benchmarks  1106    360
 tests                  27000  13000
 """
-TOTAL = 27400
+TOTAL = 27410
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

@@ -82,8 +82,8 @@ def doubts(card: Card) -> list[str]:
   if without:
     found.append(
       f'no temperature for folds {", ".join(without)}, whose probabilities are'
-      ' not calibrated: the validation patients are too few, or do not show how'
-      ' sure the model may be.'
+      ' left as they are: the validation patients are too few, or show no clear'
+      ' need of one.'
     )
   if bound:
     found.append(
