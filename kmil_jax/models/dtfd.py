@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models.network import Network
+from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import Prediction
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')

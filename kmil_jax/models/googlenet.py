@@ -9,7 +9,8 @@ import numpy as np
 from kmil_jax.models import cpu
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import max_pool
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models.network import Network
+from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
 # Channels of the 1x1 branch; of the 3x3 branch, reduced and out; of what was

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import convolution
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models.network import Network
+from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
 # Expansion, channels, blocks and first stride (Sandler et al., table 2).

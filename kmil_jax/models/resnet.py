@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.models.convolutions import convolution, max_pool
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models.network import Network
+from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
 # Bottleneck blocks of conv2_x, conv3_x and conv4_x (He et al., table 1).

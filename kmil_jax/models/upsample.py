@@ -4,7 +4,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.network import uniform
+from kmil_jax.models.torch_dense import uniform
 
 
 class Upsample(nn.Module):
