@@ -5,6 +5,11 @@ import pathlib
 
 from matplotlib import axes, figure
 import numpy as np
+from sklearn.metrics import (
+  average_precision_score,
+  precision_recall_curve,
+  roc_curve,
+)
 
 from experiments import predictions, scores
 from experiments.predictions import Predictions
@@ -89,7 +94,7 @@ def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:
     if np.isnan(value):
       ax.plot([], [], ' ', label=f'{classes[c]}, AUROC n/a')
       continue
-    fpr, tpr = metrics.roc(positive, prob)
+    fpr, tpr, _ = roc_curve(positive, prob, drop_intermediate=False)
     label = f'{classes[c]}, AUROC {_value(value)}'
     ax.plot(fpr, tpr, label=label, **_line(place, len(shown)))
   ax.set(xlabel='1 - specificity', ylabel='sensitivity')
@@ -109,8 +114,11 @@ def _precision_recall(
     if not positive.any():
       ax.plot([], [], ' ', label=f'{classes[c]}, AP n/a')
       continue
-    recall, precision = metrics.precision_recall(positive, prob)
-    value = metrics.average_precision(positive, prob)
+    # From the highest threshold on.
+    precision, recall = (
+      x[::-1] for x in precision_recall_curve(positive, prob)[:2]
+    )
+    value = average_precision_score(positive, prob)
     # Lower thresholds than that of full recall say nothing more.
     stop = np.searchsorted(recall, 1) + 1
     # What guessing reaches: the share of the class.

@@ -1,24 +1,15 @@
 """Variances of AUROCs in closed form, of slides or of patients."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from kmil_jax.metrics import ratio
+
 _Z = stats.norm.ppf(0.975)
 # Below it, two AUROCs or a standard error differ from 0 by rounding alone.
 _ROUNDING = 1e-9
-
-
-class Difference(NamedTuple):
-  """Of two AUROCs, with its 95 % interval and test against 0."""
-
-  value: float
-  low: float
-  high: float
-  z: float
-  p: float
 
 
 def components(
@@ -82,9 +73,11 @@ def covariance(
       share = (part - value[m]) / len(part)
       total[kind, m] = np.bincount(patient[rows], share, len(names))
       holders[kind, m] = len(np.unique(patient[rows]))
-  scaled = total * np.sqrt(_bessel(holders))[..., None]
+  # n / (n - 1), NaN of fewer than two patients.
+  bessel = lambda n: ratio(n, n - 1)
+  scaled = total * np.sqrt(bessel(holders))[..., None]
   same_kind = np.einsum('kmp,knp->mn', scaled, scaled)
-  other_kind = (total[0] @ total[1].T) * _bessel(np.array(len(names)))
+  other_kind = (total[0] @ total[1].T) * bessel(len(names))
   return value, same_kind + other_kind + other_kind.T
 
 
@@ -99,20 +92,15 @@ def interval(value: float, variance: float) -> tuple[float, float]:
   return float(low), float(high)
 
 
-def difference(value: float, variance: float) -> Difference:
-  """Interval and two-sided z test of a difference of AUROCs.
+def p_value(difference: float, variance: float) -> float:
+  """Two-sided p of no difference between two AUROCs, by a z test.
 
-  Two models of equal AUROC have p = 1, also where the variance is 0; z and p
-  of others without variance are NaN, and the interval of all without.
+  Of equal AUROCs it is 1, also where the variance is 0; of others without
+  variance NaN.
   """
-  error = _error(variance)
-  if abs(value) < _ROUNDING:
-    z = 0.0
-  else:
-    z = value / error
-  low, high = value - _Z * error, value + _Z * error
-  p = 2 * stats.norm.sf(abs(z))
-  return Difference(*map(float, (value, low, high, z, p)))
+  if abs(difference) < _ROUNDING:
+    return 1.0
+  return float(2 * stats.norm.sf(abs(difference / _error(variance))))
 
 
 def _error(variance: float) -> float:
@@ -128,10 +116,3 @@ def _share_below(others: np.ndarray, mine: np.ndarray) -> np.ndarray:
   others = np.sort(others)
   count = np.searchsorted(others, mine) + np.searchsorted(others, mine, 'right')
   return count / (2 * len(others))
-
-
-def _bessel(count: np.ndarray) -> np.ndarray:
-  """n / (n - 1), NaN below 2."""
-  return np.divide(
-    count, count - 1, out=np.full(count.shape, np.nan), where=count > 1
-  )

@@ -237,12 +237,12 @@ MUTANTS = [
   ),
   Mutant(
     METRICS,
-    'np.isfinite(values).sum(-1))',
-    'np.ones_like(values).sum(-1))',
+    'np.isfinite(x).sum(-1))',
+    'np.ones_like(x).sum(-1))',
     'kmil_jax/metrics_test.py',
   ),
   Mutant(
-    METRICS, 'precision[1:])', 'precision[:-1])', 'kmil_jax/metrics_test.py'
+    METRICS, 'absent.any(-1)', 'absent.all(-1)', 'kmil_jax/metrics_test.py'
   ),
   Mutant(
     INTERVALS,

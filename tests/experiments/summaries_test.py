@@ -23,7 +23,7 @@ def test_a_summary_keeps_its_contract(tmp_path):
   test = predictions.pool([p['test'] for p in parts.values()])
   assert len(test) == 16
   pooled = metrics.evaluate(test.label, test.prob)
-  bounds, by_class = intervals.of_metrics(test.label, test.prob, test.case)
+  bounds = intervals.of_metrics(test.label, test.prob, test.case)
   assert set(summary['metrics']) == {
     'accuracy',
     'balanced_accuracy',
@@ -60,7 +60,8 @@ def test_a_summary_keeps_its_contract(tmp_path):
       'slides': table[c].sum(),
     }
     for name in ('precision', 'recall', 'auroc'):
-      want[f'{name}_ci_low'], want[f'{name}_ci_high'] = by_class[name][:, c]
+      ends = bounds[f'class_{name}'][:, c]
+      want[f'{name}_ci_low'], want[f'{name}_ci_high'] = ends
     closed = got.pop('auroc_delong')
     assert got == pytest.approx(want, abs=1e-6)
     value, covariance = delong.covariance(

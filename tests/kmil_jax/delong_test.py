@@ -124,16 +124,16 @@ def test_classes_against_the_rest_vary_as_in_resamples():
   positive = label == np.arange(classes)[:, None]
   value, cov = delong.covariance(positive, prob.T, case)
   np.testing.assert_allclose(value, metrics.class_aurocs(label, prob))
-  overall, by_class = intervals.replicates(label, prob, case, resamples=3000)
-  want = np.cov(by_class['auroc'].T)
+  drawn = intervals.replicates(label, prob, case, resamples=3000)
+  want = np.cov(drawn['class_auroc'].T)
   error = np.sqrt(np.diag(want))
   np.testing.assert_allclose(np.sqrt(np.diag(cov)), error, rtol=0.08)
   np.testing.assert_allclose(
-    cov / np.outer(error, error), np.corrcoef(by_class['auroc'].T), atol=0.15
+    cov / np.outer(error, error), np.corrcoef(drawn['class_auroc'].T), atol=0.15
   )
   mean = np.full(classes, 1 / classes)
   np.testing.assert_allclose(
-    np.sqrt(mean @ cov @ mean), overall['auroc'].std(), rtol=0.08
+    np.sqrt(mean @ cov @ mean), drawn['auroc'].std(), rtol=0.08
   )
 
 
@@ -154,13 +154,11 @@ def test_what_cannot_be_estimated_is_nan():
   assert np.isnan(cov).all()
 
 
-def test_differences_by_hand():
-  found = delong.difference(0.1, 0.05**2)
-  assert found.z == pytest.approx(2)
-  assert found.p == pytest.approx(2 * stats.norm.sf(2))
-  assert (found.low, found.high) == pytest.approx((0.0020018, 0.1979982))
-  same = delong.difference(0.0, -1e-19)
-  assert (same.z, same.p) == (0, 1) and np.isnan([same.low, same.high]).all()
-  odd = delong.difference(0.1, 0.0)
-  assert np.isnan([odd.z, odd.p, odd.low, odd.high]).all()
-  assert delong.interval(0.95, 0.05**2)[1] == 1
+def test_tests_and_intervals_by_hand():
+  assert delong.p_value(0.1, 0.05**2) == pytest.approx(2 * stats.norm.sf(2))
+  assert delong.p_value(-0.1, 0.05**2) == pytest.approx(2 * stats.norm.sf(2))
+  assert delong.p_value(0.0, -1e-19) == 1
+  assert np.isnan(delong.p_value(0.1, 0.0))
+  assert np.isnan(delong.p_value(np.nan, 0.05**2))
+  low, high = delong.interval(0.95, 0.05**2)
+  assert low == pytest.approx(0.95 - 0.0979982) and high == 1
