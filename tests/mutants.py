@@ -279,7 +279,7 @@ MUTANTS = [
   Mutant(
     FROC, 'score[label == 0]', 'score[label >= 0]', 'kmil_jax/froc_test.py'
   ),
-  Mutant(FROC, 'last = last[:-1]', 'last = last[:]', 'kmil_jax/froc_test.py'),
+  Mutant(FROC, '[:0:-1]', '[::-1]', 'kmil_jax/froc_test.py'),
   Mutant(
     FROC,
     '_CELLS_UM / pixel',
