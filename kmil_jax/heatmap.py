@@ -33,15 +33,11 @@ class Windows:
 def grid(
   shape: tuple[int, int], window: int = WINDOW, stride: int = STRIDE
 ) -> tuple[int, int]:
-  """Returns how many windows fit, down and across; (0, 0) if none does."""
-  if min(shape) < window:
-    return 0, 0
-  return tuple((side - window) // stride + 1 for side in shape)
+  """Returns how many windows fit, down and across."""
+  return tuple(max(0, (side - window) // stride + 1) for side in shape)
 
 
-def on_tissue(
-  tissue: np.ndarray, window: int = WINDOW, stride: int = STRIDE
-) -> np.ndarray:
+def on_tissue(tissue: np.ndarray, stride: int = STRIDE) -> np.ndarray:
   """Returns which windows are to be looked at, bool [h, w].
 
   The paper removes edge areas without tissue after the fact; here windows that
@@ -49,10 +45,9 @@ def on_tissue(
 
   Args:
     tissue: True on tissue, bool [H, W].
-    window: side of the windows.
-    stride: from one to the next.
+    stride: from one window to the next.
   """
-  share = sums(tissue, window)[::stride, ::stride] / window**2
+  share = sums(tissue, WINDOW)[::stride, ::stride] / WINDOW**2
   return share >= _LEAST_TISSUE
 
 
@@ -91,12 +86,10 @@ def votes(
     raise ValueError(f'a window of {window} is no multiple of {stride}')
   chex.assert_shape(positive, grid(shape, window, stride))
   result = np.zeros(shape, np.float32)
-  if not positive.size:
-    return result
-  k = window // stride
-  padded = np.pad(positive.astype(np.int32), k)
-  # Block (i, j) lies in the windows (i - k + 1 .. i, j - k + 1 .. j).
-  blocks = sums(padded, k)[1:-1, 1:-1]
-  pixels = blocks.repeat(stride, 0).repeat(stride, 1)
-  result[: pixels.shape[0], : pixels.shape[1]] = pixels / k**2
+  if positive.size:
+    k = window // stride
+    # Block (i, j) lies in the windows (i - k + 1 .. i, j - k + 1 .. j).
+    blocks = sums(np.pad(positive, k - 1), k)
+    pixels = blocks.repeat(stride, 0).repeat(stride, 1)
+    result[: pixels.shape[0], : pixels.shape[1]] = pixels / k**2
   return result

@@ -48,7 +48,7 @@ def test_the_papers_window_casts_sixteen_votes_of_a_sixteenth():
   assert (got[30:90, 30:80] == 1).all()  # All that 16 windows cover ...
   assert (got[:30] < 1).all() and got[0, 0] == 0.0625  # ... and no other.
   assert (got[120:] == 0).all() and (got[:, 110:] == 0).all()
-  assert heatmap.votes(np.ones((0, 0), bool), (39, 200)).max() == 0
+  assert heatmap.votes(np.ones((0, 17), bool), (39, 200)).max() == 0
 
 
 def test_a_window_that_is_no_multiple_of_the_stride_is_refused():
@@ -67,6 +67,11 @@ def test_windows_that_are_mostly_glass_are_not_looked_at():
   ]
   np.testing.assert_array_equal(got, want)
   assert got.any() and not got.all()
+
+
+@pytest.mark.parametrize('shape', [(39, 200), (200, 20), (40, 40)])
+def test_windows_of_small_images_are_those_of_the_grid(shape):
+  assert heatmap.on_tissue(np.ones(shape, bool)).shape == heatmap.grid(shape)
 
 
 def weighted_mean(variables, windows):
