@@ -7,6 +7,7 @@ from matplotlib import axes, figure
 import numpy as np
 from sklearn.metrics import (
   average_precision_score,
+  confusion_matrix,
   precision_recall_curve,
   roc_curve,
 )
@@ -136,7 +137,8 @@ def _precision_recall(
 def _confusion(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  table = metrics.confusion(p.label, p.prob.argmax(1), len(classes))
+  pred = p.prob.argmax(1)
+  table = confusion_matrix(p.label, pred, labels=range(len(classes)))
   share = table / np.maximum(table.sum(1, keepdims=True), 1)
   drawing = figure.Figure((5.6, 5), layout='constrained')
   ax = drawing.subplots()

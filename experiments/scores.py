@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from experiments.predictions import Predictions, mean, pool
 from kmil_jax import calibration, delong, intervals, metrics
@@ -75,8 +76,8 @@ def of_folds(
     'metrics': table,
     'auroc_delong': _bounds(closed),
     'per_class': _per_class(whole, values, bounds, aurocs, covariance, classes),
-    'confusion': metrics.confusion(
-      whole.label, whole.prob.argmax(1), len(classes)
+    'confusion': confusion_matrix(
+      whole.label, whole.prob.argmax(1), labels=range(len(classes))
     ).tolist(),
   }
 

@@ -5,7 +5,7 @@ JAMA 2017; https://camelyon16.grand-challenge.org/Evaluation).
 """
 
 from collections.abc import Sequence
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -18,8 +18,7 @@ _MERGED_UM = 75.0  # Lesions closer than this are one; about five tumour cells.
 _CELLS_UM = 275.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesions:
+class Lesions(NamedTuple):
   """What is to be found on a slide.
 
   Attributes:
@@ -31,8 +30,7 @@ class Lesions:
   cells: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
   """What the detections on a slide hit and miss.
 
   Attributes:
@@ -46,8 +44,7 @@ class Case:
   targets: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Froc:
+class Froc(NamedTuple):
   """The curve and what is read off it.
 
   Attributes:

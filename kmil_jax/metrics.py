@@ -8,15 +8,6 @@ CLASS_NAMES = ('class_precision', 'class_recall', 'class_auroc')
 OF_ALL_CLASSES = ('balanced_accuracy', 'f1_macro', 'auroc')
 
 
-def confusion(
-  label: np.ndarray, pred: np.ndarray, num_classes: int
-) -> np.ndarray:
-  """Counts [C, C] of slides by true class (row) and predicted class."""
-  table = np.zeros((num_classes, num_classes), int)
-  np.add.at(table, (label, pred), 1)
-  return table
-
-
 def from_confusion(table: np.ndarray) -> dict[str, np.ndarray]:
   """Accuracies, and precision, recall and F1 of every class.
 
@@ -138,10 +129,12 @@ def evaluate_binary(
     accuracy; `sensitivity` and `specificity`. NaN where nothing is in the
     denominator.
   """
-  from sklearn.metrics import precision_recall_curve  # A second to import.
+  # A second to import.
+  from sklearn.metrics import confusion_matrix, precision_recall_curve
 
-  called = (prob >= threshold).astype(int)
-  scores = from_confusion(confusion(positive.astype(int), called, 2))
+  called = prob >= threshold
+  table = confusion_matrix(positive, called, labels=[False, True])
+  scores = from_confusion(table)
   precision, recall, _ = precision_recall_curve(positive, prob)
   auprc = np.sum(np.diff(recall[::-1]) * precision[-2::-1])
   values = {

@@ -64,19 +64,14 @@ def make(
       fold = fold_of_cases(case, label, k, seed)
     else:
       fold = fold_of_groups(case, label, group, k, [seed, attempt])
-    parts = [
-      Parts(
-        train=(fold != i) & (fold != (i + 1) % k),
-        val=fold == (i + 1) % k,
-        test=fold == i,
-      )
-      for i in range(k)
-    ]
-    faults = []
-    for i, part in enumerate(parts):
-      if not part.test.any():
+    parts, faults = [], []
+    for i in range(k):
+      val, test = fold == (i + 1) % k, fold == i
+      train = ~(val | test)
+      parts.append(Parts(train, val, test))
+      if not test.any():
         faults.append(f'fold {i}: its test part is empty')
-      lost = np.setdiff1d(label, label[part.train])
+      lost = np.setdiff1d(label, label[train])
       faults += [f'fold {i}: no training slide of class {c}' for c in lost]
     if not faults:
       return parts
