@@ -60,15 +60,13 @@ def covariance(
   if case is None:
     case = np.arange(score.shape[1])
   names, patient = np.unique(case, return_inverse=True)
-  value = np.full(len(score), np.nan)
+  value = np.empty(len(score))
   # Of positives and of negatives: sums by patient, and patients that hold some.
-  total = np.full((2, len(score), len(names)), np.nan)
-  holders = np.zeros((2, len(score)))
+  total = np.empty((2, len(score), len(names)))
+  holders = np.empty((2, len(score)))
   for m, (mine, scores) in enumerate(zip(positive, score, strict=True)):
-    if mine.all() or not mine.any():
-      continue
     parts = components(mine, scores)
-    value[m] = parts[0].mean()
+    value[m] = ratio(parts[0].sum(), len(parts[0]))
     for kind, (rows, part) in enumerate(zip((mine, ~mine), parts, strict=True)):
       share = (part - value[m]) / len(part)
       total[kind, m] = np.bincount(patient[rows], share, len(names))

@@ -54,10 +54,8 @@ def replicates(
     for name in metrics.NAMES + metrics.CLASS_NAMES
   }
   case, own = np.asarray(case), label == np.arange(prob.shape[1])[:, None]
-  few, rest = (
-    np.array([len(np.unique(case[rows])) < 2 for rows in slides])
-    for slides in (own, ~own)
-  )
+  is_few = lambda rows: len(np.unique(case[rows])) < 2
+  few, rest = (np.array([*map(is_few, rows)]) for rows in (own, ~own))
   for name in metrics.CLASS_NAMES:
     drawn[name][:, few | rest if name == 'class_auroc' else few] = np.nan
   if few.any():
@@ -67,11 +65,7 @@ def replicates(
 
 
 def auroc_replicates(
-  positive: np.ndarray,
-  probs: np.ndarray,
-  group: np.ndarray,
-  *,
-  resamples: int = RESAMPLES,
+  positive: np.ndarray, probs: np.ndarray, group: np.ndarray, **draws: int
 ) -> np.ndarray:
   """Mean AUROC of several models on resampled groups.
 
@@ -82,14 +76,14 @@ def auroc_replicates(
     positive: bool [N].
     probs: of R models, of being positive, [R, N].
     group: patient or slide of each tile, [N], drawn with all its tiles.
-    resamples: number of resamples, W.
+    **draws: `resamples` and `seed` of `replicates`.
 
   Returns:
     [W]; NaN as `replicates` has it.
   """
   label = positive.astype(int)
   both = (np.stack([1 - prob, prob], 1) for prob in probs)
-  drawn = [replicates(label, p, group, resamples=resamples) for p in both]
+  drawn = [replicates(label, p, group, **draws) for p in both]
   return np.mean([values['auroc'] for values in drawn], 0)
 
 
@@ -152,12 +146,7 @@ def proportion(
 
 
 def of_metrics(
-  label: np.ndarray,
-  prob: np.ndarray,
-  case: Sequence[str],
-  *,
-  resamples: int = RESAMPLES,
-  seed: int = 0,
+  label: np.ndarray, prob: np.ndarray, case: Sequence[str], **draws: int
 ) -> dict[str, np.ndarray]:
   """95 % intervals of all metrics; arguments as `replicates`.
 
@@ -168,7 +157,7 @@ def of_metrics(
     (low, high) for each of `metrics.NAMES`, [2], and of `metrics.CLASS_NAMES`,
     [2, C].
   """
-  drawn = replicates(label, prob, case, resamples=resamples, seed=seed)
+  drawn = replicates(label, prob, case, **draws)
   found = {name: percentile(values) for name, values in drawn.items()}
   pred, classes = prob.argmax(1), np.arange(prob.shape[1])
   hit = pred == label

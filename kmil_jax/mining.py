@@ -12,7 +12,6 @@ METRICS = ('l2', 'cosine')
 # Rows of a block: 32 MiB of 512 features, and 64 KiB of distances per query.
 BLOCK = 16_384
 _ROWS = 64  # Queries are padded to a multiple of it.
-_NONE = -1  # Index of a place that no candidate has taken yet.
 
 
 class MiningError(ValueError):
@@ -84,7 +83,7 @@ def nearest(
   # So that another number of queries is not compiled anew.
   padded = np.pad(queries - origin, ((0, -len(queries) % _ROWS), (0, 0)))
   shape = (len(padded), alpha)
-  best = jnp.full(shape, jnp.inf), jnp.full(shape, _NONE, jnp.int32)
+  best = jnp.full(shape, jnp.inf), jnp.full(shape, -1, jnp.int32)  # None yet.
   for first in range(0, len(candidates), block):
     some = _finite(candidates[first : first + block], 'candidates', first)
     # Sums of other shapes may round otherwise: equals would differ.
@@ -160,26 +159,22 @@ def _merge(
     The new best.
   """
   distance, index = best
+  dot = lambda q, c: jnp.matmul(q, c.T, precision=lax.Precision.HIGHEST)
   if metric == 'cosine':
-    queries, block = _unit(queries), _unit(block)
-  dot = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
-  if metric == 'cosine':
-    rough = 1 - dot
+    rough = 1 - dot(_unit(queries), _unit(block))
   else:
     square = lambda x: jnp.sum(x * x, 1)
-    rough = square(queries)[:, None] + square(block) - 2 * dot
+    rough = square(queries)[:, None] + square(block) - 2 * dot(queries, block)
   rough = jnp.where(jnp.arange(len(block)) < count, rough, jnp.inf)
   # Twice as many as needed: rounding may swap those that are nearly as far.
   _, near = lax.top_k(-rough, min(2 * index.shape[1], len(block)))
   # Ascending places: `top_k` prefers the first of equals.
   near = jnp.sort(near, axis=1)
-  if metric == 'cosine':
-    exact = jnp.take_along_axis(rough, near, 1)
-  else:
+  exact = jnp.take_along_axis(rough, near, 1)
+  if metric == 'l2':
     # Unlike the squares' difference, exact for candidates close by.
-    away = lambda q, rows: jnp.linalg.norm(block[rows] - q, axis=1)
-    exact = lax.map(lambda x: away(*x), (queries, near))
-    exact = jnp.where(near < count, exact, jnp.inf)
+    away = lambda x: jnp.linalg.norm(block[x[1]] - x[0], axis=1)
+    exact = jnp.where(near < count, lax.map(away, (queries, near)), jnp.inf)
   # What was seen before has lower places and comes first here too.
   distance = jnp.concatenate([distance, exact], 1)
   index = jnp.concatenate([index, near + offset], 1)

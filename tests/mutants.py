@@ -286,7 +286,7 @@ MUTANTS = [
     '_CELLS_UM / mpp',
     'kmil_jax/froc_lesions_test.py',
   ),
-  Mutant(MINING, 'rough = 1 - dot', 'rough = dot', 'kmil_jax/mining_test.py'),
+  Mutant(MINING, 'rough = 1 - dot(', 'rough = dot(', 'kmil_jax/mining_test.py'),
   Mutant(MINING, 'near + offset', 'near', 'kmil_jax/mining_test.py'),
   Mutant(
     MINING,
