@@ -149,9 +149,7 @@ def evaluate_binary(
 
 
 def specificity_at(
-  positive: np.ndarray,
-  prob: np.ndarray,
-  sensitivity: float,
+  positive: np.ndarray, prob: np.ndarray, sensitivity: float
 ) -> float:
   """Specificity at the highest threshold that reaches a sensitivity.
 

@@ -28,12 +28,7 @@ class Mined:
 
 
 def nearest(
-  queries: np.ndarray,
-  candidates: np.ndarray,
-  alpha: int,
-  *,
-  metric: str = 'l2',
-  block: int = BLOCK,
+  queries: np.ndarray, candidates: np.ndarray, alpha: int, metric: str = 'l2'
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the `alpha` nearest candidates of every query.
 
@@ -44,7 +39,7 @@ def nearest(
 
   Candidates are visited in blocks: a matrix product, |q|^2 + |c|^2 - 2 q.c,
   says which of a block may be near, their differences say how near, and the
-  best so far are kept. At no time are there more than Q x (block + alpha)
+  best so far are kept. At no time are there more than Q x (`BLOCK` + alpha)
   distances, whatever the number of candidates.
 
   Args:
@@ -53,7 +48,6 @@ def nearest(
     alpha: how many candidates per query.
     metric: one of `METRICS`. The cosine of a vector of zeros with any other is
       0, its distance 1.
-    block: most rows that are compared at once; of immaterial influence.
 
   Returns:
     Places among the candidates, [Q, alpha] int64, and their distances,
@@ -84,22 +78,18 @@ def nearest(
   padded = np.pad(queries - origin, ((0, -len(queries) % _ROWS), (0, 0)))
   shape = (len(padded), alpha)
   best = jnp.full(shape, jnp.inf), jnp.full(shape, -1, jnp.int32)  # None yet.
+  block = min(BLOCK, len(candidates))
   for first in range(0, len(candidates), block):
     some = _finite(candidates[first : first + block], 'candidates', first)
     # Sums of other shapes may round otherwise: equals would differ.
-    missing = min(block, len(candidates)) - len(some)
-    rows = np.pad(some - origin, ((0, missing), (0, 0)))
+    rows = np.pad(some - origin, ((0, block - len(some)), (0, 0)))
     best = _merge(best, padded, rows, first, len(some), metric=metric)
   distance, index = (x[: len(queries)] for x in jax.device_get(best))
   return index.astype(np.int64), distance
 
 
 def mine(
-  queries: np.ndarray,
-  candidates: np.ndarray,
-  alpha: int,
-  *,
-  metric: str = 'l2',
+  queries: np.ndarray, candidates: np.ndarray, alpha: int, metric: str = 'l2'
 ) -> Mined:
   """Returns the union of the nearest candidates of all queries.
 
@@ -115,7 +105,7 @@ def mine(
   Raises:
     MiningError: as of `nearest`.
   """
-  index, distance = nearest(queries, candidates, alpha, metric=metric)
+  index, distance = nearest(queries, candidates, alpha, metric)
   query = np.repeat(np.arange(len(index)), alpha)
   index, distance = index.ravel(), distance.ravel()
   # By distance, then by place; the first of each place is its nearest query.

@@ -100,15 +100,12 @@ def fold_of_cases(
   classes, code = np.unique(label, return_inverse=True)
   code_of_case = np.zeros(len(cases), int)
   np.maximum.at(code_of_case, place, code)
-  present, counts = np.unique(code_of_case, return_counts=True)
-  rare = [
-    f'class {classes[c]} has {count} cases'
-    for c, count in zip(present, counts, strict=True)
-    if count < k
-  ]
-  if rare:
+  count = np.bincount(code_of_case)
+  present = np.flatnonzero(count)
+  if rare := present[count[present] < k].tolist():
+    few = [f'class {classes[c]} has {count[c]} cases' for c in rare]
     raise SplitError(
-      f'{"; ".join(rare)}: fewer than {k} folds. Choose fewer folds, or merge'
+      f'{"; ".join(few)}: fewer than {k} folds. Choose fewer folds, or merge'
       ' classes.'
     )
   order = [

@@ -295,9 +295,9 @@ MUTANTS = [
     'kmil_jax/mining_test.py',
   ),
   Mutant(
-    'data/splits.py',
-    'train=(fold != i) & (fold != (i + 1) % k)',
-    'train=fold != i',
+    'kmil_jax/splits.py',
+    'train = ~(val | test)',
+    'train = ~test',
     'data/splits_test.py',
   ),
   Mutant(

@@ -1,6 +1,7 @@
 """Mining: equal to brute force, whatever the blocks; ties and bad input."""
 
 import tracemalloc
+from unittest import mock
 
 from hypothesis import given, settings, strategies as st
 import numpy as np
@@ -49,7 +50,8 @@ def test_blocks_are_immaterial_and_of_equals_the_first_wins(block, metric):
   candidates = kinds[rng.integers(0, 6, 60)]
   queries = np.float32(rng.integers(-1, 2, (4, 3)))
   want, distance, _ = brute(queries, candidates, 20, metric)
-  found = mining.nearest(queries, candidates, 20, metric=metric, block=block)
+  with mock.patch.object(mining, 'BLOCK', block):
+    found = mining.nearest(queries, candidates, 20, metric=metric)
   np.testing.assert_allclose(found[1], distance, atol=1e-6)
   if metric == 'l2':  # Small integers: ties are exact.
     np.testing.assert_array_equal(found[0], want)
@@ -60,7 +62,8 @@ def test_copies_of_one_candidate_keep_their_order():
   candidates = np.tile(rng.normal(size=(1, 48)).astype(np.float32), (300, 1))
   queries = np.float32(rng.normal(size=(3, 48)))
   for metric in mining.METRICS:
-    index, _ = mining.nearest(queries, candidates, 50, metric=metric, block=90)
+    with mock.patch.object(mining, 'BLOCK', 90):
+      index, _ = mining.nearest(queries, candidates, 50, metric=metric)
     np.testing.assert_array_equal(index, np.tile(np.arange(50), (3, 1)))
 
 
@@ -143,8 +146,9 @@ def test_bad_input_is_named(change, message):
     mining.nearest(**good | change)
 
 
+@mock.patch.object(mining, 'BLOCK', 2)
 def test_a_row_of_a_later_block_is_named():
   candidates = np.ones((7, 3))
   candidates[5, 1] = np.nan
   with pytest.raises(mining.MiningError, match=r'candidates: .* row 5 are not'):
-    mining.nearest(np.ones((2, 3)), candidates, 2, block=2)
+    mining.nearest(np.ones((2, 3)), candidates, 2)
