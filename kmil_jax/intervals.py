@@ -1,6 +1,6 @@
 """Confidence intervals and tests in which patients are what varies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import warnings
 
 import numpy as np
@@ -45,16 +45,22 @@ def replicates(
     not drawn. All are NaN where a class has fewer than two patients, who would
     be the same in every resample that has them.
   """
-  blocks = [
-    metrics.evaluate(label, prob, weight)
-    for weight in _weights(case, resamples, seed)
-  ]
+  names, patient = np.unique(case, return_inverse=True)
+  rng, blocks = np.random.default_rng(seed), []
+  size = max(1, _BLOCK // max(1, len(patient)))
+  for start in range(0, resamples, size):
+    shape = (min(size, resamples - start), len(names))
+    chosen = rng.integers(0, len(names), shape)
+    chosen += len(names) * np.arange(shape[0])[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=shape[0] * shape[1])
+    weight = counts.reshape(shape)[:, patient].astype(float)
+    blocks.append(metrics.evaluate(label, prob, weight))
   drawn = {
     name: np.concatenate([block[name] for block in blocks])
-    for name in metrics.NAMES + metrics.CLASS_NAMES
+    for name in blocks[0]
   }
-  case, own = np.asarray(case), label == np.arange(prob.shape[1])[:, None]
-  is_few = lambda rows: len(np.unique(case[rows])) < 2
+  own = label == np.arange(prob.shape[1])[:, None]
+  is_few = lambda rows: len(np.unique(patient[rows])) < 2
   few, rest = (np.array([*map(is_few, rows)]) for rows in (own, ~own))
   for name in metrics.CLASS_NAMES:
     drawn[name][:, few | rest if name == 'class_auroc' else few] = np.nan
@@ -204,18 +210,3 @@ def holm(p: np.ndarray) -> np.ndarray:
   adjusted = np.full(p.shape, np.nan)
   adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * left))
   return adjusted
-
-
-def _weights(
-  case: Sequence[str], resamples: int, seed: int
-) -> Iterator[np.ndarray]:
-  """Yields how often each slide is drawn, in blocks [W', N]."""
-  names, patient = np.unique(case, return_inverse=True)
-  rng = np.random.default_rng(seed)
-  block = max(1, _BLOCK // max(1, len(patient)))
-  for start in range(0, resamples, block):
-    shape = (min(block, resamples - start), len(names))
-    drawn = rng.integers(0, len(names), shape)
-    drawn += len(names) * np.arange(shape[0])[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=shape[0] * shape[1])
-    yield counts.reshape(shape)[:, patient].astype(float)

@@ -66,21 +66,13 @@ def auroc(
   return ratio(twice, 2 * mine.sum(1) * lowest[:, -1])
 
 
-def class_aurocs(
-  label: np.ndarray, prob: np.ndarray, weight: np.ndarray | None = None
-) -> np.ndarray:
-  """AUROC of each class against the rest, [C] or [C, W]; see `auroc`."""
-  return np.stack(
-    [auroc(label == c, prob[:, c], weight) for c in range(prob.shape[1])]
-  )
-
-
 def evaluate(
   label: np.ndarray, prob: np.ndarray, weight: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
   """All metrics, under each row of weights.
 
-  The AUROC is the macro average over classes, or the second class's of two.
+  The AUROC of a class is against the rest; that of all is the macro average,
+  or the second class's of two.
 
   Args:
     label: [N].
@@ -100,7 +92,9 @@ def evaluate(
   cell = label * num_classes + prob.argmax(1)
   table = weight @ np.eye(num_classes**2)[cell]
   table = table.reshape(-1, num_classes, num_classes)
-  aurocs = class_aurocs(label, prob, weight)
+  aurocs = np.stack(
+    [auroc(label == c, prob[:, c], weight) for c in range(num_classes)]
+  )
   scores = from_confusion(table) | {
     'auroc': aurocs[1] if num_classes == 2 else aurocs.mean(0),
     'class_auroc': aurocs.T,

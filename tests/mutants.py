@@ -259,8 +259,8 @@ MUTANTS = [
   Mutant(INTERVALS, '2 * (1 + side)', '2 * side', 'kmil_jax/intervals_test.py'),
   Mutant(
     INTERVALS,
-    'np.unique(case, return_inverse=True)\n  rng',
-    'np.unique(np.arange(len(case)), return_inverse=True)\n  rng',
+    'np.unique(case, return_inverse=True)\n  rng, blocks',
+    'np.unique(np.arange(len(case)), return_inverse=True)\n  rng, blocks',
     'kmil_jax/intervals_test.py',
   ),
   Mutant(

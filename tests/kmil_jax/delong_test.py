@@ -123,7 +123,9 @@ def test_classes_against_the_rest_vary_as_in_resamples():
   prob /= prob.sum(1, keepdims=True)
   positive = label == np.arange(classes)[:, None]
   value, cov = delong.covariance(positive, prob.T, case)
-  np.testing.assert_allclose(value, metrics.class_aurocs(label, prob))
+  np.testing.assert_allclose(
+    value, metrics.evaluate(label, prob)['class_auroc']
+  )
   drawn = intervals.replicates(label, prob, case, resamples=3000)
   want = np.cov(drawn['class_auroc'].T)
   error = np.sqrt(np.diag(want))

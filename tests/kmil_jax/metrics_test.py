@@ -92,7 +92,7 @@ def test_weighted_auroc_is_scikit_learns(data):
       rng.integers(0, 3, len(label)),
     ]
   )
-  got = metrics.class_aurocs(label, prob, weight)
+  got = metrics.evaluate(label, prob, weight)['class_auroc'].T
   assert got.shape == (prob.shape[1], 3)
   for c in range(prob.shape[1]):
     positive = label == c
