@@ -35,16 +35,14 @@ def components(
 
 
 def covariance(
-  positive: np.ndarray,
-  score: np.ndarray,
-  case: Sequence[str] | None = None,
+  positive: np.ndarray, score: np.ndarray, case: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
   """AUROCs on the same slides and the covariance of their estimates.
 
-  Without `case`, DeLong et al. 1988: slides are taken for independent. Where
-  patients have several slides that is wrong, and mostly too narrow. With
-  `case`, components are summed within patients (Obuchowski, Biometrics 1997),
-  which is DeLong's again where every patient has one slide.
+  DeLong et al. 1988 take slides for independent. Where patients have several
+  slides that is wrong, and mostly too narrow: components are summed within
+  patients (Obuchowski, Biometrics 1997), which is DeLong's where every patient
+  has one slide.
 
   Args:
     positive: bool [N], or [M, N]: classes against the rest have positives of
@@ -57,8 +55,6 @@ def covariance(
     NaN also where fewer than two patients hold a kind.
   """
   positive = np.broadcast_to(positive, score.shape)
-  if case is None:
-    case = np.arange(score.shape[1])
   names, patient = np.unique(case, return_inverse=True)
   value = np.empty(len(score))
   # Of positives and of negatives: sums by patient, and patients that hold some.
