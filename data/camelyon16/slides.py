@@ -11,7 +11,7 @@ import pathlib
 import re
 
 from data.labelled_tiles import TileError
-from data.slides import SlideError, list_slides, slide_id
+from data.slides import list_slides, slide_id
 
 LABELS = ('normal', 'tumor')
 
@@ -42,21 +42,6 @@ class KnownSlide:
   part: str
   label: str
   path: pathlib.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Cohort:
-  """Slides to work with.
-
-  Attributes:
-    slides: in the order of their ids.
-    left_out: why slides that were asked for are not in `slides`, by slide id.
-    relabelled: ids of slides whose label is not that of their name.
-  """
-
-  slides: tuple[KnownSlide, ...]
-  left_out: dict[str, str]
-  relabelled: tuple[str, ...]
 
 
 def part(slide: str) -> str:
@@ -130,8 +115,8 @@ def find(
   slides_dir: pathlib.Path | str,
   reference_csv: pathlib.Path | str,
   wanted: Collection[str],
-) -> Cohort:
-  """Returns slides of a folder with their parts and labels.
+) -> tuple[KnownSlide, ...]:
+  """Returns slides of a folder with their parts and labels, by id.
 
   Args:
     slides_dir: searched as by `slides.list_slides`; names count in any case.
@@ -140,41 +125,28 @@ def find(
     wanted: ids of slides that must be there; `EXCLUDED` ones are left out.
 
   Raises:
+    SlideError: if there is no slide in the folder.
     TileError: naming every slide that is missing or has no label.
   """
-  wanted = {name.lower() for name in wanted}
-  left_out = {n: why for n, why in EXCLUDED.items() if n in wanted}
-  wanted -= set(EXCLUDED)
-  reference = read_reference(reference_csv)
-  try:
-    files = list_slides(slides_dir)
-  except SlideError as e:
-    raise TileError(str(e)) from e
+  wanted = {name.lower() for name in wanted} - set(EXCLUDED)
   found, problems = {}, []
-  for path in files:
+  for path in list_slides(slides_dir):
     name = slide_id(path).lower()
     if (other := found.setdefault(name, path)) != path and name in wanted:
       problems.append(f'{path}: the same slide as {other}')
-  named = {n for n in wanted if _NAME.fullmatch(n)}
-  unlabelled = {n for n in named if part(n) == 'test'} - set(reference)
+  label = {n: n.partition('_')[0] for n in wanted if _NAME.fullmatch(n)}
+  reference = read_reference(reference_csv)
+  unlabelled = {n for n in label if part(n) == 'test'} - set(reference)
   for fault, names in (
-    ('not slides of CAMELYON16', wanted - named),
-    ('slide(s) missing', named - set(found)),
+    ('not slides of CAMELYON16', wanted - set(label)),
+    ('slide(s) missing', set(label) - set(found)),
     (f'no label in {reference_csv}', unlabelled & set(found)),
   ):
     if names:
       problems.append(f'{len(names)} {fault}: {", ".join(sorted(names))}')
   if problems:
     raise TileError.listing(problems, str(slides_dir))
-
-  def label(name: str) -> str:
-    stem = name.partition('_')[0]
-    return RELABELLED.get(name, stem if stem in LABELS else reference[name])
-
-  return Cohort(
-    slides=tuple(
-      KnownSlide(n, part(n), label(n), found[n]) for n in sorted(wanted)
-    ),
-    left_out=left_out,
-    relabelled=tuple(sorted(wanted & set(RELABELLED))),
+  label |= reference | RELABELLED
+  return tuple(
+    KnownSlide(n, part(n), label[n], found[n]) for n in sorted(wanted)
   )

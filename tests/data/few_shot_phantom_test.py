@@ -18,12 +18,11 @@ def root(tmp_path_factory):
 def test_slides_are_named_and_labelled_as_camelyon16s(root):
   wanted = [path.stem for path in (root / 'slides').iterdir()]
   found = slides.find(root / 'slides', root / 'reference.csv', wanted=wanted)
-  assert {(s.id, s.part, s.label) for s in found.slides} == {
+  assert {(s.id, s.part, s.label) for s in found} == {
     ('tumor_001', 'train', 'tumor'),
     ('test_001', 'test', 'normal'),
   }
-  assert not found.left_out
-  with Slide(found.slides[0].path) as slide:
+  with Slide(found[0].path) as slide:
     assert slide.mpp == pytest.approx(phantom.MPP)
 
 
