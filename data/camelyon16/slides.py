@@ -23,8 +23,13 @@ EXCLUDED = {
 # Slides whose name tells the wrong label.
 RELABELLED = {'normal_086': 'tumor'}
 
-_NAME = re.compile(r'(normal|tumor|test)_(\d{3})')
-_SIZES = {'Normal': ('None',), 'Tumor': ('Macro', 'Micro')}
+NAME = r'(?:normal|tumor|test)_\d{3}'
+# Slide, label, kind of the patient's cancer, size of the largest metastasis.
+_REFERENCE = re.compile(
+  r'(?P<key>test_\d{3})(\.\w+)?,'
+  r'((?P<tumor>tumor),[^,]*,(macro|micro)|normal,[^,]*,none)',
+  re.ASCII,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,36 +50,44 @@ class KnownSlide:
 
 
 def part(slide: str) -> str:
-  """Returns the organisers' part of a slide id, 'train' or 'test'.
+  """Returns the organisers' part of a slide id, 'train' or 'test'."""
+  return 'test' if slide.startswith('test_') else 'train'
+
+
+def read_rows(
+  path: pathlib.Path | str, pattern: re.Pattern, example: str
+) -> list[re.Match]:
+  """Returns the rows of a CSV without header, matched in lower case.
+
+  Args:
+    path: the CSV; spaces about cells are no part of them.
+    pattern: of a row; its group `key` is what rows must differ in.
+    example: a row, for messages.
 
   Raises:
-    TileError: if the id is not one of CAMELYON16.
-  """
-  found = _NAME.fullmatch(slide)
-  if found is None:
-    raise TileError(
-      f'{slide}: not a slide of CAMELYON16; their ids are normal_001, '
-      'tumor_001, test_001 and so on'
-    )
-  return 'test' if found[1] == 'test' else 'train'
-
-
-def read_rows(path: pathlib.Path) -> list[tuple[int, list[str]]]:
-  """Returns the rows of a CSV without header, stripped, by number of line.
-
-  Raises:
-    TileError: if the file cannot be read, or has no rows.
+    TileError: if the file cannot be read or has no rows; or naming every line
+      that does not match or repeats another.
   """
   try:
-    with path.open(newline='', encoding='utf-8-sig') as f:
+    with open(path, newline='', encoding='utf-8-sig') as f:
       reader = csv.reader(f)
       rows = [(reader.line_num, [c.strip() for c in row]) for row in reader]
   except (OSError, UnicodeDecodeError, csv.Error) as e:
     raise TileError(f'{path}: cannot be read as CSV: {e}') from e
-  rows = [(line, cells) for line, cells in rows if any(cells)]
-  if not rows:
-    raise TileError(f'{path}: no rows')
-  return rows
+  found, problems = {}, []
+  for line, row in ((n, ','.join(cells)) for n, cells in rows if any(cells)):
+    match = pattern.fullmatch(row.lower())
+    if match is None:
+      problems.append(
+        f'line {line}: found {row[:80]!r}; a line such as {example} is needed'
+      )
+    elif found.setdefault(match['key'], match) is not match:
+      problems.append(f'line {line}: {match["key"]} a second time')
+  if not found and not problems:
+    problems = ['no rows']
+  if problems:
+    raise TileError.listing(problems, str(path))
+  return list(found.values())
 
 
 def read_reference(path: pathlib.Path | str) -> dict[str, str]:
@@ -88,27 +101,8 @@ def read_reference(path: pathlib.Path | str) -> dict[str, str]:
     TileError: naming every line that is not of this form, and slides named
       twice.
   """
-  path = pathlib.Path(path)
-  labels, problems = {}, []
-  for line, cells in read_rows(path):
-    name = slide_id(cells[0]).lower()
-    if (
-      len(cells) != 4
-      or not name.startswith('test_')
-      or not _NAME.fullmatch(name)
-      or cells[3] not in _SIZES.get(cells[1], ())
-    ):
-      problems.append(
-        f'line {line}: found {",".join(cells)[:80]!r}; such as '
-        'Test_001,Tumor,IDC,Macro or Test_003,Normal,DCIS,None is needed'
-      )
-    elif name in labels:
-      problems.append(f'line {line}: {name} a second time')
-    else:
-      labels[name] = cells[1].lower()
-  if problems:
-    raise TileError.listing(problems, str(path))
-  return labels
+  rows = read_rows(path, _REFERENCE, 'Test_003,Normal,DCIS,None')
+  return {row['key']: row['tumor'] or 'normal' for row in rows}
 
 
 def find(
@@ -134,7 +128,7 @@ def find(
     name = slide_id(path).lower()
     if (other := found.setdefault(name, path)) != path and name in wanted:
       problems.append(f'{path}: the same slide as {other}')
-  label = {n: n.partition('_')[0] for n in wanted if _NAME.fullmatch(n)}
+  label = {n: n.partition('_')[0] for n in wanted if re.fullmatch(NAME, n)}
   reference = read_reference(reference_csv)
   unlabelled = {n for n in label if part(n) == 'test'} - set(reference)
   for fault, names in (

@@ -171,11 +171,15 @@ def test_all_patches_that_cannot_be_used_are_named(noise):
     np.array([name for name, _ in rows]), np.array([xy for _, xy in rows])
   )
   tumour = listed(('tumor_001', (127, 200)), ('tumor_002', (200, 200)))
-  normal = listed(('tumor_001', (773, 300)), ('tumor_001', (127, 200)))
+  normal = listed(('tumor_001', (773, 300)))
+  files = {'tumor_001': path, 'tumor_002': path.with_name('absent.tiff')}
   with pytest.raises(TileError) as fault:
-    patches.from_lists({'tumor_001': path}, tumour, normal)
-  for said in ('missing: tumor_002', '(127, 200)', '(773, 300)', 'both lists'):
+    patches.from_lists(files, tumour, normal)
+  for said in ('absent.tiff', '(127, 200)', '(773, 300)'):
     assert said in str(fault.value)
+  both = listed(('tumor_001', (200, 200)))
+  with pytest.raises(TileError, match='tumor_001/x72_y72: 2 tiles'):
+    patches.from_lists(files, both, both)
 
 
 def test_tissue_is_saturated_and_neither_bright_nor_dark():
