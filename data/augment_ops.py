@@ -49,7 +49,7 @@ def apply(image: tf.Tensor, key: tf.Tensor, policy: Policy) -> tf.Tensor:
       'changed in RGB: choose another augmentation'
     )
   if policy.dihedral:
-    image = _flip_and_turn(image, key, policy.dihedral)
+    image = _change_some(_turned, image, key, _DIHEDRAL, policy.dihedral)
   geometric = (policy.scale, policy.rotation, policy.shift, policy.elastic)
   if any(p for p, _ in geometric):
     image = _move(image, key, policy)
@@ -76,13 +76,6 @@ def _change_some(
   chosen = (uniform(key, stream, 1) < p)[:, :, None, None]
   changed = tf.clip_by_value(change(image, key, *amounts), 0, 1)
   return tf.where(chosen, changed, image)
-
-
-@_one_program
-def _flip_and_turn(image: tf.Tensor, key: tf.Tensor, p: float) -> tf.Tensor:
-  draw = uniform(key, _DIHEDRAL, 2)
-  element = tf.cast(8 * draw[:, 1], tf.int32)
-  return dihedral(image, tf.where(draw[:, 0] < p, element, 0))
 
 
 def uniform(key: tf.Tensor, stream: int, count: int) -> tf.Tensor:
@@ -140,6 +133,11 @@ def _move(image: tf.Tensor, key: tf.Tensor, policy: Policy) -> tf.Tensor:
     bent = uniform(key, _ELASTIC, 1)[:, :, None, None] < p
     displacement = smooth_field(tf.where(bent, points, 0), side)
   return warp(image, scale, angle, shift, displacement)
+
+
+def _turned(image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+  draw = uniform(key, _DIHEDRAL, 2)[:, 1]
+  return dihedral(image, tf.cast(8 * draw, tf.int32))
 
 
 def _blurred(image: tf.Tensor, key: tf.Tensor, part: float) -> tf.Tensor:

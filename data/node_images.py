@@ -119,15 +119,12 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   rows = files.read_csv(path, COLUMNS, ImageError)
   faults = [] if rows else ['no rows']
   for line, row in rows:
-    name, part, label = row['image_id'], row['part'], row.get('label', '')
     faults += [f'row {line}: empty {c}' for c in COLUMNS if not row[c]]
+    name = row['image_id']
     if pathlib.PureWindowsPath(name).name != name:
       faults.append(f'row {line}: image_id {name!r} is no file name')
-    for column, value, allowed in (
-      ('part', part, PARTS),
-      ('label', label, LABELS),
-    ):
-      if value and value not in allowed:
+    for column, allowed in (('part', PARTS), ('label', LABELS)):
+      if (value := row.get(column)) and value not in allowed:
         faults.append(
           f'row {line}: {column} {value!r} is not {" or ".join(allowed)}'
         )
@@ -150,7 +147,6 @@ def _check(
   mpp: float,
 ) -> tuple[bool, pathlib.Path, pathlib.Path | None]:
   """Returns whether there is tumour, and the files."""
-  name, label = row['image_id'], row.get('label', '')
   name, label = row['image_id'], row.get('label', '')
   image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
   if image_path is None:

@@ -156,12 +156,10 @@ def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
     slide.read_bgrx(0, 0, level, region)
   # What a sparse file does not hold is no tumour.
   red = np.where(region[..., 3] == 255, region[..., 2], 0)
-  values = set(np.unique(red).tolist())
-  if unknown := sorted(values - {*_TUMOUR, *_OTHER}):
+  values = np.unique(red).tolist()
+  if not any({*values} <= {*_OTHER, tumour} for tumour in _TUMOUR):
     raise TileError(
-      f'{path}: found the value(s) {", ".join(map(str, unknown[:5]))}; masks '
-      'hold 1 or 255 on tumour, 0 or 2 elsewhere'
+      f'{path}: found the value(s) {", ".join(map(str, values[:9]))}; masks'
+      ' hold 1 or 255 on tumour, not both 1 and 255, and 0 or 2 elsewhere'
     )
-  if set(_TUMOUR) <= values:
-    raise TileError(f'{path}: found both 1 and 255; one of them is tumour')
   return np.isin(red, _TUMOUR)

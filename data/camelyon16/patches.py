@@ -49,10 +49,6 @@ class Patches:
   def __len__(self) -> int:
     return len(self.slide)
 
-  def of(self, slide: str) -> np.ndarray:
-    """Returns the centres in one slide, [k, 2]."""
-    return self.xy[self.slide == slide]
-
 
 def read(path: pathlib.Path | str) -> Patches:
   """Reads lines `slide,x,y`, the centre of a patch in level-0 pixels.

@@ -12,8 +12,6 @@ import re
 from data.labelled_tiles import TileError
 from data.slides import list_slides, slide_id
 
-LABELS = ('normal', 'tumor')
-
 # Slides that results are not reported on, and why.
 EXCLUDED = {
   'test_049': 'a duplicate of another slide, withdrawn',
@@ -38,7 +36,7 @@ class KnownSlide:
   Attributes:
     id: in lower case, 'tumor_001'.
     part: 'train' or 'test', the organisers'.
-    label: one of `LABELS`.
+    label: 'normal' or 'tumor'.
     path: of the slide file.
   """
 

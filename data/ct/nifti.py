@@ -14,19 +14,11 @@ import numpy as np
 
 from data.ct import VolumeError, itk_errors, simpleitk
 
-_NAMES = ['dim', 'type', 'bits', 'pixdim', 'offset', 'codes']
-# What is needed of either version's header, by the header's size.
+_FIELDS = ('dim', 'type', 'bits', 'pixdim', 'offset', 'codes')
+# Of the headers of both versions, by their size: types and places of `_FIELDS`.
 _HEADERS = {
-  348: {
-    'names': _NAMES,
-    'formats': ['8i2', 'i2', 'i2', '8f4', 'f4', '2i2'],
-    'offsets': [40, 70, 72, 76, 108, 252],
-  },
-  540: {
-    'names': _NAMES,
-    'formats': ['8i8', 'i2', 'i2', '8f8', 'i8', '2i4'],
-    'offsets': [16, 12, 14, 104, 168, 344],
-  },
+  348: (['8i2', 'i2', 'i2', '8f4', 'f4', '2i2'], [40, 70, 72, 76, 108, 252]),
+  540: (['8i8', 'i2', 'i2', '8f8', 'i8', '2i4'], [16, 12, 14, 104, 168, 344]),
 }
 _FLOATS = {16: 'f4', 64: 'f8'}  # By the code of the type.
 _LARGEST_HEADER = 1 << 26  # Bytes before the voxels, with all extensions.
@@ -70,7 +62,8 @@ def check(path: pathlib.Path) -> None:
     length, order = int.from_bytes(content[:4], 'big'), '>'
   if length not in _HEADERS or len(content) < length:
     raise VolumeError(f'{path}: no NIfTI header')
-  layout = np.dtype(_HEADERS[length]).newbyteorder(order)
+  layout = dict(zip(('formats', 'offsets'), _HEADERS[length], strict=True))
+  layout = np.dtype({'names': _FIELDS} | layout).newbyteorder(order)
   header = np.frombuffer(content, layout, 1)[0]
   count, *size = header['dim'].tolist()
   size = size[:count] if 1 <= count <= 7 else []

@@ -26,6 +26,11 @@ def test_slides_are_named_and_labelled_as_camelyon16s(root):
     assert slide.mpp == pytest.approx(phantom.MPP)
 
 
+def of(found, slide):
+  """Centres of a list in one slide."""
+  return found.xy[found.slide == slide]
+
+
 def test_patches_show_what_their_list_says(root):
   known = annotations.find(root / 'annotations')
   assert set(known.files) == {'tumor_001'}
@@ -44,13 +49,13 @@ def test_patches_show_what_their_list_says(root):
         tumour = known.mask(name, shape, 1)
         # Half a patch from the border of tumour, on both its sides.
         assert 0.002 < tumour.mean() < 0.2
-      for centres, inside in ((good.of(name), False), (bad.of(name), True)):
+      for centres, inside in ((of(good, name), False), (of(bad, name), True)):
         x, y = centres.T
         assert (tumour[y, x] == inside).all()
         low, high = centres.min(0, initial=99), centres.max(0, initial=0)
         assert (low >= phantom.SIZE // 2).all()
         assert (high + phantom.SIZE // 2 <= shape[::-1]).all()
-      x, y = good.of(name).T // phantom.STRIDE
+      x, y = of(good, name).T // phantom.STRIDE
       assert on[y, x].all()
 
 
