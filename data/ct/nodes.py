@@ -79,8 +79,7 @@ def find(
     volume = float(voxels[index] * np.prod(spacing))
     if volume < _SPECK:
       continue
-    low = np.array([s.start for s in box])
-    high = np.array([s.stop for s in box])
+    low, high = np.array([(side.start, side.stop) for side in box]).T
     middle = (low + high) / 2 * spacing / resample.SPACING
     corner = np.floor(middle + 0.5).astype(int)[1:]
     room = 2 * int(np.minimum(corner, full[1:] - corner).min())
@@ -155,10 +154,10 @@ def cut(
     start, stop = (first, *low), (last, *high)
     return resample.region(read, size, spacing, start, stop, mode)
 
-  ends = np.array([node.box[0].start, node.box[0].stop])
-  ends = ends * spacing[0] / resample.SPACING
-  first = max(0, int(ends[0]) - 1)
-  last = min(resample.shape(size, spacing)[0], int(ends[1]) + 2)
+  step = spacing[0] / resample.SPACING
+  first = max(0, int(node.box[0].start * step) - 1)
+  last = int(node.box[0].stop * step) + 2
+  last = min(resample.shape(size, spacing)[0], last)
   mask = lambda at: (numbered[at] == node.index).astype(np.float32)
   inside = square(mask, first, last, mode) >= 0.5
   area = inside.sum((1, 2))
@@ -167,7 +166,6 @@ def cut(
     rows = [area.argmax()]
   found = []
   for z in (first + int(row) for row in rows):
-    hu = square(volume.hu.__getitem__, z, z + 1, 'linear')
-    place = (z + 0.5) * resample.SPACING
-    found.append(NodeSlice(place, hu[0], inside[z - first]))
+    (hu,) = square(volume.hu.__getitem__, z, z + 1, 'linear')
+    found.append(NodeSlice((z + 0.5) * resample.SPACING, hu, inside[z - first]))
   return found

@@ -71,21 +71,20 @@ def read(
 
 def _contradictions(rows: Sequence[Row]) -> list[str]:
   """What rows that are right by themselves do not have together."""
-  count = collections.Counter((row.mask, row.value) for row in rows)
-  problems = [
-    f'{mask}{"" if value is None else f", value {value}"}: {times} rows'
-    for (mask, value), times in count.items()
-    if times > 1
-  ]
-  whole = {mask for mask, value in count if value is None}
-  problems += [
-    f'{mask}: rows with and without {VALUE}'
-    for mask in dict.fromkeys(mask for mask, value in count if value)
-    if mask in whole
-  ]
+  values = collections.defaultdict(list)
   patients = collections.defaultdict(set)
   for row in rows:
+    values[row.mask].append(row.value)
     patients[row.image].add(row.patient)
+  problems = []
+  for mask, of in values.items():
+    problems += [
+      f'{mask}{f", value {value}" if value else ""}: {times} rows'
+      for value, times in collections.Counter(of).items()
+      if times > 1
+    ]
+    if None in of and any(of):
+      problems.append(f'{mask}: rows with and without {VALUE}')
   return problems + [
     f'{image}: patients {", ".join(sorted(names))} have the same image'
     for image, names in patients.items()

@@ -37,8 +37,9 @@ def read(path: str | pathlib.Path) -> Volume:
   """
   path = pathlib.Path(path)
   reader = dicom if path.is_dir() else nifti
-  hu, *grid = _straight(path, reader.read(path))
-  return Volume(path, hu.astype(np.float32, copy=False), *grid)
+  volume = _straight(path, reader.read(path))
+  hu = volume.hu.astype(np.float32, copy=False)
+  return dataclasses.replace(volume, hu=hu)
 
 
 def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
@@ -59,13 +60,14 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   path = pathlib.Path(path)
   if path.is_dir():
     raise VolumeError(f'{path}: a folder; masks are read from NIfTI files')
-  mask, spacing, origin, direction = _straight(path, nifti.read(path))
+  own = _straight(path, nifti.read(path))
+  mask = own.hu
   far = _ALIKE / max(like.hu.shape)  # At the edge it is that of a voxel.
   for name, mine, theirs, tolerance in (
     ('size', mask.shape, like.hu.shape, 0),
-    ('spacing', spacing, like.spacing, far * np.array(like.spacing)),
-    ('origin', origin, like.origin, _ALIKE * np.array(like.spacing)),
-    ('direction', direction, like.direction, far),
+    ('spacing', own.spacing, like.spacing, far * np.array(like.spacing)),
+    ('origin', own.origin, like.origin, _ALIKE * np.array(like.spacing)),
+    ('direction', own.direction, like.direction, far),
   ):
     if (np.abs(np.subtract(mine, theirs)) > tolerance).any():
       shown = (f'({", ".join(f"{v:g}" for v in x)})' for x in (mine, theirs))
@@ -93,10 +95,8 @@ def write(path: str | pathlib.Path, array: np.ndarray, volume: Volume) -> None:
   sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
 
 
-def _straight(
-  path: pathlib.Path, image: Any
-) -> tuple[np.ndarray, *tuple[tuple[float, ...], ...]]:
-  """Array, spacing, origin (z, y, x), direction: the axes are the patient's."""
+def _straight(path: pathlib.Path, image: Any) -> Volume:
+  """Returns an image, whatever its values, along the axes of `Volume`."""
   direction = np.array(image.GetDirection()).reshape(3, 3)
   main = np.abs(direction) > 0.5
   tilt = np.abs(direction)[~main].max()
@@ -114,9 +114,5 @@ def _straight(
       f'{path}: {array.dtype} {array.shape}: several values per voxel, or none'
       ' that is a number; one is needed'
     )
-  return (
-    array,
-    image.GetSpacing()[::-1],
-    image.GetOrigin()[::-1],
-    image.GetDirection(),
-  )
+  grid = image.GetSpacing()[::-1], image.GetOrigin()[::-1], image.GetDirection()
+  return Volume(path, array, *grid)
