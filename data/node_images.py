@@ -55,15 +55,10 @@ class NodeImages:
     the nearest pixel. The mask of a negative image is empty.
 
     Raises:
-      ImageError: if a file cannot be decoded.
+      ImageError: if a file cannot be decoded, the mask has another size, or
+        either side is below 40 um.
     """
-    image = on_white(_decode(self.image_paths[row], _COLOURS)).convert('RGB')
-    size = _size(image, self.mpp)
-    image = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    path = self.mask_paths[row]
-    if path is None:
-      return image, np.zeros(image.shape[:2], bool)
-    return image, _marked(_decode(path, _MASKS), size)
+    return _read(self.image_paths[row], self.mask_paths[row], self.mpp)
 
 
 def load(
@@ -151,27 +146,12 @@ def _check(
   image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
   if image_path is None:
     raise ImageError(f'{images_dir / name}.png or .tif is missing')
-  image = _decode(image_path, _COLOURS)
-  shown = f'{image.width} x {image.height}'
-  size = _size(image, mpp)
-  if min(size) < _LEAST_SIDE:
-    raise ImageError(
-      f'{image_path}: {shown} pixels of {mpp:g} um hold no window of'
-      f' {_LEAST_SIDE} um'
-    )
-  if mask_path is None and label == 'negative':
-    return False, image_path, None
-  if mask_path is None:
+  if mask_path is None and label != 'negative':
     raise ImageError(
       f'{image_path} has no mask in {masks_dir}: add one, or say in a column'
       ' label that the image is negative'
     )
-  mask = _decode(mask_path, _MASKS)
-  if mask.size != image.size:
-    raise ImageError(
-      f'{mask_path}: {mask.width} x {mask.height} pixels; its image has {shown}'
-    )
-  positive = bool(_marked(mask, size).any())
+  positive = bool(_read(image_path, mask_path, mpp)[1].any())
   if label and label != LABELS[positive]:
     content = 'marks tumour' if positive else 'is empty'
     raise ImageError(f'{mask_path} {content}, but the label is {label}')
@@ -184,6 +164,32 @@ def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   if len(paths) > 1:
     raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
   return paths[0] if paths else None
+
+
+def _read(
+  image_path: pathlib.Path, mask_path: pathlib.Path | None, mpp: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """See `NodeImages.read`."""
+  image = _decode(image_path, _COLOURS)
+  size = tuple(round(side * mpp / MPP) for side in image.size)
+  if min(size) < _LEAST_SIDE:
+    raise ImageError(
+      f'{image_path}: {size[0]} x {size[1]} pixels of {MPP:g} um hold no window'
+      f' of {_LEAST_SIDE} um'
+    )
+  pixels = on_white(image).convert('RGB').resize(size, Image.Resampling.BICUBIC)
+  if mask_path is None:
+    return np.asarray(pixels), np.zeros(size[::-1], bool)
+  mask = _decode(mask_path, _MASKS)
+  if mask.size != image.size:
+    raise ImageError(
+      f'{mask_path}: {mask.width} x {mask.height} pixels; its image has'
+      f' {image.width} x {image.height}'
+    )
+  marked = np.asarray(mask) != 0
+  marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
+  marked = marked.resize(size, Image.Resampling.NEAREST)
+  return np.asarray(pixels), np.asarray(marked)
 
 
 def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
@@ -201,15 +207,3 @@ def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
       ' used'
     )
   return image
-
-
-def _size(image: Image.Image, mpp: float) -> tuple[int, int]:
-  """Width and height at `MPP` of an image."""
-  return round(image.width * mpp / MPP), round(image.height * mpp / MPP)
-
-
-def _marked(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
-  """Returns where a mask is not 0, to the nearest pixel, bool [H, W]."""
-  marked = np.asarray(mask) != 0
-  marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
-  return np.asarray(marked.resize(size, Image.Resampling.NEAREST))

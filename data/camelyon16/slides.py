@@ -35,20 +35,18 @@ class KnownSlide:
 
   Attributes:
     id: in lower case, 'tumor_001'.
-    part: 'train' or 'test', the organisers'.
     label: 'normal' or 'tumor'.
     path: of the slide file.
   """
 
   id: str
-  part: str
   label: str
   path: pathlib.Path
 
-
-def part(slide: str) -> str:
-  """Returns the organisers' part of a slide id, 'train' or 'test'."""
-  return 'test' if slide.startswith('test_') else 'train'
+  @property
+  def part(self) -> str:
+    """The organisers' part that it is of, 'train' or 'test'."""
+    return 'test' if self.id.startswith('test_') else 'train'
 
 
 def read_rows(
@@ -128,7 +126,7 @@ def find(
       problems.append(f'{path}: the same slide as {other}')
   label = {n: n.partition('_')[0] for n in wanted if re.fullmatch(NAME, n)}
   reference = read_reference(reference_csv)
-  unlabelled = {n for n in label if part(n) == 'test'} - set(reference)
+  unlabelled = {n for n in label if label[n] == 'test'} - set(reference)
   for fault, names in (
     ('not slides of CAMELYON16', wanted - set(label)),
     ('slide(s) missing', set(label) - set(found)),
@@ -139,6 +137,4 @@ def find(
   if problems:
     raise TileError.listing(problems, str(slides_dir))
   label |= reference | RELABELLED
-  return tuple(
-    KnownSlide(n, part(n), label[n], found[n]) for n in sorted(wanted)
-  )
+  return tuple(KnownSlide(n, label[n], found[n]) for n in sorted(wanted))

@@ -46,14 +46,29 @@ def read(folder: pathlib.Path) -> Any:
       are shifted against one another (a tilted gantry).
   """
   slices = _one_series(folder)
+  paths = list(slices)
   axes, spacing, place, *_ = (
     np.stack([_numbers(path, tags, name) for path, tags in slices.items()])
     for name in _NUMBERS
   )
-  row, column = _directions(list(slices), axes, spacing)
+  plane = np.concatenate([axes, spacing], 1)
+  away = np.abs(plane - plane[0]).max(1)
+  if away.max() > _ALIKE:
+    raise VolumeError(
+      f'{paths[away.argmax()]}: its orientation or pixel spacing is not that of'
+      f' {paths[0].name}: no slice of the same volume'
+    )
+  pair = axes[0].reshape(2, 3)
+  skew = np.abs(pair @ pair.T - np.eye(2)).max()
+  if skew > 2 * _ALIKE or spacing.min() <= 0:
+    raise VolumeError(
+      f'{paths[0]}: no grid: ImageOrientationPatient is {axes[0]} and must be'
+      f' two perpendicular directions, PixelSpacing is {spacing[0]}'
+    )
+  row, column = pair / np.linalg.norm(pair, axis=1, keepdims=True)
   normal = np.cross(row, column)
   order = np.argsort(place @ normal)
-  paths, place = [list(slices)[i] for i in order], place[order]
+  paths, place = [paths[i] for i in order], place[order]
   depth = place @ normal
   step = _step(folder, paths, depth)
   shift = np.abs(place - place[0] - np.outer(depth - depth[0], normal)).max()
@@ -130,33 +145,6 @@ def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
   if len(found) != count or not np.isfinite(found).all():
     raise VolumeError(f'{path}: {name} is {tags[tag]!r}')
   return found
-
-
-def _directions(
-  paths: list[pathlib.Path], axes: np.ndarray, spacing: np.ndarray
-) -> np.ndarray:
-  """Returns the directions of a row and a column, [2, 3], alike in all slices.
-
-  Args:
-    paths: of n slices, for messages.
-    axes: ImageOrientationPatient, [n, 6].
-    spacing: PixelSpacing, [n, 2].
-  """
-  plane = np.concatenate([axes, spacing], 1)
-  away = np.abs(plane - plane[0]).max(1)
-  if away.max() > _ALIKE:
-    raise VolumeError(
-      f'{paths[away.argmax()]}: its orientation or pixel spacing is not that of'
-      f' {paths[0].name}: no slice of the same volume'
-    )
-  pair = axes[0].reshape(2, 3)
-  skew = np.abs(pair @ pair.T - np.eye(2)).max()
-  if skew > 2 * _ALIKE or spacing.min() <= 0:
-    raise VolumeError(
-      f'{paths[0]}: no grid: ImageOrientationPatient is {axes[0]} and must be'
-      f' two perpendicular directions, PixelSpacing is {spacing[0]}'
-    )
-  return pair / np.linalg.norm(pair, axis=1, keepdims=True)
 
 
 def _step(
