@@ -11,11 +11,8 @@ from kmil_jax import calibration, delong, intervals, metrics
 
 # Of fewer patients a temperature is not worth fitting.
 LEAST_PATIENTS = 30
-# Twice the gain in log likelihood: 5 % of chi-squared of one degree of freedom.
-_CLEAR = 3.84
 _TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
 _AT_BOUND = 'validation slides do not show how sure the model may be'
-_UNCLEAR = 'validation slides do not show that the model is too sure or unsure'
 
 
 class Temperature(NamedTuple):
@@ -110,14 +107,10 @@ def temperatures(
   The patients that the fold tests are left out. A fold's own validation part is
   too small: where a dozen slides are all right, the fit makes the model as sure
   as the bounds allow. The temperature is 1 where there are fewer than
-  `LEAST_PATIENTS` patients, where the fit ends at a bound, and of all folds
-  where one temperature of all validation slides is no clear gain by the
-  likelihood ratio, patients counting once: a fold whose patients are hard would
-  then be given a low one, for being left out, and its neighbours a high one.
+  `LEAST_PATIENTS` patients, or where the fit ends at a bound.
   """
   whole = pool([parts['val'] for parts in folds.values()])
   of_fold = np.repeat(list(folds), [len(p['val']) for p in folds.values()])
-  clear = _is_clear(whole)
   found = {}
   for fold, parts in folds.items():
     seen = ~np.isin(whole.case, parts['test'].case)
@@ -126,8 +119,7 @@ def temperatures(
     if patients >= LEAST_PATIENTS:
       value = calibration.temperature(whole.label[seen], whole.prob[seen])
       at_bound = calibration.at_bound(value)
-      reason = _AT_BOUND if at_bound else '' if clear else _UNCLEAR
-      value = 1.0 if reason else value
+      value, reason = (1.0, _AT_BOUND) if at_bound else (value, '')
     found[fold] = Temperature(
       value=value,
       reason=reason,
@@ -137,17 +129,6 @@ def temperatures(
       folds=tuple(np.unique(of_fold[seen]).tolist()),
     )
   return found
-
-
-def _is_clear(val: Predictions) -> bool:
-  """Whether a temperature makes validation slides likelier than chance does."""
-  if not len(val):
-    return False
-  mended = calibration.scale(
-    val.prob, calibration.temperature(val.label, val.prob)
-  )
-  before, after = (calibration.nll(val.label, p) for p in (val.prob, mended))
-  return 2 * len(set(val.case)) * (before - after) > _CLEAR
 
 
 def scaled(

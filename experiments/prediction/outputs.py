@@ -82,8 +82,8 @@ def doubts(card: Card) -> list[str]:
   if without:
     found.append(
       f'no temperature for folds {", ".join(without)}, whose probabilities are'
-      ' left as they are: the validation patients are too few, or show no clear'
-      ' need of one.'
+      ' not calibrated: the validation patients are too few, or do not show how'
+      ' sure the model may be.'
     )
   if bound:
     found.append(
