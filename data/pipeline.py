@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 import functools
 import itertools
 from typing import Any
@@ -280,64 +280,6 @@ def _from_0_to_1(image: tf.Tensor) -> tf.Tensor:
   return tf.cast(image, tf.float32) / (255 if image.dtype == tf.uint8 else 1)
 
 
-def read_batches(
-  slide: Slide, grid: Grid, *, batch: int, threads: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the tiles of a grid as read, in order, a few batches ahead.
-
-  Fresh memory costs a tenth of the reading, so batches are read into the same
-  few buffers in turn: copy what is kept.
-
-  Args:
-    slide: an open slide.
-    grid: its tiles.
-    batch: tiles per batch, B; the last batch is padded with black tiles.
-    threads: how many threads read.
-
-  Yields:
-    tiles, uint8 [B, S, S, 4], whose channels are blue, green, red and padding,
-    valid until the next batch is asked for, and the index of each in the grid,
-    int32 [B], -1 for padding.
-
-  Raises:
-    SlideError: if a tile cannot be read; no later batch is yielded.
-  """
-  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
-  pending = deque()
-  size = grid.tile_size
-  buffers = itertools.cycle(
-    np.empty((_AHEAD + 1, batch, size, size, 4), np.uint8)
-  )
-
-  def start(first: int) -> tuple[np.ndarray, np.ndarray, list[Future]]:
-    stop = min(first + batch, len(grid.coords))
-    tiles = next(buffers)
-    tiles[stop - first :] = 0
-    index = np.arange(first, first + batch, dtype=np.int32)
-    index[stop - first :] = -1
-    tasks = [
-      pool.submit(read_tile_bgrx, slide, grid, i, tiles[i - first])
-      for i in range(first, stop)
-    ]
-    return tiles, index, tasks
-
-  def finish() -> tuple[np.ndarray, np.ndarray]:
-    tiles, index, tasks = pending.popleft()
-    for task in tasks:
-      task.result()
-    return tiles, index
-
-  try:
-    for first in range(0, len(grid.coords), batch):
-      pending.append(start(first))
-      if len(pending) > _AHEAD:
-        yield finish()
-    while pending:
-      yield finish()
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
 def slide_batches(
   slide: Slide,
   grid: Grid,
@@ -360,15 +302,40 @@ def slide_batches(
 
   Yields:
     tiles, float32 [B, S, S, 3], normalised as ImageNet's images are, and
-    weight, float32 [B], 1 for a tile and 0 for the padding of the last batch.
+    weight, float32 [B], 1 for a tile and 0 for the padding of the last batch,
+    which is black.
 
   Raises:
-    SlideError: if a tile cannot be read.
+    SlideError: if a tile cannot be read; no later batch is yielded.
   """
+  count, size = len(grid.coords), grid.tile_size
+  index = np.arange(-(-count // batch) * batch, dtype=np.int32)
+  index[count:] = -1
   seed = None if augment_seed is None else tf.constant(augment_seed, tf.int64)
-  for tiles, index in read_batches(slide, grid, batch=batch, threads=threads):
-    images, weight = _normalise(tiles, index, seed)
-    yield images.numpy(), weight.numpy()
+  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
+
+  def started():
+    for rows in index.reshape(-1, batch):
+      tiles = np.zeros((batch, size, size, 4), np.uint8)
+      real = zip(rows[rows >= 0], tiles, strict=False)
+      yield (
+        tiles,
+        rows,
+        [pool.submit(read_tile_bgrx, slide, grid, *tile) for tile in real],
+      )
+
+  batches = started()
+  pending = deque(itertools.islice(batches, _AHEAD))
+  try:
+    while pending:
+      pending.extend(itertools.islice(batches, 1))
+      tiles, rows, tasks = pending.popleft()
+      for task in tasks:
+        task.result()
+      images, weight = _normalise(tiles, rows, seed)
+      yield np.asarray(images), np.asarray(weight)
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 @tf.function(jit_compile=True)  # One pass over the pixels, not one per step.
