@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,19 @@ ATTRIBUTES = (
   'level0_height',
   'overlap',
 )
+_DTYPES = (np.float16, np.float32)
+_NO_DISK = (None, errno.EINVAL)
 _H5, _PT = SUFFIXES = ('.h5', '.pt')  # Of feature files.
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
-_DEPTH = 2  # Folders between the one given and the files.
+_DEPTHS = (1, 2)  # Of folders between the one given and the files.
+_ADVICE = {
+  _H5: 'not a complete HDF5 file ({}); delete it and extract the slide again.',
+  _PT: 'no tensor that can be read without torch ({}). Save the features alone,'
+  ' as a float32 tensor [N, D], with torch 1.6 or later: torch.save(features,'
+  ' path); or use the .h5 file of the slide.',
+}
 # A dataset may be so many times larger than what is stored of it: more than any
 # compression saves, so that a few bytes cannot ask for all memory there is.
 _EXPANSION = 2000
@@ -94,7 +103,7 @@ def write(
   missing = [name for name in ATTRIBUTES if name not in attributes]
   if missing:
     raise FeatureError(f'{path}: attributes missing: {", ".join(missing)}.')
-  if features.dtype not in (np.float16, np.float32):
+  if features.dtype not in _DTYPES:
     raise FeatureError(
       f'{path}: features are {features.dtype}; pass float16 or float32.'
     )
@@ -125,23 +134,11 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
       NaN or infinity, or has not one coordinate per row.
   """
   path = Path(path)
-  if path.suffix == _PT:
-    with _named_errors(path):
-      tensor = torch_files.read(path)
-    features = tensor.reshape(_length_and_width(path, 'a tensor', tensor.shape))
-    coords, attributes = None, {}
-  else:
-    with _opened(path) as file:
-      dataset, places = _datasets(path, file)
-      features = dataset[()].reshape(dataset.shape[-2:])
-      coords = None
-      if places is not None:
-        coords = places[()].reshape(places.shape[-2:])
-      attributes = _attributes(file, dataset)
+  with _opened(path) as (dataset, places, attributes):
+    features = dataset[()].reshape(dataset.shape[-2:])
+    coords = None if places is None else places[()].reshape(-1, 2)
   unit = attributes.get('unit')
-  if unit == 'unknown':
-    coords = None  # Pixels of which level, or micrometres.
-  elif unit == 'um' and coords is not None:
+  if unit == 'um' and coords is not None:
     mpp = attributes.get('level0_mpp', level0_mpp)
     if mpp is None:
       coords = None
@@ -151,6 +148,8 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
       attributes['level0_mpp'] = mpp
     else:
       raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
+  elif unit == 'unknown':
+    coords = None  # Pixels of which level, or micrometres.
   _check_values(path, features, coords)
   attributes = unified(attributes)
   if coords is not None:
@@ -168,55 +167,50 @@ def header(path: Path | str) -> Header:
     FeatureError: if the file cannot be opened, has no features, or has not one
       coordinate per row.
   """
-  path = Path(path)
-  if path.suffix == _PT:
-    with _named_errors(path):
-      tensor = torch_files.describe(path)
-    half = tensor.kind == 'HalfStorage'
-    shape = _length_and_width(path, 'a tensor', tensor.shape)
-    return Header(*shape, {}, 'float16' if half else 'float32')
-  with _opened(path) as file:
-    dataset, _ = _datasets(path, file)
-    attributes = unified(_attributes(file, dataset))
-    return Header(*dataset.shape[-2:], attributes, dataset.dtype.name)
+  with _opened(Path(path)) as (dataset, _, attributes):
+    size = dataset.shape[-2:]
+    return Header(*size, unified(attributes), dataset.dtype.name)
 
 
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-  """Makes whatever fails in the block a FeatureError that names the file."""
+def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
+  """Opens a file, and names it in whatever error there is.
+
+  Yields:
+    features and, if any, coordinates, whose shapes and types are checked and
+    whose numbers `[()]` reads; and the attributes, see `_attributes`.
+  """
   try:
     if not path.exists():
       raise FeatureError(f'{path}: no such file; extract the slide first.')
-    yield
+    if path.suffix == _PT:
+      tensor = torch_files.Tensor(path)
+      _check_shape(path, tensor)
+      yield tensor, None, _attributes(path, {})
+    else:
+      # Network disks often lack locks.
+      with h5py.File(path, 'r', locking=False) as file:
+        yield *_datasets(path, file), _attributes(path, file)
   except FeatureError:
     raise
-  except torch_files.TorchFileError as error:
-    raise FeatureError(str(error)) from error
   except Exception as error:  # Damaged files raise errors of many kinds.
-    if fault := files.outside_fault(error):
-      raise FeatureError(f'{path}: {fault}.') from error
+    said = str(error) or type(error).__name__
+    fault = _ADVICE.get(path.suffix, _ADVICE[_H5]).format(said)
+    if isinstance(error, MemoryError):
+      fault = f'does not fit in memory ({said}).'
+    # What a damaged file makes of the disk are seeks that cannot be.
+    elif isinstance(error, OSError) and error.errno not in _NO_DISK:
+      fault = f'cannot be read ({said}); see to its permissions and its disk.'
+    raise FeatureError(f'{path}: {fault}') from error
+
+
+def _check_shape(path: Path, features: h5py.Dataset | torch_files.Tensor):
+  shape = features.shape or ()
+  if len(shape) != 2 and not (len(shape) == 3 and shape[0] == 1):
     raise FeatureError(
-      f'{path}: not a complete HDF5 file ({error}); delete it and extract the '
-      'slide again.'
-    ) from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-  """Opens an HDF5 file without a lock, which network disks often lack."""
-  with _named_errors(path), h5py.File(path, 'r', locking=False) as file:
-    yield file
-
-
-def _length_and_width(
-  path: Path, kind: str, shape: tuple[int, ...]
-) -> tuple[int, int]:
-  """Returns N and D of features [N, D] or [1, N, D]."""
-  if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
-    return shape[-2], shape[-1]
-  raise FeatureError(
-    f'{path}: found {kind} {list(shape)}; [N, D] or [1, N, D] is needed.'
-  )
+      f'{path}: found {features.dtype} {list(shape)}; [N, D] or [1, N, D] is '
+      'needed.'
+    )
 
 
 def _datasets(
@@ -230,11 +224,10 @@ def _datasets(
       f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
     )
   features, coords = file[names[0]], file.get('coords')
-  kind = features.dtype
-  length, _ = _length_and_width(path, str(kind), features.shape or ())
-  if kind not in (np.float16, np.float32):
+  _check_shape(path, features)
+  if features.dtype not in _DTYPES:
     raise FeatureError(
-      f'{path}: {names[0]} are {kind}; float16 or float32 is needed.'
+      f'{path}: {names[0]} are {features.dtype}; float16 or float32 is needed.'
     )
   _check_written(path, names[0], features)
   if coords is not None:
@@ -242,7 +235,7 @@ def _datasets(
       raise FeatureError(f'{path}: coords are not numbers [N, 2].')
     shape = coords.shape or ()
     flat = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    _check_coords(path, flat, length)
+    _check_coords(path, flat, features.shape[-2])
     _check_written(path, 'coords', coords)
   return features, coords
 
@@ -298,22 +291,24 @@ def _check_values(
       )
 
 
-def _attributes(file: h5py.File, features: h5py.Dataset) -> dict[str, Any]:
+def _attributes(
+  path: Path, file: h5py.File | Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns all attributes; those of the file win over the datasets'.
 
-  Bytes become text. `unit` of STAMP's files, which early ones lack, is added:
-  'um' where the tiles' side is in micrometres, else 'unknown'.
+  Bytes become text. TRIDENT names the encoder in the folder alone. `unit` of
+  STAMP's files, which early ones lack, is added: 'um' where the tiles' side is
+  in micrometres, else 'unknown'.
   """
-  owners = [features, file]
-  if 'coords' in file:
-    owners.insert(0, file['coords'])
   attributes = {}
-  for owner in owners:
-    for name, value in owner.attrs.items():
+  if path.parent.name.startswith(_TRIDENT):
+    attributes['encoder'] = path.parent.name.removeprefix(_TRIDENT)
+  for name in ('coords', *reversed(_NAMES), '/'):
+    for key, value in file[name].attrs.items() if name in file else ():
       value = value.item() if isinstance(value, np.generic) else value
       text = isinstance(value, bytes)
-      attributes[name] = value.decode(errors='replace') if text else value
-  if features.name == f'/{_STAMP}' and 'patch_size_level0' not in attributes:
+      attributes[key] = value.decode(errors='replace') if text else value
+  if _NAMES[0] not in file and 'patch_size_level0' not in attributes:
     known = 'tile_size_um' in attributes
     attributes.setdefault('unit', 'um' if known else 'unknown')
   return attributes
@@ -408,23 +403,16 @@ class Folder:
     return other if not path.exists() and other.exists() else path
 
   def header(self, slide_id: str) -> Header:
-    """See `data.features.header`; the encoder may be the folder's."""
-    return self._with_encoder(header(self.file(slide_id)))
+    """See `data.features.header`."""
+    return header(self.file(slide_id))
 
   def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
-    """See `data.features.read`; the encoder may be the folder's."""
-    return self._with_encoder(read(self.file(slide_id), level0_mpp))
+    """See `data.features.read`."""
+    return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
     """Returns a hash of the file's size, first and last megabyte."""
     return files.hash_of_edges(self.file(slide_id))
-
-  def _with_encoder(self, file: Any) -> Any:
-    """Adds the encoder that TRIDENT names in the folder alone."""
-    if not self.path.name.startswith(_TRIDENT):
-      return file
-    encoder = {'encoder': self.path.name.removeprefix(_TRIDENT)}
-    return dataclasses.replace(file, attributes=encoder | file.attributes)
 
 
 def locate(path: Path) -> Path:
@@ -444,7 +432,8 @@ def locate(path: Path) -> Path:
     raise FeatureError(f'{path}: no such folder of features')
   if any(_feature_files(path)):
     return path
-  below = sorted(set(_folders_below(path)))
+  folders = (f for i in _DEPTHS for f in path.glob('/'.join('*' * i)))
+  below = sorted(f for f in folders if _holds_features(f, path))
   if len(below) > 1:
     names = '\n  '.join(map(str, below))
     raise FeatureError(
@@ -454,23 +443,18 @@ def locate(path: Path) -> Path:
   return below[0] if below else path
 
 
-def _folders_below(path: Path) -> Iterator[Path]:
-  for depth in range(1, _DEPTH + 1):
-    for folder in path.glob('/'.join('*' * depth)):
-      hidden = any(p.startswith('.') for p in folder.relative_to(path).parts)
-      first = min(_feature_files(folder), default=None)
-      if hidden or first is None:
-        continue
-      beside_h5 = any(_feature_files(folder.parent / 'h5_files'))
-      if folder.name == 'pt_files' and beside_h5:
-        continue
-      known = folder.name in ('h5_files', 'pt_files')
-      if known or folder.name.startswith(_TRIDENT):
-        yield folder
-      else:
-        with contextlib.suppress(FeatureError):
-          if header(first).width:
-            yield folder
+def _holds_features(folder: Path, root: Path) -> bool:
+  hidden = any(p.startswith('.') for p in folder.relative_to(root).parts)
+  first = min(_feature_files(folder), default=None)
+  if hidden or first is None:
+    return False
+  if folder.name == 'pt_files':
+    return not any(_feature_files(folder.parent / 'h5_files'))
+  if folder.name == 'h5_files' or folder.name.startswith(_TRIDENT):
+    return True
+  with contextlib.suppress(FeatureError):
+    return header(first).width > 0
+  return False
 
 
 def _feature_files(folder: Path) -> Iterator[Path]:

@@ -1,35 +1,13 @@
-"""What all readers of files share: tables, hashes, faults of the disk."""
+"""What all readers of files share: tables and hashes."""
 
 from collections.abc import Iterable, Sequence
 import csv
-import errno
 import hashlib
 from pathlib import Path
 
 from data import atomic
 
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
-_OUTSIDE = frozenset({
-  errno.EACCES,
-  errno.EPERM,
-  errno.EIO,
-  errno.ESTALE,
-  errno.ENODEV,
-  errno.ENOTCONN,
-  errno.ETIMEDOUT,
-  errno.EMFILE,
-  errno.ENFILE,
-  errno.ENOMEM,
-})  # fmt: skip
-
-
-def outside_fault(error: Exception) -> str | None:
-  """Says what kept a file from being read; None where it is damaged itself."""
-  if isinstance(error, MemoryError):
-    return 'does not fit in memory' + (f' ({error})' if str(error) else '')
-  if isinstance(error, OSError) and error.errno in _OUTSIDE:
-    return f'cannot be read ({error}); see to its permissions and its disk'
-  return None
 
 
 def hash_of_edges(path: Path) -> str:
