@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data import atomic, files, torch_files
+from data import files, torch_files
 
 # What `write` insists on, so that mixed folders can be told apart later.
 ATTRIBUTES = (
@@ -108,7 +108,7 @@ def write(
       f'{path}: features are {features.dtype}; pass float16 or float32.'
     )
   _check_values(path, features, coords)
-  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+  with files.replacing(path) as part, h5py.File(part, 'w') as file:
     file['features'] = features
     file['coords'] = coords.astype(np.int32)
     file.attrs.update(attributes)

@@ -93,15 +93,20 @@ class LabelledTiles:
     )
 
   def load(self, rows: np.ndarray) -> np.ndarray:
-    """Reads tiles, [len(rows), S, S, C], in this thread.
+    """Reads tiles, [len(rows), S, S, C], many of them in several threads.
 
     Raises:
       TileError: naming the tiles that cannot be read, hold NaN or infinity, or
         are of another shape or type than the set's.
     """
-    out = np.empty((len(rows), self.size, self.size, self.channels), self.dtype)
-    if problems := self._fill(out, rows):
-      raise TileError.listing(problems)
+    shape = (len(rows), self.size, self.size, self.channels)
+    out = np.empty(shape, self.dtype)
+    cuts = range(_CHUNK, len(rows), _CHUNK)
+    chunks = np.split(out, cuts), np.split(np.asarray(rows), cuts)
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      problems = [*itertools.chain(*pool.map(self._fill, *chunks))]
+    if problems:
+      raise TileError.listing(problems, 'tiles that cannot be read')
     return out
 
   @functools.cached_property
@@ -111,17 +116,10 @@ class LabelledTiles:
     Raises:
       TileError: as `load`, of all tiles at once.
     """
-    shape = (len(self), self.size, self.size, self.channels)
-    if np.prod(shape, dtype=float) * self.dtype.itemsize > IN_MEMORY:
+    area = self.size**2 * self.channels
+    if len(self) * area * self.dtype.itemsize > IN_MEMORY:
       return None
-    out = np.empty(shape, self.dtype)
-    cuts = range(_CHUNK, len(self), _CHUNK)
-    chunks = np.split(out, cuts), np.split(np.arange(len(self)), cuts)
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      problems = [*itertools.chain(*pool.map(self._fill, *chunks))]
-    if problems:
-      raise TileError.listing(problems, 'tiles that cannot be read')
-    return out
+    return self.load(np.arange(len(self)))
 
   @functools.cached_property
   def key(self) -> np.ndarray:

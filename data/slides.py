@@ -272,12 +272,8 @@ def list_slides(folder: Path | str) -> list[Path]:
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder of slides; check --slides_dir.')
   slides, dicom, dicom_slides = [], {}, []
-  for path in sorted(folder.rglob('*')):
-    hidden = any(p.startswith('.') for p in path.relative_to(folder).parts)
-    extension = path.suffix.lower()
-    if hidden or extension not in EXTENSIONS or not path.is_file():
-      continue
-    if extension == '.dcm':
+  for path in files.listed(folder, EXTENSIONS):
+    if path.suffix.lower() == '.dcm':
       dicom.setdefault(path.parent, []).append(path)
     else:
       slides.append(path)

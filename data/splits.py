@@ -74,7 +74,7 @@ def write(
   for i, split in enumerate(splits):
     columns = [manifest.slide[getattr(split, part)] for part in PARTS]
     rows = enumerate(itertools.zip_longest(*columns, fillvalue=''))
-    files.write_rows(
+    files.write_csv(
       pathlib.Path(folder) / f'splits_{i}.csv',
       [['', *PARTS], *([j, *row] for j, row in rows)],
     )

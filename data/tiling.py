@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from data import outlines
+from data import files, outlines
 from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
 from data.tissue import tissue_mask
@@ -162,10 +162,7 @@ def read_regions(
   folder, regions, faults = pathlib.Path(folder), {}, []
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder')
-  for path in sorted(folder.iterdir()):
-    hidden = path.name.startswith('.')  # macOS's own.
-    if hidden or path.suffix.lower() not in outlines.EXTENSIONS:
-      continue
+  for path in files.listed(folder, outlines.EXTENSIONS, '*'):
     if path.stem not in slides:
       faults.append(f'{path}: there is no slide {path.stem}')
     elif path.stem in regions:

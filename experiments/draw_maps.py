@@ -20,7 +20,8 @@ import sys
 
 from absl import app, flags
 
-from data import atomic, slides
+from data import slides
+from data.files import replacing
 from experiments import bars, start
 from experiments.slide_maps import (
   geojson,
@@ -123,7 +124,7 @@ def _write_pictures(
     label=label,
   )
   folder = target / 'figures' / 'slide_maps' / _SCALE.value
-  with atomic.replacing(folder / f'{scores.slide}.png') as part:
+  with replacing(folder / f'{scores.slide}.png') as part:
     drawing.savefig(part, dpi=100, format='png')
   if _TOP_TILES.value:
     top_tiles.write(

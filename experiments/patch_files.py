@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import atomic
+from data.files import replacing
 from kmil_jax import port
 from kmil_jax.train import Variables
 from kmil_jax.types import PatchRecipe
@@ -40,7 +40,7 @@ def save(
       _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
     },
   )
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_bytes(content)
 
 

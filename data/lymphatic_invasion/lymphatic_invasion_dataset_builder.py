@@ -1,16 +1,16 @@
 """Builds a TFDS dataset of tiles with and without lymphatic invasion."""
 
 from collections.abc import Iterator
-import functools
 import pathlib
 import re
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from data import files
 from data.dataset_tiles import TileBuilder
 from data.labelled_tiles import TileError
-from data.tile_sources import check_sizes, decode
+from data.tile_sources import from_files
 
 _REST = r'_(?P<patient>[^_]+)_(?P<slide>[^_.]+)(_.*)?'
 # What a file's name says, by configuration; the weak have one label.
@@ -57,47 +57,38 @@ class Builder(TileBuilder):
     """
     kind = self.builder_config.name
     folder = pathlib.Path(root) / kind
-    paths = sorted(
-      p
-      for p in folder.rglob('*')
-      if p.is_file()
-      and not any(s.startswith('.') for s in p.relative_to(folder).parts)
-    )
+    paths = files.listed(folder)
     if not paths:
       raise TileError(
         f'{folder}: no file in it; {_EXPECTED[kind]} are expected there'
       )
-    matches = {path: _NAMES[kind].fullmatch(path.name) for path in paths}
+    matches = [_NAMES[kind].fullmatch(path.name) for path in paths]
     problems = [
       f'{path}: {_EXPECTED[kind]} is expected; rename it or take it away'
-      for path, match in matches.items()
+      for path, match in zip(paths, matches, strict=True)
       if match is None
     ]
-    kept = {str(path): path for path, match in matches.items() if match}
-    images = {
-      name: functools.partial(path.open, 'rb') for name, path in kept.items()
-    }
-    side, channels, cut, faults = check_sizes(images)
-    problems += faults
-    problems += [f'{name}: smaller than the others' for name in cut]
-    if kept and not problems and (side, channels) != (self.SIZE, 3):
-      problems.append(
-        f'tiles of {side} px with {channels} channel(s); {self.SIZE} px RGB is '
-        'expected'
-      )
-    if problems:
-      raise TileError.listing(problems, str(folder))
-    for name, path in kept.items():
-      decode(
-        name, images[name], 3
-      )  # In full: a dataset of broken files is none.
-      key, match = path.relative_to(folder).as_posix(), matches[path]
+    paths = [path for path, match in zip(paths, matches, strict=True) if match]
+    matches = list(filter(None, matches))
+    tiles = from_files(
+      folder,
+      paths,
+      [int(match['label'] == 'pos') for match in matches],
+      [match['patient'] for match in matches],
+      self.CLASSES,
+      problems,
+      self.SIZE,
+    )
+    if tiles.channels != 3:
+      raise TileError(f'{folder}: grey tiles; RGB is expected')
+    for i, (path, match) in enumerate(zip(paths, matches, strict=True)):
+      tiles.read(i)  # In full: a dataset of broken files is none.
       yield (
-        key,
+        tiles.id[i],
         {
-          'id': key,
-          'image': name,
-          'label': self.CLASSES[match['label'] == 'pos'],
+          'id': tiles.id[i],
+          'image': str(path),
+          'label': int(tiles.label[i]),
           'patient': match['patient'],
           'slide': f'{match["patient"]}_{match["slide"]}',
         },
