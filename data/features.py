@@ -296,18 +296,19 @@ def _attributes(
 ) -> dict[str, Any]:
   """Returns all attributes; those of the file win over the datasets'.
 
-  Bytes become text. TRIDENT names the encoder in the folder alone. `unit` of
-  STAMP's files, which early ones lack, is added: 'um' where the tiles' side is
-  in micrometres, else 'unknown'.
+  Bytes become text, arrays lists. TRIDENT names the encoder in the folder
+  alone. `unit` of STAMP's files, which early ones lack, is added: 'um' where
+  the tiles' side is in micrometres, else 'unknown'.
   """
   attributes = {}
   if path.parent.name.startswith(_TRIDENT):
     attributes['encoder'] = path.parent.name.removeprefix(_TRIDENT)
   for name in ('coords', *reversed(_NAMES), '/'):
     for key, value in file[name].attrs.items() if name in file else ():
-      value = value.item() if isinstance(value, np.generic) else value
-      text = isinstance(value, bytes)
-      attributes[key] = value.decode(errors='replace') if text else value
+      value = np.asarray(value)
+      if value.dtype.kind == 'S':
+        value = np.char.decode(value, 'utf-8', 'replace')
+      attributes[key] = value.tolist()
   if _NAMES[0] not in file and 'patch_size_level0' not in attributes:
     known = 'tile_size_um' in attributes
     attributes.setdefault('unit', 'um' if known else 'unknown')

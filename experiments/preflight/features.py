@@ -201,9 +201,7 @@ def _text(value: Any) -> str:
   """Returns a value to compare by; float32 attributes are rounded."""
   if isinstance(value, float) and math.isfinite(value):
     return str(round(value, 6))
-  return (
-    value.decode(errors='replace') if isinstance(value, bytes) else str(value)
-  )
+  return str(value)
 
 
 def _likely(mpp: Any) -> bool:
