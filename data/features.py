@@ -24,9 +24,8 @@ ATTRIBUTES = (
   'level0_height',
   'overlap',
 )
-_DTYPES = (np.float16, np.float32)
-_NO_DISK = (None, errno.EINVAL)
-_H5, _PT = SUFFIXES = ('.h5', '.pt')  # Of feature files.
+_SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
+_H5, _PT = '.h5', '.pt'
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
@@ -103,10 +102,7 @@ def write(
   missing = [name for name in ATTRIBUTES if name not in attributes]
   if missing:
     raise FeatureError(f'{path}: attributes missing: {", ".join(missing)}.')
-  if features.dtype not in _DTYPES:
-    raise FeatureError(
-      f'{path}: features are {features.dtype}; pass float16 or float32.'
-    )
+  _check_layout(path, features, coords)
   _check_values(path, features, coords)
   with files.replacing(path) as part, h5py.File(part, 'w') as file:
     file['features'] = features
@@ -138,18 +134,15 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     features = dataset[()].reshape(dataset.shape[-2:])
     coords = None if places is None else places[()].reshape(-1, 2)
   unit = attributes.get('unit')
-  if unit == 'um' and coords is not None:
-    mpp = attributes.get('level0_mpp', level0_mpp)
-    if mpp is None:
-      coords = None
-    elif isinstance(mpp, int | float) and 0 < mpp < np.inf:
-      coords = np.rint(coords / mpp)
-      del attributes['unit']
-      attributes['level0_mpp'] = mpp
-    else:
+  mpp = attributes.get('level0_mpp', level0_mpp)
+  if unit == 'unknown' or (unit == 'um' and mpp is None):
+    coords = None  # Pixels of which level, or micrometres of what scale.
+  elif unit == 'um' and coords is not None:
+    if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
       raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
-  elif unit == 'unknown':
-    coords = None  # Pixels of which level, or micrometres.
+    coords = np.rint(coords / mpp)
+    del attributes['unit']
+    attributes['level0_mpp'] = mpp
   _check_values(path, features, coords)
   attributes = unified(attributes)
   if coords is not None:
@@ -185,12 +178,22 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
       raise FeatureError(f'{path}: no such file; extract the slide first.')
     if path.suffix == _PT:
       tensor = torch_files.Tensor(path)
-      _check_shape(path, tensor)
+      _check_layout(path, tensor, None)
       yield tensor, None, _attributes(path, {})
     else:
       # Network disks often lack locks.
       with h5py.File(path, 'r', locking=False) as file:
-        yield *_datasets(path, file), _attributes(path, file)
+        features = next(filter(None, map(file.get, _NAMES)), None)
+        if not isinstance(features, h5py.Dataset):
+          raise FeatureError(
+            f'{path}: has neither {" nor ".join(_NAMES)} but '
+            f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
+          )
+        coords = file.get('coords')
+        _check_layout(path, features, coords)
+        for dataset in filter(None, (features, coords)):
+          _check_written(path, dataset)
+        yield features, coords, _attributes(path, file)
   except FeatureError:
     raise
   except Exception as error:  # Damaged files raise errors of many kinds.
@@ -198,49 +201,42 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     fault = _ADVICE.get(path.suffix, _ADVICE[_H5]).format(said)
     if isinstance(error, MemoryError):
       fault = f'does not fit in memory ({said}).'
-    # What a damaged file makes of the disk are seeks that cannot be.
-    elif isinstance(error, OSError) and error.errno not in _NO_DISK:
+    elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
       fault = f'cannot be read ({said}); see to its permissions and its disk.'
     raise FeatureError(f'{path}: {fault}') from error
 
 
-def _check_shape(path: Path, features: h5py.Dataset | torch_files.Tensor):
-  shape = features.shape or ()
-  if len(shape) != 2 and not (len(shape) == 3 and shape[0] == 1):
+def _check_layout(path: Path, features: Any, coords: Any) -> None:
+  """Raises FeatureError unless shapes and types are those of a slide's arrays.
+
+  Axes of length 1 before the last two do not count.
+  """
+  shape, dtype = features.shape or (), features.dtype
+  size = math.prod(shape[-2:])
+  if len(shape) < 2 or not size or math.prod(shape) != size:
     raise FeatureError(
-      f'{path}: found {features.dtype} {list(shape)}; [N, D] or [1, N, D] is '
-      'needed.'
+      f'{path}: features are {dtype} {list(shape)}; [N, D] or [1, N, D] with at'
+      ' least one row and one column is needed.'
+    )
+  if dtype not in (np.float16, np.float32):
+    raise FeatureError(
+      f'{path}: features are {dtype}; float16 or float32 is needed.'
+    )
+  if coords is None:
+    return
+  rows, places = shape[-2], getattr(coords, 'shape', None) or ()
+  if (
+    places[-2:] != (rows, 2)
+    or math.prod(places) != 2 * rows
+    or coords.dtype.kind not in 'iuf'
+  ):
+    raise FeatureError(
+      f'{path}: coords have shape {list(places)} for {rows} rows of features, '
+      'not numbers [N, 2], one (x, y) per row.'
     )
 
 
-def _datasets(
-  path: Path, file: h5py.File
-) -> tuple[h5py.Dataset, h5py.Dataset | None]:
-  """Returns features and, if any, coordinates, shapes and types checked."""
-  names = [name for name in _NAMES if isinstance(file.get(name), h5py.Dataset)]
-  if not names:
-    raise FeatureError(
-      f'{path}: has neither {" nor ".join(_NAMES)} but '
-      f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
-    )
-  features, coords = file[names[0]], file.get('coords')
-  _check_shape(path, features)
-  if features.dtype not in _DTYPES:
-    raise FeatureError(
-      f'{path}: {names[0]} are {features.dtype}; float16 or float32 is needed.'
-    )
-  _check_written(path, names[0], features)
-  if coords is not None:
-    if not isinstance(coords, h5py.Dataset) or coords.dtype.kind not in 'iuf':
-      raise FeatureError(f'{path}: coords are not numbers [N, 2].')
-    shape = coords.shape or ()
-    flat = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    _check_coords(path, flat, features.shape[-2])
-    _check_written(path, 'coords', coords)
-  return features, coords
-
-
-def _check_written(path: Path, name: str, dataset: h5py.Dataset) -> None:
+def _check_written(path: Path, dataset: h5py.Dataset) -> None:
   """Refuses a dataset of which less is stored than its shape announces.
 
   A writer that was killed leaves rows that HDF5 would read as zeros.
@@ -254,41 +250,26 @@ def _check_written(path: Path, name: str, dataset: h5py.Dataset) -> None:
     written = dataset.id.get_num_chunks()
   if size and (written < parts or size > _EXPANSION * stored):
     raise FeatureError(
-      f'{path}: {name} {list(dataset.shape)} was never written in full '
-      f'({stored} of {size} bytes); delete it and extract the slide again.'
-    )
-
-
-def _check_coords(path: Path, shape: tuple[int, ...], length: int) -> None:
-  if shape != (length, 2):
-    raise FeatureError(
-      f'{path}: coords have shape {list(shape)} for {length} rows of features; '
-      'one (x, y) per row is needed.'
+      f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
+      f'full ({stored} of {size} bytes); delete it and extract the slide again.'
     )
 
 
 def _check_values(
   path: Path, features: np.ndarray, coords: np.ndarray | None
 ) -> None:
-  """Raises FeatureError unless the arrays can be the features of a slide."""
-  if features.ndim != 2 or not features.size:
-    raise FeatureError(
-      f'{path}: features have shape {list(features.shape)}; [N, D] with at '
-      'least one row and one column is needed.'
-    )
+  """Raises FeatureError where numbers are not those of a slide."""
   bad = np.flatnonzero(~np.isfinite(features).all(1))
   if len(bad):
     raise FeatureError(
       f'{path}: NaN or infinity in {len(bad)} of {len(features)} rows, first '
       f'in row {bad[0]}; extract the slide again.'
     )
-  if coords is not None:
-    _check_coords(path, coords.shape, len(features))
-    if not (np.abs(coords) < 2**31).all():
-      raise FeatureError(
-        f'{path}: coords are not all finite and below 2**31; extract the slide '
-        'again.'
-      )
+  if coords is not None and not (np.abs(coords) < 2**31).all():
+    raise FeatureError(
+      f'{path}: coords are not all finite and below 2**31; extract the slide '
+      'again.'
+    )
 
 
 def _attributes(
@@ -363,16 +344,12 @@ def spacing(coords: np.ndarray) -> int | None:
     None where no two distances agree.
   """
   gaps = []
-  for axis in (0, 1):
-    across, along = coords[:, axis], coords[:, 1 - axis]
+  for across, along in (coords.T, coords.T[::-1]):
     order = np.lexsort((along, across))
-    same = np.diff(across[order]) == 0
-    gaps.append(np.diff(along[order])[same])
+    gaps.append(np.diff(along[order])[np.diff(across[order]) == 0])
   gaps = np.concatenate(gaps)
   values, counts = np.unique(gaps[gaps > 0], return_counts=True)
-  if not len(values) or counts.max() < 2:
-    return None
-  return int(values[counts.argmax()])
+  return int(values[counts.argmax()]) if counts.max(initial=0) > 1 else None
 
 
 class Folder:
@@ -462,5 +439,5 @@ def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in SUFFIXES and not path.name.startswith('.'):
+      if path.suffix in _ADVICE and not path.name.startswith('.'):
         yield path
