@@ -1,6 +1,6 @@
 """Builds a TFDS dataset of tiles with and without lymphatic invasion."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 import pathlib
 import re
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from data import files
 from data.dataset_tiles import TileBuilder
-from data.labelled_tiles import TileError
+from data.labelled_tiles import LabelledTiles, TileError
 from data.tile_sources import from_files
 
 _REST = r'_(?P<patient>[^_]+)_(?P<slide>[^_.]+)(_.*)?'
@@ -49,47 +49,30 @@ class Builder(TileBuilder):
   def _encoding(self) -> str:
     return 'png' if self.builder_config.name == 'hard' else 'jpeg'
 
-  def _generate_examples(self, root: Any) -> Iterator[tuple[str, dict]]:
-    """See base class.
-
-    Raises:
-      TileError: naming every file that has another name or size, or is broken.
-    """
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, Sequence]]:
+    """See base class; images are stored as they are encoded."""
     kind = self.builder_config.name
-    folder = pathlib.Path(root) / kind
+    folder = pathlib.Path(folder) / kind
     paths = files.listed(folder)
     if not paths:
       raise TileError(
         f'{folder}: no file in it; {_EXPECTED[kind]} are expected there'
       )
-    matches = [_NAMES[kind].fullmatch(path.name) for path in paths]
+    matches = {path: _NAMES[kind].fullmatch(path.name) for path in paths}
     problems = [
       f'{path}: {_EXPECTED[kind]} is expected; rename it or take it away'
-      for path, match in zip(paths, matches, strict=True)
+      for path, match in matches.items()
       if match is None
     ]
-    paths = [path for path, match in zip(paths, matches, strict=True) if match]
-    matches = list(filter(None, matches))
+    found = {path: match for path, match in matches.items() if match}
     tiles = from_files(
       folder,
-      paths,
-      [int(match['label'] == 'pos') for match in matches],
-      [match['patient'] for match in matches],
+      list(found),
+      [int(match['label'] == 'pos') for match in found.values()],
+      [match['patient'] for match in found.values()],
       self.CLASSES,
       problems,
       self.SIZE,
     )
-    if tiles.channels != 3:
-      raise TileError(f'{folder}: grey tiles; RGB is expected')
-    for i, (path, match) in enumerate(zip(paths, matches, strict=True)):
-      tiles.read(i)  # In full: a dataset of broken files is none.
-      yield (
-        tiles.id[i],
-        {
-          'id': tiles.id[i],
-          'image': str(path),
-          'label': int(tiles.label[i]),
-          'patient': match['patient'],
-          'slide': f'{match["patient"]}_{match["slide"]}',
-        },
-      )
+    slides = [f'{m["patient"]}_{m["slide"]}' for m in found.values()]
+    return tiles, {'image': list(map(str, found)), 'slide': slides}
