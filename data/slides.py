@@ -1,5 +1,6 @@
 """Finds whole-slide images and reads pixels at a known physical scale."""
 
+import collections
 from collections.abc import Iterator, Mapping
 import ctypes
 import functools
@@ -273,12 +274,10 @@ def list_slides(folder: Path | str) -> list[Path]:
   folder = Path(folder)
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder of slides; check --slides_dir.')
-  slides, dicom, dicom_slides = [], {}, []
+  slides, dicom, dicom_slides = [], collections.defaultdict(list), []
   for path in files.listed(folder, EXTENSIONS):
-    if path.suffix.lower() == '.dcm':
-      dicom.setdefault(path.parent, []).append(path)
-    else:
-      slides.append(path)
+    series = path.suffix.lower() == '.dcm'
+    (dicom[path.parent] if series else slides).append(path)
   for parent, paths in dicom.items():
     series = _first_of_each_series(paths)
     shared = any(slide.parent == parent for slide in slides)
@@ -397,10 +396,7 @@ def read_mpp_csv(path: Path | str) -> dict[str, float]:
     slide, text = row['slide_id'], row['mpp']
     if not text:
       continue
-    try:
-      mpp = float(text)
-    except ValueError:
-      mpp = 0.0
+    mpp = _number(row, 'mpp')
     if not low <= mpp <= high:
       faults.append(f'row {line}: mpp {text!r}, not {low:g} to {high:g} um/px')
     elif not slide:

@@ -48,20 +48,19 @@ def from_folders(
   root = pathlib.Path(root)
   if not root.is_dir():
     raise TileError(f'{root}: no such folder')
-  folders = sorted(
-    p for p in root.iterdir() if p.is_dir() and not files.hidden(p.name)
-  )
-  if len(folders) < 2:
+  folders = [p.name for p in root.iterdir() if p.is_dir()]
+  classes = sorted(name for name in folders if not files.hidden(name))
+  if len(classes) < 2:
     raise TileError(
-      f'{root}: {len(folders)} folder(s) in it; one for each class is needed'
+      f'{root}: {len(classes)} folder(s) in it; one for each class is needed'
     )
-  classes = tuple(folder.name for folder in folders)
   paths = files.listed(root, EXTENSIONS, '*/*')
+  filled = {path.parent.name for path in paths}
   problems = [
     f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class; remove'
     ' the folder or fill it'
     for name in classes
-    if root / name not in {path.parent for path in paths}
+    if name not in filled
   ]
   groups = [group_of(path.stem) for path in paths]
   problems += [
