@@ -14,7 +14,6 @@ from experiments import (
   ablation_settings,
   common,
   crossval,
-  progress,
   settings as setting_flags,
   start,
   summaries,
@@ -23,6 +22,7 @@ from experiments import (
 from experiments.crossval import Run
 from experiments.preflight import bags as preflight
 from experiments.preflight.flag import CHECK
+from experiments.run import progress
 from kmil_jax import parallel
 
 flags.adopt_module_key_flags(common)

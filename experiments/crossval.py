@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 
 from data import splits as split_files
-from experiments import feed, maps, predictions, progress
+from experiments import (
+  feed,
+  maps,
+  predictions,
+)
 from experiments.cohort import Cohort
+from experiments.run import progress
 from kmil_jax import checkpoint, folds, parallel, selection
 from kmil_jax.folds import Fold, Stage
 from kmil_jax.models.kmil import Choice

@@ -34,7 +34,6 @@ from experiments import (
   patch_flags,
   patch_inputs,
   patch_training,
-  progress,
   provenance,
   start,
 )
@@ -42,6 +41,7 @@ from experiments.csv_flag import CSV_PATH
 from experiments.ct_nodes_networks import NETWORKS
 from experiments.preflight.findings import Findings
 from experiments.preflight.flag import CHECK
+from experiments.run import progress
 from kmil_jax import parallel
 
 _DATA_DIR = flags.DEFINE_string(

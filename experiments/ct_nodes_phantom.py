@@ -7,7 +7,7 @@ import pathlib
 import tqdm
 
 from data.phantom import ct as phantom
-from experiments import bars
+from experiments.run import progress
 from kmil_jax import parallel
 
 _PATIENCE = 0.5  # Seconds before a bar shows: none where all is there.
@@ -35,7 +35,7 @@ def make(cache_dir: str, patients: int = phantom.PATIENTS) -> pathlib.Path:
   if parallel.is_first():
     if not (root / 'labels.csv').exists():
       print(f'rendering a CT phantom in {root}', flush=True)
-    with bars.bar(unit='patient', desc='phantom', delay=_PATIENCE) as bar:
+    with progress.bar(unit='patient', desc='phantom', delay=_PATIENCE) as bar:
       phantom.make(
         root, patients=patients, progress=functools.partial(_show, bar)
       )

@@ -12,7 +12,7 @@ import numpy as np
 from data.ct import VolumeError, nodes, volumes
 from data.ct.table import Row
 from data.files import replacing
-from experiments import bars
+from experiments.run import progress
 from kmil_jax import parallel
 
 LARGEST = 162  # Isotropic voxels, 128 mm: the largest box there can be.
@@ -97,7 +97,7 @@ def _cut_all(
   problems, specks = [], 0
   root = os.path.commonpath([row.mask.parent for row in rows])
   groups = itertools.groupby(
-    bars.bar(rows, desc='nodes', unit='row', delay=_PATIENCE),
+    progress.bar(rows, desc='nodes', unit='row', delay=_PATIENCE),
     lambda row: (row.image, row.mask),
   )
   for (image, mask_path), group in groups:

@@ -22,7 +22,10 @@ from absl import app, flags
 
 from data import slides
 from data.files import replacing
-from experiments import bars, start
+from experiments import (
+  start,
+)
+from experiments.run import progress
 from experiments.slide_maps import (
   geojson,
   heat_map,
@@ -77,7 +80,7 @@ def _run() -> None:
   target = run if fold is None else run / f'fold_{fold}'
   faults, bare, labels = {}, 0, run_folder.labels(run)
   asked = _SLIDE.value or list(found)
-  for slide in bars.bar(asked, unit='slide', desc='maps'):
+  for slide in progress.bar(asked, unit='slide', desc='maps'):
     try:
       scores = tile_scores.read(found[slide], map_flags.TILE_SIZE.value)
       _write_data(target, scores)

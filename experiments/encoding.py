@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import features, slides, tiling
-from experiments import bars, encoder as encoders
+from experiments import (
+  encoder as encoders,
+)
 from experiments.cohort_tiles import TileSpec
+from experiments.run import progress
 from experiments.weights import Encoder
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
@@ -74,7 +77,7 @@ def extract(
   failures, reading, encoding = [], _Clock(), _Clock()
   extra = wanted | spec.attributes() | {'encoder_note': encoder.note}
   pieces = _read(paths, spec, extra, batch, failures)
-  with bars.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
+  with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
     for tiles, owners in _ahead(_pack(pieces, batch), reading):
       rows = encoding(encoder.encode, tiles)
       for bag, count in owners:

@@ -17,7 +17,11 @@ from absl import app, flags
 
 from data.labelled_tiles import TileError
 from data.slides import SlideError
-from experiments import progress, provenance, recipe_flags, start
+from experiments import (
+  provenance,
+  recipe_flags,
+  start,
+)
 from experiments.few_shot_parts import (
   cohort as cohorts,
   paper,
@@ -31,6 +35,7 @@ from experiments.few_shot_parts.cohort import Cohort
 from experiments.few_shot_parts.training import Options
 from experiments.preflight import tiles as preflight
 from experiments.preflight.flag import CHECK
+from experiments.run import progress
 from experiments.slide_scores.scoring import ScoreError
 from kmil_jax import losses, parallel, port
 from kmil_jax.tasks.distill import NORMAL, DistillError

@@ -25,7 +25,6 @@ from experiments import (
   patch_flags,
   patch_inputs,
   patch_training,
-  progress,
   provenance,
   start,
   tile_flags,
@@ -35,6 +34,7 @@ from experiments.hard_negatives_data import Material
 from experiments.hard_negatives_runs import Study
 from experiments.preflight import tiles as preflight
 from experiments.preflight.flag import CHECK
+from experiments.run import progress
 from kmil_jax import mining
 
 _TILES_DIR = flags.DEFINE_string(

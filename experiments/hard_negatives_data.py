@@ -13,8 +13,8 @@ from data import (
 from data.files import replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import invasion
-from experiments import bars
 from experiments.code_hash import code_hash
+from experiments.run import progress
 from kmil_jax import parallel
 
 _CODE = (
@@ -219,7 +219,7 @@ def _rendered(path: pathlib.Path, seed: int, options: dict) -> invasion.Patches:
   if parallel.is_first() and not path.exists():
     total = options['patients'] * options['patches']
     print(f'rendering {total} phantom patches in {path}', flush=True)
-    with bars.bar(total=total, unit='patch') as bar:
+    with progress.bar(total=total, unit='patch') as bar:
       patches = invasion.make(seed=seed, progress=bar.update, **options)
     with replacing(path) as part, part.open('wb') as file:
       np.savez(file, **dataclasses.asdict(patches))

@@ -20,7 +20,6 @@ from experiments import (
   external,
   figures,
   maps,
-  progress,
   settings as setting_flags,
   start,
   summaries,
@@ -30,6 +29,7 @@ from experiments.crossval import Run
 from experiments.preflight import bags as preflight, outlook
 from experiments.preflight.flag import CHECK
 from experiments.reporting import page
+from experiments.run import progress
 from kmil_jax import parallel
 from kmil_jax.models import SPECS, dtfd, kmil
 

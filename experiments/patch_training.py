@@ -14,7 +14,13 @@ import numpy as np
 
 from data import augment
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments import encoder, patch_files, patch_inputs, progress, provenance
+from experiments import (
+  encoder,
+  patch_files,
+  patch_inputs,
+  provenance,
+)
+from experiments.run import progress
 from kmil_jax import (
   checkpoint,
   loop,

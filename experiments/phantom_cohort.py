@@ -8,7 +8,7 @@ from typing import Any
 import tqdm
 
 from data import labels as label_files, phantom, slides
-from experiments import bars
+from experiments.run import progress
 from kmil_jax import parallel
 
 # The paper's 128-um tiles at half its resolution: a CPU encodes them 4 times
@@ -99,7 +99,7 @@ def _make(
   if parallel.is_first():
     if not (root / 'labels.csv').exists():
       print(f'rendering a phantom cohort in {root}', flush=True)
-    with bars.bar(unit='slide', desc=name, delay=_PATIENCE) as bar:
+    with progress.bar(unit='slide', desc=name, delay=_PATIENCE) as bar:
       phantom.make(root, progress=functools.partial(_show, bar), **options)
     ids = label_files.read(root / 'labels.csv').slide
     if not all((features_dir / f'{i}.h5').exists() for i in ids):

@@ -6,8 +6,8 @@ import pathlib
 from data import node_images
 from data.node_images import NodeImages
 from data.phantom import nodes
-from experiments import bars
 from experiments.code_hash import code_hash
+from experiments.run import progress
 from kmil_jax import parallel
 
 _PHANTOM_CODE = ('data/phantom/*.py',)
@@ -24,7 +24,7 @@ def phantom(cache_dir: str) -> NodeImages:
   root = root / f'node_images_{code_hash(*_PHANTOM_CODE)}'
   if parallel.is_first() and not (root / 'images.csv').exists():
     print(f'rendering phantom node images in {root}', flush=True)
-    with bars.bar(unit='image', desc='phantom', delay=_PATIENCE) as bar:
+    with progress.bar(unit='image', desc='phantom', delay=_PATIENCE) as bar:
 
       def show(done, total):
         bar.total = total

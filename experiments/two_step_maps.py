@@ -8,9 +8,13 @@ import numpy as np
 from data.files import replacing
 from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
-from experiments import bars, cutter, two_step_patches
+from experiments import (
+  cutter,
+  two_step_patches,
+)
 from experiments.cutter import Cutter
 from experiments.patch_training import Trained
+from experiments.run import progress
 from kmil_jax.heatmap import STRIDE, WINDOW, Windows
 
 _COARSE = 20  # Stride, in pixels, that false positives are gathered with.
@@ -74,4 +78,4 @@ def _read(path: pathlib.Path) -> Windows | None:
 
 
 def _bar(rows, name: str) -> Iterator[int]:
-  return bars.bar(rows, desc=name, unit='image')
+  return progress.bar(rows, desc=name, unit='image')

@@ -7,7 +7,6 @@ import numpy as np
 
 from data.node_images import MPP, PARTS, NodeImages
 from experiments import (
-  bars,
   files,
   two_step_outlines,
   two_step_pictures,
@@ -15,6 +14,7 @@ from experiments import (
   two_step_tables,
 )
 from experiments.paper_text import Table
+from experiments.run import progress
 from experiments.two_step_scores import VOTES
 from kmil_jax import heatmap
 from kmil_jax.heatmap import Windows
@@ -128,7 +128,7 @@ def draw(
     rows = np.flatnonzero(images.test & (images.positive == wanted))
     order = rows[np.argsort(-one[rows], kind='stable')]
     drawn |= set(order[: (pictures + wanted) // 2].tolist())
-  for row in bars.bar(range(len(images)), desc='outlines', unit='image'):
+  for row in progress.bar(range(len(images)), desc='outlines', unit='image'):
     image, mask = images.read(row)
     said, name = windows[row], images.id[row]
     votes = heatmap.votes(said.positive(), image.shape[:2])

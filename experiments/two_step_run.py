@@ -13,7 +13,6 @@ from data.node_images import NodeImages
 from experiments import (
   files,
   patch_training,
-  progress,
   two_step_maps,
   two_step_patches,
   two_step_report,
@@ -24,6 +23,7 @@ from experiments import (
 from experiments.cutter import Cutter
 from experiments.paper_text import Table
 from experiments.patch_training import Trained
+from experiments.run import progress
 from kmil_jax.heatmap import STRIDE
 from kmil_jax.types import PatchRecipe
 

@@ -13,9 +13,12 @@ from data.camelyon16.annotations import Annotations
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import few_shot as phantom
-from experiments import bars, patch_inputs
+from experiments import (
+  patch_inputs,
+)
 from experiments.code_hash import code_hash
 from experiments.few_shot_parts import paper, validation
+from experiments.run import progress
 from kmil_jax import froc, parallel
 from kmil_jax.tasks.distill import TUMOUR
 
@@ -87,7 +90,7 @@ def open_phantom(cache_dir: str) -> Cohort:
   root = root / f'few_shot_phantom_{code_hash(*_CODE)}'
   if parallel.is_first() and not (root / 'reference.csv').exists():
     print(f'rendering phantom slides in {root}', flush=True)
-    with bars.bar(unit='slide', desc='phantom') as bar:
+    with progress.bar(unit='slide', desc='phantom') as bar:
 
       def show(done, total):
         bar.total = total

@@ -11,12 +11,12 @@ from PIL import Image
 
 from data.files import replacing
 from data.slides import Slide
-from experiments import bars
 from experiments.few_shot_parts import paper, scores, training
 from experiments.few_shot_parts.cohort import Cohort
 from experiments.few_shot_parts.settings import FW_RD, RD, Setting
 from experiments.few_shot_parts.training import Job, Options
 from experiments.paper_text import Entry, Table
+from experiments.run import progress
 from experiments.slide_scores import cohort as scorer, detections
 from kmil_jax import froc, intervals, metrics, parallel
 from kmil_jax.tasks.distill import DistillTask, Patches
@@ -111,7 +111,7 @@ def _score(
   chosen = scores.threshold(scores.read(job.folder(folder))['val'])
   target = folder / 'slides' / job.name
   files = {slide.id: slide.path for slide in cohort.slides}
-  with bars.bar(total=len(files), unit='slide', desc=job.name) as bar:
+  with progress.bar(total=len(files), unit='slide', desc=job.name) as bar:
 
     def show(name: str, done: int, total: int) -> None:
       if done == total:

@@ -13,10 +13,13 @@ import safetensors.numpy
 
 from data.files import replacing
 from data.labelled_tiles import LabelledTiles
-from experiments import encoder, progress
+from experiments import (
+  encoder,
+)
 from experiments.few_shot_parts import scores, settings
 from experiments.few_shot_parts.cohort import Cohort, pixels
 from experiments.few_shot_parts.settings import Setting
+from experiments.run import progress
 from kmil_jax import anomaly, checkpoint, loop, parallel, port
 from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import Teacher, map_shapes

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from experiments import bars
 from experiments.prediction import outputs
 from experiments.prediction.bags import Bags, Failure
 from experiments.prediction.predictor import Predictor
+from experiments.run import progress
 
 
 def predict(
@@ -26,7 +26,9 @@ def predict(
     The slides that failed; nothing is written of them.
   """
   failures, done = [], 0
-  with bars.bar(total=len(bags.ids), unit='slide', desc='predicted') as shown:
+  with progress.bar(
+    total=len(bags.ids), unit='slide', desc='predicted'
+  ) as shown:
     for slide in bags.ids:
       try:
         digest = bags.source.digest(slide)

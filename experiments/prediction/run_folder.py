@@ -11,8 +11,8 @@ import numpy as np
 
 from experiments import predictions, scores
 from experiments.prediction.card import Card
-from experiments.progress import DIVERGED
 from experiments.provenance import ResultsError
+from experiments.run.progress import DIVERGED
 from kmil_jax import folds as kept, inference
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS

@@ -10,8 +10,8 @@ from typing import Any
 
 from data import packed, slides
 from data.features import FeatureError, Header
-from experiments import bars
 from experiments.preflight.findings import Findings, some
+from experiments.run import progress
 
 # um/px of level 0 that scanners have; others are defaults or mistakes.
 PLAUSIBLE = (0.1, 2.0)
@@ -86,7 +86,7 @@ def scan(
     return None
 
   with futures.ThreadPoolExecutor() as pool:
-    found = bars.bar(
+    found = progress.bar(
       pool.map(fault, slides),
       desc='reading features',
       total=len(slides),

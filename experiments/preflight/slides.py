@@ -7,9 +7,9 @@ from typing import NoReturn
 import warnings
 
 from data import features, slides, tiling
-from experiments import bars
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight.findings import Findings
+from experiments.run import progress
 
 _WIDTH = 1024 * 4  # Bytes of an instance.
 
@@ -46,7 +46,7 @@ def check(
     looks = pool.map(lambda path: _look(path, spec), paths)
     for path, found in zip(
       paths,
-      bars.bar(looks, total=len(paths), desc='slides', unit='slide'),
+      progress.bar(looks, total=len(paths), desc='slides', unit='slide'),
       strict=True,
     ):
       if isinstance(found, str):

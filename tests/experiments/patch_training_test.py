@@ -22,7 +22,7 @@ from experiments import (
   patch_training,
   provenance,
 )
-from experiments.progress import Progress
+from experiments.run.progress import Progress
 from kmil_jax import loop, models, port
 
 
@@ -113,7 +113,7 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
 _CHILD = """
 import pathlib, sys, time
 import tiny_classifier, tiny_training
-from experiments.progress import Progress
+from experiments.run.progress import Progress
 from kmil_jax import loop, models
 models.CLASSIFIERS['tiny'] = tiny_classifier.Tiny
 loop.SECONDS_BETWEEN_SAVES = 0

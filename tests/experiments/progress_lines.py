@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments import crossval
-from experiments.progress import Progress
+from experiments.run.progress import Progress
 
 FOLDS = (2, 5)
 

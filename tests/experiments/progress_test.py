@@ -5,7 +5,7 @@ import json
 from progress_lines import FOLDS, history, of_folders, progress, report
 import pytest
 
-from experiments.progress import (
+from experiments.run.progress import (
   Progress,
   below,
   raise_if_diverged,

@@ -10,7 +10,7 @@ import pytest
 
 from data.host_tensorflow import tf
 from experiments import crossval, kmil
-from experiments.progress import Progress
+from experiments.run.progress import Progress
 
 
 def events_of(folder):

@@ -1,15 +1,17 @@
-"""How training shows itself: a bar, and metrics.jsonl for the record."""
+"""How training shows itself: a bar, metrics.jsonl, and TensorBoard's events."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import json
 import pathlib
+import sys
+import time
 from typing import Any
 
 import numpy as np
+import tqdm
 
-from experiments import bars, files
-from experiments.event_files import EventFile
+from experiments import files
 from kmil_jax import parallel
 from kmil_jax.loop import History
 
@@ -17,6 +19,36 @@ METRICS = 'metrics.jsonl'
 DIVERGED = 'diverged.json'
 _SHOWN = ('train_loss', 'val_loss', 'val_accuracy', 'val_f1_macro', 'val_auroc')
 _WHOLE = ('epoch', 'best_epoch')  # Numbers.
+_EVENTS = 'events.out.tfevents.*'
+_SECONDS = 30.0  # Between the lines of a log.
+_LINE = (
+  '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
+)
+
+
+def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
+  """Returns what shows the progress of a loop on standard error.
+
+  On a terminal, a bar. In a file or a pipe, a plain line at the start, at the
+  end and every half minute between: no carriage returns.
+
+  Args:
+    iterable: to go over, if any.
+    **options: of tqdm.
+  """
+  if sys.stderr.isatty():
+    return tqdm.tqdm(iterable, **options)
+  return tqdm.tqdm(
+    iterable,
+    **options
+    | {
+      'file': _Log(),
+      'bar_format': _LINE,
+      'mininterval': _SECONDS,
+      'maxinterval': 2 * _SECONDS,
+      'position': 0,
+    },
+  )
 
 
 class Progress:
@@ -49,7 +81,7 @@ class Progress:
     self._columns, self._stage, self._steps = columns, stage, steps
     self._tensorboard, self._started = tensorboard, False
     self._events: dict[pathlib.Path, EventFile] = {}
-    self._bar = bars.bar(
+    self._bar = bar(
       total=epochs * steps,
       desc=name,
       unit=unit,
@@ -183,3 +215,70 @@ def below(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _text(lines: list[dict[str, Any]]) -> str:
   return ''.join(json.dumps(line) + '\n' for line in lines)
+
+
+class EventFile:
+  """One file of events in a folder, which `tensorboard --logdir` finds.
+
+  Begins anew with the lines of metrics.jsonl that there are, so that no step is
+  told twice and none is missing, whatever was killed when. The wall time of
+  those is that of the opening: metrics.jsonl holds none.
+
+  TensorFlow, which the features' pipeline needs anyway, is imported here and
+  not before; nothing of the tensorboard package is needed to write.
+
+  Args:
+    folder: for the file.
+    lines: of metrics.jsonl so far.
+  """
+
+  def __init__(self, folder: pathlib.Path, lines: Iterable[Mapping[str, Any]]):
+    from data.host_tensorflow import tf
+
+    self._v1 = tf.compat.v1
+    for old in folder.glob(_EVENTS):
+      old.unlink()
+    now = time.time()
+    path = folder / _EVENTS.replace('*', f'{int(now)}.kmil_jax')
+    self._writer = tf.io.TFRecordWriter(str(path))
+    self._write(now, file_version='brain.Event:2')
+    # A TensorBoard that is open forgets what it read of the old file.
+    start = self._v1.SessionLog(status=self._v1.SessionLog.START)
+    self._write(now, step=0, session_log=start)
+    for line in lines:
+      self.add(line)
+
+  def add(self, line: Mapping[str, Any]) -> None:
+    """Adds a line of metrics.jsonl: its numbers, at its epoch.
+
+    Numbers of a stage are named `<stage>/<name>`; what is undefined is left
+    out.
+    """
+    prefix = f'{line["stage"]}/' if 'stage' in line else ''
+    values = [
+      self._v1.Summary.Value(tag=prefix + name, simple_value=value)
+      for name, value in line.items()
+      if name not in ('stage', 'epoch') and value is not None
+    ]
+    self._write(
+      time.time(), step=line['epoch'], summary=self._v1.Summary(value=values)
+    )
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _write(self, wall_time: float, **content: Any) -> None:
+    event = self._v1.Event(wall_time=wall_time, **content)
+    self._writer.write(event.SerializeToString())
+
+
+class _Log:
+  """Standard error, to which each write is a whole line or nothing."""
+
+  def write(self, text: str) -> None:
+    if line := text.strip():
+      sys.stderr.write(line + '\n')
+
+  def flush(self) -> None:
+    sys.stderr.flush()

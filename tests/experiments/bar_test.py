@@ -9,7 +9,7 @@ import termios
 
 import pytest
 
-from experiments import bars
+from experiments.run import progress
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 
 def count(clock, seconds, **options):
-  with bars.bar(total=100, unit='epoch', **options) as bar:
+  with progress.bar(total=100, unit='epoch', **options) as bar:
     for _ in range(100):
       clock[0] += seconds
       bar.update()
@@ -56,7 +56,9 @@ def test_a_terminal_has_a_bar(monkeypatch):
   termios.tcsetwinsize(end, (24, 80))
   with os.fdopen(end, 'w') as file:
     monkeypatch.setattr(sys, 'stderr', file)
-    assert list(bars.bar(range(5), desc='tiles', unit='tile')) == [*range(5)]
+    assert list(progress.bar(range(5), desc='tiles', unit='tile')) == [
+      *range(5)
+    ]
     file.flush()
     shown = ''  # A terminal may give what was written in parts.
     while '5/5' not in shown and select.select([terminal], [], [], 5)[0]:

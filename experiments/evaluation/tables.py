@@ -1,0 +1,169 @@
+"""A table: rows of values, for a terminal, Markdown, CSV and HTML.
+
+A row may have several lines, as the value here, its interval and the paper's:
+
+  Table(
+    name='table_2',
+    title='Table 2. Networks',
+    labels=('network',),
+    columns={'accuracy': '.3f', 'AUROC': '.3f'},
+    rows=[
+      Row(('resnet18',), {HERE: (0.91, 0.95), INTERVAL: ((0.8, 0.97), None)}),
+    ],
+    published=papers.read('tang')['table_2'],
+  )
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from typing import Any
+
+# Names of lines.
+HERE = 'here'
+MEAN = 'here, mean of folds'
+STD = 'std over folds'
+INTERVAL = '95 % interval'
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """What a paper has: values by the labels of a row, in its columns' order."""
+
+  source: str  # as 'Zheng et al. 2024, Table 2, p. 9'
+  values: Mapping[tuple[str, ...], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What is known of a row.
+
+  Attributes:
+    labels: one per label column of the table.
+    lines: by name, a value per column of the table: a number, a text, a pair of
+      the ends of an interval, or None where it is undefined. A row of one line
+      may name it ''.
+  """
+
+  labels: Sequence[str]
+  lines: Mapping[str, Sequence[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of values, beside those of a paper if there is one.
+
+  Attributes:
+    name: of its files.
+    title: stands above it.
+    labels: names of the columns that name a row.
+    columns: format of the values of each column, by its name; '' for text, 'p'
+      for p values.
+    rows: in order.
+    notes: stand below it.
+    published: the paper's values, a further line of each row that has some.
+  """
+
+  name: str
+  title: str
+  labels: Sequence[str]
+  columns: Mapping[str, str]
+  rows: Sequence[Row]
+  notes: Sequence[str] = ()
+  published: Published | None = None
+
+  def cells(self) -> list[list[str]]:
+    """Returns the header and the lines of all rows as text."""
+    held = self._lines()
+    has_names = any(name for row in held for name in row.lines)
+    table = [[*self.labels, *['from'] * has_names, *self.columns]]
+    for row in held:
+      labels = list(row.labels)
+      for name, values in row.lines.items():
+        pairs = zip(values, self.columns.values(), strict=True)
+        texts = [_text(value, form) for value, form in pairs]
+        table.append([*labels, *[name] * has_names, *texts])
+        labels = [''] * len(labels)
+    return table
+
+  def terminal(self) -> str:
+    """Returns title, aligned columns and notes."""
+    table = self.cells()
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    left = len(table[0]) - len(self.columns)
+    lines = []
+    for line in table:
+      cells = [
+        cell.ljust(width)
+        if i < left or self._is_text(i - left)
+        else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+      ]
+      lines.append('  '.join(cells).rstrip())
+    return '\n'.join([self.title, *lines, *(f'- {n}' for n in self.notes)])
+
+  def markdown(self) -> str:
+    """Returns title, table and notes."""
+    table = self.cells()
+    left = len(table[0]) - len(self.columns)
+    rule = [
+      ':--' if i < left or self._is_text(i - left) else '--:'
+      for i in range(len(table[0]))
+    ]
+    lines = [
+      '| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |'
+      for line in [table[0], rule, *table[1:]]
+    ]
+    notes = [f'- {note}' for note in self.notes]
+    return '\n'.join([f'**{self.title}**', '', *lines, '', *notes]) + '\n'
+
+  def csv(self) -> list[list[Any]]:
+    """Returns rows of a CSV file with all digits; undefined cells are empty.
+
+    An interval is two lines, of its low and its high ends.
+    """
+    held = self._lines()
+    has_names = any(name for row in held for name in row.lines)
+    rows = [[*self.labels, *['from'] * has_names, *self.columns]]
+    for row in held:
+      for name, values in row.lines.items():
+        ends = (', low', ', high')
+        if not any(isinstance(value, tuple) for value in values):
+          ends = ('',)
+        for i, end in enumerate(ends):
+          cells = [v[i] if isinstance(v, tuple) else v for v in values]
+          line = [name + end] if has_names else []
+          rows.append([*row.labels, *line, *map(_digits, cells)])
+    return rows
+
+  def _lines(self) -> list[Row]:
+    """Rows with the paper's lines."""
+    if self.published is None:
+      return list(self.rows)
+    rows = []
+    for row in self.rows:
+      found = self.published.values.get(tuple(row.labels))
+      line = {}
+      if found:
+        line = {self.published.source: [found.get(c) for c in self.columns]}
+      rows.append(Row(row.labels, {**row.lines, **line}))
+    return rows
+
+  def _is_text(self, column: int) -> bool:
+    return list(self.columns.values())[column] == ''
+
+
+def _text(value: Any, form: str) -> str:
+  if isinstance(value, tuple):
+    return ' to '.join(_text(end, form) for end in value)
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return 'n/a'
+  if form == 'p':
+    return '<.0001' if value < 1e-4 else f'{value:.4f}'
+  return format(value, form)
+
+
+def _digits(value: Any) -> Any:
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return ''
+  return f'{value:.6g}' if isinstance(value, float) else value

@@ -1,0 +1,184 @@
+"""Runs a study of a paper: its material, and a generator of what it yields.
+
+  def stages(study, material, networks):
+    for name in networks:
+      trained = training.train(study.folder, name, ...)
+    yield tables.Table(...)
+    yield File('figures/roc.png', figure)
+
+  study.run(PAPER, material, asked, lambda s: stages(s, material, networks))
+
+Stages print nothing: they yield texts, files and tables, which the runner
+prints, writes and puts into report.md.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any, Protocol
+
+from matplotlib import figure
+
+from experiments.evaluation.tables import Table
+from experiments.run import progress, results
+from experiments.run.check import Findings
+from experiments.run.start import Output, show
+from kmil_jax import parallel
+
+
+class Material(Protocol):
+  """What a study works on.
+
+  Attributes:
+    inputs: hashes of what it holds, by name.
+    is_phantom: whether it was rendered.
+    note: what a reader needs to know of it.
+  """
+
+  inputs: Mapping[str, Any]
+  is_phantom: bool
+  note: str
+
+  def check(self, findings: Findings) -> None:
+    """Adds what is wrong with it, for --check."""
+
+  def tables(self) -> Iterator[Table]:
+    """Yields what there is, before anything is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """A file of the results folder.
+
+  Attributes:
+    name: in the folder.
+    content: a figure of matplotlib, or as `results.Folder.write` takes it.
+  """
+
+  name: str
+  content: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+  """A published study.
+
+  Attributes:
+    name: of its results folder.
+    source: who published it, and where.
+    recipe: the paper's, a dataclass for each kind of training.
+    phantom: what is changed of it on the phantom, by kind of training.
+  """
+
+  name: str
+  source: str
+  recipe: Mapping[str, Any]
+  phantom: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def here(self, asked: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
+    """Returns the recipes as they are used: changed by the phantom, by flags.
+
+    Args:
+      asked: options. A field that a recipe has, too, changes it unless it is
+        None.
+      is_phantom: whether the phantom's changes apply.
+    """
+    given = {}
+    for one in asked:
+      given |= {k: v for k, v in vars(one).items() if v is not None}
+    found = {}
+    for kind, recipe in self.recipe.items():
+      changes = dict(self.phantom.get(kind, {})) if is_phantom else {}
+      changes |= {k: v for k, v in given.items() if k in vars(recipe)}
+      found[kind] = dataclasses.replace(recipe, **changes)
+    return found
+
+  def differences(self, here: Mapping[str, Any]) -> str:
+    """Returns 'here (paper): epochs 4 (30) of resnet50'."""
+    kinds: dict[tuple, list[str]] = {}
+    for kind, recipe in here.items():
+      for name, value in vars(recipe).items():
+        published = getattr(self.recipe[kind], name)
+        if value != published:
+          kinds.setdefault((name, value, published), []).append(kind)
+    parts = [
+      f'{name.replace("_", " ")} {value} ({published})'
+      + f' of {", ".join(some)}' * (len(some) < len(here))
+      for (name, value, published), some in kinds.items()
+    ]
+    return 'here (paper): ' + (', '.join(parts) or 'the same recipe')
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A paper at work."""
+
+  folder: results.Folder
+  recipe: Mapping[str, Any]  # by kind of training, as used
+  seed: int
+
+
+def run(
+  paper: Paper,
+  material: Material,
+  asked: Sequence[Any],
+  stages: Callable[[Study], Iterator[Table | File | str]],
+  *,
+  check: bool = False,
+) -> None:
+  """Runs a study, or goes on with one that was stopped.
+
+  Args:
+    paper: what is reproduced.
+    material: what it works on.
+    asked: all options of the script, an `Output` among them.
+    stages: yields what is printed and written, in this order. What took long
+      and is there already, it does not do again.
+    check: only says what is wrong with the material.
+
+  Raises:
+    results.ResultsError: if the folder is in use, or of other options.
+    FloatingPointError: if a training diverged; everything else is done first.
+  """
+  (output,) = (one for one in asked if isinstance(one, Output))
+  recipe = paper.here(asked, material.is_phantom)
+  text = [f'# {paper.name}: {paper.source}', material.note]
+  text += [table.markdown() for table in material.tables()]
+  text.append(paper.differences(recipe))
+  show(material.note)
+  for table in material.tables():
+    show(table.terminal() + '\n')
+  show(paper.differences(recipe))
+  if check:
+    findings = Findings()
+    material.check(findings)
+    findings.close()
+  path = output.folder(paper.name)
+  with results.opened(path, asked, material.inputs) as folder:
+    for item in stages(Study(folder, recipe, output.seed)):
+      match item:
+        case File():
+          _write(folder, item)
+        case Table():
+          folder.write(f'{item.name}.md', item.markdown())
+          folder.write(f'{item.name}.csv', item.csv())
+          text.append(item.markdown())
+          show('\n' + item.terminal())
+        case note:
+          text.append(note)
+          show(note)
+    folder.write('report.md', '\n\n'.join(text) + '\n')
+    parallel.wait_for_all('study')
+    show(f'results in {path}')
+    progress.raise_if_diverged(progress.below(path))
+
+
+def _write(folder: results.Folder, file: File) -> None:
+  if isinstance(file.content, figure.Figure):
+    folder.save(
+      file.name,
+      lambda path: file.content.savefig(path, dpi=130, format='png'),
+    )
+  else:
+    folder.write(file.name, file.content)

@@ -1,0 +1,59 @@
+"""--check: problems and warnings, gathered instead of raised one by one."""
+
+from collections.abc import Sequence
+import dataclasses
+import sys
+
+from experiments.run.options import field
+
+_SHOWN = 10  # Names listed in one line.
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """Whether to look only."""
+
+  check: bool = field(
+    False,
+    'Only check the inputs: list every problem at once, and what would run. The'
+    ' exit code is 1 if there are problems.',
+    result=False,
+  )
+
+
+@dataclasses.dataclass
+class Findings:
+  """What is wrong with the inputs of a script.
+
+  Attributes:
+    problems: with any of them nothing can run; each names what and where.
+    warnings: what may be meant.
+  """
+
+  problems: list[str] = dataclasses.field(default_factory=list)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+
+  def warn(self) -> None:
+    """Prints the warnings."""
+    for warning in self.warnings:
+      print(f'warning: {warning}')
+
+  def close(self) -> None:
+    """Prints what was found and ends the script: with 1 if anything is wrong.
+
+    Raises:
+      SystemExit: always.
+    """
+    self.warn()
+    for problem in self.problems:
+      print(f'problem: {problem}')
+    counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
+    said = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
+    print(f'check: {said}; nothing was trained', flush=True)
+    sys.exit(1 if self.problems else 0)
+
+
+def some(names: Sequence[str]) -> str:
+  """Lists names, or the first of them and how many more there are."""
+  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+  return ', '.join(map(str, names[:_SHOWN])) + more

@@ -1,0 +1,321 @@
+"""Options of scripts: frozen dataclasses that are flags and `config.json`.
+
+  @dataclasses.dataclass(frozen=True)
+  class Folds:
+    '''How patients are dealt to folds.'''
+
+    k: int = field(10, 'Number of folds.', least=3)
+
+  (folds,) = options.parse(sys.argv, (Folds,), usage=__doc__)  # --k=5
+  (folds,) = options.from_json(config['options'], (Folds,))
+
+A field is an int, float, str, bool, pathlib.Path or a tuple of one of these,
+and may be None. A tuple is written with commas between its values.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import pathlib
+import sys
+import types
+import typing
+from typing import Any
+
+from absl import flags
+
+# Former names of flags. They are understood, and not shown.
+ALIASES: Mapping[str, str] = {}
+_HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
+
+
+class OptionError(ValueError):
+  """Options that cannot be used; says which, why, and what to do."""
+
+
+def field(
+  default: Any,
+  help: str,
+  *,
+  flag: str | None = None,
+  least: float | None = None,
+  most: float | None = None,
+  choices: Sequence[Any] = (),
+  result: bool = True,
+  only: Mapping[str, Any] | None = None,
+) -> Any:
+  """Returns a field of a class of options.
+
+  Args:
+    default: of the flag.
+    help: a sentence for `--help`.
+    flag: its name on the command line and in config.json; that of the field by
+      default.
+    least: the smallest value, of every value of a tuple.
+    most: the largest one.
+    choices: all values there are.
+    result: False if results do not depend on it, as on the place of a cache.
+    only: other flags by name, and the values of them with which this one has an
+      effect; True for any value but None. Given otherwise, it is refused.
+  """
+  metadata = {
+    'help': help,
+    'flag': flag,
+    'least': least,
+    'most': most,
+    'choices': tuple(choices),
+    'result': result,
+    'only': only or {},
+  }
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(
+  argv: Sequence[str], classes: Sequence[type], usage: str = ''
+) -> list[Any]:
+  """Returns the options of a command line, an instance of each class.
+
+  Args:
+    argv: the command and its flags.
+    classes: each is a section of `--help`. Several may have the same field.
+    usage: what stands before these sections.
+
+  Raises:
+    OptionError: if there is no such flag, or a value is not one that it takes,
+      or it has no effect with the others.
+    SystemExit: after `--help`.
+  """
+  values = _flags(classes)
+  if _HELP.intersection(argv[1:]):
+    sections = [values.module_help(_title(cls)) for cls in classes]
+    print(usage.strip(), *filter(str.strip, sections), sep='\n\n')
+    sys.exit(0)
+  try:
+    rest = values(list(argv))[1:]
+  except flags.Error as e:
+    raise OptionError(f'{e}. --help shows all flags.') from e
+  if rest:
+    raise OptionError(f'{rest[0]!r} is not a flag. Flags begin with --.')
+  for option in _options(classes):
+    if values[option.flag].present:
+      _check_effect(option, values)
+  return [
+    cls(**{o.name: values[o.flag].value for o in _options((cls,))})
+    for cls in classes
+  ]
+
+
+def to_json(objects: Sequence[Any]) -> dict[str, Any]:
+  """Returns the values of options by flag, as JSON holds them."""
+  values = {
+    option.flag: getattr(one, option.name)
+    for one in objects
+    for option in _options((type(one),))
+  }
+  return json.loads(json.dumps(values, default=str))
+
+
+def from_json(
+  values: Mapping[str, Any], classes: Sequence[type], source: str
+) -> list[Any]:
+  """Returns the options that `to_json` wrote; those it lacks by default.
+
+  Args:
+    values: by flag, or by a former name of it.
+    classes: all that the values may be of.
+    source: file, for messages.
+
+  Raises:
+    OptionError: if a value is of no option, or not one that it takes.
+  """
+  values = {ALIASES.get(name, name): value for name, value in values.items()}
+  known = {option.flag for option in _options(classes)}
+  if unknown := sorted(values.keys() - known):
+    raise OptionError(
+      f'{source}: unknown options {", ".join(unknown)}. They may be of a newer'
+      ' version of this software.'
+    )
+  found = []
+  for cls in classes:
+    given = {}
+    for option in _options((cls,)):
+      value = values.get(option.flag, option.default)
+      try:
+        given[option.name] = option.checked(value)
+      except (TypeError, ValueError) as e:
+        raise OptionError(f'{source}: {option.flag} is {value!r}: {e}') from e
+    found.append(cls(**given))
+  return found
+
+
+def decisive(classes: Sequence[type]) -> set[str]:
+  """Returns the flags on which results depend."""
+  return {option.flag for option in _options(classes) if option.result}
+
+
+def given(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
+  """Returns the flags of a command line that have a value, as written there.
+
+  For a script that runs others with its own flags.
+  """
+  values = _flags(classes)
+  values(list(argv))
+  return [
+    values[option.flag].serialize()
+    for option in _options(classes)
+    if values[option.flag].present
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+  """A field of a class of options."""
+
+  name: str
+  section: str
+  default: Any
+  kind: type
+  many: bool
+  optional: bool
+  flag: str
+  help: str
+  least: float | None
+  most: float | None
+  choices: tuple[Any, ...]
+  result: bool
+  only: Mapping[str, Any]
+
+  @property
+  def parser(self) -> flags.ArgumentParser:
+    """Returns what reads one value of it."""
+    if self.choices and self.kind is str:
+      return flags.EnumParser(list(self.choices))
+    if self.kind is int:
+      return flags.IntegerParser(self.least, self.most)
+    if self.kind is float:
+      return flags.FloatParser(self.least, self.most)
+    return _Path() if self.kind is pathlib.Path else flags.ArgumentParser()
+
+  def checked(self, value: Any) -> Any:
+    """Returns a value of JSON in the type of the field."""
+    if value is None and self.optional:
+      return None
+    if self.kind is bool:
+      if not isinstance(value, bool):
+        raise ValueError('it must be true or false')
+      return value
+    if self.many:
+      return tuple(self.parser.parse(_plain(one)) for one in value)
+    return self.parser.parse(_plain(value))
+
+
+class _Path(flags.ArgumentParser):
+  """Reads a path; the home folder may be written as ~."""
+
+  def parse(self, text: Any) -> pathlib.Path:
+    try:
+      return pathlib.Path(text).expanduser()
+    except RuntimeError as e:  # No such home.
+      raise ValueError(str(e)) from e
+
+  def flag_type(self) -> str:
+    return 'path'
+
+
+class _Tuple(flags.ArgumentParser):
+  """Reads values with commas between them."""
+
+  def __init__(self, one: flags.ArgumentParser):
+    super().__init__()
+    self._one = one
+    self.syntactic_help = one.syntactic_help and f'each {one.syntactic_help}'
+
+  def parse(self, text: Any) -> tuple[Any, ...]:
+    if not isinstance(text, str):  # The default.
+      return text
+    parts = [part.strip() for part in text.split(',')]
+    return tuple(self._one.parse(part) for part in parts if part)
+
+  def flag_type(self) -> str:
+    return f'{self._one.flag_type()}s with commas between'
+
+
+def _flags(classes: Sequence[type]) -> flags.FlagValues:
+  """Defines the flags of a script; two classes may share one."""
+  values, known = flags.FlagValues(), {}
+  for option in _options(classes):
+    if same := known.get(option.flag):
+      if dataclasses.replace(option, section=same.section) != same:
+        raise ValueError(
+          f'--{option.flag} differs between {same.section!r} and'
+          f' {option.section!r}'
+        )
+      continue
+    known[option.flag] = option
+    about = option.flag, option.default, option.help
+    where = {'flag_values': values, 'module_name': option.section}
+    if option.kind is bool:
+      flags.DEFINE_boolean(*about, **where)
+    elif option.many:
+      comma = flags.CsvListSerializer(',')
+      flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)
+    else:
+      text = flags.ArgumentSerializer()
+      flags.DEFINE(option.parser, *about, serializer=text, **where)
+  for former, name in ALIASES.items():
+    if name in known and former not in known:
+      flags.DEFINE_alias(former, name, flag_values=values, module_name='')
+  return values
+
+
+def _check_effect(option: _Option, values: flags.FlagValues) -> None:
+  """Raises if a flag was given that the others leave without an effect."""
+  for name, wanted in option.only.items():
+    value = values[name].value
+    if wanted is True:
+      if not value:
+        raise OptionError(f'--{option.flag} requires --{name}.')
+      continue
+    held = value if isinstance(value, tuple) else (value,)
+    if not set(held).intersection(wanted):
+      raise OptionError(
+        f'--{option.flag} has no effect with --{name}={_text(value)}, only with'
+        f' {_text(tuple(wanted))}. Leave it out.'
+      )
+
+
+def _options(classes: Sequence[type]) -> Iterator[_Option]:
+  for cls in classes:
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+      kind, optional, many = hints[one.name], False, False
+      if isinstance(kind, types.UnionType):
+        kind, optional = typing.get_args(kind)[0], True
+      if typing.get_origin(kind) is tuple:
+        kind, many = typing.get_args(kind)[0], True
+      about = {**field(None, '').metadata, **one.metadata}
+      about['flag'] = about['flag'] or one.name
+      yield _Option(
+        name=one.name,
+        section=_title(cls),
+        default=one.default,
+        kind=kind,
+        many=many,
+        optional=optional,
+        **about,
+      )
+
+
+def _title(cls: type) -> str:
+  """Returns the section of `--help`: the first line of the docstring."""
+  return cls.__doc__.strip().splitlines()[0].rstrip('.')
+
+
+def _plain(value: Any) -> Any:
+  """Returns a number as it is, all else as text."""
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return value if is_number else str(value)
+
+
+def _text(value: Any) -> str:
+  return ', '.join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,319 @@
+"""A results folder: one writer at a time, every file whole or absent.
+
+with results.opened(path, [training, output], inputs) as folder:
+  folder.write('summary.json', summary)
+folder = results.Folder('results/kmil_origin_s2023')
+folder.config().options(Training, Output)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import csv
+import dataclasses
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from data.files import replacing
+from experiments.run import options
+from kmil_jax import parallel
+
+CONFIG = 'config.json'
+_LOCK = '.lock'
+_VERSION = 2
+_AGAIN = (
+  'Run the command of the training again: it repeats nothing that is done'
+)
+_KEYS = frozenset((
+  'version',
+  'options',
+  'decides',
+  'inputs',
+  'made_by',
+  'cohort',
+  'flags',  # Version 1 has them instead of options.
+))  # fmt: skip
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+class ResultsError(ValueError):
+  """A results folder that cannot be used; says why, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What results were made with, of either version of config.json."""
+
+  path: pathlib.Path
+  values: Mapping[str, Any]  # options by flag, as they were resolved
+  inputs: Mapping[str, Any]  # hashes of labels, features and splits
+  made_by: Sequence[Mapping[str, Any]]  # versions, commit, command
+  cohort: Mapping[str, Any]  # what users of the models need to know of it
+
+  def options(self, *classes: type) -> list[Any]:
+    """Returns the options, an instance of each class of the script.
+
+    Raises:
+      OptionError: if one is unknown, or its value is not one that it takes.
+    """
+    return options.from_json(self.values, classes, str(self.path))
+
+
+class Folder:
+  """Reads and writes the files of a folder, by names relative to it.
+
+  The end of a name says what its file holds: .json any value, .jsonl a list of
+  them, .csv rows; all else is text. Only process 0 writes. Names may hold any
+  character that the file system takes: none is a pattern.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    self.path = pathlib.Path(path).expanduser()
+
+  def at(self, name: str) -> pathlib.Path:
+    """Returns the path of a file.
+
+    Raises:
+      ResultsError: if it would be outside of the folder.
+    """
+    if pathlib.PurePath(name).is_absolute() or '..' in pathlib.Path(name).parts:
+      raise ResultsError(f'{name!r} is no name of a file in {self.path}.')
+    return self.path / name
+
+  def has(self, *names: str) -> bool:
+    """Whether process 0 finds all of these; the same in every process."""
+    return bool(parallel.agree(all(self.at(name).exists() for name in names)))
+
+  def read(self, name: str) -> Any:
+    """Returns what a file holds; of a .csv a dict per row.
+
+    Raises:
+      ResultsError: if it is missing or damaged.
+    """
+    path = self.at(name)
+    try:
+      text = path.read_text(encoding='utf-8')
+      match path.suffix:
+        case '.json':
+          return json.loads(text)
+        case '.jsonl':
+          return [json.loads(line) for line in text.splitlines()]
+        case '.csv':
+          return list(csv.DictReader(io.StringIO(text, newline='')))
+      return text
+    except FileNotFoundError:
+      raise ResultsError(
+        f'{path}: no such file. {_AGAIN}, or give another folder.'
+      ) from None
+    except (ValueError, csv.Error, RecursionError) as e:
+      raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
+
+  def write(self, name: str, content: Any) -> None:
+    """Writes a file; of a .csv rows of cells, the header first.
+
+    Raises:
+      ValueError: if a number for JSON is not finite.
+    """
+    match pathlib.PurePath(name).suffix:
+      case '.json':
+        content = json.dumps(content, indent=2, allow_nan=False) + '\n'
+      case '.jsonl':
+        lines = [json.dumps(row, allow_nan=False) + '\n' for row in content]
+        content = ''.join(lines)
+      case '.csv':
+        text = io.StringIO(newline='')
+        csv.writer(text, lineterminator='\n').writerows(content)
+        content = text.getvalue()
+    self.save(name, lambda path: path.write_bytes(content.encode()))
+
+  def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
+    """Calls `write` with a path, whose file then takes the place of `name`."""
+    if parallel.is_first():
+      with replacing(self.at(name)) as part:
+        write(part)
+
+  def config(self) -> Config:
+    """Returns what the results were made with.
+
+    Raises:
+      ResultsError: if config.json is missing, damaged or of a newer version.
+    """
+    path, held = self.at(CONFIG), self.read(CONFIG)
+    if not isinstance(held, dict) or not {'inputs', 'made_by'} <= held.keys():
+      raise ResultsError(f'{path} is no record of a run. Give another folder.')
+    if unknown := sorted(held.keys() - _KEYS):
+      raise ResultsError(
+        f'{path}: unknown entries {", ".join(unknown)}. They may be of a newer'
+        ' version of this software.'
+      )
+    values = held.get('options' if 'version' in held else 'flags', {})
+    return Config(
+      path, values, held['inputs'], held['made_by'], held.get('cohort', {})
+    )
+
+  @contextlib.contextmanager
+  def plain(self, name: str) -> Iterator[pathlib.Path]:
+    """Yields a path of a folder in which libraries see no pattern.
+
+    Orbax takes brackets and backslashes in a path for a pattern, and cannot
+    load what it saved there: such a folder is reached by a link.
+    """
+    path = self.at(name).absolute()
+    if not set('[]*?\\').intersection(str(path)):
+      yield path
+      return
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as beside:
+      link = pathlib.Path(beside) / 'folder'
+      link.symlink_to(path)
+      yield link
+
+
+@contextlib.contextmanager
+def opened(
+  path: pathlib.Path,
+  asked: Sequence[Any],
+  inputs: Mapping[str, Any],
+  cohort: Mapping[str, Any] | None = None,
+) -> Iterator[Folder]:
+  """Opens a folder for one process, or one pod, to write results into.
+
+  Args:
+    path: of the folder, which is made if absent.
+    asked: options as they were resolved.
+    inputs: hashes of labels, features and splits.
+    cohort: what users of the models will need to know of it.
+
+  Raises:
+    ResultsError: in every process, if another one writes into the folder, or it
+      was begun with other options or inputs.
+  """
+  folder, fault = Folder(path), ''
+  with contextlib.ExitStack() as held:
+    if parallel.is_first():
+      try:
+        held.enter_context(_locked(folder))
+        record(folder, asked, inputs, cohort)
+      except (ResultsError, options.OptionError, OSError) as e:
+        fault = str(e)
+    if not parallel.agree(not fault):
+      raise ResultsError(fault or f'{path} was refused by process 0.')
+    yield folder
+
+
+def record(
+  folder: Folder,
+  asked: Sequence[Any],
+  inputs: Mapping[str, Any],
+  cohort: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes config.json, or compares with the one that is there.
+
+  Args:
+    folder: of the results, or of one part of them.
+    asked: see `opened`, as the other arguments.
+
+  Raises:
+    ResultsError: if there is one of other options or inputs.
+  """
+  values, classes = options.to_json(asked), [type(one) for one in asked]
+  decides = options.decisive(classes)
+  made_by = [_made_by()]
+  if folder.at(CONFIG).exists():
+    old = folder.config()
+    before = options.to_json(old.options(*classes))
+    differ = [
+      f'  {name}: {_shown(before[name])} before, {_shown(values[name])} now'
+      for name in sorted(decides)
+      if before[name] != values[name]
+    ] + [
+      f'  {name}: {_shown(old.inputs.get(name))} before, {_shown(hash)} now'
+      for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
+      if old.inputs.get(name) != hash
+    ]
+    if differ:
+      raise ResultsError(
+        f'{folder.path} holds results of other settings:\n'
+        + '\n'.join(differ)
+        + '\nChoose another --exp_code, or remove the folder.'
+      )
+    made_by = [*(one for one in old.made_by if one != made_by[0]), *made_by]
+  content = {
+    'version': _VERSION,
+    'options': values,
+    'decides': sorted(decides),
+    'inputs': dict(inputs),
+    'made_by': made_by,
+  }
+  if cohort is not None:
+    content['cohort'] = dict(cohort)
+  folder.write(CONFIG, content)
+
+
+@contextlib.contextmanager
+def _locked(folder: Folder) -> Iterator[None]:
+  """Holds the lock of a folder, in which stands who holds it.
+
+  The system frees the lock of a process that was killed. The file stays: if it
+  were removed, two processes could each lock a file of that name.
+  """
+  folder.path.mkdir(parents=True, exist_ok=True)
+  with folder.at(_LOCK).open('a+', encoding='utf-8') as file:
+    # Children that outlive this process would keep it.
+    os.set_inheritable(file.fileno(), False)
+    os.register_at_fork(after_in_child=file.close)
+    file.seek(0)
+    holder = file.read()
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ResultsError(
+        f'{folder.path} is in use by {holder or "another process"}. Wait for'
+        ' it, or choose another --exp_code.'
+      ) from None
+    except OSError as e:
+      print(f'warning: {folder.path} cannot be locked ({e}).', flush=True)
+    file.truncate(0)
+    now = time.strftime('%Y-%m-%d %H:%M')
+    file.write(f'process {os.getpid()} on {platform.node()} since {now}')
+    file.flush()
+    yield
+    file.truncate(0)
+
+
+def _made_by() -> dict[str, Any]:
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {
+    'versions': {'python': platform.python_version()} | versions,
+    'commit': _commit(),
+    'command': shlex.join(['python', *sys.orig_argv[1:]]),
+  }
+
+
+def _commit() -> str | None:
+  """Returns the checkout's commit, '-dirty' if changed; None if installed."""
+  root = pathlib.Path(__file__).parents[2]
+  if not (root / '.git').exists():
+    return None
+  command = 'git describe --always --dirty --abbrev=40 --exclude=*'
+  try:
+    done = subprocess.run(
+      command.split(), cwd=root, capture_output=True, text=True, check=True
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
+
+
+def _shown(value: Any) -> str:
+  return 'none' if value is None else str(value)

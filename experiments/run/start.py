@@ -1,0 +1,142 @@
+"""What every script does: read its options, join a pod, tell faults plainly.
+
+A script is a function, whose parameters are its options:
+
+  def run(folds: Folds, output: Output, machine: Machine) -> None:
+    ...
+
+  main = start.script(run, errors=(CohortError,))
+
+  if __name__ == '__main__':
+    main()
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+import pathlib
+import sys
+import typing
+from typing import Any
+
+from absl import logging
+
+from experiments.run import options, results
+from experiments.run.options import OptionError, field
+from kmil_jax import parallel
+
+_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+_ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """Where results go."""
+
+  seed: int = field(
+    2023, 'Seed of splits, of the order of training and of weights.', least=0
+  )
+  results_dir: pathlib.Path = field(
+    pathlib.Path('results'), 'Folder of all results.', result=False
+  )
+  exp_code: str | None = field(
+    None,
+    'Name of the results folder, before its seed. By default it is made of the'
+    ' model and the task.',
+    result=False,
+  )
+
+  def folder(self, default_code: str) -> pathlib.Path:
+    """Returns the results folder."""
+    code = self.exp_code or default_code
+    return self.results_dir / f'{code}_s{self.seed}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Where it runs."""
+
+  cache_dir: pathlib.Path = field(
+    _CACHE / 'kmil_jax',
+    'Folder in which phantoms and compiled programs are kept.',
+    result=False,
+  )
+  coordinator: str | None = field(
+    None,
+    "For several hosts: 'auto' on Cloud TPU, Slurm and Kubernetes, else"
+    ' host:port of process 0.',
+    result=False,
+  )
+  num_processes: int | None = field(
+    None, 'With --coordinator=host:port: number of processes.', result=False
+  )
+  process_id: int | None = field(
+    None,
+    'With --coordinator=host:port: number of this process, from 0.',
+    result=False,
+  )
+
+
+def script(
+  run: Callable[..., None], errors: Sequence[type[Exception]] = ()
+) -> Callable[..., None]:
+  """Returns a main function that reads the options of `run` and calls it.
+
+  The processes of a pod are joined if it takes a `Machine`. Faults of the
+  user's input end the process with exit code 1 and a message without a
+  traceback.
+
+  Args:
+    run: the script. The annotations of its parameters are classes of options;
+      the docstring of its module begins `--help`.
+    errors: what it raises for faults of the user's input, besides those of
+      files, folders, options and losses that are not finite.
+
+  Returns:
+    A function of the command line, `sys.argv` by default. Its attribute
+    `options` holds the classes.
+  """
+  hints = typing.get_type_hints(run)
+  hints.pop('return', None)
+  classes = tuple(hints.values())
+
+  def main(argv: Sequence[str] | None = None) -> None:
+    usage = sys.modules[run.__module__].__doc__
+    try:
+      asked = options.parse(sys.argv if argv is None else argv, classes, usage)
+      for one in asked:
+        if isinstance(one, Machine):
+          _join(one)
+      run(*asked)
+    except (*_ERRORS, *errors) as e:
+      sys.exit(f'error: {e}')
+
+  main.options = classes
+  return main
+
+
+def show(text: str) -> None:
+  """Prints in process 0 alone."""
+  if parallel.is_first():
+    print(text, flush=True)
+
+
+def _join(machine: Machine) -> None:
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every save.
+  parallel.cache_programs(machine.cache_dir / 'programs')
+  try:
+    parallel.initialize(
+      machine.coordinator, machine.num_processes, machine.process_id
+    )
+  except ValueError as e:
+    raise OptionError(f'--coordinator={machine.coordinator}: {e}') from e
+
+
+def lines(asked: Sequence[Any]) -> str:
+  """Returns options as they would be written on a command line, one a line."""
+  values = options.to_json(asked)
+  text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
+  return '\n'.join(
+    f'--{name}={"" if value is None else text(value)}'
+    for name, value in sorted(values.items())
+  )

@@ -1,0 +1,129 @@
+"""Options are the same on the command line and in config.json."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from experiments.run import options
+from experiments.run.options import OptionError, field
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What is trained."""
+
+  model: str = field('kmil', 'The model.', choices=('kmil', 'dtfd'))
+  tiers: int = field(4, 'Parts of a bag.', least=1, only={'model': ('dtfd',)})
+  rate: float | None = field(None, 'Rate.', flag='lr', least=0, most=1)
+  runs: tuple[int, ...] = field((1, 10), 'Runs.', least=1)
+  names: tuple[str, ...] | None = field(None, 'Names.')
+  combine: bool = field(False, 'Whether to average.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where results go."""
+
+  folder: pathlib.Path = field(pathlib.Path('x'), 'Folder.', result=False)
+  host: str | None = field(None, 'Host.', result=False)
+  port: int | None = field(None, 'Port.', result=False, only={'host': True})
+
+
+CLASSES = (Model, Place)
+
+
+def parse(*args):
+  return options.parse(['script', *args], CLASSES, 'Trains.')
+
+
+@pytest.mark.parametrize(
+  ('args', 'fields'),
+  [
+    ([], {}),
+    (['--model=dtfd', '--tiers=2'], {'model': 'dtfd', 'tiers': 2}),
+    (['--lr=0.5', '--combine'], {'rate': 0.5, 'combine': True}),
+    (['--runs=3,4', '--nocombine'], {'runs': (3, 4)}),
+    (['--names=a b,c'], {'names': ('a b', 'c')}),
+    (['--names='], {'names': ()}),
+  ],
+)
+def test_what_is_asked_is_what_config_json_gives_back(args, fields):
+  asked = parse(*args)
+  assert asked == [dataclasses.replace(Model(), **fields), Place()]
+  assert options.from_json(options.to_json(asked), CLASSES, 'c.json') == asked
+
+
+def test_a_home_folder_is_found(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/someone')
+  assert parse('--folder=~/a')[1].folder == pathlib.Path('/home/someone/a')
+
+
+@pytest.mark.parametrize(
+  ('args', 'told'),
+  [
+    (['--modle=kmil'], 'modle'),
+    (['extra'], "'extra' is not a flag"),
+    (['--model=abmil'], 'model'),
+    (['--runs=1,0'], 'runs'),
+    (['--lr=2'], 'lr'),
+    (['--tiers=2'], '--tiers has no effect with --model=kmil, only with dtfd'),
+    (['--port=1'], '--port requires --host'),
+  ],
+)
+def test_a_flag_that_cannot_be_is_named(args, told):
+  with pytest.raises(OptionError, match=told):
+    parse(*args)
+
+
+def test_help_has_a_section_of_each_class_with_defaults(capsys):
+  with pytest.raises(SystemExit) as end:
+    parse('--help')
+  assert end.value.code == 0
+  shown = capsys.readouterr().out
+  assert shown.startswith('Trains.')
+  first, second = shown.index('What is trained'), shown.index('Where results')
+  assert first < shown.index('--[no]combine') < second < shown.index('--host')
+  assert "(default: '1,10')" in shown
+
+
+def test_an_unknown_or_impossible_value_of_config_json_is_named():
+  with pytest.raises(OptionError, match=r'c.json: unknown options tires'):
+    options.from_json({'tires': 4}, CLASSES, 'c.json')
+  for values in ({'tiers': 'many'}, {'combine': 1}, {'runs': 3}, {'lr': 7}):
+    with pytest.raises(OptionError, match=f'c.json: {next(iter(values))} is'):
+      options.from_json(values, CLASSES, 'c.json')
+
+
+def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
+  monkeypatch.setattr(options, 'ALIASES', {'average': 'combine'})
+  assert parse('--average')[0].combine
+  assert options.from_json({'average': True}, CLASSES, 'c')[0].combine
+  with pytest.raises(SystemExit):
+    parse('--help')
+  assert 'average:' not in capsys.readouterr().out
+
+
+def test_fields_say_what_decides_results_and_what_was_given():
+  assert options.decisive(CLASSES) == {
+    'model',
+    'tiers',
+    'lr',
+    'runs',
+    'names',
+    'combine',
+  }
+  given = options.given(['x', '--lr=.5', '--runs=1,2', '--combine'], CLASSES)
+  assert sorted(given) == ['--combine', '--lr=0.5', '--runs=1,2']
+
+
+def test_classes_may_share_a_flag_but_not_disagree_about_it():
+  @dataclasses.dataclass(frozen=True)
+  class Other:
+    """Others."""
+
+    tiers: int = field(5, 'Parts of a bag.', least=1)
+
+  assert options.parse(['x', '--lr=.5'], (Model, Model))[1].rate == 0.5
+  with pytest.raises(ValueError, match='--tiers differs'):
+    options.parse(['x'], (Model, Other))

@@ -1,0 +1,161 @@
+"""A results folder: who writes into it, and what its files are."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments.run import results
+from experiments.run.options import OptionError, field
+from experiments.run.results import Folder, ResultsError
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """Options."""
+
+  seed: int = field(1, 'Seed.')
+  lr: float = field(2e-4, 'Rate.')
+  labels: tuple[str, ...] | None = field(('a:b',), 'Labels.')
+  maps: int = field(12, 'Maps.', result=False)
+
+
+INPUTS = {'labels_sha256': 'abc'}
+
+
+def begin(path, asked=Asked(), inputs=INPUTS):
+  with results.opened(path, [asked], inputs, {'classes': ['a']}) as folder:
+    return folder
+
+
+def test_a_folder_is_opened_again_with_the_same_options(tmp_path):
+  folder = begin(tmp_path / 'x')
+  config = folder.config()
+  assert config.options(Asked) == [Asked()]
+  assert config.inputs == INPUTS and config.cohort == {'classes': ['a']}
+  (made_by,) = config.made_by
+  assert made_by['versions'].keys() >= {'python', 'jax', 'flax', 'optax'}
+  before = folder.read('config.json')
+  begin(tmp_path / 'x')
+  assert folder.read('config.json') == before
+  begin(tmp_path / 'x', Asked(maps=0))  # What is drawn decides nothing.
+  assert folder.read('config.json')['options']['maps'] == 0
+
+
+def test_another_version_that_goes_on_is_added(tmp_path, monkeypatch):
+  begin(tmp_path / 'x')
+  monkeypatch.setattr(results, '_commit', lambda: 'another')
+  made_by = begin(tmp_path / 'x').config().made_by
+  assert [one['commit'] == 'another' for one in made_by] == [False, True]
+
+
+def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
+  folder = begin(tmp_path / 'x')
+  before = folder.at('config.json').read_bytes()
+  with pytest.raises(ResultsError) as e:
+    begin(tmp_path / 'x', Asked(seed=2, maps=0), {'labels_sha256': 'xyz'})
+  assert str(e.value).splitlines() == [
+    f'{tmp_path / "x"} holds results of other settings:',
+    '  seed: 1 before, 2 now',
+    '  labels_sha256: abc before, xyz now',
+    'Choose another --exp_code, or remove the folder.',
+  ]
+  assert folder.at('config.json').read_bytes() == before
+
+
+def test_the_first_version_of_config_json_is_read(tmp_path):
+  old = {
+    'flags': {'seed': 1, 'lr': 2e-4, 'labels': ['a:b'], 'maps': 3},
+    'decides': ['seed', 'lr', 'labels'],
+    'inputs': INPUTS,
+    'made_by': [{'commit': 'old'}],
+  }
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  assert Folder(tmp_path).config().options(Asked) == [Asked(maps=3)]
+  with pytest.raises(ResultsError, match='seed: 1 before, 2 now'):
+    begin(tmp_path, Asked(seed=2))
+  begin(tmp_path)
+  config = Folder(tmp_path).read('config.json')
+  assert config['version'] == 2 and 'flags' not in config
+  assert config['made_by'][0] == {'commit': 'old'}
+
+
+def test_unknown_entries_are_refused(tmp_path):
+  folder = begin(tmp_path)
+  content = folder.read('config.json')
+  folder.write('config.json', content | {'more': 1})
+  with pytest.raises(ResultsError, match='unknown entries more'):
+    folder.config()
+  content['options']['more'] = 1
+  folder.write('config.json', content)
+  with pytest.raises(OptionError, match='unknown options more'):
+    folder.config().options(Asked)
+  folder.write('config.json', [])
+  with pytest.raises(ResultsError, match='no record of a run'):
+    folder.config()
+
+
+HOLD = """
+import pathlib, sys
+from experiments.run import results
+with results.opened(pathlib.Path(sys.argv[1]), [], {}):
+  print('opened', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_told_who_is_at_work(tmp_path):
+  other = subprocess.Popen(
+    [sys.executable, '-c', HOLD, tmp_path],
+    cwd=pathlib.Path(__file__).parents[2],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  assert other.stdout.readline() == b'opened\n'
+  with pytest.raises(ResultsError) as e:
+    begin(tmp_path)
+  assert f'{tmp_path} is in use by process {other.pid} on' in str(e.value)
+  assert len(str(e.value).splitlines()) == 1
+  # The lock of a process that was killed is free.
+  other.kill()
+  other.communicate()
+  with results.opened(tmp_path, [], {}) as folder:
+    assert folder.config().inputs == {}
+
+
+def test_files_hold_what_the_end_of_their_name_says(tmp_path):
+  folder = Folder(tmp_path / 'a [1]' / 'ä')
+  values = {
+    'a.json': {'x': [1, None]},
+    'b.jsonl': [{'epoch': 0}, {'epoch': 1}],
+    'c/d.md': 'Text ä\n',
+  }
+  for name, value in values.items():
+    folder.write(name, value)
+    assert folder.read(name) == value
+  folder.write('t.csv', [['a', 'b'], ['1,"é"', '']])
+  assert folder.read('t.csv') == [{'a': '1,"é"', 'b': ''}]
+  assert folder.has(*values) and not folder.has('a.json', 'none')
+  with pytest.raises(ValueError, match='Out of range'):
+    folder.write('a.json', float('nan'))
+  assert folder.read('a.json') == values['a.json']
+  with folder.plain('kept') as path:
+    assert not set('[]').intersection(str(path))
+    (path / 'file').write_text('x')
+  assert folder.at('kept/file').exists()
+
+
+def test_missing_and_damaged_files_are_named(tmp_path):
+  folder = Folder(tmp_path)
+  with pytest.raises(ResultsError, match=r'a\.json: no such file\. Run'):
+    folder.read('a.json')
+  for content in (b'{', b'\xff', b'[' * 100_000):
+    folder.at('a.json').write_bytes(content)
+    with pytest.raises(ResultsError, match=r'a\.json is damaged'):
+      folder.read('a.json')
+  for name in ('../a', '/etc/passwd', 'a/../../b'):
+    with pytest.raises(ResultsError, match='no name of a file'):
+      folder.at(name)

@@ -1,0 +1,95 @@
+"""A study yields tables, files and texts; the runner prints and writes them."""
+
+import dataclasses
+
+from matplotlib import figure
+import pytest
+
+from experiments.evaluation.tables import Row, Table
+from experiments.patches import study
+from experiments.run.results import ResultsError
+from experiments.run.start import Output
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  epochs: int = 30
+  batch: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How it is trained."""
+
+  batch: int | None = dataclasses.field(default=None)
+
+
+@dataclasses.dataclass
+class Material:
+  inputs: dict = dataclasses.field(
+    default_factory=lambda: {'tiles_sha256': 'a'}
+  )
+  is_phantom: bool = True
+  note: str = 'a phantom'
+
+  def check(self, findings):
+    pass
+
+  def tables(self):
+    yield Table(
+      'parts', 'Parts', ('part',), {'n': 'd'}, [Row(('a',), {'': (3,)})]
+    )
+
+
+PAPER = study.Paper(
+  'toy', 'Nobody 2020', {'a': Recipe(), 'b': Recipe()}, {'b': {'epochs': 2}}
+)
+
+
+def run(tmp_path, stages, batch=None, **options):
+  output = Output(seed=7, results_dir=tmp_path)
+  asked = [Training(batch), output]
+  study.run(PAPER, Material(), asked, stages, **options)
+  return tmp_path / 'toy_s7'
+
+
+def test_the_paper_says_what_is_done_otherwise():
+  here = PAPER.here([Training(batch=8)], is_phantom=True)
+  assert here == {'a': Recipe(30, 8), 'b': Recipe(2, 8)}
+  assert PAPER.differences(here) == (
+    'here (paper): batch 8 (4), epochs 2 (30) of b'
+  )
+  same = PAPER.here([Training()], is_phantom=False)
+  assert PAPER.differences(same) == 'here (paper): the same recipe'
+
+
+def test_what_is_yielded_is_printed_and_written(tmp_path, capsys):
+  def stages(one):
+    assert one.seed == 7 and one.recipe['b'].epochs == 2
+    yield 'a text'
+    yield study.File('summary.json', {'x': 1})
+    yield study.File('figures/empty.png', figure.Figure((1, 1)))
+    yield Table('t', 'Title', ('k',), {'n': 'd'}, [Row(('a',), {'': (5,)})])
+
+  folder = run(tmp_path, stages)
+  assert (folder / 'figures/empty.png').read_bytes()[1:4] == b'PNG'
+  assert (folder / 't.csv').read_text().split() == ['k,n', 'a,5']
+  report = (folder / 'report.md').read_text()
+  shown = capsys.readouterr().out
+  for text in ('a phantom', 'Parts', 'epochs 2 (30) of b', 'a text', 'Title'):
+    assert text in report and text in shown
+  assert f'results in {folder}' in shown
+
+
+def test_it_goes_on_in_its_folder_but_not_with_other_options(tmp_path):
+  run(tmp_path, lambda one: iter(()))
+  run(tmp_path, lambda one: iter(()))
+  with pytest.raises(ResultsError, match='batch: none before, 8 now'):
+    run(tmp_path, lambda one: iter(()), batch=8)
+
+
+def test_check_trains_nothing(tmp_path, capsys):
+  with pytest.raises(SystemExit) as end:
+    run(tmp_path, None, check=True)
+  assert not end.value.code and 'Parts' in capsys.readouterr().out
+  assert not list(tmp_path.iterdir())
