@@ -81,7 +81,7 @@ class TileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       }
       yield name, example | {key: column[i] for key, column in further.items()}
 
-  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, Sequence]]:
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
     """Returns the tiles in a folder and columns of what else they have."""
     raise NotImplementedError
 

@@ -1,6 +1,5 @@
 """Builds a TFDS dataset of breast tiles from a zip file and a table."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +26,7 @@ class Builder(TileBuilder):
       label is 0 or 1, zip_path the tile's name in the zip
   """
 
-  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, Sequence]]:
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
     """See base class."""
     tiles = from_zip(folder / 'idc_tiles.zip', folder / 'index.csv')
     x, y = tiles.xy.T.tolist()

@@ -1,6 +1,5 @@
 """Builds a TFDS dataset of tiles with and without lymphatic invasion."""
 
-from collections.abc import Sequence
 import pathlib
 import re
 from typing import Any, ClassVar
@@ -49,7 +48,7 @@ class Builder(TileBuilder):
   def _encoding(self) -> str:
     return 'png' if self.builder_config.name == 'hard' else 'jpeg'
 
-  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, Sequence]]:
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
     """See base class; images are stored as they are encoded."""
     kind = self.builder_config.name
     folder = pathlib.Path(folder) / kind
