@@ -44,7 +44,7 @@ def write(
     own = group == name
     label, prob, case = p.label[own], p.prob[own], p.case[own]
     values = metrics.evaluate(label, prob)
-    bounds, _ = intervals.of_metrics(label, prob, case)
+    bounds = intervals.of_metrics(label, prob, case)
     found = [
       scores.number(x)
       for metric in _METRICS

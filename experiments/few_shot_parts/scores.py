@@ -129,10 +129,9 @@ def outcome(scores: Mapping[str, Scores]) -> Outcome:
 
 
 def _replicates(test: Scores, prob: np.ndarray) -> dict[str, np.ndarray]:
-  drawn, _ = intervals.replicates(
+  return intervals.replicates(
     test.tumour.astype(int), prob, test.slide, resamples=RESAMPLES
   )
-  return drawn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,13 +219,13 @@ def table(found: Mapping[str, Found]) -> Table:
 def _auroc_interval(
   tumour: np.ndarray, score: np.ndarray
 ) -> tuple[float, float]:
-  drawn, _ = intervals.replicates(
-    tumour.astype(int),
-    np.stack([-score, score], 1),
-    [str(i) for i in range(len(score))],
+  drawn = intervals.auroc_replicates(
+    tumour,
+    score[None],
+    np.arange(len(score)).astype(str),
     resamples=scores.RESAMPLES,
   )
-  low, high = intervals.percentile(drawn['auroc'])
+  low, high = intervals.percentile(drawn)
   return float(low), float(high)
 
 

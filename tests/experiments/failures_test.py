@@ -122,7 +122,7 @@ def test_12_a_fold_without_a_class_is_foretold(tmp_path):
   )
   again = Findings()
   patients.folds(table, again, split_dir=None, k=4, seed=0)
-  assert 'class rare has 3 cases, fewer than --k=4' in again.problems[0]
+  assert '--k=4: class rare has 3 cases: fewer than 4' in again.problems[0]
 
 
 def test_16_slides_that_encoders_are_trained_on_are_named(tmp_path):

@@ -177,7 +177,7 @@ def assert_changes(rows, all_kept, p, share):
   change = line(rows, 'here, minus nothing dropped')
   assert_metrics(change, np.subtract(after, before))
   draws = [
-    published(intervals.replicates(x.label, x.prob, x.case)[0])
+    published(intervals.replicates(x.label, x.prob, x.case))
     for x in (all_kept, p)
   ]
   ends = np.nanpercentile(np.subtract(*draws[::-1]), [2.5, 97.5], 1)

@@ -188,9 +188,9 @@ def test_too_few_patients_for_k_are_a_problem(cohort, capsys):
   code, problems, _, out = check(*args, '--k=9', capsys=capsys)
   assert code == 1
   assert problems == [
-    'class 0 has 8 cases; class 1 has 8 cases; class 2 has 8 cases, fewer than'
-    ' --k=9 folds: choose --k=8 or less, merge classes with --labels, or pass'
-    ' --split_dir'
+    '--k=9: class 0 has 8 cases; class 1 has 8 cases; class 2 has 8 cases:'
+    ' fewer than 9 folds. Choose fewer folds, or merge classes. --labels merges'
+    ' classes, --split_dir reads other splits.'
   ]
   assert '24 slides of 24 cases' in out  # What can be said is.
 
