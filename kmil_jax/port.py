@@ -12,7 +12,6 @@ from typing import Any
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -343,7 +342,7 @@ def _shapes(
     )
     return next(lengths, default)
 
-  shape = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  shape = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
   classes, inputs = num_classes or size(_HEAD, 0), (shape(1, 32, 32, 3),)
   if name in SPECS:
     model = SPECS[name].make(num_classes=classes)
@@ -368,13 +367,13 @@ def _shapes(
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     import torch
+
+    state = torch.load(path, map_location='cpu', weights_only=True)
   except ImportError as error:
     raise PortError(
       f'{path}: reading {path.suffix} files takes torch, which is not '
       'installed; install it, or convert the file to .safetensors'
     ) from error
-  try:
-    state = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # torch raises what its unpickler raises.
     raise PortError(f'{path}: torch cannot read it: {error}') from error
   if not isinstance(state, dict):
