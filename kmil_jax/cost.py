@@ -117,7 +117,7 @@ def multiply_adds(model: nn.Module, num_instances: int, width: int) -> int:
     width: D.
 
   Raises:
-    NotImplementedError: for an architecture without `rows`.
+    NotImplementedError: for an architecture that is not known.
   """
   seen = rows(model, num_instances)
   leaves = traverse_util.flatten_dict(_shapes(model, width)['params'], sep='/')
@@ -129,69 +129,54 @@ def multiply_adds(model: nn.Module, num_instances: int, width: int) -> int:
   )
 
 
-@functools.singledispatch
 def rows(model: nn.Module, num_instances: int) -> dict[str, int]:
   """Returns how many rows weights see, if not one for every instance.
+
+  DSMIL, as published, queries the C critical instances once more. DTFD's second
+  tier sees what non-empty pseudo-bags distil. TransMIL sees a square of side
+  s = ceil(sqrt N), s^2 + 1 tokens, and in its attention the multiple of 256 at
+  or above these, as zero rows come before them.
 
   Args:
     model: a bag model; its options count.
     num_instances: N.
 
   Returns:
-    By patterns of the paths of weights.
+    By patterns of the paths of weights, of which the first counts.
 
   Raises:
     NotImplementedError: for an architecture that is not known.
   """
+  match model:
+    case ABMIL():
+      return {'classifier/weight': 1}
+    case DSMIL():
+      queries = num_instances + model.num_classes
+      return {'query_./weight': queries, 'fuse/weight': 1}
+    case DTFD():
+      bags = np.array_split(np.arange(num_instances), model.pseudo_bags)
+      ranked = model.distill in RANKING
+      kept = model.total_instances // model.pseudo_bags if ranked else 1
+      distilled = sum(min(kept, len(bag)) for bag in bags)
+      return {
+        'classifier/weight': min(num_instances, model.pseudo_bags),
+        'tier2/classifier/weight': 1,
+        'tier2/.*': 2 * distilled if model.distill == 'maxmins' else distilled,
+      }
+    case TransMIL():
+      square = (math.isqrt(num_instances - 1) + 1) ** 2
+      length = -(-(square + 1) // LANDMARKS) * LANDMARKS
+      return {
+        'class_token': 0,
+        'ppeg/.*': square,
+        '(.*/)?norm/scale': 4 * (square + 1),
+        'layer./residual': WIDTH // HEADS * length,
+        'layer./.*': length,
+        'classifier/weight': 1,
+      }
   raise NotImplementedError(
-    f'no multiply-adds are known of {type(model).__name__}: register what its'
-    ' weights see with kmil_jax.cost.rows'
+    f'no multiply-adds are known of {type(model).__name__}'
   )
-
-
-@rows.register
-def _abmil(model: ABMIL, num_instances: int) -> dict[str, int]:
-  return {'classifier/weight': 1}
-
-
-@rows.register
-def _dsmil(model: DSMIL, num_instances: int) -> dict[str, int]:
-  """As published, the C critical instances are queried once more."""
-  queries = num_instances + model.num_classes
-  return {'query_./weight': queries, 'fuse/weight': 1}
-
-
-@rows.register
-def _dtfd(model: DTFD, num_instances: int) -> dict[str, int]:
-  """Of non-empty pseudo-bags, and of the rows that they distil."""
-  bags = np.array_split(np.arange(num_instances), model.pseudo_bags)
-  ranked = model.distill in RANKING
-  kept = model.total_instances // model.pseudo_bags if ranked else 1
-  distilled = sum(min(kept, len(bag)) for bag in bags)
-  return {
-    'classifier/weight': min(num_instances, model.pseudo_bags),
-    'tier2/classifier/weight': 1,
-    'tier2/.*': 2 * distilled if model.distill == 'maxmins' else distilled,
-  }
-
-
-@rows.register
-def _transmil(model: TransMIL, num_instances: int) -> dict[str, int]:
-  """Of a square of side s = ceil(sqrt N), of s^2 + 1 tokens, and of L.
-
-  L is the multiple of 256 at or above s^2 + 1, as attention takes zero rows
-  before the tokens.
-  """
-  square = (math.isqrt(num_instances - 1) + 1) ** 2
-  length = -(-(square + 1) // LANDMARKS) * LANDMARKS
-  return {
-    'class_token': 0,
-    'ppeg/.*': square,
-    '(.*/)?norm/scale': 4 * (square + 1),
-    'layer./residual': WIDTH // HEADS * length,
-    'layer./.*': length,
-    'classifier/weight': 1,
-  }
 
 
 @functools.cache

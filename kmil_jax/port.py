@@ -164,21 +164,45 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise PortError(f'{path}: there is no such weights file')
-  if path.suffix == '.safetensors':
-    try:
-      state = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-      raise PortError(
-        f'{path}: not a readable .safetensors file: {error}'
-      ) from error
-  elif path.suffix in ('.pth', '.pt'):
-    state = _read_torch(path)
-  else:
+  if path.suffix not in ('.safetensors', '.pth', '.pt'):
     raise PortError(
       f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}'
     )
+  of_torch = path.suffix != '.safetensors'
+  library = 'torch' if of_torch else 'safetensors'
+  try:
+    if of_torch:
+      import torch
+
+      state = torch.load(path, map_location='cpu', weights_only=True)
+    else:
+      state = safetensors.numpy.load_file(path)
+  except ImportError as error:
+    raise PortError(
+      f'{path}: reading {path.suffix} files takes torch, which is not '
+      'installed; install it, or convert the file to .safetensors'
+    ) from error
+  except Exception as error:  # torch raises what its unpickler raises.
+    raise PortError(
+      f'{path}: not a readable file, {library} cannot read it: {error}'
+    ) from error
+  if not isinstance(state, dict):
+    state = {type(state).__name__: None}
+  if all(isinstance(part, dict) for part in state.values()):
+    state = {
+      f'{module}.{name}': value
+      for module, part in state.items()
+      for name, value in part.items()
+    }
+  if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
+    raise PortError(
+      f'{path}: holds more than named tensors: {", ".join(others)}; save '
+      'model.state_dict() alone'
+    )
   return {
-    name.removeprefix('module.'): np.asarray(value, np.float32)
+    name.removeprefix('module.'): np.asarray(
+      value.float() if of_torch else value, np.float32
+    )
     for name, value in state.items()
   }
 
@@ -362,32 +386,3 @@ def _shapes(
     model = resnet.ResNet50Trunk()
   init = functools.partial(model.init, train=False)
   return jax.eval_shape(init, jax.random.key(0), *inputs)
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    import torch
-
-    state = torch.load(path, map_location='cpu', weights_only=True)
-  except ImportError as error:
-    raise PortError(
-      f'{path}: reading {path.suffix} files takes torch, which is not '
-      'installed; install it, or convert the file to .safetensors'
-    ) from error
-  except Exception as error:  # torch raises what its unpickler raises.
-    raise PortError(f'{path}: torch cannot read it: {error}') from error
-  if not isinstance(state, dict):
-    state = {type(state).__name__: None}
-  if all(isinstance(part, dict) for part in state.values()):
-    state = {
-      f'{module}.{name}': value
-      for module, part in state.items()
-      for name, value in part.items()
-    }
-  others = [str(n) for n, v in state.items() if not torch.is_tensor(v)]
-  if others:
-    raise PortError(
-      f'{path}: holds more than named tensors: {", ".join(others)}; save '
-      'model.state_dict() alone'
-    )
-  return {name: value.float().numpy() for name, value in state.items()}

@@ -173,17 +173,3 @@ class Upsample(nn.Module):
     x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     y = jnp.einsum('thwf,abgf->thawbg', x, kernel)
     return y.reshape(rows, 2 * height, 2 * width, self.features)
-
-
-class Scope(nn.Module):
-  """Calls a function whose modules become those of this one.
-
-  Attributes:
-    function: creates modules, as the `__call__` of a module does.
-  """
-
-  function: Callable[..., Any]
-
-  @nn.compact
-  def __call__(self, *args: Any) -> Any:
-    return self.function(*args)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax.models import cpu
-from kmil_jax.models.convolutions import Scope, conv_norm, max_pool
-from kmil_jax.models.network import Classifier
+from kmil_jax.models.convolutions import conv_norm, max_pool
+from kmil_jax.models.network import Classifier, Scope
 from kmil_jax.models.torch_dense import TorchDense
 from kmil_jax.types import TilePrediction
 
@@ -129,18 +129,21 @@ class GoogLeNet(Classifier):
     pool = lambda x, size=3: max_pool(x, size, 2, _ceil_padding(x, size, 2))
     x = pool(layer('conv1', x, 64, 7, 2))
     x = pool(layer('conv3', layer('conv2', x, 64), 192, 3))
-    aux_logits = ()
+    middle = {}
     for stage, blocks in _STAGES.items():
       for letter, channels in blocks.items():
         name = f'inception{stage}{letter}'
         x = Inception(channels, layer, name=name)(x)
-        wanted = self.auxiliary and (train or self.is_initializing())
-        if wanted and name in _AUXILIARY:
-          head = AuxiliaryHead(self.num_classes, layer, name=_AUXILIARY[name])
-          aux_logits += (head(x, train=train),)
+        if name in _AUXILIARY:
+          middle[_AUXILIARY[name]] = x
       if stage < 5:
         x = pool(x, 3 if stage == 3 else 2)
-    return x, aux_logits
+    if not self.auxiliary or not (train or self.is_initializing()):
+      return x, ()
+    head = functools.partial(AuxiliaryHead, self.num_classes, layer)
+    return x, tuple(
+      head(name=name)(m, train=train) for name, m in middle.items()
+    )
 
 
 def _adaptive_mean(m: jax.Array, size: int) -> jax.Array:

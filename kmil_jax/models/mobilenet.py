@@ -8,8 +8,8 @@ import chex
 from flax import linen as nn
 import jax
 
-from kmil_jax.models.convolutions import Scope, conv_norm
-from kmil_jax.models.network import Classifier
+from kmil_jax.models.convolutions import conv_norm
+from kmil_jax.models.network import Classifier, Scope
 from kmil_jax.models.torch_dense import TorchDense
 
 # Expansion, channels, blocks and first stride (Sandler et al., table 2).

@@ -1,5 +1,6 @@
-"""What networks have in common: float32 products, and heads of tiles."""
+"""What networks have in common: float32 products, scopes, heads of tiles."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -22,6 +23,20 @@ class Network(nn.Module):
   def apply(self, *args: Any, **kwargs: Any) -> Any:
     with jax.default_matmul_precision('highest'):
       return super().apply(*args, **kwargs)
+
+
+class Scope(nn.Module):
+  """Calls a function whose modules become those of this one.
+
+  Attributes:
+    function: creates modules, as the `__call__` of a module does.
+  """
+
+  function: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, *args: Any) -> Any:
+    return self.function(*args)
 
 
 class Classifier(Network):

@@ -15,8 +15,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.convolutions import Scope, conv_norm
-from kmil_jax.models.network import Network
+from kmil_jax.models.convolutions import conv_norm
+from kmil_jax.models.network import Network, Scope
 from kmil_jax.models.resnet import STAGES, Block, stages
 
 # [T, S / 4, S / 4, 4 w], [T, S / 8, S / 8, 8 w], [T, S / 16, S / 16, 16 w]
