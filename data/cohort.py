@@ -130,17 +130,9 @@ def match(
     if slide not in source:
       continue
     try:
-      header = source.header(slide)
+      found.headers[slide] = source.header(slide)
     except FeatureError as error:
       found.problems.append(str(error))
-      continue
-    if header.length and header.width:
-      found.headers[slide] = header
-    else:
-      found.problems.append(
-        f'{source.path / slide}.h5: an empty bag, no features; extract the'
-        ' slide again'
-      )
   _compare(source.path, found)
   return found
 
@@ -228,6 +220,4 @@ def _text(value: Any) -> str:
   """Returns a value to compare by; float32 attributes are rounded."""
   if isinstance(value, float) and math.isfinite(value):
     return str(round(value, 6))
-  return (
-    value.decode(errors='replace') if isinstance(value, bytes) else str(value)
-  )
+  return str(value)

@@ -57,6 +57,34 @@ class TileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """See base class."""
     return {'train': self._generate_examples(dl_manager.manual_dir)}
 
+  def _generate_examples(self, folder: Any) -> Iterator[tuple[str, dict]]:
+    """See base class.
+
+    Raises:
+      TileError: naming all that is missing, broken or of another kind.
+    """
+    tiles, further = self._tiles(folder)
+    if (tiles.size, tiles.channels) != (self.SIZE, 3) or not set(
+      tiles.classes
+    ) <= set(self.CLASSES):
+      raise TileError(
+        f'{folder}: tiles of {tiles.size} px, {tiles.channels} channel(s) and '
+        f'the classes {", ".join(tiles.classes)}; {self.SIZE} px, 3 channels '
+        f'and {", ".join(self.CLASSES)} are {self.name}'
+      )
+    for i, name in enumerate(tiles.id.tolist()):
+      example = {
+        'id': name,
+        'image': tiles.read(i),  # In full: a dataset of broken files is none.
+        'label': tiles.classes[tiles.label[i]],
+        'patient': str(tiles.group[i]),
+      }
+      yield name, example | {key: column[i] for key, column in further.items()}
+
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
+    """Returns the tiles in a folder and columns of what else they have."""
+    raise NotImplementedError
+
 
 def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   """Opens a split of a prepared dataset with one image and one class label.

@@ -59,5 +59,5 @@ def write(
     ]
     line = f'{name:{width}}  {fold_of[name]:4} {counts[0]:5} {counts[1]:6} '
     lines.append(line + '  '.join(f'{cell:22}' for cell in cells).rstrip())
-  files.write_rows(folder / NAME, rows)
+  files.write_csv(folder / NAME, rows)
   return '\n'.join(lines)

@@ -181,10 +181,10 @@ def _by_patient(
     aurocs[patient] = float(metrics.auroc(tumour, said.primary[mine]))
     rows.append([patient, mine.sum(), tumour.sum(), aurocs[patient]])
   header = ['patient_id', 'tiles', 'tumour_tiles', 'auroc']
-  files.write_rows(folder / 'patients.csv', [header, *rows])
+  files.write_csv(folder / 'patients.csv', [header, *rows])
   columns = (tiles.id, tiles.group, *tiles.xy.T, tiles.label, said.primary)
   header = ['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']
-  files.write_rows(
+  files.write_csv(
     folder / 'test_tiles.csv',
     [header, *zip(*columns, said.positive().astype(int), strict=True)],
   )

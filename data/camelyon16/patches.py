@@ -13,7 +13,7 @@ import re
 import numpy as np
 from scipy import ndimage
 
-from data import atomic
+from data import files
 from data.camelyon16 import slides
 from data.labelled_tiles import LabelledTiles, TileError
 from data.slides import Slide, SlideError
@@ -67,7 +67,7 @@ def read(path: pathlib.Path | str) -> Patches:
 def write(path: pathlib.Path, patches: Patches) -> None:
   """Writes a list as `read` reads it."""
   rows = zip(patches.slide, *patches.xy.T, strict=True)
-  atomic.write_csv(path, rows)
+  files.write_csv(path, rows)
 
 
 def sample(

@@ -7,7 +7,7 @@ from matplotlib import figure
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from data import atomic
+from data.files import replacing
 from data.slides import Slide
 from experiments.few_shot_parts import paper, slides
 from experiments.few_shot_parts.cohort import Cohort
@@ -168,5 +168,5 @@ def _roc(found: Mapping[str, Judged], title: str) -> figure.Figure:
 
 
 def _save(path: pathlib.Path, drawing: figure.Figure) -> None:
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')

@@ -53,7 +53,7 @@ def write(
       (f'{x:.9g}' for x in highest),
     )
     rows += [(part, *row) for row in zip(*columns, strict=True)]
-  files.write_rows(folder / FILE, rows)
+  files.write_csv(folder / FILE, rows)
 
 
 def read(folder: pathlib.Path) -> dict[str, Scores]:

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data import atomic
+from data.files import replacing
 from data.slides import Slide
 from experiments.few_shot_parts import paper, scores, training
 from experiments.few_shot_parts.cohort import Cohort
@@ -242,7 +242,7 @@ def _truth(folder: pathlib.Path, cohort: Cohort) -> dict[str, froc.Lesions]:
     found[slide.id] = froc.lesions(mask, mpp=cohort.scale.mpp, level=level)
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     path = folder / f'{slide.id}_mask_level{level}.png'
-    with atomic.replacing(path) as part:
+    with replacing(path) as part:
       image.save(part, format='PNG')
   return found
 

@@ -52,7 +52,7 @@ def make(root, name, skill, seed, *, classes=CLASSES, edit=None, reverse=False):
       folder / f'fold_{f}' / 'predictions.csv', f, parts, classes
     )
     train = [[s, '', ''] for s in table['slide'][table['train'][f]]]
-    files.write_rows(
+    files.write_csv(
       folder / 'splits' / f'splits_{f}.csv', [['train', 'val', 'test'], *train]
     )
   summaries.summarise(folder, name, 'origin', FOLDS, classes)

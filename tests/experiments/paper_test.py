@@ -30,7 +30,7 @@ def commands(monkeypatch):
     done = made(command, **options)
     for at in pathlib.Path(value(command, '--results_dir')).rglob('fold_*'):
       path = at.parent / 'splits' / f'splits_{at.name[5:]}.csv'
-      files.write_rows(path, [['train', 'val', 'test']])
+      files.write_csv(path, [['train', 'val', 'test']])
     return done
 
   monkeypatch.setattr(paper_runs.subprocess, 'run', run_command)

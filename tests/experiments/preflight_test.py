@@ -113,7 +113,7 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
     f'{table}: slide ../z: an id is a file name, without folders',
     f'{at}: no features of 2 of 24 labelled slides: 1, slide_002',
     f'{at / "slide_003.h5"}: not a complete HDF5 file',
-    f'{at / "slide_005.h5"}: an empty bag',
+    f'{at / "slide_005.h5"}: features are float32 [0, ',
     f'{at / "slide_011.h5"}: coords have shape [99, 2] for',
     'features of different dimensions are mixed: 4, 7; other than the rest are'
     ' slide_006',
