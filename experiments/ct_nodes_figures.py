@@ -6,7 +6,7 @@ import pathlib
 from matplotlib import figure
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from experiments.ct_nodes_parts import Parts
 from experiments.ct_nodes_table import Said
 
@@ -120,5 +120,5 @@ def spread(parts: Parts, count: int) -> np.ndarray:
 
 
 def _save(drawing: figure.Figure, path: pathlib.Path) -> None:
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=130, format='png')

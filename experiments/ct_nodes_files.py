@@ -32,7 +32,7 @@ def write_predictions(
           *(repr(float(one.prob[i, 1])) for one in said),
         ]
       )
-  files.write_rows(path, lines)
+  files.write_csv(path, lines)
 
 
 def write_summary(

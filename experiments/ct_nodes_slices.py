@@ -9,9 +9,9 @@ import pathlib
 
 import numpy as np
 
-from data import atomic
 from data.ct import VolumeError, nodes, volumes
 from data.ct.table import Row
+from data.files import replacing
 from experiments.run import progress
 from kmil_jax import parallel
 
@@ -83,7 +83,7 @@ def collect(
   path = cache_dir / f'ct_slices_{_key(rows, classes, mode, every)}.npz'
   if parallel.is_first() and not path.exists():
     found = _cut_all(rows, classes, mode, every)
-    with atomic.replacing(path) as part, part.open('wb') as file:
+    with replacing(path) as part, part.open('wb') as file:
       np.savez(file, **dataclasses.asdict(found))
   parallel.wait_for_all('ct_slices')
   with np.load(path) as held:

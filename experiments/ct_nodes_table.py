@@ -30,14 +30,14 @@ def score(said: Said, parts: Parts) -> dict:
   hit = said.prob.argmax(1) == tiles.label
   label, prob = tiles.label[test], said.prob[test]
   values = metrics.evaluate(label, prob)
-  overall, _ = intervals.of_metrics(label, prob, tiles.group[test])
+  bounds = intervals.of_metrics(label, prob, tiles.group[test])
   found = {
     'kept_epoch': said.epoch + 1,
     'epochs': said.epochs,
     'train_accuracy': float(hit[train].mean()),
   }
   for name in ('accuracy', 'auroc'):
-    low, high = overall[name]
+    low, high = bounds[name]
     found[f'test_{name}'] = {
       'value': scores.number(values[name]),
       'ci_low': scores.number(low),

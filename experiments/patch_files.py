@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import atomic
+from data.files import replacing
 from kmil_jax import port
 from kmil_jax.train import Variables
 from kmil_jax.types import PatchRecipe
@@ -40,7 +40,7 @@ def save(
       _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
     },
   )
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_bytes(content)
 
 
@@ -99,10 +99,7 @@ def start(path: str | pathlib.Path, model: str, drawn: Variables) -> Variables:
   path = pathlib.Path(path).expanduser()
   state = port.load_state_dict(path)
   if not any(name.startswith('params/') for name in state):
-    return port.fine_tuned(model, state, drawn)
+    return port.from_torch(model, state, drawn=drawn)
   wanted = traverse_util.flatten_dict(drawn, sep='/')
-  entries = {
-    name: port.Entry(name, x.shape, x.shape, tuple(range(x.ndim)))
-    for name, x in wanted.items()
-  }
-  return port.fill(state, entries)
+  port.check(state, {name: leaf.shape for name, leaf in wanted.items()})
+  return traverse_util.unflatten_dict(state, sep='/')

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib import axes, cm, colors, figure, lines
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from experiments.two_step_scores import VOTES
 
 _ALPHAS = np.linspace(0, 0.75, 256)
@@ -57,7 +57,7 @@ def heat_maps(
   drawing.legend(
     handles=handles, loc='outside lower center', ncols=2, fontsize=9
   )
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=100, format='png')
 
 
@@ -90,7 +90,7 @@ def grid(
   for ax in panels:
     ax.set(xticks=[], yticks=[])
   drawing.colorbar(shown, ax=panels, shrink=0.7, label='tumour')
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=100, format='png')
 
 
@@ -130,7 +130,7 @@ def scores(
     ax.grid(axis='y', color='0.92')
     ax.set_axisbelow(True)
   panels[0].set_ylabel('score: highest share of votes in the image')
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')
 
 

@@ -5,8 +5,9 @@ import pathlib
 
 from matplotlib import figure
 import numpy as np
+from sklearn.metrics import roc_curve
 
-from data import atomic
+from data.files import replacing
 from data.slides import Slide
 from experiments.few_shot_parts import paper, slides
 from experiments.few_shot_parts.cohort import Cohort
@@ -143,8 +144,10 @@ def _roc(found: Mapping[str, Judged], title: str) -> figure.Figure:
   ax = drawing.subplots()
   for place, (name, (truth, score)) in enumerate(found.items()):
     area = metrics.auroc(truth, score)
+    alarms, hits, _ = roc_curve(truth, score, drop_intermediate=False)
     ax.plot(
-      *metrics.roc(truth, score),
+      alarms,
+      hits,
       color=f'C{place}',
       lw=1.6,
       label=f'{name}, AUROC {area:.3f}',
@@ -165,5 +168,5 @@ def _roc(found: Mapping[str, Judged], title: str) -> figure.Figure:
 
 
 def _save(path: pathlib.Path, drawing: figure.Figure) -> None:
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')

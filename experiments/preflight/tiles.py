@@ -5,8 +5,9 @@ from typing import NoReturn
 
 import numpy as np
 
+from data.files import first_of
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments.preflight.findings import Findings, some
+from experiments.preflight.findings import Findings
 
 _AT_ONCE = 256  # Tiles decoded before the memory is given back.
 
@@ -51,6 +52,7 @@ def check(
       both = sorted(set(sets[one].group) & set(sets[other].group) - {''})
       if both:
         findings.problems.append(
-          f'{len(both)} patients are both in {one} and {other}: {some(both)}'
+          f'{len(both)} patients are both in {one} and {other}:'
+          f' {first_of(both)}'
         )
   findings.close()

@@ -1,5 +1,6 @@
 """A dense layer with the layout and the start of PyTorch's."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -60,6 +61,23 @@ class TorchDense(nn.Module):
     x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
     y = product(x, weight)
     return y if bias is None else y + bias
+
+
+class TorchWeights(nn.Module):
+  """The parameters of a torch layer that other programs than its own apply.
+
+  Attributes:
+    fan_in: of their start, PyTorch's.
+    shapes: by name.
+  """
+
+  fan_in: int
+  shapes: Mapping[str, tuple[int, ...]]
+
+  @nn.compact
+  def __call__(self) -> list[jax.Array]:
+    init = uniform(self.fan_in)
+    return [self.param(name, init, s) for name, s in self.shapes.items()]
 
 
 @jax.custom_vjp

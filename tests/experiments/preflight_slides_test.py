@@ -123,6 +123,7 @@ def test_tiles_are_all_decoded_and_patients_kept_apart(capsys):
   out = capsys.readouterr().out
   assert done.value.code == 1
   assert 'one: 4 tiles of 8 px, 3 patients: neg 2, pos 2' in out
-  assert 'problem: one: c.png: cannot be read' in out
+  assert 'problem: one: tiles that cannot be read: 1 problem' in out
+  assert '  c.png: cannot be read as an image' in out
   assert 'class neg: tiles of 2 group(s) only (p, q) for 3 parts' in out
   assert 'problem: 1 patients are both in one and other: r' in out
