@@ -12,7 +12,7 @@ import numpy as np
 
 from kmil_jax.models import cpu
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.torch_dense import uniform
+from kmil_jax.models.network import uniform
 
 # He et al., "Delving deep into rectifiers", ICCV 2015, eq. 14.
 KAIMING = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')

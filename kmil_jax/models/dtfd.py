@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
-from kmil_jax.models.network import Network, Scope
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Network, Scope, TorchDense
 from kmil_jax.types import Prediction
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')

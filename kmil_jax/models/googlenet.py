@@ -11,8 +11,7 @@ import numpy as np
 
 from kmil_jax.models import cpu
 from kmil_jax.models.convolutions import conv_norm, max_pool
-from kmil_jax.models.network import Classifier, Scope
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Classifier, Scope, TorchDense
 from kmil_jax.types import TilePrediction
 
 # Channels of the 1x1 branch; of the 3x3 branch, reduced and out; of what was

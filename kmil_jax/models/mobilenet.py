@@ -9,8 +9,7 @@ from flax import linen as nn
 import jax
 
 from kmil_jax.models.convolutions import conv_norm
-from kmil_jax.models.network import Classifier, Scope
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Classifier, Scope, TorchDense
 
 # Expansion, channels, blocks and first stride (Sandler et al., table 2).
 _STAGES = (

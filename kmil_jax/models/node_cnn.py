@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.convolutions import max_pool
-from kmil_jax.models.network import Classifier
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Classifier, TorchDense
 from kmil_jax.types import TilePrediction
 
 _CHANNELS = (32, 64, 128)

@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.torch_dense import TorchDense, TorchWeights, uniform
+from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
 CLASS_ROW = 1  # Row 0 is the zero token.

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.convolutions import conv_norm, convolution, max_pool
-from kmil_jax.models.network import Classifier, Network
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Classifier, Network, TorchDense
 
 # Bottleneck blocks of conv2_x, conv3_x and conv4_x (He et al., table 1).
 STAGES = (3, 4, 6)

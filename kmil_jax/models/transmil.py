@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax.models import pooling
-from kmil_jax.models.network import Network
+from kmil_jax.models.network import Network, TorchDense, TorchWeights
 from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
-from kmil_jax.models.torch_dense import TorchDense, TorchWeights
 from kmil_jax.types import Prediction
 
 _SIZE = 7  # Of the largest convolution.

@@ -8,7 +8,7 @@ import sys
 import feature_folder
 import script_process
 
-MOST_FILES = 17
+MOST_FILES = 16
 # Runs a module, noting which functions of kmil_jax are called until the first
 # epoch's updates are done; what runs while modules are imported does not count.
 PROGRAM = """
