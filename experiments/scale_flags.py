@@ -7,7 +7,7 @@ import pathlib
 from absl import flags
 
 from data import slides
-from experiments.preflight.findings import some
+from data.files import first_of
 from experiments.run.options import free
 
 DEFAULT_MPP = flags.DEFINE_float(
@@ -57,7 +57,9 @@ class Scale:
     found = slides.read_mpp_csv(self.slide_mpp_csv)
     absent = sorted(found.keys() - {slides.slide_id(path) for path in paths})
     if absent:
-      print(f'warning: {self.slide_mpp_csv}: no slide files of {some(absent)}')
+      print(
+        f'warning: {self.slide_mpp_csv}: no slide files of {first_of(absent)}'
+      )
     return found
 
 
@@ -75,5 +77,5 @@ def of(paths: Sequence[pathlib.Path]) -> dict[str, float]:
   found = slides.read_mpp_csv(MPP_CSV.value)
   absent = sorted(found.keys() - {slides.slide_id(path) for path in paths})
   if absent:
-    print(f'warning: {MPP_CSV.value}: no slide files of {some(absent)}')
+    print(f'warning: {MPP_CSV.value}: no slide files of {first_of(absent)}')
   return found

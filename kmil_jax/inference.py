@@ -19,18 +19,24 @@ CHOOSER, MODEL = 'chooser', 'model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
 
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-  """The networks of a prediction, and what is made of their outputs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """A form of a bag model, and what is made of its outputs."""
 
   model: str  # of SPECS
-  num_classes: int
-  width: int  # of the features
   precision: str = 'float32'
   # Where the model has a first stage.
   choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design(Variant):
+  """The networks of a prediction."""
+
+  num_classes: int
+  width: int  # of the features
 
   @property
   def least(self) -> int:
@@ -88,19 +94,11 @@ class Design:
       )
       kept = mask
       if CHOOSER in networks:
-        scores = kmil.instance_scores(
-          apply(CHOOSER, mask).instance_logits, self.choice.score
-        )
-        kept = kmil.key_instances(
-          scores, mask, self.choice.drop_per_mille, self.choice.drop
-        )
+        logits = apply(CHOOSER, mask).instance_logits
+        kept = kmil.chosen(logits, mask, self.choice)
       prediction = apply(MODEL, kept)
       return {
-        'prob': (
-          kmil.combined_prob(prediction, kept)
-          if self.combine
-          else jax.nn.softmax(prediction.logits)
-        ),
+        'prob': kmil.prob(prediction, kept, self.combine),
         'attention': prediction.attention,
         'instance_prob': jax.nn.softmax(prediction.instance_logits),
         'kept': kept,
@@ -124,27 +122,22 @@ class Design:
     Args:
       weights: in the shapes that it will be given.
     """
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(weights)
-    )
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    shape = jax.ShapeDtypeStruct
+    call = export.export(jax.jit(self.predict), platforms=PLATFORMS)
+    bag = lambda n: (shape((n, self.width), jnp.float32), shape((), jnp.int32))
     if SPECS[self.model].fixed_length:
       sizes = {archives.program_name(n): n for n in archives.LENGTHS}
     else:
       least = max(self.least, archives.LEAST)
-      (any_size,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
-      sizes = {archives.ANY: any_size}
+      (n,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
+      sizes = {archives.ANY: n}
     # Do not store local file paths in the exported program.
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
       with cpu.lowering_for(None):
         return {
-          name: bytes(
-            export.export(jax.jit(self.predict), platforms=PLATFORMS)(
-              shapes, jax.ShapeDtypeStruct((n, self.width), jnp.float32), count
-            ).serialize()
-          )
+          name: bytes(call(dict(weights), *bag(n)).serialize())
           for name, n in sizes.items()
         }
     finally:

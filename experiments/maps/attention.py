@@ -11,6 +11,7 @@ from experiments.bags.cohort import Cohort
 from experiments.maps import overlay, tile_scores
 from experiments.run.results import Folder
 from kmil_jax.folds import FoldResults
+from kmil_jax.inference import MODEL
 from kmil_jax.tasks.bags import BagLoader
 
 # Compiled once for all folds: a task is its own key.
@@ -29,10 +30,10 @@ def write(
 ) -> None:
   """Stores what one fold's model sees in each of its test slides.
 
-  Writes `attention/<slide_id>.h5`, see `tile_scores`, with the attributes of the
-  feature file and `classes`, and without `coords` if the features have none;
-  for models that choose instances also `keep/keep.h5` with bool [N] of every
-  slide of the cohort.
+  Writes `attention/<slide_id>.h5`, see `tile_scores`, with the attributes of
+  the feature file and `classes`, and without `coords` if the features have
+  none; for models that choose instances also `keep/keep.h5` with bool [N] of
+  every slide of the cohort.
 
   Args:
     folder: of the fold.
@@ -42,7 +43,7 @@ def write(
     trained: all runs.
     run: the fold's.
   """
-  params = jax.tree.map(lambda x: x[run : run + 1], trained.params)
+  params = jax.tree.map(lambda x: x[run : run + 1], trained.params[MODEL])
   index, store = np.flatnonzero(rows), bags.store
   ends = store.offset + store.length
   probs = trained.prob['test'][run]

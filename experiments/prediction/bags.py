@@ -1,10 +1,13 @@
 """The features of slides beside those that models take."""
 
 from collections.abc import Sequence
+import contextlib
 import pathlib
 from typing import NamedTuple
 
 from data import packed
+from data.cohort import compare
+from data.features import FeatureError
 from experiments.bags import features
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.check import Findings
@@ -44,9 +47,13 @@ def find(
   ids = source.ids() if requested is None else list(requested)
   if not ids and requested is None:
     raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
-  findings, others = Findings(), frozenset(source.ids())
-  headers = features.find(source, ids, Findings(), others=others)
-  made = features.shared(source.path, headers, findings)
+  headers = {}
+  for slide in ids:
+    # What cannot be read is told when it is predicted.
+    with contextlib.suppress(FeatureError):
+      headers[slide] = source.header(slide)
+  found = compare(source.path, headers)
+  made, findings = found.made, Findings(found.problems, found.warnings)
   theirs = {'dimensions': str(card.width), **card.features}
   if differ := features.differences(made, theirs):
     findings.problems.append(

@@ -86,9 +86,8 @@ def plan(
     SlideError: if there are no slides.
   """
   made, encoder_name = card.features, card.features.get('encoder', 'unknown')
-  if not encoder_name.startswith(_OURS) or not {'mpp', 'patch_size'} <= set(
-    made
-  ):
+  known = encoder_name.startswith(_OURS) or encoder_name == weights
+  if not known or not {'mpp', 'patch_size'} <= set(made):
     raise PredictionError(
       f'--slides_dir: the models take features of encoder {encoder_name}, with'
       f' tiles of {made.get("patch_size", "unknown")} px at'

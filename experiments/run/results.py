@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any
 
-from data import atomic
+from data.files import replacing
 from experiments.run import options
 from kmil_jax import parallel
 
@@ -136,14 +136,14 @@ class Folder:
         content = ''.join(lines)
       case '.csv':
         text = io.StringIO(newline='')
-        csv.writer(text).writerows(content)
+        csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
     self.save(name, lambda path: path.write_bytes(content.encode()))
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""
     if parallel.is_first():
-      with atomic.replacing(self.at(name)) as part:
+      with replacing(self.at(name)) as part:
         write(part)
 
   def config(self) -> Config:
@@ -185,16 +185,10 @@ def opened(
     ResultsError: in every process, if another one writes into the folder, or it
       was begun with other options or inputs.
   """
-  folder, fault = Folder(path), ''
+  folder = Folder(path)
   with contextlib.ExitStack() as held:
-    if parallel.is_first():
-      try:
-        held.enter_context(_locked(folder))
-        record(folder, asked, inputs, cohort)
-      except (ResultsError, options.OptionError, OSError) as e:
-        fault = str(e)
-    if not parallel.agree(not fault):
-      raise ResultsError(fault or f'{path} was refused by process 0.')
+    _in_first(path, lambda: held.enter_context(_locked(folder)))
+    record(folder, asked, inputs, cohort)
     yield folder
 
 
@@ -211,8 +205,17 @@ def record(
     asked: see `opened`, as the other arguments.
 
   Raises:
-    ResultsError: if there is one of other options or inputs.
+    ResultsError: in every process, if there is one of other options or inputs.
   """
+  _in_first(folder.path, lambda: _record(folder, asked, inputs, cohort))
+
+
+def _record(
+  folder: Folder,
+  asked: Sequence[Any],
+  inputs: Mapping[str, Any],
+  cohort: Mapping[str, Any] | None,
+) -> None:
   made_by = [_made_by()]
   if folder.at(CONFIG).exists():
     differ = differences(folder, asked, inputs)
@@ -257,6 +260,18 @@ def differences(
     for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
     if old.inputs.get(name) != hash
   ]
+
+
+def _in_first(path: pathlib.Path, call: Callable[[], Any]) -> None:
+  """Calls in process 0; if that fails, every process raises."""
+  fault = ''
+  if parallel.is_first():
+    try:
+      call()
+    except (ResultsError, options.OptionError, OSError) as e:
+      fault = str(e)
+  if not parallel.agree(not fault):
+    raise ResultsError(fault or f'{path} was refused by process 0.')
 
 
 @contextlib.contextmanager
