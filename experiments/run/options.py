@@ -13,7 +13,7 @@ A field is an int, float, str, bool, pathlib.Path or a tuple of one of these,
 and may be None. A tuple is written with commas between its values.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -24,8 +24,9 @@ from typing import Any
 
 from absl import flags
 
-# Former names of flags. They are understood, and not shown.
-ALIASES: Mapping[str, str] = {}
+# Former names of flags, and what they are now. They are understood, and not
+# shown; one may be that of several flags, of different scripts.
+ALIASES: Sequence[tuple[str, str]] = (('mpp', 'image_mpp'),)
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
 
 
@@ -56,7 +57,8 @@ def field(
     choices: all values there are.
     result: False if results do not depend on it, as on the place of a cache.
     only: other flags by name, and the values of them with which this one has an
-      effect; True for any value but None. Given otherwise, it is refused.
+      effect; True for any value but None, False for None. Given otherwise, it
+      is refused.
   """
   metadata = {
     'help': help,
@@ -128,8 +130,8 @@ def from_json(
   Raises:
     OptionError: if a value is of no option, or not one that it takes.
   """
-  values = {ALIASES.get(name, name): value for name, value in values.items()}
   known = {option.flag for option in _options(classes)}
+  values = renamed(values, classes)
   if unknown := sorted(values.keys() - known):
     raise OptionError(
       f'{source}: unknown options {", ".join(unknown)}. They may be of a newer'
@@ -146,6 +148,14 @@ def from_json(
         raise OptionError(f'{source}: {option.flag} is {value!r}: {e}') from e
     found.append(cls(**given))
   return found
+
+
+def renamed(
+  values: Mapping[str, Any], classes: Sequence[type]
+) -> dict[str, Any]:
+  """Returns values by the flags' names of today."""
+  former = dict(_aliases({option.flag for option in _options(classes)}))
+  return {former.get(name, name): value for name, value in values.items()}
 
 
 def decisive(classes: Sequence[type]) -> set[str]:
@@ -262,19 +272,31 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
     else:
       text = flags.ArgumentSerializer()
       flags.DEFINE(option.parser, *about, serializer=text, **where)
-  for former, name in ALIASES.items():
-    if name in known and former not in known:
-      flags.DEFINE_alias(former, name, flag_values=values, module_name='')
+  for former, name in _aliases(known):
+    flags.DEFINE_alias(former, name, flag_values=values, module_name='')
   return values
+
+
+def _aliases(known: Container[str]) -> list[tuple[str, str]]:
+  """Returns the former names of known flags, and these."""
+  return [
+    (former, name)
+    for former, name in ALIASES
+    if name in known and former not in known
+  ]
 
 
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:
   """Raises if a flag was given that the others leave without an effect."""
   for name, wanted in option.only.items():
     value = values[name].value
-    if wanted is True:
-      if not value:
+    if isinstance(wanted, bool):
+      if wanted and not value:
         raise OptionError(f'--{option.flag} requires --{name}.')
+      if value and not wanted:
+        raise OptionError(
+          f'--{option.flag} has no effect with --{name}. Leave it out.'
+        )
       continue
     held = value if isinstance(value, tuple) else (value,)
     if not set(held).intersection(wanted):

@@ -24,6 +24,8 @@ import tempfile
 import time
 from typing import Any
 
+import numpy as np
+
 from data import atomic
 from experiments.run import options
 from kmil_jax import parallel
@@ -119,7 +121,12 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
+    """Writes a file.
+
+    Args:
+      name: of the file.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib, of an
+        .npz arrays by name. A text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -130,6 +137,13 @@ class Folder:
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
         return
+      case '.npz':
+        held = io.BytesIO()
+        np.savez_compressed(held, **content)
+        self.save(name, lambda path: path.write_bytes(held.getvalue()))
+        return
+      case _ if isinstance(content, str):
+        pass
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':

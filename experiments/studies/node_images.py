@@ -1,0 +1,620 @@
+"""Images of lymph nodes: patches, heat maps of votes, outlines and decisions.
+
+What the two networks of `two_step` learn from, and what they find: windows of
+40 um, 10 um apart, vote on the pixels they cover (`kmil_jax.heatmap`), and an
+image is positive if a pixel has enough votes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import pathlib
+import time
+from typing import Any
+
+import contourpy
+from matplotlib import figure
+import numpy as np
+
+from data import labelled_tiles, node_images
+from data.labelled_tiles import LabelledTiles, TileError
+from data.node_images import LABELS, MPP, PARTS, NodeImages
+from data.phantom import nodes
+from data.tissue import glass
+from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.patches import pictures, tiles as patch_tiles
+from experiments.patches.study import File, Study
+from experiments.patches.training import Trained
+from experiments.run import phantoms, progress, results
+from experiments.run.check import Findings
+from experiments.run.options import field
+from experiments.studies import two_step
+from experiments.studies.two_step import CLASSES, ONE, RAISED, SHARES, TWO
+from kmil_jax import heatmap, intervals, parallel
+from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
+
+VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
+_LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
+_COARSE = 20  # Stride, in pixels, that false positives are gathered with.
+_STEPS = ('primary', 'secondary')
+_TIMED = 16  # Windows down and across that are timed.
+_ROUNDS = 3
+_PATIENTS = (
+  "Intervals: Wilson's on the effective number of images or windows, of which"
+  ' patients hold several.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Images of lymph nodes with masks of their tumour."""
+
+  images_dir: pathlib.Path | None = field(
+    None,
+    'Folder of images, <image_id>.png or .tif. By default a phantom is'
+    ' rendered.',
+    result=False,
+    only={'tiles_zip': False, 'masks_dir': True, 'images_csv': True},
+  )
+  masks_dir: pathlib.Path | None = field(
+    None,
+    'Folder of masks of the same names and sizes, not 0 on tumour.',
+    result=False,
+    only={'images_dir': True},
+  )
+  images_csv: pathlib.Path | None = field(
+    None,
+    'Table of these images, with the columns image_id,patient_id,part'
+    ' (development or test) and, where negative images have no mask, label'
+    ' (negative or positive).',
+    result=False,
+    only={'images_dir': True},
+  )
+  image_mpp: float = field(
+    MPP,
+    'Micrometres per pixel of the images.',
+    least=0.05,
+    only={'images_dir': True},
+  )
+  patches: int | None = field(
+    None,
+    'Patches of each class to train and validate with. By default 16000, on the'
+    ' phantom 300.',
+    least=10,
+    only={'tiles_zip': False},
+  )
+  least_tumour: int | None = field(
+    None,
+    'Area of tumour in a window, in square micrometres, from which it is one of'
+    ' tumour. Windows with less, but some, are left out. By default 100, about'
+    ' a cell; on the phantom, whose outlines hold stroma, 400.',
+    least=1,
+    only={'tiles_zip': False},
+  )
+  split_patches: str = field(
+    'patient',
+    'Keep whole patients, or only whole patches, in one part. patient avoids'
+    ' leakage; patch repeats the paper.',
+    choices=('patient', 'patch'),
+    only={'tiles_zip': False},
+  )
+  pictures: int = field(
+    8,
+    'Number of test images to draw, half of them positive.',
+    least=0,
+    result=False,
+    only={'tiles_zip': False},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+  """Node images, and patches of the development part; see `Detectable`."""
+
+  images: NodeImages
+  parts: tuple[LabelledTiles, LabelledTiles]
+  split_by: str
+  least: int  # pixels of tumour, see `Images.least_tumour`
+  pictures: int
+  is_phantom: bool
+  origin = (
+    'False positives are gathered from the negative development images, windows'
+    ' 20 um apart.'
+  )
+
+  @functools.cached_property
+  def inputs(self) -> dict[str, str]:
+    """A hash of all images, masks, patients and parts."""
+    images, digest = self.images, hashlib.sha256()
+    for row in range(len(images)):
+      known = images.id, images.patient, images.test, images.positive
+      digest.update('\0'.join(str(column[row]) for column in known).encode())
+      for path in (images.image_paths[row], images.mask_paths[row]):
+        if path is not None:
+          with path.open('rb') as file:
+            digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return {'images_sha256': digest.hexdigest()}
+
+  @property
+  def note(self) -> str:
+    images = self.images
+    phantom = 'a phantom, which says nothing about patients: '
+    return (
+      f'{phantom * self.is_phantom}{len(images)} images of'
+      f' {len(set(images.patient))} patients: {images.test.sum()} to test,'
+      f' {images.positive.sum()} positive'
+    )
+
+  def check(self, findings: Findings) -> None:
+    """Nothing is left to find: opening the images has found all problems."""
+
+  def tables(self) -> Iterator[Table]:
+    names = 'training', 'validation'
+    sets = dict(zip(names, self.parts, strict=True))
+    yield patch_tiles.counts(sets, 'Patches')
+
+  def false_positives(self, primary: Trained) -> LabelledTiles:
+    images, where = self.images, [np.empty((0, 3), int)]
+    for row in _bar(
+      np.flatnonzero(~images.test & ~images.positive), 'mistakes'
+    ):
+      image, mask = images.read(row)
+      _, look = windows(image, mask, _COARSE)
+      (prob,) = scan(image, [primary], stride=_COARSE, look=look)
+      yx = np.argwhere(prob >= FIRES) * _COARSE
+      where.append(np.c_[np.full(len(yx), row), yx])
+    where = np.concatenate(where)
+    return cut(images, where, np.zeros(len(where), int))
+
+  def decisions(
+    self, study: Study, networks: Sequence[Trained]
+  ) -> Iterator[Table | File | str]:
+    """Yields Table 3 and Figure 4, windows, outlines and pictures."""
+    images, rows = self.images, range(len(self.images))
+    scans = [
+      self._scanned(study.folder, row, networks)
+      for row in _bar(rows, 'heat maps')
+    ]
+    one, final = (
+      np.array([most_votes(maps[step]) for maps in scans]) for step in (0, -1)
+    )
+    is_two = len(networks) == 2
+    bars, table = self._table_3({ONE: one} | ({TWO: final} if is_two else {}))
+    bar = bars[TWO if is_two else ONE]
+    yield table
+    if is_two:
+      yield self._windows_table(scans)
+    lines = [['image_id', 'patient_id', 'part', 'label']]
+    lines[0] += ['score_one_step', 'score', 'decision']
+    label = [LABELS[int(positive)] for positive in images.positive]
+    said = [LABELS[int(votes >= bar)] for votes in final]
+    part = [PARTS[int(test)] for test in images.test]
+    columns = images.id, images.patient, part, label, one / VOTES, final / VOTES
+    yield File('images.csv', [*lines, *zip(*columns, said, strict=True)])
+    scores = {
+      name: (final[some], images.positive[some])
+      for name, some in zip(PARTS, (~images.test, images.test), strict=True)
+    }
+    yield File('figures/scores.png', score_figure(scores, bar))
+    drawn = set()
+    for wanted in (True, False):
+      some = np.flatnonzero(images.test & (images.positive == wanted))
+      order = some[np.argsort(-one[some], kind='stable')]
+      drawn |= set(order[: (self.pictures + wanted) // 2].tolist())
+    for row in _bar(rows, 'outlines'):
+      image, mask = images.read(row)
+      maps = {}
+      for name, votes, prob in zip(
+        (ONE, TWO), (one, final), scans[row], strict=False
+      ):
+        heat = heatmap.votes(prob >= FIRES, image.shape[:2])
+        lesions = outlines(heat >= (bar - 0.5) / VOTES)
+        maps[f'{name}, score {votes[row] / VOTES:.4f}'] = heat, lesions
+      content = json.dumps(geojson(lesions, MPP / images.mpp))
+      yield File(f'outlines/{images.id[row]}.json', content)
+      if row in drawn:
+        title = f'{images.id[row]}, {label[row]}: decision {said[row]}'
+        drawing = pictures.overlay(
+          title, image, maps, label='votes for tumour', truth=outlines(mask)
+        )
+        yield File(f'figures/{images.id[row]}.png', drawing)
+    yield self._speed(networks)
+
+  def _scanned(
+    self, folder: results.Folder, row: int, networks: Sequence[Trained]
+  ) -> list[np.ndarray]:
+    """Scans an image, or loads what was found in it before."""
+    name = f'maps/{self.images.id[row]}.npz'
+    if folder.has(name):
+      with np.load(folder.at(name)) as held:
+        return [held[step] for step in _STEPS if step in held]
+    image, mask = self.images.read(row)
+    maps = scan(image, networks, look=windows(image, mask, STRIDE)[1])
+    folder.write(name, dict(zip(_STEPS, maps, strict=False)))
+    return maps
+
+  def _table_3(
+    self, scores: Mapping[str, np.ndarray]
+  ) -> tuple[dict[str, int], Table]:
+    """Returns each rule's threshold, of the development part, and Table 3."""
+    images, bars, rows = self.images, {}, []
+    positive, test = images.positive, images.test
+
+    def add(rule, part, some, bar):
+      said = scores.get(rule, scores[ONE])[some] >= bar
+      about = said, positive[some], images.patient[some]
+      rows.append(two_step.decided((rule, part), *about, bar / VOTES))
+      return int((said & positive[some]).sum())
+
+    for rule, votes in scores.items():
+      bars[rule] = threshold(votes[~test], positive[~test])
+      for part, some in zip(PARTS, (~test, test), strict=True):
+        found = add(rule, part, some, bars[rule])
+    if TWO in scores:
+      bar = two_step.raised_bar(scores[ONE][test], positive[test], found)
+      add(RAISED, 'test', test, min(bar, VOTES))
+    return bars, Table(
+      'table_3',
+      'Table 3. Decisions on images, in per cent',
+      ('rule', 'part'),
+      {'threshold': '.4f', 'images': ''} | SHARES,
+      rows,
+      [
+        'An image is positive if a pixel of its map reaches the threshold: the'
+        ' smallest of 1/16 to 16/16 with the highest mean of sensitivity and'
+        ' specificity on the development images.',
+        'As sensitive as two: the highest threshold at which one step misses no'
+        ' more test images than two steps do, chosen on the test images, to the'
+        ' benefit of one step.',
+        _PATIENTS,
+      ],
+      two_step.PUBLISHED['table_3'],
+    )
+
+  def _windows_table(self, scans: Sequence[Sequence[np.ndarray]]) -> Table:
+    """Compares one step with two by windows, at equal sensitivity too."""
+    images, test = self.images, np.flatnonzero(self.images.test)
+    join = lambda arrays: np.concatenate([a.ravel() for a in arrays])
+    counts, looks = zip(
+      *(windows(*images.read(row), STRIDE) for row in test), strict=True
+    )
+    count, look = join(counts), join(looks)
+    tumour, normal = look & (count >= self.least), look & (count == 0)
+    prob = np.nan_to_num(join(scans[row][0] for row in test), nan=-1.0)
+    both = join(scans[row][-1] >= FIRES for row in test)
+    sizes = [a.size for a in counts]
+    patient = np.repeat(images.patient[test], sizes)
+    negative = np.repeat(~images.positive[test], sizes)
+    rows = []
+    for rule, said in two_step.rules(prob, both, tumour).items():
+      here = (
+        100 * float(said[tumour].mean()),
+        100 * float(said[normal].mean()),
+        int(said[normal].sum()),
+        float(said[negative].sum() / (~images.positive[test]).sum()),
+      )
+      ends = two_step.percent(intervals.proportion(said, normal, patient))
+      rows.append(
+        Row((rule,), {HERE: here, INTERVAL: (None, ends, None, None)})
+      )
+    return Table(
+      'windows',
+      'Windows of the test images: what the second step does',
+      ('rule',),
+      {
+        'sensitivity (%)': '.1f',
+        'false positives (%)': '.2f',
+        'false positives': 'd',
+        'per negative image': '.1f',
+      },
+      rows,
+      [
+        'False positives are windows without any tumour, in per cent of these;'
+        ' windows that are mostly glass do not count.',
+        'As sensitive as two: the bar for the primary network is raised until'
+        ' one step finds as many of these windows with tumour as two.',
+        _PATIENTS,
+      ],
+    )
+
+  def _speed(self, networks: Sequence[Trained]) -> str:
+    """Times windows in batches and one by one, in turns."""
+    image, _ = self.images.read(int(np.argmax(self.images.positive)))
+    look = np.zeros(heatmap.grid(image.shape[:2]), bool)
+    first = [max(0, (n - _TIMED) // 2) for n in look.shape]
+    look[first[0] :, first[1] :][:_TIMED, :_TIMED] = True
+    seconds = {None: [], parallel.num_devices(): []}
+    for turn in range(1 + _ROUNDS):  # The first one compiles.
+      for batch, some in seconds.items():
+        start = time.perf_counter()
+        scan(image, networks, look=look, batch=batch)
+        if turn:
+          some.append(time.perf_counter() - start)
+    fast, slow = np.array(list(seconds.values())) / look.sum()
+    million = 1e6 / STRIDE**2  # Windows of a megapixel.
+    return (
+      f'time of a heat map: {np.median(fast) * million:.1f} s per megapixel;'
+      f' window by window {np.median(slow) * million:.1f} s,'
+      f' {np.median(slow / fast):.1f} times as long'
+    )
+
+
+def open_nodes(
+  files: Images, design: two_step.Design, seed: int, cache_dir: pathlib.Path
+) -> Nodes:
+  """Opens the user's images, or the phantom's, and draws patches of them.
+
+  Raises:
+    ImageError: as `node_images.load`.
+    TileError: if the images do not yield the patches, or too few patients do.
+  """
+  paths = files.images_dir, files.masks_dir, files.images_csv
+  is_phantom = files.images_dir is None
+  if is_phantom:
+    root = phantoms.made(
+      'node_images',
+      ('data/phantom/*.py',),
+      nodes.make,
+      cache_dir,
+      last='images.csv',
+      unit='image',
+    )
+    paths = [root / name for name in ('images', 'masks', 'images.csv')]
+  images = node_images.load(*paths, mpp=files.image_mpp)
+  patches = draw(images, design.patches, seed, design.least_tumour)
+  by = {'patient': 'group', 'patch': 'tile'}[files.split_patches]
+  *parts, _ = patch_tiles.split(patches, (0.7, 0.3, 0.0), seed=seed, by=by)
+  return Nodes(
+    images,
+    tuple(patches.take(rows) for rows in parts),
+    files.split_patches,
+    design.least_tumour,
+    files.pictures,
+    is_phantom,
+  )
+
+
+def windows(
+  image: np.ndarray, mask: np.ndarray, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what the windows of an image hold, [h, w] each.
+
+  Args:
+    image: uint8 [H, W, 3] at 1 um a pixel.
+    mask: True on tumour, bool [H, W].
+    stride: from one window to the next.
+
+  Returns:
+    Pixels of tumour, and whether there is tissue: others are never looked at.
+  """
+  tumour = heatmap.sums(mask, WINDOW)[::stride, ::stride]
+  return tumour, heatmap.on_tissue(~glass(image, MPP), stride=stride)
+
+
+def draw(
+  images: NodeImages, count: int, seed: int, least: int
+) -> LabelledTiles:
+  """Draws patches of both classes from the development images.
+
+  As in the paper a window with a single tumour cell is one of tumour; with less
+  than that it belongs to neither class. All windows of a class on tissue, on a
+  lattice of 4 pixels, are equally likely, and none is drawn twice. Non-tumour
+  is that of negative and of positive images.
+
+  Args:
+    images: of both parts; those of the test part are not touched.
+    count: patches of each class; where a class has fewer windows, both get that
+      many.
+    seed: of the draw.
+    least: pixels of tumour that make a window one of tumour.
+
+  Returns:
+    Tiles of `CLASSES` grouped by patient; ids are <image>_<y>_<x>, `xy` the
+    first pixel.
+
+  Raises:
+    TileError: if a class has no window.
+  """
+  found = [[], []]  # Per class a row per window: image, y, x.
+  for row in np.flatnonzero(~images.test):
+    tumour, tissue = windows(*images.read(row), _LATTICE)
+    for rows, where in zip(found, (tumour == 0, tumour >= least), strict=True):
+      yx = np.argwhere(where & tissue) * _LATTICE
+      rows.append(np.c_[np.full(len(yx), row), yx])
+  found = [np.concatenate(rows) for rows in found]
+  for name, rows in zip(CLASSES, found, strict=True):
+    if not len(rows):
+      raise TileError(
+        f'no window of {WINDOW} um in the development images is {name} (with'
+        f' {least} um2 of the mask, on tissue). Look at the masks.'
+      )
+  count = min(count, *map(len, found))
+  rng = np.random.default_rng([seed, 1])
+  chosen = [
+    rows[np.sort(rng.choice(len(rows), count, replace=False))] for rows in found
+  ]
+  return cut(images, np.concatenate(chosen), np.repeat([0, 1], count))
+
+
+def cut(
+  images: NodeImages, where: np.ndarray, label: np.ndarray
+) -> LabelledTiles:
+  """Cuts patches out of images.
+
+  Args:
+    images: the images.
+    where: row of the image, y and x of the first pixel, int [n, 3].
+    label: place in `CLASSES`, [n].
+  """
+  pixels = np.empty((len(where), WINDOW, WINDOW, 3), np.uint8)
+  for row in np.unique(where[:, 0]):
+    image, _ = images.read(row)
+    for i in np.flatnonzero(where[:, 0] == row):
+      _, y, x = where[i]
+      pixels[i] = image[y : y + WINDOW, x : x + WINDOW]
+  return labelled_tiles.from_arrays(
+    pixels,
+    label,
+    images.patient[where[:, 0]],
+    CLASSES,
+    ids=[f'{images.id[row]}_{y}_{x}' for row, y, x in where],
+    xy=where[:, :0:-1],
+  )
+
+
+def scan(
+  image: np.ndarray,
+  networks: Sequence[Trained],
+  *,
+  stride: int = STRIDE,
+  look: np.ndarray | None = None,
+  batch: int | None = None,
+) -> list[np.ndarray]:
+  """Evaluates every window of an image once.
+
+  The first network sees all windows that are to be looked at, the second one
+  those alone that the first takes for tumour.
+
+  Args:
+    image: uint8 [H, W, 3].
+    networks: one or two.
+    stride: from one window to the next, in pixels.
+    look: which windows to look at, bool [h, w] of `heatmap.grid`; all by
+      default.
+    batch: see `Trained.predict`.
+
+  Returns:
+    Probabilities of tumour by each, float32 [h, w]; NaN where it did not look.
+  """
+  shape, maps = heatmap.grid(image.shape[:2], WINDOW, stride), []
+  look = np.ones(shape, bool) if look is None else look
+  for network in networks:
+    prob = np.full(shape, np.nan, np.float32)
+    corners = np.argwhere(look) * stride
+    if len(corners):
+
+      def read(i, corners=corners):
+        y, x = corners[i]
+        return image[y : y + WINDOW, x : x + WINDOW]
+
+      tiles = LabelledTiles(
+        id=np.arange(len(corners)).astype(str),
+        label=np.zeros(len(corners), np.int32),
+        group=np.zeros(len(corners), str),
+        classes=CLASSES,
+        read=read,
+        size=WINDOW,
+      )
+      prob[look] = network.predict(tiles, batch)[0][:, 1]
+    maps.append(prob)
+    look = prob >= FIRES
+  return maps
+
+
+def most_votes(prob: np.ndarray) -> int:
+  """Returns the score of an image: the most votes that a pixel of it has.
+
+  Args:
+    prob: of its windows, [h, w], by the last network.
+  """
+  shape = tuple((n - 1) * STRIDE + WINDOW for n in prob.shape)
+  return round(float(heatmap.votes(prob >= FIRES, shape).max()) * VOTES)
+
+
+def threshold(score: np.ndarray, positive: np.ndarray) -> int:
+  """Returns the votes from which an image is positive.
+
+  The smallest number, from 1 to 16, with the highest mean of sensitivity and
+  specificity. In the paper, where positive images have 15 or more and negative
+  ones fewer than 11, that is 11: its 0.6875.
+
+  Args:
+    score: of the development images alone, int [n].
+    positive: the truth, bool [n].
+  """
+  votes = np.arange(1, VOTES + 1)
+  said = score >= votes[:, None]
+  balanced = said[:, positive].mean(1) + (~said[:, ~positive]).mean(1)
+  return int(votes[balanced.argmax()])
+
+
+def outlines(inside: np.ndarray) -> pictures.Polygons:
+  """Returns the areas of a mask.
+
+  Args:
+    inside: bool [H, W].
+
+  Returns:
+    A polygon per area: its outer ring, then its holes, each [K, 2] of (x, y) in
+    pixels, closed. A pixel's middle lies at a half, so that an area that fills
+    the image runs along its border, from 0 to H and W.
+  """
+  # Areas must close: beyond the border there is nothing.
+  generator = contourpy.contour_generator(
+    z=np.pad(inside.astype(float), 1),
+    name='serial',
+    fill_type=contourpy.FillType.OuterOffset,
+  )
+  return [
+    [points[a:b] - 0.5 for a, b in itertools.pairwise(ends)]
+    for points, ends in zip(*generator.filled(0.5, np.inf), strict=True)
+  ]
+
+
+def geojson(polygons: pictures.Polygons, scale: float) -> dict[str, Any]:
+  """Returns lesions as a GeoJSON feature collection.
+
+  Args:
+    polygons: as `outlines` returns them.
+    scale: pixels of the image's file per pixel of the map.
+  """
+  features = [
+    {
+      'type': 'Feature',
+      'geometry': {
+        'type': 'Polygon',
+        'coordinates': [(scale * ring).round(1).tolist() for ring in rings],
+      },
+      'properties': {'classification': {'name': 'tumour'}},
+    }
+    for rings in polygons
+  ]
+  return {'type': 'FeatureCollection', 'features': features}
+
+
+def score_figure(
+  parts: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: int
+) -> figure.Figure:
+  """Draws the paper's Figure 4: scores of negative and positive images.
+
+  Args:
+    parts: votes, int [n], and the truth, bool [n], of each part.
+    bar: votes from which an image is positive.
+  """
+  drawing = figure.Figure((4.2 * len(parts), 4.2), layout='constrained')
+  panels = drawing.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+  for ax, (name, (votes, positive)) in zip(panels, parts.items(), strict=True):
+    for label, colour in ((0, 'C0'), (1, 'C3')):
+      values = votes[positive == label]
+      for value in np.unique(values):  # Equal ones side by side.
+        n = (values == value).sum()
+        place = min(0.05, 0.8 / n) * (np.arange(n) - (n - 1) / 2)
+        height = np.full(n, value / VOTES)
+        ax.plot(label + place, height, 'o', color=colour, ms=5, alpha=0.7)
+    ax.axhline((bar - 0.5) / VOTES, color='grey', ls='--', lw=1)
+    ax.set_title(f'{name}: positive from {bar / VOTES:.4f}')
+    counts = (~positive).sum(), positive.sum()
+    ax.set_xticks(
+      [0, 1], [f'{k}\n{n}' for k, n in zip(LABELS, counts, strict=True)]
+    )
+    ax.set(xlim=(-0.5, 1.5), ylim=(-0.05, 1.05))
+    ax.grid(axis='y', color='0.92')
+  panels[0].set_ylabel('score: highest share of votes in the image')
+  return drawing
+
+
+def _bar(rows: Sequence[int], name: str) -> Iterator[int]:
+  return progress.bar(rows, desc=name, unit='image')
