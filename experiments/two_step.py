@@ -1,7 +1,7 @@
 """Detects tumour in images of lymph nodes in two steps (Tang et al. 2022).
 
   python -m experiments.two_step              # on a phantom of node images
-  python -m experiments.two_step --images_dir=images --masks_dir=masks \
+  python -m experiments.two_step --images_dir=images --masks_dir=masks \\
       --images_csv=images.csv [--image_mpp=0.5] [--input_size=224]
   python -m experiments.two_step --tiles_zip=tiles.zip --tiles_csv=tiles.csv
 

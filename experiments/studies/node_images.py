@@ -8,12 +8,11 @@ image is positive if a pixel has enough votes.
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
+import math
 import pathlib
 import time
-from typing import Any
 
 import contourpy
 from matplotlib import figure
@@ -24,7 +23,7 @@ from data.labelled_tiles import LabelledTiles, TileError
 from data.node_images import LABELS, MPP, PARTS, NodeImages
 from data.phantom import nodes
 from data.tissue import glass
-from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.evaluation.tables import Table
 from experiments.patches import pictures, tiles as patch_tiles
 from experiments.patches.study import File, Study
 from experiments.patches.training import Trained
@@ -32,20 +31,16 @@ from experiments.run import phantoms, progress, results
 from experiments.run.check import Findings
 from experiments.run.options import field
 from experiments.studies import two_step
-from experiments.studies.two_step import CLASSES, ONE, RAISED, SHARES, TWO
-from kmil_jax import heatmap, intervals, parallel
+from experiments.studies.two_step import CLASSES, ONE, RAISED, TWO, Design
+from kmil_jax import heatmap, parallel
 from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 
 VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
 _LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
 _COARSE = 20  # Stride, in pixels, that false positives are gathered with.
 _STEPS = ('primary', 'secondary')
-_TIMED = 16  # Windows down and across that are timed.
+_TIMED = WINDOW + 15 * STRIDE  # Side of what is timed, pixels.
 _ROUNDS = 3
-_PATIENTS = (
-  "Intervals: Wilson's on the effective number of images or windows, of which"
-  ' patients hold several.'
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,31 +107,28 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-  """Node images, and patches of the development part; see `Detectable`."""
+  """Images and patches of some; see `two_step.stages` and `study.Material`."""
 
   images: NodeImages
-  parts: tuple[LabelledTiles, LabelledTiles]
-  split_by: str
-  least: int  # pixels of tumour, see `Images.least_tumour`
-  pictures: int
-  is_phantom: bool
-  origin = (
-    'False positives are gathered from the negative development images, windows'
-    ' 20 um apart.'
-  )
+  parts: Sequence[LabelledTiles]  # of the development part
+  files: Images
+  design: Design
 
-  @functools.cached_property
+  @property
+  def is_phantom(self) -> bool:
+    return self.files.images_dir is None
+
+  @property
+  def split_by(self) -> str:
+    return self.files.split_patches
+
+  @property
   def inputs(self) -> dict[str, str]:
-    """A hash of all images, masks, patients and parts."""
-    images, digest = self.images, hashlib.sha256()
-    for row in range(len(images)):
-      known = images.id, images.patient, images.test, images.positive
-      digest.update('\0'.join(str(column[row]) for column in known).encode())
-      for path in (images.image_paths[row], images.mask_paths[row]):
-        if path is not None:
-          with path.open('rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
-    return {'images_sha256': digest.hexdigest()}
+    images = self.images
+    paths = filter(None, (*images.image_paths, *images.mask_paths))
+    columns = images.id, images.patient, images.test, images.positive
+    about = [column.tolist() for column in columns]
+    return {'images_sha256': two_step.sha256(paths, about)}
 
   @property
   def note(self) -> str:
@@ -152,15 +144,13 @@ class Nodes:
     """Nothing is left to find: opening the images has found all problems."""
 
   def tables(self) -> Iterator[Table]:
-    names = 'training', 'validation'
-    sets = dict(zip(names, self.parts, strict=True))
-    yield patch_tiles.counts(sets, 'Patches')
+    sets = zip(('training', 'validation'), self.parts, strict=True)
+    yield patch_tiles.counts(dict(sets), 'Patches')
 
   def false_positives(self, primary: Trained) -> LabelledTiles:
     images, where = self.images, [np.empty((0, 3), int)]
-    for row in _bar(
-      np.flatnonzero(~images.test & ~images.positive), 'mistakes'
-    ):
+    negative = np.flatnonzero(~images.test & ~images.positive)
+    for row in _bar(negative, 'false positives'):
       image, mask = images.read(row)
       _, look = windows(image, mask, _COARSE)
       (prob,) = scan(image, [primary], stride=_COARSE, look=look)
@@ -174,53 +164,49 @@ class Nodes:
   ) -> Iterator[Table | File | str]:
     """Yields Table 3 and Figure 4, windows, outlines and pictures."""
     images, rows = self.images, range(len(self.images))
-    scans = [
+    probs = [
       self._scanned(study.folder, row, networks)
       for row in _bar(rows, 'heat maps')
     ]
-    one, final = (
-      np.array([most_votes(maps[step]) for maps in scans]) for step in (0, -1)
-    )
-    is_two = len(networks) == 2
-    bars, table = self._table_3({ONE: one} | ({TWO: final} if is_two else {}))
-    bar = bars[TWO if is_two else ONE]
+    scores = {
+      rule: np.array([most_votes(maps[step]) for maps in probs])
+      for step, rule in enumerate((ONE, TWO)[: len(networks)])
+    }
+    bar, table = self._table_3(scores)
+    one, final = scores[ONE], list(scores.values())[-1]
     yield table
-    if is_two:
-      yield self._windows_table(scans)
+    yield self._windows_table(probs)
+    parts = dict(zip(PARTS, (~images.test, images.test), strict=True))
+    pairs = {k: (final[p], images.positive[p]) for k, p in parts.items()}
+    yield File('figures/scores.png', score_figure(pairs, bar))
+    part = np.take(PARTS, images.test)
+    label, said = np.take(LABELS, [images.positive, final >= bar])
     lines = [['image_id', 'patient_id', 'part', 'label']]
     lines[0] += ['score_one_step', 'score', 'decision']
-    label = [LABELS[int(positive)] for positive in images.positive]
-    said = [LABELS[int(votes >= bar)] for votes in final]
-    part = [PARTS[int(test)] for test in images.test]
     columns = images.id, images.patient, part, label, one / VOTES, final / VOTES
     yield File('images.csv', [*lines, *zip(*columns, said, strict=True)])
-    scores = {
-      name: (final[some], images.positive[some])
-      for name, some in zip(PARTS, (~images.test, images.test), strict=True)
-    }
-    yield File('figures/scores.png', score_figure(scores, bar))
     drawn = set()
     for wanted in (True, False):
       some = np.flatnonzero(images.test & (images.positive == wanted))
       order = some[np.argsort(-one[some], kind='stable')]
-      drawn |= set(order[: (self.pictures + wanted) // 2].tolist())
+      drawn |= set(order[: (self.files.pictures + wanted) // 2].tolist())
     for row in _bar(rows, 'outlines'):
       image, mask = images.read(row)
-      maps = {}
-      for name, votes, prob in zip(
-        (ONE, TWO), (one, final), scans[row], strict=False
-      ):
+      maps, name = {}, images.id[row]
+      for (rule, votes), prob in zip(scores.items(), probs[row], strict=True):
         heat = heatmap.votes(prob >= FIRES, image.shape[:2])
         lesions = outlines(heat >= (bar - 0.5) / VOTES)
-        maps[f'{name}, score {votes[row] / VOTES:.4f}'] = heat, lesions
-      content = json.dumps(geojson(lesions, MPP / images.mpp))
-      yield File(f'outlines/{images.id[row]}.json', content)
+        maps[f'{rule}, score {votes[row] / VOTES:.4f}'] = heat, lesions
+      yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
-        title = f'{images.id[row]}, {label[row]}: decision {said[row]}'
         drawing = pictures.overlay(
-          title, image, maps, label='votes for tumour', truth=outlines(mask)
+          f'{name}, {label[row]}: decision {said[row]}',
+          image,
+          maps,
+          label='votes for tumour',
+          truth=outlines(mask),
         )
-        yield File(f'figures/{images.id[row]}.png', drawing)
+        yield File(f'figures/{name}.png', drawing)
     yield self._speed(networks)
 
   def _scanned(
@@ -230,120 +216,89 @@ class Nodes:
     name = f'maps/{self.images.id[row]}.npz'
     if folder.has(name):
       with np.load(folder.at(name)) as held:
-        return [held[step] for step in _STEPS if step in held]
+        return [held[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
     maps = scan(image, networks, look=windows(image, mask, STRIDE)[1])
     folder.write(name, dict(zip(_STEPS, maps, strict=False)))
     return maps
 
-  def _table_3(
-    self, scores: Mapping[str, np.ndarray]
-  ) -> tuple[dict[str, int], Table]:
-    """Returns each rule's threshold, of the development part, and Table 3."""
-    images, bars, rows = self.images, {}, []
-    positive, test = images.positive, images.test
+  def _table_3(self, scores: Mapping[str, np.ndarray]) -> tuple[int, Table]:
+    """Returns the threshold of the last rule, in votes, and Table 3.
 
-    def add(rule, part, some, bar):
-      said = scores.get(rule, scores[ONE])[some] >= bar
-      about = said, positive[some], images.patient[some]
-      rows.append(two_step.decided((rule, part), *about, bar / VOTES))
-      return int((said & positive[some]).sum())
+    An image is positive if a pixel of its map reaches the threshold: the best
+    of the development images.
+    """
+    images, rows = self.images, []
+    test, positive = images.test, images.positive
+
+    def add(rule, votes, bar, *parts):
+      for part in parts:
+        some = test if part == 'test' else ~test
+        about = votes[some] >= bar, positive[some], images.patient[some]
+        rows.append(two_step.decided((rule, part), *about, [bar / VOTES]))
 
     for rule, votes in scores.items():
-      bars[rule] = threshold(votes[~test], positive[~test])
-      for part, some in zip(PARTS, (~test, test), strict=True):
-        found = add(rule, part, some, bars[rule])
+      bar = threshold(votes[~test], positive[~test])
+      add(rule, votes, bar, *PARTS)
     if TWO in scores:
-      bar = two_step.raised_bar(scores[ONE][test], positive[test], found)
-      add(RAISED, 'test', test, min(bar, VOTES))
-    return bars, Table(
+      found = (votes >= bar)[test & positive].sum()
+      raised = two_step.raised_bar(scores[ONE][test], positive[test], found)
+      add(RAISED, scores[ONE], min(raised, VOTES), 'test')
+    return bar, two_step.decision_table(
       'table_3',
-      'Table 3. Decisions on images, in per cent',
+      'Table 3. Images, positive if a pixel has votes from a threshold that is'
+      ' the best on the development part',
       ('rule', 'part'),
-      {'threshold': '.4f', 'images': ''} | SHARES,
+      {'threshold': '.4f'},
       rows,
-      [
-        'An image is positive if a pixel of its map reaches the threshold: the'
-        ' smallest of 1/16 to 16/16 with the highest mean of sensitivity and'
-        ' specificity on the development images.',
-        'As sensitive as two: the highest threshold at which one step misses no'
-        ' more test images than two steps do, chosen on the test images, to the'
-        ' benefit of one step.',
-        _PATIENTS,
-      ],
-      two_step.PUBLISHED['table_3'],
     )
 
-  def _windows_table(self, scans: Sequence[Sequence[np.ndarray]]) -> Table:
-    """Compares one step with two by windows, at equal sensitivity too."""
-    images, test = self.images, np.flatnonzero(self.images.test)
-    join = lambda arrays: np.concatenate([a.ravel() for a in arrays])
-    counts, looks = zip(
-      *(windows(*images.read(row), STRIDE) for row in test), strict=True
-    )
-    count, look = join(counts), join(looks)
-    tumour, normal = look & (count >= self.least), look & (count == 0)
-    prob = np.nan_to_num(join(scans[row][0] for row in test), nan=-1.0)
-    both = join(scans[row][-1] >= FIRES for row in test)
-    sizes = [a.size for a in counts]
-    patient = np.repeat(images.patient[test], sizes)
-    negative = np.repeat(~images.positive[test], sizes)
+  def _windows_table(self, probs: Sequence[Sequence[np.ndarray]]) -> Table:
+    """Compares rules by the test images' windows on tissue."""
+    images, found = self.images, []
+    for row in np.flatnonzero(images.test):
+      tumour, tissue = windows(*images.read(row), STRIDE)
+      known = tissue & ((tumour == 0) | (tumour >= self.design.least_tumour))
+      about = tumour[known] > 0, images.patient[row], images.positive[row]
+      about = np.broadcast_arrays(*about, *(prob[known] for prob in probs[row]))
+      found.append(about)
+    columns = [np.concatenate(some) for some in zip(*found, strict=True)]
+    tumour, patient, positive, *joined = columns
+    negatives = (images.test & ~images.positive).sum()
     rows = []
-    for rule, said in two_step.rules(prob, both, tumour).items():
-      here = (
-        100 * float(said[tumour].mean()),
-        100 * float(said[normal].mean()),
-        int(said[normal].sum()),
-        float(said[negative].sum() / (~images.positive[test]).sum()),
-      )
-      ends = two_step.percent(intervals.proportion(said, normal, patient))
-      rows.append(
-        Row((rule,), {HERE: here, INTERVAL: (None, ends, None, None)})
-      )
-    return Table(
+    for rule, said in two_step.rules(joined, tumour).items():
+      first = int(said[~tumour].sum()), said[~positive].sum() / negatives
+      about = said, tumour, patient
+      rows.append(two_step.decided((rule,), *about, first, (None, None)))
+    return two_step.decision_table(
       'windows',
       'Windows of the test images: what the second step does',
       ('rule',),
-      {
-        'sensitivity (%)': '.1f',
-        'false positives (%)': '.2f',
-        'false positives': 'd',
-        'per negative image': '.1f',
-      },
+      {'false positives': 'd', 'per negative image': '.1f'},
       rows,
-      [
-        'False positives are windows without any tumour, in per cent of these;'
-        ' windows that are mostly glass do not count.',
-        'As sensitive as two: the bar for the primary network is raised until'
-        ' one step finds as many of these windows with tumour as two.',
-        _PATIENTS,
-      ],
     )
 
   def _speed(self, networks: Sequence[Trained]) -> str:
     """Times windows in batches and one by one, in turns."""
     image, _ = self.images.read(int(np.argmax(self.images.positive)))
-    look = np.zeros(heatmap.grid(image.shape[:2]), bool)
-    first = [max(0, (n - _TIMED) // 2) for n in look.shape]
-    look[first[0] :, first[1] :][:_TIMED, :_TIMED] = True
-    seconds = {None: [], parallel.num_devices(): []}
-    for turn in range(1 + _ROUNDS):  # The first one compiles.
-      for batch, some in seconds.items():
-        start = time.perf_counter()
-        scan(image, networks, look=look, batch=batch)
-        if turn:
-          some.append(time.perf_counter() - start)
-    fast, slow = np.array(list(seconds.values())) / look.sum()
-    million = 1e6 / STRIDE**2  # Windows of a megapixel.
+    y, x = (max(0, (n - _TIMED) // 2) for n in image.shape[:2])
+    image = image[y : y + _TIMED, x : x + _TIMED]
+    seconds = np.empty((1 + _ROUNDS, 2))  # The first round compiles.
+    for turn, way in np.ndindex(seconds.shape):
+      start = time.perf_counter()
+      scan(image, networks, batch=(None, parallel.num_devices())[way])
+      seconds[turn, way] = time.perf_counter() - start
+    count = math.prod(heatmap.grid(image.shape[:2]))
+    seconds *= 1e6 / STRIDE**2 / count  # By the windows of a megapixel.
+    fast, slow = np.median(seconds[1:], 0)
     return (
-      f'time of a heat map: {np.median(fast) * million:.1f} s per megapixel;'
-      f' window by window {np.median(slow) * million:.1f} s,'
-      f' {np.median(slow / fast):.1f} times as long'
+      f'time of a heat map: {fast:.1f} s per megapixel; window by window'
+      f' {slow:.1f} s'
     )
 
 
 def open_nodes(
-  files: Images, design: two_step.Design, seed: int, cache_dir: pathlib.Path
+  files: Images, design: Design, seed: int, cache_dir: pathlib.Path
 ) -> Nodes:
   """Opens the user's images, or the phantom's, and draws patches of them.
 
@@ -352,8 +307,7 @@ def open_nodes(
     TileError: if the images do not yield the patches, or too few patients do.
   """
   paths = files.images_dir, files.masks_dir, files.images_csv
-  is_phantom = files.images_dir is None
-  if is_phantom:
+  if files.images_dir is None:
     root = phantoms.made(
       'node_images',
       ('data/phantom/*.py',),
@@ -366,14 +320,9 @@ def open_nodes(
   images = node_images.load(*paths, mpp=files.image_mpp)
   patches = draw(images, design.patches, seed, design.least_tumour)
   by = {'patient': 'group', 'patch': 'tile'}[files.split_patches]
-  *parts, _ = patch_tiles.split(patches, (0.7, 0.3, 0.0), seed=seed, by=by)
+  split = patch_tiles.split(patches, (0.7, 0.3, 0.0), seed=seed, by=by)
   return Nodes(
-    images,
-    tuple(patches.take(rows) for rows in parts),
-    files.split_patches,
-    design.least_tumour,
-    files.pictures,
-    is_phantom,
+    images, [patches.take(rows) for rows in split[:2]], files, design
   )
 
 
@@ -453,8 +402,7 @@ def cut(
   for row in np.unique(where[:, 0]):
     image, _ = images.read(row)
     for i in np.flatnonzero(where[:, 0] == row):
-      _, y, x = where[i]
-      pixels[i] = image[y : y + WINDOW, x : x + WINDOW]
+      pixels[i] = _window(image, where[:, 1:], i)
   return labelled_tiles.from_arrays(
     pixels,
     label,
@@ -492,26 +440,25 @@ def scan(
   shape, maps = heatmap.grid(image.shape[:2], WINDOW, stride), []
   look = np.ones(shape, bool) if look is None else look
   for network in networks:
-    prob = np.full(shape, np.nan, np.float32)
-    corners = np.argwhere(look) * stride
+    corners, prob = np.argwhere(look) * stride, np.full(shape, np.nan, 'f4')
     if len(corners):
-
-      def read(i, corners=corners):
-        y, x = corners[i]
-        return image[y : y + WINDOW, x : x + WINDOW]
-
       tiles = LabelledTiles(
         id=np.arange(len(corners)).astype(str),
         label=np.zeros(len(corners), np.int32),
         group=np.zeros(len(corners), str),
         classes=CLASSES,
-        read=read,
+        read=functools.partial(_window, image, corners),
         size=WINDOW,
       )
       prob[look] = network.predict(tiles, batch)[0][:, 1]
     maps.append(prob)
     look = prob >= FIRES
   return maps
+
+
+def _window(image: np.ndarray, corners: np.ndarray, i: int) -> np.ndarray:
+  y, x = corners[i]
+  return image[y : y + WINDOW, x : x + WINDOW]
 
 
 def most_votes(prob: np.ndarray) -> int:
@@ -564,7 +511,7 @@ def outlines(inside: np.ndarray) -> pictures.Polygons:
   ]
 
 
-def geojson(polygons: pictures.Polygons, scale: float) -> dict[str, Any]:
+def geojson(polygons: pictures.Polygons, scale: float) -> str:
   """Returns lesions as a GeoJSON feature collection.
 
   Args:
@@ -582,7 +529,7 @@ def geojson(polygons: pictures.Polygons, scale: float) -> dict[str, Any]:
     }
     for rings in polygons
   ]
-  return {'type': 'FeatureCollection', 'features': features}
+  return json.dumps({'type': 'FeatureCollection', 'features': features})
 
 
 def score_figure(
@@ -617,4 +564,5 @@ def score_figure(
 
 
 def _bar(rows: Sequence[int], name: str) -> Iterator[int]:
-  return progress.bar(rows, desc=name, unit='image')
+  disable = not parallel.is_first()
+  return progress.bar(rows, desc=name, unit='image', disable=disable)

@@ -5,21 +5,23 @@ tumour is what both call so. Here are the stages that all material shares, and
 tiles that lie on the grids of patients; images of nodes are in `node_images`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-from typing import Any, Protocol
+import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 
 from data import labelled_tiles, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
+from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
-from experiments.patches.study import File, Material, Study
+from experiments.patches.study import File, Study
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run.check import Findings
@@ -30,8 +32,8 @@ from kmil_jax.models import CLASSIFIERS
 
 CLASSES = ('non-tumour', 'tumour')
 ONE, RAISED, TWO = 'one step', 'one step, as sensitive as two', 'two steps'
-SHARES = {'sensitivity': '.1f', 'specificity': '.1f', 'accuracy': '.1f'}
 PUBLISHED = papers.read('tang')
+_VALIDATION = {'accuracy (%)': '.1f', 'AUROC': '.4f'}
 _LEAST = 20  # False positives below which there is nothing to learn.
 # Of the learning rate, for a secondary that starts from the primary's weights:
 # at the full rate it forgets them before it has learned from so few tiles.
@@ -85,10 +87,8 @@ class Networks:
 
   def weights(self, design: Design, options: Training) -> dict[str, str]:
     """Returns the files that networks start from, see `Training.weights_of`."""
-    names = self.compared(design)
-    return options.weights_of(
-      [*names, *([self.secondary] if self.secondary else [])]
-    )
+    second = [self.secondary] if self.secondary else []
+    return options.weights_of([*self.compared(design), *second])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,32 +102,23 @@ class Tiles(TileFiles):
   )
 
 
-class Detectable(Material, Protocol):
-  """What the two networks are trained on and applied to.
-
-  Attributes:
-    parts: tiles of `CLASSES` to train and to validate the first network with.
-    split_by: what keeps these apart, 'patient' or 'patch'.
-    origin: says where false positives are from.
-  """
-
-  parts: tuple[LabelledTiles, LabelledTiles]
-  split_by: str
-  origin: str
-
-  def false_positives(self, primary: Trained) -> LabelledTiles:
-    """Returns what a network takes for tumour and is not."""
-
-  def decisions(
-    self, study: Study, networks: Sequence[Trained]
-  ) -> Iterator[Table | File | str]:
-    """Yields what one network says, or two, beside the truth."""
-
-
 def stages(
-  study: Study, material: Detectable, networks: Networks, options: Training
+  study: Study,
+  material: Any,
+  networks: Networks,
+  options: Training,
 ) -> Iterator[Table | File | str]:
-  """Trains both networks and yields Table 2, Figure 3 and the decisions."""
+  """Trains both networks and yields Table 2, Figure 3 and the decisions.
+
+  Args:
+    study: recipes and folder.
+    material: holds `parts`, tiles of `CLASSES` to train and to validate the
+      first network with; `split_by`, what keeps these apart, 'patient' or
+      'patch'. Its `false_positives` are those of the first network, its
+      `decisions` what one network says, or two, beside the truth.
+    networks: which.
+    options: of the training.
+  """
   design, recipe = study.recipe['design'], study.recipe['training']
   weights = networks.weights(design, options)
 
@@ -166,24 +157,22 @@ def stages(
     start = str(study.folder.at(f'primary_{name}/{training.MODEL}'))
     rate = _FINE_TUNE
   second = train('secondary', name, parts, start, rate)
-  notes = [material.origin]
+  notes = [
+    'False positives are windows of negative development images, 20 um apart;'
+    ' of tiles, those of the training and validation parts.'
+  ]
   if material.split_by == 'patient' and set.intersection(
     *(set(part.group.tolist()) for part in parts)
   ):
     notes.append('Split by patch: the false positives of a part are too few.')
-  accuracy, auroc = (second.kept[f'val_{k}'] for k in ('accuracy', 'auroc'))
+  here = name, len(mistakes), *_percent_and_auroc(second)
   yield Table(
     'secondary',
     'The secondary network on its validation patches: false positives of the'
     ' primary, and tumour',
     ('step',),
-    {
-      'network': '',
-      'false positives found': 'd',
-      'accuracy (%)': '.1f',
-      'AUROC': '.4f',
-    },
-    [Row(('secondary',), {HERE: (name, len(mistakes), 100 * accuracy, auroc)})],
+    {'network': '', 'false positives found': 'd'} | _VALIDATION,
+    [Row(('secondary',), {HERE: here})],
     notes,
     PUBLISHED['secondary'],
   )
@@ -198,33 +187,28 @@ def _table_2(found: Mapping[str, Trained], split_by: str) -> Table:
   rows = []
   for name, trained in found.items():
     sizes = [x.size for x in jax.tree.leaves(trained.variables['params'])]
-    kept = trained.kept
-    here = 100 * kept['val_accuracy'], kept['val_auroc']
-    rows.append(Row((name,), {HERE: (None, sum(sizes) / 1e6, *here)}))
+    here = None, sum(sizes) / 1e6, *_percent_and_auroc(trained)
+    rows.append(Row((name,), {HERE: here}))
   return Table(
     'table_2',
     'Table 2. Networks on the validation patches',
     ('network',),
-    {
-      'depth': 'd',
-      'parameters (million)': '.1f',
-      'accuracy (%)': '.1f',
-      'AUROC': '.4f',
-    },
+    {'depth': 'd', 'parameters (million)': '.1f'} | _VALIDATION,
     rows,
     [
       'The paper counts the parameters of 1000 classes, here there are two. Its'
       " networks started from ImageNet's weights and, as is implied, saw"
       ' patches at 224 pixels: --weights and --input_size do that.',
-      {
-        'patient': 'Patches are split by patient here, at random in the paper,'
-        ' where patches of one image are on both sides: that is optimistic.',
-        'patch': 'Patches are split at random, as in the paper: those of one'
-        ' image are on both sides, which is optimistic.',
-      }[split_by],
+      f'Patches are split by {split_by} here, by patch in the paper: then'
+      ' patches of one image are on both sides, which is optimistic.',
     ],
     PUBLISHED['table_2'],
   )
+
+
+def _percent_and_auroc(trained: Trained) -> tuple[float, float]:
+  kept = trained.kept
+  return 100 * kept['val_accuracy'], kept['val_auroc']
 
 
 def second_parts(
@@ -267,20 +251,24 @@ def second_parts(
 
 
 def rules(
-  primary: np.ndarray, both: np.ndarray, tumour: np.ndarray
+  probs: Sequence[np.ndarray], tumour: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Returns what is taken for tumour, bool [n] by rule.
 
-  One step, as the primary network decides; one step whose bar is raised until
-  it finds as much tumour as two steps do; and two steps.
+  One step, as the primary network decides; if there are two, also one step
+  whose bar is raised until it finds as much tumour as two steps do; and two
+  steps.
 
   Args:
-    primary: probability, [n].
-    both: the decision in two steps, bool [n].
+    probs: of each network, [n]; NaN where it was not asked.
     tumour: the truth, bool [n].
   """
-  bar = raised_bar(primary, tumour, int((both & tumour).sum()))
-  return {ONE: primary >= FIRES, RAISED: primary >= bar, TWO: both}
+  said = [prob >= FIRES for prob in probs]
+  if len(said) == 1:
+    return {ONE: said[0]}
+  both = said[0] & said[1]
+  bar = raised_bar(probs[0], tumour, (both & tumour).sum())
+  return {ONE: said[0], RAISED: probs[0] >= bar, TWO: both}
 
 
 def raised_bar(score: np.ndarray, truth: np.ndarray, found: int) -> float:
@@ -293,74 +281,108 @@ def decided(
   said: np.ndarray,
   truth: np.ndarray,
   patient: np.ndarray,
-  first: float | None,
-  ends: tuple[float, float] | None = None,
+  first: Sequence[Any],
+  ends: Sequence[Any] = (None,),
 ) -> Row:
-  """Returns a row: a value, hits of all, and `SHARES` of these in per cent.
+  """Returns a row of `decision_table`.
 
   Args:
     labels: of the row.
     said: decisions, bool [n].
     truth: bool [n].
     patient: what varies, [n].
-    first: value of the first column.
-    ends: of its interval.
+    first: values of the first columns.
+    ends: of their intervals.
   """
   hit = said == truth
   counted = truth, ~truth, np.ones_like(truth)
   pairs = [(int(hit[some].sum()), int(some.sum())) for some in counted]
-  return Row(
+  shares = [100 * (h / n) for h, n in pairs]
+  for some in counted:
+    low, high = intervals.proportion(hit, some, patient).tolist()
+    ends = *ends, (100 * low, 100 * high)
+  counts = ', '.join(f'{h}/{n}' for h, n in pairs)
+  return Row(labels, {HERE: (*first, *shares, counts), INTERVAL: (*ends, None)})
+
+
+def decision_table(
+  name: str,
+  title: str,
+  labels: Sequence[str],
+  first: Mapping[str, str],
+  rows: Sequence[Row],
+) -> Table:
+  """Returns rules beside the truth.
+
+  Args:
+    name: of the table, and of what is decided on.
+    title: stands above it.
+    labels: columns of labels.
+    first: formats of the first columns.
+    rows: of `decided`.
+  """
+  shares = dict.fromkeys(('sensitivity', 'specificity', 'accuracy'), '.1f')
+  return Table(
+    name,
+    f'{title}; shares in per cent',
     labels,
-    {
-      HERE: (
-        first,
-        ', '.join(f'{h}/{n}' for h, n in pairs),
-        *(100 * (h / n) for h, n in pairs),
-      ),
-      INTERVAL: (
-        ends,
-        None,
-        *(percent(intervals.proportion(hit, c, patient)) for c in counted),
-      ),
-    },
+    {**first, **shares, 'hits': ''},
+    rows,
+    [
+      f'{RAISED}: the bar for the primary network is raised on the test part,'
+      ' to the benefit of one step, until it finds as much tumour as two.',
+      "Intervals: Wilson's on the effective number of images, windows or tiles,"
+      ' of which patients hold several; of AUROC percentiles of resampled'
+      ' patients.',
+    ],
+    PUBLISHED.get(name),
   )
 
 
-def percent(ends: np.ndarray) -> tuple[float, float]:
-  """Returns an interval of a share in per cent."""
-  low, high = ends.tolist()
-  return 100 * low, 100 * high
+def sha256(paths: Iterable[pathlib.Path], *about: Any) -> str:
+  """Returns a hash of files, and of what else there is."""
+  digest = hashlib.sha256(repr(about).encode())
+  for path in paths:
+    with path.open('rb') as file:
+      digest.update(hashlib.file_digest(file, 'sha256').digest())
+  return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Grids:
-  """Tiles on the grids of patients; see `Detectable`.
+  """Tiles on the grids of patients; see `stages` and `study.Material`.
 
   Tiles do not overlap: every pixel of a map has one vote, and false positives
   are whole tiles of the development part, of which the networks have seen most.
   """
 
   tiles: LabelledTiles
-  inputs: Mapping[str, str]
-  note: str
+  files: Tiles
   seed: int
+  note: str
   is_phantom = False
   split_by = 'patient'
-  origin = 'False positives are tiles of the training and validation parts.'
 
   @functools.cached_property
-  def split(self) -> list[LabelledTiles]:
-    """Tiles to train, validate and test with, of other patients each.
+  def split(self) -> dict[str, LabelledTiles]:
+    """Tiles by part.
 
     Raises:
       TileError: if a class has too few patients.
     """
     rows = patch_tiles.split(self.tiles, seed=self.seed)
-    return [self.tiles.take(some) for some in rows]
+    return dict(zip(PARTS, map(self.tiles.take, rows), strict=True))
 
   @property
-  def parts(self) -> tuple[LabelledTiles, LabelledTiles]:
-    return tuple(self.split[:2])
+  def parts(self) -> list[LabelledTiles]:
+    return [self.split['train'], self.split['val']]
+
+  @property
+  def inputs(self) -> dict[str, str]:
+    return {
+      f'{name}_sha256': sha256([getattr(self.files, name)])
+      for name in ('tiles_zip', 'tiles_csv')
+    }
 
   def check(self, findings: Findings) -> None:
     patch_tiles.check(findings, {'tiles': self.tiles}, lambda: self.split)
@@ -376,76 +398,60 @@ class Grids:
   def decisions(
     self, study: Study, networks: Sequence[Trained]
   ) -> Iterator[Table | File | str]:
-    test = self.split[2]
-    tumour = test.label == 1
-    probs = [network.predict(test)[0][:, 1] for network in networks]
-    prob, said = probs[0], np.all(np.array(probs) >= FIRES, 0)
-    found = rules(prob, said, tumour) if probs[1:] else {ONE: said}
-    overall, _ = intervals.bootstrap(
-      test.label, np.stack([1 - prob, prob], 1), test.group
-    )
-    auroc = metrics.auroc(tumour, prob), tuple(overall['auroc'].tolist())
-    counts = patch_tiles.counts(
-      dict(zip(('training', 'validation', 'test'), self.split, strict=True)),
-      'Parts',
-    )
+    test, counts = self.split['test'], patch_tiles.counts(self.split, 'Parts')
     yield dataclasses.replace(counts, name='parts')
-    yield Table(
+    probs = [network.predict(test)[0][:, 1] for network in networks]
+    prob, tumour, patient = probs[0], test.label == 1, test.group
+    found = rules(probs, tumour)
+    said = list(found.values())[-1]
+    both = np.stack([1 - prob, prob], 1)
+    ends = intervals.bootstrap(test.label, both, patient)[0]['auroc']
+    auroc = {ONE: ([metrics.auroc(tumour, prob)], [tuple(ends.tolist())])}
+    yield decision_table(
       'tiles',
-      'Test tiles, of other patients than the networks learned from; shares in'
-      ' per cent',
+      'Test tiles, of other patients than the networks learned from',
       ('rule',),
-      {'AUROC': '.4f', 'tiles': ''} | SHARES,
+      {'AUROC': '.4f'},
       [
-        decided(
-          (rule,),
-          some,
-          tumour,
-          test.group,
-          *(auroc if rule == ONE else (None,)),
-        )
+        decided((rule,), some, tumour, patient, *auroc.get(rule, [[None]]))
         for rule, some in found.items()
       ],
-      [
-        'As sensitive as two: the bar for the primary network is raised on the'
-        ' test tiles until one step finds as many with tumour as two.',
-        'Intervals: of the AUROC percentiles of resampled patients, of the'
-        " others Wilson's on the effective number of tiles, of which patients"
-        ' hold several.',
-      ],
     )
+    columns = test.id, patient, *test.xy.T, test.label, prob, said.astype(int)
     lines = [['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']]
-    columns = test.id, test.group, *test.xy.T, test.label, prob
-    lines += zip(*columns, said.astype(int), strict=True)
-    yield File('test_tiles.csv', lines)
-    lines, shown = [['patient_id', 'tiles', 'tumour_tiles', 'auroc']], {}
-    for patient in np.unique(test.group).tolist():
-      mine = test.group == patient
+    yield File('test_tiles.csv', [*lines, *zip(*columns, strict=True)])
+    by_patient = {}
+    for name in np.unique(patient).tolist():
+      mine = patient == name
       value = float(metrics.auroc(tumour[mine], prob[mine]))
-      lines.append([patient, mine.sum(), tumour[mine].sum(), value])
-      if np.isfinite(value) and cells(test.take(mine)) is not None:
-        shown[patient] = mine.sum()
+      by_patient[name] = mine.sum(), tumour[mine].sum(), value
+    lines = [['patient_id', 'tiles', 'tumour_tiles', 'auroc']]
+    lines += [[name, *values] for name, values in by_patient.items()]
     yield File('patients.csv', lines)
-    if not shown:
+    sizes = {
+      name: size
+      for name, (size, _, value) in by_patient.items()
+      if np.isfinite(value) and cells(test.take(patient == name)) is not None
+    }
+    if not sizes:
       yield (
-        'no heat map is drawn: no test patient has tiles of both labels that'
-        " lie on a grid; x and y are the pixels of a tile's upper left corner"
-        ' in the one image of its patient'
+        'No heat map is drawn: no test patient has tiles of both labels that'
+        " lie on a grid. x and y are the pixels of a tile's upper left corner"
+        ' in the one image of its patient.'
       )
       return
-    most = max(shown, key=shown.get)
-    mine = test.group == most
-    values = {line[0]: line[-1] for line in lines[1:]}
+    name = max(sizes, key=sizes.get)
+    mine, value = patient == name, by_patient[name][2]
     maps = {
       'label': test.label[mine],
-      f'primary, AUROC {values[most]:.3f}': prob[mine],
+      f'primary, AUROC {value:.3f}': prob[mine],
       'decision': said[mine],
     }
-    yield File(f'figures/grid_{most}.png', _grid_figure(test.take(mine), maps))
+    yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
+    median = np.nanmedian([auroc for *_, auroc in by_patient.values()])
     yield (
-      f'heat map of patient {most}: AUROC {values[most]:.3f} over'
-      f' {mine.sum()} tiles of the grid; median of {len(values)} test patients'
-      f' {np.nanmedian(list(values.values())):.3f}'
+      f'heat map of patient {name}: AUROC {value:.3f} over {sizes[name]} tiles'
+      f' of the grid; median of {len(by_patient)} test patients {median:.3f}'
     )
 
 
@@ -464,17 +470,9 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
       ' tumour with --positive.'
     )
   tiles = labelled_tiles.binary(tiles, files.positive)
-  note = (
-    f'{len(tiles)} tiles of {len(set(tiles.group))} patients;'
-    f' {tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
-  )
-  inputs = {}
-  for name in ('tiles_zip', 'tiles_csv'):
-    with getattr(files, name).open('rb') as file:
-      digest = hashlib.file_digest(file, 'sha256')
-    inputs[f'{name}_sha256'] = digest.hexdigest()
+  note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
-  return Grids(tiles, inputs, note, seed)
+  return Grids(tiles, files, seed, note)
 
 
 def cells(tiles: LabelledTiles) -> np.ndarray | None:
