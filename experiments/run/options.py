@@ -131,7 +131,8 @@ def from_json(
     OptionError: if a value is of no option, or not one that it takes.
   """
   known = {option.flag for option in _options(classes)}
-  values = renamed(values, classes)
+  former = dict(_aliases(known))
+  values = {former.get(name, name): v for name, v in values.items()}
   if unknown := sorted(values.keys() - known):
     raise OptionError(
       f'{source}: unknown options {", ".join(unknown)}. They may be of a newer'
@@ -148,14 +149,6 @@ def from_json(
         raise OptionError(f'{source}: {option.flag} is {value!r}: {e}') from e
     found.append(cls(**given))
   return found
-
-
-def renamed(
-  values: Mapping[str, Any], classes: Sequence[type]
-) -> dict[str, Any]:
-  """Returns values by the flags' names of today."""
-  former = dict(_aliases({option.flag for option in _options(classes)}))
-  return {former.get(name, name): value for name, value in values.items()}
 
 
 def decisive(classes: Sequence[type]) -> set[str]:
@@ -262,7 +255,9 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
         )
       continue
     known[option.flag] = option
-    about = option.flag, option.default, option.help
+    choices = f'<{"|".join(map(str, option.choices))}>: '
+    text = choices * bool(option.choices) + option.help
+    about = option.flag, option.default, text
     where = {'flag_values': values, 'module_name': option.section}
     if option.kind is bool:
       flags.DEFINE_boolean(*about, **where)
@@ -270,8 +265,8 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
       comma = flags.CsvListSerializer(',')
       flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)
     else:
-      text = flags.ArgumentSerializer()
-      flags.DEFINE(option.parser, *about, serializer=text, **where)
+      plain = flags.ArgumentSerializer()
+      flags.DEFINE(option.parser, *about, serializer=plain, **where)
   for former, name in _aliases(known):
     flags.DEFINE_alias(former, name, flag_values=values, module_name='')
   return values

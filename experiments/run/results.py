@@ -24,9 +24,7 @@ import tempfile
 import time
 from typing import Any
 
-import numpy as np
-
-from data import atomic
+from data.files import replacing
 from experiments.run import options
 from kmil_jax import parallel
 
@@ -125,8 +123,8 @@ class Folder:
 
     Args:
       name: of the file.
-      content: of a .csv rows of cells, of a .png a figure of matplotlib, of an
-        .npz arrays by name. A text is written as it is.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib. A
+        text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -137,11 +135,6 @@ class Folder:
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
         return
-      case '.npz':
-        held = io.BytesIO()
-        np.savez_compressed(held, **content)
-        self.save(name, lambda path: path.write_bytes(held.getvalue()))
-        return
       case _ if isinstance(content, str):
         pass
       case '.json':
@@ -151,14 +144,14 @@ class Folder:
         content = ''.join(lines)
       case '.csv':
         text = io.StringIO(newline='')
-        csv.writer(text).writerows(content)
+        csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
     self.save(name, lambda path: path.write_bytes(content.encode()))
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""
     if parallel.is_first():
-      with atomic.replacing(self.at(name)) as part:
+      with replacing(self.at(name)) as part:
         write(part)
 
   def config(self) -> Config:

@@ -219,7 +219,12 @@ class Nodes:
         return [held[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
     maps = scan(image, networks, look=windows(image, mask, STRIDE)[1])
-    folder.write(name, dict(zip(_STEPS, maps, strict=False)))
+
+    def write(path):
+      with path.open('wb') as file:  # Of a path, NumPy would change the name.
+        np.savez_compressed(file, **dict(zip(_STEPS, maps, strict=False)))
+
+    folder.save(name, write)
     return maps
 
   def _table_3(self, scores: Mapping[str, np.ndarray]) -> tuple[int, Table]:

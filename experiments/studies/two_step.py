@@ -79,16 +79,17 @@ class Networks:
     choices=_NAMES,
   )
 
-  def compared(self, design: Design) -> list[str]:
-    """Returns the networks to train on all patches."""
-    asked = [self.primary] if self.primary else []
-    names = asked if asked and not self.primaries else design.primaries
-    return list(dict.fromkeys([*names, *asked]))
+  def complete(self) -> 'Networks':
+    """Returns the same with the first network among those compared."""
+    names = self.primaries or ()
+    if self.primary is None or self.primary in names:
+      return self
+    return dataclasses.replace(self, primaries=(*names, self.primary))
 
   def weights(self, design: Design, options: Training) -> dict[str, str]:
     """Returns the files that networks start from, see `Training.weights_of`."""
     second = [self.secondary] if self.secondary else []
-    return options.weights_of([*self.compared(design), *second])
+    return options.weights_of([*design.primaries, *second])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +139,7 @@ def stages(
 
   found = {
     name: train('primary', name, material.parts, weights.get(name))
-    for name in networks.compared(design)
+    for name in design.primaries
   }
   yield _table_2(found, material.split_by)
   best = max(found, key=lambda name: found[name].kept['val_accuracy'])
@@ -404,9 +405,9 @@ class Grids:
     prob, tumour, patient = probs[0], test.label == 1, test.group
     found = rules(probs, tumour)
     said = list(found.values())[-1]
-    both = np.stack([1 - prob, prob], 1)
-    ends = intervals.bootstrap(test.label, both, patient)[0]['auroc']
-    auroc = {ONE: ([metrics.auroc(tumour, prob)], [tuple(ends.tolist())])}
+    drawn = intervals.auroc_replicates(tumour, prob[None], patient)
+    ends = tuple(intervals.percentile(drawn).tolist())
+    auroc = {ONE: ([metrics.auroc(tumour, prob)], [ends])}
     yield decision_table(
       'tiles',
       'Test tiles, of other patients than the networks learned from',

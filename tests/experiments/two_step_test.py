@@ -226,14 +226,12 @@ def test_the_recipe_is_the_papers():
   assert design.primaries == names
 
 
-def test_networks_are_those_asked_for():
-  names = lambda **asked: two_step.Networks(**asked).compared(
-    two_step.Design(primaries=asked.get('primaries', ('a', 'b')))
-  )
-  assert names() == ['a', 'b']
-  assert names(primary='c') == ['c']
-  assert names(primaries=('d', 'c'), primary='c') == ['d', 'c']
-  assert names(primaries=('d',), primary='c') == ['d', 'c']
+def test_the_first_network_is_among_those_compared():
+  names = lambda *asked: two_step.Networks(*asked).complete().primaries
+  assert names(None, None) is None
+  assert names(None, 'c') == ('c',)
+  assert names(('d', 'c'), 'c') == ('d', 'c')
+  assert names(('d',), 'c') == ('d', 'c')
 
 
 def test_patches_hold_what_their_class_says(nodes):
