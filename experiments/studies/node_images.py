@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import pathlib
 import time
 
@@ -111,16 +110,10 @@ class Nodes:
 
   images: NodeImages
   parts: Sequence[LabelledTiles]  # of the development part
-  files: Images
-  design: Design
-
-  @property
-  def is_phantom(self) -> bool:
-    return self.files.images_dir is None
-
-  @property
-  def split_by(self) -> str:
-    return self.files.split_patches
+  split_by: str
+  least: int  # pixels of tumour that make a window one of tumour
+  pictures: int
+  is_phantom: bool
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -133,11 +126,10 @@ class Nodes:
   @property
   def note(self) -> str:
     images = self.images
-    phantom = 'a phantom, which says nothing about patients: '
+    phantom = ', a phantom: figures say nothing about patients'
     return (
-      f'{phantom * self.is_phantom}{len(images)} images of'
-      f' {len(set(images.patient))} patients: {images.test.sum()} to test,'
-      f' {images.positive.sum()} positive'
+      f'{len(images)} images of {len(set(images.patient))} patients,'
+      f' {images.test.sum()} to test{phantom * self.is_phantom}'
     )
 
   def check(self, findings: Findings) -> None:
@@ -153,7 +145,7 @@ class Nodes:
     for row in _bar(negative, 'false positives'):
       image, mask = images.read(row)
       _, look = windows(image, mask, _COARSE)
-      (prob,) = scan(image, [primary], stride=_COARSE, look=look)
+      (prob,) = scan(image, [primary], look, _COARSE)
       yx = np.argwhere(prob >= FIRES) * _COARSE
       where.append(np.c_[np.full(len(yx), row), yx])
     where = np.concatenate(where)
@@ -189,7 +181,7 @@ class Nodes:
     for wanted in (True, False):
       some = np.flatnonzero(images.test & (images.positive == wanted))
       order = some[np.argsort(-one[some], kind='stable')]
-      drawn |= set(order[: (self.files.pictures + wanted) // 2].tolist())
+      drawn |= set(order[: (self.pictures + wanted) // 2].tolist())
     for row in _bar(rows, 'outlines'):
       image, mask = images.read(row)
       maps, name = {}, images.id[row]
@@ -218,7 +210,7 @@ class Nodes:
       with np.load(folder.at(name)) as held:
         return [held[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
-    maps = scan(image, networks, look=windows(image, mask, STRIDE)[1])
+    maps = scan(image, networks, windows(image, mask, STRIDE)[1])
 
     def write(path):
       with path.open('wb') as file:  # Of a path, NumPy would change the name.
@@ -263,7 +255,7 @@ class Nodes:
     images, found = self.images, []
     for row in np.flatnonzero(images.test):
       tumour, tissue = windows(*images.read(row), STRIDE)
-      known = tissue & ((tumour == 0) | (tumour >= self.design.least_tumour))
+      known = tissue & ((tumour == 0) | (tumour >= self.least))
       about = tumour[known] > 0, images.patient[row], images.positive[row]
       about = np.broadcast_arrays(*about, *(prob[known] for prob in probs[row]))
       found.append(about)
@@ -277,7 +269,7 @@ class Nodes:
       rows.append(two_step.decided((rule,), *about, first, (None, None)))
     return two_step.decision_table(
       'windows',
-      'Windows of the test images: what the second step does',
+      'Windows of the test images, on tissue',
       ('rule',),
       {'false positives': 'd', 'per negative image': '.1f'},
       rows,
@@ -288,13 +280,13 @@ class Nodes:
     image, _ = self.images.read(int(np.argmax(self.images.positive)))
     y, x = (max(0, (n - _TIMED) // 2) for n in image.shape[:2])
     image = image[y : y + _TIMED, x : x + _TIMED]
+    look = np.ones(heatmap.grid(image.shape[:2]), bool)
     seconds = np.empty((1 + _ROUNDS, 2))  # The first round compiles.
     for turn, way in np.ndindex(seconds.shape):
       start = time.perf_counter()
-      scan(image, networks, batch=(None, parallel.num_devices())[way])
+      scan(image, networks, look, batch=(None, parallel.num_devices())[way])
       seconds[turn, way] = time.perf_counter() - start
-    count = math.prod(heatmap.grid(image.shape[:2]))
-    seconds *= 1e6 / STRIDE**2 / count  # By the windows of a megapixel.
+    seconds *= 1e6 / STRIDE**2 / look.size  # By the windows of a megapixel.
     fast, slow = np.median(seconds[1:], 0)
     return (
       f'time of a heat map: {fast:.1f} s per megapixel; window by window'
@@ -327,7 +319,12 @@ def open_nodes(
   by = {'patient': 'group', 'patch': 'tile'}[files.split_patches]
   split = patch_tiles.split(patches, (0.7, 0.3, 0.0), seed=seed, by=by)
   return Nodes(
-    images, [patches.take(rows) for rows in split[:2]], files, design
+    images,
+    [patches.take(rows) for rows in split[:2]],
+    files.split_patches,
+    design.least_tumour,
+    files.pictures,
+    files.images_dir is None,
   )
 
 
@@ -421,9 +418,8 @@ def cut(
 def scan(
   image: np.ndarray,
   networks: Sequence[Trained],
-  *,
+  look: np.ndarray,
   stride: int = STRIDE,
-  look: np.ndarray | None = None,
   batch: int | None = None,
 ) -> list[np.ndarray]:
   """Evaluates every window of an image once.
@@ -434,18 +430,17 @@ def scan(
   Args:
     image: uint8 [H, W, 3].
     networks: one or two.
+    look: which windows to look at, bool [h, w] of `heatmap.grid`.
     stride: from one window to the next, in pixels.
-    look: which windows to look at, bool [h, w] of `heatmap.grid`; all by
-      default.
     batch: see `Trained.predict`.
 
   Returns:
     Probabilities of tumour by each, float32 [h, w]; NaN where it did not look.
   """
-  shape, maps = heatmap.grid(image.shape[:2], WINDOW, stride), []
-  look = np.ones(shape, bool) if look is None else look
+  maps = []
   for network in networks:
-    corners, prob = np.argwhere(look) * stride, np.full(shape, np.nan, 'f4')
+    corners = np.argwhere(look) * stride
+    prob = np.full(look.shape, np.nan, np.float32)
     if len(corners):
       tiles = LabelledTiles(
         id=np.arange(len(corners)).astype(str),

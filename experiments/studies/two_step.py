@@ -158,14 +158,6 @@ def stages(
     start = str(study.folder.at(f'primary_{name}/{training.MODEL}'))
     rate = _FINE_TUNE
   second = train('secondary', name, parts, start, rate)
-  notes = [
-    'False positives are windows of negative development images, 20 um apart;'
-    ' of tiles, those of the training and validation parts.'
-  ]
-  if material.split_by == 'patient' and set.intersection(
-    *(set(part.group.tolist()) for part in parts)
-  ):
-    notes.append('Split by patch: the false positives of a part are too few.')
   here = name, len(mistakes), *_percent_and_auroc(second)
   yield Table(
     'secondary',
@@ -174,7 +166,12 @@ def stages(
     ('step',),
     {'network': '', 'false positives found': 'd'} | _VALIDATION,
     [Row(('secondary',), {HERE: here})],
-    notes,
+    [
+      'False positives are windows of negative development images, 20 um apart;'
+      ' of tiles, those of the training and validation parts.',
+      'Patches are split as for the first network; at random where a part would'
+      ' lack false positives or tumour.',
+    ],
     PUBLISHED['secondary'],
   )
   curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
@@ -298,7 +295,7 @@ def decided(
   hit = said == truth
   counted = truth, ~truth, np.ones_like(truth)
   pairs = [(int(hit[some].sum()), int(some.sum())) for some in counted]
-  shares = [100 * (h / n) for h, n in pairs]
+  shares = [100 * (h / n) if n else None for h, n in pairs]
   for some in counted:
     low, high = intervals.proportion(hit, some, patient).tolist()
     ends = *ends, (100 * low, 100 * high)
@@ -380,10 +377,8 @@ class Grids:
 
   @property
   def inputs(self) -> dict[str, str]:
-    return {
-      f'{name}_sha256': sha256([getattr(self.files, name)])
-      for name in ('tiles_zip', 'tiles_csv')
-    }
+    files = self.files
+    return {'tiles_sha256': sha256([files.tiles_zip, files.tiles_csv])}
 
   def check(self, findings: Findings) -> None:
     patch_tiles.check(findings, {'tiles': self.tiles}, lambda: self.split)

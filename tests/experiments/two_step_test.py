@@ -274,7 +274,7 @@ def test_each_window_is_evaluated_once_and_the_second_where_the_first_fires():
   image = np.stack([y, x, rng.integers(0, 256, shape)], -1).astype(np.uint8)
   look = rng.random(heatmap.grid(shape)) < 0.7
   networks = Spy(100), Spy(200)
-  first, second = study.scan(image, networks, look=look)
+  first, second = study.scan(image, networks, look)
   corners = image[:51:10, :71:10]
   bright = corners[..., 2]
   for network, asked, prob in (
