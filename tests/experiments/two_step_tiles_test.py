@@ -107,14 +107,10 @@ def test_which_label_is_tumour_is_never_guessed(tmp_path):
   tiles = two_step.open_tiles(Tiles(*files, 'cancer'), 0).tiles
   red = tiles.pixels[..., 0].mean((1, 2)) > 185  # Tumour, and what looks so.
   assert red[tiles.label == 1].all() and not red[tiles.label == 0].all()
-
-
-def test_three_labels_are_refused(tmp_path):
-  flags = write(tmp_path, labels=('a', 'b'))
-  path = tmp_path / 'index.csv'
-  path.write_text(path.read_text().replace(',b,', ',c,', 1))
-  with pytest.raises(SystemExit, match='found the classes a, b, c; two are'):
-    run(tmp_path, *flags)
+  table = files[1].read_text()
+  files[1].write_text(table.replace(',cancer,', ',third,', 1))
+  with pytest.raises(TileError, match='the classes cancer, normal, third; two'):
+    two_step.open_tiles(Tiles(*files), 0)
 
 
 def named(label, group, prefix):
