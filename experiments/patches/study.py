@@ -65,6 +65,7 @@ class Paper:
     source: who published it, and where.
     recipe: the paper's, a dataclass for each kind of training.
     phantom: what is changed of it on the phantom, by kind of training.
+    own: what is changed of it otherwise, likewise.
   """
 
   name: str
@@ -73,6 +74,7 @@ class Paper:
   phantom: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
+  own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def here(self, asked: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
     """Returns the recipes as they are used: changed by the phantom, by flags.
@@ -87,7 +89,7 @@ class Paper:
       given |= {k: v for k, v in vars(one).items() if v is not None}
     found = {}
     for kind, recipe in self.recipe.items():
-      changes = dict(self.phantom.get(kind, {})) if is_phantom else {}
+      changes = dict((self.phantom if is_phantom else self.own).get(kind, {}))
       changes |= {k: v for k, v in given.items() if k in vars(recipe)}
       found[kind] = dataclasses.replace(recipe, **changes)
     return found
@@ -100,9 +102,11 @@ class Paper:
         published = getattr(self.recipe[kind], name)
         if value != published:
           kinds.setdefault((name, value, published), []).append(kind)
+    text = lambda v: ', '.join(map(str, v)) if isinstance(v, tuple) else v
     parts = [
-      f'{name.replace("_", " ")} {value} ({published})'
-      + f' of {", ".join(some)}' * (len(some) < len(here))
+      f'{name.replace("_", " ")} {text(value)} ({text(published)})'
+      + f' of {", ".join(some)}'
+      * (len(some) < sum(name in vars(recipe) for recipe in here.values()))
       for (name, value, published), some in kinds.items()
     ]
     return 'here (paper): ' + (', '.join(parts) or 'the same recipe')

@@ -118,7 +118,12 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
+    """Writes a file.
+
+    Args:
+      name: of the file.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib. A
+        text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -129,6 +134,8 @@ class Folder:
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
         return
+      case _ if isinstance(content, str):
+        pass
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':
