@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from data.splits import SplitError
-from experiments import maps
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
 from experiments.evaluation import figures, groups, predictions, summary
 from experiments.evaluation.predictions import TEST, Predictions
+from experiments.maps import attention as attention_files
 from experiments.reporting import page
 from experiments.run import progress
 from experiments.run.results import Folder, ResultsError
@@ -101,7 +101,7 @@ def train_folds(
     folds.save(run.folder, results, r)
     if attention and parallel.is_first():
       test = splits[run.fold].test
-      maps.write(run.folder, cohort, bags, test, results, r)
+      attention_files.write(run.folder, cohort, bags, test, results, r)
     prob = {part: values[r] for part, values in results.prob.items()}
     write_predictions(Folder(run.folder), run.fold, material, prob)
   parallel.wait_for_all('trained')
@@ -212,7 +212,7 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
   if material.group:
     table = groups.write(folder, material.group, classes)
     print(f'\n{table.terminal()}')
-  page.write(folder.path)
+  page.write(folder)
 
 
 def _watch(

@@ -33,6 +33,7 @@ ALIASES: Sequence[tuple[str, str]] = (
   ('instance_score', 'dtfd_rank_by'),
   ('mpp_csv', 'slide_mpp_csv'),
   ('score', 'kmil_score'),
+  ('score', 'rank_tiles_by'),
 )
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
 

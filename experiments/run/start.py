@@ -53,6 +53,27 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+  """The run."""
+
+  run: pathlib.Path | None = field(
+    None, 'Results folder of a run, like results/kmil_origin_s2023.'
+  )
+
+  def folder(self) -> results.Folder:
+    """Returns the results folder.
+
+    Raises:
+      OptionError: if it is not given or does not exist.
+    """
+    if not self.run:
+      raise OptionError('--run=<results folder> is required.')
+    if not self.run.is_dir():
+      raise OptionError(f'--run={self.run}: no such folder.')
+    return results.Folder(self.run)
+
+
+@dataclasses.dataclass(frozen=True)
 class Cache:
   """Where it keeps what can be made again."""
 

@@ -7,23 +7,24 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data import atomic, slides
-from experiments.slide_maps.tile_scores import TileScores
+from experiments.maps.tile_scores import TileScores
 
+RANKS = ('attention', 'probability')
 _PIXELS = 256  # Side of a picture, unless the tile has fewer.
 _GAP = 8
 _BEYOND = (160, 160, 160)
 _FONT = 13
 
 
-def order(scores: TileScores, score: str) -> np.ndarray:
+def order(scores: TileScores, rank_by: str) -> np.ndarray:
   """Returns the tiles from highest to lowest, those that no fold keeps last.
 
   Args:
     scores: of a slide's tiles.
-    score: 'attention' or 'probability', for the predicted class. Equal tiles
-      stay in the order of the file.
+    rank_by: one of `RANKS`, for the predicted class. Equal tiles stay in the
+      order of the file.
   """
-  return np.argsort(-_values(scores, score), kind='stable')
+  return np.argsort(-_values(scores, rank_by), kind='stable')
 
 
 def write(
@@ -31,7 +32,7 @@ def write(
   path: pathlib.Path,
   scores: TileScores,
   *,
-  score: str,
+  rank_by: str,
   count: int,
 ) -> list[pathlib.Path]:
   """Writes the highest and the lowest tiles of a slide, and a sheet of both.
@@ -44,50 +45,44 @@ def write(
     folder: of the pictures.
     path: the slide.
     scores: of its tiles.
-    score: see `order`.
+    rank_by: see `order`.
     count: of tiles at either end; a slide of fewer than twice as many has each
       tile once.
 
   Raises:
     data.slides.SlideError: if the slide, or a tile of it, cannot be read.
   """
-  ranked = order(scores, score)[: scores.shown.sum()]
-  values = _values(scores, score)
-  ranks = np.arange(len(ranked))
-  top, bottom = ranks[:count], ranks[count:][-count:]
+  name = scores.slide
+  ranked = order(scores, rank_by)[: scores.shown.sum()]
+  values = _values(scores, rank_by)[ranked]
+  ranks = range(len(ranked))
   digits = len(str(len(ranked)))
-  cut, made = {}, []
+  pictures, rows = {}, {}
   with slides.Slide(path, 1.0) as slide:  # Only proportions count.
-    for rank in (*top, *bottom):
-      cut[rank] = _read(slide, scores, ranked[rank])
-  for old in _pictures(folder, scores.slide):
-    old.unlink()
-  for rank, image in cut.items():
-    value = values[ranked[rank]]
-    name = f'{scores.slide}_{rank + 1:0{digits}d}_{value:.4f}.png'
-    made.append(folder / name)
-    _save(made[-1], image)
-  made.append(folder / f'{scores.slide}_sheet.png')
-  rows = {}
-  for title, part in (('highest', top), ('lowest', bottom)):
-    captions = [f'{r + 1}: {values[ranked[r]]:.3g}' for r in part]
-    rows[f'{scores.slide}: {title} {score}'] = [
-      (caption, cut[r]) for caption, r in zip(captions, part, strict=True)
-    ]
-  _save(made[-1], _sheet({t: row for t, row in rows.items() if row}))
-  return made
+    for end, part in ('highest', ranks[:count]), ('lowest', ranks[count:]):
+      row = {r: _read(slide, scores, ranked[r]) for r in part[-count:]}
+      for r, image in row.items():
+        pictures[f'{name}_{r + 1:0{digits}d}_{values[r]:.4f}.png'] = image
+      if row:
+        rows[f'{name}: {end} {rank_by}'] = [
+          (f'{r + 1}: {values[r]:.3g}', image) for r, image in row.items()
+        ]
+  pictures[f'{name}_sheet.png'] = _sheet(rows)
+  # None of a slide whose name begins so.
+  old = re.compile(re.escape(name) + r'_\d+_[\d.]+\.png')
+  for found in folder.glob('*.png'):
+    if old.fullmatch(found.name):
+      found.unlink()
+  for file, image in pictures.items():
+    with atomic.replacing(folder / file) as part:
+      image.save(part, format='PNG')
+  return [folder / file for file in pictures]
 
 
-def _pictures(folder: pathlib.Path, slide: str) -> list[pathlib.Path]:
-  """Returns the tiles of one slide, none of a slide whose name begins so."""
-  name = re.compile(re.escape(slide) + r'_\d+_[\d.]+\.png')
-  return [path for path in folder.glob('*.png') if name.fullmatch(path.name)]
-
-
-def _values(scores: TileScores, score: str) -> np.ndarray:
+def _values(scores: TileScores, rank_by: str) -> np.ndarray:
   c = scores.predicted
   by = {'attention': scores.multiples, 'probability': scores.probability}
-  return np.nan_to_num(by[score](c), nan=-np.inf)
+  return np.nan_to_num(by[rank_by](c), nan=-np.inf)
 
 
 def _read(slide: slides.Slide, scores: TileScores, i: int) -> Image.Image:
@@ -127,8 +122,3 @@ def _sheet(rows: dict[str, list[tuple[str, Image.Image]]]) -> Image.Image:
       sheet.paste(image, (x, y + line))
       pen.text((x, y + line + side + _GAP / 2), caption, 'black', font)
   return sheet
-
-
-def _save(path: pathlib.Path, image: Image.Image) -> None:
-  with atomic.replacing(path) as part:
-    image.save(part, format='PNG')

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data import features
-from experiments.slide_maps import layers, painting, tile_scores
-from experiments.slide_maps.tile_scores import MapError, UnplacedError
+from experiments.maps import overlay, tile_scores
+from experiments.maps.tile_scores import MapError, UnplacedError
 
 C = len(drawn_maps.CLASSES)
 
@@ -29,22 +29,21 @@ def three(tmp_path):
   return read(tmp_path, *drawn), drawn
 
 
-def test_folds_speak_only_of_tiles_that_they_keep(three):
-  scores, drawn = three
-  said = np.stack(
+def test_folds_count_only_for_tiles_that_they_keep(three):
+  found, drawn = three
+  prob = np.stack(
     [np.where(d['kept'][:, None], d['instance_prob'], np.nan) for d in drawn]
   )
-  count = np.isfinite(said[..., 0]).sum(0)
+  count = np.isfinite(prob[..., 0]).sum(0)
   assert set(count) == {0, 1, 2, 3}
-  np.testing.assert_array_equal(scores.shown, count > 0)
+  np.testing.assert_array_equal(found.shown, count > 0)
   for c in range(C):
-    mean = scores.probability(c)
+    mean, deviation = found.probability(c), found.disagreement(c)
     np.testing.assert_allclose(
-      mean[count > 0], np.nanmean(said[:, count > 0, c], 0), rtol=1e-6
+      mean[count > 0], np.nanmean(prob[:, count > 0, c], 0), rtol=1e-6
     )
-    deviation = scores.disagreement(c)
     np.testing.assert_allclose(
-      deviation[count > 1], np.nanstd(said[:, count > 1, c], 0), atol=1e-7
+      deviation[count > 1], np.nanstd(prob[:, count > 1, c], 0), atol=1e-7
     )
     assert np.isnan(mean[count == 0]).all()
     assert np.isnan(deviation[count < 2]).all()
@@ -61,13 +60,11 @@ def test_attention_is_a_multiple_of_an_equal_share(tmp_path):
 
 
 def test_the_order_of_folds_is_immaterial(three, tmp_path):
-  scores, drawn = three
-  other = read(tmp_path / 'other', *drawn[::-1])
-  for one, two in zip(
-    layers.of(scores, 'absolute'), layers.of(other, 'absolute'), strict=True
-  ):
-    assert (one.key, one.title) == (two.key, two.title)
-    np.testing.assert_allclose(one.values, two.values, atol=1e-7)
+  found, drawn = three
+  other = overlay.layers(read(tmp_path / 'other', *drawn[::-1]), 'absolute')
+  for key, layer in overlay.layers(found, 'absolute').items():
+    assert layer.title == other[key].title
+    np.testing.assert_allclose(layer.values, other[key].values, atol=1e-7)
 
 
 def test_disagreement_fills_its_scale_and_no_more(tmp_path):
@@ -77,8 +74,7 @@ def test_disagreement_fills_its_scale_and_no_more(tmp_path):
     | {'instance_prob': np.eye(C)[np.full(len(coords), c)]}
     for c in (0, 2)  # The slide is predicted to be of class 2.
   ]
-  layer = layers.of(read(tmp_path, *sides), 'absolute')[-1]
-  assert layer.key == 'disagreement'
+  layer = overlay.layers(read(tmp_path, *sides), 'absolute')['disagreement']
   assert (layer.low, layer.high) == (0, 0.5)
   np.testing.assert_array_equal(layer.values, 0.5)
 
@@ -88,25 +84,24 @@ def test_the_absolute_scale_is_that_of_every_slide(tmp_path):
   flat, peaked = (drawn_maps.scores(coords, 0) for _ in range(2))
   peaked['attention'] = np.eye(len(coords))[:, :1]  # One tile takes all.
   one, two = (
-    layers.of(read(tmp_path / name, drawn), 'absolute')
+    overlay.layers(read(tmp_path / name, drawn), 'absolute')
     for name, drawn in (('flat', flat), ('peaked', peaked))
   )
-  ends = [[(x.key, x.low, x.high) for x in found] for found in (one, two)]
+  ends = [
+    [(x.key, x.low, x.high) for x in found.values()] for found in (one, two)
+  ]
   assert ends[0] == ends[1]
-  place = {x.key: x.place(x.values) for x in one}
-  probability = read(tmp_path / 'flat', flat).probability(2)
-  np.testing.assert_allclose(place['probability-2'], probability)
+  layer = one['probability-2']
+  np.testing.assert_allclose(layer.norm(layer.values), layer.values)
   # An equal share lies in the middle, whatever the highest one.
-  attention = one[-1]
-  assert attention.place(np.array([1.0])) == pytest.approx(0.5)
-  assert attention.place(np.array([0, 1e9])).tolist() == [0, 1]
+  norm = one['attention'].norm
+  np.testing.assert_allclose(norm(np.array([0, 0.1, 1, 1e9])), [0, 0, 0.5, 1])
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
 def test_a_rank_counts_the_tiles_that_score_less(values):
   values = np.array([*values, np.nan])
-  layer = layers.Layer('a', 'a', values, 0, 9)
-  (ranked,) = (layers._ranked(layer).values,)
+  ranked = overlay._ranked(overlay.Layer('a', 'a', values)).values
   has = values[:-1]
   less = (has[:, None] > has).sum(1) + 0.5 * (has[:, None] == has).sum(1)
   np.testing.assert_allclose(ranked[:-1], less / len(has))
@@ -120,8 +115,8 @@ def boxes_of(seed, n=12):
   return np.c_[corner, corner + size].astype(float), values
 
 
-@given(st.integers(0, 10**6))
-def test_painting_averages_the_tiles_over_a_pixel(seed):
+@given(st.integers(0, 10**6), st.sampled_from([1.0, 2.0, 3.7]))
+def test_painting_averages_the_tiles_over_a_pixel(seed, scale):
   boxes, values = boxes_of(seed)
   x, y = np.meshgrid(np.arange(30), np.arange(20))
   left, top, right, bottom = (b[:, None, None] for b in boxes.T)
@@ -130,54 +125,40 @@ def test_painting_averages_the_tiles_over_a_pixel(seed):
   total = (np.nan_to_num(values)[:, None, None] * over).sum(0)
   count = over.sum(0)
   expected = np.where(count, total / np.maximum(count, 1), np.nan)
-  painted = painting.paint(boxes, values, 1, (20, 30))
+  painted = overlay.paint(boxes, values, 1, (20, 30))
   np.testing.assert_allclose(painted, expected, atol=1e-12)
-
-
-@given(st.integers(0, 10**6), st.sampled_from([1.0, 2.0, 3.7]))
-def test_painting_by_parts_is_painting_at_once(seed, scale):
-  boxes, values = boxes_of(seed)
-  whole = painting.paint(boxes, values, scale, (20, 30))
-  part = painting.paint(boxes, values, scale, (9, 12), (11, 7))
+  whole = overlay.paint(boxes, values, scale, (20, 30))
+  part = overlay.paint(boxes, values, scale, (9, 12), (11, 7))
   np.testing.assert_allclose(part, whole[7:16, 11:23], atol=1e-12)
 
 
 def test_tiles_smaller_than_a_pixel_stay_visible():
-  painted = painting.paint(
-    np.array([[1000.0, 2000, 1010, 2010]]), np.ones(1), 100, (40, 40)
-  )
+  box = np.array([[1000.0, 2000, 1010, 2010]])
+  painted = overlay.paint(box, np.ones(1), 100, (40, 40))
   assert np.argwhere(~np.isnan(painted)).tolist() == [[20, 10]]
 
 
 @pytest.mark.parametrize('side', [64, 51.3, 513.026])
-def test_rounded_tiles_touch_their_neighbours(side):
+def test_rounded_tiles_touch_their_neighbours(side, tmp_path):
   """As STAMP's, whose sides in pixels are not whole numbers."""
-  starts = np.rint(np.arange(40) * side)
-  ends = painting.ends(starts, side)
-  np.testing.assert_array_equal(ends[:-1], starts[1:])
-  assert ends[-1] == np.rint(starts[-1] + side)
-  # Tiles farther apart keep their own size.
-  np.testing.assert_array_equal(
-    painting.ends(starts * 3, side), np.rint(starts * 3 + side)
-  )
+  for apart in (1, 3):  # Tiles farther apart keep their own size.
+    starts = np.rint(np.arange(40) * side) * apart
+    coords = np.stack([starts, np.zeros(40)], 1)
+    drawn = drawn_maps.scores(coords, 0)
+    found = read(tmp_path / f'{apart}', drawn, patch_size_level0=side)
+    ends, own = overlay.boxes(found)[:, 2], np.rint(starts + side)
+    if apart == 1:
+      np.testing.assert_array_equal(ends[:-1], starts[1:])
+      assert ends[-1] == own[-1]
+    else:
+      np.testing.assert_array_equal(ends, own)
 
 
-@pytest.mark.parametrize('log', [False, True])
-def test_the_colour_bar_is_the_scale_of_the_colours(log):
-  layer = layers.Layer('a', 'a', np.empty(0), 0.1, 10, log)
-  values = np.geomspace(0.1, 10, 9)
-  np.testing.assert_allclose(layer.norm(values), layer.place(values))
-
-
-def test_colours_say_the_value_and_no_tile_is_clear(three):
-  scores, _ = three
-  layer = layers.of(scores, 'absolute')[0]
-  colours = layers.colour_map('viridis')
-  painted = np.array([[0, 0.25, 1, np.nan]])
-  image = painting.coloured(painted, layer, colours)
-  assert image[0, 0].tolist() == colours[0].tolist()
-  assert image[0, 1].tolist() == colours[64].tolist()
-  assert image[0, 2].tolist() == colours[255].tolist()
+def test_colours_show_the_value_and_no_tile_is_clear():
+  layer = overlay.Layer('a', 'a', np.empty(0))
+  colours = overlay.colour_map('viridis')
+  image = layer.coloured(np.array([[0, 0.25, 1, np.nan]]), colours)
+  assert image[0, :3].tolist() == colours[[0, 64, 255]].tolist()
   assert image[0, 3, 3] == 0
 
 
@@ -196,21 +177,18 @@ def test_stamps_micrometres_give_the_same_map(tmp_path):
     file.attrs.update(
       unit='um', extractor='e', tile_size_um=side * mpp, tile_size_px=32
     )
-  images = []
-  for name, found in (
+  boxes = []
+  for name, of_tool in (
     ('pixels', features.read(pixels)),
     ('stamp', features.read(stamp, level0_mpp=mpp)),
   ):
-    scores = read(
+    found = read(
       tmp_path / name,
-      drawn | {'coords': found.coords},
-      patch_size_level0=found.attributes['patch_size_level0'],
+      drawn | {'coords': of_tool.coords},
+      patch_size_level0=of_tool.attributes['patch_size_level0'],
     )
-    layer = layers.of(scores, 'absolute')[0]
-    boxes = painting.boxes(scores.coords, scores.side)
-    images.append(painting.paint(boxes, layer.values, 7, (70, 90)))
-  assert np.isfinite(images[0]).sum() > 1000
-  np.testing.assert_array_equal(*images)
+    boxes.append(overlay.boxes(found))
+  np.testing.assert_array_equal(*boxes)
 
 
 def change(name, array):
@@ -254,7 +232,7 @@ def test_folds_of_other_tiles_are_refused(tmp_path):
     read(tmp_path, one, two)
 
 
-def test_the_tiles_side_can_be_told(tmp_path):
+def test_the_tiles_side_can_be_given(tmp_path):
   drawn = drawn_maps.scores(drawn_maps.lattice(), 0)
   path = drawn_maps.write_scores(
     tmp_path, 0, 's', drawn, patch_size_level0=None

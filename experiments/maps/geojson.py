@@ -6,17 +6,18 @@ import pathlib
 from typing import Any
 import uuid
 
+import matplotlib
 import numpy as np
 import shapely
 
 from data import atomic
-from experiments.slide_maps import layers, painting
-from experiments.slide_maps.tile_scores import TileScores
+from experiments.maps import overlay
+from experiments.maps.tile_scores import TileScores
 
 _IDS = uuid.UUID('7d1b6a6e-2f4c-5a55-9c3f-0f6d5a1f8c52')  # Namespace of ids.
 
 
-def write(path: pathlib.Path, features: Iterable[dict]) -> int:
+def write(path: pathlib.Path, features: Iterable[dict[str, Any]]) -> int:
   """Writes a feature collection and returns the number of its features.
 
   One feature a line; only one is held at a time, so that memory does not grow
@@ -41,7 +42,7 @@ def write(path: pathlib.Path, features: Iterable[dict]) -> int:
 
 def of_slide(
   scores: TileScores, threshold: float, order: np.ndarray
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
   """Yields the regions of a slide, then its tiles.
 
   Coordinates are level-0 pixels, y down. Rings are closed; the outer ones have
@@ -54,31 +55,21 @@ def of_slide(
       probability.
     order: the tiles to write as detections. Regions are of all tiles.
   """
-  colours = layers.palette(len(scores.classes))
-  classes = [
-    {'name': name, 'color': list(colour)}
-    for name, colour in zip(scores.classes, colours, strict=True)
-  ]
-  for c in range(len(classes)):
+  for c, of_class in enumerate(scores.classes):
     probability = scores.probability(c)
-    for n, (polygon, tiles) in enumerate(regions_of(scores, c, threshold), 1):
-      of_tiles = probability[tiles]
-      said = {
+    for n, (polygon, tiles) in enumerate(regions(scores, c, threshold), 1):
+      measured = {
         'tiles': len(tiles),
         'threshold': threshold,
-        'mean probability': of_tiles.mean(),
-        'highest probability': of_tiles.max(),
+        'mean probability': probability[tiles].mean(),
+        'highest probability': probability[tiles].max(),
       }
-      rings = [
-        np.rint(shapely.get_coordinates(ring)).astype(int).tolist()
-        for ring in (polygon.exterior, *polygon.interiors)
-      ]
-      name = f'{scores.classes[c]} {n}'
-      yield _feature(scores, 'annotation', name, rings, classes[c], said)
-  yield from _tiles(scores, classes, order)
+      name = f'{of_class} {n}'
+      yield _feature(scores, 'annotation', name, polygon, c, measured)
+  yield from _tiles(scores, order)
 
 
-def regions_of(
+def regions(
   scores: TileScores, c: int, threshold: float
 ) -> list[tuple[shapely.Polygon, np.ndarray]]:
   """Returns the regions of one class and the tiles of each, largest first.
@@ -92,25 +83,23 @@ def regions_of(
     c: the class.
     threshold: least probability.
   """
-  probability = scores.probability(c)
-  above = np.flatnonzero(probability >= threshold)  # NaN is not.
+  above = np.flatnonzero(scores.probability(c) >= threshold)  # NaN is not.
   if not len(above):
     return []
-  boxes = shapely.box(*painting.boxes(scores.coords, scores.side)[above].T)
+  boxes = shapely.box(*overlay.boxes(scores)[above].T)
   # Of tolerance 0: drops the corners of tiles along straight edges.
   union = shapely.simplify(shapely.union_all(boxes), 0)
-  regions = sorted(shapely.get_parts(union), key=lambda r: (-r.area, r.bounds))
-  tile, region = shapely.STRtree(regions).query(boxes, predicate='covered_by')
+  found = sorted(shapely.get_parts(union), key=lambda r: (-r.area, r.bounds))
+  tile, region = shapely.STRtree(found).query(boxes, predicate='covered_by')
   return [
     (shapely.orient_polygons(polygon), above[tile[region == i]])
-    for i, polygon in enumerate(regions)
+    for i, polygon in enumerate(found)
   ]
 
 
-def _tiles(
-  scores: TileScores, classes: list[dict], order: np.ndarray
-) -> Iterator[dict]:
-  boxes = painting.boxes(scores.coords, scores.side).astype(int)
+def _tiles(scores: TileScores, order: np.ndarray) -> Iterator[dict[str, Any]]:
+  corners = [[0, 1], [2, 1], [2, 3], [0, 3]]
+  boxes = shapely.polygons(overlay.boxes(scores)[:, corners])
   columns = {
     'attention, multiples of the mean': scores.multiples(scores.predicted)
   }
@@ -119,37 +108,36 @@ def _tiles(
     if len(scores.folds) > 1:
       columns[f's.d. over folds {name}'] = scores.disagreement(c)
   columns['folds that keep it'] = scores.kept.sum(0)
-  probability = [scores.probability(c) for c in range(len(classes))]
-  likeliest = np.argmax(probability, 0)
+  of_classes = map(scores.probability, range(len(scores.classes)))
+  likeliest = np.argmax(list(of_classes), 0)
   for i in order.tolist():
-    x0, y0, x1, y1 = boxes[i].tolist()
-    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
-    said = {k: v[i] for k, v in columns.items() if not np.isnan(v[i])}
-    yield _feature(
-      scores,
-      'detection',
-      f'tile {i}',
-      [ring],
-      classes[likeliest[i]] if scores.shown[i] else None,
-      said,
-    )
+    measured = {k: v[i] for k, v in columns.items() if not np.isnan(v[i])}
+    c = likeliest[i] if scores.shown[i] else None
+    yield _feature(scores, 'detection', f'tile {i}', boxes[i], c, measured)
 
 
 def _feature(
   scores: TileScores,
   kind: str,
   name: str,
-  rings: list,
-  classification: dict | None,
+  polygon: shapely.Polygon,
+  c: int | None,
   measurements: dict[str, float],
 ) -> dict[str, Any]:
-  """Returns a feature as QuPath 0.4 and later export it."""
+  """Returns a feature of class c as QuPath 0.4 and later export it."""
   properties = {'objectType': kind, 'name': name}
-  if classification:
-    properties['classification'] = classification
+  if c is not None:
+    few = len(scores.classes) <= 10
+    colours = matplotlib.colormaps['tab10' if few else 'tab20'].colors
+    colour = [round(255 * x) for x in colours[c % len(colours)]]
+    properties['classification'] = {'name': scores.classes[c], 'color': colour}
   properties['measurements'] = {
     key: float(f'{value:.6g}') for key, value in measurements.items()
   }
+  rings = [
+    np.rint(shapely.get_coordinates(ring)).astype(int).tolist()
+    for ring in (polygon.exterior, *polygon.interiors)
+  ]
   return {
     'type': 'Feature',
     # QuPath takes UUIDs only; the same tile always has the same.

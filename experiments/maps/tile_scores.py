@@ -1,10 +1,16 @@
-"""Reads what the models of one or several folds saw in the tiles of a slide."""
+"""The scores of a slide's tiles, as the models of one or several folds see it.
+
+`fold_<i>/attention/<slide_id>.h5` of a results folder holds those of one fold:
+`coords` [N, 2] (level-0 pixels), `attention` [N, A], `instance_prob` [N, C],
+`kept` [N] and the slide's `prob` [C].
+"""
 
 from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
 import re
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,10 +31,10 @@ class UnplacedError(MapError):
 
 @dataclasses.dataclass(frozen=True)
 class TileScores:
-  """What the models of F folds say of the N tiles of one slide.
+  """What the models of F folds predict of the N tiles of one slide.
 
-  A tile is kept by a fold unless its model drops it (KMIL), and a model says
-  nothing of the class of a tile that it drops.
+  A tile is kept by a fold unless its model drops it (KMIL), and a model
+  predicts no class of a tile that it drops.
   """
 
   slide: str
@@ -66,9 +72,7 @@ class TileScores:
 
     NaN where no fold does.
     """
-    count = self.kept.sum(0)
-    total = np.where(self.kept, self.instance_prob[..., c], 0).sum(0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return self._kept(c).mean(0).filled(np.nan)
 
   def multiples(self, c: int) -> np.ndarray:
     """Mean attention for class c as multiples of an equal share, [N].
@@ -86,10 +90,29 @@ class TileScores:
     Of the population (divided by the number of folds), 0 to 0.5; over the folds
     that keep a tile, NaN where these are fewer than two.
     """
-    mean, count = self.probability(c), self.kept.sum(0)
-    away = np.where(self.kept, self.instance_prob[..., c] - mean, 0)
-    deviation = np.sqrt((away**2).sum(0) / np.maximum(count, 1))
-    return np.where(count > 1, deviation, np.nan)
+    kept = self._kept(c)
+    deviation = kept.std(0).filled(np.nan)
+    return np.where(kept.count(0) > 1, deviation, np.nan)
+
+  def _kept(self, c: int) -> np.ma.MaskedArray:
+    return np.ma.array(self.instance_prob[..., c], mask=~self.kept)
+
+
+def path_of(run: pathlib.Path, fold: int, slide: str) -> pathlib.Path:
+  """Returns the path of the scores of a slide by the model of a fold."""
+  return run / f'fold_{fold}' / 'attention' / f'{slide}.h5'
+
+
+def write(
+  path: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  attributes: Mapping[str, Any],
+) -> None:
+  """Writes an HDF5 file, which is there in full or not at all."""
+  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+    for name, array in arrays.items():
+      file[name] = array
+    file.attrs.update(attributes)
 
 
 def find(
@@ -98,7 +121,7 @@ def find(
   """Returns the files of tile scores in a results folder.
 
   Args:
-    run: a folder with fold_<i>/attention/<slide_id>.h5.
+    run: the folder.
     fold: the only one looked at.
 
   Returns:
@@ -116,8 +139,8 @@ def find(
   if not found:
     name = 'fold_*' if fold is None else f'fold_{fold}'
     raise MapError(
-      f'{run}: holds no {name}/attention/<slide_id>.h5; give --run the folder'
-      ' of a run of experiments.kmil or experiments.predict that has finished'
+      f'{run}: holds no {name}/attention/<slide_id>.h5. Give --run the folder'
+      ' of a finished run of experiments.kmil or experiments.predict.'
     )
   return {slide: dict(sorted(found[slide].items())) for slide in sorted(found)}
 
@@ -129,26 +152,24 @@ def read(
 
   Args:
     paths: of its files, by fold; see `find`.
-    tile_size: side of a tile in level-0 pixels, for files that do not say it.
+    tile_size: side of a tile in level-0 pixels, for files that do not state it.
 
   Raises:
     UnplacedError: if a file lacks the tiles' coordinates or their size.
     MapError: if a file is damaged, or two folds have seen different tiles.
   """
-  (first_path, first), *others = [
-    (path, _read(path, tile_size)) for path in paths.values()
-  ]
-  for path, other in others:
+  by_path = {path: _read(path, tile_size) for path in paths.values()}
+  first_path, first = next(iter(by_path.items()))
+  for path, other in by_path.items():
     for name in _SAME:
       if not np.array_equal(first[name], other[name]):
         raise MapError(
           f'{first_path} and {path} differ in {name}: the folds saw different'
-          ' tiles; remove the older folder'
+          ' tiles. Remove the older folder.'
         )
   stacked = {
-    name: np.stack([each[name] for _, each in [(None, first), *others]])
-    for name in first
-    if name not in _SAME
+    name: np.stack([one[name] for one in by_path.values()])
+    for name in first.keys() - set(_SAME)
   }
   return TileScores(
     slide=first_path.stem,
@@ -158,34 +179,33 @@ def read(
   )
 
 
-def _read(path: pathlib.Path, tile_size: float | None) -> dict:
+def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   try:
     with h5py.File(path, 'r', locking=False) as file:
-      lacks = {'attention', 'instance_prob', 'kept', 'prob'} - set(file)
-      if lacks or 'classes' not in file.attrs:
-        lacks = ', '.join(sorted(lacks)) or 'the attribute classes'
-        raise MapError(f'{path}: lacks {lacks}; run the fold again')
-      if 'coords' not in file:
-        raise UnplacedError(
-          f'{path}: its features had no coordinates in level-0 pixels, so the'
-          ' tiles cannot be placed; extract the slide with coordinates, or, if'
-          ' they are in micrometres (STAMP), train with --slides_dir'
-        )
-      said = {name: file[name][()] for name in file}
-      classes = tuple(str(name) for name in file.attrs['classes'])
-      side = file.attrs.get('patch_size_level0', tile_size)
-      temperature = file.attrs.get('temperature')  # Of experiments.predict.
+      held = {name: file[name][()] for name in file}
+      marks = dict(file.attrs)
   except (OSError, TypeError) as e:
     raise MapError(
-      f'{path}: not a complete HDF5 file of tile scores ({e}); delete it and'
-      ' run the fold again'
+      f'{path}: not a complete HDF5 file of tile scores ({e}). Delete it and'
+      ' run the fold again.'
     ) from e
+  needed = {'attention', 'instance_prob', 'kept', 'prob', 'classes'}
+  if lacks := sorted(needed - held.keys() - marks.keys()):
+    raise MapError(f'{path}: lacks {", ".join(lacks)}. Run the fold again.')
+  if 'coords' not in held:
+    raise UnplacedError(
+      f'{path}: its features had no coordinates in level-0 pixels, so the tiles'
+      ' cannot be placed. Extract the slide with coordinates, or, if they are'
+      ' in micrometres (STAMP), train with --slides_dir.'
+    )
+  classes = tuple(map(str, marks['classes']))
+  side = marks.get('patch_size_level0', tile_size)
   if side is None or not 0 < float(side) < np.inf:
     raise UnplacedError(
-      f'{path}: does not say how large its tiles are (patch_size_level0); pass'
-      ' --tile_size, in level-0 pixels'
+      f'{path}: does not state how large its tiles are (patch_size_level0). Give'
+      ' --tile_size, in level-0 pixels.'
     )
-  n = len(said['kept']) if said['kept'].ndim else 0
+  n = len(held['kept']) if held['kept'].ndim else 0
   shapes = {
     'coords': [(n, 2)],
     'attention': [(n, 1), (n, len(classes))],
@@ -194,18 +214,19 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict:
     'prob': [(len(classes),)],
   }
   for name, allowed in shapes.items():
-    array = said[name]
+    array = held[name]
     if not n or array.shape not in allowed or not np.isfinite(array).all():
       raise MapError(
         f'{path}: {name} has shape {list(array.shape)} for {n} tiles and'
-        f' {len(classes)} classes, or numbers that are not finite; run the'
-        ' fold again'
+        f' {len(classes)} classes, or numbers that are not finite. Run the'
+        ' fold again.'
       )
-  if temperature is not None:
-    said['prob'] = calibration.scale(said['prob'][None], temperature)[0]
-  return {name: said[name] for name in shapes} | {
-    'coords': said['coords'].astype(np.int64),
-    'kept': said['kept'].astype(bool),
+  if 'temperature' in marks:  # Of experiments.predict.
+    t = marks['temperature']
+    held['prob'] = calibration.scale(held['prob'][None], t)[0]
+  return {name: held[name] for name in shapes} | {
+    'coords': held['coords'].astype(np.int64),
+    'kept': held['kept'].astype(bool),
     'side': float(side),
     'classes': classes,
   }
@@ -216,18 +237,21 @@ def write_spread(path: pathlib.Path, scores: TileScores) -> None:
 
   `coords` [N, 2], `probability_mean` and `probability_std` [N, C],
   `kept` [F, N] and `prob` [F, C]; the attributes `folds`, `classes` and
-  `patch_size_level0`. What no fold, or only one, says of a tile is NaN.
+  `patch_size_level0`. What no fold, or only one, predicts of a tile is NaN.
   """
-  columns = range(len(scores.classes))
-  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
-    file['coords'] = scores.coords
-    file['probability_mean'] = np.stack(
-      [scores.probability(c) for c in columns], 1
-    )
-    file['probability_std'] = np.stack(
-      [scores.disagreement(c) for c in columns], 1
-    )
-    file['kept'], file['prob'] = scores.kept, scores.prob
-    file.attrs['folds'] = scores.folds
-    file.attrs['classes'] = list(scores.classes)
-    file.attrs['patch_size_level0'] = scores.side
+  of_classes = lambda of: np.stack(
+    [of(c) for c in range(len(scores.classes))], 1
+  )
+  arrays = {
+    'coords': scores.coords,
+    'probability_mean': of_classes(scores.probability),
+    'probability_std': of_classes(scores.disagreement),
+    'kept': scores.kept,
+    'prob': scores.prob,
+  }
+  attributes = {
+    'folds': scores.folds,
+    'classes': list(scores.classes),
+    'patch_size_level0': scores.side,
+  }
+  write(path, arrays, attributes)

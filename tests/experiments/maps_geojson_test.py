@@ -13,8 +13,8 @@ from scipy import ndimage
 import shapely
 from shapely import geometry
 
-from experiments.slide_maps import geojson
-from experiments.slide_maps.tile_scores import TileScores
+from experiments.maps import geojson
+from experiments.maps.tile_scores import TileScores
 
 SIDE = drawn_maps.SIDE
 C = len(drawn_maps.CLASSES)
@@ -26,14 +26,8 @@ def scores_of(coords, folds=2, kept=1.0, side=SIDE, name='007.a'):
     key: np.stack([d[key] for d in drawn])
     for key in ('prob', 'instance_prob', 'attention', 'kept')
   }
-  return TileScores(
-    slide=name,
-    folds=tuple(range(folds)),
-    classes=drawn_maps.CLASSES,
-    coords=coords.astype(int),
-    side=side,
-    **arrays,
-  )
+  of_slide = name, tuple(range(folds)), drawn_maps.CLASSES
+  return TileScores(*of_slide, coords.astype(int), side, **arrays)
 
 
 def of_grid(grid):
@@ -51,9 +45,9 @@ def written(tmp_path_factory):
   path = tmp_path_factory.mktemp('geojson') / 'a.geojson'
   order = np.arange(len(scores))
   count = geojson.write(path, geojson.of_slide(scores, 0.4, order))
-  content = strict(path.read_text(encoding='utf-8'))
-  assert len(content['features']) == count
-  return scores, content, path
+  features = strict(path.read_text(encoding='utf-8'))['features']
+  assert len(features) == count
+  return scores, features, path
 
 
 def kind(feature):
@@ -61,30 +55,26 @@ def kind(feature):
 
 
 def test_every_line_is_a_feature(written):
-  _, content, path = written
+  _, features, path = written
   first, *lines, last = path.read_text().splitlines()
-  assert content['type'] == 'FeatureCollection'
-  assert strict(first + last)['features'] == []
-  assert [strict(x.rstrip(',')) for x in lines] == content['features']
+  assert strict(first + last) == {'type': 'FeatureCollection', 'features': []}
+  assert [strict(x.rstrip(',')) for x in lines] == features
 
 
 def test_features_are_what_qupath_reads(written):
   """Names of PathObjectTypeAdapters in QuPath 0.4 and later."""
-  scores, content, _ = written
+  scores, features, _ = written
   allowed = {'objectType', 'name', 'classification', 'measurements'}
   colours = {}
-  for feature in content['features']:
+  for feature in features:
     assert set(feature) == {'type', 'id', 'geometry', 'properties'}
     assert feature['type'] == 'Feature'
-    said = feature['properties']
-    assert {'objectType', 'name', 'measurements'} <= set(said) <= allowed
-    assert said['objectType'] in ('annotation', 'detection')
-    assert all(
-      isinstance(value, float) and np.isfinite(value)
-      for value in said['measurements'].values()
-    )
-    if 'classification' in said:
-      name, colour = (said['classification'][k] for k in ('name', 'color'))
+    about = feature['properties']
+    assert {'objectType', 'name', 'measurements'} <= set(about) <= allowed
+    assert about['objectType'] in ('annotation', 'detection')
+    assert np.isfinite(list(about['measurements'].values())).all()
+    if 'classification' in about:
+      name, colour = (about['classification'][k] for k in ('name', 'color'))
       assert name in scores.classes
       assert len(colour) == 3
       assert all(isinstance(x, int) and 0 <= x <= 255 for x in colour)
@@ -93,15 +83,15 @@ def test_features_are_what_qupath_reads(written):
 
 
 def test_ids_are_uuids_that_stay(written, tmp_path):
-  scores, content, path = written
-  ids = [uuid.UUID(feature['id']) for feature in content['features']]
-  assert len(set(ids)) == len(ids)
+  scores, features, path = written
+  ids = {uuid.UUID(feature['id']) for feature in features}
+  assert len(ids) == len(features)
   again = geojson.of_slide(scores, 0.4, np.arange(len(scores)))
   geojson.write(tmp_path / 'b.geojson', again)
   assert (tmp_path / 'b.geojson').read_bytes() == path.read_bytes()
   other = scores_of(scores.coords, name='other')
-  features = geojson.of_slide(other, 0.4, np.arange(len(other)))
-  assert not {uuid.UUID(f['id']) for f in features} & set(ids)
+  others = geojson.of_slide(other, 0.4, np.arange(len(other)))
+  assert not {uuid.UUID(f['id']) for f in others} & ids
 
 
 def shoelace(ring):
@@ -109,68 +99,47 @@ def shoelace(ring):
   return (x * y1 - x1 * y).sum() / 2
 
 
-def assert_rings(feature):
-  """RFC 7946, 3.1.6, in whole level-0 pixels."""
-  assert feature['geometry']['type'] == 'Polygon'
-  rings = feature['geometry']['coordinates']
-  for ring in rings:
-    assert len(ring) >= 4
-    assert ring[0] == ring[-1]
-    assert all(len(p) == 2 for p in ring)
-    assert all(isinstance(x, int) for p in ring for x in p)
-  assert shoelace(rings[0]) > 0
-  assert all(shoelace(ring) < 0 for ring in rings[1:])
-  assert geometry.shape(feature['geometry']).is_valid
-
-
 def test_rings_are_closed_turn_the_right_way_and_lie_on_the_slide(written):
-  _, content, _ = written
-  for feature in content['features']:
-    assert_rings(feature)
-    left, top, right, bottom = geometry.shape(feature['geometry']).bounds
-    assert left >= 0
-    assert top >= 0
-    assert right <= drawn_maps.WIDTH
-    assert bottom <= drawn_maps.HEIGHT
+  """RFC 7946, 3.1.6, in whole level-0 pixels."""
+  for feature in written[1]:
+    assert feature['geometry']['type'] == 'Polygon'
+    rings = feature['geometry']['coordinates']
+    for i, ring in enumerate(rings):
+      assert len(ring) >= 4
+      assert ring[0] == ring[-1]
+      assert all(isinstance(x, int) for p in ring for x in p)
+      assert (shoelace(ring) > 0) == (i == 0)
+    shape = geometry.shape(feature['geometry'])
+    assert shape.is_valid
+    frame = shapely.box(0, 0, drawn_maps.WIDTH, drawn_maps.HEIGHT)
+    assert shape.within(frame)
 
 
 def test_detections_are_the_tiles(written):
-  scores, content, _ = written
-  found = [f for f in content['features'] if kind(f) == 'detection']
-  shapes = [geometry.shape(f['geometry']) for f in found]
-  corners = [shape.bounds[:2] for shape in shapes]
-  np.testing.assert_array_equal(corners, scores.coords)
-  union = shapely.union_all(shapes)
-  assert union.area == len(scores) * SIDE**2
-  assert union.equals(
-    shapely.union_all(
-      [shapely.box(x, y, x + SIDE, y + SIDE) for x, y in scores.coords.tolist()]
-    )
-  )
+  scores, features, _ = written
+  found = [f for f in features if kind(f) == 'detection']
   for i, feature in enumerate(found):
-    said = feature['properties']['measurements']
+    x, y = scores.coords[i].tolist()
+    box = shapely.box(x, y, x + SIDE, y + SIDE)
+    assert geometry.shape(feature['geometry']).equals(box)
+    measured = feature['properties']['measurements']
     for c, name in enumerate(scores.classes):
       for key, value in (
         (f'probability {name}', scores.probability(c)[i]),
         (f's.d. over folds {name}', scores.disagreement(c)[i]),
       ):
-        assert (key in said) == np.isfinite(value)
-        assert said.get(key, 0) == pytest.approx(np.nan_to_num(value), rel=1e-5)
-    assert said['folds that keep it'] == scores.kept[:, i].sum()
+        wanted = pytest.approx(np.nan_to_num(value), rel=1e-5)
+        assert (key in measured) == np.isfinite(value)
+        assert measured.get(key, 0) == wanted
+    assert measured['folds that keep it'] == scores.kept[:, i].sum()
     assert ('classification' in feature['properties']) == scores.shown[i]
 
 
-def test_only_the_asked_tiles_are_written_and_in_their_order():
+def test_only_the_tiles_asked_for_are_written_and_in_their_order():
   scores = scores_of(drawn_maps.lattice())
-  order = np.array([5, 2, 9])
-  found = [
-    f for f in geojson.of_slide(scores, 0.5, order) if kind(f) == 'detection'
-  ]
-  assert [f['properties']['name'] for f in found] == [
-    'tile 5',
-    'tile 2',
-    'tile 9',
-  ]
+  features = geojson.of_slide(scores, 0.5, np.array([5, 2, 9]))
+  names = [f['properties']['name'] for f in features if kind(f) == 'detection']
+  assert names == ['tile 5', 'tile 2', 'tile 9']
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.3, 0.5, 0.7]))
@@ -178,7 +147,7 @@ def test_regions_are_the_components_of_the_lattice(seed, threshold):
   grid = np.random.default_rng(seed).random((6, 7))
   mask = grid >= threshold
   labelled, count = ndimage.label(mask)  # By edges, not by corners.
-  regions = geojson.regions_of(of_grid(grid), 1, threshold)
+  regions = geojson.regions(of_grid(grid), 1, threshold)
   assert len(regions) == count
   seen = np.zeros(mask.shape, int)
   for polygon, tiles in regions:
@@ -190,8 +159,6 @@ def test_regions_are_the_components_of_the_lattice(seed, threshold):
     seen += component
     holes = sum(shapely.Polygon(ring).area for ring in polygon.interiors)
     assert holes == shut_off(component) * SIDE**2
-    centres = (np.argwhere(component)[:, ::-1] + 0.5) * SIDE
-    assert shapely.contains_xy(polygon, centres).all()
   np.testing.assert_array_equal(seen, mask)
 
 
@@ -211,7 +178,6 @@ def test_a_hole_is_kept_and_straight_edges_have_no_corners():
     for f in geojson.of_slide(of_grid(grid), 0.9, np.arange(0))
     if f['properties']['classification']['name'] == drawn_maps.CLASSES[1]
   )
-  assert_rings(feature)
   outer, hole = feature['geometry']['coordinates']
   assert (len(outer), len(hole)) == (5, 5)
   assert -shoelace(hole) == SIDE**2
@@ -224,7 +190,7 @@ def test_slits_of_rounded_tiles_do_not_part_a_region():
   coords = np.rint(np.stack([x.ravel(), y.ravel()], 1) * side)
   scores = scores_of(coords, folds=1, side=side)
   scores.instance_prob[:] = 1
-  ((polygon, _),) = geojson.regions_of(scores, 1, 0.5)
+  ((polygon, _),) = geojson.regions(scores, 1, 0.5)
   assert polygon.area == np.rint(coords.max() + side) ** 2
   assert not polygon.interiors
 
@@ -241,12 +207,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
   assert peaks[1] < peaks[0] + 50_000
 
 
-@pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_a_failure_leaves_the_old_file(tmp_path, bad):
+def test_a_failure_leaves_the_old_file(tmp_path):
   path = tmp_path / 'a.geojson'
   geojson.write(path, [{'a': 1.0}])
   before = path.read_bytes()
   with pytest.raises(ValueError, match='JSON'):
-    geojson.write(path, [{'a': 1.0}, {'a': bad}])
+    geojson.write(path, [{'a': 1.0}, {'a': np.nan}])
   assert path.read_bytes() == before
   assert list(tmp_path.iterdir()) == [path]
