@@ -13,7 +13,7 @@ import pathlib
 
 from data.files import replacing
 from experiments.prediction import models
-from experiments.prediction.models import Run
+from experiments.prediction.models import Folds
 from experiments.run import start
 from experiments.run.options import OptionError, free
 from experiments.run.start import Cache
@@ -27,12 +27,12 @@ class Output:
   out: pathlib.Path | None = free(None, 'File to write.')
 
 
-def run(asked: Run, output: Output, cache: Cache) -> None:
+def run(asked: Folds, output: Output, cache: Cache) -> None:
   """Writes the file."""
   del cache  # Begun by `start`.
-  if not asked.run or not output.out:
-    raise OptionError('Give --run and --out.')
-  card, trained = models.read(asked.run, asked.fold)
+  if not output.out:
+    raise OptionError('--out=<file> is required.')
+  card, trained = models.read(asked.folder(), asked.fold)
   programs = trained.design.lower(trained.weights)
   archive = export.Archive(card.to_json(), trained.weights, programs)
   content = export.pack(archive)

@@ -33,7 +33,7 @@ from kmil_jax.export import ExportError
 
 
 @dataclasses.dataclass(frozen=True)
-class Models(models.Run):
+class Models(models.Folds):
   """The models."""
 
   model: pathlib.Path | None = free(
@@ -90,11 +90,12 @@ def run(
     values = vars(asked) | vars(slides)
     if bool(values[one]) == bool(values[other]):
       raise OptionError(f'Give one of --{one} and --{other}.')
-  if asked.model:
-    card, predict = models.of_file(asked.model)
-  else:
-    card, trained = models.read(asked.run, asked.fold)
+  trained_in = None if asked.model else asked.folder()
+  if trained_in:
+    card, trained = models.read(trained_in, asked.fold)
     predict = trained.predictor
+  else:
+    card, predict = models.of_file(asked.model)
   print(card.summary())
   # Relative paths would be of other slides elsewhere.
   kind = 'slides_dir' if slides.slides_dir else 'features_dir'
@@ -109,7 +110,7 @@ def run(
     from experiments.prediction import encode
 
     job = encode.plan(
-      source, card, slides.weights, asked.run, cache.cache_dir, scale
+      source, card, slides.weights, trained_in, cache.cache_dir, scale
     )
     print(f'{len(job.paths)} slides')
     if check.check:
@@ -142,7 +143,7 @@ def run(
       made, failures = job.run(folder.at('features'))
       found = bags.find(folder.at('features'), card, made)
       found.check()
-    known = models.slides(asked.run) if asked.run else set()
+    known = models.slides(trained_in) if trained_in else set()
     if known := sorted(known & set(found.ids)):
       print(
         f'warning: {len(known)} slides have the ids of slides of the training:'

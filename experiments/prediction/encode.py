@@ -66,7 +66,7 @@ def plan(
   slides_dir: pathlib.Path,
   card: Card,
   weights: str | None,
-  run: pathlib.Path | None,
+  run: Folder | None,
   cache_dir: pathlib.Path,
   scale: scale_flags.Scale,
 ) -> Job:
@@ -98,7 +98,7 @@ def plan(
   if not paths:
     raise slides.SlideError(f'{slides_dir}: holds no slides')
   if weights is None and run:
-    trained_on = Folder(run).config().cohort['features_dir']
+    trained_on = run.config().cohort['features_dir']
     kept = pathlib.Path(trained_on, weight_files.RANDOM_FILE)
     weights = str(kept) if kept.exists() else None
   if weights is None:

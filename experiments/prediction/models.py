@@ -17,6 +17,7 @@ import numpy as np
 from experiments.evaluation import predictions, summary
 from experiments.run.options import free
 from experiments.run.results import Folder, ResultsError
+from experiments.run.start import Source
 from kmil_jax import calibration, export
 
 _FORMAT = 1
@@ -29,12 +30,9 @@ class PredictionError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Folds(Source):
   """The models."""
 
-  run: pathlib.Path | None = free(
-    None, 'Results folder of a run, like results/kmil_origin_s2023.'
-  )
   fold: int | None = free(
     None,
     'The only fold of --run to take, from 0. By default all of them.',
@@ -114,7 +112,7 @@ def of_file(path: pathlib.Path) -> tuple[Card, Predict]:
   return card, archive.predictor(card.settings.get('total_instances', 1))
 
 
-def read(folder: pathlib.Path, fold: int | None) -> tuple[Card, Any]:
+def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
   """Returns the models of a results folder, and the card of them.
 
   Args:
@@ -132,15 +130,14 @@ def read(folder: pathlib.Path, fold: int | None) -> tuple[Card, Any]:
   from kmil_jax import library
   from kmil_jax.models import SPECS
 
-  results = Folder(folder)
-  config, numbers = results.config(), _finished(results, fold)
+  config, numbers = folder.config(), _finished(folder, fold)
   try:
-    trained = library.load(folder, numbers)
+    trained = library.load(folder.path, numbers)
   except ValueError as error:
     raise ResultsError(str(error)) from error
   design, weights = trained.design, trained.weights
   # Refuses probabilities of other classes.
-  folds = predictions.read_folds(results, trained.classes)
+  folds = predictions.read_folds(folder, trained.classes)
   fitted = summary.temperatures(folds)
   settings = {
     'precision': design.precision,
@@ -166,12 +163,11 @@ def read(folder: pathlib.Path, fold: int | None) -> tuple[Card, Any]:
   return card, trained
 
 
-def slides(folder: pathlib.Path) -> set[str]:
+def slides(folder: Folder) -> set[str]:
   """Returns the slides that a results folder is of, as far as it lists them."""
-  results = Folder(folder)
-  if not results.has('cohort.csv'):  # Of an older version.
+  if not folder.has('cohort.csv'):  # Of an older version.
     return set()
-  return {row['slide_id'] for row in results.read('cohort.csv')}
+  return {row['slide_id'] for row in folder.read('cohort.csv')}
 
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
@@ -207,6 +203,6 @@ def _is(kind: Any, value: Any) -> bool:
   if outer is tuple:
     one = typing.get_args(kind)[0]
     return isinstance(value, list) and all(_is(one, each) for each in value)
-  if isinstance(value, bool) or (isinstance(value, float) and not value > 0):
+  if isinstance(value, bool) or (isinstance(value, float) and value <= 0):
     return False
   return isinstance(value, dict if outer is Mapping else kind)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from data.features import FeatureError
-from experiments import files
+from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
 from experiments.prediction.models import Card, Predict
 from experiments.run import progress
@@ -72,13 +72,14 @@ def predict(
       if bag.coords is not None:
         of_fold['coords'] = bag.coords
       marks = _marks(card, r, digest) | {'classes': list(card.classes)}
-      path = folder.at(_name(fold, slide))
-      files.write_h5(path, of_fold, bag.attributes | marks)
+      path = tile_scores.path_of(folder.path, fold, slide)
+      tile_scores.write(path, of_fold, bag.attributes | marks)
     found[slide] = held or (arrays['prob'], len(bag.features))
   if done:
     print(f'done before: {done} of {len(bags.ids)} slides')
   for fold in card.folds:
-    for path in folder.at(_name(fold, '_')).parent.glob('*.h5'):
+    first = tile_scores.path_of(folder.path, fold, '_')
+    for path in first.parent.glob('*.h5'):
       if path.stem not in found:
         path.unlink()
   failures = sorted(failures)
@@ -123,11 +124,6 @@ def _rows(
   return lines
 
 
-def _name(fold: int, slide: str) -> str:
-  """Returns the file of what a fold predicts of a slide."""
-  return f'fold_{fold}/attention/{slide}.h5'
-
-
 def _read(
   folder: Folder, card: Card, slide: str, digest: str
 ) -> tuple[np.ndarray, int] | None:
@@ -138,7 +134,8 @@ def _read(
   prob = []
   for r, fold in enumerate(card.folds):
     try:
-      with h5py.File(folder.at(_name(fold, slide)), locking=False) as file:
+      path = tile_scores.path_of(folder.path, fold, slide)
+      with h5py.File(path, locking=False) as file:
         held = {n: v for n, v in file.attrs.items() if n in _MARKS}
         if held != _marks(card, r, digest):
           return None

@@ -15,8 +15,9 @@ def finished(tmp_path_factory):
 def models(finished):
   """The card of all folds of the run, and the function of a bag."""
   from experiments.prediction import models
+  from experiments.run.results import Folder
 
-  card, trained = models.read(finished[0], None)
+  card, trained = models.read(Folder(finished[0]), None)
   return card, trained.predictor
 
 

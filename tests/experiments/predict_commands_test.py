@@ -48,7 +48,8 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   code, printed = end(predict, run, new, out, '--fold=2', '--check')
   assert code == 1 and '/broken.h5: ' in printed
   for script, asked, message in (
-    (export, [run], 'Give --run and --out'),
+    (export, [run], '--out=<file> is required'),
+    (export, [f'--out={mine}'], '--run=<results folder> is required'),
     (predict, [run, new, '--fold=3'], 'of its 3 folds, 3 have no model'),
     (predict, [run, new, f'--model={mine}'], 'Give one of --run and --model'),
     (predict, [f'--model={mine}', new, '--fold=1'], '--fold requires --run'),
@@ -88,15 +89,15 @@ for name in ('kmil_jax.models', 'kmil_jax.train', 'experiments.bags.crossval'):
 """
 _KILLED = """
 import os, signal
-from experiments import files
-write_h5, written = files.write_h5, []
+from experiments.maps import tile_scores
+write, written = tile_scores.write, []
 def killed(path, arrays, attributes):
   if len(written) == 4:
     path.with_name('.' + path.name + '.part').write_bytes(b'half of it')
     os.kill(os.getpid(), signal.SIGKILL)
   written.append(path)
-  write_h5(path, arrays, attributes)
-files.write_h5 = killed
+  write(path, arrays, attributes)
+tile_scores.write = killed
 """
 
 

@@ -8,6 +8,7 @@ from data.phantom import tiff
 from data.slides import SlideError
 from experiments.prediction import bags, encode
 from experiments.prediction.models import Card, PredictionError
+from experiments.run.results import Folder
 from experiments.scale_flags import Scale
 from experiments.weights import Encoder, WeightsError
 
@@ -143,5 +144,5 @@ def test_a_random_encoder_is_found_beside_the_features_of_the_training(
   )
   (tmp_path / 'encoder.safetensors').write_bytes(b'')
   with pytest.raises(PredictionError, match='is encoder'):
-    plan(slides_dir, card(), None, tmp_path)
+    plan(slides_dir, card(), None, Folder(tmp_path))
   assert asked == [(f'{tmp_path / "encoder.safetensors"}', 'bfloat16')]

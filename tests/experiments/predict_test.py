@@ -75,7 +75,7 @@ def test_an_older_folder_has_the_temperatures_of_this_version(
   for path in folder.glob('fold_*/temperature.json'):
     assert 'fewer than 30' in json.loads(path.read_text())['reason']
     path.write_text('{"temperature": 0.1, "at_bound": true, "val_slides": 8}')
-  card, _ = trained.read(folder, None)
+  card, _ = trained.read(Folder(folder), None)
   assert card == models[0] and card.temperature == (None,) * 3
 
 
@@ -108,7 +108,7 @@ def test_folds_are_calibrated_each_and_averaged(
 
 def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path, capsys):
   folder = shutil.copytree(predicted, tmp_path / 'copy')
-  card, one = trained.read(finished[0], 1)
+  card, one = trained.read(Folder(finished[0]), 1)
   assert card.folds == (1,)
   found = one.predictor(features.read(finished[1] / 'slide_000.h5').features)
   path = folder / 'fold_1' / 'attention' / 'slide_000.h5'
@@ -254,10 +254,10 @@ def test_folders_that_do_not_fit_are_refused(
   finished, tmp_path, spoil, message
 ):
   folder = shutil.copytree(finished[0], tmp_path / 'run [1]')
-  assert trained.read(folder, 2)[0].folds == (2,)
+  assert trained.read(Folder(folder), 2)[0].folds == (2,)
   spoil(folder)
   with pytest.raises((ResultsError, OSError), match=message):
-    trained.read(folder, None)
+    trained.read(Folder(folder), None)
 
 
 @pytest.mark.parametrize(
