@@ -260,9 +260,10 @@ def text(summary: Mapping[str, Any]) -> str:
     f'{summary["model"]}, task {summary["task"]}: test parts of folds {folds}'
   )
   tables = [
-    _metrics_table(summary, 'pooled', title),
-    _class_table(summary),
-    _calibration_table(summary['calibration']),
+    metrics_table(summary, 'pooled', title),
+    class_table(summary),
+    confusion_table(summary),
+    calibration_table(summary['calibration']),
   ]
   if external := summary.get('external'):
     title = (
@@ -270,13 +271,15 @@ def text(summary: Mapping[str, Any]) -> str:
       f' {external["cases"]} cases: each fold, and the mean probability'
     )
     tables += [
-      _metrics_table(external, 'ensemble', title),
-      _class_table(external),
+      metrics_table(external, 'ensemble', title),
+      class_table(external),
+      confusion_table(external),
     ]
   return '\n'.join(f'\n{table.terminal()}' for table in tables)
 
 
-def _metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+  """Every metric on the whole, its interval, mean and deviation of folds."""
   found = dict(part['metrics'])
   closed = part['auroc_delong']
   found['auroc, by DeLong'] = found['auroc'] | {
@@ -291,35 +294,50 @@ def _metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
   return Table('metrics', title, ('metric',), columns, rows)
 
 
-def _class_table(part: Mapping[str, Any]) -> Table:
-  """One row per true class: its metrics, and what its slides are taken for."""
-  names = ('precision', 'recall', 'auroc')
-  columns = dict.fromkeys(names, '.3f')
-  classes = zip(part['per_class'].items(), part['confusion'], strict=True)
-  rows = []
-  for (name, m), counts in classes:
-    confusion = ' '.join(f'{count:4}' for count in counts)
-    values = *(m[key] for key in names), confusion
-    rows.append(Row((name,), {'': values}))
-  columns |= {'predicted as each class': ''}
-  return Table(
-    'classes', 'Test slides by true class', ('class',), columns, rows
-  )
+def class_table(part: Mapping[str, Any]) -> Table:
+  """Precision, recall (sensitivity), specificity and AUROC of each class."""
+  counts = np.array(part['confusion'])
+  others = counts.sum() - counts.sum(1)
+  right = others - counts.sum(0) + counts.diagonal()
+  rows, columns = [], {'slides': 'd'}
+  for c, (name, m) in enumerate(part['per_class'].items()):
+    specificity = right[c] / others[c] if others[c] else None
+    values = [m['slides']]
+    for key in ('precision', 'recall', 'auroc'):
+      values += [m[key], (m[f'{key}_ci_low'], m[f'{key}_ci_high'])]
+      columns |= {key: '.3f', f'{key}, 95 %': '.3f'}
+    rows.append(Row((name,), {'': (*values, specificity)}))
+  columns['specificity'] = '.3f'
+  title = 'Classes, each against the rest'
+  return Table('classes', title, ('class',), columns, rows)
 
 
-def _calibration_table(found: Mapping[str, Any]) -> Table:
+def confusion_table(part: Mapping[str, Any]) -> Table:
+  """Slides of each true class by the predicted class."""
+  names = list(part['per_class'])
+  pairs = zip(names, part['confusion'], strict=True)
+  rows = [Row((name,), {'': counts}) for name, counts in pairs]
+  columns = {f'as {name}': 'd' for name in names}
+  title = 'Slides by true and predicted class'
+  return Table('confusion', title, ('true class',), columns, rows)
+
+
+def calibration_table(found: Mapping[str, Any]) -> Table:
+  """Errors of the probabilities, as they are and at the temperatures."""
   after = found['after_temperature']
   rows = [Row((name,), {'': (found[name], after[name])}) for name in after]
-  pairs = zip(found['temperature'], found['temperature_reason'], strict=True)
+  reasons = found.get('temperature_reason')  # Since all folds share one fit.
+  reasons = reasons or [''] * len(found['temperature'])
+  pairs = zip(found['temperature'], reasons, strict=True)
   shown = ' '.join(f'{t:.2f}' + '*' * bool(reason) for t, reason in pairs)
-  reasons = sorted(set(found['temperature_reason']) - {''})
+  marks = [f'* not fitted: {reason}' for reason in sorted({*reasons} - {''})]
   return Table(
     'calibration',
     'Calibration, and at temperatures fitted on validation',
     ('error',),
     dict.fromkeys(('as is', 'at temperature'), '.3f'),
     rows,
-    [f'temperatures {shown}', *(f'* not fitted: {text}' for text in reasons)],
+    [f'temperatures {shown}', *marks],
   )
 
 
