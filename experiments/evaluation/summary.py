@@ -261,8 +261,7 @@ def text(summary: Mapping[str, Any]) -> str:
   )
   tables = [
     metrics_table(summary, 'pooled', title),
-    class_table(summary),
-    confusion_table(summary),
+    _class_table(summary),
     calibration_table(summary['calibration']),
   ]
   if external := summary.get('external'):
@@ -272,8 +271,7 @@ def text(summary: Mapping[str, Any]) -> str:
     )
     tables += [
       metrics_table(external, 'ensemble', title),
-      class_table(external),
-      confusion_table(external),
+      _class_table(external),
     ]
   return '\n'.join(f'\n{table.terminal()}' for table in tables)
 
@@ -294,32 +292,20 @@ def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
   return Table('metrics', title, ('metric',), columns, rows)
 
 
-def class_table(part: Mapping[str, Any]) -> Table:
-  """Precision, recall (sensitivity), specificity and AUROC of each class."""
-  counts = np.array(part['confusion'])
-  others = counts.sum() - counts.sum(1)
-  right = others - counts.sum(0) + counts.diagonal()
-  rows, columns = [], {'slides': 'd'}
-  for c, (name, m) in enumerate(part['per_class'].items()):
-    specificity = right[c] / others[c] if others[c] else None
-    values = [m['slides']]
-    for key in ('precision', 'recall', 'auroc'):
-      values += [m[key], (m[f'{key}_ci_low'], m[f'{key}_ci_high'])]
-      columns |= {key: '.3f', f'{key}, 95 %': '.3f'}
-    rows.append(Row((name,), {'': (*values, specificity)}))
-  columns['specificity'] = '.3f'
-  title = 'Classes, each against the rest'
-  return Table('classes', title, ('class',), columns, rows)
-
-
-def confusion_table(part: Mapping[str, Any]) -> Table:
-  """Slides of each true class by the predicted class."""
-  names = list(part['per_class'])
-  pairs = zip(names, part['confusion'], strict=True)
-  rows = [Row((name,), {'': counts}) for name, counts in pairs]
-  columns = {f'as {name}': 'd' for name in names}
-  title = 'Slides by true and predicted class'
-  return Table('confusion', title, ('true class',), columns, rows)
+def _class_table(part: Mapping[str, Any]) -> Table:
+  """One row per true class: its metrics, and what its slides are taken for."""
+  names = ('precision', 'recall', 'auroc')
+  columns = dict.fromkeys(names, '.3f')
+  classes = zip(part['per_class'].items(), part['confusion'], strict=True)
+  rows = []
+  for (name, m), counts in classes:
+    confusion = ' '.join(f'{count:4}' for count in counts)
+    values = *(m[key] for key in names), confusion
+    rows.append(Row((name,), {'': values}))
+  columns |= {'predicted as each class': ''}
+  return Table(
+    'classes', 'Test slides by true class', ('class',), columns, rows
+  )
 
 
 def calibration_table(found: Mapping[str, Any]) -> Table:

@@ -71,6 +71,30 @@ def splits(record: Record) -> Table:
   return _table('Slides by fold and part', 'fold', columns, rows)
 
 
+def classes(part: Mapping[str, Any]) -> Table:
+  """Precision, recall (sensitivity), AUROC and specificity of each class."""
+  counts, rows = np.array(part['confusion']), {}
+  others = counts.sum() - counts.sum(1)
+  right = others - counts.sum(0) + counts.diagonal()
+  columns = {'slides': 'd'}
+  for c, (name, m) in enumerate(part['per_class'].items()):
+    rows[name] = [m['slides']]
+    for key in ('precision', 'recall', 'auroc'):
+      rows[name] += [m[key], (m[f'{key}_ci_low'], m[f'{key}_ci_high'])]
+      columns |= {key: '.3f', f'{key}, 95 %': '.3f'}
+    rows[name].append(right[c] / others[c] if others[c] else None)
+  columns['specificity'] = '.3f'
+  return _table('Classes, each against the rest', 'class', columns, rows)
+
+
+def confusion(part: Mapping[str, Any]) -> Table:
+  """Slides of each true class by the predicted class."""
+  rows = dict(zip(part['per_class'], part['confusion'], strict=True))
+  columns = {f'as {name}': 'd' for name in rows}
+  title = 'Slides by true and predicted class'
+  return _table(title, 'true class', columns, rows)
+
+
 def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
   """Metrics of each fold.
 
