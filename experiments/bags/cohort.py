@@ -266,8 +266,13 @@ def load(
       column = label_files.column(csv_path, folds.group_col, table)
       group = dict(zip(table.slide.tolist(), column.tolist(), strict=True))
     made = make_folds(table, folds, seed, findings, left_out, column)
-  except (label_files.ManifestError, splits.SplitError) as e:
+  except label_files.ManifestError as e:
     findings.problems.append(str(e))
+  except splits.SplitError as e:
+    findings.problems.append(
+      f'--k={folds.k}: {e} --labels merges classes, --split_dir reads other'
+      ' splits.'
+    )
   warnings = tuple(findings.warnings)
   csv_path = external.external_csv
   features_dir, second = external.external_features_dir, None

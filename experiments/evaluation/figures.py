@@ -125,7 +125,9 @@ def _value(x: float) -> str:
 def _confusion(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  table = metrics.confusion(p.label, p.prob.argmax(1), len(classes))
+  table = sklearn_metrics.confusion_matrix(
+    p.label, p.prob.argmax(1), labels=range(len(classes))
+  )
   share = table / np.maximum(table.sum(1, keepdims=True), 1)
   drawing = figure.Figure((5.6, 5), layout='constrained')
   ax = drawing.subplots()

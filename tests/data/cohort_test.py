@@ -74,7 +74,7 @@ def test_all_faults_are_named_at_once(tmp_path):
 def test_missing_slides_may_be_left_out(tmp_path):
   path, folder = write(tmp_path, 'xyx')
   (folder / 's1.h5').unlink()
-  with pytest.warns(UserWarning, match='slides: s1; they are left out'):
+  with pytest.warns(UserWarning, match='slides: s1. They are left out'):
     cohort = data.read_cohort(path, folder, allow_missing=True)
   assert cohort.slides.tolist() == ['s0', 's2']
   assert [len(bag) for bag in cohort.bags] == [3, 5]
