@@ -56,6 +56,9 @@ _NOTES = (
   f' sensitivity and specificity at 0.5, low: at {LOW}; specificity_at: at a'
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
   ' negatives alone, which are what mining is for. delta: relative change.',
+  'The interval of a difference is that of the mean of these trainings when the'
+  ' patients of the test part are resampled. How far trainings of other seeds'
+  ' would differ it does not say: the lines of the seeds do.',
   'The paper: other data, not to be matched by these. Its AUPRC is the mean of'
   ' both classes (here: of the positive class), and its strong models were'
   ' tested on mined negatives.',
@@ -458,6 +461,28 @@ class Models:
         count['mined_hard'] = float(self.hard_in_pool[mined].mean())
     return values | count
 
+  def auroc_intervals(
+    self, settings: Sequence[Setting], others: Sequence[Setting]
+  ) -> dict[str, tuple[float, float]]:
+    """Returns 95 % intervals of what models' AUROC is above that of others.
+
+    Patients of the test part are resampled, for both alike.
+    """
+    test = self.sets['test']
+    positive, found = test.label == POSITIVE, {}
+    kinds = {'auroc': positive | True, 'auroc_hard': positive | self.hard}
+    for name, kept in kinds.items():
+      draws, drawn_others = (
+        intervals.auroc_replicates(
+          positive[kept],
+          np.stack([self.prob(setting)[kept] for setting in each]),
+          test.group[kept],
+        )
+        for each in (settings, others)
+      )
+      found[name] = tuple(intervals.percentile(draws - drawn_others).tolist())
+    return found
+
 
 def reduced(tiles: LabelledTiles, setting: Setting, seed: int) -> LabelledTiles:
   """Returns a random share of the tiles, or of the positives and all others.
@@ -518,9 +543,7 @@ def stages(
     for strong in itertools.chain(*zip(*groups.values(), strict=True)):
       for setting in (strong.weak, strong):
         found[setting] = models.scores(setting)
-    yield (table := _table(number, groups, found))
-    if number == 2:
-      yield _differences(groups, models)
+    yield (table := _table(number, groups, found, models))
     if number in (4, 5):
       by_share.append(table)
   yield from models.notes
@@ -578,6 +601,7 @@ def _table(
   number: int,
   groups: Mapping[str | int, Sequence[Setting]],
   found: Mapping[Setting, Mapping[str, float | None]],
+  models: Models,
 ) -> Table:
   """Returns a table of the paper: weak and strong models, and their change.
 
@@ -585,16 +609,19 @@ def _table(
     number: of the table.
     groups: strong models of every seed, by label.
     found: scores of all models.
+    models: all of them.
   """
-  (title, head), columns = _TITLES[number], list(COLUMNS)
+  columns = list(COLUMNS)
   if all(one['auroc_hard'] is None for one in found.values()):
     columns.remove('auroc_hard')  # Of a user's tiles nobody knows it.
+
+  def scores_of(settings):
+    values = [[found[s][name] for name in columns] for s in settings]
+    return np.array(values, float)  # [seeds, columns]
+
   rows = []
   for label, settings in groups.items():
-    weak, strong = (
-      np.array([[found[s][name] for name in columns] for s in some], float)
-      for some in ([s.weak for s in settings], settings)
-    )
+    weak, strong = scores_of([s.weak for s in settings]), scores_of(settings)
     with np.errstate(divide='ignore', invalid='ignore'):
       delta = strong.mean(0) / weak.mean(0) - 1
     kinds = {'weak': weak, 'strong': strong, 'delta': delta[None]}
@@ -607,6 +634,21 @@ def _table(
           source = _PUBLISHED[name].source
           lines[source] = [there.get(column) for column in columns]
       rows.append(Row((label, kind), lines))
+  if number == 2:
+    strong = groups[models.mining.metric]
+    for name, other in (
+      ('random', groups[RANDOM]),
+      ('weak', [s.weak for s in strong]),
+    ):
+      change = scores_of(strong) - scores_of(other)
+      ends = models.auroc_intervals(strong, other)
+      lines = {HERE: change.mean(0).tolist()} | {
+        f'seed {setting.seed}': values.tolist()
+        for setting, values in zip(strong, change, strict=True)
+      }
+      lines[INTERVAL] = [ends.get(column) for column in columns]
+      rows.append(Row((models.mining.metric, f'minus {name}'), lines))
+  title, head = _TITLES[number]
   return Table(
     f'table_{number}',
     f'Table {number}. {title}',
@@ -614,53 +656,4 @@ def _table(
     dict.fromkeys(columns, '.4f'),
     rows,
     _NOTES,
-  )
-
-
-def _differences(
-  groups: Mapping[str | int, Sequence[Setting]], models: Models
-) -> Table:
-  """Compares strong models with the random control and the weak ones.
-
-  Args:
-    groups: of Table 2.
-    models: all of them.
-  """
-  strong, test = groups[models.mining.metric], models.sets['test']
-  others = {
-    'random negatives': groups[RANDOM],
-    'the weak model': [setting.weak for setting in strong],
-  }
-  positive, rows = test.label == POSITIVE, []
-  kinds = {'auroc': np.full(len(test), True)}
-  if models.hard.any():
-    kinds['auroc_hard'] = positive | models.hard
-  for (label, other), (name, kept) in itertools.product(
-    others.items(), kinds.items()
-  ):
-    before, after = (
-      np.stack([models.prob(setting)[kept] for setting in each])
-      for each in (other, strong)
-    )
-    auroc = functools.partial(metrics.auroc, positive[kept])
-    change = [auroc(b) - auroc(a) for a, b in zip(before, after, strict=True)]
-    draw = lambda probs, kept=kept: intervals.auroc_replicates(
-      positive[kept], probs, test.group[kept]
-    )
-    ends = intervals.percentile(draw(after) - draw(before))
-    by_seed = ' '.join(f'{one:+.3f}' for one in change)
-    lines = {HERE: (np.mean(change), by_seed)}
-    lines[INTERVAL] = (tuple(ends.tolist()), '')
-    rows.append(Row((label, name), lines))
-  return Table(
-    'differences',
-    f'Strong models mined by {models.mining.metric} minus others',
-    ('minus', 'metric'),
-    {'difference': '+.4f', 'by seed': ''},
-    rows,
-    [
-      'The interval is that of the mean of these trainings when the patients of'
-      ' the test part are resampled, for both alike. How far trainings of other'
-      ' seeds or tiles would differ it does not say: the values by seed do.'
-    ],
   )

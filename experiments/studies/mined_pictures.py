@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import jax
 from matplotlib import figure
 import numpy as np
 from sklearn import manifold
@@ -18,7 +17,7 @@ MOST = 400  # Tiles that t-SNE places.
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
-_INNER = 'layer2_1'  # Of ResNet-18; 4 x 4 cells of 32 pixels.
+ONE_CELL = 32  # Pixels of which the last map of ResNet-18 has one cell.
 
 
 def mined(
@@ -122,11 +121,7 @@ def grad_cam(
   shown = tiles.take(rows)
   target = np.full(len(shown), POSITIVE)
   side = first.recipe.input_size or tiles.size
-  last = jax.eval_shape(
-    lambda x: first.model.apply(first.variables, x, method='feature_map'),
-    jax.ShapeDtypeStruct((1, side, side, tiles.channels), np.float32),
-  )
-  layer = None if last.shape[1] > 1 else _INNER
+  layer = None if side > ONE_CELL else 'layer2_1'
   maps = {
     name: (
       model.grad_cam(shown, target, layer),

@@ -170,7 +170,7 @@ def test_every_model_of_all_tables_is_trained_once(begin, monkeypatch):
   assert len(done) == 2 * (9 + 6 + 2 + 8)
   tables = {one.name: one for one in found if isinstance(one, Table)}
   assert list(tables) == [
-    *('table_2', 'differences', 'table_3', 'table_4', 'table_5', 'models')
+    *('table_2', 'table_3', 'table_4', 'table_5', 'models')
   ]
   files = {one.name: one.content for one in found if isinstance(one, File)}
   names = 'figure_4', 'mined', 'tsne', 'grad_cam'
@@ -243,24 +243,32 @@ def test_differences_are_paired_by_seed(models):
   rng = np.random.default_rng(7)
   positive = made.sets['test'].label == 1
   noise = rng.normal(0, 0.2, (2, len(positive)))
-  gain = {'weak': 0.1, 'l2': 0.4, 'random': 0.4}
+  gain = {'weak': 0.1, 'l2': 0.4, 'cosine': 0.4, 'random': 0.4}
   made.prob = lambda s: noise[s.seed] + gain[s.choice] * positive
   made.hard = ~positive & (np.arange(len(positive)) % 2 == 0)
-  groups = {c: [Setting(0, c, 3), Setting(1, c, 3)] for c in ('l2', 'random')}
-  rows = {row.labels: row.lines for row in hn._differences(groups, made).rows}
-  assert [*rows] == [
-    (other, name)
-    for other in ('random negatives', 'the weak model')
-    for name in ('auroc', 'auroc_hard')
+  groups = hn._groups(2, made.mining, (0, 1))
+
+  def differences():
+    found = {
+      s: hn.scores(positive, made.prob(s), made.hard)
+      for strong in itertools.chain(*groups.values())
+      for s in (strong, strong.weak)
+    }
+    rows = hn._table(2, groups, found, made).rows
+    return {row.labels: row.lines for row in rows[-2:]}
+
+  before = differences()
+  same, better = before['l2', 'minus random'], before['l2', 'minus weak']
+  assert not any(same[HERE]) and list(same) == [
+    *(HERE, 'seed 0', 'seed 1', '95 % interval')
   ]
-  same, better = (
-    rows[other, 'auroc'] for other in ('random negatives', 'the weak model')
-  )
-  assert same[HERE] == (0, '+0.000 +0.000')
-  value, _ = better[HERE]
-  (low, high), _ = better['95 % interval']
-  assert 0 < low < value < high
+  assert better[HERE][0] == np.mean([better['seed 0'][0], better['seed 1'][0]])
+  low, high = better['95 % interval'][0]
+  assert 0 < low < better[HERE][0] < high
+  assert better['95 % interval'][1] is None  # Of AUROC alone.
   # Among positives and hard tiles alone, the others count for nothing.
   noise[:, ~positive & ~made.hard] += 5
-  again = hn._differences(groups, made).rows[3].lines
-  assert again == rows['the weak model', 'auroc_hard']
+  after = differences()['l2', 'minus weak']
+  for line in (HERE, '95 % interval'):
+    assert after[line][-1] == better[line][-1]
+    assert after[line][0] != better[line][0]

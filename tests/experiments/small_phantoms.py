@@ -17,6 +17,7 @@ nodes.make = functools.partial(nodes.make, development=5, test=2)
 hard_negatives.PHANTOM['case'] |= {'patients': 40, 'patches': 8}
 hard_negatives.PHANTOM['pool'] |= {'patients': 5, 'patches': 10}
 mined_pictures.MOST = 40
+mined_pictures.ONE_CELL = 0  # Small networks have no stages.
 
 ct.make = functools.partial(ct.make, patients=7)
 
