@@ -17,6 +17,7 @@ MOST = 400  # Tiles that t-SNE places.
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
 _PERPLEXITY = 50  # Lee et al. 2024 drew 50 and 500.
+_BARE = {'xticks': [], 'yticks': [], 'frame_on': False}
 ONE_CELL = 32  # Pixels of which the last map of ResNet-18 has one cell.
 
 
@@ -37,10 +38,9 @@ def mined(
     (max(1.6 * len(shown), 5), 1.6 * (1 + _NEIGHBOURS) + 0.6),
     layout='constrained',
   )
-  axes = drawing.subplots(1 + _NEIGHBOURS, len(shown), squeeze=False)
-  for ax in axes.ravel():
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
+  axes = drawing.subplots(
+    1 + _NEIGHBOURS, len(shown), squeeze=False, subplot_kw=_BARE
+  )
   for column, query in zip(axes.T, shown, strict=True):
     chosen = np.flatnonzero(found.query == query)[:_NEIGHBOURS]
     cells = [(queries, query, queries.id[query])]
@@ -161,13 +161,8 @@ def radar(
           published[table.name].values[share, kind][column] for share in shares
         ]
         ax.fill(angle, ours, color=color, alpha=0.4, label=kind)
-        ax.plot(
-          [*angle, 0],
-          [*theirs, theirs[0]],
-          ':',
-          color=color,
-          label=f'{kind}, paper',
-        )
+        about = {'fill': False, 'ls': ':', 'lw': 2}
+        ax.fill(angle, theirs, ec=color, label=f'{kind}, paper', **about)
       ax.set(xticks=angle, ylim=(0, 1), title=column)
       ax.set_xticklabels([f'{share} %' for share in shares])
     row[0].set_ylabel(table.title.split('. ')[0], labelpad=28)
