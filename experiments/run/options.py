@@ -252,7 +252,9 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
         )
       continue
     known[option.flag] = option
-    about = option.flag, option.default, option.help
+    choices = f'<{"|".join(map(str, option.choices))}>: '
+    text = choices * bool(option.choices) + option.help
+    about = option.flag, option.default, text
     where = {'flag_values': values, 'module_name': option.section}
     if option.kind is bool:
       flags.DEFINE_boolean(*about, **where)
@@ -260,8 +262,8 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
       comma = flags.CsvListSerializer(',')
       flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)
     else:
-      text = flags.ArgumentSerializer()
-      flags.DEFINE(option.parser, *about, serializer=text, **where)
+      plain = flags.ArgumentSerializer()
+      flags.DEFINE(option.parser, *about, serializer=plain, **where)
   for former, name in ALIASES.items():
     if name in known and former not in known:
       flags.DEFINE_alias(former, name, flag_values=values, module_name='')

@@ -13,8 +13,9 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from data import atomic, labelled_tiles
+from data import labelled_tiles
 from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
@@ -102,7 +103,7 @@ class Networks:
 
   networks: tuple[str, ...] = field(
     tuple(NETWORKS),
-    f'Rows of Table 3 to make: {", ".join(NETWORKS)}.',
+    'Rows of Table 3 to make.',
     choices=tuple(NETWORKS),
     result=False,
   )
@@ -273,9 +274,10 @@ def collect(
     Arrays by name. Of n slices: `id`, unique; `node`, its place; `z`, mm from
     the volume's lower face; `hu` and `inside`, whether of the node, [n, L, L]
     in isotropic voxels, of which the middle [S, S] lie in the volume; and
-    `side`, S. Of m nodes: the fields of `nodes.Node`; `patient`; `image`, the
-    path; and `label`, place among the classes. Those cut by the first or last
-    slice of their volume have no slices. And `specks`: how many parts of masks
+    `side`, S. Of m nodes: `extent`, `volume`, `room` and `is_cut` of
+    `nodes.Node`; `patient`; `image`, the path; and `label`, place among the
+    classes. Those cut by the first or last slice of their volume have no
+    slices. And `specks`: how many parts of masks
     are too small to be nodes.
 
   Raises:
@@ -293,7 +295,7 @@ def collect(
   path = cache_dir / name
   if parallel.is_first() and not path.exists():
     found = _cut_all(rows, data)
-    with atomic.replacing(path) as part, part.open('wb') as file:
+    with replacing(path) as part, part.open('wb') as file:
       np.savez(file, **found)
   parallel.wait_for_all('ct_slices')
   with np.load(path) as held:
@@ -324,7 +326,8 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         'label': np.int32(data.classes.index(row.label)),
       }
       for node in some:
-        found.append(vars(node) | about)
+        kept = ('extent', 'volume', 'room', 'is_cut')
+        found.append({key: getattr(node, key) for key in kept} | about)
         side = min(_LARGEST, node.room)
         if node.is_cut or not side:
           continue
@@ -440,7 +443,7 @@ def _scores(
   tiles, train, test = material.tiles, *map(material.rows.get, PARTS[::2])
   label = tiles.label[test]
   values = metrics.evaluate(label, prob[test])
-  ends, _ = intervals.of_metrics(label, prob[test], tiles.group[test])
+  ends = intervals.of_metrics(label, prob[test], tiles.group[test])
   of_test = {
     f'test_{name}': {
       'value': scores.number(values[name]),

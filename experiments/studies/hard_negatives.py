@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data import atomic, labelled_tiles, tile_sources
+from data import labelled_tiles, tile_sources
+from data.files import first_of, replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import invasion
 from data.splits import PARTS
@@ -24,7 +25,7 @@ from experiments.patches.study import File, Study
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run import phantoms
-from experiments.run.check import Findings, some
+from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
 from experiments.studies import mined_pictures as pictures
 from experiments.studies.mined_pictures import POSITIVE
@@ -36,6 +37,7 @@ SHARES = (10, 30, 50, 70, 100)  # Of Tables 4 and 5, per cent.
 LOW = 0.1  # The threshold that the paper's text names; its figures are at 0.5.
 _SENSITIVITY = 0.9  # At which specificities are compared.
 _STD = 'std over models'
+_RESAMPLES = 2000
 # The first five are the paper's.
 COLUMNS = (
   *('auroc', 'auprc', 'f1_micro', 'sensitivity', 'specificity', 'f1'),
@@ -244,7 +246,7 @@ def _from_folders(data: Data) -> tuple[LabelledTiles, LabelledTiles, str]:
   if known := sorted(patients & set(annotated.group)):
     raise TileError(
       f'{data.pool_dir}: patients of annotated tiles are in the pool, too:'
-      f' {some(known)}. Their tiles would reach the test part; take them out'
+      f' {first_of(known)}. They would be in the test part; take them out'
     )
   if pool.label.any():
     raise TileError(f'{data.pool_dir}: {pool.label.sum()} tiles are positive')
@@ -294,7 +296,7 @@ def _phantom(
       patches = invasion.make(
         seed=seed, prefix=name, progress=progress, **about
       )
-      with atomic.replacing(root / f'{name}_s{seed}.npz') as part:
+      with replacing(root / f'{name}_s{seed}.npz') as part:
         _save(part, np.savez, **vars(patches))
 
   name, last = 'invasion_phantom', f'pool_s{seed}.npz'
@@ -477,6 +479,7 @@ class Models:
           positive[kept],
           np.stack([self.prob(setting)[kept] for setting in each]),
           test.group[kept],
+          resamples=_RESAMPLES,
         )
         for each in (settings, others)
       )
