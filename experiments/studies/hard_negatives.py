@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -38,12 +37,15 @@ LOW = 0.1  # The threshold that the paper's text names; its figures are at 0.5.
 _SENSITIVITY = 0.9  # At which specificities are compared.
 _STD = 'std over models'
 _RESAMPLES = 2000
-# The first five are the paper's.
-COLUMNS = (
-  *('auroc', 'auprc', 'f1_micro', 'sensitivity', 'specificity', 'f1'),
-  *('f1_micro_low', 'sensitivity_low', 'specificity_low', 'f1_low'),
-  *('specificity_at', 'auroc_hard'),
-)
+# Of tables and of models.csv; the first five are the paper's.
+COLUMNS = dict.fromkeys(
+  (
+    *('auroc', 'auprc', 'f1_micro', 'sensitivity', 'specificity', 'f1'),
+    *('f1_micro_low', 'sensitivity_low', 'specificity_low', 'f1_low'),
+    *('specificity_at', 'auroc_hard'),
+  ),
+  '.4f',
+) | {'false_positives': '.1f', 'mined': '.1f', 'mined_hard': '.2f'}
 _PUBLISHED = papers.read('lee')
 _CODE = ('data/phantom/*.py', 'experiments/studies/hard_negatives.py')
 # Tables, and what names their rows.
@@ -58,9 +60,8 @@ _NOTES = (
   f' sensitivity and specificity at 0.5, low: at {LOW}; specificity_at: at a'
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
   ' negatives alone, which are what mining is for. delta: relative change.',
-  'The interval of a difference is that of the mean of these trainings when the'
-  ' patients of the test part are resampled. How far trainings of other seeds'
-  ' would differ it does not say: the lines of the seeds do.',
+  'Intervals are those of the mean of these trainings when the patients of the'
+  ' test part are resampled. How far others would differ the std shows.',
   'The paper: other data, not to be matched by these. Its AUPRC is the mean of'
   ' both classes (here: of the positive class), and its strong models were'
   ' tested on mined negatives.',
@@ -207,11 +208,15 @@ def open_material(
   """
   hard = np.array([], str)
   if data.is_phantom:
-    annotated, pool, note, hard = _phantom(seed, cache_dir)
+    tiles, weak, note, hard = _phantom(seed, cache_dir)
   elif data.tiles_zip:
-    annotated, pool, note = _from_zip(data, seed)
+    tiles, weak, note = _from_zip(data, seed)
   else:
-    annotated, pool, note = _from_folders(data)
+    tiles, weak, note = _from_folders(data)
+  positive = tiles.label == POSITIVE
+  annotated, pool = tiles.take(~weak), tiles.take(weak & ~positive)
+  if left_out := (weak & positive).sum():
+    note += f'; {left_out} positives of the pool are left out'
   alpha = max(mining.alpha, *ALPHAS * (3 in mining.table), 0)
   if alpha > len(pool):
     raise TileError(
@@ -224,8 +229,12 @@ def open_material(
   return Material(annotated, sets, hard, note, data.is_phantom)
 
 
-def _from_folders(data: Data) -> tuple[LabelledTiles, LabelledTiles, str]:
-  """Opens folders of images, or prepared TFDS datasets."""
+def _from_folders(data: Data) -> tuple[LabelledTiles, np.ndarray, str]:
+  """Opens folders of images, or prepared TFDS datasets.
+
+  Returns:
+    All tiles, which of them are the pool, bool [n], and where they are from.
+  """
 
   def read(folder, otherwise):
     if not (folder / 'dataset_info.json').is_file():
@@ -248,85 +257,66 @@ def _from_folders(data: Data) -> tuple[LabelledTiles, LabelledTiles, str]:
       f'{data.pool_dir}: patients of annotated tiles are in the pool, too:'
       f' {first_of(known)}. They would be in the test part; take them out'
     )
-  if pool.label.any():
-    raise TileError(f'{data.pool_dir}: {pool.label.sum()} tiles are positive')
   if set(annotated.id) & set(pool.id):
     pool = dataclasses.replace(pool, id=np.char.add('pool/', pool.id))
+  note = f'{data.tiles_dir}, pool {data.pool_dir}'
   try:
-    labelled_tiles.concatenate([annotated, pool])  # Of one kind.
+    tiles = labelled_tiles.concatenate([annotated, pool])
   except TileError as e:
-    raise TileError(f'{data.tiles_dir} and {data.pool_dir}: {e}') from e
-  return annotated, pool, f'{data.tiles_dir}, pool {data.pool_dir}'
+    raise TileError(f'{note}: {e}') from e
+  return tiles, np.arange(len(tiles)) >= len(annotated), note
 
 
-def _from_zip(
-  data: Data, seed: int
-) -> tuple[LabelledTiles, LabelledTiles, str]:
-  """Opens a zip file; negatives of patients drawn at random are the pool.
-
-  The positives of these patients are left out.
-  """
+def _from_zip(data: Data, seed: int) -> tuple[LabelledTiles, np.ndarray, str]:
+  """Opens a zip file and draws the patients of the pool; as `_from_folders`."""
   tiles = labelled_tiles.binary(
     tile_sources.from_zip(data.tiles_zip, data.tiles_csv), data.positive
   )
   patients = np.unique(tiles.group)
   drawn = np.random.default_rng([seed, 1]).permutation(patients)
   drawn = drawn[: round(data.pool_share * len(patients))]
+  note = f'{data.tiles_csv}, pool of {len(drawn)} of {len(patients)} patients'
   if not 0 < len(drawn) < len(patients):
-    raise TileError(
-      f'{data.tiles_csv}: {len(drawn)} of {len(patients)} patients would make'
-      f' the pool (--pool_share={data.pool_share:g}): some must, and some be'
-      ' annotated'
-    )
-  weak, positive = np.isin(tiles.group, drawn), tiles.label == POSITIVE
-  note = (
-    f'{data.tiles_csv}, negatives of {len(drawn)} of {len(patients)} patients'
-    f' as pool ({(weak & positive).sum()} positives of theirs left out)'
-  )
-  return tiles.take(~weak), tiles.take(weak & ~positive), note
+    raise TileError(f'{note}. Choose another --pool_share.')
+  return tiles, np.isin(tiles.group, drawn), note
 
 
 def _phantom(
   seed: int, cache_dir: pathlib.Path
-) -> tuple[LabelledTiles, LabelledTiles, str, np.ndarray]:
-  """Returns the phantom's tiles, and ids of its hard negatives."""
+) -> tuple[LabelledTiles, np.ndarray, str, np.ndarray]:
+  """Returns the phantom as `_from_folders`, and ids of its hard negatives."""
+  name, last = 'invasion_phantom', f'patches_s{seed}.npz'
 
   def render(root, progress):
-    for name, about in PHANTOM.items():
-      patches = invasion.make(
-        seed=seed, prefix=name, progress=progress, **about
-      )
-      with replacing(root / f'{name}_s{seed}.npz') as part:
-        _save(part, np.savez, **vars(patches))
+    sets = [
+      vars(invasion.make(seed=seed, prefix=name, progress=progress, **about))
+      for name, about in PHANTOM.items()
+    ]
+    both = {key: np.concatenate([s[key] for s in sets]) for key in sets[0]}
+    with replacing(root / last) as part, part.open('wb') as file:
+      np.savez(file, **both)
 
-  name, last = 'invasion_phantom', f'pool_s{seed}.npz'
   root = phantoms.made(
     name, _CODE, render, cache_dir, last=last, unit='patient'
   )
-  sets, hard = [], []
-  for name in PHANTOM:
-    with np.load(root / f'{name}_s{seed}.npz') as held:
-      about = held['patient'], invasion.CLASSES
-      sets.append(
-        labelled_tiles.from_arrays(
-          held['image'], held['label'], *about, ids=held['id']
-        )
-      )
-      hard.append(held['id'][np.isin(held['kind'], invasion.HARD)])
-  shares = ' and '.join(f'{one["hard"]:.0%}' for one in PHANTOM.values())
+  with np.load(root / last) as held:
+    image, label, kind, patient, ids = (
+      held[key] for key in ('image', 'label', 'kind', 'patient', 'id')
+    )
   note = (
     f'phantom of lymphatic invasion, seed {seed}: {invasion.SIZE} px of'
-    f' {invasion.MPP:g} um; {shares} (pool) of the negatives are hard. It shows'
-    ' that mining finds what a weak model is mistaken about where a pool holds'
-    ' it, and what that is worth. It does not show how common such tiles are in'
-    ' tissue, nor any figure of the paper.'
+    f' {invasion.MPP:g} um. It shows that mining finds what a weak model is'
+    ' mistaken about where a pool holds it, and what that is worth. It does not'
+    ' show how common such tiles are in tissue, nor any figure of the paper'
   )
-  return *sets, note, np.concatenate(hard)
-
-
-def _save(path: pathlib.Path, write: Any, *args: Any, **arrays: Any) -> None:
-  with path.open('wb') as file:  # NumPy would change the name.
-    write(file, *args, **arrays)
+  return (
+    labelled_tiles.from_arrays(
+      image, label, patient, invasion.CLASSES, ids=ids
+    ),
+    np.char.startswith(ids, 'pool'),
+    note,
+    ids[np.isin(kind, invasion.HARD)],
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,7 +407,12 @@ class Models:
     folder, name = self.study.folder, f'{setting.name}/pool_features.npy'
     if not folder.has(name):
       _, of_pool = trained.predict(self.sets['pool'])
-      folder.save(name, lambda path: _save(path, np.save, of_pool))
+
+      def save(path):
+        with path.open('wb') as file:  # NumPy would change a name.
+          np.save(file, of_pool)
+
+      folder.save(name, save)
       parallel.wait_for_all('pool')
     return rows, features[rows], np.load(folder.at(name), mmap_mode='r')
 
@@ -452,16 +447,30 @@ class Models:
     return prob
 
   def scores(self, setting: Setting) -> dict[str, float | None]:
-    """Returns scores on the test part and what was mined, as in models.csv."""
-    positive = self.sets['test'].label == POSITIVE
-    values = scores(positive, self.prob(setting), self.hard)
-    count = {'false_positives': 0, 'mined': 0, 'mined_hard': None}
+    """Returns the values of `COLUMNS`; None where one is undefined.
+
+    False positives and what was mined with them are those of strong models.
+    """
+    positive, prob = self.sets['test'].label == POSITIVE, self.prob(setting)
+    rows = positive | self.hard
+    high, low = (
+      metrics.evaluate_binary(positive, prob, threshold)
+      for threshold in (0.5, LOW)
+    )
+    values = high | {f'{name}_low': value for name, value in low.items()}
+    values |= {
+      'specificity_at': metrics.specificity_at(positive, prob, _SENSITIVITY),
+      'auroc_hard': metrics.auroc(positive[rows], prob[rows]),
+      'false_positives': 0,
+      'mined': 0,
+      'mined_hard': np.nan,
+    }
     if setting.choice != WEAK and len(mined := self.mined(setting).index):
-      count['false_positives'] = len(self.searched(setting.weak)[0])
-      count['mined'] = len(mined)
+      values['false_positives'] = len(self.searched(setting.weak)[0])
+      values['mined'] = len(mined)
       if self.hard_in_pool.any():
-        count['mined_hard'] = float(self.hard_in_pool[mined].mean())
-    return values | count
+        values['mined_hard'] = float(self.hard_in_pool[mined].mean())
+    return {k: None if np.isnan(values[k]) else values[k] for k in COLUMNS}
 
   def auroc_intervals(
     self, settings: Sequence[Setting], others: Sequence[Setting]
@@ -471,20 +480,19 @@ class Models:
     Patients of the test part are resampled, for both alike.
     """
     test = self.sets['test']
-    positive, found = test.label == POSITIVE, {}
-    kinds = {'auroc': positive | True, 'auroc_hard': positive | self.hard}
-    for name, kept in kinds.items():
-      draws, drawn_others = (
-        intervals.auroc_replicates(
-          positive[kept],
-          np.stack([self.prob(setting)[kept] for setting in each]),
-          test.group[kept],
-          resamples=_RESAMPLES,
-        )
-        for each in (settings, others)
+    positive = test.label == POSITIVE
+
+    def draw(settings, kept):
+      return intervals.auroc_replicates(
+        positive[kept],
+        np.stack([self.prob(setting)[kept] for setting in settings]),
+        test.group[kept],
+        resamples=_RESAMPLES,
       )
-      found[name] = tuple(intervals.percentile(draws - drawn_others).tolist())
-    return found
+
+    kinds = {'auroc': positive | True, 'auroc_hard': positive | self.hard}
+    change = {k: draw(settings, v) - draw(others, v) for k, v in kinds.items()}
+    return {k: tuple(intervals.percentile(v)) for k, v in change.items()}
 
 
 def reduced(tiles: LabelledTiles, setting: Setting, seed: int) -> LabelledTiles:
@@ -510,29 +518,6 @@ def reduced(tiles: LabelledTiles, setting: Setting, seed: int) -> LabelledTiles:
   return tiles.take(np.sort(np.concatenate(kept)))
 
 
-def scores(
-  positive: np.ndarray, prob: np.ndarray, hard: np.ndarray
-) -> dict[str, float | None]:
-  """Returns scores of tiles by name; None where one is undefined.
-
-  Args:
-    positive: bool [n].
-    prob: of being positive, [n].
-    hard: which tiles are known to be hard negatives, bool [n].
-  """
-  high, low = (
-    metrics.evaluate_binary(positive, prob, threshold)
-    for threshold in (0.5, LOW)
-  )
-  rows = positive | hard
-  values = high | {f'{name}_low': value for name, value in low.items()}
-  values |= {
-    'specificity_at': metrics.specificity_at(positive, prob, _SENSITIVITY),
-    'auroc_hard': metrics.auroc(positive[rows], prob[rows]),
-  }
-  return {k: None if np.isnan(values[k]) else values[k] for k in COLUMNS}
-
-
 def stages(
   study: Study, material: Material, options: Training
 ) -> Iterator[Table | File | str]:
@@ -550,20 +535,11 @@ def stages(
     if number in (4, 5):
       by_share.append(table)
   yield from models.notes
-  columns = dict.fromkeys(COLUMNS, '.4f')
-  columns |= {'false_positives': 'd', 'mined': 'd', 'mined_hard': '.2f'}
-  yield Table(
-    'models',
-    'All models',
-    [one.name for one in dataclasses.fields(Setting)],
-    columns,
-    [
-      Row(dataclasses.astuple(setting), {'': tuple(values.values())})
-      for setting, values in found.items()
-    ],
-  )
   summary = [dataclasses.asdict(s) | values for s, values in found.items()]
   yield File('summary.json', summary)
+  short = lambda value: f'{value:.6g}' if isinstance(value, float) else value
+  rows = [[*map(short, one.values())] for one in summary]
+  yield File('models.csv', [summary[0].keys(), *rows])
   if by_share:
     yield File('figures/figure_4.png', pictures.radar(by_share, _PUBLISHED))
   setting = Setting(study.seed, mining.metric, mining.alpha)
@@ -614,49 +590,48 @@ def _table(
     found: scores of all models.
     models: all of them.
   """
-  columns = list(COLUMNS)
-  if all(one['auroc_hard'] is None for one in found.values()):
-    columns.remove('auroc_hard')  # Of a user's tiles nobody knows it.
+  # Of a user's tiles nobody knows which are hard.
+  columns = {
+    name: form
+    for name, form in COLUMNS.items()
+    if any(values[name] is not None for values in found.values())
+  }
 
   def scores_of(settings):
     values = [[found[s][name] for name in columns] for s in settings]
-    return np.array(values, float)  # [seeds, columns]
+    return np.array(values, float)
 
-  rows = []
+  kinds, ends, rows = {}, {}, []  # By labels; [seeds, columns].
   for label, settings in groups.items():
     weak, strong = scores_of([s.weak for s in settings]), scores_of(settings)
-    with np.errstate(divide='ignore', invalid='ignore'):
-      delta = strong.mean(0) / weak.mean(0) - 1
-    kinds = {'weak': weak, 'strong': strong, 'delta': delta[None]}
-    for kind, values in kinds.items():
-      lines = {HERE: values.mean(0).tolist()}
-      if len(values) > 1:
-        lines[_STD] = values.std(0, ddof=1).tolist()
-      for name in (f'table_{number}', f'table_{number}_std'):
-        if there := _PUBLISHED[name].values.get((label, kind)):
-          source = _PUBLISHED[name].source
-          lines[source] = [there.get(column) for column in columns]
-      rows.append(Row((label, kind), lines))
+    mean = np.where(weak.mean(0) > 0, weak.mean(0), np.nan)
+    kinds |= {(label, 'weak'): weak, (label, 'strong'): strong}
+    kinds[label, 'delta'] = strong.mean(0, keepdims=True) / mean - 1
   if number == 2:
-    strong = groups[models.mining.metric]
-    for name, other in (
-      ('random', groups[RANDOM]),
-      ('weak', [s.weak for s in strong]),
-    ):
-      change = scores_of(strong) - scores_of(other)
-      ends = models.auroc_intervals(strong, other)
-      lines = {HERE: change.mean(0).tolist()} | {
-        f'seed {setting.seed}': values.tolist()
-        for setting, values in zip(strong, change, strict=True)
-      }
-      lines[INTERVAL] = [ends.get(column) for column in columns]
-      rows.append(Row((models.mining.metric, f'minus {name}'), lines))
+    metric = models.mining.metric
+    strong = groups[metric]
+    weak = [setting.weak for setting in strong]
+    for name, others in ((RANDOM, groups[RANDOM]), (WEAK, weak)):
+      labels = metric, f'minus {name}'
+      kinds[labels] = scores_of(strong) - scores_of(others)
+      ends[labels] = models.auroc_intervals(strong, others)
+  for labels, values in kinds.items():
+    lines = {HERE: values.mean(0).tolist()}
+    if len(values) > 1:
+      lines[_STD] = values.std(0, ddof=1).tolist()
+    if labels in ends:
+      lines[INTERVAL] = [ends[labels].get(column) for column in columns]
+    for name in (f'table_{number}', f'table_{number}_std'):
+      if there := _PUBLISHED[name].values.get(labels):
+        line = [there.get(column) for column in columns]
+        lines[_PUBLISHED[name].source] = line
+    rows.append(Row(labels, lines))
   title, head = _TITLES[number]
   return Table(
     f'table_{number}',
     f'Table {number}. {title}',
     (head, 'model'),
-    dict.fromkeys(columns, '.4f'),
+    columns,
     rows,
     _NOTES,
   )

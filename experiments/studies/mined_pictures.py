@@ -43,20 +43,16 @@ def mined(
   )
   for column, query in zip(axes.T, shown, strict=True):
     chosen = np.flatnonzero(found.query == query)[:_NEIGHBOURS]
-    cells = [(queries, query, queries.id[query])]
-    cells += [
-      (pool, found.index[i], f'{found.distance[i]:.3g}') for i in chosen
-    ]
-    for ax, (tiles, row, text) in zip(column, cells, strict=False):
-      ax.imshow(tiles.load(np.array([row]))[0].squeeze())
+    images = [queries.load([query]), pool.load(found.index[chosen])]
+    texts = [queries.id[query], *(f'{d:.3g}' for d in found.distance[chosen])]
+    for ax, image, text in zip(
+      column, np.concatenate(images), texts, strict=False
+    ):
+      ax.imshow(image.squeeze())
       ax.set_title(text, fontsize=7)
   for i, ax in enumerate(axes[:, 0]):
     ax.set_ylabel('mined' if i else 'false positive', fontsize=8)
-  drawing.suptitle(
-    'False positives of the weak model (validation) and what they chose from'
-    ' the pool, distance above',
-    fontsize=9,
-  )
+  drawing.suptitle('False positives (validation) and the nearest of the pool')
   return drawing
 
 
@@ -83,21 +79,17 @@ def features(
   }
   drawing = figure.Figure((9, 5), layout='constrained')
   perplexity = min(_PERPLEXITY, (len(tiles) - 1) / 3)
+  tsne = manifold.TSNE(perplexity=perplexity, init='pca', random_state=0)
   axes = drawing.subplots(1, len(models))
   for ax, (name, (_, held)) in zip(axes, found.items(), strict=True):
-    place = manifold.TSNE(
-      perplexity=perplexity, init='pca', random_state=0
-    ).fit_transform(held)
+    place = tsne.fit_transform(held)
     for label, (rows, color) in kinds.items():
       ax.scatter(*place[rows].T, 14, color=color, lw=0, alpha=0.8, label=label)
     ax.set(xticks=[], yticks=[], title=f'{name} model')
   handles, labels = axes[0].get_legend_handles_labels()
   drawing.legend(handles, labels, loc='outside lower center', ncols=3)
-  drawing.suptitle(
-    f't-SNE of the features of {len(tiles)} test tiles,'
-    f' perplexity {perplexity:.0f}',
-    fontsize=10,
-  )
+  about = f'{len(tiles)} test tiles, perplexity {perplexity:.0f}'
+  drawing.suptitle(f't-SNE of the features of {about}', fontsize=10)
   return drawing
 
 

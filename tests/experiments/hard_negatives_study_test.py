@@ -9,7 +9,7 @@ import pytest
 from data import labelled_tiles
 from data.splits import PARTS
 from experiments import papers
-from experiments.evaluation.tables import HERE, Table
+from experiments.evaluation.tables import HERE, INTERVAL, Table
 from experiments.patches import tiles as patch_tiles
 from experiments.patches.study import File, Study
 from experiments.patches.training import Training
@@ -169,13 +169,17 @@ def test_every_model_of_all_tables_is_trained_once(begin, monkeypatch):
   # and l2 at 4 shares of all and of the positives.
   assert len(done) == 2 * (9 + 6 + 2 + 8)
   tables = {one.name: one for one in found if isinstance(one, Table)}
-  assert list(tables) == [
-    *('table_2', 'table_3', 'table_4', 'table_5', 'models')
-  ]
+  assert list(tables) == [*('table_2', 'table_3', 'table_4', 'table_5')]
   files = {one.name: one.content for one in found if isinstance(one, File)}
   names = 'figure_4', 'mined', 'tsne', 'grad_cam'
-  assert [*files] == ['summary.json', *(f'figures/{n}.png' for n in names)]
-  assert len(files['summary.json']) == len(tables['models'].rows) == len(done)
+  assert [*files] == [
+    *('summary.json', 'models.csv', *(f'figures/{n}.png' for n in names))
+  ]
+  assert len(files['summary.json']) == len(done)
+  for cells, one in zip(
+    files['models.csv'][1:], files['summary.json'], strict=True
+  ):
+    assert float(cells[5]) == pytest.approx(one['auroc'], abs=1e-6)
   strong = next(one for one in files['summary.json'] if one['choice'] == 'l2')
   assert 0 < strong['mined_hard'] < 1 and strong['auroc_hard'] is None
   # The paper's lines, and ours: weak, strong and their relative change.
@@ -224,18 +228,23 @@ def test_the_papers_deltas_follow_from_its_rows():
   assert count == 17
 
 
-def test_scores_know_both_thresholds_and_hard_tiles():
-  positive = np.array([1, 1, 0, 0, 0], bool)
-  prob = np.array([0.9, 0.3, 0.6, 0.2, 0.05])
-  values = hn.scores(positive, prob, np.array([0, 0, 1, 0, 0], bool))
-  assert tuple(values) == hn.COLUMNS
-  assert values['sensitivity'] == 0.5 and values['sensitivity_low'] == 1
+def test_scores_know_both_thresholds_and_hard_tiles(models):
+  made, _ = models()
+  test = made.sets['test']
+  prob = np.resize([0.9, 0.3], len(test))  # Half of the positives.
+  prob[test.label == 0] = np.resize([0.6, 0.2, 0.05], (test.label == 0).sum())
+  made.prob, made.hard = lambda _: prob, (test.label == 0) & (prob == 0.6)
+  values = made.scores(Setting(0))
+  assert [*values] == [*hn.COLUMNS]
+  high = (prob[test.label == 1] == 0.9).mean()
+  assert values['sensitivity'] == high and values['sensitivity_low'] == 1
   assert values['specificity'] == pytest.approx(2 / 3)
   assert values['specificity_low'] == pytest.approx(1 / 3)
-  assert values['f1_micro'] == pytest.approx(3 / 5)
   assert values['specificity_at'] == pytest.approx(2 / 3)
-  # Of two positives, one ranks above the hard tile.
-  assert values['auroc_hard'] == 0.5
+  share = (test.label == 1).mean()
+  accuracy = share * high + (1 - share) * 2 / 3
+  assert values['f1_micro'] == pytest.approx(accuracy)
+  assert values['auroc_hard'] == pytest.approx(high)
 
 
 def test_differences_are_paired_by_seed(models):
@@ -245,30 +254,28 @@ def test_differences_are_paired_by_seed(models):
   noise = rng.normal(0, 0.2, (2, len(positive)))
   gain = {'weak': 0.1, 'l2': 0.4, 'cosine': 0.4, 'random': 0.4}
   made.prob = lambda s: noise[s.seed] + gain[s.choice] * positive
+  made.mined = lambda s: hn.search.Mined(*np.zeros((3, 0), int))
   made.hard = ~positive & (np.arange(len(positive)) % 2 == 0)
   groups = hn._groups(2, made.mining, (0, 1))
 
+  settings = [*itertools.chain(*groups.values())]
+
   def differences():
-    found = {
-      s: hn.scores(positive, made.prob(s), made.hard)
-      for strong in itertools.chain(*groups.values())
-      for s in (strong, strong.weak)
-    }
+    found = {s: made.scores(s) for s in settings + [s.weak for s in settings]}
     rows = hn._table(2, groups, found, made).rows
     return {row.labels: row.lines for row in rows[-2:]}
 
   before = differences()
   same, better = before['l2', 'minus random'], before['l2', 'minus weak']
-  assert not any(same[HERE]) and list(same) == [
-    *(HERE, 'seed 0', 'seed 1', '95 % interval')
-  ]
-  assert better[HERE][0] == np.mean([better['seed 0'][0], better['seed 1'][0]])
-  low, high = better['95 % interval'][0]
+  assert same[HERE][0] == 0 and np.isnan(same[INTERVAL][0]).all()
+  assert list(same) == list(better) == [HERE, 'std over models', INTERVAL]
+  low, high = better[INTERVAL][0]
   assert 0 < low < better[HERE][0] < high
-  assert better['95 % interval'][1] is None  # Of AUROC alone.
+  assert better[INTERVAL][1] is None  # Of AUROC alone.
   # Among positives and hard tiles alone, the others count for nothing.
   noise[:, ~positive & ~made.hard] += 5
   after = differences()['l2', 'minus weak']
-  for line in (HERE, '95 % interval'):
-    assert after[line][-1] == better[line][-1]
+  hard = list(hn.COLUMNS).index('auroc_hard')
+  for line in (HERE, INTERVAL):
+    assert after[line][hard] == better[line][hard]
     assert after[line][0] != better[line][0]
