@@ -183,7 +183,7 @@ def test_of_a_zip_file_the_negatives_of_some_patients_are_the_pool(tmp_path):
   assert not pool.label.any() and len(found.annotated) == 28
   assert '6 positives of the pool are left out' in found.note
   for share in (0.0, 1.0):
-    with pytest.raises(TileError, match='of 10 patients would make the pool'):
+    with pytest.raises(TileError, match='Choose another --pool_share'):
       opened(tmp_path, **where, pool_share=share)
 
 
