@@ -288,4 +288,4 @@ def open_folder(
     cohort.about() | {'warnings': odd},
   )
   split_files.write(folder / 'splits', cohort.manifest, splits)
-  files.write_rows(folder / 'cohort.csv', cohort.rows())
+  files.write_csv(folder / 'cohort.csv', cohort.rows())

@@ -191,12 +191,12 @@ def _resampled(run: Run) -> dict[str, tuple[float, np.ndarray]]:
   """
   p = run.test()
   values = metrics.evaluate(p.label, p.prob)
-  overall, by_class = intervals.replicates(p.label, p.prob, p.case)
-  table = {name: (values[name], overall[name]) for name in metrics.NAMES}
+  drawn = intervals.replicates(p.label, p.prob, p.case)
+  table = {name: (values[name], drawn[name]) for name in metrics.NAMES}
   if len(run.classes) > 2:
-    aurocs = metrics.class_aurocs(p.label, p.prob)
-    for c, name in enumerate(run.classes):
-      table[f'auroc {name}'] = (aurocs[c], by_class['auroc'][:, c])
+    aurocs, draws = values['class_auroc'], drawn['class_auroc'].T
+    for name, *both in zip(run.classes, aurocs, draws, strict=True):
+      table[f'auroc {name}'] = tuple(both)
   return table
 
 
@@ -213,10 +213,10 @@ def _delong(one: Run, other: Run) -> dict[str, float]:
   blocks = covariance.reshape(2, count, 2, count)
   spread = blocks[0, :, 0] + blocks[1, :, 1] - blocks[0, :, 1] - blocks[1, :, 0]
   weight = scores.summary_weight(count)
-  p = lambda w: delong.difference(w @ change, w @ spread @ w).p
+  p = lambda w: delong.p_value(w @ change, w @ spread @ w)
   table = {'auroc': p(weight)}
   if count > 2:
     # A class without slides must not spoil the others.
     for c, name in enumerate(one.classes):
-      table[f'auroc {name}'] = delong.difference(change[c], spread[c, c]).p
+      table[f'auroc {name}'] = delong.p_value(change[c], spread[c, c])
   return table

@@ -20,7 +20,8 @@ import sys
 
 from absl import app, flags
 
-from data import atomic, slides
+from data import slides
+from data.files import replacing
 from experiments import (
   start,
 )
@@ -126,7 +127,7 @@ def _write_pictures(
     label=label,
   )
   folder = target / 'figures' / 'slide_maps' / _SCALE.value
-  with atomic.replacing(folder / f'{scores.slide}.png') as part:
+  with replacing(folder / f'{scores.slide}.png') as part:
     drawing.savefig(part, dpi=100, format='png')
   if _TOP_TILES.value:
     top_tiles.write(

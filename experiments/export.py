@@ -12,7 +12,7 @@ import pathlib
 
 from absl import app, flags
 
-from data import atomic
+from data.files import replacing
 from experiments import start
 from experiments.prediction import run_flags, run_folder
 from kmil_jax import export
@@ -28,7 +28,7 @@ def _run() -> None:
   archive = export.Archive(card.to_json(), weights, design.lower(weights))
   content = export.pack(archive)
   out = pathlib.Path(_OUT.value)
-  with atomic.replacing(out) as part:
+  with replacing(out) as part:
     part.write_bytes(content)
   sizes = archive.lengths()
   print(

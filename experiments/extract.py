@@ -153,7 +153,7 @@ def _extract() -> list[encoding.Failure]:
   )
   # Says later why a labelled slide has no features.
   rows = [['slide_id', 'reason'], *failures]
-  files.write_rows(pathlib.Path(_FEATURES_DIR.value) / FAILURES, rows)
+  files.write_csv(pathlib.Path(_FEATURES_DIR.value) / FAILURES, rows)
   grid_pictures.draw(paths, _FEATURES_DIR.value, spec)
   return failures
 

@@ -5,6 +5,7 @@ import pathlib
 
 from matplotlib import axes, figure
 import numpy as np
+from sklearn import metrics as sklearn_metrics
 
 from experiments import predictions, scores
 from experiments.predictions import Predictions
@@ -89,7 +90,9 @@ def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:
     if np.isnan(value):
       ax.plot([], [], ' ', label=f'{classes[c]}, AUROC n/a')
       continue
-    fpr, tpr = metrics.roc(positive, prob)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(
+      positive, prob, drop_intermediate=False
+    )
     label = f'{classes[c]}, AUROC {_value(value)}'
     ax.plot(fpr, tpr, label=label, **_line(place, len(shown)))
   ax.set(xlabel='1 - specificity', ylabel='sensitivity')
@@ -109,8 +112,10 @@ def _precision_recall(
     if not positive.any():
       ax.plot([], [], ' ', label=f'{classes[c]}, AP n/a')
       continue
-    recall, precision = metrics.precision_recall(positive, prob)
-    value = metrics.average_precision(positive, prob)
+    curve = sklearn_metrics.precision_recall_curve(positive, prob)
+    # From the highest threshold on.
+    precision, recall = curve[0][::-1], curve[1][::-1]
+    value = sklearn_metrics.average_precision_score(positive, prob)
     # Lower thresholds than that of full recall say nothing more.
     stop = np.searchsorted(recall, 1) + 1
     # What guessing reaches: the share of the class.
@@ -128,7 +133,10 @@ def _precision_recall(
 def _confusion(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  table = metrics.confusion(p.label, p.prob.argmax(1), len(classes))
+  pred = p.prob.argmax(1)
+  table = sklearn_metrics.confusion_matrix(
+    p.label, pred, labels=range(len(classes))
+  )
   share = table / np.maximum(table.sum(1, keepdims=True), 1)
   drawing = figure.Figure((5.6, 5), layout='constrained')
   ax = drawing.subplots()

@@ -44,7 +44,7 @@ def write(
     own = group == name
     label, prob, case = p.label[own], p.prob[own], p.case[own]
     values = metrics.evaluate(label, prob)
-    bounds, _ = intervals.of_metrics(label, prob, case)
+    bounds = intervals.of_metrics(label, prob, case)
     found = [
       scores.number(x)
       for metric in _METRICS
@@ -59,5 +59,5 @@ def write(
     ]
     line = f'{name:{width}}  {fold_of[name]:4} {counts[0]:5} {counts[1]:6} '
     lines.append(line + '  '.join(f'{cell:22}' for cell in cells).rstrip())
-  files.write_rows(folder / NAME, rows)
+  files.write_csv(folder / NAME, rows)
   return '\n'.join(lines)

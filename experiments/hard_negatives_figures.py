@@ -7,7 +7,7 @@ from matplotlib import figure
 import numpy as np
 from sklearn import manifold
 
-from data import atomic
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles
 from experiments.hard_negatives_runs import Study
 from experiments.hard_negatives_settings import POSITIVE, Setting
@@ -49,7 +49,7 @@ def draw(
     'grad_cam': _grad_cam(study, weak, strong),
   }
   for name, drawing in drawings.items():
-    with atomic.replacing(folder / f'{name}.png') as part:
+    with replacing(folder / f'{name}.png') as part:
       drawing.savefig(part, format='png', dpi=120)
   return [f'{name}.png' for name in drawings]
 

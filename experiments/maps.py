@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from scipy import special
 
-from data import atomic, slides
+from data import slides
+from data.files import replacing
 from experiments import files
 from experiments.cohort import Cohort
 from experiments.slide_maps import heat_map, tile_scores
@@ -127,7 +128,7 @@ def draw(
     except slides.SlideError as e:
       faults.append(str(e))
       continue
-    with atomic.replacing(target) as part:
+    with replacing(target) as part:
       drawing.savefig(part, dpi=100, format='png')
   if bare and cohort.slides:
     print(

@@ -67,7 +67,7 @@ def _run() -> None:
   folder = paper_runs.output_dir('paper')
   text = f'{table.markdown()}\n- {data}\n'
   files.write_text(folder / f'{name}.md', text)
-  files.write_rows(folder / f'{name}.csv', table.rows())
+  files.write_csv(folder / f'{name}.csv', table.rows())
   written = [f'{name}.md', f'{name}.csv']
   if drawing:
     written.append(f'{name}.png')

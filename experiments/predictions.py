@@ -36,7 +36,7 @@ def write(
   lines = [header(classes)]
   for part, p in parts.items():
     lines += rows(fold, part, p, classes)
-  files.write_rows(path, lines)
+  files.write_csv(path, lines)
 
 
 def header(classes: Sequence[str]) -> list[str]:

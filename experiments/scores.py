@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from experiments.predictions import Predictions, mean, pool
 from kmil_jax import calibration, delong, intervals, metrics
@@ -55,7 +56,7 @@ def of_folds(
   """
   values = metrics.evaluate(whole.label, whole.prob)
   by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
-  overall, by_class = intervals.of_metrics(whole.label, whole.prob, whole.case)
+  bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
   table = {}
   for name in metrics.NAMES:
     each = np.array([scores[name] for scores in by_fold])
@@ -64,8 +65,8 @@ def of_folds(
       'mean': number(defined.mean() if len(defined) else np.nan),
       'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
       whole_name: number(values[name]),
-      'ci_low': number(overall[name][0]),
-      'ci_high': number(overall[name][1]),
+      'ci_low': number(bounds[name][0]),
+      'ci_high': number(bounds[name][1]),
       'per_fold': [number(v) for v in each],
     }
   aurocs, covariance = class_covariance(whole)
@@ -74,9 +75,9 @@ def of_folds(
   return {
     'metrics': table,
     'auroc_delong': _bounds(closed),
-    'per_class': _per_class(whole, by_class, aurocs, covariance, classes),
-    'confusion': metrics.confusion(
-      whole.label, whole.prob.argmax(1), len(classes)
+    'per_class': _per_class(whole, values, bounds, aurocs, covariance, classes),
+    'confusion': confusion_matrix(
+      whole.label, whole.prob.argmax(1), labels=range(len(classes))
     ).tolist(),
   }
 
@@ -90,7 +91,7 @@ def class_covariance(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def summary_weight(num_classes: int) -> np.ndarray:
   """What the summary AUROC takes of each class's, [C].
 
-  The same as `metrics.summary_auroc`, a mean of classes being a mean of their
+  The same as `metrics.evaluate` has it, a mean of classes being a mean of their
   components.
   """
   if num_classes == 2:
@@ -198,20 +199,19 @@ def summarise_external(
 
 def _per_class(
   whole: Predictions,
+  values: dict[str, np.ndarray],
   bounds: dict[str, np.ndarray],
   aurocs: np.ndarray,
   covariance: np.ndarray,
   classes: Sequence[str],
 ) -> dict:
-  values = metrics.evaluate_classes(whole.label, whole.prob)
+  short = {key: key.removeprefix('class_') for key in metrics.CLASS_NAMES}
   table = {}
   for c, name in enumerate(classes):
-    row = {key: number(values[key][c]) for key in metrics.CLASS_NAMES}
+    row = {short[key]: number(values[key][c]) for key in short}
     row['slides'] = int((whole.label == c).sum())
-    for key in metrics.CLASS_NAMES:
-      row[f'{key}_ci_low'], row[f'{key}_ci_high'] = map(
-        number, bounds[key][:, c]
-      )
+    for key, of in short.items():
+      row[f'{of}_ci_low'], row[f'{of}_ci_high'] = map(number, bounds[key][:, c])
     row['auroc_delong'] = _bounds(delong.interval(aurocs[c], covariance[c, c]))
     table[name] = row
   return table

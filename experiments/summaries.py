@@ -43,8 +43,8 @@ def summarise(
   for fold, parts in folds.items():
     for part, p in parts.items():
       lines += predictions.rows(fold, part, p, classes)
-  files.write_rows(folder / 'predictions.csv', lines)
-  files.write_rows(folder / 'summary.csv', _by_fold(folds))
+  files.write_csv(folder / 'predictions.csv', lines)
+  files.write_csv(folder / 'summary.csv', _by_fold(folds))
   temperature = scores.temperatures(folds)
   for fold, found in temperature.items():
     _write_json(
@@ -73,7 +73,7 @@ def summarise(
     lines = [predictions.header(classes)]
     for fold, p in (external | {'mean': predictions.mean(external)}).items():
       lines += predictions.rows(fold, 'external', p, classes)
-    files.write_rows(folder / 'external_predictions.csv', lines)
+    files.write_csv(folder / 'external_predictions.csv', lines)
   _write_json(folder / 'summary.json', summary)
   return summary
 

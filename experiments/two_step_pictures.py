@@ -6,7 +6,7 @@ import pathlib
 from matplotlib import axes, figure
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from experiments.two_step_scores import VOTES
 
 
@@ -46,7 +46,7 @@ def scores(
     ax.grid(axis='y', color='0.92')
     ax.set_axisbelow(True)
   panels[0].set_ylabel('score: highest share of votes in the image')
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')
 
 

@@ -89,7 +89,7 @@ def write_scores(
     ]
     for row in range(len(images))
   ]
-  files.write_rows(folder / 'images.csv', [header, *rows])
+  files.write_csv(folder / 'images.csv', [header, *rows])
   two_step_pictures.scores(
     folder / 'figures' / 'scores.png',
     {

@@ -264,5 +264,5 @@ def show(folder: pathlib.Path, table: Table) -> None:
   """Prints a table and writes it as Markdown and CSV."""
   text = table.markdown() + '\n'
   files.write_text(folder / f'{table.name}.md', text)
-  files.write_rows(folder / f'{table.name}.csv', table.rows())
+  files.write_csv(folder / f'{table.name}.csv', table.rows())
   print(f'\n{text}', flush=True)

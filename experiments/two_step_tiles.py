@@ -153,9 +153,9 @@ def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
 
 def auroc(tiles: LabelledTiles, prob: np.ndarray) -> tuple[float, np.ndarray]:
   """Returns the AUROC, and its 95 % interval from resampled patients."""
-  both = np.stack([1 - prob, prob], 1)
-  overall, _ = intervals.bootstrap(tiles.label, both, tiles.group)
-  return metrics.auroc(tiles.label == 1, prob), overall['auroc']
+  tumour = tiles.label == 1
+  drawn = intervals.auroc_replicates(tumour, prob[None], tiles.group)
+  return metrics.auroc(tumour, prob), intervals.percentile(drawn)
 
 
 def compare(tiles: LabelledTiles, said: Said) -> dict[str, Shares]:
@@ -181,10 +181,10 @@ def _by_patient(
     aurocs[patient] = float(metrics.auroc(tumour, said.primary[mine]))
     rows.append([patient, mine.sum(), tumour.sum(), aurocs[patient]])
   header = ['patient_id', 'tiles', 'tumour_tiles', 'auroc']
-  files.write_rows(folder / 'patients.csv', [header, *rows])
+  files.write_csv(folder / 'patients.csv', [header, *rows])
   columns = (tiles.id, tiles.group, *tiles.xy.T, tiles.label, said.primary)
   header = ['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']
-  files.write_rows(
+  files.write_csv(
     folder / 'test_tiles.csv',
     [header, *zip(*columns, said.positive().astype(int), strict=True)],
   )

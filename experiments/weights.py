@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import atomic
+from data.files import replacing
 from experiments import encoder
 from kmil_jax import port
 
@@ -137,7 +137,7 @@ def _save(path: pathlib.Path, variables, seed: int) -> None:
   content = safetensors.numpy.save(
     port.to_torch('resnet50_trunk', variables), {_DRAWN: str(seed)}
   )
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_bytes(content)
 
 

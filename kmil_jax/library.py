@@ -63,10 +63,10 @@ class Trained:
     known = np.isfinite(p.prob).all(1)
     label, prob, patient = p.label[known], p.prob[known], p.patient[known]
     value = metrics.evaluate(label, prob)
-    bounds, _ = intervals.of_metrics(label, prob, patient, resamples=resamples)
+    bounds = intervals.of_metrics(label, prob, patient, resamples=resamples)
     return {
-      name: (value[name], float(low), float(high))
-      for name, (low, high) in bounds.items()
+      name: tuple(float(x) for x in (value[name], *bounds[name]))
+      for name in metrics.NAMES
     }
 
   def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:

@@ -73,7 +73,7 @@ def classification(
   np.add.at(tables, (run, label, prob.argmax(1)), 1)
   scores = metrics.from_confusion(tables)
   aurocs = [
-    metrics.class_aurocs(label[run == r], prob[run == r])
+    metrics.evaluate(label[run == r], prob[run == r])['class_auroc']
     for r in range(num_runs)
   ]
   defined = [values[np.isfinite(values)] for values in aurocs]

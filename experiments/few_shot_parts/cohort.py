@@ -164,15 +164,15 @@ def open_camelyon(
     read |= val
   wanted = names(read.values()) | set(slides.read_reference(reference_csv))
   found = slides.find(slides_dir, reference_csv, wanted=wanted)
-  for name in sorted(wanted & set(found.left_out)):
-    print(f'{name}: left out, {found.left_out[name]}', flush=True)
-  for name in found.relabelled:
+  for name in sorted(wanted & set(slides.EXCLUDED)):
+    print(f'{name}: left out, {slides.EXCLUDED[name]}', flush=True)
+  for name in sorted(wanted & set(slides.RELABELLED)):
     print(f'{name}: {slides.RELABELLED[name]}, whatever its name', flush=True)
-  test = tuple(s for s in found.slides if s.part == 'test')
+  test = tuple(s for s in found if s.part == 'test')
   known.require([s.id for s in test if s.label == 'tumor'])
-  files = {s.id: s.path for s in found.slides}
+  files = {s.id: s.path for s in found}
   for key, some in read.items():
-    kept = ~np.isin(some.slide, list(found.left_out))
+    kept = ~np.isin(some.slide, list(slides.EXCLUDED))
     if not kept.all():
       print(f'{"_".join(key)}: {(~kept).sum()} patches of slides left out')
     read[key] = patches.Patches(some.slide[kept], some.xy[kept])

@@ -6,7 +6,7 @@ import pathlib
 from matplotlib import figure
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from data.slides import Slide
 from experiments.few_shot_parts import paper, slides
 from experiments.few_shot_parts.cohort import Cohort
@@ -141,5 +141,5 @@ def _lay(ax, scores: np.ndarray, stride: int):
 
 
 def _save(path: pathlib.Path, drawing: figure.Figure) -> None:
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')

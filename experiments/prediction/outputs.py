@@ -138,9 +138,9 @@ def write_tables(
     values = [*mean, *spread, *prob.ravel()]
     told = ['' if x is None else repr(float(x)) for x in values]
     lines.append([slide, pred, *told, count, calibrated])
-  files.write_rows(folder / 'predictions.csv', lines)
+  files.write_csv(folder / 'predictions.csv', lines)
   rows = [['slide_id', 'reason'], *sorted(failures)]
-  files.write_rows(folder / 'failures.csv', rows)
+  files.write_csv(folder / 'failures.csv', rows)
   return counts
 
 

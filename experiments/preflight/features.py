@@ -65,17 +65,9 @@ def join(
     if slide not in source:
       continue
     try:
-      header = source.header(slide)
+      headers[slide] = source.header(slide)
     except FeatureError as e:
       findings.problems.append(str(e))
-      continue
-    if header.length and header.width:
-      headers[slide] = header
-    else:
-      findings.problems.append(
-        f'{source.path / slide}.h5: an empty bag, no features; extract the'
-        ' slide again'
-      )
   return headers, _made(source, headers, findings)
 
 
@@ -201,9 +193,7 @@ def _text(value: Any) -> str:
   """Returns a value to compare by; float32 attributes are rounded."""
   if isinstance(value, float) and math.isfinite(value):
     return str(round(value, 6))
-  return (
-    value.decode(errors='replace') if isinstance(value, bytes) else str(value)
-  )
+  return str(value)
 
 
 def _likely(mpp: Any) -> bool:

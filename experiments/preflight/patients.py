@@ -45,7 +45,9 @@ def folds(
       parts = splits.make(table.case, table.label, k, seed, group)
       made = [Split(*part) for part in parts]
     except splits.SplitError as e:
-      findings.problems.append(str(e))
+      findings.problems.append(
+        f'--k={k}: {e} --labels merges classes, --split_dir reads other splits.'
+      )
       return []
   findings.warnings += warnings(table, made)
   return made

@@ -24,7 +24,7 @@ import tempfile
 import time
 from typing import Any
 
-from data import atomic
+from data.files import replacing
 from experiments.run import options
 from kmil_jax import parallel
 
@@ -137,14 +137,14 @@ class Folder:
         content = ''.join(lines)
       case '.csv':
         text = io.StringIO(newline='')
-        csv.writer(text).writerows(content)
+        csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
     self.save(name, lambda path: path.write_bytes(content.encode()))
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""
     if parallel.is_first():
-      with atomic.replacing(self.at(name)) as part:
+      with replacing(self.at(name)) as part:
         write(part)
 
   def config(self) -> Config:

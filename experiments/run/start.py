@@ -5,10 +5,7 @@ A script is a function, whose parameters are its options:
   def run(folds: Folds, output: Output, machine: Machine) -> None:
     ...
 
-  main = start.script(run, errors=(CohortError,))
-
-  if __name__ == '__main__':
-    main()
+  main = start.script(run, errors=(CohortError,))  # Called at the end of it.
 """
 
 from collections.abc import Callable, Sequence

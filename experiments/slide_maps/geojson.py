@@ -9,7 +9,7 @@ import uuid
 import numpy as np
 import shapely
 
-from data import atomic
+from data.files import replacing
 from experiments.slide_maps import layers, painting
 from experiments.slide_maps.tile_scores import TileScores
 
@@ -27,7 +27,7 @@ def write(path: pathlib.Path, features: Iterable[dict]) -> int:
   """
   count = 0
   with (
-    atomic.replacing(path) as part,
+    replacing(path) as part,
     part.open('w', encoding='utf-8', newline='\n') as file,
   ):
     file.write('{"type": "FeatureCollection", "features": [')

@@ -9,7 +9,7 @@ import re
 import h5py
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from kmil_jax import calibration
 
 _SAME = ('coords', 'side', 'classes')  # In all folds.
@@ -219,7 +219,7 @@ def write_spread(path: pathlib.Path, scores: TileScores) -> None:
   `patch_size_level0`. What no fold, or only one, says of a tile is NaN.
   """
   columns = range(len(scores.classes))
-  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+  with replacing(path) as part, h5py.File(part, 'w') as file:
     file['coords'] = scores.coords
     file['probability_mean'] = np.stack(
       [scores.probability(c) for c in columns], 1

@@ -6,7 +6,8 @@ import re
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data import atomic, slides
+from data import slides
+from data.files import replacing
 from experiments.slide_maps.tile_scores import TileScores
 
 _PIXELS = 256  # Side of a picture, unless the tile has fewer.
@@ -130,5 +131,5 @@ def _sheet(rows: dict[str, list[tuple[str, Image.Image]]]) -> Image.Image:
 
 
 def _save(path: pathlib.Path, image: Image.Image) -> None:
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     image.save(part, format='PNG')

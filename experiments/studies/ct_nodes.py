@@ -13,8 +13,9 @@ from flax import linen as nn
 import jax
 import numpy as np
 
-from data import atomic, labelled_tiles
+from data import labelled_tiles
 from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
@@ -293,7 +294,7 @@ def collect(
   path = cache_dir / name
   if parallel.is_first() and not path.exists():
     found = _cut_all(rows, data)
-    with atomic.replacing(path) as part, part.open('wb') as file:
+    with replacing(path) as part, part.open('wb') as file:
       np.savez(file, **found)
   parallel.wait_for_all('ct_slices')
   with np.load(path) as held:
@@ -440,7 +441,7 @@ def _scores(
   tiles, train, test = material.tiles, *map(material.rows.get, PARTS[::2])
   label = tiles.label[test]
   values = metrics.evaluate(label, prob[test])
-  ends, _ = intervals.of_metrics(label, prob[test], tiles.group[test])
+  ends = intervals.of_metrics(label, prob[test], tiles.group[test])
   of_test = {
     f'test_{name}': {
       'value': scores.number(values[name]),

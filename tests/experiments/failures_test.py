@@ -38,7 +38,7 @@ their name; the others are below.
 22 HDF5 locks on network disks     below
 23 fork beside OpenSlide and JAX   below
 24 open slides pile up             below
-25 two writers in one folder       data/atomic: a_failed_write_leaves,
+25 two writers in one folder       data/files: a_failed_write_leaves,
                                    data/features: a_killed_writer, below
 26 resumed with other flags        experiments/kmil: other_settings_in_the_same,
                                    experiments/provenance: changed_settings
@@ -99,7 +99,7 @@ def test_10_an_empty_bag_is_named(tmp_path):
   path = tmp_path / 'features/slide_001.h5'
   with h5py.File(path, 'w') as file:
     file['features'] = np.zeros((0, 4), np.float32)
-  with pytest.raises(CohortError, match=r'slide_001\.h5: an empty bag'):
+  with pytest.raises(CohortError, match=r'slide_001\.h5: .*at least one row'):
     cohorts.load(tmp_path / 'labels.csv', tmp_path / 'features')
 
 
@@ -122,7 +122,7 @@ def test_12_a_fold_without_a_class_is_foretold(tmp_path):
   )
   again = Findings()
   patients.folds(table, again, split_dir=None, k=4, seed=0)
-  assert 'class rare has 3 cases, fewer than --k=4' in again.problems[0]
+  assert '--k=4: class rare has 3 cases: fewer than 4' in again.problems[0]
 
 
 def test_16_slides_that_encoders_are_trained_on_are_named(tmp_path):

@@ -54,7 +54,7 @@ def make(folder):
   provenance.open_folder(
     run, FLAGS, FLAGS, cohort.fingerprint(), cohort.about()
   )
-  files.write_rows(run / 'cohort.csv', cohort.rows())
+  files.write_csv(run / 'cohort.csv', cohort.rows())
   runs = [Run(run / f'fold_{i}', i, settings.choice) for i in range(3)]
   crossval.train_folds(
     cohort, folds, runs, range(3), settings, run, attention=True

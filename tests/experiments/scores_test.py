@@ -199,7 +199,7 @@ def test_the_external_cohort_has_its_block(tmp_path):
   assert got['folds'] == [0, 1, 3]
 
   mean = predictions.mean(external)
-  bounds, _ = intervals.of_metrics(mean.label, mean.prob, mean.case)
+  bounds = intervals.of_metrics(mean.label, mean.prob, mean.case)
   each = [metrics.evaluate(p.label, p.prob) for p in external.values()]
   ensemble = metrics.evaluate(mean.label, mean.prob)
   for name, m in got['metrics'].items():

@@ -1,6 +1,7 @@
 """Which weights an encoder gets, and what it is then called."""
 
 import hashlib
+import os
 
 import huggingface_hub
 import jax
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from data import atomic
 from experiments import weights
 from kmil_jax import port
 from kmil_jax.models import resnet
@@ -88,7 +88,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
   def full(*args):
     raise OSError('disk full')
 
-  monkeypatch.setattr(atomic.os, 'fsync', full)
+  monkeypatch.setattr(os, 'fsync', full)
   with pytest.raises(OSError, match='disk full'):
     make(None, tmp_path, sample)
   assert not list((tmp_path / 'features').iterdir())
