@@ -7,7 +7,7 @@ import numpy as np
 
 from data.camelyon16 import patches
 from data.phantom import tiff
-from experiments.few_shot_parts.cohort import Scale
+from experiments.studies.few_shot_data import Scale
 
 SCALE = Scale(size=64, stride=32, radius=3, mpp=1.0, level=3)
 WIDTH, HEIGHT = 768, 640

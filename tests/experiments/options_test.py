@@ -96,7 +96,7 @@ def test_an_unknown_or_impossible_value_of_config_json_is_named():
 
 
 def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
-  monkeypatch.setattr(options, 'ALIASES', {'average': 'combine'})
+  monkeypatch.setattr(options, 'ALIASES', [('average', 'combine')])
   assert parse('--average')[0].combine
   assert options.from_json({'average': True}, CLASSES, 'c')[0].combine
   with pytest.raises(SystemExit):
