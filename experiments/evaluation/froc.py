@@ -129,21 +129,25 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     Scores [K] and places in level-0 pixels [K, 2].
 
   Raises:
-    DetectionError: naming what is not of this form.
+    DetectionError: naming the first line that is not of this form.
   """
   try:
     lines = path.read_text(encoding='utf-8-sig').splitlines()
-    if lines and lines[0].replace(' ', '') == _HEADER:
-      del lines[0]
-    table = np.zeros((0, 3))
-    if any(map(str.strip, lines)):
-      table = np.loadtxt(lines, delimiter=',', comments=None, ndmin=2)
-    score, x, y = table.T
-  except (OSError, ValueError) as e:
-    raise DetectionError(
-      f'{path}: {e}. Every line must be {_HEADER}, three numbers.'
-    ) from e
-  return score, np.stack([x, y], 1)
+  except (OSError, UnicodeDecodeError) as e:
+    raise DetectionError(f'{path}: cannot be read ({e})') from e
+  rows = []
+  for number, line in enumerate(lines, 1):
+    is_header = number == 1 and line.replace(' ', '') == _HEADER
+    if line.strip() and not is_header:
+      try:
+        score, x, y = map(float, line.split(','))
+      except ValueError:
+        raise DetectionError(
+          f'{path}, line {number}: found {line[:60]!r}; {_HEADER} is needed'
+        ) from None
+      rows.append((score, x, y))
+  table = np.array(rows, float).reshape(-1, 3)
+  return table[:, 0], table[:, 1:]
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:

@@ -350,13 +350,13 @@ def _of_folders(root: pathlib.Path) -> Material:
     parts[part] = dataclasses.replace(
       tiles, label=place[tiles.label], classes=patches.CLASSES
     )
-  size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
   groups = [g for tiles in parts.values() for g in set(tiles.group.tolist())]
   if both := sorted({group for group in groups if groups.count(group) > 1}):
     raise TileError(
       f'{root}: slide(s) {", ".join(both[:5])} in more than one of'
       f' {", ".join(PARTS)}; patches of a slide belong in one part'
     )
+  size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
   return Material(
     parts,
     **_numbers(parts['train']),

@@ -242,12 +242,12 @@ def _draw(
     padded = np.pad(mask.astype(float), 1)
     lines = contourpy.contour_generator(z=padded).lines(0.5)
     truth = [[(line - 0.5) * 2**scale.level * ratio] for line in lines]
-  side = scale.radius * scale.stride
-  square = side * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+  angle = np.linspace(0, 2 * np.pi, 17)
+  circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
   for name, one in maps.items():
     on_tissue = np.where(one.scores > 0, one.scores, np.nan)
-    squares = [[(xy + square) * ratio] for xy in one.found[:, 1:]]
-    shown[f'{name}: {len(squares)} detection(s)'] = on_tissue, squares
+    circles = [[xy * ratio + circle] for xy in one.found[:, 1:]]
+    shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
   return pictures.overlay(
     title, image, shown, label='anomaly score', most=_MOST, truth=truth
   )

@@ -117,7 +117,8 @@ def windows(
     SlideError: if a cell cannot be read; no later batch is yielded.
   """
   touched = lambda a: range(a // CELL, (a + size - 1) // CELL + 1)
-  rows, columns = len(touched(CELL - 1)) + 1, -(-slide.width // CELL)
+  # Between two uses of a cell, no others can be than those of so many rows.
+  rows, columns = 2 * len(touched(CELL - 1)) - 1, -(-slide.width // CELL)
 
   @functools.lru_cache(rows * columns)
   def cell(row: int, column: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments.few_shot_parts import training
+from experiments.studies import few_shot_training as training
 from kmil_jax import anomaly
 from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Teacher
