@@ -24,8 +24,8 @@ from kmil_jax import froc
 
 
 @dataclasses.dataclass(frozen=True)
-class Detections:
-  """Masks and detections of slides."""
+class Scoring:
+  """What is scored, and how it is shown."""
 
   masks_dir: pathlib.Path | None = field(
     None, 'Folder of <case>_mask_level<level>.png of the slides with tumour.'
@@ -42,16 +42,6 @@ class Detections:
     least=0,
     most=12,
   )
-
-  def __post_init__(self):
-    if not self.masks_dir or not self.detections_dir:
-      raise OptionError('Give --masks_dir and --detections_dir.')
-
-
-@dataclasses.dataclass(frozen=True)
-class Show:
-  """What is printed and drawn."""
-
   format: str = field(
     'text', 'Print a table, or JSON.', choices=('text', 'json')
   )
@@ -64,35 +54,39 @@ class Show:
   )
   seed: int = field(2023, 'Seed of the resamples.', least=0)
 
+  def __post_init__(self):
+    if not self.masks_dir or not self.detections_dir:
+      raise OptionError('Give --masks_dir and --detections_dir.')
 
-def run(detections: Detections, show: Show) -> None:
+
+def run(asked: Scoring) -> None:
   """Prints the score, and the sensitivity at six rates of false positives."""
   cases = files.read(
-    detections.masks_dir,
-    detections.detections_dir,
-    mpp=detections.slide_mpp,
-    level=detections.level,
+    asked.masks_dir,
+    asked.detections_dir,
+    mpp=asked.slide_mpp,
+    level=asked.level,
   )
   found = froc.froc(list(cases.values()))
   if not found.lesions:
     raise DetectionError(
-      f'{detections.masks_dir}: no lesion to be found on {found.slides}'
+      f'{asked.masks_dir}: no lesion to be found on {found.slides}'
       ' slide(s): no mask, or none with more than isolated tumour cells (275 um'
       ' with their surroundings); the score is not defined'
     )
   lines, interval = {HERE: files.values(found)}, {}
-  if show.resamples:
+  if asked.resamples:
     ends = froc.interval(
-      list(cases.values()), resamples=show.resamples, seed=show.seed
+      list(cases.values()), resamples=asked.resamples, seed=asked.seed
     )
     # Undefined if fewer than two slides hold lesions.
     low_high = tuple(ends.tolist()) if np.isfinite(ends).all() else None
     interval = {'interval': low_high}
     lines[INTERVAL] = [low_high, *[None] * len(froc.RATES)]
-  if show.figure:
-    with replacing(show.figure) as part:
+  if asked.figure:
+    with replacing(asked.figure) as part:
       files.draw({'': found}).savefig(part, dpi=120, format='png')
-  if show.format == 'json':
+  if asked.format == 'json':
     content = {
       'froc': found.score,
       'sensitivity': found.sensitivity.tolist(),

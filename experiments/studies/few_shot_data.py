@@ -1,6 +1,6 @@
 """Patches and slides of He and Li's study: CAMELYON16, a phantom, folders."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -139,7 +139,7 @@ class Material:
 
   parts: Mapping[str, LabelledTiles]
   main: int
-  counts: Mapping[int, int | None]
+  counts: Mapping[int, int]
   note: str
   weights: pathlib.Path | None = None
   slides: tuple[KnownSlide, ...] = ()
@@ -167,13 +167,6 @@ class Material:
     yield dataclasses.replace(
       patch_tiles.counts(self.parts, 'Patches'), published=PUBLISHED['table_1']
     )
-
-  def corners(self, slide: str) -> list[np.ndarray]:
-    """Outlines of a slide's tumour, [K, 2] each; none of a mask."""
-    file = self.annotations.files.get(slide)
-    if file is None or (not isinstance(file, dict) and 'tif' in file.suffix):
-      return []
-    return [ring.corners for ring in self.annotations.rings(slide)]
 
 
 def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
@@ -285,24 +278,22 @@ def _draw_validation(
     size: side of a patch.
   """
   files = {slide_id(path).lower(): path for path in list_slides(slides_dir)}
-  free = sorted(files.keys() - listed - slides.RELABELLED.keys())
-
-  def outlined(name: str, slide: Slide) -> np.ndarray:
-    shape = tuple(-(-n // patches.STRIDE) for n in (slide.height, slide.width))
-    # With its holes, as in the released code.
-    return known.mask(name, shape, patches.STRIDE, holes=False)
-
-  def most(
-    kind: str, names: list[str], mask: Callable[[str, Slide], np.ndarray]
-  ) -> Patches:
+  free, drawn = sorted(files.keys() - listed - slides.RELABELLED.keys()), {}
+  for list_name, kind in zip(_KINDS, patches.CLASSES, strict=True):
     best = Patches(np.zeros(0, str), np.zeros((0, 2), np.int64))
-    for name in names:
+    for name in (n for n in free if n.startswith(f'{kind}_')):
+      if kind == 'tumor' and name not in known.files:
+        continue
       with Slide(files[name], default_mpp=1.0) as slide:
-        inside, sides = mask(name, slide), (slide.width, slide.height)
-      found = patches.sample(
-        {name: inside}, {name: sides}, _DRAWN, seed, patch=size
+        sides = slide.width, slide.height
+        mask = patches.tissue_map(slide)
+      if kind == 'tumor':  # With its holes, as in the released code.
+        shape = tuple(-(-side // patches.STRIDE) for side in sides[::-1])
+        mask = known.mask(name, shape, patches.STRIDE, holes=False)
+      some = patches.sample(
+        {name: mask}, {name: sides}, _DRAWN, seed, patch=size
       )
-      best = max(best, found, key=len)
+      best = max(best, some, key=len)
       if len(best) == _DRAWN:
         break
     if not len(best):
@@ -312,16 +303,8 @@ def _draw_validation(
         f' {kind} one with room for any. Add it, or val_good.txt and'
         ' val_bad.txt to the lists.'
       )
-    return best
-
-  normal = [name for name in free if name.startswith('normal_')]
-  tumor = [n for n in free if n.startswith('tumor_') and n in known.files]
-  return {
-    ('val', 'bad'): most('tumor', tumor, outlined),
-    ('val', 'good'): most(
-      'normal', normal, lambda _, slide: patches.tissue_map(slide)
-    ),
-  }
+    drawn['val', list_name] = best
+  return drawn
 
 
 def _of_folders(root: pathlib.Path) -> Material:
