@@ -1,6 +1,7 @@
 """Stages and tables of He and Li's study: patches, then slides."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import itertools
 from typing import Any
 
 from matplotlib import figure
@@ -44,15 +45,16 @@ def stages(
   study: Study, material: Material
 ) -> Iterator[Table | File | str | Exception]:
   """Trains students, and yields what they see in patches and in slides."""
-  settings = training.settings(material)
-  yield f'{len(settings)} settings x seeds {[*training.seeds(study)]}'
+  students = study.recipe['students']
+  trainings = training.settings(material, students, study.seed)
+  yield f'{len(trainings[0])} settings, {len(trainings)} seed(s)'
   if not material.weights:
     yield _WARNING
-  training.train(study, material, settings)
+  training.train(study, material, list(itertools.chain(*trainings)))
   if parallel.is_first():  # The rest is work for one process.
-    yield from _patches(study, settings)
+    yield from _patches(study, trainings)
     if material.slides:
-      yield from slides.stages(study, material, settings)
+      yield from slides.stages(study, material, trainings[0])
 
 
 def measure(scores: Mapping[str, Scores]) -> np.ndarray:
@@ -85,17 +87,13 @@ def _ends(measured: np.ndarray) -> np.ndarray:
 
 
 def _patches(
-  study: Study, settings: Sequence[Setting]
+  study: Study, trainings: Sequence[Sequence[Setting]]
 ) -> Iterator[Table | File]:
   """Yields Tables 2 and 3, the ablations and the figures of patches."""
-  found, summary = {}, {}
-  for setting in settings:
-    some = np.array(
-      [
-        measure(training.scores(study.folder, setting, seed))
-        for seed in training.seeds(study)
-      ]
-    )
+  settings, found, summary = trainings[0], {}, {}
+  for setting, *others in zip(*trainings, strict=True):
+    of_seeds = [training.scores(study.folder, s) for s in (setting, *others)]
+    some = np.array([measure(scores) for scores in of_seeds])
     mean, each = some.mean(0), some[:, :, 0]
     spread = each.std(0, ddof=1) if len(each) > 1 else [np.nan] * len(METRICS)
     columns = mean[:, 0], spread, *_ends(mean).T, each.T.tolist()
@@ -169,7 +167,7 @@ def _patches(
   )
   yield File('figures/table_3.png', _counts(sweep, found))
   first = {
-    setting.name: training.scores(study.folder, setting, study.seed)['test']
+    setting.name: training.scores(study.folder, setting)['test']
     for setting in settings[:2]
   }
   curves = {name: (some.tumour, some.mean) for name, some in first.items()}

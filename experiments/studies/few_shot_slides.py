@@ -164,13 +164,13 @@ def _scorer(
 ) -> Callable[[str, Slide, np.ndarray | None], Judged]:
   """Returns a student of the first seed as a function of slides."""
   folder, scale, digest = study.folder, material.scale, hashlib.sha256()
-  model = folder.at(f'{setting.folder(study.seed)}/{training.MODEL}')
+  model = folder.at(f'{setting.folder}/{training.MODEL}')
   for path in (material.weights or folder.at(training.TEACHER), model):
     digest.update(hashlib.sha256(path.read_bytes()).digest())
   task = study.recipe['students'].task()
   on_patches = pmap_score(task, teacher, training.student(model))
-  threshold = training.scores(folder, setting, study.seed)['val'].threshold
-  place = f'slides/{setting.name}_s{study.seed}'
+  threshold = training.scores(folder, setting)['val'].threshold
+  place = f'slides/{setting.name}_s{setting.seed}'
 
   def score(slide: str, opened: Slide, mask: np.ndarray | None) -> Judged:
     scores = slide_scores.score(

@@ -105,7 +105,7 @@ class Students:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A training, but for its seed.
+  """A training.
 
   Attributes:
     name: unique, of files and columns.
@@ -116,6 +116,7 @@ class Setting:
     counterpart: number of tumour patches in the paper that this one stands
       for, or None if there is none.
     longer: how many times the epochs of the others it takes.
+    seed: of its patches, weights and order.
   """
 
   name: str
@@ -125,28 +126,26 @@ class Setting:
   gamma: float = 2.0
   counterpart: int | None = None
   longer: int = 1
+  seed: int = 0
 
-  def folder(self, seed: int) -> str:
-    """Returns the name of the folder of its training with a seed."""
-    return f'runs/{self.name}_s{seed}'
+  @property
+  def folder(self) -> str:
+    """Name of the folder of its files."""
+    return f'runs/{self.name}_s{self.seed}'
 
-  def patches(self, seed: int, label: np.ndarray) -> distill.Setting:
-    """Returns the training of a seed.
-
-    Patches are drawn by the seed: those of a smaller number are among those of
-    any larger one.
+  def run(self, label: np.ndarray) -> distill.Setting:
+    """Returns what it trains on: those of a smaller number are in any larger.
 
     Args:
-      seed: of the draw, the weights and the order.
       label: of all training patches, [n].
     """
     rows = []
     for kind, count in ((NORMAL, self.normal), (TUMOUR, self.tumour)):
       of_kind = np.flatnonzero(label == kind)
-      order = np.random.default_rng([seed, kind]).permutation(of_kind)
+      order = np.random.default_rng([self.seed, kind]).permutation(of_kind)
       rows.append(order[:count])
     chosen = np.sort(np.concatenate(rows))
-    return distill.Setting(chosen, seed, self.alpha, self.gamma)
+    return distill.Setting(chosen, self.seed, self.alpha, self.gamma)
 
 
 class Scores(NamedTuple):
@@ -163,8 +162,10 @@ class Scores(NamedTuple):
     return distill.patch_threshold(label, self.mean)
 
 
-def settings(material: Material) -> list[Setting]:
-  """Returns the trainings of Tables 2 and 3 and of the ablations.
+def settings(
+  material: Material, students: Students, seed: int
+) -> list[list[Setting]]:
+  """Returns the trainings of Tables 2 and 3 and of the ablations, by seed.
 
   The paper has alpha follow the share of tumour patches, gives 0.1 for 500 of
   5,500 and 0.5 for balanced classes: here it is that share, but 0.1 in the main
@@ -180,7 +181,7 @@ def settings(material: Material) -> list[Setting]:
     for n, original in material.counts.items()
     if n not in (0, main)
   ]
-  return [
+  found = [
     Setting(RD, normal, 0, 0.0, counterpart=0),
     Setting(FW_RD, normal, main, 0.1, counterpart=500),
     *others,
@@ -188,33 +189,23 @@ def settings(material: Material) -> list[Setting]:
     Setting('unweighted_focal', normal, main, 0.5),
     Setting('balanced', even, even, 0.5, longer=longer),
   ]
-
-
-def seeds(study: Study) -> range:
-  """Returns the seeds of every setting."""
-  return range(study.seed, study.seed + study.recipe['students'].seeds)
+  return [
+    [dataclasses.replace(setting, seed=seed + k) for setting in found]
+    for k in range(students.seeds)
+  ]
 
 
 def teacher(study: Study, material: Material) -> Variables:
-  """Returns the teacher: of a file, or a random one that the folder keeps.
+  """Returns the teacher: of a file, or the random one that the folder keeps.
 
   Raises:
     port.PortError: if the weights are no WideResNet-50-2's, or of another
       width than asked for.
   """
-  width = study.recipe['students'].width
-  if not material.weights and not study.folder.has(TEACHER):
-    tiles = material.parts['train']
-    # RD knows no tumour, so its teacher must not.
-    normal = np.flatnonzero(tiles.label == NORMAL)
-    rows = np.random.default_rng(0).permutation(normal)[:_CALIBRATION]
-    drawn = random_teacher(tiles.load(np.sort(rows)), seed=0, width=width)
-    _save(study.folder, TEACHER, port.to_torch('teacher', drawn))
-    parallel.wait_for_all('teacher')
   path = material.weights or study.folder.at(TEACHER)
   variables = port.from_torch('teacher', port.load_state_dict(path))
   found = variables['params']['conv1']['kernel'].shape[-1]
-  if found != width:
+  if found != (width := study.recipe['students'].width):
     raise port.PortError(f'{path} has the width {found}, not --width={width}')
   return variables
 
@@ -238,7 +229,7 @@ def student(path: pathlib.Path) -> Variables:
   return port.from_torch('student', port.load_state_dict(path))
 
 
-def train(study: Study, material: Material, some: Sequence[Setting]) -> None:
+def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
   """Trains what is not trained yet, and scores validation and test patches.
 
   As many trainings as fit in memory are runs of one program; what it makes of
@@ -248,26 +239,35 @@ def train(study: Study, material: Material, some: Sequence[Setting]) -> None:
   Args:
     study: with the recipe 'students'.
     material: patches and teacher.
-    some: settings, each of which is trained with every seed.
+    jobs: all trainings.
 
   Raises:
     FloatingPointError: if a training diverged before an epoch could be kept;
       the others are finished first.
   """
-  jobs = [(setting, seed) for seed in seeds(study) for setting in some]
-  scored = lambda job: f'{job[0].folder(job[1])}/{SCORES}'
-  images = functools.cache(lambda part: _pixels(material.parts[part]))
+  students, folder = study.recipe['students'], study.folder
+  if not material.weights and not folder.has(TEACHER):
+    tiles = material.parts['train']
+    # RD knows no tumour, so its teacher must not.
+    normal = np.flatnonzero(tiles.label == NORMAL)
+    rows = np.random.default_rng(0).permutation(normal)[:_CALIBRATION]
+    image = tiles.load(np.sort(rows))
+    drawn = random_teacher(image, seed=0, width=students.width)
+    _save(folder, TEACHER, port.to_torch('teacher', drawn))
+    parallel.wait_for_all('teacher')
   known = teacher(study, material)
-  for group in groups(jobs, study.recipe['students']):
-    if not study.folder.has(*map(scored, group)):
+  images = functools.cache(lambda part: _pixels(material.parts[part]))
+  done = lambda some: folder.has(*(f'{job.folder}/{SCORES}' for job in some))
+  for group in groups(jobs, students):
+    if not done(group):
       _train_group(study, material, group, known, images)
-  if not study.folder.has(*map(scored, jobs)):
-    progress.raise_if_diverged(progress.below(study.folder.path))
+  if not done(jobs):
+    progress.raise_if_diverged(progress.below(folder.path))
 
 
 def groups(
-  jobs: Sequence[tuple[Setting, int]], students: Students
-) -> Iterator[list[tuple[Setting, int]]]:
+  jobs: Sequence[Setting], students: Students
+) -> Iterator[list[Setting]]:
   """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
     students.task().student.init,
@@ -278,19 +278,19 @@ def groups(
   one = 4 * _COPIES * weights
   held = int(_SHARE * parallel.memory_bytes() / one) * parallel.num_devices()
   size = max(held, parallel.num_devices())
-  for longer in sorted({setting.longer for setting, _ in jobs}):
-    alike = [job for job in jobs if job[0].longer == longer]
+  for longer in sorted({job.longer for job in jobs}):
+    alike = [job for job in jobs if job.longer == longer]
     for start in range(0, len(alike), size):
       yield alike[start : start + size]
 
 
-def scores(folder: Folder, setting: Setting, seed: int) -> dict[str, Scores]:
+def scores(folder: Folder, setting: Setting) -> dict[str, Scores]:
   """Returns the scores of a training's patches, by part.
 
   Raises:
     ResultsError: if the training is not done.
   """
-  rows, found = folder.read(f'{setting.folder(seed)}/{SCORES}'), {}
+  rows, found = folder.read(f'{setting.folder}/{SCORES}'), {}
   for part in _SCORED:
     column = lambda name: np.array(
       [row[name] for row in rows if row['part'] == part]  # noqa: B023
@@ -310,23 +310,23 @@ def summary(folder: Folder, **parts: Any) -> File:
 def _train_group(
   study: Study,
   material: Material,
-  group: Sequence[tuple[Setting, int]],
+  group: Sequence[Setting],
   known: Variables,
   images: Callable[[str], np.ndarray],
 ) -> None:
   students, folder = study.recipe['students'], study.folder
   task, train, val = students.task(), *map(material.parts.get, ('train', 'val'))
   label = np.int32(train.label)
-  runs = [setting.patches(seed, label) for setting, seed in group]
+  runs = [setting.run(label) for setting in group]
   constants = distill.runs_of(runs, label)
   patches = Patches(teacher=known, image=images('train'), label=label)
   program = distill.program(task, runs, patches, students.batch)
   recipe = distill.recipe(
     students.learning_rate,
-    students.epochs * group[0][0].longer,
+    students.epochs * group[0].longer,
     students.batch,
   )
-  names = [setting.folder(seed) for setting, seed in group]
+  names = [setting.folder for setting in group]
   text = '\n'.join(names)
   checkpoints = f'checkpoints/{hashlib.sha256(text.encode()).hexdigest()[:8]}'
   with (

@@ -33,6 +33,11 @@ def material(tmp_path_factory):
   )
 
 
+def settings_of(material):
+  recipe = script.PAPER.recipe['students']
+  return training.settings(material, recipe, SEED)[0]
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, material):
   """Yields all that a study yields, by name of table or file.
@@ -44,8 +49,8 @@ def run(tmp_path_factory, material):
   )
   tissue = lambda image: 3 * (image[..., 1] < 200).mean((1, 2))
   study.folder.write(training.TEACHER, 'teacher')
-  for setting in training.settings(material):
-    name = setting.folder(SEED)
+  for setting in settings_of(material):
+    name = setting.folder
     study.folder.write(f'{name}/{training.MODEL}', setting.name)
     by = tissue if setting.name == RD else few_shot_slides.violet
     rows = [training._HEADER]
@@ -159,12 +164,12 @@ def test_tables_of_patches_stand_beside_the_papers(run, found, material):
   held = found['summary.json'].content['patches']
   assert held[FW_RD]['auroc']['per_seed'] == [1.0]
   assert held[FW_RD]['auroc']['std'] is None
-  assert set(held) == {s.name for s in training.settings(material)}
+  assert set(held) == {s.name for s in settings_of(material)}
 
 
 def test_a_training_that_is_not_done_is_named(run):
   with pytest.raises(ResultsError, match=r'other_s5/scores\.csv'):
-    training.scores(run[0], Setting('other', 3, 1, 0.1), SEED)
+    training.scores(run[0], Setting('other', 3, 1, 0.1, seed=5))
 
 
 def patches(seed, gap, n=120):

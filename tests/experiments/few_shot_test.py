@@ -51,7 +51,7 @@ def test_the_documented_command_goes_on_where_it_was(asked):
     assert loss[1] < loss[0]
     rows = folder.read(f'{path}/scores.csv')
     assert all(0 < float(r['mean']) < float(r['max']) < 3 for r in rows)
-    found = training.scores(folder, Setting(name, 3, 3, 0.1), 4)
+    found = training.scores(folder, Setting(name, 3, 3, 0.1, seed=4))
     assert len(found['val'].mean) > 1 and len(found['test'].mean) == 15
     assert found['test'].tumour.sum() == 6
   assert not list(folder.at('checkpoints').iterdir())

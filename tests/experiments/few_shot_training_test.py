@@ -16,7 +16,7 @@ LABEL = np.repeat([0, 1], [1001, 5000])
 COUNTS = (0, 5, 10, 50, 100, 500, 1000)
 
 
-def material(tumour=1001, normal=5000, main=500, counts=COUNTS):
+def settings_of(tumour=1001, normal=5000, main=500, counts=COUNTS):
   label = np.repeat([0, 1], [tumour, normal])
   patches = labelled_tiles.from_arrays(
     np.zeros((len(label), 1, 1, 3), np.uint8),
@@ -24,7 +24,9 @@ def material(tumour=1001, normal=5000, main=500, counts=COUNTS):
     np.repeat('s', len(label)),
     ('tumor', 'normal'),
   )
-  return Material({'train': patches}, main, {n: n for n in counts}, '')
+  material = Material({'train': patches}, main, {n: n for n in counts}, '')
+  (found,) = training.settings(material, Students(seeds=1), 3)
+  return found
 
 
 def sweep(settings):
@@ -34,7 +36,7 @@ def sweep(settings):
 
 
 def test_the_papers_trainings():
-  settings = training.settings(material())
+  settings = settings_of()
   assert [s.tumour for s in sweep(settings)] == list(COUNTS)
   by_name = {s.name: s for s in settings}
   assert len(by_name) == len(settings) == 10
@@ -45,15 +47,15 @@ def test_the_papers_trainings():
   assert by_name['balanced'].alpha == by_name['unweighted'].alpha == 0.5
   assert by_name['unweighted'].gamma == 0
   # Fewer patches keep their main training.
-  few = training.settings(material(7, 80, 7, (0, 5)))
+  few = settings_of(7, 80, 7, (0, 5))
   assert [s.tumour for s in sweep(few)] == [0, 5, 7]
 
 
 def test_patches_of_fewer_are_among_those_of_more():
-  settings = training.settings(material())
+  settings = settings_of()
   previous, normal = set(), None
   for setting in sweep(settings):
-    run = setting.patches(3, LABEL)
+    run = setting.run(LABEL)
     assert (run.alpha, run.gamma, run.seed) == (setting.alpha, 2.0, 3)
     tumour = set(run.patches[LABEL[run.patches] == 0].tolist())
     assert len(tumour) == setting.tumour
@@ -62,14 +64,15 @@ def test_patches_of_fewer_are_among_those_of_more():
     now = set(run.patches[LABEL[run.patches] == 1].tolist())
     assert len(now) == 5000 and normal in (None, now)
     normal = now
-  one, other = (settings[1].patches(k, LABEL).patches for k in (3, 4))
+  other = dataclasses.replace(settings[1], seed=4).run(LABEL).patches
+  one = settings[1].run(LABEL).patches
   assert set(one.tolist()) != set(other.tolist())
 
 
 def test_groups_fit_in_memory(monkeypatch):
-  settings = training.settings(material(20, 100, 10, (0, 5)))
-  settings[-1] = dataclasses.replace(settings[-1], longer=3)
-  jobs = [(s, seed) for seed in (1, 2) for s in settings]
+  jobs = 2 * settings_of(20, 100, 10, (0, 5))
+  for i in (5, 11):
+    jobs[i] = dataclasses.replace(jobs[i], longer=3)
   monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   students = Students(width=2)
   student = jax.eval_shape(
@@ -84,9 +87,9 @@ def test_groups_fit_in_memory(monkeypatch):
     groups = list(training.groups(jobs, students))
     sizes[held] = [len(group) for group in groups]
     # Those of other epochs apart, the order is that of the jobs.
-    assert {setting.name for setting, _ in groups[-1]} == {'balanced'}
+    assert {job.name for job in groups[-1]} == {'balanced'}
     assert [job for group in groups[:-1] for job in group] == [
-      job for job in jobs if job[0].longer == 1
+      job for job in jobs if job.longer == 1
     ]
   # Of four devices.
   assert sizes == {0.5: [4, 4, 2, 2], 2.5: [8, 2, 2], 100: [10, 2]}
