@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data import files
+from data.labelled_tiles import TileError
 from kmil_jax import froc
 from kmil_jax.froc import Case, Froc
 
@@ -19,10 +20,9 @@ NOTE = (
   ' definition of CAMELYON16.'
 )
 _HEADER = 'probability,x,y'
-_NAMED = 20  # Problems that an error lists; the others are counted.
 
 
-class DetectionError(ValueError):
+class DetectionError(TileError):
   """Masks or detections that cannot be used; names files."""
 
 
@@ -112,9 +112,7 @@ def read(
     except ValueError as e:  # Of a score or a place.
       problems.append(f'{path}: {e}')
   if problems:
-    more = len(problems) - _NAMED
-    problems = problems[:_NAMED] + [f'and {more} more'] * (more > 0)
-    raise DetectionError('\n  '.join(problems))
+    raise DetectionError.listing(problems)
   return found
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import itertools
 from typing import Any
 
-from matplotlib import figure
 import numpy as np
 
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
@@ -165,7 +164,6 @@ def _patches(
     'Balanced classes are fewer patches; they are trained for'
     f' {longer} time(s) the epochs.',
   )
-  yield File('figures/table_3.png', _counts(sweep, found))
   first = {
     setting.name: training.scores(study.folder, setting)['test']
     for setting in settings[:2]
@@ -201,31 +199,3 @@ def _row(
   if values := paper.values.get(published):
     lines[paper.source] = [values.get(name) for name in METRICS.values()]
   return Row(labels, lines)
-
-
-def _counts(
-  sweep: Sequence[Setting], found: Mapping[str, np.ndarray]
-) -> figure.Figure:
-  """Draws accuracy over the number of tumour patches beside the paper's."""
-  drawing = figure.Figure((6.0, 4.2), layout='constrained')
-  ax = drawing.subplots()
-  places, paper = np.arange(len(sweep)), PUBLISHED['table_3']
-  values = [found[setting.name][0, 0] for setting in sweep]
-  ends = np.array([_ends(found[setting.name])[0] for setting in sweep]).T
-  ax.fill_between(places, *ends, color='C0', alpha=0.15, lw=0)
-  ax.plot(places, values, 'o-', color='C0', label='here, 95 % interval')
-  known = [
-    paper.values.get((setting.counterpart,), {}).get(METRICS['accuracy_at_2'])
-    for setting in sweep
-  ]
-  style = {'color': '0.5', 'label': paper.source}
-  ax.plot(places, np.array(known, float), 's--', **style)
-  ax.set_xticks(places, [f'{s.tumour}\n({s.counterpart})' for s in sweep])
-  ax.set(
-    xlabel='tumour patches in training, here (in the paper)',
-    ylabel='accuracy of test patches',
-    ylim=(min(0.4, np.nanmin(ends, initial=1)), 1.0),
-  )
-  ax.grid(color='0.92')
-  ax.legend(loc='lower right', fontsize=9)
-  return drawing

@@ -210,20 +210,6 @@ def teacher(study: Study, material: Material) -> Variables:
   return variables
 
 
-def random_teacher(
-  image: np.ndarray, *, seed: int, width: int = 64
-) -> Variables:
-  """Returns random `Teacher` variables, calibrated on patches.
-
-  Args:
-    image: patches to calibrate on, uint8 [T, S, S, 3], a hundred or so.
-    seed: of the kernels; see `encoder.random_network`.
-    width: of the teacher.
-  """
-  tiles = np.asarray(anomaly.normalise(image))
-  return encoder.random_network(Teacher(width, momentum=0.0), tiles, seed=seed)
-
-
 def student(path: pathlib.Path) -> Variables:
   """Returns the variables of a trained student."""
   return port.from_torch('student', port.load_state_dict(path))
@@ -251,8 +237,9 @@ def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
     # RD knows no tumour, so its teacher must not.
     normal = np.flatnonzero(tiles.label == NORMAL)
     rows = np.random.default_rng(0).permutation(normal)[:_CALIBRATION]
-    image = tiles.load(np.sort(rows))
-    drawn = random_teacher(image, seed=0, width=students.width)
+    image = np.asarray(anomaly.normalise(tiles.load(np.sort(rows))))
+    network = Teacher(students.width, momentum=0.0)
+    drawn = encoder.random_network(network, image, seed=0)
     _save(folder, TEACHER, port.to_torch('teacher', drawn))
     parallel.wait_for_all('teacher')
   known = teacher(study, material)
