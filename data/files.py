@@ -9,6 +9,7 @@ from pathlib import Path
 import uuid
 
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
+_SHOWN = 10  # Names in one message.
 
 
 def listed(
@@ -117,7 +118,7 @@ def write_csv(path: Path | str, rows: Iterable[Iterable]) -> None:
     csv.writer(file, lineterminator='\n').writerows(rows)
 
 
-def first_of(names: Sequence[str], limit: int = 5) -> str:
-  """Returns a few names for a message, and how many more there are."""
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more
+def first_of(names: Sequence[str]) -> str:
+  """Returns the names, or ten of them and how many more there are."""
+  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+  return ', '.join(map(str, names[:_SHOWN])) + more

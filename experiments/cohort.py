@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 
 from data import labels as label_files, packed, slides
+from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
+from data.files import first_of
 from data.labels import Manifest
 from experiments import class_labels
-from experiments.preflight import features as preflight
-from experiments.preflight.findings import Findings, some
+from experiments.preflight.findings import Findings
 
 # What else a feature file says of its making.
 _STATED = ('precision', 'overlap', 'min_tissue', 'augment')
-
-
-class CohortError(ValueError):
-  """Slides, labels and features that do not fit; says which and how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,15 +181,15 @@ def join(
   unknown = sorted(set(table.label.tolist()) - set(classes))
   if unknown:
     findings.problems.append(
-      f'{csv_path}: labels {some(unknown)} are none of those the models know:'
-      f' {", ".join(classes)}'
+      f'{csv_path}: labels {first_of(unknown)} are none of those the models'
+      f' know: {", ".join(classes)}'
     )
   if len(classes) == 1:
     findings.problems.append(f'{csv_path}: one class only, {classes[0]}')
-  found = {}
+  files = {}
   try:
     if slides_dir:
-      found = {slides.slide_id(p): p for p in slides.list_slides(slides_dir)}
+      files = {slides.slide_id(p): p for p in slides.list_slides(slides_dir)}
   except slides.SlideError as e:
     findings.problems.append(str(e))
   try:
@@ -200,18 +197,19 @@ def join(
   except FeatureError as e:
     findings.problems.append(str(e))
     return Joined(None, table, left_out, findings)
-  headers, made = preflight.join(
+  found = match(
     source,
     table.slide.tolist(),
-    findings,
     others=left_out,
     allow_missing=allow_missing,
   )
-  if like and (differ := preflight.unlike(made, like.made)):
+  findings.problems += found.problems
+  findings.warnings += found.warnings
+  if like and (differ := _differences(found.made, like.made)):
     findings.problems.append(
       f'{features_dir}: these features and those of the models differ: {differ}'
     )
-  has = np.array([slide in headers for slide in table.slide], bool)
+  has = np.array([slide in found.headers for slide in table.slide], bool)
   # What else is wrong with slides of known labels is told, too.
   has &= np.isin(table.label, classes)
   usable = table.subset(has)
@@ -222,13 +220,22 @@ def join(
     classes=classes,
     label=np.array([classes.index(x) for x in usable.label], np.int32),
     source=source,
-    length=np.array([headers[s].length for s in usable.slide], np.int32),
-    width=headers[usable.slide[0]].width,
-    slides=found,
+    length=np.array([found.headers[s].length for s in usable.slide], np.int32),
+    width=found.headers[usable.slide[0]].width,
+    slides=files,
     left_out=left_out | frozenset(table.slide[~has].tolist()),
-    made=made,
+    made=found.made,
   )
   return Joined(cohort, table, left_out, findings)
+
+
+def _differences(made: dict[str, str], other: dict[str, str]) -> str:
+  """Says how features differ from others in their making; '' if in nothing."""
+  return '; '.join(
+    f'{name} {made[name]} here, {other[name]} there'
+    for name in sorted(made.keys() & other.keys())
+    if made[name] != other[name]
+  )
 
 
 def check_apart(first: Cohort, second: Cohort) -> None:
@@ -246,11 +253,11 @@ def check_apart(first: Cohort, second: Cohort) -> None:
   if shared:
     raise CohortError(
       f'the second cohort holds {len(shared)} slides of the first, on which the'
-      f' models were trained: {some(shared)}; take them out of its CSV'
+      f' models were trained: {first_of(shared)}; take them out of its CSV'
     )
   cases = sorted(set(first.manifest.case) & set(second.manifest.case))
   if cases:
     print(
-      f'warning: both cohorts have cases named {some(cases)}; if they are the'
-      ' same patients, the second cohort is not external'
+      f'warning: both cohorts have cases named {first_of(cases)}; if they are'
+      ' the same patients, the second cohort is not external'
     )

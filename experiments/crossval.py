@@ -19,8 +19,9 @@ from experiments import (
 from experiments.cohort import Cohort
 from experiments.run import progress
 from kmil_jax import checkpoint, folds, parallel, selection
-from kmil_jax.folds import Fold, Stage
+from kmil_jax.folds import Fold
 from kmil_jax.models.kmil import Choice
+from kmil_jax.types import Recipe
 
 # Of metrics.jsonl.
 COLUMNS = (
@@ -33,7 +34,7 @@ COLUMNS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(folds.Settings):
   """What is trained and how, and how its features are fed and shown."""
 
@@ -135,14 +136,16 @@ def _watch(
   """Keeps a stage's checkpoints in `state_dir`, and shows its progress."""
 
   @contextlib.contextmanager
-  def watch(stage: Stage, serves: list[list[int]]) -> Iterator[Any]:
-    saved = checkpoint.Checkpoints(state_dir / stage.name)
+  def watch(
+    stage: str, recipe: Recipe, serves: list[list[int]]
+  ) -> Iterator[Any]:
+    saved = checkpoint.Checkpoints(state_dir / stage)
     shown = progress.Progress(
       [[runs[r].folder for r in ours] for ours in serves],
       {name: name for name in COLUMNS},
-      stage.recipe.epochs,
-      name=f'{stage.name} x {len(serves)} run{"s" * (len(serves) > 1)}',
-      stage=stage.name,
+      recipe.epochs,
+      name=f'{stage} x {len(serves)} run{"s" * (len(serves) > 1)}',
+      stage=stage,
       tensorboard=tensorboard,
     )
     try:
@@ -160,10 +163,8 @@ def _check_validation(
   runs: Sequence[Run],
   settings: Settings,
 ) -> None:
-  recipes = [settings.recipe]
-  if settings.has_chooser:
-    recipes.append(settings.chooser_recipe)
-  selects = [r.select for r in recipes if r.select in selection.NEED_AUROC]
+  selects = [recipe.select for recipe in settings.recipes.values()]
+  selects = [s for s in selects if s in selection.NEED_AUROC]
   alone = [
     fold
     for fold in dict.fromkeys(run.fold for run in runs)

@@ -56,7 +56,7 @@ def evaluate(
   bags = feed.load(cohort, settings.precision, settings.stream)
   design = settings.design(len(cohort.classes), cohort.width)
   models = [saved.load(folder / f'fold_{f}', design) for f in todo]
-  probs = saved.predict_all(bags, settings, models)
+  probs = saved.predict(bags, design, models)
   if parallel.is_first():
     mark = json.dumps(cohort.fingerprint(), indent=2)
     files.write_text(folder / _RECORD, mark + '\n')

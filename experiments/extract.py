@@ -18,6 +18,7 @@ import sys
 from absl import app, flags, logging
 
 from data import slides, tiling
+from data.cohort import FAILURES
 from experiments import (
   cohort_tiles,
   encoding,
@@ -27,7 +28,6 @@ from experiments import (
   weights,
 )
 from experiments.preflight import slides as preflight
-from experiments.preflight.features import FAILURES
 from experiments.preflight.flag import CHECK
 from kmil_jax import port
 
@@ -41,8 +41,10 @@ _WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
   'ResNet-50 by torchvision or timm names (.safetensors, .pth), or '
-  "'imagenet'. Without it the encoder is RANDOM, and kept in the features' "
-  'folder as encoder.safetensors, which other cohorts can be given here.',
+  "'imagenet', or an encoder of your own as module:function, see "
+  'docs/library.md. Without it the encoder is RANDOM, and kept in the '
+  "features' folder as encoder.safetensors, which other cohorts can be given "
+  'here.',
 )
 _CACHE_DIR = flags.DEFINE_string(
   'cache_dir',

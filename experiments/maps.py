@@ -13,6 +13,7 @@ from experiments import files
 from experiments.cohort import Cohort
 from experiments.slide_maps import heat_map, tile_scores
 from kmil_jax.folds import FoldResults
+from kmil_jax.inference import MODEL
 from kmil_jax.tasks.bags import BagLoader
 
 # Compiled once for all folds: a task is its own key.
@@ -45,7 +46,7 @@ def write(
     trained: all runs.
     run: the fold's.
   """
-  params = jax.tree.map(lambda x: x[run : run + 1], trained.params)
+  params = jax.tree.map(lambda x: x[run : run + 1], trained.params[MODEL])
   index, store = np.flatnonzero(rows), bags.store
   probs = trained.prob['test'][run]
   for bag, x, prob in zip(index, bags.read(index), probs, strict=True):

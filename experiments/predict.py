@@ -21,13 +21,14 @@ from typing import NoReturn
 from absl import app, flags
 
 from data.features import FeatureError
+from data.files import first_of
 from data.slides import SlideError
 from experiments import provenance, scale_flags, start
 from experiments.prediction import bags, loop, outputs, predictor, run_flags
 from experiments.prediction.card import PredictionError
 from experiments.prediction.predictor import Predictor
 from experiments.preflight import features as preflight, flag
-from experiments.preflight.findings import Findings, some
+from experiments.preflight.findings import Findings
 from kmil_jax.export import ExportError
 
 _MODEL = flags.DEFINE_string(
@@ -44,9 +45,9 @@ _FEATURES_DIR = flags.DEFINE_string(
 _WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
-  "With --slides_dir: weights of the encoder, a file or 'imagenet', as of"
-  ' experiments.extract. With --run, a random encoder is found beside the'
-  ' features of the training.',
+  "With --slides_dir: weights of the encoder, a file or 'imagenet', or"
+  ' module:function, as of experiments.extract. With --run, a random encoder is'
+  ' found beside the features of the training.',
 )
 _CALIBRATE = flags.DEFINE_bool(
   'calibrate', True, 'Apply the temperatures of the folds.'
@@ -102,7 +103,7 @@ def _run() -> None:
   provenance.open_folder(folder, values, [shown.name], inputs)
   if _CALIBRATE.value:
     for doubt in outputs.doubts(card):
-      print(f'warning: {doubt}; --nocalibrate applies none')
+      print(f'warning: {doubt}')
   else:
     card = models.card = card.uncalibrated()
   if job:
@@ -130,7 +131,7 @@ def _warn_of_known(ids: list[str]) -> None:
   if known := sorted(run_folder.slides(run) & set(ids)):
     print(
       f'warning: {len(known)} slides have the ids of slides of the training:'
-      f' {some(known)}; what is said of them is no test of the models'
+      f' {first_of(known)}; what is said of them is no test of the models'
     )
 
 

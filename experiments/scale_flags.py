@@ -6,7 +6,7 @@ import pathlib
 from absl import flags
 
 from data import slides
-from experiments.preflight.findings import some
+from data.files import first_of
 
 DEFAULT_MPP = flags.DEFINE_float(
   'default_mpp',
@@ -37,5 +37,5 @@ def of(paths: Sequence[pathlib.Path]) -> dict[str, float]:
   found = slides.read_mpp_csv(MPP_CSV.value)
   absent = sorted(found.keys() - {slides.slide_id(path) for path in paths})
   if absent:
-    print(f'warning: {MPP_CSV.value}: no slide files of {some(absent)}')
+    print(f'warning: {MPP_CSV.value}: no slide files of {first_of(absent)}')
   return found

@@ -12,7 +12,7 @@ from kmil_jax import calibration, delong, intervals, metrics
 # Of fewer patients a temperature is not worth fitting.
 LEAST_PATIENTS = 30
 _TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
-_AT_BOUND = 'validation does not say how sure to be'
+_AT_BOUND = 'validation slides do not show how sure the model may be'
 
 
 class Temperature(NamedTuple):

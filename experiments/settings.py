@@ -17,7 +17,6 @@ from experiments.recipe_flags import (
   WEIGHT_DECAY,
 )
 from kmil_jax import losses, parallel
-from kmil_jax.folds import chooser_recipe
 from kmil_jax.models import SPECS
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Recipe
@@ -85,7 +84,6 @@ def resolve(
   return Settings(
     model=model,
     recipe=recipe,
-    chooser_recipe=chooser_recipe(spec, recipe),
     seed=start.SEED.value,
     precision=PRECISION.value,
     choice=choice or Choice(),

@@ -133,7 +133,7 @@ def _classes(table: dict) -> list[str]:
 
 def _calibration(found: dict) -> list[str]:
   after = found['after_temperature']
-  lines = [f'{"":18}   as is  at one temperature fitted on validation']
+  lines = [f'{"calibration":18}  before   after']
   for name in after:
     lines.append(f'{name:18}  {number(found[name])}  {number(after[name])}')
   reasons = found['temperature_reason']
@@ -141,7 +141,11 @@ def _calibration(found: dict) -> list[str]:
     f'{t:.2f}' + '*' * bool(reason)
     for t, reason in zip(found['temperature'], reasons, strict=True)
   ]
-  lines.append(f'{"temperature":18}  ' + ' '.join(shown))
+  lines += [
+    f'temperatures of the folds: {" ".join(shown)}',
+    '  Log probabilities are divided by them. They are fitted on validation',
+    '  patients of all folds, without those that the fold tests.',
+  ]
   for reason in sorted(set(reasons) - {''}):
     lines.append(f'* not fitted: {reason}')
   return lines

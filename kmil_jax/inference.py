@@ -1,8 +1,8 @@
 """Predictions of trained models for one bag, and their lowered programs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import chex
 from flax import linen as nn, traverse_util
@@ -19,13 +19,11 @@ CHOOSER, MODEL = 'chooser', 'model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
 
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-  """The networks of a prediction, and what is made of their outputs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """A form of a bag model, and what is made of its outputs."""
 
   model: str  # of SPECS
-  num_classes: int
-  width: int  # of the features
   precision: str = 'float32'
   # Where the model has a first stage.
   choice: Choice = dataclasses.field(default_factory=Choice)
@@ -33,40 +31,45 @@ class Design:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def of_flags(
-    cls, flags: Mapping[str, Any], num_classes: int, width: int
-  ) -> 'Design':
-    """Returns the design that the flags of a training ask for.
+  def of_flags(cls, flags: Mapping[str, Any], **others: Any) -> Self:
+    """Returns what the flags of a training ask for.
 
     Args:
       flags: by name, of experiments.kmil, or of experiments.ablations, which
         has fewer.
-      num_classes: C.
-      width: D.
+      **others: further fields.
     """
     options = {}
     if flags['model'].startswith('dtfd'):
-      options = {
-        'distill': flags['distill'],
-        'pseudo_bags': flags['pseudo_bags'],
-        'total_instances': flags['total_instances'],
-        'score': flags['instance_score'],
-      }
+      names = ('distill', 'pseudo_bags', 'total_instances')
+      options = {name: flags[name] for name in names}
+      options['score'] = flags['instance_score']
+    share = flags.get('drop_fraction', Choice.drop_per_mille / 1000)
     return cls(
       model=flags['model'],
-      num_classes=num_classes,
-      width=width,
       precision=flags['precision'],
       choice=Choice(
         flags.get('score', Choice.score),
         flags.get('drop', Choice.drop),
-        round(1000 * flags['drop_fraction'])
-        if 'drop_fraction' in flags
-        else Choice.drop_per_mille,
+        round(1000 * share),
       ),
       combine=flags.get('combine', False),
       options=options,
+      **others,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design(Variant):
+  """The networks of a prediction."""
+
+  num_classes: int
+  width: int  # of the features
+
+  @property
+  def least(self) -> int:
+    """Rows that a bag is padded to at least."""
+    return self.options.get('total_instances', 1)
 
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
@@ -119,19 +122,11 @@ class Design:
       )
       kept = mask
       if CHOOSER in networks:
-        scores = kmil.instance_scores(
-          apply(CHOOSER, mask).instance_logits, self.choice.score
-        )
-        kept = kmil.key_instances(
-          scores, mask, self.choice.drop_per_mille, self.choice.drop
-        )
+        logits = apply(CHOOSER, mask).instance_logits
+        kept = kmil.chosen(logits, mask, self.choice)
       prediction = apply(MODEL, kept)
       return {
-        'prob': (
-          kmil.combined_prob(prediction, kept)
-          if self.combine
-          else jax.nn.softmax(prediction.logits)
-        ),
+        'prob': kmil.prob(prediction, kept, self.combine),
         'attention': prediction.attention,
         'instance_prob': jax.nn.softmax(prediction.instance_logits),
         'kept': kept,
@@ -140,33 +135,37 @@ class Design:
     params = traverse_util.unflatten_dict(dict(weights), sep='/')
     return cpu.map_folds(SPECS[self.model], one_fold, params)
 
+  def predictor(
+    self, weights: Mapping[str, np.ndarray]
+  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns the function of a bag [N, D]; see `export.predict_bag`."""
+    predict, weights = jax.jit(self.predict), jax.device_put(dict(weights))
+    return lambda bag: archives.predict_bag(
+      predict, weights, bag, least=self.least
+    )
+
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.
 
     Args:
       weights: in the shapes that it will be given.
     """
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(weights)
-    )
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    shape = jax.ShapeDtypeStruct
+    call = export.export(jax.jit(self.predict), platforms=PLATFORMS)
+    bag = lambda n: (shape((n, self.width), jnp.float32), shape((), jnp.int32))
     if SPECS[self.model].fixed_length:
       sizes = {archives.program_name(n): n for n in archives.LENGTHS}
     else:
-      least = max(self.options.get('total_instances', 1), archives.LEAST)
-      (any_size,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
-      sizes = {archives.ANY: any_size}
+      least = max(self.least, archives.LEAST)
+      (n,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
+      sizes = {archives.ANY: n}
     # Do not store local file paths in the exported program.
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
       with cpu.lowering_for(None):
         return {
-          name: bytes(
-            export.export(jax.jit(self.predict), platforms=PLATFORMS)(
-              shapes, jax.ShapeDtypeStruct((n, self.width), jnp.float32), count
-            ).serialize()
-          )
+          name: bytes(call(dict(weights), *bag(n)).serialize())
           for name, n in sizes.items()
         }
     finally:

@@ -1,18 +1,17 @@
 """The public library: bag models trained on arrays, for a notebook."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import dataclasses
 import functools
 import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
-from kmil_jax import export, folds as stages, intervals, metrics, plan, splits
+from kmil_jax import folds as stages, intervals, metrics, plan, splits
 from kmil_jax.folds import Fold, Settings
-from kmil_jax.inference import CHOOSER, MODEL, Design, stack
+from kmil_jax.inference import Design, stack
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader
 from kmil_jax.types import ModelSpec, Recipe, Store
@@ -72,7 +71,7 @@ class Trained:
   def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the folds' mean probabilities of bags [N_i, D], [m, C]."""
     bags = _checked(bags, self.design.width)
-    return np.stack([self._run(bag)['prob'].mean(0) for bag in bags])
+    return np.stack([self._predict(bag)['prob'].mean(0) for bag in bags])
 
   def attention(self, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns where the folds look in a bag [N, D].
@@ -82,26 +81,14 @@ class Trained:
       share of the folds that keep each instance, [N] (1 but for KMIL).
     """
     (bag,) = _checked([bag], self.design.width)
-    out = self._run(bag)
+    out = self._predict(bag)
     attention = out['attention']
     column = out['prob'].mean(0).argmax() if attention.shape[-1] > 1 else 0
     return attention[..., column].mean(0), out['kept'].mean(0)
 
   @functools.cached_property
-  def _predict(self) -> Any:
-    return jax.jit(self.design.predict)
-
-  def _run(self, bag: np.ndarray) -> dict[str, np.ndarray]:
-    least = self.design.options.get('total_instances', 1)
-    length = export.padded_length(len(bag), least=least)
-    x = np.zeros((length, bag.shape[1]), np.float32)
-    x[: len(bag)] = bag
-    count = np.int32(len(bag))
-    out = jax.device_get(self._predict(self.weights, x, count))
-    return {
-      name: value if name == 'prob' else value[:, : len(bag)]
-      for name, value in out.items()
-    }
+  def _predict(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return self.design.predictor(self.weights)
 
 
 def fit(
@@ -144,10 +131,7 @@ def fit(
     raise ValueError(f'All labels are {labels[0]}. Give two classes or more.')
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
-  settings.setdefault(
-    'chooser_recipe', stages.chooser_recipe(SPECS[model], recipe)
-  )
-  chosen = Settings(model, recipe, seed=seed, **settings)
+  chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
   runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
   loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
@@ -166,9 +150,7 @@ def fit(
   return Trained(
     classes=tuple(classes.tolist()),
     design=chosen.design(len(classes), loader.width),
-    weights=stack(
-      [_of_fold(results, r) for r in np.flatnonzero(~results.lost)]
-    ),
+    weights=stack([results.of_run(r) for r in np.flatnonzero(~results.lost)]),
     predictions=Predictions(prob, label, patient, fold),
     diverged=tuple(results.diverged),
   )
@@ -195,17 +177,14 @@ def load(folder: str | pathlib.Path) -> Trained:
     )
   cohort = config['cohort']
   classes = tuple(cohort['classes'])
-  design = Design.of_flags(config['flags'], len(classes), cohort['width'])
+  design = Design.of_flags(
+    config['flags'], num_classes=len(classes), width=cohort['width']
+  )
   paths = sorted(folder.glob('fold_*/predictions.csv'))
   if not paths:
     raise FileNotFoundError(f'{folder}: no fold is finished.')
-  models = [stages.load(path.parent, design) for path in paths]
-  networks = [
-    {MODEL: model.params}
-    | ({CHOOSER: model.chooser_params} if model.chooser_params else {})
-    for model in models
-  ]
-  return Trained(classes=classes, design=design, weights=stack(networks))
+  weights = stack([stages.load(path.parent, design) for path in paths])
+  return Trained(classes=classes, design=design, weights=weights)
 
 
 def register(name: str, spec: ModelSpec) -> None:
@@ -221,13 +200,6 @@ def register(name: str, spec: ModelSpec) -> None:
   if name in SPECS:
     raise ValueError(f'There is a model {name!r} already. Choose another name.')
   SPECS[name] = spec
-
-
-def _of_fold(results: stages.FoldResults, r: int) -> dict[str, Any]:
-  """Returns the parameters of a fold by network."""
-  trees = {MODEL: results.params, CHOOSER: results.chooser_params}
-  some = {name: tree for name, tree in trees.items() if tree is not None}
-  return jax.tree.map(lambda x: x[r], some)
 
 
 def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:

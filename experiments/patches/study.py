@@ -142,13 +142,10 @@ def run(
   """
   (output,) = (one for one in asked if isinstance(one, Output))
   recipe = paper.here(asked, material.is_phantom)
+  tables, here = list(material.tables()), paper.differences(recipe)
   text = [f'# {paper.name}: {paper.source}', material.note]
-  text += [table.markdown() for table in material.tables()]
-  text.append(paper.differences(recipe))
-  show(material.note)
-  for table in material.tables():
-    show(table.terminal() + '\n')
-  show(paper.differences(recipe))
+  text += [*(table.markdown() for table in tables), here]
+  show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
   if check:
     findings = Findings()
     material.check(findings)

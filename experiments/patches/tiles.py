@@ -8,10 +8,11 @@ import pathlib
 
 import numpy as np
 
+from data.files import first_of
 from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments.evaluation.tables import Row, Table
-from experiments.run.check import Findings, some
+from experiments.run.check import Findings
 from experiments.run.options import field
 from kmil_jax import splits
 
@@ -171,5 +172,6 @@ def check(
       both = sorted(set(sets[one].group) & set(sets[other].group) - {''})
       if both:
         findings.problems.append(
-          f'{len(both)} patients are both in {one} and {other}: {some(both)}'
+          f'{len(both)} patients are both in {one} and {other}:'
+          f' {first_of(both)}'
         )

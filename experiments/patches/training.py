@@ -397,12 +397,10 @@ def _start(
     drawn: freshly drawn variables, of which such a head is kept.
   """
   if not any(name.startswith('params/') for name in state):
-    return port.fine_tuned(model, state, drawn)
-  entries = {
-    name: port.Entry(name, x.shape, x.shape, tuple(range(x.ndim)))
-    for name, x in traverse_util.flatten_dict(drawn, sep='/').items()
-  }
-  return port.fill(state, entries)
+    return port.from_torch(model, state, drawn=drawn)
+  wanted = traverse_util.flatten_dict(drawn, sep='/')
+  port.check(state, {name: leaf.shape for name, leaf in wanted.items()})
+  return traverse_util.unflatten_dict(state, sep='/')
 
 
 def _check(

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from data import packed
 from data.features import FeatureError
+from data.files import first_of
 from experiments.prediction.card import Card, PredictionError
-from experiments.preflight import findings
 
 
 class Failure(NamedTuple):
@@ -89,10 +89,10 @@ def check(
     said = (
       f'{features_dir}: features of {len(faults)} of {len(found.ids)} slides'
       ' are not made as those that the models were trained on: '
-      + findings.some(faults)
+      + first_of(faults)
     )
     unread = [f'{slide}: {reason}' for slide, reason in failures]
     if unread:
-      said += f'; not read: {findings.some(unread)}'
+      said += f'; not read: {first_of(unread)}'
     raise PredictionError(said)
   return found, failures

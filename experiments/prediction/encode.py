@@ -85,7 +85,8 @@ def plan(
   made = card.features
   encoder_name = made.get('encoder', 'unknown')
   lacking = [name for name in _NEEDED if name not in made]
-  if lacking or not encoder_name.startswith(_OURS):
+  known = encoder_name.startswith(_OURS) or encoder_name == weights
+  if lacking or not known:
     told = f', and {" and ".join(lacking)} not stated' if lacking else ''
     raise PredictionError(
       f'--slides_dir: the models take features of encoder {encoder_name}{told}:'

@@ -11,6 +11,7 @@ from experiments import files
 from experiments.prediction.bags import Failure
 from experiments.prediction.card import Card
 from kmil_jax import calibration
+from kmil_jax.calibration import at_bound
 
 _MODEL, _FEATURES = 'model_sha256', 'features_sha256'
 _TEMPERATURE = 'temperature'  # Of `slide_maps.tile_scores`, too.
@@ -73,19 +74,23 @@ def is_done(folder: pathlib.Path, card: Card, slide: str, digest: str) -> bool:
 
 
 def doubts(card: Card) -> list[str]:
-  """Says which folds' temperatures say little."""
+  """Says which folds have no temperature, or a doubtful one; one line each."""
+  pairs = list(zip(card.folds, card.temperature, strict=True))
+  without = [str(fold) for fold, t in pairs if t is None]
+  bound = [f'{fold} ({t:.3g})' for fold, t in pairs if t and at_bound(t)]
   found = []
-  for fold, temperature in zip(card.folds, card.temperature, strict=True):
-    if temperature is None:
-      found.append(
-        f'fold {fold} has no temperature: its validation slides are too few, or'
-        ' do not say how sure it may be'
-      )
-    elif calibration.at_bound(temperature):
-      found.append(
-        f'fold {fold}: its temperature, {temperature:.3g}, is a bound: its'
-        ' validation slides do not say how sure it may be'
-      )
+  if without:
+    found.append(
+      f'no temperature for folds {", ".join(without)}, whose probabilities are'
+      ' not calibrated: the validation patients are too few, or do not show how'
+      ' sure the model may be.'
+    )
+  if bound:
+    found.append(
+      f'the temperatures of folds {", ".join(bound)} are bounds of the fit: the'
+      ' validation patients do not show how sure the model may be.'
+      ' --nocalibrate applies none.'
+    )
   return found
 
 
@@ -158,7 +163,7 @@ def _calibrated(card: Card) -> str:
     return 'no'
   if len(fitted) < len(card.temperature):
     return 'partly'
-  return 'bound' if any(map(calibration.at_bound, fitted)) else 'yes'
+  return 'bound' if any(map(at_bound, fitted)) else 'yes'
 
 
 def _read(

@@ -1,6 +1,8 @@
 """Models at work on one bag, whether of a results folder or of a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -10,35 +12,12 @@ from experiments.prediction.card import Card
 from kmil_jax import export
 
 
+@dataclasses.dataclass(frozen=True)
 class Predictor:
-  """What the models of R folds say of bags, one at a time.
+  """What the models of R folds say of bags, one at a time."""
 
-  Attributes:
-    card: of the models.
-  """
-
-  def __init__(
-    self,
-    card: Card,
-    predict: export.Predict,
-    weights: Mapping[str, np.ndarray],
-    lengths: Sequence[int] | None = None,
-    least: int = 1,
-  ):
-    """Puts the weights on the device.
-
-    Args:
-      card: of the models.
-      predict: see `kmil_jax.inference.Design.predict`.
-      weights: what it takes.
-      lengths: that bags can be padded to; None for any.
-      least: length that bags are padded to at least.
-    """
-    self.card = card
-    self._predict = predict
-    self._weights = jax.device_put(dict(weights))
-    self._lengths = lengths
-    self._least = least
+  card: Card
+  predict: Callable[[np.ndarray], dict[str, np.ndarray]]  # of a bag [N, D]
 
   def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
     """Predicts one bag.
@@ -47,24 +26,16 @@ class Predictor:
       features: float32 [N, D].
 
     Returns:
-      `prob` [R, C], before any temperature, `attention` [R, N, A],
-      `instance_prob` [R, N, C] and `kept` [R, N].
+      See `kmil_jax.export.predict_bag`; `prob` is before any temperature.
 
     Raises:
       ExportError: if the bag is longer than the model's file takes.
       FloatingPointError: if a probability is not finite.
     """
-    count = len(features)
-    length = export.padded_length(count, self._lengths, self._least)
-    x = np.zeros((length, features.shape[1]), np.float32)
-    x[:count] = features
-    said = jax.device_get(self._predict(self._weights, x, np.int32(count)))
-    if not np.isfinite(said['prob']).all():
+    output = self.predict(features)
+    if not np.isfinite(output['prob']).all():
       raise FloatingPointError('the probabilities are not finite')
-    return {
-      name: value if name == 'prob' else value[:, :count]
-      for name, value in said.items()
-    }
+    return output
 
 
 def of_run(folder: pathlib.Path, fold: int | None) -> Predictor:
@@ -73,7 +44,7 @@ def of_run(folder: pathlib.Path, fold: int | None) -> Predictor:
   from experiments.prediction import run_folder
 
   card, design, weights = run_folder.read(folder, fold)
-  return Predictor(card, jax.jit(design.predict), weights)
+  return Predictor(card, design.predictor(weights))
 
 
 def of_file(path: pathlib.Path) -> Predictor:
@@ -85,11 +56,12 @@ def of_file(path: pathlib.Path) -> Predictor:
   """
   archive = export.read(path)
   card = Card.from_json(path, archive.card)
-  return Predictor(
-    card,
+  predict = functools.partial(
+    export.predict_bag,
     archive.predict(),
-    archive.weights,
-    archive.lengths(),
+    jax.device_put(archive.weights),
+    lengths=archive.lengths(),
     # Programs count on as many rows; see `inference.Design.lower`.
-    card.settings.get('total_instances', 1),
+    least=card.settings.get('total_instances', 1),
   )
+  return Predictor(card, predict)

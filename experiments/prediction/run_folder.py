@@ -60,7 +60,9 @@ def read(
   folds = _folds(folder, summary['k'], fold)
   # Refuses probabilities of other classes.
   fitted = scores.temperatures(predictions.read_folds(folder, classes))
-  design = Design.of_flags(flags, len(classes), cohort['width'])
+  design = Design.of_flags(
+    flags, num_classes=len(classes), width=cohort['width']
+  )
   models = [_weights(folder / f'fold_{i}', design) for i in folds]
   settings = _settings(design)
   card = Card(
@@ -139,16 +141,12 @@ def _settings(design: Design) -> dict[str, Any]:
 def _weights(folder: pathlib.Path, design: Design) -> dict[str, Any]:
   """The parameters of one fold by network."""
   try:
-    model = kept.load(folder, design)
+    return kept.load(folder, design)
   except (FileNotFoundError, AssertionError, ValueError, KeyError) as error:
     raise ResultsError(
       f'{folder}/checkpoints: not the parameters of {design.model} with'
       f' {design.num_classes} classes and {design.width} features ({error})'
     ) from error
-  found = {inference.MODEL: model.params}
-  if model.chooser_params is not None:
-    found[inference.CHOOSER] = model.chooser_params
-  return found
 
 
 def _digest(weights: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -208,20 +208,19 @@ def _stages(
   design = settings.design(len(cohort.classes), cohort.width)
   networks, parameters = design.networks(), design.like()
   spec = SPECS[settings.model]
-  plan = {inference.MODEL: (spec, len(folds), settings.recipe)}
+  plan = {inference.MODEL: (spec, len(folds))}
   if spec.chooser:
-    first = SPECS[spec.chooser], len(set(folds)), settings.chooser_recipe
-    plan = {inference.CHOOSER: first} | plan
+    plan[inference.CHOOSER] = SPECS[spec.chooser], len(set(folds))
   return [
     _Stage(
       name,
-      spec,
+      plan[name][0],
       networks[name],
       sum(leaf.size for leaf in jax.tree.leaves(parameters[name])),
-      runs,
+      plan[name][1],
       recipe,
     )
-    for name, (spec, runs, recipe) in plan.items()
+    for name, recipe in settings.recipes.items()
   ]
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import splits as split_files
+from data.files import first_of
 from data.labels import Manifest
 from data.splits import Split
-from experiments.preflight.findings import Findings, some
+from experiments.preflight.findings import Findings
 from kmil_jax import splits
 
 
@@ -70,15 +71,16 @@ def warnings(table: Manifest, made: Sequence[Split]) -> list[str]:
   said = []
   if mixed := conflicts(table):
     said.append(
-      f'{len(mixed)} cases have slides of several labels: {some(mixed)}; labels'
-      ' are those of slides, and cases stay whole in every split'
+      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)};'
+      ' labels are those of slides, and cases stay whole in every split'
     )
   if not made:
     return said
   if again := split_files.tested_again(table, list(made)):
     said.append(
       f'{len(again)} slides are in the test part of several folds (repeated'
-      f' random splits?): {some(again)}; pooled figures count them each time'
+      f' random splits?): {first_of(again)}; pooled figures count them each'
+      ' time'
     )
   classes = np.unique(table.label)
   for part in ('test', 'val'):
@@ -90,10 +92,11 @@ def warnings(table: Manifest, made: Sequence[Split]) -> list[str]:
     ]
     if without:
       said.append(
-        f'{part} parts without a slide of a class: {some(without)}; there is no'
-        ' AUROC of that fold, only the pooled one'
+        f'{part} parts without a slide of a class: {first_of(without)}; there'
+        ' is no AUROC of that fold, only the pooled one'
       )
   used = np.any([s.train | s.val | s.test for s in made], axis=0)
   if not used.all():
-    said.append(f'no fold names the slides {some(table.slide[~used].tolist())}')
+    unused = table.slide[~used].tolist()
+    said.append(f'no fold names the slides {first_of(unused)}')
   return said

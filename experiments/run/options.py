@@ -270,8 +270,8 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
         )
       continue
     known[option.flag] = option
-    choices = '|'.join(map(str, option.choices))
-    text = f'<{choices}>: {option.help}' if choices else option.help
+    choices = f'<{"|".join(map(str, option.choices))}>: '
+    text = choices * bool(option.choices) + option.help
     about = option.flag, option.default, text
     where = {'flag_values': values, 'module_name': option.section}
     if option.kind is bool:
@@ -280,8 +280,8 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
       comma = flags.CsvListSerializer(',')
       flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)
     else:
-      one = flags.ArgumentSerializer()
-      flags.DEFINE(option.parser, *about, serializer=one, **where)
+      plain = flags.ArgumentSerializer()
+      flags.DEFINE(option.parser, *about, serializer=plain, **where)
   for former, name in _aliases(known):
     flags.DEFINE_alias(former, name, flag_values=values, module_name='')
   return values

@@ -13,7 +13,6 @@ import tqdm
 
 from experiments import files
 from kmil_jax import parallel
-from kmil_jax.loop import History
 
 METRICS = 'metrics.jsonl'
 DIVERGED = 'diverged.json'
@@ -95,7 +94,7 @@ class Progress:
       self._bar.initial = self._bar.n = epoch * self._steps
     self._bar.update(epoch * self._steps + steps - self._bar.n)
 
-  def report(self, history: History) -> None:
+  def report(self, history: Mapping[str, np.ndarray]) -> None:
     """Writes the last epoch; of a training that goes on, all of them first."""
     if not parallel.is_first():
       return
@@ -123,7 +122,9 @@ class Progress:
     for events in self._events.values():
       events.close()
 
-  def _line(self, history: History, epoch: int, run: int) -> dict[str, Any]:
+  def _line(
+    self, history: Mapping[str, np.ndarray], epoch: int, run: int
+  ) -> dict[str, Any]:
     line = {'stage': self._stage} if self._stage else {}
     line['epoch'] = epoch
     for name, column in self._columns.items():

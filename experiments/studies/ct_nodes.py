@@ -103,7 +103,7 @@ class Networks:
 
   networks: tuple[str, ...] = field(
     tuple(NETWORKS),
-    f'Rows of Table 3 to make: {", ".join(NETWORKS)}.',
+    'Rows of Table 3 to make.',
     choices=tuple(NETWORKS),
     result=False,
   )
@@ -274,9 +274,10 @@ def collect(
     Arrays by name. Of n slices: `id`, unique; `node`, its place; `z`, mm from
     the volume's lower face; `hu` and `inside`, whether of the node, [n, L, L]
     in isotropic voxels, of which the middle [S, S] lie in the volume; and
-    `side`, S. Of m nodes: the fields of `nodes.Node`; `patient`; `image`, the
-    path; and `label`, place among the classes. Those cut by the first or last
-    slice of their volume have no slices. And `specks`: how many parts of masks
+    `side`, S. Of m nodes: `extent`, `volume`, `room` and `is_cut` of
+    `nodes.Node`; `patient`; `image`, the path; and `label`, place among the
+    classes. Those cut by the first or last slice of their volume have no
+    slices. And `specks`: how many parts of masks
     are too small to be nodes.
 
   Raises:
@@ -325,7 +326,8 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         'label': np.int32(data.classes.index(row.label)),
       }
       for node in some:
-        found.append(vars(node) | about)
+        kept = ('extent', 'volume', 'room', 'is_cut')
+        found.append({key: getattr(node, key) for key in kept} | about)
         side = min(_LARGEST, node.room)
         if node.is_cut or not side:
           continue

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data import features
+from data.cohort import CohortError
 from experiments import class_labels, cohort as cohorts
 from experiments.class_labels import LabelError
-from experiments.cohort import CohortError
 
 WIDTH = 4
 ATTRS = dict.fromkeys(features.ATTRIBUTES, 1) | {'encoder': 'resnet50'}

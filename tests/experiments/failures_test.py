@@ -70,9 +70,9 @@ import numpy as np
 import pytest
 
 from data import features, host_tensorflow, slides
+from data.cohort import CohortError
 from data.features import ATTRIBUTES, FeatureError
 from experiments import cohort as cohorts, encoding, kmil
-from experiments.cohort import CohortError
 from experiments.cohort_tiles import TileSpec
 from experiments.preflight import patients
 from experiments.preflight.findings import Findings
@@ -167,7 +167,7 @@ def test_19_a_scale_in_single_precision_is_no_other_scale(tmp_path):
 def test_21_extraction_names_a_file_that_a_kill_left(tmp_path):
   (tmp_path / 'features').mkdir()
   (tmp_path / 'features/a.h5').write_bytes(b'\x89HDF')
-  encoder = Encoder('x', 'a test', 'float32', lambda tiles: tiles)
+  encoder = Encoder('x', lambda tiles: tiles, 'a test')
   with pytest.raises(
     encoding.EncodingError,
     match=r'nothing was done; .*\n.*a\.h5: not a complete',

@@ -137,7 +137,8 @@ def test_tiles_are_all_decoded_and_patients_kept_apart():
   sets, findings = {'one': tiles, 'other': tiles.take([3])}, Findings()
   patch_tiles.check(findings, sets, lambda: split(tiles, seed=0))
   unread, few, both = findings.problems
-  assert unread == 'one: c.png: cannot be read as an image'
+  assert unread.startswith('one: tiles that cannot be read: 1 problem')
+  assert unread.endswith('  c.png: cannot be read as an image')
   assert 'class neg: tiles of 2 group(s) only (p, q) for 3 parts' in few
   assert both == '1 patients are both in one and other: r'
   table = patch_tiles.counts(sets, 'Tiles').csv()

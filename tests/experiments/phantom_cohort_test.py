@@ -9,7 +9,7 @@ import pytest
 from data import features, labels as label_files
 from data.phantom import cohort
 from experiments import cohort_tiles, encoder, phantom_cohort, weights
-from kmil_jax.models import resnet
+from kmil_jax.models import convolutions, resnet
 
 
 @pytest.fixture
@@ -84,11 +84,17 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
 
 
 def test_a_cache_is_of_the_code_that_the_encoder_calls():
-  called = {resnet.ResNet50Trunk, resnet.Bottleneck}
-  for module in (resnet.ResNet50Trunk, resnet.Bottleneck):
-    for step in dis.get_instructions(inspect.unwrap(module.__call__)):
+  called = {resnet.ResNet50Trunk, resnet.Block}
+  calls = [
+    (resnet, inspect.unwrap(resnet.ResNet50Trunk.__call__)),
+    (resnet, resnet.stages),
+    (resnet, inspect.unwrap(resnet.Block.__call__)),
+    (convolutions, convolutions.conv_norm),
+  ]
+  for module, call in calls:
+    for step in dis.get_instructions(call):
       if step.opname == 'LOAD_GLOBAL':
-        called.add(getattr(resnet, step.argval, None))
+        called.add(getattr(module, step.argval, None))
   files = {getattr(x, '__module__', '').replace('.', '/') for x in called}
   files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
   assert len(files) > 1

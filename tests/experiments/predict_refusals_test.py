@@ -63,10 +63,15 @@ def test_ids_that_name_folders_get_no_file(finished, models, monkeypatch):
 
 
 def test_temperatures_that_say_little_are_named(models):
-  card = dataclasses.replace(models.card, temperature=(None, 10.0, 2.0))
-  first, second = outputs.doubts(card)
-  assert 'fold 0 has no temperature' in first
-  assert 'fold 1: its temperature, 10, is a bound' in second
+  doubts = lambda *temperatures: outputs.doubts(
+    dataclasses.replace(models.card, temperature=temperatures)
+  )
+  first, second = doubts(None, 10.0, 2.0)
+  assert first.startswith('no temperature for folds 0, whose probabilities are')
+  assert 'the temperatures of folds 1 (10) are bounds of the fit' in second
+  (only,) = doubts(None, 1.5, None)
+  assert 'no temperature for folds 0, 2, whose' in only
+  assert doubts(0.5, 1.5, 2.0) == []
 
 
 @pytest.mark.parametrize(
@@ -146,5 +151,5 @@ def test_the_flags_of_a_training_give_its_design(asked):
     flags.FLAGS(['kmil', *asked])
     settings = kmil.asked_settings()
     values = start.resolved('experiments.kmil')
-    design = inference.Design.of_flags(values, 3, 16)
+    design = inference.Design.of_flags(values, num_classes=3, width=16)
   assert design == settings.design(3, 16)

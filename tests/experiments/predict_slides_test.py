@@ -59,7 +59,8 @@ def asked(monkeypatch):
     if weights == 'absent':
       raise WeightsError('no such file')
     encode = lambda x: np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1)
-    return Encoder(f'resnet50-conv4-{weights}', 'a test', precision, encode)
+    name = weights if ':' in weights else f'resnet50-conv4-{weights}'
+    return Encoder(name, encode, 'a test', precision)
 
   monkeypatch.setattr(encode.weight_files, 'make_encoder', make_encoder)
   return found
@@ -104,6 +105,11 @@ def test_features_are_made_as_those_of_the_training(
   assert (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns == before
   with pytest.raises(PredictionError, match='patch_size is 32, not 64'):
     plan(slides_dir, card(patch_size='64')).run(tmp_path / 'features')
+
+
+def test_an_encoder_of_ones_own_encodes_new_slides(slides_dir, asked):
+  name = 'my_encoder:encode'
+  assert plan(slides_dir, card(encoder=name), name).encoder.name == name
 
 
 @pytest.mark.parametrize(

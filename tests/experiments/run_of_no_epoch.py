@@ -43,9 +43,8 @@ def make(folder):
   ]
   recipe = Recipe(epochs=0)
   settings = Settings(
-    'kmil',
-    recipe,
-    recipe,
+    model='kmil',
+    recipe=recipe,
     seed=1,
     choice=Choice(drop_per_mille=300),
     combine=True,

@@ -80,7 +80,10 @@ def test_calibration_is_fitted_on_validation_alone(tmp_path):
 
 @pytest.mark.parametrize(
   'slides,reason,at_bound',
-  [(58, 'fewer than 30 validation patients', []), (60, 'how sure to be', [0])],
+  [
+    (58, 'fewer than 30 validation patients', []),
+    (60, 'how sure the model may be', [0]),
+  ],
 )
 def test_what_fixes_no_temperature_leaves_1_and_says_why(
   tmp_path, slides, reason, at_bound

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data import features
+from data.cohort import CohortError
 from experiments import cohort as cohorts
-from experiments.cohort import CohortError
 
 
 def load(folder, labels, *, width=4, attributes=(), like=None):
