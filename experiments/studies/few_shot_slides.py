@@ -35,10 +35,13 @@ _RESAMPLES = 1000
 class Judged(NamedTuple):
   """What a student says of a slide."""
 
-  scores: np.ndarray  # its map, [H, W]; 0 where there is no tissue
-  found: np.ndarray  # detections, (score, x, y), [K, 3]
   values: tuple[float, float]  # at the threshold of validation, and a fixed one
   case: froc.Case
+
+
+# A map [H, W], 0 where there is no tissue; its detections, (score, x, y), [K,
+# 3]; and what they come to.
+_Scored = tuple[np.ndarray, np.ndarray, Judged]
 
 
 def stages(
@@ -66,19 +69,20 @@ def stages(
     try:
       with Slide(slide.path, material.scale.mpp) as opened:
         mask = _mask(study.folder, material, slide, opened)
-        some = [score(slide.id, opened, mask) for score in scorers.values()]
-        maps = dict(zip(scorers, some, strict=True))
-        drawing = _draw(slide.id, opened, mask, maps, material.scale)
+        scored = {
+          name: score(slide.id, opened, mask) for name, score in scorers.items()
+        }
+        drawing = _draw(slide.id, opened, mask, scored, material.scale)
     except SlideError as e:
       faults.append(f'\n  {e}')
       continue
     yield File(f'slides/maps/{slide.id}.png', drawing)
     if mask is not None and not any(tumour):
       example = drawing
-    for name, one in maps.items():
-      judged[name].append(one)
     tumour.append(mask is not None)
-    values = [f'{one.values[0]:.6g}' for one in some]
+    for name, (_, _, one) in scored.items():
+      judged[name].append(one)
+    values = [f'{some[-1].values[0]:.6g}' for some in judged.values()]
     rows.append([slide.id, int(tumour[-1]), *values])
   error = ScoreError(f'{len(faults)} slide(s) not scored:{"".join(faults)}')
   if not tumour:
@@ -96,14 +100,18 @@ def _results(
 ) -> Iterator[Table | File]:
   """Yields slide AUROC and lesion-level score, as the paper's Figure 2."""
   rows, summary, curves, rocs = [], {}, {}, {}
+  each = np.arange(len(tumour)).astype(str)  # Slides are what varies.
   for name, some in judged.items():
     cases = [one.case for one in some]
     curve = curves[name] = froc.froc(cases)
     scores = np.array([one.values for one in some]).T
     rocs[name] = tumour, scores[0]
     aurocs = [float(metrics.auroc(tumour, score)) for score in scores]
-    ends = [_auroc_interval(tumour, score) for score in scores]
-    ends.append(froc.interval(cases))
+    draws = [
+      intervals.auroc_replicates(tumour, s[None], each, resamples=_RESAMPLES)
+      for s in scores
+    ]
+    ends = [*map(intervals.percentile, draws), froc.interval(cases)]
     known = [None if np.isnan(e[0]) else tuple(e.tolist()) for e in ends]
     lines = {
       HERE: [*aurocs, *froc_tables.values(curve)],
@@ -161,7 +169,7 @@ def pmap_score(
 
 def _scorer(
   study: Study, material: Material, setting: Setting, teacher: Variables
-) -> Callable[[str, Slide, np.ndarray | None], Judged]:
+) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
   """Returns a student of the first seed as a function of slides."""
   folder, scale, digest = study.folder, material.scale, hashlib.sha256()
   model = folder.at(f'{setting.folder}/{training.MODEL}')
@@ -172,7 +180,7 @@ def _scorer(
   threshold = training.scores(folder, setting)['val'].threshold
   place = f'slides/{setting.name}_s{setting.seed}'
 
-  def score(slide: str, opened: Slide, mask: np.ndarray | None) -> Judged:
+  def score(slide: str, opened: Slide, mask: np.ndarray | None) -> _Scored:
     scores = slide_scores.score(
       opened,
       on_patches,
@@ -202,7 +210,7 @@ def _scorer(
     case = froc.judge(truth, found[:, 0], found[:, 1:], level=scale.level)
     limits = threshold, _FIXED
     values = tuple(slide_scores.slide_score(scores, limit) for limit in limits)
-    return Judged(scores, found, values, case)
+    return scores, found, Judged(values, case)
 
   return score
 
@@ -229,7 +237,7 @@ def _draw(
   title: str,
   opened: Slide,
   mask: np.ndarray | None,
-  maps: Mapping[str, Judged],
+  scored: Mapping[str, _Scored],
   scale: Scale,
 ) -> figure.Figure:
   """Draws a slide and its maps with their detections, as Figure 3."""
@@ -244,18 +252,10 @@ def _draw(
     truth = [[(line - 0.5) * 2**scale.level * ratio] for line in lines]
   angle = np.linspace(0, 2 * np.pi, 17)
   circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
-  for name, one in maps.items():
-    on_tissue = np.where(one.scores > 0, one.scores, np.nan)
-    circles = [[xy * ratio + circle] for xy in one.found[:, 1:]]
+  for name, (scores, found, _) in scored.items():
+    on_tissue = np.where(scores > 0, scores, np.nan)
+    circles = [[xy * ratio + circle] for xy in found[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
   return pictures.overlay(
     title, image, shown, label='anomaly score', most=_MOST, truth=truth
   )
-
-
-def _auroc_interval(tumour: np.ndarray, score: np.ndarray) -> np.ndarray:
-  slides = np.arange(len(score)).astype(str)
-  draws = intervals.auroc_replicates(
-    tumour, score[None], slides, resamples=_RESAMPLES
-  )
-  return intervals.percentile(draws)
