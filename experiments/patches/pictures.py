@@ -152,6 +152,7 @@ def overlay(
   for ax, (name, shown) in zip(panels, about.items(), strict=False):
     extent = (0, width, height, 0)
     ax.imshow(image, extent=extent)
+    ax.autoscale(False)  # Nothing that is drawn enlarges the image.
     ax.set_title(name, fontsize=10)
     for ring in (ring for polygon in truth for ring in polygon):
       ax.plot(*ring.T, '--', color='black', lw=1.6)

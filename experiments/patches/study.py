@@ -125,7 +125,7 @@ def run(
   paper: Paper,
   material: Material,
   asked: Sequence[Any],
-  stages: Callable[[Study], Iterator[Table | File | str]],
+  stages: Callable[[Study], Iterator[Table | File | str | Exception]],
   *,
   check: bool = False,
 ) -> None:
@@ -136,7 +136,8 @@ def run(
     material: what it works on.
     asked: all options of the script, an `Output` among them.
     stages: yields what is printed and written, in this order. What took long
-      and is there already, it does not do again.
+      and is there already, it does not do again. An error that it yields is
+      raised at the end.
     check: only says what is wrong with the material.
 
   Raises:
@@ -155,10 +156,13 @@ def run(
     findings.close()
   path = output.folder(paper.name)
   with results.opened(path, asked, material.inputs) as folder:
+    faults = []
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
           folder.write(item.name, item.content)
+        case Exception():
+          faults.append(item)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
@@ -171,3 +175,5 @@ def run(
     parallel.wait_for_all('study')
     show(f'results in {path}')
     progress.raise_if_diverged(progress.below(path))
+    for fault in faults:
+      raise fault

@@ -32,7 +32,10 @@ ALIASES: Sequence[tuple[str, str]] = (
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
   ('mpp', 'image_mpp'),
+  ('mpp', 'tile_mpp'),
+  ('mpp', 'slide_mpp'),
   ('mpp_csv', 'slide_mpp_csv'),
+  ('per', 'similarity'),
   ('score', 'kmil_score'),
   ('score', 'rank_tiles_by'),
 )
@@ -294,12 +297,12 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
 
 
 def _aliases(known: Container[str]) -> list[tuple[str, str]]:
-  """Returns the former names of known flags, and these."""
-  return [
-    (former, name)
-    for former, name in ALIASES
-    if name in known and former not in known
-  ]
+  """Returns the former names of known flags, and the first that each is now."""
+  found: dict[str, str] = {}
+  for former, name in ALIASES:
+    if name in known and former not in known:
+      found.setdefault(former, name)
+  return list(found.items())
 
 
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:

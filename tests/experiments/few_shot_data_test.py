@@ -1,4 +1,4 @@
-"""Cohorts of the few-shot study: slides with lists, folders of patches."""
+"""Material of the few-shot study: slides with lists, folders of patches."""
 
 import json
 import shutil
@@ -9,83 +9,55 @@ from PIL import Image
 import pytest
 
 from data.labelled_tiles import TileError
-from experiments.few_shot_parts import (
-  cohort as cohorts,
-  paper,
-  patch_folders,
-)
-
-NAMES = {
-  'tumor_001': True,
-  'tumor_002': True,
-  'normal_003': False,
-  'test_001': True,
-  'test_002': False,
-}
+from data.splits import PARTS
+from experiments.run.options import OptionError
+from experiments.studies import few_shot_data as material
+from experiments.studies.few_shot_data import Data
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  return few_shot_slides.make(tmp_path_factory.mktemp('c16'), NAMES)
+  return few_shot_slides.make(tmp_path_factory.mktemp('c16'))
 
 
 def open_slides(root, **others):
-  paths = {
-    'slides': root / 'slides',
-    'annotations': root / 'annotations',
-    'reference': root / 'reference.csv',
-    'lists': root / 'lists',
-  } | others
-  return cohorts.open_camelyon(
-    *paths.values(), seed=0, scale=few_shot_slides.SCALE
-  )
+  data = few_shot_slides.data(root, **others)
+  return material.of_slides(data, seed=0, scale=few_shot_slides.SCALE)
 
 
 def test_lists_become_parts_and_validation_is_drawn(root):
   found = open_slides(root)
-  violet = {
-    part: few_shot_slides.violet(tiles.pixels)
-    for part, tiles in found.parts.items()
-  }
-  for part, tiles in found.parts.items():
-    # 0 is tumour.
-    np.testing.assert_array_equal(violet[part] > 1.5, tiles.label == 0)
+  for tiles in found.parts.values():
+    violet = few_shot_slides.violet(tiles.pixels)
+    np.testing.assert_array_equal(violet > 1.5, tiles.label == 0)
   assert set(found.parts['train'].group) == {'tumor_001'}
   val = found.parts['val']
   assert set(val.group[val.label == 0]) == {'tumor_002'}
   assert set(val.group[val.label == 1]) == {'normal_003'}
   assert 'tumor_002 and normal_003' in found.note
-  again = open_slides(root).parts['val']
-  np.testing.assert_array_equal(again.xy, val.xy)
+  np.testing.assert_array_equal(open_slides(root).parts['val'].xy, val.xy)
   assert [(s.id, s.label) for s in found.slides] == [
-    ('test_001', 'tumor'),
-    ('test_002', 'normal'),
+    ('test_001', 'normal'),
+    ('test_002', 'tumor'),
+    ('test_003', 'tumor'),
   ]
   # Three tumour patches: less than any but none of the paper's.
   assert (found.main, found.counts) == (3, {0: 0})
 
 
-def test_lists_of_validation_are_used_where_there_are(root, tmp_path):
+def test_lists_that_are_there_are_used_but_for_excluded_slides(root, tmp_path):
+  before = open_slides(root).parts['test']
   lists = shutil.copytree(root / 'lists', tmp_path / 'lists')
   (lists / 'val_good.txt').write_text('normal_003,200,300\n')
   (lists / 'val_bad.txt').write_text('tumor_002,400,400\n')
-  val = open_slides(root, lists=lists).parts['val']
-  assert val.xy.tolist() == [[400 - 32, 400 - 32], [200 - 32, 300 - 32]]
-
-
-def test_patches_of_excluded_slides_are_left_out_and_counted(
-  root, tmp_path, capsys
-):
-  before = open_slides(root).parts['test']
-  lists = shutil.copytree(root / 'lists', tmp_path / 'lists')
   with (lists / 'test_good.txt').open('a') as f:
     f.write('test_114,200,300\ntest_114,400,300\n')
-  capsys.readouterr()
-  found = open_slides(root, lists=lists).parts['test']
-  np.testing.assert_array_equal(found.id, before.id)
-  said = capsys.readouterr().out
-  assert 'test_114: left out, not all of its tumour is annotated' in said
-  assert 'test_good: 2 patches of slides left out' in said
+  found = open_slides(root, lists_dir=lists)
+  xy = found.parts['val'].xy + 32
+  assert xy.tolist() == [[400, 400], [200, 300]]
+  np.testing.assert_array_equal(found.parts['test'].id, before.id)
+  assert 'test_114: left out, not all of its tumour is annot' in found.note
+  assert 'test_good: 2 patches of slides left out' in found.note
 
 
 def test_validation_is_of_a_slide_with_room(root, tmp_path):
@@ -104,38 +76,46 @@ def test_validation_is_of_a_slide_with_room(root, tmp_path):
 
 
 def test_what_is_missing_is_named(root, tmp_path):
+  with pytest.raises(OptionError, match=r'--annotations, --reference_csv'):
+    Data(slides_dir=root, lists_dir=root)
+  with pytest.raises(OptionError, match='together with slides'):
+    few_shot_slides.data(root, patches_dir=root)
   (tmp_path / 'train_good.txt').write_text('tumor_001,200,300\n')
-  with pytest.raises(TileError, match=r'train_bad\.txt, test_good\.txt'):
-    open_slides(root, lists=tmp_path)
+  with pytest.raises(TileError, match=r'train_bad\.txt, test_bad\.txt, test_g'):
+    open_slides(root, lists_dir=tmp_path)
   slides = shutil.copytree(root / 'slides', tmp_path / 'slides')
   (slides / 'normal_003.tiff').unlink()
   with pytest.raises(TileError, match='there is no normal one'):
-    open_slides(root, slides=slides)
+    open_slides(root, slides_dir=slides)
   (slides / 'test_002.tiff').unlink()
   shutil.copy(root / 'slides/normal_003.tiff', slides)
   with pytest.raises(TileError, match=r'1 slide.* missing: test_002'):
-    open_slides(root, slides=slides)
+    open_slides(root, slides_dir=slides)
   marks = shutil.copytree(root / 'annotations', tmp_path / 'annotations')
-  (marks / 'test_001.json').unlink()
-  with pytest.raises(TileError, match='without annotation: test_001'):
+  (marks / 'test_002.json').unlink()
+  with pytest.raises(TileError, match='without annotation: test_002'):
     open_slides(root, annotations=marks)
 
 
-def fill(root, kinds=('good', 'bad'), slides=('tumor_001', 'b', 'c'), side=32):
+def fill(root, kinds=('good', 'bad'), slides=('tumor_001', 'b', 'c')):
   """Writes patches whose level of grey is 200 (normal) or 60 (tumour)."""
-  for part, slide in zip(cohorts.PARTS, slides, strict=True):
+  for part, slide in zip(PARTS, slides, strict=True):
     for kind, level in zip(kinds, (200, 60), strict=True):
       folder = root / part / kind
       folder.mkdir(parents=True)
       for i in range(2):
-        image = Image.new('RGBA', (side, side), (level, level, level, 255))
+        image = Image.new('RGBA', (32, 32), (level, level, level, 255))
         image.save(folder / f'{slide}_{i}_{7 * i}.png')
   return root
 
 
+def open_folders(root):
+  return material.open_material(Data(patches_dir=root), 0, root)
+
+
 @pytest.mark.parametrize('kinds', [('good', 'bad'), ('normal', 'tumor')])
 def test_folders_are_labelled_by_their_names(tmp_path, kinds):
-  found = patch_folders.open_folders(fill(tmp_path, kinds))
+  found = open_folders(fill(tmp_path, kinds))
   for tiles in found.parts.values():
     assert tiles.label.tolist().count(1) == 2
     bright = tiles.pixels.mean((1, 2, 3)) > 100
@@ -146,24 +126,22 @@ def test_folders_are_labelled_by_their_names(tmp_path, kinds):
 
 def test_folders_that_cannot_be_are_refused(tmp_path):
   with pytest.raises(TileError, match='found the folders bad, fine'):
-    patch_folders.open_folders(fill(tmp_path / 'a', ('fine', 'bad')))
+    open_folders(fill(tmp_path / 'a', ('fine', 'bad')))
   root = fill(tmp_path / 'c')
   for path in root.rglob('*.png'):
     Image.open(path).convert('L').save(path)
   with pytest.raises(TileError, match='grey'):
-    patch_folders.open_folders(root)
-  with pytest.raises(TileError, match=r'slide.* tumor_001 in both'):
-    root = fill(tmp_path / 'b', slides=('tumor_001', 'tumor_001', 'c'))
-    patch_folders.open_folders(root)
+    open_folders(root)
+  with pytest.raises(TileError, match=r'slide.* tumor_001 in more than one'):
+    open_folders(fill(tmp_path / 'b', slides=('tumor_001', 'tumor_001', 'c')))
 
 
-def test_the_fingerprint_sees_pixels_labels_and_parts(tmp_path):
-  one = cohorts.fingerprint(patch_folders.open_folders(fill(tmp_path / 'a')))
-  same = cohorts.fingerprint(patch_folders.open_folders(fill(tmp_path / 'b')))
-  assert one == same
+def test_hashes_see_pixels_labels_and_parts(tmp_path):
+  one = open_folders(fill(tmp_path / 'a')).inputs
+  assert one == open_folders(fill(tmp_path / 'b')).inputs
   path = next((tmp_path / 'b/val/good').iterdir())
   Image.new('RGB', (32, 32)).save(path)
-  other = cohorts.fingerprint(patch_folders.open_folders(tmp_path / 'b'))
+  other = open_folders(tmp_path / 'b').inputs
   assert [k for k in one if one[k] != other[k]] == ['val_sha256']
 
 
@@ -171,6 +149,7 @@ def test_the_real_lists_are_the_papers(real_data):
   from data.camelyon16 import patches
 
   lists = real_data / 'camelyon16/few_shot_patches'
-  found = {p.stem: patches.read(p) for p in lists.glob('*.txt')}
-  assert len(found['train_good']) == paper.NORMAL
-  assert len(found['train_bad']) >= max(paper.COUNTS)
+  count = {p.stem: len(patches.read(p)) for p in lists.glob('*.txt')}
+  paper = material.PUBLISHED['table_1'].values['train',]
+  assert count['train_good'] == paper['normal']
+  assert count['train_bad'] >= 1000  # The most of Table 3.
