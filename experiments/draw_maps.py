@@ -14,132 +14,125 @@ A slide that cannot be read is named, with the reason, at the end; the exit code
 is then 1.
 """
 
+import dataclasses
 import math
 import pathlib
 import sys
 
-from absl import app, flags
-
-from data import atomic, slides
-from experiments import (
-  start,
-)
-from experiments.run import progress
-from experiments.slide_maps import (
-  geojson,
-  heat_map,
-  layers,
-  map_flags,
-  run_folder,
-  tile_scores,
-  top_tiles,
-)
-from experiments.slide_maps.tile_scores import TileScores
-
-_SLIDE = flags.DEFINE_list('slide', None, 'Slide ids to draw; all by default.')
-_SCALE = flags.DEFINE_enum(
-  'scale',
-  'absolute',
-  layers.SCALES,
-  'Of heat maps. absolute: the same for every slide. rank: among the tiles of'
-  ' the slide.',
-)
-_COLOURS = flags.DEFINE_enum('colours', 'YlGn', layers.COLOURS, 'Of heat maps.')
-_SCORE = flags.DEFINE_enum(
-  'score',
-  'attention',
-  ['attention', 'probability'],
-  'What --top_tiles and --top_fraction rank by, for the predicted class.',
-)
-_TOP_TILES = flags.DEFINE_integer(
-  'top_tiles', 8, 'Highest and lowest tiles to cut out of every slide.', 0
-)
-_GEOJSON = flags.DEFINE_bool('geojson', False, 'Export tiles and regions.')
-_THRESHOLD = flags.DEFINE_float(
-  'threshold', 0.5, 'GeoJSON: least probability of a region.', 0, 1
-)
-_TOP_FRACTION = flags.DEFINE_float(
-  'top_fraction',
-  1.0,
-  'GeoJSON: part of the tiles, the highest, that are written one by one.',
-  0,
-  1,
-)
-flags.adopt_module_key_flags(map_flags)
+from data.slides import SlideError
+from experiments.maps import geojson, overlay, source, tile_scores, top_tiles
+from experiments.maps.tile_scores import MapError, TileScores
+from experiments.run import progress, start
+from experiments.run.options import field
+from experiments.run.results import Folder
 
 
-def _run() -> None:
-  run, files, found = map_flags.resolve()
-  if unknown := sorted(set(_SLIDE.value or ()) - set(found)):
-    raise tile_scores.MapError(
-      f'--slide={",".join(unknown)}: no scores in {run}; there are'
-      f' {", ".join(list(found)[:5])} and others, {len(found)} in all'
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """What is drawn and exported."""
+
+  slide: tuple[str, ...] = field((), 'Ids of slides to draw. By default all.')
+  scale: str = field(
+    'absolute',
+    'Scale of heat maps: the same for every slide (absolute), or ranks among'
+    ' the tiles of a slide (rank).',
+    choices=overlay.SCALES,
+  )
+  colours: str = field('YlGn', 'Colours of heat maps.', choices=overlay.COLOURS)
+  rank_tiles_by: str = field(
+    'attention',
+    'Score that --top_tiles and --top_fraction rank tiles by, for the predicted'
+    ' class.',
+    choices=top_tiles.RANKS,
+  )
+  top_tiles: int = field(
+    8, 'Highest and lowest tiles to cut out of every slide.', least=0
+  )
+  geojson: bool = field(False, 'Also export tiles and regions for QuPath.')
+  threshold: float = field(
+    0.5,
+    'Least probability of a class for a tile to be in a region of it.',
+    least=0,
+    most=1,
+  )
+  top_fraction: float = field(
+    1.0,
+    'Share of the tiles, the highest, that --geojson exports one by one.',
+    least=0,
+    most=1,
+  )
+
+
+def run(slides: source.Slides, drawn: Drawn) -> None:
+  """Draws and exports the slides, one after the other."""
+  files, found = slides.files(), slides.scores()
+  path = slides.folder().path
+  if unknown := sorted(set(drawn.slide) - set(found)):
+    raise MapError(
+      f'--slide={",".join(unknown)}: no scores in {path}. There are'
+      f' {", ".join(list(found)[:5])} and others, {len(found)} in all.'
     )
-  fold = map_flags.FOLD.value
-  target = run if fold is None else run / f'fold_{fold}'
-  faults, bare, labels = {}, 0, run_folder.labels(run)
-  asked = _SLIDE.value or list(found)
-  for slide in progress.bar(asked, unit='slide', desc='maps'):
+  target = Folder(path if slides.fold is None else path / f'fold_{slides.fold}')
+  faults, labels = {}, slides.labels()
+  names = drawn.slide or list(found)
+  for name in progress.bar(names, unit='slide', desc='maps'):
     try:
-      scores = tile_scores.read(found[slide], map_flags.TILE_SIZE.value)
-      _write_data(target, scores)
-      if slide in files:
-        _write_pictures(target, scores, files[slide], labels.get(slide))
-      bare += slide not in files
-    except (tile_scores.MapError, slides.SlideError) as e:
-      faults[slide] = e
-  if bare:
+      of_slide = tile_scores.read(found[name], slides.tile_size)
+      _export(target, of_slide, drawn)
+      if name in files:
+        _draw(target, of_slide, files[name], labels.get(name), drawn)
+    except (MapError, SlideError) as e:
+      faults[name] = e
+  if without := len(set(names) - faults.keys() - files.keys()):
     print(
-      f'{bare} of {len(asked)} slides have no pictures, for want of a slide'
-      ' file: pass --slides_dir'
+      f'{without} of {len(names)} slides have no pictures, for want of a slide'
+      ' file. Give --slides_dir.'
     )
-  print(f'maps of {len(asked) - len(faults)} slides in {target}')
+  print(f'maps of {len(names) - len(faults)} slides in {target.path}')
   if faults:
-    lines = (f'  {slide}: {e}' for slide, e in faults.items())
+    lines = (f'  {name}: {e}' for name, e in faults.items())
     sys.exit(f'error: {len(faults)} slides failed:\n' + '\n'.join(lines))
 
 
-def _write_data(target: pathlib.Path, scores: TileScores) -> None:
-  if len(scores.folds) > 1:
-    path = target / 'disagreement' / f'{scores.slide}.h5'
-    tile_scores.write_spread(path, scores)
-  if _GEOJSON.value:
-    order = top_tiles.order(scores, _SCORE.value)
-    order = order[: math.ceil(_TOP_FRACTION.value * len(order))]
-    geojson.write(
-      target / 'qupath' / f'{scores.slide}.geojson',
-      geojson.of_slide(scores, _THRESHOLD.value, order),
-    )
+def _export(target: Folder, of_slide: TileScores, drawn: Drawn) -> None:
+  """Writes where folds disagree, and GeoJSON."""
+  name = of_slide.slide
+  if len(of_slide.folds) > 1:
+    tile_scores.write_spread(target.at(f'disagreement/{name}.h5'), of_slide)
+  if drawn.geojson:
+    order = top_tiles.order(of_slide, drawn.rank_tiles_by)
+    order = order[: math.ceil(drawn.top_fraction * len(order))]
+    features = geojson.of_slide(of_slide, drawn.threshold, order)
+    geojson.write(target.at(f'qupath/{name}.geojson'), features)
 
 
-def _write_pictures(
-  target: pathlib.Path,
-  scores: TileScores,
+def _draw(
+  target: Folder,
+  of_slide: TileScores,
   path: pathlib.Path,
   label: str | None,
+  drawn: Drawn,
 ) -> None:
-  drawing = heat_map.draw(
-    path,
-    scores,
-    scale=_SCALE.value,
-    colours=_COLOURS.value,
-    label=label,
+  """Draws the map of a slide, and cuts out its tiles."""
+  drawing = overlay.draw(
+    path, of_slide, scale=drawn.scale, colours=drawn.colours, label=label
   )
-  folder = target / 'figures' / 'slide_maps' / _SCALE.value
-  with atomic.replacing(folder / f'{scores.slide}.png') as part:
-    drawing.savefig(part, dpi=100, format='png')
-  if _TOP_TILES.value:
+  target.save(
+    f'figures/slide_maps/{drawn.scale}/{of_slide.slide}.png',
+    lambda part: drawing.savefig(part, dpi=100, format='png'),
+  )
+  if drawn.top_tiles:
     top_tiles.write(
-      target / 'figures' / 'topk',
+      target.at('figures/topk'),
       path,
-      scores,
-      score=_SCORE.value,
-      count=_TOP_TILES.value,
+      of_slide,
+      rank_by=drawn.rank_tiles_by,
+      count=drawn.top_tiles,
     )
 
 
-main = start.script(_run, (tile_scores.MapError, slides.SlideError))
+main = start.script(run, (MapError, SlideError))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -59,7 +59,8 @@ def extract(
 
   Raises:
     EncodingError: before anything is read, if two slides share an id, or if a
-      file already there is damaged or was made otherwise.
+      file already there is damaged or was made otherwise; if the encoder does
+      not return a row of each tile.
   """
   features_dir = pathlib.Path(features_dir)
   features_dir.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,12 @@ def extract(
   pieces = _read(paths, spec, extra, batch, failures)
   with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
     for tiles, owners in _ahead(_pack(pieces, batch), reading):
-      rows = encoding(encoder.encode, tiles)
+      rows = np.asarray(encoding(encoder.encode, tiles), np.float32)
+      if rows.ndim != 2 or len(rows) != len(tiles):
+        raise EncodingError(
+          f'encoder {encoder.name} makes {list(rows.shape)} of {len(tiles)}'
+          ' tiles. Return features [T, D], a row of each tile.'
+        )
       for bag, count in owners:
         if not bag.parts:
           bar.total += len(bag.coords)  # Of the slides begun so far.

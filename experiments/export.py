@@ -8,37 +8,45 @@ CPUs, CUDA GPUs and TPUs, their weights, and a card.json that says what they are
 and which features they take; see `kmil_jax.export`.
 """
 
+import dataclasses
 import pathlib
 
-from absl import app, flags
-
-from data import atomic
-from experiments import start
-from experiments.prediction import run_flags, run_folder
+from data.files import replacing
+from experiments.prediction import models
+from experiments.prediction.models import Folds
+from experiments.run import start
+from experiments.run.options import OptionError, free
+from experiments.run.start import Cache
 from kmil_jax import export
 
-_OUT = flags.DEFINE_string('out', None, 'File to write.')
-flags.adopt_module_key_flags(run_flags)
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """The file."""
+
+  out: pathlib.Path | None = free(None, 'File to write.')
 
 
-def _run() -> None:
-  if not run_flags.RUN.value or not _OUT.value:
-    raise app.UsageError('give --run and --out')
-  card, design, weights = run_folder.read(run_flags.run(), run_flags.fold())
-  archive = export.Archive(card.to_json(), weights, design.lower(weights))
+def run(asked: Folds, output: Output, cache: Cache) -> None:
+  """Writes the file."""
+  del cache  # Begun by `start`.
+  if not output.out:
+    raise OptionError('--out=<file> is required.')
+  card, trained = models.read(asked.folder(), asked.fold)
+  programs = trained.design.lower(trained.weights)
+  archive = export.Archive(card.to_json(), trained.weights, programs)
   content = export.pack(archive)
-  out = pathlib.Path(_OUT.value)
-  with atomic.replacing(out) as part:
+  with replacing(output.out) as part:
     part.write_bytes(content)
   sizes = archive.lengths()
   print(
     f'{card.summary()}; bags of {f"up to {sizes[-1]}" if sizes else "any"}'
-    f' instances\nwrote {out}, {len(content) / 2**20:.1f} MiB'
+    f' instances\nwrote {output.out}, {len(content) / 2**20:.1f} MiB'
   )
 
 
-main = start.script(_run)
+main = start.script(run)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

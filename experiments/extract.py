@@ -18,6 +18,7 @@ import sys
 from absl import app, flags, logging
 
 from data import slides, tiling
+from data.cohort import FAILURES
 from experiments import (
   cohort_tiles,
   encoding,
@@ -26,7 +27,6 @@ from experiments import (
   scale_flags,
   weights,
 )
-from experiments.bags.features import FAILURES
 from experiments.preflight import slides as preflight
 from experiments.preflight.flag import CHECK
 from kmil_jax import port
@@ -41,8 +41,10 @@ _WEIGHTS = flags.DEFINE_string(
   'weights',
   None,
   'ResNet-50 by torchvision or timm names (.safetensors, .pth), or '
-  "'imagenet'. Without it the encoder is RANDOM, and kept in the features' "
-  'folder as encoder.safetensors, which other cohorts can be given here.',
+  "'imagenet', or an encoder of your own as module:function, see "
+  'docs/library.md. Without it the encoder is RANDOM, and kept in the '
+  "features' folder as encoder.safetensors, which other cohorts can be given "
+  'here.',
 )
 _CACHE_DIR = flags.DEFINE_string(
   'cache_dir',
@@ -153,7 +155,7 @@ def _extract() -> list[encoding.Failure]:
   )
   # Says later why a labelled slide has no features.
   rows = [['slide_id', 'reason'], *failures]
-  files.write_rows(pathlib.Path(_FEATURES_DIR.value) / FAILURES, rows)
+  files.write_csv(pathlib.Path(_FEATURES_DIR.value) / FAILURES, rows)
   grid_pictures.draw(paths, _FEATURES_DIR.value, spec)
   return failures
 

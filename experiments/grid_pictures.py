@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from data import atomic, features, slides, tiling, tissue
+from data import features, slides, tiling, tissue
+from data.files import replacing
 from experiments import cohort_tiles
 
 _PICTURE = 1000  # Pixels of the longer side.
@@ -41,7 +42,7 @@ def draw(
       if found:  # Its coarse levels, which the tiles did without.
         print(f'warning: no picture of {error}')
       continue
-    with atomic.replacing(picture) as part:
+    with replacing(picture) as part:
       drawing.save(part, format='png')
 
 

@@ -12,7 +12,6 @@ gives among the ten.
 import resource
 import sys
 
-from experiments import maps
 from experiments.bags import cohort as cohorts, crossval, options, preflight
 from experiments.bags.crossval import Run
 from experiments.bags.options import (
@@ -23,6 +22,7 @@ from experiments.bags.options import (
   Requested,
   Training,
 )
+from experiments.maps import attention
 from experiments.run import progress, results, start
 from experiments.run.check import Check
 from experiments.run.start import Machine, Output, show
@@ -78,8 +78,8 @@ def run(
     faults = []
     if parallel.is_first():
       for fold in numbers:
-        faults += maps.draw(
-          path, fold, cohort, material.outlines_dir, limit=requested.heat_maps
+        faults += attention.draw(
+          folder, fold, cohort, material.outlines_dir, limit=requested.heat_maps
         )
     crossval.conclude(folder, model.model, data.task, material)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

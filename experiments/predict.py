@@ -14,168 +14,154 @@ are left. A slide that cannot be read is left out and named, with the reason, at
 the end; the exit code is then 1.
 """
 
+import dataclasses
 import pathlib
 import sys
-from typing import NoReturn
-
-from absl import app, flags
 
 from data.features import FeatureError
+from data.files import first_of
 from data.slides import SlideError
-from experiments import provenance, scale_flags, start
 from experiments.bags import features
-from experiments.prediction import bags, loop, outputs, predictor, run_flags
-from experiments.prediction.card import PredictionError
-from experiments.prediction.predictor import Predictor
-from experiments.preflight import flag
-from experiments.preflight.findings import Findings, some
+from experiments.prediction import bags, models, outputs
+from experiments.prediction.models import PredictionError
+from experiments.run import results, start
+from experiments.run.check import Check, Findings
+from experiments.run.options import OptionError, field, free
+from experiments.run.start import Cache
+from experiments.scale_flags import Scale
 from kmil_jax.export import ExportError
 
-_MODEL = flags.DEFINE_string(
-  'model', None, 'File of experiments.export, instead of --run.'
-)
-_SLIDES_DIR = flags.DEFINE_string(
-  'slides_dir', None, 'Folder with slides, which are encoded first.'
-)
-_FEATURES_DIR = flags.DEFINE_string(
-  'features_dir',
-  None,
-  'Folder with the features of slides, made as those of the training were.',
-)
-_WEIGHTS = flags.DEFINE_string(
-  'weights',
-  None,
-  "With --slides_dir: weights of the encoder, a file or 'imagenet', as of"
-  ' experiments.extract. With --run, a random encoder is found beside the'
-  ' features of the training.',
-)
-_CALIBRATE = flags.DEFINE_bool(
-  'calibrate', True, 'Apply the temperatures of the folds.'
-)
-flags.adopt_module_key_flags(flag)
-flags.adopt_module_key_flags(run_flags)
-flags.adopt_module_key_flags(scale_flags)
-flags.adopt_module_key_flags(start)
 
-_ERRORS = (ExportError, FeatureError, PredictionError, SlideError)
+@dataclasses.dataclass(frozen=True)
+class Models(models.Folds):
+  """The models."""
+
+  model: pathlib.Path | None = free(
+    None, 'File of experiments.export, instead of --run.'
+  )
+  calibrate: bool = free(
+    True, 'Divide log probabilities by the temperatures of the folds.'
+  )
 
 
-def _run() -> None:
-  for one, other in ((run_flags.RUN, _MODEL), (_SLIDES_DIR, _FEATURES_DIR)):
-    if bool(one.value) == bool(other.value):
-      raise app.UsageError(f'give one of --{one.name} and --{other.name}')
-  for given in (_WEIGHTS, scale_flags.DEFAULT_MPP, scale_flags.MPP_CSV):
-    if given.value is not None and not _SLIDES_DIR.value:
-      raise app.UsageError(f'--{given.name} goes with --{_SLIDES_DIR.name}')
-  if start.COORDINATOR.value:
-    raise app.UsageError('--coordinator: slides are predicted on one host')
-  models = _models()
-  card = models.card
+@dataclasses.dataclass(frozen=True)
+class Slides:
+  """The slides."""
+
+  slides_dir: pathlib.Path | None = field(
+    None, 'Folder of slides, which are encoded first.'
+  )
+  features_dir: pathlib.Path | None = field(
+    None,
+    'Folder of the features of slides, made as those of the training were.',
+  )
+  weights: str | None = free(
+    None,
+    "Weights of the encoder, a file or 'imagenet', as of experiments.extract. A"
+    ' random encoder is found beside the features that --run was trained on.',
+    only={'slides_dir': True},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """Where predictions go."""
+
+  results_dir: pathlib.Path = free(
+    pathlib.Path('results'), 'Folder of all results.'
+  )
+  exp_code: str | None = free(
+    None,
+    'Name of the folder of the predictions. By default it is made of the names'
+    ' of the models and of the folder of slides.',
+  )
+
+
+def run(
+  asked: Models,
+  slides: Slides,
+  scale: Scale,
+  check: Check,
+  output: Output,
+  cache: Cache,
+) -> None:
+  """Encodes slides if need be, predicts them, writes files and tables."""
+  for one, other in ('run', 'model'), ('slides_dir', 'features_dir'):
+    values = vars(asked) | vars(slides)
+    if bool(values[one]) == bool(values[other]):
+      raise OptionError(f'Give one of --{one} and --{other}.')
+  trained_in = None if asked.model else asked.folder()
+  if trained_in:
+    card, trained = models.read(trained_in, asked.fold)
+    predict = trained.predictor
+  else:
+    card, predict = models.of_file(asked.model)
   print(card.summary())
-  job = None
-  if _SLIDES_DIR.value:
+  # Relative paths would be of other slides elsewhere.
+  kind = 'slides_dir' if slides.slides_dir else 'features_dir'
+  source = getattr(slides, kind).absolute()
+  slides = dataclasses.replace(slides, **{kind: source})
+  fold = '' if asked.fold is None else f'_fold_{asked.fold}'
+  name = (asked.run or asked.model).absolute().name
+  code = output.exp_code or f'predict_{name}{fold}_{source.name}'
+  path = output.results_dir / code
+  if slides.slides_dir:
     # It imports networks, which features that are there do without.
     from experiments.prediction import encode
 
     job = encode.plan(
-      _path(_SLIDES_DIR),
-      card,
-      weights=_WEIGHTS.value,
-      run=run_flags.run(),
-      cache_dir=start.CACHE_DIR.value,
-      default_mpp=scale_flags.DEFAULT_MPP.value,
-      scales=scale_flags.of,
+      source, card, slides.weights, trained_in, cache.cache_dir, scale
     )
     print(f'{len(job.paths)} slides')
-    if flag.CHECK.value:
-      job.check(_folder() / 'features')
+    if check.check:
+      job.check(path / 'features')
   else:
-    if flag.CHECK.value:
-      _close(bags.compare(_path(_FEATURES_DIR), card))
-    found, failures = bags.check(_path(_FEATURES_DIR), card)
+    found = bags.find(source, card)
     print(f'{len(found.ids)} slides with features')
-  folder = _folder()
-  values = start.resolved(__name__)
-  # Other slides are other predictions.
-  shown = _SLIDES_DIR if _SLIDES_DIR.value else _FEATURES_DIR
-  values[shown.name] = str(_path(shown).absolute())
-  inputs = {'model_sha256': list(card.sha256)}
-  provenance.open_folder(folder, values, [shown.name], inputs)
-  if _CALIBRATE.value:
-    for doubt in outputs.doubts(card):
-      print(f'warning: {doubt}; --nocalibrate applies none')
-  else:
-    card = models.card = card.uncalibrated()
-  if job:
-    made, failures = job.run(folder / 'features')
-    found, unread = bags.check(folder / 'features', card, made)
-    failures += unread
-  _warn_of_known(found.ids)
-  failures += loop.predict(found, models, folder)
-  counts = outputs.write_tables(folder, card, found.ids, failures)
-  print(', '.join(f'{name} {count}' for name, count in counts.items()))
-  print(f'predictions in {folder / "predictions.csv"}')
-  if failures:
-    lines = [f'  {slide}  {reason}' for slide, reason in sorted(failures)]
-    sys.exit(
-      f'error: {len(failures)} slides have no prediction:\n' + '\n'.join(lines)
-    )
-
-
-def _warn_of_known(ids: list[str]) -> None:
-  """Says which slides the models of --run were trained on."""
-  if not (run := run_flags.run()):
-    return
-  from experiments.prediction import run_folder
-
-  if known := sorted(run_folder.slides(run) & set(ids)):
+    if check.check:
+      findings = Findings(found.unlike)
+      features.scan(found.source, found.ids, findings)
+      findings.close()
+    found.check()
+  unfitted = [
+    i for i, t in zip(card.folds, card.temperature, strict=True) if t is None
+  ]
+  if not asked.calibrate:
+    nothing = (None,) * len(card.folds)
+    card = dataclasses.replace(card, temperature=nothing)
+  elif unfitted:
     print(
-      f'warning: {len(known)} slides have the ids of slides of the training:'
-      f' {some(known)}; what is said of them is no test of the models'
+      f'warning: folds {unfitted} are not calibrated: their validation slides'
+      ' are too few, or do not show how sure the models may be. Their own'
+      ' probabilities are used.'
+    )
+  inputs = {'model_sha256': list(card.sha256)}
+  everything = [asked, slides, scale, check, output, cache]
+  with results.opened(path, everything, inputs) as folder:
+    failures = []
+    if slides.slides_dir:
+      made, failures = job.run(folder.at('features'))
+      found = bags.find(folder.at('features'), card, made)
+      found.check()
+    known = models.slides(trained_in) if trained_in else set()
+    if known := sorted(known & set(found.ids)):
+      print(
+        f'warning: {len(known)} slides have the ids of slides of the training:'
+        f' {first_of(known)}. Their predictions are no test of the models.'
+      )
+    failures = outputs.predict(found, card, predict, folder, failures)
+  print(f'predictions in {path / "predictions.csv"}')
+  if failures:
+    lines = [f'\n  {slide}  {reason}' for slide, reason in failures]
+    sys.exit(
+      f'error: {len(failures)} slides have no prediction:{"".join(lines)}'
     )
 
 
-def _close(compared: bags.Compared) -> NoReturn:
-  """Ends --check of features, having read all of them."""
-  found, failures, faults = compared
-  print(f'{len(found.ids)} slides with features')
-  unread = [f'{slide}: {reason}' for slide, reason in failures]
-  unlike = [f"{fault}, unlike the models' own features" for fault in faults]
-  findings = Findings(unread + unlike)
-  features.scan(found.source, found.ids, findings)
-  findings.close()
-
-
-def _models() -> Predictor:
-  """Returns the models of --run or --model."""
-  if _MODEL.value:
-    if run_flags.FOLD.present:
-      raise app.UsageError('--fold goes with --run: a file has its folds')
-    return predictor.of_file(_path(_MODEL))
-  return predictor.of_run(run_flags.run(), run_flags.fold())
-
-
-def _folder() -> pathlib.Path:
-  """Returns the folder of the predictions."""
-  code = start.EXP_CODE.value
-  if not code:
-    models = run_flags.run() or _path(_MODEL)
-    slides = pathlib.Path(_SLIDES_DIR.value or _FEATURES_DIR.value).absolute()
-    fold = (
-      ''
-      if run_flags.FOLD.value == 'ensemble'
-      else f'_fold_{run_flags.FOLD.value}'
-    )
-    code = f'predict_{models.absolute().name}{fold}_{slides.name}'
-  return pathlib.Path(start.RESULTS_DIR.value) / code
-
-
-def _path(flag: flags.FlagHolder[str]) -> pathlib.Path:
-  return pathlib.Path(flag.value).expanduser()
-
-
-main = start.script(_run, _ERRORS)
+main = start.script(
+  run, (ExportError, FeatureError, PredictionError, SlideError)
+)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -7,55 +7,62 @@ machine, forward its port: ssh -L 8123:127.0.0.1:8123 <machine>. Ends with
 Ctrl-C.
 """
 
+import dataclasses
 import urllib.parse
 
-from absl import app, flags
-
-from data import slides
-from experiments import start
-from experiments.slide_maps import map_flags, run_folder, tile_scores
-from experiments.viewer import catalogue, server
-
-_SLIDE = flags.DEFINE_string('slide', None, 'Slide id to open first.')
-_PORT = flags.DEFINE_integer(
-  'port', 8123, 'To listen on; 0 takes any free one.', 0, 65535
-)
-_DEFAULT_MPP = flags.DEFINE_float(
-  'default_mpp', None, 'um/px of level 0 of slides that do not say it.', 1e-3
-)
-flags.adopt_module_key_flags(map_flags)
+from data.slides import SlideError
+from experiments.maps.source import Slides
+from experiments.maps.tile_scores import MapError
+from experiments.run import start
+from experiments.run.options import field
+from experiments.viewer.server import Server
 
 
-def _run() -> None:
-  run, files, found = map_flags.resolve()
-  shown = catalogue.Catalogue(
-    files,
-    found,
-    run_folder.labels(run),
-    tile_size=map_flags.TILE_SIZE.value,
-    default_mpp=_DEFAULT_MPP.value,
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """The page."""
+
+  slide: str | None = field(
+    None, 'Id of the slide to open first. By default the first of all.'
   )
-  slide = _SLIDE.value or shown.ids[0]
-  if slide not in shown.ids:
-    raise tile_scores.MapError(
-      f'--slide={slide}: not among the {len(shown.ids)} slides of {run} that'
-      f' have a file: {", ".join(shown.ids[:5])} ...'
-    )
+  port: int = field(
+    8123, 'Port to listen on; 0 takes any free one.', least=0, most=65535
+  )
+  slide_mpp: float | None = field(
+    None,
+    'Micrometres per pixel of level 0, for the scale bar of slides that do not'
+    ' state it.',
+    least=1e-3,
+  )
+
+
+def run(slides: Slides, page: Page) -> None:
+  """Serves the slides until Ctrl-C."""
+  shown = slides.files(), slides.scores(), slides.labels()
+  mpp = page.slide_mpp
   try:
-    running = server.Server(shown, _PORT.value)
+    server = Server(
+      *shown, page.port, tile_size=slides.tile_size, slide_mpp=mpp
+    )
   except OSError as e:
-    raise OSError(f'--port={_PORT.value}: {e}; try --port=0') from e
-  with running:
-    page = running.url + '#' + urllib.parse.quote(slide, safe='')
-    print(f'open {page}\nend with Ctrl-C', flush=True)
+    raise OSError(f'--port={page.port}: {e}. Try --port=0.') from e
+  with server:
+    slide = page.slide or server.ids[0]
+    if slide not in server.ids:
+      raise MapError(
+        f'--slide={slide}: not among the {len(server.ids)} slides that have'
+        f' scores and a file: {", ".join(server.ids[:5])} ...'
+      )
+    url = server.url + '#' + urllib.parse.quote(slide, safe='')
+    print(f'open {url}\nend with Ctrl-C', flush=True)
     try:
-      running.serve_forever()
+      server.serve_forever()
     except KeyboardInterrupt:
       print()
 
 
-main = start.script(_run, (tile_scores.MapError, slides.SlideError))
+main = start.script(run, (MapError, SlideError))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

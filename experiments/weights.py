@@ -1,21 +1,24 @@
-"""Which weights the tile encoder has: a file's, ImageNet's, or random ones."""
+"""The tile encoder: ResNet-50 and its weights, or a function of the user's."""
 
 from collections.abc import Callable
 import dataclasses
 import hashlib
 import pathlib
+import pkgutil
+import re
 
 import huggingface_hub
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import atomic
+from data.files import replacing
 from experiments import encoder
 from kmil_jax import port
 
 RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
 _HUB = ('timm/resnet50.tv_in1k', 'model.safetensors')
+_FUNCTION = re.compile(r'[\w.]+:[\w.]+')  # module:function
 _DRAWN = 'kmil_jax.random_seed'  # Marks a random trunk in the file's metadata.
 
 
@@ -28,17 +31,18 @@ class Encoder:
   """A named function from tiles to features.
 
   Attributes:
-    name: goes into every feature file. It ends in a hash of the weights, so
+    name: goes into every feature file. Ours end in a hash of the weights, so
       features of two encoders are never taken for one another's.
+    encode: tiles [T, S, S, 3] float32, normalised by ImageNet's mean and
+      deviation, to features [T, D].
     note: what the weights are, in words.
     precision: of the computation, 'float32' or 'bfloat16'.
-    encode: normalised tiles [T, S, S, 3] to features [T, 1024], float32.
   """
 
   name: str
-  note: str
-  precision: str
   encode: Callable[[np.ndarray], np.ndarray]
+  note: str = 'a function of your own'
+  precision: str = 'float32'
 
   def attributes(self) -> dict[str, str]:
     """Returns what features must have in common to be of this encoder."""
@@ -54,7 +58,7 @@ def make_encoder(
   precision: str = 'float32',
   seed: int = 0,
 ) -> Encoder:
-  """Returns the ResNet-50 trunk with the weights asked for.
+  """Returns the encoder asked for: the ResNet-50 trunk, or a function.
 
   Without weights the trunk is random, with batch-norm statistics of
   `sample()`. As those depend on the tiles, the trunk is kept in
@@ -64,7 +68,7 @@ def make_encoder(
 
   Args:
     weights: a .safetensors or .pth file of torchvision's or timm's ResNet-50,
-      'imagenet', or None.
+      'imagenet', or None; or module:function, a function of `Encoder.encode`.
     features_dir: where the features go.
     cache_dir: where ImageNet weights may have been put.
     sample: returns normalised calibration tiles [T, S, S, 3]; called only to
@@ -75,9 +79,11 @@ def make_encoder(
   Raises:
     port.PortError: if the file cannot be read.
     WeightsError: if it does not hold that network, listing the names; if
-      ImageNet weights are not to be had; or if `features_dir` holds a random
-      trunk of another seed.
+      ImageNet weights are not to be had; if `features_dir` holds a random
+      trunk of another seed; or if there is no such function.
   """
+  if weights and _FUNCTION.fullmatch(weights):
+    return _function(weights, precision)
   if weights == 'imagenet':
     path = imagenet_file(cache_dir)
   elif weights:
@@ -105,7 +111,23 @@ def make_encoder(
     name = f'resnet50-conv4-random-seed{drawn}-{digest}'
     note = f'WARNING: RANDOM weights (seed {drawn}), NOT pretrained'
   encode = encoder.pmap_encode(variables, precision=precision)
-  return Encoder(name, note, precision, encode)
+  return Encoder(name, encode, note, precision)
+
+
+def _function(reference: str, precision: str) -> Encoder:
+  """Returns a function of the user's, named module:function."""
+  if precision != Encoder.precision:
+    raise WeightsError(
+      f'--precision={precision} applies only to ResNet-50, not to {reference}.'
+      ' Leave it out.'
+    )
+  try:
+    return Encoder(reference, pkgutil.resolve_name(reference))
+  except (ImportError, AttributeError) as error:
+    raise WeightsError(
+      f'--weights={reference} cannot be imported ({error}). Give'
+      ' module:function of a module in this folder or on PYTHONPATH.'
+    ) from error
 
 
 def imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
@@ -137,7 +159,7 @@ def _save(path: pathlib.Path, variables, seed: int) -> None:
   content = safetensors.numpy.save(
     port.to_torch('resnet50_trunk', variables), {_DRAWN: str(seed)}
   )
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_bytes(content)
 
 

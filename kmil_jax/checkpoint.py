@@ -1,7 +1,9 @@
 """Saving and restoring training with Orbax."""
 
+import contextlib
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import chex
@@ -22,7 +24,14 @@ class Checkpoints:
   """
 
   def __init__(self, root: str | pathlib.Path):
-    root = pathlib.Path(root).absolute()
+    root, self._link = pathlib.Path(root).absolute(), contextlib.ExitStack()
+    if set('[]*?\\').intersection(str(root)):
+      # Orbax takes these for a pattern, and cannot load what it saved there.
+      root.mkdir(parents=True, exist_ok=True)
+      beside = self._link.enter_context(tempfile.TemporaryDirectory())
+      link = pathlib.Path(beside, 'checkpoints')
+      link.symlink_to(root)
+      root = link
     if jax.process_index() == 0:
       # What a killed save left; the checkpoint before it is intact.
       for leftover in root.glob('*.orbax-checkpoint-tmp'):
@@ -57,6 +66,7 @@ class Checkpoints:
 
   def close(self) -> None:
     self._checkpointer.close()
+    self._link.close()
 
 
 def _arrays(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import io
 import json
+import math
 import pathlib
 from typing import Any
 import zipfile
@@ -26,7 +27,11 @@ LENGTHS = tuple(2**power for power in range(7, 17))
 ANY = 'model.stablehlo'
 _CARD, _WEIGHTS = 'card.json', 'weights.safetensors'
 LEAST = 64  # Shorter bags are padded: fewer programs, and top-k's k is below.
-_MULTIPLE = 8
+# Of programs for any length: each about 1.41 times the one before, so that all
+# bags together need few programs.
+_LENGTHS = tuple(
+  8 * math.ceil(LEAST / 8 * 2 ** (step / 2)) for step in range(60)
+)
 _STAMP = (1980, 1, 1, 0, 0, 0)  # Zip's first day.
 
 # weights, features [N, D] and the bag's count [] to arrays.
@@ -69,6 +74,20 @@ class Archive:
 
     return predict
 
+  def predictor(
+    self, least: int = 1
+  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns the function of a bag [N, D]; see `predict_bag`.
+
+    Args:
+      least: rows that a bag is padded to at least.
+
+    Raises:
+      ExportError: as of `predict`.
+    """
+    predict, weights = self.predict(), jax.device_put(self.weights)
+    return lambda bag: predict_bag(predict, weights, bag, self.lengths(), least)
+
   def lengths(self) -> tuple[int, ...] | None:
     """Returns the lengths that bags are padded to; None for any length."""
     if ANY in self.programs:
@@ -86,31 +105,55 @@ def padded_length(
 ) -> int:
   """Returns the length that a bag of `count` instances is padded to.
 
-  A function of the bag alone: 64, 96, 128, 184, 256 and so on, each about 1.41
-  times the one before, so that all bags together need few programs.
-
   Args:
     count: instances of the bag.
-    lengths: ascending, to choose from instead.
+    lengths: ascending, to choose from; 64, 96, 128, 184, 256 and so on by
+      default.
     least: no shorter than this.
 
   Raises:
     ExportError: if the bag is longer than all `lengths`.
   """
-  if lengths is not None:
-    for length in lengths:
-      if count <= length:
-        return length
-    raise ExportError(
-      f'{count} instances, and the programs of this file take up to '
-      f'{lengths[-1]}; predict with --run'
-    )
-  step = 0
-  while True:
-    length = int(-(-LEAST * 2 ** (step / 2) // _MULTIPLE)) * _MULTIPLE
+  for length in lengths or _LENGTHS:
     if length >= max(count, least):
       return length
-    step += 1
+  raise ExportError(
+    f'{count} instances, and the programs of this file take up to '
+    f'{lengths[-1]}; predict with --run'
+  )
+
+
+def predict_bag(
+  predict: Predict,
+  weights: Mapping[str, Any],
+  features: np.ndarray,
+  lengths: Sequence[int] | None = None,
+  least: int = 1,
+) -> dict[str, np.ndarray]:
+  """Returns what the models of R folds predict for one bag.
+
+  Args:
+    predict: see `inference.Design.predict`.
+    weights: what it takes.
+    features: [N, D].
+    lengths: see `padded_length`.
+    least: no shorter than this.
+
+  Returns:
+    `prob` [R, C], `attention` [R, N, A], `instance_prob` [R, N, C] and `kept`
+    [R, N].
+
+  Raises:
+    ExportError: if the bag is longer than all `lengths`.
+  """
+  count, width = features.shape
+  x = np.zeros((padded_length(count, lengths, least), width), np.float32)
+  x[:count] = features
+  out = jax.device_get(predict(weights, x, np.int32(count)))
+  return {
+    name: value if name == 'prob' else value[:, :count]
+    for name, value in out.items()
+  }
 
 
 def pack(archive: Archive) -> bytes:
@@ -150,12 +193,9 @@ def read(path: str | pathlib.Path) -> Archive:
     weights = safetensors.numpy.load(content.pop(_WEIGHTS))
   except (ExportError, FileNotFoundError):
     raise
-  except KeyError as error:
-    raise ExportError(
-      f'{path}: no model of experiments.export: no {error}'
-    ) from (error)
   except (
     zipfile.BadZipFile,
+    KeyError,  # A part is missing.
     safetensors.SafetensorError,
     EOFError,
     NotImplementedError,  # A zip of another kind.

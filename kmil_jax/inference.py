@@ -1,6 +1,6 @@
 """Predictions of trained models for one bag, and their lowered programs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -19,18 +19,29 @@ CHOOSER, MODEL = 'chooser', 'model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
 
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-  """The networks of a prediction, and what is made of their outputs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """A form of a bag model, and what is made of its outputs."""
 
   model: str  # of SPECS
-  num_classes: int
-  width: int  # of the features
   precision: str = 'float32'
   # Where the model has a first stage.
   choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design(Variant):
+  """The networks of a prediction."""
+
+  num_classes: int
+  width: int  # of the features
+
+  @property
+  def least(self) -> int:
+    """Rows that a bag is padded to at least."""
+    return self.options.get('total_instances', 1)
 
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
@@ -83,19 +94,11 @@ class Design:
       )
       kept = mask
       if CHOOSER in networks:
-        scores = kmil.instance_scores(
-          apply(CHOOSER, mask).instance_logits, self.choice.score
-        )
-        kept = kmil.key_instances(
-          scores, mask, self.choice.drop_per_mille, self.choice.drop
-        )
+        logits = apply(CHOOSER, mask).instance_logits
+        kept = kmil.chosen(logits, mask, self.choice)
       prediction = apply(MODEL, kept)
       return {
-        'prob': (
-          kmil.combined_prob(prediction, kept)
-          if self.combine
-          else jax.nn.softmax(prediction.logits)
-        ),
+        'prob': kmil.prob(prediction, kept, self.combine),
         'attention': prediction.attention,
         'instance_prob': jax.nn.softmax(prediction.instance_logits),
         'kept': kept,
@@ -104,33 +107,37 @@ class Design:
     params = traverse_util.unflatten_dict(dict(weights), sep='/')
     return cpu.map_folds(SPECS[self.model], one_fold, params)
 
+  def predictor(
+    self, weights: Mapping[str, np.ndarray]
+  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Returns the function of a bag [N, D]; see `export.predict_bag`."""
+    predict, weights = jax.jit(self.predict), jax.device_put(dict(weights))
+    return lambda bag: archives.predict_bag(
+      predict, weights, bag, least=self.least
+    )
+
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.
 
     Args:
       weights: in the shapes that it will be given.
     """
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(weights)
-    )
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    shape = jax.ShapeDtypeStruct
+    call = export.export(jax.jit(self.predict), platforms=PLATFORMS)
+    bag = lambda n: (shape((n, self.width), jnp.float32), shape((), jnp.int32))
     if SPECS[self.model].fixed_length:
       sizes = {archives.program_name(n): n for n in archives.LENGTHS}
     else:
-      least = max(self.options.get('total_instances', 1), archives.LEAST)
-      (any_size,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
-      sizes = {archives.ANY: any_size}
+      least = max(self.least, archives.LEAST)
+      (n,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
+      sizes = {archives.ANY: n}
     # Do not store local file paths in the exported program.
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
       with cpu.lowering_for(None):
         return {
-          name: bytes(
-            export.export(jax.jit(self.predict), platforms=PLATFORMS)(
-              shapes, jax.ShapeDtypeStruct((n, self.width), jnp.float32), count
-            ).serialize()
-          )
+          name: bytes(call(dict(weights), *bag(n)).serialize())
           for name, n in sizes.items()
         }
     finally:

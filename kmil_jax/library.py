@@ -1,24 +1,17 @@
 """The public library: bag models trained on arrays, for a notebook."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 import dataclasses
 import functools
 import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
-from kmil_jax import export, folds as stages, intervals, metrics, plan, splits
+from kmil_jax import folds as stages, intervals, metrics, plan, splits
 from kmil_jax.folds import Fold, Settings
-from kmil_jax.inference import (
-  CHOOSER,
-  MODEL,
-  Design,
-  network_settings,
-  stack,
-)
+from kmil_jax.inference import Design, network_settings, stack
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader
 from kmil_jax.types import ModelSpec, Recipe, Store
@@ -69,16 +62,16 @@ class Trained:
     known = np.isfinite(p.prob).all(1)
     label, prob, patient = p.label[known], p.prob[known], p.patient[known]
     value = metrics.evaluate(label, prob)
-    bounds, _ = intervals.of_metrics(label, prob, patient, resamples=resamples)
+    bounds = intervals.of_metrics(label, prob, patient, resamples=resamples)
     return {
-      name: (value[name], float(low), float(high))
-      for name, (low, high) in bounds.items()
+      name: tuple(float(x) for x in (value[name], *bounds[name]))
+      for name in metrics.NAMES
     }
 
   def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the folds' mean probabilities of bags [N_i, D], [m, C]."""
     bags = _checked(bags, self.design.width)
-    return np.stack([self._run(bag)['prob'].mean(0) for bag in bags])
+    return np.stack([self.predictor(bag)['prob'].mean(0) for bag in bags])
 
   def attention(self, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns where the folds look in a bag [N, D].
@@ -88,26 +81,15 @@ class Trained:
       share of the folds that keep each instance, [N] (1 but for KMIL).
     """
     (bag,) = _checked([bag], self.design.width)
-    out = self._run(bag)
+    out = self.predictor(bag)
     attention = out['attention']
     column = out['prob'].mean(0).argmax() if attention.shape[-1] > 1 else 0
     return attention[..., column].mean(0), out['kept'].mean(0)
 
   @functools.cached_property
-  def _predict(self) -> Any:
-    return jax.jit(self.design.predict)
-
-  def _run(self, bag: np.ndarray) -> dict[str, np.ndarray]:
-    least = self.design.options.get('total_instances', 1)
-    length = export.padded_length(len(bag), least=least)
-    x = np.zeros((length, bag.shape[1]), np.float32)
-    x[: len(bag)] = bag
-    count = np.int32(len(bag))
-    out = jax.device_get(self._predict(self.weights, x, count))
-    return {
-      name: value if name == 'prob' else value[:, : len(bag)]
-      for name, value in out.items()
-    }
+  def predictor(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The function of a bag [N, D]; see `export.predict_bag`."""
+    return self.design.predictor(self.weights)
 
 
 def fit(
@@ -150,10 +132,7 @@ def fit(
     raise ValueError(f'All labels are {labels[0]}. Give two classes or more.')
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
-  settings.setdefault(
-    'chooser_recipe', stages.chooser_recipe(SPECS[model], recipe)
-  )
-  chosen = Settings(model, recipe, seed=seed, **settings)
+  chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
   runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
   loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
@@ -172,52 +151,58 @@ def fit(
   return Trained(
     classes=tuple(classes.tolist()),
     design=chosen.design(len(classes), loader.width),
-    weights=stack(
-      [_of_fold(results, r) for r in np.flatnonzero(~results.lost)]
-    ),
+    weights=stack([results.of_run(r) for r in np.flatnonzero(~results.lost)]),
     predictions=Predictions(prob, label, patient, fold),
     diverged=tuple(results.diverged),
   )
 
 
-def load(folder: str | pathlib.Path) -> Trained:
-  """Returns the models of all finished folds of a results folder.
+def load(
+  folder: str | pathlib.Path, folds: Sequence[int] | None = None
+) -> Trained:
+  """Returns the models of folds of a results folder.
 
   Their probabilities are those before any temperature.
 
   Args:
-    folder: of `experiments.kmil`.
+    folder: of `experiments.kmil`, or of one setting of `experiments.ablations`.
+    folds: their numbers; by default those of all finished folds.
 
   Raises:
-    FileNotFoundError: if it is no results folder, or has no finished fold.
-    ValueError: if it is of another script.
+    FileNotFoundError: if it is no results folder, or a fold is not finished.
+    ValueError: if it is of another script, or its files do not fit each other.
   """
   folder = pathlib.Path(folder).expanduser()
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   # Version 1 of the file calls them flags.
   options = config.get('options', config.get('flags', {}))
-  if 'cohort' not in config or options.get('model') not in SPECS:
+  if options.get('model') not in SPECS:
     raise ValueError(
       f'{folder}: these are no models of bags. Give a folder of'
-      ' experiments.kmil.'
+      ' experiments.kmil or experiments.ablations.'
     )
-  cohort = config['cohort']
-  classes = tuple(cohort['classes'])
+  if 'cohort' not in config:
+    raise ValueError(
+      f'{folder}: an older version began it, and did not record what features'
+      ' the models take. Run its command again: it trains nothing that is done.'
+    )
+  classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
   design = Design(
-    num_classes=len(classes),
-    width=cohort['width'],
-    **network_settings(options),
+    num_classes=len(classes), width=width, **network_settings(options)
   )
-  paths = sorted(folder.glob('fold_*/predictions.csv'))
-  if not paths:
+  if folds is None:
+    done = folder.glob('fold_*/predictions.csv')
+    folds = sorted(int(path.parent.name.removeprefix('fold_')) for path in done)
+  if not folds:
     raise FileNotFoundError(f'{folder}: no fold is finished.')
-  models = [stages.load(path.parent, design) for path in paths]
-  networks = [
-    {MODEL: model.params}
-    | ({CHOOSER: model.chooser_params} if model.chooser_params else {})
-    for model in models
-  ]
-  return Trained(classes=classes, design=design, weights=stack(networks))
+  try:
+    models = [stages.load(folder / f'fold_{fold}', design) for fold in folds]
+  except (AssertionError, KeyError, ValueError) as error:
+    raise ValueError(
+      f'{folder}: the folds have no parameters of {design.model} with'
+      f' {len(classes)} classes and {width} features ({error}).'
+    ) from error
+  return Trained(classes=classes, design=design, weights=stack(models))
 
 
 def register(name: str, spec: ModelSpec) -> None:
@@ -233,13 +218,6 @@ def register(name: str, spec: ModelSpec) -> None:
   if name in SPECS:
     raise ValueError(f'There is a model {name!r} already. Choose another name.')
   SPECS[name] = spec
-
-
-def _of_fold(results: stages.FoldResults, r: int) -> dict[str, Any]:
-  """Returns the parameters of a fold by network."""
-  trees = {MODEL: results.params, CHOOSER: results.chooser_params}
-  some = {name: tree for name, tree in trees.items() if tree is not None}
-  return jax.tree.map(lambda x: x[r], some)
 
 
 def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:

@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from data.splits import SplitError
-from experiments import maps
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
 from experiments.evaluation import figures, groups, predictions, summary
 from experiments.evaluation.predictions import TEST, Predictions
+from experiments.maps import attention as attention_files
 from experiments.reporting import page
 from experiments.run import progress
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import checkpoint, folds, parallel, selection
-from kmil_jax.folds import Fold, Settings, Stage
+from kmil_jax.folds import Fold, Settings
 from kmil_jax.models.kmil import Choice
+from kmil_jax.types import Recipe
 
 # Of metrics.jsonl.
 COLUMNS = (
@@ -98,11 +99,10 @@ def train_folds(
     if results.lost[r]:
       continue
     # All processes: Orbax waits for each of them.
-    with Folder(run.folder.parent).plain(run.folder.name) as path:
-      folds.save(path, results, r)
+    folds.save(run.folder, results, r)
     if attention and parallel.is_first():
       test = splits[run.fold].test
-      maps.write(run.folder, cohort, bags, test, results, r)
+      attention_files.write(run.folder, cohort, bags, test, results, r)
     prob = {part: values[r] for part, values in results.prob.items()}
     write_predictions(Folder(run.folder), run.fold, material, prob)
   parallel.wait_for_all('trained')
@@ -183,12 +183,9 @@ def test_second(
   if not todo:
     return
   design = settings.design(len(cohort.classes), cohort.width)
-  models = []
-  for fold in todo:
-    with folder.plain(f'fold_{fold}') as path:
-      models.append(folds.load(path, design))
+  models = [folds.load(folder.at(f'fold_{fold}'), design) for fold in todo]
   bags = cohort.bags(settings.precision, stream)
-  probs = folds.predict_all(bags, settings, models)
+  probs = folds.predict(bags, design, models)
   folder.write(_SECOND, cohort.fingerprint())
   everything = np.ones(len(cohort.label), bool)
   for fold, prob in zip(todo, probs, strict=True):
@@ -216,7 +213,7 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
   if material.group:
     table = groups.write(folder, material.group, classes)
     print(f'\n{table.terminal()}')
-  page.write(folder.path)
+  page.write(folder)
 
 
 def _watch(
@@ -225,18 +222,18 @@ def _watch(
   """Keeps a stage's checkpoints in `state`, and shows its progress."""
 
   @contextlib.contextmanager
-  def watch(stage: Stage, serves: list[list[int]]) -> Iterator[Any]:
+  def watch(
+    stage: str, recipe: Recipe, serves: list[list[int]]
+  ) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
-      path = stack.enter_context(folder.plain(f'{state}/{stage.name}'))
-      saved = stack.enter_context(
-        contextlib.closing(checkpoint.Checkpoints(path))
-      )
+      kept = checkpoint.Checkpoints(folder.at(state) / stage)
+      saved = stack.enter_context(contextlib.closing(kept))
       shown = progress.Progress(
         [[runs[r].folder for r in ours] for ours in serves],
         {name: name for name in COLUMNS},
-        stage.recipe.epochs,
-        name=f'{stage.name} x {len(serves)} run{"s" * (len(serves) > 1)}',
-        stage=stage.name,
+        recipe.epochs,
+        name=f'{stage} x {len(serves)} run{"s" * (len(serves) > 1)}',
+        stage=stage,
         tensorboard=tensorboard,
       )
       stack.enter_context(contextlib.closing(shown))

@@ -310,10 +310,8 @@ def settings(model: Model, training: Training, seed: int) -> folds.Settings:
       f'--total_instances={model.total_instances} must be at least'
       f' --pseudo_bags={model.pseudo_bags}.'
     )
-  recipe = training.recipe_of(model.model)
   return folds.Settings(
-    recipe=recipe,
-    chooser_recipe=folds.chooser_recipe(SPECS[model.model], recipe),
+    recipe=training.recipe_of(model.model),
     seed=seed,
     **inference.network_settings(to_json([model, training])),
   )

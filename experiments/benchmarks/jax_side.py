@@ -46,9 +46,7 @@ def forward(model: str, dtype: Any = None) -> Callable:
 
   def both(params, x, mask):
     first = chooser.apply({'params': params['chooser']}, x, mask, train=False)
-    choice = kmil.Choice()
-    scores = kmil.instance_scores(first.instance_logits, choice.score)
-    keep = kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
+    keep = kmil.chosen(first.instance_logits, mask, kmil.Choice())
     return apply({'params': params['model']}, x, keep, train=False)
 
   return both
@@ -171,13 +169,11 @@ def store_of(cohort: Cohort, dtype: Any) -> tuple[Store, tuple[int, ...]]:
 def _kept(model, params, store, cohort):
   """Returns the key instances of every run and bag, bool [R, T]."""
   chooser = SPECS[SPECS[model].chooser].make(num_classes=CLASSES)
-  choice = kmil.Choice()
 
   @jax.jit
   def keys(params, x, mask):
     said = chooser.apply({'params': params}, x, mask, train=False)
-    scores = kmil.instance_scores(said.instance_logits, choice.score)
-    return kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
+    return kmil.chosen(said.instance_logits, mask, kmil.Choice())
 
   buckets = plan.bucket_lengths(cohort.length)
   keep = np.zeros((len(params), len(store.features)), bool)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
@@ -14,7 +15,7 @@ from kmil_jax import calibration, delong, intervals, metrics
 # Of fewer patients a temperature is not worth fitting.
 LEAST_PATIENTS = 30
 _TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
-_AT_BOUND = 'validation does not say how sure to be'
+_AT_BOUND = 'validation slides do not show how sure the model may be'
 # Columns of summary.csv, for the test and the validation part each.
 _COLUMNS = {
   'auc': 'auroc',
@@ -113,15 +114,15 @@ def of_folds(
   """
   values = metrics.evaluate(whole.label, whole.prob)
   by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
-  overall, by_class = intervals.of_metrics(whole.label, whole.prob, whole.case)
+  bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
   table = {}
   for name in metrics.NAMES:
     each = np.array([scores[name] for scores in by_fold])
     table[name] = {
       **mean_and_std(each),
       whole_name: number(values[name]),
-      'ci_low': number(overall[name][0]),
-      'ci_high': number(overall[name][1]),
+      'ci_low': number(bounds[name][0]),
+      'ci_high': number(bounds[name][1]),
       'per_fold': [number(v) for v in each],
     }
   aurocs, covariance = class_covariance(whole)
@@ -130,9 +131,9 @@ def of_folds(
   return {
     'metrics': table,
     'auroc_delong': _delong(weight @ aurocs, variance),
-    'per_class': _per_class(whole, by_class, aurocs, covariance, classes),
-    'confusion': metrics.confusion(
-      whole.label, whole.prob.argmax(1), len(classes)
+    'per_class': _per_class(whole, values, bounds, aurocs, covariance, classes),
+    'confusion': confusion_matrix(
+      whole.label, whole.prob.argmax(1), labels=range(len(classes))
     ).tolist(),
   }
 
@@ -155,7 +156,7 @@ def class_covariance(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def summary_weight(num_classes: int) -> np.ndarray:
   """The weights of the classes' AUROCs in the summary AUROC, [C].
 
-  The same as `metrics.summary_auroc`, a mean of classes being a mean of their
+  The same as `metrics.evaluate` has it, a mean of classes being a mean of their
   components.
   """
   if num_classes == 2:
@@ -267,9 +268,9 @@ def text(summary: Mapping[str, Any]) -> str:
     f'{summary["model"]}, task {summary["task"]}: test parts of folds {folds}'
   )
   tables = [
-    _metrics_table(summary, 'pooled', title),
+    metrics_table(summary, 'pooled', title),
     _class_table(summary),
-    _calibration_table(summary['calibration']),
+    calibration_table(summary['calibration']),
   ]
   if external := summary.get('external'):
     title = (
@@ -277,13 +278,14 @@ def text(summary: Mapping[str, Any]) -> str:
       f' {external["cases"]} cases: each fold, and the mean probability'
     )
     tables += [
-      _metrics_table(external, 'ensemble', title),
+      metrics_table(external, 'ensemble', title),
       _class_table(external),
     ]
   return '\n'.join(f'\n{table.terminal()}' for table in tables)
 
 
-def _metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+  """Every metric on the whole, its interval, mean and deviation of folds."""
   found = dict(part['metrics'])
   closed = part['auroc_delong']
   found['auroc, by DeLong'] = found['auroc'] | {
@@ -314,19 +316,22 @@ def _class_table(part: Mapping[str, Any]) -> Table:
   )
 
 
-def _calibration_table(found: Mapping[str, Any]) -> Table:
+def calibration_table(found: Mapping[str, Any]) -> Table:
+  """Errors of the probabilities, as they are and at the temperatures."""
   after = found['after_temperature']
   rows = [Row((name,), {'': (found[name], after[name])}) for name in after]
-  pairs = zip(found['temperature'], found['temperature_reason'], strict=True)
+  reasons = found.get('temperature_reason')  # Since all folds share one fit.
+  reasons = reasons or [''] * len(found['temperature'])
+  pairs = zip(found['temperature'], reasons, strict=True)
   shown = ' '.join(f'{t:.2f}' + '*' * bool(reason) for t, reason in pairs)
-  reasons = sorted(set(found['temperature_reason']) - {''})
+  marks = [f'* not fitted: {reason}' for reason in sorted({*reasons} - {''})]
   return Table(
     'calibration',
     'Calibration, and at temperatures fitted on validation',
     ('error',),
     dict.fromkeys(('as is', 'at temperature'), '.3f'),
     rows,
-    [f'temperatures {shown}', *(f'* not fitted: {text}' for text in reasons)],
+    [f'temperatures {shown}', *marks],
   )
 
 
@@ -347,19 +352,19 @@ def _by_fold(
 
 def _per_class(
   whole: Predictions,
+  values: Mapping[str, np.ndarray],
   bounds: Mapping[str, np.ndarray],
   aurocs: np.ndarray,
   covariance: np.ndarray,
   classes: Sequence[str],
 ) -> dict[str, Any]:
-  values = metrics.evaluate_classes(whole.label, whole.prob)
+  short = {key: key.removeprefix('class_') for key in metrics.CLASS_NAMES}
   table = {}
   for c, name in enumerate(classes):
-    row = {key: number(values[key][c]) for key in metrics.CLASS_NAMES}
+    row = {short[key]: number(values[key][c]) for key in short}
     row['slides'] = int((whole.label == c).sum())
-    for key in metrics.CLASS_NAMES:
-      low, high = bounds[key][:, c]
-      row[f'{key}_ci_low'], row[f'{key}_ci_high'] = number(low), number(high)
+    for key, of in short.items():
+      row[f'{of}_ci_low'], row[f'{of}_ci_high'] = map(number, bounds[key][:, c])
     row['auroc_delong'] = _delong(aurocs[c], covariance[c, c])
     table[name] = row
   return table

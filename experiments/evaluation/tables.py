@@ -79,7 +79,7 @@ class Table:
     has_names = any(name for row in held for name in row.lines)
     table = [[*self.labels, *['from'] * has_names, *self.columns]]
     for row in held:
-      labels = list(row.labels)
+      labels = list(map(str, row.labels))
       for name, values in row.lines.items():
         pairs = zip(values, self.columns.values(), strict=True)
         texts = [_text(value, form) for value, form in pairs]
@@ -91,13 +91,10 @@ class Table:
     """Returns title, aligned columns and notes."""
     table = self.cells()
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = len(table[0]) - len(self.columns)
     lines = []
     for line in table:
       cells = [
-        cell.ljust(width)
-        if i < left or self._is_text(i - left)
-        else cell.rjust(width)
+        cell.ljust(width) if self.is_left(i) else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(line, widths, strict=True))
       ]
       lines.append('  '.join(cells).rstrip())
@@ -106,11 +103,8 @@ class Table:
   def markdown(self) -> str:
     """Returns title, table and notes."""
     table = self.cells()
-    left = len(table[0]) - len(self.columns)
-    rule = [
-      ':--' if i < left or self._is_text(i - left) else '--:'
-      for i in range(len(table[0]))
-    ]
+    sides = map(self.is_left, range(len(table[0])))
+    rule = [':--' if is_left else '--:' for is_left in sides]
     lines = [
       '| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |'
       for line in [table[0], rule, *table[1:]]
@@ -152,8 +146,10 @@ class Table:
       rows.append(Row(row.labels, lines))
     return rows
 
-  def _is_text(self, column: int) -> bool:
-    return list(self.columns.values())[column] == ''
+  def is_left(self, column: int) -> bool:
+    """Whether a column of `cells` is aligned to the left, as text is."""
+    left = len(self.cells()[0]) - len(self.columns)
+    return column < left or list(self.columns.values())[column - left] == ''
 
 
 def _text(value: Any, form: str) -> str:

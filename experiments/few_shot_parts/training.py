@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from data import atomic
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles
 from experiments import (
   encoder,
@@ -287,5 +287,5 @@ def _chunks(tiles: LabelledTiles) -> Iterator[np.ndarray]:
 
 def _save(path: pathlib.Path, state: dict[str, np.ndarray]) -> None:
   state = {name: np.ascontiguousarray(x) for name, x in state.items()}
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_bytes(safetensors.numpy.save(state))

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
-from matplotlib import figure
-
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
 from experiments.run.check import Findings
@@ -51,7 +49,7 @@ class File:
 
   Attributes:
     name: in the folder.
-    content: a figure of matplotlib, or as `results.Folder.write` takes it.
+    content: as `results.Folder.write` takes it.
   """
 
   name: str
@@ -67,6 +65,7 @@ class Paper:
     source: who published it, and where.
     recipe: the paper's, a dataclass for each kind of training.
     phantom: what is changed of it on the phantom, by kind of training.
+    own: what is changed of it otherwise, likewise.
   """
 
   name: str
@@ -75,6 +74,7 @@ class Paper:
   phantom: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
+  own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def here(self, asked: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
     """Returns the recipes as they are used: changed by the phantom, by flags.
@@ -89,7 +89,7 @@ class Paper:
       given |= {k: v for k, v in vars(one).items() if v is not None}
     found = {}
     for kind, recipe in self.recipe.items():
-      changes = dict(self.phantom.get(kind, {})) if is_phantom else {}
+      changes = dict((self.phantom if is_phantom else self.own).get(kind, {}))
       changes |= {k: v for k, v in given.items() if k in vars(recipe)}
       found[kind] = dataclasses.replace(recipe, **changes)
     return found
@@ -102,9 +102,11 @@ class Paper:
         published = getattr(self.recipe[kind], name)
         if value != published:
           kinds.setdefault((name, value, published), []).append(kind)
+    text = lambda v: ', '.join(map(str, v)) if isinstance(v, tuple) else v
     parts = [
-      f'{name.replace("_", " ")} {value} ({published})'
-      + f' of {", ".join(some)}' * (len(some) < len(here))
+      f'{name.replace("_", " ")} {text(value)} ({text(published)})'
+      + f' of {", ".join(some)}'
+      * (len(some) < sum(name in vars(recipe) for recipe in here.values()))
       for (name, value, published), some in kinds.items()
     ]
     return 'here (paper): ' + (', '.join(parts) or 'the same recipe')
@@ -143,13 +145,10 @@ def run(
   """
   (output,) = (one for one in asked if isinstance(one, Output))
   recipe = paper.here(asked, material.is_phantom)
+  tables, here = list(material.tables()), paper.differences(recipe)
   text = [f'# {paper.name}: {paper.source}', material.note]
-  text += [table.markdown() for table in material.tables()]
-  text.append(paper.differences(recipe))
-  show(material.note)
-  for table in material.tables():
-    show(table.terminal() + '\n')
-  show(paper.differences(recipe))
+  text += [*(table.markdown() for table in tables), here]
+  show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
   if check:
     findings = Findings()
     material.check(findings)
@@ -159,7 +158,7 @@ def run(
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
-          _write(folder, item)
+          folder.write(item.name, item.content)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
@@ -172,13 +171,3 @@ def run(
     parallel.wait_for_all('study')
     show(f'results in {path}')
     progress.raise_if_diverged(progress.below(path))
-
-
-def _write(folder: results.Folder, file: File) -> None:
-  if isinstance(file.content, figure.Figure):
-    folder.save(
-      file.name,
-      lambda path: file.content.savefig(path, dpi=130, format='png'),
-    )
-  else:
-    folder.write(file.name, file.content)

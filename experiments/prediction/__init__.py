@@ -1,1 +1,1 @@
-"""Parts of experiments.predict and experiments.export."""
+"""What experiments.predict and experiments.export share."""

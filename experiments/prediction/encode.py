@@ -1,22 +1,35 @@
 """Makes features of new slides as those of trained models were made."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import os
 import pathlib
 from typing import NoReturn
 
 from data import slides
-from experiments import encoding, weights as weight_files
+from experiments import encoding, scale_flags, weights as weight_files
 from experiments.cohort_tiles import TileSpec
-from experiments.prediction import run_folder
-from experiments.prediction.bags import Failure
-from experiments.prediction.card import Card, PredictionError
+from experiments.prediction.models import Card, PredictionError
+from experiments.prediction.outputs import Failure
 from experiments.preflight import slides as preflight
+from experiments.run.results import Folder
 from kmil_jax import port
 
 _OURS = 'resnet50-conv4-'  # Encoders of experiments.extract.
-_NEEDED = ('mpp', 'patch_size')
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+  """Names faults of the user's input as those of a prediction."""
+  try:
+    yield
+  except (
+    encoding.EncodingError,
+    port.PortError,
+    weight_files.WeightsError,
+  ) as error:
+    raise PredictionError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +42,10 @@ class Job:
 
   def check(self, features_dir: pathlib.Path) -> NoReturn:
     """Looks at every slide and ends the script; see `preflight.slides`."""
-    preflight.check(
-      self.paths, str(features_dir), self.spec, self.encoder.attributes()
-    )
+    made = self.encoder.attributes()
+    preflight.check(self.paths, str(features_dir), self.spec, made)
 
+  @_named()
   def run(self, features_dir: pathlib.Path) -> tuple[list[str], list[Failure]]:
     """Writes `<slide_id>.h5` of every slide that has none yet.
 
@@ -42,29 +55,20 @@ class Job:
     Raises:
       PredictionError: if the folder holds features made otherwise.
     """
-    try:
-      failed = encoding.extract(
-        self.paths, features_dir, self.encoder, self.spec
-      )
-    except encoding.EncodingError as error:
-      raise PredictionError(str(error)) from error
-    without = {failure.slide_id for failure in failed}
-    ids = [slides.slide_id(path) for path in self.paths]
-    return (
-      [slide for slide in ids if slide not in without],
-      [Failure(*failure) for failure in failed],
-    )
+    failed = encoding.extract(self.paths, features_dir, self.encoder, self.spec)
+    failures = [Failure(*failure) for failure in failed]
+    ids = {slides.slide_id(path) for path in self.paths}
+    return sorted(ids - {slide for slide, _ in failures}), failures
 
 
+@_named()
 def plan(
   slides_dir: pathlib.Path,
   card: Card,
-  *,
   weights: str | None,
-  run: pathlib.Path | None,
-  cache_dir: str,
-  default_mpp: float | None,
-  scales: Callable[[Sequence[pathlib.Path]], Mapping[str, float]],
+  run: Folder | None,
+  cache_dir: pathlib.Path,
+  scale: scale_flags.Scale,
 ) -> Job:
   """Returns what makes features like those that the models were trained on.
 
@@ -75,59 +79,51 @@ def plan(
     run: results folder of the models, if that is at hand: without `weights`, a
       random encoder is sought beside the features of the training.
     cache_dir: where ImageNet weights may have been put.
-    default_mpp: of level 0, for slides that do not state it.
-    scales: returns those of single slides, of all slides' paths.
+    scale: of slides that do not state theirs.
 
   Raises:
     PredictionError: if such features cannot be made.
     SlideError: if there are no slides.
   """
-  made = card.features
-  encoder_name = made.get('encoder', 'unknown')
-  lacking = [name for name in _NEEDED if name not in made]
-  if lacking or not encoder_name.startswith(_OURS):
-    told = f', and {" and ".join(lacking)} not stated' if lacking else ''
+  made, encoder_name = card.features, card.features.get('encoder', 'unknown')
+  known = encoder_name.startswith(_OURS) or encoder_name == weights
+  if not known or not {'mpp', 'patch_size'} <= set(made):
     raise PredictionError(
-      f'--slides_dir: the models take features of encoder {encoder_name}{told}:'
-      ' make them with the tool that made those of the training, and give'
-      ' --features_dir'
+      f'--slides_dir: the models take features of encoder {encoder_name}, with'
+      f' tiles of {made.get("patch_size", "unknown")} px at'
+      f' {made.get("mpp", "unknown")} um/px. Make them with the tool that made'
+      ' those of the training, and give --features_dir.'
     )
   paths = slides.list_slides(slides_dir)
   if not paths:
     raise slides.SlideError(f'{slides_dir}: holds no slides')
-  if weights is None and run is not None:
-    kept = run_folder.features_dir(run) / weight_files.RANDOM_FILE
+  if weights is None and run:
+    trained_on = run.config().cohort['features_dir']
+    kept = pathlib.Path(trained_on, weight_files.RANDOM_FILE)
     weights = str(kept) if kept.exists() else None
   if weights is None:
     raise PredictionError(
-      f'--slides_dir: the models take features of encoder {encoder_name}; give'
-      ' its weights by --weights'
+      f'--slides_dir: the models take features of encoder {encoder_name}. Give'
+      ' its weights by --weights.'
     )
-  try:
-    encoder = weight_files.make_encoder(
-      weights,
-      features_dir='',
-      cache_dir=cache_dir,
-      sample=_never,
-      precision=made.get('precision', 'float32'),
-    )
-  except (port.PortError, weight_files.WeightsError) as error:
-    raise PredictionError(str(error)) from error
+  encoder = weight_files.make_encoder(
+    weights,
+    features_dir='',
+    cache_dir=cache_dir,
+    sample=tuple,  # Not called: a random encoder is made for a training only.
+    precision=made.get('precision', 'float32'),
+  )
   if encoder.name != encoder_name:
     raise PredictionError(
-      f'--weights={weights} is encoder {encoder.name}; the models take'
-      f' features of encoder {encoder_name}'
+      f'--weights={weights} is encoder {encoder.name}. The models take features'
+      f' of encoder {encoder_name}.'
     )
   spec = TileSpec(
     tile_size=int(float(made['patch_size'])),
     mpp=float(made['mpp']),
     min_tissue=float(made.get('min_tissue', TileSpec.min_tissue)),
-    default_mpp=default_mpp,
-    mpp_of=scales(paths),
+    default_mpp=scale.slide_mpp,
+    mpp_of=scale.of(paths),
     threads=os.cpu_count() or 1,
   )
   return Job(paths, encoder, spec)
-
-
-def _never():
-  raise AssertionError('a random encoder is drawn for a training only')

@@ -1,175 +1,153 @@
-"""What is written of new slides: HDF5 of each, tables of all."""
+"""Predicts slides one after the other: HDF5 of each, tables of all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from data.features import FeatureFile
-from experiments import files
-from experiments.prediction.bags import Failure
-from experiments.prediction.card import Card
+from data.features import FeatureError
+from experiments.maps import tile_scores
+from experiments.prediction.bags import Bags
+from experiments.prediction.models import Card, Predict
+from experiments.run import progress
+from experiments.run.results import Folder
 from kmil_jax import calibration
 
-_MODEL, _FEATURES = 'model_sha256', 'features_sha256'
-_TEMPERATURE = 'temperature'  # Of `slide_maps.tile_scores`, too.
+_MARKS = ('model_sha256', 'features_sha256', 'temperature')
 
 
-def path_of(folder: pathlib.Path, fold: int, slide: str) -> pathlib.Path:
-  """Returns where a fold's view of a slide lies, as in a results folder."""
-  return folder / f'fold_{fold}' / 'attention' / f'{slide}.h5'
+class Failure(NamedTuple):
+  """A slide without a prediction, and why."""
+
+  slide_id: str
+  reason: str
 
 
-def write(
-  folder: pathlib.Path,
+def predict(
+  bags: Bags,
   card: Card,
-  slide: str,
-  bag: FeatureFile,
-  digest: str,
-  said: dict[str, np.ndarray],
-) -> None:
-  """Writes what each fold's model says of a slide, atomically.
+  models: Predict,
+  folder: Folder,
+  failures: Sequence[Failure] = (),
+) -> list[Failure]:
+  """Writes what models predict of slides, into files of each and tables of all.
 
-  `fold_<i>/attention/<slide_id>.h5` has the layout of `maps.write`; `prob` is
-  that of the model itself, before any temperature. Attributes tell which model
-  and which features it is of, and the temperature that maps are to apply.
+  `fold_<i>/attention/<slide_id>.h5` has the layout of a training's; `prob` is
+  that of the model itself, before any temperature. Attributes hold which model
+  and which features it is of, and the temperature that maps are to apply. A
+  slide is done when its files are there: what was killed goes on with the slide
+  it was at. Files of other models or features are replaced.
 
   Args:
-    folder: of the predictions.
+    bags: slides.
     card: of the models.
-    slide: its id.
-    bag: its features.
-    digest: of its features.
-    said: as of `predictor.Predictor`.
+    models: that predict them.
+    folder: of the predictions.
+    failures: other slides, which have no features.
+
+  Returns:
+    The slides without a prediction; none of their files stay.
   """
-  for r, fold in enumerate(card.folds):
-    arrays = {name: value[r] for name, value in said.items()}
-    if bag.coords is not None:
-      arrays['coords'] = bag.coords
-    marks = {
-      _MODEL: card.sha256[r],
-      _FEATURES: digest,
-      'classes': list(card.classes),
-    }
-    if card.temperature[r] is not None:
-      marks[_TEMPERATURE] = card.temperature[r]
-    path = path_of(folder, fold, slide)
-    files.write_h5(path, arrays, bag.attributes | marks)
-
-
-def is_done(folder: pathlib.Path, card: Card, slide: str, digest: str) -> bool:
-  """Whether a slide's files are there, of these models and features."""
-  for r, fold in enumerate(card.folds):
+  found, failures, done = {}, list(failures), 0
+  for slide in progress.bar(bags.ids, unit='slide', desc='predicted'):
     try:
-      with h5py.File(path_of(folder, fold, slide), locking=False) as f:
-        marks = _MODEL, _FEATURES, _TEMPERATURE
-        found = tuple(f.attrs.get(name) for name in marks)
-    except OSError:  # Absent, or not of this script.
-      return False
-    if found != (card.sha256[r], digest, card.temperature[r]):
-      return False
-  return True
+      if pathlib.PurePath(slide).name != slide or '\\' in slide:
+        raise FeatureError('its id is no name of a file')
+      digest, bag = bags.source.digest(slide), None
+      held = _read(folder, card, slide, digest)
+      if held is None:
+        bag = bags.source.read(slide)
+        arrays = models(bag.features)
+        if not np.isfinite(arrays['prob']).all():
+          raise FloatingPointError('the probabilities are not finite')
+    except Exception as error:  # Whatever it is, the other slides go on.
+      failures.append(Failure(slide, f'{type(error).__name__}: {error}'))
+      continue
+    done += bag is None
+    # A full disk is no fault of the slide.
+    for r, fold in enumerate(card.folds if bag else ()):
+      of_fold = {name: value[r] for name, value in arrays.items()}
+      if bag.coords is not None:
+        of_fold['coords'] = bag.coords
+      marks = _marks(card, r, digest) | {'classes': list(card.classes)}
+      path = tile_scores.path_of(folder.path, fold, slide)
+      tile_scores.write(path, of_fold, bag.attributes | marks)
+    found[slide] = held or (arrays['prob'], len(bag.features))
+  if done:
+    print(f'done before: {done} of {len(bags.ids)} slides')
+  for fold in card.folds:
+    first = tile_scores.path_of(folder.path, fold, '_')
+    for path in first.parent.glob('*.h5'):
+      if path.stem not in found:
+        path.unlink()
+  failures = sorted(failures)
+  folder.write('failures.csv', [['slide_id', 'reason'], *failures])
+  folder.write('predictions.csv', _rows(card, found))
+  return failures
 
 
-def doubts(card: Card) -> list[str]:
-  """Says which folds' temperatures say little."""
-  found = []
-  for fold, temperature in zip(card.folds, card.temperature, strict=True):
-    if temperature is None:
-      found.append(
-        f'fold {fold} has no temperature: its validation slides are too few, or'
-        ' do not say how sure it may be'
-      )
-    elif calibration.at_bound(temperature):
-      found.append(
-        f'fold {fold}: its temperature, {temperature:.3g}, is a bound: its'
-        ' validation slides do not say how sure it may be'
-      )
-  return found
-
-
-def write_tables(
-  folder: pathlib.Path,
-  card: Card,
-  slides: Sequence[str],
-  failures: Sequence[Failure],
-) -> dict[str, int]:
-  """Writes predictions.csv and failures.csv.
+def _rows(
+  card: Card, found: Mapping[str, tuple[np.ndarray, int]]
+) -> list[list]:
+  """Returns the rows of predictions.csv; prints how many slides a class has.
 
   A row has the mean of the folds' probabilities, their sample standard
   deviation (empty of one fold), and each fold's, which are those at its
-  temperature where the card has one. `calibrated` is `yes`, `no`, `partly` if
-  only some folds have one, or `bound` if one lies at the bound of its fit: then
-  the validation slides do not say how sure the model may be.
-
-  Maps of slides without a row, which an earlier call may have left, are
-  removed.
+  temperature if the card has one; `calibrated` is `yes`, `no`, or `partly` if
+  only some folds have one.
 
   Args:
-    folder: of the predictions.
     card: of the models.
-    slides: those asked for.
-    failures: those of them, and others, that have no files.
-
-  Returns:
-    How many slides are predicted to be of each class.
+    found: probabilities [R, C] and number of instances, by slide.
   """
   columns = [f'prob_{c}' for c in card.classes]
-  lines = [
-    [
-      *('slide_id', 'pred', *columns),
-      *(f'std_{c}' for c in card.classes),
-      *(f'fold_{i}_{column}' for i in card.folds for column in columns),
-      *('instances', 'calibrated'),
-    ]
-  ]
-  calibrated = _calibrated(card)
+  header = ['slide_id', 'pred', *columns, *(f'std_{c}' for c in card.classes)]
+  header += [f'fold_{i}_{column}' for i in card.folds for column in columns]
+  lines = [[*header, 'instances', 'calibrated']]
+  has = [t is not None for t in card.temperature]
+  calibrated = 'yes' if all(has) else 'partly' if any(has) else 'no'
   counts = dict.fromkeys(card.classes, 0)
-  without = {failure.slide_id for failure in failures}
-  told_of = sorted(set(slides) - without)
-  _remove_others(folder, card, set(told_of))
-  for slide in told_of:
-    prob, count = _read(folder, card, slide)
-    mean = prob.mean(0)
-    spread = prob.std(0, ddof=1) if len(prob) > 1 else [None] * len(mean)
+  for slide, (raw, instances) in sorted(found.items()):
+    prob = raw.astype(float)
+    for r in np.flatnonzero(has):
+      prob[r] = calibration.scale(prob[r : r + 1], card.temperature[r])[0]
+    mean, spread = prob.mean(0), [None] * len(columns)
+    if len(prob) > 1:
+      spread = prob.std(0, ddof=1).tolist()
     pred = card.classes[mean.argmax()]
     counts[pred] += 1
-    values = [*mean, *spread, *prob.ravel()]
-    told = ['' if x is None else repr(float(x)) for x in values]
-    lines.append([slide, pred, *told, count, calibrated])
-  files.write_rows(folder / 'predictions.csv', lines)
-  rows = [['slide_id', 'reason'], *sorted(failures)]
-  files.write_rows(folder / 'failures.csv', rows)
-  return counts
-
-
-def _remove_others(folder: pathlib.Path, card: Card, slides: set[str]) -> None:
-  """Removes what `write` wrote of other slides."""
-  for fold in card.folds:
-    for path in path_of(folder, fold, 'any').parent.glob('*.h5'):
-      if path.stem not in slides:
-        path.unlink()
-
-
-def _calibrated(card: Card) -> str:
-  fitted = [t for t in card.temperature if t is not None]
-  if not fitted:
-    return 'no'
-  if len(fitted) < len(card.temperature):
-    return 'partly'
-  return 'bound' if any(map(calibration.at_bound, fitted)) else 'yes'
+    values = [*mean.tolist(), *spread, *prob.ravel().tolist()]
+    lines.append([slide, pred, *values, instances, calibrated])
+  print(', '.join(f'{name} {count}' for name, count in counts.items()))
+  return lines
 
 
 def _read(
-  folder: pathlib.Path, card: Card, slide: str
-) -> tuple[np.ndarray, int]:
-  """Returns a slide's probabilities, float64 [R, C], and its instances."""
-  rows = []
-  for fold, temperature in zip(card.folds, card.temperature, strict=True):
-    with h5py.File(path_of(folder, fold, slide), locking=False) as f:
-      prob, count = f['prob'][()].astype(float), len(f['kept'])
-    if temperature is not None:
-      prob = calibration.scale(prob[None], temperature)[0]
-    rows.append(prob)
-  return np.stack(rows), count
+  folder: Folder, card: Card, slide: str, digest: str
+) -> tuple[np.ndarray, int] | None:
+  """Returns probabilities [R, C] and number of instances of a slide.
+
+  None unless the files of all folds are there, of these models and features.
+  """
+  prob = []
+  for r, fold in enumerate(card.folds):
+    try:
+      path = tile_scores.path_of(folder.path, fold, slide)
+      with h5py.File(path, locking=False) as file:
+        held = {n: v for n, v in file.attrs.items() if n in _MARKS}
+        if held != _marks(card, r, digest):
+          return None
+        prob.append(file['prob'][()])
+        instances = len(file['kept'])
+    except OSError:  # Absent, or not of this script.
+      return None
+  return np.stack(prob), instances
+
+
+def _marks(card: Card, run: int, digest: str) -> dict[str, str | float]:
+  """Returns what the file of a fold is a function of, as attributes of it."""
+  values = card.sha256[run], digest, card.temperature[run]
+  marks = zip(_MARKS, values, strict=True)
+  return {name: value for name, value in marks if value is not None}

@@ -28,9 +28,13 @@ from absl import flags
 # shown; one may be that of several flags, of different scripts.
 ALIASES: Sequence[tuple[str, str]] = (
   ('combine', 'average_with_top_instance'),
+  ('default_mpp', 'slide_mpp'),
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
+  ('mpp', 'image_mpp'),
+  ('mpp_csv', 'slide_mpp_csv'),
   ('score', 'kmil_score'),
+  ('score', 'rank_tiles_by'),
 )
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
 
@@ -63,7 +67,8 @@ def field(
     choices: all values there are.
     result: False if results do not depend on it, as on the place of a cache.
     only: other flags by name, and the values of them with which this one has an
-      effect; True for any value but None. Given otherwise, it is refused.
+      effect; True for any value but None, False for None. Given otherwise, it
+      is refused.
     positional: whether it has no flag: a tuple of all that is not a flag.
   """
   metadata = {
@@ -301,9 +306,13 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
   """Raises if a flag was given that the others leave without an effect."""
   for name, wanted in option.only.items():
     value = values[name].value
-    if wanted is True:
-      if not value:
+    if isinstance(wanted, bool):
+      if wanted and not value:
         raise OptionError(f'--{option.flag} requires --{name}.')
+      if value and not wanted:
+        raise OptionError(
+          f'--{option.flag} has no effect with --{name}. Leave it out.'
+        )
       continue
     held = value if isinstance(value, tuple) else (value,)
     if not set(held).intersection(wanted):

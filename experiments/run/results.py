@@ -20,11 +20,10 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
-from data import atomic
+from data.files import replacing
 from experiments.run import options
 from kmil_jax import parallel
 
@@ -119,7 +118,12 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
+    """Writes a file.
+
+    Args:
+      name: of the file.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib. A
+        text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -130,6 +134,8 @@ class Folder:
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
         return
+      case _ if isinstance(content, str):
+        pass
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':
@@ -137,14 +143,14 @@ class Folder:
         content = ''.join(lines)
       case '.csv':
         text = io.StringIO(newline='')
-        csv.writer(text).writerows(content)
+        csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
     self.save(name, lambda path: path.write_bytes(content.encode()))
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""
     if parallel.is_first():
-      with atomic.replacing(self.at(name)) as part:
+      with replacing(self.at(name)) as part:
         write(part)
 
   def config(self) -> Config:
@@ -166,23 +172,6 @@ class Folder:
       path, values, held['inputs'], held['made_by'], held.get('cohort', {})
     )
 
-  @contextlib.contextmanager
-  def plain(self, name: str) -> Iterator[pathlib.Path]:
-    """Yields a path of a folder in which libraries see no pattern.
-
-    Orbax takes brackets and backslashes in a path for a pattern, and cannot
-    load what it saved there: such a folder is reached by a link.
-    """
-    path = self.at(name).absolute()
-    if not set('[]*?\\').intersection(str(path)):
-      yield path
-      return
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as beside:
-      link = pathlib.Path(beside) / 'folder'
-      link.symlink_to(path)
-      yield link
-
 
 @contextlib.contextmanager
 def opened(
@@ -203,16 +192,10 @@ def opened(
     ResultsError: in every process, if another one writes into the folder, or it
       was begun with other options or inputs.
   """
-  folder, fault = Folder(path), ''
+  folder = Folder(path)
   with contextlib.ExitStack() as held:
-    if parallel.is_first():
-      try:
-        held.enter_context(_locked(folder))
-        record(folder, asked, inputs, cohort)
-      except (ResultsError, options.OptionError, OSError) as e:
-        fault = str(e)
-    if not parallel.agree(not fault):
-      raise ResultsError(fault or f'{path} was refused by process 0.')
+    _in_first(path, lambda: held.enter_context(_locked(folder)))
+    record(folder, asked, inputs, cohort)
     yield folder
 
 
@@ -229,8 +212,17 @@ def record(
     asked: see `opened`, as the other arguments.
 
   Raises:
-    ResultsError: if there is one of other options or inputs.
+    ResultsError: in every process, if there is one of other options or inputs.
   """
+  _in_first(folder.path, lambda: _record(folder, asked, inputs, cohort))
+
+
+def _record(
+  folder: Folder,
+  asked: Sequence[Any],
+  inputs: Mapping[str, Any],
+  cohort: Mapping[str, Any] | None,
+) -> None:
   made_by = [_made_by()]
   if folder.at(CONFIG).exists():
     differ = differences(folder, asked, inputs)
@@ -275,6 +267,18 @@ def differences(
     for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
     if old.inputs.get(name) != hash
   ]
+
+
+def _in_first(path: pathlib.Path, call: Callable[[], Any]) -> None:
+  """Calls in process 0; if that fails, every process raises."""
+  fault = ''
+  if parallel.is_first():
+    try:
+      call()
+    except (ResultsError, options.OptionError, OSError) as e:
+      fault = str(e)
+  if not parallel.agree(not fault):
+    raise ResultsError(fault or f'{path} was refused by process 0.')
 
 
 @contextlib.contextmanager

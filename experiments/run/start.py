@@ -5,10 +5,7 @@ A script is a function, whose parameters are its options:
   def run(folds: Folds, output: Output, machine: Machine) -> None:
     ...
 
-  main = start.script(run, errors=(CohortError,))
-
-  if __name__ == '__main__':
-    main()
+  main = start.script(run, errors=(CohortError,))  # Called at the end of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,6 +47,27 @@ class Output:
     """Returns the results folder."""
     code = self.exp_code or default_code
     return self.results_dir / f'{code}_s{self.seed}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """The run."""
+
+  run: pathlib.Path | None = field(
+    None, 'Results folder of a run, like results/kmil_origin_s2023.'
+  )
+
+  def folder(self) -> results.Folder:
+    """Returns the results folder.
+
+    Raises:
+      OptionError: if it is not given or does not exist.
+    """
+    if not self.run:
+      raise OptionError('--run=<results folder> is required.')
+    if not self.run.is_dir():
+      raise OptionError(f'--run={self.run}: no such folder.')
+    return results.Folder(self.run)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,28 +1,28 @@
-"""Serves a catalogue of slides to a browser on the same machine."""
+"""Serves slides and their maps to a browser on the same machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import functools
 from http import HTTPStatus, server
 import importlib.resources
 import json
+import mimetypes
+import pathlib
 import re
 import secrets
 import sys
 import urllib.parse
 
 from data.slides import SlideError
-from experiments.slide_maps.tile_scores import MapError
-from experiments.viewer.catalogue import Catalogue
+from experiments.maps.tile_scores import MapError
+from experiments.viewer.slide_view import SlideView
 
 ADDRESS = '127.0.0.1'
 # The only files there are; their names never come from a request.
 _FILES = {
-  '': ('index.html', 'text/html; charset=utf-8'),
-  'viewer.css': ('viewer.css', 'text/css; charset=utf-8'),
-  'viewer.js': ('viewer.js', 'text/javascript; charset=utf-8'),
-  'openseadragon.min.js': (
-    'openseadragon/openseadragon.min.js',
-    'text/javascript; charset=utf-8',
-  ),
+  '': 'index.html',
+  'viewer.css': 'viewer.css',
+  'viewer.js': 'viewer.js',
+  'openseadragon.min.js': 'openseadragon/openseadragon.min.js',
 }
 # The style sheet that OpenSeadragon 6.1.1 adds to a page, for touch screens.
 _STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
@@ -42,8 +42,9 @@ _HEADERS = {
 _NUMBER = r'(\d{1,9})'
 _PLACE = rf'{_NUMBER}/{_NUMBER}_{_NUMBER}'
 _IDLE = 60  # Seconds before a silent connection is closed.
+_OPEN = 4  # Slides open at a time.
 
-Answer = tuple[str, bytes] | None  # Content type and content.
+Answer = tuple[str, bytes]  # Content type and content; empty if none.
 
 
 class Server(server.ThreadingHTTPServer):
@@ -53,19 +54,49 @@ class Server(server.ThreadingHTTPServer):
   the machine, and pages of other sites, cannot ask for slides. Requests that
   name another host are refused: a name that an attacker lets point here (DNS
   rebinding) is one.
+
+  Attributes:
+    ids: slides with both a file and scores, by name.
+    labels: their true classes, if known.
+    view: opens a slide, or returns one that is open. A slide that makes way for
+      others is closed when nobody reads it any more.
   """
 
   daemon_threads = True
 
-  def __init__(self, catalogue: Catalogue, port: int = 0):
+  def __init__(
+    self,
+    files: Mapping[str, pathlib.Path],
+    scores: Mapping[str, Mapping[int, pathlib.Path]],
+    labels: Mapping[str, str],
+    port: int = 0,
+    **options: float | None,
+  ):
     """Opens the port, any free one if it is 0.
 
+    Args:
+      files: of slides, by id.
+      scores: files of tile scores by slide and fold.
+      labels: true classes by slide.
+      port: to listen on.
+      **options: see `SlideView`.
+
     Raises:
-      OSError: if it is taken.
+      MapError: if no slide has both a file and scores.
+      OSError: if the port is taken.
     """
-    super().__init__((ADDRESS, port), _Handler)
-    self.catalogue = catalogue
+    self.ids = tuple(slide for slide in scores if slide in files)
+    if not self.ids:
+      raise MapError(
+        f'None of {len(scores)} slides with scores has a file among'
+        f' {len(files)} slides. Give --slides_dir.'
+      )
+    self.labels = labels
+    self.view = functools.lru_cache(_OPEN)(
+      lambda slide: SlideView(files[slide], scores[slide], **options)
+    )
     self.token = secrets.token_urlsafe(12)
+    super().__init__((ADDRESS, port), _Handler)
 
   def handle_error(self, request, address) -> None:
     """Reports an error, unless a browser just hung up."""
@@ -77,112 +108,96 @@ class Server(server.ThreadingHTTPServer):
     """Address of the page."""
     return f'http://{ADDRESS}:{self.server_port}/{self.token}/'
 
-  @property
-  def hosts(self) -> tuple[str, ...]:
-    """What requests may call this server."""
-    return tuple(f'{h}:{self.server_port}' for h in (ADDRESS, 'localhost'))
+  def answer(self, path: str) -> Answer | None:
+    """Returns what is at a path below the token, None if there is nothing.
+
+    Raises:
+      SlideError, MapError: if a slide or its scores cannot be read.
+    """
+    if path in _FILES:
+      name = _FILES[path]
+      page = importlib.resources.files('experiments.viewer') / 'page' / name
+      return mimetypes.guess_type(name)[0], page.read_bytes()
+    if path == 'slides':
+      return _json([{'id': i, 'label': self.labels.get(i)} for i in self.ids])
+    # Decoded once, after the slashes were looked for; the id is then a key of
+    # a table and never a part of a path.
+    prefix, _, rest = path.partition('/')
+    name, slash, rest = rest.partition('/')
+    slide = urllib.parse.unquote(name)
+    if prefix != 'slides' or not slash or slide not in self.ids:
+      return None
+    for pattern, answer in _ROUTES.items():
+      if found := re.fullmatch(pattern, rest, re.ASCII):
+        try:
+          kind, content = answer(self.view(slide), *found.groups())
+        except SlideError:
+          self.view.cache_clear()  # OpenSlide's handle is dead after an error.
+          raise
+        return (kind, content) if content else None
+    return None
+
+
+# What is sent of a slide, by the path below its own.
+_ROUTES: dict[str, Callable[..., Answer]] = {
+  '': lambda view: _json(view.describe()),
+  rf'tiles/{_PLACE}\.jpg': lambda view, *place: (
+    'image/jpeg',
+    view.picture(*map(int, place)),
+  ),
+  rf'heat/([a-z]+)/([a-z0-9-]+)/(\w+)/{_PLACE}\.png': lambda view, *at: (
+    'image/png',
+    view.heat(*at[:3], *map(int, at[3:])),
+  ),
+  rf'at/{_NUMBER}_{_NUMBER}': lambda view, x, y: _json(view.at(int(x), int(y))),
+}
 
 
 class _Handler(server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
+  error_content_type = 'text/plain; charset=utf-8'
+  error_message_format = '%(explain)s'
   server_version, sys_version = 'slides', ''
   timeout = _IDLE
   server: Server
 
   def do_GET(self) -> None:
-    if self.headers.get('Host') not in self.server.hosts:
-      self._send(HTTPStatus.FORBIDDEN, *_text('this host is not served'))
+    port = self.server.server_port
+    hosts = [f'{name}:{port}' for name in (ADDRESS, 'localhost')]
+    if self.headers.get('Host') not in hosts:
+      self.send_error(HTTPStatus.FORBIDDEN)
       return
     token, slash, path = self.path.removeprefix('/').partition('/')
-    mine = slash and secrets.compare_digest(
+    is_ours = slash and secrets.compare_digest(
       token.encode('latin-1', 'replace'), self.server.token.encode()
     )
     try:
-      answer = self._answer(path) if mine else None
+      answer = self.server.answer(path) if is_ours else None
     except (SlideError, MapError) as e:
-      self._send(HTTPStatus.INTERNAL_SERVER_ERROR, *_text(str(e)))
+      self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain=str(e))
       return
     if answer is None:
-      self._send(HTTPStatus.NOT_FOUND, *_text('there is nothing here'))
-    else:
-      self._send(HTTPStatus.OK, *answer)
-
-  do_HEAD = do_GET
-
-  def _answer(self, path: str) -> Answer:
-    """Returns what is at a path, None if there is nothing."""
-    if path in _FILES:
-      name, kind = _FILES[path]
-      page = importlib.resources.files('experiments.viewer') / 'page' / name
-      return kind, page.read_bytes()
-    catalogue = self.server.catalogue
-    if path == 'slides':
-      return _json(
-        [{'id': i, 'label': catalogue.labels.get(i)} for i in catalogue.ids]
-      )
-    prefix, _, rest = path.partition('/')
-    if prefix != 'slides':
-      return None
-    name, _, rest = rest.partition('/')
-    # Decoded once, after the slashes were looked for; the id is then a key of
-    # a table and never a part of a path.
-    slide = urllib.parse.unquote(name)
-    view = catalogue.view(slide)
-    if view is None:
-      return None
-    for pattern, answer in _ROUTES.items():
-      if found := pattern.fullmatch(rest):
-        try:
-          return answer(self, slide, view, *found.groups())
-        except SlideError:
-          catalogue.drop(slide)
-          raise
-    return None
-
-  def _describe(self, slide, view) -> Answer:
-    label = self.server.catalogue.labels.get(slide)
-    return _json(view.describe() | {'label': label})
-
-  def _picture(self, slide, view, *place) -> Answer:
-    tile = view.picture(*map(int, place))
-    return tile and ('image/jpeg', tile)
-
-  def _heat(self, slide, view, scale, key, colours, *place) -> Answer:
-    tile = view.heat(scale, key, colours, *map(int, place))
-    return tile and ('image/png', tile)
-
-  def _at(self, slide, view, x, y) -> Answer:
-    return _json(view.at(int(x), int(y)))
-
-  def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
-    self.send_response(status)
-    for name, value in _HEADERS.items():
-      self.send_header(name, value)
+      self.send_error(HTTPStatus.NOT_FOUND)
+      return
+    kind, content = answer
+    self.send_response(HTTPStatus.OK)
     self.send_header('Content-Type', kind)
     self.send_header('Content-Length', str(len(content)))
     self.end_headers()
     if self.command != 'HEAD':
       self.wfile.write(content)
 
+  do_HEAD = do_GET
+
+  def end_headers(self) -> None:
+    for name, value in _HEADERS.items():
+      self.send_header(name, value)
+    super().end_headers()
+
   def log_message(self, *_) -> None:
-    """Says nothing: a page asks for hundreds of tiles."""
-
-
-_ROUTES: dict[re.Pattern, Callable[..., Answer]] = {
-  re.compile(pattern, re.ASCII): answer
-  for pattern, answer in {
-    '': _Handler._describe,
-    rf'tiles/{_PLACE}\.jpg': _Handler._picture,
-    rf'heat/([a-z]+)/([a-z0-9-]+)/(\w+)/{_PLACE}\.png': _Handler._heat,
-    rf'at/{_NUMBER}_{_NUMBER}': _Handler._at,
-  }.items()
-}
+    """Prints nothing: a page asks for hundreds of tiles."""
 
 
 def _json(content: object) -> Answer:
   text = json.dumps(content, allow_nan=False)
-  return 'application/json; charset=utf-8', text.encode()
-
-
-def _text(message: str) -> tuple[str, bytes]:
-  return 'text/plain; charset=utf-8', message.encode()
+  return 'application/json', text.encode()

@@ -14,8 +14,7 @@ from PIL import Image
 
 from data import slides
 from data.slides import SlideError
-from experiments.slide_maps import layers, painting, tile_scores
-from experiments.slide_maps.layers import Layer
+from experiments.maps import overlay, tile_scores
 
 _TILE = 254  # Pixels of a picture tile; with an overlap of 1, 256 are sent.
 _OVERLAP = 1
@@ -39,7 +38,7 @@ class SlideView:
     scores_paths: Mapping[int, pathlib.Path],
     *,
     tile_size: float | None = None,
-    default_mpp: float | None = None,
+    slide_mpp: float | None = None,
   ):
     """Opens a slide.
 
@@ -47,7 +46,7 @@ class SlideView:
       path: a slide file, or the folder of a DICOM slide.
       scores_paths: its scores by fold, see `tile_scores.find`.
       tile_size: see `tile_scores.read`.
-      default_mpp: um/px of a slide that does not state it.
+      slide_mpp: um/px of a slide that does not state it.
 
     Raises:
       SlideError: if the slide cannot be opened.
@@ -58,15 +57,15 @@ class SlideView:
     try:
       self._slide = openslide.OpenSlide(file)
     except (openslide.OpenSlideError, OSError) as e:
-      raise SlideError(f'{path}: OpenSlide cannot open it ({e})') from e
+      raise SlideError(f'{path}: OpenSlide cannot open it ({e}).') from e
     try:
-      self.mpp, _ = slides.pixel_size(
-        path.name, self._slide.properties, default_mpp
-      )
+      about = path.name, self._slide.properties
+      self.mpp, _ = slides.pixel_size(*about, slide_mpp)
     except SlideError:
       self.mpp = None  # Then there is no scale bar.
     self._zoom = deepzoom.DeepZoomGenerator(self._slide, _TILE, _OVERLAP)
-    self._boxes = painting.boxes(self.scores.coords, self.scores.side)
+    self._boxes = overlay.boxes(self.scores)
+    self._layers = {s: overlay.layers(self.scores, s) for s in overlay.SCALES}
 
   @functools.cached_property
   def min_level(self) -> int:
@@ -80,18 +79,11 @@ class SlideView:
         return level
     return top
 
-  @functools.cached_property
-  def _layers(self) -> dict[str, dict[str, Layer]]:
-    return {
-      scale: {layer.key: layer for layer in layers.of(self.scores, scale)}
-      for scale in layers.SCALES
-    }
-
   def describe(self) -> dict[str, Any]:
     """Returns what the page has to know of the slide, fit for JSON."""
-    scores, (width, height) = self.scores, self._slide.dimensions
+    found, (width, height) = self.scores, self._slide.dimensions
     return {
-      'id': scores.slide,
+      'id': found.slide,
       'width': width,
       'height': height,
       'mpp': self.mpp,
@@ -99,35 +91,27 @@ class SlideView:
       'max_level': self._zoom.level_count - 1,
       'tile': {'size': _TILE, 'overlap': _OVERLAP},
       'heat_tile': {'size': _HEAT_TILE, 'overlap': 0},
-      'tiles': len(scores),
-      'folds': list(scores.folds),
-      'predicted': scores.classes[scores.predicted],
+      'tiles': len(found),
+      'folds': list(found.folds),
+      'predicted': found.classes[found.predicted],
       'classes': [
-        {
-          'name': name,
-          'prob': float(scores.prob[:, c].mean()),
-          'sd': None if math.isnan(sd := scores.spread[c]) else float(sd),
-        }
-        for c, name in enumerate(scores.classes)
+        {'name': name, 'prob': float(prob), 'sd': _number(sd)}
+        for name, prob, sd in zip(
+          found.classes, found.prob.mean(0), found.spread, strict=True
+        )
       ],
       'layers': {
         scale: [
-          {
-            'key': layer.key,
-            'title': layer.title,
-            'low': layer.low,
-            'high': layer.high,
-            'log': layer.log,
-          }
+          {k: v for k, v in vars(layer).items() if k != 'values'}
           for layer in of_scale.values()
         ]
         for scale, of_scale in self._layers.items()
       },
       'colours': {
-        name: layers.colour_map(name)[
+        name: overlay.colour_map(name)[
           np.linspace(0, 255, _STEPS).astype(int)
         ].tolist()
-        for name in layers.COLOURS
+        for name in overlay.COLOURS
       },
     }
 
@@ -141,10 +125,10 @@ class SlideView:
       return None
     try:
       tile = self._zoom.get_tile(level, (column, row))
-    except ValueError:
+    except ValueError:  # As documented, of places that are not there.
       return None
     except openslide.OpenSlideError as e:
-      raise SlideError(f'{self.scores.slide}: cannot be read ({e})') from e
+      raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
     return _encode(tile, 'JPEG', quality=_QUALITY)
 
   def heat(
@@ -154,22 +138,18 @@ class SlideView:
     layer = self._layers.get(scale, {}).get(key)
     if (
       layer is None
-      or colours not in layers.COLOURS
-      or not 0 <= level < self._zoom.level_count
+      or colours not in overlay.COLOURS
+      or level >= self._zoom.level_count
     ):
       return None
-    width, height = self._slide.dimensions
-    level_width, level_height = self._zoom.level_dimensions[level]
+    width, height = self._zoom.level_dimensions[level]
     x, y = column * _HEAT_TILE, row * _HEAT_TILE
-    if not (0 <= x < level_width and 0 <= y < level_height):
+    if x >= width or y >= height:
       return None
-    shape = (
-      min(_HEAT_TILE, level_height - y),
-      min(_HEAT_TILE, level_width - x),
-    )
-    factor = (width / level_width, height / level_height)
-    painted = painting.paint(self._boxes, layer.values, factor, shape, (x, y))
-    image = painting.coloured(painted, layer, layers.colour_map(colours))
+    shape = min(_HEAT_TILE, height - y), min(_HEAT_TILE, width - x)
+    factor = np.divide(self._slide.dimensions, (width, height))
+    painted = overlay.paint(self._boxes, layer.values, factor, shape, (x, y))
+    image = layer.coloured(painted, overlay.colour_map(colours))
     return _encode(Image.fromarray(image), 'PNG', compress_level=3)
 
   def at(self, x: int, y: int) -> dict[str, Any] | None:
@@ -183,19 +163,20 @@ class SlideView:
       return None
     near = np.hypot((left + right) / 2 - x, (top + bottom) / 2 - y)
     i = int(np.where(over, near, np.inf).argmin())
-    values = {
-      layer.title.removeprefix('tile '): layer.values[i]
-      for layer in self._layers['absolute'].values()
-    }
     return {
       'tile': i,
       'box': self._boxes[i].tolist(),
       'kept': int(self.scores.kept[:, i].sum()),
       'scores': {
-        title: None if math.isnan(value) else float(value)
-        for title, value in values.items()
+        layer.title.removeprefix('tile '): _number(layer.values[i])
+        for layer in self._layers['absolute'].values()
       },
     }
+
+
+def _number(value: float) -> float | None:
+  """Returns a number as JSON has it."""
+  return None if math.isnan(value) else float(value)
 
 
 def _encode(image: Image.Image, kind: str, **options: int) -> bytes:

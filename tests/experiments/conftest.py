@@ -13,22 +13,21 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def models(finished):
-  """All folds of the run."""
-  from experiments.prediction import predictor
+  """The card of all folds of the run, and the function of a bag."""
+  from experiments.prediction import models
+  from experiments.run.results import Folder
 
-  return predictor.of_run(finished[0], None)
+  card, trained = models.read(Folder(finished[0]), None)
+  return card, trained.predictor
 
 
 @pytest.fixture(scope='session')
 def model_file(finished):
   """The run's models as a file."""
-  from experiments.prediction import run_folder
-  from kmil_jax import export
+  from experiments import export
 
-  card, design, weights = run_folder.read(finished[0], None)
-  archive = export.Archive(card.to_json(), weights, design.lower(weights))
   path = finished[0].parent / 'model.kmil'
-  path.write_bytes(export.pack(archive))
+  export.main(['export', f'--run={finished[0]}', f'--out={path}'])
   return path
 
 

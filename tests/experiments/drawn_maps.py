@@ -72,5 +72,10 @@ def run_folder(root, names=('007.a',), folds=(0, 1, 2), **options):
       coords = lattice(share=0.8)
       write_scores(run, fold, name, scores(coords, 10 + fold, **options))
   flags = {'slides_dir': str(root / 'slides'), 'csv_path': 'labels.csv'}
-  (run / 'config.json').write_text(json.dumps({'flags': flags}))
+  write_config(run, flags=flags)
   return run
+
+
+def write_config(run, **changes):
+  config = {'flags': {}, 'inputs': {}, 'made_by': []} | changes
+  (run / 'config.json').write_text(json.dumps(config))

@@ -26,7 +26,7 @@ def make_encoder(calls=None) -> Encoder:
       calls.append(tiles.shape)
     return np.concatenate([tiles.mean((1, 2)), tiles.std((1, 2))], 1)
 
-  return Encoder('colours-0', 'a test', 'float32', encode)
+  return Encoder('colours-0', encode, 'a test')
 
 
 @pytest.fixture
@@ -196,6 +196,12 @@ def test_features_that_are_not_finite_are_a_failure(paths, tmp_path):
   assert [f.slide_id for f in failures] == ['a']
   assert 'NaN' in failures[0].reason
   assert not list((tmp_path / 'features').iterdir())
+
+
+def test_an_encoder_returns_a_row_of_each_tile(paths, tmp_path):
+  for encode in (lambda tiles: tiles, lambda tiles: tiles[:1].mean((1, 2))):
+    with pytest.raises(encoding.EncodingError, match='a row of each tile'):
+      encoding.extract(paths, tmp_path, Encoder('odd', encode), SPEC, batch=4)
 
 
 def test_slides_are_written_as_they_finish_and_never_again(

@@ -12,7 +12,7 @@ import pytest
 import script_process
 
 from experiments import kmil
-from experiments.slide_maps import tile_scores
+from experiments.maps import tile_scores
 
 # Saves often enough for a kill to find a checkpoint to go on from.
 SAVE_OFTEN = (

@@ -1,6 +1,5 @@
 """The commands predict and export, as users give them."""
 
-import json
 import signal
 
 import feature_folder
@@ -8,30 +7,12 @@ import h5py
 import numpy as np
 from run_of_no_epoch import prob, rows, some_features
 
-from experiments.prediction import bags, loop, outputs
-
-# Runs a script for each list of its name and flags, and notes how it ends.
-_RUNS = """
-import json
-from absl import flags
-from absl.testing import flagsaver
 from experiments import export, predict
-outcomes = []
-for module, *arguments in {runs}:
-  with flagsaver.flagsaver():
-    try:
-      dict(export=export, predict=predict)[module].main(
-        flags.FLAGS([module, *arguments])
-      )
-      outcomes.append(0)
-    except BaseException as error:
-      outcomes.append(getattr(error, 'code', str(error)))
-print(json.dumps(outcomes))
-raise SystemExit
-"""
+from experiments.prediction import bags, outputs
+from experiments.run.results import Folder
 
 
-def test_the_commands(finished, model_file, tmp_path):
+def test_the_commands(finished, model_file, tmp_path, capsys):
   folder, _ = finished
   names = ['slide_000', 'slide_001']
   source = some_features(finished, tmp_path / 'new', names)
@@ -45,51 +26,59 @@ def test_the_commands(finished, model_file, tmp_path):
     f['features'][0, 0] = np.nan
   run, new = f'--run={folder}', f'--features_dir={source}'
   out, mine = f'--results_dir={tmp_path}', tmp_path / 'mine.kmil'
-  runs = [
-    ['export', run, f'--out={mine}'],
-    ['export', run, f'--out={mine}', '--fold=two'],
-    ['export', run],
-    ['predict', run, new, out, '--fold=2'],
-    ['predict', run, new, out, '--fold=2', '--check'],
-    ['predict', run, new, out, '--fold=3'],
-    ['predict', run, new, out, f'--model={mine}'],
-    ['predict', f'--model={mine}', new, '--fold=1'],
-    ['predict', run, new, '--weights=imagenet'],
-    ['predict', run, f'--slides_dir={tmp_path}'],
-    ['predict', run, f'--features_dir={other}', out, '--fold=2'],
-    ['predict', run, f'--features_dir={mixed}', '--check'],
-  ]
-  before = _RUNS.format(runs=runs)
-  printed = feature_folder.run(module='predict', before=before)
-  codes = json.loads(printed.splitlines()[-1])
-  assert codes[0] == 0
+
+  def end(script, *asked):
+    """Returns how a command ends, and what it prints."""
+    try:
+      return script.main(['name', *asked]), capsys.readouterr().out
+    except SystemExit as e:
+      return e.code, capsys.readouterr().out
+
+  assert end(export, run, f'--out={mine}')[0] is None
   # The same run gives the same file, wherever it is made.
   assert mine.read_bytes() == model_file.read_bytes()
-  assert "--fold=two: give a number, or 'ensemble'" in codes[1]
-  assert 'give --run and --out' in codes[2]
-  assert codes[3].startswith('error: 1 slides have no prediction:\n  broken')
+  code, printed = end(predict, run, new, out, '--fold=2')
+  assert code.startswith('error: 1 slides have no prediction:\n  broken')
+  assert 'warning: folds [2] are not calibrated' in printed
   assert 'warning: 2 slides have the ids of slides of the training: sl' in (
     printed
   )
-  assert codes[4] == 1 and 'problem: broken: ' in printed
   predicted = tmp_path / f'predict_{folder.name}_fold_2_new'
   assert len(rows(predicted / 'predictions.csv')) == 2
-  assert 'folds of' in codes[5] and 'are 0 to 2' in codes[5]
-  assert 'give one of --run and --model' in codes[6]
-  assert '--fold goes with --run' in codes[7]
-  assert '--weights goes with --slides_dir' in codes[8]
-  # A folder of the same name is not the same slides.
-  assert f'features_dir: {source} before, {other} now' in codes[10]
-  assert 'features of encoder planted' in codes[9]
+  code, printed = end(predict, run, new, out, '--fold=2', '--check')
+  assert code == 1 and '/broken.h5: ' in printed
+  for script, asked, message in (
+    (export, [run], '--out=<file> is required'),
+    (export, [f'--out={mine}'], '--run=<results folder> is required'),
+    (predict, [run, new, '--fold=3'], 'of its 3 folds, 3 have no model'),
+    (predict, [run, new, f'--model={mine}'], 'Give one of --run and --model'),
+    (predict, [f'--model={mine}', new, '--fold=1'], '--fold requires --run'),
+    (predict, [run, new, '--weights=imagenet'], 'requires --slides_dir'),
+    (predict, [run, f'--slides_dir={tmp_path}'], 'of encoder planted'),
+    # A folder of the same name is not the same slides.
+    (
+      predict,
+      [run, f'--features_dir={other}', out, '--fold=2'],
+      f'features_dir: {source} before, {other} now',
+    ),
+  ):
+    code, _ = end(script, *asked)
+    assert code.startswith('error: ') and message in code
   # All that is wrong at once.
-  assert codes[11] == 1
-  told = [x for x in printed.splitlines() if x.startswith('problem: ')][-3:]
-  for problem, said in zip(
-    told,
-    ('slide_002: mpp 0.5, not 1.0', 'slide_003: encoder other', '001.h5: NaN'),
+  code, printed = end(predict, run, f'--features_dir={mixed}', '--check')
+  assert code == 1
+  found = [x for x in printed.splitlines() if x.startswith('problem: ')]
+  for problem, message in zip(
+    found,
+    (
+      'features of different encoder are mixed',
+      'features of different mpp are mixed: 0.5, 1.0; other than the rest are'
+      ' slide_002',
+      '001.h5: NaN',
+    ),
     strict=True,
   ):
-    assert said in problem
+    assert message in problem
 
 
 # Without models; and dead once half of the fifth file is written.
@@ -100,15 +89,15 @@ for name in ('kmil_jax.models', 'kmil_jax.train', 'experiments.bags.crossval'):
 """
 _KILLED = """
 import os, signal
-from experiments import files
-write_h5, written = files.write_h5, []
+from experiments.maps import tile_scores
+write, written = tile_scores.write, []
 def killed(path, arrays, attributes):
   if len(written) == 4:
     path.with_name('.' + path.name + '.part').write_bytes(b'half of it')
     os.kill(os.getpid(), signal.SIGKILL)
   written.append(path)
-  write_h5(path, arrays, attributes)
-files.write_h5 = killed
+  write(path, arrays, attributes)
+tile_scores.write = killed
 """
 
 
@@ -132,10 +121,8 @@ def test_a_killed_prediction_by_file_goes_on_without_the_models_code(
   assert not (tmp_path / 'out' / 'predictions.csv').exists()
   printed = feature_folder.run(*arguments, module='predict', before=_ALONE)
   assert 'done before: 1 of 3 slides' in printed
-  found, _ = bags.check(source, models.card)
-  loop.predict(found, models, tmp_path)
-  card = models.card.uncalibrated()
-  outputs.write_tables(tmp_path, card, names, [])
+  card, function = models
+  outputs.predict(bags.find(source, card), card, function, Folder(tmp_path))
   want = rows(tmp_path / 'predictions.csv')
   got = rows(tmp_path / 'out' / 'predictions.csv')
   for one, other in zip(want, got, strict=True):

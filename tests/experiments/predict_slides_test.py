@@ -7,7 +7,9 @@ from data import features
 from data.phantom import tiff
 from data.slides import SlideError
 from experiments.prediction import bags, encode
-from experiments.prediction.card import Card, PredictionError
+from experiments.prediction.models import Card, PredictionError
+from experiments.run.results import Folder
+from experiments.scale_flags import Scale
 from experiments.weights import Encoder, WeightsError
 
 MADE = {
@@ -46,6 +48,7 @@ def slides_dir(tmp_path):
     image = np.kron(coarse, np.ones((32, 32, 1), np.uint8))
     tiff.write(folder / f'{name}.tiff', image, mpp=0.5, levels=1)
   (folder / 'broken.svs').write_bytes(b'no slide')
+  (tmp_path / 'mpp.csv').write_text('slide_id,mpp\na,0.5\n')
   return folder
 
 
@@ -59,22 +62,16 @@ def asked(monkeypatch):
     if weights == 'absent':
       raise WeightsError('no such file')
     encode = lambda x: np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1)
-    return Encoder(f'resnet50-conv4-{weights}', 'a test', precision, encode)
+    name = weights if ':' in weights else f'resnet50-conv4-{weights}'
+    return Encoder(name, encode, 'a test', precision)
 
   monkeypatch.setattr(encode.weight_files, 'make_encoder', make_encoder)
   return found
 
 
 def plan(slides_dir, card, weights='colours', run=None):
-  return encode.plan(
-    slides_dir,
-    card,
-    weights=weights,
-    run=run,
-    cache_dir='',
-    default_mpp=None,
-    scales=lambda paths: {'a': 0.5},
-  )
+  scale = Scale(slide_mpp_csv=slides_dir.parent / 'mpp.csv')
+  return encode.plan(slides_dir, card, weights, run, None, scale)
 
 
 def test_features_are_made_as_those_of_the_training(
@@ -86,8 +83,8 @@ def test_features_are_made_as_those_of_the_training(
   assert made == ['a', 'b.1']
   (failure,) = failures
   assert failure.slide_id == 'broken' and 'cannot open' in failure.reason
-  found, unread = bags.check(tmp_path / 'features', card(), made)
-  assert found.ids == made and unread == []
+  found = bags.find(tmp_path / 'features', card(), made)
+  assert found.ids == made and found.unlike == []
   # 64 level-0 pixels to a tile.
   counts = [len(found.source.read(slide).features) for slide in made]
   assert counts == [3, 10]
@@ -106,15 +103,20 @@ def test_features_are_made_as_those_of_the_training(
     plan(slides_dir, card(patch_size='64')).run(tmp_path / 'features')
 
 
+def test_an_encoder_of_ones_own_encodes_new_slides(slides_dir, asked):
+  name = 'my_encoder:encode'
+  assert plan(slides_dir, card(encoder=name), name).encoder.name == name
+
+
 @pytest.mark.parametrize(
   'made,weights,message',
   [
-    ({'encoder': 'uni_v1'}, 'colours', 'take features of encoder uni_v1:'),
+    ({'encoder': 'uni_v1'}, 'colours', 'take features of encoder uni_v1,'),
     ({'encoder': None}, 'colours', 'encoder unknown'),
-    ({'mpp': None}, 'colours', 'and mpp not stated'),
-    ({}, None, 'give its weights by --weights'),
+    ({'mpp': None}, 'colours', 'tiles of 32 px at unknown um/px'),
+    ({}, None, 'Give its weights by --weights'),
     ({}, 'absent', 'no such file'),
-    ({}, 'grey', 'is encoder resnet50-conv4-grey; the models take'),
+    ({}, 'grey', 'is encoder resnet50-conv4-grey. The models take'),
   ],
 )
 def test_features_that_cannot_be_made_alike_are_refused(
@@ -125,24 +127,22 @@ def test_features_that_cannot_be_made_alike_are_refused(
   assert message in str(error.value)
 
 
-def test_folders_without_slides_are_refused(tmp_path, asked):
+def test_empty_folders_are_refused_unless_no_slide_has_features(
+  tmp_path, asked
+):
   with pytest.raises(SlideError, match='holds no slides'):
     plan(tmp_path, card())
+  assert bags.find(tmp_path, card(), []).ids == []
 
 
 def test_a_random_encoder_is_found_beside_the_features_of_the_training(
   slides_dir, asked, tmp_path
 ):
   (tmp_path / 'config.json').write_text(
-    f'{{"cohort": {{"features_dir": "{tmp_path}"}}}}'
+    f'{{"cohort": {{"features_dir": "{tmp_path}"}}, "version": 2,'
+    ' "options": {}, "inputs": {}, "made_by": []}'
   )
   (tmp_path / 'encoder.safetensors').write_bytes(b'')
   with pytest.raises(PredictionError, match='is encoder'):
-    plan(slides_dir, card(), None, tmp_path)
+    plan(slides_dir, card(), None, Folder(tmp_path))
   assert asked == [(f'{tmp_path / "encoder.safetensors"}', 'bfloat16')]
-
-
-def test_no_slide_with_features_is_no_error(tmp_path):
-  tmp_path.joinpath('features').mkdir()
-  found, failures = bags.check(tmp_path / 'features', card(), [])
-  assert found.ids == [] == failures

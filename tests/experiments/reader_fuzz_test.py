@@ -23,7 +23,7 @@ from data.ct import VolumeError, nifti, table as ct_table
 from data.labelled_tiles import TileError
 from data.slides import SlideError
 from experiments.evaluation import predictions
-from experiments.prediction.card import Card, PredictionError
+from experiments.prediction.models import Card, PredictionError
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import export, port
 from kmil_jax.export import ExportError

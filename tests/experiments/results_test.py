@@ -142,10 +142,6 @@ def test_files_hold_what_the_end_of_their_name_says(tmp_path):
   with pytest.raises(ValueError, match='Out of range'):
     folder.write('a.json', float('nan'))
   assert folder.read('a.json') == values['a.json']
-  with folder.plain('kept') as path:
-    assert not set('[]').intersection(str(path))
-    (path / 'file').write_text('x')
-  assert folder.at('kept/file').exists()
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):

@@ -6,8 +6,9 @@ import threading
 
 import drawn_maps
 
-from experiments.slide_maps import run_folder, tile_scores
-from experiments.viewer import catalogue, server
+from experiments.maps import tile_scores
+from experiments.maps.source import Slides
+from experiments.viewer import server
 
 # The last one's file is no slide.
 NAMES = ('007.a', 'a b#é%2F', 'broken')
@@ -24,12 +25,9 @@ def run_folder_of(root):
 @contextlib.contextmanager
 def serving(run):
   """Serves a results folder from a thread."""
-  shown = catalogue.Catalogue(
-    run_folder.slide_files(run, None),
-    tile_scores.find(run),
-    {'007.a': 'lymphoma'},
-  )
-  with server.Server(shown) as running:
+  with server.Server(
+    Slides(run).files(), tile_scores.find(run), {'007.a': 'lymphoma'}
+  ) as running:
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
     yield running

@@ -12,7 +12,7 @@ import numpy as np
 import script_process
 from served_slides import NAMES
 
-from experiments.slide_maps import layers, tile_scores
+from experiments.maps import overlay, tile_scores
 
 SIDE = drawn_maps.SIDE
 
@@ -60,12 +60,12 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(
   served, viewed, tmp_path
 ):
   scores = tile_scores.read(tile_scores.find(viewed)['007.a'])
-  layer = layers.of(scores, 'absolute')[0]
+  layer = overlay.layers(scores, 'absolute')['probability-2']
   i = int(np.nanargmax(layer.values))
   spot = tuple((scores.coords[i] + SIDE // 2).tolist())
   below = drawn_maps.pixel(scores.coords[i])
-  place = int(np.rint(255 * layer.place(layer.values[i])))
-  above = layers.colour_map('viridis')[place][:3].astype(float)
+  place = int(np.rint(255 * layer.norm(layer.values[i])))
+  above = overlay.colour_map('viridis')[place][:3].astype(float)
   with browser.Browser() as opened:
     page = opened.open(served.url + '#007.a')
     until(page, LOADED)

@@ -6,12 +6,12 @@ import json
 import urllib.parse
 
 import drawn_maps
+from experiments.maps.tile_scores import MapError
 import pytest
 from served_slides import NAMES, ask, read
 
-from experiments.slide_maps import tile_scores
-from experiments.slide_maps.tile_scores import MapError
-from experiments.viewer import catalogue
+from experiments.maps import tile_scores
+from experiments.viewer import server
 
 SIDE = drawn_maps.SIDE
 SHA256 = '14d587cd3ee7c4861f1a41077ce642029364a21029956ba635bd8fb1202cf9ad'
@@ -127,7 +127,7 @@ def test_names_of_any_kind_are_found(served):
 
 def test_a_run_without_slide_files_is_refused(viewed):
   with pytest.raises(MapError, match='--slides_dir'):
-    catalogue.Catalogue({}, tile_scores.find(viewed), {})
+    server.Server({}, tile_scores.find(viewed), {})
 
 
 def test_openseadragon_is_the_published_file():

@@ -9,7 +9,7 @@ from PIL import Image
 import pytest
 from served_slides import read
 
-from experiments.slide_maps import layers, tile_scores
+from experiments.maps import overlay, tile_scores
 from experiments.viewer import slide_view
 
 SIDE = drawn_maps.SIDE
@@ -56,8 +56,8 @@ def test_slide_and_map_lie_over_each_other(served, viewed):
   )
   assert slide.shape == (*size[::-1], 3)
   scores = tile_scores.read(tile_scores.find(viewed)['007.a'])
-  for scale in layers.SCALES:
-    for layer in layers.of(scores, scale):
+  for scale in overlay.SCALES:
+    for layer in overlay.layers(scores, scale).values():
       heat = stitched(
         served,
         f'slides/007.a/heat/{scale}/{layer.key}/viridis/{level}/{{}}.png',
@@ -68,8 +68,8 @@ def test_slide_and_map_lie_over_each_other(served, viewed):
       expected = np.zeros_like(heat)
       for (x, y), value in zip(scores.coords, layer.values, strict=True):
         if not np.isnan(value):
-          place = np.rint(255 * layer.place(value)).astype(int)
-          colour = layers.colour_map('viridis')[place]
+          place = np.rint(255 * layer.norm(value)).astype(int)
+          colour = overlay.colour_map('viridis')[place]
           expected[y : y + SIDE, x : x + SIDE] = colour
       np.testing.assert_array_equal(heat, expected)
   for x, y in scores.coords:

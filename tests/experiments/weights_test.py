@@ -1,6 +1,7 @@
 """Which weights an encoder gets, and what it is then called."""
 
 import hashlib
+import os
 
 import huggingface_hub
 import jax
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from data import atomic
 from experiments import weights
 from kmil_jax import port
 from kmil_jax.models import resnet
@@ -88,7 +88,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
   def full(*args):
     raise OSError('disk full')
 
-  monkeypatch.setattr(atomic.os, 'fsync', full)
+  monkeypatch.setattr(os, 'fsync', full)
   with pytest.raises(OSError, match='disk full'):
     make(None, tmp_path, sample)
   assert not list((tmp_path / 'features').iterdir())
@@ -117,3 +117,20 @@ def test_imagenet_without_network_says_what_to_put_where(tmp_path, monkeypatch):
   assert 'model.safetensors of timm/resnet50.tv_in1k' in message
   place = tmp_path / 'cache' / 'weights' / 'resnet50.tv_in1k.safetensors'
   assert str(place) in message
+
+
+def test_a_function_of_ones_own_encodes(tmp_path, monkeypatch):
+  (tmp_path / 'my_encoder.py').write_text('encode = lambda x: x.mean((1, 2))')
+  monkeypatch.syspath_prepend(tmp_path)
+  encoder = make('my_encoder:encode', tmp_path)
+  assert encoder.attributes() == {
+    'encoder': 'my_encoder:encode',
+    'precision': 'float32',
+  }
+  assert encoder.encode(sample()).shape == (8, 3)
+  assert not (tmp_path / 'features').exists()
+  for reference in ('my_encoder:absent', 'no_such_module:encode'):
+    with pytest.raises(weights.WeightsError, match='cannot be imported'):
+      make(reference, tmp_path)
+  with pytest.raises(weights.WeightsError, match='applies only to ResNet-50'):
+    make('my_encoder:encode', tmp_path, precision='bfloat16')

@@ -63,11 +63,12 @@ def test_round_trip_of_an_optimisers_state(tmp_path):
     checkpoints.close()
 
 
-def test_only_the_newest_is_kept(tmp_path):
-  saved = checkpoint.Checkpoints(tmp_path)
+@pytest.mark.parametrize('name', ['state', 'a [1]*\\'])
+def test_only_the_newest_is_kept(tmp_path, name):
+  saved = checkpoint.Checkpoints(tmp_path / name)
   for step in (1, 2, 10):
     saved.save(step, tree(step))
-    assert steps(tmp_path) == [str(step)]
+    assert steps(tmp_path / name) == [str(step)]
   assert saved.latest(tree(0))['epoch'] == 10
   saved.save(10, tree(11))  # Again, as after a kill.
   assert saved.latest(tree(0))['epoch'] == 11

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.benchmarks.program import Workload, epoch_of
 from kmil_jax.inference import PLATFORMS
-from kmil_jax.models import SPECS, cpu, torch_dense
+from kmil_jax.models import SPECS, cpu, network
 from kmil_jax.models.convolutions import convolution, max_pool
 
 IN_TURN = dataclasses.replace(SPECS['dsmil'], one_by_one=True)
@@ -39,7 +39,7 @@ def forms_of(f, cpus, others, *cases):
   ]
 
 
-dense = torch_dense.product
+dense = network.product
 folds = lambda x, w: cpu.map_folds(IN_TURN, lambda w: {'y': x @ w}, w)
 tiles = lambda x, w: cpu.map_tiles(lambda x: jnp.einsum('thc,cd->thd', x, w), x)
 EACH = {'padding': 1, 'feature_group_count': 4}

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import TorchDense
 from kmil_jax.saliency import grad_cam
 from kmil_jax.types import TilePrediction
 

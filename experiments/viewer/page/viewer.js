@@ -15,6 +15,7 @@ const viewer = OpenSeadragon({
   animationTime: 0.6,
   gestureSettingsMouse: {clickToZoom: false, dblClickToZoom: true},
 });
+let labels = {};  // True classes by slide.
 let slide = null;  // What the server says of the slide that is shown.
 let picture = null;  // Its image in the viewer,
 let heat = null;  // and that of its map.
@@ -93,7 +94,7 @@ async function open(id) {
     {index: 0});
   viewer.viewport.goHome(true);
   const facts = [
-    ['true class', slide.label ?? 'not known'],
+    ['true class', labels[slide.id] ?? 'not known'],
     ['predicted', slide.predicted],
     [slide.folds.length > 1 ? 'folds' : 'fold', slide.folds.join(', ')],
     ['tiles', slide.tiles],
@@ -202,6 +203,7 @@ async function point(event) {
 
 async function begin() {
   const slides = await ask('slides');
+  labels = Object.fromEntries(slides.map(({id, label}) => [id, label]));
   choices($('#slide'), slides.map(({id, label}) =>
     [id, label ? `${id} (${label})` : id]));
   const wanted = decodeURIComponent(location.hash.slice(1));

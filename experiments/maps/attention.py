@@ -1,0 +1,127 @@
+"""Attention of test slides: stored as HDF5, drawn beside the thumbnail."""
+
+import pathlib
+
+import jax
+import numpy as np
+from scipy import special
+
+from data import outlines, slides
+from experiments.bags.cohort import Cohort
+from experiments.maps import overlay, tile_scores
+from experiments.run.results import Folder
+from kmil_jax.folds import FoldResults
+from kmil_jax.inference import MODEL
+from kmil_jax.tasks.bags import BagLoader
+
+# Compiled once for all folds: a task is its own key.
+_predict = jax.jit(
+  lambda task, *args: task.predict_bag(*args), static_argnums=0
+)
+
+
+def write(
+  folder: pathlib.Path,
+  cohort: Cohort,
+  bags: BagLoader,
+  rows: np.ndarray,
+  trained: FoldResults,
+  run: int,
+) -> None:
+  """Stores what one fold's model sees in each of its test slides.
+
+  Writes `attention/<slide_id>.h5`, see `tile_scores`, with the attributes of
+  the feature file and `classes`, and without `coords` if the features have
+  none; for models that choose instances also `keep/keep.h5` with bool [N] of
+  every slide of the cohort.
+
+  Args:
+    folder: of the fold.
+    cohort: the slides.
+    bags: theirs.
+    rows: the test part, bool [n].
+    trained: all runs.
+    run: the fold's.
+  """
+  params = jax.tree.map(lambda x: x[run : run + 1], trained.params[MODEL])
+  index, store = np.flatnonzero(rows), bags.store
+  ends = store.offset + store.length
+  probs = trained.prob['test'][run]
+  for bag, x, prob in zip(index, bags.read(index), probs, strict=True):
+    length, kept = store.length[bag], np.zeros(len(x), bool)
+    kept[:length] = True
+    if trained.keep is not None:
+      kept[:length] = trained.keep[run, store.offset[bag] : ends[bag]]
+    output = jax.device_get(_predict(trained.task, params, x, kept))
+    logits = output.instance_logits[0, :length]
+    arrays = {
+      'attention': output.attention[0, :length],
+      # By JAX each new length of a bag would be compiled for.
+      'instance_prob': special.softmax(logits, axis=-1),
+      'kept': kept[:length],
+      'prob': prob,
+    }
+    source = cohort.read_placed(bag)
+    if source.coords is not None:
+      arrays['coords'] = source.coords
+    path = folder / 'attention' / f'{cohort.manifest.slide[bag]}.h5'
+    attributes = source.attributes | {'classes': list(cohort.classes)}
+    tile_scores.write(path, arrays, attributes)
+  if trained.keep is not None:
+    places = zip(cohort.manifest.slide, store.offset, ends, strict=True)
+    kept = {name: trained.keep[run, a:b] for name, a, b in places}
+    tile_scores.write(folder / 'keep' / 'keep.h5', kept, {})
+
+
+def draw(
+  folder: Folder,
+  fold: int,
+  cohort: Cohort,
+  outlines_dir: pathlib.Path | None,
+  *,
+  limit: int | None,
+) -> list[str]:
+  """Draws the maps of the first `limit` test slides, or of all.
+
+  Each picture, `figures/heat_maps/fold_<i>_<slide_id>.png`, is that of
+  `overlay.draw`, on the absolute scale. Known outlines are drawn. Slides
+  without a file, or whose features lack coordinates or the tiles' size, have no
+  picture; how many they are is printed. Pictures that are there stay.
+
+  Returns:
+    What was wrong with slide files that could not be read.
+  """
+  label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
+  without, faults = {}, []
+  for path in sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]:
+    name = f'figures/heat_maps/fold_{fold}_{path.stem}.png'
+    if folder.at(name).exists():
+      continue
+    if path.stem not in cohort.slides:
+      without[path.stem] = 'no slide file'
+      continue
+    rings = []
+    if outlines_dir and (outlines_dir / f'{path.stem}.json').exists():
+      rings = outlines.read(outlines_dir / f'{path.stem}.json')
+    try:
+      drawing = overlay.draw(
+        cohort.slides[path.stem],
+        tile_scores.read({fold: path}),
+        label=cohort.classes[label[path.stem]],
+        outlines=[ring.corners for ring in rings if not ring.hole],
+      )
+    except tile_scores.UnplacedError as e:
+      without[path.stem] = str(e).removeprefix(f'{path}: ')
+    except slides.SlideError as e:
+      faults.append(str(e))
+    else:
+      folder.save(
+        name, lambda p, d=drawing: d.savefig(p, dpi=100, format='png')
+      )
+  if without and cohort.slides:
+    slide, reason = next(iter(without.items()))
+    print(
+      f'fold {fold}: {len(without)} test slides have no heat map. {slide}:'
+      f' {reason}'
+    )
+  return faults

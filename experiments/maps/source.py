@@ -1,0 +1,68 @@
+"""The slides of a results folder: their scores, files and true labels."""
+
+import dataclasses
+import pathlib
+
+from data import slides
+from experiments.maps import tile_scores
+from experiments.run.options import field
+from experiments.run.results import Folder
+from experiments.run.start import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Slides(Source):
+  """The run, and which of its slides."""
+
+  fold: int | None = field(
+    None, 'The only fold to show. By default the mean of all.', least=0
+  )
+  slides_dir: pathlib.Path | None = field(
+    None, 'Folder of slide files. By default the folder that the run used.'
+  )
+  tile_size: float | None = field(
+    None,
+    'Side of a tile in level-0 pixels, if its features do not state it.',
+    least=1,
+  )
+
+  def scores(self) -> dict[str, dict[int, pathlib.Path]]:
+    """Returns the files of scores by slide and fold; see `tile_scores.find`."""
+    return tile_scores.find(self.folder().path, self.fold)
+
+  def files(self) -> dict[str, pathlib.Path]:
+    """Returns the slide files by slide id; none if there are none.
+
+    They are in --slides_dir, by default where the run says that they are: its
+    own --slides_dir, or the phantom cohort that it was trained on, beside its
+    features.
+
+    Raises:
+      ResultsError: if the folder is not that of a run.
+      data.slides.SlideError: if --slides_dir cannot be used.
+    """
+    config = self.folder().config()
+    folder = self.slides_dir or config.values.get('slides_dir')
+    features = config.cohort.get('features_dir')
+    own = config.values.get('csv_path') or config.values.get('features_dir')
+    if not folder and not own and features:
+      beside = pathlib.Path(features).parent / 'slides'
+      folder = beside if beside.is_dir() else None
+    if not folder:
+      return {}
+    if not self.slides_dir and not pathlib.Path(folder).is_dir():
+      print(
+        f'warning: {config.path} says that the slides are in {folder}, which'
+        ' does not exist. Give --slides_dir for pictures.'
+      )
+      return {}
+    return {slides.slide_id(p): p for p in slides.list_slides(folder)}
+
+  def labels(self) -> dict[str, str]:
+    """Returns the true classes of the test slides of the run, if known."""
+    return {
+      row['slide_id']: row['label']
+      for path in sorted(self.folder().path.glob('fold_*/predictions.csv'))
+      for row in Folder(path.parent).read(path.name)
+      if row.get('split') == 'test' and row.get('label')
+    }

@@ -1,0 +1,257 @@
+"""The scores of a slide's tiles, as the models of one or several folds see it.
+
+`fold_<i>/attention/<slide_id>.h5` of a results folder holds those of one fold:
+`coords` [N, 2] (level-0 pixels), `attention` [N, A], `instance_prob` [N, C],
+`kept` [N] and the slide's `prob` [C].
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import pathlib
+import re
+from typing import Any
+
+import h5py
+import numpy as np
+
+from data.files import replacing
+from kmil_jax import calibration
+
+_SAME = ('coords', 'side', 'classes')  # In all folds.
+
+
+class MapError(ValueError):
+  """A map cannot be made: the file or slide, what was found, what to do."""
+
+
+class UnplacedError(MapError):
+  """Scores of tiles whose place or size is not known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TileScores:
+  """What the models of F folds predict of the N tiles of one slide.
+
+  A tile is kept by a fold unless its model drops it (KMIL), and a model
+  predicts no class of a tile that it drops.
+  """
+
+  slide: str
+  folds: tuple[int, ...]
+  classes: tuple[str, ...]
+  coords: np.ndarray  # int64 [N, 2], upper left corners (x, y), level-0 pixels
+  side: float  # of a tile, level-0 pixels
+  # [F, C], of the slide, at the temperature of the fold where its file has one
+  prob: np.ndarray
+  instance_prob: np.ndarray  # [F, N, C]
+  attention: np.ndarray  # [F, N, A], A is 1 or C; columns sum to 1
+  kept: np.ndarray  # bool [F, N]
+
+  def __len__(self) -> int:
+    return len(self.coords)
+
+  @functools.cached_property
+  def predicted(self) -> int:
+    """The class that the mean probability of the folds makes likeliest."""
+    return int(self.prob.mean(0).argmax())
+
+  @property
+  def spread(self) -> np.ndarray:
+    """Sample standard deviation of `prob` over the folds, [C]; NaN of one."""
+    nothing = np.full(len(self.classes), np.nan)
+    return self.prob.std(0, ddof=1) if len(self.folds) > 1 else nothing
+
+  @functools.cached_property
+  def shown(self) -> np.ndarray:
+    """Tiles that any fold keeps, bool [N]."""
+    return self.kept.any(0)
+
+  def probability(self, c: int) -> np.ndarray:
+    """Mean probability of class c, over the folds that keep a tile, [N].
+
+    NaN where no fold does.
+    """
+    return self._kept(c).mean(0).filled(np.nan)
+
+  def multiples(self, c: int) -> np.ndarray:
+    """Mean attention for class c as multiples of an equal share, [N].
+
+    An equal share is 1 over the tiles that a fold keeps: what mean pooling
+    would give every tile. NaN where no fold keeps the tile.
+    """
+    column = c if self.attention.shape[-1] > 1 else 0
+    share = self.attention[..., column] * self.kept.sum(1, keepdims=True)
+    return np.where(self.shown, share.mean(0), np.nan)
+
+  def disagreement(self, c: int) -> np.ndarray:
+    """Standard deviation over folds of the probability of class c, [N].
+
+    Of the population (divided by the number of folds), 0 to 0.5; over the folds
+    that keep a tile, NaN where these are fewer than two.
+    """
+    kept = self._kept(c)
+    deviation = kept.std(0).filled(np.nan)
+    return np.where(kept.count(0) > 1, deviation, np.nan)
+
+  def _kept(self, c: int) -> np.ma.MaskedArray:
+    return np.ma.array(self.instance_prob[..., c], mask=~self.kept)
+
+
+def path_of(run: pathlib.Path, fold: int, slide: str) -> pathlib.Path:
+  """Returns the path of the scores of a slide by the model of a fold."""
+  return run / f'fold_{fold}' / 'attention' / f'{slide}.h5'
+
+
+def write(
+  path: pathlib.Path,
+  arrays: Mapping[str, np.ndarray],
+  attributes: Mapping[str, Any],
+) -> None:
+  """Writes an HDF5 file, which is there in full or not at all."""
+  with replacing(path) as part, h5py.File(part, 'w') as file:
+    for name, array in arrays.items():
+      file[name] = array
+    file.attrs.update(attributes)
+
+
+def find(
+  run: pathlib.Path, fold: int | None = None
+) -> dict[str, dict[int, pathlib.Path]]:
+  """Returns the files of tile scores in a results folder.
+
+  Args:
+    run: the folder.
+    fold: the only one looked at.
+
+  Returns:
+    By slide, in the order of names, and by fold.
+
+  Raises:
+    MapError: if there are none.
+  """
+  found: dict[str, dict[int, pathlib.Path]] = {}
+  for path in sorted(run.glob('fold_*/attention/*.h5')):
+    number = re.fullmatch(r'fold_(\d+)', path.parts[-3])
+    hidden = path.name.startswith('.')  # Being written.
+    if number and not hidden and fold in (None, int(number[1])):
+      found.setdefault(path.stem, {})[int(number[1])] = path
+  if not found:
+    name = 'fold_*' if fold is None else f'fold_{fold}'
+    raise MapError(
+      f'{run}: holds no {name}/attention/<slide_id>.h5. Give --run the folder'
+      ' of a finished run of experiments.kmil or experiments.predict.'
+    )
+  return {slide: dict(sorted(found[slide].items())) for slide in sorted(found)}
+
+
+def read(
+  paths: Mapping[int, pathlib.Path], tile_size: float | None = None
+) -> TileScores:
+  """Reads the scores of one slide.
+
+  Args:
+    paths: of its files, by fold; see `find`.
+    tile_size: side of a tile in level-0 pixels, for files that do not state it.
+
+  Raises:
+    UnplacedError: if a file lacks the tiles' coordinates or their size.
+    MapError: if a file is damaged, or two folds have seen different tiles.
+  """
+  by_path = {path: _read(path, tile_size) for path in paths.values()}
+  first_path, first = next(iter(by_path.items()))
+  for path, other in by_path.items():
+    for name in _SAME:
+      if not np.array_equal(first[name], other[name]):
+        raise MapError(
+          f'{first_path} and {path} differ in {name}: the folds saw different'
+          ' tiles. Remove the older folder.'
+        )
+  stacked = {
+    name: np.stack([one[name] for one in by_path.values()])
+    for name in first.keys() - set(_SAME)
+  }
+  return TileScores(
+    slide=first_path.stem,
+    folds=tuple(paths),
+    **{name: first[name] for name in _SAME},
+    **stacked,
+  )
+
+
+def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
+  try:
+    with h5py.File(path, 'r', locking=False) as file:
+      held = {name: file[name][()] for name in file}
+      marks = dict(file.attrs)
+  except (OSError, TypeError) as e:
+    raise MapError(
+      f'{path}: not a complete HDF5 file of tile scores ({e}). Delete it and'
+      ' run the fold again.'
+    ) from e
+  needed = {'attention', 'instance_prob', 'kept', 'prob', 'classes'}
+  if lacks := sorted(needed - held.keys() - marks.keys()):
+    raise MapError(f'{path}: lacks {", ".join(lacks)}. Run the fold again.')
+  if 'coords' not in held:
+    raise UnplacedError(
+      f'{path}: its features had no coordinates in level-0 pixels, so the tiles'
+      ' cannot be placed. Extract the slide with coordinates, or, if they are'
+      ' in micrometres (STAMP), train with --slides_dir.'
+    )
+  classes = tuple(map(str, marks['classes']))
+  side = marks.get('patch_size_level0', tile_size)
+  if side is None or not 0 < float(side) < np.inf:
+    raise UnplacedError(
+      f'{path}: does not state how large its tiles are (patch_size_level0).'
+      ' Give --tile_size, in level-0 pixels.'
+    )
+  n = len(held['kept']) if held['kept'].ndim else 0
+  shapes = {
+    'coords': [(n, 2)],
+    'attention': [(n, 1), (n, len(classes))],
+    'instance_prob': [(n, len(classes))],
+    'kept': [(n,)],
+    'prob': [(len(classes),)],
+  }
+  for name, allowed in shapes.items():
+    array = held[name]
+    if not n or array.shape not in allowed or not np.isfinite(array).all():
+      raise MapError(
+        f'{path}: {name} has shape {list(array.shape)} for {n} tiles and'
+        f' {len(classes)} classes, or numbers that are not finite. Run the'
+        ' fold again.'
+      )
+  if 'temperature' in marks:  # Of experiments.predict.
+    t = marks['temperature']
+    held['prob'] = calibration.scale(held['prob'][None], t)[0]
+  return {name: held[name] for name in shapes} | {
+    'coords': held['coords'].astype(np.int64),
+    'kept': held['kept'].astype(bool),
+    'side': float(side),
+    'classes': classes,
+  }
+
+
+def write_spread(path: pathlib.Path, scores: TileScores) -> None:
+  """Writes how the folds agree on one slide, as HDF5.
+
+  `coords` [N, 2], `probability_mean` and `probability_std` [N, C],
+  `kept` [F, N] and `prob` [F, C]; the attributes `folds`, `classes` and
+  `patch_size_level0`. What no fold, or only one, predicts of a tile is NaN.
+  """
+  of_classes = lambda of: np.stack(
+    [of(c) for c in range(len(scores.classes))], 1
+  )
+  arrays = {
+    'coords': scores.coords,
+    'probability_mean': of_classes(scores.probability),
+    'probability_std': of_classes(scores.disagreement),
+    'kept': scores.kept,
+    'prob': scores.prob,
+  }
+  attributes = {
+    'folds': scores.folds,
+    'classes': list(scores.classes),
+    'patch_size_level0': scores.side,
+  }
+  write(path, arrays, attributes)

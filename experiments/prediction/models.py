@@ -1,0 +1,208 @@
+"""Trained models: what they are, which features they take, what they predict.
+
+Those of a results folder, or of a file of experiments.export, which runs
+without the code of the models.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import hashlib
+import json
+import pathlib
+import typing
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluation import predictions, summary
+from experiments.run.options import free
+from experiments.run.results import Folder, ResultsError
+from experiments.run.start import Source
+from kmil_jax import calibration, export
+
+_FORMAT = 1
+# Of a bag [N, D]; see `kmil_jax.export.predict_bag`.
+Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+class PredictionError(ValueError):
+  """Models and slides that do not go together; says which and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Folds(Source):
+  """The models."""
+
+  fold: int | None = free(
+    None,
+    'The only fold of --run to take, from 0. By default all of them.',
+    least=0,
+    only={'run': True},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """What the models of R folds are."""
+
+  model: str
+  task: str
+  classes: tuple[str, ...]  # C names
+  width: int  # of the features
+  folds: tuple[int, ...]  # R
+  # [R], fitted on validation slides; None if it was not, see `summary`.
+  temperature: tuple[float | None, ...]
+  sha256: tuple[str, ...]  # [R], of weights and settings
+  settings: Mapping[str, Any]
+  features: Mapping[str, str]  # how they were made, as far as it is stated
+  training: Mapping[str, str]  # hashes of labels, features and splits
+  made_by: tuple[Mapping[str, Any], ...]  # versions, commits
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns the card as JSON has it."""
+    return {'format': _FORMAT} | dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(
+    cls, path: pathlib.Path | str, value: Mapping[str, Any]
+  ) -> 'Card':
+    """Returns what `to_json` was called on, without temperatures at a bound.
+
+    Raises:
+      PredictionError: if it is something else, naming the file at `path`.
+    """
+    kinds = typing.get_type_hints(cls)
+    per_fold = 'folds', 'temperature', 'sha256'
+    wrong = [n for n in kinds if not _is(kinds[n], value.get(n))] or [
+      n for n in per_fold if len(value[n]) != max(1, len(value['folds']))
+    ]
+    if value.get('format') != _FORMAT or wrong:
+      raise PredictionError(
+        f'{path}: a card of format {value.get("format")}, in which'
+        f' {", ".join(wrong) or "nothing"} is wrong. This version reads format'
+        f' {_FORMAT}: export the models again.'
+      )
+    held = {n: value[n] for n in kinds}
+    held['temperature'] = [
+      None if t is None or calibration.at_bound(t) else t
+      for t in value['temperature']
+    ]
+    lists = [n for n in kinds if isinstance(held[n], list)]
+    return cls(**held | {n: tuple(held[n]) for n in lists})
+
+  def summary(self) -> str:
+    """Returns a line that says what the models are."""
+    return (
+      f'{self.model} of folds {", ".join(map(str, self.folds))}; classes'
+      f' {", ".join(self.classes)}; {self.width} features of encoder'
+      f' {self.features.get("encoder", "unknown")}'
+    )
+
+
+def of_file(path: pathlib.Path) -> tuple[Card, Predict]:
+  """Returns the card and the function of a file of experiments.export.
+
+  Raises:
+    ExportError: if it is damaged, or of another JAX.
+    PredictionError: if another version wrote its card.
+  """
+  archive = export.read(path)
+  card = Card.from_json(path, archive.card)
+  # Programs count on as many rows; see `inference.Design.lower`.
+  return card, archive.predictor(card.settings.get('total_instances', 1))
+
+
+def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
+  """Returns the models of a results folder, and the card of them.
+
+  Args:
+    folder: of experiments.kmil, or of one setting of experiments.ablations.
+    fold: the only one to take; None for all.
+
+  Returns:
+    The card and the `kmil_jax.Trained`.
+
+  Raises:
+    ResultsError: if this is no such folder, if a fold is not finished, or if
+      its files do not fit each other.
+  """
+  # It imports all models; a file of experiments.export does without.
+  from kmil_jax import library
+  from kmil_jax.models import SPECS
+
+  config, numbers = folder.config(), _finished(folder, fold)
+  try:
+    trained = library.load(folder.path, numbers)
+  except ValueError as error:
+    raise ResultsError(str(error)) from error
+  design, weights = trained.design, trained.weights
+  # Refuses probabilities of other classes.
+  folds = predictions.read_folds(folder, trained.classes)
+  fitted = summary.temperatures(folds)
+  settings = {
+    'precision': design.precision,
+    'combine': design.combine,
+    **design.options,
+    **(vars(design.choice) if SPECS[design.model].chooser else {}),
+  }
+  card = Card(
+    model=design.model,
+    task=config.values['task'],
+    classes=trained.classes,
+    width=design.width,
+    folds=numbers,
+    temperature=tuple(
+      None if fitted[i].reason else fitted[i].temperature for i in numbers
+    ),
+    sha256=tuple(_digest(weights, r, settings) for r in range(len(numbers))),
+    settings=settings,
+    features=config.cohort['features'],
+    training=config.inputs,
+    made_by=tuple(config.made_by),
+  )
+  return card, trained
+
+
+def slides(folder: Folder) -> set[str]:
+  """Returns the slides that a results folder is of, as far as it lists them."""
+  if not folder.has('cohort.csv'):  # Of an older version.
+    return set()
+  return {row['slide_id'] for row in folder.read('cohort.csv')}
+
+
+def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
+  """Returns the folds to take."""
+  summary = folder.read('summary.json')
+  numbers = range(summary['k']) if fold is None else [fold]
+  finished = summary['folds']
+  if missing := sorted(set(numbers) - set(finished)):
+    raise ResultsError(
+      f'{folder.path}: of its {summary["k"]} folds,'
+      f' {", ".join(map(str, missing))} have no model. Run its command again,'
+      ' which trains what is not done (what diverged needs a lower --lr and'
+      f' another folder), or take one of the folds {finished} by --fold.'
+    )
+  return tuple(numbers)
+
+
+def _digest(
+  weights: Mapping[str, np.ndarray], run: int, settings: Mapping[str, Any]
+) -> str:
+  """Returns a hash of one of R models."""
+  content = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+  for name, leaf in sorted(weights.items()):
+    leaf = leaf[run : run + 1]
+    content.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
+    content.update(leaf.tobytes())
+  return content.hexdigest()
+
+
+def _is(kind: Any, value: Any) -> bool:
+  """Whether a value of JSON is one of a field's type."""
+  outer = typing.get_origin(kind)
+  if outer is tuple:
+    one = typing.get_args(kind)[0]
+    return isinstance(value, list) and all(_is(one, each) for each in value)
+  if isinstance(value, bool) or (isinstance(value, float) and value <= 0):
+    return False
+  return isinstance(value, dict if outer is Mapping else kind)

@@ -1,0 +1,160 @@
+"""Tiles of a study: splits keep groups whole, checks find what is wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data.labelled_tiles import LabelledTiles, TileError, from_arrays
+from experiments.patches import tiles as patch_tiles
+from experiments.patches.tiles import split
+from experiments.run.check import Findings
+
+
+def cohort(sizes, shares, classes=('no', 'yes')):
+  """Groups of `sizes`, the second class `shares` of each."""
+  label, group = [], []
+  for i, (n, share) in enumerate(zip(sizes, shares, strict=True)):
+    label += [j < round(share * n) for j in range(n)]
+    group += [f'g{i:02d}'] * n
+  images = np.zeros((len(label), 2, 2, 3), np.uint8)
+  return from_arrays(images, np.array(label, int), group, classes)
+
+
+def uneven(groups=40, seed=0):
+  rng = np.random.default_rng(seed)
+  sizes = rng.integers(5, 120, groups)
+  return cohort(sizes, rng.beta(0.7, 1.5, groups))
+
+
+@pytest.mark.parametrize('fractions', [(0.6, 0.2, 0.2), (0.7, 0.3, 0)])
+@pytest.mark.parametrize('seed', range(3))
+def test_groups_stay_whole_and_classes_even(seed, fractions):
+  tiles = uneven()
+  parts = split(tiles, fractions, seed=seed)
+  assert sorted(np.concatenate(parts)) == list(range(len(tiles)))
+  groups = [set(tiles.group[p]) for p in parts]
+  assert not groups[0] & groups[1] and not groups[0] & groups[2]
+  assert not groups[1] & groups[2]
+  for c in (0, 1):
+    n = (tiles.label == c).sum()
+    got = [(tiles.label[p] == c).sum() / n for p in parts]
+    np.testing.assert_allclose(got, fractions, atol=0.03)
+
+
+def test_a_split_hangs_on_groups_and_seed_alone():
+  tiles = uneven()
+  one = split(tiles, seed=1)
+  order = np.random.default_rng(0).permutation(len(tiles))
+  moved = split(tiles.take(order), seed=1)
+  for a, b in zip(one, moved, strict=True):
+    assert set(tiles.id[a]) == set(tiles.id[order][b])
+  for by in ('group', 'tile'):
+    tests = [split(tiles, seed=s, by=by)[2] for s in range(4)]
+    assert len({t.tobytes() for t in tests}) == 4
+
+
+def test_every_group_can_be_tested_on():
+  rng = np.random.default_rng(0)
+  tiles = cohort(rng.integers(20, 50, 15), rng.uniform(0.2, 0.6, 15))
+  tested = {
+    g for s in range(40) for g in set(tiles.group[split(tiles, seed=s)[2]])
+  }
+  assert tested == set(tiles.group)
+
+
+def test_tiles_are_split_exactly_and_groups_straddle():
+  tiles = uneven()
+  parts = split(tiles, seed=0, by='tile')
+  assert sorted(np.concatenate(parts)) == list(range(len(tiles)))
+  for c in (0, 1):
+    n = (tiles.label == c).sum()
+    got = [(tiles.label[p] == c).sum() for p in parts]
+    np.testing.assert_allclose(got, [0.6 * n, 0.2 * n, 0.2 * n], atol=1)
+  assert set(tiles.group[parts[0]]) & set(tiles.group[parts[2]])
+
+
+def test_few_groups_all_get_a_part():
+  tiles = cohort([10, 10, 10, 200], [0.5] * 4)
+  for seed in range(5):
+    parts = split(tiles, seed=seed)
+    assert all(len(set(tiles.label[p])) == 2 for p in parts)
+
+
+@pytest.mark.parametrize(
+  'tiles, kwargs, found',
+  [
+    (cohort([9] * 5, [0] * 5), {}, r'class yes: tiles of 0 group\(s\)'),
+    (
+      cohort([9] * 5, [0.5, 0, 0, 0, 0]),
+      {},
+      r'class yes: tiles of 1 group\(s\) only \(g00\) for 3 parts',
+    ),
+    (
+      cohort([9] * 5, [0, 0, 0.5, 0, 1]),
+      {},
+      r'class yes: tiles of 2 group\(s\) only \(g02, g04\)',
+    ),
+    (uneven(), dict(fractions=(0.5, 0.2, 0.2)), 'sum to 1'),
+    (uneven(), dict(fractions=(1.2, -0.2, 0)), 'sum to 1'),
+    (
+      cohort([8, 8], [0.5, 0.5]),
+      dict(by='tile', fractions=(0.98, 0.01, 0.01)),
+      'val part got no tile of class',
+    ),
+  ],
+)
+def test_what_cannot_be_split_is_named(tiles, kwargs, found):
+  with pytest.raises(TileError, match=found):
+    split(tiles, seed=0, **kwargs)
+
+
+def test_an_unknown_group_is_named():
+  tiles = uneven()
+  group = tiles.group.copy()
+  group[[3, 7]] = ''
+  tiles = dataclasses.replace(tiles, group=group)
+  with pytest.raises(TileError, match='2 problem') as error:
+    split(tiles, seed=0)
+  assert '0000003' in str(error.value) and '0000007' in str(error.value)
+  assert len(split(tiles, seed=0, by='tile')) == 3
+
+
+def test_tiles_are_all_decoded_and_patients_kept_apart():
+  def read(i):
+    if i == 2:
+      raise TileError('c.png: cannot be read as an image')
+    return np.zeros((8, 8, 3), np.uint8)
+
+  tiles = LabelledTiles(
+    id=np.array(list('abcd')),
+    label=np.array([0, 1, 0, 1]),
+    group=np.array(list('ppqr')),
+    classes=('neg', 'pos'),
+    read=read,
+    size=8,
+  )
+  sets, findings = {'one': tiles, 'other': tiles.take([3])}, Findings()
+  patch_tiles.check(findings, sets, lambda: split(tiles, seed=0))
+  unread, few, both = findings.problems
+  assert unread.startswith('one: tiles that cannot be read: 1 problem')
+  assert unread.endswith('  c.png: cannot be read as an image')
+  assert 'class neg: tiles of 2 group(s) only (p, q) for 3 parts' in few
+  assert both == '1 patients are both in one and other: r'
+  table = patch_tiles.counts(sets, 'Tiles').csv()
+  assert table[1] == ['one', 4, 2, 2, 3, 8]
+
+
+def test_the_leak_free_split_of_real_tiles_is_even(real_data):
+  from data import tile_sources
+
+  folder = real_data / 'idc_breast'
+  with pytest.warns(UserWarning, match='26 of 3361 tiles are left out'):
+    tiles = tile_sources.from_zip(
+      folder / 'idc_tiles.zip', folder / 'index.csv'
+    )
+  assert len(set(tiles.group)) == 46 and tiles.classes == ('0', '1')
+  parts = split(tiles, seed=0)
+  for part, wanted in zip(parts, (0.6, 0.2, 0.2), strict=True):
+    assert abs(len(part) / len(tiles) - wanted) < 0.01
+    assert abs(tiles.label[part].mean() - tiles.label.mean()) < 0.01
