@@ -4,65 +4,34 @@ import csv
 import io
 import json
 
-from drawn_results import CLASSES, strict
+from drawn_results import strict
 import numpy as np
+import paper_folders
 import pytest
 
 from experiments import compare
-from experiments.evaluation import comparison, predictions, summary as summaries
-from experiments.evaluation.predictions import Predictions
-from experiments.run.results import Folder, ResultsError
+from experiments.evaluation import comparison
+from experiments.run.results import ResultsError
 from kmil_jax import delong, intervals, metrics
 
-FOLDS, SLIDES = 3, 120
+CLASSES = paper_folders.CLASSES['a']
 
 
-def make(root, name, skill, seed, *, classes=CLASSES, edit=None, reverse=False):
-  """A results folder of a model of some skill; `edit` alters its slides."""
-  shared = np.random.default_rng(0)
-  count = len(classes)
-  case = np.arange(SLIDES) // 2
-  fold = case % FOLDS
-  label = (case // FOLDS) % count
-  base = shared.normal(size=(SLIDES, count))
-  own = np.random.default_rng(seed).normal(size=(SLIDES, count))
-  logits = base + own + skill * np.eye(count)[label]
-  prob = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-  table = {
-    'case': np.array([f'p{i}' for i in case]),
-    'slide': np.array([f's{i:03}' for i in range(SLIDES)]),
-    'label': label,
-    'train': [(fold != f) & (fold != (f + 1) % FOLDS) for f in range(FOLDS)],
-  }
-  if edit:
-    edit(table)
-  folder = root / name
-  for f in range(FOLDS):
-    parts = {}
-    for part, group in (('val', (f + 1) % FOLDS), ('test', f)):
-      rows = np.flatnonzero(fold == group)[:: -1 if reverse else 1]
-      parts[part] = Predictions(
-        table['case'][rows],
-        table['slide'][rows],
-        table['label'][rows],
-        prob[rows],
-      )
-    predictions.write(Folder(folder / f'fold_{f}'), f, parts, classes)
-    train = [[s, '', ''] for s in table['slide'][table['train'][f]]]
-    rows = [['train', 'val', 'test'], *train]
-    Folder(folder).write(f'splits/splits_{f}.csv', rows)
-  summaries.summarise(Folder(folder), name, 'origin', FOLDS, classes)
+def make(folder, seed, skill=0.5, task='a'):
+  """A results folder of 120 slides and a model of some skill."""
+  model = folder.name
+  paper_folders.write(folder, model, task, seed=seed, skill=skill, slides=40)
   return folder
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp('runs')
-  return [
-    make(root, 'weak', 0.5, 1),
-    make(root, 'strong', 2.0, 2, reverse=True),
-    make(root, 'again', 0.5, 3),
-  ]
+  strong = make(root / 'strong', 2, 2.0)
+  path = strong / 'fold_0/predictions.csv'
+  header, *lines = path.read_text().splitlines()
+  path.write_text('\n'.join([header, *reversed(lines)]) + '\n')
+  return [make(root / 'weak', 1), strong, make(root / 'again', 4)]
 
 
 def rows_of(*paths):
@@ -107,8 +76,7 @@ def test_pairs_are_compared_on_the_same_slides(folders):
     for name in ('p', 'p_delong'):
       p = np.array([row[name] for row in tests], float)
       adjusted = np.array([row[f'{name}_holm'] for row in tests], float)
-      want = intervals.holm(p)
-      np.testing.assert_allclose(adjusted, want, rtol=1e-4)
+      np.testing.assert_allclose(adjusted, intervals.holm(p), rtol=1e-4)
   chosen = comparison.compare(runs, [(0, 2)])
   assert [(r['a'], r['b'], r['metric']) for r in chosen] == [
     ('weak', 'again', name) for name in names
@@ -117,9 +85,8 @@ def test_pairs_are_compared_on_the_same_slides(folders):
 
 
 def test_macro_p_agrees_with_resamples(folders):
-  (row,) = (
-    r for r in rows_of(folders[0], folders[2]) if r['metric'] == 'auroc'
-  )
+  rows = rows_of(folders[0], folders[2])
+  (row,) = (row for row in rows if row['metric'] == 'auroc')
   assert row['p_delong'] == pytest.approx(row['p'], abs=0.05)
   half = (row['ci_high'] - row['ci_low']) / 2
   z = row['difference'] / (half / 1.96)
@@ -127,50 +94,57 @@ def test_macro_p_agrees_with_resamples(folders):
 
 
 def test_two_classes_have_one_auroc(tmp_path):
-  rows = rows_of(
-    make(tmp_path, 'a', 0.5, 1, classes=CLASSES[:2]),
-    make(tmp_path, 'b', 2.0, 2, classes=CLASSES[:2]),
-  )
+  weak = make(tmp_path / 'weak', 1, task='b')
+  rows = rows_of(weak, make(tmp_path / 'strong', 2, 2.0, task='b'))
   assert [row['metric'] for row in rows] == list(metrics.NAMES)
   assert 0 < rows[-1]['p_delong'] < 1e-3 and rows[0]['p_delong'] is None
 
 
 def test_a_model_is_no_better_than_itself(tmp_path):
-  for row in rows_of(*(make(tmp_path, name, 1.0, 1) for name in 'ab')):
+  for row in rows_of(make(tmp_path / 'a', 1), make(tmp_path / 'b', 1)):
     assert row['difference'] == 0
     assert row['ci_low'] is row['ci_high'] is None
     assert row['p'] == row['p_holm'] == 1
     assert row['p_delong'] in (None, 1)
 
 
-def set_slide(table):
-  table['slide'] = np.where(table['slide'] == 's007', 'new', table['slide'])
-
-
-def set_label(table):
-  table['label'] = np.where(table['slide'] == 's007', 2, table['label'])
-
-
-def set_case(table):
-  table['case'] = np.where(table['slide'] == 's007', 'px', table['case'])
-
-
-def set_train(table):
-  table['train'][1] &= table['slide'] != 's000'
+SLIDE = 'test0 3,test0_007,0,test,non-tumor'
+ELSEWHERE = "fold 0, test part, slide 'new': in the second only"
+MISSING = "fold 0, test part, slide 'test0_007': in the first only"
 
 
 @pytest.mark.parametrize(
-  ('edit', 'message'),
+  ('name', 'old', 'new', 'message'),
   [
-    (set_slide, "fold 0, test part, slide 'new': in the second only"),
-    (set_slide, "fold 0, test part, slide 's007': in the first only"),
-    (set_label, "slide 's007': class 1 or 2"),
-    (set_case, "slide 's007': case 'p3' or 'px'"),
-    (set_train, 'fold 1: only one of them trains on s000'),
+    ('fold_0/predictions.csv', 'test0_007', 'new', ELSEWHERE),
+    ('fold_0/predictions.csv', 'test0_007', 'new', MISSING),
+    (
+      'fold_0/predictions.csv',
+      SLIDE,
+      f'{SLIDE[:-9]}metastatic',
+      'class 0 or 2',
+    ),
+    (
+      'fold_0/predictions.csv',
+      SLIDE,
+      f'px{SLIDE[7:]}',
+      "case 'test0 3' or 'px'",
+    ),
+    (
+      'splits/splits_1.csv',
+      'test',
+      'test\r\ns000,,',
+      'only one of them trains',
+    ),
   ],
 )
-def test_runs_of_other_slides_are_refused(tmp_path, folders, edit, message):
-  other = make(tmp_path, 'other', 1.0, 1, edit=edit)
+def test_runs_of_other_slides_are_refused(
+  tmp_path, folders, name, old, new, message
+):
+  other = make(tmp_path / 'other', 1)
+  text = (other / name).read_text()
+  assert old in text
+  (other / name).write_text(text.replace(old, new, 1))
   with pytest.raises(ResultsError) as e:
     rows_of(folders[0], other)
   assert message in str(e.value)
@@ -178,11 +152,10 @@ def test_runs_of_other_slides_are_refused(tmp_path, folders, edit, message):
 
 
 def test_other_classes_folds_and_folders_are_refused(tmp_path, folders):
-  weak = folders[0]
-  other = make(tmp_path, 'other', 1.0, 1, classes=('x', 'y', 'z'))
-  with pytest.raises(ResultsError, match=r'classes: .*breast or x, y, z'):
+  weak, other = folders[0], make(tmp_path / 'other', 1, task='b')
+  with pytest.raises(ResultsError, match=r'classes: .*metastatic or non-tumor'):
     rows_of(weak, other)
-  fewer = make(tmp_path, 'fewer', 1.0, 1)
+  fewer = make(tmp_path / 'fewer', 1)
   (fewer / 'fold_2' / 'predictions.csv').unlink()
   with pytest.raises(ResultsError, match=r'folds: \[0, 1, 2\] or \[0, 1\]'):
     rows_of(weak, fewer)
@@ -201,13 +174,11 @@ def test_the_script_prints_every_format(folders, capsys):
   assert printed == [
     {k: '' if v is None else str(v) for k, v in row.items()} for row in rows
   ]
+  (table,) = comparison.tables(rows)
   text = run()
   assert text.startswith('120 test slides of 60 cases, folds 0, 1, 2')
-  assert max(map(len, text.splitlines())) <= 110
-  (table,) = comparison.tables(rows)
-  assert table.terminal() in text and table.markdown() in run(
-    '--format=markdown'
-  )
+  assert table.terminal() in text
+  assert table.markdown() in run('--format=markdown')
   for row, line in zip(rows, table.cells()[1:], strict=True):
     change = [f'{row[key]:+.3f}' for key in ('difference', 'ci_low', 'ci_high')]
     assert line[0] == row['metric']
@@ -216,9 +187,8 @@ def test_the_script_prints_every_format(folders, capsys):
 
 def test_the_script_ends_plainly(folders, capsys):
   for args, message in (
-    ([], 'Name two results folders'),
     ([folders[0]], 'Name two results folders'),
-    ([folders[0], folders[0].parent / 'nothing'], r'nothing/summary\.json: no'),
+    ([folders[0], folders[0].parent / 'no'], r'no/summary\.json: no such file'),
   ):
     with pytest.raises(SystemExit, match=f'error: .*{message}'):
       compare.main(['compare', *map(str, args)])
