@@ -10,39 +10,19 @@ was put into cost.json there. Only what is in the folder is needed, and the page
 needs no other file.
 """
 
-from absl import app, flags
-import jinja2
-
-from experiments import provenance, run_flag
 from experiments.reporting import page
+from experiments.run import start
+from experiments.run.start import Source
 
-flags.declare_key_flag('run')
 
-
-def main(argv: list[str]) -> None:
-  """Writes the page and says where."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected argument {argv[1]!r}')
-  try:
-    path = page.write(run_flag.folder())
-  except (provenance.ResultsError, OSError) as e:
-    raise SystemExit(f'error: {e}') from e
-  # Values of another kind than a training writes come to light anywhere.
-  except (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    jinja2.UndefinedError,
-  ) as e:
-    raise SystemExit(
-      f'error: {run_flag.folder()}: a file there holds something other than a'
-      f' training writes ({type(e).__name__}: {e}); was it edited? Give the'
-      ' command of the training again, into another folder'
-    ) from e
+def run(source: Source) -> None:
+  """Writes the page."""
+  path = page.write(source.folder())
   print(f'report in {path}, {path.stat().st_size / 2**20:.1f} MiB')
 
 
+main = start.script(run)
+
+
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -260,9 +260,9 @@ def text(summary: Mapping[str, Any]) -> str:
     f'{summary["model"]}, task {summary["task"]}: test parts of folds {folds}'
   )
   tables = [
-    _metrics_table(summary, 'pooled', title),
+    metrics_table(summary, 'pooled', title),
     _class_table(summary),
-    _calibration_table(summary['calibration']),
+    calibration_table(summary['calibration']),
   ]
   if external := summary.get('external'):
     title = (
@@ -270,13 +270,14 @@ def text(summary: Mapping[str, Any]) -> str:
       f' {external["cases"]} cases: each fold, and the mean probability'
     )
     tables += [
-      _metrics_table(external, 'ensemble', title),
+      metrics_table(external, 'ensemble', title),
       _class_table(external),
     ]
   return '\n'.join(f'\n{table.terminal()}' for table in tables)
 
 
-def _metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
+  """Every metric on the whole, its interval, mean and deviation of folds."""
   found = dict(part['metrics'])
   closed = part['auroc_delong']
   found['auroc, by DeLong'] = found['auroc'] | {
@@ -307,19 +308,22 @@ def _class_table(part: Mapping[str, Any]) -> Table:
   )
 
 
-def _calibration_table(found: Mapping[str, Any]) -> Table:
+def calibration_table(found: Mapping[str, Any]) -> Table:
+  """Errors of the probabilities, as they are and at the temperatures."""
   after = found['after_temperature']
   rows = [Row((name,), {'': (found[name], after[name])}) for name in after]
-  pairs = zip(found['temperature'], found['temperature_reason'], strict=True)
+  reasons = found.get('temperature_reason')  # Since all folds share one fit.
+  reasons = reasons or [''] * len(found['temperature'])
+  pairs = zip(found['temperature'], reasons, strict=True)
   shown = ' '.join(f'{t:.2f}' + '*' * bool(reason) for t, reason in pairs)
-  reasons = sorted(set(found['temperature_reason']) - {''})
+  marks = [f'* not fitted: {reason}' for reason in sorted({*reasons} - {''})]
   return Table(
     'calibration',
     'Calibration, and at temperatures fitted on validation',
     ('error',),
     dict.fromkeys(('as is', 'at temperature'), '.3f'),
     rows,
-    [f'temperatures {shown}', *(f'* not fitted: {text}' for text in reasons)],
+    [f'temperatures {shown}', *marks],
   )
 
 

@@ -90,13 +90,10 @@ class Table:
     """Returns title, aligned columns and notes."""
     table = self.cells()
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    left = len(table[0]) - len(self.columns)
     lines = []
     for line in table:
       cells = [
-        cell.ljust(width)
-        if i < left or self._is_text(i - left)
-        else cell.rjust(width)
+        cell.ljust(width) if self.is_left(i) else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(line, widths, strict=True))
       ]
       lines.append('  '.join(cells).rstrip())
@@ -105,11 +102,8 @@ class Table:
   def markdown(self) -> str:
     """Returns title, table and notes."""
     table = self.cells()
-    left = len(table[0]) - len(self.columns)
-    rule = [
-      ':--' if i < left or self._is_text(i - left) else '--:'
-      for i in range(len(table[0]))
-    ]
+    sides = map(self.is_left, range(len(table[0])))
+    rule = [':--' if is_left else '--:' for is_left in sides]
     lines = [
       '| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |'
       for line in [table[0], rule, *table[1:]]
@@ -149,8 +143,10 @@ class Table:
       rows.append(Row(row.labels, {**row.lines, **line}))
     return rows
 
-  def _is_text(self, column: int) -> bool:
-    return list(self.columns.values())[column] == ''
+  def is_left(self, column: int) -> bool:
+    """Whether a column of `cells` is aligned to the left, as text is."""
+    left = len(self.cells()[0]) - len(self.columns)
+    return column < left or list(self.columns.values())[column - left] == ''
 
 
 def _text(value: Any, form: str) -> str:

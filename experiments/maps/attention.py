@@ -29,10 +29,10 @@ def write(
 ) -> None:
   """Stores what one fold's model sees in each of its test slides.
 
-  Writes `attention/<slide_id>.h5`, see `tile_scores`, with the attributes of the
-  feature file and `classes`, and without `coords` if the features have none;
-  for models that choose instances also `keep/keep.h5` with bool [N] of every
-  slide of the cohort.
+  Writes `attention/<slide_id>.h5`, see `tile_scores`, with the attributes of
+  the feature file and `classes`, and without `coords` if the features have
+  none; for models that choose instances also `keep/keep.h5` with bool [N] of
+  every slide of the cohort.
 
   Args:
     folder: of the fold.

@@ -202,8 +202,8 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   side = marks.get('patch_size_level0', tile_size)
   if side is None or not 0 < float(side) < np.inf:
     raise UnplacedError(
-      f'{path}: does not state how large its tiles are (patch_size_level0). Give'
-      ' --tile_size, in level-0 pixels.'
+      f'{path}: does not state how large its tiles are (patch_size_level0).'
+      ' Give --tile_size, in level-0 pixels.'
     )
   n = len(held['kept']) if held['kept'].ndim else 0
   shapes = {

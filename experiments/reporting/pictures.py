@@ -1,153 +1,150 @@
-"""Pictures of a results folder as data URIs, small enough for one page."""
+"""Pictures of a report as data URIs, small enough for one page."""
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
-import dataclasses
 import io
-import pathlib
-import warnings
+from typing import Any, NamedTuple
 
+from matplotlib import figure
 import numpy as np
 from PIL import Image
 
-from experiments.evaluation.predictions import Predictions
-from experiments.reporting.record import Record
+from experiments.reporting.record import Record, Tested
 
 _WIDTH = 1100  # Pixels of a heat map in the page.
 _QUALITY = 80  # Of WebP.
-_MOST = 24  # Heat maps in the page,
-_BYTES = 5_000_000  # and what they may take, before base64.
+_MOST = 24  # Heat maps in the page.
+_CURVES = ('train_loss', 'val_loss', 'val_f1_macro')
+_FIGURES = {
+  'roc': 'ROC curves',
+  'pr': 'Precision-recall curves',
+  'reliability': 'Reliability',
+  'confusion': 'Confusion matrix',
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class HeatMap:
-  """The heat map of one test slide, as it is shown."""
+class Picture(NamedTuple):
+  """A picture, and what it shows."""
 
-  anchor: str  # its id in the page
-  slide: str
-  fold: int
-  label: str
-  pred: str
-  prob: float  # of the predicted class
+  title: str
   uri: str
-  width: int
-  height: int
-
-  @property
-  def correct(self) -> bool:
-    return self.label == self.pred
 
 
-@dataclasses.dataclass(frozen=True)
-class HeatMaps:
+class HeatMaps(NamedTuple):
   """The heat maps of a run, and what became of the others."""
 
-  shown: Sequence[HeatMap]
+  shown: Sequence[tuple[Tested, str]]  # with the URI of its picture
   more: int  # in the folder only
-  unmapped: list[str]  # test slides that should have one and have none
-  damaged: list[str]  # names of files
+  missing: Sequence[str]  # test slides that should have one and have none
+  damaged: Sequence[str]  # slides
 
 
-def figure(path: pathlib.Path) -> str | None:
-  """Returns a PNG as it is; None where there is none or it is damaged."""
-  try:
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content), formats=['PNG']) as image:
-      image.verify()
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-    return None
-  return _uri('png', content)
-
-
-def heat_maps(record: Record, first: Sequence[tuple[int, str]]) -> HeatMaps:
-  """Returns the heat maps for the page.
+def figures(record: Record, prefix: str = '') -> list[Picture]:
+  """Returns what `evaluation.figures` drew of the test parts.
 
   Args:
     record: the run.
-    first: folds and their test slides that come before others.
+    prefix: 'external_' for the second cohort.
   """
-  folder = record.folder / 'figures' / 'heat_maps'
-  files = {path.stem: path for path in sorted(folder.glob('*.png'))}
-  shown, there, damaged, unmapped, spent = [], 0, [], [], 0
-  limit = record.flags.get('heat_maps')
-  for fold, parts in record.folds.items() if files else ():
-    # In the order in which they are drawn.
-    slides = sorted(parts['test'].slide.tolist(), key=lambda s: f'{s}.h5')
-    unmapped += [s for s in slides[:limit] if f'fold_{fold}_{s}' not in files]
-  for fold, p, i in _order(record.folds, first):
-    path = files.get(f'fold_{fold}_{p.slide[i]}')
-    if path is None:
-      continue
-    there += 1
-    if len(shown) == _MOST or spent > _BYTES:
-      continue
-    small = _small(path)
-    if small is None:
-      damaged.append(path.name)
-      continue
-    content, width, height = small
-    spent += len(content)
-    pred = int(p.prob[i].argmax())
-    shown.append(
-      HeatMap(
-        anchor=f'heat-map-{len(shown) + 1}',
-        slide=str(p.slide[i]),
-        fold=fold,
-        label=record.classes[p.label[i]],
-        pred=record.classes[pred],
-        prob=float(p.prob[i, pred]),
-        uri=_uri('webp', content),
-        width=width,
-        height=height,
-      )
-    )
-  more = there - len(shown) - len(damaged)
-  return HeatMaps(shown, more, unmapped, damaged)
+  found = []
+  for name, title in _FIGURES.items():
+    path = record.folder.at(f'figures/{prefix}{name}.png')
+    if path.exists():
+      found.append(Picture(title, _uri('png', path.read_bytes())))
+  return found
 
 
-def _order(
-  folds: Mapping[int, Mapping[str, Predictions]],
-  first: Sequence[tuple[int, str]],
-) -> list[tuple[int, Predictions, int]]:
-  """Test slides: those that come first, then the classes in turn."""
-  rest, ahead = {}, {}
-  for fold, parts in folds.items():
-    p = parts['test']
-    for i in np.argsort(p.slide, kind='stable'):
-      if (fold, p.slide[i]) in first:
-        ahead[fold, p.slide[i]] = (fold, p, i)
-      else:
-        rest.setdefault(int(p.label[i]), []).append((fold, p, i))
-  turns = [
-    (place, label, slide)
-    for label, of_class in rest.items()
-    for place, slide in enumerate(of_class)
-  ]
-  turns.sort(key=lambda turn: turn[:2])
-  return [ahead[f] for f in first if f in ahead] + [t[2] for t in turns]
+def sizes(record: Record) -> Picture:
+  """Draws how many slides have bags of which size, sizes on a log scale."""
+  drawing = figure.Figure((7, 2.4), layout='constrained')
+  ax = drawing.subplots()
+  sizes = record.slides.instances
+  # Between whole numbers, so that every bin can hold one.
+  edges = np.unique(np.floor(np.geomspace(sizes.min(), sizes.max() + 1, 15)))
+  ax.hist(sizes, edges - 0.5, color='C0', edgecolor='white')
+  ax.set(xscale='log', xlabel='instances of a slide', ylabel='slides')
+  return _drawn('Slides by the size of their bags', drawing)
 
 
-def _small(path: pathlib.Path) -> tuple[bytes, int, int] | None:
-  """Returns a picture as WebP, its width and its height."""
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('error', Image.DecompressionBombWarning)
-      with Image.open(path, formats=['PNG']) as image:
-        picture = image.convert('RGB')
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-  ):
+def curves(record: Record) -> Picture | None:
+  """Draws losses and macro F1 of every epoch; None of models of no epochs."""
+  if not any(record.history.values()):
     return None
-  if picture.width > _WIDTH:
-    height = round(_WIDTH * picture.height / picture.width)
-    picture = picture.resize((_WIDTH, max(height, 1)), Image.Resampling.LANCZOS)
+  drawing = figure.Figure((10, 3.2), layout='constrained')
+  panels = drawing.subplots(1, len(_CURVES))
+  for ax, name in zip(panels, _CURVES, strict=True):
+    for fold, lines in record.history.items():
+      values = np.array([line.get(name) for line in lines], float)
+      ax.plot(range(1, len(values) + 1), values, lw=1.1, label=f'fold {fold}')
+    ax.set(xlabel='epoch', title=name)
+    ax.grid(color='0.92')
+  shown = panels[0].get_legend_handles_labels()
+  drawing.legend(*shown, loc='outside lower center', ncols=10)
+  return _drawn('Training, one curve a fold', drawing)
+
+
+def intervals(part: Mapping[str, Any], whole: str) -> Picture:
+  """Draws every metric with its interval, and the values of single folds.
+
+  Args:
+    part: summary.json, or what it has of a second cohort.
+    whole: the name of the value that the interval is of.
+  """
+  drawing = figure.Figure((7, 2.4), layout='constrained')
+  ax = drawing.subplots()
+  for row, m in enumerate(part['metrics'].values()):
+    for values, style in (
+      ((m['ci_low'], m['ci_high']), {'lw': 5, 'color': 'C0', 'alpha': 0.4}),
+      (m['per_fold'], {'ls': '', 'marker': '|', 'ms': 9, 'color': '0.45'}),
+      ((m[whole],), {'marker': 'o', 'color': 'C0'}),
+    ):
+      ax.plot(np.array(values, float), [row] * len(values), **style)
+  ax.set_yticks(range(len(part['metrics'])), part['metrics'])
+  ax.set(xlim=(0, 1), ylim=(len(part['metrics']) - 0.5, -0.5))
+  ax.grid(color='0.92')
+  title = f'Dots: {whole}; bars: 95 % intervals; strokes: single folds'
+  return _drawn(title, drawing)
+
+
+def heat_maps(record: Record) -> HeatMaps:
+  """Returns heat maps: the surest mistakes, then the other classes in turn."""
+  folder = record.folder.at('figures/heat_maps')
+  shown, missing, damaged, more = [], [], [], 0
+  for t in _ordered(record.tested):
+    path = folder / f'fold_{t.fold}_{t.slide}.png'
+    if not path.exists():
+      missing.append(t.slide)
+    elif len(shown) == _MOST:
+      more += 1
+    else:
+      try:
+        with Image.open(path, formats=['PNG']) as image:
+          picture = image.convert('RGB')
+      except (OSError, SyntaxError, Image.DecompressionBombError):
+        damaged.append(t.slide)
+        continue
+      picture.thumbnail((_WIDTH, picture.height), Image.Resampling.LANCZOS)
+      file = io.BytesIO()
+      picture.save(file, 'webp', quality=_QUALITY)
+      shown.append((t, _uri('webp', file.getvalue())))
+  all_asked = folder.exists() and record.flags['heat_maps'] is None
+  return HeatMaps(shown, more, missing if all_asked else (), damaged)
+
+
+def _ordered(tested: Sequence[Tested]) -> list[Tested]:
+  keys, count = {}, Counter()
+  for t in tested:
+    count[t.label] += not t.is_wrong
+    turn = -t.prob if t.is_wrong else count[t.label]
+    keys[t] = not t.is_wrong, turn, t.label, t.slide
+  return sorted(tested, key=keys.get)
+
+
+def _drawn(title: str, drawing: figure.Figure) -> Picture:
   file = io.BytesIO()
-  picture.save(file, 'webp', quality=_QUALITY)
-  return file.getvalue(), picture.width, picture.height
+  drawing.savefig(file, dpi=150, format='png')
+  return Picture(title, _uri('png', file.getvalue()))
 
 
 def _uri(kind: str, content: bytes) -> str:

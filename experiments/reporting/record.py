@@ -1,200 +1,150 @@
 """Reads what a results folder holds for its report."""
 
 from collections.abc import Mapping, Sequence
-import csv
 import dataclasses
-import json
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from data import splits as split_files
-from experiments.bags.options import OPTIONS
+from data.splits import PARTS
+from experiments.bags import options
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
-from experiments.run.options import renamed
-from experiments.run.results import Folder, ResultsError
+from experiments.run.options import to_json
+from experiments.run.results import Config, Folder, ResultsError
+from kmil_jax.folds import Settings
 
-_AGAIN = 'give its training command again, which trains nothing that is done'
+_AGAIN = 'Run its training command again: it repeats nothing that is done.'
+_SLIDES = ('case_id', 'slide_id', 'label', 'instances')
+_SUMMARY = ('model', 'classes', 'k', 'folds', 'metrics', 'calibration')
 
 
 @dataclasses.dataclass(frozen=True)
 class Slides:
-  """Slides with their classes and sizes."""
+  """The slides of a cohort."""
 
   case: np.ndarray  # [n] str
   slide: np.ndarray  # [n] str
   label: np.ndarray  # [n] str
-  instances: np.ndarray | None  # [n] int, None where it was not recorded
+  instances: np.ndarray  # [n] int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+  """A slide of a test part, and its prediction."""
+
+  fold: int
+  case: str
+  slide: str
+  label: str
+  pred: str
+  prob: float  # of the predicted class
+  prob_label: float  # of the true class
 
   @property
-  def case_of(self) -> dict[str, str]:
-    return dict(zip(self.slide.tolist(), self.case.tolist(), strict=True))
+  def is_wrong(self) -> bool:
+    return self.label != self.pred
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
   """A results folder of experiments.kmil, or of one like it."""
 
-  folder: pathlib.Path
-  config: Mapping[str, Any]
+  folder: Folder
+  config: Config
+  flags: Mapping[str, Any]  # all of them, those not given by default
+  settings: Settings | None  # of the training; None of models of no epochs
   summary: Mapping[str, Any]
   folds: Mapping[int, Mapping[str, Predictions]]
   external: Predictions | None  # mean over folds
-  slides: Slides  # of the cohort; without cohort.csv those of finished folds
+  slides: Slides
   splits: Sequence[Mapping[str, Sequence[str]]]  # slide ids by part, per fold
   history: Mapping[int, Sequence[Mapping[str, Any]]]  # metrics.jsonl per fold
 
   @property
-  def flags(self) -> Mapping[str, Any]:
-    """Options by name."""
-    # Version 1 of config.json calls them flags.
-    values = self.config.get('options') or self.config['flags']
-    return renamed(values, OPTIONS)
+  def is_phantom(self) -> bool:
+    return not (self.flags['csv_path'] or self.flags['features_dir'])
 
   @property
-  def classes(self) -> tuple[str, ...]:
-    return tuple(self.summary['classes'])
-
-  @property
-  def test(self) -> Predictions:
-    """The test parts of all finished folds."""
-    return predictions.pool([parts['test'] for parts in self.folds.values()])
+  def tested(self) -> list[Tested]:
+    """The test slides of all finished folds, those of each by their names."""
+    classes, found = self.summary['classes'], []
+    for fold, parts in self.folds.items():
+      p = predictions.by_slide(parts['test'])
+      for i, pred in enumerate(p.prob.argmax(1)):
+        ids = fold, str(p.case[i]), str(p.slide[i])
+        names = classes[p.label[i]], classes[pred]
+        probs = float(p.prob[i, pred]), float(p.prob[i, p.label[i]])
+        found.append(Tested(*ids, *names, *probs))
+    return found
 
   @property
   def tested_again(self) -> list[str]:
     """Slides in the test parts of several finished folds."""
-    slides, count = np.unique(self.test.slide, return_counts=True)
-    return slides[count > 1].tolist()
-
-  @property
-  def is_phantom(self) -> bool:
-    flags = self.flags
-    return not (flags.get('csv_path') or flags.get('features_dir'))
-
-  @property
-  def features(self) -> Mapping[str, Any]:
-    """What the feature files say of their making."""
-    return self.config.get('cohort', {}).get('features', {})
+    slides = [t.slide for t in self.tested]
+    names, count = np.unique(slides, return_counts=True)
+    return names[count > 1].tolist()
 
 
-def read(folder: pathlib.Path) -> Record:
+def read(folder: Folder) -> Record:
   """Reads a results folder that has a summary.
 
   Raises:
     ResultsError: if there is none, or if its files do not fit each other.
+    OptionError: if an option of config.json is not one of a run on bags.
   """
-  config, summary = _json(folder, 'config.json'), _json(folder, 'summary.json')
-  values = 'options' if 'version' in config else 'flags'
-  for name, value, keys in (
-    ('config.json', config, (values, 'inputs', 'made_by')),
-    ('summary.json', summary, ('model', 'classes', 'k', 'folds', 'metrics')),
-  ):
-    missing = [key for key in keys if key not in value]
-    if missing:
-      raise ResultsError(
-        f'{folder / name}: lacks {", ".join(missing)}; it is not that of a'
-        ' cross-validation'
-      )
-  classes = summary['classes']
-  folds = predictions.read_folds(Folder(folder), classes)
-  if list(folds) != summary['folds']:
+  config, summary = folder.config(), folder.read('summary.json')
+  if not isinstance(summary, dict) or not summary.keys() >= set(_SUMMARY):
     raise ResultsError(
-      f'{folder}: summary.json is of the folds {summary["folds"]}, but'
-      f' predictions are there of {list(folds)}; {_AGAIN}'
+      f'{folder.at("summary.json")} is not that of a cross-validation. {_AGAIN}'
     )
-  if not folds:
-    raise ResultsError(f'{folder}: no fold is finished; {_AGAIN}')
-  external = predictions.read_external(Folder(folder), classes)
+  classes = summary['classes']
+  folds = predictions.read_folds(folder, classes)
+  if list(folds) != summary['folds'] or not folds:
+    raise ResultsError(
+      f'{folder.path}: summary.json is of the folds {summary["folds"]}, but'
+      f' there are predictions of {list(folds)}. {_AGAIN}'
+    )
+  external = predictions.read_external(folder, classes)
   return Record(
     folder=folder,
     config=config,
+    flags=to_json(config.options(*options.OPTIONS)),
+    settings=options.trained(config),
     summary=summary,
     folds=folds,
     external=predictions.mean(external) if external else None,
-    slides=_slides(folder, folds, classes),
+    slides=_slides(folder, classes),
     splits=_splits(folder),
     history={fold: _history(folder, fold) for fold in folds},
   )
 
 
-def _json(folder: pathlib.Path, name: str) -> dict[str, Any]:
-  path = folder / name
+def _slides(folder: Folder, classes: Sequence[str]) -> Slides:
+  rows = folder.read('cohort.csv')
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
+    columns = [np.array([row[name] for row in rows]) for name in _SLIDES]
+    if absent := set(classes).difference(columns[2].tolist()):
+      raise ValueError(f'no slides of {", ".join(sorted(absent))}')
+    return Slides(*columns[:3], columns[3].astype(int))
+  except (KeyError, TypeError, ValueError) as e:
     raise ResultsError(
-      f'{path}: no such file; a report is of a folder that a training wrote,'
-      f' like results/kmil_origin_s2023. If it was interrupted, {_AGAIN}'
-    ) from None
-  except ValueError as e:
-    raise ResultsError(f'{path}: is damaged ({e}); {_AGAIN}') from e
-  if not isinstance(value, dict):
-    raise ResultsError(f'{path}: is not the record of a run; {_AGAIN}')
-  return value
+      f'{folder.at("cohort.csv")} is damaged ({e!r}). {_AGAIN}'
+    ) from e
 
 
-def _slides(
-  folder: pathlib.Path,
-  folds: Mapping[int, Mapping[str, Predictions]],
-  classes: Sequence[str],
-) -> Slides:
-  path = folder / 'cohort.csv'
-  if path.exists():
-    rows = _rows(path)
-    if not rows:
-      raise ResultsError(f'{path}: is damaged (no rows); {_AGAIN}')
-    column = lambda name: np.array([row[name] for row in rows], str)
-    try:
-      return Slides(
-        case=column('case_id'),
-        slide=column('slide_id'),
-        label=column('label'),
-        instances=column('instances').astype(int),
-      )
-    except (KeyError, ValueError, TypeError) as e:
-      raise ResultsError(f'{path}: is damaged ({e!r}); {_AGAIN}') from e
-  seen = predictions.pool(
-    [p for parts in folds.values() for p in parts.values()]
-  )
-  _, first = np.unique(seen.slide, return_index=True)
-  label = np.array(classes)[seen.label[first]]
-  return Slides(seen.case[first], seen.slide[first], label, None)
-
-
-def _splits(folder: pathlib.Path) -> list[dict[str, list[str]]]:
+def _splits(folder: Folder) -> list[dict[str, list[str]]]:
   found = []
-  while (path := folder / 'splits' / f'splits_{len(found)}.csv').exists():
-    rows = _rows(path)
+  while folder.at(name := f'splits/splits_{len(found)}.csv').exists():
+    rows = folder.read(name)
     found.append(
-      {
-        part: [row[part] for row in rows if row.get(part)]
-        for part in split_files.PARTS
-      }
+      {part: [row[part] for row in rows if row.get(part)] for part in PARTS}
     )
   return found
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
-  try:
-    with path.open(newline='', encoding='utf-8') as file:
-      return list(csv.DictReader(file))
-  except (csv.Error, UnicodeDecodeError) as e:
-    raise ResultsError(f'{path}: is damaged ({e}); {_AGAIN}') from e
-
-
-def _history(folder: pathlib.Path, fold: int) -> list[dict[str, Any]]:
+def _history(folder: Folder, fold: int) -> list[dict[str, Any]]:
   """The lines of the stage whose predictions count."""
-  path = folder / f'fold_{fold}' / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  lines = []
-  for text in path.read_text(encoding='utf-8').splitlines():
-    try:
-      line = json.loads(text)
-    except json.JSONDecodeError as e:
-      raise ResultsError(f'{path}: is damaged ({e}); {_AGAIN}') from e
-    if line.get('stage') == 'model':
-      lines.append(line)
-  return lines
+  name = f'fold_{fold}/metrics.jsonl'
+  lines = folder.read(name) if folder.at(name).exists() else []
+  return [line for line in lines if line.get('stage') == 'model']

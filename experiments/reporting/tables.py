@@ -1,4 +1,4 @@
-"""The rows of the tables in a report."""
+"""The tables of a report that are its own; others are of `summary`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,153 +6,192 @@ from typing import Any
 
 import numpy as np
 
-from data import splits as split_files
+from data.splits import PARTS
+from experiments.bags import ablation as ablations
 from experiments.bags.options import OPTIONS
-from experiments.reporting.record import Record
-from experiments.run.options import decisive
+from experiments.evaluation import groups as group_files
+from experiments.evaluation.tables import Row, Table
+from experiments.reporting.record import Record, Tested
+from experiments.run.options import decisive, renamed
+from experiments.run.results import Folder
 from kmil_jax import metrics
 
-# Names in files: names in the page.
-METRICS = {
-  'accuracy': 'Accuracy',
-  'balanced_accuracy': 'Balanced accuracy',
-  'f1_macro': 'F1, macro',
-  'f1_weighted': 'F1, weighted',
-  'auroc': 'AUROC',
+# Of `experiments.cost --format=json`; and the format of its values.
+COST = 'cost.json'
+_COSTS = dict.fromkeys(('params', 'macs', 'flops_xla', 'peak_bytes'), ',.0f')
+_METRICS = ('accuracy', 'f1_macro', 'auroc')
+_INTERVALS = {
+  name: '.3f' for metric in _METRICS for name in (metric, f'{metric}, 95 %')
 }
 
 
-def cohort(record: Record) -> list[dict[str, Any]]:
+def _table(
+  title: str,
+  label: str,
+  columns: Mapping[str, str],
+  rows: Mapping[str, Sequence[Any]],
+  *notes: str,
+) -> Table:
+  """Returns a table of one line per row, by the rows' labels."""
+  lines = [Row((name,), {'': values}) for name, values in rows.items()]
+  return Table('report', title, (label,), columns, lines, notes)
+
+
+def cohort(record: Record) -> Table:
   """Slides, cases and bag sizes by class, and of all."""
-  slides = record.slides
-  rows = []
-  groups = [(name, slides.label == name) for name in record.classes]
-  for name, held in [*groups, ('all', np.ones(len(slides.label), bool))]:
-    row = {
-      'name': name,
-      'slides': int(held.sum()),
-      'cases': len(set(slides.case[held].tolist())),
-    }
-    if slides.instances is not None and held.any():
-      sizes = slides.instances[held]
-      row |= {
-        'least': int(sizes.min()),
-        'median': int(np.median(sizes)),
-        'most': int(sizes.max()),
-        'total': int(sizes.sum()),
-      }
-    rows.append(row)
-  return rows
+  slides, rows = record.slides, {}
+  parts = [(name, slides.label == name) for name in record.summary['classes']]
+  parts.append(('all classes', slides.label != ''))
+  for name, held in parts:
+    sizes = slides.instances[held]
+    each = [of(sizes) for of in (np.min, np.median, np.max, np.sum)]
+    rows[name] = [len(sizes), len(set(slides.case[held])), *each]
+  names = 'slides', 'cases', 'fewest instances', 'median', 'most', 'in all'
+  note = 'A case with slides of several classes counts in each of them.'
+  columns = dict.fromkeys(names, ',.0f')
+  return _table('Slides by class', 'class', columns, rows, note)
 
 
-def splits(record: Record) -> list[dict[str, Any]]:
+def splits(record: Record) -> Table:
   """Slides and cases of each part of each fold, and the classes tested."""
-  slides = record.slides
-  label = dict(zip(slides.slide.tolist(), slides.label.tolist(), strict=True))
-  case_of = slides.case_of
-  rows = []
+  slides, rows = record.slides, {}
+  case = dict(zip(slides.slide, slides.case, strict=True))
+  label = dict(zip(slides.slide, slides.label, strict=True))
   for fold, parts in enumerate(record.splits):
-    tested = Counter(label.get(slide) for slide in parts['test'])
-    known = all(slide in label for p in parts.values() for slide in p)
-    rows.append(
-      {
-        'fold': fold,
-        'done': fold in record.folds,
-        'parts': [
-          (
-            len(parts[part]),
-            len({case_of[s] for s in parts[part]}) if known else None,
-          )
-          for part in split_files.PARTS
-        ],
-        'tested': [tested[name] if known else None for name in record.classes],
-      }
-    )
-  return rows
+    values = []
+    for part in PARTS:
+      cases = {case.get(slide) for slide in parts[part]}
+      values += [len(parts[part]), len(cases)]
+    tested = Counter(map(label.get, parts['test']))
+    values += [tested[name] for name in record.summary['classes']]
+    rows[f'{fold}{"" if fold in record.folds else ", not finished"}'] = values
+  names = [f'{part}, {what}' for part in PARTS for what in ('slides', 'cases')]
+  names += [f'test, {name}' for name in record.summary['classes']]
+  columns = dict.fromkeys(names, 'd')
+  return _table('Slides by fold and part', 'fold', columns, rows)
 
 
-def folds(record: Record) -> list[dict[str, Any]]:
-  """What each finished fold came to."""
-  rows = []
-  calibration = record.summary['calibration']
-  reasons = calibration.get('temperature_reason')  # Since all folds share one.
-  for place, (fold, parts) in enumerate(record.folds.items()):
-    test, val = parts['test'], parts['val']
-    said = metrics.evaluate(val.label, val.prob)
-    lines = record.history[fold]
-    rows.append(
-      {
-        'fold': fold,
-        'slides': len(test),
-        'cases': len(set(test.case.tolist())),
-        'metrics': [
-          record.summary['metrics'][name]['per_fold'][place] for name in METRICS
-        ],
-        'val': [_defined(said[name]) for name in ('f1_macro', 'auroc')],
-        'epoch': lines[-1]['best_epoch'] if lines else None,
-        'epochs': lines[-1]['epoch'] + 1 if lines else None,
-        'temperature': calibration['temperature'][place],
-        'reason': reasons[place] if reasons else '',
-      }
-    )
-  return rows
+def classes(part: Mapping[str, Any]) -> Table:
+  """Precision, recall (sensitivity), AUROC and specificity of each class."""
+  counts, rows = np.array(part['confusion']), {}
+  others = counts.sum() - counts.sum(1)
+  right = others - counts.sum(0) + counts.diagonal()
+  columns = {'slides': 'd'}
+  for c, (name, m) in enumerate(part['per_class'].items()):
+    rows[name] = [m['slides']]
+    for key in ('precision', 'recall', 'auroc'):
+      rows[name] += [m[key], (m[f'{key}_ci_low'], m[f'{key}_ci_high'])]
+      columns |= {key: '.3f', f'{key}, 95 %': '.3f'}
+    rows[name].append(right[c] / others[c] if others[c] else None)
+  columns['specificity'] = '.3f'
+  return _table('Classes, each against the rest', 'class', columns, rows)
 
 
-def second_folds(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """What the model of each fold comes to on a second cohort."""
-  return [
-    {
-      'fold': fold,
-      'metrics': [
-        table['metrics'][name]['per_fold'][place] for name in METRICS
-      ],
-    }
-    for place, fold in enumerate(table['folds'])
+def confusion(part: Mapping[str, Any]) -> Table:
+  """Slides of each true class by the predicted class."""
+  rows = dict(zip(part['per_class'], part['confusion'], strict=True))
+  columns = {f'as {name}': 'd' for name in rows}
+  title = 'Slides by true and predicted class'
+  return _table(title, 'true class', columns, rows)
+
+
+def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
+  """Metrics of each fold.
+
+  Args:
+    part: summary.json, or what it has of a second cohort.
+    record: adds the validation part and the epoch that was kept.
+  """
+  columns, rows = dict.fromkeys(part['metrics'], '.3f'), {}
+  if record:
+    columns |= {f'validation {name}': '.3f' for name in _METRICS[1:]}
+    columns |= {'epoch kept, from 1': 'd'}
+  for place, fold in enumerate(part['folds']):
+    values = [m['per_fold'][place] for m in part['metrics'].values()]
+    if record:
+      val, lines = record.folds[fold]['val'], record.history[fold]
+      found = metrics.evaluate(val.label, val.prob)
+      values += [float(found[name]) for name in _METRICS[1:]]
+      values.append(lines[-1]['best_epoch'] + 1 if lines else None)
+    rows[str(fold)] = values
+  return _table('Metrics by fold', 'fold', columns, rows)
+
+
+def groups(record: Record) -> Table | None:
+  """The rows of groups.csv; None without the file."""
+  if not record.folder.at(group_files.NAME).exists():
+    return None
+  rows = {}
+  for row in record.folder.read(group_files.NAME):
+    name, *cells = row.values()
+    rows[name] = [f'{float(x):.3f}' if '.' in x else x or 'n/a' for x in cells]
+  title = f'Test slides by {record.flags["group_col"]}'
+  columns = dict.fromkeys(list(row)[1:], '')
+  note = 'Where a group lacks a class there is no AUROC.'
+  return _table(title, 'group', columns, rows, note)
+
+
+def ablation(record: Record) -> Table | None:
+  """Metrics of the ablation on the same material; None if there is none.
+
+  Looks for folders of experiments.ablations in the results folder that holds
+  this run, or around this run if it is one of their settings. Those of other
+  slides, labels or splits are passed over.
+  """
+  around, rows = record.folder.path.parent, {}
+  for root in sorted([around, *around.glob('*ablations_*')]):
+    for name, model in ablations.SETTINGS.items():
+      part = Folder(root / name)
+      if not part.at('summary.json').exists():
+        continue
+      if part.config().inputs != record.config.inputs:
+        continue
+      found = part.read('summary.json')['metrics']
+      label = f'{model.kmil_drop} {100 * model.drop_fraction:g} %'
+      rows[label if model.drop_fraction else 'none'] = [
+        value
+        for m in map(found.get, _METRICS)
+        for value in (m['pooled'], (m['ci_low'], m['ci_high']))
+      ]
+  note = (
+    'KMIL on the same slides, labels and splits, by experiments.ablations;'
+    ' instances are ranked by the variance over classes.'
+  )
+  title = 'KMIL by the instances that it drops'
+  return _table(title, 'dropped', _INTERVALS, rows, note) if rows else None
+
+
+def cost(record: Record) -> Table | None:
+  """What a forward pass of each model costs; None without cost.json."""
+  for folder in (record.folder, Folder(record.folder.path.parent)):
+    if folder.at(COST).exists():
+      columns = _COSTS | {'seconds': '.6f'}
+      models = folder.read(COST).items()
+      rows = {name: [row.get(c) for c in columns] for name, row in models}
+      note = f'One forward pass, as experiments.cost wrote it into {COST}.'
+      return _table('Cost', 'model', columns, rows, note)
+  return None
+
+
+def mistakes(wrong: Sequence[Tested]) -> Table:
+  """Wrong test slides, and what they were taken for."""
+  lines = [
+    Row((t.slide, t.case, str(t.fold)), {'': (t.label, t.pred, *probs)})
+    for t in wrong
+    for probs in [(t.prob, t.prob_label)]
   ]
+  columns = {'true class': '', 'predicted': ''}
+  columns |= {'its probability': '.3f', 'of the true class': '.3f'}
+  labels = 'slide', 'case', 'fold'
+  return Table('mistakes', 'The surest of them', labels, columns, lines)
 
 
-def flags(record: Record) -> list[tuple[str, str, bool]]:
-  """Names and values of all flags, and whether they decide the result."""
+def flags(record: Record) -> Table:
+  """Names and values of all options, and whether they decide the result."""
   decides = decisive(OPTIONS)
-  return [
-    (name, 'not given' if value is None else _text(value), name in decides)
-    for name, value in sorted(record.flags.items())
-  ]
-
-
-def inputs(record: Record) -> list[tuple[str, str]]:
-  """Names and hashes of what went in."""
-  return [(name, str(value)) for name, value in record.config['inputs'].items()]
-
-
-def features(record: Record) -> list[tuple[str, str]]:
-  """What is known of the features, in words."""
-  known = dict(record.features)
-  names = {
-    'encoder': 'Encoder',
-    'mpp': 'Resolution, µm per pixel',
-    'patch_size': 'Side of a tile, pixels',
-    'precision': 'Precision of the encoder',
-    'overlap': 'Overlap of tiles, pixels',
-    'min_tissue': 'Least share of tissue',
-    'augment': 'Augmentation',
+  rows = {
+    name: (str(value), 'yes' if name in decides else 'no')
+    for name, value in sorted(renamed(record.config.values, OPTIONS).items())
   }
-  rows = [
-    (text, str(known.pop(name)))
-    for name, text in names.items()
-    if name in known
-  ]
-  width = record.config.get('cohort', {}).get('width')
-  if width:
-    rows.insert(0, ('Features of an instance', str(width)))
-  return rows + [(name, str(value)) for name, value in sorted(known.items())]
-
-
-def _defined(value: float) -> float | None:
-  return None if np.isnan(value) else float(value)
-
-
-def _text(value: Any) -> str:
-  if isinstance(value, Sequence) and not isinstance(value, str):
-    return ', '.join(map(str, value))
-  return str(value)
+  columns = dict.fromkeys(('value', 'decides the result'), '')
+  return _table('Flags', 'flag', columns, rows)

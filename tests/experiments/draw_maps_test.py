@@ -161,7 +161,7 @@ def test_an_unknown_slide_is_named(run):
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
-  with pytest.raises(OptionError, match='--run=.*gone: no such folder'):
+  with pytest.raises(OptionError, match=r'--run=.*gone: no such folder'):
     Slides(tmp_path / 'gone').files()
   with pytest.raises(ResultsError, match=r'config\.json: no such file'):
     Slides(tmp_path).files()

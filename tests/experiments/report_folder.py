@@ -28,6 +28,7 @@ FLAGS = {
   'heat_maps': None,
   'k': K,
   'labels': None,
+  'model': 'kmil',
   'lr': 0.0002,
   'precision': 'float32',
   'score': 'var',
