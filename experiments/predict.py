@@ -23,7 +23,7 @@ from data.files import first_of
 from data.slides import SlideError
 from experiments.bags import features
 from experiments.prediction import bags, models, outputs
-from experiments.prediction.models import PredictionError
+from experiments.prediction.models import Card, Predict, PredictionError
 from experiments.run import results, start
 from experiments.run.check import Check, Findings
 from experiments.run.options import OptionError, field, free
@@ -42,6 +42,27 @@ class Models(models.Folds):
   calibrate: bool = free(
     True, 'Divide log probabilities by the temperatures of the folds.'
   )
+
+  def read(self) -> tuple[Card, Predict]:
+    """Returns the card, as --calibrate asks for it, and the function of a bag.
+
+    Warns of folds that are not calibrated.
+    """
+    if self.model:
+      card, predict = models.of_file(self.model)
+    else:
+      card, trained = models.read(self.folder(), self.fold)
+      predict = trained.predictor
+    print(card.summary())
+    if not self.calibrate:
+      return card.uncalibrated(), predict
+    if None in card.temperature:
+      print(
+        f'warning: {card.temperature.count(None)} of {len(card.folds)} models'
+        ' are not calibrated, as validation slides are too few, or do not show'
+        ' how sure they may be. Their own probabilities are used.'
+      )
+    return card, predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +107,26 @@ def run(
   cache: Cache,
 ) -> None:
   """Encodes slides if need be, predicts them, writes files and tables."""
+  values = vars(asked) | vars(slides)
   for one, other in ('run', 'model'), ('slides_dir', 'features_dir'):
-    values = vars(asked) | vars(slides)
     if bool(values[one]) == bool(values[other]):
       raise OptionError(f'Give one of --{one} and --{other}.')
-  trained_in = None if asked.model else asked.folder()
-  if trained_in:
-    card, trained = models.read(trained_in, asked.fold)
-    predict = trained.predictor
-  else:
-    card, predict = models.of_file(asked.model)
-  print(card.summary())
-  # Relative paths would be of other slides elsewhere.
+  card, predict = asked.read()
+  # Relative paths would be those of other slides elsewhere.
   kind = 'slides_dir' if slides.slides_dir else 'features_dir'
-  source = getattr(slides, kind).absolute()
+  source = values[kind].absolute()
   slides = dataclasses.replace(slides, **{kind: source})
   fold = '' if asked.fold is None else f'_fold_{asked.fold}'
-  name = (asked.run or asked.model).absolute().name
-  code = output.exp_code or f'predict_{name}{fold}_{source.name}'
-  path = output.results_dir / code
+  name = (asked.run or asked.model).absolute().name + fold
+  path = output.results_dir / (
+    output.exp_code or f'predict_{name}_{source.name}'
+  )
   if slides.slides_dir:
     # It imports networks, which features that are there do without.
     from experiments.prediction import encode
 
-    job = encode.plan(
-      source, card, slides.weights, trained_in, cache.cache_dir, scale
-    )
+    run = asked.folder() if asked.run else None
+    job = encode.plan(source, card, slides.weights, run, cache.cache_dir, scale)
     print(f'{len(job.paths)} slides')
     if check.check:
       job.check(path / 'features')
@@ -123,27 +138,14 @@ def run(
       features.scan(found.source, found.ids, findings)
       findings.close()
     found.check()
-  unfitted = [
-    i for i, t in zip(card.folds, card.temperature, strict=True) if t is None
-  ]
-  if not asked.calibrate:
-    nothing = (None,) * len(card.folds)
-    card = dataclasses.replace(card, temperature=nothing)
-  elif unfitted:
-    print(
-      f'warning: folds {unfitted} are not calibrated: their validation slides'
-      ' are too few, or do not show how sure the models may be. Their own'
-      ' probabilities are used.'
-    )
-  inputs = {'model_sha256': list(card.sha256)}
   everything = [asked, slides, scale, check, output, cache]
+  inputs, failures = {'model_sha256': list(card.sha256)}, []
   with results.opened(path, everything, inputs) as folder:
-    failures = []
     if slides.slides_dir:
       made, failures = job.run(folder.at('features'))
       found = bags.find(folder.at('features'), card, made)
       found.check()
-    known = models.slides(trained_in) if trained_in else set()
+    known = models.slides(asked.folder()) if asked.run else set()
     if known := sorted(known & set(found.ids)):
       print(
         f'warning: {len(known)} slides have the ids of slides of the training:'

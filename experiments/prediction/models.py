@@ -58,6 +58,10 @@ class Card:
   training: Mapping[str, str]  # hashes of labels, features and splits
   made_by: tuple[Mapping[str, Any], ...]  # versions, commits
 
+  def uncalibrated(self) -> 'Card':
+    """Returns the card without temperatures."""
+    return dataclasses.replace(self, temperature=(None,) * len(self.folds))
+
   def to_json(self) -> dict[str, Any]:
     """Returns the card as JSON has it."""
     return {'format': _FORMAT} | dataclasses.asdict(self)

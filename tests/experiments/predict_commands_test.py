@@ -39,7 +39,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   assert mine.read_bytes() == model_file.read_bytes()
   code, printed = end(predict, run, new, out, '--fold=2')
   assert code.startswith('error: 1 slides have no prediction:\n  broken')
-  assert 'warning: folds [2] are not calibrated' in printed
+  assert 'warning: 1 of 1 models are not calibrated' in printed
   assert 'warning: 2 slides have the ids of slides of the training: sl' in (
     printed
   )
