@@ -100,9 +100,10 @@ class Paper:
         published = getattr(self.recipe[kind], name)
         if value != published:
           kinds.setdefault((name, value, published), []).append(kind)
+    kinds_with = lambda name: sum(name in vars(one) for one in here.values())
     parts = [
       f'{name.replace("_", " ")} {value} ({published})'
-      + f' of {", ".join(some)}' * (len(some) < len(here))
+      + f' of {", ".join(some)}' * (len(some) < kinds_with(name))
       for (name, value, published), some in kinds.items()
     ]
     return 'here (paper): ' + (', '.join(parts) or 'the same recipe')
