@@ -97,8 +97,7 @@ class Paper:
     kinds: dict[tuple, list[str]] = {}
     for kind, recipe in here.items():
       for name, value in vars(recipe).items():
-        published = getattr(self.recipe[kind], name)
-        if value != published:
+        if value != (published := getattr(self.recipe[kind], name)):
           kinds.setdefault((name, value, published), []).append(kind)
     kinds_with = lambda name: sum(name in vars(one) for one in here.values())
     parts = [
