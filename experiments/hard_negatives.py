@@ -39,7 +39,7 @@ PAPER = study.Paper(
       schedule='cosine',
       select='loss',
     ),
-    'mining': Mining(alpha=20, fractions=(0.6, 0.2, 0.2)),
+    'mining': Mining(table=(2, 3, 4, 5), alpha=20, fractions=(0.6, 0.2, 0.2)),
   },
   # What a CPU trains in minutes, from random weights.
   phantom={

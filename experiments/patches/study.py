@@ -99,14 +99,13 @@ class Paper:
     kinds: dict[tuple, list[str]] = {}
     for kind, recipe in here.items():
       for name, value in vars(recipe).items():
-        published = getattr(self.recipe[kind], name)
-        if value != published:
+        if value != (published := getattr(self.recipe[kind], name)):
           kinds.setdefault((name, value, published), []).append(kind)
     text = lambda v: ', '.join(map(str, v)) if isinstance(v, tuple) else v
+    kinds_with = lambda name: sum(name in vars(one) for one in here.values())
     parts = [
       f'{name.replace("_", " ")} {text(value)} ({text(published)})'
-      + f' of {", ".join(some)}'
-      * (len(some) < sum(name in vars(recipe) for recipe in here.values()))
+      + f' of {", ".join(some)}' * (len(some) < kinds_with(name))
       for (name, value, published), some in kinds.items()
     ]
     return 'here (paper): ' + (', '.join(parts) or 'the same recipe')

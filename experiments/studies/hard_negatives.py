@@ -50,7 +50,7 @@ _PUBLISHED = papers.read('lee')
 _CODE = ('data/phantom/*.py', 'experiments/studies/hard_negatives.py')
 # Tables, and what names their rows.
 _TITLES = {
-  2: ('Models by query criterion; random: as many tiles', 'criterion'),
+  2: ('Models by query criterion (random: as many tiles)', 'criterion'),
   3: ('Models by the number of mined tiles per false positive', 'alpha'),
   4: ('Models of a share of the annotated training tiles', 'per cent'),
   5: ('Models of a share of the positive training tiles', 'per cent'),
@@ -202,9 +202,8 @@ def open_material(
     cache_dir: of the phantom.
 
   Raises:
-    TileError: if the tiles cannot be read or split, or the pool cannot be used:
-      it is too small, has patients of the annotated tiles or positives, or its
-      tiles are of another kind.
+    TileError: if the tiles cannot be read or split, or the pool is too small,
+      has patients of the annotated tiles, or tiles of another kind.
   """
   hard = np.array([], str)
   if data.is_phantom:
@@ -299,24 +298,18 @@ def _phantom(
   root = phantoms.made(
     name, _CODE, render, cache_dir, last=last, unit='patient'
   )
-  with np.load(root / last) as held:
-    image, label, kind, patient, ids = (
-      held[key] for key in ('image', 'label', 'kind', 'patient', 'id')
-    )
+  with np.load(root / last) as file:
+    held = invasion.Patches(**file)
   note = (
     f'phantom of lymphatic invasion, seed {seed}: {invasion.SIZE} px of'
     f' {invasion.MPP:g} um. It shows that mining finds what a weak model is'
     ' mistaken about where a pool holds it, and what that is worth. It does not'
     ' show how common such tiles are in tissue, nor any figure of the paper'
   )
-  return (
-    labelled_tiles.from_arrays(
-      image, label, patient, invasion.CLASSES, ids=ids
-    ),
-    np.char.startswith(ids, 'pool'),
-    note,
-    ids[np.isin(kind, invasion.HARD)],
-  )
+  about = held.image, held.label, held.patient, invasion.CLASSES
+  tiles = labelled_tiles.from_arrays(*about, ids=held.id)
+  hard = held.id[np.isin(held.kind, invasion.HARD)]
+  return tiles, np.char.startswith(held.id, 'pool'), note, hard
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_from_files_to_tables_and_figures(tmp_path, monkeypatch, capsys):
   assert (folder / 'report.md').read_bytes() == report
   assert [path.stat().st_mtime_ns for path in weights] == made
   assert len(made) == 4
-  assert 'alpha 6 (20) of mining' in shown and 'Table 2.' in shown
+  assert 'alpha 6 (20), ' in shown and 'Table 2.' in shown
   assert 'phantom' not in shown
   rows = {row['choice']: row for row in read(folder / 'models.csv')}
   assert len(rows) == len(made)
