@@ -84,15 +84,13 @@ def stages(
       judged[name].append(one)
     values = [f'{some[-1].values[0]:.6g}' for some in judged.values()]
     rows.append([slide.id, int(tumour[-1]), *values])
-  error = ScoreError(f'{len(faults)} slide(s) not scored:{"".join(faults)}')
-  if not tumour:
-    raise error
-  yield from _results(study, np.array(tumour), judged)
-  yield File('slides/scores.csv', rows)
+  if tumour:
+    yield File('slides/scores.csv', rows)
+    yield from _results(study, np.array(tumour), judged)
   if example:
     yield File('figures/localisation.png', example)
   if faults:
-    yield error
+    yield ScoreError(f'{len(faults)} slide(s) not scored:{"".join(faults)}')
 
 
 def _results(

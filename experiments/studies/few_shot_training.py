@@ -346,17 +346,13 @@ def _train_group(
     for start in range(0, len(tiles), _CHUNK):
       chunk = tiles.take(np.arange(start, min(start + _CHUNK, len(tiles))))
       out = program.evaluate(trained, chunk.load(np.arange(len(chunk))))
-      pairs = zip(
-        *(out[name].reshape(len(group), -1) for name in ('mean', 'max')),
-        strict=True,
-      )
-      for table, (mean, highest) in zip(rows, pairs, strict=True):
+      about = chunk.id, chunk.group, (chunk.label == TUMOUR).astype(int)
+      mean, most = (out[k].reshape(len(group), -1) for k in ('mean', 'max'))
+      for table, *scores_of in zip(rows, mean, most, strict=True):
         table += [
-          (part, patch, slide, int(kind == TUMOUR), f'{a:.9g}', f'{b:.9g}')
-          for patch, slide, kind, a, b in zip(
-            chunk.id, chunk.group, chunk.label, mean, highest, strict=True
-          )
-        ]  # Exact for float32.
+          (part, *row, f'{a:.9g}', f'{b:.9g}')  # Exact for float32.
+          for *row, a, b in zip(*about, *scores_of, strict=True)
+        ]
   for i, name in enumerate(names):
     stages = {'student': (int(result.failed[i]), int(result.epoch[i]))}
     progress.record_divergence(folder.at(name), stages)
