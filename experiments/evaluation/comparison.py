@@ -82,7 +82,7 @@ def compare(
     pairs: places in `runs` of a and b; every pair by default.
 
   Returns:
-    Rows, of the same keys: values on the pooled test parts; `difference`, b - a;
+    Rows of the same keys: values on the pooled test parts; `difference`, b - a;
     its 95 % interval and two-sided `p` from paired resamples of patients; that
     p adjusted by Holm for the pairs of runs, within the metric; and, for an
     AUROC, p of the test in closed form with components summed within patients,
