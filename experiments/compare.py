@@ -44,9 +44,7 @@ def run(compared: Compared) -> None:
     case 'json':
       print(json.dumps(rows, indent=2, allow_nan=False))
     case 'csv':
-      writer = csv.DictWriter(
-        sys.stdout, comparison.COLUMNS, lineterminator='\n'
-      )
+      writer = csv.DictWriter(sys.stdout, rows[0], lineterminator='\n')
       writer.writeheader()
       writer.writerows(rows)
     case 'markdown':

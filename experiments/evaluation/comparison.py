@@ -16,20 +16,6 @@ from experiments.run.options import decisive, renamed
 from experiments.run.results import CONFIG, Folder, ResultsError
 from kmil_jax import delong, intervals, metrics
 
-COLUMNS = (
-  'a',
-  'b',
-  'metric',
-  'value_a',
-  'value_b',
-  'difference',
-  'ci_low',
-  'ci_high',
-  'p',
-  'p_holm',
-  'p_delong',
-  'p_delong_holm',
-)
 _HOLM = (
   'Holm: p corrected within each metric for all pairs of runs, not across'
   ' metrics.'
@@ -96,9 +82,9 @@ def compare(
     pairs: places in `runs` of a and b; every pair by default.
 
   Returns:
-    Rows of `COLUMNS`: values on the pooled test parts; `difference`, b - a; its
-    95 % interval and two-sided `p` from paired resamples of patients; that p
-    adjusted by Holm for the pairs of runs, within the metric; and, for an
+    Rows of the same keys: values on the pooled test parts; `difference`, b - a;
+    its 95 % interval and two-sided `p` from paired resamples of patients; that
+    p adjusted by Holm for the pairs of runs, within the metric; and, for an
     AUROC, p of the test in closed form with components summed within patients,
     adjusted likewise. Metrics are not adjusted for one another. `auroc <class>`
     is the class against the rest, where there are more than two. What is
@@ -115,22 +101,29 @@ def compare(
         f'\n  {differ}\nOnly models that were trained and tested on the same'
         ' slides can be compared.'
       )
-  if pairs is None:
-    pairs = list(itertools.combinations(range(len(runs)), 2))
   found = [_resampled(run) for run in runs]
   rows = []
-  for a, b in pairs:
+  for a, b in pairs or itertools.combinations(range(len(runs)), 2):
     p_delong = _delong(runs[a], runs[b])
     for name, (value_a, draws_a) in found[a].items():
       value_b, draws_b = found[b][name]
-      low, high = intervals.percentile(draws_b - draws_a)
-      row = (
-        *(runs[a].name, runs[b].name, name),
-        *(value_a, value_b, value_b - value_a, low, high),
-        *(intervals.p_value(draws_b - draws_a), np.nan),
-        *(p_delong.get(name, np.nan), np.nan),
-      )
-      rows.append(dict(zip(COLUMNS, row, strict=True)))
+      change = draws_b - draws_a
+      low, high = intervals.percentile(change)
+      row = {
+        'a': runs[a].name,
+        'b': runs[b].name,
+        'metric': name,
+        'value_a': value_a,
+        'value_b': value_b,
+        'difference': value_b - value_a,
+        'ci_low': low,
+        'ci_high': high,
+        'p': intervals.p_value(change),
+        'p_holm': np.nan,
+        'p_delong': p_delong.get(name, np.nan),
+        'p_delong_holm': np.nan,
+      }
+      rows.append(row)
   for metric in found[0]:
     tests = [row for row in rows if row['metric'] == metric]
     for name in ('p', 'p_delong'):
@@ -148,9 +141,9 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
   for (a, b), group in itertools.groupby(rows, lambda r: (r['a'], r['b'])):
     lines = []
     for row in group:
-      values = [row[key] for key in COLUMNS[3:]]
-      values[3:5] = [(row['ci_low'], row['ci_high'])]
-      lines.append(Row((row['metric'],), {'': values}))
+      _, _, metric, *values = row.values()
+      values[3:5] = [tuple(values[3:5])]
+      lines.append(Row((metric,), {'': values}))
     title = f'a: {a}, b: {b}'
     found.append(
       Table('comparison', title, ('metric',), columns, lines, (_HOLM,))
@@ -160,14 +153,12 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def other_options(runs: Sequence[Run]) -> list[str]:
   """Returns lines on options that differ between runs, the model apart."""
-  decides = decisive(OPTIONS) - {'model'}
-  held = []
+  held, lines = [], []
   for run in runs:
     has_config = run.folder.at(CONFIG).exists()
     values = run.folder.config().values if has_config else {}
     held.append(renamed(values, OPTIONS))
-  lines = []
-  for name in sorted(decides & set().union(*held)):
+  for name in sorted(decisive(OPTIONS) - {'model'}):
     values = [of_run.get(name) for of_run in held]
     if any(value != values[0] for value in values):
       pairs = zip(runs, values, strict=True)
