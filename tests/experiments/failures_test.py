@@ -47,10 +47,10 @@ their name; the others are below.
 29 a program for every bag         kmil_jax/train: an_epoch_compiles_once,
                                    kmil_jax/plan: sixteen_buckets
 30 TensorFlow takes the device     below
-31 heat map all hot                experiments/slide_maps: the_absolute_scale,
+31 heat map all hot                experiments/maps: the_absolute_scale,
                                    a_rank_counts_the_tiles
-32 GeoJSON too large               experiments/slide_geojson: memory_does_not,
-                                   only_the_asked_tiles
+32 GeoJSON too large               experiments/maps_geojson: memory_does_not,
+                                   only_the_tiles_asked
 33 CT without spacing, flipped     data/ct_volumes: what_cannot_be_used,
                                    data/ct_dicom: missing_tags_are_named
 """
