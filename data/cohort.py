@@ -1,6 +1,6 @@
 """Slides of a table joined with their features, or every fault named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -107,51 +107,46 @@ def match(
     others: further slides that may have features.
     allow_missing: slides without features are a warning.
   """
-  problems, warned = [], []
+  found = Match({}, {}, [], [])
   spare = sorted(set(source.ids()) - set(slide_ids) - others)
   missing = [slide for slide in slide_ids if slide not in source]
   if missing:
     text = (
       f'{source.path}: no features of {len(missing)} of {len(slide_ids)}'
-      f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}.'
-      f'{_hints(missing, spare)}'
+      f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}'
     )
+    hints = _hints(missing, spare)
     if allow_missing and len(missing) < len(slide_ids):
-      warned.append(f'{text} They are left out.')
+      found.warnings.append(f'{text}. They are left out.{hints}')
     else:
-      problems.append(
-        f'{text} Run experiments.extract, or take them out of the CSV.'
-      )
+      advice = 'Run experiments.extract, or take them out of the CSV.'
+      found.problems.append(f'{text}. {advice}{hints}')
   if spare:
-    warned.append(
+    found.warnings.append(
       f'{source.path}: {len(spare)} feature files have no row in the CSV and'
       f' are not used: {first_of(spare)}'
     )
-  headers = {}
   for slide in slide_ids:
     if slide not in source:
       continue
     try:
-      headers[slide] = source.header(slide)
+      found.headers[slide] = source.header(slide)
     except FeatureError as error:
-      problems.append(str(error))
-  found = compare(source.path, headers)
-  return found._replace(
-    problems=problems + found.problems, warnings=warned + found.warnings
-  )
+      found.problems.append(str(error))
+  compare(source.path, found)
+  return found
 
 
-def compare(path: Path, headers: Mapping[str, Header]) -> Match:
-  """Compares how features were made; what is mixed is a problem.
+def compare(path: Path, found: Match) -> None:
+  """Fills in how all features were made; what is mixed is a problem.
 
   Args:
     path: of the features.
-    headers: by slide.
+    found: has their headers.
   """
-  found = Match(dict(headers), {}, [], [])
   attributes = {
     slide: h.attributes | {'dimensions': h.width}
-    for slide, h in headers.items()
+    for slide, h in found.headers.items()
   }
   for name in ('dimensions', *_STATED):
     # Not every tool says how its features were made.
@@ -182,15 +177,14 @@ def compare(path: Path, headers: Mapping[str, Header]) -> Match:
       f' {scales[odd[0]]}): {first_of(odd)}; were the slides tiled at the scale'
       ' that was meant?'
     )
-  public = list(filter(_CAMELYON16.fullmatch, headers))
+  public = list(filter(_CAMELYON16.fullmatch, found.headers))
   encoder = found.made.get('encoder', 'not named')
   if public and 'random' not in encoder:
     found.warnings.append(
       f"{path}: slides named as CAMELYON16's: {first_of(public)}; the tiles"
       ' of PatchCamelyon are cut from them: features of an encoder that was'
-      f' trained on those (here: {encoder}) say nothing about new slides'
+      f' trained on those (here: {encoder}) say nothing of new slides'
     )
-  return found
 
 
 def _hints(missing: Sequence[str], spare: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import chex
 from flax import linen as nn, traverse_util
@@ -29,6 +29,38 @@ class Variant:
   choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def of_options(cls, options: Mapping[str, Any], **others: Any) -> Self:
+    """Returns what the options of a training ask for.
+
+    Args:
+      options: by name, as config.json of a results folder has them, of whatever
+        version; what is absent is by default.
+      **others: further fields.
+    """
+
+    def get(name, former, default):
+      return options.get(name, options.get(former, default))
+
+    extra = {}
+    if options['model'].startswith('dtfd'):
+      names = ('distill', 'pseudo_bags', 'total_instances')
+      extra = {name: options[name] for name in names}
+      extra['score'] = get('dtfd_rank_by', 'instance_score', 'last')
+    share = options.get('drop_fraction', Choice.drop_per_mille / 1000)
+    return cls(
+      model=options['model'],
+      precision=options['precision'],
+      choice=Choice(
+        get('kmil_score', 'score', Choice.score),
+        get('kmil_drop', 'drop', Choice.drop),
+        round(1000 * share),
+      ),
+      combine=get('average_with_top_instance', 'combine', False),
+      options=extra,
+      **others,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,39 +174,6 @@ class Design(Variant):
         }
     finally:
       jax.config.update('jax_traceback_in_locations_limit', limit)
-
-
-def network_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a `Design` that the options of a training decide.
-
-  Args:
-    options: by name, as config.json of a results folder has them, of whatever
-      version; what is absent is by default.
-  """
-
-  def get(name, former, default):
-    return options.get(name, options.get(former, default))
-
-  extra = {}
-  if options['model'].startswith('dtfd'):
-    extra = {
-      'distill': options['distill'],
-      'pseudo_bags': options['pseudo_bags'],
-      'total_instances': options['total_instances'],
-      'score': get('dtfd_rank_by', 'instance_score', 'last'),
-    }
-  dropped = options.get('drop_fraction', Choice.drop_per_mille / 1000)
-  return {
-    'model': options['model'],
-    'precision': options['precision'],
-    'choice': Choice(
-      get('kmil_score', 'score', Choice.score),
-      get('kmil_drop', 'drop', Choice.drop),
-      round(1000 * dropped),
-    ),
-    'combine': get('average_with_top_instance', 'combine', False),
-    'options': extra,
-  }
 
 
 def stack(folds: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

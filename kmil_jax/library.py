@@ -11,7 +11,7 @@ import numpy as np
 
 from kmil_jax import folds as stages, intervals, metrics, plan, splits
 from kmil_jax.folds import Fold, Settings
-from kmil_jax.inference import Design, network_settings, stack
+from kmil_jax.inference import Design, stack
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader
 from kmil_jax.types import ModelSpec, Recipe, Store
@@ -187,9 +187,7 @@ def load(
       ' the models take. Run its command again: it trains nothing that is done.'
     )
   classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
-  design = Design(
-    num_classes=len(classes), width=width, **network_settings(options)
-  )
+  design = Design.of_options(options, num_classes=len(classes), width=width)
   if folds is None:
     done = folder.glob('fold_*/predictions.csv')
     folds = sorted(int(path.parent.name.removeprefix('fold_')) for path in done)

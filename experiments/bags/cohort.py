@@ -268,11 +268,6 @@ def load(
     made = make_folds(table, folds, seed, findings, left_out, column)
   except label_files.ManifestError as e:
     findings.problems.append(str(e))
-  except splits.SplitError as e:
-    findings.problems.append(
-      f'--k={folds.k}: {e} --labels merges classes, --split_dir reads other'
-      ' splits.'
-    )
   warnings = tuple(findings.warnings)
   csv_path = external.external_csv
   features_dir, second = external.external_features_dir, None
@@ -368,9 +363,9 @@ def join(
     others=left_out,
     allow_missing=allow_missing,
   )
+  headers, made = found.headers, found.made
   problems += found.problems
   findings.warnings += found.warnings
-  headers, made = found.headers, found.made
   if differ := features.differences(made, like.made if like else {}):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
@@ -434,9 +429,6 @@ def make_folds(
 
   Returns:
     The folds; of a folder with problems those that could be read.
-
-  Raises:
-    kmil_jax.splits.SplitError: if no such folds can be made.
   """
   if not len(table.slide):
     return []  # Why its rows cannot be used was found before.
@@ -444,7 +436,14 @@ def make_folds(
     made, faults = split_files.read(folds.split_dir, table, folds.k, left_out)
     findings.problems += faults
   else:
-    parts = splits.make(table.case, table.label, folds.k, seed, group)
+    try:
+      parts = splits.make(table.case, table.label, folds.k, seed, group)
+    except splits.SplitError as e:
+      findings.problems.append(
+        f'--k={folds.k}: {e} --labels merges classes, --split_dir reads other'
+        ' splits.'
+      )
+      return []
     made = [Split(*part) for part in parts]
   findings.warnings += _oddities(table, made)
   return made

@@ -1,4 +1,4 @@
-"""Features of the slides of a cohort: compared with others, and read."""
+"""Features of slides: read, and compared with others."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -17,7 +17,7 @@ def differences(made: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
   """Returns in what two kinds of features differ, as far as both state it.
 
   Args:
-    made: of the features here, see `data.cohort.Match`.
+    made: of the features here, see `data.cohort.match`.
     other: of those there.
   """
   return [

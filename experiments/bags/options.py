@@ -14,7 +14,7 @@ from experiments.run import results
 from experiments.run.check import Check
 from experiments.run.options import OptionError, field, free, to_json
 from experiments.run.start import Machine, Output
-from kmil_jax import folds, inference, losses, parallel, selection
+from kmil_jax import folds, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
 from kmil_jax.types import Recipe
 
@@ -309,10 +309,10 @@ def settings(model: Model, training: Training, seed: int) -> folds.Settings:
       f'--total_instances={model.total_instances} must be at least'
       f' --pseudo_bags={model.pseudo_bags}.'
     )
-  return folds.Settings(
+  return folds.Settings.of_options(
+    to_json([model, training]),
     recipe=training.recipe_of(model.model),
     seed=seed,
-    **inference.network_settings(to_json([model, training])),
   )
 
 

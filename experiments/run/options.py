@@ -25,9 +25,10 @@ from typing import Any
 from absl import flags
 
 # Former names of flags, and what they are now. They are understood, and not
-# shown; one may be that of several flags, of different scripts.
+# shown. One may be that of several flags: of the first that a script has.
 ALIASES: Sequence[tuple[str, str]] = (
   ('combine', 'average_with_top_instance'),
+  ('compile_s', 'compile'),
   ('default_mpp', 'slide_mpp'),
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
@@ -61,7 +62,7 @@ def field(
   """Returns a field of a class of options.
 
   Args:
-    default: of the flag.
+    default: of the flag; None, of a field that may not be None, requires it.
     help: a sentence for `--help`.
     flag: its name on the command line and in config.json; that of the field by
       default.
@@ -128,6 +129,8 @@ def parse(
   for option in _options(classes):
     if not option.positional and values[option.flag].present:
       _check_effect(option, values)
+    elif option.default is None and not option.optional:
+      raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [
     cls(**{o.name: held[o.flag] for o in _options((cls,))}) for cls in classes
   ]

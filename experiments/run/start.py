@@ -5,7 +5,10 @@ A script is a function, whose parameters are its options:
   def run(folds: Folds, output: Output, machine: Machine) -> None:
     ...
 
-  main = start.script(run, errors=(CohortError,))  # Called at the end of it.
+  main = start.script(run, errors=(CohortError,))
+
+  if __name__ == '__main__':
+    main()
 """
 
 from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from data.labelled_tiles import LabelledTiles
-from experiments import encoder
+from experiments.encoding import encoder
 from experiments.patches.study import File, Study
 from experiments.run import progress
 from experiments.run.options import field
@@ -326,8 +326,7 @@ def _train_group(
         tensorboard=students.tensorboard,
       )
     ) as shown,
-    folder.plain(checkpoints) as place,
-    contextlib.closing(checkpoint.Checkpoints(place)) as saved,
+    contextlib.closing(checkpoint.Checkpoints(folder.at(checkpoints))) as saved,
   ):
     result = loop.fit(
       program,

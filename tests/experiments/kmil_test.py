@@ -251,7 +251,7 @@ def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
     ('--external_csv=x.csv', '--external_csv requires --external_features_dir'),
     ('--external_phantom', '--external_phantom requires the phantom cohort'),
     ('--features_dir=', 'a path cannot be empty'),
-    ('--k=25', '--k=25: class 2 has 20 cases: fewer than 25 folds'),
+    ('--k=25', 'class 2 has 20 cases, fewer than --k=25'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
     ('--nonsense=1', "Unknown command line flag 'nonsense'"),

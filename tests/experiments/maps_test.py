@@ -1,7 +1,6 @@
 """Scores of tiles: read, averaged over folds, scaled, painted."""
 
 import drawn_maps
-from experiments.maps.tile_scores import MapError, UnplacedError
 import h5py
 from hypothesis import given, strategies as st
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from data import features
 from experiments.maps import overlay, tile_scores
+from experiments.maps.tile_scores import MapError, UnplacedError
 
 C = len(drawn_maps.CLASSES)
 

@@ -181,7 +181,7 @@ def test_features_made_otherwise_are_refused(
   finished, models, model_file, tmp_path, changed, message
 ):
   source = some_features(finished, tmp_path, NAMES[:1], mpp=1.0005)
-  of_file, _ = trained.of_file(model_file)
+  of_file, _ = trained.Models(model=model_file).read()
   assert bags.find(source, of_file).unlike == []
   some_features(finished, tmp_path, NAMES[:2], **changed)
   for card in (models[0], of_file):
@@ -278,6 +278,5 @@ def test_the_flags_of_a_training_give_its_design(asked):
   model, training = parse(['kmil', *asked], (Model, Training))
   settings = options.settings(model, training, seed=1)
   values = to_json([model, training.resolved(model.model)])
-  found = inference.network_settings(values)
-  design = inference.Design(num_classes=3, width=16, **found)
+  design = inference.Design.of_options(values, num_classes=3, width=16)
   assert design == settings.design(3, 16)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import anomaly
 from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Teacher
