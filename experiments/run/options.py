@@ -13,7 +13,7 @@ A field is an int, float, str, bool, pathlib.Path or a tuple of one of these,
 and may be None. A tuple is written with commas between its values.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -24,8 +24,15 @@ from typing import Any
 
 from absl import flags
 
-# Former names of flags. They are understood, and not shown.
-ALIASES: Mapping[str, str] = {}
+# Former names of flags, and what they are now. They are understood, and not
+# shown. One may be that of several flags: of the first that a script has.
+ALIASES: Sequence[tuple[str, str]] = (
+  ('combine', 'average_with_top_instance'),
+  ('compile_s', 'compile'),
+  ('drop', 'kmil_drop'),
+  ('instance_score', 'dtfd_rank_by'),
+  ('score', 'kmil_score'),
+)
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
 
 
@@ -68,6 +75,11 @@ def field(
     'only': only or {},
   }
   return dataclasses.field(default=default, metadata=metadata)
+
+
+def free(default: Any, help: str, **about: Any) -> Any:
+  """Returns a field on which results do not depend; see `field`."""
+  return field(default, help, result=False, **about)
 
 
 def parse(
@@ -128,8 +140,8 @@ def from_json(
   Raises:
     OptionError: if a value is of no option, or not one that it takes.
   """
-  values = {ALIASES.get(name, name): value for name, value in values.items()}
   known = {option.flag for option in _options(classes)}
+  values = renamed(values, classes)
   if unknown := sorted(values.keys() - known):
     raise OptionError(
       f'{source}: unknown options {", ".join(unknown)}. They may be of a newer'
@@ -146,6 +158,14 @@ def from_json(
         raise OptionError(f'{source}: {option.flag} is {value!r}: {e}') from e
     found.append(cls(**given))
   return found
+
+
+def renamed(
+  values: Mapping[str, Any], classes: Sequence[type]
+) -> dict[str, Any]:
+  """Returns values by the flags' names of today."""
+  former = dict(_aliases({option.flag for option in _options(classes)}))
+  return {former.get(name, name): value for name, value in values.items()}
 
 
 def decisive(classes: Sequence[type]) -> set[str]:
@@ -213,6 +233,8 @@ class _Path(flags.ArgumentParser):
   """Reads a path; the home folder may be written as ~."""
 
   def parse(self, text: Any) -> pathlib.Path:
+    if not str(text):
+      raise ValueError('a path cannot be empty')
     try:
       return pathlib.Path(text).expanduser()
     except RuntimeError as e:  # No such home.
@@ -252,7 +274,9 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
         )
       continue
     known[option.flag] = option
-    about = option.flag, option.default, option.help
+    choices = '|'.join(map(str, option.choices))
+    text = f'<{choices}>: {option.help}' if choices else option.help
+    about = option.flag, option.default, text
     where = {'flag_values': values, 'module_name': option.section}
     if option.kind is bool:
       flags.DEFINE_boolean(*about, **where)
@@ -260,12 +284,21 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
       comma = flags.CsvListSerializer(',')
       flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)
     else:
-      text = flags.ArgumentSerializer()
-      flags.DEFINE(option.parser, *about, serializer=text, **where)
-  for former, name in ALIASES.items():
-    if name in known and former not in known:
-      flags.DEFINE_alias(former, name, flag_values=values, module_name='')
+      one = flags.ArgumentSerializer()
+      flags.DEFINE(option.parser, *about, serializer=one, **where)
+  for former, name in _aliases(known):
+    flags.DEFINE_alias(former, name, flag_values=values, module_name='')
   return values
+
+
+def _aliases(known: Container[str]) -> list[tuple[str, str]]:
+  """Returns the former names of known flags, and these."""
+  found = {
+    former: name
+    for former, name in reversed(ALIASES)
+    if name in known and former not in known
+  }
+  return list(found.items())
 
 
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:

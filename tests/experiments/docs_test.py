@@ -47,7 +47,7 @@ SMALL = {
   'benchmark': [
     '--parts=inference',
     '--repeats=1',
-    '--compile_s=0',
+    '--nocompile',
     '--format=json',
   ],
   'ct_nodes': ['--networks=custom', '--epochs=1', '--input_size=32'],
@@ -55,10 +55,6 @@ SMALL = {
   'hard_negatives': ['--seeds=1', '--epochs=1'],
   'two_step': ['--patches=40', '--epochs=1', '--pictures=1'],
 }
-SMALL_PRODUCTS = (
-  'from experiments.benchmarks import ceilings\n'
-  "ceilings.SIDES['cpu'] = (64, 2**12)\n"
-)
 ONLY_FLAGS = (
   'import sys; from absl import app, flags;'
   ' app.run = lambda main: flags.FLAGS(sys.argv)'
@@ -99,7 +95,7 @@ def small(module, args, folder):
     *args,
     *less,
     *more,
-    before=script_process.HASTY + script_process.SMALL + SMALL_PRODUCTS,
+    before=script_process.HASTY + script_process.SMALL,
     cwd=folder,
   )
   assert done.returncode == 0, f'{module} {args}\n{done.stdout}\n{done.stderr}'

@@ -11,7 +11,7 @@ from kmil_jax import port
 
 torch = pytest.importorskip('torch')
 
-resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+resnet = pytest.importorskip('torch_networks.resnet')
 
 
 @pytest.fixture(scope='module')

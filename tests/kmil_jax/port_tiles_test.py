@@ -15,7 +15,7 @@ from kmil_jax.models import CLASSIFIERS
 from kmil_jax.port import PortError
 
 torch = pytest.importorskip('torch')
-resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+resnet = pytest.importorskip('torch_networks.resnet')
 googlenet, mobilenet, node_cnn = (
   pytest.importorskip(f'torch_networks.{name}')
   for name in ('googlenet', 'mobilenet', 'node_cnn')
