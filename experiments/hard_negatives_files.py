@@ -15,7 +15,7 @@ _CHUNK = 4096  # Tiles whose features are in memory at once.
 
 
 class Model(Protocol):
-  """A trained patch classifier, as `patch_training.Trained`."""
+  """A trained patch classifier, as `training.Trained`."""
 
   def predict(self, tiles: LabelledTiles) -> tuple[np.ndarray, np.ndarray]: ...
 

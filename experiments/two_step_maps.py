@@ -13,7 +13,7 @@ from experiments import (
   two_step_patches,
 )
 from experiments.cutter import Cutter
-from experiments.patch_training import Trained
+from experiments.patches.training import Trained
 from experiments.run import progress
 from kmil_jax.heatmap import STRIDE, WINDOW, Windows
 

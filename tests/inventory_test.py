@@ -80,7 +80,7 @@ def scripts():
   """Returns the modules that are run as scripts."""
   for top in ('data', 'experiments', 'kmil_jax'):
     for path in (ROOT / top).rglob('*.py'):
-      if "__name__ == '__main__'" in path.read_text(encoding='utf-8'):
+      if "\nif __name__ == '__main__'" in path.read_text(encoding='utf-8'):
         yield '.'.join(path.relative_to(ROOT).with_suffix('').parts)
 
 

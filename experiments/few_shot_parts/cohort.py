@@ -13,11 +13,9 @@ from data.camelyon16.annotations import Annotations
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import few_shot as phantom
-from experiments import (
-  patch_inputs,
-)
 from experiments.code_hash import code_hash
 from experiments.few_shot_parts import paper, validation
+from experiments.patches import tiles as patch_tiles
 from experiments.run import progress
 from kmil_jax import froc, parallel
 from kmil_jax.tasks.distill import TUMOUR
@@ -200,7 +198,7 @@ def open_camelyon(
 def fingerprint(cohort: Cohort) -> dict[str, str]:
   """Returns a hash of the patches of every part: names, labels and pixels."""
   found = {
-    f'{part}_sha256': patch_inputs.fingerprint(tiles)
+    f'{part}_sha256': patch_tiles.fingerprint(tiles)
     for part, tiles in cohort.parts.items()
   }
   slides_text = '\n'.join(f'{s.id},{s.label}' for s in cohort.slides)

@@ -55,10 +55,18 @@ SMALL = {
   'hard_negatives': ['--seeds=1', '--epochs=1'],
   'two_step': ['--patches=40', '--epochs=1', '--pictures=1'],
 }
-ONLY_FLAGS = (
-  'import sys; from absl import app, flags;'
-  ' app.run = lambda main: flags.FLAGS(sys.argv)'
-)
+# Reads flags, and runs nothing.
+ONLY_FLAGS = """
+import sys
+from absl import app, flags
+from experiments.run import options, start
+app.run = lambda main: [flags.FLAGS([sys.argv[0], *args]) for args in ASKED]
+script = start.script
+def read(run, errors=()):
+  main = script(run, errors)
+  return lambda: [options.parse(['', *args], main.options) for args in ASKED]
+start.script = read
+"""
 
 
 def commands(page):
@@ -272,9 +280,6 @@ def test_commands_within_text_have_flags_of_their_scripts():
       asked.setdefault(module, []).append(args)
   assert len(asked) > 5
   for module, some in asked.items():
-    every = ONLY_FLAGS.replace(
-      'flags.FLAGS(sys.argv)',
-      f'[flags.FLAGS([sys.argv[0], *args]) for args in {some!r}]',
-    )
+    every = f'ASKED = {some!r}\n{ONLY_FLAGS}'
     done = script_process.run(module, before=every)
     assert done.returncode == 0, (module, done.stderr)

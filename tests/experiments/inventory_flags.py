@@ -3,6 +3,7 @@
 For tests/inventory_test.py: by module, names with defaults.
 """
 
+import dataclasses
 import importlib
 import json
 import os
@@ -28,13 +29,24 @@ _HEAVY = (
 def shown(default):
   """Returns a default as the page has it."""
   if isinstance(default, list | tuple):
-    return ','.join(default)
+    return ','.join(map(str, default))
   return "''" if default == '' else str(default)
+
+
+def defaults(classes):
+  """Returns the defaults of a script's classes of options, by flag."""
+  return {
+    field.metadata.get('flag') or field.name: field.default
+    for one in classes
+    for field in dataclasses.fields(one)
+  }
 
 
 def flags_of(module):
   """Imports a module; returns the defaults of this project's flags by name."""
-  importlib.import_module(module)
+  main = getattr(importlib.import_module(module), 'main', None)
+  if classes := getattr(main, 'options', ()):
+    return {flag: shown(value) for flag, value in defaults(classes).items()}
   return {
     flag.name: shown(flag.default)
     for definer, some in flags.FLAGS.flags_by_module_dict().items()

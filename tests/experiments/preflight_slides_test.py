@@ -7,10 +7,8 @@ import pytest
 import script_process
 
 from data import features
-from data.labelled_tiles import LabelledTiles, TileError
-from experiments import tile_splits
 from experiments.cohort_tiles import TileSpec
-from experiments.preflight import slides as preflight, tiles as of_tiles
+from experiments.preflight import slides as preflight
 
 ENCODER = {'encoder': 'e-1'}
 
@@ -99,31 +97,3 @@ def test_readable_slides_are_bounded_and_finished_ones_looked_at(
   assert code == 1 and 'boxes.h5: not a complete HDF5 file' in lines[1]
   code, lines = check(folder, capsys, default_mpp=2.0)
   assert code == 1 and 'would be mostly interpolation' in lines[1]
-
-
-def test_tiles_are_all_decoded_and_patients_kept_apart(capsys):
-  def read(i):
-    if i == 2:
-      raise TileError('c.png: cannot be read as an image')
-    return np.zeros((8, 8, 3), np.uint8)
-
-  tiles = LabelledTiles(
-    id=np.array(list('abcd')),
-    label=np.array([0, 1, 0, 1]),
-    group=np.array(list('ppqr')),
-    classes=('neg', 'pos'),
-    read=read,
-    size=8,
-  )
-  with pytest.raises(SystemExit) as done:
-    of_tiles.check(
-      {'one': tiles, 'other': tiles.take([3])},
-      lambda: tile_splits.split(tiles, (0.6, 0.2, 0.2), seed=0),
-    )
-  out = capsys.readouterr().out
-  assert done.value.code == 1
-  assert 'one: 4 tiles of 8 px, 3 patients: neg 2, pos 2' in out
-  assert 'problem: one: tiles that cannot be read: 1 problem' in out
-  assert '  c.png: cannot be read as an image' in out
-  assert 'class neg: tiles of 2 group(s) only (p, q) for 3 parts' in out
-  assert 'problem: 1 patients are both in one and other: r' in out
