@@ -368,7 +368,7 @@ def pixel_size(
   )
   raise SlideError(
     f'{name}: no usable um/px of level 0 (found {figures or "none"}; usable'
-    f' are {least:g} to {most:g}); pass --default_mpp or --mpp_csv.'
+    f' are {least:g} to {most:g}); pass --slide_mpp or --slide_mpp_csv.'
   )
 
 

@@ -112,7 +112,7 @@ def _lattice(slide: Slide, tile_size: int, mpp: float) -> Grid:
     raise SlideError(
       f'{slide.path.name}: {slide.mpp:g} um/px is more than '
       f'{MAX_UPSAMPLING:g} times as coarse as the {mpp:g} um/px asked for; ask '
-      f'for --mpp={slide.mpp:.2g} or leave the slide out.'
+      f'for --tile_mpp={slide.mpp:.2g} or leave the slide out.'
     )
   level = slide.level_for(downsample * (1 + NATIVE))
   factor = slide.level_downsamples[level]

@@ -13,7 +13,7 @@ from kmil_jax import parallel
 
 # The paper's 128-um tiles at half its resolution: a CPU encodes them 4 times
 # faster.
-_PHANTOM_TILES = {'tile_size': 128, 'mpp': 1.0}
+_PHANTOM_TILES = {'tile_size': 128, 'tile_mpp': 1.0}
 _PATIENCE = 0.5  # Seconds before a bar shows: none where all is there.
 _ROOT = pathlib.Path(__file__).parents[1]
 # The code that phantom slides, and their features, are a function of.
@@ -24,11 +24,10 @@ _FEATURE_CODE = (
   'data/pipeline.py',
   'data/tiling.py',
   'data/tissue.py',
-  'experiments/cohort_tiles.py',
-  'experiments/encoder.py',
-  'experiments/encoding.py',
+  'experiments/encoding/encoder.py',
+  'experiments/encoding/extraction.py',
+  'experiments/encoding/tiles.py',
   'experiments/phantom_cohort.py',
-  'experiments/weights.py',
   'kmil_jax/models/batch_norm.py',
   'kmil_jax/models/convolutions.py',
   'kmil_jax/models/cpu.py',
@@ -115,24 +114,25 @@ def _encode(
   encoder_dir: pathlib.Path | None,
 ) -> None:
   # They import TensorFlow, which takes seconds: only where slides are encoded.
-  from experiments import cohort_tiles, encoding, weights
+  from experiments.encoding import encoder as encoders, extraction
+  from experiments.encoding.tiles import SlideTiles, Tiles
 
-  paths = slides.list_slides(slides_dir)
-  spec = cohort_tiles.TileSpec(**_PHANTOM_TILES)
-  file = encoder_dir and encoder_dir / weights.RANDOM_FILE
+  tiles = Tiles(**_PHANTOM_TILES)
+  cohort = SlideTiles(slides.list_slides(slides_dir), tiles)
+  file = encoder_dir and encoder_dir / encoders.RANDOM_FILE
   if file and not file.exists():
     raise RuntimeError(
       f'{file}: the encoder that made the features beside it is gone; delete '
       f'{encoder_dir}, and both phantom cohorts are encoded anew'
     )
-  encoder = weights.make_encoder(
+  encoder = encoders.make_encoder(
     file and str(file),
     features_dir=features_dir,
     cache_dir=cache_dir,
-    sample=lambda: cohort_tiles.calibration_tiles(paths, spec),
+    sample=cohort.sample,
   )
   print(f'encoder {encoder.name}: {encoder.note}', flush=True)
-  failures = encoding.extract(paths, features_dir, encoder, spec)
+  failures = extraction.extract(cohort, features_dir, encoder)
   if failures:
     raise RuntimeError(f'phantom slides without features: {failures}')
 

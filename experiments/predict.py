@@ -83,10 +83,9 @@ def _run() -> None:
       weights=_WEIGHTS.value,
       run=run_flags.run(),
       cache_dir=start.CACHE_DIR.value,
-      default_mpp=scale_flags.DEFAULT_MPP.value,
-      scales=scale_flags.of,
+      scale=scale_flags.scale(),
     )
-    print(f'{len(job.paths)} slides')
+    print(f'{len(job.slides.paths)} slides')
     if flag.CHECK.value:
       job.check(_folder() / 'features')
   else:

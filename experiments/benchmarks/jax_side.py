@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import inference, parallel, port, train
 from kmil_jax.inference import CHOOSER, MODEL, Design
 from kmil_jax.models import SPECS

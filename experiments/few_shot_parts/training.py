@@ -13,9 +13,7 @@ import safetensors.numpy
 
 from data.files import replacing
 from data.labelled_tiles import LabelledTiles
-from experiments import (
-  encoder,
-)
+from experiments.encoding import encoder
 from experiments.few_shot_parts import scores, settings
 from experiments.few_shot_parts.cohort import Cohort, pixels
 from experiments.few_shot_parts.settings import Setting

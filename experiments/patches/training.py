@@ -28,7 +28,7 @@ import safetensors.numpy
 
 from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments import encoder
+from experiments.encoding import encoder
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results
 from experiments.run.options import OptionError, field

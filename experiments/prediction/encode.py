@@ -1,18 +1,15 @@
 """Makes features of new slides as those of trained models were made."""
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import os
 import pathlib
 from typing import NoReturn
 
 from data import slides
-from experiments import encoding, weights as weight_files
-from experiments.cohort_tiles import TileSpec
+from experiments.encoding import encoder as encoders, extraction
+from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.prediction import run_folder
 from experiments.prediction.bags import Failure
 from experiments.prediction.card import Card, PredictionError
-from experiments.preflight import slides as preflight
 from kmil_jax import port
 
 _OURS = 'resnet50-conv4-'  # Encoders of experiments.extract.
@@ -23,15 +20,12 @@ _NEEDED = ('mpp', 'patch_size')
 class Job:
   """Slides, and how they become features."""
 
-  paths: Sequence[pathlib.Path]
-  encoder: weight_files.Encoder
-  spec: TileSpec
+  slides: SlideTiles
+  encoder: encoders.Encoder
 
   def check(self, features_dir: pathlib.Path) -> NoReturn:
-    """Looks at every slide and ends the script; see `preflight.slides`."""
-    preflight.check(
-      self.paths, str(features_dir), self.spec, self.encoder.attributes()
-    )
+    """Looks at every slide and ends the script; see `extraction.check`."""
+    extraction.check(self.slides, features_dir, self.encoder.attributes())
 
   def run(self, features_dir: pathlib.Path) -> tuple[list[str], list[Failure]]:
     """Writes `<slide_id>.h5` of every slide that has none yet.
@@ -43,13 +37,11 @@ class Job:
       PredictionError: if the folder holds features made otherwise.
     """
     try:
-      failed = encoding.extract(
-        self.paths, features_dir, self.encoder, self.spec
-      )
-    except encoding.EncodingError as error:
+      failed = extraction.extract(self.slides, features_dir, self.encoder)
+    except extraction.EncodingError as error:
       raise PredictionError(str(error)) from error
     without = {failure.slide_id for failure in failed}
-    ids = [slides.slide_id(path) for path in self.paths]
+    ids = [slides.slide_id(path) for path in self.slides.paths]
     return (
       [slide for slide in ids if slide not in without],
       [Failure(*failure) for failure in failed],
@@ -63,20 +55,18 @@ def plan(
   weights: str | None,
   run: pathlib.Path | None,
   cache_dir: str,
-  default_mpp: float | None,
-  scales: Callable[[Sequence[pathlib.Path]], Mapping[str, float]],
+  scale: Scale,
 ) -> Job:
   """Returns what makes features like those that the models were trained on.
 
   Args:
     slides_dir: holds slides.
     card: of the models.
-    weights: of the encoder, as of `weights.make_encoder`.
+    weights: of the encoder, as of `encoder.make_encoder`.
     run: results folder of the models, if that is at hand: without `weights`, a
       random encoder is sought beside the features of the training.
     cache_dir: where ImageNet weights may have been put.
-    default_mpp: of level 0, for slides that do not state it.
-    scales: returns those of single slides, of all slides' paths.
+    scale: of slides that state none.
 
   Raises:
     PredictionError: if such features cannot be made.
@@ -97,7 +87,7 @@ def plan(
   if not paths:
     raise slides.SlideError(f'{slides_dir}: holds no slides')
   if weights is None and run is not None:
-    kept = run_folder.features_dir(run) / weight_files.RANDOM_FILE
+    kept = run_folder.features_dir(run) / encoders.RANDOM_FILE
     weights = str(kept) if kept.exists() else None
   if weights is None:
     raise PredictionError(
@@ -105,29 +95,26 @@ def plan(
       ' its weights by --weights'
     )
   try:
-    encoder = weight_files.make_encoder(
+    encoder = encoders.make_encoder(
       weights,
       features_dir='',
       cache_dir=cache_dir,
       sample=_never,
       precision=made.get('precision', 'float32'),
     )
-  except (port.PortError, weight_files.WeightsError) as error:
+  except port.PortError as error:
     raise PredictionError(str(error)) from error
   if encoder.name != encoder_name:
     raise PredictionError(
       f'--weights={weights} is encoder {encoder.name}; the models take'
       f' features of encoder {encoder_name}'
     )
-  spec = TileSpec(
+  tiles = Tiles(
     tile_size=int(float(made['patch_size'])),
-    mpp=float(made['mpp']),
-    min_tissue=float(made.get('min_tissue', TileSpec.min_tissue)),
-    default_mpp=default_mpp,
-    mpp_of=scales(paths),
-    threads=os.cpu_count() or 1,
+    tile_mpp=float(made['mpp']),
+    min_tissue=float(made.get('min_tissue', Tiles.min_tissue)),
   )
-  return Job(paths, encoder, spec)
+  return Job(SlideTiles(paths, tiles, scale), encoder)
 
 
 def _never():

@@ -29,8 +29,11 @@ from absl import flags
 ALIASES: Sequence[tuple[str, str]] = (
   ('combine', 'average_with_top_instance'),
   ('compile_s', 'compile'),
+  ('default_mpp', 'slide_mpp'),
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
+  ('mpp', 'tile_mpp'),
+  ('mpp_csv', 'slide_mpp_csv'),
   ('score', 'kmil_score'),
 )
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
@@ -54,7 +57,7 @@ def field(
   """Returns a field of a class of options.
 
   Args:
-    default: of the flag.
+    default: of the flag; None, of a field that may not be None, requires it.
     help: a sentence for `--help`.
     flag: its name on the command line and in config.json; that of the field by
       default.
@@ -111,6 +114,8 @@ def parse(
   for option in _options(classes):
     if values[option.flag].present:
       _check_effect(option, values)
+    elif option.default is None and not option.optional:
+      raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [
     cls(**{o.name: values[o.flag].value for o in _options((cls,))})
     for cls in classes

@@ -5,7 +5,10 @@ A script is a function, whose parameters are its options:
   def run(folds: Folds, output: Output, machine: Machine) -> None:
     ...
 
-  main = start.script(run, errors=(CohortError,))  # Called at the end of it.
+  main = start.script(run, errors=(CohortError,))
+
+  if __name__ == '__main__':
+    main()
 """
 
 from collections.abc import Callable, Sequence
@@ -50,14 +53,20 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-  """Where it runs."""
+class Cache:
+  """Where it keeps what can be made again."""
 
   cache_dir: pathlib.Path = field(
     _CACHE / 'kmil_jax',
     'Folder in which phantoms and compiled programs are kept.',
     result=False,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine(Cache):
+  """Where it runs."""
+
   coordinator: str | None = field(
     None,
     "For several hosts: 'auto' on Cloud TPU, Slurm and Kubernetes, else"
@@ -102,8 +111,8 @@ def script(
     try:
       asked = options.parse(sys.argv if argv is None else argv, classes, usage)
       for one in asked:
-        if isinstance(one, Machine):
-          _join(one)
+        if isinstance(one, Cache):
+          _begin(one)
       run(*asked)
     except (*_ERRORS, *errors) as e:
       sys.exit(f'error: {e}')
@@ -118,9 +127,11 @@ def show(text: str) -> None:
     print(text, flush=True)
 
 
-def _join(machine: Machine) -> None:
+def _begin(machine: Cache) -> None:
   logging.set_verbosity(logging.WARNING)  # Orbax reports every save.
   parallel.cache_programs(machine.cache_dir / 'programs')
+  if not isinstance(machine, Machine):
+    return
   try:
     parallel.initialize(
       machine.coordinator, machine.num_processes, machine.process_id

@@ -19,7 +19,7 @@ import safetensors.numpy
 import script_process
 
 from data.phantom import tiff
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import port
 from kmil_jax.models import resnet
 

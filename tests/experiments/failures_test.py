@@ -72,11 +72,12 @@ import pytest
 from data import features, host_tensorflow, slides
 from data.cohort import CohortError
 from data.features import ATTRIBUTES, FeatureError
-from experiments import cohort as cohorts, encoding, kmil
-from experiments.cohort_tiles import TileSpec
+from experiments import cohort as cohorts, kmil
+from experiments.encoding import extraction
+from experiments.encoding.encoder import Encoder
+from experiments.encoding.tiles import SlideTiles, Tiles
 from experiments.preflight import patients
 from experiments.preflight.findings import Findings
-from experiments.weights import Encoder
 
 ROOT = pathlib.Path(__file__).parents[2]
 ATTRS = dict.fromkeys(ATTRIBUTES, 1)
@@ -169,12 +170,11 @@ def test_21_extraction_names_a_file_that_a_kill_left(tmp_path):
   (tmp_path / 'features/a.h5').write_bytes(b'\x89HDF')
   encoder = Encoder('x', lambda tiles: tiles, 'a test')
   with pytest.raises(
-    encoding.EncodingError,
-    match=r'nothing was done; .*\n.*a\.h5: not a complete',
+    extraction.EncodingError,
+    match=r'Nothing was done\. .*\n.*a\.h5: not a complete',
   ):
-    encoding.extract(
-      [tmp_path / 'a.svs'], tmp_path / 'features', encoder, TileSpec()
-    )
+    cohort = SlideTiles([tmp_path / 'a.svs'], Tiles())
+    extraction.extract(cohort, tmp_path / 'features', encoder)
 
 
 def test_22_a_locked_file_is_read(tmp_path):

@@ -6,9 +6,10 @@ import pytest
 from data import features
 from data.phantom import tiff
 from data.slides import SlideError
+from experiments.encoding.encoder import Encoder, WeightsError
+from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, encode
 from experiments.prediction.card import Card, PredictionError
-from experiments.weights import Encoder, WeightsError
 
 MADE = {
   'encoder': 'resnet50-conv4-colours',
@@ -62,19 +63,20 @@ def asked(monkeypatch):
     name = weights if ':' in weights else f'resnet50-conv4-{weights}'
     return Encoder(name, encode, 'a test', precision)
 
-  monkeypatch.setattr(encode.weight_files, 'make_encoder', make_encoder)
+  monkeypatch.setattr(encode.encoders, 'make_encoder', make_encoder)
   return found
 
 
 def plan(slides_dir, card, weights='colours', run=None):
+  scales = slides_dir.parent / 'scales.csv'
+  scales.write_text('slide_id,mpp\na,0.5\n')
   return encode.plan(
     slides_dir,
     card,
     weights=weights,
     run=run,
     cache_dir='',
-    default_mpp=None,
-    scales=lambda paths: {'a': 0.5},
+    scale=Scale(slide_mpp_csv=scales),
   )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import port
 
 torch = pytest.importorskip('torch')
