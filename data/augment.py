@@ -75,16 +75,4 @@ PRESETS = {
   'stain': Policy(
     dihedral=1.0, brightness_contrast=(0.5, 0.15), colour=(0.8, 0.2, 10.0)
   ),
-  # Everything at once, for RGB.
-  'all': Policy(
-    dihedral=1.0,
-    scale=(1.0, 0.2),
-    rotation=(1.0, 180.0),
-    shift=(1.0, 0.05),
-    elastic=(0.5, 0.03),
-    blur=(0.5, 0.015),
-    noise=(0.5, 0.02),
-    brightness_contrast=(0.5, 0.15),
-    colour=(0.5, 0.2, 10.0),
-  ),
 }

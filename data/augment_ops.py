@@ -5,6 +5,7 @@ import functools
 import math
 
 import numpy as np
+from scipy import interpolate
 
 from data.augment import Policy
 from data.host_tensorflow import tf
@@ -48,7 +49,7 @@ def apply(image: tf.Tensor, key: tf.Tensor, policy: Policy) -> tf.Tensor:
       'changed in RGB: choose another augmentation'
     )
   if policy.dihedral:
-    image = _flip_and_turn(image, key, policy.dihedral)
+    image = _change_some(_turned, image, key, _DIHEDRAL, policy.dihedral)
   geometric = (policy.scale, policy.rotation, policy.shift, policy.elastic)
   if any(p for p, _ in geometric):
     image = _move(image, key, policy)
@@ -75,13 +76,6 @@ def _change_some(
   chosen = (uniform(key, stream, 1) < p)[:, :, None, None]
   changed = tf.clip_by_value(change(image, key, *amounts), 0, 1)
   return tf.where(chosen, changed, image)
-
-
-@_one_program
-def _flip_and_turn(image: tf.Tensor, key: tf.Tensor, p: float) -> tf.Tensor:
-  draw = uniform(key, _DIHEDRAL, 2)
-  element = tf.cast(8 * draw[:, 1], tf.int32)
-  return dihedral(image, tf.where(draw[:, 0] < p, element, 0))
 
 
 def uniform(key: tf.Tensor, stream: int, count: int) -> tf.Tensor:
@@ -141,6 +135,11 @@ def _move(image: tf.Tensor, key: tf.Tensor, policy: Policy) -> tf.Tensor:
   return warp(image, scale, angle, shift, displacement)
 
 
+def _turned(image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+  draw = uniform(key, _DIHEDRAL, 2)[:, 1]
+  return dihedral(image, tf.cast(8 * draw, tf.int32))
+
+
 def _blurred(image: tf.Tensor, key: tf.Tensor, part: float) -> tf.Tensor:
   side = image.shape[1]
   largest = part * side
@@ -149,17 +148,15 @@ def _blurred(image: tf.Tensor, key: tf.Tensor, part: float) -> tf.Tensor:
   taps = tf.range(-radius, radius + 1, dtype=tf.float32)
   weights = tf.exp(-0.5 * (taps / sigma) ** 2)
   weights /= tf.reduce_sum(weights, 1, keepdims=True)
-  for axis in (1, 2):
-    around = [[0, 0]] * 4
-    around[axis] = [radius, radius]
-    padded = tf.pad(image, around, 'SYMMETRIC')
+  for _ in range(2):  # Rows; then, the tiles transposed, columns.
+    padded = tf.pad(image, [[0, 0], [radius] * 2, [0, 0], [0, 0]], 'SYMMETRIC')
     image = tf.add_n(
       [
-        weights[:, k, None, None, None]
-        * (padded[:, k : k + side] if axis == 1 else padded[:, :, k : k + side])
+        weights[:, k, None, None, None] * padded[:, k : k + side]
         for k in range(2 * radius + 1)
       ]
     )
+    image = tf.transpose(image, [0, 2, 1, 3])
   return image
 
 
@@ -223,7 +220,7 @@ def warp(
   border a tile goes on as its mirror image (d c b a | a b c d | d c b a).
 
   Args:
-    image: float32 [T, S, S, C].
+    image: float32 [T, S, S, C], S known.
     scale: factors of enlargement, float32 [T].
     angle: radians, float32 [T]; positive ones turn the x axis towards the y
       axis, which is clockwise on a screen.
@@ -231,8 +228,6 @@ def warp(
     displacement: pixels in x and y, float32 [T, S, S, 2].
   """
   side = image.shape[1]
-  if side is None or side != image.shape[2]:
-    raise ValueError(f'found tiles {image.shape}; squares of a known side only')
   centre = (side - 1) / 2
   axis = tf.range(side, dtype=tf.float32) - centre
   x = axis[None, None, :] - shift[:, 0, None, None]
@@ -277,26 +272,11 @@ def smooth_field(points: tf.Tensor, side: int) -> tf.Tensor:
   Returns:
     Their bicubic (Catmull-Rom) interpolation, float32 [T, S, S, 2].
   """
-  weights = tf.constant(_catmull_rom(points.shape[1], side), tf.float32)
-  return tf.einsum('ai,tijc,bj->tabc', weights, points, weights)
-
-
-def _catmull_rom(count: int, side: int) -> np.ndarray:
-  """Returns the weight of every point at every pixel, [S, K]."""
-  place = (np.arange(side) + 0.5) / side * (count - 1)
-  cell = np.minimum(place.astype(int), count - 2)
-  t = place - cell
-  taps = 0.5 * np.stack(
-    [
-      -t + 2 * t**2 - t**3,
-      2 - 5 * t**2 + 3 * t**3,
-      t + 4 * t**2 - 3 * t**3,
-      -(t**2) + t**3,
-    ],
-    1,
+  points_at = np.arange(points.shape[1])
+  beside = np.pad(np.eye(len(points_at)), ((1, 1), (0, 0)), 'edge')
+  spline = interpolate.CubicHermiteSpline(
+    points_at, beside[1:-1], (beside[2:] - beside[:-2]) / 2
   )
-  weights = np.zeros((side, count))
-  for k in range(4):  # Beyond the border the last point is repeated.
-    point = np.clip(cell + k - 1, 0, count - 1)
-    np.add.at(weights, (np.arange(side), point), taps[:, k])
-  return weights
+  place = (np.arange(side) + 0.5) / side * (len(points_at) - 1)
+  weights = tf.constant(spline(place), tf.float32)
+  return tf.einsum('ai,tijc,bj->tabc', weights, points, weights)

@@ -1,6 +1,6 @@
 """TFDS datasets of labelled tiles: what builders share, and how to open one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 import io
 import pathlib
 from typing import Any, ClassVar
@@ -57,6 +57,34 @@ class TileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """See base class."""
     return {'train': self._generate_examples(dl_manager.manual_dir)}
 
+  def _generate_examples(self, folder: Any) -> Iterator[tuple[str, dict]]:
+    """See base class.
+
+    Raises:
+      TileError: naming all that is missing, broken or of another kind.
+    """
+    tiles, further = self._tiles(folder)
+    if (tiles.size, tiles.channels) != (self.SIZE, 3) or not set(
+      tiles.classes
+    ) <= set(self.CLASSES):
+      raise TileError(
+        f'{folder}: tiles of {tiles.size} px, {tiles.channels} channel(s) and '
+        f'the classes {", ".join(tiles.classes)}; {self.SIZE} px, 3 channels '
+        f'and {", ".join(self.CLASSES)} are {self.name}'
+      )
+    for i, name in enumerate(tiles.id.tolist()):
+      example = {
+        'id': name,
+        'image': tiles.read(i),  # In full: a dataset of broken files is none.
+        'label': tiles.classes[tiles.label[i]],
+        'patient': str(tiles.group[i]),
+      }
+      yield name, example | {key: column[i] for key, column in further.items()}
+
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
+    """Returns the tiles in a folder and columns of what else they have."""
+    raise NotImplementedError
+
 
 def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   """Opens a split of a prepared dataset with one image and one class label.
@@ -77,20 +105,33 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   """
   builder = tfds.builder_from_directory(folder)
   features = builder.info.features
-  image, label = _image_and_label(folder, features)
-  side, _, channels = features[image].shape
+  images, labels = (
+    [name for name, f in features.items() if isinstance(f, kind)]
+    for kind in (tfds.features.Image, tfds.features.ClassLabel)
+  )
+  if len(images) != 1 or len(labels) != 1:
+    raise TileError(
+      f'{folder}: {len(images)} features are an Image, {len(labels)} features'
+      f' are a ClassLabel; one of each is needed: {", ".join(features)}'
+    )
+  image, label = *images, *labels
+  side, width, channels = features[image].shape
+  if side is None or side != width or channels not in (1, 3):
+    raise TileError(
+      f'{folder}: images of the shape {features[image].shape}; squares of one'
+      ' size are needed'
+    )
 
-  def example(record: bytes) -> dict[str, Any]:
-    """Returns the features of a record, its image as encoded."""
+  def example(i: int) -> dict[str, Any]:
+    """Returns the features of record i, its image as encoded."""
     return features.deserialize_example_np(
-      record, decoders={image: tfds.decode.SkipDecoding()}
+      record(i), decoders={image: tfds.decode.SkipDecoding()}
     )
 
   columns = {name: [] for name in features if name != image}
   try:
-    records = _open(builder, split)
-    for record in records:
-      row = example(record)
+    n, record = _records(builder, split)
+    for row in map(example, range(n)):
       for name, column in columns.items():
         column.append(row[name])
   except (AssertionError, KeyError, ValueError, tf.errors.OpError) as e:
@@ -99,14 +140,13 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
       f' has the splits {", ".join(builder.info.splits)}'
     ) from e
   texts = lambda name: np.array([x.decode() for x in columns[name]], str)
-  n = len(records)
   numbers = np.array([f'{split}/{i:07d}' for i in range(n)], str)
   ids = texts('id') if 'id' in columns else numbers
   group = next((g for g in _GROUPS if g in columns), None)
   placed = 'x' in columns and 'y' in columns
 
   def read(i: int) -> np.ndarray:
-    content = example(records[i])[image]
+    content = example(i)[image]
     name = f'{folder} {split} {ids[i]}'
     return decode(name, lambda: io.BytesIO(content), channels)
 
@@ -122,60 +162,32 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   )
 
 
-def _image_and_label(
-  folder: pathlib.Path | str, features: tfds.features.FeaturesDict
-) -> list[str]:
-  """Returns the names of the features that are the image and the label."""
-  both = []
-  for kind in (tfds.features.Image, tfds.features.ClassLabel):
-    names = [k for k, f in features.items() if isinstance(f, kind)]
-    if len(names) != 1:
-      raise TileError(
-        f'{folder}: {len(names)} features are a {kind.__name__}; one is'
-        f' needed: {", ".join(features)}'
-      )
-    both += names
-  shape = features[both[0]].shape
-  if shape[0] is None or shape[0] != shape[1] or shape[2] not in (1, 3):
-    raise TileError(
-      f'{folder}: images of the shape {shape}; squares of one size are needed'
-    )
-  return both
+def _records(
+  builder: tfds.core.DatasetBuilder, split: str
+) -> tuple[int, Callable[[int], bytes]]:
+  """Returns how many records a split has, and what reads one by its number.
 
-
-def _open(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[bytes]:
-  """Returns the records of a split."""
-  formats = {f.value for f in builder.info.available_file_formats()}
-  if 'array_record' in formats:
-    return builder.as_data_source(
+  TFRecord files are read once here, which verifies their checksums and tells
+  where their records lie.
+  """
+  if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
+    source = builder.as_data_source(
       split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
-  if 'tfrecord' in formats:
-    return _TfRecords(builder.info.splits[split].file_instructions)
-  raise ValueError(f'its files are {", ".join(formats)}')
+    return len(source), source.__getitem__
+  places = []  # Of each record: file, first byte, number of bytes.
+  for file in builder.info.splits[split].file_instructions:
+    offset = 0
+    for i, record in enumerate(tf.data.TFRecordDataset(file.filename)):
+      size = len(record.numpy())
+      if file.skip <= i < file.skip + file.take:
+        places.append((file.filename, offset + _HEAD, size))
+      offset += _HEAD + size + _TAIL
 
-
-class _TfRecords(Sequence):
-  """Records of TFRecord files by their number.
-
-  Opening reads the files once, which verifies all checksums.
-  """
-
-  def __init__(self, files: Sequence[Any]):
-    self._places = []  # Of each record: file, first byte, number of bytes.
-    for file in files:
-      offset = 0
-      for i, record in enumerate(tf.data.TFRecordDataset(file.filename)):
-        size = len(record.numpy())
-        if file.skip <= i < file.skip + file.take:
-          self._places.append((file.filename, offset + _HEAD, size))
-        offset += _HEAD + size + _TAIL
-
-  def __len__(self) -> int:
-    return len(self._places)
-
-  def __getitem__(self, i: int) -> bytes:
-    name, offset, size = self._places[i]
+  def read(i: int) -> bytes:
+    name, offset, size = places[i]
     with open(name, 'rb') as f:
       f.seek(offset)
       return f.read(size)
+
+  return len(places), read

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import errno
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data import atomic, files, torch_files
+from data import files, torch_files
 
 # What `write` insists on, so that mixed folders can be told apart later.
 ATTRIBUTES = (
@@ -23,11 +24,18 @@ ATTRIBUTES = (
   'level0_height',
   'overlap',
 )
-_H5, _PT = SUFFIXES = ('.h5', '.pt')  # Of feature files.
+_SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
+_H5, _PT = '.h5', '.pt'
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
-_DEPTH = 2  # Folders between the one given and the files.
+_DEPTHS = (1, 2)  # Of folders between the one given and the files.
+_ADVICE = {
+  _H5: 'not a complete HDF5 file ({}); delete it and extract the slide again.',
+  _PT: 'no tensor that can be read without torch ({}). Save the features alone,'
+  ' as a float32 tensor [N, D], with torch 1.6 or later: torch.save(features,'
+  ' path); or use the .h5 file of the slide.',
+}
 # A dataset may be so many times larger than what is stored of it: more than any
 # compression saves, so that a few bytes cannot ask for all memory there is.
 _EXPANSION = 2000
@@ -94,12 +102,9 @@ def write(
   missing = [name for name in ATTRIBUTES if name not in attributes]
   if missing:
     raise FeatureError(f'{path}: attributes missing: {", ".join(missing)}.')
-  if features.dtype not in (np.float16, np.float32):
-    raise FeatureError(
-      f'{path}: features are {features.dtype}; pass float16 or float32.'
-    )
+  _check_layout(path, features, coords)
   _check_values(path, features, coords)
-  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+  with files.replacing(path) as part, h5py.File(part, 'w') as file:
     file['features'] = features
     file['coords'] = coords.astype(np.int32)
     file.attrs.update(attributes)
@@ -125,32 +130,19 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
       NaN or infinity, or has not one coordinate per row.
   """
   path = Path(path)
-  if path.suffix == _PT:
-    with _named_errors(path):
-      tensor = torch_files.read(path)
-    features = tensor.reshape(_length_and_width(path, 'a tensor', tensor.shape))
-    coords, attributes = None, {}
-  else:
-    with _opened(path) as file:
-      dataset, places = _datasets(path, file)
-      features = dataset[()].reshape(dataset.shape[-2:])
-      coords = None
-      if places is not None:
-        coords = places[()].reshape(places.shape[-2:])
-      attributes = _attributes(file, dataset)
+  with _opened(path) as (dataset, places, attributes):
+    features = dataset[()].reshape(dataset.shape[-2:])
+    coords = None if places is None else places[()].reshape(-1, 2)
   unit = attributes.get('unit')
-  if unit == 'unknown':
-    coords = None  # Pixels of which level, or micrometres.
+  mpp = attributes.get('level0_mpp', level0_mpp)
+  if unit == 'unknown' or (unit == 'um' and mpp is None):
+    coords = None  # Pixels of which level, or micrometres of what scale.
   elif unit == 'um' and coords is not None:
-    mpp = attributes.get('level0_mpp', level0_mpp)
-    if mpp is None:
-      coords = None
-    elif isinstance(mpp, int | float) and 0 < mpp < np.inf:
-      coords = np.rint(coords / mpp)
-      del attributes['unit']
-      attributes['level0_mpp'] = mpp
-    else:
+    if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
       raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
+    coords = np.rint(coords / mpp)
+    del attributes['unit']
+    attributes['level0_mpp'] = mpp
   _check_values(path, features, coords)
   attributes = unified(attributes)
   if coords is not None:
@@ -168,86 +160,83 @@ def header(path: Path | str) -> Header:
     FeatureError: if the file cannot be opened, has no features, or has not one
       coordinate per row.
   """
-  path = Path(path)
-  if path.suffix == _PT:
-    with _named_errors(path):
-      tensor = torch_files.describe(path)
-    half = tensor.kind == 'HalfStorage'
-    shape = _length_and_width(path, 'a tensor', tensor.shape)
-    return Header(*shape, {}, 'float16' if half else 'float32')
-  with _opened(path) as file:
-    dataset, _ = _datasets(path, file)
-    attributes = unified(_attributes(file, dataset))
-    return Header(*dataset.shape[-2:], attributes, dataset.dtype.name)
+  with _opened(Path(path)) as (dataset, _, attributes):
+    size = dataset.shape[-2:]
+    return Header(*size, unified(attributes), dataset.dtype.name)
 
 
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-  """Makes whatever fails in the block a FeatureError that names the file."""
+def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
+  """Opens a file, and names it in whatever error there is.
+
+  Yields:
+    features and, if any, coordinates, whose shapes and types are checked and
+    whose numbers `[()]` reads; and the attributes, see `_attributes`.
+  """
   try:
     if not path.exists():
       raise FeatureError(f'{path}: no such file; extract the slide first.')
-    yield
+    if path.suffix == _PT:
+      tensor = torch_files.Tensor(path)
+      _check_layout(path, tensor, None)
+      yield tensor, None, _attributes(path, {})
+    else:
+      # Network disks often lack locks.
+      with h5py.File(path, 'r', locking=False) as file:
+        features = next(filter(None, map(file.get, _NAMES)), None)
+        if not isinstance(features, h5py.Dataset):
+          raise FeatureError(
+            f'{path}: has neither {" nor ".join(_NAMES)} but '
+            f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
+          )
+        coords = file.get('coords')
+        _check_layout(path, features, coords)
+        for dataset in filter(None, (features, coords)):
+          _check_written(path, dataset)
+        yield features, coords, _attributes(path, file)
   except FeatureError:
     raise
-  except torch_files.TorchFileError as error:
-    raise FeatureError(str(error)) from error
   except Exception as error:  # Damaged files raise errors of many kinds.
-    if fault := files.outside_fault(error):
-      raise FeatureError(f'{path}: {fault}.') from error
+    said = str(error) or type(error).__name__
+    fault = _ADVICE.get(path.suffix, _ADVICE[_H5]).format(said)
+    if isinstance(error, MemoryError):
+      fault = f'does not fit in memory ({said}).'
+    elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
+      fault = f'cannot be read ({said}); see to its permissions and its disk.'
+    raise FeatureError(f'{path}: {fault}') from error
+
+
+def _check_layout(path: Path, features: Any, coords: Any) -> None:
+  """Raises FeatureError unless shapes and types are those of a slide's arrays.
+
+  Axes of length 1 before the last two do not count.
+  """
+  shape, dtype = features.shape or (), features.dtype
+  size = math.prod(shape[-2:])
+  if len(shape) < 2 or not size or math.prod(shape) != size:
     raise FeatureError(
-      f'{path}: not a complete HDF5 file ({error}); delete it and extract the '
-      'slide again.'
-    ) from error
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-  """Opens an HDF5 file without a lock, which network disks often lack."""
-  with _named_errors(path), h5py.File(path, 'r', locking=False) as file:
-    yield file
-
-
-def _length_and_width(
-  path: Path, kind: str, shape: tuple[int, ...]
-) -> tuple[int, int]:
-  """Returns N and D of features [N, D] or [1, N, D]."""
-  if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
-    return shape[-2], shape[-1]
-  raise FeatureError(
-    f'{path}: found {kind} {list(shape)}; [N, D] or [1, N, D] is needed.'
-  )
-
-
-def _datasets(
-  path: Path, file: h5py.File
-) -> tuple[h5py.Dataset, h5py.Dataset | None]:
-  """Returns features and, if any, coordinates, shapes and types checked."""
-  names = [name for name in _NAMES if isinstance(file.get(name), h5py.Dataset)]
-  if not names:
-    raise FeatureError(
-      f'{path}: has neither {" nor ".join(_NAMES)} but '
-      f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
+      f'{path}: features are {dtype} {list(shape)}; [N, D] or [1, N, D] with at'
+      ' least one row and one column is needed.'
     )
-  features, coords = file[names[0]], file.get('coords')
-  kind = features.dtype
-  length, _ = _length_and_width(path, str(kind), features.shape or ())
-  if kind not in (np.float16, np.float32):
+  if dtype not in (np.float16, np.float32):
     raise FeatureError(
-      f'{path}: {names[0]} are {kind}; float16 or float32 is needed.'
+      f'{path}: features are {dtype}; float16 or float32 is needed.'
     )
-  _check_written(path, names[0], features)
-  if coords is not None:
-    if not isinstance(coords, h5py.Dataset) or coords.dtype.kind not in 'iuf':
-      raise FeatureError(f'{path}: coords are not numbers [N, 2].')
-    shape = coords.shape or ()
-    flat = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    _check_coords(path, flat, length)
-    _check_written(path, 'coords', coords)
-  return features, coords
+  if coords is None:
+    return
+  rows, places = shape[-2], getattr(coords, 'shape', None) or ()
+  if (
+    places[-2:] != (rows, 2)
+    or math.prod(places) != 2 * rows
+    or coords.dtype.kind not in 'iuf'
+  ):
+    raise FeatureError(
+      f'{path}: coords have shape {list(places)} for {rows} rows of features, '
+      'not numbers [N, 2], one (x, y) per row.'
+    )
 
 
-def _check_written(path: Path, name: str, dataset: h5py.Dataset) -> None:
+def _check_written(path: Path, dataset: h5py.Dataset) -> None:
   """Refuses a dataset of which less is stored than its shape announces.
 
   A writer that was killed leaves rows that HDF5 would read as zeros.
@@ -261,59 +250,47 @@ def _check_written(path: Path, name: str, dataset: h5py.Dataset) -> None:
     written = dataset.id.get_num_chunks()
   if size and (written < parts or size > _EXPANSION * stored):
     raise FeatureError(
-      f'{path}: {name} {list(dataset.shape)} was never written in full '
-      f'({stored} of {size} bytes); delete it and extract the slide again.'
-    )
-
-
-def _check_coords(path: Path, shape: tuple[int, ...], length: int) -> None:
-  if shape != (length, 2):
-    raise FeatureError(
-      f'{path}: coords have shape {list(shape)} for {length} rows of features; '
-      'one (x, y) per row is needed.'
+      f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
+      f'full ({stored} of {size} bytes); delete it and extract the slide again.'
     )
 
 
 def _check_values(
   path: Path, features: np.ndarray, coords: np.ndarray | None
 ) -> None:
-  """Raises FeatureError unless the arrays can be the features of a slide."""
-  if features.ndim != 2 or not features.size:
-    raise FeatureError(
-      f'{path}: features have shape {list(features.shape)}; [N, D] with at '
-      'least one row and one column is needed.'
-    )
+  """Raises FeatureError where numbers are not those of a slide."""
   bad = np.flatnonzero(~np.isfinite(features).all(1))
   if len(bad):
     raise FeatureError(
       f'{path}: NaN or infinity in {len(bad)} of {len(features)} rows, first '
       f'in row {bad[0]}; extract the slide again.'
     )
-  if coords is not None:
-    _check_coords(path, coords.shape, len(features))
-    if not (np.abs(coords) < 2**31).all():
-      raise FeatureError(
-        f'{path}: coords are not all finite and below 2**31; extract the slide '
-        'again.'
-      )
+  if coords is not None and not (np.abs(coords) < 2**31).all():
+    raise FeatureError(
+      f'{path}: coords are not all finite and below 2**31; extract the slide '
+      'again.'
+    )
 
 
-def _attributes(file: h5py.File, features: h5py.Dataset) -> dict[str, Any]:
+def _attributes(
+  path: Path, file: h5py.File | Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns all attributes; those of the file win over the datasets'.
 
-  Bytes become text. `unit` of STAMP's files, which early ones lack, is added:
-  'um' where the tiles' side is in micrometres, else 'unknown'.
+  Bytes become text, arrays lists. TRIDENT names the encoder in the folder
+  alone. `unit` of STAMP's files, which early ones lack, is added: 'um' where
+  the tiles' side is in micrometres, else 'unknown'.
   """
-  owners = [features, file]
-  if 'coords' in file:
-    owners.insert(0, file['coords'])
   attributes = {}
-  for owner in owners:
-    for name, value in owner.attrs.items():
-      value = value.item() if isinstance(value, np.generic) else value
-      text = isinstance(value, bytes)
-      attributes[name] = value.decode(errors='replace') if text else value
-  if features.name == f'/{_STAMP}' and 'patch_size_level0' not in attributes:
+  if path.parent.name.startswith(_TRIDENT):
+    attributes['encoder'] = path.parent.name.removeprefix(_TRIDENT)
+  for name in ('coords', *reversed(_NAMES), '/'):
+    for key, value in file[name].attrs.items() if name in file else ():
+      value = np.asarray(value)
+      if value.dtype.kind == 'S':
+        value = np.char.decode(value, 'utf-8', 'replace')
+      attributes[key] = value.tolist()
+  if _NAMES[0] not in file and 'patch_size_level0' not in attributes:
     known = 'tile_size_um' in attributes
     attributes.setdefault('unit', 'um' if known else 'unknown')
   return attributes
@@ -367,16 +344,12 @@ def spacing(coords: np.ndarray) -> int | None:
     None where no two distances agree.
   """
   gaps = []
-  for axis in (0, 1):
-    across, along = coords[:, axis], coords[:, 1 - axis]
+  for across, along in (coords.T, coords.T[::-1]):
     order = np.lexsort((along, across))
-    same = np.diff(across[order]) == 0
-    gaps.append(np.diff(along[order])[same])
+    gaps.append(np.diff(along[order])[np.diff(across[order]) == 0])
   gaps = np.concatenate(gaps)
   values, counts = np.unique(gaps[gaps > 0], return_counts=True)
-  if not len(values) or counts.max() < 2:
-    return None
-  return int(values[counts.argmax()])
+  return int(values[counts.argmax()]) if counts.max(initial=0) > 1 else None
 
 
 class Folder:
@@ -408,23 +381,16 @@ class Folder:
     return other if not path.exists() and other.exists() else path
 
   def header(self, slide_id: str) -> Header:
-    """See `data.features.header`; the encoder may be the folder's."""
-    return self._with_encoder(header(self.file(slide_id)))
+    """See `data.features.header`."""
+    return header(self.file(slide_id))
 
   def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
-    """See `data.features.read`; the encoder may be the folder's."""
-    return self._with_encoder(read(self.file(slide_id), level0_mpp))
+    """See `data.features.read`."""
+    return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
     """Returns a hash of the file's size, first and last megabyte."""
     return files.hash_of_edges(self.file(slide_id))
-
-  def _with_encoder(self, file: Any) -> Any:
-    """Adds the encoder that TRIDENT names in the folder alone."""
-    if not self.path.name.startswith(_TRIDENT):
-      return file
-    encoder = {'encoder': self.path.name.removeprefix(_TRIDENT)}
-    return dataclasses.replace(file, attributes=encoder | file.attributes)
 
 
 def locate(path: Path) -> Path:
@@ -444,7 +410,8 @@ def locate(path: Path) -> Path:
     raise FeatureError(f'{path}: no such folder of features')
   if any(_feature_files(path)):
     return path
-  below = sorted(set(_folders_below(path)))
+  folders = (f for i in _DEPTHS for f in path.glob('/'.join('*' * i)))
+  below = sorted(f for f in folders if _holds_features(f, path))
   if len(below) > 1:
     names = '\n  '.join(map(str, below))
     raise FeatureError(
@@ -454,28 +421,23 @@ def locate(path: Path) -> Path:
   return below[0] if below else path
 
 
-def _folders_below(path: Path) -> Iterator[Path]:
-  for depth in range(1, _DEPTH + 1):
-    for folder in path.glob('/'.join('*' * depth)):
-      hidden = any(p.startswith('.') for p in folder.relative_to(path).parts)
-      first = min(_feature_files(folder), default=None)
-      if hidden or first is None:
-        continue
-      beside_h5 = any(_feature_files(folder.parent / 'h5_files'))
-      if folder.name == 'pt_files' and beside_h5:
-        continue
-      known = folder.name in ('h5_files', 'pt_files')
-      if known or folder.name.startswith(_TRIDENT):
-        yield folder
-      else:
-        with contextlib.suppress(FeatureError):
-          if header(first).width:
-            yield folder
+def _holds_features(folder: Path, root: Path) -> bool:
+  hidden = any(p.startswith('.') for p in folder.relative_to(root).parts)
+  first = min(_feature_files(folder), default=None)
+  if hidden or first is None:
+    return False
+  if folder.name == 'pt_files':
+    return not any(_feature_files(folder.parent / 'h5_files'))
+  if folder.name == 'h5_files' or folder.name.startswith(_TRIDENT):
+    return True
+  with contextlib.suppress(FeatureError):
+    return header(first).width > 0
+  return False
 
 
 def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in SUFFIXES and not path.name.startswith('.'):
+      if path.suffix in _ADVICE and not path.name.startswith('.'):
         yield path

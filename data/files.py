@@ -1,35 +1,39 @@
-"""What all readers of files share: tables, hashes, faults of the disk."""
+"""What all readers and writers of files share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+import contextlib
 import csv
-import errno
 import hashlib
+import os
 from pathlib import Path
-
-from data import atomic
+import uuid
 
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
-_OUTSIDE = frozenset({
-  errno.EACCES,
-  errno.EPERM,
-  errno.EIO,
-  errno.ESTALE,
-  errno.ENODEV,
-  errno.ENOTCONN,
-  errno.ETIMEDOUT,
-  errno.EMFILE,
-  errno.ENFILE,
-  errno.ENOMEM,
-})  # fmt: skip
+_SHOWN = 10  # Names in one message.
 
 
-def outside_fault(error: Exception) -> str | None:
-  """Says what kept a file from being read; None where it is damaged itself."""
-  if isinstance(error, MemoryError):
-    return 'does not fit in memory' + (f' ({error})' if str(error) else '')
-  if isinstance(error, OSError) and error.errno in _OUTSIDE:
-    return f'cannot be read ({error}); see to its permissions and its disk'
-  return None
+def listed(
+  folder: Path, extensions: Collection[str] | None = None, pattern: str = '**/*'
+) -> list[Path]:
+  """Returns the files in a folder and below, sorted, but no hidden ones.
+
+  Args:
+    folder: nothing is found where there is none.
+    extensions: what names end in, lower case; any by default.
+    pattern: '*' for the folder alone.
+  """
+  return sorted(
+    path
+    for path in folder.glob(pattern)
+    if (extensions is None or path.suffix.lower() in extensions)
+    and path.is_file()
+    and not any(map(hidden, path.relative_to(folder).parts))
+  )
+
+
+def hidden(name: str) -> bool:
+  """Returns whether a file or folder of that name is for nobody to see."""
+  return name.startswith('.') or name == '__MACOSX'
 
 
 def hash_of_edges(path: Path) -> str:
@@ -82,16 +86,39 @@ def read_csv(
   ]
 
 
-def write_rows(path: Path | str, rows: Iterable[Sequence]) -> None:
-  """Writes the rows of a table in UTF-8, its header first; see `atomic`."""
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+  """Yields a hidden name beside `path`; what was written there takes its place.
+
+  The file is flushed to disk and renamed when the block ends, so that whoever
+  opens `path`, at any moment and after any kill, finds the old content, the new
+  or none. If the block raises, `path` stays as it was.
+
+  Args:
+    path: the file to write; its folder is made if absent.
+  """
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+  try:
+    yield part
+    with part.open('rb') as file:
+      os.fsync(file.fileno())
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def write_csv(path: Path | str, rows: Iterable[Iterable]) -> None:
+  """Writes the rows of a table in UTF-8, its header first."""
   with (
-    atomic.replacing(path) as part,
-    part.open('w', newline='', encoding='utf-8') as f,
+    replacing(path) as part,
+    part.open('w', newline='', encoding='utf-8') as file,
   ):
-    csv.writer(f).writerows(rows)
+    csv.writer(file, lineterminator='\n').writerows(rows)
 
 
-def first_of(names: Sequence[str], limit: int = 5) -> str:
-  """Returns a few names for a message, and how many more there are."""
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more
+def first_of(names: Sequence[str]) -> str:
+  """Returns the names, or ten of them and how many more there are."""
+  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
+  return ', '.join(map(str, names[:_SHOWN])) + more

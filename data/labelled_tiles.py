@@ -12,6 +12,7 @@ import numpy as np
 
 IN_MEMORY = 2**30  # Bytes up to which a set is decoded once and kept.
 _NAMED = 10  # Problems that an error lists; the others are counted.
+_COLUMNS = ('id', 'label', 'group')
 _CHUNK = 64  # Tiles that a thread decodes at a time.
 
 
@@ -83,25 +84,26 @@ class LabelledTiles:
     """Returns the tiles at `index`, distinct rows or a bool mask [n]."""
     rows = np.asarray(index)
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
-    return dataclasses.replace(
-      self,
-      id=self.id[rows],
-      label=self.label[rows],
-      group=self.group[rows],
-      read=lambda i: self.read(rows[i]),
-      xy=None if self.xy is None else self.xy[rows],
-    )
+    columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+    xy = None if self.xy is None else self.xy[rows]
+    read = lambda i: self.read(rows[i])
+    return dataclasses.replace(self, read=read, xy=xy, **columns)
 
   def load(self, rows: np.ndarray) -> np.ndarray:
-    """Reads tiles, [len(rows), S, S, C], in this thread.
+    """Reads tiles, [len(rows), S, S, C], many of them in several threads.
 
     Raises:
       TileError: naming the tiles that cannot be read, hold NaN or infinity, or
         are of another shape or type than the set's.
     """
-    out = np.empty((len(rows), self.size, self.size, self.channels), self.dtype)
-    if problems := self._fill(out, rows):
-      raise TileError.listing(problems)
+    shape = (len(rows), self.size, self.size, self.channels)
+    out = np.empty(shape, self.dtype)
+    cuts = range(_CHUNK, len(rows), _CHUNK)
+    chunks = np.split(out, cuts), np.split(np.asarray(rows), cuts)
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      problems = [*itertools.chain(*pool.map(self._fill, *chunks))]
+    if problems:
+      raise TileError.listing(problems, 'tiles that cannot be read')
     return out
 
   @functools.cached_property
@@ -111,17 +113,10 @@ class LabelledTiles:
     Raises:
       TileError: as `load`, of all tiles at once.
     """
-    shape = (len(self), self.size, self.size, self.channels)
-    if np.prod(shape, dtype=float) * self.dtype.itemsize > IN_MEMORY:
+    area = self.size**2 * self.channels
+    if len(self) * area * self.dtype.itemsize > IN_MEMORY:
       return None
-    out = np.empty(shape, self.dtype)
-    cuts = range(_CHUNK, len(self), _CHUNK)
-    chunks = np.split(out, cuts), np.split(np.arange(len(self)), cuts)
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      problems = [*itertools.chain(*pool.map(self._fill, *chunks))]
-    if problems:
-      raise TileError.listing(problems, 'tiles that cannot be read')
-    return out
+    return self.load(np.arange(len(self)))
 
   @functools.cached_property
   def key(self) -> np.ndarray:
@@ -223,15 +218,13 @@ def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
     k = int(np.searchsorted(starts, i, 'right')) - 1
     return sets[k].read(int(i - starts[k]))
 
+  columns = {
+    name: np.concatenate([getattr(tiles, name) for tiles in sets])
+    for name in _COLUMNS
+  }
   places = [tiles.xy for tiles in sets]
-  return dataclasses.replace(
-    first,
-    id=np.concatenate([tiles.id for tiles in sets]),
-    label=np.concatenate([tiles.label for tiles in sets]),
-    group=np.concatenate([tiles.group for tiles in sets]),
-    read=read,
-    xy=None if any(p is None for p in places) else np.concatenate(places),
-  )
+  xy = None if any(p is None for p in places) else np.concatenate(places)
+  return dataclasses.replace(first, read=read, xy=xy, **columns)
 
 
 def binary(tiles: LabelledTiles, positive: str | None) -> LabelledTiles:

@@ -63,19 +63,16 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
   faults, sound = [], {}
   for line, row in rows:
     wrong = [
-      f'row {line}: {"a control character in" if row[c] else "empty"} {c}'
+      f'{"a control character in" if row[c] else "empty"} {c}'
       for c in COLUMNS
       if not row[c] or _CONTROL.search(row[c])  # NumPy drops NUL, merging ids.
     ]
     # A comma in a label that is not quoted: it would lose its end.
     if any(cell.strip() for cell in row.get(None, ())):
-      wrong.append(
-        f'row {line}: more cells than the header has; quote what holds a comma'
-      )
-    faults += wrong
-    slide = row['slide_id']
-    if not wrong and not _wrong_name(slide):
-      sound.setdefault(slide, [row[c] for c in COLUMNS])
+      wrong.append('more cells than the header has; quote what holds a comma')
+    faults += [f'row {line}: {fault}' for fault in wrong]
+    if not wrong and not _wrong_name(row['slide_id']):
+      sound.setdefault(row['slide_id'], [row[c] for c in COLUMNS])
   count = collections.Counter(row['slide_id'] for _, row in rows)
   faults += [f'slide {s}: {k} rows' for s, k in count.items() if k > 1 and s]
   faults += [f'slide {s[:80]}: {why}' for s in count if (why := _wrong_name(s))]

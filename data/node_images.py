@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import pathlib
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -56,16 +55,10 @@ class NodeImages:
     the nearest pixel. The mask of a negative image is empty.
 
     Raises:
-      ImageError: if a file cannot be decoded.
+      ImageError: if a file cannot be decoded, the mask has another size, or
+        either side is below 40 um.
     """
-    image = on_white(_decode(self.image_paths[row], _COLOURS)).convert('RGB')
-    shape = _shape(image.size, self.mpp)
-    if shape[::-1] != image.size:
-      image = image.resize(shape[::-1], Image.Resampling.BICUBIC)
-    path = self.mask_paths[row]
-    if path is None:
-      return np.asarray(image), np.zeros(shape, bool)
-    return np.asarray(image), _resampled(_decode(path, _MASKS), shape)
+    return _read(self.image_paths[row], self.mask_paths[row], self.mpp)
 
 
 def load(
@@ -99,53 +92,44 @@ def load(
       checked.append(_check(row, images_dir, masks_dir, mpp))
     except ImageError as e:
       faults.append(str(e))
+  if not faults:
+    id_, patient, part = (np.array([r[c] for r in rows]) for c in COLUMNS)
+    test = part == 'test'
+    positive, image_paths, mask_paths = zip(*checked, strict=True)
+    faults = [
+      f'the {part} part has no {label} image; both need both'
+      for place, part in enumerate(PARTS)
+      for value, label in enumerate(LABELS)
+      if value not in np.array(positive)[test == place]
+    ]
   if faults:
     raise ImageError.listing(faults, str(images_csv))
-  positive, image_paths, mask_paths = zip(*checked, strict=True)
-  column = lambda name: np.array([row[name] for row in rows])
-  images = NodeImages(
-    column('image_id'),
-    column('patient_id'),
-    column('part') == 'test',
-    np.array(positive),
-    image_paths,
-    mask_paths,
-    mpp,
+  return NodeImages(
+    id_, patient, test, np.array(positive), image_paths, mask_paths, mpp
   )
-  faults = [
-    f'the {part} part has no {label} image; both need both'
-    for test, part in enumerate(PARTS)
-    for positive, label in enumerate(LABELS)
-    if not np.any((images.test == test) & (images.positive == positive))
-  ]
-  if faults:
-    raise ImageError.listing(faults, str(images_csv))
-  return images
 
 
 def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   """Returns the rows of the table by id."""
-  faults, rows = [], []
-  parts = collections.defaultdict(set)
-  for line, row in files.read_csv(path, COLUMNS, ImageError):
-    rows.append(row)
-    name, part, label = row['image_id'], row['part'], row.get('label', '')
+  rows = files.read_csv(path, COLUMNS, ImageError)
+  faults = [] if rows else ['no rows']
+  for line, row in rows:
     faults += [f'row {line}: empty {c}' for c in COLUMNS if not row[c]]
-    if set(name) & set('/\\') or name in ('.', '..'):
+    name = row['image_id']
+    if pathlib.PureWindowsPath(name).name != name:
       faults.append(f'row {line}: image_id {name!r} is no file name')
-    if part in PARTS:
-      parts[row['patient_id']].add(part)
-    elif part:
-      faults.append(f'row {line}: part {part!r} is not {" or ".join(PARTS)}')
-    if label and label not in LABELS:
-      faults.append(f'row {line}: label {label!r} is not {" or ".join(LABELS)}')
-  if not rows:
-    faults.append('no rows')
+    for column, allowed in (('part', PARTS), ('label', LABELS)):
+      if (value := row.get(column)) and value not in allowed:
+        faults.append(
+          f'row {line}: {column} {value!r} is not {" or ".join(allowed)}'
+        )
+  rows = [row for _, row in rows]
   count = collections.Counter(row['image_id'] for row in rows)
   faults += [f'image {i}: {k} rows' for i, k in count.items() if k > 1]
-  faults += [
-    f'patient {p} is in both parts' for p, of in parts.items() if len(of) > 1
-  ]
+  one, other = (
+    {row['patient_id'] for row in rows if row['part'] == part} for part in PARTS
+  )
+  faults += [f'patient {p} is in both parts' for p in sorted(one & other)]
   if faults:
     raise ImageError.listing(faults, str(path))
   return sorted(rows, key=lambda row: row['image_id'])
@@ -162,27 +146,12 @@ def _check(
   image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
   if image_path is None:
     raise ImageError(f'{images_dir / name}.png or .tif is missing')
-  width, height = _decode(image_path, _COLOURS).size
-  shape = _shape((width, height), mpp)
-  if min(shape) < _LEAST_SIDE:
-    raise ImageError(
-      f'{image_path}: {width} x {height} pixels of {mpp:g} um hold no window'
-      f' of {_LEAST_SIDE} um'
-    )
-  if mask_path is None:
-    if label == 'negative':
-      return False, image_path, None
+  if mask_path is None and label != 'negative':
     raise ImageError(
       f'{image_path} has no mask in {masks_dir}: add one, or say in a column'
       ' label that the image is negative'
     )
-  mask = _decode(mask_path, _MASKS)
-  if mask.size != (width, height):
-    raise ImageError(
-      f'{mask_path}: {mask.size[0]} x {mask.size[1]} pixels; its image has'
-      f' {width} x {height}'
-    )
-  positive = bool(_resampled(mask, shape).any())
+  positive = bool(_read(image_path, mask_path, mpp)[1].any())
   if label and label != LABELS[positive]:
     content = 'marks tumour' if positive else 'is empty'
     raise ImageError(f'{mask_path} {content}, but the label is {label}')
@@ -197,35 +166,44 @@ def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   return paths[0] if paths else None
 
 
+def _read(
+  image_path: pathlib.Path, mask_path: pathlib.Path | None, mpp: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """See `NodeImages.read`."""
+  image = _decode(image_path, _COLOURS)
+  size = tuple(round(side * mpp / MPP) for side in image.size)
+  if min(size) < _LEAST_SIDE:
+    raise ImageError(
+      f'{image_path}: {size[0]} x {size[1]} pixels of {MPP:g} um hold no window'
+      f' of {_LEAST_SIDE} um'
+    )
+  pixels = on_white(image).convert('RGB').resize(size, Image.Resampling.BICUBIC)
+  if mask_path is None:
+    return np.asarray(pixels), np.zeros(size[::-1], bool)
+  mask = _decode(mask_path, _MASKS)
+  if mask.size != image.size:
+    raise ImageError(
+      f'{mask_path}: {mask.width} x {mask.height} pixels; its image has'
+      f' {image.width} x {image.height}'
+    )
+  marked = np.asarray(mask) != 0
+  marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
+  marked = marked.resize(size, Image.Resampling.NEAREST)
+  return np.asarray(pixels), np.asarray(marked)
+
+
 def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
   try:
-    with warnings.catch_warnings():
-      # Pillow warns of, and refuses, what nodes at full resolution have.
-      warnings.simplefilter('error', Image.DecompressionBombWarning)
-      image = Image.open(path)
-      image.load()
-  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    image = Image.open(path)
+    image.load()
+  except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as e:
     raise ImageError(
-      f'{path}: too large ({e}); save it at a coarser scale, patches are cut at'
-      ' 1 um per pixel, or cut it into images of single nodes'
+      f'{path}: cannot be read as an image: {e}; copy it again, or save one'
+      ' that is too large at a coarser scale'
     ) from e
-  except (OSError, SyntaxError, ValueError) as e:
-    raise ImageError(f'{path}: cannot be read as an image: {e}') from e
   if image.mode not in modes:
     raise ImageError(
       f'{path}: found pixels of kind {image.mode}; {", ".join(modes)} can be'
       ' used'
     )
   return image
-
-
-def _resampled(mask: Image.Image, shape: tuple[int, int]) -> np.ndarray:
-  """Returns where a mask is not 0, to the nearest pixel, bool of a shape."""
-  marked = np.asarray(mask) != 0
-  marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
-  return np.asarray(marked.resize(shape[::-1], Image.Resampling.NEAREST))
-
-
-def _shape(size: tuple[int, int], mpp: float) -> tuple[int, int]:
-  """Rows and columns at `MPP` of an image of (width, height) pixels."""
-  return round(size[1] * mpp / MPP), round(size[0] * mpp / MPP)

@@ -1,6 +1,6 @@
 """Reads outlines of lesions and tells what lies within them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -42,8 +42,13 @@ def read(path: pathlib.Path | str, *, drop_empty: bool = False) -> list[Ring]:
     TileError: if the file cannot be parsed, or holds a shape without an area.
   """
   path = pathlib.Path(path)
-  read_rings = _read_xml if path.suffix.lower() == '.xml' else _read_json
-  return _sound(str(path), read_rings, path, drop_empty)
+
+  def rings() -> Iterator[Ring]:
+    if path.suffix.lower() == '.xml':
+      return _xml_rings(ElementTree.parse(path).getroot())
+    return _json_rings(json.loads(path.read_text(encoding='utf-8')))
+
+  return _sound(str(path), rings, drop_empty)
 
 
 def from_ncrf(name: str, entry: dict[str, Any]) -> list[Ring]:
@@ -57,26 +62,18 @@ def from_ncrf(name: str, entry: dict[str, Any]) -> list[Ring]:
   Raises:
     TileError: as `read` with `drop_empty`.
   """
-  return _sound(name, _ncrf_rings, entry, drop_empty=True)
+  return _sound(name, lambda: _ncrf_rings(entry), drop_empty=True)
 
 
 def _sound(
-  name: str, parse: Callable[[Any], list[Ring]], source: Any, drop_empty: bool
+  name: str, parse: Callable[[], Iterator[Ring]], drop_empty: bool
 ) -> list[Ring]:
   """Returns the rings with an area of a source; a TileError names its fault."""
   try:
-    rings = parse(source)
+    rings = list(parse())
   except OSError as e:
     raise TileError(f'{name}: cannot be read ({e})') from e
-  except (
-    AttributeError,
-    ElementTree.ParseError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-  ) as e:
+  except Exception as e:  # Damaged files raise errors of many kinds.
     raise TileError(
       f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '
       f'({type(e).__name__}: {e}); export them again'
@@ -89,37 +86,32 @@ def _sound(
   return [ring for ring in rings if len(ring.corners) > 2]
 
 
-def _read_json(path: pathlib.Path) -> list[Ring]:
-  content = json.loads(path.read_text(encoding='utf-8'))
+def _json_rings(content: Any) -> Iterator[Ring]:
   if isinstance(content, dict):
     if 'positive' in content:
-      return _ncrf_rings(content)
+      yield from _ncrf_rings(content)
+      return
     content = content['features'] if 'features' in content else [content]
-  rings = []
   for i, feature in enumerate(content):
     shape = feature['geometry']
     if shape['type'] not in ('Polygon', 'MultiPolygon'):
       raise ValueError(f'feature {i} is a {shape["type"]}, not a polygon')
     polygons = shape['coordinates']
     for polygon in [polygons] if shape['type'] == 'Polygon' else polygons:
-      rings += [_ring(f'feature {i}', r, k > 0) for k, r in enumerate(polygon)]
-  return rings
+      for k, corners in enumerate(polygon):
+        yield _ring(f'feature {i}', corners, k > 0)
 
 
-def _ncrf_rings(entry: dict[str, Any]) -> list[Ring]:
-  rings = []
+def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring]:
   for key, hole in (('positive', False), ('negative', True)):
     if not isinstance(entry[key], list):
       raise ValueError(f'{key} is no list of polygons')
     for i, polygon in enumerate(entry[key]):
       corners = polygon['vertices'] if isinstance(polygon, dict) else polygon
-      rings.append(_ring(f'{key} {i}', corners, hole))
-  return rings
+      yield _ring(f'{key} {i}', corners, hole)
 
 
-def _read_xml(path: pathlib.Path) -> list[Ring]:
-  rings = []
-  root = ElementTree.parse(path).getroot()
+def _xml_rings(root: ElementTree.Element) -> Iterator[Ring]:
   if root.tag != 'ASAP_Annotations':
     raise ValueError(f'its root is {root.tag}, not ASAP_Annotations')
   for i, shape in enumerate(root.iter('Annotation')):
@@ -130,8 +122,7 @@ def _read_xml(path: pathlib.Path) -> list[Ring]:
       shape.iter('Coordinate'), key=lambda c: int(c.get('Order'))
     )
     hole = (shape.get('PartOfGroup') or '').lower() in _HOLES
-    rings.append(_ring(name, [(c.get('X'), c.get('Y')) for c in corners], hole))
-  return rings
+    yield _ring(name, [(c.get('X'), c.get('Y')) for c in corners], hole)
 
 
 def _ring(name: str, corners: Any, hole: bool) -> Ring:
@@ -185,13 +176,6 @@ def covered(
   common = shapely.intersection(tiles[crossed], inside)
   part[crossed] = shapely.area(common) / size**2
   return part
-
-
-def contains(
-  rings: Sequence[Ring], xy: np.ndarray, *, holes: bool = True
-) -> np.ndarray:
-  """Returns True on points (x, y) [n, 2] within outlines; see `region`."""
-  return shapely.contains_xy(region(rings, holes=holes), xy)
 
 
 def rasterise(

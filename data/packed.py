@@ -4,10 +4,8 @@ Both kinds have the same operations, by slide id: `in`, `ids`, `header`, `read`,
 `digest`.
 """
 
-import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -132,24 +130,3 @@ def find(path: Path | str) -> Folder | Packed:
       f'{path}: holds packed datasets; give one, as {below[0].parent}'
     )
   return Folder(path)
-
-
-def to_json(owner: Path | str, attributes: dict[str, Any]) -> str:
-  """Returns attributes as JSON; arrays become lists, bytes text.
-
-  Raises:
-    FeatureError: if one has a type that JSON lacks, naming its owner.
-  """
-
-  def convert(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-      return value.tolist()
-    if isinstance(value, bytes):
-      with contextlib.suppress(UnicodeDecodeError):
-        return value.decode()
-    raise FeatureError(
-      f'{owner}: an attribute is {value!r}, {type(value).__name__}, which '
-      'cannot be packed; take it out of the file'
-    )
-
-  return json.dumps(attributes, default=convert)

@@ -2,10 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 import functools
 import itertools
-from typing import Any
 
 import numpy as np
 
@@ -72,10 +71,9 @@ def _read_ahead(
   steps: tuple[np.ndarray, ...],
   dtype: np.dtype,
   shape: tuple[int | None, ...],
-  finish: Callable[..., Any] | None = None,
-  columns: Any = (),
+  finish: Callable[..., tf.Tensor] = lambda read_in, *row: read_in,
   threads: int = _THREADS,
-) -> Iterator[Any]:
+) -> Iterator[np.ndarray]:
   """Yields what is read for every step, in order, a few steps ahead.
 
   What `read` raises is raised as it is; TensorFlow would keep its text only.
@@ -85,8 +83,7 @@ def _read_ahead(
     steps: arrays of S rows.
     dtype: of what is read.
     shape: of it; None where steps differ.
-    finish: makes a TensorFlow program of it and a row of `columns`.
-    columns: nest of arrays of S rows.
+    finish: makes a TensorFlow program of it and what it was read by.
     threads: steps read at a time.
   """
   faults = []
@@ -98,12 +95,11 @@ def _read_ahead(
       faults.append(error)
       raise
 
-  def step(row, column):
+  def step(*row):
     read_in = tf.numpy_function(watched, row, dtype)
-    read_in = tf.ensure_shape(read_in, shape)
-    return finish(read_in, column) if finish else read_in
+    return finish(tf.ensure_shape(read_in, shape), *row)
 
-  dataset = tf.data.Dataset.from_tensor_slices((steps, columns))
+  dataset = tf.data.Dataset.from_tensor_slices(steps)
   dataset = dataset.map(step, num_parallel_calls=threads, deterministic=True)
   # Nothing here asks for tuning, and whoever lets go of an iterator waits for
   # the thread that tunes, which may sleep for most of a minute.
@@ -173,7 +169,7 @@ def tile_batches(
       )
   pixels = tiles.pixels
 
-  def load(rows: np.ndarray) -> np.ndarray:
+  def load(rows: np.ndarray, _: np.ndarray) -> np.ndarray:
     real = rows[rows >= 0]
     images = tiles.load(real) if pixels is None else pixels[real]
     black = np.zeros((len(rows) - len(real), *images.shape[1:]), images.dtype)
@@ -182,20 +178,21 @@ def tile_batches(
   size = input_size or tiles.size
   prepare = _prepare_tiles(policy, size, tuple(mean), tuple(std))
 
-  def finish(image: tf.Tensor, row: dict[str, tf.Tensor]) -> Batch:
-    key = row.pop('key')
-    return row | {'image': prepare(image, key)}
-
-  columns = {
-    'label': np.where(order < 0, 0, tiles.label[order]).astype(np.int32),
-    'weight': (order >= 0).astype(np.float32),
-    'index': order.astype(np.int32),
-    'key': key,
-  }
-  columns = {k: v.reshape(-1, batch) for k, v in columns.items()}
-  shape = (batch, tiles.size, tiles.size, tiles.channels)
-  steps = (columns['index'],)
-  yield from _read_ahead(load, steps, tiles.dtype, shape, finish, columns)
+  index = order.astype(np.int32).reshape(-1, batch)
+  images = _read_ahead(
+    load,
+    (index, key.reshape(-1, batch)),
+    tiles.dtype,
+    (batch, tiles.size, tiles.size, tiles.channels),
+    lambda image, _, key: prepare(image, key),
+  )
+  for rows, image in zip(index, images, strict=True):
+    yield {
+      'image': image,
+      'label': np.where(rows < 0, 0, tiles.label[rows]).astype(np.int32),
+      'weight': (rows >= 0).astype(np.float32),
+      'index': rows,
+    }
 
 
 def epoch_order(
@@ -209,16 +206,15 @@ def epoch_order(
     raise TileError('found no tile to train on')
   rng = np.random.default_rng([seed, epoch])
   if balanced:
-    rows = [np.flatnonzero(tiles.label == c) for c in range(len(tiles.classes))]
-    for name, members in zip(tiles.classes, rows, strict=True):
-      if not len(members):
-        raise TileError(f'class {name}: no tile to draw a balanced epoch from')
-    drawn = rng.integers(len(rows), size=len(tiles))
-    place = rng.random(len(tiles))
-    order = np.empty(len(tiles), int)
-    for c, members in enumerate(rows):
-      here = drawn == c
-      order[here] = members[(place[here] * len(members)).astype(int)]
+    count = np.bincount(tiles.label, minlength=len(tiles.classes))
+    if not count.all():
+      name = tiles.classes[count.argmin()]
+      raise TileError(f'class {name}: no tile to draw a balanced epoch from')
+    by_class = np.argsort(tiles.label, kind='stable')
+    first = count.cumsum() - count
+    drawn = rng.integers(len(count), size=len(tiles))
+    place = rng.random(len(tiles)) * count[drawn]
+    order = by_class[first[drawn] + place.astype(int)]
   else:
     order = rng.permutation(len(tiles))
   return np.resize(order, -(-len(order) // batch) * batch)
@@ -280,64 +276,6 @@ def _from_0_to_1(image: tf.Tensor) -> tf.Tensor:
   return tf.cast(image, tf.float32) / (255 if image.dtype == tf.uint8 else 1)
 
 
-def read_batches(
-  slide: Slide, grid: Grid, *, batch: int, threads: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the tiles of a grid as read, in order, a few batches ahead.
-
-  Fresh memory costs a tenth of the reading, so batches are read into the same
-  few buffers in turn: copy what is kept.
-
-  Args:
-    slide: an open slide.
-    grid: its tiles.
-    batch: tiles per batch, B; the last batch is padded with black tiles.
-    threads: how many threads read.
-
-  Yields:
-    tiles, uint8 [B, S, S, 4], whose channels are blue, green, red and padding,
-    valid until the next batch is asked for, and the index of each in the grid,
-    int32 [B], -1 for padding.
-
-  Raises:
-    SlideError: if a tile cannot be read; no later batch is yielded.
-  """
-  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
-  pending = deque()
-  size = grid.tile_size
-  buffers = itertools.cycle(
-    np.empty((_AHEAD + 1, batch, size, size, 4), np.uint8)
-  )
-
-  def start(first: int) -> tuple[np.ndarray, np.ndarray, list[Future]]:
-    stop = min(first + batch, len(grid.coords))
-    tiles = next(buffers)
-    tiles[stop - first :] = 0
-    index = np.arange(first, first + batch, dtype=np.int32)
-    index[stop - first :] = -1
-    tasks = [
-      pool.submit(read_tile_bgrx, slide, grid, i, tiles[i - first])
-      for i in range(first, stop)
-    ]
-    return tiles, index, tasks
-
-  def finish() -> tuple[np.ndarray, np.ndarray]:
-    tiles, index, tasks = pending.popleft()
-    for task in tasks:
-      task.result()
-    return tiles, index
-
-  try:
-    for first in range(0, len(grid.coords), batch):
-      pending.append(start(first))
-      if len(pending) > _AHEAD:
-        yield finish()
-    while pending:
-      yield finish()
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
 def slide_batches(
   slide: Slide,
   grid: Grid,
@@ -360,15 +298,40 @@ def slide_batches(
 
   Yields:
     tiles, float32 [B, S, S, 3], normalised as ImageNet's images are, and
-    weight, float32 [B], 1 for a tile and 0 for the padding of the last batch.
+    weight, float32 [B], 1 for a tile and 0 for the padding of the last batch,
+    which is black.
 
   Raises:
-    SlideError: if a tile cannot be read.
+    SlideError: if a tile cannot be read; no later batch is yielded.
   """
+  count, size = len(grid.coords), grid.tile_size
+  index = np.arange(-(-count // batch) * batch, dtype=np.int32)
+  index[count:] = -1
   seed = None if augment_seed is None else tf.constant(augment_seed, tf.int64)
-  for tiles, index in read_batches(slide, grid, batch=batch, threads=threads):
-    images, weight = _normalise(tiles, index, seed)
-    yield images.numpy(), weight.numpy()
+  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
+
+  def started():
+    for rows in index.reshape(-1, batch):
+      tiles = np.zeros((batch, size, size, 4), np.uint8)
+      real = zip(rows[rows >= 0], tiles, strict=False)
+      yield (
+        tiles,
+        rows,
+        [pool.submit(read_tile_bgrx, slide, grid, *tile) for tile in real],
+      )
+
+  batches = started()
+  pending = deque(itertools.islice(batches, _AHEAD))
+  try:
+    while pending:
+      pending.extend(itertools.islice(batches, 1))
+      tiles, rows, tasks = pending.popleft()
+      for task in tasks:
+        task.result()
+      images, weight = _normalise(tiles, rows, seed)
+      yield np.asarray(images), np.asarray(weight)
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 @tf.function(jit_compile=True)  # One pass over the pixels, not one per step.

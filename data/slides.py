@@ -1,7 +1,9 @@
 """Finds whole-slide images and reads pixels at a known physical scale."""
 
+import collections
 from collections.abc import Iterator, Mapping
 import ctypes
+import functools
 import hashlib
 import math
 from pathlib import Path
@@ -21,6 +23,7 @@ EXTENSIONS = frozenset(
 )
 MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
 _SCANNERS = (0.1, 2.0)  # um/px that scanners have; else a warning.
+_TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
 _POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
 _BLOCK = 4096  # Side, in pixels, of the largest region read at once.
@@ -271,16 +274,10 @@ def list_slides(folder: Path | str) -> list[Path]:
   folder = Path(folder)
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder of slides; check --slides_dir.')
-  slides, dicom, dicom_slides = [], {}, []
-  for path in sorted(folder.rglob('*')):
-    hidden = any(p.startswith('.') for p in path.relative_to(folder).parts)
-    extension = path.suffix.lower()
-    if hidden or extension not in EXTENSIONS or not path.is_file():
-      continue
-    if extension == '.dcm':
-      dicom.setdefault(path.parent, []).append(path)
-    else:
-      slides.append(path)
+  slides, dicom, dicom_slides = [], collections.defaultdict(list), []
+  for path in files.listed(folder, EXTENSIONS):
+    series = path.suffix.lower() == '.dcm'
+    (dicom[path.parent] if series else slides).append(path)
   for parent, paths in dicom.items():
     series = _first_of_each_series(paths)
     shared = any(slide.parent == parent for slide in slides)
@@ -331,43 +328,39 @@ def pixel_size(
   Raises:
     SlideError: if no source states a plausible scale.
   """
-  unit = {'centimeter': 1e4, 'inch': 25400.0}.get(
-    properties.get('tiff.ResolutionUnit'), math.nan
-  )
+  number = functools.partial(_number, properties)
+  unit = _TIFF_UNITS.get(properties.get('tiff.ResolutionUnit'), math.nan)
   stated = {
-    'mpp_csv': [math.nan if mpp is None else mpp] * 2,
-    'openslide': [_number(properties, f'openslide.mpp-{a}') for a in 'xy'],
-    'tiff': [
-      unit / (_number(properties, f'tiff.{a}Resolution') or math.nan)
-      for a in 'XY'
-    ],
-    'default_mpp': [math.nan if default_mpp is None else default_mpp] * 2,
+    'mpp_csv': [mpp or math.nan] * 2,
+    'openslide': [number(f'openslide.mpp-{a}') for a in 'xy'],
+    'tiff': [unit / (number(f'tiff.{a}Resolution') or math.nan) for a in 'XY'],
+    'default_mpp': [default_mpp or math.nan] * 2,
   }
-  low, high = _SCANNERS
+  least, most = MPP_RANGE
   for source, (x, y) in stated.items():
-    if all(MPP_RANGE[0] <= mpp <= MPP_RANGE[1] for mpp in (x, y)):
-      if abs(x - y) > _ANISOTROPY * (x + y) / 2:
-        warnings.warn(
-          f'{name}: {x:g} um/px across but {y:g} um/px down ({source}); the '
-          'mean is used, and tiles are distorted by that much.',
-          stacklevel=4,
-        )
-      mean = (x + y) / 2
-      power = _number(properties, 'openslide.objective-power')
-      doubt = None
-      if not low <= mean <= high:
-        doubt = f'where scanners have {low:g} to {high:g}; is it a mistake?'
-      # An objective of 40x gives 0.25 um/px on all common scanners.
-      elif power > 0 and abs(mean * power / 10 - 1) > _POWER:
-        doubt = (
-          f'but an objective of {power:g}x, which gives about {10 / power:g};'
-          ' the former is used'
-        )
-      if doubt:
-        warnings.warn(
-          f'{name}: {mean:g} um/px ({source}), {doubt}', stacklevel=4
-        )
-      return mean, source
+    if not (least <= x <= most and least <= y <= most):
+      continue
+    mean, doubts = (x + y) / 2, []
+    if abs(x - y) > _ANISOTROPY * mean:
+      doubts.append(
+        f'{x:g} um/px across but {y:g} um/px down ({source}); the mean is used,'
+        ' and tiles are distorted by that much.'
+      )
+    power, (low, high) = number('openslide.objective-power'), _SCANNERS
+    if not low <= mean <= high:
+      doubts.append(
+        f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g};'
+        ' is it a mistake?'
+      )
+    # An objective of 40x gives 0.25 um/px on all common scanners.
+    elif power > 0 and abs(mean * power / 10 - 1) > _POWER:
+      doubts.append(
+        f'{mean:g} um/px ({source}), but an objective of {power:g}x, which'
+        f' gives about {10 / power:g}; the former is used'
+      )
+    for doubt in doubts:
+      warnings.warn(f'{name}: {doubt}', stacklevel=4)
+    return mean, source
   figures = ', '.join(
     f'{source}: {x:g} x {y:g}'
     for source, (x, y) in stated.items()
@@ -375,8 +368,7 @@ def pixel_size(
   )
   raise SlideError(
     f'{name}: no usable um/px of level 0 (found {figures or "none"}; usable'
-    f' are {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}); pass --default_mpp or'
-    ' --mpp_csv.'
+    f' are {least:g} to {most:g}); pass --slide_mpp or --slide_mpp_csv.'
   )
 
 
@@ -404,10 +396,7 @@ def read_mpp_csv(path: Path | str) -> dict[str, float]:
     slide, text = row['slide_id'], row['mpp']
     if not text:
       continue
-    try:
-      mpp = float(text)
-    except ValueError:
-      mpp = 0.0
+    mpp = _number(row, 'mpp')
     if not low <= mpp <= high:
       faults.append(f'row {line}: mpp {text!r}, not {low:g} to {high:g} um/px')
     elif not slide:

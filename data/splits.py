@@ -1,5 +1,6 @@
 """Splits of a cross-validation as CLAM's files, and what is wrong with them."""
 
+import collections
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -28,7 +29,7 @@ class Split:
 
 
 def faults(
-  manifest: Manifest, splits: list[Split], names: Sequence[str] | None = None
+  manifest: Manifest, splits: list[Split], names: Sequence[str]
 ) -> list[str]:
   """Returns what every protocol here relies on and does not hold, a line each.
 
@@ -38,10 +39,9 @@ def faults(
   Args:
     manifest: slides.
     splits: of all folds.
-    names: what the lines call the folds; 'fold 0' and so on by default.
+    names: what the lines call the folds.
   """
   lines = []
-  names = names or [f'fold {i}' for i in range(len(splits))]
   for name, split in zip(names, splits, strict=True):
     cases = {part: set(manifest.case[getattr(split, part)]) for part in PARTS}
     lines += [f'{name}: its {p} part is empty' for p in PARTS if not cases[p]]
@@ -74,7 +74,7 @@ def write(
   for i, split in enumerate(splits):
     columns = [manifest.slide[getattr(split, part)] for part in PARTS]
     rows = enumerate(itertools.zip_longest(*columns, fillvalue=''))
-    files.write_rows(
+    files.write_csv(
       pathlib.Path(folder) / f'splits_{i}.csv',
       [['', *PARTS], *([j, *row] for j, row in rows)],
     )
@@ -108,31 +108,39 @@ def read(
     or is at fault by `faults`.
   """
   place = {slide: i for i, slide in enumerate(manifest.slide.tolist())}
-  folder = pathlib.Path(folder)
   splits, lines, names = [], [], []
   for i in range(k):
-    path = folder / f'splits_{i}.csv'
+    path = pathlib.Path(folder) / f'splits_{i}.csv'
+    if not path.exists():
+      stems = (p.stem for p in path.parent.glob('splits_*.csv'))
+      there = sum(stem.removeprefix('splits_').isdecimal() for stem in stems)
+      advice = f'; there are {there}: --k={there}?' if there else ''
+      lines.append(
+        f'{path}: no such file; --k={k} needs splits_0.csv to'
+        f' splits_{k - 1}.csv' + advice
+      )
+      continue
     try:
-      rows = _rows(path, k)
+      rows = files.read_csv(path, PARTS, SplitError)
     except SplitError as e:
       lines.append(str(e))
       continue
     parts = {part: np.zeros(len(place), bool) for part in PARTS}
-    seen, unknown = set(), {}
-    for part in PARTS:
-      for slide in filter(None, (row[part] for _, row in rows)):
-        whole = slide.removesuffix('.0')
-        if slide not in place and (whole in place or whole in left_out):
-          slide = whole
-        if slide in left_out:
-          continue
-        if slide not in place:
-          unknown.setdefault(part, []).append(slide)
-          continue
-        if slide in seen:
-          lines.append(f'{path}: slide {slide} is named twice')
-        seen.add(slide)
-        parts[part][place[slide]] = True
+    seen, unknown = set(), collections.defaultdict(list)
+    for part, row in itertools.product(PARTS, rows):
+      slide = row[1][part]
+      whole = slide.removesuffix('.0')
+      if slide not in place and (whole in place or whole in left_out):
+        slide = whole
+      if not slide or slide in left_out:
+        continue
+      if slide not in place:
+        unknown[part].append(slide)
+        continue
+      if slide in seen:
+        lines.append(f'{path}: slide {slide} is named twice')
+      seen.add(slide)
+      parts[part][place[slide]] = True
     lines += [
       f'{path}: slide {files.first_of(slides)} ({part}) is not among the'
       ' labelled slides'
@@ -141,15 +149,3 @@ def read(
     splits.append(Split(**parts))
     names.append(str(path))
   return splits, lines + faults(manifest, splits, names)
-
-
-def _rows(path: pathlib.Path, k: int) -> list[tuple[int, dict[str, str]]]:
-  if not path.exists():
-    stems = (p.stem for p in path.parent.glob('splits_*.csv'))
-    there = sum(stem.removeprefix('splits_').isdecimal() for stem in stems)
-    advice = f'; there are {there}: --k={there}?' if there else ''
-    raise SplitError(
-      f'{path}: no such file; --k={k} needs splits_0.csv to splits_{k - 1}.csv'
-      + advice
-    )
-  return files.read_csv(path, PARTS, SplitError)

@@ -31,12 +31,9 @@ def from_folders(
   root: pathlib.Path | str,
   group_of: Callable[[str], str] = before_underscore,
 ) -> LabelledTiles:
-  """Opens `<root>/<class>/*.png|jpg|jpeg`.
+  """Opens `<root>/<class>/*.png|jpg|jpeg`, see `from_files`.
 
-  Hidden files and files of other kinds are passed over; tiles that were cut at
-  the border of their image, and so are too short, are left out with a
-  warning. The id of a tile is
-  '<class>/<file name>', and tiles are in the order of their ids.
+  Hidden files and files of other kinds are passed over.
 
   Args:
     root: holds a folder for every class, at least two; classes are in the order
@@ -51,45 +48,36 @@ def from_folders(
   root = pathlib.Path(root)
   if not root.is_dir():
     raise TileError(f'{root}: no such folder')
-  folders = sorted(p for p in root.iterdir() if p.is_dir() and _shown(p.name))
-  if len(folders) < 2:
+  folders = [p.name for p in root.iterdir() if p.is_dir()]
+  classes = sorted(name for name in folders if not files.hidden(name))
+  if len(classes) < 2:
     raise TileError(
-      f'{root}: {len(folders)} folder(s) in it; one for each class is needed'
+      f'{root}: {len(classes)} folder(s) in it; one for each class is needed'
     )
-  of_class = {folder: _images(folder, '*') for folder in folders}
+  paths = files.listed(root, EXTENSIONS, '*/*')
+  filled = {path.parent.name for path in paths}
   problems = [
-    f'{folder}: no image ({", ".join(EXTENSIONS)}) of this class; remove the'
-    ' folder or fill it'
-    for folder, paths in of_class.items()
-    if not paths
+    f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class; remove'
+    ' the folder or fill it'
+    for name in classes
+    if name not in filled
   ]
-  paths = [path for paths in of_class.values() for path in paths]
   groups = [group_of(path.stem) for path in paths]
   problems += [
     f'{path}: its name tells no patient or slide'
     for path, one in zip(paths, groups, strict=True)
     if not one
   ]
-  classes = tuple(folder.name for folder in folders)
-  return _opened(
-    root,
-    {str(path): functools.partial(path.open, 'rb') for path in paths},
-    problems,
-    id=np.array([f'{p.parent.name}/{p.name}' for p in paths], str),
-    label=np.array([classes.index(p.parent.name) for p in paths], np.int32),
-    group=np.array(groups, str),
-    classes=classes,
-  )
+  labels = [classes.index(path.parent.name) for path in paths]
+  return from_files(root, paths, labels, groups, classes, problems)
 
 
 def from_pool(
   root: pathlib.Path | str, classes: tuple[str, ...]
 ) -> LabelledTiles:
-  """Opens all `*.png|jpg|jpeg` in a folder and below, labelled as a whole.
+  """Opens all `*.png|jpg|jpeg` in a folder and below, see `from_files`.
 
-  Hidden files and files of other kinds are passed over, and so are tiles that
-  were cut at the border of their image, with one side too short. Ids are paths
-  from `root`, in whose order the tiles are.
+  Hidden files and files of other kinds are passed over.
 
   Args:
     root: the folder. The patient or slide of a tile is the folder below `root`
@@ -102,23 +90,55 @@ def from_pool(
       a square of the common size.
   """
   root = pathlib.Path(root)
-  paths = _images(root, '**/*')
+  paths = files.listed(root, EXTENSIONS)
   if not paths:
     raise TileError(
       f'{root}: no image ({", ".join(EXTENSIONS)}) in this folder'
     )
-  inside = [path.relative_to(root) for path in paths]
   groups = [
-    path.parts[0] if len(path.parts) > 1 else before_underscore(path.stem)
-    for path in inside
+    path.relative_to(root).parts[0]
+    if path.parent != root
+    else before_underscore(path.stem)
+    for path in paths
   ]
+  return from_files(root, paths, [0] * len(paths), groups, classes)
+
+
+def from_files(
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  label: Sequence[int],
+  group: Sequence[str],
+  classes: Sequence[str],
+  problems: Sequence[str] = (),
+  size: int | None = None,
+) -> LabelledTiles:
+  """Opens image files; ids are their paths from `root`.
+
+  Args:
+    root: the folder they lie in.
+    paths: of the files, [n].
+    label: places in `classes`, [n].
+    group: patients or slides, [n].
+    classes: names of the classes.
+    problems: what is wrong already, to be told with all else.
+    size: side that all have, pixels. By default that of most; tiles that were
+      cut at the border of their image, and so are shorter, are then left out
+      with a warning.
+
+  Raises:
+    TileError: naming every file that is no square image of that size, and all
+      `problems`.
+  """
   return _opened(
     root,
     {str(path): functools.partial(path.open, 'rb') for path in paths},
-    id=np.array([path.as_posix() for path in inside], str),
-    label=np.zeros(len(paths), np.int32),
-    group=np.array(groups, str),
-    classes=classes,
+    problems,
+    size,
+    id=np.array([path.relative_to(root).as_posix() for path in paths], str),
+    label=np.array(label, np.int32),
+    group=np.array(group, str),
+    classes=tuple(classes),
   )
 
 
@@ -175,7 +195,7 @@ def from_zip(
     f'{zip_path.name}: {entry} has no row in {csv_path.name}'
     for entry in sorted(entries - labelled)
     if pathlib.PurePosixPath(entry).suffix.lower() in EXTENSIONS
-    and all(map(_shown, entry.split('/')))
+    and not any(map(files.hidden, entry.split('/')))
   ]
   rows = list(kept.values())
   classes = tuple(sorted({row['label'] for row in rows}, key=_by_value))
@@ -197,22 +217,51 @@ def from_zip(
 def _opened(
   where: pathlib.Path,
   images: Mapping[str, Open],
-  problems: Sequence[str] = (),
+  problems: Sequence[str],
+  size: int | None = None,
   **columns,
 ) -> LabelledTiles:
   """Returns the set, or raises what is wrong with its files.
 
-  Tiles that are smaller than the others are left out with a warning.
+  Args:
+    where: what messages begin with.
+    images: opens each file, by what messages call it.
+    problems: see `from_files`.
+    size: likewise.
+    **columns: of `LabelledTiles`.
   """
   if not images and not problems:
     problems = ['no tile']
-  size, channels, cut, more = check_sizes(images)
-  if problems := [*problems, *more]:
-    raise TileError.listing(problems, str(where))
+  sizes, modes, faults, cut = {}, set(), [*problems], []
+  for name, file in images.items():
+    try:
+      with file() as f, Image.open(f) as image:
+        sizes[name], mode = image.size, image.mode
+    except Exception as e:  # Pillow raises anything on broken headers.
+      faults.append(f'{name}: not an image ({type(e).__name__}: {e})')
+      continue
+    modes.add(mode)
+    if mode not in _MODES:
+      faults.append(f'{name}: mode {mode}; 8-bit RGB or grey is needed')
+      del sizes[name]
+  squares = Counter(w for w, h in sizes.values() if w == h)
+  side = size or (squares.most_common(1)[0][0] if squares else 0)
+  for name, (w, h) in sizes.items():
+    if not size and max(w, h) <= side and min(w, h) < side:
+      cut.append(name)
+    elif (w, h) != (side, side):
+      faults.append(
+        f'{name}: {w} x {h} px; tiles are squares'
+        + (f' of {side} px here' if side else '')
+        + '; leave it out'
+      )
+  if faults:
+    raise TileError.listing(faults, str(where))
+  channels = 1 if modes == {'L'} else 3
   items = list(images.items())
   tiles = LabelledTiles(
     read=lambda i: decode(*items[i], channels),
-    size=size,
+    size=side,
     channels=channels,
     **columns,
   )
@@ -220,70 +269,15 @@ def _opened(
     return tiles
   warnings.warn(
     f'{where}: {len(cut)} of {len(images)} tiles are left out: cut at the '
-    f'border of their image, they are not {size} x {size} px ({cut[0]}, ...)',
+    f'border of their image, they are not {side} x {side} px ({cut[0]}, ...)',
     stacklevel=3,
   )
   return tiles.take(~np.isin(list(images), cut))
 
 
-def _images(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-  """Returns the images of a folder that match a glob and are not hidden."""
-  return sorted(
-    path
-    for path in folder.glob(pattern)
-    if path.suffix.lower() in EXTENSIONS
-    and path.is_file()
-    and all(map(_shown, path.relative_to(folder).parts))
-  )
-
-
 def _by_value(label: str) -> tuple[int, int, str]:
   digits = label.isascii() and label.isdigit()
   return (0, int(label), label) if digits else (1, 0, label)
-
-
-def _shown(name: str) -> bool:
-  return not name.startswith('.') and name != '__MACOSX'
-
-
-def check_sizes(
-  images: Mapping[str, Open],
-) -> tuple[int, int, list[str], list[str]]:
-  """Looks at the headers of image files.
-
-  Args:
-    images: opens each, by what messages call it.
-
-  Returns:
-    S and C of the tiles, the names of tiles that were cut at the border of
-    their image, and the problems. S is the side of most squares; C is 1 if
-    every file is grey, else 3. Cut tiles are shorter and no side is longer.
-  """
-  sizes, modes, problems, cut = {}, set(), [], []
-  for name, file in images.items():
-    try:
-      with file() as f, Image.open(f) as image:
-        size, mode = image.size, image.mode
-    except Exception as e:  # Pillow raises anything on broken headers.
-      problems.append(f'{name}: not an image that can be read ({_text(e)})')
-      continue
-    if mode not in _MODES:
-      problems.append(f'{name}: mode {mode}; 8-bit RGB or grey is needed')
-    else:
-      modes.add(mode)
-      sizes[name] = size
-  squares = Counter(w for w, h in sizes.values() if w == h)
-  side = squares.most_common(1)[0][0] if squares else 0
-  for name, (w, h) in sizes.items():
-    if max(w, h) <= side and min(w, h) < side:
-      cut.append(name)
-    elif (w, h) != (side, side):
-      problems.append(
-        f'{name}: {w} x {h} px; tiles are squares'
-        + (f' of {side} px here' if side else '')
-        + '; leave it out'
-      )
-  return side, 1 if modes == {'L'} else 3, cut, problems
 
 
 def decode(name: str, file: Open, channels: int) -> np.ndarray:
@@ -298,7 +292,8 @@ def decode(name: str, file: Open, channels: int) -> np.ndarray:
       pixels = np.asarray(image)
   except Exception as e:  # Pillow raises anything on broken files.
     raise TileError(
-      f'{name}: cannot be decoded ({_text(e)}); copy it again or leave it out'
+      f'{name}: cannot be decoded ({type(e).__name__}: {e}); copy it again or '
+      'leave it out'
     ) from e
   return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -309,7 +304,3 @@ def on_white(image: Image.Image) -> Image.Image:
     return image
   white = Image.new('RGBA', image.size, 'white')
   return Image.alpha_composite(white, image.convert('RGBA'))
-
-
-def _text(error: Exception) -> str:
-  return str(error) or type(error).__name__

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from data import outlines
+from data import files, outlines
 from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
 from data.tissue import tissue_mask
@@ -76,73 +76,68 @@ def tile_grid(
     SlideError: if the slide is more than twice as coarse as `mpp`, smaller than
       a tile, or has no tile with enough tissue.
   """
-  grid = _empty_grid(slide, tile_size, mpp)
-  lattice = _lattice(slide, grid)
-  if not len(lattice):
+  grid = _lattice(slide, tile_size, mpp)
+  if not len(grid.coords):
     raise SlideError(
       f'{slide.path.name}: {slide.width} x {slide.height} px are smaller than '
       f'one tile of {tile_size} px at {mpp:g} um/px ({grid.size_level0} '
       'level-0 px); ask for smaller tiles or leave the slide out.'
     )
   if regions is not None:
-    part = outlines.covered(regions, lattice, grid.size_level0)
+    part = outlines.covered(regions, grid.coords, grid.size_level0)
     enough = (part > 0) & (part >= min_tissue)
     source = f'of its {len(regions)} outlines'
     advice = 'outlines are in level-0 pixels: look at them over the slide'
   elif min_tissue > 0:
     mask_mpp = min(MASK_MPP, grid.size_level0 * slide.mpp / 4)
     mask = tissue_mask(slide.thumbnail(mask_mpp), mask_mpp)
-    part = tissue_part(mask, slide, lattice, grid.size_level0)
+    part = tissue_part(mask, slide, grid.coords, grid.size_level0)
     enough = part >= min_tissue
     source = f'{mask.mean():.1%} of the slide looks like tissue and'
     advice = 'look at the slide, and lower --min_tissue or leave the slide out'
   else:
-    return dataclasses.replace(grid, coords=lattice)
+    return grid
   if not enough.any():
     raise SlideError(
       f'{slide.path.name}: no tissue: {source} the fullest tile has'
       f' {part.max():.0%}, below --min_tissue={min_tissue:g}; {advice}.'
     )
-  return dataclasses.replace(grid, coords=lattice[enough])
+  return dataclasses.replace(grid, coords=grid.coords[enough])
 
 
-def _empty_grid(slide: Slide, tile_size: int, mpp: float) -> Grid:
-  """Returns the grid's geometry, without tiles."""
+def _lattice(slide: Slide, tile_size: int, mpp: float) -> Grid:
+  """Returns every tile whose pixels are all in the level."""
   downsample = mpp / slide.mpp
   if downsample * MAX_UPSAMPLING < 1 - NATIVE:
     raise SlideError(
       f'{slide.path.name}: {slide.mpp:g} um/px is more than '
       f'{MAX_UPSAMPLING:g} times as coarse as the {mpp:g} um/px asked for; ask '
-      f'for --mpp={slide.mpp:.2g} or leave the slide out.'
+      f'for --tile_mpp={slide.mpp:.2g} or leave the slide out.'
     )
   level = slide.level_for(downsample * (1 + NATIVE))
   factor = slide.level_downsamples[level]
   scale = downsample / factor  # Pixels of the level per pixel of the tile.
   native = abs(scale - 1) <= NATIVE
   footprint = float(tile_size) if native else tile_size * scale
+  level_size = math.ceil(footprint)
+  size_level0 = max(1, round(footprint * factor))
+  axes = []
+  for slide_pixels, level_pixels in zip(
+    (slide.width, slide.height), slide.level_dimensions[level], strict=True
+  ):
+    last = min(slide_pixels - size_level0, (level_pixels - level_size) * factor)
+    axes.append(np.arange(0, math.floor(last) + 1, size_level0))
+  x, y = np.meshgrid(*axes)
   return Grid(
-    coords=np.empty((0, 2), np.int32),
+    coords=np.stack([x.ravel(), y.ravel()], 1).astype(np.int32),
     tile_size=tile_size,
     mpp=mpp,
     level=level,
-    level_size=math.ceil(footprint),
-    size_level0=max(1, round(footprint * factor)),
+    level_size=level_size,
+    size_level0=size_level0,
     footprint=footprint,
     effective_mpp=slide.mpp * factor if native else mpp,
   )
-
-
-def _lattice(slide: Slide, grid: Grid) -> np.ndarray:
-  """Returns every position whose pixels are all in the level, [T, 2]."""
-  factor = slide.level_downsamples[grid.level]
-  axes = []
-  for size, level_size in zip(
-    (slide.width, slide.height), slide.level_dimensions[grid.level], strict=True
-  ):
-    last = min(size - grid.size_level0, (level_size - grid.level_size) * factor)
-    axes.append(np.arange(0, math.floor(last) + 1, grid.size_level0))
-  x, y = np.meshgrid(*axes)
-  return np.stack([x.ravel(), y.ravel()], 1).astype(np.int32)
 
 
 def read_regions(
@@ -162,10 +157,7 @@ def read_regions(
   folder, regions, faults = pathlib.Path(folder), {}, []
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder')
-  for path in sorted(folder.iterdir()):
-    hidden = path.name.startswith('.')  # macOS's own.
-    if hidden or path.suffix.lower() not in outlines.EXTENSIONS:
-      continue
+  for path in files.listed(folder, outlines.EXTENSIONS, '*'):
     if path.stem not in slides:
       faults.append(f'{path}: there is no slide {path.stem}')
     elif path.stem in regions:

@@ -33,14 +33,10 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
   """
   smooth = ndimage.uniform_filter(image, (3, 3, 1))
   colour = _glass_colour(smooth).astype(np.float32)
-  light = np.arange(256, dtype=np.float32)[:, None] / colour
-  red, green, blue = (
-    np.minimum(light[:, c], 1)[smooth[..., c]] for c in range(3)
-  )
-  brightest = np.maximum(np.maximum(red, green), blue)
-  darkest = np.minimum(np.minimum(red, green), blue)
-  saturation = 1 - darkest / np.maximum(brightest, 1 / 255)
-  ink = _ink(red, green, blue)
+  levels = np.minimum(np.arange(256, dtype=np.float32)[:, None] / colour, 1)
+  light = np.stack([levels[smooth[..., c], c] for c in range(3)])
+  saturation = 1 - light.min(0) / np.maximum(light.max(0), 1 / 255)
+  ink = _ink(light)
   reach = round(_INK_HALO_UM / mpp)
   if reach and ink.any():
     ink = ndimage.distance_transform_edt(~ink) <= reach
@@ -73,27 +69,27 @@ def _glass_colour(smooth: np.ndarray) -> np.ndarray:
   return np.maximum(light, _BRIGHT)
 
 
-def _ink(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
-  """Returns True on blue, green, red and black ink, for light in 0..1.
+def _ink(light: np.ndarray) -> np.ndarray:
+  """Returns True on blue, green, red and black ink, bool [H, W].
 
   Both dyes absorb green most. With r and b the optical densities of red and
   blue over that of green, real sections at 8 um/px have r below 0.86, and b
   from 0.55 to 0.85 where r is above 0.5. Ink lies elsewhere: green and most
   blue have r > 1.2, dark blue r near 1 and little b, black and grey r and b
   near 1, red b near 1 and hardly any r. Nearly black is ink whatever its tint.
+
+  Args:
+    light: red, green and blue in 0..1, the glass being 1, [3, H, W].
   """
-  od_red, od_green, od_blue = (
-    -np.log(np.maximum(channel, 1 / 255)) for channel in (red, green, blue)
+  density = -np.log(np.maximum(light, 1 / 255))
+  red, green, blue = density
+  deep = density.max(0) > 0.25
+  green_or_blue = red > 1.2 * green
+  blue_or_grey = (red > 0.95 * green) & (
+    (blue < 0.5 * green) | (blue > 0.86 * green)
   )
-  deep = np.maximum(np.maximum(od_red, od_green), od_blue) > 0.25
-  green_or_blue = od_red > 1.2 * od_green
-  blue_or_grey = (od_red > 0.95 * od_green) & (
-    (od_blue < 0.5 * od_green) | (od_blue > 0.86 * od_green)
-  )
-  red_ink = (od_red < 0.25 * od_green) & (od_blue > 0.86 * od_green)
-  brightest = np.maximum(np.maximum(red, green), blue)
-  darkest = np.minimum(np.minimum(red, green), blue)
-  black = (brightest < 0.35) & (brightest - darkest < 0.1)
+  red_ink = (red < 0.25 * green) & (blue > 0.86 * green)
+  black = (light.max(0) < 0.35) & (np.ptp(light, 0) < 0.1)
   return (deep & (green_or_blue | blue_or_grey | red_ink)) | black
 
 

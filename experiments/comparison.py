@@ -207,7 +207,7 @@ def _delong(one: Run, other: Run) -> dict[str, float]:
   blocks = covariance.reshape(2, count, 2, count)
   spread = blocks[0, :, 0] + blocks[1, :, 1] - blocks[0, :, 1] - blocks[1, :, 0]
   weight = summary.summary_weight(count)
-  p = lambda w: delong.difference(w @ change, w @ spread @ w).p
+  p = lambda w: delong.p_value(w @ change, w @ spread @ w)
   table = {'auroc': p(weight)}
   if count > 2:
     # A class without slides must not spoil the others.

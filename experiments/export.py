@@ -11,7 +11,7 @@ and which features they take; see `kmil_jax.export`.
 import dataclasses
 import pathlib
 
-from data import atomic
+from data.files import replacing
 from experiments.prediction import models
 from experiments.prediction.models import Folds
 from experiments.run import start
@@ -36,7 +36,7 @@ def run(asked: Folds, output: Output, cache: Cache) -> None:
   programs = trained.design.lower(trained.weights)
   archive = export.Archive(card.to_json(), trained.weights, programs)
   content = export.pack(archive)
-  with atomic.replacing(output.out) as part:
+  with replacing(output.out) as part:
     part.write_bytes(content)
   sizes = archive.lengths()
   print(

@@ -33,9 +33,10 @@ from experiments.few_shot_parts import (
 )
 from experiments.few_shot_parts.cohort import Cohort
 from experiments.few_shot_parts.training import Options
-from experiments.preflight import tiles as preflight
+from experiments.patches import tiles as patch_tiles
 from experiments.preflight.flag import CHECK
 from experiments.run import progress
+from experiments.run.check import Findings
 from experiments.slide_scores.scoring import ScoreError
 from kmil_jax import losses, parallel, port
 from kmil_jax.tasks.distill import NORMAL, DistillError
@@ -135,7 +136,10 @@ def _run() -> None:
     parallel.use_cores()  # The phantom's networks are small.
   cohort, phantom = _cohort()
   if CHECK.value:
-    preflight.check(cohort.parts)
+    findings = Findings()
+    print(patch_tiles.counts(cohort.parts, 'Patches').terminal())
+    patch_tiles.check(findings, cohort.parts)
+    findings.close()
   options = _options(phantom)
   normal = int((cohort.parts['train'].label == NORMAL).sum())
   # Of a phantom's balanced patches an epoch is two steps.

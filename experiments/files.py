@@ -7,13 +7,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data import atomic
-from data.files import write_rows as write_rows
+from data.files import replacing, write_csv as write_csv
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a text in UTF-8."""
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_text(text, encoding='utf-8')
 
 
@@ -23,7 +22,7 @@ def write_h5(
   attributes: Mapping[str, Any],
 ) -> None:
   """Writes arrays and the attributes of an HDF5 file."""
-  with atomic.replacing(path) as part, h5py.File(part, 'w') as f:
+  with replacing(path) as part, h5py.File(part, 'w') as f:
     for name, array in arrays.items():
       f[name] = array
     f.attrs.update(attributes)

@@ -23,18 +23,17 @@ from experiments import (
   hard_negatives_paper as paper,
   hard_negatives_report as reports,
   patch_flags,
-  patch_inputs,
-  patch_training,
   provenance,
   start,
   tile_flags,
-  tile_splits,
 )
 from experiments.hard_negatives_data import Material
 from experiments.hard_negatives_runs import Study
-from experiments.preflight import tiles as preflight
+from experiments.patches import tiles as patch_tiles, training
 from experiments.preflight.flag import CHECK
 from experiments.run import progress
+from experiments.run.check import Findings
+from experiments.run.results import ResultsError
 from kmil_jax import mining
 
 _TILES_DIR = flags.DEFINE_string(
@@ -126,13 +125,18 @@ def _run() -> None:
   phantom = bool(material.hard)
   fractions = _fractions(phantom)
   if CHECK.value:
-    preflight.check(
-      {'annotated': material.annotated, 'pool': material.pool},
-      lambda: tile_splits.split(
+    findings = Findings()
+    sets = {'annotated': material.annotated, 'pool': material.pool}
+    print(patch_tiles.counts(sets, 'Tiles').terminal())
+    patch_tiles.check(
+      findings,
+      sets,
+      lambda: patch_tiles.split(
         material.annotated, fractions, seed=start.SEED.value
       ),
       lambda: leaking or _refuse_few(material.pool, numbers),
     )
+    findings.close()
   if not leaking:
     _refuse_few(material.pool, numbers)
   recipe = paper.RECIPE
@@ -143,19 +147,21 @@ def _run() -> None:
   decides = [name for name in values if name not in _NOT_RESULT]
   folder = start.folder('hard_negatives' + '_original' * leaking)
   inputs = {
-    'annotated_sha256': patch_inputs.fingerprint(material.annotated),
-    'pool_sha256': patch_inputs.fingerprint(material.pool),
+    'annotated_sha256': patch_tiles.fingerprint(material.annotated),
+    'pool_sha256': patch_tiles.fingerprint(material.pool),
   }
   values |= patch_flags.resolved(recipe) | {'fractions': fractions}
   provenance.open_folder(folder, values, decides, inputs)
   fit = functools.partial(
-    patch_training.train,
+    training.train,
     model='resnet18',
     recipe=recipe,
-    weights=patch_flags.WEIGHTS.value,
-    freeze=patch_flags.FREEZE.value,
-    precision=patch_flags.PRECISION.value,
-    tensorboard=patch_flags.TENSORBOARD.value,
+    options=training.Training(
+      weights=patch_flags.WEIGHTS.value,
+      freeze=patch_flags.FREEZE.value,
+      precision=patch_flags.PRECISION.value,
+      tensorboard=patch_flags.TENSORBOARD.value,
+    ),
   )
   study = Study(
     folder,
@@ -244,7 +250,7 @@ def _fractions(phantom: bool) -> tuple[float, float, float]:
   return train, val, test
 
 
-main = start.script(_run, (*patch_training.ERRORS, mining.MiningError))
+main = start.script(_run, (*training.ERRORS, ResultsError, mining.MiningError))
 
 if __name__ == '__main__':
   app.run(main)

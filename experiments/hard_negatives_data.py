@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 
 from data import (
-  atomic,
   labelled_tiles,
   tile_sources,
 )
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import invasion
 from experiments.code_hash import code_hash
@@ -221,7 +221,7 @@ def _rendered(path: pathlib.Path, seed: int, options: dict) -> invasion.Patches:
     print(f'rendering {total} phantom patches in {path}', flush=True)
     with progress.bar(total=total, unit='patch') as bar:
       patches = invasion.make(seed=seed, progress=bar.update, **options)
-    with atomic.replacing(path) as part, part.open('wb') as file:
+    with replacing(path) as part, part.open('wb') as file:
       np.savez(file, **dataclasses.asdict(patches))
   parallel.wait_for_all(path.name)
   with np.load(path) as held:

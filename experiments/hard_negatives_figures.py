@@ -7,14 +7,12 @@ from matplotlib import figure
 import numpy as np
 from sklearn import manifold
 
-from data import atomic
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles
-from data.pipeline import tile_batches
 from experiments.hard_negatives_runs import Study
 from experiments.hard_negatives_settings import POSITIVE, Setting
-from experiments.patch_training import Trained
-from kmil_jax import saliency
-from kmil_jax.types import PatchRecipe
+from experiments.patches import pictures
+from experiments.patches.training import Trained
 
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3
@@ -51,7 +49,7 @@ def draw(
     'grad_cam': _grad_cam(study, weak, strong),
   }
   for name, drawing in drawings.items():
-    with atomic.replacing(folder / f'{name}.png') as part:
+    with replacing(folder / f'{name}.png') as part:
       drawing.savefig(part, format='png', dpi=120)
   return [f'{name}.png' for name in drawings]
 
@@ -136,46 +134,21 @@ def _grad_cam(study: Study, weak: Trained, strong: Trained) -> figure.Figure:
   half = _SHOWN // 2
   rows = np.concatenate([order[positive][:half], order[~positive][:half]])
   some = study.test.take(rows)
-  image = _inputs(some, weak.recipe)
-  target = np.full(len(some), POSITIVE, np.int32)
+  target = np.full(len(some), POSITIVE)
   layer = None if _map_side(weak, some) > 1 else _INNER
-  drawing, axes = _grid(3, len(some))
-  for line, name, model in zip(
-    axes, ('tiles', 'weak', 'strong'), (None, weak, strong), strict=True
-  ):
-    line[0].set_ylabel(name, fontsize=8)
-    for i, ax in enumerate(line):
-      ax.imshow(_pixels(some, i))
-    if model is None:
-      for ax, c in zip(line, some.label, strict=True):
-        ax.set_title(some.classes[c], fontsize=8)
-      continue
-    prob = model.predict(some)[0][:, POSITIVE]
-    heat = saliency.grad_cam(
-      model.model, model.variables, image, target, layer=layer
+  maps = {
+    name: (
+      model.grad_cam(some, target, layer),
+      model.predict(some)[0][:, POSITIVE],
     )
-    extent = (-0.5, some.size - 0.5, some.size - 0.5, -0.5)
-    for ax, h, p in zip(line, np.asarray(heat), prob, strict=True):
-      ax.imshow(h, cmap='jet', alpha=0.4, vmin=0, vmax=1, extent=extent)
-      ax.set_title(f'P {p:.2f}', fontsize=7)
-  drawing.suptitle(
+    for name, model in (('weak', weak), ('strong', strong))
+  }
+  return pictures.heat(
     'Grad-CAM of the positive class: test tiles of which the weak model is'
     f' surest ({"last map" if layer is None else layer})',
-    fontsize=9,
+    some,
+    maps,
   )
-  return drawing
-
-
-def _inputs(tiles: LabelledTiles, recipe: PatchRecipe) -> np.ndarray:
-  """Returns what a network is given of tiles, [n, S, S, C]."""
-  batch = tile_batches(
-    tiles,
-    batch=len(tiles),
-    input_size=recipe.input_size,
-    mean=recipe.mean,
-    std=recipe.std,
-  )
-  return next(batch)['image']
 
 
 def _pixels(tiles: LabelledTiles, row: int) -> np.ndarray:

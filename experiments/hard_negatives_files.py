@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles
 from experiments import files
 from experiments.hard_negatives_settings import Outcome
@@ -15,7 +15,7 @@ _CHUNK = 4096  # Tiles whose features are in memory at once.
 
 
 class Model(Protocol):
-  """A trained patch classifier, as `patch_training.Trained`."""
+  """A trained patch classifier, as `training.Trained`."""
 
   def predict(self, tiles: LabelledTiles) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -30,7 +30,7 @@ def pool_features(
       for i in range(0, len(pool), _CHUNK)
     )
     first = next(chunks)
-    with atomic.replacing(path) as part:
+    with replacing(path) as part:
       shape = (len(pool), first.shape[1])
       file = np.lib.format.open_memmap(part, 'w+', np.float32, shape)
       file[: len(first)], done = first, len(first)
@@ -47,7 +47,7 @@ def write_predictions(folder: pathlib.Path, found: Outcome) -> None:
   columns = (found.id, found.group, found.label, found.prob)
   lines: list[Any] = [('tile', 'group', 'label', 'prob_positive')]
   lines += zip(*(c.tolist() for c in columns), strict=True)
-  files.write_rows(folder / 'predictions.csv', lines)
+  files.write_csv(folder / 'predictions.csv', lines)
 
 
 def write_mined(
@@ -66,4 +66,4 @@ def write_mined(
     lines.append(
       (pool[i], '' if q < 0 else f'{d:.6g}', asked[q] if q >= 0 else '')
     )
-  files.write_rows(folder / 'mined.csv', lines)
+  files.write_csv(folder / 'mined.csv', lines)

@@ -143,7 +143,7 @@ class Report:
       lines[-1] += [
         '' if math.isnan(v) else f'{v:.6g}' for v in values.values()
       ]
-    files.write_rows(self._folder / 'models.csv', lines)
+    files.write_csv(self._folder / 'models.csv', lines)
     defined = lambda v: None if math.isnan(v) else v
     summary = [
       dataclasses.asdict(setting)

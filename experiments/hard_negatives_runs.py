@@ -9,7 +9,7 @@ import numpy as np
 
 from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments import hard_negatives_files, tile_splits
+from experiments import hard_negatives_files
 from experiments.hard_negatives_files import Model
 from experiments.hard_negatives_settings import (
   POSITIVE,
@@ -19,6 +19,8 @@ from experiments.hard_negatives_settings import (
   Setting,
   perturb,
 )
+from experiments.patches import tiles as patch_tiles
+from experiments.run import results
 from kmil_jax import mining, parallel
 
 
@@ -47,7 +49,7 @@ class Study:
     folder: of the experiment.
     annotated: tiles of two classes, the second positive.
     pool: see above; classes as `annotated`.
-    fit: `patch_training.train` but for folder, tiles, seed and name.
+    fit: `training.train` but for folder, name, tiles and seed.
     fractions: of the parts.
     seed: of the split and of the perturbations.
     threshold: probability from which on a negative is a false positive.
@@ -82,7 +84,7 @@ class Study:
         ' test part: leave them out'
       )
     self._split = functools.partial(
-      tile_splits.split, fractions=fractions, seed=seed
+      patch_tiles.split, fractions=fractions, seed=seed
     )
     self._annotated, self.pool = annotated, pool
     parts = self._split(annotated)
@@ -159,11 +161,11 @@ class Study:
     self, setting: Setting, train: LabelledTiles, val: LabelledTiles
   ) -> Model:
     return self._fit(
-      self._folder / setting.path(),
+      results.Folder(self._folder),
+      str(setting.path()),
       train=train,
       val=val,
       seed=setting.seed,
-      name=str(setting.path()),
     )
 
   def _mine(self, setting: Setting) -> mining.Mined:

@@ -9,76 +9,64 @@ It is complete or absent: a run that is stopped leaves nothing that counts, and
 none is ever overwritten.
 """
 
+import dataclasses
 import pathlib
-import sys
 import time
 
-from absl import app, flags, logging
+from absl import logging
 
-from data import features as feature_files, labels as label_files, packed
-from data.slide_bags import slide_bags_dataset_builder as slide_bags
-
-_FEATURES_DIR = flags.DEFINE_string(
-  'features_dir', None, 'Folder of <slide_id>.h5.', required=True
-)
-_CSV_PATH = flags.DEFINE_string(
-  'csv_path',
-  None,
-  'Labels: a CSV with the columns case_id,slide_id,label.',
-  required=True,
-)
-_OUT_DIR = flags.DEFINE_string(
-  'out_dir', None, 'Folder for packed datasets.', required=True
-)
-_NAME = flags.DEFINE_string(
-  'name', 'cohort', 'Name of this dataset among those in --out_dir.'
-)
-_FILE_FORMAT = flags.DEFINE_enum(
-  'file_format',
-  'array_record',
-  ['array_record', 'tfrecord'],
-  'array_record is read slide by slide, without TensorFlow; tfrecord by'
-  ' tfds.load(...) as a tf.data.Dataset.',
-)
+from data import packed
+from data.features import FeatureError
+from data.labels import ManifestError
+from experiments.run import start
+from experiments.run.options import field
 
 
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {" ".join(argv[1:])}')
-  for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]):
-    print(f'--{flag.name}={flag.value}')
-  try:
-    _pack()
-  except (
-    feature_files.FeatureError,
-    label_files.ManifestError,
-    OSError,
-  ) as error:
-    sys.exit(f'error: {error}')
+@dataclasses.dataclass(frozen=True)
+class Packing:
+  """What is packed."""
+
+  features_dir: pathlib.Path = field(None, 'Folder of <slide_id>.h5.')
+  csv_path: pathlib.Path = field(
+    None, 'Labels: a CSV with the columns case_id,slide_id,label.'
+  )
+  out_dir: pathlib.Path = field(None, 'Folder for packed datasets.')
+  name: str = field('cohort', 'Name of this dataset among those in --out_dir.')
+  file_format: str = field(
+    'array_record',
+    'array_record is read slide by slide, without TensorFlow; tfrecord by'
+    ' tfds.load(...) as a tf.data.Dataset.',
+    choices=('array_record', 'tfrecord'),
+  )
 
 
-def _pack() -> None:
+def run(packing: Packing) -> None:
+  """Packs, and prints how large it is."""
+  # It imports TensorFlow, which takes seconds.
+  from data.slide_bags import slide_bags_dataset_builder as slide_bags
+
   logging.set_verbosity(logging.ERROR)  # TFDS tells of every file.
-  start = time.perf_counter()
+  print(start.lines((packing,)))
+  began = time.perf_counter()
   builder = slide_bags.Builder(
-    data_dir=_OUT_DIR.value,
+    data_dir=packing.out_dir,
     config=slide_bags.SlideBagsConfig(
-      name=_NAME.value,
-      csv_path=_CSV_PATH.value,
-      features_dir=_FEATURES_DIR.value,
+      name=packing.name,
+      csv_path=str(packing.csv_path),
+      features_dir=str(packing.features_dir),
     ),
-    file_format=_FILE_FORMAT.value,
+    file_format=packing.file_format,
   )
   folder = pathlib.Path(builder.data_dir)
   if folder.exists():
     raise FileExistsError(
-      f'{folder} is there already; delete it, or give another --name'
+      f'{folder} is there already. Delete it, or give another --name.'
     )
   builder.download_and_prepare()
-  seconds = time.perf_counter() - start
+  seconds = time.perf_counter() - began
   index = builder.info.metadata
   size = sum(path.stat().st_size for path in folder.iterdir())
-  files = packed.Folder(_FEATURES_DIR.value)
+  files = packed.Folder(packing.features_dir)
   before = sum(files.file(s).stat().st_size for s in index['slide_id'])
   print(
     f'{folder}: {len(index["slide_id"])} slides, {sum(index["length"])} '
@@ -88,5 +76,7 @@ def _pack() -> None:
   )
 
 
+main = start.script(run, errors=(FeatureError, ManifestError))
+
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -108,7 +108,7 @@ def run(
   folder = runs.output_dir('paper')
   text = f'{table.markdown()}\n- {about}\n'
   files.write_text(folder / f'{name}.md', text)
-  files.write_rows(folder / f'{name}.csv', table.rows())
+  files.write_csv(folder / f'{name}.csv', table.rows())
   written = [f'{name}.md', f'{name}.csv']
   if drawing:
     written.append(f'{name}.png')

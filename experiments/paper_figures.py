@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib import axes, figure, lines, patches, patheffects
 import numpy as np
+from sklearn.metrics import roc_curve
 
 from experiments import paper_numbers
 from experiments.evaluation.predictions import Predictions
 from experiments.paper_text import Entry, Table
-from kmil_jax import metrics
 
 # Told apart by the colour-blind (Okabe and Ito 2008).
 _MODEL_COLORS = {
@@ -145,7 +145,8 @@ def mean_roc(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
     positive = p.label == c
     if positive.all() or not positive.any():
       return np.full(2, np.nan), np.full(2, np.nan)
-    curves.append(metrics.roc(positive, p.prob[:, c]))
+    curve = roc_curve(positive, p.prob[:, c], drop_intermediate=False)
+    curves.append(curve[:2])
   # A curve may jump: each place is seen from the left and from the right.
   places = np.unique(np.concatenate([x for x, _ in curves]))
   sides = [

@@ -19,15 +19,16 @@ import pathlib
 import sys
 
 from data.features import FeatureError
+from data.files import first_of
 from data.slides import SlideError
 from experiments.bags import features
+from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, models, outputs
 from experiments.prediction.models import Card, Predict, PredictionError
 from experiments.run import results, start
-from experiments.run.check import Check, Findings, some
+from experiments.run.check import Check, Findings
 from experiments.run.options import OptionError, field, free
 from experiments.run.start import Cache
-from experiments.scale_flags import Scale
 from kmil_jax.export import ExportError
 
 
@@ -126,7 +127,7 @@ def run(
 
     run = asked.folder() if asked.run else None
     job = encode.plan(source, card, slides.weights, run, cache.cache_dir, scale)
-    print(f'{len(job.paths)} slides')
+    print(f'{len(job.slides.paths)} slides')
     if check.check:
       job.check(path / 'features')
   else:
@@ -148,7 +149,7 @@ def run(
     if known := sorted(known & set(found.ids)):
       print(
         f'warning: {len(known)} slides have the ids of slides of the training:'
-        f' {some(known)}. Their predictions are no test of the models.'
+        f' {first_of(known)}. Their predictions are no test of the models.'
       )
     failures = outputs.predict(found, card, predict, folder, failures)
   print(f'predictions in {path / "predictions.csv"}')

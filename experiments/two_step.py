@@ -18,7 +18,6 @@ from data.labelled_tiles import TileError
 from data.node_images import ImageError
 from experiments import (
   patch_flags,
-  patch_training,
   provenance,
   start,
   tile_flags,
@@ -27,9 +26,10 @@ from experiments import (
   two_step_run,
   two_step_tiles,
 )
-from experiments.preflight import tiles as preflight
-from experiments.preflight.findings import Findings
+from experiments.patches import tiles as patch_tiles, training
 from experiments.preflight.flag import CHECK
+from experiments.run.check import Findings
+from experiments.run.results import ResultsError
 from kmil_jax.models import CLASSIFIERS
 from kmil_jax.types import PatchRecipe
 
@@ -201,10 +201,14 @@ def _run() -> None:
   if tiles:
     found = two_step_tiles.open_tiles(*tiles, tile_flags.POSITIVE.value)
     if CHECK.value:
-      preflight.check(
+      findings = Findings()
+      print(patch_tiles.counts({'tiles': found.tiles}, 'Tiles').terminal())
+      patch_tiles.check(
+        findings,
         {'tiles': found.tiles},
         lambda: two_step_tiles.parts(found.tiles, settings.seed),
       )
+      findings.close()
     provenance.open_folder(folder, values, decides, found.inputs)
     two_step_tiles.run(folder, found, settings)
     return
@@ -248,7 +252,7 @@ def _tell_reductions(settings: two_step_run.Settings) -> None:
   )
 
 
-main = start.script(_run, (ImageError, *patch_training.ERRORS))
+main = start.script(_run, (ImageError, ResultsError, *training.ERRORS))
 
 if __name__ == '__main__':
   app.run(main)

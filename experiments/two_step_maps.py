@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
 from experiments import (
@@ -13,7 +13,7 @@ from experiments import (
   two_step_patches,
 )
 from experiments.cutter import Cutter
-from experiments.patch_training import Trained
+from experiments.patches.training import Trained
 from experiments.run import progress
 from kmil_jax.heatmap import STRIDE, WINDOW, Windows
 
@@ -61,7 +61,7 @@ def scan(
       look = two_step_patches.places(image, mask, STRIDE).tissue
       said = cutter.scan(cutter.Image(image), primary, secondary, look=look)
       arrays = {k: v for k, v in said.items() if v is not None}
-      with atomic.replacing(path) as part, part.open('wb') as f:
+      with replacing(path) as part, part.open('wb') as f:
         np.savez_compressed(f, **arrays)
     found.append(said)
   return found

@@ -7,7 +7,7 @@ import pathlib
 import contourpy
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from experiments.two_step_scores import VOTES
 
 
@@ -58,5 +58,5 @@ def write(
     for rings in polygons
   ]
   collection = {'type': 'FeatureCollection', 'features': features}
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_text(json.dumps(collection))

@@ -8,7 +8,7 @@ from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from data.node_images import MPP, NodeImages
 from data.tissue import glass
-from experiments import tile_splits
+from experiments.patches import tiles as patch_tiles
 from kmil_jax import heatmap
 from kmil_jax.heatmap import WINDOW
 
@@ -184,7 +184,7 @@ def split(
   Raises:
     TileError: if a class is of one patient.
   """
-  train, val, _ = tile_splits.split(
+  train, val, _ = patch_tiles.split(
     patches,
     (0.7, 0.3, 0.0),
     seed=seed,

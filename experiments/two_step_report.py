@@ -14,7 +14,8 @@ from experiments import (
   two_step_tables,
 )
 from experiments.paper_text import Table
-from experiments.run import progress
+from experiments.patches import pictures as patch_pictures
+from experiments.run import progress, results
 from experiments.two_step_scores import VOTES
 from kmil_jax import heatmap
 from kmil_jax.heatmap import Windows
@@ -88,7 +89,7 @@ def write_scores(
     ]
     for row in range(len(images))
   ]
-  files.write_rows(folder / 'images.csv', [header, *rows])
+  files.write_csv(folder / 'images.csv', [header, *rows])
   two_step_pictures.scores(
     folder / 'figures' / 'scores.png',
     {
@@ -148,13 +149,14 @@ def draw(
       f'{name}, {_label(images.positive[row])}: decision'
       f' {_label(final[row] >= threshold)}'
     )
-    two_step_pictures.heat_maps(
-      folder / 'figures' / f'{name}.png',
+    drawing = patch_pictures.overlay(
       title,
       image,
-      two_step_outlines.outlines(mask.astype(float), VOTES),
       maps,
+      label='votes for tumour',
+      truth=two_step_outlines.outlines(mask.astype(float), VOTES),
     )
+    results.Folder(folder).write(f'figures/{name}.png', drawing)
 
 
 def _label(positive: bool) -> str:

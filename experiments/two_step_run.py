@@ -12,7 +12,6 @@ from data.labelled_tiles import LabelledTiles
 from data.node_images import NodeImages
 from experiments import (
   files,
-  patch_training,
   two_step_maps,
   two_step_patches,
   two_step_report,
@@ -22,8 +21,9 @@ from experiments import (
 )
 from experiments.cutter import Cutter
 from experiments.paper_text import Table
-from experiments.patch_training import Trained
-from experiments.run import progress
+from experiments.patches import training
+from experiments.patches.training import Trained
+from experiments.run import progress, results
 from kmil_jax.heatmap import STRIDE
 from kmil_jax.types import PatchRecipe
 
@@ -62,25 +62,23 @@ def train(
 ) -> Trained:
   """Trains one network from `weights`, or loads it; `rate` is a factor."""
   recipe = settings.recipe
-  return patch_training.train(
-    folder,
+  return training.train(
+    results.Folder(folder.parent),
+    folder.name,
     model=model,
     train=parts[0],
     val=parts[1],
     recipe=dataclasses.replace(
       recipe, learning_rate=rate * recipe.learning_rate
     ),
+    options=training.Training(
+      weights=weights,
+      freeze=settings.freeze,
+      precision=settings.precision,
+      tensorboard=settings.tensorboard,
+    ),
     seed=settings.seed,
-    weights=weights,
-    freeze=settings.freeze,
-    precision=settings.precision,
-    tensorboard=settings.tensorboard,
   )
-
-
-def kept(trained: Trained) -> dict:
-  """Returns what was told of the epoch that was kept."""
-  return trained.history[trained.epoch]
 
 
 def primaries(
@@ -104,7 +102,7 @@ def primaries(
     )
     for name in settings.networks
   }
-  best = max(found, key=lambda name: kept(found[name])['val_accuracy'])
+  best = max(found, key=lambda name: found[name].kept['val_accuracy'])
   return settings.primary or best, found
 
 
@@ -114,8 +112,8 @@ def networks_table(found: dict[str, Trained], split: str) -> Table:
     {
       name: (
         sum(x.size for x in jax.tree.leaves(t.variables['params'])),
-        kept(t)['val_accuracy'],
-        kept(t)['val_auroc'],
+        t.kept['val_accuracy'],
+        t.kept['val_auroc'],
       )
       for name, t in found.items()
     },
@@ -171,7 +169,7 @@ def secondary(
   trained = train(
     folder / f'secondary_{name}', name, parts, settings, weights, rate
   )
-  row = kept(trained)
+  row = trained.kept
   return trained, two_step_tables.secondary(
     name, count, row['val_accuracy'], row['val_auroc'], source
   )
@@ -266,5 +264,5 @@ def show(folder: pathlib.Path, table: Table) -> None:
   """Prints a table and writes it as Markdown and CSV."""
   text = table.markdown() + '\n'
   files.write_text(folder / f'{table.name}.md', text)
-  files.write_rows(folder / f'{table.name}.csv', table.rows())
+  files.write_csv(folder / f'{table.name}.csv', table.rows())
   print(f'\n{text}', flush=True)

@@ -10,12 +10,12 @@ from data import labelled_tiles, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments import (
   files,
-  tile_splits,
-  two_step_pictures,
   two_step_run,
   two_step_scores as scores,
   two_step_tables,
 )
+from experiments.patches import pictures as patch_pictures, tiles as patch_tiles
+from experiments.run import results
 from experiments.two_step_patches import CLASSES
 from experiments.two_step_run import Settings
 from experiments.two_step_scores import Shares
@@ -89,7 +89,7 @@ def parts(tiles: LabelledTiles, seed: int) -> list[LabelledTiles]:
   Raises:
     TileError: if a class has too few patients.
   """
-  split = tile_splits.split(tiles, _FRACTIONS, seed=seed)
+  split = patch_tiles.split(tiles, _FRACTIONS, seed=seed)
   return [tiles.take(rows) for rows in split]
 
 
@@ -153,9 +153,9 @@ def run(folder: pathlib.Path, grids: Grids, settings: Settings) -> None:
 
 def auroc(tiles: LabelledTiles, prob: np.ndarray) -> tuple[float, np.ndarray]:
   """Returns the AUROC, and its 95 % interval from resampled patients."""
-  both = np.stack([1 - prob, prob], 1)
-  overall, _ = intervals.bootstrap(tiles.label, both, tiles.group)
-  return metrics.auroc(tiles.label == 1, prob), overall['auroc']
+  tumour = tiles.label == 1
+  drawn = intervals.auroc_replicates(tumour, prob[None], tiles.group)
+  return metrics.auroc(tumour, prob), intervals.percentile(drawn)
 
 
 def compare(tiles: LabelledTiles, said: Said) -> dict[str, Shares]:
@@ -181,10 +181,10 @@ def _by_patient(
     aurocs[patient] = float(metrics.auroc(tumour, said.primary[mine]))
     rows.append([patient, mine.sum(), tumour.sum(), aurocs[patient]])
   header = ['patient_id', 'tiles', 'tumour_tiles', 'auroc']
-  files.write_rows(folder / 'patients.csv', [header, *rows])
+  files.write_csv(folder / 'patients.csv', [header, *rows])
   columns = (tiles.id, tiles.group, *tiles.xy.T, tiles.label, said.primary)
   header = ['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']
-  files.write_rows(
+  files.write_csv(
     folder / 'test_tiles.csv',
     [header, *zip(*columns, said.positive().astype(int), strict=True)],
   )
@@ -233,13 +233,14 @@ def _draw(
   pixels = tiles.load(np.arange(len(tiles)))
   for tile, y, x in zip(pixels, row * side, column * side, strict=True):
     image[y : y + side, x : x + side] = tile
-  two_step_pictures.grid(
-    path,
+  drawing = patch_pictures.overlay(
     f'patient {tiles.group[0]}, {len(tiles)} tiles',
     image,
     {
-      'label': lay(tiles.label),
-      f'primary, AUROC {auroc:.3f}': lay(said.primary),
-      'decision': lay(said.positive()),
+      'label': (lay(tiles.label), ()),
+      f'primary, AUROC {auroc:.3f}': (lay(said.primary), ()),
+      'decision': (lay(said.positive()), ()),
     },
+    label='tumour',
   )
+  results.Folder(path.parent).write(path.name, drawing)

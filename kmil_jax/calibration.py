@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special
 
+from kmil_jax.metrics import ratio
+
 BINS = 15
 # A temperature fitted on few slides that are all right, or all wrong, runs to 0
 # or infinity; it stops here.
@@ -34,7 +36,7 @@ def nll(label: np.ndarray, prob: np.ndarray) -> float:
   Returns:
     NaN without slides.
   """
-  return _mean(-np.log(_own(label, np.maximum(prob, _FLOOR))))
+  return _mean(-_own(label, _log(prob)))
 
 
 def brier(label: np.ndarray, prob: np.ndarray) -> float:
@@ -65,12 +67,7 @@ def reliability(label: np.ndarray, prob: np.ndarray) -> Reliability:
   top = prob.max(1)
   place = np.clip(np.searchsorted(edges, top) - 1, 0, BINS - 1)
   count = np.bincount(place, minlength=BINS)
-  mean = lambda x: np.divide(
-    np.bincount(place, x, BINS),
-    count,
-    out=np.full(BINS, np.nan),
-    where=count > 0,
-  )
+  mean = lambda x: ratio(np.bincount(place, x, BINS), count)
   return Reliability(edges, count, mean(top), mean(prob.argmax(1) == label))
 
 
@@ -116,8 +113,8 @@ def temperature(label: np.ndarray, prob: np.ndarray) -> float:
 
   def loss(log_t: float) -> float:
     scaled = log_prob * np.exp(-log_t)
-    own = _own(label, scaled)
-    return float(np.mean(special.logsumexp(scaled, axis=1) - own))
+    total = special.logsumexp(scaled, axis=1)
+    return _mean(total - _own(label, scaled))
 
   bounds = np.log(TEMPERATURES)
   found = optimize.minimize_scalar(

@@ -4,19 +4,20 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
+import re
 import statistics
-import time
+import timeit
 from typing import Any
 
-from flax import linen as nn
+from flax import linen as nn, traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax.models import nystrom
 from kmil_jax.models.abmil import ABMIL
 from kmil_jax.models.dsmil import DSMIL
-from kmil_jax.models.dtfd import DTFD
+from kmil_jax.models.dtfd import DTFD, RANKING
+from kmil_jax.models.nystrom import HEADS, LANDMARKS, WIDTH
 from kmil_jax.models.transmil import TransMIL
 
 _CALLS = 5, 50  # Least and most that are timed.
@@ -46,15 +47,10 @@ def measure(model: nn.Module, num_instances: int, width: int) -> Cost:
     Its cost. Time is what the caller waits for the finished `Prediction`, with
     features and parameters on the device; compilation is not part of it.
   """
-  rng = np.random.default_rng(0)
-  draw = lambda shape: jnp.asarray(
-    rng.normal(scale=0.02, size=shape), 'float32'
-  )
-  x, mask = draw((num_instances, width)), jnp.ones(num_instances, bool)
-  init = functools.partial(model.init, train=False)
-  shapes = jax.eval_shape(init, jax.random.key(0), x, mask)
   # Any values do; the model's own start takes longer to compile than to run.
-  variables = jax.tree.map(lambda leaf: draw(leaf.shape), shapes)
+  fill = lambda leaf: jnp.full(leaf.shape, 0.02)
+  variables = jax.tree.map(fill, _shapes(model, width))
+  x, mask = jnp.ones((num_instances, width)), jnp.ones(num_instances, bool)
   forward = functools.partial(model.apply, train=False)
   lowered = jax.jit(forward).lower(variables, x, mask)
   compiled = lowered.compile()
@@ -88,31 +84,20 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
   Parameters and features are arguments. The machine code is left out, and what
   shares memory is counted once. None where the backend does not say.
   """
-  held = compiled.memory_analysis()
-  if held is None:
+  if (held := compiled.memory_analysis()) is None:
     return None
-  return (
-    held.argument_size_in_bytes
-    + held.output_size_in_bytes
-    + held.temp_size_in_bytes
-    - held.alias_size_in_bytes
-  )
+  size = lambda kind: getattr(held, f'{kind}_size_in_bytes')
+  return sum(map(size, ('argument', 'output', 'temp'))) - size('alias')
 
 
 def median_seconds(call: Callable[[], Any]) -> float:
   """Returns a call's median time to its finished arrays, after two untimed."""
-  for _ in range(2):
-    jax.block_until_ready(call())
-  least, most = _CALLS
-  times = []
-  while len(times) < least or (len(times) < most and sum(times) < _SECONDS):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+  timer = timeit.Timer(lambda: jax.block_until_ready(call()))
+  *_, first = timer.repeat(3, 1)
+  count = int(np.clip(_SECONDS / first, *_CALLS))
+  return statistics.median([first, *timer.repeat(count - 1, 1)])
 
 
-@functools.singledispatch
 def multiply_adds(model: nn.Module, num_instances: int, width: int) -> int:
   """Operations of a network as Zheng et al. 2024 count them in Table 3.
 
@@ -122,8 +107,9 @@ def multiply_adds(model: nn.Module, num_instances: int, width: int) -> int:
   This is what the public counter `thop` does with the public implementations;
   the paper's 602.82M for TransMIL is its count at 100 instances.
 
-  It is a formula of the architecture as published: where the module here takes
-  a shorter way to the same result, it does not show.
+  They are those of the architecture as published, its weights times the `rows`
+  that they see: where the module here takes a shorter way to the same result,
+  it does not show.
 
   Args:
     model: a bag model; its options count.
@@ -131,82 +117,71 @@ def multiply_adds(model: nn.Module, num_instances: int, width: int) -> int:
     width: D.
 
   Raises:
-    NotImplementedError: for an architecture without a formula.
+    NotImplementedError: for an architecture that is not known.
   """
+  seen = rows(model, num_instances)
+  leaves = traverse_util.flatten_dict(_shapes(model, width)['params'], sep='/')
+  return sum(
+    leaf.size
+    * next((n for p, n in seen.items() if re.fullmatch(p, path)), num_instances)
+    for path, leaf in leaves.items()
+    if not path.endswith('bias')
+  )
+
+
+def rows(model: nn.Module, num_instances: int) -> dict[str, int]:
+  """Returns how many rows weights see, if not one for every instance.
+
+  DSMIL, as published, queries the C critical instances once more. DTFD's second
+  tier sees what non-empty pseudo-bags distil. TransMIL sees a square of side
+  s = ceil(sqrt N), s^2 + 1 tokens, and in its attention the multiple of 256 at
+  or above these, as zero rows come before them.
+
+  Args:
+    model: a bag model; its options count.
+    num_instances: N.
+
+  Returns:
+    By patterns of the paths of weights, of which the first counts.
+
+  Raises:
+    NotImplementedError: for an architecture that is not known.
+  """
+  match model:
+    case ABMIL():
+      return {'classifier/weight': 1}
+    case DSMIL():
+      queries = num_instances + model.num_classes
+      return {'query_./weight': queries, 'fuse/weight': 1}
+    case DTFD():
+      bags = np.array_split(np.arange(num_instances), model.pseudo_bags)
+      ranked = model.distill in RANKING
+      kept = model.total_instances // model.pseudo_bags if ranked else 1
+      distilled = sum(min(kept, len(bag)) for bag in bags)
+      return {
+        'classifier/weight': min(num_instances, model.pseudo_bags),
+        'tier2/classifier/weight': 1,
+        'tier2/.*': 2 * distilled if model.distill == 'maxmins' else distilled,
+      }
+    case TransMIL():
+      square = (math.isqrt(num_instances - 1) + 1) ** 2
+      length = -(-(square + 1) // LANDMARKS) * LANDMARKS
+      return {
+        'class_token': 0,
+        'ppeg/.*': square,
+        '(.*/)?norm/scale': 4 * (square + 1),
+        'layer./residual': WIDTH // HEADS * length,
+        'layer./.*': length,
+        'classifier/weight': 1,
+      }
   raise NotImplementedError(
-    f'no formula for the multiply-adds of {type(model).__name__}: register one'
-    ' with kmil_jax.cost.multiply_adds'
+    f'no multiply-adds are known of {type(model).__name__}'
   )
 
 
-@multiply_adds.register
-def _abmil(model: ABMIL, num_instances: int, width: int) -> int:
-  """N (D E + A(E)) + E C with embedded width E, or D without an embedding."""
-  embed = 0 if model.embed is None else width * model.embed
-  h = model.embed or width
-  attention = _attention(h, model.hidden, model.gated)
-  return num_instances * (embed + attention) + h * model.num_classes
-
-
-@multiply_adds.register
-def _dsmil(model: DSMIL, num_instances: int, width: int) -> int:
-  """N (D C + Q + V) + C Q + C^2 D with Q = 128 D + 128^2.
-
-  As published, the C critical instances are queried once more; V is D^2 with
-  the value layer, else 0; the last term is the fusing convolution.
-  """
-  classes = model.num_classes
-  query = width * model.hidden + model.hidden**2
-  value = width**2 if model.value else 0
-  instance = width * classes + query + value
-  return num_instances * instance + classes * query + classes**2 * width
-
-
-@multiply_adds.register
-def _dtfd(model: DTFD, num_instances: int, width: int) -> int:
-  """N (512 D + A1) + 512 G C + R A2 + 512 C, R distilled rows.
-
-  G non-empty pseudo-bags; tier 2's attention A2 is gated, A1 with an option.
-  """
-  h, hidden, classes = 512, 128, model.num_classes
-  count = model.pseudo_bags
-  size, more = divmod(num_instances, count)
-  sizes = [n for g in range(count) if (n := size + (g < more))]
-  kept = model.total_instances // count
-  rows = {
-    'afs': len(sizes),
-    'mas': len(sizes),
-    'maxs': sum(min(kept, n) for n in sizes),
-    'maxmins': sum(2 * min(kept, n) for n in sizes),
-  }[model.distill]
-  return (
-    num_instances * (width * h + _attention(h, hidden, model.gated))
-    + len(sizes) * h * classes
-    + rows * _attention(h, hidden, True)
-    + h * classes
-  )
-
-
-@multiply_adds.register
-def _transmil(model: TransMIL, num_instances: int, width: int) -> int:
-  """512 D N + 512 (7^2 + 5^2 + 3^2) s^2 + 2 L (4 512^2 + 33 512)
-  + 3 4 512 (s^2 + 1) + 512 C.
-
-  The square has side s = ceil(sqrt N); L is the multiple of 256 at or above
-  s^2 + 1, as attention takes zero rows before the tokens.
-  """
-  h = nystrom.WIDTH
-  square = (math.isqrt(num_instances - 1) + 1) ** 2
-  length = -(-(square + 1) // nystrom.LANDMARKS) * nystrom.LANDMARKS
-  return (
-    width * h * num_instances
-    + h * (7**2 + 5**2 + 3**2) * square
-    + 2 * length * (4 * h**2 + 33 * h)
-    + 3 * 4 * h * (square + 1)
-    + h * model.num_classes
-  )
-
-
-def _attention(width: int, hidden: int, gated: bool) -> int:
-  """Multiply-adds of `abmil.attention_scores` per instance."""
-  return (1 + gated) * width * hidden + hidden
+@functools.cache
+def _shapes(model: nn.Module, width: int) -> dict[str, Any]:
+  """Returns a model's variables as shapes."""
+  init = functools.partial(model.init, train=False)
+  x, mask = jnp.ones((1, width)), jnp.ones(1, bool)
+  return jax.eval_shape(init, jax.random.key(0), x, mask)

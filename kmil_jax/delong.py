@@ -1,24 +1,15 @@
 """Variances of AUROCs in closed form, of slides or of patients."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from kmil_jax.metrics import ratio
+
 _Z = stats.norm.ppf(0.975)
 # Below it, two AUROCs or a standard error differ from 0 by rounding alone.
 _ROUNDING = 1e-9
-
-
-class Difference(NamedTuple):
-  """Of two AUROCs, with its 95 % interval and test against 0."""
-
-  value: float
-  low: float
-  high: float
-  z: float
-  p: float
 
 
 def components(
@@ -44,16 +35,14 @@ def components(
 
 
 def covariance(
-  positive: np.ndarray,
-  score: np.ndarray,
-  case: Sequence[str] | None = None,
+  positive: np.ndarray, score: np.ndarray, case: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
   """AUROCs on the same slides and the covariance of their estimates.
 
-  Without `case`, DeLong et al. 1988: slides are taken for independent. Where
-  patients have several slides that is wrong, and mostly too narrow. With
-  `case`, components are summed within patients (Obuchowski, Biometrics 1997),
-  which is DeLong's again where every patient has one slide.
+  DeLong et al. 1988 take slides for independent. Where patients have several
+  slides that is wrong, and mostly too narrow: components are summed within
+  patients (Obuchowski, Biometrics 1997), which is DeLong's where every patient
+  has one slide.
 
   Args:
     positive: bool [N], or [M, N]: classes against the rest have positives of
@@ -66,25 +55,23 @@ def covariance(
     NaN also where fewer than two patients hold a kind.
   """
   positive = np.broadcast_to(positive, score.shape)
-  if case is None:
-    case = np.arange(score.shape[1])
   names, patient = np.unique(case, return_inverse=True)
-  value = np.full(len(score), np.nan)
+  value = np.empty(len(score))
   # Of positives and of negatives: sums by patient, and patients that hold some.
-  total = np.full((2, len(score), len(names)), np.nan)
-  holders = np.zeros((2, len(score)))
+  total = np.empty((2, len(score), len(names)))
+  holders = np.empty((2, len(score)))
   for m, (mine, scores) in enumerate(zip(positive, score, strict=True)):
-    if mine.all() or not mine.any():
-      continue
     parts = components(mine, scores)
-    value[m] = parts[0].mean()
+    value[m] = ratio(parts[0].sum(), len(parts[0]))
     for kind, (rows, part) in enumerate(zip((mine, ~mine), parts, strict=True)):
       share = (part - value[m]) / len(part)
       total[kind, m] = np.bincount(patient[rows], share, len(names))
       holders[kind, m] = len(np.unique(patient[rows]))
-  scaled = total * np.sqrt(_bessel(holders))[..., None]
+  # n / (n - 1), NaN of fewer than two patients.
+  bessel = lambda n: ratio(n, n - 1)
+  scaled = total * np.sqrt(bessel(holders))[..., None]
   same_kind = np.einsum('kmp,knp->mn', scaled, scaled)
-  other_kind = (total[0] @ total[1].T) * _bessel(np.array(len(names)))
+  other_kind = (total[0] @ total[1].T) * bessel(len(names))
   return value, same_kind + other_kind + other_kind.T
 
 
@@ -99,20 +86,15 @@ def interval(value: float, variance: float) -> tuple[float, float]:
   return float(low), float(high)
 
 
-def difference(value: float, variance: float) -> Difference:
-  """Interval and two-sided z test of a difference of AUROCs.
+def p_value(difference: float, variance: float) -> float:
+  """Two-sided p of no difference between two AUROCs, by a z test.
 
-  Two models of equal AUROC have p = 1, also where the variance is 0; z and p
-  of others without variance are NaN, and the interval of all without.
+  Of equal AUROCs it is 1, also where the variance is 0; of others without
+  variance NaN.
   """
-  error = _error(variance)
-  if abs(value) < _ROUNDING:
-    z = 0.0
-  else:
-    z = value / error
-  low, high = value - _Z * error, value + _Z * error
-  p = 2 * stats.norm.sf(abs(z))
-  return Difference(*map(float, (value, low, high, z, p)))
+  if abs(difference) < _ROUNDING:
+    return 1.0
+  return float(2 * stats.norm.sf(abs(difference / _error(variance))))
 
 
 def _error(variance: float) -> float:
@@ -128,10 +110,3 @@ def _share_below(others: np.ndarray, mine: np.ndarray) -> np.ndarray:
   others = np.sort(others)
   count = np.searchsorted(others, mine) + np.searchsorted(others, mine, 'right')
   return count / (2 * len(others))
-
-
-def _bessel(count: np.ndarray) -> np.ndarray:
-  """n / (n - 1), NaN below 2."""
-  return np.divide(
-    count, count - 1, out=np.full(count.shape, np.nan), where=count > 1
-  )

@@ -5,7 +5,7 @@ JAMA 2017; https://camelyon16.grand-challenge.org/Evaluation).
 """
 
 from collections.abc import Sequence
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -18,8 +18,7 @@ _MERGED_UM = 75.0  # Lesions closer than this are one; about five tumour cells.
 _CELLS_UM = 275.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesions:
+class Lesions(NamedTuple):
   """What is to be found on a slide.
 
   Attributes:
@@ -31,8 +30,7 @@ class Lesions:
   cells: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
   """What the detections on a slide hit and miss.
 
   Attributes:
@@ -46,8 +44,7 @@ class Case:
   targets: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Froc:
+class Froc(NamedTuple):
   """The curve and what is read off it.
 
   Attributes:
@@ -83,26 +80,19 @@ def lesions(
     mpp: um per level-0 pixel.
     level: of the mask: its pixels are 2^level level-0 pixels wide.
   """
-  mask = np.asarray(mask, bool)
-  if not mask.any():
-    return Lesions(np.zeros(mask.shape, np.int32), np.zeros(0, bool))
   pixel = mpp * 2**level
   reach = _MERGED_UM / 2 / pixel
   # Slides are mostly without tumour: nothing is decided beyond its reach.
   margin = int(np.ceil(reach)) + 1
-  near = tuple(
-    slice(max(0, found[0] - margin), found[-1] + 1 + margin)
-    for found in (np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)))
-  )
-  region = ndimage.distance_transform_edt(~mask[near]) < reach
   label = np.zeros(mask.shape, np.int32)
-  label[near], _ = ndimage.label(
-    ndimage.binary_fill_holes(region), np.ones((3, 3))
-  )
+  for box in ndimage.find_objects(np.asarray(mask, np.int8)):  # One or none.
+    near = tuple(slice(max(0, x.start - margin), x.stop + margin) for x in box)
+    region = ndimage.distance_transform_edt(mask[near] == 0) < reach
+    filled = ndimage.binary_fill_holes(region)
+    label[near], _ = ndimage.label(filled, np.ones((3, 3)))
   boxes = ndimage.find_objects(label)
   axis = [_major_axis(label[box] == i + 1) for i, box in enumerate(boxes)]
-  cells = np.array(axis) < _CELLS_UM / pixel
-  return Lesions(label, cells)
+  return Lesions(label, np.array(axis) < _CELLS_UM / pixel)
 
 
 def _major_axis(region: np.ndarray) -> float:
@@ -132,32 +122,25 @@ def judge(
 
   Raises:
     ValueError: if a score is negative or not finite, or a place lies outside
-      the mask; rows are counted from 0.
+      the slide; rows are counted from 0.
   """
   score = np.asarray(score, float)
-  xy = np.asarray(xy, float).reshape(-1, 2)
-  if len(score) != len(xy):
-    raise ValueError(f'found {len(score)} scores and {len(xy)} places')
-  bad = ~(np.isfinite(score) & (score >= 0) & np.isfinite(xy).all(1))
-  if bad.any():
-    row = int(bad.argmax())
+  xy = np.asarray(xy, float).reshape(len(score), 2)
+  side = np.full(2, np.inf)
+  if truth is not None:
+    side = np.array(truth.label.shape[::-1]) * 2**level
+  valid = ((xy >= 0) & (xy < side)).all(1) & (score >= 0) & np.isfinite(score)
+  if not valid.all():
+    row = int(valid.argmin())
     raise ValueError(
-      f'detection {row}: score {score[row]:g} at ({xy[row, 0]:g}, '
-      f'{xy[row, 1]:g}); scores are finite and not negative, places finite'
+      f'detection {row}: found the score {score[row]:g} at ({xy[row, 0]:g},'
+      f' {xy[row, 1]:g}). Scores must be finite and not negative, places within'
+      f' {side[0]:g} x {side[1]:g} level-0 pixels.'
     )
   if truth is None:
     return Case(score, np.zeros(0), 0)
-  column, row = np.floor(xy.T / 2**level)
-  height, width = truth.label.shape
-  outside = (column < 0) | (row < 0) | (column >= width) | (row >= height)
-  if outside.any():
-    i = int(outside.argmax())
-    raise ValueError(
-      f'detection {i} at ({xy[i, 0]:g}, {xy[i, 1]:g}) lies outside the mask, '
-      f'{width} x {height} px of level {level}: '
-      f'{width * 2**level} x {height * 2**level} level-0 px'
-    )
-  label = truth.label[row.astype(int), column.astype(int)]
+  column, row = (xy.T // 2**level).astype(int)
+  label = truth.label[row, column]
   best = np.zeros(len(truth.cells) + 1)
   np.maximum.at(best, label, score)
   hits = np.where(truth.cells, 0.0, best[1:])
@@ -176,7 +159,24 @@ def froc(cases: Sequence[Case]) -> Froc:
   Args:
     cases: of every slide, normal ones too; see `judge`.
   """
-  return _weighted(*_pooled(cases), np.ones(len(cases)))
+  alarms = np.concatenate([np.zeros(0), *(case.alarms for case in cases)])
+  hits = np.concatenate([np.zeros(0), *(case.hits for case in cases)])
+  lesions = sum(case.targets for case in cases)
+  # From the highest on; the smallest score is no threshold.
+  threshold = np.unique(np.concatenate([alarms, hits]))[:0:-1]
+  reach = lambda x: len(x) - np.searchsorted(np.sort(x), threshold)
+  rate = np.append(0, reach(alarms)) / max(len(cases), 1)
+  with np.errstate(invalid='ignore'):  # Without lesions it is NaN throughout.
+    curve = np.append(0, reach(hits)) / lesions
+  sensitivity = np.interp(RATES, rate, curve)
+  return Froc(
+    score=float(sensitivity.mean()),
+    sensitivity=sensitivity,
+    rate=rate,
+    curve=curve,
+    lesions=lesions,
+    slides=len(cases),
+  )
 
 
 def interval(
@@ -198,52 +198,6 @@ def interval(
   if sum(case.targets > 0 for case in cases) < 2:
     return np.full(2, np.nan)
   n, rng = len(cases), np.random.default_rng(seed)
-  pooled = _pooled(cases)
-  draws = (
-    np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(resamples)
-  )
-  scores = [_weighted(*pooled, draw).score for draw in draws]
+  draws = (rng.integers(0, n, n) for _ in range(resamples))
+  scores = [froc([cases[i] for i in draw]).score for draw in draws]
   return np.nanpercentile(scores, (2.5, 97.5))
-
-
-def _pooled(
-  cases: Sequence[Case],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """All scores, highest first; whose are alarms; their slides; targets."""
-  score = [s for case in cases for s in (case.alarms, case.hits)]
-  size = np.array([len(s) for s in score], int)
-  score = np.concatenate([np.zeros(0), *score])
-  order = np.argsort(-score, kind='stable')
-  alarm = np.repeat(np.tile([True, False], len(cases)), size)
-  slide = np.repeat(np.repeat(np.arange(len(cases)), 2), size)
-  targets = np.array([case.targets for case in cases], int)
-  return score[order], alarm[order], slide[order], targets
-
-
-def _weighted(
-  score: np.ndarray,
-  alarm: np.ndarray,
-  slide: np.ndarray,
-  targets: np.ndarray,
-  weight: np.ndarray,
-) -> Froc:
-  """The curve when slide i counts `weight[i]` times; see `_pooled`."""
-  slides, total = weight.sum(), weight @ targets
-  of_score = weight[slide]
-  drawn = of_score > 0
-  score, alarm, of_score = score[drawn], alarm[drawn], of_score[drawn]
-  last = np.flatnonzero(np.append(np.diff(score) != 0, True)[: len(score)])
-  last = last[:-1]  # The smallest score is no threshold.
-  rate = np.append(0, np.cumsum(of_score * alarm)[last]) / max(slides, 1)
-  with np.errstate(invalid='ignore'):
-    curve = np.append(0, np.cumsum(of_score * ~alarm)[last]) / total
-  # A curve without lesions is NaN throughout.
-  sensitivity = np.interp(RATES, rate, curve)
-  return Froc(
-    score=float(sensitivity.mean()),
-    sensitivity=sensitivity,
-    rate=rate,
-    curve=curve,
-    lesions=int(total),
-    slides=int(slides),
-  )

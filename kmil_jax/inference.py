@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import chex
 from flax import linen as nn, traverse_util
@@ -19,18 +19,56 @@ CHOOSER, MODEL = 'chooser', 'model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
 
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-  """The networks of a prediction, and what is made of their outputs."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+  """A form of a bag model, and what is made of its outputs."""
 
   model: str  # of SPECS
-  num_classes: int
-  width: int  # of the features
   precision: str = 'float32'
   # Where the model has a first stage.
   choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def of_options(cls, options: Mapping[str, Any], **others: Any) -> Self:
+    """Returns what the options of a training ask for.
+
+    Args:
+      options: by name, as config.json of a results folder has them, of whatever
+        version; what is absent is by default.
+      **others: further fields.
+    """
+
+    def get(name, former, default):
+      return options.get(name, options.get(former, default))
+
+    extra = {}
+    if options['model'].startswith('dtfd'):
+      names = ('distill', 'pseudo_bags', 'total_instances')
+      extra = {name: options[name] for name in names}
+      extra['score'] = get('dtfd_rank_by', 'instance_score', 'last')
+    share = options.get('drop_fraction', Choice.drop_per_mille / 1000)
+    return cls(
+      model=options['model'],
+      precision=options['precision'],
+      choice=Choice(
+        get('kmil_score', 'score', Choice.score),
+        get('kmil_drop', 'drop', Choice.drop),
+        round(1000 * share),
+      ),
+      combine=get('average_with_top_instance', 'combine', False),
+      options=extra,
+      **others,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Design(Variant):
+  """The networks of a prediction."""
+
+  num_classes: int
+  width: int  # of the features
 
   @property
   def least(self) -> int:
@@ -88,19 +126,11 @@ class Design:
       )
       kept = mask
       if CHOOSER in networks:
-        scores = kmil.instance_scores(
-          apply(CHOOSER, mask).instance_logits, self.choice.score
-        )
-        kept = kmil.key_instances(
-          scores, mask, self.choice.drop_per_mille, self.choice.drop
-        )
+        logits = apply(CHOOSER, mask).instance_logits
+        kept = kmil.chosen(logits, mask, self.choice)
       prediction = apply(MODEL, kept)
       return {
-        'prob': (
-          kmil.combined_prob(prediction, kept)
-          if self.combine
-          else jax.nn.softmax(prediction.logits)
-        ),
+        'prob': kmil.prob(prediction, kept, self.combine),
         'attention': prediction.attention,
         'instance_prob': jax.nn.softmax(prediction.instance_logits),
         'kept': kept,
@@ -124,64 +154,26 @@ class Design:
     Args:
       weights: in the shapes that it will be given.
     """
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(weights)
-    )
-    count = jax.ShapeDtypeStruct((), jnp.int32)
+    shape = jax.ShapeDtypeStruct
+    call = export.export(jax.jit(self.predict), platforms=PLATFORMS)
+    bag = lambda n: (shape((n, self.width), jnp.float32), shape((), jnp.int32))
     if SPECS[self.model].fixed_length:
       sizes = {archives.program_name(n): n for n in archives.LENGTHS}
     else:
       least = max(self.least, archives.LEAST)
-      (any_size,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
-      sizes = {archives.ANY: any_size}
+      (n,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
+      sizes = {archives.ANY: n}
     # Do not store local file paths in the exported program.
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
       with cpu.lowering_for(None):
         return {
-          name: bytes(
-            export.export(jax.jit(self.predict), platforms=PLATFORMS)(
-              shapes, jax.ShapeDtypeStruct((n, self.width), jnp.float32), count
-            ).serialize()
-          )
+          name: bytes(call(dict(weights), *bag(n)).serialize())
           for name, n in sizes.items()
         }
     finally:
       jax.config.update('jax_traceback_in_locations_limit', limit)
-
-
-def network_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields of a `Design` that the options of a training decide.
-
-  Args:
-    options: by name, as config.json of a results folder has them, of whatever
-      version; what is absent is by default.
-  """
-
-  def get(name, former, default):
-    return options.get(name, options.get(former, default))
-
-  extra = {}
-  if options['model'].startswith('dtfd'):
-    extra = {
-      'distill': options['distill'],
-      'pseudo_bags': options['pseudo_bags'],
-      'total_instances': options['total_instances'],
-      'score': get('dtfd_rank_by', 'instance_score', 'last'),
-    }
-  dropped = options.get('drop_fraction', Choice.drop_per_mille / 1000)
-  return {
-    'model': options['model'],
-    'precision': options['precision'],
-    'choice': Choice(
-      get('kmil_score', 'score', Choice.score),
-      get('kmil_drop', 'drop', Choice.drop),
-      round(1000 * dropped),
-    ),
-    'combine': get('average_with_top_instance', 'combine', False),
-    'options': extra,
-  }
 
 
 def stack(folds: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Confidence intervals and tests in which patients are what varies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+import warnings
 
 import numpy as np
 from scipy import stats
@@ -23,7 +24,7 @@ def replicates(
   *,
   resamples: int = RESAMPLES,
   seed: int = 0,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> dict[str, np.ndarray]:
   """All metrics on resampled patients.
 
   Slides of one patient are not independent, so patients are drawn with
@@ -39,40 +40,38 @@ def replicates(
     seed: of the draws.
 
   Returns:
-    What `metrics.weighted` returns, [W] and [W, C]; NaN in resamples where a
+    What `metrics.evaluate` returns, [W] and [W, C]; NaN in resamples where a
     metric is undefined: AUROC, macro F1 and balanced accuracy where a class was
     not drawn. All are NaN where a class has fewer than two patients, who would
     be the same in every resample that has them.
   """
-  found = [
-    metrics.weighted(label, prob, weight)
-    for weight in _weights(case, resamples, seed)
-  ]
-  overall, by_class = zip(*found, strict=True)
-  join = lambda blocks: {
+  names, patient = np.unique(case, return_inverse=True)
+  rng, blocks = np.random.default_rng(seed), []
+  size = max(1, _BLOCK // max(1, len(patient)))
+  for start in range(0, resamples, size):
+    shape = (min(size, resamples - start), len(names))
+    chosen = rng.integers(0, len(names), shape)
+    chosen += len(names) * np.arange(shape[0])[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=shape[0] * shape[1])
+    weight = counts.reshape(shape)[:, patient].astype(float)
+    blocks.append(metrics.evaluate(label, prob, weight))
+  drawn = {
     name: np.concatenate([block[name] for block in blocks])
     for name in blocks[0]
   }
-  overall, by_class = join(overall), join(by_class)
-  classes = range(prob.shape[1])
-  case = np.asarray(case)
-  patients = lambda rows: len(set(case[rows].tolist()))
-  few = np.array([patients(label == c) < 2 for c in classes])
-  rest = np.array([patients(label != c) < 2 for c in classes])
-  for name, values in by_class.items():
-    values[:, few | rest if name == 'auroc' else few] = np.nan
+  own = label == np.arange(prob.shape[1])[:, None]
+  is_few = lambda rows: len(np.unique(patient[rows])) < 2
+  few, rest = (np.array([*map(is_few, rows)]) for rows in (own, ~own))
+  for name in metrics.CLASS_NAMES:
+    drawn[name][:, few | rest if name == 'class_auroc' else few] = np.nan
   if few.any():
-    for name in ('auroc', 'f1_macro', 'balanced_accuracy'):
-      overall[name][:] = np.nan
-  return overall, by_class
+    for name in metrics.OF_ALL_CLASSES:
+      drawn[name][:] = np.nan
+  return drawn
 
 
 def auroc_replicates(
-  positive: np.ndarray,
-  probs: np.ndarray,
-  group: np.ndarray,
-  *,
-  resamples: int = 2000,
+  positive: np.ndarray, probs: np.ndarray, group: np.ndarray, **draws: int
 ) -> np.ndarray:
   """Mean AUROC of several models on resampled groups.
 
@@ -83,21 +82,15 @@ def auroc_replicates(
     positive: bool [N].
     probs: of R models, of being positive, [R, N].
     group: patient or slide of each tile, [N], drawn with all its tiles.
-    resamples: number of resamples, W.
+    **draws: `resamples` and `seed` of `replicates`.
 
   Returns:
     [W]; NaN as `replicates` has it.
   """
-  draws = []
-  for prob in probs:
-    overall, _ = replicates(
-      positive.astype(int),
-      np.stack([1 - prob, prob], 1),
-      group,
-      resamples=resamples,
-    )
-    draws.append(overall['auroc'])
-  return np.mean(draws, 0)
+  label = positive.astype(int)
+  both = (np.stack([1 - prob, prob], 1) for prob in probs)
+  drawn = [replicates(label, p, group, **draws) for p in both]
+  return np.mean([values['auroc'] for values in drawn], 0)
 
 
 def percentile(values: np.ndarray) -> np.ndarray:
@@ -111,35 +104,10 @@ def percentile(values: np.ndarray) -> np.ndarray:
     ends are equal: slides that vary in nothing, as those of a perfect model,
     do not say how far other slides would.
   """
-  columns = values.reshape(len(values), -1).T
-  bounds = np.full((2, len(columns)), np.nan)
-  for i, column in enumerate(columns):
-    defined = column[np.isfinite(column)]
-    if len(defined):
-      bounds[:, i] = np.percentile(defined, _LEVEL)
-  bounds[:, bounds[1] - bounds[0] < _ROUNDING] = np.nan
-  return bounds.reshape(2, *values.shape[1:])
-
-
-def bootstrap(
-  label: np.ndarray,
-  prob: np.ndarray,
-  case: Sequence[str],
-  *,
-  resamples: int = RESAMPLES,
-  seed: int = 0,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """95 % percentile intervals of all metrics; arguments as `replicates`.
-
-  Returns:
-    (low, high) for each of `metrics.NAMES`, [2], and of `metrics.CLASS_NAMES`,
-    [2, C]; NaN as `percentile` has it.
-  """
-  overall, by_class = replicates(
-    label, prob, case, resamples=resamples, seed=seed
-  )
-  interval = lambda table: {k: percentile(v) for k, v in table.items()}
-  return interval(overall), interval(by_class)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', RuntimeWarning)  # Of columns of NaN alone.
+    bounds = np.nanpercentile(values, _LEVEL, axis=0)
+  return np.where(bounds[1] - bounds[0] < _ROUNDING, np.nan, bounds)
 
 
 def proportion(
@@ -170,15 +138,13 @@ def proportion(
   if patients < 2:
     return np.full(2, np.nan)
   hits = np.bincount(patient, hit[counted])
-  share = hits.sum() / slides
+  share, size = hits.sum() / slides, patients
   spread = share * (1 - share)
   if spread:
     square = np.sum((hits - share * count) ** 2)
     variance = patients / (patients - 1) * square / slides**2
     # Not spread / variance: the variance is 0 where patients all agree.
     size = slides if variance * slides <= spread else spread / variance
-  else:
-    size = patients
   middle = share + _Z**2 / (2 * size)
   half = _Z * np.sqrt(spread / size + _Z**2 / (4 * size**2))
   ends = np.array([middle - half, middle + half]) / (1 + _Z**2 / size)
@@ -186,30 +152,28 @@ def proportion(
 
 
 def of_metrics(
-  label: np.ndarray,
-  prob: np.ndarray,
-  case: Sequence[str],
-  *,
-  resamples: int = RESAMPLES,
-  seed: int = 0,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """95 % intervals of all metrics; arguments and result as `bootstrap`.
+  label: np.ndarray, prob: np.ndarray, case: Sequence[str], **draws: int
+) -> dict[str, np.ndarray]:
+  """95 % intervals of all metrics; arguments as `replicates`.
 
   Accuracy, precision and recall are shares and have those of `proportion`; F1,
-  balanced accuracy and AUROC those of `bootstrap`.
+  balanced accuracy and AUROC the `percentile` of their replicates.
+
+  Returns:
+    (low, high) for each of `metrics.NAMES`, [2], and of `metrics.CLASS_NAMES`,
+    [2, C].
   """
-  overall, by_class = bootstrap(
-    label, prob, case, resamples=resamples, seed=seed
-  )
+  drawn = replicates(label, prob, case, **draws)
+  found = {name: percentile(values) for name, values in drawn.items()}
   pred, classes = prob.argmax(1), np.arange(prob.shape[1])
   hit = pred == label
-  overall['accuracy'] = proportion(hit, np.ones(len(label), bool), case)
-  for name, given in (('precision', pred), ('recall', label)):
-    found = [proportion(hit, given == c, case) for c in classes]
-    by_class[name] = np.stack(found, 1)
+  share = lambda rows: proportion(hit, rows, case)
+  found['accuracy'] = share(np.ones_like(hit))
+  for name, given in (('class_precision', pred), ('class_recall', label)):
+    found[name] = np.stack([share(given == c) for c in classes], 1)
   # The precision of a class without slides is undefined; see `metrics`.
-  by_class['precision'][:, ~np.isin(classes, label)] = np.nan
-  return overall, by_class
+  found['class_precision'][:, ~np.isin(classes, label)] = np.nan
+  return found
 
 
 def p_value(difference: np.ndarray) -> float:
@@ -246,18 +210,3 @@ def holm(p: np.ndarray) -> np.ndarray:
   adjusted = np.full(p.shape, np.nan)
   adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * left))
   return adjusted
-
-
-def _weights(
-  case: Sequence[str], resamples: int, seed: int
-) -> Iterator[np.ndarray]:
-  """Yields how often each slide is drawn, in blocks [W', N]."""
-  names, patient = np.unique(case, return_inverse=True)
-  rng = np.random.default_rng(seed)
-  block = max(1, _BLOCK // max(1, len(patient)))
-  for start in range(0, resamples, block):
-    shape = (min(block, resamples - start), len(names))
-    drawn = rng.integers(0, len(names), shape)
-    drawn += len(names) * np.arange(shape[0])[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=shape[0] * shape[1])
-    yield counts.reshape(shape)[:, patient].astype(float)

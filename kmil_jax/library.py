@@ -7,18 +7,11 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from kmil_jax import folds as stages, intervals, metrics, plan, splits
 from kmil_jax.folds import Fold, Settings
-from kmil_jax.inference import (
-  CHOOSER,
-  MODEL,
-  Design,
-  network_settings,
-  stack,
-)
+from kmil_jax.inference import Design, stack
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader
 from kmil_jax.types import ModelSpec, Recipe, Store
@@ -69,10 +62,10 @@ class Trained:
     known = np.isfinite(p.prob).all(1)
     label, prob, patient = p.label[known], p.prob[known], p.patient[known]
     value = metrics.evaluate(label, prob)
-    bounds, _ = intervals.of_metrics(label, prob, patient, resamples=resamples)
+    bounds = intervals.of_metrics(label, prob, patient, resamples=resamples)
     return {
-      name: (value[name], float(low), float(high))
-      for name, (low, high) in bounds.items()
+      name: tuple(float(x) for x in (value[name], *bounds[name]))
+      for name in metrics.NAMES
     }
 
   def predict(self, bags: Sequence[np.ndarray]) -> np.ndarray:
@@ -139,10 +132,7 @@ def fit(
     raise ValueError(f'All labels are {labels[0]}. Give two classes or more.')
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
-  settings.setdefault(
-    'chooser_recipe', stages.chooser_recipe(SPECS[model], recipe)
-  )
-  chosen = Settings(model, recipe, seed=seed, **settings)
+  chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
   runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
   loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
@@ -161,9 +151,7 @@ def fit(
   return Trained(
     classes=tuple(classes.tolist()),
     design=chosen.design(len(classes), loader.width),
-    weights=stack(
-      [_of_fold(results, r) for r in np.flatnonzero(~results.lost)]
-    ),
+    weights=stack([results.of_run(r) for r in np.flatnonzero(~results.lost)]),
     predictions=Predictions(prob, label, patient, fold),
     diverged=tuple(results.diverged),
   )
@@ -199,9 +187,7 @@ def load(
       ' the models take. Run its command again: it trains nothing that is done.'
     )
   classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
-  design = Design(
-    num_classes=len(classes), width=width, **network_settings(options)
-  )
+  design = Design.of_options(options, num_classes=len(classes), width=width)
   if folds is None:
     done = folder.glob('fold_*/predictions.csv')
     folds = sorted(int(path.parent.name.removeprefix('fold_')) for path in done)
@@ -214,12 +200,7 @@ def load(
       f'{folder}: the folds have no parameters of {design.model} with'
       f' {len(classes)} classes and {width} features ({error}).'
     ) from error
-  networks = [
-    {MODEL: model.params}
-    | ({CHOOSER: model.chooser_params} if model.chooser_params else {})
-    for model in models
-  ]
-  return Trained(classes=classes, design=design, weights=stack(networks))
+  return Trained(classes=classes, design=design, weights=stack(models))
 
 
 def register(name: str, spec: ModelSpec) -> None:
@@ -235,13 +216,6 @@ def register(name: str, spec: ModelSpec) -> None:
   if name in SPECS:
     raise ValueError(f'There is a model {name!r} already. Choose another name.')
   SPECS[name] = spec
-
-
-def _of_fold(results: stages.FoldResults, r: int) -> dict[str, Any]:
-  """Returns the parameters of a fold by network."""
-  trees = {MODEL: results.params, CHOOSER: results.chooser_params}
-  some = {name: tree for name, tree in trees.items() if tree is not None}
-  return jax.tree.map(lambda x: x[r], some)
 
 
 def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:

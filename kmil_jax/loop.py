@@ -9,7 +9,7 @@ import numpy as np
 
 from kmil_jax import checkpoint, metrics, parallel, selection, train
 from kmil_jax.programs import Program
-from kmil_jax.selection import Selection, Validation
+from kmil_jax.selection import Selection
 from kmil_jax.train import Variables
 
 # A save costs a tenth of a second, of larger networks a whole one: epochs
@@ -28,13 +28,11 @@ COLUMNS = (
   'val_threshold',
   'best_epoch',
 )
-# Of a state; the rest is a function of the options.
-_SAVED = ('params', 'batch_stats', 'opt_state', 'best', 'step')
 # `COLUMNS` of the epochs so far, [E, R] each; NaN where a run had stopped, and
 # as the threshold of tasks that have none.
 History = dict[str, np.ndarray]
 # Predictions of R runs, see `Program.evaluate`, and R to metrics by name, [R]
-# each: those of `Validation`, and a `threshold` if there is one.
+# each: a `selection.Validation`, and a `threshold` if there is one.
 Validate = Callable[[dict[str, np.ndarray], int], dict[str, np.ndarray]]
 
 
@@ -64,7 +62,7 @@ def classification(
     num_runs: R.
 
   Returns:
-    The fields of `selection.Validation`, [R] each.
+    A `selection.Validation`.
   """
   run, label = predictions['run'], predictions['label']
   # Where a run diverged; its loss is not finite either.
@@ -73,7 +71,7 @@ def classification(
   np.add.at(tables, (run, label, prob.argmax(1)), 1)
   scores = metrics.from_confusion(tables)
   aurocs = [
-    metrics.class_aurocs(label[run == r], prob[run == r])
+    metrics.evaluate(label[run == r], prob[run == r])['class_auroc']
     for r in range(num_runs)
   ]
   defined = [values[np.isfinite(values)] for values in aurocs]
@@ -121,8 +119,6 @@ def fit(
   failed = np.full(num_runs, -1)
   table = np.full((recipe.epochs, len(COLUMNS), num_runs), np.nan)
 
-  saved_of = lambda state: {name: state[name] for name in _SAVED}
-
   def to_save(state: dict[str, Any], epoch: int) -> dict[str, Any]:
     return {
       'state': state,
@@ -132,11 +128,9 @@ def fit(
       'epoch': np.int64(epoch),
     }
 
-  saved = None
-  if checkpoints:
-    saved = checkpoints.latest(to_save(saved_of(state), first))
-  if saved is not None:
-    state = state.replace(**saved['state'])
+  saved = checkpoints and checkpoints.latest(to_save(_saved_of(state), first))
+  if saved:
+    state = state.replace(**saved.pop('state'))
     chosen, first = Selection(**saved['selection']), int(saved['epoch'])
     failed, table = saved['failed'], saved['history'].copy()
   states = program.put(state)
@@ -162,7 +156,7 @@ def fit(
       chosen.replace(stopped=chosen.stopped | diverged),
       recipe,
       epoch,
-      Validation(**{name: val[name] for name in Validation.__annotations__}),
+      val,
     )
     states = program.keep_best(states, improved, diverged)
     row |= {f'val_{name}': value for name, value in val.items()} | {
@@ -176,12 +170,18 @@ def fit(
     last = epoch + 1 == recipe.epochs or chosen.stopped.all()
     due = time.monotonic() - last_save > SECONDS_BETWEEN_SAVES
     if checkpoints and parallel.agree(last or due):
-      gathered = program.gather([saved_of(state) for state in states])
+      gathered = program.gather([_saved_of(state) for state in states])
       checkpoints.save(epoch + 1, to_save(gathered, epoch + 1))
       last_save = time.monotonic()
   trained = ~np.isnan(table[:, COLUMNS.index('best_epoch')]).all(1)
   best = program.gather([state.best for state in states])
   return Result(best, chosen.epoch, failed, _history(table[trained]))
+
+
+def _saved_of(state: train.State) -> dict[str, Any]:
+  """Returns what of a state is no function of the options."""
+  names = ('params', 'batch_stats', 'opt_state', 'best', 'step')
+  return {name: state[name] for name in names}
 
 
 def _history(table: np.ndarray) -> History:

@@ -35,9 +35,7 @@ def cross_entropy(
   """
   del mask
   chex.assert_rank(label, 0)
-  return optax.softmax_cross_entropy_with_integer_labels(
-    prediction.logits, label
-  )
+  return _cross_entropy(prediction.logits, label)
 
 
 def dual_stream(
@@ -62,7 +60,7 @@ def dual_stream(
   from kmil_jax.models import pooling
 
   highest = pooling.masked_max(prediction.instance_logits, mask)
-  instance = optax.softmax_cross_entropy_with_integer_labels(highest, label)
+  instance = _cross_entropy(highest, label)
   return 0.5 * cross_entropy(prediction, mask, label) + 0.5 * instance
 
 
@@ -86,9 +84,8 @@ def two_tier(
     [] float32.
   """
   real = prediction.pseudo_mask
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    prediction.pseudo_logits, jnp.broadcast_to(label, real.shape)
-  )
+  labels = jnp.broadcast_to(label, real.shape)
+  losses = _cross_entropy(prediction.pseudo_logits, labels)
   first = jnp.where(real, losses, 0).sum() / real.sum()
   return first + cross_entropy(prediction, mask, label)
 
@@ -126,11 +123,11 @@ def tile_probabilities(logits: jax.Array) -> jax.Array:
 
 
 def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+  """Of logits [..., C] and labels [...]; one logit is that of class 1."""
   if logits.shape[-1] > 1:
     return optax.softmax_cross_entropy_with_integer_labels(logits, label)
-  return optax.sigmoid_binary_cross_entropy(
-    logits[:, 0], label.astype(logits.dtype)
-  )
+  label = label.astype(logits.dtype)
+  return optax.sigmoid_binary_cross_entropy(logits[..., 0], label)
 
 
 def cosine(f: jax.Array, g: jax.Array, *, axis: int | tuple[int, ...] = -1):

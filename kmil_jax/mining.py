@@ -1,10 +1,8 @@
 """Finds the candidates that lie nearest to queries: hard negatives."""
 
-from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
 
-import chex
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ METRICS = ('l2', 'cosine')
 # Rows of a block: 32 MiB of 512 features, and 64 KiB of distances per query.
 BLOCK = 16_384
 _ROWS = 64  # Queries are padded to a multiple of it.
-_NONE = -1  # Index of a place that no candidate has taken yet.
 
 
 class MiningError(ValueError):
@@ -31,12 +28,7 @@ class Mined:
 
 
 def nearest(
-  queries: np.ndarray,
-  candidates: np.ndarray | Iterable[np.ndarray],
-  alpha: int,
-  *,
-  metric: str = 'l2',
-  block: int = BLOCK,
+  queries: np.ndarray, candidates: np.ndarray, alpha: int, metric: str = 'l2'
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the `alpha` nearest candidates of every query.
 
@@ -47,17 +39,15 @@ def nearest(
 
   Candidates are visited in blocks: a matrix product, |q|^2 + |c|^2 - 2 q.c,
   says which of a block may be near, their differences say how near, and the
-  best so far are kept. At no time are there more than Q x (block + alpha)
+  best so far are kept. At no time are there more than Q x (`BLOCK` + alpha)
   distances, whatever the number of candidates.
 
   Args:
     queries: features, [Q, F].
-    candidates: features, [M, F]; an array, which may be mapped from a file, or
-      blocks of rows, of any sizes, one after the other.
+    candidates: features, [M, F]; they may be mapped from a file.
     alpha: how many candidates per query.
     metric: one of `METRICS`. The cosine of a vector of zeros with any other is
       0, its distance 1.
-    block: most rows that are compared at once; of immaterial influence.
 
   Returns:
     Places among the candidates, [Q, alpha] int64, and their distances,
@@ -71,49 +61,35 @@ def nearest(
   """
   if metric not in METRICS:
     raise MiningError(f'metric {metric!r}: there are {", ".join(METRICS)}')
-  if alpha < 1 or block < 1:
-    raise MiningError(f'alpha={alpha} and block={block} must be at least 1')
-  queries = _checked(queries, 'queries')
-  if isinstance(candidates, np.ndarray | jax.Array):
-    candidates = (candidates,)
+  if not 1 <= alpha <= len(candidates):
+    raise MiningError(
+      f'alpha={alpha}: choose at least 1, and no more than the'
+      f' {len(candidates)} candidates'
+    )
+  if queries.ndim != 2 or queries.shape[1:] != candidates.shape[1:]:
+    raise MiningError(
+      f'found queries {list(queries.shape)} and candidates'
+      f' {list(candidates.shape)}: both must be [n, F], from the same layer'
+    )
+  queries = _finite(queries, 'queries')
   # Distances do not change with the origin, but |q|^2 rounds less near it.
   origin = queries.mean(0) if metric == 'l2' and len(queries) else 0.0
   # So that another number of queries is not compiled anew.
-  padded_queries = np.pad(
-    queries - origin, ((0, -len(queries) % _ROWS), (0, 0))
-  )
-  state = _start(len(padded_queries), alpha)
-  seen, rows = 0, None
-  for part in _blocks(candidates, block):
-    rows = rows or len(part)
-    if part.shape[1] != queries.shape[1]:
-      raise MiningError(
-        f'candidates have {part.shape[1]} features and queries'
-        f' {queries.shape[1]}: both must come from the same layer'
-      )
-    # A block that is larger than the first would be compiled anew.
-    for first in range(0, len(part), rows):
-      some = part[first : first + rows]
-      padded = np.zeros((rows, queries.shape[1]), np.float32)
-      padded[: len(some)] = some - origin
-      state = _merge(
-        state, padded_queries, padded, seen, len(some), metric=metric
-      )
-      seen += len(some)
-  if alpha > seen:
-    raise MiningError(
-      f'alpha={alpha} is more than the {seen} candidates there are'
-    )
-  distance, index = (x[: len(queries)] for x in jax.device_get(state))
+  padded = np.pad(queries - origin, ((0, -len(queries) % _ROWS), (0, 0)))
+  shape = (len(padded), alpha)
+  best = jnp.full(shape, jnp.inf), jnp.full(shape, -1, jnp.int32)  # None yet.
+  block = min(BLOCK, len(candidates))
+  for first in range(0, len(candidates), block):
+    some = _finite(candidates[first : first + block], 'candidates', first)
+    # Sums of other shapes may round otherwise: equals would differ.
+    rows = np.pad(some - origin, ((0, block - len(some)), (0, 0)))
+    best = _merge(best, padded, rows, first, len(some), metric=metric)
+  distance, index = (x[: len(queries)] for x in jax.device_get(best))
   return index.astype(np.int64), distance
 
 
 def mine(
-  queries: np.ndarray,
-  candidates: np.ndarray | Iterable[np.ndarray],
-  alpha: int,
-  *,
-  metric: str = 'l2',
+  queries: np.ndarray, candidates: np.ndarray, alpha: int, metric: str = 'l2'
 ) -> Mined:
   """Returns the union of the nearest candidates of all queries.
 
@@ -129,7 +105,7 @@ def mine(
   Raises:
     MiningError: as of `nearest`.
   """
-  index, distance = nearest(queries, candidates, alpha, metric=metric)
+  index, distance = nearest(queries, candidates, alpha, metric)
   query = np.repeat(np.arange(len(index)), alpha)
   index, distance = index.ravel(), distance.ravel()
   # By distance, then by place; the first of each place is its nearest query.
@@ -139,33 +115,19 @@ def mine(
   return Mined(index[kept], distance[kept], query[kept])
 
 
-def _checked(features: np.ndarray, name: str) -> np.ndarray:
-  """Returns features as float32 [n, F]."""
+def _finite(features: np.ndarray, name: str, first: int = 0) -> np.ndarray:
+  """Returns features [n, F] as float32, of which `first` is the first row."""
   features = np.asarray(features, np.float32)
-  if features.ndim != 2:
-    raise MiningError(f'{name} must be [n, F], not {list(features.shape)}')
-  if not np.isfinite(features).all():
-    row = np.flatnonzero(~np.isfinite(features).all(1))[0]
+  finite = np.isfinite(features).all(1)
+  if not finite.all():
+    row = first + finite.argmin()
     raise MiningError(f'{name}: the features of row {row} are not finite')
   return features
 
 
-def _blocks(parts: Iterable[np.ndarray], block: int) -> Iterator[np.ndarray]:
-  """Yields parts that are not empty, in pieces of at most `block` rows."""
-  for part in parts:
-    for first in range(0, len(part), block):
-      yield _checked(part[first : first + block], 'candidates')
-
-
-def _start(num_queries: int, alpha: int) -> tuple[jax.Array, jax.Array]:
-  """Returns distances and places before any candidate was seen."""
-  shape = (num_queries, alpha)
-  return jnp.full(shape, jnp.inf), jnp.full(shape, _NONE, jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames='metric', donate_argnums=0)
+@functools.partial(jax.jit, static_argnames='metric')
 def _merge(
-  state: tuple[jax.Array, jax.Array],
+  best: tuple[jax.Array, jax.Array],
   queries: jax.Array,
   block: jax.Array,
   offset: int,
@@ -176,7 +138,7 @@ def _merge(
   """Takes the first `count` rows of a block into the best so far.
 
   Args:
-    state: distances and places, [Q, alpha] each, ascending.
+    best: distances and places, [Q, alpha] each, ascending.
     queries: [Q, F].
     block: [B, F]; rows from `count` on are padding.
     offset: place of the block's first row among the candidates.
@@ -184,35 +146,30 @@ def _merge(
     metric: one of `METRICS`.
 
   Returns:
-    The new state.
+    The new best.
   """
-  chex.assert_shape(block, (None, queries.shape[1]))
-  distance, index = state
+  distance, index = best
+  dot = lambda q, c: jnp.matmul(q, c.T, precision=lax.Precision.HIGHEST)
   if metric == 'cosine':
-    queries, block = _unit(queries), _unit(block)
-  dot = jnp.matmul(queries, block.T, precision=lax.Precision.HIGHEST)
-  if metric == 'cosine':
-    rough = 1 - dot
+    rough = 1 - dot(_unit(queries), _unit(block))
   else:
     square = lambda x: jnp.sum(x * x, 1)
-    rough = square(queries)[:, None] + square(block) - 2 * dot
+    rough = square(queries)[:, None] + square(block) - 2 * dot(queries, block)
   rough = jnp.where(jnp.arange(len(block)) < count, rough, jnp.inf)
   # Twice as many as needed: rounding may swap those that are nearly as far.
   _, near = lax.top_k(-rough, min(2 * index.shape[1], len(block)))
   # Ascending places: `top_k` prefers the first of equals.
   near = jnp.sort(near, axis=1)
-  if metric == 'cosine':
-    exact = jnp.take_along_axis(rough, near, 1)
-  else:
+  exact = jnp.take_along_axis(rough, near, 1)
+  if metric == 'l2':
     # Unlike the squares' difference, exact for candidates close by.
-    away = lambda q, rows: jnp.linalg.norm(block[rows] - q, axis=1)
-    exact = lax.map(lambda x: away(*x), (queries, near))
-    exact = jnp.where(near < count, exact, jnp.inf)
+    away = lambda x: jnp.linalg.norm(block[x[1]] - x[0], axis=1)
+    exact = jnp.where(near < count, lax.map(away, (queries, near)), jnp.inf)
   # What was seen before has lower places and comes first here too.
   distance = jnp.concatenate([distance, exact], 1)
   index = jnp.concatenate([index, near + offset], 1)
-  best, place = lax.top_k(-distance, state[0].shape[1])
-  return -best, jnp.take_along_axis(index, place, 1)
+  nearest, place = lax.top_k(-distance, best[0].shape[1])
+  return -nearest, jnp.take_along_axis(index, place, 1)
 
 
 def _unit(x: jax.Array) -> jax.Array:

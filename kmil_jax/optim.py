@@ -1,8 +1,7 @@
 """Optimisers and schedules with PyTorch's meaning."""
 
-from collections.abc import Callable
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import optax
 
 from kmil_jax.types import Recipe
 
-OPTIMIZERS = ('adam', 'lookahead_radam')
 # Shao et al., NeurIPS 2021, released code.
 _SYNC_EVERY = 6
 _SYNC_SHARE = 0.5
@@ -30,30 +28,27 @@ def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
     recipe: its `optimizer`, `betas`, `weight_decay`, `clip` and `accumulate`.
 
   Raises:
-    ValueError: for an optimiser not in `OPTIMIZERS`.
+    ValueError: for another optimiser.
   """
-  clip = [clip_modules(recipe.clip)] if recipe.clip else []
   decay = recipe.weight_decay
-  if recipe.optimizer == 'adam':
-    tx = optax.chain(
-      *clip,
+  steps = {
+    'adam': [
       optax.add_decayed_weights(decay),
       optax.scale_by_adam(*recipe.betas),
-      _scale_by_given_rate(),
-    )
-  elif recipe.optimizer == 'lookahead_radam':
-    tx = lookahead(
-      optax.chain(
-        *clip,
-        optax.scale_by_radam(*recipe.betas),
-        optax.add_decayed_weights(decay, mask=_decayed),
-        _scale_by_given_rate(),
-      )
-    )
-  else:
+    ],
+    'lookahead_radam': [
+      optax.scale_by_radam(*recipe.betas),
+      optax.add_decayed_weights(decay, mask=_decayed),
+    ],
+  }
+  if recipe.optimizer not in steps:
     raise ValueError(
-      f'optimizer {recipe.optimizer!r}: there are {", ".join(OPTIMIZERS)}'
+      f'optimizer {recipe.optimizer!r}: there are {", ".join(steps)}'
     )
+  clip = [clip_modules(recipe.clip)] if recipe.clip else []
+  tx = optax.chain(*clip, *steps[recipe.optimizer], _scale_by_given_rate())
+  if recipe.optimizer == 'lookahead_radam':
+    tx = lookahead(tx)
   if recipe.accumulate > 1:
     steps = optax.MultiSteps(tx, recipe.accumulate)
     # Its own `gradient_transformation` would drop the learning rate.
@@ -82,23 +77,12 @@ def clip_modules(max_norm: float) -> optax.GradientTransformation:
   )
 
 
-class LookaheadState(NamedTuple):
-  """The inner optimiser's state, slow weights, and steps taken."""
-
-  inner: Any
-  slow: Any
-  count: jax.Array  # [] int32
-
-
 def lookahead(
   inner: optax.GradientTransformationExtraArgs,
-  *,
-  every: int = _SYNC_EVERY,
-  share: float = _SYNC_SHARE,
 ) -> optax.GradientTransformationExtraArgs:
-  """Every few steps, pulls fast weights back towards slow ones.
+  """Every 6 steps, pulls fast weights half of the way back to slow ones.
 
-    slow <- slow + share (fast - slow),   fast <- slow
+    slow <- slow + (fast - slow) / 2,   fast <- slow
 
   Zhang et al., NeurIPS 2019, alg. 1. As in the code that TransMIL was released
   with, the slow weights are the fast ones of the first synchronisation, which
@@ -106,31 +90,25 @@ def lookahead(
 
   Args:
     inner: moves the fast weights.
-    every: steps between synchronisations.
-    share: of the way from slow to fast.
   """
 
-  def init(params):
-    return LookaheadState(inner.init(params), params, jnp.zeros([], jnp.int32))
+  def init(params):  # The inner state, slow weights, and steps taken.
+    return inner.init(params), params, jnp.zeros([], jnp.int32)
 
   def update(grads, state, params, **extra):
-    updates, inner_state = inner.update(grads, state.inner, params, **extra)
-    fast = optax.apply_updates(params, updates)
-    count = state.count + 1
-    sync, first = count % every == 0, count == every
-    slow = jax.tree.map(
-      lambda slow, fast: jnp.where(first, fast, slow + share * (fast - slow)),
-      state.slow,
-      fast,
+    inner_state, slow, count = state
+    updates, inner_state = inner.update(grads, inner_state, params, **extra)
+    fast, count = optax.apply_updates(params, updates), count + 1
+    sync, first = count % _SYNC_EVERY == 0, count == _SYNC_EVERY
+    pull = lambda slow, fast: jnp.where(
+      first, fast, slow + _SYNC_SHARE * (fast - slow)
     )
+    pulled = jax.tree.map(pull, slow, fast)
     choose = lambda new, old: jnp.where(sync, new, old)
-    moved = jax.tree.map(choose, slow, fast)
-    return (
-      jax.tree.map(jnp.subtract, moved, params),
-      LookaheadState(
-        inner_state, jax.tree.map(choose, slow, state.slow), count
-      ),
-    )
+    moved = jax.tree.map(choose, pulled, fast)
+    slow = jax.tree.map(choose, pulled, slow)
+    updates = jax.tree.map(jnp.subtract, moved, params)
+    return updates, (inner_state, slow, count)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -166,34 +144,33 @@ def orthogonal(key: jax.Array, params: Any) -> Any:
     ValueError: for a leaf of another name.
   """
   draw = jax.nn.initializers.orthogonal()
-  leaves, shape = jax.tree.flatten_with_path(params)
-  drawn = []
-  for i, (path, leaf) in enumerate(leaves):
-    name = path[-1].key
-    if name not in ('weight', 'bias'):
-      raise ValueError(
-        f'{jax.tree_util.keystr(path)}: only dense layers start orthogonal'
-      )
-    if name == 'bias':
-      drawn.append(jnp.zeros_like(leaf))
-    else:
-      drawn.append(draw(jax.random.fold_in(key, i), leaf.shape, leaf.dtype))
-  return jax.tree.unflatten(shape, drawn)
+
+  def start(place, path, leaf):
+    if path[-1].key == 'bias':
+      return jnp.zeros_like(leaf)
+    if path[-1].key == 'weight':
+      return draw(jax.random.fold_in(key, place), leaf.shape, leaf.dtype)
+    raise ValueError(
+      f'{jax.tree_util.keystr(path)}: only dense layers start orthogonal'
+    )
+
+  leaves, tree = jax.tree.flatten_with_path(params)
+  drawn = [start(place, *leaf) for place, leaf in enumerate(leaves)]
+  return jax.tree.unflatten(tree, drawn)
 
 
 def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
   """Multiplies by minus the `learning_rate` that `update` is called with."""
 
-  def update(updates, state, params=None, *, learning_rate, **_):
-    del params
-    return jax.tree.map(lambda u: -learning_rate * u, updates), state
-
-  return optax.GradientTransformationExtraArgs(
-    lambda _: optax.EmptyState(), update
+  scale = lambda updates, state, params=None, *, learning_rate, **_: (
+    jax.tree.map(lambda u: -learning_rate * u, updates),
+    state,
   )
+  empty = lambda params: optax.EmptyState()
+  return optax.GradientTransformationExtraArgs(empty, scale)
 
 
 def _decayed(params: Any) -> Any:
   """True on the leaves whose weights decay: neither biases nor norms."""
-  kept: Callable = lambda path, _: path[-1].key not in ('bias', 'scale')
-  return jax.tree.map_with_path(kept, params)
+  decays = lambda path, _: path[-1].key not in ('bias', 'scale')
+  return jax.tree.map_with_path(decays, params)

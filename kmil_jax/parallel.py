@@ -139,7 +139,8 @@ class RunsOverDevices:
   copies again. Within an epoch no device waits for another.
   """
 
-  psum_axis = None
+  psum_axis: str | None = None  # over which steps add gradients
+  _chunk: int | None = None  # the axis of local devices that `share` adds
 
   def __init__(self, num_runs: int):
     self.num_runs = num_runs
@@ -147,33 +148,30 @@ class RunsOverDevices:
 
   def put(self, tree: Any) -> Any:
     """Sends leaves [R, ...], equal in all processes, to this one's devices."""
-    n = jax.local_device_count()
-    first = jax.process_index() * n * self._per_device
-    rows = np.minimum(
-      np.arange(first, first + n * self._per_device), self.num_runs - 1
+    return jax.device_put(
+      jax.tree.map(self._local, tree), NamedSharding(_local_mesh(), P(AXIS))
     )
-    return jax.tree.map(
-      lambda x: jax.device_put(
-        np.asarray(x)[rows].reshape((n, -1, *np.shape(x)[1:])),
-        NamedSharding(_local_mesh(), P(AXIS)),
-      ),
-      tree,
-    )
+
+  def _local(self, x: np.ndarray) -> np.ndarray:
+    runs = np.arange(num_devices() * self._per_device)
+    rows = np.minimum(runs, self.num_runs - 1).reshape(num_devices(), -1)
+    return np.asarray(x)[rows[local_devices()]]
 
   def gather(self, tree: Any) -> Any:
     """Returns NumPy leaves [R, ...] of all processes in every process."""
-    return jax.tree.map(lambda x: x[: self.num_runs], _gather(tree))
+    merge = lambda x: x.reshape((-1, *x.shape[2:]))[: self.num_runs]
+    return jax.tree.map(merge, _gather(tree))
 
-  @staticmethod
-  def pmap_train(step: Callable) -> Callable:
+  @classmethod
+  def pmap_train(cls, step: Callable) -> Callable:
     """Maps `step(state, store, chunk) -> (state, sums)` over the devices.
 
     `state` comes from `put` and is donated, `store` from `replicate`, `chunk`
-    from `share`.
+    from `share`. Where examples are spread, `step` must `psum` whatever it
+    derives from its own: `pmap` does not check that it did.
     """
-    return jax.pmap(
-      step, axis_name=AXIS, in_axes=(0, None, None), donate_argnums=0
-    )
+    axes = 0, None, cls._chunk
+    return jax.pmap(step, axis_name=AXIS, in_axes=axes, donate_argnums=0)
 
   @staticmethod
   def pmap_evaluate(step: Callable) -> Callable:
@@ -183,7 +181,7 @@ class RunsOverDevices:
     NumPy outputs [devices, S, ...] of all processes.
     """
     mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
-    return lambda *args: _gather(mapped(*args), merge=False)
+    return lambda *args: _gather(mapped(*args))
 
   def share(self, chunk: Any) -> Any:
     """Returns a chunk of training as it is: every device sees all examples."""
@@ -194,42 +192,21 @@ class RunsOverDevices:
     return run // self._per_device, run % self._per_device
 
 
-class ExamplesOverDevices:
-  """Examples spread over devices, which hold all runs and add gradients."""
+class ExamplesOverDevices(RunsOverDevices):
+  """Examples spread over devices, which hold all runs and add gradients.
 
-  psum_axis = AXIS
+  Leaves [R, ...] of a state become [local devices, R, ...], equal on all.
+  """
 
-  def __init__(self, num_runs: int):
-    self.num_runs = num_runs
+  psum_axis, _chunk = AXIS, 0
 
-  def put(self, tree: Any) -> Any:
-    """Sends leaves [R, ...] to every device."""
-    return replicate(tree)
+  def _local(self, x: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(x, (num_local_devices(), *np.shape(x)))
 
   def gather(self, tree: Any) -> Any:
-    """Returns NumPy leaves [R, ...]."""
-    return jax.tree.map(np.asarray, tree)
-
-  @staticmethod
-  def pmap_train(step: Callable) -> Callable:
-    """As `RunsOverDevices.pmap_train`; the state stays replicated.
-
-    `step` must `psum` whatever it derives from its own examples: `pmap` does
-    not check that it did.
-    """
-    return jax.pmap(
-      step,
-      axis_name=AXIS,
-      in_axes=(None, None, 0),
-      out_axes=None,
-      donate_argnums=0,
-    )
-
-  @staticmethod
-  def pmap_evaluate(step: Callable) -> Callable:
-    """As `RunsOverDevices.pmap_evaluate`."""
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
-    return lambda *args: _gather(mapped(*args), merge=False)
+    """Returns NumPy leaves [R, ...], those of the first device."""
+    first = lambda x: np.asarray(x.addressable_data(0)).reshape(x.shape[1:])
+    return jax.tree.map(first, tree)
 
   def share(self, chunk: Any) -> Any:
     """Cuts this process's [local devices, S, B', ...] out of [S, B, ...].
@@ -243,15 +220,13 @@ class ExamplesOverDevices:
 
     def cut(x):
       if np.ndim(x) == 1:
-        return np.stack([x] * num_local_devices())
-      steps, size = x.shape[:2]
-      if size % n:
+        return self._local(x)
+      if x.shape[1] % n:
         raise ValueError(
-          f'A batch of {size} does not divide over {n} devices. Choose a'
+          f'A batch of {x.shape[1]} does not divide over {n} devices. Choose a'
           ' multiple of that.'
         )
-      parts = x.reshape((steps, n, size // n, *x.shape[2:]))
-      return np.moveaxis(parts[:, local_devices()], 1, 0)
+      return np.stack(np.split(x, n, 1)[local_devices()])
 
     return jax.tree.map(cut, chunk)
 
@@ -260,7 +235,7 @@ class ExamplesOverDevices:
     return np.arange(len(run)) % num_devices(), run
 
 
-Layout = RunsOverDevices | ExamplesOverDevices
+Layout = RunsOverDevices  # And those that derive from it.
 
 
 def layout(batch: int) -> type[Layout]:
@@ -282,19 +257,14 @@ def deal(owner: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
     times, whatever P.
   """
   counts = np.bincount(owner, minlength=num_devices())
-  order = np.argsort(owner, kind='stable')
-  slot = np.empty_like(order)
-  slot[order] = np.arange(len(owner)) - np.repeat(
-    np.cumsum(counts) - counts, counts
-  )
   most = max(int(counts.max()), 1)
   unit = 2 ** max(most.bit_length() - 3, 0)
-  size = -(-most // unit) * unit
-  tables = []
-  for column in columns:
-    table = np.full((num_devices(), size), -1, np.int32)
-    table[owner, slot] = column
-    tables.append(table)
+  tables = np.full(
+    (len(columns), num_devices(), -(-most // unit) * unit), -1, np.int32
+  )
+  for device in range(num_devices()):
+    mine = np.stack(columns)[:, owner == device]
+    tables[:, device, : counts[device]] = mine
   return tuple(tables)
 
 
@@ -308,11 +278,8 @@ def _local_mesh() -> Mesh:
   return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
-def _gather(tree: Any, merge: bool = True) -> Any:
-  """Fetches leaves [local devices, B', ...] as [B, ...] of all processes."""
+def _gather(tree: Any) -> Any:
+  """Fetches leaves [local devices, ...] as [devices, ...] of all processes."""
   if jax.process_count() > 1:
     tree = multihost_utils.process_allgather(tree, tiled=True)
-  tree = jax.tree.map(np.asarray, tree)
-  if merge:
-    tree = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), tree)
-  return tree
+  return jax.tree.map(np.asarray, tree)

@@ -64,19 +64,17 @@ def plan_epoch(
   order = rng.permutation(len(lengths))
   order = order[visit[order]]
   bucket = np.searchsorted(buckets, lengths)[order]
-  steps = []
-  for b in np.unique(bucket):
-    places = np.flatnonzero(bucket == b)
-    places = np.pad(places, (0, -len(places) % batch), constant_values=-1)
-    rows = places.reshape(-1, batch)
-    index = np.where(rows >= 0, order[rows], -1)
-    # A step takes the place of its first bag.
-    steps += [(rows[i, 0], b, index[i]) for i in range(len(rows))]
-  steps.sort(key=lambda step: step[0])
-  return (
-    np.array([b for _, b, _ in steps], np.int32),
-    np.array([index for *_, index in steps], np.int32),
+  # Places in this order of the bags of each bucket, in steps.
+  places = [np.flatnonzero(bucket == b) for b in np.unique(bucket)]
+  steps = np.concatenate(
+    [
+      np.pad(p, (0, -len(p) % batch), constant_values=-1).reshape(-1, batch)
+      for p in places
+    ]
   )
+  steps = steps[np.argsort(steps[:, 0])]  # By that of the first bag.
+  index = np.where(steps >= 0, order[steps], -1)
+  return bucket[steps[:, 0]].astype(np.int32), index.astype(np.int32)
 
 
 def _round_up(length: float) -> int:

@@ -4,7 +4,6 @@ A network is a table of name pairs: modules here, and their names there.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import functools
 import math
 import pathlib
@@ -13,138 +12,98 @@ from typing import Any
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from kmil_jax.models import CLASSIFIERS, SPECS, resnet
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 
-# Patterns of module paths, from first to last, and what stands there in torch.
-Names = Mapping[str, str]
-
-# torchvision and timm.
-_RESNET = {
-  'downsample_conv': 'downsample/0',
-  'downsample_bn': 'downsample/1',
-  r'(layer\d+)_(\d+)': r'\1/\2',
-}
-_MOBILENET = {
-  # The first and last layer: convolution 0, norm 1.
-  r'features_(0|18)/conv': r'features_\1/0',
-  r'features_(0|18)/bn': r'features_\1/1',
-  # The first block expands nothing and has one layer less.
-  'features_1/depthwise/conv': 'features_1/conv/0/0',
-  'features_1/depthwise/bn': 'features_1/conv/0/1',
-  'features_1/project/conv': 'features_1/conv/1',
-  'features_1/project/bn': 'features_1/conv/2',
-  'expand/conv': 'conv/0/0',
-  'expand/bn': 'conv/0/1',
-  'depthwise/conv': 'conv/1/0',
-  'depthwise/bn': 'conv/1/1',
-  'project/conv': 'conv/2',
-  'project/bn': 'conv/3',
-  r'features_(\d+)': r'features/\1',
-  'classifier': 'classifier/1',
-}
-_GOOGLENET = {r'(branch\d)_(\d)': r'\1/\2'}
-# Deng and Li, CVPR 2022 (RD4AD).
-_STUDENT = {
-  'upsample_conv': 'upsample/0',
-  'upsample_bn': 'upsample/1',
-  r'bn_layer_(\d+)': r'bn_layer/\1',
-  **_RESNET,
-}
-# Zheng et al., iScience 2024.
-_ABMIL = {
-  'value': 'path_attn_head.attention_a.0',
-  'gate': 'path_attn_head.attention_b.0',
-  'score': 'path_attn_head.attention_c',
-  'classifier': 'classifiers',
-}
-_ABMIL_PLAIN = {
-  'embed': 'dim.0',
-  'value': 'attention.0',
-  'score': 'attention.2',
-  'classifier': 'classifiers',
-}
-# Ilse et al., ICML 2018.
-_ILSE = {
-  'embed': 'feature_extractor_part2.0',
-  'value': 'attention_V.0',
-  'gate': 'attention_U.0',
-  'score': 'attention_w',
-  'classifier': 'classifier.0',
-}
-_ILSE_PLAIN = _ABMIL_PLAIN | {
-  'embed': 'feature_extractor_part2.0',
-  'classifier': 'classifier.0',
-}
-# Li et al., CVPR 2021.
-_DSMIL = {
-  'instance': 'i_classifier.fc.0',
-  'query_1': 'b_classifier.q.0',
-  'query_2': 'b_classifier.q.2',
-  'value': 'b_classifier.v.1',
-  'fuse': 'b_classifier.fcc',
-}
-# Zhang et al., CVPR 2022.
-_DTFD = {
-  'reduce': 'dim_reduction.fc1',
-  'tier2/attention/value': 'att_classifier.attention.attention_V.0',
-  'tier2/attention/gate': 'att_classifier.attention.attention_U.0',
-  'tier2/attention/score': 'att_classifier.attention.attention_weights',
-  'tier2/classifier': 'att_classifier.classifier.fc',
-  'attention/value': 'attention.attention.0',
-  'attention/score': 'attention.attention.2',
-  'classifier': 'classifier.fc',
-}
-_DTFD_GATED = _DTFD | {
-  'attention/value': 'attention.attention_V.0',
-  'attention/gate': 'attention.attention_U.0',
-  'attention/score': 'attention.attention_weights',
-}
-# Shao et al., NeurIPS 2021.
-_TRANSMIL = {
-  'embed': '_fc1.0',
-  'class_token': 'cls_token',
-  r'(layer\d)/norm': r'\1.norm',
-  r'(layer\d)/qkv': r'\1.attn.to_qkv',
-  r'(layer\d)/out': r'\1.attn.to_out.0',
-  r'(layer\d)/residual': r'\1.attn.res_conv.weight',
-  'ppeg/conv7': 'pos_layer.proj',
-  'ppeg/conv5': 'pos_layer.proj1',
-  'ppeg/conv3': 'pos_layer.proj2',
-  'norm': 'norm',
-  'classifier': '_fc2',
-}
+# By patterns of networks: patterns of what stands in the paths of their leaves,
+# from first to last, and what torch calls it. All tables that a network matches
+# are its own, one after the other.
 _NAMES = {
-  'abmil': _ABMIL,
-  'abmil_plain': _ABMIL_PLAIN,
-  'abmil_ilse': _ILSE,
-  'abmil_ilse_plain': _ILSE_PLAIN,
-  'dsmil': _DSMIL,
-  'dsmil_value': _DSMIL,
-  'kmil': _DSMIL,
-  'dtfd': _DTFD,
-  'dtfd_gated': _DTFD_GATED,
-  'transmil': _TRANSMIL,
-  'googlenet': _GOOGLENET,
-  'googlenet_aux': _GOOGLENET,
-  'mobilenet_v2': _MOBILENET,
+  # torchvision and timm.
+  r'resnet\d.*|teacher|student': {
+    'downsample_conv': 'downsample/0',
+    'downsample_bn': 'downsample/1',
+    r'(layer\d+)_(\d+)': r'\1/\2',
+  },
+  'googlenet.*': {r'(branch\d)_(\d)': r'\1/\2'},
+  'mobilenet_v2': {
+    'conv': '0',
+    'bn': '1',
+    # The first block expands nothing and has one layer less.
+    'features_1/depthwise': 'features_1/conv/0',
+    'features_1/project/0': 'features_1/conv/1',
+    'features_1/project/1': 'features_1/conv/2',
+    'expand': 'conv/0',
+    'depthwise': 'conv/1',
+    'project/0': 'conv/2',
+    'project/1': 'conv/3',
+    r'features_(\d+)': r'features/\1',
+    'classifier': 'classifier/1',
+  },
   'node_cnn': {},
-  'resnet18': _RESNET,
-  'resnet50': _RESNET,
-  'resnet101': _RESNET,
-  'resnet50_trunk': _RESNET,
-  'teacher': _RESNET,
-  'student': _STUDENT,
+  # Deng and Li, CVPR 2022 (RD4AD).
+  'student': {
+    'upsample_conv': 'upsample/0',
+    'upsample_bn': 'upsample/1',
+    r'bn_layer_(\d+)': r'bn_layer/\1',
+  },
+  'abmil.*_plain': {'value': 'attention/0', 'score': 'attention/2'},
+  # Zheng et al., iScience 2024.
+  'abmil(_plain)?': {
+    'embed': 'dim/0',
+    'value': 'path_attn_head/attention_a/0',
+    'gate': 'path_attn_head/attention_b/0',
+    'score': 'path_attn_head/attention_c',
+    'classifier': 'classifiers',
+  },
+  # Ilse et al., ICML 2018.
+  'abmil_ilse.*': {
+    'embed': 'feature_extractor_part2/0',
+    'value': 'attention_V/0',
+    'gate': 'attention_U/0',
+    'score': 'attention_w',
+    'classifier': 'classifier/0',
+  },
+  # Li et al., CVPR 2021.
+  'dsmil.*|kmil': {
+    'instance': 'i_classifier/fc/0',
+    'query_1': 'b_classifier/q/0',
+    'query_2': 'b_classifier/q/2',
+    'value': 'b_classifier/v/1',
+    'fuse': 'b_classifier/fcc',
+  },
+  # Zhang et al., CVPR 2022; tier 1 is gated in one form alone, tier 2 always.
+  'dtfd': {
+    '(?<!tier2/)attention/value': 'attention/attention/0',
+    '(?<!tier2/)attention/score': 'attention/attention/2',
+  },
+  'dtfd.*': {
+    'reduce': 'dim_reduction/fc1',
+    'tier2': 'att_classifier',
+    'value': 'attention_V/0',
+    'gate': 'attention_U/0',
+    'score': 'attention_weights',
+    'classifier': 'classifier/fc',
+  },
+  # Shao et al., NeurIPS 2021.
+  'transmil': {
+    'embed': '_fc1/0',
+    'class_token': 'cls_token',
+    'qkv': 'attn/to_qkv',
+    'out': 'attn/to_out/0',
+    'residual': 'attn/res_conv/weight',
+    'ppeg/conv7': 'pos_layer/proj',
+    'ppeg/conv5': 'pos_layer/proj1',
+    'ppeg/conv3': 'pos_layer/proj2',
+    'classifier': '_fc2',
+  },
+  '.*': {'kernel|scale': 'weight', '(mean|var)': r'running_\1'},
 }
-_LEAVES = {
-  r'^params/(.*)/(kernel|scale|weight)$': r'\1/weight',
-  r'^batch_stats/(.*)/(mean|var)$': r'\1/running_\2',
-  r'^params/': '',
-  '/': '.',
-}
+_KNOWN = (*SPECS, *CLASSIFIERS, 'resnet50_trunk', 'teacher', 'student')
 # Leaves of so many axes that torch holds in another shape, of as many elements
 # in the same order.
 _TORCH_SHAPES = (
@@ -156,43 +115,35 @@ _TORCH_SHAPES = (
   ('params/ppeg/.*/kernel', 3, lambda h, *taps: (h, 1, *taps)),
   # A Conv1d as wide as the features.
   ('params/fuse/weight', 2, lambda c, n: (c, n) if n % c else (c, c, n // c)),
+  # Of all other convolutions; in another order.
+  ('.*/kernel', 4, lambda a, b, f, g: (g, f, a, b)),
 )
 # Other names of bag models' modules, understood on reading.
 _ALIASES = {
-  'i_classifier.fc': 'i_classifier.fc.0',  # Zheng et al.
-  'attention_weights': 'attention_w',  # Ilse et al. until 2024.
+  'i_classifier.fc.0': 'i_classifier.fc',  # Zheng et al.
+  'attention_w': 'attention_weights',  # Ilse et al. until 2024.
 }
-# The layer that sees the channels of a tile.
-_FIRST = ('conv1.weight', 'conv1.conv.weight', 'features.0.0.weight')
+# The layers that see features, or the channels of a tile.
+_FIRST = (
+  r'(conv1(\.conv)?|(features\.0|_fc1|dim|feature_extractor_part2)\.0'
+  r'|path_attn_head\.attention_[ab]\.0|i_classifier\.fc(\.0)?'
+  r'|b_classifier\.q\.0|dim_reduction\.fc1)\.weight'
+)
 # Layers as wide as there are classes.
-_HEAD = r'(fc|fc2|classifier\.1|aux[12]\.fc2)\.(weight|bias)'
-# Names that may be in a state dict and are knowingly left.
+_HEAD = r'(.*[._])?(fc2?|fcc|fc\.0|classifiers|classifier\.[01])\.(weight|bias)'
+# What state dicts hold beyond what is used here: counters of batch norms, what
+# follows a trunk or teacher, GoogLeNet's auxiliary heads, and what RD4AD makes
+# and never uses.
 _UNUSED = {
   'googlenet': r'aux[12]\..*',
   'resnet50_trunk': r'layer4\..*|fc\.(weight|bias)',
   'teacher': r'layer4\..*|fc\.(weight|bias)',
-  # Made in the released code and never used there.
   'student': r'bn\.(conv4|bn4)\..*',
 }
-_COUNTERS = r'.*\.num_batches_tracked'
 
 
 class PortError(ValueError):
   """Weights that do not fit; the message lists every name concerned."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """Where a Flax leaf stands in a state dict, and how it lies there.
-
-  `tensor.transpose(axes).reshape(leaf)` makes the leaf of torch's tensor. Its
-  shape `torch` is None where the tensor that tells it is missing.
-  """
-
-  name: str
-  torch: tuple[int, ...] | None
-  leaf: tuple[int, ...]
-  axes: tuple[int, ...]
 
 
 def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -213,23 +164,55 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise PortError(f'{path}: there is no such weights file')
-  match path.suffix:
-    case '.safetensors':
-      state = _read_safetensors(path)
-    case '.pth' | '.pt':
-      state = _read_torch(path)
-    case other:
-      raise PortError(
-        f'{path}: weights come as .safetensors or .pth, not {other!r}'
-      )
+  if path.suffix not in ('.safetensors', '.pth', '.pt'):
+    raise PortError(
+      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}'
+    )
+  of_torch = path.suffix != '.safetensors'
+  library = 'torch' if of_torch else 'safetensors'
+  try:
+    if of_torch:
+      import torch
+
+      state = torch.load(path, map_location='cpu', weights_only=True)
+    else:
+      state = safetensors.numpy.load_file(path)
+  except ImportError as error:
+    raise PortError(
+      f'{path}: reading {path.suffix} files takes torch, which is not '
+      'installed; install it, or convert the file to .safetensors'
+    ) from error
+  except Exception as error:  # torch raises what its unpickler raises.
+    raise PortError(
+      f'{path}: not a readable file, {library} cannot read it: {error}'
+    ) from error
+  if not isinstance(state, dict):
+    state = {type(state).__name__: None}
+  if all(isinstance(part, dict) for part in state.values()):
+    state = {
+      f'{module}.{name}': value
+      for module, part in state.items()
+      for name, value in part.items()
+    }
+  if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
+    raise PortError(
+      f'{path}: holds more than named tensors: {", ".join(others)}; save '
+      'model.state_dict() alone'
+    )
   return {
-    name.removeprefix('module.'): np.asarray(value, np.float32)
+    name.removeprefix('module.'): np.asarray(
+      value.float() if of_torch else value, np.float32
+    )
     for name, value in state.items()
   }
 
 
 def from_torch(
-  name: str, state: Mapping[str, Any], *, num_classes: int | None = None
+  name: str,
+  state: Mapping[str, Any],
+  *,
+  num_classes: int | None = None,
+  drawn: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns a network's variables, made of a public implementation's weights.
 
@@ -249,6 +232,9 @@ def from_torch(
       teacher, RD4AD's idle layer, the auxiliary heads of 'googlenet'), may be
       there and are left.
     num_classes: C of the model, by default that of the weights.
+    drawn: variables of the classifier of tiles that is to be fine-tuned, whose
+      sizes then count. Its head, the last layer and that of each auxiliary
+      head, stays where that of `state` has other classes.
 
   Returns:
     `{'params'}`, and `'batch_stats'` where there are batch norms, float32.
@@ -257,15 +243,30 @@ def from_torch(
     PortError: if there is no table for the name; else listing every name that
       is missing, unexpected, of the wrong shape, or not finite.
   """
-  names = _names(name)
-  state = traverse_util.flatten_dict(dict(state), sep='.')
-  for entry in list(state) if name in SPECS else ():
-    module, _, kind = entry.rpartition('.')
-    canonical = f'{_ALIASES.get(module, module)}.{kind}'
-    known = _ALIASES.get(module) in names.values()
-    if known and canonical not in state:
-      state[canonical] = state.pop(entry)
-  return fill(state, _expected(name, state, num_classes), _UNUSED.get(name, ''))
+  state = {
+    entry: np.asarray(value, np.float32)
+    for entry, value in traverse_util.flatten_dict(dict(state), sep='.').items()
+  }
+  if drawn is None:
+    drawn = _shapes(name, state, num_classes)
+  else:
+    own = to_torch(name, drawn).items()
+    head = {entry: x for entry, x in own if re.fullmatch(_HEAD, entry)}
+    if any(state.get(e, x).shape[:1] != x.shape[:1] for e, x in head.items()):
+      state |= head
+  places = _places(name, drawn)
+  for public, _ in places.values():
+    module, _, kind = public.rpartition('.')
+    other = f'{_ALIASES.get(module)}.{kind}'
+    if other in state and public not in state:
+      state[public] = state.pop(other)
+  check(state, dict(places.values()), _UNUSED.get(name, ''))
+  variables = {}
+  for path, leaf in traverse_util.flatten_dict(drawn, sep='/').items():
+    value = state[places[path][0]]
+    value = value.transpose(2, 3, 1, 0) if leaf.ndim == 4 else value
+    variables[path] = value.reshape(leaf.shape)
+  return traverse_util.unflatten_dict(variables, sep='/')
 
 
 def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -283,167 +284,43 @@ def to_torch(name: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """
   state = {}
   leaves = traverse_util.flatten_dict(variables, sep='/')
-  for path, e in _entries_of(variables, _names(name)).items():
+  for path, (entry, shape) in _places(name, variables).items():
     leaf = np.asarray(leaves[path], np.float32)
-    leaf = leaf.reshape([e.torch[axis] for axis in e.axes])
-    state[e.name] = np.ascontiguousarray(leaf.transpose(np.argsort(e.axes)))
-  expected = _expected(name, state).values()
-  _account(state, {e.name: e.torch for e in expected})
+    leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf
+    state[entry] = np.ascontiguousarray(leaf.reshape(shape))
+  check(state, dict(_places(name, _shapes(name, state)).values()))
   return state
 
 
-def fine_tuned(
-  name: str, state: Mapping[str, np.ndarray], drawn: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Returns variables to fine-tune: of other weights, but with a new head.
-
-  The head is the last layer, and that of each auxiliary head. Where it has as
-  many classes in `state` as in `drawn`, it is taken like all others.
-
-  Args:
-    name: of `CLASSIFIERS`.
-    state: as of `from_torch`, of any number of classes.
-    drawn: variables of the model to be, whose head may be kept.
-
-  Raises:
-    PortError: as `from_torch`, the head's number of classes excepted.
-  """
-  entries = _entries_of(drawn, _names(name))
-  head = [e for e in entries.values() if re.fullmatch(_HEAD, e.name)]
-  classes = lambda e: np.shape(state.get(e.name, np.empty(e.torch)))[:1]
-  if any(classes(e) != e.torch[:1] for e in head):
-    own = to_torch(name, drawn)
-    state = {**state, **{e.name: own[e.name] for e in head}}
-  return fill(state, entries, _UNUSED.get(name, ''))
-
-
-def fill(
+def check(
   state: Mapping[str, np.ndarray],
-  entries: Mapping[str, Entry],
+  shapes: Mapping[str, tuple[int, ...]],
   unused: str = '',
-) -> dict[str, Any]:
-  """Makes a Flax tree of a state dict and accounts for every name.
+) -> None:
+  """Accounts for every name of a state dict.
 
   Args:
-    state: arrays by torch's names.
-    entries: by the path of the leaf they fill, joined by '/'.
+    state: arrays by name.
+    shapes: those that there should be, by name.
     unused: a pattern of names that may be there and are left, as are the
       counters of batch norms.
-
-  Returns:
-    Nested dicts of float32 arrays.
 
   Raises:
     PortError: listing every name that is missing, unexpected, of the wrong
       shape, or not finite.
   """
-  state = {name: np.asarray(value, np.float32) for name, value in state.items()}
-  _account(state, {e.name: e.torch for e in entries.values()}, unused)
-  filled = {
-    path: state[e.name].transpose(e.axes).reshape(e.leaf)
-    for path, e in entries.items()
-  }
-  return traverse_util.unflatten_dict(filled, sep='/')
-
-
-def _entries_of(variables: Mapping[str, Any], names: Names) -> dict[str, Entry]:
-  """Returns where the leaves of variables, or of their shapes, are in torch."""
-  entries = {}
-  rules = {rf'(?<=/){module}(?=/|$)': there for module, there in names.items()}
-  for path, leaf in traverse_util.flatten_dict(variables, sep='/').items():
-    shape, name = np.shape(leaf), path
-    for pattern, replacement in (*rules.items(), *_LEAVES.items()):
-      name = re.sub(pattern, replacement, name)
-    # Kernels, the only leaves of four axes: OIHW to HWIO.
-    axes = (2, 3, 1, 0) if len(shape) == 4 else tuple(range(len(shape)))
-    torch = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
-    for pattern, rank, reshaped in _TORCH_SHAPES:
-      if len(shape) == rank and re.fullmatch(pattern, path):
-        torch = reshaped(*shape)
-        axes = tuple(range(len(torch)))
-    entries[path] = Entry(name, torch, shape, axes)
-  return entries
-
-
-def _expected(
-  name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None
-) -> dict[str, Entry]:
-  """Returns the entries of the network that a state dict is meant for.
-
-  The state dict tells its sizes, and the number of classes if it is not given.
-  """
-  names, size = _names(name), functools.partial(_size, state)
-  tiles, options = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), {}
-  known = True
-  if name in SPECS:
-    layer = lambda *modules: next(names[m] for m in modules if m in names)
-    first = f'{layer("embed", "reduce", "instance", "classifier")}.weight'
-    last = f'{layer("classifier", "instance")}.weight'
-    model = SPECS[name].make(num_classes=num_classes or size(last, 0))
-    inputs = jnp.zeros((1, size(first, 1))), jnp.ones(1, bool)
-    options = {'train': False}
-    known = first in state and last in state
-  elif name in CLASSIFIERS:
-    heads = [n for n in state if re.fullmatch(_HEAD, n)]
-    classes = num_classes or (size(heads[0], 0) if heads else 1)
-    model = CLASSIFIERS[name](num_classes=classes)
-    channels = next((size(n, 1, 3) for n in _FIRST if n in state), 3)
-    features = size('fc1.weight', 1) if name == 'node_cnn' else 0
-    side = 8 * max(math.isqrt(features // 128), 1) if features else 32
-    inputs = (tiles.update(shape=(1, side, side, channels)),)
-  elif name == 'student':
-    width = size('bn.conv1.weight', 0, 512) // 8
-    model = Student(width, size('bn.bn_layer.0.downsample.0.weight', 2))
-    inputs = (map_shapes(width),)
-  elif name == 'teacher':
-    model, inputs = Teacher(size('conv1.weight', 0, 64)), (tiles,)
-  else:
-    model, inputs = resnet.ResNet50Trunk(), (tiles,)
-  init = functools.partial(model.init, **options)
-  entries = _entries_of(jax.eval_shape(init, jax.random.key(0), *inputs), names)
-  if known:
-    return entries
-  return {p: dataclasses.replace(e, torch=None) for p, e in entries.items()}
-
-
-def _size(
-  state: Mapping[str, np.ndarray], name: str, axis: int, default: int = 1
-) -> int:
-  """Returns a length of an array; the default where there is no such axis.
-
-  Of an array with fewer axes than it should have, the message will tell.
-  """
-  shape = np.shape(state.get(name))
-  return shape[axis] if axis < len(shape) else default
-
-
-def _names(name: str) -> Names:
-  if name not in _NAMES:
-    raise PortError(
-      f'{name!r}: weights are known of {", ".join(sorted(_NAMES))}'
-    )
-  return _NAMES[name]
-
-
-def _account(
-  found: Mapping[str, np.ndarray],
-  wanted: Mapping[str, tuple[int, ...] | None],
-  unused: str = '',
-) -> None:
-  """Raises unless arrays have the names and shapes wanted and are finite."""
-  here = [name for name in wanted if name in found]
-  shaped = [n for n in here if wanted[n] in (None, found[n].shape)]
+  here = sorted(shapes.keys() & state.keys())
   wrong = {
-    'missing': sorted(set(wanted) - set(found)),
+    'missing': sorted(shapes.keys() - state.keys()),
     'unexpected': [
-      name for name in sorted(set(found) - set(wanted))
-      if not re.fullmatch(f'{_COUNTERS}|{unused}', name)
+      name for name in sorted(state.keys() - shapes.keys())
+      if not re.fullmatch(rf'.*\.num_batches_tracked|{unused}', name)
     ],
     'wrongly shaped': [
-      f'{name} {found[name].shape}, expected {wanted[name]}'
-      for name in here if name not in shaped
+      f'{name} {state[name].shape}, expected {shapes[name]}'
+      for name in here if state[name].shape != shapes[name]
     ],
-    'not finite': [n for n in shaped if not np.isfinite(found[n]).all()],
+    'not finite': [n for n in here if not np.isfinite(state[n]).all()],
   }  # fmt: skip
   if any(wrong.values()):
     raise PortError('\n'.join(
@@ -452,44 +329,60 @@ def _account(
     ))  # fmt: skip
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  import safetensors
-  import safetensors.numpy
+def _places(
+  name: str, variables: Mapping[str, Any]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+  """Returns name and shape in torch, by the paths of leaves or their shapes."""
+  if name not in _KNOWN:
+    raise PortError(f'{name!r}: weights are known of {", ".join(_KNOWN)}')
+  tables = [t for networks, t in _NAMES.items() if re.fullmatch(networks, name)]
+  places = {}
+  for path, leaf in traverse_util.flatten_dict(variables, sep='/').items():
+    entry, shape = path, np.shape(leaf)
+    for pattern, there in (rule for t in tables for rule in t.items()):
+      entry = re.sub(rf'(?<=/)(?:{pattern})(?=/|$)', there, entry)
+    for pattern, rank, reshaped in _TORCH_SHAPES:
+      if len(shape) == rank and re.fullmatch(pattern, path):
+        shape = reshaped(*shape)
+        break
+    places[path] = entry.partition('/')[2].replace('/', '.'), shape
+  return places
 
-  try:
-    return safetensors.numpy.load_file(path)
-  except safetensors.SafetensorError as error:
-    raise PortError(f'{path}: not a readable .safetensors file: {error}') from (
-      error
-    )
 
+def _shapes(
+  name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None
+) -> dict[str, Any]:
+  """Returns shapes of the variables of the network that weights are meant for.
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    import torch
-  except ImportError as error:
-    raise PortError(
-      f'{path}: reading {path.suffix} files takes torch, which is not '
-      'installed; install it, or convert the file to .safetensors'
-    ) from error
-  try:
-    state = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as error:  # torch raises what its unpickler raises.
-    raise PortError(f'{path}: torch cannot read it: {error}') from error
-  if not isinstance(state, dict):
-    raise PortError(
-      f'{path}: holds a {type(state).__name__}, not named tensors'
+  The weights tell its sizes, and the number of classes if it is not given. Of
+  an array with fewer axes than it should have, `check` will tell.
+  """
+
+  def size(pattern, axis, default=1):
+    lengths = (
+      state[entry].shape[axis]
+      for entry in sorted(state, reverse=True)  # Weights before biases.
+      if re.fullmatch(pattern, entry) and state[entry].ndim > axis
     )
-  if state and all(isinstance(part, dict) for part in state.values()):
-    state = {
-      f'{module}.{name}': value
-      for module, part in state.items()
-      for name, value in part.items()
-    }
-  others = [str(n) for n, v in state.items() if not torch.is_tensor(v)]
-  if others:
-    raise PortError(
-      f'{path}: holds more than named tensors: {", ".join(others)}; save '
-      'model.state_dict() alone'
-    )
-  return {name: value.float().numpy() for name, value in state.items()}
+    return next(lengths, default)
+
+  shape = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
+  classes, inputs = num_classes or size(_HEAD, 0), (shape(1, 32, 32, 3),)
+  if name in SPECS:
+    model = SPECS[name].make(num_classes=classes)
+    inputs = shape(1, size(_FIRST, 1)), shape(1).update(dtype=bool)
+  elif name in CLASSIFIERS:
+    model = CLASSIFIERS[name](num_classes=classes)
+    # The first dense layer of 'node_cnn' sees all pixels of its last map.
+    side = 8 * max(math.isqrt(size(r'fc1\.weight', 1, 2048) // 128), 1)
+    inputs = (shape(1, side, side, size(_FIRST, 1, 3)),)
+  elif name == 'student':
+    width = size(r'bn\.conv1\.weight', 0, 512) // 8
+    shortcut = size(r'bn\.bn_layer\.0\.downsample\.0\.weight', 2)
+    model, inputs = Student(width, shortcut), (map_shapes(width),)
+  elif name == 'teacher':
+    model = Teacher(size(r'conv1\.weight', 0, 64))
+  else:
+    model = resnet.ResNet50Trunk()
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), *inputs)

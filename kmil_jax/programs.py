@@ -77,7 +77,7 @@ class Program:
     layout: type[Layout] = parallel.RunsOverDevices,
     at_once: int | None = None,
   ):
-    self.task, self._loader, self._num_runs = task, loader, num_runs
+    self.task, self._loader = task, loader
     starts = np.arange(0, num_runs, at_once or num_runs)
     groups = np.split(np.arange(num_runs), starts[1:])
     self._groups = [(layout(len(runs)), runs) for runs in groups]
@@ -113,18 +113,17 @@ class Program:
     Returns:
       The states, and sums over the epoch, see `train.gradients`, [R] each.
     """
-    columns = self.put(
-      {
-        'epoch': np.full(self._num_runs, epoch, np.int32),
-        'learning_rate': np.float32(learning_rate),
-        'active': active,
-      }
-    )
+    columns = {
+      'epoch': np.full_like(active, epoch, np.int32),
+      'learning_rate': np.float32(learning_rate),
+      'active': active,
+    }
     trained, totals = [], []
     for (layout, runs), state, column in zip(
-      self._groups, states, columns, strict=True
+      self._groups, states, self.put(columns), strict=True
     ):
-      state, waiting, total = state.replace(**column), [], _zeros(len(runs))
+      state, waiting = state.replace(**column), []
+      total = dict.fromkeys(train.SUMS, np.zeros(len(runs)))
       # A group that has stopped costs nothing, nor the rest of an epoch in
       # which the last of its runs diverges.
       going = active[runs]
@@ -133,11 +132,10 @@ class Program:
         state, sums = self._train(state, self._store, chunk)
         waiting.append(sums)
         if len(waiting) == _STEPS_AHEAD:
-          total = _add(total, layout.gather(waiting))
-          waiting = []
+          total, waiting = _add(total, *layout.gather(waiting)), []
           if not np.isfinite(total['loss'][going]).any():
             break
-      totals.append(_add(total, layout.gather(waiting)))
+      totals.append(_add(total, *layout.gather(waiting)))
       trained.append(state)
     return trained, jax.tree.map(lambda *x: np.concatenate(x), *totals)
 
@@ -177,18 +175,8 @@ class Program:
     return {name: x[order] for name, x in table.items()}
 
 
-def _zeros(size: int) -> dict[str, np.ndarray]:
-  names = ('hits', 'count', 'loss', 'weight')
-  return {name: np.zeros(size) for name in names}
-
-
-def _add(
-  total: dict[str, np.ndarray], sums: list[dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-  return {
-    name: np.sum([x, *(s[name] for s in sums)], 0, np.float64)
-    for name, x in total.items()
-  }
+def _add(*sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return jax.tree.map(lambda *x: np.sum(x, 0, np.float64), *sums)
 
 
 @functools.lru_cache(maxsize=16)
@@ -217,37 +205,31 @@ def chunk_functions(
     run at each step's place on the device.
   """
 
-  def train_step(store, state, step):
-    bucket, item = step
-
-    def gradients_of(length):
-      return lambda state, item: train.gradients(
-        task, state, task.batch(store, item, length), axis
-      )
-
-    branches = [gradients_of(length) for length in lengths]
-    grads, stats, sums = jax.lax.switch(bucket, branches, state, item)
-    return train.update(task, state, grads, stats, sums['weight']), sums
+  def of_batch(f, store, bucket, item):
+    branches = [
+      lambda item, length=length: f(task.batch(store, item, length))
+      for length in lengths
+    ]
+    return jax.lax.switch(bucket, branches, item)
 
   def train_chunk(state, store, chunk):
-    state, sums = _scan(functools.partial(train_step, store), state, chunk)
+    def step(state, step):
+      of_runs = lambda batch: train.gradients(task, state, batch, axis)
+      grads, stats, sums = of_batch(of_runs, store, *step)
+      return train.update(task, state, grads, stats, sums['weight']), sums
+
+    state, sums = _scan(step, state, chunk)
     return state, jax.tree.map(lambda x: x.sum(0), sums)
 
   def evaluate_chunk(model, store, chunk):
-    def evaluate_step(_, step):
+    def step(_, step):
       bucket, item, place = step
       place = 0 if train.count(model) == 1 else place
       variables, run = jax.tree.map(lambda x: x[place], model)
+      of_run = lambda batch: task.predict(variables, batch, run)
+      return None, of_batch(of_run, store, bucket, item)
 
-      def predict_of(length):
-        return lambda item: task.predict(
-          variables, task.batch(store, item, length), run
-        )
-
-      branches = [predict_of(length) for length in lengths]
-      return None, jax.lax.switch(bucket, branches, item)
-
-    return _scan(evaluate_step, None, chunk)[1]
+    return _scan(step, None, chunk)[1]
 
   return train_chunk, evaluate_chunk
 

@@ -1,5 +1,8 @@
 """Which epoch of each run is kept, and when a run slows down or stops."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import chex
 import numpy as np
 
@@ -7,18 +10,6 @@ from kmil_jax import optim
 from kmil_jax.types import PatchRecipe, Recipe
 
 AnyRecipe = Recipe | PatchRecipe
-SCHEDULES = ('cosine', 'plateau', 'constant', 'step', 'decade')
-SELECTS = (
-  'f1_macro',
-  'loss_or_accuracy',
-  'loss',
-  'accuracy',
-  'accuracy_then_auroc',
-  'auroc',
-  'auroc_accuracy',
-  'late_auroc',
-  'last',
-)
 NEED_AUROC = ('accuracy_then_auroc', 'auroc', 'auroc_accuracy', 'late_auroc')
 # Zheng et al. 2024, released code: the first stage's plateau rule.
 _PLATEAU_EVERY = 7
@@ -44,14 +35,11 @@ class Selection:
   stopped: np.ndarray  # [R] bool
 
 
-@chex.dataclass(frozen=True)
-class Validation:
-  """Means over the validation bags of each run; NumPy [R]."""
-
-  f1_macro: np.ndarray
-  accuracy: np.ndarray
-  auroc: np.ndarray  # over the classes that can be ranked; NaN if none can
-  loss: np.ndarray
+# Means over the validation examples of each run, [R]: `f1_macro`, `accuracy`,
+# `loss` and `auroc`, over the classes that can be ranked; NaN if none can.
+Validation = Mapping[str, np.ndarray]
+# Scores of an epoch, and whether it is to be kept, [R] each.
+Judgement = tuple[np.ndarray, np.ndarray]
 
 
 def start(num_runs: int, recipe: AnyRecipe) -> Selection:
@@ -107,52 +95,23 @@ def update(
     The new selection, and which runs to keep this epoch of, bool [R]. A run
     that has stopped keeps everything as it is.
   """
-  score, better = _judge(selection, recipe, epoch, val)
-  active = ~selection.stopped
-  improved = active & better
-  stale = selection.stale + (active & _can_be_kept(recipe, epoch))
-  stale = np.where(improved, 0, stale)
-  rate = selection.learning_rate
-  match recipe.schedule:
-    case 'cosine':
-      cosine = optim.cosine(
-        recipe.learning_rate,
-        recipe.learning_rate_min,
-        epoch + 1,
-        recipe.epochs,
-      )
-      rate = np.where(active, cosine, rate)
-    case 'plateau':
-      slow = active & (stale > 0) & (stale % _PLATEAU_EVERY == 0)
-      floor = np.minimum(rate, recipe.learning_rate_min)
-      rate = np.where(slow, np.maximum(rate * _PLATEAU_FACTOR, floor), rate)
-    case 'step':
-      if epoch + 1 == recipe.epochs // 2:
-        rate = np.where(active, rate * _STEP_FACTOR, rate)
-    case 'decade':
-      if (epoch + 1) % _DECADE == 0:
-        rate = np.where(active, rate * _DECADE_FACTOR, rate)
-    case 'constant':
-      pass
-    case other:
-      raise ValueError(f'schedule {other!r}: there are {", ".join(SCHEDULES)}')
-  stopped = selection.stopped
-  if recipe.patience is not None:
-    stopped = stopped | (stale >= recipe.patience)
-  return (
-    Selection(
-      score=np.where(active, np.fmax(score, selection.score), selection.score),
-      loss=np.where(
-        active, np.minimum(val.loss, selection.loss), selection.loss
-      ),
-      auroc=np.where(improved, val.auroc, selection.auroc),
-      epoch=np.where(improved, epoch, selection.epoch),
-      stale=stale,
-      learning_rate=rate,
-      stopped=stopped,
-    ),
-    improved,
-  )
+  active, rate = ~selection.stopped, selection.learning_rate
+  counts = active & _can_be_kept(recipe, epoch)
+  score, better = _named(SELECTS, 'select', recipe.select)(val, selection)
+  improved = counts & better
+  stale = np.where(improved, 0, selection.stale + counts)
+  schedule = _named(SCHEDULES, 'schedule', recipe.schedule)
+  patience = np.inf if recipe.patience is None else recipe.patience
+  choose = lambda where, new, name: np.where(where, new, selection[name])
+  return Selection(
+    score=choose(counts, np.fmax(score, selection.score), 'score'),
+    loss=choose(active, np.minimum(val['loss'], selection.loss), 'loss'),
+    auroc=choose(improved, val['auroc'], 'auroc'),
+    epoch=choose(improved, epoch, 'epoch'),
+    stale=stale,
+    learning_rate=np.where(active, schedule(recipe, epoch, stale, rate), rate),
+    stopped=selection.stopped | (stale >= patience),
+  ), improved
 
 
 def _can_be_kept(recipe: AnyRecipe, epoch: int) -> bool:
@@ -162,36 +121,67 @@ def _can_be_kept(recipe: AnyRecipe, epoch: int) -> bool:
   return epoch > min(last - 1, recipe.epochs * (_LATE - 1) // _LATE)
 
 
-def _judge(
-  selection: Selection,
-  recipe: AnyRecipe,
-  epoch: int,
-  val: Validation,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns this epoch's scores and whether they are to be kept, [R] each."""
-  match recipe.select:
-    case 'f1_macro':
-      return val.f1_macro, val.f1_macro >= selection.score
-    case 'loss_or_accuracy':
-      better = (val.accuracy >= selection.score) | (val.loss < selection.loss)
-      return val.accuracy, better
-    case 'loss':
-      return -val.loss, val.loss < selection.loss
-    case 'accuracy' | 'auroc':
-      score = val[recipe.select]
-      return score, score > selection.score
-    case 'accuracy_then_auroc':
-      equal = val.accuracy == selection.score
-      better = val.accuracy > selection.score
-      return val.accuracy, better | equal & (val.auroc >= selection.auroc)
-    case 'auroc_accuracy':
-      score = (val.auroc + val.accuracy) / 2
-      return score, score > selection.score
-    case 'late_auroc':
-      late = _can_be_kept(recipe, epoch)
-      score = val.auroc if late else np.full_like(val.auroc, -np.inf)
-      return score, late & (score > selection.score)
-    case 'last':
-      return val.f1_macro, np.ones_like(val.f1_macro, bool)
-    case other:
-      raise ValueError(f'select {other!r}: there are {", ".join(SELECTS)}')
+def _highest(*names: str, sign: int = 1, better: Any = np.greater) -> Any:
+  """Returns the rule of the highest mean of what is named."""
+
+  def rule(val, so_far):
+    score = sign * sum(val[name] for name in names) / len(names)
+    return score, better(score, so_far.score)
+
+  return rule
+
+
+def _loss_or_accuracy(val: Validation, so_far: Selection) -> Judgement:
+  accuracy = val['accuracy']
+  better = (accuracy >= so_far.score) | (val['loss'] < so_far.loss)
+  return accuracy, better
+
+
+def _accuracy_then_auroc(val: Validation, so_far: Selection) -> Judgement:
+  accuracy, best = val['accuracy'], so_far.score
+  tie = (accuracy == best) & (val['auroc'] >= so_far.auroc)
+  return accuracy, (accuracy > best) | tie
+
+
+# Rules of a validation and the selection so far.
+SELECTS = {
+  'f1_macro': _highest('f1_macro', better=np.greater_equal),
+  'loss_or_accuracy': _loss_or_accuracy,
+  'loss': _highest('loss', sign=-1),
+  'accuracy': _highest('accuracy'),
+  'accuracy_then_auroc': _accuracy_then_auroc,
+  'auroc': _highest('auroc'),
+  'auroc_accuracy': _highest('auroc', 'accuracy'),
+  'late_auroc': _highest('auroc'),
+  'last': lambda val, so_far: (val['f1_macro'], True),
+}
+
+
+def _plateau(
+  recipe: AnyRecipe, epoch: int, stale: np.ndarray, rate: np.ndarray
+) -> np.ndarray:
+  slow = (stale > 0) & (stale % _PLATEAU_EVERY == 0)
+  floor = np.minimum(rate, recipe.learning_rate_min)
+  return np.where(slow, np.maximum(rate * _PLATEAU_FACTOR, floor), rate)
+
+
+# Of a recipe, an epoch, epochs without improvement and the rate: the next one.
+SCHEDULES = {
+  'cosine': lambda recipe, epoch, *_: optim.cosine(
+    recipe.learning_rate, recipe.learning_rate_min, epoch + 1, recipe.epochs
+  ),
+  'plateau': _plateau,
+  'constant': lambda recipe, epoch, stale, rate: rate,
+  'step': lambda recipe, epoch, stale, rate: (
+    rate * (_STEP_FACTOR if epoch + 1 == recipe.epochs // 2 else 1)
+  ),
+  'decade': lambda recipe, epoch, stale, rate: (
+    rate * (1 if (epoch + 1) % _DECADE else _DECADE_FACTOR)
+  ),
+}
+
+
+def _named(rules: Mapping[str, Any], field: str, name: str) -> Any:
+  if name not in rules:
+    raise ValueError(f'{field} {name!r}: there are {", ".join(rules)}')
+  return rules[name]

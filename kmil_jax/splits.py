@@ -1,5 +1,6 @@
 """Assigns patients, or groups of them, to folds and parts; NumPy alone."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,35 +58,25 @@ def make(
       fewer than k, a case is in two, or a training part lacks a class.
   """
   if k < 3:
-    raise SplitError(f'--k={k}: train, val and test parts need at least 3')
-  if group is None:
-    fold = fold_of_cases(case, label, k, seed)
-  else:
-    fold = fold_of_groups(case, label, group, k, seed)
-  parts = [
-    Parts(
-      train=(fold != i) & (fold != (i + 1) % k),
-      val=fold == (i + 1) % k,
-      test=fold == i,
-    )
-    for i in range(k)
-  ]
-  lines = [
-    f'fold {i}: its {name} part is empty'
-    for i, split in enumerate(parts)
-    for name, rows in split._asdict().items()
-    if not rows.any()
-  ]
-  for i, split in enumerate(parts):
-    lost = np.setdiff1d(label, label[split.train])
-    if len(lost):
-      names = ', '.join(map(str, lost[:_SHOWN]))
-      lines.append(f'fold {i}: no training slide of class {names}')
-  if lines:
-    raise SplitError(
-      '\n'.join([*lines, 'choose another --k, or join groups or classes'])
-    )
-  return parts
+    raise SplitError(f'{k} folds: train, val and test parts need at least 3.')
+  for attempt in range(1 if group is None else _ATTEMPTS):
+    if group is None:
+      fold = fold_of_cases(case, label, k, seed)
+    else:
+      fold = fold_of_groups(case, label, group, k, [seed, attempt])
+    parts, faults = [], []
+    for i in range(k):
+      val, test = fold == (i + 1) % k, fold == i
+      train = ~(val | test)
+      parts.append(Parts(train, val, test))
+      if not test.any():
+        faults.append(f'fold {i}: its test part is empty')
+      lost = np.setdiff1d(label, label[train])
+      faults += [f'fold {i}: no training slide of class {c}' for c in lost]
+    if not faults:
+      return parts
+  advice = 'Choose another number of folds, or join groups or classes.'
+  raise SplitError('\n'.join([*faults, advice]))
 
 
 def fold_of_cases(
@@ -109,32 +100,29 @@ def fold_of_cases(
   classes, code = np.unique(label, return_inverse=True)
   code_of_case = np.zeros(len(cases), int)
   np.maximum.at(code_of_case, place, code)
-  present, counts = np.unique(code_of_case, return_counts=True)
-  if (counts < k).any():
-    rare = [
-      f'class {classes[c]} has {count} cases'
-      for c, count in zip(present, counts, strict=True)
-      if count < k
-    ]
-    least = counts.min()
-    advice = (
-      f'choose --k={least} or less' if least >= 3 else 'check the spelling'
-    )
+  count = np.bincount(code_of_case)
+  present = np.flatnonzero(count)
+  if rare := present[count[present] < k].tolist():
+    few = [f'class {classes[c]} has {count[c]} cases' for c in rare]
     raise SplitError(
-      f'{"; ".join(rare)}, fewer than --k={k} folds: {advice},'
-      ' merge classes with --labels, or pass --split_dir'
+      f'{"; ".join(few)}: fewer than {k} folds. Choose fewer folds, or merge'
+      ' classes.'
     )
-  fold, first = np.empty(len(cases), int), 0
-  for i, c in enumerate(present):
-    members = np.flatnonzero(code_of_case == c)
-    order = np.random.default_rng([seed, i]).permutation(len(members))
-    fold[members[order]] = (first + np.arange(len(members))) % k
-    first += len(members)
+  order = [
+    np.random.default_rng([seed, i]).permutation(np.flatnonzero(own))
+    for i, own in enumerate(code_of_case == present[:, None])
+  ]
+  fold = np.empty(len(cases), int)
+  fold[np.concatenate(order)] = np.arange(len(cases)) % k
   return fold[place]
 
 
 def fold_of_groups(
-  case: np.ndarray, label: np.ndarray, group: np.ndarray, k: int, seed: int
+  case: np.ndarray,
+  label: np.ndarray,
+  group: np.ndarray,
+  k: int,
+  seed: Sequence[int],
 ) -> np.ndarray:
   """Deals groups of cases, classes as evenly as random tries find it.
 
@@ -151,35 +139,24 @@ def fold_of_groups(
   Raises:
     SplitError: if a case is in several groups, or there are too few of them.
   """
-  pairs = sorted(set(zip(case.tolist(), group.tolist(), strict=True)))
-  cases, count = np.unique([c for c, _ in pairs], return_counts=True)
+  pairs = np.unique(np.stack([case, group], 1), axis=0)
+  cases, count = np.unique(pairs[:, 0], return_counts=True)
   if (count > 1).any():
     raise SplitError(
       f'{(count > 1).sum()} cases have slides of several groups, which must be'
-      f' one: {", ".join(cases[count > 1][:_SHOWN])}'
+      f' one: {", ".join(cases[count > 1][:_SHOWN])}.'
     )
   names, place = np.unique(group, return_inverse=True)
   if len(names) < k:
-    advice = (
-      f'choose --k={len(names)} or less'
-      if len(names) >= 3
-      else 'whole groups need 3 at least, to train, validate and test on'
-    )
     raise SplitError(
-      f'{len(names)} groups ({", ".join(names[:_SHOWN])}), fewer than --k={k}'
-      f' folds: {advice}'
+      f'{len(names)} groups ({", ".join(names[:_SHOWN])}): fewer than {k}'
+      ' folds. Choose fewer folds.'
     )
   classes, code = np.unique(label, return_inverse=True)
   slides = np.zeros((len(names), len(classes)))
   np.add.at(slides, (place, code), 1)
-  for attempt in range(_ATTEMPTS):
-    rng = np.random.default_rng([seed, attempt])
-    fold = part_of_groups(slides, np.full(k, 1 / k), rng)
-    tested = np.stack([slides[fold == i].sum(0) for i in range(k)])
-    trained = tested.sum(0) - tested - np.roll(tested, -1, axis=0)
-    if tested.any(1).all() and trained.all():
-      break
-  return fold[place]
+  rng = np.random.default_rng(seed)
+  return part_of_groups(slides, np.full(k, 1 / k), rng)[place]
 
 
 def part_of_groups(
@@ -236,6 +213,5 @@ def part_of_each(
   for c in np.unique(label):
     rows = rng.permutation(np.flatnonzero(label == c))
     cuts = np.rint(np.cumsum(share)[:2] * len(rows)).astype(int)
-    for p, some in enumerate(np.split(rows, cuts)):
-      part[some] = p
+    part[rows] = np.searchsorted(cuts, np.arange(len(rows)), 'right')
   return part

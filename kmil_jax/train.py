@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 Variables = dict[str, Any]  # 'params' and 'batch_stats'
+SUMS = ('hits', 'count', 'loss', 'weight')  # Of `gradients`.
 
 
 @chex.dataclass(frozen=True)
@@ -95,17 +96,13 @@ def draw(
     runs: the constants of R runs, NumPy leaves [R, ...].
     options: of the compiler.
   """
-  init = jax.jit(task.init, compiler_options=options)
-  one = lambda r: init(jax.tree.map(lambda x: x[r], runs))
-  return _stack([jax.device_get(one(r)) for r in range(count(runs))])
+  return _each(jax.jit(task.init, compiler_options=options), runs)
 
 
 def init(task: Task, runs: Any, variables: Variables) -> State:
   """Returns R runs before their first step, NumPy leaves [R, ...]."""
-  start, params = jax.jit(task.tx.init), variables['params']
-  one = lambda r: start(jax.tree.map(lambda x: x[r], params))
-  opt_states = [jax.device_get(one(r)) for r in range(count(runs))]
-  return state_of(runs, variables, _stack(opt_states))
+  opt_state = _each(jax.jit(task.tx.init), variables['params'])
+  return state_of(runs, variables, opt_state)
 
 
 def state_of(runs: Any, variables: Variables, opt_state: Any) -> State:
@@ -128,8 +125,11 @@ def count(runs: Any) -> int:
   return len(jax.tree.leaves(runs)[0])
 
 
-def _stack(trees: list[Any]) -> Any:
-  return jax.tree.map(lambda *x: np.stack(x), *trees)
+def _each(f: Callable, runs: Any) -> Any:
+  """Returns `f` of one run after the other; NumPy leaves [R, ...]."""
+  one = lambda r: jax.device_get(f(jax.tree.map(lambda x: x[r], runs)))
+  out = [one(r) for r in range(count(runs))]
+  return jax.tree.map(lambda *x: np.stack(x), *out)
 
 
 def gradients(

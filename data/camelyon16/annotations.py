@@ -9,7 +9,6 @@ import dataclasses
 import gzip
 import json
 import pathlib
-import re
 from typing import Any
 import zlib
 
@@ -18,10 +17,10 @@ import numpy as np
 from data import outlines
 from data.labelled_tiles import TileError
 from data.outlines import Ring
-from data.slides import Slide, SlideError
+from data.slides import Slide
 
 _MASKS = ('.tif', '.tiff')
-_FORMATS = ('.xml', '.json', *_MASKS)
+_OUTLINES = ('.xml', '.json')
 # ASAP's masks hold 1, the organisers' for evaluation 255; 2 is a hole.
 _TUMOUR, _OTHER = (1, 255), (0, 2)
 _NEAR = 0.01  # Relative difference between the scales of a level and a map.
@@ -83,14 +82,16 @@ class Annotations:
     Raises:
       TileError: as `rings`, or if a mask has no level of that scale or values
         other than 0, 1, 2 and 255.
+      SlideError: if a mask cannot be read.
     """
     self.require([slide])
     file = self.files[slide]
     if isinstance(file, dict) or file.suffix.lower() not in _MASKS:
       return outlines.rasterise(self.rings(slide), shape, scale, holes=holes)
     found = _read_mask(file, scale)[: shape[0], : shape[1]]
-    beyond = np.subtract(shape, found.shape)
-    return np.pad(found, [(0, more) for more in beyond])
+    mask = np.zeros(shape, bool)
+    mask[: len(found), : found.shape[1]] = found
+    return mask
 
 
 def find(source: pathlib.Path | str) -> Annotations:
@@ -108,16 +109,13 @@ def find(source: pathlib.Path | str) -> Annotations:
   if not source.is_dir():
     return Annotations(source, _load(source))
   files, problems = {}, []
-  for path in sorted(source.rglob('*')):
-    suffix, stem = path.suffix.lower(), path.stem.lower()
-    if path.name.startswith('.') or suffix not in _FORMATS:
-      continue
-    if suffix in _MASKS and not stem.endswith('_mask'):
-      continue  # A slide.
-    name = re.sub('_mask$', '', stem)
-    if (other := files.setdefault(name, path)) != path:
-      problems.append(f'{name}: both {other} and {path}; keep one of them')
-  if not files and not problems:
+  for path in sorted(source.rglob('[!.]*')):
+    stem, suffix = path.stem.lower(), path.suffix.lower()
+    if suffix in _OUTLINES or (suffix in _MASKS and stem.endswith('_mask')):
+      name = stem.removesuffix('_mask')
+      if (other := files.setdefault(name, path)) != path:
+        problems.append(f'{name}: both {other} and {path}; keep one of them')
+  if not files:
     problems.append('no <slide>.xml, <slide>.json or <slide>_mask.tif')
   if problems:
     raise TileError.listing(problems, str(source))
@@ -126,18 +124,16 @@ def find(source: pathlib.Path | str) -> Annotations:
 
 def _load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   """Returns the polygons of all slides, by id in lower case."""
+  opener = gzip.open if path.suffix.lower() == '.gz' else open
   try:
-    content = path.read_bytes()
-    if path.suffix.lower() == '.gz':
-      content = gzip.decompress(content)
-    content = json.loads(content)
+    with opener(path, 'rb') as file:
+      content = json.load(file)
   except (OSError, EOFError, ValueError, RecursionError, zlib.error) as e:
     raise TileError(
       f'{path}: cannot be read as JSON ({type(e).__name__}: {e})'
     ) from e
-  if not isinstance(content, dict) or not all(
-    isinstance(entry, dict) for entry in content.values()
-  ):
+  entries = content.values() if isinstance(content, dict) else [content]
+  if not all(isinstance(entry, dict) for entry in entries):
     raise TileError(
       f'{path}: found no polygons by slide; of a single slide pass the folder '
       'of its file'
@@ -147,28 +143,23 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
   """Returns True on tumour at the level of a mask that has a scale."""
-  try:
-    with Slide(path, default_mpp=1.0) as slide:  # Its own scale is no matter.
-      off = np.abs(np.array(slide.level_downsamples) / scale - 1)
-      level = int(off.argmin())
-      if off[level] > _NEAR:
-        raise TileError(
-          f'{path}: no level is {scale} times as coarse as level 0; found '
-          + ', '.join(f'{d:g}' for d in slide.level_downsamples)
-        )
-      width, height = slide.level_dimensions[level]
-      region = np.empty((height, width, 4), np.uint8)
-      slide.read_bgrx(0, 0, level, region)
-  except SlideError as e:
-    raise TileError(str(e)) from e
+  with Slide(path, default_mpp=1.0) as slide:  # Its own scale is no matter.
+    off = np.abs(np.array(slide.level_downsamples) / scale - 1)
+    level = int(off.argmin())
+    if off[level] > _NEAR:
+      raise TileError(
+        f'{path}: no level is {scale} times as coarse as level 0; found '
+        + ', '.join(f'{d:g}' for d in slide.level_downsamples)
+      )
+    width, height = slide.level_dimensions[level]
+    region = np.empty((height, width, 4), np.uint8)
+    slide.read_bgrx(0, 0, level, region)
   # What a sparse file does not hold is no tumour.
   red = np.where(region[..., 3] == 255, region[..., 2], 0)
-  values = set(np.unique(red).tolist())
-  if unknown := sorted(values - {*_TUMOUR, *_OTHER}):
+  values = np.unique(red).tolist()
+  if not any({*values} <= {*_OTHER, tumour} for tumour in _TUMOUR):
     raise TileError(
-      f'{path}: found the value(s) {", ".join(map(str, unknown[:5]))}; masks '
-      'hold 1 or 255 on tumour, 0 or 2 elsewhere'
+      f'{path}: found the value(s) {", ".join(map(str, values[:9]))}; masks'
+      ' hold 1 or 255 on tumour, not both 1 and 255, and 0 or 2 elsewhere'
     )
-  if set(_TUMOUR) <= values:
-    raise TileError(f'{path}: found both 1 and 255; one of them is tumour')
   return np.isin(red, _TUMOUR)

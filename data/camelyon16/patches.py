@@ -8,11 +8,12 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import re
 
 import numpy as np
 from scipy import ndimage
 
-from data import atomic
+from data import files
 from data.camelyon16 import slides
 from data.labelled_tiles import LabelledTiles, TileError
 from data.slides import Slide, SlideError
@@ -23,17 +24,14 @@ APART = 128  # Level-0 pixels between the centres of two patches, in x or y.
 STRIDE = 64  # Level-0 pixels per pixel of a map: level 6.
 CLASSES = ('tumor', 'normal')  # In FW-RD's order: normal is 1.
 _DARKEST = 50  # A pixel of a map is nothing if any colour is at most this.
+_ROW = re.compile(
+  rf'(?P<key>(?P<slide>{slides.NAME}),(?P<x>\d{{1,9}}),(?P<y>\d{{1,9}}))',
+  re.ASCII,
+)
 _OPEN = 32  # Slides kept open at a time.
 # A pixel of a map and its diagonal neighbours at 2, which must be in it, too.
-_INNER = np.array(
-  [
-    [1, 0, 0, 0, 1],
-    [0, 0, 0, 0, 0],
-    [0, 0, 1, 0, 0],
-    [0, 0, 0, 0, 0],
-    [1, 0, 0, 0, 1],
-  ]
-)
+_INNER = np.zeros((5, 5), bool)
+_INNER[::4, ::4] = _INNER[2, 2] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +49,6 @@ class Patches:
   def __len__(self) -> int:
     return len(self.slide)
 
-  def of(self, slide: str) -> np.ndarray:
-    """Returns the centres in one slide, [k, 2]."""
-    return self.xy[self.slide == slide]
-
 
 def read(path: pathlib.Path | str) -> Patches:
   """Reads lines `slide,x,y`, the centre of a patch in level-0 pixels.
@@ -63,35 +57,17 @@ def read(path: pathlib.Path | str) -> Patches:
     TileError: naming every line that is not of this form, names no slide of
       CAMELYON16 or repeats another.
   """
-  path = pathlib.Path(path)
-  seen, problems = {}, []
-  for line, cells in slides.read_rows(path):
-    try:
-      name, x, y = cells[0].lower(), int(cells[1]), int(cells[2])
-      slides.part(name)
-      if len(cells) != 3 or min(x, y) < 0 or max(x, y) >= 2**31:
-        raise ValueError
-    except (IndexError, ValueError):
-      problems.append(
-        f'line {line}: found {",".join(cells)[:80]!r}; slide,x,y is needed, '
-        'such as tumor_001,70592,125632'
-      )
-      continue
-    first = seen.setdefault((name, x, y), line)
-    if first != line:
-      problems.append(f'line {line}: the same patch as line {first}')
-  if problems:
-    raise TileError.listing(problems, str(path))
+  rows = slides.read_rows(path, _ROW, 'tumor_001,70592,125632')
   return Patches(
-    np.array([name for name, _, _ in seen]),
-    np.array([[x, y] for _, x, y in seen], np.int64),
+    np.array([row['slide'] for row in rows]),
+    np.array([[row['x'], row['y']] for row in rows]).astype(np.int64),
   )
 
 
 def write(path: pathlib.Path, patches: Patches) -> None:
   """Writes a list as `read` reads it."""
   rows = zip(patches.slide, *patches.xy.T, strict=True)
-  atomic.write_csv(path, rows)
+  files.write_csv(path, rows)
 
 
 def sample(
@@ -163,9 +139,8 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
   """
   lowest, highest = image.min(-1), image.max(-1)
   saturation = 1 - lowest / np.maximum(highest, 1.0)
-  bright = np.ones(lowest.shape, bool)
-  for colour in np.moveaxis(image / 255, -1, 0):
-    bright &= colour > otsu(colour)
+  colours = np.moveaxis(image / 255, -1, 0)
+  bright = np.all([colour > otsu(colour) for colour in colours], 0)
   return (saturation > otsu(saturation)) & ~bright & (lowest > _DARKEST)
 
 
@@ -191,7 +166,7 @@ def from_lists(
   """Returns the patches of two lists, read at level 0.
 
   Args:
-    files: of slides, by id in lower case.
+    files: of all their slides, by id in lower case.
     tumour: centres of the patches with tumour.
     normal: centres of those without.
     size: side of a patch, pixels.
@@ -202,16 +177,13 @@ def from_lists(
     '<slide>/x<x>_y<y>' with these.
 
   Raises:
-    TileError: naming all slides that are missing or cannot be opened, and
-      patches that reach beyond their slide or are in both lists.
+    TileError: naming all slides that cannot be opened and patches that reach
+      beyond their slide, or are in the lists twice.
   """
   slide = np.concatenate([tumour.slide, normal.slide])
   xy = np.concatenate([tumour.xy, normal.xy]) - size // 2
   problems = []
-  names = np.unique(slide).tolist()
-  if missing := [name for name in names if name not in files]:
-    problems.append(f'{len(missing)} slide(s) missing: {", ".join(missing)}')
-  for name in (name for name in names if name in files):
+  for name in np.unique(slide).tolist():
     try:
       with Slide(files[name], default_mpp=1.0) as opened:
         last = np.array([opened.width, opened.height]) - size
@@ -225,10 +197,6 @@ def from_lists(
       f'reaches beyond {files[name].name}'
       for x, y in outside.tolist()
     ]
-  places = zip(slide, xy.tolist(), strict=True)
-  ids = np.array([f'{name}/x{x}_y{y}' for name, (x, y) in places], str)
-  both = sorted(set(ids[: len(tumour)]) & set(ids[len(tumour) :]))
-  problems += [f'{i}: in both lists' for i in both]
   if problems:
     raise TileError.listing(problems, 'patches that cannot be used')
   # A slide that leaves the cache is closed when its last reader is done.
@@ -243,10 +211,10 @@ def from_lists(
     except SlideError as e:
       raise TileError(str(e)) from e
 
-  label = np.repeat([0, 1], [len(tumour), len(normal)]).astype(np.int32)
+  places = zip(slide, xy.tolist(), strict=True)
   return LabelledTiles(
-    id=ids,
-    label=label,
+    id=np.array([f'{name}/x{x}_y{y}' for name, (x, y) in places], str),
+    label=np.repeat([0, 1], [len(tumour), len(normal)]).astype(np.int32),
     group=slide,
     classes=CLASSES,
     read=read,

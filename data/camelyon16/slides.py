@@ -5,15 +5,12 @@ patients: the CAMELYON dataset", GigaScience 2018.
 """
 
 from collections.abc import Collection
-import csv
 import dataclasses
 import pathlib
 import re
 
 from data.labelled_tiles import TileError
-from data.slides import SlideError, list_slides, slide_id
-
-LABELS = ('normal', 'tumor')
+from data.slides import list_slides, slide_id
 
 # Slides that results are not reported on, and why.
 EXCLUDED = {
@@ -23,8 +20,13 @@ EXCLUDED = {
 # Slides whose name tells the wrong label.
 RELABELLED = {'normal_086': 'tumor'}
 
-_NAME = re.compile(r'(normal|tumor|test)_(\d{3})')
-_SIZES = {'Normal': ('None',), 'Tumor': ('Macro', 'Micro')}
+NAME = r'(?:normal|tumor|test)_\d{3}'
+# Slide, label, kind of the patient's cancer, size of the largest metastasis.
+_REFERENCE = re.compile(
+  r'(?P<key>test_\d{3})(\.\w+)?,'
+  r'((?P<tumor>tumor),[^,]*,(macro|micro)|normal,[^,]*,none)',
+  re.ASCII,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,63 +35,55 @@ class KnownSlide:
 
   Attributes:
     id: in lower case, 'tumor_001'.
-    part: 'train' or 'test', the organisers'.
-    label: one of `LABELS`.
+    label: 'normal' or 'tumor'.
     path: of the slide file.
   """
 
   id: str
-  part: str
   label: str
   path: pathlib.Path
 
-
-@dataclasses.dataclass(frozen=True)
-class Cohort:
-  """Slides to work with.
-
-  Attributes:
-    slides: in the order of their ids.
-    left_out: why slides that were asked for are not in `slides`, by slide id.
-    relabelled: ids of slides whose label is not that of their name.
-  """
-
-  slides: tuple[KnownSlide, ...]
-  left_out: dict[str, str]
-  relabelled: tuple[str, ...]
+  @property
+  def part(self) -> str:
+    """The organisers' part that it is of, 'train' or 'test'."""
+    return 'test' if self.id.startswith('test_') else 'train'
 
 
-def part(slide: str) -> str:
-  """Returns the organisers' part of a slide id, 'train' or 'test'.
+def read_rows(
+  path: pathlib.Path | str, pattern: re.Pattern, example: str
+) -> list[re.Match]:
+  """Returns the rows of a CSV without header, matched in lower case.
+
+  Args:
+    path: the CSV; spaces about cells are no part of them.
+    pattern: of a row; its group `key` is what rows must differ in.
+    example: a row, for messages.
 
   Raises:
-    TileError: if the id is not one of CAMELYON16.
-  """
-  found = _NAME.fullmatch(slide)
-  if found is None:
-    raise TileError(
-      f'{slide}: not a slide of CAMELYON16; their ids are normal_001, '
-      'tumor_001, test_001 and so on'
-    )
-  return 'test' if found[1] == 'test' else 'train'
-
-
-def read_rows(path: pathlib.Path) -> list[tuple[int, list[str]]]:
-  """Returns the rows of a CSV without header, stripped, by number of line.
-
-  Raises:
-    TileError: if the file cannot be read, or has no rows.
+    TileError: if the file cannot be read or has no rows; or naming every line
+      that does not match or repeats another.
   """
   try:
-    with path.open(newline='', encoding='utf-8-sig') as f:
-      reader = csv.reader(f)
-      rows = [(reader.line_num, [c.strip() for c in row]) for row in reader]
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
+    text = pathlib.Path(path).read_text(encoding='utf-8-sig')
+  except (OSError, UnicodeDecodeError) as e:
     raise TileError(f'{path}: cannot be read as CSV: {e}') from e
-  rows = [(line, cells) for line, cells in rows if any(cells)]
-  if not rows:
-    raise TileError(f'{path}: no rows')
-  return rows
+  found, problems = {}, []
+  for number, line in enumerate(text.splitlines(), 1):
+    row = re.sub(r'\s*,\s*', ',', line.strip())
+    if not row:
+      continue
+    match = pattern.fullmatch(row.lower())
+    if match is None:
+      problems.append(
+        f'line {number}: found {row[:80]!r}; a line such as {example} is needed'
+      )
+    elif found.setdefault(match['key'], match) is not match:
+      problems.append(f'line {number}: {match["key"]} a second time')
+  if not found and not problems:
+    problems = ['no rows']
+  if problems:
+    raise TileError.listing(problems, str(path))
+  return list(found.values())
 
 
 def read_reference(path: pathlib.Path | str) -> dict[str, str]:
@@ -103,35 +97,16 @@ def read_reference(path: pathlib.Path | str) -> dict[str, str]:
     TileError: naming every line that is not of this form, and slides named
       twice.
   """
-  path = pathlib.Path(path)
-  labels, problems = {}, []
-  for line, cells in read_rows(path):
-    name = slide_id(cells[0]).lower()
-    if (
-      len(cells) != 4
-      or not name.startswith('test_')
-      or not _NAME.fullmatch(name)
-      or cells[3] not in _SIZES.get(cells[1], ())
-    ):
-      problems.append(
-        f'line {line}: found {",".join(cells)[:80]!r}; such as '
-        'Test_001,Tumor,IDC,Macro or Test_003,Normal,DCIS,None is needed'
-      )
-    elif name in labels:
-      problems.append(f'line {line}: {name} a second time')
-    else:
-      labels[name] = cells[1].lower()
-  if problems:
-    raise TileError.listing(problems, str(path))
-  return labels
+  rows = read_rows(path, _REFERENCE, 'Test_003,Normal,DCIS,None')
+  return {row['key']: row['tumor'] or 'normal' for row in rows}
 
 
 def find(
   slides_dir: pathlib.Path | str,
   reference_csv: pathlib.Path | str,
   wanted: Collection[str],
-) -> Cohort:
-  """Returns slides of a folder with their parts and labels.
+) -> tuple[KnownSlide, ...]:
+  """Returns slides of a folder with their parts and labels, by id.
 
   Args:
     slides_dir: searched as by `slides.list_slides`; names count in any case.
@@ -140,41 +115,26 @@ def find(
     wanted: ids of slides that must be there; `EXCLUDED` ones are left out.
 
   Raises:
+    SlideError: if there is no slide in the folder.
     TileError: naming every slide that is missing or has no label.
   """
-  wanted = {name.lower() for name in wanted}
-  left_out = {n: why for n, why in EXCLUDED.items() if n in wanted}
-  wanted -= set(EXCLUDED)
-  reference = read_reference(reference_csv)
-  try:
-    files = list_slides(slides_dir)
-  except SlideError as e:
-    raise TileError(str(e)) from e
+  wanted = {name.lower() for name in wanted} - set(EXCLUDED)
   found, problems = {}, []
-  for path in files:
+  for path in list_slides(slides_dir):
     name = slide_id(path).lower()
     if (other := found.setdefault(name, path)) != path and name in wanted:
       problems.append(f'{path}: the same slide as {other}')
-  named = {n for n in wanted if _NAME.fullmatch(n)}
-  unlabelled = {n for n in named if part(n) == 'test'} - set(reference)
+  label = {n: n.partition('_')[0] for n in wanted if re.fullmatch(NAME, n)}
+  reference = read_reference(reference_csv)
+  unlabelled = {n for n in label if label[n] == 'test'} - set(reference)
   for fault, names in (
-    ('not slides of CAMELYON16', wanted - named),
-    ('slide(s) missing', named - set(found)),
+    ('not slides of CAMELYON16', wanted - set(label)),
+    ('slide(s) missing', set(label) - set(found)),
     (f'no label in {reference_csv}', unlabelled & set(found)),
   ):
     if names:
       problems.append(f'{len(names)} {fault}: {", ".join(sorted(names))}')
   if problems:
     raise TileError.listing(problems, str(slides_dir))
-
-  def label(name: str) -> str:
-    stem = name.partition('_')[0]
-    return RELABELLED.get(name, stem if stem in LABELS else reference[name])
-
-  return Cohort(
-    slides=tuple(
-      KnownSlide(n, part(n), label(n), found[n]) for n in sorted(wanted)
-    ),
-    left_out=left_out,
-    relabelled=tuple(sorted(wanted & set(RELABELLED))),
-  )
+  label |= reference | RELABELLED
+  return tuple(KnownSlide(n, label[n], found[n]) for n in sorted(wanted))

@@ -1,5 +1,8 @@
 """CT volumes with lymph-node masks: reading, resampling, nodes."""
 
+from collections.abc import Iterator
+import contextlib
+import locale
 from types import ModuleType
 
 from data.labelled_tiles import TileError
@@ -26,6 +29,17 @@ def simpleitk() -> ModuleType:
   return SimpleITK
 
 
-def itk_reason(error: RuntimeError) -> str:
-  """Returns what ITK says went wrong, without where in its code."""
-  return str(error).strip().splitlines()[-1].strip()
+@contextlib.contextmanager
+def itk_errors(what: str) -> Iterator[None]:
+  """Raises what ITK says went wrong as a VolumeError, '<what>: <reason>'.
+
+  Keeps the locale: GDCM sets it to C, in which Python's text is ASCII.
+  """
+  before = locale.setlocale(locale.LC_ALL)
+  try:
+    yield
+  except RuntimeError as e:
+    reason = str(e).strip().splitlines()[-1].strip()
+    raise VolumeError(f'{what}: {reason}') from e
+  finally:
+    locale.setlocale(locale.LC_ALL, before)

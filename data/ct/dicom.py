@@ -4,15 +4,13 @@ SliceThickness and SpacingBetweenSlices are not looked at: slices may overlap or
 leave gaps, and exporters fill those tags with either.
 """
 
-from collections.abc import Iterator
-import contextlib
-import locale
+import collections
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from data.ct import VolumeError, itk_reason, simpleitk
+from data.ct import VolumeError, itk_errors, simpleitk
 
 _PREAMBLE = 128  # Bytes before the letters DICM.
 _SERIES = '0020|000e'
@@ -31,17 +29,6 @@ _ALIKE = 1e-3  # Of millimetres and cosines written in decimals.
 _STEP = 0.02  # Steps between slices may differ by this part of a step.
 
 
-@contextlib.contextmanager
-def same_locale() -> Iterator[None]:
-  """Keeps the locale: GDCM sets it to C, in which Python's text is ASCII."""
-  before = locale.setlocale(locale.LC_ALL)
-  try:
-    yield
-  finally:
-    locale.setlocale(locale.LC_ALL, before)
-
-
-@same_locale()
 def read(folder: pathlib.Path) -> Any:
   """Reads the one CT series of a folder.
 
@@ -58,13 +45,27 @@ def read(folder: pathlib.Path) -> Any:
       tag, differ in size, spacing or orientation, are doubled or missing, or
       are shifted against one another (a tilted gantry).
   """
-  files = _one_series(folder, _headers(folder))
-  paths = list(files)
+  slices = _one_series(folder)
+  paths = list(slices)
   axes, spacing, place, *_ = (
-    np.stack([_numbers(path, tags, name) for path, tags in files.items()])
+    np.stack([_numbers(path, tags, name) for path, tags in slices.items()])
     for name in _NUMBERS
   )
-  row, column = _directions(paths, axes, spacing)
+  plane = np.concatenate([axes, spacing], 1)
+  away = np.abs(plane - plane[0]).max(1)
+  if away.max() > _ALIKE:
+    raise VolumeError(
+      f'{paths[away.argmax()]}: its orientation or pixel spacing is not that of'
+      f' {paths[0].name}: no slice of the same volume'
+    )
+  pair = axes[0].reshape(2, 3)
+  skew = np.abs(pair @ pair.T - np.eye(2)).max()
+  if skew > 2 * _ALIKE or spacing.min() <= 0:
+    raise VolumeError(
+      f'{paths[0]}: no grid: ImageOrientationPatient is {axes[0]} and must be'
+      f' two perpendicular directions, PixelSpacing is {spacing[0]}'
+    )
+  row, column = pair / np.linalg.norm(pair, axis=1, keepdims=True)
   normal = np.cross(row, column)
   order = np.argsort(place @ normal)
   paths, place = [paths[i] for i in order], place[order]
@@ -78,12 +79,10 @@ def read(folder: pathlib.Path) -> Any:
       ' again'
     )
   sitk = simpleitk()
-  try:
+  with itk_errors(f'{folder}: cannot be decoded'):
     image = sitk.ReadImage(
       [str(path) for path in paths], sitk.sitkFloat32, 'GDCMImageIO'
     )
-  except RuntimeError as e:
-    raise VolumeError(f'{folder}: cannot be decoded: {itk_reason(e)}') from e
   # PixelSpacing names the distance between rows first.
   image.SetSpacing([*spacing[0, ::-1].tolist(), step])
   image.SetOrigin(place[0].tolist())
@@ -91,58 +90,49 @@ def read(folder: pathlib.Path) -> Any:
   return image
 
 
-def _headers(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
-  """Returns the tags of the folder's DICOM files, by file."""
-  found = {}
+def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
+  """Returns the tags of the slices of the folder's one CT series, by file."""
+  slices = {}
   for path in sorted(p for p in folder.iterdir() if p.is_file()):
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
       raise VolumeError(f'{path}: no DICOM file')
-    if not is_dicom or path.name.upper() == 'DICOMDIR':
-      continue
-    reader = simpleitk().ImageFileReader()
-    reader.SetImageIO('GDCMImageIO')
-    reader.SetFileName(str(path))
-    try:
-      reader.ReadImageInformation()
-    except RuntimeError as e:
-      raise VolumeError(f'{path}: no DICOM image: {itk_reason(e)}') from e
-    keys = reader.GetMetaDataKeys()
-    found[path] = {key: reader.GetMetaData(key).strip() for key in keys}
-  if not found:
+    if is_dicom and path.name.upper() != 'DICOMDIR':
+      slices[path] = _tags(path)
+  if not slices:
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir())
     hint = f'; it holds the folders {", ".join(inner[:5])}' if inner else ''
     raise VolumeError(f'{folder}: no DICOM files in it{hint}')
-  return found
-
-
-def _one_series(
-  folder: pathlib.Path, files: dict[pathlib.Path, dict[str, str]]
-) -> dict[pathlib.Path, dict[str, str]]:
-  """Returns the files, which are one CT series of single slices."""
-  series: dict[str, list[str]] = {}
-  for tags in files.values():
-    described = tags.get(_DESCRIPTION) or 'no description'
-    series.setdefault(tags.get(_SERIES, ''), []).append(described)
-  if len(series) > 1:
+  uids = [tags.get(_SERIES, '') for tags in slices.values()]
+  if len(count := collections.Counter(uids)) > 1:
+    described = [tags.get(_DESCRIPTION) for tags in slices.values()]
     named = '; '.join(
-      f'{uid} ({held[0]}, {len(held)} files)' for uid, held in series.items()
+      f'{uid} ({described[uids.index(uid)] or "no description"}, {n} files)'
+      for uid, n in count.items()
     )
     raise VolumeError(
-      f'{folder}: {len(series)} series: {named}; give each a folder of its own'
+      f'{folder}: {len(count)} series: {named}; give each a folder of its own'
       ' and name that of the CT'
     )
-  for path, tags in files.items():
-    if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
-      raise VolumeError(f'{path}: its modality is {modality}, not CT')
-    if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
-      raise VolumeError(
-        f'{path}: {frames} frames in one file; convert it to NIfTI'
-      )
-  if len(files) < 2:
+  if len(slices) < 2:
     raise VolumeError(f'{folder}: one slice only; a volume has several')
-  return files
+  return slices
+
+
+def _tags(path: pathlib.Path) -> dict[str, str]:
+  """Returns the tags of a file, which is one slice of a CT."""
+  with itk_errors(f'{path}: no DICOM image'):
+    reader = simpleitk().ImageFileReader()
+    reader.SetImageIO('GDCMImageIO')
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    tags = {k: reader.GetMetaData(k).strip() for k in reader.GetMetaDataKeys()}
+  if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
+    raise VolumeError(f'{path}: its modality is {modality}, not CT')
+  if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
+    raise VolumeError(f'{path}: {frames} frames in one file; use NIfTI')
+  return tags
 
 
 def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
@@ -157,56 +147,23 @@ def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
   return found
 
 
-def _directions(
-  paths: list[pathlib.Path], axes: np.ndarray, spacing: np.ndarray
-) -> np.ndarray:
-  """Returns the directions of a row and a column, [2, 3], alike in all slices.
-
-  Args:
-    paths: of n slices, for messages.
-    axes: ImageOrientationPatient, [n, 6].
-    spacing: PixelSpacing, [n, 2].
-  """
-  plane = np.concatenate([axes, spacing], 1)
-  for path, away in zip(paths, np.abs(plane - plane[0]).max(1), strict=True):
-    if away > _ALIKE:
-      raise VolumeError(
-        f'{path}: its orientation or pixel spacing is not that of'
-        f' {paths[0].name}: no slice of the same volume'
-      )
-  if spacing.min() <= 0:
-    raise VolumeError(f'{paths[0]}: PixelSpacing is {spacing[0]}')
-  pair = axes[0].reshape(2, 3)
-  if np.abs(pair @ pair.T - np.eye(2)).max() > 2 * _ALIKE:
-    raise VolumeError(
-      f'{paths[0]}: ImageOrientationPatient is no pair of perpendicular'
-      ' directions'
-    )
-  return pair / np.linalg.norm(pair, axis=1, keepdims=True)
-
-
 def _step(
   folder: pathlib.Path, paths: list[pathlib.Path], depth: np.ndarray
 ) -> float:
   """Distance between slices, in mm; they must be equally far apart."""
   steps = np.diff(depth)
   step = float(np.median(steps))
-  between = lambda i: f'{paths[i].name} and {paths[i + 1].name}'
   closest = int(steps.argmin())
-  if steps[closest] < max(_ALIKE, _STEP * step):
-    raise VolumeError(
-      f'{folder}: {between(closest)} are at the same position: remove what is'
-      ' doubled'
-    )
-  odd = np.abs(steps - step) > _STEP * step + _ALIKE
-  if odd.any():
-    i = int(odd.argmax())
-    missing = round(steps[i] / step) - 1
-    what = 'unequal steps'
+  doubled = steps[closest] < max(_ALIKE, _STEP * step)
+  i = closest if doubled else int(np.abs(steps - step).argmax())
+  if doubled or abs(steps[i] - step) > _STEP * step + _ALIKE:
+    missing = round(steps[i] / max(step, _ALIKE)) - 1
+    what = 'doubled slices' if doubled else 'unequal steps'
     if missing > 0 and abs(steps[i] / step - missing - 1) < 0.1:
       what = f'{missing} slice{"s" * (missing > 1)} missing'
     raise VolumeError(
-      f'{folder}: {what}: {steps[i]:.3f} mm between {between(i)}, {step:.3f} mm'
-      ' elsewhere; export the whole series again'
+      f'{folder}: {what}: {steps[i]:.3f} mm between {paths[i].name} and'
+      f' {paths[i + 1].name}, {step:.3f} mm elsewhere; export the whole series'
+      ' again, each slice once'
     )
   return float((depth[-1] - depth[0]) / (len(depth) - 1))

@@ -1,4 +1,4 @@
-"""Checks a NIfTI file for what its reader would mend silently.
+"""Reads a NIfTI file, after a look for what ITK would mend silently.
 
 ITK takes a spacing of 0 for 1 mm, and NaN and the missing end of a file for
 zeros. None of them was measured.
@@ -7,78 +7,64 @@ zeros. None of them was measured.
 import gzip
 import math
 import pathlib
+from typing import Any
 import zlib
 
 import numpy as np
 
-from data.ct import VolumeError
+from data.ct import VolumeError, itk_errors, simpleitk
 
-_NAMES = ['dim', 'type', 'bits', 'pixdim', 'offset', 'codes']
-# What is needed of either version's header, by the header's size.
+_FIELDS = ('dim', 'type', 'bits', 'pixdim', 'offset', 'codes')
+# Of the headers of both versions, by their size: types and places of `_FIELDS`.
 _HEADERS = {
-  348: {
-    'names': _NAMES,
-    'formats': ['8i2', 'i2', 'i2', '8f4', 'f4', '2i2'],
-    'offsets': [40, 70, 72, 76, 108, 252],
-  },
-  540: {
-    'names': _NAMES,
-    'formats': ['8i8', 'i2', 'i2', '8f8', 'i8', '2i4'],
-    'offsets': [16, 12, 14, 104, 168, 344],
-  },
+  348: (['8i2', 'i2', 'i2', '8f4', 'f4', '2i2'], [40, 70, 72, 76, 108, 252]),
+  540: (['8i8', 'i2', 'i2', '8f8', 'i8', '2i4'], [16, 12, 14, 104, 168, 344]),
 }
 _FLOATS = {16: 'f4', 64: 'f8'}  # By the code of the type.
 _LARGEST_HEADER = 1 << 26  # Bytes before the voxels, with all extensions.
 
 
-def check(path: pathlib.Path) -> None:
-  """Checks that a file is one whole 3-D volume on a known grid.
+def read(path: pathlib.Path) -> Any:
+  """Reads a file that is one whole 3-D volume on a known grid.
+
+  Returns:
+    A SimpleITK image; a fourth dimension of length 1 is none.
 
   Raises:
     VolumeError: if it is not, or holds NaN or infinity; names the file and what
       is wrong.
   """
+  if not path.exists():
+    raise VolumeError(f'{path}: no such file')
+  if not path.name.endswith(('.nii', '.nii.gz')):
+    raise VolumeError(
+      f'{path}: neither NIfTI (.nii, .nii.gz) nor a folder of DICOM files'
+    )
+  sitk = simpleitk()
+  check(path)
+  with itk_errors(f'{path}: cannot be read'):
+    image = sitk.ReadImage(str(path), imageIO='NiftiImageIO')
+  while image.GetDimension() > 3:
+    image = image[..., 0]
+  return image
+
+
+def check(path: pathlib.Path) -> None:
+  """Checks the bytes of a file; see `read`."""
   opener = gzip.open if path.name.endswith('.gz') else open
   try:
     with opener(path, 'rb') as file:
       content = file.read()
   except (EOFError, OSError, zlib.error) as e:
     raise VolumeError(f'{path}: cannot be read to its end: {e}') from e
-  header, order = _header(path, content)
-  offset = header['offset'].item()
-  if not 0 <= offset < _LARGEST_HEADER:
-    raise VolumeError(
-      f'{path}: its voxels begin at byte {offset:g}; the header is damaged:'
-      ' copy the file again'
-    )
-  voxels = math.prod(_size(path, header))
-  needed = int(offset) + voxels * header['bits'].item() // 8
-  if len(content) < needed:
-    raise VolumeError(
-      f'{path}: {len(content)} of {needed} bytes are there: the file was cut'
-      ' short'
-    )
-  if kind := _FLOATS.get(header['type'].item()):
-    values = np.frombuffer(content, order + kind, voxels, int(offset))
-    if bad := values.size - np.isfinite(values).sum():
-      raise VolumeError(
-        f'{path}: {bad} voxels are NaN or infinite: nothing can be made up for'
-        ' them; leave the volume out, or convert the original files again'
-      )
-
-
-def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str]:
-  """Returns the fields of `_HEADERS`, and the byte order."""
-  for order, name in (('<', 'little'), ('>', 'big')):
-    size = int.from_bytes(content[:4], name)
-    if size in _HEADERS and len(content) >= size:
-      dtype = np.dtype(_HEADERS[size]).newbyteorder(order)
-      return np.frombuffer(content, dtype, 1)[0], order
-  raise VolumeError(f'{path}: no NIfTI header')
-
-
-def _size(path: pathlib.Path, header: np.void) -> list[int]:
-  """Returns the size of a volume; its spacing and directions are known."""
+  length, order = int.from_bytes(content[:4], 'little'), '<'
+  if length not in _HEADERS:
+    length, order = int.from_bytes(content[:4], 'big'), '>'
+  if length not in _HEADERS or len(content) < length:
+    raise VolumeError(f'{path}: no NIfTI header')
+  layout = dict(zip(('formats', 'offsets'), _HEADERS[length], strict=True))
+  layout = np.dtype({'names': _FIELDS} | layout).newbyteorder(order)
+  header = np.frombuffer(content, layout, 1)[0]
   count, *size = header['dim'].tolist()
   size = size[:count] if 1 <= count <= 7 else []
   if len(size) < 3 or min(size) < 1 or any(n != 1 for n in size[3:]):
@@ -98,4 +84,23 @@ def _size(path: pathlib.Path, header: np.void) -> list[int]:
       f'{path}: neither qform nor sform is set: which axis runs from head to'
       ' feet cannot be told; convert the original files again'
     )
-  return size
+  offset = header['offset'].item()
+  if not 0 <= offset < _LARGEST_HEADER:
+    raise VolumeError(
+      f'{path}: its voxels begin at byte {offset:g}; the header is damaged:'
+      ' copy the file again'
+    )
+  voxels = math.prod(size)
+  needed = int(offset) + voxels * header['bits'].item() // 8
+  if len(content) < needed:
+    raise VolumeError(
+      f'{path}: {len(content)} of {needed} bytes are there: the file was cut'
+      ' short'
+    )
+  if kind := _FLOATS.get(header['type'].item()):
+    values = np.frombuffer(content, order + kind, voxels, int(offset))
+    if bad := values.size - np.isfinite(values).sum():
+      raise VolumeError(
+        f'{path}: {bad} voxels are NaN or infinite: nothing can be made up for'
+        ' them; leave the volume out, or convert the original files again'
+      )

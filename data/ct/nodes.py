@@ -18,8 +18,7 @@ class Node:
   """A connected part of a mask."""
 
   index: int  # among the parts of the mask, from 1
-  low: tuple[int, int, int]  # first voxel, z, y, x
-  high: tuple[int, int, int]  # the voxel after the last
+  box: tuple[slice, slice, slice]  # its bounding box in voxels, z, y, x
   volume: float  # mm^3
   extent: float  # larger side of its bounding box in a slice, mm
   is_cut: bool  # touches the first or the last slice
@@ -80,16 +79,14 @@ def find(
     volume = float(voxels[index] * np.prod(spacing))
     if volume < _SPECK:
       continue
-    low = np.array([s.start for s in box])
-    high = np.array([s.stop for s in box])
+    low, high = np.array([(side.start, side.stop) for side in box]).T
     middle = (low + high) / 2 * spacing / resample.SPACING
     corner = np.floor(middle + 0.5).astype(int)[1:]
     room = 2 * int(np.minimum(corner, full[1:] - corner).min())
     found.append(
       Node(
         index=index,
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
+        box=box,
         volume=volume,
         extent=float(((high - low) * spacing)[1:].max()),
         is_cut=bool(low[0] == 0 or high[0] == len(numbered)),
@@ -150,36 +147,25 @@ def cut(
   size, spacing = volume.hu.shape, volume.spacing
   if side % 2 or not 0 < side <= node.room:
     raise ValueError(f'a side of {side} voxels; there is room for {node.room}')
-  ends = np.array([node.low[0], node.high[0]]) * spacing[0] / resample.SPACING
-  first = max(0, int(ends[0]) - 1)
-  last = min(resample.shape(size, spacing)[0], int(ends[1]) + 2)
   low = [c - side // 2 for c in node.corner]
   high = [c + side // 2 for c in node.corner]
-  inside = (
-    resample.region(
-      lambda at: (numbered[at] == node.index).astype(np.float32),
-      size,
-      spacing,
-      (first, *low),
-      (last, *high),
-      mode,
-    )
-    >= 0.5
-  )
+
+  def square(read, first: int, last: int, mode: str) -> np.ndarray:
+    start, stop = (first, *low), (last, *high)
+    return resample.region(read, size, spacing, start, stop, mode)
+
+  step = spacing[0] / resample.SPACING
+  first = max(0, int(node.box[0].start * step) - 1)
+  last = int(node.box[0].stop * step) + 2
+  last = min(resample.shape(size, spacing)[0], last)
+  mask = lambda at: (numbered[at] == node.index).astype(np.float32)
+  inside = square(mask, first, last, mode) >= 0.5
   area = inside.sum((1, 2))
   rows = np.flatnonzero(area)
   if not every and len(rows):
     rows = [area.argmax()]
   found = []
   for z in (first + int(row) for row in rows):
-    hu = resample.region(
-      volume.hu.__getitem__,
-      size,
-      spacing,
-      (z, *low),
-      (z + 1, *high),
-      'linear',
-    )
-    place = (z + 0.5) * resample.SPACING
-    found.append(NodeSlice(place, hu[0], inside[z - first]))
+    (hu,) = square(volume.hu.__getitem__, z, z + 1, 'linear')
+    found.append(NodeSlice((z + 0.5) * resample.SPACING, hu, inside[z - first]))
   return found

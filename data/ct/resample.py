@@ -7,26 +7,26 @@ from scipy import ndimage
 
 SPACING = 0.79  # mm; Ansari's.
 WINDOW = (-135.0, 215.0)  # HU; Ansari's, for the abdomen.
-_ORDERS = {'linear': 1, 'nearest': 0, 'bspline': 3}
-MODES = tuple(_ORDERS)
-# Voxels beyond the region that a value depends on; the B-spline's coefficients
-# depend on all, by less than 1e-6 beyond 12.
-_MARGIN = {'linear': 1, 'nearest': 1, 'bspline': 12}
+# Order of the spline, what lies beyond the border, and how many voxels beyond
+# the region a value depends on; a cubic B-spline's coefficients depend on all,
+# by less than 1e-6 beyond 12.
+_MODES = {
+  'linear': (1, 'nearest', 1),
+  'nearest': (0, 'nearest', 1),
+  'bspline': (3, 'mirror', 12),
+}
 
 
-def window(
-  hu: np.ndarray, low: float = WINDOW[0], high: float = WINDOW[1]
-) -> np.ndarray:
-  """Maps HU from `low` to `high` to [0, 1], clipped; float32."""
+def window(hu: np.ndarray) -> np.ndarray:
+  """Maps HU in `WINDOW` to [0, 1], clipped; float32."""
+  low, high = WINDOW
   return np.clip((hu - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def shape(
-  size: tuple[int, ...], spacing: tuple[float, ...], target: float = SPACING
-) -> tuple[int, ...]:
+def shape(size: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[int, ...]:
   """Size of the isotropic grid that covers as much as `size` voxels do."""
   return tuple(
-    max(1, round(n * s / target)) for n, s in zip(size, spacing, strict=True)
+    max(1, round(n * s / SPACING)) for n, s in zip(size, spacing, strict=True)
   )
 
 
@@ -37,16 +37,16 @@ def region(
   start: tuple[int, ...],
   stop: tuple[int, ...],
   mode: str,
-  target: float = SPACING,
 ) -> np.ndarray:
   """Returns a part of a resampled volume, of which only that is computed.
 
   The outer faces of the first voxels of both grids coincide, so that voxel i of
-  the isotropic grid has its centre at (i + 1/2) target / spacing - 1/2 voxels.
+  the isotropic grid has its centre at (i + 1/2) SPACING / spacing - 1/2
+  voxels.
   Beyond the centres of the outermost voxels, 'linear' and 'nearest' repeat them
   and 'bspline' (cubic; Unser, IEEE Signal Processing Magazine 1999) mirrors the
   volume at them, as ITK does. A half rounds up. Nothing is smoothed before:
-  where `target` is coarser than `spacing`, fine detail is sampled as it is.
+  where the grid is coarser than `spacing`, fine detail is sampled as it is.
 
   Args:
     read: returns the voxels of native slices, as an array's `__getitem__`.
@@ -54,20 +54,20 @@ def region(
     spacing: of its axes, in mm.
     start: first voxel of the part on the isotropic grid.
     stop: the voxel after its last.
-    mode: one of `MODES`.
-    target: spacing of the isotropic grid in mm.
+    mode: 'linear', 'nearest' or 'bspline'.
 
   Returns:
     float32 array of shape `stop - start`; of 'nearest', of the native type.
   """
-  if mode not in MODES:
-    raise ValueError(f'mode {mode!r}: there are {", ".join(MODES)}')
-  step = target / np.array(spacing)
+  if mode not in _MODES:
+    raise ValueError(f'mode {mode!r}: there are {", ".join(_MODES)}')
+  order, border, margin = _MODES[mode]
+  step = SPACING / np.array(spacing)
   first = (np.array(start) + 0.5) * step - 0.5
   last = (np.array(stop) - 0.5) * step - 0.5
   edge = np.array(size) - 1
-  low = np.clip(np.floor(first) - _MARGIN[mode], 0, edge).astype(int)
-  high = np.clip(np.ceil(last) + _MARGIN[mode], 0, edge).astype(int)
+  low = np.clip(np.floor(first) - margin, 0, edge).astype(int)
+  high = np.clip(np.ceil(last) + margin, 0, edge).astype(int)
   native = read(tuple(map(slice, low, high + 1)))
   found = native.astype(np.float32)
   # Axis by axis, x first: what each voxel of an axis gives to the new ones.
@@ -77,8 +77,8 @@ def region(
       (1, step[axis]),
       (0, first[axis] - low[axis]),
       (found.shape[axis], stop[axis] - start[axis]),
-      order=_ORDERS[mode],
-      mode='mirror' if mode == 'bspline' else 'nearest',
+      order=order,
+      mode=border,
     )
     found = np.moveaxis(np.tensordot(found, weights, (axis, 0)), -1, axis)
   return found.astype(native.dtype) if mode == 'nearest' else found

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.ct import VolumeError, dicom, itk_reason, nifti, simpleitk
+from data.ct import VolumeError, dicom, nifti, simpleitk
 
 # Sine of the angle, 0.6 degrees, below which an axis counts as straight.
 _STRAIGHT = 0.01
@@ -36,15 +36,10 @@ def read(path: str | pathlib.Path) -> Volume:
       not finite; the message names the file.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
-    image = dicom.read(path)
-  else:
-    image = _read_nifti(path)
-  hu, *grid = _straight(path, image)
-  if hu.dtype.kind not in 'iuf':
-    raise VolumeError(f'{path}: no grey volume: {hu.dtype} {hu.shape}')
-  hu = hu.astype(np.float32, copy=False)
-  return Volume(path, hu, *grid)
+  reader = dicom if path.is_dir() else nifti
+  volume = _straight(path, reader.read(path))
+  hu = volume.hu.astype(np.float32, copy=False)
+  return dataclasses.replace(volume, hu=hu)
 
 
 def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
@@ -65,13 +60,14 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   path = pathlib.Path(path)
   if path.is_dir():
     raise VolumeError(f'{path}: a folder; masks are read from NIfTI files')
-  mask, spacing, origin, direction = _straight(path, _read_nifti(path))
+  own = _straight(path, nifti.read(path))
+  mask = own.hu
   far = _ALIKE / max(like.hu.shape)  # At the edge it is that of a voxel.
   for name, mine, theirs, tolerance in (
     ('size', mask.shape, like.hu.shape, 0),
-    ('spacing', spacing, like.spacing, far * np.array(like.spacing)),
-    ('origin', origin, like.origin, _ALIKE * np.array(like.spacing)),
-    ('direction', direction, like.direction, far),
+    ('spacing', own.spacing, like.spacing, far * np.array(like.spacing)),
+    ('origin', own.origin, like.origin, _ALIKE * np.array(like.spacing)),
+    ('direction', own.direction, like.direction, far),
   ):
     if (np.abs(np.subtract(mine, theirs)) > tolerance).any():
       shown = (f'({", ".join(f"{v:g}" for v in x)})' for x in (mine, theirs))
@@ -99,31 +95,8 @@ def write(path: str | pathlib.Path, array: np.ndarray, volume: Volume) -> None:
   sitk.WriteImage(image, str(path), useCompression=True, compressionLevel=1)
 
 
-def _read_nifti(path: pathlib.Path) -> Any:
-  if not path.exists():
-    raise VolumeError(f'{path}: no such file')
-  if not path.name.endswith(('.nii', '.nii.gz')):
-    raise VolumeError(
-      f'{path}: neither NIfTI (.nii, .nii.gz) nor a folder of DICOM files'
-    )
-  sitk = simpleitk()
-  nifti.check(path)
-  try:
-    image = sitk.ReadImage(str(path), imageIO='NiftiImageIO')
-  except RuntimeError as e:
-    raise VolumeError(f'{path}: cannot be read: {itk_reason(e)}') from e
-  if image.GetNumberOfComponentsPerPixel() > 1:
-    raise VolumeError(f'{path}: several values per voxel; one is needed')
-  # A fourth dimension of length 1 is none.
-  while image.GetDimension() > 3:
-    image = image[..., 0]
-  return image
-
-
-def _straight(
-  path: pathlib.Path, image: Any
-) -> tuple[np.ndarray, *tuple[tuple[float, ...], ...]]:
-  """Array, spacing, origin (z, y, x), direction: the axes are the patient's."""
+def _straight(path: pathlib.Path, image: Any) -> Volume:
+  """Returns an image, whatever its values, along the axes of `Volume`."""
   direction = np.array(image.GetDirection()).reshape(3, 3)
   main = np.abs(direction) > 0.5
   tilt = np.abs(direction)[~main].max()
@@ -133,10 +106,13 @@ def _straight(
       f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's;"
       ' resample it to an axial grid'
     )
-  image = simpleitk().DICOMOrient(image, 'LPS')
-  return (
-    simpleitk().GetArrayFromImage(image),
-    image.GetSpacing()[::-1],
-    image.GetOrigin()[::-1],
-    image.GetDirection(),
-  )
+  sitk = simpleitk()
+  image = sitk.DICOMOrient(image, 'LPS')
+  array = sitk.GetArrayFromImage(image)
+  if array.ndim > 3 or array.dtype.kind not in 'iuf':
+    raise VolumeError(
+      f'{path}: {array.dtype} {array.shape}: several values per voxel, or none'
+      ' that is a number; one is needed'
+    )
+  grid = image.GetSpacing()[::-1], image.GetOrigin()[::-1], image.GetDirection()
+  return Volume(path, array, *grid)

@@ -1,14 +1,13 @@
 """Builds a TFDS dataset of breast tiles from a zip file and a table."""
 
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import tile_sources
 from data.dataset_tiles import TileBuilder
-from data.labelled_tiles import TileError
+from data.labelled_tiles import LabelledTiles
+from data.tile_sources import from_zip
 
 
 class Builder(TileBuilder):
@@ -27,31 +26,8 @@ class Builder(TileBuilder):
       label is 0 or 1, zip_path the tile's name in the zip
   """
 
-  def _generate_examples(self, folder: Any) -> Iterator[tuple[str, dict]]:
-    """See base class.
-
-    Raises:
-      TileError: naming what is missing, broken or of another size.
-    """
-    tiles = tile_sources.from_zip(
-      folder / 'idc_tiles.zip', folder / 'index.csv'
-    )
-    if tiles.size != self.SIZE or not set(tiles.classes) <= set(self.CLASSES):
-      raise TileError(
-        f'{folder}: tiles of {tiles.size} px and the classes '
-        f'{", ".join(tiles.classes)}; {self.SIZE} px and '
-        f'{", ".join(self.CLASSES)} are idc_breast'
-      )
-    for i, name in enumerate(tiles.id.tolist()):
-      x, y = tiles.xy[i].tolist()
-      yield (
-        name,
-        {
-          'id': name,
-          'image': tiles.read(i),
-          'label': tiles.classes[tiles.label[i]],
-          'patient': str(tiles.group[i]),
-          'x': x,
-          'y': y,
-        },
-      )
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
+    """See base class."""
+    tiles = from_zip(folder / 'idc_tiles.zip', folder / 'index.csv')
+    x, y = tiles.xy.T.tolist()
+    return tiles, {'x': x, 'y': y}

@@ -1,16 +1,15 @@
 """Builds a TFDS dataset of tiles with and without lymphatic invasion."""
 
-from collections.abc import Iterator
-import functools
 import pathlib
 import re
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from data import files
 from data.dataset_tiles import TileBuilder
-from data.labelled_tiles import TileError
-from data.tile_sources import check_sizes, decode
+from data.labelled_tiles import LabelledTiles, TileError
+from data.tile_sources import from_files
 
 _REST = r'_(?P<patient>[^_]+)_(?P<slide>[^_.]+)(_.*)?'
 # What a file's name says, by configuration; the weak have one label.
@@ -49,20 +48,11 @@ class Builder(TileBuilder):
   def _encoding(self) -> str:
     return 'png' if self.builder_config.name == 'hard' else 'jpeg'
 
-  def _generate_examples(self, root: Any) -> Iterator[tuple[str, dict]]:
-    """See base class.
-
-    Raises:
-      TileError: naming every file that has another name or size, or is broken.
-    """
+  def _tiles(self, folder: Any) -> tuple[LabelledTiles, dict[str, list]]:
+    """See base class; images are stored as they are encoded."""
     kind = self.builder_config.name
-    folder = pathlib.Path(root) / kind
-    paths = sorted(
-      p
-      for p in folder.rglob('*')
-      if p.is_file()
-      and not any(s.startswith('.') for s in p.relative_to(folder).parts)
-    )
+    folder = pathlib.Path(folder) / kind
+    paths = files.listed(folder)
     if not paths:
       raise TileError(
         f'{folder}: no file in it; {_EXPECTED[kind]} are expected there'
@@ -73,32 +63,15 @@ class Builder(TileBuilder):
       for path, match in matches.items()
       if match is None
     ]
-    kept = {str(path): path for path, match in matches.items() if match}
-    images = {
-      name: functools.partial(path.open, 'rb') for name, path in kept.items()
-    }
-    side, channels, cut, faults = check_sizes(images)
-    problems += faults
-    problems += [f'{name}: smaller than the others' for name in cut]
-    if kept and not problems and (side, channels) != (self.SIZE, 3):
-      problems.append(
-        f'tiles of {side} px with {channels} channel(s); {self.SIZE} px RGB is '
-        'expected'
-      )
-    if problems:
-      raise TileError.listing(problems, str(folder))
-    for name, path in kept.items():
-      decode(
-        name, images[name], 3
-      )  # In full: a dataset of broken files is none.
-      key, match = path.relative_to(folder).as_posix(), matches[path]
-      yield (
-        key,
-        {
-          'id': key,
-          'image': name,
-          'label': self.CLASSES[match['label'] == 'pos'],
-          'patient': match['patient'],
-          'slide': f'{match["patient"]}_{match["slide"]}',
-        },
-      )
+    found = {path: match for path, match in matches.items() if match}
+    tiles = from_files(
+      folder,
+      list(found),
+      [int(match['label'] == 'pos') for match in found.values()],
+      [match['patient'] for match in found.values()],
+      self.CLASSES,
+      problems,
+      self.SIZE,
+    )
+    slides = [f'{m["patient"]}_{m["slide"]}' for m in found.values()]
+    return tiles, {'image': list(map(str, found)), 'slide': slides}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import atomic
+from data import files
 from data.phantom import slide, stain, tiff
 from data.phantom.slide import LABELS, Spec
 
@@ -108,7 +108,7 @@ def make(
   wanted = specs(cases_per_class, seed, prefix, look)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
-  atomic.write_csv(root / 'labels.csv', [header, *labels])
+  files.write_csv(root / 'labels.csv', [header, *labels])
   missing = [
     (root, name, spec)
     for name, spec in wanted.items()
@@ -159,6 +159,6 @@ def _write_slide(root: Path, name: str, spec: Spec) -> None:
     for ring in corners
   ]
   collection = {'type': 'FeatureCollection', 'features': features}
-  with atomic.replacing(_outline(root, name)) as part:
+  with files.replacing(_outline(root, name)) as part:
     part.write_text(json.dumps(collection))
   tiff.write(_slide(root, name), image, mpp=spec.look.mpp, levels=_LEVELS)

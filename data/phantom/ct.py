@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 from scipy import ndimage
 
-from data import atomic
+from data import files
 from data.ct import table, volumes
 from data.phantom import texture
 
@@ -87,7 +87,7 @@ def make(
     for array, kind in ((volume.hu.astype(np.int16), 'image'), (mask, 'mask')):
       path = folder / f'{name}_{kind}.nii.gz'
       if not path.exists():
-        with atomic.replacing(path) as part:
+        with files.replacing(path) as part:
           # The name tells the writer the format.
           whole = part.with_name(part.name + '.nii.gz')
           volumes.write(whole, array, volume)
@@ -97,7 +97,7 @@ def make(
       for k, label in enumerate(labels, 1)
     ]
     progress(i + 1, patients)
-  atomic.write_csv(labels_csv, [_COLUMNS, *rows])
+  files.write_csv(labels_csv, [_COLUMNS, *rows])
 
 
 def render(

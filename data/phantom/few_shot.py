@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import atomic
+from data import files
 from data.camelyon16 import annotations, patches
 from data.phantom import slide, stain, tiff
 from data.slides import Slide
@@ -101,7 +101,7 @@ def make(
     _write_lists(root, part, [p for p in planned if p.part == part], seed)
   truth = {True: ('Tumor', 'IDC', 'Micro'), False: ('Normal', 'IDC', 'None')}
   # Last: its presence says that all is there.
-  atomic.write_csv(
+  files.write_csv(
     root / 'reference.csv',
     [(p.name, *truth[p.tumour]) for p in planned if p.part == 'test'],
   )
@@ -143,7 +143,7 @@ def _write_slide(root: Path, planned: _Planned) -> None:
       for i, corners in enumerate(outlines)
     ]
     text = json.dumps({'positive': polygons, 'negative': []})
-    with atomic.replacing(_annotation(root, planned.name)) as part:
+    with files.replacing(_annotation(root, planned.name)) as part:
       part.write_text(text)
   tiff.write(path, image, mpp=MPP, levels=_LEVELS)
 

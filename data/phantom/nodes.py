@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data import atomic
+from data import files
 from data.phantom import lesions, lymph_node, stain
 
 MPP = 1.0  # Micrometres per pixel, as in Tang et al. 2022.
@@ -85,7 +85,7 @@ def make(
     part = 'development' if spec.patient < development else 'test'
     label = 'positive' if spec.positive else 'negative'
     rows.append((name, f'patient_{spec.patient + 1:02d}', part, label))
-  atomic.write_csv(root / 'images.csv', rows)
+  files.write_csv(root / 'images.csv', rows)
   return root
 
 
@@ -191,5 +191,5 @@ def _shrunk(
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
-  with atomic.replacing(path) as part:
+  with files.replacing(path) as part:
     Image.fromarray(pixels).save(part, format='PNG')

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 import tifffile
 
-from data import atomic
+from data import files
 
 TILE = 256  # Tile side in pixels.
 
@@ -43,7 +43,7 @@ def write(
       'empty level; ask for fewer levels.'
     )
   with (
-    atomic.replacing(path) as part,
+    files.replacing(path) as part,
     tifffile.TiffWriter(part, byteorder='<') as file,
   ):
     for level in range(levels):

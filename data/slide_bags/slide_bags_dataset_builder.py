@@ -4,12 +4,14 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import features as feature_files, labels as label_files, packed
+from data import labels as label_files, packed
+from data.features import FeatureError, Header
 from data.labels import Manifest
 
 _KEYS = 2**128  # TFDS sorts by keys below this.
@@ -26,16 +28,6 @@ class SlideBagsConfig(tfds.core.BuilderConfig):
 
   csv_path: str
   features_dir: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cohort:
-  """Labels and headers, joined; `dtype` holds every file's features exactly."""
-
-  table: Manifest
-  folder: packed.Folder
-  headers: list[feature_files.Header]
-  dtype: np.dtype
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -59,37 +51,32 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       data.labels.ManifestError: if the table cannot be used.
       ValueError: without a `SlideBagsConfig`.
     """
-    cohort = self._cohort
-    table, headers = cohort.table, cohort.headers
+    table, folder, headers = self._cohort
     slides = table.slide.tolist()
+    array = functools.partial(
+      tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES
+    )
+    width, dtype = headers[0].width, np.result_type(*(h.dtype for h in headers))
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(
         {
           'slide_id': tfds.features.Text(),
           'case_id': tfds.features.Text(),
           'label': tfds.features.ClassLabel(names=sorted(set(table.label))),
-          'features': tfds.features.Tensor(
-            shape=(None, headers[0].width),
-            dtype=cohort.dtype,
-            encoding=tfds.features.Encoding.BYTES,
-          ),
-          'coords': tfds.features.Tensor(
-            shape=(None, 2),
-            dtype=np.int32,
-            encoding=tfds.features.Encoding.BYTES,
-          ),
+          'features': array(shape=(None, width), dtype=dtype),
+          'coords': array(shape=(None, 2), dtype=np.int32),
           'attributes': tfds.features.Text(),
         }
       ),
       metadata=tfds.core.MetadataDict(
         slide_id=slides,
         length=[int(h.length) for h in headers],
-        width=int(headers[0].width),
+        width=int(width),
         attributes=[
-          json.loads(packed.to_json(slide, h.attributes))
+          json.loads(_to_json(slide, h.attributes))
           for slide, h in zip(slides, headers, strict=True)
         ],
-        digest=[cohort.folder.digest(slide) for slide in slides],
+        digest=[folder.digest(slide) for slide in slides],
       ),
       disable_shuffling=True,
     )
@@ -103,12 +90,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
     """See base class."""
-    cohort, table = self._cohort, self._cohort.table
+    table, folder, _ = self._cohort
+    dtype = self.info.features['features'].np_dtype
     for i, slide in enumerate(table.slide):
-      file = cohort.folder.read(slide)
-      coords = (
-        np.zeros((0, 2), np.int32) if file.coords is None else file.coords
-      )
+      file = folder.read(slide)
+      coords = np.zeros((0, 2)) if file.coords is None else file.coords
       # Above 1 GB TFDS sorts by ranges of keys, each in memory: keys that
       # spread over all of them keep the order and the memory small.
       yield (
@@ -117,14 +103,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
           'slide_id': slide,
           'case_id': table.case[i],
           'label': table.label[i],
-          'features': file.features.astype(cohort.dtype),
-          'coords': coords,
-          'attributes': packed.to_json(file.path, file.attributes),
+          'features': file.features.astype(dtype),
+          'coords': coords.astype(np.int32),
+          'attributes': _to_json(file.path, file.attributes),
         },
       )
 
   @functools.cached_property
-  def _cohort(self) -> _Cohort:
+  def _cohort(self) -> tuple[Manifest, packed.Folder, list[Header]]:
     config = self.builder_config
     if not isinstance(config, SlideBagsConfig):
       raise ValueError(
@@ -137,7 +123,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     for slide in table.slide:
       try:
         headers.append(folder.header(slide))
-      except feature_files.FeatureError as e:
+      except FeatureError as e:
         faults.append(str(e))
     widths = [h.width for h in headers]
     if len(set(widths)) > 1:
@@ -146,7 +132,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         'are mixed; pack those of one encoder'
       )
     if faults:
-      raise feature_files.FeatureError('\n'.join(faults))
-    return _Cohort(
-      table, folder, headers, np.result_type(*(h.dtype for h in headers))
-    )
+      raise FeatureError('\n'.join(faults))
+    return table, folder, headers
+
+
+def _to_json(owner: Path | str, attributes: dict[str, Any]) -> str:
+  """Returns attributes as JSON; a FeatureError names the owner of others."""
+  try:
+    return json.dumps(attributes)
+  except TypeError as e:
+    raise FeatureError(
+      f'{owner}: an attribute cannot be packed ({e}); take it out of the file'
+    ) from e

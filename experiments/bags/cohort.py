@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import labels as label_files, packed, slides, splits as split_files
+from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
+from data.files import first_of
 from data.labels import Manifest
 from data.splits import Split
 from experiments.bags import features, phantom
 from experiments.bags.options import Data, External, Folds
-from experiments.run.check import Findings, some
+from experiments.run.check import Findings
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
 from kmil_jax import parallel, plan, splits
@@ -31,10 +33,6 @@ _STATED = ('precision', 'overlap', 'min_tissue', 'augment')
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
 _RESIDENT_SHARE = 0.4
-
-
-class CohortError(ValueError):
-  """Slides, labels and features that do not fit; says which and how."""
 
 
 # What is raised for faults of the user's slides, labels, features and splits.
@@ -268,7 +266,7 @@ def load(
       column = label_files.column(csv_path, folds.group_col, table)
       group = dict(zip(table.slide.tolist(), column.tolist(), strict=True))
     made = make_folds(table, folds, seed, findings, left_out, column)
-  except (label_files.ManifestError, splits.SplitError) as e:
+  except label_files.ManifestError as e:
     findings.problems.append(str(e))
   warnings = tuple(findings.warnings)
   csv_path = external.external_csv
@@ -342,8 +340,8 @@ def join(
   classes = like.classes if like else ordered(table.label)
   if unknown := sorted(set(table.label.tolist()) - set(classes)):
     problems.append(
-      f'{csv_path}: labels {some(unknown)} are none of those the models know:'
-      f' {", ".join(classes)}'
+      f'{csv_path}: labels {first_of(unknown)} are none of those the models'
+      f' know: {", ".join(classes)}'
     )
   if len(classes) == 1:
     problems.append(f'{csv_path}: one class only, {classes[0]}')
@@ -359,14 +357,15 @@ def join(
   except FeatureError as e:
     problems.append(str(e))
     return None, table, left_out
-  headers = features.find(
+  found = match(
     source,
     table.slide.tolist(),
-    findings,
     others=left_out,
     allow_missing=allow_missing,
   )
-  made = features.shared(source.path, headers, findings)
+  headers, made = found.headers, found.made
+  problems += found.problems
+  findings.warnings += found.warnings
   if differ := features.differences(made, like.made if like else {}):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
@@ -401,11 +400,11 @@ def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   if shared:
     findings.problems.append(
       f'the second cohort holds {len(shared)} slides of the first, on which the'
-      f' models were trained: {some(shared)}. Take them out of its CSV.'
+      f' models were trained: {first_of(shared)}. Take them out of its CSV.'
     )
   if cases := sorted(set(first.manifest.case) & set(second.manifest.case)):
     findings.warnings.append(
-      f'both cohorts have cases named {some(cases)}; if they are the same'
+      f'both cohorts have cases named {first_of(cases)}; if they are the same'
       ' patients, the second cohort is not external'
     )
 
@@ -430,9 +429,6 @@ def make_folds(
 
   Returns:
     The folds; of a folder with problems those that could be read.
-
-  Raises:
-    kmil_jax.splits.SplitError: if no such folds can be made.
   """
   if not len(table.slide):
     return []  # Why its rows cannot be used was found before.
@@ -440,7 +436,14 @@ def make_folds(
     made, faults = split_files.read(folds.split_dir, table, folds.k, left_out)
     findings.problems += faults
   else:
-    parts = splits.make(table.case, table.label, folds.k, seed, group)
+    try:
+      parts = splits.make(table.case, table.label, folds.k, seed, group)
+    except splits.SplitError as e:
+      findings.problems.append(
+        f'--k={folds.k}: {e} --labels merges classes, --split_dir reads other'
+        ' splits.'
+      )
+      return []
     made = [Split(*part) for part in parts]
   findings.warnings += _oddities(table, made)
   return made
@@ -463,15 +466,16 @@ def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
   lines = []
   if mixed := mixed_cases(table):
     lines.append(
-      f'{len(mixed)} cases have slides of several labels: {some(mixed)}; labels'
-      ' are those of slides, and cases stay whole in every split'
+      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)};'
+      ' labels are those of slides, and cases stay whole in every split'
     )
   if not made:
     return lines
   if again := split_files.tested_again(table, made):
     lines.append(
       f'{len(again)} slides are in the test part of several folds (repeated'
-      f' random splits?): {some(again)}; pooled figures count them each time'
+      f' random splits?): {first_of(again)}; pooled figures count them each'
+      ' time'
     )
   for part in ('test', 'val'):
     without = [
@@ -482,13 +486,13 @@ def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
     ]
     if without:
       lines.append(
-        f'{part} parts without a slide of a class: {some(without)}; there is no'
-        ' AUROC of that fold, only the pooled one'
+        f'{part} parts without a slide of a class: {first_of(without)}; there'
+        ' is no AUROC of that fold, only the pooled one'
       )
   used = np.any([s.train | s.val | s.test for s in made], axis=0)
   if not used.all():
     names = table.slide[~used].tolist()
-    lines.append(f'no fold names the slides {some(names)}')
+    lines.append(f'no fold names the slides {first_of(names)}')
   return lines
 
 

@@ -20,8 +20,9 @@ from experiments.reporting import page
 from experiments.run import progress
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import checkpoint, folds, parallel, selection
-from kmil_jax.folds import Fold, Settings, Stage
+from kmil_jax.folds import Fold, Settings
 from kmil_jax.models.kmil import Choice
+from kmil_jax.types import Recipe
 
 # Of metrics.jsonl.
 COLUMNS = (
@@ -184,7 +185,7 @@ def test_second(
   design = settings.design(len(cohort.classes), cohort.width)
   models = [folds.load(folder.at(f'fold_{fold}'), design) for fold in todo]
   bags = cohort.bags(settings.precision, stream)
-  probs = folds.predict_all(bags, settings, models)
+  probs = folds.predict(bags, design, models)
   folder.write(_SECOND, cohort.fingerprint())
   everything = np.ones(len(cohort.label), bool)
   for fold, prob in zip(todo, probs, strict=True):
@@ -221,16 +222,18 @@ def _watch(
   """Keeps a stage's checkpoints in `state`, and shows its progress."""
 
   @contextlib.contextmanager
-  def watch(stage: Stage, serves: list[list[int]]) -> Iterator[Any]:
+  def watch(
+    stage: str, recipe: Recipe, serves: list[list[int]]
+  ) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
-      kept = checkpoint.Checkpoints(folder.at(state) / stage.name)
+      kept = checkpoint.Checkpoints(folder.at(state) / stage)
       saved = stack.enter_context(contextlib.closing(kept))
       shown = progress.Progress(
         [[runs[r].folder for r in ours] for ours in serves],
         {name: name for name in COLUMNS},
-        stage.recipe.epochs,
-        name=f'{stage.name} x {len(serves)} run{"s" * (len(serves) > 1)}',
-        stage=stage.name,
+        recipe.epochs,
+        name=f'{stage} x {len(serves)} run{"s" * (len(serves) > 1)}',
+        stage=stage,
         tensorboard=tensorboard,
       )
       stack.enter_context(contextlib.closing(shown))

@@ -14,7 +14,7 @@ from experiments.run import results
 from experiments.run.check import Check
 from experiments.run.options import OptionError, field, free, to_json
 from experiments.run.start import Machine, Output
-from kmil_jax import folds, inference, losses, parallel, selection
+from kmil_jax import folds, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
 from kmil_jax.types import Recipe
 
@@ -311,11 +311,8 @@ def settings(model: Model, training: Training, seed: int) -> folds.Settings:
       f' --pseudo_bags={model.pseudo_bags}.'
     )
   recipe = training.recipe_of(model.model)
-  return folds.Settings(
-    recipe=recipe,
-    chooser_recipe=folds.chooser_recipe(SPECS[model.model], recipe),
-    seed=seed,
-    **inference.network_settings(to_json([model, training])),
+  return folds.Settings.of_options(
+    to_json([model, training]), recipe=recipe, seed=seed
   )
 
 

@@ -9,7 +9,7 @@ from experiments.run import phantoms
 
 # The paper's 128-um tiles at half its resolution: a CPU encodes them 4 times
 # faster.
-_TILES = {'tile_size': 128, 'mpp': 1.0}
+_TILES = {'tile_size': 128, 'tile_mpp': 1.0}
 _SLIDE_CODE = ('data/phantom/*.py',)
 _FEATURE_CODE = (
   'data/features.py',
@@ -18,10 +18,9 @@ _FEATURE_CODE = (
   'data/tiling.py',
   'data/tissue.py',
   'experiments/bags/phantom.py',
-  'experiments/cohort_tiles.py',
-  'experiments/encoder.py',
-  'experiments/encoding.py',
-  'experiments/weights.py',
+  'experiments/encoding/encoder.py',
+  'experiments/encoding/extraction.py',
+  'experiments/encoding/tiles.py',
   'kmil_jax/models/batch_norm.py',
   'kmil_jax/models/convolutions.py',
   'kmil_jax/models/cpu.py',
@@ -79,22 +78,23 @@ def _made(
   def encode(features_dir: pathlib.Path, progress: Any) -> None:
     del progress  # Extraction shows its own.
     # They import TensorFlow, which takes seconds.
-    from experiments import cohort_tiles, encoding, weights
+    from experiments.encoding import encoder as encoders, extraction
+    from experiments.encoding.tiles import SlideTiles, Tiles
 
-    spec = cohort_tiles.TileSpec(**_TILES)
-    file = encoder_dir and encoder_dir / weights.RANDOM_FILE
+    cohort = SlideTiles(paths, Tiles(**_TILES))
+    file = encoder_dir and encoder_dir / encoders.RANDOM_FILE
     if file and not file.exists():
       raise RuntimeError(
         f'{file}: the encoder that made the features beside it is gone. Delete'
         f' {encoder_dir}, and both phantom cohorts are encoded anew.'
       )
-    encoder = weights.make_encoder(
+    encoder = encoders.make_encoder(
       file and str(file),
       features_dir=features_dir,
       cache_dir=cache_dir,
-      sample=lambda: cohort_tiles.calibration_tiles(paths, spec),
+      sample=cohort.sample,
     )
-    if failures := encoding.extract(paths, features_dir, encoder, spec):
+    if failures := extraction.extract(cohort, features_dir, encoder):
       raise RuntimeError(f'phantom slides without features: {failures}')
 
   last = f'{slides.slide_id(paths[-1])}.h5'  # They are encoded in order.

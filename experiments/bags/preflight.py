@@ -132,14 +132,13 @@ def estimate(
   passes = _BACKWARD + np.mean([split.val.mean() for split in splits])
   held, times = [], []
   loader = cohort.bags(settings.precision, stream=True)  # Reads no features.
-  stages = [(folds.model_stage(loader, settings), len(runs))]
-  if settings.has_chooser:
-    first = folds.chooser_stage(loader, settings), len(set(runs))
-    stages = [first, *stages]
   networks = settings.design(len(cohort.classes), cohort.width).like()
   spec = SPECS[settings.model]
-  for stage, count in stages:
-    leaves = jax.tree.leaves(networks[stage.name])
+  for name, recipe in settings.recipes.items():
+    # Runs of one fold share the first stage.
+    count = len(set(runs) if name == folds.CHOOSER else runs)
+    task = folds.make_task(name, settings, loader)
+    leaves = jax.tree.leaves(networks[name])
     parameters = 4 * sum(leaf.size for leaf in leaves)
     on_device = -(-count // devices) if batch == 1 else count
     at_once = max(
@@ -153,7 +152,7 @@ def estimate(
       steps
       * (
         2
-        * cost.multiply_adds(stage.task.model, n, cohort.width)
+        * cost.multiply_adds(task.model, n, cohort.width)
         * here
         * passes
         / (products * _EFFICIENCY)
@@ -162,9 +161,8 @@ def estimate(
       )
       for n, steps in zip(lengths, counts, strict=True)
     )
-    epochs = stage.recipe.epochs
-    spent = datetime.timedelta(seconds=round(epoch * epochs))
-    times.append(f'{stage.name} {spent} ({epochs} epochs)')
+    spent = datetime.timedelta(seconds=round(epoch * recipe.epochs))
+    times.append(f'{name} {spent} ({recipe.epochs} epochs)')
   where = 'streamed from disk' if streamed else 'on the device'
   yield (
     f'memory of a device, features {where}: about {_size(stored + max(held))}'

@@ -1,4 +1,1 @@
-"""kmil_jax against torch on the same bags, in one process.
-
-It imports torch, and neither TensorFlow nor a slide library.
-"""
+"""kmil_jax against torch on the same bags, in one process."""

@@ -1,6 +1,7 @@
-"""kmil_jax's side: the programs that training and evaluation really run."""
+"""kmil_jax's side: the programs that training and prediction really run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -8,98 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from experiments.benchmarks.bags import CLASSES, WIDTH, Cohort
-from kmil_jax import parallel, plan, port, train
-from kmil_jax.models import SPECS, cpu, kmil
+from experiments.encoding import encoder
+from kmil_jax import inference, parallel, port, train
+from kmil_jax.inference import CHOOSER, MODEL, Design
+from kmil_jax.models import SPECS
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Recipe, Store
 
+Call = Callable[[], None]
 
-def params_of(model: str, module: nn.Module) -> dict[str, Any]:
-  """Returns a torch model's weights: of each of KMIL's stages, else of it."""
 
-  def ported(name, module):
-    # Copies: torch goes on training its own.
-    state = {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
-    return port.from_torch(name, state)['params']
-
-  if SPECS[model].chooser is None:
-    return ported(model, module)
+def weights_of(model: str, module: nn.Module) -> dict[str, Any]:
+  """Returns a torch model's weights, by network of `Design.networks`."""
+  chooser = SPECS[model].chooser
+  parts = {MODEL: (model, module)}
+  if chooser:
+    parts = {CHOOSER: (chooser, module.chooser)}
+    parts[MODEL] = (model, module.classifier)
   return {
-    'chooser': ported(SPECS[model].chooser, module.chooser),
-    'model': ported(model, module.classifier),
+    name: port.from_torch(kind, state_of(part))['params']
+    for name, (kind, part) in parts.items()
   }
 
 
-def forward(model: str, dtype: Any = None) -> Callable:
-  """Returns the model as a function of parameters, x [N, D] and mask [N].
-
-  It returns a `Prediction`; that of KMIL's second stage.
-  """
-  apply = SPECS[model].make(num_classes=CLASSES, dtype=dtype).apply
-  if SPECS[model].chooser is None:
-    return lambda params, x, mask: apply(
-      {'params': params}, x, mask, train=False
-    )
-  chooser = SPECS[SPECS[model].chooser].make(num_classes=CLASSES, dtype=dtype)
-
-  def both(params, x, mask):
-    first = chooser.apply({'params': params['chooser']}, x, mask, train=False)
-    choice = kmil.Choice()
-    scores = kmil.instance_scores(first.instance_logits, choice.score)
-    keep = kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
-    return apply({'params': params['model']}, x, keep, train=False)
-
-  return both
-
-
-class Steps:
-  """Visits bags of a cohort with all runs, as training does.
-
-  Args:
-    model: of SPECS.
-    params: of every run, from `params_of`.
-    cohort: the bags.
-    order: those that a call visits, in this order.
-    trains: which bags move each run, bool [R, n].
-    dtype: of the features and of products.
-  """
-
-  def __init__(
-    self,
-    model: str,
-    params: Sequence[Any],
-    cohort: Cohort,
-    order: np.ndarray,
-    trains: np.ndarray,
-    dtype: Any,
-  ):
-    runs = len(params)
-    recipe = Recipe()
-    task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, dtype=dtype)
-    store, _ = store_of(cohort, dtype)
-    keep = None
-    if SPECS[model].chooser is not None:
-      keep = _kept(model, params, store, cohort)
-      params = [run['model'] for run in params]
-    constants = BagRuns(
-      seed=np.zeros(runs, np.uint32),
-      fold=np.arange(runs, dtype=np.uint32),
-      trains=trains,
-      keep=keep,
-    )
-    layout = parallel.layout(recipe.batch)
-    loader = _InOrder(store, CLASSES, WIDTH, visit=np.int32(order))
-    self._program = Program(task, runs, loader, layout=layout)
-    state = train.init(task, constants, {'params': _stack(params)})
-    self._states = self._program.put(state)
-    self._rate = np.full(runs, recipe.learning_rate)
-
-  def __call__(self) -> None:
-    everyone = np.ones(len(self._rate), bool)
-    self._states, _ = self._program.train(self._states, 0, self._rate, everyone)
-    jax.block_until_ready(self._states)
+def state_of(module: nn.Module) -> dict[str, np.ndarray]:
+  """Returns a copy of a torch module's state."""
+  return {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
 
 
 class _InOrder(BagLoader):
@@ -109,92 +45,88 @@ class _InOrder(BagLoader):
     return self.bucket_of(self.visit), self.visit[:, None]
 
 
-class Inference:
-  """Predicts bags of one length with all runs, in one program.
+def steps(
+  design: Design,
+  weights: Sequence[Mapping[str, Any]],
+  store: Store,
+  keep: np.ndarray | None,
+  order: np.ndarray,
+  trains: np.ndarray,
+) -> Call:
+  """Returns what trains R runs on bags, as an epoch of a training does.
 
   Args:
-    model: of SPECS.
-    params: of every run, from `params_of`.
-    cohort: the bags.
-    order: those that a call visits, in this order.
-    attention: whether to return it too.
-    dtype: of the features and of products.
+    design: of the model.
+    weights: of each run, from `weights_of`.
+    store: the bags.
+    keep: instances that each run sees, bool [R, T]; None for all.
+    order: bags that a call visits.
+    trains: which bags move each run, bool [R, n].
   """
-
-  def __init__(
-    self,
-    model: str,
-    params: Sequence[Any],
-    cohort: Cohort,
-    order: np.ndarray,
-    attention: bool,
-    dtype: Any,
-  ):
-    store, (length,) = store_of(cohort, dtype)
-    apply = forward(model, dtype)
-    task = BagTask(SPECS[model], Recipe(), CLASSES, WIDTH, dtype=dtype)
-
-    @jax.jit
-    def program(params, store, order):
-      def one(_, index):
-        bag = task.batch(store, index[None], length)
-        x, mask = bag.features[0], bag.mask[0]
-        out = cpu.map_folds(
-          SPECS[model], lambda fold: apply(fold, x, mask), params
-        )
-        return None, (out.logits, out.attention if attention else None)
-
-      return jax.lax.scan(one, None, order)[1]
-
-    arguments = jax.device_put((_stack(params), store, order))
-    self._run = lambda: program(*arguments)
-
-  def __call__(self) -> None:
-    jax.block_until_ready(self._run())
-
-
-def store_of(cohort: Cohort, dtype: Any) -> tuple[Store, tuple[int, ...]]:
-  """Returns a cohort as training keeps it, and its padded lengths."""
-  buckets = plan.bucket_lengths(cohort.length)
-  rows = plan.num_rows(cohort.length)
-  features = np.zeros((rows, WIDTH), dtype)
-  features[: len(cohort.features)] = cohort.features
-  store = Store(
-    features=features,
-    offset=cohort.offset,
-    length=cohort.length,
-    label=cohort.label,
+  runs, recipe = len(weights), Recipe()
+  constants = BagRuns(
+    seed=np.zeros(runs, np.uint32),
+    fold=np.arange(runs, dtype=np.uint32),
+    trains=trains,
+    keep=keep,
   )
-  return store, buckets
+  task = BagTask(
+    SPECS[design.model],
+    recipe,
+    design.num_classes,
+    design.width,
+    dtype=jnp.dtype(design.precision),
+  )
+  loader = _InOrder(store, design.num_classes, design.width, visit=order)
+  program = Program(task, runs, loader, layout=parallel.layout(recipe.batch))
+  params = jax.tree.map(lambda *w: np.stack(w), *[w[MODEL] for w in weights])
+  states = program.put(train.init(task, constants, {'params': params}))
+  rate, everyone = np.full(runs, recipe.learning_rate), np.ones(runs, bool)
+
+  def call():
+    nonlocal states
+    states, _ = program.train(states, 0, rate, everyone)
+    jax.block_until_ready(states)
+
+  return call
 
 
-def _kept(model, params, store, cohort):
-  """Returns the key instances of every run and bag, bool [R, T]."""
-  chooser = SPECS[SPECS[model].chooser].make(num_classes=CLASSES)
-  choice = kmil.Choice()
+def predictions(
+  design: Design,
+  weights: Sequence[Mapping[str, Any]],
+  store: Store,
+  order: np.ndarray,
+) -> Call:
+  """Returns what predicts bags of one length by R runs, one after the other.
+
+  Args:
+    design: of the networks.
+    weights: of each run, from `weights_of`.
+    store: the bags.
+    order: bags that a call visits.
+  """
+  # TransMIL in torch has no attention.
+  wanted = ['prob'] + ['attention'] * (design.model != 'transmil')
+  size = int(store.length[0])
 
   @jax.jit
-  def keys(params, x, mask):
-    said = chooser.apply({'params': params}, x, mask, train=False)
-    scores = kmil.instance_scores(said.instance_logits, choice.score)
-    return kmil.key_instances(scores, mask, choice.drop_per_mille, choice.drop)
+  def predict(weights, bag):
+    out = design.predict(weights, bag, jnp.int32(size))
+    return [out[name] for name in wanted]
 
-  buckets = plan.bucket_lengths(cohort.length)
-  keep = np.zeros((len(params), len(store.features)), bool)
-  for i, (start, size) in enumerate(
-    zip(cohort.offset, cohort.length, strict=True)
-  ):
-    length = buckets[np.searchsorted(buckets, size)]
-    x, mask = store.features[start : start + length], np.arange(length) < size
-    for r, run in enumerate(params):
-      kept = np.asarray(keys(run['chooser'], x, mask))[: cohort.length[i]]
-      keep[r, start : start + size] = kept
-  return keep
+  weights, bags = jax.device_put(
+    (
+      inference.stack(weights),
+      [store.features[start : start + size] for start in store.offset],
+    )
+  )
+  return lambda: jax.block_until_ready(
+    [predict(weights, bags[index]) for index in order]
+  )
 
 
-def _stack(trees: Sequence[Any]) -> Any:
-  return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def dtype_of(precision: str) -> Any:
-  return {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}[precision]
+def trunk(state: Mapping[str, np.ndarray], precision: str) -> Callable:
+  """Returns features of tiles [T, S, S, 3] by a torch trunk's weights."""
+  apply = jax.jit(functools.partial(encoder.apply_trunk, precision=precision))
+  variables = jax.device_put(port.from_torch('resnet50_trunk', state))
+  return lambda tiles: apply(variables, tiles).block_until_ready()

@@ -1,293 +1,322 @@
-"""The whole comparison: which entries there are, and what came of them."""
+"""The same work in torch and in kmil_jax, in one run."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
-import functools
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+from torch import nn
 
-from experiments.benchmarks import (
-  bags,
-  ceilings,
-  contest,
-  jax_side,
-  machine,
-  parity,
-  timing,
-  torch_side,
-  work,
-)
-from experiments.benchmarks.trunk import Trunk
-from kmil_jax import parallel
-from kmil_jax.models import SPECS, cpu
+from experiments.benchmarks import jax_side, torch_side
+from experiments.benchmarks.torch_models import KMIL, MODELS, Trunk
+from experiments.benchmarks.work import Work
+from kmil_jax import cost, inference, plan
+from kmil_jax.inference import Design
+from kmil_jax.models.dtfd import pseudo_bags
+from kmil_jax.types import Store
 
-MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
-PARTS = ('step', 'inference', 'trunk', 'epoch')
-# A call is of several steps, as many as a tenth of the ceiling takes so many
-# seconds for: the first touch of fresh memory is not to count.
-_CALL_S = 12.0
-_MOST_STEPS = 64
+WIDTH, CLASSES, FOLDS = 1024, 5, 10
+TILE = 256  # Pixels.
+# Bags of an epoch, and tiles of a batch.
+COUNTS = {'cpu': (60, 16), 'cuda': (300, 256)}
+_TOLERANCE = 1e-3
+# A call is several steps, up to so many multiply-adds of forward passes: the
+# first touch of fresh memory is not to count.
+_CALL, _MOST_STEPS = 6e10, 64
 _ROWS = 8192  # Instances of different bags that a call visits, at least.
+# Instances that torch takes of all runs at once, at most. More are slower than
+# run by run, and need 10 GB and more.
+_AT_ONCE = 2**16
+# Threads of the side that ran last spin for a moment and would take a core.
+_REST = 0.02
 
 
-# What training may take; features, and torch, are there too.
-_MEMORY_SHARE = 0.4
+class ParityError(Exception):
+  """The sides compute different things: to time them would say nothing."""
 
 
-class _TooLarge(Exception):
-  """The device's memory does not hold it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What to measure."""
-
-  models: Sequence[str] = MODELS
-  instances: Sequence[int] = (256, 1024, 4096, 16384)
-  runs: Sequence[int] = (1, 10)
-  repeats: int = 5
-  precision: str = 'float32'
-  parts: Sequence[str] = PARTS
-  budget_s: float | None = None
-  compile_s: float = 120.0  # For a form of torch to get warm; 0: no compiler.
-  cohort: int | None = None  # Bags of an epoch; None: 60, or 300 on a GPU.
-  tile: int = 256
-  tiles: int | None = None  # Of a batch; None: 16, or 256 on a GPU.
-  seed: int = 0
-  cached_programs: bool = False  # True hides what compiling costs.
+class NoForm(Exception):
+  """No form of torch works."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
+  """A row of the table."""
+
   part: str
   model: str
   instances: int  # Of a bag, on average in an epoch; tiles of the trunk.
   runs: int
 
 
-def run(settings: Settings, log: Callable[[str], None]) -> dict:
-  """Measures everything that the budget allows, the small before the large.
+# Makes kmil_jax's side; torch's; steps of a call.
+Sides = tuple[Callable[[], jax_side.Call], torch_side.Forms, int]
+
+
+def run(work: Work, log: Callable[[str], None]) -> dict[str, Any]:
+  """Measures all rows, the small before the large.
 
   Args:
-    settings: what.
-    log: is told of the progress.
+    work: what.
+    log: is given a line for each row.
 
   Returns:
-    The report, fit for JSON: `device`, `versions`, `date`, `settings`,
-    `ceilings`, `rows`, and `not_measured` with the reasons.
+    The report, fit for JSON: `device`, `versions`, `date`, `settings`, `rows`,
+    and `not_measured` with the reasons.
 
   Raises:
-    parity.ParityError: if the sides compute different things.
+    ParityError: if the sides compute different things.
   """
-  device = torch_side.set_up()
-  bench = _Bench(settings, device)
-  rows, works, missing = [], [], []
-  # What was compiled in an earlier process would cost nothing now.
-  with machine.compiling(settings.cached_programs):
-    for entry in _entries(settings, device):
-      try:
-        row, useful = bench.row(entry)
-      except (timing.OutOfTime, contest.NoForm, _TooLarge) as error:
-        missing.append(dataclasses.asdict(entry) | {'reason': str(error)})
-        continue
-      log(f'{entry}: {row["ratio"]:.2f}; {row["torch_forms"]}')
-      rows.append(row)
-      works.append(useful)
-  # Once more: something else may have kept the device busy.
-  top = bench.top.or_better(ceilings.measure(settings.precision, device))
-  for row, useful in zip(rows, works, strict=True):
-    row['fraction'], row['bound'] = top.fraction(useful, row['jax_s'])
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  # On GPUs, products of float32 are TF32, as in JAX.
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+  device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+  rows, missing = [], []
+  for entry in _entries(work, device):
+    row = dataclasses.asdict(entry)
+    sides = _trunk if entry.part == 'trunk' else _bags
+    try:
+      row |= contest(*sides(work, entry, device), work.repeats)
+    except NoForm as e:
+      missing.append(row | {'reason': str(e)})
+      continue
+    log(f'{entry}: {row["ratio"]:.2f}; {row["torch_forms"]}')
+    rows.append(row)
+  packages = 'jax', 'jaxlib', 'flax', 'optax', 'torch', 'numpy'
   return {
-    **machine.describe(device),
-    'settings': dataclasses.asdict(settings) | machine.products(device),
-    'ceilings': dataclasses.asdict(top),
+    'device': {
+      'torch': torch.cuda.get_device_name() if device.type != 'cpu' else 'cpu',
+      'jax': jax.local_devices()[0].device_kind,
+      'jax_devices': jax.local_device_count(),
+      'machine': platform.machine(),
+      'cores': len(os.sched_getaffinity(0)),
+    },
+    'versions': {'python': platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in packages},
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'settings': dataclasses.asdict(work)
+    | {
+      'torch_threads': torch.get_num_threads(),
+      'load_average': os.getloadavg()[0],
+    },
     'rows': rows,
     'not_measured': missing,
   }
 
 
-class _Bench:
-  """Measures entries on one device."""
+def contest(
+  ours: Callable[[], jax_side.Call],
+  theirs: torch_side.Forms,
+  steps: int,
+  repeats: int,
+) -> dict[str, Any]:
+  """Times kmil_jax and the fastest form of torch by turns.
 
-  def __init__(self, settings: Settings, device: torch.device):
-    self._settings, self._device = settings, device
-    self._budget = timing.Budget(settings.budget_s)
-    self.top = ceilings.measure(settings.precision, device)
-    self._checked = set()
+  Args:
+    ours: makes kmil_jax's side.
+    theirs: make torch's; what fails drops out.
+    steps: of a call.
+    repeats: timings of each side.
 
-  def row(self, entry: Entry) -> tuple[dict, work.Work]:
-    measure = {
-      'step': self._equal, 'inference': self._equal,
-      'trunk': self._trunk, 'epoch': self._epoch,
-    }[entry.part]  # fmt: skip
-    if excess := self._excess(entry, _at_once(entry)):
-      raise _TooLarge(excess)
-    with self._budget.alarm():
-      ours, theirs, useful, calls = measure(entry)
-    result = contest.hold(
-      ours,
-      theirs,
-      repeats=self._settings.repeats,
-      budget=self._budget,
-      limit=self._settings.compile_s or np.inf,
-    )
-    names = ('torch_s', 'jax_s', 'torch_best_s', 'jax_best_s')
-    row = dataclasses.asdict(entry) | dataclasses.asdict(result)
-    row |= {name: getattr(result, name) / calls for name in names}
-    row['torch_forms'] = {
-      form: seconds / calls if isinstance(seconds, float) else seconds
-      for form, seconds in result.torch_forms.items()
-    }
-    row['ratio'] = row['torch_s'] / row['jax_s']
-    return row, useful
+  Returns:
+    Columns of a row: seconds of a step, medians and the least, by side; torch's
+    form, and seconds or the fault of all its forms; by how much each side's
+    first call is longer; the ratio of the medians.
 
-  def _equal(self, entry: Entry):
-    """Steps or inference on bags of one length; a call is several."""
-    n, runs = entry.instances, entry.runs
-    modules, params = self._models(entry.model, runs)
-    size = _size(modules[0])
-    count = work.step if entry.part == 'step' else work.inference
-    useful = count(entry.model, n, runs, size, self._itemsize)
-    steps = _CALL_S * 0.1 * self.top.flops / useful.flops
-    steps = int(np.clip(steps, 2, _MOST_STEPS))
-    distinct = min(steps, max(2, _ROWS // n))
-    cohort = bags.equal_bags(distinct, n, self._settings.seed)
-    self._check(entry, modules[0], params[0], cohort)
-    order = np.arange(steps, dtype=np.int32) % distinct
-    visits = [(r, b) for b in order for r in range(runs)]
-    if entry.part == 'step':
-      trains = np.ones((runs, distinct), bool)
-      ours = lambda: jax_side.Steps(
-        entry.model, params, cohort, order, trains, self._dtype
-      )
-    else:
-      ours = lambda: jax_side.Inference(
-        entry.model,
-        params,
-        cohort,
-        order,
-        entry.model != 'transmil',  # Torch's gives no attention.
-        self._dtype,
-      )
-    theirs = self._torch(entry, modules, cohort, visits)
-    return ours, theirs, useful, steps
-
-  def _epoch(self, entry: Entry):
-    """An epoch of ten-fold cross-validation; a call is one."""
-    count = self._settings.cohort or (60 if self._device.type == 'cpu' else 300)
-    longest = max(self._settings.instances)
-    cohort = bags.ragged_bags(
-      count, entry.instances, longest, self._settings.seed
-    )
-    modules, params = self._models(entry.model, entry.runs)
-    self._check(entry, modules[0], params[0], cohort)
-    trains = bags.training_parts(count)
-    order = np.random.default_rng(self._settings.seed).permutation(count)
-    size = _size(modules[0])
-    each = [
-      work.step(entry.model, int(n), int(r), size, self._itemsize)
-      for n, r in zip(cohort.length, trains.sum(0), strict=True)
-    ]
-    useful = work.Work(sum(w.flops for w in each), sum(w.bytes for w in each))
-    visits = [(r, b) for r in range(entry.runs) for b in order if trains[r, b]]
-    ours = lambda: jax_side.Steps(
-      entry.model, params, cohort, order, trains, self._dtype
-    )
-    return ours, self._torch(entry, modules, cohort, visits), useful, 1
-
-  def _trunk(self, entry: Entry):
-    trunk = Trunk(
-      entry.instances,
-      self._settings.tile,
-      self._device,
-      self._settings.precision,
-      self._settings.seed,
-    )
-    useful = work.trunk(
-      entry.instances, self._settings.tile, trunk.params(), self._itemsize
-    )
-    forms = trunk.forms(compile=self._settings.compile_s > 0)
-    return trunk.ours, forms, useful, 1
-
-  def _models(self, model: str, runs: int):
-    modules = torch_side.make(model, runs, self._settings.seed)
-    params = [jax_side.params_of(model, module) for module in modules]
-    return [module.to(self._device) for module in modules], params
-
-  def _check(self, entry, module, params, cohort):
-    """Compares the sides on the first bag, once per model and length."""
-    bag = cohort.bag(0)
-    if (entry.model, len(bag)) not in self._checked:
-      parity.check_logits(entry.model, module, params, bag)
-      self._checked.add((entry.model, len(bag)))
-
-  def _excess(self, entry: Entry, at_once: int) -> str | None:
-    """Says by how much training so many runs at once is too large, or None."""
-    if entry.part not in ('step', 'epoch'):
-      return None
-    needed = work.memory(entry.model, entry.instances, at_once)
-    there = parallel.memory_bytes()
-    if needed <= _MEMORY_SHARE * there:
-      return None
-    return (
-      f'would take about {needed / 2**30:.0f} GiB beside the features, more'
-      f' than {_MEMORY_SHARE:.0%} of {there / 2**30:.0f} GiB'
-    )
-
-  def _torch(self, entry, modules, cohort, visits):
-    train = entry.part != 'inference'
-    on_device = torch_side.Bags(
-      cohort,
-      self._device,
-      getattr(torch, self._settings.precision),
-      modules if train and entry.model == 'kmil' else (),
-    )
-    kind = torch_side.Steps if train else torch_side.Inference
-    forms = torch_side.forms(
-      kind(modules, on_device, visits, self._settings.precision),
-      together=entry.runs > 1 and entry.part != 'epoch',
-      ragged=entry.part == 'epoch',
-      compile=self._settings.compile_s > 0,
-    )
-    if excess := self._excess(entry, entry.runs):
-      for form in [name for name in forms if name.startswith('vmap')]:
-        forms[form] = functools.partial(_refuse, excess)
-    return forms
-
-  @property
-  def _dtype(self):
-    return jax_side.dtype_of(self._settings.precision)
-
-  @property
-  def _itemsize(self):
-    return np.dtype(self._dtype).itemsize
-
-
-def _at_once(entry: Entry) -> int:
-  """Returns how many runs kmil_jax trains at once."""
-  if entry.model not in SPECS:
-    return 1
-  spec, runs = SPECS[entry.model], entry.runs
-  return 1 if cpu.one_by_one(spec, runs, entry.instances) else runs
-
-
-def _refuse(why: str):
-  raise MemoryError(why)
-
-
-def _entries(settings: Settings, device: torch.device) -> Iterator[Entry]:
-  for part in settings.parts:
-    if part == 'trunk':
-      tiles = settings.tiles or (16 if device.type == 'cpu' else 256)
-      yield Entry('trunk', 'resnet50', tiles, 1)
+  Raises:
+    NoForm: if no form of torch works, with what came of each.
+  """
+  calls, compiling = {'jax': ours()}, {}
+  compiling['jax'] = _compiling(calls['jax'])
+  forms, fastest = {}, None
+  for form, make in theirs.items():
+    try:
+      call = make()
+      longer = _compiling(call)
+      forms[form] = min(_seconds(call), _seconds(call)) / steps
+    # Whatever a compiler raises, the other forms are still there.
+    except Exception as e:
+      forms[form] = f'{type(e).__name__}: {e}'.splitlines()[0][:120]
       continue
-    for n in sorted(settings.instances):
-      for runs in [bags.FOLDS] if part == 'epoch' else sorted(settings.runs):
-        for model in settings.models:
+    if fastest is None or forms[form] < forms[fastest]:
+      fastest, calls['torch'], compiling['torch'] = form, call, longer
+  if fastest is None:
+    raise NoForm(f'no form of torch works: {forms}')
+  seconds = {side: [] for side in calls}
+  for repeat in range(repeats):
+    for side in list(calls)[:: -1 if repeat % 2 else 1]:
+      seconds[side].append(_seconds(calls[side]) / steps)
+  row = {}
+  for side in calls:
+    row[f'{side}_s'] = statistics.median(seconds[side])
+    row[f'{side}_best_s'] = min(seconds[side])
+    row[f'{side}_compile_s'] = compiling[side]
+  return row | {
+    'torch_form': fastest,
+    'torch_forms': forms,
+    'repeats': repeats,
+    'ratio': row['torch_s'] / row['jax_s'],
+  }
+
+
+def _compiling(call: Callable[[], None]) -> float:
+  """Returns by how much the first call is longer than the second."""
+  return max(_seconds(call) - _seconds(call), 0.0)
+
+
+def _seconds(call: Callable[[], None]) -> float:
+  time.sleep(_REST)
+  start = time.perf_counter()
+  call()
+  return time.perf_counter() - start
+
+
+def _entries(work: Work, device: torch.device) -> Iterator[Entry]:
+  for part in work.parts:
+    if part == 'trunk':
+      yield Entry(part, 'resnet50', COUNTS[device.type][1], 1)
+      continue
+    for n in sorted(work.instances):
+      for runs in [FOLDS] if part == 'epoch' else sorted(work.runs):
+        for model in work.models:
           yield Entry(part, model, n, runs)
 
 
-def _size(module: torch.nn.Module) -> int:
-  """Parameters of the model, of KMIL's of its second stage."""
-  return sum(p.numel() for p in torch_side.trained(module).parameters())
+def _trunk(work: Work, entry: Entry, device: torch.device) -> Sides:
+  """Returns the sides of the tile encoder."""
+  torch.manual_seed(work.seed)
+  shape = entry.instances, TILE, TILE, 3
+  tiles = np.random.default_rng(work.seed).standard_normal(shape, np.float32)
+  module = Trunk().eval()
+  state, few = jax_side.state_of(module), tiles[:5]
+  with jax.default_matmul_precision('highest'), torch.inference_mode():
+    ours = jax_side.trunk(state, 'float32')(few)
+    theirs = module(torch.from_numpy(few.transpose(0, 3, 1, 2)))
+  scale = theirs.abs().max().item()
+  _compare('trunk: features', ours / scale, theirs / scale)
+  encode, on_device = jax_side.trunk(state, work.precision), jnp.asarray(tiles)
+  forms = torch_side.trunk_forms(
+    module.to(device), tiles, work.precision, compiled=work.compile
+  )
+  return lambda: lambda: encode(on_device), forms, 1
+
+
+def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
+  """Returns the sides of work on bags."""
+  model, n, runs = entry.model, entry.instances, entry.runs
+  rng, training = np.random.default_rng(work.seed), entry.part != 'inference'
+  design = Design(
+    model=model, precision=work.precision, num_classes=CLASSES, width=WIDTH
+  )
+  if entry.part == 'epoch':
+    count, steps = COUNTS[device.type][0], 1
+    order, trains = rng.permutation(count), training_parts(count)
+    length = n * np.exp(0.5 * rng.standard_normal(count))
+    length = np.clip(length, 8, max(work.instances))
+  else:
+    step = cost.multiply_adds(design.networks()['model'], n, WIDTH) * runs
+    steps = int(np.clip(_CALL / step, 2, _MOST_STEPS))
+    count = min(steps, max(2, _ROWS // n))
+    order, trains = np.arange(steps) % count, np.ones((runs, count), bool)
+    length = np.full(count, n)
+  store = cohort(length, work.seed)
+  torch.manual_seed(work.seed)
+  modules = [MODELS[model](CLASSES, WIDTH).eval() for _ in range(runs)]
+  weights = [jax_side.weights_of(model, module) for module in modules]
+  check(design, modules[0], weights[0], store.features[: store.length[0]])
+  keep = None
+  if training and model == 'kmil':
+    keep = np.stack([_kept(module, store) for module in modules])
+    modules = [module.classifier for module in modules]
+  forms = torch_side.Visits(
+    [module.train(training).to(device) for module in modules],
+    store,
+    keep,
+    order,
+    trains,
+    work.precision,
+  ).forms(
+    together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
+    compiled=work.compile,
+  )
+  features = store.features.astype(jnp.dtype(work.precision))
+  store = store.replace(features=features)
+  if training:
+    ours = lambda: jax_side.steps(design, weights, store, keep, order, trains)
+  else:
+    ours = lambda: jax_side.predictions(design, weights, store, order)
+  return ours, forms, steps
+
+
+def cohort(length: np.ndarray, seed: int) -> Store:
+  """Returns random bags of these lengths, features in float32."""
+  rng, length = np.random.default_rng(seed), length.astype(np.int32)
+  features = np.zeros((plan.num_rows(length), WIDTH), np.float32)
+  rng.standard_normal(out=features[: length.sum()], dtype=np.float32)
+  return Store(
+    features=features,
+    offset=np.cumsum(length, dtype=np.int32) - length,
+    length=length,
+    label=rng.integers(CLASSES, size=len(length)).astype(np.int32),
+  )
+
+
+def training_parts(count: int) -> np.ndarray:
+  """Returns whether each fold trains on each bag, bool [10, n]: 8 of 10 do."""
+  part, fold = np.arange(count) % FOLDS, np.arange(FOLDS)[:, None]
+  return (part != fold) & (part != (fold + 1) % FOLDS)
+
+
+def _kept(module: KMIL, store: Store) -> np.ndarray:
+  """Returns the instances that the first stage keeps, bool [T]."""
+  keep = np.zeros(len(store.features), bool)
+  for start, size in zip(store.offset, store.length, strict=True):
+    bag = torch.from_numpy(store.features[start : start + size])
+    keep[start + module.key_instances(bag).numpy()] = True
+  return keep
+
+
+def check(
+  design: Design, module: nn.Module, weights: Mapping[str, Any], bag: np.ndarray
+) -> None:
+  """Compares log-probabilities of one bag [N, D], in exact float32.
+
+  Args:
+    design: of the model.
+    module: torch's, in evaluation, on the host.
+    weights: kmil_jax's, from `jax_side.weights_of`.
+    bag: features.
+
+  Raises:
+    ParityError: if one differs by more than 0.001.
+  """
+  exact = dataclasses.replace(design, precision='float32')
+  with jax.default_matmul_precision('highest'):
+    ours = exact.predictor(inference.stack([weights]))(bag)['prob'][0]
+  groups = []
+  if design.model == 'dtfd':
+    mask = jnp.ones(len(bag), bool)
+    member, _ = pseudo_bags(jax.random.key(0), mask, module.pseudo_bags)
+    groups = [torch.tensor(np.asarray(member).argmax(1))]
+  with torch.inference_mode():
+    theirs = module(torch.from_numpy(bag), *groups)[0].log_softmax(0)
+  what = f'{design.model}, {len(bag)} instances: log-probabilities'
+  _compare(what, np.log(ours), theirs)
+
+
+def _compare(what: str, ours: np.ndarray, theirs: torch.Tensor) -> None:
+  difference = float(np.abs(np.asarray(ours) - theirs.numpy()).max())
+  if not difference <= _TOLERANCE:
+    raise ParityError(
+      f'{what} of kmil_jax and torch differ by {difference:.2g}, more than'
+      f' {_TOLERANCE}. Nothing is timed.'
+    )

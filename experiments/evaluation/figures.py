@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib import axes, figure
 import numpy as np
+from sklearn import metrics as sklearn_metrics
 
 from experiments.evaluation import predictions, summary
 from experiments.evaluation.predictions import Predictions
@@ -49,7 +50,9 @@ def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:
     value = metrics.auroc(positive, prob)
     fpr, tpr = [], []
     if np.isfinite(value):
-      fpr, tpr = metrics.roc(positive, prob)
+      fpr, tpr, _ = sklearn_metrics.roc_curve(
+        positive, prob, drop_intermediate=False
+      )
     label = f'{classes[c]}, AUROC {_value(value)}'
     ax.plot(fpr, tpr, label=label, **style)
   ax.legend(loc='lower right', fontsize=9)
@@ -65,8 +68,10 @@ def _precision_recall(
     positive, prob = p.label == c, p.prob[:, c]
     recall, precision, value = [], [], np.nan
     if positive.any():
-      recall, precision = metrics.precision_recall(positive, prob)
-      value = metrics.average_precision(positive, prob)
+      curve = sklearn_metrics.precision_recall_curve(positive, prob)
+      # From the highest threshold on.
+      precision, recall = curve[0][::-1], curve[1][::-1]
+      value = sklearn_metrics.average_precision_score(positive, prob)
       # Lower thresholds than that of full recall say nothing more.
       stop = np.searchsorted(recall, 1) + 1
       recall, precision = recall[:stop], precision[:stop]
@@ -120,7 +125,10 @@ def _value(x: float) -> str:
 def _confusion(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  table = metrics.confusion(p.label, p.prob.argmax(1), len(classes))
+  pred = p.prob.argmax(1)
+  table = sklearn_metrics.confusion_matrix(
+    p.label, pred, labels=range(len(classes))
+  )
   share = table / np.maximum(table.sum(1, keepdims=True), 1)
   drawing = figure.Figure((5.6, 5), layout='constrained')
   ax = drawing.subplots()

@@ -43,7 +43,7 @@ def write(
     own = group == name
     label, prob, case = p.label[own], p.prob[own], p.case[own]
     values = metrics.evaluate(label, prob)
-    bounds, _ = intervals.of_metrics(label, prob, case)
+    bounds = intervals.of_metrics(label, prob, case)
     found = {m: [number(x) for x in (values[m], *bounds[m])] for m in _METRICS}
     counts = fold_of[name], len(set(case.tolist())), int(own.sum())
     flat = [x for some in found.values() for x in some]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
@@ -14,7 +15,7 @@ from kmil_jax import calibration, delong, intervals, metrics
 # Of fewer patients a temperature is not worth fitting.
 LEAST_PATIENTS = 30
 _TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
-_AT_BOUND = 'validation does not say how sure to be'
+_AT_BOUND = 'validation slides do not show how sure the model may be'
 # Columns of summary.csv, for the test and the validation part each.
 _COLUMNS = {
   'auc': 'auroc',
@@ -113,7 +114,7 @@ def of_folds(
   """
   values = metrics.evaluate(whole.label, whole.prob)
   by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
-  overall, by_class = intervals.of_metrics(whole.label, whole.prob, whole.case)
+  bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
   table = {}
   for name in metrics.NAMES:
     each = np.array([scores[name] for scores in by_fold])
@@ -122,8 +123,8 @@ def of_folds(
       'mean': number(defined.mean() if len(defined) else np.nan),
       'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
       whole_name: number(values[name]),
-      'ci_low': number(overall[name][0]),
-      'ci_high': number(overall[name][1]),
+      'ci_low': number(bounds[name][0]),
+      'ci_high': number(bounds[name][1]),
       'per_fold': [number(v) for v in each],
     }
   aurocs, covariance = class_covariance(whole)
@@ -132,9 +133,9 @@ def of_folds(
   return {
     'metrics': table,
     'auroc_delong': _delong(weight @ aurocs, variance),
-    'per_class': _per_class(whole, by_class, aurocs, covariance, classes),
-    'confusion': metrics.confusion(
-      whole.label, whole.prob.argmax(1), len(classes)
+    'per_class': _per_class(whole, values, bounds, aurocs, covariance, classes),
+    'confusion': confusion_matrix(
+      whole.label, whole.prob.argmax(1), labels=range(len(classes))
     ).tolist(),
   }
 
@@ -344,19 +345,19 @@ def _by_fold(
 
 def _per_class(
   whole: Predictions,
+  values: Mapping[str, np.ndarray],
   bounds: Mapping[str, np.ndarray],
   aurocs: np.ndarray,
   covariance: np.ndarray,
   classes: Sequence[str],
 ) -> dict[str, Any]:
-  values = metrics.evaluate_classes(whole.label, whole.prob)
+  short = {key: key.removeprefix('class_') for key in metrics.CLASS_NAMES}
   table = {}
   for c, name in enumerate(classes):
-    row = {key: number(values[key][c]) for key in metrics.CLASS_NAMES}
+    row = {short[key]: number(values[key][c]) for key in short}
     row['slides'] = int((whole.label == c).sum())
-    for key in metrics.CLASS_NAMES:
-      low, high = bounds[key][:, c]
-      row[f'{key}_ci_low'], row[f'{key}_ci_high'] = number(low), number(high)
+    for key, of in short.items():
+      row[f'{of}_ci_low'], row[f'{of}_ci_high'] = map(number, bounds[key][:, c])
     row['auroc_delong'] = _delong(aurocs[c], covariance[c, c])
     table[name] = row
   return table

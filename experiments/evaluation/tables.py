@@ -78,7 +78,7 @@ class Table:
     has_names = any(name for row in held for name in row.lines)
     table = [[*self.labels, *['from'] * has_names, *self.columns]]
     for row in held:
-      labels = list(row.labels)
+      labels = list(map(str, row.labels))
       for name, values in row.lines.items():
         pairs = zip(values, self.columns.values(), strict=True)
         texts = [_text(value, form) for value, form in pairs]

@@ -13,11 +13,9 @@ from data.camelyon16.annotations import Annotations
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import few_shot as phantom
-from experiments import (
-  patch_inputs,
-)
 from experiments.code_hash import code_hash
 from experiments.few_shot_parts import paper, validation
+from experiments.patches import tiles as patch_tiles
 from experiments.run import progress
 from kmil_jax import froc, parallel
 from kmil_jax.tasks.distill import TUMOUR
@@ -166,15 +164,15 @@ def open_camelyon(
     read |= val
   wanted = names(read.values()) | set(slides.read_reference(reference_csv))
   found = slides.find(slides_dir, reference_csv, wanted=wanted)
-  for name in sorted(wanted & set(found.left_out)):
-    print(f'{name}: left out, {found.left_out[name]}', flush=True)
-  for name in found.relabelled:
+  for name in sorted(wanted & set(slides.EXCLUDED)):
+    print(f'{name}: left out, {slides.EXCLUDED[name]}', flush=True)
+  for name in sorted(wanted & set(slides.RELABELLED)):
     print(f'{name}: {slides.RELABELLED[name]}, whatever its name', flush=True)
-  test = tuple(s for s in found.slides if s.part == 'test')
+  test = tuple(s for s in found if s.part == 'test')
   known.require([s.id for s in test if s.label == 'tumor'])
-  files = {s.id: s.path for s in found.slides}
+  files = {s.id: s.path for s in found}
   for key, some in read.items():
-    kept = ~np.isin(some.slide, list(found.left_out))
+    kept = ~np.isin(some.slide, list(slides.EXCLUDED))
     if not kept.all():
       print(f'{"_".join(key)}: {(~kept).sum()} patches of slides left out')
     read[key] = patches.Patches(some.slide[kept], some.xy[kept])
@@ -200,7 +198,7 @@ def open_camelyon(
 def fingerprint(cohort: Cohort) -> dict[str, str]:
   """Returns a hash of the patches of every part: names, labels and pixels."""
   found = {
-    f'{part}_sha256': patch_inputs.fingerprint(tiles)
+    f'{part}_sha256': patch_tiles.fingerprint(tiles)
     for part, tiles in cohort.parts.items()
   }
   slides_text = '\n'.join(f'{s.id},{s.label}' for s in cohort.slides)

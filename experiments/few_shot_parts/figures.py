@@ -6,14 +6,15 @@ import pathlib
 from matplotlib import figure
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from data.slides import Slide
 from experiments.few_shot_parts import paper, slides
 from experiments.few_shot_parts.cohort import Cohort
 from experiments.few_shot_parts.scores import Summary
 from experiments.few_shot_parts.settings import Setting
+from experiments.patches import pictures
 from experiments.slide_scores import froc_figure
-from kmil_jax import froc, metrics
+from kmil_jax import froc
 
 # Of the truth, bool [n], and of the score, [n].
 Judged = tuple[np.ndarray, np.ndarray]
@@ -23,13 +24,14 @@ _PICTURE = 700  # Pixels of a slide's longer side.
 def patch_roc(path: pathlib.Path, found: Mapping[str, Judged]) -> None:
   """Draws the ROC of the test patches, first seed."""
   count = len(next(iter(found.values()))[0])
-  _save(path, _roc(found, f'{count} test patches, one training each'))
+  title = f'{count} test patches, one training each'
+  _save(path, pictures.roc(title, found))
 
 
 def slide_roc(path: pathlib.Path, found: Mapping[str, Judged]) -> None:
   """Draws the ROC of the test slides, as Figure 2a."""
   count = len(next(iter(found.values()))[0])
-  drawing = _roc(found, f'{count} test slides')
+  drawing = pictures.roc(f'{count} test slides', found)
   drawing.axes[0].text(
     0.98,
     0.02,
@@ -138,32 +140,6 @@ def _lay(ax, scores: np.ndarray, stride: int):
   )
 
 
-def _roc(found: Mapping[str, Judged], title: str) -> figure.Figure:
-  drawing = figure.Figure((4.6, 4.6), layout='constrained')
-  ax = drawing.subplots()
-  for place, (name, (truth, score)) in enumerate(found.items()):
-    area = metrics.auroc(truth, score)
-    ax.plot(
-      *metrics.roc(truth, score),
-      color=f'C{place}',
-      lw=1.6,
-      label=f'{name}, AUROC {area:.3f}',
-      clip_on=False,
-    )
-  ax.plot([0, 1], [0, 1], color='0.8', lw=1, zorder=0)
-  ax.set(
-    xlim=(0, 1),
-    ylim=(0, 1),
-    aspect='equal',
-    xlabel='false positive rate',
-    ylabel='true positive rate',
-    title=title,
-  )
-  ax.grid(color='0.92')
-  ax.legend(loc='lower right', bbox_to_anchor=(1, 0.06), fontsize=9)
-  return drawing
-
-
 def _save(path: pathlib.Path, drawing: figure.Figure) -> None:
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')

@@ -129,7 +129,7 @@ def of_slides(
   for i, slide in enumerate(some.slide):
     values = [f'{f.score["validation"][i]:.6g}' for f in found.values()]
     rows.append([slide, int(some.tumour[i]), *values])
-  files.write_rows(folder / 'slides' / 'scores.csv', rows)
+  files.write_csv(folder / 'slides' / 'scores.csv', rows)
   _write_summary(
     folder,
     'slides',
@@ -151,7 +151,7 @@ def show(folder: pathlib.Path, table: Table) -> None:
   """Prints a table and writes it as Markdown and CSV."""
   text = table.markdown() + '\n'
   files.write_text(folder / f'{table.name}.md', text)
-  files.write_rows(folder / f'{table.name}.csv', table.rows())
+  files.write_csv(folder / f'{table.name}.csv', table.rows())
   print(f'\n{text}', flush=True)
 
 

@@ -53,7 +53,7 @@ def write(
       (f'{x:.9g}' for x in highest),
     )
     rows += [(part, *row) for row in zip(*columns, strict=True)]
-  files.write_rows(folder / FILE, rows)
+  files.write_csv(folder / FILE, rows)
 
 
 def read(folder: pathlib.Path) -> dict[str, Scores]:
@@ -129,10 +129,9 @@ def outcome(scores: Mapping[str, Scores]) -> Outcome:
 
 
 def _replicates(test: Scores, prob: np.ndarray) -> dict[str, np.ndarray]:
-  drawn, _ = intervals.replicates(
+  return intervals.replicates(
     test.tumour.astype(int), prob, test.slide, resamples=RESAMPLES
   )
-  return drawn
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data import atomic
+from data.files import replacing
 from data.slides import Slide
 from experiments.few_shot_parts import paper, scores, training
 from experiments.few_shot_parts.cohort import Cohort
@@ -219,13 +219,13 @@ def table(found: Mapping[str, Found]) -> Table:
 def _auroc_interval(
   tumour: np.ndarray, score: np.ndarray
 ) -> tuple[float, float]:
-  drawn, _ = intervals.replicates(
-    tumour.astype(int),
-    np.stack([-score, score], 1),
-    [str(i) for i in range(len(score))],
+  drawn = intervals.auroc_replicates(
+    tumour,
+    score[None],
+    np.arange(len(score)).astype(str),
     resamples=scores.RESAMPLES,
   )
-  low, high = intervals.percentile(drawn['auroc'])
+  low, high = intervals.percentile(drawn)
   return float(low), float(high)
 
 
@@ -242,7 +242,7 @@ def _truth(folder: pathlib.Path, cohort: Cohort) -> dict[str, froc.Lesions]:
     found[slide.id] = froc.lesions(mask, mpp=cohort.scale.mpp, level=level)
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     path = folder / f'{slide.id}_mask_level{level}.png'
-    with atomic.replacing(path) as part:
+    with replacing(path) as part:
       image.save(part, format='PNG')
   return found
 

@@ -11,11 +11,9 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from data import atomic
+from data.files import replacing
 from data.labelled_tiles import LabelledTiles
-from experiments import (
-  encoder,
-)
+from experiments.encoding import encoder
 from experiments.few_shot_parts import scores, settings
 from experiments.few_shot_parts.cohort import Cohort, pixels
 from experiments.few_shot_parts.settings import Setting
@@ -287,5 +285,5 @@ def _chunks(tiles: LabelledTiles) -> Iterator[np.ndarray]:
 
 def _save(path: pathlib.Path, state: dict[str, np.ndarray]) -> None:
   state = {name: np.ascontiguousarray(x) for name, x in state.items()}
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     part.write_bytes(safetensors.numpy.save(state))

@@ -11,6 +11,7 @@ from experiments.bags.cohort import Cohort
 from experiments.maps import overlay, tile_scores
 from experiments.run.results import Folder
 from kmil_jax.folds import FoldResults
+from kmil_jax.inference import MODEL
 from kmil_jax.tasks.bags import BagLoader
 
 # Compiled once for all folds: a task is its own key.
@@ -42,7 +43,7 @@ def write(
     trained: all runs.
     run: the fold's.
   """
-  params = jax.tree.map(lambda x: x[run : run + 1], trained.params)
+  params = jax.tree.map(lambda x: x[run : run + 1], trained.params[MODEL])
   index, store = np.flatnonzero(rows), bags.store
   ends = store.offset + store.length
   probs = trained.prob['test'][run]

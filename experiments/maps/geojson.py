@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import shapely
 
-from data import atomic
+from data.files import replacing
 from experiments.maps import overlay
 from experiments.maps.tile_scores import TileScores
 
@@ -28,7 +28,7 @@ def write(path: pathlib.Path, features: Iterable[dict[str, Any]]) -> int:
   """
   count = 0
   with (
-    atomic.replacing(path) as part,
+    replacing(path) as part,
     part.open('w', encoding='utf-8', newline='\n') as file,
   ):
     file.write('{"type": "FeatureCollection", "features": [')

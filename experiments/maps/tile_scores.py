@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from kmil_jax import calibration
 
 _SAME = ('coords', 'side', 'classes')  # In all folds.
@@ -109,7 +109,7 @@ def write(
   attributes: Mapping[str, Any],
 ) -> None:
   """Writes an HDF5 file, which is there in full or not at all."""
-  with atomic.replacing(path) as part, h5py.File(part, 'w') as file:
+  with replacing(path) as part, h5py.File(part, 'w') as file:
     for name, array in arrays.items():
       file[name] = array
     file.attrs.update(attributes)

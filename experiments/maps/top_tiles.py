@@ -6,7 +6,8 @@ import re
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data import atomic, slides
+from data import slides
+from data.files import replacing
 from experiments.maps.tile_scores import TileScores
 
 RANKS = ('attention', 'probability')
@@ -74,7 +75,7 @@ def write(
     if old.fullmatch(found.name):
       found.unlink()
   for file, image in pictures.items():
-    with atomic.replacing(folder / file) as part:
+    with replacing(folder / file) as part:
       image.save(part, format='PNG')
   return [folder / file for file in pictures]
 

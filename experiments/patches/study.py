@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any, Protocol
 
-from matplotlib import figure
-
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
 from experiments.run.check import Findings
@@ -51,7 +49,7 @@ class File:
 
   Attributes:
     name: in the folder.
-    content: a figure of matplotlib, or as `results.Folder.write` takes it.
+    content: as `results.Folder.write` takes it.
   """
 
   name: str
@@ -143,13 +141,10 @@ def run(
   """
   (output,) = (one for one in asked if isinstance(one, Output))
   recipe = paper.here(asked, material.is_phantom)
+  tables, here = list(material.tables()), paper.differences(recipe)
   text = [f'# {paper.name}: {paper.source}', material.note]
-  text += [table.markdown() for table in material.tables()]
-  text.append(paper.differences(recipe))
-  show(material.note)
-  for table in material.tables():
-    show(table.terminal() + '\n')
-  show(paper.differences(recipe))
+  text += [*(table.markdown() for table in tables), here]
+  show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
   if check:
     findings = Findings()
     material.check(findings)
@@ -159,7 +154,7 @@ def run(
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
-          _write(folder, item)
+          folder.write(item.name, item.content)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
@@ -172,13 +167,3 @@ def run(
     parallel.wait_for_all('study')
     show(f'results in {path}')
     progress.raise_if_diverged(progress.below(path))
-
-
-def _write(folder: results.Folder, file: File) -> None:
-  if isinstance(file.content, figure.Figure):
-    folder.save(
-      file.name,
-      lambda path: file.content.savefig(path, dpi=130, format='png'),
-    )
-  else:
-    folder.write(file.name, file.content)

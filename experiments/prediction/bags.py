@@ -1,13 +1,15 @@
 """The features of slides beside those that models take."""
 
 from collections.abc import Sequence
+import contextlib
 import pathlib
 from typing import NamedTuple
 
 from data import packed
+from data.cohort import Match, compare
+from data.features import FeatureError
 from experiments.bags import features
 from experiments.prediction.models import Card, PredictionError
-from experiments.run.check import Findings
 
 
 class Bags(NamedTuple):
@@ -44,20 +46,23 @@ def find(
   ids = source.ids() if requested is None else list(requested)
   if not ids and requested is None:
     raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
-  findings, others = Findings(), frozenset(source.ids())
-  headers = features.find(source, ids, Findings(), others=others)
-  made = features.shared(source.path, headers, findings)
-  theirs = {'dimensions': str(card.width), **card.features}
-  if differ := features.differences(made, theirs):
-    findings.problems.append(
+  found, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
+  for slide in ids:
+    with contextlib.suppress(FeatureError):  # It is named when it is predicted.
+      found.headers[slide] = source.header(slide)
+  compare(source.path, found)
+  theirs |= card.features
+  if differ := features.differences(found.made, theirs):
+    found.problems.append(
       f'{source.path}: these features and those of the models differ:'
       f' {"; ".join(differ)}'
     )
-  unknown = {'encoder', 'mpp', 'patch_size'} - (made.keys() & theirs.keys())
-  if unknown and headers:
-    findings.warnings.append(
+  unknown = {'encoder', 'mpp', 'patch_size'} - (found.made.keys() & theirs)
+  if unknown and found.headers:
+    found.warnings.append(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'
       ' models, is not stated. Make sure that they are alike.'
     )
-  findings.warn()
-  return Bags(source, ids, findings.problems)
+  for warning in found.warnings:
+    print(f'warning: {warning}')
+  return Bags(source, ids, found.problems)

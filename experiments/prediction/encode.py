@@ -1,18 +1,16 @@
 """Makes features of new slides as those of trained models were made."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import dataclasses
-import os
 import pathlib
 from typing import NoReturn
 
 from data import slides
-from experiments import encoding, scale_flags, weights as weight_files
-from experiments.cohort_tiles import TileSpec
+from experiments.encoding import encoder as encoders, extraction
+from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.prediction.models import Card, PredictionError
 from experiments.prediction.outputs import Failure
-from experiments.preflight import slides as preflight
 from experiments.run.results import Folder
 from kmil_jax import port
 
@@ -24,11 +22,7 @@ def _named() -> Iterator[None]:
   """Names faults of the user's input as those of a prediction."""
   try:
     yield
-  except (
-    encoding.EncodingError,
-    port.PortError,
-    weight_files.WeightsError,
-  ) as error:
+  except (extraction.EncodingError, port.PortError) as error:
     raise PredictionError(str(error)) from error
 
 
@@ -36,14 +30,12 @@ def _named() -> Iterator[None]:
 class Job:
   """Slides, and how they become features."""
 
-  paths: Sequence[pathlib.Path]
-  encoder: weight_files.Encoder
-  spec: TileSpec
+  slides: SlideTiles
+  encoder: encoders.Encoder
 
   def check(self, features_dir: pathlib.Path) -> NoReturn:
-    """Looks at every slide and ends the script; see `preflight.slides`."""
-    made = self.encoder.attributes()
-    preflight.check(self.paths, str(features_dir), self.spec, made)
+    """Looks at every slide and ends the script; see `extraction.check`."""
+    extraction.check(self.slides, features_dir, self.encoder.attributes())
 
   @_named()
   def run(self, features_dir: pathlib.Path) -> tuple[list[str], list[Failure]]:
@@ -55,9 +47,9 @@ class Job:
     Raises:
       PredictionError: if the folder holds features made otherwise.
     """
-    failed = encoding.extract(self.paths, features_dir, self.encoder, self.spec)
+    failed = extraction.extract(self.slides, features_dir, self.encoder)
     failures = [Failure(*failure) for failure in failed]
-    ids = {slides.slide_id(path) for path in self.paths}
+    ids = {slides.slide_id(path) for path in self.slides.paths}
     return sorted(ids - {slide for slide, _ in failures}), failures
 
 
@@ -68,14 +60,14 @@ def plan(
   weights: str | None,
   run: Folder | None,
   cache_dir: pathlib.Path,
-  scale: scale_flags.Scale,
+  scale: Scale,
 ) -> Job:
   """Returns what makes features like those that the models were trained on.
 
   Args:
     slides_dir: holds slides.
     card: of the models.
-    weights: of the encoder, as of `weights.make_encoder`.
+    weights: of the encoder, as of `encoder.make_encoder`.
     run: results folder of the models, if that is at hand: without `weights`, a
       random encoder is sought beside the features of the training.
     cache_dir: where ImageNet weights may have been put.
@@ -86,9 +78,8 @@ def plan(
     SlideError: if there are no slides.
   """
   made, encoder_name = card.features, card.features.get('encoder', 'unknown')
-  if not encoder_name.startswith(_OURS) or not {'mpp', 'patch_size'} <= set(
-    made
-  ):
+  known = encoder_name.startswith(_OURS) or encoder_name == weights
+  if not known or not {'mpp', 'patch_size'} <= made.keys():
     raise PredictionError(
       f'--slides_dir: the models take features of encoder {encoder_name}, with'
       f' tiles of {made.get("patch_size", "unknown")} px at'
@@ -100,14 +91,14 @@ def plan(
     raise slides.SlideError(f'{slides_dir}: holds no slides')
   if weights is None and run:
     trained_on = run.config().cohort['features_dir']
-    kept = pathlib.Path(trained_on, weight_files.RANDOM_FILE)
+    kept = pathlib.Path(trained_on, encoders.RANDOM_FILE)
     weights = str(kept) if kept.exists() else None
   if weights is None:
     raise PredictionError(
       f'--slides_dir: the models take features of encoder {encoder_name}. Give'
       ' its weights by --weights.'
     )
-  encoder = weight_files.make_encoder(
+  encoder = encoders.make_encoder(
     weights,
     features_dir='',
     cache_dir=cache_dir,
@@ -119,12 +110,9 @@ def plan(
       f'--weights={weights} is encoder {encoder.name}. The models take features'
       f' of encoder {encoder_name}.'
     )
-  spec = TileSpec(
+  tiles = Tiles(
     tile_size=int(float(made['patch_size'])),
-    mpp=float(made['mpp']),
-    min_tissue=float(made.get('min_tissue', TileSpec.min_tissue)),
-    default_mpp=scale.slide_mpp,
-    mpp_of=scale.of(paths),
-    threads=os.cpu_count() or 1,
+    tile_mpp=float(made['mpp']),
+    min_tissue=float(made.get('min_tissue', Tiles.min_tissue)),
   )
-  return Job(paths, encoder, spec)
+  return Job(SlideTiles(paths, tiles, scale), encoder)

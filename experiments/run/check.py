@@ -1,12 +1,9 @@
 """--check: problems and warnings, gathered instead of raised one by one."""
 
-from collections.abc import Sequence
 import dataclasses
 import sys
 
 from experiments.run.options import field
-
-_SHOWN = 10  # Names listed in one line.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +48,3 @@ class Findings:
     said = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
     print(f'check: {said}; nothing was trained', flush=True)
     sys.exit(1 if self.problems else 0)
-
-
-def some(names: Sequence[str]) -> str:
-  """Lists names, or the first of them and how many more there are."""
-  more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-  return ', '.join(map(str, names[:_SHOWN])) + more

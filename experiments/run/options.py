@@ -25,12 +25,14 @@ from typing import Any
 from absl import flags
 
 # Former names of flags, and what they are now. They are understood, and not
-# shown; one may be that of several flags, of different scripts.
+# shown. One may be that of several flags: of the first that a script has.
 ALIASES: Sequence[tuple[str, str]] = (
   ('combine', 'average_with_top_instance'),
+  ('compile_s', 'compile'),
   ('default_mpp', 'slide_mpp'),
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
+  ('mpp', 'tile_mpp'),
   ('mpp_csv', 'slide_mpp_csv'),
   ('score', 'kmil_score'),
   ('score', 'rank_tiles_by'),
@@ -56,7 +58,7 @@ def field(
   """Returns a field of a class of options.
 
   Args:
-    default: of the flag.
+    default: of the flag; None, of a field that may not be None, requires it.
     help: a sentence for `--help`.
     flag: its name on the command line and in config.json; that of the field by
       default.
@@ -113,6 +115,8 @@ def parse(
   for option in _options(classes):
     if values[option.flag].present:
       _check_effect(option, values)
+    elif option.default is None and not option.optional:
+      raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [
     cls(**{o.name: values[o.flag].value for o in _options((cls,))})
     for cls in classes
@@ -295,11 +299,12 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
 
 def _aliases(known: Container[str]) -> list[tuple[str, str]]:
   """Returns the former names of known flags, and these."""
-  return [
-    (former, name)
-    for former, name in ALIASES
+  found = {
+    former: name
+    for former, name in reversed(ALIASES)
     if name in known and former not in known
-  ]
+  }
+  return list(found.items())
 
 
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:

@@ -170,16 +170,18 @@ def record_divergence(
   Args:
     folder: of the run.
     stages: the epoch in which the loss of each stage was not finite, and the
-      epoch that was kept, -1 for none.
+      epoch that was kept; -1 for none.
   """
-  (folder / DIVERGED).unlink(missing_ok=True)
-  if stages:
-    record = {
-      name: {'epoch': epoch, 'kept': kept}
-      for name, (epoch, kept) in stages.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / DIVERGED, json.dumps(record) + '\n')
+  record = {
+    name: {'epoch': epoch, 'kept': kept}
+    for name, (epoch, kept) in stages.items()
+    if epoch >= 0
+  }
+  if parallel.is_first():
+    (folder / DIVERGED).unlink(missing_ok=True)
+    if record:
+      folder.mkdir(parents=True, exist_ok=True)
+      files.write_text(folder / DIVERGED, json.dumps(record) + '\n')
 
 
 def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:

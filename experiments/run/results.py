@@ -23,7 +23,7 @@ import sys
 import time
 from typing import Any
 
-from data import atomic
+from data.files import replacing
 from experiments.run import options
 from kmil_jax import parallel
 
@@ -118,12 +118,17 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, the header first.
+    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
 
     Raises:
       ValueError: if a number for JSON is not finite.
     """
     match pathlib.PurePath(name).suffix:
+      case '.png':
+        self.save(
+          name, lambda path: content.savefig(path, dpi=130, format='png')
+        )
+        return
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':
@@ -131,14 +136,14 @@ class Folder:
         content = ''.join(lines)
       case '.csv':
         text = io.StringIO(newline='')
-        csv.writer(text).writerows(content)
+        csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
     self.save(name, lambda path: path.write_bytes(content.encode()))
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""
     if parallel.is_first():
-      with atomic.replacing(self.at(name)) as part:
+      with replacing(self.at(name)) as part:
         write(part)
 
   def config(self) -> Config:
@@ -180,16 +185,10 @@ def opened(
     ResultsError: in every process, if another one writes into the folder, or it
       was begun with other options or inputs.
   """
-  folder, fault = Folder(path), ''
+  folder = Folder(path)
   with contextlib.ExitStack() as held:
-    if parallel.is_first():
-      try:
-        held.enter_context(_locked(folder))
-        record(folder, asked, inputs, cohort)
-      except (ResultsError, options.OptionError, OSError) as e:
-        fault = str(e)
-    if not parallel.agree(not fault):
-      raise ResultsError(fault or f'{path} was refused by process 0.')
+    _in_first(path, lambda: held.enter_context(_locked(folder)))
+    record(folder, asked, inputs, cohort)
     yield folder
 
 
@@ -206,8 +205,17 @@ def record(
     asked: see `opened`, as the other arguments.
 
   Raises:
-    ResultsError: if there is one of other options or inputs.
+    ResultsError: in every process, if there is one of other options or inputs.
   """
+  _in_first(folder.path, lambda: _record(folder, asked, inputs, cohort))
+
+
+def _record(
+  folder: Folder,
+  asked: Sequence[Any],
+  inputs: Mapping[str, Any],
+  cohort: Mapping[str, Any] | None,
+) -> None:
   values, classes = options.to_json(asked), [type(one) for one in asked]
   decides = options.decisive(classes)
   made_by = [_made_by()]
@@ -240,6 +248,18 @@ def record(
   if cohort is not None:
     content['cohort'] = dict(cohort)
   folder.write(CONFIG, content)
+
+
+def _in_first(path: pathlib.Path, call: Callable[[], Any]) -> None:
+  """Calls in process 0; if that fails, every process raises."""
+  fault = ''
+  if parallel.is_first():
+    try:
+      call()
+    except (ResultsError, options.OptionError, OSError) as e:
+      fault = str(e)
+  if not parallel.agree(not fault):
+    raise ResultsError(fault or f'{path} was refused by process 0.')
 
 
 @contextlib.contextmanager

@@ -69,6 +69,6 @@ def write(path: pathlib.Path, found: np.ndarray) -> None:
   There is no header; the organisers' program would not read one. Places are
   rounded down to whole pixels.
   """
-  files.write_rows(
+  files.write_csv(
     path, [(p, int(x), int(y)) for p, x, y in found.astype(float).tolist()]
   )

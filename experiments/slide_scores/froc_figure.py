@@ -6,7 +6,7 @@ import pathlib
 from matplotlib import figure
 import numpy as np
 
-from data import atomic
+from data.files import replacing
 from kmil_jax import froc
 
 
@@ -50,5 +50,5 @@ def draw(path: pathlib.Path, curves: Mapping[str, froc.Froc]) -> None:
   ax.grid(color='0.92')
   # Below: curves may be anywhere within.
   drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=120, format='png')

@@ -7,8 +7,8 @@ import matplotlib
 from matplotlib import cm, colors, figure, patches
 import numpy as np
 
-from data import atomic
 from data.camelyon16.patches import STRIDE
+from data.files import replacing
 from data.phantom import tiff
 from data.slides import Slide
 
@@ -99,5 +99,5 @@ def draw(
   right.set(xlim=(0, width), ylim=(height, 0))
   right.set_title(f'score; {len(found)} detection(s), circled', fontsize=10)
   drawing.colorbar(cm.ScalarMappable(norm, _COLOURS), ax=right, shrink=0.7)
-  with atomic.replacing(path) as part:
+  with replacing(path) as part:
     drawing.savefig(part, dpi=100, format='png')

@@ -10,8 +10,8 @@ import zipfile
 
 import numpy as np
 
-from data import atomic
 from data.camelyon16.patches import STRIDE, tissue_map
+from data.files import replacing
 from data.slides import Slide, SlideError
 from experiments.slide_scores import reading
 
@@ -138,7 +138,7 @@ def _places(
 def _save(
   path: pathlib.Path, settings: dict[str, Any], scores: np.ndarray
 ) -> None:
-  with atomic.replacing(path) as file, file.open('wb') as f:
+  with replacing(path) as file, file.open('wb') as f:
     np.savez_compressed(f, scores=scores, settings=json.dumps(settings))
 
 

@@ -7,6 +7,7 @@ released code.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 
 from flax import linen as nn
 
@@ -18,9 +19,16 @@ from kmil_jax.models.dtfd import DTFD
 from kmil_jax.models.googlenet import GoogLeNet
 from kmil_jax.models.mobilenet import MobileNetV2
 from kmil_jax.models.node_cnn import NodeCNN
-from kmil_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from kmil_jax.models.resnet import BASIC, ResNet
 from kmil_jax.models.transmil import TransMIL
 from kmil_jax.types import ModelSpec, Recipe
+
+
+def _form(spec: ModelSpec, paper: str, **options: Any) -> ModelSpec:
+  """Returns what builds a model with options, trained with the same recipe."""
+  make = functools.partial(spec.make, **options)
+  return dataclasses.replace(spec, make=make, paper=paper)
+
 
 _ABMIL = ModelSpec(
   make=ABMIL,
@@ -70,31 +78,19 @@ _DTFD = ModelSpec(
 )
 SPECS = {
   'abmil': _ABMIL,
-  'abmil_plain': dataclasses.replace(
+  'abmil_plain': _form(
     _ABMIL,
-    make=functools.partial(ABMIL, **abmil.PLAIN),
-    paper='Ilse et al., ICML 2018, eq. 8, as in Zheng et al., 2024',
+    'Ilse et al., ICML 2018, eq. 8, as in Zheng et al., 2024',
+    **abmil.PLAIN,
   ),
-  'abmil_ilse': dataclasses.replace(
-    _ABMIL,
-    make=functools.partial(ABMIL, **abmil.ILSE),
-    paper='Ilse et al., ICML 2018, eq. 9',
-  ),
-  'abmil_ilse_plain': dataclasses.replace(
-    _ABMIL,
-    make=functools.partial(ABMIL, **abmil.ILSE_PLAIN),
-    paper='Ilse et al., ICML 2018, eq. 8',
+  'abmil_ilse': _form(_ABMIL, 'Ilse et al., ICML 2018, eq. 9', **abmil.ILSE),
+  'abmil_ilse_plain': _form(
+    _ABMIL, 'Ilse et al., ICML 2018, eq. 8', **abmil.ILSE_PLAIN
   ),
   'dsmil': _DSMIL,
-  'dsmil_value': dataclasses.replace(
-    _DSMIL, make=functools.partial(DSMIL, value=True)
-  ),
+  'dsmil_value': _form(_DSMIL, _DSMIL.paper, value=True),
   'dtfd': _DTFD,
-  'dtfd_gated': dataclasses.replace(
-    _DTFD,
-    make=functools.partial(DTFD, gated=True),
-    paper='Zhang et al., CVPR 2022',
-  ),
+  'dtfd_gated': _form(_DTFD, 'Zhang et al., CVPR 2022', gated=True),
   'kmil': dataclasses.replace(
     _DSMIL,
     paper='Zheng et al., iScience 2024, eqs. 1 to 3',
@@ -141,9 +137,7 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
   # Ansari.
   'node_cnn': NodeCNN,
   # He et al., CVPR 2016, table 1.
-  'resnet18': functools.partial(ResNet, block=BasicBlock, stages=(2, 2, 2, 2)),
-  'resnet50': functools.partial(ResNet, block=Bottleneck, stages=(3, 4, 6, 3)),
-  'resnet101': functools.partial(
-    ResNet, block=Bottleneck, stages=(3, 4, 23, 3)
-  ),
+  'resnet18': functools.partial(ResNet, stages=(2, 2, 2, 2), **BASIC),
+  'resnet50': functools.partial(ResNet, stages=(3, 4, 6, 3)),
+  'resnet101': functools.partial(ResNet, stages=(3, 4, 23, 3)),
 }

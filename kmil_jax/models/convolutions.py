@@ -1,15 +1,21 @@
-"""Convolutions and max pooling of maps: XLA's own, and on CPUs faster ones."""
+"""Layers of maps, with XLA's own convolutions and, on CPUs, faster ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 from flax import linen as nn
 import jax
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax.models import cpu
+from kmil_jax.models.batch_norm import BatchNorm
+from kmil_jax.models.network import uniform
+
+# He et al., "Delving deep into rectifiers", ICCV 2015, eq. 14.
+KAIMING = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def convolution(
@@ -81,3 +87,89 @@ def max_pool(
     lambda x: nn.max_pool(x, (size, size), (stride, stride), padding),
     x,
   )
+
+
+def conv_norm(
+  x: jax.Array,
+  channels: int,
+  size: int = 1,
+  stride: float = 1,
+  *,
+  name: str = 'conv',
+  train: bool,
+  dtype: jnp.dtype,
+  groups: int = 1,
+  kernel_init: nn.initializers.Initializer = KAIMING,
+  convolve: Callable[..., jax.Array] | None = convolution,
+  norm: type[nn.Module] = BatchNorm,
+  **options: Any,
+) -> jax.Array:
+  """A convolution without bias and a norm, inside a module's `__call__`.
+
+  They become the caller's, the norm by the convolution's name with 'bn' for
+  'conv'.
+
+  Args:
+    x: maps, [T, S, S, F].
+    channels: of the result.
+    size: side of the kernel; maps are padded to keep their size.
+    stride: of both axes; 1/2 for an `Upsample` in the place of a convolution.
+    name: of the convolution.
+    train: normalise with, and update, the statistics of this batch.
+    dtype: type of the computation.
+    groups: F to convolve each channel by itself.
+    kernel_init: start of the kernel.
+    convolve: in the place of `lax.conv_general_dilated`.
+    norm: class of the norm.
+    **options: of the norm.
+
+  Returns:
+    [T, ceil(S / stride), .., channels].
+  """
+  if stride < 1:
+    conv = Upsample(channels, dtype, name=name)
+  else:
+    conv = nn.Conv(
+      channels,
+      (size, size),
+      stride,
+      padding=size // 2,
+      feature_group_count=groups,
+      use_bias=False,
+      dtype=dtype,
+      kernel_init=kernel_init,
+      conv_general_dilated=convolve,
+      name=name,
+    )
+  bn = norm(dtype=dtype, name=name.replace('conv', 'bn'), **options)
+  return bn(conv(x), use_running_average=not train)
+
+
+class Upsample(nn.Module):
+  """`torch.nn.ConvTranspose2d(F, features, 2, 2, bias=False)`.
+
+    y[2 i + a, 2 j + b] = kernel[a, b] x[i, j]
+
+  Its windows do not overlap: one matrix product does it. The kernel is
+  [2, 2, features, F], so that it goes to and from torch's [F, features, 2, 2]
+  as that of any convolution; it starts as torch's.
+
+  Attributes:
+    features: channels out, G.
+    dtype: type of the computation; the kernel is float32.
+  """
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [T, H, W, F] to [T, 2 H, 2 W, G]."""
+    rows, height, width, inputs = x.shape
+    kernel = self.param(
+      # Torch takes the fan-in of a transposed kernel from its second axis.
+      'kernel', uniform(4 * self.features), (2, 2, self.features, inputs)
+    )  # fmt: skip
+    x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+    y = jnp.einsum('thwf,abgf->thawbg', x, kernel)
+    return y.reshape(rows, 2 * height, 2 * width, self.features)

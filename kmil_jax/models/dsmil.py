@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import pooling
-from kmil_jax.models.network import Network
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Network, TorchDense
 from kmil_jax.types import Prediction
 
 

@@ -1,5 +1,6 @@
 """DTFD-MIL: pseudo-bags are classified, and what they distil is, once more."""
 
+import functools
 from typing import Any
 
 import chex
@@ -9,8 +10,7 @@ import jax.numpy as jnp
 
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
-from kmil_jax.models.network import Network
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Network, Scope, TorchDense
 from kmil_jax.types import Prediction
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')
@@ -20,30 +20,20 @@ _REDUCED = 512
 _HIDDEN = 128
 
 
-class Attention(nn.Module):
+def _attention(h: jax.Array, gated: bool) -> jax.Array:
   """Scores instances [N, H], [N, 1]; see `abmil.attention_scores`."""
-
-  gated: bool
-
-  @nn.compact
-  def __call__(self, h: jax.Array) -> jax.Array:
-    return attention_scores(h, hidden=_HIDDEN, gated=self.gated)
+  scores = functools.partial(attention_scores, hidden=_HIDDEN, gated=gated)
+  return Scope(scores, name='attention')(h)
 
 
-class Tier2(nn.Module):
+def _tier2(rows: jax.Array, real: jax.Array, num_classes: int) -> jax.Array:
   """Gated attention over distilled rows [M, H], of which `real` [M] are some.
 
   Returns the logits, [C] float32.
   """
-
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, rows: jax.Array, real: jax.Array) -> jax.Array:
-    scores = Attention(True, name='attention')(rows)
-    attention = pooling.masked_softmax(scores, real)
-    bag = attention[:, 0] @ rows
-    return TorchDense(self.num_classes, name='classifier')(bag)
+  attention = pooling.masked_softmax(_attention(rows, True), real)
+  bag = attention[:, 0] @ rows
+  return TorchDense(num_classes, name='classifier')(bag)
 
 
 class DTFD(Network):
@@ -107,7 +97,7 @@ class DTFD(Network):
     self._check()
     reduce = TorchDense(_REDUCED, self.dtype, use_bias=False, name='reduce')
     h = nn.relu(reduce(x))
-    scores = Attention(self.gated, name='attention')(h)
+    scores = _attention(h, self.gated)
     key = self.make_rng('dropout') if train else jax.random.key(0)
     member, real = pseudo_bags(key, mask, self.pseudo_bags)
     weights = pooling.masked_softmax(
@@ -144,8 +134,9 @@ class DTFD(Network):
         rows = h[top]
 
     rows = jax.lax.stop_gradient(rows)
+    tier2 = Scope(_tier2, name='tier2')
     return Prediction(
-      logits=Tier2(self.num_classes, name='tier2')(rows, found),
+      logits=tier2(rows, found, self.num_classes),
       attention=attention / real.sum(),
       instance_logits=instance_logits,
       pseudo_logits=pseudo_logits,

@@ -69,6 +69,27 @@ def key_instances(
   return (rank < kept) & mask
 
 
+def chosen(
+  instance_logits: jax.Array, mask: jax.Array, choice: Choice
+) -> jax.Array:
+  """Marks the instances that the second model sees, bool [N].
+
+  Args:
+    instance_logits: of the first model, [N, C].
+    mask: True on real instances, [N].
+    choice: which of them.
+  """
+  scores = instance_scores(instance_logits, choice.score)
+  return key_instances(scores, mask, choice.drop_per_mille, choice.drop)
+
+
+def prob(prediction: Prediction, mask: jax.Array, combine: bool) -> jax.Array:
+  """Returns the class probabilities [C] of a bag; see `combined_prob`."""
+  if combine:
+    return combined_prob(prediction, mask)
+  return jax.nn.softmax(prediction.logits)
+
+
 def combined_prob(prediction: Prediction, mask: jax.Array) -> jax.Array:
   """Mean of the bag's and the highest instance's class probabilities.
 

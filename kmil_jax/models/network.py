@@ -1,9 +1,16 @@
-"""What all networks have in common: products in float32 are float32."""
+"""What networks have in common: float32 products, dense layers, tile heads."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
 import jax
+import jax.numpy as jnp
+
+from kmil_jax.models import cpu
+from kmil_jax.types import TilePrediction
+
+HIGHEST = jax.lax.Precision.HIGHEST  # See `Network`.
 
 
 class Network(nn.Module):
@@ -19,3 +26,154 @@ class Network(nn.Module):
   def apply(self, *args: Any, **kwargs: Any) -> Any:
     with jax.default_matmul_precision('highest'):
       return super().apply(*args, **kwargs)
+
+
+class Scope(nn.Module):
+  """Calls a function whose modules become those of this one.
+
+  Attributes:
+    function: creates modules, as the `__call__` of a module does.
+  """
+
+  function: Callable[..., Any]
+
+  @nn.compact
+  def __call__(self, *args: Any) -> Any:
+    return self.function(*args)
+
+
+def uniform(fan_in: int) -> nn.initializers.Initializer:
+  """Returns PyTorch's start of weights and biases, U(-b, b), b = fan_in^-0.5.
+
+  It is what its Kaiming-uniform call with a = sqrt(5) comes to.
+  """
+  bound = fan_in**-0.5
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class TorchDense(nn.Module):
+  """`torch.nn.Linear(D, features)` on [..., D]: `x @ weight.T + bias`.
+
+  The parameters are `weight` [features, D] and, with `use_bias`, `bias`
+  [features], float32. In this
+  layout the gradient of the weight comes out of its product as it is stored;
+  transposed, as in `flax.linen.Dense`, it makes the optimiser's step twice as
+  slow on CPUs.
+
+  Attributes:
+    features: width of the result.
+    dtype: type of the factors; by default that of the arguments. Their product
+      is summed, and returned, in float32 or wider.
+    use_bias: whether there is a bias.
+    weight_init: start of the weight; by default PyTorch's.
+    bias_init: start of the bias; by default PyTorch's.
+  """
+
+  features: int
+  dtype: Any = None
+  use_bias: bool = True
+  weight_init: nn.initializers.Initializer | None = None
+  bias_init: nn.initializers.Initializer | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    fan_in = x.shape[-1]
+    weight_init = self.weight_init or uniform(fan_in)
+    weight = self.param('weight', weight_init, (self.features, fan_in))
+    bias = None
+    if self.use_bias:
+      bias_init = self.bias_init or uniform(fan_in)
+      bias = self.param('bias', bias_init, (self.features,))
+    x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+    y = product(x, weight)
+    return y if bias is None else y + bias
+
+
+class TorchWeights(nn.Module):
+  """The parameters of a torch layer that other programs than its own apply.
+
+  Attributes:
+    fan_in: of their start, PyTorch's.
+    shapes: by name.
+  """
+
+  fan_in: int
+  shapes: Mapping[str, tuple[int, ...]]
+
+  @nn.compact
+  def __call__(self) -> list[jax.Array]:
+    init = uniform(self.fan_in)
+    return [self.param(name, init, s) for name, s in self.shapes.items()]
+
+
+@jax.custom_vjp
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+  """Returns `x @ weight.T` of [..., D] and [F, D], in float32 or wider.
+
+  For gradients in reverse alone; that to the weight is `cpu.transposed`'s.
+  """
+  return jnp.einsum(
+    '...d,fd->...f',
+    x,
+    weight,
+    precision=HIGHEST,
+    preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+  )
+
+
+def _product_fwd(x, weight):
+  return product(x, weight), (x, weight)
+
+
+def _product_bwd(saved, grad):
+  x, weight = saved
+  grad = grad.astype(x.dtype)
+  columns = cpu.transposed(grad.reshape(-1, grad.shape[-1]))
+  return (
+    jnp.matmul(grad, weight, precision=HIGHEST),
+    jnp.matmul(columns, x.reshape(-1, x.shape[-1]), precision=HIGHEST),
+  )
+
+
+product.defvjp(_product_fwd, _product_bwd)
+
+
+class Classifier(Network):
+  """A network that maps tiles, and classifies the maps.
+
+  Classes of it have a method `feature_map(x, train=)`; `fc`, the last layer,
+  and `dropout` before it, unless they have a `head` of their own.
+
+  Attributes:
+    num_classes: C; 1 for one logit of the second of two classes.
+    dtype: type of the computation, float32 or bfloat16; parameters, running
+      statistics, features and logits are float32 in either.
+    axis_name: see `BatchNorm`.
+  """
+
+  num_classes: int
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+
+  def __call__(self, x: jax.Array, *, train: bool = False) -> TilePrediction:
+    """Classifies tiles.
+
+    Args:
+      x: normalised tiles, [T, S, S, channels].
+      train: drop features (`rngs={'dropout': key}`); normalise with, and
+        update, the statistics of this batch.
+
+    Returns:
+      Logits [T, C] and what the last layer sees, [T, F].
+    """
+    return self.head(self.feature_map(x, train=train), train=train)
+
+  def head(self, m: jax.Array, *, train: bool = False) -> TilePrediction:
+    """Classifies the spatial means of maps that `feature_map` returned."""
+    features = m.astype(jnp.float32).mean((1, 2))
+    kept = self.dropout(features, deterministic=not train)
+    return TilePrediction(logits=self.fc(kept), features=features)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.convolutions import max_pool
-from kmil_jax.models.network import Network
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import Classifier, TorchDense
 from kmil_jax.types import TilePrediction
 
 _CHANNELS = (32, 64, 128)
@@ -17,7 +16,7 @@ _HIDDEN = 128
 _glorot = nn.initializers.glorot_uniform()
 
 
-class NodeCNN(Network):
+class NodeCNN(Classifier):
   """Three convolutions with pooling between them, two dense layers.
 
   As Ansari describes it, 100,352 inputs to the first dense layer at 224 x 224
@@ -26,18 +25,9 @@ class NodeCNN(Network):
   last layer are ours: the description does not give them. Weights start as
   Keras's, Glorot-uniform with biases of 0. 12,937,985 parameters at one
   channel of 224 x 224; the first dense layer has as many as the tile's size
-  asks for.
-
-  Attributes:
-    num_classes: C; 1 for one logit of the second of two classes.
-    dtype: type of the computation, float32 or bfloat16; parameters, features
-      and logits are float32 in either.
-    axis_name: unused: there is no batch normalisation.
+  asks for. F is 128, the hidden units. Training drops values of maps and of
+  features. There is no batch normalisation.
   """
-
-  num_classes: int
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
 
   def setup(self):
     conv = lambda channels: nn.Conv(
@@ -50,18 +40,6 @@ class NodeCNN(Network):
     self.fc1 = dense(_HIDDEN, dtype=self.dtype)
     self.fc2 = dense(self.num_classes)
     self.drop_map, self.drop_hidden = nn.Dropout(0.25), nn.Dropout(0.5)
-
-  def __call__(self, x: jax.Array, *, train: bool = False) -> TilePrediction:
-    """Classifies slices.
-
-    Args:
-      x: slices, [T, S, S, channels], S at least 8.
-      train: drop values of maps and features (`rngs={'dropout': key}`).
-
-    Returns:
-      Logits [T, C] and the hidden units, [T, 128].
-    """
-    return self.head(self.feature_map(x, train=train), train=train)
 
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last pooled map, [T, S // 8, S // 8, 128]."""

@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.torch_dense import TorchDense, uniform
+from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
 CLASS_ROW = 1  # Row 0 is the zero token.
@@ -95,7 +95,10 @@ class NystromLayer(nn.Module):
     chex.assert_shape(h, (len(sequence.weight), WIDTH))
     norm = nn.LayerNorm(1e-5, name='norm')
     x = jnp.where(sequence.real[:, None], norm(h), 0)
-    query, key, value = _Projections(name='qkv')()
+    shapes = {'weight': (3 * WIDTH, WIDTH)}
+    (weight,) = TorchWeights(WIDTH, shapes, name='qkv')()
+    scale = jnp.array([(WIDTH // HEADS) ** -0.5, 1, 1])  # Of the queries.
+    query, key, value = weight.reshape(3, WIDTH, WIDTH) * scale[:, None, None]
     v = _heads(x.astype(self.dtype or x.dtype), value)
     if len(h) <= LANDMARKS + 1:
       scores = _scores(_heads(x, query), _heads(x, key))
@@ -133,16 +136,6 @@ class NystromLayer(nn.Module):
       outputs.append(h[part] + drop(y))
 
     return outputs, seen[:, 0].mean(0)
-
-
-class _Projections(nn.Module):
-  """The weights of `torch.nn.Linear(512, 1536, bias=False)`, in thirds."""
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    weight = self.param('weight', uniform(WIDTH), (3 * WIDTH, WIDTH))
-    scale = jnp.array([(WIDTH // HEADS) ** -0.5, 1, 1])  # Of the queries.
-    return weight.reshape(3, WIDTH, WIDTH) * scale[:, None, None]
 
 
 def _heads(x: jax.Array, weight: jax.Array) -> jax.Array:

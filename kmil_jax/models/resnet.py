@@ -5,170 +5,125 @@ He, Zhang, Ren and Sun, "Deep residual learning for image recognition", CVPR
 names, which `kmil_jax.port` relies on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 import functools
+from typing import Any
 
 import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.convolutions import convolution, max_pool
-from kmil_jax.models.network import Network
-from kmil_jax.models.torch_dense import TorchDense
-from kmil_jax.types import TilePrediction
+from kmil_jax.models.convolutions import conv_norm, convolution, max_pool
+from kmil_jax.models.network import Classifier, Network, TorchDense
 
 # Bottleneck blocks of conv2_x, conv3_x and conv4_x (He et al., table 1).
 STAGES = (3, 4, 6)
-# He et al., "Delving deep into rectifiers", ICCV 2015, eq. 14.
-KAIMING = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# `expansion` and `sizes` of the blocks of networks with fewer than 50 layers.
+BASIC = {'expansion': 1, 'sizes': (3, 3)}
 
 
-class BasicBlock(nn.Module):
-  """Two 3x3 convolutions around a shortcut; `width` channels out.
+class Block(nn.Module):
+  """Convolutions around a shortcut: by default a bottleneck of 1x1, 3x3, 1x1.
 
-  Attributes:
-    width: channels of both convolutions.
-    stride: spatial stride of the first.
-    conv: makes a convolution without bias.
-    norm: makes a batch normalisation.
-  """
-
-  width: int
-  stride: int
-  conv: Callable[..., nn.Module]
-  norm: Callable[..., nn.Module]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-    """Maps [T, S, S, C] to [T, S / stride, S / stride, width]."""
-    norm = lambda name: functools.partial(
-      self.norm(name=name), use_running_average=not train
-    )
-    s, out = self.stride, self.width
-    y = self.conv(out, (3, 3), s, padding=1, name='conv1')(x)
-    y = nn.relu(norm('bn1')(y))
-    y = self.conv(out, (3, 3), padding=1, name='conv2')(y)
-    y = norm('bn2')(y)
-    if s != 1 or x.shape[-1] != out:
-      x = self.conv(out, (1, 1), s, name='downsample_conv')(x)
-      x = norm('downsample_bn')(x)
-    return nn.relu(x + y)
-
-
-class Bottleneck(nn.Module):
-  """1x1, 3x3, 1x1 convolutions around a shortcut.
-
-  The stride sits in the 3x3 convolution («v1.5», as in torchvision), not in
-  the first 1x1 as in He et al.; ported weights expect it there.
+  The stride sits in the first 3x3 convolution («v1.5», as in torchvision), not
+  in the first 1x1 as in He et al.; ported weights expect it there.
 
   Attributes:
-    width: channels of the 3x3 convolution.
-    stride: spatial stride of the block.
-    conv: makes a convolution without bias.
-    norm: makes a batch normalisation.
+    width: channels of all convolutions but the last.
+    stride: spatial stride of the block; of 1/2, its map doubles its side.
+    layer: makes a layer, `conv_norm` with options.
     expansion: channels out, in widths.
+    sizes: sides of the kernels.
     shortcut: side of the kernel of a shortcut that is not the identity.
   """
 
   width: int
-  stride: int
-  conv: Callable[..., nn.Module]
-  norm: Callable[..., nn.Module]
+  stride: float
+  layer: Callable[..., jax.Array]
   expansion: int = 4
+  sizes: tuple[int, ...] = (1, 3, 1)
   shortcut: int = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [T, S, S, C] to [T, S / stride, S / stride, expansion * width]."""
-    norm = lambda name: functools.partial(
-      self.norm(name=name), use_running_average=not train
-    )
-    s, out = self.stride, self.expansion * self.width
-    y = self.conv(self.width, (1, 1), name='conv1')(x)
-    y = nn.relu(norm('bn1')(y))
-    y = self.conv(self.width, (3, 3), s, padding=1, name='conv2')(y)
-    y = nn.relu(norm('bn2')(y))
-    y = norm('bn3')(self.conv(out, (1, 1), name='conv3')(y))
-    if s != 1 or x.shape[-1] != out:
-      k = self.shortcut
-      x = self.conv(out, (k, k), s, padding=k // 2, name='downsample_conv')(x)
-      x = norm('downsample_bn')(x)
+    y, out = x, self.expansion * self.width
+    for place, size in enumerate(self.sizes, 1):
+      last = place == len(self.sizes)
+      stride = self.stride if place == self.sizes.index(3) + 1 else 1
+      channels = out if last else self.width
+      y = self.layer(y, channels, size, stride, name=f'conv{place}')
+      y = y if last else nn.relu(y)
+    if self.stride != 1 or x.shape[-1] != out:
+      name = f'{"up" if self.stride < 1 else "down"}sample_conv'
+      x = self.layer(x, out, self.shortcut, self.stride, name=name)
     return nn.relu(x + y)
 
 
-class ResNet(Network):
-  """A whole residual network, the classifier of tiles.
+def stages(
+  x: jax.Array,
+  layer: Callable[..., jax.Array],
+  counts: Sequence[int],
+  *,
+  stem: int = 64,
+  width: int = 64,
+  **options: Any,
+) -> Iterator[jax.Array]:
+  """Yields the maps of conv2_x, conv3_x and so on, in a module's `__call__`.
+
+  Args:
+    x: tiles, [T, S, S, channels].
+    layer: as of `Block`.
+    counts: how many blocks each stage has.
+    stem: channels of the first convolution.
+    width: of the blocks of conv2_x.
+    **options: of the blocks.
+  """
+  x = nn.relu(layer(x, stem, 7, 2, name='conv1'))
+  x = max_pool(x, 3, 2, ((1, 1), (1, 1)))
+  for stage, blocks in enumerate(counts):
+    for block in range(blocks):
+      x = Block(
+        width * 2**stage,
+        2 if stage and not block else 1,
+        layer,
+        name=f'layer{stage + 1}_{block}',
+        **options,
+      )(x)
+    yield x
+
+
+class ResNet(Classifier, kw_only=True):
+  """A whole residual network; F is 512 widened by `expansion`.
 
   Weights start as torchvision's: kernels normal with variance 2 / fan-out,
   the last layer as torch's linear ones.
 
   Attributes:
-    num_classes: C; 1 for one logit of the second of two classes.
-    block: `BasicBlock` or `Bottleneck`.
     stages: how many blocks conv2_x to conv5_x have.
-    dtype: type of the computation, float32 or bfloat16; parameters, running
-      statistics, features and logits are float32 in either.
-    axis_name: see `BatchNorm`.
+    expansion: as of `Block`.
+    sizes: as of `Block`.
   """
 
-  num_classes: int
-  block: type[nn.Module]
   stages: tuple[int, ...]
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
+  expansion: int = 4
+  sizes: tuple[int, ...] = (1, 3, 1)
 
   def setup(self):
-    conv = functools.partial(
-      nn.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=KAIMING,
-      conv_general_dilated=convolution,
-    )
-    norm = functools.partial(
-      BatchNorm, axis_name=self.axis_name, dtype=self.dtype
-    )
-    self.conv1 = conv(64, (7, 7), 2, padding=3)
-    self.bn1 = norm()
-    for stage, blocks in enumerate(self.stages):
-      # Flax calls them layer1_0, layer1_1 and so on.
-      layer = [
-        self.block(64 * 2**stage, 2 if stage and not block else 1, conv, norm)
-        for block in range(blocks)
-      ]
-      setattr(self, f'layer{stage + 1}', layer)
+    self.dropout = nn.Dropout(0.0)
     self.fc = TorchDense(self.num_classes)
 
-  def __call__(self, x: jax.Array, *, train: bool = False) -> TilePrediction:
-    """Classifies tiles.
-
-    Args:
-      x: normalised tiles, [T, S, S, channels].
-      train: normalise with, and update, the statistics of this batch.
-
-    Returns:
-      Logits [T, C] and the spatial mean of the last map, [T, F]: F is 512 of
-      basic blocks and 2,048 of bottlenecks.
-    """
-    return self.head(self.feature_map(x, train=train), train=train)
-
+  @nn.compact
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last map before pooling, [T, ceil(S / 32), .., F]."""
     chex.assert_rank(x, 4)
-    x = self.bn1(self.conv1(x), use_running_average=not train)
-    x = max_pool(nn.relu(x), 3, 2, ((1, 1), (1, 1)))
-    for stage in range(len(self.stages)):
-      for block in getattr(self, f'layer{stage + 1}'):
-        x = block(x, train=train)
-    return x
-
-  def head(self, m: jax.Array, *, train: bool = False) -> TilePrediction:
-    """Classifies maps that `feature_map` returned; `train` changes nothing."""
-    del train
-    features = m.astype(jnp.float32).mean((1, 2))
-    return TilePrediction(logits=self.fc(features), features=features)
+    layer = functools.partial(
+      conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
+    )
+    block = {'expansion': self.expansion, 'sizes': self.sizes}
+    *_, m = stages(x, layer, self.stages, **block)
+    return m
 
 
 class ResNet50Trunk(Network):
@@ -202,25 +157,13 @@ class ResNet50Trunk(Network):
       AssertionError: if `x` does not have three channels.
     """
     chex.assert_shape(x, (None, None, None, 3))
-    conv = functools.partial(
-      nn.Conv,
-      use_bias=False,
+    layer = functools.partial(
+      conv_norm,
+      train=train,
       dtype=self.dtype,
-      conv_general_dilated=functools.partial(convolution, pointwise=True),
+      momentum=self.momentum,
+      convolve=functools.partial(convolution, pointwise=True),
+      norm=nn.BatchNorm,
     )
-    norm = functools.partial(
-      nn.BatchNorm, momentum=self.momentum, epsilon=1e-5, dtype=self.dtype
-    )
-    x = conv(64, (7, 7), 2, padding=3, name='conv1')(x)
-    x = norm(name='bn1')(x, use_running_average=not train)
-    x = max_pool(nn.relu(x), 3, 2, ((1, 1), (1, 1)))
-    for stage, blocks in enumerate(STAGES):
-      for block in range(blocks):
-        x = Bottleneck(
-          width=64 * 2**stage,
-          stride=2 if stage and not block else 1,
-          conv=conv,
-          norm=norm,
-          name=f'layer{stage + 1}_{block}',
-        )(x, train=train)
-    return x.astype(jnp.float32).mean((1, 2))
+    *_, m = stages(x, layer, STAGES)
+    return m.astype(jnp.float32).mean((1, 2))

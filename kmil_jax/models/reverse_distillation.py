@@ -7,6 +7,7 @@ carry the names of the released code, which `kmil_jax.port` relies
 on.
 """
 
+from collections.abc import Callable
 import functools
 
 import chex
@@ -14,11 +15,9 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.convolutions import convolution, max_pool
-from kmil_jax.models.network import Network
-from kmil_jax.models.resnet import KAIMING, STAGES, Bottleneck
-from kmil_jax.models.upsample import Upsample
+from kmil_jax.models.convolutions import conv_norm
+from kmil_jax.models.network import Network, Scope
+from kmil_jax.models.resnet import STAGES, Block, stages
 
 # [T, S / 4, S / 4, 4 w], [T, S / 8, S / 8, 8 w], [T, S / 16, S / 16, 16 w]
 Maps = tuple[jax.Array, jax.Array, jax.Array]
@@ -64,22 +63,11 @@ class Teacher(Network):
         f'patches of {x.shape[2]} x {x.shape[1]} pixels: their sides must be'
         f' multiples of {MULTIPLE}'
       )
-    conv, norm = _layers(self.dtype, None, self.momentum)
-    x = conv(self.width, (7, 7), 2, padding=3, name='conv1')(x)
-    x = norm(name='bn1')(x, use_running_average=not train)
-    x = max_pool(nn.relu(x), 3, 2, ((1, 1), (1, 1)))
-    maps = []
-    for stage, blocks in enumerate(STAGES):
-      for block in range(blocks):
-        x = Bottleneck(
-          width=2 * self.width * 2**stage,
-          stride=2 if stage and not block else 1,
-          conv=conv,
-          norm=norm,
-          expansion=2,
-          name=f'layer{stage + 1}_{block}',
-        )(x, train=train)
-      maps.append(x)
+    layer = functools.partial(
+      conv_norm, train=train, dtype=self.dtype, momentum=self.momentum
+    )
+    width = self.width
+    maps = stages(x, layer, STAGES, stem=width, width=2 * width, expansion=2)
     return tuple(maps)
 
 
@@ -112,97 +100,57 @@ class Student(Network):
     Returns:
       Maps of the same shapes in the same order, not negative.
     """
-    layers = _layers(self.dtype, self.axis_name)
-    x = _Embedding(self.width, self.shortcut, *layers, name='bn')(maps, train)
-    return _Decoder(self.width, *layers, name='decoder')(x, train)
+    layer = functools.partial(
+      conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
+    )
+    x = Scope(_embed, name='bn')(maps, layer, self.width, self.shortcut)
+    return Scope(_decode, name='decoder')(x, layer, self.width)
 
 
-class _Embedding(nn.Module):
+def _embed(
+  maps: Maps, layer: Callable[..., jax.Array], width: int, shortcut: int
+) -> jax.Array:
   """Fuses three maps (MFF) into one of half the size of the smallest (OCE).
 
   The released code also makes a 1x1 convolution and a norm that nothing uses.
+
+  Returns:
+    [T, S / 32, S / 32, 32 w].
   """
+  down = lambda name, x, w: nn.relu(layer(x, w * width, 3, 2, name=name))
+  first, second, third = maps
+  first = down('conv2', down('conv1', first, 8), 16)
+  second = down('conv3', second, 16)
+  x = jnp.concatenate([first, second, third], -1)
+  for block in range(3):
+    x = Block(
+      16 * width,
+      1 if block else 2,
+      layer,
+      expansion=2,
+      shortcut=shortcut,
+      name=f'bn_layer_{block}',
+    )(x)
+  return x
 
-  width: int
-  shortcut: int
-  conv: functools.partial
-  norm: functools.partial
 
-  @nn.compact
-  def __call__(self, maps: Maps, train: bool) -> jax.Array:
-    """Returns [T, S / 32, S / 32, 32 w]."""
+def _decode(x: jax.Array, layer: Callable[..., jax.Array], width: int) -> Maps:
+  """Maps [T, S / 32, S / 32, 32 w] to the teacher's shapes.
 
-    def down(number, x, channels):
-      conv = self.conv(channels, (3, 3), 2, padding=1, name=f'conv{number}')
-      norm = self.norm(name=f'bn{number}')
-      return nn.relu(norm(conv(x), use_running_average=not train))
-
-    w = self.width
-    first, second, third = maps
-    first = down(2, down(1, first, 8 * w), 16 * w)
-    second = down(3, second, 16 * w)
-    x = jnp.concatenate([first, second, third], -1)
-    for block in range(3):
-      x = Bottleneck(
-        width=16 * w,
-        stride=1 if block else 2,
-        conv=self.conv,
-        norm=self.norm,
+  The teacher's stages in reverse: each doubles the side of its map.
+  """
+  maps = []
+  for stage, blocks in enumerate(STAGES):
+    for block in range(blocks):
+      x = Block(
+        8 * width // 2**stage,
+        1 if block else 1 / 2,
+        layer,
         expansion=2,
-        shortcut=self.shortcut,
-        name=f'bn_layer_{block}',
-      )(x, train=train)
-    return x
-
-
-class _Decoder(nn.Module):
-  """The teacher's stages in reverse: each doubles the side of its map."""
-
-  width: int
-  conv: functools.partial
-  norm: functools.partial
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> Maps:
-    """Maps [T, S / 32, S / 32, 32 w] to the teacher's shapes."""
-    maps = []
-    for stage, blocks in enumerate(STAGES):
-      layers = {
-        'width': 8 * self.width // 2**stage,
-        'conv': self.conv,
-        'norm': self.norm,
-      }
-      name = f'layer{stage + 1}'
-      x = _UpBottleneck(**layers, name=f'{name}_0')(x, train)
-      for block in range(1, blocks):
-        x = Bottleneck(**layers, stride=1, expansion=2, name=f'{name}_{block}')(
-          x, train=train
-        )
-      maps.append(x)
-    return tuple(reversed(maps))
-
-
-class _UpBottleneck(nn.Module):
-  """A bottleneck that doubles the side of its map."""
-
-  width: int
-  conv: functools.partial
-  norm: functools.partial
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    """Maps [T, S, S, C] to [T, 2 S, 2 S, 2 * width]."""
-    norm = lambda name: functools.partial(
-      self.norm(name=name), use_running_average=not train
-    )
-    dtype, out = self.conv.keywords['dtype'], 2 * self.width
-    y = self.conv(self.width, (1, 1), name='conv1')(x)
-    y = nn.relu(norm('bn1')(y))
-    y = Upsample(self.width, dtype, name='conv2')(y)
-    y = nn.relu(norm('bn2')(y))
-    y = norm('bn3')(self.conv(out, (1, 1), name='conv3')(y))
-    x = norm('upsample_bn')(Upsample(out, dtype, name='upsample_conv')(x))
-    return nn.relu(x + y)
+        name=f'layer{stage + 1}_{block}',
+      )(x)
+    maps.append(x)
+  return tuple(reversed(maps))
 
 
 def map_shapes(width: int) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -211,20 +159,3 @@ def map_shapes(width: int) -> tuple[jax.ShapeDtypeStruct, ...]:
     jax.ShapeDtypeStruct((1, side, side, 32 * width // side), jnp.float32)
     for side in (8, 4, 2)
   )
-
-
-def _layers(
-  dtype: jnp.dtype, axis_name: str | None, momentum: float = 0.9
-) -> tuple[functools.partial, functools.partial]:
-  """Returns what makes a convolution, and what makes a norm."""
-  conv = functools.partial(
-    nn.Conv,
-    use_bias=False,
-    dtype=dtype,
-    kernel_init=KAIMING,
-    conv_general_dilated=convolution,
-  )
-  norm = functools.partial(
-    BatchNorm, axis_name=axis_name, dtype=dtype, momentum=momentum
-  )
-  return conv, norm

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax.models import pooling
-from kmil_jax.models.network import Network
+from kmil_jax.models.network import Network, TorchDense, TorchWeights
 from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
-from kmil_jax.models.torch_dense import TorchDense, uniform
 from kmil_jax.types import Prediction
 
 _SIZE = 7  # Of the largest convolution.
@@ -99,24 +98,13 @@ class PPEG(nn.Module):
     kernel = kernel.at[:, _SIZE // 2, _SIZE // 2].set(1)
     bias = 0
     for size in (7, 5, 3):
-      conv = _Depthwise(size, name=f'conv{size}')()
+      shapes = {'kernel': (WIDTH, size, size), 'bias': (WIDTH,)}
+      conv, shift = TorchWeights(size**2, shapes, name=f'conv{size}')()
       margin = (_SIZE - size) // 2
-      kernel += jnp.pad(conv[0], ((0, 0), (margin, margin), (margin, margin)))
-      bias += conv[1]
+      kernel += jnp.pad(conv, ((0, 0), (margin, margin), (margin, margin)))
+      bias += shift
     kernel = kernel.reshape(WIDTH, -1).T
     return _convolve(tokens, kernel, side) + bias
-
-
-class _Depthwise(nn.Module):
-  """The parameters of `torch.nn.Conv2d(512, 512, size, groups=512)`."""
-
-  size: int
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    init = uniform(self.size**2)
-    kernel = self.param('kernel', init, (WIDTH, self.size, self.size))
-    return kernel, self.param('bias', init, (WIDTH,))
 
 
 @jax.custom_vjp

@@ -113,9 +113,7 @@ class BagTask(Task):
     def one_bag(x, mask, label, index):
       # The dropout of a bag depends on nothing else in the batch.
       keys = {'dropout': jax.random.fold_in(key, jnp.maximum(index, 0))}
-      prediction = self.model.apply(
-        {'params': variables['params']}, x, mask, train=True, rngs=keys
-      )
+      prediction = self.model.apply(variables, x, mask, train=True, rngs=keys)
       hit = prediction.logits.argmax() == label
       return self._spec.loss(prediction, mask, label), hit
 
@@ -130,12 +128,9 @@ class BagTask(Task):
     """Returns `prob` [B, C], `loss`, `weight` and `label`, [B] each."""
 
     def one_bag(x, mask, label):
-      prediction = self.model.apply(
-        {'params': variables['params']}, x, mask, train=False
-      )
-      prob = jax.nn.softmax(prediction.logits)
+      prediction = self.model.apply(variables, x, mask, train=False)
       return {
-        'prob': kmil.combined_prob(prediction, mask) if self._combine else prob,
+        'prob': kmil.prob(prediction, mask, self._combine),
         'loss': self._spec.loss(prediction, mask, label),
         'weight': jnp.float32(1),
         'label': label,
@@ -193,24 +188,17 @@ class BagLoader:
     return self.buckets if self._resident else (None,)
 
   @property
-  def num_rows(self) -> int:
-    """T: instances of the cohort, and the rows of zeros after the last bag."""
-    return plan.num_rows(self.store.length)
-
-  @property
   def _resident(self) -> bool:
     return self.store.features is not None
 
   def read(self, index: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the padded features [N, D] of bags [S], in the host's memory."""
     bucket = self.bucket_of(index)
-    if self._resident:
-      for b, bag in zip(bucket, index, strict=True):
-        start = self.store.offset[bag]
-        yield self.store.features[start : start + self.buckets[b]]
+    if not self._resident:
+      yield from (x[0] for x in self.stream(bucket, index[:, None]))
       return
-    for x in self.stream(bucket, index[:, None]):
-      yield x[0]
+    for b, start in zip(bucket, self.store.offset[index], strict=True):
+      yield self.store.features[start : start + self.buckets[b]]
 
   def program(
     self,
@@ -250,47 +238,49 @@ class BagLoader:
     self, epoch: int, runs: np.ndarray, layout: Layout
   ) -> Iterator[Chunk]:
     bucket, bags = self.plan(epoch)
-    if self._resident:
-      yield layout.share((bucket, bags))
-      return
-    shared = layout.share(bags)  # [..., S, B]
-    mine = np.moveaxis(shared, -2, 0).reshape(len(bucket), -1)
-    features = self.stream(bucket, mine)
-    for step, x in enumerate(features):
-      index = shared[..., step : step + 1, :]
-      x = x.reshape(index.shape + x.shape[1:])
-      yield np.zeros(index.shape[:-1], np.int32), (x, index)
+    branch, mine = layout.share((bucket * self._resident, bags))
+    for at, item in self._items(bucket, mine):
+      yield branch[..., at], item
 
   def evaluate(
     self, examples: np.ndarray, runs: np.ndarray, layout: Layout
   ) -> Iterator[Evaluation]:
     run_of, bag = np.nonzero(np.asarray(examples)[runs])
     bucket_of = self.bucket_of(bag)
-    device, place = layout.owner(run_of)
-    local = parallel.local_devices()
+    device, place_of = layout.owner(run_of)
+    pairs = np.stack([bucket_of, bag, place_of, runs[run_of]])
     # Streamed, a step has one length.
     lengths = bucket_of * (not self._resident)
     for length in np.unique(lengths):
       rows = lengths == length
-      columns = bucket_of, bag, runs[run_of], place
-      bucket, index, run, place_of = parallel.deal(
-        device[rows], *(column[rows] for column in columns)
-      )
+      bucket, index, place, run = parallel.deal(device[rows], *pairs[:, rows])
       # A device without a pair of its own evaluates any, and a short one.
-      bucket = np.where(index >= 0, bucket, length)[local]
-      mine, place_of = index[local], np.maximum(place_of, 0)[local]
-      if self._resident:
-        chunk = bucket, np.maximum(mine, 0)[..., None], place_of
-        yield chunk, run, index[..., None]
-        continue
+      branch = np.maximum(bucket, 0) * self._resident
+      index, place = index[..., None], np.maximum(place, 0)
+      mine = parallel.local_devices()
       # Each step is a call: none is of fillers alone.
-      steps = (index >= 0).any(0).sum()
-      read = self.stream(bucket[0, :steps], mine.T[:steps])
-      for step, x in enumerate(read):
-        at = np.s_[:, step : step + 1]
-        item = x[:, None, None], mine[at][..., None]
-        chunk = np.zeros_like(bucket[at]), item, place_of[at]
-        yield chunk, run[at], index[at][..., None]
+      steps = np.full((run >= 0).any(0).sum(), length)
+      for at, item in self._items(steps, index[mine]):
+        chunk = branch[mine, at], item, place[mine, at]
+        yield chunk, run[:, at], index[:, at]
+
+  def _items(
+    self, bucket: np.ndarray, index: np.ndarray
+  ) -> Iterator[tuple[slice, Any]]:
+    """Yields slices of the steps with their items, see `BagTask.batch`.
+
+    Args:
+      bucket: of each step to read, [S].
+      index: bags of this process's devices, [..., S, B].
+    """
+    if self._resident:
+      yield np.s_[:], index
+      return
+    steps = np.moveaxis(index, -2, 0)[: len(bucket)].reshape(len(bucket), -1)
+    for step, x in enumerate(self.stream(bucket, steps)):
+      at = np.s_[step : step + 1]
+      bags = index[..., at, :]
+      yield at, (x.reshape(bags.shape + x.shape[1:]), bags)
 
   def bucket_of(self, index: np.ndarray) -> np.ndarray:
     """Returns the bucket of each bag, int32."""

@@ -162,11 +162,22 @@ def runs_of(settings: Sequence[Setting], label: np.ndarray) -> StudentRuns:
       are not there, or tumour patches with an alpha of 0.
   """
   for number, setting in enumerate(settings):
-    if fault := _fault(setting, label):
+    patches, alpha, gamma = setting.patches, setting.alpha, setting.gamma
+    known = np.isin(patches, np.arange(len(label)))
+    tumour = int((label[patches[known]] == TUMOUR).sum())
+    faults = {
+      'has no patches to train on': not len(patches),
+      f'trains on rows beyond the {len(label)} patches': not known.all(),
+      'lists a patch twice': len(np.unique(patches)) < len(patches),
+      f'has alpha {alpha}, which must be from 0 to 1': not 0 <= alpha <= 1,
+      f'has gamma {gamma}, which must not be negative': gamma < 0,
+      f'has alpha 0, for normal patches alone, and {tumour} tumour patches': (
+        alpha == 0 and tumour
+      ),
+    }
+    for fault in (fault for fault, wrong in faults.items() if wrong):
       raise DistillError(f'Run {number} {fault}.')
-  column = lambda name, kind: np.array(
-    [getattr(s, name) for s in settings], kind
-  )
+  column = lambda name, kind: np.array([vars(s)[name] for s in settings], kind)
   return StudentRuns(
     seed=column('seed', np.uint32),
     row=np.arange(len(settings), dtype=np.int32) % parallel.num_devices(),
@@ -224,19 +235,17 @@ class PatchLoader:
     self, epoch: int, runs: np.ndarray, layout: Layout
   ) -> Iterator[Chunk]:
     count = len(self.store.label)
-    table = orders(self.settings, count, size=self.size, epoch=epoch)
-    size = parallel.num_devices(), self.size
-    for step in table[:, runs]:
-      if (step >= 0).any():  # The runs of a group end together.
-        rows = np.full(size, -1, np.int32)
-        rows[: len(runs)] = step
-        yield np.zeros(1, np.int32), rows[None]
+    table = orders(self.settings, count, size=self.size, epoch=epoch)[:, runs]
+    idle = parallel.num_devices() - len(runs)
+    table = np.pad(table, ((0, 0), (0, idle), (0, 0)), constant_values=-1)
+    # The runs of a group end together.
+    for step in table[(table >= 0).any((1, 2))]:
+      yield np.zeros(1, np.int32), step[None]
 
   def evaluate(
     self, examples: np.ndarray, runs: np.ndarray, layout: Layout
   ) -> Iterator[Evaluation]:
-    spread = np.full((parallel.num_devices(), 1), -1)
-    spread[: len(runs), 0] = runs
+    (run_of,) = parallel.deal(layout.owner(np.arange(len(runs)))[0], runs)
     local = parallel.num_local_devices()
     zeros = np.zeros((local, 1), np.int32)
     for first in range(0, len(examples), self.size):
@@ -244,17 +253,16 @@ class PatchLoader:
       rows = np.arange(first, first + self.size)
       index = np.where(rows < len(examples), rows, -1)
       image = examples.take(rows, 0, mode='wrap')
-      item = np.stack([image[None]] * local)
-      of_devices = np.broadcast_to(index, (*spread.shape, self.size))
-      yield (zeros, item, zeros), spread, of_devices
+      item = np.broadcast_to(image, (local, 1, *image.shape))
+      of_devices = np.broadcast_to(index, (*run_of.shape, self.size))
+      yield (zeros, item, zeros), run_of, of_devices
 
 
 def program(
   task: DistillTask, settings: Sequence[Setting], patches: Patches, size: int
 ) -> Program:
   """Returns epochs of the runs of settings over patches, `size` in a step."""
-  loader = PatchLoader(settings, patches, size)
-  at_once = parallel.num_devices()
+  loader, at_once = PatchLoader(settings, patches, size), parallel.num_devices()
   return Program(task, len(settings), loader, at_once=at_once)
 
 
@@ -304,21 +312,3 @@ def patch_threshold(label: np.ndarray, score: np.ndarray) -> float:
   hits = len(tumour) - np.searchsorted(tumour, values)
   f1 = 2 * hits / (called + len(tumour))
   return float(values[np.flatnonzero(f1 == f1.max())[-1]])
-
-
-def _fault(setting: Setting, label: np.ndarray) -> str:
-  """Returns what is wrong with a setting, '' for nothing."""
-  patches, alpha, gamma = setting.patches, setting.alpha, setting.gamma
-  known = np.isin(patches, np.arange(len(label)))
-  tumour = int((label[patches[known]] == TUMOUR).sum())
-  faults = {
-    'has no patches to train on': not len(patches),
-    f'trains on rows beyond the {len(label)} patches': not known.all(),
-    'lists a patch twice': len(np.unique(patches)) < len(patches),
-    f'has alpha {alpha}, which must be from 0 to 1': not 0 <= alpha <= 1,
-    f'has gamma {gamma}, which must not be negative': gamma < 0,
-    f'has alpha 0, for normal patches alone, and {tumour} tumour patches': (
-      alpha == 0 and tumour
-    ),
-  }
-  return next((fault for fault, wrong in faults.items() if wrong), '')

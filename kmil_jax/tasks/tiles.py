@@ -1,7 +1,6 @@
 """Patch classifiers: batches of tiles, spread over devices."""
 
 from collections.abc import Callable, Iterator
-import contextlib
 import dataclasses
 import re
 from typing import Any
@@ -19,6 +18,8 @@ from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
 from kmil_jax.train import Aux, Task, Variables
 from kmil_jax.types import PatchRecipe, Recipe, Tiles
+
+_NO_MODULE = '(?!)'  # Matches nothing.
 
 
 class PatchError(ValueError):
@@ -51,7 +52,7 @@ class TileTask(Task):
 
   Raises:
     PatchError: if the recipe is binary and the classes are not two, or weighs
-      another number of them.
+      another number of them, or if `freeze` is no regular expression.
   """
 
   def __init__(
@@ -76,14 +77,17 @@ class TileTask(Task):
       dtype=jnp.dtype(precision),
       axis_name=parallel.AXIS,
     )
-    self._frozen = lambda params: _frozen(params, freeze)
+    try:
+      self._freeze = re.compile(freeze or _NO_MODULE)
+    except re.error as error:
+      raise PatchError(f'freeze={freeze!r}: {error}') from error
     self.tx = optax.chain(
       optim.make(Recipe(betas=recipe.betas, weight_decay=recipe.weight_decay)),
       # The decay would move them.
       optax.masked(optax.set_to_zero(), self._frozen),
     )
     self._class_weight = np.float32(weights)
-    self._freeze, self._shape = freeze, shape
+    self._shape = shape
 
   def init(self, run: TileRuns) -> Variables:
     # Steps count from 0: the last of all keys is the initialisation's.
@@ -91,8 +95,7 @@ class TileTask(Task):
     # In training mode, where auxiliary heads are there.
     keys, x = {'params': key, 'dropout': key}, jnp.zeros((2, *self._shape))
     variables = self.model.init(keys, x, train=True)
-    if self._freeze:
-      _check_frozen(variables['params'], self._freeze)
+    self._check_frozen(variables['params'])
     return variables
 
   def key(self, run: TileRuns, epoch: Any, step: jax.Array) -> jax.Array:
@@ -116,7 +119,7 @@ class TileTask(Task):
       self._frozen(params),
       params,
     )
-    with _frozen_norms(self._freeze):
+    with nn.intercept_methods(self._freeze_norms):
       prediction, mutated = self.model.apply(
         {**variables, 'params': params},
         batch.image,
@@ -146,6 +149,35 @@ class TileTask(Task):
       'weight': self.weight(batch, run),
       'label': batch.label,
     }
+
+  def _frozen(self, params: Any) -> Any:
+    """Returns True for the leaves of modules that `freeze` matches."""
+
+    def of(path, _):
+      module = '/'.join(key.key for key in path[:-1])
+      return self._freeze.match(module) is not None
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+  def _check_frozen(self, params: Any) -> None:
+    """Raises unless some modules are trained and, of `freeze`, some are not."""
+    frozen = jax.tree.leaves(self._frozen(params))
+    pattern = self._freeze.pattern
+    if all(frozen):
+      raise PatchError(f'freeze={pattern!r} leaves nothing to train')
+    if pattern != _NO_MODULE and not any(frozen):
+      raise PatchError(
+        f'freeze={pattern!r} matches the beginning of no module; at the top'
+        f' there are {", ".join(sorted(params))}'
+      )
+
+  def _freeze_norms(self, call: Any, args: Any, kwargs: Any, context: Any):
+    """Has frozen batch norms act as in evaluation."""
+    module = context.module
+    if isinstance(module, BatchNorm):
+      if self._freeze.match('/'.join(module.path)):
+        kwargs = {**kwargs, 'use_running_average': True}
+    return call(*args, **kwargs)
 
 
 # The batches of an epoch, equal in all processes.
@@ -200,44 +232,3 @@ def program(task: TileTask, batches: Batches | None = None) -> Program:
 def _chunk(tiles: Tiles, layout: Layout) -> Chunk:
   one_step = jax.tree.map(lambda x: np.asarray(x)[None], tiles)
   return layout.share((np.zeros(1, np.int32), one_step))
-
-
-def _frozen(params: Any, freeze: str) -> Any:
-  """Returns True for the leaves of modules that `freeze` matches."""
-
-  def of(path, _):
-    module = '/'.join(key.key for key in path[:-1])
-    return bool(freeze) and re.match(freeze, module) is not None
-
-  return jax.tree_util.tree_map_with_path(of, params)
-
-
-def _check_frozen(params: Any, freeze: str) -> None:
-  """Raises unless some modules are frozen and some are not."""
-  try:
-    frozen = jax.tree.leaves(_frozen(params, freeze))
-  except re.error as error:
-    raise PatchError(f'freeze={freeze!r}: {error}') from error
-  if all(frozen):
-    raise PatchError(f'freeze={freeze!r} leaves nothing to train')
-  if not any(frozen):
-    raise PatchError(
-      f'freeze={freeze!r} matches the beginning of no module; at the top there'
-      f' are {", ".join(sorted(params))}'
-    )
-
-
-def _frozen_norms(freeze: str) -> contextlib.AbstractContextManager:
-  """A context in which frozen batch norms act as in evaluation."""
-
-  def intercept(call, args, kwargs, context):
-    module = context.module
-    if isinstance(module, BatchNorm) and re.match(
-      freeze, '/'.join(module.path)
-    ):
-      kwargs = {**kwargs, 'use_running_average': True}
-    return call(*args, **kwargs)
-
-  if not freeze:
-    return contextlib.nullcontext()
-  return nn.intercept_methods(intercept)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import shapely
 
 from data import outlines
 from data.camelyon16 import annotations, patches
 from data.camelyon16.patches import Patches, tissue_map, tissue_mask
-from data.camelyon16.slides import EXCLUDED, part
+from data.camelyon16.slides import EXCLUDED
 from data.labelled_tiles import TileError
 from data.outlines import Ring
 from data.phantom import tiff
@@ -31,10 +32,15 @@ def test_released_lists_keep_the_rule_that_drew_them(real_data, name):
   names = set(found.slide)
   assert (len(found), len(names)) == LISTS[name]
   assert not names & set(EXCLUDED)
-  assert {part(n) for n in names} == {name.partition('_')[0]}
+  assert {n.startswith('test_') for n in names} == {name.startswith('test_')}
   assert not (found.xy % 64).any()
   for slide in names:
-    assert apart(found.of(slide)) >= patches.APART
+    assert apart(of(found, slide)) >= patches.APART
+
+
+def of(found, slide):
+  """Centres of a list in one slide."""
+  return found.xy[found.slide == slide]
 
 
 def apart(xy):
@@ -53,8 +59,8 @@ def test_released_tumour_patches_lie_in_outlines(real_data, outlined):
     outlined.require(set(listed.slide))
     for holes in (True, False):
       inside[name, holes] = sum(
-        outlines.contains(
-          outlined.rings(slide), listed.of(slide), holes=holes
+        shapely.contains_xy(
+          outlines.region(outlined.rings(slide), holes=holes), of(listed, slide)
         ).sum()
         for slide in set(listed.slide.tolist())
       )
@@ -84,13 +90,13 @@ def test_patches_are_drawn_by_the_rule():
   found = patches.sample({'b': mask, 'a': mask}, sizes, 25, seed=3)
   assert found.slide.tolist() == ['a'] * 25 + ['b'] * 25
   for slide in 'ab':
-    xy = found.of(slide)
+    xy = of(found, slide)
     assert apart(xy) >= 128
     column, row = xy.T // 64
     for dy, dx in ((0, 0), (2, 2), (2, -2), (-2, 2), (-2, -2)):
       assert mask[row + dy, column + dx].all()
     assert (xy >= 128).all() and (xy <= np.array(sizes[slide]) - 128).all()
-  assert (found.of('a') != found.of('b')).any()
+  assert (of(found, 'a') != of(found, 'b')).any()
 
 
 def test_draws_depend_on_seed_and_slide_alone():
@@ -98,7 +104,7 @@ def test_draws_depend_on_seed_and_slide_alone():
   size = (80 * 64, 60 * 64)
   both = patches.sample({'a': mask, 'b': mask}, {'a': size, 'b': size}, 9, 3)
   alone = patches.sample({'b': mask}, {'b': size}, 30, 3)
-  np.testing.assert_array_equal(both.of('b'), alone.xy[:9])
+  np.testing.assert_array_equal(of(both, 'b'), alone.xy[:9])
   other = patches.sample({'b': mask}, {'b': size}, 30, 4)
   assert (alone.xy != other.xy).any()
 
@@ -171,11 +177,15 @@ def test_all_patches_that_cannot_be_used_are_named(noise):
     np.array([name for name, _ in rows]), np.array([xy for _, xy in rows])
   )
   tumour = listed(('tumor_001', (127, 200)), ('tumor_002', (200, 200)))
-  normal = listed(('tumor_001', (773, 300)), ('tumor_001', (127, 200)))
+  normal = listed(('tumor_001', (773, 300)))
+  files = {'tumor_001': path, 'tumor_002': path.with_name('absent.tiff')}
   with pytest.raises(TileError) as fault:
-    patches.from_lists({'tumor_001': path}, tumour, normal)
-  for said in ('missing: tumor_002', '(127, 200)', '(773, 300)', 'both lists'):
+    patches.from_lists(files, tumour, normal)
+  for said in ('absent.tiff', '(127, 200)', '(773, 300)'):
     assert said in str(fault.value)
+  both = listed(('tumor_001', (200, 200)))
+  with pytest.raises(TileError, match='tumor_001/x72_y72: 2 tiles'):
+    patches.from_lists(files, both, both)
 
 
 def test_tissue_is_saturated_and_neither_bright_nor_dark():

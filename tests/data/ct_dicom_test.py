@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.ct import VolumeError, dicom, volumes
+from data.ct import VolumeError, itk_errors, volumes
 
 STEP, COUNT, SIZE = 2.5, 5, (6, 4)  # mm, slices, rows and columns
 
@@ -55,7 +55,7 @@ def write_slice(folder, z, **tags):
   # The names' order is not that of the slices.
   path = folder / f'im{(7 * z) % 11:02d}.dcm'
   writer.SetFileName(str(path))
-  with dicom.same_locale():
+  with itk_errors('writing'):
     writer.Execute(image)
   return path
 
@@ -78,7 +78,7 @@ def remove(folder, *names):
 def test_positions_decide_not_thickness_names_or_numbers(folder):
   reader = sitk.ImageFileReader()
   reader.SetFileName(str(folder / 'im00.dcm'))
-  with dicom.same_locale():
+  with itk_errors('writing'):
     reader.ReadImageInformation()
   assert float(reader.GetMetaData('0018|0050')) == 5.0  # It is there.
   (folder / 'notes.txt').write_text('passed over')

@@ -192,13 +192,6 @@ def test_all_problems_are_listed_at_once(files):
     assert part in message, part
 
 
-def test_a_class_of_one_patient_is_named(files):
-  with pytest.raises(VolumeError, match='class benign: one patient only'):
-    table.read(write(files, *GOOD[:3]), CLASSES)
-  with pytest.raises(VolumeError, match='class metastatic: 0 patients'):
-    table.read(write(files, GOOD[0], GOOD[3]), CLASSES)
-
-
 def test_other_tables_are_refused(files):
   with pytest.raises(VolumeError, match='no column label; found'):
     table.read(

@@ -18,13 +18,17 @@ def root(tmp_path_factory):
 def test_slides_are_named_and_labelled_as_camelyon16s(root):
   wanted = [path.stem for path in (root / 'slides').iterdir()]
   found = slides.find(root / 'slides', root / 'reference.csv', wanted=wanted)
-  assert {(s.id, s.part, s.label) for s in found.slides} == {
+  assert {(s.id, s.part, s.label) for s in found} == {
     ('tumor_001', 'train', 'tumor'),
     ('test_001', 'test', 'normal'),
   }
-  assert not found.left_out
-  with Slide(found.slides[0].path) as slide:
+  with Slide(found[0].path) as slide:
     assert slide.mpp == pytest.approx(phantom.MPP)
+
+
+def of(found, slide):
+  """Centres of a list in one slide."""
+  return found.xy[found.slide == slide]
 
 
 def test_patches_show_what_their_list_says(root):
@@ -45,13 +49,13 @@ def test_patches_show_what_their_list_says(root):
         tumour = known.mask(name, shape, 1)
         # Half a patch from the border of tumour, on both its sides.
         assert 0.002 < tumour.mean() < 0.2
-      for centres, inside in ((good.of(name), False), (bad.of(name), True)):
+      for centres, inside in ((of(good, name), False), (of(bad, name), True)):
         x, y = centres.T
         assert (tumour[y, x] == inside).all()
         low, high = centres.min(0, initial=99), centres.max(0, initial=0)
         assert (low >= phantom.SIZE // 2).all()
         assert (high + phantom.SIZE // 2 <= shape[::-1]).all()
-      x, y = good.of(name).T // phantom.STRIDE
+      x, y = of(good, name).T // phantom.STRIDE
       assert on[y, x].all()
 
 

@@ -198,7 +198,7 @@ def test_an_unreadable_region_is_a_slide_error():
 
 @needs_wsi
 def test_an_implausible_scale_counts_as_none():
-  with pytest.raises(SlideError, match=r'^boxes\.tiff: .*352.*--default_mpp'):
+  with pytest.raises(SlideError, match=r'^boxes\.tiff: .*352.*--slide_mpp'):
     Slide(FIXTURES / 'boxes.tiff')
   with Slide(FIXTURES / 'boxes.tiff', default_mpp=0.5) as slide:
     assert (slide.mpp, slide.mpp_source) == (0.5, 'default_mpp')
@@ -272,7 +272,7 @@ def test_unequal_scales_are_averaged_with_a_warning():
 
 @pytest.mark.parametrize('default', [None, 0.0, -1.0, 50.0, float('nan')])
 def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
-  with pytest.raises(SlideError, match=r'^a\.svs: .*--default_mpp'):
+  with pytest.raises(SlideError, match=r'^a\.svs: .*--slide_mpp'):
     pixel_size('a.svs', {}, default)
 
 

@@ -154,10 +154,10 @@ def test_too_few_cases_say_what_to_do():
     make(table, 6, 0)
   assert str(e.value) == (
     'class 0 has 5 cases; class 1 has 5 cases; class 2 has 5 cases;'
-    ' class 3 has 5 cases, fewer than --k=6 folds: choose --k=5 or less, merge'
-    ' classes with --labels, or pass --split_dir'
+    ' class 3 has 5 cases: fewer than 6 folds. Choose fewer folds, or merge'
+    ' classes.'
   )
-  with pytest.raises(dealing.SplitError, match=r'--k=2: .* need at least 3'):
+  with pytest.raises(dealing.SplitError, match=r'2 folds: .* need at least 3'):
     make(table, 2, 0)
 
 

@@ -183,5 +183,5 @@ def test_a_fault_reaches_the_consumer_as_it_is(monkeypatch):
   with pytest.raises(TileError, match='23 problem'):
     epoch(torn)
   monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', 0)
-  with pytest.raises(TileError, match=r'^tile \d+: torn'):
+  with pytest.raises(TileError, match=r'^tiles .*: 4 prob.*\n  tile \d+: torn'):
     epoch(dataclasses.replace(torn))

@@ -10,7 +10,7 @@ import pytest
 
 from data import pipeline
 from data.phantom import tiff
-from data.pipeline import read_batches, slide_batches
+from data.pipeline import slide_batches
 from data.slides import Slide, SlideError
 from data.tiling import read_tile_bgrx, tile_grid
 
@@ -73,12 +73,9 @@ def test_batches_hold_every_tile_once_in_order(slide, grid, batch, threads):
 
 def test_resampled_tiles_are_streamed_as_they_are_read(slide):
   grid = tile_grid(slide, tile_size=64, mpp=0.8, min_tissue=0)
-  stream = read_batches(slide, grid, batch=4, threads=2)
-  raw = [tiles.copy() for tiles, _ in stream]
+  tiles = tiles_of(slide_batches(slide, grid, batch=4, threads=2))
   expected = [read_tile(slide, grid, i) for i in range(len(grid.coords))]
-  np.testing.assert_array_equal(
-    np.concatenate(raw)[: len(expected), ..., 2::-1], expected
-  )
+  np.testing.assert_array_equal(np.rint((tiles * STD + MEAN) * 255), expected)
 
 
 def test_augmentation_depends_on_seed_and_tile_alone(slide, grid):
@@ -175,7 +172,7 @@ def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
 
 
 @needs_wsi
-def test_reading_reaches_nine_tenths_of_a_bare_loop():
+def test_reading_reaches_nine_tenths_of_a_bare_loop(monkeypatch):
   path, threads = WSI / 'CMU-1-Small-Region.svs', 2
   with Slide(path) as slide:
     grid = tile_grid(slide, min_tissue=0)
@@ -195,9 +192,11 @@ def test_reading_reaches_nine_tenths_of_a_bare_loop():
         for corner in grid.coords.tolist():
           pool.submit(handle.read_region, corner, 0, (256, 256))
 
+  monkeypatch.setattr(pipeline, '_normalise', lambda *read: read[:2])
+
   def streamed():
     with Slide(path) as slide:
-      for _ in read_batches(slide, grid, batch=32, threads=threads):
+      for _ in slide_batches(slide, grid, batch=32, threads=threads):
         pass
 
   # Processor time is steady on a busy machine; time on the clock, which also

@@ -126,7 +126,7 @@ def test_upsampling_stops_at_a_factor_of_two(slide_at):
   with Slide(slide_at(0.77)) as slide:
     assert len(tile_grid(slide, tile_size=64, mpp=0.39).coords)
     with pytest.raises(
-      SlideError, match=r'^0\.77_1\.tiff: 0\.77 .*--mpp=0\.77'
+      SlideError, match=r'^0\.77_1\.tiff: 0\.77 .*--tile_mpp=0\.77'
     ):
       tile_grid(slide, tile_size=64, mpp=0.35)
 

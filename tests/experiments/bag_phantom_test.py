@@ -8,9 +8,9 @@ import pytest
 
 from data import features, labels as label_files
 from data.phantom import cohort
-from experiments import cohort_tiles, encoder, weights
 from experiments.bags import phantom
-from kmil_jax.models import resnet
+from experiments.encoding import encoder, tiles
+from kmil_jax.models import convolutions, resnet
 
 
 @pytest.fixture
@@ -21,19 +21,19 @@ def two_slides(monkeypatch):
     cohort, 'specs', lambda *args: dict(list(all_specs(*args).items())[:2])
   )
   # As many tiles, a 16th of the pixels; fewer at a time.
-  small = {'tile_size': 32, 'mpp': 4.0}
-  monkeypatch.setattr(cohort_tiles, '_CALIBRATION_TILES', 16)
+  small = {'tile_size': 32, 'tile_mpp': 4.0}
+  monkeypatch.setattr(tiles, '_SAMPLE', 16)
   monkeypatch.setattr(encoder, 'default_batch', lambda: 16)
   monkeypatch.setattr(resnet, 'STAGES', (1, 1, 1))
   monkeypatch.setattr(phantom, '_TILES', small)
   calibrated = []
-  tiles = cohort_tiles.calibration_tiles
+  sample = tiles.SlideTiles.sample
 
-  def note(paths, spec):
-    calibrated.extend(paths)
-    return tiles(paths, spec)
+  def note(cohort):
+    calibrated.extend(cohort.paths)
+    return sample(cohort)
 
-  monkeypatch.setattr(cohort_tiles, 'calibration_tiles', note)
+  monkeypatch.setattr(tiles.SlideTiles, 'sample', note)
   return calibrated
 
 
@@ -48,8 +48,8 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   main, main_dir = phantom.make(str(tmp_path))
   assert external != main
   assert two_slides == sorted((main / 'slides').iterdir())
-  assert (main_dir / weights.RANDOM_FILE).exists()
-  assert not (features_dir / weights.RANDOM_FILE).exists()
+  assert (main_dir / encoder.RANDOM_FILE).exists()
+  assert not (features_dir / encoder.RANDOM_FILE).exists()
   found, mine = headers(external, features_dir), headers(main, main_dir)
   assert len(found) == len(mine) == 2
   assert all(name.startswith('ext_') for name in found)
@@ -76,7 +76,7 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   assert kept.stat().st_mtime_ns == touched
 
   # Without the main encoder none is made up.
-  (main_dir / weights.RANDOM_FILE).unlink()
+  (main_dir / encoder.RANDOM_FILE).unlink()
   phantom.make_external(str(tmp_path))  # Nothing is left to encode.
   (features_dir / f'{slide}.h5').unlink()
   with pytest.raises(RuntimeError, match=r'encoder\.safetensors.* is gone'):
@@ -85,11 +85,17 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
 
 
 def test_a_cache_is_of_the_code_that_the_encoder_calls():
-  called = {resnet.ResNet50Trunk, resnet.Bottleneck}
-  for module in (resnet.ResNet50Trunk, resnet.Bottleneck):
-    for step in dis.get_instructions(inspect.unwrap(module.__call__)):
+  called = {resnet.ResNet50Trunk, resnet.Block}
+  calls = [
+    (resnet, inspect.unwrap(resnet.ResNet50Trunk.__call__)),
+    (resnet, resnet.stages),
+    (resnet, inspect.unwrap(resnet.Block.__call__)),
+    (convolutions, convolutions.conv_norm),
+  ]
+  for module, call in calls:
+    for step in dis.get_instructions(call):
       if step.opname == 'LOAD_GLOBAL':
-        called.add(getattr(resnet, step.argval, None))
+        called.add(getattr(module, step.argval, None))
   files = {getattr(x, '__module__', '').replace('.', '/') for x in called}
   files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
   assert len(files) > 1

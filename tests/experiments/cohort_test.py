@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data import features
+from data.cohort import CohortError
 from experiments.bags import cohort as cohorts
-from experiments.bags.cohort import CohortError
 from experiments.run.options import OptionError
 
 WIDTH = 4

@@ -51,7 +51,7 @@ def make(root, name, skill, seed, *, classes=CLASSES, edit=None, reverse=False):
       )
     predictions.write(Folder(folder / f'fold_{f}'), f, parts, classes)
     train = [[s, '', ''] for s in table['slide'][table['train'][f]]]
-    files.write_rows(
+    files.write_csv(
       folder / 'splits' / f'splits_{f}.csv', [['train', 'val', 'test'], *train]
     )
   summaries.summarise(Folder(folder), name, 'origin', FOLDS, classes)
@@ -93,8 +93,8 @@ def test_pairs_are_compared_on_the_same_slides(folders):
       change = metrics.auroc(mine, b.prob[:, c]) - value
       both = np.stack([a.prob[:, c], b.prob[:, c]])
       _, cov = delong.covariance(mine, both, a.case)
-      closed = delong.difference(change, np.array([-1, 1]) @ cov @ [-1, 1])
-      assert row['p_delong'] == pytest.approx(closed.p, rel=1e-4)
+      closed = delong.p_value(change, np.array([-1, 1]) @ cov @ [-1, 1])
+      assert row['p_delong'] == pytest.approx(closed, rel=1e-4)
     assert row['value_a'] == pytest.approx(value, abs=1e-5)
     assert row['difference'] == pytest.approx(change, abs=1e-5)
     assert row['ci_low'] <= row['difference'] <= row['ci_high']

@@ -2,21 +2,19 @@
 
 import csv
 import json
+import sys
 
-from absl.testing import flagsaver
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from data.ct import VolumeError, table, volumes
+from data.ct import table, volumes
 from data.ct.volumes import Volume
 from data.labelled_tiles import TileError
 from data.phantom import ct as phantom
-from experiments import (
-  ct_nodes,
-  ct_nodes_parts,
-  ct_nodes_slices,
-)
+from experiments import ct_nodes
+from experiments.studies import ct_nodes as ct
+from experiments.studies.ct_nodes import Data
 
 SIZE, SPACING = (8, 44, 48), (2.0, 0.8, 0.8)
 CLASSES = phantom.CLASSES
@@ -60,131 +58,119 @@ def cohort(tmp_path_factory):
 
 
 def collect(path, cache, **changes):
-  options = {'mode': 'nearest', 'every': False} | changes
-  rows = table.read(path, CLASSES)
-  return ct_nodes_slices.collect(rows, CLASSES, cache_dir=cache, **options)
+  return ct.collect(table.read(path, CLASSES), Data(**changes), cache)
 
 
 @pytest.fixture(scope='module')
-def slices(cohort):
-  return collect(cohort, cohort.parent)
+def place(cohort):
+  """Opens the cohort with other options."""
+  return lambda seed=0, **changes: ct.open_material(
+    Data(csv_path=cohort, **changes), seed, cohort.parent
+  )
 
 
-def place(slices, **changes):
-  options = {'seed': 0, 'by': 'patient', 'box_mm': None} | changes
-  return ct_nodes_parts.make(slices, CLASSES, **options)
+def run(*flags):
+  ct_nodes.main(['ct_nodes', *flags])
 
 
 def test_the_script_from_volumes_to_table_3(cohort, tmp_path, capsys):
-  settings = {
-    'csv_path': str(cohort),
-    'networks': ['custom_aug'],
-    'epochs': 1,
-    'input_size': 16,
-    'box_mm': 11.0,
-    'results_dir': str(tmp_path),
-    'cache_dir': str(tmp_path / 'cache'),
-  }
-  with flagsaver.flagsaver(**settings):
-    ct_nodes.main(['ct_nodes'])
-    said = capsys.readouterr().out
-    folder = tmp_path / 'ct_nodes_s2023'
-    before = (folder / 'predictions.csv').read_bytes()
-    weights = folder / 'custom_aug/model.safetensors'
-    made = weights.stat().st_mtime_ns
-    # Finished networks are loaded: the same again.
-    ct_nodes.main(['ct_nodes'])
+  flags = [
+    f'--csv_path={cohort}',
+    '--networks=custom_aug',
+    '--epochs=1',
+    '--input_size=16',
+    '--box_mm=11',
+    f'--results_dir={tmp_path}',
+    f'--cache_dir={tmp_path / "cache"}',
+  ]
+  run(*flags)
+  shown = capsys.readouterr().out
+  folder = tmp_path / 'ct_nodes_s2023'
+  before = (folder / 'predictions.csv').read_bytes()
+  weights = folder / 'custom_aug/model.safetensors'
+  made = weights.stat().st_mtime_ns
+  run(*flags)  # Finished networks are loaded: the same again.
   assert (folder / 'predictions.csv').read_bytes() == before
   assert weights.stat().st_mtime_ns == made
-  assert 'box of 14 x 14 voxels of 0.79 mm' in said
-  assert '0.99 0.58 0.63' in said
-  assert 'on the phantom' not in said
+  assert 'box of 14 x 14 voxels of 0.79 mm' in shown
+  assert 'here (paper): epochs 1 (30), input size 16 (224)' in shown
+  with (folder / 'table_3.csv').open() as f:
+    here, *_, paper, _ = csv.DictReader(f)
+  assert (here['from'], paper['from']) == ('here', 'Ansari, Table 3, section 5')
+  assert (paper['train accuracy'], paper['test AUROC']) == ('0.99', '0.63')
+  # The network is the paper's, layer by layer.
+  with (folder / 'table_2.csv').open() as f:
+    shapes = [row['output shape'] for row in csv.DictReader(f)]
+  assert len(shapes) == 26 and shapes[::2] == shapes[1::2]
   with (folder / 'predictions.csv').open() as f:
     rows = list(csv.DictReader(f))
   assert len(rows) == 2 * PATIENTS
-  parts = {}
-  for row in rows:
-    parts.setdefault(row['patient_id'], set()).add(row['split'])
-  assert all(len(found) == 1 for found in parts.values())
   summary = json.loads((folder / 'summary.json').read_text())
   test = [row for row in rows if row['split'] == 'test']
   label = [row['label'] == 'metastatic' for row in test]
   assert len(test) == summary['slices']['test'] == 4
-  for name in settings['networks']:
-    prob = np.array([float(r[f'prob_metastatic_{name}']) for r in test])
-    found = summary['networks'][name]
-    auroc = reference.roc_auc_score(label, prob)
-    assert found['test_auroc']['value'] == pytest.approx(auroc)
-    accuracy = reference.accuracy_score(label, prob > 0.5)
-    assert found['test_accuracy']['value'] == pytest.approx(accuracy)
-    assert (folder / f'figures/{name}_curves.png').stat().st_size > 5000
-  assert (folder / 'figures/grad_cam.png').stat().st_size > 5000
+  prob = np.array([float(r['prob_metastatic_custom_aug']) for r in test])
+  found = summary['networks']['custom_aug']
+  auroc = reference.roc_auc_score(label, prob)
+  assert found['test_auroc']['value'] == pytest.approx(auroc)
+  accuracy = reference.accuracy_score(label, prob > 0.5)
+  assert found['test_accuracy']['value'] == pytest.approx(accuracy)
+  for name in ('custom_aug_curves', 'grad_cam'):
+    assert (folder / f'figures/{name}.png').stat().st_size > 5000
   assert summary['nodes']['benign']['nodes'] == PATIENTS
 
 
-def test_parts_share_no_patient_and_slices_are_where_they_should(slices):
-  parts = place(slices)
-  tiles = parts.tiles
-  groups = [set(tiles.group[rows]) for rows in parts.rows.values()]
+def test_parts_share_no_patient_and_slices_are_where_they_should(place):
+  material = place()
+  tiles = material.tiles
+  groups = [set(tiles.group[rows]) for rows in material.rows.values()]
   assert sum(map(len, groups)) == len(set.union(*groups)) == PATIENTS
-  assert sorted(np.concatenate(list(parts.rows.values()))) == list(
+  assert sorted(np.concatenate(list(material.rows.values()))) == list(
     range(2 * PATIENTS)
   )
-  assert tiles.pixels.dtype == np.float32
   # The bright ball is the benign one, in the middle of every slice.
-  middle = parts.side // 2
+  middle = tiles.size // 2
   grey = tiles.pixels[:, middle, middle, 0]
   np.testing.assert_allclose(
     grey, np.where(tiles.label == 0, 235, 155) / 350, atol=0.04
   )
-  assert parts.inside[:, middle, middle].all()
-  assert not parts.inside[:, 0, 0].any()
-  three = parts.of('test', 3)
-  assert three.load(np.arange(2)).shape == (2, parts.side, parts.side, 3)
+  assert material.inside[:, middle, middle].all()
+  assert not material.inside[:, 0, 0].any()
   np.testing.assert_array_equal(
-    three.pixels, np.repeat(parts.of('test', 1).pixels, 3, -1)
+    material.part('test', 3).pixels,
+    np.repeat(material.part('test', 1).pixels, 3, -1),
   )
 
 
-def test_slices_of_a_patient_straddle_only_when_asked(slices):
-  straddling = lambda parts: len(
-    set(parts.tiles.group[parts.rows['train']])
-    & set(parts.tiles.group[parts.rows['test']])
+def test_slices_of_a_patient_straddle_only_when_asked(place):
+  straddling = lambda material: len(
+    set(material.tiles.group[material.rows['train']])
+    & set(material.tiles.group[material.rows['test']])
   )
-  assert straddling(place(slices)) == 0
-  assert straddling(place(slices, by='slice')) > 0
+  assert straddling(place()) == 0
+  assert straddling(place(split_by='slice')) > 0
 
 
-def test_the_box_is_chosen_without_the_test_part(slices):
-  before = place(slices)
-  test = np.unique(slices.node[before.source[before.rows['test']]])
-  slices.extent[test] += 30
-  try:
-    assert place(slices).side == before.side
-    train = np.setdiff1d(np.arange(len(slices.extent)), test)
-    slices.extent[train] += 3
-    assert place(slices).side > before.side
-    slices.extent[train] -= 3
-  finally:
-    slices.extent[test] -= 30
+def test_the_box_is_chosen_without_the_test_part(cohort, place, monkeypatch):
+  before, collected = place(), collect(cohort, cohort.parent)
+  names = before.tiles.id[before.rows['test']]
+  test = collected['node'][np.isin(collected['id'], names)]
+  for rows, more in ((test, 30), (~np.isin(np.arange(2 * PATIENTS), test), 3)):
+    extent = collected['extent'].copy()
+    extent[rows] += more
+    changed = {**collected, 'extent': extent}
+    monkeypatch.setattr(ct, 'collect', lambda *_: changed)  # noqa: B023
+    assert (place().tiles.size > before.tiles.size) == (more == 3)
 
 
-def test_nodes_at_the_border_are_dropped_and_counted(slices):
+def test_nodes_at_the_border_or_an_end_are_dropped_and_counted(place, tmp_path):
   # The benign balls lie 9 mm from the border.
   with pytest.raises(TileError, match='no benign node whose box of 20'):
-    place(slices, box_mm=20.0)
-  with pytest.raises(TileError, match='fits around no node'):
-    place(slices, box_mm=60.0)
-  room = slices.side[slices.label[slices.node] == 0]
-  assert room.max() * 0.79 < 20
-  parts = place(slices, box_mm=6.0)
-  for counts in parts.fates.values():
+    place(box_mm=20.0)
+  for counts in place(box_mm=6.0).fates.values():
     assert counts['nodes'] == counts['kept'] == PATIENTS
     assert counts['at the border'] == counts['cut by an end'] == 0
     assert 0 < counts['larger than the box'] <= PATIENTS
-
-
-def test_a_node_at_the_border_and_one_at_the_end_are_counted(cohort, tmp_path):
   rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
   scans = {'near': (3, 5, 20, 26, 0, 4), 'end': (0, 2, 20, 26, 20, 26)}
   for name, (z0, z1, y0, y1, x0, x1) in scans.items():
@@ -198,9 +184,9 @@ def test_a_node_at_the_border_and_one_at_the_end_are_counted(cohort, tmp_path):
     volumes.write(folder / 'mask.nii.gz', mask, volume)
     paths = [f'{name}/nifti/{kind}.nii.gz' for kind in ('image', 'mask')]
     rows.append(('both', *paths, 1, 'benign'))
-  slices = collect(write_table(tmp_path / 'nodes.csv', rows), tmp_path)
-  assert len(set(slices.id.tolist())) == len(slices.id)
-  fates = place(slices, box_mm=6.0).fates
+  path = write_table(tmp_path / 'nodes.csv', rows)
+  data = Data(csv_path=path, box_mm=6.0)
+  fates = ct.open_material(data, 0, tmp_path).fates
   assert fates['benign']['nodes'] == PATIENTS + 2
   assert fates['benign']['at the border'] == 1
   assert fates['benign']['cut by an end'] == 1
@@ -211,26 +197,23 @@ def test_slices_are_cut_once_and_again_when_a_file_changes(
   cohort, tmp_path, monkeypatch
 ):
   first = collect(cohort, tmp_path)
-  reader = volumes.read
 
   def fail(path):
     raise AssertionError(path)
 
-  monkeypatch.setattr(volumes, 'read', fail)
-  again = collect(cohort, tmp_path)
-  for name, value in vars(first).items():
-    np.testing.assert_array_equal(value, getattr(again, name))
-  with pytest.raises(AssertionError):
-    collect(cohort, tmp_path, mode='bspline')
-  monkeypatch.setattr(volumes, 'read', reader)
-  write_patient(cohort.parent, 3)  # The same, but newer.
-  monkeypatch.setattr(volumes, 'read', fail)
-  with pytest.raises(AssertionError):
-    collect(cohort, tmp_path)
-  monkeypatch.setattr(volumes, 'read', reader)
-  every = collect(cohort, tmp_path, every=True)
-  assert len(every.id) > 4 * len(first.id)
-  assert set(every.node) == set(first.node)
+  with monkeypatch.context() as patch:
+    patch.setattr(volumes, 'read', fail)
+    again = collect(cohort, tmp_path)
+    for name, value in first.items():
+      np.testing.assert_array_equal(value, again[name])
+    with pytest.raises(AssertionError):
+      collect(cohort, tmp_path, mask_interpolation='bspline')
+    write_patient(cohort.parent, 3)  # The same, but newer.
+    with pytest.raises(AssertionError):
+      collect(cohort, tmp_path)
+  every = collect(cohort, tmp_path, slices='all')
+  assert len(every['id']) > 4 * len(first['id'])
+  assert set(every['node']) == set(first['node'])
 
 
 def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
@@ -242,17 +225,52 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
   volumes.write(mask, volumes.read_mask(mask, image), shifted)
   rows[-1] = (*rows[-1][:3], 7, 'metastatic')
   path = write_table(tmp_path / 'nodes.csv', rows)
-  with pytest.raises(VolumeError) as error:
-    collect(path, tmp_path)
-  message = str(error.value)
-  assert message.startswith(
-    'volumes or masks that cannot be used: 3 problem(s)'
-  )
+  with pytest.raises(SystemExit) as ended:
+    run(f'--csv_path={path}', f'--cache_dir={tmp_path}')
+  message = str(ended.value)
+  assert 'volumes or masks that cannot be used: 3 problem(s)' in message
   for part in ('p0_image.nii.gz', 'p1_mask.nii.gz: another grid', 'value 7'):
     assert part in message
-  settings = {'csv_path': str(path), 'cache_dir': str(tmp_path)}
-  with flagsaver.flagsaver(**settings), pytest.raises(SystemExit) as ended:
-    ct_nodes.main(['ct_nodes'])
-  assert str(ended.value).startswith(
-    'error: volumes or masks that cannot be used'
-  )
+
+
+def test_without_simpleitk_one_line_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'SimpleITK', None)
+  with pytest.raises(SystemExit) as ended:
+    run()
+  assert "pip install 'kmil_jax[ct]'" in str(ended.value)
+  assert '\n' not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ('--networks=vgg', 'vgg'),
+    ('--networks=', 'empty'),
+    ('--augment=lee', 'Choose with --networks'),
+    ('--weights=w.pth --networks=custom', 'only with resnet50'),
+    ('--data_dir=/data', '--data_dir requires --csv_path'),
+    ('--classes=a', '--classes'),
+    ('--csv_path=x --classes=a', 'two labels'),
+  ],
+)
+def test_options_without_an_effect_are_refused(flags, message):
+  with pytest.raises(SystemExit, match=message):
+    run(*flags.split())
+
+
+def test_recipes_are_the_papers():
+  for name, recipe in ct_nodes.PAPER.recipe.items():
+    assert (recipe.batch, recipe.epochs, recipe.patience) == (4, 30, 30)
+    assert recipe.input_size == 224 and recipe.binary
+    assert recipe.augment == ('ansari' if name == 'custom_aug' else 'none')
+
+
+def test_share_of_a_map_in_the_node():
+  inside = np.zeros((2, 4, 4), bool)
+  inside[:, 1:3, 1:3] = True
+  cam = np.zeros((2, 8, 8), np.float32)
+  assert ct.share_inside(cam, inside) is None
+  cam[0] = 1  # A quarter of it; the other map is empty.
+  assert ct.share_inside(cam, inside) == pytest.approx(0.25)
+  cam[1, 2:6, 2:6] = 1
+  assert ct.share_inside(cam, inside) == pytest.approx(0.625)

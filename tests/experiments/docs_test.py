@@ -19,7 +19,7 @@ import safetensors.numpy
 import script_process
 
 from data.phantom import tiff
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import port
 from kmil_jax.models import resnet
 
@@ -47,7 +47,7 @@ SMALL = {
   'benchmark': [
     '--parts=inference',
     '--repeats=1',
-    '--compile_s=0',
+    '--nocompile',
     '--format=json',
   ],
   'ct_nodes': ['--networks=custom', '--epochs=1', '--input_size=32'],
@@ -55,25 +55,17 @@ SMALL = {
   'hard_negatives': ['--seeds=1', '--epochs=1'],
   'two_step': ['--patches=40', '--epochs=1', '--pictures=1'],
 }
-SMALL_PRODUCTS = (
-  'from experiments.benchmarks import ceilings\n'
-  "ceilings.SIDES['cpu'] = (64, 2**12)\n"
-)
-# Reads the flags of every command of a script, and runs none.
+# Reads flags, and runs nothing.
 ONLY_FLAGS = """
 import sys
 from absl import app, flags
-from experiments.run import options
-
-parse = options.parse
-
-def parse_all(argv, *classes):
-  for args in COMMANDS:
-    parse([argv[0], *args], *classes)
-  sys.exit()
-
-options.parse = parse_all
-app.run = lambda main: [flags.FLAGS([sys.argv[0], *args]) for args in COMMANDS]
+from experiments.run import options, start
+app.run = lambda main: [flags.FLAGS([sys.argv[0], *args]) for args in ASKED]
+script = start.script
+def read(run, errors=()):
+  main = script(run, errors)
+  return lambda: [options.parse(['', *args], main.options) for args in ASKED]
+start.script = read
 """
 
 
@@ -111,7 +103,7 @@ def small(module, args, folder):
     *args,
     *less,
     *more,
-    before=script_process.HASTY + script_process.SMALL + SMALL_PRODUCTS,
+    before=script_process.HASTY + script_process.SMALL,
     cwd=folder,
   )
   assert done.returncode == 0, f'{module} {args}\n{done.stdout}\n{done.stderr}'
@@ -288,6 +280,6 @@ def test_commands_within_text_have_flags_of_their_scripts():
       asked.setdefault(module, []).append(args)
   assert len(asked) > 5
   for module, some in asked.items():
-    every = f'COMMANDS = {some!r}\n{ONLY_FLAGS}'
+    every = f'ASKED = {some!r}\n{ONLY_FLAGS}'
     done = script_process.run(module, before=every)
     assert done.returncode == 0, (module, done.stderr)

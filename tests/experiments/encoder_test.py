@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax.models.resnet import ResNet50Trunk
 
 

@@ -1,15 +1,8 @@
-"""The whole way from a folder of slides to feature files, as a user runs it.
-
-Scripts run in processes of their own, as two of them may have a flag in common.
-"""
+"""The whole way from a folder of slides to feature files, as a user runs it."""
 
 import csv
-import json
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import openslide
@@ -18,6 +11,7 @@ import pytest
 import script_process
 
 from data import features, slides
+from experiments import extract
 from kmil_jax import port
 from kmil_jax.models.resnet import ResNet50Trunk
 
@@ -28,17 +22,6 @@ SLIDE = 'CMU-1-Small-Region'
 real_slides = pytest.mark.skipif(
   not WSI.is_dir(), reason=f'no real slides at {WSI}'
 )
-
-
-def run_python(*arguments):
-  return subprocess.run(
-    [sys.executable, *arguments],
-    cwd=ROOT,
-    env=os.environ | script_process.ENVIRONMENT,
-    capture_output=True,
-    encoding='utf-8',
-    timeout=300,
-  )
 
 
 @pytest.fixture(scope='module')
@@ -134,81 +117,66 @@ def test_features_are_those_of_openslides_own_pixels(extracted):
   np.testing.assert_allclose(found.features[rows], want, atol=1e-3)
 
 
-# Runs main once per list of arguments in one process, and notes the outcome.
-_RUNS = """
-import json, sys
-from absl import flags
-from absl.testing import flagsaver
-from data import slides
-from experiments import extract
+@pytest.fixture
+def outcome(monkeypatch):
+  """A run in this process: what it exits with, and the slides it opened."""
 
-init = slides.Slide.__init__
+  def run(*arguments):
+    opened = []
+    init = slides.Slide.__init__
 
-def recorded(self, path, *args):
-  opened.append(slides.slide_id(path))
-  init(self, path, *args)
+    def recorded(self, path, *args):
+      opened.append(slides.slide_id(path))
+      init(self, path, *args)
 
-slides.Slide.__init__ = recorded
-outcomes = []
-for arguments in json.loads(sys.argv[1]):
-  opened = []
-  with flagsaver.flagsaver():
-    try:
-      extract.main(flags.FLAGS(['extract', *arguments]))
-      code = 0
-    except BaseException as error:
-      code = getattr(error, 'code', str(error))
-  outcomes.append([code, opened])
-print(json.dumps(outcomes))
-"""
+    with monkeypatch.context() as context:
+      context.setattr(slides.Slide, '__init__', recorded)
+      try:
+        extract.main(['extract', *arguments])
+        code = 0
+      except SystemExit as error:
+        code = error.code
+    return code, opened
 
-
-def outcomes(*runs):
-  """Returns what each run exits with, and the slides it opened."""
-  done = run_python('-c', _RUNS, json.dumps(runs))
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  return run
 
 
 @real_slides
-def test_later_runs_do_what_is_missing_and_refuse_to_mix(extracted):
+def test_later_runs_do_what_is_missing_and_refuse_to_mix(extracted, outcome):
   folder, out, _ = extracted
   before = (out / f'{SLIDE}.h5').stat().st_mtime_ns
   where = [f'--slides_dir={folder}', f'--features_dir={out}']
-  again, other, check = outcomes(
-    where, [*where, '--tile_size=128'], [*where, '--check']
-  )
+  again = outcome(*where)
   # The good slide is not opened; the bad ones are tried again, and once more
   # for a picture of what is there.
-  assert again == [1, 2 * ['damaged', 'truncated', 'unopenable', 'unreadable']]
-  code, opened = other
+  assert again == (1, 2 * ['damaged', 'truncated', 'unopenable', 'unreadable'])
+  code, opened = outcome(*where, '--tile_size=128')
   assert 'patch_size is 256, not 128 as asked' in code
   assert not opened
   # Each slide is looked at, and what cannot be read is a problem.
-  assert check[0] == 1
-  assert set(check[1]) == {SLIDE, *again[1]}
+  code, opened = outcome(*where, '--check')
+  assert code == 1
+  assert set(opened) == {SLIDE, *again[1]}
   assert (out / f'{SLIDE}.h5').stat().st_mtime_ns == before
 
 
-def test_requests_that_cannot_be_met_say_why(tmp_path):
+def test_requests_that_cannot_be_met_say_why(tmp_path, outcome):
   empty, bad = tmp_path / 'empty', tmp_path / 'bad'
   empty.mkdir()
   bad.mkdir()
   (bad / 'a.svs').write_bytes(b'no slide')
   out = f'--features_dir={tmp_path / "features"}'
-  codes = [
-    code
-    for code, _ in outcomes(
-      [f'--slides_dir={tmp_path / "absent"}', out],
-      [f'--slides_dir={empty}', out],
-      [f'--slides_dir={bad}', out, '--weights=/absent.pth'],
-      [f'--slides_dir={bad}', out],
-      [f'--slides_dir={bad}', out, 'more'],
-    )
-  ]
-  assert 'absent: no such folder' in codes[0]
-  assert codes[1] == f'ERROR: {empty}: holds no slides'
-  assert codes[2] == 'ERROR: /absent.pth: there is no such weights file'
-  assert 'a.svs: OpenSlide cannot open it' in codes[3]
-  assert codes[4] == 'unknown arguments: more'
+  for arguments, message in (
+    ([f'--slides_dir={tmp_path / "absent"}'], 'absent: no such folder'),
+    ([f'--slides_dir={empty}'], f'error: {empty}: holds no slides'),
+    (
+      [f'--slides_dir={bad}', '--weights=/absent.pth'],
+      'error: /absent.pth: there is no such weights file',
+    ),
+    ([f'--slides_dir={bad}'], 'a.svs: OpenSlide cannot open it'),
+    ([f'--slides_dir={bad}', 'more'], "'more' is not a flag"),
+    ([], 'error: --slides_dir is missing: Folder with whole-slide images.'),
+  ):
+    code, _ = outcome(out, *arguments)
+    assert message in code
   assert not (tmp_path / 'features').exists()

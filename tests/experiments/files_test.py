@@ -23,5 +23,5 @@ def test_a_file_is_there_in_full_or_not_at_all(tmp_path, monkeypatch):
 
 def test_rows_are_quoted_where_they_must_be(tmp_path):
   rows = [['a', 'b'], ['1,"é"', '']]
-  files.write_rows(tmp_path / 'x.csv', rows)
+  files.write_csv(tmp_path / 'x.csv', rows)
   assert rows_of(tmp_path / 'x.csv') == rows

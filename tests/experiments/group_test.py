@@ -70,7 +70,7 @@ def test_a_site_is_whole_and_has_figures_of_its_own(
   [
     (('--group_col=town',), 'no column town; found case_id,'),
     (('--split_dir=x',), '--group_col and --split_dir exclude each other'),
-    (('--k=7',), ' fewer than --k=7 folds: choose --k=6 or less'),
+    (('--k=7',), '--k=7: 6 groups (A, B, C, D, E): fewer than 7 folds.'),
     (('A', ''), 'column site: 4 empty cells, of slide_000, slide_001'),
     (
       ('case_001', 'case_020'),

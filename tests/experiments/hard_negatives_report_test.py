@@ -19,7 +19,7 @@ def report(folder, *, leaking=False, threshold=0.55, hard=frozenset()):
   """A report on stubs, and the names of what was trained."""
   done = []
 
-  def fit(folder, *, train, val, seed, name):
+  def fit(folder, name, *, train, val, seed):
     done.append(name)
     return Stub()
 

@@ -21,12 +21,11 @@ def study(
   """A study whose trainings are listed by folder."""
   done = {}
 
-  def fit(folder, *, train, val, seed, name):
-    assert name == str(folder.relative_to(root)) and name not in done
+  def fit(results, name, *, train, val, seed):
+    assert results.path == folder and name not in done
     done[name] = (train, val, seed)
     return Stub()
 
-  root = folder
   made = Study(
     folder,
     annotated,

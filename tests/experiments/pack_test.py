@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import script_process
 
+import data
 from data import packed
 from data.features import FeatureError
 
@@ -30,6 +31,10 @@ def test_a_folder_is_packed_once_and_says_how_large(tmp_path):
     np.testing.assert_array_equal(
       found.read(slide).features, files.read(slide).features
     )
+
+  cohort = data.read_cohort(tmp_path / 'labels.csv', folder)
+  assert cohort.labels.tolist() == list(map(str, labels))
+  assert [len(bag) for bag in cohort.bags] == [len(bag) for bag in bags]
 
   with pytest.raises(FeatureError, match=f'give one, as {folder}'):
     packed.find(tmp_path / 'packed')

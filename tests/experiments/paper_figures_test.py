@@ -28,7 +28,7 @@ def test_the_area_below_the_curve_is_the_auroc_of_the_tables(classes, ties):
   assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
   assert (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
   area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)
-  value = metrics.summary_auroc(metrics.class_aurocs(p.label, p.prob))
+  value = metrics.evaluate(p.label, p.prob)['auroc']
   assert area == pytest.approx(value, abs=1e-12)
 
 

@@ -30,7 +30,7 @@ def commands(monkeypatch):
     done = made(command, **options)
     for at in pathlib.Path(value(command, '--results_dir')).rglob('fold_*'):
       path = at.parent / 'splits' / f'splits_{at.name[5:]}.csv'
-      files.write_rows(path, [['train', 'val', 'test']])
+      files.write_csv(path, [['train', 'val', 'test']])
     return done
 
   monkeypatch.setattr(paper_runs.subprocess, 'run', run_command)
@@ -178,7 +178,7 @@ def assert_changes(rows, all_kept, p, share):
   change = line(rows, 'here, minus nothing dropped')
   assert_metrics(change, np.subtract(after, before))
   draws = [
-    published(intervals.replicates(x.label, x.prob, x.case)[0])
+    published(intervals.replicates(x.label, x.prob, x.case))
     for x in (all_kept, p)
   ]
   ends = np.nanpercentile(np.subtract(*draws[::-1]), [2.5, 97.5], 1)

@@ -1,15 +1,15 @@
-"""Patch classifiers in folders: killed, finished, refused, read again."""
+"""Patch classifiers in folders: refused, killed, finished, read again."""
 
 import dataclasses
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 
 import chex
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -17,13 +17,13 @@ from tiny_classifier import Tiny
 from tiny_training import RECIPE, TRAIN, VAL, make_tiles, train
 
 from data.labelled_tiles import TileError, from_arrays
-from experiments import (
-  patch_files,
-  patch_training,
-  provenance,
-)
+from experiments.patches import training
+from experiments.patches.training import Training
+from experiments.run.options import OptionError
 from experiments.run.progress import Progress
-from kmil_jax import loop, models, port
+from experiments.run.results import ResultsError
+from kmil_jax import loop, models, parallel, port
+from kmil_jax.tasks.tiles import PatchError
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_training_learns_and_leaves_a_record_and_a_model(finished):
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == list(range(5))
   assert trained.history[-1]['val_auroc'] > 0.9
-  assert set(trained.history[0]) == {'epoch', *patch_training.COLUMNS}
+  assert set(trained.history[0]) == {'epoch', *training.COLUMNS}
   prob, features = trained.predict(VAL)
   assert prob.shape == (20, 2) and features.shape == (20, 4)
   np.testing.assert_allclose(prob.sum(1), 1, rtol=1e-5)
@@ -87,7 +87,7 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
 ):
   folder, _ = finished
   monkeypatch.setattr(loop, 'fit', refuse)
-  with pytest.raises(provenance.ResultsError) as e:
+  with pytest.raises(ResultsError) as e:
     train(
       folder, dataclasses.replace(RECIPE, epochs=6, batch=8), freeze='conv1'
     )
@@ -105,8 +105,25 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
       tiles.classes,
       ids=tiles.id,
     )
-    with pytest.raises(provenance.ResultsError, match=f'{part}_sha256'):
+    with pytest.raises(ResultsError, match=f'{part}_sha256'):
       train(folder, **{part: changed})
+
+
+def test_a_folder_of_the_first_version_is_gone_on_with(finished, tmp_path):
+  folder = tmp_path / 'x'
+  shutil.copytree(finished[0], folder)
+  config = json.loads((folder / 'config.json').read_text())
+  old = {
+    'flags': config['options'],
+    'decides': config['decides'],
+    'inputs': config['inputs'],
+    'made_by': config['made_by'],
+  }
+  (folder / 'config.json').write_text(json.dumps(old))
+  same(train(folder), finished[1])
+  (folder / 'config.json').write_text(json.dumps(old))
+  with pytest.raises(ResultsError, match='seed: 3 before, 4 now'):
+    train(folder, seed=4)
 
 
 # Trains the same until it has told of epoch 3, and then waits to be killed.
@@ -183,39 +200,40 @@ def test_weights_to_start_from_are_those_of_the_file(finished, tmp_path):
 def test_weights_bring_the_input_they_were_trained_on(finished, tmp_path):
   own = str(finished[0] / 'model.safetensors')
   other = dataclasses.replace(RECIPE, mean=(0.1,) * 3, std=(0.9,) * 3)
-  found = patch_files.as_trained(own, 'resnet18', other)
+  read = lambda path, model, recipe: training._read_weights(
+    str(path), model, recipe
+  )[2]
+  found = read(own, 'resnet18', other)
   assert (found.mean, found.std) == (RECIPE.mean, RECIPE.std)
   # torchvision's GoogLeNet changes its input, its other networks do not.
   path = tmp_path / 'theirs.safetensors'
   safetensors.numpy.save_file({'conv1.weight': np.ones(3)}, path)
-  found = patch_files.as_trained(path, 'googlenet', RECIPE)
+  found = read(path, 'googlenet', RECIPE)
   image = np.random.default_rng(0).random((5, 3))
   mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
   theirs = (image - mean) / std * (std / 0.5) + (mean - 0.5) / 0.5
   np.testing.assert_allclose(
     (image - np.array(found.mean)) / np.array(found.std), theirs
   )
-  assert patch_files.as_trained(path, 'resnet18', RECIPE) == RECIPE
+  assert read(path, 'resnet18', RECIPE) == RECIPE
 
 
-def test_weights_by_torchvisions_names_keep_the_new_head(tmp_path):
-  rng = np.random.default_rng(0)
-
-  def draw(classes):
-    model = models.CLASSIFIERS['node_cnn'](num_classes=classes)
-    x = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    return jax.tree.map(
-      lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes
-    )
-
-  theirs, drawn = draw(3), draw(2)
-  path = tmp_path / 'a.safetensors'
-  safetensors.numpy.save_file(port.to_torch('node_cnn', theirs), path)
-  got = patch_files.start(path, 'node_cnn', drawn)['params']
-  chex.assert_trees_all_equal(got['fc2'], drawn['params']['fc2'])
-  for name in ('conv1', 'conv3', 'fc1'):
-    chex.assert_trees_all_equal(got[name], theirs['params'][name])
+def test_each_network_may_start_from_a_file_of_its_own():
+  read = lambda weights, *names: Training(weights=weights).weights_of(names)
+  assert read(None, 'resnet18') == {}
+  assert read('a=b.pth', 'resnet18', 'resnet18') == {'resnet18': 'a=b.pth'}
+  two = 'resnet18=a.pth,googlenet=b=c.pth'
+  assert read(two, 'resnet18', 'googlenet', 'resnet50') == {
+    'resnet18': 'a.pth',
+    'googlenet': 'b=c.pth',
+  }
+  for weights, *names in (
+    ('a.pth', 'resnet18', 'googlenet'),
+    (two, 'resnet18'),
+    ('googlenet=b.pth', 'resnet18'),
+  ):
+    with pytest.raises(OptionError, match=names[-1]):
+      read(weights, *names)
 
 
 def test_trainings_of_other_seeds_and_rates_share_one_program(
@@ -245,9 +263,35 @@ def test_one_logit_and_one_channel(tmp_path):
   assert trained.variables['params']['fc']['kernel'].shape == (4, 1)
 
 
-def test_files_of_classifiers_come_back_equal(tmp_path, finished):
-  path = tmp_path / 'a.safetensors'
-  patch_files.save(path, finished[1].variables, 7, RECIPE)
-  variables, epoch = patch_files.load(path)
-  assert epoch == 7
-  chex.assert_trees_all_equal(variables, finished[1].variables)
+@pytest.mark.parametrize(
+  'change,match',
+  [
+    ({'val': VAL.take(np.arange(0))}, 'the validation part holds no tile'),
+    ({'val': TRAIN.take(np.arange(9))}, 'same id: 9 problem'),
+    (
+      {
+        'val': VAL.take(VAL.label == 1),
+        'recipe': dataclasses.replace(RECIPE, select='auroc'),
+      },
+      'validation part holds one class.*--select=loss',
+    ),
+    (
+      {'val': dataclasses.replace(VAL, classes=('normal', 'other'))},
+      'different classes',
+    ),
+    ({'train': TRAIN.take(TRAIN.label == 0)}, 'no training tile .* tumour'),
+    ({'val': make_tiles(8, 2, channels=1)}, 'different channels'),
+  ],
+)
+def test_what_cannot_be_trained_is_refused_before(tmp_path, change, match):
+  with pytest.raises((PatchError, TileError), match=match):
+    train(tmp_path / 'x', **change)
+  assert not (tmp_path / 'x').exists()
+
+
+def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):
+  if parallel.num_devices() == 1:
+    pytest.skip('one device divides everything')
+  odd = dataclasses.replace(RECIPE, batch=17)
+  with pytest.raises(PatchError, match='--batch=17 does not divide'):
+    train(tmp_path / 'x', odd)

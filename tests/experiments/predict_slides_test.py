@@ -6,11 +6,11 @@ import pytest
 from data import features
 from data.phantom import tiff
 from data.slides import SlideError
+from experiments.encoding.encoder import Encoder, WeightsError
+from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, encode
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.results import Folder
-from experiments.scale_flags import Scale
-from experiments.weights import Encoder, WeightsError
 
 MADE = {
   'encoder': 'resnet50-conv4-colours',
@@ -62,9 +62,10 @@ def asked(monkeypatch):
     if weights == 'absent':
       raise WeightsError('no such file')
     encode = lambda x: np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1)
-    return Encoder(f'resnet50-conv4-{weights}', 'a test', precision, encode)
+    name = weights if ':' in weights else f'resnet50-conv4-{weights}'
+    return Encoder(name, encode, 'a test', precision)
 
-  monkeypatch.setattr(encode.weight_files, 'make_encoder', make_encoder)
+  monkeypatch.setattr(encode.encoders, 'make_encoder', make_encoder)
   return found
 
 
@@ -100,6 +101,11 @@ def test_features_are_made_as_those_of_the_training(
   assert (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns == before
   with pytest.raises(PredictionError, match='patch_size is 32, not 64'):
     plan(slides_dir, card(patch_size='64')).run(tmp_path / 'features')
+
+
+def test_an_encoder_of_ones_own_encodes_new_slides(slides_dir, asked):
+  name = 'my_encoder:encode'
+  assert plan(slides_dir, card(encoder=name), name).encoder.name == name
 
 
 @pytest.mark.parametrize(

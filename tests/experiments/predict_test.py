@@ -278,6 +278,5 @@ def test_the_flags_of_a_training_give_its_design(asked):
   model, training = parse(['kmil', *asked], (Model, Training))
   settings = options.settings(model, training, seed=1)
   values = to_json([model, training.resolved(model.model)])
-  found = inference.network_settings(values)
-  design = inference.Design(num_classes=3, width=16, **found)
+  design = inference.Design.of_options(values, num_classes=3, width=16)
   assert design == settings.design(3, 16)

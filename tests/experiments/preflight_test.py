@@ -111,7 +111,7 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
     f'{table}: slide ../z: an id is a file name, without folders',
     f'{at}: no features of 2 of 24 labelled slides: 1, slide_002',
     f'{at / "slide_003.h5"}: not a complete HDF5 file',
-    f'{at / "slide_005.h5"}: an empty bag',
+    f'{at / "slide_005.h5"}: features are float32 [0, ',
     f'{at / "slide_011.h5"}: coords have shape [99, 2] for',
     'features of different dimensions are mixed: 4, 7; other than the rest are'
     ' slide_006',
@@ -186,9 +186,9 @@ def test_too_few_patients_for_k_are_a_problem(cohort, capsys):
   code, problems, _, out = check(*args, '--k=9', capsys=capsys)
   assert code == 1
   assert problems == [
-    'class 0 has 8 cases; class 1 has 8 cases; class 2 has 8 cases, fewer than'
-    ' --k=9 folds: choose --k=8 or less, merge classes with --labels, or pass'
-    ' --split_dir'
+    '--k=9: class 0 has 8 cases; class 1 has 8 cases; class 2 has 8 cases:'
+    ' fewer than 9 folds. Choose fewer folds, or merge classes. --labels merges'
+    ' classes, --split_dir reads other splits.'
   ]
   assert '24 slides of 24 cases' in out  # What can be said is.
 

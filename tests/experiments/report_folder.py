@@ -141,13 +141,13 @@ def _write_cohort(folder, tests):
     for i in range(len(p)):
       ids = [p.case[i], p.slide[i], CLASSES[p.label[i]]]
       rows.append([*ids, 10 * (i + 1)])
-  files.write_rows(folder / 'cohort.csv', rows)
+  files.write_csv(folder / 'cohort.csv', rows)
   group = [tests[f].slide if f in tests else [] for f in range(K)]
   for fold in range(K):
     columns = [group[(fold + i) % K] for i in (2, 1, 0)]
     lines = itertools.zip_longest(*columns, fillvalue='')
     header = ['', 'train', 'val', 'test']
-    files.write_rows(
+    files.write_csv(
       folder / 'splits' / f'splits_{fold}.csv',
       [header, *([j, *row] for j, row in enumerate(lines))],
     )

@@ -29,9 +29,7 @@ def make(folder):
   model, training = ASKED
   settings = options.settings(model, training, 1)
   nothing = dataclasses.replace(settings.recipe, epochs=0)
-  settings = dataclasses.replace(
-    settings, recipe=nothing, chooser_recipe=nothing
-  )
+  settings = dataclasses.replace(settings, recipe=nothing)
   asked = [*ASKED, data, Output(seed=1)]
   path = folder / 'kmil_s1'
   runs = [Run(path / f'fold_{i}', i, settings.choice) for i in range(3)]

@@ -80,7 +80,10 @@ def test_calibration_is_fitted_on_validation_alone(tmp_path):
 
 @pytest.mark.parametrize(
   'slides,reason,at_bound',
-  [(58, 'fewer than 30 validation patients', []), (60, 'how sure to be', [0])],
+  [
+    (58, 'fewer than 30 validation patients', []),
+    (60, 'how sure the model may be', [0]),
+  ],
 )
 def test_what_fixes_no_temperature_leaves_1_and_says_why(
   tmp_path, slides, reason, at_bound
@@ -210,7 +213,7 @@ def test_the_external_cohort_has_its_block(tmp_path):
   assert got['folds'] == [0, 1, 3]
 
   mean = predictions.mean(external)
-  bounds, _ = intervals.of_metrics(mean.label, mean.prob, mean.case)
+  bounds = intervals.of_metrics(mean.label, mean.prob, mean.case)
   each = [metrics.evaluate(p.label, p.prob) for p in external.values()]
   ensemble = metrics.evaluate(mean.label, mean.prob)
   for name, m in got['metrics'].items():

@@ -4,9 +4,8 @@ import functools
 
 from colour_network import Colours
 
-from data.phantom import few_shot, nodes
+from data.phantom import ct, few_shot, nodes
 from experiments import (
-  ct_nodes_phantom,
   hard_negatives_data,
   hard_negatives_figures,
 )
@@ -22,8 +21,7 @@ hard_negatives_data._ANNOTATED |= {'patients': 40, 'patches': 8}
 hard_negatives_figures._MOST = 40
 hard_negatives_data._POOL |= {'patients': 5, 'patches': 10}
 
-_make = ct_nodes_phantom.make
-ct_nodes_phantom.make = lambda cache_dir: _make(cache_dir, 7)
+ct.make = functools.partial(ct.make, patients=7)
 
 reverse_distillation.STAGES = (1, 1, 1)
 few_shot.make = functools.partial(

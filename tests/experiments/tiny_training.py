@@ -4,7 +4,8 @@ import numpy as np
 from tiny_classifier import SIZE
 
 from data.labelled_tiles import from_arrays
-from experiments import patch_training
+from experiments.patches import training
+from experiments.run import results
 from kmil_jax.types import PatchRecipe
 
 RECIPE = PatchRecipe(
@@ -29,8 +30,14 @@ def make_tiles(n=48, seed=0, channels=3):
 TRAIN, VAL = make_tiles(), make_tiles(20, seed=1)
 
 
-def train(folder, recipe=RECIPE, train=TRAIN, val=VAL, **options):
-  options = {'model': 'tiny', 'seed': 3} | options
-  return patch_training.train(
-    folder, train=train, val=val, recipe=recipe, **options
+def train(folder, recipe=RECIPE, train=TRAIN, val=VAL, seed=3, **options):
+  return training.train(
+    results.Folder(folder.parent),
+    folder.name,
+    model='tiny',
+    train=train,
+    val=val,
+    recipe=recipe,
+    options=training.Training(**options),
+    seed=seed,
   )

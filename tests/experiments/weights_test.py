@@ -1,6 +1,7 @@
 """Which weights an encoder gets, and what it is then called."""
 
 import hashlib
+import os
 
 import huggingface_hub
 import jax
@@ -8,8 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from data import atomic
-from experiments import weights
+from experiments.encoding import encoder as encoders
 from kmil_jax import port
 from kmil_jax.models import resnet
 
@@ -38,7 +38,7 @@ def file(tmp_path_factory):
 
 
 def make(weights_flag, tmp_path, draw=never, **options):
-  return weights.make_encoder(
+  return encoders.make_encoder(
     weights_flag,
     features_dir=tmp_path / 'features',
     cache_dir=tmp_path / 'cache',
@@ -61,7 +61,7 @@ def test_a_partial_file_is_refused_by_file_and_names(file, tmp_path):
   del state['layer3.2.bn1.weight']
   partial = tmp_path / 'partial.safetensors'
   safetensors.numpy.save_file(state, partial)
-  with pytest.raises(weights.WeightsError) as error:
+  with pytest.raises(encoders.WeightsError) as error:
     make(str(partial), tmp_path)
   assert str(error.value).splitlines() == [
     f"{partial} does not fit torchvision's ResNet-50:",
@@ -76,11 +76,11 @@ def test_a_random_trunk_is_made_once(tmp_path):
   again = make(None, tmp_path)
   assert again.name == first.name
   # Another cohort takes the file as its weights.
-  path = tmp_path / 'features' / weights.RANDOM_FILE
+  path = tmp_path / 'features' / encoders.RANDOM_FILE
   other = make(str(path), tmp_path / 'other', precision='bfloat16')
   assert (other.name, other.note) == (first.name, first.note)
-  assert [p.name for p in path.parent.iterdir()] == [weights.RANDOM_FILE]
-  with pytest.raises(weights.WeightsError, match='seed 0, not 1'):
+  assert [p.name for p in path.parent.iterdir()] == [encoders.RANDOM_FILE]
+  with pytest.raises(encoders.WeightsError, match='seed 0, not 1'):
     make(None, tmp_path, seed=1)
 
 
@@ -88,7 +88,7 @@ def test_calibration_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
   def full(*args):
     raise OSError('disk full')
 
-  monkeypatch.setattr(atomic.os, 'fsync', full)
+  monkeypatch.setattr(os, 'fsync', full)
   with pytest.raises(OSError, match='disk full'):
     make(None, tmp_path, sample)
   assert not list((tmp_path / 'features').iterdir())
@@ -109,7 +109,7 @@ def test_imagenet_without_network_says_what_to_put_where(tmp_path, monkeypatch):
     raise huggingface_hub.errors.LocalEntryNotFoundError('no network')
 
   monkeypatch.setattr(huggingface_hub, 'hf_hub_download', offline)
-  with pytest.raises(weights.WeightsError) as error:
+  with pytest.raises(encoders.WeightsError) as error:
     make('imagenet', tmp_path)
   assert asked == [('timm/resnet50.tv_in1k', 'model.safetensors')]
   message = str(error.value)
@@ -117,3 +117,20 @@ def test_imagenet_without_network_says_what_to_put_where(tmp_path, monkeypatch):
   assert 'model.safetensors of timm/resnet50.tv_in1k' in message
   place = tmp_path / 'cache' / 'weights' / 'resnet50.tv_in1k.safetensors'
   assert str(place) in message
+
+
+def test_a_function_of_ones_own_encodes(tmp_path, monkeypatch):
+  (tmp_path / 'my_encoder.py').write_text('encode = lambda x: x.mean((1, 2))')
+  monkeypatch.syspath_prepend(tmp_path)
+  encoder = make('my_encoder:encode', tmp_path)
+  assert encoder.attributes() == {
+    'encoder': 'my_encoder:encode',
+    'precision': 'float32',
+  }
+  assert encoder.encode(sample()).shape == (8, 3)
+  assert not (tmp_path / 'features').exists()
+  for reference in ('my_encoder:absent', 'no_such_module:encode'):
+    with pytest.raises(encoders.WeightsError, match='cannot be imported'):
+      make(reference, tmp_path)
+  with pytest.raises(encoders.WeightsError, match='applies only to ResNet-50'):
+    make('my_encoder:encode', tmp_path, precision='bfloat16')

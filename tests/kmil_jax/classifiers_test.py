@@ -11,7 +11,7 @@ import pytest
 
 from kmil_jax.models import CLASSIFIERS
 from kmil_jax.models.batch_norm import BatchNorm
-from kmil_jax.models.resnet import BasicBlock, ResNet
+from kmil_jax.models.resnet import BASIC, ResNet
 
 FLOAT32 = np.dtype('float32')
 every_model = pytest.mark.parametrize('name', sorted(CLASSIFIERS))
@@ -124,7 +124,7 @@ def test_batch_norm_evaluates_as_flaxs_and_keeps_unbiased_variances():
 
 
 def test_four_devices_train_as_one():
-  model = ResNet(2, BasicBlock, (1,), axis_name='tiles')
+  model = ResNet(2, axis_name='tiles', stages=(1,), **BASIC)
   rng = np.random.default_rng(0)
   x = rng.normal(size=(8, 32, 32, 3)).astype(np.float32)
   # Parts unlike each other: their own statistics would not do.

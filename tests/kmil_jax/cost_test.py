@@ -56,7 +56,7 @@ def layers_operations(model, run):
 def published_dsmil(model, x):
   """As published: critical instances queried again, fused by the layer."""
   stream = model.b_classifier
-  critical = model.i_classifier(x).argmax(0)
+  critical = model.i_classifier.fc(x).argmax(0)
   scores = stream.q(x) @ stream.q(x[critical]).T
   return stream.fcc((scores.softmax(0).T @ stream.v(x))[None])
 
@@ -80,29 +80,24 @@ def published_transmil(model, x):
 
 def published(name, width, num_classes):
   """The torch twin of an entry of SPECS, and its published forward pass."""
-  from experiments.torch_baselines import abmil, dsmil, dtfd, transmil
+  from torch_networks import bag_models
+
+  from experiments.benchmarks import torch_models
 
   called = lambda model, x: model(x)
   make, run = {
-    'abmil': (abmil.ABMIL, called),
-    'abmil_plain': (abmil.ABMILPlain, called),
-    'abmil_ilse': (abmil.ABMILIlse, called),
-    'abmil_ilse_plain': (abmil.ABMILIlsePlain, called),
-    'dsmil': (dsmil.DSMIL, published_dsmil),
-    'dsmil_value': (
-      functools.partial(dsmil.DSMIL, value=True),
-      published_dsmil,
-    ),
-    'dtfd': (dtfd.DTFD, called),
-    'dtfd_gated': (functools.partial(dtfd.DTFD, gated=True), called),
-    'kmil': (dsmil.DSMIL, published_dsmil),
-    'transmil': (transmil.TransMIL, published_transmil),
+    'abmil': (torch_models.ABMIL, called),
+    'abmil_plain': (bag_models.ABMILPlain, called),
+    'abmil_ilse': (bag_models.ABMILIlse, called),
+    'abmil_ilse_plain': (bag_models.ABMILIlsePlain, called),
+    'dsmil': (torch_models.DSMIL, published_dsmil),
+    'dsmil_value': (bag_models.DSMILValue, published_dsmil),
+    'dtfd': (torch_models.DTFD, called),
+    'dtfd_gated': (functools.partial(bag_models.DTFD, gated=True), called),
+    'kmil': (torch_models.DSMIL, published_dsmil),
+    'transmil': (torch_models.TransMIL, published_transmil),
   }[name]
-  return make(num_classes=num_classes, **_width(name, width)), run
-
-
-def _width(name, width):
-  return {'num_features' if name == 'transmil' else 'width': width}
+  return make(num_classes=num_classes, width=width), run
 
 
 @pytest.mark.parametrize('n,width,num_classes', SETTINGS)
@@ -121,10 +116,10 @@ def test_the_formula_is_what_the_layers_do(name, n, width, num_classes):
 @pytest.mark.parametrize('distill', ['maxs', 'maxmins', 'mas'])
 def test_distilled_rows_count(distill):
   torch = pytest.importorskip('torch')
-  from experiments.torch_baselines import dtfd
+  from torch_networks import bag_models
 
   options = {'distill': distill, 'pseudo_bags': 3, 'total_instances': 6}
-  model = dtfd.DTFD(2, 16, **options)
+  model = bag_models.DTFD(2, 16, **options)
   x = torch.randn(20, 16)
   expected = layers_operations(model, lambda: model(x))
   ours = DTFD(num_classes=2, **options)

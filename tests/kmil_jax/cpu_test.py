@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks.program import Workload, epoch_of
+from kmil_jax import plan, programs, train
 from kmil_jax.inference import PLATFORMS
-from kmil_jax.models import SPECS, cpu, torch_dense
+from kmil_jax.models import SPECS, cpu, network
 from kmil_jax.models.convolutions import convolution, max_pool
+from kmil_jax.tasks.bags import BagRuns, BagTask
+from kmil_jax.types import Recipe, Store
 
 IN_TURN = dataclasses.replace(SPECS['dsmil'], one_by_one=True)
 AT_ONCE = dataclasses.replace(SPECS['dsmil'], one_by_one=False)
@@ -39,7 +41,7 @@ def forms_of(f, cpus, others, *cases):
   ]
 
 
-dense = torch_dense.product
+dense = network.product
 folds = lambda x, w: cpu.map_folds(IN_TURN, lambda w: {'y': x @ w}, w)
 tiles = lambda x, w: cpu.map_tiles(lambda x: jnp.einsum('thc,cd->thd', x, w), x)
 EACH = {'padding': 1, 'feature_group_count': 4}
@@ -171,16 +173,39 @@ def test_options_of_the_compiler_are_for_cpus():
       assert bool(cpu.compiler_options()) == given
 
 
+def epoch_of(model, length, runs=3, bags=4, width=8):
+  """An epoch of one device, and what it is called with, as shapes."""
+  lengths = np.full(bags, length)
+  shape = lambda kind, *sides: jax.ShapeDtypeStruct(sides, kind)
+  task = BagTask(SPECS[model], Recipe(), 3, width)
+  constants = BagRuns(
+    seed=shape(np.uint32, runs),
+    fold=shape(np.uint32, runs),
+    trains=shape(np.bool_, runs, bags),
+  )
+  variables = jax.eval_shape(jax.vmap(task.init), constants)
+  opt_state = jax.eval_shape(jax.vmap(task.tx.init), variables['params'])
+  state = train.state_of(constants, variables, opt_state)
+  store = Store(
+    features=shape(np.float32, plan.num_rows(lengths), width),
+    offset=shape(np.int32, bags),
+    length=shape(np.int32, bags),
+    label=shape(np.int32, bags),
+  )
+  chunk = shape(np.int32, bags), shape(np.int32, bags, 1)
+  buckets = plan.bucket_lengths(lengths)
+  train_chunk, _ = programs.chunk_functions(task, None, buckets)
+  return train_chunk, (state, store, chunk)
+
+
 @pytest.mark.parametrize(
   'model,length,in_turn',
   [('dsmil', 2048, True), ('dsmil', 64, False), ('abmil', 64, True)],
 )
 def test_an_epoch_is_lowered_for_its_platform(model, length, in_turn):
-  work = Workload(model, 3, 'float32', 4, (length,), width=8, classes=3)
-  epoch = epoch_of(work)
-  args = epoch.state, epoch.store, epoch.chunk
+  train_epoch, args = epoch_of(model, length)
   for platform in PLATFORMS:
-    text = program(jax.jit(epoch.train), args, platform).mlir_module()
+    text = program(jax.jit(train_epoch), args, platform).mlir_module()
     loops = text.count('stablehlo.while')
     # The products of three runs have an axis for them.
     batched = re.findall(r'dot_general.*batching_dims = \[0\].*<3x', text)

@@ -70,13 +70,13 @@ def test_components_are_those_of_all_pairs(data):
 def test_covariance_of_slides_is_delongs(ties):
   rng = np.random.default_rng(3)
   positive, scores = two_models(rng, 50, ties)
-  value, got = delong.covariance(positive, scores)
+  value, got = delong.covariance(positive, scores, np.arange(50))
   parts = [all_pairs(positive, s) for s in scores]
   v10, v01 = (np.stack([p[k] for p in parts]) for k in range(2))
   want = np.cov(v10) / positive.sum() + np.cov(v01) / (~positive).sum()
   np.testing.assert_allclose(got, want, rtol=1e-10)
   np.testing.assert_allclose(value, v10.mean(1))
-  # A case for each slide says the same.
+  # However the patients are named.
   _, again = delong.covariance(positive, scores, np.arange(50).astype(str))
   np.testing.assert_allclose(again, want, rtol=1e-10)
 
@@ -88,7 +88,7 @@ def test_covariance_of_patients_is_obuchowskis(ties):
   case = rng.integers(0, 17, 60).astype(str)
   _, got = delong.covariance(positive, scores, case)
   np.testing.assert_allclose(got, brute(positive, scores, case), rtol=1e-10)
-  _, slides = delong.covariance(positive, scores)
+  _, slides = delong.covariance(positive, scores, np.arange(60))
   assert np.abs(got / slides - 1).max() > 0.05
 
 
@@ -103,7 +103,8 @@ def test_the_patients_variance_is_that_of_many_cohorts():
     value, cov = delong.covariance(positive, score[None], patient)
     values.append(value[0])
     variances.append(cov[0, 0])
-    naive.append(delong.covariance(positive, score[None])[1][0, 0])
+    _, cov = delong.covariance(positive, score[None], np.arange(240))
+    naive.append(cov[0, 0])
   assert np.mean(variances) == pytest.approx(np.var(values), rel=0.2)
   assert np.mean(naive) < 0.7 * np.var(values)
   inside = [
@@ -123,17 +124,19 @@ def test_classes_against_the_rest_vary_as_in_resamples():
   prob /= prob.sum(1, keepdims=True)
   positive = label == np.arange(classes)[:, None]
   value, cov = delong.covariance(positive, prob.T, case)
-  np.testing.assert_allclose(value, metrics.class_aurocs(label, prob))
-  overall, by_class = intervals.replicates(label, prob, case, resamples=3000)
-  want = np.cov(by_class['auroc'].T)
+  np.testing.assert_allclose(
+    value, metrics.evaluate(label, prob)['class_auroc']
+  )
+  drawn = intervals.replicates(label, prob, case, resamples=3000)
+  want = np.cov(drawn['class_auroc'].T)
   error = np.sqrt(np.diag(want))
   np.testing.assert_allclose(np.sqrt(np.diag(cov)), error, rtol=0.08)
   np.testing.assert_allclose(
-    cov / np.outer(error, error), np.corrcoef(by_class['auroc'].T), atol=0.15
+    cov / np.outer(error, error), np.corrcoef(drawn['class_auroc'].T), atol=0.15
   )
   mean = np.full(classes, 1 / classes)
   np.testing.assert_allclose(
-    np.sqrt(mean @ cov @ mean), overall['auroc'].std(), rtol=0.08
+    np.sqrt(mean @ cov @ mean), drawn['auroc'].std(), rtol=0.08
   )
 
 
@@ -142,7 +145,7 @@ def test_what_cannot_be_estimated_is_nan():
   none, one = np.zeros(6, bool), np.arange(6) == 3
   two = np.arange(6) > 3
   value, cov = delong.covariance(
-    np.stack([none, one, two]), np.tile(score, (3, 1))
+    np.stack([none, one, two]), np.tile(score, (3, 1)), np.arange(6)
   )
   np.testing.assert_array_equal(value, [np.nan, 3 / 5, 1])
   assert np.isnan(cov[:2]).all() and np.isnan(cov[:, :2]).all()
@@ -154,13 +157,11 @@ def test_what_cannot_be_estimated_is_nan():
   assert np.isnan(cov).all()
 
 
-def test_differences_by_hand():
-  found = delong.difference(0.1, 0.05**2)
-  assert found.z == pytest.approx(2)
-  assert found.p == pytest.approx(2 * stats.norm.sf(2))
-  assert (found.low, found.high) == pytest.approx((0.0020018, 0.1979982))
-  same = delong.difference(0.0, -1e-19)
-  assert (same.z, same.p) == (0, 1) and np.isnan([same.low, same.high]).all()
-  odd = delong.difference(0.1, 0.0)
-  assert np.isnan([odd.z, odd.p, odd.low, odd.high]).all()
-  assert delong.interval(0.95, 0.05**2)[1] == 1
+def test_tests_and_intervals_by_hand():
+  assert delong.p_value(0.1, 0.05**2) == pytest.approx(2 * stats.norm.sf(2))
+  assert delong.p_value(-0.1, 0.05**2) == pytest.approx(2 * stats.norm.sf(2))
+  assert delong.p_value(0.0, -1e-19) == 1
+  assert np.isnan(delong.p_value(0.1, 0.0))
+  assert np.isnan(delong.p_value(np.nan, 0.05**2))
+  low, high = delong.interval(0.95, 0.05**2)
+  assert low == pytest.approx(0.95 - 0.0979982) and high == 1

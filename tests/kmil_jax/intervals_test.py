@@ -6,7 +6,7 @@ import time
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
-from reference_scores import reference_scores
+from reference_scores import bootstrap, reference_scores
 from scipy import stats
 
 from kmil_jax import intervals, metrics
@@ -20,9 +20,7 @@ def test_bootstrap_is_a_literal_resampling_of_patients(classes):
   label = patient % classes  # Some resamples lack a class.
   prob = np.round(rng.dirichlet(np.ones(classes), n), 1)
   case = np.array([f'p{i}' for i in patient])
-  got, by_class = intervals.bootstrap(
-    label, prob, case, resamples=resamples, seed=5
-  )
+  got = bootstrap(label, prob, case, resamples=resamples, seed=5)
 
   names = sorted(set(case))
   draws = np.random.default_rng(5).integers(0, len(names), (resamples, 9))
@@ -32,17 +30,16 @@ def test_bootstrap_is_a_literal_resampling_of_patients(classes):
     scores.append(reference_scores(label[rows], prob[rows]))
     if len(set(label[rows])) < classes:
       scores[-1] |= {'balanced_accuracy': np.nan, 'f1_macro': np.nan}
-    class_scores.append(metrics.evaluate_classes(label[rows], prob[rows]))
+    class_scores.append(metrics.evaluate(label[rows], prob[rows]))
   dropped = sum(np.isnan(s['auroc']) for s in scores)
   assert classes == 2 or 0 < dropped < resamples
-  assert tuple(got) == metrics.NAMES
+  assert tuple(got) == metrics.NAMES + metrics.CLASS_NAMES
   for name in metrics.NAMES:
     want = np.nanpercentile([s[name] for s in scores], [2.5, 97.5])
     np.testing.assert_allclose(got[name], want, atol=1e-12, err_msg=name)
-  assert tuple(by_class) == metrics.CLASS_NAMES
   for name in metrics.CLASS_NAMES:
     want = np.nanpercentile([s[name] for s in class_scores], [2.5, 97.5], 0)
-    np.testing.assert_allclose(by_class[name], want, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(got[name], want, atol=1e-12, err_msg=name)
 
 
 def wilson(hits, slides):
@@ -112,15 +109,15 @@ def test_replicates_do_not_depend_on_the_blocks(monkeypatch):
   rng = np.random.default_rng(0)
   label, prob = rng.integers(0, 3, 30), rng.dirichlet(np.ones(3), 30)
   case = rng.integers(0, 12, 30).astype(str)
-  want, want_by_class = intervals.replicates(label, prob, case, resamples=50)
+  want = intervals.replicates(label, prob, case, resamples=50)
   monkeypatch.setattr(intervals, '_BLOCK', 30 * 7)
-  got, by_class = intervals.replicates(label, prob, case, resamples=50)
+  got = intervals.replicates(label, prob, case, resamples=50)
   for name in metrics.NAMES:
     assert got[name].shape == (50,)
-    np.testing.assert_allclose(got[name], want[name], rtol=1e-14)
   for name in metrics.CLASS_NAMES:
-    assert by_class[name].shape == (50, 3)
-    np.testing.assert_allclose(by_class[name], want_by_class[name], rtol=1e-14)
+    assert got[name].shape == (50, 3)
+  for name, values in got.items():
+    np.testing.assert_allclose(values, want[name], rtol=1e-14)
 
 
 def test_bootstrap_draws_patients_not_slides():
@@ -129,14 +126,12 @@ def test_bootstrap_draws_patients_not_slides():
   label = rng.integers(0, 2, 40)
   prob = rng.dirichlet(np.ones(2), 40)
   case = np.arange(40).astype(str)
-  one, _ = intervals.bootstrap(label, prob, case, resamples=300)
+  one = bootstrap(label, prob, case, resamples=300)
   copies = [np.repeat(x, 5, axis=0) for x in (label, prob, case)]
-  same, _ = intervals.bootstrap(*copies, resamples=300)
+  same = bootstrap(*copies, resamples=300)
   for name, interval in same.items():
     np.testing.assert_allclose(interval, one[name], atol=1e-12)
-  slides, _ = intervals.bootstrap(
-    *copies[:2], np.arange(200).astype(str), resamples=300
-  )
+  slides = bootstrap(*copies[:2], np.arange(200).astype(str), resamples=300)
   width = lambda x: x['accuracy'][1] - x['accuracy'][0]
   assert width(slides) < 0.7 * width(one)
 
@@ -144,36 +139,36 @@ def test_bootstrap_draws_patients_not_slides():
 def test_where_nothing_varies_there_is_an_interval_of_shares_alone():
   label, case = np.arange(12) % 2, np.arange(12)
   perfect = 0.1 + 0.8 * np.eye(2)[label]
-  for table in intervals.bootstrap(label, perfect, case, resamples=200):
-    assert all(np.isnan(interval).all() for interval in table.values())
-  got, by_class = intervals.of_metrics(label, perfect, case, resamples=200)
-  for name, interval in got.items():
-    assert np.isnan(interval).all() == (name != 'accuracy'), name
+  none = bootstrap(label, perfect, case, resamples=200)
+  assert all(np.isnan(interval).all() for interval in none.values())
+  got = intervals.of_metrics(label, perfect, case, resamples=200)
+  for name in metrics.NAMES:
+    assert np.isnan(got[name]).all() == (name != 'accuracy'), name
   np.testing.assert_allclose(got['accuracy'], wilson(12, 12))
-  for name in ('precision', 'recall'):
+  for name in ('class_precision', 'class_recall'):
     want = np.tile(wilson(6, 6), (2, 1)).T
-    np.testing.assert_allclose(by_class[name], want)
-  assert np.isnan(by_class['auroc']).all()
+    np.testing.assert_allclose(got[name], want)
+  assert np.isnan(got['class_auroc']).all()
 
 
 def test_shares_have_wilsons_interval_and_the_rest_the_bootstraps():
   rng = np.random.default_rng(0)
   case = rng.integers(0, 20, 60)
   label, prob = rng.integers(0, 2, 60), rng.dirichlet(np.ones(3), 60)
-  got, by_class = intervals.of_metrics(label, prob, case, resamples=200)
-  rest, rest_by_class = intervals.bootstrap(label, prob, case, resamples=200)
+  got = intervals.of_metrics(label, prob, case, resamples=200)
+  rest = bootstrap(label, prob, case, resamples=200)
   pred = prob.argmax(1)
   share = lambda counted: intervals.proportion(pred == label, counted, case)
   np.testing.assert_array_equal(got['accuracy'], share(label >= 0))
-  for name in metrics.NAMES[1:]:
+  for name in (*metrics.NAMES[1:], 'class_auroc'):
     np.testing.assert_array_equal(got[name], rest[name])
-  np.testing.assert_array_equal(by_class['auroc'], rest_by_class['auroc'])
+  precision, recall = got['class_precision'], got['class_recall']
   for c in range(2):
-    np.testing.assert_array_equal(by_class['recall'][:, c], share(label == c))
-    np.testing.assert_array_equal(by_class['precision'][:, c], share(pred == c))
+    np.testing.assert_array_equal(recall[:, c], share(label == c))
+    np.testing.assert_array_equal(precision[:, c], share(pred == c))
   # No slide is of the third class, though some are taken for it.
   assert (pred == 2).any()
-  assert np.isnan([by_class[name][:, 2] for name in by_class]).all()
+  assert np.isnan([got[name][:, 2] for name in metrics.CLASS_NAMES]).all()
 
 
 def test_ten_thousand_resamples_of_a_thousand_slides_take_a_second():
@@ -182,7 +177,7 @@ def test_ten_thousand_resamples_of_a_thousand_slides_take_a_second():
   case = rng.integers(0, 400, 1000).astype(str)
   assert intervals.RESAMPLES == 10_000
   start = time.process_time()
-  intervals.bootstrap(label, prob, case)
+  bootstrap(label, prob, case)
   # 0.3 s on an idle core.
   assert time.process_time() - start < 2
 
@@ -216,7 +211,7 @@ def test_intervals_cover_the_truth_and_those_of_slides_do_not():
   for trial in range(trials):
     label, (prob,), case = clustered(rng)
     for kind, cluster in (('case', case), ('slide', np.arange(len(case)))):
-      found, _ = intervals.of_metrics(
+      found = intervals.of_metrics(
         label, prob, cluster, resamples=400, seed=trial
       )
       for name, value in truth.items():
@@ -234,7 +229,7 @@ def test_p_of_equal_models_is_even_and_their_interval_holds_0():
   for trial in range(trials):
     label, probs, case = clustered(rng, models=2)
     one, other = (
-      intervals.replicates(label, prob, case, resamples=300, seed=trial)[0]
+      intervals.replicates(label, prob, case, resamples=300, seed=trial)
       for prob in probs
     )
     p.append(intervals.p_value(other['auroc'] - one['auroc']))
@@ -265,12 +260,12 @@ def test_paired_draws_see_what_unpaired_ones_cannot():
   better = prob[:, 1] + 0.02 * (2 * label - 1)
   better = np.stack([1 - better, better], 1)
   first, second = (
-    intervals.replicates(label, x, case, resamples=400)[0]['auroc']
+    intervals.replicates(label, x, case, resamples=400)['auroc']
     for x in (prob, better)
   )
   other = intervals.replicates(label, better, case, resamples=400, seed=1)
   assert intervals.p_value(second - first) < 0.01
-  assert intervals.p_value(other[0]['auroc'] - first) > 0.1
+  assert intervals.p_value(other['auroc'] - first) > 0.1
 
 
 @given(

@@ -11,7 +11,7 @@ from kmil_jax import port
 from kmil_jax.models import SPECS, kmil
 
 torch = pytest.importorskip('torch')
-torch_kmil = pytest.importorskip('experiments.torch_baselines.kmil')
+torch_models = pytest.importorskip('experiments.benchmarks.torch_models')
 
 WIDTH, CLASSES, N = 16, 4, 23
 
@@ -33,7 +33,7 @@ def test_torch_keeps_and_classifies_with_flaxs_weights():
     params[name] = jax.tree.map(
       lambda leaf: rng.uniform(-0.2, 0.2, leaf.shape).astype(np.float32), shapes
     )
-  module = torch_kmil.KMIL(CLASSES, WIDTH).eval()
+  module = torch_models.KMIL(CLASSES, WIDTH).eval()
   load(module.chooser, 'abmil', params['abmil'])
   load(module.classifier, 'kmil', params['kmil'])
 

@@ -1,15 +1,21 @@
 """The library on arrays: what the page shows, and what it refuses."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
+import data
+from data import features
+from data.phantom import tiff
 import kmil_jax
 from kmil_jax.models import SPECS
 
@@ -18,12 +24,32 @@ PAGE = ROOT / 'docs' / 'library.md'
 
 
 @pytest.fixture(scope='module')
-def shown():
+def folder(tmp_path_factory):
+  """Where the page runs: labels.csv, features of 12 slides, 2 slides."""
+  folder = tmp_path_factory.mktemp('page')
+  rng = np.random.default_rng(0)
+  rows = ['case_id,slide_id,label']
+  (folder / 'features').mkdir()
+  for i in range(12):
+    rows.append(f'case {i},s{i:02},{"benign" if i % 2 else "tumour"}')
+    with h5py.File(folder / f'features/s{i:02}.h5', 'w') as file:
+      file['features'] = rng.normal(size=(9, 5)).astype(np.float32)
+  (folder / 'labels.csv').write_text('\n'.join(rows))
+  (folder / 'slides').mkdir()
+  for name, colour in {'a': (180, 90, 160), 'b': (90, 60, 140)}.items():
+    image = np.full((512, 512, 3), colour, np.uint8)
+    tiff.write(folder / f'slides/{name}.tiff', image, mpp=0.5, levels=1)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def shown(folder):
   """What is defined once the page has run."""
   text = PAGE.read_text(encoding='utf-8')
   names = {'__name__': 'library_page'}
-  for block in re.findall(r'```python\n(.*?)```', text, re.S):
-    exec(compile(block, str(PAGE), 'exec'), names)
+  with contextlib.chdir(folder):
+    for block in re.findall(r'```python\n(.*?)```', text, re.S):
+      exec(compile(block, str(PAGE), 'exec'), names)
   yield names
   del SPECS['mean']
 
@@ -31,8 +57,8 @@ def shown():
 def test_the_page_runs_and_names_every_public_function(shown):
   text = PAGE.read_text(encoding='utf-8')
   assert {'fit', 'load', 'register'} <= set(kmil_jax.__all__)
-  for name in ('fit', 'load', 'register', 'Recipe', 'ModelSpec'):
-    assert name in text
+  for name in (*kmil_jax.__all__, *data.__all__):
+    assert re.search(rf'\b{name}\b', text), name
   assert kmil_jax.__version__
 
 
@@ -50,14 +76,51 @@ def test_planted_bags_are_learnt_out_of_fold(shown):
   prob = model.predict(shown['bags'])
   truth = np.array([label == 'tumour' for label in shown['labels']])
   assert ((prob[:, 1] > 0.5) == truth).mean() > 0.9
-  attention, kept = model.attention(shown['bags'][1])
-  assert attention.shape == kept.shape == (len(shown['bags'][1]),)
+  attention, kept = model.attention(shown['bags'][2])
+  assert attention.shape == kept.shape == (len(shown['bags'][2]),)
   np.testing.assert_allclose(attention.sum(), 1, rtol=1e-5)
   assert kept.min() < 1  # KMIL drops a tenth.
 
 
-def test_a_model_of_ones_own_trains(shown):
+def test_a_model_and_a_loss_of_ones_own_train(shown):
   assert shown['mean'].metrics(resamples=200)['auroc'][0] > 0.7
+
+
+def test_a_cohort_of_ones_own_is_read(shown):
+  assert shown['own'].predictions.prob.shape == (12, 2)
+  assert shown['own'].predictions.patient.tolist() == [
+    f'case {i}' for i in range(12)
+  ]
+
+
+def test_an_encoder_of_ones_own_makes_features(shown, folder):
+  assert shown['failures'] == []
+  for name in 'ab':
+    found = features.read(folder / f'colours/{name}.h5')
+    assert found.features.shape == (4, 6) and found.coords.shape == (4, 2)
+    assert found.attributes['encoder'] == 'colours'
+
+
+def test_the_command_takes_a_model_of_ones_own(folder):
+  script = """
+import kmil_jax
+from kmil_jax.models import SPECS
+kmil_jax.register('mine', SPECS['abmil'])
+from experiments import kmil
+kmil.main()
+"""
+  (folder / 'my_kmil.py').write_text(script)
+  flags = ('--model=mine', '--check', '--k=3')
+  places = ('--csv_path=labels.csv', '--features_dir=features')
+  done = subprocess.run(
+    [sys.executable, 'my_kmil.py', *flags, *places],
+    cwd=folder,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'check: 0 problems' in done.stdout
 
 
 def test_a_results_folder_is_loaded(tmp_path):

@@ -1,6 +1,7 @@
 """Mining: equal to brute force, whatever the blocks; ties and bad input."""
 
 import tracemalloc
+from unittest import mock
 
 from hypothesis import given, settings, strategies as st
 import numpy as np
@@ -41,26 +42,19 @@ def test_it_equals_brute_force(metric, offset):
 
 
 @settings(max_examples=5)
-@given(
-  block=st.integers(1, 70),
-  cuts=st.lists(st.integers(0, 60), max_size=3),
-  metric=st.sampled_from(mining.METRICS),
-)
-def test_blocks_are_immaterial_and_of_equals_the_first_wins(
-  block, cuts, metric
-):
+@given(block=st.integers(1, 70), metric=st.sampled_from(mining.METRICS))
+def test_blocks_are_immaterial_and_of_equals_the_first_wins(block, metric):
   rng = np.random.default_rng(1)
   # Few distinct vectors, so that most distances occur many times.
   kinds = np.float32(rng.integers(-1, 2, (6, 3)))
   candidates = kinds[rng.integers(0, 6, 60)]
   queries = np.float32(rng.integers(-1, 2, (4, 3)))
   want, distance, _ = brute(queries, candidates, 20, metric)
-  parts = iter(np.split(candidates, sorted(cuts)))
-  for pool in (candidates, parts):
-    found = mining.nearest(queries, pool, 20, metric=metric, block=block)
-    np.testing.assert_allclose(found[1], distance, atol=1e-6)
-    if metric == 'l2':  # Small integers: ties are exact.
-      np.testing.assert_array_equal(found[0], want)
+  with mock.patch.object(mining, 'BLOCK', block):
+    found = mining.nearest(queries, candidates, 20, metric=metric)
+  np.testing.assert_allclose(found[1], distance, atol=1e-6)
+  if metric == 'l2':  # Small integers: ties are exact.
+    np.testing.assert_array_equal(found[0], want)
 
 
 def test_copies_of_one_candidate_keep_their_order():
@@ -68,7 +62,8 @@ def test_copies_of_one_candidate_keep_their_order():
   candidates = np.tile(rng.normal(size=(1, 48)).astype(np.float32), (300, 1))
   queries = np.float32(rng.normal(size=(3, 48)))
   for metric in mining.METRICS:
-    index, _ = mining.nearest(queries, candidates, 50, metric=metric, block=90)
+    with mock.patch.object(mining, 'BLOCK', 90):
+      index, _ = mining.nearest(queries, candidates, 50, metric=metric)
     np.testing.assert_array_equal(index, np.tile(np.arange(50), (3, 1)))
 
 
@@ -113,14 +108,16 @@ def test_no_matrix_of_all_distances_is_made():
   rng = np.random.default_rng(4)
   part = rng.normal(size=(2000, 8)).astype(np.float32)
   queries = part[:200]
+  pool = np.concatenate([part + i for i in range(100)])
   tracemalloc.start()
-  index, _ = mining.nearest(queries, (part + i for i in range(100)), 3)
+  index, _ = mining.nearest(queries, pool, 3)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   np.testing.assert_array_equal(index[:, 0], np.arange(200))
   assert peak < 200 * 200_000 * 4 / 20  # NumPy's; of JAX see `_merge`.
+  best = np.zeros((200, 3), np.float32), np.zeros((200, 3), np.int32)
   program = mining._merge.lower(
-    mining._start(200, 3), queries, part, 0, 2000, metric='l2'
+    best, queries, part, 0, 2000, metric='l2'
   ).compile()
   assert program.memory_analysis().temp_size_in_bytes < 200 * 2000 * 4 * 4
 
@@ -128,12 +125,13 @@ def test_no_matrix_of_all_distances_is_made():
 @pytest.mark.parametrize(
   'change,message',
   [
-    ({'alpha': 6}, 'alpha=6 is more than the 5 candidates'),
-    ({'alpha': 0}, 'at least 1'),
+    ({'alpha': 6}, 'alpha=6: .* no more than the 5 candidates'),
+    ({'alpha': 0}, 'alpha=0: choose at least 1'),
     ({'metric': 'l1'}, "'l1': there are l2, cosine"),
-    ({'candidates': np.ones((5, 4))}, '4 features and queries 3'),
+    ({'candidates': np.ones((5, 4))}, r'\[2, 3\] and candidates \[5, 4\]'),
     ({'candidates': np.ones((0, 3))}, 'more than the 0 candidates'),
-    ({'candidates': np.ones(5)}, r'must be \[n, F\]'),
+    ({'candidates': np.ones(5)}, r'\[5\]: both must be \[n, F\]'),
+    ({'queries': np.ones(3)}, r'\[3\] .* both must be \[n, F\]'),
     ({'candidates': np.full((5, 3), np.nan)}, 'row 0 are not finite'),
     ({'queries': np.array([[0, 0, 0], [0, np.inf, 0]])}, 'row 1 are not'),
   ],
@@ -146,3 +144,11 @@ def test_bad_input_is_named(change, message):
   }
   with pytest.raises(ValueError, match=message):
     mining.nearest(**good | change)
+
+
+@mock.patch.object(mining, 'BLOCK', 2)
+def test_a_row_of_a_later_block_is_named():
+  candidates = np.ones((7, 3))
+  candidates[5, 1] = np.nan
+  with pytest.raises(mining.MiningError, match=r'candidates: .* row 5 are not'):
+    mining.nearest(np.ones((2, 3)), candidates, 2)

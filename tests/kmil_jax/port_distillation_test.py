@@ -9,7 +9,7 @@ from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.port import PortError
 
 torch = pytest.importorskip('torch')
-resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+resnet = pytest.importorskip('torch_networks.resnet')
 twin = pytest.importorskip('torch_networks.reverse_distillation')
 # What torchvision's wide_resnet50_2 has beyond the teacher.
 BEYOND = {

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import port
 
 torch = pytest.importorskip('torch')
 
-resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+resnet = pytest.importorskip('torch_networks.resnet')
 
 
 @pytest.fixture(scope='module')

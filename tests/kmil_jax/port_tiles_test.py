@@ -15,7 +15,7 @@ from kmil_jax.models import CLASSIFIERS
 from kmil_jax.port import PortError
 
 torch = pytest.importorskip('torch')
-resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+resnet = pytest.importorskip('torch_networks.resnet')
 googlenet, mobilenet, node_cnn = (
   pytest.importorskip(f'torch_networks.{name}')
   for name in ('googlenet', 'mobilenet', 'node_cnn')
@@ -112,7 +112,7 @@ def test_a_head_of_another_width_is_refused_or_new(name):
     port.from_torch(name, pretrained, num_classes=4)
   count = 2 * len(HEADS[name])
   assert str(error.value).startswith(f'{count} wrongly shaped: ')
-  started = port.fine_tuned(name, pretrained, drawn)
+  started = port.from_torch(name, pretrained, drawn=drawn)
   assert jax.tree.structure(started) == jax.tree.structure(drawn)
   for entry, value in port.to_torch(name, started).items():
     if entry.rpartition('.')[0] in HEADS[name]:
@@ -120,7 +120,7 @@ def test_a_head_of_another_width_is_refused_or_new(name):
     else:
       np.testing.assert_array_equal(value, pretrained[entry], entry)
   # A head of the same width is taken with the rest.
-  whole = port.fine_tuned(name, state_of(name), drawn)
+  whole = port.from_torch(name, state_of(name), drawn=drawn)
   same = port.from_torch(name, state_of(name), num_classes=4)
   jax.tree.map(np.testing.assert_array_equal, whole, same)
 
@@ -131,7 +131,7 @@ def test_nothing_but_the_head_may_be_new():
     shapes('resnet18', channels=1),
   )
   with pytest.raises(PortError, match=r'^1 wrongly shaped: conv1.weight'):
-    port.fine_tuned('resnet18', state_of('resnet18', classes=7), drawn)
+    port.from_torch('resnet18', state_of('resnet18', classes=7), drawn=drawn)
 
 
 def test_auxiliary_heads_may_be_left_but_not_made_up():

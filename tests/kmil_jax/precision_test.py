@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import encoder
+from experiments.encoding import encoder
 from kmil_jax import losses
 from kmil_jax.inference import Design
 from kmil_jax.models import CLASSIFIERS, SPECS, cpu

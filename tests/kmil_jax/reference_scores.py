@@ -1,10 +1,12 @@
-"""Drawn predictions, and what scikit-learn makes of them."""
+"""Drawn predictions, and what scikit-learn and resamples make of them."""
 
 import warnings
 
 from hypothesis import strategies as st
 import numpy as np
 from sklearn import metrics as reference
+
+from kmil_jax import intervals
 
 
 @st.composite
@@ -46,3 +48,9 @@ def reference_scores(label, prob):
     'f1_weighted': in_f1(label, pred, 'weighted'),
     'auroc': auroc,
   }
+
+
+def bootstrap(label, prob, case, **options):
+  """Percentile intervals of all metrics, shares too."""
+  drawn = intervals.replicates(label, prob, case, **options)
+  return {name: intervals.percentile(values) for name, values in drawn.items()}

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from kmil_jax import programs, train
-from kmil_jax.models import reverse_distillation
-from kmil_jax.models.resnet import Bottleneck
+from kmil_jax.models.convolutions import Upsample, conv_norm
+from kmil_jax.models.resnet import Block
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
-from kmil_jax.models.upsample import Upsample
 from kmil_jax.tasks.distill import DistillTask, Patches, Setting, runs_of
 
 
@@ -63,8 +62,8 @@ def test_patches_that_cannot_halve_five_times_are_refused():
 
 def test_layers_start_as_in_torch():
   # A student's blocks, and torch's start where the fan-in is unlike others'.
-  conv, norm = reverse_distillation._layers(jnp.float32, None)
-  block = Bottleneck(64, 2, conv, norm, expansion=2, shortcut=3)
+  layer = functools.partial(conv_norm, train=False, dtype=jnp.float32)
+  block = Block(64, 2, layer, expansion=2, shortcut=3)
   x = np.zeros((1, 4, 4, 96), np.float32)
   params = jax.jit(block.init)(jax.random.key(0), x)['params']
   # Normal with variance 2 / fan-out.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models.torch_dense import TorchDense
+from kmil_jax.models.network import TorchDense
 from kmil_jax.saliency import grad_cam
 from kmil_jax.types import TilePrediction
 
@@ -97,9 +97,8 @@ def test_of_a_mean_and_a_linear_layer_it_is_their_weighted_map():
 )
 def test_equals_torch_by_hooks(name, channels, layer):
   torch = pytest.importorskip('torch')
-  from torch_networks import node_cnn
+  from torch_networks import node_cnn, resnet
 
-  from experiments.torch_baselines import resnet
   from kmil_jax import port
   from kmil_jax.models import CLASSIFIERS
 

@@ -3,14 +3,25 @@
 import dataclasses
 import math
 
+import chex
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
 from kmil_jax import optim, selection
 from kmil_jax.models import SPECS
-from kmil_jax.selection import Validation
 from kmil_jax.types import PatchRecipe, Recipe
+
+
+@chex.dataclass(frozen=True)
+class Validation:
+  """Of every epoch and run, or of one epoch."""
+
+  f1_macro: np.ndarray
+  accuracy: np.ndarray
+  auroc: np.ndarray
+  loss: np.ndarray
+
 
 CHOOSER = Recipe(
   learning_rate=1e-3,

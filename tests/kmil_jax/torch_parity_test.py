@@ -17,10 +17,8 @@ from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
-abmil, dsmil, dtfd, torch_kmil = (
-  pytest.importorskip(f'experiments.torch_baselines.{name}')
-  for name in ('abmil', 'dsmil', 'dtfd', 'kmil')
-)
+bag_models = pytest.importorskip('torch_networks.bag_models')
+torch_models = pytest.importorskip('experiments.benchmarks.torch_models')
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -47,15 +45,17 @@ class Case:
 
 
 BAGS = [
-  Case('abmil', abmil.ABMIL),
-  Case('abmil_plain', abmil.ABMILPlain),
-  Case('abmil_ilse', abmil.ABMILIlse),
-  Case('abmil_ilse_plain', abmil.ABMILIlsePlain),
-  Case('dsmil', dsmil.DSMIL),
-  Case('dsmil_value', dsmil.DSMIL, (('value', True),)),
+  Case('abmil', torch_models.ABMIL),
+  Case('abmil_plain', bag_models.ABMILPlain),
+  Case('abmil_ilse', bag_models.ABMILIlse),
+  Case('abmil_ilse_plain', bag_models.ABMILIlsePlain),
+  Case('dsmil', torch_models.DSMIL),
+  Case('dsmil_value', bag_models.DSMILValue),
 ]
 PSEUDO_BAGS = [
-  Case(name, dtfd.DTFD, (*options, ('gated', name == 'dtfd_gated')), options)
+  Case(
+    name, bag_models.DTFD, (*options, ('gated', name == 'dtfd_gated')), options
+  )
   for name, distill, score in [
     ('dtfd', 'afs', 'last'),
     ('dtfd', 'mas', 'last'),
@@ -198,7 +198,7 @@ def test_weights_of_flax_give_the_same_in_torch(case):
 
 def test_kmil_keeps_and_classifies_as_torch_does():
   torch.manual_seed(0)
-  module = torch_kmil.KMIL(CLASSES, WIDTH).eval()
+  module = torch_models.KMIL(CLASSES, WIDTH).eval()
   chooser = port.from_torch('abmil', twins.state_of(module.chooser))['params']
   params = port.from_torch('kmil', twins.state_of(module.classifier))['params']
   x, label = torch.tensor(bag()), torch.tensor(LABEL)
@@ -237,23 +237,23 @@ def test_one_clipped_step_is_that_of_dtfds_two_optimisers(scale):
   module, extra = twin(case)
   x, label = torch.tensor(bag(scale)), torch.tensor(LABEL)
   params = port.from_torch(case.name, twins.state_of(module))['params']
-  _, tx, step = program(case.name, case.options, clip=dtfd.CLIP)
+  _, tx, step = program(case.name, case.options, clip=bag_models.CLIP)
   opt_state = tx.init(params)
-  tiers = dtfd.optimizers(
+  tiers = bag_models.optimizers(
     module, lr=RECIPE.learning_rate, weight_decay=RECIPE.weight_decay
   )
   clipped = 0
   for _ in range(10):
-    want = dtfd.step(module, tiers, x, label, **extra)
+    want = bag_models.step(module, tiers, x, label, **extra)
     loss, _, norms, params, opt_state = step(params, opt_state, x.numpy(), MASK)
     np.testing.assert_allclose(loss, want, rtol=1e-5, atol=1e-5)
-    clipped += sum(norm > dtfd.CLIP for norm in norms)
+    clipped += sum(norm > bag_models.CLIP for norm in norms)
   assert (clipped > 0) == (scale > 1)
   assert_close_weights(case.name, params, module)
 
 
 def test_dtfd_deals_nearly_equal_pseudo_bags():
-  module = dtfd.DTFD(CLASSES, WIDTH)
+  module = bag_models.DTFD(CLASSES, WIDTH)
   for n in (1, 3, 4, 11):
     sizes = torch.bincount(module.deal(torch.zeros(n, 1)), minlength=4)
     want = [len(part) for part in np.array_split(np.arange(n), 4)]

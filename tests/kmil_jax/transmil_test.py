@@ -24,11 +24,11 @@ def torch_model(sharper=1):
   Its queries and keys are 2 `sharper` times as long as at its start.
   """
   torch = pytest.importorskip('torch')
-  from experiments.torch_baselines.transmil import TransMIL as TorchTransMIL
+  from experiments.benchmarks.torch_models import TransMIL as TorchTransMIL
 
   torch.manual_seed(0)
   torch.set_num_threads(1)  # As fast as two where others compute.
-  module = TorchTransMIL(WIDTH, CLASSES).eval()
+  module = TorchTransMIL(CLASSES, WIDTH).eval()
   with torch.no_grad():
     for layer in (module.layer1, module.layer2):
       layer.attn.to_qkv.weight *= 2
@@ -76,10 +76,10 @@ def relative(got, want):
 def test_torchs_residual_has_the_right_gradient():
   """The baseline turns oneDNN's (33, 1) convolution off: see `_convolve`."""
   torch = pytest.importorskip('torch')
-  from experiments.torch_baselines import transmil as baseline
+  from experiments.benchmarks import torch_models
 
   torch.manual_seed(0)
-  attention = baseline.NystromAttention()
+  attention = torch_models.NystromAttention()
   weight = attention.res_conv.weight
   v, cotangent = torch.randn(2, 8, 256, 64)
   (attention._convolve(v) * cotangent).sum().backward()
@@ -152,7 +152,7 @@ def test_attention_is_the_class_tokens_row_folded(length):
   module, params = torch_model()
   import torch
 
-  from experiments.torch_baselines.transmil import pseudo_inverse
+  from experiments.benchmarks.torch_models import pseudo_inverse
 
   n, side = 5, 3
   seen = {}
@@ -225,7 +225,7 @@ def test_bfloat16_stays_close_with_sharp_weights(n, length, sharper, tolerance):
 
 def test_the_pseudo_inverse_inverts():
   torch = pytest.importorskip('torch')
-  from experiments.torch_baselines.transmil import pseudo_inverse
+  from experiments.benchmarks.torch_models import pseudo_inverse
 
   scores = np.random.default_rng(0).normal(size=(2, 40, 40)) + 6 * np.eye(40)
   a = jax.nn.softmax(jnp.asarray(scores, jnp.float32))

@@ -14,7 +14,7 @@ from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
-baseline = pytest.importorskip('experiments.torch_baselines.transmil')
+torch_models = pytest.importorskip('experiments.benchmarks.torch_models')
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -32,7 +32,7 @@ def bag(n, length=None):
 
 def twin():
   torch.manual_seed(0)
-  return baseline.TransMIL(WIDTH, CLASSES).eval()  # No dropout.
+  return torch_models.TransMIL(CLASSES, WIDTH).eval()  # No dropout.
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
-resnet = pytest.importorskip('experiments.torch_baselines.resnet')
+resnet = pytest.importorskip('torch_networks.resnet')
 googlenet, mobilenet, node_cnn = (
   pytest.importorskip(f'torch_networks.{name}')
   for name in ('googlenet', 'mobilenet', 'node_cnn')

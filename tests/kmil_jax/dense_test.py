@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import torch_dense
+from kmil_jax.models import network
 
 
 @pytest.mark.parametrize('runs', [None, 2])
@@ -24,13 +24,13 @@ def test_gradients_are_those_of_the_plain_product(shape, runs):
   plain = lambda x, w: jnp.tensordot(x, w, ((-1,), (1,)))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-    value_and_gradients(torch_dense.product),
+    value_and_gradients(network.product),
     value_and_gradients(plain),
   )
 
 
 def test_products_of_bfloat16_are_summed_in_float32():
   x, weight = jnp.ones((3, 7), jnp.bfloat16), jnp.ones((5, 7), jnp.bfloat16)
-  y, pull = jax.vjp(torch_dense.product, x, weight)
+  y, pull = jax.vjp(network.product, x, weight)
   assert y.dtype == jnp.float32
   assert {a.dtype for a in pull(y)} == {jnp.dtype('bfloat16')}

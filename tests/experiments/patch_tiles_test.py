@@ -1,12 +1,14 @@
-"""Splits keep groups whole and classes even."""
+"""Tiles of a study: splits keep groups whole, checks find what is wrong."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from data.labelled_tiles import TileError, from_arrays
-from experiments.tile_splits import split
+from data.labelled_tiles import LabelledTiles, TileError, from_arrays
+from experiments.patches import tiles as patch_tiles
+from experiments.patches.tiles import split
+from experiments.run.check import Findings
 
 
 def cohort(sizes, shares, classes=('no', 'yes')):
@@ -82,7 +84,7 @@ def test_few_groups_all_get_a_part():
 @pytest.mark.parametrize(
   'tiles, kwargs, found',
   [
-    (cohort([9] * 5, [0] * 5), {}, 'class yes: no tile'),
+    (cohort([9] * 5, [0] * 5), {}, r'class yes: tiles of 0 group\(s\)'),
     (
       cohort([9] * 5, [0.5, 0, 0, 0, 0]),
       {},
@@ -95,7 +97,6 @@ def test_few_groups_all_get_a_part():
     ),
     (uneven(), dict(fractions=(0.5, 0.2, 0.2)), 'sum to 1'),
     (uneven(), dict(fractions=(1.2, -0.2, 0)), 'sum to 1'),
-    (uneven(), dict(by='slide'), "by='slide'"),
     (
       cohort([8, 8], [0.5, 0.5]),
       dict(by='tile', fractions=(0.98, 0.01, 0.01)),
@@ -117,6 +118,31 @@ def test_an_unknown_group_is_named():
     split(tiles, seed=0)
   assert '0000003' in str(error.value) and '0000007' in str(error.value)
   assert len(split(tiles, seed=0, by='tile')) == 3
+
+
+def test_tiles_are_all_decoded_and_patients_kept_apart():
+  def read(i):
+    if i == 2:
+      raise TileError('c.png: cannot be read as an image')
+    return np.zeros((8, 8, 3), np.uint8)
+
+  tiles = LabelledTiles(
+    id=np.array(list('abcd')),
+    label=np.array([0, 1, 0, 1]),
+    group=np.array(list('ppqr')),
+    classes=('neg', 'pos'),
+    read=read,
+    size=8,
+  )
+  sets, findings = {'one': tiles, 'other': tiles.take([3])}, Findings()
+  patch_tiles.check(findings, sets, lambda: split(tiles, seed=0))
+  unread, few, both = findings.problems
+  assert unread.startswith('one: tiles that cannot be read: 1 problem')
+  assert unread.endswith('  c.png: cannot be read as an image')
+  assert 'class neg: tiles of 2 group(s) only (p, q) for 3 parts' in few
+  assert both == '1 patients are both in one and other: r'
+  table = patch_tiles.counts(sets, 'Tiles').csv()
+  assert table[1] == ['one', 4, 2, 2, 3, 8]
 
 
 def test_the_leak_free_split_of_real_tiles_is_even(real_data):

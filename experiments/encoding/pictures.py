@@ -1,52 +1,43 @@
 """Pictures of what was taken as tissue and where the tiles lie."""
 
-from collections.abc import Sequence
 import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from data import atomic, features, slides, tiling, tissue
-from experiments import cohort_tiles
+from data import features, slides, tiling, tissue
+from data.files import replacing
+from experiments.encoding.tiles import SlideTiles
 
 _PICTURE = 1000  # Pixels of the longer side.
 _TISSUE_COLOUR = (0, 140, 60)
 _TILE_COLOUR = (30, 60, 220)
 
 
-def draw(
-  slide_paths: Sequence[pathlib.Path],
-  features_dir: str | pathlib.Path,
-  spec: cohort_tiles.TileSpec,
-) -> None:
+def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
   """Writes `<features_dir>/grids/<slide_id>.png` where there is no newer one.
 
   Each shows the slide, the edge of its tissue mask in green, unless outlines
   were given in its place, and the tiles, from the coordinates of the feature
   file, in blue: none of a slide that has no features.
   """
-  folder = pathlib.Path(features_dir) / 'grids'
-  for path in slide_paths:
-    name = slides.slide_id(path)
-    file = pathlib.Path(features_dir) / f'{name}.h5'
-    picture = folder / f'{name}.png'
-    if file.exists() and _is_newer(picture, file):
+  for path in cohort.paths:
+    file = features_dir / f'{slides.slide_id(path)}.h5'
+    picture = features_dir / 'grids' / f'{file.stem}.png'
+    written = lambda path: path.stat().st_mtime_ns if path.exists() else -1
+    if file.exists() and written(picture) >= written(file):
       continue
     found = features.read(file) if file.exists() else None
     try:
-      with spec.open(path) as slide:
+      with cohort.open(path) as slide:
         drawing = _draw(slide, found)
     except slides.SlideError as error:
       if found:  # Its coarse levels, which the tiles did without.
         print(f'warning: no picture of {error}')
       continue
-    with atomic.replacing(picture) as part:
+    with replacing(picture) as part:
       drawing.save(part, format='png')
-
-
-def _is_newer(path: pathlib.Path, than: pathlib.Path) -> bool:
-  return path.exists() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
 def _draw(
@@ -61,11 +52,10 @@ def _draw(
   if found is None or 'regions' not in found.attributes:
     image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
   picture = Image.fromarray(image)
-  if found is None:
-    return picture
-  pen = ImageDraw.Draw(picture)
-  side = found.attributes['patch_size_level0']
-  for corner in found.coords:
-    box = np.concatenate([corner, corner + side]) * scale
-    pen.rectangle([*box.round()], outline=_TILE_COLOUR)
+  if found is not None:
+    pen = ImageDraw.Draw(picture)
+    side = found.attributes['patch_size_level0']
+    for corner in found.coords:
+      box = np.concatenate([corner, corner + side]) * scale
+      pen.rectangle([*box.round()], outline=_TILE_COLOUR)
   return picture

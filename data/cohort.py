@@ -1,0 +1,228 @@
+"""Slides of a table joined with their features, or every fault named."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+import warnings
+
+import numpy as np
+
+from data import files, labels, packed, slides
+from data.features import FeatureError, Header
+from data.files import first_of
+
+# um/px of level 0 that scanners have; others are defaults or mistakes.
+PLAUSIBLE_MPP = (0.1, 2.0)
+FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
+# TRIDENT states a magnification where others state um/px.
+_STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
+_CAMELYON16 = re.compile(r'(tumor|normal|test)_\d{3}')
+
+
+class CohortError(ValueError):
+  """Slides, labels and features that do not fit; says which and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledBags:
+  """n slides in the order of their ids, as `kmil_jax.fit` takes them."""
+
+  bags: list[np.ndarray]  # of [N_i, D] float32
+  labels: np.ndarray  # [n] str
+  patients: np.ndarray  # [n] str, the case ids
+  slides: np.ndarray  # [n] str
+
+
+def read_cohort(
+  csv_path: str | Path,
+  features_dir: str | Path,
+  *,
+  allow_missing: bool = False,
+) -> LabelledBags:
+  """Reads the labels and all features of a cohort.
+
+  Args:
+    csv_path: table with the columns case_id, slide_id and label.
+    features_dir: holds <slide_id>.h5 or .pt of every slide in the table, itself
+      or in the one folder of features below it; or a dataset of
+      experiments.pack.
+    allow_missing: leaves out slides without features, with a warning.
+
+  Raises:
+    CohortError: naming all faults of the table, all slides without features,
+      all files that cannot be read, and features that were not all made alike.
+    ManifestError: if the table cannot be read at all.
+    FeatureError: if there is no such folder, or several.
+  """
+  table, faults = labels.scan(csv_path)
+  source = packed.find(features_dir)
+  found = match(source, table.slide.tolist(), allow_missing=allow_missing)
+  problems = [f'{csv_path}: {fault}' for fault in faults] + found.problems
+  bags = []
+  for slide in found.headers:
+    try:
+      bags.append(source.read(slide).features)
+    except FeatureError as error:
+      problems.append(str(error))
+  if problems:
+    raise CohortError('\n'.join(problems))
+  for warning in found.warnings:
+    warnings.warn(warning, stacklevel=2)
+  table = table.subset(np.isin(table.slide, list(found.headers)))
+  return LabelledBags(bags, table.label, table.case, table.slide)
+
+
+class Match(NamedTuple):
+  """Features that belong to the slides of a table.
+
+  Attributes:
+    headers: by slide, in the table's order, of those that can be used.
+    made: `dimensions`, `encoder`, `mpp`, `patch_size` and
+      `target_magnification`, as far as they are stated.
+    problems: what makes features unusable, each with what and where.
+    warnings: what may be meant.
+  """
+
+  headers: dict[str, Header]
+  made: dict[str, str]
+  problems: list[str]
+  warnings: list[str]
+
+
+def match(
+  source: packed.Folder | packed.Packed,
+  slide_ids: Sequence[str],
+  *,
+  others: frozenset[str] = frozenset(),
+  allow_missing: bool = False,
+) -> Match:
+  """Reads the headers of all slides' features, and how they were made.
+
+  Args:
+    source: of features.
+    slide_ids: in the table.
+    others: further slides that may have features.
+    allow_missing: slides without features are a warning.
+  """
+  found = Match({}, {}, [], [])
+  spare = sorted(set(source.ids()) - set(slide_ids) - others)
+  missing = [slide for slide in slide_ids if slide not in source]
+  if missing:
+    text = (
+      f'{source.path}: no features of {len(missing)} of {len(slide_ids)}'
+      f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}'
+    )
+    hints = _hints(missing, spare)
+    if allow_missing and len(missing) < len(slide_ids):
+      found.warnings.append(f'{text}. They are left out.{hints}')
+    else:
+      advice = 'Run experiments.extract, or take them out of the CSV.'
+      found.problems.append(f'{text}. {advice}{hints}')
+  if spare:
+    found.warnings.append(
+      f'{source.path}: {len(spare)} feature files have no row in the CSV and'
+      f' are not used: {first_of(spare)}'
+    )
+  for slide in slide_ids:
+    if slide not in source:
+      continue
+    try:
+      found.headers[slide] = source.header(slide)
+    except FeatureError as error:
+      found.problems.append(str(error))
+  compare(source.path, found)
+  return found
+
+
+def compare(path: Path, found: Match) -> None:
+  """Fills in how all features were made; what is mixed is a problem.
+
+  Args:
+    path: of the features.
+    found: has their headers.
+  """
+  attributes = {
+    slide: h.attributes | {'dimensions': h.width}
+    for slide, h in found.headers.items()
+  }
+  for name in ('dimensions', *_STATED):
+    # Not every tool says how its features were made.
+    stated = {
+      slide: _text(values[name])
+      for slide, values in attributes.items()
+      if values.get(name) is not None
+    }
+    if not stated:
+      continue
+    values = list(stated.values())
+    found.made[name] = usual = max(values, key=values.count)
+    if odd := [slide for slide, value in stated.items() if value != usual]:
+      found.problems.append(
+        f'{path}: features of different {name} are mixed:'
+        f' {first_of(sorted(set(values)))}; other than the rest are'
+        f' {first_of(odd)}'
+      )
+  low, high = PLAUSIBLE_MPP
+  scales = {s: v.get('level0_mpp', low) for s, v in attributes.items()}
+  if odd := [
+    slide
+    for slide, mpp in scales.items()
+    if not isinstance(mpp, int | float) or not low <= mpp <= high
+  ]:
+    found.warnings.append(
+      f'{path}: level0_mpp outside {low} to {high} um (slide {odd[0]}:'
+      f' {scales[odd[0]]}): {first_of(odd)}; were the slides tiled at the scale'
+      ' that was meant?'
+    )
+  public = list(filter(_CAMELYON16.fullmatch, found.headers))
+  encoder = found.made.get('encoder', 'not named')
+  if public and 'random' not in encoder:
+    found.warnings.append(
+      f"{path}: slides named as CAMELYON16's: {first_of(public)}; the tiles"
+      ' of PatchCamelyon are cut from them: features of an encoder that was'
+      f' trained on those (here: {encoder}) say nothing of new slides'
+    )
+
+
+def _hints(missing: Sequence[str], spare: Sequence[str]) -> str:
+  """Says which files may be meant by ids that have none."""
+  by_look = {_look(slide): slide for slide in reversed(spare)}
+  pairs = [
+    f'{slide} in the CSV, {by_look[_look(slide)]} on disk'
+    for slide in missing
+    if _look(slide) in by_look
+  ]
+  if not pairs:
+    return ''
+  return (
+    ' Some ids differ only in leading zeros, which spreadsheets drop, in case'
+    f' or in an extension: {first_of(pairs)}.'
+  )
+
+
+def _look(slide: str) -> str:
+  """What ids have in common that a spreadsheet or a tool took apart."""
+  look = slides.slide_id(slide.casefold())
+  return look.removesuffix('.h5').removesuffix('.0').lstrip('0')
+
+
+def _reasons(folder: Path, missing: Sequence[str]) -> str:
+  """Says which of the slides were tried in vain, and why."""
+  columns = ('slide_id', 'reason')
+  try:
+    rows = files.read_csv(folder / FAILURES, columns, FeatureError)
+  except FeatureError:  # None, or another tool's file of that name.
+    return ''
+  reasons = {row['slide_id']: row['reason'] for _, row in rows}
+  known = [f'{s}: {reasons[s]}' for s in missing if s in reasons]
+  return f' (extraction failed: {first_of(known)})' if known else ''
+
+
+def _text(value: Any) -> str:
+  """Returns a value to compare by; float32 attributes are rounded."""
+  if isinstance(value, float) and math.isfinite(value):
+    return str(round(value, 6))
+  return str(value)

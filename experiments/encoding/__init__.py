@@ -1,0 +1,1 @@
+"""Slides to feature files: tiles, the encoder, and what writes the files."""

@@ -1,0 +1,267 @@
+"""Slides to feature files; reading goes on while the encoder computes."""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+import dataclasses
+import functools
+import itertools
+import pathlib
+from typing import Any, NamedTuple, NoReturn
+import warnings
+
+import numpy as np
+
+from data import features, slides
+from experiments.encoding import encoder as encoders
+from experiments.encoding.encoder import Encoder
+from experiments.encoding.tiles import SlideTiles
+from experiments.run import progress
+from experiments.run.check import Findings
+
+_AHEAD = 4  # Batches read in advance, whichever slides they come from.
+_WIDTH = 1024 * 4  # Bytes of an instance.
+
+
+class EncodingError(Exception):
+  """A request that would spoil or mix feature files; says what to change."""
+
+
+class Failure(NamedTuple):
+  """A slide without features, and why."""
+
+  slide_id: str
+  reason: str
+
+
+@dataclasses.dataclass
+class _Bag:
+  """A slide on its way; `rows` are its features so far, in order."""
+
+  slide_id: str
+  coords: np.ndarray
+  attributes: dict[str, Any]
+  rows: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+
+def extract(
+  cohort: SlideTiles,
+  features_dir: str | pathlib.Path,
+  encoder: Encoder,
+  *,
+  batch: int | None = None,
+) -> list[Failure]:
+  """Writes `<slide_id>.h5` for every slide that has none yet.
+
+  Batches run across slides: tiles of one are encoded while those of the next
+  are read, and only the very last batch is padded. A slide's file is written,
+  atomically, when its last tile has been encoded. Prints what the encoder is,
+  a progress bar, and the rate.
+
+  Args:
+    cohort: slides, and how they are cut.
+    features_dir: made if absent.
+    encoder: as of `encoder.make_encoder`.
+    batch: tiles per call of the encoder; by default what suits the devices.
+
+  Returns:
+    The slides that failed; the others have their files.
+
+  Raises:
+    EncodingError: before anything is read, if two slides share an id, or if a
+      file already there is damaged or was made otherwise; if the encoder does
+      not return a row of each tile.
+  """
+  folder = pathlib.Path(features_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  paths, faults = _survey(cohort, folder, encoder.attributes())
+  if faults:
+    raise EncodingError(
+      'Nothing was done. Move these files, or give another folder for the'
+      ' features:\n' + '\n'.join(faults)
+    )
+  count, done = len(cohort.paths), len(cohort.paths) - len(paths)
+  print(
+    f'encoder {encoder.name}: {encoder.note}\n'
+    f'{len(paths)} slides to encode, {done} done before',
+    flush=True,
+  )
+  batch, failures = batch or encoders.default_batch(), []
+  tiles = _read(cohort, paths, encoder, batch, failures)
+  with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
+    for bags, images in _ahead(_batches(tiles, batch)):
+      rows = np.asarray(encoder.encode(images), np.float32)
+      if rows.ndim != 2 or len(rows) != len(images):
+        raise EncodingError(
+          f'encoder {encoder.name} makes {list(rows.shape)} of {len(images)}'
+          ' tiles. Return features [T, D], a row of each tile.'
+        )
+      for bag, row in zip(bags, rows, strict=False):  # Fillers have no bag.
+        if not bag.rows:
+          bar.total += len(bag.coords)  # Of the slides begun so far.
+        bag.rows.append(row)
+        if len(bag.rows) == len(bag.coords):
+          failures += _write(folder, bag)
+          done += 1
+      bar.update(len(bags))
+      failed = f', {len(failures)} failed' if failures else ''
+      bar.set_description_str(f'{done}/{count} slides{failed}', False)
+    seconds = bar.format_dict['elapsed']
+  if bar.n:
+    rate = bar.n / seconds
+    print(f'{bar.n} tiles in {seconds:.1f} s: {rate:.1f} tiles/s', flush=True)
+  return failures
+
+
+def check(
+  cohort: SlideTiles,
+  features_dir: pathlib.Path,
+  encoder: Mapping[str, str],
+  problems: Sequence[str] = (),
+) -> NoReturn:
+  """Opens every slide and reads a tile of its middle and its smallest level.
+
+  Scales, files that are there already, whether they were made as asked, and an
+  upper bound of the size of the features are looked at, too. A slide damaged
+  elsewhere is found only by extracting it.
+
+  Args:
+    cohort: slides, and how they will be cut.
+    features_dir: of the features to be.
+    encoder: attributes of the encoder, as far as they are known.
+    problems: found before.
+
+  Raises:
+    SystemExit: always; with 1 if there are problems.
+  """
+  missing, faults = _survey(cohort, features_dir, encoder)
+  with (
+    warnings.catch_warnings(record=True) as caught,
+    futures.ThreadPoolExecutor(cohort.tiles.threads) as pool,
+  ):
+    warnings.simplefilter('always')
+    total = len(cohort.paths)
+    looks = pool.map(functools.partial(_look, cohort), cohort.paths)
+    looks = progress.bar(looks, total=total, desc='slides', unit='slide')
+    found = dict(zip(cohort.paths, looks, strict=True))
+  unread = [fault for fault in found.values() if isinstance(fault, str)]
+  most = sum(
+    found[path] for path in missing if not isinstance(found[path], str)
+  )
+  print(
+    f'{total} slides, {total - len(unread)} readable, {total - len(missing)}'
+    f' have features; at most {most} tiles of {cohort.tiles.tile_size} px at'
+    f' {cohort.tiles.tile_mpp:g} um/px to encode, by the area of the slides:'
+    f' {most * _WIDTH / 2**30:.1f} GiB of features'
+  )
+  Findings(
+    [*problems, *unread, *faults], [str(warning.message) for warning in caught]
+  ).close()
+
+
+def _look(cohort: SlideTiles, path: pathlib.Path) -> int | str:
+  """Returns how many tiles a slide has at most, or what is wrong with it."""
+  try:
+    with cohort.open(path) as slide:
+      for level in {0, len(slide.level_dimensions) - 1}:
+        size = np.minimum(slide.level_dimensions[level], 256)
+        spans = size * slide.level_downsamples[level]
+        corner = np.maximum((slide.width, slide.height) - spans, 0) // 2
+        slide.read(*corner.astype(int).tolist(), level, *size.tolist())
+      return len(cohort.grid(slide, whole=True).coords)
+  except slides.SlideError as error:
+    return str(error)
+  except Exception as error:  # Whatever it is, the other slides are looked at.
+    return f'{path.name}: {type(error).__name__}: {error}'
+
+
+def _survey(
+  cohort: SlideTiles, features_dir: pathlib.Path, encoder: Mapping[str, str]
+) -> tuple[list[pathlib.Path], list[str]]:
+  """Returns the slides without features, and what is wrong with the others."""
+  ids = [slides.slide_id(path) for path in cohort.paths]
+  faults = [
+    f'{name}: {count} slides have this id; features would overwrite each other'
+    for name, count in collections.Counter(ids).items()
+    if count > 1
+  ]
+  missing = []
+  for name, path in zip(ids, cohort.paths, strict=True):
+    file = features_dir / f'{name}.h5'
+    if not file.exists():
+      missing.append(path)
+      continue
+    try:
+      found = features.header(file).attributes
+      faults += cohort.differences(path, file, found, encoder)
+    except features.FeatureError as error:
+      faults.append(str(error))
+  return missing, faults
+
+
+def _read(
+  cohort: SlideTiles,
+  paths: Sequence[pathlib.Path],
+  encoder: Encoder,
+  batch: int,
+  failures: list[Failure],
+) -> Iterator[tuple[_Bag, np.ndarray]]:
+  """Yields the tiles of slides one by one; notes the slides that fail."""
+  common = encoder.attributes() | {'encoder_note': encoder.note}
+  for path in paths:
+    name = slides.slide_id(path)
+    try:
+      with cohort.open(path) as slide:
+        grid = cohort.grid(slide)
+        geometry = {
+          'patch_size_level0': grid.size_level0,
+          'effective_mpp': grid.effective_mpp,
+          'level0_mpp': slide.mpp,
+          'level0_mpp_source': slide.mpp_source,
+          'level0_width': slide.width,
+          'level0_height': slide.height,
+          'slide_sha256': slides.digest(path),
+        }
+        made = common | cohort.attributes(name) | geometry
+        bag = _Bag(name, grid.coords, made)
+        augment = cohort.tiles.augment
+        for tiles in cohort.read(slide, grid, batch, augment=augment):
+          yield from ((bag, tile) for tile in tiles)
+    except slides.SlideError as error:
+      failures.append(Failure(name, str(error)))
+    except Exception as error:  # Whatever it is, the other slides go on.
+      failures.append(Failure(name, f'{type(error).__name__}: {error}'))
+
+
+def _batches(
+  tiles: Iterator[tuple[_Bag, np.ndarray]], size: int
+) -> Iterator[tuple[list[_Bag], np.ndarray]]:
+  """Yields tiles [size, S, S, 3], and whose they are; zeros fill the last."""
+  while part := list(itertools.islice(tiles, size)):
+    batch = np.zeros((size, *part[0][1].shape), np.float32)
+    for i, (_, tile) in enumerate(part):
+      batch[i] = tile
+    yield [bag for bag, _ in part], batch
+
+
+def _ahead(items: Iterator) -> Iterator:
+  """Yields `items`; another thread makes a few of them in advance."""
+  pool = futures.ThreadPoolExecutor(1)
+  submit = lambda: pool.submit(next, items, None)
+  try:
+    waiting = collections.deque(submit() for _ in range(_AHEAD))
+    while (item := waiting.popleft().result()) is not None:
+      waiting.append(submit())
+      yield item
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _write(folder: pathlib.Path, bag: _Bag) -> list[Failure]:
+  """Writes a slide's file; returns its failure if features are not finite."""
+  file = folder / f'{bag.slide_id}.h5'
+  try:
+    features.write(file, np.stack(bag.rows), bag.coords, bag.attributes)
+  except features.FeatureError as error:
+    return [Failure(bag.slide_id, str(error))]
+  return []

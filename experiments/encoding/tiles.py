@@ -1,0 +1,209 @@
+"""Slides as tiles: all of them, or a sample."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from data import pipeline, slides, tiling
+from data.files import first_of
+from experiments.run.options import field
+
+_SAMPLE = 128  # Tiles, from 16 slides where there are as many.
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Scale of slides."""
+
+  slide_mpp: float | None = field(
+    None,
+    'Micrometres per level-0 pixel of slides that do not state it.',
+    least=1e-3,
+  )
+  slide_mpp_csv: pathlib.Path | None = field(
+    None,
+    'CSV with the columns slide_id,mpp: micrometres per level-0 pixel of slides'
+    ' that state none or a wrong one. Slides that it does not name, or with an'
+    ' empty cell, are taken as they state.',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+  """Tiles."""
+
+  tile_size: int = field(256, 'Side of a tile in pixels.', least=32)
+  tile_mpp: float = field(
+    0.5, 'Micrometres per pixel of the tiles. 0.5 is called 20x.', least=1e-3
+  )
+  min_tissue: float = field(
+    0.5,
+    'Least part of a tile that is tissue; 0 takes every tile.',
+    least=0,
+    most=1,
+  )
+  regions_dir: pathlib.Path | None = field(
+    None,
+    'Folder with <slide_id>.geojson (QuPath) or .xml (ASAP), level-0 pixels: of'
+    ' slides with such a file, take only tiles inside these outlines.',
+  )
+  threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
+  augment: bool = field(False, 'Flip tiles and jitter their colours.')
+  seed: int = field(0, 'Seed of a random encoder and of --augment.', least=0)
+
+
+class SlideTiles:
+  """The slides of a cohort, and how they are cut into tiles.
+
+  Attributes:
+    paths: as of `slides.list_slides`.
+    tiles: how they are cut.
+    scale: of slides that state none.
+    mpp_of: of level 0 by slide id, whatever the slides state.
+    regions: outlines of what counts as tissue, by slide id; where there are
+      none, it is found.
+
+  Raises:
+    SlideError: if the file of scales, or one of outlines, cannot be used.
+  """
+
+  def __init__(
+    self,
+    paths: Sequence[pathlib.Path],
+    tiles: Tiles,
+    scale: Scale = Scale(),
+  ):
+    self.paths, self.tiles, self.scale = paths, tiles, scale
+    self.mpp_of, self.regions = {}, {}
+    ids = set(map(slides.slide_id, paths))
+    if scale.slide_mpp_csv:
+      self.mpp_of = slides.read_mpp_csv(scale.slide_mpp_csv)
+      if absent := sorted(self.mpp_of.keys() - ids):
+        print(
+          f'warning: {scale.slide_mpp_csv}: no slide files of'
+          f' {first_of(absent)}'
+        )
+    if tiles.regions_dir:
+      self.regions = tiling.read_regions(tiles.regions_dir, ids)
+
+  def open(self, path: pathlib.Path) -> slides.Slide:
+    """Opens a slide at the scale that is meant."""
+    mpp = self.mpp_of.get(slides.slide_id(path))
+    return slides.Slide(path, self.scale.slide_mpp, mpp)
+
+  def grid(self, slide: slides.Slide, *, whole: bool = False) -> tiling.Grid:
+    """Returns where the tiles of a slide lie, with glass if it is `whole`."""
+    return tiling.tile_grid(
+      slide,
+      tile_size=self.tiles.tile_size,
+      mpp=self.tiles.tile_mpp,
+      min_tissue=0 if whole else self.tiles.min_tissue,
+      regions=None if whole else self.regions.get(slide.slide_id),
+    )
+
+  def read(
+    self,
+    slide: slides.Slide,
+    grid: tiling.Grid,
+    batch: int,
+    *,
+    augment: bool = False,
+  ) -> Iterator[np.ndarray]:
+    """Yields normalised tiles [n, S, S, 3] in order, n <= batch, read ahead."""
+    for tiles, weight in pipeline.slide_batches(
+      slide,
+      grid,
+      batch=batch,
+      threads=self.tiles.threads,
+      augment_seed=self.tiles.seed if augment else None,
+    ):
+      yield tiles[weight > 0]
+
+  def attributes(self, slide_id: str) -> dict[str, Any]:
+    """Returns what features of a slide's tiles say of their making."""
+    digest = hashlib.sha256()
+    for corners, hole in self.regions.get(slide_id, ()):
+      digest.update(bytes([hole]) + np.float64(corners).tobytes())
+    outlined = {'regions': digest.hexdigest()[:16]}
+    return {
+      'patch_size': self.tiles.tile_size,
+      'mpp': float(self.tiles.tile_mpp),
+      'overlap': 0,
+      'min_tissue': float(self.tiles.min_tissue),
+      'augment': str(self.tiles.seed) if self.tiles.augment else 'none',
+    } | (outlined if slide_id in self.regions else {})
+
+  def differences(
+    self,
+    path: pathlib.Path,
+    file: pathlib.Path,
+    found: Mapping[str, Any],
+    encoder: Mapping[str, str],
+  ) -> list[str]:
+    """Returns in what a feature file is not what these tiles would give.
+
+    Args:
+      path: of the slide.
+      file: <slide_id>.h5.
+      found: its attributes.
+      encoder: attributes of the encoder that is asked for, as far as known.
+    """
+    made_of = found.get('slide_sha256')  # Older files do not say.
+    if made_of is not None and made_of != slides.digest(path):
+      return [f'{file}: was made of another slide of this name than {path}']
+    name, source = file.stem, found.get('level0_mpp_source')
+    wanted = {**encoder, 'regions': None, **self.attributes(name)}
+    if name in self.mpp_of or source == 'mpp_csv':
+      wanted['level0_mpp'] = self.mpp_of.get(name)
+    elif source == 'default_mpp':
+      wanted['level0_mpp'] = self.scale.slide_mpp
+    return [
+      f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
+      for key, value in wanted.items()
+      if found.get(key) != value
+    ]
+
+  def sample(self) -> np.ndarray:
+    """Returns 128 tiles or fewer, spread over the cohort, for a random trunk.
+
+    Slides are taken in an order that is spread over the list, an equal number
+    of evenly spaced tiles from each of 16, until there are enough; those that
+    cannot be read are passed over, as `extract` will report them. The choice
+    depends on the slides and how they are cut alone.
+
+    Returns:
+      Normalised tiles, [T, tile_size, tile_size, 3] float32.
+
+    Raises:
+      SlideError: if no slide yields a tile.
+    """
+    share = -(-_SAMPLE // min(16, max(1, len(self.paths))))
+    taken, reasons = [], []
+    for path in _spread(self.paths):
+      try:
+        with self.open(path) as slide:
+          grid = self.grid(slide)
+          rows = np.linspace(0, len(grid.coords) - 1, share).round()
+          coords = grid.coords[np.unique(rows.astype(int))]
+          grid = dataclasses.replace(grid, coords=coords)
+          taken += self.read(slide, grid, len(coords))
+      except slides.SlideError as error:
+        reasons.append(str(error))
+      if sum(map(len, taken)) >= _SAMPLE:
+        break
+    if not taken:
+      raise slides.SlideError('no slide has tiles:\n' + '\n'.join(reasons))
+    return np.concatenate(taken)[:_SAMPLE]
+
+
+def _spread(items: Sequence) -> list:
+  """Returns `items` so that any first few lie evenly over the whole list."""
+  golden = (5**0.5 - 1) / 2
+  places = (np.arange(4 * len(items)) * golden % 1 * len(items)).astype(int)
+  order = dict.fromkeys([*places.tolist(), *range(len(items))])
+  return [items[i] for i in order]

@@ -1,0 +1,177 @@
+"""Labelled tiles of a study: their files, parts, hash and check."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from data.files import first_of
+from data.labelled_tiles import LabelledTiles, TileError
+from data.splits import PARTS
+from experiments.evaluation.tables import Row, Table
+from experiments.run.check import Findings
+from experiments.run.options import field
+from kmil_jax import splits
+
+_HASHED = 64  # Tiles whose pixels are hashed where they do not fit in memory.
+_AT_ONCE = 256  # Tiles decoded before the memory is given back.
+
+
+@dataclasses.dataclass(frozen=True)
+class TileFiles:
+  """Labelled tiles of your own, in one zip file."""
+
+  tiles_zip: pathlib.Path | None = field(
+    None,
+    'Zip file of images. Requires --tiles_csv.',
+    result=False,
+    only={'tiles_csv': True},
+  )
+  tiles_csv: pathlib.Path | None = field(
+    None,
+    'Table of these images, with the columns patient,x,y,label,zip_path.',
+    result=False,
+    only={'tiles_zip': True},
+  )
+
+
+def split(
+  tiles: LabelledTiles,
+  fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+  *,
+  seed: int,
+  by: str = 'group',
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Splits tiles into parts that hold the same share of every class.
+
+  Groups are dealt as `kmil_jax.splits.part_of_groups` says. Neither the order
+  of tiles nor the names of classes matter, only names and tiles of the groups.
+
+  Args:
+    tiles: to split.
+    fractions: of train, val and test; they sum to 1, and a part of 0 is empty.
+    seed: another seed is another split.
+    by: 'group' keeps a patient's or slide's tiles in one part; 'tile' does not,
+      as in papers whose patches of one slide are trained and tested on.
+
+  Returns:
+    The rows of each part, ascending, which together are all rows once.
+
+  Raises:
+    TileError: if a class has no tile, or fewer groups (tiles, for 'tile') than
+      there are parts, or a tile has no group.
+  """
+  share = np.array(fractions, float)
+  if len(share) != 3 or share.min() < 0 or not np.isclose(share.sum(), 1):
+    raise TileError(
+      f'found the fractions {fractions}; three that sum to 1 are needed'
+    )
+  unit = {'group': tiles.group, 'tile': tiles.id}[by]
+  if (unit == '').any():
+    unknown = [
+      f'{i}: its patient or slide is not known' for i in tiles.id[unit == '']
+    ]
+    raise TileError.listing(unknown, 'tiles cannot be split by group')
+  names, row = np.unique(unit, return_inverse=True)
+  count = np.zeros((len(names), len(tiles.classes)), int)
+  np.add.at(count, (row, tiles.label), 1)
+  used = np.flatnonzero(share)
+  problems = []
+  for name, held in zip(tiles.classes, count.T > 0, strict=True):
+    if (n := held.sum()) < len(used):
+      problems.append(
+        f'class {name}: tiles of {n} {by}(s) only ({", ".join(names[held])})'
+        f' for {len(used)} parts; get tiles of more'
+      )
+  if problems:
+    raise TileError.listing(problems, 'tiles cannot be split')
+  rng = np.random.default_rng(seed)
+  if by == 'tile':
+    part = splits.part_of_each(tiles.label[np.argsort(row)], share, rng)
+  else:
+    part = splits.part_of_groups(count, share, rng)
+  of_tile = part[row]
+  for c, name in enumerate(tiles.classes):
+    for p in np.setdiff1d(used, of_tile[tiles.label == c]):
+      raise TileError(
+        f'the {PARTS[p]} part got no tile of class {name}: its fraction '
+        f'{share[p]:g} is too small for {len(names)} {by}s; enlarge it, or '
+        'get more data'
+      )
+  train, val, test = (np.flatnonzero(of_tile == p) for p in range(3))
+  return train, val, test
+
+
+def fingerprint(tiles: LabelledTiles) -> str:
+  """Returns a hash of ids, labels, classes and pixels.
+
+  Of a set that does not fit in memory, the pixels of some tiles stand for all.
+  """
+  digest = hashlib.sha256(
+    json.dumps([tiles.classes, tiles.id.tolist()]).encode()
+  )
+  digest.update(tiles.label.astype('<i4').tobytes())
+  pixels = tiles.pixels
+  if pixels is None:
+    pixels = tiles.load(np.linspace(0, len(tiles) - 1, _HASHED).astype(int))
+  digest.update(np.ascontiguousarray(pixels))
+  return digest.hexdigest()
+
+
+def counts(sets: Mapping[str, LabelledTiles], title: str) -> Table:
+  """Returns a table of tiles and patients of each class, in the file tiles.csv.
+
+  Args:
+    sets: by name, of the same classes.
+    title: of the table.
+  """
+  classes = next(iter(sets.values())).classes
+  rows = []
+  for name, tiles in sets.items():
+    by_class = np.bincount(tiles.label, minlength=len(classes)).tolist()
+    cells = (len(tiles), *by_class, len(set(tiles.group)), tiles.size)
+    rows.append(Row((name,), {'': cells}))
+  columns = ('tiles', *classes, 'patients', 'pixels a side')
+  return Table('tiles', title, ('set',), dict.fromkeys(columns, 'd'), rows)
+
+
+def check(
+  findings: Findings,
+  sets: Mapping[str, LabelledTiles],
+  *demands: Callable[[], object],
+) -> None:
+  """Decodes every tile and adds what is wrong, for --check.
+
+  Args:
+    findings: to add to.
+    sets: by name; those that must have no patient in common, if several.
+    *demands: each raises `TileError` where the tiles do not meet it, as making
+      the parts does.
+  """
+
+  def decode(tiles: LabelledTiles, first: int) -> None:
+    tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
+
+  for name, tiles in sets.items():
+    for first in range(0, len(tiles), _AT_ONCE):
+      try:
+        decode(tiles, first)
+      except TileError as e:
+        findings.problems.append(f'{name}: {e}')
+  for demand in demands:
+    try:
+      demand()
+    except TileError as e:
+      findings.problems.append(str(e))
+  names = list(sets)
+  for i, one in enumerate(names):
+    for other in names[i + 1 :]:
+      both = sorted(set(sets[one].group) & set(sets[other].group) - {''})
+      if both:
+        findings.problems.append(
+          f'{len(both)} patients are both in {one} and {other}:'
+          f' {first_of(both)}'
+        )

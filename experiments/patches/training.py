@@ -1,0 +1,485 @@
+"""Trains a patch classifier for a study, or loads the one that is there.
+
+  trained = training.train(
+    folder, 'resnet18', model='resnet18', train=tiles, val=others,
+    recipe=recipe, options=options, seed=seed,
+  )
+  prob, features = trained.predict(test)
+
+A trained classifier is a .safetensors file whose names are paths in Flax, as
+`params/layer1_0/conv1/kernel`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from flax import linen as nn, traverse_util
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from data import augment, labelled_tiles
+from data.labelled_tiles import LabelledTiles, TileError
+from experiments.encoding import encoder
+from experiments.patches import tiles as patch_tiles
+from experiments.run import progress, results
+from experiments.run.options import OptionError, field
+from kmil_jax import (
+  checkpoint,
+  loop,
+  models,
+  parallel,
+  port,
+  saliency,
+  selection,
+)
+from kmil_jax.programs import Program
+from kmil_jax.tasks import tiles as tile_task
+from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
+from kmil_jax.train import Variables, draw
+from kmil_jax.types import PatchRecipe, Tiles
+
+# What is raised for faults of the user's tiles, weights and options.
+ERRORS = (TileError, PatchError, port.PortError)
+
+# Columns of metrics.jsonl, and their names in the training's history.
+COLUMNS = {
+  name.replace('examples', 'tiles'): name
+  for name in loop.COLUMNS
+  if name != 'val_threshold'
+}
+MODEL = 'model.safetensors'
+_CAM_BATCH = 16
+_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'
+# The same task, and programs, for trainings that can share it.
+_task = functools.lru_cache(maxsize=16)(TileTask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How networks are trained; by default as in the paper.
+
+  Fields that a `PatchRecipe` has, too, change it; see `study.Paper.here`.
+  """
+
+  epochs: int | None = field(None, 'Number of training epochs.', least=1)
+  learning_rate: float | None = field(
+    None, 'Initial learning rate.', flag='lr', least=0
+  )
+  weight_decay: float | None = field(
+    None, 'Weight decay, added to the gradient.', least=0
+  )
+  batch: int | None = field(
+    None, 'Tiles per training step, over all devices.', least=1
+  )
+  input_size: int | None = field(
+    None, 'Resize tiles to this side for the network, in pixels.', least=8
+  )
+  augment: str | None = field(
+    None,
+    'How training tiles are changed at random.',
+    choices=tuple(augment.PRESETS),
+  )
+  schedule: str | None = field(
+    None,
+    'How the learning rate falls; decade: to a tenth every 10 epochs.',
+    choices=tuple(selection.SCHEDULES),
+  )
+  select: str | None = field(
+    None,
+    'Which epoch to keep: best validation macro-F1, loss, accuracy or AUROC, or'
+    ' the last.',
+    choices=('f1_macro', 'loss', 'accuracy', 'auroc', 'last'),
+  )
+  patience: int | None = field(
+    None, 'Stop after this many epochs without a better one to keep.', least=1
+  )
+  weights: str | None = field(
+    None,
+    'Weights to start from, random by default: a .safetensors or .pth file with'
+    ' the names of torchvision, or a model.safetensors of this software. For'
+    ' several networks: network=file,network=file.',
+    result=False,  # The file is hashed.
+  )
+  freeze: str = field(
+    '',
+    'Do not train these modules: a regular expression, matched from the'
+    ' beginning of their paths, as conv1|bn1|layer[12].',
+  )
+  precision: str = field(
+    'float32',
+    'Number format of features and products in the network.',
+    choices=('float32', 'bfloat16'),
+  )
+  tensorboard: bool = field(
+    False,
+    'Also write the numbers of metrics.jsonl as TensorBoard event files.',
+    result=False,
+  )
+
+  def weights_of(self, networks: Sequence[str]) -> dict[str, str]:
+    """Returns the file that each network starts from; none of the others.
+
+    Args:
+      networks: all that will be trained.
+
+    Raises:
+      OptionError: if it is not clear which network starts from a file.
+    """
+    if not self.weights:
+      return {}
+    pairs = [part.split('=', 1) for part in self.weights.split(',')]
+    if all(len(pair) == 2 and pair[0] in networks for pair in pairs):
+      return dict(pairs)
+    if len(set(networks)) > 1 or pairs[0][0] in models.CLASSIFIERS:
+      raise OptionError(
+        f'--weights={self.weights}: networks are {", ".join(networks)}. Give'
+        ' network=file for each of them that shall start from one.'
+      )
+    return {networks[0]: self.weights}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+  """What a training depends on besides its recipe."""
+
+  model: str
+  seed: int
+  precision: str
+  freeze: str
+  classes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+  """A trained patch classifier.
+
+  Attributes:
+    variables: of the epoch that validation chose, NumPy.
+    epoch: that one, from 0.
+    history: one dict per epoch, `epoch` and `COLUMNS`; an AUROC that is not
+      defined is None.
+    recipe: that it was trained with.
+    task: what was trained.
+  """
+
+  variables: Variables
+  epoch: int
+  history: list[dict[str, Any]]
+  recipe: PatchRecipe
+  task: TileTask
+
+  @property
+  def model(self) -> nn.Module:
+    """Flax module of T tiles."""
+    return self.task.model
+
+  @property
+  def kept(self) -> dict[str, Any]:
+    """Metrics of the epoch that validation chose."""
+    return self.history[self.epoch]
+
+  def predict(self, tiles: LabelledTiles) -> tuple[np.ndarray, np.ndarray]:
+    """Classifies n tiles, each by itself, in their order.
+
+    Returns:
+      Probabilities [n, C] and features [n, F], float32.
+    """
+    if not len(tiles):
+      raise TileError('found no tile to evaluate')
+    program, held = self._on_devices
+    out = program.evaluate(held, lambda: _in_order(tiles, self.recipe))
+    return out['prob'], out['features']
+
+  def grad_cam(
+    self, tiles: LabelledTiles, target: np.ndarray, layer: str | None = None
+  ) -> np.ndarray:
+    """Returns maps of what speaks for classes; see `saliency.grad_cam`.
+
+    Args:
+      tiles: n of them.
+      target: a class for each tile, [n].
+      layer: whose map is weighted; the last one by default.
+
+    Returns:
+      Maps [n, S, S] in [0, 1].
+    """
+    look = jax.jit(
+      functools.partial(saliency.grad_cam, self.model, layer=layer)
+    )
+    targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
+    maps = []
+    for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
+      some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
+      cam = np.asarray(look(self.variables, batch.image, some))
+      maps.append(cam[batch.weight > 0])
+    return np.concatenate(maps)
+
+  @functools.cached_property
+  def _on_devices(self) -> tuple[Program, list[Any]]:
+    program = tile_task.program(self.task)
+    return program, program.put((_one_run(self.variables), _runs(0)))
+
+
+def train(
+  folder: results.Folder,
+  name: str,
+  *,
+  model: str,
+  train: LabelledTiles,
+  val: LabelledTiles,
+  recipe: PatchRecipe,
+  options: Training,
+  seed: int,
+  title: str = '',
+) -> Trained:
+  """Trains a classifier, or goes on with it, or loads it if it is done.
+
+  Its folder gets `config.json`, `metrics.jsonl` with a line per epoch, and at
+  last `model.safetensors`. Until then `checkpoints` holds the newest state:
+  training that was killed goes on from there and ends in the same model.
+
+  Args:
+    folder: of the results.
+    name: of the training's own folder in it.
+    model: a name in `CLASSIFIERS`.
+    train: to train on.
+    val: by which the epoch is chosen.
+    recipe: of the training.
+    options: weights, which decide how tiles are normalised, freeze, precision
+      and tensorboard; the others are in the recipe.
+    seed: of parameters, order, augmentation and dropout.
+    title: before the progress bar; the name by default.
+
+  Raises:
+    PatchError: if the recipe does not fit the tiles, the model or the devices.
+    ResultsError: if the folder was begun with another recipe or other tiles.
+    TileError, PortError: for faults of tiles and weights.
+    FloatingPointError: if the loss was not finite before an epoch could be
+      kept; later ones are recorded, see `progress.raise_if_diverged`.
+  """
+  state, digest, recipe = _read_weights(options.weights, model, recipe)
+  _check(train, val, recipe)
+  side = recipe.input_size or train.size
+  task = _task(
+    models.CLASSIFIERS[model],
+    # What programs do not depend on is left out: they serve any of these.
+    PatchRecipe(
+      weight_decay=recipe.weight_decay,
+      betas=recipe.betas,
+      binary=recipe.binary,
+      class_weight=recipe.class_weight,
+    ),
+    len(train.classes),
+    (side, side, train.channels),
+    precision=options.precision,
+    freeze=options.freeze,
+  )
+  part = results.Folder(folder.at(name))
+  network = _Network(
+    model, seed, options.precision, options.freeze, train.classes
+  )
+  inputs = {
+    'train_sha256': patch_tiles.fingerprint(train),
+    'val_sha256': patch_tiles.fingerprint(val),
+    'weights_sha256': digest,
+  }
+  results.record(part, [recipe, network], inputs)
+  if not part.has(MODEL):
+    start = draw(task, _runs(seed))
+    if state:
+      drawn = jax.tree.map(lambda x: x[0], start)
+      start = _one_run(_start(state, model, drawn))
+    with (
+      contextlib.closing(
+        progress.Progress(
+          [[part.path]],
+          COLUMNS,
+          recipe.epochs,
+          name=title or name,
+          unit='tile',
+          steps=-(-len(train) // recipe.batch) * recipe.batch,
+          tensorboard=options.tensorboard,
+        )
+      ) as shown,
+      contextlib.closing(
+        checkpoint.Checkpoints(part.at('checkpoints'))
+      ) as saved,
+    ):
+      found = loop.fit(
+        tile_task.program(
+          task, lambda epoch: _epoch(train, recipe, seed, epoch, shown)
+        ),
+        recipe,
+        _runs(seed),
+        start,
+        validation=lambda: _in_order(val, recipe),
+        checkpoints=saved,
+        report=shown.report,
+      )
+    progress.record_divergence(
+      part.path, {'network': (int(found.failed[0]), int(found.epoch[0]))}
+    )
+    parallel.wait_for_all('trained')
+    if found.lost[0]:
+      progress.raise_if_diverged([part.path])
+    part.save(MODEL, lambda path: _save(path, found, recipe))
+  parallel.wait_for_all('model')
+  if parallel.is_first():
+    shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
+  variables, epoch = load(part.at(MODEL))
+  history = part.read(progress.METRICS)
+  return Trained(variables, epoch, history, recipe, task)
+
+
+def load(path: pathlib.Path) -> tuple[Variables, int]:
+  """Returns the variables of a classifier, NumPy, and the epoch they are of."""
+  with safetensors.safe_open(path, 'np') as file:
+    epoch = int(file.metadata()[_EPOCH])
+    flat = {name: file.get_tensor(name) for name in file.keys()}
+  variables = traverse_util.unflatten_dict(flat, sep='/')
+  return {'batch_stats': {}} | variables, epoch
+
+
+def _save(path: pathlib.Path, found: loop.Result, recipe: PatchRecipe) -> None:
+  """Writes what `load` reads, and how the classifier's input is normalised."""
+  one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), found.variables)
+  metadata = {
+    _EPOCH: str(found.epoch[0]),
+    _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
+  }
+  flat = traverse_util.flatten_dict(one, sep='/')
+  path.write_bytes(safetensors.numpy.save(flat, metadata))
+
+
+def _read_weights(
+  path: str | None, model: str, recipe: PatchRecipe
+) -> tuple[Mapping[str, np.ndarray], str | None, PatchRecipe]:
+  """Returns weights, a hash of their file, and the recipe with their input.
+
+  A file of this software says how its input is normalised. torchvision's
+  GoogLeNet, unlike its other networks, turns what is normalised by ImageNet's
+  mean and deviation into (v - 0.5) / 0.5 first, as its weights are from another
+  framework.
+  """
+  if not path:
+    return {}, None, recipe
+  file, own = pathlib.Path(path).expanduser(), {}
+  state = port.load_state_dict(file)
+  if file.suffix == '.safetensors':
+    with safetensors.safe_open(file, 'np') as opened:
+      own = opened.metadata() or {}
+  found = {}
+  if _INPUT in own:
+    found = {k: tuple(v) for k, v in json.loads(own[_INPUT]).items()}
+  elif model.startswith('googlenet') and _EPOCH not in own:
+    found = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+  digest = hashlib.sha256(file.read_bytes()).hexdigest()
+  return state, digest, dataclasses.replace(recipe, **found)
+
+
+def _start(
+  state: Mapping[str, np.ndarray], model: str, drawn: Variables
+) -> Variables:
+  """Returns variables to start from.
+
+  Args:
+    state: of a file of this software, which must fit in full, or by
+      torchvision's names, whose head may be of other classes.
+    model: its name in `CLASSIFIERS`.
+    drawn: freshly drawn variables, of which such a head is kept.
+  """
+  if not any(name.startswith('params/') for name in state):
+    return port.from_torch(model, state, drawn=drawn)
+  wanted = traverse_util.flatten_dict(drawn, sep='/')
+  port.check(state, {name: leaf.shape for name, leaf in wanted.items()})
+  return traverse_util.unflatten_dict(state, sep='/')
+
+
+def _check(
+  train: LabelledTiles, val: LabelledTiles, recipe: PatchRecipe
+) -> None:
+  """Raises for what would fail late, or not at all."""
+  for part, tiles in (('training', train), ('validation', val)):
+    if not len(tiles):
+      raise PatchError(f'the {part} part holds no tile')
+  labelled_tiles.concatenate([train, val])  # Of one kind, and none in both.
+  count = np.bincount(train.label, minlength=len(train.classes))
+  if absent := [c for c, n in zip(train.classes, count, strict=True) if not n]:
+    raise PatchError(f'no training tile is of class {", ".join(absent)}')
+  if recipe.batch % parallel.num_devices():
+    raise PatchError(
+      f'--batch={recipe.batch} does not divide over {parallel.num_devices()}'
+      ' devices. Choose a multiple of that.'
+    )
+  if recipe.select in selection.NEED_AUROC and len(set(val.label)) < 2:
+    raise PatchError(
+      'the validation part holds one class, so no AUROC, by which this recipe'
+      f' chooses the epoch ({recipe.select}). Give --select=loss.'
+    )
+
+
+def _runs(seed: int) -> TileRuns:
+  return TileRuns(seed=np.array([seed], np.uint32))
+
+
+def _one_run(variables: Variables) -> Variables:
+  """Adds the axis of runs."""
+  variables = {'batch_stats': {}, **variables}
+  return jax.tree.map(lambda x: np.asarray(x)[None], variables)
+
+
+def _epoch(
+  tiles: LabelledTiles,
+  recipe: PatchRecipe,
+  seed: int,
+  epoch: int,
+  shown: progress.Progress,
+) -> Iterator[Tiles]:
+  """Yields batches to train on."""
+  shown.advance(epoch, 0)
+  for step, batch in enumerate(
+    _batches(
+      tiles,
+      recipe,
+      recipe.batch,
+      epoch=epoch,
+      seed=seed,
+      policy=augment.PRESETS[recipe.augment],
+      balanced=recipe.balanced,
+    )
+  ):
+    yield batch
+    shown.advance(epoch, (step + 1) * recipe.batch)
+
+
+def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
+  """Yields batches to evaluate."""
+  per_device = encoder.default_batch() // parallel.num_local_devices()
+  return _batches(tiles, recipe, per_device * parallel.num_devices())
+
+
+def _batches(
+  tiles: LabelledTiles, recipe: PatchRecipe, batch: int, **order: Any
+) -> Iterator[Tiles]:
+  from data import pipeline  # TensorFlow takes seconds to import.
+
+  for found in pipeline.tile_batches(
+    tiles,
+    batch=batch,
+    input_size=recipe.input_size,
+    mean=recipe.mean,
+    std=recipe.std,
+    **order,
+  ):
+    yield Tiles(
+      image=found['image'], label=found['label'], weight=found['weight']
+    )

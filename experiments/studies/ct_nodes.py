@@ -1,0 +1,568 @@
+"""Nodes in CT: options, slices, stages and tables of Ansari's study."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import numpy as np
+
+from data import labelled_tiles
+from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
+from data.files import replacing
+from data.labelled_tiles import LabelledTiles, TileError
+from data.phantom import ct as phantom
+from data.splits import PARTS
+from experiments import papers, scores
+from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.patches import pictures, tiles as patch_tiles, training
+from experiments.patches.study import File, Study
+from experiments.patches.training import Training
+from experiments.run import phantoms, progress
+from experiments.run.check import Findings
+from experiments.run.options import OptionError, field
+from kmil_jax import intervals, metrics, parallel
+from kmil_jax.models.node_cnn import NodeCNN
+
+_FRACTIONS = (0.8, 0.1, 0.1)  # Ansari's.
+_LARGEST = 162  # Isotropic voxels, 128 mm: the largest box there can be.
+_SHOWN = 10  # Test slices with Grad-CAM.
+_COLUMNS = 'train accuracy', 'test accuracy', 'test AUROC', 'Grad-CAM in node'
+_PUBLISHED = papers.read('ansari')
+_CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
+
+
+# Rows of Table 3.
+NETWORKS = {
+  'custom': 'custom (no augmentation)',
+  'custom_aug': 'custom (augmentation)',
+  'resnet50': 'ResNet-50 (no augm.)',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """CT volumes, and the slices that are cut from them."""
+
+  csv_path: pathlib.Path | None = field(
+    None,
+    'CSV with patient_id, image_path (NIfTI, or the folder of a DICOM series),'
+    ' mask_path (NIfTI), label and, where one mask holds nodes of both classes,'
+    ' mask_value. By default a phantom is rendered.',
+    result=False,
+  )
+  data_dir: pathlib.Path | None = field(
+    None,
+    'Folder of the paths in the CSV; that of the CSV by default.',
+    result=False,
+    only={'csv_path': True},
+  )
+  classes: tuple[str, ...] = field(
+    phantom.CLASSES,
+    'The two labels, the negative one first.',
+    only={'csv_path': True},
+  )
+  split_by: str = field(
+    'patient',
+    'Keep whole patients, or only whole slices, in one part. patient avoids'
+    ' leakage; slice repeats the paper.',
+    choices=('patient', 'slice'),
+  )
+  slices: str = field(
+    '1',
+    'Slices of a node: the one in which it is largest, or all that hold it.',
+    choices=('1', 'all'),
+  )
+  box_mm: float | None = field(
+    None,
+    'Side of the square around a node, in mm. By default the one that suits the'
+    ' most nodes outside the test part.',
+    least=4,
+    most=_LARGEST * resample.SPACING,
+  )
+  mask_interpolation: str = field(
+    'nearest',
+    'How masks are resampled. bspline repeats the paper.',
+    choices=('nearest', 'bspline'),
+  )
+
+  def __post_init__(self):
+    if len(self.classes) != 2 or len(set(self.classes)) != 2:
+      raise OptionError('--classes needs two labels, the negative one first.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """The networks that are compared."""
+
+  networks: tuple[str, ...] = field(
+    tuple(NETWORKS),
+    'Rows of Table 3 to make.',
+    choices=tuple(NETWORKS),
+    result=False,
+  )
+
+  def check(self, options: Training) -> None:
+    """Raises `OptionError` for options without an effect on these networks."""
+    if not self.networks:
+      raise OptionError('--networks is empty.')
+    if options.augment:
+      raise OptionError(
+        '--augment cannot be used: Table 3 compares a network with and without'
+        ' it. Choose with --networks.'
+      )
+    if (options.weights or options.freeze) and 'resnet50' not in self.networks:
+      raise OptionError(
+        '--weights and --freeze have an effect only with resnet50 in'
+        ' --networks.'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """Slices of nodes in a box of one size, split; see `study.Material`."""
+
+  tiles: LabelledTiles  # [n, S, S, 1] float32 in [0, 1]
+  inside: np.ndarray  # [n, S, S] bool, the node
+  image: np.ndarray  # [n] str, path of the volume
+  z: np.ndarray  # [n] mm from the volume's lower face
+  rows: Mapping[str, np.ndarray]  # of `tiles`, by part
+  fates: Mapping[str, Mapping[str, int]]  # by class: what became of its nodes
+  specks: int  # parts of masks too small to be nodes
+  is_phantom: bool
+
+  @property
+  def inputs(self) -> dict[str, str]:
+    digest = hashlib.sha256()
+    for part, rows in self.rows.items():
+      digest.update(repr((part, self.tiles.id[rows].tolist())).encode())
+    return {
+      'slices_sha256': patch_tiles.fingerprint(self.tiles),
+      'splits_sha256': digest.hexdigest(),
+    }
+
+  @property
+  def note(self) -> str:
+    side = self.tiles.size
+    return (
+      f'box of {side} x {side} voxels of {resample.SPACING} mm:'
+      f' {side * resample.SPACING:.1f} mm'
+    )
+
+  def check(self, findings: Findings) -> None:
+    """Nothing is left to find: cutting the slices has found all problems."""
+
+  def tables(self) -> Iterator[Table]:
+    rows = {name: list(counts.values()) for name, counts in self.fates.items()}
+    rows['both'] = np.sum(list(rows.values()), 0).tolist()
+    yield Table(
+      'nodes',
+      'Nodes',
+      ('class',),
+      dict.fromkeys(next(iter(self.fates.values())), 'd'),
+      [Row((name,), {'': counts}) for name, counts in rows.items()],
+      [f'{self.specks} parts of masks below 4 mm are no nodes']
+      * bool(self.specks),
+    )
+    parts = {part: self.tiles.take(rows) for part, rows in self.rows.items()}
+    yield patch_tiles.counts(parts, 'Slices')
+
+  def part(self, part: str | None, channels: int) -> LabelledTiles:
+    """Slices of a part, or all; the grey value in each of `channels`."""
+    tiles = dataclasses.replace(
+      self.tiles,
+      read=lambda i: np.repeat(self.tiles.read(i), channels, -1),
+      channels=channels,
+    )
+    return tiles.take(self.rows[part]) if part else tiles
+
+
+def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
+  """Cuts the slices of the user's volumes or of the phantom's, and splits them.
+
+  Patients, or slices, are split; then the side of the box is chosen on training
+  and validation slices. A node's slices that the box does not fit into are
+  dropped; a node that reaches beyond its box stays, and is cut.
+
+  Raises:
+    VolumeError: naming all volumes and masks that cannot be used, and why.
+    TileError: if a class cannot be in every part.
+  """
+  simpleitk()
+  csv_path = data.csv_path or (
+    phantoms.made(
+      'ct_phantom',
+      ('data/ct/*.py', 'data/phantom/*.py'),
+      phantom.make,
+      cache_dir,
+      last='labels.csv',
+      unit='patient',
+    )
+    / 'labels.csv'
+  )
+  rows = table.read(csv_path, data.classes, data.data_dir)
+  found = collect(rows, data, cache_dir)
+  node, extent = found['node'], found['extent']
+  label, patient = found['label'][node], found['patient'][node]
+  slices = LabelledTiles(  # To be split; the box is not known yet.
+    found['id'], label, patient, tuple(data.classes), found['hu'].take, size=0
+  )
+  by = {'patient': 'group', 'slice': 'tile'}[data.split_by]
+  split = patch_tiles.split(slices, _FRACTIONS, seed=seed, by=by)
+  if data.box_mm is None:
+    known = np.unique(node[np.concatenate(split[:2])])
+    side = nodes.choose_box(extent[known], found['room'][known], _LARGEST)
+  else:
+    side = nodes.box_side(data.box_mm)
+  kept = np.flatnonzero(found['side'] >= side)
+  parts = {
+    part: np.flatnonzero(np.isin(kept, some))
+    for part, some in zip(PARTS, split, strict=True)
+  }
+  mm = side * resample.SPACING
+  for part, some in parts.items():
+    for c in set(range(2)) - set(label[kept[some]].tolist()):
+      raise TileError(
+        f'the {part} part has no {data.classes[c]} node whose box of'
+        f' {mm:.1f} mm is inside its slice. Give a smaller --box_mm, another'
+        ' --seed, or more data.'
+      )
+  middle = slice((_LARGEST - side) // 2, (_LARGEST + side) // 2)
+  stays = np.isin(np.arange(len(extent)), node[kept])
+  fates = {}
+  for c, name in enumerate(data.classes):
+    mine, is_cut = found['label'] == c, found['is_cut']
+    counts = {
+      'nodes': mine,
+      'cut by an end': mine & is_cut,
+      'at the border': mine & ~is_cut & ~stays,
+      'kept': mine & stays,
+      'slices': label[kept] == c,
+      'larger than the box': mine & stays & (extent > mm),
+    }
+    fates[name] = {key: int(which.sum()) for key, which in counts.items()}
+  return Material(
+    labelled_tiles.from_arrays(
+      resample.window(found['hu'][kept, middle, middle])[..., None],
+      label[kept],
+      patient[kept],
+      data.classes,
+      ids=found['id'][kept],
+    ),
+    found['inside'][kept, middle, middle],
+    found['image'][node[kept]],
+    found['z'][kept],
+    parts,
+    fates,
+    int(found['specks']),
+    data.csv_path is None,
+  )
+
+
+def collect(
+  rows: Sequence[table.Row], data: Data, cache_dir: pathlib.Path
+) -> Mapping[str, np.ndarray]:
+  """Cuts the slices of all nodes, or loads them where that was done before.
+
+  Returns:
+    Arrays by name. Of n slices: `id`, unique; `node`, its place; `z`, mm from
+    the volume's lower face; `hu` and `inside`, whether of the node, [n, L, L]
+    in isotropic voxels, of which the middle [S, S] lie in the volume; and
+    `side`, S. Of m nodes: `extent`, `volume`, `room` and `is_cut` of
+    `nodes.Node`; `patient`; `image`, the path; and `label`, place among the
+    classes. Those cut by the first or last slice of their volume have no
+    slices. And `specks`: how many parts of masks
+    are too small to be nodes.
+
+  Raises:
+    VolumeError: naming all volumes and masks that cannot be used, and why.
+  """
+  about = data.mask_interpolation, data.slices, *data.classes
+  digest = hashlib.sha256(repr((about, rows)).encode())
+  for row in rows:
+    is_series = row.image.is_dir()
+    images = sorted(row.image.iterdir()) if is_series else [row.image]
+    for file in (row.mask, *images):
+      stat = file.stat()
+      digest.update(f'{file} {stat.st_size} {stat.st_mtime_ns}'.encode())
+  name = f'ct_slices_{phantoms.code_hash(*_CODE)}_{digest.hexdigest()[:12]}.npz'
+  path = cache_dir / name
+  if parallel.is_first() and not path.exists():
+    found = _cut_all(rows, data)
+    with replacing(path) as part, part.open('wb') as file:
+      np.savez(file, **found)
+  parallel.wait_for_all('ct_slices')
+  with np.load(path) as held:
+    return dict(held)
+
+
+def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
+  found, cut, problems, specks = [], [], [], 0
+  root = os.path.commonpath([row.mask.parent for row in rows])
+  shown = progress.bar(rows, desc='nodes', unit='row', delay=0.5)
+  for files, group in itertools.groupby(shown, lambda r: (r.image, r.mask)):
+    try:
+      volume = volumes.read(files[0])
+      mask = volumes.read_mask(files[1], volume)
+    except VolumeError as e:
+      problems.append(str(e))
+      continue
+    for row in group:
+      numbered = nodes.parts(mask, row.value)
+      if not numbered.any():
+        problems.append(f'{row.mask}: no voxel of value {row.value}')
+      some, small = nodes.find(numbered, volume.spacing)
+      specks += small
+      scan = row.mask.relative_to(root).as_posix()
+      about = {
+        'patient': row.patient,
+        'image': str(row.image),
+        'label': np.int32(data.classes.index(row.label)),
+      }
+      for node in some:
+        kept = ('extent', 'volume', 'room', 'is_cut')
+        found.append({key: getattr(node, key) for key in kept} | about)
+        side = min(_LARGEST, node.room)
+        if node.is_cut or not side:
+          continue
+        name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
+        for k, piece in enumerate(
+          nodes.cut(
+            volume,
+            numbered,
+            node,
+            side,
+            mode=data.mask_interpolation,
+            every=data.slices == 'all',
+          )
+        ):
+          cut.append(
+            {
+              'id': f'{name}.{k}',
+              'node': len(found) - 1,
+              'side': side,
+              'z': piece.z,
+              'hu': np.pad(piece.hu, (_LARGEST - side) // 2),
+              'inside': np.pad(piece.inside, (_LARGEST - side) // 2),
+            }
+          )
+  if problems:
+    raise VolumeError.listing(problems, 'volumes or masks that cannot be used')
+  if not cut:
+    raise VolumeError('no node that is inside its volume: nothing to classify')
+  return {'specks': specks} | {
+    name: np.array([one[name] for one in some])
+    for some in (found, cut)
+    for name in some[0]
+  }
+
+
+def stages(
+  study: Study, material: Material, names: Sequence[str], options: Training
+) -> Iterator[Table | File]:
+  """Trains networks in turn and yields what they see, and Tables 2 and 3."""
+  test, prob, cams, summary = material.rows['test'], {}, {}, {}
+  own = dataclasses.replace(options, weights=None, freeze='')
+  for name in names:
+    recipe, is_resnet = study.recipe[name], name == 'resnet50'
+    part = functools.partial(material.part, channels=len(recipe.mean))
+    try:
+      trained = training.train(
+        study.folder,
+        name,
+        model='resnet50' if is_resnet else 'node_cnn',
+        train=part('train'),
+        val=part('val'),
+        recipe=recipe,
+        options=options if is_resnet else own,
+        seed=study.seed,
+        title=NETWORKS[name],
+      )
+    except FloatingPointError:  # It is named at the end.
+      continue
+    prob[name], _ = trained.predict(part(None))
+    cams[name] = trained.grad_cam(part('test'), prob[name][test].argmax(1))
+    summary[name] = _scores(name, trained, prob[name], cams[name], material)
+    curves = pictures.curves(NETWORKS[name], trained.history)
+    yield File(f'figures/{name}_curves.png', curves)
+  if not summary:
+    return
+  yield File('predictions.csv', _predictions(material, prob))
+  area = material.inside[test].sum((1, 2)).astype(float)
+  by_area = metrics.auroc(material.tiles.label[test] == 1, area)
+  content = {
+    'box_voxels': material.tiles.size,
+    'nodes': material.fates,
+    'slices': {part: len(rows) for part, rows in material.rows.items()},
+    'networks': summary,
+    'test_auroc_of_area': scores.number(by_area),
+  }
+  yield File('summary.json', content)
+  yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
+  yield Table(
+    'table_2',
+    'Table 2: output shapes of the custom network at 224 x 224',
+    ('number', 'layer'),
+    {'output shape': ''},
+    [
+      Row((i, layer), {HERE: (', '.join(map(str, shape)),)})
+      for i, (layer, shape) in enumerate(_layers(), 1)
+    ],
+    published=_PUBLISHED['table_2'],
+  )
+  here = None, None, by_area, material.inside[test].mean(), ''
+  yield Table(
+    'table_3',
+    f'Table 3: {len(test)} test slices of'
+    f' {len(set(material.tiles.group[test].tolist()))} patients, which the'
+    ' intervals draw',
+    ('network',),
+    dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
+    [
+      *(_row(NETWORKS[name], one) for name, one in summary.items()),
+      Row(('area of the node alone',), {HERE: here}),
+    ],
+    published=_PUBLISHED['table_3'],
+  )
+
+
+def _scores(
+  name: str,
+  trained: training.Trained,
+  prob: np.ndarray,
+  cams: np.ndarray,
+  material: Material,
+) -> dict[str, Any]:
+  """A network's scores; intervals of the test part by patient."""
+  tiles, train, test = material.tiles, *map(material.rows.get, PARTS[::2])
+  label = tiles.label[test]
+  values = metrics.evaluate(label, prob[test])
+  ends = intervals.of_metrics(label, prob[test], tiles.group[test])
+  of_test = {
+    f'test_{name}': {
+      'value': scores.number(values[name]),
+      'ci_low': scores.number(ends[name][0]),
+      'ci_high': scores.number(ends[name][1]),
+    }
+    for name in ('accuracy', 'auroc')
+  }
+  published = _PUBLISHED['table_3'].values[NETWORKS[name],]
+  return {
+    'kept_epoch': trained.epoch + 1,
+    'epochs': len(trained.history),
+    'train_accuracy': float((prob.argmax(1) == tiles.label)[train].mean()),
+    **of_test,
+    'paper': {k.replace(' ', '_').lower(): v for k, v in published.items()},
+    'grad_cam_in_node': share_inside(cams, material.inside[test]),
+  }
+
+
+def share_inside(cam: np.ndarray, inside: np.ndarray) -> float | None:
+  """Mean share of a slice's Grad-CAM that lies in the node.
+
+  Args:
+    cam: [k, s, s].
+    inside: the nodes, bool [k, S, S].
+
+  Returns:
+    The mean over maps that are not 0 throughout; None if all are.
+  """
+  place = (np.arange(cam.shape[1]) + 0.5) * inside.shape[1] / cam.shape[1]
+  place = place.astype(int)
+  total = cam.sum((1, 2))
+  some = total > 0
+  if not some.any():
+    return None
+  where = inside[:, place][:, :, place]
+  return float(((cam * where).sum((1, 2))[some] / total[some]).mean())
+
+
+def _layers() -> list[tuple[str, tuple[int, ...]]]:
+  """Returns the layers of the custom network, and what they give of a slice."""
+  names = {'Conv': 'Conv2D', 'Dropout': 'Dropout', 'TorchDense': 'Dense'}
+  found, before = [], (1, 224, 224, 1)
+
+  def watch(call, args, kwargs, context):
+    nonlocal before
+    out = call(*args, **kwargs)
+    if name := names.get(type(context.module).__name__):
+      given = args[0].shape
+      if given != before:  # What is no module was in between.
+        between = 'Flatten' if len(given) == 2 else 'MaxPooling'
+        found.append((between, given[1:]))
+      found.append((name, out.shape[1:]))
+      before = out.shape
+    return out
+
+  with nn.intercept_methods(watch):
+    image = jax.ShapeDtypeStruct(before, np.float32)
+    jax.eval_shape(NodeCNN(1).init, jax.random.key(0), image)
+  return found
+
+
+def _row(title: str, one: Mapping[str, Any]) -> Row:
+  test = one['test_accuracy'], one['test_auroc']
+  here = one['train_accuracy'], *(v['value'] for v in test)
+  kept = f'{one["kept_epoch"]} of {one["epochs"]}'
+  ends = [
+    None if v['ci_low'] is None else (v['ci_low'], v['ci_high']) for v in test
+  ]
+  return Row(
+    (title,),
+    {
+      HERE: (*here, one['grad_cam_in_node'], kept),
+      INTERVAL: (None, *ends, None, ''),
+    },
+  )
+
+
+def _predictions(
+  material: Material, prob: Mapping[str, np.ndarray]
+) -> list[list[Any]]:
+  """A row per slice: patient, volume, part, label, probabilities."""
+  tiles = material.tiles
+  lines = [['patient_id', 'slice_id', 'image_path', 'z_mm', 'split', 'label']]
+  lines[0] += [f'prob_{tiles.classes[1]}_{name}' for name in prob]
+  for part, rows in material.rows.items():
+    lines += [
+      [
+        tiles.group[i],
+        tiles.id[i],
+        material.image[i],
+        f'{material.z[i]:.2f}',
+        part,
+        tiles.classes[tiles.label[i]],
+        *(repr(float(values[i, 1])) for values in prob.values()),
+      ]
+      for i in rows
+    ]
+  return lines
+
+
+def _cam_figure(
+  material: Material,
+  prob: Mapping[str, np.ndarray],
+  cams: Mapping[str, np.ndarray],
+) -> Any:
+  """Test slices of each class, the first by id, and what networks see there."""
+  tiles = material.part('test', 1)
+  order = np.argsort(tiles.id)
+  by_class = [order[tiles.label[order] == c][: _SHOWN // 2] for c in range(2)]
+  shown = np.concatenate(by_class)
+  rows = material.rows['test'][shown]
+  return pictures.heat(
+    f'Test slices; green: the mask; numbers: P({tiles.classes[1]}), red where'
+    ' wrong',
+    tiles.take(shown),
+    {
+      NETWORKS[name]: (cam[shown], prob[name][rows, 1])
+      for name, cam in cams.items()
+    },
+    material.inside[rows],
+  )
