@@ -31,7 +31,9 @@ from experiments.run.results import Folder
 class Drawn:
   """What is drawn and exported."""
 
-  slide: tuple[str, ...] = field((), 'Ids of slides to draw. By default all.')
+  slide: tuple[str, ...] | None = field(
+    None, 'Ids of slides to draw, with commas between. By default all.'
+  )
   scale: str = field(
     'absolute',
     'Scale of heat maps: the same for every slide (absolute), or ranks among'
@@ -67,7 +69,7 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
   """Draws and exports the slides, one after the other."""
   files, found = slides.files(), slides.scores()
   path = slides.folder().path
-  if unknown := sorted(set(drawn.slide) - set(found)):
+  if unknown := sorted(set(drawn.slide or ()) - set(found)):
     raise MapError(
       f'--slide={",".join(unknown)}: no scores in {path}. There are'
       f' {", ".join(list(found)[:5])} and others, {len(found)} in all.'

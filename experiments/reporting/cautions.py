@@ -122,7 +122,14 @@ def _numbers(record: Record) -> Iterator[Caution]:
       ' Their intervals are wide, and too narrow rather than too wide; an'
       ' interval is n/a where nothing varies.',
     )
-  reasons = summary['calibration']['temperature_reason']
+  reasons = summary['calibration'].get('temperature_reason')
+  if reasons is None:  # Of the first edition.
+    yield Caution(
+      'Temperatures of single folds',
+      'Each was fitted on the validation part of its fold, which is too small.'
+      ' Run the training command again to fit them anew.',
+    )
+    reasons = [''] * len(record.folds)
   for reason in sorted(set(reasons) - {''}):
     pairs = zip(summary['folds'], reasons, strict=True)
     folds = [fold for fold, its in pairs if its == reason]
