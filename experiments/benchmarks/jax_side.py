@@ -70,14 +70,9 @@ def steps(
     trains=trains,
     keep=keep,
   )
-  task = BagTask(
-    SPECS[design.model],
-    recipe,
-    design.num_classes,
-    design.width,
-    dtype=jnp.dtype(design.precision),
-  )
-  loader = _InOrder(store, design.num_classes, design.width, visit=order)
+  sizes = design.num_classes, design.width
+  task = BagTask(SPECS[design.model], recipe, *sizes)
+  loader = _InOrder(store, *sizes, visit=order)
   program = Program(task, runs, loader, layout=parallel.layout(recipe.batch))
   params = jax.tree.map(lambda *w: np.stack(w), *[w[MODEL] for w in weights])
   states = program.put(train.init(task, constants, {'params': params}))
@@ -125,8 +120,9 @@ def predictions(
   )
 
 
-def trunk(state: Mapping[str, np.ndarray], precision: str) -> Callable:
+def trunk(state: Mapping[str, np.ndarray]) -> Callable:
   """Returns features of tiles [T, S, S, 3] by a torch trunk's weights."""
-  apply = jax.jit(functools.partial(encoder.apply_trunk, precision=precision))
+  apply = functools.partial(encoder.apply_trunk, precision='float32')
+  apply = jax.jit(apply)
   variables = jax.device_put(port.from_torch('resnet50_trunk', state))
   return lambda tiles: apply(variables, tiles).block_until_ready()

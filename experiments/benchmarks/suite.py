@@ -199,14 +199,13 @@ def _trunk(work: Work, entry: Entry, device: torch.device) -> Sides:
   module = Trunk().eval()
   state, few = jax_side.state_of(module), tiles[:5]
   with jax.default_matmul_precision('highest'), torch.inference_mode():
-    ours = jax_side.trunk(state, 'float32')(few)
+    ours = jax_side.trunk(state)(few)
     theirs = module(torch.from_numpy(few.transpose(0, 3, 1, 2)))
   scale = theirs.abs().max().item()
   _compare('trunk: features', ours / scale, theirs / scale)
-  encode, on_device = jax_side.trunk(state, work.precision), jnp.asarray(tiles)
-  forms = torch_side.trunk_forms(
-    module.to(device), tiles, work.precision, compiled=work.compile
-  )
+  encode, on_device = jax_side.trunk(state), jnp.asarray(tiles)
+  module = module.to(device)
+  forms = torch_side.trunk_forms(module, tiles, compiled=work.compile)
   return lambda: lambda: encode(on_device), forms, 1
 
 
@@ -214,9 +213,7 @@ def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
   """Returns the sides of work on bags."""
   model, n, runs = entry.model, entry.instances, entry.runs
   rng, training = np.random.default_rng(work.seed), entry.part != 'inference'
-  design = Design(
-    model=model, precision=work.precision, num_classes=CLASSES, width=WIDTH
-  )
+  design = Design(model=model, num_classes=CLASSES, width=WIDTH)
   if entry.part == 'epoch':
     count, steps = COUNTS[device.type][0], 1
     order, trains = rng.permutation(count), training_parts(count)
@@ -243,13 +240,10 @@ def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
     keep,
     order,
     trains,
-    work.precision,
   ).forms(
     together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
     compiled=work.compile,
   )
-  features = store.features.astype(jnp.dtype(work.precision))
-  store = store.replace(features=features)
   if training:
     ours = lambda: jax_side.steps(design, weights, store, keep, order, trains)
   else:
@@ -299,9 +293,8 @@ def check(
   Raises:
     ParityError: if one differs by more than 0.001.
   """
-  exact = dataclasses.replace(design, precision='float32')
   with jax.default_matmul_precision('highest'):
-    ours = exact.predictor(inference.stack([weights]))(bag)['prob'][0]
+    ours = design.predictor(inference.stack([weights]))(bag)['prob'][0]
   groups = []
   if design.model == 'dtfd':
     mask = jnp.ones(len(bag), bool)

@@ -1,8 +1,9 @@
 """Torch's side: the forms in which a user would run these models well."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import copy
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,6 @@ class Visits:
       for all.
     order: bags that a call visits.
     trains: whether a run visits a bag, bool [R, n].
-    precision: 'float32', or 'bfloat16' for autocast.
   """
 
   def __init__(
@@ -50,21 +50,18 @@ class Visits:
     keep: np.ndarray | None,
     order: np.ndarray,
     trains: np.ndarray,
-    precision: str,
   ):
     self.training, self.order, self.trains = models[0].training, order, trains
     self.runs = [
       _Timed(copy.deepcopy(model)).train(self.training) for model in models
     ]
     self.device = next(self.runs[0].parameters()).device
-    self.low = functools.partial(autocast, self.device, precision)
     self.labels = torch.from_numpy(store.label).long().to(self.device)
 
     def bags(kept):
       for start, size in zip(store.offset, store.length, strict=True):
         rows = start + np.flatnonzero(kept[start : start + size])
-        x = torch.from_numpy(store.features[rows]).to(self.device)
-        yield x.to(getattr(torch, precision))
+        yield torch.from_numpy(store.features[rows]).to(self.device)
 
     if keep is None:
       self.bags = [list(bags(np.ones(len(store.features))))] * len(models)
@@ -81,17 +78,8 @@ class Visits:
     ragged = len(set(map(len, self.bags[0]))) > 1
     on_gpu = self.device.type == 'cuda' and not ragged
     mode = 'reduce-overhead' if on_gpu else 'default'  # CUDA graphs, or none.
-    ways = {'': lambda f: f}
-    if compiled:
-      ways[', compiled'] = functools.partial(
-        torch.compile, dynamic=ragged, mode=mode
-      )
     kinds = {'loop': self._loop} | ({'vmap': self._vmap} if together else {})
-    return {
-      kind + way: functools.partial(make, wrap)
-      for way, wrap in ways.items()
-      for kind, make in kinds.items()
-    }
+    return _ways(kinds, compiled, dynamic=ragged, mode=mode)
 
   def _loop(self, wrap: Callable) -> Call:
     """A module and an optimiser for each run."""
@@ -141,7 +129,7 @@ class Visits:
     if not self.training:
 
       def predict(x, label):
-        with torch.inference_mode(), self.low():
+        with torch.inference_mode():
           call(x, label)
 
       return predict
@@ -149,8 +137,7 @@ class Visits:
     adam = torch.optim.Adam(params, rate, weight_decay=decay, fused=True)
 
     def train(x, label):
-      with self.low():
-        loss = call(x, label)
+      loss = call(x, label)
       adam.zero_grad()
       loss.backward()
       adam.step()
@@ -158,15 +145,12 @@ class Visits:
     return train
 
 
-def trunk_forms(
-  trunk: Trunk, tiles: np.ndarray, precision: str, *, compiled: bool
-) -> Forms:
+def trunk_forms(trunk: Trunk, tiles: np.ndarray, *, compiled: bool) -> Forms:
   """Returns ways to encode tiles [T, S, S, 3], norms folded, by name.
 
   Args:
     trunk: in evaluation, on the device.
     tiles: a batch; CPUs may take few at a time, whose maps stay in the cache.
-    precision: 'float32', or 'bfloat16' for autocast.
     compiled: whether to offer what `torch.compile` makes, too.
   """
   device = next(trunk.parameters()).device
@@ -177,26 +161,31 @@ def trunk_forms(
   def make(size, wrap) -> Call:
     call = wrap(folded)
 
+    @torch.inference_mode()
     def run():
-      with torch.inference_mode(), autocast(device, precision):
-        for part in x.split(size):
-          call(part)
+      for part in x.split(size):
+        call(part)
       wait(device)
 
     return run
 
-  ways = {'': lambda f: f} | ({', compiled': torch.compile} if compiled else {})
+  sizes = (len(tiles), 2, 4) if device.type == 'cpu' else (len(tiles),)
+  kinds = {f'by {size}': functools.partial(make, size) for size in sizes}
+  return _ways(kinds, compiled)
+
+
+def _ways(
+  kinds: Mapping[str, Callable], compiled: bool, **options: Any
+) -> Forms:
+  """Returns what makes each kind as it is and, if asked for, compiled."""
+  ways = {'': lambda f: f}
+  if compiled:
+    ways[', compiled'] = functools.partial(torch.compile, **options)
   return {
-    f'by {size}{way}': functools.partial(make, size, wrap)
+    kind + way: functools.partial(make, wrap)
     for way, wrap in ways.items()
-    for size in (len(tiles), *(2, 4) * (device.type == 'cpu'))
+    for kind, make in kinds.items()
   }
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-  """Returns the context in which torch computes with 16 bits, or does not."""
-  low = precision == 'bfloat16'
-  return torch.autocast(device.type, torch.bfloat16, enabled=low)
 
 
 def wait(device: torch.device) -> None:

@@ -27,11 +27,6 @@ class Work:
   )
   runs: tuple[int, ...] = field((1, 10), 'Runs trained together.', least=1)
   repeats: int = field(5, 'Timings of each side, of which medians.', least=1)
-  precision: str = field(
-    'float32',
-    'Number format of features and products.',
-    choices=('float32', 'bfloat16'),
-  )
   compile: bool = field(
     True, 'Also try torch.compile, which may take minutes for each row.'
   )

@@ -1,11 +1,18 @@
-"""Random weights are calibrated; encoding does not depend on the batch."""
+"""Random encoders are calibrated; which weights one gets, and its name."""
 
+import hashlib
+import os
+
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from experiments.encoding import encoder
-from kmil_jax.models.resnet import ResNet50Trunk
+from experiments.encoding import encoder as encoders
+from experiments.encoding.encoder import WeightsError
+from kmil_jax import port
+from kmil_jax.models import resnet
 
 
 def make_tiles(count: int, side: int = 64, seed: int = 0) -> np.ndarray:
@@ -26,12 +33,12 @@ def tiles():
 
 @pytest.fixture(scope='module')
 def variables(tiles):
-  return encoder.random_trunk(tiles, seed=0)
+  return encoders.random_trunk(tiles, seed=0)
 
 
 @pytest.fixture(scope='module')
 def encode(variables):
-  return encoder.pmap_encode(variables, precision='float32')
+  return encoders.pmap_encode(variables, precision='float32')
 
 
 def test_features_of_a_random_trunk_are_of_order_one_and_spread(encode):
@@ -48,30 +55,147 @@ def test_features_of_a_random_trunk_are_of_order_one_and_spread(encode):
 def test_calibration_is_consistent_through_the_layers(tiles, variables, encode):
   # The stored statistics must give what the batch's own statistics gave.
   own, _ = jax.jit(
-    lambda v, x: ResNet50Trunk().apply(
+    lambda v, x: resnet.ResNet50Trunk().apply(
       v, x, train=True, mutable=['batch_stats']
     )
   )(variables, tiles)
-  np.testing.assert_allclose(encode(tiles), own, atol=2e-3)
-
-
-def test_random_trunk_is_a_function_of_seed_and_tiles(tiles, variables):
-  again = encoder.random_trunk(tiles, seed=0)
-  jax.tree.map(np.testing.assert_array_equal, variables, again)
-  other = encoder.random_trunk(tiles, seed=1)
-  kernel = lambda v: v['params']['conv1']['kernel']
-  assert np.abs(kernel(variables) - kernel(other)).max() > 0.01
-
-
-def test_rows_do_not_depend_on_their_batch(tiles, encode):
   whole = encode(tiles)
+  np.testing.assert_allclose(whole, own, atol=2e-3)
+  # Rows do not depend on their batch.
   np.testing.assert_allclose(encode(tiles[7:12]), whole[7:12], atol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32(tiles, variables, encode):
   want = encode(tiles)
-  got = encoder.pmap_encode(variables, precision='bfloat16')(tiles)
+  got = encoders.pmap_encode(variables, precision='bfloat16')(tiles)
   assert got.dtype == np.float32
   assert not np.array_equal(got, want)
   error = np.linalg.norm(got - want) / np.linalg.norm(want - want.mean(0))
   assert error < 0.2
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+  """Three blocks instead of thirteen."""
+  monkeypatch.setattr(resnet, 'STAGES', (1, 1, 1))
+
+
+def sample() -> np.ndarray:
+  return make_tiles(8, side=32)
+
+
+def never():
+  raise AssertionError('calibrated although it need not be')
+
+
+@pytest.fixture
+def file(shallow, tmp_path):
+  """A pretrained file, as it were: the trunk with constant statistics."""
+  path = tmp_path / 'trunk.safetensors'
+  shapes = jax.eval_shape(
+    resnet.ResNet50Trunk().init, jax.random.key(0), sample()
+  )
+  variables = jax.tree.map(
+    lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes
+  )
+  state = port.to_torch('resnet50_trunk', variables)
+  safetensors.numpy.save_file(state, path)
+  return path
+
+
+def make(weights, tmp_path, draw=never, **options):
+  return encoders.make_encoder(
+    weights,
+    features_dir=tmp_path / 'features',
+    cache_dir=tmp_path / 'cache',
+    sample=draw,
+    **options,
+  )
+
+
+def test_files_of_different_weights_have_different_names(file, tmp_path):
+  digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+  encoder = make(str(file), tmp_path)
+  assert encoder.name == f'resnet50-conv4-{digest}'
+  assert 'RANDOM' not in encoder.note
+  assert encoder.encode(sample()).shape == (8, 1024)
+  assert not (tmp_path / 'features').exists()  # Nothing is made up beside it.
+
+
+def test_a_partial_file_is_refused_by_file_and_names(file, tmp_path):
+  state = port.load_state_dict(file)
+  del state['layer3.0.bn1.weight']
+  partial = tmp_path / 'partial.safetensors'
+  safetensors.numpy.save_file(state, partial)
+  with pytest.raises(WeightsError) as error:
+    make(str(partial), tmp_path)
+  assert str(error.value).splitlines() == [
+    f"{partial} does not fit torchvision's ResNet-50:",
+    '1 missing: layer3.0.bn1.weight',
+  ]
+
+
+def test_a_random_trunk_is_made_once(shallow, tmp_path):
+  first = make(None, tmp_path, sample)
+  assert first.name.startswith('resnet50-conv4-random-seed0-')
+  assert 'RANDOM' in first.note and 'NOT pretrained' in first.note
+  again = make(None, tmp_path)
+  assert again.name == first.name
+  # Another cohort takes the file as its weights; a seed makes the same.
+  path = tmp_path / 'features' / encoders.RANDOM_FILE
+  other = make(str(path), tmp_path / 'other', precision='bfloat16')
+  assert (other.name, other.note) == (first.name, first.note)
+  assert make(None, tmp_path / 'third', sample).name == first.name
+  assert make(None, tmp_path / 'last', sample, seed=1).name != first.name
+  assert [p.name for p in path.parent.iterdir()] == [encoders.RANDOM_FILE]
+  with pytest.raises(WeightsError, match='seed 0, not 1'):
+    make(None, tmp_path, seed=1)
+
+
+def test_calibration_that_is_interrupted_leaves_nothing(
+  shallow, tmp_path, monkeypatch
+):
+  def full(*args):
+    raise OSError('disk full')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='disk full'):
+    make(None, tmp_path, sample)
+  assert not list((tmp_path / 'features').iterdir())
+
+
+def test_imagenet_is_taken_from_where_it_was_put(file, tmp_path, monkeypatch):
+  asked = []
+
+  def offline(repo, name):
+    asked.append((repo, name))
+    raise huggingface_hub.errors.LocalEntryNotFoundError('no network')
+
+  monkeypatch.setattr(huggingface_hub, 'hf_hub_download', offline)
+  place = tmp_path / 'cache' / 'weights' / 'resnet50.tv_in1k.safetensors'
+  with pytest.raises(WeightsError) as error:
+    make('imagenet', tmp_path)
+  assert asked == [('timm/resnet50.tv_in1k', 'model.safetensors')]
+  message = str(error.value)
+  assert 'model.safetensors of timm/resnet50.tv_in1k' in message
+  assert '\n' not in message and str(place) in message
+  place.parent.mkdir(parents=True)
+  place.write_bytes(file.read_bytes())
+  assert make('imagenet', tmp_path).name == make(str(file), tmp_path).name
+
+
+def test_a_function_of_ones_own_encodes(tmp_path, monkeypatch):
+  (tmp_path / 'my_encoder.py').write_text('encode = lambda x: x.mean((1, 2))')
+  monkeypatch.syspath_prepend(tmp_path)
+  encoder = make('my_encoder:encode', tmp_path)
+  assert encoder.attributes() == {
+    'encoder': 'my_encoder:encode',
+    'precision': 'float32',
+  }
+  assert encoder.encode(sample()).shape == (8, 3)
+  assert not (tmp_path / 'features').exists()
+  for reference in ('my_encoder:absent', 'no_such_module:encode'):
+    with pytest.raises(WeightsError, match='cannot be imported'):
+      make(reference, tmp_path)
+  with pytest.raises(WeightsError, match='applies only to ResNet-50'):
+    make('my_encoder:encode', tmp_path, precision='bfloat16')

@@ -87,7 +87,7 @@ def test_a_picture_shows_every_tile_of_the_good_slide(extracted):
 def test_the_run_says_what_it_does(extracted):
   _, _, done = extracted
   assert '--tile_size=256\n' in done.stdout
-  assert '--weights=None\n' in done.stdout
+  assert '--weights=\n' in done.stdout
   assert 'RANDOM' in done.stdout
   assert 'tiles/s' in done.stdout
 

@@ -54,6 +54,20 @@ def test_what_is_asked_is_what_config_json_gives_back(args, fields):
   assert options.from_json(options.to_json(asked), CLASSES, 'c.json') == asked
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """What is read."""
+
+  slides: pathlib.Path = field(None, 'Slides.')
+
+
+def test_an_option_without_a_default_is_required():
+  (given,) = options.parse(['script', '--slides=x'], (Input,))
+  assert given.slides == pathlib.Path('x')
+  with pytest.raises(OptionError, match='--slides is missing: Slides'):
+    options.parse(['script'], (Input,))
+
+
 def test_a_home_folder_is_found(monkeypatch):
   monkeypatch.setenv('HOME', '/home/someone')
   assert parse('--folder=~/a')[1].folder == pathlib.Path('/home/someone/a')
@@ -99,6 +113,11 @@ def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
   monkeypatch.setattr(options, 'ALIASES', [('average', 'combine')])
   assert parse('--average')[0].combine
   assert options.from_json({'average': True}, CLASSES, 'c')[0].combine
+  # The first new name that a script has.
+  monkeypatch.setattr(
+    options, 'ALIASES', [('old', 'absent'), ('old', 'port'), ('old', 'tiers')]
+  )
+  assert parse('--old=3', '--host=x')[1].port == 3
   with pytest.raises(SystemExit):
     parse('--help')
   assert 'average:' not in capsys.readouterr().out
