@@ -185,12 +185,12 @@ def _resampled(run: Run) -> dict[str, tuple[float, np.ndarray]]:
   """
   p = run.test()
   values = metrics.evaluate(p.label, p.prob)
-  overall, by_class = intervals.replicates(p.label, p.prob, p.case)
-  table = {name: (values[name], overall[name]) for name in metrics.NAMES}
+  drawn = intervals.replicates(p.label, p.prob, p.case)
+  table = {name: (values[name], drawn[name]) for name in metrics.NAMES}
   if len(run.classes) > 2:
-    aurocs = metrics.class_aurocs(p.label, p.prob)
-    for c, name in enumerate(run.classes):
-      table[f'auroc {name}'] = (aurocs[c], by_class['auroc'][:, c])
+    aurocs, draws = values['class_auroc'], drawn['class_auroc'].T
+    for name, *both in zip(run.classes, aurocs, draws, strict=True):
+      table[f'auroc {name}'] = tuple(both)
   return table
 
 
@@ -212,5 +212,5 @@ def _delong(one: Run, other: Run) -> dict[str, float]:
   if count > 2:
     # A class without slides must not spoil the others.
     for c, name in enumerate(one.classes):
-      table[f'auroc {name}'] = delong.difference(change[c], spread[c, c]).p
+      table[f'auroc {name}'] = delong.p_value(change[c], spread[c, c])
   return table

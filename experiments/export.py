@@ -15,7 +15,7 @@ from data.files import replacing
 from experiments.prediction import models
 from experiments.prediction.models import Folds
 from experiments.run import start
-from experiments.run.options import OptionError, free
+from experiments.run.options import free
 from experiments.run.start import Cache
 from kmil_jax import export
 
@@ -24,14 +24,12 @@ from kmil_jax import export
 class Output:
   """The file."""
 
-  out: pathlib.Path | None = free(None, 'File to write.')
+  out: pathlib.Path = free(None, 'File to write.')
 
 
 def run(asked: Folds, output: Output, cache: Cache) -> None:
   """Writes the file."""
   del cache  # Begun by `start`.
-  if not output.out:
-    raise OptionError('--out=<file> is required.')
   card, trained = models.read(asked.folder(), asked.fold)
   programs = trained.design.lower(trained.weights)
   archive = export.Archive(card.to_json(), trained.weights, programs)

@@ -20,49 +20,16 @@ import sys
 
 from data.features import FeatureError
 from data.files import first_of
-from data.slides import SlideError
+from data.slides import SlideError, slide_id
 from experiments.bags import features
 from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, models, outputs
-from experiments.prediction.models import Card, Predict, PredictionError
+from experiments.prediction.models import Models, PredictionError
 from experiments.run import results, start
 from experiments.run.check import Check, Findings
 from experiments.run.options import OptionError, field, free
 from experiments.run.start import Cache
 from kmil_jax.export import ExportError
-
-
-@dataclasses.dataclass(frozen=True)
-class Models(models.Folds):
-  """The models."""
-
-  model: pathlib.Path | None = free(
-    None, 'File of experiments.export, instead of --run.'
-  )
-  calibrate: bool = free(
-    True, 'Divide log probabilities by the temperatures of the folds.'
-  )
-
-  def read(self) -> tuple[Card, Predict]:
-    """Returns the card, as --calibrate asks for it, and the function of a bag.
-
-    Warns of folds that are not calibrated.
-    """
-    if self.model:
-      card, predict = models.of_file(self.model)
-    else:
-      card, trained = models.read(self.folder(), self.fold)
-      predict = trained.predictor
-    print(card.summary())
-    if not self.calibrate:
-      return card.uncalibrated(), predict
-    if None in card.temperature:
-      print(
-        f'warning: {card.temperature.count(None)} of {len(card.folds)} models'
-        ' are not calibrated, as validation slides are too few, or do not show'
-        ' how sure they may be. Their own probabilities are used.'
-      )
-    return card, predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +90,16 @@ def run(
   )
   if slides.slides_dir:
     # It imports networks, which features that are there do without.
+    from experiments.encoding import extraction
     from experiments.prediction import encode
 
-    run = asked.folder() if asked.run else None
-    job = encode.plan(source, card, slides.weights, run, cache.cache_dir, scale)
-    print(f'{len(job.slides.paths)} slides')
+    trained = asked.folder() if asked.run else None
+    cohort, encoder = encode.plan(
+      source, card, slides.weights, trained, cache.cache_dir, scale
+    )
+    print(f'{len(cohort.paths)} slides')
     if check.check:
-      job.check(path / 'features')
+      extraction.check(cohort, path / 'features', encoder.attributes())
   else:
     found = bags.find(source, card)
     print(f'{len(found.ids)} slides with features')
@@ -142,8 +112,11 @@ def run(
   inputs, failures = {'model_sha256': list(card.sha256)}, []
   with results.opened(path, everything, inputs) as folder:
     if slides.slides_dir:
-      made, failures = job.run(folder.at('features'))
-      found = bags.find(folder.at('features'), card, made)
+      features_dir = folder.at('features')
+      failures = extraction.extract(cohort, features_dir, encoder)
+      made = {slide_id(path) for path in cohort.paths}
+      made -= {failure.slide_id for failure in failures}
+      found = bags.find(features_dir, card, sorted(made))
       found.check()
     known = models.slides(asked.folder()) if asked.run else set()
     if known := sorted(known & set(found.ids)):

@@ -30,18 +30,6 @@ class PredictionError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Folds(Source):
-  """The models."""
-
-  fold: int | None = free(
-    None,
-    'The only fold of --run to take, from 0. By default all of them.',
-    least=0,
-    only={'run': True},
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class Card:
   """What the models of R folds are."""
 
@@ -57,10 +45,6 @@ class Card:
   features: Mapping[str, str]  # how they were made, as far as it is stated
   training: Mapping[str, str]  # hashes of labels, features and splits
   made_by: tuple[Mapping[str, Any], ...]  # versions, commits
-
-  def uncalibrated(self) -> 'Card':
-    """Returns the card without temperatures."""
-    return dataclasses.replace(self, temperature=(None,) * len(self.folds))
 
   def to_json(self) -> dict[str, Any]:
     """Returns the card as JSON has it."""
@@ -103,17 +87,58 @@ class Card:
     )
 
 
-def of_file(path: pathlib.Path) -> tuple[Card, Predict]:
-  """Returns the card and the function of a file of experiments.export.
+@dataclasses.dataclass(frozen=True)
+class Folds(Source):
+  """The models."""
 
-  Raises:
-    ExportError: if it is damaged, or of another JAX.
-    PredictionError: if another version wrote its card.
-  """
-  archive = export.read(path)
-  card = Card.from_json(path, archive.card)
-  # Programs count on as many rows; see `inference.Design.lower`.
-  return card, archive.predictor(card.settings.get('total_instances', 1))
+  fold: int | None = free(
+    None,
+    'The only fold of --run to take, from 0. By default all of them.',
+    least=0,
+    only={'run': True},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Models(Folds):
+  """The models."""
+
+  model: pathlib.Path | None = free(
+    None, 'File of experiments.export, instead of --run.'
+  )
+  calibrate: bool = free(
+    True, 'Divide log probabilities by the temperatures of the folds.'
+  )
+
+  def read(self) -> tuple[Card, Predict]:
+    """Returns the card, as --calibrate asks for it, and the function of a bag.
+
+    Prints what the models are, and warns if some are not calibrated.
+
+    Raises:
+      ExportError: if --model is damaged, or of another JAX.
+      PredictionError: if another version wrote its card.
+      ResultsError: see `read`.
+    """
+    if self.model:
+      archive = export.read(self.model)
+      card = Card.from_json(self.model, archive.card)
+      # Programs count on as many rows; see `inference.Design.lower`.
+      predict = archive.predictor(card.settings.get('total_instances', 1))
+    else:
+      card, trained = read(self.folder(), self.fold)
+      predict = trained.predictor
+    print(card.summary())
+    if not self.calibrate:
+      nothing = (None,) * len(card.folds)
+      card = dataclasses.replace(card, temperature=nothing)
+    elif missing := card.temperature.count(None):
+      print(
+        f'warning: {missing} of {len(card.folds)} models are not calibrated, as'
+        ' validation slides are too few, or do not show how sure they may be.'
+        ' Their own probabilities are used.'
+      )
+    return card, predict
 
 
 def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:

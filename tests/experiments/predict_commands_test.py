@@ -48,7 +48,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   code, printed = end(predict, run, new, out, '--fold=2', '--check')
   assert code == 1 and '/broken.h5: ' in printed
   for script, asked, message in (
-    (export, [run], '--out=<file> is required'),
+    (export, [run], '--out is missing'),
     (export, [f'--out={mine}'], '--run=<results folder> is required'),
     (predict, [run, new, '--fold=3'], 'of its 3 folds, 3 have no model'),
     (predict, [run, new, f'--model={mine}'], 'Give one of --run and --model'),

@@ -6,6 +6,7 @@ import pytest
 from data import features
 from data.phantom import tiff
 from data.slides import SlideError
+from experiments.encoding import extraction
 from experiments.encoding.encoder import Encoder, WeightsError
 from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, encode
@@ -75,37 +76,25 @@ def plan(slides_dir, card, weights='colours', run=None):
 
 
 def test_features_are_made_as_those_of_the_training(
-  slides_dir, asked, tmp_path, capsys
+  slides_dir, asked, tmp_path
 ):
-  job = plan(slides_dir, card())
+  cohort, encoder = plan(slides_dir, card())
   assert asked == [('colours', 'bfloat16')]
-  made, failures = job.run(tmp_path / 'features')
-  assert made == ['a', 'b.1']
-  (failure,) = failures
+  (failure,) = extraction.extract(cohort, tmp_path / 'features', encoder)
   assert failure.slide_id == 'broken' and 'cannot open' in failure.reason
-  found = bags.find(tmp_path / 'features', card(), made)
-  assert found.ids == made and found.unlike == []
+  found = bags.find(tmp_path / 'features', card())
+  assert found.ids == ['a', 'b.1'] and found.unlike == []
   # 64 level-0 pixels to a tile.
-  counts = [len(found.source.read(slide).features) for slide in made]
+  counts = [len(found.source.read(slide).features) for slide in found.ids]
   assert counts == [3, 10]
   attributes = features.header(tmp_path / 'features' / 'a.h5').attributes
   assert {k: str(attributes[k]) for k in MADE} == MADE
   assert attributes['level0_mpp_source'] == 'mpp_csv'
-  with pytest.raises(SystemExit, match='1'):  # One slide is a problem.
-    job.check(tmp_path / 'features')
-  said = capsys.readouterr().out
-  assert 'problem: broken.svs: OpenSlide cannot open it' in said
-  # What is there is not made again.
-  before = (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns
-  assert job.run(tmp_path / 'features') == (made, failures)
-  assert (tmp_path / 'features' / 'a.h5').stat().st_mtime_ns == before
-  with pytest.raises(PredictionError, match='patch_size is 32, not 64'):
-    plan(slides_dir, card(patch_size='64')).run(tmp_path / 'features')
 
 
 def test_an_encoder_of_ones_own_encodes_new_slides(slides_dir, asked):
   name = 'my_encoder:encode'
-  assert plan(slides_dir, card(encoder=name), name).encoder.name == name
+  assert plan(slides_dir, card(encoder=name), name)[1].name == name
 
 
 @pytest.mark.parametrize(
@@ -116,7 +105,7 @@ def test_an_encoder_of_ones_own_encodes_new_slides(slides_dir, asked):
     ({'mpp': None}, 'colours', 'tiles of 32 px at unknown um/px'),
     ({}, None, 'Give its weights by --weights'),
     ({}, 'absent', 'no such file'),
-    ({}, 'grey', 'is encoder resnet50-conv4-grey. The models take'),
+    ({}, 'grey', '--weights=grey is resnet50-conv4-grey'),
   ],
 )
 def test_features_that_cannot_be_made_alike_are_refused(
@@ -143,6 +132,6 @@ def test_a_random_encoder_is_found_beside_the_features_of_the_training(
     ' "options": {}, "inputs": {}, "made_by": []}'
   )
   (tmp_path / 'encoder.safetensors').write_bytes(b'')
-  with pytest.raises(PredictionError, match='is encoder'):
+  with pytest.raises(PredictionError, match=r'--weights=/.* is resnet50'):
     plan(slides_dir, card(), None, Folder(tmp_path))
   assert asked == [(f'{tmp_path / "encoder.safetensors"}', 'bfloat16')]

@@ -181,7 +181,7 @@ def test_features_made_otherwise_are_refused(
   finished, models, model_file, tmp_path, changed, message
 ):
   source = some_features(finished, tmp_path, NAMES[:1], mpp=1.0005)
-  of_file, _ = trained.of_file(model_file)
+  of_file, _ = trained.Models(model=model_file).read()
   assert bags.find(source, of_file).unlike == []
   some_features(finished, tmp_path, NAMES[:2], **changed)
   for card in (models[0], of_file):
