@@ -23,7 +23,7 @@ _AHEAD = 4  # Batches read in advance, whichever slides they come from.
 _WIDTH = 1024 * 4  # Bytes of an instance.
 
 
-class EncodingError(Exception):
+class EncodingError(features.FeatureError):
   """A request that would spoil or mix feature files; says what to change."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data import pipeline, slides, tiling
+from data import slides, tiling
 from data.files import first_of
 from experiments.run.options import field
 
@@ -24,12 +24,14 @@ class Scale:
     None,
     'Micrometres per level-0 pixel of slides that do not state it.',
     least=1e-3,
+    only={'slides_dir': True},
   )
   slide_mpp_csv: pathlib.Path | None = field(
     None,
     'CSV with the columns slide_id,mpp: micrometres per level-0 pixel of slides'
     ' that state none or a wrong one. Slides that it does not name, or with an'
     ' empty cell, are taken as they state.',
+    only={'slides_dir': True},
   )
 
 
@@ -115,6 +117,9 @@ class SlideTiles:
     augment: bool = False,
   ) -> Iterator[np.ndarray]:
     """Yields normalised tiles [n, S, S, 3] in order, n <= batch, read ahead."""
+    # It imports TensorFlow, which takes seconds.
+    from data import pipeline
+
     for tiles, weight in pipeline.slide_batches(
       slide,
       grid,

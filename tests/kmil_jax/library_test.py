@@ -106,9 +106,8 @@ def test_the_command_takes_a_model_of_ones_own(folder):
 import kmil_jax
 from kmil_jax.models import SPECS
 kmil_jax.register('mine', SPECS['abmil'])
-from absl import app
 from experiments import kmil
-app.run(kmil.main)
+kmil.main()
 """
   (folder / 'my_kmil.py').write_text(script)
   flags = ('--model=mine', '--check', '--k=3')
