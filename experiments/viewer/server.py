@@ -44,7 +44,7 @@ _PLACE = rf'{_NUMBER}/{_NUMBER}_{_NUMBER}'
 _IDLE = 60  # Seconds before a silent connection is closed.
 _OPEN = 4  # Slides open at a time.
 
-Answer = tuple[str, bytes]  # Content type and content; empty if none.
+Answer = tuple[str, bytes | None]  # Content type and content, if any.
 
 
 class Server(server.ThreadingHTTPServer):
