@@ -115,7 +115,8 @@ def _numbers(record: Record) -> Iterator[Caution]:
       f'{first_of(absent)}. Their recall and AUROC are n/a, and so are macro'
       ' F1, balanced accuracy and the mean AUROC.',
     )
-  if few := [f'{c} ({n})' for c, n in cases.items() if n < _FEW_CASES]:
+  counts = [(name, cases[name]) for name in summary['classes']]
+  if few := [f'{c} ({n})' for c, n in counts if 0 < n < _FEW_CASES]:
     yield Caution(
       'Few patients',
       f'Classes with fewer than {_FEW_CASES} tested cases: {first_of(few)}.'

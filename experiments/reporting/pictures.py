@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import io
 from typing import Any, NamedTuple
 
-from matplotlib import figure
+from matplotlib import figure, ticker
 import numpy as np
 from PIL import Image
 
@@ -64,6 +64,8 @@ def sizes(record: Record) -> Picture:
   edges = np.unique(np.floor(np.geomspace(sizes.min(), sizes.max() + 1, 15)))
   ax.hist(sizes, edges - 0.5, color='C0', edgecolor='white')
   ax.set(xscale='log', xlabel='instances of a slide', ylabel='slides')
+  ax.xaxis.set_major_formatter(ticker.LogFormatter())
+  ax.xaxis.set_minor_formatter(ticker.LogFormatter())
   return _drawn('Slides by the size of their bags', drawing)
 
 
