@@ -26,7 +26,7 @@ experiments/evaluation   680    680
 experiments/reporting   1038    430
 experiments/maps         460    460
 experiments/encoding     230    230
-experiments/prediction   582    200
+experiments/prediction   369    200
 experiments/viewer       339    230
 experiments/patches      674    320
 experiments/studies     1400   1400
