@@ -9,49 +9,61 @@ each metric. Folders of other slides, labels or splits are refused.
 """
 
 import csv
-import io
+import dataclasses
 import json
+import pathlib
 import sys
 
-from absl import app, flags
-
-from experiments import comparison, tables
-from experiments.run.results import ResultsError
-
-_FORMAT = flags.DEFINE_enum(
-  'format', 'text', ['text', 'markdown', 'csv', 'json'], 'How to print.'
-)
+from experiments.evaluation import comparison
+from experiments.run import start
+from experiments.run.options import OptionError, field
 
 
-def main(argv: list[str]) -> None:
-  """Prints the comparison of the folders named on the command line."""
-  if len(argv) < 3:
-    raise app.UsageError('give two results folders or more')
-  try:
-    runs = comparison.read(argv[1:])
-    rows = comparison.compare(runs)
-  except (ResultsError, OSError) as e:
-    sys.exit(f'error: {e}')
-  if _FORMAT.value == 'json':
-    print(json.dumps(rows, indent=2, allow_nan=False))
-  elif _FORMAT.value == 'csv':
-    text = io.StringIO()
-    writer = csv.DictWriter(text, comparison.COLUMNS, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    print(text.getvalue(), end='')
-  elif _FORMAT.value == 'markdown':
-    print(tables.comparison_markdown(rows))
-  else:
-    slides = runs[0].test()
-    print(
-      f'{len(slides)} test slides of {len(set(slides.case))} cases, folds '
-      + ', '.join(map(str, runs[0].folds))
-    )
-    for line in comparison.other_settings(runs):
-      print(line)
-    print(tables.comparison(rows))
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """What is compared, and how it is printed."""
+
+  folders: tuple[pathlib.Path, ...] = field(
+    (), 'Results folders, two or more.', positional=True
+  )
+  format: str = field(
+    'text',
+    'Tables for a terminal or in Markdown; or one row per metric and pair of'
+    ' folders, as CSV or JSON.',
+    choices=('text', 'markdown', 'csv', 'json'),
+  )
+
+
+def run(compared: Compared) -> None:
+  """Prints the comparison of the folders."""
+  if len(compared.folders) < 2:
+    raise OptionError('There is nothing to compare. Name two results folders.')
+  runs = comparison.read_all(compared.folders)
+  rows = comparison.compare(runs)
+  match compared.format:
+    case 'json':
+      print(json.dumps(rows, indent=2, allow_nan=False))
+    case 'csv':
+      writer = csv.DictWriter(sys.stdout, rows[0], lineterminator='\n')
+      writer.writeheader()
+      writer.writerows(rows)
+    case 'markdown':
+      for table in comparison.tables(rows):
+        print(table.markdown())
+    case 'text':
+      test = runs[0].test()
+      print(
+        f'{len(test)} test slides of {len(set(test.case))} cases, folds '
+        + ', '.join(map(str, runs[0].folds))
+      )
+      for line in comparison.other_options(runs):
+        print(line)
+      for table in comparison.tables(rows):
+        print(f'\n{table.terminal()}')
+
+
+main = start.script(run)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

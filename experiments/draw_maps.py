@@ -80,9 +80,7 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
   for name in progress.bar(names, unit='slide', desc='maps'):
     try:
       of_slide = tile_scores.read(found[name], slides.tile_size)
-      _export(target, of_slide, drawn)
-      if name in files:
-        _draw(target, of_slide, files[name], labels.get(name), drawn)
+      _write(target, of_slide, files.get(name), labels.get(name), drawn)
     except (MapError, SlideError) as e:
       faults[name] = e
   if without := len(set(names) - faults.keys() - files.keys()):
@@ -96,8 +94,14 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
     sys.exit(f'error: {len(faults)} slides failed:\n' + '\n'.join(lines))
 
 
-def _export(target: Folder, of_slide: TileScores, drawn: Drawn) -> None:
-  """Writes where folds disagree, and GeoJSON."""
+def _write(
+  target: Folder,
+  of_slide: TileScores,
+  path: pathlib.Path | None,
+  label: str | None,
+  drawn: Drawn,
+) -> None:
+  """Writes what there is of a slide; pictures, if it has a file."""
   name = of_slide.slide
   if len(of_slide.folds) > 1:
     tile_scores.write_spread(target.at(f'disagreement/{name}.h5'), of_slide)
@@ -106,31 +110,19 @@ def _export(target: Folder, of_slide: TileScores, drawn: Drawn) -> None:
     order = order[: math.ceil(drawn.top_fraction * len(order))]
     features = geojson.of_slide(of_slide, drawn.threshold, order)
     geojson.write(target.at(f'qupath/{name}.geojson'), features)
-
-
-def _draw(
-  target: Folder,
-  of_slide: TileScores,
-  path: pathlib.Path,
-  label: str | None,
-  drawn: Drawn,
-) -> None:
-  """Draws the map of a slide, and cuts out its tiles."""
+  if path is None:
+    return
   drawing = overlay.draw(
     path, of_slide, scale=drawn.scale, colours=drawn.colours, label=label
   )
   target.save(
-    f'figures/slide_maps/{drawn.scale}/{of_slide.slide}.png',
+    f'figures/slide_maps/{drawn.scale}/{name}.png',
     lambda part: drawing.savefig(part, dpi=100, format='png'),
   )
   if drawn.top_tiles:
-    top_tiles.write(
-      target.at('figures/topk'),
-      path,
-      of_slide,
-      rank_by=drawn.rank_tiles_by,
-      count=drawn.top_tiles,
-    )
+    folder, count = target.at('figures/topk'), drawn.top_tiles
+    rank_by = drawn.rank_tiles_by
+    top_tiles.write(folder, path, of_slide, rank_by=rank_by, count=count)
 
 
 main = start.script(run, (MapError, SlideError))

@@ -14,22 +14,6 @@ FIRES = 0.5  # Probability from which a network says tumour.
 _LEAST_TISSUE = 0.5  # Windows with less of it are glass.
 
 
-@chex.dataclass(frozen=True)
-class Windows:
-  """What the networks say of each window of an image; NumPy.
-
-  Window (i, j) has its first pixel in row `stride * i`, column `stride * j`.
-  """
-
-  primary: np.ndarray  # [h, w] float32 probability; NaN where it is glass
-  secondary: np.ndarray | None  # [h, w]; NaN unless the primary says tumour
-
-  def positive(self) -> np.ndarray:
-    """Returns the decision, bool [h, w]: tumour for every network there is."""
-    last = self.primary if self.secondary is None else self.secondary
-    return last >= FIRES  # False where it is NaN.
-
-
 def grid(
   shape: tuple[int, int], window: int = WINDOW, stride: int = STRIDE
 ) -> tuple[int, int]:

@@ -264,7 +264,7 @@ MUTANTS = [
     'kmil_jax/intervals_test.py',
   ),
   Mutant(
-    'experiments/scores.py',
+    'experiments/evaluation/summary.py',
     "~np.isin(whole.case, parts['test'].case)",
     'whole.label >= 0',
     'experiments/scores_test.py',

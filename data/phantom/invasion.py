@@ -44,7 +44,7 @@ def make(
   hard: float,
   seed: int,
   prefix: str,
-  progress: Callable[[int], None] | None = None,
+  progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Patches:
   """Draws the patches of a set of patients, one slide each.
 
@@ -59,7 +59,7 @@ def make(
     hard: share of negative patches that are mistaken for emboli.
     seed: another seed is another set.
     prefix: of ids; sets of other prefixes differ, with one seed too.
-    progress: called with the number of new patches.
+    progress: called with (patients done, patients in all) after each of them.
 
   Returns:
     The patches in the order of patients.
@@ -72,13 +72,13 @@ def make(
     for kinds, share in ((EASY, 1 - hard), (HARD, hard)):
       chance += [(1 - positives) * share / len(kinds)] * len(kinds)
     kinds = rng.choice(KINDS, patches, p=chance)
-    image = _expose(rng, kinds)
-    if progress is not None:
-      progress(patches)
-    return image, kinds
+    return _expose(rng, kinds), kinds
 
+  found = []
   with futures.ThreadPoolExecutor(2) as pool:
-    found = list(pool.map(render, range(patients)))
+    for one in pool.map(render, range(patients)):
+      found.append(one)
+      progress(len(found), patients)
   kind = np.concatenate([kinds for _, kinds in found])
   names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
   return Patches(

@@ -244,11 +244,10 @@ class Training:
     Raises:
       OptionError: if the devices cannot share the slides of a step.
     """
-    devices = parallel.num_devices()
-    if self.batch_size > 1 and self.batch_size % devices:
+    if self.batch_size > 1 and self.batch_size % parallel.num_devices():
       raise OptionError(
-        f'--batch_size={self.batch_size} must be a multiple of the {devices}'
-        ' devices.'
+        f'--batch_size={self.batch_size} must be a multiple of the'
+        f' {parallel.num_devices()} devices.'
       )
     recipe = self.recipe_of(model)
     return dataclasses.replace(
@@ -310,9 +309,10 @@ def settings(model: Model, training: Training, seed: int) -> folds.Settings:
       f'--total_instances={model.total_instances} must be at least'
       f' --pseudo_bags={model.pseudo_bags}.'
     )
-  recipe = training.recipe_of(model.model)
   return folds.Settings.of_options(
-    to_json([model, training]), recipe=recipe, seed=seed
+    to_json([model, training]),
+    recipe=training.recipe_of(model.model),
+    seed=seed,
   )
 
 

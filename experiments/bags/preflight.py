@@ -12,8 +12,9 @@ import numpy as np
 from data.splits import PARTS, Split
 from experiments.bags import features
 from experiments.bags.cohort import Cohort, Material
-from kmil_jax import cost, folds, parallel, plan
+from kmil_jax import cost, parallel, plan
 from kmil_jax.folds import Settings
+from kmil_jax.inference import MODEL
 from kmil_jax.models import SPECS, cpu
 
 # Of a step: parameters, gradients and Adam's two moments are read, and all but
@@ -131,14 +132,12 @@ def estimate(
   counts = np.bincount(bucket)
   passes = _BACKWARD + np.mean([split.val.mean() for split in splits])
   held, times = [], []
-  loader = cohort.bags(settings.precision, stream=True)  # Reads no features.
-  networks = settings.design(len(cohort.classes), cohort.width).like()
+  design = settings.design(len(cohort.classes), cohort.width)
+  networks, shapes = design.networks(), design.like()
   spec = SPECS[settings.model]
   for name, recipe in settings.recipes.items():
-    # Runs of one fold share the first stage.
-    count = len(set(runs) if name == folds.CHOOSER else runs)
-    task = folds.make_task(name, settings, loader)
-    leaves = jax.tree.leaves(networks[name])
+    count = len(runs if name == MODEL else set(runs))
+    leaves = jax.tree.leaves(shapes[name])
     parameters = 4 * sum(leaf.size for leaf in leaves)
     on_device = -(-count // devices) if batch == 1 else count
     at_once = max(
@@ -152,7 +151,7 @@ def estimate(
       steps
       * (
         2
-        * cost.multiply_adds(task.model, n, cohort.width)
+        * cost.multiply_adds(networks[name], n, cohort.width)
         * here
         * passes
         / (products * _EFFICIENCY)
@@ -161,8 +160,9 @@ def estimate(
       )
       for n, steps in zip(lengths, counts, strict=True)
     )
-    spent = datetime.timedelta(seconds=round(epoch * recipe.epochs))
-    times.append(f'{name} {spent} ({recipe.epochs} epochs)')
+    epochs = recipe.epochs
+    spent = datetime.timedelta(seconds=round(epoch * epochs))
+    times.append(f'{name} {spent} ({epochs} epochs)')
   where = 'streamed from disk' if streamed else 'on the device'
   yield (
     f'memory of a device, features {where}: about {_size(stored + max(held))}'

@@ -125,9 +125,8 @@ def _value(x: float) -> str:
 def _confusion(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  pred = p.prob.argmax(1)
   table = sklearn_metrics.confusion_matrix(
-    p.label, pred, labels=range(len(classes))
+    p.label, p.prob.argmax(1), labels=range(len(classes))
   )
   share = table / np.maximum(table.sum(1, keepdims=True), 1)
   drawing = figure.Figure((5.6, 5), layout='constrained')

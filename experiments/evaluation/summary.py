@@ -118,10 +118,8 @@ def of_folds(
   table = {}
   for name in metrics.NAMES:
     each = np.array([scores[name] for scores in by_fold])
-    defined = each[np.isfinite(each)]
     table[name] = {
-      'mean': number(defined.mean() if len(defined) else np.nan),
-      'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
+      **mean_and_std(each),
       whole_name: number(values[name]),
       'ci_low': number(bounds[name][0]),
       'ci_high': number(bounds[name][1]),
@@ -140,6 +138,15 @@ def of_folds(
   }
 
 
+def mean_and_std(each: np.ndarray) -> dict[str, float | None]:
+  """Mean and std over the folds where a value is defined."""
+  defined = each[np.isfinite(each)]
+  return {
+    'mean': number(defined.mean() if len(defined) else np.nan),
+    'std': number(defined.std(ddof=1) if len(defined) > 1 else np.nan),
+  }
+
+
 def class_covariance(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
   """AUROC of each class against the rest [C] and covariance [C, C]."""
   positive = p.label == np.arange(p.prob.shape[1])[:, None]
@@ -149,7 +156,7 @@ def class_covariance(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def summary_weight(num_classes: int) -> np.ndarray:
   """The weights of the classes' AUROCs in the summary AUROC, [C].
 
-  The same as `metrics.summary_auroc`, a mean of classes being a mean of their
+  The same as `metrics.evaluate` has it, a mean of classes being a mean of their
   components.
   """
   if num_classes == 2:

@@ -61,7 +61,8 @@ class Table:
       for p values.
     rows: in order.
     notes: stand below it.
-    published: the paper's values, a further line of each row that has some.
+    published: the paper's values, a further line of each row that has some:
+      after the mean of the folds if there is one, else the last.
   """
 
   name: str
@@ -140,7 +141,9 @@ class Table:
       line = {}
       if found:
         line = {self.published.source: [found.get(c) for c in self.columns]}
-      rows.append(Row(row.labels, {**row.lines, **line}))
+      first = {MEAN: row.lines[MEAN]} if MEAN in row.lines else row.lines
+      lines = {**first, **line, **row.lines}
+      rows.append(Row(row.labels, lines))
     return rows
 
   def is_left(self, column: int) -> bool:

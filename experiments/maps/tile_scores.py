@@ -242,13 +242,9 @@ def write_spread(path: pathlib.Path, scores: TileScores) -> None:
   of_classes = lambda of: np.stack(
     [of(c) for c in range(len(scores.classes))], 1
   )
-  arrays = {
-    'coords': scores.coords,
-    'probability_mean': of_classes(scores.probability),
-    'probability_std': of_classes(scores.disagreement),
-    'kept': scores.kept,
-    'prob': scores.prob,
-  }
+  arrays = {name: getattr(scores, name) for name in ('coords', 'kept', 'prob')}
+  arrays['probability_mean'] = of_classes(scores.probability)
+  arrays['probability_std'] = of_classes(scores.disagreement)
   attributes = {
     'folds': scores.folds,
     'classes': list(scores.classes),

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib import cm, colors, figure, lines
 import numpy as np
+from sklearn.metrics import roc_curve
 
 from data.labelled_tiles import LabelledTiles
 from kmil_jax import metrics
@@ -105,7 +106,8 @@ def roc(
   ax = drawing.subplots()
   for name, (truth, score) in found.items():
     label = f'{name}, AUROC {metrics.auroc(truth, score):.3f}'
-    ax.plot(*metrics.roc(truth, score), lw=1.6, label=label, clip_on=False)
+    alarms, hits, _ = roc_curve(truth, score, drop_intermediate=False)
+    ax.plot(alarms, hits, lw=1.6, label=label, clip_on=False)
   ax.plot([0, 1], [0, 1], color='0.8', lw=1, zorder=0)
   ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', title=title)
   ax.set(xlabel='false positive rate', ylabel='true positive rate')
@@ -150,6 +152,7 @@ def overlay(
   for ax, (name, shown) in zip(panels, about.items(), strict=False):
     extent = (0, width, height, 0)
     ax.imshow(image, extent=extent)
+    ax.autoscale(False)  # Nothing that is drawn enlarges the image.
     ax.set_title(name, fontsize=10)
     for ring in (ring for polygon in truth for ring in polygon):
       ax.plot(*ring.T, '--', color='black', lw=1.6)

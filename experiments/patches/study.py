@@ -65,6 +65,7 @@ class Paper:
     source: who published it, and where.
     recipe: the paper's, a dataclass for each kind of training.
     phantom: what is changed of it on the phantom, by kind of training.
+    own: what is changed of it otherwise, likewise.
   """
 
   name: str
@@ -73,6 +74,7 @@ class Paper:
   phantom: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
+  own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
   def here(self, asked: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
     """Returns the recipes as they are used: changed by the phantom, by flags.
@@ -87,7 +89,7 @@ class Paper:
       given |= {k: v for k, v in vars(one).items() if v is not None}
     found = {}
     for kind, recipe in self.recipe.items():
-      changes = dict(self.phantom.get(kind, {})) if is_phantom else {}
+      changes = dict((self.phantom if is_phantom else self.own).get(kind, {}))
       changes |= {k: v for k, v in given.items() if k in vars(recipe)}
       found[kind] = dataclasses.replace(recipe, **changes)
     return found
@@ -97,12 +99,13 @@ class Paper:
     kinds: dict[tuple, list[str]] = {}
     for kind, recipe in here.items():
       for name, value in vars(recipe).items():
-        published = getattr(self.recipe[kind], name)
-        if value != published:
+        if value != (published := getattr(self.recipe[kind], name)):
           kinds.setdefault((name, value, published), []).append(kind)
+    text = lambda v: ', '.join(map(str, v)) if isinstance(v, tuple) else v
+    kinds_with = lambda name: sum(name in vars(one) for one in here.values())
     parts = [
-      f'{name.replace("_", " ")} {value} ({published})'
-      + f' of {", ".join(some)}' * (len(some) < len(here))
+      f'{name.replace("_", " ")} {text(value)} ({text(published)})'
+      + f' of {", ".join(some)}' * (len(some) < kinds_with(name))
       for (name, value, published), some in kinds.items()
     ]
     return 'here (paper): ' + (', '.join(parts) or 'the same recipe')
@@ -121,7 +124,7 @@ def run(
   paper: Paper,
   material: Material,
   asked: Sequence[Any],
-  stages: Callable[[Study], Iterator[Table | File | str]],
+  stages: Callable[[Study], Iterator[Table | File | str | Exception]],
   *,
   check: bool = False,
 ) -> None:
@@ -132,7 +135,8 @@ def run(
     material: what it works on.
     asked: all options of the script, an `Output` among them.
     stages: yields what is printed and written, in this order. What took long
-      and is there already, it does not do again.
+      and is there already, it does not do again. An error that it yields is
+      raised at the end.
     check: only says what is wrong with the material.
 
   Raises:
@@ -151,10 +155,13 @@ def run(
     findings.close()
   path = output.folder(paper.name)
   with results.opened(path, asked, material.inputs) as folder:
+    faults = []
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
           folder.write(item.name, item.content)
+        case Exception():
+          faults.append(item)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
@@ -167,3 +174,5 @@ def run(
     parallel.wait_for_all('study')
     show(f'results in {path}')
     progress.raise_if_diverged(progress.below(path))
+    for fault in faults:
+      raise fault

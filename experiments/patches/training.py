@@ -187,8 +187,14 @@ class Trained:
     """Metrics of the epoch that validation chose."""
     return self.history[self.epoch]
 
-  def predict(self, tiles: LabelledTiles) -> tuple[np.ndarray, np.ndarray]:
+  def predict(
+    self, tiles: LabelledTiles, batch: int | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Classifies n tiles, each by itself, in their order.
+
+    Args:
+      tiles: of the kind that it was trained on.
+      batch: tiles at a time, over all devices; what suits them by default.
 
     Returns:
       Probabilities [n, C] and features [n, F], float32.
@@ -196,7 +202,7 @@ class Trained:
     if not len(tiles):
       raise TileError('found no tile to evaluate')
     program, held = self._on_devices
-    out = program.evaluate(held, lambda: _in_order(tiles, self.recipe))
+    out = program.evaluate(held, lambda: _in_order(tiles, self.recipe, batch))
     return out['prob'], out['features']
 
   def grad_cam(
@@ -461,10 +467,12 @@ def _epoch(
     shown.advance(epoch, (step + 1) * recipe.batch)
 
 
-def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
+def _in_order(
+  tiles: LabelledTiles, recipe: PatchRecipe, batch: int | None = None
+) -> Iterator[Tiles]:
   """Yields batches to evaluate."""
   per_device = encoder.default_batch() // parallel.num_local_devices()
-  return _batches(tiles, recipe, per_device * parallel.num_devices())
+  return _batches(tiles, recipe, batch or per_device * parallel.num_devices())
 
 
 def _batches(

@@ -32,8 +32,11 @@ ALIASES: Sequence[tuple[str, str]] = (
   ('default_mpp', 'slide_mpp'),
   ('drop', 'kmil_drop'),
   ('instance_score', 'dtfd_rank_by'),
+  ('mpp', 'image_mpp'),
   ('mpp', 'tile_mpp'),
+  ('mpp', 'slide_mpp'),
   ('mpp_csv', 'slide_mpp_csv'),
+  ('per', 'similarity'),
   ('score', 'kmil_score'),
   ('score', 'rank_tiles_by'),
 )
@@ -54,6 +57,7 @@ def field(
   choices: Sequence[Any] = (),
   result: bool = True,
   only: Mapping[str, Any] | None = None,
+  positional: bool = False,
 ) -> Any:
   """Returns a field of a class of options.
 
@@ -67,7 +71,9 @@ def field(
     choices: all values there are.
     result: False if results do not depend on it, as on the place of a cache.
     only: other flags by name, and the values of them with which this one has an
-      effect; True for any value but None. Given otherwise, it is refused.
+      effect; True for any value but None, False for None. Given otherwise, it
+      is refused.
+    positional: whether it has no flag: a tuple of all that is not a flag.
   """
   metadata = {
     'help': help,
@@ -77,6 +83,7 @@ def field(
     'choices': tuple(choices),
     'result': result,
     'only': only or {},
+    'positional': positional,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -106,20 +113,26 @@ def parse(
     sections = [values.module_help(_title(cls)) for cls in classes]
     print(usage.strip(), *filter(str.strip, sections), sep='\n\n')
     sys.exit(0)
+  held = {}
   try:
     rest = values(list(argv))[1:]
-  except flags.Error as e:
+    for option in _options(classes):
+      if option.positional:
+        held[option.flag] = tuple(map(option.parser.parse, rest))
+        rest = []
+      else:
+        held[option.flag] = values[option.flag].value
+  except (flags.Error, ValueError) as e:
     raise OptionError(f'{e}. --help shows all flags.') from e
   if rest:
     raise OptionError(f'{rest[0]!r} is not a flag. Flags begin with --.')
   for option in _options(classes):
-    if values[option.flag].present:
+    if not option.positional and values[option.flag].present:
       _check_effect(option, values)
     elif option.default is None and not option.optional:
       raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [
-    cls(**{o.name: values[o.flag].value for o in _options((cls,))})
-    for cls in classes
+    cls(**{o.name: held[o.flag] for o in _options((cls,))}) for cls in classes
   ]
 
 
@@ -179,20 +192,6 @@ def decisive(classes: Sequence[type]) -> set[str]:
   return {option.flag for option in _options(classes) if option.result}
 
 
-def given(argv: Sequence[str], classes: Sequence[type]) -> list[str]:
-  """Returns the flags of a command line that have a value, as written there.
-
-  For a script that runs others with its own flags.
-  """
-  values = _flags(classes)
-  values(list(argv))
-  return [
-    values[option.flag].serialize()
-    for option in _options(classes)
-    if values[option.flag].present
-  ]
-
-
 @dataclasses.dataclass(frozen=True)
 class _Option:
   """A field of a class of options."""
@@ -210,6 +209,7 @@ class _Option:
   choices: tuple[Any, ...]
   result: bool
   only: Mapping[str, Any]
+  positional: bool
 
   @property
   def parser(self) -> flags.ArgumentParser:
@@ -272,6 +272,8 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
   """Defines the flags of a script; two classes may share one."""
   values, known = flags.FlagValues(), {}
   for option in _options(classes):
+    if option.positional:
+      continue
     if same := known.get(option.flag):
       if dataclasses.replace(option, section=same.section) != same:
         raise ValueError(
@@ -298,12 +300,11 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
 
 
 def _aliases(known: Container[str]) -> list[tuple[str, str]]:
-  """Returns the former names of known flags, and these."""
-  found = {
-    former: name
-    for former, name in reversed(ALIASES)
-    if name in known and former not in known
-  }
+  """Returns the former names of known flags, and the first that each is now."""
+  found: dict[str, str] = {}
+  for former, name in ALIASES:
+    if name in known and former not in known:
+      found.setdefault(former, name)
   return list(found.items())
 
 
@@ -311,9 +312,13 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
   """Raises if a flag was given that the others leave without an effect."""
   for name, wanted in option.only.items():
     value = values[name].value
-    if wanted is True:
-      if not value:
+    if isinstance(wanted, bool):
+      if wanted and not value:
         raise OptionError(f'--{option.flag} requires --{name}.')
+      if value and not wanted:
+        raise OptionError(
+          f'--{option.flag} has no effect with --{name}. Leave it out.'
+        )
       continue
     held = value if isinstance(value, tuple) else (value,)
     if not set(held).intersection(wanted):

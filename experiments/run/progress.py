@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from experiments import files
+from data.files import replacing
 from kmil_jax import parallel
 
 METRICS = 'metrics.jsonl'
@@ -139,7 +139,8 @@ class Progress:
     if not self._started:
       lines = self._before(path) + lines
       path.parent.mkdir(parents=True, exist_ok=True)
-      files.write_text(path, _text(lines))
+      with replacing(path) as part:
+        part.write_text(_text(lines), encoding='utf-8')
       if self._tensorboard:
         self._events[path] = EventFile(path.parent, lines)
       return
@@ -181,7 +182,8 @@ def record_divergence(
     (folder / DIVERGED).unlink(missing_ok=True)
     if record:
       folder.mkdir(parents=True, exist_ok=True)
-      files.write_text(folder / DIVERGED, json.dumps(record) + '\n')
+      with replacing(folder / DIVERGED) as part:
+        part.write_text(json.dumps(record) + '\n', encoding='utf-8')
 
 
 def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:

@@ -118,7 +118,12 @@ class Folder:
       raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
 
   def write(self, name: str, content: Any) -> None:
-    """Writes a file; of a .csv rows of cells, of a .png a figure of matplotlib.
+    """Writes a file.
+
+    Args:
+      name: of the file.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib. A
+        text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -129,6 +134,8 @@ class Folder:
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
         return
+      case _ if isinstance(content, str):
+        pass
       case '.json':
         content = json.dumps(content, indent=2, allow_nan=False) + '\n'
       case '.jsonl':
@@ -216,38 +223,50 @@ def _record(
   inputs: Mapping[str, Any],
   cohort: Mapping[str, Any] | None,
 ) -> None:
-  values, classes = options.to_json(asked), [type(one) for one in asked]
-  decides = options.decisive(classes)
   made_by = [_made_by()]
   if folder.at(CONFIG).exists():
-    old = folder.config()
-    before = options.to_json(old.options(*classes))
-    differ = [
-      f'  {name}: {_shown(before[name])} before, {_shown(values[name])} now'
-      for name in sorted(decides)
-      if before[name] != values[name]
-    ] + [
-      f'  {name}: {_shown(old.inputs.get(name))} before, {_shown(hash)} now'
-      for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
-      if old.inputs.get(name) != hash
-    ]
+    differ = differences(folder, asked, inputs)
     if differ:
       raise ResultsError(
         f'{folder.path} holds results of other settings:\n'
         + '\n'.join(differ)
         + '\nChoose another --exp_code, or remove the folder.'
       )
-    made_by = [*(one for one in old.made_by if one != made_by[0]), *made_by]
+    former = folder.config().made_by
+    made_by = [*(one for one in former if one != made_by[0]), *made_by]
   content = {
     'version': _VERSION,
-    'options': values,
-    'decides': sorted(decides),
+    'options': options.to_json(asked),
+    'decides': sorted(options.decisive([type(one) for one in asked])),
     'inputs': dict(inputs),
     'made_by': made_by,
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
   folder.write(CONFIG, content)
+
+
+def differences(
+  folder: Folder, asked: Sequence[Any], inputs: Mapping[str, Any]
+) -> list[str]:
+  """Returns lines on options and inputs that config.json has otherwise.
+
+  Args:
+    folder: it is in.
+    asked: see `opened`, as `inputs`.
+  """
+  values, classes = options.to_json(asked), [type(one) for one in asked]
+  old = folder.config()
+  before = options.to_json(old.options(*classes))
+  return [
+    f'  {name}: {_shown(before[name])} before, {_shown(values[name])} now'
+    for name in sorted(options.decisive(classes))
+    if before[name] != values[name]
+  ] + [
+    f'  {name}: {_shown(old.inputs.get(name))} before, {_shown(hash)} now'
+    for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
+    if old.inputs.get(name) != hash
+  ]
 
 
 def _in_first(path: pathlib.Path, call: Callable[[], Any]) -> None:

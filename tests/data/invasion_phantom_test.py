@@ -14,14 +14,16 @@ def test_patches_are_a_function_of_the_seed_and_the_patient():
     'prefix': 'a',
   }
   done = []
-  made = invasion.make(patients=3, progress=done.append, **options)
+  made = invasion.make(
+    patients=3, progress=lambda *some: done.append(some), **options
+  )
   assert made.image.shape == (
     18,
     invasion.SIZE,
     invasion.SIZE,
     3,
   )
-  assert made.image.dtype == np.uint8 and done == [6, 6, 6]
+  assert made.image.dtype == np.uint8 and done == [(1, 3), (2, 3), (3, 3)]
   fewer = invasion.make(patients=1, **options)
   np.testing.assert_array_equal(fewer.image, made.image[:6])
   for change in ({'seed': 4}, {'prefix': 'b'}):

@@ -147,6 +147,30 @@ def test_tiles_cut_at_a_border_are_left_out_with_a_warning(tmp_path):
   np.testing.assert_array_equal(tiles.read(5), images[tiles.id[5]])
 
 
+def test_a_pool_is_all_images_below_a_folder(tmp_path):
+  def write(name, *shape):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(picture(0, *shape)))
+
+  names = ('a_1.png', 's1/x.png', 's1/deep/y.jpg', 's2/x.png')
+  for name in (*names, '.hidden/x.png'):
+    write(name)
+  (tmp_path / 'notes.txt').write_text('no tile')
+  find = lambda: tile_sources.from_pool(tmp_path, ('neg', 'pos'))
+  assert find().id.tolist() == sorted(names)
+  assert find().group.tolist() == ['a', 's1', 's1', 's2']
+  assert find().load(np.arange(4)).shape == (4, 8, 8, 3)
+  write('s3/small.png', (3, 3, 3))
+  with pytest.warns(UserWarning, match=r'1 of 5 tiles are left out.*small'):
+    assert len(find()) == 4
+  (tmp_path / 's2/broken.png').write_bytes(b'none')
+  with pytest.raises(TileError, match=r'broken\.png: not an image'):
+    find()
+  with pytest.raises(TileError, match='no image'):
+    tile_sources.from_pool(tmp_path / 'empty', ('neg', 'pos'))
+
+
 def test_a_table_labels_a_zip_whatever_its_order(tmp_path):
   rows = rows_of()
   images = {r['zip_path']: picture(i) for i, r in enumerate(rows)}

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 import pytest
 
@@ -38,11 +37,6 @@ os.execv(sys.argv[3], sys.argv[3:])
 _LOADS = 30  # Seconds that a page or an answer may take.
 
 
-def find():
-  """Path of the installed browser, None if there is none."""
-  return next(filter(None, map(shutil.which, _NAMES)), None)
-
-
 class Browser:
   """A browser of its own profile; closes with its `with` block.
 
@@ -50,7 +44,7 @@ class Browser:
   """
 
   def __init__(self):
-    path = find()
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
       pytest.skip('no Chromium on PATH (Debian: apt-get install chromium)')
     self._profile = tempfile.mkdtemp(prefix='browser_')
@@ -88,44 +82,42 @@ class Browser:
   def open(self, url, width=1280, height=800):
     """Opens a page in a tab of its own, fully loaded."""
     target = self.send('Target.createTarget', url='about:blank')['targetId']
-    session = self.send('Target.attachToTarget', targetId=target, flatten=True)[
-      'sessionId'
-    ]
-    return Page(self, session, url, width, height)
+    session = self.send('Target.attachToTarget', targetId=target, flatten=True)
+    return Page(self, session['sessionId'], url, width, height)
 
   def send(self, method, session=None, **params):
     """Sends a command of the DevTools protocol; returns its result."""
     self._number += 1
-    number = self._number
-    message = {'id': number, 'method': method, 'params': params}
+    message = {'id': self._number, 'method': method, 'params': params}
     if session:
       message['sessionId'] = session
     os.write(self._out, json.dumps(message).encode() + b'\0')
-    answer = self.wait(lambda m: m.get('id') == number)
+    while (answer := self._receive()).get('id') != self._number:
+      pass
     assert 'error' not in answer, f'{method}: {answer["error"]}'
     return answer['result']
 
-  def wait(self, wanted, since=None):
-    """Returns the first message that is wanted, an event or an answer."""
-    for event in self.events[since:] if since is not None else []:
-      if wanted(event):
-        return event
-    end = time.monotonic() + _LOADS
-    while True:
-      head, found, tail = self._rest.partition(b'\0')
-      if found:
-        self._rest = tail
-        message = json.loads(head)
-        if 'method' in message:
-          self.events.append(message)
-        if wanted(message):
-          return message
-        continue
-      left = end - time.monotonic()
-      ready = left > 0 and select.select([self._in], [], [], left)[0]
+  def wait_for(self, method, session):
+    """Waits until a session has had an event."""
+    wanted = {'method': method, 'sessionId': session}.items()
+    while not any(wanted <= event.items() for event in self._plain()):
+      self._receive()
+
+  def _plain(self):
+    return [{k: e.get(k) for k in ('method', 'sessionId')} for e in self.events]
+
+  def _receive(self):
+    """Returns the next message, an event or an answer."""
+    while b'\0' not in self._rest:
+      ready = select.select([self._in], [], [], _LOADS)[0]
       data = os.read(self._in, 1 << 20) if ready else b''
       assert data, 'the browser does not answer'
       self._rest += data
+    head, _, self._rest = self._rest.partition(b'\0')
+    message = json.loads(head)
+    if 'method' in message:
+      self.events.append(message)
+    return message
 
 
 class Page:
@@ -136,49 +128,30 @@ class Page:
     for domain in ('Page', 'Runtime', 'Network', 'Log'):
       self._send(f'{domain}.enable')
     self.resize(width, height)
-    since = len(browser.events)
+    browser.events.clear()  # Those of the blank page.
     found = self._send('Page.navigate', url=url)
     assert 'errorText' not in found, f'{url}: {found["errorText"]}'
-    browser.wait(
-      lambda m: (
-        m.get('method') == 'Page.loadEventFired'
-        and m.get('sessionId') == session
-      ),
-      since,
-    )
+    browser.wait_for('Page.loadEventFired', session)
 
   @property
   def requests(self):
     """Addresses that the page asked for, but for data: ones."""
-    urls = [
-      event['params']['request']['url']
-      for event in self._events('Network.requestWillBeSent')
-    ]
+    events = self._events('Network.requestWillBeSent')
+    urls = [event['request']['url'] for event in events]
     return [url for url in urls if not url.startswith('data:')]
 
   @property
   def problems(self):
     """Exceptions, messages of errors and loads that failed."""
     self.evaluate('1')  # What happened before is in by then.
-    found = [
-      json.dumps(event['params']['exceptionDetails'])
-      for event in self._events('Runtime.exceptionThrown')
+    logged = [event['entry'] for event in self._events('Log.entryAdded')]
+    called = self._events('Runtime.consoleAPICalled')
+    return [
+      *self._events('Runtime.exceptionThrown'),
+      *(e for e in called if e['type'] in ('error', 'assert', 'warning')),
+      *(e for e in logged if e['level'] in ('error', 'warning')),
+      *self._events('Network.loadingFailed'),
     ]
-    found += [
-      json.dumps(event['params']['args'])
-      for event in self._events('Runtime.consoleAPICalled')
-      if event['params']['type'] in ('error', 'assert', 'warning')
-    ]
-    found += [
-      event['params']['entry']['text']
-      for event in self._events('Log.entryAdded')
-      if event['params']['entry']['level'] in ('error', 'warning')
-    ]
-    found += [
-      event['params']['errorText']
-      for event in self._events('Network.loadingFailed')
-    ]
-    return found
 
   def evaluate(self, script):
     """Returns the value of a script, which may be a promise."""
@@ -192,35 +165,18 @@ class Page:
     return answer['result'].get('value')
 
   def resize(self, width, height):
-    self._send(
-      'Emulation.setDeviceMetricsOverride',
-      width=width,
-      height=height,
-      deviceScaleFactor=1,
-      mobile=False,
-    )
+    size = {'width': width, 'height': height, 'deviceScaleFactor': 1}
+    name = 'Emulation.setDeviceMetricsOverride'
+    self._send(name, mobile=False, **size)
 
-  def click(self, x, y):
-    for kind in ('mousePressed', 'mouseReleased'):
-      self._send(
-        'Input.dispatchMouseEvent',
-        type=kind,
-        x=x,
-        y=y,
-        button='left',
-        clickCount=1,
-      )
-
-  def screenshot(self, path, whole=False):
-    """Writes a PNG of the window, or of the whole page."""
-    found = self._send('Page.captureScreenshot', captureBeyondViewport=whole)
+  def screenshot(self, path):
+    """Writes a PNG of the window."""
+    found = self._send('Page.captureScreenshot')
     pathlib.Path(path).write_bytes(base64.b64decode(found['data']))
 
   def pdf(self, path):
     """Prints to A4, as the page's own style says."""
-    found = self._send(
-      'Page.printToPDF', printBackground=True, preferCSSPageSize=True
-    )
+    found = self._send('Page.printToPDF', preferCSSPageSize=True)
     pathlib.Path(path).write_bytes(base64.b64decode(found['data']))
 
   def _send(self, method, **params):
@@ -228,7 +184,7 @@ class Page:
 
   def _events(self, method):
     return [
-      event
+      event['params']
       for event in self._browser.events
       if event['method'] == method and event.get('sessionId') == self._session
     ]

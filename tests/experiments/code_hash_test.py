@@ -1,6 +1,6 @@
 """A cache's name follows the code that fills it."""
 
-from experiments import code_hash as module
+from experiments.run import phantoms as module
 
 
 def test_it_follows_the_content_of_all_files(tmp_path, monkeypatch):

@@ -1,14 +1,13 @@
-"""The cost table, as the command prints it and beside the paper's."""
+"""The costs of the models, as they are printed and beside the paper's."""
 
 import dataclasses
 import json
 
-from absl import app
 import pytest
-import script_process
 
-from experiments import cost, cost_table, paper_numbers
-from experiments.cost_table import SETTING
+from experiments import cost, papers
+from experiments.evaluation import costs
+from experiments.papers.tables import MODELS
 from kmil_jax.cost import Cost
 from kmil_jax.models import SPECS
 
@@ -26,80 +25,75 @@ CLASS_TOKEN = 512
 
 
 @pytest.fixture(scope='module')
-def printed():
-  """What `--format=json` prints, in the paper's setting."""
-  done = script_process.run('experiments.cost', '--format=json')
-  assert done.returncode == 0, done.stderr
-  return done
+def measured():
+  """The costs of all models, in the paper's setting."""
+  return costs.Slide().costs()
 
 
-@pytest.fixture(scope='module')
-def costs(printed):
-  found = json.loads(printed.stdout)
-  return {name: Cost(**row) for name, row in found.items()}
+@pytest.fixture
+def show(measured, monkeypatch, capsys):
+  """Returns what the command prints of costs: standard output and error."""
+
+  def run(*args, of=measured):
+    monkeypatch.setattr(costs.Slide, 'costs', lambda self: of)
+    cost.main(['cost', *args])
+    return capsys.readouterr()
+
+  return run
 
 
-def test_json_is_all_of_standard_output(printed):
-  found = json.loads(printed.stdout)
+def test_json_is_all_of_standard_output(measured, show):
+  out, err = show('--format=json')
+  found = json.loads(out)
   assert list(found) == list(SPECS)
-  types = {
-    'params': int,
-    'macs': int,
-    'flops_xla': float,
-    'peak_bytes': int,
-    'seconds': float,
-  }
+  assert {name: Cost(**row) for name, row in found.items()} == measured
   for row in found.values():
-    assert {key: type(value) for key, value in row.items()} == types
+    types = [type(value) for value in row.values()]
+    assert types == [int, int, float, int, float]
     assert all(value > 0 for value in row.values())
-  assert '100 instances of 1024 features, 5 classes' in printed.stderr
-  assert 'jax ' in printed.stderr
+  assert '100 instances of 1024 features, 5 classes' in err and 'jax ' in err
 
 
-def test_parameters_are_counted_exactly(costs):
-  assert {name: costs[name].params for name in PARAMS} == PARAMS
-
-
-def test_what_the_papers_table_has_and_what_no_released_network_has(costs):
-  thousands = {name: f'{row.params / 1e3:.1f}' for name, row in costs.items()}
-  paper = paper_numbers.TABLE_3
+def test_what_the_papers_table_has_and_what_no_released_network_has(measured):
+  assert {name: measured[name].params for name in PARAMS} == PARAMS
+  shown = {name: f'{row.params / 1e3:.1f}' for name, row in measured.items()}
+  paper = {
+    model: papers.read('zheng')['table_3'].values[name,]
+    for model, name in MODELS.items()
+  }
+  published = lambda name: f'{paper[name]["parameters (K)"]:.1f}'
   for name in ('abmil', 'dtfd'):
-    assert thousands[name] == f'{paper[name][1]:.1f}'
-  less_token = costs['transmil'].params - CLASS_TOKEN
-  assert f'{less_token / 1e3:.1f}' == f'{paper["transmil"][1]:.1f}'
-  assert costs['transmil'].macs == 602_823_168
-  assert f'{602_823_168 / 1e6:.2f}' == f'{paper["transmil"][0]:.2f}'
+    assert shown[name] == published(name)
+  less_token = measured['transmil'].params - CLASS_TOKEN
+  assert f'{less_token / 1e3:.1f}' == published('transmil')
+  assert measured['transmil'].macs == 602_823_168
+  known = paper['transmil']['operations (M), as the paper counts']
+  assert f'{602_823_168 / 1e6:.2f}' == f'{known:.2f}'
   for name in ('dsmil', 'kmil'):
-    assert f'{paper[name][1]:.1f}' not in thousands.values()
+    assert published(name) not in shown.values()
 
 
-def test_both_stages_are_the_sum_of_the_two(costs):
-  both = cost_table.both_stages(costs, 'kmil')
-  assert both.params == 708_624
-  assert both.macs == costs['abmil'].macs + costs['kmil'].macs
-  assert both.peak_bytes == costs['abmil'].peak_bytes
-  assert both.seconds == costs['abmil'].seconds + costs['kmil'].seconds
+def test_both_stages_are_the_sum_of_the_two(measured):
+  both = costs.both_stages(measured, 'kmil')
+  first, second = measured['abmil'], measured['kmil']
+  assert both.params == 708_624 and both.macs == first.macs + second.macs
+  assert both.peak_bytes == first.peak_bytes
+  assert both.seconds == first.seconds + second.seconds
+  assert costs.both_stages(measured, 'abmil') == first
 
 
-def test_the_table_holds_every_model_and_both_stages_of_kmil(costs):
-  text = cost_table.text(costs, SETTING)
-  for name, row in costs.items():
+def test_the_table_holds_every_model_and_both_stages_of_kmil(measured, show):
+  text, _ = show()
+  for name, row in measured.items():
     (line,) = (x for x in text.splitlines() if x.startswith(f'{name}  '))
     assert line.split()[1:3] == [f'{row.params:,}', f'{row.macs:,}']
-  assert 'kmil, both stages     708,624     68,480,000' in text
-  for note in cost_table.NOTES:
-    assert note in text
+  (line,) = (x for x in text.splitlines() if x.startswith('kmil, both stages'))
+  assert line.split()[3:5] == ['708,624', '68,480,000']
 
 
-def test_what_a_backend_does_not_say_is_left_open(costs):
+def test_what_a_backend_does_not_say_is_left_open(measured, show):
   unknown = {
     name: dataclasses.replace(row, flops_xla=None, peak_bytes=None)
-    for name, row in costs.items()
+    for name, row in measured.items()
   }
-  table = cost_table.text(unknown, SETTING).split('\n\n')[1]
-  assert table.count('n/a') == 2 * (len(costs) + 1)
-
-
-def test_stray_arguments_are_refused():
-  with pytest.raises(app.UsageError, match='slides'):
-    cost.main(['cost', 'slides'])
+  assert show(of=unknown).out.count('n/a') == 2 * (len(unknown) + 1)

@@ -7,59 +7,64 @@ import numpy as np
 
 from data.camelyon16 import patches
 from data.phantom import tiff
-from experiments.few_shot_parts.cohort import Scale
+from experiments.studies.few_shot_data import Data, Scale
 
+# Of names, and whether they hold tumour.
+NAMES = {
+  'tumor_001': True,
+  'tumor_002': True,
+  'normal_003': False,
+  'test_001': False,
+  'test_002': True,
+  'test_003': True,
+}
 SCALE = Scale(size=64, stride=32, radius=3, mpp=1.0, level=3)
 WIDTH, HEIGHT = 768, 640
 BOX = (320, 192, 640, 512)  # Of tumour: x0, y0, x1, y1.
 _PINK, _VIOLET = (230, 130, 180), (130, 70, 170)
 
 
-def make(root: pathlib.Path, names: dict[str, bool]) -> pathlib.Path:
-  """Writes slides, annotations, reference.csv and lists of good and bad.
-
-  Args:
-    root: the folder to fill.
-    names: of slides, and whether they hold tumour.
-  """
-  for place, (name, tumour) in enumerate(names.items()):
-    rng = np.random.default_rng(place)
+def make(root: pathlib.Path) -> pathlib.Path:
+  """Writes slides, annotations, reference.csv and lists of good and bad."""
+  for folder in ('annotations', 'slides', 'lists'):
+    (root / folder).mkdir(parents=True)
+  x0, y0, x1, y1 = BOX
+  ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+  for i, (name, tumour) in enumerate(NAMES.items()):
     image = np.full((HEIGHT, WIDTH, 3), 245.0)
     image[64:-64, 64:-64] = _PINK
-    x0, y0, x1, y1 = BOX
     if tumour:
       image[y0:y1, x0:x1] = _VIOLET
-      corners = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
-      text = json.dumps({'positive': [corners], 'negative': []})
-      path = root / f'annotations/{name}.json'
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(text)
-    image += rng.normal(0, 4, image.shape)
-    (root / 'slides').mkdir(parents=True, exist_ok=True)
+      text = json.dumps({'positive': [ring], 'negative': []})
+      (root / f'annotations/{name}.json').write_text(text)
+    image += np.random.default_rng(i).normal(0, 4, image.shape)
     image = image.clip(0, 255).astype(np.uint8)
     tiff.write(root / f'slides/{name}.tiff', image, mpp=1.0, levels=3)
+  test = [name for name in NAMES if name.startswith('test')]
   (root / 'reference.csv').write_text(
     ''.join(
-      f'{name},{"Tumor,IDC,Macro" if tumour else "Normal,IDC,None"}\n'
-      for name, tumour in names.items()
-      if name.startswith('test')
+      f'{name},{"Tumor,IDC,Macro" if NAMES[name] else "Normal,IDC,None"}\n'
+      for name in test
     )
   )
-  (root / 'lists').mkdir(exist_ok=True)
-  for part, prefix in (('train', 't'), ('test', 'test')):
-    mine = [n for n in names if n.startswith(prefix) and n != 'tumor_002']
-    mine = [n for n in mine if n.startswith('test') == (part == 'test')]
-    for kind, x, keep in (
-      ('good', 150, mine),
-      ('bad', 450, [n for n in mine if names[n]]),
-    ):
-      xy = [[x, y] for _ in keep for y in (250, 330, 410)]
-      slide = np.repeat(keep, 3)
-      patches.write(
-        root / f'lists/{part}_{kind}.txt',
-        patches.Patches(slide, np.array(xy).reshape(-1, 2)),
-      )
+  for part, names in (('train', ['tumor_001']), ('test', test)):
+    bad = [name for name in names if NAMES[name]]
+    for kind, x, some in (('good', 150, names), ('bad', 450, bad)):
+      xy = np.array([[x, y] for _ in some for y in (250, 330, 410)])
+      listed = patches.Patches(np.repeat(some, 3), xy)
+      patches.write(root / f'lists/{part}_{kind}.txt', listed)
   return root
+
+
+def data(root: pathlib.Path, **others) -> Data:
+  """Returns the options that open what `make` wrote."""
+  paths = {
+    'slides_dir': root / 'slides',
+    'annotations': root / 'annotations',
+    'reference_csv': root / 'reference.csv',
+    'lists_dir': root / 'lists',
+  }
+  return Data(**paths | others)
 
 
 def violet(image: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import types
 
 from absl import flags
 
-from experiments import paper_runs
+from experiments.papers import runs
 
 
 def _run(command, stdout):
@@ -43,4 +43,4 @@ def _run(command, stdout):
     os._exit(status)
 
 
-paper_runs.subprocess = types.SimpleNamespace(run=_run)
+runs.subprocess = types.SimpleNamespace(run=_run)

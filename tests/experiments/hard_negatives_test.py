@@ -1,44 +1,55 @@
-"""The whole script on files, with a network that sees colours."""
+"""The script of hard negatives on files, with a network that sees colours."""
 
 import csv
-import re
+import zipfile
 
+from colour_network import Colours
 import numpy as np
 from PIL import Image
 import pytest
-import script_process
 from sklearn import metrics as reference
+
+from data.labelled_tiles import TileError
+from experiments import hard_negatives
+from experiments.studies import hard_negatives as hn
+from experiments.studies.hard_negatives import Data, Mining
+from kmil_jax import models
 
 # Few negatives of annotated patients look nearly like positives.
 NEGATIVE, POSITIVE, HARD = (150, 110, 190), (220, 90, 120), (215, 140, 125)
+MINING = Mining(alpha=2, fractions=(0.5, 0.25, 0.25))
 
 
-def write(root):
+def save(path, colour, rng=None, size=16):
+  rng = rng or np.random.default_rng(len(str(path)))
+  shape = (size, size, 3)
+  tile = np.array(colour) + rng.normal(0, 8, 3) + rng.normal(0, 5, shape)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def write(root, classes=('neg', 'pos')):
   """Ten annotated patients and a pool of four; returns ids of hard tiles."""
-  rng = np.random.default_rng(0)
-  hard = set()
-
-  def save(name, colour):
-    tile = (
-      np.array(colour) + rng.normal(0, 8, 3) + rng.normal(0, 5, (16, 16, 3))
-    )
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
-
+  rng, hard = np.random.default_rng(0), set()
   for patient in range(10):
     for i in range(4):
-      save(f'tiles/pos/p{patient}_{i}.png', POSITIVE)
+      name = root / 'tiles' / classes[1] / f'p{patient}_{i}.png'
+      save(name, POSITIVE, rng)
     for i in range(6):
-      rare = i == 0
-      save(f'tiles/neg/p{patient}_{i}.png', HARD if rare else NEGATIVE)
+      name = root / 'tiles' / classes[0] / f'p{patient}_{i}.png'
+      save(name, NEGATIVE if i else HARD, rng)
   for patient in range(4):
     for i in range(25):
       rare = rng.random() < 0.2
-      save(f'pool/w{patient}_{i}.png', HARD if rare else NEGATIVE)
+      save(root / f'pool/w{patient}_{i}.png', HARD if rare else NEGATIVE, rng)
       if rare:
         hard.add(f'w{patient}_{i}.png')
   return hard
+
+
+def opened(root, mining=MINING, **about):
+  about = {'tiles_dir': root / 'tiles', 'pool_dir': root / 'pool'} | about
+  return hn.open_material(Data(**about), mining, 0, root)
 
 
 def read(path):
@@ -46,53 +57,34 @@ def read(path):
     return list(csv.DictReader(f))
 
 
-@pytest.fixture
-def asked(tmp_path):
-  return {
-    'tiles_dir': tmp_path / 'tiles',
-    'pool_dir': tmp_path / 'pool',
-    'results_dir': tmp_path,
-    'cache_dir': tmp_path / 'cache',
-    'seeds': 1,
-    'alpha': 6,
-    'fractions': '0.4,0.4,0.2',
-    'batch': 4,
-    'input_size': 16,
-    'epochs': 8,
-    'lr': 0.02,
-    'select': 'last',
-    'augment': 'none',
-  }
-
-
-def run(asked):
-  """Runs the script with networks that see colours."""
-  return script_process.run(
-    'experiments.hard_negatives',
-    *(
-      f'--{name}={value}' for name, value in asked.items() if value is not None
-    ),
-    before=script_process.HASTY + script_process.SMALL,
+def run(root, *flags):
+  """Runs the script on what `write` wrote."""
+  where = {'tiles_dir': 'tiles', 'pool_dir': 'pool', 'results_dir': ''}
+  paths = [f'--{flag}={root / name}' for flag, name in where.items()]
+  recipe = (
+    '--seeds=1 --alpha=6 --fractions=0.4,0.4,0.2 --batch=4 --input_size=16'
+    ' --epochs=8 --lr=0.02 --select=last --augment=none'
   )
+  paths.append(f'--cache_dir={root / "cache"}')
+  hard_negatives.main(['hard_negatives', *paths, *recipe.split(), *flags])
 
 
-def test_from_files_to_tables_and_figures(asked, tmp_path):
+def test_from_files_to_tables_and_figures(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(models.CLASSIFIERS, 'resnet18', Colours)
+  monkeypatch.setattr(hn.pictures, 'ONE_CELL', 0)  # It has no stages.
   hard = write(tmp_path)
-  done = run(asked)
-  assert done.returncode == 0, done.stderr
-  said = done.stdout
+  run(tmp_path)
+  shown = capsys.readouterr().out
   folder = tmp_path / 'hard_negatives_s2023'
-  tables = (folder / 'tables.md').read_bytes()
+  report = (folder / 'report.md').read_bytes()
   weights = sorted(folder.rglob('model.safetensors'))
   made = [path.stat().st_mtime_ns for path in weights]
-  # Finished networks are loaded: the same again.
-  assert run(asked | {'figures': False}).returncode == 0
-  assert (folder / 'tables.md').read_bytes() == tables
+  run(tmp_path)  # Finished networks are loaded: the same again.
+  assert (folder / 'report.md').read_bytes() == report
   assert [path.stat().st_mtime_ns for path in weights] == made
   assert len(made) == 4
-  assert '**Table 2.' in said and 'train 40 (16 positive' in said
-  # Nobody knows which of a user's tiles are hard.
-  assert 'AUROC, hard' not in said and 'phantom' not in said
+  assert 'alpha 6 (20), ' in shown and 'Table 2.' in shown
+  assert 'phantom' not in shown
   rows = {row['choice']: row for row in read(folder / 'models.csv')}
   assert len(rows) == len(made)
   share = {}
@@ -115,44 +107,100 @@ def test_from_files_to_tables_and_figures(asked, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'flag,message',
+  'flags,message',
   [
-    ({'pool_share': 0.2}, '--pool_share goes with --tiles_zip'),
-    (
-      {'tiles_dir': None, 'pool_dir': None, 'positive': 'x'},
-      '--positive goes with --tiles_dir or --tiles_zip',
-    ),
+    (['--pool_share=0.2'], '--pool_share requires --tiles_zip'),
+    (['--tiles_zip=a', '--tiles_csv=b'], 'exclude each other'),
+    (['--table='], '--table is empty'),
+    (['--fractions=0.5,0.5,0'], 'three numbers above 0'),
+    (['--alpha=1000'], 'alpha=1000 is more than the 100 tiles of the pool'),
+    (['--alpha=1000', '--check'], 'alpha=1000 is more than the 100 tiles'),
   ],
 )
-def test_flags_that_nothing_would_read_are_refused(asked, flag, message):
-  done = run(asked | flag)
-  assert done.returncode != 0 and message in done.stderr
-
-
-@pytest.mark.parametrize('check', [False, True])
-def test_a_pool_that_is_too_small_is_told_before_training(
-  asked, tmp_path, check
-):
+def test_what_cannot_be_done_is_refused_at_once(tmp_path, flags, message):
   write(tmp_path)
-  done = run(asked | {'alpha': 1000, 'check': check})
-  assert done.returncode == 1
-  assert re.search(
-    r'alpha=1000 is more than the \d+ tiles of the pool',
-    done.stdout + done.stderr,
-  )
-  assert not list(tmp_path.rglob('model.safetensors'))
+  with pytest.raises(SystemExit, match=message):
+    run(tmp_path, *flags)
+  assert not list(tmp_path.rglob('config.json'))
 
 
-def test_the_leaking_protocol_has_a_folder_and_a_name_of_its_own(
-  asked, tmp_path
-):
+def test_a_phantom_has_no_class_to_choose():
+  with pytest.raises(SystemExit, match='--positive requires --tiles_dir or'):
+    hard_negatives.main(['hard_negatives', '--positive=x'])
+
+
+def test_folders_are_annotated_tiles_and_a_pool_of_negatives(tmp_path):
+  write(tmp_path, ('normal', 'invasion'))
+  found = opened(tmp_path, positive='invasion')
+  sets = found.sets
+  assert sets['pool'].classes == sets['test'].classes == ('normal', 'invasion')
+  assert not sets['pool'].label.any() and found.annotated.label.sum() == 40
+  assert set(sets['pool'].group) == {f'w{i}' for i in range(4)}
+  assert not set(sets['pool'].id) & set(found.annotated.id)
+  assert not len(found.hard) and not found.is_phantom
+  with pytest.raises(TileError, match='--positive=pos: the classes are inv'):
+    opened(tmp_path, positive='pos')
+
+
+@pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'p3/x.png'])
+def test_a_pool_of_annotated_patients_is_refused(tmp_path, name):
   write(tmp_path)
-  done = run(asked | {'protocol': 'original'})
-  assert done.returncode == 0, done.stderr
-  said = done.stdout
-  assert said.count('WRONG ON PURPOSE') == 2 and 'LEAKED: ' in said
-  assert 'on one test part' not in said
-  folder = tmp_path / 'hard_negatives_original_s2023'
-  weak, strong = read(folder / 'models.csv')
-  assert (weak['choice'], strong['choice']) == ('weak', 'random')
-  assert int(weak['leaked_test']) == 0 < int(strong['leaked_test'])
+  save(tmp_path / 'pool' / name, HARD)
+  with pytest.raises(TileError, match=r'patients of annotated tiles.*: p3\.'):
+    opened(tmp_path)
+
+
+def test_tiles_that_cannot_be_used_are_named(tmp_path):
+  write(tmp_path)
+  for path in (tmp_path / 'pool').iterdir():
+    save(path, HARD, size=12)
+  with pytest.raises(TileError, match='pool: sets of different size'):
+    opened(tmp_path)
+  save(tmp_path / 'tiles/third/p0_0.png', HARD)
+  with pytest.raises(TileError, match='classes neg, pos, third; two are need'):
+    opened(tmp_path)
+
+
+def test_of_a_zip_file_the_negatives_of_some_patients_are_the_pool(tmp_path):
+  rows = [('patient', 'x', 'y', 'label', 'zip_path')]
+  with zipfile.ZipFile(tmp_path / 'tiles.zip', 'w') as archive:
+    for p in range(10):
+      for label in '0011':
+        name = f'{p}_{len(rows)}.png'
+        save(tmp_path / name, HARD)
+        archive.write(tmp_path / name, name)
+        rows.append((p, len(rows), 0, label, name))
+  with (tmp_path / 'tiles.csv').open('w', newline='') as f:
+    csv.writer(f).writerows(rows)
+  where = {
+    f'tiles_{kind}': tmp_path / f'tiles.{kind}' for kind in ('zip', 'csv')
+  }
+  where |= {'tiles_dir': None, 'pool_dir': None}
+  found = opened(tmp_path, **where, pool_share=0.3)
+  pool = found.sets['pool']
+  assert len(set(pool.group)) == 3 and len(pool) == 6
+  assert not set(pool.group) & set(found.annotated.group)
+  assert not pool.label.any() and len(found.annotated) == 28
+  assert '6 positives of the pool are left out' in found.note
+  for share in (0.0, 1.0):
+    with pytest.raises(TileError, match='Choose another --pool_share'):
+      opened(tmp_path, **where, pool_share=share)
+
+
+def test_the_phantom_is_rendered_once_and_knows_what_is_hard(
+  tmp_path, monkeypatch
+):
+  for name, about in hn.PHANTOM.items():
+    small = about | {'patients': 6, 'patches': 20}
+    monkeypatch.setitem(hn.PHANTOM, name, small)
+  find = lambda: hn.open_material(Data(), MINING, 0, tmp_path)
+  found = find()
+  tiles, pool = found.annotated, found.sets['pool']
+  assert found.is_phantom and len(tiles) == len(pool) == 120
+  assert not set(tiles.group) & set(pool.group) and not pool.label.any()
+  hard = np.isin(tiles.id, found.hard)
+  assert hard.any() and not (hard & (tiles.label == 1)).any()
+  monkeypatch.setattr(hn.invasion, 'make', None)
+  again = find()
+  np.testing.assert_array_equal(again.annotated.pixels, tiles.pixels)
+  np.testing.assert_array_equal(again.hard, found.hard)

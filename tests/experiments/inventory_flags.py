@@ -39,6 +39,7 @@ def defaults(classes):
     field.metadata.get('flag') or field.name: field.default
     for one in classes
     for field in dataclasses.fields(one)
+    if not field.metadata.get('positional')
   }
 
 

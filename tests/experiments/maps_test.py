@@ -59,14 +59,6 @@ def test_attention_is_a_multiple_of_an_equal_share(tmp_path):
   assert np.isnan(multiples[~kept]).all()
 
 
-def test_the_order_of_folds_is_immaterial(three, tmp_path):
-  found, drawn = three
-  other = overlay.layers(read(tmp_path / 'other', *drawn[::-1]), 'absolute')
-  for key, layer in overlay.layers(found, 'absolute').items():
-    assert layer.title == other[key].title
-    np.testing.assert_allclose(layer.values, other[key].values, atol=1e-7)
-
-
 def test_disagreement_fills_its_scale_and_no_more(tmp_path):
   coords = drawn_maps.lattice()
   sides = [
@@ -212,8 +204,12 @@ def test_a_file_that_cannot_be_drawn_is_named(
   tmp_path, arrays, attributes, message
 ):
   drawn = arrays(drawn_maps.scores(drawn_maps.lattice(), 0))
-  with pytest.raises(MapError, match=rf'fold_0/attention/s\.h5.*{message}'):
+  error = UnplacedError if message in ('--tile_size', 'coord') else MapError
+  with pytest.raises(error, match=rf'fold_0/attention/s\.h5.*{message}'):
     read(tmp_path, drawn, **attributes)
+  if message == '--tile_size' and attributes['patch_size_level0'] is None:
+    path = tmp_path / 'fold_0' / 'attention' / 's.h5'
+    assert tile_scores.read({0: path}, 32).side == 32
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -230,16 +226,6 @@ def test_folds_of_other_tiles_are_refused(tmp_path):
   )
   with pytest.raises(MapError, match=r'fold_0.* and .*fold_1.* differ in coor'):
     read(tmp_path, one, two)
-
-
-def test_the_tiles_side_can_be_given(tmp_path):
-  drawn = drawn_maps.scores(drawn_maps.lattice(), 0)
-  path = drawn_maps.write_scores(
-    tmp_path, 0, 's', drawn, patch_size_level0=None
-  )
-  with pytest.raises(UnplacedError):
-    tile_scores.read({0: path})
-  assert tile_scores.read({0: path}, 32).side == 32
 
 
 def test_slides_are_found_by_fold(tmp_path):

@@ -123,7 +123,7 @@ def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
   assert 'average:' not in capsys.readouterr().out
 
 
-def test_fields_say_what_decides_results_and_what_was_given():
+def test_fields_say_what_decides_results():
   assert options.decisive(CLASSES) == {
     'model',
     'tiers',
@@ -132,8 +132,26 @@ def test_fields_say_what_decides_results_and_what_was_given():
     'names',
     'combine',
   }
-  given = options.given(['x', '--lr=.5', '--runs=1,2', '--combine'], CLASSES)
-  assert sorted(given) == ['--combine', '--lr=0.5', '--runs=1,2']
+
+
+def test_what_is_not_a_flag_may_be_an_option():
+  @dataclasses.dataclass(frozen=True)
+  class Compared:
+    """Folders."""
+
+    folders: tuple[pathlib.Path, ...] = field((), 'Them.', positional=True)
+
+  assert parse_plain(Compared, 'a,b', '--lr=.5', '~/c') == (
+    pathlib.Path('a,b'),
+    pathlib.Path('~/c').expanduser(),
+  )
+  assert parse_plain(Compared) == ()
+  with pytest.raises(options.OptionError, match='Unknown command line flag'):
+    parse_plain(Compared, '--folders=a')
+
+
+def parse_plain(cls, *args):
+  return options.parse(['x', *args], (cls, Model))[0].folders
 
 
 def test_classes_may_share_a_flag_but_not_disagree_about_it():

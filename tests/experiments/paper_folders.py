@@ -49,6 +49,8 @@ def write(folder, model, task, *, seed=0, skill=1.0, slides=20, external=False):
     if external:
       second = part([seed, fold, 99], 16, classes, skill / 2, 'ext')
       predictions.write(at, fold, {'external': second}, classes)
+    name = f'splits/splits_{fold}.csv'
+    Folder(folder).write(name, [['train', 'val', 'test']])
   summaries.summarise(Folder(folder), model, task, FOLDS, classes)
 
 

@@ -4,81 +4,79 @@ import types
 
 import feature_folder
 import numpy as np
-import paper_folders
 from paper_folders import K, run, value
 import pytest
 
-from experiments import paper_runs
+from experiments.papers import runs
 
 
-def test_a_failing_command_ends_the_script(monkeypatch, tmp_path, capsys):
-  for status, code in ((3, 3), (-9, 137)):
-    failed = lambda command, status=status, **_: types.SimpleNamespace(
-      returncode=status
-    )
-    monkeypatch.setattr(paper_runs.subprocess, 'run', failed)
-    with pytest.raises(SystemExit) as e:
-      run('--table=1', K, f'--results_dir={tmp_path}')
-    assert e.value.code == code
-    err = capsys.readouterr().err
-    assert 'failed: python -m experiments.kmil --model=abmil' in err
+@pytest.fixture
+def commands(monkeypatch):
+  """Commands that fail, with the status that each is to end with."""
+  ended = types.SimpleNamespace(seen=[], status=lambda count: 1)
+
+  def end(command, **_):
+    ended.seen.append(command)
+    status = ended.status(len(ended.seen))
+    return types.SimpleNamespace(returncode=status)
+
+  monkeypatch.setattr(runs.subprocess, 'run', end)
+  return ended
+
+
+@pytest.mark.parametrize(('status', 'code'), [(3, 3), (-9, 137)])
+def test_a_failing_command_ends_the_script(
+  commands, tmp_path, capsys, status, code
+):
+  commands.status = lambda count: status
+  with pytest.raises(SystemExit) as e:
+    run('--table=1', K, f'--results_dir={tmp_path}')
+  assert e.value.code == code
+  err = capsys.readouterr().err
+  assert 'failed: python -m experiments.kmil --model=abmil' in err
   assert not (tmp_path / 'paper_s2023').exists()
 
 
-def test_check_is_passed_on_to_every_command(monkeypatch, tmp_path):
-  seen = []
-
-  def problems(command, **_):
-    seen.append(command)
-    return types.SimpleNamespace(returncode=len(seen) == 2)
-
-  monkeypatch.setattr(paper_runs.subprocess, 'run', problems)
+def test_check_is_passed_on_to_every_command(commands, tmp_path):
+  commands.status = lambda count: count == 2
   with pytest.raises(SystemExit) as e:
     run('--table=1', '--check', K, f'--results_dir={tmp_path}')
   assert e.value.code == 1  # The second of them had problems; the rest ran.
-  assert len(seen) == 5 and all('--check' in command for command in seen)
+  assert len(commands.seen) == 5
+  assert all('--check' in command for command in commands.seen)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-  'args,message',
+  ('args', 'message'),
   [
-    ([], 'give one of --table and --figure'),
-    (['--table=1', '--figure=2'], 'give one of'),
-    (['--table=1', '--task=a'], '--task: the table or figure says which'),
-    (['--table=1', '--models=kmil,clam'], "'clam' is none of abmil"),
-    (['--table=1', '--models='], '--models: name some of abmil'),
+    ([], 'Give one of --table and --figure'),
+    (['--table=1', '--figure=2'], 'Give one of'),
+    (['--table=1', '--task=a'], '--task follows from the table or figure'),
+    (['--table=1', '--models=kmil,clam'], 'abmil'),
+    (['--table=1', '--models='], '--models is empty. Name some of abmil'),
     (['--table=6', '--models=kmil'], '--models has no effect here'),
-    (['--figure=2', '--models=abmil'], 'name kmil too'),
+    (['--figure=2', '--models=abmil'], 'lacks kmil'),
     (
       ['--table=2', '--csv_path=a.csv', '--features_dir=b'],
-      'table 2 needs a second cohort: give --external_csv and'
+      'table 2 needs a second cohort. Give --external_csv and'
       ' --external_features_dir',
     ),
     (['--figure=4', '--external_csv=a'], 'requires --external_features_dir'),
   ],
 )
-def test_flags_that_do_not_fit_are_refused(monkeypatch, args, message):
-  commands = paper_folders.Commands()
-  monkeypatch.setattr(paper_runs.subprocess, 'run', commands)
+def test_flags_that_do_not_fit_are_refused(commands, args, message):
   with pytest.raises(SystemExit) as e:
     run(*args)
   assert str(e.value.code).startswith('error: ') and message in e.value.code
   assert commands.seen == []
 
 
-def test_an_experiment_of_ones_own_name_has_its_own_folders(
-  monkeypatch, tmp_path
-):
-  seen = []
-  failed = lambda command, **_: (
-    seen.append(command) or types.SimpleNamespace(returncode=1)
-  )
-  monkeypatch.setattr(paper_runs.subprocess, 'run', failed)
+def test_an_experiment_of_ones_own_name_has_its_own_folders(commands, tmp_path):
   for table, code in (('4', 'short_ablations_origin'), ('6', 'short_kmil_a')):
     with pytest.raises(SystemExit):
       run(f'--table={table}', '--exp_code=short', f'--results_dir={tmp_path}')
-    assert value(seen[-1], '--exp_code') == code
+    assert value(commands.seen[-1], '--exp_code') == code
 
 
 @pytest.fixture(scope='module')
@@ -101,41 +99,36 @@ def test_what_is_missing_is_trained_once(trained, monkeypatch, capsys):
   for model in ('abmil', 'dsmil'):
     found = folder / f'tiny_{model}_origin_s4'
     assert len(list(found.glob('fold_*/predictions.csv'))) == 3
-  monkeypatch.setattr(paper_runs.subprocess, 'run', None)
+  monkeypatch.setattr(runs.subprocess, 'run', None)
   run(*args)
   out, err = capsys.readouterr()
   assert out == (folder / 'tiny_paper_s4' / 'table_1.md').read_text()
   assert '$ python' not in err
-  assert 'labels.csv, 18 slides of 18 cases' in out and 'phantom' not in out
+  assert 'labels.csv' in out and '18 slides of 18 cases' in out
+  assert 'phantom' not in out
   # The paper's numbers of its classes 0 and 1 stand beside those so named.
-  assert '| Zheng et al. 2024 | 76.30 | 79.86 | 71.89 | 73.94 |' in out
+  assert 'Table 1, p. 4 | 76.30 | 79.86 | 71.89 | 73.94 |' in out
 
 
 @pytest.mark.parametrize(
-  'flag,model',
+  ('flag', 'model'),
   [
     ('--epochs=3', 'abmil'),
     ('--lr=0.5', 'abmil'),
     ('--shuffle_labels', 'abmil'),
-    ('--combine', 'dsmil'),  # Of its own command, on an earlier day.
+    (None, 'dsmil'),  # A flag of its own command, on an earlier day.
   ],
 )
 def test_what_was_made_otherwise_is_left_to_the_command(
-  trained, monkeypatch, flag, model
+  trained, commands, flag, model
 ):
   args, folder = trained
   config = folder / 'tiny_dsmil_origin_s4' / 'config.json'
-  before, extra = config.read_text(), [flag]
-  if flag == '--combine':
+  before, args = config.read_text(), [*args, *filter(None, [flag])]
+  if not flag:
     assert '_instance": false' in before
     config.write_text(before.replace('_instance": false', '_instance": true'))
-    extra = []
-  seen = []
-  refuse = lambda command, **_: (
-    seen.append(command) or types.SimpleNamespace(returncode=1)
-  )
-  monkeypatch.setattr(paper_runs.subprocess, 'run', refuse)
   with pytest.raises(SystemExit):
-    run(*args, *extra)
+    run(*args)
   config.write_text(before)
-  assert [value(command, '--model') for command in seen] == [model]
+  assert [value(command, '--model') for command in commands.seen] == [model]

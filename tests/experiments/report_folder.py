@@ -8,7 +8,6 @@ from drawn_results import part
 import numpy as np
 from PIL import Image
 
-from experiments import files
 from experiments.evaluation import figures, predictions, summary as summaries
 from experiments.evaluation.predictions import Predictions
 from experiments.run.results import Folder
@@ -76,7 +75,7 @@ def write(folder, folds=(0, 1, 2), external=True):
       prob = part(90 + fold, 15).prob
       second = Predictions(second.case, second.slide, second.label, prob)
       predictions.write(Folder(at), fold, {'external': second}, CLASSES)
-    files.write_text(at / 'metrics.jsonl', _metrics(fold))
+    Folder(at).write('metrics.jsonl', _metrics(fold))
     for slide in test.slide:
       path = folder / 'figures' / 'heat_maps' / f'fold_{fold}_{slide}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,14 +96,14 @@ def write(folder, folds=(0, 1, 2), external=True):
     ],
     'cohort': {'width': 16, 'features': {'encoder': 'uni', 'mpp': '0.5'}},
   }
-  files.write_text(folder / 'config.json', json.dumps(config))
+  Folder(folder).write('config.json', config)
   return tests
 
 
 def change(folder, name, **changes):
   """Overwrites keys of a JSON file of the folder."""
   value = json.loads((folder / name).read_text())
-  files.write_text(folder / name, json.dumps(value | changes))
+  Folder(folder).write(name, value | changes)
 
 
 def _named(p, seed):
@@ -117,7 +116,7 @@ def _named(p, seed):
 
 
 def _metrics(fold):
-  lines = [
+  return [
     {
       'stage': stage,
       'epoch': epoch,
@@ -131,7 +130,6 @@ def _metrics(fold):
     for stage, epochs in (('chooser', 5), ('model', 40))
     for epoch in range(epochs)
   ]
-  return ''.join(json.dumps(line) + '\n' for line in lines)
 
 
 def _write_cohort(folder, tests):
@@ -141,13 +139,11 @@ def _write_cohort(folder, tests):
     for i in range(len(p)):
       ids = [p.case[i], p.slide[i], CLASSES[p.label[i]]]
       rows.append([*ids, 10 * (i + 1)])
-  files.write_csv(folder / 'cohort.csv', rows)
+  Folder(folder).write('cohort.csv', rows)
   group = [tests[f].slide if f in tests else [] for f in range(K)]
   for fold in range(K):
     columns = [group[(fold + i) % K] for i in (2, 1, 0)]
     lines = itertools.zip_longest(*columns, fillvalue='')
     header = ['', 'train', 'val', 'test']
-    files.write_csv(
-      folder / 'splits' / f'splits_{fold}.csv',
-      [header, *([j, *row] for j, row in enumerate(lines))],
-    )
+    rows = [header, *([j, *row] for j, row in enumerate(lines))]
+    Folder(folder).write(f'splits/splits_{fold}.csv', rows)

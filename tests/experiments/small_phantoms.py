@@ -5,10 +5,7 @@ import functools
 from colour_network import Colours
 
 from data.phantom import ct, few_shot, nodes
-from experiments import (
-  hard_negatives_data,
-  hard_negatives_figures,
-)
+from experiments.studies import hard_negatives, mined_pictures
 from kmil_jax import models
 from kmil_jax.models import reverse_distillation
 
@@ -17,9 +14,10 @@ for name in models.CLASSIFIERS:
 
 nodes.make = functools.partial(nodes.make, development=5, test=2)
 
-hard_negatives_data._ANNOTATED |= {'patients': 40, 'patches': 8}
-hard_negatives_figures._MOST = 40
-hard_negatives_data._POOL |= {'patients': 5, 'patches': 10}
+hard_negatives.PHANTOM['case'] |= {'patients': 40, 'patches': 8}
+hard_negatives.PHANTOM['pool'] |= {'patients': 5, 'patches': 10}
+mined_pictures.MOST = 40
+mined_pictures.ONE_CELL = 0  # Small networks have no stages.
 
 ct.make = functools.partial(ct.make, patients=7)
 

@@ -93,3 +93,13 @@ def test_check_trains_nothing(tmp_path, capsys):
     run(tmp_path, None, check=True)
   assert not end.value.code and 'Parts' in capsys.readouterr().out
   assert not list(tmp_path.iterdir())
+
+
+def test_errors_that_are_yielded_end_it_when_all_else_is_written(tmp_path):
+  def stages(_):
+    yield ValueError('slide_3 is torn')
+    yield 'the others'
+
+  with pytest.raises(ValueError, match='slide_3 is torn'):
+    run(tmp_path, stages)
+  assert 'the others' in (tmp_path / 'toy_s7/report.md').read_text()

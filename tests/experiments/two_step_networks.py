@@ -1,10 +1,16 @@
-"""Networks for tests: they see colours, the first of them red alone."""
+"""Networks for tests of two steps: they see colours, the first of them red."""
 
 import functools
 
 from flax import linen as nn
+import pytest
 
+from experiments import two_step
+from kmil_jax import models
 from kmil_jax.types import TilePrediction
+
+# The first network sees red alone, which tumour shares with what looks so.
+TISSUE, TUMOUR, ALIKE = (150, 110, 190), (220, 90, 120), (220, 150, 120)
 
 
 class Colours(nn.Module):
@@ -23,7 +29,13 @@ class Colours(nn.Module):
     )
 
 
-NETWORKS = {
-  name: functools.partial(Colours, seen=seen)
-  for name, seen in (('googlenet', 1), ('mobilenet_v2', 3))
-}
+def run(folder, *flags):
+  """Runs the script with these networks; returns its results folder."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name, seen in (('googlenet', 1), ('mobilenet_v2', 3)):
+      network = functools.partial(Colours, seen=seen)
+      patch.setitem(models.CLASSIFIERS, name, network)
+    where = f'--results_dir={folder}', f'--cache_dir={folder / "cache"}'
+    own = '--secondary=mobilenet_v2', '--augment=none'
+    two_step.main(['two_step', *where, *own, *flags])
+  return folder / 'two_step_s2023'

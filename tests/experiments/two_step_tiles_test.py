@@ -4,18 +4,16 @@ import csv
 import io
 import zipfile
 
-from absl.testing import flagsaver
 import numpy as np
 from PIL import Image
 import pytest
-from two_step_networks import NETWORKS
+from two_step_networks import ALIKE, TISSUE, TUMOUR, run
 
 from data import labelled_tiles
 from data.labelled_tiles import TileError
-from experiments import two_step, two_step_tiles
-from kmil_jax import metrics, models
-
-TISSUE, TUMOUR, RARE = (150, 110, 190), (220, 90, 120), (220, 150, 120)
+from experiments.studies import two_step
+from experiments.studies.two_step import Tiles
+from kmil_jax import metrics
 
 
 def write(folder, labels=(0, 1)):
@@ -26,7 +24,7 @@ def write(folder, labels=(0, 1)):
     for patient in range(10):
       for i in range(30):
         kind = rng.choice(3, p=(0.45, 0.4, 0.15))
-        colour = (TISSUE, TUMOUR, RARE)[kind] + rng.normal(0, 12, 3)
+        colour = (TISSUE, TUMOUR, ALIKE)[kind] + rng.normal(0, 12, 3)
         tile = colour + rng.normal(0, 8, (20, 20, 3))
         x, y, label = 20 * (i % 6) + 1, 20 * (i // 6) + 1, int(kind == 1)
         name = f'{patient}/{label}/x{x}_y{y}.png'
@@ -37,27 +35,7 @@ def write(folder, labels=(0, 1)):
         rows.append([f'p{patient}', x, y, labels[label], name])
   with (folder / 'index.csv').open('w', newline='') as f:
     csv.writer(f).writerows(rows)
-
-
-def run(folder):
-  asked = {
-    'tiles_zip': str(folder / 'tiles.zip'),
-    'tiles_csv': str(folder / 'index.csv'),
-    'results_dir': str(folder),
-    'cache_dir': str(folder / 'cache'),
-    'batch': 4,
-    'select': 'loss',
-    'epochs': 6,
-    'lr': 0.05,
-    'augment': 'none',
-    'primary': 'googlenet',
-    'secondary': 'mobilenet_v2',
-  }
-  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**asked):
-    for name, spec in NETWORKS.items():
-      patch.setitem(models.CLASSIFIERS, name, spec)
-    two_step.main(['two_step'])
-  return folder / 'two_step_s2023'
+  return f'--tiles_zip={folder}/tiles.zip', f'--tiles_csv={folder}/index.csv'
 
 
 def read(path):
@@ -66,20 +44,26 @@ def read(path):
 
 
 def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(tmp_path, capsys):
-  write(tmp_path)
-  done = run(tmp_path)
+  done = run(
+    tmp_path,
+    *write(tmp_path),
+    '--primary=googlenet',
+    '--batch=4',
+    '--select=loss',
+    '--epochs=6',
+    '--lr=0.05',
+  )
   here = {r['rule']: r for r in read(done / 'tiles.csv') if r['from'] == 'here'}
-  raised, two = 'one step, as sensitive as two', 'two steps'
   value = lambda rule, name: float(here[rule][name])
+  raised, two = two_step.RAISED, two_step.TWO
   assert value(two, 'sensitivity') > 60
   assert value(raised, 'sensitivity') >= value(two, 'sensitivity')
   assert value(two, 'specificity') > value(raised, 'specificity') + 8
   # What is printed of a patient follows from the tiles that are written.
   rows = read(done / 'test_tiles.csv')
   patients = read(done / 'patients.csv')
-  assert {row['patient_id'] for row in rows} == {
-    row['patient_id'] for row in patients
-  }
+  names = {row['patient_id'] for row in patients}
+  assert {row['patient_id'] for row in rows} == names
   for patient in patients:
     mine = [r for r in rows if r['patient_id'] == patient['patient_id']]
     assert len(mine) == int(patient['tiles']) == 30
@@ -89,7 +73,9 @@ def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(tmp_path, capsys):
     assert float(patient['auroc']) == pytest.approx(auroc, abs=1e-4)
   [picture] = (done / 'figures').glob('grid_p*.png')
   shown = picture.stem.removeprefix('grid_')
-  assert f'heat map of patient {shown}: AUROC' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert f'heat map of patient {shown}: AUROC' in out
+  assert 'augment none (tang)' in out and 'patience None (5)' in out
 
 
 @pytest.mark.parametrize(
@@ -107,25 +93,69 @@ def test_a_picture_is_drawn_of_tiles_on_a_grid_alone(xy, want):
   tiles = labelled_tiles.from_arrays(
     images, [0, 1, 0], ['p'] * 3, ('0', '1'), xy=places
   )
-  found = two_step_tiles.cells(tiles)
+  found = two_step.cells(tiles)
   assert (found if found is None else list(map(tuple, found.tolist()))) == want
 
 
 def test_which_label_is_tumour_is_never_guessed(tmp_path):
   write(tmp_path, labels=('normal', 'cancer'))
-  files = str(tmp_path / 'tiles.zip'), str(tmp_path / 'index.csv')
-  with pytest.raises(TileError, match='say by --positive which is tumour'):
-    two_step_tiles.open_tiles(*files, None)
+  files = tmp_path / 'tiles.zip', tmp_path / 'index.csv'
+  with pytest.raises(TileError, match='Give the one of tumour with --positive'):
+    two_step.open_tiles(Tiles(*files), 0)
   with pytest.raises(TileError, match='--positive=tumour: the classes are'):
-    two_step_tiles.open_tiles(*files, 'tumour')
-  tiles = two_step_tiles.open_tiles(*files, 'cancer').tiles
+    two_step.open_tiles(Tiles(*files, 'tumour'), 0)
+  tiles = two_step.open_tiles(Tiles(*files, 'cancer'), 0).tiles
   red = tiles.pixels[..., 0].mean((1, 2)) > 185  # Tumour, and what looks so.
   assert red[tiles.label == 1].all() and not red[tiles.label == 0].all()
+  table = files[1].read_text()
+  files[1].write_text(table.replace(',cancer,', ',third,', 1))
+  with pytest.raises(TileError, match='the classes cancer, normal, third; two'):
+    two_step.open_tiles(Tiles(*files), 0)
 
 
-def test_three_labels_are_refused(tmp_path):
-  write(tmp_path, labels=('a', 'b'))
-  path = tmp_path / 'index.csv'
-  path.write_text(path.read_text().replace(',b,', ',c,', 1))
-  with pytest.raises(SystemExit, match='found the classes a, b, c; two are'):
-    run(tmp_path)
+def named(label, group, prefix):
+  return labelled_tiles.from_arrays(
+    np.zeros((len(group), 4, 4, 3), np.uint8),
+    np.broadcast_to(label, len(group)),
+    np.array(group),
+    two_step.CLASSES,
+    ids=[f'{prefix}_{i}' for i in range(len(group))],
+  )
+
+
+PATIENTS = [f'p{i}' for i in range(10)]
+FIRST = named(np.arange(200) % 2, np.repeat(PATIENTS, 20), 'patch')
+
+
+@pytest.mark.parametrize('by', ['patient', 'patch'])
+def test_the_second_network_is_not_validated_on_what_the_first_saw(by):
+  trains = np.arange(200) < 140 if by == 'patient' else np.arange(200) % 3 > 0
+  first = FIRST.take(trains), FIRST.take(~trains)
+  mistakes = named(0, np.repeat(PATIENTS, 6), 'mistake')
+  train, val = two_step.second_parts(mistakes, first, by, 0)
+  assert len(train) + len(val) == 2 * len(mistakes)
+  assert not {*val.id} & {*first[0].id}
+  assert not {*train.id} & {*first[1].id}
+  if by == 'patient':
+    assert not {*val.group} & {*first[0].group}
+  for part in (train, val):
+    assert set(part.label) == {0, 1}
+  # Of one patient, they are split by patch.
+  mistakes = named(0, ['p0'] * 40, 'mistake')
+  train, val = two_step.second_parts(mistakes, first, by, 0)
+  assert [(p.label == 0).sum() for p in (train, val)] == [28, 12]
+  assert not {*val.id} & {*first[0].id}
+
+
+def test_the_raised_bar_finds_as_much_tumour():
+  primary = np.array([0.9, 0.8, 0.7, 0.6, 0.95, 0.85, 0.55, np.nan])
+  second = np.array([1, 1, 1, 0, 1, 0, 0, np.nan])
+  tumour = np.arange(8) < 4
+  found = two_step.rules([primary, second], tumour)
+  raised, both = found[two_step.RAISED], found[two_step.TWO]
+  assert (raised & tumour).sum() == (both & tumour).sum() == 3
+  assert (raised & ~tumour).sum() == 2 and (both & ~tumour).sum() == 1
+  assert found[two_step.ONE].sum() == 7
+  nothing = two_step.rules([primary, 0 * primary], tumour)
+  assert not nothing[two_step.RAISED].any()
+  assert list(two_step.rules([primary], tumour)) == [two_step.ONE]

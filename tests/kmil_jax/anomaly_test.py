@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments.few_shot_parts import training
+from experiments.encoding import encoder
 from kmil_jax import anomaly
 from kmil_jax.models import reverse_distillation
 from kmil_jax.models.reverse_distillation import Teacher
@@ -92,10 +92,13 @@ def test_a_random_teacher_is_calibrated_and_a_function_of_its_seed(monkeypatch):
   rng = np.random.default_rng(0)
   coarse = rng.integers(0, 256, (24, 8, 8, 3), np.uint8)
   image = coarse.repeat(4, 1).repeat(4, 2)
-  variables = training.random_teacher(image, seed=0, width=4)
-  again = training.random_teacher(image, seed=0, width=4)
+  tiles = np.asarray(anomaly.normalise(image))
+  teacher = lambda seed: encoder.random_network(
+    Teacher(4, momentum=0.0), tiles, seed=seed
+  )
+  variables, again = teacher(0), teacher(0)
   jax.tree.map(np.testing.assert_array_equal, variables, again)
-  other = training.random_teacher(image, seed=1, width=4)
+  other = teacher(1)
   kernel = lambda v: v['params']['conv1']['kernel']
   assert np.abs(kernel(variables) - kernel(other)).max() > 0.01
   maps = jax.jit(Teacher(4).apply)(variables, anomaly.normalise(image))

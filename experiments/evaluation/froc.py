@@ -1,0 +1,175 @@
+"""Lesion-level scores: files of detections and masks, values, the curve."""
+
+from collections.abc import Mapping
+import pathlib
+import re
+
+from matplotlib import figure
+import numpy as np
+from PIL import Image
+
+from data import files
+from data.labelled_tiles import TileError
+from kmil_jax import froc
+from kmil_jax.froc import Case, Froc
+
+# Of tables: formats by name; see `values`.
+COLUMNS = {'FROC': '.3f'} | {f'at {rate:g}': '.3f' for rate in froc.RATES}
+NOTE = (
+  'FROC: mean sensitivity at 1/4 to 8 false positives per slide, by the'
+  ' definition of CAMELYON16.'
+)
+_HEADER = 'probability,x,y'
+
+
+class DetectionError(TileError):
+  """Masks or detections that cannot be used; names files."""
+
+
+def values(curve: Froc) -> list[float]:
+  """Returns what `COLUMNS` of a table hold."""
+  return [curve.score, *curve.sensitivity.tolist()]
+
+
+def draw(curves: Mapping[str, Froc]) -> figure.Figure:
+  """Draws curves up to 8 false positives per slide.
+
+  Marks are where the score is read off; a dotted line continues a curve whose
+  largest rate is lower, as the score does.
+
+  Args:
+    curves: by name; '' for one that needs none.
+  """
+  drawing = figure.Figure((5.6, 4.9), layout='constrained')
+  ax = drawing.subplots()
+  last = froc.RATES[-1]
+  for i, (name, found) in enumerate(curves.items()):
+    label = f'{name}, FROC {found.score:.3f}'.removeprefix(', ')
+    ax.plot(found.rate, found.curve, f'C{i}', lw=1.5, label=label)
+    marks = froc.RATES, found.sensitivity, f'C{i}o'
+    ax.plot(*marks, ms=5, zorder=3, clip_on=False)
+    if found.rate[-1] < last:
+      ends = [found.rate[-1], last], found.curve[[-1, -1]]
+      ax.plot(*ends, f'C{i}:', lw=1.5)
+  ax.set(xlim=(0, 1.02 * last), ylim=(0, 1.02))
+  ax.set(xlabel='false positives per slide', ylabel='sensitivity, lesions')
+  some = next(iter(curves.values()))
+  ax.set_title(f'{some.slides} slides, {some.lesions} lesions', pad=10)
+  ax.grid(color='0.92')
+  # Below: curves may be anywhere within.
+  drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
+  return drawing
+
+
+def read(
+  masks_dir: pathlib.Path,
+  detections_dir: pathlib.Path,
+  *,
+  mpp: float = froc.MPP,
+  level: int = froc.LEVEL,
+) -> dict[str, Case]:
+  """Returns what the detections of every slide hit and miss, by case.
+
+  Args:
+    masks_dir: <case>_mask_level<level>.png of slides with tumour, 0 and 255;
+      those of other levels are not looked at. A mask without 255 is one of a
+      slide with nothing to find.
+    detections_dir: <case>.csv of every slide, see `read_detections`.
+    mpp: um per level-0 pixel.
+    level: of the masks.
+
+  Raises:
+    DetectionError: naming all files that cannot be used.
+  """
+  for folder in (masks_dir, detections_dir):
+    if not folder.is_dir():
+      raise DetectionError(f'{folder}: no such folder')
+  cases = {
+    path.stem: path for path in files.listed(detections_dir, ('.csv',), '*')
+  }
+  masks, problems = {}, [] if cases else [f'{detections_dir}: no <case>.csv']
+  for path in files.listed(masks_dir, ('.png',), '*'):
+    named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
+    if named is None:
+      problems.append(f'{path}: masks are called <case>_mask_level{level}.png')
+    elif int(named[2]) == level:
+      masks[named[1]] = path
+      if named[1] not in cases:
+        problems.append(
+          f'{path}: no detections {named[1]}.csv in {detections_dir}; write an'
+          ' empty file if nothing was found'
+        )
+  found = {}
+  for name, path in cases.items():
+    try:
+      score, xy = read_detections(path)
+      truth = None
+      if name in masks:
+        truth = froc.lesions(read_mask(masks[name]), mpp=mpp, level=level)
+      found[name] = froc.judge(truth, score, xy, level=level)
+    except DetectionError as e:
+      problems.append(str(e))
+    except ValueError as e:  # Of a score or a place.
+      problems.append(f'{path}: {e}')
+  if problems:
+    raise DetectionError.listing(problems)
+  return found
+
+
+def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """Reads lines `probability,x,y`.
+
+  Args:
+    path: UTF-8; blank lines are skipped, a first line that reads
+      `probability,x,y` too, and there may be nothing else.
+
+  Returns:
+    Scores [K] and places in level-0 pixels [K, 2].
+
+  Raises:
+    DetectionError: naming the first line that is not of this form.
+  """
+  try:
+    lines = path.read_text(encoding='utf-8-sig').splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise DetectionError(f'{path}: cannot be read ({e})') from e
+  rows = []
+  for number, line in enumerate(lines, 1):
+    is_header = number == 1 and line.replace(' ', '') == _HEADER
+    if line.strip() and not is_header:
+      try:
+        score, x, y = map(float, line.split(','))
+      except ValueError:
+        raise DetectionError(
+          f'{path}, line {number}: found {line[:60]!r}; {_HEADER} is needed'
+        ) from None
+      rows.append((score, x, y))
+  table = np.array(rows, float).reshape(-1, 3)
+  return table[:, 0], table[:, 1:]
+
+
+def read_mask(path: pathlib.Path) -> np.ndarray:
+  """Reads a mask, True where its first channel is 255, bool [H, W].
+
+  Raises:
+    DetectionError: if the image cannot be read, or holds other values than 0
+      and 255.
+  """
+  try:
+    with Image.open(path) as image:
+      kind = {'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode)
+      first = np.atleast_3d(image.convert(kind))[..., 0]
+  except (
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,  # Pillow's, of a broken PNG.
+    ValueError,
+  ) as e:
+    raise DetectionError(f'{path}: cannot be read ({e})') from e
+  others = np.unique(first[(first != 0) & (first != 255)])[:5]
+  if len(others):
+    raise DetectionError(
+      f'{path}: holds {", ".join(map(str, others))}; masks are 255 on tumour '
+      'and 0 elsewhere (those of ASAP may be 1: multiply them)'
+    )
+  return first == 255

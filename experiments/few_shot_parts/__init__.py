@@ -1,1 +1,0 @@
-"""The few-shot study of FW-RD: cohorts, trainings, tables, slides, figures."""

@@ -1,0 +1,192 @@
+"""Finds the results folders that a table reads, or runs what fills them."""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import shlex
+import subprocess
+import sys
+
+from experiments.bags import cohort as cohorts
+from experiments.bags.ablation import SETTINGS
+from experiments.bags.options import (
+  OPTIONS,
+  Data,
+  External,
+  Folds,
+  Model,
+  Training,
+)
+from experiments.evaluation import comparison, predictions
+from experiments.evaluation.comparison import Run
+from experiments.run import results, start
+from experiments.run.results import Folder
+from experiments.run.start import Cache, Output
+
+_STDERR = 2  # Its number: standard output is for the tables.
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A results folder, and the command that fills it, and maybe others."""
+
+  name: str  # model, task or setting
+  folder: pathlib.Path
+  model: Model
+  task: str
+  command: tuple[str, ...]  # what follows `python -m`
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+  """The options that the jobs of a table share."""
+
+  data: Data
+  external: External  # every fold is tested on the second cohort, if any
+  folds: Folds
+  training: Training
+  output: Output  # --exp_code stands before the names of the folders
+  cache: Cache
+
+  def of_models(self, models: Iterable[str]) -> list[Job]:
+    """Returns what trains models on all five classes."""
+    return [self._cross_validation(m, m, 'origin') for m in models]
+
+  def of_tasks(self) -> list[Job]:
+    """Returns what trains KMIL on Tasks A, B and C."""
+    return [self._cross_validation(task, 'kmil', task) for task in 'abc']
+
+  def of_settings(self) -> list[Job]:
+    """Returns what trains KMIL under every setting of Tables 4 and 5."""
+    root, flags = self.folder('ablations_origin')
+    command = 'experiments.ablations', *flags
+    return [
+      Job(name, root / name, model, 'origin', command)
+      for name, model in SETTINGS.items()
+    ]
+
+  def folder(self, code: str) -> tuple[pathlib.Path, list[str]]:
+    """Returns the folder of an experiment, and the flag that names it."""
+    if self.output.exp_code is None:
+      return self.output.folder(code), []
+    code = f'{self.output.exp_code}_{code}'
+    output = dataclasses.replace(self.output, exp_code=code)
+    return output.folder(code), [f'--exp_code={code}']
+
+  def complete(self, jobs: Iterable[Job]) -> dict[str, Run]:
+    """Runs the jobs that are not done, one after the other.
+
+    What is done with the same options on the same data is left alone. All else
+    is run: the command itself refuses a folder of other settings, and trains no
+    fold twice. Each command is printed before it runs, on standard error as all
+    that it prints.
+
+    Returns:
+      The results by the names of the jobs.
+
+    Raises:
+      SystemExit: with the status of a job that fails.
+    """
+    load, ran = functools.cache(self._material), set()
+    for job in jobs:
+      if job.command in ran or self._is_done(job, load):
+        continue
+      if code := self._run(job.command):
+        sys.exit(code if code > 0 else 128 - code)
+      ran.add(job.command)
+    return {job.name: comparison.read(job.folder, job.name) for job in jobs}
+
+  def check(self, jobs: Iterable[Job]) -> None:
+    """Runs all jobs with --check, and ends; with 1 if any has problems."""
+    commands = dict.fromkeys(job.command for job in jobs)
+    sys.exit(int(any([self._run((*c, '--check')) for c in commands])))
+
+  def about(self, runs: Mapping[str, Run]) -> str:
+    """Says on which data results were made, and with which flags."""
+    counts = {}
+    for name, run in runs.items():
+      test, second = run.test(), run.summary.get('external')
+      count = f'{len(test)} slides of {len(set(test.case))} cases'
+      if second:
+        count += (
+          f' (external: {second["slides"]} slides of {second["cases"]} cases)'
+        )
+      counts.setdefault(count, []).append(name)
+    text = '; '.join(
+      count + f' in {", ".join(names)}' * (len(counts) > 1)
+      for count, names in counts.items()
+    )
+    if flags := self._flags():
+      text += f'; {" ".join(flags)}'
+    if self.data.csv_path:
+      return f'Data: {text}.'
+    return (
+      f'Data: the phantom cohort, {text}. Phantom slides are rendered: they say'
+      ' nothing about the accuracy of these models on patients.'
+    )
+
+  def _cross_validation(self, name: str, model: str, task: str) -> Job:
+    folder, flags = self.folder(f'{model}_{task}')
+    flags = f'--model={model}', f'--task={task}', '--heat_maps=0', *flags
+    command = 'experiments.kmil', *flags
+    return Job(name, folder, Model(model=model), task, command)
+
+  def _flags(self) -> list[str]:
+    """Returns the flags that every command gets: those that are not default."""
+    output = dataclasses.replace(self.output, exp_code=None)
+    asked = [self.data, self.external, self.folds, self.training]
+    asked += [output, self.cache]
+    usual = start.lines([type(one)() for one in asked]).splitlines()
+    return [f for f in start.lines(asked).splitlines() if f not in usual]
+
+  def _run(self, command: tuple[str, ...]) -> int:
+    """Runs a command; returns its status, of a signal its negative number."""
+    command = '-m', *command, *self._flags()
+    shown = shlex.join(['python', *command])
+    print(f'$ {shown}', file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, *command], stdout=_STDERR)
+    if done.returncode:
+      print(f'error: this command failed: {shown}', file=sys.stderr)
+    return done.returncode
+
+  def _is_done(self, job: Job, load: Callable[[str], cohorts.Material]) -> bool:
+    """Whether the folder holds all folds, of these options and data."""
+    folder, folds = Folder(job.folder), list(range(self.folds.k))
+    files = [predictions.TEST]
+    if self.external != External():
+      files.append(predictions.EXTERNAL)
+    names = [f'fold_{fold}/{file}' for fold in folds for file in files]
+    if not folder.has(results.CONFIG, 'summary.json', *names):
+      return False
+    summary = folder.read('summary.json')
+    held = [summary, summary.get('external', {})][: len(files)]
+    if any(part.get('folds') != folds for part in held):
+      return False
+    material = load(job.task)
+    training = self.training.resolved(job.model.model)
+    data = dataclasses.replace(self.data, task=job.task)
+    given = [job.model, data, self.folds, training, self.output]
+    given = {type(one): one for one in given}
+    asked = [given.get(cls) or cls() for cls in OPTIONS]
+    if results.differences(folder, asked, material.inputs()):
+      return False
+    second = material.second
+    return (
+      second is None or folder.read('external.json') == second.fingerprint()
+    )
+
+  def _material(self, task: str) -> cohorts.Material:
+    """Returns the cohort under a task, and the second one."""
+    data = dataclasses.replace(self.data, task=task)
+    with contextlib.redirect_stdout(sys.stderr):
+      material = cohorts.load(
+        data,
+        self.folds,
+        self.output.seed,
+        self.cache.cache_dir,
+        self.external,
+      )
+      material.check()
+    return material

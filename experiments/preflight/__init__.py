@@ -1,1 +1,0 @@
-"""What --check does: joins all inputs, lists every problem, trains nothing."""

@@ -1,1 +1,0 @@
-"""Scores of whole slides: maps, a score per slide, detections."""

@@ -1,0 +1,201 @@
+"""Stages and tables of He and Li's study: patches, then slides."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from typing import Any
+
+import numpy as np
+
+from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.patches import pictures
+from experiments.patches.study import File, Study
+from experiments.studies import (
+  few_shot_slides as slides,
+  few_shot_training as training,
+)
+from experiments.studies.few_shot_data import PUBLISHED, Material
+from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
+from kmil_jax import intervals, metrics, parallel
+
+# What the test patches say of a training: names in files, columns of tables.
+METRICS = {
+  'accuracy': 'accuracy',
+  'accuracy_at_2': 'accuracy, threshold 2',
+  'accuracy_best_f1': "accuracy, test's best F1",
+  'auroc': 'AUROC',
+}
+_FIXED = 2.0  # The paper's threshold.
+_RESAMPLES = 1000
+_NOTES = (
+  'accuracy: at the threshold of the highest F1 on the validation patches.'
+  " threshold 2: the paper's, fixed. test's best F1: at the threshold that the"
+  ' test patches choose, as in the released code, which is optimistic.',
+  'here: mean over the seeds; its interval: over slides drawn with their'
+  ' patches.',
+)
+_WARNING = (
+  'WARNING: THE TEACHER IS RANDOM, calibrated on normal training patches: it'
+  ' knows no images. Give --weights=<wide_resnet50_2 of torchvision> for the'
+  ' one of the paper.'
+)
+
+
+def stages(
+  study: Study, material: Material
+) -> Iterator[Table | File | str | Exception]:
+  """Trains students, and yields what they see in patches and in slides."""
+  students = study.recipe['students']
+  trainings = training.settings(material, students, study.seed)
+  yield f'{len(trainings[0])} settings, {len(trainings)} seed(s)'
+  if not material.weights:
+    yield _WARNING
+  training.train(study, material, list(itertools.chain(*trainings)))
+  if parallel.is_first():  # The rest is work for one process.
+    yield from _patches(study, trainings)
+    if material.slides:
+      yield from slides.stages(study, material, trainings[0])
+
+
+def measure(scores: Mapping[str, Scores]) -> np.ndarray:
+  """Measures a training on its test patches, and on resampled slides of them.
+
+  Returns:
+    Its accuracy at the threshold that validation chose, at the paper's fixed 2,
+    and at that of the highest F1 on the test patches themselves; its AUROC; [4,
+    1 + W], of the W resamples last. Those of all trainings on the same patches
+    are paired.
+  """
+  test, rows = scores['test'], []
+  for limit in (scores['val'].threshold, _FIXED, test.threshold):
+    called = (test.mean >= limit).astype(float)
+    drawn = _replicates(test, 1 - called, called)['accuracy']
+    rows.append([(called == test.tumour).mean(), *drawn])
+  drawn = _replicates(test, -test.mean, test.mean)['auroc']
+  rows.append([metrics.auroc(test.tumour, test.mean), *drawn])
+  return np.array(rows)
+
+
+def _replicates(test: Scores, *prob: np.ndarray) -> dict[str, np.ndarray]:
+  label, prob = test.tumour.astype(int), np.stack(prob, 1)
+  return intervals.replicates(label, prob, test.slide, resamples=_RESAMPLES)
+
+
+def _ends(measured: np.ndarray) -> np.ndarray:
+  """Ends of 95 % intervals over slides, [4, 2]."""
+  return intervals.percentile(measured[:, 1:].T).T
+
+
+def _patches(
+  study: Study, trainings: Sequence[Sequence[Setting]]
+) -> Iterator[Table | File]:
+  """Yields Tables 2 and 3, the ablations and the figures of patches."""
+  settings, found, summary = trainings[0], {}, {}
+  for setting, *others in zip(*trainings, strict=True):
+    of_seeds = [training.scores(study.folder, s) for s in (setting, *others)]
+    some = np.array([measure(scores) for scores in of_seeds])
+    mean, each = some.mean(0), some[:, :, 0]
+    spread = each.std(0, ddof=1) if len(each) > 1 else [np.nan] * len(METRICS)
+    columns = mean[:, 0], spread, *_ends(mean).T, each.T.tolist()
+    names = 'mean', 'std', 'ci_low', 'ci_high', 'per_seed'
+    summary[setting.name] = {
+      metric: dict(zip(names, row, strict=True))
+      for metric, *row in zip(METRICS, *columns, strict=True)
+    }
+    found[setting.name] = mean
+  sweep = [setting for setting in settings if setting.counterpart is not None]
+  sweep.sort(key=lambda setting: setting.tumour)
+  width, longer = study.recipe['students'].width, settings[-1].longer
+  methods = {name: found[name] for name in (RD, FW_RD)}
+  methods[f'{FW_RD} minus {RD}'] = found[FW_RD] - found[RD]
+  others = PUBLISHED['table_2'].values.keys() - {(RD,), (FW_RD,)}
+  yield _table(
+    'table_2',
+    'Table 2. Patches: reverse distillation without and with tumour patches',
+    ('method',),
+    [
+      *(
+        _row('table_2', (name,), (name,), one) for name, one in methods.items()
+      ),
+      *(_row('table_2', other, other) for other in sorted(others)),
+    ],
+    f'Networks of width {width}, the same of both methods.',
+  )
+  yield _table(
+    'table_3',
+    'Table 3. Patches: number of tumour patches in training',
+    ('tumour patches', 'in the paper', 'alpha'),
+    [
+      _row(
+        'table_3',
+        (s.counterpart,),
+        (s.tumour, s.counterpart, f'{s.alpha:.3g}'),
+        found[s.name],
+      )
+      for s in sweep
+    ],
+    f'{settings[0].normal} normal patches in all rows. alpha 0 is the loss of'
+    ' RD.',
+    'The tumour patches of a row are among those of the rows below it; each'
+    ' seed draws others.',
+  )
+  supervised = Setting('supervised', 100_000, 100_000, 0.5)
+  yield _table(
+    'ablations',
+    'Ablations: weights of the loss, balance of the classes',
+    ('training', 'normal', 'tumour', 'alpha', 'gamma'),
+    [
+      _row(
+        'ablations',
+        (s.name,),
+        (
+          s.name.replace('_', ', '),
+          s.normal,
+          s.tumour,
+          f'{s.alpha:g}',
+          f'{s.gamma:g}',
+        ),
+        found.get(s.name),
+      )
+      for s in (*settings, supervised)
+      if (s.name,) in PUBLISHED['ablations'].values
+    ],
+    'The paper does not define its unweighted loss: both rows have its number'
+    ' beside them. Supervised training is not repeated here.',
+    'Balanced classes are fewer patches; they are trained for'
+    f' {longer} time(s) the epochs.',
+  )
+  first = {
+    setting.name: training.scores(study.folder, setting)['test']
+    for setting in settings[:2]
+  }
+  curves = {name: (some.tumour, some.mean) for name, some in first.items()}
+  roc = pictures.roc('Test patches, one training each', curves)
+  yield File('figures/patch_roc.png', roc)
+  yield training.summary(study.folder, patches=summary)
+
+
+def _table(
+  name: str,
+  title: str,
+  labels: Sequence[str],
+  rows: Sequence[Row],
+  *notes: str,
+) -> Table:
+  columns = dict.fromkeys(METRICS.values(), '.3f')
+  return Table(name, title, labels, columns, rows, (*_NOTES, *notes))
+
+
+def _row(
+  table: str,
+  published: tuple[Any, ...],
+  labels: Sequence[Any],
+  measured: np.ndarray | None = None,
+) -> Row:
+  """Returns a row; in the paper it has the labels `published`."""
+  lines, paper = {}, PUBLISHED[table]
+  if measured is not None:
+    ends = [None if np.isnan(e[0]) else tuple(e) for e in _ends(measured)]
+    lines = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
+  if values := paper.values.get(published):
+    lines[paper.source] = [values.get(name) for name in METRICS.values()]
+  return Row(labels, lines)

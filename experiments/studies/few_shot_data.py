@@ -1,0 +1,355 @@
+"""Patches and slides of He and Li's study: CAMELYON16, a phantom, folders."""
+
+from collections.abc import Collection, Iterator, Mapping
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import re
+
+import numpy as np
+
+from data import labelled_tiles, tile_sources
+from data.camelyon16 import annotations, patches, slides
+from data.camelyon16.annotations import Annotations
+from data.camelyon16.patches import Patches
+from data.camelyon16.slides import KnownSlide
+from data.labelled_tiles import LabelledTiles, TileError
+from data.phantom import few_shot as phantom
+from data.slides import Slide, list_slides, slide_id
+from data.splits import PARTS
+from experiments import papers
+from experiments.evaluation.tables import Table
+from experiments.patches import tiles as patch_tiles
+from experiments.run import phantoms
+from experiments.run.check import Findings
+from experiments.run.options import OptionError, field
+from kmil_jax import froc
+from kmil_jax.tasks.distill import TUMOUR
+
+PUBLISHED = papers.read('he')
+_MAIN = 500  # Tumour patches of He and Li's main training.
+_COUNTS = [count for (count,) in PUBLISHED['table_3'].values]
+_DRAWN = 2000  # Validation patches of each kind, of a slide each, as theirs.
+_KINDS = ('bad', 'good')  # Lists, and folders, in the order of the classes.
+# Names of folders: He and Li's, and plain ones.
+_CLASSES = {
+  'bad': 'tumor',
+  'tumor': 'tumor',
+  'tumour': 'tumor',
+  'good': 'normal',
+  'normal': 'normal',
+}
+_CODE = ('data/*.py', 'data/phantom/*.py', 'data/camelyon16/*.py')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Slides and patches; a phantom of CAMELYON16 by default."""
+
+  slides_dir: pathlib.Path | None = field(
+    None,
+    'Folder of the slides of CAMELYON16, which may lie in folders below it.',
+    result=False,
+  )
+  annotations: pathlib.Path | None = field(
+    None,
+    'Outlines of tumour: a folder of <slide>.xml, <slide>.json or'
+    ' <slide>_mask.tif, or one .json or .json.gz file for all slides.',
+    result=False,
+  )
+  lists_dir: pathlib.Path | None = field(
+    None,
+    'Folder of the lists of patches released with FW-RD, with a line slide,x,y'
+    ' for the centre of each: train_good.txt, train_bad.txt, test_good.txt and'
+    ' test_bad.txt. Validation patches are drawn if val_good.txt and'
+    ' val_bad.txt are missing.',
+    result=False,
+  )
+  reference_csv: pathlib.Path | None = field(
+    None, "CSV with CAMELYON16's labels of the test slides.", result=False
+  )
+  patches_dir: pathlib.Path | None = field(
+    None,
+    'Use images of patches instead of slides: a folder with train, val and'
+    ' test, each with the folders good and bad of <slide>_<x>_<y>.png.',
+    result=False,
+  )
+  weights: pathlib.Path | None = field(
+    None,
+    'Weights of the teacher: wide_resnet50_2 of torchvision, .pth or'
+    ' .safetensors. A random teacher is used by default.',
+    result=False,  # The file is hashed.
+  )
+
+  def __post_init__(self):
+    names = 'slides_dir', 'annotations', 'lists_dir', 'reference_csv'
+    missing = [f'--{name}' for name in names if getattr(self, name) is None]
+    if missing and len(missing) < len(names):
+      raise OptionError(f'Slides also need {", ".join(missing)}.')
+    if not missing and self.patches_dir:
+      raise OptionError('--patches_dir cannot be used together with slides.')
+
+  @property
+  def is_phantom(self) -> bool:
+    return self.slides_dir is None and self.patches_dir is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """Lengths of patches, of slide inference and of the lesion-level score.
+
+  Attributes:
+    size: side of a patch, level-0 pixels.
+    stride: level-0 pixels between patches of a slide.
+    radius: of detections, in strides; He and Li's (NCRF: 12).
+    mpp: um per level-0 pixel that the lesion-level score takes.
+    level: of the masks that it is computed on.
+  """
+
+  size: int = patches.SIZE
+  stride: int = patches.STRIDE
+  radius: int = 6
+  mpp: float = froc.MPP
+  level: int = froc.LEVEL
+
+
+# Half a patch apart, not a quarter: a CPU scores them.
+_PHANTOM = Scale(
+  phantom.SIZE, 2 * phantom.STRIDE, 3, phantom.MPP, phantom.LEVEL
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """Patches, test slides and a teacher; see `study.Material`.
+
+  Attributes:
+    parts: patches of `PARTS`, of the classes `patches.CLASSES`.
+    main: tumour patches of the main training.
+    counts: of the other trainings of Table 3, and the paper's number that each
+      stands for.
+    note: where it comes from, and what was left out.
+    weights: of the teacher; a random one if None.
+    slides: test slides; none where there are patches alone.
+    annotations: of those with tumour.
+    scale: lengths.
+    is_phantom: whether it was rendered.
+  """
+
+  parts: Mapping[str, LabelledTiles]
+  main: int
+  counts: Mapping[int, int]
+  note: str
+  weights: pathlib.Path | None = None
+  slides: tuple[KnownSlide, ...] = ()
+  annotations: Annotations | None = None
+  scale: Scale = Scale()
+  is_phantom: bool = False
+
+  @functools.cached_property
+  def inputs(self) -> dict[str, str]:
+    named = '\n'.join(f'{slide.id},{slide.label}' for slide in self.slides)
+    found = {
+      f'{part}_sha256': patch_tiles.fingerprint(tiles)
+      for part, tiles in self.parts.items()
+    }
+    found['slides_sha256'] = hashlib.sha256(named.encode()).hexdigest()
+    if self.weights:
+      digest = hashlib.sha256(self.weights.read_bytes())
+      found['weights_sha256'] = digest.hexdigest()
+    return found
+
+  def check(self, findings: Findings) -> None:
+    patch_tiles.check(findings, self.parts)
+
+  def tables(self) -> Iterator[Table]:
+    yield dataclasses.replace(
+      patch_tiles.counts(self.parts, 'Patches'), published=PUBLISHED['table_1']
+    )
+
+
+def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
+  """Returns the patches of lists and the test slides, or patches of folders.
+
+  Args:
+    data: what to open.
+    seed: of validation patches that have no list.
+    cache_dir: of the phantom.
+
+  Raises:
+    TileError: naming what is missing or cannot be used.
+    SlideError: if a slide that patches are drawn of cannot be read.
+  """
+  if data.patches_dir:
+    return dataclasses.replace(
+      _of_folders(data.patches_dir), weights=data.weights
+    )
+  if data.slides_dir:
+    return of_slides(data, seed=seed)
+  root = phantoms.made(
+    'few_shot_phantom', _CODE, phantom.make, cache_dir, last='reference.csv'
+  )
+  rendered = dataclasses.replace(
+    data,
+    slides_dir=root / 'slides',
+    annotations=root / 'annotations',
+    lists_dir=root / 'lists',
+    reference_csv=root / 'reference.csv',
+  )
+  return dataclasses.replace(
+    of_slides(rendered, seed=0, scale=_PHANTOM),
+    main=phantom.MAIN,
+    counts=phantom.COUNTS,
+    note='a phantom of CAMELYON16: its numbers say nothing about patients',
+    is_phantom=True,
+  )
+
+
+def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
+  """Returns the patches of lists and the test slides; see `open_material`."""
+  lists = {
+    (part, kind): data.lists_dir / f'{part}_{kind}.txt'
+    for part in PARTS
+    for kind in _KINDS
+  }
+  if is_drawn := not all(lists['val', kind].exists() for kind in _KINDS):
+    lists = {key: path for key, path in lists.items() if key[0] != 'val'}
+  if missing := [path.name for path in lists.values() if not path.exists()]:
+    raise TileError(f'{data.lists_dir}: no {", ".join(missing)}')
+  listed = {key: patches.read(path) for key, path in lists.items()}
+  named = lambda: {n for some in listed.values() for n in some.slide.tolist()}
+  known = annotations.find(data.annotations)
+  notes = [f'patches of {data.lists_dir} in slides of {data.slides_dir}']
+  if is_drawn:
+    drawn = _draw_validation(data.slides_dir, named(), known, seed, scale.size)
+    listed |= drawn
+    from_slides = [some.slide[0] for some in drawn.values()]
+    notes.append(f'validation patches drawn of {" and ".join(from_slides)}')
+  wanted = named() | set(slides.read_reference(data.reference_csv))
+  found = slides.find(data.slides_dir, data.reference_csv, wanted=wanted)
+  for name in sorted(wanted & slides.EXCLUDED.keys()):
+    notes.append(f'{name}: left out, {slides.EXCLUDED[name]}')
+  for name in sorted(wanted & slides.RELABELLED.keys()):
+    notes.append(f'{name}: {slides.RELABELLED[name]}, whatever its name')
+  for key, some in listed.items():
+    out = np.isin(some.slide, list(slides.EXCLUDED))
+    if out.any():
+      notes.append(f'{"_".join(key)}: {out.sum()} patches of slides left out')
+    listed[key] = Patches(some.slide[~out], some.xy[~out])
+  test = tuple(slide for slide in found if slide.part == 'test')
+  known.require([slide.id for slide in test if slide.label == 'tumor'])
+  files = {slide.id: slide.path for slide in found}
+  parts = {
+    part: patches.from_lists(
+      files, *(listed[part, kind] for kind in _KINDS), size=scale.size
+    )
+    for part in PARTS
+  }
+  return Material(
+    parts,
+    **_numbers(parts['train']),
+    note='\n'.join(notes),
+    weights=data.weights,
+    slides=test,
+    annotations=known,
+    scale=scale,
+  )
+
+
+def _draw_validation(
+  slides_dir: pathlib.Path,
+  listed: Collection[str],
+  known: Annotations,
+  seed: int,
+  size: int,
+) -> dict[tuple[str, str], Patches]:
+  """Draws validation patches, which He and Li did not release, by their rule.
+
+  Of the slides of each kind in the official training part it is the first that
+  has room for 2,000 patches, else the one with most: in many slides with tumour
+  there are fewer than 50.
+
+  Args:
+    slides_dir: with slides of the official training part.
+    listed: slides that other parts have patches of, which are not used.
+    known: annotations; slides with tumour that have none are not used.
+    seed: of the draw.
+    size: side of a patch.
+  """
+  files = {slide_id(path).lower(): path for path in list_slides(slides_dir)}
+  free, drawn = sorted(files.keys() - listed - slides.RELABELLED.keys()), {}
+  for list_name, kind in zip(_KINDS, patches.CLASSES, strict=True):
+    best = Patches(np.zeros(0, str), np.zeros((0, 2), np.int64))
+    for name in (n for n in free if n.startswith(f'{kind}_')):
+      if kind == 'tumor' and name not in known.files:
+        continue
+      with Slide(files[name], default_mpp=1.0) as slide:
+        sides = slide.width, slide.height
+        mask = patches.tissue_map(slide)
+      if kind == 'tumor':  # With its holes, as in the released code.
+        shape = tuple(-(-side // patches.STRIDE) for side in sides[::-1])
+        mask = known.mask(name, shape, patches.STRIDE, holes=False)
+      some = patches.sample(
+        {name: mask}, {name: sides}, _DRAWN, seed, patch=size
+      )
+      best = max(best, some, key=len)
+      if len(best) == _DRAWN:
+        break
+    if not len(best):
+      raise TileError(
+        f'{slides_dir}: validation patches are drawn of an annotated tumor'
+        ' slide and a normal slide without other patches, and there is no'
+        f' {kind} one with room for any. Add it, or val_good.txt and'
+        ' val_bad.txt to the lists.'
+      )
+    drawn['val', list_name] = best
+  return drawn
+
+
+def _of_folders(root: pathlib.Path) -> Material:
+  """Returns patches that are images, without slides.
+
+  The slide of a patch is what its name holds before a last _<x>_<y>, or before
+  the first underscore: tumor_001 of tumor_001_70592_125632.
+  """
+
+  def slide_of(name: str) -> str:
+    found = re.fullmatch(r'(.+)_\d+_\d+', name)
+    return found[1] if found else tile_sources.before_underscore(name)
+
+  parts = {}
+  for part in PARTS:
+    tiles = tile_sources.from_folders(root / part, slide_of)
+    names = [_CLASSES.get(name.lower(), name) for name in tiles.classes]
+    if sorted(names) != sorted(patches.CLASSES):
+      raise TileError(
+        f'{root / part}: found the folders {", ".join(tiles.classes)}; good and'
+        ' bad are needed (or normal and tumor)'
+      )
+    if tiles.channels != 3:
+      raise TileError(f'{root / part}: images are grey; they must have colours')
+    place = np.array([patches.CLASSES.index(name) for name in names], np.int32)
+    parts[part] = dataclasses.replace(
+      tiles, label=place[tiles.label], classes=patches.CLASSES
+    )
+  groups = [g for tiles in parts.values() for g in set(tiles.group.tolist())]
+  if both := sorted({group for group in groups if groups.count(group) > 1}):
+    raise TileError(
+      f'{root}: slide(s) {", ".join(both[:5])} in more than one of'
+      f' {", ".join(PARTS)}; patches of a slide belong in one part'
+    )
+  size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
+  return Material(
+    parts,
+    **_numbers(parts['train']),
+    note=f'patches of {root}',
+    scale=Scale(size=size),
+  )
+
+
+def _numbers(train: LabelledTiles) -> dict:
+  """The paper's numbers of tumour patches, as far as there are so many."""
+  tumour = int((train.label == TUMOUR).sum())
+  counts = {n: n for n in _COUNTS if n <= tumour}
+  return {'main': min(_MAIN, tumour), 'counts': counts}

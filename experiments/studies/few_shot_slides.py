@@ -1,0 +1,259 @@
+"""Scores the test slides by the students of Table 2 of He and Li."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import hashlib
+from typing import NamedTuple
+
+import contourpy
+from matplotlib import figure
+import numpy as np
+from PIL import Image
+
+from data.camelyon16.slides import KnownSlide
+from data.slides import Slide, SlideError
+from experiments.evaluation import froc as froc_tables
+from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.patches import pictures
+from experiments.patches.study import File, Study
+from experiments.run import progress
+from experiments.run.results import Folder
+from experiments.studies import few_shot_training as training, slide_scores
+from experiments.studies.few_shot_data import PUBLISHED, Material, Scale
+from experiments.studies.few_shot_training import FW_RD, RD, Setting
+from experiments.studies.slide_scores import ScoreError
+from kmil_jax import froc, intervals, metrics, parallel
+from kmil_jax.tasks.distill import DistillTask, Patches
+from kmil_jax.train import Variables
+
+_FIXED = 2.01  # The threshold of slides in the released code.
+_MOST = 3.0  # Of anomaly scores.
+_PICTURE = 700  # Pixels of a slide's longer side.
+_RESAMPLES = 1000
+
+
+class Judged(NamedTuple):
+  """What a student says of a slide."""
+
+  values: tuple[float, float]  # at the threshold of validation, and a fixed one
+  case: froc.Case
+
+
+# A map [H, W], 0 where there is no tissue; its detections, (score, x, y), [K,
+# 3]; and what they come to.
+_Scored = tuple[np.ndarray, np.ndarray, Judged]
+
+
+def stages(
+  study: Study, material: Material, settings: Sequence[Setting]
+) -> Iterator[Table | File | Exception]:
+  """Scores all tissue of the test slides by RD and FW-RD of the first seed.
+
+  Writes slides/<training>/maps and slides/<training>/detections, and
+  slides/masks, which `experiments.froc` reads. Maps that are there are read: a
+  killed run goes on with the slide that it was at.
+
+  Yields:
+    What it makes of the slides that can be read; last an error that names the
+    others.
+  """
+  known, faults = training.teacher(study, material), []
+  scorers = {
+    setting.name: _scorer(study, material, setting, known)
+    for setting in settings
+    if setting.name in (RD, FW_RD)
+  }
+  judged: dict[str, list[Judged]] = {name: [] for name in scorers}
+  rows, tumour, example = [['slide', 'tumour', *scorers]], [], None
+  for slide in progress.bar(material.slides, unit='slide', desc='slides'):
+    try:
+      with Slide(slide.path, material.scale.mpp) as opened:
+        mask = _mask(study.folder, material, slide, opened)
+        scored = {
+          name: score(slide.id, opened, mask) for name, score in scorers.items()
+        }
+        drawing = _draw(slide.id, opened, mask, scored, material.scale)
+    except SlideError as e:
+      faults.append(f'\n  {e}')
+      continue
+    yield File(f'slides/maps/{slide.id}.png', drawing)
+    if mask is not None and not any(tumour):
+      example = drawing
+    tumour.append(mask is not None)
+    for name, (_, _, one) in scored.items():
+      judged[name].append(one)
+    values = [f'{some[-1].values[0]:.6g}' for some in judged.values()]
+    rows.append([slide.id, int(tumour[-1]), *values])
+  if tumour:
+    yield File('slides/scores.csv', rows)
+    yield from _results(study, np.array(tumour), judged)
+  if example:
+    yield File('figures/localisation.png', example)
+  if faults:
+    yield ScoreError(f'{len(faults)} slide(s) not scored:{"".join(faults)}')
+
+
+def _results(
+  study: Study, tumour: np.ndarray, judged: Mapping[str, Sequence[Judged]]
+) -> Iterator[Table | File]:
+  """Yields slide AUROC and lesion-level score, as the paper's Figure 2."""
+  rows, summary, curves, rocs = [], {}, {}, {}
+  each = np.arange(len(tumour)).astype(str)  # Slides are what varies.
+  for name, some in judged.items():
+    cases = [one.case for one in some]
+    curve = curves[name] = froc.froc(cases)
+    scores = np.array([one.values for one in some]).T
+    rocs[name] = tumour, scores[0]
+    aurocs = [float(metrics.auroc(tumour, score)) for score in scores]
+    draws = [
+      intervals.auroc_replicates(tumour, s[None], each, resamples=_RESAMPLES)
+      for s in scores
+    ]
+    ends = [*map(intervals.percentile, draws), froc.interval(cases)]
+    known = [None if np.isnan(e[0]) else tuple(e.tolist()) for e in ends]
+    lines = {
+      HERE: [*aurocs, *froc_tables.values(curve)],
+      INTERVAL: known + [None] * len(froc.RATES),
+    }
+    rows.append(Row((name,), lines))
+    summary[name] = {
+      'auroc': aurocs[0],
+      f'auroc_at_{_FIXED}': aurocs[1],
+      'froc': curve.score,
+      'sensitivity': curve.sensitivity.tolist(),
+    }
+  columns = dict.fromkeys(('AUROC', f'AUROC, threshold {_FIXED}'), '.3f')
+  yield Table(
+    'slides',
+    f'Slides: {tumour.sum()} with tumour, {curve.lesions} lesions that count;'
+    f' {(~tumour).sum()} without',
+    ('method',),
+    columns | froc_tables.COLUMNS,
+    rows,
+    (
+      "The score of a slide is the mean of its map's values that reach a"
+      " threshold: that of validation patches, or the released code's fixed"
+      f' {_FIXED}. 0 if none does.',
+      froc_tables.NOTE + ' Detections reach the threshold of validation'
+      ' patches.',
+      'Intervals over slides. One training of each method, of the first seed.',
+    ),
+    PUBLISHED['slides'],
+  )
+  yield File('figures/froc.png', froc_tables.draw(curves))
+  roc = pictures.roc(f'{len(tumour)} test slides', rocs)
+  yield File('figures/slide_roc.png', roc)
+  yield training.summary(study.folder, slides=summary)
+
+
+def pmap_score(
+  task: DistillTask, teacher: Variables, student: Variables
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a trained pair as a function of patches, spread over devices.
+
+  Returns:
+    A function of patches, uint8 [T, S, S, 3], returning the means [T] of their
+    anomaly maps, float32. It compiles once per shape of its argument.
+  """
+
+  def score(networks, image):
+    teacher, student = networks
+    shared = Patches(teacher=teacher, image=None, label=None)
+    return task.predict(student, (shared, image), None)['mean']
+
+  networks = parallel.replicate((teacher, student))
+  return functools.partial(parallel.pmap_local(score), networks)
+
+
+def _scorer(
+  study: Study, material: Material, setting: Setting, teacher: Variables
+) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
+  """Returns a student of the first seed as a function of slides."""
+  folder, scale, digest = study.folder, material.scale, hashlib.sha256()
+  model = folder.at(f'{setting.folder}/{training.MODEL}')
+  for path in (material.weights or folder.at(training.TEACHER), model):
+    digest.update(hashlib.sha256(path.read_bytes()).digest())
+  task = study.recipe['students'].task()
+  on_patches = pmap_score(task, teacher, training.student(model))
+  threshold = training.scores(folder, setting)['val'].threshold
+  place = f'slides/{setting.name}_s{setting.seed}'
+
+  def score(slide: str, opened: Slide, mask: np.ndarray | None) -> _Scored:
+    scores = slide_scores.score(
+      opened,
+      on_patches,
+      folder.at(f'{place}/maps/{slide}.npz'),
+      stride=scale.stride,
+      patch=scale.size,
+      model=digest.hexdigest()[:16],
+    )
+    found = slide_scores.detections(
+      scores,
+      radius=scale.radius,
+      # Above it is what reaches the threshold, in float32 as maps are.
+      stop=float(np.nextafter(np.float32(threshold), np.float32(0))),
+      stride=scale.stride,
+    )
+    slide_scores.write_tiff(
+      folder.at(f'{place}/maps/{slide}.tiff'),
+      scores,
+      mpp=opened.mpp * scale.stride,
+      most=_MOST,
+    )
+    lines = [(value, int(x), int(y)) for value, x, y in found.tolist()]
+    folder.write(f'{place}/detections/{slide}.csv', lines)
+    truth = None
+    if mask is not None:
+      truth = froc.lesions(mask, mpp=scale.mpp, level=scale.level)
+    case = froc.judge(truth, found[:, 0], found[:, 1:], level=scale.level)
+    limits = threshold, _FIXED
+    values = tuple(slide_scores.slide_score(scores, limit) for limit in limits)
+    return scores, found, Judged(values, case)
+
+  return score
+
+
+def _mask(
+  folder: Folder, material: Material, slide: KnownSlide, opened: Slide
+) -> np.ndarray | None:
+  """Returns and writes the mask of a slide's tumour; None of a normal slide."""
+  if slide.label != 'tumor':
+    return None
+  level = material.scale.level
+  # One more: the middle of a map's last pixel may be the slide's very end.
+  shape = tuple(n // 2**level + 1 for n in (opened.height, opened.width))
+  mask = material.annotations.mask(slide.id, shape, 2**level)
+  image = Image.fromarray(mask.astype(np.uint8) * 255)
+  folder.save(
+    f'slides/masks/{slide.id}_mask_level{level}.png',
+    lambda path: image.save(path, format='PNG'),
+  )
+  return mask
+
+
+def _draw(
+  title: str,
+  opened: Slide,
+  mask: np.ndarray | None,
+  scored: Mapping[str, _Scored],
+  scale: Scale,
+) -> figure.Figure:
+  """Draws a slide and its maps with their detections, as Figure 3."""
+  longer = max(opened.width, opened.height)
+  image = opened.thumbnail(opened.mpp * longer / _PICTURE)
+  ratio = image.shape[1] / opened.width
+  truth, shown = [], {}
+  if mask is not None:
+    # Lesions must close: beyond the border there is nothing.
+    padded = np.pad(mask.astype(float), 1)
+    lines = contourpy.contour_generator(z=padded).lines(0.5)
+    truth = [[(line - 0.5) * 2**scale.level * ratio] for line in lines]
+  angle = np.linspace(0, 2 * np.pi, 17)
+  circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
+  for name, (scores, found, _) in scored.items():
+    on_tissue = np.where(scores > 0, scores, np.nan)
+    circles = [[xy * ratio + circle] for xy in found[:, 1:]]
+    shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
+  return pictures.overlay(
+    title, image, shown, label='anomaly score', most=_MOST, truth=truth
+  )

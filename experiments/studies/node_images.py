@@ -1,0 +1,568 @@
+"""Images of lymph nodes: patches, heat maps of votes, outlines and decisions.
+
+What the two networks of `two_step` learn from, and what they find: windows of
+40 um, 10 um apart, vote on the pixels they cover (`kmil_jax.heatmap`), and an
+image is positive if a pixel has enough votes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import time
+
+import contourpy
+from matplotlib import figure
+import numpy as np
+
+from data import labelled_tiles, node_images
+from data.labelled_tiles import LabelledTiles, TileError
+from data.node_images import LABELS, MPP, PARTS, NodeImages
+from data.phantom import nodes
+from data.tissue import glass
+from experiments.evaluation.tables import Table
+from experiments.patches import pictures, tiles as patch_tiles
+from experiments.patches.study import File, Study
+from experiments.patches.training import Trained
+from experiments.run import phantoms, progress, results
+from experiments.run.check import Findings
+from experiments.run.options import field
+from experiments.studies import two_step
+from experiments.studies.two_step import CLASSES, ONE, RAISED, TWO, Design
+from kmil_jax import heatmap, parallel
+from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
+
+VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
+_LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
+_COARSE = 20  # Stride, in pixels, that false positives are gathered with.
+_STEPS = ('primary', 'secondary')
+_TIMED = WINDOW + 15 * STRIDE  # Side of what is timed, pixels.
+_ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """Images of lymph nodes with masks of their tumour."""
+
+  images_dir: pathlib.Path | None = field(
+    None,
+    'Folder of images, <image_id>.png or .tif. By default a phantom is'
+    ' rendered.',
+    result=False,
+    only={'tiles_zip': False, 'masks_dir': True, 'images_csv': True},
+  )
+  masks_dir: pathlib.Path | None = field(
+    None,
+    'Folder of masks of the same names and sizes, not 0 on tumour.',
+    result=False,
+    only={'images_dir': True},
+  )
+  images_csv: pathlib.Path | None = field(
+    None,
+    'Table of these images, with the columns image_id,patient_id,part'
+    ' (development or test) and, where negative images have no mask, label'
+    ' (negative or positive).',
+    result=False,
+    only={'images_dir': True},
+  )
+  image_mpp: float = field(
+    MPP,
+    'Micrometres per pixel of the images.',
+    least=0.05,
+    only={'images_dir': True},
+  )
+  patches: int | None = field(
+    None,
+    'Patches of each class to train and validate with. By default 16000, on the'
+    ' phantom 300.',
+    least=10,
+    only={'tiles_zip': False},
+  )
+  least_tumour: int | None = field(
+    None,
+    'Area of tumour in a window, in square micrometres, from which it is one of'
+    ' tumour. Windows with less, but some, are left out. By default 100, about'
+    ' a cell; on the phantom, whose outlines hold stroma, 400.',
+    least=1,
+    only={'tiles_zip': False},
+  )
+  split_patches: str = field(
+    'patient',
+    'Keep whole patients, or only whole patches, in one part. patient avoids'
+    ' leakage; patch repeats the paper.',
+    choices=('patient', 'patch'),
+    only={'tiles_zip': False},
+  )
+  pictures: int = field(
+    8,
+    'Number of test images to draw, half of them positive.',
+    least=0,
+    result=False,
+    only={'tiles_zip': False},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+  """Images and patches of some; see `two_step.stages` and `study.Material`."""
+
+  images: NodeImages
+  parts: Sequence[LabelledTiles]  # of the development part
+  split_by: str
+  least: int  # pixels of tumour that make a window one of tumour
+  pictures: int
+  is_phantom: bool
+
+  @property
+  def inputs(self) -> dict[str, str]:
+    images = self.images
+    paths = filter(None, (*images.image_paths, *images.mask_paths))
+    columns = images.id, images.patient, images.test, images.positive
+    about = [column.tolist() for column in columns]
+    return {'images_sha256': two_step.sha256(paths, about)}
+
+  @property
+  def note(self) -> str:
+    images = self.images
+    phantom = ', a phantom: figures say nothing about patients'
+    return (
+      f'{len(images)} images of {len(set(images.patient))} patients,'
+      f' {images.test.sum()} to test{phantom * self.is_phantom}'
+    )
+
+  def check(self, findings: Findings) -> None:
+    """Nothing is left to find: opening the images has found all problems."""
+
+  def tables(self) -> Iterator[Table]:
+    sets = zip(('training', 'validation'), self.parts, strict=True)
+    yield patch_tiles.counts(dict(sets), 'Patches')
+
+  def false_positives(self, primary: Trained) -> LabelledTiles:
+    images, where = self.images, [np.empty((0, 3), int)]
+    negative = np.flatnonzero(~images.test & ~images.positive)
+    for row in _bar(negative, 'false positives'):
+      image, mask = images.read(row)
+      _, look = windows(image, mask, _COARSE)
+      (prob,) = scan(image, [primary], look, _COARSE)
+      yx = np.argwhere(prob >= FIRES) * _COARSE
+      where.append(np.c_[np.full(len(yx), row), yx])
+    where = np.concatenate(where)
+    return cut(images, where, np.zeros(len(where), int))
+
+  def decisions(
+    self, study: Study, networks: Sequence[Trained]
+  ) -> Iterator[Table | File | str]:
+    """Yields Table 3 and Figure 4, windows, outlines and pictures."""
+    images, rows = self.images, range(len(self.images))
+    probs = [
+      self._scanned(study.folder, row, networks)
+      for row in _bar(rows, 'heat maps')
+    ]
+    scores = {
+      rule: np.array([most_votes(maps[step]) for maps in probs])
+      for step, rule in enumerate((ONE, TWO)[: len(networks)])
+    }
+    bar, table = self._table_3(scores)
+    one, final = scores[ONE], list(scores.values())[-1]
+    yield table
+    yield self._windows_table(probs)
+    parts = dict(zip(PARTS, (~images.test, images.test), strict=True))
+    pairs = {k: (final[p], images.positive[p]) for k, p in parts.items()}
+    yield File('figures/scores.png', score_figure(pairs, bar))
+    part = np.take(PARTS, images.test)
+    label, said = np.take(LABELS, [images.positive, final >= bar])
+    lines = [['image_id', 'patient_id', 'part', 'label']]
+    lines[0] += ['score_one_step', 'score', 'decision']
+    columns = images.id, images.patient, part, label, one / VOTES, final / VOTES
+    yield File('images.csv', [*lines, *zip(*columns, said, strict=True)])
+    drawn = set()
+    for wanted in (True, False):
+      some = np.flatnonzero(images.test & (images.positive == wanted))
+      order = some[np.argsort(-one[some], kind='stable')]
+      drawn |= set(order[: (self.pictures + wanted) // 2].tolist())
+    for row in _bar(rows, 'outlines'):
+      image, mask = images.read(row)
+      maps, name = {}, images.id[row]
+      for (rule, votes), prob in zip(scores.items(), probs[row], strict=True):
+        heat = heatmap.votes(prob >= FIRES, image.shape[:2])
+        lesions = outlines(heat >= (bar - 0.5) / VOTES)
+        maps[f'{rule}, score {votes[row] / VOTES:.4f}'] = heat, lesions
+      yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
+      if row in drawn:
+        drawing = pictures.overlay(
+          f'{name}, {label[row]}: decision {said[row]}',
+          image,
+          maps,
+          label='votes for tumour',
+          truth=outlines(mask),
+        )
+        yield File(f'figures/{name}.png', drawing)
+    yield self._speed(networks)
+
+  def _scanned(
+    self, folder: results.Folder, row: int, networks: Sequence[Trained]
+  ) -> list[np.ndarray]:
+    """Scans an image, or loads what was found in it before."""
+    name = f'maps/{self.images.id[row]}.npz'
+    if folder.has(name):
+      with np.load(folder.at(name)) as held:
+        return [held[step] for step in _STEPS[: len(networks)]]
+    image, mask = self.images.read(row)
+    maps = scan(image, networks, windows(image, mask, STRIDE)[1])
+
+    def write(path):
+      with path.open('wb') as file:  # Of a path, NumPy would change the name.
+        np.savez_compressed(file, **dict(zip(_STEPS, maps, strict=False)))
+
+    folder.save(name, write)
+    return maps
+
+  def _table_3(self, scores: Mapping[str, np.ndarray]) -> tuple[int, Table]:
+    """Returns the threshold of the last rule, in votes, and Table 3.
+
+    An image is positive if a pixel of its map reaches the threshold: the best
+    of the development images.
+    """
+    images, rows = self.images, []
+    test, positive = images.test, images.positive
+
+    def add(rule, votes, bar, *parts):
+      for part in parts:
+        some = test if part == 'test' else ~test
+        about = votes[some] >= bar, positive[some], images.patient[some]
+        rows.append(two_step.decided((rule, part), *about, [bar / VOTES]))
+
+    for rule, votes in scores.items():
+      bar = threshold(votes[~test], positive[~test])
+      add(rule, votes, bar, *PARTS)
+    if TWO in scores:
+      found = (votes >= bar)[test & positive].sum()
+      raised = two_step.raised_bar(scores[ONE][test], positive[test], found)
+      add(RAISED, scores[ONE], min(raised, VOTES), 'test')
+    return bar, two_step.decision_table(
+      'table_3',
+      'Table 3. Images, positive if a pixel has votes from a threshold that is'
+      ' the best on the development part',
+      ('rule', 'part'),
+      {'threshold': '.4f'},
+      rows,
+    )
+
+  def _windows_table(self, probs: Sequence[Sequence[np.ndarray]]) -> Table:
+    """Compares rules by the test images' windows on tissue."""
+    images, found = self.images, []
+    for row in np.flatnonzero(images.test):
+      tumour, tissue = windows(*images.read(row), STRIDE)
+      known = tissue & ((tumour == 0) | (tumour >= self.least))
+      about = tumour[known] > 0, images.patient[row], images.positive[row]
+      about = np.broadcast_arrays(*about, *(prob[known] for prob in probs[row]))
+      found.append(about)
+    columns = [np.concatenate(some) for some in zip(*found, strict=True)]
+    tumour, patient, positive, *joined = columns
+    negatives = (images.test & ~images.positive).sum()
+    rows = []
+    for rule, said in two_step.rules(joined, tumour).items():
+      first = int(said[~tumour].sum()), said[~positive].sum() / negatives
+      about = said, tumour, patient
+      rows.append(two_step.decided((rule,), *about, first, (None, None)))
+    return two_step.decision_table(
+      'windows',
+      'Windows of the test images, on tissue',
+      ('rule',),
+      {'false positives': 'd', 'per negative image': '.1f'},
+      rows,
+    )
+
+  def _speed(self, networks: Sequence[Trained]) -> str:
+    """Times windows in batches and one by one, in turns."""
+    image, _ = self.images.read(int(np.argmax(self.images.positive)))
+    y, x = (max(0, (n - _TIMED) // 2) for n in image.shape[:2])
+    image = image[y : y + _TIMED, x : x + _TIMED]
+    look = np.ones(heatmap.grid(image.shape[:2]), bool)
+    seconds = np.empty((1 + _ROUNDS, 2))  # The first round compiles.
+    for turn, way in np.ndindex(seconds.shape):
+      start = time.perf_counter()
+      scan(image, networks, look, batch=(None, parallel.num_devices())[way])
+      seconds[turn, way] = time.perf_counter() - start
+    seconds *= 1e6 / STRIDE**2 / look.size  # By the windows of a megapixel.
+    fast, slow = np.median(seconds[1:], 0)
+    return (
+      f'time of a heat map: {fast:.1f} s per megapixel; window by window'
+      f' {slow:.1f} s'
+    )
+
+
+def open_nodes(
+  files: Images, design: Design, seed: int, cache_dir: pathlib.Path
+) -> Nodes:
+  """Opens the user's images, or the phantom's, and draws patches of them.
+
+  Raises:
+    ImageError: as `node_images.load`.
+    TileError: if the images do not yield the patches, or too few patients do.
+  """
+  paths = files.images_dir, files.masks_dir, files.images_csv
+  if files.images_dir is None:
+    root = phantoms.made(
+      'node_images',
+      ('data/phantom/*.py',),
+      nodes.make,
+      cache_dir,
+      last='images.csv',
+      unit='image',
+    )
+    paths = [root / name for name in ('images', 'masks', 'images.csv')]
+  images = node_images.load(*paths, mpp=files.image_mpp)
+  patches = draw(images, design.patches, seed, design.least_tumour)
+  by = {'patient': 'group', 'patch': 'tile'}[files.split_patches]
+  split = patch_tiles.split(patches, (0.7, 0.3, 0.0), seed=seed, by=by)
+  return Nodes(
+    images,
+    [patches.take(rows) for rows in split[:2]],
+    files.split_patches,
+    design.least_tumour,
+    files.pictures,
+    files.images_dir is None,
+  )
+
+
+def windows(
+  image: np.ndarray, mask: np.ndarray, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns what the windows of an image hold, [h, w] each.
+
+  Args:
+    image: uint8 [H, W, 3] at 1 um a pixel.
+    mask: True on tumour, bool [H, W].
+    stride: from one window to the next.
+
+  Returns:
+    Pixels of tumour, and whether there is tissue: others are never looked at.
+  """
+  tumour = heatmap.sums(mask, WINDOW)[::stride, ::stride]
+  return tumour, heatmap.on_tissue(~glass(image, MPP), stride=stride)
+
+
+def draw(
+  images: NodeImages, count: int, seed: int, least: int
+) -> LabelledTiles:
+  """Draws patches of both classes from the development images.
+
+  As in the paper a window with a single tumour cell is one of tumour; with less
+  than that it belongs to neither class. All windows of a class on tissue, on a
+  lattice of 4 pixels, are equally likely, and none is drawn twice. Non-tumour
+  is that of negative and of positive images.
+
+  Args:
+    images: of both parts; those of the test part are not touched.
+    count: patches of each class; where a class has fewer windows, both get that
+      many.
+    seed: of the draw.
+    least: pixels of tumour that make a window one of tumour.
+
+  Returns:
+    Tiles of `CLASSES` grouped by patient; ids are <image>_<y>_<x>, `xy` the
+    first pixel.
+
+  Raises:
+    TileError: if a class has no window.
+  """
+  found = [[], []]  # Per class a row per window: image, y, x.
+  for row in np.flatnonzero(~images.test):
+    tumour, tissue = windows(*images.read(row), _LATTICE)
+    for rows, where in zip(found, (tumour == 0, tumour >= least), strict=True):
+      yx = np.argwhere(where & tissue) * _LATTICE
+      rows.append(np.c_[np.full(len(yx), row), yx])
+  found = [np.concatenate(rows) for rows in found]
+  for name, rows in zip(CLASSES, found, strict=True):
+    if not len(rows):
+      raise TileError(
+        f'no window of {WINDOW} um in the development images is {name} (with'
+        f' {least} um2 of the mask, on tissue). Look at the masks.'
+      )
+  count = min(count, *map(len, found))
+  rng = np.random.default_rng([seed, 1])
+  chosen = [
+    rows[np.sort(rng.choice(len(rows), count, replace=False))] for rows in found
+  ]
+  return cut(images, np.concatenate(chosen), np.repeat([0, 1], count))
+
+
+def cut(
+  images: NodeImages, where: np.ndarray, label: np.ndarray
+) -> LabelledTiles:
+  """Cuts patches out of images.
+
+  Args:
+    images: the images.
+    where: row of the image, y and x of the first pixel, int [n, 3].
+    label: place in `CLASSES`, [n].
+  """
+  pixels = np.empty((len(where), WINDOW, WINDOW, 3), np.uint8)
+  for row in np.unique(where[:, 0]):
+    image, _ = images.read(row)
+    for i in np.flatnonzero(where[:, 0] == row):
+      pixels[i] = _window(image, where[:, 1:], i)
+  return labelled_tiles.from_arrays(
+    pixels,
+    label,
+    images.patient[where[:, 0]],
+    CLASSES,
+    ids=[f'{images.id[row]}_{y}_{x}' for row, y, x in where],
+    xy=where[:, :0:-1],
+  )
+
+
+def scan(
+  image: np.ndarray,
+  networks: Sequence[Trained],
+  look: np.ndarray,
+  stride: int = STRIDE,
+  batch: int | None = None,
+) -> list[np.ndarray]:
+  """Evaluates every window of an image once.
+
+  The first network sees all windows that are to be looked at, the second one
+  those alone that the first takes for tumour.
+
+  Args:
+    image: uint8 [H, W, 3].
+    networks: one or two.
+    look: which windows to look at, bool [h, w] of `heatmap.grid`.
+    stride: from one window to the next, in pixels.
+    batch: see `Trained.predict`.
+
+  Returns:
+    Probabilities of tumour by each, float32 [h, w]; NaN where it did not look.
+  """
+  maps = []
+  for network in networks:
+    corners = np.argwhere(look) * stride
+    prob = np.full(look.shape, np.nan, np.float32)
+    if len(corners):
+      tiles = LabelledTiles(
+        id=np.arange(len(corners)).astype(str),
+        label=np.zeros(len(corners), np.int32),
+        group=np.zeros(len(corners), str),
+        classes=CLASSES,
+        read=functools.partial(_window, image, corners),
+        size=WINDOW,
+      )
+      prob[look] = network.predict(tiles, batch)[0][:, 1]
+    maps.append(prob)
+    look = prob >= FIRES
+  return maps
+
+
+def _window(image: np.ndarray, corners: np.ndarray, i: int) -> np.ndarray:
+  y, x = corners[i]
+  return image[y : y + WINDOW, x : x + WINDOW]
+
+
+def most_votes(prob: np.ndarray) -> int:
+  """Returns the score of an image: the most votes that a pixel of it has.
+
+  Args:
+    prob: of its windows, [h, w], by the last network.
+  """
+  shape = tuple((n - 1) * STRIDE + WINDOW for n in prob.shape)
+  return round(float(heatmap.votes(prob >= FIRES, shape).max()) * VOTES)
+
+
+def threshold(score: np.ndarray, positive: np.ndarray) -> int:
+  """Returns the votes from which an image is positive.
+
+  The smallest number, from 1 to 16, with the highest mean of sensitivity and
+  specificity. In the paper, where positive images have 15 or more and negative
+  ones fewer than 11, that is 11: its 0.6875.
+
+  Args:
+    score: of the development images alone, int [n].
+    positive: the truth, bool [n].
+  """
+  votes = np.arange(1, VOTES + 1)
+  said = score >= votes[:, None]
+  balanced = said[:, positive].mean(1) + (~said[:, ~positive]).mean(1)
+  return int(votes[balanced.argmax()])
+
+
+def outlines(inside: np.ndarray) -> pictures.Polygons:
+  """Returns the areas of a mask.
+
+  Args:
+    inside: bool [H, W].
+
+  Returns:
+    A polygon per area: its outer ring, then its holes, each [K, 2] of (x, y) in
+    pixels, closed. A pixel's middle lies at a half, so that an area that fills
+    the image runs along its border, from 0 to H and W.
+  """
+  # Areas must close: beyond the border there is nothing.
+  generator = contourpy.contour_generator(
+    z=np.pad(inside.astype(float), 1),
+    name='serial',
+    fill_type=contourpy.FillType.OuterOffset,
+  )
+  return [
+    [points[a:b] - 0.5 for a, b in itertools.pairwise(ends)]
+    for points, ends in zip(*generator.filled(0.5, np.inf), strict=True)
+  ]
+
+
+def geojson(polygons: pictures.Polygons, scale: float) -> str:
+  """Returns lesions as a GeoJSON feature collection.
+
+  Args:
+    polygons: as `outlines` returns them.
+    scale: pixels of the image's file per pixel of the map.
+  """
+  features = [
+    {
+      'type': 'Feature',
+      'geometry': {
+        'type': 'Polygon',
+        'coordinates': [(scale * ring).round(1).tolist() for ring in rings],
+      },
+      'properties': {'classification': {'name': 'tumour'}},
+    }
+    for rings in polygons
+  ]
+  return json.dumps({'type': 'FeatureCollection', 'features': features})
+
+
+def score_figure(
+  parts: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: int
+) -> figure.Figure:
+  """Draws the paper's Figure 4: scores of negative and positive images.
+
+  Args:
+    parts: votes, int [n], and the truth, bool [n], of each part.
+    bar: votes from which an image is positive.
+  """
+  drawing = figure.Figure((4.2 * len(parts), 4.2), layout='constrained')
+  panels = drawing.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+  for ax, (name, (votes, positive)) in zip(panels, parts.items(), strict=True):
+    for label, colour in ((0, 'C0'), (1, 'C3')):
+      values = votes[positive == label]
+      for value in np.unique(values):  # Equal ones side by side.
+        n = (values == value).sum()
+        place = min(0.05, 0.8 / n) * (np.arange(n) - (n - 1) / 2)
+        height = np.full(n, value / VOTES)
+        ax.plot(label + place, height, 'o', color=colour, ms=5, alpha=0.7)
+    ax.axhline((bar - 0.5) / VOTES, color='grey', ls='--', lw=1)
+    ax.set_title(f'{name}: positive from {bar / VOTES:.4f}')
+    counts = (~positive).sum(), positive.sum()
+    ax.set_xticks(
+      [0, 1], [f'{k}\n{n}' for k, n in zip(LABELS, counts, strict=True)]
+    )
+    ax.set(xlim=(-0.5, 1.5), ylim=(-0.05, 1.05))
+    ax.grid(axis='y', color='0.92')
+  panels[0].set_ylabel('score: highest share of votes in the image')
+  return drawing
+
+
+def _bar(rows: Sequence[int], name: str) -> Iterator[int]:
+  disable = not parallel.is_first()
+  return progress.bar(rows, desc=name, unit='image', disable=disable)

@@ -1,0 +1,505 @@
+"""A second network against the first one's mistakes: stages of Tang's study.
+
+The second network learns to tell tumour from what the first one takes for it;
+tumour is what both call so. Here are the stages that all material shares, and
+tiles that lie on the grids of patients; images of nodes are in `node_images`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from data import labelled_tiles, tile_sources
+from data.labelled_tiles import LabelledTiles, TileError
+from data.splits import PARTS
+from experiments import papers
+from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.patches import pictures, tiles as patch_tiles, training
+from experiments.patches.study import File, Study
+from experiments.patches.tiles import TileFiles
+from experiments.patches.training import Trained, Training
+from experiments.run.check import Findings
+from experiments.run.options import field
+from kmil_jax import intervals, metrics
+from kmil_jax.heatmap import FIRES
+from kmil_jax.models import CLASSIFIERS
+
+CLASSES = ('non-tumour', 'tumour')
+ONE, RAISED, TWO = 'one step', 'one step, as sensitive as two', 'two steps'
+PUBLISHED = papers.read('tang')
+_VALIDATION = {'accuracy (%)': '.1f', 'AUROC': '.4f'}
+_LEAST = 20  # False positives below which there is nothing to learn.
+# Of the learning rate, for a secondary that starts from the primary's weights:
+# at the full rate it forgets them before it has learned from so few tiles.
+_FINE_TUNE = 0.3
+_LARGEST = 10**8  # Pixels of a picture.
+_NAMES = tuple(sorted(CLASSIFIERS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+  """What is compared and learned from, as in the paper.
+
+  Fields that options have, too, are changed by them; see `study.Paper.here`.
+  """
+
+  primaries: tuple[str, ...] = tuple(
+    name for (name,) in PUBLISHED['table_2'].values
+  )
+  patches: int = 16_000  # of each class
+  least_tumour: int = 100  # um2: about one cell of squamous carcinoma
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """Both networks."""
+
+  primaries: tuple[str, ...] | None = field(
+    None,
+    'Networks to compare as the first one. By default those of the paper,'
+    ' googlenet, mobilenet_v2, resnet50 and resnet101; on the phantom the first'
+    ' two of them, on tiles resnet18.',
+    choices=_NAMES,
+  )
+  primary: str | None = field(
+    None,
+    'The first network. By default the one with the highest accuracy on the'
+    ' validation patches.',
+    choices=_NAMES,
+  )
+  secondary: str | None = field(
+    None,
+    'The second network. By default of the kind of the first, as in the paper.',
+    choices=_NAMES,
+  )
+
+  def complete(self) -> 'Networks':
+    """Returns the same with the first network among those compared."""
+    names = self.primaries or ()
+    if self.primary is None or self.primary in names:
+      return self
+    return dataclasses.replace(self, primaries=(*names, self.primary))
+
+  def weights(self, design: Design, options: Training) -> dict[str, str]:
+    """Returns the files that networks start from, see `Training.weights_of`."""
+    second = [self.secondary] if self.secondary else []
+    return options.weights_of([*design.primaries, *second])
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles(TileFiles):
+  """Labelled tiles of your own, in one zip file."""
+
+  positive: str | None = field(
+    None,
+    'Label of tumour. Needed unless labels are 0 and 1.',
+    only={'tiles_zip': True},
+  )
+
+
+def stages(
+  study: Study,
+  material: Any,
+  networks: Networks,
+  options: Training,
+) -> Iterator[Table | File | str]:
+  """Trains both networks and yields Table 2, Figure 3 and the decisions.
+
+  Args:
+    study: recipes and folder.
+    material: holds `parts`, tiles of `CLASSES` to train and to validate the
+      first network with; `split_by`, what keeps these apart, 'patient' or
+      'patch'. Its `false_positives` are those of the first network, its
+      `decisions` what one network says, or two, beside the truth.
+    networks: which.
+    options: of the training.
+  """
+  design, recipe = study.recipe['design'], study.recipe['training']
+  weights = networks.weights(design, options)
+
+  def train(step, name, parts, start, rate=1.0):
+    return training.train(
+      study.folder,
+      f'{step}_{name}',
+      model=name,
+      train=parts[0],
+      val=parts[1],
+      recipe=dataclasses.replace(
+        recipe, learning_rate=rate * recipe.learning_rate
+      ),
+      options=dataclasses.replace(options, weights=start),
+      seed=study.seed,
+    )
+
+  found = {
+    name: train('primary', name, material.parts, weights.get(name))
+    for name in design.primaries
+  }
+  yield _table_2(found, material.split_by)
+  best = max(found, key=lambda name: found[name].kept['val_accuracy'])
+  primary = networks.primary or best
+  yield f'primary network: {primary}'
+  mistakes = material.false_positives(found[primary])
+  yield f'false positives of the primary network: {len(mistakes)}'
+  if len(mistakes) < _LEAST:
+    yield f'fewer than {_LEAST}: no second step, and tables are of one'
+    yield from material.decisions(study, [found[primary]])
+    return
+  parts = second_parts(mistakes, material.parts, material.split_by, study.seed)
+  name = networks.secondary or primary
+  start, rate = weights.get(name), 1.0
+  if not start and name in found:
+    start = str(study.folder.at(f'primary_{name}/{training.MODEL}'))
+    rate = _FINE_TUNE
+  second = train('secondary', name, parts, start, rate)
+  here = name, len(mistakes), *_percent_and_auroc(second)
+  yield Table(
+    'secondary',
+    'The secondary network on its validation patches: false positives of the'
+    ' primary, and tumour',
+    ('step',),
+    {'network': '', 'false positives found': 'd'} | _VALIDATION,
+    [Row(('secondary',), {HERE: here})],
+    [
+      'False positives are windows of negative development images, 20 um apart;'
+      ' of tiles, those of the training and validation parts.',
+      'Patches are split as for the first network; at random where a part would'
+      ' lack false positives or tumour.',
+    ],
+    PUBLISHED['secondary'],
+  )
+  curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
+  published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
+  title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
+  yield File('figures/secondary_roc.png', pictures.roc(title, {name: curve}))
+  yield from material.decisions(study, [found[primary], second])
+
+
+def _table_2(found: Mapping[str, Trained], split_by: str) -> Table:
+  rows = []
+  for name, trained in found.items():
+    sizes = [x.size for x in jax.tree.leaves(trained.variables['params'])]
+    here = None, sum(sizes) / 1e6, *_percent_and_auroc(trained)
+    rows.append(Row((name,), {HERE: here}))
+  return Table(
+    'table_2',
+    'Table 2. Networks on the validation patches',
+    ('network',),
+    {'depth': 'd', 'parameters (million)': '.1f'} | _VALIDATION,
+    rows,
+    [
+      'The paper counts the parameters of 1000 classes, here there are two. Its'
+      " networks started from ImageNet's weights and, as is implied, saw"
+      ' patches at 224 pixels: --weights and --input_size do that.',
+      f'Patches are split by {split_by} here, by patch in the paper: then'
+      ' patches of one image are on both sides, which is optimistic.',
+    ],
+    PUBLISHED['table_2'],
+  )
+
+
+def _percent_and_auroc(trained: Trained) -> tuple[float, float]:
+  kept = trained.kept
+  return 100 * kept['val_accuracy'], kept['val_auroc']
+
+
+def second_parts(
+  mistakes: LabelledTiles,
+  parts: Sequence[LabelledTiles],
+  split_by: str,
+  seed: int,
+) -> tuple[LabelledTiles, LabelledTiles]:
+  """Returns false positives and as many tumour tiles, to train and validate.
+
+  Each tile stays in the part that its patient, or the tile, had for the first
+  network: the second one, which starts from its weights, is not validated on
+  what these were made of.
+
+  Args:
+    mistakes: false positives; of more than there are tumour tiles, as many are
+      drawn.
+    parts: what the first network was trained and validated with.
+    split_by: 'patient' or 'patch'. Where by patient a part would lack a class,
+      as all false positives may be of one, tiles are split.
+    seed: of what is drawn.
+  """
+  known = labelled_tiles.concatenate(parts)
+  tumour = np.flatnonzero(known.label == 1)
+  count = min(len(mistakes), len(tumour))
+  rng = np.random.default_rng([seed, 2])
+  pick = lambda n: np.sort(rng.choice(n, count, replace=False))
+  drawn = mistakes.take(pick(len(mistakes)))
+  drawn = labelled_tiles.concatenate(
+    [drawn, known.take(tumour[pick(len(tumour))])]
+  )
+  trains = np.isin(drawn.group, parts[0].group)
+  full = all(len(set(drawn.label[some])) == 2 for some in (trains, ~trains))
+  if split_by == 'patch' or not full:
+    wrong = np.flatnonzero(drawn.label == 0)
+    order = np.random.default_rng([seed, 3]).permutation(wrong)
+    trains = (drawn.label == 1) & np.isin(drawn.id, parts[0].id)
+    trains[order[: round(0.7 * len(wrong))]] = True
+  return drawn.take(trains), drawn.take(~trains)
+
+
+def rules(
+  probs: Sequence[np.ndarray], tumour: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Returns what is taken for tumour, bool [n] by rule.
+
+  One step, as the primary network decides; if there are two, also one step
+  whose bar is raised until it finds as much tumour as two steps do; and two
+  steps.
+
+  Args:
+    probs: of each network, [n]; NaN where it was not asked.
+    tumour: the truth, bool [n].
+  """
+  said = [prob >= FIRES for prob in probs]
+  if len(said) == 1:
+    return {ONE: said[0]}
+  both = said[0] & said[1]
+  bar = raised_bar(probs[0], tumour, (both & tumour).sum())
+  return {ONE: said[0], RAISED: probs[0] >= bar, TWO: both}
+
+
+def raised_bar(score: np.ndarray, truth: np.ndarray, found: int) -> float:
+  """Returns the highest bar that so many true ones reach; infinite for none."""
+  return np.sort(score[truth])[::-1][found - 1] if found else np.inf
+
+
+def decided(
+  labels: Sequence[str],
+  said: np.ndarray,
+  truth: np.ndarray,
+  patient: np.ndarray,
+  first: Sequence[Any],
+  ends: Sequence[Any] = (None,),
+) -> Row:
+  """Returns a row of `decision_table`.
+
+  Args:
+    labels: of the row.
+    said: decisions, bool [n].
+    truth: bool [n].
+    patient: what varies, [n].
+    first: values of the first columns.
+    ends: of their intervals.
+  """
+  hit = said == truth
+  counted = truth, ~truth, np.ones_like(truth)
+  pairs = [(int(hit[some].sum()), int(some.sum())) for some in counted]
+  shares = [100 * (h / n) if n else None for h, n in pairs]
+  for some in counted:
+    low, high = intervals.proportion(hit, some, patient).tolist()
+    ends = *ends, (100 * low, 100 * high)
+  counts = ', '.join(f'{h}/{n}' for h, n in pairs)
+  return Row(labels, {HERE: (*first, *shares, counts), INTERVAL: (*ends, None)})
+
+
+def decision_table(
+  name: str,
+  title: str,
+  labels: Sequence[str],
+  first: Mapping[str, str],
+  rows: Sequence[Row],
+) -> Table:
+  """Returns rules beside the truth.
+
+  Args:
+    name: of the table, and of what is decided on.
+    title: stands above it.
+    labels: columns of labels.
+    first: formats of the first columns.
+    rows: of `decided`.
+  """
+  shares = dict.fromkeys(('sensitivity', 'specificity', 'accuracy'), '.1f')
+  return Table(
+    name,
+    f'{title}; shares in per cent',
+    labels,
+    {**first, **shares, 'hits': ''},
+    rows,
+    [
+      f'{RAISED}: the bar for the primary network is raised on the test part,'
+      ' to the benefit of one step, until it finds as much tumour as two.',
+      "Intervals: Wilson's on the effective number of images, windows or tiles,"
+      ' of which patients hold several; of AUROC percentiles of resampled'
+      ' patients.',
+    ],
+    PUBLISHED.get(name),
+  )
+
+
+def sha256(paths: Iterable[pathlib.Path], *about: Any) -> str:
+  """Returns a hash of files, and of what else there is."""
+  digest = hashlib.sha256(repr(about).encode())
+  for path in paths:
+    with path.open('rb') as file:
+      digest.update(hashlib.file_digest(file, 'sha256').digest())
+  return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Grids:
+  """Tiles on the grids of patients; see `stages` and `study.Material`.
+
+  Tiles do not overlap: every pixel of a map has one vote, and false positives
+  are whole tiles of the development part, of which the networks have seen most.
+  """
+
+  tiles: LabelledTiles
+  files: Tiles
+  seed: int
+  note: str
+  is_phantom = False
+  split_by = 'patient'
+
+  @functools.cached_property
+  def split(self) -> dict[str, LabelledTiles]:
+    """Tiles by part.
+
+    Raises:
+      TileError: if a class has too few patients.
+    """
+    rows = patch_tiles.split(self.tiles, seed=self.seed)
+    return dict(zip(PARTS, map(self.tiles.take, rows), strict=True))
+
+  @property
+  def parts(self) -> list[LabelledTiles]:
+    return [self.split['train'], self.split['val']]
+
+  @property
+  def inputs(self) -> dict[str, str]:
+    files = self.files
+    return {'tiles_sha256': sha256([files.tiles_zip, files.tiles_csv])}
+
+  def check(self, findings: Findings) -> None:
+    patch_tiles.check(findings, {'tiles': self.tiles}, lambda: self.split)
+
+  def tables(self) -> Iterator[Table]:
+    yield patch_tiles.counts({'all': self.tiles}, 'Tiles')
+
+  def false_positives(self, primary: Trained) -> LabelledTiles:
+    known = labelled_tiles.concatenate(self.parts)
+    fires = primary.predict(known)[0][:, 1] >= FIRES
+    return known.take(fires & (known.label == 0))
+
+  def decisions(
+    self, study: Study, networks: Sequence[Trained]
+  ) -> Iterator[Table | File | str]:
+    test, counts = self.split['test'], patch_tiles.counts(self.split, 'Parts')
+    yield dataclasses.replace(counts, name='parts')
+    probs = [network.predict(test)[0][:, 1] for network in networks]
+    prob, tumour, patient = probs[0], test.label == 1, test.group
+    found = rules(probs, tumour)
+    said = list(found.values())[-1]
+    drawn = intervals.auroc_replicates(tumour, prob[None], patient)
+    ends = tuple(intervals.percentile(drawn).tolist())
+    auroc = {ONE: ([metrics.auroc(tumour, prob)], [ends])}
+    yield decision_table(
+      'tiles',
+      'Test tiles, of other patients than the networks learned from',
+      ('rule',),
+      {'AUROC': '.4f'},
+      [
+        decided((rule,), some, tumour, patient, *auroc.get(rule, [[None]]))
+        for rule, some in found.items()
+      ],
+    )
+    columns = test.id, patient, *test.xy.T, test.label, prob, said.astype(int)
+    lines = [['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']]
+    yield File('test_tiles.csv', [*lines, *zip(*columns, strict=True)])
+    by_patient = {}
+    for name in np.unique(patient).tolist():
+      mine = patient == name
+      value = float(metrics.auroc(tumour[mine], prob[mine]))
+      by_patient[name] = mine.sum(), tumour[mine].sum(), value
+    lines = [['patient_id', 'tiles', 'tumour_tiles', 'auroc']]
+    lines += [[name, *values] for name, values in by_patient.items()]
+    yield File('patients.csv', lines)
+    sizes = {
+      name: size
+      for name, (size, _, value) in by_patient.items()
+      if np.isfinite(value) and cells(test.take(patient == name)) is not None
+    }
+    if not sizes:
+      yield (
+        'No heat map is drawn: no test patient has tiles of both labels that'
+        " lie on a grid. x and y are the pixels of a tile's upper left corner"
+        ' in the one image of its patient.'
+      )
+      return
+    name = max(sizes, key=sizes.get)
+    mine, value = patient == name, by_patient[name][2]
+    maps = {
+      'label': test.label[mine],
+      f'primary, AUROC {value:.3f}': prob[mine],
+      'decision': said[mine],
+    }
+    yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
+    median = np.nanmedian([auroc for *_, auroc in by_patient.values()])
+    yield (
+      f'heat map of patient {name}: AUROC {value:.3f} over {sizes[name]} tiles'
+      f' of the grid; median of {len(by_patient)} test patients {median:.3f}'
+    )
+
+
+def open_tiles(files: Tiles, seed: int) -> Grids:
+  """Opens tiles of the user.
+
+  Raises:
+    TileError: as `tile_sources.from_zip`, or if there are not two labels or it
+      is not known which is tumour.
+  """
+  tiles = tile_sources.from_zip(files.tiles_zip, files.tiles_csv)
+  found = tiles.classes
+  if len(found) == 2 and not files.positive and found != ('0', '1'):
+    raise TileError(
+      f'{files.tiles_csv}: found the labels {", ".join(found)}. Give the one of'
+      ' tumour with --positive.'
+    )
+  tiles = labelled_tiles.binary(tiles, files.positive)
+  note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
+  tiles = dataclasses.replace(tiles, classes=CLASSES)
+  return Grids(tiles, files, seed, note)
+
+
+def cells(tiles: LabelledTiles) -> np.ndarray | None:
+  """Returns column and row of the tiles of a patient, as of one image.
+
+  Returns:
+    int [n, 2]; None if they make no picture: several lie in one place, as
+    those of several images or of indices in place of pixels, or far apart.
+  """
+  places = (tiles.xy.astype(np.int64) - tiles.xy.min(0)) // tiles.size
+  if len(np.unique(places, axis=0)) < len(places):
+    return None
+  large = np.prod((places.max(0) + 1) * tiles.size) > _LARGEST
+  return None if large else places
+
+
+def _grid_figure(tiles: LabelledTiles, maps: Mapping[str, np.ndarray]) -> Any:
+  """Draws tiles where they lie, and values of each."""
+  side, (column, row) = tiles.size, cells(tiles).T
+  shape = row.max() + 1, column.max() + 1
+  image = np.full((*shape, side, side, 3), 255, np.uint8)
+  image[row, column] = tiles.load(np.arange(len(tiles)))
+  laid = {}
+  for name, values in maps.items():
+    grid = np.full(shape, np.nan)
+    grid[row, column] = values
+    laid[name] = grid, ()
+  height, width = np.multiply(shape, side)
+  return pictures.overlay(
+    f'patient {tiles.group[0]}, {len(tiles)} tiles',
+    image.swapaxes(1, 2).reshape(height, width, 3),
+    laid,
+    label='tumour',
+  )
