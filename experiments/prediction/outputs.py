@@ -7,7 +7,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from data.features import FeatureError
+from data.features import FeatureError, FeatureFile
 from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
 from experiments.prediction.models import Card, Predict
@@ -55,7 +55,7 @@ def predict(
     try:
       if pathlib.PurePath(slide).name != slide or '\\' in slide:
         raise FeatureError('its id is no name of a file')
-      digest, bag = bags.source.digest(slide), None
+      digest = bags.source.digest(slide)
       held = _read(folder, card, slide, digest)
       if held is None:
         bag = bags.source.read(slide)
@@ -65,16 +65,12 @@ def predict(
     except Exception as error:  # Whatever it is, the other slides go on.
       failures.append(Failure(slide, f'{type(error).__name__}: {error}'))
       continue
-    done += bag is None
-    # A full disk is no fault of the slide.
-    for r, fold in enumerate(card.folds if bag else ()):
-      of_fold = {name: value[r] for name, value in arrays.items()}
-      if bag.coords is not None:
-        of_fold['coords'] = bag.coords
-      marks = _marks(card, r, digest) | {'classes': list(card.classes)}
-      path = tile_scores.path_of(folder.path, fold, slide)
-      tile_scores.write(path, of_fold, bag.attributes | marks)
-    found[slide] = held or (arrays['prob'], len(bag.features))
+    if held is None:  # A full disk is no fault of the slide.
+      _write(folder, card, slide, digest, bag, arrays)
+      held = arrays['prob'], len(bag.features)
+    else:
+      done += 1
+    found[slide] = held
   if done:
     print(f'done before: {done} of {len(bags.ids)} slides')
   for fold in card.folds:
@@ -122,6 +118,24 @@ def _rows(
     lines.append([slide, pred, *values, instances, calibrated])
   print(', '.join(f'{name} {count}' for name, count in counts.items()))
   return lines
+
+
+def _write(
+  folder: Folder,
+  card: Card,
+  slide: str,
+  digest: str,
+  bag: FeatureFile,
+  arrays: Mapping[str, np.ndarray],
+) -> None:
+  """Writes the file of a slide of every fold."""
+  for r, fold in enumerate(card.folds):
+    of_fold = {name: value[r] for name, value in arrays.items()}
+    if bag.coords is not None:
+      of_fold['coords'] = bag.coords
+    marks = _marks(card, r, digest) | {'classes': list(card.classes)}
+    path = tile_scores.path_of(folder.path, fold, slide)
+    tile_scores.write(path, of_fold, bag.attributes | marks)
 
 
 def _read(
