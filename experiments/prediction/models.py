@@ -206,8 +206,8 @@ def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   if missing := sorted(set(numbers) - set(finished)):
     raise ResultsError(
       f'{folder.path}: of its {k} folds, {missing} have no model. Run its'
-      ' command again, which trains what is not done (what diverged needs a lower'
-      f' --lr and another folder), or take one of {finished} by --fold.'
+      ' command again, which trains what is not done (what diverged needs a'
+      f' lower --lr and another folder), or take one of {finished} by --fold.'
     )
   return tuple(numbers)
 

@@ -232,7 +232,7 @@ def change(path, **values):
   [
     (
       lambda f: change(f / 'summary.json', folds=[0, 1]),
-      r', \[2\] have no model',
+      r'\[2\] have no model',
     ),
     (lambda f: shutil.rmtree(f / 'fold_2/checkpoints'), 'no model was kept'),
     (lambda f: change(f / 'config.json', options={'seed': 1}), 'no models of'),
