@@ -26,7 +26,7 @@ experiments/evaluation  1031    680
 experiments/reporting    551    430
 experiments/maps         635    460
 experiments/encoding     531    230
-experiments/prediction    369    200
+experiments/prediction     357    200
 experiments/viewer       278    230
 experiments/patches      689    320
 experiments/studies     2883   1400

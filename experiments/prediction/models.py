@@ -166,8 +166,7 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
     raise ResultsError(str(error)) from error
   design, weights = trained.design, trained.weights
   # Refuses probabilities of other classes.
-  folds = predictions.read_folds(folder, trained.classes)
-  fitted = summary.temperatures(folds)
+  fitted = summary.temperatures(predictions.read_folds(folder, trained.classes))
   settings = {
     'precision': design.precision,
     'combine': design.combine,
@@ -201,15 +200,14 @@ def slides(folder: Folder) -> set[str]:
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   """Returns the folds to take."""
-  summary = folder.read('summary.json')
-  numbers = range(summary['k']) if fold is None else [fold]
-  finished = summary['folds']
+  held = folder.read('summary.json')
+  k, finished = held['k'], held['folds']
+  numbers = range(k) if fold is None else [fold]
   if missing := sorted(set(numbers) - set(finished)):
     raise ResultsError(
-      f'{folder.path}: of its {summary["k"]} folds,'
-      f' {", ".join(map(str, missing))} have no model. Run its command again,'
-      ' which trains what is not done (what diverged needs a lower --lr and'
-      f' another folder), or take one of the folds {finished} by --fold.'
+      f'{folder.path}: of its {k} folds, {missing} have no model. Run its'
+      ' command again, which trains what is not done (what diverged needs a'
+      f' lower --lr and another folder), or take one of {finished} by --fold.'
     )
   return tuple(numbers)
 

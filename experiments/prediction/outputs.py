@@ -7,7 +7,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from data.features import FeatureError, FeatureFile
+from data.features import FeatureError
 from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
 from experiments.prediction.models import Card, Predict
@@ -66,7 +66,13 @@ def predict(
       failures.append(Failure(slide, f'{type(error).__name__}: {error}'))
       continue
     if held is None:  # A full disk is no fault of the slide.
-      _write(folder, card, slide, digest, bag, arrays)
+      for r, fold in enumerate(card.folds):
+        of_fold = {name: value[r] for name, value in arrays.items()}
+        if bag.coords is not None:
+          of_fold['coords'] = bag.coords
+        marks = _marks(card, r, digest) | {'classes': list(card.classes)}
+        path = tile_scores.path_of(folder.path, fold, slide)
+        tile_scores.write(path, of_fold, bag.attributes | marks)
       held = arrays['prob'], len(bag.features)
     else:
       done += 1
@@ -74,8 +80,7 @@ def predict(
   if done:
     print(f'done before: {done} of {len(bags.ids)} slides')
   for fold in card.folds:
-    first = tile_scores.path_of(folder.path, fold, '_')
-    for path in first.parent.glob('*.h5'):
+    for path in folder.at(f'fold_{fold}/attention').glob('*.h5'):
       if path.stem not in found:
         path.unlink()
   failures = sorted(failures)
@@ -118,24 +123,6 @@ def _rows(
     lines.append([slide, pred, *values, instances, calibrated])
   print(', '.join(f'{name} {count}' for name, count in counts.items()))
   return lines
-
-
-def _write(
-  folder: Folder,
-  card: Card,
-  slide: str,
-  digest: str,
-  bag: FeatureFile,
-  arrays: Mapping[str, np.ndarray],
-) -> None:
-  """Writes the file of a slide of every fold."""
-  for r, fold in enumerate(card.folds):
-    of_fold = {name: value[r] for name, value in arrays.items()}
-    if bag.coords is not None:
-      of_fold['coords'] = bag.coords
-    marks = _marks(card, r, digest) | {'classes': list(card.classes)}
-    path = tile_scores.path_of(folder.path, fold, slide)
-    tile_scores.write(path, of_fold, bag.attributes | marks)
 
 
 def _read(

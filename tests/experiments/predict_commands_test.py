@@ -50,7 +50,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   for script, asked, message in (
     (export, [run], '--out is missing'),
     (export, [f'--out={mine}'], '--run=<results folder> is required'),
-    (predict, [run, new, '--fold=3'], 'of its 3 folds, 3 have no model'),
+    (predict, [run, new, '--fold=3'], 'of its 3 folds, [3] have no model'),
     (predict, [run, new, f'--model={mine}'], 'Give one of --run and --model'),
     (predict, [f'--model={mine}', new, '--fold=1'], '--fold requires --run'),
     (predict, [run, new, '--weights=imagenet'], 'requires --slides_dir'),
