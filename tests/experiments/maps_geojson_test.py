@@ -6,7 +6,6 @@ import uuid
 
 import drawn_maps
 from drawn_results import strict
-from experiments.maps.tile_scores import TileScores
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import shapely
 from shapely import geometry
 
 from experiments.maps import geojson
+from experiments.maps.tile_scores import TileScores
 
 SIDE = drawn_maps.SIDE
 C = len(drawn_maps.CLASSES)

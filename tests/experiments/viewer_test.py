@@ -6,11 +6,11 @@ import json
 import urllib.parse
 
 import drawn_maps
-from experiments.maps.tile_scores import MapError
 import pytest
 from served_slides import NAMES, ask, read
 
 from experiments.maps import tile_scores
+from experiments.maps.tile_scores import MapError
 from experiments.viewer import server
 
 SIDE = drawn_maps.SIDE
