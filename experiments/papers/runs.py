@@ -158,7 +158,9 @@ class Runs:
     if self.external != External():
       files.append(predictions.EXTERNAL)
     names = [f'fold_{fold}/{file}' for fold in folds for file in files]
-    if not folder.has(results.CONFIG, 'summary.json', *names):
+    # Not `has`: devices are left to the commands.
+    needed = (results.CONFIG, 'summary.json', *names)
+    if not all(folder.at(name).exists() for name in needed):
       return False
     summary = folder.read('summary.json')
     held = [summary, summary.get('external', {})][: len(files)]
