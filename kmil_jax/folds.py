@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import checkpoint, loop, plan, train
+from kmil_jax import checkpoint, loop, train
 from kmil_jax.inference import CHOOSER, MODEL, Design, Variant, stack
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
-from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
+from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask, num_rows
 from kmil_jax.types import Recipe
 
 
@@ -207,7 +207,7 @@ def choose(
     return jnp.stack([jax.vmap(of(choice))(logits) for choice in distinct])
 
   index = np.arange(len(bags.store.length))
-  rows = plan.num_rows(bags.store.length)
+  rows = num_rows(bags.store.length)
   keep = np.zeros((len(choices), rows), bool)
   params = jax.device_put(params)
   for bag, x in zip(index, bags.read(index), strict=True):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kmil_jax import folds as stages, intervals, metrics, plan, splits
+from kmil_jax import folds as stages, intervals, metrics, splits
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import Design, stack
 from kmil_jax.models import SPECS
-from kmil_jax.tasks.bags import BagLoader
+from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import ModelSpec, Recipe, Store
 
 
@@ -252,7 +252,7 @@ def _checked(
 
 def _store(bags: list[np.ndarray], label: np.ndarray) -> Store:
   length = np.array([len(bag) for bag in bags], np.int32)
-  flat = np.zeros((plan.num_rows(length), bags[0].shape[1]), np.float32)
+  flat = np.zeros((num_rows(length), bags[0].shape[1]), np.float32)
   flat[: length.sum()] = np.concatenate(bags)
   return Store(
     features=flat,

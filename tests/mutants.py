@@ -313,7 +313,7 @@ MUTANTS = [
     'data/splits_test.py',
   ),
   Mutant(
-    'kmil_jax/plan.py',
+    'kmil_jax/tasks/bags.py',
     'order = order[visit[order]]',
     'order = order[visit]',
     'kmil_jax/plan_test.py',

@@ -14,27 +14,27 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                2635   2000
+kmil_jax                2596   2000
 kmil_jax/models         1350   1350
-kmil_jax/tasks           531    400
+kmil_jax/tasks           569    400
 data                    3546   2600
 data/phantom            1850   1850
 experiments             1350   1350
 experiments/run          827    520
-experiments/bags        1134    800
+experiments/bags        1135    800
 experiments/evaluation  1031    680
-experiments/reporting    551    430
+experiments/reporting    554    430
 experiments/maps         635    460
 experiments/encoding     531    230
-experiments/prediction     357    200
+experiments/prediction   357    200
 experiments/viewer       278    230
 experiments/patches      689    320
 experiments/studies     2883   1400
 experiments/papers       600    600
-experiments/benchmarks   728    360
+experiments/benchmarks   729    360
 tests                  26060  13000
 """
-TOTAL = 21143
+TOTAL = 21148
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

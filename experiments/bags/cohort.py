@@ -20,8 +20,8 @@ from experiments.bags.options import Data, External, Folds
 from experiments.run.check import Findings
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
-from kmil_jax import parallel, plan, splits
-from kmil_jax.tasks.bags import BagLoader
+from kmil_jax import parallel, splits
+from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import Store
 
 # The paper's class ids; its slide names end in them.
@@ -77,7 +77,7 @@ class Cohort:
   def resident_bytes(self, precision: str) -> int:
     """Returns the bytes of all features on a device."""
     size = jnp.dtype(precision).itemsize
-    return plan.num_rows(self.length) * self.width * size
+    return num_rows(self.length) * self.width * size
 
   def is_streamed(self, precision: str, stream: bool | None) -> bool:
     """Whether features are streamed: as asked, or if they do not fit."""
@@ -102,7 +102,7 @@ class Cohort:
     )
     loader = BagLoader(store, len(self.classes), self.width)
     if not self.is_streamed(precision, stream):
-      flat = np.zeros((plan.num_rows(length), self.width), dtype)
+      flat = np.zeros((num_rows(length), self.width), dtype)
 
       def put(i):
         flat[ends[i] - length[i] : ends[i]] = self.read(i).features

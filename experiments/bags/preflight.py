@@ -12,10 +12,11 @@ import numpy as np
 from data.splits import PARTS, Split
 from experiments.bags import features
 from experiments.bags.cohort import Cohort, Material
-from kmil_jax import cost, parallel, plan
+from kmil_jax import cost, parallel
 from kmil_jax.folds import Settings
 from kmil_jax.inference import MODEL
 from kmil_jax.models import SPECS, cpu
+from kmil_jax.tasks.bags import bucket_lengths
 
 # Of a step: parameters, gradients and Adam's two moments are read, and all but
 # the gradients written; the best parameters are kept beside them.
@@ -116,7 +117,7 @@ def estimate(
     stream: see `Cohort.is_streamed`.
     runs: the fold of every run.
   """
-  lengths = plan.bucket_lengths(cohort.length)
+  lengths = bucket_lengths(cohort.length)
   bucket = np.searchsorted(lengths, cohort.length)
   waste = 1 - cohort.length.sum() / np.array(lengths)[bucket].sum()
   yield f'{len(lengths)} padded lengths, {waste:.0%} padding'

@@ -19,9 +19,10 @@ from torch import nn
 from experiments.benchmarks import jax_side, torch_side
 from experiments.benchmarks.torch_models import KMIL, MODELS, Trunk
 from experiments.benchmarks.work import Work
-from kmil_jax import cost, inference, plan
+from kmil_jax import cost, inference
 from kmil_jax.inference import Design
 from kmil_jax.models.dtfd import pseudo_bags
+from kmil_jax.tasks.bags import num_rows
 from kmil_jax.types import Store
 
 WIDTH, CLASSES, FOLDS = 1024, 5, 10
@@ -254,7 +255,7 @@ def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
 def cohort(length: np.ndarray, seed: int) -> Store:
   """Returns random bags of these lengths, features in float32."""
   rng, length = np.random.default_rng(seed), length.astype(np.int32)
-  features = np.zeros((plan.num_rows(length), WIDTH), np.float32)
+  features = np.zeros((num_rows(length), WIDTH), np.float32)
   rng.standard_normal(out=features[: length.sum()], dtype=np.float32)
   return Store(
     features=features,

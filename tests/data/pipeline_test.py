@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data import features, host_tensorflow, pipeline
-from kmil_jax import plan
+from kmil_jax.tasks import bags as plan
 
 WIDTH = 3
 LENGTHS = np.array([1, 9, 30, 8, 100, 17, 25])

@@ -41,7 +41,7 @@ their name; the others are below.
 25 two writers in one folder       data/files: a_failed_write_leaves,
                                    data/features: a_killed_writer, below
 26 resumed with other flags        experiments/kmil: other_settings_in_the_same,
-                                   experiments/provenance: changed_settings
+                                   experiments/results: other_options_and_
 27 dropout on while evaluating     kmil_jax/models: evaluation_is_deterministic
 28 loss that is not finite         kmil_jax/loop: a_run_that_diverges_stops
 29 a program for every bag         kmil_jax/train: an_epoch_compiles_once,

@@ -64,7 +64,7 @@ def test_the_results_folder_keeps_its_contract(finished):
   header = (folder / 'summary.csv').read_text().splitlines()[0]
   assert header.startswith('folds,test_auc,val_auc,test_acc,val_acc')
   assert len((folder / 'cohort.csv').read_text().splitlines()) == 1 + 60
-  assert 'KMIL: 3-fold' in (folder / 'report.html').read_text('utf-8')
+  assert 'kmil: 3-fold' in (folder / 'report.html').read_text('utf-8')
   for name in ('roc.png', 'confusion.png'):
     assert (folder / 'figures' / name).stat().st_size > 5000
   assert 'auroc' in out
@@ -251,7 +251,7 @@ def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
     ('--external_csv=x.csv', '--external_csv requires --external_features_dir'),
     ('--external_phantom', '--external_phantom requires the phantom cohort'),
     ('--features_dir=', 'a path cannot be empty'),
-    ('--k=25', 'class 2 has 20 cases, fewer than --k=25'),
+    ('--k=25', 'class 2 has 20 cases: fewer than 25 folds'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
     ('--nonsense=1', "Unknown command line flag 'nonsense'"),

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import plan, programs, train
+from kmil_jax import programs, train
 from kmil_jax.inference import PLATFORMS
 from kmil_jax.models import SPECS, cpu, network
 from kmil_jax.models.convolutions import convolution, max_pool
-from kmil_jax.tasks.bags import BagRuns, BagTask
+from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
 from kmil_jax.types import Recipe, Store
 
 IN_TURN = dataclasses.replace(SPECS['dsmil'], one_by_one=True)
@@ -187,13 +187,13 @@ def epoch_of(model, length, runs=3, bags=4, width=8):
   opt_state = jax.eval_shape(jax.vmap(task.tx.init), variables['params'])
   state = train.state_of(constants, variables, opt_state)
   store = Store(
-    features=shape(np.float32, plan.num_rows(lengths), width),
+    features=shape(np.float32, num_rows(lengths), width),
     offset=shape(np.int32, bags),
     length=shape(np.int32, bags),
     label=shape(np.int32, bags),
   )
   chunk = shape(np.int32, bags), shape(np.int32, bags, 1)
-  buckets = plan.bucket_lengths(lengths)
+  buckets = bucket_lengths(lengths)
   train_chunk, _ = programs.chunk_functions(task, None, buckets)
   return train_chunk, (state, store, chunk)
 

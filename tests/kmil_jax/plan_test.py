@@ -5,7 +5,7 @@ import itertools
 from hypothesis import example, given, strategies as st
 import numpy as np
 
-from kmil_jax import plan
+from kmil_jax.tasks import bags as plan
 
 lengths = st.lists(st.integers(1, 30_000), min_size=1, max_size=60).map(
   np.array
