@@ -19,7 +19,8 @@ from data.files import replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
-from experiments import papers, scores
+from experiments import papers
+from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Study
@@ -401,7 +402,7 @@ def stages(
     'nodes': material.fates,
     'slices': {part: len(rows) for part, rows in material.rows.items()},
     'networks': summary,
-    'test_auroc_of_area': scores.number(by_area),
+    'test_auroc_of_area': number(by_area),
   }
   yield File('summary.json', content)
   yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
@@ -446,9 +447,9 @@ def _scores(
   ends = intervals.of_metrics(label, prob[test], tiles.group[test])
   of_test = {
     f'test_{name}': {
-      'value': scores.number(values[name]),
-      'ci_low': scores.number(ends[name][0]),
-      'ci_high': scores.number(ends[name][1]),
+      'value': number(values[name]),
+      'ci_low': number(ends[name][0]),
+      'ci_high': number(ends[name][1]),
     }
     for name in ('accuracy', 'auroc')
   }
