@@ -76,7 +76,7 @@ def run(
   check: Check,
 ) -> None:
   """Trains both networks, and decides on what they have not seen."""
-  networks = networks.complete()
+  networks = networks.with_primary()
   asked = [images, tiles, networks, options, output, machine, check]
   is_phantom = not images.images_dir and not tiles.tiles_zip
   paper = PAPER

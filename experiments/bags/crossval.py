@@ -19,7 +19,7 @@ from experiments.maps import attention as attention_files
 from experiments.reporting import page
 from experiments.run import progress
 from experiments.run.results import Folder, ResultsError
-from kmil_jax import checkpoint, folds, parallel, selection
+from kmil_jax import folds, parallel, selection
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.models.kmil import Choice
 from kmil_jax.types import Recipe
@@ -225,18 +225,15 @@ def _watch(
   def watch(
     stage: str, recipe: Recipe, serves: list[list[int]]
   ) -> Iterator[Any]:
-    with contextlib.ExitStack() as stack:
-      kept = checkpoint.Checkpoints(folder.at(state) / stage)
-      saved = stack.enter_context(contextlib.closing(kept))
-      shown = progress.Progress(
-        [[runs[r].folder for r in ours] for ours in serves],
-        {name: name for name in COLUMNS},
-        recipe.epochs,
-        name=f'{stage} x {len(serves)} run{"s" * (len(serves) > 1)}',
-        stage=stage,
-        tensorboard=tensorboard,
-      )
-      stack.enter_context(contextlib.closing(shown))
+    with progress.training(
+      folder.at(state) / stage,
+      [[runs[r].folder for r in ours] for ours in serves],
+      {name: name for name in COLUMNS},
+      recipe.epochs,
+      name=f'{stage} x {len(serves)} run{"s" * (len(serves) > 1)}',
+      stage=stage,
+      tensorboard=tensorboard,
+    ) as (saved, shown):
       yield saved, shown.report
 
   return watch

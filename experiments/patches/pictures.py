@@ -94,17 +94,17 @@ def heat(
 
 
 def roc(
-  title: str, found: Mapping[str, tuple[np.ndarray, np.ndarray]]
+  title: str, scored: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> figure.Figure:
   """Draws ROC curves, and names their areas.
 
   Args:
     title: of the picture.
-    found: of each curve the truth, bool [n], and the score, [n].
+    scored: of each curve the truth, bool [n], and the score, [n].
   """
   drawing = figure.Figure((4.6, 4.6), layout='constrained')
   ax = drawing.subplots()
-  for name, (truth, score) in found.items():
+  for name, (truth, score) in scored.items():
     label = f'{name}, AUROC {metrics.auroc(truth, score):.3f}'
     alarms, hits, _ = roc_curve(truth, score, drop_intermediate=False)
     ax.plot(alarms, hits, lw=1.6, label=label, clip_on=False)
@@ -131,7 +131,7 @@ def overlay(
     title: of the image.
     image: uint8 [H, W, 3].
     maps: by title: values from 0 to `most`, NaN where there is none, of any
-      size, which are stretched over the image; and what was found in them.
+      size, which are stretched over the image; and outlines of what they show.
     label: what the values are.
     most: the largest value.
     truth: true outlines, drawn on every panel.
@@ -158,9 +158,9 @@ def overlay(
       ax.plot(*ring.T, '--', color='black', lw=1.6)
     if shown is None:
       continue
-    values, found = shown
+    values, outlines = shown
     ax.imshow(values, scale.cmap, scale.norm, extent=extent)
-    for ring in (ring for polygon in found for ring in polygon):
+    for ring in (ring for polygon in outlines for ring in polygon):
       ax.plot(*ring.T, '-', color='C0', lw=1.6)
   drawing.colorbar(scale, ax=panels, shrink=0.7, label=label)
   if len(truth):

@@ -6,7 +6,7 @@
     yield tables.Table(...)
     yield File('figures/roc.png', figure)
 
-  study.run(PAPER, material, asked, lambda s: stages(s, material, networks))
+  study.run(PAPER, material, options, lambda s: stages(s, material, networks))
 
 Stages print nothing: they yield texts, files and tables, which the runner
 prints, writes and puts into report.md.
@@ -76,23 +76,22 @@ class Paper:
   )
   own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
-  def here(self, asked: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
+  def here(self, options: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
     """Returns the recipes as they are used: changed by the phantom, by flags.
 
     Args:
-      asked: options. A field that a recipe has, too, changes it unless it is
-        None.
+      options: a field that a recipe has, too, changes it unless it is None.
       is_phantom: whether the phantom's changes apply.
     """
     given = {}
-    for one in asked:
+    for one in options:
       given |= {k: v for k, v in vars(one).items() if v is not None}
-    found = {}
+    used = {}
     for kind, recipe in self.recipe.items():
       changes = dict((self.phantom if is_phantom else self.own).get(kind, {}))
       changes |= {k: v for k, v in given.items() if k in vars(recipe)}
-      found[kind] = dataclasses.replace(recipe, **changes)
-    return found
+      used[kind] = dataclasses.replace(recipe, **changes)
+    return used
 
   def differences(self, here: Mapping[str, Any]) -> str:
     """Returns 'here (paper): epochs 4 (30) of resnet50'."""
@@ -123,7 +122,7 @@ class Study:
 def run(
   paper: Paper,
   material: Material,
-  asked: Sequence[Any],
+  options: Sequence[Any],
   stages: Callable[[Study], Iterator[Table | File | str | Exception]],
   *,
   check: bool = False,
@@ -133,7 +132,7 @@ def run(
   Args:
     paper: what is reproduced.
     material: what it works on.
-    asked: all options of the script, an `Output` among them.
+    options: all of the script, an `Output` among them.
     stages: yields what is printed and written, in this order. What took long
       and is there already, it does not do again. An error that it yields is
       raised at the end.
@@ -143,8 +142,8 @@ def run(
     results.ResultsError: if the folder is in use, or of other options.
     FloatingPointError: if a training diverged; everything else is done first.
   """
-  (output,) = (one for one in asked if isinstance(one, Output))
-  recipe = paper.here(asked, material.is_phantom)
+  (output,) = (one for one in options if isinstance(one, Output))
+  recipe = paper.here(options, material.is_phantom)
   tables, here = list(material.tables()), paper.differences(recipe)
   text = [f'# {paper.name}: {paper.source}', material.note]
   text += [*(table.markdown() for table in tables), here]
@@ -154,7 +153,7 @@ def run(
     material.check(findings)
     findings.close()
   path = output.folder(paper.name)
-  with results.opened(path, asked, material.inputs) as folder:
+  with results.opened(path, options, material.inputs) as folder:
     faults = []
     for item in stages(Study(folder, recipe, output.seed)):
       match item:

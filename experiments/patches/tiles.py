@@ -67,7 +67,7 @@ def split(
   share = np.array(fractions, float)
   if len(share) != 3 or share.min() < 0 or not np.isclose(share.sum(), 1):
     raise TileError(
-      f'found the fractions {fractions}; three that sum to 1 are needed'
+      f'Fractions {fractions}: give three, none below 0, that sum to 1.'
     )
   unit = {'group': tiles.group, 'tile': tiles.id}[by]
   if (unit == '').any():
@@ -80,11 +80,11 @@ def split(
   np.add.at(count, (row, tiles.label), 1)
   used = np.flatnonzero(share)
   problems = []
-  for name, held in zip(tiles.classes, count.T > 0, strict=True):
-    if (n := held.sum()) < len(used):
+  for name, has in zip(tiles.classes, count.T > 0, strict=True):
+    if (n := has.sum()) < len(used):
       problems.append(
-        f'class {name}: tiles of {n} {by}(s) only ({", ".join(names[held])})'
-        f' for {len(used)} parts; get tiles of more'
+        f'class {name}: tiles of {n} {by}(s) only ({", ".join(names[has])})'
+        f' for {len(used)} parts. Get tiles of more.'
       )
   if problems:
     raise TileError.listing(problems, 'tiles cannot be split')
@@ -97,9 +97,9 @@ def split(
   for c, name in enumerate(tiles.classes):
     for p in np.setdiff1d(used, of_tile[tiles.label == c]):
       raise TileError(
-        f'the {PARTS[p]} part got no tile of class {name}: its fraction '
-        f'{share[p]:g} is too small for {len(names)} {by}s; enlarge it, or '
-        'get more data'
+        f'The {PARTS[p]} part got no tile of class {name}: its fraction'
+        f' {share[p]:g} is too small for {len(names)} {by}s. Enlarge it, or'
+        ' get more data.'
       )
   train, val, test = (np.flatnonzero(of_tile == p) for p in range(3))
   return train, val, test
@@ -173,5 +173,5 @@ def check(
       if both:
         findings.problems.append(
           f'{len(both)} patients are both in {one} and {other}:'
-          f' {first_of(both)}'
+          f' {first_of(both)}. Take them out of one.'
         )

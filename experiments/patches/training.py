@@ -11,7 +11,6 @@ A trained classifier is a .safetensors file whose names are paths in Flax, as
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -28,19 +27,10 @@ import safetensors.numpy
 
 from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
-from experiments.encoding import encoder
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results
 from experiments.run.options import OptionError, field
-from kmil_jax import (
-  checkpoint,
-  loop,
-  models,
-  parallel,
-  port,
-  saliency,
-  selection,
-)
+from kmil_jax import loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
 from kmil_jax.tasks import tiles as tile_task
 from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
@@ -58,7 +48,7 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'
+_INPUT = 'kmil_jax.input'  # Of the metadata of `MODEL`.
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
@@ -164,7 +154,6 @@ class Trained:
 
   Attributes:
     variables: of the epoch that validation chose, NumPy.
-    epoch: that one, from 0.
     history: one dict per epoch, `epoch` and `COLUMNS`; an AUROC that is not
       defined is None.
     recipe: that it was trained with.
@@ -172,7 +161,6 @@ class Trained:
   """
 
   variables: Variables
-  epoch: int
   history: list[dict[str, Any]]
   recipe: PatchRecipe
   task: TileTask
@@ -183,26 +171,25 @@ class Trained:
     return self.task.model
 
   @property
+  def epoch(self) -> int:
+    """The epoch that validation chose, from 0."""
+    return self.history[-1]['best_epoch']
+
+  @property
   def kept(self) -> dict[str, Any]:
     """Metrics of the epoch that validation chose."""
     return self.history[self.epoch]
 
-  def predict(
-    self, tiles: LabelledTiles, batch: int | None = None
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Classifies n tiles, each by itself, in their order.
-
-    Args:
-      tiles: of the kind that it was trained on.
-      batch: tiles at a time, over all devices; what suits them by default.
+  def predict(self, tiles: LabelledTiles) -> tuple[np.ndarray, np.ndarray]:
+    """Classifies n tiles of the kind it was trained on, each by itself.
 
     Returns:
-      Probabilities [n, C] and features [n, F], float32.
+      Probabilities [n, C] and features [n, F], float32, in the tiles' order.
     """
     if not len(tiles):
-      raise TileError('found no tile to evaluate')
-    program, held = self._on_devices
-    out = program.evaluate(held, lambda: _in_order(tiles, self.recipe, batch))
+      raise TileError('There is no tile to evaluate. Give some.')
+    program, on_devices = self._on_devices
+    out = program.evaluate(on_devices, lambda: _in_order(tiles, self.recipe))
     return out['prob'], out['features']
 
   def grad_cam(
@@ -218,15 +205,15 @@ class Trained:
     Returns:
       Maps [n, S, S] in [0, 1].
     """
-    look = jax.jit(
+    maps_of = jax.jit(
       functools.partial(saliency.grad_cam, self.model, layer=layer)
     )
     targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
     maps = []
     for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
       some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
-      cam = np.asarray(look(self.variables, batch.image, some))
-      maps.append(cam[batch.weight > 0])
+      cam = maps_of(self.variables, batch.image, some)
+      maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 
   @functools.cached_property
@@ -304,23 +291,17 @@ def train(
     if state:
       drawn = jax.tree.map(lambda x: x[0], start)
       start = _one_run(_start(state, model, drawn))
-    with (
-      contextlib.closing(
-        progress.Progress(
-          [[part.path]],
-          COLUMNS,
-          recipe.epochs,
-          name=title or name,
-          unit='tile',
-          steps=-(-len(train) // recipe.batch) * recipe.batch,
-          tensorboard=options.tensorboard,
-        )
-      ) as shown,
-      contextlib.closing(
-        checkpoint.Checkpoints(part.at('checkpoints'))
-      ) as saved,
-    ):
-      found = loop.fit(
+    with progress.training(
+      part.at('checkpoints'),
+      [[part.path]],
+      COLUMNS,
+      recipe.epochs,
+      name=title or name,
+      unit='tile',
+      steps=-(-len(train) // recipe.batch) * recipe.batch,
+      tensorboard=options.tensorboard,
+    ) as (saved, shown):
+      result = loop.fit(
         tile_task.program(
           task, lambda epoch: _epoch(train, recipe, seed, epoch, shown)
         ),
@@ -332,34 +313,29 @@ def train(
         report=shown.report,
       )
     progress.record_divergence(
-      part.path, {'network': (int(found.failed[0]), int(found.epoch[0]))}
+      part.path, {'network': (int(result.failed[0]), int(result.epoch[0]))}
     )
     parallel.wait_for_all('trained')
-    if found.lost[0]:
+    if result.lost[0]:
       progress.raise_if_diverged([part.path])
-    part.save(MODEL, lambda path: _save(path, found, recipe))
+    part.save(MODEL, lambda path: _save(path, result, recipe))
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
-  variables, epoch = load(part.at(MODEL))
-  history = part.read(progress.METRICS)
-  return Trained(variables, epoch, history, recipe, task)
+  flat = safetensors.numpy.load_file(part.at(MODEL))
+  return Trained(
+    {'batch_stats': {}} | traverse_util.unflatten_dict(flat, sep='/'),
+    part.read(progress.METRICS),
+    recipe,
+    task,
+  )
 
 
-def load(path: pathlib.Path) -> tuple[Variables, int]:
-  """Returns the variables of a classifier, NumPy, and the epoch they are of."""
-  with safetensors.safe_open(path, 'np') as file:
-    epoch = int(file.metadata()[_EPOCH])
-    flat = {name: file.get_tensor(name) for name in file.keys()}
-  variables = traverse_util.unflatten_dict(flat, sep='/')
-  return {'batch_stats': {}} | variables, epoch
-
-
-def _save(path: pathlib.Path, found: loop.Result, recipe: PatchRecipe) -> None:
-  """Writes what `load` reads, and how the classifier's input is normalised."""
-  one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), found.variables)
+def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
+  """Writes the classifier, its epoch and how its input is normalised."""
+  one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
   metadata = {
-    _EPOCH: str(found.epoch[0]),
+    'kmil_jax.epoch': str(result.epoch[0]),
     _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
   }
   flat = traverse_util.flatten_dict(one, sep='/')
@@ -378,18 +354,21 @@ def _read_weights(
   """
   if not path:
     return {}, None, recipe
-  file, own = pathlib.Path(path).expanduser(), {}
+  file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
-  if file.suffix == '.safetensors':
+  if file.suffix == '.safetensors' and _is_own(state):
     with safetensors.safe_open(file, 'np') as opened:
-      own = opened.metadata() or {}
-  found = {}
-  if _INPUT in own:
-    found = {k: tuple(v) for k, v in json.loads(own[_INPUT]).items()}
-  elif model.startswith('googlenet') and _EPOCH not in own:
-    found = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+      own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))
+    normalised = {name: tuple(values) for name, values in own.items()}
+  elif model.startswith('googlenet'):
+    normalised = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
   digest = hashlib.sha256(file.read_bytes()).hexdigest()
-  return state, digest, dataclasses.replace(recipe, **found)
+  return state, digest, dataclasses.replace(recipe, **normalised)
+
+
+def _is_own(state: Mapping[str, np.ndarray]) -> bool:
+  """Whether weights have the names that `_save` gives them."""
+  return any(name.startswith('params/') for name in state)
 
 
 def _start(
@@ -403,10 +382,10 @@ def _start(
     model: its name in `CLASSIFIERS`.
     drawn: freshly drawn variables, of which such a head is kept.
   """
-  if not any(name.startswith('params/') for name in state):
+  if not _is_own(state):
     return port.from_torch(model, state, drawn=drawn)
-  wanted = traverse_util.flatten_dict(drawn, sep='/')
-  port.check(state, {name: leaf.shape for name, leaf in wanted.items()})
+  like = traverse_util.flatten_dict(drawn, sep='/')
+  port.check(state, {name: leaf.shape for name, leaf in like.items()})
   return traverse_util.unflatten_dict(state, sep='/')
 
 
@@ -416,11 +395,13 @@ def _check(
   """Raises for what would fail late, or not at all."""
   for part, tiles in (('training', train), ('validation', val)):
     if not len(tiles):
-      raise PatchError(f'the {part} part holds no tile')
+      raise PatchError(f'The {part} part holds no tile. Give more tiles.')
   labelled_tiles.concatenate([train, val])  # Of one kind, and none in both.
   count = np.bincount(train.label, minlength=len(train.classes))
   if absent := [c for c, n in zip(train.classes, count, strict=True) if not n]:
-    raise PatchError(f'no training tile is of class {", ".join(absent)}')
+    raise PatchError(
+      f'No training tile is of class {", ".join(absent)}. Give some.'
+    )
   if recipe.batch % parallel.num_devices():
     raise PatchError(
       f'--batch={recipe.batch} does not divide over {parallel.num_devices()}'
@@ -428,8 +409,8 @@ def _check(
     )
   if recipe.select in selection.NEED_AUROC and len(set(val.label)) < 2:
     raise PatchError(
-      'the validation part holds one class, so no AUROC, by which this recipe'
-      f' chooses the epoch ({recipe.select}). Give --select=loss.'
+      'The validation part holds one class, so it has no AUROC to choose the'
+      f' epoch by ({recipe.select}). Give --select=loss.'
     )
 
 
@@ -467,12 +448,10 @@ def _epoch(
     shown.advance(epoch, (step + 1) * recipe.batch)
 
 
-def _in_order(
-  tiles: LabelledTiles, recipe: PatchRecipe, batch: int | None = None
-) -> Iterator[Tiles]:
+def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
   """Yields batches to evaluate."""
-  per_device = encoder.default_batch() // parallel.num_local_devices()
-  return _batches(tiles, recipe, batch or per_device * parallel.num_devices())
+  per_device = 16 if parallel.platform() == 'cpu' else 256
+  return _batches(tiles, recipe, per_device * parallel.num_devices())
 
 
 def _batches(
@@ -480,7 +459,7 @@ def _batches(
 ) -> Iterator[Tiles]:
   from data import pipeline  # TensorFlow takes seconds to import.
 
-  for found in pipeline.tile_batches(
+  for one in pipeline.tile_batches(
     tiles,
     batch=batch,
     input_size=recipe.input_size,
@@ -488,6 +467,4 @@ def _batches(
     std=recipe.std,
     **order,
   ):
-    yield Tiles(
-      image=found['image'], label=found['label'], weight=found['weight']
-    )
+    yield Tiles(image=one['image'], label=one['label'], weight=one['weight'])

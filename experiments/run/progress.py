@@ -1,6 +1,7 @@
 """How training shows itself: a bar, metrics.jsonl, and TensorBoard's events."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import itertools
 import json
 import pathlib
@@ -161,6 +162,25 @@ class Progress:
         continue
     mine = lambda line: line['stage'] == self._stage
     return list(itertools.takewhile(lambda line: not mine(line), lines))
+
+
+@contextlib.contextmanager
+def training(
+  checkpoints: pathlib.Path, *about: Any, **options: Any
+) -> Iterator[tuple[Any, Progress]]:
+  """Opens the `Checkpoints` of a training, see `loop.fit`, and its `Progress`.
+
+  Args:
+    checkpoints: folder of the newest state.
+    *about: of `Progress`, as the options.
+  """
+  from kmil_jax import checkpoint  # Orbax takes seconds to import.
+
+  with (
+    contextlib.closing(checkpoint.Checkpoints(checkpoints)) as saved,
+    contextlib.closing(Progress(*about, **options)) as shown,
+  ):
+    yield saved, shown
 
 
 def record_divergence(

@@ -5,11 +5,11 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 from typing import Any
 
-from flax import linen as nn
 import jax
 import numpy as np
 
@@ -37,7 +37,7 @@ _SHOWN = 10  # Test slices with Grad-CAM.
 _COLUMNS = 'train accuracy', 'test accuracy', 'test AUROC', 'Grad-CAM in node'
 _PUBLISHED = papers.read('ansari')
 _CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
-
+_MEASURED = 'extent', 'room', 'is_cut'  # Of nodes.
 
 # Rows of Table 3.
 NETWORKS = {
@@ -208,20 +208,20 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
     / 'labels.csv'
   )
   rows = table.read(csv_path, data.classes, data.data_dir)
-  found = collect(rows, data, cache_dir)
-  node, extent = found['node'], found['extent']
-  label, patient = found['label'][node], found['patient'][node]
+  cut = collect(rows, data, cache_dir)
+  node, extent = cut['node'], cut['extent']
+  label, patient = cut['label'][node], cut['patient'][node]
   slices = LabelledTiles(  # To be split; the box is not known yet.
-    found['id'], label, patient, tuple(data.classes), found['hu'].take, size=0
+    cut['id'], label, patient, tuple(data.classes), cut['hu'].take, size=0
   )
   by = {'patient': 'group', 'slice': 'tile'}[data.split_by]
   split = patch_tiles.split(slices, _FRACTIONS, seed=seed, by=by)
   if data.box_mm is None:
     known = np.unique(node[np.concatenate(split[:2])])
-    side = nodes.choose_box(extent[known], found['room'][known], _LARGEST)
+    side = nodes.choose_box(extent[known], cut['room'][known], _LARGEST)
   else:
     side = nodes.box_side(data.box_mm)
-  kept = np.flatnonzero(found['side'] >= side)
+  kept = np.flatnonzero(cut['side'] >= side)
   parts = {
     part: np.flatnonzero(np.isin(kept, some))
     for part, some in zip(PARTS, split, strict=True)
@@ -238,7 +238,7 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
   stays = np.isin(np.arange(len(extent)), node[kept])
   fates = {}
   for c, name in enumerate(data.classes):
-    mine, is_cut = found['label'] == c, found['is_cut']
+    mine, is_cut = cut['label'] == c, cut['is_cut']
     counts = {
       'nodes': mine,
       'cut by an end': mine & is_cut,
@@ -250,18 +250,18 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
     fates[name] = {key: int(which.sum()) for key, which in counts.items()}
   return Material(
     labelled_tiles.from_arrays(
-      resample.window(found['hu'][kept, middle, middle])[..., None],
+      resample.window(cut['hu'][kept, middle, middle])[..., None],
       label[kept],
       patient[kept],
       data.classes,
-      ids=found['id'][kept],
+      ids=cut['id'][kept],
     ),
-    found['inside'][kept, middle, middle],
-    found['image'][node[kept]],
-    found['z'][kept],
+    cut['inside'][kept, middle, middle],
+    cut['image'][node[kept]],
+    cut['z'][kept],
     parts,
     fates,
-    int(found['specks']),
+    int(cut['specks']),
     data.csv_path is None,
   )
 
@@ -275,11 +275,10 @@ def collect(
     Arrays by name. Of n slices: `id`, unique; `node`, its place; `z`, mm from
     the volume's lower face; `hu` and `inside`, whether of the node, [n, L, L]
     in isotropic voxels, of which the middle [S, S] lie in the volume; and
-    `side`, S. Of m nodes: `extent`, `volume`, `room` and `is_cut` of
-    `nodes.Node`; `patient`; `image`, the path; and `label`, place among the
-    classes. Those cut by the first or last slice of their volume have no
-    slices. And `specks`: how many parts of masks
-    are too small to be nodes.
+    `side`, S. Of m nodes: `extent`, `room` and `is_cut` of `nodes.Node`;
+    `patient`; `image`, the path; and `label`, place among the classes. Those
+    cut by the first or last slice of their volume have no slices. And `specks`:
+    how many parts of masks are too small to be nodes.
 
   Raises:
     VolumeError: naming all volumes and masks that cannot be used, and why.
@@ -295,16 +294,16 @@ def collect(
   name = f'ct_slices_{phantoms.code_hash(*_CODE)}_{digest.hexdigest()[:12]}.npz'
   path = cache_dir / name
   if parallel.is_first() and not path.exists():
-    found = _cut_all(rows, data)
+    arrays = _cut_all(rows, data)
     with replacing(path) as part, part.open('wb') as file:
-      np.savez(file, **found)
+      np.savez(file, **arrays)
   parallel.wait_for_all('ct_slices')
-  with np.load(path) as held:
-    return dict(held)
+  with np.load(path) as arrays:
+    return dict(arrays)
 
 
 def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
-  found, cut, problems, specks = [], [], [], 0
+  measured, cut, problems, specks = [], [], [], 0
   root = os.path.commonpath([row.mask.parent for row in rows])
   shown = progress.bar(rows, desc='nodes', unit='row', delay=0.5)
   for files, group in itertools.groupby(shown, lambda r: (r.image, r.mask)):
@@ -318,7 +317,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
       numbered = nodes.parts(mask, row.value)
       if not numbered.any():
         problems.append(f'{row.mask}: no voxel of value {row.value}')
-      some, small = nodes.find(numbered, volume.spacing)
+      in_mask, small = nodes.find(numbered, volume.spacing)
       specks += small
       scan = row.mask.relative_to(root).as_posix()
       about = {
@@ -326,40 +325,42 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         'image': str(row.image),
         'label': np.int32(data.classes.index(row.label)),
       }
-      for node in some:
-        kept = ('extent', 'volume', 'room', 'is_cut')
-        found.append({key: getattr(node, key) for key in kept} | about)
+      for node in in_mask:
+        of_node = {key: getattr(node, key) for key in _MEASURED}
+        measured.append(of_node | about)
         side = min(_LARGEST, node.room)
         if node.is_cut or not side:
           continue
         name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
-        for k, piece in enumerate(
-          nodes.cut(
-            volume,
-            numbered,
-            node,
-            side,
-            mode=data.mask_interpolation,
-            every=data.slices == 'all',
-          )
-        ):
-          cut.append(
-            {
-              'id': f'{name}.{k}',
-              'node': len(found) - 1,
-              'side': side,
-              'z': piece.z,
-              'hu': np.pad(piece.hu, (_LARGEST - side) // 2),
-              'inside': np.pad(piece.inside, (_LARGEST - side) // 2),
-            }
-          )
+        pieces = nodes.cut(
+          volume,
+          numbered,
+          node,
+          side,
+          mode=data.mask_interpolation,
+          every=data.slices == 'all',
+        )
+        cut += [
+          {
+            'id': f'{name}.{k}',
+            'node': len(measured) - 1,
+            'side': side,
+            'z': piece.z,
+            'hu': np.pad(piece.hu, (_LARGEST - side) // 2),
+            'inside': np.pad(piece.inside, (_LARGEST - side) // 2),
+          }
+          for k, piece in enumerate(pieces)
+        ]
   if problems:
     raise VolumeError.listing(problems, 'volumes or masks that cannot be used')
   if not cut:
-    raise VolumeError('no node that is inside its volume: nothing to classify')
+    raise VolumeError(
+      'No node lies inside its volume, so there is nothing to classify. Look at'
+      ' the masks.'
+    )
   return {'specks': specks} | {
     name: np.array([one[name] for one in some])
-    for some in (found, cut)
+    for some in (measured, cut)
     for name in some[0]
   }
 
@@ -406,16 +407,17 @@ def stages(
   }
   yield File('summary.json', content)
   yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
+  layers = _PUBLISHED['table_2']
   yield Table(
     'table_2',
     'Table 2: output shapes of the custom network at 224 x 224',
     ('number', 'layer'),
     {'output shape': ''},
     [
-      Row((i, layer), {HERE: (', '.join(map(str, shape)),)})
-      for i, (layer, shape) in enumerate(_layers(), 1)
+      Row(layer, {HERE: (', '.join(map(str, shape)),)})
+      for layer, shape in zip(layers.values, _output_shapes(), strict=True)
     ],
-    published=_PUBLISHED['table_2'],
+    published=layers,
   )
   here = None, None, by_area, material.inside[test].mean(), ''
   yield Table(
@@ -426,7 +428,7 @@ def stages(
     ('network',),
     dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
     [
-      *(_row(NETWORKS[name], one) for name, one in summary.items()),
+      *map(_row, summary.items()),
       Row(('area of the node alone',), {HERE: here}),
     ],
     published=_PUBLISHED['table_3'],
@@ -484,38 +486,29 @@ def share_inside(cam: np.ndarray, inside: np.ndarray) -> float | None:
   return float(((cam * where).sum((1, 2))[some] / total[some]).mean())
 
 
-def _layers() -> list[tuple[str, tuple[int, ...]]]:
-  """Returns the layers of the custom network, and what they give of a slice."""
-  names = {'Conv': 'Conv2D', 'Dropout': 'Dropout', 'TorchDense': 'Dense'}
-  found, before = [], (1, 224, 224, 1)
-
-  def watch(call, args, kwargs, context):
-    nonlocal before
-    out = call(*args, **kwargs)
-    if name := names.get(type(context.module).__name__):
-      given = args[0].shape
-      if given != before:  # What is no module was in between.
-        between = 'Flatten' if len(given) == 2 else 'MaxPooling'
-        found.append((between, given[1:]))
-      found.append((name, out.shape[1:]))
-      before = out.shape
-    return out
-
-  with nn.intercept_methods(watch):
-    image = jax.ShapeDtypeStruct(before, np.float32)
-    jax.eval_shape(NodeCNN(1).init, jax.random.key(0), image)
-  return found
+def _output_shapes() -> list[tuple[int, ...]]:
+  """Returns what the layers of the custom network give of a slice, in order."""
+  network = functools.partial(
+    NodeCNN(1).init, mutable=True, capture_intermediates=True
+  )
+  image = jax.ShapeDtypeStruct((1, 224, 224, 1), np.float32)
+  given = jax.eval_shape(network, jax.random.key(0), image)['intermediates']
+  of = lambda name: [out.shape[1:] for out in given[name]['__call__']]
+  shapes = []
+  for i, pooled in enumerate(of('drop_map'), 1):
+    shapes += [*of(f'conv{i}'), pooled, pooled]
+  flat = (math.prod(shapes[-1]),)
+  return [*shapes, flat, *of('fc1'), *of('drop_hidden'), *of('fc2')]
 
 
-def _row(title: str, one: Mapping[str, Any]) -> Row:
+def _row(scored: tuple[str, Mapping[str, Any]]) -> Row:
+  name, one = scored
   test = one['test_accuracy'], one['test_auroc']
   here = one['train_accuracy'], *(v['value'] for v in test)
   kept = f'{one["kept_epoch"]} of {one["epochs"]}'
-  ends = [
-    None if v['ci_low'] is None else (v['ci_low'], v['ci_high']) for v in test
-  ]
+  ends = [(v['ci_low'], v['ci_high']) for v in test]
   return Row(
-    (title,),
+    (NETWORKS[name],),
     {
       HERE: (*here, one['grad_cam_in_node'], kept),
       INTERVAL: (None, *ends, None, ''),
@@ -527,23 +520,20 @@ def _predictions(
   material: Material, prob: Mapping[str, np.ndarray]
 ) -> list[list[Any]]:
   """A row per slice: patient, volume, part, label, probabilities."""
-  tiles = material.tiles
-  lines = [['patient_id', 'slice_id', 'image_path', 'z_mm', 'split', 'label']]
-  lines[0] += [f'prob_{tiles.classes[1]}_{name}' for name in prob]
-  for part, rows in material.rows.items():
-    lines += [
-      [
-        tiles.group[i],
-        tiles.id[i],
-        material.image[i],
-        f'{material.z[i]:.2f}',
-        part,
-        tiles.classes[tiles.label[i]],
-        *(repr(float(values[i, 1])) for values in prob.values()),
-      ]
-      for i in rows
-    ]
-  return lines
+  tiles, order = material.tiles, np.concatenate([*material.rows.values()])
+  part = np.repeat([*material.rows], [*map(len, material.rows.values())])
+  columns = {
+    'patient_id': tiles.group[order],
+    'slice_id': tiles.id[order],
+    'image_path': material.image[order],
+    'z_mm': [f'{z:.2f}' for z in material.z[order]],
+    'split': part,
+    'label': np.take(tiles.classes, tiles.label[order]),
+  } | {
+    f'prob_{tiles.classes[1]}_{name}': values[order, 1].tolist()
+    for name, values in prob.items()
+  }
+  return [[*columns], *zip(*columns.values(), strict=True)]
 
 
 def _cam_figure(

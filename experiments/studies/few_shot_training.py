@@ -1,7 +1,6 @@
 """Trains the students of He and Li's study, several in one program."""
 
 from collections.abc import Callable, Iterator, Sequence
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,7 +21,7 @@ from experiments.run import progress
 from experiments.run.options import field
 from experiments.run.results import Folder
 from experiments.studies.few_shot_data import Material
-from kmil_jax import anomaly, checkpoint, loop, losses, parallel, port
+from kmil_jax import anomaly, loop, losses, parallel, port
 from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import Teacher, map_shapes
 from kmil_jax.tasks import distill
@@ -316,18 +315,14 @@ def _train_group(
   names = [setting.folder for setting in group]
   text = '\n'.join(names)
   checkpoints = f'checkpoints/{hashlib.sha256(text.encode()).hexdigest()[:8]}'
-  with (
-    contextlib.closing(
-      progress.Progress(
-        [[folder.at(name)] for name in names],
-        _COLUMNS,
-        recipe.epochs,
-        name=f'{len(group)} trainings',
-        tensorboard=students.tensorboard,
-      )
-    ) as shown,
-    contextlib.closing(checkpoint.Checkpoints(folder.at(checkpoints))) as saved,
-  ):
+  with progress.training(
+    folder.at(checkpoints),
+    [[folder.at(name)] for name in names],
+    _COLUMNS,
+    recipe.epochs,
+    name=f'{len(group)} trainings',
+    tensorboard=students.tensorboard,
+  ) as (saved, shown):
     result = loop.fit(
       program,
       recipe,

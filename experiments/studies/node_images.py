@@ -11,7 +11,6 @@ import functools
 import itertools
 import json
 import pathlib
-import time
 
 import contourpy
 from matplotlib import figure
@@ -38,8 +37,6 @@ VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
 _LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
 _COARSE = 20  # Stride, in pixels, that false positives are gathered with.
 _STEPS = ('primary', 'secondary')
-_TIMED = WINDOW + 15 * STRIDE  # Side of what is timed, pixels.
-_ROUNDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +141,8 @@ class Nodes:
     negative = np.flatnonzero(~images.test & ~images.positive)
     for row in _bar(negative, 'false positives'):
       image, mask = images.read(row)
-      _, look = windows(image, mask, _COARSE)
-      (prob,) = scan(image, [primary], look, _COARSE)
+      _, tissue = windows(image, mask, _COARSE)
+      (prob,) = scan(image, [primary], tissue, _COARSE)
       yx = np.argwhere(prob >= FIRES) * _COARSE
       where.append(np.c_[np.full(len(yx), row), yx])
     where = np.concatenate(where)
@@ -172,11 +169,11 @@ class Nodes:
     pairs = {k: (final[p], images.positive[p]) for k, p in parts.items()}
     yield File('figures/scores.png', score_figure(pairs, bar))
     part = np.take(PARTS, images.test)
-    label, said = np.take(LABELS, [images.positive, final >= bar])
-    lines = [['image_id', 'patient_id', 'part', 'label']]
-    lines[0] += ['score_one_step', 'score', 'decision']
+    label, decision = np.take(LABELS, [images.positive, final >= bar])
+    header = 'image_id,patient_id,part,label,score_one_step,score,decision'
     columns = images.id, images.patient, part, label, one / VOTES, final / VOTES
-    yield File('images.csv', [*lines, *zip(*columns, said, strict=True)])
+    lines = zip(*columns, decision, strict=True)
+    yield File('images.csv', [header.split(','), *lines])
     drawn = set()
     for wanted in (True, False):
       some = np.flatnonzero(images.test & (images.positive == wanted))
@@ -192,23 +189,22 @@ class Nodes:
       yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
         drawing = pictures.overlay(
-          f'{name}, {label[row]}: decision {said[row]}',
+          f'{name}, {label[row]}: decision {decision[row]}',
           image,
           maps,
           label='votes for tumour',
           truth=outlines(mask),
         )
         yield File(f'figures/{name}.png', drawing)
-    yield self._speed(networks)
 
   def _scanned(
     self, folder: results.Folder, row: int, networks: Sequence[Trained]
-  ) -> list[np.ndarray]:
-    """Scans an image, or loads what was found in it before."""
+  ) -> Sequence[np.ndarray]:
+    """Scans an image, or loads the maps of an earlier scan."""
     name = f'maps/{self.images.id[row]}.npz'
     if folder.has(name):
-      with np.load(folder.at(name)) as held:
-        return [held[step] for step in _STEPS[: len(networks)]]
+      with np.load(folder.at(name)) as maps:
+        return [maps[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
     maps = scan(image, networks, windows(image, mask, STRIDE)[1])
 
@@ -232,14 +228,14 @@ class Nodes:
       for part in parts:
         some = test if part == 'test' else ~test
         about = votes[some] >= bar, positive[some], images.patient[some]
-        rows.append(two_step.decided((rule, part), *about, [bar / VOTES]))
+        rows.append(two_step.decision_row((rule, part), *about, [bar / VOTES]))
 
     for rule, votes in scores.items():
       bar = threshold(votes[~test], positive[~test])
       add(rule, votes, bar, *PARTS)
     if TWO in scores:
-      found = (votes >= bar)[test & positive].sum()
-      raised = two_step.raised_bar(scores[ONE][test], positive[test], found)
+      hits = (votes >= bar)[test & positive].sum()
+      raised = two_step.raised_bar(scores[ONE][test], positive[test], hits)
       add(RAISED, scores[ONE], min(raised, VOTES), 'test')
     return bar, two_step.decision_table(
       'table_3',
@@ -252,45 +248,28 @@ class Nodes:
 
   def _windows_table(self, probs: Sequence[Sequence[np.ndarray]]) -> Table:
     """Compares rules by the test images' windows on tissue."""
-    images, found = self.images, []
+    images, by_image = self.images, []
     for row in np.flatnonzero(images.test):
       tumour, tissue = windows(*images.read(row), STRIDE)
       known = tissue & ((tumour == 0) | (tumour >= self.least))
       about = tumour[known] > 0, images.patient[row], images.positive[row]
-      about = np.broadcast_arrays(*about, *(prob[known] for prob in probs[row]))
-      found.append(about)
-    columns = [np.concatenate(some) for some in zip(*found, strict=True)]
+      maps = (prob[known] for prob in probs[row])
+      by_image.append(np.broadcast_arrays(*about, *maps))
+    columns = map(np.concatenate, zip(*by_image, strict=True))
     tumour, patient, positive, *joined = columns
     negatives = (images.test & ~images.positive).sum()
     rows = []
-    for rule, said in two_step.rules(joined, tumour).items():
-      first = int(said[~tumour].sum()), said[~positive].sum() / negatives
-      about = said, tumour, patient
-      rows.append(two_step.decided((rule,), *about, first, (None, None)))
+    for rule, decision in two_step.rules(joined, tumour).items():
+      wrong = int(decision[~tumour].sum())
+      first = wrong, decision[~positive].sum() / negatives
+      about = decision, tumour, patient
+      rows.append(two_step.decision_row((rule,), *about, first, (None, None)))
     return two_step.decision_table(
       'windows',
       'Windows of the test images, on tissue',
       ('rule',),
       {'false positives': 'd', 'per negative image': '.1f'},
       rows,
-    )
-
-  def _speed(self, networks: Sequence[Trained]) -> str:
-    """Times windows in batches and one by one, in turns."""
-    image, _ = self.images.read(int(np.argmax(self.images.positive)))
-    y, x = (max(0, (n - _TIMED) // 2) for n in image.shape[:2])
-    image = image[y : y + _TIMED, x : x + _TIMED]
-    look = np.ones(heatmap.grid(image.shape[:2]), bool)
-    seconds = np.empty((1 + _ROUNDS, 2))  # The first round compiles.
-    for turn, way in np.ndindex(seconds.shape):
-      start = time.perf_counter()
-      scan(image, networks, look, batch=(None, parallel.num_devices())[way])
-      seconds[turn, way] = time.perf_counter() - start
-    seconds *= 1e6 / STRIDE**2 / look.size  # By the windows of a megapixel.
-    fast, slow = np.median(seconds[1:], 0)
-    return (
-      f'time of a heat map: {fast:.1f} s per megapixel; window by window'
-      f' {slow:.1f} s'
     )
 
 
@@ -369,23 +348,25 @@ def draw(
   Raises:
     TileError: if a class has no window.
   """
-  found = [[], []]  # Per class a row per window: image, y, x.
+  windows_of = [[], []]  # Per class a row per window: image, y, x.
   for row in np.flatnonzero(~images.test):
     tumour, tissue = windows(*images.read(row), _LATTICE)
-    for rows, where in zip(found, (tumour == 0, tumour >= least), strict=True):
+    inside = tumour == 0, tumour >= least
+    for rows, where in zip(windows_of, inside, strict=True):
       yx = np.argwhere(where & tissue) * _LATTICE
       rows.append(np.c_[np.full(len(yx), row), yx])
-  found = [np.concatenate(rows) for rows in found]
-  for name, rows in zip(CLASSES, found, strict=True):
+  windows_of = [np.concatenate(rows) for rows in windows_of]
+  for name, rows in zip(CLASSES, windows_of, strict=True):
     if not len(rows):
       raise TileError(
         f'no window of {WINDOW} um in the development images is {name} (with'
         f' {least} um2 of the mask, on tissue). Look at the masks.'
       )
-  count = min(count, *map(len, found))
+  count = min(count, *map(len, windows_of))
   rng = np.random.default_rng([seed, 1])
   chosen = [
-    rows[np.sort(rng.choice(len(rows), count, replace=False))] for rows in found
+    rows[np.sort(rng.choice(len(rows), count, replace=False))]
+    for rows in windows_of
   ]
   return cut(images, np.concatenate(chosen), np.repeat([0, 1], count))
 
@@ -418,41 +399,32 @@ def cut(
 def scan(
   image: np.ndarray,
   networks: Sequence[Trained],
-  look: np.ndarray,
+  seen: np.ndarray,
   stride: int = STRIDE,
-  batch: int | None = None,
-) -> list[np.ndarray]:
-  """Evaluates every window of an image once.
-
-  The first network sees all windows that are to be looked at, the second one
-  those alone that the first takes for tumour.
+) -> np.ndarray:
+  """Evaluates windows of an image, each once; see `two_step.evaluate`.
 
   Args:
     image: uint8 [H, W, 3].
     networks: one or two.
-    look: which windows to look at, bool [h, w] of `heatmap.grid`.
+    seen: which windows to evaluate, bool [h, w] of `heatmap.grid`.
     stride: from one window to the next, in pixels.
-    batch: see `Trained.predict`.
 
   Returns:
-    Probabilities of tumour by each, float32 [h, w]; NaN where it did not look.
+    Probabilities of tumour by each, float32 [networks, h, w]; NaN where it was
+    not evaluated.
   """
-  maps = []
-  for network in networks:
-    corners = np.argwhere(look) * stride
-    prob = np.full(look.shape, np.nan, np.float32)
-    if len(corners):
-      tiles = LabelledTiles(
-        id=np.arange(len(corners)).astype(str),
-        label=np.zeros(len(corners), np.int32),
-        group=np.zeros(len(corners), str),
-        classes=CLASSES,
-        read=functools.partial(_window, image, corners),
-        size=WINDOW,
-      )
-      prob[look] = network.predict(tiles, batch)[0][:, 1]
-    maps.append(prob)
-    look = prob >= FIRES
+  corners = np.argwhere(seen) * stride
+  tiles = LabelledTiles(
+    id=np.arange(len(corners)).astype(str),
+    label=np.zeros(len(corners), np.int32),
+    group=np.zeros(len(corners), str),
+    classes=CLASSES,
+    read=functools.partial(_window, image, corners),
+    size=WINDOW,
+  )
+  maps = np.full((len(networks), *seen.shape), np.nan, np.float32)
+  maps[:, seen] = two_step.evaluate(networks, tiles)
   return maps
 
 
@@ -483,8 +455,8 @@ def threshold(score: np.ndarray, positive: np.ndarray) -> int:
     positive: the truth, bool [n].
   """
   votes = np.arange(1, VOTES + 1)
-  said = score >= votes[:, None]
-  balanced = said[:, positive].mean(1) + (~said[:, ~positive]).mean(1)
+  decision = score >= votes[:, None]
+  balanced = decision[:, positive].mean(1) + (~decision[:, ~positive]).mean(1)
   return int(votes[balanced.argmax()])
 
 

@@ -79,7 +79,7 @@ class Networks:
     choices=_NAMES,
   )
 
-  def complete(self) -> 'Networks':
+  def with_primary(self) -> 'Networks':
     """Returns the same with the first network among those compared."""
     names = self.primaries or ()
     if self.primary is None or self.primary in names:
@@ -137,24 +137,24 @@ def stages(
       seed=study.seed,
     )
 
-  found = {
+  compared = {
     name: train('primary', name, material.parts, weights.get(name))
     for name in design.primaries
   }
-  yield _table_2(found, material.split_by)
-  best = max(found, key=lambda name: found[name].kept['val_accuracy'])
+  yield _table_2(compared, material.split_by)
+  best = max(compared, key=lambda name: compared[name].kept['val_accuracy'])
   primary = networks.primary or best
   yield f'primary network: {primary}'
-  mistakes = material.false_positives(found[primary])
+  mistakes = material.false_positives(compared[primary])
   yield f'false positives of the primary network: {len(mistakes)}'
   if len(mistakes) < _LEAST:
     yield f'fewer than {_LEAST}: no second step, and tables are of one'
-    yield from material.decisions(study, [found[primary]])
+    yield from material.decisions(study, [compared[primary]])
     return
   parts = second_parts(mistakes, material.parts, material.split_by, study.seed)
   name = networks.secondary or primary
   start, rate = weights.get(name), 1.0
-  if not start and name in found:
+  if not start and name in compared:
     start = str(study.folder.at(f'primary_{name}/{training.MODEL}'))
     rate = _FINE_TUNE
   second = train('secondary', name, parts, start, rate)
@@ -178,12 +178,12 @@ def stages(
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
   title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
   yield File('figures/secondary_roc.png', pictures.roc(title, {name: curve}))
-  yield from material.decisions(study, [found[primary], second])
+  yield from material.decisions(study, [compared[primary], second])
 
 
-def _table_2(found: Mapping[str, Trained], split_by: str) -> Table:
+def _table_2(compared: Mapping[str, Trained], split_by: str) -> Table:
   rows = []
-  for name, trained in found.items():
+  for name, trained in compared.items():
     sizes = [x.size for x in jax.tree.leaves(trained.variables['params'])]
     here = None, sum(sizes) / 1e6, *_percent_and_auroc(trained)
     rows.append(Row((name,), {HERE: here}))
@@ -234,10 +234,9 @@ def second_parts(
   count = min(len(mistakes), len(tumour))
   rng = np.random.default_rng([seed, 2])
   pick = lambda n: np.sort(rng.choice(n, count, replace=False))
-  drawn = mistakes.take(pick(len(mistakes)))
-  drawn = labelled_tiles.concatenate(
-    [drawn, known.take(tumour[pick(len(tumour))])]
-  )
+  false_positives = mistakes.take(pick(len(mistakes)))
+  positives = known.take(tumour[pick(len(tumour))])
+  drawn = labelled_tiles.concatenate([false_positives, positives])
   trains = np.isin(drawn.group, parts[0].group)
   full = all(len(set(drawn.label[some])) == 2 for some in (trains, ~trains))
   if split_by == 'patch' or not full:
@@ -246,6 +245,24 @@ def second_parts(
     trains = (drawn.label == 1) & np.isin(drawn.id, parts[0].id)
     trains[order[: round(0.7 * len(wrong))]] = True
   return drawn.take(trains), drawn.take(~trains)
+
+
+def evaluate(
+  networks: Sequence[Trained], tiles: LabelledTiles
+) -> list[np.ndarray]:
+  """Returns probabilities of tumour by each network, float32 [n].
+
+  The first network sees all tiles, the second one those alone that the first
+  takes for tumour: the others are NaN.
+  """
+  probs, seen = [], np.ones(len(tiles), bool)
+  for network in networks:
+    prob = np.full(len(tiles), np.nan, np.float32)
+    if seen.any():
+      prob[seen] = network.predict(tiles.take(seen))[0][:, 1]
+    probs.append(prob)
+    seen = prob >= FIRES
+  return probs
 
 
 def rules(
@@ -258,25 +275,25 @@ def rules(
   steps.
 
   Args:
-    probs: of each network, [n]; NaN where it was not asked.
+    probs: as `evaluate` returns them.
     tumour: the truth, bool [n].
   """
-  said = [prob >= FIRES for prob in probs]
-  if len(said) == 1:
-    return {ONE: said[0]}
-  both = said[0] & said[1]
+  one = probs[0] >= FIRES
+  if len(probs) == 1:
+    return {ONE: one}
+  both = one & (probs[1] >= FIRES)
   bar = raised_bar(probs[0], tumour, (both & tumour).sum())
-  return {ONE: said[0], RAISED: probs[0] >= bar, TWO: both}
+  return {ONE: one, RAISED: probs[0] >= bar, TWO: both}
 
 
-def raised_bar(score: np.ndarray, truth: np.ndarray, found: int) -> float:
+def raised_bar(score: np.ndarray, truth: np.ndarray, count: int) -> float:
   """Returns the highest bar that so many true ones reach; infinite for none."""
-  return np.sort(score[truth])[::-1][found - 1] if found else np.inf
+  return np.sort(score[truth])[::-1][count - 1] if count else np.inf
 
 
-def decided(
+def decision_row(
   labels: Sequence[str],
-  said: np.ndarray,
+  decision: np.ndarray,
   truth: np.ndarray,
   patient: np.ndarray,
   first: Sequence[Any],
@@ -286,13 +303,13 @@ def decided(
 
   Args:
     labels: of the row.
-    said: decisions, bool [n].
+    decision: bool [n].
     truth: bool [n].
     patient: what varies, [n].
     first: values of the first columns.
     ends: of their intervals.
   """
-  hit = said == truth
+  hit = decision == truth
   counted = truth, ~truth, np.ones_like(truth)
   pairs = [(int(hit[some].sum()), int(some.sum())) for some in counted]
   shares = [100 * (h / n) if n else None for h, n in pairs]
@@ -317,7 +334,7 @@ def decision_table(
     title: stands above it.
     labels: columns of labels.
     first: formats of the first columns.
-    rows: of `decided`.
+    rows: of `decision_row`.
   """
   shares = dict.fromkeys(('sensitivity', 'specificity', 'accuracy'), '.1f')
   return Table(
@@ -388,18 +405,18 @@ class Grids:
 
   def false_positives(self, primary: Trained) -> LabelledTiles:
     known = labelled_tiles.concatenate(self.parts)
-    fires = primary.predict(known)[0][:, 1] >= FIRES
-    return known.take(fires & (known.label == 0))
+    (prob,) = evaluate([primary], known)
+    return known.take((prob >= FIRES) & (known.label == 0))
 
   def decisions(
     self, study: Study, networks: Sequence[Trained]
   ) -> Iterator[Table | File | str]:
     test, counts = self.split['test'], patch_tiles.counts(self.split, 'Parts')
     yield dataclasses.replace(counts, name='parts')
-    probs = [network.predict(test)[0][:, 1] for network in networks]
+    probs = evaluate(networks, test)
     prob, tumour, patient = probs[0], test.label == 1, test.group
-    found = rules(probs, tumour)
-    said = list(found.values())[-1]
+    by_rule = rules(probs, tumour)
+    decision = list(by_rule.values())[-1]
     drawn = intervals.auroc_replicates(tumour, prob[None], patient)
     ends = tuple(intervals.percentile(drawn).tolist())
     auroc = {ONE: ([metrics.auroc(tumour, prob)], [ends])}
@@ -409,45 +426,40 @@ class Grids:
       ('rule',),
       {'AUROC': '.4f'},
       [
-        decided((rule,), some, tumour, patient, *auroc.get(rule, [[None]]))
-        for rule, some in found.items()
+        decision_row((rule,), some, tumour, patient, *auroc.get(rule, [[None]]))
+        for rule, some in by_rule.items()
       ],
     )
-    columns = test.id, patient, *test.xy.T, test.label, prob, said.astype(int)
-    lines = [['tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision']]
-    yield File('test_tiles.csv', [*lines, *zip(*columns, strict=True)])
-    by_patient = {}
-    for name in np.unique(patient).tolist():
+    header = 'tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision'
+    columns = test.id, patient, *test.xy.T, test.label, prob, 1 * decision
+    yield File('test_tiles.csv', [header, *zip(*columns, strict=True)])
+    lines, on_grid = [('patient_id', 'tiles', 'tumour_tiles', 'auroc')], []
+    for name in np.unique(patient):
       mine = patient == name
       value = float(metrics.auroc(tumour[mine], prob[mine]))
-      by_patient[name] = mine.sum(), tumour[mine].sum(), value
-    lines = [['patient_id', 'tiles', 'tumour_tiles', 'auroc']]
-    lines += [[name, *values] for name, values in by_patient.items()]
+      lines.append((name, mine.sum(), tumour[mine].sum(), value))
+      if np.isfinite(value) and cells(test.take(mine)) is not None:
+        on_grid.append(lines[-1])
     yield File('patients.csv', lines)
-    sizes = {
-      name: size
-      for name, (size, _, value) in by_patient.items()
-      if np.isfinite(value) and cells(test.take(patient == name)) is not None
-    }
-    if not sizes:
+    if not on_grid:
       yield (
         'No heat map is drawn: no test patient has tiles of both labels that'
         " lie on a grid. x and y are the pixels of a tile's upper left corner"
         ' in the one image of its patient.'
       )
       return
-    name = max(sizes, key=sizes.get)
-    mine, value = patient == name, by_patient[name][2]
+    name, size, _, value = max(on_grid, key=lambda line: line[1])
+    mine = patient == name
     maps = {
       'label': test.label[mine],
       f'primary, AUROC {value:.3f}': prob[mine],
-      'decision': said[mine],
+      'decision': decision[mine],
     }
     yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
-    median = np.nanmedian([auroc for *_, auroc in by_patient.values()])
+    median = np.nanmedian([value for *_, value in lines[1:]])
     yield (
-      f'heat map of patient {name}: AUROC {value:.3f} over {sizes[name]} tiles'
-      f' of the grid; median of {len(by_patient)} test patients {median:.3f}'
+      f'heat map of patient {name}: AUROC {value:.3f} over {size} tiles'
+      f' of the grid; median of {len(lines) - 1} test patients {median:.3f}'
     )
 
 
@@ -459,11 +471,11 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
       is not known which is tumour.
   """
   tiles = tile_sources.from_zip(files.tiles_zip, files.tiles_csv)
-  found = tiles.classes
-  if len(found) == 2 and not files.positive and found != ('0', '1'):
+  classes = tiles.classes
+  if len(classes) == 2 and not files.positive and classes != ('0', '1'):
     raise TileError(
-      f'{files.tiles_csv}: found the labels {", ".join(found)}. Give the one of'
-      ' tumour with --positive.'
+      f'{files.tiles_csv}: found the labels {", ".join(classes)}. Give the one'
+      ' of tumour with --positive.'
     )
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
@@ -487,19 +499,18 @@ def cells(tiles: LabelledTiles) -> np.ndarray | None:
 
 def _grid_figure(tiles: LabelledTiles, maps: Mapping[str, np.ndarray]) -> Any:
   """Draws tiles where they lie, and values of each."""
-  side, (column, row) = tiles.size, cells(tiles).T
+  column, row = cells(tiles).T
   shape = row.max() + 1, column.max() + 1
-  image = np.full((*shape, side, side, 3), 255, np.uint8)
-  image[row, column] = tiles.load(np.arange(len(tiles)))
-  laid = {}
-  for name, values in maps.items():
-    grid = np.full(shape, np.nan)
+
+  def laid(values, empty):
+    grid = np.full((*shape, *values.shape[1:]), empty, values.dtype)
     grid[row, column] = values
-    laid[name] = grid, ()
-  height, width = np.multiply(shape, side)
+    return grid
+
+  image = laid(tiles.load(np.arange(len(tiles))), 255).swapaxes(1, 2)
   return pictures.overlay(
     f'patient {tiles.group[0]}, {len(tiles)} tiles',
-    image.swapaxes(1, 2).reshape(height, width, 3),
-    laid,
+    image.reshape(*np.multiply(shape, tiles.size), 3),
+    {name: (laid(1.0 * value, np.nan), ()) for name, value in maps.items()},
     label='tumour',
   )

@@ -1,196 +1,198 @@
-"""The two-step detector of node images, from end to end on coloured discs."""
+"""The two-step detector: on images of nodes, and on tiles of patients."""
 
-import collections
-import csv
+import dataclasses
 import json
+import types
 
 import numpy as np
-from PIL import Image
 import pytest
-from two_step_networks import ALIKE, TISSUE, TUMOUR, run
 
-from data import node_images, tissue
+from data import labelled_tiles, tile_sources, tissue
+from data.labelled_tiles import TileError
+from data.node_images import NodeImages
 from experiments import two_step as script
-from experiments.studies import node_images as study, two_step
-from kmil_jax import heatmap
+from experiments.evaluation.tables import HERE
+from experiments.patches import training
+from experiments.patches.study import File, Study
+from experiments.patches.training import Training
+from experiments.run.results import Folder
+from experiments.studies import node_images as nodes, two_step
+from experiments.studies.two_step import Design, Grids, Networks, Tiles
+from kmil_jax import heatmap, metrics
+from kmil_jax.types import PatchRecipe
 
+TISSUE, TUMOUR, ALIKE = (150, 110, 190), (220, 90, 120), (220, 150, 120)
 ZIPPED = '--tiles_zip=a.zip --tiles_csv=a.csv'
 
 
-def disc(shape, middle, radius):
-  y, x = np.indices(shape)
-  return np.hypot(y - middle[0], x - middle[1]) < radius
+class Spy:
+  """A network with a known probability of tumour, which notes what it sees."""
+
+  kept = types.MappingProxyType({'val_accuracy': 0.9, 'val_auroc': 0.8})
+  variables = types.MappingProxyType({'params': {'w': np.zeros(7)}})
+
+  def __init__(self, prob):
+    self.prob = prob
+
+  def predict(self, tiles):
+    self.seen = tiles.load(np.arange(len(tiles)))
+    prob = self.prob(self.seen.mean((1, 2)) / 255)
+    return np.stack([1 - prob, prob], 1), None
+
+
+# Red is high in tumour and what looks so; green is low in tumour.
+RED, GREEN = (
+  Spy(lambda rgb: rgb[:, 0] - 0.15),
+  Spy(lambda rgb: 0.95 - rgb[:, 1]),
+)
+
+
+class Discs(NodeImages):
+  """Images with tumour, a disc, and without, where a follicle looks like it."""
+
+  def read(self, row):
+    rng, shape = np.random.default_rng(row), (110, 120 + 10 * (row // 2))
+    y, x = np.indices(shape) - rng.uniform(40, 70, (2, 1, 1))
+    disc = np.hypot(y, x) < rng.uniform(18, 26)
+    image = np.full((*shape, 3), TISSUE, float)
+    image[disc] = TUMOUR if self.positive[row] else ALIKE
+    image += rng.normal(0, 6, image.shape)
+    image[:, -30:] = 250  # Glass.
+    return image.clip(0, 255).astype(np.uint8), disc & self.positive[row]
+
+
+ROWS = np.arange(12)
+IMAGES = Discs(
+  ROWS.astype(str),
+  np.char.add('p', (ROWS // 2).astype(str)),
+  ROWS >= 8,
+  ROWS % 2 == 0,
+  (),
+  (),
+  mpp=0.5,
+)
+NODES = nodes.Nodes(IMAGES, (), 'patient', least=100, pictures=2, is_phantom=0)
 
 
 @pytest.fixture(scope='module')
-def nodes(tmp_path_factory):
-  """Six patients; tumour is a disc, and so are follicles of negative images."""
-  root = tmp_path_factory.mktemp('nodes')
-  rng = np.random.default_rng(0)
-  for name in ('images', 'masks'):
-    (root / name).mkdir()
-  rows = [[*node_images.COLUMNS, 'label']]
-  for patient in range(6):
-    for positive in (True, False):
-      name = f'n{patient}{"np"[positive]}'
-      shape = (110, 120 + 10 * patient)
-      mask = disc(shape, rng.uniform(40, 70, 2), rng.uniform(18, 26))
-      image = np.full((*shape, 3), TISSUE, float)
-      image[mask] = TUMOUR if positive else ALIKE
-      image += rng.normal(0, 6, image.shape) + rng.normal(0, 3, 3)
-      image[:, -30:] = 250  # Glass.
-      pixels = image.clip(0, 255).astype(np.uint8)
-      Image.fromarray(pixels).save(root / f'images/{name}.png')
-      if positive:
-        mask = Image.fromarray(mask.astype(np.uint8))
-        mask.save(root / f'masks/{name}.png')
-      part = 'development' if patient < 4 else 'test'
-      label = 'positive' if positive else 'negative'
-      rows.append([name, f'p{patient}', part, label])
-  with (root / 'images.csv').open('w', newline='') as f:
-    csv.writer(f).writerows(rows)
-  return root
+def decided(tmp_path_factory):
+  """The results folder, and what is yielded, by name."""
+  folder = Folder(tmp_path_factory.mktemp('results'))
+  items = NODES.decisions(Study(folder, {}, 0), [RED, GREEN])
+  return folder, {one.name: one for one in items}
 
 
-def flags(nodes):
-  return [
-    f'--images_dir={nodes / "images"}',
-    f'--masks_dir={nodes / "masks"}',
-    f'--images_csv={nodes / "images.csv"}',
-    '--patches=80',
-    '--batch=16',
-    '--epochs=12',
-    '--lr=0.02',
-    '--pictures=2',
-    '--primaries=googlenet',
-  ]
+def test_the_second_step_cuts_false_positives_at_equal_sensitivity(decided):
+  rows = {row.labels[0]: row.lines[HERE] for row in decided[1]['windows'].rows}
+  wrong, _, sensitivity, *_, hits = rows[two_step.TWO]
+  raised, _, raised_sensitivity, *_ = rows[two_step.RAISED]
+  assert raised_sensitivity >= sensitivity > 50
+  assert raised > 40 and wrong < 0.4 * raised
+  right, total = map(int, hits.split(', ')[1].split('/'))
+  assert total - right == wrong
 
 
-@pytest.fixture(scope='module')
-def done(nodes, tmp_path_factory):
-  """The results folder."""
-  return run(tmp_path_factory.mktemp('results'), *flags(nodes))
-
-
-def read(path):
-  with path.open(newline='') as f:
-    return list(csv.DictReader(f))
-
-
-def bar(done):
-  """The threshold of two steps."""
-  rows = read(done / 'table_3.csv')
-  mine = lambda r: (r['rule'], r['from']) == (two_step.TWO, 'here')
-  [value] = {float(row['threshold']) for row in rows if mine(row)}
-  return value
-
-
-def test_the_second_step_cuts_false_positives_at_equal_sensitivity(done):
-  rows = read(done / 'windows.csv')
-  here = {row['rule']: row for row in rows if row['from'] == 'here'}
-  number = lambda rule, name: float(here[rule][name])
-  raised, two, wrong = two_step.RAISED, two_step.TWO, 'false positives'
-  assert number(two, 'sensitivity') > 50
-  assert number(raised, 'sensitivity') >= number(two, 'sensitivity')
-  assert number(raised, wrong) > 40
-  assert number(two, wrong) < 0.4 * number(raised, wrong)
-  hits, total = map(int, here[two]['hits'].split(', ')[1].split('/'))
-  assert total - hits == number(two, wrong)
-
-
-def test_images_are_decided_by_a_threshold_of_the_development_part(done):
-  rows = read(done / 'images.csv')
-  assert len(rows) == 12
-  positive = np.array([row['label'] == 'positive' for row in rows])
-  development = np.array([row['part'] == 'development' for row in rows])
-  assert development.sum() == 8
-  # Follicles look like tumour to the first network.
-  score = lambda column: np.array([float(row[column]) for row in rows])
-  assert score('score_one_step').min() > 0.5
-  two = np.rint(16 * score('score')).astype(int)
-  threshold = study.threshold(two[development], positive[development])
-  said = [row['decision'] == 'positive' for row in rows]
-  assert said == (two >= threshold).tolist()
-  assert bar(done) == threshold / 16
-  assert (said == positive).mean() > 0.8
-
-
-def test_outlines_are_where_the_tumour_is(done, nodes):
-  for row in read(done / 'images.csv'):
-    name = row['image_id']
-    features = json.loads((done / f'outlines/{name}.json').read_text())
-    assert features['type'] == 'FeatureCollection'
-    with np.load(done / f'maps/{name}.npz') as held:
-      said = held['secondary'] >= 0.5
-      assert (np.isfinite(held['secondary']) == (held['primary'] >= 0.5)).all()
-    with Image.open(nodes / f'images/{name}.png') as image:
-      votes = heatmap.votes(said, image.size[::-1])
+def test_images_are_decided_and_outlined_by_the_development_part(decided):
+  folder, items = decided
+  _, *rows = items['images.csv'].content
+  names, patients, parts, labels, one, two, decisions = map(
+    np.array, zip(*rows, strict=True)
+  )
+  assert (names == IMAGES.id).all() and (patients == IMAGES.patient).all()
+  assert ((parts == 'test') == IMAGES.test).all()
+  assert ((labels == 'positive') == IMAGES.positive).all()
+  assert one.min() > 0.5  # Follicles look like tumour to the first network.
+  development = ~IMAGES.test, IMAGES.positive[~IMAGES.test]
+  bar = nodes.threshold(np.rint(16 * two)[development[0]], development[1]) / 16
+  assert ((decisions == 'positive') == (two >= bar)).all()
+  assert (decisions == labels).mean() > 0.8
+  of_two = [r for r in items['table_3'].rows if r.labels[0] == two_step.TWO]
+  assert {row.lines[HERE][0] for row in of_two} == {bar}
+  drawn = {name for name in items if name.startswith('figures/')}
+  assert len(drawn) == 3 and 'figures/scores.png' in drawn
+  for row, name in enumerate(names):
+    with np.load(folder.at(f'maps/{name}.npz')) as maps:
+      prob = maps['secondary']
+      assert (np.isfinite(prob) == (maps['primary'] >= 0.5)).all()
+    votes = heatmap.votes(prob >= 0.5, IMAGES.read(row)[1].shape)
+    assert two[row] == votes.max()
+    lesions = json.loads(items[f'outlines/{name}.json'].content)
+    rings = [
+      np.array(ring) / 2  # Pixels of the file are half a micrometre.
+      for lesion in lesions['features']
+      for ring in lesion['geometry']['coordinates']
+    ]
+    # Signed, so that holes count against their area.
     area = sum(
-      sum(_area(np.array(ring)) for ring in f['geometry']['coordinates'])
-      for f in features['features']
+      0.5 * (x[:-1] * y[1:] - x[1:] * y[:-1]).sum()
+      for x, y in (ring.T for ring in rings)
     )
-    assert abs(area - (votes >= bar(done)).sum()) < 0.02 * area + 20
-    assert (area > 0) == (row['decision'] == 'positive')
+    assert abs(area - (votes >= bar).sum()) < 0.02 * area + 20
+    assert (area > 0) == (two[row] >= bar)
 
 
-def _area(ring):
-  """Signed, so that holes count against their area."""
-  x, y = ring.T
-  return 0.5 * (x[:-1] * y[1:] - x[1:] * y[:-1]).sum()
+def test_maps_that_are_there_are_not_made_again(decided):
+  folder, items = decided
+  again = NODES.decisions(Study(folder, {}, 0), [None, None])
+  assert next(again).csv() == items['table_3'].csv()
 
 
-def test_pictures_and_tables_are_written(done):
-  text = (done / 'report.md').read_text()
-  assert 'Tang et al. 2022 (their data), section 3.3' in text
-  published = {'depth': '22', 'accuracy (%)': '97.3', 'AUROC': '0.9957'}
-  assert published.items() <= read(done / 'table_2.csv')[1].items()
-  drawn = {path.stem for path in (done / 'figures').iterdir()}
-  assert {'scores', 'secondary_roc'} < drawn and len(drawn) == 4
+def test_false_positives_are_of_negative_development_images():
+  tiles = NODES.false_positives(RED)
+  rows = np.array([name.split('_')[0] for name in tiles.id], int)
+  assert set(rows) == {1, 3, 5, 7} and not tiles.label.any()
+  assert (RED.prob(tiles.pixels.mean((1, 2)) / 255) >= 0.5).all()
 
 
-def test_a_finished_run_is_read_and_other_settings_are_refused(done, nodes):
-  files = [*(done / 'maps').iterdir(), *done.rglob('model.safetensors')]
-  before = {p: p.stat().st_mtime_ns for p in files}
-  table = (done / 'table_3.md').read_text()
-  run(done.parent, *flags(nodes))
-  assert (done / 'table_3.md').read_text() == table
-  assert {p: p.stat().st_mtime_ns for p in files} == before
-  with pytest.raises(SystemExit, match='epochs: 12 before, 11 now'):
-    run(done.parent, *flags(nodes), '--epochs=11')
+def test_the_second_network_starts_from_the_firsts_weights(
+  monkeypatch, tmp_path
+):
+  trained, patches = {}, nodes.draw(IMAGES, 40, 0, 100)
+  train = lambda _, name, **about: trained.update({name: about}) or RED
+  monkeypatch.setattr(training, 'train', train)
+  kept = np.arange(80) % 4 > 0
+  material = types.SimpleNamespace(
+    parts=(patches.take(kept), patches.take(~kept)),
+    split_by='patch',
+    decisions=lambda *_: iter(()),
+  )
+  design, recipe = Design(('resnet18',)), PatchRecipe(learning_rate=1.0)
+  recipes = {'design': design, 'training': recipe}
+  study = Study(Folder(tmp_path), recipes, 0)
+  own = f'{tmp_path}/primary_resnet18/model.safetensors'
+  for few, weights, wanted in (
+    (30, None, (own, 0.3)),
+    (30, 'a.pth', ('a.pth', 1.0)),
+    (19, None, None),
+  ):
+    trained.clear()
+    mistakes = patches.take(np.arange(few))
+    material.false_positives = lambda _, found=mistakes: found
+    options = Training(weights=weights)
+    list(two_step.stages(study, material, Networks(), options))
+    second = trained.get('secondary_resnet18')
+    assert wanted == (
+      second and (second['options'].weights, second['recipe'].learning_rate)
+    )
 
 
 @pytest.mark.parametrize(
   ('asked', 'message'),
   [
-    ('--masks_dir=a', '--masks_dir requires --images_dir'),
-    ('--images_dir=a', '--images_dir requires --masks_dir'),
-    ('--tiles_zip=a.zip', '--tiles_zip requires --tiles_csv'),
     (f'{ZIPPED} --images_dir=a', '--images_dir has no effect with --tiles_zip'),
     (f'{ZIPPED} --patches=20', '--patches has no effect with --tiles_zip'),
-    ('--mpp=0.25', '--image_mpp requires --images_dir'),
     ('--positive=x', '--positive requires --tiles_zip'),
-    ('--primaries=alexnet', 'alexnet'),
-    ('--primaries=googlenet --weights=a.pth', 'googlenet, mobilenet_v2. Give'),
-    (f'{ZIPPED} --weights=googlenet=a.pth', 'resnet18, mobilenet_v2. Give'),
-    ('--images_dir=a --masks_dir=a --images_csv=no.csv', 'no.csv: cannot be'),
+    (
+      '--primaries=googlenet,resnet18 --weights=a.pth',
+      'googlenet, resnet18. Give',
+    ),
+    (f'{ZIPPED} --weights=googlenet=a.pth', 'networks are resnet18. Give'),
   ],
 )
 def test_wrong_flags_end_in_one_message(tmp_path, asked, message):
   with pytest.raises(SystemExit, match=message):
-    run(tmp_path, *asked.split())
-  assert not (tmp_path / 'two_step_s2023').exists()
-
-
-def test_a_check_draws_and_splits_patches(nodes, tmp_path, capsys):
-  with pytest.raises(SystemExit) as ended:
-    run(tmp_path, *flags(nodes), '--check')
-  assert ended.value.code == 0
-  assert 'check: 0 problems' in capsys.readouterr().out
-  table = (nodes / 'images.csv').read_text().splitlines()
-  few = tmp_path / 'few.csv'
-  few.write_text('\n'.join([*table[:3], *table[-2:]]))  # One to train on.
-  with pytest.raises(SystemExit, match='p0'):
-    run(tmp_path, *flags(nodes), f'--images_csv={few}', '--check')
+    script.main(['two_step', f'--results_dir={tmp_path}', *asked.split()])
+  assert not [*tmp_path.iterdir()]
 
 
 def test_the_recipe_is_the_papers():
@@ -201,64 +203,44 @@ def test_the_recipe_is_the_papers():
 
 
 def test_the_first_network_is_among_those_compared():
-  names = lambda *asked: two_step.Networks(*asked).complete().primaries
+  names = lambda *asked: Networks(*asked).with_primary().primaries
   assert names(None, None) is None
   assert names(None, 'c') == ('c',)
   assert names(('d', 'c'), 'c') == ('d', 'c')
   assert names(('d',), 'c') == ('d', 'c')
 
 
-def test_patches_hold_what_their_class_says(nodes):
-  images = node_images.load(
-    nodes / 'images', nodes / 'masks', nodes / 'images.csv'
-  )
-  patches = study.draw(images, 50, 1, 100)
+def test_patches_hold_what_their_class_says():
+  patches = nodes.draw(IMAGES, 50, 1, 100)
   assert np.bincount(patches.label).tolist() == [50, 50]
-  test = set(images.patient[images.test])
+  test = set(IMAGES.patient[IMAGES.test])
   assert not test & set(patches.group.tolist())
   for i, (x, y) in enumerate(patches.xy):
-    row = images.id.tolist().index(patches.id[i].rsplit('_', 2)[0])
-    image, mask = images.read(row)
+    row = IMAGES.id.tolist().index(patches.id[i].rsplit('_', 2)[0])
+    image, mask = IMAGES.read(row)
     window = np.s_[y : y + 40, x : x + 40]
     np.testing.assert_array_equal(patches.read(i), image[window])
     inside = mask[window].sum()
     assert inside >= 100 if patches.label[i] else inside == 0
     assert tissue.glass(image, 1.0)[window].mean() <= 0.5
-  assert study.draw(images, 50, 1, 100).id.tolist() == patches.id.tolist()
-  assert study.draw(images, 50, 2, 100).id.tolist() != patches.id.tolist()
-
-
-class Spy:
-  """A network that takes for tumour what is bright, and counts what it sees."""
-
-  def __init__(self, least):
-    self.least, self.seen = least, collections.Counter()
-
-  def predict(self, tiles, batch):
-    corners = tiles.load(np.arange(len(tiles)))[:, 0, 0]
-    self.seen.update(map(tuple, corners.tolist()))
-    prob = np.where(corners[:, 2] >= self.least, 0.9, 0.1)
-    return np.stack([1 - prob, prob], 1), None
+  assert nodes.draw(IMAGES, 50, 1, 100).id.tolist() == patches.id.tolist()
+  assert nodes.draw(IMAGES, 50, 2, 100).id.tolist() != patches.id.tolist()
 
 
 def test_each_window_is_evaluated_once_and_the_second_where_the_first_fires():
-  shape = (90, 110)
-  rng = np.random.default_rng(0)
-  y, x = np.indices(shape)
-  image = np.stack([y, x, rng.integers(0, 256, shape)], -1).astype(np.uint8)
-  look = rng.random(heatmap.grid(shape)) < 0.7
-  networks = Spy(100), Spy(200)
-  first, second = study.scan(image, networks, look)
-  corners = image[:51:10, :71:10]
-  bright = corners[..., 2]
-  for network, asked, prob in (
-    (networks[0], look, first),
-    (networks[1], look & (bright >= 100), second),
-  ):
-    want = collections.Counter(map(tuple, corners[asked].tolist()))
-    assert network.seen == want and max(want.values()) == 1
-    np.testing.assert_array_equal(np.isfinite(prob), asked)
-    assert ((prob >= 0.5) == (asked & (bright >= network.least))).all()
+  image = np.random.default_rng(0).integers(0, 256, (90, 110, 3), np.uint8)
+  some = np.random.default_rng(1).random(heatmap.grid((90, 110))) < 0.7
+  networks = Spy(lambda rgb: rgb[:, 0]), Spy(lambda rgb: rgb[:, 1])
+  maps = nodes.scan(image, networks, some)
+  seen = some
+  for network, prob in zip(networks, maps, strict=True):
+    wanted = [image[y : y + 40, x : x + 40] for y, x in np.argwhere(seen) * 10]
+    np.testing.assert_array_equal(network.seen, wanted)
+    np.testing.assert_array_equal(np.isfinite(prob), seen)
+    rgb = np.mean(wanted, (1, 2)) / 255
+    np.testing.assert_allclose(prob[seen], network.prob(rgb), rtol=1e-6)
+    seen = prob >= 0.5
+  assert 0 < seen.sum() < some.sum()
 
 
 def test_the_threshold_is_the_smallest_of_the_best():
@@ -270,18 +252,11 @@ def test_the_threshold_is_the_smallest_of_the_best():
       for k in range(1, 17)
     ]
     best = [k for k in range(1, 17) if np.isclose(value[k - 1], max(value))]
-    assert study.threshold(score, positive) == best[0]
+    assert nodes.threshold(score, positive) == best[0]
   # The paper's scores give its threshold.
   positive = np.arange(85) < 38
-  votes = study.threshold(np.where(positive, 15, 10), positive)
-  assert votes / study.VOTES == 0.6875
-
-
-def test_image_scores_are_the_highest_votes():
-  prob = np.random.default_rng(0).random((7, 9)).astype(np.float32)
-  votes = heatmap.votes(prob >= 0.5, (100, 125))
-  assert study.most_votes(prob) == round(votes.max() * 16)
-  assert study.most_votes(0 * prob) == 0
+  votes = nodes.threshold(np.where(positive, 15, 10), positive)
+  assert votes / nodes.VOTES == 0.6875
 
 
 def test_outlines_run_around_areas_and_holes():
@@ -289,7 +264,7 @@ def test_outlines_run_around_areas_and_holes():
   inside[5:20, 10:30] = True
   inside[10:14, 15:20] = False  # A hole.
   inside[25:, 36:] = True  # At the border.
-  first, second = sorted(study.outlines(inside), key=len)[::-1]
+  first, second = sorted(nodes.outlines(inside), key=len)[::-1]
   assert [len(first), len(second)] == [2, 1]
   for ring in (*first, *second):
     np.testing.assert_array_equal(ring[0], ring[-1])
@@ -297,4 +272,128 @@ def test_outlines_run_around_areas_and_holes():
   assert outer.min(0).tolist() == [10, 5] and outer.max(0).tolist() == [30, 20]
   assert hole.min(0).tolist() == [15, 10] and hole.max(0).tolist() == [20, 14]
   assert second[0].max(0).tolist() == [40, 30]
-  assert study.outlines(inside & False) == []
+  assert nodes.outlines(inside & False) == []
+
+
+@pytest.fixture(scope='module')
+def grids():
+  """Ten patients of 6 x 5 tiles; some of the others look like tumour."""
+  rng = np.random.default_rng(0)
+  kind = rng.choice(3, 300, p=(0.45, 0.4, 0.15))
+  colour = np.array([TISSUE, TUMOUR, ALIKE])[kind] + rng.normal(0, 12, (300, 3))
+  pixels = colour[:, None, None] + rng.normal(0, 8, (300, 20, 20, 3))
+  patient, place = np.divmod(np.arange(300), 30)
+  return labelled_tiles.from_arrays(
+    pixels.clip(0, 255).astype(np.uint8),
+    kind == 1,
+    patient.astype(str),
+    two_step.CLASSES,
+    xy=20 * np.stack([place % 6, place // 6], 1) + 1,
+  )
+
+
+def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(grids):
+  material = Grids(grids, Tiles(), 2023, '')
+  # Red is high in tumour and what looks so; green is low in tumour.
+  networks = Spy(lambda rgb: rgb[:, 0] - 0.22), Spy(lambda rgb: 1 - rgb[:, 1])
+  false = material.false_positives(networks[0])
+  assert 10 < len(false) < 60 and not false.label.any()
+  assert not set(false.group) & set(material.split['test'].group)
+  items = [*material.decisions(None, networks)]
+  [table] = [one for one in items if getattr(one, 'name', '') == 'tiles']
+  here = {row.labels[0]: row.lines[HERE] for row in table.rows}
+  raised, two = here[two_step.RAISED], here[two_step.TWO]
+  assert raised[1] >= two[1] > 90 and two[2] > raised[2] + 8
+  # What is written of a patient follows from the tiles that are written.
+  files = {one.name: one.content for one in items if isinstance(one, File)}
+  _, *rows = files['test_tiles.csv']
+  _, *patients = files['patients.csv']
+  assert {row[1] for row in rows} == {name for name, *_ in patients}
+  for name, *about, auroc in patients:
+    label, prob = np.array([row[4:6] for row in rows if row[1] == name]).T
+    assert about == [30, label.sum()]
+    assert auroc == pytest.approx(metrics.auroc(label == 1, prob))
+  [patient] = [name for name, *_ in patients if name in items[-1].split(':')[0]]
+  assert f'figures/grid_{patient}.png' in files
+
+
+@pytest.mark.parametrize(
+  'xy,want',
+  [
+    # Corners may be shifted, and no multiple of the side.
+    ([(7, -13), (27, 9), (7, 7)], [(0, 0), (1, 1), (0, 1)]),
+    ([(0, 0), (1, 0), (2, 0)], None),  # Indices.
+    ([(0, 0), (40, 0), (0, 0)], None),  # Two images of the patient.
+    ([(0, 0), (20, 0), (10**9 - 1, 1 - 10**9)], None),
+  ],
+)
+def test_a_picture_is_drawn_of_tiles_on_a_grid_alone(grids, xy, want):
+  tiles = dataclasses.replace(grids.take([0, 1, 2]), xy=np.array(xy, np.int32))
+  found = two_step.cells(tiles)
+  assert (found if found is None else list(map(tuple, found.tolist()))) == want
+
+
+@pytest.mark.parametrize(
+  ('classes', 'positive', 'problem'),
+  [
+    ('ab', None, 'Give the one of tumour with --positive'),
+    ('ab', 'c', '--positive=c: the classes are a, b'),
+    ('abc', None, 'the classes a, b, c; two are needed'),
+    ('ab', 'a', ''),
+    ('01', None, ''),
+  ],
+)
+def test_which_label_is_tumour_is_never_guessed(
+  grids, monkeypatch, classes, positive, problem
+):
+  tiles = dataclasses.replace(grids, classes=tuple(classes))
+  monkeypatch.setattr(tile_sources, 'from_zip', lambda *_: tiles)
+  if problem:
+    with pytest.raises(TileError, match=problem):
+      two_step.open_tiles(Tiles(positive=positive), 0)
+  else:
+    tumour = two_step.open_tiles(Tiles(positive=positive), 0).tiles.label == 1
+    assert (tumour == (tiles.label == classes.index(positive or '1'))).all()
+
+
+def named(label, group, prefix):
+  ids = [f'{prefix}_{i}' for i in range(len(group))]
+  tiles = np.zeros((len(group), 4, 4, 3), np.uint8)
+  about = np.broadcast_to(label, len(group)), group, two_step.CLASSES
+  return labelled_tiles.from_arrays(tiles, *about, ids=ids)
+
+
+@pytest.mark.parametrize('by', ['patient', 'patch'])
+def test_the_second_network_is_not_validated_on_what_the_first_saw(by):
+  patients = np.arange(10).astype(str)
+  tiles = named(np.arange(200) % 2, np.repeat(patients, 20), 'patch')
+  trains = np.arange(200) < 140 if by == 'patient' else np.arange(200) % 3 > 0
+  first = tiles.take(trains), tiles.take(~trains)
+  mistakes = named(0, np.repeat(patients, 6), 'mistake')
+  train, val = two_step.second_parts(mistakes, first, by, 0)
+  assert len(train) + len(val) == 2 * len(mistakes)
+  assert not {*val.id} & {*first[0].id}
+  assert not {*train.id} & {*first[1].id}
+  if by == 'patient':
+    assert not {*val.group} & {*first[0].group}
+  for part in (train, val):
+    assert set(part.label) == {0, 1}
+  # Of one patient, they are split by patch.
+  mistakes = named(0, ['0'] * 40, 'mistake')
+  train, val = two_step.second_parts(mistakes, first, by, 0)
+  assert [(p.label == 0).sum() for p in (train, val)] == [28, 12]
+  assert not {*val.id} & {*first[0].id}
+
+
+def test_the_raised_bar_finds_as_much_tumour():
+  primary = np.array([0.9, 0.8, 0.7, 0.6, 0.95, 0.85, 0.55, np.nan])
+  second = np.array([1, 1, 1, 0, 1, 0, 0, np.nan])
+  tumour = np.arange(8) < 4
+  found = two_step.rules([primary, second], tumour)
+  raised, both = found[two_step.RAISED], found[two_step.TWO]
+  assert (raised & tumour).sum() == (both & tumour).sum() == 3
+  assert (raised & ~tumour).sum() == 2 and (both & ~tumour).sum() == 1
+  assert found[two_step.ONE].sum() == 7
+  nothing = two_step.rules([primary, 0 * primary], tumour)
+  assert not nothing[two_step.RAISED].any()
+  assert list(two_step.rules([primary], tumour)) == [two_step.ONE]
