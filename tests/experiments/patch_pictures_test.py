@@ -12,10 +12,8 @@ def test_the_kept_epoch_and_undefined_values_are_drawn():
     {'val_auroc': 0.9, 'train_loss': 0.5, 'val_loss': 0.8, 'best_epoch': 0},
   ]
   _, loss, auroc = pictures.curves('net', history).axes
-  assert [line.get_ydata().tolist() for line in loss.lines[:2]] == [
-    [0.7, 0.5],
-    [0.6, 0.8],
-  ]
+  train, val = (line.get_ydata().tolist() for line in loss.lines[:2])
+  assert (train, val) == ([0.7, 0.5], [0.6, 0.8])
   assert np.isnan(auroc.lines[1].get_ydata()[0])
   assert auroc.lines[2].get_xdata()[0] == 1
 
@@ -28,14 +26,11 @@ def test_heat_lies_on_tiles_and_wrong_probabilities_are_red():
   )
   top, bottom = np.reshape(drawing.axes, (2, 4))
   assert [ax.get_title() for ax in top] == [*tiles.classes] * 2
-  assert [ax.xaxis.label.get_text() for ax in bottom] == [
-    '0.90',
-    '0.80',
-    '0.00',
-    '1.00',
-  ]
-  colors = [ax.xaxis.label.get_color() for ax in bottom]
-  assert colors == ['C3', '0.2', '0.2', '0.2']
+  labels = [ax.xaxis.label for ax in bottom]
+  texts = [label.get_text() for label in labels]
+  assert texts == ['0.90', '0.80', '0.00', '1.00']
+  colours = [label.get_color() for label in labels]
+  assert colours == ['C3', '0.2', '0.2', '0.2']
   assert all(len(ax.images) == 2 for ax in bottom)
 
 
@@ -43,10 +38,8 @@ def test_roc_curves_have_their_areas():
   truth = np.array([0, 0, 1, 1], bool)
   found = {'a': (truth, np.arange(4.0)), 'b': (truth, -np.arange(4.0))}
   ax = pictures.roc('t', found).axes[0]
-  assert [text.get_text() for text in ax.get_legend().texts] == [
-    'a, AUROC 1.000',
-    'b, AUROC 0.000',
-  ]
+  texts = [text.get_text() for text in ax.get_legend().texts]
+  assert texts == ['a, AUROC 1.000', 'b, AUROC 0.000']
   x, y = ax.lines[0].get_data()
   assert np.trapezoid(y, x) == 1
 
