@@ -37,7 +37,7 @@ class Material(Protocol):
   note: str
 
   def check(self, findings: Findings) -> None:
-    """Adds what is wrong with it, for --check."""
+    """Adds what is wrong with it, for --check, beyond what opening it finds."""
 
   def tables(self) -> Iterator[Table]:
     """Yields what there is, before anything is trained."""

@@ -13,7 +13,7 @@ from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments.evaluation.tables import Row, Table
 from experiments.run.check import Findings
-from experiments.run.options import field
+from experiments.run.options import free
 from kmil_jax import splits
 
 _HASHED = 64  # Tiles whose pixels are hashed where they do not fit in memory.
@@ -24,16 +24,12 @@ _AT_ONCE = 256  # Tiles decoded before the memory is given back.
 class TileFiles:
   """Labelled tiles of your own, in one zip file."""
 
-  tiles_zip: pathlib.Path | None = field(
-    None,
-    'Zip file of images. Requires --tiles_csv.',
-    result=False,
-    only={'tiles_csv': True},
+  tiles_zip: pathlib.Path | None = free(
+    None, 'Zip file of images. Requires --tiles_csv.', only={'tiles_csv': True}
   )
-  tiles_csv: pathlib.Path | None = field(
+  tiles_csv: pathlib.Path | None = free(
     None,
     'Table of these images, with the columns patient,x,y,label,zip_path.',
-    result=False,
     only={'tiles_zip': True},
   )
 
@@ -151,14 +147,10 @@ def check(
     *demands: each raises `TileError` where the tiles do not meet it, as making
       the parts does.
   """
-
-  def decode(tiles: LabelledTiles, first: int) -> None:
-    tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
-
   for name, tiles in sets.items():
     for first in range(0, len(tiles), _AT_ONCE):
       try:
-        decode(tiles, first)
+        tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
       except TileError as e:
         findings.problems.append(f'{name}: {e}')
   for demand in demands:

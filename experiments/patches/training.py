@@ -19,7 +19,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from flax import linen as nn, traverse_util
+from flax import traverse_util
 import jax
 import numpy as np
 import safetensors
@@ -29,7 +29,7 @@ from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, field, free
 from kmil_jax import loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
 from kmil_jax.tasks import tiles as tile_task
@@ -92,12 +92,12 @@ class Training:
   patience: int | None = field(
     None, 'Stop after this many epochs without a better one to keep.', least=1
   )
-  weights: str | None = field(
+  # The file is hashed.
+  weights: str | None = free(
     None,
     'Weights to start from, random by default: a .safetensors or .pth file with'
     ' the names of torchvision, or a model.safetensors of this software. For'
     ' several networks: network=file,network=file.',
-    result=False,  # The file is hashed.
   )
   freeze: str = field(
     '',
@@ -109,10 +109,8 @@ class Training:
     'Number format of features and products in the network.',
     choices=('float32', 'bfloat16'),
   )
-  tensorboard: bool = field(
-    False,
-    'Also write the numbers of metrics.jsonl as TensorBoard event files.',
-    result=False,
+  tensorboard: bool = free(
+    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
   )
 
   def weights_of(self, networks: Sequence[str]) -> dict[str, str]:
@@ -166,11 +164,6 @@ class Trained:
   task: TileTask
 
   @property
-  def model(self) -> nn.Module:
-    """Flax module of T tiles."""
-    return self.task.model
-
-  @property
   def epoch(self) -> int:
     """The epoch that validation chose, from 0."""
     return self.history[-1]['best_epoch']
@@ -206,7 +199,7 @@ class Trained:
       Maps [n, S, S] in [0, 1].
     """
     maps_of = jax.jit(
-      functools.partial(saliency.grad_cam, self.model, layer=layer)
+      functools.partial(saliency.grad_cam, self.task.model, layer=layer)
     )
     targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
     maps = []

@@ -23,11 +23,10 @@ from experiments import papers
 from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
-from experiments.patches.study import File, Study
+from experiments.patches.study import File, Material, Study
 from experiments.patches.training import Training
 from experiments.run import phantoms, progress
-from experiments.run.check import Findings
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, field, free
 from kmil_jax import intervals, metrics, parallel
 from kmil_jax.models.node_cnn import NodeCNN
 
@@ -51,17 +50,15 @@ NETWORKS = {
 class Data:
   """CT volumes, and the slices that are cut from them."""
 
-  csv_path: pathlib.Path | None = field(
+  csv_path: pathlib.Path | None = free(
     None,
     'CSV with patient_id, image_path (NIfTI, or the folder of a DICOM series),'
     ' mask_path (NIfTI), label and, where one mask holds nodes of both classes,'
     ' mask_value. By default a phantom is rendered.',
-    result=False,
   )
-  data_dir: pathlib.Path | None = field(
+  data_dir: pathlib.Path | None = free(
     None,
     'Folder of the paths in the CSV; that of the CSV by default.',
-    result=False,
     only={'csv_path': True},
   )
   classes: tuple[str, ...] = field(
@@ -102,11 +99,8 @@ class Data:
 class Networks:
   """The networks that are compared."""
 
-  networks: tuple[str, ...] = field(
-    tuple(NETWORKS),
-    'Rows of Table 3 to make.',
-    choices=tuple(NETWORKS),
-    result=False,
+  networks: tuple[str, ...] = free(
+    tuple(NETWORKS), 'Rows of Table 3 to make.', choices=tuple(NETWORKS)
   )
 
   def check(self, options: Training) -> None:
@@ -126,8 +120,8 @@ class Networks:
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-  """Slices of nodes in a box of one size, split; see `study.Material`."""
+class Slices(Material):
+  """Slices of nodes in a box of one size, split."""
 
   tiles: LabelledTiles  # [n, S, S, 1] float32 in [0, 1]
   inside: np.ndarray  # [n, S, S] bool, the node
@@ -156,9 +150,6 @@ class Material:
       f' {side * resample.SPACING:.1f} mm'
     )
 
-  def check(self, findings: Findings) -> None:
-    """Nothing is left to find: cutting the slices has found all problems."""
-
   def tables(self) -> Iterator[Table]:
     rows = {name: list(counts.values()) for name, counts in self.fates.items()}
     rows['both'] = np.sum(list(rows.values()), 0).tolist()
@@ -184,7 +175,7 @@ class Material:
     return tiles.take(self.rows[part]) if part else tiles
 
 
-def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
+def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
   """Cuts the slices of the user's volumes or of the phantom's, and splits them.
 
   Patients, or slices, are split; then the side of the box is chosen on training
@@ -248,7 +239,7 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
       'larger than the box': mine & stays & (extent > mm),
     }
     fates[name] = {key: int(which.sum()) for key, which in counts.items()}
-  return Material(
+  return Slices(
     labelled_tiles.from_arrays(
       resample.window(cut['hu'][kept, middle, middle])[..., None],
       label[kept],
@@ -366,7 +357,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
 
 
 def stages(
-  study: Study, material: Material, names: Sequence[str], options: Training
+  study: Study, material: Slices, names: Sequence[str], options: Training
 ) -> Iterator[Table | File]:
   """Trains networks in turn and yields what they see, and Tables 2 and 3."""
   test, prob, cams, summary = material.rows['test'], {}, {}, {}
@@ -440,7 +431,7 @@ def _scores(
   trained: training.Trained,
   prob: np.ndarray,
   cams: np.ndarray,
-  material: Material,
+  material: Slices,
 ) -> dict[str, Any]:
   """A network's scores; intervals of the test part by patient."""
   tiles, train, test = material.tiles, *map(material.rows.get, PARTS[::2])
@@ -517,7 +508,7 @@ def _row(scored: tuple[str, Mapping[str, Any]]) -> Row:
 
 
 def _predictions(
-  material: Material, prob: Mapping[str, np.ndarray]
+  material: Slices, prob: Mapping[str, np.ndarray]
 ) -> list[list[Any]]:
   """A row per slice: patient, volume, part, label, probabilities."""
   tiles, order = material.tiles, np.concatenate([*material.rows.values()])
@@ -537,7 +528,7 @@ def _predictions(
 
 
 def _cam_figure(
-  material: Material,
+  material: Slices,
   prob: Mapping[str, np.ndarray],
   cams: Mapping[str, np.ndarray],
 ) -> Any:

@@ -23,11 +23,10 @@ from data.phantom import nodes
 from data.tissue import glass
 from experiments.evaluation.tables import Table
 from experiments.patches import pictures, tiles as patch_tiles
-from experiments.patches.study import File, Study
+from experiments.patches.study import File, Material, Study
 from experiments.patches.training import Trained
 from experiments.run import phantoms, progress, results
-from experiments.run.check import Findings
-from experiments.run.options import field
+from experiments.run.options import field, free
 from experiments.studies import two_step
 from experiments.studies.two_step import CLASSES, ONE, RAISED, TWO, Design
 from kmil_jax import heatmap, parallel
@@ -43,25 +42,22 @@ _STEPS = ('primary', 'secondary')
 class Images:
   """Images of lymph nodes with masks of their tumour."""
 
-  images_dir: pathlib.Path | None = field(
+  images_dir: pathlib.Path | None = free(
     None,
     'Folder of images, <image_id>.png or .tif. By default a phantom is'
     ' rendered.',
-    result=False,
     only={'tiles_zip': False, 'masks_dir': True, 'images_csv': True},
   )
-  masks_dir: pathlib.Path | None = field(
+  masks_dir: pathlib.Path | None = free(
     None,
     'Folder of masks of the same names and sizes, not 0 on tumour.',
-    result=False,
     only={'images_dir': True},
   )
-  images_csv: pathlib.Path | None = field(
+  images_csv: pathlib.Path | None = free(
     None,
     'Table of these images, with the columns image_id,patient_id,part'
     ' (development or test) and, where negative images have no mask, label'
     ' (negative or positive).',
-    result=False,
     only={'images_dir': True},
   )
   image_mpp: float = field(
@@ -92,18 +88,17 @@ class Images:
     choices=('patient', 'patch'),
     only={'tiles_zip': False},
   )
-  pictures: int = field(
+  pictures: int = free(
     8,
     'Number of test images to draw, half of them positive.',
     least=0,
-    result=False,
     only={'tiles_zip': False},
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class Nodes:
-  """Images and patches of some; see `two_step.stages` and `study.Material`."""
+class Nodes(Material):
+  """Images and patches of some; see `two_step.stages`."""
 
   images: NodeImages
   parts: Sequence[LabelledTiles]  # of the development part
@@ -128,9 +123,6 @@ class Nodes:
       f'{len(images)} images of {len(set(images.patient))} patients,'
       f' {images.test.sum()} to test{phantom * self.is_phantom}'
     )
-
-  def check(self, findings: Findings) -> None:
-    """Nothing is left to find: opening the images has found all problems."""
 
   def tables(self) -> Iterator[Table]:
     sets = zip(('training', 'validation'), self.parts, strict=True)

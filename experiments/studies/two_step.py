@@ -21,7 +21,7 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
-from experiments.patches.study import File, Study
+from experiments.patches.study import File, Material, Study
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run.check import Findings
@@ -364,8 +364,8 @@ def sha256(paths: Iterable[pathlib.Path], *about: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grids:
-  """Tiles on the grids of patients; see `stages` and `study.Material`.
+class Grids(Material):
+  """Tiles on the grids of patients; see `stages`.
 
   Tiles do not overlap: every pixel of a map has one vote, and false positives
   are whole tiles of the development part, of which the networks have seen most.
