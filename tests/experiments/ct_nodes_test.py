@@ -1,6 +1,7 @@
 """CT nodes: from a table of volumes to Table 3, on a tiny written cohort."""
 
 import csv
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from data.ct.volumes import Volume
 from data.labelled_tiles import TileError
 from data.phantom import ct as phantom
 from experiments import ct_nodes
+from experiments.evaluation.tables import HERE
+from experiments.patches import training
+from experiments.patches.study import Study
+from experiments.patches.training import Training
 from experiments.run.results import Folder
 from experiments.studies import ct_nodes as ct
 from experiments.studies.ct_nodes import Data
@@ -78,35 +83,39 @@ def run(*flags):
   ct_nodes.main(['ct_nodes', *flags])
 
 
-def test_the_script_from_volumes_to_table_3(cohort, tmp_path):
-  flags = [
-    f'--csv_path={cohort}',
-    *('--networks=custom_aug', '--epochs=1', '--input_size=16', '--box_mm=11'),
-    f'--results_dir={tmp_path}',
-    f'--cache_dir={tmp_path / "cache"}',
-  ]
-  run(*flags)
-  folder = Folder(tmp_path / 'ct_nodes_s2023')
-  before = folder.at('predictions.csv').read_bytes()
-  weights = folder.at('custom_aug/model.safetensors')
-  made = weights.stat().st_mtime_ns
-  run(*flags)  # Finished networks are loaded: the same again.
-  assert folder.at('predictions.csv').read_bytes() == before
-  assert weights.stat().st_mtime_ns == made
+def test_tables_follow_from_the_predictions_that_are_written(
+  place, tmp_path, monkeypatch
+):
+  material = place(box_mm=11.0)
+  prob = np.random.default_rng(0).random(2 * PATIENTS)
+  trained = types.SimpleNamespace(
+    epoch=0,
+    history=[{'best_epoch': 0}],
+    predict=lambda tiles: (np.stack([1 - prob, prob], 1), None),
+    grad_cam=lambda tiles, target: np.ones((len(tiles), *[tiles.size] * 2)),
+  )
+  monkeypatch.setattr(training, 'train', lambda *_, **__: trained)
+  study = Study(Folder(tmp_path), ct_nodes.PAPER.recipe, 0)
+  items = ct.stages(study, material, ['custom'], Training())
+  items = {one.name: one for one in items}
   # The network is the paper's, layer by layer.
-  shapes = [row['output shape'] for row in folder.read('table_2.csv')]
+  _, *rows = items['table_2'].csv()
+  shapes = [row[-1] for row in rows]
   assert len(shapes) == 26 and shapes[::2] == shapes[1::2]
-  rows, summary = folder.read('predictions.csv'), folder.read('summary.json')
+  _, *rows = items['predictions.csv'].content
   assert len(rows) == 2 * PATIENTS
-  test = [row for row in rows if row['split'] == 'test']
-  label = [row['label'] == 'metastatic' for row in test]
+  test = np.array([row[-2:] for row in rows if row[4] == 'test'])
+  truth, tested = test[:, 0] == 'metastatic', test[:, 1].astype(float)
+  summary = items['summary.json'].content
   assert len(test) == summary['slices']['test'] == 4
-  prob = np.array([float(r['prob_metastatic_custom_aug']) for r in test])
-  scores = summary['networks']['custom_aug']
-  auroc = reference.roc_auc_score(label, prob)
+  scores = summary['networks']['custom']
+  auroc = reference.roc_auc_score(truth, tested)
   assert scores['test_auroc']['value'] == pytest.approx(auroc)
-  accuracy = reference.accuracy_score(label, prob > 0.5)
+  accuracy = reference.accuracy_score(truth, tested > 0.5)
   assert scores['test_accuracy']['value'] == pytest.approx(accuracy)
+  here = items['table_3'].rows[0].lines[HERE]
+  inside = material.inside[material.rows['test']].mean()
+  assert here[1:4] == pytest.approx((accuracy, auroc, inside))
 
 
 def test_parts_share_no_patient_and_slices_are_where_they_should(place):
