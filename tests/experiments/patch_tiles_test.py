@@ -118,18 +118,3 @@ def test_tiles_are_all_decoded_and_patients_kept_apart():
   assert both.startswith('1 patients are both in one and other: r.')
   table = patch_tiles.counts(sets, 'Tiles').csv()
   assert table[1] == ['one', 4, 2, 2, 3, 8]
-
-
-def test_the_leak_free_split_of_real_tiles_is_even(real_data):
-  from data import tile_sources
-
-  folder = real_data / 'idc_breast'
-  with pytest.warns(UserWarning, match='26 of 3361 tiles are left out'):
-    tiles = tile_sources.from_zip(
-      folder / 'idc_tiles.zip', folder / 'index.csv'
-    )
-  assert len(set(tiles.group)) == 46 and tiles.classes == ('0', '1')
-  parts = split(tiles, seed=0)
-  for part, wanted in zip(parts, (0.6, 0.2, 0.2), strict=True):
-    assert abs(len(part) / len(tiles) - wanted) < 0.01
-    assert abs(tiles.label[part].mean() - tiles.label.mean()) < 0.01

@@ -1,12 +1,7 @@
-"""Patch classifiers in folders: refused, killed, finished, read again."""
+"""Patch classifiers in folders: refused, stopped, finished, read again."""
 
 import dataclasses
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
 
 import chex
 import numpy as np
@@ -99,47 +94,29 @@ def test_other_settings_or_tiles_are_refused_with_their_list(
       train(folder, **{part: changed})
 
 
-# Trains the same until it has told of epoch 3, and then waits to be killed.
-_CHILD = """
-import pathlib, sys, time
-import tiny_classifier, tiny_training
-from experiments.run.progress import Progress
-from kmil_jax import loop, models
-models.CLASSIFIERS['tiny'] = tiny_classifier.Tiny
-loop.SECONDS_BETWEEN_SAVES = 0
-report = Progress.report
-def tell(self, history):
-  report(self, history)
-  if len(history['val_loss']) == 4:
-    print('told', flush=True)
-    time.sleep(600)
-Progress.report = tell
-tiny_training.train(pathlib.Path(sys.argv[1]))
-"""
+def test_a_training_that_was_stopped_goes_on_and_ends_the_same(
+  finished, tmp_path, monkeypatch
+):
+  folder, report, advance = tmp_path / 'x', Progress.report, Progress.advance
+  begun = set()
 
-
-def test_kill_9_changes_nothing_in_the_end(finished, tmp_path, monkeypatch):
-  folder = tmp_path / 'killed'
-  with subprocess.Popen(
-    [sys.executable, '-c', _CHILD, folder],
-    stdout=subprocess.PIPE,
-    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
-  ) as child:
-    try:
-      assert select.select([child.stdout], [], [], 120)[0], 'it says nothing'
-      assert child.stdout.readline() == b'told\n'
-    finally:
-      child.kill()
-  assert child.returncode == -signal.SIGKILL
-  assert not (folder / 'model.safetensors').exists()
-  assert [p.name for p in (folder / 'checkpoints').iterdir()] == ['3']
-  assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 4
-  begun, advance = set(), Progress.advance
+  def stop(self, history):
+    report(self, history)
+    if len(history['val_loss']) == 4:
+      raise KeyboardInterrupt
 
   def watch(self, epoch, steps):
     begun.add(epoch)
     advance(self, epoch, steps)
 
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, 'SECONDS_BETWEEN_SAVES', 0)
+    patch.setattr(Progress, 'report', stop)
+    with pytest.raises(KeyboardInterrupt):
+      train(folder)
+  assert not (folder / 'model.safetensors').exists()
+  assert [p.name for p in (folder / 'checkpoints').iterdir()] == ['3']
+  assert len((folder / 'metrics.jsonl').read_text().splitlines()) == 4
   monkeypatch.setattr(Progress, 'advance', watch)
   same(train(folder), finished[1])
   assert begun == {3, 4}
@@ -217,15 +194,11 @@ def test_trainings_of_other_seeds_and_rates_share_one_program(
 
 def test_one_logit_and_one_channel(tmp_path):
   recipe = dataclasses.replace(
-    RECIPE, binary=True, epochs=2, mean=(0.5,), std=(0.25,)
+    RECIPE, binary=True, epochs=1, mean=(0.5,), std=(0.25,)
   )
-  trained = train(
-    tmp_path / 'x',
-    recipe,
-    train=make_tiles(channels=1),
-    val=make_tiles(20, seed=1, channels=1),
-  )
-  prob, _ = trained.predict(make_tiles(7, seed=2, channels=1))
+  tiles = [make_tiles(n, seed=n, channels=1) for n in (48, 20, 7)]
+  trained = train(tmp_path / 'x', recipe, *tiles[:2])
+  prob, _ = trained.predict(tiles[2])
   assert prob.shape == (7, 2)
   np.testing.assert_allclose(prob.sum(1), 1, rtol=1e-6)
   assert trained.variables['params']['fc']['kernel'].shape == (4, 1)
