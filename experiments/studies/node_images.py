@@ -220,7 +220,7 @@ class Nodes(Material):
       for part in parts:
         some = test if part == 'test' else ~test
         about = votes[some] >= bar, positive[some], images.patient[some]
-        rows.append(two_step.decision_row((rule, part), *about, [bar / VOTES]))
+        rows.append(((rule, part), *about, (bar / VOTES, None)))
 
     for rule, votes in scores.items():
       bar = threshold(votes[~test], positive[~test])
@@ -253,9 +253,9 @@ class Nodes(Material):
     rows = []
     for rule, decision in two_step.rules(joined, tumour).items():
       wrong = int(decision[~tumour].sum())
-      first = wrong, decision[~positive].sum() / negatives
-      about = decision, tumour, patient
-      rows.append(two_step.decision_row((rule,), *about, first, (None, None)))
+      per_image = decision[~positive].sum() / negatives
+      first = (wrong, None), (per_image, None)
+      rows.append(((rule,), decision, tumour, patient, *first))
     return two_step.decision_table(
       'windows',
       'Windows of the test images, on tissue',

@@ -291,41 +291,12 @@ def raised_bar(score: np.ndarray, truth: np.ndarray, count: int) -> float:
   return np.sort(score[truth])[::-1][count - 1] if count else np.inf
 
 
-def decision_row(
-  labels: Sequence[str],
-  decision: np.ndarray,
-  truth: np.ndarray,
-  patient: np.ndarray,
-  first: Sequence[Any],
-  ends: Sequence[Any] = (None,),
-) -> Row:
-  """Returns a row of `decision_table`.
-
-  Args:
-    labels: of the row.
-    decision: bool [n].
-    truth: bool [n].
-    patient: what varies, [n].
-    first: values of the first columns.
-    ends: of their intervals.
-  """
-  hit = decision == truth
-  counted = truth, ~truth, np.ones_like(truth)
-  pairs = [(int(hit[some].sum()), int(some.sum())) for some in counted]
-  shares = [100 * (h / n) if n else None for h, n in pairs]
-  for some in counted:
-    low, high = intervals.proportion(hit, some, patient).tolist()
-    ends = *ends, (100 * low, 100 * high)
-  counts = ', '.join(f'{h}/{n}' for h, n in pairs)
-  return Row(labels, {HERE: (*first, *shares, counts), INTERVAL: (*ends, None)})
-
-
 def decision_table(
   name: str,
   title: str,
   labels: Sequence[str],
   first: Mapping[str, str],
-  rows: Sequence[Row],
+  decisions: Iterable[Sequence[Any]],
 ) -> Table:
   """Returns rules beside the truth.
 
@@ -334,8 +305,21 @@ def decision_table(
     title: stands above it.
     labels: columns of labels.
     first: formats of the first columns.
-    rows: of `decision_row`.
+    decisions: of each row its labels; the decisions and the truth, bool [n];
+      the patients, which vary, [n]; and of each first column the value and the
+      ends of its interval, or None.
   """
+  rows = []
+  for of_row, decision, truth, patient, *values in decisions:
+    hit, counts = decision == truth, []
+    for some in (truth, ~truth, np.ones_like(truth)):
+      hits, total = int(hit[some].sum()), int(some.sum())
+      ends = 100 * intervals.proportion(hit, some, patient)
+      share = 100 * (hits / total) if total else None
+      values.append((share, tuple(ends.tolist())))
+      counts.append(f'{hits}/{total}')
+    here, ends = zip(*values, (', '.join(counts), None), strict=True)
+    rows.append(Row(of_row, {HERE: here, INTERVAL: ends}))
   shares = dict.fromkeys(('sensitivity', 'specificity', 'accuracy'), '.1f')
   return Table(
     name,
@@ -419,14 +403,14 @@ class Grids(Material):
     decision = list(by_rule.values())[-1]
     drawn = intervals.auroc_replicates(tumour, prob[None], patient)
     ends = tuple(intervals.percentile(drawn).tolist())
-    auroc = {ONE: ([metrics.auroc(tumour, prob)], [ends])}
+    auroc = {ONE: (metrics.auroc(tumour, prob), ends)}
     yield decision_table(
       'tiles',
       'Test tiles, of other patients than the networks learned from',
       ('rule',),
       {'AUROC': '.4f'},
       [
-        decision_row((rule,), some, tumour, patient, *auroc.get(rule, [[None]]))
+        ((rule,), some, tumour, patient, auroc.get(rule, (None, None)))
         for rule, some in by_rule.items()
       ],
     )
