@@ -69,9 +69,9 @@ def run(
   """Trains the networks of Table 3 in turn and tests them."""
   networks.check(options)
   material = ct.open_material(data, output.seed, machine.cache_dir)
-  asked = [data, networks, options, output, machine, check]
+  given = [data, networks, options, output, machine, check]
   stages = lambda s: ct.stages(s, material, networks.networks, options)
-  study.run(PAPER, material, asked, stages, check=check.check)
+  study.run(PAPER, material, given, stages, check=check.check)
 
 
 main = start.script(run, training.ERRORS)

@@ -77,12 +77,12 @@ def run(
 ) -> None:
   """Trains both networks, and decides on what they have not seen."""
   networks = networks.with_primary()
-  asked = [images, tiles, networks, options, output, machine, check]
+  given = [images, tiles, networks, options, output, machine, check]
   is_phantom = not images.images_dir and not tiles.tiles_zip
   paper = PAPER
   if tiles.tiles_zip:
     paper = dataclasses.replace(PAPER, own=OF_TILES)
-  design = paper.here(asked, is_phantom)['design']
+  design = paper.here(given, is_phantom)['design']
   networks.weights(design, options)  # If it is not clear whose they are: now.
   if tiles.tiles_zip:
     material = two_step.open_tiles(tiles, output.seed)
@@ -91,7 +91,7 @@ def run(
       images, design, output.seed, machine.cache_dir
     )
   stages = lambda s: two_step.stages(s, material, networks, options)
-  study.run(paper, material, asked, stages, check=check.check)
+  study.run(paper, material, given, stages, check=check.check)
 
 
 main = start.script(run, training.ERRORS)

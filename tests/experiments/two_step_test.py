@@ -172,7 +172,7 @@ def test_the_second_network_starts_from_the_firsts_weights(
 
 
 @pytest.mark.parametrize(
-  ('asked', 'message'),
+  ('flags', 'message'),
   [
     (f'{ZIPPED} --images_dir=a', '--images_dir has no effect with --tiles_zip'),
     (f'{ZIPPED} --patches=20', '--patches has no effect with --tiles_zip'),
@@ -184,9 +184,9 @@ def test_the_second_network_starts_from_the_firsts_weights(
     (f'{ZIPPED} --weights=googlenet=a.pth', 'networks are resnet18. Give'),
   ],
 )
-def test_wrong_flags_end_in_one_message(tmp_path, asked, message):
+def test_wrong_flags_end_in_one_message(tmp_path, flags, message):
   with pytest.raises(SystemExit, match=message):
-    script.main(['two_step', f'--results_dir={tmp_path}', *asked.split()])
+    script.main(['two_step', f'--results_dir={tmp_path}', *flags.split()])
   assert not [*tmp_path.iterdir()]
 
 
