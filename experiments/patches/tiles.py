@@ -68,7 +68,8 @@ def split(
   unit = {'group': tiles.group, 'tile': tiles.id}[by]
   if (unit == '').any():
     unknown = [
-      f'{i}: its patient or slide is not known' for i in tiles.id[unit == '']
+      f'{i}: its patient or slide is not known. Name it.'
+      for i in tiles.id[unit == '']
     ]
     raise TileError.listing(unknown, 'tiles cannot be split by group')
   names, row = np.unique(unit, return_inverse=True)

@@ -307,7 +307,9 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
     for row in group:
       numbered = nodes.parts(mask, row.value)
       if not numbered.any():
-        problems.append(f'{row.mask}: no voxel of value {row.value}')
+        problems.append(
+          f'{row.mask}: no voxel of value {row.value}. Correct mask_value.'
+        )
       in_mask, small = nodes.find(numbered, volume.spacing)
       specks += small
       scan = row.mask.relative_to(root).as_posix()
