@@ -27,6 +27,7 @@ HASTY = (
 _BESIDE = (
   f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n'
 )
+SMALL = _BESIDE + 'import small_phantoms\n'
 SHALLOW = _BESIDE + 'import shallow_trunk\n'
 FORKED = _BESIDE + 'import forked_commands\n'
 _PRELOADED = (
