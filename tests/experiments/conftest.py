@@ -32,23 +32,6 @@ def model_file(finished):
 
 
 @pytest.fixture(scope='module')
-def viewed(tmp_path_factory):
-  """A results folder for the local page."""
-  import served_slides
-
-  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
-
-
-@pytest.fixture(scope='module')
-def served(viewed):
-  """The page of it."""
-  import served_slides
-
-  with served_slides.serving(viewed) as running:
-    yield running
-
-
-@pytest.fixture(scope='module')
 def small(tmp_path_factory):
   """A drawn results folder of one fold."""
   import report_folder
