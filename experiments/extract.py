@@ -94,14 +94,14 @@ def run(
     cohort, target, make(), batch=encoding.batch_size
   )
   # Says later why a labelled slide has no features.
-  rows = [['slide_id', 'reason'], *failures]
+  rows = [['slide_id', 'reason'], *failures.items()]
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
   if failures:
     print(f'{len(failures)} slides have no features:')
-    width = max(len(failure.slide_id) for failure in failures)
-    for failure in failures:
-      print(f'  {failure.slide_id:{width}}  {failure.reason}')
+    width = max(map(len, failures))
+    for slide, reason in failures.items():
+      print(f'  {slide:{width}}  {reason}')
     sys.exit(1)
 
 

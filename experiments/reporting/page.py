@@ -11,6 +11,13 @@ from experiments.run.results import Folder
 from kmil_jax.models import SPECS
 
 NAME = 'report.html'
+_SPELLING = {  # Of words in names of models.
+  'abmil': 'ABMIL',
+  'dsmil': 'DSMIL',
+  'dtfd': 'DTFD-MIL',
+  'kmil': 'KMIL',
+  'transmil': 'TransMIL',
+}
 
 
 def write(folder: Folder) -> pathlib.Path:
@@ -24,6 +31,7 @@ def write(folder: Folder) -> pathlib.Path:
       folds.
   """
   record = records.read(folder)
+  words = record.summary['model'].split('_')
   maps = pictures.heat_maps(record)
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('experiments.reporting', '.'),
@@ -34,6 +42,7 @@ def write(folder: Folder) -> pathlib.Path:
   )
   page = environment.get_template('report.html.jinja').render(
     record=record,
+    model=' '.join(_SPELLING.get(word, word) for word in words),
     spec=SPECS.get(record.summary['model']),
     least_patients=summaries.LEAST_PATIENTS,
     written=f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',

@@ -1,10 +1,8 @@
 """A headless Chromium, driven through its debugging pipe."""
 
-import base64
 import fcntl
 import json
 import os
-import pathlib
 import select
 import shutil
 import subprocess
@@ -168,16 +166,6 @@ class Page:
     size = {'width': width, 'height': height, 'deviceScaleFactor': 1}
     name = 'Emulation.setDeviceMetricsOverride'
     self._send(name, mobile=False, **size)
-
-  def screenshot(self, path):
-    """Writes a PNG of the window."""
-    found = self._send('Page.captureScreenshot')
-    pathlib.Path(path).write_bytes(base64.b64decode(found['data']))
-
-  def pdf(self, path):
-    """Prints to A4, as the page's own style says."""
-    found = self._send('Page.printToPDF', preferCSSPageSize=True)
-    pathlib.Path(path).write_bytes(base64.b64decode(found['data']))
 
   def _send(self, method, **params):
     return self._browser.send(method, self._session, **params)

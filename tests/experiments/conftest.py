@@ -29,13 +29,3 @@ def model_file(finished):
   path = finished[0].parent / 'model.kmil'
   export.main(['export', f'--run={finished[0]}', f'--out={path}'])
   return path
-
-
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-  """A drawn results folder of one fold."""
-  import report_folder
-
-  folder = tmp_path_factory.mktemp('small')
-  report_folder.write(folder, folds=(0,), external=False)
-  return folder

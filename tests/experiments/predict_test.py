@@ -152,7 +152,7 @@ def test_changed_slides_are_predicted_anew_and_unreadable_ones_leave_no_maps(
   (source / 'slide_001.h5').unlink()
   with h5py.File(source / 'slide_002.h5', 'a') as f:
     f['features'][0, 0] = np.nan
-  failures = dict(predict(source, models, tmp_path))
+  failures = predict(source, models, tmp_path)
   assert there() == {'slide_003'}
   (row,) = rows(tmp_path / 'predictions.csv')
   assert row['slide_id'] == 'slide_003'
@@ -186,7 +186,7 @@ def test_features_made_otherwise_are_refused(
   assert 'warning: encoder, mpp, patch_size of these' in capsys.readouterr().out
   ids = ['../slide', 'a\\b', '..', 'slide_001']
   monkeypatch.setattr(packed.Folder, 'ids', lambda self: ids)
-  failures = dict(predict(finished[1], models, tmp_path / 'out'))
+  failures = predict(finished[1], models, tmp_path / 'out')
   assert list(failures) == sorted(ids[:3])
   assert len(list(tmp_path.glob('**/slide_001.h5'))) == 3
 
