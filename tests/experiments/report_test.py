@@ -6,7 +6,6 @@ import itertools
 import json
 import shutil
 
-import browser
 from drawn_results import part
 import hypothesis
 from hypothesis import given, strategies as st
@@ -375,31 +374,3 @@ def test_a_file_cut_short_ends_in_a_page_or_a_message(small, name, share):
     assert e.code.startswith('error: ') and str(small) in e.code
   finally:
     path.write_bytes(whole)
-
-
-# What a browser says of a page.
-_LOOK = """
-({
-  tops: [...document.querySelectorAll('nav a')].map(
-    (a) => document.querySelector(a.hash).getBoundingClientRect().top),
-  wide: document.documentElement.scrollWidth,
-  images: [...document.images].map((i) => i.complete && i.naturalWidth),
-  hacked: typeof hacked,
-})
-"""
-
-
-def test_a_browser_shows_it(run):
-  path = run[1]
-  with browser.Browser() as chromium:
-    shown = chromium.open(path.as_uri(), width=1280, height=800)
-    seen = shown.evaluate(_LOOK)
-    assert shown.requests == [path.as_uri()]
-    assert seen['hacked'] == 'undefined'
-    # Figures of both cohorts, four charts, heat maps.
-    assert len(seen['images']) == 7 + 4 + 24 and min(seen['images']) > 10
-    assert len(seen['tops']) > 9 and sorted(seen['tops']) == seen['tops']
-    assert seen['wide'] == 1280
-    shown.resize(800, 1000)
-    assert shown.evaluate(_LOOK)['wide'] == 800
-    assert shown.problems == []
