@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 
+import browser
 from drawn_results import part
 import hypothesis
 from hypothesis import given, strategies as st
@@ -181,6 +182,9 @@ def test_the_page_refers_to_nothing_outside_and_can_be_heard(parsed):
   assert all(len(image['alt']) > 20 for image in parsed.all('img'))
   assert all(th['scope'] in ('col', 'row') for th in parsed.all('th'))
   assert parsed.all('html')[0]['lang'] == 'en'
+  sections = [section['id'] for section in parsed.all('section')]
+  links = [a['href'][1:] for a in parsed.all('a')]
+  assert len(sections) > 9 and links[1 : 1 + len(sections)] == sections
 
 
 def test_ids_and_flags_are_text_and_never_markup(parsed):
@@ -374,3 +378,16 @@ def test_a_file_cut_short_ends_in_a_page_or_a_message(small, name, share):
     assert e.code.startswith('error: ') and str(small) in e.code
   finally:
     path.write_bytes(whole)
+
+
+def test_a_browser_shows_it(run):
+  address = run[1].as_uri()
+  with browser.Page(address) as shown:
+    images = shown.evaluate('[...document.images].map((i) => i.naturalWidth)')
+    # Figures of both cohorts, four charts, heat maps.
+    assert len(images) == 7 + 4 + 24 and min(images) > 10
+    assert shown.evaluate('typeof hacked') == 'undefined'
+    for width in (1280, 800):
+      shown.resize(width, 800)
+      assert shown.evaluate('document.documentElement.scrollWidth') == width
+    assert shown.requests == [address] and shown.problems == []

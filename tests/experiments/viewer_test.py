@@ -248,14 +248,6 @@ def test_no_tile_takes_more_pixels_than_it_may(viewed, monkeypatch):
   assert view.picture(7, 0, 0)
 
 
-def until(page, script, seconds=20):
-  """Waits until a script in the page is true."""
-  end = time.monotonic() + seconds
-  while not page.evaluate(script):
-    assert time.monotonic() < end, f'{script}; {page.problems}'
-    time.sleep(0.05)
-
-
 LOADED = (
   'heat && viewer.world.getItemCount() === 2 &&'
   ' [0, 1].every(i => viewer.world.getItemAt(i).getFullyLoaded())'
@@ -292,34 +284,32 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
   below = drawn_maps.pixel(scores.coords[i])
   place = int(np.rint(255 * layer.norm(layer.values[i])))
   above = overlay.colour_map('viridis')[place][:3].astype(float)
-  with browser.Browser() as opened:
-    page = opened.open(served.url + '#007.a')
-    until(page, LOADED)
+  with browser.Page(served.url + '#007.a') as page:
+    page.wait_for(LOADED)
     for percent in (0, 50, 100):
       choose(page, 'opacity', percent, 'input')
       expected = below + (above - below) * percent / 100
-      until(
-        page,
+      page.wait_for(
         f'{COLOUR % spot}.slice(0, 3).every((x, k) =>'
         f' Math.abs(x - {expected.tolist()}[k]) < 10)',
       )
     for width in (1280, 800):
       page.resize(width, 800)
-      until(page, LOADED)
+      page.wait_for(LOADED)
       assert page.evaluate('document.documentElement.scrollWidth') <= width
     choose(page, 'scale', 'rank')
-    until(page, "$('#legend figcaption').textContent.startsWith('rank')")
-    until(page, LOADED)
+    page.wait_for("$('#legend figcaption').textContent.startsWith('rank')")
+    page.wait_for(LOADED)
     choose(page, 'layer', 'attention')
-    until(page, "$('#legend figcaption').textContent.includes('attention')")
+    page.wait_for("$('#legend figcaption').textContent.includes('attention')")
     page.evaluate(POINT)
-    until(
-      page, "$('#tile tbody').textContent.includes('probability of breast')"
+    page.wait_for(
+      "$('#tile tbody').textContent.includes('probability of breast')"
     )
     # The true class is shown, and a slide of odd name can be chosen.
     assert 'lymphoma' in page.evaluate("$('#facts').textContent")
     choose(page, 'slide', NAMES[1])
-    until(page, f'document.title === {json.dumps(NAMES[1])} && ({LOADED})')
+    page.wait_for(f'document.title === {json.dumps(NAMES[1])} && ({LOADED})')
     assert page.problems == []
     assert all(url.startswith(served.url) for url in page.requests)
     # Of choices in a row the last one stays, alone.
@@ -328,15 +318,15 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
       " $('#layer').value = key;"
       " $('#layer').dispatchEvent(new Event('change')); }"
     )
-    until(page, "$('#legend figcaption').textContent.includes('lymphoma')")
-    until(page, LOADED)
+    page.wait_for("$('#legend figcaption').textContent.includes('lymphoma')")
+    page.wait_for(LOADED)
     choose(page, 'slide', 'broken')
-    until(page, "!$('#fault').hidden")
+    page.wait_for("!$('#fault').hidden")
     assert 'broken' in page.evaluate("$('#fault').textContent")
     # The slide that is shown is the one that is named; the fault stays.
     assert page.evaluate("$('#slide').value") == NAMES[1]
     page.evaluate(POINT)
-    until(page, "$('#tile tbody').textContent.includes('place')")
+    page.wait_for("$('#tile tbody').textContent.includes('place')")
     assert not page.evaluate("$('#fault').hidden")
 
 
