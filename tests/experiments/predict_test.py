@@ -75,18 +75,6 @@ def test_the_runs_slides_get_the_runs_own_predictions(
         np.testing.assert_allclose(g[name][()], f[name][()], atol=1e-6)
 
 
-def test_an_older_folder_has_the_temperatures_of_this_version(
-  finished, models, tmp_path
-):
-  """Which fitted one on each fold's validation, at a bound here."""
-  folder = shutil.copytree(finished[0], tmp_path / 'older')
-  for path in folder.glob('fold_*/temperature.json'):
-    assert 'fewer than 30' in json.loads(path.read_text())['reason']
-    path.write_text('{"temperature": 0.1, "at_bound": true, "val_slides": 8}')
-  card, _ = trained.read(Folder(folder), None)
-  assert card == models[0] and card.temperature == (None,) * 3
-
-
 def test_folds_are_calibrated_each_and_averaged(
   finished, models, predicted, tmp_path
 ):
@@ -262,56 +250,50 @@ def test_the_flags_of_a_training_give_its_design(flags):
 def test_the_commands(finished, model_file, tmp_path, capsys):
   source = some_features(finished, tmp_path / 'new', NAMES[:2])
   (source / 'broken.h5').write_bytes(b'no features')
-  other = some_features(finished, tmp_path / 'elsewhere/new', NAMES[:2])
-  some_features(finished, other, ['slide_002'], mpp=0.5)
-  some_features(finished, other, ['slide_003'], encoder='other')
-  run, new = f'--run={finished[0]}', f'--features_dir={source}'
-  out, mine = f'--results_dir={tmp_path}', tmp_path / 'mine.kmil'
-
-  def end(command, *flags):
-    """Returns how a command ends, and what it prints."""
-    try:
-      return command.main(['name', *flags]), capsys.readouterr().out
-    except SystemExit as e:
-      return e.code, capsys.readouterr().out
-
-  assert end(export, run, f'--out={mine}')[0] is None
+  mixed = some_features(finished, tmp_path / 'mixed/new', NAMES[:2])
+  some_features(finished, mixed, ['slide_002'], mpp=0.5)
+  some_features(finished, mixed, ['slide_003'], encoder='other')
+  other = some_features(finished, tmp_path / 'other/new', NAMES[:2])
+  (tmp_path / 'empty').mkdir()
+  mine = tmp_path / 'mine.kmil'
+  export.main(['export', f'--run={finished[0]}', f'--out={mine}'])
   # The same run gives the same file, wherever it is made.
   assert mine.read_bytes() == model_file.read_bytes()
-  code, printed = end(script, run, new, out, '--fold=2')
-  assert code.startswith('error: 1 slides have no prediction:\n  broken')
-  assert 'warning: 1 of 1 models are not calibrated' in printed
-  assert 'warning: 2 slides have the ids of slides of the training: sl' in (
-    printed
-  )
+
+  def end(features_dir, *flags):
+    """Returns how the script ends, and what it prints."""
+    with pytest.raises(SystemExit) as error:
+      script.main([
+        'predict', f'--run={finished[0]}', f'--features_dir={features_dir}',
+        f'--results_dir={tmp_path}', '--fold=2', *flags,
+      ])  # fmt: skip
+    return f'{capsys.readouterr().out}{error.value.code}'
+
+  printed = end(source)
+  for words in (
+    'error: 1 slides have no prediction:\n  broken',
+    'warning: 1 of 1 models are not calibrated',
+    'warning: 2 slides have the ids of slides of the training: sl',
+  ):
+    assert words in printed
   folder = tmp_path / f'predict_{finished[0].name}_fold_2_new'
   assert len(rows(folder / 'predictions.csv')) == 2
-  # All that is wrong at once.
-  code, printed = end(script, run, f'--features_dir={other}', '--check')
-  assert code == 1
+  printed = end(mixed, '--check')  # All that is wrong at once.
   for words in (
-    'problem: {}: features of different encoder are mixed',
-    'problem: {}: features of different mpp are mixed: 0.5, 1.0; other than the'
-    ' rest are slide_002',
+    f'problem: {mixed}: features of different encoder are mixed',
+    f'problem: {mixed}: features of different mpp are mixed: 0.5, 1.0; other'
+    ' than the rest are slide_002',
     'check: 2 problems',
   ):
-    assert words.format(other) in printed
-  code, printed = end(script, run, new, out, '--check')
-  assert code == 1 and '/broken.h5: ' in printed
-  (tmp_path / 'empty').mkdir()
-  shutil.rmtree(other)
-  some_features(finished, other, NAMES[:2])
-  for flags, message in (
-    ([run, new, f'--model={mine}'], 'Give one of --run and --model'),
-    ([run, f'--features_dir={tmp_path / "empty"}'], 'no feature files'),
+    assert words in printed
+  assert '/broken.h5: ' in end(source, '--check')
+  for features_dir, flags, message in (
+    (source, [f'--model={mine}'], 'error: Give one of --run and --model'),
+    (tmp_path / 'empty', [], 'no feature files'),
     # A folder of the same name is not the same slides.
-    (
-      [run, f'--features_dir={other}', out, '--fold=2'],
-      f'features_dir: {source} before, {other} now',
-    ),
+    (other, [], f'features_dir: {source} before, {other} now'),
   ):
-    code, _ = end(script, *flags)
-    assert code.startswith('error: ') and message in code
+    assert message in end(features_dir, *flags)
 
 
 # Without models; and dead once half of the fifth file is written.
