@@ -228,19 +228,14 @@ def test_folders_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
   'flags',
   [
-    ['--drop_fraction=0.25', '--drop=highest', '--score=one_minus_var'],
-    ['--model=dsmil', '--combine', '--precision=bfloat16'],
-    [
-      '--model=dtfd_gated',
-      '--distill=maxs',
-      '--pseudo_bags=2',
-      '--total_instances=6',
-      '--instance_score=predicted',
-    ],
+    '--drop_fraction=0.25 --drop=highest --score=one_minus_var',
+    '--model=dsmil --combine --precision=bfloat16',
+    '--model=dtfd_gated --distill=maxs --pseudo_bags=2 --total_instances=6'
+    ' --instance_score=predicted',
   ],
 )
 def test_the_flags_of_a_training_give_its_design(flags):
-  model, training = parse(['kmil', *flags], (Model, Training))
+  model, training = parse(['kmil', *flags.split()], (Model, Training))
   settings = options.settings(model, training, seed=1)
   values = to_json([model, training.resolved(model.model)])
   design = inference.Design.of_options(values, num_classes=3, width=16)
