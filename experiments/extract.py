@@ -71,7 +71,9 @@ def run(
   print(start.lines((folders, tiles, scale, encoding, cache, check)))
   paths = slides.list_slides(folders.slides_dir)
   if not paths:
-    raise slides.SlideError(f'{folders.slides_dir}: holds no slides')
+    raise slides.SlideError(
+      f'{folders.slides_dir}: holds no slides. Give another.'
+    )
   cohort, target = SlideTiles(paths, tiles, scale), folders.features_dir
   make = functools.partial(
     encoder.make_encoder,

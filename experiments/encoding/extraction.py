@@ -178,7 +178,7 @@ def _survey(
   """Returns the slides without features, and what is wrong with the others."""
   ids = [slides.slide_id(path) for path in cohort.paths]
   faults = [
-    f'{name}: {count} slides have this id; features would overwrite each other'
+    f'{name}: {count} slides have this id, and would share a file. Rename one.'
     for name, count in collections.Counter(ids).items()
     if count > 1
   ]

@@ -55,7 +55,7 @@ def find(
   if differ := features.differences(match.made, theirs):
     match.problems.append(
       f'{source.path}: these features and those of the models differ:'
-      f' {"; ".join(differ)}'
+      f' {"; ".join(differ)}. Make them as those of the training.'
     )
   unknown = {'encoder', 'mpp', 'patch_size'} - (match.made.keys() & theirs)
   if unknown and match.headers:

@@ -47,7 +47,7 @@ def plan(
     )
   paths = slides.list_slides(slides_dir)
   if not paths:
-    raise slides.SlideError(f'{slides_dir}: holds no slides')
+    raise slides.SlideError(f'{slides_dir}: holds no slides. Give another.')
   if weights is None and run:
     trained_on = run.config().cohort['features_dir']
     kept = pathlib.Path(trained_on, encoders.RANDOM_FILE)

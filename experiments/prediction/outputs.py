@@ -46,7 +46,7 @@ def predict(
   for slide in progress.bar(bags.ids, unit='slide', desc='predicted'):
     try:
       if pathlib.PurePath(slide).name != slide or '\\' in slide:
-        raise FeatureError('its id is no name of a file')
+        raise FeatureError('its id is no name of a file. Rename it.')
       digest = bags.source.digest(slide)
       prediction = _read(folder, card, slide, digest)
       if prediction is None:
