@@ -447,8 +447,13 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
     tiles = [x['name'] for x in about if x['objectType'] == 'detection']
     best = top_tiles.order(of_slide, 'attention')[: -(-len(of_slide) // 4)]
     assert tiles == [f'tile {i}' for i in best]
-  with pytest.raises(SystemExit, match='--slide=008: no scores'):
-    draw_maps.main(['draw_maps', f'--run={run}', '--slide=008'])
+  for flags, message in (
+    ([f'--run={run}', '--slide=008'], '--slide=008: no scores'),
+    (['--run=gone'], '--run=gone: no such folder'),
+    ([], '--run=<results folder> is required'),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      draw_maps.main(['draw_maps', *flags])
 
 
 def test_slides_are_where_the_run_says_or_cost_their_pictures(
