@@ -67,19 +67,19 @@ class Drawn:
 
 def run(slides: source.Slides, drawn: Drawn) -> None:
   """Draws and exports the slides, one after the other."""
-  files, found = slides.files(), slides.scores()
+  files, scores = slides.files(), slides.scores()
   path = slides.folder().path
-  if unknown := sorted(set(drawn.slide or ()) - set(found)):
+  if unknown := sorted(set(drawn.slide or ()) - set(scores)):
     raise MapError(
       f'--slide={",".join(unknown)}: no scores in {path}. There are'
-      f' {", ".join(list(found)[:5])} and others, {len(found)} in all.'
+      f' {", ".join(list(scores)[:5])} and others, {len(scores)} in all.'
     )
   target = Folder(path if slides.fold is None else path / f'fold_{slides.fold}')
   faults, labels = {}, slides.labels()
-  names = drawn.slide or list(found)
+  names = drawn.slide or list(scores)
   for name in progress.bar(names, unit='slide', desc='maps'):
     try:
-      of_slide = tile_scores.read(found[name], slides.tile_size)
+      of_slide = tile_scores.read(scores[name], slides.tile_size)
       _write(target, of_slide, files.get(name), labels.get(name), drawn)
     except (MapError, SlideError) as e:
       faults[name] = e

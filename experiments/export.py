@@ -27,10 +27,10 @@ class Output:
   out: pathlib.Path = free(None, 'File to write.')
 
 
-def run(asked: Folds, output: Output, cache: Cache) -> None:
+def run(folds: Folds, output: Output, cache: Cache) -> None:
   """Writes the file."""
   del cache  # Begun by `start`.
-  card, trained = models.read(asked.folder(), asked.fold)
+  card, trained = models.read(folds.folder(), folds.fold)
   programs = trained.design.lower(trained.weights)
   archive = export.Archive(card.to_json(), trained.weights, programs)
   content = export.pack(archive)

@@ -71,7 +71,9 @@ def run(
   print(start.lines((folders, tiles, scale, encoding, cache, check)))
   paths = slides.list_slides(folders.slides_dir)
   if not paths:
-    raise slides.SlideError(f'{folders.slides_dir}: holds no slides')
+    raise slides.SlideError(
+      f'{folders.slides_dir}: holds no slides. Give another.'
+    )
   cohort, target = SlideTiles(paths, tiles, scale), folders.features_dir
   make = functools.partial(
     encoder.make_encoder,
@@ -94,14 +96,14 @@ def run(
     cohort, target, make(), batch=encoding.batch_size
   )
   # Says later why a labelled slide has no features.
-  rows = [['slide_id', 'reason'], *failures]
+  rows = [['slide_id', 'reason'], *failures.items()]
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
   if failures:
     print(f'{len(failures)} slides have no features:')
-    width = max(len(failure.slide_id) for failure in failures)
-    for failure in failures:
-      print(f'  {failure.slide_id:{width}}  {failure.reason}')
+    width = max(map(len, failures))
+    for slide, reason in failures.items():
+      print(f'  {slide:{width}}  {reason}')
     sys.exit(1)
 
 

@@ -66,7 +66,7 @@ class Output:
 
 
 def run(
-  asked: Models,
+  trained: Models,
   slides: Slides,
   scale: Scale,
   check: Check,
@@ -74,17 +74,17 @@ def run(
   cache: Cache,
 ) -> None:
   """Encodes slides if need be, predicts them, writes files and tables."""
-  values = vars(asked) | vars(slides)
+  values = vars(trained) | vars(slides)
   for one, other in ('run', 'model'), ('slides_dir', 'features_dir'):
     if bool(values[one]) == bool(values[other]):
       raise OptionError(f'Give one of --{one} and --{other}.')
-  card, predict = asked.read()
+  card, predict = trained.read()
   # Relative paths would be those of other slides elsewhere.
   kind = 'slides_dir' if slides.slides_dir else 'features_dir'
   source = values[kind].absolute()
   slides = dataclasses.replace(slides, **{kind: source})
-  fold = '' if asked.fold is None else f'_fold_{asked.fold}'
-  name = (asked.run or asked.model).absolute().name + fold
+  fold = '' if trained.fold is None else f'_fold_{trained.fold}'
+  name = (trained.run or trained.model).absolute().name + fold
   path = output.results_dir / (
     output.exp_code or f'predict_{name}_{source.name}'
   )
@@ -93,41 +93,40 @@ def run(
     from experiments.encoding import extraction
     from experiments.prediction import encode
 
-    trained = asked.folder() if asked.run else None
+    run_folder = trained.folder() if trained.run else None
     cohort, encoder = encode.plan(
-      source, card, slides.weights, trained, cache.cache_dir, scale
+      source, card, slides.weights, run_folder, cache.cache_dir, scale
     )
     print(f'{len(cohort.paths)} slides')
     if check.check:
       extraction.check(cohort, path / 'features', encoder.attributes())
   else:
-    found = bags.find(source, card)
-    print(f'{len(found.ids)} slides with features')
+    slide_bags = bags.find(source, card)
+    print(f'{len(slide_bags.ids)} slides with features')
     if check.check:
-      findings = Findings(found.unlike)
-      features.scan(found.source, found.ids, findings)
+      findings = Findings(slide_bags.unlike)
+      features.scan(slide_bags.source, slide_bags.ids, findings)
       findings.close()
-    found.check()
-  everything = [asked, slides, scale, check, output, cache]
-  inputs, failures = {'model_sha256': list(card.sha256)}, []
+    slide_bags.check()
+  everything = [trained, slides, scale, check, output, cache]
+  inputs, failures = {'model_sha256': list(card.sha256)}, {}
   with results.opened(path, everything, inputs) as folder:
     if slides.slides_dir:
       features_dir = folder.at('features')
       failures = extraction.extract(cohort, features_dir, encoder)
-      made = {slide_id(path) for path in cohort.paths}
-      made -= {failure.slide_id for failure in failures}
-      found = bags.find(features_dir, card, sorted(made))
-      found.check()
-    known = models.slides(asked.folder()) if asked.run else set()
-    if known := sorted(known & set(found.ids)):
+      encoded = {slide_id(path) for path in cohort.paths} - failures.keys()
+      slide_bags = bags.find(features_dir, card, sorted(encoded))
+      slide_bags.check()
+    known = models.slides(trained.folder()) if trained.run else set()
+    if known := sorted(known & set(slide_bags.ids)):
       print(
         f'warning: {len(known)} slides have the ids of slides of the training:'
         f' {first_of(known)}. Their predictions are no test of the models.'
       )
-    failures = outputs.predict(found, card, predict, folder, failures)
+    failures = outputs.predict(slide_bags, card, predict, folder, failures)
   print(f'predictions in {path / "predictions.csv"}')
   if failures:
-    lines = [f'\n  {slide}  {reason}' for slide, reason in failures]
+    lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]
     sys.exit(
       f'error: {len(failures)} slides have no prediction:{"".join(lines)}'
     )

@@ -25,14 +25,10 @@ from kmil_jax.models import cpu, resnet
 RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
 _HUB = ('timm/resnet50.tv_in1k', 'model.safetensors')
 _FUNCTION = re.compile(r'[\w.]+:[\w.]+')  # module:function
-_DRAWN = 'kmil_jax.random_seed'  # Marks a random trunk in the file's metadata.
+_SEED = 'kmil_jax.random_seed'  # Marks a random trunk in the file's metadata.
 # Of the last norm of a residual branch. A random branch knows nothing: at 1,
 # thirteen of them bury what the shortcut carries (see BUILD_NOTES.md).
 _BRANCH_SCALE = 0.25
-
-
-class WeightsError(port.PortError):
-  """Weights that are not to be had; says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +82,9 @@ def make_encoder(
     seed: of the random trunk.
 
   Raises:
-    PortError: if the file cannot be read.
-    WeightsError: if it does not hold that network, listing the names; if
-      ImageNet weights are not to be had; if `features_dir` holds a random
-      trunk of another seed; or if there is no such function.
+    PortError: if the file cannot be read or does not hold that network, listing
+      the names; if ImageNet weights cannot be downloaded; if `features_dir`
+      holds a random trunk of another seed; or if there is no such function.
   """
   if weights and _FUNCTION.fullmatch(weights):
     return _function(weights, precision)
@@ -103,9 +98,9 @@ def make_encoder(
       variables = random_trunk(sample(), seed=seed)
       state = port.to_torch('resnet50_trunk', variables)
       with replacing(path) as part:
-        part.write_bytes(safetensors.numpy.save(state, {_DRAWN: str(seed)}))
-    if (drawn := _drawn(path)) != str(seed):
-      raise WeightsError(
+        part.write_bytes(safetensors.numpy.save(state, {_SEED: str(seed)}))
+    if (drawn := _seed_of(path)) != str(seed):
+      raise port.PortError(
         f'{path} holds a trunk of seed {drawn}, not {seed}. Give its seed, or'
         ' another folder for the features.'
       )
@@ -113,11 +108,11 @@ def make_encoder(
   try:
     variables = port.from_torch('resnet50_trunk', state)
   except port.PortError as error:
-    raise WeightsError(
+    raise port.PortError(
       f"{path} does not fit torchvision's ResNet-50:\n{error}"
     ) from error
   digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-  if (drawn := _drawn(path)) is None:
+  if (drawn := _seed_of(path)) is None:
     name, note = f'resnet50-conv4-{digest}', f'weights of {path.name}'
   else:
     name = f'resnet50-conv4-random-seed{drawn}-{digest}'
@@ -129,14 +124,14 @@ def make_encoder(
 def _function(reference: str, precision: str) -> Encoder:
   """Returns a function of the user's, named module:function."""
   if precision != Encoder.precision:
-    raise WeightsError(
+    raise port.PortError(
       f'--precision={precision} applies only to ResNet-50, not to {reference}.'
       ' Leave it out.'
     )
   try:
     return Encoder(reference, pkgutil.resolve_name(reference))
   except (ImportError, AttributeError) as error:
-    raise WeightsError(
+    raise port.PortError(
       f'--weights={reference} cannot be imported ({error}). Give'
       ' module:function of a module in this folder or on PYTHONPATH.'
     ) from error
@@ -156,19 +151,19 @@ def _imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
   try:
     return pathlib.Path(huggingface_hub.hf_hub_download(repo, name))
   except Exception as error:  # The hub's, the HTTP client's or the system's.
-    raise WeightsError(
+    raise port.PortError(
       f'--weights=imagenet: the Hugging Face hub does not give it'
       f' ({type(error).__name__}). Download {name} of {repo} elsewhere and put'
       f' it at {path}.'
     ) from error
 
 
-def _drawn(path: pathlib.Path) -> str | None:
+def _seed_of(path: pathlib.Path) -> str | None:
   """Returns the seed of a random trunk, None for any other file."""
   if path.suffix != '.safetensors':
     return None
   with safetensors.safe_open(path, 'np') as file:
-    return (file.metadata() or {}).get(_DRAWN)
+    return (file.metadata() or {}).get(_SEED)
 
 
 def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:

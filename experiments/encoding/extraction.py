@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 import warnings
 
 import numpy as np
@@ -27,13 +27,6 @@ class EncodingError(features.FeatureError):
   """A request that would spoil or mix feature files; says what to change."""
 
 
-class Failure(NamedTuple):
-  """A slide without features, and why."""
-
-  slide_id: str
-  reason: str
-
-
 @dataclasses.dataclass
 class _Bag:
   """A slide on its way; `rows` are its features so far, in order."""
@@ -50,7 +43,7 @@ def extract(
   encoder: Encoder,
   *,
   batch: int | None = None,
-) -> list[Failure]:
+) -> dict[str, str]:
   """Writes `<slide_id>.h5` for every slide that has none yet.
 
   Batches run across slides: tiles of one are encoded while those of the next
@@ -65,7 +58,7 @@ def extract(
     batch: tiles per call of the encoder; by default what suits the devices.
 
   Returns:
-    The slides that failed; the others have their files.
+    By slide that failed the reason; the others have their files.
 
   Raises:
     EncodingError: before anything is read, if two slides share an id, or if a
@@ -86,7 +79,7 @@ def extract(
     f'{len(paths)} slides to encode, {done} done before',
     flush=True,
   )
-  batch, failures = batch or encoders.default_batch(), []
+  batch, failures = batch or encoders.default_batch(), {}
   tiles = _read(cohort, paths, encoder, batch, failures)
   with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
     for bags, images in _ahead(_batches(tiles, batch)):
@@ -101,7 +94,11 @@ def extract(
           bar.total += len(bag.coords)  # Of the slides begun so far.
         bag.rows.append(row)
         if len(bag.rows) == len(bag.coords):
-          failures += _write(folder, bag)
+          path = folder / f'{bag.slide_id}.h5'
+          try:
+            features.write(path, np.stack(bag.rows), bag.coords, bag.attributes)
+          except features.FeatureError as error:
+            failures[bag.slide_id] = str(error)
           done += 1
       bar.update(len(bags))
       failed = f', {len(failures)} failed' if failures else ''
@@ -143,10 +140,10 @@ def check(
     total = len(cohort.paths)
     looks = pool.map(functools.partial(_look, cohort), cohort.paths)
     looks = progress.bar(looks, total=total, desc='slides', unit='slide')
-    found = dict(zip(cohort.paths, looks, strict=True))
-  unread = [fault for fault in found.values() if isinstance(fault, str)]
+    tiles = dict(zip(cohort.paths, looks, strict=True))
+  unread = [fault for fault in tiles.values() if isinstance(fault, str)]
   most = sum(
-    found[path] for path in missing if not isinstance(found[path], str)
+    tiles[path] for path in missing if not isinstance(tiles[path], str)
   )
   print(
     f'{total} slides, {total - len(unread)} readable, {total - len(missing)}'
@@ -181,7 +178,7 @@ def _survey(
   """Returns the slides without features, and what is wrong with the others."""
   ids = [slides.slide_id(path) for path in cohort.paths]
   faults = [
-    f'{name}: {count} slides have this id; features would overwrite each other'
+    f'{name}: {count} slides have this id, and would share a file. Rename one.'
     for name, count in collections.Counter(ids).items()
     if count > 1
   ]
@@ -192,8 +189,8 @@ def _survey(
       missing.append(path)
       continue
     try:
-      found = features.header(file).attributes
-      faults += cohort.differences(path, file, found, encoder)
+      attributes = features.header(file).attributes
+      faults += cohort.differences(path, file, attributes, encoder)
     except features.FeatureError as error:
       faults.append(str(error))
   return missing, faults
@@ -204,7 +201,7 @@ def _read(
   paths: Sequence[pathlib.Path],
   encoder: Encoder,
   batch: int,
-  failures: list[Failure],
+  failures: dict[str, str],
 ) -> Iterator[tuple[_Bag, np.ndarray]]:
   """Yields the tiles of slides one by one; notes the slides that fail."""
   common = encoder.attributes() | {'encoder_note': encoder.note}
@@ -222,15 +219,15 @@ def _read(
           'level0_height': slide.height,
           'slide_sha256': slides.digest(path),
         }
-        made = common | cohort.attributes(name) | geometry
-        bag = _Bag(name, grid.coords, made)
+        attributes = common | cohort.attributes(name) | geometry
+        bag = _Bag(name, grid.coords, attributes)
         augment = cohort.tiles.augment
         for tiles in cohort.read(slide, grid, batch, augment=augment):
           yield from ((bag, tile) for tile in tiles)
     except slides.SlideError as error:
-      failures.append(Failure(name, str(error)))
+      failures[name] = str(error)
     except Exception as error:  # Whatever it is, the other slides go on.
-      failures.append(Failure(name, f'{type(error).__name__}: {error}'))
+      failures[name] = f'{type(error).__name__}: {error}'
 
 
 def _batches(
@@ -255,13 +252,3 @@ def _ahead(items: Iterator) -> Iterator:
       yield item
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-def _write(folder: pathlib.Path, bag: _Bag) -> list[Failure]:
-  """Writes a slide's file; returns its failure if features are not finite."""
-  file = folder / f'{bag.slide_id}.h5'
-  try:
-    features.write(file, np.stack(bag.rows), bag.coords, bag.attributes)
-  except features.FeatureError as error:
-    return [Failure(bag.slide_id, str(error))]
-  return []

@@ -28,34 +28,32 @@ def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
     written = lambda path: path.stat().st_mtime_ns if path.exists() else -1
     if file.exists() and written(picture) >= written(file):
       continue
-    found = features.read(file) if file.exists() else None
+    bag = features.read(file) if file.exists() else None
     try:
       with cohort.open(path) as slide:
-        drawing = _draw(slide, found)
+        drawing = _draw(slide, bag)
     except slides.SlideError as error:
-      if found:  # Its coarse levels, which the tiles did without.
+      if bag:  # Its coarse levels, which the tiles did without.
         print(f'warning: no picture of {error}')
       continue
     with replacing(picture) as part:
       drawing.save(part, format='png')
 
 
-def _draw(
-  slide: slides.Slide, found: features.FeatureFile | None
-) -> Image.Image:
+def _draw(slide: slides.Slide, bag: features.FeatureFile | None) -> Image.Image:
   longer = max(slide.width, slide.height)
   image = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1)).copy()
   mask = tissue.tissue_mask(slide.thumbnail(tiling.MASK_MPP), tiling.MASK_MPP)
   scale = image.shape[1] / slide.width
   size = image.shape[1::-1]
   mask = np.asarray(Image.fromarray(mask).resize(size, Image.NEAREST))
-  if found is None or 'regions' not in found.attributes:
+  if bag is None or 'regions' not in bag.attributes:
     image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
   picture = Image.fromarray(image)
-  if found is not None:
+  if bag is not None:
     pen = ImageDraw.Draw(picture)
-    side = found.attributes['patch_size_level0']
-    for corner in found.coords:
+    side = bag.attributes['patch_size_level0']
+    for corner in bag.coords:
       box = np.concatenate([corner, corner + side]) * scale
       pen.rectangle([*box.round()], outline=_TILE_COLOUR)
   return picture

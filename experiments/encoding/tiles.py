@@ -147,7 +147,7 @@ class SlideTiles:
     self,
     path: pathlib.Path,
     file: pathlib.Path,
-    found: Mapping[str, Any],
+    attributes: Mapping[str, Any],
     encoder: Mapping[str, str],
   ) -> list[str]:
     """Returns in what a feature file is not what these tiles would give.
@@ -155,22 +155,22 @@ class SlideTiles:
     Args:
       path: of the slide.
       file: <slide_id>.h5.
-      found: its attributes.
+      attributes: of that file.
       encoder: attributes of the encoder that is asked for, as far as known.
     """
-    made_of = found.get('slide_sha256')  # Older files do not say.
-    if made_of is not None and made_of != slides.digest(path):
+    digest = attributes.get('slide_sha256')  # Not in older files.
+    if digest is not None and digest != slides.digest(path):
       return [f'{file}: was made of another slide of this name than {path}']
-    name, source = file.stem, found.get('level0_mpp_source')
+    name, source = file.stem, attributes.get('level0_mpp_source')
     wanted = {**encoder, 'regions': None, **self.attributes(name)}
     if name in self.mpp_of or source == 'mpp_csv':
       wanted['level0_mpp'] = self.mpp_of.get(name)
     elif source == 'default_mpp':
       wanted['level0_mpp'] = self.scale.slide_mpp
     return [
-      f'{file}: {key} is {found.get(key)!r}, not {value!r} as asked'
+      f'{file}: {key} is {attributes.get(key)!r}, not {value!r} as asked'
       for key, value in wanted.items()
-      if found.get(key) != value
+      if attributes.get(key) != value
     ]
 
   def sample(self) -> np.ndarray:

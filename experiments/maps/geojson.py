@@ -89,11 +89,11 @@ def regions(
   boxes = shapely.box(*overlay.boxes(scores)[above].T)
   # Of tolerance 0: drops the corners of tiles along straight edges.
   union = shapely.simplify(shapely.union_all(boxes), 0)
-  found = sorted(shapely.get_parts(union), key=lambda r: (-r.area, r.bounds))
-  tile, region = shapely.STRtree(found).query(boxes, predicate='covered_by')
+  polygons = sorted(shapely.get_parts(union), key=lambda r: (-r.area, r.bounds))
+  tile, region = shapely.STRtree(polygons).query(boxes, predicate='covered_by')
   return [
     (shapely.orient_polygons(polygon), above[tile[region == i]])
-    for i, polygon in enumerate(found)
+    for i, polygon in enumerate(polygons)
   ]
 
 

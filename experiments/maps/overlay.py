@@ -75,20 +75,20 @@ def layers(scores: TileScores, scale: str) -> dict[str, Layer]:
   """
   top, name = scores.predicted, scores.classes[scores.predicted]
   for_class = f' for {name}' if scores.attention.shape[-1] > 1 else ''
-  found = []
+  shown = []
   for c in sorted(range(len(scores.classes)), key=lambda c: c != top):
     title = f'tile probability of {scores.classes[c]}'
-    found.append(Layer(f'probability-{c}', title, scores.probability(c)))
+    shown.append(Layer(f'probability-{c}', title, scores.probability(c)))
   title = f'attention{for_class}, multiples of the mean'
   multiples = scores.multiples(top)
-  found.append(Layer('attention', title, multiples, *_SHARES, log=True))
+  shown.append(Layer('attention', title, multiples, *_SHARES, log=True))
   if len(scores.folds) > 1:
     title = f'probability of {name}: s.d. over {len(scores.folds)} folds'
     spread = scores.disagreement(top)
-    found.append(Layer('disagreement', title, spread, high=0.5))
+    shown.append(Layer('disagreement', title, spread, high=0.5))
   if scale == 'rank':
-    found = [_ranked(layer) for layer in found]
-  return {layer.key: layer for layer in found}
+    shown = [_ranked(layer) for layer in shown]
+  return {layer.key: layer for layer in shown}
 
 
 def _ranked(layer: Layer) -> Layer:

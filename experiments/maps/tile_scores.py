@@ -130,19 +130,19 @@ def find(
   Raises:
     MapError: if there are none.
   """
-  found: dict[str, dict[int, pathlib.Path]] = {}
+  files: dict[str, dict[int, pathlib.Path]] = {}
   for path in sorted(run.glob('fold_*/attention/*.h5')):
     number = re.fullmatch(r'fold_(\d+)', path.parts[-3])
     hidden = path.name.startswith('.')  # Being written.
     if number and not hidden and fold in (None, int(number[1])):
-      found.setdefault(path.stem, {})[int(number[1])] = path
-  if not found:
+      files.setdefault(path.stem, {})[int(number[1])] = path
+  if not files:
     name = 'fold_*' if fold is None else f'fold_{fold}'
     raise MapError(
       f'{run}: holds no {name}/attention/<slide_id>.h5. Give --run the folder'
       ' of a finished run of experiments.kmil or experiments.predict.'
     )
-  return {slide: dict(sorted(found[slide].items())) for slide in sorted(found)}
+  return {slide: dict(sorted(files[slide].items())) for slide in sorted(files)}
 
 
 def read(
@@ -182,7 +182,7 @@ def read(
 def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   try:
     with h5py.File(path, 'r', locking=False) as file:
-      held = {name: file[name][()] for name in file}
+      arrays = {name: file[name][()] for name in file}
       marks = dict(file.attrs)
   except (OSError, TypeError) as e:
     raise MapError(
@@ -190,9 +190,9 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
       ' run the fold again.'
     ) from e
   needed = {'attention', 'instance_prob', 'kept', 'prob', 'classes'}
-  if lacks := sorted(needed - held.keys() - marks.keys()):
+  if lacks := sorted(needed - arrays.keys() - marks.keys()):
     raise MapError(f'{path}: lacks {", ".join(lacks)}. Run the fold again.')
-  if 'coords' not in held:
+  if 'coords' not in arrays:
     raise UnplacedError(
       f'{path}: its features had no coordinates in level-0 pixels, so the tiles'
       ' cannot be placed. Extract the slide with coordinates, or, if they are'
@@ -205,7 +205,7 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
       f'{path}: does not state how large its tiles are (patch_size_level0).'
       ' Give --tile_size, in level-0 pixels.'
     )
-  n = len(held['kept']) if held['kept'].ndim else 0
+  n = len(arrays['kept']) if arrays['kept'].ndim else 0
   shapes = {
     'coords': [(n, 2)],
     'attention': [(n, 1), (n, len(classes))],
@@ -214,7 +214,7 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     'prob': [(len(classes),)],
   }
   for name, allowed in shapes.items():
-    array = held[name]
+    array = arrays[name]
     if not n or array.shape not in allowed or not np.isfinite(array).all():
       raise MapError(
         f'{path}: {name} has shape {list(array.shape)} for {n} tiles and'
@@ -223,10 +223,10 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
       )
   if 'temperature' in marks:  # Of experiments.predict.
     t = marks['temperature']
-    held['prob'] = calibration.scale(held['prob'][None], t)[0]
-  return {name: held[name] for name in shapes} | {
-    'coords': held['coords'].astype(np.int64),
-    'kept': held['kept'].astype(bool),
+    arrays['prob'] = calibration.scale(arrays['prob'][None], t)[0]
+  return {name: arrays[name] for name in shapes} | {
+    'coords': arrays['coords'].astype(np.int64),
+    'kept': arrays['kept'].astype(bool),
     'side': float(side),
     'classes': classes,
   }

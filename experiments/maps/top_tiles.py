@@ -71,9 +71,9 @@ def write(
   pictures[f'{name}_sheet.png'] = _sheet(rows)
   # None of a slide whose name begins so.
   old = re.compile(re.escape(name) + r'_\d+_[\d.]+\.png')
-  for found in folder.glob('*.png'):
-    if old.fullmatch(found.name):
-      found.unlink()
+  for stale in folder.glob('*.png'):
+    if old.fullmatch(stale.name):
+      stale.unlink()
   for file, image in pictures.items():
     with replacing(folder / file) as part:
       image.save(part, format='PNG')

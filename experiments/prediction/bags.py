@@ -46,23 +46,23 @@ def find(
   ids = source.ids() if requested is None else list(requested)
   if not ids and requested is None:
     raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
-  found, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
+  match, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
   for slide in ids:
     with contextlib.suppress(FeatureError):  # It is named when it is predicted.
-      found.headers[slide] = source.header(slide)
-  compare(source.path, found)
+      match.headers[slide] = source.header(slide)
+  compare(source.path, match)
   theirs |= card.features
-  if differ := features.differences(found.made, theirs):
-    found.problems.append(
+  if differ := features.differences(match.made, theirs):
+    match.problems.append(
       f'{source.path}: these features and those of the models differ:'
-      f' {"; ".join(differ)}'
+      f' {"; ".join(differ)}. Make them as those of the training.'
     )
-  unknown = {'encoder', 'mpp', 'patch_size'} - (found.made.keys() & theirs)
-  if unknown and found.headers:
-    found.warnings.append(
+  unknown = {'encoder', 'mpp', 'patch_size'} - (match.made.keys() & theirs)
+  if unknown and match.headers:
+    match.warnings.append(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'
       ' models, is not stated. Make sure that they are alike.'
     )
-  for warning in found.warnings:
+  for warning in match.warnings:
     print(f'warning: {warning}')
-  return Bags(source, ids, found.problems)
+  return Bags(source, ids, match.problems)

@@ -36,18 +36,18 @@ def plan(
     PredictionError: if such features cannot be made.
     SlideError: if there are no slides.
   """
-  made, name = card.features, card.features.get('encoder', 'unknown')
+  stated, name = card.features, card.features.get('encoder', 'unknown')
   takes = f'--slides_dir: the models take features of encoder {name}'
   known = name.startswith(_OURS) or name == weights
-  if not known or not {'mpp', 'patch_size'} <= made.keys():
+  if not known or not {'mpp', 'patch_size'} <= stated.keys():
     raise PredictionError(
-      f'{takes}, with tiles of {made.get("patch_size", "unknown")} px at'
-      f' {made.get("mpp", "unknown")} um/px. Make them with the tool that made'
-      ' those of the training, and give --features_dir.'
+      f'{takes}, with tiles of {stated.get("patch_size", "unknown")} px at'
+      f' {stated.get("mpp", "unknown")} um/px. Make them with the tool of the'
+      ' training, and give --features_dir.'
     )
   paths = slides.list_slides(slides_dir)
   if not paths:
-    raise slides.SlideError(f'{slides_dir}: holds no slides')
+    raise slides.SlideError(f'{slides_dir}: holds no slides. Give another.')
   if weights is None and run:
     trained_on = run.config().cohort['features_dir']
     kept = pathlib.Path(trained_on, encoders.RANDOM_FILE)
@@ -60,15 +60,15 @@ def plan(
       features_dir='',
       cache_dir=cache_dir,
       sample=tuple,  # Not called: a random encoder is made for trainings only.
-      precision=made.get('precision', 'float32'),
+      precision=stated.get('precision', 'float32'),
     )
   except port.PortError as error:
     raise PredictionError(str(error)) from error
   if encoder.name != name:
     raise PredictionError(f'{takes}. --weights={weights} is {encoder.name}.')
   tiles = Tiles(
-    tile_size=int(float(made['patch_size'])),
-    tile_mpp=float(made['mpp']),
-    min_tissue=float(made.get('min_tissue', Tiles.min_tissue)),
+    tile_size=int(float(stated['patch_size'])),
+    tile_mpp=float(stated['mpp']),
+    min_tissue=float(stated.get('min_tissue', Tiles.min_tissue)),
   )
   return SlideTiles(paths, tiles, scale), encoder

@@ -70,13 +70,13 @@ class Card:
         f' {", ".join(wrong) or "nothing"} is wrong. This version reads format'
         f' {_FORMAT}: export the models again.'
       )
-    held = {n: value[n] for n in kinds}
-    held['temperature'] = [
+    fields = {n: value[n] for n in kinds}
+    fields['temperature'] = [
       None if t is None or calibration.at_bound(t) else t
       for t in value['temperature']
     ]
-    lists = [n for n in kinds if isinstance(held[n], list)]
-    return cls(**held | {n: tuple(held[n]) for n in lists})
+    lists = [n for n in kinds if isinstance(fields[n], list)]
+    return cls(**fields | {n: tuple(fields[n]) for n in lists})
 
   def summary(self) -> str:
     """Returns a line that says what the models are."""
@@ -200,8 +200,8 @@ def slides(folder: Folder) -> set[str]:
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   """Returns the folds to take."""
-  held = folder.read('summary.json')
-  k, finished = held['k'], held['folds']
+  content = folder.read('summary.json')
+  k, finished = content['k'], content['folds']
   numbers = range(k) if fold is None else [fold]
   if missing := sorted(set(numbers) - set(finished)):
     raise ResultsError(

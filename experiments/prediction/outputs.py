@@ -1,8 +1,7 @@
 """Predicts slides one after the other: HDF5 of each, tables of all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import pathlib
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -18,20 +17,13 @@ from kmil_jax import calibration
 _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 
 
-class Failure(NamedTuple):
-  """A slide without a prediction, and why."""
-
-  slide_id: str
-  reason: str
-
-
 def predict(
   bags: Bags,
   card: Card,
   models: Predict,
   folder: Folder,
-  failures: Sequence[Failure] = (),
-) -> list[Failure]:
+  failures: Mapping[str, str] | None = None,
+) -> dict[str, str]:
   """Writes what models predict of slides, into files of each and tables of all.
 
   `fold_<i>/attention/<slide_id>.h5` has the layout of a training's; `prob` is
@@ -45,27 +37,27 @@ def predict(
     card: of the models.
     models: that predict them.
     folder: of the predictions.
-    failures: other slides, which have no features.
+    failures: other slides, which have no features, and the reasons.
 
   Returns:
-    The slides without a prediction; none of their files stay.
+    By slide without a prediction the reason; none of their files stay.
   """
-  found, failures, done = {}, list(failures), 0
+  predicted, failures, done = {}, dict(failures or {}), 0
   for slide in progress.bar(bags.ids, unit='slide', desc='predicted'):
     try:
       if pathlib.PurePath(slide).name != slide or '\\' in slide:
-        raise FeatureError('its id is no name of a file')
+        raise FeatureError('its id is no name of a file. Rename it.')
       digest = bags.source.digest(slide)
-      held = _read(folder, card, slide, digest)
-      if held is None:
+      prediction = _read(folder, card, slide, digest)
+      if prediction is None:
         bag = bags.source.read(slide)
         arrays = models(bag.features)
         if not np.isfinite(arrays['prob']).all():
           raise FloatingPointError('the probabilities are not finite')
     except Exception as error:  # Whatever it is, the other slides go on.
-      failures.append(Failure(slide, f'{type(error).__name__}: {error}'))
+      failures[slide] = f'{type(error).__name__}: {error}'
       continue
-    if held is None:  # A full disk is no fault of the slide.
+    if prediction is None:  # A full disk is no fault of the slide.
       for r, fold in enumerate(card.folds):
         of_fold = {name: value[r] for name, value in arrays.items()}
         if bag.coords is not None:
@@ -73,24 +65,24 @@ def predict(
         marks = _marks(card, r, digest) | {'classes': list(card.classes)}
         path = tile_scores.path_of(folder.path, fold, slide)
         tile_scores.write(path, of_fold, bag.attributes | marks)
-      held = arrays['prob'], len(bag.features)
+      prediction = arrays['prob'], len(bag.features)
     else:
       done += 1
-    found[slide] = held
+    predicted[slide] = prediction
   if done:
     print(f'done before: {done} of {len(bags.ids)} slides')
   for fold in card.folds:
     for path in folder.at(f'fold_{fold}/attention').glob('*.h5'):
-      if path.stem not in found:
+      if path.stem not in predicted:
         path.unlink()
-  failures = sorted(failures)
-  folder.write('failures.csv', [['slide_id', 'reason'], *failures])
-  folder.write('predictions.csv', _rows(card, found))
+  failures = dict(sorted(failures.items()))
+  folder.write('failures.csv', [['slide_id', 'reason'], *failures.items()])
+  folder.write('predictions.csv', _rows(card, predicted))
   return failures
 
 
 def _rows(
-  card: Card, found: Mapping[str, tuple[np.ndarray, int]]
+  card: Card, predicted: Mapping[str, tuple[np.ndarray, int]]
 ) -> list[list]:
   """Returns the rows of predictions.csv; prints how many slides a class has.
 
@@ -101,7 +93,7 @@ def _rows(
 
   Args:
     card: of the models.
-    found: probabilities [R, C] and number of instances, by slide.
+    predicted: probabilities [R, C] and number of instances, by slide.
   """
   columns = [f'prob_{c}' for c in card.classes]
   header = ['slide_id', 'pred', *columns, *(f'std_{c}' for c in card.classes)]
@@ -110,7 +102,7 @@ def _rows(
   has = [t is not None for t in card.temperature]
   calibrated = 'yes' if all(has) else 'partly' if any(has) else 'no'
   counts = dict.fromkeys(card.classes, 0)
-  for slide, (raw, instances) in sorted(found.items()):
+  for slide, (raw, instances) in sorted(predicted.items()):
     prob = raw.astype(float)
     for r in np.flatnonzero(has):
       prob[r] = calibration.scale(prob[r : r + 1], card.temperature[r])[0]
@@ -137,8 +129,8 @@ def _read(
     try:
       path = tile_scores.path_of(folder.path, fold, slide)
       with h5py.File(path, locking=False) as file:
-        held = {n: v for n, v in file.attrs.items() if n in _MARKS}
-        if held != _marks(card, r, digest):
+        marks = {n: v for n, v in file.attrs.items() if n in _MARKS}
+        if marks != _marks(card, r, digest):
           return None
         prob.append(file['prob'][()])
         instances = len(file['kept'])

@@ -28,9 +28,9 @@ class Caution(NamedTuple):
 
 def find(record: Record, maps: HeatMaps) -> list[Caution]:
   """Returns the cautions of a run, the serious ones first."""
-  found = [*_cohort(record), *_numbers(record), *_software(record)]
+  cautions = [*_cohort(record), *_numbers(record), *_software(record)]
   if maps.missing:
-    found.append(
+    cautions.append(
       Caution(
         f'Slides without a heat map: {len(maps.missing)}',
         'The slide file could not be read, or its features lack coordinates or'
@@ -40,8 +40,8 @@ def find(record: Record, maps: HeatMaps) -> list[Caution]:
   if maps.damaged:
     names = first_of(maps.damaged)
     text = f'Pictures of figures/heat_maps that cannot be read: {names}.'
-    found.append(Caution('Damaged heat maps', text))
-  return sorted(found, key=lambda caution: not caution.serious)
+    cautions.append(Caution('Damaged heat maps', text))
+  return sorted(cautions, key=lambda caution: not caution.serious)
 
 
 def _cohort(record: Record) -> Iterator[Caution]:

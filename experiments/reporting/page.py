@@ -11,6 +11,15 @@ from experiments.run.results import Folder
 from kmil_jax.models import SPECS
 
 NAME = 'report.html'
+_SPELLING = {'dtfd': 'DTFD-MIL', 'transmil': 'TransMIL'}
+
+
+def _spelt(model: str) -> str:
+  """Returns the name of a model as papers write it."""
+  return ' '.join(
+    _SPELLING.get(word, word.upper() if word.endswith('mil') else word)
+    for word in model.split('_')
+  )
 
 
 def write(folder: Folder) -> pathlib.Path:
@@ -34,6 +43,7 @@ def write(folder: Folder) -> pathlib.Path:
   )
   page = environment.get_template('report.html.jinja').render(
     record=record,
+    model=_spelt(record.summary['model']),
     spec=SPECS.get(record.summary['model']),
     least_patients=summaries.LEAST_PATIENTS,
     written=f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',

@@ -47,12 +47,12 @@ def figures(record: Record, prefix: str = '') -> list[Picture]:
     record: the run.
     prefix: 'external_' for the second cohort.
   """
-  found = []
+  drawn = []
   for name, title in _FIGURES.items():
     path = record.folder.at(f'figures/{prefix}{name}.png')
     if path.exists():
-      found.append(Picture(title, _uri('png', path.read_bytes())))
-  return found
+      drawn.append(Picture(title, _uri('png', path.read_bytes())))
+  return drawn
 
 
 def sizes(record: Record) -> Picture:

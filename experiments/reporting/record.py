@@ -68,15 +68,15 @@ class Record:
   @property
   def tested(self) -> list[Tested]:
     """The test slides of all finished folds, those of each by their names."""
-    classes, found = self.summary['classes'], []
+    classes, tested = self.summary['classes'], []
     for fold, parts in self.folds.items():
       p = predictions.by_slide(parts['test'])
       for i, pred in enumerate(p.prob.argmax(1)):
         ids = fold, str(p.case[i]), str(p.slide[i])
         names = classes[p.label[i]], classes[pred]
         probs = float(p.prob[i, pred]), float(p.prob[i, p.label[i]])
-        found.append(Tested(*ids, *names, *probs))
-    return found
+        tested.append(Tested(*ids, *names, *probs))
+    return tested
 
   @property
   def tested_again(self) -> list[str]:
@@ -134,13 +134,13 @@ def _slides(folder: Folder, classes: Sequence[str]) -> Slides:
 
 
 def _splits(folder: Folder) -> list[dict[str, list[str]]]:
-  found = []
-  while folder.at(name := f'splits/splits_{len(found)}.csv').exists():
+  folds = []
+  while folder.at(name := f'splits/splits_{len(folds)}.csv').exists():
     rows = folder.read(name)
-    found.append(
+    folds.append(
       {part: [row[part] for row in rows if row.get(part)] for part in PARTS}
     )
-  return found
+  return folds
 
 
 def _history(folder: Folder, fold: int) -> list[dict[str, Any]]:

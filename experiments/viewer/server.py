@@ -128,9 +128,9 @@ class Server(server.ThreadingHTTPServer):
     if prefix != 'slides' or not slash or slide not in self.ids:
       return None
     for pattern, answer in _ROUTES.items():
-      if found := re.fullmatch(pattern, rest, re.ASCII):
+      if match := re.fullmatch(pattern, rest, re.ASCII):
         try:
-          kind, content = answer(self.view(slide), *found.groups())
+          kind, content = answer(self.view(slide), *match.groups())
         except SlideError:
           self.view.cache_clear()  # OpenSlide's handle is dead after an error.
           raise

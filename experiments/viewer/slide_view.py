@@ -81,9 +81,9 @@ class SlideView:
 
   def describe(self) -> dict[str, Any]:
     """Returns what the page has to know of the slide, fit for JSON."""
-    found, (width, height) = self.scores, self._slide.dimensions
+    scores, (width, height) = self.scores, self._slide.dimensions
     return {
-      'id': found.slide,
+      'id': scores.slide,
       'width': width,
       'height': height,
       'mpp': self.mpp,
@@ -91,13 +91,13 @@ class SlideView:
       'max_level': self._zoom.level_count - 1,
       'tile': {'size': _TILE, 'overlap': _OVERLAP},
       'heat_tile': {'size': _HEAT_TILE, 'overlap': 0},
-      'tiles': len(found),
-      'folds': list(found.folds),
-      'predicted': found.classes[found.predicted],
+      'tiles': len(scores),
+      'folds': list(scores.folds),
+      'predicted': scores.classes[scores.predicted],
       'classes': [
         {'name': name, 'prob': float(prob), 'sd': _number(sd)}
         for name, prob, sd in zip(
-          found.classes, found.prob.mean(0), found.spread, strict=True
+          scores.classes, scores.prob.mean(0), scores.spread, strict=True
         )
       ],
       'layers': {

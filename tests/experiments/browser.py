@@ -1,15 +1,15 @@
-"""A headless Chromium, driven through its debugging pipe."""
+"""A page in a headless Chromium, driven through its debugging pipe."""
 
-import base64
+import contextlib
 import fcntl
 import json
 import os
-import pathlib
 import select
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -19,9 +19,7 @@ _FLAGS = (
   '--no-sandbox',  # It refuses to run as root with one.
   '--disable-gpu',
   '--disable-dev-shm-usage',
-  '--disable-extensions',
   '--disable-background-networking',
-  '--disable-component-update',
   '--no-first-run',
   '--hide-scrollbars',
   '--force-color-profile=srgb',
@@ -37,13 +35,13 @@ os.execv(sys.argv[3], sys.argv[3:])
 _LOADS = 30  # Seconds that a page or an answer may take.
 
 
-class Browser:
-  """A browser of its own profile; closes with its `with` block.
+class Page:
+  """A page in a browser of its own profile; closes with its `with` block.
 
   Skips the test where no browser is installed.
   """
 
-  def __init__(self):
+  def __init__(self, url):
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
       pytest.skip('no Chromium on PATH (Debian: apt-get install chromium)')
@@ -61,50 +59,80 @@ class Browser:
     )
     for fd in (read, write, *pass_fds):
       os.close(fd)
-    self._rest = b''
-    self._number = 0
-    self.events = []
+    self._rest, self._number, self._about, self._events = b'', 0, {}, []
+    target = self._send('Target.createTarget', url='about:blank')['targetId']
+    session = self._send('Target.attachToTarget', targetId=target, flatten=True)
+    self._about = {'sessionId': session['sessionId']}
+    for domain in ('Runtime', 'Network', 'Log'):
+      self._send(f'{domain}.enable')
+    self.resize(1280, 800)
+    self._events.clear()  # Those of the blank page.
+    self._send('Page.navigate', url=url)
+    self.wait_for("document.readyState === 'complete'")
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    try:
-      self.send('Browser.close')
+    with contextlib.suppress(OSError, AssertionError, TimeoutError):
+      self._about = {}
+      self._send('Browser.close')
       self._process.wait(_LOADS)
-    except (OSError, AssertionError, subprocess.TimeoutExpired):
-      self._process.kill()
-      self._process.wait()
+    self._process.kill()
+    self._process.wait()
     os.close(self._in)
     os.close(self._out)
     shutil.rmtree(self._profile, ignore_errors=True)
 
-  def open(self, url, width=1280, height=800):
-    """Opens a page in a tab of its own, fully loaded."""
-    target = self.send('Target.createTarget', url='about:blank')['targetId']
-    session = self.send('Target.attachToTarget', targetId=target, flatten=True)
-    return Page(self, session['sessionId'], url, width, height)
+  @property
+  def requests(self):
+    """Addresses that the page asked for, but for data: ones."""
+    sent = self._of('Network.requestWillBeSent')
+    urls = [event['request']['url'] for event in sent]
+    return [url for url in urls if not url.startswith('data:')]
 
-  def send(self, method, session=None, **params):
+  @property
+  def problems(self):
+    """Exceptions, messages of errors and loads that failed."""
+    self.evaluate('1')  # What happened before is in by then.
+    logged = [event['entry'] for event in self._of('Log.entryAdded')]
+    called = self._of('Runtime.consoleAPICalled')
+    return [
+      *self._of('Runtime.exceptionThrown'),
+      *(e for e in called if e['type'] in ('error', 'assert', 'warning')),
+      *(e for e in logged if e['level'] in ('error', 'warning')),
+      *self._of('Network.loadingFailed'),
+    ]
+
+  def evaluate(self, script):
+    """Returns the value of a script."""
+    answer = self._send(
+      'Runtime.evaluate', expression=script, returnByValue=True
+    )
+    assert 'exceptionDetails' not in answer, answer['exceptionDetails']
+    return answer['result'].get('value')
+
+  def wait_for(self, script):
+    """Waits until a script is true."""
+    end = time.monotonic() + _LOADS
+    while not self.evaluate(script):
+      assert time.monotonic() < end, f'{script}; {self.problems}'
+      time.sleep(0.05)
+
+  def resize(self, width, height):
+    size = {'width': width, 'height': height, 'deviceScaleFactor': 1}
+    name = 'Emulation.setDeviceMetricsOverride'
+    self._send(name, mobile=False, **size)
+
+  def _send(self, method, **params):
     """Sends a command of the DevTools protocol; returns its result."""
     self._number += 1
     message = {'id': self._number, 'method': method, 'params': params}
-    if session:
-      message['sessionId'] = session
-    os.write(self._out, json.dumps(message).encode() + b'\0')
+    os.write(self._out, json.dumps(message | self._about).encode() + b'\0')
     while (answer := self._receive()).get('id') != self._number:
-      pass
+      self._events.append(answer)
     assert 'error' not in answer, f'{method}: {answer["error"]}'
     return answer['result']
-
-  def wait_for(self, method, session):
-    """Waits until a session has had an event."""
-    wanted = {'method': method, 'sessionId': session}.items()
-    while not any(wanted <= event.items() for event in self._plain()):
-      self._receive()
-
-  def _plain(self):
-    return [{k: e.get(k) for k in ('method', 'sessionId')} for e in self.events]
 
   def _receive(self):
     """Returns the next message, an event or an answer."""
@@ -114,77 +142,7 @@ class Browser:
       assert data, 'the browser does not answer'
       self._rest += data
     head, _, self._rest = self._rest.partition(b'\0')
-    message = json.loads(head)
-    if 'method' in message:
-      self.events.append(message)
-    return message
+    return json.loads(head)
 
-
-class Page:
-  """One open page and what it did."""
-
-  def __init__(self, browser, session, url, width, height):
-    self._browser, self._session = browser, session
-    for domain in ('Page', 'Runtime', 'Network', 'Log'):
-      self._send(f'{domain}.enable')
-    self.resize(width, height)
-    browser.events.clear()  # Those of the blank page.
-    found = self._send('Page.navigate', url=url)
-    assert 'errorText' not in found, f'{url}: {found["errorText"]}'
-    browser.wait_for('Page.loadEventFired', session)
-
-  @property
-  def requests(self):
-    """Addresses that the page asked for, but for data: ones."""
-    events = self._events('Network.requestWillBeSent')
-    urls = [event['request']['url'] for event in events]
-    return [url for url in urls if not url.startswith('data:')]
-
-  @property
-  def problems(self):
-    """Exceptions, messages of errors and loads that failed."""
-    self.evaluate('1')  # What happened before is in by then.
-    logged = [event['entry'] for event in self._events('Log.entryAdded')]
-    called = self._events('Runtime.consoleAPICalled')
-    return [
-      *self._events('Runtime.exceptionThrown'),
-      *(e for e in called if e['type'] in ('error', 'assert', 'warning')),
-      *(e for e in logged if e['level'] in ('error', 'warning')),
-      *self._events('Network.loadingFailed'),
-    ]
-
-  def evaluate(self, script):
-    """Returns the value of a script, which may be a promise."""
-    answer = self._send(
-      'Runtime.evaluate',
-      expression=script,
-      returnByValue=True,
-      awaitPromise=True,
-    )
-    assert 'exceptionDetails' not in answer, answer['exceptionDetails']
-    return answer['result'].get('value')
-
-  def resize(self, width, height):
-    size = {'width': width, 'height': height, 'deviceScaleFactor': 1}
-    name = 'Emulation.setDeviceMetricsOverride'
-    self._send(name, mobile=False, **size)
-
-  def screenshot(self, path):
-    """Writes a PNG of the window."""
-    found = self._send('Page.captureScreenshot')
-    pathlib.Path(path).write_bytes(base64.b64decode(found['data']))
-
-  def pdf(self, path):
-    """Prints to A4, as the page's own style says."""
-    found = self._send('Page.printToPDF', preferCSSPageSize=True)
-    pathlib.Path(path).write_bytes(base64.b64decode(found['data']))
-
-  def _send(self, method, **params):
-    return self._browser.send(method, self._session, **params)
-
-  def _events(self, method):
-    return [
-      event['params']
-      for event in self._browser.events
-      if event['method'] == method and event.get('sessionId') == self._session
-    ]
+  def _of(self, method):
+    return [e['params'] for e in self._events if e.get('method') == method]

@@ -29,30 +29,3 @@ def model_file(finished):
   path = finished[0].parent / 'model.kmil'
   export.main(['export', f'--run={finished[0]}', f'--out={path}'])
   return path
-
-
-@pytest.fixture(scope='module')
-def viewed(tmp_path_factory):
-  """A results folder for the local page."""
-  import served_slides
-
-  return served_slides.run_folder_of(tmp_path_factory.mktemp('viewer'))
-
-
-@pytest.fixture(scope='module')
-def served(viewed):
-  """The page of it."""
-  import served_slides
-
-  with served_slides.serving(viewed) as running:
-    yield running
-
-
-@pytest.fixture(scope='module')
-def small(tmp_path_factory):
-  """A drawn results folder of one fold."""
-  import report_folder
-
-  folder = tmp_path_factory.mktemp('small')
-  report_folder.write(folder, folds=(0,), external=False)
-  return folder

@@ -1,36 +1,43 @@
-"""Scores of tiles: read, averaged over folds, scaled, painted."""
+"""Scores of tiles: read, averaged over folds, scaled, painted, exported."""
+
+import dataclasses
+import itertools
+import tracemalloc
+import uuid
 
 import drawn_maps
+from drawn_results import strict
 import h5py
 from hypothesis import given, strategies as st
 import numpy as np
+from PIL import Image
 import pytest
+from scipy import ndimage
+import shapely
+from shapely import geometry
 
-from data import features
-from experiments.maps import overlay, tile_scores
-from experiments.maps.tile_scores import MapError, UnplacedError
+from data.slides import SlideError
+from experiments import draw_maps
+from experiments.maps import geojson, overlay, tile_scores, top_tiles
+from experiments.maps.source import Slides
+from experiments.maps.tile_scores import MapError, TileScores, UnplacedError
 
 C = len(drawn_maps.CLASSES)
+SIDE = drawn_maps.SIDE
 
 
-def read(folder, *arrays, **attributes):
-  paths = {
-    fold: drawn_maps.write_scores(folder, fold, 's', each, **attributes)
-    for fold, each in enumerate(arrays)
-  }
-  return tile_scores.read(paths)
+def scores_of(*drawn, side=SIDE):
+  """The scores of folds, as they are read."""
+  arrays = {name: np.stack([d[name] for d in drawn]) for name in drawn[0]}
+  coords = arrays.pop('coords')[0].astype(int)
+  folds = tuple(range(len(drawn)))
+  return TileScores('s', folds, drawn_maps.CLASSES, coords, side, **arrays)
 
 
-@pytest.fixture
-def three(tmp_path):
-  """Scores of three folds that drop some tiles, and what was written."""
+def test_folds_count_only_for_tiles_that_they_keep():
   coords = drawn_maps.lattice()
   drawn = [drawn_maps.scores(coords, seed, kept=0.6) for seed in range(3)]
-  return read(tmp_path, *drawn), drawn
-
-
-def test_folds_count_only_for_tiles_that_they_keep(three):
-  found, drawn = three
+  found = scores_of(*drawn)
   prob = np.stack(
     [np.where(d['kept'][:, None], d['instance_prob'], np.nan) for d in drawn]
   )
@@ -49,35 +56,30 @@ def test_folds_count_only_for_tiles_that_they_keep(three):
     assert np.isnan(deviation[count < 2]).all()
 
 
-def test_attention_is_a_multiple_of_an_equal_share(tmp_path):
+def test_attention_is_a_multiple_of_an_equal_share():
   coords = drawn_maps.lattice()
   kept = np.arange(len(coords)) % 4 > 0
   equal = np.repeat(kept[:, None] / kept.sum(), C, 1)
   drawn = drawn_maps.scores(coords, 0) | {'kept': kept, 'attention': equal}
-  multiples = read(tmp_path, drawn).multiples(1)
+  multiples = scores_of(drawn).multiples(1)
   np.testing.assert_allclose(multiples[kept], 1)
   assert np.isnan(multiples[~kept]).all()
 
 
-def test_disagreement_fills_its_scale_and_no_more(tmp_path):
+def test_the_absolute_scale_is_that_of_every_slide():
   coords = drawn_maps.lattice()
-  sides = [
-    drawn_maps.scores(coords, 0)
-    | {'instance_prob': np.eye(C)[np.full(len(coords), c)]}
-    for c in (0, 2)  # The slide is predicted to be of class 2.
+  flat = [drawn_maps.scores(coords, 0) for _ in range(2)]
+  # One tile takes all; the folds are of opposite minds.
+  peaked = [
+    drawn
+    | {
+      'attention': np.eye(len(coords))[:, :1],
+      'instance_prob': np.eye(C)[np.full(len(coords), c)],
+    }
+    for drawn, c in zip(flat, (0, 2), strict=True)
   ]
-  layer = overlay.layers(read(tmp_path, *sides), 'absolute')['disagreement']
-  assert (layer.low, layer.high) == (0, 0.5)
-  np.testing.assert_array_equal(layer.values, 0.5)
-
-
-def test_the_absolute_scale_is_that_of_every_slide(tmp_path):
-  coords = drawn_maps.lattice()
-  flat, peaked = (drawn_maps.scores(coords, 0) for _ in range(2))
-  peaked['attention'] = np.eye(len(coords))[:, :1]  # One tile takes all.
   one, two = (
-    overlay.layers(read(tmp_path / name, drawn), 'absolute')
-    for name, drawn in (('flat', flat), ('peaked', peaked))
+    overlay.layers(scores_of(*drawn), 'absolute') for drawn in (flat, peaked)
   )
   ends = [
     [(x.key, x.low, x.high) for x in found.values()] for found in (one, two)
@@ -88,6 +90,9 @@ def test_the_absolute_scale_is_that_of_every_slide(tmp_path):
   # An equal share lies in the middle, whatever the highest one.
   norm = one['attention'].norm
   np.testing.assert_allclose(norm(np.array([0, 0.1, 1, 1e9])), [0, 0, 0.5, 1])
+  # The deviation of two folds fills its scale.
+  np.testing.assert_array_equal(two['disagreement'].values, 0.5)
+  assert two['disagreement'].high == 0.5
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
@@ -100,16 +105,12 @@ def test_a_rank_counts_the_tiles_that_score_less(values):
   assert np.isnan(ranked[-1])
 
 
-def boxes_of(seed, n=12):
-  rng = np.random.default_rng(seed)
-  corner, size = rng.integers(-5, 25, (n, 2)), rng.integers(1, 12, (n, 2))
-  values = np.where(rng.random(n) < 0.2, np.nan, rng.random(n))
-  return np.c_[corner, corner + size].astype(float), values
-
-
 @given(st.integers(0, 10**6), st.sampled_from([1.0, 2.0, 3.7]))
 def test_painting_averages_the_tiles_over_a_pixel(seed, scale):
-  boxes, values = boxes_of(seed)
+  rng = np.random.default_rng(seed)
+  corner, size = rng.integers(-5, 25, (12, 2)), rng.integers(1, 12, (12, 2))
+  values = np.where(rng.random(12) < 0.2, np.nan, rng.random(12))
+  boxes = np.c_[corner, corner + size].astype(float)
   x, y = np.meshgrid(np.arange(30), np.arange(20))
   left, top, right, bottom = (b[:, None, None] for b in boxes.T)
   over = (left <= x) & (x < right) & (top <= y) & (y < bottom)
@@ -131,56 +132,18 @@ def test_tiles_smaller_than_a_pixel_stay_visible():
 
 
 @pytest.mark.parametrize('side', [64, 51.3, 513.026])
-def test_rounded_tiles_touch_their_neighbours(side, tmp_path):
+def test_rounded_tiles_touch_their_neighbours(side):
   """As STAMP's, whose sides in pixels are not whole numbers."""
   for apart in (1, 3):  # Tiles farther apart keep their own size.
     starts = np.rint(np.arange(40) * side) * apart
     coords = np.stack([starts, np.zeros(40)], 1)
-    drawn = drawn_maps.scores(coords, 0)
-    found = read(tmp_path / f'{apart}', drawn, patch_size_level0=side)
+    found = scores_of(drawn_maps.scores(coords, 0), side=side)
     ends, own = overlay.boxes(found)[:, 2], np.rint(starts + side)
     if apart == 1:
       np.testing.assert_array_equal(ends[:-1], starts[1:])
       assert ends[-1] == own[-1]
     else:
       np.testing.assert_array_equal(ends, own)
-
-
-def test_colours_show_the_value_and_no_tile_is_clear():
-  layer = overlay.Layer('a', 'a', np.empty(0))
-  colours = overlay.colour_map('viridis')
-  image = layer.coloured(np.array([[0, 0.25, 1, np.nan]]), colours)
-  assert image[0, :3].tolist() == colours[[0, 64, 255]].tolist()
-  assert image[0, 3, 3] == 0
-
-
-def test_stamps_micrometres_give_the_same_map(tmp_path):
-  """Features of one slide in two layouts; everything else is the same."""
-  mpp, coords = drawn_maps.MPP, drawn_maps.lattice(share=0.7)
-  drawn = drawn_maps.scores(coords, 1)
-  x = np.ones((len(coords), 4), np.float32)
-  pixels = tmp_path / 'pixels.h5'
-  side = drawn_maps.SIDE
-  made = dict.fromkeys(features.ATTRIBUTES, 1) | {'patch_size_level0': side}
-  features.write(pixels, x, coords, made)
-  stamp = tmp_path / 'stamp.h5'
-  with h5py.File(stamp, 'w') as file:
-    file['feats'], file['coords'] = x, coords.astype(np.float32) * mpp
-    file.attrs.update(
-      unit='um', extractor='e', tile_size_um=side * mpp, tile_size_px=32
-    )
-  boxes = []
-  for name, of_tool in (
-    ('pixels', features.read(pixels)),
-    ('stamp', features.read(stamp, level0_mpp=mpp)),
-  ):
-    found = read(
-      tmp_path / name,
-      drawn | {'coords': of_tool.coords},
-      patch_size_level0=of_tool.attributes['patch_size_level0'],
-    )
-    boxes.append(overlay.boxes(found))
-  np.testing.assert_array_equal(*boxes)
 
 
 def change(name, array):
@@ -203,37 +166,310 @@ def change(name, array):
 def test_a_file_that_cannot_be_drawn_is_named(
   tmp_path, arrays, attributes, message
 ):
-  drawn = arrays(drawn_maps.scores(drawn_maps.lattice(), 0))
-  error = UnplacedError if message in ('--tile_size', 'coord') else MapError
-  with pytest.raises(error, match=rf'fold_0/attention/s\.h5.*{message}'):
-    read(tmp_path, drawn, **attributes)
-  if message == '--tile_size' and attributes['patch_size_level0'] is None:
-    path = tmp_path / 'fold_0' / 'attention' / 's.h5'
-    assert tile_scores.read({0: path}, 32).side == 32
-
-
-def test_a_damaged_file_is_named(tmp_path):
   drawn = drawn_maps.scores(drawn_maps.lattice(), 0)
-  path = drawn_maps.write_scores(tmp_path, 0, 's', drawn)
+  error = UnplacedError if message in ('--tile_size', 'coord') else MapError
+  changed = arrays(drawn)
+  path = drawn_maps.write_scores(tmp_path, 0, 's', changed, **attributes)
+  with pytest.raises(error, match=rf'fold_0/attention/s\.h5.*{message}'):
+    tile_scores.read({0: path})
+  path = drawn_maps.write_scores(
+    tmp_path, 0, 's', drawn, patch_size_level0=None
+  )
+  assert tile_scores.read({0: path}, 32).side == 32
   path.write_bytes(path.read_bytes()[:900])
   with pytest.raises(MapError, match=r's\.h5: not a complete HDF5'):
     tile_scores.read({0: path})
 
 
-def test_folds_of_other_tiles_are_refused(tmp_path):
-  one, two = (
-    drawn_maps.scores(drawn_maps.lattice(share=0.5, seed=s), 0) for s in (0, 1)
-  )
-  with pytest.raises(MapError, match=r'fold_0.* and .*fold_1.* differ in coor'):
-    read(tmp_path, one, two)
-
-
 def test_slides_are_found_by_fold(tmp_path):
-  drawn = drawn_maps.scores(drawn_maps.lattice(), 0)
+  drawn = [
+    drawn_maps.scores(drawn_maps.lattice(share=0.5, seed=s), 0) for s in (0, 1)
+  ]
   for fold, name in ((0, '007.a'), (10, '007.a'), (2, 'b'), (2, '.b.part')):
-    drawn_maps.write_scores(tmp_path, fold, name, drawn)
+    drawn_maps.write_scores(tmp_path, fold, name, drawn[fold > 0])
   found = tile_scores.find(tmp_path)
   assert {k: list(v) for k, v in found.items()} == {'007.a': [0, 10], 'b': [2]}
   assert list(tile_scores.find(tmp_path, 2)) == ['b']
   with pytest.raises(MapError, match='fold_5'):
     tile_scores.find(tmp_path, 5)
+  # The folds have seen other tiles.
+  with pytest.raises(MapError, match=r'fold_0.* and .*fold_10.* differ in coo'):
+    tile_scores.read(found['007.a'])
+
+
+def of_grid(grid, side=SIDE):
+  """Scores with the probability of class 1 on each place of a lattice."""
+  y, x = np.mgrid[: grid.shape[0], : grid.shape[1]]
+  coords = np.rint(np.stack([x.ravel(), y.ravel()], 1) * side)
+  scores = scores_of(drawn_maps.scores(coords, 0), side=side)
+  scores.instance_prob[0, :, 1] = grid.ravel()
+  return scores
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """A file of a slide with dropped tiles, parsed, and the slide's scores."""
+  coords = drawn_maps.lattice(share=0.8)
+  drawn = [drawn_maps.scores(coords, seed, kept=0.5) for seed in range(2)]
+  scores = scores_of(*drawn)
+  path = tmp_path_factory.mktemp('geojson') / 'a.geojson'
+  order = np.arange(len(scores))
+  count = geojson.write(path, geojson.of_slide(scores, 0.4, order))
+  first, *lines, last = path.read_text(encoding='utf-8').splitlines()
+  assert strict(first + last) == {'type': 'FeatureCollection', 'features': []}
+  assert len(lines) == count  # A feature a line.
+  return scores, [strict(line.rstrip(',')) for line in lines]
+
+
+def test_features_are_what_qupath_reads(written):
+  """PathObjectTypeAdapters of QuPath 0.4 and later; RFC 7946, 3.1.6."""
+  scores, features = written
+  allowed = {'objectType', 'name', 'classification', 'measurements'}
+  frame = shapely.box(0, 0, drawn_maps.WIDTH, drawn_maps.HEIGHT)
+  colours = {}
+  for feature in features:
+    assert set(feature) == {'type', 'id', 'geometry', 'properties'}
+    assert feature['type'] == 'Feature'
+    about = feature['properties']
+    assert {'objectType', 'name', 'measurements'} <= set(about) <= allowed
+    assert about['objectType'] in ('annotation', 'detection')
+    assert np.isfinite(list(about['measurements'].values())).all()
+    if 'classification' in about:
+      name, colour = (about['classification'][k] for k in ('name', 'color'))
+      assert name in scores.classes and len(colour) == 3
+      assert all(isinstance(x, int) and 0 <= x <= 255 for x in colour)
+      assert colours.setdefault(name, colour) == colour
+    assert feature['geometry']['type'] == 'Polygon'
+    for ring in feature['geometry']['coordinates']:
+      assert len(ring) >= 4 and ring[0] == ring[-1]
+      assert all(isinstance(x, int) for p in ring for x in p)
+    shape = geometry.shape(feature['geometry'])
+    assert shape.is_valid and shape.within(frame)
+    assert shape.exterior.is_ccw  # A positive shoelace sum.
+    assert not any(hole.is_ccw for hole in shape.interiors)
+  assert len({tuple(c) for c in colours.values()}) == len(colours) == C
+  ids = [uuid.UUID(feature['id']) for feature in features]
+  assert len(set(ids)) == len(ids)
+  order = np.arange(len(scores))
+  again = list(geojson.of_slide(scores, 0.4, order))
+  assert [uuid.UUID(feature['id']) for feature in again] == ids
+  other = dataclasses.replace(scores, slide='other')
+  others = geojson.of_slide(other, 0.4, order)
+  assert not {uuid.UUID(f['id']) for f in others} & set(ids)
+
+
+def test_detections_are_the_tiles(written):
+  scores, features = written
+  found = [f for f in features if f['properties']['objectType'] == 'detection']
+  assert len(found) == len(scores)
+  for i, feature in enumerate(found):
+    x, y = scores.coords[i].tolist()
+    box = shapely.box(x, y, x + SIDE, y + SIDE)
+    assert geometry.shape(feature['geometry']).equals(box)
+    measured = feature['properties']['measurements']
+    for c, name in enumerate(scores.classes):
+      for key, value in (
+        (f'probability {name}', scores.probability(c)[i]),
+        (f's.d. over folds {name}', scores.disagreement(c)[i]),
+      ):
+        wanted = pytest.approx(value, rel=1e-5, nan_ok=True)
+        assert measured.get(key, np.nan) == wanted
+    assert measured['folds that keep it'] == scores.kept[:, i].sum()
+    assert ('classification' in feature['properties']) == scores.shown[i]
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.3, 0.5, 0.7]))
+def test_regions_are_the_components_of_the_lattice(seed, threshold):
+  grid = np.random.default_rng(seed).random((6, 7))
+  mask = grid >= threshold
+  labelled, count = ndimage.label(mask)  # By edges, not by corners.
+  regions = geojson.regions(of_grid(grid), 1, threshold)
+  assert len(regions) == count
+  seen = np.zeros(mask.shape, int)
+  for polygon, tiles in regions:
+    assert polygon.is_valid
+    (label,) = set(labelled.ravel()[tiles])
+    component = labelled == label
+    assert polygon.area == component.sum() * SIDE**2
+    assert len(tiles) == component.sum()
+    seen += component
+    holes = sum(shapely.Polygon(ring).area for ring in polygon.interiors)
+    # Places that no path over edges joins with the outside.
+    free = np.pad(~component, 1, constant_values=True)
+    outside, _ = ndimage.label(free)
+    assert holes == (free & (outside != outside[0, 0])).sum() * SIDE**2
+  np.testing.assert_array_equal(seen, mask)
+
+
+def test_straight_edges_have_no_corners_and_rounded_tiles_no_slits():
+  grid = np.ones((3, 3))
+  grid[1, 1] = 0
+  ((polygon, tiles),) = geojson.regions(of_grid(grid), 1, 0.9)
+  (hole,) = polygon.interiors
+  assert len(tiles) == 8
+  assert len(polygon.exterior.coords) == len(hole.coords) == 5
+  scores = of_grid(np.ones((6, 6)), side=51.3)
+  ((polygon, _),) = geojson.regions(scores, 1, 0.5)
+  assert polygon.area == np.rint(scores.coords.max() + 51.3) ** 2
+  assert not polygon.interiors
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+  one = next(geojson.of_slide(of_grid(np.ones((5, 5))), 0, np.arange(1)))
+  peaks = []
+  for count in (50, 2000):
+    tracemalloc.start()
+    geojson.write(tmp_path / 'a.geojson', itertools.repeat(one, count))
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  assert (tmp_path / 'a.geojson').stat().st_size > 500_000
+  assert peaks[1] < peaks[0] + 50_000
+  with pytest.raises(ValueError, match='JSON'):
+    geojson.write(tmp_path / 'a.geojson', [{'a': np.nan}])
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """Three folds, two slides and a slide file that is none."""
+  root = tmp_path_factory.mktemp('maps')
+  run = drawn_maps.run_folder(root, ('007.a', '007', 'broken'), kept=0.7)
+  (root / 'slides' / 'broken.tiff').write_bytes(b'no slide')
+  (run / 'fold_1' / 'predictions.csv').write_text(
+    'case_id,slide_id,fold,split,label,pred\n'
+    'c,007.a,1,test,lymphoma,breast\nc,007,1,val,lymphoma,breast\n'
+  )
+  return run
+
+
+@pytest.fixture
+def of_slide(run):
+  return tile_scores.read(tile_scores.find(run)['007.a'])
+
+
+@pytest.mark.parametrize('scale', overlay.SCALES)
+def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
+  drawing = overlay.draw(
+    Slides(run).files()['007.a'],
+    of_slide,
+    scale=scale,
+    colours='viridis',
+    label='lymphoma',
+  )
+  first, *maps = [ax for ax in drawing.axes if len(ax.images)]
+  assert '007.a\nlymphoma, predicted breast' in first.get_title()
+  found = {x.title: x for x in overlay.layers(of_slide, scale).values()}
+  assert len(maps) == 3  # Probability, attention, disagreement.
+  colours = overlay.colour_map('viridis')
+  for ax in maps:
+    layer = found[ax.get_title()]
+    picture = ax.images[1]
+    frame = [0, drawn_maps.WIDTH, drawn_maps.HEIGHT, 0]
+    assert list(picture.get_extent()) == frame
+    image = np.asarray(picture.get_array())
+    factor = np.divide(image.shape[:2], (drawn_maps.HEIGHT, drawn_maps.WIDTH))
+    y, x = ((of_slide.coords[:, ::-1] + SIDE / 2) * factor).astype(int).T
+    seen, has = image[y, x], ~np.isnan(layer.values)
+    assert (seen[~has, 3] == 0).all() and (seen[has, 3] > 0).all()
+    place = np.rint(255 * layer.norm(layer.values[has])).astype(int)
+    np.testing.assert_array_equal(seen[has, :3], colours[place, :3])
+
+
+@pytest.mark.parametrize('rank_by', top_tiles.RANKS)
+def test_pictures_show_the_tiles_that_score_highest_and_lowest(
+  run, of_slide, rank_by, tmp_path
+):
+  # What an earlier call left goes, of this slide alone.
+  others = [tmp_path / '007.a_1_1_0.5.png', tmp_path / '007_1_0.5.png']
+  for path in others:
+    path.touch()
+  by = {'attention': of_slide.multiples, 'probability': of_slide.probability}
+  values = by[rank_by](of_slide.predicted)
+  kept = np.sort(values[of_slide.shown])[::-1]
+  n = len(kept)
+  for count, wanted in (
+    (100, range(1, n + 1)),  # Each once.
+    (4, [1, 2, 3, 4, n - 3, n - 2, n - 1, n]),
+  ):
+    slide = Slides(run).files()['007.a']
+    made = top_tiles.write(
+      tmp_path, slide, of_slide, rank_by=rank_by, count=count
+    )
+    assert set(tmp_path.iterdir()) == {*made, *others}
+    *tiles, sheet = made
+    assert sheet.name == '007.a_sheet.png'
+    ranks = [int(path.name.split('_')[1]) for path in tiles]
+    assert ranks == list(wanted)
+  for path, rank in zip(tiles, ranks, strict=True):
+    assert path.name.endswith(f'_{kept[rank - 1]:.4f}.png')
+    (i,) = np.flatnonzero(values == kept[rank - 1])
+    image = np.asarray(Image.open(path))
+    assert image.shape == (SIDE, SIDE, 3)
+    expected = drawn_maps.pixel(of_slide.coords[i])
+    assert abs(image - expected).max() <= 8  # JPEG; neighbours differ by 20.
+
+
+def test_what_lies_beyond_the_slide_is_grey(run, of_slide, tmp_path):
+  """CLAM and TRIDENT place tiles across the edge."""
+  corner = np.array([[576, 448]])
+  one = dataclasses.replace(
+    of_slide,
+    coords=corner,
+    **{k: getattr(of_slide, k)[:, :1] for k in ('attention', 'instance_prob')},
+    kept=np.ones((3, 1), bool),
+  )
+  slide = Slides(run).files()['007.a']
+  tile, _ = top_tiles.write(
+    tmp_path, slide, one, rank_by='probability', count=1
+  )
+  image = np.asarray(Image.open(tile)).astype(int)
+  height, width = drawn_maps.HEIGHT - 448, drawn_maps.WIDTH - 576
+  inside = image[:height, :width]
+  assert abs(inside - drawn_maps.pixel(corner[0])).max() <= 8
+  assert (image[height:] == 160).all()
+  assert (image[:, width:] == 160).all()
+
+
+def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
+  flags = ['--geojson', '--top_tiles=1', '--top_fraction=0.25']
+  with pytest.raises(SystemExit) as error:
+    draw_maps.main(['draw_maps', f'--run={run}', *flags])
+  assert error.value.code.startswith('error: 1 slides failed:\n  broken: ')
+  assert 'maps of 2 slides' in capsys.readouterr().out
+  for name in ('007.a', '007'):
+    of_slide = tile_scores.read(tile_scores.find(run)[name])
+    with h5py.File(run / 'disagreement' / f'{name}.h5') as file:
+      for c in range(C):
+        np.testing.assert_array_equal(
+          file['probability_std'][:, c], of_slide.disagreement(c)
+        )
+    content = strict((run / 'qupath' / f'{name}.geojson').read_text())
+    about = [feature['properties'] for feature in content['features']]
+    tiles = [x['name'] for x in about if x['objectType'] == 'detection']
+    best = top_tiles.order(of_slide, 'attention')[: -(-len(of_slide) // 4)]
+    assert tiles == [f'tile {i}' for i in best]
+  for flags, message in (
+    ([f'--run={run}', '--slide=008'], '--slide=008: no scores'),
+    (['--run=gone'], '--run=gone: no such folder'),
+    ([], '--run=<results folder> is required'),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      draw_maps.main(['draw_maps', *flags])
+
+
+def test_slides_are_where_the_run_says_or_cost_their_pictures(
+  run, tmp_path, capsys
+):
+  assert Slides(run).labels() == {'007.a': 'lymphoma'}  # Of the test part.
+  drawn_maps.write_config(tmp_path, flags={'slides_dir': 'gone'})
+  assert Slides(tmp_path).files() == {}
+  assert 'says that the slides are in gone' in capsys.readouterr().out
+  with pytest.raises(SlideError, match='absent: no such folder'):
+    Slides(tmp_path, slides_dir='absent').files()
+  # The phantom's are beside its features.
+  for folder, names in (
+    (run.parent, {'007', '007.a', 'broken'}),
+    (tmp_path / 'gone', set()),
+  ):
+    cohort = {'features_dir': str(folder / 'features_1')}
+    drawn_maps.write_config(tmp_path, cohort=cohort)
+    assert set(Slides(tmp_path).files()) == names

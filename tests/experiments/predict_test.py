@@ -3,24 +3,32 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import feature_folder
 import h5py
 import numpy as np
 import pytest
 from run_of_no_epoch import prob, rows, some_features
+import small_slides
 
 from data import features, packed
+from data.slides import SlideError
+from experiments import export, predict as script
 from experiments.bags import options
 from experiments.bags.options import Model, Training
+from experiments.encoding import extraction
+from experiments.encoding.tiles import Scale
 from experiments.maps import tile_scores
-from experiments.prediction import bags, models as trained, outputs
+from experiments.prediction import bags, encode, models as trained, outputs
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.options import parse, to_json
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import calibration, inference
 
 NAMES = [f'slide_{i:03d}' for i in range(4)]
+ENCODER = 'small_slides:colours'
+MADE = {'encoder': ENCODER, 'mpp': '1.0', 'patch_size': '32', 'min_tissue': '0'}
 
 
 def predict(source, models, folder):
@@ -42,20 +50,20 @@ def at(models, *temperature):
 def predicted(finished, models, tmp_path_factory):
   """All slides of the run, predicted anew."""
   folder = tmp_path_factory.mktemp('predicted')
-  assert predict(finished[1], models, folder) == []
+  assert not predict(finished[1], models, folder)
   return folder
 
 
 def test_the_runs_slides_get_the_runs_own_predictions(
   finished, models, predicted
 ):
-  held = {row['slide_id']: row for row in rows(predicted / 'predictions.csv')}
+  again = {row['slide_id']: row for row in rows(predicted / 'predictions.csv')}
   own = rows(finished[0] / 'predictions.csv')
   own += rows(finished[0] / 'validation_predictions.csv')
-  assert len(held) == 24 and len(own) == 48
+  assert len(again) == 24 and len(own) == 48
   for row in own:
-    again = prob(held[row['slide_id']], f'fold_{row["fold"]}_')
-    np.testing.assert_allclose(again, prob(row), atol=1e-6)
+    values = prob(again[row['slide_id']], f'fold_{row["fold"]}_')
+    np.testing.assert_allclose(values, prob(row), atol=1e-6)
   paths = list(finished[0].glob('fold_*/attention/*.h5'))
   assert len(paths) == 24
   for path in paths:
@@ -67,24 +75,12 @@ def test_the_runs_slides_get_the_runs_own_predictions(
         np.testing.assert_allclose(g[name][()], f[name][()], atol=1e-6)
 
 
-def test_an_older_folder_has_the_temperatures_of_this_version(
-  finished, models, tmp_path
-):
-  """Which fitted one on each fold's validation, at a bound here."""
-  folder = shutil.copytree(finished[0], tmp_path / 'older')
-  for path in folder.glob('fold_*/temperature.json'):
-    assert 'fewer than 30' in json.loads(path.read_text())['reason']
-    path.write_text('{"temperature": 0.1, "at_bound": true, "val_slides": 8}')
-  card, _ = trained.read(Folder(folder), None)
-  assert card == models[0] and card.temperature == (None,) * 3
-
-
 def test_folds_are_calibrated_each_and_averaged(
   finished, models, predicted, tmp_path
 ):
   """In the table and in maps."""
   other = at(models, 1.5, 0.7, 2.0)
-  assert predict(finished[1], other, tmp_path) == []
+  assert not predict(finished[1], other, tmp_path)
   paths = tile_scores.find(tmp_path)
   raw = rows(predicted / 'predictions.csv')
   for one, row in zip(raw, rows(tmp_path / 'predictions.csv'), strict=True):
@@ -106,7 +102,7 @@ def test_folds_are_calibrated_each_and_averaged(
   assert {row['calibrated'] for row in found} == {'partly'}
 
 
-def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path, capsys):
+def test_one_fold_is_one_of_all(finished, predicted, tmp_path, capsys):
   folder = shutil.copytree(predicted, tmp_path / 'copy')
   card, one = trained.read(Folder(finished[0]), 1)
   assert card.folds == (1,)
@@ -114,45 +110,31 @@ def test_one_fold_is_one_of_the_ensemble(finished, predicted, tmp_path, capsys):
   path = folder / 'fold_1' / 'attention' / 'slide_000.h5'
   with h5py.File(path) as f:
     np.testing.assert_allclose(found['prob'][0], f['prob'][()], atol=1e-6)
-  # The ensemble's files of this fold count as its own.
+  # Files of this fold that all folds' models left count as its own.
   predict(finished[1], (card, None), folder)
   assert 'done before: 24 of 24 slides' in capsys.readouterr().out
   row, *_ = rows(folder / 'predictions.csv')
   assert row['std_0'] == '' and 'fold_0_prob_0' not in row
 
 
-def test_a_stopped_loop_goes_on_and_a_changed_slide_is_done_again(
-  finished, models, tmp_path
-):
-  source = some_features(finished, tmp_path / 'features', NAMES)
-  card, function = models
-  calls = []
-
-  def counted(x):
-    if len(calls) == 2:
-      raise KeyboardInterrupt
-    calls.append(len(x))
-    return function(x)
-
-  with pytest.raises(KeyboardInterrupt):
-    predict(source, (card, counted), tmp_path)
-  calls.clear()
-  assert predict(source, (card, counted), tmp_path) == [] and len(calls) == 2
-  # Other features of a slide, and a file that is not what it was.
-  shutil.copy(source / 'slide_003.h5', source / 'slide_001.h5')
-  path = tmp_path / 'fold_2' / 'attention' / 'slide_002.h5'
-  path.write_bytes(b'of another')
-  calls.clear()
-  assert predict(source, (card, counted), tmp_path) == [] and len(calls) == 2
-
-
-def test_slides_that_cannot_be_read_spoil_no_other_and_leave_no_maps(
+def test_changed_slides_are_predicted_anew_and_unreadable_ones_leave_no_maps(
   finished, models, tmp_path
 ):
   source = some_features(finished, tmp_path / 'features', NAMES)
   there = lambda: {path.stem for path in tmp_path.glob('fold_*/*/*.h5')}
-  assert predict(source, models, tmp_path) == []
-  assert there() == set(NAMES)
+  card, function = models
+  calls = []
+
+  def counted(x):
+    calls.append(len(x))
+    return function(x)
+
+  assert not predict(source, models, tmp_path) and there() == set(NAMES)
+  # Other features of a slide, and a file that is not what it was.
+  shutil.copy(source / 'slide_003.h5', source / 'slide_001.h5')
+  path = tmp_path / 'fold_2' / 'attention' / 'slide_002.h5'
+  path.write_bytes(b'of another')
+  assert not predict(source, (card, counted), tmp_path) and len(calls) == 2
   content = (source / 'slide_000.h5').read_bytes()
   (source / 'slide_000.h5').write_bytes(content[: len(content) // 2])
   (source / 'slide_001.h5').unlink()
@@ -160,39 +142,31 @@ def test_slides_that_cannot_be_read_spoil_no_other_and_leave_no_maps(
     f['features'][0, 0] = np.nan
   failures = predict(source, models, tmp_path)
   assert there() == {'slide_003'}
-  assert [r['slide_id'] for r in rows(tmp_path / 'predictions.csv')] == [
-    NAMES[3]
-  ]
-  first, second = rows(tmp_path / 'failures.csv')
-  assert first['slide_id'] == 'slide_000' and 'HDF5' in first['reason']
-  assert second['slide_id'] == 'slide_002' and 'NaN' in second['reason']
-  assert [f.slide_id for f in failures] == ['slide_000', 'slide_002']
+  (row,) = rows(tmp_path / 'predictions.csv')
+  assert row['slide_id'] == 'slide_003'
+  assert list(failures) == ['slide_000', 'slide_002']
+  assert 'HDF5' in failures['slide_000'] and 'NaN' in failures['slide_002']
+  written = rows(tmp_path / 'failures.csv')
+  assert {row['slide_id']: row['reason'] for row in written} == failures
 
 
-@pytest.mark.parametrize(
-  'changed,message',
-  [
-    ({'encoder': 'other'}, 'differ: encoder other here, planted there'),
-    ({'mpp': 0.5}, 'differ: mpp 0.5 here, 1.0 there'),
-    ({'patch_size': 256}, 'differ: patch_size 256 here, 128 there'),
-  ],
-)
 def test_features_made_otherwise_are_refused(
-  finished, models, model_file, tmp_path, changed, message
+  finished, models, model_file, tmp_path, monkeypatch, capsys
 ):
-  source = some_features(finished, tmp_path, NAMES[:1], mpp=1.0005)
   of_file, _ = trained.Models(model=model_file).read()
+  source = some_features(finished, tmp_path / 'same', NAMES[:1], mpp=1.0005)
   assert bags.find(source, of_file).unlike == []
-  some_features(finished, tmp_path, NAMES[:2], **changed)
-  for card in (models[0], of_file):
-    assert message in bags.find(source, card).unlike[-1]
-
-
-def test_other_widths_empty_folders_and_ids_of_folders_are_refused(
-  finished, models, tmp_path, monkeypatch, capsys
-):
-  with pytest.raises(PredictionError, match='no feature files'):
-    bags.find(tmp_path, models[0])
+  for name, value, usual in (
+    ('encoder', 'other', 'planted'),
+    ('mpp', 0.5, '1.0'),
+    ('patch_size', 256, '128'),
+  ):
+    source = some_features(
+      finished, tmp_path / name, NAMES[:1], **{name: value}
+    )
+    for card in (models[0], of_file):
+      (message,) = bags.find(source, card).unlike
+      assert f'differ: {name} {value} here, {usual} there' in message
   feature_folder.write(tmp_path / 'wide', [np.ones((3, 17))], [0])
   (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).unlike
   assert 'dimensions 17 here, 16 there' in message
@@ -201,7 +175,7 @@ def test_other_widths_empty_folders_and_ids_of_folders_are_refused(
   ids = ['../slide', 'a\\b', '..', 'slide_001']
   monkeypatch.setattr(packed.Folder, 'ids', lambda self: ids)
   failures = predict(finished[1], models, tmp_path / 'out')
-  assert [f.slide_id for f in failures] == sorted(ids[:3])
+  assert list(failures) == sorted(ids[:3])
   assert len(list(tmp_path.glob('**/slide_001.h5'))) == 3
 
 
@@ -218,38 +192,26 @@ def test_cards_of_another_kind_are_refused(models, changed, message):
   whole = json.loads(json.dumps(card.to_json()))
   # An older version fitted temperatures that end at a bound.
   assert Card.from_json('m.kmil', whole) == at(models, None, None, 2.0)[0]
-  with pytest.raises(PredictionError) as error:
+  with pytest.raises(PredictionError, match=message):
     Card.from_json('m.kmil', whole | changed)
-  assert message in str(error.value)
 
 
-def change(path, **values):
-  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+def change(folder, name, **values):
+  content = json.loads((folder / name).read_text()) | values
+  (folder / name).write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
   'spoil,message',
   [
-    (
-      lambda f: change(f / 'summary.json', folds=[0, 1]),
-      r'\[2\] have no model',
-    ),
+    (lambda f: change(f, 'summary.json', folds=[0, 1]), r'\[2\] have no model'),
     (lambda f: shutil.rmtree(f / 'fold_2/checkpoints'), 'no model was kept'),
-    (lambda f: change(f / 'config.json', options={'seed': 1}), 'no models of'),
-    (lambda f: (f / 'config.json').unlink(), 'config.json: no such file'),
-    (lambda f: (f / 'config.json').write_text('{'), 'config.json is damaged'),
+    (lambda f: change(f, 'config.json', options={'seed': 1}), 'no models of'),
     (
       lambda f: change(
-        f / 'config.json',
-        cohort={'classes': ['0', '1', '2'], 'width': 17, 'features': {}},
+        f, 'config.json', cohort={'classes': ['0', '1', '2'], 'width': 17}
       ),
       'no parameters of kmil with 3 classes and 17 features',
-    ),
-    (
-      lambda f: (f / 'config.json').write_text(
-        (f / 'config.json').read_text().replace('"cohort"', '"inputs"')
-      ),
-      'Run its command again',
     ),
   ],
 )
@@ -264,22 +226,174 @@ def test_folders_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize(
-  'asked',
+  'flags',
   [
-    ['--drop_fraction=0.25', '--drop=highest', '--score=one_minus_var'],
-    ['--model=dsmil', '--combine', '--precision=bfloat16'],
-    [
-      '--model=dtfd_gated',
-      '--distill=maxs',
-      '--pseudo_bags=2',
-      '--total_instances=6',
-      '--instance_score=predicted',
-    ],
+    '--drop_fraction=0.25 --drop=highest --score=one_minus_var',
+    '--model=dsmil --combine --precision=bfloat16',
+    '--model=dtfd_gated --distill=maxs --pseudo_bags=2 --total_instances=6'
+    ' --instance_score=predicted',
   ],
 )
-def test_the_flags_of_a_training_give_its_design(asked):
-  model, training = parse(['kmil', *asked], (Model, Training))
+def test_the_flags_of_a_training_give_its_design(flags):
+  model, training = parse(['kmil', *flags.split()], (Model, Training))
   settings = options.settings(model, training, seed=1)
   values = to_json([model, training.resolved(model.model)])
   design = inference.Design.of_options(values, num_classes=3, width=16)
   assert design == settings.design(3, 16)
+
+
+def test_the_commands(finished, model_file, tmp_path, capsys):
+  source = some_features(finished, tmp_path / 'new', NAMES[:2])
+  (source / 'broken.h5').write_bytes(b'no features')
+  mixed = some_features(finished, tmp_path / 'mixed/new', NAMES[:2])
+  some_features(finished, mixed, ['slide_002'], mpp=0.5)
+  some_features(finished, mixed, ['slide_003'], encoder='other')
+  other = some_features(finished, tmp_path / 'other/new', NAMES[:2])
+  (tmp_path / 'empty').mkdir()
+  mine = tmp_path / 'mine.kmil'
+  export.main(['export', f'--run={finished[0]}', f'--out={mine}'])
+  # The same run gives the same file, wherever it is made.
+  assert mine.read_bytes() == model_file.read_bytes()
+
+  def end(features_dir, *flags):
+    """Returns how the script ends, and what it prints."""
+    with pytest.raises(SystemExit) as error:
+      script.main([
+        'predict', f'--run={finished[0]}', f'--features_dir={features_dir}',
+        f'--results_dir={tmp_path}', '--fold=2', *flags,
+      ])  # fmt: skip
+    return f'{capsys.readouterr().out}{error.value.code}'
+
+  printed = end(source)
+  for words in (
+    'error: 1 slides have no prediction:\n  broken',
+    'warning: 1 of 1 models are not calibrated',
+    'warning: 2 slides have the ids of slides of the training: sl',
+  ):
+    assert words in printed
+  folder = tmp_path / f'predict_{finished[0].name}_fold_2_new'
+  assert len(rows(folder / 'predictions.csv')) == 2
+  printed = end(mixed, '--check')  # All that is wrong at once.
+  for words in (
+    f'problem: {mixed}: features of different encoder are mixed',
+    f'problem: {mixed}: features of different mpp are mixed: 0.5, 1.0; other'
+    ' than the rest are slide_002',
+    'check: 2 problems',
+  ):
+    assert words in printed
+  assert '/broken.h5: ' in end(source, '--check')
+  for features_dir, flags, message in (
+    (source, [f'--model={mine}'], 'error: Give one of --run and --model'),
+    (tmp_path / 'empty', [], 'no feature files'),
+    # A folder of the same name is not the same slides.
+    (other, [], f'features_dir: {source} before, {other} now'),
+  ):
+    assert message in end(features_dir, *flags)
+
+
+# Without models; and dead once half of the fifth file is written.
+_ALONE = """
+import sys
+for name in ('kmil_jax.models', 'kmil_jax.train', 'experiments.bags.crossval'):
+  sys.modules[name] = None
+"""
+_KILLED = """
+import os, signal
+from experiments.maps import tile_scores
+write, written = tile_scores.write, []
+def killed(path, arrays, attributes):
+  if len(written) == 4:
+    path.with_name('.' + path.name + '.part').write_bytes(b'half of it')
+    os.kill(os.getpid(), signal.SIGKILL)
+  written.append(path)
+  write(path, arrays, attributes)
+tile_scores.write = killed
+"""
+
+
+def test_a_killed_prediction_by_file_goes_on_without_the_models_code(
+  finished, model_file, predicted, tmp_path
+):
+  source = some_features(finished, tmp_path / 'new', NAMES[:3])
+  arguments = [
+    f'--model={model_file}',
+    f'--features_dir={source}',
+    f'--results_dir={tmp_path}',
+    '--exp_code=out',
+    '--nocalibrate',
+  ]
+  process = feature_folder.script(
+    *arguments, module='predict', before=_ALONE + _KILLED
+  )
+  printed, _ = process.communicate(timeout=120)
+  assert process.returncode == -signal.SIGKILL, printed
+  assert not (tmp_path / 'out' / 'predictions.csv').exists()
+  printed = feature_folder.run(*arguments, module='predict', before=_ALONE)
+  assert 'done before: 1 of 3 slides' in printed
+  want = rows(predicted / 'predictions.csv')[:3]
+  got = rows(tmp_path / 'out' / 'predictions.csv')
+  for one, other in zip(want, got, strict=True):
+    assert one['slide_id'] == other['slide_id']
+    np.testing.assert_allclose(prob(other), prob(one), atol=1e-6)
+
+
+@pytest.fixture
+def plan(models, tmp_path):
+  """Slides of 0.5 um per pixel, and how they become features of an encoder."""
+  folder = tmp_path / 'slides'
+  small_slides.write(folder, {'a': (64, 192), 'b.1': (128, 320)})
+  (tmp_path / 'mpp.csv').write_text('slide_id,mpp\na,0.5\n')
+
+  def plan(weights=ENCODER, run=None, slides_dir=folder, **made):
+    stated = {k: v for k, v in (MADE | made).items() if v is not None}
+    card = dataclasses.replace(models[0], width=6, features=stated)
+    scale = Scale(slide_mpp_csv=tmp_path / 'mpp.csv')
+    return card, encode.plan(slides_dir, card, weights, run, tmp_path, scale)
+
+  return plan
+
+
+def test_features_are_made_as_those_of_the_training(plan, tmp_path):
+  card, (cohort, encoder) = plan()
+  assert not extraction.extract(cohort, tmp_path / 'features', encoder)
+  found = bags.find(tmp_path / 'features', card)
+  assert found.ids == ['a', 'b.1'] and found.unlike == []
+  # 64 level-0 pixels to a tile.
+  counts = [len(found.source.read(slide).features) for slide in found.ids]
+  assert counts == [3, 10]
+  attributes = features.header(tmp_path / 'features' / 'a.h5').attributes
+  assert attributes['level0_mpp_source'] == 'mpp_csv'
+  assert attributes['encoder'] == ENCODER
+
+
+@pytest.mark.parametrize(
+  'made,weights,message',
+  [
+    ({'encoder': 'uni_v1'}, ENCODER, 'take features of encoder uni_v1,'),
+    ({'encoder': None}, ENCODER, 'encoder unknown'),
+    ({'mpp': None}, ENCODER, 'tiles of 32 px at unknown um/px'),
+    ({'encoder': 'resnet50-conv4-1'}, None, 'Give its weights by --weights'),
+    ({'encoder': 'resnet50-conv4-1'}, 'no.pth', 'no such weights file'),
+    ({'encoder': 'resnet50-conv4-1'}, ENCODER, f'{ENCODER} is {ENCODER}'),
+  ],
+)
+def test_features_that_cannot_be_made_alike_are_refused(
+  plan, made, weights, message
+):
+  with pytest.raises(PredictionError, match=message):
+    plan(weights, **made)
+
+
+def test_a_random_encoder_is_found_beside_the_features_of_the_training(
+  plan, tmp_path
+):
+  (tmp_path / 'config.json').write_text(
+    f'{{"cohort": {{"features_dir": "{tmp_path}"}}, "version": 2,'
+    ' "options": {}, "inputs": {}, "made_by": []}'
+  )
+  (tmp_path / 'encoder.safetensors').write_bytes(b'half a file')
+  with pytest.raises(PredictionError, match=r'/encoder\.safetensors: .*not'):
+    plan(None, Folder(tmp_path), encoder='resnet50-conv4-random-seed0-1')
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(SlideError, match='holds no slides'):
+    plan(slides_dir=tmp_path / 'empty')
