@@ -329,10 +329,8 @@ def _of_folders(root: pathlib.Path) -> Material:
       )
     if tiles.channels != 3:
       raise TileError(f'{root / part}: images are grey; they must have colours')
-    place = np.array([patches.CLASSES.index(name) for name in names], np.int32)
-    parts[part] = dataclasses.replace(
-      tiles, label=place[tiles.label], classes=patches.CLASSES
-    )
+    named = dataclasses.replace(tiles, classes=tuple(names))
+    parts[part] = labelled_tiles.binary(named, patches.CLASSES[1])
   groups = [g for tiles in parts.values() for g in set(tiles.group.tolist())]
   if both := sorted({group for group in groups if groups.count(group) > 1}):
     raise TileError(

@@ -15,7 +15,8 @@ from experiments import papers
 from experiments.bags import ablation
 from experiments.evaluation import comparison, predictions
 from experiments.evaluation.predictions import Predictions
-from experiments.papers import figures, runs, tables
+from experiments.evaluation.tables import INTERVAL, Published, Row, Table
+from experiments.papers import figures, runs
 from experiments.papers.tables import MODELS
 from kmil_jax import cost, intervals, metrics
 
@@ -210,36 +211,25 @@ def test_the_area_below_the_curve_is_the_auroc_of_the_tables(classes, ties):
   assert np.isnan(figures.mean_roc(p)).all()
 
 
-def test_figure_2_draws_values_intervals_means_and_the_papers(tmp_path):
-  found = {}
-  for i, model in enumerate(MODELS):
-    paper_folders.write(tmp_path / model, model, 'origin', seed=i)
-    found[model] = results(tmp_path / model)
-  table = tables.of_runs('figure_2', found)
-  by_class = tables.of_runs('table_1', {'kmil': found['kmil']})
-  ax, *_ = figures.of_models(table, by_class, 'drawn').axes
-  held = [
-    run.summary['metrics'][name]
-    for run in found.values()
-    for name in COLUMNS.values()
-  ]
-  # Bars are drawn model by model, each in every group.
-  assert [bar.get_height() for bar in ax.patches] == [m['pooled'] for m in held]
+def test_a_figure_draws_values_intervals_means_and_the_papers():
+  lines = {
+    MEAN: [None, 0.45],
+    WHOLE['internal']: [None, 0.5],
+    INTERVAL: [(None, None), (0.4, 0.6)],
+  }
+  row = Row(('KMIL',), lines)
+  published = Published('', {('KMIL',): {'x': 0.3, 'y': 0.7}})
+  columns = {'x': '', 'y': ''}
+  table = Table('', '', (), columns, [row], published=published)
+  ax = figure.Figure().subplots()
+  figures._bars(ax, 'xy', {'KMIL': figures._marks(table, row)})
+  assert [bar.get_height() for bar in ax.patches] == [0.5]
   shown = {'_': [], 'white': [], 'black': []}
   for mark in ax.lines:
     kind = '_' if mark.get_marker() == '_' else mark.get_mfc()
     shown[kind] += np.ravel(mark.get_ydata()).tolist()
-  assert shown['_'] == [x for m in held for x in (m['ci_low'], m['ci_high'])]
-  assert shown['black'] == [m['mean'] for m in held]
-  # The paper prints the values of KMIL alone.
-  assert shown['white'] == [0.9018, 0.9013, 0.9802]
-
-
-def test_what_is_undefined_is_written_where_its_bar_would_stand():
-  ax = figure.Figure().subplots()
-  marks = [(None, (None, None), None, 0.3), (0.5, (0.4, 0.6), None, None)]
-  figures._bars(ax, 'xy', {'KMIL': marks})
-  assert [bar.get_height() for bar in ax.patches] == [0.5]
+  assert shown == {'_': [0.4, 0.6], 'white': [0.3, 0.7], 'black': [0.45]}
+  # What is undefined is written where its bar would stand.
   (text,) = ax.texts
   assert text.get_text() == 'n/a' and 0 < text.get_position()[0] < 1
 
