@@ -31,9 +31,9 @@ def read(name: str) -> dict[str, Published]:
     name: of the file, as 'tang'.
   """
   file = importlib.resources.files(__name__) / f'{name}.toml'
-  held = tomllib.loads(file.read_text(encoding='utf-8'))
-  source, found = held.pop('source'), {}
-  for table, content in held.items():
+  tables = tomllib.loads(file.read_text(encoding='utf-8'))
+  source, published = tables.pop('source'), {}
+  for table, content in tables.items():
     columns = content['columns']
     values = {
       tuple(row[: -len(columns)]): {
@@ -44,5 +44,5 @@ def read(name: str) -> dict[str, Published]:
       for row in content['rows']
     }
     page = f', p. {content["page"]}' if 'page' in content else ''
-    found[table] = Published(f'{source}, {content["where"]}{page}', values)
-  return found
+    published[table] = Published(f'{source}, {content["where"]}{page}', values)
+  return published

@@ -1,6 +1,5 @@
 """The paper's tables and figures: what is run, and each number in its place."""
 
-import collections
 import csv
 
 import feature_folder
@@ -15,18 +14,23 @@ from experiments import papers
 from experiments.bags import ablation
 from experiments.evaluation import comparison, predictions
 from experiments.evaluation.predictions import Predictions
-from experiments.evaluation.tables import INTERVAL, Published, Row, Table
+from experiments.evaluation.tables import (
+  INTERVAL,
+  MEAN,
+  STD,
+  Published,
+  Row,
+  Table,
+)
 from experiments.papers import figures, runs
 from experiments.papers.tables import MODELS
 from kmil_jax import cost, intervals, metrics
 
 COLUMNS = {'ACC': 'accuracy', 'F1 score': 'f1_macro', 'AUROC': 'auroc'}
-MEAN = 'here, mean of folds'
 WHOLE = {
   'internal': 'here, all folds pooled',
   'external': 'here, mean probability',
 }
-SIGNS = {'low': 1, 'high': -1}  # of the ends of an interval
 PAPER = papers.read('zheng')
 
 
@@ -58,6 +62,24 @@ def cells(p, classes):
       if kind == 'recall':
         values[f'ACC: {name}'] = share
   return values
+
+
+def lines_of(run, cohort, columns):
+  """Returns what stands in the lines of a run, by line and column."""
+  whole, parts = run.test(), [p['test'] for p in run.folds.values()]
+  if cohort == 'external':
+    parts = predictions.read_external(run.folder, run.classes).values()
+    whole = run.external()
+  whole, *parts = (cells(p, run.classes) for p in (whole, *parts))
+  each = {c: [part[c] for part in parts] for c in columns if c in whole}
+  return {
+    WHOLE[cohort]: whole,
+    MEAN: {c: np.nanmean(values) for c, values in each.items()},
+    STD: {
+      c: np.std([x for x in values if np.isfinite(x)], ddof=1)
+      for c, values in each.items()
+    },
+  }
 
 
 def assert_cells(row, columns, values):
@@ -96,43 +118,29 @@ def test_numbers_are_those_of_the_runs(
   assert 'the phantom cohort, ' in out and '60 slides of 30 cases' in out
   assert '--epochs=7' in out and 'nothing about the accuracy' in out
   assert ('(external: 16 slides of 8 cases)' in out) == external
-  lines, rows = collections.Counter(), read_csv(tmp_path, name)
-  found = {
-    MODELS.get(key, key.upper()): results(tmp_path / '{}_{}_s2023'.format(*one))
-    for key, one in zip(names, about, strict=True)
-  }
-  for row in rows:
-    labels = tuple(row[k] for k in ('model', 'task', 'cohort') if k in row)
-    columns, one = [*row][len(labels) + 1 :], found[labels[0]]
-    whole, parts = one.test(), [part['test'] for part in one.folds.values()]
-    cohort = 'external' if name == 'table_2' else row.get('cohort', 'internal')
-    if cohort == 'external':
-      whole = one.external()
-      parts = predictions.read_external(one.folder, one.classes).values()
-    whole, *parts = (cells(p, one.classes) for p in (whole, *parts))
-    each = {c: [part[c] for part in parts] for c in columns if c in whole}
-    known = PAPER[name].values.get(labels, {})
-    wanted = {
-      MEAN: {c: np.nanmean(values) for c, values in each.items()},
-      'std over folds': {
-        c: np.std([x for x in values if np.isfinite(x)], ddof=1)
-        for c, values in each.items()
-      },
-      WHOLE[cohort]: whole,
-      PAPER[name].source: known,
-    }
-    if row['from'] in wanted:
-      assert_cells(row, columns, wanted[row['from']])
-    else:
-      sign = SIGNS[row['from'].removeprefix('95 % interval, ')]
-      defined = [c for c in columns if row[c]]
-      assert all(sign * float(row[c]) <= sign * whole[c] for c in defined)
-    lines[labels] += 1
-    # The paper's value stands beside what it may be compared with.
-    is_second = lines[labels] == 2 and bool(known)
-    assert is_second == (row['from'] == PAPER[name].source)
-  assert lines == {x: 5 + (x in PAPER[name].values) for x in lines}
-  assert len(lines) == len(names) * (2 if 'cohort' in rows[0] else 1)
+  is_wide = name in ('figure_3', 'figure_4')
+  cohorts = [*WHOLE] if is_wide else [[*WHOLE][name == 'table_2']]
+  rows = {}
+  for row in read_csv(tmp_path, name):
+    *labels, source = [*row.values()][: 2 + is_wide]
+    columns = [*row][2 + is_wide :]
+    rows[*labels, source] = row
+  for (key, task), label in zip(about, names, strict=True):
+    one = results(tmp_path / f'{key}_{task}_s2023')
+    for cohort in cohorts:
+      labels = MODELS.get(label, label.upper()), *[cohort] * is_wide
+      wanted = lines_of(one, cohort, columns)
+      known = PAPER[name].values.get(labels)
+      if known:
+        wanted[PAPER[name].source] = known
+      for source, values in wanted.items():
+        assert_cells(rows.pop((*labels, source)), columns, values)
+      for end, sign in (('low', 1), ('high', -1)):
+        row = rows.pop((*labels, f'95 % interval, {end}'))
+        for column in filter(row.get, columns):
+          value = wanted[WHOLE[cohort]][column]
+          assert sign * float(row[column]) <= sign * value
+  assert not rows
   if name.startswith('figure'):
     with Image.open(tmp_path / f'paper_s2023/{name}.png') as picture:
       assert min(picture.size) > 1000
@@ -161,10 +169,8 @@ def test_ablations_are_shown_in_both_orientations(commands, tmp_path, number):
         dropped = f'{kind} {100 * share:.0f} % of the variance'
       labels = score, f'{t:g}', dropped
       own, base = (cells(x, classes) for x in (p, first))
-      wanted = {
-        WHOLE['internal']: own,
-        PAPER[name].source: PAPER[name].values[f'{t:g}',],
-      }
+      wanted = lines_of(results(root / setting), 'internal', COLUMNS)
+      wanted[PAPER[name].source] = PAPER[name].values[f'{t:g}',]
       if share:
         # It is compared with dropping nothing, on the same slides.
         a, b = (
@@ -258,8 +264,7 @@ def test_check_is_passed_on_to_every_command(commands, tmp_path):
   with pytest.raises(SystemExit) as e:
     run('--table=1', '--check', K, f'--results_dir={tmp_path}')
   assert e.value.code == 1  # The second of them had problems; the rest ran.
-  assert len(commands.seen) == 5
-  assert all('--check' in command for command in commands.seen)
+  assert [command[5] for command in commands.seen] == ['--check'] * 5
   assert not list(tmp_path.iterdir())
 
 
@@ -286,55 +291,36 @@ def test_flags_that_do_not_fit_are_refused(commands, args, message):
   assert commands.seen == []
 
 
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-  """Two models, trained by the commands that a first table starts."""
-  folder = tmp_path_factory.mktemp('cohort')
+def test_what_is_missing_is_trained_once(tmp_path, monkeypatch, capsys):
   bags, labels = feature_folder.planted(num_bags=18, classes=2)
   bags = [np.resize(bag, (8, bag.shape[1])) for bag in bags]  # Compiles once.
-  args = [*feature_folder.write(folder, bags, labels), '--k=3', '--epochs=2']
+  args = [*feature_folder.write(tmp_path, bags, labels), '--k=3', '--epochs=2']
   args += ['--models=abmil,dsmil', '--exp_code=tiny', '--seed=4']
-  args += ['--select=last', f'--results_dir={folder}', '--table=1']
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_NUM_CPU_DEVICES', '1')
-    run(*args)
-  return args, folder
-
-
-def test_what_is_missing_is_trained_once(trained, monkeypatch, capsys):
-  args, folder = trained
+  args += ['--select=last', f'--results_dir={tmp_path}', '--table=1']
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
+  run(*args)
   for model in ('abmil', 'dsmil'):
-    found = folder / f'tiny_{model}_origin_s4'
-    assert len(list(found.glob('fold_*/predictions.csv'))) == 3
-  monkeypatch.setattr(runs.subprocess, 'run', None)
+    folder = tmp_path / f'tiny_{model}_origin_s4'
+    assert len(list(folder.glob('fold_*/predictions.csv'))) == 3
+  commands = paper_folders.Commands()
+  commands.status = lambda count: 1
+  monkeypatch.setattr(runs.subprocess, 'run', commands)
+  capsys.readouterr()
   run(*args)
   out, err = capsys.readouterr()
-  assert out == (folder / 'tiny_paper_s4' / 'table_1.md').read_text()
+  assert out == (tmp_path / 'tiny_paper_s4' / 'table_1.md').read_text()
   assert '$ python' not in err and 'phantom' not in out
   assert 'labels.csv' in out and '18 slides of 18 cases' in out
   # The paper's numbers of its classes 0 and 1 stand beside those so named.
   assert 'Table 1, p. 4 | 76.30 | 79.86 | 71.89 | 73.94 |' in out
-
-
-@pytest.mark.parametrize(
-  ('flag', 'model'),
-  [
-    ('--epochs=3', 'abmil'),
-    ('--shuffle_labels', 'abmil'),
-    (None, 'dsmil'),  # A flag of its own command, on an earlier day.
-  ],
-)
-def test_what_was_made_otherwise_is_left_to_the_command(
-  trained, commands, flag, model
-):
-  args, folder = trained
-  commands.status = lambda count: 1
-  config = folder / 'tiny_dsmil_origin_s4' / 'config.json'
-  before, args = config.read_text(), [*args, *filter(None, [flag])]
-  if not flag:
-    assert '_instance": false' in before
-    config.write_text(before.replace('_instance": false', '_instance": true'))
-  with pytest.raises(SystemExit):
-    run(*args)
-  config.write_text(before)
-  assert [value(command, '--model') for command in commands.seen] == [model]
+  # What was made otherwise is left to the command: of a flag, of a training
+  # flag, of a flag of its own command on an earlier day.
+  config = folder / 'config.json'
+  text = config.read_text()
+  assert '_instance": false' in text
+  config.write_text(text.replace('_instance": false', '_instance": true'))
+  for flags in (['--epochs=3'], ['--shuffle_labels'], []):
+    with pytest.raises(SystemExit):
+      run(*args, *flags)
+  models = [value(command, '--model') for command in commands.seen]
+  assert models == ['abmil', 'abmil', 'dsmil']
