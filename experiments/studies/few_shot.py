@@ -103,7 +103,7 @@ def _patches(
     }
     measured[setting.name] = mean
   methods = {name: measured[name] for name in (RD, FW_RD)}
-  methods[f'{FW_RD} minus {RD}'] = measured[RD] - measured[FW_RD]
+  methods[f'{FW_RD} minus {RD}'] = measured[FW_RD] - measured[RD]
   others = sorted(name for (name,) in PUBLISHED['table_2'].values)
   methods |= dict.fromkeys(name for name in others if name not in methods)
   yield _table(

@@ -206,7 +206,7 @@ def teacher(study: Study, material: Material) -> Variables:
   variables = port.from_torch('teacher', port.load_state_dict(path))
   width = variables['params']['conv1']['kernel'].shape[-1]
   if width != study.recipe['students'].width:
-    raise port.PortError(f'{path} has another width. Give --width={width}.')
+    raise port.PortError(f'{path} has the width {width}. Give --width={width}.')
   return variables
 
 

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import shutil
 
-import few_shot_slides
 import numpy as np
 from PIL import Image
 import pytest
 
 from data import labelled_tiles
 from data.labelled_tiles import TileError
+from data.phantom import tiff
 from data.splits import PARTS
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files
@@ -32,14 +32,75 @@ from kmil_jax.models import reverse_distillation
 SEED = 5
 
 
+# Slides of two colours in CAMELYON16's layout, and whether they hold tumour,
+# which is violet, in a box x0, y0, x1, y1.
+NAMES = {
+  'tumor_001': True,
+  'tumor_002': True,
+  'normal_003': False,
+  'test_001': False,
+  'test_002': True,
+  'test_003': True,
+}
+SCALE = few_shot_data.Scale(size=64, stride=32, radius=3, mpp=1.0, level=3)
+WIDTH, HEIGHT, BOX = 768, 640, (320, 192, 640, 512)
+PINK, VIOLET = (230, 130, 180), (130, 70, 170)
+
+
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-  return few_shot_slides.make(tmp_path_factory.mktemp('c16'))
+  """Slides, annotations, reference.csv and lists of good and bad."""
+  root = tmp_path_factory.mktemp('c16')
+  for folder in ('annotations', 'slides', 'lists'):
+    (root / folder).mkdir()
+  x0, y0, x1, y1 = BOX
+  ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+  for i, (name, tumour) in enumerate(NAMES.items()):
+    image = np.full((HEIGHT, WIDTH, 3), 245.0)
+    image[64:-64, 64:-64] = PINK
+    if tumour:
+      image[y0:y1, x0:x1] = VIOLET
+      text = json.dumps({'positive': [ring], 'negative': []})
+      (root / f'annotations/{name}.json').write_text(text)
+    image += np.random.default_rng(i).normal(0, 4, image.shape)
+    image = image.clip(0, 255).astype(np.uint8)
+    tiff.write(root / f'slides/{name}.tiff', image, mpp=1.0, levels=3)
+  test = [name for name in NAMES if name.startswith('test')]
+  labels = ('Normal,IDC,None', 'Tumor,IDC,Macro')
+  lines = [f'{name},{labels[NAMES[name]]}\n' for name in test]
+  (root / 'reference.csv').write_text(''.join(lines))
+  for part, names in (('train', ['tumor_001']), ('test', test)):
+    bad = [name for name in names if NAMES[name]]
+    for kind, x, some in (('good', 150, names), ('bad', 450, bad)):
+      lines = [f'{n},{x},{y}\n' for n in some for y in (250, 330, 410)]
+      (root / f'lists/{part}_{kind}.txt').write_text(''.join(lines))
+  return root
+
+
+def data(root, **others):
+  paths = {
+    'slides_dir': root / 'slides',
+    'annotations': root / 'annotations',
+    'reference_csv': root / 'reference.csv',
+    'lists_dir': root / 'lists',
+  }
+  return Data(**paths | others)
 
 
 def open_slides(root, **others):
-  data = few_shot_slides.data(root, **others)
-  return few_shot_data.of_slides(data, seed=0, scale=few_shot_slides.SCALE)
+  return few_shot_data.of_slides(data(root, **others), seed=0, scale=SCALE)
+
+
+def violet(image):
+  """Returns nearly 3 times the share of violet of patches [T, S, S, 3]."""
+  share = (image[..., 1] < 100).mean((1, 2))
+  # No two patches have the same score.
+  return np.float32(2.9 * share + image.mean((1, 2, 3)) / 2550)
+
+
+def tissue(image):
+  """Scores that tell nothing apart but what is white."""
+  return 3 * (image[..., 1] < 200).mean((1, 2))
 
 
 def slides_of(tiles, label):
@@ -49,8 +110,8 @@ def slides_of(tiles, label):
 def test_lists_become_parts_and_validation_is_drawn(root):
   found = open_slides(root)
   for tiles in found.parts.values():
-    violet = few_shot_slides.violet(tiles.pixels)
-    np.testing.assert_array_equal(violet > 1.5, tiles.label == 0)
+    is_violet = violet(tiles.pixels) > 1.5
+    np.testing.assert_array_equal(is_violet, tiles.label == 0)
   assert set(found.parts['train'].group) == {'tumor_001'}
   val = found.parts['val']
   assert slides_of(val, 0) == {'tumor_002'}
@@ -118,7 +179,7 @@ def test_slides_need_all_of_their_files_and_no_patches(root):
   with pytest.raises(OptionError, match=r'--annotations, --reference_csv'):
     Data(slides_dir=root, lists_dir=root)
   with pytest.raises(OptionError, match='together with slides'):
-    few_shot_slides.data(root, patches_dir=root)
+    data(root, patches_dir=root)
 
 
 def open_folders(
@@ -231,11 +292,6 @@ def test_groups_fit_in_memory(monkeypatch):
   assert sizes == {0.5: [4, 4, 2, 2], 2.5: [8, 2, 2], 100: [10, 2]}
 
 
-def tissue(image):
-  """Scores that tell nothing apart but what is white."""
-  return 3 * (image[..., 1] < 200).mean((1, 2))
-
-
 @pytest.fixture(scope='module')
 def stages(root, tmp_path_factory):
   """Runs the study with students of which FW-RD sees violet, and RD tissue.
@@ -244,7 +300,7 @@ def stages(root, tmp_path_factory):
   """
   folder, material = Folder(tmp_path_factory.mktemp('run')), open_slides(root)
   study = Study(folder, script.PAPER.recipe, SEED)
-  by = lambda name: tissue if name == RD else few_shot_slides.violet
+  by = lambda name: tissue if name == RD else violet
   folder.write(training.TEACHER, 'teacher')
   ((*settings,),) = training.settings(material, study.recipe['students'], SEED)
   for setting in settings:
