@@ -12,7 +12,7 @@
   ]
 
 Labels and columns are named as in the table here that the values stand in. A
-value may be a number, a text, or the two ends of an interval.
+value is a number or a text.
 """
 
 import functools
@@ -37,7 +37,7 @@ def read(name: str) -> dict[str, Published]:
     columns = content['columns']
     values = {
       tuple(row[: -len(columns)]): {
-        column: tuple(value) if isinstance(value, list) else value
+        column: value
         for column, value in zip(columns, row[-len(columns) :], strict=True)
         if not (isinstance(value, float) and math.isnan(value))
       }

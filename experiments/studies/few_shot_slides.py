@@ -5,7 +5,6 @@ import functools
 import hashlib
 from typing import NamedTuple
 
-import contourpy
 from matplotlib import figure
 import numpy as np
 from PIL import Image
@@ -21,6 +20,7 @@ from experiments.run.results import Folder
 from experiments.studies import few_shot_training as training, slide_scores
 from experiments.studies.few_shot_data import PUBLISHED, Material, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Setting
+from experiments.studies.node_images import outlines
 from experiments.studies.slide_scores import ScoreError
 from kmil_jax import froc, intervals, metrics, parallel
 from kmil_jax.tasks.distill import DistillTask, Patches
@@ -244,10 +244,8 @@ def _draw(
   ratio = image.shape[1] / opened.width
   truth, shown = [], {}
   if mask is not None:
-    # Lesions must close: beyond the border there is nothing.
-    padded = np.pad(mask.astype(float), 1)
-    lines = contourpy.contour_generator(z=padded).lines(0.5)
-    truth = [[(line - 0.5) * 2**scale.level * ratio] for line in lines]
+    pixel = 2**scale.level * ratio
+    truth = [[ring * pixel for ring in area] for area in outlines(mask)]
   angle = np.linspace(0, 2 * np.pi, 17)
   circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
   for name, (scores, peaks, _) in scored.items():
