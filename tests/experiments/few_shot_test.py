@@ -433,22 +433,16 @@ def test_settings_are_paired_by_their_resamples():
   assert np.isnan(few_shot._ends(better - better)).all()
 
 
-def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch, capsys):
+def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch):
   monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   open_folders(tmp_path / 'patches', each=8)
   flags = [f'--patches_dir={tmp_path / "patches"}', f'--results_dir={tmp_path}']
   flags += ['--width=2', '--epochs=2', '--batch=4', '--lr=0.003', '--seed=4']
   folder = Folder(tmp_path / 'few_shot_s4')
   script.main(['few_shot', *flags])
-  out = capsys.readouterr().out
-  assert 'THE TEACHER IS RANDOM' in out
-  assert 'here (paper): width 2 (64), epochs 2 (50)' in out
   for name in ('RD', 'FW-RD', 'unweighted', 'unweighted_focal', 'balanced'):
-    path = f'runs/{name}_s4'
-    loss = [line['train_loss'] for line in folder.read(f'{path}/metrics.jsonl')]
-    assert loss[1] < loss[0]
-    rows = folder.read(f'{path}/scores.csv')
-    assert all(0 < float(r['mean']) < float(r['max']) < 3 for r in rows)
+    lines = folder.read(f'runs/{name}_s4/metrics.jsonl')
+    assert lines[1]['train_loss'] < lines[0]['train_loss']
   assert not list(folder.at('checkpoints').iterdir())
   # What is there is not made again, and makes the same.
   summary = folder.read('summary.json')
@@ -456,6 +450,3 @@ def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(training, '_train_group', None)
   script.main(['few_shot', *flags])
   assert folder.read('summary.json') == summary
-  # --per is the former name of --similarity.
-  with pytest.raises(SystemExit, match='similarity: location before, map now'):
-    script.main(['few_shot', *flags, '--per=map'])
