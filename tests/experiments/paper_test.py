@@ -24,7 +24,7 @@ from experiments.evaluation.tables import (
 )
 from experiments.papers import figures, runs
 from experiments.papers.tables import MODELS
-from kmil_jax import cost, intervals, metrics
+from kmil_jax import cost, metrics
 
 COLUMNS = {'ACC': 'accuracy', 'F1 score': 'f1_macro', 'AUROC': 'auroc'}
 WHOLE = {
@@ -154,38 +154,32 @@ def test_ablations_are_shown_in_both_orientations(commands, tmp_path, number):
   assert command == ['-m', 'experiments.ablations']
   name, root = f'table_{number}', tmp_path / 'ablations_origin_s2023'
   rows = {tuple(row.values())[:4]: row for row in read_csv(tmp_path, name)}
-  nothing = results(root / 'all')
-  first, classes = nothing.test(), nothing.classes
   # Which instances go, by the variance, as the released code ranks them.
   kinds = ('lowest', 'highest')[:: 1 if number == 4 else -1]
   for score, kind in zip(('var', 'one_minus_var'), kinds, strict=True):
     settings = getattr(ablation, f'TABLE_{number}')[score]
     assert [(f'{t:g}',) for t in settings] == [*PAPER[name].values]
     for t, setting in settings.items():
-      share = t if number == 4 else 1 - t
-      assert setting == (f'{kind}_{share:.2f}' if share else 'all')
-      p, dropped = results(root / setting).test(), 'nothing'
-      if share:
-        dropped = f'{kind} {100 * share:.0f} % of the variance'
-      labels = score, f'{t:g}', dropped
-      own, base = (cells(x, classes) for x in (p, first))
+      share, dropped = t if number == 4 else 1 - t, 'nothing'
       wanted = lines_of(results(root / setting), 'internal', COLUMNS)
       wanted[PAPER[name].source] = PAPER[name].values[f'{t:g}',]
       if share:
+        dropped = f'{kind} {100 * share:.0f} % of the variance'
+        assert setting == f'{kind}_{share:.2f}'
         # It is compared with dropping nothing, on the same slides.
-        a, b = (
-          intervals.replicates(x.label, x.prob, x.case) for x in (first, p)
-        )
-        wanted['here, minus nothing dropped'] = {
-          c: own[c] - base[c] for c in COLUMNS
-        }
-        for end, percent in (('low', 2.5), ('high', 97.5)):
-          wanted[f'95 % interval of that, {end}'] = {
-            c: np.nanpercentile(b[metric] - a[metric], percent)
-            for c, metric in COLUMNS.items()
-          }
+        pair = [results(root / x) for x in ('all', setting)]
+        change = {row['metric']: row for row in comparison.compare(pair)}
+        for source, key in (
+          ('here, minus nothing dropped', 'difference'),
+          ('95 % interval of that, low', 'ci_low'),
+          ('95 % interval of that, high', 'ci_high'),
+        ):
+          wanted[source] = {c: change[m][key] for c, m in COLUMNS.items()}
+      else:
+        assert setting == 'all'
       for source, values in wanted.items():
-        assert_cells(rows[*labels, source], COLUMNS, values)
+        row = rows[score, f'{t:g}', dropped, source]
+        assert_cells(row, COLUMNS, values)
 
 
 def test_table_3_adds_up_both_stages(monkeypatch, tmp_path):
