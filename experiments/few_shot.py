@@ -54,9 +54,9 @@ def run(
   material = few_shot_data.open_material(data, output.seed, machine.cache_dir)
   # config.json holds the recipe as it is used.
   students = PAPER.here([students], data.is_phantom)['students']
-  asked = [data, students, output, machine, check]
+  given = [data, students, output, machine, check]
   stages = lambda s: few_shot.stages(s, material)
-  study.run(PAPER, material, asked, stages, check=check.check)
+  study.run(PAPER, material, given, stages, check=check.check)
 
 
 ERRORS = (DistillError, ScoreError, SlideError, TileError, port.PortError)

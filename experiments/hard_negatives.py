@@ -58,11 +58,11 @@ def run(
   check: Check,
 ) -> None:
   """Trains the weak and strong models of some of the paper's tables."""
-  asked = [data, mining, options, output, machine, check]
-  used = PAPER.here(asked, data.is_phantom)['mining']
-  material = hard.open_material(data, used, output.seed, machine.cache_dir)
+  given = [data, mining, options, output, machine, check]
+  mining = PAPER.here(given, data.is_phantom)['mining']
+  material = hard.open_material(data, mining, output.seed, machine.cache_dir)
   stages = lambda s: hard.stages(s, material, options)
-  study.run(PAPER, material, asked, stages, check=check.check)
+  study.run(PAPER, material, given, stages, check=check.check)
 
 
 main = start.script(run, (*training.ERRORS, search.MiningError))

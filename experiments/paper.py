@@ -99,21 +99,21 @@ def run(
     jobs = runs.of_models(models) if name in _OF_MODELS else runs.of_tasks()
   if check.check:
     runs.check(jobs)
-  found = runs.complete(jobs)
+  results = runs.run_missing(jobs)
   make = tables.of_settings if name in _OF_SETTINGS else tables.of_runs
-  table, drawing = make(name, found), None
+  table, drawing = make(name, results), None
   here = 'here: phantom cohort (rendered slides, no patients)'
   if data.csv_path:
     here = f'here: {data.csv_path.name}'
   match shown.figure:
     case 2:
-      by_class = tables.of_runs('table_1', {'kmil': found['kmil']})
+      by_class = tables.of_runs('table_1', {'kmil': results['kmil']})
       drawing = figures.of_models(table, by_class, here)
     case 3:
-      drawing = figures.of_cohorts(table, found['kmil'], here)
+      drawing = figures.of_cohorts(table, results['kmil'], here)
     case 4:
-      drawing = figures.of_tasks(table, found, here)
-  notes = [*table.notes, runs.about(found)]
+      drawing = figures.of_tasks(table, results, here)
+  notes = [*table.notes, runs.about(results)]
   _write(Folder(path), dataclasses.replace(table, notes=notes), drawing)
 
 

@@ -2,40 +2,30 @@
 
 from experiments.bags.options import Model
 
+_ENDS = ('lowest', 'highest')  # Of the variance.
+_SCORES = ('var', 'one_minus_var')
 
-def _dropped(drop: str, fraction: float) -> Model:
-  return Model(kmil_drop=drop, drop_fraction=fraction)
+
+def _name(end: str, share: float) -> str:
+  """Returns the name of the setting that drops a share from one end."""
+  return f'{end}_{share:.2f}' if share else 'all'
 
 
-# To rank by 1 - variance (eq. 3 as printed) is to rank the other way round: its
-# lowest are the highest of the variance. Both orientations share settings.
-SETTINGS = {
-  'all': _dropped('lowest', 0.0),
-  'lowest_0.10': _dropped('lowest', 0.1),
-  'lowest_0.15': _dropped('lowest', 0.15),
-  'lowest_0.20': _dropped('lowest', 0.2),
-  'highest_0.10': _dropped('highest', 0.1),
-  'highest_0.15': _dropped('highest', 0.15),
-  'highest_0.20': _dropped('highest', 0.2),
+SETTINGS = {'all': Model(kmil_drop='lowest', drop_fraction=0.0)} | {
+  _name(end, share): Model(kmil_drop=end, drop_fraction=share)
+  for end in _ENDS
+  for share in (0.1, 0.15, 0.2)
 }
 
-# Rows of the tables, t: setting, with the variance as score, or 1 - variance.
-# Table 4 drops the share t of the lowest scores, Table 5 keeps the share t.
+# Settings by score and t. Table 4 drops the share t of the lowest scores, Table
+# 5 keeps the share t. To rank by 1 - variance (eq. 3 as printed) is to rank the
+# other way round: its lowest are the highest of the variance. Both orientations
+# share settings.
 TABLE_4 = {
-  'var': {0: 'all', 0.1: 'lowest_0.10', 0.2: 'lowest_0.20'},
-  'one_minus_var': {0: 'all', 0.1: 'highest_0.10', 0.2: 'highest_0.20'},
+  score: {t: _name(end, t) for t in (0, 0.1, 0.2)}
+  for score, end in zip(_SCORES, _ENDS, strict=True)
 }
 TABLE_5 = {
-  'var': {
-    0.8: 'highest_0.20',
-    0.85: 'highest_0.15',
-    0.9: 'highest_0.10',
-    1: 'all',
-  },
-  'one_minus_var': {
-    0.8: 'lowest_0.20',
-    0.85: 'lowest_0.15',
-    0.9: 'lowest_0.10',
-    1: 'all',
-  },
+  score: {t: _name(end, 1 - t) for t in (0.8, 0.85, 0.9, 1)}
+  for score, end in zip(_SCORES, reversed(_ENDS), strict=True)
 }

@@ -14,7 +14,7 @@ A row may have several lines, as the value here, its interval and the paper's:
   )
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
@@ -32,6 +32,13 @@ class Published:
 
   source: str  # as 'Zheng et al. 2024, Table 2, p. 9'
   values: Mapping[tuple[Any, ...], Mapping[str, Any]]
+
+  def line(
+    self, labels: Sequence[Any], columns: Iterable[str]
+  ) -> dict[str, list[Any]]:
+    """Returns the line of a row by its name, or nothing if it has none."""
+    values = self.values.get(tuple(labels))
+    return {self.source: [values.get(c) for c in columns]} if values else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +144,7 @@ class Table:
       return list(self.rows)
     rows = []
     for row in self.rows:
-      found = self.published.values.get(tuple(row.labels))
-      line = {}
-      if found:
-        line = {self.published.source: [found.get(c) for c in self.columns]}
+      line = self.published.line(row.labels, self.columns)
       first = {MEAN: row.lines[MEAN]} if MEAN in row.lines else row.lines
       lines = {**first, **line, **row.lines}
       rows.append(Row(row.labels, lines))

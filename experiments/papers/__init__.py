@@ -12,7 +12,7 @@
   ]
 
 Labels and columns are named as in the table here that the values stand in. A
-value may be a number, a text, or the two ends of an interval.
+value is a number or a text.
 """
 
 import functools
@@ -31,18 +31,18 @@ def read(name: str) -> dict[str, Published]:
     name: of the file, as 'tang'.
   """
   file = importlib.resources.files(__name__) / f'{name}.toml'
-  held = tomllib.loads(file.read_text(encoding='utf-8'))
-  source, found = held.pop('source'), {}
-  for table, content in held.items():
+  tables = tomllib.loads(file.read_text(encoding='utf-8'))
+  source, published = tables.pop('source'), {}
+  for table, content in tables.items():
     columns = content['columns']
     values = {
       tuple(row[: -len(columns)]): {
-        column: tuple(value) if isinstance(value, list) else value
+        column: value
         for column, value in zip(columns, row[-len(columns) :], strict=True)
         if not (isinstance(value, float) and math.isnan(value))
       }
       for row in content['rows']
     }
     page = f', p. {content["page"]}' if 'page' in content else ''
-    found[table] = Published(f'{source}, {content["where"]}{page}', values)
-  return found
+    published[table] = Published(f'{source}, {content["where"]}{page}', values)
+  return published

@@ -142,8 +142,8 @@ def mean_roc(p: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def _marks(table: Table, row: Row) -> _Marks:
   """Returns what is drawn of a row, by column."""
   (whole,) = (row.lines[n] for _, n in WHOLE.values() if n in row.lines)
-  known = table.published.values.get(tuple(row.labels), {})
-  paper = [known.get(column) for column in table.columns]
+  values = table.published.values.get(tuple(row.labels), {})
+  paper = [values.get(column) for column in table.columns]
   return list(
     zip(whole, row.lines[INTERVAL], row.lines[MEAN], paper, strict=True)
   )
@@ -151,11 +151,11 @@ def _marks(table: Table, row: Row) -> _Marks:
 
 def _by_cohort(table: Table) -> dict[str, dict[str, _Marks]]:
   """Returns the marks by cohort, and by model or task."""
-  found = {cohort: {} for cohort in WHOLE}
+  marks = {cohort: {} for cohort in WHOLE}
   for row in table.rows:
     name, cohort = row.labels
-    found[cohort][name] = _marks(table, row)
-  return found
+    marks[cohort][name] = _marks(table, row)
+  return marks
 
 
 def _bars(

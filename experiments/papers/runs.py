@@ -75,7 +75,7 @@ class Runs:
     output = dataclasses.replace(self.output, exp_code=code)
     return output.folder(code), [f'--exp_code={code}']
 
-  def complete(self, jobs: Iterable[Job]) -> dict[str, Run]:
+  def run_missing(self, jobs: Iterable[Job]) -> dict[str, Run]:
     """Runs the jobs that are not done, one after the other.
 
     What is done with the same options on the same data is left alone. All else
@@ -136,10 +136,10 @@ class Runs:
   def _flags(self) -> list[str]:
     """Returns the flags that every command gets: those that are not default."""
     output = dataclasses.replace(self.output, exp_code=None)
-    asked = [self.data, self.external, self.folds, self.training]
-    asked += [output, self.cache]
-    usual = start.lines([type(one)() for one in asked]).splitlines()
-    return [f for f in start.lines(asked).splitlines() if f not in usual]
+    options = [self.data, self.external, self.folds, self.training]
+    options += [output, self.cache]
+    usual = start.lines([type(one)() for one in options]).splitlines()
+    return [f for f in start.lines(options).splitlines() if f not in usual]
 
   def _run(self, command: tuple[str, ...]) -> int:
     """Runs a command; returns its status, of a signal its negative number."""
@@ -163,16 +163,16 @@ class Runs:
     if not all(folder.at(name).exists() for name in needed):
       return False
     summary = folder.read('summary.json')
-    held = [summary, summary.get('external', {})][: len(files)]
-    if any(part.get('folds') != folds for part in held):
+    parts = [summary, summary.get('external', {})][: len(files)]
+    if any(part.get('folds') != folds for part in parts):
       return False
     material = load(job.task)
     training = self.training.resolved(job.model.model)
     data = dataclasses.replace(self.data, task=job.task)
     given = [job.model, data, self.folds, training, self.output]
     given = {type(one): one for one in given}
-    asked = [given.get(cls) or cls() for cls in OPTIONS]
-    if results.differences(folder, asked, material.inputs()):
+    options = [given.get(cls) or cls() for cls in OPTIONS]
+    if results.differences(folder, options, material.inputs()):
       return False
     second = material.second
     return (

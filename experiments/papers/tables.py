@@ -190,9 +190,9 @@ def of_settings(name: str, runs: Mapping[str, Run]) -> Table:
       if setting != 'all':
         kind, share = setting.split('_')
         dropped = f'{kind} {100 * float(share):g} % of the variance'
-        found = [changes[setting, metric] for metric in _METRICS.values()]
-        lines[_CHANGE] = [row['difference'] for row in found]
-        ends = [(row['ci_low'], row['ci_high']) for row in found]
+        own = [changes[setting, metric] for metric in _METRICS.values()]
+        lines[_CHANGE] = [row['difference'] for row in own]
+        ends = [(row['ci_low'], row['ci_high']) for row in own]
         lines[_CHANGE_INTERVAL] = ends
       labels = score, f'{t:g}', dropped
       published[labels] = _PAPER[name].values[(f'{t:g}',)]
@@ -212,10 +212,10 @@ def cost(models: Iterable[str]) -> Table:
   """Returns Table 3, measured on this process's default device."""
   slide, models = costs.Slide(), list(models)
   choosers = [SPECS[m].chooser for m in models if SPECS[m].chooser]
-  found = slide.costs([*models, *choosers])
+  measured = slide.costs([*models, *choosers])
   rows = []
   for model in models:
-    both = costs.both_stages(found, model)
+    both = costs.both_stages(measured, model)
     values = [
       both.macs / 1e6,
       both.params / 1e3,
@@ -247,12 +247,12 @@ def _lines(
 ) -> dict[str, list[Any]]:
   """Returns the lines of a row; None for what a run has not."""
   whole, name = WHOLE[cohort]
-  found = [values.get(column, {}) for column in columns]
+  of_columns = [values.get(column, {}) for column in columns]
   lines = {
-    line: [value.get(key) for value in found]
+    line: [value.get(key) for value in of_columns]
     for line, key in ((MEAN, 'mean'), (STD, 'std'), (name, whole))
   }
-  ends = [(value.get('ci_low'), value.get('ci_high')) for value in found]
+  ends = [(value.get('ci_low'), value.get('ci_high')) for value in of_columns]
   return lines | {INTERVAL: ends}
 
 
@@ -265,14 +265,14 @@ def _values(run: Run, cohort: str) -> dict[str, dict[str, Any]]:
     return values
   tests = [parts['test'] for parts in run.folds.values()]
   by_fold = [metrics.evaluate(p.label, p.prob) for p in tests]
-  for c, (name, held) in enumerate(part['per_class'].items()):
+  for c, (name, shares) in enumerate(part['per_class'].items()):
     name = _paper_class(name)
     for kind in ('recall', 'precision'):
-      each = np.array([found[f'class_{kind}'][c] for found in by_fold])
+      each = np.array([of_fold[f'class_{kind}'][c] for of_fold in by_fold])
       value = summaries.mean_and_std(each) | {
-        'pooled': held[kind],
-        'ci_low': held[f'{kind}_ci_low'],
-        'ci_high': held[f'{kind}_ci_high'],
+        'pooled': shares[kind],
+        'ci_low': shares[f'{kind}_ci_low'],
+        'ci_high': shares[f'{kind}_ci_high'],
       }
       percent = {k: None if x is None else 100 * x for k, x in value.items()}
       values[f'{kind}: {name}'] = percent

@@ -89,11 +89,11 @@ def _patches(
   study: Study, trainings: Sequence[Sequence[Setting]]
 ) -> Iterator[Table | File]:
   """Yields Tables 2 and 3, the ablations and the figures of patches."""
-  settings, found, summary = trainings[0], {}, {}
+  settings, measured, summary = trainings[0], {}, {}
   for setting, *others in zip(*trainings, strict=True):
     of_seeds = [training.scores(study.folder, s) for s in (setting, *others)]
-    some = np.array([measure(scores) for scores in of_seeds])
-    mean, each = some.mean(0), some[:, :, 0]
+    values = np.array([measure(scores) for scores in of_seeds])
+    mean, each = values.mean(0), values[:, :, 0]
     spread = each.std(0, ddof=1) if len(each) > 1 else [np.nan] * len(METRICS)
     columns = mean[:, 0], spread, *_ends(mean).T, each.T.tolist()
     names = 'mean', 'std', 'ci_low', 'ci_high', 'per_seed'
@@ -101,35 +101,30 @@ def _patches(
       metric: dict(zip(names, row, strict=True))
       for metric, *row in zip(METRICS, *columns, strict=True)
     }
-    found[setting.name] = mean
-  sweep = [setting for setting in settings if setting.counterpart is not None]
-  sweep.sort(key=lambda setting: setting.tumour)
-  width, longer = study.recipe['students'].width, settings[-1].longer
-  methods = {name: found[name] for name in (RD, FW_RD)}
-  methods[f'{FW_RD} minus {RD}'] = found[FW_RD] - found[RD]
-  others = PUBLISHED['table_2'].values.keys() - {(RD,), (FW_RD,)}
+    measured[setting.name] = mean
+  methods = {name: measured[name] for name in (RD, FW_RD)}
+  methods[f'{FW_RD} minus {RD}'] = measured[FW_RD] - measured[RD]
+  others = sorted(name for (name,) in PUBLISHED['table_2'].values)
+  methods |= dict.fromkeys(name for name in others if name not in methods)
   yield _table(
     'table_2',
     'Table 2. Patches: reverse distillation without and with tumour patches',
     ('method',),
-    [
-      *(
-        _row('table_2', (name,), (name,), one) for name, one in methods.items()
-      ),
-      *(_row('table_2', other, other) for other in sorted(others)),
-    ],
-    f'Networks of width {width}, the same of both methods.',
+    [(name, (name,), values) for name, values in methods.items()],
+    f'Networks of width {study.recipe["students"].width}, the same of both'
+    ' methods.',
   )
+  sweep = [setting for setting in settings if setting.counterpart is not None]
+  sweep.sort(key=lambda setting: setting.tumour)
   yield _table(
     'table_3',
     'Table 3. Patches: number of tumour patches in training',
     ('tumour patches', 'in the paper', 'alpha'),
     [
-      _row(
-        'table_3',
-        (s.counterpart,),
+      (
+        s.counterpart,
         (s.tumour, s.counterpart, f'{s.alpha:.3g}'),
-        found[s.name],
+        measured[s.name],
       )
       for s in sweep
     ],
@@ -144,9 +139,8 @@ def _patches(
     'Ablations: weights of the loss, balance of the classes',
     ('training', 'normal', 'tumour', 'alpha', 'gamma'),
     [
-      _row(
-        'ablations',
-        (s.name,),
+      (
+        s.name,
         (
           s.name.replace('_', ', '),
           s.normal,
@@ -154,7 +148,7 @@ def _patches(
           f'{s.alpha:g}',
           f'{s.gamma:g}',
         ),
-        found.get(s.name),
+        measured.get(s.name),
       )
       for s in (*settings, supervised)
       if (s.name,) in PUBLISHED['ablations'].values
@@ -162,7 +156,7 @@ def _patches(
     'The paper does not define its unweighted loss: both rows have its number'
     ' beside them. Supervised training is not repeated here.',
     'Balanced classes are fewer patches; they are trained for'
-    f' {longer} time(s) the epochs.',
+    f' {settings[-1].longer} time(s) the epochs.',
   )
   first = {
     setting.name: training.scores(study.folder, setting)['test']
@@ -178,24 +172,25 @@ def _table(
   name: str,
   title: str,
   labels: Sequence[str],
-  rows: Sequence[Row],
+  rows: Sequence[tuple[Any, Sequence[Any], np.ndarray | None]],
   *notes: str,
 ) -> Table:
-  columns = dict.fromkeys(METRICS.values(), '.3f')
-  return Table(name, title, labels, columns, rows, (*_NOTES, *notes))
+  """Returns a table of patches.
 
-
-def _row(
-  table: str,
-  published: tuple[Any, ...],
-  labels: Sequence[Any],
-  measured: np.ndarray | None = None,
-) -> Row:
-  """Returns a row; in the paper it has the labels `published`."""
-  lines, paper = {}, PUBLISHED[table]
-  if measured is not None:
-    ends = [None if np.isnan(e[0]) else tuple(e) for e in _ends(measured)]
-    lines = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
-  if values := paper.values.get(published):
-    lines[paper.source] = [values.get(name) for name in METRICS.values()]
-  return Row(labels, lines)
+  Args:
+    name: of it, here and among the published ones.
+    title: stands above it.
+    labels: columns of labels.
+    rows: of each its label in the paper, its labels here, and what `measure`
+      returns or None.
+    *notes: its own.
+  """
+  columns, lines = dict.fromkeys(METRICS.values(), '.3f'), []
+  for published, here, measured in rows:
+    line = {}
+    if measured is not None:
+      ends = [None if np.isnan(e[0]) else tuple(e) for e in _ends(measured)]
+      line = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
+    line |= PUBLISHED[name].line((published,), columns)
+    lines.append(Row(here, line))
+  return Table(name, title, labels, columns, lines, (*_NOTES, *notes))

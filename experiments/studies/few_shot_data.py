@@ -150,15 +150,16 @@ class Material:
   @functools.cached_property
   def inputs(self) -> dict[str, str]:
     named = '\n'.join(f'{slide.id},{slide.label}' for slide in self.slides)
-    found = {
+    contents = {'slides': named.encode()}
+    if self.weights:
+      contents['weights'] = self.weights.read_bytes()
+    return {
       f'{part}_sha256': patch_tiles.fingerprint(tiles)
       for part, tiles in self.parts.items()
+    } | {
+      f'{name}_sha256': hashlib.sha256(content).hexdigest()
+      for name, content in contents.items()
     }
-    found['slides_sha256'] = hashlib.sha256(named.encode()).hexdigest()
-    if self.weights:
-      digest = hashlib.sha256(self.weights.read_bytes())
-      found['weights_sha256'] = digest.hexdigest()
-    return found
 
   def check(self, findings: Findings) -> None:
     patch_tiles.check(findings, self.parts)
@@ -216,7 +217,10 @@ def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
   if is_drawn := not all(lists['val', kind].exists() for kind in _KINDS):
     lists = {key: path for key, path in lists.items() if key[0] != 'val'}
   if missing := [path.name for path in lists.values() if not path.exists()]:
-    raise TileError(f'{data.lists_dir}: no {", ".join(missing)}')
+    raise TileError(
+      f'{data.lists_dir}: no {", ".join(missing)}. Copy the released lists'
+      ' there.'
+    )
   listed = {key: patches.read(path) for key, path in lists.items()}
   named = lambda: {n for some in listed.values() for n in some.slide.tolist()}
   known = annotations.find(data.annotations)
@@ -227,7 +231,7 @@ def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
     from_slides = [some.slide[0] for some in drawn.values()]
     notes.append(f'validation patches drawn of {" and ".join(from_slides)}')
   wanted = named() | set(slides.read_reference(data.reference_csv))
-  found = slides.find(data.slides_dir, data.reference_csv, wanted=wanted)
+  known_slides = slides.find(data.slides_dir, data.reference_csv, wanted=wanted)
   for name in sorted(wanted & slides.EXCLUDED.keys()):
     notes.append(f'{name}: left out, {slides.EXCLUDED[name]}')
   for name in sorted(wanted & slides.RELABELLED.keys()):
@@ -237,9 +241,9 @@ def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
     if out.any():
       notes.append(f'{"_".join(key)}: {out.sum()} patches of slides left out')
     listed[key] = Patches(some.slide[~out], some.xy[~out])
-  test = tuple(slide for slide in found if slide.part == 'test')
+  test = tuple(slide for slide in known_slides if slide.part == 'test')
   known.require([slide.id for slide in test if slide.label == 'tumor'])
-  files = {slide.id: slide.path for slide in found}
+  files = {slide.id: slide.path for slide in known_slides}
   parts = {
     part: patches.from_lists(
       files, *(listed[part, kind] for kind in _KINDS), size=scale.size
@@ -315,8 +319,8 @@ def _of_folders(root: pathlib.Path) -> Material:
   """
 
   def slide_of(name: str) -> str:
-    found = re.fullmatch(r'(.+)_\d+_\d+', name)
-    return found[1] if found else tile_sources.before_underscore(name)
+    match = re.fullmatch(r'(.+)_\d+_\d+', name)
+    return match[1] if match else tile_sources.before_underscore(name)
 
   parts = {}
   for part in PARTS:
@@ -324,20 +328,18 @@ def _of_folders(root: pathlib.Path) -> Material:
     names = [_CLASSES.get(name.lower(), name) for name in tiles.classes]
     if sorted(names) != sorted(patches.CLASSES):
       raise TileError(
-        f'{root / part}: found the folders {", ".join(tiles.classes)}; good and'
-        ' bad are needed (or normal and tumor)'
+        f'{root / part}: found the folders {", ".join(tiles.classes)}. Name'
+        ' them good and bad, or normal and tumor.'
       )
     if tiles.channels != 3:
-      raise TileError(f'{root / part}: images are grey; they must have colours')
-    place = np.array([patches.CLASSES.index(name) for name in names], np.int32)
-    parts[part] = dataclasses.replace(
-      tiles, label=place[tiles.label], classes=patches.CLASSES
-    )
+      raise TileError(f'{root / part}: images are grey. Save them in colour.')
+    named = dataclasses.replace(tiles, classes=tuple(names))
+    parts[part] = labelled_tiles.binary(named, patches.CLASSES[1])
   groups = [g for tiles in parts.values() for g in set(tiles.group.tolist())]
   if both := sorted({group for group in groups if groups.count(group) > 1}):
     raise TileError(
       f'{root}: slide(s) {", ".join(both[:5])} in more than one of'
-      f' {", ".join(PARTS)}; patches of a slide belong in one part'
+      f' {", ".join(PARTS)}. Move the patches of each into one of them.'
     )
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
   return Material(

@@ -5,7 +5,6 @@ import functools
 import hashlib
 from typing import NamedTuple
 
-import contourpy
 from matplotlib import figure
 import numpy as np
 from PIL import Image
@@ -21,6 +20,7 @@ from experiments.run.results import Folder
 from experiments.studies import few_shot_training as training, slide_scores
 from experiments.studies.few_shot_data import PUBLISHED, Material, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Setting
+from experiments.studies.node_images import outlines
 from experiments.studies.slide_scores import ScoreError
 from kmil_jax import froc, intervals, metrics, parallel
 from kmil_jax.tasks.distill import DistillTask, Patches
@@ -32,8 +32,8 @@ _PICTURE = 700  # Pixels of a slide's longer side.
 _RESAMPLES = 1000
 
 
-class Judged(NamedTuple):
-  """What a student says of a slide."""
+class Result(NamedTuple):
+  """A slide's scores and detections against the truth."""
 
   values: tuple[float, float]  # at the threshold of validation, and a fixed one
   case: froc.Case
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
 
 # A map [H, W], 0 where there is no tissue; its detections, (score, x, y), [K,
 # 3]; and what they come to.
-_Scored = tuple[np.ndarray, np.ndarray, Judged]
+_Scored = tuple[np.ndarray, np.ndarray, Result]
 
 
 def stages(
@@ -57,13 +57,13 @@ def stages(
     What it makes of the slides that can be read; last an error that names the
     others.
   """
-  known, faults = training.teacher(study, material), []
+  teacher, faults = training.teacher(study, material), []
   scorers = {
-    setting.name: _scorer(study, material, setting, known)
+    setting.name: _scorer(study, material, setting, teacher)
     for setting in settings
     if setting.name in (RD, FW_RD)
   }
-  judged: dict[str, list[Judged]] = {name: [] for name in scorers}
+  results: dict[str, list[Result]] = {name: [] for name in scorers}
   rows, tumour, example = [['slide', 'tumour', *scorers]], [], None
   for slide in progress.bar(material.slides, unit='slide', desc='slides'):
     try:
@@ -81,12 +81,12 @@ def stages(
       example = drawing
     tumour.append(mask is not None)
     for name, (_, _, one) in scored.items():
-      judged[name].append(one)
-    values = [f'{some[-1].values[0]:.6g}' for some in judged.values()]
+      results[name].append(one)
+    values = [f'{some[-1].values[0]:.6g}' for some in results.values()]
     rows.append([slide.id, int(tumour[-1]), *values])
   if tumour:
     yield File('slides/scores.csv', rows)
-    yield from _results(study, np.array(tumour), judged)
+    yield from _results(study, np.array(tumour), results)
   if example:
     yield File('figures/localisation.png', example)
   if faults:
@@ -94,12 +94,12 @@ def stages(
 
 
 def _results(
-  study: Study, tumour: np.ndarray, judged: Mapping[str, Sequence[Judged]]
+  study: Study, tumour: np.ndarray, results: Mapping[str, Sequence[Result]]
 ) -> Iterator[Table | File]:
   """Yields slide AUROC and lesion-level score, as the paper's Figure 2."""
   rows, summary, curves, rocs = [], {}, {}, {}
   each = np.arange(len(tumour)).astype(str)  # Slides are what varies.
-  for name, some in judged.items():
+  for name, some in results.items():
     cases = [one.case for one in some]
     curve = curves[name] = froc.froc(cases)
     scores = np.array([one.values for one in some]).T
@@ -110,10 +110,10 @@ def _results(
       for s in scores
     ]
     ends = [*map(intervals.percentile, draws), froc.interval(cases)]
-    known = [None if np.isnan(e[0]) else tuple(e.tolist()) for e in ends]
+    pairs = [None if np.isnan(e[0]) else tuple(e.tolist()) for e in ends]
     lines = {
       HERE: [*aurocs, *froc_tables.values(curve)],
-      INTERVAL: known + [None] * len(froc.RATES),
+      INTERVAL: pairs + [None] * len(froc.RATES),
     }
     rows.append(Row((name,), lines))
     summary[name] = {
@@ -187,7 +187,7 @@ def _scorer(
       patch=scale.size,
       model=digest.hexdigest()[:16],
     )
-    found = slide_scores.detections(
+    peaks = slide_scores.detections(
       scores,
       radius=scale.radius,
       # Above it is what reaches the threshold, in float32 as maps are.
@@ -200,15 +200,15 @@ def _scorer(
       mpp=opened.mpp * scale.stride,
       most=_MOST,
     )
-    lines = [(value, int(x), int(y)) for value, x, y in found.tolist()]
+    lines = [(value, int(x), int(y)) for value, x, y in peaks.tolist()]
     folder.write(f'{place}/detections/{slide}.csv', lines)
     truth = None
     if mask is not None:
       truth = froc.lesions(mask, mpp=scale.mpp, level=scale.level)
-    case = froc.judge(truth, found[:, 0], found[:, 1:], level=scale.level)
+    case = froc.judge(truth, peaks[:, 0], peaks[:, 1:], level=scale.level)
     limits = threshold, _FIXED
     values = tuple(slide_scores.slide_score(scores, limit) for limit in limits)
-    return scores, found, Judged(values, case)
+    return scores, peaks, Result(values, case)
 
   return score
 
@@ -244,15 +244,13 @@ def _draw(
   ratio = image.shape[1] / opened.width
   truth, shown = [], {}
   if mask is not None:
-    # Lesions must close: beyond the border there is nothing.
-    padded = np.pad(mask.astype(float), 1)
-    lines = contourpy.contour_generator(z=padded).lines(0.5)
-    truth = [[(line - 0.5) * 2**scale.level * ratio] for line in lines]
+    pixel = 2**scale.level * ratio
+    truth = [[ring * pixel for ring in area] for area in outlines(mask)]
   angle = np.linspace(0, 2 * np.pi, 17)
   circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
-  for name, (scores, found, _) in scored.items():
+  for name, (scores, peaks, _) in scored.items():
     on_tissue = np.where(scores > 0, scores, np.nan)
-    circles = [[xy * ratio + circle] for xy in found[:, 1:]]
+    circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
   return pictures.overlay(
     title, image, shown, label='anomaly score', most=_MOST, truth=truth

@@ -180,7 +180,7 @@ def settings(
     for n, original in material.counts.items()
     if n not in (0, main)
   ]
-  found = [
+  of_seed = [
     Setting(RD, normal, 0, 0.0, counterpart=0),
     Setting(FW_RD, normal, main, 0.1, counterpart=500),
     *others,
@@ -189,7 +189,7 @@ def settings(
     Setting('balanced', even, even, 0.5, longer=longer),
   ]
   return [
-    [dataclasses.replace(setting, seed=seed + k) for setting in found]
+    [dataclasses.replace(setting, seed=seed + k) for setting in of_seed]
     for k in range(students.seeds)
   ]
 
@@ -203,9 +203,9 @@ def teacher(study: Study, material: Material) -> Variables:
   """
   path = material.weights or study.folder.at(TEACHER)
   variables = port.from_torch('teacher', port.load_state_dict(path))
-  found = variables['params']['conv1']['kernel'].shape[-1]
-  if found != (width := study.recipe['students'].width):
-    raise port.PortError(f'{path} has the width {found}, not --width={width}')
+  width = variables['params']['conv1']['kernel'].shape[-1]
+  if width != study.recipe['students'].width:
+    raise port.PortError(f'{path} has the width {width}. Give --width={width}.')
   return variables
 
 
@@ -262,8 +262,8 @@ def groups(
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
-  held = int(_SHARE * parallel.memory_bytes() / one) * parallel.num_devices()
-  size = max(held, parallel.num_devices())
+  fitting = int(_SHARE * parallel.memory_bytes() / one) * parallel.num_devices()
+  size = max(fitting, parallel.num_devices())
   for longer in sorted({job.longer for job in jobs}):
     alike = [job for job in jobs if job.longer == longer]
     for start in range(0, len(alike), size):
@@ -276,20 +276,20 @@ def scores(folder: Folder, setting: Setting) -> dict[str, Scores]:
   Raises:
     ResultsError: if the training is not done.
   """
-  rows, found = folder.read(f'{setting.folder}/{SCORES}'), {}
+  rows, parts = folder.read(f'{setting.folder}/{SCORES}'), {}
   for part in _SCORED:
     column = lambda name: np.array(
       [row[name] for row in rows if row['part'] == part]  # noqa: B023
     )
     mean = column('mean').astype(float)
-    found[part] = Scores(column('slide'), column('tumour') == '1', mean)
-  return found
+    parts[part] = Scores(column('slide'), column('tumour') == '1', mean)
+  return parts
 
 
 def summary(folder: Folder, **parts: Any) -> File:
   """Returns summary.json with parts added; what is not a number is null."""
-  held = folder.read(_SUMMARY) if folder.at(_SUMMARY).exists() else {}
-  text = json.dumps(held | parts)
+  before = folder.read(_SUMMARY) if folder.at(_SUMMARY).exists() else {}
+  text = json.dumps(before | parts)
   return File(_SUMMARY, json.loads(text, parse_constant=lambda _: None))
 
 
@@ -362,8 +362,8 @@ def _train_group(
 
 def _pixels(tiles: LabelledTiles) -> np.ndarray:
   """Returns all tiles [n, S, S, 3], also of sets that memory does not keep."""
-  held = tiles.pixels
-  return tiles.load(np.arange(len(tiles))) if held is None else held
+  pixels = tiles.pixels
+  return tiles.load(np.arange(len(tiles))) if pixels is None else pixels
 
 
 def _save(folder: Folder, name: str, state: dict[str, np.ndarray]) -> None:

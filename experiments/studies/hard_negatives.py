@@ -219,8 +219,8 @@ def open_material(
   alpha = max(mining.alpha, *ALPHAS * (3 in mining.table), 0)
   if alpha > len(pool):
     raise TileError(
-      f'alpha={alpha} is more than the {len(pool)} tiles of the pool: give it'
-      ' more, or a smaller --alpha'
+      f'alpha={alpha} is more than the {len(pool)} tiles of the pool. Give it'
+      ' more, or a smaller --alpha.'
     )
   split = patch_tiles.split(annotated, mining.fractions, seed=seed)
   sets = dict(zip(PARTS, map(annotated.take, split), strict=True))
@@ -254,7 +254,7 @@ def _from_folders(data: Data) -> tuple[LabelledTiles, np.ndarray, str]:
   if known := sorted(patients & set(annotated.group)):
     raise TileError(
       f'{data.pool_dir}: patients of annotated tiles are in the pool, too:'
-      f' {first_of(known)}. They would be in the test part; take them out'
+      f' {first_of(known)}. They would be in the test part. Take them out.'
     )
   if set(annotated.id) & set(pool.id):
     pool = dataclasses.replace(pool, id=np.char.add('pool/', pool.id))
@@ -299,17 +299,17 @@ def _phantom(
     name, _CODE, render, cache_dir, last=last, unit='patient'
   )
   with np.load(root / last) as file:
-    held = invasion.Patches(**file)
+    patches = invasion.Patches(**file)
   note = (
     f'phantom of lymphatic invasion, seed {seed}: {invasion.SIZE} px of'
     f' {invasion.MPP:g} um. It shows that mining finds what a weak model is'
     ' mistaken about where a pool holds it, and what that is worth. It does not'
     ' show how common such tiles are in tissue, nor any figure of the paper'
   )
-  about = held.image, held.label, held.patient, invasion.CLASSES
-  tiles = labelled_tiles.from_arrays(*about, ids=held.id)
-  hard = held.id[np.isin(held.kind, invasion.HARD)]
-  return tiles, np.char.startswith(held.id, 'pool'), note, hard
+  about = patches.image, patches.label, patches.patient, invasion.CLASSES
+  tiles = labelled_tiles.from_arrays(*about, ids=patches.id)
+  hard = patches.id[np.isin(patches.kind, invasion.HARD)]
+  return tiles, np.char.startswith(patches.id, 'pool'), note, hard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,11 +430,11 @@ class Models:
     head = 'tile', 'group', 'label', 'prob_positive'
     folder.write(f'{setting.name}/predictions.csv', [head, *rows])
     if not is_weak:
-      asked = self.sets['val'].id[self.searched(setting.weak)[0]]
+      query = self.sets['val'].id[self.searched(setting.weak)[0]]
       mined, pool = self.mined(setting), self.sets['pool']
       rows = [('tile', 'distance', 'false_positive')]
       for i, d, q in zip(*vars(mined).values(), strict=True):
-        why = ('', '') if q < 0 else (f'{d:.6g}', asked[q])  # Random: none.
+        why = ('', '') if q < 0 else (f'{d:.6g}', query[q])  # Random: none.
         rows.append((pool.id[i], *why))
       folder.write(f'{setting.name}/mined.csv', rows)
     return prob
@@ -517,18 +517,18 @@ def stages(
   """Trains the models of each table in turn, and yields what they predict."""
   mining: Mining = study.recipe['mining']
   seeds = range(study.seed, study.seed + mining.seeds)
-  models, found, by_share = Models(study, material, options), {}, []
+  models, scores, by_share = Models(study, material, options), {}, []
   for number in sorted(set(mining.table)):
     groups = _groups(number, mining, seeds)
     # Seed by seed: weak models come before those that they mine for.
     for strong in itertools.chain(*zip(*groups.values(), strict=True)):
       for setting in (strong.weak, strong):
-        found[setting] = models.scores(setting)
-    yield (table := _table(number, groups, found, models))
+        scores[setting] = models.scores(setting)
+    yield (table := _table(number, groups, scores, models))
     if number in (4, 5):
       by_share.append(table)
   yield from models.notes
-  summary = [dataclasses.asdict(s) | values for s, values in found.items()]
+  summary = [dataclasses.asdict(s) | values for s, values in scores.items()]
   yield File('summary.json', summary)
   short = lambda value: f'{value:.6g}' if isinstance(value, float) else value
   rows = [[*map(short, one.values())] for one in summary]
@@ -572,7 +572,7 @@ def _groups(
 def _table(
   number: int,
   groups: Mapping[str | int, Sequence[Setting]],
-  found: Mapping[Setting, Mapping[str, float | None]],
+  scores: Mapping[Setting, Mapping[str, float | None]],
   models: Models,
 ) -> Table:
   """Returns a table of the paper: weak and strong models, and their change.
@@ -580,18 +580,18 @@ def _table(
   Args:
     number: of the table.
     groups: strong models of every seed, by label.
-    found: scores of all models.
+    scores: of all models.
     models: all of them.
   """
   # Of a user's tiles nobody knows which are hard.
   columns = {
     name: form
     for name, form in COLUMNS.items()
-    if any(values[name] is not None for values in found.values())
+    if any(values[name] is not None for values in scores.values())
   }
 
   def scores_of(settings):
-    values = [[found[s][name] for name in columns] for s in settings]
+    values = [[scores[s][name] for name in columns] for s in settings]
     return np.array(values, float)
 
   kinds, ends, rows = {}, {}, []  # By labels; [seeds, columns].
@@ -615,9 +615,7 @@ def _table(
     if labels in ends:
       lines[INTERVAL] = [ends[labels].get(column) for column in columns]
     for name in (f'table_{number}', f'table_{number}_std'):
-      if there := _PUBLISHED[name].values.get(labels):
-        line = [there.get(column) for column in columns]
-        lines[_PUBLISHED[name].source] = line
+      lines |= _PUBLISHED[name].line(labels, columns)
     rows.append(Row(labels, lines))
   title, head = _TITLES[number]
   return Table(

@@ -22,17 +22,17 @@ ONE_CELL = 32  # Pixels of which the last map of ResNet-18 has one cell.
 
 
 def mined(
-  queries: LabelledTiles, pool: LabelledTiles, found: Mined
+  queries: LabelledTiles, pool: LabelledTiles, mining: Mined
 ) -> figure.Figure:
   """Draws false positives above the tiles of the pool that they chose.
 
   Args:
     queries: the false positives.
     pool: the tiles that were searched.
-    found: which of them were chosen.
+    mining: which of them were chosen.
   """
   # Each tile is listed with one query; those that have most show most.
-  count = np.bincount(found.query, minlength=len(queries))
+  count = np.bincount(mining.query, minlength=len(queries))
   shown = np.argsort(-count, kind='stable')[:_SHOWN]
   drawing = figure.Figure(
     (max(1.6 * len(shown), 5), 1.6 * (1 + _NEIGHBOURS) + 0.6),
@@ -42,9 +42,9 @@ def mined(
     1 + _NEIGHBOURS, len(shown), squeeze=False, subplot_kw=_BARE
   )
   for column, query in zip(axes.T, shown, strict=True):
-    chosen = np.flatnonzero(found.query == query)[:_NEIGHBOURS]
-    images = [queries.load([query]), pool.load(found.index[chosen])]
-    texts = [queries.id[query], *(f'{d:.3g}' for d in found.distance[chosen])]
+    chosen = np.flatnonzero(mining.query == query)[:_NEIGHBOURS]
+    images = [queries.load([query]), pool.load(mining.index[chosen])]
+    texts = [queries.id[query], *(f'{d:.3g}' for d in mining.distance[chosen])]
     for ax, image, text in zip(
       column, np.concatenate(images), texts, strict=False
     ):
@@ -68,8 +68,8 @@ def features(
   if len(tiles) > MOST:
     draw = np.random.default_rng(0).permutation(len(tiles))[:MOST]
     tiles = tiles.take(np.sort(draw))
-  found = {name: model.predict(tiles) for name, model in models.items()}
-  prob = next(iter(found.values()))[0][:, POSITIVE]
+  output = {name: model.predict(tiles) for name, model in models.items()}
+  prob = next(iter(output.values()))[0][:, POSITIVE]
   positive = tiles.label == POSITIVE
   wrong = ~positive & (prob >= 0.5)
   kinds = {
@@ -81,8 +81,8 @@ def features(
   perplexity = min(_PERPLEXITY, (len(tiles) - 1) / 3)
   tsne = manifold.TSNE(perplexity=perplexity, init='pca', random_state=0)
   axes = drawing.subplots(1, len(models))
-  for ax, (name, (_, held)) in zip(axes, found.items(), strict=True):
-    place = tsne.fit_transform(held)
+  for ax, (name, (_, x)) in zip(axes, output.items(), strict=True):
+    place = tsne.fit_transform(x)
     for label, (rows, color) in kinds.items():
       ax.scatter(*place[rows].T, 14, color=color, lw=0, alpha=0.8, label=label)
     ax.set(xticks=[], yticks=[], title=f'{name} model')

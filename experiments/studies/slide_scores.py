@@ -79,12 +79,12 @@ def score(
     return _load(path, settings)
   places = np.argwhere(mask)[:, ::-1] * stride + stride // 2 - patch // 2
   places = places.clip(0, (slide.width - patch, slide.height - patch))
-  found = [
+  batches = [
     score_batch(some)
     for some in windows(slide, places, size=patch, batch=batch)
   ]
   scores = np.zeros(mask.shape, np.float32)
-  scores[mask] = np.concatenate(found)[: len(places)]
+  scores[mask] = np.concatenate(batches)[: len(places)]
   if not np.isfinite(scores).all():
     raise ScoreError(
       f'{slide.path.name}: scores of patches are not finite. Look at the'
@@ -175,15 +175,15 @@ def detections(
   """
   y, x = np.nonzero(scores > stop)
   order = np.lexsort((y, x, -scores[y, x]))
-  free, found = np.ones(scores.shape, bool), []
+  free, peaks = np.ones(scores.shape, bool), []
   for row, column in zip(y[order].tolist(), x[order].tolist(), strict=True):
     if free[row, column]:
-      found.append((scores[row, column], column, row))
+      peaks.append((scores[row, column], column, row))
       low = max(row - radius, 0), max(column - radius, 0)
       free[low[0] : row + radius, low[1] : column + radius] = False
-  found = np.array(found, float).reshape(-1, 3)
-  found[:, 1:] = (found[:, 1:] + 0.5) * stride
-  return found
+  peaks = np.array(peaks, float).reshape(-1, 3)
+  peaks[:, 1:] = (peaks[:, 1:] + 0.5) * stride
+  return peaks
 
 
 def write_tiff(
@@ -210,10 +210,12 @@ def _load(path: pathlib.Path, settings: dict) -> np.ndarray:
   """Returns scores made with these settings."""
   try:
     with np.load(path, allow_pickle=False) as file:
-      scores, found = file['scores'], json.loads(str(file['settings']))
+      scores, before = file['scores'], json.loads(str(file['settings']))
   except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as e:
     raise ScoreError(f'{path}: cannot be read ({e}). Remove it.') from e
-  if differ := [name for name in settings if settings[name] != found.get(name)]:
+  if differ := [
+    name for name in settings if settings[name] != before.get(name)
+  ]:
     raise ScoreError(
       f'{path}: made with another {", ".join(differ)}. Remove it, or choose'
       ' another --exp_code.'

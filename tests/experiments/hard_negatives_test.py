@@ -1,181 +1,103 @@
-"""The script of hard negatives on files, with a network that sees colours."""
+"""Hard negatives: tiles, what is trained and tested on what, the tables."""
 
 import csv
-import zipfile
+import itertools
 
-from colour_network import Colours
 import numpy as np
 from PIL import Image
 import pytest
-from sklearn import metrics as reference
 
+from data import labelled_tiles
 from data.labelled_tiles import TileError
+from data.splits import PARTS
 from experiments import hard_negatives
+from experiments.evaluation.tables import HERE, INTERVAL, Table
+from experiments.patches import tiles as patch_tiles
+from experiments.patches.study import File, Study
+from experiments.patches.training import Training
+from experiments.run import results
 from experiments.studies import hard_negatives as hn
-from experiments.studies.hard_negatives import Data, Mining
-from kmil_jax import models
+from experiments.studies.hard_negatives import Data, Mining, Setting
+from kmil_jax.types import PatchRecipe
 
-# Few negatives of annotated patients look nearly like positives.
-NEGATIVE, POSITIVE, HARD = (150, 110, 190), (220, 90, 120), (215, 140, 125)
-MINING = Mining(alpha=2, fractions=(0.5, 0.25, 0.25))
+NOWHERE = {'tiles_dir': None, 'pool_dir': None}
 
 
-def save(path, colour, rng=None, size=16):
-  rng = rng or np.random.default_rng(len(str(path)))
-  shape = (size, size, 3)
-  tile = np.array(colour) + rng.normal(0, 8, 3) + rng.normal(0, 5, shape)
+def save(path, size=16):
+  """Writes a tile that no other path has."""
+  pixels = np.random.default_rng([*path.name.encode()])
   path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
+  Image.fromarray(pixels.integers(0, 256, (size, size, 3), np.uint8)).save(path)
 
 
-def write(root, classes=('neg', 'pos')):
-  """Ten annotated patients and a pool of four; returns ids of hard tiles."""
-  rng, hard = np.random.default_rng(0), set()
-  for patient in range(10):
-    for i in range(4):
-      name = root / 'tiles' / classes[1] / f'p{patient}_{i}.png'
-      save(name, POSITIVE, rng)
-    for i in range(6):
-      name = root / 'tiles' / classes[0] / f'p{patient}_{i}.png'
-      save(name, NEGATIVE if i else HARD, rng)
-  for patient in range(4):
-    for i in range(25):
-      rare = rng.random() < 0.2
-      save(root / f'pool/w{patient}_{i}.png', HARD if rare else NEGATIVE, rng)
-      if rare:
-        hard.add(f'w{patient}_{i}.png')
-  return hard
+@pytest.fixture
+def root(tmp_path):
+  """Ten annotated patients with four positives of ten, and a pool of four."""
+  for patient, i in itertools.product(range(10), range(10)):
+    save(tmp_path / 'tiles' / ('pos', 'neg')[i > 3] / f'p{patient}_{i}.png')
+  for patient, i in itertools.product(range(4), range(25)):
+    save(tmp_path / f'pool/w{patient}_{i}.png')
+  return tmp_path
 
 
-def opened(root, mining=MINING, **about):
+def opened(root, **about):
   about = {'tiles_dir': root / 'tiles', 'pool_dir': root / 'pool'} | about
+  mining = Mining(alpha=2, fractions=(0.5, 0.25, 0.25))
   return hn.open_material(Data(**about), mining, 0, root)
 
 
-def read(path):
-  with path.open(newline='') as f:
-    return list(csv.DictReader(f))
-
-
-def run(root, *flags):
-  """Runs the script on what `write` wrote."""
-  where = {'tiles_dir': 'tiles', 'pool_dir': 'pool', 'results_dir': ''}
-  paths = [f'--{flag}={root / name}' for flag, name in where.items()]
-  recipe = (
-    '--seeds=1 --alpha=6 --fractions=0.4,0.4,0.2 --batch=4 --input_size=16'
-    ' --epochs=8 --lr=0.02 --select=last --augment=none'
-  )
-  paths.append(f'--cache_dir={root / "cache"}')
-  hard_negatives.main(['hard_negatives', *paths, *recipe.split(), *flags])
-
-
-def test_from_files_to_tables_and_figures(tmp_path, monkeypatch, capsys):
-  monkeypatch.setitem(models.CLASSIFIERS, 'resnet18', Colours)
-  monkeypatch.setattr(hn.pictures, 'ONE_CELL', 0)  # It has no stages.
-  hard = write(tmp_path)
-  run(tmp_path)
-  shown = capsys.readouterr().out
-  folder = tmp_path / 'hard_negatives_s2023'
-  report = (folder / 'report.md').read_bytes()
-  weights = sorted(folder.rglob('model.safetensors'))
-  made = [path.stat().st_mtime_ns for path in weights]
-  run(tmp_path)  # Finished networks are loaded: the same again.
-  assert (folder / 'report.md').read_bytes() == report
-  assert [path.stat().st_mtime_ns for path in weights] == made
-  assert len(made) == 4
-  assert 'alpha 6 (20), ' in shown and 'Table 2.' in shown
-  assert 'phantom' not in shown
-  rows = {row['choice']: row for row in read(folder / 'models.csv')}
-  assert len(rows) == len(made)
-  share = {}
-  for choice, row in rows.items():
-    alpha = '' if choice == 'weak' else '_6'
-    at = folder / f'seed_2023/all_100/{choice}{alpha}'
-    tested = read(at / 'predictions.csv')
-    label = [r['label'] == '1' for r in tested]
-    prob = [float(r['prob_positive']) for r in tested]
-    auroc = reference.roc_auc_score(label, prob)
-    assert float(row['auroc']) == pytest.approx(auroc, abs=1e-6)
-    if choice != 'weak':
-      mined = [r['tile'] for r in read(at / 'mined.csv')]
-      assert int(row['mined']) == len(set(mined)) == len(mined) > 5
-      share[choice] = np.mean([m in hard for m in mined])
-  # A weak model's false positives lead to their like.
-  assert min(share['l2'], share['cosine']) > 2 * share['random'], share
-  for name in ('mined', 'tsne', 'grad_cam'):
-    assert (folder / f'figures/{name}.png').stat().st_size > 5000
+def rows_of(path):
+  with path.open(newline='') as file:
+    return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
   'flags,message',
   [
-    (['--pool_share=0.2'], '--pool_share requires --tiles_zip'),
-    (['--tiles_zip=a', '--tiles_csv=b'], 'exclude each other'),
-    (['--table='], '--table is empty'),
-    (['--fractions=0.5,0.5,0'], 'three numbers above 0'),
-    (['--alpha=1000'], 'alpha=1000 is more than the 100 tiles of the pool'),
-    (['--alpha=1000', '--check'], 'alpha=1000 is more than the 100 tiles'),
+    ('--tiles_zip=a --tiles_csv=b', 'exclude each other'),
+    ('--table=', '--table is empty'),
+    ('--fractions=0.5,0.5,0', 'three numbers above 0'),
+    ('--alpha=1000 --check', 'alpha=1000 is more than the 100 tiles'),
   ],
 )
-def test_what_cannot_be_done_is_refused_at_once(tmp_path, flags, message):
-  write(tmp_path)
+def test_what_cannot_be_done_is_refused_at_once(root, flags, message):
+  where = {'tiles_dir': 'tiles', 'pool_dir': 'pool', 'results_dir': ''}
+  paths = [f'--{flag}={root / name}' for flag, name in where.items()]
   with pytest.raises(SystemExit, match=message):
-    run(tmp_path, *flags)
-  assert not list(tmp_path.rglob('config.json'))
+    hard_negatives.main(['hard_negatives', *paths, *flags.split()])
+  assert not list(root.rglob('config.json'))
 
 
-def test_a_phantom_has_no_class_to_choose():
-  with pytest.raises(SystemExit, match='--positive requires --tiles_dir or'):
-    hard_negatives.main(['hard_negatives', '--positive=x'])
-
-
-def test_folders_are_annotated_tiles_and_a_pool_of_negatives(tmp_path):
-  write(tmp_path, ('normal', 'invasion'))
-  found = opened(tmp_path, positive='invasion')
+def test_folders_are_annotated_tiles_and_a_pool_of_negatives(root):
+  found = opened(root, positive='neg')
   sets = found.sets
-  assert sets['pool'].classes == sets['test'].classes == ('normal', 'invasion')
-  assert not sets['pool'].label.any() and found.annotated.label.sum() == 40
+  assert sets['pool'].classes == sets['test'].classes == ('pos', 'neg')
+  assert not sets['pool'].label.any() and found.annotated.label.sum() == 60
   assert set(sets['pool'].group) == {f'w{i}' for i in range(4)}
   assert not set(sets['pool'].id) & set(found.annotated.id)
   assert not len(found.hard) and not found.is_phantom
-  with pytest.raises(TileError, match='--positive=pos: the classes are inv'):
-    opened(tmp_path, positive='pos')
 
 
-@pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'p3/x.png'])
-def test_a_pool_of_annotated_patients_is_refused(tmp_path, name):
-  write(tmp_path)
-  save(tmp_path / 'pool' / name, HARD)
+@pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'new/p3/x.png'])
+def test_a_pool_of_annotated_patients_is_refused(root, name):
+  save(root / 'pool' / name)
   with pytest.raises(TileError, match=r'patients of annotated tiles.*: p3\.'):
-    opened(tmp_path)
+    opened(root)
 
 
-def test_tiles_that_cannot_be_used_are_named(tmp_path):
-  write(tmp_path)
-  for path in (tmp_path / 'pool').iterdir():
-    save(path, HARD, size=12)
+def test_a_pool_is_of_the_size_of_the_annotated_tiles(root):
+  for path in (root / 'pool').iterdir():
+    save(path, size=12)
   with pytest.raises(TileError, match='pool: sets of different size'):
-    opened(tmp_path)
-  save(tmp_path / 'tiles/third/p0_0.png', HARD)
-  with pytest.raises(TileError, match='classes neg, pos, third; two are need'):
-    opened(tmp_path)
+    opened(root)
 
 
-def test_of_a_zip_file_the_negatives_of_some_patients_are_the_pool(tmp_path):
-  rows = [('patient', 'x', 'y', 'label', 'zip_path')]
-  with zipfile.ZipFile(tmp_path / 'tiles.zip', 'w') as archive:
-    for p in range(10):
-      for label in '0011':
-        name = f'{p}_{len(rows)}.png'
-        save(tmp_path / name, HARD)
-        archive.write(tmp_path / name, name)
-        rows.append((p, len(rows), 0, label, name))
-  with (tmp_path / 'tiles.csv').open('w', newline='') as f:
-    csv.writer(f).writerows(rows)
-  where = {
-    f'tiles_{kind}': tmp_path / f'tiles.{kind}' for kind in ('zip', 'csv')
-  }
-  where |= {'tiles_dir': None, 'pool_dir': None}
+def test_of_a_zip_file_the_negatives_of_some_patients_are_the_pool(
+  tmp_path, monkeypatch
+):
+  tiles = drawn('p', groups=10, each=4, positives=2)
+  monkeypatch.setattr(hn.tile_sources, 'from_zip', lambda *_: tiles)
+  where = {'tiles_zip': 'a', 'tiles_csv': 'b', **NOWHERE}
   found = opened(tmp_path, **where, pool_share=0.3)
   pool = found.sets['pool']
   assert len(set(pool.group)) == 3 and len(pool) == 6
@@ -193,14 +115,244 @@ def test_the_phantom_is_rendered_once_and_knows_what_is_hard(
   for name, about in hn.PHANTOM.items():
     small = about | {'patients': 6, 'patches': 20}
     monkeypatch.setitem(hn.PHANTOM, name, small)
-  find = lambda: hn.open_material(Data(), MINING, 0, tmp_path)
-  found = find()
+  found = opened(tmp_path, **NOWHERE)
   tiles, pool = found.annotated, found.sets['pool']
   assert found.is_phantom and len(tiles) == len(pool) == 120
   assert not set(tiles.group) & set(pool.group) and not pool.label.any()
   hard = np.isin(tiles.id, found.hard)
   assert hard.any() and not (hard & (tiles.label == 1)).any()
   monkeypatch.setattr(hn.invasion, 'make', None)
-  again = find()
-  np.testing.assert_array_equal(again.annotated.pixels, tiles.pixels)
-  np.testing.assert_array_equal(again.hard, found.hard)
+  assert opened(tmp_path, **NOWHERE).inputs == found.inputs
+
+
+def drawn(name, *, groups, each, positives):
+  """Tiles of 2 x 2 pixels; the first of each group are positive."""
+  rng = np.random.default_rng([*name.encode()])
+  n = groups * each
+  return labelled_tiles.from_arrays(
+    rng.integers(0, 256, (n, 2, 2, 3), np.uint8),
+    np.tile(np.arange(each) < positives, groups),
+    np.repeat([f'{name}{g}' for g in range(groups)], each),
+    ('neg', 'pos'),
+    ids=[f'{name}/{i}' for i in range(n)],
+  )
+
+
+class Stub:
+  """Calls dark tiles positive; features are the pixels."""
+
+  recipe = PatchRecipe(input_size=64)
+
+  def predict(self, tiles):
+    pixels = tiles.load(np.arange(len(tiles))).reshape(len(tiles), -1)
+    prob = np.where(tiles.label == 1, 0.9, 1 - pixels.mean(1) / 255)
+    return np.stack([1 - prob, prob], 1), pixels.astype(np.float32)
+
+  def grad_cam(self, tiles, target, layer):
+    assert layer is None and (target == 1).all()
+    return np.zeros((len(tiles), 2, 2))
+
+
+ANNOTATED = drawn('case', groups=12, each=10, positives=3)
+POOL = drawn('pool', groups=6, each=50, positives=0)
+
+
+@pytest.fixture
+def begin(tmp_path, monkeypatch):
+  """Begins a study: itself, its material, and its trainings by folder."""
+
+  def begin(*, hard=(), **changes):
+    trainings = {}
+
+    def train(folder, name, *, train, val, seed, **about):
+      assert folder.path == tmp_path
+      trainings.setdefault(name, []).append((train, val, seed))
+      return Stub()
+
+    monkeypatch.setattr(hn.training, 'train', train)
+    split = patch_tiles.split(ANNOTATED, (0.5, 0.25, 0.25), seed=0)
+    sets = dict(zip(PARTS, map(ANNOTATED.take, split), strict=True))
+    sets['pool'] = POOL
+    material = hn.Material(ANNOTATED, sets, np.array(hard, str), '', False)
+    mining = Mining(alpha=3, seeds=2, **{'threshold': 0.55} | changes)
+    recipe = {'mining': mining, 'resnet18': None}
+    study = Study(results.Folder(tmp_path), recipe, seed=0)
+    return study, material, trainings
+
+  return begin
+
+
+@pytest.fixture
+def models(begin):
+  study, material, trainings = begin()
+  found = hn.Models(study, material, Training())
+  found.trainings = trainings
+  return found
+
+
+def ids(tiles):
+  return set(tiles.id.tolist())
+
+
+def test_what_is_mined_joins_the_training_part_alone(models, tmp_path):
+  parts = [ids(models.sets[part]) for part in PARTS]
+  assert set.union(*parts) == ids(ANNOTATED)
+  groups = [set(models.sets[part].group) for part in PARTS]
+  assert sum(map(len, groups)) == len(set.union(*groups))
+  for choice, alpha in (('weak', 0), ('l2', 2), ('cosine', 9), ('random', 9)):
+    setting = Setting(0, choice, alpha)
+    assert len(models.prob(setting)) == len(parts[2])
+    tested = rows_of(tmp_path / setting.name / 'predictions.csv')
+    assert {row['tile'] for row in tested} == parts[2]
+    ((train, val, _),) = models.trainings[setting.name]
+    mined = set()
+    if choice != 'weak':
+      mined = set(POOL.id[models.mined(setting).index])
+      assert mined
+    assert ids(val) == parts[1] and ids(train) == parts[0] | mined
+    assert not train.label[np.isin(train.id, POOL.id)].any()
+
+
+def test_false_positives_of_validation_mine_their_neighbours(models, tmp_path):
+  setting, val = Setting(0, 'l2', 4), models.sets['val']
+  prob, features = Stub().predict(val)
+  wrong = np.flatnonzero((val.label == 0) & (prob[:, 1] >= 0.55))
+  np.testing.assert_array_equal(models.searched(setting.weak)[0], wrong)
+  assert 0 < len(wrong) < (val.label == 0).sum()
+  of_pool = Stub().predict(POOL)[1]
+  away = features[wrong][:, None] - of_pool[None]
+  order = np.argsort(np.linalg.norm(away, axis=2), 1)
+  want = set(POOL.id[order[:, :4]].ravel().tolist())
+  found = models.scores(setting)
+  assert (found['mined'], found['false_positives']) == (len(want), len(wrong))
+  # The control has as many, and others.
+  control = Setting(0, 'random', 4)
+  assert models.scores(control)['mined'] == len(want)
+  assert set(POOL.id[models.mined(control).index]) != want
+  # The record names both ends of every choice.
+  rows = rows_of(tmp_path / setting.name / 'mined.csv')
+  assert {row['tile'] for row in rows} == want
+  assert {row['false_positive'] for row in rows} <= set(val.id[wrong])
+  # The pool's features are computed once.
+  path = tmp_path / setting.weak.name / 'pool_features.npy'
+  np.testing.assert_array_equal(np.load(path), of_pool)
+  np.save(path, of_pool + 1)
+  models.searched.cache_clear()
+  again = models
+  assert again.searched(setting.weak)[2][0, 0] == of_pool[0, 0] + 1
+
+
+def test_the_annotated_part_is_reduced_before_mined_tiles_join(models):
+  for of, want in (('all', [30, 30]), ('positives', [100, 30])):
+    setting = Setting(0, 'l2', 3, share=30, of=of)
+    models.prob(setting)
+    weak, strong = (
+      models.trainings[s.name][0][0] for s in (setting.weak, setting)
+    )
+    assert ids(strong) == ids(weak) | set(POOL.id[models.mined(setting).index])
+    for c, per_cent in enumerate(want):
+      whole = (models.sets['train'].label == c).sum()
+      assert (weak.label == c).sum() == round(whole * per_cent / 100)
+  shares = [
+    ids(hn.reduced(ANNOTATED, Setting(0, share=s), 0)) for s in (1, 30, 70, 100)
+  ]
+  assert all(a < b for a, b in itertools.pairwise(shares))
+  assert len(shares[0]) == 2  # One of each class.
+
+
+def test_every_model_of_all_tables_is_trained_once(begin):
+  study, material, trainings = begin(table=(2, 3, 4, 5), hard=POOL.id[:150])
+  found = list(hn.stages(study, material, Training()))
+  # Per seed: 9 weak ones; l2 at 3 and at the paper's 5 alphas, cosine, random;
+  # and l2 at 4 shares of all and of the positives.
+  assert len(trainings) == 2 * (9 + 6 + 2 + 8)
+  tables = {one.name: one for one in found if isinstance(one, Table)}
+  assert list(tables) == [*('table_2', 'table_3', 'table_4', 'table_5')]
+  files = {one.name: one.content for one in found if isinstance(one, File)}
+  summary = files['summary.json']
+  assert len(summary) == len(trainings)
+  for name in ('figure_4', 'mined', 'tsne', 'grad_cam'):
+    study.folder.write('drawn.png', files[f'figures/{name}.png'])
+    with Image.open(study.folder.at('drawn.png')) as image:
+      assert np.asarray(image.convert('L')).std() > 5
+  strong = next(one for one in summary if one['choice'] == 'l2')
+  assert 0 < strong['mined_hard'] < 1 and strong['auroc_hard'] is None
+  # The paper's lines, and ours: weak, strong and their relative change.
+  lines = {row.labels: row.lines for row in tables['table_4'].rows}
+  assert list(lines) == [
+    (s, kind) for s in hn.SHARES for kind in ('weak', 'strong', 'delta')
+  ]
+  here, std, paper, paper_std = lines[70, 'strong'].values()
+  assert paper[:5] == [0.9563, 0.9178, 0.9171, 0.8083, 0.9448]
+  assert paper_std[:5] == [0.01, 0.01, 0.02, 0.07, 0.01]
+  auroc = [
+    one['auroc']
+    for one in summary
+    if (one['share'], one['of'], one['choice']) == (70, 'all', 'l2')
+  ]
+  assert here[0] == np.mean(auroc) and std[0] == np.std(auroc, ddof=1)
+  weak, delta = lines[70, 'weak'][HERE], lines[70, 'delta'][HERE]
+  assert delta[0] == pytest.approx(here[0] / weak[0] - 1)
+
+
+def test_without_false_positives_the_strong_model_is_the_weak_one(begin):
+  study, material, trainings = begin(threshold=0.999)
+  found = list(hn.stages(study, material, Training()))
+  assert sorted(trainings) == [f'seed_{i}/all_100/weak' for i in (0, 1)]
+  assert sum('Lower the threshold' in str(one) for one in found) == 2
+  assert not [one for one in found if getattr(one, 'name', '').endswith('png')]
+  (table,) = (one for one in found if getattr(one, 'name', '') == 'table_2')
+  lines = {row.labels: row.lines[HERE] for row in table.rows}
+  assert lines['l2', 'strong'] == lines['l2', 'weak']
+  assert 'auroc_hard' not in table.columns  # Nobody knows which are hard.
+
+
+def test_scores_know_both_thresholds_and_hard_tiles(models):
+  test = models.sets['test']
+  prob = np.resize([0.9, 0.3], len(test))  # Half of the positives.
+  prob[test.label == 0] = np.resize([0.6, 0.2, 0.05], (test.label == 0).sum())
+  models.prob, models.hard = lambda _: prob, (test.label == 0) & (prob == 0.6)
+  high, share = (prob[test.label == 1] == 0.9).mean(), (test.label == 1).mean()
+  wanted = {
+    'sensitivity': high,
+    'sensitivity_low': 1,
+    'specificity': 2 / 3,
+    'specificity_low': 1 / 3,
+    'specificity_at': 2 / 3,
+    'f1_micro': share * high + (1 - share) * 2 / 3,  # The accuracy.
+    'auroc_hard': high,
+  }
+  values = models.scores(Setting(0))
+  assert [*values] == [*hn.COLUMNS]
+  assert {name: values[name] for name in wanted} == pytest.approx(wanted)
+
+
+def test_differences_are_paired_by_seed(models):
+  rng = np.random.default_rng(7)
+  positive = models.sets['test'].label == 1
+  noise = rng.normal(0, 0.2, (2, len(positive)))
+  gain = {'weak': 0.1, 'l2': 0.4, 'cosine': 0.4, 'random': 0.4}
+  models.prob = lambda s: noise[s.seed] + gain[s.choice] * positive
+  models.mined = lambda s: hn.search.Mined(*np.zeros((3, 0), int))
+  models.hard = ~positive & (np.arange(len(positive)) % 2 == 0)
+  groups = hn._groups(2, models.mining, (0, 1))
+  settings = [*itertools.chain(*groups.values())]
+
+  def differences():
+    pairs = settings + [s.weak for s in settings]
+    rows = hn._table(2, groups, {s: models.scores(s) for s in pairs}, models)
+    return {row.labels: row.lines for row in rows.rows[-2:]}
+
+  before = differences()
+  same, better = before['l2', 'minus random'], before['l2', 'minus weak']
+  assert same[HERE][0] == 0 and np.isnan(same[INTERVAL][0]).all()
+  low, high = better[INTERVAL][0]
+  assert 0 < low < better[HERE][0] < high
+  assert better[INTERVAL][1] is None  # Of AUROC alone.
+  # Among positives and hard tiles alone, the others count for nothing.
+  noise[:, ~positive & ~models.hard] += 5
+  after = differences()['l2', 'minus weak']
+  hard = list(hn.COLUMNS).index('auroc_hard')
+  for line in (HERE, INTERVAL):
+    assert after[line][hard] == better[line][hard]
+    assert after[line][0] != better[line][0]

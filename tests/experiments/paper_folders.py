@@ -63,13 +63,19 @@ def value(command, flag):
 
 
 class Commands:
-  """Stands for the subprocesses: keeps their commands, writes their results."""
+  """Stands for the subprocesses: keeps their commands, writes their results.
+
+  `status` returns what the command of a number, from 1, ends with.
+  """
 
   def __init__(self):
-    self.seen = []
+    self.seen, self.status = [], lambda count: 0
 
   def __call__(self, command, **_):
     self.seen.append(command[1:])
+    status = self.status(len(self.seen))
+    if status or '--check' in command:
+      return types.SimpleNamespace(returncode=status)
     results = pathlib.Path(value(command, '--results_dir'))
     if 'experiments.ablations' in command:
       for i, name in enumerate(ablation.SETTINGS):

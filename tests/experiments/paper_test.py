@@ -1,31 +1,45 @@
-"""The paper's tables: what is run for them, and each number in its place."""
+"""The paper's tables and figures: what is run, and each number in its place."""
 
 import csv
 
+import feature_folder
+from matplotlib import figure
 import numpy as np
 import paper_folders
-from paper_folders import K, run
+from paper_folders import K, run, value
+from PIL import Image
 import pytest
 
 from experiments import papers
 from experiments.bags import ablation
 from experiments.evaluation import comparison, predictions
-from experiments.papers import runs
+from experiments.evaluation.predictions import Predictions
+from experiments.evaluation.tables import (
+  INTERVAL,
+  MEAN,
+  STD,
+  Published,
+  Row,
+  Table,
+)
+from experiments.papers import figures, runs
 from experiments.papers.tables import MODELS
-from kmil_jax import cost, intervals, metrics
+from kmil_jax import cost, metrics
 
 COLUMNS = {'ACC': 'accuracy', 'F1 score': 'f1_macro', 'AUROC': 'auroc'}
-POOLED = 'here, all folds pooled'
-MEAN = 'here, mean of folds'
-ENDS = ('low', 'high')  # of an interval
+WHOLE = {
+  'internal': 'here, all folds pooled',
+  'external': 'here, mean probability',
+}
 PAPER = papers.read('zheng')
 
 
 @pytest.fixture
 def commands(monkeypatch):
-  made = paper_folders.Commands()
-  monkeypatch.setattr(runs.subprocess, 'run', made)
-  return made
+  """Stands for the commands, which end at once and leave drawn results."""
+  drawn = paper_folders.Commands()
+  monkeypatch.setattr(runs.subprocess, 'run', drawn)
+  return drawn
 
 
 def read_csv(folder, name):
@@ -33,181 +47,274 @@ def read_csv(folder, name):
     return list(csv.DictReader(f))
 
 
-def line(rows, source, *labels):
-  """The one line of a table that begins with these labels."""
-  (found,) = [
-    row
-    for row in rows
-    if row['from'].startswith(source)
-    and tuple(row.values())[: len(labels)] == labels
-  ]
-  return found
-
-
 def results(folder):
   return comparison.read(folder, folder.name)
 
 
-def scores(p):
-  values = metrics.evaluate(p.label, p.prob)
-  return [values[name] for name in COLUMNS.values()]
+def cells(p, classes):
+  """Returns what a table may hold of predictions, by column."""
+  found = metrics.evaluate(p.label, p.prob)
+  values = {column: found[name] for column, name in COLUMNS.items()}
+  values['balanced ACC'] = found['class_recall'].mean()
+  for kind in ('recall', 'precision'):
+    for name, share in zip(classes, found[f'class_{kind}'], strict=True):
+      values[f'{kind}: {name}'] = 100 * share
+      if kind == 'recall':
+        values[f'ACC: {name}'] = share
+  return values
 
 
-def assert_values(row, expected, columns=tuple(COLUMNS), width=2e-6):
-  values = [float(row[name]) for name in columns]
-  assert values == pytest.approx(list(expected), abs=width)
+def lines_of(run, cohort, columns):
+  """Returns what stands in the lines of a run, by line and column."""
+  whole, parts = run.test(), [p['test'] for p in run.folds.values()]
+  if cohort == 'external':
+    parts = predictions.read_external(run.folder, run.classes).values()
+    whole = run.external()
+  whole, *parts = (cells(p, run.classes) for p in (whole, *parts))
+  each = {c: [part[c] for part in parts] for c in columns if c in whole}
+  return {
+    WHOLE[cohort]: whole,
+    MEAN: {c: np.nanmean(values) for c, values in each.items()},
+    STD: {
+      c: np.std([x for x in values if np.isfinite(x)], ddof=1)
+      for c, values in each.items()
+    },
+  }
 
 
-def assert_published(rows, table, *labels, key=None):
-  row = line(rows, 'Zheng et al. 2024', *labels)
-  for column, value in PAPER[table].values[key or labels].items():
-    assert float(row[column]) == value
+def assert_cells(row, columns, values):
+  """What is not defined is a cell that is empty."""
+  held = [float(row[column] or 'nan') for column in columns]
+  wanted = [values.get(column, np.nan) for column in columns]
+  assert held == pytest.approx(wanted, rel=1e-5, abs=2e-6, nan_ok=True)
 
 
-def test_table_1_runs_the_five_models_and_counts_their_hits(
-  commands, tmp_path, capsys
+@pytest.mark.parametrize(
+  ('flags', 'names', 'external'),
+  [
+    ('--table=1', [*MODELS], False),
+    ('--table=2 --models=kmil,transmil', ['transmil', 'kmil'], True),
+    ('--table=6', [*'abc'], False),
+    ('--figure=2', [*MODELS], False),
+    ('--figure=3 --models=kmil,dsmil', ['dsmil', 'kmil'], True),
+    ('--figure=4', [*'abc'], True),
+  ],
+)
+def test_numbers_are_those_of_the_runs(
+  commands, tmp_path, capsys, flags, names, external
 ):
-  run('--table=1', K, '--epochs=7', f'--results_dir={tmp_path}')
-  fixed = '-m experiments.kmil --model={} --task=origin --heat_maps=0'
   given = [K, f'--results_dir={tmp_path}', '--epochs=7']
-  seen = [[*command[:5], *sorted(command[5:])] for command in commands.seen]
-  assert seen == [[*fixed.format(m).split(), *sorted(given)] for m in MODELS]
+  run(*flags.split(), *given)
+  given += ['--external_phantom=True'] * external
+  about = [(n, 'origin') if n in MODELS else ('kmil', n) for n in names]
+  fixed = '-m experiments.kmil --model={} --task={} --heat_maps=0'
+  assert [[*c[:5], *sorted(c[5:])] for c in commands.seen] == [
+    [*fixed.format(*one).split(), *sorted(given)] for one in about
+  ]
+  name = flags.split()[0].strip('-').replace('=', '_')
   out, err = capsys.readouterr()
-  assert err.count('$ python -m experiments.kmil') == 5
-  assert 'the phantom cohort, 60 slides of 30 cases; ' in out
+  assert out == (tmp_path / f'paper_s2023/{name}.md').read_text()
+  assert err.count('$ python -m experiments.kmil') == len(names)
+  assert 'the phantom cohort, ' in out and '60 slides of 30 cases' in out
   assert '--epochs=7' in out and 'nothing about the accuracy' in out
-  rows = read_csv(tmp_path, 'table_1')
-  for model, shown in MODELS.items():
-    found = results(tmp_path / f'{model}_origin_s2023')
-    tests = [found.test(), *(parts['test'] for parts in found.folds.values())]
-    for kind in ('recall', 'precision'):
-      pooled, *by_fold = (
-        100 * metrics.evaluate(p.label, p.prob)[f'class_{kind}'] for p in tests
-      )
-      columns = [f'{kind}: {name}' for name in found.classes]
-      assert_values(line(rows, POOLED, shown), pooled, columns, 1e-4)
-      mean = np.nanmean(by_fold, axis=0)
-      assert_values(line(rows, MEAN, shown), mean, columns, 1e-4)
-      low, high = (line(rows, f'95 % interval, {e}', shown) for e in ENDS)
-      for column, value in zip(columns, pooled, strict=True):
-        assert float(low[column]) <= value <= float(high[column])
-    assert_published(rows, 'table_1', shown)
-    # The paper's value stands beside what it may be compared with.
-    own = [row['from'] for row in rows if row['model'] == shown]
-    assert own[0] == MEAN and own[1].startswith('Zheng et al. 2024, Table 1')
-
-
-def test_table_2_tells_folds_from_their_mean(commands, tmp_path, capsys):
-  run('--table=2', K, '--models=kmil,transmil', f'--results_dir={tmp_path}')
-  assert [c[2] for c in commands.seen] == ['--model=transmil', '--model=kmil']
-  assert all('--external_phantom=True' in c for c in commands.seen)
-  text = capsys.readouterr().out
-  assert 'likely an error of copying' in text and 'external: 16 slides' in text
-  rows = read_csv(tmp_path, 'table_2')
-  for model in ('transmil', 'kmil'):
-    found, shown = results(tmp_path / f'{model}_origin_s2023'), MODELS[model]
-    parts = predictions.read_external(found.folder, found.classes)
-    each = np.array([scores(p) for p in parts.values()])
-    assert_values(line(rows, MEAN, shown), each.mean(0))
-    assert_values(line(rows, 'std over', shown), each.std(0, ddof=1))
-    whole = line(rows, 'here, mean probability', shown)
-    assert_values(whole, scores(found.external()))
-    assert_published(rows, 'table_2', shown)
+  assert ('(external: 16 slides of 8 cases)' in out) == external
+  is_wide = name in ('figure_3', 'figure_4')
+  cohorts = [*WHOLE] if is_wide else [[*WHOLE][name == 'table_2']]
+  rows = {}
+  for row in read_csv(tmp_path, name):
+    *labels, source = [*row.values()][: 2 + is_wide]
+    columns = [*row][2 + is_wide :]
+    rows[*labels, source] = row
+  for (key, task), label in zip(about, names, strict=True):
+    one = results(tmp_path / f'{key}_{task}_s2023')
+    for cohort in cohorts:
+      labels = MODELS.get(label, label.upper()), *[cohort] * is_wide
+      wanted = lines_of(one, cohort, columns)
+      known = PAPER[name].values.get(labels)
+      if known:
+        wanted[PAPER[name].source] = known
+      for source, values in wanted.items():
+        assert_cells(rows.pop((*labels, source)), columns, values)
+      for end, sign in (('low', 1), ('high', -1)):
+        row = rows.pop((*labels, f'95 % interval, {end}'))
+        for column in filter(row.get, columns):
+          value = wanted[WHOLE[cohort]][column]
+          assert sign * float(row[column]) <= sign * value
+  assert not rows
+  if name.startswith('figure'):
+    with Image.open(tmp_path / f'paper_s2023/{name}.png') as picture:
+      assert min(picture.size) > 1000
+      assert np.asarray(picture.convert('RGB')).std() > 10
 
 
 @pytest.mark.parametrize('number', [4, 5])
-def test_ablations_are_shown_in_both_orientations(
-  commands, tmp_path, capsys, number
-):
+def test_ablations_are_shown_in_both_orientations(commands, tmp_path, number):
   run(f'--table={number}', K, f'--results_dir={tmp_path}')
   ((*command, _, _),) = commands.seen
   assert command == ['-m', 'experiments.ablations']
-  text = capsys.readouterr().out
-  assert 'can only be a quantile' in text and 'paired resamples' in text
-  name = f'table_{number}'
-  rows, root = read_csv(tmp_path, name), tmp_path / 'ablations_origin_s2023'
-  first = results(root / 'all').test()
+  name, root = f'table_{number}', tmp_path / 'ablations_origin_s2023'
+  rows = {tuple(row.values())[:4]: row for row in read_csv(tmp_path, name)}
   # Which instances go, by the variance, as the released code ranks them.
   kinds = ('lowest', 'highest')[:: 1 if number == 4 else -1]
   for score, kind in zip(('var', 'one_minus_var'), kinds, strict=True):
     settings = getattr(ablation, f'TABLE_{number}')[score]
     assert [(f'{t:g}',) for t in settings] == [*PAPER[name].values]
     for t, setting in settings.items():
-      share = t if number == 4 else 1 - t
-      assert setting == (f'{kind}_{share:.2f}' if share else 'all')
-      p, labels = results(root / setting).test(), (score, f'{t:g}')
-      here = line(rows, POOLED, *labels)
-      assert_values(here, scores(p))
-      told = f'{kind} {100 * share:.0f} % of' if share else 'nothing'
-      assert here['dropped'].startswith(told)
-      assert_published(rows, name, *labels, key=labels[1:])
-      if not share:
-        continue
-      # It is compared with dropping nothing, on the same slides.
-      change = line(rows, 'here, minus nothing dropped', *labels)
-      assert_values(change, np.subtract(scores(p), scores(first)))
-      a, b = (intervals.replicates(x.label, x.prob, x.case) for x in (first, p))
-      draws = [b[metric] - a[metric] for metric in COLUMNS.values()]
-      bounds = np.nanpercentile(draws, [2.5, 97.5], 1)
-      for end, bound in zip(ENDS, bounds, strict=True):
-        own = line(rows, f'95 % interval of that, {end}', *labels)
-        assert_values(own, bound)
+      share, dropped = t if number == 4 else 1 - t, 'nothing'
+      wanted = lines_of(results(root / setting), 'internal', COLUMNS)
+      wanted[PAPER[name].source] = PAPER[name].values[f'{t:g}',]
+      if share:
+        dropped = f'{kind} {100 * share:.0f} % of the variance'
+        assert setting == f'{kind}_{share:.2f}'
+        # It is compared with dropping nothing, on the same slides.
+        pair = [results(root / x) for x in ('all', setting)]
+        change = {row['metric']: row for row in comparison.compare(pair)}
+        for source, key in (
+          ('here, minus nothing dropped', 'difference'),
+          ('95 % interval of that, low', 'ci_low'),
+          ('95 % interval of that, high', 'ci_high'),
+        ):
+          wanted[source] = {c: change[m][key] for c, m in COLUMNS.items()}
+      else:
+        assert setting == 'all'
+      for source, values in wanted.items():
+        row = rows[score, f'{t:g}', dropped, source]
+        assert_cells(row, COLUMNS, values)
 
 
-def test_table_6_has_true_aurocs_and_no_class_that_a_task_lacks(
-  commands, tmp_path, capsys
-):
-  run('--table=6', K, f'--results_dir={tmp_path}')
-  assert [c[3] for c in commands.seen] == ['--task=a', '--task=b', '--task=c']
-  text = capsys.readouterr().out
-  assert (tmp_path / 'paper_s2023' / 'table_6.md').read_text() == text
-  assert '0.8348 (B) and 0.9426 (C)' in text
-  rows = read_csv(tmp_path, 'table_6')
-  for task in 'abc':
-    found = results(tmp_path / f'kmil_{task}_s2023')
-    p, here = found.test(), line(rows, POOLED, task.upper())
-    assert_values(here, scores(p))
-    assert_published(rows, 'table_6', task.upper())
-    recalls = metrics.evaluate(p.label, p.prob)['class_recall']
-    assert_values(here, recalls, [f'ACC: {name}' for name in found.classes])
-    assert_values(here, [recalls.mean()], ['balanced ACC'])
-    classes = [c for c in here if c.startswith('ACC: ') and here[c]]
-    assert len(classes) == len(found.classes)
-
-
-def test_table_3_adds_up_both_stages(monkeypatch, tmp_path, capsys):
+def test_table_3_adds_up_both_stages(monkeypatch, tmp_path):
   monkeypatch.setattr(cost, 'flops', lambda *_: None)  # A backend without it.
   run('--table=3', '--models=kmil', f'--results_dir={tmp_path}')
-  rows = read_csv(tmp_path, 'table_3')
-  here = line(rows, 'here', 'KMIL')
+  here, _ = read_csv(tmp_path, 'table_3')
   # ABMIL and DSMIL, both on all instances.
-  sums = [(530_182 + 178_442) / 1000, 52.45952 + 16.02048]
-  columns = ['parameters (K)', 'operations (M), as the paper counts']
-  assert_values(here, sums, columns, 1e-3)
-  assert 0 < float(here['time (s)']) < 10
+  parameters, operations = (530_182 + 178_442) / 1000, 52.45952 + 16.02048
+  held = [float(x) for x in [*here.values()][2:5]]
+  assert held[:2] == pytest.approx([operations, parameters], abs=1e-3)
+  assert 0 < held[2] < 10
   assert here["operations (M), XLA's count"] == ''
-  assert_published(rows, 'table_3', 'KMIL')
-  assert 'phantom' not in capsys.readouterr().out
 
 
-def test_the_published_numbers_hang_together():
-  paper = {name: found.values for name, found in PAPER.items()}
-  # The classes of Table 1 give KMIL's F1 of the text and of Table 4.
-  kmil = list(paper['table_1']['KMIL',].values())
-  r, p = np.reshape(kmil, (2, 5)) / 100
-  text = paper['figure_2']['KMIL',]
-  macro = (2 * r * p / (r + p)).mean()
-  assert macro == pytest.approx(text['F1 score'], abs=1e-3)
-  assert paper['table_4']['0.1',] == text
-  assert paper['table_4']['0',] == paper['table_5']['1',]
-  assert paper['figure_3'] == {('KMIL', 'internal'): text} | {
-    (*labels, 'external'): values for labels, values in paper['table_2'].items()
+@pytest.mark.parametrize('classes', [2, 3, 5])
+@pytest.mark.parametrize('ties', [False, True])
+def test_the_area_below_the_curve_is_the_auroc_of_the_tables(classes, ties):
+  p = paper_folders.part(0, 60, range(classes), 1.0, 'x')
+  prob = np.round(p.prob, 1) if ties else p.prob
+  x, y = figures.mean_roc(Predictions(p.case, p.slide, p.label, prob))
+  assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+  assert (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
+  area = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2)
+  value = metrics.evaluate(p.label, prob)['auroc']
+  assert area == pytest.approx(value, abs=1e-12)
+  # A class without slides has no curve.
+  label = np.minimum(p.label, classes - 2)
+  p = Predictions(p.case, p.slide, label, prob)
+  assert np.isnan(figures.mean_roc(p)).all()
+
+
+def test_a_figure_draws_values_intervals_means_and_the_papers():
+  lines = {
+    MEAN: [None, 0.45],
+    WHOLE['internal']: [None, 0.5],
+    INTERVAL: [(None, None), (0.4, 0.6)],
   }
-  for (task,), known in paper['table_6'].items():
-    recalls = [v for name, v in known.items() if name.startswith('ACC: ')]
-    shown = {name: known[name] for name in COLUMNS}
-    assert paper['figure_4'][task, 'internal'] == shown
-    if task != 'A':
-      # What the paper calls AUROC is its balanced accuracy.
-      assert known['AUROC'] == known['balanced ACC']
-      assert known['AUROC'] == pytest.approx(np.mean(recalls), abs=6e-5)
+  row = Row(('KMIL',), lines)
+  published = Published('', {('KMIL',): {'x': 0.3, 'y': 0.7}})
+  columns = {'x': '', 'y': ''}
+  table = Table('', '', (), columns, [row], published=published)
+  ax = figure.Figure().subplots()
+  figures._bars(ax, 'xy', {'KMIL': figures._marks(table, row)})
+  assert [bar.get_height() for bar in ax.patches] == [0.5]
+  shown = {'_': [], 'white': [], 'black': []}
+  for mark in ax.lines:
+    kind = '_' if mark.get_marker() == '_' else mark.get_mfc()
+    shown[kind] += np.ravel(mark.get_ydata()).tolist()
+  assert shown == {'_': [0.4, 0.6], 'white': [0.3, 0.7], 'black': [0.45]}
+  # What is undefined is written where its bar would stand.
+  (text,) = ax.texts
+  assert text.get_text() == 'n/a' and 0 < text.get_position()[0] < 1
+
+
+@pytest.mark.parametrize(('status', 'code'), [(3, 3), (-9, 137)])
+def test_a_failing_command_ends_the_script(
+  commands, tmp_path, capsys, status, code
+):
+  commands.status = lambda count: status
+  flags = [K, f'--results_dir={tmp_path}', '--exp_code=short']
+  with pytest.raises(SystemExit) as e:
+    run('--table=1', *flags)
+  assert e.value.code == code
+  err = capsys.readouterr().err
+  assert 'failed: python -m experiments.kmil --model=abmil' in err
+  assert not list(tmp_path.iterdir())
+  # An experiment of one's own name has its own folders.
+  assert value(commands.seen[-1], '--exp_code') == 'short_abmil_origin'
+  with pytest.raises(SystemExit):
+    run('--table=4', *flags)
+  assert value(commands.seen[-1], '--exp_code') == 'short_ablations_origin'
+
+
+def test_check_is_passed_on_to_every_command(commands, tmp_path):
+  commands.status = lambda count: count == 2
+  with pytest.raises(SystemExit) as e:
+    run('--table=1', '--check', K, f'--results_dir={tmp_path}')
+  assert e.value.code == 1  # The second of them had problems; the rest ran.
+  assert [command[5] for command in commands.seen] == ['--check'] * 5
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    ('', 'Give one of --table and --figure'),
+    ('--table=1 --figure=2', 'Give one of'),
+    ('--table=1 --task=a', '--task follows from the table or figure'),
+    ('--table=1 --models=', '--models is empty. Name some of abmil'),
+    ('--table=6 --models=kmil', '--models has no effect here'),
+    ('--figure=2 --models=abmil', 'lacks kmil'),
+    (
+      '--table=2 --csv_path=a.csv --features_dir=b',
+      'table 2 needs a second cohort. Give --external_csv and'
+      ' --external_features_dir',
+    ),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused(commands, args, message):
+  with pytest.raises(SystemExit) as e:
+    run(*args.split())
+  assert str(e.value.code).startswith('error: ') and message in e.value.code
+  assert commands.seen == []
+
+
+def test_what_is_missing_is_trained_once(tmp_path, monkeypatch, capsys):
+  bags, labels = feature_folder.planted(num_bags=18, classes=2)
+  bags = [np.resize(bag, (8, bag.shape[1])) for bag in bags]  # Compiles once.
+  args = [*feature_folder.write(tmp_path, bags, labels), '--k=3', '--epochs=2']
+  args += ['--models=abmil,dsmil', '--exp_code=tiny', '--seed=4']
+  args += ['--select=last', f'--results_dir={tmp_path}', '--table=1']
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
+  run(*args)
+  for model in ('abmil', 'dsmil'):
+    folder = tmp_path / f'tiny_{model}_origin_s4'
+    assert len(list(folder.glob('fold_*/predictions.csv'))) == 3
+  commands = paper_folders.Commands()
+  commands.status = lambda count: 1
+  monkeypatch.setattr(runs.subprocess, 'run', commands)
+  capsys.readouterr()
+  run(*args)
+  out, err = capsys.readouterr()
+  assert out == (tmp_path / 'tiny_paper_s4' / 'table_1.md').read_text()
+  assert '$ python' not in err and 'phantom' not in out
+  assert 'labels.csv' in out and '18 slides of 18 cases' in out
+  # The paper's numbers of its classes 0 and 1 stand beside those so named.
+  assert 'Table 1, p. 4 | 76.30 | 79.86 | 71.89 | 73.94 |' in out
+  # What was made otherwise is left to the command: of a flag, of a training
+  # flag, of a flag of its own command on an earlier day.
+  config = folder / 'config.json'
+  text = config.read_text()
+  assert '_instance": false' in text
+  config.write_text(text.replace('_instance": false', '_instance": true'))
+  for flags in (['--epochs=3'], ['--shuffle_labels'], []):
+    with pytest.raises(SystemExit):
+      run(*args, *flags)
+  models = [value(command, '--model') for command in commands.seen]
+  assert models == ['abmil', 'abmil', 'dsmil']
