@@ -146,3 +146,15 @@ def test_a_study_of_three_files_stands_beside_its_paper(tree):
   assert paper['F1'] == '0.718'
   assert study.has('report.md', 'predictions.csv', 'figures/cnn.png')
   assert 'epochs 3 (25)' in study.at('report.md').read_text()
+
+
+def test_pages_name_files_that_are_there(tree):
+  known = re.compile(r'\b(?:data|docs|experiments|kmil_jax|tests)/[\w/]+\.\w+')
+  pages = [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')]
+  absent = {
+    f'{page.name}: {name}'
+    for page in pages
+    for name in known.findall(page.read_text(encoding='utf-8'))
+    if not (ROOT / name).exists() and not (tree / name).exists()
+  }
+  assert absent == set()
