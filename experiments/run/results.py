@@ -1,5 +1,9 @@
 """A results folder: one writer at a time, every file whole or absent.
 
+A run goes on only with the options and inputs it began with, see `differences`:
+every option on which results depend (`result=` of `options.field`), and the
+hashes of labels, features and splits.
+
 with results.opened(path, [training, output], inputs) as folder:
   folder.write('summary.json', summary)
 folder = results.Folder('results/kmil_origin_s2023')

@@ -2,7 +2,8 @@
 
 The second network learns to tell tumour from what the first one takes for it;
 tumour is what both call so. Here are the stages that all material shares, and
-tiles that lie on the grids of patients; images of nodes are in `node_images`.
+tiles that lie on the grids of patients; images of nodes are in `node_images`,
+the map of votes over an image in `kmil_jax.heatmap`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

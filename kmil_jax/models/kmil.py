@@ -1,4 +1,8 @@
-"""KMIL: key instances chosen by a first model, classified by a second."""
+"""KMIL: key instances chosen by a first model, classified by a second.
+
+The models of both stages and their recipes, as the first one's learning rate,
+stand in `SPECS['kmil']` in `models/__init__.py`.
+"""
 
 import dataclasses
 
