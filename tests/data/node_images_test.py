@@ -1,10 +1,9 @@
 """Images with masks: what is read, and every input that is refused."""
 
-import csv
-
 import numpy as np
 from PIL import Image
 import pytest
+from samples import encoded, picture, write_rows
 
 from data import node_images
 from data.node_images import ImageError
@@ -20,31 +19,31 @@ ROWS = [
 
 @pytest.fixture
 def folder(tmp_path):
-  rng = np.random.default_rng(0)
   for name in ('images', 'masks'):
     (tmp_path / name).mkdir()
   for i, name in enumerate('abcd'):
-    shape = (50 + i, 60)
-    pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / f'images/{name}.png')
-    mask = np.zeros(shape, np.uint8)
-    if name in 'ac':
-      mask[10:20, 5:9] = 255
+    pixels = picture(i, (50 + i, 60, 3))
+    (tmp_path / f'images/{name}.png').write_bytes(encoded(pixels))
     if name != 'b':
-      Image.fromarray(mask).save(tmp_path / f'masks/{name}.png')
+      marked = slice(10, 20) if name in 'ac' else slice(0)
+      save_mask(tmp_path, name, (50 + i, 60), marked)
   write(tmp_path, ROWS)
   return tmp_path
 
 
+def save_mask(folder, name, shape, rows=slice(None)):
+  mask = np.zeros(shape, np.uint8)
+  mask[rows, 5:9] = 255
+  (folder / f'masks/{name}.png').write_bytes(encoded(mask))
+
+
 def write(folder, rows, header=(*node_images.COLUMNS, 'label')):
-  with (folder / 'images.csv').open('w', newline='') as f:
-    csv.writer(f).writerows([header, *rows])
+  write_rows(folder / 'images.csv', [header, *rows])
 
 
 def load(folder, **options):
-  return node_images.load(
-    folder / 'images', folder / 'masks', folder / 'images.csv', **options
-  )
+  names = ('images', 'masks', 'images.csv')
+  return node_images.load(*(folder / name for name in names), **options)
 
 
 def test_images_come_with_masks_parts_and_labels(folder):
@@ -56,16 +55,12 @@ def test_images_come_with_masks_parts_and_labels(folder):
   assert images.positive.tolist() == [True, False, True, False]
   for row, name in enumerate('abcd'):
     pixels, mask = images.read(row)
-    want = np.asarray(Image.open(folder / f'images/{name}.png'))
-    np.testing.assert_array_equal(pixels, want)
-    assert mask.shape == want.shape[:2]
+    np.testing.assert_array_equal(pixels, picture(row, (50 + row, 60, 3)))
+    assert mask.shape == pixels.shape[:2]
     assert mask.sum() == (40 if name in 'ac' else 0)
-
-
-def test_other_resolutions_are_brought_to_one_um_per_pixel(folder):
-  pixels, mask = load(folder, mpp=2.0).read(0)
+  pixels, mask = load(folder, mpp=2.0).read(0)  # At 1 um per pixel, too.
   assert pixels.shape == (100, 120, 3)
-  assert mask[20:40, 10:18].all() and mask.sum() == 160  # The same um2.
+  assert mask[20:40, 10:18].all() and mask.sum() == 160
 
 
 def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
@@ -78,108 +73,91 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
   assert load(folder).read(0)[0].shape == (50, 60, 3)
 
 
-def save_mask(folder, name, shape, value=255):
-  mask = np.full(shape, value, np.uint8)
-  Image.fromarray(mask).save(folder / f'masks/{name}.png')
-
-
-def cut_short(path):
-  path.write_bytes(path.read_bytes()[:200])
-
-
 def swap(row, column, value):
   rows = [list(r) for r in ROWS]
   rows[row][column] = value
   return lambda folder: write(folder, rows)
 
 
-BROKEN = {
-  'mask of another size': (
-    lambda f: save_mask(f, 'a', (60, 50)),
-    r'masks/a.png: 50 x 60 pixels; its image has 60 x 50',
-  ),
-  'positive without mask': (
-    lambda f: (f / 'masks/c.png').unlink(),
-    r'images/c.png has no mask in .*masks: add one',
-  ),
-  'unknown without mask': (
-    lambda f: (f / 'masks/d.png').unlink(),
-    r'images/d.png has no mask',
-  ),
-  'positive with an empty mask': (
-    lambda f: save_mask(f, 'c', (52, 60), 0),
-    r'masks/c.png is empty, but the label is positive',
-  ),
-  'negative with tumour': (
-    lambda f: save_mask(f, 'b', (51, 60)),
-    r'masks/b.png marks tumour, but the label is negative',
-  ),
-  'no image': (
-    lambda f: (f / 'images/a.png').unlink(),
-    r'images/a.png or .tif is missing',
-  ),
-  'two images': (
-    lambda f: Image.new('RGB', (60, 50)).save(f / 'images/a.tif'),
-    r'a.png and .*a.tif: which of them',
-  ),
-  'truncated image': (
-    lambda f: cut_short(f / 'images/d.png'),
-    r'images/d.png: cannot be read as an image',
-  ),
-  'text for an image': (
-    lambda f: (f / 'images/d.png').write_text('hello'),
-    r'images/d.png: cannot be read as an image',
-  ),
-  '16-bit image': (
-    lambda f: Image.new('I;16', (60, 50)).save(f / 'images/a.png'),
-    r'images/a.png: found pixels of kind I;16',
-  ),
-  'mask with transparency': (
-    lambda f: Image.new('RGBA', (60, 50)).save(f / 'masks/a.png'),
-    r'masks/a.png: found pixels of kind RGBA',
-  ),
-  'image smaller than a window': (
-    lambda f: Image.new('RGB', (39, 50)).save(f / 'images/a.png'),
-    r'images/a.png: 39 x 50 pixels of 1 um hold no window of 40 um',
-  ),
-  'no table': (
-    lambda f: (f / 'images.csv').unlink(),
-    r'images.csv: cannot be read as CSV',
-  ),
-  'no rows': (lambda f: write(f, []), r'images.csv: 1 prob[^\n]*\n  no rows'),
-  'no column': (
-    lambda f: write(f, [r[:2] for r in ROWS], ('image_id', 'patient_id')),
-    r'no column part; found image_id, patient_id',
-  ),
-  'empty cell': (swap(1, 1, ''), r'row 3: empty patient_id'),
-  'unknown part': (swap(0, 2, 'train'), r"row 2: part 'train' is not develop"),
-  'unknown label': (swap(0, 3, '1'), r"row 2: label '1' is not negative or"),
-  'id with a folder': (swap(0, 0, '../a'), r"image_id '../a' is no file name"),
-  'repeated id': (swap(1, 0, 'a'), r'image a: 2 rows'),
-  'patient in both parts': (swap(2, 1, 'p1'), r'patient p1 is in both parts'),
-  'no negative test image': (
-    lambda f: write(f, ROWS[:3]),
-    r'the test part has no negative image; both need both',
-  ),
-  'no positive development image': (
-    lambda f: write(f, ROWS[1:]),
-    r'the development part has no positive image',
-  ),
-}
-
-
-@pytest.mark.parametrize('case', BROKEN)
-def test_what_cannot_be_used_is_named(folder, case):
-  load(folder)  # It is the breaking that breaks it.
-  damage, message = BROKEN[case]
+@pytest.mark.parametrize(
+  'damage, words',
+  [
+    (
+      lambda f: save_mask(f, 'a', (60, 50)),
+      'masks/a.png: 50 x 60 pixels; its image has 60 x 50',
+    ),
+    (
+      lambda f: (f / 'masks/c.png').unlink(),
+      'images/c.png has no mask in .*masks: add one',
+    ),
+    (lambda f: (f / 'masks/d.png').unlink(), 'images/d.png has no mask'),
+    (
+      lambda f: save_mask(f, 'c', (52, 60), slice(0)),
+      'masks/c.png is empty, but the label is positive',
+    ),
+    (
+      lambda f: save_mask(f, 'b', (51, 60)),
+      'masks/b.png marks tumour, but the label is negative',
+    ),
+    (
+      lambda f: (f / 'images/a.png').unlink(),
+      'images/a.png or .tif is missing',
+    ),
+    (
+      lambda f: Image.new('RGB', (60, 50)).save(f / 'images/a.tif'),
+      'a.png and .*a.tif: which of them',
+    ),
+    (
+      lambda f: (f / 'images/d.png').write_bytes(encoded(picture(0))[:80]),
+      'images/d.png: cannot be read as an image',
+    ),
+    (
+      lambda f: Image.new('I;16', (60, 50)).save(f / 'images/a.png'),
+      'images/a.png: found pixels of kind I;16',
+    ),
+    (
+      lambda f: Image.new('RGBA', (60, 50)).save(f / 'masks/a.png'),
+      'masks/a.png: found pixels of kind RGBA',
+    ),
+    (
+      lambda f: Image.new('RGB', (39, 50)).save(f / 'images/a.png'),
+      'images/a.png: 39 x 50 pixels of 1 um hold no window of 40 um',
+    ),
+    (
+      lambda f: (f / 'images.csv').unlink(),
+      'images.csv: cannot be read as CSV',
+    ),
+    (lambda f: write(f, []), r'images.csv: 1 prob[^\n]*\n  no rows'),
+    (
+      lambda f: write(f, [r[:2] for r in ROWS], ('image_id', 'patient_id')),
+      'no column part; found image_id, patient_id',
+    ),
+    (swap(1, 1, ''), 'row 3: empty patient_id'),
+    (swap(0, 2, 'train'), "row 2: part 'train' is not develop"),
+    (swap(0, 3, '1'), "row 2: label '1' is not negative or"),
+    (swap(0, 0, '../a'), "image_id '../a' is no file name"),
+    (swap(1, 0, 'a'), 'image a: 2 rows'),
+    (swap(2, 1, 'p1'), 'patient p1 is in both parts'),
+    (
+      lambda f: write(f, ROWS[:3]),
+      'the test part has no negative image; both need both',
+    ),
+    (
+      lambda f: write(f, ROWS[1:]),
+      'the development part has no positive image',
+    ),
+  ],
+)
+def test_what_cannot_be_used_is_named(folder, damage, words):
+  load(folder)  # It is the damage that breaks it.
   damage(folder)
-  with pytest.raises(ImageError, match=message) as caught:
+  with pytest.raises(ImageError, match=words) as error:
     load(folder)
-  assert len(str(caught.value).splitlines()) <= 2
+  assert len(str(error.value).splitlines()) <= 2
 
 
 def test_all_faults_are_told_at_once(folder):
-  cut_short(folder / 'images/a.png')
+  (folder / 'images/a.png').write_text('hello')
   (folder / 'masks/c.png').unlink()
   with pytest.raises(ImageError, match=r'a.png: cannot[^\n]*\n.*c.png has no'):
     load(folder)
