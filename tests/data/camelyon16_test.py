@@ -110,37 +110,26 @@ def test_the_real_reference_has_49_tumour_slides(real_data):
 
 
 @pytest.mark.parametrize(
-  'name, read, good, bad',
+  'name, read, lines',
   [
     (
       'reference.csv',
       slides.read_reference,
-      'Test_001,Normal,DCIS,None',
-      [
-        'Test_002,Tumour,IDC,Macro',
-        'Test_002,Normal,IDC,Macro',
-        'Test_002,Tumor,IDC',
-        'tumor_002,Tumor,IDC,Micro',
-        'Test_001,Tumor,IDC,Micro',
-      ],
+      'Test_001,Normal,DCIS,None Test_002,Tumour,IDC,Macro Test_002,Tumor,IDC'
+      ' Test_002,Normal,IDC,Macro tumor_002,Tumor,IDC,Micro'
+      ' Test_001,Tumor,IDC,Micro',
     ),
     (
       'list.txt',
       patches.read,
-      'tumor_001,64,64',
-      [
-        'tumor_001,64',
-        'cmu,1,2',
-        'tumor_001,64,64',
-        'tumor_001,-64,64',
-        'tumor_001,1.5,64',
-      ],
+      'tumor_001,64,64 tumor_001,64 cmu,1,2 tumor_001,64,64 tumor_001,-64,64'
+      ' tumor_001,1.5,64',
     ),
   ],
 )
-def test_all_bad_lines_are_named(tmp_path, name, read, good, bad):
+def test_all_lines_but_the_first_are_bad(tmp_path, name, read, lines):
   path = tmp_path / name
-  path.write_text('\n'.join([good, *bad]))
+  path.write_text(lines.replace(' ', '\n'))
   with pytest.raises(TileError) as error:
     read(path)
   for line in range(1, 7):

@@ -10,8 +10,6 @@ from samples import write_features
 import torch
 
 import data
-from data.features import FeatureError
-from data.labels import ManifestError
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = 4
@@ -71,14 +69,6 @@ def test_missing_slides_may_be_left_out(tmp_path):
     cohort = data.read_cohort(path, folder, allow_missing=True)
   assert cohort.slides.tolist() == ['s0', 's2']
   assert [len(bag) for bag in cohort.bags] == [3, 5]
-
-
-def test_what_cannot_be_opened_is_named(tmp_path):
-  path, folder = write(tmp_path, 'xy')
-  with pytest.raises(ManifestError, match='cannot be read as CSV'):
-    data.read_cohort(tmp_path / 'absent.csv', folder)
-  with pytest.raises(FeatureError, match='nowhere: no such folder'):
-    data.read_cohort(path, tmp_path / 'nowhere')
 
 
 def test_reading_takes_no_flags_no_jax_and_no_tensorflow(tmp_path):

@@ -1,5 +1,7 @@
 """Images with masks: what is read, and every input that is refused."""
 
+import io
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -17,6 +19,19 @@ ROWS = [
 ]
 
 
+def mask(height, width, rows=slice(None)):
+  """A file that marks tumour in some rows."""
+  pixels = np.zeros((height, width), np.uint8)
+  pixels[rows, 5:9] = 255
+  return encoded(pixels)
+
+
+def blank(mode, width=60, height=50, kind='PNG'):
+  file = io.BytesIO()
+  Image.new(mode, (width, height), 1).save(file, kind)
+  return file.getvalue()
+
+
 @pytest.fixture
 def folder(tmp_path):
   for name in ('images', 'masks'):
@@ -26,15 +41,9 @@ def folder(tmp_path):
     (tmp_path / f'images/{name}.png').write_bytes(encoded(pixels))
     if name != 'b':
       marked = slice(10, 20) if name in 'ac' else slice(0)
-      save_mask(tmp_path, name, (50 + i, 60), marked)
+      (tmp_path / f'masks/{name}.png').write_bytes(mask(50 + i, 60, marked))
   write(tmp_path, ROWS)
   return tmp_path
-
-
-def save_mask(folder, name, shape, rows=slice(None)):
-  mask = np.zeros(shape, np.uint8)
-  mask[rows, 5:9] = 255
-  (folder / f'masks/{name}.png').write_bytes(encoded(mask))
 
 
 def write(folder, rows, header=(*node_images.COLUMNS, 'label')):
@@ -73,87 +82,65 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
   assert load(folder).read(0)[0].shape == (50, 60, 3)
 
 
-def swap(row, column, value):
-  rows = [list(r) for r in ROWS]
-  rows[row][column] = value
-  return lambda folder: write(folder, rows)
-
-
 @pytest.mark.parametrize(
-  'damage, words',
+  'name, content, words',
   [
-    (
-      lambda f: save_mask(f, 'a', (60, 50)),
-      'masks/a.png: 50 x 60 pixels; its image has 60 x 50',
-    ),
-    (
-      lambda f: (f / 'masks/c.png').unlink(),
-      'images/c.png has no mask in .*masks: add one',
-    ),
-    (lambda f: (f / 'masks/d.png').unlink(), 'images/d.png has no mask'),
-    (
-      lambda f: save_mask(f, 'c', (52, 60), slice(0)),
-      'masks/c.png is empty, but the label is positive',
-    ),
-    (
-      lambda f: save_mask(f, 'b', (51, 60)),
-      'masks/b.png marks tumour, but the label is negative',
-    ),
-    (
-      lambda f: (f / 'images/a.png').unlink(),
-      'images/a.png or .tif is missing',
-    ),
-    (
-      lambda f: Image.new('RGB', (60, 50)).save(f / 'images/a.tif'),
-      'a.png and .*a.tif: which of them',
-    ),
-    (
-      lambda f: (f / 'images/d.png').write_bytes(encoded(picture(0))[:80]),
-      'images/d.png: cannot be read as an image',
-    ),
-    (
-      lambda f: Image.new('I;16', (60, 50)).save(f / 'images/a.png'),
-      'images/a.png: found pixels of kind I;16',
-    ),
-    (
-      lambda f: Image.new('RGBA', (60, 50)).save(f / 'masks/a.png'),
-      'masks/a.png: found pixels of kind RGBA',
-    ),
-    (
-      lambda f: Image.new('RGB', (39, 50)).save(f / 'images/a.png'),
-      'images/a.png: 39 x 50 pixels of 1 um hold no window of 40 um',
-    ),
-    (
-      lambda f: (f / 'images.csv').unlink(),
-      'images.csv: cannot be read as CSV',
-    ),
-    (lambda f: write(f, []), r'images.csv: 1 prob[^\n]*\n  no rows'),
-    (
-      lambda f: write(f, [r[:2] for r in ROWS], ('image_id', 'patient_id')),
-      'no column part; found image_id, patient_id',
-    ),
-    (swap(1, 1, ''), 'row 3: empty patient_id'),
-    (swap(0, 2, 'train'), "row 2: part 'train' is not develop"),
-    (swap(0, 3, '1'), "row 2: label '1' is not negative or"),
-    (swap(0, 0, '../a'), "image_id '../a' is no file name"),
-    (swap(1, 0, 'a'), 'image a: 2 rows'),
-    (swap(2, 1, 'p1'), 'patient p1 is in both parts'),
-    (
-      lambda f: write(f, ROWS[:3]),
-      'the test part has no negative image; both need both',
-    ),
-    (
-      lambda f: write(f, ROWS[1:]),
-      'the development part has no positive image',
-    ),
+    ('masks/a.png', mask(60, 50), '50 x 60 pixels; its image has 60 x 50'),
+    ('masks/c.png', None, 'images/c.png has no mask in .*masks: add one'),
+    ('masks/d.png', None, 'images/d.png has no mask'),
+    ('masks/c.png', mask(52, 60, slice(0)), 'is empty, but the label is posit'),
+    ('masks/b.png', mask(51, 60), 'marks tumour, but the label is negative'),
+    ('images/a.png', None, 'images/a.png or .tif is missing'),
+    ('images/a.tif', blank('RGB', kind='TIFF'), 'a.tif: which of them'),
+    ('images/d.png', blank('RGB')[:80], 'd.png: cannot be read as an image'),
+    ('images/a.png', blank('I;16'), 'a.png: found pixels of kind I;16'),
+    ('masks/a.png', blank('RGBA'), 'a.png: found pixels of kind RGBA'),
+    ('images/a.png', blank('RGB', 39), '39 x 50 pixels of 1 um hold no window'),
+    ('images.csv', None, 'images.csv: cannot be read as CSV'),
   ],
 )
-def test_what_cannot_be_used_is_named(folder, damage, words):
+def test_files_that_cannot_be_used_are_named(folder, name, content, words):
   load(folder)  # It is the damage that breaks it.
-  damage(folder)
+  if content is None:
+    (folder / name).unlink()
+  else:
+    (folder / name).write_bytes(content)
   with pytest.raises(ImageError, match=words) as error:
     load(folder)
   assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+  'row, column, value, words',
+  [
+    (1, 1, '', 'row 3: empty patient_id'),
+    (0, 2, 'train', "row 2: part 'train' is not develop"),
+    (0, 3, '1', "row 2: label '1' is not negative or"),
+    (0, 0, '../a', "image_id '../a' is no file name"),
+    (1, 0, 'a', 'image a: 2 rows'),
+    (2, 1, 'p1', 'patient p1 is in both parts'),
+  ],
+)
+def test_cells_that_cannot_be_used_are_named(folder, row, column, value, words):
+  rows = [list(r) for r in ROWS]
+  rows[row][column] = value
+  write(folder, rows)
+  with pytest.raises(ImageError, match=words):
+    load(folder)
+
+
+@pytest.mark.parametrize(
+  'rows, words',
+  [
+    (slice(0), r'images.csv: 1 prob[^\n]*\n  no rows'),
+    (slice(3), 'the test part has no negative image; both need both'),
+    (slice(1, 4), 'the development part has no positive image'),
+  ],
+)
+def test_tables_without_an_image_of_each_kind_are_refused(folder, rows, words):
+  write(folder, ROWS[rows])
+  with pytest.raises(ImageError, match=words):
+    load(folder)
 
 
 def test_all_faults_are_told_at_once(folder):

@@ -1,10 +1,7 @@
 """Splits: whole cases, every class, each slide tested once; CLAM's files."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
 
 from hypothesis import given, strategies as st
 import numpy as np
@@ -196,21 +193,6 @@ def test_clams_companion_files_and_quirks_are_passed_over(tmp_path):
   first, second = read(tmp_path, table, 2)
   assert slides_of(table, first) == [train, ['108', '110'], ['109']]
   assert slides_of(table, second) == [train, ['110', '112.0'], ['0113']]
-
-
-def test_files_do_not_depend_on_the_locale(tmp_path):
-  program = (
-    'import numpy as np, sys\n'
-    'from data import labels, splits\n'
-    's = np.array([chr(233) + str(i) for i in range(3)])\n'
-    't = labels.Manifest(s, s, np.full(3, "a"))\n'
-    'made = [splits.Split(*np.eye(3, dtype=bool))]\n'
-    'splits.write(sys.argv[1], t, made)\n'
-    'assert splits.read(sys.argv[1], t, 1)[1] == []\n'
-  )
-  plain = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
-  command = [sys.executable, '-c', program, tmp_path]
-  subprocess.run(command, env=os.environ | plain, check=True, timeout=60)
 
 
 def test_slides_that_a_relabelling_left_out_may_be_named(tmp_path):

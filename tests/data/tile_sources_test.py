@@ -173,14 +173,6 @@ def test_rows_and_files_that_do_not_match_are_named_at_once(tmp_path):
     'tiles.zip: 0/lone.png has no row in index.csv',
   ):
     assert words in str(error.value)
-
-
-def test_a_table_or_zip_that_cannot_be_read_is_named(tmp_path):
-  archive, table = write_zip(tmp_path)
-  with pytest.raises(TileError, match=r'nothing\.csv: cannot be read as CSV'):
-    from_zip(archive, tmp_path / 'nothing.csv')
-  with pytest.raises(TileError, match=r'index\.csv: cannot be read as a zip'):
-    from_zip(table, table)
   with pytest.raises(TileError, match=r'index\.csv: no column patient, label;'):
     from_zip(*write_zip(tmp_path, [], columns=('x', 'y', 'zip_path')))
   with pytest.raises(TileError, match='no tile'):
