@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from samples import picture
 
-from data import labelled_tiles
 from data.labelled_tiles import TileError, concatenate, from_arrays
 
 CLASSES = ('no', 'yes')
@@ -55,19 +54,6 @@ def test_a_union_reads_every_set():
   floats = from_arrays(b / np.float32(255), [0] * 4, [''] * 4, CLASSES)
   with pytest.raises(TileError, match='different dtype'):
     concatenate([first, floats])
-
-
-def test_many_tiles_are_decoded_once_and_few_bytes_only(monkeypatch):
-  images, tiles = planted(200)
-  reads = []
-  counted = dataclasses.replace(
-    tiles, read=lambda i: (reads.append(i), images[i])[1]
-  )
-  for _ in range(2):
-    np.testing.assert_array_equal(counted.pixels, images)
-  assert sorted(reads) == list(range(200))
-  monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', images.nbytes - 1)
-  assert planted(200)[1].pixels is None
 
 
 def test_all_faults_are_named_at_once():

@@ -70,23 +70,18 @@ def test_tiff_read_by_openslide_is_the_image(tmp_path):
 def test_cohorts_have_every_class_alike_and_ids_tell_nothing():
   specs = cohort.specs(12, 0)
   labels = list({spec.case: spec.label for spec in specs.values()}.values())
-  assert {labels.count(label) for label in phantom.LABELS} == {12}
+  for label in phantom.LABELS:  # No class sits at one place of the numbers.
+    places = [i % 5 for i, one in enumerate(labels) if one == label]
+    assert len(places) == 12 and len(set(places)) >= 4
   per_case = np.bincount([spec.case for spec in specs.values()])
   assert set(per_case) == {1, 2, 3} and 1.75 < per_case.mean() < 2.25
-  assert list(specs) == sorted(specs)
-  for label in phantom.LABELS:  # No class sits at one place of the numbers.
-    places = {i % 5 for i, one in enumerate(labels) if one == label}
-    assert len(places) >= 4
   small = cohort.specs(2, 0)
   assert list(specs.items())[: len(small)] == list(small.items())
   assert labels != [s.label for s in cohort.specs(12, 1).values()]
   external = cohort.specs(*phantom.EXTERNAL.values())
-  assert len(external) == 75
   assert len({spec.case for spec in external.values()}) == 35
-  assert not set(map(cohort.case_id, external)) & set(
-    map(cohort.case_id, specs)
-  )
-  assert all(s.seed != 0 and s.look == LOOK for s in external.values())
+  cases = [set(map(cohort.case_id, one)) for one in (specs, external)]
+  assert not cases[0] & cases[1]
 
 
 def test_files_hold_what_was_drawn(root, drawn):
