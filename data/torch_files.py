@@ -119,22 +119,22 @@ class _Layout(NamedTuple):
 
 def _layout(numbers, offset, shape, stride, *_) -> _Layout:
   """Stands for the function by which torch rebuilds a tensor."""
-  found = _Layout(*numbers, offset, tuple(shape), tuple(stride))
-  sizes = (found.count, found.offset, *found.shape, *found.stride)
+  tensor = _Layout(*numbers, offset, tuple(shape), tuple(stride))
+  sizes = (tensor.count, tensor.offset, *tensor.shape, *tensor.stride)
   whole = all(isinstance(n, int) and n >= 0 for n in sizes)
-  if not whole or len(found.shape) != len(found.stride):
+  if not whole or len(tensor.shape) != len(tensor.stride):
     raise ValueError('its shape makes no sense')
-  last = found.offset + sum(
-    (n - 1) * step for n, step in zip(found.shape, found.stride, strict=True)
+  last = tensor.offset + sum(
+    (n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True)
   )
-  size = math.prod(found.shape)
+  size = math.prod(tensor.shape)
   # Repeated elements (stride 0) could make it as large as one likes.
-  if size > found.count or (size and last >= found.count):
+  if size > tensor.count or (size and last >= tensor.count):
     raise ValueError(
-      f'its shape {list(found.shape)} takes more than the {found.count} numbers'
-      ' that are there'
+      f'its shape {list(tensor.shape)} takes more than the {tensor.count}'
+      ' numbers that are there'
     )
-  return found
+  return tensor
 
 
 class _Unpickler(pickle.Unpickler):

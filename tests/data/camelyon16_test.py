@@ -230,7 +230,7 @@ def test_no_annotation_and_two_are_refused(tmp_path):
   (tmp_path / 'tumor_001.json').write_text('{}')
   found = annotations.find(tmp_path)
   found.require(['tumor_001'])
-  with pytest.raises(TileError, match=r'2 tumour .*: normal_086, tumor_002$'):
+  with pytest.raises(TileError, match=r'2 tumour .*: normal_086, tumor_002\.'):
     found.require(['tumor_002', 'tumor_001', 'normal_086'])
   with pytest.raises(TileError, match='tumor_002'):
     found.rings('tumor_002')
