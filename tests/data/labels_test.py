@@ -110,24 +110,6 @@ def test_every_fault_is_reported_at_once_with_its_row(tmp_path):
     assert f'row {row}:' not in message
 
 
-@pytest.mark.parametrize(
-  ('content', 'words'),
-  [
-    (None, 'cannot be read as CSV'),
-    (b'\xff\xfe\x00c\xd8', 'cannot be read as CSV'),
-    (b'case_id,label\nc,l\n', 'no column slide_id; found case_id, label;'),
-    (b'case_id,slide_id,label,label\n', 'several columns label'),
-  ],
-)
-def test_what_is_no_such_table_is_refused(tmp_path, content, words):
-  path = tmp_path / 'labels.csv'
-  if content is not None:
-    path.write_bytes(content)
-  with pytest.raises(ManifestError) as e:
-    label_files.read(path)
-  assert str(path) in str(e.value) and words in str(e.value)
-
-
 @one_folder
 @given(
   garbage=st.binary(max_size=200), rows=st.lists(st.tuples(*[hostile] * 3))

@@ -96,7 +96,6 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
     ('images/a.png', blank('I;16'), 'a.png: found pixels of kind I;16'),
     ('masks/a.png', blank('RGBA'), 'a.png: found pixels of kind RGBA'),
     ('images/a.png', blank('RGB', 39), '39 x 50 pixels of 1 um hold no window'),
-    ('images.csv', None, 'images.csv: cannot be read as CSV'),
   ],
 )
 def test_files_that_cannot_be_used_are_named(folder, name, content, words):

@@ -118,25 +118,12 @@ def test_no_tensorflow_is_needed(cohort, dataset):
   assert done.stdout == '[]\n', done.stderr
 
 
-def test_order_is_that_of_the_ids_even_when_sorted_on_disk(
-  tmp_path, monkeypatch
+def test_tensorflow_reads_the_same_in_order_even_when_sorted_on_disk(
+  cohort, tmp_path, monkeypatch
 ):
   """TFDS sorts in memory up to 1 GB, above it by ranges of keys on disk."""
-  write_cohort(tmp_path, [np.float16] * 9)
   monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 0)
-  made = pack(tmp_path, tmp_path / 'packed', num_shards=3)
-  assert made.info.features['features'].np_dtype == np.float16
-  source = made.as_data_source(packed.SPLIT)
-  found = [example['slide_id'].decode() for example in source]
-  assert found == ids(tmp_path) == sorted(found)
-  reader = packed.Packed(made.data_dir)
-  files = packed.Folder(tmp_path / 'features')
-  for slide in found:
-    assert_same(files.read(slide), reader.read(slide))
-
-
-def test_tensorflow_reads_the_same_in_the_same_order(cohort, tmp_path):
-  made = pack(cohort, tmp_path, file_format='tfrecord')
+  made = pack(cohort, tmp_path, file_format='tfrecord', num_shards=3)
   bags = tfds.load('slide_bags/mine', split=packed.SPLIT, data_dir=tmp_path)
   files, names = packed.Folder(cohort / 'features'), ['a', 'b']
   assert made.info.features['label'].names == names
@@ -150,6 +137,15 @@ def test_tensorflow_reads_the_same_in_the_same_order(cohort, tmp_path):
     assert bag['coords'].tolist() == coords
   with pytest.raises(FeatureError, match=r'tfrecord.*array_record'):
     packed.find(made.data_dir)
+
+
+@pytest.mark.parametrize('dtypes, stored', [('ee', 'e'), ('ef', 'f')])
+def test_features_keep_the_smallest_type_that_holds_all(
+  dtypes, stored, tmp_path
+):
+  made = pack(write_cohort(tmp_path, dtypes), tmp_path / 'packed')
+  (first, _) = made.as_data_source(packed.SPLIT)
+  assert first['features'].dtype == stored
 
 
 ONES = np.ones((2, WIDTH), np.float32)
