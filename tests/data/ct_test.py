@@ -396,6 +396,20 @@ def test_the_whole_volume_and_a_region_are_simpleitks(mode):
   assert sum(seen) < array.size * (0.01 if mode != 'bspline' else 0.5)
 
 
+def test_a_real_volume_and_its_mask_are_read_and_resampled(real_data):
+  volume = volumes.read(real_data / 'ct/example_ct.nii.gz')
+  path = real_data / 'ct/example_seg_fast_force_split.nii.gz'
+  organs = volumes.read_mask(path, volume)
+  size, spacing = organs.shape, volume.spacing
+  assert size == volume.hu.shape and len(np.unique(organs)) > 10
+  assert resample.shape(size, spacing) == (425, 384, 463)
+  box = (200, 120, 150), (230, 180, 220)
+  found = resample.region(volume.hu.__getitem__, size, spacing, *box, 'linear')
+  expected = by_simpleitk(volume.hu, spacing, *box, 'linear')
+  np.testing.assert_allclose(found, expected, atol=0.05)
+  assert expected.std() > 30
+
+
 def test_one_slice_of_a_mask_stays_a_mask():
   mask = np.array([[[0, 7], [7, 0]]], np.uint8)
   args = mask.__getitem__, mask.shape, (0.79, 1.58, 1.58), (0, 0, 0), (1, 4, 4)
