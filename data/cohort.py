@@ -14,8 +14,6 @@ from data import files, labels, packed, slides
 from data.features import FeatureError, Header
 from data.files import first_of
 
-# um/px of level 0 that scanners have; others are defaults or mistakes.
-PLAUSIBLE_MPP = (0.1, 2.0)
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
 _STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
@@ -165,7 +163,7 @@ def compare(path: Path, matched: Match) -> None:
         f' {first_of(sorted(set(values)))}; other than the rest are'
         f' {first_of(odd)}'
       )
-  low, high = PLAUSIBLE_MPP
+  low, high = slides.SCANNER_MPP
   scales = {s: v.get('level0_mpp', low) for s, v in attributes.items()}
   if odd := [
     slide

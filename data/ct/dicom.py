@@ -97,17 +97,13 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
-      raise VolumeError(
-        f'{path}: no DICOM file. Copy it again, or take it out of the folder.'
-      )
+      raise VolumeError(f'{path}: no DICOM file. Copy it again.')
     if is_dicom and path.name.upper() != 'DICOMDIR':
       slices[path] = _tags(path)
   if not slices:
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    hint = f'; it holds the folders {", ".join(inner[:5])}' if inner else ''
-    raise VolumeError(
-      f'{folder}: no DICOM files in it{hint}. Give the folder of one series.'
-    )
+    hint = f', but the folders {", ".join(inner[:5])}' if inner else ''
+    raise VolumeError(f'{folder}: no DICOM files in it{hint}. Give a series.')
   uids = [tags.get(_SERIES, '') for tags in slices.values()]
   if len(count := collections.Counter(uids)) > 1:
     described = [tags.get(_DESCRIPTION) for tags in slices.values()]
@@ -120,9 +116,7 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
       ' and name that of the CT'
     )
   if len(slices) < 2:
-    raise VolumeError(
-      f'{folder}: one slice only; a volume has several. Export all of them.'
-    )
+    raise VolumeError(f'{folder}: one slice only. Export the whole series.')
   return slices
 
 
@@ -135,9 +129,7 @@ def _tags(path: pathlib.Path) -> dict[str, str]:
     reader.ReadImageInformation()
     tags = {k: reader.GetMetaData(k).strip() for k in reader.GetMetaDataKeys()}
   if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
-    raise VolumeError(
-      f'{path}: its modality is {modality}, not CT. Give the folder of the CT.'
-    )
+    raise VolumeError(f'{path}: its modality is {modality}. Give a CT.')
   if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
     raise VolumeError(f'{path}: {frames} frames in one file; use NIfTI')
   return tags

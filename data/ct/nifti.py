@@ -38,8 +38,7 @@ def read(path: pathlib.Path) -> Any:
     raise VolumeError(f'{path}: no such file. Mend its path in the table.')
   if not path.name.endswith(('.nii', '.nii.gz')):
     raise VolumeError(
-      f'{path}: neither NIfTI (.nii, .nii.gz) nor a folder of DICOM files.'
-      ' Convert it.'
+      f'{path}: neither .nii, .nii.gz nor a folder. Convert it.'
     )
   sitk = simpleitk()
   check(path)
@@ -57,9 +56,7 @@ def check(path: pathlib.Path) -> None:
     with opener(path, 'rb') as file:
       content = file.read()
   except (EOFError, OSError, zlib.error) as e:
-    raise VolumeError(
-      f'{path}: cannot be read to its end: {e}. Copy it again.'
-    ) from e
+    raise VolumeError(f'{path}: cannot be read ({e}). Copy it again.') from e
   length, order = int.from_bytes(content[:4], 'little'), '<'
   if length not in _HEADERS:
     length, order = int.from_bytes(content[:4], 'big'), '>'
