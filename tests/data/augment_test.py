@@ -224,8 +224,13 @@ def test_colour_keeps_grey_and_luma():
   seen = apply(images, keys(20), policy)
   luma = np.array([0.299, 0.587, 0.114])
   np.testing.assert_allclose(seen @ luma, images @ luma, atol=1e-3)
-  ratio = seen.std(-1).mean((1, 2)) / images.std(-1).mean((1, 2))
-  assert ratio.min() < 0.85 and ratio.max() > 1.15
+  # Both colour differences are turned and scaled, all of a tile alike.
+  before, after = (x @ augment_ops._YIQ[1:].T @ [1, 1j] for x in (images, seen))
+  factor = (after / before).reshape(20, -1)
+  np.testing.assert_allclose(factor, factor[:, :1].repeat(SIDE**2, 1), atol=0.1)
+  size, turn = np.abs(factor[:, 0]), np.angle(factor[:, 0], deg=True)
+  assert 0.69 < size.min() < 0.85 and 1.15 < size.max() < 1.31
+  assert -21 < turn.min() < -10 and 10 < turn.max() < 21
   with pytest.raises(ValueError, match='1 channel'):
     apply(noise_tiles(1, 1), keys(1), policy)
 

@@ -398,10 +398,20 @@ def test_any_bytes_and_any_part_of_a_file_are_a_named_fault(
   assert packed.find(tmp_path).ids() == ['a']
 
 
-@pytest.mark.parametrize('chunks', [None, (64, 1024)])
-def test_huge_shapes_take_no_memory(tmp_path, chunks):
+@pytest.mark.parametrize(
+  'shape, options',
+  [
+    ((2**38, 1024), {}),
+    ((2**38, 1024), {'chunks': (64, 1024)}),
+    # A megabyte of zeros in a kilobyte of file is fine, a gigabyte is not.
+    ((2**22, 64), {'chunks': (2**22, 64), 'compression': 'gzip'}),
+  ],
+)
+def test_huge_shapes_take_no_memory(tmp_path, shape, options):
   with h5py.File(tmp_path / 'a.h5', 'w') as file:
-    file.create_dataset('features', (2**38, 1024), np.float32, chunks=chunks)
+    rows = file.create_dataset('features', shape, np.float32, **options)
+    if 'compression' in options:
+      rows.id.write_direct_chunk((0, 0), b'x' * 1000)
   tracemalloc.start()
   for act in (features.read, features.header):
     with pytest.raises(FeatureError, match=r'a\.h5: .* never written in full'):

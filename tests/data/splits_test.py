@@ -182,8 +182,8 @@ def test_all_faults_of_all_files_come_at_once(tmp_path):
 
 def test_clams_companion_files_and_quirks_are_passed_over(tmp_path):
   """Floats where pandas filled a column of whole numbers; bool tables."""
-  slide = np.array([str(i) for i in range(100, 112)] + ['112.0', '0113'])
-  table = Manifest(slide, slide, np.array(['a', 'b'] * 7))
+  slide = np.array([str(i) for i in range(100, 113)] + ['112.0', '0113'])
+  table = Manifest(slide, slide, np.array(['a', 'b', 'b'] * 5))
   for i, (val, test) in enumerate([('108.0', '109.0'), ('112.0', '0113')]):
     (tmp_path / f'splits_{i}.csv').write_text(
       f',train,val,test\n0,100,{val},{test}\n1,101,110,\n2,102,,\n'
