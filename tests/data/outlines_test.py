@@ -2,7 +2,6 @@
 
 import json
 
-from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 import shapely
@@ -143,14 +142,3 @@ def test_what_is_no_outline_is_named(name, content, words, tmp_path):
   (tmp_path / name).write_text(content)
   with pytest.raises(TileError, match=rf'{name}: .*{words}'):
     outlines.read(tmp_path / name)
-
-
-@given(text=st.text(max_size=80))
-def test_any_text_is_no_outline_or_a_named_fault(text, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('fuzz')
-  for name in ('a.json', 'a.xml'):
-    (folder / name).write_bytes(text.encode('utf-8', 'surrogatepass'))
-    try:
-      assert outlines.read(folder / name) == []
-    except TileError as error:
-      assert name in str(error)
