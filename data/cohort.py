@@ -14,8 +14,6 @@ from data import files, labels, packed, slides
 from data.features import FeatureError, Header
 from data.files import first_of
 
-# um/px of level 0 that scanners have; others are defaults or mistakes.
-PLAUSIBLE_MPP = (0.1, 2.0)
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
 _STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
@@ -59,19 +57,19 @@ def read_cohort(
   """
   table, faults = labels.scan(csv_path)
   source = packed.find(features_dir)
-  found = match(source, table.slide.tolist(), allow_missing=allow_missing)
-  problems = [f'{csv_path}: {fault}' for fault in faults] + found.problems
+  matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
+  problems = [f'{csv_path}: {fault}' for fault in faults] + matched.problems
   bags = []
-  for slide in found.headers:
+  for slide in matched.headers:
     try:
       bags.append(source.read(slide).features)
     except FeatureError as error:
       problems.append(str(error))
   if problems:
     raise CohortError('\n'.join(problems))
-  for warning in found.warnings:
+  for warning in matched.warnings:
     warnings.warn(warning, stacklevel=2)
-  table = table.subset(np.isin(table.slide, list(found.headers)))
+  table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)
 
 
@@ -107,7 +105,7 @@ def match(
     others: further slides that may have features.
     allow_missing: slides without features are a warning.
   """
-  found = Match({}, {}, [], [])
+  matched = Match({}, {}, [], [])
   spare = sorted(set(source.ids()) - set(slide_ids) - others)
   missing = [slide for slide in slide_ids if slide not in source]
   if missing:
@@ -117,12 +115,12 @@ def match(
     )
     hints = _hints(missing, spare)
     if allow_missing and len(missing) < len(slide_ids):
-      found.warnings.append(f'{text}. They are left out.{hints}')
+      matched.warnings.append(f'{text}. They are left out.{hints}')
     else:
       advice = 'Run experiments.extract, or take them out of the CSV.'
-      found.problems.append(f'{text}. {advice}{hints}')
+      matched.problems.append(f'{text}. {advice}{hints}')
   if spare:
-    found.warnings.append(
+    matched.warnings.append(
       f'{source.path}: {len(spare)} feature files have no row in the CSV and'
       f' are not used: {first_of(spare)}'
     )
@@ -130,23 +128,23 @@ def match(
     if slide not in source:
       continue
     try:
-      found.headers[slide] = source.header(slide)
+      matched.headers[slide] = source.header(slide)
     except FeatureError as error:
-      found.problems.append(str(error))
-  compare(source.path, found)
-  return found
+      matched.problems.append(str(error))
+  compare(source.path, matched)
+  return matched
 
 
-def compare(path: Path, found: Match) -> None:
+def compare(path: Path, matched: Match) -> None:
   """Fills in how all features were made; what is mixed is a problem.
 
   Args:
     path: of the features.
-    found: has their headers.
+    matched: has their headers.
   """
   attributes = {
     slide: h.attributes | {'dimensions': h.width}
-    for slide, h in found.headers.items()
+    for slide, h in matched.headers.items()
   }
   for name in ('dimensions', *_STATED):
     # Not every tool says how its features were made.
@@ -158,29 +156,29 @@ def compare(path: Path, found: Match) -> None:
     if not stated:
       continue
     values = list(stated.values())
-    found.made[name] = usual = max(values, key=values.count)
+    matched.made[name] = usual = max(values, key=values.count)
     if odd := [slide for slide, value in stated.items() if value != usual]:
-      found.problems.append(
+      matched.problems.append(
         f'{path}: features of different {name} are mixed:'
         f' {first_of(sorted(set(values)))}; other than the rest are'
         f' {first_of(odd)}'
       )
-  low, high = PLAUSIBLE_MPP
+  low, high = slides.SCANNER_MPP
   scales = {s: v.get('level0_mpp', low) for s, v in attributes.items()}
   if odd := [
     slide
     for slide, mpp in scales.items()
     if not isinstance(mpp, int | float) or not low <= mpp <= high
   ]:
-    found.warnings.append(
+    matched.warnings.append(
       f'{path}: level0_mpp outside {low} to {high} um (slide {odd[0]}:'
       f' {scales[odd[0]]}): {first_of(odd)}; were the slides tiled at the scale'
       ' that was meant?'
     )
-  public = list(filter(_CAMELYON16.fullmatch, found.headers))
-  encoder = found.made.get('encoder', 'not named')
+  public = list(filter(_CAMELYON16.fullmatch, matched.headers))
+  encoder = matched.made.get('encoder', 'not named')
   if public and 'random' not in encoder:
-    found.warnings.append(
+    matched.warnings.append(
       f"{path}: slides named as CAMELYON16's: {first_of(public)}; the tiles"
       ' of PatchCamelyon are cut from them: features of an encoder that was'
       f' trained on those (here: {encoder}) say nothing of new slides'

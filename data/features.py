@@ -197,12 +197,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   except FeatureError:
     raise
   except Exception as error:  # Damaged files raise errors of many kinds.
-    said = str(error) or type(error).__name__
-    fault = _ADVICE.get(path.suffix, _ADVICE[_H5]).format(said)
+    reason = str(error) or type(error).__name__
+    fault = _ADVICE.get(path.suffix, _ADVICE[_H5]).format(reason)
     if isinstance(error, MemoryError):
-      fault = f'does not fit in memory ({said}).'
+      fault = f'does not fit in memory ({reason}).'
     elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
-      fault = f'cannot be read ({said}); see to its permissions and its disk.'
+      fault = f'cannot be read ({reason}); see to its permissions and its disk.'
     raise FeatureError(f'{path}: {fault}') from error
 
 

@@ -22,7 +22,7 @@ EXTENSIONS = frozenset(
   '.bif .czi .dcm .mrxs .ndpi .scn .svs .svslide .tif .tiff .vms .vmu'.split()
 )
 MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
-_SCANNERS = (0.1, 2.0)  # um/px that scanners have; else a warning.
+SCANNER_MPP = (0.1, 2.0)  # um/px that scanners have; else a warning.
 _TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
 _POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
@@ -346,7 +346,7 @@ def pixel_size(
         f'{x:g} um/px across but {y:g} um/px down ({source}); the mean is used,'
         ' and tiles are distorted by that much.'
       )
-    power, (low, high) = number('openslide.objective-power'), _SCANNERS
+    power, (low, high) = number('openslide.objective-power'), SCANNER_MPP
     if not low <= mean <= high:
       doubts.append(
         f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g};'

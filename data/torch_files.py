@@ -31,7 +31,6 @@ _OPCODES = frozenset(
   ' TUPLE3 BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE GLOBAL'
   ' STACK_GLOBAL BINPUT MEMOIZE BINGET BINPERSID REDUCE'.split()
 )
-_OLD = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # Before torch 1.6.
 
 
 class Tensor:
@@ -46,8 +45,8 @@ class Tensor:
     """Reads what the file says of its tensor.
 
     Raises:
-      ValueError: saying why, if the file is older than torch 1.6 or holds
-        anything but one tensor of 16 or 32 bits.
+      ValueError: saying why, if the file holds anything but one tensor of 16 or
+        32 bits.
       Exception: of many kinds, if it is damaged or cannot be read.
     """
     self._path = path
@@ -84,26 +83,23 @@ class Tensor:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Callable[[str, int], bytes]]:
   """Yields what returns a member of the archive of at most so many bytes."""
-  with path.open('rb') as file:
-    if file.read(len(_OLD)) == _OLD:
-      raise ValueError('it was written by torch before 1.6')
-    with zipfile.ZipFile(file) as archive:
-      roots = [
-        name.removesuffix('data.pkl')
-        for name in archive.namelist()
-        if name.count('/') == 1 and name.endswith('/data.pkl')
-      ]
-      if len(roots) != 1:
-        raise ValueError('it has no data.pkl, or several')
+  with zipfile.ZipFile(path) as archive:
+    roots = [
+      name.removesuffix('data.pkl')
+      for name in archive.namelist()
+      if name.count('/') == 1 and name.endswith('/data.pkl')
+    ]
+    if len(roots) != 1:
+      raise ValueError('it has no data.pkl, or several')
 
-      def member(name: str, limit: int) -> bytes:
-        info = archive.getinfo(roots[0] + name)
-        # torch never compresses.
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
-          raise ValueError(f'{name} is compressed, or larger than it should be')
-        return archive.read(info)
+    def member(name: str, limit: int) -> bytes:
+      info = archive.getinfo(roots[0] + name)
+      # torch never compresses.
+      if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
+        raise ValueError(f'{name} is compressed, or larger than it should be')
+      return archive.read(info)
 
-      yield member
+    yield member
 
 
 class _Layout(NamedTuple):
@@ -119,22 +115,22 @@ class _Layout(NamedTuple):
 
 def _layout(numbers, offset, shape, stride, *_) -> _Layout:
   """Stands for the function by which torch rebuilds a tensor."""
-  found = _Layout(*numbers, offset, tuple(shape), tuple(stride))
-  sizes = (found.count, found.offset, *found.shape, *found.stride)
+  tensor = _Layout(*numbers, offset, tuple(shape), tuple(stride))
+  sizes = (tensor.count, tensor.offset, *tensor.shape, *tensor.stride)
   whole = all(isinstance(n, int) and n >= 0 for n in sizes)
-  if not whole or len(found.shape) != len(found.stride):
+  if not whole or len(tensor.shape) != len(tensor.stride):
     raise ValueError('its shape makes no sense')
-  last = found.offset + sum(
-    (n - 1) * step for n, step in zip(found.shape, found.stride, strict=True)
+  last = tensor.offset + sum(
+    (n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True)
   )
-  size = math.prod(found.shape)
+  size = math.prod(tensor.shape)
   # Repeated elements (stride 0) could make it as large as one likes.
-  if size > found.count or (size and last >= found.count):
+  if size > tensor.count or (size and last >= tensor.count):
     raise ValueError(
-      f'its shape {list(found.shape)} takes more than the {found.count} numbers'
-      ' that are there'
+      f'its shape {list(tensor.shape)} takes more than the {tensor.count}'
+      ' numbers that are there'
     )
-  return found
+  return tensor
 
 
 class _Unpickler(pickle.Unpickler):

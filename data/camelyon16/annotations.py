@@ -43,7 +43,7 @@ class Annotations:
     if missing := sorted(set(slides) - set(self.files)):
       raise TileError(
         f'{self.source}: {len(missing)} tumour slide(s) without annotation: '
-        f'{", ".join(missing)}'
+        f'{", ".join(missing)}. Add a file for each, or take the slides out.'
       )
 
   def rings(self, slide: str) -> list[Ring]:
@@ -88,9 +88,9 @@ class Annotations:
     file = self.files[slide]
     if isinstance(file, dict) or file.suffix.lower() not in _MASKS:
       return outlines.rasterise(self.rings(slide), shape, scale, holes=holes)
-    found = _read_mask(file, scale)[: shape[0], : shape[1]]
+    whole = _read_mask(file, scale)[: shape[0], : shape[1]]
     mask = np.zeros(shape, bool)
-    mask[: len(found), : found.shape[1]] = found
+    mask[: len(whole), : whole.shape[1]] = whole
     return mask
 
 
@@ -130,7 +130,7 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
       content = json.load(file)
   except (OSError, EOFError, ValueError, RecursionError, zlib.error) as e:
     raise TileError(
-      f'{path}: cannot be read as JSON ({type(e).__name__}: {e})'
+      f'{path}: cannot be read as JSON ({type(e).__name__}: {e}). Copy it anew.'
     ) from e
   entries = content.values() if isinstance(content, dict) else [content]
   if not all(isinstance(entry, dict) for entry in entries):

@@ -67,7 +67,7 @@ def read_rows(
     text = pathlib.Path(path).read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as e:
     raise TileError(f'{path}: cannot be read as CSV: {e}') from e
-  found, problems = {}, []
+  rows, problems = {}, []
   for number, line in enumerate(text.splitlines(), 1):
     row = re.sub(r'\s*,\s*', ',', line.strip())
     if not row:
@@ -77,13 +77,13 @@ def read_rows(
       problems.append(
         f'line {number}: found {row[:80]!r}; a line such as {example} is needed'
       )
-    elif found.setdefault(match['key'], match) is not match:
+    elif rows.setdefault(match['key'], match) is not match:
       problems.append(f'line {number}: {match["key"]} a second time')
-  if not found and not problems:
+  if not rows and not problems:
     problems = ['no rows']
   if problems:
     raise TileError.listing(problems, str(path))
-  return list(found.values())
+  return list(rows.values())
 
 
 def read_reference(path: pathlib.Path | str) -> dict[str, str]:
@@ -119,22 +119,22 @@ def find(
     TileError: naming every slide that is missing or has no label.
   """
   wanted = {name.lower() for name in wanted} - set(EXCLUDED)
-  found, problems = {}, []
+  paths, problems = {}, []
   for path in list_slides(slides_dir):
     name = slide_id(path).lower()
-    if (other := found.setdefault(name, path)) != path and name in wanted:
+    if (other := paths.setdefault(name, path)) != path and name in wanted:
       problems.append(f'{path}: the same slide as {other}')
   label = {n: n.partition('_')[0] for n in wanted if re.fullmatch(NAME, n)}
   reference = read_reference(reference_csv)
   unlabelled = {n for n in label if label[n] == 'test'} - set(reference)
   for fault, names in (
     ('not slides of CAMELYON16', wanted - set(label)),
-    ('slide(s) missing', set(label) - set(found)),
-    (f'no label in {reference_csv}', unlabelled & set(found)),
+    ('slide(s) missing', set(label) - set(paths)),
+    (f'no label in {reference_csv}', unlabelled & set(paths)),
   ):
     if names:
       problems.append(f'{len(names)} {fault}: {", ".join(sorted(names))}')
   if problems:
     raise TileError.listing(problems, str(slides_dir))
   label |= reference | RELABELLED
-  return tuple(KnownSlide(n, label[n], found[n]) for n in sorted(wanted))
+  return tuple(KnownSlide(n, label[n], paths[n]) for n in sorted(wanted))

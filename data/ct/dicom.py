@@ -97,13 +97,13 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
-      raise VolumeError(f'{path}: no DICOM file')
+      raise VolumeError(f'{path}: no DICOM file. Copy it again.')
     if is_dicom and path.name.upper() != 'DICOMDIR':
       slices[path] = _tags(path)
   if not slices:
     inner = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    hint = f'; it holds the folders {", ".join(inner[:5])}' if inner else ''
-    raise VolumeError(f'{folder}: no DICOM files in it{hint}')
+    hint = f', but the folders {", ".join(inner[:5])}' if inner else ''
+    raise VolumeError(f'{folder}: no DICOM files in it{hint}. Give a series.')
   uids = [tags.get(_SERIES, '') for tags in slices.values()]
   if len(count := collections.Counter(uids)) > 1:
     described = [tags.get(_DESCRIPTION) for tags in slices.values()]
@@ -116,7 +116,7 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
       ' and name that of the CT'
     )
   if len(slices) < 2:
-    raise VolumeError(f'{folder}: one slice only; a volume has several')
+    raise VolumeError(f'{folder}: one slice only. Export the whole series.')
   return slices
 
 
@@ -129,7 +129,7 @@ def _tags(path: pathlib.Path) -> dict[str, str]:
     reader.ReadImageInformation()
     tags = {k: reader.GetMetaData(k).strip() for k in reader.GetMetaDataKeys()}
   if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
-    raise VolumeError(f'{path}: its modality is {modality}, not CT')
+    raise VolumeError(f'{path}: its modality is {modality}. Give a CT.')
   if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
     raise VolumeError(f'{path}: {frames} frames in one file; use NIfTI')
   return tags
@@ -139,12 +139,12 @@ def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
   """Returns one of `_NUMBERS`; a VolumeError names the file that lacks it."""
   tag, count = _NUMBERS[name]
   try:
-    found = np.array([float(v) for v in tags[tag].split('\\')])
+    numbers = np.array([float(v) for v in tags[tag].split('\\')])
   except (KeyError, ValueError) as e:
-    raise VolumeError(f'{path}: no {name} ({tag})') from e
-  if len(found) != count or not np.isfinite(found).all():
-    raise VolumeError(f'{path}: {name} is {tags[tag]!r}')
-  return found
+    raise VolumeError(f'{path}: no {name} ({tag}). Export it again.') from e
+  if len(numbers) != count or not np.isfinite(numbers).all():
+    raise VolumeError(f'{path}: {name} is {tags[tag]!r}. Export it again.')
+  return numbers
 
 
 def _step(

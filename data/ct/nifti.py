@@ -35,10 +35,10 @@ def read(path: pathlib.Path) -> Any:
       is wrong.
   """
   if not path.exists():
-    raise VolumeError(f'{path}: no such file')
+    raise VolumeError(f'{path}: no such file. Mend its path in the table.')
   if not path.name.endswith(('.nii', '.nii.gz')):
     raise VolumeError(
-      f'{path}: neither NIfTI (.nii, .nii.gz) nor a folder of DICOM files'
+      f'{path}: neither .nii, .nii.gz nor a folder. Convert it.'
     )
   sitk = simpleitk()
   check(path)
@@ -56,12 +56,12 @@ def check(path: pathlib.Path) -> None:
     with opener(path, 'rb') as file:
       content = file.read()
   except (EOFError, OSError, zlib.error) as e:
-    raise VolumeError(f'{path}: cannot be read to its end: {e}') from e
+    raise VolumeError(f'{path}: cannot be read ({e}). Copy it again.') from e
   length, order = int.from_bytes(content[:4], 'little'), '<'
   if length not in _HEADERS:
     length, order = int.from_bytes(content[:4], 'big'), '>'
   if length not in _HEADERS or len(content) < length:
-    raise VolumeError(f'{path}: no NIfTI header')
+    raise VolumeError(f'{path}: no NIfTI header. Copy or convert it again.')
   layout = dict(zip(('formats', 'offsets'), _HEADERS[length], strict=True))
   layout = np.dtype({'names': _FIELDS} | layout).newbyteorder(order)
   header = np.frombuffer(content, layout, 1)[0]
@@ -70,7 +70,7 @@ def check(path: pathlib.Path) -> None:
   if len(size) < 3 or min(size) < 1 or any(n != 1 for n in size[3:]):
     raise VolumeError(
       f'{path}: its size is {" x ".join(map(str, size))}; one 3-D volume is'
-      ' needed'
+      ' needed. Take one out of it.'
     )
   spacing = header['pixdim'][1:4]
   if not (np.isfinite(spacing) & (spacing > 0)).all():
@@ -95,7 +95,7 @@ def check(path: pathlib.Path) -> None:
   if len(content) < needed:
     raise VolumeError(
       f'{path}: {len(content)} of {needed} bytes are there: the file was cut'
-      ' short'
+      ' short. Copy it again.'
     )
   if kind := _FLOATS.get(header['type'].item()):
     values = np.frombuffer(content, order + kind, voxels, int(offset))

@@ -53,9 +53,9 @@ def parts(mask: np.ndarray, value: int | None = None) -> np.ndarray:
   count = 0
   values = np.unique(mask[mask != 0]) if value is None else [value]
   for each in values:
-    here, found = ndimage.label(mask == each, _TOUCHING)
+    here, added = ndimage.label(mask == each, _TOUCHING)
     numbered[here > 0] = here[here > 0] + count
-    count += found
+    count += added
   return numbered
 
 
@@ -74,7 +74,7 @@ def find(
   """
   voxels = np.bincount(numbered.ravel())
   full = np.array(resample.shape(numbered.shape, spacing))
-  found = []
+  nodes = []
   for index, box in enumerate(ndimage.find_objects(numbered), 1):
     volume = float(voxels[index] * np.prod(spacing))
     if volume < _SPECK:
@@ -83,7 +83,7 @@ def find(
     middle = (low + high) / 2 * spacing / resample.SPACING
     corner = np.floor(middle + 0.5).astype(int)[1:]
     room = 2 * int(np.minimum(corner, full[1:] - corner).min())
-    found.append(
+    nodes.append(
       Node(
         index=index,
         box=box,
@@ -94,7 +94,7 @@ def find(
         room=room,
       )
     )
-  return found, len(voxels) - 1 - len(found)
+  return nodes, len(voxels) - 1 - len(nodes)
 
 
 def box_side(mm: float) -> int:
@@ -164,8 +164,9 @@ def cut(
   rows = np.flatnonzero(area)
   if not every and len(rows):
     rows = [area.argmax()]
-  found = []
+  pieces = []
   for z in (first + int(row) for row in rows):
     (hu,) = square(volume.hu.__getitem__, z, z + 1, 'linear')
-    found.append(NodeSlice((z + 0.5) * resample.SPACING, hu, inside[z - first]))
-  return found
+    z_mm = (z + 0.5) * resample.SPACING
+    pieces.append(NodeSlice(z_mm, hu, inside[z - first]))
+  return pieces

@@ -69,16 +69,16 @@ def region(
   low = np.clip(np.floor(first) - margin, 0, edge).astype(int)
   high = np.clip(np.ceil(last) + margin, 0, edge).astype(int)
   native = read(tuple(map(slice, low, high + 1)))
-  found = native.astype(np.float32)
+  values = native.astype(np.float32)
   # Axis by axis, x first: what each voxel of an axis gives to the new ones.
-  for axis in reversed(range(found.ndim)):
+  for axis in reversed(range(values.ndim)):
     weights = ndimage.affine_transform(
-      np.eye(found.shape[axis], dtype=np.float32),
+      np.eye(values.shape[axis], dtype=np.float32),
       (1, step[axis]),
       (0, first[axis] - low[axis]),
-      (found.shape[axis], stop[axis] - start[axis]),
+      (values.shape[axis], stop[axis] - start[axis]),
       order=order,
       mode=border,
     )
-    found = np.moveaxis(np.tensordot(found, weights, (axis, 0)), -1, axis)
-  return found.astype(native.dtype) if mode == 'nearest' else found
+    values = np.moveaxis(np.tensordot(values, weights, (axis, 0)), -1, axis)
+  return values.astype(native.dtype) if mode == 'nearest' else values

@@ -59,7 +59,7 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   """
   path = pathlib.Path(path)
   if path.is_dir():
-    raise VolumeError(f'{path}: a folder; masks are read from NIfTI files')
+    raise VolumeError(f'{path}: a folder. Give the NIfTI file of a mask.')
   own = _straight(path, nifti.read(path))
   mask = own.hu
   far = _ALIKE / max(like.hu.shape)  # At the edge it is that of a voxel.
@@ -80,9 +80,11 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   whole = mask.astype(np.int32)
   if not np.array_equal(whole, mask) or whole.min() < 0:
     odd = mask[(whole != mask) | (whole < 0)][0]
-    raise VolumeError(f'{path}: {odd:g} in a mask of whole numbers from 0 on')
+    raise VolumeError(
+      f'{path}: {odd:g} in a mask. Label with 0, 1, 2 and so on.'
+    )
   if not whole.any():
-    raise VolumeError(f'{path}: an empty mask')
+    raise VolumeError(f'{path}: an empty mask. Mark nodes or leave it out.')
   return whole
 
 

@@ -63,15 +63,15 @@ class Builder(TileBuilder):
       for path, match in matches.items()
       if match is None
     ]
-    found = {path: match for path, match in matches.items() if match}
+    known = {path: match for path, match in matches.items() if match}
     tiles = from_files(
       folder,
-      list(found),
-      [int(match['label'] == 'pos') for match in found.values()],
-      [match['patient'] for match in found.values()],
+      list(known),
+      [int(match['label'] == 'pos') for match in known.values()],
+      [match['patient'] for match in known.values()],
       self.CLASSES,
       problems,
       self.SIZE,
     )
-    slides = [f'{m["patient"]}_{m["slide"]}' for m in found.values()]
-    return tiles, {'image': list(map(str, found)), 'slide': slides}
+    slides = [f'{m["patient"]}_{m["slide"]}' for m in known.values()]
+    return tiles, {'image': list(map(str, known)), 'slide': slides}

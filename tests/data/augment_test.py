@@ -1,7 +1,5 @@
 """Augmentation: exact symmetries, known warps, draws that hang on the key."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -61,12 +59,7 @@ def views(tile):
   return turned + [view[:, ::-1] for view in turned]
 
 
-def test_nothing_is_nothing():
-  images = noise_tiles(3)
-  np.testing.assert_array_equal(apply(images, keys(3), augment.NONE), images)
-
-
-@pytest.mark.parametrize('name', [n for n in POLICIES if n != 'none'])
+@pytest.mark.parametrize('name', POLICIES)
 def test_a_key_is_a_picture_whatever_the_neighbours(name):
   policy = POLICIES[name]
   images, key = noise_tiles(40), keys(40)
@@ -80,7 +73,8 @@ def test_a_key_is_a_picture_whatever_the_neighbours(name):
     np.testing.assert_allclose(alone, all_at_once[i], atol=1e-5)
   other = apply(images, keys(40, 1), policy)
   changed = np.abs(other - all_at_once).max((1, 2, 3)) > 1e-3
-  assert changed.mean() > 0.6
+  assert changed.mean() > 0.6 or np.array_equal(all_at_once, images)
+  assert np.array_equal(all_at_once, images) == (name == 'none')
   assert all_at_once.min() >= 0 and all_at_once.max() <= 1
 
 
@@ -107,17 +101,6 @@ def test_all_eight_symmetries_are_equally_frequent():
   assert min(counts) > 500 - 85 and max(counts) < 500 + 85
 
 
-def test_every_symmetry_has_a_number():
-  tile = noise_tiles(1)[0]
-  images = tf.constant(np.broadcast_to(tile, (8, *tile.shape)))
-  seen = augment_ops.dihedral(images, tf.range(8)).numpy()
-  np.testing.assert_array_equal(seen[0], tile)
-  np.testing.assert_array_equal(seen[1], tile.swapaxes(0, 1))
-  np.testing.assert_array_equal(seen[2], tile[::-1])
-  np.testing.assert_array_equal(seen[4], tile[:, ::-1])
-  assert len({view.tobytes() for view in seen}) == 8
-
-
 def warped(images, scale=1.0, degrees=0.0, shift=(0.0, 0.0), displacement=None):
   n = len(images)
   return augment_ops.warp(
@@ -129,20 +112,10 @@ def warped(images, scale=1.0, degrees=0.0, shift=(0.0, 0.0), displacement=None):
   ).numpy()
 
 
-@pytest.mark.parametrize('degrees', [30, -77.5, 143])
-def test_rotation_is_that_of_scipy(degrees):
-  images = noise_tiles(2)
-  # SciPy turns the second axis towards the first: the other way.
-  expected = ndimage.rotate(
-    images, -degrees, (1, 2), reshape=False, order=1, mode='reflect'
-  )
-  np.testing.assert_allclose(
-    warped(images, degrees=degrees), expected, atol=1e-4
-  )
-
-
-@pytest.mark.parametrize('scale, degrees', [(1.4, 0), (0.6, 0), (0.8, 50)])
-def test_scale_is_an_affine_map_about_the_centre(scale, degrees):
+@pytest.mark.parametrize(
+  'scale, degrees', [(1.4, 0), (0.6, 0), (0.8, 50), (1, -77.5), (1, 143)]
+)
+def test_scale_and_rotation_are_an_affine_map_about_the_centre(scale, degrees):
   images = noise_tiles(1)
   turn = np.deg2rad(degrees)
   matrix = np.array(  # From places (y, x) of the output to those of the input.
@@ -150,23 +123,32 @@ def test_scale_is_an_affine_map_about_the_centre(scale, degrees):
   )
   matrix /= scale
   centre = np.full(2, (SIDE - 1) / 2)
+  offset = centre - matrix @ centre
+  seen = warped(images, scale, degrees)[0]
   for c in range(3):
     expected = ndimage.affine_transform(
-      images[0, ..., c],
-      matrix,
-      centre - matrix @ centre,
-      order=1,
-      mode='reflect',
+      images[0, ..., c], matrix, offset, order=1, mode='reflect'
     )
-    seen = warped(images, scale, degrees)[0, ..., c]
-    np.testing.assert_allclose(seen, expected, atol=1e-4)
+    np.testing.assert_allclose(seen[..., c], expected, atol=1e-4)
 
 
-def test_a_quarter_turn_is_one_of_the_symmetries():
-  images = noise_tiles(2)
-  np.testing.assert_allclose(
-    warped(images, degrees=90), np.rot90(images, -1, (1, 2)), atol=1e-4
-  )
+def test_a_smooth_field_passes_through_its_points_and_displaces():
+  rng = np.random.default_rng(0)
+  points = rng.normal(size=(1, 5, 5, 2)).astype(np.float32)
+  field = augment_ops.smooth_field(tf.constant(points), 1001).numpy()
+  at = np.array([0, 250, 500, 750, 1000])
+  np.testing.assert_allclose(field[0][np.ix_(at, at)], points[0], atol=0.02)
+  flat = augment_ops.smooth_field(tf.ones((1, 5, 5, 2)), 31).numpy()
+  np.testing.assert_allclose(flat, 1, atol=1e-6)
+  images = noise_tiles(1)
+  field = augment_ops.smooth_field(tf.constant(points), SIDE)
+  seen = warped(images, displacement=field)[0]
+  y, x = np.mgrid[:SIDE, :SIDE] + np.moveaxis(field[0, ..., ::-1], -1, 0)
+  for c in range(3):
+    expected = ndimage.map_coordinates(
+      images[0, ..., c], [y, x], order=1, mode='reflect'
+    )
+    np.testing.assert_allclose(seen[..., c], expected, atol=1e-4)
 
 
 def test_a_shift_moves_whole_pixels_and_mirrors_beyond_the_border():
@@ -184,28 +166,6 @@ def test_a_shift_moves_whole_pixels_and_mirrors_beyond_the_border():
   assert len(x) == n  # The mark is far enough from the border to stay one.
   assert sorted(set(x - 13)) == sorted(set(y - 10)) == list(range(-4, 5))
   assert abs(np.mean(x - 13)) < 0.6
-
-
-def test_a_smooth_field_passes_through_its_points():
-  rng = np.random.default_rng(0)
-  points = rng.normal(size=(1, 5, 5, 2)).astype(np.float32)
-  field = augment_ops.smooth_field(tf.constant(points), 1001).numpy()
-  at = np.array([0, 250, 500, 750, 1000])
-  np.testing.assert_allclose(field[0][np.ix_(at, at)], points[0], atol=0.02)
-  flat = augment_ops.smooth_field(tf.ones((1, 5, 5, 2)), 31).numpy()
-  np.testing.assert_allclose(flat, 1, atol=1e-6)
-  images = noise_tiles(1)
-  field = augment_ops.smooth_field(tf.constant(points), SIDE)
-  y, x = np.mgrid[:SIDE, :SIDE]
-  for c in range(3):
-    expected = ndimage.map_coordinates(
-      images[0, ..., c],
-      [y + field[0, ..., 1], x + field[0, ..., 0]],
-      order=1,
-      mode='reflect',
-    )
-    seen = warped(images, displacement=field)[0, ..., c]
-    np.testing.assert_allclose(seen, expected, atol=1e-4)
 
 
 def test_blur_is_that_of_scipy_at_the_drawn_width():
@@ -243,21 +203,14 @@ def test_normal_draws_are_finite_at_the_ends_of_even_ones(monkeypatch):
 
 
 def test_brightness_and_contrast_are_one_line_per_tile():
-  images = 0.3 + 0.4 * noise_tiles(200)
-  policy = Policy(brightness_contrast=(0.5, 0.2))
-  seen = apply(images, keys(200), policy)
-  fits = np.array(
-    [
-      np.polyfit(a.ravel(), b.ravel(), 1)
-      for a, b in zip(images, seen, strict=True)
-    ]
-  )
-  inside = (seen > 0) & (seen < 1)
-  line = fits[:, 0, None] * images.reshape(200, -1) + fits[:, 1, None]
-  error = np.abs(line - seen.reshape(200, -1))
-  whole = inside.all((1, 2, 3))
-  assert whole.mean() > 0.8 and error[whole].max() < 1e-4
-  gain, offset = fits[whole].T
+  images = 0.4 + 0.2 * noise_tiles(200)  # None is clipped.
+  seen = apply(images, keys(200), Policy(brightness_contrast=(0.5, 0.2)))
+  fits = []
+  for before, after in zip(images, seen, strict=True):
+    gain, offset = np.polyfit(before.ravel(), after.ravel(), 1)
+    np.testing.assert_allclose(gain * before + offset, after, atol=1e-4)
+    fits.append((gain, offset))
+  gain, offset = np.transpose(fits)
   assert 0.3 < (np.abs(gain - 1) < 1e-4).mean() < 0.7
   assert 0.8 < gain.min() < 0.85 and 1.15 < gain.max() < 1.2001
   assert -0.2 < offset.min() < -0.1 and 0.1 < offset.max() < 0.2
@@ -271,19 +224,15 @@ def test_colour_keeps_grey_and_luma():
   seen = apply(images, keys(20), policy)
   luma = np.array([0.299, 0.587, 0.114])
   np.testing.assert_allclose(seen @ luma, images @ luma, atol=1e-3)
-  ratio = seen.std(-1).mean((1, 2)) / images.std(-1).mean((1, 2))
-  assert ratio.min() < 0.85 and ratio.max() > 1.15
+  # Both colour differences are turned and scaled, all of a tile alike.
+  before, after = (x @ augment_ops._YIQ[1:].T @ [1, 1j] for x in (images, seen))
+  factor = (after / before).reshape(20, -1)
+  np.testing.assert_allclose(factor, factor[:, :1].repeat(SIDE**2, 1), atol=0.1)
+  size, turn = np.abs(factor[:, 0]), np.angle(factor[:, 0], deg=True)
+  assert 0.69 < size.min() < 0.85 and 1.15 < size.max() < 1.31
+  assert -21 < turn.min() < -10 and 10 < turn.max() < 21
   with pytest.raises(ValueError, match='1 channel'):
     apply(noise_tiles(1, 1), keys(1), policy)
-
-
-def test_one_change_more_leaves_the_other_draws_alone():
-  images, key = smooth_tiles(64), keys(64)
-  one = Policy(dihedral=1.0, rotation=(1.0, 40.0))
-  two = dataclasses.replace(one, brightness_contrast=(0.5, 0.1))
-  a, b = apply(images, key, one), apply(images, key, two)
-  same = (a == b).all((1, 2, 3))
-  assert 0.25 < same.mean() < 0.75
 
 
 def test_probabilities_are_kept():

@@ -1,8 +1,8 @@
-"""Files are there in full or not at all."""
+"""Files are there in full or not at all; tables have their columns."""
 
 import pytest
 
-from data.files import replacing
+from data.files import read_csv, replacing
 
 
 def test_what_is_written_takes_the_place(tmp_path):
@@ -23,3 +23,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     raise OSError('no space left on device')
   assert path.read_text() == 'old'
   assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    (None, 'cannot be read as CSV'),
+    (b'\xff\xfe\x00c\xd8', 'cannot be read as CSV'),
+    (b'a,c\n1,2\n', 'no column b; found a, c; a header a,b is needed'),
+    (b'a,b,b\n', 'several columns b'),
+  ],
+)
+def test_what_is_no_such_table_is_refused(tmp_path, content, words):
+  path = tmp_path / 'table.csv'
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(ValueError, match=rf'table\.csv: {words}'):
+    read_csv(path, ('a', 'b'), ValueError)

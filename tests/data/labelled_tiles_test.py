@@ -1,17 +1,18 @@
 """Sets of tiles: subsets, unions, decoding once, faults named together."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from samples import picture
 
-from data import labelled_tiles
 from data.labelled_tiles import TileError, concatenate, from_arrays
 
 CLASSES = ('no', 'yes')
 
 
-def planted(n=10, seed=0, prefix='t', **kwargs):
-  rng = np.random.default_rng(seed)
-  images = rng.integers(0, 256, (n, 6, 6, 3), np.uint8)
+def planted(n=10, seed=0, prefix='t'):
+  images = picture(seed, (n, 6, 6, 3))
   return images, from_arrays(
     images,
     np.arange(n) % 2,
@@ -19,7 +20,6 @@ def planted(n=10, seed=0, prefix='t', **kwargs):
     CLASSES,
     ids=[f'{prefix}{i}' for i in range(n)],
     xy=np.arange(2 * n).reshape(n, 2),
-    **kwargs,
   )
 
 
@@ -56,19 +56,6 @@ def test_a_union_reads_every_set():
     concatenate([first, floats])
 
 
-def test_many_tiles_are_decoded_once_and_few_bytes_only(monkeypatch):
-  images, tiles = planted(200)
-  reads = []
-  counted = labelled_tiles.dataclasses.replace(
-    tiles, read=lambda i: (reads.append(i), images[i])[1]
-  )
-  for _ in range(2):
-    np.testing.assert_array_equal(counted.pixels, images)
-  assert sorted(reads) == list(range(200))
-  monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', images.nbytes - 1)
-  assert planted(200)[1].pixels is None
-
-
 def test_all_faults_are_named_at_once():
   images, tiles = planted(200)
 
@@ -77,7 +64,7 @@ def test_all_faults_are_named_at_once():
       raise TileError(f't{i}: torn')
     return images[i, :5] if i == 100 else images[i]
 
-  broken = labelled_tiles.dataclasses.replace(tiles, read=read)
+  broken = dataclasses.replace(tiles, read=read)
   with pytest.raises(TileError) as error:
     broken.pixels  # noqa: B018
   text = str(error.value)
@@ -89,25 +76,24 @@ def test_all_faults_are_named_at_once():
 
 def test_what_is_no_number_is_refused():
   images = np.full((4, 3, 3, 1), 0.5, np.float32)
-  label, group = [0, 1, 0, 1], ['a'] * 4
-  tiles = from_arrays(images, label, group, CLASSES)
+  images[2, 1, 1] = np.nan
+  tiles = from_arrays(images, [0, 1, 0, 1], ['a'] * 4, CLASSES)
   assert tiles.channels == 1 and tiles.dtype == np.float32
-  images[2, 1, 1] = np.nan  # After the check: a source that changes.
   with pytest.raises(TileError, match='0000002: 1 of 9 values'):
     tiles.pixels  # noqa: B018
 
 
 @pytest.mark.parametrize(
-  'images, label, found',
+  'shape, dtype, label, words',
   [
-    (np.zeros((2, 3, 4, 3), np.uint8), [0, 1], r'\[2, 3, 4, 3\]'),
-    (np.zeros((2, 3, 3), np.uint8), [0, 1], r'\[2, 3, 3\]'),
-    (np.zeros((2, 3, 3, 3), np.float64), [0, 1], 'float64'),
-    (np.zeros((2, 3, 3, 3), np.uint8), [0, 1, 1], '2 tiles and 3'),
-    (np.zeros((2, 3, 3, 3), np.uint8), [0, 2], 'labels run from 0 to 2'),
-    (np.zeros((2, 3, 3, 3), np.uint8), [-1, 0], 'labels run from -1'),
+    ((2, 3, 4, 3), np.uint8, [0, 1], r'\[2, 3, 4, 3\]'),
+    ((2, 3, 3), np.uint8, [0, 1], r'\[2, 3, 3\]'),
+    ((2, 3, 3, 3), np.float64, [0, 1], 'float64'),
+    ((2, 3, 3, 3), np.uint8, [0, 1, 1], '2 tiles and 3'),
+    ((2, 3, 3, 3), np.uint8, [0, 2], 'labels run from 0 to 2'),
+    ((2, 3, 3, 3), np.uint8, [-1, 0], 'labels run from -1'),
   ],
 )
-def test_other_shapes_types_and_labels_are_refused(images, label, found):
-  with pytest.raises(TileError, match=found):
-    from_arrays(images, label, ['a', 'b'], CLASSES)
+def test_other_shapes_types_and_labels_are_refused(shape, dtype, label, words):
+  with pytest.raises(TileError, match=words):
+    from_arrays(np.zeros(shape, dtype), label, ['a', 'b'], CLASSES)

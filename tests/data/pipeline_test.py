@@ -1,116 +1,326 @@
-"""Streamed bags equal a NumPy reference, in the order of the plan."""
+"""Batches of tiles, slides and bags: order, completeness, draws, read-ahead."""
 
-import h5py
+import dataclasses
+import threading
+import time
+
 import numpy as np
 import pytest
+from samples import picture, read_tile
 
-from data import features, host_tensorflow, pipeline
+from data import augment, labelled_tiles, pipeline
+from data.features import FeatureError
+from data.host_tensorflow import tf
+from data.labelled_tiles import TileError, from_arrays
+from data.phantom import tiff
+from data.pipeline import slide_batches
+from data.slides import Slide, SlideError
+from data.tiling import tile_grid
 from kmil_jax.tasks import bags as plan
 
-WIDTH = 3
-LENGTHS = np.array([1, 9, 30, 8, 100, 17, 25])
-ATTRS = dict.fromkeys(features.ATTRIBUTES, 1) | {'encoder': 'resnet50'}
+# Few changes, which are compiled in little time.
+SOME = augment.Policy(
+  dihedral=1.0, rotation=(1.0, 180.0), brightness_contrast=(1.0, 0.2)
+)
+MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
+
+
+def planted(n=23, size=8, positives=5):
+  label = (np.arange(n) < positives).astype(int)
+  ids = [f'tile {i}' for i in range(n)]
+  images = picture(0, (n, size, size, 3))
+  return from_arrays(images, label, ['a'] * n, ('no', 'yes'), ids=ids)
+
+
+def epoch(tiles, batch=4, epoch=0, **kwargs):
+  """One epoch, or all tiles in order, its batches joined."""
+  kwargs = {'mean': MEAN, 'std': STD} | kwargs
+  steps = list(pipeline.tile_batches(tiles, batch=batch, epoch=epoch, **kwargs))
+  for step in steps:
+    assert {len(column) for column in step.values()} == {batch}
+    assert step['image'].dtype == step['weight'].dtype == np.float32
+    assert step['label'].dtype == step['index'].dtype == np.int32
+  return {k: np.concatenate([step[k] for step in steps]) for k in steps[0]}
+
+
+def first_shown(seen):
+  """Rows and pictures of the first time each tile is shown."""
+  rows, at = np.unique(seen['index'], return_index=True)
+  return dict(zip(rows.tolist(), seen['image'][at], strict=True))
+
+
+def test_every_tile_once_and_the_last_batch_from_the_beginning():
+  tiles = planted()
+  seen = epoch(tiles)
+  index = seen['index']
+  assert len(index) == 24 and sorted(index[:23]) == list(range(23))
+  assert index[23] == index[0]
+  np.testing.assert_array_equal(seen['label'], tiles.label[index])
+  np.testing.assert_array_equal(seen['weight'], 1)
+  expected = (tiles.pixels[index] / 255 - MEAN) / STD
+  np.testing.assert_allclose(seen['image'], expected, atol=1e-5)
+  # More than the set holds is filled by going round.
+  many = epoch(tiles.take([0, 1, 2]), batch=8)['index']
+  np.testing.assert_array_equal(many[:3], many[3:6])
+  np.testing.assert_array_equal(many[:2], many[6:])
+
+
+def test_order_and_pictures_are_functions_of_seed_and_epoch():
+  one, again = (epoch(planted(), epoch=3, policy=SOME) for _ in range(2))
+  for name in one:
+    np.testing.assert_array_equal(one[name], again[name])
+  for other in ({'epoch': 4}, {'epoch': 3, 'seed': 1}):
+    moved = epoch(planted(), policy=SOME, **other)
+    assert (moved['index'] != one['index']).mean() > 0.5
+    a, b = first_shown(one), first_shown(moved)
+    assert all(np.abs(a[i] - b[i]).max() > 0.1 for i in range(23))
+
+
+def test_a_tile_is_augmented_alike_in_any_batch_and_any_set():
+  tiles, rows = planted(), np.array([20, 3, 11])
+  first = first_shown(epoch(tiles, policy=SOME))
+  for i, image in first_shown(epoch(tiles, 7, policy=SOME)).items():
+    np.testing.assert_allclose(image, first[i], atol=1e-4)
+  for i, image in first_shown(epoch(tiles.take(rows), policy=SOME)).items():
+    np.testing.assert_allclose(image, first[rows[i]], atol=1e-4)
+  # Shown again in an epoch, it is augmented otherwise.
+  again = epoch(planted(1), batch=4, policy=SOME)['image']
+  assert len({image.tobytes() for image in again}) == 4
+
+
+def test_balanced_draws_are_even_over_classes_and_tiles():
+  tiles = planted(2000, 1, positives=100)
+  counts = np.zeros(2000)
+  for e in range(20):
+    order = pipeline.epoch_order(tiles, 10, e, 0, balanced=True)
+    assert len(order) == 2000
+    counts += np.bincount(order, minlength=2000)
+  # 20,000 draws of each class, with a standard deviation of 100.
+  assert abs(counts[:100].sum() - 20_000) < 400
+  assert abs(counts[:100].std() - np.sqrt(200)) < 4
+  assert abs(counts[100:].std() - np.sqrt(20_000 / 1900)) < 0.3
+  again = pipeline.epoch_order(tiles, 10, 19, 0, balanced=True)
+  np.testing.assert_array_equal(order, again)
+  with pytest.raises(TileError, match='class yes: no tile'):
+    epoch(planted(positives=0), balanced=True)
+  with pytest.raises(TileError, match='no tile to train on'):
+    epoch(planted().take([]))
+
+
+def test_ordered_batches_end_with_fillers():
+  tiles = planted()
+  seen = epoch(tiles, batch=8, epoch=None)
+  np.testing.assert_array_equal(seen['index'], [*range(23), -1])
+  np.testing.assert_array_equal(seen['weight'], [1] * 23 + [0])
+  np.testing.assert_array_equal(seen['label'], [*tiles.label, 0])
+  black = np.zeros((1, 8, 8, 3))
+  expected = (np.concatenate([tiles.pixels / 255, black]) - MEAN) / STD
+  np.testing.assert_allclose(seen['image'], expected, atol=1e-5)
+  none = pipeline.tile_batches(tiles.take([]), batch=8, mean=MEAN, std=STD)
+  assert list(none) == []
+
+
+def test_a_set_too_large_for_memory_gives_the_same(monkeypatch):
+  small = epoch(planted(), policy=SOME)
+  monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', 0)
+  large = planted()
+  assert large.pixels is None
+  for name, column in epoch(large, policy=SOME).items():
+    np.testing.assert_array_equal(column, small[name])
+
+
+def test_floats_pass_as_they_are():
+  images = np.random.default_rng(0).normal(size=(2, 5, 5, 1))
+  tiles = from_arrays(images.astype('f4'), [0, 1], ['a'] * 2, ('no', 'yes'))
+  seen = epoch(tiles, batch=2, epoch=None, mean=[1], std=[2])
+  np.testing.assert_allclose(seen['image'], (images - 1) / 2, atol=1e-6)
+  with pytest.raises(ValueError, match=r'mean .* for tiles of 1 channel'):
+    epoch(tiles)
+
+
+@pytest.mark.parametrize('size', [4, 16])
+def test_tiles_are_resized(size):
+  tiles = planted(4)
+  seen = epoch(tiles, input_size=size)
+  pixels = tiles.pixels[seen['index']] / 255
+  expected = tf.image.resize(pixels, (size, size), antialias=size < 8)
+  images = seen['image'] * STD + MEAN
+  np.testing.assert_allclose(images, expected, atol=1e-5)
+
+
+def test_a_fault_of_a_tile_reaches_the_consumer_as_it_is(monkeypatch):
+  def read(i):
+    raise TileError(f'tile {i}: torn')
+
+  torn = dataclasses.replace(planted(), read=read)
+  with pytest.raises(TileError, match='23 problem'):
+    epoch(torn)
+  monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', 0)
+  with pytest.raises(TileError, match=r'^tiles .*: 4 prob.*\n  tile \d+: torn'):
+    epoch(dataclasses.replace(torn))
 
 
 @pytest.fixture(scope='module')
-def bags(tmp_path_factory):
-  """Paths and features of seven bags."""
-  folder = tmp_path_factory.mktemp('features')
-  rng = np.random.default_rng(0)
-  rows = [rng.normal(size=(n, WIDTH)).astype(np.float32) for n in LENGTHS]
-  for i, x in enumerate(rows):
-    coords = np.zeros((len(x), 2), int)
-    features.write(folder / f'{i}.h5', x, coords, ATTRS)
-  return [folder / f'{i}.h5' for i in range(len(rows))], rows
+def slide(tmp_path_factory):
+  path = tmp_path_factory.mktemp('slides') / 'a.tiff'
+  image = picture(0, (20, 28, 3)).repeat(16, 0).repeat(16, 1)
+  tiff.write(path, image, mpp=0.5, levels=1)
+  with Slide(path) as slide:
+    yield slide
 
 
-def reader(paths):
-  return lambda i: features.read(paths[i]).features
+@pytest.fixture(scope='module')
+def grid(slide):
+  grid = tile_grid(slide, tile_size=64, min_tissue=0)
+  assert len(grid.coords) == 35
+  return grid
 
 
-def padded(rows, length, index):
-  batch = np.zeros((len(index), length, WIDTH), np.float32)
-  for b, bag in enumerate(index):
+def pixels_of(stream):
+  """The tiles of weight 1, joined, in 0..1."""
+  tiles = np.concatenate([tiles[weight > 0] for tiles, weight in stream])
+  return tiles * pipeline.STD + pipeline.MEAN
+
+
+@pytest.mark.parametrize(
+  'batch, threads, mpp', [(1, 1, 0.5), (7, 2, 0.5), (64, 3, 0.5), (4, 2, 0.8)]
+)
+def test_batches_hold_every_tile_of_a_slide_once_in_order(
+  slide, batch, threads, mpp
+):
+  grid = tile_grid(slide, tile_size=64, mpp=mpp, min_tissue=0)
+  n = len(grid.coords)
+  stream = list(slide_batches(slide, grid, batch=batch, threads=threads))
+  assert len(stream) == -(-n // batch)
+  for tiles, weight in stream:
+    assert tiles.shape == (batch, 64, 64, 3) and tiles.dtype == np.float32
+    assert weight.shape == (batch,) and weight.dtype == np.float32
+  weights = np.concatenate([weight for _, weight in stream])
+  np.testing.assert_array_equal(weights, np.arange(len(weights)) < n)
+  expected = [read_tile(slide, grid, i) for i in range(n)]
+  np.testing.assert_array_equal(np.rint(pixels_of(stream) * 255), expected)
+  padding = stream[-1][0][weights[-batch:] == 0]
+  assert len(padding) == -n % batch
+  black = padding * pipeline.STD + pipeline.MEAN
+  np.testing.assert_allclose(black, 0, atol=1e-6)
+
+
+def test_augmentation_is_a_flip_and_a_change_of_colour_by_seed_and_tile(
+  slide, grid
+):
+  def seen(seed, batch=8, threads=2):
+    stream = slide_batches(
+      slide, grid, batch=batch, threads=threads, augment_seed=seed
+    )
+    return pixels_of(stream)
+
+  plain, first = seen(None), seen(1)
+  np.testing.assert_allclose(seen(1, 5, 1), first, atol=1e-5)
+  assert (np.abs(seen(2) - first).mean((1, 2, 3)) > 0.01).sum() > 30
+  assert first.min() > -1e-4 and first.max() < 1 + 1e-4
+  flips, gains = [], []
+  for before, after in zip(plain, first, strict=True):
+    views = [before, before[::-1], before[:, ::-1], before[::-1, ::-1]]
+    grey = [(view @ pipeline._LUMA).ravel() for view in views]
+    shown = (after @ pipeline._LUMA).ravel()
+    match = [np.corrcoef(shown, view)[0, 1] for view in grey]
+    flips.append(int(np.argmax(match)))
+    assert max(match) > 0.97  # Less than 1 where colours are clipped.
+    gains.append(shown.mean() / grey[0].mean())
+  assert set(flips) == {0, 1, 2, 3}
+  assert 0.75 < min(gains) < 0.9 and 1.05 < max(gains) < 1.25
+
+
+def test_a_fault_of_a_slide_reaches_the_consumer_as_it_is(
+  slide, grid, monkeypatch
+):
+  real = pipeline.read_tile_bgrx
+
+  def read(slide, grid, i, out):
+    if i == 20:
+      raise SlideError('a.tiff: tile 20 is damaged.')
+    return real(slide, grid, i, out)
+
+  monkeypatch.setattr(pipeline, 'read_tile_bgrx', read)
+  stream = slide_batches(slide, grid, batch=8, threads=2)
+  assert [len(next(stream)[0]) for _ in range(2)] == [8, 8]
+  with pytest.raises(SlideError, match=r'^a\.tiff: tile 20 is damaged\.$'):
+    next(stream)
+
+
+def wait_for(condition):
+  deadline = time.monotonic() + 10
+  while not condition() and time.monotonic() < deadline:
+    time.sleep(0.01)
+
+
+def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
+  def readers():
+    return [t for t in threading.enumerate() if 'tile-reader' in t.name]
+
+  stream = slide_batches(slide, grid, batch=1, threads=2)
+  next(stream)
+  assert readers()
+  stream.close()
+  wait_for(lambda: not readers())
+  assert not readers()
+
+
+def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
+  real = pipeline.read_tile_bgrx
+  allowed, done = threading.Semaphore(1), []
+
+  def read(slide, grid, i, out):
+    allowed.acquire()
+    done.append(i)
+    return real(slide, grid, i, out)
+
+  monkeypatch.setattr(pipeline, 'read_tile_bgrx', read)
+  stream = slide_batches(slide, grid, batch=1, threads=1)
+  next(stream)
+  allowed.release(2)
+  wait_for(lambda: len(done) == 3)  # No batch is asked for meanwhile.
+  ahead = list(done)
+  allowed.release(len(grid.coords))  # Or the reader would wait for ever.
+  assert ahead == [0, 1, 2]
+  assert len(list(stream)) == len(grid.coords) - 1
+
+
+LENGTHS = np.array([1, 9, 30, 8, 100, 17, 25])
+BAGS = [np.random.default_rng(n).normal(size=(n, 3)) for n in LENGTHS]
+
+
+def padded(length, index):
+  batch = np.zeros((len(index), length, 3), np.float32)
+  for row, bag in zip(batch, index, strict=True):
     if bag >= 0:
-      batch[b, : len(rows[bag])] = rows[bag]
+      row[: len(BAGS[bag])] = BAGS[bag]
   return batch
 
 
 @pytest.mark.parametrize(('batch', 'threads'), [(1, 4), (3, 2), (8, 1)])
-def test_batches_are_those_of_the_plan(bags, batch, threads):
-  paths, rows = bags
+def test_batches_of_bags_are_those_of_the_plan(batch, threads):
   buckets = plan.bucket_lengths(LENGTHS)
   bucket, index = plan.plan_epoch(
     LENGTHS, buckets, visit=LENGTHS > 1, batch=batch, seed=1, epoch=2
   )
-  got = list(
-    pipeline.bag_batches(
-      reader(paths), WIDTH, buckets, bucket, index, threads=threads
-    )
-  )
-  assert len(got) == len(bucket)
-  for x, b, i in zip(got, bucket, index, strict=True):
-    assert x.dtype == np.float32
-    np.testing.assert_array_equal(x, padded(rows, buckets[b], i))
-
-
-def test_real_files_of_three_layouts_stream(real_data):
-  folder = real_data / 'feature_files'
-  paths = [
-    next((folder / 'clam/feats/h5_files').glob('*.h5')),
-    next((folder / 'trident').glob('*/features_*/*.h5')),
-    next((folder / 'stamp').glob('*/*.h5')),
-  ]
-  header = features.header(paths[0])
-  count, width = header.length, header.width
-  clam, trident, stamp = pipeline.bag_batches(
-    reader(paths), width, (64,), np.zeros(3, np.int32), np.arange(3)[:, None]
-  )
-  assert clam.shape == (1, 64, width)
-  assert clam[0, :count].any(1).all() and not clam[0, count:].any()
-  np.testing.assert_array_equal(trident, clam)
-  np.testing.assert_allclose(stamp, clam, rtol=1e-3)
-
-
-def test_a_broken_file_stops_the_stream_by_name(bags, tmp_path):
-  paths, rows = bags
-  broken = tmp_path / 'broken.h5'
-  broken.write_bytes(paths[2].read_bytes()[:700])
-  paths = [*paths[:2], broken, *paths[3:]]
-  bucket, index = np.zeros(4, np.int32), np.array([[0], [1], [2], [3]])
-  stream = pipeline.bag_batches(reader(paths), WIDTH, (32,), bucket, index)
-  with pytest.raises(features.FeatureError, match=r'broken\.h5: not a comp'):
-    for step, x in enumerate(stream):
-      assert step < 2  # What precedes it is sound.
-      np.testing.assert_array_equal(x, padded(rows, 32, index[step]))
-
-
-@pytest.mark.parametrize('fault', ['missing', 'NaN'])
-def test_other_faults_name_their_file_too(tmp_path, fault):
-  path = tmp_path / 'slide.7.h5'
-  if fault == 'NaN':
-    with h5py.File(path, 'w') as f:
-      f['features'] = np.full((4, WIDTH), np.nan, np.float32)
   stream = pipeline.bag_batches(
-    reader([path]),
-    WIDTH,
-    (8,),
-    np.zeros(1, np.int32),
-    np.zeros((1, 1), np.int32),
+    BAGS.__getitem__, 3, buckets, bucket, index, threads=threads
   )
-  with pytest.raises(features.FeatureError, match=r'slide\.7\.h5'):
-    list(stream)
+  for x, b, i in zip(stream, bucket, index, strict=True):
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(x, padded(buckets[b], i))
 
 
-def test_no_thread_tunes_a_dataset(bags, monkeypatch):
-  """Whoever lets go of its iterator would wait for that thread to wake."""
-  given = []
-  dataset = host_tensorflow.tf.data.Dataset
-  real = dataset.with_options
-  monkeypatch.setattr(
-    dataset, 'with_options', lambda *args: given.append(args[1]) or real(*args)
-  )
-  bucket, index = np.zeros(2, np.int32), np.array([[0], [1]])
-  stream = pipeline.bag_batches(reader(bags[0]), WIDTH, (32,), bucket, index)
-  assert len(list(stream)) == 2
-  assert [options.autotune.enabled for options in given] == [False]
+def test_a_broken_bag_stops_the_stream_by_name():
+  def read(bag):
+    if bag == 2:
+      raise FeatureError('broken.h5: not a complete HDF5 file')
+    return BAGS[bag]
+
+  bucket, index = np.zeros(4, np.int32), np.array([[0], [1], [2], [3]])
+  stream = pipeline.bag_batches(read, 3, (32,), bucket, index)
+  for step in range(2):  # What precedes it is sound.
+    np.testing.assert_array_equal(next(stream), padded(32, index[step]))
+  with pytest.raises(FeatureError, match=r'^broken\.h5: not a complete'):
+    next(stream)

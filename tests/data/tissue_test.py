@@ -1,4 +1,4 @@
-import pathlib
+"""Tissue is told from glass and ink, to the pixel."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,6 @@ from data import tissue
 from data.slides import Slide
 from data.tissue import otsu, tissue_mask
 
-CMU = (
-  pathlib.Path(__file__).parents[3] / 'shared/data/wsi/CMU-1-Small-Region.svs'
-)
 GLASS = (243, 242, 244)
 PINK = (222, 150, 190)
 PURPLE = (120, 75, 150)
@@ -35,9 +32,17 @@ def overview(*squares, glass=GLASS, size=200, noise=2.0):
   return image.clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize('colour', [PINK, PURPLE, (60, 25, 95)])
-def test_finds_stained_squares_to_the_pixel(colour):
-  mask = tissue_mask(overview((40, 60, 80, colour)), 8)
+@pytest.mark.parametrize(
+  'colour, glass',
+  [
+    (PINK, GLASS),
+    (PURPLE, GLASS),
+    ((60, 25, 95), GLASS),
+    ((222, 190, 200), (238, 231, 217)),  # Pale, on tinted glass.
+  ],
+)
+def test_finds_stained_squares_to_the_pixel(colour, glass):
+  mask = tissue_mask(overview((40, 60, 80, colour), glass=glass), 8)
   truth = np.zeros((200, 200), bool)
   truth[40:120, 60:140] = True
   assert mask.dtype == bool
@@ -62,42 +67,33 @@ def test_a_dot_of_ink_is_not_closed_like_a_hole():
 
 
 @pytest.mark.parametrize(
-  'glass', [GLASS, (255, 255, 255), (236, 230, 216), (225, 230, 240)]
+  'glass, squares',
+  [
+    (GLASS, [(0, 0, 40, (150, 150, 152)), (0, 150, 50, (60, 58, 60))]),
+    ((255, 255, 255), []),
+    ((236, 230, 216), []),
+    ((225, 230, 240), []),
+  ],
 )
 @pytest.mark.parametrize('noise', [0.0, 4.0])
-def test_glass_alone_holds_no_tissue(glass, noise):
-  assert not tissue_mask(overview(glass=glass, noise=noise), 8).any()
-
-
-def test_grey_and_dark_glass_is_no_tissue():
-  image = overview((0, 0, 40, (150, 150, 152)), (0, 150, 50, (60, 58, 60)))
+def test_glass_holds_no_tissue_be_it_tinted_grey_or_dark(glass, squares, noise):
+  image = overview(*squares, glass=glass, noise=noise)
   assert not tissue_mask(image, 8).any()
 
 
-def test_tinted_glass_is_told_from_pale_tissue():
-  glass, pale = (238, 231, 217), (222, 190, 200)
-  mask = tissue_mask(overview((50, 50, 80, pale), glass=glass), 8)
-  assert mask[52:128, 52:128].all()
-  assert mask.sum() < 84**2
-
-
-def test_pale_tissue_is_kept_beside_dark_tissue():
+def test_pale_tissue_is_kept_beside_dark_tissue_and_without_glass():
   pale = (225, 185, 205)
   mask = tissue_mask(overview((0, 0, 90, PURPLE), (100, 100, 90, pale)), 8)
   assert mask[2:88, 2:88].all() and mask[102:188, 102:188].all()
-
-
-def test_a_view_without_glass_is_all_tissue():
   image = overview((0, 0, 100, PURPLE), glass=(205, 130, 175))
   assert tissue_mask(image, 8).mean() > 0.98
 
 
 @pytest.mark.parametrize('mpp', [4.0, 8.0])
 def test_specks_and_holes_are_judged_by_their_area(mpp):
-  def side(area_mm2):
-    return round(area_mm2**0.5 * 1000 / mpp)
-
-  small, large = side(0.002), side(0.02)
+  small, large = (
+    round(area_mm2**0.5 * 1000 / mpp) for area_mm2 in (0.002, 0.02)
+  )
   image = overview(
     (10, 10, 300, PINK),
     (30, 30, small, GLASS),
@@ -129,9 +125,8 @@ def test_otsu_is_the_best_of_all_thresholds():
   assert otsu(np.array([])) == 0
 
 
-@pytest.mark.skipif(not CMU.exists(), reason=f'no real slide at {CMU}')
-def test_real_tissue_is_found_and_real_glass_is_not():
-  with Slide(CMU) as slide:
+def test_real_tissue_is_found_and_real_glass_is_not(real_data):
+  with Slide(real_data / 'wsi/CMU-1-Small-Region.svs') as slide:
     image = slide.thumbnail(8)
   mask = tissue_mask(image, 8)
   assert 0.30 < mask.mean() < 0.40
@@ -139,32 +134,21 @@ def test_real_tissue_is_found_and_real_glass_is_not():
   assert not mask[:60, :40].any() and mask[110:180, 60:95].mean() > 0.98
 
 
-def noisy(shape, colour, seed=0):
-  rng = np.random.default_rng(seed)
-  image = np.full((*shape, 3), colour, float) + rng.normal(0, 4, (*shape, 3))
-  return image.clip(0, 255).astype(np.uint8)
-
-
-def test_an_image_of_tissue_alone_has_no_glass():
-  assert not tissue.glass(noisy((60, 60), (225, 170, 215)), 1.0).any()
-  assert tissue.glass(noisy((60, 60), (238, 236, 240)), 1.0).all()
-
-
 def test_glass_ends_where_tissue_begins():
+  tissue_alone = overview(glass=(225, 170, 215), noise=4)
+  assert not tissue.glass(tissue_alone, 1.0).any()
   for light in (244, 215):  # Of a bright and of a dim lamp.
-    image = noisy((80, 100), light)
-    image[:, 40:] = noisy((80, 60), (200, 120, 180))
+    image = overview((0, 100, 200, (200, 120, 180)), glass=(light,) * 3)
     found = tissue.glass(image, 1.0)
-    assert found[:, :34].all() and not found[:, 46:].any()
+    assert found[:, :94].all() and not found[:, 106:].any()
 
 
-def test_slits_between_cells_are_no_glass_and_lumens_are():
-  for mpp in (1.0, 0.5):
-    image = noisy((200, 200), (200, 120, 180))
-    slit, lumen = round(3 / mpp), round(30 / mpp)
-    image[:, 20 : 20 + slit] = 245
-    image[50 : 50 + lumen, 60 : 60 + lumen] = 245
-    found = tissue.glass(image, mpp)
-    assert not found[:, :50].any()
-    middle = 60 + lumen // 2
-    assert found[50 + lumen // 2, middle]
+@pytest.mark.parametrize('mpp', [1.0, 0.5])
+def test_slits_between_cells_are_no_glass_and_lumens_are(mpp):
+  image = overview(glass=(200, 120, 180), noise=4)
+  slit, lumen = round(3 / mpp), round(30 / mpp)
+  image[:, 20 : 20 + slit] = 245
+  image[50 : 50 + lumen, 60 : 60 + lumen] = 245
+  found = tissue.glass(image, mpp)
+  assert not found[:, :50].any()
+  assert found[50 + lumen // 2, 60 + lumen // 2]
