@@ -1,14 +1,9 @@
 """The comparer finds what is not alike, and excuses no more than it should."""
 
 import copy
-import pathlib
-import sys
-
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from golden_comparer import Width, compare
+import pytest
 
 FILE = 'results/mine_s2023/predictions.csv'
 METRICS = 'results/mine_s2023/fold_0/metrics.jsonl'

@@ -18,7 +18,7 @@ _VARIES = re.compile(
   r'(^|[_ ])(second|seconds|ms|time|times|memory|peak)([_ ]|$)'
   r'|^made_by$|^versions$|^commit$|^command$|^machine$'
 )
-_HASH = re.compile(r'\b[0-9a-f]{64}\b')
+_HASH = re.compile(r'(?<![\w.])(?:[0-9a-f]{16}|[0-9a-f]{64})\b')
 _CODE = re.compile(r'-[0-9a-f]{8}\b')  # Eight digits of a hash of the code.
 _NUMBER = re.compile(r'(?<![\w.])[+-]?\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?(?![\w.])')
 _FULL = 64  # Values of an array that are kept one by one.
