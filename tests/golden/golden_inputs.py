@@ -118,14 +118,14 @@ def detections(folder: pathlib.Path) -> None:
     for y, x, side in boxes:
       mask[y : y + side, x : x + side] = 255
     picture(folder / f'masks/{name}_mask_level5.png', mask)
-  found = {  # In the lesions, in cells alone, and twice in one.
+  lines_of = {  # In the lesions, in cells alone, and twice in one.
     'test_001': [(0.9, 1600, 1600), (0.8, 1616, 1632), (0.7, 8100, 4900)],
     'test_002': [(0.6, 1600.5, 1600), (0.2, 7360.5, 1600)],
     'test_003': [],
     'test_004': [],
   }
   rng = np.random.default_rng(0)
-  for name, lines in found.items():
+  for name, lines in lines_of.items():
     number = 0 if name == 'test_004' else 6
     for _ in range(number):
       probability, x = rng.uniform(0.1, 0.95), rng.uniform(3200, 6000)

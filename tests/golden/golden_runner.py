@@ -87,9 +87,9 @@ def serve(module, args, folder, variables) -> tuple[Done, dict]:
   )
   limit = threading.Timer(_LIMIT, process.kill)
   limit.start()
-  said, page = '', {}
+  output, page = '', {}
   for line in process.stdout:
-    said += line
+    output += line
     if address := _ADDRESS.search(line):
       try:
         page = _fetch(address[0].partition('#')[0])
@@ -98,7 +98,7 @@ def serve(module, args, folder, variables) -> tuple[Done, dict]:
       process.send_signal(signal.SIGINT)
   code = process.wait()
   limit.cancel()
-  return Done(code, said, ''), page
+  return Done(code, output, ''), page
 
 
 def _fetch(address: str) -> dict:
@@ -155,10 +155,10 @@ def record_chain(
 
 
 def _record(command, done, page, folder, before) -> dict:
-  said = done.out + done.err
+  output = done.out + done.err
   record = {'exit': done.exit}
   if names := command.fails or command.names:
-    record['names'] = {name: name in said for name in names}
+    record['names'] = {name: name in output for name in names}
   if command.printed:
     record['printed'] = golden_reader.printed(done.out, folder)
   if page is not None:
@@ -169,10 +169,10 @@ def _record(command, done, page, folder, before) -> dict:
 
 def unexpected(command, record: dict) -> list[str]:
   """Returns where a record is not what the table of commands says."""
-  found = []
+  faults = []
   if record['exit'] != command.exit:
-    found.append(f'exit {record["exit"]}, not {command.exit}')
+    faults.append(f'exit {record["exit"]}, not {command.exit}')
   for name, seen in record.get('names', {}).items():
     if not seen:
-      found.append(f'{name!r} is not named')
-  return found
+      faults.append(f'{name!r} is not named')
+  return faults
