@@ -1,6 +1,6 @@
 """The rows of commands.toml: every documented command, its width and names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
 import shlex
@@ -34,13 +34,13 @@ class Command:
 
   name: str
   run: str
-  fails: list[str] | None = None
-  names: list[str] = ()
+  fails: Sequence[str] | None = None
+  names: Sequence[str] = ()
   printed: bool = False
   width: str = 'usual'
   choices: bool = False
   serves: bool = False
-  needs: list[str] = ()
+  needs: Sequence[str] = ()
   slow: bool = False
   suite: str | None = None
 
