@@ -30,8 +30,8 @@ def run(work: Work) -> None:
   if work.format == 'json':
     print(json.dumps(measured))
   else:
-    made = table(measured)
-    print(made.markdown() if work.format == 'markdown' else made.terminal())
+    rows = table(measured)
+    print(rows.markdown() if work.format == 'markdown' else rows.terminal())
 
 
 main = start.script(run)

@@ -1,16 +1,13 @@
-"""kmil_jax's side: the programs that training and prediction really run."""
+"""kmil_jax's side: the programs that training really runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from experiments.encoding import encoder
-from kmil_jax import inference, parallel, port, train
+from kmil_jax import parallel, port, train
 from kmil_jax.inference import CHOOSER, MODEL, Design
 from kmil_jax.models import SPECS
 from kmil_jax.programs import Program
@@ -28,12 +25,12 @@ def weights_of(model: str, module: nn.Module) -> dict[str, Any]:
     parts = {CHOOSER: (chooser, module.chooser)}
     parts[MODEL] = (model, module.classifier)
   return {
-    name: port.from_torch(kind, state_of(part))['params']
+    name: port.from_torch(kind, _state_of(part))['params']
     for name, (kind, part) in parts.items()
   }
 
 
-def state_of(module: nn.Module) -> dict[str, np.ndarray]:
+def _state_of(module: nn.Module) -> dict[str, np.ndarray]:
   """Returns a copy of a torch module's state."""
   return {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
 
@@ -84,45 +81,3 @@ def steps(
     jax.block_until_ready(states)
 
   return call
-
-
-def predictions(
-  design: Design,
-  weights: Sequence[Mapping[str, Any]],
-  store: Store,
-  order: np.ndarray,
-) -> Call:
-  """Returns what predicts bags of one length by R runs, one after the other.
-
-  Args:
-    design: of the networks.
-    weights: of each run, from `weights_of`.
-    store: the bags.
-    order: bags that a call visits.
-  """
-  # TransMIL in torch has no attention.
-  wanted = ['prob'] + ['attention'] * (design.model != 'transmil')
-  size = int(store.length[0])
-
-  @jax.jit
-  def predict(weights, bag):
-    out = design.predict(weights, bag, jnp.int32(size))
-    return [out[name] for name in wanted]
-
-  weights, bags = jax.device_put(
-    (
-      inference.stack(weights),
-      [store.features[start : start + size] for start in store.offset],
-    )
-  )
-  return lambda: jax.block_until_ready(
-    [predict(weights, bags[index]) for index in order]
-  )
-
-
-def trunk(state: Mapping[str, np.ndarray]) -> Callable:
-  """Returns features of tiles [T, S, S, 3] by a torch trunk's weights."""
-  apply = functools.partial(encoder.apply_trunk, precision='float32')
-  apply = jax.jit(apply)
-  variables = jax.device_put(port.from_torch('resnet50_trunk', state))
-  return lambda tiles: apply(variables, tiles).block_until_ready()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from experiments.benchmarks import jax_side, torch_side
-from experiments.benchmarks.torch_models import KMIL, MODELS, Trunk
+from experiments.benchmarks.torch_models import KMIL, MODELS
 from experiments.benchmarks.work import Work
 from kmil_jax import cost, inference
 from kmil_jax.inference import Design
@@ -26,9 +26,7 @@ from kmil_jax.tasks.bags import num_rows
 from kmil_jax.types import Store
 
 WIDTH, CLASSES, FOLDS = 1024, 5, 10
-TILE = 256  # Pixels.
-# Bags of an epoch, and tiles of a batch.
-COUNTS = {'cpu': (60, 16), 'cuda': (300, 256)}
+BAGS = {'cpu': 60, 'cuda': 300}  # Of an epoch.
 _TOLERANCE = 1e-3
 # A call is several steps, up to so many multiply-adds of forward passes: the
 # first touch of fresh memory is not to count.
@@ -55,12 +53,8 @@ class Entry:
 
   part: str
   model: str
-  instances: int  # Of a bag, on average in an epoch; tiles of the trunk.
+  instances: int  # Of a bag, on average in an epoch.
   runs: int
-
-
-# Makes kmil_jax's side; torch's; steps of a call.
-Sides = tuple[Callable[[], jax_side.Call], torch_side.Forms, int]
 
 
 def run(work: Work, log: Callable[[str], None]) -> dict[str, Any]:
@@ -82,11 +76,10 @@ def run(work: Work, log: Callable[[str], None]) -> dict[str, Any]:
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
   device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
   rows, missing = [], []
-  for entry in _entries(work, device):
+  for entry in _entries(work):
     row = dataclasses.asdict(entry)
-    sides = _trunk if entry.part == 'trunk' else _bags
     try:
-      row |= contest(*sides(work, entry, device), work.repeats)
+      row |= contest(*_sides(work, entry, device), work.repeats)
     except NoForm as e:
       missing.append(row | {'reason': str(e)})
       continue
@@ -181,42 +174,23 @@ def _seconds(call: Callable[[], None]) -> float:
   return time.perf_counter() - start
 
 
-def _entries(work: Work, device: torch.device) -> Iterator[Entry]:
+def _entries(work: Work) -> Iterator[Entry]:
   for part in work.parts:
-    if part == 'trunk':
-      yield Entry(part, 'resnet50', COUNTS[device.type][1], 1)
-      continue
     for n in sorted(work.instances):
       for runs in [FOLDS] if part == 'epoch' else sorted(work.runs):
         for model in work.models:
           yield Entry(part, model, n, runs)
 
 
-def _trunk(work: Work, entry: Entry, device: torch.device) -> Sides:
-  """Returns the sides of the tile encoder."""
-  torch.manual_seed(work.seed)
-  shape = entry.instances, TILE, TILE, 3
-  tiles = np.random.default_rng(work.seed).standard_normal(shape, np.float32)
-  module = Trunk().eval()
-  state, few = jax_side.state_of(module), tiles[:5]
-  with jax.default_matmul_precision('highest'), torch.inference_mode():
-    ours = jax_side.trunk(state)(few)
-    theirs = module(torch.from_numpy(few.transpose(0, 3, 1, 2)))
-  scale = theirs.abs().max().item()
-  _compare('trunk: features', ours / scale, theirs / scale)
-  encode, on_device = jax_side.trunk(state), jnp.asarray(tiles)
-  module = module.to(device)
-  forms = torch_side.trunk_forms(module, tiles, compiled=work.compile)
-  return lambda: lambda: encode(on_device), forms, 1
-
-
-def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
-  """Returns the sides of work on bags."""
+def _sides(
+  work: Work, entry: Entry, device: torch.device
+) -> tuple[Callable[[], jax_side.Call], torch_side.Forms, int]:
+  """Returns what makes kmil_jax's side, and torch's, and steps of a call."""
   model, n, runs = entry.model, entry.instances, entry.runs
-  rng, training = np.random.default_rng(work.seed), entry.part != 'inference'
+  rng = np.random.default_rng(work.seed)
   design = Design(model=model, num_classes=CLASSES, width=WIDTH)
   if entry.part == 'epoch':
-    count, steps = COUNTS[device.type][0], 1
+    count, steps = BAGS[device.type], 1
     order, trains = rng.permutation(count), training_parts(count)
     length = n * np.exp(0.5 * rng.standard_normal(count))
     length = np.clip(length, 8, max(work.instances))
@@ -232,11 +206,11 @@ def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
   weights = [jax_side.weights_of(model, module) for module in modules]
   check(design, modules[0], weights[0], store.features[: store.length[0]])
   keep = None
-  if training and model == 'kmil':
+  if model == 'kmil':
     keep = np.stack([_kept(module, store) for module in modules])
     modules = [module.classifier for module in modules]
   forms = torch_side.Visits(
-    [module.train(training).to(device) for module in modules],
+    [module.to(device) for module in modules],
     store,
     keep,
     order,
@@ -245,10 +219,7 @@ def _bags(work: Work, entry: Entry, device: torch.device) -> Sides:
     together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
     compiled=work.compile,
   )
-  if training:
-    ours = lambda: jax_side.steps(design, weights, store, keep, order, trains)
-  else:
-    ours = lambda: jax_side.predictions(design, weights, store, order)
+  ours = lambda: jax_side.steps(design, weights, store, keep, order, trains)
   return ours, forms, steps
 
 
@@ -303,14 +274,10 @@ def check(
     groups = [torch.tensor(np.asarray(member).argmax(1))]
   with torch.inference_mode():
     theirs = module(torch.from_numpy(bag), *groups)[0].log_softmax(0)
-  what = f'{design.model}, {len(bag)} instances: log-probabilities'
-  _compare(what, np.log(ours), theirs)
-
-
-def _compare(what: str, ours: np.ndarray, theirs: torch.Tensor) -> None:
-  difference = float(np.abs(np.asarray(ours) - theirs.numpy()).max())
+  difference = float(np.abs(np.log(ours) - theirs.numpy()).max())
   if not difference <= _TOLERANCE:
     raise ParityError(
-      f'{what} of kmil_jax and torch differ by {difference:.2g}, more than'
-      f' {_TOLERANCE}. Nothing is timed.'
+      f'{design.model}, {len(bag)} instances: log-probabilities of kmil_jax and'
+      f' torch differ by {difference:.2g}, more than {_TOLERANCE}. Nothing is'
+      ' timed.'
     )

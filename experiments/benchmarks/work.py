@@ -8,7 +8,7 @@ from experiments.evaluation.tables import Row, Table
 from experiments.run.options import field
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
-PARTS = ('step', 'inference', 'trunk', 'epoch')
+PARTS = ('step', 'epoch')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Work:
   models: tuple[str, ...] = field(MODELS, 'Models to time.', choices=MODELS)
   parts: tuple[str, ...] = field(
     PARTS,
-    'A training step, inference, the tile encoder (trunk), and an epoch of'
-    ' ten-fold cross-validation.',
+    'A training step, and an epoch of ten-fold cross-validation.',
     choices=PARTS,
   )
   instances: tuple[int, ...] = field(

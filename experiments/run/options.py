@@ -235,6 +235,16 @@ class _Option:
     return self.parser.parse(_plain(value))
 
 
+class _Switch(flags.BooleanParser):
+  """Reads yes or no; of a number, as a former flag may take, 0 is no."""
+
+  def parse(self, text: Any) -> bool:
+    try:
+      return bool(float(text))
+    except ValueError:
+      return super().parse(text)
+
+
 class _Path(flags.ArgumentParser):
   """Reads a path; the home folder may be written as ~."""
 
@@ -288,6 +298,7 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
     where = {'flag_values': values, 'module_name': option.section}
     if option.kind is bool:
       flags.DEFINE_boolean(*about, **where)
+      values[option.flag].parser = _Switch()
     elif option.many:
       comma = flags.CsvListSerializer(',')
       flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)

@@ -23,13 +23,6 @@ HASTY = (
   ' --xla_cpu_use_fusion_emitters=false'
   " --xla_cpu_parallel_codegen_split_count=1'\n"
 )
-# Statements that import what lies beside this file, before the script.
-_BESIDE = (
-  f'import sys; sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n'
-)
-SMALL = _BESIDE + 'import small_phantoms\n'
-SHALLOW = _BESIDE + 'import shallow_trunk\n'
-FORKED = _BESIDE + 'import forked_commands\n'
 _PRELOADED = (
   'absl.app',
   'chex',

@@ -1,14 +1,9 @@
 """The comparer finds what is not alike, and excuses no more than it should."""
 
 import copy
-import pathlib
-import sys
-
-import pytest
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from golden_comparer import Width, compare
+import pytest
 
 FILE = 'results/mine_s2023/predictions.csv'
 METRICS = 'results/mine_s2023/fold_0/metrics.jsonl'
@@ -40,13 +35,13 @@ def record():
   }
 
 
-def found(first, second, **options):
+def changed(first, second, **options):
   width = options.pop('width', Width())
   return [d.path for d in compare(first, second, width, **options).differences]
 
 
 def test_the_same_is_the_same(record):
-  assert found(record, copy.deepcopy(record)) == []
+  assert changed(record, copy.deepcopy(record)) == []
 
 
 def set_row(column, value):
@@ -87,44 +82,44 @@ def set_row(column, value):
 def test_a_change_is_found(record, change, path):
   other = copy.deepcopy(record)
   change(other)
-  assert found(record, other) == [path]
-  assert found(record, other, choices=True) == [path]
+  assert changed(record, other) == [path]
+  assert changed(record, other, choices=True) == [path]
 
 
 def test_rounding_is_none(record):
   other = copy.deepcopy(record)
   set_row(3, '0.51234600')(other)
   other['printed'][0][0] = '0.668'
-  assert found(record, other) == []
+  assert changed(record, other) == []
 
 
 def test_a_wide_width_is_no_licence(record):
   other = copy.deepcopy(record)
   set_row(3, '0.53')(other)
-  assert found(record, other, width=Width(0.02, 0.02)) == []
+  assert changed(record, other, width=Width(0.02, 0.02)) == []
   set_row(3, '0.56')(other)
   set_row(1, '1')(other)
-  assert len(found(record, other, width=Width(0.02, 0.02))) == 2
+  assert len(changed(record, other, width=Width(0.02, 0.02))) == 2
   loose = Width(loose=('*predictions.csv*',))
-  assert found(record, other, width=loose) == []
+  assert changed(record, other, width=loose) == []
   other['files'].pop(FILE)
-  assert found(record, other, width=loose) == [f'files/{FILE}']
+  assert changed(record, other, width=loose) == [f'files/{FILE}']
 
 
 def test_another_choice_excuses_only_what_follows(record):
   other = copy.deepcopy(record)
   other['files'][METRICS]['lines'][2].update(best_epoch=0)
   set_row(3, '0.7')(other)
-  assert found(record, other, choices=True) == []
-  assert len(found(record, other)) == 2
+  assert changed(record, other, choices=True) == []
+  assert len(changed(record, other)) == 2
   other['files'][METRICS]['lines'][1].update(train_loss=0.61)
-  assert len(found(record, other, choices=True)) == 3
+  assert len(changed(record, other, choices=True)) == 3
   other = copy.deepcopy(record)
   other['files'][KEEP]['sets']['x']['values'] = [0, 1]
   other['files'][METRICS]['lines'][1].update(train_loss=0.61)
-  assert found(record, other, choices=True) == []
+  assert changed(record, other, choices=True) == []
   other['files'][METRICS]['lines'][0].update(train_loss=0.71)
-  assert len(found(record, other, choices=True)) == 4
+  assert len(changed(record, other, choices=True)) == 4
 
 
 def test_a_flag_that_came_or_went_is_a_note():

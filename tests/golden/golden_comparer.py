@@ -60,7 +60,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """Differences of two records, and what was found but is none."""
+  """Differences of two records, and what differs and is no difference."""
 
   differences: list[Difference]
   notes: list[str]
@@ -134,14 +134,14 @@ def compare(first, second, width: Width, choices: bool = False) -> Outcome:
       what follows from it where all losses before it agree.
   """
   old, new = dict(flat(first)), dict(flat(second))
-  found, notes = [], []
+  differences, notes = [], []
   for path in [*old, *(p for p in new if p not in old)]:
     if path in old and path in new:
       shape = path.endswith('/length') or path == 'exit'
       if not shape and _any(path, width.loose):
         continue
       if not alike(old[path], new[path], width):
-        found.append(Difference(path, old[path], new[path], shape))
+        differences.append(Difference(path, old[path], new[path], shape))
       continue
     if _parent_missing(path, old, new):
       continue
@@ -149,13 +149,15 @@ def compare(first, second, width: Width, choices: bool = False) -> Outcome:
     if _OPTIONAL.search(path):
       notes.append(f'flag of one side only: {path.rsplit("/", 1)[1]}')
     else:
-      found.append(Difference(path.rstrip('/'), *pair, structural=True))
-  if choices and (chosen := _choices(found)):
-    before = [d for d in found if d.structural or _precedes(d, chosen, old)]
+      differences.append(Difference(path.rstrip('/'), *pair, structural=True))
+  if choices and (chosen := _choices(differences)):
+    before = [
+      d for d in differences if d.structural or _precedes(d, chosen, old)
+    ]
     if not before:
       notes += [f'another choice: {d}' for d in chosen[:3]]
-      found = []
-  return Outcome(found, notes)
+      differences = []
+  return Outcome(differences, notes)
 
 
 def _any(path: str, patterns: tuple[str, ...]) -> bool:
@@ -164,7 +166,7 @@ def _any(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _parent_missing(path, old, new) -> bool:
-  """Whether something above a path is told already, or tells its length."""
+  """Whether something above a path differs already, or its length does."""
   if path.endswith('/'):
     path = path[:-1]
   parts = path.split('/')
@@ -178,11 +180,11 @@ def _parent_missing(path, old, new) -> bool:
   return False
 
 
-def _choices(found: list[Difference]) -> list[Difference]:
+def _choices(differences: list[Difference]) -> list[Difference]:
   """Returns those differences that are of a choice."""
   return [
     d
-    for d in found
+    for d in differences
     if d.path.endswith('/best_epoch')
     or '/keep.h5/' in d.path
     or '/mined.csv/rows/' in d.path

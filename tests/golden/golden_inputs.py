@@ -5,6 +5,7 @@ Nothing here imports the project: its readers must take what these write.
 
 import csv
 import pathlib
+import shutil
 
 import h5py
 import numpy as np
@@ -81,11 +82,6 @@ def cohort(
   table(folder / labels, rows)
 
 
-def default_cohort(folder: pathlib.Path) -> None:
-  """Writes 15 slides of three classes."""
-  cohort(folder)
-
-
 def two_cohorts(folder: pathlib.Path) -> None:
   """Writes a cohort, and another laboratory's."""
   cohort(folder)
@@ -122,14 +118,14 @@ def detections(folder: pathlib.Path) -> None:
     for y, x, side in boxes:
       mask[y : y + side, x : x + side] = 255
     picture(folder / f'masks/{name}_mask_level5.png', mask)
-  found = {  # In the lesions, in cells alone, and twice in one.
+  lines_of = {  # In the lesions, in cells alone, and twice in one.
     'test_001': [(0.9, 1600, 1600), (0.8, 1616, 1632), (0.7, 8100, 4900)],
     'test_002': [(0.6, 1600.5, 1600), (0.2, 7360.5, 1600)],
     'test_003': [],
     'test_004': [],
   }
   rng = np.random.default_rng(0)
-  for name, lines in found.items():
+  for name, lines in lines_of.items():
     number = 0 if name == 'test_004' else 6
     for _ in range(number):
       probability, x = rng.uniform(0.1, 0.95), rng.uniform(3200, 6000)
@@ -145,6 +141,10 @@ def faulty_detections(folder: pathlib.Path) -> None:
   """Writes detections, a line of which has no number."""
   detections(folder)
   (folder / 'detections/test_003.csv').write_text('0.5,1,1\n0.3,x,9\n')
+
+
+def nothing(folder: pathlib.Path) -> None:
+  """Writes no inputs: the command makes its phantom."""
 
 
 def faulty_cohorts(folder: pathlib.Path) -> None:
@@ -169,21 +169,11 @@ def faulty_cohorts(folder: pathlib.Path) -> None:
     for j in range(9):
       longest.append([part[j] if j < len(part) else '' for part in parts])
     table(folder / f'splits/splits_{i}.csv', longest)
-  broken = folder / 'broken_features'
-  for path in sorted((folder / 'features').iterdir()):
-    data = path.read_bytes()
-    broken.mkdir(exist_ok=True)
-    (broken / path.name).write_bytes(
-      data[: len(data) // 2] if path.stem == slide else data
-    )
-  nan = folder / 'nan_features'
-  for path in sorted((folder / 'features').iterdir()):
-    nan.mkdir(exist_ok=True)
-    (nan / path.name).write_bytes(path.read_bytes())
-  with h5py.File(nan / f'{slide}.h5', 'a') as file:
+  for name in ('broken', 'nan', 'wide'):
+    shutil.copytree(folder / 'features', folder / f'{name}_features')
+  broken = folder / f'broken_features/{slide}.h5'
+  broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+  with h5py.File(folder / f'nan_features/{slide}.h5', 'a') as file:
     file['features'][0, 0] = np.nan
-  wide = folder / 'wide_features'
-  for path in sorted((folder / 'features').iterdir()):
-    wide.mkdir(exist_ok=True)
-    (wide / path.name).write_bytes(path.read_bytes())
-  feature_file(wide / f'{slide}.h5', np.ones((3, WIDTH + 1), np.float32))
+  wide = np.ones((3, WIDTH + 1), np.float32)
+  feature_file(folder / f'wide_features/{slide}.h5', wide)

@@ -1,17 +1,19 @@
 """Slides, tiles and volumes, drawn with fixed seeds."""
 
-import gzip
 import io
 import json
 import pathlib
-import struct
+import shutil
 import zipfile
-import zlib
 
 from golden_inputs import ATTRIBUTES, WIDTH, feature_file, picture, table
 import h5py
 import numpy as np
 import safetensors.numpy
+import SimpleITK
+import tifffile
+
+STORED = pathlib.Path(__file__).resolve().parent / 'stored'
 
 
 def tiff(path: pathlib.Path, image: np.ndarray, mpp: float | None) -> None:
@@ -22,51 +24,11 @@ def tiff(path: pathlib.Path, image: np.ndarray, mpp: float | None) -> None:
     image: uint8 [H, W, 3], its sides multiples of 256.
     mpp: micrometres per pixel; None: the file does not say.
   """
-  height, width, _ = image.shape
-  tiles = [
-    zlib.compress(image[y : y + 256, x : x + 256].tobytes(), 6)
-    for y in range(0, height, 256)
-    for x in range(0, width, 256)
-  ]
-  body = bytearray(8)
-  offsets = []
-  for tile in tiles:
-    offsets.append(len(body))
-    body += tile + b'\0' * (len(tile) % 2)
-  entries = [
-    (254, 'I', [0]),
-    (256, 'I', [width]),
-    (257, 'I', [height]),
-    (258, 'H', [8, 8, 8]),
-    (259, 'H', [8]),  # Deflate.
-    (262, 'H', [2]),  # RGB.
-    (277, 'H', [3]),
-    (284, 'H', [1]),
-    (322, 'I', [256]),
-    (323, 'I', [256]),
-    (324, 'I', offsets),
-    (325, 'I', [len(tile) for tile in tiles]),
-  ]
-  if mpp:
-    per_cm = [round(1e7 / mpp), 1000]
-    entries += [(282, 'R', per_cm), (283, 'R', per_cm), (296, 'H', [3])]
-  struct.pack_into('<2sHI', body, 0, b'II', 42, len(body))
-  directory = bytearray(struct.pack('<H', len(entries)))
-  extra = bytearray()
-  extra_at = len(body) + 2 + 12 * len(entries) + 4
-  for tag, kind, values in sorted(entries):
-    number = {'H': 3, 'I': 4, 'R': 5}[kind]
-    letter = 'I' if kind == 'R' else kind
-    data = struct.pack(f'<{len(values)}{letter}', *values)
-    count = len(values) // 2 if kind == 'R' else len(values)
-    directory += struct.pack('<HHI', tag, number, count)
-    if len(data) > 4:
-      directory += struct.pack('<I', extra_at + len(extra))
-      extra += data + b'\0' * (len(data) % 2)
-    else:
-      directory += data.ljust(4, b'\0')
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(body + directory + struct.pack('<I', 0) + extra)
+  scale = {}
+  if mpp:
+    scale = {'resolution': (1e4 / mpp,) * 2, 'resolutionunit': 'CENTIMETER'}
+  tifffile.imwrite(path, image, tile=(256, 256), compression='zlib', **scale)
 
 
 def tissue(seed: int, height: int = 512, width: int = 512) -> np.ndarray:
@@ -116,7 +78,7 @@ def trained_slides(folder: pathlib.Path, width: int = WIDTH) -> None:
       file['coords'][:] = coords
 
 
-def node_images(folder: pathlib.Path, patients: int = 6) -> None:
+def node_images(folder: pathlib.Path, patients: int = 4) -> None:
   """Writes images, masks and images.csv: with tumour and without."""
   rows = [['image_id', 'patient_id', 'part']]
   for i in range(2 * patients):
@@ -163,28 +125,6 @@ def annotated_and_weak(folder: pathlib.Path, patients: int = 10) -> None:
       picture(folder / f'{name}.png', tile)
 
 
-def nifti(path: pathlib.Path, values: np.ndarray, spacing) -> None:
-  """Writes int16 or uint8 [Z, Y, X] as a NIfTI file with straight axes."""
-  kind = {'int16': (4, 16), 'uint8': (2, 8)}[str(values.dtype)]
-  header = bytearray(352)
-  z, y, x = values.shape
-  struct.pack_into('<i', header, 0, 348)
-  struct.pack_into('<8h', header, 40, 3, x, y, z, 1, 1, 1, 1)
-  struct.pack_into('<2h', header, 70, *kind)
-  dz, dy, dx = spacing
-  struct.pack_into('<8f', header, 76, 1, dx, dy, dz, 0, 0, 0, 0)
-  struct.pack_into('<f', header, 108, 352)  # Where the voxels begin.
-  struct.pack_into('<f', header, 112, 1)  # Slope.
-  header[123] = 2  # Millimetres.
-  struct.pack_into('<2h', header, 252, 0, 1)
-  rows = ((-dx, 0, 0, 0), (0, -dy, 0, 0), (0, 0, dz, 0))
-  for i, row in enumerate(rows):
-    struct.pack_into('<4f', header, 280 + 16 * i, *row)
-  header[344:348] = b'n+1\0'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(gzip.compress(bytes(header) + values.tobytes(), mtime=0))
-
-
 def nodes(folder: pathlib.Path, patients: int = 20) -> None:
   """Writes nodes.csv and its volumes, with a node in the middle of each."""
   rows = [['patient_id', 'image_path', 'mask_path', 'label']]
@@ -193,8 +133,10 @@ def nodes(folder: pathlib.Path, patients: int = 20) -> None:
     mask = np.zeros(image.shape, np.uint8)
     mask[2:4, 26:34, 26:34] = 1
     names = [f'p{i}_{kind}.nii.gz' for kind in ('image', 'mask')]
-    nifti(folder / names[0], image.astype(np.int16), (2.0, 0.8, 0.8))
-    nifti(folder / names[1], mask, (2.0, 0.8, 0.8))
+    for name, voxels in zip(names, (image.astype(np.int16), mask), strict=True):
+      volume = SimpleITK.GetImageFromArray(voxels)
+      volume.SetSpacing((0.8, 0.8, 2.0))
+      SimpleITK.WriteImage(volume, folder / name)
     rows.append([f'p{i}', *names, ('benign', 'metastatic')[i % 2]])
   table(folder / 'nodes.csv', rows)
 
@@ -270,3 +212,15 @@ def weighted_slides(folder: pathlib.Path) -> None:
   slides(folder)
   name = 'resnet50.tv_in1k.safetensors'
   encoder_weights(folder / 'cache/kmil_jax/weights' / name)
+
+
+def kept(folder: pathlib.Path) -> None:
+  """Writes a cohort, and results that the first edition trained on it."""
+  trained_slides(folder, width=4)
+  names = [f'2024-01{i}_A' for i in range(6)]
+  first, middle, last = names[:2], names[2:4], names[4:]
+  for i, parts in enumerate(((first, middle, last), (last, first, middle))):
+    rows = [['train', 'val', 'test'], *zip(*parts, strict=True)]
+    table(folder / f'splits/splits_{i}.csv', rows)
+  for name in ('kept_s2023', 'other_s2023'):
+    shutil.copytree(STORED / name, folder / 'results' / name)

@@ -18,7 +18,7 @@ _VARIES = re.compile(
   r'(^|[_ ])(second|seconds|ms|time|times|memory|peak)([_ ]|$)'
   r'|^made_by$|^versions$|^commit$|^command$|^machine$'
 )
-_HASH = re.compile(r'\b[0-9a-f]{64}\b')
+_HASH = re.compile(r'(?<![\w.])(?:[0-9a-f]{16}|[0-9a-f]{64})\b')
 _CODE = re.compile(r'-[0-9a-f]{8}\b')  # Eight digits of a hash of the code.
 _NUMBER = re.compile(r'(?<![\w.])[+-]?\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?(?![\w.])')
 _FULL = 64  # Values of an array that are kept one by one.
@@ -28,12 +28,12 @@ _IGNORED = ('cache', '.matplotlib')
 
 def snapshot(folder: pathlib.Path) -> dict[str, str]:
   """Returns a hash of every file below a folder, by relative path."""
-  found = {}
+  hashes = {}
   for path in sorted(folder.rglob('*')):
     name = path.relative_to(folder).as_posix()
     if path.is_file() and name.split('/')[0] not in _IGNORED:
-      found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-  return found
+      hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+  return hashes
 
 
 def changed(folder: pathlib.Path, before: dict[str, str]) -> dict:
@@ -120,8 +120,8 @@ def numbers(text: str) -> list[list[str]]:
   A row has gaps between its columns; a sentence has none.
   """
   lines = (line.strip() for line in text.splitlines())
-  found = (_NUMBER.findall(line) for line in lines if '  ' in line)
-  return [line for line in found if line]
+  rows = (_NUMBER.findall(line) for line in lines if '  ' in line)
+  return [row for row in rows if row]
 
 
 def printed(text: str, folder: pathlib.Path):
@@ -135,7 +135,7 @@ def printed(text: str, folder: pathlib.Path):
 def _cells(text: str) -> list[list[str]]:
   """Returns the cells of tables in Markdown, without columns that vary."""
   lines = [line.strip() for line in text.splitlines()]
-  found = []
+  rows = []
   kept = []
   for line in lines:
     if not line.startswith('|'):
@@ -145,8 +145,8 @@ def _cells(text: str) -> list[list[str]]:
     if not kept:  # The first line of a table names its columns.
       kept = [i for i, name in enumerate(cells) if not _VARIES.search(name)]
     if not set(line) <= set('|:- '):
-      found.append([cells[i] for i in kept if i < len(cells)])
-  return found
+      rows.append([cells[i] for i in kept if i < len(cells)])
+  return rows
 
 
 def _csv(path):

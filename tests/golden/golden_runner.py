@@ -4,14 +4,14 @@ import dataclasses
 import os
 import pathlib
 import re
-import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
-import golden_chain
+from golden_commands import Chain
 import golden_reader
 
 # Compiling takes longer than running here.
@@ -85,38 +85,20 @@ def serve(module, args, folder, variables) -> tuple[Done, dict]:
     stderr=subprocess.STDOUT,
     text=True,
   )
-  page = {}
-  said = ''
-  try:
-    said = _until_address(process)
-    address = _ADDRESS.search(said)
-    if address:
-      page = _fetch(address[0].partition('#')[0])
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
-  except (OSError, subprocess.TimeoutExpired) as fault:
-    page['fault'] = type(fault).__name__
-    rest = ''
-  finally:
-    process.kill()
-    process.wait()
-  return Done(process.returncode, said + rest, ''), page
-
-
-def _until_address(process) -> str:
-  """Reads lines until one holds an address, or the process ends."""
-  said = ''
-  deadline = time.monotonic() + 120
-  with selectors.DefaultSelector() as ready:
-    ready.register(process.stdout, selectors.EVENT_READ)
-    while time.monotonic() < deadline and not _ADDRESS.search(said):
-      if not ready.select(1):
-        continue
-      line = process.stdout.readline()
-      if not line:
-        break
-      said += line
-  return said
+  limit = threading.Timer(_LIMIT, process.kill)
+  limit.start()
+  output, page = '', {}
+  for line in process.stdout:
+    output += line
+    if address := _ADDRESS.search(line):
+      try:
+        page = _fetch(address[0].partition('#')[0])
+      except OSError as fault:
+        page = {'fault': type(fault).__name__}
+      process.send_signal(signal.SIGINT)
+  code = process.wait()
+  limit.cancel()
+  return Done(code, output, ''), page
 
 
 def _fetch(address: str) -> dict:
@@ -129,12 +111,11 @@ def _fetch(address: str) -> dict:
 
 
 def record_chain(
-  chain: 'golden_chain.Chain',
+  chain: Chain,
   tree: pathlib.Path,
   folder: pathlib.Path,
   programs: pathlib.Path,
   *,
-  wanted=lambda command: True,
   call=call,
   report=lambda line: None,
 ) -> dict[str, dict]:
@@ -145,7 +126,6 @@ def record_chain(
     tree: the checkout to run.
     folder: a new folder to run in.
     programs: folder of compiled programs.
-    wanted: whether a command is to run. Those that it needs run before it.
     call: runs a command.
     report: is told of each command as it ends.
 
@@ -157,7 +137,7 @@ def record_chain(
   chain.inputs(folder)
   variables = environment(tree, folder, programs)
   records = {}
-  for command in golden_chain.needed(chain, wanted):
+  for command in chain.commands:
     before = golden_reader.snapshot(folder)
     began = time.monotonic()
     page = None
@@ -175,10 +155,10 @@ def record_chain(
 
 
 def _record(command, done, page, folder, before) -> dict:
-  said = done.out + done.err
+  output = done.out + done.err
   record = {'exit': done.exit}
-  if command.names:
-    record['names'] = {name: name in said for name in command.names}
+  if names := command.fails or command.names:
+    record['names'] = {name: name in output for name in names}
   if command.printed:
     record['printed'] = golden_reader.printed(done.out, folder)
   if page is not None:
@@ -189,10 +169,10 @@ def _record(command, done, page, folder, before) -> dict:
 
 def unexpected(command, record: dict) -> list[str]:
   """Returns where a record is not what the table of commands says."""
-  found = []
+  faults = []
   if record['exit'] != command.exit:
-    found.append(f'exit {record["exit"]}, not {command.exit}')
+    faults.append(f'exit {record["exit"]}, not {command.exit}')
   for name, seen in record.get('names', {}).items():
     if not seen:
-      found.append(f'{name!r} is not named')
-  return found
+      faults.append(f'{name!r} is not named')
+  return faults
