@@ -33,20 +33,16 @@ def run(
   """Trains all settings and folds, writes a results folder of each setting."""
   training = training.resolved('kmil')
   settings = options.settings(Model(), training, output.seed)
-  asked = [data, folds, training, check, output, machine]
-  show(start.lines(asked))
-  material = cohorts.load(data, folds, output.seed, machine.cache_dir)
-  if check.check:
-    numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
-    preflight.check(material, settings, training.stream, numbers)
-  material.check()
+  given = [data, folds, training, check, output, machine]
+  numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
+  material = preflight.begin(given, settings, training.stream, numbers)
   inputs, about = material.inputs(), material.about()
   root = output.folder(f'ablations_{data.task}')
   parts = {name: Folder(root / name) for name in SETTINGS}
-  with results.opened(root, asked, inputs, about) as folder:
+  with results.opened(root, given, inputs, about) as folder:
     runs = []
     for name, model in SETTINGS.items():
-      results.record(parts[name], [model, *asked], inputs, about)
+      results.record(parts[name], [model, *given], inputs, about)
       material.write(parts[name])
       choice = options.settings(model, training, output.seed).choice
       for fold in range(folds.k):

@@ -230,16 +230,9 @@ def load(
     external: the second cohort, if any.
 
   Raises:
-    OptionError: if options exclude each other.
+    OptionError: see `relabelling`.
   """
   external = external or External()
-  if folds.group_col and folds.split_dir:
-    raise OptionError('--group_col and --split_dir exclude each other.')
-  if external.external_phantom and (data.csv_path or external.external_csv):
-    raise OptionError(
-      '--external_phantom requires the phantom cohort: leave out --csv_path and'
-      ' --external_csv.'
-    )
   csv_path, features_dir = data.csv_path, data.features_dir
   slides_dir, outlines_dir = data.slides_dir, None
   if not csv_path:
@@ -506,11 +499,9 @@ def relabelling(
   and metastatic. None leaves all labels as they are.
 
   Raises:
-    OptionError: if both flags are given, a pair is not old:new, or an old label
-      has two new ones.
+    OptionError: if a pair of --labels is not old:new, or an old label has two
+      new ones.
   """
-  if labels and task != 'origin':
-    raise OptionError(f'--labels and --task={task} exclude each other.')
   if labels:
     pairs = [pair.split(':') for pair in labels]
     wrong = [':'.join(p) for p in pairs if len(p) != 2 or not all(p)]

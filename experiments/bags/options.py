@@ -117,6 +117,7 @@ class Data:
   labels: tuple[str, ...] | None = field(
     None,
     'New names of labels, old:new,... Slides of other labels are left out.',
+    only={'task': ('origin',)},
   )
   shuffle_labels: bool = field(
     False,
@@ -137,7 +138,9 @@ class External:
     None, 'Features of the second cohort.', only={'external_csv': True}
   )
   external_phantom: bool = free(
-    False, 'Take the second phantom cohort, of another laboratory and scanner.'
+    False,
+    'Take the second phantom cohort, of another laboratory and scanner.',
+    only={'csv_path': False, 'external_csv': False},
   )
 
 
@@ -156,7 +159,7 @@ class Folds:
     None,
     'Column of --csv_path, as of sites or scanners: slides of one value are in'
     ' one part of a fold, and groups.csv has the metrics of each.',
-    only={'csv_path': True},
+    only={'csv_path': True, 'split_dir': False},
   )
 
 

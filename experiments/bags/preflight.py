@@ -1,17 +1,21 @@
-"""--check of bags: what there is, and the memory and time of training."""
+"""What scripts on bags begin with, and --check: what training would take."""
 
 from collections.abc import Iterator, Sequence
 import datetime
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data.splits import PARTS, Split
-from experiments.bags import features
+from experiments.bags import cohort as cohorts, features
 from experiments.bags.cohort import Cohort, Material
+from experiments.bags.options import Data, External, Folds
+from experiments.run import start
+from experiments.run.check import Check
+from experiments.run.start import Machine, Output, show
 from kmil_jax import cost, parallel
 from kmil_jax.folds import Settings
 from kmil_jax.inference import MODEL
@@ -25,6 +29,34 @@ _BACKWARD = 3  # A step takes three times the products of a forward pass.
 _EFFICIENCY = 0.5  # Of the machine's speed, which training reaches.
 _HIDDEN = 1024  # Numbers that a model holds for an instance, besides features.
 _LAUNCH = 1e-4  # Seconds that a step takes however small it is.
+
+
+def begin(
+  options: Sequence[Any],
+  settings: Settings | None = None,
+  stream: bool | None = None,
+  runs: Sequence[int] = (),
+) -> Material:
+  """Prints options and loads what they name; with --check the script ends here.
+
+  Args:
+    options: of the script, as they were resolved.
+    settings: see `check`, as the other arguments.
+
+  Raises:
+    CohortError: naming all problems, if there are any.
+    OptionError: if --labels cannot be used.
+  """
+  of = {type(one): one for one in options}
+  show(start.lines(options))
+  seed, cache_dir = of[Output].seed, of[Machine].cache_dir
+  material = cohorts.load(
+    of[Data], of[Folds], seed, cache_dir, of.get(External)
+  )
+  if of[Check].check:
+    check(material, settings, stream, runs)
+  material.check()
+  return material
 
 
 def check(
