@@ -13,13 +13,11 @@ from experiments.bags.ablation import SETTINGS
 from experiments.bags.crossval import Run
 from experiments.bags.options import Data, Folds, Model, Training
 from experiments.evaluation.summary import summarise
-from experiments.evaluation.tables import INTERVAL, Row, Table
+from experiments.reporting.tables import of_settings
 from experiments.run import progress, results, start
 from experiments.run.check import Check
 from experiments.run.results import Folder
 from experiments.run.start import Machine, Output, show
-
-_METRICS = ('accuracy', 'f1_macro', 'auroc')
 
 
 def run(
@@ -51,19 +49,13 @@ def run(
     crossval.train_folds(
       material, runs, everything, settings, training, folder, attention=False
     )
-    rows = []
-    for name, part in parts.items():
-      if any(part.path.glob('fold_*/predictions.csv')):
-        found = summarise(
-          part, 'kmil', data.task, folds.k, material.cohort.classes
-        )
-        held = [found['metrics'][metric] for metric in _METRICS]
-        pooled = [metric['pooled'] for metric in held]
-        ends = [(metric['ci_low'], metric['ci_high']) for metric in held]
-        rows.append(Row((name,), {'pooled': pooled, INTERVAL: ends}))
-  title = 'KMIL by what it drops, test parts of all folds pooled'
-  columns = dict.fromkeys(_METRICS, '.3f')
-  show(Table('ablations', title, ('setting',), columns, rows).terminal())
+    classes = material.cohort.classes
+    found = {
+      name: summarise(part, 'kmil', data.task, folds.k, classes)
+      for name, part in parts.items()
+      if any(part.path.glob('fold_*/predictions.csv'))
+    }
+  show(of_settings(found).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
 

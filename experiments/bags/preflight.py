@@ -31,17 +31,12 @@ _HIDDEN = 1024  # Numbers that a model holds for an instance, besides features.
 _LAUNCH = 1e-4  # Seconds that a step takes however small it is.
 
 
-def begin(
-  options: Sequence[Any],
-  settings: Settings | None = None,
-  stream: bool | None = None,
-  runs: Sequence[int] = (),
-) -> Material:
+def begin(options: Sequence[Any], *plan: Any) -> Material:
   """Prints options and loads what they name; with --check the script ends here.
 
   Args:
     options: of the script, as they were resolved.
-    settings: see `check`, as the other arguments.
+    *plan: what `check` takes besides.
 
   Raises:
     CohortError: naming all problems, if there are any.
@@ -49,12 +44,10 @@ def begin(
   """
   of = {type(one): one for one in options}
   show(start.lines(options))
-  seed, cache_dir = of[Output].seed, of[Machine].cache_dir
-  material = cohorts.load(
-    of[Data], of[Folds], seed, cache_dir, of.get(External)
-  )
+  places = of[Output].seed, of[Machine].cache_dir
+  material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
   if of[Check].check:
-    check(material, settings, stream, runs)
+    check(material, *plan)
   material.check()
   return material
 

@@ -91,7 +91,7 @@ def test_single_flags_change_single_values_of_a_recipe():
 @pytest.mark.parametrize('model', SPECS)
 @pytest.mark.parametrize('recipe', ['common', 'own'])
 def test_what_a_recipe_came_to_gives_the_same_recipe(model, recipe):
-  given = Training(recipe=recipe, lr=0.5)
+  given = Training(recipe=recipe, learning_rate=0.5)
   resolved = given.resolved(model)
   assert resolved.recipe_of(model) == given.recipe_of(model)
   assert None not in (resolved.epochs, resolved.weight_decay, resolved.select)
