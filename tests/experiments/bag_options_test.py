@@ -2,15 +2,11 @@
 
 import dataclasses
 
-import feature_folder
-import numpy as np
 import pytest
 
-from experiments import kmil
 from experiments.bags import options
 from experiments.bags.options import Model, Training
 from experiments.run.options import parse
-from experiments.run.results import Folder
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagTask
 from kmil_jax.types import Recipe
@@ -42,27 +38,6 @@ def test_the_common_recipe_is_the_papers():
   )
   assert SPECS['dsmil'].own.orthogonal and SPECS['dtfd'].own.clip == 5
   assert SPECS['transmil'].own.optimizer == 'lookahead_radam'
-
-
-# TransMIL's own steps, seven of them, are in transmil_training_test.
-def test_a_models_own_recipe_trains_it_and_goes_on_record(tmp_path):
-  bags, labels = feature_folder.planted(num_bags=18)
-  bags = [b[:8] for b in bags]  # One padded length: half as much to compile.
-  args = feature_folder.write(tmp_path, bags, labels)
-  args += ['--k=3', '--fold=1', '--heat_maps=0', '--model=dsmil', '--epochs=2']
-  trained = []
-  for recipe, want in (('own', SPECS['dsmil'].own), ('common', Recipe())):
-    flags = f'--recipe={recipe}', f'--exp_code={recipe}'
-    kmil.main(['kmil', *args, *flags, f'--results_dir={tmp_path}'])
-    folder = Folder(tmp_path / f'{recipe}_s2023')
-    config = folder.config().values
-    assert config['epochs'] == 2
-    assert config['lr'] == want.learning_rate
-    assert config['weight_decay'] == want.weight_decay
-    assert config['select'] == want.select
-    rows = folder.read('predictions.csv')
-    trained.append(np.array([float(row['prob_0']) for row in rows]))
-  assert np.abs(trained[0] - trained[1]).max() > 1e-4
 
 
 def settings(*args):

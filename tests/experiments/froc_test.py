@@ -9,14 +9,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from data import outlines
-from data.camelyon16 import annotations
-from data.outlines import Ring
 from experiments import froc as script
 from experiments.evaluation import froc as files
 from experiments.evaluation.froc import DetectionError
-from experiments.studies import slide_scores
-from kmil_jax import froc
 
 
 def write(root, masks, tables):
@@ -136,28 +131,3 @@ def test_masks_are_0_and_255_in_any_mode(tmp_path):
   Image.fromarray(mask.astype(np.uint16) * 65535).save(path)
   with pytest.raises(DetectionError, match='holds 65535; masks are 255'):
     files.read_mask(path)
-
-
-def test_real_lesions_are_found_where_they_were_outlined(real_data, tmp_path):
-  """Masks of two slides' outlines; detections as a map of scores gives them.
-
-  The map is the mask itself at level 6, so that every lesion is hit and nothing
-  else; a normal slide has one false positive of a low score.
-  """
-  found = annotations.find(real_data / 'camelyon16/tumor_polygons.json.gz')
-  masks, tables, lesions = {}, {'normal_001': '0.01,5,5'}, 0
-  for name in ('tumor_008', 'tumor_022'):
-    rings = found.rings(name)
-    low = np.floor(np.min([r.corners.min(0) for r in rings], 0) / 64 - 20) * 64
-    rings = [Ring(r.corners - low, r.hole) for r in rings]
-    high = np.max([r.corners.max(0) for r in rings], 0) // 64 + 20
-    shape = high[::-1].astype(int)
-    masks[name] = outlines.rasterise(rings, tuple(2 * shape), 32)
-    scores = outlines.rasterise(rings, tuple(shape), 64) * 0.5
-    hits = slide_scores.detections(scores, stop=0.1, radius=3, stride=64)
-    tables[name] = ''.join(f'{p + 0.1},{x},{y}\n' for p, x, y in hits)
-    lesions += int((~froc.lesions(masks[name]).cells).sum())
-  cases = files.read(*write(tmp_path, masks, tables))
-  whole = froc.froc(list(cases.values()))
-  assert [len(case.alarms) for case in cases.values()] == [1, 0, 0]
-  assert whole.score == 1 and whole.lesions == lesions >= 2

@@ -287,6 +287,11 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     ('--k=25', 'class 2 has 20 cases: fewer than 25 folds'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
+    *(
+      (f'--labels=0:a,{pair}', 'not of the form old:new')
+      for pair in ('x', 'x:', ':y', 'x:y:z')
+    ),
+    ('--labels=x:y,x:z', '--labels: x is given twice'),
     ('--drop_fraction=0.12345', 'must be a number of thousandths'),
   ],
 )

@@ -59,15 +59,6 @@ def test_files_of_the_first_edition_hold_both_parts(tmp_path):
     predictions.read_folds(Folder(tmp_path), CLASSES)
 
 
-def test_a_part_without_slides_is_empty(tmp_path):
-  folder = Folder(tmp_path)
-  parts = {'val': part(1, 0), 'test': part(0, 1)}
-  predictions.write(folder, 0, parts, CLASSES)
-  got = [predictions.read(folder, name, CLASSES) for name in ('val', 'test')]
-  assert len(got[0]) == 0 and got[0].prob.shape == (0, 3)
-  assert predictions.pool(got).prob.shape == (1, 3)
-
-
 @pytest.mark.parametrize(
   'old,new,message',
   [

@@ -223,19 +223,3 @@ def test_an_xml_of_entities_in_entities_is_refused(tmp_path):
   (tmp_path / 'a.xml').write_bytes(bomb())
   with pytest.raises(TileError, match=r'a\.xml: no outlines in the layout'):
     outlines.read(tmp_path / 'a.xml')
-
-
-@settings(
-  max_examples=15,
-  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-@given(part=st.floats(0, 0.99), name=st.sampled_from(['a.tiff', 'a.svs']))
-def test_a_part_of_a_slide_is_read_or_named(tmp_path, real_data, part, name):
-  whole = (real_data / 'wsi/openslide-fixtures/boxes.tiff').read_bytes()
-  path = tmp_path / name
-  path.write_bytes(whole[: int(part * len(whole))])
-  try:
-    with slides.Slide(path, default_mpp=0.5) as slide:
-      slide.thumbnail(4.0)
-  except SlideError as e:
-    assert name in str(e)
