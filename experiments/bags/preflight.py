@@ -15,7 +15,6 @@ from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Data, External, Folds
 from experiments.run import start
 from experiments.run.check import Check
-from experiments.run.start import Machine, Output, show
 from kmil_jax import cost, parallel
 from kmil_jax.folds import Settings
 from kmil_jax.inference import MODEL
@@ -43,8 +42,8 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
     OptionError: if --labels cannot be used.
   """
   of = {type(one): one for one in options}
-  show(start.lines(options))
-  places = of[Output].seed, of[Machine].cache_dir
+  start.show(start.lines(options))
+  places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
   if of[Check].check:
     check(material, *plan)

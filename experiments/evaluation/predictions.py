@@ -77,7 +77,7 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
     name = TEST
   path, lines = folder.at(name), folder.read(name)
   columns = [*_COLUMNS, *(f'prob_{c}' for c in classes)]
-  seen = set()
+  seen, again = set(), ' Remove the file and run again.'
   for number, row in enumerate(lines, 2):
     where = f'{path}, line {number}'
     if list(row) != columns:
@@ -88,22 +88,22 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
       )
     key = row['split'], row['slide_id']
     if key in seen:
-      raise ResultsError(f'{where}: slide {key[1]!r} is in {key[0]!r} twice.')
+      raise ResultsError(
+        f'{where}: slide {key[1]!r} is in {key[0]!r} twice.{again}'
+      )
     seen.add(key)
     if row['label'] not in classes:
       raise ResultsError(
         f'{where}: label {row["label"]!r} is none of {", ".join(classes)}.'
+        + again
       )
     if not all(_is_share(row[f'prob_{c}']) for c in classes):
       raise ResultsError(
-        f'{where}: a probability is no number from 0 to 1. Remove the file and'
-        ' run again.'
+        f'{where}: a probability is no number from 0 to 1.{again}'
       )
   lines = [row for row in lines if row['split'] == part]
   if name == TEST and not lines:
-    raise ResultsError(
-      f'{path}: no rows of the split {part!r}. Remove the file and run again.'
-    )
+    raise ResultsError(f'{path}: no rows of the split {part!r}.{again}')
   column = lambda name: np.array([row[name] for row in lines], str)
   prob = [[float(row[f'prob_{c}']) for c in classes] for row in lines]
   return Predictions(

@@ -125,11 +125,11 @@ def script(
   def main(argv: Sequence[str] | None = None) -> None:
     usage = sys.modules[run.__module__].__doc__
     try:
-      asked = options.parse(sys.argv if argv is None else argv, classes, usage)
-      for one in asked:
+      given = options.parse(sys.argv if argv is None else argv, classes, usage)
+      for one in given:
         if isinstance(one, Cache):
           _begin(one)
-      run(*asked)
+      run(*given)
     except (*_ERRORS, *errors) as e:
       sys.exit(f'error: {e}')
 
@@ -156,9 +156,9 @@ def _begin(machine: Cache) -> None:
     raise OptionError(f'--coordinator={machine.coordinator}: {e}') from e
 
 
-def lines(asked: Sequence[Any]) -> str:
+def lines(given: Sequence[Any]) -> str:
   """Returns options as they would be written on a command line, one a line."""
-  values = options.to_json(asked)
+  values = options.to_json(given)
   text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
   return '\n'.join(
     f'--{name}={"" if value is None else text(value)}'
