@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -136,12 +135,8 @@ def read_external(
 
 def pool(parts: Sequence[Predictions]) -> Predictions:
   """Puts predictions of several folds together."""
-  return Predictions(
-    *(
-      np.concatenate([getattr(p, f.name) for p in parts])
-      for f in dataclasses.fields(Predictions)
-    )
-  )
+  columns = zip(*(vars(p).values() for p in parts), strict=True)
+  return Predictions(*map(np.concatenate, columns))
 
 
 def mean(parts: dict[int, Predictions]) -> Predictions:
@@ -173,9 +168,7 @@ def mean(parts: dict[int, Predictions]) -> Predictions:
 def by_slide(p: Predictions) -> Predictions:
   """Returns the same predictions in the order of slide names."""
   order = np.argsort(p.slide, kind='stable')
-  return Predictions(
-    *(getattr(p, f.name)[order] for f in dataclasses.fields(Predictions))
-  )
+  return Predictions(*(column[order] for column in vars(p).values()))
 
 
 def differences(
@@ -214,8 +207,8 @@ def _is_share(text: str | None) -> bool:
 
 def _folds(folder: Folder, name: str) -> dict[int, Folder]:
   """Returns the folders of the folds that have a file, in their order."""
-  found: dict[int, pathlib.Path] = {
-    int(path.parent.name.removeprefix('fold_')): path.parent
+  found = {
+    int(path.parent.name.removeprefix('fold_')): Folder(path.parent)
     for path in folder.path.glob(f'fold_*/{name}')
   }
-  return {fold: Folder(found[fold]) for fold in sorted(found)}
+  return {fold: found[fold] for fold in sorted(found)}
