@@ -304,7 +304,7 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
     value = values[name].value
     if isinstance(wanted, bool):
       if wanted and not value:
-        raise OptionError(f'--{option.flag} requires --{name}.')
+        raise OptionError(f'--{option.flag} requires --{name}. Give both.')
       if value and not wanted:
         raise OptionError(
           f'--{option.flag} has no effect with --{name}. Leave it out.'
