@@ -139,9 +139,8 @@ def ablation(record: Record) -> Table | None:
   for root in sorted([around, *around.glob('*ablations_*')]):
     for name in ablations.SETTINGS:
       part = Folder(root / name)
-      if not part.at('summary.json').exists():
-        continue
-      if part.config().inputs == record.config.inputs:
+      has_summary = part.at('summary.json').exists()
+      if has_summary and part.config().inputs == record.config.inputs:
         found[name] = part.read('summary.json')
   return of_settings(found) if found else None
 
@@ -159,11 +158,8 @@ def of_settings(found: Mapping[str, Mapping[str, Any]]) -> Table:
       for m in values
       for cell in (m['pooled'], (m['ci_low'], m['ci_high']))
     ]
-  note = (
-    'KMIL on the same slides, labels and splits, by experiments.ablations;'
-    ' instances are ranked by the variance over classes.'
-  )
-  title = 'KMIL by the instances that it drops'
+  note = 'By experiments.ablations; instances rank by variance over classes.'
+  title = 'KMIL on the same slides and splits by the instances that it drops'
   return _table(title, 'dropped', columns, rows, note)
 
 
