@@ -341,21 +341,6 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   assert {p.name for p in root.iterdir()} == {'features', 'labels.csv'}
 
 
-@pytest.mark.parametrize(
-  'table,problem',
-  [
-    ('', 'labels.csv'),
-    ('case_id,slide_id,label\n1,a,carcinoma, squamous', 'labels.csv'),
-    ('case_id,slide_id,label\n1,slide_001,x', 'one class only, x'),
-  ],
-)
-def test_a_table_that_cannot_be_used_is_named(cohort, capsys, table, problem):
-  root, args = cohort
-  (root / 'labels.csv').write_text(table)
-  code, problems, _, _ = check(*args, capsys=capsys)
-  assert code == 1 and any(problem in text for text in problems)
-
-
 def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
   root, args = cohort
   for i in (2, 9):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data import features, host_tensorflow, slides
-from data.features import ATTRIBUTES, FeatureError
+from data.features import ATTRIBUTES
 
 ROOT = pathlib.Path(__file__).parents[2]
 ATTRS = dict.fromkeys(ATTRIBUTES, 1)
@@ -62,14 +62,6 @@ def test_many_writers_of_one_file_leave_one_whole_file(tmp_path):
     thread.join()
   assert list(tmp_path.iterdir()) == [path]
   assert len(np.unique(features.read(path).features)) == 1
-
-
-def test_an_id_may_be_as_long_as_file_systems_take(tmp_path):
-  path = tmp_path / f'{"é" * 90}.h5'
-  write(path)
-  assert features.read(path).features.shape == (3, 4)
-  with pytest.raises((FeatureError, OSError)):
-    features.read(tmp_path / f'{"x" * 300}.h5')
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,7 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
       (f'--labels=0:a,{pair}', 'not of the form old:new')
       for pair in ('x', 'x:', ':y', 'x:y:z')
     ),
+    ('--labels=0:x,1:x,2:x', 'one class only, x'),
     ('--labels=x:y,x:z', '--labels: x is given twice'),
     ('--drop_fraction=0.12345', 'must be a number of thousandths'),
   ],
@@ -333,8 +334,8 @@ def ablated(tmp_path_factory):
   bags = [np.r_[b, rng.normal(size=(20, b.shape[1]))][:24] for b in bags]
   args = [*feature_folder.write(folder, bags, labels), *QUICK, '--epochs=6']
   args.append(f'--results_dir={folder}')
-  out = feature_folder.run(*args, module='ablations')
-  return args, folder / 'ablations_origin_s1', out
+  feature_folder.run(*args, module='ablations')
+  return args, folder / 'ablations_origin_s1'
 
 
 @pytest.mark.parametrize(
@@ -346,26 +347,11 @@ def ablated(tmp_path_factory):
   ],
 )
 def test_a_setting_is_what_its_own_command_gives(ablated, setting, command):
-  args, root, _ = ablated
+  args, root = ablated
+  assert {p.name for p in root.iterdir() if p.is_dir()} == set(SETTINGS)
   feature_folder.run(*args, *command, f'--exp_code={setting}_alone')
   alone = root.with_name(f'{setting}_alone_s1')
   assert_alike(root / setting, alone, atol=1e-4)
-
-
-def test_every_setting_is_a_results_folder_of_its_own(ablated):
-  _, root, out = ablated
-  assert {p.name for p in root.iterdir() if p.is_dir()} == set(SETTINGS)
-  found = []
-  for name, setting in SETTINGS.items():
-    folder = Folder(root / name)
-    auroc = folder.read('summary.json')['metrics']['auroc']['pooled']
-    assert f'{auroc:.3f}' in out
-    assert folder.config().values['drop_fraction'] == setting.drop_fraction
-    lines = folder.read('fold_1/metrics.jsonl')
-    assert {line['stage'] for line in lines} == {'chooser', 'model'}
-    prob = np.array(list(probabilities(root / name).values()))
-    assert all(np.abs(prob - other).max() > 1e-4 for other in found)
-    found.append(prob)
 
 
 @pytest.mark.parametrize('shuffled', [False, True])

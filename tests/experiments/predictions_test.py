@@ -100,20 +100,3 @@ def test_the_mean_of_models_is_taken_slide_by_slide():
   with pytest.raises(ResultsError, match=r'folds 0 and 3 differ') as e:
     predictions.mean({0: one, 3: part(0, 6)})
   assert f'slide {str(one.slide[6])!r}: in the first only' in str(e.value)
-
-
-def test_differences_name_slides():
-  one = part(0, 5)
-  case, label, slide = one.case.copy(), one.label.copy(), one.slide.copy()
-  assert predictions.differences(one, predictions.by_slide(one)) == []
-  case[1], label[2], slide[4] = 'new', 0, 'z'
-  other = predictions.Predictions(case, slide, label, one.prob)
-  names = [repr(str(s)) for s in one.slide]
-  lines = [
-    f"slide {names[1]}: case 'case 0 0' or 'new'",
-    f'slide {names[2]}: class 2 or 0',
-    f'slide {names[4]}: in the first only',
-    "slide 'z': in the second only",
-  ]
-  assert predictions.differences(one, other, limit=9) == lines
-  assert predictions.differences(one, other) == lines[:3]
