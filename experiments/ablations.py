@@ -13,13 +13,11 @@ from experiments.bags.ablation import SETTINGS
 from experiments.bags.crossval import Run
 from experiments.bags.options import Data, Folds, Model, Training
 from experiments.evaluation.summary import summarise
-from experiments.evaluation.tables import INTERVAL, Row, Table
+from experiments.reporting.tables import of_settings
 from experiments.run import progress, results, start
 from experiments.run.check import Check
 from experiments.run.results import Folder
 from experiments.run.start import Machine, Output, show
-
-_METRICS = ('accuracy', 'f1_macro', 'auroc')
 
 
 def run(
@@ -33,20 +31,16 @@ def run(
   """Trains all settings and folds, writes a results folder of each setting."""
   training = training.resolved('kmil')
   settings = options.settings(Model(), training, output.seed)
-  asked = [data, folds, training, check, output, machine]
-  show(start.lines(asked))
-  material = cohorts.load(data, folds, output.seed, machine.cache_dir)
-  if check.check:
-    numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
-    preflight.check(material, settings, training.stream, numbers)
-  material.check()
+  given = [data, folds, training, check, output, machine]
+  numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
+  material = preflight.begin(given, settings, training.stream, numbers)
   inputs, about = material.inputs(), material.about()
   root = output.folder(f'ablations_{data.task}')
   parts = {name: Folder(root / name) for name in SETTINGS}
-  with results.opened(root, asked, inputs, about) as folder:
+  with results.opened(root, given, inputs, about) as folder:
     runs = []
     for name, model in SETTINGS.items():
-      results.record(parts[name], [model, *asked], inputs, about)
+      results.record(parts[name], [model, *given], inputs, about)
       material.write(parts[name])
       choice = options.settings(model, training, output.seed).choice
       for fold in range(folds.k):
@@ -55,19 +49,13 @@ def run(
     crossval.train_folds(
       material, runs, everything, settings, training, folder, attention=False
     )
-    rows = []
-    for name, part in parts.items():
-      if any(part.path.glob('fold_*/predictions.csv')):
-        found = summarise(
-          part, 'kmil', data.task, folds.k, material.cohort.classes
-        )
-        held = [found['metrics'][metric] for metric in _METRICS]
-        pooled = [metric['pooled'] for metric in held]
-        ends = [(metric['ci_low'], metric['ci_high']) for metric in held]
-        rows.append(Row((name,), {'pooled': pooled, INTERVAL: ends}))
-  title = 'KMIL by what it drops, test parts of all folds pooled'
-  columns = dict.fromkeys(_METRICS, '.3f')
-  show(Table('ablations', title, ('setting',), columns, rows).terminal())
+    classes = material.cohort.classes
+    found = {
+      name: summarise(part, 'kmil', data.task, folds.k, classes)
+      for name, part in parts.items()
+      if any(part.path.glob('fold_*/predictions.csv'))
+    }
+  show(of_settings(found).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
 

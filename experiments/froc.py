@@ -4,7 +4,7 @@
 
 Every slide, tumour or normal, has a file of detections, <case>.csv, with lines
 `probability,x,y` in level-0 pixels; a first line of just these words is a
-header, an empty file says that nothing was found. Slides with tumour have a
+header, an empty file says that nothing was curve. Slides with tumour have a
 mask, <case>_mask_level5.png, 255 on tumour and 0 elsewhere.
 """
 
@@ -59,43 +59,44 @@ class Scoring:
       raise OptionError('Give --masks_dir and --detections_dir.')
 
 
-def run(asked: Scoring) -> None:
+def run(scoring: Scoring) -> None:
   """Prints the score, and the sensitivity at six rates of false positives."""
   cases = files.read(
-    asked.masks_dir,
-    asked.detections_dir,
-    mpp=asked.slide_mpp,
-    level=asked.level,
+    scoring.masks_dir,
+    scoring.detections_dir,
+    mpp=scoring.slide_mpp,
+    level=scoring.level,
   )
-  found = froc.froc(list(cases.values()))
-  if not found.lesions:
+  curve = froc.froc(list(cases.values()))
+  if not curve.lesions:
     raise DetectionError(
-      f'{asked.masks_dir}: no lesion to be found on {found.slides}'
+      f'{scoring.masks_dir}: no lesion to be found on {curve.slides}'
       ' slide(s): no mask, or none with more than isolated tumour cells (275 um'
-      ' with their surroundings); the score is not defined'
+      ' with their surroundings), so there is no score. Add slides with'
+      ' lesions.'
     )
-  lines, interval = {HERE: files.values(found)}, {}
-  if asked.resamples:
+  lines, interval = {HERE: files.values(curve)}, {}
+  if scoring.resamples:
     ends = froc.interval(
-      list(cases.values()), resamples=asked.resamples, seed=asked.seed
+      list(cases.values()), resamples=scoring.resamples, seed=scoring.seed
     )
     # Undefined if fewer than two slides hold lesions.
     low_high = tuple(ends.tolist()) if np.isfinite(ends).all() else None
     interval = {'interval': low_high}
     lines[INTERVAL] = [low_high, *[None] * len(froc.RATES)]
-  if asked.figure:
-    with replacing(asked.figure) as part:
-      files.draw({'': found}).savefig(part, dpi=120, format='png')
-  if asked.format == 'json':
+  if scoring.figure:
+    with replacing(scoring.figure) as part:
+      files.draw({'': curve}).savefig(part, dpi=120, format='png')
+  if scoring.format == 'json':
     content = {
-      'froc': found.score,
-      'sensitivity': found.sensitivity.tolist(),
-      'lesions': found.lesions,
-      'slides': found.slides,
+      'froc': curve.score,
+      'sensitivity': curve.sensitivity.tolist(),
+      'lesions': curve.lesions,
+      'slides': curve.slides,
     }
     print(json.dumps(content | interval))
     return
-  title = f'{found.slides} slides, {found.lesions} lesions'
+  title = f'{curve.slides} slides, {curve.lesions} lesions'
   columns = files.COLUMNS | {'FROC': '.4f'}
   rows = [Row((), lines)]
   print(Table('froc', title, (), columns, rows, [files.NOTE]).terminal())

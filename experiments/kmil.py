@@ -44,15 +44,11 @@ def run(
   training = training.resolved(model.model)
   settings = options.settings(model, training, output.seed)
   numbers = requested.folds(folds.k)
-  asked = [
+  given = [
     *(model, data, external, folds, requested, training),
     *(check, output, machine),
   ]
-  show(start.lines(asked))
-  material = cohorts.load(data, folds, output.seed, machine.cache_dir, external)
-  if check.check:
-    preflight.check(material, settings, training.stream, numbers)
-  material.check()
+  material = preflight.begin(given, settings, training.stream, numbers)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
@@ -61,7 +57,7 @@ def run(
 
   path = output.folder(f'{model.model}_{data.task}')
   with results.opened(
-    path, asked, material.inputs(), material.about()
+    path, given, material.inputs(), material.about()
   ) as folder:
     if second:
       crossval.check_second(folder, second)

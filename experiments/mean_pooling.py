@@ -26,16 +26,12 @@ def run(
   machine: Machine,
 ) -> None:
   """Fits a regression in each fold, writes tables, pictures and report."""
-  asked = [regression, data, folds, check, output, machine]
-  show(start.lines(asked))
-  material = cohorts.load(data, folds, output.seed, machine.cache_dir)
-  if check.check:
-    preflight.check(material)
-  material.check()
+  given = [regression, data, folds, check, output, machine]
+  material = preflight.begin(given)
   cohort = material.cohort
   path = output.folder(f'mean_pooling_{data.task}')
   with results.opened(
-    path, asked, material.inputs(), material.about()
+    path, given, material.inputs(), material.about()
   ) as folder:
     material.write(folder)
     bags = range(len(cohort.label))

@@ -267,7 +267,7 @@ MUTANTS = [
     'experiments/evaluation/summary.py',
     "~np.isin(whole.case, parts['test'].case)",
     'whole.label >= 0',
-    'experiments/scores_test.py',
+    'experiments/summary_test.py',
   ),
   # Lesions, mining, splits.
   Mutant(

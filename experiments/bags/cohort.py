@@ -230,22 +230,15 @@ def load(
     external: the second cohort, if any.
 
   Raises:
-    OptionError: if options exclude each other.
+    OptionError: see `relabelling`.
   """
   external = external or External()
-  if folds.group_col and folds.split_dir:
-    raise OptionError('--group_col and --split_dir exclude each other.')
-  if external.external_phantom and (data.csv_path or external.external_csv):
-    raise OptionError(
-      '--external_phantom requires the phantom cohort: leave out --csv_path and'
-      ' --external_csv.'
-    )
   csv_path, features_dir = data.csv_path, data.features_dir
-  slides_dir, outlines_dir = data.slides_dir, None
+  slides_dir, outlines = data.slides_dir, None
   if not csv_path:
     root, features_dir = phantom.make(cache_dir)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
-    outlines_dir = root / 'outlines'
+    outlines = root / 'outlines'
   mapping, findings = relabelling(data.task, data.labels), Findings()
   cohort, table, left_out = join(
     csv_path,
@@ -259,13 +252,13 @@ def load(
   if cohort and not findings.problems:
     # Folds are those of the slides that will be trained on.
     table, left_out = cohort.manifest, cohort.left_out
-  group, made = {}, []
+  group, parts = {}, []
   try:
     column = None
     if folds.group_col:
       column = label_files.column(csv_path, folds.group_col, table)
       group = dict(zip(table.slide.tolist(), column.tolist(), strict=True))
-    made = make_folds(table, folds, seed, findings, left_out, column)
+    parts = make_folds(table, folds, seed, findings, left_out, column)
   except label_files.ManifestError as e:
     findings.problems.append(str(e))
   warnings = tuple(findings.warnings)
@@ -283,7 +276,7 @@ def load(
       like=cohort,
       allow_missing=data.allow_missing,
     )
-  return Material(cohort, made, second, group, outlines_dir, warnings, findings)
+  return Material(cohort, parts, second, group, outlines, warnings, findings)
 
 
 def join(
@@ -341,10 +334,10 @@ def join(
   if unknown := sorted(set(table.label.tolist()) - set(classes)):
     problems.append(
       f'{csv_path}: labels {first_of(unknown)} are none of those the models'
-      f' know: {", ".join(classes)}'
+      f' know: {", ".join(classes)}. Rename them, or take their slides out.'
     )
   if len(classes) == 1:
-    problems.append(f'{csv_path}: one class only, {classes[0]}')
+    problems.append(f'{csv_path}: one class only, {classes[0]}. Add others.')
   slide_files, source = {}, None
   try:
     if slides_dir:
@@ -369,7 +362,7 @@ def join(
   if differ := features.differences(made, like.made if like else {}):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
-      f' {"; ".join(differ)}'
+      f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
@@ -433,20 +426,21 @@ def make_folds(
   if not len(table.slide):
     return []  # Why its rows cannot be used was found before.
   if folds.split_dir:
-    made, faults = split_files.read(folds.split_dir, table, folds.k, left_out)
+    read = split_files.read(folds.split_dir, table, folds.k, left_out)
+    parts, faults = read
     findings.problems += faults
   else:
     try:
-      parts = splits.make(table.case, table.label, folds.k, seed, group)
+      new = splits.make(table.case, table.label, folds.k, seed, group)
     except splits.SplitError as e:
       findings.problems.append(
         f'--k={folds.k}: {e} --labels merges classes, --split_dir reads other'
         ' splits.'
       )
       return []
-    made = [Split(*part) for part in parts]
-  findings.warnings += _oddities(table, made)
-  return made
+    parts = [Split(*part) for part in new]
+  findings.warnings += _oddities(table, parts)
+  return parts
 
 
 def mixed_cases(table: Manifest) -> list[str]:
@@ -461,7 +455,7 @@ def mixed_cases(table: Manifest) -> list[str]:
   ]
 
 
-def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
+def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   """Says what is odd about patients, classes and folds."""
   lines = []
   if mixed := mixed_cases(table):
@@ -469,9 +463,9 @@ def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
       f'{len(mixed)} cases have slides of several labels: {first_of(mixed)};'
       ' labels are those of slides, and cases stay whole in every split'
     )
-  if not made:
+  if not folds:
     return lines
-  if again := split_files.tested_again(table, made):
+  if again := split_files.tested_again(table, folds):
     lines.append(
       f'{len(again)} slides are in the test part of several folds (repeated'
       f' random splits?): {first_of(again)}; pooled figures count them each'
@@ -480,7 +474,7 @@ def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
   for part in ('test', 'val'):
     without = [
       f'{name} in fold {i}'
-      for i, split in enumerate(made)
+      for i, split in enumerate(folds)
       for name in np.unique(table.label)
       if name not in table.label[getattr(split, part)]
     ]
@@ -489,7 +483,7 @@ def _oddities(table: Manifest, made: Sequence[Split]) -> list[str]:
         f'{part} parts without a slide of a class: {first_of(without)}; there'
         ' is no AUROC of that fold, only the pooled one'
       )
-  used = np.any([s.train | s.val | s.test for s in made], axis=0)
+  used = np.any([s.train | s.val | s.test for s in folds], axis=0)
   if not used.all():
     names = table.slide[~used].tolist()
     lines.append(f'no fold names the slides {first_of(names)}')
@@ -506,11 +500,9 @@ def relabelling(
   and metastatic. None leaves all labels as they are.
 
   Raises:
-    OptionError: if both flags are given, a pair is not old:new, or an old label
-      has two new ones.
+    OptionError: if a pair of --labels is not old:new, or an old label has two
+      new ones.
   """
-  if labels and task != 'origin':
-    raise OptionError(f'--labels and --task={task} exclude each other.')
   if labels:
     pairs = [pair.split(':') for pair in labels]
     wrong = [':'.join(p) for p in pairs if len(p) != 2 or not all(p)]

@@ -22,6 +22,8 @@ from kmil_jax.types import Recipe
 _CHOOSING = {'model': tuple(m for m in SPECS if SPECS[m].chooser)}
 _DTFD = {'model': tuple(m for m in SPECS if m.startswith('dtfd'))}
 _RANKING = _DTFD | {'distill': dtfd.RANKING}
+# What a recipe has, and a flag may change.
+_OF_RECIPE = ('epochs', 'learning_rate', 'weight_decay', 'select')
 _DUAL = {
   'model': tuple(m for m in SPECS if SPECS[m].loss is losses.dual_stream)
 }
@@ -117,6 +119,7 @@ class Data:
   labels: tuple[str, ...] | None = field(
     None,
     'New names of labels, old:new,... Slides of other labels are left out.',
+    only={'task': ('origin',)},
   )
   shuffle_labels: bool = field(
     False,
@@ -137,7 +140,9 @@ class External:
     None, 'Features of the second cohort.', only={'external_csv': True}
   )
   external_phantom: bool = free(
-    False, 'Take the second phantom cohort, of another laboratory and scanner.'
+    False,
+    'Take the second phantom cohort, of another laboratory and scanner.',
+    only={'csv_path': False, 'external_csv': False},
   )
 
 
@@ -156,7 +161,7 @@ class Folds:
     None,
     'Column of --csv_path, as of sites or scanners: slides of one value are in'
     ' one part of a fold, and groups.csv has the metrics of each.',
-    only={'csv_path': True},
+    only={'csv_path': True, 'split_dir': False},
   )
 
 
@@ -194,8 +199,11 @@ class Training:
     ' of KMIL has 100 at most.',
     least=1,
   )
-  lr: float | None = field(
-    None, 'Initial learning rate. The common recipe has 2e-4.', least=0
+  learning_rate: float | None = field(
+    None,
+    'Initial learning rate. The common recipe has 2e-4.',
+    flag='lr',
+    least=0,
   )
   weight_decay: float | None = field(
     None, 'Weight decay. The common recipe has 1e-5.', least=0
@@ -206,10 +214,11 @@ class Training:
     ' common recipe, loss, accuracy or AUROC, or the last.',
     choices=selection.SELECTS,
   )
-  batch_size: int = field(
+  batch: int = field(
     1,
     'Slides per step. With more than one, the devices share them; with one,'
     ' they share the folds.',
+    flag='batch_size',
     least=1,
   )
   stream: bool | None = free(
@@ -226,17 +235,10 @@ class Training:
 
   def recipe_of(self, model: str) -> Recipe:
     """Returns how a model is trained."""
-    given = {
-      'epochs': self.epochs,
-      'learning_rate': self.lr,
-      'weight_decay': self.weight_decay,
-      'select': self.select,
-    }
-    return dataclasses.replace(
-      SPECS[model].own if self.recipe == 'own' else Recipe(),
-      batch=self.batch_size,
-      **{name: value for name, value in given.items() if value is not None},
-    )
+    recipe = SPECS[model].own if self.recipe == 'own' else Recipe()
+    given = {name: getattr(self, name) for name in (*_OF_RECIPE, 'batch')}
+    changed = {name: v for name, v in given.items() if v is not None}
+    return dataclasses.replace(recipe, **changed)
 
   def resolved(self, model: str) -> 'Training':
     """Returns the options with the recipe's values where none was given.
@@ -244,19 +246,14 @@ class Training:
     Raises:
       OptionError: if the devices cannot share the slides of a step.
     """
-    if self.batch_size > 1 and self.batch_size % parallel.num_devices():
+    if self.batch > 1 and self.batch % parallel.num_devices():
       raise OptionError(
-        f'--batch_size={self.batch_size} must be a multiple of the'
+        f'--batch_size={self.batch} must be a multiple of the'
         f' {parallel.num_devices()} devices.'
       )
     recipe = self.recipe_of(model)
-    return dataclasses.replace(
-      self,
-      epochs=recipe.epochs,
-      lr=recipe.learning_rate,
-      weight_decay=recipe.weight_decay,
-      select=recipe.select,
-    )
+    values = {name: getattr(recipe, name) for name in _OF_RECIPE}
+    return dataclasses.replace(self, **values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,20 @@
-"""--check of bags: what there is, and the memory and time of training."""
+"""What scripts on bags begin with, and --check: what training would take."""
 
 from collections.abc import Iterator, Sequence
 import datetime
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data.splits import PARTS, Split
-from experiments.bags import features
+from experiments.bags import cohort as cohorts, features
 from experiments.bags.cohort import Cohort, Material
+from experiments.bags.options import Data, External, Folds
+from experiments.run import start
+from experiments.run.check import Check
 from kmil_jax import cost, parallel
 from kmil_jax.folds import Settings
 from kmil_jax.inference import MODEL
@@ -25,6 +28,27 @@ _BACKWARD = 3  # A step takes three times the products of a forward pass.
 _EFFICIENCY = 0.5  # Of the machine's speed, which training reaches.
 _HIDDEN = 1024  # Numbers that a model holds for an instance, besides features.
 _LAUNCH = 1e-4  # Seconds that a step takes however small it is.
+
+
+def begin(options: Sequence[Any], *plan: Any) -> Material:
+  """Prints options and loads what they name; with --check the script ends here.
+
+  Args:
+    options: of the script, as they were resolved.
+    *plan: what `check` takes besides.
+
+  Raises:
+    CohortError: naming all problems, if there are any.
+    OptionError: if --labels cannot be used.
+  """
+  of = {type(one): one for one in options}
+  start.show(start.lines(options))
+  places = of[start.Output].seed, of[start.Machine].cache_dir
+  material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
+  if of[Check].check:
+    check(material, *plan)
+  material.check()
+  return material
 
 
 def check(

@@ -1,6 +1,7 @@
 """Curves, confusion matrix and calibration of a results folder."""
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from matplotlib import axes, figure
@@ -33,12 +34,8 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
     drawings[f'{prefix}pr'] = _precision_recall(p, classes, title)
     drawings[f'{prefix}confusion'] = _confusion(p, classes, title)
   for name, drawing in drawings.items():
-    folder.save(
-      f'figures/{name}.png',
-      lambda path, drawing=drawing: drawing.savefig(
-        path, dpi=120, format='png'
-      ),
-    )
+    write = functools.partial(drawing.savefig, dpi=120, format='png')
+    folder.save(f'figures/{name}.png', write)
 
 
 def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:

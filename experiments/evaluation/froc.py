@@ -83,11 +83,13 @@ def read(
   """
   for folder in (masks_dir, detections_dir):
     if not folder.is_dir():
-      raise DetectionError(f'{folder}: no such folder')
+      raise DetectionError(f'{folder}: no such folder. Give another one.')
   cases = {
     path.stem: path for path in files.listed(detections_dir, ('.csv',), '*')
   }
-  masks, problems = {}, [] if cases else [f'{detections_dir}: no <case>.csv']
+  masks, problems = {}, []
+  if not cases:
+    problems.append(f'{detections_dir}: no <case>.csv. Each slide needs one.')
   for path in files.listed(masks_dir, ('.png',), '*'):
     named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
     if named is None:

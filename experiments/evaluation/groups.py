@@ -1,6 +1,7 @@
 """Metrics of the test slides of each group, as of a site or a scanner."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 
 import numpy as np
 
@@ -44,13 +45,10 @@ def write(
     label, prob, case = p.label[own], p.prob[own], p.case[own]
     values = metrics.evaluate(label, prob)
     bounds = intervals.of_metrics(label, prob, case)
-    found = {m: [number(x) for x in (values[m], *bounds[m])] for m in _METRICS}
+    found = [[number(x) for x in (values[m], *bounds[m])] for m in _METRICS]
     counts = fold_of[name], len(set(case.tolist())), int(own.sum())
-    flat = [x for some in found.values() for x in some]
-    lines.append([name, *counts, *('' if x is None else x for x in flat)])
-    shown = [
-      x for value, low, high in found.values() for x in (value, (low, high))
-    ]
+    lines.append([name, *counts, *itertools.chain(*found)])
+    shown = [x for value, *ends in found for x in (value, tuple(ends))]
     rows.append(Row((name,), {'': [*counts, *shown]}))
   folder.write(NAME, lines)
   columns = dict.fromkeys(('fold', 'cases', 'slides'), 'd')

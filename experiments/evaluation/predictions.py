@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
     name = TEST
   path, lines = folder.at(name), folder.read(name)
   columns = [*_COLUMNS, *(f'prob_{c}' for c in classes)]
-  seen = set()
+  seen, again = set(), ' Remove the file and run again.'
   for number, row in enumerate(lines, 2):
     where = f'{path}, line {number}'
     if list(row) != columns:
@@ -88,22 +87,22 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
       )
     key = row['split'], row['slide_id']
     if key in seen:
-      raise ResultsError(f'{where}: slide {key[1]!r} is in {key[0]!r} twice.')
+      raise ResultsError(
+        f'{where}: slide {key[1]!r} is in {key[0]!r} twice.{again}'
+      )
     seen.add(key)
     if row['label'] not in classes:
       raise ResultsError(
         f'{where}: label {row["label"]!r} is none of {", ".join(classes)}.'
+        + again
       )
     if not all(_is_share(row[f'prob_{c}']) for c in classes):
       raise ResultsError(
-        f'{where}: a probability is no number from 0 to 1. Remove the file and'
-        ' run again.'
+        f'{where}: a probability is no number from 0 to 1.{again}'
       )
   lines = [row for row in lines if row['split'] == part]
   if name == TEST and not lines:
-    raise ResultsError(
-      f'{path}: no rows of the split {part!r}. Remove the file and run again.'
-    )
+    raise ResultsError(f'{path}: no rows of the split {part!r}.{again}')
   column = lambda name: np.array([row[name] for row in lines], str)
   prob = [[float(row[f'prob_{c}']) for c in classes] for row in lines]
   return Predictions(
@@ -136,12 +135,8 @@ def read_external(
 
 def pool(parts: Sequence[Predictions]) -> Predictions:
   """Puts predictions of several folds together."""
-  return Predictions(
-    *(
-      np.concatenate([getattr(p, f.name) for p in parts])
-      for f in dataclasses.fields(Predictions)
-    )
-  )
+  columns = zip(*(vars(p).values() for p in parts), strict=True)
+  return Predictions(*map(np.concatenate, columns))
 
 
 def mean(parts: dict[int, Predictions]) -> Predictions:
@@ -173,9 +168,7 @@ def mean(parts: dict[int, Predictions]) -> Predictions:
 def by_slide(p: Predictions) -> Predictions:
   """Returns the same predictions in the order of slide names."""
   order = np.argsort(p.slide, kind='stable')
-  return Predictions(
-    *(getattr(p, f.name)[order] for f in dataclasses.fields(Predictions))
-  )
+  return Predictions(*(column[order] for column in vars(p).values()))
 
 
 def differences(
@@ -214,8 +207,8 @@ def _is_share(text: str | None) -> bool:
 
 def _folds(folder: Folder, name: str) -> dict[int, Folder]:
   """Returns the folders of the folds that have a file, in their order."""
-  found: dict[int, pathlib.Path] = {
-    int(path.parent.name.removeprefix('fold_')): path.parent
+  found = {
+    int(path.parent.name.removeprefix('fold_')): Folder(path.parent)
     for path in folder.path.glob(f'fold_*/{name}')
   }
-  return {fold: Folder(found[fold]) for fold in sorted(found)}
+  return {fold: found[fold] for fold in sorted(found)}

@@ -159,11 +159,7 @@ class Table:
 def _text(value: Any, form: str) -> str:
   if isinstance(value, tuple) and None not in value:
     return ' to '.join(_text(end, form) for end in value)
-  if (
-    value is None
-    or isinstance(value, tuple)
-    or (isinstance(value, float) and math.isnan(value))
-  ):
+  if isinstance(value, tuple) or _is_undefined(value):
     return 'n/a'
   if form == 'p':
     return '<.0001' if value < 1e-4 else f'{value:.4f}'
@@ -171,6 +167,10 @@ def _text(value: Any, form: str) -> str:
 
 
 def _digits(value: Any) -> Any:
-  if value is None or (isinstance(value, float) and math.isnan(value)):
+  if _is_undefined(value):
     return ''
   return f'{value:.6g}' if isinstance(value, float) else value
+
+
+def _is_undefined(value: Any) -> bool:
+  return value is None or (isinstance(value, float) and math.isnan(value))

@@ -20,9 +20,6 @@ from kmil_jax import metrics
 COST = 'cost.json'
 _COSTS = dict.fromkeys(('params', 'macs', 'flops_xla', 'peak_bytes'), ',.0f')
 _METRICS = ('accuracy', 'f1_macro', 'auroc')
-_INTERVALS = {
-  name: '.3f' for metric in _METRICS for name in (metric, f'{metric}, 95 %')
-}
 
 
 def _table(
@@ -138,27 +135,32 @@ def ablation(record: Record) -> Table | None:
   this run, or around this run if it is one of their settings. Those of other
   slides, labels or splits are passed over.
   """
-  around, rows = record.folder.path.parent, {}
+  around, found = record.folder.path.parent, {}
   for root in sorted([around, *around.glob('*ablations_*')]):
-    for name, model in ablations.SETTINGS.items():
+    for name in ablations.SETTINGS:
       part = Folder(root / name)
-      if not part.at('summary.json').exists():
-        continue
-      if part.config().inputs != record.config.inputs:
-        continue
-      found = part.read('summary.json')['metrics']
-      label = f'{model.kmil_drop} {100 * model.drop_fraction:g} %'
-      rows[label if model.drop_fraction else 'none'] = [
-        value
-        for m in map(found.get, _METRICS)
-        for value in (m['pooled'], (m['ci_low'], m['ci_high']))
-      ]
-  note = (
-    'KMIL on the same slides, labels and splits, by experiments.ablations;'
-    ' instances are ranked by the variance over classes.'
-  )
-  title = 'KMIL by the instances that it drops'
-  return _table(title, 'dropped', _INTERVALS, rows, note) if rows else None
+      has_summary = part.at('summary.json').exists()
+      if has_summary and part.config().inputs == record.config.inputs:
+        found[name] = part.read('summary.json')
+  return of_settings(found) if found else None
+
+
+def of_settings(found: Mapping[str, Mapping[str, Any]]) -> Table:
+  """Returns what summary.json of settings of the ablation holds, by setting."""
+  names = [name for m in _METRICS for name in (m, f'{m}, 95 %')]
+  columns, rows = dict.fromkeys(names, '.3f'), {}
+  for name, summary in found.items():
+    model = ablations.SETTINGS[name]
+    label = f'{model.kmil_drop} {100 * model.drop_fraction:g} %'
+    values = [summary['metrics'][metric] for metric in _METRICS]
+    rows[label if model.drop_fraction else 'none'] = [
+      cell
+      for m in values
+      for cell in (m['pooled'], (m['ci_low'], m['ci_high']))
+    ]
+  note = 'By experiments.ablations; instances rank by variance over classes.'
+  title = 'KMIL on the same slides and splits by the instances that it drops'
+  return _table(title, 'dropped', columns, rows, note)
 
 
 def cost(record: Record) -> Table | None:

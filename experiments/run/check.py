@@ -3,18 +3,17 @@
 import dataclasses
 import sys
 
-from experiments.run.options import field
+from experiments.run.options import free
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
   """Whether to look only."""
 
-  check: bool = field(
+  check: bool = free(
     False,
     'Only check the inputs: list every problem at once, and what would run. The'
     ' exit code is 1 if there are problems.',
-    result=False,
   )
 
 
@@ -45,6 +44,6 @@ class Findings:
     for problem in self.problems:
       print(f'problem: {problem}')
     counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
-    said = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
-    print(f'check: {said}; nothing was trained', flush=True)
+    text = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
+    print(f'check: {text}; nothing was trained', flush=True)
     sys.exit(1 if self.problems else 0)

@@ -47,22 +47,11 @@ class OptionError(ValueError):
   """Options that cannot be used; says which, why, and what to do."""
 
 
-def field(
-  default: Any,
-  help: str,
-  *,
-  flag: str | None = None,
-  least: float | None = None,
-  most: float | None = None,
-  choices: Sequence[Any] = (),
-  result: bool = True,
-  only: Mapping[str, Any] | None = None,
-  positional: bool = False,
-) -> Any:
-  """Returns a field of a class of options.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class About:
+  """What an option is, besides its name, type and default.
 
-  Args:
-    default: of the flag; None, of a field that may not be None, requires it.
+  Attributes:
     help: a sentence for `--help`.
     flag: its name on the command line and in config.json; that of the field by
       default.
@@ -75,17 +64,26 @@ def field(
       is refused.
     positional: whether it has no flag: a tuple of all that is not a flag.
   """
-  metadata = {
-    'help': help,
-    'flag': flag,
-    'least': least,
-    'most': most,
-    'choices': tuple(choices),
-    'result': result,
-    'only': only or {},
-    'positional': positional,
-  }
-  return dataclasses.field(default=default, metadata=metadata)
+
+  help: str = ''
+  flag: str
+  least: float | None = None
+  most: float | None = None
+  choices: Sequence[Any] = ()
+  result: bool = True
+  only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  positional: bool = False
+
+
+def field(default: Any, help: str, **about: Any) -> Any:
+  """Returns a field of a class of options.
+
+  Args:
+    default: of the flag; None, of a field that may not be None, requires it.
+    help: see `About`.
+    **about: see `About`.
+  """
+  return dataclasses.field(default=default, metadata={'help': help, **about})
 
 
 def free(default: Any, help: str, **about: Any) -> Any:
@@ -192,8 +190,8 @@ def decisive(classes: Sequence[type]) -> set[str]:
   return {option.flag for option in _options(classes) if option.result}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Option:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Option(About):
   """A field of a class of options."""
 
   name: str
@@ -202,14 +200,6 @@ class _Option:
   kind: type
   many: bool
   optional: bool
-  flag: str
-  help: str
-  least: float | None
-  most: float | None
-  choices: tuple[Any, ...]
-  result: bool
-  only: Mapping[str, Any]
-  positional: bool
 
   @property
   def parser(self) -> flags.ArgumentParser:
@@ -325,7 +315,7 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
     value = values[name].value
     if isinstance(wanted, bool):
       if wanted and not value:
-        raise OptionError(f'--{option.flag} requires --{name}.')
+        raise OptionError(f'--{option.flag} requires --{name}. Give both.')
       if value and not wanted:
         raise OptionError(
           f'--{option.flag} has no effect with --{name}. Leave it out.'
@@ -348,8 +338,6 @@ def _options(classes: Sequence[type]) -> Iterator[_Option]:
         kind, optional = typing.get_args(kind)[0], True
       if typing.get_origin(kind) is tuple:
         kind, many = typing.get_args(kind)[0], True
-      about = {**field(None, '').metadata, **one.metadata}
-      about['flag'] = about['flag'] or one.name
       yield _Option(
         name=one.name,
         section=_title(cls),
@@ -357,7 +345,7 @@ def _options(classes: Sequence[type]) -> Iterator[_Option]:
         kind=kind,
         many=many,
         optional=optional,
-        **about,
+        **{'flag': one.name, **one.metadata},
       )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import tqdm
 
 from data.files import replacing
+from experiments.run.results import Folder
 from kmil_jax import parallel
 
 METRICS = 'metrics.jsonl'
@@ -198,12 +199,10 @@ def record_divergence(
     for name, (epoch, kept) in stages.items()
     if epoch >= 0
   }
-  if parallel.is_first():
+  if record:
+    Folder(folder).write(DIVERGED, record)
+  elif parallel.is_first():
     (folder / DIVERGED).unlink(missing_ok=True)
-    if record:
-      folder.mkdir(parents=True, exist_ok=True)
-      with replacing(folder / DIVERGED) as part:
-        part.write_text(json.dumps(record) + '\n', encoding='utf-8')
 
 
 def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:
@@ -219,8 +218,7 @@ def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:
   for folder in folders:
     if not (folder / DIVERGED).exists():
       continue
-    record = json.loads((folder / DIVERGED).read_text(encoding='utf-8'))
-    for stage, entry in record.items():
+    for stage, entry in Folder(folder).read(DIVERGED).items():
       kept = 'No epoch could be kept.'
       if entry['kept'] >= 0:
         kept = f'Epoch {entry["kept"]} was kept.'

@@ -180,7 +180,7 @@ class Folder:
 @contextlib.contextmanager
 def opened(
   path: pathlib.Path,
-  asked: Sequence[Any],
+  resolved: Sequence[Any],
   inputs: Mapping[str, Any],
   cohort: Mapping[str, Any] | None = None,
 ) -> Iterator[Folder]:
@@ -188,7 +188,7 @@ def opened(
 
   Args:
     path: of the folder, which is made if absent.
-    asked: options as they were resolved.
+    resolved: options, as the run takes them.
     inputs: hashes of labels, features and splits.
     cohort: what users of the models will need to know of it.
 
@@ -199,13 +199,13 @@ def opened(
   folder = Folder(path)
   with contextlib.ExitStack() as held:
     _in_first(path, lambda: held.enter_context(_locked(folder)))
-    record(folder, asked, inputs, cohort)
+    record(folder, resolved, inputs, cohort)
     yield folder
 
 
 def record(
   folder: Folder,
-  asked: Sequence[Any],
+  resolved: Sequence[Any],
   inputs: Mapping[str, Any],
   cohort: Mapping[str, Any] | None = None,
 ) -> None:
@@ -213,53 +213,47 @@ def record(
 
   Args:
     folder: of the results, or of one part of them.
-    asked: see `opened`, as the other arguments.
+    resolved: see `opened`, as the other arguments.
 
   Raises:
     ResultsError: in every process, if there is one of other options or inputs.
   """
-  _in_first(folder.path, lambda: _record(folder, asked, inputs, cohort))
-
-
-def _record(
-  folder: Folder,
-  asked: Sequence[Any],
-  inputs: Mapping[str, Any],
-  cohort: Mapping[str, Any] | None,
-) -> None:
-  made_by = [_made_by()]
-  if folder.at(CONFIG).exists():
-    differ = differences(folder, asked, inputs)
-    if differ:
-      raise ResultsError(
-        f'{folder.path} holds results of other settings:\n'
-        + '\n'.join(differ)
-        + '\nChoose another --exp_code, or remove the folder.'
-      )
-    former = folder.config().made_by
-    made_by = [*(one for one in former if one != made_by[0]), *made_by]
   content = {
     'version': _VERSION,
-    'options': options.to_json(asked),
-    'decides': sorted(options.decisive([type(one) for one in asked])),
+    'options': options.to_json(resolved),
+    'decides': sorted(options.decisive([type(one) for one in resolved])),
     'inputs': dict(inputs),
-    'made_by': made_by,
+    'made_by': [_made_by()],
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
-  folder.write(CONFIG, content)
+
+  def write():
+    if folder.at(CONFIG).exists():
+      if differ := differences(folder, resolved, inputs):
+        raise ResultsError(
+          f'{folder.path} holds results of other settings:\n'
+          + '\n'.join(differ)
+          + '\nChoose another --exp_code, or remove the folder.'
+        )
+      former = folder.config().made_by
+      made_by = [one for one in former if one not in content['made_by']]
+      content['made_by'] = made_by + content['made_by']
+    folder.write(CONFIG, content)
+
+  _in_first(folder.path, write)
 
 
 def differences(
-  folder: Folder, asked: Sequence[Any], inputs: Mapping[str, Any]
+  folder: Folder, resolved: Sequence[Any], inputs: Mapping[str, Any]
 ) -> list[str]:
   """Returns lines on options and inputs that config.json has otherwise.
 
   Args:
     folder: it is in.
-    asked: see `opened`, as `inputs`.
+    resolved: see `opened`, as `inputs`.
   """
-  values, classes = options.to_json(asked), [type(one) for one in asked]
+  values, classes = options.to_json(resolved), [type(one) for one in resolved]
   old = folder.config()
   before = options.to_json(old.options(*classes))
   return [

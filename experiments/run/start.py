@@ -22,7 +22,7 @@ from typing import Any
 from absl import logging
 
 from experiments.run import options, results
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
@@ -36,14 +36,13 @@ class Output:
   seed: int = field(
     2023, 'Seed of splits, of the order of training and of weights.', least=0
   )
-  results_dir: pathlib.Path = field(
-    pathlib.Path('results'), 'Folder of all results.', result=False
+  results_dir: pathlib.Path = free(
+    pathlib.Path('results'), 'Folder of all results.'
   )
-  exp_code: str | None = field(
+  exp_code: str | None = free(
     None,
     'Name of the results folder, before its seed. By default it is made of the'
     ' model and the task.',
-    result=False,
   )
 
   def folder(self, default_code: str) -> pathlib.Path:
@@ -77,10 +76,9 @@ class Source:
 class Cache:
   """Where it keeps what can be made again."""
 
-  cache_dir: pathlib.Path = field(
+  cache_dir: pathlib.Path = free(
     _CACHE / 'kmil_jax',
     'Folder in which phantoms and compiled programs are kept.',
-    result=False,
   )
 
 
@@ -88,19 +86,16 @@ class Cache:
 class Machine(Cache):
   """Where it runs."""
 
-  coordinator: str | None = field(
+  coordinator: str | None = free(
     None,
     "For several hosts: 'auto' on Cloud TPU, Slurm and Kubernetes, else"
     ' host:port of process 0.',
-    result=False,
   )
-  num_processes: int | None = field(
-    None, 'With --coordinator=host:port: number of processes.', result=False
+  num_processes: int | None = free(
+    None, 'With --coordinator=host:port: number of processes.'
   )
-  process_id: int | None = field(
-    None,
-    'With --coordinator=host:port: number of this process, from 0.',
-    result=False,
+  process_id: int | None = free(
+    None, 'With --coordinator=host:port: number of this process, from 0.'
   )
 
 
@@ -130,11 +125,11 @@ def script(
   def main(argv: Sequence[str] | None = None) -> None:
     usage = sys.modules[run.__module__].__doc__
     try:
-      asked = options.parse(sys.argv if argv is None else argv, classes, usage)
-      for one in asked:
+      given = options.parse(sys.argv if argv is None else argv, classes, usage)
+      for one in given:
         if isinstance(one, Cache):
           _begin(one)
-      run(*asked)
+      run(*given)
     except (*_ERRORS, *errors) as e:
       sys.exit(f'error: {e}')
 
@@ -161,9 +156,9 @@ def _begin(machine: Cache) -> None:
     raise OptionError(f'--coordinator={machine.coordinator}: {e}') from e
 
 
-def lines(asked: Sequence[Any]) -> str:
+def lines(given: Sequence[Any]) -> str:
   """Returns options as they would be written on a command line, one a line."""
-  values = options.to_json(asked)
+  values = options.to_json(given)
   text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
   return '\n'.join(
     f'--{name}={"" if value is None else text(value)}'

@@ -1,365 +1,63 @@
-"""The cohort: slides, labels and features joined, or every fault named."""
+"""The cohort: slides, labels, features and folds joined, or every fault named.
+
+What makes a cohort unusable is looked for by --check; training refuses the same
+with the same list.
+"""
 
 import collections
-import csv
+import importlib
+import pathlib
+import re
 
 import feature_folder
 import h5py
-import hypothesis
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
 from data import features
 from data.cohort import CohortError
-from experiments.bags import cohort as cohorts
-from experiments.run.options import OptionError
+from data.labels import Manifest
+from experiments import kmil
+from experiments.bags import cohort as cohorts, crossval
+from experiments.bags.options import Data, Folds
+from experiments.evaluation import groups
+from experiments.run.check import Check, Findings
+from experiments.run.results import Folder
 
-WIDTH = 4
-ATTRS = dict.fromkeys(features.ATTRIBUTES, 1) | {'encoder': 'resnet50'}
 
-
-def make(tmp_path, labels, *, cases=None, name='labels.csv'):
-  """Writes a CSV and features of s00, s01, ... with 3, 4, ... instances."""
-  folder = tmp_path / 'features'
-  folder.mkdir(exist_ok=True)
-  lines = ['case_id,slide_id,label']
-  for i, label in enumerate(labels):
-    case = cases[i] if cases else f'c{i:02}'
-    lines.append(f'{case},s{i:02},{label}')
-    rows = np.full((i + 3, WIDTH), i, np.float32)
-    path = folder / f's{i:02}.h5'
-    features.write(path, rows, np.zeros((i + 3, 2)), ATTRS)
-  path = tmp_path / name
-  path.write_text('\n'.join(lines) + '\n')
-  return path, folder
+def make(folder, labels, **options):
+  """Writes features of slides of 3, 4, ... instances, and their labels."""
+  bags = [np.full((i + 3, 4), i) for i in range(len(labels))]
+  feature_folder.write(folder, bags, labels, **options)
+  return folder / 'labels.csv', folder / 'features'
 
 
 def load(*args, **options):
   return feature_folder.cohort(*args, **options)[0]
 
 
+def turn(path):
+  """Reverses the rows of a CSV file."""
+  header, *rows = path.read_text().splitlines()
+  path.write_text('\n'.join([header, *rows[::-1]]))
+
+
 def test_the_parts_are_joined_in_the_order_of_ids(tmp_path):
   path, folder = make(tmp_path, ['z', 'y', 'z', 'x'])
-  lines = path.read_text().splitlines()
-  path.write_text('\n'.join([lines[0], *lines[:0:-1]]))
-  cohort = load(path, folder)
-  assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's03']
-  assert cohort.classes == ('x', 'y', 'z')
-  assert cohort.label.tolist() == [2, 1, 2, 0]
-  assert cohort.length.tolist() == [3, 4, 5, 6]
-  assert (cohort.width, cohort.slides) == (WIDTH, {})
-  assert cohort.label.dtype == cohort.length.dtype == np.int32
-  for i in range(4):
-    assert (cohort.read(i).features == i).all()
-
-
-def test_slide_files_are_found_by_id(tmp_path):
-  path, folder = make(tmp_path, 'xy')
+  turn(path)
   slides_dir = tmp_path / 'slides'
   slides_dir.mkdir()
-  (slides_dir / 's01.tiff').touch()
+  (slides_dir / 'slide_001.tiff').touch()
   cohort = load(path, folder, slides_dir=slides_dir)
-  assert cohort.slides == {'s01': slides_dir / 's01.tiff'}
-
-
-def test_real_feature_files_make_a_cohort(tmp_path, real_data):
-  folder = tmp_path / 'features'
-  folder.mkdir()
-  layouts = ('clam/feats/h5_files', 'trident/*/features_*', 'stamp/*')
-  lines = ['case_id,slide_id,label']
-  for i, layout in enumerate(layouts):
-    file = next((real_data / 'feature_files').glob(f'{layout}/*.h5'))
-    (folder / f'slide.{i}.h5').symlink_to(file)
-    lines.append(f'{i},slide.{i},{i % 2}')
-  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
-  cohort = load(tmp_path / 'labels.csv', folder)
-  assert cohort.length.tolist() == [49, 49, 49] and cohort.width == 27
-
-
-def test_missing_features_are_counted_and_named(tmp_path):
-  path, folder = make(tmp_path, 'xy' * 7)
-  for i in range(1, 13):
-    (folder / f's{i:02}.h5').unlink()
-  with pytest.raises(CohortError) as e:
-    load(path, folder)
-  names = ', '.join(f's{i:02}' for i in range(1, 11))
-  assert str(e.value) == (
-    f'{folder}: no features of 12 of 14 labelled slides: {names} and 2'
-    ' more. Run experiments.extract, or take them out of the CSV.'
-  )
-  with pytest.raises(CohortError, match='nowhere: no such folder of features'):
-    load(path, tmp_path / 'nowhere')
-
-
-def test_all_damaged_files_are_named_at_once(tmp_path):
-  path, folder = make(tmp_path, 'xyxyxy')
-  (folder / 's01.h5').write_bytes((folder / 's01.h5').read_bytes()[:600])
-  (folder / 's02.h5').write_bytes(b'')
-  for name, rows in (('s03', np.zeros((0, WIDTH))), ('s04', None)):
-    with h5py.File(folder / f'{name}.h5', 'w') as f:
-      if rows is not None:
-        f['features'] = rows.astype(np.float32)
-  with pytest.raises(CohortError) as e:
-    load(path, folder)
-  lines = str(e.value).splitlines()
-  assert len(lines) == 4
-  for name, line in zip(('s01', 's02', 's03', 's04'), lines, strict=True):
-    assert line.startswith(f'{folder}/{name}.h5: ')
-
-
-def test_mixed_magnifications_of_trident_are_refused(tmp_path):
-  path, folder = make(tmp_path, 'xyx')
-  for i, magnification in enumerate((20, 20, 40)):
-    with h5py.File(folder / f's0{i}.h5', 'a') as f:
-      f.attrs['target_magnification'] = np.int64(magnification)
-  with pytest.raises(
-    CohortError,
-    match=r'different target_magnification are mixed: 20, 40; .* are s02',
-  ):
-    load(path, folder)
-
-
-def test_mixed_encoders_are_refused(tmp_path):
-  path, folder = make(tmp_path, 'xyx')
-  other = ATTRS | {'encoder': 'another'}
-  features.write(
-    folder / 's02.h5', np.ones((2, 4), np.float32), np.zeros((2, 2)), other
-  )
-  with pytest.raises(CohortError, match='different encoder are mixed'):
-    load(path, folder)
-
-
-def test_mixed_widths_are_refused(tmp_path):
-  path, folder = make(tmp_path, 'xyx')
-  features.write(
-    folder / 's01.h5', np.ones((2, 7), np.float32), np.zeros((2, 2)), ATTRS
-  )
-  with pytest.raises(CohortError) as e:
-    load(path, folder)
-  assert str(e.value) == (
-    f'{folder}: features of different dimensions are mixed: 4, 7; other than'
-    ' the rest are s01'
-  )
-
-
-def test_one_class_or_a_bad_table_is_refused(tmp_path):
-  path, folder = make(tmp_path, 'xxx')
-  with pytest.raises(CohortError, match=r'labels\.csv: one class only, x'):
-    load(path, folder)
-  with pytest.raises(CohortError, match='cannot be read as CSV'):
-    load(tmp_path / 'absent.csv', folder)
-
-
-NAMES = cohorts.PAPER_CLASSES
-TASKS = {
-  'origin': (NAMES, dict(zip(NAMES, NAMES, strict=True))),
-  'a': (
-    ('non-tumor', 'lymphoma', 'metastatic'),
-    {
-      'non-tumor': 'non-tumor',
-      'lymphoma': 'lymphoma',
-      'breast': 'metastatic',
-      'squamous': 'metastatic',
-      'thyroid': 'metastatic',
-    },
-  ),
-  'b': (
-    ('non-tumor', 'lymphoma'),
-    {'non-tumor': 'non-tumor', 'lymphoma': 'lymphoma'},
-  ),
-  'c': (
-    ('lymphoma', 'metastatic'),
-    {
-      'lymphoma': 'lymphoma',
-      'breast': 'metastatic',
-      'squamous': 'metastatic',
-      'thyroid': 'metastatic',
-    },
-  ),
-}
-
-
-@pytest.mark.parametrize('digits', [False, True])
-@pytest.mark.parametrize('task', TASKS)
-def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
-  old = [NAMES[i % 5] for i in range(10)]
-  path, folder = make(
-    tmp_path, [str(NAMES.index(x)) for x in old] if digits else old
-  )
-  mapping = cohorts.relabelling(task, None)
-  cohort = load(path, folder, mapping=mapping)
-  classes, new = TASKS[task]
-  if task == 'origin' and digits:
-    assert mapping is None and cohort.classes == ('0', '1', '2', '3', '4')
-    return
-  assert cohort.classes == classes
-  got = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
-  want = {
-    f's{i:02}': classes.index(new[x]) for i, x in enumerate(old) if x in new
-  }
-  assert got == want
-
-
-def test_labels_relabel_anything(tmp_path):
-  mapping = cohorts.relabelling('origin', ['0:benign', '2:tumour', '1:tumour'])
-  path, folder = make(tmp_path, '012302')
-  cohort = load(path, folder, mapping=mapping)
-  assert cohort.classes == ('benign', 'tumour')
-  assert cohort.manifest.slide.tolist() == ['s00', 's01', 's02', 's04', 's05']
-  assert cohort.label.tolist() == [0, 1, 1, 0, 1]
-  with pytest.raises(CohortError, match='no slide has the label 7'):
-    load(path, folder, mapping={'0': 'a', '7': 'b'})
-
-
-def test_wrong_relabellings_are_refused():
-  with pytest.raises(OptionError, match='--labels and --task=a exclude'):
-    cohorts.relabelling('a', ['x:y'])
-  for pair in ('xy', 'x:', ':y', 'x:y:z'):
-    with pytest.raises(OptionError, match=f"'{pair}' is not of the form old"):
-      cohorts.relabelling('origin', ['a:b', pair])
-  with pytest.raises(OptionError, match='--labels: x is given twice'):
-    cohorts.relabelling('origin', ['x:y', 'x:z'])
-
-
-def test_numbers_are_ordered_as_numbers(tmp_path):
-  path, folder = make(tmp_path, ['10', '9', '2'])
-  assert load(path, folder).classes == ('2', '9', '10')
-
-
-@hypothesis.settings(
-  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-  max_examples=10,
-)
-@given(
-  case_of=st.lists(st.integers(0, 5), min_size=4, max_size=12),
-  seed=st.integers(0, 10**6),
-)
-def test_shuffled_labels_keep_cases_whole_and_classes_as_large(
-  tmp_path, case_of, seed
-):
-  label_of = ['x', 'y', 'y', 'z', 'x', 'z']
-  labels = [label_of[i] for i in case_of]
-  hypothesis.assume(len(set(labels)) > 1)
-  cases = [f'c{i}' for i in case_of]
-  path, folder = make(tmp_path, labels, cases=cases)
-  plain = load(path, folder)
-  dealt = load(path, folder, shuffle_seed=seed)
-  by_case = collections.defaultdict(set)
-  for case, label in zip(dealt.manifest.case, dealt.label, strict=True):
-    by_case[case].add(dealt.classes[label])
-  assert all(len(found) == 1 for found in by_case.values())
-  before = {c: label_of[i] for c, i in zip(cases, case_of, strict=True)}
-  count = lambda values: collections.Counter(values)
-  assert count(x for (x,) in by_case.values()) == count(before.values())
-  np.testing.assert_array_equal(dealt.manifest.slide, plain.manifest.slide)
-  np.testing.assert_array_equal(dealt.manifest.case, plain.manifest.case)
-  again = load(path, folder, shuffle_seed=seed)
-  np.testing.assert_array_equal(again.label, dealt.label)
-
-
-def test_shuffled_labels_are_another_cohort(tmp_path):
-  path, folder = make(tmp_path, 'xy' * 10)
-  plain = load(path, folder)
-  dealt = [load(path, folder, shuffle_seed=s) for s in range(3)]
-  prints = {x.fingerprint()['labels_sha256'] for x in (plain, *dealt)}
-  assert len(prints) == 4
-
-
-def test_the_fingerprint_follows_what_decides_a_result(tmp_path):
-  path, folder = make(tmp_path, 'xyxy')
-  before = load(path, folder).fingerprint()
-  lines = path.read_text().splitlines()
-  path.write_text('\n'.join([lines[0], *lines[:0:-1], '']))
-  assert load(path, folder).fingerprint() == before
-  # Classes of other names: results of before cannot be read with these.
-  path.write_text('\n'.join(lines).replace(',y', ',z'))
-  renamed = load(path, folder).fingerprint()
-  assert renamed['labels_sha256'] != before['labels_sha256']
-  assert renamed['features_sha256'] == before['features_sha256']
-  path.write_text('\n'.join(lines).replace('c00', 'c99'))
-  moved = load(path, folder).fingerprint()
-  assert moved['labels_sha256'] != before['labels_sha256']
-  path.write_text('\n'.join(lines))
-  features.write(
-    folder / 's01.h5',
-    np.ones((4, WIDTH), np.float32) * 9,
-    np.zeros((4, 2)),
-    ATTRS,
-  )
-  changed = load(path, folder).fingerprint()
-  assert changed['labels_sha256'] == before['labels_sha256']
-  assert changed['features_sha256'] != before['features_sha256']
-
-
-def made_of(folder, labels, *, width=4, attributes=(), like=None):
-  rng = np.random.default_rng(len(labels))
-  bags = [rng.normal(size=(3, width)) for _ in labels]
-  feature_folder.write(folder, bags, labels)
-  for path in sorted((folder / 'features').iterdir()):
-    made = feature_folder.ATTRIBUTES | dict(attributes)
-    found = features.read(path)
-    features.write(path, found.features, found.coords, made)
-  return load(folder / 'labels.csv', folder / 'features', like=like)
-
-
-def test_classes_are_those_of_the_first_cohort_in_its_order(tmp_path):
-  first = made_of(tmp_path / 'a', ['b', 'a', 'c', 'a'])
-  other = made_of(tmp_path / 'b', ['c', 'c', 'b'], like=first)
-  assert other.classes == first.classes == ('a', 'b', 'c')
-  assert other.label.tolist() == [2, 2, 1]
-  # One class is enough to be tried on, though not to be trained on.
-  assert made_of(tmp_path / 'c', ['b', 'b'], like=first).label.tolist() == [
-    1,
-    1,
-  ]
-
-
-def test_labels_that_the_models_do_not_know_are_named(tmp_path):
-  first = made_of(tmp_path / 'a', ['b', 'a'])
-  with pytest.raises(CohortError, match=r'labels x, y are none of .*: a, b'):
-    made_of(tmp_path / 'b', ['x', 'a', 'y'], like=first)
-
-
-@pytest.mark.parametrize(
-  'made,message',
-  [
-    ({'attributes': {'encoder': 'other'}}, 'encoder other here, planted there'),
-    ({'attributes': {'mpp': 0.5}}, 'mpp 0.5 here, 1.0 there'),
-    ({'attributes': {'patch_size': 64}}, 'patch_size 64 here, 128 there'),
-    ({'width': 5}, 'dimensions 5 here, 4 there'),
-  ],
-)
-def test_features_made_otherwise_are_refused(tmp_path, made, message):
-  first = made_of(tmp_path / 'a', ['b', 'a'])
-  with pytest.raises(CohortError, match=message):
-    made_of(tmp_path / 'b', ['b', 'a'], like=first, **made)
-
-
-def test_what_only_one_side_states_is_no_difference(tmp_path):
-  first = made_of(tmp_path / 'a', ['b', 'a'])
-  rows = [['case_id', 'slide_id', 'label'], ['c', 's', 'a']]
-  with (tmp_path / 'labels.csv').open('w', newline='') as f:
-    csv.writer(f).writerows(rows)
-  (tmp_path / 'features').mkdir()
-  with h5py.File(tmp_path / 'features' / 's.h5', 'w') as f:
-    f['features'] = np.ones((2, 4), np.float32)
-  found = load(tmp_path / 'labels.csv', tmp_path / 'features', like=first)
-  assert set(first.made) - set(found.made) == {'encoder', 'mpp', 'patch_size'}
-
-
-def test_slides_of_the_first_cohort_are_refused(tmp_path):
-  first = made_of(tmp_path / 'a', ['b', 'a', 'b'])
-  message = r'holds 3 slides .* slide_000, slide_001, slide_002'
-  with pytest.raises(CohortError, match=message):
-    load(tmp_path / 'a/labels.csv', tmp_path / 'a/features', like=first)
-  other = {'level0_mpp': 0.25}
-  made_of(tmp_path / 'b', ['b', 'a'], attributes=other)
-  _, warnings = feature_folder.cohort(
-    tmp_path / 'b/labels.csv', tmp_path / 'b/features', like=first
-  )
-  # The same names may be other patients': a warning, no problem.
-  assert 'cases named case_000, case_001; if' in warnings[0]
+  assert cohort.manifest.slide.tolist() == [f'slide_00{i}' for i in range(4)]
+  assert cohort.classes == ('x', 'y', 'z')
+  assert cohort.label.tolist() == [2, 1, 2, 0]
+  assert cohort.length.tolist() == [3, 4, 5, 6] and cohort.width == 4
+  assert cohort.label.dtype == cohort.length.dtype == np.int32
+  assert cohort.slides == {'slide_001': slides_dir / 'slide_001.tiff'}
+  for i in range(4):
+    assert (cohort.read(i).features == i).all()
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
@@ -367,15 +65,408 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
   bags, labels = feature_folder.planted(num_bags=12)
   feature_folder.write(tmp_path, bags, labels)
   cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
-  read = [
-    list(cohort.bags(precision, stream).read(np.arange(12)))
+  resident, streamed = (
+    cohort.bags(precision, stream).read(np.arange(12))
     for stream in (False, True)
+  )
+  for bag, one, other in zip(bags, resident, streamed, strict=True):
+    assert one.shape == other.shape and one.dtype == other.dtype == precision
+    one, other = one[: len(bag)], other[: len(bag)]
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one.astype(float), bag, rtol=0.01, atol=1e-6)
+
+
+def test_a_scale_in_single_precision_is_no_other_scale(tmp_path):
+  path, folder = make(tmp_path, 'xyx')
+  for i, mpp in enumerate((0.499, np.float32(0.499), np.float16(0.5))):
+    change(folder / f'slide_00{i}.h5', mpp=mpp)
+  with pytest.raises(CohortError, match=r'0\.499, 0\.5; .* are slide_002'):
+    load(path, folder)
+
+
+def test_slides_that_encoders_are_trained_on_are_named(tmp_path):
+  path, folder = make(tmp_path, 'xyx')
+  found = lambda: feature_folder.cohort(path, folder)[1]
+  assert found() == []
+  (folder / 'slide_001.h5').rename(folder / 'tumor_001.h5')
+  edit(path, 'slide_001', 'tumor_001')
+  (warning,) = found()
+  assert "CAMELYON16's: tumor_001; the tiles of PatchCamelyon are" in warning
+  assert '(here: planted)' in warning
+  for file in folder.iterdir():
+    change(file, encoder='resnet50-random')
+  assert found() == []
+
+
+NAMES = cohorts.PAPER_CLASSES
+TASKS = {
+  'origin': NAMES,
+  'a': ('non-tumor', 'lymphoma', 'metastatic', 'metastatic', 'metastatic'),
+  'b': ('non-tumor', 'lymphoma', None, None, None),
+  'c': (None, 'lymphoma', 'metastatic', 'metastatic', 'metastatic'),
+}
+
+
+@pytest.mark.parametrize('digits', [False, True])
+@pytest.mark.parametrize('task', TASKS)
+def test_the_papers_tasks_take_names_and_digits(tmp_path, task, digits):
+  path, folder = make(tmp_path, range(5) if digits else NAMES)
+  cohort = load(path, folder, mapping=cohorts.relabelling(task, None))
+  new = '01234' if task == 'origin' and digits else TASKS[task]
+  assert cohort.classes == tuple(dict.fromkeys(filter(None, new)))
+  got = dict(zip(cohort.manifest.slide, cohort.manifest.label, strict=True))
+  want = {f'slide_00{i}': name for i, name in enumerate(new) if name}
+  assert got == want
+
+
+def test_labels_relabel_anything(tmp_path):
+  mapping = cohorts.relabelling('origin', ['0:benign', '2:tumour', '1:tumour'])
+  path, folder = make(tmp_path, '0123')
+  cohort = load(path, folder, mapping=mapping)
+  assert cohort.classes == ('benign', 'tumour')
+  assert cohort.label.tolist() == [0, 1, 1]
+  assert cohort.left_out == {'slide_003'}
+  with pytest.raises(CohortError, match='no slide has the label 7'):
+    load(path, folder, mapping={'0': 'a', '7': 'b'})
+  numbers = np.array(['10', '9', '2'])
+  assert cohorts.ordered(numbers) == ('2', '9', '10')
+
+
+@given(
+  case_of=st.lists(st.integers(0, 5), min_size=4, max_size=12),
+  seed=st.integers(0, 10**6),
+)
+def test_shuffled_labels_keep_cases_whole_and_classes_as_large(case_of, seed):
+  case = np.array([f'c{i}' for i in case_of])
+  label = np.array(list('xyyzxz'))[case_of]
+  plain = Manifest(case, np.arange(len(case)).astype(str), label)
+  moved = cohorts.shuffled(plain, seed)
+  before, after = (
+    dict(zip(t.case, t.label, strict=True)) for t in (plain, moved)
+  )
+  assert [after[c] for c in case] == moved.label.tolist()
+  count = collections.Counter
+  assert count(after.values()) == count(before.values())
+  np.testing.assert_array_equal(moved.slide, plain.slide)
+  np.testing.assert_array_equal(moved.case, plain.case)
+  again = cohorts.shuffled(plain, seed)
+  np.testing.assert_array_equal(again.label, moved.label)
+
+
+def test_the_fingerprint_follows_what_decides_a_result(tmp_path):
+  path, folder = make(tmp_path, 'xyxyxy')
+  before = load(path, folder).fingerprint()
+  text = path.read_text()
+  turn(path)
+  assert load(path, folder).fingerprint() == before
+  # Classes of other names: results of before cannot be read with these.
+  for old, new in ((',y', ',z'), ('case_000', 'c99')):
+    path.write_text(text.replace(old, new))
+    other = load(path, folder).fingerprint()
+    assert other['labels_sha256'] != before['labels_sha256']
+    assert other['features_sha256'] == before['features_sha256']
+  path.write_text(text)
+  shuffled = load(path, folder, shuffle_seed=1).fingerprint()
+  assert shuffled['labels_sha256'] != before['labels_sha256']
+  with h5py.File(folder / 'slide_001.h5', 'a') as file:
+    file['features'][0, 0] = 9
+  changed = load(path, folder).fingerprint()
+  assert changed['labels_sha256'] == before['labels_sha256']
+  assert changed['features_sha256'] != before['features_sha256']
+
+
+def test_classes_are_those_of_the_first_cohort_in_its_order(tmp_path):
+  first = load(*make(tmp_path / 'a', ['b', 'a', 'c', 'a']))
+  # One class is enough to be tried on, though not to be trained on.
+  for i, labels in enumerate((['c', 'c', 'b'], ['b', 'b'])):
+    other = make(tmp_path / f'{i}', labels)
+    for file in other[1].iterdir():
+      change(file, level0_mpp=0.25)
+    second, warnings = feature_folder.cohort(*other, like=first)
+    assert second.classes == first.classes == ('a', 'b', 'c')
+    assert [second.classes[c] for c in second.label] == labels
+    # The same names may be other patients': a warning, no problem.
+    assert 'both cohorts have cases named case_000, case_001' in warnings[0]
+
+
+# --check, and what training refuses.
+
+QUICK = ['--k=3', '--seed=1']
+
+
+def check(*args, capsys):
+  """Returns exit code, problems, warnings and all that is printed."""
+  with pytest.raises(SystemExit) as end:
+    kmil.main(['script', '--check', *args])
+  out = capsys.readouterr().out
+  problems, warnings = (
+    re.findall(rf'^{kind}: (.*(?:\n .*)*)', out, re.MULTILINE)
+    for kind in ('problem', 'warning')
+  )
+  return end.value.code, problems, warnings, out
+
+
+def refused(*args):
+  """Returns the message that ends a run without --check."""
+  with pytest.raises(SystemExit) as end:
+    kmil.main(['script', *args])
+  return str(end.value)
+
+
+def change(path, **attributes):
+  with h5py.File(path, 'a') as file:
+    file.attrs.update(attributes)
+    file['coords'].attrs.update(attributes)
+
+
+def edit(path, old, new):
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def cohort(tmp_path):
+  """24 sound slides of 24 cases and three classes, and their flags."""
+  bags, labels = feature_folder.planted(24, width=4)
+  return tmp_path, feature_folder.write(tmp_path, bags, labels) + QUICK
+
+
+def replace_features(path, rows):
+  with h5py.File(path, 'w') as file:
+    file['features'] = rows.astype(np.float32)
+
+
+def spoil(root):
+  """Every fault there is, each in a slide of its own."""
+  at = root / 'features'
+  path = lambda i: at / f'slide_{i:03d}.h5'
+  table = root / 'labels.csv'
+  edit(table, 'slide_001,', '1,')
+  path(1).rename(at / '001.h5')
+  path(2).unlink()
+  path(3).write_bytes(path(3).read_bytes()[:700])
+  shape = features.read(path(4)).features.shape
+  replace_features(path(4), np.where(np.eye(*shape), np.nan, 1.0))
+  replace_features(path(5), np.zeros((0, 4)))
+  replace_features(path(6), np.ones((3, 7)))
+  change(path(7), encoder='other')
+  change(path(8), mpp=0.5)
+  change(path(9), patch_size=512)
+  change(path(10), level0_mpp=50.0)
+  with h5py.File(path(11), 'a') as file:
+    del file['coords']
+    file['coords'] = np.zeros((99, 2))
+  path(0).with_name('stranger.h5').write_bytes(path(0).read_bytes())
+  edit(table, 'case_013,', 'case_012,')  # Two classes.
+  with table.open('a') as file:
+    file.write('case_x,slide_012,0\ncase_y,,0\ncase_z,../z,0\n')
+  splits = root / 'splits'
+  slides = np.array([f'slide_{i:03d}' for i in range(12, 24)]).reshape(3, 4)
+  for fold in range(3):
+    columns = slides[fold - 2], slides[fold - 1], slides[fold]
+    rows = [('train', 'val', 'test'), *zip(*columns, strict=True)]
+    Folder(splits).write(f'splits_{fold}.csv', rows)
+  edit(splits / 'splits_0.csv', 'slide_016', 'slide_013')
+  edit(splits / 'splits_1.csv', 'slide_020', 'ghost')
+  return at, table, splits
+
+
+def test_every_problem_is_reported_at_once(cohort, capsys):
+  root, args = cohort
+  at, table, splits = spoil(root)
+  args = [*args, f'--split_dir={splits}', f'--results_dir={root / "results"}']
+  code, problems, warnings, out = check(*args, capsys=capsys)
+  assert code == 1
+  mixed = 'features of different {} are mixed: {}; other than the rest are {}'
+  expected = [
+    f'{table}: row 27: empty slide_id',
+    f'{table}: slide slide_012: 2 rows',
+    f'{table}: slide ../z: an id is a file name, without folders',
+    f'{at}: no features of 2 of 24 labelled slides: 1, slide_002',
+    f'{at / "slide_003.h5"}: not a complete HDF5 file',
+    f'{at / "slide_005.h5"}: features are float32 [0, ',
+    f'{at / "slide_011.h5"}: coords have shape [99, 2] for',
+    mixed.format('dimensions', '4, 7', 'slide_006'),
+    mixed.format('encoder', 'other, planted', 'slide_007'),
+    mixed.format('mpp', '0.5, 1.0', 'slide_008'),
+    mixed.format('patch_size', '128, 512', 'slide_009'),
+    f'{splits / "splits_1.csv"}: slide ghost (',
+    f'{splits / "splits_0.csv"}: case case_012 is in both',
+    f'{at / "slide_004.h5"}: NaN or infinity in',
   ]
-  for bag, resident, streamed in zip(bags, *read, strict=True):
-    assert resident.shape == streamed.shape
-    assert resident.dtype == streamed.dtype == precision
-    rows = slice(0, len(bag))
-    np.testing.assert_array_equal(resident[rows], streamed[rows])
-    np.testing.assert_allclose(
-      resident[rows].astype(float), bag, rtol=0.01, atol=1e-6
-    )
+  for text in expected:
+    assert sum(text in problem for problem in problems) == 1, (text, problems)
+  twice = sum('slide_013' in problem for problem in problems)
+  assert len(problems) == len(expected) + twice
+  assert '1 in the CSV, 001 on disk' in ' '.join(problems)
+  for text in (
+    'level0_mpp outside 0.1 to 2.0 um (slide slide_010: 50.0)',
+    '2 feature files have no row in the CSV and are not used: 001, stranger',
+    '1 cases have slides of several labels: case_012 (0, 1)',
+    'no fold names the slides 1, slide_000, slide_002',
+  ):
+    assert sum(text in warning for warning in warnings) == 1, (text, warnings)
+  assert f'check: {len(problems)} problems, ' in out
+  # Without --check the same list ends the run, but for what only reading finds.
+  message = refused(*args).removeprefix('error: ').splitlines()
+  assert message == [p for p in problems if 'NaN' not in p]
+  assert not (root / 'results').exists()
+
+
+def test_faults_found_by_reading_end_the_run_all_at_once(cohort):
+  root, args = cohort
+  for i in (3, 8):
+    with h5py.File(root / f'features/slide_{i:03d}.h5', 'a') as file:
+      file['features'][0, 1] = np.inf
+  first, second = refused(*args, f'--results_dir={root}').splitlines()
+  assert 'slide_003.h5: NaN or infinity in 1 of' in first
+  assert 'slide_008.h5: NaN or infinity in 1 of' in second
+
+
+def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
+  root, args = cohort
+  code, problems, warnings, out = check(*args, '--stream', capsys=capsys)
+  assert (code, problems, warnings) == (0, [], [])
+  for text in (
+    'check: 0 problems, 0 warnings; nothing was trained',
+    '24 slides of 24 cases: 0 8, 1 8, 2 8',
+    'fold 2: 8 train, 8 val, 8 test slides; 0 ',
+    'instances per slide, half of the slides',
+    'padded lengths',
+    'memory of a device, features streamed from disk: about ',
+    'estimated time of 3 runs (h:mm:ss): about chooser 0:0',
+  ):
+    assert text in out
+  assert {p.name for p in root.iterdir()} == {'features', 'labels.csv'}
+
+
+def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
+  root, args = cohort
+  for i in (2, 9):
+    (root / 'features' / f'slide_{i:03d}.h5').unlink()
+  assert check(*args, capsys=capsys)[0] == 1
+  (root / 'features/failures.csv').write_text(
+    'slide_id,reason\nslide_009,slide_009.svs: no tissue\n'
+  )
+  code, problems, warnings, out = check(*args, '--allow_missing', capsys=capsys)
+  assert (code, problems) == (0, [])
+  assert warnings[0].endswith(
+    'no features of 2 of 24 labelled slides: slide_002, slide_009 (extraction'
+    ' failed: slide_009: slide_009.svs: no tissue). They are left out.'
+  )
+  assert '22 slides of 22 cases' in out
+  tested = re.findall(r'fold \d: .* (\d+) test slides', out)
+  assert len(tested) == 3 and sum(map(int, tested)) == 22
+
+
+def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
+  root, args = cohort
+  feature_folder.write(root / 'second', [np.ones((3, 5))] * 2, ['0', 'novel'])
+  with h5py.File(root / 'second/features/slide_000.h5', 'a') as f:
+    f['features'][0, 0] = np.nan
+
+  def problems(folder):
+    second = f'--external_csv={folder}/labels.csv'
+    features_dir = f'--external_features_dir={folder}/features'
+    return check(*args, second, features_dir, capsys=capsys)[1]
+
+  unknown, made, damaged = problems(root / 'second')
+  assert 'labels novel are none of those the models know: 0, 1,' in unknown
+  assert 'dimensions 5 here, 4 there' in made
+  assert 'slide_000.h5: NaN' in damaged
+  (itself,) = problems(root)
+  assert 'holds 24 slides of the first' in itself
+
+
+def test_a_fold_without_a_class_is_foretold(tmp_path):
+  path, folder = make(tmp_path, ['rare'] * 3 + ['usual'] * 9)
+  rows = 'train,val,test', 'slide_000,slide_001,slide_009', 'slide_003,,'
+  Folder(tmp_path / 'splits').write('splits_0.csv', '\n'.join(rows))
+  found, table = Findings(), load(path, folder).manifest
+  cohorts.make_folds(table, Folds(1, tmp_path / 'splits'), 0, found)
+  assert found.problems == []
+  assert found.warnings[0] == (
+    'test parts without a slide of a class: rare in fold 0; there is no AUROC'
+    ' of that fold, only the pooled one'
+  )
+
+
+# They train and predict nothing on data of the user.
+WITHOUT_CHECK = (
+  'benchmark compare cost draw_maps export froc pack report view'
+).split()
+
+
+def test_every_script_that_trains_or_predicts_has_the_flag():
+  names = [p.stem for p in pathlib.Path(kmil.__file__).parent.glob('[a-z]*.py')]
+  scripts = {n: importlib.import_module(f'experiments.{n}') for n in names}
+  lacking = {n for n, s in scripts.items() if Check not in s.main.options}
+  assert lacking == set(WITHOUT_CHECK)
+
+
+# --group_col: folds that keep sites whole, and figures of each.
+
+
+def with_sites(cohort, *change):
+  """Adds a column of six sites; returns the site of each slide, and flags."""
+  root, args = cohort
+  path = root / 'labels.csv'
+  header, *rows = path.read_text().splitlines()
+  site = {row.split(',')[1]: 'ABCDEF'[i // 4] for i, row in enumerate(rows)}
+  rows = [f'{row},{site[row.split(",")[1]]}' for row in rows]
+  if change:
+    rows = [row.replace(*change) for row in rows]
+  path.write_text('\n'.join([f'{header},site', *rows]))
+  return site, [*args, '--group_col=site', f'--results_dir={root}']
+
+
+def test_a_site_is_whole_and_has_metrics_of_its_own(cohort):
+  root, _ = cohort
+  site, _ = with_sites(cohort)
+  data = Data(root / 'labels.csv', root / 'features')
+  material = cohorts.load(data, Folds(k=3, group_col='site'), 1, root)
+  table, folder = material.cohort.manifest, Folder(root / 'results')
+  rng, tests = np.random.default_rng(0), []
+  for i, split in enumerate(material.splits):
+    sites = [
+      {site[s] for s in table.slide[part]} for part in vars(split).values()
+    ]
+    assert sorted(map(len, sites)) == [2, 2, 2]
+    assert set.union(*sites) == set('ABCDEF')
+    prob = {
+      part: rng.dirichlet(np.ones(3), getattr(split, part).sum())
+      for part in ('val', 'test')
+    }
+    fold = Folder(folder.at(f'fold_{i}'))
+    crossval.write_predictions(fold, i, material, prob)
+    tests += fold.read('predictions.csv')
+  shown = groups.write(folder, material.group, material.cohort.classes).cells()
+  rows = folder.read('groups.csv')
+  assert [row['group'] for row in rows] == list('ABCDEF')
+  for row, line in zip(rows, shown[1:], strict=True):
+    own = [r for r in tests if site[r['slide_id']] == row['group']]
+    right = np.mean([r['label'] == r['pred'] for r in own])
+    assert float(row['accuracy']) == pytest.approx(right, abs=1e-6)
+    assert (row['cases'], row['slides']) == ('4', '4')
+    assert {r['fold'] for r in own} == {row['fold']}
+    assert line[0] == row['group'] and f'{right:.3f}' in line
+
+
+@pytest.mark.parametrize(
+  'change,flag,message',
+  [
+    ((), '--group_col=town', 'no column town; found case_id,'),
+    ((), '--split_dir=x', '--group_col has no effect with --split_dir.'),
+    ((), '--k=7', '--k=7: 6 groups (A, B, C, D, E): fewer than 7 folds.'),
+    (('A', ''), '--k=3', 'column site: 4 empty cells, of slide_000, slide_001'),
+    (
+      ('case_001', 'case_020'),
+      '--k=3',
+      '1 cases have slides of several groups, which must be one: case_020',
+    ),
+  ],
+)
+def test_what_is_wrong_with_sites_is_named(cohort, change, flag, message):
+  _, args = with_sites(cohort, *change)
+  assert message in refused(*args, flag)

@@ -30,15 +30,23 @@ class Place:
   port: int | None = field(None, 'Port.', result=False, only={'host': True})
 
 
+@dataclasses.dataclass(frozen=True)
+class Input:
+  """What is read."""
+
+  slides: pathlib.Path = field(None, 'Slides.')
+  others: tuple[pathlib.Path, ...] = field((), 'Them.', positional=True)
+
+
 CLASSES = (Model, Place)
 
 
-def parse(*args):
-  return options.parse(['script', *args], CLASSES, 'Trains.')
+def parse(*args, classes=CLASSES):
+  return options.parse(['script', *args], classes, 'Trains.')
 
 
 @pytest.mark.parametrize(
-  ('args', 'fields'),
+  'args,fields',
   [
     ([], {}),
     (['--model=dtfd', '--tiers=2'], {'model': 'dtfd', 'tiers': 2}),
@@ -48,35 +56,23 @@ def parse(*args):
     (['--names='], {'names': ()}),
   ],
 )
-def test_what_is_asked_is_what_config_json_gives_back(args, fields):
-  asked = parse(*args)
-  assert asked == [dataclasses.replace(Model(), **fields), Place()]
-  assert options.from_json(options.to_json(asked), CLASSES, 'c.json') == asked
+def test_what_is_given_is_what_config_json_gives_back(args, fields):
+  given = parse(*args)
+  assert given == [dataclasses.replace(Model(), **fields), Place()]
+  assert options.from_json(options.to_json(given), CLASSES, 'c.json') == given
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-  """What is read."""
-
-  slides: pathlib.Path = field(None, 'Slides.')
-
-
-def test_an_option_without_a_default_is_required():
-  (given,) = options.parse(['script', '--slides=x'], (Input,))
-  assert given.slides == pathlib.Path('x')
-  with pytest.raises(OptionError, match='--slides is missing: Slides'):
-    options.parse(['script'], (Input,))
-
-
-def test_a_home_folder_is_found(monkeypatch):
+def test_what_is_no_flag_may_be_an_option_and_a_home_is_found(monkeypatch):
   monkeypatch.setenv('HOME', '/home/someone')
-  assert parse('--folder=~/a')[1].folder == pathlib.Path('/home/someone/a')
+  (given,) = parse('a,b', '--slides=~/x', '~/c', classes=(Input,))
+  home = pathlib.Path('/home/someone')
+  assert given == Input(home / 'x', (pathlib.Path('a,b'), home / 'c'))
 
 
 @pytest.mark.parametrize(
-  ('args', 'told'),
+  'args,message',
   [
-    (['--modle=kmil'], 'modle'),
+    (['--modle=kmil'], "Unknown command line flag 'modle'"),
     (['extra'], "'extra' is not a flag"),
     (['--model=abmil'], 'model'),
     (['--runs=1,0'], 'runs'),
@@ -85,9 +81,14 @@ def test_a_home_folder_is_found(monkeypatch):
     (['--port=1'], '--port requires --host'),
   ],
 )
-def test_a_flag_that_cannot_be_is_named(args, told):
-  with pytest.raises(OptionError, match=told):
+def test_a_flag_that_cannot_be_is_named(args, message):
+  with pytest.raises(OptionError, match=message):
     parse(*args)
+
+
+def test_an_option_without_a_default_is_required():
+  with pytest.raises(OptionError, match='--slides is missing: Slides'):
+    parse(classes=(Input,))
 
 
 def test_help_has_a_section_of_each_class_with_defaults(capsys):
@@ -110,48 +111,20 @@ def test_an_unknown_or_impossible_value_of_config_json_is_named():
 
 
 def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
-  monkeypatch.setattr(options, 'ALIASES', [('average', 'combine')])
-  assert parse('--average')[0].combine
-  assert options.from_json({'average': True}, CLASSES, 'c')[0].combine
   # The first new name that a script has.
-  monkeypatch.setattr(
-    options, 'ALIASES', [('old', 'absent'), ('old', 'port'), ('old', 'tiers')]
-  )
-  assert parse('--old=3', '--host=x')[1].port == 3
+  names = [('average', 'combine'), ('old', 'absent'), ('old', 'port')]
+  monkeypatch.setattr(options, 'ALIASES', [*names, ('old', 'tiers')])
+  model, place = parse('--average', '--old=3', '--host=x')
+  assert model.combine and place.port == 3
+  assert options.from_json({'average': True}, CLASSES, 'c')[0].combine
   with pytest.raises(SystemExit):
     parse('--help')
   assert 'average:' not in capsys.readouterr().out
 
 
 def test_fields_say_what_decides_results():
-  assert options.decisive(CLASSES) == {
-    'model',
-    'tiers',
-    'lr',
-    'runs',
-    'names',
-    'combine',
-  }
-
-
-def test_what_is_not_a_flag_may_be_an_option():
-  @dataclasses.dataclass(frozen=True)
-  class Compared:
-    """Folders."""
-
-    folders: tuple[pathlib.Path, ...] = field((), 'Them.', positional=True)
-
-  assert parse_plain(Compared, 'a,b', '--lr=.5', '~/c') == (
-    pathlib.Path('a,b'),
-    pathlib.Path('~/c').expanduser(),
-  )
-  assert parse_plain(Compared) == ()
-  with pytest.raises(options.OptionError, match='Unknown command line flag'):
-    parse_plain(Compared, '--folders=a')
-
-
-def parse_plain(cls, *args):
-  return options.parse(['x', *args], (cls, Model))[0].folders
+  decisive = {'model', 'tiers', 'lr', 'runs', 'names', 'combine'}
+  assert options.decisive(CLASSES) == decisive
 
 
 def test_classes_may_share_a_flag_but_not_disagree_about_it():
@@ -161,6 +134,6 @@ def test_classes_may_share_a_flag_but_not_disagree_about_it():
 
     tiers: int = field(5, 'Parts of a bag.', least=1)
 
-  assert options.parse(['x', '--lr=.5'], (Model, Model))[1].rate == 0.5
+  assert parse('--lr=.5', classes=(Model, Model))[1].rate == 0.5
   with pytest.raises(ValueError, match='--tiers differs'):
-    options.parse(['x'], (Model, Other))
+    parse(classes=(Model, Other))

@@ -3,44 +3,32 @@
 import csv
 import dataclasses
 import shutil
+from unittest import mock
 
 import feature_folder
 import h5py
 
-from experiments.bags import cohort as cohorts, crossval, options
-from experiments.bags.crossval import Run
-from experiments.bags.options import Data, Folds, Model, Training
-from experiments.evaluation import summary as summaries
-from experiments.run import results
-from experiments.run.start import Output
+from experiments import kmil
+from experiments.bags import options
 
-ASKED = (
-  Model(drop_fraction=0.3, average_with_top_instance=True),
-  Training(epochs=1),
-)
+_SETTINGS = options.settings
+
+
+def _untrained(*args):
+  settings = _SETTINGS(*args)
+  recipe = dataclasses.replace(settings.recipe, epochs=0)
+  return dataclasses.replace(settings, recipe=recipe)
 
 
 def make(folder):
   """Returns the results folder, made in `folder`, and that of its features."""
   planted, labels = feature_folder.planted(24)
-  feature_folder.write(folder, [bag[:8] for bag in planted], labels)
-  data = Data(folder / 'labels.csv', folder / 'features')
-  material = cohorts.load(data, Folds(k=3), 1, folder)
-  model, training = ASKED
-  settings = options.settings(model, training, 1)
-  nothing = dataclasses.replace(settings.recipe, epochs=0)
-  settings = dataclasses.replace(settings, recipe=nothing)
-  asked = [*ASKED, data, Output(seed=1)]
-  path = folder / 'kmil_s1'
-  runs = [Run(path / f'fold_{i}', i, settings.choice) for i in range(3)]
-  with results.opened(path, asked, material.inputs(), material.about()) as run:
-    material.write(run)
-    crossval.train_folds(
-      material, runs, range(3), settings, training, run, attention=True
-    )
-    classes = material.cohort.classes
-    summaries.summarise(run, 'kmil', 'origin', 3, classes)
-  return path, folder / 'features'
+  args = feature_folder.write(folder, [bag[:8] for bag in planted], labels)
+  args += ['--k=3', '--seed=1', '--epochs=1', '--drop_fraction=0.3']
+  args += ['--average_with_top_instance', '--heat_maps=0']
+  with mock.patch.object(options, 'settings', _untrained):
+    kmil.main(['kmil', *args, '--exp_code=kmil', f'--results_dir={folder}'])
+  return folder / 'kmil_s1', folder / 'features'
 
 
 def rows(path):

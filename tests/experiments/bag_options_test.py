@@ -1,38 +1,15 @@
 """`--recipe`, and the options of single models, from the flags to a result."""
 
 import dataclasses
-import json
 
-import feature_folder
-import numpy as np
 import pytest
 
-from experiments import kmil
 from experiments.bags import options
 from experiments.bags.options import Model, Training
 from experiments.run.options import parse
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagTask
 from kmil_jax.types import Recipe
-
-ARGS = ['--k=3', '--seed=1', '--fold=1', '--heat_maps=0']
-
-
-@pytest.fixture(scope='module')
-def data_flags(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('cohort')
-  bags, labels = feature_folder.planted(num_bags=18)
-  bags = [b[:8] for b in bags]  # One padded length: half as much to compile.
-  return feature_folder.write(folder, bags, labels)
-
-
-def main(results_dir, *args):
-  """Runs the script in this process; returns its probabilities and flags."""
-  kmil.main(['kmil', *args, f'--results_dir={results_dir}'])
-  (folder,) = results_dir.iterdir()
-  lines = (folder / 'predictions.csv').read_text().splitlines()[1:]
-  prob = np.array([[float(x) for x in line.split(',')[6:]] for line in lines])
-  return prob, json.loads((folder / 'config.json').read_text())['options']
 
 
 @pytest.mark.parametrize(
@@ -63,23 +40,8 @@ def test_the_common_recipe_is_the_papers():
   assert SPECS['transmil'].own.optimizer == 'lookahead_radam'
 
 
-# TransMIL's own steps, seven of them, are in transmil_training_test.
-def test_a_models_own_recipe_trains_it_and_goes_on_record(data_flags, tmp_path):
-  args = [*data_flags, *ARGS, '--model=dsmil']
-  own, config = main(tmp_path / 'own', *args, '--epochs=2', '--recipe=own')
-  recipe = dataclasses.replace(SPECS['dsmil'].own, epochs=2)
-  assert config['epochs'] == 2
-  assert config['lr'] == recipe.learning_rate
-  assert config['weight_decay'] == recipe.weight_decay
-  assert config['select'] == recipe.select
-  common, config = main(tmp_path / 'common', *args, '--epochs=2')
-  assert (config['lr'], config['select']) == (2e-4, 'f1_macro')
-  assert np.isfinite(own).all() and np.abs(own - common).max() > 1e-4
-
-
 def settings(*args):
-  asked = parse(['kmil', *args], (Model, Training))
-  return options.settings(*asked, seed=1)
+  return options.settings(*parse(['kmil', *args], (Model, Training)), seed=1)
 
 
 def test_options_of_dtfd_reach_the_model():
@@ -104,7 +66,7 @@ def test_single_flags_change_single_values_of_a_recipe():
 @pytest.mark.parametrize('model', SPECS)
 @pytest.mark.parametrize('recipe', ['common', 'own'])
 def test_what_a_recipe_came_to_gives_the_same_recipe(model, recipe):
-  asked = Training(recipe=recipe, lr=0.5)
-  resolved = asked.resolved(model)
-  assert resolved.recipe_of(model) == asked.recipe_of(model)
+  given = Training(recipe=recipe, learning_rate=0.5)
+  resolved = given.resolved(model)
+  assert resolved.recipe_of(model) == given.recipe_of(model)
   assert None not in (resolved.epochs, resolved.weight_decay, resolved.select)

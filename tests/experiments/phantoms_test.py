@@ -1,4 +1,4 @@
-"""The external phantom is encoded by the main cohort's encoder, untouched."""
+"""Phantoms in a cache: the encoder of the first, the code that fills it."""
 
 import dis
 import inspect
@@ -10,6 +10,7 @@ from data import features, labels as label_files
 from data.phantom import cohort
 from experiments.bags import phantom
 from experiments.encoding import encoder, tiles
+from experiments.run import phantoms
 from kmil_jax.models import convolutions, resnet
 
 
@@ -37,11 +38,6 @@ def two_slides(monkeypatch):
   return calibrated
 
 
-def headers(root, features_dir):
-  slides = label_files.read(root / 'labels.csv').slide
-  return {s: features.header(features_dir / f'{s}.h5') for s in slides}
-
-
 def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   external, features_dir = phantom.make_external(str(tmp_path))
   # Asked for first, it made the main cohort, which alone calibrated.
@@ -50,38 +46,32 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   assert two_slides == sorted((main / 'slides').iterdir())
   assert (main_dir / encoder.RANDOM_FILE).exists()
   assert not (features_dir / encoder.RANDOM_FILE).exists()
-  found, mine = headers(external, features_dir), headers(main, main_dir)
-  assert len(found) == len(mine) == 2
-  assert all(name.startswith('ext_') for name in found)
-  names = {h.attributes['encoder'] for h in (*found.values(), *mine.values())}
-  assert len(names) == 1
-  for header in found.values():
-    assert header.attributes['level0_mpp'] == pytest.approx(0.46)
-    assert header.attributes['mpp'] == 4.0
-  one, other = (
-    features.read(folder / f'{next(iter(slides))}.h5').features.mean(0)
-    for folder, slides in ((features_dir, found), (main_dir, mine))
-  )
-  assert np.corrcoef(one, other)[0, 1] < 0.999
+  first, last = label_files.read(external / 'labels.csv').slide
+  mine, _ = label_files.read(main / 'labels.csv').slide
+  assert first.startswith('ext_')
+  kept, path = features_dir / f'{first}.h5', features_dir / f'{last}.h5'
+  before, of_main = map(features.read, (path, main_dir / f'{mine}.h5'))
+  assert before.attributes['encoder'] == of_main.attributes['encoder']
+  assert before.attributes['level0_mpp'] == pytest.approx(0.46)
+  assert before.attributes['mpp'] == 4.0
+  means = before.features.mean(0), of_main.features.mean(0)
+  assert np.corrcoef(*means)[0, 1] < 0.999
 
   # Finished slides stay; a missing one is encoded as it was.
-  kept, slide = found  # The last is encoded last.
-  before = features.read(features_dir / f'{slide}.h5').features
-  kept = features_dir / f'{kept}.h5'
   touched = kept.stat().st_mtime_ns
-  (features_dir / f'{slide}.h5').unlink()
+  path.unlink()
   phantom.make_external(str(tmp_path))
-  again = features.read(features_dir / f'{slide}.h5').features
-  np.testing.assert_allclose(again, before, rtol=1e-4, atol=1e-5)
+  again = features.read(path).features
+  np.testing.assert_allclose(again, before.features, rtol=1e-4, atol=1e-5)
   assert kept.stat().st_mtime_ns == touched
 
   # Without the main encoder none is made up.
   (main_dir / encoder.RANDOM_FILE).unlink()
   phantom.make_external(str(tmp_path))  # Nothing is left to encode.
-  (features_dir / f'{slide}.h5').unlink()
+  path.unlink()
   with pytest.raises(RuntimeError, match=r'encoder\.safetensors.* is gone'):
     phantom.make_external(str(tmp_path))
-  assert not (features_dir / f'{slide}.h5').exists()
+  assert not path.exists()
 
 
 def test_a_cache_is_of_the_code_that_the_encoder_calls():
@@ -101,3 +91,23 @@ def test_a_cache_is_of_the_code_that_the_encoder_calls():
   assert len(files) > 1
   files.add('kmil_jax/models/cpu.py')  # Called by both.
   assert files <= set(phantom._FEATURE_CODE)
+
+
+def test_a_caches_name_follows_the_content_of_all_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(phantoms, '_ROOT', tmp_path)
+  (tmp_path / 'a.py').write_text('one')
+  (tmp_path / 'b.py').write_text('two')
+
+  def fresh(*patterns):
+    phantoms.code_hash.cache_clear()
+    return phantoms.code_hash(*patterns)
+
+  first = fresh('*.py')
+  assert len(first) == 8 and fresh('a.py', 'b.py') == first
+  assert fresh('a.py') != first
+  (tmp_path / 'b.py').write_text('three')
+  now = fresh('*.py')
+  assert now != first
+  (tmp_path / 'a.py').write_text('edited meanwhile')
+  assert phantoms.code_hash('*.py') == now  # What runs is the old code.
+  phantoms.code_hash.cache_clear()
