@@ -103,15 +103,35 @@ def assert_ten_steps_equal(name, options, module, trained, mask, **extra):
         )
 
 
+def groups_of(mask):
+  """The pseudo-bags that every evaluation of these instances draws."""
+  member, _ = pseudo_bags(jax.random.key(0), jnp.asarray(mask), 4)
+  return torch.tensor(np.asarray(member)[mask].argmax(1))
+
+
+def twin(name, options):
+  torch.manual_seed(0)
+  return twins.BAG_MODELS[name](CLASSES, WIDTH, **options).eval()
+
+
 @pytest.mark.parametrize('name,options', CASES)
 def test_ten_steps_equal_torch(name, options):
-  torch.manual_seed(0)
-  module = twins.BAG_MODELS[name](CLASSES, WIDTH, **options).eval()
-  extra = {}
-  if options:  # The pseudo-bags that every evaluation of N instances draws.
-    member, _ = pseudo_bags(jax.random.key(0), jnp.asarray(MASK), 4)
-    extra['groups'] = torch.tensor(np.asarray(member).argmax(1))
+  module = twin(name, options)
+  extra = {'groups': groups_of(MASK)} if options else {}
   assert_ten_steps_equal(name, options, module, module, MASK, **extra)
+
+
+@pytest.mark.parametrize('name,options', [c for c in CASES if c[1]])
+def test_bags_smaller_than_their_pseudo_bags_equal_torch(name, options):
+  module = twin(name, options)
+  params = port.from_torch(name, twins.state_of(module))['params']
+  tx, step = step_of(name, options)
+  for n in (3, 5):  # An empty pseudo-bag, and some with fewer than k = 2.
+    mask = np.arange(N) < n
+    want, attention = module(torch.tensor(BAG[:n]), groups_of(mask))
+    _, got, *_ = step(params, tx.init(params), mask)
+    np.testing.assert_allclose(got.logits, want.detach(), atol=1e-5)
+    np.testing.assert_allclose(got.attention[:n], attention.detach(), atol=1e-6)
 
 
 def test_kmil_keeps_and_classifies_as_torch_does():

@@ -6,7 +6,7 @@ from hypothesis import given
 import numpy as np
 import pytest
 from reference_scores import predictions
-from scipy import optimize, special
+from scipy import optimize
 from sklearn import calibration as curves, metrics as reference
 
 from kmil_jax import calibration
@@ -62,26 +62,6 @@ def test_errors_by_hand():
   assert calibration.nll(label, np.eye(2)[1 - label]) == pytest.approx(
     -np.log(np.finfo(np.float32).tiny)
   )
-
-
-@pytest.mark.parametrize('true', [0.4, 1.0, 2.5])
-def test_temperature_is_found_again(true):
-  """Labels drawn from probabilities whose logits are then multiplied."""
-  rng = np.random.default_rng(0)
-  logits = 2 * rng.normal(size=(20_000, 4))
-  honest = special.softmax(logits, axis=1)
-  label = (rng.random((len(honest), 1)) > honest.cumsum(1)).sum(1)
-  prob = special.softmax(true * logits, axis=1)
-  found = calibration.temperature(label, prob)
-  assert found == pytest.approx(true, rel=0.03)
-  mended = calibration.scale(prob, found)
-  np.testing.assert_allclose(
-    mended, special.softmax(true / found * logits, axis=1), rtol=1e-10
-  )
-  assert calibration.nll(label, mended) <= calibration.nll(label, prob)
-  assert calibration.ece(label, mended) < 0.015
-  assert not calibration.at_bound(found)
-  np.testing.assert_array_equal(mended.argmax(1), prob.argmax(1))
 
 
 @given(data=predictions())

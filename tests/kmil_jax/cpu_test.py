@@ -2,20 +2,17 @@
 
 import dataclasses
 import functools
-import re
 
+from flax import linen as nn
 import jax
 from jax import export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import programs, train
 from kmil_jax.inference import PLATFORMS
 from kmil_jax.models import SPECS, cpu, network
 from kmil_jax.models.convolutions import convolution, max_pool
-from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
-from kmil_jax.types import Recipe, Store
 
 IN_TURN = dataclasses.replace(SPECS['dsmil'], one_by_one=True)
 AT_ONCE = dataclasses.replace(SPECS['dsmil'], one_by_one=False)
@@ -115,24 +112,6 @@ def test_forms_agree_and_go_to_their_platforms(f, shapes, cpus, others):
     assert has(alone) == {cpus if platform == 'cpu' else others} - {None}
 
 
-@pytest.mark.parametrize(
-  'f,shapes',
-  [
-    (functools.partial(convolved, padding=1), [(2, 4, 3, 5), (3, 3, 5, 4)]),
-    (functools.partial(convolved, stride=2), [(2, 5, 4, 3), (1, 1, 3, 4)]),
-    (dense, [(3, 7), (cpu._NARROW + 1, 7)]),
-    (lambda w: cpu.map_folds(AT_ONCE, jnp.sin, w), [(4, 3)]),
-  ],
-)
-def test_what_suits_cpus_too_has_one_form(f, shapes):
-  args = [np.zeros(shape, np.float32) for shape in shapes]
-  texts = {
-    program(with_gradients(f), args, platform).mlir_module()
-    for platform in ('cpu', 'tpu')
-  }
-  assert len(texts) == 1
-
-
 def test_a_program_is_traced_anew_for_another_platform():
   f = jax.jit(lambda x: cpu.choose(jnp.sin, jnp.cos, x))
   for platform, want in (('cpu', 0.0), ('cuda', 1.0), ('cpu', 0.0)):
@@ -167,53 +146,21 @@ def test_runs_go_one_by_one_on_cpus_alone():
     cpu.one_by_one(IN_TURN, 10, 256)
 
 
-def test_options_of_the_compiler_are_for_cpus():
-  for platform, given in (('cpu', True), ('tpu', False), (None, False)):
-    with cpu.lowering_for(platform):
-      assert bool(cpu.compiler_options()) == given
-
-
-def epoch_of(model, length, runs=3, bags=4, width=8):
-  """An epoch of one device, and what it is called with, as shapes."""
-  lengths = np.full(bags, length)
-  shape = lambda kind, *sides: jax.ShapeDtypeStruct(sides, kind)
-  task = BagTask(SPECS[model], Recipe(), 3, width)
-  constants = BagRuns(
-    seed=shape(np.uint32, runs),
-    fold=shape(np.uint32, runs),
-    trains=shape(np.bool_, runs, bags),
-  )
-  variables = jax.eval_shape(jax.vmap(task.init), constants)
-  opt_state = jax.eval_shape(jax.vmap(task.tx.init), variables['params'])
-  state = train.state_of(constants, variables, opt_state)
-  store = Store(
-    features=shape(np.float32, num_rows(lengths), width),
-    offset=shape(np.int32, bags),
-    length=shape(np.int32, bags),
-    label=shape(np.int32, bags),
-  )
-  chunk = shape(np.int32, bags), shape(np.int32, bags, 1)
-  buckets = bucket_lengths(lengths)
-  train_chunk, _ = programs.chunk_functions(task, None, buckets)
-  return train_chunk, (state, store, chunk)
-
-
 @pytest.mark.parametrize(
-  'model,length,in_turn',
-  [('dsmil', 2048, True), ('dsmil', 64, False), ('abmil', 64, True)],
+  'side,options',
+  [
+    (3, {}),  # Flax pads by name.
+    (1, {'input_dilation': 2}),
+    (3, {'padding': 1, 'kernel_dilation': 2}),
+    (1, {'feature_group_count': 2}),
+  ],
 )
-def test_an_epoch_is_lowered_for_its_platform(model, length, in_turn):
-  train_epoch, args = epoch_of(model, length)
-  for platform in PLATFORMS:
-    text = program(jax.jit(train_epoch), args, platform).mlir_module()
-    loops = text.count('stablehlo.while')
-    # The products of three runs have an axis for them.
-    batched = re.findall(r'dot_general.*batching_dims = \[0\].*<3x', text)
-    if platform == 'cpu':
-      assert (loops > 1) == (not batched) == in_turn
-      assert text.count('stablehlo.case') == in_turn
-      assert 'stablehlo.optimization_barrier' in text
-    else:
-      assert loops == 1  # Over the steps.
-      assert batched
-      assert not re.search(r'stablehlo\.(case|if|optimization_barrier)\b', text)
+def test_convolutions_that_have_no_such_form_are_refused(side, options):
+  layer = nn.Conv(
+    4,
+    (side, side),
+    **options,
+    conv_general_dilated=convolution,
+  )
+  with pytest.raises(AssertionError):
+    layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import chex
 from flax import linen as nn
 import jax
 import numpy as np
@@ -144,10 +143,6 @@ def task(tiny):
   return DistillTask(WIDTH, 1)
 
 
-class KilledError(Exception):
-  """In place of a kill."""
-
-
 @pytest.fixture(scope='module')
 def fit(task, teacher):
   return functools.partial(trained, task, teacher)
@@ -182,52 +177,6 @@ def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
   assert all(
     np.abs(leaf[a] - leaf[b]).max() > 1e-4 for a in range(6) for b in range(a)
   )
-
-
-def test_a_killed_training_ends_as_one_that_was_not(
-  fit, fitted, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(loop, 'SECONDS_BETWEEN_SAVES', 0.0)
-  seen, trained = [], []
-
-  def spy(*args, epoch, **options):
-    trained.append(epoch)
-    return orders(*args, epoch=epoch, **options)
-
-  monkeypatch.setattr(distill, 'orders', spy)
-
-  def report(history):
-    seen.append(len(history['val_loss']))
-
-  def kill(history):
-    report(history)
-    if seen[-1] == 2:
-      raise KilledError
-
-  with pytest.raises(KilledError):
-    fit(RUNS, tmp_path, kill)
-  again = fit(RUNS, tmp_path, report)
-  assert seen == [1, 2, 2, 3]
-  # Once for each group of as many runs as there are devices.
-  assert list(dict.fromkeys(trained)) == [0, 1, 2]
-  groups = trained.count(0)
-  assert trained == [e for e in (0, 1, 1, 2) for _ in range(groups)]
-  assert_equal(again.variables, fitted.variables)
-  assert_equal(without_speed(again.history), without_speed(fitted.history))
-  np.testing.assert_array_equal(again.epoch, fitted.epoch)
-
-
-def test_a_step_compiles_once_for_any_number_of_runs(teacher, monkeypatch):
-  chex.clear_trace_counter()
-  task = DistillTask(WIDTH, 1)
-  monkeypatch.setattr(task, 'loss', chex.assert_max_traces(task.loss, n=2))
-  patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
-  for count in (1, 3, 6):
-    constants = runs_of(RUNS[:count], LABEL)
-    program = distill.program(task, RUNS[:count], patches, BATCH)
-    state = train.init(task, constants, train.draw(task, constants))
-    rate, active = np.full(count, RATE), np.ones(count, bool)
-    program.train(program.put(state), 0, rate, active)
 
 
 def test_training_learns_and_scores_are_those_of_validation(

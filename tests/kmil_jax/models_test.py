@@ -3,7 +3,7 @@
 import functools
 
 import chex
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,25 +120,19 @@ def assert_same(padded, plain, n):
 @settings(max_examples=10)
 @given(
   n=st.integers(1, SIZE - 1),
-  scale=st.sampled_from([1.0, 100.0]),
+  scale=st.sampled_from([1.0, 100.0, np.nan, np.inf, -np.inf]),
   seed=st.integers(0, 100),
 )
+@example(n=1, scale=np.nan, seed=0)
+@example(n=SIZE - 1, scale=100.0, seed=0)
 def test_what_padding_holds_never_matters(name, n, scale, seed):
   x = bag(n, seed)
-  garbage = scale * bag(SIZE - n, seed + 1)
+  garbage = scale * np.abs(bag(SIZE - n, seed + 1))
   padded = evaluate(name, *pad(x, padding=garbage))
   chex.assert_tree_all_finite(padded)
   assert_same(padded, evaluate(name, *pad(x)), n)
-
-
-@every_mode
-@pytest.mark.parametrize('n', [1, 3, SIZE - 1])
-def test_nan_and_infinity_in_padding_never_matter(name, n):
-  x = bag(n)
-  poison = np.resize([np.nan, np.inf, -np.inf], (SIZE - n, WIDTH))
-  padded = evaluate(name, *pad(x, padding=poison.astype(np.float32)))
-  chex.assert_tree_all_finite(padded)
-  assert_same(padded, evaluate(name, *pad(x)), n)
+  attention = padded[0].attention
+  np.testing.assert_allclose(attention.sum(0), 1, rtol=1e-6)
 
 
 @every_model
@@ -226,10 +220,10 @@ def test_instances_that_are_not_seen_keep_logits_of_their_own(name):
 @some_modes
 def test_a_batch_of_bags_is_each_bag_alone(name):
   lengths = (3, SIZE, 1, 5)
-  model, params = model_of(name), params_of(name)
-  apply = functools.partial(model.apply, {'params': params}, train=False)
   x, mask = map(np.stack, zip(*(pad(bag(n, n)) for n in lengths), strict=True))
-  together = compiled(jax.vmap(apply))(x, mask)
+  apply = functools.partial(model_of(name).apply, train=False)
+  variables = {'params': params_of(name)}
+  together = compiled(jax.vmap(apply, (None, 0, 0)))(variables, x, mask)
   for i in range(len(lengths)):
     alone, *_ = evaluate(name, x[i], mask[i])
     chex.assert_trees_all_close(
@@ -238,20 +232,6 @@ def test_a_batch_of_bags_is_each_bag_alone(name):
       rtol=1e-5,
       atol=1e-6,
     )
-
-
-@every_mode
-def test_one_instance_is_its_own_bag(name):
-  prediction, loss, *grads = evaluate(name, *pad(bag(1)))
-  np.testing.assert_allclose(prediction.attention[0], 1)
-  chex.assert_tree_all_finite((prediction, loss, grads))
-
-
-@every_mode
-def test_attention_sums_to_one_over_real_instances(name):
-  for n in range(1, SIZE + 1):
-    prediction, *_ = evaluate(name, *pad(bag(n)))
-    np.testing.assert_allclose(prediction.attention.sum(0), 1, rtol=1e-6)
 
 
 @every_model
@@ -297,13 +277,14 @@ def test_parameters_are_as_many_as_published(name, count):
   assert sum(x.size for x in jax.tree.leaves(params)) == count
 
 
+@pytest.mark.parametrize('width', [384, 2560])
 @every_model
-def test_bfloat16_stays_close_and_returns_float32(name):
-  x, mask = bag(SIZE), np.ones(SIZE, bool)
-  want, *_ = evaluate(name, x, mask)
-  low = functools.partial(model_of(name, dtype=jnp.bfloat16).apply, train=False)
-  got = compiled(low)({'params': params_of(name)}, x.astype(jnp.bfloat16), mask)
-  assert {
-    leaf.dtype for leaf in jax.tree.leaves(got) if leaf.dtype != bool
-  } == {jnp.dtype('float32')}
-  np.testing.assert_allclose(got.logits, want.logits, atol=0.05)
+def test_features_of_any_width_fit(name, width):
+  """Of any encoder: shapes alone are traced."""
+  model = model_of(name)
+  x, mask = jnp.zeros((9, width)), jnp.ones(9, bool)
+  init = functools.partial(model.init, jax.random.key(0), train=False)
+  variables = jax.eval_shape(init, x, mask)
+  apply = functools.partial(model.apply, train=False)
+  assert jax.eval_shape(apply, variables, x, mask).logits.shape == (CLASSES,)
+  assert any(width in leaf.shape for leaf in jax.tree.leaves(variables))

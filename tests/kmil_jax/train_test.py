@@ -243,26 +243,6 @@ def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
       np.testing.assert_array_equal(values, every[name][some.ravel()])
 
 
-def test_streamed_evaluation_reads_no_step_of_fillers(monkeypatch):
-  task, _ = three_runs()
-  store = training_run.make_store(120)
-  store = store.replace(features=store.features[:, :4])
-  loader = training_run.loader_of(store, streamed=True)
-  steps = []
-
-  def spy(bucket, index):
-    steps.append(index)
-    yield from loader.stream(bucket, index)
-
-  spied = dataclasses.replace(loader, stream=spy)
-  runs = three_runs()[1].run.replace(trains=np.zeros((3, 120), bool))
-  program = spied.program(task, 3, Recipe())
-  models = program.put((train.draw(task, runs), runs))
-  program.evaluate(models, np.arange(360).reshape(3, 120) % 7 < 4)
-  for index in steps:
-    assert (index >= 0).any(1).all()
-
-
 def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):
   if parallel.num_devices() == 1:
     pytest.skip('one device divides everything')
