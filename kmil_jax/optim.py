@@ -43,7 +43,8 @@ def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
   }
   if recipe.optimizer not in steps:
     raise ValueError(
-      f'optimizer {recipe.optimizer!r}: there are {", ".join(steps)}'
+      f'optimizer {recipe.optimizer!r} is unknown. Choose one of'
+      f' {", ".join(steps)}.'
     )
   clip = [clip_modules(recipe.clip)] if recipe.clip else []
   tx = optax.chain(*clip, *steps[recipe.optimizer], _scale_by_given_rate())

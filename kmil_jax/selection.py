@@ -183,5 +183,7 @@ SCHEDULES = {
 
 def _named(rules: Mapping[str, Any], field: str, name: str) -> Any:
   if name not in rules:
-    raise ValueError(f'{field} {name!r}: there are {", ".join(rules)}')
+    raise ValueError(
+      f'{field} {name!r} is unknown. Choose one of {", ".join(rules)}.'
+    )
   return rules[name]

@@ -149,7 +149,7 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   'freeze,match',
   [
     ('.*', 'leaves nothing to train'),
-    ('layer1', 'no module; at the top there are bn1, conv1, fc'),
+    ('layer1', 'no module. Those at the top are bn1, conv1, fc'),
     ('(', r"freeze='\('"),
   ],
 )
