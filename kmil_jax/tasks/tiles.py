@@ -67,7 +67,8 @@ class TileTask(Task):
   ):
     if recipe.binary and num_classes != 2:
       raise PatchError(
-        f'One logit separates two classes, not {num_classes}. Set binary to False.'
+        f'One logit separates two classes, not {num_classes}. Set binary to'
+        ' False.'
       )
     weights = recipe.class_weight or (1.0,) * num_classes
     if len(weights) != num_classes:

@@ -175,7 +175,7 @@ BAGS = [np.zeros((3, 4))] * 6
 @pytest.mark.parametrize(
   'change,message',
   [
-    ({'model': 'none'}, "model 'none' is unknown. Choose one of abmil"),
+    ({'model': 'none'}, "model 'none' is unknown.* abmil"),
     ({'labels': 'ab'}, '2 labels were given for 6 bags'),
     ({'patients': ['a', 'b']}, '2 patients were given for 6 bags'),
     ({'bags': [np.zeros(3)] * 6}, r'Bag 0 has the shape \(3,\)'),

@@ -220,5 +220,5 @@ def test_accuracy_decides_then_auroc_then_the_later():
 @pytest.mark.parametrize('field', ['select', 'schedule'])
 def test_an_unknown_rule_is_refused(field):
   recipe = dataclasses.replace(Recipe(), **{field: 'best'})
-  with pytest.raises(ValueError, match="'best' is unknown. Choose"):
+  with pytest.raises(ValueError, match=r"'best' is unknown\. Choose"):
     follow(recipe, loss=[0])
