@@ -50,15 +50,8 @@ def test_ece_is_its_definition(data):
     np.testing.assert_allclose(bins.confidence[held], confidence)
 
 
-def test_errors_by_hand():
-  prob = np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.75, 0.25]])
-  label = np.array([0, 0, 0, 1])
-  assert calibration.ece(label, prob) == 0  # Right as often as it says.
-  assert calibration.ece(1 - label, prob) == pytest.approx(0.5)
-  assert calibration.brier(label, prob) == pytest.approx(0.375)
-  assert calibration.brier(label, np.eye(2)[1 - label]) == 2
-  assert calibration.nll(label, np.eye(2)[label]) == 0
-  # A probability of 0 costs what the smallest float32 does, not infinity.
+def test_a_probability_of_0_costs_what_the_smallest_float32_does():
+  label = np.array([0, 1])
   assert calibration.nll(label, np.eye(2)[1 - label]) == pytest.approx(
     -np.log(np.finfo(np.float32).tiny)
   )

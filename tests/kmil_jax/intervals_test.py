@@ -111,10 +111,6 @@ def test_replicates_do_not_depend_on_the_blocks(monkeypatch):
   want = intervals.replicates(label, prob, case, resamples=50)
   monkeypatch.setattr(intervals, '_BLOCK', 30 * 7)
   got = intervals.replicates(label, prob, case, resamples=50)
-  for name in metrics.NAMES:
-    assert got[name].shape == (50,)
-  for name in metrics.CLASS_NAMES:
-    assert got[name].shape == (50, 3)
   for name, values in got.items():
     np.testing.assert_allclose(values, want[name], rtol=1e-14)
 
@@ -257,11 +253,6 @@ def test_replicates_are_paired_and_average_models():
     for p in probs
   ]
   np.testing.assert_allclose(both, np.mean(each, 0))
-  better = probs + 0.5 * positive
-  gain = intervals.auroc_replicates(
-    positive, better / better.max(), group, resamples=50
-  )
-  assert (gain > both).all()
 
 
 @pytest.mark.parametrize('patients', [1, 2])

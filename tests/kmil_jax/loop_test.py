@@ -151,19 +151,6 @@ def test_patience_ends_runs_one_by_one(tmp_path):
     assert loss[told, run].argmin() == best
 
 
-def test_programs_compile_once(tmp_path, monkeypatch):
-  chex.clear_trace_counter()
-  monkeypatch.setattr(
-    train, 'update', chex.assert_max_traces(train.update, n=2)
-  )
-  task = toy_task.Toy()
-  for place, rate in enumerate((0.1, 0.2)):
-    recipe = dataclasses.replace(toy_task.RECIPE, learning_rate=rate)
-    for streamed in (False, True):
-      folder = tmp_path / f'{place}{streamed}'
-      toy_task.run(folder, streamed=streamed, recipe=recipe, task=task)
-
-
 def test_replicas_are_equal_after_steps():
   task = toy_task.Toy()
   runs = toy_task.Lines(seed=np.uint32([0, 1]), breaks=np.int32([9, 9]))

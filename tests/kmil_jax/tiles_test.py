@@ -49,23 +49,15 @@ def without_runs(tree):
   return jax.tree.map(lambda x: np.asarray(x)[0], tree)
 
 
-def start(task, seed=0, before=None):
+def trained(task, seed=0, tiles=None, before=None):
+  """The state and the sums of a step on all devices."""
+  tiles = tiles or tiny_classifier.make_tiles()
+  program = tile_task.program(task, lambda step: iter([tiles]))
   state = train.init(task, runs_of(seed), before or variables())
-  return state.replace(learning_rate=np.float32([RATE]))
-
-
-def trained(task, steps=1, seed=0, tiles=None, before=None):
-  """The state and the sums of each of some steps on all devices."""
-  program = tile_task.program(
-    task, lambda step: iter([tiles or tiny_classifier.make_tiles(seed=step)])
+  states, sums = program.train(
+    program.put(state), 0, np.array([RATE]), np.array([True])
   )
-  states, sums = program.put(start(task, seed, before)), []
-  for step in range(steps):
-    states, of_step = program.train(
-      states, step, np.array([RATE]), np.array([True])
-    )
-    sums.append(without_runs(of_step))
-  return without_runs(program.gather(states)), sums
+  return without_runs(program.gather(states)), without_runs(sums)
 
 
 def predict(task, of_run, batches):
@@ -112,7 +104,7 @@ def test_dropout_depends_on_seed_step_and_device_alone():
   task, tiles = task_of(dropout=0.5), tiny_classifier.make_tiles()
 
   def loss(seed=0, tiles=tiles):
-    _, (sums,) = trained(task, seed=seed, tiles=tiles)
+    _, sums = trained(task, seed=seed, tiles=tiles)
     return sums['loss'] / sums['weight']
 
   assert loss() == loss()
@@ -130,7 +122,7 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   tiles = tiny_classifier.make_tiles()
   stats = jax.tree.map(lambda x: x + 0.7, variables()['batch_stats'])
   before = {**variables(), 'batch_stats': stats}
-  after, (sums,) = trained(task, tiles=tiles, before=before)
+  after, sums = trained(task, tiles=tiles, before=before)
   one = without_runs(before)
   for name in ('conv1', 'bn1'):
     chex.assert_trees_all_equal(after.params[name], one['params'][name])
@@ -141,34 +133,33 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   out = predict(task, before, [tiles])
   want = (out['loss'] * out['weight']).sum() / out['weight'].sum()
   close(sums['loss'] / sums['weight'], want)
-  _, (thawed,) = trained(task_of(), tiles=tiles)
+  _, thawed = trained(task_of(), tiles=tiles)
   assert abs(thawed['loss'] - sums['loss']) / sums['weight'] > 1e-3
 
 
 @pytest.mark.parametrize(
-  'freeze,match',
+  'change,match',
   [
-    ('.*', 'leaves nothing to train'),
-    ('layer1', 'no module. Those at the top are bn1, conv1, fc'),
-    ('(', r"freeze='\('"),
+    ({'freeze': '.*'}, 'leaves nothing to train'),
+    ({'freeze': 'layer1'}, r'no module\. Those at the top are bn1, conv1, fc'),
+    ({'freeze': '('}, r"freeze='\('"),
+    ({'num_classes': 3}, '2 class weights were given for 3'),
+    (
+      {'recipe': PatchRecipe(binary=True), 'num_classes': 3},
+      'two classes, not 3',
+    ),
   ],
 )
-def test_an_expression_that_freezes_nothing_or_all_is_refused(freeze, match):
-  with pytest.raises(PatchError, match=match):
-    train.draw(task_of(freeze=freeze), runs_of())
-
-
-def test_recipes_that_do_not_fit_the_classes_are_refused():
+def test_what_cannot_be_trained_is_refused(change, match):
   shape = (SIZE, SIZE, 3)
-  with pytest.raises(PatchError, match='two classes, not 3'):
-    TileTask(Tiny, PatchRecipe(binary=True), 3, shape)
-  with pytest.raises(PatchError, match='2 class weights were given for 3'):
-    TileTask(Tiny, RECIPE, 3, shape)
+  options = {'recipe': RECIPE, 'num_classes': 2, 'shape': shape} | change
+  with pytest.raises(PatchError, match=match):
+    train.draw(TileTask(Tiny, **options), runs_of())
 
 
 def test_bfloat16_is_near_float32_which_parameters_stay():
-  state, (rounded,) = trained(task_of(precision='bfloat16'))
-  _, (exact,) = trained(task_of())
+  state, rounded = trained(task_of(precision='bfloat16'))
+  _, exact = trained(task_of())
   chex.assert_trees_all_equal_dtypes(
     state.params, without_runs(variables()['params'])
   )
