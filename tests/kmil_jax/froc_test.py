@@ -178,15 +178,6 @@ def test_lesions_reach_half_of_75_um_beyond_the_mask():
   assert radius == pytest.approx(500 + 37.5, abs=PIXEL)
 
 
-@pytest.mark.parametrize('gap, count', [(9, 1), (11, 2)])
-def test_lesions_closer_than_75_um_are_one(gap, count):
-  """75 um are 9.6 pixels; a gap of g pixels is g + 1 from middle to middle."""
-  mask = np.zeros((80, 200), bool)
-  mask[20:60, 20:80] = True
-  mask[20:60, 80 + gap - 1 : 180] = True
-  assert len(froc.lesions(mask).cells) == count
-
-
 @pytest.mark.parametrize('diameter, cells', [(190, True), (212, False)])
 def test_isolated_cells_measure_275_um_with_their_surroundings(diameter, cells):
   truth = froc.lesions(disc((80, 80), (40, 40), diameter))

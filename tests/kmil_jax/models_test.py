@@ -1,6 +1,7 @@
 """Every bag model: no output, loss or gradient depends on padding."""
 
 import functools
+import itertools
 
 import chex
 from hypothesis import example, given, settings, strategies as st
@@ -13,15 +14,7 @@ from kmil_jax.models import SPECS
 
 WIDTH, CLASSES, LABEL = 12, 3, 2
 SIZE = 8  # Most tests pad to this: a model is compiled once for them.
-PERMUTATION_INVARIANT = (
-  'abmil',
-  'abmil_ilse',
-  'abmil_ilse_plain',
-  'abmil_plain',
-  'dsmil',
-  'dsmil_value',
-  'kmil',
-)
+ORDERED = ('dtfd', 'dtfd_gated', 'transmil')
 RANDOM = ('abmil', 'dtfd', 'dtfd_gated', 'transmil')
 # Models with options that change what of a bag they look at; the pseudo-bags of
 # 8 instances have 2 each, and k is 2.
@@ -30,18 +23,10 @@ MODES = {
     name,
     {'distill': distill, 'score': score, 'total_instances': 8},
   )
-  for name, distill, score in [
-    ('dtfd', 'mas', 'last'),
-    ('dtfd', 'maxs', 'last'),
-    ('dtfd', 'maxs', 'predicted'),
-    ('dtfd', 'maxmins', 'last'),
-    ('dtfd', 'maxmins', 'predicted'),
-    ('dtfd_gated', 'mas', 'last'),
-    ('dtfd_gated', 'maxs', 'last'),
-    ('dtfd_gated', 'maxs', 'predicted'),
-    ('dtfd_gated', 'maxmins', 'last'),
-    ('dtfd_gated', 'maxmins', 'predicted'),
-  ]
+  for name, distill, score in itertools.product(
+    ('dtfd', 'dtfd_gated'), ('mas', 'maxs', 'maxmins'), ('last', 'predicted')
+  )
+  if (distill, score) != ('mas', 'predicted')  # It ranks nothing.
 }
 
 every_model = pytest.mark.parametrize('name', sorted(SPECS))
@@ -184,7 +169,7 @@ def test_padding_of_a_clearly_negative_bag_never_wins(name):
   assert_same(padded, plain, 5)
 
 
-@pytest.mark.parametrize('name', PERMUTATION_INVARIANT)
+@pytest.mark.parametrize('name', sorted(set(SPECS) - set(ORDERED)))
 @given(n=st.sampled_from([2, 5, 6]), seed=st.integers(0, 100))
 def test_the_order_of_instances_never_matters(name, n, seed):
   x = bag(n, seed)

@@ -1,4 +1,4 @@
-"""One step of a patch classifier: torch's, whatever the devices."""
+"""Patch classifiers: losses, freezing, dropout, predictions, selection."""
 
 import dataclasses
 import functools
@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import tiny_classifier
 from tiny_classifier import SIZE, Tiny
+import training_run
 
 from kmil_jax import (
-  checkpoint,
-  loop,
   losses as losses_of,
   parallel,
   train,
@@ -199,17 +198,14 @@ def fitted(folder):
     shuffled = shuffled.replace(label=shuffled.label ^ (epoch >= 3))
     yield from tiny_classifier.batches(shuffled, recipe.batch)
 
-  checkpoints = checkpoint.Checkpoints(folder)
-  result = loop.fit(
+  result = training_run.fit(
+    folder,
     tile_task.program(task_of(), misled),
     recipe,
     runs_of(),
     variables(),
     validation=lambda: tiny_classifier.batches(HELD_OUT, 8),
-    checkpoints=checkpoints,
-    report=lambda history: None,
   )
-  checkpoints.close()
   batches = tiny_classifier.batches(HELD_OUT, 20)
   return result, predict(task_of(), result.variables, batches)['prob']
 
