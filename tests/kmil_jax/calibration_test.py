@@ -33,21 +33,21 @@ def test_ece_is_its_definition(data):
   total, count = 0.0, []
   edges = np.linspace(0, 1, 16)
   for low, high in itertools.pairwise(edges):
-    held = (top > low) & (top <= high)
-    count.append(held.sum())
-    if held.any():
-      total += held.mean() * abs(right[held].mean() - top[held].mean())
+    inside = (top > low) & (top <= high)
+    count.append(inside.sum())
+    if inside.any():
+      total += inside.mean() * abs(right[inside].mean() - top[inside].mean())
   bins = calibration.reliability(label, prob)
   np.testing.assert_array_equal(bins.count, count)
   np.testing.assert_array_equal(bins.edges, edges)
   assert calibration.ece(label, prob) == pytest.approx(total)
-  held = bins.count > 0
-  np.testing.assert_array_equal(np.isnan(bins.accuracy), ~held)
+  inside = bins.count > 0
+  np.testing.assert_array_equal(np.isnan(bins.accuracy), ~inside)
   # scikit-learn's bins hold their lower edge: they agree on other values.
   if not np.isclose(top[:, None], edges).any():
     accuracy, confidence = curves.calibration_curve(right, top, n_bins=15)
-    np.testing.assert_allclose(bins.accuracy[held], accuracy)
-    np.testing.assert_allclose(bins.confidence[held], confidence)
+    np.testing.assert_allclose(bins.accuracy[inside], accuracy)
+    np.testing.assert_allclose(bins.confidence[inside], confidence)
 
 
 def test_a_probability_of_0_costs_what_the_smallest_float32_does():
@@ -60,15 +60,15 @@ def test_a_probability_of_0_costs_what_the_smallest_float32_does():
 @given(data=predictions())
 def test_temperature_is_the_best_of_a_grid(data):
   label, prob, _ = data
-  found = calibration.temperature(label, prob)
+  fitted = calibration.temperature(label, prob)
   low, high = calibration.TEMPERATURES
-  assert low * (1 - 1e-9) <= found <= high * (1 + 1e-9)
+  assert low * (1 - 1e-9) <= fitted <= high * (1 + 1e-9)
   loss = lambda t: calibration.nll(label, calibration.scale(prob, t))
   grid = np.geomspace(low, high, 41)
-  assert loss(found) <= min(map(loss, grid)) + 1e-7
+  assert loss(fitted) <= min(map(loss, grid)) + 1e-7
   # The slope in 1 / T vanishes inside the bounds.
-  if low * 1.01 < found < high / 1.01 and (prob > 1e-6).all():
-    slope = optimize.approx_fprime([1 / found], lambda b: loss(1 / b[0]))
+  if low * 1.01 < fitted < high / 1.01 and (prob > 1e-6).all():
+    slope = optimize.approx_fprime([1 / fitted], lambda b: loss(1 / b[0]))
     assert abs(slope[0]) < 1e-4
 
 

@@ -124,12 +124,15 @@ def test_kill_9_leaves_a_complete_state(tmp_path):
     for child in children:
       child.kill()
   for child, root in zip(children, roots, strict=True):
-    said = [int(line) for line in child.communicate()[0].split()]
+    printed = [int(line) for line in child.communicate()[0].split()]
     assert child.returncode == -signal.SIGKILL
     saved = checkpoint.Checkpoints(root)
     got = saved.latest(like)
     step = int(got['step'])
-    assert step in (said[-1], said[-1] + 1)  # The last may have been unsaid.
+    assert step in (
+      printed[-1],
+      printed[-1] + 1,
+    )  # The last may have been unsaid.
     for leaf in got['leaves'].values():
       np.testing.assert_array_equal(leaf, step)
     saved.save(step + 1, {**got, 'step': np.int64(step + 1)})

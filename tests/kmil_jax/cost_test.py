@@ -122,8 +122,8 @@ def test_products_count_twice_and_a_loops_body_once():
     lambda h, _: (times_tanh(h, a), None), x, None, length=10
   )[0]
   for f in (times_tanh, loop):
-    found = cost.flops(jax.jit(f).lower(X, A))
-    assert found == pytest.approx(PRODUCT, abs=10)
+    result = cost.flops(jax.jit(f).lower(X, A))
+    assert result == pytest.approx(PRODUCT, abs=10)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def test_time_is_the_median_of_calls_after_the_first():
 
 def test_a_measured_model():
   model = SPECS['abmil'].make(num_classes=3)
-  found = cost.measure(model, 50, 32)
-  assert found.params == 2 * (32 * 256 + 256) + 257 + 32 * 3 + 3
-  assert found.macs == cost.multiply_adds(model, 50, 32)
-  assert found.flops_xla > 2 * found.macs
+  result = cost.measure(model, 50, 32)
+  assert result.params == 2 * (32 * 256 + 256) + 257 + 32 * 3 + 3
+  assert result.macs == cost.multiply_adds(model, 50, 32)
+  assert result.flops_xla > 2 * result.macs
   # Its parameters, features and mask are arguments.
-  assert found.peak_bytes > 4 * (found.params + 50 * 32) + 50
-  assert found.seconds > 0
+  assert result.peak_bytes > 4 * (result.params + 50 * 32) + 50
+  assert result.seconds > 0

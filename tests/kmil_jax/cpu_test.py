@@ -95,14 +95,14 @@ def test_forms_agree_and_go_to_their_platforms(f, shapes, cpus, others):
   rng = np.random.default_rng(0)
   args = [np.float32(rng.normal(size=shape)) for shape in shapes]
   f = with_gradients(f)
-  found = []
+  outputs = []
   for platform in ('cpu', 'tpu'):
     with cpu.lowering_for(platform):
-      found.append(f(*args))
-  close(*found)
+      outputs.append(f(*args))
+  close(*outputs)
 
   of_all = program(f, args, *PLATFORMS)
-  close(of_all.call(*args), found[0])
+  close(of_all.call(*args), outputs[0])
   has = lambda program: {
     name for name in (cpus, others) if f'stablehlo.{name}' in program
   }
@@ -123,8 +123,8 @@ def test_a_program_is_traced_anew_for_another_platform():
 def test_choices_within_a_form_do_not_multiply():
   inner = lambda x: cpu.choose(jnp.sin, jnp.cos, x)
   outer = lambda x: cpu.choose(inner, lambda x: inner(x) + 1, x)
-  found = program(jax.jit(outer), (np.float32(0),), *PLATFORMS)
-  text = found.mlir_module()
+  outputs = program(jax.jit(outer), (np.float32(0),), *PLATFORMS)
+  text = outputs.mlir_module()
   assert text.count('stablehlo.sine') == text.count('stablehlo.cosine') == 1
 
 

@@ -16,7 +16,7 @@ def all_pairs(positive, score):
 def obuchowskis(positive, scores, case):
   """Covariance of AUROCs, Obuchowski 1997, patient by patient."""
   patients = sorted(set(case))
-  sums, held = [], []
+  sums, holders = [], []
   for positives, score in zip(positive, scores, strict=True):
     of_model = []
     parts = all_pairs(positives, score)
@@ -24,16 +24,15 @@ def obuchowskis(positive, scores, case):
       v = np.zeros(len(case))
       v[kind] = (part - part.mean()) / kind.sum()
       of_model.append([v[case == p].sum() for p in patients])
-      held.append(len(set(case[kind])))
+      holders.append(len(set(case[kind])))
     sums.append(of_model)
-  held, i = np.reshape(held, (-1, 2)), len(patients)
-  bessel = lambda kind, r, s: np.sqrt(
-    held[r, kind] / (held[r, kind] - 1) * held[s, kind] / (held[s, kind] - 1)
-  )
+  holders, i = np.reshape(holders, (-1, 2)), len(patients)
+  bessel = np.sqrt(holders / (holders - 1))
   cov = np.zeros((len(scores), len(scores)))
   for r, s in np.ndindex(cov.shape):
     for kind in range(2):
-      cov[r, s] += bessel(kind, r, s) * np.dot(sums[r][kind], sums[s][kind])
+      same = bessel[r, kind] * bessel[s, kind]
+      cov[r, s] += same * np.dot(sums[r][kind], sums[s][kind])
       cov[r, s] += i / (i - 1) * np.dot(sums[r][kind], sums[s][1 - kind])
   return cov
 

@@ -176,9 +176,9 @@ def test_training_learns_and_scores_are_those_of_validation(fitted):
   )
   # A student alone, as on slides.
   alone = jax.jit(lambda v, batch: task.predict(v, batch, None))
-  found = alone(of(fitted.variables, 2), (patches, VAL_IMAGE[:6]))
-  np.testing.assert_allclose(found['mean'], mean[2, :6], rtol=1e-4)
-  np.testing.assert_allclose(found['max'], highest[2, :6], rtol=1e-4)
+  scores = alone(of(fitted.variables, 2), (patches, VAL_IMAGE[:6]))
+  np.testing.assert_allclose(scores['mean'], mean[2, :6], rtol=1e-4)
+  np.testing.assert_allclose(scores['max'], highest[2, :6], rtol=1e-4)
 
 
 def test_orders_are_a_function_of_seed_and_epoch_and_of_ones_own_patches():

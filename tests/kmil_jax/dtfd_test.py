@@ -146,10 +146,12 @@ def test_top_values_are_those_of_a_sort(seed, k):
   rng = np.random.default_rng(seed)
   values = rng.integers(-3, 3, size=(6, 2)).astype(np.float32)
   mask = rng.random((6, 2)) < 0.6
-  index, found = compiled(pooling.masked_top, static_argnums=2)(values, mask, k)
-  chex.assert_shape([index, found], (min(k, 6), 2))
+  index, present = compiled(pooling.masked_top, static_argnums=2)(
+    values, mask, k
+  )
+  chex.assert_shape([index, present], (min(k, 6), 2))
   for column in range(2):
     real = np.flatnonzero(mask[:, column])
     order = real[np.argsort(-values[real, column], kind='stable')][:k]
-    np.testing.assert_array_equal(found[:, column].sum(), len(order))
+    np.testing.assert_array_equal(present[:, column].sum(), len(order))
     np.testing.assert_array_equal(index[: len(order), column], order)

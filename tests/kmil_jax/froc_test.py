@@ -59,20 +59,20 @@ def hand_cases():
 
 def test_a_curve_counted_by_hand():
   """Thresholds 0.9, 0.7, 0.6, 0.5, 0.3 on 3 slides with 3 lesions."""
-  found = froc.froc(hand_cases())
-  assert (found.lesions, found.slides) == (3, 3)
-  np.testing.assert_allclose(found.rate * 3, [0, 0, 1, 1, 2, 3])
-  np.testing.assert_allclose(found.curve * 3, [0, 1, 1, 2, 2, 2])
-  np.testing.assert_allclose(found.sensitivity * 3, [1, 2, 2, 2, 2, 2])
-  assert found.score == pytest.approx(11 / 18)
+  result = froc.froc(hand_cases())
+  assert (result.lesions, result.slides) == (3, 3)
+  np.testing.assert_allclose(result.rate * 3, [0, 0, 1, 1, 2, 3])
+  np.testing.assert_allclose(result.curve * 3, [0, 1, 1, 2, 2, 2])
+  np.testing.assert_allclose(result.sensitivity * 3, [1, 2, 2, 2, 2, 2])
+  assert result.score == pytest.approx(11 / 18)
 
 
 def test_the_smallest_score_is_no_threshold():
   """The only lesion's score is the smallest: it is never found."""
-  found = froc.froc([Case(np.zeros(0), np.array([0.9]), 1)])
-  assert found.score == 0
-  found = froc.froc([Case(np.array([0.1]), np.array([0.9]), 1)])
-  assert found.score == 1
+  result = froc.froc([Case(np.zeros(0), np.array([0.9]), 1)])
+  assert result.score == 0
+  result = froc.froc([Case(np.array([0.1]), np.array([0.9]), 1)])
+  assert result.score == 1
 
 
 def test_without_detections_the_score_is_0_and_without_lesions_undefined():
@@ -135,9 +135,9 @@ def test_the_order_of_slides_and_detections_does_not_matter():
   mixed = rng.permutation(40)
   expected = froc.froc([*hand_cases(), froc.judge(truth, score, xy)])
   again = froc.judge(truth, score[mixed], xy[mixed])
-  found = froc.froc([again, *hand_cases()[::-1]])
-  np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)
-  np.testing.assert_array_equal(found.rate, expected.rate)
+  result = froc.froc([again, *hand_cases()[::-1]])
+  np.testing.assert_array_equal(result.sensitivity, expected.sensitivity)
+  np.testing.assert_array_equal(result.rate, expected.rate)
 
 
 def test_the_interval_is_of_slides():

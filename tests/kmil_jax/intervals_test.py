@@ -43,8 +43,8 @@ def test_bootstrap_is_a_literal_resampling_of_patients(classes):
 
 def wilson(hits, slides):
   """scipy's interval of a share of independent slides."""
-  found = stats.binomtest(hits, slides).proportion_ci(method='wilson')
-  return found.low, found.high
+  bounds = stats.binomtest(hits, slides).proportion_ci(method='wilson')
+  return bounds.low, bounds.high
 
 
 @pytest.mark.parametrize('hits', [0, 1, 10, 22])
@@ -78,7 +78,7 @@ def covered_shares(share, correlation, patients, most, trials):
   Patients have 1 to `most` slides and a share of their own, beta distributed so
   that two of their slides correlate.
   """
-  rng, found = np.random.default_rng(0), []
+  rng, covered = np.random.default_rng(0), []
   for _ in range(trials):
     case = np.repeat(np.arange(patients), rng.integers(1, most + 1, patients))
     own = np.full(patients, share)
@@ -87,8 +87,8 @@ def covered_shares(share, correlation, patients, most, trials):
       own = rng.beta(share * total, (1 - share) * total, patients)
     hit = rng.random(len(case)) < own[case]
     low, high = intervals.proportion(hit, np.ones(len(case), bool), case)
-    found.append(low <= share <= high)
-  return np.mean(found)
+    covered.append(low <= share <= high)
+  return np.mean(covered)
 
 
 @pytest.mark.parametrize('share', [0.7, 0.9, 0.97])
@@ -179,11 +179,11 @@ def test_intervals_cover_the_truth_and_those_of_slides_do_not():
   for trial in range(trials):
     label, (prob,), case = clustered(rng)
     for kind, cluster in (('case', case), ('slide', np.arange(len(case)))):
-      found = intervals.of_metrics(
+      bounds = intervals.of_metrics(
         label, prob, cluster, resamples=400, seed=trial
       )
       for name, value in truth.items():
-        low, high = found[name]
+        low, high = bounds[name]
         covered[name, kind] += low <= value <= high
   error = np.sqrt(0.95 * 0.05 / trials)
   for name in truth:

@@ -146,9 +146,21 @@ def test_patience_ends_runs_one_by_one(tmp_path):
   loss = result.history['val_loss']
   assert len(loss) < 40
   for run, best in enumerate(result.epoch):
-    told = np.isfinite(loss[:, run])
-    assert told.sum() == best + 2
-    assert loss[told, run].argmin() == best
+    ran = np.isfinite(loss[:, run])
+    assert ran.sum() == best + 2
+    assert loss[ran, run].argmin() == best
+
+
+def test_programs_compile_once(tmp_path, monkeypatch):
+  chex.clear_trace_counter()
+  traced = chex.assert_max_traces(train.update, n=2)
+  monkeypatch.setattr(train, 'update', traced)
+  monkeypatch.setattr(toy_task, 'TASK', toy_task.Toy())
+  for rate in (0.1, 0.2):
+    recipe = dataclasses.replace(toy_task.RECIPE, learning_rate=rate)
+    for streamed in (False, True):
+      folder = tmp_path / f'{rate}{streamed}'
+      toy_task.run(folder, streamed=streamed, recipe=recipe)
 
 
 def test_replicas_are_equal_after_steps():

@@ -91,7 +91,7 @@ def test_binary_metrics_are_scikit_learns(seed, threshold):
   positive = rng.random(40) < 0.3
   positive[:2] = True, False
   prob = rng.integers(0, 11, 40) / 10  # Ties, also at the threshold.
-  found = metrics.evaluate_binary(positive, prob, threshold)
+  scores = metrics.evaluate_binary(positive, prob, threshold)
   called = prob >= threshold
   recall = lambda kind: reference.recall_score(positive, called, pos_label=kind)
   want = {
@@ -102,14 +102,14 @@ def test_binary_metrics_are_scikit_learns(seed, threshold):
     'sensitivity': recall(1),
     'specificity': recall(0),
   }
-  assert found == pytest.approx(want, abs=1e-9)
+  assert scores == pytest.approx(want, abs=1e-9)
 
 
 def test_binary_metrics_that_are_undefined_are_nan():
-  found = metrics.evaluate_binary(np.zeros(3, bool), np.ones(3), 0.5)
+  scores = metrics.evaluate_binary(np.zeros(3, bool), np.ones(3), 0.5)
   for name in ('auroc', 'auprc', 'sensitivity'):
-    assert np.isnan(found[name])
-  assert found['specificity'] == 0 and found['f1'] == 0
+    assert np.isnan(scores[name])
+  assert scores['specificity'] == 0 and scores['f1'] == 0
   assert np.isnan(metrics.specificity_at(np.ones(3, bool), np.ones(3), 1))
 
 

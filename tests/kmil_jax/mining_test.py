@@ -36,8 +36,8 @@ def test_it_equals_brute_force(metric, offset):
   np.testing.assert_allclose(distance, want, atol=1e-4)
   assert (np.diff(distance, axis=1) >= 0).all()
   # The places are those of these distances, up to ties.
-  found = np.take_along_axis(everything, index, 1)
-  np.testing.assert_allclose(found, want, atol=1e-4)
+  picked = np.take_along_axis(everything, index, 1)
+  np.testing.assert_allclose(picked, want, atol=1e-4)
   assert all(len(set(row)) == 7 for row in index.tolist())
 
 
@@ -51,10 +51,10 @@ def test_blocks_are_immaterial_and_of_equals_the_first_wins(block, metric):
   queries = np.float32(rng.integers(-1, 2, (4, 3)))
   want, distance, _ = brute(queries, candidates, 20, metric)
   with mock.patch.object(mining, 'BLOCK', block):
-    found = mining.nearest(queries, candidates, 20, metric=metric)
-  np.testing.assert_allclose(found[1], distance, atol=1e-6)
+    picked = mining.nearest(queries, candidates, 20, metric=metric)
+  np.testing.assert_allclose(picked[1], distance, atol=1e-6)
   if metric == 'l2':  # Small integers: ties are exact.
-    np.testing.assert_array_equal(found[0], want)
+    np.testing.assert_array_equal(picked[0], want)
 
 
 def test_cosine_ignores_lengths_and_stands_zeros():

@@ -32,8 +32,8 @@ def test_buckets_hold_every_bag_and_are_few(n):
   assert all(b % 8 == 0 for b in buckets)
   assert all(a < b for a, b in itertools.pairwise(buckets))
   assert buckets[-1] == -(-max(n) // 8) * 8
-  found = np.searchsorted(buckets, n)
-  assert set(found) == set(range(len(buckets)))  # None is idle.
+  bucket = np.searchsorted(buckets, n)
+  assert set(bucket) == set(range(len(buckets)))  # None is idle.
 
 
 @given(n=st.lists(st.integers(64, 8000), min_size=1, max_size=60))

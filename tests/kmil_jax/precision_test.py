@@ -32,14 +32,14 @@ def equations(jaxpr):
 
 def rounded(f, *args):
   """Returns how many products of float32 there are, and those rounded."""
-  found = [
+  products = [
     e
     for e in equations(jax.make_jaxpr(f)(*args).jaxpr)
     if e.primitive.name in PRODUCTS
     and {x.aval.dtype for x in e.invars} != {jnp.dtype('bfloat16')}
   ]
-  return len(found), [
-    e for e in found if e.params['precision'] != (HIGHEST, HIGHEST)
+  return len(products), [
+    e for e in products if e.params['precision'] != (HIGHEST, HIGHEST)
   ]
 
 

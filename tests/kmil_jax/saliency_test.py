@@ -50,17 +50,17 @@ def planted():
 
 
 def test_one_logit_speaks_for_one_class_and_against_the_other():
-  found = cam([[1, -1, 0]], planted(), [1, 0])
+  maps = cam([[1, -1, 0]], planted(), [1, 0])
   two = cam([[-1, 1, 0], [1, -1, 0]], planted(), [1, 0])
-  np.testing.assert_allclose(found, two, atol=1e-6)
-  assert found[0, 1, 5] > 0.5 and found[0, 13, 9] == 0
-  assert found[1, 13, 9] > 0.5 and found[1, 1, 5] == 0
+  np.testing.assert_allclose(maps, two, atol=1e-6)
+  assert maps[0, 1, 5] > 0.5 and maps[0, 13, 9] == 0
+  assert maps[1, 13, 9] > 0.5 and maps[1, 1, 5] == 0
 
 
 def test_is_zero_where_nothing_speaks_for_the_class():
-  found = cam([[-1, -1, 0], [1, 1, 0]], planted(), [0, 1])
-  np.testing.assert_array_equal(found[0], 0)
-  assert found[1].max() == 1
+  maps = cam([[-1, -1, 0], [1, 1, 0]], planted(), [0, 1])
+  np.testing.assert_array_equal(maps[0], 0)
+  assert maps[1].max() == 1
   np.testing.assert_array_equal(cam(np.zeros((2, 3)), planted(), [0, 1]), 0)
 
 

@@ -59,6 +59,9 @@ class Toy(Task):
     return {'loss': (a * x + b - y) ** 2}
 
 
+TASK = Toy()  # Programs are compiled once for a task.
+
+
 @dataclasses.dataclass(frozen=True)
 class ToyLoader:
   """Points in a random order; those to evaluate are given by their places."""
@@ -118,7 +121,7 @@ def run(
     seed=np.uint32(seeds), breaks=np.int32(breaks or [99] * len(seeds))
   )
   program = Program(
-    Toy(), len(seeds), ToyLoader(streamed), layout=layout, at_once=at_once
+    TASK, len(seeds), ToyLoader(streamed), layout=layout, at_once=at_once
   )
   return training_run.fit(
     folder,

@@ -163,12 +163,12 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
   rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((10, rows)) < 0.8
   keep[:, store.offset] = True
-  found = []
+  outputs = []
   spec = dataclasses.replace(SPECS[model], one_by_one=True)
   monkeypatch.setitem(SPECS, model, spec)
   for platform in ('cpu', 'tpu'):
     with cpu.lowering_for(platform):
-      found.append(
+      outputs.append(
         losses_and_prob(
           tmp_path / platform,
           model=model,
@@ -178,7 +178,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
           keep=keep,
         )
       )
-  jax.tree.map(close, *found)
+  jax.tree.map(close, *outputs)
 
 
 @pytest.mark.parametrize('apart', [False, True])
@@ -237,9 +237,9 @@ def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
   rng = np.random.default_rng(0)
   for share in (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
     some = rng.random((3, 120)) < share
-    found = program.evaluate(models, some)
-    assert len(found['run']) == some.sum()
-    for name, values in found.items():
+    predicted = program.evaluate(models, some)
+    assert len(predicted['run']) == some.sum()
+    for name, values in predicted.items():
       np.testing.assert_array_equal(values, every[name][some.ravel()])
 
 
