@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-from flax import linen as nn
 import jax
 from jax import export
 import jax.numpy as jnp
@@ -144,23 +143,3 @@ def test_runs_go_one_by_one_on_cpus_alone():
     pytest.raises(ValueError, match='one platform at a time'),
   ):
     cpu.one_by_one(IN_TURN, 10, 256)
-
-
-@pytest.mark.parametrize(
-  'side,options',
-  [
-    (3, {}),  # Flax pads by name.
-    (1, {'input_dilation': 2}),
-    (3, {'padding': 1, 'kernel_dilation': 2}),
-    (1, {'feature_group_count': 2}),
-  ],
-)
-def test_convolutions_that_have_no_such_form_are_refused(side, options):
-  layer = nn.Conv(
-    4,
-    (side, side),
-    **options,
-    conv_general_dilated=convolution,
-  )
-  with pytest.raises(AssertionError):
-    layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))

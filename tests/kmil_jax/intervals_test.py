@@ -11,8 +11,11 @@ from scipy import stats
 from kmil_jax import intervals, metrics
 
 
-@pytest.mark.parametrize('classes', [2, 3])
-def test_bootstrap_is_a_literal_resampling_of_patients(classes):
+@pytest.mark.parametrize('classes,block', [(2, 200_000), (3, 24 * 7)])
+def test_bootstrap_is_a_literal_resampling_of_patients(
+  monkeypatch, classes, block
+):
+  monkeypatch.setattr(intervals, '_BLOCK', block)  # At once, and 7 by 7.
   rng = np.random.default_rng(classes)
   n, resamples = 24, 150
   patient = rng.permutation(np.arange(n) % 9)
@@ -102,17 +105,6 @@ def test_intervals_of_shares_cover_the_truth(share):
   for correlation, patients in itertools.product((0.3, 0.7), (15, 30, 100)):
     covered = covered_shares(share, correlation, patients, 5, trials)
     assert covered > 0.91 - 3 * error, (correlation, patients)
-
-
-def test_replicates_do_not_depend_on_the_blocks(monkeypatch):
-  rng = np.random.default_rng(0)
-  label, prob = rng.integers(0, 3, 30), rng.dirichlet(np.ones(3), 30)
-  case = rng.integers(0, 12, 30).astype(str)
-  want = intervals.replicates(label, prob, case, resamples=50)
-  monkeypatch.setattr(intervals, '_BLOCK', 30 * 7)
-  got = intervals.replicates(label, prob, case, resamples=50)
-  for name, values in got.items():
-    np.testing.assert_allclose(values, want[name], rtol=1e-14)
 
 
 def test_where_nothing_varies_there_is_an_interval_of_shares_alone():

@@ -150,17 +150,6 @@ def test_ill_fitting_variables_are_listed(name):
   assert lines[2].startswith(f'1 wrongly shaped: {odd_name} (7, 7), expected (')
 
 
-def test_without_what_tells_the_size_names_alone_are_judged():
-  state = state_of('dtfd')
-  del state['dim_reduction.fc1.weight']
-  with pytest.raises(PortError) as error:
-    port.from_torch('dtfd', state)
-  assert str(error.value) == '1 missing: dim_reduction.fc1.weight'
-  state['dim_reduction.fc1.weight'] = np.zeros(5)
-  with pytest.raises(PortError, match=r'dim_reduction.fc1.weight \(5,\), exp'):
-    port.from_torch('dtfd', state)
-
-
 @pytest.mark.parametrize(
   'name,other,fault',
   [

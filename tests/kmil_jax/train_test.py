@@ -205,17 +205,6 @@ def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):
   training_run.run(tmp_path, epoch_count=4)
 
 
-def test_deal_gives_every_row_to_its_owner_once():
-  devices = parallel.num_devices()
-  owner = np.random.default_rng(0).integers(0, devices, 50)
-  row, twice = parallel.deal(owner, np.arange(50), 2 * np.arange(50))
-  assert row.shape[1] <= np.bincount(owner).max() * 1.25
-  np.testing.assert_array_equal(twice, np.where(row >= 0, 2 * row, -1))
-  for device, rows in enumerate(row):
-    mine = np.flatnonzero(owner == device)
-    np.testing.assert_array_equal(rows[rows >= 0], mine)
-
-
 @pytest.mark.parametrize('batch', [1, 4])
 def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
   """Whatever the number of pairs; the predictions are those of all."""
