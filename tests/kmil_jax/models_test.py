@@ -219,6 +219,13 @@ def test_a_batch_of_bags_is_each_bag_alone(name):
     )
 
 
+@every_mode
+def test_one_instance_is_its_own_bag(name):
+  prediction, loss, *grads = evaluate(name, *pad(bag(1)))
+  np.testing.assert_allclose(prediction.attention[0], 1)
+  chex.assert_tree_all_finite((prediction, loss, grads))
+
+
 @every_model
 def test_evaluation_is_deterministic_and_training_may_not_be(name):
   x, mask = pad(bag(6))
