@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
 from kmil_jax.models.network import Network, Scope, TorchDense
-from kmil_jax.types import Prediction
+from kmil_jax.types import Prediction, check_known
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')
 RANKING = ('maxs', 'maxmins')  # Those that rank instances by class.
@@ -144,12 +144,8 @@ class DTFD(Network):
     )
 
   def _check(self) -> None:
-    for option, known in (('distill', DISTILL), ('score', SCORES)):
-      if getattr(self, option) not in known:
-        raise ValueError(
-          f'{option} {getattr(self, option)!r} is unknown. Choose one of'
-          f' {", ".join(known)}.'
-        )
+    check_known('distill', self.distill, DISTILL)
+    check_known('score', self.score, SCORES)
     least = self.pseudo_bags if self.distill in RANKING else 1
     if self.pseudo_bags < 1 or self.total_instances < least:
       raise ValueError(

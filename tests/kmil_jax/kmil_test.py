@@ -75,6 +75,6 @@ def test_combined_prob_averages_over_the_right_axes():
     attention=jnp.zeros((3, 3)),
     instance_logits=jnp.array([[3.0, 0, 0], [0, 1, -1], [9, 9, 99]]),
   )
-  got = kmil.combined_prob(prediction, jnp.array([True, True, False]))
+  got = kmil.prob(prediction, jnp.array([True, True, False]), combine=True)
   want = softmax(np.array([3.0, 1.0, 0.0])) + softmax([1.0, 2.0, 0.5])
   np.testing.assert_allclose(got, want / 2, rtol=1e-6)

@@ -165,5 +165,5 @@ def test_similarity_is_of_directions_alone():
 
 
 def test_other_groups_are_refused():
-  with pytest.raises(ValueError, match='per map or location'):
+  with pytest.raises(ValueError, match=r"per 'channel' is .* map, location"):
     rd(maps(0), maps(1), per='channel')
