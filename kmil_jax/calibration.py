@@ -117,12 +117,12 @@ def temperature(label: np.ndarray, prob: np.ndarray) -> float:
     return _mean(total - _own(label, scaled))
 
   bounds = np.log(TEMPERATURES)
-  found = optimize.minimize_scalar(
+  minimum = optimize.minimize_scalar(
     loss, bounds=bounds, method='bounded', options={'xatol': 1e-7}
   )
   # The search stays inside its bounds: a valley beyond them ends beside one.
   # Of what is equal but for rounding, no change comes first, then a bound.
-  tried = [0.0, *bounds, found.x]
+  tried = [0.0, *bounds, minimum.x]
   losses = np.array([loss(log_t) for log_t in tried])
   best = np.argmax(losses <= losses.min() + _ROUNDING)
   return float(np.exp(tried[best]))

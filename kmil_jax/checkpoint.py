@@ -28,8 +28,8 @@ class Checkpoints:
     if set('[]*?\\').intersection(str(root)):
       # Orbax takes these for a pattern, and cannot load what it saved there.
       root.mkdir(parents=True, exist_ok=True)
-      beside = self._link.enter_context(tempfile.TemporaryDirectory())
-      link = pathlib.Path(beside, 'checkpoints')
+      folder = self._link.enter_context(tempfile.TemporaryDirectory())
+      link = pathlib.Path(folder, 'checkpoints')
       link.symlink_to(root)
       root = link
     if jax.process_index() == 0:

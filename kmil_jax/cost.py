@@ -84,9 +84,9 @@ def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
   Parameters and features are arguments. The machine code is left out, and what
   shares memory is counted once. None where the backend does not say.
   """
-  if (held := compiled.memory_analysis()) is None:
+  if (memory := compiled.memory_analysis()) is None:
     return None
-  size = lambda kind: getattr(held, f'{kind}_size_in_bytes')
+  size = lambda kind: getattr(memory, f'{kind}_size_in_bytes')
   return sum(map(size, ('argument', 'output', 'temp'))) - size('alias')
 
 

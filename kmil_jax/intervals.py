@@ -164,16 +164,16 @@ def of_metrics(
     [2, C].
   """
   drawn = replicates(label, prob, case, **draws)
-  found = {name: percentile(values) for name, values in drawn.items()}
+  bounds = {name: percentile(values) for name, values in drawn.items()}
   pred, classes = prob.argmax(1), np.arange(prob.shape[1])
   hit = pred == label
   share = lambda rows: proportion(hit, rows, case)
-  found['accuracy'] = share(np.ones_like(hit))
+  bounds['accuracy'] = share(np.ones_like(hit))
   for name, given in (('class_precision', pred), ('class_recall', label)):
-    found[name] = np.stack([share(given == c) for c in classes], 1)
+    bounds[name] = np.stack([share(given == c) for c in classes], 1)
   # The precision of a class without slides is undefined; see `metrics`.
-  found['class_precision'][:, ~np.isin(classes, label)] = np.nan
-  return found
+  bounds['class_precision'][:, ~np.isin(classes, label)] = np.nan
+  return bounds
 
 
 def p_value(difference: np.ndarray) -> float:

@@ -124,7 +124,10 @@ def fit(
     splits.SplitError: if a class has fewer patients than there are folds.
   """
   if model not in SPECS:
-    raise ValueError(f'model={model!r}: there are {", ".join(sorted(SPECS))}.')
+    raise ValueError(
+      f'model {model!r} is unknown. Register it, or choose one of'
+      f' {", ".join(sorted(SPECS))}.'
+    )
   bags, recipe = _checked(bags), recipe or Recipe()
   labels = _labelled('labels', labels, len(bags))
   classes, label = np.unique(labels, return_inverse=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kmil_jax.types import Prediction, TilePrediction
+from kmil_jax.types import Prediction, TilePrediction, check_known
 
 # Szegedy et al., CVPR 2015 (GoogLeNet), section 5: of each auxiliary head.
 _AUX_WEIGHT = 0.3
@@ -190,8 +190,7 @@ def focal(
   Raises:
     ValueError: for another `per`.
   """
-  if per not in PER:
-    raise ValueError(f'per={per!r}: similarities are per {" or ".join(PER)}')
+  check_known('per', per, PER)
   chex.assert_equal_shape([f[0], g[0]])
   axis = -1 if per == 'location' else (-3, -2, -1)
   total = 0

@@ -60,7 +60,9 @@ def nearest(
       features differ, one of them is not finite, or the metric is unknown.
   """
   if metric not in METRICS:
-    raise MiningError(f'metric {metric!r}: there are {", ".join(METRICS)}')
+    raise MiningError(
+      f'metric {metric!r} is unknown. Choose one of {", ".join(METRICS)}.'
+    )
   if not 1 <= alpha <= len(candidates):
     raise MiningError(
       f'alpha={alpha}: choose at least 1, and no more than the'
@@ -68,8 +70,8 @@ def nearest(
     )
   if queries.ndim != 2 or queries.shape[1:] != candidates.shape[1:]:
     raise MiningError(
-      f'found queries {list(queries.shape)} and candidates'
-      f' {list(candidates.shape)}: both must be [n, F], from the same layer'
+      f'Queries are {list(queries.shape)} and candidates'
+      f' {list(candidates.shape)}. Give both as [n, F], from the same layer.'
     )
   queries = _finite(queries, 'queries')
   # Distances do not change with the origin, but |q|^2 rounds less near it.
@@ -121,7 +123,9 @@ def _finite(features: np.ndarray, name: str, first: int = 0) -> np.ndarray:
   finite = np.isfinite(features).all(1)
   if not finite.all():
     row = first + finite.argmin()
-    raise MiningError(f'{name}: the features of row {row} are not finite')
+    raise MiningError(
+      f'{name}: the features of row {row} are not finite. Compute them again.'
+    )
   return features
 
 

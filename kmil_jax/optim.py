@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kmil_jax.types import Recipe
+from kmil_jax.types import Recipe, check_known
 
 # Shao et al., NeurIPS 2021, released code.
 _SYNC_EVERY = 6
@@ -41,10 +41,7 @@ def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
       optax.add_decayed_weights(decay, mask=_decayed),
     ],
   }
-  if recipe.optimizer not in steps:
-    raise ValueError(
-      f'optimizer {recipe.optimizer!r}: there are {", ".join(steps)}'
-    )
+  check_known('optimizer', recipe.optimizer, steps)
   clip = [clip_modules(recipe.clip)] if recipe.clip else []
   tx = optax.chain(*clip, *steps[recipe.optimizer], _scale_by_given_rate())
   if recipe.optimizer == 'lookahead_radam':

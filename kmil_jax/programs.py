@@ -126,14 +126,14 @@ class Program:
       total = dict.fromkeys(train.SUMS, np.zeros(len(runs)))
       # A group that has stopped costs nothing, nor the rest of an epoch in
       # which the last of its runs diverges.
-      going = active[runs]
-      chunks = self._loader.train(epoch, runs, layout) if going.any() else ()
+      running = active[runs]
+      chunks = self._loader.train(epoch, runs, layout) if running.any() else ()
       for chunk in chunks:
         state, sums = self._train(state, self._store, chunk)
         waiting.append(sums)
         if len(waiting) == _STEPS_AHEAD:
           total, waiting = _add(total, *layout.gather(waiting)), []
-          if not np.isfinite(total['loss'][going]).any():
+          if not np.isfinite(total['loss'][running]).any():
             break
       totals.append(_add(total, *layout.gather(waiting)))
       trained.append(state)

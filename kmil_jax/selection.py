@@ -7,7 +7,7 @@ import chex
 import numpy as np
 
 from kmil_jax import optim
-from kmil_jax.types import PatchRecipe, Recipe
+from kmil_jax.types import PatchRecipe, Recipe, check_known
 
 AnyRecipe = Recipe | PatchRecipe
 NEED_AUROC = ('accuracy_then_auroc', 'auroc', 'auroc_accuracy', 'late_auroc')
@@ -97,10 +97,12 @@ def update(
   """
   active, rate = ~selection.stopped, selection.learning_rate
   counts = active & _can_be_kept(recipe, epoch)
-  score, better = _named(SELECTS, 'select', recipe.select)(val, selection)
+  check_known('select', recipe.select, SELECTS)
+  check_known('schedule', recipe.schedule, SCHEDULES)
+  score, better = SELECTS[recipe.select](val, selection)
   improved = counts & better
   stale = np.where(improved, 0, selection.stale + counts)
-  schedule = _named(SCHEDULES, 'schedule', recipe.schedule)
+  schedule = SCHEDULES[recipe.schedule]
   patience = np.inf if recipe.patience is None else recipe.patience
   choose = lambda where, new, name: np.where(where, new, selection[name])
   return Selection(
@@ -179,9 +181,3 @@ SCHEDULES = {
     rate * (1 if (epoch + 1) % _DECADE else _DECADE_FACTOR)
   ),
 }
-
-
-def _named(rules: Mapping[str, Any], field: str, name: str) -> Any:
-  if name not in rules:
-    raise ValueError(f'{field} {name!r}: there are {", ".join(rules)}')
-  return rules[name]

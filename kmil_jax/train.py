@@ -101,16 +101,10 @@ def draw(
 
 def init(task: Task, runs: Any, variables: Variables) -> State:
   """Returns R runs before their first step, NumPy leaves [R, ...]."""
-  opt_state = _each(jax.jit(task.tx.init), variables['params'])
-  return state_of(runs, variables, opt_state)
-
-
-def state_of(runs: Any, variables: Variables, opt_state: Any) -> State:
-  """Returns R runs before their first step; leaves [R, ...] or their shapes."""
   variables, size = {'batch_stats': {}, **variables}, count(runs)
   return State(
     **variables,
-    opt_state=opt_state,
+    opt_state=_each(jax.jit(task.tx.init), variables['params']),
     best=variables,
     step=np.zeros(size, np.int32),
     epoch=np.zeros(size, np.int32),

@@ -1,6 +1,6 @@
 """The types that cross module borders, with their shapes and invariants."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import dataclasses
 
 import chex
@@ -141,3 +141,11 @@ class PatchRecipe:
   learning_rate_min: float = 0.0
   select: str = 'loss'  # see `selection.SELECTS`
   patience: int | None = None  # epochs without improvement before the end
+
+
+def check_known(option: str, value: str, known: Collection[str]) -> None:
+  """Raises ValueError unless an option's value is one of those known."""
+  if value not in known:
+    raise ValueError(
+      f'{option} {value!r} is unknown. Choose one of {", ".join(known)}.'
+    )

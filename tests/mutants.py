@@ -81,7 +81,7 @@ MUTANTS = [
     'kmil_jax/models/dsmil.py',
     ' / self.hidden**0.5',
     '',
-    'kmil_jax/kmil_parity_test.py',
+    'kmil_jax/bag_parity_test.py -k dsmil',
   ),
   Mutant(
     'kmil_jax/models/dsmil.py',
@@ -93,7 +93,7 @@ MUTANTS = [
     'kmil_jax/models/abmil.py',
     'branch * drop(nn.sigmoid(gate))',
     'branch + drop(nn.sigmoid(gate))',
-    'kmil_jax/torch_parity_test.py',
+    'kmil_jax/bag_parity_test.py -k abmil',
   ),
   Mutant(
     DTFD,
@@ -102,7 +102,9 @@ MUTANTS = [
     'kmil_jax/dtfd_test.py',
   ),
   Mutant(DTFD, '(group < more)', '(group <= more)', 'kmil_jax/dtfd_test.py'),
-  Mutant(DTFD, 'prob[:, -1:]', 'prob[:, :1]', 'kmil_jax/dtfd_test.py'),
+  Mutant(
+    DTFD, 'prob[:, -1:]', 'prob[:, :1]', 'kmil_jax/bag_parity_test.py -k dtfd'
+  ),
   Mutant(
     DTFD, 'attention / real.sum()', 'attention', 'kmil_jax/models_test.py'
   ),
@@ -284,7 +286,7 @@ MUTANTS = [
     FROC,
     '_CELLS_UM / pixel',
     '_CELLS_UM / mpp',
-    'kmil_jax/froc_lesions_test.py',
+    'kmil_jax/froc_test.py',
   ),
   Mutant(MINING, 'rough = 1 - dot(', 'rough = dot(', 'kmil_jax/mining_test.py'),
   Mutant(MINING, 'near + offset', 'near', 'kmil_jax/mining_test.py'),

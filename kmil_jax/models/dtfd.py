@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
 from kmil_jax.models.network import Network, Scope, TorchDense
-from kmil_jax.types import Prediction
+from kmil_jax.types import Prediction, check_known
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')
 RANKING = ('maxs', 'maxmins')  # Those that rank instances by class.
@@ -111,12 +111,12 @@ class DTFD(Network):
 
     match self.distill:
       case 'afs':
-        rows, found = z, real
+        rows, present = z, real
       case 'mas':
-        top, found = pooling.masked_top(
+        top, present = pooling.masked_top(
           jnp.broadcast_to(scores, member.shape), member, 1
         )
-        rows, found = h[top[0]], found[0]
+        rows, present = h[top[0]], present[0]
       case _:
         # What a classifier gives for zeros is its bias.
         bias = classify(jnp.zeros(_REDUCED))
@@ -127,7 +127,7 @@ class DTFD(Network):
           prob = prob[:, pseudo_logits.argmax(-1)]  # [N, G]
         k = self.total_instances // self.pseudo_bags
         ends = (prob,) if self.distill == 'maxs' else (prob, -prob)
-        top, found = jax.tree.map(
+        top, present = jax.tree.map(
           lambda *parts: jnp.concatenate(parts).reshape(-1),
           *(pooling.masked_top(end, member, k) for end in ends),
         )
@@ -136,7 +136,7 @@ class DTFD(Network):
     rows = jax.lax.stop_gradient(rows)
     tier2 = Scope(_tier2, name='tier2')
     return Prediction(
-      logits=tier2(rows, found, self.num_classes),
+      logits=tier2(rows, present, self.num_classes),
       attention=attention / real.sum(),
       instance_logits=instance_logits,
       pseudo_logits=pseudo_logits,
@@ -144,16 +144,14 @@ class DTFD(Network):
     )
 
   def _check(self) -> None:
-    for option, known in (('distill', DISTILL), ('score', SCORES)):
-      if getattr(self, option) not in known:
-        raise ValueError(
-          f'{option} {getattr(self, option)!r}: there are {", ".join(known)}'
-        )
+    check_known('distill', self.distill, DISTILL)
+    check_known('score', self.score, SCORES)
     least = self.pseudo_bags if self.distill in RANKING else 1
     if self.pseudo_bags < 1 or self.total_instances < least:
       raise ValueError(
-        f'total_instances {self.total_instances} leaves none to each of '
-        f'{self.pseudo_bags} pseudo-bags'
+        f'total_instances is {self.total_instances} and pseudo_bags'
+        f' {self.pseudo_bags}. Choose at least 1 pseudo-bag, and as many'
+        ' instances.'
       )
 
 

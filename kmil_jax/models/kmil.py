@@ -88,26 +88,23 @@ def chosen(
 
 
 def prob(prediction: Prediction, mask: jax.Array, combine: bool) -> jax.Array:
-  """Returns the class probabilities [C] of a bag; see `combined_prob`."""
-  if combine:
-    return combined_prob(prediction, mask)
-  return jax.nn.softmax(prediction.logits)
+  """Class probabilities of a bag, maybe with those of its highest instance.
 
+    P = softmax(logits), or (softmax(max_n c_n) + softmax(logits)) / 2
 
-def combined_prob(prediction: Prediction, mask: jax.Array) -> jax.Array:
-  """Mean of the bag's and the highest instance's class probabilities.
-
-    P = (softmax(max_n c_n) + softmax(logits)) / 2
-
-  What Zheng et al. 2024 describe; their code, which normalises over the wrong
-  axis, leaves it off, as does the default here.
+  The mean is what Zheng et al. 2024 describe; their code, which normalises over
+  the wrong axis, leaves it off, as does the default here.
 
   Args:
-    prediction: of DSMIL, for one bag.
+    prediction: for one bag; of DSMIL for the mean.
     mask: True on the instances seen, [N].
+    combine: whether to take the mean.
 
   Returns:
-    Class probabilities, [C].
+    [C].
   """
+  of_bag = jax.nn.softmax(prediction.logits)
+  if not combine:
+    return of_bag
   highest = pooling.masked_max(prediction.instance_logits, mask)
-  return (jax.nn.softmax(highest) + jax.nn.softmax(prediction.logits)) / 2
+  return (jax.nn.softmax(highest) + of_bag) / 2

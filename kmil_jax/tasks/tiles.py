@@ -66,11 +66,15 @@ class TileTask(Task):
     freeze: str = '',
   ):
     if recipe.binary and num_classes != 2:
-      raise PatchError(f'One logit separates two classes, not {num_classes}.')
+      raise PatchError(
+        f'One logit separates two classes, not {num_classes}. Set binary to'
+        ' False.'
+      )
     weights = recipe.class_weight or (1.0,) * num_classes
     if len(weights) != num_classes:
       raise PatchError(
         f'{len(weights)} class weights were given for {num_classes} classes.'
+        ' Give one for each.'
       )
     self.model = make(
       num_classes=1 if recipe.binary else num_classes,
@@ -164,11 +168,13 @@ class TileTask(Task):
     frozen = jax.tree.leaves(self._frozen(params))
     pattern = self._freeze.pattern
     if all(frozen):
-      raise PatchError(f'freeze={pattern!r} leaves nothing to train')
+      raise PatchError(
+        f'freeze={pattern!r} leaves nothing to train. Match fewer modules.'
+      )
     if pattern != _NO_MODULE and not any(frozen):
       raise PatchError(
-        f'freeze={pattern!r} matches the beginning of no module; at the top'
-        f' there are {", ".join(sorted(params))}'
+        f'freeze={pattern!r} matches the beginning of no module. Those at the'
+        f' top are {", ".join(sorted(params))}.'
       )
 
   def _freeze_norms(self, call: Any, args: Any, kwargs: Any, context: Any):

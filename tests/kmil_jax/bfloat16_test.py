@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import SPECS
+from kmil_jax.models import SPECS, network
 
 WIDTH, CLASSES, LABEL = 256, 3, 2
 # Weights of the attention's layers are this much larger than they start.
@@ -64,9 +64,17 @@ def test_sharp_attention_is_that_of_float32(name):
   for field in ('logits', 'attention', 'instance_logits'):
     scale = np.abs(want[field]).max()
     close(got[field], want[field], atol=EXACT[name] * scale, err_msg=field)
+    assert got[field].dtype == jnp.float32
   close(loss, want_loss)
   # Gradients pass through factors of bfloat16; that of a score's bias is 0.
   for g, w in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
     assert g.dtype == jnp.float32
     atol = 0.02 * np.abs(w).max() + 1e-6
     np.testing.assert_allclose(g, w, rtol=0, atol=atol)
+
+
+def test_products_of_bfloat16_are_summed_in_float32():
+  x, weight = jnp.ones((3, 7), jnp.bfloat16), jnp.ones((5, 7), jnp.bfloat16)
+  y, pull = jax.vjp(network.product, x, weight)
+  assert y.dtype == jnp.float32
+  assert {a.dtype for a in pull(y)} == {jnp.dtype('bfloat16')}

@@ -1,12 +1,10 @@
 """Variances of AUROCs against all pairs, resamples and a known truth."""
 
-from hypothesis import given
 import numpy as np
 import pytest
-from reference_scores import predictions
 from scipy import stats
 
-from kmil_jax import delong, intervals, metrics
+from kmil_jax import delong
 
 
 def all_pairs(positive, score):
@@ -15,81 +13,54 @@ def all_pairs(positive, score):
   return wins.mean(1), wins.mean(0)
 
 
-def brute(positive, scores, case):
-  """Covariance of two AUROCs, Obuchowski 1997, patient by patient."""
-  m, n = positive.sum(), (~positive).sum()
+def obuchowskis(positive, scores, case):
+  """Covariance of AUROCs, Obuchowski 1997, patient by patient."""
   patients = sorted(set(case))
-  parts = [all_pairs(positive, s) for s in scores]
-  auc = [v10.mean() for v10, _ in parts]
-
-  def sums(which, kind, model):
-    v = np.zeros(len(case))
-    v[kind] = parts[model][which] - auc[model]
-    return [v[case == p].sum() for p in patients]
-
-  has = lambda kind: sum(kind[case == p].any() for p in patients)
-  i10, i01, i = has(positive), has(~positive), len(patients)
-  cov = np.zeros((2, 2))
-  for r in range(2):
-    for s in range(2):
-      a10, a01 = sums(0, positive, r), sums(1, ~positive, r)
-      b10, b01 = sums(0, positive, s), sums(1, ~positive, s)
-      s10 = i10 / (i10 - 1) / m * np.dot(a10, b10)
-      s01 = i01 / (i01 - 1) / n * np.dot(a01, b01)
-      s11 = i / (i - 1) * np.dot(a10, b01)
-      s11_ = i / (i - 1) * np.dot(a01, b10)
-      cov[r, s] = s10 / m + s01 / n + (s11 + s11_) / (m * n)
+  sums, holders = [], []
+  for positives, score in zip(positive, scores, strict=True):
+    of_model = []
+    parts = all_pairs(positives, score)
+    for kind, part in zip((positives, ~positives), parts, strict=True):
+      v = np.zeros(len(case))
+      v[kind] = (part - part.mean()) / kind.sum()
+      of_model.append([v[case == p].sum() for p in patients])
+      holders.append(len(set(case[kind])))
+    sums.append(of_model)
+  holders, i = np.reshape(holders, (-1, 2)), len(patients)
+  bessel = np.sqrt(holders / (holders - 1))
+  cov = np.zeros((len(scores), len(scores)))
+  for r, s in np.ndindex(cov.shape):
+    for kind in range(2):
+      same = bessel[r, kind] * bessel[s, kind]
+      cov[r, s] += same * np.dot(sums[r][kind], sums[s][kind])
+      cov[r, s] += i / (i - 1) * np.dot(sums[r][kind], sums[s][1 - kind])
   return cov
 
 
-def two_models(rng, n, ties):
-  positive = rng.random(n) < 0.4
-  positive[:4] = True, True, False, False
-  scores = rng.normal(size=(2, n)) + rng.normal(size=n) + positive
-  return positive, np.round(scores) if ties else scores
-
-
-@given(data=predictions())
-def test_components_are_those_of_all_pairs(data):
-  label, prob, _ = data
-  for c in range(prob.shape[1]):
-    positive = label == c
-    got = delong.components(positive, prob[:, c])
-    if positive.all() or not positive.any():
-      assert [len(x) for x in got] == [positive.sum(), (~positive).sum()]
-      assert np.isnan(np.concatenate(got)).all()
-      continue
-    for mine, want in zip(got, all_pairs(positive, prob[:, c]), strict=True):
-      np.testing.assert_allclose(mine, want, atol=1e-12)
-      np.testing.assert_allclose(
-        mine.mean(), metrics.auroc(positive, prob[:, c]), atol=1e-12
-      )
-
-
+@pytest.mark.parametrize('patients', [17, None])
 @pytest.mark.parametrize('ties', [False, True])
-def test_covariance_of_slides_is_delongs(ties):
-  rng = np.random.default_rng(3)
-  positive, scores = two_models(rng, 50, ties)
-  value, got = delong.covariance(positive, scores, np.arange(50))
-  parts = [all_pairs(positive, s) for s in scores]
-  v10, v01 = (np.stack([p[k] for p in parts]) for k in range(2))
-  want = np.cov(v10) / positive.sum() + np.cov(v01) / (~positive).sum()
-  np.testing.assert_allclose(got, want, rtol=1e-10)
-  np.testing.assert_allclose(value, v10.mean(1))
-  # However the patients are named.
-  _, again = delong.covariance(positive, scores, np.arange(50).astype(str))
-  np.testing.assert_allclose(again, want, rtol=1e-10)
-
-
-@pytest.mark.parametrize('ties', [False, True])
-def test_covariance_of_patients_is_obuchowskis(ties):
+def test_covariance_of_patients_is_obuchowskis(ties, patients):
+  """Of one slide each, it is DeLong's."""
   rng = np.random.default_rng(4)
-  positive, scores = two_models(rng, 60, ties)
-  case = rng.integers(0, 17, 60).astype(str)
-  _, got = delong.covariance(positive, scores, case)
-  np.testing.assert_allclose(got, brute(positive, scores, case), rtol=1e-10)
-  _, slides = delong.covariance(positive, scores, np.arange(60))
-  assert np.abs(got / slides - 1).max() > 0.05
+  case = np.arange(60) if patients is None else rng.integers(0, patients, 60)
+  positive = rng.random((3, 60)) < 0.4
+  positive[1] = positive[0]  # Two models of one class, and one of another.
+  scores = rng.normal(size=(3, 60)) + rng.normal(size=60) + positive
+  scores = np.round(scores) if ties else scores
+  value, got = delong.covariance(positive, scores, case)
+  want = obuchowskis(positive, scores, case)
+  np.testing.assert_allclose(got, want, rtol=1e-10)
+  pairs = [all_pairs(*p) for p in zip(positive[:2], scores[:2], strict=True)]
+  v10, v01 = (np.stack(part) for part in zip(*pairs, strict=True))
+  np.testing.assert_allclose(value[:2], v10.mean(1))
+  if patients is None:
+    m, n = len(v10[0]), len(v01[0])
+    np.testing.assert_allclose(
+      got[:2, :2], np.cov(v10) / m + np.cov(v01) / n, rtol=1e-10
+    )
+  # However the patients are named.
+  _, again = delong.covariance(positive, scores, case.astype(str))
+  np.testing.assert_allclose(again, got, rtol=1e-10)
 
 
 def test_the_patients_variance_is_that_of_many_cohorts():
@@ -112,32 +83,6 @@ def test_the_patients_variance_is_that_of_many_cohorts():
     for low, high in map(delong.interval, values, variances)
   ]
   assert abs(np.mean(inside) - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 400)
-
-
-def test_classes_against_the_rest_vary_as_in_resamples():
-  rng = np.random.default_rng(5)
-  n, classes = 400, 3
-  case = rng.integers(0, 150, n)
-  label = rng.integers(0, classes, 150)[case]
-  logits = rng.normal(size=(n, classes)) + rng.normal(size=(150, 3))[case]
-  prob = np.exp(logits + np.eye(classes)[label])
-  prob /= prob.sum(1, keepdims=True)
-  positive = label == np.arange(classes)[:, None]
-  value, cov = delong.covariance(positive, prob.T, case)
-  np.testing.assert_allclose(
-    value, metrics.evaluate(label, prob)['class_auroc']
-  )
-  drawn = intervals.replicates(label, prob, case, resamples=3000)
-  want = np.cov(drawn['class_auroc'].T)
-  error = np.sqrt(np.diag(want))
-  np.testing.assert_allclose(np.sqrt(np.diag(cov)), error, rtol=0.08)
-  np.testing.assert_allclose(
-    cov / np.outer(error, error), np.corrcoef(drawn['class_auroc'].T), atol=0.15
-  )
-  mean = np.full(classes, 1 / classes)
-  np.testing.assert_allclose(
-    np.sqrt(mean @ cov @ mean), drawn['auroc'].std(), rtol=0.08
-  )
 
 
 def test_what_cannot_be_estimated_is_nan():

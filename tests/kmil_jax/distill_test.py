@@ -1,4 +1,4 @@
-"""Runs of reverse distillation: orders, independence, recovery, selection."""
+"""Runs of reverse distillation: orders, independence, selection."""
 
 import contextlib
 import dataclasses
@@ -10,8 +10,9 @@ from flax import linen as nn
 import jax
 import numpy as np
 import pytest
+import training_run
 
-from kmil_jax import checkpoint, loop, train
+from kmil_jax import loop
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.tasks import distill
 from kmil_jax.tasks.distill import (
@@ -55,7 +56,7 @@ VAL_IMAGE = patches(VAL_LABEL, 1)
 
 
 class TinyTeacher(nn.Module):
-  """Three convolutions, as the real one compiles for ten seconds."""
+  """Three convolutions: deeper ones make more of rounding than a pod may."""
 
   width: int
   dtype: Any = None
@@ -101,82 +102,50 @@ def tiny():
     yield
 
 
-def draw_teacher():
+@functools.cache
+def task_and_patches():
   x = np.zeros((1, SIDE, SIDE, 3), np.float32)
   drawn = jax.jit(TinyTeacher(WIDTH).init)(jax.random.key(0), x)
-  return jax.tree.map(np.asarray, drawn)
-
-
-def trained(task, teacher, settings, folder, report=lambda history: None):
-  checkpoints = checkpoint.Checkpoints(folder)
-  constants = runs_of(settings, LABEL)
+  teacher = jax.tree.map(np.asarray, drawn)
   patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
-  try:
-    return loop.fit(
-      distill.program(task, settings, patches, BATCH),
-      distill.recipe(RATE, EPOCHS, BATCH),
-      constants,
-      train.draw(task, constants),
-      validation=VAL_IMAGE,
-      validate=distill.validation(VAL_LABEL),
-      checkpoints=checkpoints,
-      report=report,
-    )
-  finally:
-    checkpoints.close()
+  return DistillTask(WIDTH, 1), patches
+
+
+def fit(settings, folder):
+  task, patches = task_and_patches()
+  return training_run.fit(
+    folder,
+    distill.program(task, settings, patches, BATCH),
+    distill.recipe(RATE, EPOCHS, BATCH),
+    runs_of(settings, LABEL),
+    validation=VAL_IMAGE,
+    validate=distill.validation(VAL_LABEL),
+  )
 
 
 def losses_of(folder):
   """Training losses [E, R] of all runs, in whatever arrangement of devices."""
   with tiny_networks():
-    task = DistillTask(WIDTH, 1)
-    result = trained(task, draw_teacher(), RUNS, folder)
-  return result.history['train_loss']
+    return fit(RUNS, folder).history['train_loss']
 
 
 @pytest.fixture(scope='module')
-def teacher():
-  return draw_teacher()
-
-
-@pytest.fixture(scope='module')
-def task(tiny):
-  return DistillTask(WIDTH, 1)
-
-
-class KilledError(Exception):
-  """In place of a kill."""
-
-
-@pytest.fixture(scope='module')
-def fit(task, teacher):
-  return functools.partial(trained, task, teacher)
-
-
-def without_speed(history):
-  return {name: x for name, x in history.items() if 'second' not in name}
-
-
-@pytest.fixture(scope='module')
-def fitted(fit, tmp_path_factory):
+def fitted(tiny, tmp_path_factory):
   return fit(RUNS, tmp_path_factory.mktemp('all'))
-
-
-def assert_equal(got, want):
-  jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def of(variables, rows):
   return jax.tree.map(lambda x: x[rows], variables)
 
 
-def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
+def test_a_run_does_not_depend_on_the_others(fitted, tmp_path):
   # On other devices, beside other runs, of which none is as long as run 5.
   rows = np.array([4, 0])
   alone = fit([RUNS[row] for row in rows], tmp_path)
-  assert_equal(alone.variables, of(fitted.variables, rows))
-  for name, want in without_speed(fitted.history).items():
-    np.testing.assert_array_equal(alone.history[name], want[:, rows])
+  chex.assert_trees_all_equal(alone.variables, of(fitted.variables, rows))
+  for name in set(loop.COLUMNS) - {'examples_per_second'}:
+    want = fitted.history[name][:, rows]
+    np.testing.assert_array_equal(alone.history[name], want)
   # And they are runs of their own.
   leaf = fitted.variables['params']['Dense_0']['kernel']
   assert all(
@@ -184,58 +153,10 @@ def test_a_run_does_not_depend_on_the_others(fit, fitted, tmp_path):
   )
 
 
-def test_a_killed_training_ends_as_one_that_was_not(
-  fit, fitted, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(loop, 'SECONDS_BETWEEN_SAVES', 0.0)
-  seen, trained = [], []
-
-  def spy(*args, epoch, **options):
-    trained.append(epoch)
-    return orders(*args, epoch=epoch, **options)
-
-  monkeypatch.setattr(distill, 'orders', spy)
-
-  def report(history):
-    seen.append(len(history['val_loss']))
-
-  def kill(history):
-    report(history)
-    if seen[-1] == 2:
-      raise KilledError
-
-  with pytest.raises(KilledError):
-    fit(RUNS, tmp_path, kill)
-  again = fit(RUNS, tmp_path, report)
-  assert seen == [1, 2, 2, 3]
-  # Once for each group of as many runs as there are devices.
-  assert list(dict.fromkeys(trained)) == [0, 1, 2]
-  groups = trained.count(0)
-  assert trained == [e for e in (0, 1, 1, 2) for _ in range(groups)]
-  assert_equal(again.variables, fitted.variables)
-  assert_equal(without_speed(again.history), without_speed(fitted.history))
-  np.testing.assert_array_equal(again.epoch, fitted.epoch)
-
-
-def test_a_step_compiles_once_for_any_number_of_runs(teacher, monkeypatch):
-  chex.clear_trace_counter()
-  task = DistillTask(WIDTH, 1)
-  monkeypatch.setattr(task, 'loss', chex.assert_max_traces(task.loss, n=2))
-  patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
-  for count in (1, 3, 6):
-    constants = runs_of(RUNS[:count], LABEL)
-    program = distill.program(task, RUNS[:count], patches, BATCH)
-    state = train.init(task, constants, train.draw(task, constants))
-    rate, active = np.full(count, RATE), np.ones(count, bool)
-    program.train(program.put(state), 0, rate, active)
-
-
-def test_training_learns_and_scores_are_those_of_validation(
-  fitted, task, teacher
-):
+def test_training_learns_and_scores_are_those_of_validation(fitted):
+  task, patches = task_and_patches()
   losses = fitted.history['train_loss']
   assert (losses[-1] < losses[0]).all()
-  patches = Patches(teacher=teacher, image=IMAGE, label=LABEL)
   program = distill.program(task, RUNS, patches, BATCH)
   models = program.put((fitted.variables, runs_of(RUNS, LABEL)))
   out = program.evaluate(models, VAL_IMAGE)
@@ -255,9 +176,9 @@ def test_training_learns_and_scores_are_those_of_validation(
   )
   # A student alone, as on slides.
   alone = jax.jit(lambda v, batch: task.predict(v, batch, None))
-  found = alone(of(fitted.variables, 2), (patches, VAL_IMAGE[:6]))
-  np.testing.assert_allclose(found['mean'], mean[2, :6], rtol=1e-4)
-  np.testing.assert_allclose(found['max'], highest[2, :6], rtol=1e-4)
+  scores = alone(of(fitted.variables, 2), (patches, VAL_IMAGE[:6]))
+  np.testing.assert_allclose(scores['mean'], mean[2, :6], rtol=1e-4)
+  np.testing.assert_allclose(scores['max'], highest[2, :6], rtol=1e-4)
 
 
 def test_orders_are_a_function_of_seed_and_epoch_and_of_ones_own_patches():

@@ -1,4 +1,4 @@
-"""DTFD-MIL against its equations written out, group by group."""
+"""DTFD-MIL: pseudo-bags, two tiers; its equations are in bag_parity_test."""
 
 import functools
 
@@ -18,7 +18,6 @@ WIDTH, CLASSES, LABEL = 12, 3, 1
 compiled = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
-PERMUTED = np.random.default_rng(0).permutation(9)
 
 
 def bag(n, seed=0):
@@ -82,89 +81,6 @@ def test_pseudo_bags_are_drawn_uniformly():
   np.testing.assert_allclose(together, 1 / 5, atol=0.04)
 
 
-def softmax(x):
-  return np.exp(x) / np.exp(x).sum(0)
-
-
-def groups(n, count=4):
-  """The instances of each pseudo-bag that is not empty."""
-  member, _ = deal(jax.random.key(0), np.arange(20) < n, count)
-  return [np.flatnonzero(who) for who in np.asarray(member).T if who.any()]
-
-
-def dense(layer, x):
-  return x @ layer['weight'].T + layer['bias']
-
-
-def distilled(p, x, distill, score, k):
-  """The rows that the pseudo-bags distil, one after the other."""
-  h = np.maximum(x @ p['reduce']['weight'].T, 0)
-  value = np.tanh(dense(p['attention']['value'], h))
-  scores = dense(p['attention']['score'], value)
-  rows = []
-  for who in groups(len(x)):
-    a = softmax(scores[who])
-    z = (a * h[who]).sum(0)
-    cam = softmax((a * h[who] @ p['classifier']['weight'].T).T)  # [C, n]
-    column = -1 if score == 'last' else dense(p['classifier'], z).argmax()
-    order = who[np.argsort(-cam[column])]
-    rows += {
-      'afs': [z],
-      'mas': [h[who[a.argmax()]]],
-      'maxs': [*h[order[:k]]],
-      'maxmins': [*h[order[:k]], *h[order[::-1][:k]]],
-    }[distill]
-  return np.stack(rows)
-
-
-def tier2(p, rows):
-  layer = p['tier2']['attention']
-  value = np.tanh(dense(layer['value'], rows))
-  gate = 1 / (1 + np.exp(-dense(layer['gate'], rows)))
-  a = softmax(dense(layer['score'], value * gate))
-  return dense(p['tier2']['classifier'], (a * rows).sum(0))
-
-
-def test_class_activation_weights_are_the_slopes_of_tier_1s_logits():
-  """Which is why no derivative is taken of t_c by a_i h_i."""
-  classifier = params()['classifier']
-  weighted = np.random.default_rng(0).normal(size=(5, 512))
-  logits = lambda weighted: dense(classifier, weighted.sum(0))
-  slopes = compiled(jax.jacobian(logits))(weighted)  # [C, n, H]
-  for n in range(5):
-    np.testing.assert_array_equal(slopes[:, n], classifier['weight'])
-
-
-MODES = [
-  ('afs', 'last'),
-  ('mas', 'last'),
-  ('maxs', 'last'),
-  ('maxs', 'predicted'),
-  ('maxmins', 'last'),
-  ('maxmins', 'predicted'),
-]
-
-
-@pytest.mark.parametrize('distill,score', MODES)
-def test_tier_2_sees_the_rows_of_the_equations(distill, score):
-  # 5 leaves groups with fewer than k = 2 instances, 3 an empty one.
-  for n in (3, 5, 18):
-    x = bag(n, n)
-    want = tier2(params(), distilled(params(), x, distill, score, k=2))
-    got = predict(x, params(), distill=distill, score=score, total_instances=8)
-    np.testing.assert_allclose(got.logits, want, rtol=1e-5, atol=1e-6)
-
-
-def test_among_equal_attentions_the_first_is_distilled():
-  p = jax.tree.map(np.copy, params())
-  p['attention']['score']['weight'][:] = 0
-  x = bag(9)
-  h = np.maximum(x @ p['reduce']['weight'].T, 0)
-  want = tier2(p, h[[who[0] for who in groups(9)]])
-  got = predict(x, p, distill='mas', total_instances=8).logits
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize('distill', ['afs', 'maxmins'])
 def test_each_tier_is_trained_by_its_own_loss(distill):
   model = DTFD(CLASSES, distill=distill)
@@ -201,68 +117,22 @@ def test_the_loss_is_the_mean_over_pseudo_bags_that_are_not_empty():
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize('distill', ['afs', 'mas', 'maxmins'])
-def test_empty_pseudo_bags_count_nowhere(distill):
-  """Two instances are two pseudo-bags, be there two or four."""
-  two, four = (
-    predict(bag(2), params(), distill=distill, pseudo_bags=count)
-    for count in (2, 4)
-  )
-  for kind in ('logits', 'attention', 'instance_logits'):
-    np.testing.assert_allclose(two[kind], four[kind], rtol=1e-5, atol=1e-6)
-  loss = lambda got: losses.two_tier(got, None, jnp.int32(LABEL))
-  np.testing.assert_allclose(loss(two), loss(four), rtol=1e-6)
-
-
-def test_one_pseudo_bag_of_averages_has_no_order():
-  x = bag(9)
-  plain, shuffled = (
-    predict(rows, params(), pseudo_bags=1) for rows in (x, x[PERMUTED])
-  )
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-  close(shuffled.logits, plain.logits)
-  close(shuffled.attention, plain.attention[PERMUTED])
-  # With four, the draw goes by place.
-  four = [
-    predict(
-      rows, params(), total_instances=8, distill='afs', score='last'
-    ).logits
-    for rows in (x, x[PERMUTED])
-  ]
-  assert np.abs(four[0] - four[1]).max() > 1e-6
-
-
-def test_training_draws_by_key_and_ignores_padding():
-  model = DTFD(CLASSES)
-
-  @compiled
-  def train(x, mask, seed):
-    return model.apply(
-      {'params': params()},
-      x,
-      mask,
-      train=True,
-      rngs={'dropout': jax.random.key(seed)},
-    )
-
-  x, mask = np.concatenate([bag(9), 7 * bag(7, 1)]), np.arange(16) < 9
-  short, long = train(x[:9], mask[:9], 1), train(x, mask, 1)
-  np.testing.assert_allclose(long.logits, short.logits, rtol=1e-5)
-  np.testing.assert_allclose(long.attention[:9], short.attention, rtol=1e-5)
-  other = train(x, mask, 2)
-  assert np.abs(other.pseudo_logits - long.pseudo_logits).max() > 1e-6
-
-
 @pytest.mark.parametrize(
   'options,named',
   [
-    ({'distill': 'maxmin'}, "'maxmin': there are afs, maxmins, maxs, mas"),
-    ({'score': 'true'}, "score 'true': there are last, predicted"),
+    (
+      {'distill': 'maxmin'},
+      "distill 'maxmin' .* afs, maxmins, maxs, mas",
+    ),
+    (
+      {'score': 'true'},
+      "score 'true' .* last, predicted",
+    ),
     (
       {'pseudo_bags': 8, 'distill': 'maxs'},
-      'total_instances 4 .* 8 pseudo-bags',
+      'total_instances is 4 and pseudo_bags 8',
     ),
-    ({'pseudo_bags': 0}, '0 pseudo-bags'),
+    ({'pseudo_bags': 0}, 'pseudo_bags 0'),
   ],
 )
 def test_options_that_mean_nothing_are_refused(options, named):
@@ -276,10 +146,12 @@ def test_top_values_are_those_of_a_sort(seed, k):
   rng = np.random.default_rng(seed)
   values = rng.integers(-3, 3, size=(6, 2)).astype(np.float32)
   mask = rng.random((6, 2)) < 0.6
-  index, found = compiled(pooling.masked_top, static_argnums=2)(values, mask, k)
-  chex.assert_shape([index, found], (min(k, 6), 2))
+  index, present = compiled(pooling.masked_top, static_argnums=2)(
+    values, mask, k
+  )
+  chex.assert_shape([index, present], (min(k, 6), 2))
   for column in range(2):
     real = np.flatnonzero(mask[:, column])
     order = real[np.argsort(-values[real, column], kind='stable')][:k]
-    np.testing.assert_array_equal(found[:, column].sum(), len(order))
+    np.testing.assert_array_equal(present[:, column].sum(), len(order))
     np.testing.assert_array_equal(index[: len(order), column], order)

@@ -1,7 +1,8 @@
-"""FROC against hand-counted cases and a literal reading of the definition."""
+"""FROC and its lesions, by hand and by a literal reading of the definition."""
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from kmil_jax import froc
 from kmil_jax.froc import Case
@@ -23,14 +24,6 @@ def at(*pixels):
 # A lesion of 1 mm in the middle of row 100, and a cluster of 100 um.
 MASK = disc((300, 400), (100, 100), 1000) | disc((300, 400), (100, 300), 100)
 TWO = disc((200, 500), (100, 100), 1000) | disc((200, 500), (100, 350), 1000)
-
-
-def test_an_empty_mask_holds_nothing_and_finds_there_are_false():
-  truth = froc.lesions(np.zeros((30, 40), bool))
-  assert not truth.label.any() and len(truth.cells) == 0
-  case = froc.judge(truth, [0.5, 0.6], at((0, 0), (20, 20)))
-  assert case.targets == 0
-  np.testing.assert_array_equal(case.alarms, [0.5, 0.6])
 
 
 def test_hits_double_hits_misses_and_cells_are_told_apart():
@@ -66,40 +59,29 @@ def hand_cases():
 
 def test_a_curve_counted_by_hand():
   """Thresholds 0.9, 0.7, 0.6, 0.5, 0.3 on 3 slides with 3 lesions."""
-  found = froc.froc(hand_cases())
-  assert (found.lesions, found.slides) == (3, 3)
-  np.testing.assert_allclose(found.rate * 3, [0, 0, 1, 1, 2, 3])
-  np.testing.assert_allclose(found.curve * 3, [0, 1, 1, 2, 2, 2])
-  np.testing.assert_allclose(found.sensitivity * 3, [1, 2, 2, 2, 2, 2])
-  assert found.score == pytest.approx(11 / 18)
-
-
-def test_an_empty_slide_lowers_the_rate_alone():
-  found = froc.froc([*hand_cases(), froc.judge(None, [], [])])
-  assert (found.lesions, found.slides) == (3, 4)
-  np.testing.assert_allclose(found.rate * 4, [0, 0, 1, 1, 2, 3])
-  np.testing.assert_allclose(found.sensitivity * 3, 2)
-
-
-def test_between_thresholds_the_sensitivity_is_interpolated():
-  """From (0, 1/2) to (1, 1): a lesion and an alarm share a score."""
-  found = froc.froc([Case(np.array([0.7, 0.2]), np.array([0.9, 0.7]), 2)])
-  expected = [0.625, 0.75, 1, 1, 1, 1]
-  np.testing.assert_allclose(found.sensitivity, expected)
+  result = froc.froc(hand_cases())
+  assert (result.lesions, result.slides) == (3, 3)
+  np.testing.assert_allclose(result.rate * 3, [0, 0, 1, 1, 2, 3])
+  np.testing.assert_allclose(result.curve * 3, [0, 1, 1, 2, 2, 2])
+  np.testing.assert_allclose(result.sensitivity * 3, [1, 2, 2, 2, 2, 2])
+  assert result.score == pytest.approx(11 / 18)
 
 
 def test_the_smallest_score_is_no_threshold():
   """The only lesion's score is the smallest: it is never found."""
-  found = froc.froc([Case(np.zeros(0), np.array([0.9]), 1)])
-  assert found.score == 0
-  found = froc.froc([Case(np.array([0.1]), np.array([0.9]), 1)])
-  assert found.score == 1
+  result = froc.froc([Case(np.zeros(0), np.array([0.9]), 1)])
+  assert result.score == 0
+  result = froc.froc([Case(np.array([0.1]), np.array([0.9]), 1)])
+  assert result.score == 1
 
 
 def test_without_detections_the_score_is_0_and_without_lesions_undefined():
   nothing = froc.judge(froc.lesions(MASK), [], [])
   assert froc.froc([nothing, froc.judge(None, [], [])]).score == 0
-  assert np.isnan(froc.froc([froc.judge(None, [0.5], at((1, 1)))]).score)
+  for truth in (None, froc.lesions(np.zeros((30, 40), bool))):
+    case = froc.judge(truth, [0.5, 0.6], at((0, 0), (20, 20)))
+    np.testing.assert_array_equal(case.alarms, [0.5, 0.6])
+    assert case.targets == 0 and np.isnan(froc.froc([case]).score)
   cells = disc((60, 60), (30, 30), 100)
   hit = froc.judge(froc.lesions(cells), [0.5], at((30, 30)))
   assert (hit.targets, len(hit.alarms)) == (0, 0)
@@ -153,20 +135,9 @@ def test_the_order_of_slides_and_detections_does_not_matter():
   mixed = rng.permutation(40)
   expected = froc.froc([*hand_cases(), froc.judge(truth, score, xy)])
   again = froc.judge(truth, score[mixed], xy[mixed])
-  found = froc.froc([again, *hand_cases()[::-1]])
-  np.testing.assert_array_equal(found.sensitivity, expected.sensitivity)
-  np.testing.assert_array_equal(found.rate, expected.rate)
-
-
-def test_a_hit_twice_is_one_hit_and_an_alarm_twice_is_two():
-  truth = froc.lesions(MASK)
-  hit, alarm = at((100, 100)), at((250, 200))
-  once = froc.judge(truth, [0.9, 0.7], np.r_[hit, alarm])
-  hits = froc.judge(truth, [0.9, 0.9, 0.7], np.r_[hit, hit, alarm])
-  for name in ('alarms', 'hits'):
-    np.testing.assert_array_equal(getattr(hits, name), getattr(once, name))
-  alarms = froc.judge(truth, [0.9, 0.7, 0.7], np.r_[hit, alarm, alarm])
-  np.testing.assert_array_equal(alarms.alarms, [0.7, 0.7])
+  result = froc.froc([again, *hand_cases()[::-1]])
+  np.testing.assert_array_equal(result.sensitivity, expected.sensitivity)
+  np.testing.assert_array_equal(result.rate, expected.rate)
 
 
 def test_the_interval_is_of_slides():
@@ -198,3 +169,45 @@ def test_detections_that_mean_nothing_are_refused(score, place, fault):
   if not 0 <= place[0] < np.inf:
     with pytest.raises(ValueError, match=fault):  # Of a normal slide too.
       froc.judge(None, [0.5, score], [(0, 0), place])
+
+
+def test_lesions_reach_half_of_75_um_beyond_the_mask():
+  truth = froc.lesions(MASK)
+  grown = truth.label == truth.label[100, 100]
+  radius = np.sqrt(grown.sum() / np.pi) * PIXEL
+  assert radius == pytest.approx(500 + 37.5, abs=PIXEL)
+
+
+@pytest.mark.parametrize('diameter, cells', [(190, True), (212, False)])
+def test_isolated_cells_measure_275_um_with_their_surroundings(diameter, cells):
+  truth = froc.lesions(disc((80, 80), (40, 40), diameter))
+  assert truth.cells.tolist() == [cells]
+
+
+def test_pixels_that_meet_at_a_corner_are_one_lesion():
+  """A pixel of level 8 is 62 um wide: nothing else is within 37.5 um."""
+  mask = np.zeros((9, 9), bool)
+  mask[3, 3] = mask[4, 4] = mask[7, 4] = True
+  truth = froc.lesions(mask, level=8)
+  np.testing.assert_array_equal(truth.label > 0, mask)
+  assert truth.label[3, 3] == truth.label[4, 4] != truth.label[7, 4]
+
+
+def test_lesions_equal_those_of_the_whole_mask():
+  """Only what is near tumour is looked at."""
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    mask = np.zeros((90, 120), bool)
+    for _ in range(rng.integers(1, 5)):
+      y, x = rng.integers(0, 85), rng.integers(0, 115)
+      mask[y : y + rng.integers(1, 40), x : x + rng.integers(1, 40)] = True
+    near = ndimage.distance_transform_edt(~mask) < 37.5 / PIXEL
+    whole, count = ndimage.label(
+      ndimage.binary_fill_holes(near), np.ones((3, 3))
+    )
+    truth = froc.lesions(mask)
+    assert len(truth.cells) == count
+    pairs = np.unique(np.stack([whole, truth.label]).reshape(2, -1), axis=1)
+    # One to one, the outside with itself.
+    assert pairs.shape[1] == len(np.unique(whole)) == len(np.unique(pairs[1]))
+    assert (pairs[:, 0] == 0).all()

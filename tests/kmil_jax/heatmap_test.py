@@ -37,16 +37,6 @@ def test_votes_are_the_literal_accumulation(rows, columns, stride, times, seed):
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_the_papers_window_casts_sixteen_votes_of_a_sixteenth():
-  positive = np.ones(heatmap.grid((125, 113)), bool)
-  got = heatmap.votes(positive, (125, 113))
-  np.testing.assert_allclose(got, literal_votes(positive, (125, 113), 40, 10))
-  assert (got[30:90, 30:80] == 1).all()  # All that 16 windows cover ...
-  assert (got[:30] < 1).all() and got[0, 0] == 0.0625  # ... and no other.
-  assert (got[120:] == 0).all() and (got[:, 110:] == 0).all()
-  assert heatmap.votes(np.ones((0, 17), bool), (39, 200)).max() == 0
-
-
 def test_windows_that_are_mostly_glass_are_not_looked_at():
   tissue = np.zeros((60, 70), bool)
   tissue[:, 20:] = True  # The first column of windows is half tissue.

@@ -96,9 +96,9 @@ def test_a_cohort_of_ones_own_is_read(shown):
 def test_an_encoder_of_ones_own_makes_features(shown, folder):
   assert shown['failures'] == []
   for name in 'ab':
-    found = features.read(folder / f'colours/{name}.h5')
-    assert found.features.shape == (4, 6) and found.coords.shape == (4, 2)
-    assert found.attributes['encoder'] == 'colours'
+    file = features.read(folder / f'colours/{name}.h5')
+    assert file.features.shape == (4, 6) and file.coords.shape == (4, 2)
+    assert file.attributes['encoder'] == 'colours'
 
 
 def test_the_command_takes_a_model_of_ones_own(folder):
@@ -175,7 +175,7 @@ BAGS = [np.zeros((3, 4))] * 6
 @pytest.mark.parametrize(
   'change,message',
   [
-    ({'model': 'none'}, "model='none': there are abmil"),
+    ({'model': 'none'}, "model 'none' is unknown.* abmil"),
     ({'labels': 'ab'}, '2 labels were given for 6 bags'),
     ({'patients': ['a', 'b']}, '2 patients were given for 6 bags'),
     ({'bags': [np.zeros(3)] * 6}, r'Bag 0 has the shape \(3,\)'),

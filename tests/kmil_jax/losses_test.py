@@ -1,4 +1,7 @@
-"""Losses of one bag: hand values, and nothing from padding."""
+"""Losses by hand; of bags nothing from padding, of maps always finite."""
+
+import functools
+import itertools
 
 from hypothesis import given, strategies as st
 import jax
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 
 from kmil_jax import losses
+from kmil_jax.losses import PER
 from kmil_jax.types import Prediction
 
 N, C = 8, 3
@@ -27,26 +31,6 @@ def prediction(logits, instance_logits):
 def entropy(logits, label):
   logits = np.asarray(logits, np.float64)
   return np.log(np.exp(logits - logits[label]).sum())
-
-
-def test_cross_entropy_by_hand():
-  mask, label = jnp.ones(1, bool), jnp.int32(1)
-  even = prediction([0.0, 0.0], [[9.0, -9.0]])
-  assert losses.cross_entropy(even, mask, label) == pytest.approx(np.log(2))
-  sure = prediction([0.0, np.log(3.0)], [[9.0, -9.0]])
-  assert losses.cross_entropy(sure, mask, label) == pytest.approx(np.log(4 / 3))
-  far = prediction([1000.0, 0.0], [[0.0, 0.0]])
-  assert losses.cross_entropy(far, mask, label) == pytest.approx(1000)
-
-
-def test_dual_stream_by_hand():
-  # The highest of the seen instances, class by class: [2, 1]; 5 is unseen.
-  instances = [[2.0, -1.0], [0.0, 1.0], [5.0, 5.0]]
-  both = prediction([0.0, 0.0], instances)
-  mask = jnp.array([True, True, False])
-  got = losses.dual_stream(both, mask, jnp.int32(0))
-  want = 0.5 * np.log(2) + 0.5 * np.log(1 + np.exp(-1))
-  assert got == pytest.approx(want, rel=1e-6)
 
 
 @given(
@@ -77,7 +61,109 @@ def test_masked_is_compressed_and_padding_has_no_gradient(
     assert np.any(grad.instance_logits) == (name == 'dual')
 
 
-def test_a_label_of_the_wrong_rank_is_refused():
-  p = prediction([0.0, 0.0], [[0.0, 0.0]])
-  with pytest.raises(AssertionError):
-    losses.cross_entropy(p, jnp.ones(1, bool), jnp.zeros(1, int))
+# Of reverse distillation.
+focal = jax.jit(losses.focal, static_argnames='per')
+cosine = jax.jit(losses.cosine)
+both = pytest.mark.parametrize('per', PER)
+SHAPES = ((4, 4, 4, 6), (4, 2, 2, 5), (4, 1, 2, 3))
+LABEL = np.array([1, 0, 0, 1])
+
+
+def rd(f, g, per):
+  """Reverse distillation's: that of alpha 0."""
+  return focal(f, g, np.ones(len(f[0]), int), 0.0, 2.0, per=per)
+
+
+def maps(seed, shapes=SHAPES):
+  rng = np.random.default_rng(seed)
+  return [np.maximum(rng.normal(size=s), 0).astype('f4') for s in shapes]
+
+
+def at_angle(cos):
+  """Two maps whose vectors have a given cosine, however they are flattened."""
+  f, g = np.zeros((2, 4, 3, 3, 2), np.float32)
+  f[..., 0], g[..., 0], g[..., 1] = 1, cos, (1 - cos**2) ** 0.5
+  return f, g
+
+
+@both
+def test_focal_at_one_half_by_hand(per):
+  f, g = at_angle(0.5)
+  got = focal([f, f, f], [g, g, g], LABEL, 0.1, 2.0, per=per)
+  normal, tumour = (3 * a * 0.25 * np.log(2) for a in (0.1, 0.9))
+  np.testing.assert_allclose(got, [normal, tumour, tumour, normal], rtol=1e-5)
+  # And elsewhere.
+  f, g = at_angle(0.8)
+  got = focal([f, f, f], [g, g, g], LABEL, 0.3, 1.5, per=per)
+  normal = -3 * 0.3 * 0.2**1.5 * np.log(0.8)
+  tumour = -3 * 0.7 * 0.8**1.5 * np.log(0.2)
+  np.testing.assert_allclose(got, [normal, tumour, tumour, normal], rtol=1e-5)
+
+
+def test_whole_maps_and_locations_are_told_apart():
+  # Two places, one large and alike, one small and orthogonal.
+  f = np.array([[[[3.0, 0], [1, 0]]]], np.float32)
+  g = np.array([[[[3.0, 0], [0, 1]]]], np.float32)
+  np.testing.assert_allclose(rd([f], [g], per='location'), [0.5], rtol=1e-6)
+  np.testing.assert_allclose(rd([f], [g], per='map'), [0.1], rtol=1e-5)
+
+
+@both
+def test_with_alpha_zero_no_label_counts(per):
+  f, g = maps(0), maps(1)
+  want = rd(f, g, per=per)
+  got = focal(f, g, LABEL, 0.0, 2.0, per=per)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  assert not np.allclose(focal(f, g, LABEL, 0.01, 2.0, per=per), want)
+
+
+def extremes():
+  ones = np.ones((4, 2, 2, 3), np.float32)
+  spiked = ones.copy()
+  spiked[..., 0] = 1e20
+  return {
+    'zero': 0 * ones,
+    'ones': ones,
+    'opposite': -ones,
+    'tiny': 1e-30 * ones,
+    'denormal': 1e-42 * ones,
+    'huge': 1e38 * ones,
+    'spiked': spiked,
+    'mixed': maps(3, [(4, 2, 2, 3)])[0],
+  }
+
+
+@functools.cache
+def both_losses():
+  def value(g, f, alpha, gamma):
+    return sum(
+      focal([f], [g], LABEL, alpha, gamma, per=per).sum()
+      + rd([f], [g], per=per).sum()
+      for per in PER
+    )
+
+  return jax.jit(jax.value_and_grad(value))
+
+
+@pytest.mark.parametrize('name', sorted(extremes()))
+def test_values_and_gradients_are_finite_whatever_the_maps(name):
+  f = extremes()[name]
+  for g in extremes().values():
+    for alpha, gamma in itertools.product((0, 0.1, 1), (0, 0.5, 1, 2, 50)):
+      value, gradient = both_losses()(g, f, float(alpha), float(gamma))
+      assert np.isfinite(value)
+      assert np.isfinite(gradient).all()
+
+
+def test_similarity_is_of_directions_alone():
+  f, g = maps(0)[0], maps(1)[0]
+  want = cosine(f, g)
+  for scale in (1e-4, 1e25):
+    np.testing.assert_allclose(cosine(scale * f, g), want, atol=1e-5)
+  np.testing.assert_array_equal(cosine(0 * f, g), np.zeros(want.shape))
+  assert cosine(f.astype(jnp.bfloat16), g).dtype == np.float32
+
+
+def test_other_groups_are_refused():
+  with pytest.raises(ValueError, match=r"per 'channel' is .* map, location"):
+    rd(maps(0), maps(1), per='channel')

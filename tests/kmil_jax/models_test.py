@@ -1,9 +1,10 @@
 """Every bag model: no output, loss or gradient depends on padding."""
 
 import functools
+import itertools
 
 import chex
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,15 +14,7 @@ from kmil_jax.models import SPECS
 
 WIDTH, CLASSES, LABEL = 12, 3, 2
 SIZE = 8  # Most tests pad to this: a model is compiled once for them.
-PERMUTATION_INVARIANT = (
-  'abmil',
-  'abmil_ilse',
-  'abmil_ilse_plain',
-  'abmil_plain',
-  'dsmil',
-  'dsmil_value',
-  'kmil',
-)
+ORDERED = ('dtfd', 'dtfd_gated', 'transmil')
 RANDOM = ('abmil', 'dtfd', 'dtfd_gated', 'transmil')
 # Models with options that change what of a bag they look at; the pseudo-bags of
 # 8 instances have 2 each, and k is 2.
@@ -30,18 +23,10 @@ MODES = {
     name,
     {'distill': distill, 'score': score, 'total_instances': 8},
   )
-  for name, distill, score in [
-    ('dtfd', 'mas', 'last'),
-    ('dtfd', 'maxs', 'last'),
-    ('dtfd', 'maxs', 'predicted'),
-    ('dtfd', 'maxmins', 'last'),
-    ('dtfd', 'maxmins', 'predicted'),
-    ('dtfd_gated', 'mas', 'last'),
-    ('dtfd_gated', 'maxs', 'last'),
-    ('dtfd_gated', 'maxs', 'predicted'),
-    ('dtfd_gated', 'maxmins', 'last'),
-    ('dtfd_gated', 'maxmins', 'predicted'),
-  ]
+  for name, distill, score in itertools.product(
+    ('dtfd', 'dtfd_gated'), ('mas', 'maxs', 'maxmins'), ('last', 'predicted')
+  )
+  if (distill, score) != ('mas', 'predicted')  # It ranks nothing.
 }
 
 every_model = pytest.mark.parametrize('name', sorted(SPECS))
@@ -120,25 +105,19 @@ def assert_same(padded, plain, n):
 @settings(max_examples=10)
 @given(
   n=st.integers(1, SIZE - 1),
-  scale=st.sampled_from([1.0, 100.0]),
+  scale=st.sampled_from([1.0, 100.0, np.nan, np.inf, -np.inf]),
   seed=st.integers(0, 100),
 )
+@example(n=1, scale=np.nan, seed=0)
+@example(n=SIZE - 1, scale=100.0, seed=0)
 def test_what_padding_holds_never_matters(name, n, scale, seed):
   x = bag(n, seed)
-  garbage = scale * bag(SIZE - n, seed + 1)
+  garbage = scale * np.abs(bag(SIZE - n, seed + 1))
   padded = evaluate(name, *pad(x, padding=garbage))
   chex.assert_tree_all_finite(padded)
   assert_same(padded, evaluate(name, *pad(x)), n)
-
-
-@every_mode
-@pytest.mark.parametrize('n', [1, 3, SIZE - 1])
-def test_nan_and_infinity_in_padding_never_matter(name, n):
-  x = bag(n)
-  poison = np.resize([np.nan, np.inf, -np.inf], (SIZE - n, WIDTH))
-  padded = evaluate(name, *pad(x, padding=poison.astype(np.float32)))
-  chex.assert_tree_all_finite(padded)
-  assert_same(padded, evaluate(name, *pad(x)), n)
+  attention = padded[0].attention
+  np.testing.assert_allclose(attention.sum(0), 1, rtol=1e-6)
 
 
 @every_model
@@ -190,7 +169,7 @@ def test_padding_of_a_clearly_negative_bag_never_wins(name):
   assert_same(padded, plain, 5)
 
 
-@pytest.mark.parametrize('name', PERMUTATION_INVARIANT)
+@pytest.mark.parametrize('name', sorted(set(SPECS) - set(ORDERED)))
 @given(n=st.sampled_from([2, 5, 6]), seed=st.integers(0, 100))
 def test_the_order_of_instances_never_matters(name, n, seed):
   x = bag(n, seed)
@@ -226,10 +205,10 @@ def test_instances_that_are_not_seen_keep_logits_of_their_own(name):
 @some_modes
 def test_a_batch_of_bags_is_each_bag_alone(name):
   lengths = (3, SIZE, 1, 5)
-  model, params = model_of(name), params_of(name)
-  apply = functools.partial(model.apply, {'params': params}, train=False)
   x, mask = map(np.stack, zip(*(pad(bag(n, n)) for n in lengths), strict=True))
-  together = compiled(jax.vmap(apply))(x, mask)
+  apply = functools.partial(model_of(name).apply, train=False)
+  variables = {'params': params_of(name)}
+  together = compiled(jax.vmap(apply, (None, 0, 0)))(variables, x, mask)
   for i in range(len(lengths)):
     alone, *_ = evaluate(name, x[i], mask[i])
     chex.assert_trees_all_close(
@@ -245,13 +224,6 @@ def test_one_instance_is_its_own_bag(name):
   prediction, loss, *grads = evaluate(name, *pad(bag(1)))
   np.testing.assert_allclose(prediction.attention[0], 1)
   chex.assert_tree_all_finite((prediction, loss, grads))
-
-
-@every_mode
-def test_attention_sums_to_one_over_real_instances(name):
-  for n in range(1, SIZE + 1):
-    prediction, *_ = evaluate(name, *pad(bag(n)))
-    np.testing.assert_allclose(prediction.attention.sum(0), 1, rtol=1e-6)
 
 
 @every_model
@@ -297,13 +269,14 @@ def test_parameters_are_as_many_as_published(name, count):
   assert sum(x.size for x in jax.tree.leaves(params)) == count
 
 
+@pytest.mark.parametrize('width', [384, 2560])
 @every_model
-def test_bfloat16_stays_close_and_returns_float32(name):
-  x, mask = bag(SIZE), np.ones(SIZE, bool)
-  want, *_ = evaluate(name, x, mask)
-  low = functools.partial(model_of(name, dtype=jnp.bfloat16).apply, train=False)
-  got = compiled(low)({'params': params_of(name)}, x.astype(jnp.bfloat16), mask)
-  assert {
-    leaf.dtype for leaf in jax.tree.leaves(got) if leaf.dtype != bool
-  } == {jnp.dtype('float32')}
-  np.testing.assert_allclose(got.logits, want.logits, atol=0.05)
+def test_features_of_any_width_fit(name, width):
+  """Of any encoder: shapes alone are traced."""
+  model = model_of(name)
+  x, mask = jnp.zeros((9, width)), jnp.ones(9, bool)
+  init = functools.partial(model.init, jax.random.key(0), train=False)
+  variables = jax.eval_shape(init, x, mask)
+  apply = functools.partial(model.apply, train=False)
+  assert jax.eval_shape(apply, variables, x, mask).logits.shape == (CLASSES,)
+  assert any(width in leaf.shape for leaf in jax.tree.leaves(variables))

@@ -72,17 +72,6 @@ def test_rank(bag):
   np.testing.assert_array_equal(np.sort(got), np.arange(N))
 
 
-def test_by_hand():
-  x = jnp.array([[0.0, 0.0], [np.log(3.0), 0.0], [99.0, 99.0]])
-  mask = jnp.array([True, True, False])
-  np.testing.assert_allclose(
-    softmax(x, mask), [[0.25, 0.5], [0.75, 0.5], [0, 0]], rtol=1e-6
-  )
-  np.testing.assert_allclose(highest(x, mask), [np.log(3), 0], rtol=1e-6)
-  assert argmax(x, mask).tolist() == [1, 0]
-  assert rank(x[:, 0], mask).tolist() == [1, 0, 2]
-
-
 def test_half_precision_is_summed_in_single():
   # 4,000 equal scores: bfloat16 sums stall at 256.
   x = jnp.zeros((4000, 1), jnp.bfloat16)

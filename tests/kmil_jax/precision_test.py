@@ -8,11 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.encoding import encoder
 from kmil_jax import losses
-from kmil_jax.inference import Design
 from kmil_jax.models import CLASSIFIERS, SPECS, cpu
-from kmil_jax.models.resnet import ResNet50Trunk
 from kmil_jax.tasks import distill
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -35,14 +32,14 @@ def equations(jaxpr):
 
 def rounded(f, *args):
   """Returns how many products of float32 there are, and those rounded."""
-  found = [
+  products = [
     e
     for e in equations(jax.make_jaxpr(f)(*args).jaxpr)
     if e.primitive.name in PRODUCTS
     and {x.aval.dtype for x in e.invars} != {jnp.dtype('bfloat16')}
   ]
-  return len(found), [
-    e for e in found if e.params['precision'] != (HIGHEST, HIGHEST)
+  return len(products), [
+    e for e in products if e.params['precision'] != (HIGHEST, HIGHEST)
   ]
 
 
@@ -130,25 +127,3 @@ def test_students_and_their_teacher(platform):
 
   with cpu.lowering_for(platform):
     assert_exact(jax.grad(loss), variables, teacher)
-
-
-@on_both
-@pytest.mark.parametrize('model', ['dsmil', 'dtfd', 'kmil', 'transmil'])
-def test_predictions(model, platform):
-  design = Design(model=model, num_classes=CLASSES, width=WIDTH)
-  like = jax.tree.map(lambda x: x[None], design.like())
-  weights = {
-    '/'.join(key.key for key in path): leaf
-    for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]
-  }
-  with cpu.lowering_for(platform):
-    x = np.ones((8, WIDTH), np.float32)
-    assert_exact(design.predict, weights, x, jnp.int32(7))
-
-
-@on_both
-def test_encoder(platform):
-  encode = functools.partial(encoder.apply_trunk, precision='float32')
-  with cpu.lowering_for(platform):
-    tiles = shape((2, 32, 32, 3), jnp.float32)
-    assert_exact(encode, shapes_of(ResNet50Trunk(), tiles), tiles)

@@ -46,20 +46,20 @@ def test_groups_are_whole_and_folds_are_found_if_there_are_any(counts, seed):
     ):
       splits.make(*table, k, seed, group)
     return
-  made = splits.make(*table, k, seed, group)
-  assert np.all(sum(split.test.astype(int) for split in made) == 1)
-  for split in made:
+  folds = splits.make(*table, k, seed, group)
+  assert np.all(sum(split.test.astype(int) for split in folds) == 1)
+  for split in folds:
     parts = [set(group[rows]) for rows in split]
     assert sum(map(len, parts)) == len(set(group))
 
 
 def test_seeds_deal_otherwise():
   table, group = cohort([(2 + i, 1 + i % 3) for i in range(12)])
-  found = {
+  first_tests = {
     tuple(np.flatnonzero(splits.make(*table, 4, seed, group)[0].test))
     for seed in range(20)
   }
-  assert len(found) > 5
+  assert len(first_tests) > 5
 
 
 def test_classes_are_as_even_as_groups_allow():
@@ -68,6 +68,6 @@ def test_classes_are_as_even_as_groups_allow():
   n = len(site)
   label = np.where((site % 2 == 0) & (np.arange(n) % 2 == 0), 'rare', 'usual')
   ids = np.array([f'{i:03}' for i in range(n)])
-  made = splits.make(ids, label, 6, 0, site.astype(str))
-  for split in made:
+  folds = splits.make(ids, label, 6, 0, site.astype(str))
+  for split in folds:
     assert split.test.sum() == 12 and (label[split.test] == 'rare').sum() == 3

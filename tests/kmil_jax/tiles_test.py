@@ -1,4 +1,4 @@
-"""One step of a patch classifier: torch's, whatever the devices."""
+"""Patch classifiers: losses, freezing, dropout, predictions, selection."""
 
 import dataclasses
 import functools
@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import tiny_classifier
 from tiny_classifier import SIZE, Tiny
+import training_run
 
 from kmil_jax import (
-  checkpoint,
-  loop,
   losses as losses_of,
   parallel,
-  programs,
   train,
 )
 from kmil_jax.tasks import tiles as tile_task
@@ -50,40 +48,15 @@ def without_runs(tree):
   return jax.tree.map(lambda x: np.asarray(x)[0], tree)
 
 
-def start(task, seed=0, before=None):
+def trained(task, seed=0, tiles=None, before=None):
+  """The state and the sums of a step on all devices."""
+  tiles = tiles or tiny_classifier.make_tiles()
+  program = tile_task.program(task, lambda step: iter([tiles]))
   state = train.init(task, runs_of(seed), before or variables())
-  return state.replace(learning_rate=np.float32([RATE]))
-
-
-def trained(task, steps=1, seed=0, tiles=None, before=None):
-  """The state and the sums of each of some steps on all devices."""
-  program = tile_task.program(
-    task, lambda step: iter([tiles or tiny_classifier.make_tiles(seed=step)])
+  states, sums = program.train(
+    program.put(state), 0, np.array([RATE]), np.array([True])
   )
-  states, sums = program.put(start(task, seed, before)), []
-  for step in range(steps):
-    states, of_step = program.train(
-      states, step, np.array([RATE]), np.array([True])
-    )
-    sums.append(without_runs(of_step))
-  return without_runs(program.gather(states)), sums
-
-
-def on_one_device(task):
-  step, _ = programs.chunk_functions(task, parallel.AXIS, (None,))
-  return jax.pmap(
-    step,
-    axis_name=parallel.AXIS,
-    in_axes=(None, None, 0),
-    out_axes=None,
-    devices=jax.local_devices()[:1],
-  )
-
-
-def chunk_of(tiles):
-  """A step for one device."""
-  item = jax.tree.map(lambda x: np.asarray(x)[None, None], tiles)
-  return np.zeros((1, 1), np.int32), item
+  return without_runs(program.gather(states)), without_runs(sums)
 
 
 def predict(task, of_run, batches):
@@ -126,77 +99,21 @@ def test_losses_and_probabilities_are_torchs():
       close(prob.sum(1), 1)
 
 
-def test_three_steps_are_torchs():
-  torch = pytest.importorskip('torch')
-  one = without_runs(variables())
-  params, stats = one['params'], one['batch_stats']
-  conv = torch.nn.Conv2d(3, 4, 3, 2, 1, bias=False)
-  norm, dense = torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2)
-  conv.weight.data = torch.tensor(
-    params['conv1']['kernel'].transpose(3, 2, 0, 1)
-  )
-  dense.weight.data = torch.tensor(params['fc']['kernel'].T)
-  dense.bias.data = torch.tensor(params['fc']['bias'])
-  model = torch.nn.Sequential(conv, norm, torch.nn.ReLU())
-  leaves = [*model.parameters(), *dense.parameters()]
-  adam = torch.optim.Adam(leaves, RATE, weight_decay=RECIPE.weight_decay)
-  losses = []
-  for step in range(3):
-    tiles = tiny_classifier.make_tiles(seed=step)
-    x = torch.tensor(tiles.image.transpose(0, 3, 1, 2))
-    loss = torch.nn.functional.cross_entropy(
-      dense(model(x).mean((2, 3))),
-      torch.tensor(tiles.label).long(),
-      torch.tensor(WEIGHTS),
-    )
-    adam.zero_grad()
-    loss.backward()
-    adam.step()
-    losses.append(loss.item())
-  state, sums = trained(task_of(), 3)
-  close([s['loss'] / s['weight'] for s in sums], losses, rtol=1e-4)
-  close(state.params['fc']['kernel'].T, dense.weight.detach(), atol=1e-4)
-  close(state.params['bn1']['scale'], norm.weight.detach(), atol=1e-4)
-  kernel = np.transpose(state.params['conv1']['kernel'], (3, 2, 0, 1))
-  close(kernel, conv.weight.detach(), atol=1e-4)
-  close(state.batch_stats['bn1']['mean'], norm.running_mean, atol=1e-4)
-  close(state.batch_stats['bn1']['var'], norm.running_var, atol=1e-4)
-  assert np.abs(stats['bn1']['mean'] - norm.running_mean.numpy()).max() > 1e-3
-
-
-def test_one_device_is_as_good_as_four():
-  if parallel.num_devices() == 1:
-    pytest.skip('there is one device')
-  task = task_of()
-  alone, one, sums_alone = on_one_device(task), start(task), []
-  for step in range(3):
-    chunk = chunk_of(tiny_classifier.make_tiles(seed=step))
-    one, sums = alone(one, None, chunk)
-    sums_alone.append(without_runs(sums))
-  many, sums = trained(task, 3)
-  of_one = without_runs(one)
-  got, want = ((s.variables, s.opt_state, s.step) for s in (many, of_one))
-  jax.tree.map(close, (got, sums), (want, sums_alone))
-  assert int(many.step) == 3
-  assert sums[0]['count'] == 32
-
-
 def test_dropout_depends_on_seed_step_and_device_alone():
-  task = task_of(dropout=0.5)
-  tiles = tiny_classifier.make_tiles()
-  loss = lambda seed: trained(task, seed=seed, tiles=tiles)[1][0]['loss']
-  assert loss(0) == loss(0)
-  assert abs(loss(0) - loss(1)) > 1e-3
+  task, tiles = task_of(dropout=0.5), tiny_classifier.make_tiles()
 
+  def loss(seed=0, tiles=tiles):
+    _, sums = trained(task, seed=seed, tiles=tiles)
+    return sums['loss'] / sums['weight']
+
+  assert loss() == loss()
+  assert abs(loss(0) - loss(1)) > 1e-3
   # All devices get the same tiles: only the keys can tell them apart.
   n = parallel.num_devices()
-  block = jax.tree.map(lambda x: x[:8], tiles)
-  repeated = jax.tree.map(lambda x: np.concatenate([x] * n), block)
-  _, alone = on_one_device(task)(start(task), None, chunk_of(block))
-  _, (every,) = trained(task, tiles=repeated)
-  if n > 1:
-    mean = lambda sums: float(np.squeeze(sums['loss'] / sums['weight']))
-    assert abs(mean(alone) - mean(every)) > 1e-4
+  repeated = jax.tree.map(lambda x: np.concatenate([x[:8]] * n), tiles)
+  first = np.float32(np.arange(8 * n) < 8)
+  alone = loss(tiles=repeated.replace(weight=first))
+  assert n == 1 or abs(alone - loss(tiles=repeated)) > 1e-4
 
 
 def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
@@ -204,7 +121,7 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   tiles = tiny_classifier.make_tiles()
   stats = jax.tree.map(lambda x: x + 0.7, variables()['batch_stats'])
   before = {**variables(), 'batch_stats': stats}
-  after, (sums,) = trained(task, tiles=tiles, before=before)
+  after, sums = trained(task, tiles=tiles, before=before)
   one = without_runs(before)
   for name in ('conv1', 'bn1'):
     chex.assert_trees_all_equal(after.params[name], one['params'][name])
@@ -215,34 +132,33 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   out = predict(task, before, [tiles])
   want = (out['loss'] * out['weight']).sum() / out['weight'].sum()
   close(sums['loss'] / sums['weight'], want)
-  _, (thawed,) = trained(task_of(), tiles=tiles)
+  _, thawed = trained(task_of(), tiles=tiles)
   assert abs(thawed['loss'] - sums['loss']) / sums['weight'] > 1e-3
 
 
 @pytest.mark.parametrize(
-  'freeze,match',
+  'change,match',
   [
-    ('.*', 'leaves nothing to train'),
-    ('layer1', 'no module; at the top there are bn1, conv1, fc'),
-    ('(', r"freeze='\('"),
+    ({'freeze': '.*'}, 'leaves nothing to train'),
+    ({'freeze': 'layer1'}, r'no module\. Those at the top are bn1, conv1, fc'),
+    ({'freeze': '('}, r"freeze='\('"),
+    ({'num_classes': 3}, '2 class weights were given for 3'),
+    (
+      {'recipe': PatchRecipe(binary=True), 'num_classes': 3},
+      'two classes, not 3',
+    ),
   ],
 )
-def test_an_expression_that_freezes_nothing_or_all_is_refused(freeze, match):
-  with pytest.raises(PatchError, match=match):
-    train.draw(task_of(freeze=freeze), runs_of())
-
-
-def test_recipes_that_do_not_fit_the_classes_are_refused():
+def test_what_cannot_be_trained_is_refused(change, match):
   shape = (SIZE, SIZE, 3)
-  with pytest.raises(PatchError, match='two classes, not 3'):
-    TileTask(Tiny, PatchRecipe(binary=True), 3, shape)
-  with pytest.raises(PatchError, match='2 class weights were given for 3'):
-    TileTask(Tiny, RECIPE, 3, shape)
+  options = {'recipe': RECIPE, 'num_classes': 2, 'shape': shape} | change
+  with pytest.raises(PatchError, match=match):
+    train.draw(TileTask(Tiny, **options), runs_of())
 
 
 def test_bfloat16_is_near_float32_which_parameters_stay():
-  state, (rounded,) = trained(task_of(precision='bfloat16'))
-  _, (exact,) = trained(task_of())
+  state, rounded = trained(task_of(precision='bfloat16'))
+  _, exact = trained(task_of())
   chex.assert_trees_all_equal_dtypes(
     state.params, without_runs(variables()['params'])
   )
@@ -268,13 +184,6 @@ def test_predictions_depend_neither_on_the_batch_nor_on_fillers():
   assert np.ptp(want['prob'][:, 1]) > 1e-2
 
 
-def test_a_batch_that_does_not_divide_over_devices_is_refused():
-  if parallel.num_devices() == 1:
-    pytest.skip('one device divides everything')
-  with pytest.raises(ValueError, match='6 does not divide over 4'):
-    trained(task_of(), tiles=tiny_classifier.make_tiles(6))
-
-
 HELD_OUT = tiny_classifier.make_tiles(20, seed=1, noise=0.2)
 
 
@@ -289,17 +198,14 @@ def fitted(folder):
     shuffled = shuffled.replace(label=shuffled.label ^ (epoch >= 3))
     yield from tiny_classifier.batches(shuffled, recipe.batch)
 
-  checkpoints = checkpoint.Checkpoints(folder)
-  result = loop.fit(
+  result = training_run.fit(
+    folder,
     tile_task.program(task_of(), misled),
     recipe,
     runs_of(),
     variables(),
     validation=lambda: tiny_classifier.batches(HELD_OUT, 8),
-    checkpoints=checkpoints,
-    report=lambda history: None,
   )
-  checkpoints.close()
   batches = tiny_classifier.batches(HELD_OUT, 20)
   return result, predict(task_of(), result.variables, batches)['prob']
 

@@ -1,7 +1,51 @@
-"""What tests do with torch modules: fill them, read them, feed them."""
+"""The torch twins of networks, and what tests do with torch modules."""
+
+import functools
 
 import numpy as np
 import torch
+from torch_networks import (
+  bag_models,
+  googlenet,
+  mobilenet,
+  node_cnn,
+  resnet,
+  reverse_distillation,
+)
+
+from experiments.benchmarks import torch_models
+
+# make(num_classes, width), by the names of SPECS.
+BAG_MODELS = {
+  'abmil': torch_models.ABMIL,
+  'abmil_plain': bag_models.ABMILPlain,
+  'abmil_ilse': bag_models.ABMILIlse,
+  'abmil_ilse_plain': bag_models.ABMILIlsePlain,
+  'dsmil': torch_models.DSMIL,
+  'dsmil_value': bag_models.DSMILValue,
+  'dtfd': bag_models.DTFD,
+  'dtfd_gated': functools.partial(bag_models.DTFD, gated=True),
+  'kmil': torch_models.DSMIL,  # KMIL's second stage.
+  'transmil': torch_models.TransMIL,
+}
+# make(classes=, channels=), by the names of CLASSIFIERS; and where 'node_cnn'
+# sees tiles of other sides than 16, size=.
+CLASSIFIERS = {
+  'googlenet': googlenet.GoogLeNet,
+  'googlenet_aux': functools.partial(googlenet.GoogLeNet, auxiliary=True),
+  'mobilenet_v2': mobilenet.MobileNetV2,
+  'node_cnn': functools.partial(node_cnn.NodeCNN, size=16, channels=3),
+  'resnet18': functools.partial(resnet.ResNet, resnet.BasicBlock, (2, 2, 2, 2)),
+  'resnet50': functools.partial(resnet.ResNet, resnet.Bottleneck, (3, 4, 6, 3)),
+  'resnet101': functools.partial(
+    resnet.ResNet, resnet.Bottleneck, (3, 4, 23, 3)
+  ),
+}
+ENCODERS = {
+  'resnet50_trunk': resnet.ResNet50,
+  'teacher': reverse_distillation.Teacher,
+  'student': reverse_distillation.Student,
+}
 
 
 def randomized(module, gain=2.4):

@@ -6,8 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import training_run
 
-from kmil_jax import checkpoint, loop, optim, parallel, train
+from kmil_jax import optim, parallel
 from kmil_jax.programs import Program
 from kmil_jax.train import Aux, Task
 from kmil_jax.types import PatchRecipe, Recipe
@@ -56,6 +57,9 @@ class Toy(Task):
     _, x, y = batch
     a, b = variables['params']['ab']
     return {'loss': (a * x + b - y) ** 2}
+
+
+TASK = Toy()  # Programs are compiled once for a task.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,28 +114,21 @@ def run(
   layout=parallel.RunsOverDevices,
   at_once=None,
   recipe=RECIPE,
-  task=None,
   report=lambda history: None,
 ):
   """Trains and returns `loop.Result`."""
-  task = task or Toy()
   runs = Lines(
     seed=np.uint32(seeds), breaks=np.int32(breaks or [99] * len(seeds))
   )
   program = Program(
-    task, len(seeds), ToyLoader(streamed), layout=layout, at_once=at_once
+    TASK, len(seeds), ToyLoader(streamed), layout=layout, at_once=at_once
   )
-  checkpoints = checkpoint.Checkpoints(folder)
-  try:
-    return loop.fit(
-      program,
-      recipe,
-      runs,
-      train.draw(task, runs),
-      validation=np.int32(np.where(VALIDATION)[0]),
-      validate=validate,
-      checkpoints=checkpoints,
-      report=report,
-    )
-  finally:
-    checkpoints.close()
+  return training_run.fit(
+    folder,
+    program,
+    recipe,
+    runs,
+    validation=np.int32(np.where(VALIDATION)[0]),
+    validate=validate,
+    report=report,
+  )

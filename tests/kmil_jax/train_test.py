@@ -163,12 +163,12 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
   rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((10, rows)) < 0.8
   keep[:, store.offset] = True
-  found = []
+  outputs = []
   spec = dataclasses.replace(SPECS[model], one_by_one=True)
   monkeypatch.setitem(SPECS, model, spec)
   for platform in ('cpu', 'tpu'):
     with cpu.lowering_for(platform):
-      found.append(
+      outputs.append(
         losses_and_prob(
           tmp_path / platform,
           model=model,
@@ -178,7 +178,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
           keep=keep,
         )
       )
-  jax.tree.map(close, *found)
+  jax.tree.map(close, *outputs)
 
 
 @pytest.mark.parametrize('apart', [False, True])
@@ -205,17 +205,6 @@ def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):
   training_run.run(tmp_path, epoch_count=4)
 
 
-def test_deal_gives_every_row_to_its_owner_once():
-  devices = parallel.num_devices()
-  owner = np.random.default_rng(0).integers(0, devices, 50)
-  row, twice = parallel.deal(owner, np.arange(50), 2 * np.arange(50))
-  assert row.shape[1] <= np.bincount(owner).max() * 1.25
-  np.testing.assert_array_equal(twice, np.where(row >= 0, 2 * row, -1))
-  for device, rows in enumerate(row):
-    mine = np.flatnonzero(owner == device)
-    np.testing.assert_array_equal(rows[rows >= 0], mine)
-
-
 @pytest.mark.parametrize('batch', [1, 4])
 def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
   """Whatever the number of pairs; the predictions are those of all."""
@@ -237,30 +226,10 @@ def test_evaluation_compiles_a_bounded_number_of_times(batch, monkeypatch):
   rng = np.random.default_rng(0)
   for share in (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
     some = rng.random((3, 120)) < share
-    found = program.evaluate(models, some)
-    assert len(found['run']) == some.sum()
-    for name, values in found.items():
+    predicted = program.evaluate(models, some)
+    assert len(predicted['run']) == some.sum()
+    for name, values in predicted.items():
       np.testing.assert_array_equal(values, every[name][some.ravel()])
-
-
-def test_streamed_evaluation_reads_no_step_of_fillers(monkeypatch):
-  task, _ = three_runs()
-  store = training_run.make_store(120)
-  store = store.replace(features=store.features[:, :4])
-  loader = training_run.loader_of(store, streamed=True)
-  steps = []
-
-  def spy(bucket, index):
-    steps.append(index)
-    yield from loader.stream(bucket, index)
-
-  spied = dataclasses.replace(loader, stream=spy)
-  runs = three_runs()[1].run.replace(trains=np.zeros((3, 120), bool))
-  program = spied.program(task, 3, Recipe())
-  models = program.put((train.draw(task, runs), runs))
-  program.evaluate(models, np.arange(360).reshape(3, 120) % 7 < 4)
-  for index in steps:
-    assert (index >= 0).any(1).all()
 
 
 def test_a_batch_that_does_not_divide_over_devices_is_refused(tmp_path):

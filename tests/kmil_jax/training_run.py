@@ -1,5 +1,7 @@
 """A small training run that tests can start in any arrangement of devices."""
 
+import contextlib
+
 import numpy as np
 
 from kmil_jax import checkpoint, loop, train
@@ -47,6 +49,15 @@ def loader_of(store, streamed=False):
   return loader
 
 
+def fit(folder, program, recipe, runs, variables=None, **options):
+  """Trains any task with checkpoints in a folder; returns `loop.Result`."""
+  variables = variables or train.draw(program.task, runs)
+  with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+    return loop.fit(
+      program, recipe, runs, variables, checkpoints=checkpoints, **options
+    )
+
+
 def run(
   tmp_path,
   *,
@@ -72,19 +83,9 @@ def run(
     trains=trains,
     keep=keep,
   )
-  checkpoints = checkpoint.Checkpoints(tmp_path)
-  try:
-    result = loop.fit(
-      program,
-      recipe,
-      runs,
-      train.draw(task, runs),
-      validation=validates,
-      checkpoints=checkpoints,
-      report=report,
-    )
-  finally:
-    checkpoints.close()
+  result = fit(
+    tmp_path, program, recipe, runs, validation=validates, report=report
+  )
   models = program.put((result.variables, runs))
   out = program.evaluate(models, np.ones_like(trains))
   return result, out['prob'].reshape(len(folds), -1, CLASSES)

@@ -2,12 +2,9 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from experiments.benchmarks import torch_models
 from experiments.benchmarks.torch_models import BagModel, GatedAttention
-
-CLIP = 5.0  # Of the gradients of DTFD's modules.
 
 
 def plain_attention(width: int) -> nn.Sequential:
@@ -126,39 +123,3 @@ class DTFD(torch_models.DTFD):
       low = prob.masked_fill(~member, torch.inf).topk(k, 0, largest=False)
       top, real = torch.cat([top, low.indices]), torch.cat([real, real])
     return h[top[real]]
-
-
-def optimizers(
-  model: torch_models.DTFD, lr: float = 1e-4, weight_decay: float = 1e-4
-) -> tuple[torch.optim.Adam, torch.optim.Adam]:
-  """Returns the optimiser of each tier, by default with the paper's rates."""
-  first = [
-    parameter
-    for module in (model.dim_reduction, model.attention, model.classifier)
-    for parameter in module.parameters()
-  ]
-  return tuple(
-    torch.optim.Adam(tier, lr=lr, weight_decay=weight_decay)
-    for tier in (first, model.att_classifier.parameters())
-  )
-
-
-def step(model, tiers, x, label, groups=None) -> torch.Tensor:
-  """Trains each tier by its own loss; returns their sum, before the step."""
-  modules = (
-    (model.dim_reduction, model.attention, model.classifier),
-    (model.att_classifier,),
-  )
-  logits, pseudo_logits, _ = model.tiers(x, groups)
-  labels = label.expand(len(pseudo_logits))
-  losses = (
-    functional.cross_entropy(pseudo_logits, labels),
-    functional.cross_entropy(logits, label),
-  )
-  for optimizer, loss, clipped in zip(tiers, losses, modules, strict=True):
-    optimizer.zero_grad()
-    loss.backward()
-    for module in clipped:
-      nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-    optimizer.step()
-  return sum(losses).detach()

@@ -141,13 +141,3 @@ def focal_loss(f, g, label, alpha, gamma, per: str) -> torch.Tensor:
     weight = torch.where(own, alpha, 1 - alpha)
     total += (-weight * (1 - p) ** gamma * p.clamp(1e-6, 1).log()).mean()
   return total
-
-
-def anomaly_maps(f, g, size: int) -> torch.Tensor:
-  """Sum of the upsampled distances, [T, size, size], before the blur."""
-  return sum(
-    F.interpolate(
-      1 - s[:, None], size=size, mode='bilinear', align_corners=True
-    )[:, 0]
-    for s in cosines(f, g, 'location')
-  )
