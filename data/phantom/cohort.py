@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import files
-from data.phantom import slide, stain, tiff
+from data import files, tiff
+from data.phantom import slide, stain
 from data.phantom.slide import LABELS, Spec
 
 _LEVELS = 4  # Downsampled by 1, 2, 4 and 8.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import files
+from data import files, tiff
 from data.camelyon16 import annotations, patches
-from data.phantom import slide, stain, tiff
+from data.phantom import slide, stain
 from data.slides import Slide
 
 # All lengths are a quarter of CAMELYON16's in pixels, and the same in um.

@@ -10,7 +10,7 @@ from experiments.run import phantoms
 # The paper's 128-um tiles at half its resolution: a CPU encodes them 4 times
 # faster.
 _TILES = {'tile_size': 128, 'tile_mpp': 1.0}
-_SLIDE_CODE = ('data/phantom/*.py',)
+_SLIDE_CODE = ('data/phantom/*.py', 'data/tiff.py')
 _FEATURE_CODE = (
   'data/features.py',
   'data/slides.py',

@@ -77,10 +77,11 @@ def check(
     features.scan(one.source, one.manifest.slide.tolist(), findings)
     print('\n'.join(describe(one)))
   # Of slides without features nobody knows in which fold they count.
-  if material.splits and len(material.splits[0].test) == len(cohort.label):
-    print('\n'.join(describe_folds(cohort, material.splits)))
+  splits = material.splits
+  if cohort and splits and len(splits[0].test) == len(cohort.label):
+    print('\n'.join(describe_folds(cohort, splits)))
     if settings and not findings.problems:
-      for line in estimate(cohort, material.splits, settings, stream, runs):
+      for line in estimate(cohort, splits, settings, stream, runs):
         print(line)
   findings.close()
 

@@ -11,9 +11,9 @@ import zipfile
 
 import numpy as np
 
+from data import tiff
 from data.camelyon16.patches import tissue_map
 from data.files import replacing
-from data.phantom import tiff
 from data.slides import Slide, SlideError
 
 # Side of what is read at a time, level-0 pixels: that of CAMELYON16's JPEG

@@ -10,12 +10,11 @@ from samples import picture
 import shapely
 import tifffile
 
-from data import outlines
+from data import outlines, tiff
 from data.camelyon16 import annotations, patches, slides
 from data.camelyon16.patches import Patches, tissue_map, tissue_mask
 from data.camelyon16.slides import EXCLUDED
 from data.labelled_tiles import TileError
-from data.phantom import tiff
 from data.slides import Slide
 
 # Slides.

@@ -8,8 +8,8 @@ import openslide
 from PIL import Image, ImageDraw
 import pytest
 
-from data import phantom
-from data.phantom import cohort, slide, tiff
+from data import phantom, tiff
+from data.phantom import cohort, slide
 
 LOOK = phantom.EXTERNAL['look']
 MADE = {

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from samples import picture, read_tile
 
-from data import augment, labelled_tiles, pipeline
+from data import augment, labelled_tiles, pipeline, tiff
 from data.features import FeatureError
 from data.host_tensorflow import tf
 from data.labelled_tiles import TileError, from_arrays
-from data.phantom import tiff
 from data.pipeline import slide_batches
 from data.slides import Slide, SlideError
 from data.tiling import tile_grid

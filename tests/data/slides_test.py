@@ -9,8 +9,7 @@ import numpy as np
 import openslide
 import pytest
 
-from data import slides
-from data.phantom import tiff
+from data import slides, tiff
 from data.slides import Slide, SlideError, list_slides, pixel_size, slide_id
 
 

@@ -8,9 +8,8 @@ import openslide
 import pytest
 from samples import read_tile
 
-from data import tiling
+from data import tiff, tiling
 from data.outlines import Ring
-from data.phantom import tiff
 from data.slides import Slide, SlideError
 from data.tiling import tile_grid, tissue_part
 

@@ -5,7 +5,7 @@ import json
 import h5py
 import numpy as np
 
-from data.phantom import tiff
+from data import tiff
 
 CLASSES = ('non-tumor', 'lymphoma', 'breast')
 SIDE = 64

@@ -12,8 +12,7 @@ from PIL import Image
 import pytest
 import small_slides
 
-from data import features, slides
-from data.phantom import tiff
+from data import features, slides, tiff
 from experiments import extract as extract_script
 from experiments.encoding import extraction
 from experiments.encoding.encoder import Encoder

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from data import features
-from data.phantom import tiff
+from data import features, tiff
 from experiments.run.results import Folder
 
 ROOT = pathlib.Path(__file__).parents[2]

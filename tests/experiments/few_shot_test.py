@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from data import labelled_tiles
+from data import labelled_tiles, tiff
 from data.labelled_tiles import TileError
-from data.phantom import tiff
 from data.splits import PARTS
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files

@@ -4,7 +4,7 @@ import numpy as np
 import openslide
 import pytest
 
-from data.phantom import tiff
+from data import tiff
 from data.slides import Slide, SlideError
 from experiments.studies import slide_scores
 from experiments.studies.slide_scores import ScoreError

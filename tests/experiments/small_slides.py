@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from data import slides
-from data.phantom import tiff
+from data import slides, tiff
 from experiments.encoding.encoder import Encoder
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import data
-from data import features
-from data.phantom import tiff
+from data import features, tiff
 import kmil_jax
 from kmil_jax.models import SPECS
 
