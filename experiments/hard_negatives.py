@@ -1,7 +1,7 @@
 """Mines hard negatives for a patch classifier, as Lee et al. 2024 do.
 
   python -m experiments.hard_negatives              # on a phantom
-  python -m experiments.hard_negatives --tiles_dir=annotated --pool_dir=weak \
+  python -m experiments.hard_negatives --tiles_dir=annotated --pool_dir=weak \\
       --table=2,3,4,5
   python -m experiments.hard_negatives --tiles_zip=... --tiles_csv=...
 

@@ -210,8 +210,10 @@ class Training:
   )
   select: str | None = field(
     None,
-    'Which epoch to keep: that of the best validation macro-F1, as in the'
-    ' common recipe, loss, accuracy or AUROC, or the last.',
+    'Which epoch to keep: the last, or the best on validation. The common'
+    ' recipe takes f1_macro; loss_or_accuracy, accuracy_then_auroc,'
+    ' auroc_accuracy and late_auroc are rules of single papers (see'
+    ' kmil_jax.selection).',
     choices=selection.SELECTS,
   )
   batch: int = field(
@@ -226,7 +228,7 @@ class Training:
   )
   precision: str = field(
     'float32',
-    'Precision of features and products.',
+    'Number format of features and products in the network.',
     choices=('float32', 'bfloat16'),
   )
   tensorboard: bool = free(

@@ -45,7 +45,9 @@ def find(
   source = packed.find(features_dir)
   ids = source.ids() if requested is None else list(requested)
   if not ids and requested is None:
-    raise PredictionError(f'{features_dir}: no feature files, <slide_id>.h5')
+    raise PredictionError(
+      f'{features_dir}: no feature files, <slide_id>.h5. Give another folder.'
+    )
   match, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
   for slide in ids:
     with contextlib.suppress(FeatureError):  # It is named when it is predicted.

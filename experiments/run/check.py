@@ -8,7 +8,7 @@ from experiments.run.options import free
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """Whether to look only."""
+  """Checking only."""
 
   check: bool = free(
     False,

@@ -41,8 +41,8 @@ class Output:
   )
   exp_code: str | None = free(
     None,
-    'Name of the results folder, before its seed. By default it is made of the'
-    ' model and the task.',
+    'Name of the results folder, before its seed. By default that of the study,'
+    ' or of the model and the task.',
   )
 
   def folder(self, default_code: str) -> pathlib.Path:
@@ -74,7 +74,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Where it keeps what can be made again."""
+  """The cache."""
 
   cache_dir: pathlib.Path = free(
     _CACHE / 'kmil_jax',

@@ -84,7 +84,7 @@ class Students:
   )
   precision: str = field(
     'float32',
-    'Number format of features and products in the networks.',
+    'Number format of features and products in the network.',
     choices=('float32', 'bfloat16'),
   )
   tensorboard: bool = field(
