@@ -55,7 +55,8 @@ def run(
       for name, part in parts.items()
       if any(part.path.glob('fold_*/predictions.csv'))
     }
-  show(of_settings(found).terminal())
+  if found:
+    show(of_settings(found).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
 

@@ -4,7 +4,7 @@
 
 Every slide, tumour or normal, has a file of detections, <case>.csv, with lines
 `probability,x,y` in level-0 pixels; a first line of just these words is a
-header, an empty file says that nothing was curve. Slides with tumour have a
+header, an empty file says that nothing was found. Slides with tumour have a
 mask, <case>_mask_level5.png, 255 on tumour and 0 elsewhere.
 """
 

@@ -504,6 +504,8 @@ def relabelling(
       new ones.
   """
   if labels:
+    if task != 'origin':
+      raise OptionError(f'--labels and --task={task}: leave one out.')
     pairs = [pair.split(':') for pair in labels]
     wrong = [':'.join(p) for p in pairs if len(p) != 2 or not all(p)]
     if wrong:

@@ -81,7 +81,7 @@ def split(
     if (n := has.sum()) < len(used):
       problems.append(
         f'class {name}: tiles of {n} {by}(s) only ({", ".join(names[has])})'
-        f' for {len(used)} parts. Get tiles of more.'
+        f' for {len(used)} parts. Add tiles of more {by}s.'
       )
   if problems:
     raise TileError.listing(problems, 'tiles cannot be split')
@@ -166,5 +166,5 @@ def check(
       if both:
         findings.problems.append(
           f'{len(both)} patients are both in {one} and {other}:'
-          f' {first_of(both)}. Take them out of one.'
+          f' {first_of(both)}. Keep the tiles of each patient in one part.'
         )

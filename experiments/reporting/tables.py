@@ -150,17 +150,19 @@ def of_settings(found: Mapping[str, Mapping[str, Any]]) -> Table:
   names = [name for m in _METRICS for name in (m, f'{m}, 95 %')]
   columns, rows = dict.fromkeys(names, '.3f'), {}
   for name, summary in found.items():
-    model = ablations.SETTINGS[name]
-    label = f'{model.kmil_drop} {100 * model.drop_fraction:g} %'
     values = [summary['metrics'][metric] for metric in _METRICS]
-    rows[label if model.drop_fraction else 'none'] = [
+    rows[name] = [
       cell
       for m in values
       for cell in (m['pooled'], (m['ci_low'], m['ci_high']))
     ]
-  note = 'By experiments.ablations; instances rank by variance over classes.'
-  title = 'KMIL on the same slides and splits by the instances that it drops'
-  return _table(title, 'dropped', columns, rows, note)
+  note = (
+    'A setting drops that share of the instances of lowest or highest variance'
+    ' over classes, `all` none. By experiments.ablations, on the same slides'
+    ' and splits.'
+  )
+  title = 'KMIL by what it drops, test parts of all folds pooled'
+  return _table(title, 'setting', columns, rows, note)
 
 
 def cost(record: Record) -> Table | None:

@@ -113,7 +113,7 @@ def parse(
     sys.exit(0)
   held = {}
   try:
-    rest = values(list(argv))[1:]
+    rest = values(list(map(_current, argv)))[1:]
     for option in _options(classes):
       if option.positional:
         held[option.flag] = tuple(map(option.parser.parse, rest))
@@ -161,7 +161,7 @@ def from_json(
   values = renamed(values, classes)
   if unknown := sorted(values.keys() - known):
     raise OptionError(
-      f'{source}: unknown options {", ".join(unknown)}. They may be of a newer'
+      f'{source}: unknown options {", ".join(unknown)}. They may be of another'
       ' version of this software.'
     )
   found = []
@@ -225,16 +225,6 @@ class _Option(About):
     return self.parser.parse(_plain(value))
 
 
-class _Switch(flags.BooleanParser):
-  """Reads yes or no; of a number, as a former flag may take, 0 is no."""
-
-  def parse(self, text: Any) -> bool:
-    try:
-      return bool(float(text))
-    except ValueError:
-      return super().parse(text)
-
-
 class _Path(flags.ArgumentParser):
   """Reads a path; the home folder may be written as ~."""
 
@@ -268,6 +258,14 @@ class _Tuple(flags.ArgumentParser):
     return f'{self._one.flag_type()}s with commas between'
 
 
+def _current(argument: str) -> str:
+  """Returns an argument as flags take it: --compile_s was a number."""
+  name, _, value = argument.partition('=')
+  if name == '--compile_s' and value.isdecimal():
+    return f'{name}={int(value) > 0}'
+  return argument
+
+
 def _flags(classes: Sequence[type]) -> flags.FlagValues:
   """Defines the flags of a script; two classes may share one."""
   values, known = flags.FlagValues(), {}
@@ -288,7 +286,6 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
     where = {'flag_values': values, 'module_name': option.section}
     if option.kind is bool:
       flags.DEFINE_boolean(*about, **where)
-      values[option.flag].parser = _Switch()
     elif option.many:
       comma = flags.CsvListSerializer(',')
       flags.DEFINE(_Tuple(option.parser), *about, serializer=comma, **where)
@@ -318,14 +315,14 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
         raise OptionError(f'--{option.flag} requires --{name}. Give both.')
       if value and not wanted:
         raise OptionError(
-          f'--{option.flag} has no effect with --{name}. Leave it out.'
+          f'--{option.flag} has no effect with --{name}. Leave one out.'
         )
       continue
     held = value if isinstance(value, tuple) else (value,)
     if not set(held).intersection(wanted):
       raise OptionError(
         f'--{option.flag} has no effect with --{name}={_text(value)}, only with'
-        f' {_text(tuple(wanted))}. Leave it out.'
+        f' {_text(tuple(wanted))}. Leave one out.'
       )
 
 

@@ -223,12 +223,13 @@ def record(
     'options': options.to_json(resolved),
     'decides': sorted(options.decisive([type(one) for one in resolved])),
     'inputs': dict(inputs),
-    'made_by': [_made_by()],
+    'made_by': [],
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
 
   def write():
+    content['made_by'] = [_made_by()]
     if folder.at(CONFIG).exists():
       if differ := differences(folder, resolved, inputs):
         raise ResultsError(

@@ -189,7 +189,7 @@ def _table(
   for published, here, measured in rows:
     line = {}
     if measured is not None:
-      ends = [None if np.isnan(e[0]) else tuple(e) for e in _ends(measured)]
+      ends = [tuple(e) for e in _ends(measured)]
       line = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
     line |= PUBLISHED[name].line((published,), columns)
     lines.append(Row(here, line))

@@ -110,7 +110,7 @@ def _results(
       for s in scores
     ]
     ends = [*map(intervals.percentile, draws), froc.interval(cases)]
-    pairs = [None if np.isnan(e[0]) else tuple(e.tolist()) for e in ends]
+    pairs = [tuple(e.tolist()) for e in ends]
     lines = {
       HERE: [*aurocs, *froc_tables.values(curve)],
       INTERVAL: pairs + [None] * len(froc.RATES),

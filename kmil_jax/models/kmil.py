@@ -33,9 +33,10 @@ def instance_scores(instance_logits: jax.Array, score: str) -> jax.Array:
 
   Zheng et al., "A deep learning method for predicting the origins of cervical
   lymph node metastatic cancer on digital pathological images", iScience 2024,
-  eqs. 1 to 3 (https://doi.org/10.1016/j.isci.2024.110645). Unlike eq. 3, which reads
-  1 - s_n, the default is s_n itself, as in the authors' released code; that
-  the published tables drop the *least* certain patches fits this sign alone.
+  eqs. 1 to 3 (https://doi.org/10.1016/j.isci.2024.110645). Unlike eq. 3, which
+  reads 1 - s_n, the default is s_n itself, as in the authors' released code;
+  that the published tables drop the *least* certain patches fits this sign
+  alone.
 
   Args:
     instance_logits: the chooser's instance logits, [N, C].

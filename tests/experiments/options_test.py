@@ -79,6 +79,7 @@ def test_what_is_no_flag_may_be_an_option_and_a_home_is_found(monkeypatch):
     (['--lr=2'], 'lr'),
     (['--tiers=2'], '--tiers has no effect with --model=kmil, only with dtfd'),
     (['--port=1'], '--port requires --host'),
+    (['--deep=7'], 'deep'),
   ],
 )
 def test_a_flag_that_cannot_be_is_named(args, message):

@@ -329,7 +329,7 @@ def test_what_lies_beside_is_shown(copy):
   change(copy, 'config.json', flags=FLAGS | {'group_col': 'site'})
   (copy / 'groups.csv').write_text('group,fold,auroc\nnorth,0,0.12345\neast,1,')
   found = tables.ablation(records.read(Folder(copy)))
-  assert [row.labels for row in found.rows] == [('none',), ('lowest 10 %',)]
+  assert [row.labels for row in found.rows] == [('all',), ('lowest_0.10',)]
   words = words_of(copy)
   assert '178,442' in words and 'north 0 0.123 east 1 n/a' in words
 

@@ -84,6 +84,8 @@ def serve(module, args, folder, variables) -> tuple[Done, dict]:
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
+    # A recorder in the background of a shell ignores it, and so would this.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   limit = threading.Timer(_LIMIT, process.kill)
   limit.start()

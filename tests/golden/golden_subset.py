@@ -18,7 +18,6 @@ TREE = STORED.parents[2]
 _MARGIN = 0.04
 # Of lists, as the points of an outline, so many values are kept and the length.
 _LONGEST = 40
-_INTERVAL = '95 % interval'
 
 
 def test_of(*names: str):
@@ -65,8 +64,7 @@ def reduced(records: dict) -> dict:
   """Returns records without what another machine or version may change.
 
   Pictures' sizes go, a class that leads by a hair becomes '?', numbers are
-  rounded, long lists are cut, tensors' names and shapes become a hash, and
-  intervals have two rows in a table whether they are defined or not.
+  rounded, long lists are cut, tensors' names and shapes become a hash.
   """
   for record in records.values():
     for name, file in record['files'].items():
@@ -74,23 +72,10 @@ def reduced(records: dict) -> dict:
         file.pop('size', None)
       if name.endswith('predictions.csv'):
         _forget_close_classes(file)
-      if file.get('kind') == 'csv':
-        file['rows'] = [row for one in file['rows'] for row in _bounds(one)]
       if 'tensors' in file:
         text = json.dumps(file['tensors']).encode()
         file['tensors'] = hashlib.sha256(text).hexdigest()[:16]
   return _short(records)
-
-
-def _bounds(row: list[str]) -> list[list[str]]:
-  """Returns a row; of an interval that is not defined, one of each bound."""
-  if _INTERVAL not in row:
-    return [row]
-  place = row.index(_INTERVAL)
-  return [
-    [*row[:place], f'{_INTERVAL}, {bound}', *row[place + 1 :]]
-    for bound in ('low', 'high')
-  ]
 
 
 def _forget_close_classes(file: dict) -> None:
