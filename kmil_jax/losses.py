@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kmil_jax.types import Prediction, TilePrediction, check_known
+from kmil_jax.types import Prediction, TilePrediction, unknown
 
 # Szegedy et al., CVPR 2015 (GoogLeNet), section 5: of each auxiliary head.
 _AUX_WEIGHT = 0.3
@@ -190,7 +190,8 @@ def focal(
   Raises:
     ValueError: for another `per`.
   """
-  check_known('per', per, PER)
+  if per not in PER:
+    raise unknown('per', per, PER)
   chex.assert_equal_shape([f[0], g[0]])
   axis = -1 if per == 'location' else (-3, -2, -1)
   total = 0

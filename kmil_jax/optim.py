@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kmil_jax.types import Recipe, check_known
+from kmil_jax.types import Recipe, unknown
 
 # Shao et al., NeurIPS 2021, released code.
 _SYNC_EVERY = 6
@@ -41,7 +41,8 @@ def make(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
       optax.add_decayed_weights(decay, mask=_decayed),
     ],
   }
-  check_known('optimizer', recipe.optimizer, steps)
+  if recipe.optimizer not in steps:
+    raise unknown('optimizer', recipe.optimizer, steps)
   clip = [clip_modules(recipe.clip)] if recipe.clip else []
   tx = optax.chain(*clip, *steps[recipe.optimizer], _scale_by_given_rate())
   if recipe.optimizer == 'lookahead_radam':

@@ -7,7 +7,7 @@ import chex
 import numpy as np
 
 from kmil_jax import optim
-from kmil_jax.types import PatchRecipe, Recipe, check_known
+from kmil_jax.types import PatchRecipe, Recipe, unknown
 
 AnyRecipe = Recipe | PatchRecipe
 NEED_AUROC = ('accuracy_then_auroc', 'auroc', 'auroc_accuracy', 'late_auroc')
@@ -97,8 +97,10 @@ def update(
   """
   active, rate = ~selection.stopped, selection.learning_rate
   counts = active & _can_be_kept(recipe, epoch)
-  check_known('select', recipe.select, SELECTS)
-  check_known('schedule', recipe.schedule, SCHEDULES)
+  if recipe.select not in SELECTS:
+    raise unknown('select', recipe.select, SELECTS)
+  if recipe.schedule not in SCHEDULES:
+    raise unknown('schedule', recipe.schedule, SCHEDULES)
   score, better = SELECTS[recipe.select](val, selection)
   improved = counts & better
   stale = np.where(improved, 0, selection.stale + counts)

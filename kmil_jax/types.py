@@ -143,9 +143,8 @@ class PatchRecipe:
   patience: int | None = None  # epochs without improvement before the end
 
 
-def check_known(option: str, value: str, known: Collection[str]) -> None:
-  """Raises ValueError unless an option's value is one of those known."""
-  if value not in known:
-    raise ValueError(
-      f'{option} {value!r} is unknown. Choose one of {", ".join(known)}.'
-    )
+def unknown(option: str, value: str, known: Collection[str]) -> ValueError:
+  """Returns what is raised for an option's value that is not a known one."""
+  return ValueError(
+    f'{option} {value!r} is unknown. Choose one of {", ".join(known)}.'
+  )

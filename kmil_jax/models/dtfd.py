@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kmil_jax.models import pooling
 from kmil_jax.models.abmil import attention_scores
 from kmil_jax.models.network import Network, Scope, TorchDense
-from kmil_jax.types import Prediction, check_known
+from kmil_jax.types import Prediction, unknown
 
 DISTILL = ('afs', 'maxmins', 'maxs', 'mas')
 RANKING = ('maxs', 'maxmins')  # Those that rank instances by class.
@@ -144,8 +144,10 @@ class DTFD(Network):
     )
 
   def _check(self) -> None:
-    check_known('distill', self.distill, DISTILL)
-    check_known('score', self.score, SCORES)
+    if self.distill not in DISTILL:
+      raise unknown('distill', self.distill, DISTILL)
+    if self.score not in SCORES:
+      raise unknown('score', self.score, SCORES)
     least = self.pseudo_bags if self.distill in RANKING else 1
     if self.pseudo_bags < 1 or self.total_instances < least:
       raise ValueError(

@@ -93,7 +93,7 @@ def test_a_cohort_of_ones_own_is_read(shown):
 
 
 def test_an_encoder_of_ones_own_makes_features(shown, folder):
-  assert shown['failures'] == []
+  assert shown['failures'] == {}
   for name in 'ab':
     file = features.read(folder / f'colours/{name}.h5')
     assert file.features.shape == (4, 6) and file.coords.shape == (4, 2)
