@@ -36,7 +36,7 @@ class Model:
   model: str = field('kmil', 'Model to train.', choices=sorted(SPECS))
   drop_fraction: float = field(
     0.1,
-    'Share of the instances of a slide that KMIL drops, in thousandths.',
+    'Share of the instances of a slide that KMIL drops, to three decimals.',
     least=0,
     most=0.999,
     only=_CHOOSING,

@@ -324,7 +324,7 @@ def calibration_table(found: Mapping[str, Any]) -> Table:
   reasons = reasons or [''] * len(found['temperature'])
   pairs = zip(found['temperature'], reasons, strict=True)
   shown = ' '.join(f'{t:.2f}' + '*' * bool(reason) for t, reason in pairs)
-  marks = [f'* not fitted: {reason}' for reason in sorted({*reasons} - {''})]
+  marks = [f'* 1, not fitted: {reason}' for reason in sorted({*reasons} - {''})]
   return Table(
     'calibration',
     'Calibration, and at temperatures fitted on validation',

@@ -135,8 +135,8 @@ class Models(Folds):
     elif missing := card.temperature.count(None):
       print(
         f'warning: {missing} of {len(card.folds)} models are not calibrated, as'
-        ' validation slides are too few, or do not show how sure they may be.'
-        ' Their own probabilities are used.'
+        ' they have fewer than 30 validation patients, or the fit ended at a'
+        ' bound. Their own probabilities are used.'
       )
     return card, predict
 

@@ -123,7 +123,7 @@ def parse(
   except (flags.Error, ValueError) as e:
     raise OptionError(f'{e}. --help shows all flags.') from e
   if rest:
-    raise OptionError(f'{rest[0]!r} is not a flag. Flags begin with --.')
+    raise OptionError(f'{rest[0]!r} is not a flag. Flags are --name=value.')
   for option in _options(classes):
     if not option.positional and values[option.flag].present:
       _check_effect(option, values)

@@ -35,7 +35,7 @@ def made(
   """
   root = pathlib.Path(cache_dir).expanduser() / f'{name}_{code_hash(*code)}'
   if parallel.is_first() and not (root / last).exists():
-    print(f'rendering a phantom in {root}', flush=True)
+    print(f'making {root}', flush=True)
     with progress.bar(unit=unit, desc=name, delay=_PATIENCE) as bar:
 
       def show(done: int, total: int) -> None:
