@@ -213,6 +213,12 @@ MUTANTS = [
     'kmil_jax/train_test.py -k goes_back',
   ),
   Mutant(
+    'kmil_jax/optim.py',
+    'clip = [clip_modules(recipe.clip)] if recipe.clip else []',
+    'clip = []',
+    'kmil_jax/optim_test.py',
+  ),
+  Mutant(
     'kmil_jax/selection.py',
     'return epoch > min(',
     'return epoch + 1 > min(',

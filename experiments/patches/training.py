@@ -48,7 +48,7 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_INPUT = 'kmil_jax.input'  # Of the metadata of `MODEL`.
+_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
@@ -247,7 +247,8 @@ def train(
 
   Raises:
     PatchError: if the recipe does not fit the tiles, the model or the devices.
-    ResultsError: if the folder was begun with another recipe or other tiles.
+    ResultsError: if the folder was begun with another recipe or other tiles, or
+      its model is not of the epoch that its history names.
     TileError, PortError: for faults of tiles and weights.
     FloatingPointError: if the loss was not finite before an epoch could be
       kept; later ones are recorded, see `progress.raise_if_diverged`.
@@ -315,20 +316,36 @@ def train(
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
-  flat = safetensors.numpy.load_file(part.at(MODEL))
-  return Trained(
-    {'batch_stats': {}} | traverse_util.unflatten_dict(flat, sep='/'),
-    part.read(progress.METRICS),
-    recipe,
-    task,
-  )
+  flat, history = safetensors.numpy.load_file(part.at(MODEL)), _history(part)
+  variables = {'batch_stats': {}} | traverse_util.unflatten_dict(flat, sep='/')
+  return Trained(variables, history, recipe, task)
+
+
+def _history(part: results.Folder) -> list[dict[str, Any]]:
+  """Returns the history of a training, whose model must be of its best epoch.
+
+  Raises:
+    ResultsError: if it is not.
+  """
+  history = part.read(progress.METRICS)
+  with safetensors.safe_open(part.at(MODEL), 'np') as file:
+    held = (file.metadata() or {}).get(_EPOCH)
+  kept = history[-1]['best_epoch'] if history else None
+  if held != str(kept):
+    raise results.ResultsError(
+      f'{part.at(MODEL)} is of epoch {held}, and {progress.METRICS} beside it'
+      f' ends with best_epoch {kept}: one of them was replaced. Remove the'
+      f' folder {part.path} and give the command again: it trains this network'
+      ' anew, and no other.'
+    )
+  return history
 
 
 def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
   """Writes the classifier, its epoch and how its input is normalised."""
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
   metadata = {
-    'kmil_jax.epoch': str(result.epoch[0]),
+    _EPOCH: str(result.epoch[0]),
     _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
   }
   flat = traverse_util.flatten_dict(one, sep='/')

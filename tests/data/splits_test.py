@@ -1,7 +1,10 @@
 """Splits: whole cases, every class, each slide tested once; CLAM's files."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 
 from hypothesis import given, strategies as st
 import numpy as np
@@ -193,6 +196,29 @@ def test_clams_companion_files_and_quirks_are_passed_over(tmp_path):
   first, second = read(tmp_path, table, 2)
   assert slides_of(table, first) == [train, ['108', '110'], ['109']]
   assert slides_of(table, second) == [train, ['110', '112.0'], ['0113']]
+
+
+# Writes and reads the splits of slides whose ids are not ASCII.
+_FOREIGN = """
+import sys
+import numpy as np
+from data import splits
+from data.labels import Manifest
+ids = np.array([f'{chr(233)}{i}' for i in range(9)])
+table = Manifest(ids, ids, np.full(9, 'a'))
+parts = np.arange(9) < 3, np.arange(9) // 3 == 1, np.arange(9) > 5
+made = [splits.Split(*parts)]
+splits.write(sys.argv[1], table, made)
+(again,), faults = splits.read(sys.argv[1], table, 1)
+assert faults == [] and (again.test == made[0].test).all(), faults
+"""
+
+
+def test_files_do_not_depend_on_the_locale(tmp_path):
+  ascii = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+  command = [sys.executable, '-c', _FOREIGN, tmp_path]
+  subprocess.run(command, env=os.environ | ascii, check=True, timeout=60)
+  assert 'é8'.encode() in (tmp_path / 'splits_0.csv').read_bytes()
 
 
 def test_slides_that_a_relabelling_left_out_may_be_named(tmp_path):

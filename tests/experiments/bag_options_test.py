@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import feature_folder
+import numpy as np
 import pytest
 
-from experiments.bags import options
+from experiments import kmil
+from experiments.bags import crossval, options
 from experiments.bags.options import Model, Training
 from experiments.run.options import parse
+from experiments.run.results import Folder
 from kmil_jax.models import SPECS
-from kmil_jax.tasks.bags import BagTask
+from kmil_jax.tasks.bags import BagRuns, BagTask
 from kmil_jax.types import Recipe
 
 
@@ -70,3 +74,43 @@ def test_what_a_recipe_came_to_gives_the_same_recipe(model, recipe):
   resolved = given.resolved(model)
   assert resolved.recipe_of(model) == given.recipe_of(model)
   assert None not in (resolved.epochs, resolved.weight_decay, resolved.select)
+
+
+def test_config_json_records_what_the_own_recipe_came_to(tmp_path, monkeypatch):
+  class TrainedError(Exception):
+    pass
+
+  def train(*args, **kwargs):
+    raise TrainedError
+
+  monkeypatch.setattr(crossval, 'train_folds', train)
+  flags = feature_folder.write(tmp_path, *feature_folder.planted(12, width=4))
+  flags += [
+    '--model=dsmil',
+    '--recipe=own',
+    '--k=3',
+    f'--results_dir={tmp_path}',
+  ]
+  with pytest.raises(TrainedError):
+    kmil.main(['kmil', *flags])
+  values = Folder(tmp_path / 'dsmil_origin_s2023').config().values
+  own = SPECS['dsmil'].own
+  assert (values['lr'], values['epochs']) == (own.learning_rate, own.epochs)
+  assert values['weight_decay'] == own.weight_decay
+  assert values['select'] == own.select
+
+
+@pytest.mark.parametrize('recipe', ['common', 'own'])
+def test_dsmil_starts_orthogonal_by_its_own_recipe_alone(recipe):
+  made = Training(recipe=recipe).recipe_of('dsmil')
+  run = BagRuns(seed=np.uint32(1), fold=np.uint32(0), trains=np.ones(1, bool))
+  params = BagTask(SPECS['dsmil'], made, 3, 8).init(run)['params']
+  leaves = [leaf for module in params.values() for leaf in module.items()]
+  for name, leaf in leaves:
+    if name == 'bias':
+      assert recipe == 'common' or not leaf.any()
+      continue
+    short = leaf if len(leaf) <= leaf.shape[1] else leaf.T
+    product = np.asarray(short @ short.T)
+    is_orthogonal = np.allclose(product, np.eye(len(product)), atol=1e-5)
+    assert is_orthogonal == (recipe == 'own')

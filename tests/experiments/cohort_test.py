@@ -19,7 +19,7 @@ from data import features
 from data.cohort import CohortError
 from data.labels import Manifest
 from experiments import kmil
-from experiments.bags import cohort as cohorts, crossval
+from experiments.bags import cohort as cohorts, crossval, features as kinds
 from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
 from experiments.run.check import Check, Findings
@@ -254,6 +254,8 @@ def spoil(root):
   change(path(8), mpp=0.5)
   change(path(9), patch_size=512)
   change(path(10), level0_mpp=50.0)
+  for i, magnification in ((14, 20), (15, 20), (16, 40)):
+    change(path(i), target_magnification=magnification)
   with h5py.File(path(11), 'a') as file:
     del file['coords']
     file['coords'] = np.zeros((99, 2))
@@ -291,6 +293,7 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
     mixed.format('encoder', 'other, planted', 'slide_007'),
     mixed.format('mpp', '0.5, 1.0', 'slide_008'),
     mixed.format('patch_size', '128, 512', 'slide_009'),
+    mixed.format('target_magnification', '20, 40', 'slide_016'),
     f'{splits / "splits_1.csv"}: slide ghost (',
     f'{splits / "splits_0.csv"}: case case_012 is in both',
     f'{at / "slide_004.h5"}: NaN or infinity in',
@@ -386,6 +389,12 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   assert 'slide_000.h5: NaN' in damaged
   (itself,) = problems(root)
   assert 'holds 24 slides of the first' in itself
+
+
+def test_what_only_one_side_states_is_no_difference():
+  here = {'encoder': 'a', 'mpp': '0.5', 'patch_size': '256'}
+  there = {'dimensions': '4', 'encoder': 'b', 'mpp': '0.5001'}
+  assert kinds.differences(here, there) == ['encoder a here, b there']
 
 
 def test_a_fold_without_a_class_is_foretold(tmp_path):

@@ -3,6 +3,8 @@
 import csv
 import types
 
+from flax import linen as nn
+import jax
 import numpy as np
 import pytest
 from sklearn import metrics as reference
@@ -19,6 +21,7 @@ from experiments.patches.training import Training
 from experiments.run.results import Folder
 from experiments.studies import ct_nodes as ct
 from experiments.studies.ct_nodes import Data
+from kmil_jax.models import node_cnn
 
 SIZE, SPACING = (8, 44, 48), (2.0, 0.8, 0.8)
 CLASSES = phantom.CLASSES
@@ -116,6 +119,28 @@ def test_tables_follow_from_the_predictions_that_are_written(
   here = items['table_3'].rows[0].lines[HERE]
   inside = material.inside[material.rows['test']].mean()
   assert here[1:4] == pytest.approx((accuracy, auroc, inside))
+
+
+def test_the_custom_network_has_the_papers_layers_in_its_order(monkeypatch):
+  names = {'Conv': 'Conv2D', 'TorchDense': 'Dense', 'Dropout': 'Dropout'}
+  walked, pool = [], node_cnn.max_pool
+  add = lambda name, out: walked.append((name, out.shape[1:])) or out
+
+  def module(call, args, kwargs, context):
+    if context.module.name is None or context.method_name != '__call__':
+      return call(*args, **kwargs)
+    if walked and args[0].shape[1:] != walked[-1][1]:
+      add('Flatten', args[0])  # By no module.
+    return add(names[type(context.module).__name__], call(*args, **kwargs))
+
+  pooled = lambda *args: add('MaxPooling', pool(*args))
+  monkeypatch.setattr(node_cnn, 'max_pool', pooled)
+  image = jax.ShapeDtypeStruct((1, 224, 224, 1), np.float32)
+  with nn.intercept_methods(module):
+    jax.eval_shape(node_cnn.NodeCNN(1).init, jax.random.key(0), image)
+  paper = ct._PUBLISHED['table_2'].values.items()
+  want = [(layer, shape) for (_, layer), (shape,) in paper]
+  assert want == [(n, ', '.join(map(str, shape))) for n, shape in walked]
 
 
 def test_parts_share_no_patient_and_slices_are_where_they_should(place):

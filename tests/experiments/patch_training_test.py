@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import numpy as np
@@ -15,7 +16,7 @@ from experiments.patches import training
 from experiments.patches.training import Training
 from experiments.run.options import OptionError
 from experiments.run.progress import Progress
-from experiments.run.results import ResultsError
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import loop, models, parallel, port
 from kmil_jax.tasks.tiles import PatchError
 
@@ -71,6 +72,26 @@ def test_a_finished_folder_is_loaded_and_not_trained_again(
   monkeypatch.setattr(loop, 'fit', refuse)
   same(train(folder), trained)
   assert (folder / 'model.safetensors').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize('lines', [0, 1, 5])
+def test_a_model_of_another_epoch_than_the_history_names_is_refused(
+  finished, tmp_path, monkeypatch, lines
+):
+  folder = shutil.copytree(finished[0], tmp_path / 'x')
+  monkeypatch.setattr(loop, 'fit', refuse)
+  part = Folder(folder)
+  history = part.read('metrics.jsonl')[:lines]
+  if lines == 5:
+    history[-1]['best_epoch'] = (finished[1].epoch + 1) % 5
+  part.write('metrics.jsonl', history)
+  kept = history[-1]['best_epoch'] if lines else None
+  held = f'{folder}/model.safetensors is of epoch {finished[1].epoch}, and'
+  with pytest.raises(ResultsError) as error:
+    train(folder)
+  assert str(error.value).startswith(held)
+  assert f'best_epoch {kept}: ' in str(error.value)
+  assert f'Remove the folder {folder} and give' in str(error.value)
 
 
 def test_other_settings_or_tiles_are_refused_with_their_list(

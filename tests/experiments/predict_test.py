@@ -172,6 +172,15 @@ def test_features_made_otherwise_are_refused(
   assert 'dimensions 17 here, 16 there' in message
   bags.find(finished[1], dataclasses.replace(models[0], features={}))
   assert 'warning: encoder, mpp, patch_size of these' in capsys.readouterr().out
+  silent = some_features(finished, tmp_path / 'silent', NAMES[:1])
+  with h5py.File(silent / 'slide_000.h5', 'a') as f:
+    for attributes in (f.attrs, f['coords'].attrs):
+      attributes.pop('mpp', None)
+  assert bags.find(silent, of_file).unlike == []
+  assert capsys.readouterr().out == (
+    'warning: mpp of these features, or of those of the models, is not stated.'
+    ' Make sure that they are alike.\n'
+  )
   ids = ['../slide', 'a\\b', '..', 'slide_001']
   monkeypatch.setattr(packed.Folder, 'ids', lambda self: ids)
   failures = predict(finished[1], models, tmp_path / 'out')

@@ -1,7 +1,8 @@
 """Any bytes in the place of weights, outlines, volumes, tables: a named error.
 
-Those of features, labels and splits are in tests/data/feature_fuzz_test.py, of
-tensors in torch_files_test.py, of tiles in tile_fuzz_test.py.
+Those of features, labels and splits are in tests/data, in features_test.py,
+labels_test.py and splits_test.py; of tensors in torch_files_test.py, of tiles
+in tile_sources_test.py.
 """
 
 import dataclasses

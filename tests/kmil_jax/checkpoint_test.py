@@ -86,6 +86,21 @@ def test_another_shape_or_structure_is_refused(tmp_path):
   saved.close()
 
 
+def test_what_a_killed_save_left_is_removed(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(1, tree(1))
+  saved.close()
+  leftover = tmp_path / '2.orbax-checkpoint-tmp'
+  (leftover / 'state').mkdir(parents=True)
+  (leftover / 'state' / 'd').write_bytes(b'half')
+  saved = checkpoint.Checkpoints(tmp_path)
+  assert not leftover.exists()
+  assert saved.latest(tree(0))['epoch'] == 1
+  saved.save(2, tree(2))
+  assert steps(tmp_path) == ['2']
+  saved.close()
+
+
 # Saves 1, 2, 3 ... and says so after each; the tree takes a while to write.
 _CHILD = """
 import sys

@@ -182,6 +182,14 @@ def test_damaged_files_are_refused_by_name(archives, tmp_path, damage, message):
   assert 'model.kmil' in str(error.value)
 
 
+def test_a_program_of_another_jax_is_refused(archives):
+  archive = dataclasses.replace(
+    archives['abmil'][2], programs={export.ANY: b'of tomorrow'}
+  )
+  with pytest.raises(ExportError, match='cannot read the program'):
+    archive.predict()
+
+
 def test_padded_lengths_are_few_and_close():
   lengths = [export.padded_length(n) for n in range(1, 20_000)]
   assert lengths[:64] == [64] * 64 and lengths[64] == 96

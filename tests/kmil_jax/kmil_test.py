@@ -68,7 +68,7 @@ def test_equation_3_drops_the_certain_ones():
   assert printed.tolist() == [False, True, False]
 
 
-def test_combined_prob_averages_over_the_right_axes():
+def test_combining_prob_averages_over_the_right_axes():
   softmax = lambda x: np.exp(x) / np.exp(x).sum()
   prediction = Prediction(
     logits=jnp.array([1.0, 2.0, 0.5]),

@@ -28,6 +28,21 @@ def prediction(logits, instance_logits):
   )
 
 
+def test_losses_of_bags_by_hand():
+  mask, label = jnp.array([True, True, False]), jnp.int32(0)
+  # The highest of the seen instances, class by class: [2, 1]; 5 is unseen.
+  instances = [[2.0, -1.0], [0.0, 1.0], [5.0, 5.0]]
+  even = prediction([0.0, 0.0], instances)
+  assert losses.cross_entropy(even, mask, label) == pytest.approx(np.log(2))
+  sure = prediction([np.log(3.0), 0.0], instances)
+  assert losses.cross_entropy(sure, mask, label) == pytest.approx(np.log(4 / 3))
+  far = prediction([0.0, 1000.0], instances)
+  assert losses.cross_entropy(far, mask, label) == pytest.approx(1000)
+  want = 0.5 * np.log(2) + 0.5 * np.log(1 + np.exp(-1))
+  got = losses.dual_stream(even, mask, label)
+  assert got == pytest.approx(want, rel=1e-6)
+
+
 def entropy(logits, label):
   logits = np.asarray(logits, np.float64)
   return np.log(np.exp(logits - logits[label]).sum())

@@ -102,21 +102,43 @@ def test_lookahead_radam_is_torchs_with_slow_weights_from_the_first_sync():
     assert np.abs(other['kernel'] - want['kernel']).max() > 1e-3
 
 
-def test_each_module_is_clipped_by_its_own_norm():
-  rng = np.random.default_rng(0)
+def long_and_short(seed=0):
+  """Gradients of two modules, of norms above and below 5."""
+  rng = np.random.default_rng(seed)
   draw = lambda scale: rng.normal(0, scale, (4, 3)).astype(np.float32)
-  grads = {
+  return {
     'long': {'weight': draw(30.0), 'bias': draw(30.0)},
     'short': {'weight': draw(0.1)},
   }
+
+
+def clipped_by_torch(leaves):
+  """Clips the gradients of one module, as DTFD's code does."""
+  params = [torch.nn.Parameter(torch.zeros(4, 3)) for _ in leaves]
+  for p, g in zip(params, leaves.values(), strict=True):
+    p.grad = torch.tensor(g)
+  torch.nn.utils.clip_grad_norm_(params, 5.0)
+  return {name: p.grad.numpy() for p, name in zip(params, leaves, strict=True)}
+
+
+def test_a_recipe_that_clips_is_torchs_clipping_and_adam():
+  # Adam forgets a gradient's scale, unless decay is added to it.
+  start, decay, rate = long_and_short(9), 0.3, 0.01
+  grads = [long_and_short(seed) for seed in range(3)]
+  got = with_jax(Recipe(clip=5, weight_decay=decay), start, grads, rate)
+  make = lambda p: torch.optim.Adam(p, rate, weight_decay=decay)
+  for module, leaves in start.items():
+    clipped = [clipped_by_torch(step[module]) for step in grads]
+    want = with_torch(make, leaves, clipped)
+    chex.assert_trees_all_close(got[module], want, atol=1e-6)
+
+
+def test_each_module_is_clipped_by_its_own_norm():
+  grads = long_and_short()
   clipped, _ = optim.clip_modules(5.0).update(grads, optax.EmptyState())
   for module, leaves in grads.items():
-    want = [torch.nn.Parameter(torch.zeros(4, 3)) for _ in leaves]
-    for p, g in zip(want, leaves.values(), strict=True):
-      p.grad = torch.tensor(g)
-    torch.nn.utils.clip_grad_norm_(want, 5.0)
-    for p, name in zip(want, leaves, strict=True):
-      np.testing.assert_allclose(clipped[module][name], p.grad, rtol=1e-6)
+    want = clipped_by_torch(leaves)
+    chex.assert_trees_all_close(clipped[module], want, rtol=1e-6)
   np.testing.assert_allclose(optax.tree.norm(clipped['long']), 5, rtol=1e-5)
   np.testing.assert_array_equal(
     clipped['short']['weight'], *grads['short'].values()

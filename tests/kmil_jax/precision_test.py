@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import losses
+from experiments.encoding import encoder
+from kmil_jax import inference, losses
+from kmil_jax.inference import Design
 from kmil_jax.models import CLASSIFIERS, SPECS, cpu
+from kmil_jax.models.resnet import ResNet50Trunk
 from kmil_jax.tasks import distill
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -127,3 +130,21 @@ def test_students_and_their_teacher(platform):
 
   with cpu.lowering_for(platform):
     assert_exact(jax.grad(loss), variables, teacher)
+
+
+@on_both
+@pytest.mark.parametrize('model', ['dsmil', 'dtfd', 'kmil', 'transmil'])
+def test_predictions(model, platform):
+  design = Design(model=model, num_classes=CLASSES, width=WIDTH)
+  weights = inference.stack([design.like()])
+  x = np.ones((8, WIDTH), np.float32)
+  with cpu.lowering_for(platform):
+    assert_exact(design.predict, weights, x, jnp.int32(7))
+
+
+@on_both
+def test_encoder(platform):
+  encode = functools.partial(encoder.apply_trunk, precision='float32')
+  tiles = shape((2, 32, 32, 3), jnp.float32)
+  with cpu.lowering_for(platform):
+    assert_exact(encode, shapes_of(ResNet50Trunk(), tiles), tiles)
