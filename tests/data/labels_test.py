@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from samples import one_folder, write_manifest, write_rows
 
-from data import labels as label_files, packed
+from data import files, labels as label_files, packed
 from data.labels import COLUMNS, Manifest, ManifestError
 
 HEADER = 'case_id,slide_id,label\n'
 cell = (
   st.text(st.characters(exclude_categories=('Cs', 'Cc')), min_size=1)
-  .map(str.strip)
+  .map(files.clean)
   .filter(bool)
 )
 slide_id = cell.filter(
