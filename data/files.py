@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import os
 from pathlib import Path
 import re
@@ -94,6 +95,36 @@ def read_text(path: Path | str, error: type[Exception]) -> str:
   )
 
 
+def read_rows(
+  path: Path | str, error: type[Exception], columns: Sequence[str] = ()
+) -> list[tuple[int, list[str]]]:
+  """Returns the line and the cells of every row that has any, the header too.
+
+  Args:
+    path: a CSV file, see `read_text`.
+    error: what is raised, naming the file, if it cannot be read.
+    columns: cells are separated by commas; or by semicolons or tabs, if only so
+      the first row has these.
+  """
+  # A first line `sep=;` is for spreadsheets.
+  text = re.sub(r'\Asep=.(?=[\r\n])', '', read_text(path, error))
+  try:
+    for separator in (*_SEPARATORS, ','):  # Where none fits, the comma.
+      lines = io.StringIO(text, newline='')
+      reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+      rows = (
+        (reader.line_num, cells)
+        for cells in reader
+        if any(map(str.strip, cells))
+      )
+      first = list(itertools.islice(rows, 1))
+      if set(columns) <= {clean(name) for _, row in first for name in row}:
+        break
+    return first + list(rows)
+  except csv.Error as e:
+    raise error(f'{path}: cannot be read as CSV: {e}') from e
+
+
 def read_csv(
   path: Path | str, columns: Sequence[str], error: type[Exception]
 ) -> list[tuple[int, dict[str, str]]]:
@@ -104,21 +135,12 @@ def read_csv(
   is a list under None. Rows of empty cells are none.
 
   Args:
-    path: a CSV file with a header, see `read_text`; cells are separated by
-      commas, or else by semicolons or tabs.
+    path: a CSV file with a header, see `read_rows`.
     columns: what the header must have, once each; others are read as well.
     error: what is raised, naming the file, if it cannot be read or lacks one.
   """
-  text = read_text(path, error)
-  try:
-    for separator in (*_SEPARATORS, ','):  # The last is for the message below.
-      rows = _rows(text, separator)
-      header = [clean(name) for name in next(rows, (0, []))[1]]
-      if set(columns) <= set(header):
-        break
-    rows = list(rows)
-  except csv.Error as e:
-    raise error(f'{path}: cannot be read as CSV: {e}') from e
+  (_, header), *rows = read_rows(path, error, columns) or [(0, [])]
+  header = list(map(clean, header))
   if missing := [c for c in columns if c not in header]:
     raise error(
       f'{path}: no column {", ".join(missing)}; found {", ".join(header)};'
@@ -135,16 +157,6 @@ def read_csv(
       row[None] = cells[len(header) :]
     table.append((line, row))
   return table
-
-
-def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-  """Yields the line and the cells of each row that has any."""
-  # A first line `sep=;` is for spreadsheets.
-  lines = io.StringIO(re.sub(r'\Asep=.(?=[\r\n])', '', text), newline='')
-  reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-  for cells in reader:
-    if any(map(str.strip, cells)):
-      yield reader.line_num, cells
 
 
 @contextlib.contextmanager

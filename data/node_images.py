@@ -159,7 +159,7 @@ def _check(
 
 
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  paths = [folder / f'{name}{suffix}' for suffix in _SUFFIXES]
+  paths = [files.spelled(folder / f'{name}{s}') for s in _SUFFIXES]
   paths = [path for path in paths if path.exists()]
   if len(paths) > 1:
     raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
