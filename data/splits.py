@@ -150,11 +150,12 @@ def read(
       seen.add(slide)
       parts[part][place[slide]] = True
     spare = [slide for slide in place if slide not in seen]
-    lines += [
-      f'{path}: slide {first_of(slides)} ({part}) is not among the labelled'
-      f' slides{hints(slides, spare, "{} in this file, {} in the CSV")}'
-      for part, slides in unknown.items()
-    ]
+    for part, slides in unknown.items():
+      meant = hints(slides, spare, '{} in this file, {} in the CSV')
+      lines.append(
+        f'{path}: slide {first_of(slides)} ({part}) is not among the labelled'
+        f' slides{meant and "."}{meant}'
+      )
     splits.append(Split(**parts))
     names.append(str(path))
   return splits, lines + faults(manifest, splits, names)
