@@ -19,7 +19,7 @@ _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 # Of TCGA, CPTAC, GTEx and CAMELYON17, as `look` has them: a patient, and what
 # may follow of samples and slides.
 _PATIENT = re.compile(
-  r'(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))([_.].*)?'
+  r'^(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))[_.].*'
 )
 # What spreadsheets, programs and people write where nothing is known.
 _UNKNOWN = frozenset(
@@ -161,9 +161,7 @@ def look(name: str) -> str:
 
 def same_patient(case: str) -> str:
   """Returns what the case ids of a patient have in common; see `look`."""
-  name = look(case)
-  known = _PATIENT.fullmatch(name)
-  return known[1] if known else name
+  return _PATIENT.sub(r'\1', look(case))
 
 
 def alike(names: Iterable[str], key: Callable[[str], str] = look) -> str:
@@ -181,35 +179,37 @@ def doubts(table: Manifest) -> tuple[list[str], list[str]]:
   Returns:
     Problems and warnings, each naming ids or labels.
   """
-  problems, lines = [], []
+  problems, lines = [], leaks(table.case.tolist())
   if names := alike(table.label.tolist()):
     problems.append(
       f'labels {names} differ only in how they are spelled. Spell each class in'
       ' one way, in the table or by --labels=old:new.'
-    )
-  if names := alike(table.case.tolist(), same_patient):
-    lines.append(
-      f'cases {names} look like one patient: they differ only in how they are'
-      ' spelled, or in the sample or slide that follows the patient. If so,'
-      ' give each patient one case_id: in several parts of a split they make'
-      ' results too good'
     )
   if names := alike(table.slide.tolist()):
     lines.append(
       f'slides {names} differ only in how they are spelled. If they are the'
       ' same, take one out'
     )
-  for column, of, taken in (
-    ('label', table.label, 'a class'),
-    ('case_id', table.case, 'one patient'),
-  ):
+  for column, cells in (('label', table.label), ('case_id', table.case)):
     lines += [
-      f'{n} slides have the {column} {name}, which is taken as {taken}. If it'
+      f'{n} slides have the {column} {name}, which is taken as it stands. If it'
       ' means that nothing is known, take them out of the table'
-      for name, n in sorted(collections.Counter(of.tolist()).items())
+      for name, n in sorted(collections.Counter(cells.tolist()).items())
       if look(name).strip('#<>()[]') in _UNKNOWN
     ]
   return problems, lines
+
+
+def leaks(cases: Iterable[str]) -> list[str]:
+  """Returns a line on the cases that may be of one patient, if there are."""
+  if not (names := alike(cases, same_patient)):
+    return []
+  return [
+    f'cases {names} look like one patient: they differ only in how they are'
+    ' spelled, or in the sample or slide that follows the patient. If so, give'
+    ' each patient one id: in several parts of a split they make results too'
+    ' good'
+  ]
 
 
 def hints(missing: Sequence[str], there: Sequence[str], places: str) -> str:
