@@ -58,7 +58,9 @@ def read_cohort(
   table, faults = labels.scan(csv_path)
   source = packed.find(features_dir)
   matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
-  problems = [f'{csv_path}: {fault}' for fault in faults] + matched.problems
+  wrong, doubts = labels.doubts(table)
+  problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
+  problems += matched.problems
   bags = []
   for slide in matched.headers:
     try:
@@ -67,7 +69,7 @@ def read_cohort(
       problems.append(str(error))
   if problems:
     raise CohortError('\n'.join(problems))
-  for warning in matched.warnings:
+  for warning in [f'{csv_path}: {d}' for d in doubts] + matched.warnings:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)
@@ -113,7 +115,7 @@ def match(
       f'{source.path}: no features of {len(missing)} of {len(slide_ids)}'
       f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}'
     )
-    hints = _hints(missing, spare)
+    hints = labels.hints(missing, spare, '{} in the CSV, {} on disk')
     if allow_missing and len(missing) < len(slide_ids):
       matched.warnings.append(f'{text}. They are left out.{hints}')
     else:
@@ -183,28 +185,6 @@ def compare(path: Path, matched: Match) -> None:
       ' of PatchCamelyon are cut from them: features of an encoder that was'
       f' trained on those (here: {encoder}) say nothing of new slides'
     )
-
-
-def _hints(missing: Sequence[str], spare: Sequence[str]) -> str:
-  """Says which files may be meant by ids that have none."""
-  by_look = {_look(slide): slide for slide in reversed(spare)}
-  pairs = [
-    f'{slide} in the CSV, {by_look[_look(slide)]} on disk'
-    for slide in missing
-    if _look(slide) in by_look
-  ]
-  if not pairs:
-    return ''
-  return (
-    ' Some ids differ only in leading zeros, which spreadsheets drop, in case'
-    f' or in an extension: {first_of(pairs)}.'
-  )
-
-
-def _look(slide: str) -> str:
-  """What ids have in common that a spreadsheet or a tool took apart."""
-  look = slides.slide_id(slide.casefold())
-  return look.removesuffix('.h5').removesuffix('.0').lstrip('0')
 
 
 def _reasons(folder: Path, missing: Sequence[str]) -> str:

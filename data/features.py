@@ -372,12 +372,12 @@ class Folder:
 
   def ids(self) -> list[str]:
     """Returns the ids of all files, sorted."""
-    return sorted({path.stem for path in _feature_files(self.path)})
+    return sorted({files.clean(p.stem) for p in _feature_files(self.path)})
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    path = self.path / f'{slide_id}{_H5}'
-    other = self.path / f'{slide_id}{_PT}'
+    path = files.spelled(self.path / f'{slide_id}{_H5}')
+    other = files.spelled(self.path / f'{slide_id}{_PT}')
     return other if not path.exists() and other.exists() else path
 
   def header(self, slide_id: str) -> Header:

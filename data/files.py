@@ -1,15 +1,22 @@
 """What all readers and writers of files share."""
 
+import codecs
 from collections.abc import Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import hashlib
+import io
+import itertools
 import os
 from pathlib import Path
+import re
+import unicodedata
 import uuid
 
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _SHOWN = 10  # Names in one message.
+_SEPARATORS = ',;\t|'  # Of cells; the first that gives the columns.
+_WORKBOOK = b'PK\x03\x04', b'\xd0\xcf\x11\xe0'  # What .xlsx, .xls begin with.
 
 
 def listed(
@@ -50,26 +57,90 @@ def hash_of_edges(path: Path) -> str:
   return content.hexdigest()
 
 
+def clean(text: str) -> str:
+  """Returns a text as it is compared: Unicode NFC, without spaces about it."""
+  return unicodedata.normalize('NFC', text).strip()
+
+
+def spelled(path: Path) -> Path:
+  """Returns the path with its name as on disk: macOS takes accents apart."""
+  apart = path.with_name(unicodedata.normalize('NFD', path.name))
+  return apart if apart != path and not path.exists() else path
+
+
+def read_text(path: Path | str, error: type[Exception]) -> str:
+  """Returns the text of a table: UTF-8, or UTF-16 with a byte order mark.
+
+  Args:
+    path: the file.
+    error: what is raised, naming the file, if it cannot be read.
+  """
+  kind = 'its text is not in UTF-8'
+  try:
+    content = Path(path).read_bytes()
+    if content.startswith(_WORKBOOK):
+      kind = 'it is a workbook of a spreadsheet'
+    elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+      return content.decode('utf-16')
+    elif b'\0' not in content[:2]:  # UTF-16 without a mark has one there.
+      return content.decode('utf-8-sig')
+  except OSError as e:
+    raise error(f'{path}: cannot be read as CSV: {e}') from e
+  except UnicodeDecodeError as e:
+    line = content[: e.start].count(b'\n') + 1
+    kind += f' (line {line}: {content[max(e.start - 20, 0) : e.end]!r})'
+  raise error(
+    f'{path}: cannot be read as CSV: {kind}. Save it as "CSV UTF-8" (in a'
+    ' spreadsheet: Save as, or Export).'
+  )
+
+
+def read_rows(
+  path: Path | str, error: type[Exception], columns: Sequence[str] = ()
+) -> list[tuple[int, list[str]]]:
+  """Returns the line and the cells of every row that has any, the header too.
+
+  Args:
+    path: a CSV file, see `read_text`.
+    error: what is raised, naming the file, if it cannot be read.
+    columns: cells are separated by commas; or by semicolons or tabs, if only so
+      the first row has these.
+  """
+  # A first line `sep=;` is for spreadsheets.
+  text = re.sub(r'\Asep=.(?=[\r\n])', '', read_text(path, error))
+  try:
+    for separator in (*_SEPARATORS, ','):  # Where none fits, the comma.
+      lines = io.StringIO(text, newline='')
+      reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+      rows = (
+        (reader.line_num, cells)
+        for cells in reader
+        if any(map(str.strip, cells))
+      )
+      first = list(itertools.islice(rows, 1))
+      if set(columns) <= {clean(name) for _, row in first for name in row}:
+        break
+    return first + list(rows)
+  except csv.Error as e:
+    raise error(f'{path}: cannot be read as CSV: {e}') from e
+
+
 def read_csv(
   path: Path | str, columns: Sequence[str], error: type[Exception]
 ) -> list[tuple[int, dict[str, str]]]:
   """Returns the line and the cells, by column, of every row of a table.
 
-  Cells are stripped; one that is absent is empty. What stands beyond the last
-  column is a list under None.
+  Cells and names of columns are as `clean` makes them, but paths are only
+  stripped; a cell that is absent is empty. What stands beyond the last column
+  is a list under None. Rows of empty cells are none.
 
   Args:
-    path: a CSV file with a header, UTF-8.
+    path: a CSV file with a header, see `read_rows`.
     columns: what the header must have, once each; others are read as well.
     error: what is raised, naming the file, if it cannot be read or lacks one.
   """
-  try:
-    with Path(path).open(newline='', encoding='utf-8-sig') as f:
-      reader = csv.DictReader(f)
-      rows = [(reader.line_num, row) for row in reader]
-      header = reader.fieldnames or []
-  except (OSError, UnicodeDecodeError, csv.Error) as e:
-    raise error(f'{path}: cannot be read as CSV: {e}') from e
+  (_, header), *rows = read_rows(path, error, columns) or [(0, [])]
+  header = list(map(clean, header))
   if missing := [c for c in columns if c not in header]:
     raise error(
       f'{path}: no column {", ".join(missing)}; found {", ".join(header)};'
@@ -77,13 +148,15 @@ def read_csv(
     )
   if twice := [c for c in columns if header.count(c) > 1]:
     raise error(f'{path}: several columns {", ".join(twice)}')
-  return [
-    (
-      line,
-      {c: v.strip() if isinstance(v, str) else v or '' for c, v in row.items()},
-    )
-    for line, row in rows
-  ]
+  table = []
+  for line, cells in rows:
+    row = dict.fromkeys(header, '')
+    for name, cell in zip(header, cells, strict=False):
+      row[name] = cell.strip() if name.endswith('path') else clean(cell)
+    if len(cells) > len(header):
+      row[None] = cells[len(header) :]
+    table.append((line, row))
+  return table
 
 
 @contextlib.contextmanager

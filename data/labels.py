@@ -1,18 +1,31 @@
 """The table of slides: which case each belongs to and what its label is."""
 
 import collections
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import pathlib
 import re
+import unicodedata
 
 import numpy as np
 
-from data import files
+from data import files, slides
 
 COLUMNS = ('case_id', 'slide_id', 'label')
 # File systems take 255; what is put before and after an id takes the rest.
 _LONGEST_ID = 180
+_EXTENSIONS = slides.EXTENSIONS | {'.h5', '.pt'}
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
+# Of TCGA, CPTAC, GTEx and CAMELYON17, as `look` has them: a patient, and what
+# may follow of samples and slides.
+_PATIENT = re.compile(
+  r'^(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))[_.].*'
+)
+# What spreadsheets, programs and people write where nothing is known.
+_UNKNOWN = frozenset(
+  '- -- ? . na n/a n.a. nan nil null none unknown not_known not_available nd'
+  ' n.d. missing tbd div/0! name? num! ref! value!'.split()
+)
 
 
 class ManifestError(ValueError):
@@ -128,3 +141,100 @@ def relabel(manifest: Manifest, mapping: dict[str, str]) -> Manifest:
   kept = manifest.subset(np.isin(manifest.label, list(mapping)))
   label = np.array([mapping[x] for x in kept.label])
   return dataclasses.replace(kept, label=label)
+
+
+def look(name: str) -> str:
+  """Returns what names have in common that people or programs spell apart.
+
+  That is all but upper and lower case, zeros before a number and after its
+  point, the kind of spaces and hyphens, signs that cannot be seen, and the
+  extension of a slide or of its features.
+  """
+  name = unicodedata.normalize('NFKC', name).casefold()
+  if not name.isascii():  # Which takes a while.
+    name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')
+  stem, point, extension = name.strip().rpartition('.')
+  name = stem if stem and point + extension in _EXTENSIONS else name.strip()
+  name = re.sub(r'(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)', '_', name)
+  return re.sub(r'(?<![\d.])0+(?=\d)|(?<=\d)[.,]0+$', '', name)
+
+
+def same_patient(case: str) -> str:
+  """Returns what the case ids of a patient have in common; see `look`."""
+  return _PATIENT.sub(r'\1', look(case))
+
+
+def alike(names: Iterable[str], key: Callable[[str], str] = look) -> str:
+  """Returns the different names that have one key; '' if none have."""
+  groups = collections.defaultdict(list)
+  for name in sorted(set(names)):
+    groups[key(name)].append(_shown(name))
+  pairs = [' and '.join(g[:3]) for g in groups.values() if len(g) > 1]
+  return files.first_of(pairs)
+
+
+def doubts(table: Manifest) -> tuple[list[str], list[str]]:
+  """Returns what cannot be meant by labels, and what hardly can by all cells.
+
+  Returns:
+    Problems and warnings, each naming ids or labels.
+  """
+  problems, lines = [], leaks(table.case.tolist())
+  if names := alike(table.label.tolist()):
+    problems.append(
+      f'labels {names} differ only in how they are spelled. Spell each class in'
+      ' one way, in the table or by --labels=old:new.'
+    )
+  if names := alike(table.slide.tolist()):
+    lines.append(
+      f'slides {names} differ only in how they are spelled. If they are the'
+      ' same, take one out'
+    )
+  for column, cells in (('label', table.label), ('case_id', table.case)):
+    lines += [
+      f'{n} slides have the {column} {name}, which is taken as it stands. If it'
+      ' means that nothing is known, take them out of the table'
+      for name, n in sorted(collections.Counter(cells.tolist()).items())
+      if look(name).strip('#<>()[]') in _UNKNOWN
+    ]
+  return problems, lines
+
+
+def leaks(cases: Iterable[str]) -> list[str]:
+  """Returns a line on the cases that may be of one patient, if there are."""
+  if not (names := alike(cases, same_patient)):
+    return []
+  return [
+    f'cases {names} look like one patient: they differ only in how they are'
+    ' spelled, or in the sample or slide that follows the patient. If so, give'
+    ' each patient one id: in several parts of a split they make results too'
+    ' good'
+  ]
+
+
+def hints(missing: Sequence[str], there: Sequence[str], places: str) -> str:
+  """Says which ids may be meant by those that are missing.
+
+  Args:
+    missing: ids that were looked for in vain.
+    there: ids that nobody looked for.
+    places: text of a pair, such as '{} in the CSV, {} on disk'.
+  """
+  by_look = {look(name): name for name in reversed(there)}
+  pairs = [
+    places.format(*map(_shown, (name, by_look[look(name)])))
+    for name in missing
+    if look(name) in by_look
+  ]
+  if not pairs:
+    return ''
+  return (
+    ' Some ids differ only in leading zeros, which spreadsheets drop, in case,'
+    ' in an extension or in how accents and spaces are stored:'
+    f' {files.first_of(pairs)}.'
+  )
+
+
+def _shown(name: str) -> str:
+  """Returns a name so that what cannot be seen in it can."""
+  return name if name.isprintable() else ascii(name)

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image
 
 from data import files
 from data.labelled_tiles import TileError
+from data.labels import leaks
 from data.tile_sources import on_white
 
 MPP = 1.0  # Micrometres per pixel of what `NodeImages.read` returns.
@@ -132,6 +134,8 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   faults += [f'patient {p} is in both parts' for p in sorted(one & other)]
   if faults:
     raise ImageError.listing(faults, str(path))
+  for line in leaks(row['patient_id'] for row in rows):
+    warnings.warn(f'{path}: {line}', stacklevel=3)
   return sorted(rows, key=lambda row: row['image_id'])
 
 
@@ -159,7 +163,7 @@ def _check(
 
 
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  paths = [folder / f'{name}{suffix}' for suffix in _SUFFIXES]
+  paths = [files.spelled(folder / f'{name}{s}') for s in _SUFFIXES]
   paths = [path for path in paths if path.exists()]
   if len(paths) > 1:
     raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')

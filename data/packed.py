@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data import files
 from data.features import FeatureError, FeatureFile, Folder, Header
 
 SPLIT = 'slides'  # The only split of a packed dataset.
@@ -49,7 +50,7 @@ class Packed:
         'read slide by slide; pack with --file_format=array_record'
       )
     self._source = builder.as_data_source(SPLIT)
-    self._row = {slide: i for i, slide in enumerate(index['slide_id'])}
+    self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
     self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
     self._index = index
 

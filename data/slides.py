@@ -241,10 +241,11 @@ def slide_id(path: Path | str) -> str:
   """Returns the file name less its last extension, if that is a slide's.
 
   'TCGA-3C.01Z.svs' gives 'TCGA-3C.01Z', '007.tiff' gives '007', and a DICOM
-  folder 'case.3' keeps its whole name.
+  folder 'case.3' keeps its whole name. Accents are as tables have them.
   """
   path = Path(path)
-  return path.stem if path.suffix.lower() in EXTENSIONS else path.name
+  is_file = path.suffix.lower() in EXTENSIONS
+  return files.clean(path.stem if is_file else path.name)
 
 
 def digest(path: Path) -> str:

@@ -10,7 +10,8 @@ import pathlib
 import numpy as np
 
 from data import files
-from data.labels import Manifest
+from data.files import first_of
+from data.labels import Manifest, hints
 
 PARTS = ('train', 'val', 'test')
 
@@ -46,14 +47,14 @@ def faults(
     cases = {part: set(manifest.case[getattr(split, part)]) for part in PARTS}
     lines += [f'{name}: its {p} part is empty' for p in PARTS if not cases[p]]
     lines += [
-      f'{name}: case {files.first_of(both)} is in both {a} and {b}:'
+      f'{name}: case {first_of(both)} is in both {a} and {b}:'
       ' slides of one case belong in one part'
       for a, b in itertools.combinations(PARTS, 2)
       if (both := sorted(cases[a] & cases[b]))
     ]
     lost = sorted(set(manifest.label) - set(manifest.label[split.train]))
     if lost:
-      lines.append(f'{name}: no training slide of class {files.first_of(lost)}')
+      lines.append(f'{name}: no training slide of class {first_of(lost)}')
   return lines
 
 
@@ -107,14 +108,21 @@ def read(
     file is missing, lacks a column, names an unknown slide or one slide twice,
     or is at fault by `faults`.
   """
+  folder = pathlib.Path(folder)
   place = {slide: i for i, slide in enumerate(manifest.slide.tolist())}
   splits, lines, names = [], [], []
   for i in range(k):
-    path = pathlib.Path(folder) / f'splits_{i}.csv'
+    path = folder / f'splits_{i}.csv'
     if not path.exists():
-      stems = (p.stem for p in path.parent.glob('splits_*.csv'))
-      there = sum(stem.removeprefix('splits_').isdecimal() for stem in stems)
-      advice = f'; there are {there}: --k={there}?' if there else ''
+      stems = (p.stem for p in folder.glob('splits_*.csv'))
+      numbers = (stem.removeprefix('splits_') for stem in stems)
+      there = sorted(filter(str.isdecimal, numbers), key=int)
+      advice = f'; there are {len(there)}: --k={len(there)}?' if there else ''
+      if there != [f'{j}' for j in range(len(there))]:
+        advice = (
+          f'; there are {first_of([f"splits_{j}.csv" for j in there])}. Rename'
+          ' them so that numbers begin at 0, without gaps or zeros in front'
+        )
       lines.append(
         f'{path}: no such file; --k={k} needs splits_0.csv to'
         f' splits_{k - 1}.csv' + advice
@@ -141,11 +149,13 @@ def read(
         lines.append(f'{path}: slide {slide} is named twice')
       seen.add(slide)
       parts[part][place[slide]] = True
-    lines += [
-      f'{path}: slide {files.first_of(slides)} ({part}) is not among the'
-      ' labelled slides'
-      for part, slides in unknown.items()
-    ]
+    spare = [slide for slide in place if slide not in seen]
+    for part, slides in unknown.items():
+      meant = hints(slides, spare, '{} in this file, {} in the CSV')
+      lines.append(
+        f'{path}: slide {first_of(slides)} ({part}) is not among the labelled'
+        f' slides{meant and "."}{meant}'
+      )
     splits.append(Split(**parts))
     names.append(str(path))
   return splits, lines + faults(manifest, splits, names)

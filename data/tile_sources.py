@@ -14,6 +14,7 @@ from PIL import Image
 
 from data import files
 from data.labelled_tiles import LabelledTiles, TileError
+from data.labels import leaks
 
 COLUMNS = ('patient', 'x', 'y', 'label', 'zip_path')
 EXTENSIONS = ('.png', '.jpg', '.jpeg')
@@ -198,6 +199,8 @@ def from_zip(
     and not any(map(files.hidden, entry.split('/')))
   ]
   rows = list(kept.values())
+  for line in leaks(row['patient'] for row in rows):
+    warnings.warn(f'{csv_path}: {line}', stacklevel=2)
   classes = tuple(sorted({row['label'] for row in rows}, key=_by_value))
   return _opened(
     csv_path,

@@ -158,17 +158,18 @@ def read_regions(
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder')
   for path in files.listed(folder, outlines.EXTENSIONS, '*'):
-    if path.stem not in slides:
-      faults.append(f'{path}: there is no slide {path.stem}')
-    elif path.stem in regions:
-      faults.append(f'{path}: a second file of slide {path.stem}')
+    slide = files.clean(path.stem)
+    if slide not in slides:
+      faults.append(f'{path}: there is no slide {slide}')
+    elif slide in regions:
+      faults.append(f'{path}: a second file of slide {slide}')
     else:
       try:
-        regions[path.stem] = outlines.read(path)
+        regions[slide] = outlines.read(path)
       except TileError as e:
         faults.append(str(e))
         continue
-      if not regions[path.stem]:
+      if not regions[slide]:
         faults.append(f'{path}: no outlines; remove the file to find tissue')
   if not regions and not faults:
     faults.append(f'{folder}: no {", ".join(outlines.EXTENSIONS)} of slides')

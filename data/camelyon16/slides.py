@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import re
 
+from data import files
 from data.labelled_tiles import TileError
 from data.slides import list_slides, slide_id
 
@@ -63,15 +64,10 @@ def read_rows(
     TileError: if the file cannot be read or has no rows; or naming every line
       that does not match or repeats another.
   """
-  try:
-    text = pathlib.Path(path).read_text(encoding='utf-8-sig')
-  except (OSError, UnicodeDecodeError) as e:
-    raise TileError(f'{path}: cannot be read as CSV: {e}') from e
   rows, problems = {}, []
-  for number, line in enumerate(text.splitlines(), 1):
-    row = re.sub(r'\s*,\s*', ',', line.strip())
-    if not row:
-      continue
+  for number, cells in files.read_rows(path, TileError):
+    # A comma in quotes separates no cells.
+    row = ','.join(cell.strip().replace(',', ' ') for cell in cells)
     match = pattern.fullmatch(row.lower())
     if match is None:
       problems.append(

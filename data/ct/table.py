@@ -4,9 +4,11 @@ import collections
 from collections.abc import Sequence
 import dataclasses
 import pathlib
+import warnings
 
 from data import files
 from data.ct import VolumeError
+from data.labels import leaks
 
 COLUMNS = ('patient_id', 'image_path', 'mask_path', 'label')
 VALUE = 'mask_value'  # An optional column.
@@ -64,6 +66,8 @@ def read(
   problems += _contradictions(rows) if table else ['no rows']
   if problems:
     raise VolumeError.listing(problems, str(path))
+  for line in leaks(row.patient for row in rows):
+    warnings.warn(f'{path}: {line}', stacklevel=2)
   return sorted(
     rows, key=lambda r: (r.patient, str(r.image), str(r.mask), r.value or 0)
   )

@@ -12,7 +12,7 @@ import numpy as np
 from data import labels as label_files, packed, slides, splits as split_files
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
-from data.files import first_of
+from data.files import clean, first_of
 from data.labels import Manifest
 from data.splits import Split
 from experiments.bags import features, phantom
@@ -257,6 +257,11 @@ def load(
     column = None
     if folds.group_col:
       column = label_files.column(csv_path, folds.group_col, table)
+      if names := label_files.alike(column.tolist()):
+        findings.warnings.append(
+          f'{csv_path}: column {folds.group_col}: {names} differ only in how'
+          ' they are spelled. If they are the same, spell them in one way'
+        )
       group = dict(zip(table.slide.tolist(), column.tolist(), strict=True))
     parts = make_folds(table, folds, seed, findings, left_out, column)
   except label_files.ManifestError as e:
@@ -328,6 +333,9 @@ def join(
   except label_files.ManifestError as e:
     problems.append(str(e))
   left_out = listed - frozenset(table.slide.tolist())
+  wrong, doubts = label_files.doubts(table)
+  problems += [f'{csv_path}: {fault}' for fault in wrong]
+  findings.warnings += [f'{csv_path}: {doubt}' for doubt in doubts]
   if shuffle_seed is not None and len(table.slide):
     table = shuffled(table, shuffle_seed)
   classes = like.classes if like else ordered(table.label)
@@ -395,7 +403,11 @@ def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
       f'the second cohort holds {len(shared)} slides of the first, on which the'
       f' models were trained: {first_of(shared)}. Take them out of its CSV.'
     )
-  if cases := sorted(set(first.manifest.case) & set(second.manifest.case)):
+  one, other = (
+    {label_files.same_patient(c): c for c in of.manifest.case}
+    for of in (first, second)
+  )
+  if cases := sorted(other[c] for c in one.keys() & other.keys()):
     findings.warnings.append(
       f'both cohorts have cases named {first_of(cases)}; if they are the same'
       ' patients, the second cohort is not external'
@@ -506,7 +518,7 @@ def relabelling(
   if labels:
     if task != 'origin':
       raise OptionError(f'--labels and --task={task}: leave one out.')
-    pairs = [pair.split(':') for pair in labels]
+    pairs = [[*map(clean, pair.split(':'))] for pair in labels]
     wrong = [':'.join(p) for p in pairs if len(p) != 2 or not all(p)]
     if wrong:
       raise OptionError(f'--labels: {wrong[0]!r} is not of the form old:new.')

@@ -108,6 +108,12 @@ def test_the_real_reference_has_49_tumour_slides(real_data):
   assert (labels['test_001'], labels['test_003']) == ('tumor', 'normal')
 
 
+def test_cells_of_the_reference_may_be_in_quotes(tmp_path):
+  path = tmp_path / 'reference.csv'
+  path.write_text('"Test_001", "Tumor" ,"IDC, DCIS",Micro\n,,,\n')
+  assert slides.read_reference(path) == {'test_001': 'tumor'}
+
+
 @pytest.mark.parametrize(
   'name, read, lines',
   [

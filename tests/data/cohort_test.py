@@ -10,6 +10,7 @@ from samples import write_features
 import torch
 
 import data
+from data import slides
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = 4
@@ -69,6 +70,32 @@ def test_missing_slides_may_be_left_out(tmp_path):
     cohort = data.read_cohort(path, folder, allow_missing=True)
   assert cohort.slides.tolist() == ['s0', 's2']
   assert [len(bag) for bag in cohort.bags] == [3, 5]
+
+
+def test_accents_are_one_however_files_are_named(tmp_path):
+  """macOS names files with accents taken apart; tables have them composed."""
+  path, folder = write(tmp_path, 'xyx')
+  path.write_text(path.read_text().replace(',s', ',é').replace('éli', 'sli'))
+  for i, name in enumerate(('é0', 'e\u03011', 'e\u03012')):
+    (folder / f's{i}.h5').rename(folder / f'{name}.h5')
+  assert data.read_cohort(path, folder).slides.tolist() == ['é0', 'é1', 'é2']
+  assert slides.slide_id('e\u03011.svs') == 'é1'
+  for i, name in enumerate(('É0', 'e\u03011.svs')):
+    next(folder.glob(f'*{i}.h5')).rename(folder / f'{name}.h5')
+  pairs = r'é0 in the CSV, É0 on disk, é1 in the CSV, é1\.svs on disk'
+  with pytest.raises(data.CohortError, match=pairs):
+    data.read_cohort(path, folder)
+
+
+def test_labels_apart_are_refused_and_cases_apart_are_warned_of(tmp_path):
+  path, folder = write(tmp_path, 'xyxy')
+  text = path.read_text()
+  path.write_text(text.replace('c1,s2', 'C0,s2'))
+  with pytest.warns(UserWarning, match='labels.csv: cases C0 and c0 look like'):
+    data.read_cohort(path, folder)
+  path.write_text(text.replace('s2,x', 's2,X'))
+  with pytest.raises(data.CohortError, match=r'csv: labels X and x diff'):
+    data.read_cohort(path, folder)
 
 
 def test_reading_takes_no_flags_no_jax_and_no_tensorflow(tmp_path):

@@ -556,6 +556,14 @@ def test_rows_of_the_table_do_not_depend_on_their_order(tmp_path):
   assert table.read(path, CLASSES, tmp_path) == rows
 
 
+def test_patients_that_are_spelled_apart_are_warned_of(tmp_path):
+  path = write_table(tmp_path, *GOOD[:2], GOOD[2].replace('p2', 'P01'))
+  with pytest.warns(
+    UserWarning, match='cases P01 and p1 look like one patient'
+  ):
+    assert len(table.read(path, CLASSES)) == 3
+
+
 def test_all_problems_of_the_table_are_listed_at_once(tmp_path):
   path = write_table(
     tmp_path,

@@ -32,6 +32,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     (b'\xff\xfe\x00c\xd8', 'cannot be read as CSV'),
     (b'a,c\n1,2\n', 'no column b; found a, c; a header a,b is needed'),
     (b'a,b,b\n', 'several columns b'),
+    ('a,b\n1,ö'.encode('cp1252'), r'cannot .* \(line 2: .*"CSV UTF-8"'),
+    ('a,b\n1,ö'.encode('utf-16-le'), r'cannot .* not in UTF-8\. Save it as'),
+    (b'PK\x03\x04 ...', r'cannot .* a workbook .* Save it as "CSV UTF-8"'),
   ],
 )
 def test_what_is_no_such_table_is_refused(tmp_path, content, words):
@@ -40,3 +43,34 @@ def test_what_is_no_such_table_is_refused(tmp_path, content, words):
     path.write_bytes(content)
   with pytest.raises(ValueError, match=rf'table\.csv: {words}'):
     read_csv(path, ('a', 'b'), ValueError)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    'a,b,x path\n1,é;x,é\n',
+    'a, b ,x path\r\n, ,\r\n1, "é;x" , é\r\n,,\r\n\r\n , , \r\n',
+    'b;x path;a\r"é;x";é;1\r',
+    '\n\nx path\tb\ta\né\te\u0301;x\t1',
+    'sep=;\r\na;"b";x path\r\n1;"é;x";é\r\n',
+    'a|b|x path\n1|é;x|é\n',
+  ],
+)
+def test_a_table_is_the_same_however_a_spreadsheet_saved_it(
+  tmp_path, text, encoding
+):
+  path = tmp_path / 'table.csv'
+  path.write_text(text, encoding=encoding, newline='')
+  rows = read_csv(path, ('a', 'b'), ValueError)
+  assert [row for _, row in rows] == [{'a': '1', 'b': 'é;x', 'x path': 'é'}]
+
+
+def test_lines_are_those_of_the_file_and_paths_keep_their_spelling(tmp_path):
+  path = tmp_path / 'table.csv'
+  apart = 'e\u0301'  # As macOS writes names; NumPy and == tell them apart.
+  path.write_text(f'{apart},path\n,\n1,{apart} \n\n2,x,more\n')
+  assert read_csv(path, ('é', 'path'), ValueError) == [
+    (3, {'é': '1', 'path': apart}),
+    (5, {'é': '2', 'path': 'x', None: ['more']}),
+  ]

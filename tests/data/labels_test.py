@@ -1,17 +1,19 @@
 """The table of slides: ids stay as they are, faults come all at once."""
 
+import re
+
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 from samples import one_folder, write_manifest, write_rows
 
-from data import labels as label_files, packed
+from data import files, labels as label_files, packed
 from data.labels import COLUMNS, Manifest, ManifestError
 
 HEADER = 'case_id,slide_id,label\n'
 cell = (
   st.text(st.characters(exclude_categories=('Cs', 'Cc')), min_size=1)
-  .map(str.strip)
+  .map(files.clean)
   .filter(bool)
 )
 slide_id = cell.filter(
@@ -147,3 +149,60 @@ def test_relabel_renames_merges_and_drops():
   assert new.label.tolist() == ['merged label'] * 3
   with pytest.raises(ManifestError, match='label u, w; labels are x, y, z'):
     label_files.relabel(table, {'x': 'a', 'w': 'b', 'u': 'c'})
+
+
+APART = (str.upper, str.title, lambda s: s.replace('_', '\u2011'))
+APART += (lambda s: s.replace('_', '\xa0'), lambda s: f'{s}\u200b')
+APART += (lambda s: re.sub(r'\d+', r'00\g<0>', s), lambda s: f'{s}.svs')
+APART += (lambda s: f'{s}.0' if s[-1:].isdigit() else s,)
+
+
+@given(
+  name=st.text('abä_7', min_size=1).filter(lambda s: s == s.strip('_')),
+  ways=st.lists(st.sampled_from(APART), max_size=4, unique=True),
+)
+def test_names_that_are_spelled_apart_look_alike(name, ways):
+  other = name
+  for way in ways:
+    other = way(other)
+  assert label_files.look(label_files.look(name)) == label_files.look(name)
+  assert label_files.look(other) == label_files.look(name)
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ['1', '10', '-1', '1.1', '1.10', '0', '00.1'],
+    ['+', '-', '++', '1+', '1-', '', 'a/1', 'b/1', 'a', 'b'],
+    ['p1', 'p11', 'p1-1', 'patient_1_1', 'patient_1_2', 'TCGA-AA', 'TCGA-AB'],
+  ],
+)
+def test_names_of_different_things_do_not(names):
+  assert label_files.alike(names, label_files.same_patient) == ''
+
+
+TWO = ('case_1', 'a', 'x'), ('case_2', 'b', 'y')
+
+
+@pytest.mark.parametrize(
+  'rows, problem, warning',
+  [
+    (TWO, '', ''),
+    ([*TWO, ('c', 'd', 'X')], 'labels X and x differ only in how', ''),
+    ([*TWO, ('c', 'd', 'x\u200b')], r"labels x and 'x\u200b' differ", ''),
+    ([*TWO, ('CASE-2', 'd', 'x')], '', 'cases CASE-2 and case_2 look like one'),
+    ([*TWO, ('c', 'A', 'x')], '', 'slides A and a differ only in how'),
+    ([*TWO, ('c', 'd', '#N/A')], '', '1 slides have the label #N/A, which is'),
+    ([*TWO, ('nan', 'd', 'x')], '', '1 slides have the case_id nan, which is'),
+    *(
+      ([(f'{patient}-01', 'a', 'x'), (f'{patient}-02', 'b', 'y')], '', patient)
+      for patient in ('TCGA-0A-0001', 'C3N-00001', 'GTEX-1117F')
+    ),
+  ],
+)
+def test_what_is_hardly_meant_is_named(rows, problem, warning):
+  table = Manifest(*np.array(rows).T)
+  for found, words in zip(
+    label_files.doubts(table), (problem, warning), strict=True
+  ):
+    assert len(found) == bool(words) and words in ''.join(found)

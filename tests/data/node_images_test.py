@@ -55,6 +55,14 @@ def load(folder, **options):
   return node_images.load(*(folder / name for name in names), **options)
 
 
+def test_patients_that_are_spelled_apart_are_warned_of(folder):
+  write(folder, [['a', 'P01', *ROWS[0][2:]], *ROWS[1:]])
+  with pytest.warns(
+    UserWarning, match='cases P01 and p1 look like one patient'
+  ):
+    load(folder)
+
+
 def test_images_come_with_masks_parts_and_labels(folder):
   write(folder, ROWS[::-1])  # The order of rows is immaterial.
   images = load(folder)

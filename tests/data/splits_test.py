@@ -239,3 +239,34 @@ def test_slides_that_a_relabelling_left_out_may_be_named(tmp_path):
   again = read(tmp_path, numbers, 3, bare)
   for one, other in zip(found, again, strict=True):
     np.testing.assert_array_equal(one.test, other.test)
+
+
+@pytest.mark.parametrize(
+  'change, pair',
+  [
+    (lambda s: s.lstrip('0'), '7 in this file, 007 in the CSV'),
+    (lambda s: f'{s}.svs', '007.svs in this file, 007 in the CSV'),
+    (lambda s: f'{s}\u200b', r"'007\u200b' in this file, 007 in the CSV"),
+  ],
+)
+def test_ids_that_were_spelled_apart_are_named_with_those_meant(
+  tmp_path, change, pair
+):
+  ids = np.array([f'{i:03}' for i in range(12)])
+  table = Manifest(ids, ids, np.array(['x', 'y'] * 6))
+  other = dataclasses.replace(table, slide=np.array([*map(change, ids)]))
+  splits.write(tmp_path, other, make(table, 3, 0))
+  _, faults = splits.read(tmp_path, table, 3)
+  named = [f for f in faults if 'not among the labelled slides. Some ids' in f]
+  assert named and sum(pair in fault for fault in named) == 3
+
+
+@pytest.mark.parametrize('name', ['splits_{}.csv', 'splits_0{}.csv'])
+def test_files_that_are_numbered_otherwise_are_named(tmp_path, name):
+  table = twenty_cases()
+  splits.write(tmp_path, table, make(table, 3, 0))
+  for i in (2, 1, 0):
+    (tmp_path / f'splits_{i}.csv').rename(tmp_path / name.format(i + 1))
+  fault = splits.read(tmp_path, table, 3)[1][0]
+  names = ', '.join(name.format(i) for i in (1, 2, 3))
+  assert f'there are {names}. Rename them so that numbers begin at 0' in fault

@@ -155,6 +155,13 @@ def test_a_table_labels_a_zip_whatever_its_order(tmp_path, step):
     np.testing.assert_array_equal(tiles.read(i), images[name])
 
 
+def test_patients_that_are_spelled_apart_are_warned_of(tmp_path):
+  rows = rows_of()
+  rows[0][0], rows[1][0] = 'C3N-00001-21', 'C3N-00001-22'
+  with pytest.warns(UserWarning, match='C3N-00001-22 look like one patient'):
+    assert len(from_zip(*write_zip(tmp_path, rows)).id) == len(rows)
+
+
 def test_rows_and_files_that_do_not_match_are_named_at_once(tmp_path):
   rows = rows_of()
   rows[1][1], rows[2][2], rows[3][3] = '1.5', '', ' '

@@ -5,6 +5,7 @@ with the same list.
 """
 
 import collections
+import dataclasses
 import importlib
 import pathlib
 import re
@@ -351,6 +352,33 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   ):
     assert text in out
   assert {p.name for p in root.iterdir()} == {'features', 'labels.csv'}
+
+
+@pytest.mark.parametrize(
+  'old, new, kind, words',
+  [
+    ('slide_001,1', 'slide_001,1.0', 'problem', 'labels 1 and 1.0 differ only'),
+    ('slide_001,1', 'slide_001,NA', 'warning', '1 slides have the label NA,'),
+    ('case_001', 'CASE_2', 'warning', 'cases CASE_2 and case_002 look like'),
+  ],
+)
+def test_names_spelled_apart_are_told_by_check_and_by_training(
+  cohort, capsys, old, new, kind, words
+):
+  root, args = cohort
+  edit(root / 'labels.csv', old, new)
+  code, problems, warnings, _ = check(*args, capsys=capsys)
+  assert code == bool(problems)
+  found = {'problem': problems, 'warning': warnings}[kind]
+  (line,) = [line for line in found if words in line]
+  data = Data(root / 'labels.csv', root / 'features')
+  material = cohorts.load(data, Folds(k=3), 1, root)
+  assert line in getattr(material.findings, f'{kind}s')
+  # What the labels are renamed to is what counts.
+  kept = ['0:x', '1:y', '2:x', *(['1.0: y '] if kind == 'problem' else [])]
+  data = dataclasses.replace(data, labels=kept)
+  again = cohorts.load(data, Folds(k=3), 1, root).findings
+  assert again.problems == [] and (words in str(again)) == ('cases' in words)
 
 
 def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
