@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.ct import VolumeError, itk_errors, simpleitk
+from data import files
+from data.ct import VolumeError, check_size, itk_errors, simpleitk
 
 _PREAMBLE = 128  # Bytes before the letters DICM.
 _SERIES = '0020|000e'
@@ -24,8 +25,11 @@ _NUMBERS = {
   'ImagePositionPatient': ('0020|0032', 3),
   'rescale intercept, without which there are no HU': ('0028|1052', 1),
   'rescale slope, without which there are no HU': ('0028|1053', 1),
+  'Rows': ('0028|0010', 1),
+  'Columns': ('0028|0011', 1),
 }
 _ALIKE = 1e-3  # Of millimetres and cosines written in decimals.
+_LARGEST = 1e7  # mm and HU.
 _STEP = 0.02  # Steps between slices may differ by this part of a step.
 
 
@@ -34,7 +38,7 @@ def read(folder: pathlib.Path) -> Any:
 
   Args:
     folder: holds the slices, one file each; files without the DICOM preamble
-      are passed over.
+      and names that begin with a dot are passed over.
 
   Returns:
     A SimpleITK image of float32 Hounsfield units, RescaleSlope and
@@ -47,17 +51,19 @@ def read(folder: pathlib.Path) -> Any:
   """
   slices = _one_series(folder)
   paths = list(slices)
-  axes, spacing, place, *_ = (
+  axes, spacing, place, *_, rows, columns = (
     np.stack([_numbers(path, tags, name) for path, tags in slices.items()])
     for name in _NUMBERS
   )
-  plane = np.concatenate([axes, spacing], 1)
+  plane = np.concatenate([axes, spacing, rows, columns], 1)
   away = np.abs(plane - plane[0]).max(1)
   if away.max() > _ALIKE:
     raise VolumeError(
-      f'{paths[away.argmax()]}: its orientation or pixel spacing is not that of'
-      f' {paths[0].name}: no slice of the same volume'
+      f'{paths[away.argmax()]}: its orientation or pixel spacing, or its'
+      f' size, is not that of {paths[0].name}: no slice of the same volume'
     )
+  voxels = int((rows * columns).sum())
+  check_size(folder, voxels, 4, sum(path.stat().st_size for path in paths))
   pair = axes[0].reshape(2, 3)
   skew = np.abs(pair @ pair.T - np.eye(2)).max()
   if skew > 2 * _ALIKE or spacing.min() <= 0:
@@ -93,7 +99,10 @@ def read(folder: pathlib.Path) -> Any:
 def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   """Returns the tags of the slices of the folder's one CT series, by file."""
   slices = {}
-  for path in sorted(p for p in folder.iterdir() if p.is_file()):
+  for path in sorted(folder.iterdir()):
+    if path.is_symlink() and not path.exists():
+      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
+  for path in files.listed(folder, pattern='*'):
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
@@ -142,7 +151,7 @@ def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
     numbers = np.array([float(v) for v in tags[tag].split('\\')])
   except (KeyError, ValueError) as e:
     raise VolumeError(f'{path}: no {name} ({tag}). Export it again.') from e
-  if len(numbers) != count or not np.isfinite(numbers).all():
+  if len(numbers) != count or not (np.abs(numbers) < _LARGEST).all():
     raise VolumeError(f'{path}: {name} is {tags[tag]!r}. Export it again.')
   return numbers
 
