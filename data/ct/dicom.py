@@ -6,6 +6,7 @@ leave gaps, and exporters fill those tags with either.
 
 import collections
 import pathlib
+import struct
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from data import files
 from data.ct import VolumeError, check_size, itk_errors, simpleitk
 
 _PREAMBLE = 128  # Bytes before the letters DICM.
+# Transfer syntaxes that are not explicit, little endian and stored as they are.
+_IMPLICIT, _BIG, _DEFLATED = (
+  f'1.2.840.10008.1.2{end}'.encode() for end in ('', '.2', '.1.99')
+)
+# Value representations whose length has four bytes.
+_LONG = b'OB OD OF OL OV OW SQ SV UC UN UR UT UV'.split()
+_OPEN = 0xFFFFFFFF  # A length that is not told: a delimiter ends the element.
 _SERIES = '0020|000e'
 _DESCRIPTION = '0008|103e'
 _MODALITY = '0008|0060'
@@ -129,8 +137,49 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   return slices
 
 
+def check(path: pathlib.Path) -> None:
+  """Checks that all a file's elements declare is there.
+
+  GDCM allocates what they declare and searches the rest of the file in other
+  ways, for gigabytes and minutes.
+
+  Raises:
+    VolumeError: naming the element that is longer than the file.
+  """
+  content, at, syntax = path.read_bytes(), _PREAMBLE + 4, b''
+  order, is_data, in_fragments = '<', False, False
+  while at + 12 <= len(content):
+    if not is_data and content[at : at + 2] != b'\2\0':
+      is_data, order = True, '>' if syntax == _BIG else '<'
+      if syntax == _DEFLATED:
+        raise VolumeError(f'{path}: packed as a whole. Export it uncompressed.')
+    *tag, kind = struct.unpack_from(f'{order}2H2s', content, at)
+    is_item, is_named = tag[0] == 0xFFFE, kind.isalpha() and kind.isupper()
+    if is_item or not is_named or (is_data and syntax == _IMPLICIT):
+      kind, form, place = b'', 'I', 4
+    else:
+      form, place = ('I', 8) if kind in _LONG else ('H', 6)
+    (size,) = struct.unpack_from(order + form, content, at + place)
+    at += place + struct.calcsize(form)
+    if size != _OPEN and size > len(content) - at:
+      raise VolumeError(
+        f'{path}: its element {tag[0]:04x},{tag[1]:04x} has {size} bytes by its'
+        f' header, and {len(content) - at} are there. Copy it again.'
+      )
+    if tag == [2, 0x10]:
+      syntax = content[at : at + size].strip(b'\0 ')
+    if size == _OPEN and kind == b'UN':  # Implicit inside.
+      return
+    if tag == [0xFFFE, 0xE0DD] or tag[0] == 0x7FE0:
+      in_fragments = size == _OPEN
+    # What holds others is entered.
+    if not (size == _OPEN or kind == b'SQ' or (is_item and not in_fragments)):
+      at += size
+
+
 def _tags(path: pathlib.Path) -> dict[str, str]:
   """Returns the tags of a file, which is one slice of a CT."""
+  check(path)
   with itk_errors(f'{path}: no DICOM image'):
     reader = simpleitk().ImageFileReader()
     reader.SetImageIO('GDCMImageIO')

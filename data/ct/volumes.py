@@ -86,7 +86,8 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
         f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
         ' grid of its volume'
       )
-  whole = mask.astype(np.int32)
+  with np.errstate(invalid='ignore'):
+    whole = mask.astype(np.int32)
   if not np.array_equal(whole, mask) or whole.min() < 0:
     odd = mask[(whole != mask) | (whole < 0)][0]
     raise VolumeError(
