@@ -283,7 +283,7 @@ def collect(
     is_series = row.image.is_dir()
     images = listed(row.image, pattern='*') if is_series else [row.image]
     for file in (row.mask, *images):
-      stat = file.stat()
+      stat = file.stat() if file.exists() else file.lstat()
       digest.update(f'{file} {stat.st_size} {stat.st_mtime_ns}'.encode())
   name = f'ct_slices_{phantoms.code_hash(*_CODE)}_{digest.hexdigest()[:12]}.npz'
   path = cache_dir / name
