@@ -3,14 +3,16 @@
   python -m experiments.froc --masks_dir=masks --detections_dir=detections
 
 Every slide, tumour or normal, has a file of detections, <case>.csv, with lines
-`probability,x,y` in level-0 pixels; a first line of just these words is a
-header, an empty file says that nothing was found. Slides with tumour have a
-mask, <case>_mask_level5.png, 255 on tumour and 0 elsewhere.
+`probability,x,y` in level-0 pixels. A first line of these words, in any order,
+is a header; an empty file says that nothing was found. Slides with tumour have
+a mask, <case>_mask_level5.png, 255 on tumour and 0 elsewhere.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import sys
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from experiments.evaluation import froc as files
 from experiments.evaluation.froc import DetectionError
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.run import start
+from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
 from kmil_jax import froc
 
@@ -61,12 +64,16 @@ class Scoring:
 
 def run(scoring: Scoring) -> None:
   """Prints the score, and the sensitivity at six rates of false positives."""
+  findings = Findings()
   cases = files.read(
     scoring.masks_dir,
     scoring.detections_dir,
     mpp=scoring.slide_mpp,
     level=scoring.level,
+    findings=findings,
   )
+  with contextlib.redirect_stdout(sys.stderr):  # JSON is alone.
+    findings.warn()
   curve = froc.froc(list(cases.values()))
   if not curve.lesions:
     raise DetectionError(

@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 import contextlib
 import locale
+import os
+import pathlib
 from types import ModuleType
 
 from data.labelled_tiles import TileError
+
+_PACKED = 300  # Times that a CT may be larger than its file; real ones are 20.
+_SMALL = 2**28  # Bytes of voxels that any file may unpack to.
 
 
 class VolumeError(TileError):
@@ -27,6 +32,37 @@ def simpleitk() -> ModuleType:
     ) from e
   SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
   return SimpleITK
+
+
+def check_size(
+  path: pathlib.Path, voxels: int, itemsize: int, stored: int | None
+) -> None:
+  """Checks what a header declares, before any of it is read.
+
+  Args:
+    path: of the volume.
+    voxels: number of them.
+    itemsize: bytes of one.
+    stored: bytes of its files; None for a mask, which packs as far as any.
+
+  Raises:
+    VolumeError: if this machine cannot hold them, or no CT packs so far.
+  """
+  memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  # Three copies as they are stored, and HU, mask and parts.
+  if (needed := voxels * (3 * itemsize + 12)) > memory:
+    raise VolumeError(
+      f'{path}: its header declares {voxels} voxels, which take'
+      f' {needed / 2**30:.1f} GiB to read; this machine has'
+      f' {memory / 2**30:.1f} GiB of memory. Crop or resample the volume.'
+    )
+  declared = voxels * itemsize
+  if stored is not None and declared > max(_SMALL, _PACKED * stored):
+    raise VolumeError(
+      f'{path}: its header declares {declared / 2**30:.1f} GiB of voxels, and'
+      f' {stored / 2**20:.1f} MiB are there: no CT packs so far. Copy or'
+      ' convert it again.'
+    )
 
 
 @contextlib.contextmanager

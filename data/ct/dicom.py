@@ -6,13 +6,22 @@ leave gaps, and exporters fill those tags with either.
 
 import collections
 import pathlib
+import struct
 from typing import Any
 
 import numpy as np
 
-from data.ct import VolumeError, itk_errors, simpleitk
+from data import files
+from data.ct import VolumeError, check_size, itk_errors, simpleitk
 
 _PREAMBLE = 128  # Bytes before the letters DICM.
+# Transfer syntaxes that are not explicit, little endian and stored as they are.
+_IMPLICIT, _BIG, _DEFLATED = (
+  f'1.2.840.10008.1.2{end}'.encode() for end in ('', '.2', '.1.99')
+)
+# Value representations whose length has four bytes.
+_LONG = b'OB OD OF OL OV OW SQ SV UC UN UR UT UV'.split()
+_OPEN = 0xFFFFFFFF  # A length that is not told: a delimiter ends the element.
 _SERIES = '0020|000e'
 _DESCRIPTION = '0008|103e'
 _MODALITY = '0008|0060'
@@ -24,8 +33,11 @@ _NUMBERS = {
   'ImagePositionPatient': ('0020|0032', 3),
   'rescale intercept, without which there are no HU': ('0028|1052', 1),
   'rescale slope, without which there are no HU': ('0028|1053', 1),
+  'Rows': ('0028|0010', 1),
+  'Columns': ('0028|0011', 1),
 }
 _ALIKE = 1e-3  # Of millimetres and cosines written in decimals.
+_LARGEST = 1e7  # mm and HU.
 _STEP = 0.02  # Steps between slices may differ by this part of a step.
 
 
@@ -34,7 +46,7 @@ def read(folder: pathlib.Path) -> Any:
 
   Args:
     folder: holds the slices, one file each; files without the DICOM preamble
-      are passed over.
+      and names that begin with a dot are passed over.
 
   Returns:
     A SimpleITK image of float32 Hounsfield units, RescaleSlope and
@@ -47,17 +59,19 @@ def read(folder: pathlib.Path) -> Any:
   """
   slices = _one_series(folder)
   paths = list(slices)
-  axes, spacing, place, *_ = (
+  axes, spacing, place, *_, rows, columns = (
     np.stack([_numbers(path, tags, name) for path, tags in slices.items()])
     for name in _NUMBERS
   )
-  plane = np.concatenate([axes, spacing], 1)
+  plane = np.concatenate([axes, spacing, rows, columns], 1)
   away = np.abs(plane - plane[0]).max(1)
   if away.max() > _ALIKE:
     raise VolumeError(
-      f'{paths[away.argmax()]}: its orientation or pixel spacing is not that of'
-      f' {paths[0].name}: no slice of the same volume'
+      f'{paths[away.argmax()]}: its orientation or pixel spacing, or its'
+      f' size, is not that of {paths[0].name}: no slice of the same volume'
     )
+  voxels = int((rows * columns).sum())
+  check_size(folder, voxels, 4, sum(path.stat().st_size for path in paths))
   pair = axes[0].reshape(2, 3)
   skew = np.abs(pair @ pair.T - np.eye(2)).max()
   if skew > 2 * _ALIKE or spacing.min() <= 0:
@@ -93,7 +107,10 @@ def read(folder: pathlib.Path) -> Any:
 def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   """Returns the tags of the slices of the folder's one CT series, by file."""
   slices = {}
-  for path in sorted(p for p in folder.iterdir() if p.is_file()):
+  for path in sorted(folder.iterdir()):
+    if path.is_symlink() and not path.exists():
+      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
+  for path in files.listed(folder, pattern='*'):
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
@@ -120,8 +137,49 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   return slices
 
 
+def check(path: pathlib.Path) -> None:
+  """Checks that all a file's elements declare is there.
+
+  GDCM allocates what they declare and searches the rest of the file in other
+  ways, for gigabytes and minutes.
+
+  Raises:
+    VolumeError: naming the element that is longer than the file.
+  """
+  content, at, syntax = path.read_bytes(), _PREAMBLE + 4, b''
+  order, is_data, in_fragments = '<', False, False
+  while at + 12 <= len(content):
+    if not is_data and content[at : at + 2] != b'\2\0':
+      is_data, order = True, '>' if syntax == _BIG else '<'
+      if syntax == _DEFLATED:
+        raise VolumeError(f'{path}: packed as a whole. Export it uncompressed.')
+    *tag, kind = struct.unpack_from(f'{order}2H2s', content, at)
+    is_item, is_named = tag[0] == 0xFFFE, kind.isalpha() and kind.isupper()
+    if is_item or not is_named or (is_data and syntax == _IMPLICIT):
+      kind, form, place = b'', 'I', 4
+    else:
+      form, place = ('I', 8) if kind in _LONG else ('H', 6)
+    (size,) = struct.unpack_from(order + form, content, at + place)
+    at += place + struct.calcsize(form)
+    if size != _OPEN and size > len(content) - at:
+      raise VolumeError(
+        f'{path}: its element {tag[0]:04x},{tag[1]:04x} has {size} bytes by its'
+        f' header, and {len(content) - at} are there. Copy it again.'
+      )
+    if tag == [2, 0x10]:
+      syntax = content[at : at + size].strip(b'\0 ')
+    if size == _OPEN and kind == b'UN':  # Implicit inside.
+      return
+    if tag == [0xFFFE, 0xE0DD] or tag[0] == 0x7FE0:
+      in_fragments = size == _OPEN
+    # What holds others is entered.
+    if not (size == _OPEN or kind == b'SQ' or (is_item and not in_fragments)):
+      at += size
+
+
 def _tags(path: pathlib.Path) -> dict[str, str]:
   """Returns the tags of a file, which is one slice of a CT."""
+  check(path)
   with itk_errors(f'{path}: no DICOM image'):
     reader = simpleitk().ImageFileReader()
     reader.SetImageIO('GDCMImageIO')
@@ -142,7 +200,7 @@ def _numbers(path: pathlib.Path, tags: dict[str, str], name: str) -> np.ndarray:
     numbers = np.array([float(v) for v in tags[tag].split('\\')])
   except (KeyError, ValueError) as e:
     raise VolumeError(f'{path}: no {name} ({tag}). Export it again.') from e
-  if len(numbers) != count or not np.isfinite(numbers).all():
+  if len(numbers) != count or not (np.abs(numbers) < _LARGEST).all():
     raise VolumeError(f'{path}: {name} is {tags[tag]!r}. Export it again.')
   return numbers
 

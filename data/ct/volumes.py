@@ -11,6 +11,9 @@ from data.ct import VolumeError, dicom, nifti, simpleitk
 # Sine of the angle, 0.6 degrees, below which an axis counts as straight.
 _STRAIGHT = 0.01
 _ALIKE = 0.01  # Of a voxel: how far two grids may be apart.
+_SIDES = 0.05, 20.0  # mm: sides of voxels that a CT may have.
+_VALUES = 256  # Of a mask; a CT has thousands.
+_SAMPLE = 10**6  # Voxels that tell whether a volume is in HU.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,13 @@ def read(path: str | pathlib.Path) -> Volume:
   path = pathlib.Path(path)
   reader = dicom if path.is_dir() else nifti
   volume = _straight(path, reader.read(path))
-  hu = volume.hu.astype(np.float32, copy=False)
+  with np.errstate(over='ignore'):
+    hu = volume.hu.astype(np.float32, copy=False)
+  if not np.isfinite(hu).all():
+    raise VolumeError(
+      f'{path}: with slope and intercept, values are not finite. Convert the'
+      ' original files again.'
+    )
   return dataclasses.replace(volume, hu=hu)
 
 
@@ -60,7 +69,7 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   path = pathlib.Path(path)
   if path.is_dir():
     raise VolumeError(f'{path}: a folder. Give the NIfTI file of a mask.')
-  own = _straight(path, nifti.read(path))
+  own = _straight(path, nifti.read(path, like.hu.size))
   mask = own.hu
   far = _ALIKE / max(like.hu.shape)  # At the edge it is that of a voxel.
   for name, mine, theirs, tolerance in (
@@ -77,15 +86,34 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
         f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
         ' grid of its volume'
       )
-  whole = mask.astype(np.int32)
+  with np.errstate(invalid='ignore'):
+    whole = mask.astype(np.int32)
   if not np.array_equal(whole, mask) or whole.min() < 0:
     odd = mask[(whole != mask) | (whole < 0)][0]
     raise VolumeError(
       f'{path}: {odd:g} in a mask. Label with 0, 1, 2 and so on.'
     )
-  if not whole.any():
+  count = len(np.unique(whole[whole != 0]))
+  if not count:
     raise VolumeError(f'{path}: an empty mask. Mark nodes or leave it out.')
+  if count > _VALUES:
+    raise VolumeError(
+      f'{path}: {count} values in a mask, as if it were the CT. Give the mask.'
+    )
   return whole
+
+
+def doubt(volume: Volume) -> str | None:
+  """Returns why the values may not be those of a CT in HU."""
+  some = volume.hu.ravel()[:: max(1, volume.hu.size // _SAMPLE)]
+  low, most, high = np.percentile(some, (1, 90, 99))
+  if low >= 0:
+    return 'hardly a value is negative, but fat is -100 HU and air -1000'
+  if most > 700:
+    return 'many values are above 700, which only bone is in HU'
+  if high - low < 50:
+    return 'hardly two values are 50 apart, as if they were scaled'
+  return 'some are below -5000, but air is -1000 HU' if low < -5000 else None
 
 
 def write(path: str | pathlib.Path, array: np.ndarray, volume: Volume) -> None:
@@ -107,6 +135,14 @@ def _straight(path: pathlib.Path, image: Any) -> Volume:
     raise VolumeError(
       f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's;"
       ' resample it to an axial grid'
+    )
+  sides = image.GetSpacing()
+  if not (min(sides) >= _SIDES[0] and max(sides) <= _SIDES[1]):
+    shown = ' x '.join(f'{side:g}' for side in sides)
+    raise VolumeError(
+      f'{path}: a voxel spacing of {shown} mm; that of a CT is {_SIDES[0]:g} to'
+      f' {_SIDES[1]:g}. If the header has metres, centimetres or micrometres,'
+      ' convert the original files again.'
     )
   sitk = simpleitk()
   image = sitk.DICOMOrient(image, 'LPS')

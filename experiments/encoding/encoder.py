@@ -160,7 +160,7 @@ def _imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
 
 def _seed_of(path: pathlib.Path) -> str | None:
   """Returns the seed of a random trunk, None for any other file."""
-  if path.suffix != '.safetensors':
+  if path.suffix.lower() != '.safetensors':
     return None
   with safetensors.safe_open(path, 'np') as file:
     return (file.metadata() or {}).get(_SEED)

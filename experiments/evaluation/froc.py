@@ -10,6 +10,7 @@ from PIL import Image
 
 from data import files
 from data.labelled_tiles import TileError
+from experiments.run.check import Findings
 from kmil_jax import froc
 from kmil_jax.froc import Case, Froc
 
@@ -20,6 +21,7 @@ NOTE = (
   ' definition of CAMELYON16.'
 )
 _HEADER = 'probability,x,y'
+_SWAPPED = 'Perhaps x and y are swapped.'
 
 
 class DetectionError(TileError):
@@ -67,6 +69,7 @@ def read(
   *,
   mpp: float = froc.MPP,
   level: int = froc.LEVEL,
+  findings: Findings | None = None,
 ) -> dict[str, Case]:
   """Returns what the detections of every slide hit and miss, by case.
 
@@ -77,6 +80,7 @@ def read(
     detections_dir: <case>.csv of every slide, see `read_detections`.
     mpp: um per level-0 pixel.
     level: of the masks.
+    findings: gets a warning if x and y seem to be swapped.
 
   Raises:
     DetectionError: naming all files that cannot be used.
@@ -102,50 +106,77 @@ def read(
           ' empty file if nothing was found'
         )
   found = {}
+  hits = np.zeros(2, int)  # As given, and with x for y.
   for name, path in cases.items():
     try:
       score, xy = read_detections(path)
       truth = None
       if name in masks:
         truth = froc.lesions(read_mask(masks[name]), mpp=mpp, level=level)
+      swapped = _swapped(truth, score, xy, level)
       found[name] = froc.judge(truth, score, xy, level=level)
+      if swapped:
+        hits += [np.sum(c.hits > 0) for c in (found[name], swapped)]
     except DetectionError as e:
       problems.append(str(e))
     except ValueError as e:  # Of a score or a place.
-      problems.append(f'{path}: {e}')
+      problems.append(f'{path}: {e}' + f' {_SWAPPED}' * bool(swapped))
   if problems:
     raise DetectionError.listing(problems)
+  if findings and hits[1] > 2 * hits[0]:
+    findings.warnings.append(
+      f'{detections_dir}: detections hit {hits[0]} lesions, and {hits[1]} with'
+      f' x for y. {_SWAPPED}'
+    )
   return found
+
+
+def _swapped(
+  truth: froc.Lesions | None, score: np.ndarray, xy: np.ndarray, level: int
+) -> Case | None:
+  """What detections on lesions hit if x is y, or None if they lie outside."""
+  try:
+    return truth and froc.judge(truth, score, xy[:, ::-1], level=level)
+  except ValueError:
+    return None
 
 
 def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """Reads lines `probability,x,y`.
 
   Args:
-    path: UTF-8; blank lines are skipped, a first line that reads
-      `probability,x,y` too, and there may be nothing else.
+    path: UTF-8; blank lines are skipped, and there may be nothing else but a
+      first line that names the columns, which then may have any order.
 
   Returns:
     Scores [K] and places in level-0 pixels [K, 2].
 
   Raises:
-    DetectionError: naming the first line that is not of this form.
+    DetectionError: naming the first line that is not of this form, or whose
+      probability is above 1.
   """
   try:
     lines = path.read_text(encoding='utf-8-sig').splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise DetectionError(f'{path}: cannot be read ({e})') from e
-  rows = []
+  rows, names = [], _HEADER.split(',')
   for number, line in enumerate(lines, 1):
-    is_header = number == 1 and line.replace(' ', '') == _HEADER
-    if line.strip() and not is_header:
+    cells = [cell.strip().lower() for cell in line.split(',')]
+    if number == 1 and sorted(cells) == sorted(names):
+      names = cells
+    elif line.strip():
       try:
-        score, x, y = map(float, line.split(','))
+        row = dict(zip(names, map(float, cells), strict=True))
       except ValueError:
         raise DetectionError(
           f'{path}, line {number}: found {line[:60]!r}; {_HEADER} is needed'
         ) from None
-      rows.append((score, x, y))
+      if 1 < row['probability'] < np.inf:
+        raise DetectionError(
+          f'{path}, line {number}: a probability of {row["probability"]:g}. It'
+          f' must be at most 1; the order of columns is {_HEADER}.'
+        )
+      rows.append([row[name] for name in _HEADER.split(',')])
   table = np.array(rows, float).reshape(-1, 3)
   return table[:, 0], table[:, 1:]
 

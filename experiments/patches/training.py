@@ -366,7 +366,7 @@ def _read_weights(
     return {}, None, recipe
   file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
-  if file.suffix == '.safetensors' and _is_own(state):
+  if file.suffix.lower() == '.safetensors' and _is_own(state):
     with safetensors.safe_open(file, 'np') as opened:
       own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))
     normalised = {name: tuple(values) for name, values in own.items()}

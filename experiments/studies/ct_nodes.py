@@ -1,5 +1,6 @@
 """Nodes in CT: options, slices, stages and tables of Ansari's study."""
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 
 from data import labelled_tiles
 from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
-from data.files import replacing
+from data.files import first_of, listed, replacing
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
@@ -131,6 +132,7 @@ class Slices(Material):
   fates: Mapping[str, Mapping[str, int]]  # by class: what became of its nodes
   specks: int  # parts of masks too small to be nodes
   is_phantom: bool
+  doubts: Sequence[str] = ()
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -254,6 +256,7 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
     fates,
     int(cut['specks']),
     data.csv_path is None,
+    cut['doubts'].tolist(),
   )
 
 
@@ -268,8 +271,8 @@ def collect(
     in isotropic voxels, of which the middle [S, S] lie in the volume; and
     `side`, S. Of m nodes: `extent`, `room` and `is_cut` of `nodes.Node`;
     `patient`; `image`, the path; and `label`, place among the classes. Those
-    cut by the first or last slice of their volume have no slices. And `specks`:
-    how many parts of masks are too small to be nodes.
+    cut by the first or last slice of their volume have no slices. `specks`:
+    how many parts of masks are too small to be nodes. And `doubts` of volumes.
 
   Raises:
     VolumeError: naming all volumes and masks that cannot be used, and why.
@@ -278,9 +281,9 @@ def collect(
   digest = hashlib.sha256(repr((about, rows)).encode())
   for row in rows:
     is_series = row.image.is_dir()
-    images = sorted(row.image.iterdir()) if is_series else [row.image]
+    images = listed(row.image, pattern='*') if is_series else [row.image]
     for file in (row.mask, *images):
-      stat = file.stat()
+      stat = file.stat() if file.exists() else file.lstat()
       digest.update(f'{file} {stat.st_size} {stat.st_mtime_ns}'.encode())
   name = f'ct_slices_{phantoms.code_hash(*_CODE)}_{digest.hexdigest()[:12]}.npz'
   path = cache_dir / name
@@ -295,6 +298,7 @@ def collect(
 
 def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
   measured, cut, problems, specks = [], [], [], 0
+  odd, same = collections.defaultdict(list), collections.defaultdict(dict)
   root = os.path.commonpath([row.mask.parent for row in rows])
   shown = progress.bar(rows, desc='nodes', unit='row', delay=0.5)
   for files, group in itertools.groupby(shown, lambda r: (r.image, r.mask)):
@@ -304,6 +308,9 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
     except VolumeError as e:
       problems.append(str(e))
       continue
+    if doubt := volumes.doubt(volume):
+      odd[doubt].append(files[0])
+    digest = hashlib.sha256(np.ascontiguousarray(volume.hu)).hexdigest()
     for row in group:
       numbered = nodes.parts(mask, row.value)
       if not numbered.any():
@@ -312,6 +319,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         )
       in_mask, small = nodes.find(numbered, volume.spacing)
       specks += small
+      same[digest][row.image] = row.patient
       scan = row.mask.relative_to(root).as_posix()
       about = {
         'patient': row.patient,
@@ -351,7 +359,16 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
       'No node lies inside its volume, so there is nothing to classify. Look at'
       ' the masks.'
     )
-  return {'specks': specks} | {
+  doubts = [
+    f'{len(paths)} volume(s) may not be in HU: {doubt}: {first_of(paths)}'
+    for doubt, paths in odd.items()
+  ] + [
+    f'patients {first_of(sorted(set(some.values())))} have the same volume, and'
+    f' may be in several parts: {first_of(list(some))}'
+    for some in same.values()
+    if len(set(some.values())) > 1
+  ]
+  return {'specks': specks, 'doubts': np.array(doubts, str)} | {
     name: np.array([one[name] for one in some])
     for some in (measured, cut)
     for name in some[0]

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from data.ct import VolumeError, itk_errors, nodes, resample, table, volumes
+from data.ct import (
+  VolumeError,
+  check_size,
+  dicom,
+  itk_errors,
+  nodes,
+  resample,
+  table,
+  volumes,
+)
 from data.ct.volumes import Volume
 
 SIZE = (4, 6, 5)  # z, y, x
@@ -106,6 +115,17 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
       'one 3-D volume|several values',
     ),
     (lambda p: None, 'no such file'),
+    (lambda p: edit(p, 280, 'f', -1.4), '0.7 x 0.8 x 3 mm by pixdim and 1.4 x'),
+    (lambda p: edit(p, 280, 'f', np.nan), 'by pixdim and nan x'),
+    (lambda p: edit(p, 320, 'f', -3.0), 'qform and sform turn its axes'),
+    (lambda p: edit(p, 72, 'h', 64), 'of type 4 with 64 bits'),
+    (lambda p: edit(p, 42, '3h', 999, 999, 999), '1.9 GiB of voxels, and 0.0'),
+    (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read; this mach'),
+    (lambda p: edit(p, 112, '2f', 1e38, 0), 'values are not finite'),
+    (
+      lambda p: write(p, RAMP, (0.0008, 0.0008, 0.002)),
+      r'spacing of 0\.0008 x 0\.0008 x 0\.002 mm; .* metres',
+    ),
   ],
 )
 def test_volumes_that_cannot_be_used_are_named(spoil, words, tmp_path):
@@ -133,6 +153,52 @@ def test_truncated_gzip_and_other_files_are_named(volume, monkeypatch):
   monkeypatch.setitem(sys.modules, 'SimpleITK', None)
   with pytest.raises(VolumeError, match=r"pip install 'kmil_jax\[ct\]'"):
     volumes.read(other.rename(volume.path))
+
+
+@pytest.mark.parametrize('suffix', ['.NII', '.Nii', '.NII.gz', '.nii.GZ'])
+@pytest.mark.parametrize('is_packed', [False, True])
+def test_names_may_be_in_capitals_and_wrong_about_gzip(
+  suffix, is_packed, volume
+):
+  content = volume.path.read_bytes()
+  other = volume.path.with_name('B' + suffix)
+  other.write_bytes(content if is_packed else gzip.decompress(content))
+  np.testing.assert_array_equal(volumes.read(other).hu, RAMP)
+
+
+def test_a_file_that_unpacks_to_more_than_its_header_says_is_no_mask(
+  volume, tmp_path
+):
+  path = tmp_path / 'mask.nii.gz'
+  volumes.write(path, np.ones((64, 64, 64), np.uint8), volume)
+  with pytest.raises(VolumeError, match='262144 voxels, not 120'):
+    volumes.read_mask(path, volume)
+  volumes.write(path, np.arange(600).reshape(4, 10, 15), volume)
+  large = Volume(path, np.zeros((4, 10, 15)), volume.spacing, volume.origin)
+  with pytest.raises(VolumeError, match='599 values in a mask'):
+    volumes.read_mask(path, large)
+  check_size(path, 2**28, 1, 2**20)  # As far as any file may.
+  with pytest.raises(VolumeError, match='no CT packs so far'):
+    check_size(path, 2**28 + 1, 1, 2**19)
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda hu: hu, None),
+    (lambda hu: hu + 1024, 'negative'),
+    (lambda hu: hu + 950, 'above 700'),
+    (lambda hu: hu.clip(-135, 215) / 350, '50 apart'),
+    (lambda hu: hu * 10, 'below -5000'),
+    (lambda hu: np.where(hu < -900, -3024, hu), None),
+  ],
+)
+def test_volumes_that_are_not_in_hu_are_doubted(change, words, volume):
+  rng = np.random.default_rng(0)
+  hu = np.repeat([-1000.0, -100.0, 50.0, 900.0], (300, 300, 380, 20))
+  hu = change((hu + rng.normal(0, 9, 1000)).reshape(10, 10, 10))
+  doubt = volumes.doubt(Volume(volume.path, hu, SPACING, SPACING))
+  assert words in doubt if words else doubt is None
 
 
 NODE = np.zeros(SIZE, np.uint8)
@@ -239,6 +305,7 @@ def series(tmp_path):
 
 def test_positions_decide_not_thickness_names_or_numbers(series):
   (series / 'notes.txt').write_text('passed over')
+  (series / '._im00.dcm').write_bytes(b'Mac OS X' * 32)
   before = locale.setlocale(locale.LC_ALL)
   found = volumes.read(series)
   assert locale.setlocale(locale.LC_ALL) == before
@@ -330,6 +397,10 @@ def tilt(folder):
     (lambda f: write_slice(f, 0, t0008_0060='MR'), 'its modality is MR'),
     (cut_slice, r'im03\.dcm'),
     (
+      lambda f: (f / 'im11.dcm').symlink_to(f / 'gone.dcm'),
+      r'im11\.dcm: a link to no file',
+    ),
+    (
       lambda f: (f / 'im03.dcm').write_bytes(b'nothing'),
       r'im03\.dcm: no DICOM file',
     ),
@@ -347,6 +418,26 @@ def test_what_is_no_whole_series_is_named(spoil, words, series):
   with pytest.raises(VolumeError, match=words) as error:
     volumes.read(series)
   assert str(series) in str(error.value)
+
+
+def test_elements_longer_than_the_file_are_named_before_gdcm_sees_them(series):
+  """Whatever byte is wrong, what is declared never exceeds what is there."""
+  path, rng = series / 'im07.dcm', np.random.default_rng(0)
+  content, refused = path.read_bytes(), 0
+  dicom.check(path)
+  for at in rng.integers(132, len(content) - 48, 150):
+    changed = bytearray(content)
+    changed[at] = 255
+    path.write_bytes(changed)
+    try:
+      volumes.read(series)
+    except VolumeError:
+      refused += 1
+  assert 50 < refused < 150
+  at = content.index(b'\x28\x00\x30\x00') + 4  # PixelSpacing, implicit.
+  path.write_bytes(content[:at] + struct.pack('<I', 4000) + content[at + 4 :])
+  with pytest.raises(VolumeError, match='0028,0030 has 4000 bytes'):
+    dicom.check(path)
 
 
 # Resampling against SimpleITK.

@@ -246,6 +246,28 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
     assert part in message
 
 
+def test_volumes_that_are_doubted_are_warnings(tmp_path, capsys, monkeypatch):
+  rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
+  volume = volumes.read(tmp_path / 'p1_image.nii.gz')
+  volumes.write(volume.path, (volume.hu + 1024).astype(np.uint16), volume)
+  for kind in ('image', 'mask'):  # One scan under two patients.
+    of_two = (tmp_path / f'p2_{kind}.nii.gz').read_bytes()
+    (tmp_path / f'p3_{kind}.nii.gz').write_bytes(of_two)
+  path = write_table(tmp_path / 'nodes.csv', rows)
+  monkeypatch.setattr(ct, 'stages', lambda *_: iter(()))
+  flags = [f'--csv_path={path}', f'--cache_dir={tmp_path}']
+  with pytest.raises(SystemExit) as ended:
+    run(*flags, '--check')
+  checked = capsys.readouterr().out
+  assert ended.value.code == 0 and '0 problems, 2 warnings' in checked
+  warnings = [line for line in checked.splitlines() if 'warning: ' in line]
+  assert 'may not be in HU' in warnings[0] and 'p1_image' in warnings[0]
+  assert 'patients p02, p03 have the same volume' in warnings[1]
+  run(*flags, f'--results_dir={tmp_path}')  # Cut before.
+  trained = capsys.readouterr().out
+  assert all(warning in trained for warning in warnings)
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [

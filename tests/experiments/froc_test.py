@@ -17,7 +17,7 @@ from experiments.evaluation.froc import DetectionError
 def write(root, masks, tables):
   """Writes masks, bool arrays, and tables of detections, texts, by case."""
   for name in ('masks', 'detections'):
-    (root / name).mkdir()
+    (root / name).mkdir(parents=True)
   for name, mask in masks.items():
     pixels = mask.astype(np.uint8) * 255
     Image.fromarray(pixels).save(root / f'masks/{name}_mask_level5.png')
@@ -113,12 +113,35 @@ def test_folders_that_hold_nothing_are_named(folders, tmp_path):
     ('0.5,-1,2', r'\(-1, 2\)'),
     ('0.5,9600,2', r'\(9600, 2\)\. .* within 9600 x 6400'),
     ('0.5,2,6400', r'\(2, 6400\)'),
+    ('4800,1280,0.9', 'line 2: a probability of 4800'),
   ],
 )
 def test_lines_that_are_no_detection_are_named(tmp_path, line, fault):
   masks = {'a': block((200, 300), (20, 20, 60))}
   folders = write(tmp_path, masks, {'a': f'0.5,9599,6399\n{line}\n'})
   with pytest.raises(DetectionError, match=rf'a\.csv.*{fault}'):
+    files.read(*folders)
+
+
+def test_columns_in_another_order_are_taken_by_name_or_told(
+  folders, tmp_path, capsys
+):
+  masks, tables = folders
+  expected = files.read(masks, tables)
+  path, lines = tables / 'test_002.csv', ['7360.5,0.6,1600', '1,0.2,2']
+  path.write_text('\n'.join(['x, Probability,y', *lines]))
+  hits = files.read(masks, tables)['test_002'].hits
+  np.testing.assert_array_equal(hits, expected['test_002'].hits)
+  mask = block((300, 300), (20, 200, 60))
+  folders = write(tmp_path / 'b', {'a': mask}, {'a': '0.9,1600,7360\n'})
+  flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
+  script.main(['froc', *flags, '--format=json'])
+  printed = capsys.readouterr()
+  assert json.loads(printed.out)['lesions'] == 1
+  assert 'hit 0 lesions, and 1 with x for y' in printed.err
+  mask = mask[:220]  # Lower than the place is far to the right.
+  folders = write(tmp_path / 'c', {'a': mask}, {'a': '0.9,1600,7360\n'})
+  with pytest.raises(DetectionError, match='Perhaps x and y are swapped'):
     files.read(*folders)
 
 
