@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from data import files
+from data import files, images
 from data.labelled_tiles import TileError
 from data.tile_sources import on_white
 
@@ -17,8 +17,8 @@ PARTS = ('development', 'test')
 LABELS = ('negative', 'positive')
 _LEAST_SIDE = 40  # Pixels at `MPP` that both sides must have.
 _SUFFIXES = ('.png', '.tif', '.tiff')
-_COLOURS = ('RGB', 'RGBA', 'L', 'P')
-_MASKS = ('1', 'L', 'P', 'I', 'I;16', 'RGB')
+_COLOURS = ('RGB', 'RGBA', 'L', 'LA', 'P')
+_MASKS = ('1', 'L', 'LA', 'P', 'I', 'I;16', 'RGB', 'RGBA')
 
 
 class ImageError(TileError):
@@ -73,7 +73,7 @@ def load(
   The CSV has the columns image_id, patient_id and part (development or test),
   and may have label (negative or positive). An image is <image_id>.png, .tif
   or .tiff, 8 bits a channel; its mask has the same name and size and is not 0
-  on tumour. An image may go without a mask only where its label is negative.
+  on tumour, nor transparent. An image may go without a mask only where its label is negative.
 
   Args:
     images_dir: folder of images.
@@ -186,21 +186,14 @@ def _read(
       f'{mask_path}: {mask.width} x {mask.height} pixels; its image has'
       f' {image.width} x {image.height}'
     )
-  marked = np.asarray(mask) != 0
+  marked = images.mask_values(mask_path, mask, ImageError) != 0
   marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
   marked = marked.resize(size, Image.Resampling.NEAREST)
   return np.asarray(pixels), np.asarray(marked)
 
 
 def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
-  try:
-    image = Image.open(path)
-    image.load()
-  except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as e:
-    raise ImageError(
-      f'{path}: cannot be read as an image: {e}; copy it again, or save one'
-      ' that is too large at a coarser scale'
-    ) from e
+  image = images.read(path, ImageError)
   if image.mode not in modes:
     raise ImageError(
       f'{path}: found pixels of kind {image.mode}; {", ".join(modes)} can be'

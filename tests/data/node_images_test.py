@@ -94,7 +94,8 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
     ('images/a.tif', blank('RGB', kind='TIFF'), 'a.tif: which of them'),
     ('images/d.png', blank('RGB')[:80], 'd.png: cannot be read as an image'),
     ('images/a.png', blank('I;16'), 'a.png: found pixels of kind I;16'),
-    ('masks/a.png', blank('RGBA'), 'a.png: found pixels of kind RGBA'),
+    ('masks/a.png', blank('CMYK', kind='TIFF'), 'pixels of kind CMYK'),
+    ('masks/a.png', blank('RGBA'), 'a.png: marks nothing but by transparency'),
     ('images/a.png', blank('RGB', 39), '39 x 50 pixels of 1 um hold no window'),
   ],
 )
