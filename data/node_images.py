@@ -73,7 +73,8 @@ def load(
   The CSV has the columns image_id, patient_id and part (development or test),
   and may have label (negative or positive). An image is <image_id>.png, .tif
   or .tiff, 8 bits a channel; its mask has the same name and size and is not 0
-  on tumour, nor transparent. An image may go without a mask only where its label is negative.
+  on tumour, nor transparent. An image may go without a mask only where its
+  label is negative.
 
   Args:
     images_dir: folder of images.

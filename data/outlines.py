@@ -19,12 +19,6 @@ _HOLES = ('_2', 'normal', 'exclusion')
 _SHAPES = ('Polygon', 'Rectangle', 'Spline')
 
 
-class _NoArea(NamedTuple):
-  """A shape that outlines nothing."""
-
-  name: str
-
-
 class Ring(NamedTuple):
   """A closed outline, or a hole in others."""
 
@@ -50,7 +44,7 @@ def read(path: pathlib.Path | str) -> list[Ring]:
   """
   path = pathlib.Path(path)
 
-  def shapes() -> Iterator[Ring | _NoArea]:
+  def shapes() -> Iterator[Ring | str]:
     if path.suffix.lower() == '.xml':
       return _xml_rings(ElementTree.parse(path).getroot())
     return _json_rings(json.loads(path.read_text(encoding='utf-8')))
@@ -72,9 +66,7 @@ def from_ncrf(name: str, entry: dict[str, Any]) -> list[Ring]:
   return _sound(name, lambda: _ncrf_rings(entry))
 
 
-def _sound(
-  name: str, parse: Callable[[], Iterator[Ring | _NoArea]]
-) -> list[Ring]:
+def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
   """Returns the rings with an area of a source; a TileError names its fault."""
   try:
     shapes = list(parse())
@@ -86,7 +78,7 @@ def _sound(
       f'({type(e).__name__}: {e}); export them again'
     ) from e
   rings = [shape for shape in shapes if isinstance(shape, Ring)]
-  empty = [shape.name for shape in shapes if isinstance(shape, _NoArea)]
+  empty = [shape for shape in shapes if isinstance(shape, str)]
   if empty:
     fault = f'{name}: no area in {first_of(empty)}'
     if not rings:
@@ -95,7 +87,8 @@ def _sound(
   return rings
 
 
-def _json_rings(content: Any) -> Iterator[Ring | _NoArea]:
+def _json_rings(content: Any) -> Iterator[Ring | str]:
+  """Yields outlines, and the names of shapes without an area."""
   if isinstance(content, dict):
     if 'positive' in content:
       yield from _ncrf_rings(content)
@@ -105,7 +98,7 @@ def _json_rings(content: Any) -> Iterator[Ring | _NoArea]:
     yield from _geometry(f'feature {i}', feature['geometry'])
 
 
-def _geometry(name: str, shape: Any) -> Iterator[Ring | _NoArea]:
+def _geometry(name: str, shape: Any) -> Iterator[Ring | str]:
   """Yields what a geometry of GeoJSON holds."""
   kind = shape['type'] if shape else 'object without a shape'
   name = f'{name} ({kind})'
@@ -113,18 +106,16 @@ def _geometry(name: str, shape: Any) -> Iterator[Ring | _NoArea]:
     for part in shape['geometries']:
       yield from _geometry(name, part)
     return
-  polygons = []
-  if kind in ('Polygon', 'MultiPolygon'):
-    polygons = shape['coordinates']
-    polygons = [polygons] if kind == 'Polygon' else polygons
+  polygons = shape['coordinates'] if 'Polygon' in kind else []
+  polygons = [polygons] if kind == 'Polygon' else polygons
   for polygon in polygons:
     for k, corners in enumerate(polygon):
       yield _ring(name, corners, k > 0)
   if not any(polygons):
-    yield _NoArea(name)
+    yield name
 
 
-def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring | _NoArea]:
+def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring | str]:
   for key, hole in (('positive', False), ('negative', True)):
     if not isinstance(entry[key], list):
       raise ValueError(f'{key} is no list of polygons')
@@ -133,13 +124,13 @@ def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring | _NoArea]:
       yield _ring(f'{key} {i}', corners, hole)
 
 
-def _xml_rings(root: ElementTree.Element) -> Iterator[Ring | _NoArea]:
+def _xml_rings(root: ElementTree.Element) -> Iterator[Ring | str]:
   if root.tag != 'ASAP_Annotations':
     raise ValueError(f'its root is {root.tag}, not ASAP_Annotations')
   for i, shape in enumerate(root.iter('Annotation')):
     name = f'annotation {shape.get("Name", i)} ({shape.get("Type")})'
     if shape.get('Type') not in _SHAPES:
-      yield _NoArea(name)
+      yield name
       continue
     corners = sorted(
       shape.iter('Coordinate'), key=lambda c: int(c.get('Order'))
@@ -148,9 +139,9 @@ def _xml_rings(root: ElementTree.Element) -> Iterator[Ring | _NoArea]:
     yield _ring(name, [(c.get('X'), c.get('Y')) for c in corners], hole)
 
 
-def _ring(name: str, corners: Any, hole: bool) -> Ring | _NoArea:
+def _ring(name: str, corners: Any, hole: bool) -> Ring | str:
   if not len(corners):
-    return _NoArea(name)
+    return name
   corners = np.array([corner[:2] for corner in corners], float)
   if len(corners) > 1 and (corners[0] == corners[-1]).all():
     corners = corners[:-1]
@@ -158,19 +149,19 @@ def _ring(name: str, corners: Any, hole: bool) -> Ring | _NoArea:
     raise ValueError(f'{name} has {len(corners)} corners or a place unknown')
   # On a line or a point, however many there are.
   flat = np.linalg.matrix_rank(corners - corners[0]) < 2
-  return _NoArea(name) if flat else Ring(corners, hole)
+  return name if flat else Ring(corners, hole)
 
 
 def warn_of_beyond(
-  name: str, rings: Sequence[Ring], width: int, height: int
+  name: str, rings: Sequence[Ring], size: tuple[int, int]
 ) -> None:
-  """Warns if outlines reach beyond a slide of that size, level-0 pixels."""
+  """Warns if outlines reach beyond a slide of (width, height) pixels."""
   lines = [shapely.LinearRing(ring.corners) for ring in rings]
   left, top, right, bottom = shapely.total_bounds(lines)  # NaN of none.
-  if min(left, top) < -1 or right > width + 1 or bottom > height + 1:
+  if min(left, top) < -1 or right > size[0] + 1 or bottom > size[1] + 1:
     warnings.warn(
       f'{name}: its outlines reach from ({left:.0f}, {top:.0f}) to'
-      f' ({right:.0f}, {bottom:.0f}), beyond its {width} x {height} px, and'
+      f' ({right:.0f}, {bottom:.0f}), beyond its {size[0]} x {size[1]} px, and'
       ' count only within. Are they in level-0 pixels, and of this slide?',
       stacklevel=3,
     )

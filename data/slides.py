@@ -1,7 +1,7 @@
 """Finds whole-slide images and reads pixels at a known physical scale."""
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 import ctypes
 import functools
 import hashlib
@@ -29,7 +29,6 @@ _OTHERS = frozenset(
   '.7z .bmp .gz .isyntax .jp2 .jpeg .jpg .kfb .lif .part .partial .png .qptiff'
   ' .rar .sdpc .vsi .zip'.split()
 )
-_OF_PARTS = ('.vms', '.vmu')  # Slides whose parts are pictures beside them.
 _TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
 _POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
@@ -319,36 +318,25 @@ def list_slides(folder: Path | str) -> list[Path]:
       f'{folder}: holds no slides. Found {names}. Names of slides end in'
       f' {", ".join(sorted(EXTENSIONS))}.'
     )
-  _warn_of(folder, others, ids)
-  return list(ids.values())
-
-
-def _warn_of(
-  folder: Path, others: Sequence[Path], slides: Mapping[str, Path]
-) -> None:
-  """Warns of files that may have been meant as slides.
-
-  Of pictures not if a slide has their name, or is of files like them (.vms).
-  """
-  parts = {p.parent for p in slides.values() if p.suffix.lower() in _OF_PARTS}
-  unread = [
+  # The pictures beside a .vms are parts of it, those with a slide's name its.
+  parts = {path.parent for path in slides if path.suffix.lower() == '.vms'}
+  odd = [
     path.name
     for path in others
-    if path.suffix.lower() in _OTHERS
-    and slide_id(path.stem) not in slides
-    and path.parent not in parts
+    if files.broken(path)
+    or (
+      path.suffix.lower() in _OTHERS
+      and slide_id(path.stem) not in ids
+      and path.parent not in parts
+    )
   ]
-  gone = [path.name for path in others if files.broken(path)]
-  for names, why in (
-    (gone, 'link to what does not exist. Mend the links'),
-    (unread, 'are of kinds that OpenSlide does not open. Convert them'),
-  ):
-    if names:
-      warnings.warn(
-        f'{folder}: left out are files that {why}, if they are slides:'
-        f' {files.first_of(names)}.',
-        stacklevel=3,
-      )
+  if odd:
+    warnings.warn(
+      f'{folder}: left out, as OpenSlide does not open such files or they are'
+      f' links to what does not exist: {files.first_of(odd)}',
+      stacklevel=2,
+    )
+  return list(ids.values())
 
 
 def _first_of_each_series(paths: list[Path]) -> list[Path]:

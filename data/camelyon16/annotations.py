@@ -88,8 +88,8 @@ class Annotations:
     self.require([slide])
     file = self.files[slide]
     if isinstance(file, dict) or file.suffix.lower() not in _MASKS:
-      rings, (height, width) = self.rings(slide), np.multiply(shape, scale)
-      outlines.warn_of_beyond(f'{self.source}: {slide}', rings, width, height)
+      rings, size = self.rings(slide), (shape[1] * scale, shape[0] * scale)
+      outlines.warn_of_beyond(f'{self.source}: {slide}', rings, size)
       return outlines.rasterise(rings, shape, scale, holes=holes)
     whole = _read_mask(file, scale)[: shape[0], : shape[1]]
     mask = np.zeros(shape, bool)
