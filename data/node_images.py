@@ -16,7 +16,7 @@ COLUMNS = ('image_id', 'patient_id', 'part')
 PARTS = ('development', 'test')
 LABELS = ('negative', 'positive')
 _LEAST_SIDE = 40  # Pixels at `MPP` that both sides must have.
-_SUFFIXES = ('.png', '.tif', '.tiff')
+_SUFFIXES = ('.png', '.tif', '.tiff', '.PNG', '.TIF', '.TIFF')
 _COLOURS = ('RGB', 'RGBA', 'L', 'LA', 'P')
 _MASKS = ('1', 'L', 'LA', 'P', 'I', 'I;16', 'RGB', 'RGBA')
 
@@ -162,7 +162,8 @@ def _check(
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   paths = [folder / f'{name}{suffix}' for suffix in _SUFFIXES]
   paths = [path for path in paths if path.exists()]
-  if len(paths) > 1:
+  # Disks of macOS and Windows do not tell capitals apart.
+  if len(paths) > 1 and not paths[0].samefile(paths[1]):
     raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
   return paths[0] if paths else None
 

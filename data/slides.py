@@ -8,7 +8,6 @@ import hashlib
 import math
 from pathlib import Path
 import threading
-import unicodedata
 import warnings
 
 import numpy as np
@@ -256,9 +255,9 @@ def slide_id(path: Path | str) -> str:
   """Returns the file name less its last extension, if that is a slide's.
 
   'TCGA-3C.01Z.svs' gives 'TCGA-3C.01Z', '007.tiff' gives '007', and a DICOM
-  folder 'case.3' keeps its whole name. Letters are composed (Unicode NFC).
+  folder 'case.3' keeps its whole name.
   """
-  path = Path(unicodedata.normalize('NFC', str(path)))
+  path = Path(path)
   return path.stem if path.suffix.lower() in EXTENSIONS else path.name
 
 

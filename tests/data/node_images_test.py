@@ -67,6 +67,7 @@ def test_images_come_with_masks_parts_and_labels(folder):
     np.testing.assert_array_equal(pixels, picture(row, (50 + row, 60, 3)))
     assert mask.shape == pixels.shape[:2]
     assert mask.sum() == (40 if name in 'ac' else 0)
+  (folder / 'masks/a.png').rename(folder / 'masks/a.PNG')
   pixels, mask = load(folder, mpp=2.0).read(0)  # At 1 um per pixel, too.
   assert pixels.shape == (100, 120, 3)
   assert mask[20:40, 10:18].all() and mask.sum() == 160
