@@ -102,7 +102,7 @@ def _geometry(name: str, shape: Any) -> Iterator[Ring | str]:
   """Yields what a geometry of GeoJSON holds."""
   kind = shape['type'] if shape else 'object without a shape'
   name = f'{name} ({kind})'
-  if kind == 'GeometryCollection':
+  if kind == 'GeometryCollection' and shape['geometries']:
     for part in shape['geometries']:
       yield from _geometry(name, part)
     return

@@ -148,6 +148,11 @@ def test_what_is_no_outline_is_named(name, content, words, tmp_path):
     ('a.json', feature('Polygon', [[]]), r'feature 0 \(Polygon\)'),
     ('a.json', feature('Polygon', []), r'feature 0 \(Polygon\)'),
     ('a.json', feature('MultiPolygon', []), r'feature 0 \(MultiPolygon\)'),
+    (
+      'a.json',
+      {'geometry': {'type': 'GeometryCollection', 'geometries': []}},
+      'feature 0',
+    ),
     ('a.json', feature('Polygon', [[[i, i] for i in range(9)]]), 'feature 0'),
     ('a.json', {'geometry': None}, r'feature 0 \(object without a shape\)'),
     ('a.xml', DOT, r'annotation A \(Dot\)'),
