@@ -1,6 +1,7 @@
 """What all readers and writers of files share."""
 
 import codecs
+import collections
 from collections.abc import Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
@@ -12,6 +13,7 @@ from pathlib import Path
 import re
 import unicodedata
 import uuid
+import warnings
 
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _SHOWN = 10  # Names in one message.
@@ -24,18 +26,50 @@ def listed(
 ) -> list[Path]:
   """Returns the files in a folder and below, sorted, but no hidden ones.
 
+  Linked folders are followed. Links to what is not there are listed as files,
+  so that whoever opens one names it.
+
   Args:
     folder: nothing is found where there is none.
     extensions: what names end in, lower case; any by default.
-    pattern: '*' for the folder alone.
+    pattern: '*' for the folder alone, '*/*' for those in it alone.
   """
+  everything = pattern == '**/*'
   return sorted(
     path
-    for path in folder.glob(pattern)
+    for path in (_below(folder) if everything else folder.glob(pattern))
     if (extensions is None or path.suffix.lower() in extensions)
-    and path.is_file()
+    and (path.is_file() or broken(path))
     and not any(map(hidden, path.relative_to(folder).parts))
   )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+  """Yields what is below a folder; one that is reached twice counts once.
+
+  Links are followed last: what they repeat keeps its own path.
+  """
+  folders, seen = collections.deque([folder]), set()
+  while folders:
+    parent = folders.popleft()
+    real = parent.resolve()
+    if real in seen or not parent.is_dir():
+      continue
+    seen.add(real)
+    try:
+      paths = sorted(parent.iterdir())
+    except OSError as e:
+      warnings.warn(f'{parent}: left out, cannot be read ({e})', stacklevel=3)
+      continue
+    yield from paths
+    for path in paths:
+      if path.is_dir() and not hidden(path.name):
+        (folders.append if path.is_symlink() else folders.appendleft)(path)
+
+
+def broken(path: Path) -> bool:
+  """Returns whether a path is a link to what is not there."""
+  return path.is_symlink() and not path.exists()
 
 
 def hidden(name: str) -> bool:

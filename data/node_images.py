@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from data import files
+from data import files, images
 from data.labelled_tiles import TileError
 from data.labels import leaks
 from data.tile_sources import on_white
@@ -18,9 +18,9 @@ COLUMNS = ('image_id', 'patient_id', 'part')
 PARTS = ('development', 'test')
 LABELS = ('negative', 'positive')
 _LEAST_SIDE = 40  # Pixels at `MPP` that both sides must have.
-_SUFFIXES = ('.png', '.tif', '.tiff')
-_COLOURS = ('RGB', 'RGBA', 'L', 'P')
-_MASKS = ('1', 'L', 'P', 'I', 'I;16', 'RGB')
+_SUFFIXES = ('.png', '.tif', '.tiff', '.PNG', '.TIF', '.TIFF')
+_COLOURS = ('RGB', 'RGBA', 'L', 'LA', 'P')
+_MASKS = ('1', 'L', 'LA', 'P', 'I', 'I;16', 'RGB', 'RGBA')
 
 
 class ImageError(TileError):
@@ -75,7 +75,8 @@ def load(
   The CSV has the columns image_id, patient_id and part (development or test),
   and may have label (negative or positive). An image is <image_id>.png, .tif
   or .tiff, 8 bits a channel; its mask has the same name and size and is not 0
-  on tumour. An image may go without a mask only where its label is negative.
+  on tumour, nor transparent. An image may go without a mask only where its
+  label is negative.
 
   Args:
     images_dir: folder of images.
@@ -165,7 +166,8 @@ def _check(
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   paths = [files.spelled(folder / f'{name}{s}') for s in _SUFFIXES]
   paths = [path for path in paths if path.exists()]
-  if len(paths) > 1:
+  # Disks of macOS and Windows do not tell capitals apart.
+  if len(paths) > 1 and not paths[0].samefile(paths[1]):
     raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
   return paths[0] if paths else None
 
@@ -190,21 +192,14 @@ def _read(
       f'{mask_path}: {mask.width} x {mask.height} pixels; its image has'
       f' {image.width} x {image.height}'
     )
-  marked = np.asarray(mask) != 0
+  marked = images.mask_values(mask_path, mask, ImageError) != 0
   marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
   marked = marked.resize(size, Image.Resampling.NEAREST)
   return np.asarray(pixels), np.asarray(marked)
 
 
 def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
-  try:
-    image = Image.open(path)
-    image.load()
-  except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as e:
-    raise ImageError(
-      f'{path}: cannot be read as an image: {e}; copy it again, or save one'
-      ' that is too large at a coarser scale'
-    ) from e
+  image = images.read(path, ImageError)
   if image.mode not in modes:
     raise ImageError(
       f'{path}: found pixels of kind {image.mode}; {", ".join(modes)} can be'

@@ -10,12 +10,13 @@ from xml.etree import ElementTree
 import numpy as np
 import shapely
 
+from data.files import first_of
 from data.labelled_tiles import TileError
 
 EXTENSIONS = ('.json', '.geojson', '.xml')
 # Groups that CAMELYON16, CAMELYON17 and ASAP itself give to holes.
 _HOLES = ('_2', 'normal', 'exclusion')
-_SHAPES = ('Polygon', 'Rectangle')
+_SHAPES = ('Polygon', 'Rectangle', 'Spline')
 
 
 class Ring(NamedTuple):
@@ -25,30 +26,30 @@ class Ring(NamedTuple):
   hole: bool
 
 
-def read(path: pathlib.Path | str, *, drop_empty: bool = False) -> list[Ring]:
+def read(path: pathlib.Path | str) -> list[Ring]:
   """Reads GeoJSON (QuPath, the phantom), NCRF's JSON or ASAP's XML (CAMELYON).
 
   In GeoJSON all rings of a polygon but the first are holes; in XML those of the
-  groups _2, normal and Exclusion are. Names of classes are not looked at. A
-  file without outlines is sound: nothing was found on that slide.
+  groups _2, normal and Exclusion are. Names of classes are not looked at. The
+  corners of a spline are joined by straight lines. Shapes without an area
+  (points, lines, objects without a shape) are left out, with a warning;
+  tumor_054 of CAMELYON16 has one. A file without any shape is sound: nothing
+  was found on that slide.
 
   Args:
     path: coordinates in it are level-0 pixels.
-    drop_empty: whether shapes of one or two corners, which have no area, are
-      left out, with a warning, rather than refused; tumor_054 of CAMELYON16 has
-      one.
 
   Raises:
-    TileError: if the file cannot be parsed, or holds a shape without an area.
+    TileError: if the file cannot be parsed, or no shape in it has an area.
   """
   path = pathlib.Path(path)
 
-  def rings() -> Iterator[Ring]:
+  def shapes() -> Iterator[Ring | str]:
     if path.suffix.lower() == '.xml':
       return _xml_rings(ElementTree.parse(path).getroot())
     return _json_rings(json.loads(path.read_text(encoding='utf-8')))
 
-  return _sound(str(path), rings, drop_empty)
+  return _sound(str(path), shapes)
 
 
 def from_ncrf(name: str, entry: dict[str, Any]) -> list[Ring]:
@@ -60,17 +61,15 @@ def from_ncrf(name: str, entry: dict[str, Any]) -> list[Ring]:
       corners or have them as their 'vertices'.
 
   Raises:
-    TileError: as `read` with `drop_empty`.
+    TileError: as `read`.
   """
-  return _sound(name, lambda: _ncrf_rings(entry), drop_empty=True)
+  return _sound(name, lambda: _ncrf_rings(entry))
 
 
-def _sound(
-  name: str, parse: Callable[[], Iterator[Ring]], drop_empty: bool
-) -> list[Ring]:
+def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
   """Returns the rings with an area of a source; a TileError names its fault."""
   try:
-    rings = list(parse())
+    shapes = list(parse())
   except OSError as e:
     raise TileError(f'{name}: cannot be read ({e})') from e
   except Exception as e:  # Damaged files raise errors of many kinds.
@@ -78,31 +77,45 @@ def _sound(
       f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '
       f'({type(e).__name__}: {e}); export them again'
     ) from e
-  for few in (len(r.corners) for r in rings if len(r.corners) < 3):
-    fault = f'{name}: an outline of {few} corners has no area'
-    if not drop_empty:
-      raise TileError(f'{fault}; draw it again')
-    warnings.warn(f'{fault}: left out', stacklevel=3)
-  return [ring for ring in rings if len(ring.corners) > 2]
+  rings = [shape for shape in shapes if isinstance(shape, Ring)]
+  empty = [shape for shape in shapes if isinstance(shape, str)]
+  if empty:
+    fault = f'{name}: no area in {first_of(empty)}'
+    if not rings:
+      raise TileError(f'{fault}. Draw polygons around what is meant.')
+    warnings.warn(f'{fault}. Left out.', stacklevel=3)
+  return rings
 
 
-def _json_rings(content: Any) -> Iterator[Ring]:
+def _json_rings(content: Any) -> Iterator[Ring | str]:
+  """Yields outlines, and the names of shapes without an area."""
   if isinstance(content, dict):
     if 'positive' in content:
       yield from _ncrf_rings(content)
       return
     content = content['features'] if 'features' in content else [content]
   for i, feature in enumerate(content):
-    shape = feature['geometry']
-    if shape['type'] not in ('Polygon', 'MultiPolygon'):
-      raise ValueError(f'feature {i} is a {shape["type"]}, not a polygon')
-    polygons = shape['coordinates']
-    for polygon in [polygons] if shape['type'] == 'Polygon' else polygons:
-      for k, corners in enumerate(polygon):
-        yield _ring(f'feature {i}', corners, k > 0)
+    yield from _geometry(f'feature {i}', feature['geometry'])
 
 
-def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring]:
+def _geometry(name: str, shape: Any) -> Iterator[Ring | str]:
+  """Yields what a geometry of GeoJSON holds."""
+  kind = shape['type'] if shape else 'object without a shape'
+  name = f'{name} ({kind})'
+  if kind == 'GeometryCollection' and shape['geometries']:
+    for part in shape['geometries']:
+      yield from _geometry(name, part)
+    return
+  polygons = shape['coordinates'] if 'Polygon' in kind else []
+  polygons = [polygons] if kind == 'Polygon' else polygons
+  for polygon in polygons:
+    for k, corners in enumerate(polygon):
+      yield _ring(name, corners, k > 0)
+  if not any(polygons):
+    yield name
+
+
+def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring | str]:
   for key, hole in (('positive', False), ('negative', True)):
     if not isinstance(entry[key], list):
       raise ValueError(f'{key} is no list of polygons')
@@ -111,13 +124,14 @@ def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring]:
       yield _ring(f'{key} {i}', corners, hole)
 
 
-def _xml_rings(root: ElementTree.Element) -> Iterator[Ring]:
+def _xml_rings(root: ElementTree.Element) -> Iterator[Ring | str]:
   if root.tag != 'ASAP_Annotations':
     raise ValueError(f'its root is {root.tag}, not ASAP_Annotations')
   for i, shape in enumerate(root.iter('Annotation')):
-    name = f'annotation {shape.get("Name", i)}'
+    name = f'annotation {shape.get("Name", i)} ({shape.get("Type")})'
     if shape.get('Type') not in _SHAPES:
-      raise ValueError(f'{name} is a {shape.get("Type")}, not a polygon')
+      yield name
+      continue
     corners = sorted(
       shape.iter('Coordinate'), key=lambda c: int(c.get('Order'))
     )
@@ -125,13 +139,32 @@ def _xml_rings(root: ElementTree.Element) -> Iterator[Ring]:
     yield _ring(name, [(c.get('X'), c.get('Y')) for c in corners], hole)
 
 
-def _ring(name: str, corners: Any, hole: bool) -> Ring:
+def _ring(name: str, corners: Any, hole: bool) -> Ring | str:
+  if not len(corners):
+    return name
   corners = np.array([corner[:2] for corner in corners], float)
   if len(corners) > 1 and (corners[0] == corners[-1]).all():
     corners = corners[:-1]
   if corners.shape[1:] != (2,) or not np.isfinite(corners).all():
     raise ValueError(f'{name} has {len(corners)} corners or a place unknown')
-  return Ring(corners, hole)
+  # On a line or a point, however many there are.
+  flat = np.linalg.matrix_rank(corners - corners[0]) < 2
+  return name if flat else Ring(corners, hole)
+
+
+def warn_of_beyond(
+  name: str, rings: Sequence[Ring], size: tuple[int, int]
+) -> None:
+  """Warns if outlines reach beyond a slide of (width, height) pixels."""
+  lines = [shapely.LinearRing(ring.corners) for ring in rings]
+  left, top, right, bottom = shapely.total_bounds(lines)  # NaN of none.
+  if min(left, top) < -1 or right > size[0] + 1 or bottom > size[1] + 1:
+    warnings.warn(
+      f'{name}: its outlines reach from ({left:.0f}, {top:.0f}) to'
+      f' ({right:.0f}, {bottom:.0f}), beyond its {size[0]} x {size[1]} px, and'
+      ' count only within. Are they in level-0 pixels, and of this slide?',
+      stacklevel=3,
+    )
 
 
 def region(rings: Iterable[Ring], *, holes: bool = True) -> shapely.Geometry:

@@ -23,6 +23,11 @@ EXTENSIONS = frozenset(
 )
 MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
 SCANNER_MPP = (0.1, 2.0)  # um/px that scanners have; else a warning.
+# Pictures, archives and slides of other kinds, which are named where they lie.
+_OTHERS = frozenset(
+  '.7z .bmp .gz .isyntax .jp2 .jpeg .jpg .kfb .lif .part .partial .png .qptiff'
+  ' .rar .sdpc .vsi .zip'.split()
+)
 _TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
 _POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
@@ -92,11 +97,13 @@ class Slide:
     self._handle.close()
 
   def _open(self) -> openslide.OpenSlide:
-    file = self.path
-    if file.is_dir():
-      file = min(file.glob('*.dcm'), default=file)
+    if files.broken(self.path):
+      raise SlideError(
+        f'{self.path}: a link to {self.path.readlink()}, which does not exist.'
+        ' Mend the link or remove it.'
+      )
     try:
-      return openslide.OpenSlide(file)
+      return openslide.OpenSlide(first_file(self.path))
     except (openslide.OpenSlideError, OSError) as error:
       raise SlideError(
         f'{self.path.name}: OpenSlide cannot open it '
@@ -237,6 +244,13 @@ def _blocks(
     )
 
 
+def first_file(path: Path) -> Path:
+  """Returns what OpenSlide is given: of a DICOM folder its first file."""
+  if not path.is_dir():
+    return path
+  return next(iter(files.listed(path, {'.dcm'}, '*')), path)
+
+
 def slide_id(path: Path | str) -> str:
   """Returns the file name less its last extension, if that is a slide's.
 
@@ -263,22 +277,28 @@ def digest(path: Path) -> str:
 def list_slides(folder: Path | str) -> list[Path]:
   """Returns every slide under a folder, sorted by path.
 
-  Files count by extension, in subfolders too; names that start with a dot are
-  ignored. The DICOM files of one series are one slide: it is named by their
-  folder if that lies below `folder` and holds no other slide, and by the first
-  file of the series otherwise.
+  Files count by extension, in subfolders and linked folders too; names that
+  start with a dot are ignored. What OpenSlide does not open but may have been
+  meant as a slide, and links to what is not there, are warned of by name; such
+  a link is listed if it has the extension of a slide. The DICOM files of one
+  series are one slide: it is named by their folder if that lies below `folder`
+  and holds no other slide, and by the first file of the series otherwise.
 
   Raises:
-    SlideError: if the folder is absent, or two slides have the same id, so that
-      their features would overwrite each other.
+    SlideError: if the folder is absent or holds no slide, or two slides have
+      the same id, so that their features would overwrite each other.
   """
   folder = Path(folder)
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder of slides; check --slides_dir.')
   slides, dicom, dicom_slides = [], collections.defaultdict(list), []
-  for path in files.listed(folder, EXTENSIONS):
-    series = path.suffix.lower() == '.dcm'
-    (dicom[path.parent] if series else slides).append(path)
+  others = []
+  for path in files.listed(folder):
+    kind = path.suffix.lower()
+    if kind == '.dcm' and not files.broken(path):
+      dicom[path.parent].append(path)
+    else:
+      (slides if kind in EXTENSIONS - {'.dcm'} else others).append(path)
   for parent, paths in dicom.items():
     series = _first_of_each_series(paths)
     shared = any(slide.parent == parent for slide in slides)
@@ -292,6 +312,30 @@ def list_slides(folder: Path | str) -> list[Path]:
         f'{path.name}: has the same slide id, {slide_id(path)!r}, as {other}; '
         'rename one of them.'
       )
+  if not ids:
+    names = files.first_of([path.name for path in others]) or 'nothing'
+    raise SlideError(
+      f'{folder}: holds no slides. Found {names}. Names of slides end in'
+      f' {", ".join(sorted(EXTENSIONS))}.'
+    )
+  # The pictures beside a .vms are parts of it, those with a slide's name its.
+  parts = {path.parent for path in slides if path.suffix.lower() == '.vms'}
+  odd = [
+    path.name
+    for path in others
+    if files.broken(path)
+    or (
+      path.suffix.lower() in _OTHERS
+      and slide_id(path.stem) not in ids
+      and path.parent not in parts
+    )
+  ]
+  if odd:
+    warnings.warn(
+      f'{folder}: left out, as OpenSlide does not open such files or they are'
+      f' links to what does not exist: {files.first_of(odd)}',
+      stacklevel=2,
+    )
   return list(ids.values())
 
 
@@ -302,7 +346,7 @@ def _first_of_each_series(paths: list[Path]) -> list[Path]:
     try:
       with openslide.OpenSlide(path) as handle:
         key = handle.properties['openslide.quickhash-1']  # Of the series.
-    except (openslide.OpenSlideError, KeyError):
+    except (openslide.OpenSlideError, OSError, KeyError):
       key = path  # Listed, so that whoever opens it reports it.
     first.setdefault(key, path)
   return list(first.values())

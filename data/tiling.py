@@ -84,6 +84,8 @@ def tile_grid(
       'level-0 px); ask for smaller tiles or leave the slide out.'
     )
   if regions is not None:
+    size = slide.width, slide.height
+    outlines.warn_of_beyond(slide.path.name, regions, size)
     part = outlines.covered(regions, grid.coords, grid.size_level0)
     enough = (part > 0) & (part >= min_tissue)
     source = f'of its {len(regions)} outlines'

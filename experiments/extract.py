@@ -69,12 +69,8 @@ def run(
 ) -> None:
   """Encodes all slides, and names those that failed."""
   print(start.lines((folders, tiles, scale, encoding, cache, check)))
-  paths = slides.list_slides(folders.slides_dir)
-  if not paths:
-    raise slides.SlideError(
-      f'{folders.slides_dir}: holds no slides. Give another.'
-    )
-  cohort, target = SlideTiles(paths, tiles, scale), folders.features_dir
+  cohort = SlideTiles(folders.slides_dir, tiles, scale)
+  target = folders.features_dir
   make = functools.partial(
     encoder.make_encoder,
     encoding.weights,

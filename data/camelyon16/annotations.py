@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 
 from data import outlines
+from data.files import listed
 from data.labelled_tiles import TileError
 from data.outlines import Ring
 from data.slides import Slide
@@ -61,7 +62,7 @@ class Annotations:
       return outlines.from_ncrf(f'{self.source}: {slide}', file)
     if file.suffix.lower() in _MASKS:
       raise TileError(f'{file}: a mask has no outlines; XML or JSON is needed')
-    return outlines.read(file, drop_empty=True)
+    return outlines.read(file)
 
   def mask(
     self,
@@ -87,7 +88,9 @@ class Annotations:
     self.require([slide])
     file = self.files[slide]
     if isinstance(file, dict) or file.suffix.lower() not in _MASKS:
-      return outlines.rasterise(self.rings(slide), shape, scale, holes=holes)
+      rings, size = self.rings(slide), (shape[1] * scale, shape[0] * scale)
+      outlines.warn_of_beyond(f'{self.source}: {slide}', rings, size)
+      return outlines.rasterise(rings, shape, scale, holes=holes)
     whole = _read_mask(file, scale)[: shape[0], : shape[1]]
     mask = np.zeros(shape, bool)
     mask[: len(whole), : whole.shape[1]] = whole
@@ -109,7 +112,7 @@ def find(source: pathlib.Path | str) -> Annotations:
   if not source.is_dir():
     return Annotations(source, _load(source))
   files, problems = {}, []
-  for path in sorted(source.rglob('[!.]*')):
+  for path in listed(source):
     stem, suffix = path.stem.lower(), path.suffix.lower()
     if suffix in _OUTLINES or (suffix in _MASKS and stem.endswith('_mask')):
       name = stem.removesuffix('_mask')

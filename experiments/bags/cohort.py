@@ -17,7 +17,7 @@ from data.labels import Manifest
 from data.splits import Split
 from experiments.bags import features, phantom
 from experiments.bags.options import Data, External, Folds
-from experiments.run.check import Findings
+from experiments.run.check import Findings, gathered
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
 from kmil_jax import parallel, splits
@@ -349,7 +349,8 @@ def join(
   slide_files, source = {}, None
   try:
     if slides_dir:
-      paths = slides.list_slides(slides_dir)
+      with gathered(findings.warnings):
+        paths = slides.list_slides(slides_dir)
       slide_files = {slides.slide_id(path): path for path in paths}
   except slides.SlideError as e:
     problems.append(str(e))

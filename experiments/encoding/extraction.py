@@ -8,7 +8,6 @@ import functools
 import itertools
 import pathlib
 from typing import Any, NoReturn
-import warnings
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
 from experiments.run import progress
-from experiments.run.check import Findings
+from experiments.run.check import Findings, gathered
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
 _WIDTH = 1024 * 4  # Bytes of an instance.
@@ -67,6 +66,7 @@ def extract(
   """
   folder = pathlib.Path(features_dir)
   folder.mkdir(parents=True, exist_ok=True)
+  Findings(warnings=cohort.warnings).warn()
   paths, faults = _survey(cohort, folder, encoder.attributes())
   if faults:
     raise EncodingError(
@@ -132,11 +132,11 @@ def check(
     SystemExit: always; with 1 if there are problems.
   """
   missing, faults = _survey(cohort, features_dir, encoder)
+  caught = [*cohort.warnings]
   with (
-    warnings.catch_warnings(record=True) as caught,
+    gathered(caught),
     futures.ThreadPoolExecutor(cohort.tiles.threads) as pool,
   ):
-    warnings.simplefilter('always')
     total = len(cohort.paths)
     looks = pool.map(functools.partial(_look, cohort), cohort.paths)
     looks = progress.bar(looks, total=total, desc='slides', unit='slide')
@@ -151,9 +151,7 @@ def check(
     f' {cohort.tiles.tile_mpp:g} um/px to encode, by the area of the slides:'
     f' {most * _WIDTH / 2**30:.1f} GiB of features'
   )
-  Findings(
-    [*problems, *unread, *faults], [str(warning.message) for warning in caught]
-  ).close()
+  Findings([*problems, *unread, *faults], caught).close()
 
 
 def _look(cohort: SlideTiles, path: pathlib.Path) -> int | str:
@@ -165,6 +163,8 @@ def _look(cohort: SlideTiles, path: pathlib.Path) -> int | str:
         spans = size * slide.level_downsamples[level]
         corner = np.maximum((slide.width, slide.height) - spans, 0) // 2
         slide.read(*corner.astype(int).tolist(), level, *size.tolist())
+      if slide.slide_id in cohort.regions:
+        return len(cohort.grid(slide).coords)
       return len(cohort.grid(slide, whole=True).coords)
   except slides.SlideError as error:
     return str(error)

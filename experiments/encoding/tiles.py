@@ -6,11 +6,13 @@ import hashlib
 import os
 import pathlib
 from typing import Any
+import warnings
 
 import numpy as np
 
 from data import slides, tiling
-from data.files import first_of
+from data.files import broken, first_of
+from experiments.run.check import gathered
 from experiments.run.options import field
 
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
@@ -63,7 +65,8 @@ class SlideTiles:
   """The slides of a cohort, and how they are cut into tiles.
 
   Attributes:
-    paths: as of `slides.list_slides`.
+    paths: as of `slides.list_slides`; made of a folder, all in it.
+    warnings: what may be wrong with the slides, scales and outlines.
     tiles: how they are cut.
     scale: of slides that state none.
     mpp_of: of level 0 by slide id, whatever the slides state.
@@ -71,27 +74,31 @@ class SlideTiles:
       none, it is found.
 
   Raises:
-    SlideError: if the file of scales, or one of outlines, cannot be used.
+    SlideError: if the file of scales, or one of outlines, cannot be used, or
+      the folder holds no slides.
   """
 
   def __init__(
     self,
-    paths: Sequence[pathlib.Path],
+    paths: pathlib.Path | Sequence[pathlib.Path],
     tiles: Tiles,
     scale: Scale = Scale(),
   ):
-    self.paths, self.tiles, self.scale = paths, tiles, scale
-    self.mpp_of, self.regions = {}, {}
-    ids = set(map(slides.slide_id, paths))
-    if scale.slide_mpp_csv:
-      self.mpp_of = slides.read_mpp_csv(scale.slide_mpp_csv)
-      if absent := sorted(self.mpp_of.keys() - ids):
-        print(
-          f'warning: {scale.slide_mpp_csv}: no slide files of'
-          f' {first_of(absent)}'
-        )
-    if tiles.regions_dir:
-      self.regions = tiling.read_regions(tiles.regions_dir, ids)
+    self.tiles, self.scale = tiles, scale
+    self.warnings, self.mpp_of, self.regions = [], {}, {}
+    with gathered(self.warnings):
+      if isinstance(paths, pathlib.Path):
+        paths = slides.list_slides(paths)
+      self.paths, ids = paths, set(map(slides.slide_id, paths))
+      if scale.slide_mpp_csv:
+        self.mpp_of = slides.read_mpp_csv(scale.slide_mpp_csv)
+        if absent := sorted(self.mpp_of.keys() - ids):
+          warnings.warn(
+            f'{scale.slide_mpp_csv}: no slide files of {first_of(absent)}',
+            stacklevel=2,
+          )
+      if tiles.regions_dir:
+        self.regions = tiling.read_regions(tiles.regions_dir, ids)
 
   def open(self, path: pathlib.Path) -> slides.Slide:
     """Opens a slide at the scale that is meant."""
@@ -159,7 +166,8 @@ class SlideTiles:
       encoder: attributes of the encoder that is asked for, as far as known.
     """
     digest = attributes.get('slide_sha256')  # Not in older files.
-    if digest is not None and digest != slides.digest(path):
+    gone = broken(path)  # Then there is no other slide either.
+    if digest is not None and not gone and digest != slides.digest(path):
       return [f'{file}: was made of another slide of this name than {path}']
     name, source = file.stem, attributes.get('level0_mpp_source')
     wanted = {**encoder, 'regions': None, **self.attributes(name)}

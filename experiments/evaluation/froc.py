@@ -6,9 +6,8 @@ import re
 
 from matplotlib import figure
 import numpy as np
-from PIL import Image
 
-from data import files
+from data import files, images
 from data.labelled_tiles import TileError
 from experiments.run.check import Findings
 from kmil_jax import froc
@@ -184,21 +183,16 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 def read_mask(path: pathlib.Path) -> np.ndarray:
   """Reads a mask, True where its first channel is 255, bool [H, W].
 
+  What is transparent is 0.
+
   Raises:
     DetectionError: if the image cannot be read, or holds other values than 0
       and 255.
   """
-  try:
-    with Image.open(path) as image:
-      kind = {'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode)
-      first = np.atleast_3d(image.convert(kind))[..., 0]
-  except (
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,  # Pillow's, of a broken PNG.
-    ValueError,
-  ) as e:
-    raise DetectionError(f'{path}: cannot be read ({e})') from e
+  image = images.read(path, DetectionError)
+  kind = {'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode)
+  values = images.mask_values(path, image.convert(kind), DetectionError)
+  first = np.atleast_3d(values)[..., 0]
   others = np.unique(first[(first != 0) & (first != 255)])[:5]
   if len(others):
     raise DetectionError(

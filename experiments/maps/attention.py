@@ -89,7 +89,7 @@ def draw(
   picture; how many they are is printed. Pictures that are there stay.
 
   Returns:
-    What was wrong with slide files that could not be read.
+    What was wrong with slide files that could not be read or are others.
   """
   label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
   without, faults = {}, []
@@ -112,7 +112,7 @@ def draw(
       )
     except tile_scores.UnplacedError as e:
       without[path.stem] = str(e).removeprefix(f'{path}: ')
-    except slides.SlideError as e:
+    except (slides.SlideError, tile_scores.MapError) as e:
       faults.append(str(e))
     else:
       folder.save(

@@ -200,9 +200,11 @@ def draw(
 
   Raises:
     data.slides.SlideError: if the slide cannot be read.
+    tile_scores.MapError: if the scores are of a slide of another size.
   """
   with slides.Slide(path, 1.0) as slide:  # Only proportions count.
     width, height = slide.width, slide.height
+    scores.check_slide(path, width, height)
     step = max(max(width, height) / _PICTURE, 1)
     picture = slide.thumbnail(slide.mpp * step)
   whole = layers(scores, scale)

@@ -50,13 +50,16 @@ class Slides(Source):
       folder = beside if beside.is_dir() else None
     if not folder:
       return {}
-    if not self.slides_dir and not pathlib.Path(folder).is_dir():
+    try:
+      return {slides.slide_id(p): p for p in slides.list_slides(folder)}
+    except slides.SlideError as e:
+      if self.slides_dir:
+        raise
       print(
-        f'warning: {config.path} says that the slides are in {folder}, which'
-        ' does not exist. Give --slides_dir for pictures.'
+        f'warning: {config.path} says that the slides are in {folder}, but {e}'
+        ' Give --slides_dir for pictures.'
       )
       return {}
-    return {slides.slide_id(p): p for p in slides.list_slides(folder)}
 
   def labels(self) -> dict[str, str]:
     """Returns the true classes of the test slides of the run, if known."""

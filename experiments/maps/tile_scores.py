@@ -18,7 +18,8 @@ import numpy as np
 from data.files import replacing
 from kmil_jax import calibration
 
-_SAME = ('coords', 'side', 'classes')  # In all folds.
+_SAME = ('coords', 'side', 'classes', 'size')  # In all folds.
+_FAR = 2**31  # No pixel is there, and no score is so large.
 
 
 class MapError(ValueError):
@@ -47,6 +48,7 @@ class TileScores:
   instance_prob: np.ndarray  # [F, N, C]
   attention: np.ndarray  # [F, N, A], A is 1 or C; columns sum to 1
   kept: np.ndarray  # bool [F, N]
+  size: tuple[int, int] | None = None  # of the slide, level-0 pixels, if known
 
   def __len__(self) -> int:
     return len(self.coords)
@@ -55,6 +57,24 @@ class TileScores:
   def predicted(self) -> int:
     """The class that the mean probability of the folds makes likeliest."""
     return int(self.prob.mean(0).argmax())
+
+  def check_slide(self, path: pathlib.Path, width: int, height: int) -> None:
+    """Raises a MapError unless the tiles can be those of a slide of that size.
+
+    It is the size that their features state, if they do; tiles may reach across
+    the edge of a slide but do not lie beyond it.
+    """
+    if self.size not in (None, (width, height)):
+      other = '{} x {} px'.format(*self.size)
+    elif (self.coords >= (width, height)).any():
+      other = 'at least {} x {} px'.format(*self.coords.max(0) + 1)
+    else:
+      return
+    raise MapError(
+      f'{path}: has {width} x {height} px, but the tiles of {self.slide} are of'
+      f' a slide of {other}. Maps would lie in wrong places. Give the folder of'
+      ' the slides that the features were made of.'
+    )
 
   @property
   def spread(self) -> np.ndarray:
@@ -181,14 +201,21 @@ def read(
 
 def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   try:
-    with h5py.File(path, 'r', locking=False) as file:
-      arrays = {name: file[name][()] for name in file}
-      marks = dict(file.attrs)
-  except (OSError, TypeError) as e:
+    return _parse(path, tile_size)
+  except MapError:
+    raise
+  except Exception as e:  # Damaged files raise errors of many kinds.
     raise MapError(
       f'{path}: not a complete HDF5 file of tile scores ({e}). Delete it and'
       ' run the fold again.'
     ) from e
+
+
+def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
+  """Returns what a file of scores holds; errors of any kind if damaged."""
+  with h5py.File(path, 'r', locking=False) as file:
+    arrays = {name: file[name][()] for name in file}
+    marks = dict(file.attrs)
   needed = {'attention', 'instance_prob', 'kept', 'prob', 'classes'}
   if lacks := sorted(needed - arrays.keys() - marks.keys()):
     raise MapError(f'{path}: lacks {", ".join(lacks)}. Run the fold again.')
@@ -215,7 +242,8 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   }
   for name, allowed in shapes.items():
     array = arrays[name]
-    if not n or array.shape not in allowed or not np.isfinite(array).all():
+    finite = (np.abs(array) < _FAR).all()  # Nor NaN.
+    if not n or array.shape not in allowed or not finite:
       raise MapError(
         f'{path}: {name} has shape {list(array.shape)} for {n} tiles and'
         f' {len(classes)} classes, or numbers that are not finite. Run the'
@@ -224,10 +252,12 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   if 'temperature' in marks:  # Of experiments.predict.
     t = marks['temperature']
     arrays['prob'] = calibration.scale(arrays['prob'][None], t)[0]
+  size = [marks.get(f'level0_{name}') for name in ('width', 'height')]
   return {name: arrays[name] for name in shapes} | {
     'coords': arrays['coords'].astype(np.int64),
     'kept': arrays['kept'].astype(bool),
     'side': float(side),
+    'size': None if None in size else tuple(map(int, size)),
     'classes': classes,
   }
 

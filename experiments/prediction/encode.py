@@ -2,7 +2,6 @@
 
 import pathlib
 
-from data import slides
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
@@ -45,9 +44,6 @@ def plan(
       f' {stated.get("mpp", "unknown")} um/px. Make them with the tool of the'
       ' training, and give --features_dir.'
     )
-  paths = slides.list_slides(slides_dir)
-  if not paths:
-    raise slides.SlideError(f'{slides_dir}: holds no slides. Give another.')
   if weights is None and run:
     trained_on = run.config().cohort['features_dir']
     kept = pathlib.Path(trained_on, encoders.RANDOM_FILE)
@@ -71,4 +67,4 @@ def plan(
     tile_mpp=float(stated['mpp']),
     min_tissue=float(stated.get('min_tissue', Tiles.min_tissue)),
   )
-  return SlideTiles(paths, tiles, scale), encoder
+  return SlideTiles(slides_dir, tiles, scale), encoder

@@ -132,9 +132,9 @@ def _read(
         marks = {n: v for n, v in file.attrs.items() if n in _MARKS}
         if marks != _marks(card, r, digest):
           return None
-        prob.append(file['prob'][()])
+        prob.append(np.reshape(file['prob'][()], len(card.classes)))
         instances = len(file['kept'])
-    except OSError:  # Absent, or not of this script.
+    except Exception:  # Absent, damaged, or not of this script.
       return None
   return np.stack(prob), instances
 

@@ -1,7 +1,10 @@
 """--check: problems and warnings, gathered instead of raised one by one."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import sys
+import warnings
 
 from experiments.run.options import free
 
@@ -15,6 +18,17 @@ class Check:
     'Only check the inputs: list every problem at once, and what would run. The'
     ' exit code is 1 if there are problems.',
   )
+
+
+@contextlib.contextmanager
+def gathered(messages: list[str]) -> Iterator[None]:
+  """Adds what the block warns of to a list, in place of printing it."""
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    try:
+      yield
+    finally:
+      messages += dict.fromkeys(str(one.message) for one in caught)
 
 
 @dataclasses.dataclass

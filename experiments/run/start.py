@@ -18,6 +18,7 @@ import pathlib
 import sys
 import typing
 from typing import Any
+import warnings
 
 from absl import logging
 
@@ -124,6 +125,8 @@ def script(
 
   def main(argv: Sequence[str] | None = None) -> None:
     usage = sys.modules[run.__module__].__doc__
+    # Of code that nobody asked about, a user needs no line.
+    warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
     try:
       given = options.parse(sys.argv if argv is None else argv, classes, usage)
       for one in given:

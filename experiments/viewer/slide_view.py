@@ -50,14 +50,15 @@ class SlideView:
 
     Raises:
       SlideError: if the slide cannot be opened.
-      tile_scores.MapError: if its scores cannot be read.
+      tile_scores.MapError: if its scores cannot be read, or are of a slide of
+        another size.
     """
     self.scores = tile_scores.read(scores_paths, tile_size)
-    file = min(path.glob('*.dcm'), default=path) if path.is_dir() else path
     try:
-      self._slide = openslide.OpenSlide(file)
+      self._slide = openslide.OpenSlide(slides.first_file(path))
     except (openslide.OpenSlideError, OSError) as e:
       raise SlideError(f'{path}: OpenSlide cannot open it ({e}).') from e
+    self.scores.check_slide(path, *self._slide.dimensions)
     try:
       about = path.name, self._slide.properties
       self.mpp, _ = slides.pixel_size(*about, slide_mpp)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.files import read_csv, replacing
+from data.files import listed, read_csv, replacing
 
 
 def test_what_is_written_takes_the_place(tmp_path):
@@ -74,3 +74,29 @@ def test_lines_are_those_of_the_file_and_paths_keep_their_spelling(tmp_path):
     (3, {'é': '1', 'path': apart}),
     (5, {'é': '2', 'path': 'x', None: ['more']}),
   ]
+
+
+def test_linked_folders_are_followed_once_and_broken_links_are_files(tmp_path):
+  top, disk = tmp_path / 'top', tmp_path / 'disk'
+  for path in (top / 'a/1.svs', disk / 'deep/2.SVS', top / '.x/3.svs'):
+    path.parent.mkdir(parents=True)
+    path.touch()
+  links = {
+    'more': disk,
+    'again': disk / 'deep',  # Of what `more` holds, too.
+    '0': top / 'a',  # Before the folder itself.
+    'a/up': top,
+    'round': top / 'round',
+    'gone.svs': disk / 'gone',
+    'gone': disk / 'gone',
+    '.gone.svs': disk / 'gone',
+  }
+  for name, target in links.items():
+    (top / name).symlink_to(target)
+  below = lambda *args: [
+    path.relative_to(top).as_posix() for path in listed(top, *args)
+  ]
+  assert below({'.svs'}) == ['a/1.svs', 'again/2.SVS', 'gone.svs']
+  assert below(None, '*') == ['gone', 'gone.svs', 'round']
+  assert below({'.svs'}, '*/*') == ['0/1.svs', 'a/1.svs', 'again/2.SVS']
+  assert listed(tmp_path / 'absent') == []

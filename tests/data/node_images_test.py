@@ -75,6 +75,7 @@ def test_images_come_with_masks_parts_and_labels(folder):
     np.testing.assert_array_equal(pixels, picture(row, (50 + row, 60, 3)))
     assert mask.shape == pixels.shape[:2]
     assert mask.sum() == (40 if name in 'ac' else 0)
+  (folder / 'masks/a.png').rename(folder / 'masks/a.PNG')
   pixels, mask = load(folder, mpp=2.0).read(0)  # At 1 um per pixel, too.
   assert pixels.shape == (100, 120, 3)
   assert mask[20:40, 10:18].all() and mask.sum() == 160
@@ -102,7 +103,8 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
     ('images/a.tif', blank('RGB', kind='TIFF'), 'a.tif: which of them'),
     ('images/d.png', blank('RGB')[:80], 'd.png: cannot be read as an image'),
     ('images/a.png', blank('I;16'), 'a.png: found pixels of kind I;16'),
-    ('masks/a.png', blank('RGBA'), 'a.png: found pixels of kind RGBA'),
+    ('masks/a.png', blank('CMYK', kind='TIFF'), 'pixels of kind CMYK'),
+    ('masks/a.png', blank('RGBA'), 'a.png: marks nothing but by transparency'),
     ('images/a.png', blank('RGB', 39), '39 x 50 pixels of 1 um hold no window'),
   ],
 )

@@ -126,19 +126,62 @@ LINE = annotation(0, [[1, 2], [3, 4], [1, 2]], '')
     ('a.json', '{', 'JSONDecodeError'),
     ('a.json', '3', 'TypeError'),
     ('a.json', '{"features": [{}]}', "KeyError: 'geometry'"),
-    ('a.json', json.dumps([feature('Point', [1, 2])]), 'is a Point'),
-    ('a.json', json.dumps([feature('Polygon', [[[1, 2]]])]), '1 corners'),
-    ('a.json', json.dumps([feature('Polygon', [[]])]), '0 corners'),
-    ('a.json', '[{"geometry": null}]', 'TypeError'),
+    ('a.json', '[{"geometry": 3}]', 'TypeError'),
     ('a.json', json.dumps([feature('Polygon', [[[1, np.nan]]])]), 'unknown'),
     ('a.json', json.dumps([feature('Polygon', [[[10**400, 0]]])]), 'Overflow'),
     ('a.xml', '<ASAP_Annotations>', 'ParseError'),
     ('a.xml', '<html/>', 'its root is html'),
-    ('a.xml', f'<ASAP_Annotations>{DOT}</ASAP_Annotations>', 'A is a Dot'),
-    ('a.xml', f'<ASAP_Annotations>{LINE}</ASAP_Annotations>', '2 corners'),
   ],
 )
 def test_what_is_no_outline_is_named(name, content, words, tmp_path):
   (tmp_path / name).write_text(content)
   with pytest.raises(TileError, match=rf'{name}: .*{words}'):
     outlines.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+  'name, shape, words',
+  [
+    ('a.json', feature('Point', [1, 2]), r'feature 0 \(Point\)'),
+    ('a.json', feature('LineString', SQUARE), r'feature 0 \(LineString\)'),
+    ('a.json', feature('Polygon', [[[1, 2]]]), r'feature 0 \(Polygon\)'),
+    ('a.json', feature('Polygon', [[]]), r'feature 0 \(Polygon\)'),
+    ('a.json', feature('Polygon', []), r'feature 0 \(Polygon\)'),
+    ('a.json', feature('MultiPolygon', []), r'feature 0 \(MultiPolygon\)'),
+    (
+      'a.json',
+      {'geometry': {'type': 'GeometryCollection', 'geometries': []}},
+      'feature 0',
+    ),
+    ('a.json', feature('Polygon', [[[i, i] for i in range(9)]]), 'feature 0'),
+    ('a.json', {'geometry': None}, r'feature 0 \(object without a shape\)'),
+    ('a.xml', DOT, r'annotation A \(Dot\)'),
+    ('a.xml', LINE, r'annotation A0 \(Polygon\)'),
+    ('a.xml', LINE.replace('Polygon', 'PointSet'), r'A0 \(PointSet\)'),
+  ],
+)
+def test_shapes_without_an_area_are_left_out_by_name(
+  name, shape, words, tmp_path
+):
+  path = tmp_path / name
+
+  def read(*shapes):
+    text = f'<ASAP_Annotations>{"".join(map(str, shapes))}</ASAP_Annotations>'
+    path.write_text(json.dumps(shapes) if path.suffix == '.json' else text)
+    return outlines.read(path)
+
+  if path.suffix == '.json':
+    collection = {'type': 'GeometryCollection'} | {
+      'geometries': [feature('Polygon', [SQUARE])['geometry']]
+    }
+    others = feature('Polygon', [SQUARE]), {'geometry': collection}
+  else:
+    square = annotation(1, SQUARE, '')
+    others = square, square.replace('Polygon', 'Spline')
+  with pytest.warns(UserWarning, match=rf'{name}: no area in .*{words}'):
+    found = read(shape, *others)
+  for ring in found:
+    np.testing.assert_array_equal(ring.corners, SQUARE[:-1])
+  assert len(found) == 2
+  with pytest.raises(TileError, match=rf'{name}: no area in .*{words}'):
+    read(shape)

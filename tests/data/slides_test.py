@@ -41,12 +41,36 @@ def test_slides_are_listed_once_and_nothing_hidden(tmp_path):
     path.parent.mkdir(exist_ok=True)
     path.touch()
   expected = [tmp_path / name for name in ('a.TIFF', 'b.svs', 'c/d.ndpi')]
-  assert list_slides(tmp_path) == expected
+  with warnings.catch_warnings(action='error'):
+    assert list_slides(tmp_path) == expected
   (tmp_path / 'c/b.tiff').touch()
   with pytest.raises(SlideError, match=r'b\.tiff: .*b\.svs.*rename'):
     list_slides(tmp_path)
   with pytest.raises(SlideError, match='absent: no such folder'):
     list_slides(tmp_path / 'absent')
+
+
+def test_what_is_left_out_is_named(tmp_path):
+  """Pictures, unless they are of a slide; links to what is not there."""
+  folder, gone = tmp_path / 'slides', tmp_path / 'gone'
+  (folder / 'vms').mkdir(parents=True)
+  names = ['a.svs', 'a.jpg', 'vms/b.vms', 'vms/b-1.jpg', 'c.PNG', 'd.svs.gz']
+  for name in names:
+    (folder / name).touch()
+  for name in ('e.svs', 'f', 'g.dcm'):
+    (folder / name).symlink_to(gone)
+  with pytest.warns(UserWarning) as caught:
+    found = list_slides(folder)
+  assert [path.name for path in found] == ['a.svs', 'e.svs', 'b.vms']
+  (text,) = [str(one.message) for one in caught]
+  assert text.startswith(str(folder))
+  assert text.endswith(': c.PNG, d.svs.gz, f, g.dcm')
+  with pytest.raises(SlideError, match=r'e\.svs: a link to .*gone, which does'):
+    Slide(found[1])
+  (tmp_path / 'none').mkdir()
+  (tmp_path / 'none/x.png').touch()
+  with pytest.raises(SlideError, match=r'no slides. Found x\.png\. .*\.svs'):
+    list_slides(tmp_path / 'none')
 
 
 def test_dicom_folder_is_one_slide_and_loose_files_are_grouped(

@@ -191,7 +191,11 @@ def test_outlines_take_the_place_of_tissue(slide_at):
     assert len(corners(0.5)) == 9 + 12 - 1
     assert len(corners(0.0)) == 25 - 1
     rings[:] = [Ring(square + 1e4, False)]
-    with pytest.raises(SlideError, match='no tissue: of its 1 outlines'):
+    beyond = r'outlines reach from \(10100, 10100\) to \(10300, 10300\)'
+    with (
+      pytest.warns(UserWarning, match=beyond),
+      pytest.raises(SlideError, match='no tissue: of its 1 outlines'),
+    ):
       corners(0.0)
 
 

@@ -21,6 +21,7 @@ from experiments import draw_maps
 from experiments.maps import geojson, overlay, tile_scores, top_tiles
 from experiments.maps.source import Slides
 from experiments.maps.tile_scores import MapError, TileScores, UnplacedError
+from experiments.viewer import slide_view
 
 C = len(drawn_maps.CLASSES)
 SIDE = drawn_maps.SIDE
@@ -473,3 +474,58 @@ def test_slides_are_where_the_run_says_or_cost_their_pictures(
     cohort = {'features_dir': str(folder / 'features_1')}
     drawn_maps.write_config(tmp_path, cohort=cohort)
     assert set(Slides(tmp_path).files()) == names
+
+
+@pytest.mark.parametrize('stated', [True, False])
+def test_slides_of_another_size_are_refused_with_both_sizes(
+  tmp_path, stated, capsys
+):
+  run = drawn_maps.run_folder(tmp_path, ('a', 'b'))
+  size = {'level0_width': 1200, 'level0_height': 940}
+  coords = drawn_maps.lattice() * 2
+  arrays = drawn_maps.scores(coords, 0)
+  for fold in range(3):  # Twice as large as the slide file.
+    drawn_maps.write_scores(run, fold, 'b', arrays, **(size if stated else {}))
+  with pytest.raises(SystemExit) as error:
+    draw_maps.main(['draw_maps', f'--run={run}', '--geojson'])
+  assert 'maps of 1 slides' in capsys.readouterr().out
+  lines = error.value.code.splitlines()
+  assert lines[0] == 'error: 1 slides failed:'
+  other = '1200 x 940' if stated else 'at least 1025 x 769'
+  assert 'b.tiff: has 600 x 470 px, but the tiles of b are of' in lines[1]
+  assert f'of a slide of {other} px' in lines[1]
+  assert not list(run.glob('figures/*/b*')) + list(run.glob('figures/*/*/b*'))
+  assert (run / 'qupath/b.geojson').exists()  # It is in the tiles' own pixels.
+  with pytest.raises(MapError, match=r'b\.tiff: has 600 x 470 px'):
+    slide_view.SlideView(tmp_path / 'slides/b.tiff', tile_scores.find(run)['b'])
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('coords', h5py.SoftLink('/absent')),
+    ('coords', np.array([[b'a', b'b']] * 16)),
+    ('coords', np.full((16, 2), 1e300)),
+    ('kept', h5py.Empty('f')),
+    ('attention', np.array('text', h5py.string_dtype())),
+  ],
+)
+def test_damaged_scores_are_a_named_fault(tmp_path, name, value):
+  arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
+  path = drawn_maps.write_scores(tmp_path, 0, 'a', arrays)
+  assert len(tile_scores.read({0: path})) == 16
+  with h5py.File(path, 'a') as file:
+    del file[name]
+    file[name] = value
+  with pytest.raises(MapError, match=r'a\.h5: '):
+    tile_scores.read({0: path})
+
+
+@pytest.mark.parametrize(
+  'mark', [{'level0_width': 'x', 'level0_height': 2}, {'classes': 3}]
+)
+def test_attributes_that_make_no_sense_are_a_named_fault(tmp_path, mark):
+  arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
+  path = drawn_maps.write_scores(tmp_path, 0, 'a', arrays, **mark)
+  with pytest.raises(MapError, match=r'a\.h5: not a complete'):
+    tile_scores.read({0: path})
