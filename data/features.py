@@ -419,16 +419,16 @@ class Folder:
     return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
-    """Returns a hash of the file's size, first and last megabyte."""
-    return files.hash_of_edges(self.file(slide_id))
+    """Returns a hash of all bytes of the file."""
+    return files.hash_of_edges(self.file(slide_id), middle=True)
 
 
 def locate(path: Path) -> Path:
   """Returns the folder of feature files at or below a path.
 
   The path itself, if it holds .h5, .hdf5 or .pt files; else the only folder, at
-  most two levels down, that is called h5_files (CLAM; or pt_files, where it is not
-  beside h5_files) or features_<encoder> (TRIDENT), or whose first file has
+  most two levels down, that is called h5_files (CLAM; or pt_files, where it is
+  not beside h5_files) or features_<encoder> (TRIDENT), or whose first file has
   features (STAMP). The path, again, where there is none: its slides are then
   reported missing.
 
