@@ -397,9 +397,11 @@ class Folder:
       FeatureError: if there is none, or several.
     """
     self.path = locate(Path(path))
+    # By slide, what `data.inspection` found: it is not asked of the file again.
+    self.seen: dict[str, Any] = {}
 
   def __contains__(self, slide_id: str) -> bool:
-    return self.file(slide_id).exists()
+    return slide_id in self.seen or self.file(slide_id).exists()
 
   def ids(self) -> list[str]:
     """Returns the ids of all files, sorted."""
@@ -412,15 +414,27 @@ class Folder:
 
   def header(self, slide_id: str) -> Header:
     """See `data.features.header`."""
-    return header(self.file(slide_id))
+    seen = self._seen(slide_id)
+    return seen.header if seen else header(self.file(slide_id))
 
   def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
     """See `data.features.read`."""
+    if (seen := self._seen(slide_id)) and seen.fault:
+      raise FeatureError(seen.fault)
     return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
     """Returns a hash of all bytes of the file."""
+    if (seen := self._seen(slide_id)) and seen.digest:
+      return seen.digest
     return files.hash_of_edges(self.file(slide_id), middle=True)
+
+  def _seen(self, slide_id: str) -> Any:
+    """Returns the inspection of a slide, if any; raises if it could not."""
+    seen = self.seen.get(slide_id)
+    if seen and not seen.header:
+      raise FeatureError(seen.fault)
+    return seen
 
 
 def locate(path: Path) -> Path:
