@@ -61,7 +61,7 @@ def test_it_is_what_reading_each_file_gives(tmp_path):
     assert messages[0] == messages[1]
 
 
-SLIDES = dict.fromkeys('abcd', [1, {'header': None}])
+SLIDES = {name: [1, {'header': None}] for name in 'abcd'}
 DAMAGED = json.dumps({'version': 1, 'slides': SLIDES})
 
 
