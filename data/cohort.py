@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 
 from data import files, labels, packed, slides
-from data.features import FeatureError, Header
+from data.features import READ, FeatureError, Header
 from data.files import first_of
 
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
@@ -113,7 +113,7 @@ def match(
       f'{source.path}: no features of {len(missing)} of {len(slide_ids)}'
       f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}'
     )
-    hints = _hints(missing, spare)
+    hints = _hints(missing, spare) + _kinds(source.path, missing)
     if allow_missing and len(missing) < len(slide_ids):
       matched.warnings.append(f'{text}. They are left out.{hints}')
     else:
@@ -198,6 +198,18 @@ def _hints(missing: Sequence[str], spare: Sequence[str]) -> str:
   return (
     ' Some ids differ only in leading zeros, which spreadsheets drop, in case'
     f' or in an extension: {first_of(pairs)}.'
+  )
+
+
+def _kinds(folder: Path, missing: Sequence[str]) -> str:
+  """Says in what the files end that slides without features have there."""
+  paths, slides_without = folder.iterdir(), set(missing)
+  kinds = {p.suffix for p in paths if p.stem in slides_without and p.suffix}
+  if not kinds:
+    return ''
+  return (
+    f' Files of these slides end in {", ".join(sorted(kinds))} there, and'
+    f' features are read from {", ".join(READ)}.'
   )
 
 

@@ -28,7 +28,7 @@ ATTRIBUTES = (
 _SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
 _H5, _PT = '.h5', '.pt'
 # The first of these that is there is a slide's.
-_EXTENSIONS = (_H5, '.hdf5', '.H5', '.HDF5', _PT, '.PT')
+READ = (_H5, '.hdf5', '.H5', '.HDF5', _PT, '.PT')
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
@@ -409,7 +409,7 @@ class Folder:
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    paths = [self.path / f'{slide_id}{end}' for end in _EXTENSIONS]
+    paths = [self.path / f'{slide_id}{end}' for end in READ]
     return next((path for path in paths if path.exists()), paths[0])
 
   def header(self, slide_id: str) -> Header:
@@ -483,5 +483,5 @@ def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in _EXTENSIONS and not path.name.startswith('.'):
+      if path.suffix in READ and not path.name.startswith('.'):
         yield path

@@ -62,6 +62,14 @@ def test_all_faults_are_named_at_once(tmp_path):
   assert len(text.splitlines()) == 5
 
 
+def test_files_of_another_kind_are_named(tmp_path):
+  path, folder = write(tmp_path, 'xyx')
+  for slide, end in (('s1', 'npy'), ('s2', 'h5.part')):
+    (folder / f'{slide}.h5').rename(folder / f'{slide}.{end}')
+  with pytest.raises(data.CohortError, match=r'slides end in \.npy there, and'):
+    data.read_cohort(path, folder)
+
+
 def test_missing_slides_may_be_left_out(tmp_path):
   path, folder = write(tmp_path, 'xyx')
   (folder / 's1.h5').unlink()
