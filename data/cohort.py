@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 
-from data import files, labels, packed, slides
+from data import files, inspection, labels, packed, slides
 from data.features import READ, FeatureError, Header
 from data.files import first_of
 
@@ -59,15 +59,20 @@ def read_cohort(
   source = packed.find(features_dir)
   matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
   problems = [f'{csv_path}: {fault}' for fault in faults] + matched.problems
-  bags = []
-  for slide in matched.headers:
+  bags, seen = [], {}
+  for slide, header in matched.headers.items():
     try:
-      bags.append(source.read(slide).features)
+      bag = source.read(slide)
     except FeatureError as error:
       problems.append(str(error))
-  if problems:
+      continue
+    bags.append(bag.features)
+    seen[slide] = inspection.of(bag, header)
+  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
+  faults, doubts = inspection.report(source.path, seen, cases)
+  if problems := problems + faults:
     raise CohortError('\n'.join(problems))
-  for warning in matched.warnings:
+  for warning in matched.warnings + doubts:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)

@@ -145,7 +145,8 @@ def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
     twice = len(coords) - len(np.unique(coords, axis=0))
   else:
     twice = len(rows) - len({row.tobytes() for row in rows})
-    twice *= 2 * twice >= len(rows)  # Tiles of glass may well be the same.
+    # Tiles of glass may well be the same.
+    twice *= len(rows) <= 2 * twice and empty < len(rows)
   content = hashlib.sha256(repr(rows.shape).encode())
   content.update(rows)
   return Inspection(
