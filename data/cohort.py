@@ -10,8 +10,8 @@ import warnings
 
 import numpy as np
 
-from data import files, labels, packed, slides
-from data.features import FeatureError, Header
+from data import files, inspection, labels, packed, slides
+from data.features import READ, FeatureError, Header
 from data.files import first_of
 
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
@@ -61,15 +61,21 @@ def read_cohort(
   wrong, doubts = labels.doubts(table)
   problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
   problems += matched.problems
-  bags = []
-  for slide in matched.headers:
+  bags, seen = [], {}
+  for slide, header in matched.headers.items():
     try:
-      bags.append(source.read(slide).features)
+      bag = source.read(slide)
     except FeatureError as error:
       problems.append(str(error))
-  if problems:
+      continue
+    bags.append(bag.features)
+    seen[slide] = inspection.of(bag, header)
+  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
+  faults, unlike = inspection.report(source.path, seen, cases)
+  if problems := problems + faults:
     raise CohortError('\n'.join(problems))
-  for warning in [f'{csv_path}: {d}' for d in doubts] + matched.warnings:
+  doubts = [f'{csv_path}: {doubt}' for doubt in doubts]
+  for warning in doubts + matched.warnings + unlike:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)
@@ -116,6 +122,7 @@ def match(
       f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}'
     )
     hints = labels.hints(missing, spare, '{} in the CSV, {} on disk')
+    hints += _kinds(source.path, missing)
     if allow_missing and len(missing) < len(slide_ids):
       matched.warnings.append(f'{text}. They are left out.{hints}')
     else:
@@ -185,6 +192,18 @@ def compare(path: Path, matched: Match) -> None:
       ' of PatchCamelyon are cut from them: features of an encoder that was'
       f' trained on those (here: {encoder}) say nothing of new slides'
     )
+
+
+def _kinds(folder: Path, missing: Sequence[str]) -> str:
+  """Says in what the files end that slides without features have there."""
+  paths, slides_without = folder.iterdir(), set(missing)
+  kinds = {p.suffix for p in paths if p.stem in slides_without and p.suffix}
+  if not kinds:
+    return ''
+  return (
+    f' Files of these slides end in {", ".join(sorted(kinds))} there, and'
+    f' features are read from {", ".join(READ)}.'
+  )
 
 
 def _reasons(folder: Path, missing: Sequence[str]) -> str:

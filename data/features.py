@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ ATTRIBUTES = (
 )
 _SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
 _H5, _PT = '.h5', '.pt'
+# The first of these that is there is a slide's.
+READ = (_H5, '.hdf5', '.H5', '.HDF5', _PT, '.PT')
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
@@ -36,9 +39,11 @@ _ADVICE = {
   ' as a float32 tensor [N, D], with torch 1.6 or later: torch.save(features,'
   ' path); or use the .h5 file of the slide.',
 }
-# A dataset may be so many times larger than what is stored of it: more than any
-# compression saves, so that a few bytes cannot ask for all memory there is.
-_EXPANSION = 2000
+# A dataset above so many bytes may be so many times larger than what is stored
+# of it: more than compression saves of features, so that a few bytes cannot ask
+# for all memory there is.
+_SMALL, _EXPANSION = 2**26, 100
+_MEMORY = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 class FeatureError(ValueError):
@@ -72,7 +77,7 @@ class Header:
   length: int
   width: int
   attributes: dict[str, Any]
-  dtype: str = dataclasses.field(compare=False)  # as stored, 'float16' say
+  dtype: str = dataclasses.field(compare=False)  # that holds them: 16 or 32
 
 
 def write(
@@ -103,6 +108,10 @@ def write(
   if missing:
     raise FeatureError(f'{path}: attributes missing: {", ".join(missing)}.')
   _check_layout(path, features, coords)
+  if features.dtype not in (np.float16, np.float32):
+    raise FeatureError(
+      f'{path}: features are {features.dtype}; write float16 or float32.'
+    )
   _check_values(path, features, coords)
   with files.replacing(path) as part, h5py.File(part, 'w') as file:
     file['features'] = features
@@ -114,15 +123,15 @@ def write(
 def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
   """Returns the features of one slide, checked.
 
-  Features are called `features` (CLAM, TRIDENT) or `feats` (STAMP), are float16
-  or float32, and have shape [N, D] or [1, N, D]. Coordinates are level-0
+  Features are called `features` (CLAM, TRIDENT) or `feats` (STAMP), are of 16,
+  32 or 64 bits, and have shape [N, D] or [1, N, D]. Coordinates are level-0
   pixels, or micrometres where the file has the attribute unit='um' (STAMP);
   these are divided by the file's attribute `level0_mpp` or, failing that, by
   the argument, since STAMP does not store the scale of the slide. A .pt file
   (CLAM's pt_files) is one tensor [N, D] and has no coordinates.
 
   Args:
-    path: the file, .h5 or .pt.
+    path: the file, .h5, .hdf5 or .pt.
     level0_mpp: um/px of the slide's level 0, if the caller knows it.
 
   Raises:
@@ -131,7 +140,9 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
   """
   path = Path(path)
   with _opened(path) as (dataset, places, attributes):
-    features = dataset[()].reshape(dataset.shape[-2:])
+    with np.errstate(over='ignore'):  # Infinity is refused below.
+      features = dataset[()].astype(np.float32, copy=False)
+    features = features.reshape(features.shape[-2:])
     coords = None if places is None else places[()].reshape(-1, 2)
   unit = attributes.get('unit')
   mpp = attributes.get('level0_mpp', level0_mpp)
@@ -150,7 +161,7 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     if 'patch_size_level0' not in attributes and (side := spacing(coords)):
       attributes['patch_size_level0'] = side
       attributes['patch_size_level0_source'] = 'spacing of coords'
-  return FeatureFile(path, features.astype(np.float32), coords, attributes)
+  return FeatureFile(path, features, coords, attributes)
 
 
 def header(path: Path | str) -> Header:
@@ -162,7 +173,8 @@ def header(path: Path | str) -> Header:
   """
   with _opened(Path(path)) as (dataset, _, attributes):
     size = dataset.shape[-2:]
-    return Header(*size, unified(attributes), dataset.dtype.name)
+    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
+    return Header(*size, unified(attributes), kind)
 
 
 @contextlib.contextmanager
@@ -176,13 +188,20 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   try:
     if not path.exists():
       raise FeatureError(f'{path}: no such file; extract the slide first.')
-    if path.suffix == _PT:
+    if path.suffix.lower() == _PT:
       tensor = torch_files.Tensor(path)
       _check_layout(path, tensor, None)
       yield tensor, None, _attributes(path, {})
     else:
       # Network disks often lack locks.
       with h5py.File(path, 'r', locking=False) as file:
+        for name in (*_NAMES, 'coords'):
+          link = file.get(name, getlink=True)
+          if isinstance(link, h5py.ExternalLink):
+            raise FeatureError(
+              f'{path}: has neither {" nor ".join(_NAMES)} of its own: {name}'
+              f' is a link to {link.filename}. Copy them into one file.'
+            )
         features = next(filter(None, map(file.get, _NAMES)), None)
         if not isinstance(features, h5py.Dataset):
           raise FeatureError(
@@ -198,7 +217,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     raise
   except Exception as error:  # Damaged files raise errors of many kinds.
     reason = str(error) or type(error).__name__
-    fault = _ADVICE.get(path.suffix, _ADVICE[_H5]).format(reason)
+    fault = _ADVICE.get(path.suffix.lower(), _ADVICE[_H5]).format(reason)
     if isinstance(error, MemoryError):
       fault = f'does not fit in memory ({reason}).'
     elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
@@ -218,9 +237,9 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
       f'{path}: features are {dtype} {list(shape)}; [N, D] or [1, N, D] with at'
       ' least one row and one column is needed.'
     )
-  if dtype not in (np.float16, np.float32):
+  if dtype.kind != 'f' or dtype.itemsize not in (2, 4, 8):
     raise FeatureError(
-      f'{path}: features are {dtype}; float16 or float32 is needed.'
+      f'{path}: features are {dtype}; float16, float32 or float64 is needed.'
     )
   if coords is None:
     return
@@ -239,19 +258,31 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
 def _check_written(path: Path, dataset: h5py.Dataset) -> None:
   """Refuses a dataset of which less is stored than its shape announces.
 
-  A writer that was killed leaves rows that HDF5 would read as zeros.
+  A writer that was killed leaves rows that HDF5 would read as zeros. What lies
+  in other files, or does not fit in memory, is refused, too.
   """
-  size = math.prod(dataset.shape) * dataset.dtype.itemsize
+  if dataset.external or dataset.is_virtual:
+    raise FeatureError(
+      f'{path}: {dataset.name[1:]} lies in other files. Copy it into this one.'
+    )
+  # A piece is read as a whole, and may be larger than all of it.
+  numbers = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+  size = numbers * dataset.dtype.itemsize
   stored = dataset.id.get_storage_size()
   parts, written = 1, int(bool(stored))
   if dataset.chunks:
     pieces = zip(dataset.shape, dataset.chunks, strict=True)
     parts = math.prod(-(-n // chunk) for n, chunk in pieces)
     written = dataset.id.get_num_chunks()
-  if size and (written < parts or size > _EXPANSION * stored):
+  if written < parts or size > max(_SMALL, _EXPANSION * stored):
     raise FeatureError(
       f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
       f'full ({stored} of {size} bytes); delete it and extract the slide again.'
+    )
+  if size > _MEMORY:
+    raise FeatureError(
+      f'{path}: {dataset.name[1:]} {list(dataset.shape)} does not fit in memory'
+      f' ({size} of {_MEMORY} bytes). Extract fewer tiles of the slide.'
     )
 
 
@@ -353,7 +384,7 @@ def spacing(coords: np.ndarray) -> int | None:
 
 
 class Folder:
-  """A folder of feature files, <slide_id>.h5 or, failing that, <slide_id>.pt.
+  """A folder of feature files, <slide_id>.h5, .hdf5 or, failing that, .pt.
 
   Slide ids are file names less that last extension: they keep dots and leading
   zeros.
@@ -366,9 +397,11 @@ class Folder:
       FeatureError: if there is none, or several.
     """
     self.path = locate(Path(path))
+    # By slide, what `data.inspection` found: it is not asked of the file again.
+    self.seen: dict[str, Any] = {}
 
   def __contains__(self, slide_id: str) -> bool:
-    return self.file(slide_id).exists()
+    return slide_id in self.seen or self.file(slide_id).exists()
 
   def ids(self) -> list[str]:
     """Returns the ids of all files, sorted."""
@@ -376,29 +409,40 @@ class Folder:
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    path = files.spelled(self.path / f'{slide_id}{_H5}')
-    other = files.spelled(self.path / f'{slide_id}{_PT}')
-    return other if not path.exists() and other.exists() else path
+    paths = [files.spelled(self.path / f'{slide_id}{end}') for end in READ]
+    return next((path for path in paths if path.exists()), paths[0])
 
   def header(self, slide_id: str) -> Header:
     """See `data.features.header`."""
-    return header(self.file(slide_id))
+    seen = self._seen(slide_id)
+    return seen.header if seen else header(self.file(slide_id))
 
   def read(self, slide_id: str, level0_mpp: float | None = None) -> FeatureFile:
     """See `data.features.read`."""
+    if (seen := self._seen(slide_id)) and seen.fault:
+      raise FeatureError(seen.fault)
     return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
-    """Returns a hash of the file's size, first and last megabyte."""
-    return files.hash_of_edges(self.file(slide_id))
+    """Returns a hash of all bytes of the file."""
+    if (seen := self._seen(slide_id)) and seen.digest:
+      return seen.digest
+    return files.hash_of_edges(self.file(slide_id), middle=True)
+
+  def _seen(self, slide_id: str) -> Any:
+    """Returns the inspection of a slide, if any; raises if it could not."""
+    seen = self.seen.get(slide_id)
+    if seen and not seen.header:
+      raise FeatureError(seen.fault)
+    return seen
 
 
 def locate(path: Path) -> Path:
   """Returns the folder of feature files at or below a path.
 
-  The path itself, if it holds .h5 or .pt files; else the only folder, at most
-  two levels down, that is called h5_files (CLAM; or pt_files, where it is not
-  beside h5_files) or features_<encoder> (TRIDENT), or whose first file has
+  The path itself, if it holds .h5, .hdf5 or .pt files; else the only folder, at
+  most two levels down, that is called h5_files (CLAM; or pt_files, where it is
+  not beside h5_files) or features_<encoder> (TRIDENT), or whose first file has
   features (STAMP). The path, again, where there is none: its slides are then
   reported missing.
 
@@ -439,5 +483,5 @@ def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in _ADVICE and not path.name.startswith('.'):
+      if path.suffix in READ and not path.name.startswith('.'):
         yield path

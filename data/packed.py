@@ -37,7 +37,7 @@ class Packed:
     # It takes a third of a second: only where there is something packed.
     import tensorflow_datasets as tfds
 
-    self.path = Path(path)
+    self.path, self.seen = Path(path), {}  # See `Folder`.
     builder = tfds.builder_from_directory(self.path)
     index = dict(builder.info.metadata or {})
     if not INDEX <= index.keys():

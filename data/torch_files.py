@@ -23,6 +23,7 @@ _DTYPES = {
   'HalfStorage': 'f2',
   'BFloat16Storage': 'u2',
   'FloatStorage': 'f4',
+  'DoubleStorage': 'f8',
 }
 # Of these a tensor's pickle is made; none builds objects but REDUCE, and none
 # allocates more than the pickle is long.
@@ -38,15 +39,15 @@ class Tensor:
 
   Attributes:
     shape: of the tensor.
-    dtype: float16, or float32, which bfloat16 becomes without loss.
+    dtype: float16, float64, or float32, which bfloat16 becomes without loss.
   """
 
   def __init__(self, path: Path):
     """Reads what the file says of its tensor.
 
     Raises:
-      ValueError: saying why, if the file holds anything but one tensor of 16 or
-        32 bits.
+      ValueError: saying why, if the file holds anything but one tensor of 16,
+        32 or 64 bits.
       Exception: of many kinds, if it is damaged or cannot be read.
     """
     self._path = path
@@ -55,7 +56,8 @@ class Tensor:
     if not isinstance(layout, _Layout):
       raise ValueError(f'it holds {type(layout).__name__}, not one tensor')
     self._layout, self.shape = layout, layout.shape
-    self.dtype = np.dtype('f2' if layout.kind == 'HalfStorage' else 'f4')
+    kind = _DTYPES[layout.kind]
+    self.dtype = np.dtype('f4' if kind == 'u2' else kind)
 
   def __getitem__(self, everything: tuple[()]) -> np.ndarray:
     """Returns the numbers; raises as `__init__`, or if some are missing."""

@@ -21,7 +21,6 @@ import sys
 from data.features import FeatureError
 from data.files import first_of
 from data.slides import SlideError, slide_id
-from experiments.bags import features
 from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, models, outputs
 from experiments.prediction.models import Models, PredictionError
@@ -101,11 +100,12 @@ def run(
     if check.check:
       extraction.check(cohort, path / 'features', encoder.attributes())
   else:
-    slide_bags = bags.find(source, card)
+    slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
     print(f'{len(slide_bags.ids)} slides with features')
     if check.check:
       findings = Findings(slide_bags.unlike)
-      features.scan(slide_bags.source, slide_bags.ids, findings)
+      seen = slide_bags.source.seen.values()
+      findings.problems += [one.fault for one in seen if one.fault]
       findings.close()
     slide_bags.check()
   everything = [trained, slides, scale, check, output, cache]
@@ -115,7 +115,9 @@ def run(
       features_dir = folder.at('features')
       failures = extraction.extract(cohort, features_dir, encoder)
       encoded = {slide_id(path) for path in cohort.paths} - failures.keys()
-      slide_bags = bags.find(features_dir, card, sorted(encoded))
+      slide_bags = bags.find(
+        features_dir, card, sorted(encoded), cache.cache_dir
+      )
       slide_bags.check()
     known = models.slides(trained.folder()) if trained.run else set()
     if known := sorted(known & set(slide_bags.ids)):

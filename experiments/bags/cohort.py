@@ -9,7 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data import labels as label_files, packed, slides, splits as split_files
+from data import (
+  inspection,
+  labels as label_files,
+  packed,
+  slides,
+  splits as split_files,
+)
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of
@@ -248,6 +254,7 @@ def load(
     mapping=mapping,
     shuffle_seed=seed if data.shuffle_labels else None,
     allow_missing=data.allow_missing,
+    cache_dir=cache_dir,
   )
   if cohort and not findings.problems:
     # Folds are those of the slides that will be trained on.
@@ -280,6 +287,7 @@ def load(
       mapping=mapping,
       like=cohort,
       allow_missing=data.allow_missing,
+      cache_dir=cache_dir,
     )
   return Material(cohort, parts, second, group, outlines, warnings, findings)
 
@@ -294,12 +302,13 @@ def join(
   shuffle_seed: int | None = None,
   like: Cohort | None = None,
   allow_missing: bool = False,
+  cache_dir: pathlib.Path | None = None,
 ) -> tuple[Cohort | None, Manifest, frozenset[str]]:
   """Joins labels and features; what does not fit is found all at once.
 
   Problems are faults of the table, slides without features, files that cannot
-  be read, and features that were not all made by one encoder at one width, mpp
-  and tile size, or do not fit `like`.
+  be read, numbers that cannot be used, and features that were not all made by
+  one encoder at one width, mpp and tile size, or do not fit `like`.
 
   Args:
     csv_path: labels.
@@ -313,6 +322,7 @@ def join(
     like: a cohort whose models this one is for: it gives the classes, its
       features were made in the same way, and its slides are others.
     allow_missing: leaves out slides without features, with a warning.
+    cache_dir: where it is kept what is in feature files.
 
   Returns:
     All that can be used, None if nothing can; every labelled slide, with
@@ -359,6 +369,7 @@ def join(
   except FeatureError as e:
     problems.append(str(e))
     return None, table, left_out
+  features.scan(source, table.slide.tolist(), cache_dir)
   found = match(
     source,
     table.slide.tolist(),
@@ -367,12 +378,15 @@ def join(
   )
   headers, made = found.headers, found.made
   problems += found.problems
-  findings.warnings += found.warnings
   if differ := features.differences(made, like.made if like else {}):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
+  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
+  faults, doubts = inspection.report(source.path, source.seen, cases)
+  problems += faults
+  findings.warnings += found.warnings + doubts
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)
@@ -397,8 +411,12 @@ def join(
 
 def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   """Finds slides of the first cohort, by their features, in the second."""
-  seen = {first.source.digest(s) for s in first.manifest.slide}
-  shared = [s for s in second.manifest.slide if second.source.digest(s) in seen]
+  seen = {first.source.seen[s].content for s in first.manifest.slide}
+  shared = [
+    s
+    for s in second.manifest.slide
+    if second.source.seen[s].content in seen - {''}
+  ]
   if shared:
     findings.problems.append(
       f'the second cohort holds {len(shared)} slides of the first, on which the'

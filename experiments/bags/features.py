@@ -1,15 +1,18 @@
 """Features of slides: read, and compared with others."""
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 import math
+import pathlib
 from typing import Any
 
-from data import packed
+from data import inspection, packed
 from data.features import FeatureError
 from experiments.run import progress
-from experiments.run.check import Findings
+from kmil_jax import parallel
 
+_PATIENCE = 0.5  # Seconds before a bar shows: none where all is known.
 _TOLERANCE = {'mpp': 1e-3}  # That tools measure.
 
 
@@ -30,16 +33,26 @@ def differences(made: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 def scan(
   source: packed.Folder | packed.Packed,
   slide_ids: Sequence[str],
-  findings: Findings,
+  cache_dir: pathlib.Path | None = None,
 ) -> None:
-  """Reads all features: NaN and infinity, and damage that headers hide."""
-  found = progress.bar(
-    faults(source.read, slide_ids),
+  """Reads all features, unless it is known what is in them; shows a bar.
+
+  Args:
+    source: of features; its `seen` is filled.
+    slide_ids: whose.
+    cache_dir: where it is kept what is in files.
+  """
+  found = inspection.inspect(
+    source, slide_ids, cache_dir, keep=parallel.is_first()
+  )
+  bar = progress.bar(
+    found,
     desc='reading features',
     total=len(slide_ids),
     unit='slide',
+    delay=_PATIENCE,
   )
-  findings.problems += filter(None, found)
+  collections.deque(bar, maxlen=0)
 
 
 def faults(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.splits import PARTS, Split
-from experiments.bags import cohort as cohorts, features
+from experiments.bags import cohort as cohorts
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Data, External, Folds
 from experiments.run import start
@@ -74,7 +74,6 @@ def check(
   for one in filter(None, (cohort, material.second)):
     if one is material.second:
       print('second cohort:')
-    features.scan(one.source, one.manifest.slide.tolist(), findings)
     print('\n'.join(describe(one)))
   # Of slides without features nobody knows in which fold they count.
   splits = material.splits

@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 from typing import NamedTuple
 
-from data import packed
+from data import inspection, packed
 from data.cohort import Match, compare
 from data.features import FeatureError
 from experiments.bags import features
@@ -30,7 +30,10 @@ class Bags(NamedTuple):
 
 
 def find(
-  features_dir: pathlib.Path, card: Card, requested: Sequence[str] | None = None
+  features_dir: pathlib.Path,
+  card: Card,
+  requested: Sequence[str] | None = None,
+  cache_dir: pathlib.Path | None = None,
 ) -> Bags:
   """Compares features with those that models take; warns of what is unstated.
 
@@ -38,6 +41,7 @@ def find(
     features_dir: of any kind that `data.packed` opens.
     card: of the models.
     requested: slides; by default all that are there.
+    cache_dir: where it is kept what is in feature files.
 
   Raises:
     PredictionError: if there are none.
@@ -48,6 +52,7 @@ def find(
     raise PredictionError(
       f'{features_dir}: no feature files, <slide_id>.h5. Give another folder.'
     )
+  features.scan(source, ids, cache_dir)
   match, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
   for slide in ids:
     with contextlib.suppress(FeatureError):  # It is named when it is predicted.
@@ -65,6 +70,7 @@ def find(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'
       ' models, is not stated. Make sure that they are alike.'
     )
-  for warning in match.warnings:
+  _, doubts = inspection.report(source.path, source.seen)
+  for warning in match.warnings + doubts:
     print(f'warning: {warning}')
   return Bags(source, ids, match.problems)

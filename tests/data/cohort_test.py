@@ -16,13 +16,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = 4
 
 
+def bag(i):
+  return i + np.arange(WIDTH * (i + 3), dtype='f4').reshape(-1, WIDTH) / 64
+
+
 def write(folder, labels):
   """Writes labels.csv and features of s0, s1, ... with 3, 4, ... instances."""
   rows = ['case_id,slide_id,label']
   for i, label in enumerate(labels):
     rows.append(f'c{i // 2},s{i},{label}')
-    bag = np.full((i + 3, WIDTH), i, np.float32)
-    write_features(folder / f'features/s{i}.h5', features=bag)
+    write_features(folder / f'features/s{i}.h5', features=bag(i))
   (folder / 'labels.csv').write_text('\n'.join(rows))
   return folder / 'labels.csv', folder / 'features'
 
@@ -32,14 +35,24 @@ def test_bags_come_in_the_order_of_ids(tmp_path):
   header, *lines = path.read_text().splitlines()
   path.write_text('\n'.join([header, *lines[::-1]]))
   (folder / 's1.h5').unlink()
-  torch.save(torch.full((4, WIDTH), 1.0), folder / 's1.pt')
+  torch.save(torch.from_numpy(bag(1)), folder / 's1.pt')
   cohort = data.read_cohort(path, folder)
   assert cohort.slides.tolist() == ['s0', 's1', 's2']
   assert cohort.labels.tolist() == ['x', 'y', 'x']
   assert cohort.patients.tolist() == ['c0', 'c0', 'c1']
-  for i, bag in enumerate(cohort.bags):
-    assert bag.dtype == np.float32
-    np.testing.assert_array_equal(bag, np.full((i + 3, WIDTH), i))
+  for i, found in enumerate(cohort.bags):
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, bag(i))
+
+
+def test_features_that_are_odd_or_there_twice_are_named(tmp_path):
+  path, folder = write(tmp_path, 'xyx')
+  write_features(folder / 's1.h5', features=np.zeros((3, WIDTH), 'f4'))
+  with pytest.warns(UserWarning, match=r'all zero, or all alike, .* s1 \(3 of'):
+    data.read_cohort(path, folder)
+  write_features(folder / 's2.h5', features=bag(0))
+  with pytest.raises(data.CohortError, match='s0, s2 have the very same'):
+    data.read_cohort(path, folder)
 
 
 def test_all_faults_are_named_at_once(tmp_path):
@@ -61,6 +74,14 @@ def test_all_faults_are_named_at_once(tmp_path):
   ):
     assert words in text
   assert len(text.splitlines()) == 5
+
+
+def test_files_of_another_kind_are_named(tmp_path):
+  path, folder = write(tmp_path, 'xyx')
+  for slide, end in (('s1', 'npy'), ('s2', 'h5.part')):
+    (folder / f'{slide}.h5').rename(folder / f'{slide}.{end}')
+  with pytest.raises(data.CohortError, match=r'slides end in \.npy there, and'):
+    data.read_cohort(path, folder)
 
 
 def test_missing_slides_may_be_left_out(tmp_path):

@@ -111,6 +111,16 @@ def test_places_of_stamp_are_never_guessed(tmp_path, attributes, mpp, pixels):
     np.testing.assert_array_equal(found.coords, COORDS * pixels)
 
 
+@pytest.mark.parametrize('dtype', ['<f8', '>f8', '>f4', '>f2', '<f2'])
+def test_any_width_and_byte_order_become_float32(tmp_path, dtype):
+  path = write_features(tmp_path / 'a.h5', features=ROWS.astype(dtype))
+  found = features.read(path).features
+  assert found.dtype == np.dtype('=f4')
+  np.testing.assert_array_equal(found, ROWS)
+  held = 'float16' if 'f2' in dtype else 'float32'
+  assert features.header(path).dtype == held
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
 def test_non_finite_rows_are_counted(tmp_path, bad):
   rows = np.zeros((9, 4), np.float32)
@@ -137,6 +147,12 @@ def test_non_finite_rows_are_counted(tmp_path, bad):
     ({'features': ROWS[0]}, r'float32 \[4\]'),
     ({'features': np.stack([ROWS, ROWS])}, r'\[2, 3, 4\]'),
     ({'features': ROWS.astype(int)}, 'int64'),
+    ({'features': ROWS + np.float64(1e300)}, 'infinity in 3 of 3 rows'),
+    ({'features': h5py.ExternalLink('absent.h5', '/x')}, 'link to absent.h5'),
+    (
+      {'feats': ROWS, 'coords': h5py.ExternalLink('b', '/x')},
+      'coords is a link',
+    ),
     ({'features': np.zeros((3, 2), 'S1')}, r'\|S1'),
     ({'features': np.zeros((3, 2), [('a', 'f4')])}, 'needed'),
     ({'features': ROWS, 'coords': COORDS * np.nan}, 'not all finite'),
@@ -293,6 +309,17 @@ def test_an_empty_folder_lacks_slides_and_an_absent_one_is_named(tmp_path):
     Folder(tmp_path / 'absent')
 
 
+@pytest.mark.parametrize('end', ['.hdf5', '.H5', '.HDF5', '.PT'])
+def test_other_names_of_the_formats_are_read(tmp_path, end):
+  path = tmp_path / f'below/0.5{end}'
+  write_features(path, features=ROWS)
+  if end == '.PT':
+    torch.save(torch.from_numpy(ROWS), path)
+  folder = packed.find(tmp_path)
+  assert folder.ids() == ['0.5'] and folder.file('0.5') == path
+  np.testing.assert_array_equal(folder.read('0.5').features, ROWS)
+
+
 def test_tensors_count_where_there_is_no_h5(tmp_path):
   torch.save(torch.ones(3, 4), tmp_path / '0.5.pt')
   folder = packed.find(tmp_path)
@@ -405,12 +432,14 @@ def test_any_bytes_and_any_part_of_a_file_are_a_named_fault(
     ((2**38, 1024), {'chunks': (64, 1024)}),
     # A megabyte of zeros in a kilobyte of file is fine, a gigabyte is not.
     ((2**22, 64), {'chunks': (2**22, 64), 'compression': 'gzip'}),
+    # Few rows in a piece of a gigabyte.
+    ((3, 64), {'chunks': (2**22, 64), 'maxshape': (None, 64)}),
   ],
 )
 def test_huge_shapes_take_no_memory(tmp_path, shape, options):
   with h5py.File(tmp_path / 'a.h5', 'w') as file:
     rows = file.create_dataset('features', shape, np.float32, **options)
-    if 'compression' in options:
+    if options.get('chunks') == (2**22, 64):
       rows.id.write_direct_chunk((0, 0), b'x' * 1000)
   tracemalloc.start()
   for act in (features.read, features.header):
@@ -419,6 +448,27 @@ def test_huge_shapes_take_no_memory(tmp_path, shape, options):
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < 2**22
+
+
+@pytest.mark.parametrize('kind', ['external', 'virtual', 'larger than memory'])
+def test_numbers_that_lie_elsewhere_or_nowhere_are_refused(
+  tmp_path, monkeypatch, kind
+):
+  ROWS.tofile(tmp_path / 'raw')
+  with h5py.File(tmp_path / 'a.h5', 'w') as file:
+    if kind == 'external':
+      raw = [(str(tmp_path / 'raw'), 0, ROWS.nbytes)]
+      file.create_dataset('features', ROWS.shape, 'f4', external=raw)
+    elif kind == 'virtual':
+      layout = h5py.VirtualLayout(ROWS.shape, 'f4')
+      layout[:] = h5py.VirtualSource(tmp_path / 'b.h5', 'x', ROWS.shape)
+      file.create_virtual_dataset('features', layout)
+    else:
+      file['features'] = ROWS
+      monkeypatch.setattr(features, '_MEMORY', ROWS.nbytes - 1)
+  words = 'does not fit' if 'memory' in kind else 'lies in other files'
+  with pytest.raises(FeatureError, match=rf'a\.h5: features .*{words}'):
+    features.header(tmp_path / 'a.h5')
 
 
 def test_what_a_killed_writer_left_is_refused_and_compression_is_not(tmp_path):

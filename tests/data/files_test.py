@@ -2,6 +2,7 @@
 
 import pytest
 
+from data import files
 from data.files import listed, read_csv, replacing
 
 
@@ -23,6 +24,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     raise OSError('no space left on device')
   assert path.read_text() == 'old'
   assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('size', [0, 1, 4, 7, 8, 9, 12, 13, 30])
+def test_every_byte_counts(tmp_path, monkeypatch, size):
+  monkeypatch.setattr(files, '_EDGE', 4)
+  path, hashes = tmp_path / 'a', set()
+  for i in range(-1, size):
+    content = bytes(1 if i == j else 0 for j in range(size))
+    path.write_bytes(content)
+    hashes.add(files.hash_of_edges(path, middle=True))
+    same = files.hash_of_edges(path) == files.hash_of_edges(path, middle=True)
+    assert same == (size <= 8)  # Results of earlier versions hold these.
+  assert len(hashes) == size + 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from data.features import FeatureError
 ROWS = torch.arange(24, dtype=torch.float32).reshape(6, 4) / 7
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+@pytest.mark.parametrize('dtype', ['float64', 'float32', 'float16', 'bfloat16'])
 @pytest.mark.parametrize(
   'view',
   [
@@ -35,9 +35,9 @@ def test_tensors_are_torchs_own(tmp_path, dtype, view, protocol):
   torch.save(tensor, tmp_path / 'a.pt', pickle_protocol=protocol)
   stored = torch_files.Tensor(tmp_path / 'a.pt')
   numbers = stored[()]
-  expected = np.float16 if dtype == 'float16' else np.float32
+  expected = np.dtype('float32' if dtype == 'bfloat16' else dtype)
   assert numbers.dtype == stored.dtype == expected
-  np.testing.assert_array_equal(numbers, tensor.detach().float().numpy())
+  np.testing.assert_array_equal(numbers, tensor.detach().double().numpy())
   assert stored.shape == numbers.shape
 
 
@@ -53,7 +53,7 @@ class Command:
   [
     ({'features': ROWS}, 'EMPTY_DICT has no place'),
     ([ROWS, ROWS], 'EMPTY_LIST has no place'),
-    (ROWS.double(), 'of type DoubleStorage'),
+    (ROWS.cfloat(), 'of type ComplexFloatStorage'),
     (ROWS.long(), 'of type LongStorage'),
     (Command(), 'asks for posix system'),
     (torch.nn.Parameter(ROWS), 'asks for torch._utils _rebuild_parameter'),

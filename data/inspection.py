@@ -1,0 +1,295 @@
+"""Reads all of many feature files, once: what they hold, and what is odd of it.
+
+HDF5's library can hang or crash on damaged files. They are read in processes of
+their own, which end then and take nothing with them. What was read of a file is
+kept, until its size or one of its times changes.
+"""
+
+import atexit
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from data import features, files
+from data.features import FeatureError, FeatureFile, Folder, Header
+from data.files import first_of
+from data.packed import Packed
+
+_VERSION = 1  # Of what is kept; what other versions kept is read anew.
+_MOST = 16  # Processes.
+_WORTH = 32  # Files that take longer than another process does to start.
+_PATIENCE, _SLOWEST = 30, 2**20  # Seconds for a file, and bytes in another.
+_SETTLED = 2e9  # Nanoseconds after which any change shows in a file's times.
+_LARGEST = 1e15  # Of a feature: sums of products of larger ones are infinite.
+_ODD = 1e3  # So many times as large as those of most slides.
+_WORKER = (
+  'import json, sys; sys.path[:] = json.loads(sys.argv[1]);'
+  'from data import inspection; inspection.serve()'
+)
+_idle: dict[int, list[subprocess.Popen]] = {}  # By process: forks share none.
+
+
+@atexit.register
+def _end() -> None:
+  for worker in _idle.pop(os.getpid(), []):
+    worker.communicate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+  """What reading all of a slide's features found.
+
+  Attributes:
+    header: None if the file cannot be opened.
+    fault: why features cannot be used, '' if they can.
+    digest: of the file.
+    content: hash of the features alone, whatever file they are in.
+    largest: absolute value of a feature.
+    empty: tiles whose features are all zero; all tiles if these are all alike.
+    twice: tiles beyond the first at one place; of files without places, beyond
+      the first of one content, if these are most.
+  """
+
+  header: Header | None = None
+  fault: str = ''
+  digest: str = ''
+  content: str = ''
+  largest: float = 0.0
+  empty: int = 0
+  twice: int = 0
+
+
+def inspect(
+  source: Folder | Packed,
+  slide_ids: Sequence[str],
+  cache: Path | None = None,
+  *,
+  keep: bool = True,
+) -> Iterator[str]:
+  """Reads the features of slides; fills `source.seen` with what it found.
+
+  Args:
+    source: of features.
+    slide_ids: of which those without features are passed over.
+    cache: a folder of what is known of files, if any.
+    keep: writes there.
+
+  Yields:
+    Slide ids as they are done.
+  """
+  packed, begun = isinstance(source, Packed), time.time_ns()
+  kept, path, stamps = {}, None, {}
+  if cache and not packed:
+    name = hashlib.sha256(str(source.path.resolve()).encode()).hexdigest()[:16]
+    path = cache / 'features' / f'{name}.json'
+    kept = _kept(path)
+  for slide in slide_ids:
+    if slide not in source:
+      continue
+    stamps[slide] = [] if packed else _stamp(source.file(slide))
+    if one := _from_json(kept.get(slide), stamps[slide]):
+      source.seen[slide] = one
+      yield slide
+  left = [slide for slide in stamps if slide not in source.seen]
+
+  def read(slide):
+    if not packed:
+      return _in_worker(source.file(slide))
+    try:
+      bag = source.read(slide)
+    except FeatureError as e:
+      return Inspection(source.header(slide), str(e))
+    return of(bag, source.header(slide), source.digest(slide))
+
+  count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
+  try:
+    with futures.ThreadPoolExecutor(count) as pool:
+      for slide, one in zip(left, pool.map(read, left), strict=True):
+        source.seen[slide] = one
+        yield slide
+  finally:
+    done = {slide: source.seen[slide] for slide in left if slide in source.seen}
+    new = {
+      slide: [stamps[slide], dataclasses.asdict(one)]
+      for slide, one in done.items()
+      if not one.fault and max(stamps[slide][1:], default=0) < begun - _SETTLED
+    }
+    if path and new and keep:
+      content = {'version': _VERSION, 'slides': kept | new}
+      # If it cannot be kept, it is read again.
+      with contextlib.suppress(OSError), files.replacing(path) as part:
+        part.write_text(json.dumps(content))
+
+
+def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
+  """Returns what there is to say of features that were read."""
+  rows, coords = np.ascontiguousarray(bag.features), bag.coords
+  low, high = rows.min(0).astype(float), rows.max(0).astype(float)
+  largest = float(np.maximum(-low, high).max())
+  empty = int((~rows.any(1)).sum())
+  if len(rows) > 1 and (high - low).max() <= 1e-6 * largest:
+    empty = len(rows)
+  if coords is not None:
+    twice = len(coords) - len(np.unique(coords, axis=0))
+  else:
+    twice = len(rows) - len({row.tobytes() for row in rows})
+    # Tiles of glass may well be the same.
+    twice *= len(rows) <= 2 * twice and empty < len(rows)
+  content = hashlib.sha256(repr(rows.shape).encode())
+  content.update(rows)
+  return Inspection(
+    header, '', digest, content.hexdigest(), largest, empty, twice
+  )
+
+
+def report(
+  path: Path,
+  seen: Mapping[str, Inspection],
+  cases: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[str]]:
+  """Returns problems and warnings on the features of slides that were read.
+
+  Args:
+    path: of the features.
+    seen: by slide.
+    cases: of the slides; None if they are not known.
+  """
+  # What cannot be opened was named when its header was asked for.
+  problems = [one.fault for one in seen.values() if one.header and one.fault]
+  sound = {slide: one for slide, one in seen.items() if not one.fault}
+  if not sound:
+    return problems, []
+  warnings, same = [], {}
+  usual = _ODD * float(np.median([one.largest for one in sound.values()]))
+  huge, large, empty, twice, single = [], [], [], [], []
+  for slide, one in sound.items():
+    size, text = one.header.length, f'{slide} ({one.largest:.3g})'
+    if one.largest > _LARGEST:
+      huge.append(text)
+    elif 0 < usual < one.largest:
+      large.append(text)
+    if one.empty:
+      empty.append(f'{slide} ({one.empty} of {size})')
+    if one.twice:
+      twice.append(f'{slide} ({one.twice} of {size})')
+    if size == 1:
+      single.append(slide)
+    same.setdefault(one.content, []).append(slide)
+  again = 'Extract these slides again, or take them out of the CSV.'
+  for names, lines, fault in (
+    (huge, problems, 'features too large to train on'),
+    (large, warnings, f'features above {_ODD:.0f} times those of most slides'),
+    (empty, warnings, 'tiles whose features are all zero, or all alike'),
+    (twice, warnings, 'tiles that are there more than once, and count so'),
+  ):
+    if names:
+      lines.append(f'{path}: {fault}, in slides {first_of(names)}. {again}')
+  if 2 * len(single) > len(sound):
+    warnings.append(
+      f'{path}: {len(single)} of {len(sound)} slides have one instance (one'
+      f' tile) each: {first_of(single)}. Nothing can be ranked or mapped in'
+      ' them. Give features of tiles, not of whole slides.'
+    )
+  for slides in filter(lambda slides: len(slides) > 1, same.values()):
+    owners = {(cases or {}).get(slide) for slide in slides}
+    text = f'{path}: slides {first_of(slides)} have the very same features'
+    if len(owners) > 1:
+      owners = first_of(sorted(owners))
+      problems.append(
+        f'{text}, and belong to the cases {owners}: one slide under several'
+        ' names, a leak between parts of a split. Take all but one out of the'
+        ' CSV.'
+      )
+    else:
+      warnings.append(f'{text}: are they one slide under several names?')
+  return problems, warnings
+
+
+def serve() -> None:
+  """Answers paths on standard input with inspections, until it is closed."""
+  for line in sys.stdin:
+    path, patience = json.loads(line)
+    signal.alarm(patience)  # It ends C code, too, and needs no parent.
+    one = dataclasses.asdict(_look(Path(path)))
+    signal.alarm(0)
+    print(json.dumps(one, default=str), flush=True)
+
+
+def _look(path: Path) -> Inspection:
+  one = Inspection()
+  try:
+    one = Inspection(features.header(path))
+    digest = files.hash_of_edges(path, middle=True)
+    return of(features.read(path), one.header, digest)
+  except (FeatureError, OSError) as e:
+    return dataclasses.replace(one, fault=str(e))
+
+
+def _in_worker(path: Path) -> Inspection:
+  """Inspects a file in another process, which may end of it."""
+  idle = _idle.setdefault(os.getpid(), [])
+  worker = idle.pop() if idle else None
+  if worker is None or worker.poll() is not None:
+    worker = subprocess.Popen(
+      [sys.executable, '-P', '-c', _WORKER, json.dumps(sys.path)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+    )
+  line = ''
+  with contextlib.suppress(OSError):
+    patience = _PATIENCE + path.stat().st_size // _SLOWEST
+    worker.stdin.write(f'{json.dumps([str(path), patience])}\n')
+    worker.stdin.flush()
+    line = worker.stdout.readline()
+  if line:
+    idle.append(worker)
+    value = json.loads(line)
+    header = value['header'] and Header(**value['header'])
+    return Inspection(**value | {'header': header})
+  worker.kill()
+  worker.communicate()
+  if worker.returncode >= 0:  # No process could be started.
+    return _look(path)
+  what = 'never ends' if worker.returncode == -signal.SIGALRM else 'crashed'
+  return Inspection(
+    fault=f'{path}: damaged (reading it {what}); delete it and extract the'
+    ' slide again.'
+  )
+
+
+def _stamp(path: Path) -> list[int]:
+  """Returns size and times of a file, whose content has changed if they did."""
+  stat = path.stat()
+  return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _kept(path: Path) -> dict[str, Any]:
+  """Returns what is kept of slides; nothing of a file that is damaged."""
+  with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    value = json.loads(path.read_text())
+    if value['version'] == _VERSION:
+      return dict(value['slides'])
+  return {}
+
+
+def _from_json(entry: Any, stamp: list[int]) -> Inspection | None:
+  """Returns what is kept of a file, None if it has changed since."""
+  with contextlib.suppress(TypeError, ValueError, KeyError):
+    before, value = entry
+    if before == stamp and stamp:
+      return Inspection(**value | {'header': Header(**value['header'])})
+  return None
