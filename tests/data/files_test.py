@@ -1,7 +1,12 @@
 """Files are there in full or not at all; tables have their columns."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from data import files
 from data.files import read_csv, replacing
 
 
@@ -18,11 +23,30 @@ def test_what_is_written_takes_the_place(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')
-  with pytest.raises(OSError, match='no space'), replacing(path) as part:
-    part.write_text('half')
+  with pytest.raises(OSError, match=r'no space .*a\.txt'), replacing(path) as f:
+    f.write_text('half')
     raise OSError('no space left on device')
   assert path.read_text() == 'old'
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
+  dies = (
+    'import os, sys\nfrom data.files import replacing\n'
+    'with replacing(sys.argv[1]) as part:\n'
+    "  part.write_text('half')\n"
+    '  os.kill(os.getpid(), 9)'
+  )
+  command = [sys.executable, '-c', dies, str(tmp_path / 'a.txt')]
+  subprocess.run(command, cwd=files.__file__.rsplit('data', 1)[0], check=False)
+  (left,) = tmp_path.iterdir()
+  parent = left.name.replace(left.name.split('-')[1], str(os.getppid()))
+  others = {tmp_path / name for name in (parent, '.a.txt', '.a-1-2')}
+  for path in others:
+    path.write_text('')
+  with replacing(tmp_path / 'b.txt') as part:
+    part.write_text('b')
+  assert set(tmp_path.iterdir()) == others | {tmp_path / 'b.txt'}
 
 
 @pytest.mark.parametrize(
