@@ -59,6 +59,27 @@ def cache_programs(folder: pathlib.Path) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def use_single_precision() -> bool:
+  """Turns JAX_ENABLE_X64 off again; returns whether it was on."""
+  was_on = jax.config.jax_enable_x64
+  jax.config.update('jax_enable_x64', False)
+  return was_on
+
+
+def device_fault() -> str | None:
+  """Returns why JAX has no device to compute on; None if it has one."""
+  try:
+    jax.local_devices()
+  except Exception as e:  # Asserts, too, for want of a plug-in.
+    chosen = jax.config.jax_platforms or ''
+    return (
+      f'JAX_PLATFORMS={chosen}: JAX finds no such device on this machine'
+      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS to'
+      ' compute on what there is, or install JAX for that device.'
+    )
+  return None
+
+
 def is_first() -> bool:
   """True in the one process that writes files and prints."""
   return jax.process_index() == 0
