@@ -12,6 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
+_NUMERICS = {
+  'jax_enable_x64': False,
+  'jax_numpy_dtype_promotion': 'standard',
+  'jax_numpy_rank_promotion': 'allow',
+}
 
 
 def initialize(
@@ -59,11 +64,20 @@ def cache_programs(folder: pathlib.Path) -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def use_single_precision() -> bool:
-  """Turns JAX_ENABLE_X64 off again; returns whether it was on."""
-  was_on = jax.config.jax_enable_x64
-  jax.config.update('jax_enable_x64', False)
-  return was_on
+def use_own_numerics() -> list[str]:
+  """Undoes settings of JAX's numbers that programs here are not written for.
+
+  Returns:
+    The environment variables that were set otherwise, as for other work.
+  """
+  changed = [
+    name
+    for name, value in _NUMERICS.items()
+    if getattr(jax.config, name) != value
+  ]
+  for name in changed:
+    jax.config.update(name, _NUMERICS[name])
+  return [name.upper() for name in changed]
 
 
 def device_fault() -> str | None:

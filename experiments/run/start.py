@@ -138,8 +138,8 @@ def script(
     cache = Cache()
     try:
       given = options.parse(sys.argv if argv is None else argv, classes, usage)
-      if parallel.use_single_precision():
-        print('note: JAX_ENABLE_X64 has no effect: models are float32')
+      for name in parallel.use_own_numerics():
+        print(f'note: {name} is ignored: models compute in float32')
       for cache in (one for one in given if isinstance(one, Cache)):
         _begin(cache)
       run(*given)

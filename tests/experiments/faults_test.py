@@ -65,20 +65,24 @@ def test_an_absent_accelerator_is_named(monkeypatch):
   assert f'JAX_PLATFORMS={jax.config.jax_platforms}' in message
 
 
-def test_a_command_in_double_precision_computes_in_single(capsys):
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('jax_enable_x64', True), ('jax_numpy_dtype_promotion', 'strict')],
+)
+def test_commands_compute_as_ever_whatever_jax_is_set_to(name, value, capsys):
   seen = []
 
   def run(output: start.Output) -> None:
-    seen.append(jax.numpy.zeros(3, float).dtype)
+    seen.append((jax.numpy.zeros(3, float) + jax.numpy.ones(3, int)).dtype)
     raise KeyboardInterrupt
 
-  jax.config.update('jax_enable_x64', True)
+  jax.config.update(name, value)
   with pytest.raises(SystemExit) as ended:
     start.script(run)(['x'])
   assert seen == ['float32']
   assert ended.value.code == 130
   printed = capsys.readouterr()
-  assert 'JAX_ENABLE_X64' in printed.out
+  assert name.upper() in printed.out
   assert printed.err.startswith('stopped')
 
 
