@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 import platform
 import re
+import shutil
 import threading
 import uuid
 
@@ -128,6 +129,13 @@ def replacing(path: Path | str) -> Iterator[Path]:
     raise OSError(e.errno or errno.EIO, text, str(path)) from e
   finally:
     part.unlink(missing_ok=True)
+
+
+def free_space(folder: Path) -> int:
+  """Returns how many bytes are free where a folder is, or will be."""
+  folder = folder.absolute()
+  place = next(p for p in (folder, *folder.parents) if p.is_dir())
+  return shutil.disk_usage(place).free
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from data import features, slides
+from data import features, files, slides
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
@@ -151,9 +151,13 @@ def check(
     f' {cohort.tiles.tile_mpp:g} um/px to encode, by the area of the slides:'
     f' {most * _WIDTH / 2**30:.1f} GiB of features'
   )
-  Findings(
-    [*problems, *unread, *faults], [str(warning.message) for warning in caught]
-  ).close()
+  found = [str(warning.message) for warning in caught]
+  if (free := files.free_space(features_dir)) < most * _WIDTH:
+    found.append(
+      f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
+      f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
+    )
+  Findings([*problems, *unread, *faults], found).close()
 
 
 def _look(cohort: SlideTiles, path: pathlib.Path) -> int | str:

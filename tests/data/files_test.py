@@ -30,6 +30,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_space_of_a_folder_that_is_to_be_made_is_known(tmp_path):
+  assert files.free_space(tmp_path / 'a/b') > 0
+
+
 def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
   dies = (
     'import os, sys\nfrom data.files import replacing\n'
