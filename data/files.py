@@ -5,12 +5,17 @@ import collections
 from collections.abc import Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
+import errno
+import functools
 import hashlib
 import io
 import itertools
 import os
 from pathlib import Path
+import platform
 import re
+import shutil
+import threading
 import unicodedata
 import uuid
 import warnings
@@ -19,6 +24,10 @@ _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _SHOWN = 10  # Names in one message.
 _SEPARATORS = ',;\t|'  # Of cells; the first that gives the columns.
 _WORKBOOK = b'PK\x03\x04', b'\xd0\xcf\x11\xe0'  # What .xlsx, .xls begin with.
+# Of a file that is being written: .<name>.<machine>-<process>-<12 digits>.
+_PART = re.compile(r'^\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{12}$')
+_swept: set[tuple[int, Path]] = set()  # (process, folder)
+_sweeping = threading.Lock()
 
 
 def listed(
@@ -206,21 +215,76 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
   The file is flushed to disk and renamed when the block ends, so that whoever
   opens `path`, at any moment and after any kill, finds the old content, the new
-  or none. If the block raises, `path` stays as it was.
+  or none. If the block raises, `path` stays as it was. What killed processes
+  left half written in the folder is removed.
 
   Args:
     path: the file to write; its folder is made if absent.
+
+  Raises:
+    OSError: if it cannot be written; names `path` if no other file.
   """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+  _sweep(path.parent.resolve())
+  code = f'{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}'
+  part = path.with_name(f'.{path.name}.{code}')
   try:
     yield part
-    with part.open('rb') as file:
-      os.fsync(file.fileno())
+    _flush(part)
     part.replace(path)
+    with contextlib.suppress(OSError):  # Some disks flush no folders.
+      _flush(path.parent)
+  except OSError as e:
+    if e.filename is not None:
+      raise
+    text = e.strerror or str(e)
+    raise OSError(e.errno or errno.EIO, text, str(path)) from e
   finally:
     part.unlink(missing_ok=True)
+
+
+def free_space(folder: Path) -> int:
+  """Returns how many bytes are free where a folder is, or will be."""
+  folder = folder.absolute()
+  place = next(p for p in (folder, *folder.parents) if p.is_dir())
+  return shutil.disk_usage(place).free
+
+
+def _flush(path: Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+  """Removes what killed processes left there, once before this one writes."""
+  with _sweeping:
+    if (os.getpid(), folder) in _swept:
+      return
+    _swept.add((os.getpid(), folder))
+    for name in os.listdir(folder):
+      found = _PART.search(name)
+      if found and found[1] == _machine() and not _runs(int(found[2])):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+  """Returns whether another process of that number runs on this machine."""
+  try:
+    os.kill(process, 0)
+  except OSError as e:
+    return e.errno == errno.EPERM
+  return process != os.getpid()
+
+
+@functools.cache
+def _machine() -> str:
+  """Returns a code of the machine, or container, whose processes we see."""
+  space = os.path.basename(os.path.realpath('/proc/self/ns/pid'))
+  return hashlib.sha256(f'{platform.node()} {space}'.encode()).hexdigest()[:8]
 
 
 def write_csv(path: Path | str, rows: Iterable[Iterable]) -> None:

@@ -12,6 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
+_NUMERICS = {
+  'jax_enable_x64': False,
+  'jax_numpy_dtype_promotion': 'standard',
+  'jax_numpy_rank_promotion': 'allow',
+}
 
 
 def initialize(
@@ -57,6 +62,36 @@ def cache_programs(folder: pathlib.Path) -> None:
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def use_own_numerics() -> list[str]:
+  """Undoes settings of JAX's numbers that programs here are not written for.
+
+  Returns:
+    The environment variables that were set otherwise, as for other work.
+  """
+  changed = [
+    name
+    for name, value in _NUMERICS.items()
+    if getattr(jax.config, name) != value
+  ]
+  for name in changed:
+    jax.config.update(name, _NUMERICS[name])
+  return [name.upper() for name in changed]
+
+
+def device_fault() -> str | None:
+  """Returns why JAX has no device to compute on; None if it has one."""
+  try:
+    jax.local_devices()
+  except Exception as e:  # Asserts, too, for want of a plug-in.
+    chosen = jax.config.jax_platforms or ''
+    return (
+      f'JAX_PLATFORMS={chosen}: JAX finds no such device on this machine'
+      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS to'
+      ' compute on what there is, or install JAX for that device.'
+    )
+  return None
 
 
 def is_first() -> bool:

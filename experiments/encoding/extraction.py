@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from data import features, slides
+from data import features, files, slides
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
@@ -151,6 +151,11 @@ def check(
     f' {cohort.tiles.tile_mpp:g} um/px to encode, by the area of the slides:'
     f' {most * _WIDTH / 2**30:.1f} GiB of features'
   )
+  if (free := files.free_space(features_dir)) < most * _WIDTH:
+    caught.append(
+      f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
+      f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
+    )
   Findings([*problems, *unread, *faults], caught).close()
 
 

@@ -27,13 +27,14 @@ import sys
 import time
 from typing import Any
 
-from data.files import replacing
+from data.files import free_space, replacing
 from experiments.run import options
 from kmil_jax import parallel
 
 CONFIG = 'config.json'
 _LOCK = '.lock'
 _VERSION = 2
+_LITTLE = 2**28  # Bytes: states of a training may need that much.
 _AGAIN = (
   'Run the command of the training again: it repeats nothing that is done'
 )
@@ -288,6 +289,12 @@ def _locked(folder: Folder) -> Iterator[None]:
   were removed, two processes could each lock a file of that name.
   """
   folder.path.mkdir(parents=True, exist_ok=True)
+  if (free := free_space(folder.path)) < _LITTLE:
+    print(
+      f'warning: only {free / 2**20:.0f} MiB are free for {folder.path}.'
+      ' Results may not fit; what was saved by then would stay.',
+      flush=True,
+    )
   with folder.at(_LOCK).open('a+', encoding='utf-8') as file:
     # Children that outlive this process would keep it.
     os.set_inheritable(file.fileno(), False)

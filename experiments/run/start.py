@@ -12,6 +12,7 @@ A script is a function, whose parameters are its options:
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -22,12 +23,20 @@ import warnings
 
 from absl import logging
 
-from experiments.run import options, results
+from experiments.run import faults, options, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
-_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
 _ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
+
+
+def _cache() -> pathlib.Path:
+  """Returns where caches are; a user without a home cannot have one there."""
+  try:
+    folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
+    return folder.expanduser() / 'kmil_jax'
+  except RuntimeError:
+    return pathlib.Path('/dev/null/no home folder')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Cache:
   """The cache."""
 
   cache_dir: pathlib.Path = free(
-    _CACHE / 'kmil_jax',
+    _cache(),
     'Folder in which phantoms and compiled programs are kept.',
   )
 
@@ -127,14 +136,24 @@ def script(
     usage = sys.modules[run.__module__].__doc__
     # Of code that nobody asked about, a user needs no line.
     warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
+    if argv is None:
+      faults.prepare()
+    cache = Cache()
     try:
       given = options.parse(sys.argv if argv is None else argv, classes, usage)
-      for one in given:
-        if isinstance(one, Cache):
-          _begin(one)
+      for name in parallel.use_own_numerics():
+        print(f'note: {name} is ignored: models compute in float32')
+      for cache in (one for one in given if isinstance(one, Cache)):
+        _begin(cache)
       run(*given)
-    except (*_ERRORS, *errors) as e:
-      sys.exit(f'error: {e}')
+    except (Exception, KeyboardInterrupt) as e:
+      if explained := faults.explained(e, cache.cache_dir):
+        code, message = explained
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(code)
+      if isinstance(e, (*_ERRORS, *errors)):
+        sys.exit(f'error: {e}')
+      raise
 
   main.options = classes
   return main
@@ -147,8 +166,13 @@ def show(text: str) -> None:
 
 
 def _begin(machine: Cache) -> None:
-  logging.set_verbosity(logging.WARNING)  # Orbax reports every save.
-  parallel.cache_programs(machine.cache_dir / 'programs')
+  # Orbax reports every save, and logs what it also raises.
+  logging.set_verbosity(logging.FATAL)
+  programs = machine.cache_dir / 'programs'
+  with contextlib.suppress(OSError):
+    programs.mkdir(parents=True, exist_ok=True)
+  if os.access(programs, os.W_OK):
+    parallel.cache_programs(programs)
   if not isinstance(machine, Machine):
     return
   try:

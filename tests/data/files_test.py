@@ -1,5 +1,9 @@
 """Files are there in full or not at all; tables have their columns."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from data import files
@@ -19,8 +23,8 @@ def test_what_is_written_takes_the_place(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')
-  with pytest.raises(OSError, match='no space'), replacing(path) as part:
-    part.write_text('half')
+  with pytest.raises(OSError, match=r'no space .*a\.txt'), replacing(path) as f:
+    f.write_text('half')
     raise OSError('no space left on device')
   assert path.read_text() == 'old'
   assert list(tmp_path.iterdir()) == [path]
@@ -37,6 +41,29 @@ def test_every_byte_counts(tmp_path, monkeypatch, size):
     same = files.hash_of_edges(path) == files.hash_of_edges(path, middle=True)
     assert same == (size <= 8)  # Results of earlier versions hold these.
   assert len(hashes) == size + 1
+
+
+def test_the_space_of_a_folder_that_is_to_be_made_is_known(tmp_path):
+  assert files.free_space(tmp_path / 'a/b') > 0
+
+
+def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
+  dies = (
+    'import os, sys\nfrom data.files import replacing\n'
+    'with replacing(sys.argv[1]) as part:\n'
+    "  part.write_text('half')\n"
+    '  os.kill(os.getpid(), 9)'
+  )
+  command = [sys.executable, '-c', dies, str(tmp_path / 'a.txt')]
+  subprocess.run(command, cwd=files.__file__.rsplit('data', 1)[0], check=False)
+  (left,) = tmp_path.iterdir()
+  parent = left.name.replace(left.name.split('-')[1], str(os.getppid()))
+  others = {tmp_path / name for name in (parent, '.a.txt', '.a-1-2')}
+  for path in others:
+    path.write_text('')
+  with replacing(tmp_path / 'b.txt') as part:
+    part.write_text('b')
+  assert set(tmp_path.iterdir()) == others | {tmp_path / 'b.txt'}
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_a_sample_comes_evenly_from_all_slides_but_bad_ones(paths):
 
 
 def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
-  tmp_path, real_data, capsys
+  tmp_path, real_data, capsys, monkeypatch
 ):
   fixtures = real_data / 'wsi/openslide-fixtures'
   for name in ('boxes.tiff', 'unopenable.tiff', 'unreadable.svs'):
@@ -317,6 +317,11 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   # 300 x 250 pixels hold 4 x 3 tiles of 64.
   code, printed = check('--slide_mpp=0.5', '--tile_size=64')
   assert code == 0 and 'at most 12 tiles of 64 px at 0.5 um/px' in printed
+  assert 'are free' not in printed
+  with monkeypatch.context() as patched:
+    patched.setattr(extraction.files, 'free_space', lambda folder: 1000)
+    code, printed = check('--slide_mpp=0.5', '--tile_size=64')
+    assert code == 0 and 'features: 0.0 GiB are free' in printed
   boxes = [tmp_path / 'boxes.tiff']
   assert not extract(boxes, tmp_path / 'features', scale=Scale(0.5))
   flags = '--slide_mpp=0.5', '--tile_size=64', '--min_tissue=0'

@@ -120,6 +120,14 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path):
     assert folder.config().inputs == {}
 
 
+def test_a_disk_with_little_space_is_named(tmp_path, monkeypatch, capsys):
+  begin(tmp_path / 'a')
+  assert capsys.readouterr().out == ''
+  monkeypatch.setattr(results, 'free_space', lambda folder: 3 << 20)
+  begin(tmp_path / 'b')
+  assert f'only 3 MiB are free for {tmp_path}/b' in capsys.readouterr().out
+
+
 def test_files_hold_what_the_end_of_their_name_says(tmp_path):
   folder = Folder(tmp_path / 'a [1]' / 'ä')
   values = {

@@ -1,0 +1,106 @@
+"""What a machine does to a command: Ctrl-C, full disks, absent devices.
+
+Each ends it with a line or two; what it has saved so far stays, and the same
+command goes on from there.
+"""
+
+from collections.abc import Callable, Iterator
+import errno
+import os
+import pathlib
+import re
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from kmil_jax import parallel
+
+INTERRUPTED = 130  # The exit code, as that of a shell.
+_FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+_PATH = re.compile(r"""["'](/[^"']+)["']""")
+
+
+def prepare() -> None:
+  """Readies the process of a command; it may begin anew, in UTF-8.
+
+  Names of files are read in the locale's encoding: where that has few letters,
+  those of others would not be found. Threads that fail as the command does are
+  not shown beside it.
+  """
+  if sys.getfilesystemencoding() != 'utf-8' and not sys.flags.utf8_mode:
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  for stream in sys.stdout, sys.stderr:
+    stream.reconfigure(errors='backslashreplace')
+  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _interrupt)
+  for module, name in (threading, 'excepthook'), (sys, 'unraisablehook'):
+    setattr(module, name, _without_echoes(getattr(module, name)))
+
+
+def explained(
+  error: BaseException, cache_dir: pathlib.Path
+) -> tuple[int, str] | None:
+  """Returns exit code and message; None for what is no fault of a machine.
+
+  Args:
+    error: what ends the command.
+    cache_dir: if it cannot be used, the message says how to choose another.
+  """
+  if any(
+    isinstance(e, KeyboardInterrupt) or 'KeyboardInterrupt' in str(e)
+    for e in _chain(error)
+  ):
+    return INTERRUPTED, (
+      'stopped. Nothing that was saved is lost: the same command goes on from'
+      ' there.'
+    )
+  if full := _full(error):
+    return 1, (
+      f'error: {full}. Free some space, or give another folder. What was saved'
+      ' before is intact: the same command goes on from there.'
+    )
+  if isinstance(error, MemoryError):
+    return 1, 'error: this machine has too little memory for it.'
+  if isinstance(error, OSError) and str(cache_dir) in str(error):
+    return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
+  if isinstance(error, RuntimeError | AssertionError) and (
+    fault := parallel.device_fault()
+  ):
+    return 1, f'error: {fault}'
+  return None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+  """Stops the command in order; at a second Ctrl-C, at once."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  raise KeyboardInterrupt
+
+
+def _without_echoes(show: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Passes over faults of threads with which the command itself ends, too."""
+
+  def hook(args):
+    error = args.exc_value
+    if not _full(error) and 'Event loop is closed' not in str(error):
+      show(args)
+
+  return hook
+
+
+def _full(error: BaseException | None) -> str | None:
+  """Returns the file, if known, that found no space, and what was said."""
+  for e in _chain(error):
+    for text in _FULL:
+      if text in str(e):
+        found = _PATH.search(str(e))
+        return f'{found[1]}: {text}' if found else text
+  return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error:
+    yield error
+    error = error.__cause__ or error.__context__

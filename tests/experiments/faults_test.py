@@ -1,0 +1,117 @@
+"""What a machine does to a command ends it with a line, never a traceback."""
+
+import errno
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments.run import faults, start
+
+ROOT = pathlib.Path(__file__).parents[2]
+CACHE = pathlib.Path('/cache')
+
+
+def chained(error):
+  """A fault that another one hides."""
+  try:
+    raise error
+  except BaseException:
+    try:
+      raise ValueError('a callback failed')
+    except ValueError as e:
+      return e
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'words'),
+  [
+    (KeyboardInterrupt(), 130, ['stopped', 'same command']),
+    (chained(KeyboardInterrupt()), 130, ['stopped']),
+    (RuntimeError('INTERNAL: KeyboardInterrupt: <EMPTY>'), 130, ['stopped']),
+    (OSError(errno.ENOSPC, 'No space left on device', '/a/b'), 1, ['/a/b:']),
+    (chained(OSError(errno.EDQUOT, 'Disk quota exceeded')), 1, ['quota']),
+    (
+      ValueError('OUT_OF_RANGE: at local file "/a/b": File too large [x=1]'),
+      1,
+      ['error: /a/b: File too large. Free some space'],
+    ),
+    (MemoryError(), 1, ['memory']),
+    (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
+  ],
+)
+def test_faults_of_machines_are_a_line(error, code, words):
+  found, message = faults.explained(error, CACHE)
+  assert found == code
+  assert '\n' not in message
+  assert all(word in message for word in words)
+
+
+def test_other_faults_are_no_fault_of_the_machine():
+  for error in (ValueError('x'), AssertionError('x'), OSError('x')):
+    assert faults.explained(error, CACHE) is None
+
+
+def test_an_absent_accelerator_is_named(monkeypatch):
+  def no_devices():
+    raise AssertionError
+
+  monkeypatch.setattr(jax, 'local_devices', no_devices)
+  code, message = faults.explained(AssertionError(), CACHE)
+  assert code == 1
+  assert f'JAX_PLATFORMS={jax.config.jax_platforms}' in message
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('jax_enable_x64', True), ('jax_numpy_dtype_promotion', 'strict')],
+)
+def test_commands_compute_as_ever_whatever_jax_is_set_to(name, value, capsys):
+  seen = []
+
+  def run(output: start.Output) -> None:
+    seen.append((jax.numpy.zeros(3, float) + jax.numpy.ones(3, int)).dtype)
+    raise KeyboardInterrupt
+
+  jax.config.update(name, value)
+  with pytest.raises(SystemExit) as ended:
+    start.script(run)(['x'])
+  assert seen == ['float32']
+  assert ended.value.code == 130
+  printed = capsys.readouterr()
+  assert name.upper() in printed.out
+  assert printed.err.startswith('stopped')
+
+
+def test_a_command_starts_anywhere(tmp_path):
+  """Beside folders of those names, and where letters are ASCII."""
+  for name in ('data', 'experiments'):
+    (tmp_path / name / 'features').mkdir(parents=True)
+  (tmp_path / 'data/__init__.py').write_text('raise SystemExit(9)')
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUTF8': '0'}
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.froc', '--bösartig'],
+    cwd=tmp_path,
+    env=env | {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0'},
+    capture_output=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert done.stderr.decode().startswith('error: ')
+  assert "'bösartig'" in done.stderr.decode()
+
+
+def test_a_user_without_a_home_is_told_of_cache_dir(monkeypatch):
+  def no_home(path):
+    raise RuntimeError('no home')
+
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.setattr(pathlib.Path, 'expanduser', no_home)
+  folder = start._cache()
+  with pytest.raises(OSError, match='home') as caught:
+    folder.mkdir(parents=True)
+  _, message = faults.explained(caught.value, folder)
+  assert '--cache_dir' in message
