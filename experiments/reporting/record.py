@@ -12,7 +12,7 @@ from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.run.options import to_json
 from experiments.run.results import Config, Folder, ResultsError
-from kmil_jax.folds import Settings
+from kmil_jax.folds import Settings, damage
 
 _AGAIN = 'Run its training command again: it repeats nothing that is done.'
 _SLIDES = ('case_id', 'slide_id', 'label', 'instances')
@@ -105,6 +105,9 @@ def read(folder: Folder) -> Record:
       f'{folder.path}: summary.json is of the folds {summary["folds"]}, but'
       f' there are predictions of {list(folds)}. {_AGAIN}'
     )
+  for fold in folds:
+    if file := damage(folder.at(f'fold_{fold}')):
+      raise ResultsError(f'{file} is damaged. {_AGAIN}')
   external = predictions.read_external(folder, classes)
   return Record(
     folder=folder,

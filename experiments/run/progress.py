@@ -181,6 +181,11 @@ def training(
     contextlib.closing(checkpoint.Checkpoints(checkpoints)) as saved,
     contextlib.closing(Progress(*about, **options)) as shown,
   ):
+    for file in saved.damaged:
+      print(
+        f'warning: {file} is damaged. The training goes on from the checkpoint'
+        ' before it, or else anew.'
+      )
     yield saved, shown
 
 
