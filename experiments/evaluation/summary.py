@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
-from experiments.run.results import NUMBER, Folder, ResultsError
+from experiments.run.results import NUMBER, Folder, ResultsError, fits
 from kmil_jax import calibration, delong, intervals, metrics
 
 # Of fewer patients a temperature is not worth fitting.
@@ -128,28 +128,29 @@ def read(folder: Folder) -> dict[str, Any]:
   Raises:
     ResultsError: if it is missing or damaged.
   """
-  found = folder.read('summary.json', _KIND)
-  folds, classes = len(found['folds']), len(found['classes'])
-  external = found.get('external', {})
-  calibration = found['calibration']
-  if any(
-    len(part['per_class']) != classes
-    or [len(row) for row in part['confusion']] != [classes] * classes
-    or any(
-      len(metric['per_fold']) != len(part['folds'])
-      for metric in part['metrics'].values()
-    )
-    for part in (found, external)
-    if part
-  ) or any(
-    len(calibration.get(name, found['folds'])) != folds
-    for name in ('temperature', 'temperature_reason')
-  ):
+  found = folder.read('summary.json')
+  if not fits(_KIND, found) or not _is_consistent(found):
     raise ResultsError(
-      f'{folder.at("summary.json")} is damaged: its lists differ in length. Run'
-      ' the command of the training again.'
+      f'{folder.at("summary.json")} is damaged, or not that of a'
+      ' cross-validation. Run the command of the training again: it repeats'
+      ' nothing that is done.'
     )
   return found
+
+
+def _is_consistent(found: Mapping[str, Any]) -> bool:
+  """Whether the lists of a summary are of its folds and classes."""
+  calibration = found['calibration']
+  lists = [(found['folds'], calibration['temperature'])]
+  if 'temperature_reason' in calibration:
+    lists.append((found['folds'], calibration['temperature_reason']))
+  for part in [found, *filter(None, [found.get('external')])]:
+    lists.append((found['classes'], part['per_class']))
+    lists += [(found['classes'], row) for row in part['confusion']]
+    lists.append((found['classes'], part['confusion']))
+    each = part['metrics'].values()
+    lists += [(part['folds'], metric['per_fold']) for metric in each]
+  return all(len(one) == len(other) for one, other in lists)
 
 
 def number(value: float) -> float | None:

@@ -205,7 +205,8 @@ def slides(folder: Folder) -> set[str]:
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   """Returns the folds to take."""
-  content = summary.read(folder)
+  kind = {'k': int, 'folds': [int], '*': object}
+  content = folder.read('summary.json', kind)
   k, finished = content['k'], content['folds']
   numbers = range(k) if fold is None else [fold]
   if missing := sorted(set(numbers) - set(finished)):
