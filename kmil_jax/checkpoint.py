@@ -1,6 +1,13 @@
-"""Saving and restoring training with Orbax."""
+"""Saving and restoring training with Orbax.
+
+Beside the files of a checkpoint stands `sha256.json`, their hashes: what was
+changed since is never taken for parameters.
+"""
 
 import contextlib
+import hashlib
+import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -11,20 +18,36 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from kmil_jax import parallel
+
+_SUMS = 'sha256.json'
+_METADATA = '_CHECKPOINT_METADATA'  # Orbax's.
 _decisions = ocp.training.save_decision_policies
 _keep = ocp.training.preservation_policies
 
 
+class CheckpointError(OSError):
+  """A checkpoint that cannot be used; names the file."""
+
+
 class Checkpoints:
-  """The newest state of a training, safe against a kill at any moment.
+  """The newest states of a training, safe against a kill at any moment.
+
+  Two are kept: where the files of the newest are damaged, the one before it
+  serves, and the next save removes the other.
 
   States cross this border as NumPy trees, equal in all processes: Orbax refuses
   the process-local arrays that pmap returns on a pod, and NumPy trees restore
   onto any number of devices.
+
+  Attributes:
+    damaged: a damaged file of each checkpoint that is passed over; in process
+      0 alone.
   """
 
   def __init__(self, root: str | pathlib.Path):
-    root, self._link = pathlib.Path(root).absolute(), contextlib.ExitStack()
+    self._root = root = pathlib.Path(root).absolute()
+    self._link = contextlib.ExitStack()
     if set('[]*?\\').intersection(str(root)):
       # Orbax takes these for a pattern, and cannot load what it saved there.
       root.mkdir(parents=True, exist_ok=True)
@@ -32,22 +55,43 @@ class Checkpoints:
       link = pathlib.Path(folder, 'checkpoints')
       link.symlink_to(root)
       root = link
-    if jax.process_index() == 0:
+    self.damaged, newest = [], -1
+    if parallel.is_first():
       # What a killed save left; the checkpoint before it is intact.
       for leftover in root.glob('*.orbax-checkpoint-tmp'):
         shutil.rmtree(leftover)
+      for step in sorted(_steps(self._root), reverse=True):
+        if not (file := damage(self._root / f'{step}')):
+          newest = step
+          break
+        self.damaged.append(file)
+    self._newest = int(parallel.agree(newest))
     self._checkpointer = ocp.training.Checkpointer(
       root,
       save_decision_policy=_decisions.FixedIntervalPolicy(1),
-      preservation_policy=_keep.LatestN(1),
+      preservation_policy=_keep.LatestN(2),
     )
 
   def save(self, step: int, tree: Any) -> None:
-    """Writes `tree` atomically, then drops the one before it."""
+    """Writes `tree` atomically, then drops all but the one before it."""
+    if parallel.agree(bool(self.damaged)):
+      for file in self.damaged:
+        shutil.rmtree(self._root / file.relative_to(self._root).parts[0])
+      self.damaged = []
+      parallel.wait_for_all('removed')
+      self._checkpointer.reload()
     self._checkpointer.save(step, _arrays(tree), overwrite=True)
+    if parallel.is_first():
+      folder = self._root / f'{step}'
+      part = folder / f'.{_SUMS}'
+      part.write_text(json.dumps(_sums(folder), indent=2))
+      _sync(*folder.rglob('*'))
+      part.replace(folder / _SUMS)
+      _sync(folder, self._root)
+    self._newest = step
 
   def latest(self, like: Any) -> Any | None:
-    """Returns the newest tree, or None before the first save.
+    """Returns the newest tree that is sound, or None if there is none.
 
     Args:
       like: a tree of the structure, shapes and types that are expected.
@@ -55,11 +99,17 @@ class Checkpoints:
     Raises:
       AssertionError: if a leaf was stored with another shape; types follow
         `like`.
+      CheckpointError: if one of an older version, without hashes, is damaged.
     """
-    if self._checkpointer.latest is None:
+    if self._newest < 0:
       return None
-    like = _arrays(like)
-    tree = self._checkpointer.load(self._checkpointer.latest, like)
+    like, folder = _arrays(like), self._root / f'{self._newest}'
+    try:
+      tree = self._checkpointer.load(self._newest, like)
+    except Exception as e:  # Orbax raises anything.
+      if (folder / _SUMS).exists():
+        raise
+      raise CheckpointError(f'{folder} is damaged. Remove it ({e}).') from e
     # Orbax returns the stored shape even where `like` asks for another.
     chex.assert_trees_all_equal_shapes_and_dtypes(tree, like)
     return tree
@@ -67,6 +117,53 @@ class Checkpoints:
   def close(self) -> None:
     self._checkpointer.close()
     self._link.close()
+
+
+def damage(folder: pathlib.Path) -> pathlib.Path | None:
+  """Returns a file of a checkpoint that is missing or changed, None if none is.
+
+  Args:
+    folder: of one checkpoint, if present. Of an older version, without hashes,
+      it is sound.
+  """
+  if not folder.exists():
+    return None
+  sums, files = folder / _SUMS, _sums(folder)
+  if not sums.exists():
+    return None if _METADATA in files else folder / _METADATA
+  try:
+    for name, sha256 in json.loads(sums.read_bytes()).items():
+      if files.get(name) != sha256:
+        return folder / name
+  except (OSError, ValueError, AttributeError, RecursionError):
+    return sums
+  return None
+
+
+def _sums(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the hashes of a checkpoint's files."""
+  sums = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file() and not path.name.endswith(_SUMS):
+      with path.open('rb') as file:
+        sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+      sums[path.relative_to(folder).as_posix()] = sha256
+  return sums
+
+
+def _sync(*paths: pathlib.Path) -> None:
+  """Waits until files and folders are on the disk."""
+  for path in paths:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
+def _steps(root: pathlib.Path) -> set[int]:
+  names = [path.name for path in root.iterdir()] if root.exists() else []
+  return {int(name) for name in names if name.isdecimal()}
 
 
 def _arrays(tree: Any) -> Any:

@@ -247,14 +247,25 @@ def load(folder: pathlib.Path, design: Design) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if the fold has no model.
+    CheckpointError: if its model was damaged.
     AssertionError: if its model has other shapes.
   """
+  if file := damage(folder):
+    raise checkpoint.CheckpointError(
+      f'{file} is damaged. Run the command of the training again, which trains'
+      ' this fold anew.'
+    )
   with contextlib.closing(_checkpoints(folder)) as saved:
     tree = saved.latest(_stored(design.like(), 0))
   if tree is None:
     raise FileNotFoundError(f'{folder / "checkpoints"}: no model was kept')
   both = {CHOOSER: tree['chooser_params'], MODEL: tree['params']}
   return {name: params for name, params in both.items() if params}
+
+
+def damage(folder: pathlib.Path) -> pathlib.Path | None:
+  """Returns a file of what `save` kept that was damaged since, if any."""
+  return checkpoint.damage(folder / 'checkpoints/0')
 
 
 def _checkpoints(folder: pathlib.Path) -> checkpoint.Checkpoints:

@@ -7,6 +7,8 @@ import pathlib
 import shutil
 import tempfile
 
+import xla_flags
+
 # Tests, pytest's workers and the processes they start share what they compile;
 # the first process makes the folder and removes it.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
@@ -14,13 +16,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   atexit.register(shutil.rmtree, _PROGRAMS, ignore_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _PROGRAMS
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
-# Compiling is what takes time here. Without LLVM's passes, XLA's newer fusions
-# and threads of its own, which other workers lack, it takes half as long.
-os.environ.setdefault(
-  'XLA_FLAGS',
-  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-  ' --xla_cpu_parallel_codegen_split_count=1',
-)
+os.environ.setdefault('XLA_FLAGS', xla_flags.HASTY)
 # One thread of torch and NumPy per worker: those of two wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')

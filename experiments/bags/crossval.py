@@ -260,6 +260,11 @@ def _to_train(
   runs: Sequence[Run], requested: Sequence[int], folder: Folder
 ) -> list[int]:
   """Returns the runs that are not done, or those of a killed training."""
+  for run in (runs[i] for i in requested if runs[i].is_done()):
+    if parallel.is_first() and (file := folds.damage(run.folder)):
+      print(f'warning: {file} is damaged. Fold {run.fold} is trained again.')
+      (run.folder / TEST).unlink()
+      (run.folder / predictions.EXTERNAL).unlink(missing_ok=True)
   todo = [i for i in requested if not runs[i].is_done()]
   if len(todo) < len(requested) and parallel.is_first():
     print(f'done before: {len(requested) - len(todo)} of {len(requested)} runs')

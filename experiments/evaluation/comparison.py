@@ -54,7 +54,7 @@ def read(path: pathlib.Path, name: str) -> Run:
     ResultsError: if it has no results.
   """
   folder = Folder(path)
-  summary = folder.read('summary.json')
+  summary = summaries.read(folder)
   folds = predictions.read_folds(folder, summary['classes'])
   return Run(name, folder, summary, folds)
 

@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
-from experiments.run.results import Folder
+from experiments.run.results import NUMBER, Folder, ResultsError, fits
 from kmil_jax import calibration, delong, intervals, metrics
 
 # Of fewer patients a temperature is not worth fitting.
@@ -23,6 +23,44 @@ _COLUMNS = {
   'f1_macro': 'f1_macro',
   'f1_weighted': 'f1_weighted',
   'balanced_acc': 'balanced_accuracy',
+}
+
+
+_ERRORS = dict.fromkeys(('nll', 'brier', 'ece'), NUMBER)
+_INTERVAL = {'low': NUMBER, 'high': NUMBER}
+
+
+def _part(whole: str) -> dict[str, Any]:
+  """What `of_folds` returns, see `results.fits`."""
+  keys = 'mean', 'std', whole, 'ci_low', 'ci_high'
+  metric = dict.fromkeys(keys, NUMBER) | {'per_fold': [NUMBER]}
+  of_class = dict.fromkeys(('precision', 'recall', 'auroc'), NUMBER)
+  of_class |= {'auroc_delong?': _INTERVAL, '*': NUMBER}
+  return {
+    'folds': [int],
+    'metrics': dict.fromkeys(metrics.NAMES, metric),
+    'auroc_delong': _INTERVAL,
+    'per_class': {'*': of_class},
+    'confusion': [[int]],
+  }
+
+
+# What summary.json holds.
+_KIND = _part('pooled') | {
+  'model': str,
+  'task': str,
+  'classes': [str],
+  'k': int,
+  'calibration': _ERRORS
+  | {
+    'after_temperature': _ERRORS,
+    'temperature': [(int, float)],
+    'temperature_reason?': [str],
+    'temperature_bounds': [(int, float)],
+    '*': object,
+  },
+  'external?': _part('ensemble')
+  | {'slides': int, 'cases': int, 'calibration': _ERRORS},
 }
 
 
@@ -82,6 +120,37 @@ def summarise(
     folder.write('external_predictions.csv', lines)
   folder.write('summary.json', summary)
   return summary
+
+
+def read(folder: Folder) -> dict[str, Any]:
+  """Returns what `summarise` wrote, of this version or an older one.
+
+  Raises:
+    ResultsError: if it is missing or damaged.
+  """
+  found = folder.read('summary.json')
+  if not fits(_KIND, found) or not _is_consistent(found):
+    raise ResultsError(
+      f'{folder.at("summary.json")} is damaged, or not that of a'
+      ' cross-validation. Run the command of the training again: it repeats'
+      ' nothing that is done.'
+    )
+  return found
+
+
+def _is_consistent(found: Mapping[str, Any]) -> bool:
+  """Whether the lists of a summary are of its folds and classes."""
+  calibration = found['calibration']
+  lists = [(found['folds'], calibration['temperature'])]
+  if 'temperature_reason' in calibration:
+    lists.append((found['folds'], calibration['temperature_reason']))
+  for part in [found, *filter(None, [found.get('external')])]:
+    lists.append((found['classes'], part['per_class']))
+    lists += [(found['classes'], row) for row in part['confusion']]
+    lists.append((found['classes'], part['confusion']))
+    each = part['metrics'].values()
+    lists += [(part['folds'], metric['per_fold']) for metric in each]
+  return all(len(one) == len(other) for one, other in lists)
 
 
 def number(value: float) -> float | None:

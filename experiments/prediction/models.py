@@ -155,13 +155,18 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
     ResultsError: if this is no such folder, if a fold is not finished, or if
       its files do not fit each other.
   """
-  # It imports all models; a file of experiments.export does without.
+  # They import all models; a file of experiments.export does without.
+  from experiments.bags import options
   from kmil_jax import library
   from kmil_jax.models import SPECS
 
   config, numbers = folder.config(), _finished(folder, fold)
+  config.options(*options.OPTIONS)  # Refuses what is none of them.
   try:
     trained = library.load(folder.path, numbers)
+    task, features = config.values['task'], config.cohort['features']
+  except KeyError as error:
+    raise ResultsError(f'{config.path} is damaged: no {error}.') from error
   except ValueError as error:
     raise ResultsError(str(error)) from error
   design, weights = trained.design, trained.weights
@@ -175,7 +180,7 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
   }
   card = Card(
     model=design.model,
-    task=config.values['task'],
+    task=task,
     classes=trained.classes,
     width=design.width,
     folds=numbers,
@@ -184,7 +189,7 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
     ),
     sha256=tuple(_digest(weights, r, settings) for r in range(len(numbers))),
     settings=settings,
-    features=config.cohort['features'],
+    features=features,
     training=config.inputs,
     made_by=tuple(config.made_by),
   )
@@ -200,7 +205,8 @@ def slides(folder: Folder) -> set[str]:
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   """Returns the folds to take."""
-  content = folder.read('summary.json')
+  kind = {'k': int, 'folds': [int], '*': object}
+  content = folder.read('summary.json', kind)
   k, finished = content['k'], content['folds']
   numbers = range(k) if fold is None else [fold]
   if missing := sorted(set(numbers) - set(finished)):

@@ -8,15 +8,15 @@ import numpy as np
 
 from data.splits import PARTS
 from experiments.bags import options
-from experiments.evaluation import predictions
+from experiments.evaluation import predictions, summary as summaries
 from experiments.evaluation.predictions import Predictions
 from experiments.run.options import to_json
 from experiments.run.results import Config, Folder, ResultsError
-from kmil_jax.folds import Settings
+from kmil_jax.folds import Settings, damage
 
 _AGAIN = 'Run its training command again: it repeats nothing that is done.'
 _SLIDES = ('case_id', 'slide_id', 'label', 'instances')
-_SUMMARY = ('model', 'classes', 'k', 'folds', 'metrics', 'calibration')
+_LINE = {'epoch': int, 'best_epoch': int, 'stage?': str, '*': object}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +93,7 @@ def read(folder: Folder) -> Record:
     ResultsError: if there is none, or if its files do not fit each other.
     OptionError: if an option of config.json is not one of a run on bags.
   """
-  config, summary = folder.config(), folder.read('summary.json')
-  if not isinstance(summary, dict) or not summary.keys() >= set(_SUMMARY):
-    raise ResultsError(
-      f'{folder.at("summary.json")} is not that of a cross-validation. {_AGAIN}'
-    )
+  config, summary = folder.config(), summaries.read(folder)
   classes = summary['classes']
   folds = predictions.read_folds(folder, classes)
   if list(folds) != summary['folds'] or not folds:
@@ -105,6 +101,9 @@ def read(folder: Folder) -> Record:
       f'{folder.path}: summary.json is of the folds {summary["folds"]}, but'
       f' there are predictions of {list(folds)}. {_AGAIN}'
     )
+  for fold in folds:
+    if file := damage(folder.at(f'fold_{fold}')):
+      raise ResultsError(f'{file} is damaged. {_AGAIN}')
   external = predictions.read_external(folder, classes)
   return Record(
     folder=folder,
@@ -146,5 +145,5 @@ def _splits(folder: Folder) -> list[dict[str, list[str]]]:
 def _history(folder: Folder, fold: int) -> list[dict[str, Any]]:
   """The lines of the stage whose predictions count."""
   name = f'fold_{fold}/metrics.jsonl'
-  lines = folder.read(name) if folder.at(name).exists() else []
+  lines = folder.read(name, _LINE) if folder.at(name).exists() else []
   return [line for line in lines if line.get('stage') == 'model']

@@ -9,11 +9,11 @@ import numpy as np
 from data.splits import PARTS
 from experiments.bags import ablation as ablations
 from experiments.bags.options import OPTIONS
-from experiments.evaluation import groups as group_files
+from experiments.evaluation import groups as group_files, summary as summaries
 from experiments.evaluation.tables import Row, Table
 from experiments.reporting.record import Record, Tested
 from experiments.run.options import decisive, renamed
-from experiments.run.results import Folder
+from experiments.run.results import NUMBER, Folder
 from kmil_jax import metrics
 
 # Of `experiments.cost --format=json`; and the format of its values.
@@ -141,7 +141,7 @@ def ablation(record: Record) -> Table | None:
       part = Folder(root / name)
       has_summary = part.at('summary.json').exists()
       if has_summary and part.config().inputs == record.config.inputs:
-        found[name] = part.read('summary.json')
+        found[name] = summaries.read(part)
   return of_settings(found) if found else None
 
 
@@ -170,7 +170,7 @@ def cost(record: Record) -> Table | None:
   for folder in (record.folder, Folder(record.folder.path.parent)):
     if folder.at(COST).exists():
       columns = _COSTS | {'seconds': '.6f'}
-      models = folder.read(COST).items()
+      models = folder.read(COST, {'*': {'*': NUMBER}}).items()
       rows = {name: [row.get(c) for c in columns] for name, row in models}
       note = f'One forward pass, as experiments.cost wrote it into {COST}.'
       return _table('Cost', 'model', columns, rows, note)

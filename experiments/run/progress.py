@@ -18,6 +18,7 @@ from kmil_jax import parallel
 
 METRICS = 'metrics.jsonl'
 DIVERGED = 'diverged.json'
+_DIVERGED = {'*': {'epoch': int, 'kept': int}}  # By stage.
 _SHOWN = ('train_loss', 'val_loss', 'val_accuracy', 'val_f1_macro', 'val_auroc')
 _WHOLE = ('epoch', 'best_epoch')  # Numbers.
 _EVENTS = 'events.out.tfevents.*'
@@ -181,6 +182,11 @@ def training(
     contextlib.closing(checkpoint.Checkpoints(checkpoints)) as saved,
     contextlib.closing(Progress(*about, **options)) as shown,
   ):
+    for file in saved.damaged:
+      print(
+        f'warning: {file} is damaged. The training goes on from the checkpoint'
+        ' before it, or else anew.'
+      )
     yield saved, shown
 
 
@@ -218,7 +224,7 @@ def raise_if_diverged(folders: Iterable[pathlib.Path]) -> None:
   for folder in folders:
     if not (folder / DIVERGED).exists():
       continue
-    for stage, entry in Folder(folder).read(DIVERGED).items():
+    for stage, entry in Folder(folder).read(DIVERGED, _DIVERGED).items():
       kept = 'No epoch could be kept.'
       if entry['kept'] >= 0:
         kept = f'Epoch {entry["kept"]} was kept.'

@@ -38,15 +38,29 @@ _LITTLE = 2**28  # Bytes: states of a training may need that much.
 _AGAIN = (
   'Run the command of the training again: it repeats nothing that is done'
 )
-_KEYS = frozenset((
-  'version',
-  'options',
-  'decides',
-  'inputs',
-  'made_by',
-  'cohort',
-  'flags',  # Version 1 has them instead of options.
-))  # fmt: skip
+# Of JSON, whose files are small here.
+_LARGEST, _DEEPEST = 2**28, 50
+NUMBER = (int, float, type(None))
+# What config.json holds, see `fits`.
+_KIND = {
+  'version?': int,
+  'options?': dict,
+  'flags?': dict,  # Version 1 has them instead of options.
+  'decides?': [str],
+  'inputs': dict,
+  'made_by': [
+    {'versions?': {'*': str}, 'commit?': (str, type(None)), 'command?': str}
+  ],
+  'cohort?': {
+    'classes?': [str],
+    'width?': int,
+    'features?': {'*': str},
+    'features_dir?': str,
+    'left_out?': [str],
+    'warnings?': [str],
+    '*': object,
+  },
+}
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -98,20 +112,26 @@ class Folder:
     """Whether process 0 finds all of these; the same in every process."""
     return bool(parallel.agree(all(self.at(name).exists() for name in names)))
 
-  def read(self, name: str) -> Any:
+  def read(self, name: str, kind: Any = object) -> Any:
     """Returns what a file holds; of a .csv a dict per row.
+
+    Args:
+      name: of the file.
+      kind: what a .json must hold, or each line of a .jsonl, see `fits`.
 
     Raises:
       ResultsError: if it is missing or damaged.
     """
     path = self.at(name)
     try:
+      if path.stat().st_size > _LARGEST:
+        raise ValueError(f'more than {_LARGEST} bytes')
       text = path.read_text(encoding='utf-8')
       match path.suffix:
         case '.json':
-          return json.loads(text)
+          return _loads(text, kind)
         case '.jsonl':
-          return [json.loads(line) for line in text.splitlines()]
+          return [_loads(line, kind) for line in text.splitlines()]
         case '.csv':
           return list(csv.DictReader(io.StringIO(text, newline='')))
       return text
@@ -165,13 +185,14 @@ class Folder:
       ResultsError: if config.json is missing, damaged or of a newer version.
     """
     path, held = self.at(CONFIG), self.read(CONFIG)
-    if not isinstance(held, dict) or not {'inputs', 'made_by'} <= held.keys():
-      raise ResultsError(f'{path} is no record of a run. Give another folder.')
-    if unknown := sorted(held.keys() - _KEYS):
+    known = {name.removesuffix('?') for name in _KIND}
+    if isinstance(held, dict) and (unknown := sorted(held.keys() - known)):
       raise ResultsError(
         f'{path}: unknown entries {", ".join(unknown)}. They may be of a newer'
         ' version of this software.'
       )
+    if not fits(_KIND, held):
+      raise ResultsError(f'{path} is no record of a run. Give another folder.')
     values = held.get('options' if 'version' in held else 'flags', {})
     return Config(
       path, values, held['inputs'], held['made_by'], held.get('cohort', {})
@@ -267,6 +288,51 @@ def differences(
     for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
     if old.inputs.get(name) != hash
   ]
+
+
+def fits(kind: Any, value: Any) -> bool:
+  """Whether a value of JSON is of a kind.
+
+  Args:
+    kind: a type or several; a list of one kind; or kinds by key, where a key
+      with ? may be absent, and * stands for all keys that are not named.
+    value: read from a file.
+  """
+  match kind:
+    case dict():
+      kinds = {name.removesuffix('?'): kind[name] for name in kind}
+      needed = [name for name in kind if name[-1] not in '*?']
+      return (
+        isinstance(value, dict)
+        and all(name in value for name in needed)
+        and all(
+          fits(kinds.get(name, kinds.get('*', ())), value[name])
+          for name in value
+        )
+      )
+    case [each]:
+      return isinstance(value, list) and all(fits(each, one) for one in value)
+  if isinstance(value, bool):
+    return kind in (bool, object)
+  return isinstance(value, kind)
+
+
+def _loads(text: str, kind: Any) -> Any:
+  """Reads JSON of a kind, no deeper and with no larger numbers than ours."""
+  value = json.loads(text)
+  level = [value]
+  for _ in range(_DEEPEST):
+    if any(isinstance(x, int | float) and not abs(x) < 2**1000 for x in level):
+      raise ValueError('a number that is not finite')
+    level = [
+      inner
+      for x in level
+      if isinstance(x, dict | list)
+      for inner in (x.values() if isinstance(x, dict) else x)
+    ]
+  if level or not fits(kind, value):
+    raise ValueError('its content is of another kind')
+  return value
 
 
 def _in_first(path: pathlib.Path, call: Callable[[], Any]) -> None:

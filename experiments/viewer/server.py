@@ -4,12 +4,16 @@ from collections.abc import Callable, Mapping
 import functools
 from http import HTTPStatus, server
 import importlib.resources
+import io
 import json
 import mimetypes
 import pathlib
 import re
 import secrets
+import socket
 import sys
+import threading
+import time
 import urllib.parse
 
 from data.slides import SlideError
@@ -41,8 +45,9 @@ _HEADERS = {
 }
 _NUMBER = r'(\d{1,9})'
 _PLACE = rf'{_NUMBER}/{_NUMBER}_{_NUMBER}'
-_IDLE = 60  # Seconds before a silent connection is closed.
+_SECONDS = 30  # For a request to arrive, however slowly it does.
 _OPEN = 4  # Slides open at a time.
+_CONNECTIONS = 64  # More are closed at once: each takes a thread.
 
 Answer = tuple[str, bytes | None]  # Content type and content, if any.
 
@@ -62,7 +67,7 @@ class Server(server.ThreadingHTTPServer):
       others is closed when nobody reads it any more.
   """
 
-  daemon_threads = True
+  daemon_threads, request_queue_size = True, _CONNECTIONS
 
   def __init__(
     self,
@@ -96,7 +101,22 @@ class Server(server.ThreadingHTTPServer):
       lambda slide: SlideView(files[slide], scores[slide], **options)
     )
     self.token = secrets.token_urlsafe(12)
+    self._free = threading.BoundedSemaphore(_CONNECTIONS)
     super().__init__((ADDRESS, port), _Handler)
+
+  def process_request(self, request, address) -> None:
+    """Takes a connection, or closes it if there are too many."""
+    if self._free.acquire(blocking=False):
+      super().process_request(request, address)
+    else:
+      self.shutdown_request(request)
+
+  def process_request_thread(self, request, address) -> None:
+    """Answers the requests of a connection."""
+    try:
+      super().process_request_thread(request, address)
+    finally:
+      self._free.release()
 
   def handle_error(self, request, address) -> None:
     """Reports an error, unless a browser just hung up."""
@@ -153,18 +173,40 @@ _ROUTES: dict[str, Callable[..., Answer]] = {
 }
 
 
+class _Timed(socket.SocketIO):
+  """Reads from a connection until the time `until`, `time.monotonic()`."""
+
+  until = 0.0
+
+  def readinto(self, buffer) -> int | None:
+    left = self.until - time.monotonic()
+    if left <= 0:
+      raise TimeoutError
+    self._sock.settimeout(left)
+    return super().readinto(buffer)
+
+
 class _Handler(server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
   error_content_type = 'text/plain; charset=utf-8'
   error_message_format = '%(explain)s'
   server_version, sys_version = 'slides', ''
-  timeout = _IDLE
+  disable_nagle_algorithm = True  # It waits 40 ms before the last packet.
   server: Server
+
+  def setup(self) -> None:
+    super().setup()
+    self._timed = _Timed(self.connection, 'r')
+    self.rfile = io.BufferedReader(self._timed)
+
+  def handle_one_request(self) -> None:
+    self._timed.until = time.monotonic() + _SECONDS
+    super().handle_one_request()
 
   def do_GET(self) -> None:
     port = self.server.server_port
     hosts = [f'{name}:{port}' for name in (ADDRESS, 'localhost')]
-    if self.headers.get('Host') not in hosts:
+    if self.headers.get_all('Host') not in [[host] for host in hosts]:
       self.send_error(HTTPStatus.FORBIDDEN)
       return
     token, slash, path = self.path.removeprefix('/').partition('/')

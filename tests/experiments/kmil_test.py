@@ -4,6 +4,7 @@ Their files and columns are in tests/golden.
 """
 
 import json
+import pathlib
 import random
 import shutil
 import signal
@@ -20,6 +21,7 @@ from experiments import kmil, mean_pooling
 from experiments.bags.ablation import SETTINGS
 from experiments.maps import tile_scores
 from experiments.run.results import Folder
+from kmil_jax import library
 
 # Saves often enough for a kill to find a checkpoint to go on from.
 SAVE_OFTEN = (
@@ -188,7 +190,18 @@ def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
     (results / 'fold_0/predictions.csv').exists,
     lambda: results.glob('state/runs_0-2/*/*'),
   )
-  feature_folder.run(*args, before=SAVE_OFTEN)
+  # Damage costs no more than a kill, and nothing need be removed.
+  state = results / 'state/runs_0-2/model'
+  newest = max(map(int, (path.name for path in state.iterdir())))
+  damaged = [f'{state}/{newest}', f'{results}/fold_0/checkpoints/0']
+  damaged = [pathlib.Path(folder, 'state/manifest.ocdbt') for folder in damaged]
+  for path in damaged:
+    path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(OSError, match=r'fold_0.*damaged\. Run the command'):
+    library.load(results, [0])
+  out = feature_folder.run(*args, before=SAVE_OFTEN)
+  for path in damaged:
+    assert f'warning: {path} is damaged. ' in out
   for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
     assert (results / name).read_bytes() == (folder / name).read_bytes()
   assert not (results / 'state').exists()

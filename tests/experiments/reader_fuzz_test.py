@@ -6,10 +6,13 @@ in tile_sources_test.py.
 """
 
 import dataclasses
+import functools
 import gzip
 import io
 import itertools
 import json
+import operator
+import shutil
 import struct
 
 import hypothesis
@@ -24,8 +27,11 @@ from data import outlines, slides
 from data.ct import VolumeError, nifti, table as ct_table
 from data.labelled_tiles import TileError
 from data.slides import SlideError
-from experiments.evaluation import froc, predictions
+from experiments.evaluation import comparison, froc, predictions
+from experiments.prediction import models
 from experiments.prediction.models import Card, PredictionError
+from experiments.reporting import record as records
+from experiments.run.options import OptionError
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import export, port
 from kmil_jax.export import ExportError
@@ -209,6 +215,46 @@ def test_a_card_with_anything_in_it_is_sound_or_named(name, value):
     assert all(t is None or t > 0 for t in found.temperature)
     assert len(found.folds) == len(found.temperature) == len(found.sha256)
     assert all(isinstance(c, str) for c in found.classes)
+
+
+def places(value, place=()):
+  """The places of all values in one of JSON."""
+  yield place
+  inner = value.items() if isinstance(value, dict) else ()
+  for key, one in enumerate(value) if isinstance(value, list) else inner:
+    yield from places(one, (*place, key))
+
+
+@given(
+  name=st.sampled_from(['config.json', 'summary.json']),
+  value=ANYTHING,
+  data=st.data(),
+)
+def test_a_record_with_anything_in_it_is_sound_or_named(
+  finished, tmp_path_factory, name, value, data
+):
+  folder = Folder(tmp_path_factory.mktemp('run'))
+  pictures = shutil.ignore_patterns('figures')
+  shutil.copytree(finished[0], folder.path, ignore=pictures, dirs_exist_ok=True)
+  content = json.loads(folder.at(name).read_text())
+  *outer, last = data.draw(st.sampled_from([*places(content)][1:]))
+  inner = functools.reduce(operator.getitem, outer, content)
+  if data.draw(st.booleans()):
+    inner[last] = value
+  else:
+    del inner[last]
+  folder.at(name).write_text(json.dumps(content))
+  for read in (
+    records.read,
+    lambda folder: models.read(folder, None),
+    lambda folder: comparison.other_options(
+      [comparison.read(folder.path, 'a')] * 2
+    ),
+  ):
+    try:
+      read(folder)
+    except (ResultsError, OptionError) as e:
+      assert str(folder.path) in str(e)
 
 
 @pytest.mark.parametrize('offset', [-1.0, float('nan'), float('inf'), 1e30])

@@ -150,7 +150,8 @@ def test_missing_and_damaged_files_are_named(tmp_path):
   folder = Folder(tmp_path)
   with pytest.raises(ResultsError, match=r'a\.json: no such file\. Run'):
     folder.read('a.json')
-  for content in (b'{', b'\xff', b'[' * 100_000):
+  deep = b'[' * 60 + b']' * 60
+  for content in (b'{', b'\xff', b'[' * 100_000, deep, b'[NaN]', b'1e999'):
     folder.at('a.json').write_bytes(content)
     with pytest.raises(ResultsError, match=r'a\.json is damaged'):
       folder.read('a.json')

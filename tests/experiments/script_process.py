@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 
+import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 # Scripts encode and train for longer than they compile.
 ENVIRONMENT = {
@@ -18,11 +20,7 @@ ENVIRONMENT = {
   'XLA_FLAGS': '--xla_backend_optimization_level=1',
 }
 # Statements for scripts that compile for longer than they run.
-HASTY = (
-  "import os; os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0"
-  ' --xla_cpu_use_fusion_emitters=false'
-  " --xla_cpu_parallel_codegen_split_count=1'\n"
-)
+HASTY = f"import os; os.environ['XLA_FLAGS'] = {xla_flags.HASTY!r}\n"
 _PRELOADED = (
   'absl.app',
   'chex',

@@ -1,5 +1,6 @@
 """The local page of slides: what it serves, refuses and shows."""
 
+import contextlib
 import hashlib
 import http.client
 import importlib.resources
@@ -7,6 +8,7 @@ import io
 import json
 import re
 import signal
+import socket
 import threading
 import time
 import urllib.parse
@@ -101,6 +103,59 @@ def test_this_machine_alone_is_served_with_the_token(served):
     assert 'unsafe' not in policy and 'http' not in policy
     assert headers['X-Content-Type-Options'] == 'nosniff'
     assert headers['Cross-Origin-Resource-Policy'] == 'same-origin'
+
+
+def opened(served, content=b''):
+  """Opens a connection and sends bytes."""
+  connection = socket.create_connection(('127.0.0.1', served.server_port), 9)
+  connection.sendall(content)
+  return connection
+
+
+def test_one_host_is_named(served):
+  host = f'Host: 127.0.0.1:{served.server_port}\r\n'
+  for hosts, status in (host, b'200'), (host * 2, b'403'), ('', b'403'):
+    request = f'GET /{served.token}/ HTTP/1.1\r\n{hosts}\r\n'
+    with opened(served, request.encode()) as connection:
+      assert connection.recv(12) == b'HTTP/1.1 ' + status
+
+
+def test_small_answers_do_not_wait(served):
+  connection = http.client.HTTPConnection('127.0.0.1', served.server_port)
+  start = time.monotonic()
+  for _ in range(50):
+    connection.request('GET', f'/{served.token}/unknown')
+    connection.getresponse().read()
+  assert time.monotonic() - start < 1
+  connection.close()
+
+
+def test_slow_and_many_connections_are_closed(served, monkeypatch):
+  monkeypatch.setattr(server, '_SECONDS', 0.5)
+  start = time.monotonic()
+  with opened(served, b'GET / HTTP/1.1\r\nX: ') as connection:
+    connection.settimeout(0.1)
+    while time.monotonic() - start < 5:
+      try:
+        connection.sendall(b'x')
+        if not connection.recv(1):
+          break
+      except TimeoutError:
+        continue
+      except ConnectionError:
+        break
+  assert time.monotonic() - start < 3
+  monkeypatch.setattr(server, '_SECONDS', 9)
+  many = [opened(served) for _ in range(server._CONNECTIONS + 1)]
+  assert not many[-1].recv(1)
+  for connection in many:
+    connection.close()
+  deadline = time.monotonic() + 9
+  while time.monotonic() < deadline:
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):
+      assert ask(served, '')[0].status == 200
+      break
+  assert time.monotonic() < deadline
 
 
 ELSEWHERE = [

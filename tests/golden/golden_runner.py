@@ -13,12 +13,8 @@ import urllib.request
 
 from golden_commands import Chain
 import golden_reader
+import xla_flags
 
-# Compiling takes longer than running here.
-XLA_FLAGS = (
-  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-  ' --xla_cpu_parallel_codegen_split_count=1'
-)
 _LIMIT = 900  # Seconds that a command may take.
 _ADDRESS = re.compile(r'http://127\.0\.0\.1:\d+/\S*')
 
@@ -43,7 +39,7 @@ def environment(
     programs: folder of compiled programs, which commands share.
   """
   return {
-    'XLA_FLAGS': XLA_FLAGS,
+    'XLA_FLAGS': xla_flags.HASTY,
     **os.environ,
     'PYTHONPATH': str(tree),
     'JAX_PLATFORMS': 'cpu',

@@ -1,8 +1,9 @@
-"""Checkpoints: whole trees, the newest alone, whatever kills the process."""
+"""Checkpoints: whole trees, the newest two, whatever kills the process."""
 
 import os
 import pathlib
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,11 +65,11 @@ def test_round_trip_of_an_optimisers_state(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['state', 'a [1]*\\'])
-def test_only_the_newest_is_kept(tmp_path, name):
+def test_the_newest_two_are_kept(tmp_path, name):
   saved = checkpoint.Checkpoints(tmp_path / name)
-  for step in (1, 2, 10):
+  for step, kept in (1, {'1'}), (2, {'1', '2'}), (10, {'2', '10'}):
     saved.save(step, tree(step))
-    assert steps(tmp_path / name) == [str(step)]
+    assert set(steps(tmp_path / name)) == kept
   assert saved.latest(tree(0))['epoch'] == 10
   saved.save(10, tree(11))  # Again, as after a kill.
   assert saved.latest(tree(0))['epoch'] == 11
@@ -98,6 +99,49 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
   assert saved.latest(tree(0))['epoch'] == 1
   saved.save(2, tree(2))
   assert steps(tmp_path) == ['2']
+  saved.close()
+
+
+@pytest.mark.parametrize('root', ['state', 'a [1]*'])
+@pytest.mark.parametrize('kind', ['changed', 'cut', 'removed'])
+def test_what_is_damaged_gives_way_to_the_one_before(tmp_path, root, kind):
+  root = tmp_path / root
+  saved = checkpoint.Checkpoints(root)
+  for step in (1, 2):
+    saved.save(step, tree(step))
+  saved.close()
+  files = [p for p in sorted((root / '2').rglob('*')) if p.is_file()]
+  for file in files:
+    whole = file.read_bytes()
+    if kind == 'removed' and file.name != 'sha256.json':
+      file.unlink()
+    else:
+      file.write_bytes(whole[:-1] + b'!' * (kind == 'changed'))
+    assert checkpoint.damage(root / '1') is None
+    saved = checkpoint.Checkpoints(root)
+    assert saved.damaged == [file]
+    assert saved.latest(tree(0))['epoch'] == 1
+    saved.close()
+    file.write_bytes(whole)
+  assert checkpoint.damage(root / '2') is None
+  # Nothing is left to the user, nor of both damaged ones.
+  for step in ('1', '2'):
+    (root / step / 'sha256.json').write_bytes(b'[')
+  saved = checkpoint.Checkpoints(root)
+  assert len(saved.damaged) == 2 and saved.latest(tree(0)) is None
+  saved.save(1, tree(3))
+  assert steps(root) == ['1'] and saved.latest(tree(0))['epoch'] == 3
+  saved.close()
+
+
+def test_a_checkpoint_without_hashes_is_read_or_named(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
+  saved.save(1, tree(1))
+  (tmp_path / '1' / 'sha256.json').unlink()
+  assert saved.latest(tree(0))['epoch'] == 1
+  shutil.rmtree(tmp_path / '1/state')
+  with pytest.raises(checkpoint.CheckpointError, match=f'{tmp_path}/1 is dam'):
+    saved.latest(tree(0))
   saved.close()
 
 
@@ -152,5 +196,5 @@ def test_kill_9_leaves_a_complete_state(tmp_path):
       np.testing.assert_array_equal(leaf, step)
     saved.save(step + 1, {**got, 'step': np.int64(step + 1)})
     assert saved.latest(like)['step'] == step + 1
-    assert steps(root) == [str(step + 1)]
+    assert set(steps(root)) == {str(step), str(step + 1)}
     saved.close()
