@@ -139,7 +139,7 @@ def test_the_custom_network_has_the_papers_layers_in_its_order(monkeypatch):
   with nn.intercept_methods(module):
     jax.eval_shape(node_cnn.NodeCNN(1).init, jax.random.key(0), image)
   paper = ct._PUBLISHED['table_2'].values.items()
-  want = [(layer, shape) for (_, layer), (shape,) in paper]
+  want = [(layer, row['output shape']) for (_, layer), row in paper]
   assert want == [(n, ', '.join(map(str, shape))) for n, shape in walked]
 
 
