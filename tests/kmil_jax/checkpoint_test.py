@@ -98,7 +98,7 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
   assert not leftover.exists()
   assert saved.latest(tree(0))['epoch'] == 1
   saved.save(2, tree(2))
-  assert steps(tmp_path) == ['2']
+  assert steps(tmp_path) == ['1', '2']
   saved.close()
 
 
