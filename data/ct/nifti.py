@@ -169,10 +169,10 @@ def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str, int]:
 def _contradiction(header: np.void) -> str | None:
   """In what sform contradicts pixdim, by `_SCALES`, or qform, by a turn."""
   by_qform, by_sform = header['codes'] > 0
-  if not by_sform:
+  columns = header['sform'][:, :3].astype(float)
+  if not by_sform or not columns.any():  # ITK takes qform, or refuses it.
     return None
   spacing = header['pixdim'][1:4].astype(float)
-  columns = header['sform'][:, :3].astype(float)
   scales = np.linalg.norm(columns, axis=0)
   if not np.allclose(scales, spacing, rtol=_SCALES, atol=0):
     shown = (' x '.join(f'{s:.4g}' for s in some) for some in (spacing, scales))
