@@ -411,12 +411,8 @@ def join(
 
 def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   """Finds slides of the first cohort, by their features, in the second."""
-  seen = {first.source.seen[s].content for s in first.manifest.slide}
-  shared = [
-    s
-    for s in second.manifest.slide
-    if second.source.seen[s].content in seen - {''}
-  ]
+  seen = {first.source.digest(s) for s in first.manifest.slide}
+  shared = [s for s in second.manifest.slide if second.source.digest(s) in seen]
   if shared:
     findings.problems.append(
       f'the second cohort holds {len(shared)} slides of the first, on which the'
