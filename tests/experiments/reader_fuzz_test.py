@@ -225,6 +225,7 @@ def places(value, place=()):
     yield from places(one, (*place, key))
 
 
+@settings(max_examples=10)
 @given(
   name=st.sampled_from(['config.json', 'summary.json']),
   value=ANYTHING,
