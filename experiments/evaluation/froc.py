@@ -152,7 +152,7 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
 
   Raises:
     DetectionError: naming the first line that is not of this form, or whose
-      probability is above 1.
+      probability seems to be in another column.
   """
   try:
     lines = path.read_text(encoding='utf-8-sig').splitlines()
@@ -170,10 +170,11 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
         raise DetectionError(
           f'{path}, line {number}: found {line[:60]!r}; {_HEADER} is needed'
         ) from None
-      if 1 < row['probability'] < np.inf:
+      # Scores that are no probabilities may be above 1, at whole pixels.
+      if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
         raise DetectionError(
-          f'{path}, line {number}: a probability of {row["probability"]:g}. It'
-          f' must be at most 1; the order of columns is {_HEADER}.'
+          f'{path}, line {number}: a probability of {row["probability"]:g} at'
+          f' ({row["x"]:g}, {row["y"]:g}). The order of columns is {_HEADER}.'
         )
       rows.append([row[name] for name in _HEADER.split(',')])
   table = np.array(rows, float).reshape(-1, 3)

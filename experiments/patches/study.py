@@ -30,13 +30,13 @@ class Material(Protocol):
     inputs: hashes of what it holds, by name.
     is_phantom: whether it was rendered.
     note: what a reader needs to know of it.
-    doubts: what may be meant, but hardly; warnings of --check and of training.
+
+  It may have `doubts`, too: warnings of --check and of training.
   """
 
   inputs: Mapping[str, Any]
   is_phantom: bool
   note: str
-  doubts: Sequence[str] = ()
 
   def check(self, findings: Findings) -> None:
     """Adds what is wrong with it, for --check, beyond what opening it finds."""
@@ -150,7 +150,7 @@ def run(
   text = [f'# {paper.name}: {paper.source}', material.note]
   text += [*(table.markdown() for table in tables), here]
   show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
-  findings = Findings(warnings=[*material.doubts])
+  findings = Findings(warnings=[*getattr(material, 'doubts', ())])
   if check:
     material.check(findings)
     findings.close()

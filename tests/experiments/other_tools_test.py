@@ -36,6 +36,7 @@ def test_a_project_trains_with_no_renaming_and_its_maps_lie_on_the_slides(
     (slides_dir / f'{name}.svs').symlink_to(slide)
     bag = features.copy()
     bag[:9, 0] += i % 2
+    bag[9, 1] += i  # No two slides are the same.
     with h5py.File(job / f'{name}.h5', 'w') as file:
       file['feats'] = bag.astype(np.float16)
       file['coords'] = (coords * mpp).astype(np.float32)  # Micrometres.

@@ -263,7 +263,7 @@ def test_what_fixes_no_temperature_leaves_1_and_says_why(
   assert saved['temperature'] == 1 and reason in saved['reason']
   assert saved['val_patients'] == slides // 2
   table = summaries.text(summary)
-  assert '1.00*' in table and f'* not fitted: {saved["reason"]}' in table
+  assert '1.00*' in table and f'* 1, not fitted: {saved["reason"]}' in table
 
 
 def test_small_validation_parts_make_nothing_worse():
