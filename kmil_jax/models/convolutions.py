@@ -33,7 +33,7 @@ def convolution(
     x: maps, [T, H, W, F].
     kernel: [a, b, F, G], or [a, b, 1, F] to convolve each channel by itself.
     strides: of both axes.
-    padding: before and after, of both axes; by name for kernels of 1x1 only.
+    padding: before and after, of both axes, or a name that XLA knows.
     pointwise: whether unpadded kernels of 1x1 are products on CPUs, too. For
       networks that are not trained here: gradients would round otherwise, and
       small trainings hang on that (see BUILD_NOTES.md).
@@ -44,8 +44,7 @@ def convolution(
     [T, h, w, G].
 
   Raises:
-    AssertionError: for dilations, groups of several channels, and a named
-      padding of a kernel that is not 1x1.
+    AssertionError: for dilations, and groups of several channels.
   """
   groups = options['feature_group_count']
   if groups > 1:
@@ -53,8 +52,8 @@ def convolution(
   for side in ('lhs', 'rhs'):
     chex.assert_equal(tuple(options[f'{side}_dilation']), (1, 1))
   if isinstance(padding, str):
-    chex.assert_shape(kernel, (1, 1, None, None))
-    padding = ((0, 0), (0, 0))
+    sides = x.shape[1:3], kernel.shape[:2]
+    padding = lax.padtype_to_pads(*sides, strides, padding)
   of_xla = lambda x, kernel: lax.conv_general_dilated(
     x, kernel, strides, padding, **options
   )
@@ -99,6 +98,7 @@ def conv_norm(
   train: bool,
   dtype: jnp.dtype,
   groups: int = 1,
+  padding: str | int | None = None,
   kernel_init: nn.initializers.Initializer = KAIMING,
   convolve: Callable[..., jax.Array] | None = convolution,
   norm: type[nn.Module] = BatchNorm,
@@ -112,12 +112,14 @@ def conv_norm(
   Args:
     x: maps, [T, S, S, F].
     channels: of the result.
-    size: side of the kernel; maps are padded to keep their size.
+    size: side of the kernel.
     stride: of both axes; 1/2 for an `Upsample` in the place of a convolution.
     name: of the convolution.
     train: normalise with, and update, the statistics of this batch.
     dtype: type of the computation.
     groups: F to convolve each channel by itself.
+    padding: of the maps, as of `nn.Conv`; by default size // 2 on all sides,
+      which keeps their size.
     kernel_init: start of the kernel.
     convolve: in the place of `lax.conv_general_dilated`.
     norm: class of the norm.
@@ -133,7 +135,7 @@ def conv_norm(
       channels,
       (size, size),
       stride,
-      padding=size // 2,
+      padding=size // 2 if padding is None else padding,
       feature_group_count=groups,
       use_bias=False,
       dtype=dtype,

@@ -25,20 +25,22 @@ _STEM, _LAST = 32, 1280
 
 
 class InvertedResidual(nn.Module):
-  """Expands with 1x1, filters each channel with 3x3, projects with 1x1.
+  """Expands with 1x1, filters each channel by itself, projects with 1x1.
 
   Attributes:
     channels: of the result.
-    stride: spatial stride of the 3x3 convolution.
+    stride: spatial stride of the filter.
     expansion: how many times wider the inner maps are; of 1, the first 1x1
       convolution falls away.
     layer: makes a layer, `conv_norm` with options.
+    size: side of the filter.
   """
 
   channels: int
   stride: int
   expansion: int
   layer: Callable[..., jax.Array]
+  size: int = 3
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,7 +50,7 @@ class InvertedResidual(nn.Module):
     if self.expansion != 1:
       y = nn.relu6(Scope(self.layer, name='expand')(y, width))
     depthwise = functools.partial(self.layer, groups=width)
-    y = Scope(depthwise, name='depthwise')(y, width, 3, self.stride)
+    y = Scope(depthwise, name='depthwise')(y, width, self.size, self.stride)
     y = Scope(self.layer, name='project')(nn.relu6(y), self.channels)
     return x + y if x.shape == y.shape else y
 
