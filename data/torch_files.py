@@ -1,166 +1,309 @@
-"""Reads the tensor of a file that torch.save wrote, without torch.
+"""Reads files that torch.save wrote, without torch.
 
-Such a file is a zip archive: `data.pkl` describes the tensor, `data/<key>`
-holds its numbers. The description is a pickle, of which only the instructions
-and names that a plain tensor takes are let through, and these names stand for
-functions of this module: no file can make it run or allocate anything else.
+Since torch 1.6 such a file is a zip archive: `data.pkl` describes what it
+holds, `data/<key>` are the numbers of a tensor. Before, the description and the
+numbers stood one after the other. The description is a pickle, of which only
+the instructions and names that named tensors take are let through, and these
+names stand for objects of this module: no file can make it run or allocate
+anything else.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
+import dataclasses
 import io
 import math
-from pathlib import Path
+import pathlib
 import pickle
 import pickletools
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 import zipfile
 
 import numpy as np
 
-_LARGEST_PICKLE = 2**16  # Bytes; a tensor's takes about 200.
+_LARGEST_PICKLE = 2**23  # Bytes; a tensor takes about 200 of them.
 _DTYPES = {
   'HalfStorage': 'f2',
   'BFloat16Storage': 'u2',
   'FloatStorage': 'f4',
   'DoubleStorage': 'f8',
+  'LongStorage': 'i8',
+  'IntStorage': 'i4',
 }
-# Of these a tensor's pickle is made; none builds objects but REDUCE, and none
-# allocates more than the pickle is long.
+# None builds objects but REDUCE, and none allocates more than the pickle is
+# long.
 _OPCODES = frozenset(
   'PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2'
-  ' TUPLE3 BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE GLOBAL'
-  ' STACK_GLOBAL BINPUT MEMOIZE BINGET BINPERSID REDUCE'.split()
+  ' TUPLE3 BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE'
+  ' GLOBAL STACK_GLOBAL BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET BINPERSID'
+  ' REDUCE BUILD EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS'.split()
 )
+_OLD_MAGIC = 0x1950A86A20F9469CFC6C  # The first pickle before torch 1.6.
 
 
-class Tensor:
-  """The tensor in a file, whose numbers `[()]` reads, as an h5py.Dataset's.
-
-  Attributes:
-    shape: of the tensor.
-    dtype: float16, float64, or float32, which bfloat16 becomes without loss.
-  """
-
-  def __init__(self, path: Path):
-    """Reads what the file says of its tensor.
-
-    Raises:
-      ValueError: saying why, if the file holds anything but one tensor of 16,
-        32 or 64 bits.
-      Exception: of many kinds, if it is damaged or cannot be read.
-    """
-    self._path = path
-    with _opened(path) as member:
-      layout = _unpickled(member('data.pkl', _LARGEST_PICKLE))
-    if not isinstance(layout, _Layout):
-      raise ValueError(f'it holds {type(layout).__name__}, not one tensor')
-    self._layout, self.shape = layout, layout.shape
-    kind = _DTYPES[layout.kind]
-    self.dtype = np.dtype('f4' if kind == 'u2' else kind)
-
-  def __getitem__(self, everything: tuple[()]) -> np.ndarray:
-    """Returns the numbers; raises as `__init__`, or if some are missing."""
-    layout, big = self._layout, False
-    dtype = np.dtype(_DTYPES[layout.kind])
-    size = layout.count * dtype.itemsize
-    with _opened(self._path) as member:
-      content = member(f'data/{layout.key}', size)
-      with contextlib.suppress(KeyError):  # There is none before torch 2.1.
-        big = member('byteorder', 16) == b'big'
-    if len(content) != size:
-      raise ValueError(
-        f'{layout.count} numbers are announced, {len(content)} bytes are there'
-      )
-    flat = np.frombuffer(content, dtype.newbyteorder('>' if big else '<'))
-    flat = flat.astype(dtype)
-    if layout.kind == 'BFloat16Storage':
-      flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    steps = [step * flat.itemsize for step in layout.stride]
-    return np.lib.stride_tricks.as_strided(
-      flat[layout.offset :], self.shape, steps
-    ).copy()
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Callable[[str, int], bytes]]:
-  """Yields what returns a member of the archive of at most so many bytes."""
-  with zipfile.ZipFile(path) as archive:
-    roots = [
-      name.removesuffix('data.pkl')
-      for name in archive.namelist()
-      if name.count('/') == 1 and name.endswith('/data.pkl')
-    ]
-    if len(roots) != 1:
-      raise ValueError('it has no data.pkl, or several')
-
-    def member(name: str, limit: int) -> bytes:
-      info = archive.getinfo(roots[0] + name)
-      # torch never compresses.
-      if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
-        raise ValueError(f'{name} is compressed, or larger than it should be')
-      return archive.read(info)
-
-    yield member
-
-
-class _Layout(NamedTuple):
-  """A tensor as its file describes it."""
+class Storage(NamedTuple):
+  """Numbers in a file."""
 
   kind: str  # A key of _DTYPES.
-  key: str  # Name of the numbers in the archive.
-  count: int  # Of the numbers there.
-  offset: int  # Of the first element among them.
+  key: str  # Their name.
+  count: int
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(_DTYPES[self.kind])
+
+
+class Layout(NamedTuple):
+  """A tensor as its file describes it."""
+
+  storage: Storage
+  offset: int  # Of the first element among the numbers.
   shape: tuple[int, ...]
   stride: tuple[int, ...]  # Elements from one to the next along every axis.
 
 
-def _layout(numbers, offset, shape, stride, *_) -> _Layout:
-  """Stands for the function by which torch rebuilds a tensor."""
-  tensor = _Layout(*numbers, offset, tuple(shape), tuple(stride))
-  sizes = (tensor.count, tensor.offset, *tensor.shape, *tensor.stride)
-  whole = all(isinstance(n, int) and n >= 0 for n in sizes)
-  if not whole or len(tensor.shape) != len(tensor.stride):
-    raise ValueError('its shape makes no sense')
-  last = tensor.offset + sum(
-    (n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True)
-  )
-  size = math.prod(tensor.shape)
-  # Repeated elements (stride 0) could make it as large as one likes.
-  if size > tensor.count or (size and last >= tensor.count):
-    raise ValueError(
-      f'its shape {list(tensor.shape)} takes more than the {tensor.count}'
-      ' numbers that are there'
-    )
-  return tensor
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor in a file, whose numbers `[()]` reads, as an h5py.Dataset's."""
+
+  layout: Layout
+  # Of a storage, the bytes; and whether the first of a number is the highest.
+  read: Callable[[Storage], tuple[bytes, bool]]
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.layout.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    """The type of the numbers; float32 of bfloat16, without loss."""
+    own = self.layout.storage.dtype
+    return np.dtype('f4') if own.kind == 'u' else own
+
+  def __getitem__(self, everything: tuple[()]) -> np.ndarray:
+    """Returns the numbers.
+
+    Raises:
+      ValueError: if some are missing.
+      Exception: of many kinds, if the file is damaged.
+    """
+    storage, offset, _, stride = self.layout
+    content, big = self.read(storage)
+    if len(content) != storage.count * storage.dtype.itemsize:
+      raise ValueError(
+        f'{storage.count} numbers are announced, {len(content)} bytes are there'
+      )
+    there = storage.dtype.newbyteorder('>' if big else '<')
+    flat = np.frombuffer(content, there).astype(storage.dtype)
+    if flat.dtype.kind == 'u':
+      flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    steps = [step * flat.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(
+      flat[offset:], self.shape, steps
+    ).copy()
 
 
-class _Unpickler(pickle.Unpickler):
-  """Follows a pickle in which names are those of one tensor, or an error."""
+def load(path: pathlib.Path) -> Any:
+  """Returns what a file holds: a `Tensor`, or dicts of tensors by name.
 
-  def find_class(self, module: str, name: str):
+  Numbers, texts and lists may be among them.
+
+  Raises:
+    ValueError: saying why, if it holds anything else.
+    Exception: of many kinds, if it is damaged or cannot be read.
+  """
+  if zipfile.is_zipfile(path):
+    return _of_archive(path)
+  with path.open('rb') as file:
+    return _of_pickles(path, file)
+
+
+def _of_archive(path: pathlib.Path) -> Any:
+  def read(storage):
+    size = storage.count * storage.dtype.itemsize
+    with zipfile.ZipFile(path) as archive:
+      root = _root(archive)
+      content = _member(archive, f'{root}data/{storage.key}', size)
+      big = f'{root}byteorder' in archive.namelist() and (
+        _member(archive, f'{root}byteorder', 16) == b'big'
+      )
+    return content, big
+
+  with zipfile.ZipFile(path) as archive:
+    name = f'{_root(archive)}data.pkl'
+    description = _member(archive, name, _LARGEST_PICKLE)
+  return _unpickled(io.BytesIO(description), read)
+
+
+def _root(archive: zipfile.ZipFile) -> str:
+  roots = [
+    name.removesuffix('data.pkl')
+    for name in archive.namelist()
+    if name.count('/') == 1 and name.endswith('/data.pkl')
+  ]
+  if len(roots) != 1:
+    raise ValueError('it has no data.pkl, or several')
+  return roots[0]
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+  """Returns a member of at most so many bytes."""
+  info = archive.getinfo(name)
+  # torch never compresses.
+  if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
+    raise ValueError(f'{name} is compressed, or larger than it should be')
+  return archive.read(info)
+
+
+def _of_pickles(path: pathlib.Path, file: BinaryIO) -> Any:
+  """Returns what a file from before torch 1.6 holds."""
+  if _unpickled(file) != _OLD_MAGIC:
+    raise ValueError('it is neither an archive nor a pickle of torch')
+  _unpickled(file)  # The version of the format.
+  system, starts = _unpickled(file), {}
+
+  def read(storage):
+    with path.open('rb') as file:
+      file.seek(starts[storage.key])
+      size = storage.count * storage.dtype.itemsize
+      return file.read(size), not system['little_endian']
+
+  storages: dict[str, Storage] = {}
+  content = _unpickled(file, read, storages)
+  for key in _unpickled(file):
+    count = int.from_bytes(file.read(8), 'little')
+    starts[key] = file.tell()
+    file.seek(count * storages[key].dtype.itemsize, io.SEEK_CUR)
+  return content
+
+
+class _Name:
+  """Stands for a name that a pickle asks for."""
+
+  __slots__ = ('call',)
+
+  def __init__(self, call: Callable[..., Any]):
+    self.call = call
+
+  def __call__(self, *args: Any) -> Any:
+    return self.call(*args)
+
+
+class _Dict(dict):
+  """A dict whose keys are texts or numbers: to hash nested tuples may be slow.
+
+  Attributes that a pickle gives it are dropped.
+  """
+
+  def __setitem__(self, key: Any, value: Any) -> None:
+    if not isinstance(key, str | int):
+      raise ValueError('it has a key that is no name')
+    super().__setitem__(key, value)
+
+  def __setstate__(self, state: Any) -> None:
+    pass
+
+
+# In Python, whose instructions can be replaced.
+class _Unpickler(pickle._Unpickler):
+  """Follows a pickle in which names are those of tensors, or an error."""
+
+  dispatch = dict(pickle._Unpickler.dispatch)
+
+  def __init__(
+    self,
+    file: BinaryIO,
+    tensor: Callable[..., Any],
+    storages: dict[str, Storage],
+  ):
+    super().__init__(file)
+    self._tensor, self._storages = tensor, storages
+
+  def load_empty_dict(self) -> None:
+    self.append(_Dict())
+
+  dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
+
+  def load_build(self) -> None:
+    self.stack.pop()
+    if not isinstance(self.stack[-1], _Dict):
+      raise ValueError('it gives attributes to what has none')
+
+  dispatch[pickle.BUILD[0]] = load_build
+
+  def find_class(self, module: str, name: str) -> Any:
     match module, name:
       case 'torch._utils', '_rebuild_tensor_v2':
-        return _layout
+        return _Name(self._tensor)
+      case 'torch._utils', '_rebuild_parameter':
+        return _Name(lambda tensor, *_: tensor)
       case 'collections', 'OrderedDict':
-        return lambda: None  # The hooks of a tensor that has none.
+        return _Name(_Dict)
       case 'torch', kind if kind.endswith('Storage'):
         return kind
     raise ValueError(f'it asks for {module} {name}')
 
-  def persistent_load(self, label: tuple) -> tuple[str, str, int]:
-    """Returns kind, key and count of the numbers that a tensor refers to."""
-    _, kind, key, _, count = label
+  def persistent_load(self, label: tuple) -> Storage:
+    """Returns the numbers that a tensor refers to."""
+    _, kind, key, _, count, *view = label
     # Of nested tuples even the text may be endless.
     if not isinstance(kind, str) or not isinstance(key, str | int):
       raise ValueError('it names its numbers in an unknown way')
     if kind not in _DTYPES:
       raise ValueError(f'its numbers are of type {kind}')
-    return kind, str(key), count
+    if any(part is not None for part in view):
+      raise ValueError('its numbers are a part of others')
+    storage = Storage(kind, str(key), count)
+    return self._storages.setdefault(storage.key, storage)
 
 
-def _unpickled(content: bytes) -> object:
-  for opcode, _, _ in pickletools.genops(content):
+def _unpickled(
+  file: BinaryIO,
+  read: Callable[[Storage], tuple[bytes, bool]] | None = None,
+  storages: dict[str, Storage] | None = None,
+) -> Any:
+  """Returns what the next pickle of a file holds.
+
+  Args:
+    file: stands at its start, and at its end afterwards.
+    read: of the tensors.
+    storages: to which those of the tensors are added.
+  """
+  start = file.tell()
+  for opcode, _, _ in pickletools.genops(file):
     if opcode.name not in _OPCODES:
-      raise ValueError(f'{opcode.name} has no place in a tensor')
-  return _Unpickler(io.BytesIO(content)).load()
+      raise ValueError(f'{opcode.name} has no place in tensors')
+  size = file.tell() - start
+  if size > _LARGEST_PICKLE:
+    raise ValueError(f'its description has {size} bytes')
+  file.seek(start)
+
+  def tensor(storage, offset, shape, stride, *_):
+    layout = Layout(storage, offset, tuple(shape), tuple(stride))
+    _check(layout)
+    return Tensor(layout, read)
+
+  description = io.BytesIO(file.read(size))
+  return _Unpickler(
+    description, tensor, {} if storages is None else storages
+  ).load()
+
+
+def _check(layout: Layout) -> None:
+  """Raises ValueError if a tensor takes other numbers than it has."""
+  if not isinstance(layout.storage, Storage):
+    raise ValueError('it has no numbers')
+  count = layout.storage.count
+  sizes = (count, layout.offset, *layout.shape, *layout.stride)
+  whole = all(isinstance(n, int) and n >= 0 for n in sizes)
+  if not whole or len(layout.shape) != len(layout.stride):
+    raise ValueError('its shape makes no sense')
+  last = layout.offset + sum(
+    (n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True)
+  )
+  size = math.prod(layout.shape)
+  # Repeated elements (stride 0) could make it as large as one likes.
+  if size > count or (size and last >= count):
+    raise ValueError(
+      f'its shape {list(layout.shape)} takes more than the {count}'
+      ' numbers that are there'
+    )

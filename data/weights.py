@@ -1,0 +1,99 @@
+"""Reads files of named weights, whoever wrote them; none can make it run."""
+
+import pathlib
+
+import numpy as np
+import safetensors.numpy
+
+from data import torch_files
+from data.files import first_of
+
+_SAFE, _TORCH = '.safetensors', ('.pth', '.pt', '.bin')
+# Of these, a folder of a hub's cache holds one.
+_IN_FOLDERS = ('*.safetensors', '*.bin', '*.pth', '*.pt')
+
+
+class WeightsError(ValueError):
+  """A file of weights that cannot be read; names it and says what to do."""
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads a file of named weights.
+
+  Args:
+    path: a `.safetensors` file; or a `.pth`, `.pt` or `.bin` file saved with
+      `torch.save(model.state_dict(), ...)`, or with a dict of several state
+      dicts, whose keys come before their names; or a folder with one such file,
+      as of a model in a hub's cache.
+
+  Returns:
+    Arrays by name, float32, without DataParallel's `module.` prefix.
+
+  Raises:
+    WeightsError: if the file is missing, is of another type, cannot be read, or
+      holds anything but named tensors.
+  """
+  path = file_of(path)
+  if path.suffix.lower() not in (_SAFE, *_TORCH):
+    raise WeightsError(
+      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}.'
+      ' Convert the file.'
+    )
+  try:
+    if path.suffix.lower() == _SAFE:
+      state = safetensors.numpy.load_file(path)
+    else:
+      state = torch_files.load(path)
+  except Exception as error:  # Damaged files raise errors of many kinds.
+    reason = str(error) or type(error).__name__
+    raise WeightsError(
+      f'{path}: not a readable file of weights ({reason}). Copy it again, or'
+      ' save model.state_dict() alone.'
+    ) from error
+  if not isinstance(state, dict):
+    state = {type(state).__name__: None}
+  if all(isinstance(part, dict) for part in state.values()):
+    state = {
+      f'{module}.{name}': value
+      for module, part in state.items()
+      for name, value in part.items()
+    }
+  if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
+    raise WeightsError(
+      f'{path}: holds more than named tensors: {first_of(others)}. Save'
+      ' model.state_dict() alone.'
+    )
+  try:
+    return {
+      name.removeprefix('module.'): np.asarray(value[()], np.float32)
+      for name, value in state.items()
+    }
+  except Exception as error:
+    raise WeightsError(
+      f'{path}: its numbers cannot be read ({error}). Copy it again.'
+    ) from error
+
+
+def file_of(path: str | pathlib.Path) -> pathlib.Path:
+  """Returns the file of weights that a path, or a folder there, stands for.
+
+  Raises:
+    WeightsError: if there is none, or a folder holds several.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.is_file():
+    return path
+  if not path.is_dir():
+    raise WeightsError(f'{path}: there is no such weights file.')
+  for pattern in _IN_FOLDERS:
+    # A model in a hub's cache has its files in snapshots/<commit>.
+    found = [*path.glob(pattern), *path.glob(f'snapshots/*/{pattern}')]
+    if len(found) == 1:
+      return found[0]
+    if found:
+      raise WeightsError(
+        f'{path}: holds several files of weights, {first_of(found)}. Name one.'
+      )
+  raise WeightsError(
+    f'{path}: holds no file of weights (.safetensors, .bin, .pth).'
+  )
