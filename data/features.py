@@ -189,7 +189,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     if not path.exists():
       raise FeatureError(f'{path}: no such file; extract the slide first.')
     if path.suffix.lower() == _PT:
-      tensor = torch_files.Tensor(path)
+      tensor = torch_files.load(path)
+      if not isinstance(tensor, torch_files.Tensor):
+        raise ValueError(f'it holds {type(tensor).__name__}, not one tensor')
       _check_layout(path, tensor, None)
       yield tensor, None, _attributes(path, {})
     else:

@@ -1,10 +1,7 @@
-"""Bags, labelled tiles and tiles of slides in batches that are read ahead."""
+"""Bags and labelled tiles in batches that are read ahead."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 import functools
-import itertools
 
 import numpy as np
 
@@ -12,16 +9,9 @@ from data.augment import NONE, Policy
 from data.augment_ops import apply
 from data.host_tensorflow import tf
 from data.labelled_tiles import LabelledTiles, TileError
-from data.slides import Slide
-from data.tiling import Grid, read_tile_bgrx
 
-# How ImageNet's encoders want red, green and blue, in 0..1, normalised: as
-# every torchvision and timm encoder does.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _THREADS = 2
 _PREFETCH = 2
-_AHEAD = 2  # Batches of a slide read while one is handed over.
 _JITTER = 0.2  # Largest relative change of brightness, contrast, saturation.
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601.
 Batch = dict[str, np.ndarray]
@@ -276,72 +266,7 @@ def _from_0_to_1(image: tf.Tensor) -> tf.Tensor:
   return tf.cast(image, tf.float32) / (255 if image.dtype == tf.uint8 else 1)
 
 
-def slide_batches(
-  slide: Slide,
-  grid: Grid,
-  *,
-  batch: int,
-  threads: int,
-  augment_seed: int | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields the tiles of a grid, ready for an encoder, in the order of the grid.
-
-  Reading goes on while the caller works on a batch.
-
-  Args:
-    slide: an open slide.
-    grid: its tiles.
-    batch: tiles per batch, B.
-    threads: how many threads read.
-    augment_seed: if given, each tile is flipped and its colours are changed at
-      random, as a function of this seed and its index in the grid alone.
-
-  Yields:
-    tiles, float32 [B, S, S, 3], normalised as ImageNet's images are, and
-    weight, float32 [B], 1 for a tile and 0 for the padding of the last batch,
-    which is black.
-
-  Raises:
-    SlideError: if a tile cannot be read; no later batch is yielded.
-  """
-  count, size = len(grid.coords), grid.tile_size
-  index = np.arange(-(-count // batch) * batch, dtype=np.int32)
-  index[count:] = -1
-  seed = None if augment_seed is None else tf.constant(augment_seed, tf.int64)
-  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
-
-  def started():
-    for rows in index.reshape(-1, batch):
-      tiles = np.zeros((batch, size, size, 4), np.uint8)
-      real = zip(rows[rows >= 0], tiles, strict=False)
-      yield (
-        tiles,
-        rows,
-        [pool.submit(read_tile_bgrx, slide, grid, *tile) for tile in real],
-      )
-
-  batches = started()
-  pending = deque(itertools.islice(batches, _AHEAD))
-  try:
-    while pending:
-      pending.extend(itertools.islice(batches, 1))
-      tiles, rows, tasks = pending.popleft()
-      for task in tasks:
-        task.result()
-      images, weight = _normalise(tiles, rows, seed)
-      yield np.asarray(images), np.asarray(weight)
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
 @tf.function(jit_compile=True)  # One pass over the pixels, not one per step.
-def _normalise(tiles: tf.Tensor, index: tf.Tensor, seed: tf.Tensor | None):
-  tiles = tf.cast(tiles[..., 2::-1], tf.float32) / 255
-  if seed is not None:
-    tiles = flip_and_jitter(tiles, index, seed)
-  return (tiles - MEAN) / STD, tf.cast(index >= 0, tf.float32)
-
-
 def flip_and_jitter(
   tiles: tf.Tensor, index: tf.Tensor, seed: tf.Tensor
 ) -> tf.Tensor:
@@ -352,10 +277,11 @@ def flip_and_jitter(
   is flipped with probability 1/2.
 
   Args:
-    tiles: float32 [B, S, S, 3] in 0..1.
+    tiles: uint8 [B, S, S, 3].
     index: int32 [B]; with the seed, it determines the draw of a tile.
     seed: int64 [].
   """
+  tiles = tf.cast(tiles, tf.float32) / 255
   draw = tf.map_fn(
     lambda i: tf.random.stateless_uniform([5], [seed, i], alg='philox'),
     tf.cast(index, tf.int64),
@@ -371,7 +297,8 @@ def flip_and_jitter(
   tiles = mean + contrast * (tiles - mean)
   grey = _grey(tiles)
   tiles = grey + saturation * (tiles - grey)
-  return tf.clip_by_value(tiles, 0, 1)
+  tiles = tf.round(255 * tf.clip_by_value(tiles, 0, 1))
+  return tf.cast(tiles, tf.uint8)
 
 
 def _grey(tiles: tf.Tensor) -> tf.Tensor:

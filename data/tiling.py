@@ -1,7 +1,10 @@
 """Places tiles of one physical size on the tissue of a slide."""
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
+import itertools
 import math
 import pathlib
 
@@ -16,6 +19,7 @@ from data.tissue import tissue_mask
 
 NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
 MAX_UPSAMPLING = 2.0  # Beyond it a tile would be mostly interpolation.
+_AHEAD = 2  # Batches that are read while one is handed over.
 MASK_MPP = 8.0  # um/px at which tissue is looked for.
 
 
@@ -235,3 +239,50 @@ def read_tile_bgrx(
     box=(0, 0, grid.footprint, grid.footprint),
   )
   return out
+
+
+def read_tiles(
+  slide: Slide, grid: Grid, *, batch: int, threads: int
+) -> Iterator[np.ndarray]:
+  """Yields the tiles of a grid in its order.
+
+  Reading goes on while the caller works on a batch.
+
+  Args:
+    slide: an open slide.
+    grid: its tiles.
+    batch: tiles at a time; the last ones may be fewer.
+    threads: how many threads read.
+
+  Yields:
+    red, green and blue, uint8 [n, tile_size, tile_size, 3].
+
+  Raises:
+    SlideError: if a tile cannot be read; no later one is yielded.
+  """
+  size, count = grid.tile_size, len(grid.coords)
+  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
+
+  def started():
+    for start in range(0, count, batch):
+      rows = range(start, min(start + batch, count))
+      tiles = np.zeros((len(rows), size, size, 4), np.uint8)
+      yield (
+        tiles,
+        [
+          pool.submit(read_tile_bgrx, slide, grid, *tile)
+          for tile in zip(rows, tiles, strict=True)
+        ],
+      )
+
+  batches = started()
+  pending = deque(itertools.islice(batches, _AHEAD))
+  try:
+    while pending:
+      pending.extend(itertools.islice(batches, 1))
+      tiles, tasks = pending.popleft()
+      for task in tasks:
+        task.result()
+      yield np.ascontiguousarray(tiles[..., 2::-1])
+  finally:
+    pool.shutdown(cancel_futures=True)

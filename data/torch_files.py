@@ -15,7 +15,7 @@ import math
 import pathlib
 import pickle
 import pickletools
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 import zipfile
 
 import numpy as np
@@ -207,7 +207,7 @@ class _Dict(dict):
 class _Unpickler(pickle._Unpickler):
   """Follows a pickle in which names are those of tensors, or an error."""
 
-  dispatch = dict(pickle._Unpickler.dispatch)
+  dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
   def __init__(
     self,

@@ -1,9 +1,8 @@
 """Turns a folder of slides into a folder of feature files.
 
-  python -m experiments.extract --slides_dir=slides --features_dir=features \\
-      --weights=imagenet
+  python -m experiments.extract --slides_dir=slides --features_dir=features
 
-Every slide becomes <slide_id>.h5 with `features` [N, 1024] and `coords` [N, 2]
+Every slide becomes <slide_id>.h5 with `features` [N, 1280] and `coords` [N, 2]
 (level-0 pixels) in the layout of CLAM and TRIDENT, and a picture of tissue and
 tiles to look at, grids/<slide_id>.png. A run that was stopped goes
 on with the slides that have no file yet. A slide that cannot be read is
@@ -24,7 +23,6 @@ from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.run import results, start
 from experiments.run.check import Check
 from experiments.run.options import field
-from kmil_jax.port import PortError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +37,18 @@ class Folders:
 class Encoding:
   """The encoder."""
 
+  encoder: str | None = field(
+    None,
+    'Encoder of tiles, see docs/encoders.md. By default efficientnet_lite0,'
+    ' which needs no weights, or resnet50 where --weights is given. random is a'
+    ' RANDOM ResNet-50, kept as encoder.safetensors in --features_dir.',
+    choices=encoder.NAMES,
+  )
   weights: str | None = field(
     None,
-    'ResNet-50 by torchvision or timm names (.safetensors, .pth), or'
-    " 'imagenet', or an encoder of your own as module:function, see"
-    ' docs/library.md. Without it the encoder is RANDOM, and kept as'
-    ' encoder.safetensors in --features_dir, which other cohorts can be given'
-    ' here.',
+    'Weights of the encoder: a .safetensors, .pth or .bin file, or a folder of'
+    " the Hugging Face hub's cache; or 'imagenet' of resnet50; or an encoder of"
+    ' your own as module:function, see docs/library.md.',
   )
   precision: str = field(
     'float32',
@@ -73,6 +76,7 @@ def run(
   target = folders.features_dir
   make = functools.partial(
     encoder.make_encoder,
+    encoding.encoder,
     encoding.weights,
     features_dir=target,
     cache_dir=cache.cache_dir,
@@ -82,10 +86,10 @@ def run(
   )
   if check.check:
     known, problems = {'precision': encoding.precision}, []
-    if encoding.weights:  # Nothing is drawn for a check.
+    if encoding.encoder != 'random':  # Nothing is drawn for a check.
       try:
         known = make().attributes()
-      except PortError as e:
+      except encoder.ERRORS as e:
         known, problems = {}, [str(e)]
     extraction.check(cohort, target, known, problems)
   failures = extraction.extract(
@@ -103,7 +107,9 @@ def run(
     sys.exit(1)
 
 
-main = start.script(run, errors=(EncodingError, slides.SlideError, PortError))
+main = start.script(
+  run, errors=(EncodingError, slides.SlideError, *encoder.ERRORS)
+)
 
 if __name__ == '__main__':
   main()

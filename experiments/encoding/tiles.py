@@ -123,18 +123,21 @@ class SlideTiles:
     *,
     augment: bool = False,
   ) -> Iterator[np.ndarray]:
-    """Yields normalised tiles [n, S, S, 3] in order, n <= batch, read ahead."""
-    # It imports TensorFlow, which takes seconds.
-    from data import pipeline
-
-    for tiles, weight in pipeline.slide_batches(
-      slide,
-      grid,
-      batch=batch,
-      threads=self.tiles.threads,
-      augment_seed=self.tiles.seed if augment else None,
+    """Yields tiles, uint8 [n, S, S, 3], in order, n <= batch, read ahead."""
+    first = 0
+    for tiles in tiling.read_tiles(
+      slide, grid, batch=batch, threads=self.tiles.threads
     ):
-      yield tiles[weight > 0]
+      if augment:
+        # It imports TensorFlow, which takes seconds.
+        from data import pipeline
+
+        index = np.arange(first, first + len(tiles), dtype=np.int32)
+        seed = np.int64(self.tiles.seed)
+        yield pipeline.flip_and_jitter(tiles, index, seed).numpy()
+      else:
+        yield tiles
+      first += len(tiles)
 
   def attributes(self, slide_id: str) -> dict[str, Any]:
     """Returns what features of a slide's tiles say of their making."""
@@ -190,7 +193,7 @@ class SlideTiles:
     depends on the slides and how they are cut alone.
 
     Returns:
-      Normalised tiles, [T, tile_size, tile_size, 3] float32.
+      Tiles, uint8 [T, tile_size, tile_size, 3].
 
     Raises:
       SlideError: if no slide yields a tile.

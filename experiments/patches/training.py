@@ -25,7 +25,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import augment, labelled_tiles
+from data import augment, labelled_tiles, weights
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results
@@ -38,7 +38,7 @@ from kmil_jax.train import Variables, draw
 from kmil_jax.types import PatchRecipe, Tiles
 
 # What is raised for faults of the user's tiles, weights and options.
-ERRORS = (TileError, PatchError, port.PortError)
+ERRORS = (TileError, PatchError, port.PortError, weights.WeightsError)
 
 # Columns of metrics.jsonl, and their names in the training's history.
 COLUMNS = {
@@ -365,7 +365,7 @@ def _read_weights(
   if not path:
     return {}, None, recipe
   file, normalised = pathlib.Path(path).expanduser(), {}
-  state = port.load_state_dict(file)
+  state = weights.read(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
     with safetensors.safe_open(file, 'np') as opened:
       own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))

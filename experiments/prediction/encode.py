@@ -7,9 +7,6 @@ from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.results import Folder
-from kmil_jax import port
-
-_OURS = 'resnet50-conv4-'  # Encoders of experiments.extract.
 
 
 def plan(
@@ -37,7 +34,8 @@ def plan(
   """
   stated, name = card.features, card.features.get('encoder', 'unknown')
   takes = f'--slides_dir: the models take features of encoder {name}'
-  known = name.startswith(_OURS) or name == weights
+  encoder_name = encoders.named(name)  # None of a function.
+  known = encoder_name or name == weights
   if not known or not {'mpp', 'patch_size'} <= stated.keys():
     raise PredictionError(
       f'{takes}, with tiles of {stated.get("patch_size", "unknown")} px at'
@@ -48,17 +46,18 @@ def plan(
     trained_on = run.config().cohort['features_dir']
     kept = pathlib.Path(trained_on, encoders.RANDOM_FILE)
     weights = str(kept) if kept.exists() else None
-  if weights is None:
+  if weights is None and encoder_name != encoders.DEFAULT:
     raise PredictionError(f'{takes}. Give its weights by --weights.')
   try:
     encoder = encoders.make_encoder(
+      encoder_name,
       weights,
       features_dir='',
       cache_dir=cache_dir,
       sample=tuple,  # Not called: a random encoder is made for trainings only.
       precision=stated.get('precision', 'float32'),
     )
-  except port.PortError as error:
+  except encoders.ERRORS as error:
     raise PredictionError(str(error)) from error
   if encoder.name != name:
     raise PredictionError(f'{takes}. --weights={weights} is {encoder.name}.')

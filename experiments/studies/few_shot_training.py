@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from data import weights as weight_files
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
@@ -202,7 +203,7 @@ def teacher(study: Study, material: Material) -> Variables:
       width than asked for.
   """
   path = material.weights or study.folder.at(TEACHER)
-  variables = port.from_torch('teacher', port.load_state_dict(path))
+  variables = port.from_torch('teacher', weight_files.read(path))
   width = variables['params']['conv1']['kernel'].shape[-1]
   if width != study.recipe['students'].width:
     raise port.PortError(f'{path} has the width {width}. Give --width={width}.')
@@ -211,7 +212,7 @@ def teacher(study: Study, material: Material) -> Variables:
 
 def student(path: pathlib.Path) -> Variables:
   """Returns the variables of a trained student."""
-  return port.from_torch('student', port.load_state_dict(path))
+  return port.from_torch('student', weight_files.read(path))
 
 
 def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
