@@ -36,8 +36,8 @@ _DEPTHS = (1, 2)  # Of folders between the one given and the files.
 _ADVICE = {
   _H5: 'not a complete HDF5 file ({}); delete it and extract the slide again.',
   _PT: 'no tensor that can be read without torch ({}). Save the features alone,'
-  ' as a float32 tensor [N, D], with torch 1.6 or later: torch.save(features,'
-  ' path); or use the .h5 file of the slide.',
+  ' as a float32 tensor [N, D]: torch.save(features, path); or use the .h5 file'
+  ' of the slide.',
 }
 # A dataset above so many bytes may be so many times larger than what is stored
 # of it: more than compression saves of features, so that a few bytes cannot ask

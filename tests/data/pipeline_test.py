@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from samples import picture, read_tile
 
-from data import augment, labelled_tiles, pipeline, tiff
+from data import augment, labelled_tiles, pipeline, tiff, tiling
 from data.features import FeatureError
 from data.host_tensorflow import tf
 from data.labelled_tiles import TileError, from_arrays
-from data.pipeline import slide_batches
 from data.slides import Slide, SlideError
-from data.tiling import tile_grid
+from data.tiling import read_tiles, tile_grid
 from kmil_jax.tasks import bags as plan
 
 # Few changes, which are compiled in little time.
@@ -175,12 +174,6 @@ def grid(slide):
   return grid
 
 
-def pixels_of(stream):
-  """The tiles of weight 1, joined, in 0..1."""
-  tiles = np.concatenate([tiles[weight > 0] for tiles, weight in stream])
-  return tiles * pipeline.STD + pipeline.MEAN
-
-
 @pytest.mark.parametrize(
   'batch, threads, mpp', [(1, 1, 0.5), (7, 2, 0.5), (64, 3, 0.5), (4, 2, 0.8)]
 )
@@ -189,36 +182,29 @@ def test_batches_hold_every_tile_of_a_slide_once_in_order(
 ):
   grid = tile_grid(slide, tile_size=64, mpp=mpp, min_tissue=0)
   n = len(grid.coords)
-  stream = list(slide_batches(slide, grid, batch=batch, threads=threads))
-  assert len(stream) == -(-n // batch)
-  for tiles, weight in stream:
-    assert tiles.shape == (batch, 64, 64, 3) and tiles.dtype == np.float32
-    assert weight.shape == (batch,) and weight.dtype == np.float32
-  weights = np.concatenate([weight for _, weight in stream])
-  np.testing.assert_array_equal(weights, np.arange(len(weights)) < n)
+  stream = list(read_tiles(slide, grid, batch=batch, threads=threads))
+  assert [len(tiles) for tiles in stream[:-1]] == [batch] * (len(stream) - 1)
+  tiles = np.concatenate(stream)
+  assert tiles.dtype == np.uint8
   expected = [read_tile(slide, grid, i) for i in range(n)]
-  np.testing.assert_array_equal(np.rint(pixels_of(stream) * 255), expected)
-  padding = stream[-1][0][weights[-batch:] == 0]
-  assert len(padding) == -n % batch
-  black = padding * pipeline.STD + pipeline.MEAN
-  np.testing.assert_allclose(black, 0, atol=1e-6)
+  np.testing.assert_array_equal(tiles, expected)
 
 
 def test_augmentation_is_a_flip_and_a_change_of_colour_by_seed_and_tile(
   slide, grid
 ):
-  def seen(seed, batch=8, threads=2):
-    stream = slide_batches(
-      slide, grid, batch=batch, threads=threads, augment_seed=seed
-    )
-    return pixels_of(stream)
+  plain = np.concatenate([*read_tiles(slide, grid, batch=8, threads=2)])
+  index = np.arange(len(plain), dtype=np.int32)
 
-  plain, first = seen(None), seen(1)
-  np.testing.assert_allclose(seen(1, 5, 1), first, atol=1e-5)
-  assert (np.abs(seen(2) - first).mean((1, 2, 3)) > 0.01).sum() > 30
-  assert first.min() > -1e-4 and first.max() < 1 + 1e-4
+  def seen(seed, rows):
+    out = pipeline.flip_and_jitter(plain[rows], index[rows], np.int64(seed))
+    return out.numpy() / 255
+
+  first = seen(1, index)
+  np.testing.assert_array_equal(seen(1, index[5:9]), first[5:9])
+  assert (np.abs(seen(2, index) - first).mean((1, 2, 3)) > 0.01).sum() > 30
   flips, gains = [], []
-  for before, after in zip(plain, first, strict=True):
+  for before, after in zip(plain / 255, first, strict=True):
     views = [before, before[::-1], before[:, ::-1], before[::-1, ::-1]]
     grey = [(view @ pipeline._LUMA).ravel() for view in views]
     shown = (after @ pipeline._LUMA).ravel()
@@ -233,16 +219,16 @@ def test_augmentation_is_a_flip_and_a_change_of_colour_by_seed_and_tile(
 def test_a_fault_of_a_slide_reaches_the_consumer_as_it_is(
   slide, grid, monkeypatch
 ):
-  real = pipeline.read_tile_bgrx
+  real = tiling.read_tile_bgrx
 
   def read(slide, grid, i, out):
     if i == 20:
       raise SlideError('a.tiff: tile 20 is damaged.')
     return real(slide, grid, i, out)
 
-  monkeypatch.setattr(pipeline, 'read_tile_bgrx', read)
-  stream = slide_batches(slide, grid, batch=8, threads=2)
-  assert [len(next(stream)[0]) for _ in range(2)] == [8, 8]
+  monkeypatch.setattr(tiling, 'read_tile_bgrx', read)
+  stream = read_tiles(slide, grid, batch=8, threads=2)
+  assert [len(next(stream)) for _ in range(2)] == [8, 8]
   with pytest.raises(SlideError, match=r'^a\.tiff: tile 20 is damaged\.$'):
     next(stream)
 
@@ -257,7 +243,7 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
   def readers():
     return [t for t in threading.enumerate() if 'tile-reader' in t.name]
 
-  stream = slide_batches(slide, grid, batch=1, threads=2)
+  stream = read_tiles(slide, grid, batch=1, threads=2)
   next(stream)
   assert readers()
   stream.close()
@@ -266,7 +252,7 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
 
 
 def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
-  real = pipeline.read_tile_bgrx
+  real = tiling.read_tile_bgrx
   allowed, done = threading.Semaphore(1), []
 
   def read(slide, grid, i, out):
@@ -274,8 +260,8 @@ def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
     done.append(i)
     return real(slide, grid, i, out)
 
-  monkeypatch.setattr(pipeline, 'read_tile_bgrx', read)
-  stream = slide_batches(slide, grid, batch=1, threads=1)
+  monkeypatch.setattr(tiling, 'read_tile_bgrx', read)
+  stream = read_tiles(slide, grid, batch=1, threads=1)
   next(stream)
   allowed.release(2)
   wait_for(lambda: len(done) == 3)  # No batch is asked for meanwhile.

@@ -5,14 +5,12 @@ network_parity_test.
 """
 
 import functools
-import sys
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from kmil_jax import port
 from kmil_jax.models import CLASSIFIERS, SPECS, resnet
@@ -244,56 +242,3 @@ def test_names_without_a_table_are_refused():
   for convert in (port.from_torch, port.to_torch):
     with pytest.raises(PortError, match="'vgg': weights are known of abmil, "):
       convert('vgg', {})
-
-
-def test_weights_are_read_from_files_of_either_kind(tmp_path):
-  state = {'conv1.weight': np.arange(6.0, dtype=np.float32).reshape(2, 3)}
-  tensors = {n: torch.tensor(v) for n, v in state.items()}
-  safetensors.numpy.save_file(state, tmp_path / 'a.safetensors')
-  torch.save({f'module.{n}': v for n, v in tensors.items()}, tmp_path / 'b.pth')
-  # Several state dicts are joined.
-  torch.save({'conv1': {'weight': tensors['conv1.weight']}}, tmp_path / 'c.pt')
-  for file in tmp_path.iterdir():
-    assert_equal(port.load_state_dict(file), state)
-
-
-class Trap:
-  """Leaves a file where it is unpickled."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return (self.path.touch, ())
-
-
-@pytest.mark.parametrize(
-  'name,content,fault',
-  [
-    ('absent.pth', None, 'no such weights file'),
-    ('model.onnx', b'x', "not '.onnx'"),
-    ('cut.safetensors', b'\x10\0\0\0\0\0\0\0{"a"', 'not a readable'),
-    ('cut.pth', b'PK\x03\x04 and no more', 'torch cannot read it'),
-    ('run.pth', {'state_dict': {}, 'epoch': 3}, 'tensors: state_dict, epoch'),
-    ('trap.pth', Trap, 'torch cannot read it'),
-  ],
-)
-def test_files_that_hold_no_weights_are_refused(tmp_path, name, content, fault):
-  path = tmp_path / name
-  if content is Trap:
-    content = {'conv1.weight': Trap(tmp_path / 'ran')}
-  if isinstance(content, bytes):
-    path.write_bytes(content)
-  elif content is not None:
-    torch.save(content, path)
-  with pytest.raises(PortError, match=fault) as error:
-    port.load_state_dict(path)
-  assert str(path) in str(error.value)
-  assert not (tmp_path / 'ran').exists()
-
-
-def test_pth_without_torch_says_what_to_install(tmp_path, monkeypatch):
-  (tmp_path / 'w.pth').touch()
-  monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(PortError, match='takes torch'):
-    port.load_state_dict(tmp_path / 'w.pth')
