@@ -12,6 +12,7 @@ from tiny_classifier import Tiny
 from tiny_training import RECIPE, TRAIN, VAL, make_tiles, train
 
 from data.labelled_tiles import TileError
+from data.weights import WeightsError
 from experiments.patches import training
 from experiments.patches.training import Training
 from experiments.run.options import OptionError
@@ -159,7 +160,7 @@ def test_weights_to_start_from_are_those_of_the_file(finished, tmp_path):
   binary = dataclasses.replace(still, binary=True)
   with pytest.raises(port.PortError, match='wrongly shaped: params/fc'):
     train(tmp_path / 'binary', binary, weights=weights)
-  with pytest.raises(port.PortError, match='no such weights file'):
+  with pytest.raises(WeightsError, match='no such weights file'):
     train(tmp_path / 'absent', weights=str(tmp_path / 'absent.pth'))
 
 

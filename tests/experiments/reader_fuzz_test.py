@@ -23,7 +23,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from data import outlines, slides
+from data import outlines, slides, weights
 from data.ct import VolumeError, nifti, table as ct_table
 from data.labelled_tiles import TileError
 from data.slides import SlideError
@@ -33,7 +33,7 @@ from experiments.prediction.models import Card, PredictionError
 from experiments.reporting import record as records
 from experiments.run.options import OptionError
 from experiments.run.results import Folder, ResultsError
-from kmil_jax import export, port
+from kmil_jax import export
 from kmil_jax.export import ExportError
 
 CLASSES = ('a', 'b')
@@ -133,10 +133,10 @@ READERS = {
   ),
   'weights.safetensors': (
     safetensors.numpy.save({'w': np.ones((3, 4), np.float32)}),
-    port.load_state_dict,
-    port.PortError,
+    weights.read,
+    weights.WeightsError,
   ),
-  'weights.pth': (torchs(), port.load_state_dict, port.PortError),
+  'weights.pth': (torchs(), weights.read, weights.WeightsError),
   'outlines.geojson': (polygon(), outlines.read, TileError),
   'outlines.xml': (asap(), outlines.read, TileError),
   'volume.nii': (volume(), nifti.check, VolumeError),

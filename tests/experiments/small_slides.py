@@ -3,7 +3,7 @@
 import numpy as np
 
 from data import slides, tiff
-from experiments.encoding.encoder import Encoder
+from experiments.encoding.encoder import Encoder, network
 
 
 def write(folder, sizes):
@@ -18,7 +18,7 @@ def write(folder, sizes):
 
 
 def colours(tiles):
-  """Mean and deviation of each colour of a tile, [T, 6]."""
+  """Mean and deviation of each colour of normalised tiles, [T, 6]."""
   return np.concatenate([tiles.mean((1, 2)), tiles.std((1, 2))], 1)
 
 
@@ -28,7 +28,7 @@ def encoder(calls=None, **others):
   def encode(tiles):
     if calls is not None:
       calls.append(tiles.shape)
-    return colours(tiles)
+    return colours(np.asarray(network('resnet50').normalise(tiles)))
 
   about = {'name': 'colours-0', 'note': 'a test'} | others
   return Encoder(encode=encode, **about)

@@ -12,7 +12,6 @@ from experiments.encoding import encoder
 from kmil_jax import inference, losses
 from kmil_jax.inference import Design
 from kmil_jax.models import CLASSIFIERS, SPECS, cpu
-from kmil_jax.models.resnet import ResNet50Trunk
 from kmil_jax.tasks import distill
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -143,8 +142,12 @@ def test_predictions(model, platform):
 
 
 @on_both
-def test_encoder(platform):
-  encode = functools.partial(encoder.apply_trunk, precision='float32')
-  tiles = shape((2, 32, 32, 3), jnp.float32)
+@pytest.mark.parametrize('name', ['random', encoder.DEFAULT, 'dinov3_small'])
+def test_encoder(name, platform):
+  network = encoder.network(name)
+  encode = functools.partial(network.apply, precision='float32')
+  tiles = shape((2, 32, 32, 3), jnp.uint8)
+  one = shape((1, 224, 224, 3), jnp.float32)
   with cpu.lowering_for(platform):
-    assert_exact(encode, shapes_of(ResNet50Trunk(), tiles), tiles)
+    variables = shapes_of(network.make(dtype=jnp.float32), one)
+    assert_exact(encode, variables, tiles)
