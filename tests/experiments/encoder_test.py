@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import pathlib
 
 import huggingface_hub
 import jax
@@ -246,3 +247,16 @@ def test_a_function_of_ones_own_is_named_by_its_module(tmp_path):
       make(reference, tmp_path)
   with pytest.raises(EncoderError, match='does not apply to numpy:square'):
     make('numpy:square', tmp_path, precision='bfloat16')
+
+
+def test_the_page_of_encoders_is_that_of_the_presets():
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'encoders.md'
+  text = page.read_text(encoding='utf-8')
+  for name, preset in vit.presets().items():
+    width = preset.network['width']
+    width *= 1 + (preset.network.get('pool') == 'class_mean')
+    assert (
+      f'| `{name}` | {width:,} | {preset.size} | {preset.parameters} |'
+      f' {preset.licence} | [' in text
+    )
+    assert preset.source in text
