@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Iterator, Mapping
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,6 +17,7 @@ from openslide import lowlevel
 from PIL import Image
 
 from data import files
+from data.tiff_reader import TiffReader
 
 # What OpenSlide 4 opens (https://openslide.org/formats/).
 EXTENSIONS = frozenset(
@@ -31,6 +33,8 @@ _OTHERS = frozenset(
 _TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
 _POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
+_ROUNDING = 2  # By which decoders of JPEG may differ.
+READERS = ('auto', 'openslide', 'tifffile')
 _BLOCK = 4096  # Side, in pixels, of the largest region read at once.
 
 
@@ -43,6 +47,8 @@ class Slide:
 
   Reads may come from several threads. Positions are level-0 pixels, sizes are
   pixels of the level that is read.
+
+  Tiled TIFF files are read by `tiff_reader` where pixels are OpenSlide's.
 
   Attributes:
     path: the file, or the folder of a DICOM slide.
@@ -61,6 +67,8 @@ class Slide:
     path: Path | str,
     default_mpp: float | None = None,
     mpp: float | None = None,
+    *,
+    reader: str = 'auto',
   ):
     """Opens a slide.
 
@@ -68,14 +76,16 @@ class Slide:
       path: a slide file, or a folder with the files of one DICOM slide.
       default_mpp: um/px of level 0 for slides that do not state it.
       mpp: um/px of level 0, whatever the slide states.
+      reader: of `READERS`; 'tifffile' where it can, else OpenSlide, is 'auto'.
 
     Raises:
-      SlideError: if the slide cannot be opened or has no usable scale.
+      SlideError: if the slide cannot be opened by that reader, or has no usable
+        scale.
     """
     self.path = Path(path)
     self.slide_id = slide_id(path)
     self._lock = threading.Lock()
-    self._handle = self._open()
+    self._handle, self._tiff = self._open(), None
     self.width, self.height = self._handle.dimensions
     self.level_downsamples = self._handle.level_downsamples
     self.level_dimensions = self._handle.level_dimensions
@@ -83,6 +93,12 @@ class Slide:
       self.mpp, self.mpp_source = pixel_size(
         self.path.name, self._handle.properties, default_mpp, mpp
       )
+      self._tiff = None if reader == 'openslide' else self._open_tiff()
+      if reader == 'tifffile' and not self._tiff:
+        raise SlideError(
+          f'{self.path.name}: tifffile does not read the pixels that OpenSlide'
+          ' reads. Leave --reader=tifffile out.'
+        )
     except SlideError:
       self.close()
       raise
@@ -95,6 +111,8 @@ class Slide:
 
   def close(self):
     self._handle.close()
+    if self._tiff:
+      self._tiff.close()
 
   def _open(self) -> openslide.OpenSlide:
     if files.broken(self.path):
@@ -112,33 +130,50 @@ class Slide:
         ' out.'
       ) from error
 
-  def read(
-    self, x: int, y: int, level: int, width: int, height: int
-  ) -> np.ndarray:
-    """Returns a region, uint8 [height, width, 3]; see `read_bgrx`."""
-    out = np.empty((height, width, 4), np.uint8)
-    return self.read_bgrx(x, y, level, out)[..., 2::-1]
+  def _open_tiff(self) -> TiffReader | None:
+    """Returns what reads the slide's tiles if it is a TIFF, and they are equal.
 
-  def read_bgrx(
-    self, x: int, y: int, level: int, out: np.ndarray
+    Those in the middle of level 0 are compared with OpenSlide's.
+    """
+    try:
+      tiff = TiffReader(self.path, self.level_dimensions)
+    except Exception:  # It is no TIFF, or none that tifffile knows.
+      return None
+    x, y = max(self.width // 2 - 128, 0), max(self.height // 2 - 128, 0)
+    region = x, y, 0, min(256, self.width), min(256, self.height)
+    with contextlib.suppress(Exception):  # Whoever reads there will be told.
+      pixels = tiff.read(0, x, y, *region[3:]) if tiff.has(0) else None
+      if pixels is not None:
+        off = pixels.astype(int) - self._read_by_openslide(*region)
+        if np.abs(off).max() <= _ROUNDING:
+          return tiff
+    tiff.close()
+    return None
+
+  def read(
+    self,
+    x: int,
+    y: int,
+    level: int,
+    width: int,
+    height: int,
+    *,
+    white: bool = True,
   ) -> np.ndarray:
-    """Fills an array with a region, as OpenSlide packs it, and returns it.
+    """Returns a region: red, green and blue, uint8 [height, width, 3].
 
     Where the file declares that it holds no data (transparent pixels of a
-    sparse pyramid) the region is white; nothing else is ever filled in. An
-    OpenSlide handle is dead after an error, so the slide is opened again and
-    the region read a second time before it is given up.
+    sparse pyramid) the region is white, or black; nothing else is filled in.
 
     Args:
       x, y: upper left corner, in level-0 pixels.
       level: pyramid level.
-      out: uint8 [height, width, 4] of that level, contiguous; its channels
-        become blue, green, red and padding.
+      width, height: of the region, in pixels of the level.
+      white: whether pixels that the file does not hold are white.
 
     Raises:
       SlideError: if the region lies outside the slide or cannot be read.
     """
-    height, width, _ = out.shape
     factor = self.level_downsamples[level]
     slack = factor if level else 0  # Levels are rounded to whole pixels.
     if (
@@ -150,14 +185,43 @@ class Slide:
         f'{self.path.name}: {width} x {height} px of level {level} at ({x}, '
         f'{y}) lie outside its {self.width} x {self.height} px.'
       )
+    left, top = x / factor, y / factor
+    # Between pixels OpenSlide interpolates; and it names what is damaged.
+    if self._tiff and self._tiff.has(level) and left % 1 == top % 1 == 0:
+      across, down = self.level_dimensions[level]
+      if left + width <= across and top + height <= down:
+        with contextlib.suppress(Exception):
+          region = int(left), int(top), width, height
+          pixels = self._tiff.read(level, *region)
+          if pixels is not None:
+            return pixels
+    return self._read_by_openslide(x, y, level, width, height, white)
+
+  def _read_by_openslide(
+    self,
+    x: int,
+    y: int,
+    level: int,
+    width: int,
+    height: int,
+    white: bool = True,
+  ) -> np.ndarray:
+    """Returns a region; see `read`.
+
+    An OpenSlide handle is dead after an error, so the slide is opened again and
+    the region read a second time before it is given up.
+    """
+    # Blue, green, red and alpha, by which the colours are multiplied.
+    out = np.empty((height, width, 4), np.uint8)
     try:
       _read_region(self._handle, x, y, level, out)
     except openslide.OpenSlideError:
       self._read_again(x, y, level, out)
     alpha = out[..., 3:]
-    if alpha.min() < 255:
-      out[..., :3] += 255 - alpha  # The colours are premultiplied.
-    return out
+    if white and alpha.min() < 255:
+      out[..., :3] += 255 - alpha
+    image = Image.frombuffer('RGB', (width, height), out, 'raw', 'BGRX', 0, 1)
+    return np.asarray(image)
 
   def _read_again(self, x: int, y: int, level: int, out: np.ndarray):
     """Reads from a handle of its own, which then replaces the dead one."""
@@ -200,9 +264,9 @@ class Slide:
     image = np.empty((*shape, 3), np.uint8)
     for top, bottom, y0, y1 in _blocks(shape[0], scale_y, level_height):
       for left, right, x0, x1 in _blocks(shape[1], scale_x, level_width):
-        region = np.empty((y1 - y0, x1 - x0, 4), np.uint8)
-        self.read_bgrx(round(x0 * factor), round(y0 * factor), level, region)
-        block = Image.frombuffer('RGBX', (x1 - x0, y1 - y0), region).resize(
+        corner = round(x0 * factor), round(y0 * factor)
+        region = self.read(*corner, level, x1 - x0, y1 - y0)
+        block = Image.fromarray(region).resize(
           (right - left, bottom - top),
           Image.Resampling.BOX,
           box=(
@@ -212,7 +276,7 @@ class Slide:
             min(bottom * scale_y - y0, y1 - y0),
           ),
         )
-        image[top:bottom, left:right] = np.asarray(block)[..., 2::-1]
+        image[top:bottom, left:right] = np.asarray(block)
     return image
 
 

@@ -209,10 +209,8 @@ def tissue_part(
   return area / (size_level0**2 * scale.prod())
 
 
-def read_tile_bgrx(
-  slide: Slide, grid: Grid, i: int, out: np.ndarray
-) -> np.ndarray:
-  """Fills an array with tile `i`, its channels in OpenSlide's order.
+def read_tile(slide: Slide, grid: Grid, i: int) -> np.ndarray:
+  """Returns tile `i`, uint8 [tile_size, tile_size, 3].
 
   Resampling is bicubic, over an area that grows with the scale, from the exact
   (fractional) footprint of the tile; a tile depends on its own pixels only.
@@ -221,24 +219,20 @@ def read_tile_bgrx(
     slide: an open slide.
     grid: its tiles.
     i: which of them.
-    out: uint8 [tile_size, tile_size, 4], contiguous; its channels become blue,
-      green, red and padding.
 
   Raises:
     SlideError: if the region cannot be read.
   """
   x, y = grid.coords[i].tolist()
   if grid.footprint == grid.tile_size:
-    return slide.read_bgrx(x, y, grid.level, out)
-  size = grid.level_size
-  region = np.empty((size, size, 4), np.uint8)
-  slide.read_bgrx(x, y, grid.level, region)
-  out[:] = Image.frombuffer('RGBX', (size, size), region).resize(
+    return slide.read(x, y, grid.level, grid.tile_size, grid.tile_size)
+  region = slide.read(x, y, grid.level, grid.level_size, grid.level_size)
+  tile = Image.fromarray(region).resize(
     (grid.tile_size, grid.tile_size),
     Image.Resampling.BICUBIC,
     box=(0, 0, grid.footprint, grid.footprint),
   )
-  return out
+  return np.asarray(tile)
 
 
 def read_tiles(
@@ -260,29 +254,19 @@ def read_tiles(
   Raises:
     SlideError: if a tile cannot be read; no later one is yielded.
   """
-  size, count = grid.tile_size, len(grid.coords)
+  count = len(grid.coords)
   pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
-
-  def started():
-    for start in range(0, count, batch):
-      rows = range(start, min(start + batch, count))
-      tiles = np.zeros((len(rows), size, size, 4), np.uint8)
-      yield (
-        tiles,
-        [
-          pool.submit(read_tile_bgrx, slide, grid, *tile)
-          for tile in zip(rows, tiles, strict=True)
-        ],
-      )
-
-  batches = started()
-  pending = deque(itertools.islice(batches, _AHEAD))
+  started = (
+    [
+      pool.submit(read_tile, slide, grid, i)
+      for i in range(start, min(start + batch, count))
+    ]
+    for start in range(0, count, batch)
+  )
+  pending = deque(itertools.islice(started, _AHEAD))
   try:
     while pending:
-      pending.extend(itertools.islice(batches, 1))
-      tiles, tasks = pending.popleft()
-      for task in tasks:
-        task.result()
-      yield np.ascontiguousarray(tiles[..., 2::-1])
+      pending.extend(itertools.islice(started, 1))
+      yield np.stack([tile.result() for tile in pending.popleft()])
   finally:
     pool.shutdown(cancel_futures=True)

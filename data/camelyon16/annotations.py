@@ -155,10 +155,8 @@ def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
         + ', '.join(f'{d:g}' for d in slide.level_downsamples)
       )
     width, height = slide.level_dimensions[level]
-    region = np.empty((height, width, 4), np.uint8)
-    slide.read_bgrx(0, 0, level, region)
-  # What a sparse file does not hold is no tumour.
-  red = np.where(region[..., 3] == 255, region[..., 2], 0)
+    # What a sparse file does not hold is no tumour.
+    red = slide.read(0, 0, level, width, height, white=False)[..., 0]
   values = np.unique(red).tolist()
   if not any({*values} <= {*_OTHER, tumour} for tumour in _TUMOUR):
     raise TileError(

@@ -57,6 +57,12 @@ class Tiles:
     ' slides with such a file, take only tiles inside these outlines.',
   )
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
+  reader: str = field(
+    'auto',
+    'What reads pixels: tifffile is faster than OpenSlide on tiled TIFF files;'
+    ' auto takes it where its pixels are the same.',
+    choices=slides.READERS,
+  )
   augment: bool = field(False, 'Flip tiles and jitter their colours.')
   seed: int = field(0, 'Seed of a random encoder and of --augment.', least=0)
 
@@ -103,7 +109,8 @@ class SlideTiles:
   def open(self, path: pathlib.Path) -> slides.Slide:
     """Opens a slide at the scale that is meant."""
     mpp = self.mpp_of.get(slides.slide_id(path))
-    return slides.Slide(path, self.scale.slide_mpp, mpp)
+    reader = self.tiles.reader
+    return slides.Slide(path, self.scale.slide_mpp, mpp, reader=reader)
 
   def grid(self, slide: slides.Slide, *, whole: bool = False) -> tiling.Grid:
     """Returns where the tiles of a slide lie, with glass if it is `whole`."""

@@ -6,14 +6,14 @@ import time
 
 import numpy as np
 import pytest
-from samples import picture, read_tile
+from samples import picture
 
 from data import augment, labelled_tiles, pipeline, tiff, tiling
 from data.features import FeatureError
 from data.host_tensorflow import tf
 from data.labelled_tiles import TileError, from_arrays
 from data.slides import Slide, SlideError
-from data.tiling import read_tiles, tile_grid
+from data.tiling import read_tile, read_tiles, tile_grid
 from kmil_jax.tasks import bags as plan
 
 # Few changes, which are compiled in little time.
@@ -219,14 +219,14 @@ def test_augmentation_is_a_flip_and_a_change_of_colour_by_seed_and_tile(
 def test_a_fault_of_a_slide_reaches_the_consumer_as_it_is(
   slide, grid, monkeypatch
 ):
-  real = tiling.read_tile_bgrx
+  real = tiling.read_tile
 
-  def read(slide, grid, i, out):
+  def read(slide, grid, i):
     if i == 20:
       raise SlideError('a.tiff: tile 20 is damaged.')
-    return real(slide, grid, i, out)
+    return real(slide, grid, i)
 
-  monkeypatch.setattr(tiling, 'read_tile_bgrx', read)
+  monkeypatch.setattr(tiling, 'read_tile', read)
   stream = read_tiles(slide, grid, batch=8, threads=2)
   assert [len(next(stream)) for _ in range(2)] == [8, 8]
   with pytest.raises(SlideError, match=r'^a\.tiff: tile 20 is damaged\.$'):
@@ -252,15 +252,15 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
 
 
 def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
-  real = tiling.read_tile_bgrx
+  real = tiling.read_tile
   allowed, done = threading.Semaphore(1), []
 
-  def read(slide, grid, i, out):
+  def read(slide, grid, i):
     allowed.acquire()
     done.append(i)
-    return real(slide, grid, i, out)
+    return real(slide, grid, i)
 
-  monkeypatch.setattr(tiling, 'read_tile_bgrx', read)
+  monkeypatch.setattr(tiling, 'read_tile', read)
   stream = read_tiles(slide, grid, batch=1, threads=1)
   next(stream)
   allowed.release(2)

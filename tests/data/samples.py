@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from data import features, labels
-from data.tiling import read_tile_bgrx
 
 ATTRIBUTES = dict.fromkeys(features.ATTRIBUTES, 1) | {'encoder': 'planted'}
 # Every example writes to the same folder anew.
@@ -48,9 +47,3 @@ def write_features(path, attributes=(), **datasets):
       file[name] = values
     file.attrs.update(attributes)
   return path
-
-
-def read_tile(slide, grid, i):
-  """A tile as the grid reads it, red first."""
-  out = np.empty((grid.tile_size, grid.tile_size, 4), np.uint8)
-  return read_tile_bgrx(slide, grid, i, out)[..., 2::-1]

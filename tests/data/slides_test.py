@@ -120,15 +120,18 @@ def test_only_pixels_declared_absent_become_white(pyramid, monkeypatch):
     out[:] = [[9, 8, 7, 255], [0, 0, 0, 0], [51, 31, 11, 51]]
 
   monkeypatch.setattr(slides, '_read_region', read)
-  with Slide(pyramid) as slide:
+  with Slide(pyramid, reader='openslide') as slide:
     pixels = slide.read(0, 0, 0, 3, 1)
+    black = slide.read(0, 0, 0, 3, 1, white=False)
   expected = [[[7, 8, 9], [255, 255, 255], [215, 235, 255]]]
   np.testing.assert_array_equal(pixels, expected)
+  expected = [[[7, 8, 9], [0, 0, 0], [11, 31, 51]]]
+  np.testing.assert_array_equal(black, expected)
 
 
 def test_a_dead_handle_is_replaced_whatever_the_thread(pyramid, monkeypatch):
   real = slides._read_region
-  with Slide(pyramid) as slide:
+  with Slide(pyramid, reader='openslide') as slide:
     expected = slide.read(0, 0, 0, 64, 64)
     first, failures = slide._handle, []
 

@@ -6,12 +6,11 @@ import json
 import numpy as np
 import openslide
 import pytest
-from samples import read_tile
 
 from data import tiff, tiling
 from data.outlines import Ring
 from data.slides import Slide, SlideError
-from data.tiling import tile_grid, tissue_part
+from data.tiling import read_tile, tile_grid, tissue_part
 
 
 def pattern(x, y):

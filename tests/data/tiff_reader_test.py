@@ -1,0 +1,132 @@
+"""Tiles of TIFF files: OpenSlide's pixels, or OpenSlide."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from data import slides, tiff
+from data.slides import Slide, SlideError
+from data.tiff_reader import TiffReader
+
+KINDS = {
+  'jpeg': {'compression': 'jpeg', 'compressionargs': {'level': 80}},
+  'jpeg_rgb': {'compression': 'jpeg', 'compressionargs': {'outcolorspace': 2}},
+  'lzw': {'compression': 'lzw'},
+  'deflate': {'compression': 'deflate'},
+  'none': {},
+}
+
+
+def picture(height, width):
+  rng = np.random.default_rng(0)
+  coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+  return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]
+
+
+@pytest.fixture
+def pyramid(tmp_path):
+  path = tmp_path / 'pyramid.tiff'
+  tiff.write(path, picture(900, 1300), mpp=0.25, levels=3)
+  return path
+
+
+def assert_alike(path, corners, size=100):
+  """Regions of both readers differ by the rounding of JPEG at most."""
+  with (
+    Slide(path, 0.5, reader='tifffile') as fast,
+    Slide(path, 0.5, reader='openslide') as slow,
+  ):
+    for level, factor in enumerate(fast.level_downsamples):
+      width, height = fast.level_dimensions[level]
+      sides = min(size, width), min(size, height)
+      room = np.array([width - sides[0], height - sides[1]])
+      for corner in corners:
+        x, y = (np.floor(room * corner) * factor).astype(int).tolist()
+        region = x, y, level, *sides
+        off = fast.read(*region).astype(int) - slow.read(*region)
+        assert np.abs(off).max() <= 2, region
+
+
+# Middles and edges.
+CORNERS = ((0, 0), (0.31, 0.77), (0.5, 0.5), (0.93, 0.12), (1, 1))
+
+
+def test_a_pyramid_is_read_as_by_openslide(pyramid):
+  assert_alike(pyramid, CORNERS)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_compressions_are_read_as_by_openslide(tmp_path, kind):
+  path = tmp_path / 'a.tiff'
+  options = {'photometric': 'rgb', 'tile': (112, 128)} | KINDS[kind]
+  tifffile.imwrite(path, picture(300, 500), **options)
+  assert_alike(path, CORNERS)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'CMU-1-Small-Region.svs',
+    'openslide-fixtures/boxes.tiff',
+    'openslide-fixtures/small.svs',
+  ],
+)
+def test_real_slides_are_read_as_by_openslide(real_data, name):
+  assert_alike(real_data / 'wsi' / name, CORNERS)
+
+
+def test_regions_between_pixels_are_openslides(pyramid, monkeypatch):
+  """Level 2 is 4 times as coarse: (2, 4) is in the middle of its pixels."""
+  asked = []
+  real = slides._read_region
+  monkeypatch.setattr(
+    slides, '_read_region', lambda *args: asked.append(args) or real(*args)
+  )
+  with Slide(pyramid) as slide:
+    asked.clear()  # Both were compared.
+    slide.read(4, 8, 2, 20, 20)
+    assert not asked
+    slide.read(2, 4, 2, 20, 20)
+    assert asked
+
+
+def test_a_reader_of_other_pixels_is_not_used(pyramid, monkeypatch):
+  real = TiffReader.read
+  monkeypatch.setattr(
+    TiffReader, 'read', lambda *args: real(*args)[..., ::-1].copy()
+  )
+  with (
+    Slide(pyramid) as slide,
+    Slide(pyramid, reader='openslide') as reference,
+  ):
+    region = 100, 100, 0, 50, 50
+    np.testing.assert_array_equal(slide.read(*region), reference.read(*region))
+  with pytest.raises(SlideError, match='tifffile does not read the pixels'):
+    Slide(pyramid, reader='tifffile')
+
+
+def test_a_damaged_tile_is_an_error_by_either_reader(pyramid, tmp_path):
+  content = bytearray(pyramid.read_bytes())
+  with tifffile.TiffFile(pyramid) as file:
+    page = file.pages[0]
+    start, size = page.dataoffsets[0], page.databytecounts[0]
+  content[start : start + size] = b'\0' * size
+  path = tmp_path / 'damaged.tiff'
+  path.write_bytes(content)
+  for reader in ('auto', 'openslide', 'tifffile'):
+    with Slide(path, reader=reader) as slide:
+      assert slide.read(600, 400, 0, 64, 64).any()
+      with pytest.raises(SlideError, match=r'^damaged\.tiff: .*damaged'):
+        slide.read(0, 0, 0, 64, 64)
+
+
+def test_tiles_that_are_not_stored_are_white(tmp_path):
+  path = tmp_path / 'sparse.tiff'
+  image = np.full((512, 512, 3), 90, np.uint8)
+  tifffile.imwrite(path, image, tile=(256, 256), photometric='rgb')
+  with tifffile.TiffFile(path, mode='r+b') as file:
+    counts = file.pages[0].tags['TileByteCounts']
+    counts.overwrite((0, *counts.value[1:]))
+  with Slide(path, 0.5) as slide:
+    assert (slide.read(0, 0, 0, 64, 64) == 255).all()
+    assert (slide.read(300, 300, 0, 64, 64) == 90).all()
