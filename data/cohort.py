@@ -169,8 +169,8 @@ def compare(path: Path, matched: Match) -> None:
     if odd := [slide for slide, value in stated.items() if value != usual]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
-        f' {first_of(sorted(set(values)))}; other than the rest are'
-        f' {first_of(odd)}'
+        f' {first_of(sorted(set(values)))}. Other than the rest are'
+        f' {first_of(odd)}.'
       )
   low, high = slides.SCANNER_MPP
   scales = {s: v.get('level0_mpp', low) for s, v in attributes.items()}
@@ -181,16 +181,17 @@ def compare(path: Path, matched: Match) -> None:
   ]:
     matched.warnings.append(
       f'{path}: level0_mpp outside {low} to {high} um (slide {odd[0]}:'
-      f' {scales[odd[0]]}): {first_of(odd)}; were the slides tiled at the scale'
+      f' {scales[odd[0]]}): {first_of(odd)}. Were the slides tiled at the scale'
       ' that was meant?'
     )
   public = list(filter(_CAMELYON16.fullmatch, matched.headers))
   encoder = matched.made.get('encoder', 'not named')
   if public and 'random' not in encoder:
     matched.warnings.append(
-      f"{path}: slides named as CAMELYON16's: {first_of(public)}; the tiles"
+      f"{path}: slides named as CAMELYON16's: {first_of(public)}. The tiles"
       ' of PatchCamelyon are cut from them: features of an encoder that was'
-      f' trained on those (here: {encoder}) say nothing of new slides'
+      f' trained on those (here: {encoder}) do not show how it does on new'
+      ' slides.'
     )
 
 

@@ -34,10 +34,10 @@ _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
 _DEPTHS = (1, 2)  # Of folders between the one given and the files.
 _ADVICE = {
-  _H5: 'not a complete HDF5 file ({}); delete it and extract the slide again.',
+  _H5: 'not a complete HDF5 file ({}). Delete it and extract the slide again.',
   _PT: 'no tensor that can be read without torch ({}). Save the features alone,'
   ' as a float32 tensor [N, D], with torch 1.6 or later: torch.save(features,'
-  ' path); or use the .h5 file of the slide.',
+  ' path). Or use the .h5 file of the slide.',
 }
 # A dataset above so many bytes may be so many times larger than what is stored
 # of it: more than compression saves of features, so that a few bytes cannot ask
@@ -110,7 +110,7 @@ def write(
   _check_layout(path, features, coords)
   if features.dtype not in (np.float16, np.float32):
     raise FeatureError(
-      f'{path}: features are {features.dtype}; write float16 or float32.'
+      f'{path}: features are {features.dtype}. Write float16 or float32.'
     )
   _check_values(path, features, coords)
   with files.replacing(path) as part, h5py.File(part, 'w') as file:
@@ -150,7 +150,7 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     coords = None  # Pixels of which level, or micrometres of what scale.
   elif unit == 'um' and coords is not None:
     if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
-      raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
+      raise FeatureError(f'{path}: level0_mpp is {mpp!r}. Set it to um/px.')
     coords = np.rint(coords / mpp)
     del attributes['unit']
     attributes['level0_mpp'] = mpp
@@ -187,7 +187,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   """
   try:
     if not path.exists():
-      raise FeatureError(f'{path}: no such file; extract the slide first.')
+      raise FeatureError(f'{path}: no such file. Extract the slide first.')
     if path.suffix.lower() == _PT:
       tensor = torch_files.Tensor(path)
       _check_layout(path, tensor, None)
@@ -206,7 +206,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
         if not isinstance(features, h5py.Dataset):
           raise FeatureError(
             f'{path}: has neither {" nor ".join(_NAMES)} but '
-            f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
+            f'{", ".join(file) or "nothing"}. Is it a file of coordinates only?'
           )
         coords = file.get('coords')
         _check_layout(path, features, coords)
@@ -221,7 +221,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     if isinstance(error, MemoryError):
       fault = f'does not fit in memory ({reason}).'
     elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
-      fault = f'cannot be read ({reason}); see to its permissions and its disk.'
+      fault = f'cannot be read ({reason}). See to its permissions and its disk.'
     raise FeatureError(f'{path}: {fault}') from error
 
 
@@ -234,12 +234,12 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
   size = math.prod(shape[-2:])
   if len(shape) < 2 or not size or math.prod(shape) != size:
     raise FeatureError(
-      f'{path}: features are {dtype} {list(shape)}; [N, D] or [1, N, D] with at'
+      f'{path}: features are {dtype} {list(shape)}. [N, D] or [1, N, D] with at'
       ' least one row and one column is needed.'
     )
   if dtype.kind != 'f' or dtype.itemsize not in (2, 4, 8):
     raise FeatureError(
-      f'{path}: features are {dtype}; float16, float32 or float64 is needed.'
+      f'{path}: features are {dtype}. Use float16, float32 or float64.'
     )
   if coords is None:
     return
@@ -277,7 +277,7 @@ def _check_written(path: Path, dataset: h5py.Dataset) -> None:
   if written < parts or size > max(_SMALL, _EXPANSION * stored):
     raise FeatureError(
       f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
-      f'full ({stored} of {size} bytes); delete it and extract the slide again.'
+      f'full ({stored} of {size} bytes). Delete it and extract the slide again.'
     )
   if size > _MEMORY:
     raise FeatureError(
@@ -294,11 +294,11 @@ def _check_values(
   if len(bad):
     raise FeatureError(
       f'{path}: NaN or infinity in {len(bad)} of {len(features)} rows, first '
-      f'in row {bad[0]}; extract the slide again.'
+      f'in row {bad[0]}. Extract the slide again.'
     )
   if coords is not None and not (np.abs(coords) < 2**31).all():
     raise FeatureError(
-      f'{path}: coords are not all finite and below 2**31; extract the slide '
+      f'{path}: coords are not all finite and below 2**31. Extract the slide '
       'again.'
     )
 
@@ -459,7 +459,7 @@ def locate(path: Path) -> Path:
   if len(below) > 1:
     names = '\n  '.join(map(str, below))
     raise FeatureError(
-      f'{path}: holds {len(below)} folders of features; give one of them as'
+      f'{path}: holds {len(below)} folders of features. Give one of them as'
       f' --features_dir:\n  {names}'
     )
   return below[0] if below else path

@@ -193,8 +193,8 @@ def read_csv(
   header = list(map(clean, header))
   if missing := [c for c in columns if c not in header]:
     raise error(
-      f'{path}: no column {", ".join(missing)}; found {", ".join(header)};'
-      f' a header {",".join(columns)} is needed'
+      f'{path}: no column {", ".join(missing)} (found: {", ".join(header)}).'
+      f' Write the header {",".join(columns)}.'
     )
   if twice := [c for c in columns if header.count(c) > 1]:
     raise error(f'{path}: several columns {", ".join(twice)}')

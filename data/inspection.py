@@ -266,7 +266,7 @@ def _in_worker(path: Path) -> Inspection:
     return _look(path)
   what = 'never ends' if worker.returncode == -signal.SIGALRM else 'crashed'
   return Inspection(
-    fault=f'{path}: damaged (reading it {what}); delete it and extract the'
+    fault=f'{path}: damaged (reading it {what}). Delete it and extract the'
     ' slide again.'
   )
 

@@ -82,7 +82,7 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
     ]
     # A comma in a label that is not quoted: it would lose its end.
     if any(cell.strip() for cell in row.get(None, ())):
-      wrong.append('more cells than the header has; quote what holds a comma')
+      wrong.append('more cells than the header has: quote what holds a comma')
     faults += [f'row {line}: {fault}' for fault in wrong]
     if not wrong and not _wrong_name(row['slide_id']):
       sound.setdefault(row['slide_id'], [row[c] for c in COLUMNS])
@@ -135,8 +135,8 @@ def relabel(manifest: Manifest, mapping: dict[str, str]) -> Manifest:
   unknown = sorted(set(mapping) - set(manifest.label))
   if unknown:
     raise ManifestError(
-      f'no slide has the label {", ".join(unknown)}; labels are'
-      f' {", ".join(sorted(set(manifest.label)))}'
+      f'no slide has the label {", ".join(unknown)}. Labels are'
+      f' {", ".join(sorted(set(manifest.label)))}.'
     )
   kept = manifest.subset(np.isin(manifest.label, list(mapping)))
   label = np.array([mapping[x] for x in kept.label])

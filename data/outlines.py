@@ -75,7 +75,7 @@ def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
   except Exception as e:  # Damaged files raise errors of many kinds.
     raise TileError(
       f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '
-      f'({type(e).__name__}: {e}); export them again'
+      f'({type(e).__name__}: {e}). Export them again.'
     ) from e
   rings = [shape for shape in shapes if isinstance(shape, Ring)]
   empty = [shape for shape in shapes if isinstance(shape, str)]

@@ -47,7 +47,7 @@ class Packed:
     if builder.info.file_format.value != 'array_record':
       raise FeatureError(
         f'{path}: packed as {builder.info.file_format.value}, which cannot be '
-        'read slide by slide; pack with --file_format=array_record'
+        'read slide by slide. Pack with --file_format=array_record.'
       )
     self._source = builder.as_data_source(SPLIT)
     self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
@@ -90,8 +90,8 @@ class Packed:
       example = self._source[row]
     except Exception as error:  # array_record has no class of its own.
       raise FeatureError(
-        f'{self.path}: the record of {slide_id} cannot be read ({error}); copy '
-        'or pack the dataset again'
+        f'{self.path}: the record of {slide_id} cannot be read ({error}). Copy '
+        'or pack the dataset again.'
       ) from error
     coords = example['coords']
     return FeatureFile(
@@ -120,7 +120,7 @@ def find(path: Path | str) -> Folder | Packed:
   """
   if '://' in str(path):
     raise FeatureError(
-      f'{path}: features are read from disks; copy or mount the bucket'
+      f'{path}: features are read from disks. Copy or mount the bucket.'
     )
   path = Path(path)
   if (path / _MARK).exists():
@@ -128,6 +128,6 @@ def find(path: Path | str) -> Folder | Packed:
   below = sorted(path.glob(f'slide_bags/*/*/{_MARK}'))
   if below:
     raise FeatureError(
-      f'{path}: holds packed datasets; give one, as {below[0].parent}'
+      f'{path}: holds packed datasets. Give one, as {below[0].parent}.'
     )
   return Folder(path)

@@ -53,13 +53,13 @@ def from_folders(
   classes = sorted(name for name in folders if not files.hidden(name))
   if len(classes) < 2:
     raise TileError(
-      f'{root}: {len(classes)} folder(s) in it; one for each class is needed'
+      f'{root}: {len(classes)} folder(s) in it. One for each class is needed.'
     )
   paths = files.listed(root, EXTENSIONS, '*/*')
   filled = {path.parent.name for path in paths}
   problems = [
-    f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class; remove'
-    ' the folder or fill it'
+    f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class. Remove'
+    ' the folder or fill it.'
     for name in classes
     if name not in filled
   ]
@@ -170,7 +170,7 @@ def from_zip(
     entries = set(archive.namelist())
   except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as e:
     raise TileError(
-      f'{zip_path}: cannot be read as a zip file ({e}); copy it again'
+      f'{zip_path}: cannot be read as a zip file ({e}). Copy it again.'
     ) from e
   problems, labelled, kept = [], set(), {}
   for line, row in rows:
@@ -245,7 +245,7 @@ def _opened(
       continue
     modes.add(mode)
     if mode not in _MODES:
-      faults.append(f'{name}: mode {mode}; 8-bit RGB or grey is needed')
+      faults.append(f'{name}: mode {mode}. 8-bit RGB or grey is needed.')
       del sizes[name]
   squares = Counter(w for w, h in sizes.values() if w == h)
   side = size or (squares.most_common(1)[0][0] if squares else 0)
@@ -254,9 +254,9 @@ def _opened(
       cut.append(name)
     elif (w, h) != (side, side):
       faults.append(
-        f'{name}: {w} x {h} px; tiles are squares'
+        f'{name}: {w} x {h} px, but tiles are squares'
         + (f' of {side} px here' if side else '')
-        + '; leave it out'
+        + '. Leave it out.'
       )
   if faults:
     raise TileError.listing(faults, str(where))
@@ -295,8 +295,8 @@ def decode(name: str, file: Open, channels: int) -> np.ndarray:
       pixels = np.asarray(image)
   except Exception as e:  # Pillow raises anything on broken files.
     raise TileError(
-      f'{name}: cannot be decoded ({type(e).__name__}: {e}); copy it again or '
-      'leave it out'
+      f'{name}: cannot be decoded ({type(e).__name__}: {e}). Copy it again or '
+      'leave it out.'
     ) from e
   return pixels.reshape(*pixels.shape[:2], channels)
 

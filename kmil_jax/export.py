@@ -64,8 +64,8 @@ class Archive:
     except Exception as error:  # Of flatbuffers, MLIR or jax.export.
       raise ExportError(
         f'jax {jax.__version__} cannot read the program, which jax '
-        f'{self.card.get("exported_by")} wrote ({error}); export the model '
-        'again with the version here'
+        f'{self.card.get("exported_by")} wrote ({error}). Export the model '
+        'again with the version here.'
       ) from error
 
     def predict(weights, x, count):
@@ -119,7 +119,7 @@ def padded_length(
       return length
   raise ExportError(
     f'{count} instances, and the programs of this file take up to '
-    f'{lengths[-1]}; predict with --run'
+    f'{lengths[-1]}. Predict with --run.'
   )
 
 
@@ -204,13 +204,13 @@ def read(path: str | pathlib.Path) -> Archive:
     ValueError,
   ) as error:
     raise ExportError(
-      f'{path}: not a complete model of experiments.export ({error}); copy or '
-      'export it again'
+      f'{path}: not a complete model of experiments.export ({error}). Copy or '
+      'export it again.'
     ) from error
   known = {ANY, *map(program_name, LENGTHS)}
   if not content or not content.keys() <= known or not isinstance(card, dict):
     raise ExportError(
       f'{path}: holds {", ".join(content) or "no program"}, not the program of '
-      'a model; export it again'
+      'a model. Export it again.'
     )
   return Archive(card, weights, content)

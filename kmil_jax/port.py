@@ -180,7 +180,7 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   except ImportError as error:
     raise PortError(
       f'{path}: reading {path.suffix} files takes torch, which is not '
-      'installed; install it, or convert the file to .safetensors'
+      'installed. Install it, or convert the file to .safetensors.'
     ) from error
   except Exception as error:  # torch raises what its unpickler raises.
     raise PortError(
@@ -196,8 +196,8 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     }
   if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
     raise PortError(
-      f'{path}: holds more than named tensors: {", ".join(others)}; save '
-      'model.state_dict() alone'
+      f'{path}: holds more than named tensors: {", ".join(others)}. Save '
+      'model.state_dict() alone.'
     )
   return {
     name.removeprefix('module.'): np.asarray(

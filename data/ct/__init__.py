@@ -53,7 +53,7 @@ def check_size(
   if (needed := voxels * (3 * itemsize + 12)) > memory:
     raise VolumeError(
       f'{path}: its header declares {voxels} voxels, which take'
-      f' {needed / 2**30:.1f} GiB to read; this machine has'
+      f' {needed / 2**30:.1f} GiB to read. This machine has'
       f' {memory / 2**30:.1f} GiB of memory. Crop or resample the volume.'
     )
   declared = voxels * itemsize

@@ -129,8 +129,8 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
       for uid, n in count.items()
     )
     raise VolumeError(
-      f'{folder}: {len(count)} series: {named}; give each a folder of its own'
-      ' and name that of the CT'
+      f'{folder}: {len(count)} series: {named}. Give each a folder of its own'
+      ' and name that of the CT.'
     )
   if len(slices) < 2:
     raise VolumeError(f'{folder}: one slice only. Export the whole series.')
@@ -189,7 +189,7 @@ def _tags(path: pathlib.Path) -> dict[str, str]:
   if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
     raise VolumeError(f'{path}: its modality is {modality}. Give a CT.')
   if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
-    raise VolumeError(f'{path}: {frames} frames in one file; use NIfTI')
+    raise VolumeError(f'{path}: {frames} frames in one file. Use NIfTI.')
   return tags
 
 
@@ -221,7 +221,7 @@ def _step(
       what = f'{missing} slice{"s" * (missing > 1)} missing'
     raise VolumeError(
       f'{folder}: {what}: {steps[i]:.3f} mm between {paths[i].name} and'
-      f' {paths[i + 1].name}, {step:.3f} mm elsewhere; export the whole series'
-      ' again, each slice once'
+      f' {paths[i + 1].name}, {step:.3f} mm elsewhere. Export the whole series'
+      ' again, each slice once.'
     )
   return float((depth[-1] - depth[0]) / (len(depth) - 1))

@@ -56,7 +56,7 @@ def read(
         f'label {label!r}, which is neither of {", ".join(classes)}'
       )
     if value and not (value.isdecimal() and int(value)):
-      faults.append(f'{VALUE} {value!r}; a whole number from 1 on is one')
+      faults.append(f'{VALUE} {value!r}, not a whole number from 1 on')
     paths = [folder / cells[name] for name in COLUMNS[1:3] if cells[name]]
     faults += [f'no file {path}' for path in paths if not path.exists()]
     problems += [f'row {line}: {fault}' for fault in faults]

@@ -83,8 +83,8 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
       axes = ' (z, y, x)' * (len(mine) == 3)
       raise VolumeError(
         f'{path}: another grid than {like.path}: its {name}{axes} is'
-        f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
-        ' grid of its volume'
+        f' {next(shown)}, not {next(shown)}. Draw or resample the mask on the'
+        ' grid of its volume.'
       )
   with np.errstate(invalid='ignore'):
     whole = mask.astype(np.int32)
@@ -133,14 +133,14 @@ def _straight(path: pathlib.Path, image: Any) -> Volume:
   if tilt > _STRAIGHT or (main.sum(0) != 1).any() or (main.sum(1) != 1).any():
     angle = np.degrees(np.arcsin(min(tilt, 1)))
     raise VolumeError(
-      f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's;"
-      ' resample it to an axial grid'
+      f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's."
+      ' Resample it to an axial grid.'
     )
   sides = image.GetSpacing()
   if not (min(sides) >= _SIDES[0] and max(sides) <= _SIDES[1]):
     shown = ' x '.join(f'{side:g}' for side in sides)
     raise VolumeError(
-      f'{path}: a voxel spacing of {shown} mm; that of a CT is {_SIDES[0]:g} to'
+      f'{path}: a voxel spacing of {shown} mm. That of a CT is {_SIDES[0]:g} to'
       f' {_SIDES[1]:g}. If the header has metres, centimetres or micrometres,'
       ' convert the original files again.'
     )
@@ -150,7 +150,7 @@ def _straight(path: pathlib.Path, image: Any) -> Volume:
   if array.ndim > 3 or array.dtype.kind not in 'iuf':
     raise VolumeError(
       f'{path}: {array.dtype} {array.shape}: several values per voxel, or none'
-      ' that is a number; one is needed'
+      ' that is a number. One is needed.'
     )
   grid = image.GetSpacing()[::-1], image.GetOrigin()[::-1], image.GetDirection()
   return Volume(path, array, *grid)

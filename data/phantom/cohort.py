@@ -99,8 +99,8 @@ def make(
   """
   if cases_per_class < 1 or workers < 1:
     raise ValueError(
-      f'found cases_per_class={cases_per_class} and workers={workers}; '
-      'both must be at least 1.'
+      f'found cases_per_class={cases_per_class} and workers={workers}. '
+      'Both must be at least 1.'
     )
   root = Path(root)
   for folder in ('slides', 'outlines'):

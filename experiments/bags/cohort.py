@@ -424,8 +424,8 @@ def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   )
   if cases := sorted(other[c] for c in one.keys() & other.keys()):
     findings.warnings.append(
-      f'both cohorts have cases named {first_of(cases)}; if they are the same'
-      ' patients, the second cohort is not external'
+      f'both cohorts have cases named {first_of(cases)}. If they are the same'
+      ' patients, the second cohort is not external.'
     )
 
 
@@ -487,16 +487,16 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   lines = []
   if mixed := mixed_cases(table):
     lines.append(
-      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)};'
-      ' labels are those of slides, and cases stay whole in every split'
+      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)}.'
+      ' Labels are those of slides, and cases stay whole in every split.'
     )
   if not folds:
     return lines
   if again := split_files.tested_again(table, folds):
     lines.append(
       f'{len(again)} slides are in the test part of several folds (repeated'
-      f' random splits?): {first_of(again)}; pooled figures count them each'
-      ' time'
+      f' random splits?): {first_of(again)}. Pooled figures count them each'
+      ' time.'
     )
   for part in ('test', 'val'):
     without = [
@@ -507,8 +507,8 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
     ]
     if without:
       lines.append(
-        f'{part} parts without a slide of a class: {first_of(without)}; there'
-        ' is no AUROC of that fold, only the pooled one'
+        f'{part} parts without a slide of a class: {first_of(without)}. There'
+        ' is no AUROC of that fold, only the pooled one.'
       )
   used = np.any([s.train | s.val | s.test for s in folds], axis=0)
   if not used.all():

@@ -101,8 +101,8 @@ def read(
       masks[named[1]] = path
       if named[1] not in cases:
         problems.append(
-          f'{path}: no detections {named[1]}.csv in {detections_dir}; write an'
-          ' empty file if nothing was found'
+          f'{path}: no detections {named[1]}.csv in {detections_dir}. Write an'
+          ' empty file if nothing was found.'
         )
   found = {}
   hits = np.zeros(2, int)  # As given, and with x for y.
@@ -168,7 +168,7 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
         row = dict(zip(names, map(float, cells), strict=True))
       except ValueError:
         raise DetectionError(
-          f'{path}, line {number}: found {line[:60]!r}; {_HEADER} is needed'
+          f'{path}, line {number}: found {line[:60]!r}. {_HEADER} is needed.'
         ) from None
       # Scores that are no probabilities may be above 1, at whole pixels.
       if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
@@ -197,7 +197,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
   others = np.unique(first[(first != 0) & (first != 255)])[:5]
   if len(others):
     raise DetectionError(
-      f'{path}: holds {", ".join(map(str, others))}; masks are 255 on tumour '
-      'and 0 elsewhere (those of ASAP may be 1: multiply them)'
+      f'{path}: holds {", ".join(map(str, others))}. Masks are 255 on tumour '
+      'and 0 elsewhere (those of ASAP may be 1: multiply them).'
     )
   return first == 255

@@ -102,11 +102,11 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
       lambda p: sitk.WriteImage(
         sitk.GetImageFromArray(np.stack([RAMP] * 2), isVector=False), p
       ),
-      '5 x 6 x 4 x 2; one 3-D volume',
+      '5 x 6 x 4 x 2. One 3-D volume',
     ),
     (
       lambda p: sitk.WriteImage(sitk.GetImageFromArray(RAMP[0]), p),
-      '5 x 6; one 3-D volume|5 x 6 x 1',
+      '5 x 6. One 3-D volume|5 x 6 x 1',
     ),
     (
       lambda p: sitk.WriteImage(
@@ -120,7 +120,7 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: edit(p, 320, 'f', -3.0), 'qform and sform turn its axes'),
     (lambda p: edit(p, 72, 'h', 64), 'of type 4 with 64 bits'),
     (lambda p: edit(p, 42, '3h', 999, 999, 999), '1.9 GiB of voxels, and 0.0'),
-    (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read; this mach'),
+    (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read. This mach'),
     (lambda p: edit(p, 112, '2f', 1e38, 0), 'values are not finite'),
     (
       lambda p: write(p, RAMP, (0.0008, 0.0008, 0.002)),

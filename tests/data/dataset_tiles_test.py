@@ -138,7 +138,7 @@ def test_what_is_no_set_of_tiles_is_refused(tmp_path):
   folder = prepare(idc_breast.Builder(data_dir=tmp_path), write_idc(tmp_path))
   features = folder / 'features.json'
   features.write_text(features.read_text().replace('"50"', '"-1"'))
-  with pytest.raises(TileError, match=r'shape \(None, None, 3\); squares'):
+  with pytest.raises(TileError, match=r'shape \(None, None, 3\). Squares'):
     from_tfds(folder, 'train')
 
 

@@ -138,7 +138,7 @@ def test_non_finite_rows_are_counted(tmp_path, bad):
   'datasets, words',
   [
     ({}, 'nothing'),
-    ({'coords': COORDS}, 'coords; is it'),
+    ({'coords': COORDS}, 'coords. Is it'),
     ({'features/x': ROWS}, 'has neither'),
     ({'features': h5py.ExternalLink('absent.h5', '/x')}, 'has neither'),
     ({'features': h5py.Empty('f4')}, r'float32 \[\]'),

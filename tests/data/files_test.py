@@ -71,7 +71,7 @@ def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
   [
     (None, 'cannot be read as CSV'),
     (b'\xff\xfe\x00c\xd8', 'cannot be read as CSV'),
-    (b'a,c\n1,2\n', 'no column b; found a, c; a header a,b is needed'),
+    (b'a,c\n1,2\n', r'no column b \(found: a, c\). Write the header a,b.'),
     (b'a,b,b\n', 'several columns b'),
     ('a,b\n1,ö'.encode('cp1252'), r'cannot .* \(line 2: .*"CSV UTF-8"'),
     ('a,b\n1,ö'.encode('utf-16-le'), r'cannot .* not in UTF-8\. Save it as'),

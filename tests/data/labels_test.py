@@ -147,7 +147,7 @@ def test_relabel_renames_merges_and_drops():
   assert new.slide.tolist() == ['1', '3', '4']
   assert new.case.tolist() == ['c', 'e', 'f']
   assert new.label.tolist() == ['merged label'] * 3
-  with pytest.raises(ManifestError, match='label u, w; labels are x, y, z'):
+  with pytest.raises(ManifestError, match=r'label u, w\. Labels are x, y, z'):
     label_files.relabel(table, {'x': 'a', 'w': 'b', 'u': 'c'})
 
 

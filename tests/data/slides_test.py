@@ -225,7 +225,7 @@ def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
     (('0.5', '0.5'), '40', r'objective of 40x, which gives about 0\.25'),
     (('4', '4'), '', r'4 um/px \(openslide\), where scanners have 0\.1 to 2'),
     (('0.06', '0.06'), '', 'where scanners have'),
-    (('0.50', '0.52'), '', r'0\.5 .*0\.52 um/px down .*; the mean is used'),
+    (('0.50', '0.52'), '', r'0\.5 .*0\.52 um/px down .*. The mean is used'),
   ],
 )
 def test_a_scale_is_doubted_with_a_warning(mpp, power, words):

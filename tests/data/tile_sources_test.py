@@ -103,7 +103,7 @@ def test_all_that_is_wrong_with_folders_is_named_at_once(tmp_path):
     from_folders(tmp_path)
   for words in (
     'maybe: no image',
-    'p9_large.png: 9 x 9 px; tiles are squares of 8 px here',
+    'p9_large.png: 9 x 9 px, but tiles are squares of 8 px here',
     'p9_wide.png: 12 x 5 px',
     'p9_text.png: not an image',
   ):

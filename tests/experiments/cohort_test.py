@@ -96,7 +96,7 @@ def test_slides_that_encoders_are_trained_on_are_named(tmp_path):
   (folder / 'slide_001.h5').rename(folder / 'tumor_001.h5')
   edit(path, 'slide_001', 'tumor_001')
   (warning,) = found()
-  assert "CAMELYON16's: tumor_001; the tiles of PatchCamelyon are" in warning
+  assert "CAMELYON16's: tumor_001. The tiles of PatchCamelyon are" in warning
   assert '(here: planted)' in warning
   for file in folder.iterdir():
     change(file, encoder='resnet50-random')
@@ -285,7 +285,7 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
   args = [*args, f'--split_dir={splits}', f'--results_dir={root / "results"}']
   code, problems, warnings, out = check(*args, capsys=capsys)
   assert code == 1
-  mixed = 'features of different {} are mixed: {}; other than the rest are {}'
+  mixed = 'features of different {} are mixed: {}. Other than the rest are {}'
   expected = [
     f'{table}: row 27: empty slide_id',
     f'{table}: slide slide_012: 2 rows',
@@ -437,8 +437,8 @@ def test_a_fold_without_a_class_is_foretold(tmp_path):
   cohorts.make_folds(table, Folds(1, tmp_path / 'splits'), 0, found)
   assert found.problems == []
   assert found.warnings[0] == (
-    'test parts without a slide of a class: rare in fold 0; there is no AUROC'
-    ' of that fold, only the pooled one'
+    'test parts without a slide of a class: rare in fold 0. There is no AUROC'
+    ' of that fold, only the pooled one.'
   )
 
 
@@ -506,7 +506,7 @@ def test_a_site_is_whole_and_has_metrics_of_its_own(cohort):
 @pytest.mark.parametrize(
   'change,flag,message',
   [
-    ((), '--group_col=town', 'no column town; found case_id,'),
+    ((), '--group_col=town', 'no column town (found: case_id,'),
     ((), '--split_dir=x', '--group_col has no effect with --split_dir.'),
     ((), '--k=7', '--k=7: 6 groups (A, B, C, D, E): fewer than 7 folds.'),
     (('A', ''), '--k=3', 'column site: 4 empty cells, of slide_000, slide_001'),

@@ -152,5 +152,5 @@ def test_masks_are_0_and_255_in_any_mode(tmp_path):
     grey.convert(mode).save(path)
     np.testing.assert_array_equal(files.read_mask(path), mask)
   Image.fromarray(mask.astype(np.uint16) * 65535).save(path)
-  with pytest.raises(DetectionError, match='holds 65535; masks are 255'):
+  with pytest.raises(DetectionError, match=r'holds 65535\. Masks are 255'):
     files.read_mask(path)

@@ -285,7 +285,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   printed = end(mixed, '--check')  # All that is wrong at once.
   for words in (
     f'problem: {mixed}: features of different encoder are mixed',
-    f'problem: {mixed}: features of different mpp are mixed: 0.5, 1.0; other'
+    f'problem: {mixed}: features of different mpp are mixed: 0.5, 1.0. Other'
     ' than the rest are slide_002',
     'check: 2 problems',
   ):

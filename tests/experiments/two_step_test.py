@@ -331,7 +331,7 @@ def test_a_picture_is_drawn_of_tiles_on_a_grid_alone(grids, xy, want):
   [
     ('ab', None, 'Give the one of tumour with --positive'),
     ('ab', 'c', '--positive=c: the classes are a, b'),
-    ('abc', None, 'the classes a, b, c; two are needed'),
+    ('abc', None, 'the classes a, b, c. Two are needed'),
     ('ab', 'a', ''),
     ('01', None, ''),
   ],
