@@ -58,7 +58,7 @@ def read_cohort(
   table, faults = labels.scan(csv_path)
   source = packed.find(features_dir)
   matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
-  wrong, doubts = labels.doubts(table)
+  wrong, odd = labels.check(table)
   problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
   problems += matched.problems
   bags, seen = [], {}
@@ -74,8 +74,8 @@ def read_cohort(
   faults, unlike = inspection.report(source.path, seen, cases)
   if problems := problems + faults:
     raise CohortError('\n'.join(problems))
-  doubts = [f'{csv_path}: {doubt}' for doubt in doubts]
-  for warning in doubts + matched.warnings + unlike:
+  odd = [f'{csv_path}: {text}' for text in odd]
+  for warning in odd + matched.warnings + unlike:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)
@@ -86,14 +86,14 @@ class Match(NamedTuple):
 
   Attributes:
     headers: by slide, in the table's order, of those that can be used.
-    made: `dimensions`, `encoder`, `mpp`, `patch_size` and
+    attributes: `dimensions`, `encoder`, `mpp`, `patch_size` and
       `target_magnification`, as far as they are stated.
     problems: what makes features unusable, each with what and where.
     warnings: what may be meant.
   """
 
   headers: dict[str, Header]
-  made: dict[str, str]
+  attributes: dict[str, str]
   problems: list[str]
   warnings: list[str]
 
@@ -165,7 +165,7 @@ def compare(path: Path, matched: Match) -> None:
     if not stated:
       continue
     values = list(stated.values())
-    matched.made[name] = usual = max(values, key=values.count)
+    matched.attributes[name] = usual = max(values, key=values.count)
     if odd := [slide for slide, value in stated.items() if value != usual]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
@@ -185,7 +185,7 @@ def compare(path: Path, matched: Match) -> None:
       ' that was meant?'
     )
   public = list(filter(_CAMELYON16.fullmatch, matched.headers))
-  encoder = matched.made.get('encoder', 'not named')
+  encoder = matched.attributes.get('encoder', 'not named')
   if public and 'random' not in encoder:
     matched.warnings.append(
       f"{path}: slides named as CAMELYON16's: {first_of(public)}. The tiles"

@@ -266,8 +266,8 @@ def _sweep(folder: Path) -> None:
       return
     _swept.add((os.getpid(), folder))
     for name in os.listdir(folder):
-      found = _PART.search(name)
-      if found and found[1] == _machine() and not _runs(int(found[2])):
+      match = _PART.search(name)
+      if match and match[1] == _machine() and not _runs(int(match[2])):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -173,7 +173,7 @@ def alike(names: Iterable[str], key: Callable[[str], str] = look) -> str:
   return files.first_of(pairs)
 
 
-def doubts(table: Manifest) -> tuple[list[str], list[str]]:
+def check(table: Manifest) -> tuple[list[str], list[str]]:
   """Returns what cannot be meant by labels, and what hardly can by all cells.
 
   Returns:

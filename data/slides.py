@@ -385,26 +385,26 @@ def pixel_size(
   for source, (x, y) in stated.items():
     if not (least <= x <= most and least <= y <= most):
       continue
-    mean, doubts = (x + y) / 2, []
+    mean, odd = (x + y) / 2, []
     if abs(x - y) > _ANISOTROPY * mean:
-      doubts.append(
+      odd.append(
         f'{x:g} um/px across but {y:g} um/px down ({source}). The mean is used,'
         ' and tiles are distorted by that much.'
       )
     power, (low, high) = number('openslide.objective-power'), SCANNER_MPP
     if not low <= mean <= high:
-      doubts.append(
+      odd.append(
         f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g}.'
         ' Is it a mistake?'
       )
     # An objective of 40x gives 0.25 um/px on all common scanners.
     elif power > 0 and abs(mean * power / 10 - 1) > _POWER:
-      doubts.append(
+      odd.append(
         f'{mean:g} um/px ({source}), but an objective of {power:g}x, which'
         f' gives about {10 / power:g}. The former is used.'
       )
-    for doubt in doubts:
-      warnings.warn(f'{name}: {doubt}', stacklevel=4)
+    for text in odd:
+      warnings.warn(f'{name}: {text}', stacklevel=4)
     return mean, source
   figures = ', '.join(
     f'{source}: {x:g} x {y:g}'

@@ -50,13 +50,13 @@ def run(
       material, runs, everything, settings, training, folder, attention=False
     )
     classes = material.cohort.classes
-    found = {
+    finished = {
       name: summarise(part, 'kmil', data.task, folds.k, classes)
       for name, part in parts.items()
       if any(part.path.glob('fold_*/predictions.csv'))
     }
-  if found:
-    show(of_settings(found).terminal())
+  if finished:
+    show(of_settings(finished).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
 

@@ -57,7 +57,7 @@ class Cohort:
   width: int  # D
   slides: dict[str, pathlib.Path]  # slide files by id, as far as there are any
   left_out: frozenset[str]  # listed, but relabelled away or without features
-  made: dict[str, str]  # encoder, mpp, patch_size of the features, if known
+  attributes: dict[str, str]  # of the features, see `data.cohort.Match`
 
   def read(self, index: int) -> FeatureFile:
     """Reads the features of a slide."""
@@ -69,15 +69,15 @@ class Cohort:
     STAMP stores coordinates in micrometres and not the slide's scale. Without a
     readable slide file they stay unknown.
     """
-    found, slide = self.read(index), self.manifest.slide[index]
-    in_micrometres = found.coords is None and found.attributes.get('unit')
+    file, slide = self.read(index), self.manifest.slide[index]
+    in_micrometres = file.coords is None and file.attributes.get('unit')
     if not in_micrometres or slide not in self.slides:
-      return found
+      return file
     try:
       with slides.Slide(self.slides[slide]) as opened:
         mpp = opened.mpp
     except slides.SlideError:
-      return found  # Whoever draws it says why there is no picture.
+      return file  # Whoever draws it says why there is no picture.
     return self.source.read(slide, mpp)
 
   def resident_bytes(self, precision: str) -> int:
@@ -114,8 +114,8 @@ class Cohort:
         flat[ends[i] - length[i] : ends[i]] = self.read(i).features
 
       faults = features.faults(put, range(len(ends)))
-      if found := [*filter(None, faults)]:
-        raise FeatureError('\n'.join(found))
+      if unreadable := [*filter(None, faults)]:
+        raise FeatureError('\n'.join(unreadable))
       return dataclasses.replace(loader, store=store.replace(features=flat))
 
     def read(bucket, index):
@@ -196,7 +196,7 @@ class Material:
       for name in _STATED
       if name in header.attributes
     }
-    known = {k: v for k, v in cohort.made.items() if k != 'dimensions'}
+    known = {k: v for k, v in cohort.attributes.items() if k != 'dimensions'}
     return {
       'classes': list(cohort.classes),
       'width': int(cohort.width),
@@ -343,9 +343,9 @@ def join(
   except label_files.ManifestError as e:
     problems.append(str(e))
   left_out = listed - frozenset(table.slide.tolist())
-  wrong, doubts = label_files.doubts(table)
+  wrong, odd = label_files.check(table)
   problems += [f'{csv_path}: {fault}' for fault in wrong]
-  findings.warnings += [f'{csv_path}: {doubt}' for doubt in doubts]
+  findings.warnings += [f'{csv_path}: {text}' for text in odd]
   if shuffle_seed is not None and len(table.slide):
     table = shuffled(table, shuffle_seed)
   classes = like.classes if like else ordered(table.label)
@@ -370,23 +370,24 @@ def join(
     problems.append(str(e))
     return None, table, left_out
   features.scan(source, table.slide.tolist(), cache_dir)
-  found = match(
+  matched = match(
     source,
     table.slide.tolist(),
     others=left_out,
     allow_missing=allow_missing,
   )
-  headers, made = found.headers, found.made
-  problems += found.problems
-  if differ := features.differences(made, like.made if like else {}):
+  headers, attributes = matched.headers, matched.attributes
+  theirs = like.attributes if like else {}
+  problems += matched.problems
+  if differ := features.differences(attributes, theirs):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
   cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, doubts = inspection.report(source.path, source.seen, cases)
+  faults, odd = inspection.report(source.path, source.seen, cases)
   problems += faults
-  findings.warnings += found.warnings + doubts
+  findings.warnings += matched.warnings + odd
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)
@@ -402,7 +403,7 @@ def join(
     width=headers[usable.slide[0]].width,
     slides=slide_files,
     left_out=left_out | frozenset(table.slide[~has].tolist()),
-    made=made,
+    attributes=attributes,
   )
   if like:
     _check_apart(like, cohort, findings)
@@ -476,9 +477,9 @@ def mixed_cases(table: Manifest) -> list[str]:
   for case, label in zip(table.case, table.label, strict=True):
     labels.setdefault(str(case), set()).add(str(label))
   return [
-    f'{case} ({", ".join(sorted(found))})'
-    for case, found in sorted(labels.items())
-    if len(found) > 1
+    f'{case} ({", ".join(sorted(of_case))})'
+    for case, of_case in sorted(labels.items())
+    if len(of_case) > 1
   ]
 
 

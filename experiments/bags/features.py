@@ -16,17 +16,19 @@ _PATIENCE = 0.5  # Seconds before a bar shows: none where all is known.
 _TOLERANCE = {'mpp': 1e-3}  # That tools measure.
 
 
-def differences(made: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def differences(
+  attributes: Mapping[str, str], other: Mapping[str, str]
+) -> list[str]:
   """Returns in what two kinds of features differ, as far as both state it.
 
   Args:
-    made: of the features here, see `data.cohort.match`.
+    attributes: of the features here, see `data.cohort.match`.
     other: of those there.
   """
   return [
-    f'{name} {made[name]} here, {other[name]} there'
-    for name in sorted(made.keys() & other.keys())
-    if not _same(made[name], other[name], _TOLERANCE.get(name, 0))
+    f'{name} {attributes[name]} here, {other[name]} there'
+    for name in sorted(attributes.keys() & other.keys())
+    if not _same(attributes[name], other[name], _TOLERANCE.get(name, 0))
   ]
 
 
@@ -42,11 +44,11 @@ def scan(
     slide_ids: whose.
     cache_dir: where it is kept what is in files.
   """
-  found = inspection.inspect(
+  reads = inspection.inspect(
     source, slide_ids, cache_dir, keep=parallel.is_first()
   )
   bar = progress.bar(
-    found,
+    reads,
     desc='reading features',
     total=len(slide_ids),
     unit='slide',

@@ -92,7 +92,7 @@ def describe(cohort: Cohort) -> Iterator[str]:
   classes = zip(cohort.classes, counts, strict=True)
   yield ', '.join([
     f'features: {cohort.source.path}',
-    *(f'{name} {value}' for name, value in sorted(cohort.made.items())),
+    *(f'{name} {value}' for name, value in sorted(cohort.attributes.items())),
   ])  # fmt: skip
   yield (
     f'{len(cohort.label)} slides of {len(set(cohort.manifest.case))} cases: '

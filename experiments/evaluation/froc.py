@@ -44,13 +44,13 @@ def draw(curves: Mapping[str, Froc]) -> figure.Figure:
   drawing = figure.Figure((5.6, 4.9), layout='constrained')
   ax = drawing.subplots()
   last = froc.RATES[-1]
-  for i, (name, found) in enumerate(curves.items()):
-    label = f'{name}, FROC {found.score:.3f}'.removeprefix(', ')
-    ax.plot(found.rate, found.curve, f'C{i}', lw=1.5, label=label)
-    marks = froc.RATES, found.sensitivity, f'C{i}o'
+  for i, (name, result) in enumerate(curves.items()):
+    label = f'{name}, FROC {result.score:.3f}'.removeprefix(', ')
+    ax.plot(result.rate, result.curve, f'C{i}', lw=1.5, label=label)
+    marks = froc.RATES, result.sensitivity, f'C{i}o'
     ax.plot(*marks, ms=5, zorder=3, clip_on=False)
-    if found.rate[-1] < last:
-      ends = [found.rate[-1], last], found.curve[[-1, -1]]
+    if result.rate[-1] < last:
+      ends = [result.rate[-1], last], result.curve[[-1, -1]]
       ax.plot(*ends, f'C{i}:', lw=1.5)
   ax.set(xlim=(0, 1.02 * last), ylim=(0, 1.02))
   ax.set(xlabel='false positives per slide', ylabel='sensitivity, lesions')
@@ -104,7 +104,7 @@ def read(
           f'{path}: no detections {named[1]}.csv in {detections_dir}. Write an'
           ' empty file if nothing was found.'
         )
-  found = {}
+  judged = {}
   hits = np.zeros(2, int)  # As given, and with x for y.
   for name, path in cases.items():
     try:
@@ -113,9 +113,9 @@ def read(
       if name in masks:
         truth = froc.lesions(read_mask(masks[name]), mpp=mpp, level=level)
       swapped = _swapped(truth, score, xy, level)
-      found[name] = froc.judge(truth, score, xy, level=level)
+      judged[name] = froc.judge(truth, score, xy, level=level)
       if swapped:
-        hits += [np.sum(c.hits > 0) for c in (found[name], swapped)]
+        hits += [np.sum(c.hits > 0) for c in (judged[name], swapped)]
     except DetectionError as e:
       problems.append(str(e))
     except ValueError as e:  # Of a score or a place.
@@ -127,7 +127,7 @@ def read(
       f'{detections_dir}: detections hit {hits[0]} lesions, and {hits[1]} with'
       f' x for y. {_SWAPPED}'
     )
-  return found
+  return judged
 
 
 def _swapped(

@@ -59,12 +59,13 @@ def find(
       match.headers[slide] = source.header(slide)
   compare(source.path, match)
   theirs |= card.features
-  if differ := features.differences(match.made, theirs):
+  here = match.attributes
+  if differ := features.differences(here, theirs):
     match.problems.append(
       f'{source.path}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Make them as those of the training.'
     )
-  unknown = {'encoder', 'mpp', 'patch_size'} - (match.made.keys() & theirs)
+  unknown = {'encoder', 'mpp', 'patch_size'} - (here.keys() & theirs)
   if unknown and match.headers:
     match.warnings.append(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'

@@ -95,8 +95,8 @@ def _full(error: BaseException | None) -> str | None:
   for e in _chain(error):
     for text in _FULL:
       if text in str(e):
-        found = _PATH.search(str(e))
-        return f'{found[1]}: {text}' if found else text
+        match = _PATH.search(str(e))
+        return f'{match[1]}: {text}' if match else text
   return None
 
 

@@ -164,7 +164,7 @@ def from_json(
       f'{source}: unknown options {", ".join(unknown)}. They may be of another'
       ' version of this software.'
     )
-  found = []
+  loaded = []
   for cls in classes:
     given = {}
     for option in _options((cls,)):
@@ -173,8 +173,8 @@ def from_json(
         given[option.name] = option.checked(value)
       except (TypeError, ValueError) as e:
         raise OptionError(f'{source}: {option.flag} is {value!r}: {e}') from e
-    found.append(cls(**given))
-  return found
+    loaded.append(cls(**given))
+  return loaded
 
 
 def renamed(
@@ -299,11 +299,11 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
 
 def _aliases(known: Container[str]) -> list[tuple[str, str]]:
   """Returns the former names of known flags, and the first that each is now."""
-  found: dict[str, str] = {}
+  aliases: dict[str, str] = {}
   for former, name in ALIASES:
     if name in known and former not in known:
-      found.setdefault(former, name)
-  return list(found.items())
+      aliases.setdefault(former, name)
+  return list(aliases.items())
 
 
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:

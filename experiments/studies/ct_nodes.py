@@ -308,7 +308,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
     except VolumeError as e:
       problems.append(str(e))
       continue
-    if doubt := volumes.doubt(volume):
+    if doubt := volumes.hu_warning(volume):
       odd[doubt].append(files[0])
     digest = hashlib.sha256(np.ascontiguousarray(volume.hu)).hexdigest()
     for row in group:

@@ -152,7 +152,7 @@ def test_tables_without_an_image_of_each_kind_are_refused(folder, rows, words):
     load(folder)
 
 
-def test_all_faults_are_told_at_once(folder):
+def test_all_faults_are_listed_at_once(folder):
   (folder / 'images/a.png').write_text('hello')
   (folder / 'masks/c.png').unlink()
   with pytest.raises(ImageError, match=r'a.png: cannot[^\n]*\n.*c.png has no'):

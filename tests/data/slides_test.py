@@ -228,7 +228,7 @@ def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
     (('0.50', '0.52'), '', r'0\.5 .*0\.52 um/px down .*. The mean is used'),
   ],
 )
-def test_a_scale_is_doubted_with_a_warning(mpp, power, words):
+def test_an_odd_scale_is_a_warning(mpp, power, words):
   properties = dict(zip(OPENSLIDE, mpp, strict=True))
   properties['openslide.objective-power'] = power
   with warnings.catch_warnings(record=True) as caught:

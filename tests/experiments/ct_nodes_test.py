@@ -246,7 +246,7 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
     assert part in message
 
 
-def test_volumes_that_are_doubted_are_warnings(tmp_path, capsys, monkeypatch):
+def test_volumes_not_in_hu_are_warnings(tmp_path, capsys, monkeypatch):
   rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
   volume = volumes.read(tmp_path / 'p1_image.nii.gz')
   volumes.write(volume.path, (volume.hu + 1024).astype(np.uint16), volume)
