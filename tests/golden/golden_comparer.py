@@ -7,7 +7,8 @@ import math
 import re
 
 _DECIMAL = re.compile(r'^[+-]?\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?$')
-_NUMBERS = re.compile(r'[+-]?\b\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b')
+_NUMBERS = re.compile(r'[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
+_UNDEFINED = ('', 'n/a', 'None', '# to #')
 # A rounded number with fewer decimals is compared as it is: it is as likely to
 # be a short number written in full, of which the last digit counts.
 _ROUNDED = range(3, 7)
@@ -24,13 +25,14 @@ class Width:
     absolute: apart from the share below.
     relative: share of the larger one.
     loose: patterns of paths, with the least and the largest value there. A
-      number there may be any other between them, and nothing but a number.
+      number there may be any other between them, and nothing but a number; with
+      'n/a' as a third, it may also be undefined. The first that fits holds.
     reason: why this is not the usual width.
   """
 
   absolute: float = 1e-6
   relative: float = 1e-6
-  loose: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+  loose: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
   reason: str = ''
 
 
@@ -70,7 +72,8 @@ class Outcome:
 def flat(record, path: str = '') -> Iterator[tuple[str, object]]:
   """Yields the path and value of every leaf, and the length of every list.
 
-  A cell's path ends with the name of its column.
+  A cell's path ends with the name of its column and, in tables that have a
+  column `from`, with what stands to the left of it and there.
   """
   if isinstance(record, dict):
     yield f'{path}/', 'keys'
@@ -90,7 +93,10 @@ def _named(names: list[str], row):
   """Returns a row as a dict by column; as it is where its length differs."""
   if not isinstance(row, list) or len(row) != len(names):
     return row
-  return {name or 'first': cell for name, cell in zip(names, row, strict=True)}
+  keys = row[: names.index('from') + 1] if 'from' in names else []
+  end = f' ({", ".join(keys)})'.replace('/', '|') if keys else ''
+  cells = zip(names, row, strict=True)
+  return {f'{name or "first"}{end}': cell for name, cell in cells}
 
 
 def number(value) -> float | None:
@@ -136,19 +142,17 @@ def alike(first, second, width: Width) -> bool:
   return abs(numbers[0] - numbers[1]) <= allowed * (1 + 1e-9)
 
 
-def of_a_kind(first, second, least: float, most: float) -> bool:
-  """Whether two leaves differ in numbers alone, the new ones in range."""
-  kinds = [
-    (isinstance(value, str), _NUMBERS.sub('#', _text(value)))
-    for value in (first, second)
-  ]
-  numbers = map(float, _NUMBERS.findall(_text(second)))
-  return kinds[0] == kinds[1] and all(least <= x <= most for x in numbers)
-
-
-def _text(value) -> str:
-  """Returns a leaf as text, yes and no as numbers."""
-  return str(int(value) if isinstance(value, bool) else value)
+def of_a_kind(first, second, least, most, undefined=None) -> bool:
+  """Whether leaves differ in numbers alone, or one may be undefined and is."""
+  shapes = set()
+  for value in (first, second):
+    text = str(int(value) if isinstance(value, bool) else value)
+    shape = _NUMBERS.sub('#', text)
+    if undefined and shape in _UNDEFINED:
+      shape = '#'
+    shapes.add((isinstance(value, str), shape))
+  numbers = map(float, _NUMBERS.findall(text))
+  return len(shapes) == 1 and all(least <= x <= most for x in numbers)
 
 
 def compare(first, second, width: Width, choices: bool = False) -> Outcome:
@@ -188,7 +192,7 @@ def compare(first, second, width: Width, choices: bool = False) -> Outcome:
   return Outcome(differences, notes)
 
 
-def _bounds(path: str, loose) -> Sequence[float] | None:
+def _bounds(path: str, loose: Mapping[str, Sequence]) -> Sequence | None:
   """Returns the range of the first pattern that a path is like."""
   fitting = (loose[one] for one in loose if fnmatch.fnmatch(path, one))
   return next(fitting, None)
