@@ -144,6 +144,29 @@ def test_of_what_is_loose_only_the_number_is(record, change, paths):
   assert bool(paths) == bool(found)
 
 
+def test_rows_of_papers_are_held_and_an_interval_may_be_undefined():
+  one = {
+    'columns': ['model', 'from', 'AUROC'],
+    'rows': [
+      ['kmil', 'here', '0.5'],
+      ['kmil', '95 % interval, low', ''],
+      ['kmil', 'Zheng, p. 4', '0.9'],
+    ],
+  }
+  loose = {'*(*, here)': [0, 1], '*(*, 95 % *)': [0, 1, 'n/a']}
+  for place, cell, held in (
+    (0, '0.6', False),
+    (0, '', True),
+    (1, '0.4', False),
+    (1, 'n/a', False),
+    (1, 'none', True),
+    (2, '0.8', True),
+  ):
+    other = copy.deepcopy(one)
+    other['rows'][place][2] = cell
+    assert bool(changed(one, other, width=Width(loose=loose))) == held
+
+
 def test_ranges_of_a_text_are_numbers_apart():
   one, wide = {'cells': ['0.1 to 0.9', True]}, Width(loose={'cells/*': [0, 1]})
   assert changed(one, {'cells': ['0.2 to 0.3', False]}, width=wide) == []
