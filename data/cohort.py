@@ -71,11 +71,11 @@ def read_cohort(
     bags.append(bag.features)
     seen[slide] = inspection.of(bag, header)
   cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, unlike = inspection.report(source.path, seen, cases)
+  faults, suspicious = inspection.report(source.path, seen, cases)
   if problems := problems + faults:
     raise CohortError('\n'.join(problems))
   odd = [f'{csv_path}: {text}' for text in odd]
-  for warning in odd + matched.warnings + unlike:
+  for warning in odd + matched.warnings + suspicious:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)

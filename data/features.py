@@ -451,7 +451,7 @@ def locate(path: Path) -> Path:
       are several.
   """
   if not path.is_dir():
-    raise FeatureError(f'{path}: no such folder of features')
+    raise FeatureError(f'{path}: no such folder of features. Check its path.')
   if any(_feature_files(path)):
     return path
   folders = (f for i in _DEPTHS for f in path.glob('/'.join('*' * i)))

@@ -197,7 +197,7 @@ def read_csv(
       f' Write the header {",".join(columns)}.'
     )
   if twice := [c for c in columns if header.count(c) > 1]:
-    raise error(f'{path}: several columns {", ".join(twice)}')
+    raise error(f'{path}: several columns {", ".join(twice)}. Keep one.')
   table = []
   for line, cells in rows:
     row = dict.fromkeys(header, '')

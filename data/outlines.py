@@ -71,7 +71,7 @@ def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
   try:
     shapes = list(parse())
   except OSError as e:
-    raise TileError(f'{name}: cannot be read ({e})') from e
+    raise TileError(f'{name}: cannot be read ({e}). Copy it again.') from e
   except Exception as e:  # Damaged files raise errors of many kinds.
     raise TileError(
       f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '

@@ -42,7 +42,8 @@ class Packed:
     index = dict(builder.info.metadata or {})
     if not INDEX <= index.keys():
       raise FeatureError(
-        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack'
+        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack.'
+        ' Pack the features.'
       )
     if builder.info.file_format.value != 'array_record':
       raise FeatureError(

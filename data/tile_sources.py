@@ -48,7 +48,7 @@ def from_folders(
   """
   root = pathlib.Path(root)
   if not root.is_dir():
-    raise TileError(f'{root}: no such folder')
+    raise TileError(f'{root}: no such folder. Check its path.')
   folders = [p.name for p in root.iterdir() if p.is_dir()]
   classes = sorted(name for name in folders if not files.hidden(name))
   if len(classes) < 2:
@@ -94,7 +94,8 @@ def from_pool(
   paths = files.listed(root, EXTENSIONS)
   if not paths:
     raise TileError(
-      f'{root}: no image ({", ".join(EXTENSIONS)}) in this folder'
+      f'{root}: no image ({", ".join(EXTENSIONS)}) in this folder.'
+      ' Give the folder of tiles.'
     )
   groups = [
     path.relative_to(root).parts[0]

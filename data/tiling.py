@@ -158,13 +158,13 @@ def read_regions(
   """
   folder, regions, faults = pathlib.Path(folder), {}, []
   if not folder.is_dir():
-    raise SlideError(f'{folder}: no such folder')
+    raise SlideError(f'{folder}: no such folder. Check --regions_dir.')
   for path in files.listed(folder, outlines.EXTENSIONS, '*'):
     slide = files.clean(path.stem)
     if slide not in slides:
-      faults.append(f'{path}: there is no slide {slide}')
+      faults.append(f'{path}: there is no slide {slide}. Rename or remove it.')
     elif slide in regions:
-      faults.append(f'{path}: a second file of slide {slide}')
+      faults.append(f'{path}: a second file of slide {slide}. Keep one.')
     else:
       try:
         regions[slide] = outlines.read(path)
@@ -174,7 +174,7 @@ def read_regions(
       if not regions[slide]:
         faults.append(f'{path}: no outlines. Remove the file to find tissue.')
   if not regions and not faults:
-    faults.append(f'{folder}: no {", ".join(outlines.EXTENSIONS)} of slides')
+    faults.append(f'{folder}: no {", ".join(outlines.EXTENSIONS)} of slides.')
   if faults:
     raise SlideError('\n'.join(faults))
   return regions

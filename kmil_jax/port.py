@@ -163,10 +163,11 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise PortError(f'{path}: there is no such weights file')
+    raise PortError(f'{path}: no such weights file. Check its path.')
   if path.suffix not in ('.safetensors', '.pth', '.pt'):
     raise PortError(
-      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}'
+      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}.'
+      ' Convert them.'
     )
   of_torch = path.suffix != '.safetensors'
   library = 'torch' if of_torch else 'safetensors'
@@ -184,7 +185,8 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     ) from error
   except Exception as error:  # torch raises what its unpickler raises.
     raise PortError(
-      f'{path}: not a readable file, {library} cannot read it: {error}'
+      f'{path}: not a readable file, {library} cannot read it ({error}).'
+      ' Copy it again.'
     ) from error
   if not isinstance(state, dict):
     state = {type(state).__name__: None}

@@ -68,7 +68,7 @@ def read(folder: pathlib.Path) -> Any:
   if away.max() > _ALIKE:
     raise VolumeError(
       f'{paths[away.argmax()]}: its orientation or pixel spacing, or its'
-      f' size, is not that of {paths[0].name}: no slice of the same volume'
+      f' size, is not that of {paths[0].name}. Take it out of the folder.'
     )
   voxels = int((rows * columns).sum())
   check_size(folder, voxels, 4, sum(path.stat().st_size for path in paths))

@@ -147,13 +147,13 @@ def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str, int]:
   if not (np.isfinite(spacing) & (spacing > 0)).all():
     shown = ', '.join(f'{s:g}' for s in spacing)
     raise VolumeError(
-      f'{path}: no voxel spacing (pixdim is {shown}): millimetres cannot be'
-      ' told. Convert the original files again.'
+      f'{path}: no voxel spacing (pixdim is {shown}), so that sizes are'
+      ' unknown. Convert the original files again.'
     )
   if not (header['codes'] > 0).any():
     raise VolumeError(
       f'{path}: neither qform nor sform is set: which axis runs from head to'
-      ' feet cannot be told. Convert the original files again.'
+      ' feet is unknown. Convert the original files again.'
     )
   if fault := _contradiction(header):
     raise VolumeError(f'{path}: {fault}. Convert the original files again.')

@@ -88,7 +88,7 @@ def _contradictions(rows: Sequence[Row]) -> list[str]:
       if times > 1
     ]
     if None in of and any(of):
-      problems.append(f'{mask}: rows with and without {VALUE}')
+      problems.append(f'{mask}: rows with and without {VALUE}. Give each one.')
   return problems + [
     f'{image}: patients {", ".join(sorted(names))} have the same image'
     for image, names in patients.items()

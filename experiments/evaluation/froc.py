@@ -96,7 +96,7 @@ def read(
   for path in files.listed(masks_dir, ('.png',), '*'):
     named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
     if named is None:
-      problems.append(f'{path}: masks are called <case>_mask_level{level}.png')
+      problems.append(f'{path}: no mask. Call it <case>_mask_level{level}.png.')
     elif int(named[2]) == level:
       masks[named[1]] = path
       if named[1] not in cases:
@@ -157,7 +157,7 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   try:
     lines = path.read_text(encoding='utf-8-sig').splitlines()
   except (OSError, UnicodeDecodeError) as e:
-    raise DetectionError(f'{path}: cannot be read ({e})') from e
+    raise DetectionError(f'{path}: cannot be read ({e}). Copy it again.') from e
   rows, names = [], _HEADER.split(',')
   for number, line in enumerate(lines, 1):
     cells = [cell.strip().lower() for cell in line.split(',')]

@@ -17,7 +17,7 @@ class Bags(NamedTuple):
 
   source: packed.Folder | packed.Packed
   ids: list[str]  # whether their files can be read or not
-  unlike: list[str]  # in what features are not those that the models take
+  differences: list[str]  # in what features are not those that the models take
 
   def check(self) -> None:
     """Raises if no prediction of the folder can be trusted.
@@ -25,8 +25,8 @@ class Bags(NamedTuple):
     Raises:
       PredictionError: if features were made otherwise than those of the models.
     """
-    if self.unlike:
-      raise PredictionError('\n'.join(self.unlike))
+    if self.differences:
+      raise PredictionError('\n'.join(self.differences))
 
 
 def find(
@@ -71,7 +71,7 @@ def find(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'
       ' models, is not stated. Make sure that they are alike.'
     )
-  _, doubts = inspection.report(source.path, source.seen)
-  for warning in match.warnings + doubts:
+  _, odd = inspection.report(source.path, source.seen)
+  for warning in match.warnings + odd:
     print(f'warning: {warning}')
   return Bags(source, ids, match.problems)

@@ -679,7 +679,7 @@ def test_all_problems_of_the_table_are_listed_at_once(tmp_path):
     'row 8: empty label',
     "row 8: mask_value 'x'",
     f'{tmp_path / "b.nii"}, value 1: 2 rows',
-    f'{tmp_path / "b.nii"}: rows with and without mask_value',
+    f'{tmp_path / "b.nii"}: rows with and without mask_value. Give',
     f'{tmp_path / "a.nii"}: patients p1, p4 have the same image',
   ):
     assert words in str(error.value), words

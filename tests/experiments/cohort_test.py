@@ -513,7 +513,7 @@ def test_a_site_is_whole_and_has_metrics_of_its_own(cohort):
     (
       ('case_001', 'case_020'),
       '--k=3',
-      '1 cases have slides of several groups, which must be one: case_020',
+      '1 cases have slides of several groups: case_020',
     ),
   ],
 )

@@ -304,7 +304,7 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   assert code == 1 and 'check: 4 problems, ' in printed
   problems = [x for x in printed.splitlines() if x.startswith('problem: ')]
   for name, reason in (
-    ('no.pth', 'there is no such weights file'),
+    ('no.pth', 'no such weights file'),
     ('boxes.tiff', 'no usable um/px'),
     ('unopenable.tiff', 'OpenSlide cannot open it'),
     ('unreadable.svs', 'cannot be read'),

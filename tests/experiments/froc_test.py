@@ -87,7 +87,7 @@ def test_all_faults_are_named_at_once(folders):
     'test_001_mask_level5.png: no detections test_001.csv',
     "test_002.csv, line 2: found '0.6;1;2'",
     'test_003.csv: detection 0: found the score nan at (1, 2)',
-    'masks are called <case>_mask_level5',
+    'no mask. Call it <case>_mask_level5',
   ):
     assert text in str(fault.value)
 

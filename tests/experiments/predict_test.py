@@ -155,7 +155,7 @@ def test_features_made_otherwise_are_refused(
 ):
   of_file, _ = trained.Models(model=model_file).read()
   source = some_features(finished, tmp_path / 'same', NAMES[:1], mpp=1.0005)
-  assert bags.find(source, of_file).unlike == []
+  assert bags.find(source, of_file).differences == []
   for name, value, usual in (
     ('encoder', 'other', 'planted'),
     ('mpp', 0.5, '1.0'),
@@ -165,7 +165,7 @@ def test_features_made_otherwise_are_refused(
       finished, tmp_path / name, NAMES[:1], **{name: value}
     )
     for card in (models[0], of_file):
-      (message,) = bags.find(source, card).unlike
+      (message,) = bags.find(source, card).differences
       assert f'differ: {name} {value} here, {usual} there' in message
   feature_folder.write(tmp_path / 'wide', [np.ones((3, 17))], [0])
   (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).unlike
@@ -176,7 +176,7 @@ def test_features_made_otherwise_are_refused(
   with h5py.File(silent / 'slide_000.h5', 'a') as f:
     for attributes in (f.attrs, f['coords'].attrs):
       attributes.pop('mpp', None)
-  assert bags.find(silent, of_file).unlike == []
+  assert bags.find(silent, of_file).differences == []
   assert capsys.readouterr().out == (
     'warning: mpp of these features, or of those of the models, is not stated.'
     ' Make sure that they are alike.\n'
