@@ -222,12 +222,12 @@ def serve() -> None:
   for line in sys.stdin:
     path, patience = json.loads(line)
     signal.alarm(patience)  # It ends C code, too, and needs no parent.
-    one = dataclasses.asdict(_look(Path(path)))
+    one = dataclasses.asdict(_inspect_file(Path(path)))
     signal.alarm(0)
     print(json.dumps(one, default=str), flush=True)
 
 
-def _look(path: Path) -> Inspection:
+def _inspect_file(path: Path) -> Inspection:
   one = Inspection()
   try:
     one = Inspection(features.header(path))
@@ -263,7 +263,7 @@ def _in_worker(path: Path) -> Inspection:
   worker.kill()
   worker.communicate()
   if worker.returncode >= 0:  # No process could be started.
-    return _look(path)
+    return _inspect_file(path)
   what = 'never ends' if worker.returncode == -signal.SIGALRM else 'crashed'
   return Inspection(
     fault=f'{path}: damaged (reading it {what}). Delete it and extract the'

@@ -16,8 +16,8 @@ COLUMNS = ('case_id', 'slide_id', 'label')
 _LONGEST_ID = 180
 _EXTENSIONS = slides.EXTENSIONS | {'.h5', '.pt'}
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
-# Of TCGA, CPTAC, GTEx and CAMELYON17, as `look` has them: a patient, and what
-# may follow of samples and slides.
+# Of TCGA, CPTAC, GTEx and CAMELYON17, as `normalised` has them: a patient, and
+# what may follow of samples and slides.
 _PATIENT = re.compile(
   r'^(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))[_.].*'
 )
@@ -143,7 +143,7 @@ def relabel(manifest: Manifest, mapping: dict[str, str]) -> Manifest:
   return dataclasses.replace(kept, label=label)
 
 
-def look(name: str) -> str:
+def normalised(name: str) -> str:
   """Returns what names have in common that people or programs spell apart.
 
   That is all but upper and lower case, zeros before a number and after its
@@ -160,11 +160,11 @@ def look(name: str) -> str:
 
 
 def same_patient(case: str) -> str:
-  """Returns what the case ids of a patient have in common; see `look`."""
-  return _PATIENT.sub(r'\1', look(case))
+  """Returns what the case ids of a patient have in common; see `normalised`."""
+  return _PATIENT.sub(r'\1', normalised(case))
 
 
-def alike(names: Iterable[str], key: Callable[[str], str] = look) -> str:
+def alike(names: Iterable[str], key: Callable[[str], str] = normalised) -> str:
   """Returns the different names that have one key; '' if none have."""
   groups = collections.defaultdict(list)
   for name in sorted(set(names)):
@@ -195,7 +195,7 @@ def check(table: Manifest) -> tuple[list[str], list[str]]:
       f'{n} slides have the {column} {name}, which is taken as it stands. If it'
       ' means that nothing is known, take them out of the table'
       for name, n in sorted(collections.Counter(cells.tolist()).items())
-      if look(name).strip('#<>()[]') in _UNKNOWN
+      if normalised(name).strip('#<>()[]') in _UNKNOWN
     ]
   return problems, lines
 
@@ -220,11 +220,11 @@ def hints(missing: Sequence[str], there: Sequence[str], places: str) -> str:
     there: ids that nobody looked for.
     places: text of a pair, such as '{} in the CSV, {} on disk'.
   """
-  by_look = {look(name): name for name in reversed(there)}
+  by_key = {normalised(name): name for name in reversed(there)}
   pairs = [
-    places.format(*map(_shown, (name, by_look[look(name)])))
+    places.format(*map(_shown, (name, by_key[normalised(name)])))
     for name in missing
-    if look(name) in by_look
+    if normalised(name) in by_key
   ]
   if not pairs:
     return ''

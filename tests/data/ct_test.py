@@ -112,7 +112,7 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
       lambda p: sitk.WriteImage(
         sitk.GetImageFromArray(np.stack([RAMP] * 3, -1), isVector=True), p
       ),
-      'one 3-D volume|several values',
+      'One 3-D volume|several values',
     ),
     (lambda p: None, 'no such file'),
     (lambda p: edit(p, 280, 'f', -1.4), '0.7 x 0.8 x 3 mm by pixdim and 1.4 x'),
@@ -124,7 +124,7 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: edit(p, 112, '2f', 1e38, 0), 'values are not finite'),
     (
       lambda p: write(p, RAMP, (0.0008, 0.0008, 0.002)),
-      r'spacing of 0\.0008 x 0\.0008 x 0\.002 mm; .* metres',
+      r'spacing of 0\.0008 x 0\.0008 x 0\.002 mm\. .* metres',
     ),
   ],
 )

@@ -101,7 +101,7 @@ def test_a_prepared_dataset_holds_what_the_zip_does(file_format, tmp_path):
   for name in ('label', 'group', 'xy', 'pixels'):
     np.testing.assert_array_equal(getattr(tiles, name), getattr(source, name))
   with pytest.raises(
-    TileError, match=r"split 'test' .*it has the splits train"
+    TileError, match=r"split 'test' .*It has the splits train"
   ):
     from_tfds(folder, 'test')
 

@@ -154,7 +154,7 @@ def test_non_finite_rows_are_counted(tmp_path, bad):
       'coords is a link',
     ),
     ({'features': np.zeros((3, 2), 'S1')}, r'\|S1'),
-    ({'features': np.zeros((3, 2), [('a', 'f4')])}, 'needed'),
+    ({'features': np.zeros((3, 2), [('a', 'f4')])}, 'Use float16'),
     ({'features': ROWS, 'coords': COORDS * np.nan}, 'not all finite'),
     ({'features': ROWS, 'coords': COORDS + 1e12}, 'not all finite'),
     ({'features': ROWS, 'coords': h5py.Empty('i4')}, 'not numbers'),

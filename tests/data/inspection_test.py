@@ -104,8 +104,8 @@ def test_a_file_that_ends_its_reader_is_named_alone(
     monkeypatch.setattr(inspection, '_PATIENCE', 1)
   elif kind == 'crashed':
     code = code.replace('inspection.serve()', '') + (
-      'look = inspection._look; inspection._look = lambda path: os.abort() if'
-      ' path.stem == "b" else look(path); inspection.serve()'
+      'read = inspection._inspect_file; inspection._inspect_file = lambda path:'
+      ' os.abort() if path.stem == "b" else read(path); inspection.serve()'
     )
     code = f'import os; {code}'
   else:

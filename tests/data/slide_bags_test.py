@@ -215,5 +215,5 @@ def test_readers_name_what_is_wrong(dataset, tmp_path):
   (copy / 'metadata.json').write_text('{}')
   with pytest.raises(FeatureError, match=r'not one of experiments'):
     packed.find(copy)
-  with pytest.raises(ValueError, match='pass a SlideBagsConfig'):
+  with pytest.raises(ValueError, match='Pass a SlideBagsConfig'):
     slide_bags.Builder(data_dir=tmp_path)

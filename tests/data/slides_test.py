@@ -44,7 +44,7 @@ def test_slides_are_listed_once_and_nothing_hidden(tmp_path):
   with warnings.catch_warnings(action='error'):
     assert list_slides(tmp_path) == expected
   (tmp_path / 'c/b.tiff').touch()
-  with pytest.raises(SlideError, match=r'b\.tiff: .*b\.svs.*rename'):
+  with pytest.raises(SlideError, match=r'b\.tiff: .*b\.svs.*Rename'):
     list_slides(tmp_path)
   with pytest.raises(SlideError, match='absent: no such folder'):
     list_slides(tmp_path / 'absent')

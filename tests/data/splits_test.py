@@ -269,4 +269,4 @@ def test_files_that_are_numbered_otherwise_are_named(tmp_path, name):
     (tmp_path / f'splits_{i}.csv').rename(tmp_path / name.format(i + 1))
   fault = splits.read(tmp_path, table, 3)[1][0]
   names = ', '.join(name.format(i) for i in (1, 2, 3))
-  assert f'there are {names}. Rename them so that numbers begin at 0' in fault
+  assert f'There are {names}. Rename them so that numbers begin at 0' in fault
