@@ -337,7 +337,7 @@ def test_requests_that_cannot_be_met_say_why(tmp_path):
   for name, flags, message in (
     ('absent', [], 'absent: no such folder'),
     ('empty', [], 'empty: holds no slides'),
-    ('bad', ['--weights=/absent.pth'], 'error: /absent.pth: there is no such'),
+    ('bad', ['--weights=/absent.pth'], 'error: /absent.pth: no such'),
     ('bad', [], 'a.svs: OpenSlide cannot open it'),
   ):
     with pytest.raises(SystemExit) as error:
