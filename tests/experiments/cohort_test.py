@@ -85,7 +85,7 @@ def test_a_scale_in_single_precision_is_no_other_scale(tmp_path):
   path, folder = make(tmp_path, 'xyx')
   for i, mpp in enumerate((0.499, np.float32(0.499), np.float16(0.5))):
     change(folder / f'slide_00{i}.h5', mpp=mpp)
-  with pytest.raises(CohortError, match=r'0\.499, 0\.5; .* are slide_002'):
+  with pytest.raises(CohortError, match=r'0\.499, 0\.5\. .* are slide_002'):
     load(path, folder)
 
 
