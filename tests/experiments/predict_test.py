@@ -168,7 +168,7 @@ def test_features_made_otherwise_are_refused(
       (message,) = bags.find(source, card).differences
       assert f'differ: {name} {value} here, {usual} there' in message
   feature_folder.write(tmp_path / 'wide', [np.ones((3, 17))], [0])
-  (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).unlike
+  (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).differences
   assert 'dimensions 17 here, 16 there' in message
   bags.find(finished[1], dataclasses.replace(models[0], features={}))
   assert 'warning: encoder, mpp, patch_size of these' in capsys.readouterr().out
@@ -366,7 +366,7 @@ def test_features_are_made_as_those_of_the_training(plan, tmp_path):
   card, (cohort, encoder) = plan()
   assert not extraction.extract(cohort, tmp_path / 'features', encoder)
   found = bags.find(tmp_path / 'features', card)
-  assert found.ids == ['a', 'b.1'] and found.unlike == []
+  assert found.ids == ['a', 'b.1'] and found.differences == []
   # 64 level-0 pixels to a tile.
   counts = [len(found.source.read(slide).features) for slide in found.ids]
   assert counts == [3, 10]
