@@ -58,7 +58,7 @@ def read_cohort(
   table, faults = labels.scan(csv_path)
   source = packed.find(features_dir)
   matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
-  wrong, doubts = labels.doubts(table)
+  wrong, unlikely = labels.judge(table)
   problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
   problems += matched.problems
   bags, seen = [], {}
@@ -74,8 +74,8 @@ def read_cohort(
   faults, unlike = inspection.report(source.path, seen, cases)
   if problems := problems + faults:
     raise CohortError('\n'.join(problems))
-  doubts = [f'{csv_path}: {doubt}' for doubt in doubts]
-  for warning in doubts + matched.warnings + unlike:
+  unlikely = [f'{csv_path}: {warning}' for warning in unlikely]
+  for warning in unlikely + matched.warnings + unlike:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)

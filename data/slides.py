@@ -385,26 +385,26 @@ def pixel_size(
   for source, (x, y) in stated.items():
     if not (least <= x <= most and least <= y <= most):
       continue
-    mean, doubts = (x + y) / 2, []
+    mean, found = (x + y) / 2, []
     if abs(x - y) > _ANISOTROPY * mean:
-      doubts.append(
+      found.append(
         f'{x:g} um/px across but {y:g} um/px down ({source}); the mean is used,'
         ' and tiles are distorted by that much.'
       )
     power, (low, high) = number('openslide.objective-power'), SCANNER_MPP
     if not low <= mean <= high:
-      doubts.append(
+      found.append(
         f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g};'
         ' is it a mistake?'
       )
     # An objective of 40x gives 0.25 um/px on all common scanners.
     elif power > 0 and abs(mean * power / 10 - 1) > _POWER:
-      doubts.append(
+      found.append(
         f'{mean:g} um/px ({source}), but an objective of {power:g}x, which'
         f' gives about {10 / power:g}; the former is used'
       )
-    for doubt in doubts:
-      warnings.warn(f'{name}: {doubt}', stacklevel=4)
+    for warning in found:
+      warnings.warn(f'{name}: {warning}', stacklevel=4)
     return mean, source
   figures = ', '.join(
     f'{source}: {x:g} x {y:g}'

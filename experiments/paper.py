@@ -12,12 +12,13 @@ standard error. Data and training flags are those of `experiments.kmil`.
 
 import dataclasses
 import sys
+from typing import ClassVar
 
 import jax
 from matplotlib.figure import Figure
 
 from experiments.bags import cohort as cohorts
-from experiments.bags.options import Data, External, Folds, Training
+from experiments.bags.options import External, Features, Folds, Training
 from experiments.evaluation.tables import Table
 from experiments.papers import figures, tables
 from experiments.papers.runs import Runs
@@ -31,6 +32,13 @@ from experiments.run.start import Cache, Output
 _OF_MODELS = ('table_1', 'table_2', 'table_3', 'figure_2', 'figure_3')
 _OF_SETTINGS = ('table_4', 'table_5')
 _EXTERNAL = ('table_2', 'figure_3', 'figure_4')  # On a second cohort.
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Features):
+  """Slides, their labels and features. Without any, a phantom cohort."""
+
+  task: ClassVar[None] = None  # It follows from the table or figure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +85,6 @@ def run(
 ) -> None:
   """Prints one table or figure."""
   name, models = shown.name, shown.in_order()
-  if data.task != 'origin':
-    raise OptionError('--task follows from the table or figure. Leave it out.')
   if name in _EXTERNAL and not external.external_csv:
     if data.csv_path:
       raise OptionError(

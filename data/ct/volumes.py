@@ -103,7 +103,7 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   return whole
 
 
-def doubt(volume: Volume) -> str | None:
+def warning(volume: Volume) -> str | None:
   """Returns why the values may not be those of a CT in HU."""
   some = volume.hu.ravel()[:: max(1, volume.hu.size // _SAMPLE)]
   low, most, high = np.percentile(some, (1, 90, 99))

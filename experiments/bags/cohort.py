@@ -343,9 +343,9 @@ def join(
   except label_files.ManifestError as e:
     problems.append(str(e))
   left_out = listed - frozenset(table.slide.tolist())
-  wrong, doubts = label_files.doubts(table)
+  wrong, warnings = label_files.judge(table)
   problems += [f'{csv_path}: {fault}' for fault in wrong]
-  findings.warnings += [f'{csv_path}: {doubt}' for doubt in doubts]
+  findings.warnings += [f'{csv_path}: {warning}' for warning in warnings]
   if shuffle_seed is not None and len(table.slide):
     table = shuffled(table, shuffle_seed)
   classes = like.classes if like else ordered(table.label)
@@ -384,9 +384,9 @@ def join(
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
   cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, doubts = inspection.report(source.path, source.seen, cases)
+  faults, warnings = inspection.report(source.path, source.seen, cases)
   problems += faults
-  findings.warnings += found.warnings + doubts
+  findings.warnings += found.warnings + warnings
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)

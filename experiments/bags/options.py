@@ -9,8 +9,9 @@ settings = options.trained(folder.config())
 
 import dataclasses
 import pathlib
+from typing import ClassVar
 
-from experiments.run import results
+from experiments.run import results, start
 from experiments.run.check import Check
 from experiments.run.options import OptionError, field, free, to_json
 from experiments.run.start import Machine, Output
@@ -128,6 +129,13 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Features(Data):
+  """Slides, their labels and features. Without any, a phantom cohort."""
+
+  slides_dir: ClassVar[None] = None  # No heat maps are drawn.
+
+
+@dataclasses.dataclass(frozen=True)
 class External:
   """A second cohort, on which the model of every fold is tested."""
 
@@ -184,7 +192,7 @@ class Requested:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(start.Training):
   """How the model is trained."""
 
   recipe: str = field(
@@ -225,14 +233,6 @@ class Training:
   )
   stream: bool | None = free(
     None, 'Stream features from disk. By default only if they do not fit.'
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = free(
-    False, 'Also write metrics.jsonl as TensorBoard event files.'
   )
 
   def recipe_of(self, model: str) -> Recipe:

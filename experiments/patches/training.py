@@ -28,7 +28,7 @@ import safetensors.numpy
 from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.patches import tiles as patch_tiles
-from experiments.run import progress, results
+from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
 from kmil_jax import loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
@@ -54,16 +54,12 @@ _task = functools.lru_cache(maxsize=16)(TileTask)
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(start.Training):
   """How networks are trained; by default as in the paper.
 
   Fields that a `PatchRecipe` has, too, change it; see `study.Paper.here`.
   """
 
-  epochs: int | None = field(None, 'Number of training epochs.', least=1)
-  learning_rate: float | None = field(
-    None, 'Initial learning rate.', flag='lr', least=0
-  )
   weight_decay: float | None = field(
     None, 'Weight decay, added to the gradient.', least=0
   )
@@ -103,14 +99,6 @@ class Training:
     '',
     'Do not train these modules: a regular expression, matched from the'
     ' beginning of their paths, as conv1|bn1|layer[12].',
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = free(
-    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
   )
 
   def weights_of(self, networks: Sequence[str]) -> dict[str, str]:

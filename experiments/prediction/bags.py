@@ -70,7 +70,7 @@ def find(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'
       ' models, is not stated. Make sure that they are alike.'
     )
-  _, doubts = inspection.report(source.path, source.seen)
-  for warning in match.warnings + doubts:
+  _, warnings = inspection.report(source.path, source.seen)
+  for warning in match.warnings + warnings:
     print(f'warning: {warning}')
   return Bags(source, ids, match.problems)

@@ -10,7 +10,9 @@
   (folds,) = options.from_json(config['options'], (Folds,))
 
 A field is an int, float, str, bool, pathlib.Path or a tuple of one of these,
-and may be None. A tuple is written with commas between its values.
+and may be None. A tuple is written with commas between its values. Where a
+field has no effect, a subclass makes it a ClassVar: a script that takes the
+subclass has no such flag.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -149,6 +151,8 @@ def from_json(
 ) -> list[Any]:
   """Returns the options that `to_json` wrote; those it lacks by default.
 
+  Options that are no longer known are left out if they were None.
+
   Args:
     values: by flag, or by a former name of it.
     classes: all that the values may be of.
@@ -159,7 +163,8 @@ def from_json(
   """
   known = {option.flag for option in _options(classes)}
   values = renamed(values, classes)
-  if unknown := sorted(values.keys() - known):
+  given = {name for name, value in values.items() if value is not None}
+  if unknown := sorted(given - known):
     raise OptionError(
       f'{source}: unknown options {", ".join(unknown)}. They may be of another'
       ' version of this software.'
@@ -309,6 +314,8 @@ def _aliases(known: Container[str]) -> list[tuple[str, str]]:
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:
   """Raises if a flag was given that the others leave without an effect."""
   for name, wanted in option.only.items():
+    if name not in values:  # The script has no such flag.
+      continue
     value = values[name].value
     if isinstance(wanted, bool):
       if wanted and not value:

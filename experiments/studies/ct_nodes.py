@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -25,7 +25,6 @@ from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
-from experiments.patches.training import Training
 from experiments.run import phantoms, progress
 from experiments.run.options import OptionError, field, free
 from kmil_jax import intervals, metrics, parallel
@@ -97,6 +96,13 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training(training.Training):
+  """How networks are trained; by default as in the paper."""
+
+  augment: ClassVar[None] = None  # Table 3 compares networks with and without.
+
+
+@dataclasses.dataclass(frozen=True)
 class Networks:
   """The networks that are compared."""
 
@@ -108,11 +114,6 @@ class Networks:
     """Raises `OptionError` for options without an effect on these networks."""
     if not self.networks:
       raise OptionError('--networks is empty.')
-    if options.augment:
-      raise OptionError(
-        '--augment cannot be used: Table 3 compares a network with and without'
-        ' it. Choose with --networks.'
-      )
     if (options.weights or options.freeze) and 'resnet50' not in self.networks:
       raise OptionError(
         '--weights and --freeze have an effect only with resnet50 in'
@@ -131,8 +132,6 @@ class Slices(Material):
   rows: Mapping[str, np.ndarray]  # of `tiles`, by part
   fates: Mapping[str, Mapping[str, int]]  # by class: what became of its nodes
   specks: int  # parts of masks too small to be nodes
-  is_phantom: bool
-  doubts: Sequence[str] = ()
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -143,14 +142,6 @@ class Slices(Material):
       'slices_sha256': patch_tiles.fingerprint(self.tiles),
       'splits_sha256': digest.hexdigest(),
     }
-
-  @property
-  def note(self) -> str:
-    side = self.tiles.size
-    return (
-      f'box of {side} x {side} voxels of {resample.SPACING} mm:'
-      f' {side * resample.SPACING:.1f} mm'
-    )
 
   def tables(self) -> Iterator[Table]:
     rows = {name: list(counts.values()) for name, counts in self.fates.items()}
@@ -255,8 +246,9 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
     parts,
     fates,
     int(cut['specks']),
-    data.csv_path is None,
-    cut['doubts'].tolist(),
+    note=f'box of {side} x {side} voxels of {resample.SPACING} mm: {mm:.1f} mm',
+    is_phantom=data.csv_path is None,
+    warnings=cut['warnings'].tolist(),
   )
 
 
@@ -272,7 +264,8 @@ def collect(
     `side`, S. Of m nodes: `extent`, `room` and `is_cut` of `nodes.Node`;
     `patient`; `image`, the path; and `label`, place among the classes. Those
     cut by the first or last slice of their volume have no slices. `specks`:
-    how many parts of masks are too small to be nodes. And `doubts` of volumes.
+    how many parts of masks are too small to be nodes. And `warnings` of
+    volumes.
 
   Raises:
     VolumeError: naming all volumes and masks that cannot be used, and why.
@@ -308,8 +301,8 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
     except VolumeError as e:
       problems.append(str(e))
       continue
-    if doubt := volumes.doubt(volume):
-      odd[doubt].append(files[0])
+    if warning := volumes.warning(volume):
+      odd[warning].append(files[0])
     digest = hashlib.sha256(np.ascontiguousarray(volume.hu)).hexdigest()
     for row in group:
       numbered = nodes.parts(mask, row.value)
@@ -359,16 +352,16 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
       'No node lies inside its volume, so there is nothing to classify. Look at'
       ' the masks.'
     )
-  doubts = [
-    f'{len(paths)} volume(s) may not be in HU: {doubt}: {first_of(paths)}'
-    for doubt, paths in odd.items()
+  warnings = [
+    f'{len(paths)} volume(s) may not be in HU: {warning}: {first_of(paths)}'
+    for warning, paths in odd.items()
   ] + [
     f'patients {first_of(sorted(set(some.values())))} have the same volume, and'
     f' may be in several parts: {first_of(list(some))}'
     for some in same.values()
     if len(set(some.values())) > 1
   ]
-  return {'specks': specks, 'doubts': np.array(doubts, str)} | {
+  return {'specks': specks, 'warnings': np.array(warnings, str)} | {
     name: np.array([one[name] for one in some])
     for some in (measured, cut)
     for name in some[0]

@@ -13,7 +13,7 @@ from experiments.studies import (
   few_shot_slides as slides,
   few_shot_training as training,
 )
-from experiments.studies.few_shot_data import PUBLISHED, Material
+from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from kmil_jax import intervals, metrics, parallel
 
@@ -41,7 +41,7 @@ _WARNING = (
 
 
 def stages(
-  study: Study, material: Material
+  study: Study, material: PatchesAndSlides
 ) -> Iterator[Table | File | str | Exception]:
   """Trains students, and yields what they see in patches and in slides."""
   students = study.recipe['students']

@@ -21,6 +21,7 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import Table
 from experiments.patches import tiles as patch_tiles
+from experiments.patches.study import Material
 from experiments.run import phantoms
 from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
@@ -121,31 +122,27 @@ _PHANTOM = Scale(
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-  """Patches, test slides and a teacher; see `study.Material`.
+class PatchesAndSlides(Material):
+  """Patches, test slides and a teacher.
 
   Attributes:
     parts: patches of `PARTS`, of the classes `patches.CLASSES`.
     main: tumour patches of the main training.
     counts: of the other trainings of Table 3, and the paper's number that each
       stands for.
-    note: where it comes from, and what was left out.
     weights: of the teacher; a random one if None.
     slides: test slides; none where there are patches alone.
     annotations: of those with tumour.
     scale: lengths.
-    is_phantom: whether it was rendered.
   """
 
   parts: Mapping[str, LabelledTiles]
   main: int
   counts: Mapping[int, int]
-  note: str
   weights: pathlib.Path | None = None
   slides: tuple[KnownSlide, ...] = ()
   annotations: Annotations | None = None
   scale: Scale = Scale()
-  is_phantom: bool = False
 
   @functools.cached_property
   def inputs(self) -> dict[str, str]:
@@ -170,7 +167,9 @@ class Material:
     )
 
 
-def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
+def open_material(
+  data: Data, seed: int, cache_dir: pathlib.Path
+) -> PatchesAndSlides:
   """Returns the patches of lists and the test slides, or patches of folders.
 
   Args:
@@ -207,7 +206,9 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
   )
 
 
-def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
+def of_slides(
+  data: Data, *, seed: int, scale: Scale = Scale()
+) -> PatchesAndSlides:
   """Returns the patches of lists and the test slides; see `open_material`."""
   lists = {
     (part, kind): data.lists_dir / f'{part}_{kind}.txt'
@@ -250,7 +251,7 @@ def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
     )
     for part in PARTS
   }
-  return Material(
+  return PatchesAndSlides(
     parts,
     **_numbers(parts['train']),
     note='\n'.join(notes),
@@ -311,7 +312,7 @@ def _draw_validation(
   return drawn
 
 
-def _of_folders(root: pathlib.Path) -> Material:
+def _of_folders(root: pathlib.Path) -> PatchesAndSlides:
   """Returns patches that are images, without slides.
 
   The slide of a patch is what its name holds before a last _<x>_<y>, or before
@@ -342,7 +343,7 @@ def _of_folders(root: pathlib.Path) -> Material:
       f' {", ".join(PARTS)}. Move the patches of each into one of them.'
     )
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
-  return Material(
+  return PatchesAndSlides(
     parts,
     **_numbers(parts['train']),
     note=f'patches of {root}',

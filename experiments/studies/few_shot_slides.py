@@ -18,7 +18,7 @@ from experiments.patches.study import File, Study
 from experiments.run import progress
 from experiments.run.results import Folder
 from experiments.studies import few_shot_training as training, slide_scores
-from experiments.studies.few_shot_data import PUBLISHED, Material, Scale
+from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Setting
 from experiments.studies.node_images import outlines
 from experiments.studies.slide_scores import ScoreError
@@ -45,7 +45,7 @@ _Scored = tuple[np.ndarray, np.ndarray, Result]
 
 
 def stages(
-  study: Study, material: Material, settings: Sequence[Setting]
+  study: Study, material: PatchesAndSlides, settings: Sequence[Setting]
 ) -> Iterator[Table | File | Exception]:
   """Scores all tissue of the test slides by RD and FW-RD of the first seed.
 
@@ -166,7 +166,7 @@ def pmap_score(
 
 
 def _scorer(
-  study: Study, material: Material, setting: Setting, teacher: Variables
+  study: Study, material: PatchesAndSlides, setting: Setting, teacher: Variables
 ) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
   """Returns a student of the first seed as a function of slides."""
   folder, scale, digest = study.folder, material.scale, hashlib.sha256()
@@ -214,7 +214,7 @@ def _scorer(
 
 
 def _mask(
-  folder: Folder, material: Material, slide: KnownSlide, opened: Slide
+  folder: Folder, material: PatchesAndSlides, slide: KnownSlide, opened: Slide
 ) -> np.ndarray | None:
   """Returns and writes the mask of a slide's tumour; None of a normal slide."""
   if slide.label != 'tumor':

@@ -20,7 +20,7 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import tiles as patch_tiles, training
-from experiments.patches.study import File, Study
+from experiments.patches.study import File, Material, Study
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run import phantoms
@@ -167,14 +167,12 @@ class Mining:
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-  """Annotated tiles of two classes, and a pool; see `study.Material`."""
+class TilesAndPool(Material):
+  """Annotated tiles of two classes, and a pool."""
 
   annotated: LabelledTiles
   sets: Mapping[str, LabelledTiles]  # parts of these by name, and the pool
   hard: np.ndarray  # ids of negatives known to be hard, of the phantom alone
-  note: str
-  is_phantom: bool
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -192,7 +190,7 @@ class Material:
 
 def open_material(
   data: Data, mining: Mining, seed: int, cache_dir: pathlib.Path
-) -> Material:
+) -> TilesAndPool:
   """Opens the annotated tiles and the pool of the user, or of the phantom.
 
   Args:
@@ -225,7 +223,9 @@ def open_material(
   split = patch_tiles.split(annotated, mining.fractions, seed=seed)
   sets = dict(zip(PARTS, map(annotated.take, split), strict=True))
   sets['pool'] = pool
-  return Material(annotated, sets, hard, note, data.is_phantom)
+  return TilesAndPool(
+    annotated, sets, hard, note=note, is_phantom=data.is_phantom
+  )
 
 
 def _from_folders(data: Data) -> tuple[LabelledTiles, np.ndarray, str]:
@@ -355,7 +355,7 @@ class Models:
     notes: what a reader needs to know of the models so far.
   """
 
-  def __init__(self, study: Study, material: Material, options: Training):
+  def __init__(self, study: Study, material: TilesAndPool, options: Training):
     self.study, self.options, self.sets = study, options, material.sets
     self.mining: Mining = study.recipe['mining']
     self.hard = np.isin(self.sets['test'].id, material.hard)
@@ -512,7 +512,7 @@ def reduced(tiles: LabelledTiles, setting: Setting, seed: int) -> LabelledTiles:
 
 
 def stages(
-  study: Study, material: Material, options: Training
+  study: Study, material: TilesAndPool, options: Training
 ) -> Iterator[Table | File | str]:
   """Trains the models of each table in turn, and yields what they predict."""
   mining: Mining = study.recipe['mining']

@@ -359,8 +359,6 @@ class Grids(Material):
   tiles: LabelledTiles
   files: Tiles
   seed: int
-  note: str
-  is_phantom = False
   split_by = 'patient'
 
   @functools.cached_property
@@ -465,7 +463,7 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
-  return Grids(tiles, files, seed, note)
+  return Grids(tiles, files, seed, note=note)
 
 
 def cells(tiles: LabelledTiles) -> np.ndarray | None:

@@ -193,12 +193,12 @@ def test_a_file_that_unpacks_to_more_than_its_header_says_is_no_mask(
     (lambda hu: np.where(hu < -900, -3024, hu), None),
   ],
 )
-def test_volumes_that_are_not_in_hu_are_doubted(change, words, volume):
+def test_volumes_that_are_not_in_hu_get_a_warning(change, words, volume):
   rng = np.random.default_rng(0)
   hu = np.repeat([-1000.0, -100.0, 50.0, 900.0], (300, 300, 380, 20))
   hu = change((hu + rng.normal(0, 9, 1000)).reshape(10, 10, 10))
-  doubt = volumes.doubt(Volume(volume.path, hu, SPACING, SPACING))
-  assert words in doubt if words else doubt is None
+  warning = volumes.warning(Volume(volume.path, hu, SPACING, SPACING))
+  assert words in warning if words else warning is None
 
 
 NODE = np.zeros(SIZE, np.uint8)

@@ -203,6 +203,6 @@ TWO = ('case_1', 'a', 'x'), ('case_2', 'b', 'y')
 def test_what_is_hardly_meant_is_named(rows, problem, warning):
   table = Manifest(*np.array(rows).T)
   for found, words in zip(
-    label_files.doubts(table), (problem, warning), strict=True
+    label_files.judge(table), (problem, warning), strict=True
   ):
     assert len(found) == bool(words) and words in ''.join(found)

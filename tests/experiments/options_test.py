@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import ClassVar
 
 import pytest
 
@@ -121,6 +122,28 @@ def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
   with pytest.raises(SystemExit):
     parse('--help')
   assert 'average:' not in capsys.readouterr().out
+
+
+def test_a_subclass_may_leave_an_option_out(capsys):
+  @dataclasses.dataclass(frozen=True)
+  class OfOne(Model):
+    """One model."""
+
+    model: ClassVar[str] = 'kmil'
+
+  (given,) = parse('--tiers=2', classes=(OfOne,))  # Needs no --model.
+  assert (given.model, given.tiers) == ('kmil', 2)
+  with pytest.raises(OptionError, match="Unknown command line flag 'model'"):
+    parse('--model=dtfd', classes=(OfOne,))
+  with pytest.raises(SystemExit):
+    parse('--help', classes=(OfOne,))
+  assert '--model' not in capsys.readouterr().out
+  assert 'model' not in options.to_json([given])
+  # It was without effect where it was None, as in an older config.json.
+  (again,) = options.from_json({'tiers': 2, 'model': None}, (OfOne,), 'c')
+  assert again == given
+  with pytest.raises(OptionError, match='c: unknown options model'):
+    options.from_json({'model': 'dtfd'}, (OfOne,), 'c')
 
 
 def test_fields_say_what_decides_results():
