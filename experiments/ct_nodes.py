@@ -66,7 +66,6 @@ def run(
   check: Check,
 ) -> None:
   """Trains the networks of Table 3 in turn and tests them."""
-  networks.check(options)
   material = ct.open_material(data, output.seed, machine.cache_dir)
   given = [data, networks, options, output, machine, check]
   stages = lambda s: ct.stages(s, material, networks.networks, options)

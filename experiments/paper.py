@@ -66,8 +66,6 @@ class Shown:
     """Returns the models in the paper's order."""
     if self.models != tuple(MODELS) and self.name not in _OF_MODELS:
       raise OptionError('--models has no effect here: only KMIL is shown.')
-    if not self.models:
-      raise OptionError(f'--models is empty. Name some of {", ".join(MODELS)}.')
     if self.figure and 'kmil' not in self.models:
       raise OptionError('--models lacks kmil, which this figure shows.')
     return [model for model in MODELS if model in self.models]

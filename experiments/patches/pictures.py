@@ -1,4 +1,4 @@
-"""Pictures that several studies draw: curves, Grad-CAM, heat maps."""
+"""Pictures that several studies draw: histories, Grad-CAM, heat maps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 import matplotlib
 from matplotlib import cm, colors, figure, lines
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from data.labelled_tiles import LabelledTiles
-from kmil_jax import metrics
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
@@ -90,29 +88,6 @@ def heat(
       else:
         ax.set_title(tiles.classes[tiles.label[i]], fontsize=8)
   drawing.suptitle(title, fontsize=9)
-  return drawing
-
-
-def roc(
-  title: str, scored: Mapping[str, tuple[np.ndarray, np.ndarray]]
-) -> figure.Figure:
-  """Draws ROC curves, and names their areas.
-
-  Args:
-    title: of the picture.
-    scored: of each curve the truth, bool [n], and the score, [n].
-  """
-  drawing = figure.Figure((4.6, 4.6), layout='constrained')
-  ax = drawing.subplots()
-  for name, (truth, score) in scored.items():
-    label = f'{name}, AUROC {metrics.auroc(truth, score):.3f}'
-    alarms, hits, _ = roc_curve(truth, score, drop_intermediate=False)
-    ax.plot(alarms, hits, lw=1.6, label=label, clip_on=False)
-  ax.plot([0, 1], [0, 1], color='0.8', lw=1, zorder=0)
-  ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', title=title)
-  ax.set(xlabel='false positive rate', ylabel='true positive rate')
-  ax.grid(color='0.92')
-  ax.legend(loc='lower right', bbox_to_anchor=(1, 0.06), fontsize=9)
   return drawing
 
 

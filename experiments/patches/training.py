@@ -49,6 +49,8 @@ COLUMNS = {
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
 _EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+# Of ct_nodes, whose other networks start at random and are trained in full.
+_STARTED = {'networks': ('resnet50',)}
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
@@ -94,11 +96,13 @@ class Training(start.Training):
     'Weights to start from, random by default: a .safetensors or .pth file with'
     ' the names of torchvision, or a model.safetensors of this software. For'
     ' several networks: network=file,network=file.',
+    only=_STARTED,
   )
   freeze: str = field(
     '',
     'Do not train these modules: a regular expression, matched from the'
     ' beginning of their paths, as conv1|bn1|layer[12].',
+    only=_STARTED,
   )
 
   def weights_of(self, networks: Sequence[str]) -> dict[str, str]:
@@ -189,11 +193,10 @@ class Trained:
     maps_of = jax.jit(
       functools.partial(saliency.grad_cam, self.task.model, layer=layer)
     )
-    targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
-    maps = []
-    for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
-      some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
-      cam = maps_of(self.variables, batch.image, some)
+    maps, targets = [], np.asarray(target, np.int32)
+    labelled = dataclasses.replace(tiles, label=targets)
+    for batch in _batches(labelled, self.recipe, _CAM_BATCH):
+      cam = maps_of(self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 

@@ -129,6 +129,8 @@ def parse(
   for option in _options(classes):
     if not option.positional and values[option.flag].present:
       _check_effect(option, values)
+      if option.many and option.default and not held[option.flag]:
+        raise OptionError(f'--{option.flag} is empty. Name one or more.')
     elif option.default is None and not option.optional:
       raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [

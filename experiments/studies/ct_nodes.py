@@ -110,16 +110,6 @@ class Networks:
     tuple(NETWORKS), 'Rows of Table 3 to make.', choices=tuple(NETWORKS)
   )
 
-  def check(self, options: Training) -> None:
-    """Raises `OptionError` for options without an effect on these networks."""
-    if not self.networks:
-      raise OptionError('--networks is empty.')
-    if (options.weights or options.freeze) and 'resnet50' not in self.networks:
-      raise OptionError(
-        '--weights and --freeze have an effect only with resnet50 in'
-        ' --networks.'
-      )
-
 
 @dataclasses.dataclass(frozen=True)
 class Slices(Material):

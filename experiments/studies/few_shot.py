@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.evaluation import figures
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
-from experiments.patches import pictures
 from experiments.patches.study import File, Study
 from experiments.studies import (
   few_shot_slides as slides,
@@ -89,7 +89,7 @@ def _patches(
   study: Study, trainings: Sequence[Sequence[Setting]]
 ) -> Iterator[Table | File]:
   """Yields Tables 2 and 3, the ablations and the figures of patches."""
-  settings, measured, summary = trainings[0], {}, {}
+  settings, measured, summary, curves = trainings[0], {}, {}, {}
   for setting, *others in zip(*trainings, strict=True):
     of_seeds = [training.scores(study.folder, s) for s in (setting, *others)]
     values = np.array([measure(scores) for scores in of_seeds])
@@ -102,6 +102,9 @@ def _patches(
       for metric, *row in zip(METRICS, *columns, strict=True)
     }
     measured[setting.name] = mean
+    if setting.name in (RD, FW_RD):
+      test = of_seeds[0]['test']
+      curves[setting.name] = test.tumour, test.mean
   methods = {name: measured[name] for name in (RD, FW_RD)}
   methods[f'{FW_RD} minus {RD}'] = measured[FW_RD] - measured[RD]
   others = sorted(name for (name,) in PUBLISHED['table_2'].values)
@@ -158,12 +161,7 @@ def _patches(
     'Balanced classes are fewer patches; they are trained for'
     f' {settings[-1].longer} time(s) the epochs.',
   )
-  first = {
-    setting.name: training.scores(study.folder, setting)['test']
-    for setting in settings[:2]
-  }
-  curves = {name: (some.tumour, some.mean) for name, some in first.items()}
-  roc = pictures.roc('Test patches, one training each', curves)
+  roc = figures.roc('Test patches, one training each', curves)
   yield File('figures/patch_roc.png', roc)
   yield training.summary(study.folder, patches=summary)
 

@@ -24,7 +24,7 @@ from experiments.patches import tiles as patch_tiles
 from experiments.patches.study import Material
 from experiments.run import phantoms
 from experiments.run.check import Findings
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, free
 from kmil_jax import froc
 from kmil_jax.tasks.distill import TUMOUR
 
@@ -48,39 +48,35 @@ _CODE = ('data/*.py', 'data/phantom/*.py', 'data/camelyon16/*.py')
 class Data:
   """Slides and patches; a phantom of CAMELYON16 by default."""
 
-  slides_dir: pathlib.Path | None = field(
+  slides_dir: pathlib.Path | None = free(
     None,
     'Folder of the slides of CAMELYON16, which may lie in folders below it.',
-    result=False,
   )
-  annotations: pathlib.Path | None = field(
+  annotations: pathlib.Path | None = free(
     None,
     'Outlines of tumour: a folder of <slide>.xml, <slide>.json or'
     ' <slide>_mask.tif, or one .json or .json.gz file for all slides.',
-    result=False,
   )
-  lists_dir: pathlib.Path | None = field(
+  lists_dir: pathlib.Path | None = free(
     None,
     'Folder of the lists of patches released with FW-RD, with a line slide,x,y'
     ' for the centre of each: train_good.txt, train_bad.txt, test_good.txt and'
     ' test_bad.txt. Validation patches are drawn if val_good.txt and'
     ' val_bad.txt are missing.',
-    result=False,
   )
-  reference_csv: pathlib.Path | None = field(
-    None, "CSV with CAMELYON16's labels of the test slides.", result=False
+  reference_csv: pathlib.Path | None = free(
+    None, "CSV with CAMELYON16's labels of the test slides."
   )
-  patches_dir: pathlib.Path | None = field(
+  patches_dir: pathlib.Path | None = free(
     None,
     'Use images of patches instead of slides: a folder with train, val and'
     ' test, each with the folders good and bad of <slide>_<x>_<y>.png.',
-    result=False,
   )
-  weights: pathlib.Path | None = field(
+  # The file is hashed.
+  weights: pathlib.Path | None = free(
     None,
     'Weights of the teacher: wide_resnet50_2 of torchvision, .pth or'
     ' .safetensors. A random teacher is used by default.',
-    result=False,  # The file is hashed.
   )
 
   def __post_init__(self):

@@ -5,13 +5,13 @@ import functools
 import hashlib
 from typing import NamedTuple
 
-from matplotlib import figure
+from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
 from data.camelyon16.slides import KnownSlide
 from data.slides import Slide, SlideError
-from experiments.evaluation import froc as froc_tables
+from experiments.evaluation import figures, froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures
 from experiments.patches.study import File, Study
@@ -141,7 +141,7 @@ def _results(
     PUBLISHED['slides'],
   )
   yield File('figures/froc.png', froc_tables.draw(curves))
-  roc = pictures.roc(f'{len(tumour)} test slides', rocs)
+  roc = figures.roc(f'{len(tumour)} test slides', rocs)
   yield File('figures/slide_roc.png', roc)
   yield training.summary(study.folder, slides=summary)
 
@@ -237,7 +237,7 @@ def _draw(
   mask: np.ndarray | None,
   scored: Mapping[str, _Scored],
   scale: Scale,
-) -> figure.Figure:
+) -> Figure:
   """Draws a slide and its maps with their detections, as Figure 3."""
   longer = max(opened.width, opened.height)
   image = opened.thumbnail(opened.mpp * longer / _PICTURE)

@@ -18,7 +18,7 @@ from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
 from experiments.run import progress
-from experiments.run.options import field
+from experiments.run.options import field, free
 from experiments.run.results import Folder
 from experiments.run.start import Training
 from experiments.studies.few_shot_data import PatchesAndSlides
@@ -73,11 +73,10 @@ class Students(Training):
     choices=losses.PER,
   )
   batch: int | None = field(None, 'Patches per training step.', least=2)
-  seeds: int | None = field(
+  seeds: int | None = free(
     None,
     'Train every setting so many times, with the seeds --seed, --seed + 1, ...',
     least=1,
-    result=False,
   )
 
   def task(self) -> DistillTask:

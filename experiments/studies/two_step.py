@@ -20,6 +20,7 @@ from data import labelled_tiles, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments import papers
+from experiments.evaluation import figures
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
@@ -178,7 +179,7 @@ def stages(
   curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
   title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
-  yield File('figures/secondary_roc.png', pictures.roc(title, {name: curve}))
+  yield File('figures/secondary_roc.png', figures.roc(title, {name: curve}))
   yield from material.decisions(study, [compared[primary], second])
 
 

@@ -272,7 +272,8 @@ def test_volumes_that_may_be_wrong_are_warnings(tmp_path, capsys, monkeypatch):
   [
     ('--networks=', 'empty'),
     ('--augment=lee', "Unknown command line flag 'augment'"),
-    ('--weights=w.pth --networks=custom', 'only with resnet50'),
+    ('--weights=w.pth --networks=custom', '--weights .* only with resnet50'),
+    ('--freeze=conv1 --networks=custom', '--freeze .* only with resnet50'),
     ('--csv_path=x --classes=a', 'two labels'),
   ],
 )

@@ -54,7 +54,10 @@ def rows_of(path):
 @pytest.mark.parametrize(
   'flags,message',
   [
-    ('--tiles_zip=a --tiles_csv=b', 'exclude each other'),
+    (
+      '--tiles_zip=a --tiles_csv=b',
+      '--tiles_dir has no effect with --tiles_zip',
+    ),
     ('--table=', '--table is empty'),
     ('--fractions=0.5,0.5,0', 'three numbers above 0'),
     ('--alpha=1000 --check', 'alpha=1000 is more than the 100 tiles'),

@@ -77,6 +77,7 @@ def test_what_is_no_flag_may_be_an_option_and_a_home_is_found(monkeypatch):
     (['extra'], "'extra' is not a flag"),
     (['--model=abmil'], 'model'),
     (['--runs=1,0'], 'runs'),
+    (['--runs='], '--runs is empty'),
     (['--lr=2'], 'lr'),
     (['--tiers=2'], '--tiers has no effect with --model=kmil, only with dtfd'),
     (['--port=1'], '--port requires --host'),
