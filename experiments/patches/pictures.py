@@ -63,6 +63,8 @@ def heat(
   images = tiles.load(np.arange(n)).squeeze(-1 if tiles.channels == 1 else ())
   most = 1 if images.dtype.kind == 'f' else 255
   frame, middle = (0, size, size, 0), np.arange(size) + 0.5
+  stretched = {'vmin': 0, 'vmax': 1, 'extent': frame}
+  stretched['interpolation'] = 'bilinear'
   for row, name in zip(axes, ('tile', *maps), strict=True):
     row[0].set_ylabel(name.replace(' (', '\n('), fontsize=8)
     for i, ax in enumerate(row):
@@ -74,15 +76,7 @@ def heat(
         )
       if name in maps:
         cam, prob = maps[name][0][i], maps[name][1][i]
-        ax.imshow(
-          cam,
-          'autumn',
-          alpha=0.6 * cam,
-          vmin=0,
-          vmax=1,
-          extent=frame,
-          interpolation='bilinear',
-        )
+        ax.imshow(cam, 'autumn', alpha=0.6 * cam, **stretched)
         wrong = (prob >= 0.5) != tiles.label[i]
         ax.set_xlabel(f'{prob:.2f}', fontsize=8, color='C3' if wrong else '0.2')
       else:

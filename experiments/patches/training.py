@@ -49,6 +49,8 @@ COLUMNS = {
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
 _EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_NORMAL = ('mean', 'std')  # How tiles are normalised.
+_OF_PROGRAM = ('weight_decay', 'betas', 'binary', 'class_weight')
 # Of ct_nodes, whose other networks start at random and are trained in full.
 _STARTED = {'networks': ('resnet50',)}
 # The same task, and programs, for trainings that can share it.
@@ -247,15 +249,11 @@ def train(
   state, digest, recipe = _read_weights(options.weights, model, recipe)
   _check(train, val, recipe)
   side = recipe.input_size or train.size
+  # What programs do not depend on is left out: they serve any of these.
+  of_program = {name: getattr(recipe, name) for name in _OF_PROGRAM}
   task = _task(
     models.CLASSIFIERS[model],
-    # What programs do not depend on is left out: they serve any of these.
-    PatchRecipe(
-      weight_decay=recipe.weight_decay,
-      betas=recipe.betas,
-      binary=recipe.binary,
-      class_weight=recipe.class_weight,
-    ),
+    PatchRecipe(**of_program),
     len(train.classes),
     (side, side, train.channels),
     precision=options.precision,
@@ -286,10 +284,9 @@ def train(
       steps=-(-len(train) // recipe.batch) * recipe.batch,
       tensorboard=options.tensorboard,
     ) as (saved, shown):
+      batches = lambda epoch: _epoch(train, recipe, seed, epoch, shown)
       result = loop.fit(
-        tile_task.program(
-          task, lambda epoch: _epoch(train, recipe, seed, epoch, shown)
-        ),
+        tile_task.program(task, batches),
         recipe,
         _runs(seed),
         start,
@@ -337,7 +334,7 @@ def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
   metadata = {
     _EPOCH: str(result.epoch[0]),
-    _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
+    _INPUT: json.dumps({name: getattr(recipe, name) for name in _NORMAL}),
   }
   flat = traverse_util.flatten_dict(one, sep='/')
   path.write_bytes(safetensors.numpy.save(flat, metadata))
@@ -434,19 +431,12 @@ def _epoch(
 ) -> Iterator[Tiles]:
   """Yields batches to train on."""
   shown.advance(epoch, 0)
-  for step, batch in enumerate(
-    _batches(
-      tiles,
-      recipe,
-      recipe.batch,
-      epoch=epoch,
-      seed=seed,
-      policy=augment.PRESETS[recipe.augment],
-      balanced=recipe.balanced,
-    )
-  ):
+  order = {'epoch': epoch, 'seed': seed, 'balanced': recipe.balanced}
+  order['policy'] = augment.PRESETS[recipe.augment]
+  batches = _batches(tiles, recipe, recipe.batch, **order)
+  for step, batch in enumerate(batches, 1):
     yield batch
-    shown.advance(epoch, (step + 1) * recipe.batch)
+    shown.advance(epoch, step * recipe.batch)
 
 
 def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
@@ -460,12 +450,6 @@ def _batches(
 ) -> Iterator[Tiles]:
   from data import pipeline  # TensorFlow takes seconds to import.
 
-  for one in pipeline.tile_batches(
-    tiles,
-    batch=batch,
-    input_size=recipe.input_size,
-    mean=recipe.mean,
-    std=recipe.std,
-    **order,
-  ):
+  scale = {name: getattr(recipe, name) for name in ('input_size', *_NORMAL)}
+  for one in pipeline.tile_batches(tiles, batch=batch, **scale, **order):
     yield Tiles(image=one['image'], label=one['label'], weight=one['weight'])

@@ -36,6 +36,7 @@ _SHOWN = 10  # Test slices with Grad-CAM.
 _COLUMNS = 'train accuracy', 'test accuracy', 'test AUROC', 'Grad-CAM in node'
 _PUBLISHED = papers.read('ansari')
 _CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
+_PHANTOM_CODE = ('data/ct/*.py', 'data/phantom/*.py')
 _MEASURED = 'extent', 'room', 'is_cut'  # Of nodes.
 
 # Rows of Table 3.
@@ -170,17 +171,10 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
     TileError: if a class cannot be in every part.
   """
   simpleitk()
-  csv_path = data.csv_path or (
-    phantoms.made(
-      'ct_phantom',
-      ('data/ct/*.py', 'data/phantom/*.py'),
-      phantom.make,
-      cache_dir,
-      last='labels.csv',
-      unit='patient',
-    )
-    / 'labels.csv'
-  )
+  csv_path, last = data.csv_path, 'labels.csv'
+  if not csv_path:
+    about = 'ct_phantom', _PHANTOM_CODE, phantom.make, cache_dir
+    csv_path = phantoms.made(*about, last=last, unit='patient') / last
   rows = table.read(csv_path, data.classes, data.data_dir)
   cut = collect(rows, data, cache_dir)
   node, extent = cut['node'], cut['extent']
@@ -283,6 +277,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
   measured, cut, problems, specks = [], [], [], 0
   odd, same = collections.defaultdict(list), collections.defaultdict(dict)
   root = os.path.commonpath([row.mask.parent for row in rows])
+  how = {'mode': data.mask_interpolation, 'every': data.slices == 'all'}
   shown = progress.bar(rows, desc='nodes', unit='row', delay=0.5)
   for files, group in itertools.groupby(shown, lambda r: (r.image, r.mask)):
     try:
@@ -316,25 +311,13 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         if node.is_cut or not side:
           continue
         name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
-        pieces = nodes.cut(
-          volume,
-          numbered,
-          node,
-          side,
-          mode=data.mask_interpolation,
-          every=data.slices == 'all',
-        )
-        cut += [
-          {
-            'id': f'{name}.{k}',
-            'node': len(measured) - 1,
-            'side': side,
-            'z': piece.z,
-            'hu': np.pad(piece.hu, (_LARGEST - side) // 2),
-            'inside': np.pad(piece.inside, (_LARGEST - side) // 2),
-          }
-          for k, piece in enumerate(pieces)
-        ]
+        pieces = nodes.cut(volume, numbered, node, side, **how)
+        for k, piece in enumerate(pieces):
+          slice_of = {'id': f'{name}.{k}', 'node': len(measured) - 1}
+          slice_of |= {'side': side, 'z': piece.z}
+          for key in ('hu', 'inside'):
+            slice_of[key] = np.pad(getattr(piece, key), (_LARGEST - side) // 2)
+          cut.append(slice_of)
   if problems:
     raise VolumeError.listing(problems, 'volumes or masks that cannot be used')
   if not cut:

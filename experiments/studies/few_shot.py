@@ -117,45 +117,33 @@ def _patches(
     f'Networks of width {study.recipe["students"].width}, the same of both'
     ' methods.',
   )
-  sweep = [setting for setting in settings if setting.counterpart is not None]
-  sweep.sort(key=lambda setting: setting.tumour)
+  rows = []
+  for setting in sorted(settings, key=lambda setting: setting.tumour):
+    if (counterpart := setting.counterpart) is not None:
+      labels = setting.tumour, counterpart, f'{setting.alpha:.3g}'
+      rows.append((counterpart, labels, measured[setting.name]))
   yield _table(
     'table_3',
     'Table 3. Patches: number of tumour patches in training',
     ('tumour patches', 'in the paper', 'alpha'),
-    [
-      (
-        s.counterpart,
-        (s.tumour, s.counterpart, f'{s.alpha:.3g}'),
-        measured[s.name],
-      )
-      for s in sweep
-    ],
+    rows,
     f'{settings[0].normal} normal patches in all rows. alpha 0 is the loss of'
     ' RD.',
     'The tumour patches of a row are among those of the rows below it; each'
     ' seed draws others.',
   )
-  supervised = Setting('supervised', 100_000, 100_000, 0.5)
+  rows, supervised = [], Setting('supervised', 100_000, 100_000, 0.5)
+  for setting in (*settings, supervised):
+    if (setting.name,) in PUBLISHED['ablations'].values:
+      weights = f'{setting.alpha:g}', f'{setting.gamma:g}'
+      title = setting.name.replace('_', ', ')
+      labels = title, setting.normal, setting.tumour, *weights
+      rows.append((setting.name, labels, measured.get(setting.name)))
   yield _table(
     'ablations',
     'Ablations: weights of the loss, balance of the classes',
     ('training', 'normal', 'tumour', 'alpha', 'gamma'),
-    [
-      (
-        s.name,
-        (
-          s.name.replace('_', ', '),
-          s.normal,
-          s.tumour,
-          f'{s.alpha:g}',
-          f'{s.gamma:g}',
-        ),
-        measured.get(s.name),
-      )
-      for s in (*settings, supervised)
-      if (s.name,) in PUBLISHED['ablations'].values
-    ],
+    rows,
     'The paper does not define its unweighted loss: both rows have its number'
     ' beside them. Supervised training is not repeated here.',
     'Balanced classes are fewer patches; they are trained for'

@@ -266,15 +266,10 @@ def open_nodes(
   """
   paths = files.images_dir, files.masks_dir, files.images_csv
   if files.images_dir is None:
-    root = phantoms.made(
-      'node_images',
-      ('data/phantom/*.py',),
-      nodes.make,
-      cache_dir,
-      last='images.csv',
-      unit='image',
-    )
-    paths = [root / name for name in ('images', 'masks', 'images.csv')]
+    names = 'images', 'masks', 'images.csv'
+    about = 'node_images', ('data/phantom/*.py',), nodes.make, cache_dir
+    root = phantoms.made(*about, last=names[-1], unit='image')
+    paths = [root / name for name in names]
   images = node_images.load(*paths, mpp=files.image_mpp)
   patches = draw(images, design.patches, seed, design.least_tumour)
   by = {'patient': 'group', 'patch': 'tile'}[files.split_patches]
