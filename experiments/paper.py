@@ -17,8 +17,8 @@ from typing import ClassVar
 import jax
 from matplotlib.figure import Figure
 
-from experiments.bags import cohort as cohorts
-from experiments.bags.options import External, Features, Folds, Training
+from experiments.bags import cohort as cohorts, options
+from experiments.bags.options import External, Folds, Training
 from experiments.evaluation.tables import Table
 from experiments.papers import figures, tables
 from experiments.papers.runs import Runs
@@ -35,7 +35,7 @@ _EXTERNAL = ('table_2', 'figure_3', 'figure_4')  # On a second cohort.
 
 
 @dataclasses.dataclass(frozen=True)
-class Data(Features):
+class Data(options.Data):
   """Slides, their labels and features. Without any, a phantom cohort."""
 
   task: ClassVar[None] = None  # It follows from the table or figure.
@@ -90,6 +90,8 @@ def run(
         ' and --external_features_dir.'
       )
     external = dataclasses.replace(external, external_phantom=True)
+  if name in _OF_SETTINGS:  # Ablations keep no attention to draw.
+    data = dataclasses.replace(data, slides_dir=None)
   runs = Runs(data, external, folds, training, output, cache)
   path, _ = runs.folder('paper')
   if name == 'table_3':

@@ -15,7 +15,6 @@ from experiments.bags.options import (
   OPTIONS,
   Data,
   External,
-  Features,
   Folds,
   Model,
   Training,
@@ -44,7 +43,7 @@ class Job:
 class Runs:
   """The options that the jobs of a table share."""
 
-  data: Features
+  data: Data
   external: External  # every fold is tested on the second cohort, if any
   folds: Folds
   training: Training

@@ -56,9 +56,8 @@ def heat(
     inside: what is outlined, bool [n, S, S].
   """
   n, size = len(tiles), tiles.size
-  drawing = figure.Figure(
-    (1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3), layout='constrained'
-  )
+  sides = 1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3
+  drawing = figure.Figure(sides, layout='constrained')
   axes = drawing.subplots(1 + len(maps), n, squeeze=False)
   images = tiles.load(np.arange(n)).squeeze(-1 if tiles.channels == 1 else ())
   most = 1 if images.dtype.kind == 'f' else 255

@@ -130,7 +130,8 @@ def parse(
     if not option.positional and values[option.flag].present:
       _check_effect(option, values)
       if option.many and option.default and not held[option.flag]:
-        raise OptionError(f'--{option.flag} is empty. Name one or more.')
+        some = f'some of {_text(option.choices)}' if option.choices else 'some'
+        raise OptionError(f'--{option.flag} is empty. Name {some}.')
     elif option.default is None and not option.optional:
       raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [

@@ -37,6 +37,7 @@ _COLUMNS = 'train accuracy', 'test accuracy', 'test AUROC', 'Grad-CAM in node'
 _PUBLISHED = papers.read('ansari')
 _CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
 _PHANTOM_CODE = ('data/ct/*.py', 'data/phantom/*.py')
+_AREA = 'area of the node alone'
 _MEASURED = 'extent', 'room', 'is_cut'  # Of nodes.
 
 # Rows of Table 3.
@@ -403,10 +404,7 @@ def stages(
     ' intervals draw',
     ('network',),
     dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
-    [
-      *map(_row, summary.items()),
-      Row(('area of the node alone',), {HERE: here}),
-    ],
+    [*map(_row, summary.items()), Row((_AREA,), {HERE: here})],
     published=_PUBLISHED['table_3'],
   )
 
@@ -423,14 +421,11 @@ def _scores(
   label = tiles.label[test]
   values = metrics.evaluate(label, prob[test])
   ends = intervals.of_metrics(label, prob[test], tiles.group[test])
-  of_test = {
-    f'test_{name}': {
-      'value': number(values[name]),
-      'ci_low': number(ends[name][0]),
-      'ci_high': number(ends[name][1]),
-    }
-    for name in ('accuracy', 'auroc')
-  }
+  of_test = {}
+  for metric in ('accuracy', 'auroc'):
+    three = map(number, (values[metric], *ends[metric]))
+    names = 'value', 'ci_low', 'ci_high'
+    of_test[f'test_{metric}'] = dict(zip(names, three, strict=True))
   published = _PUBLISHED['table_3'].values[NETWORKS[name],]
   return {
     'kept_epoch': trained.epoch + 1,

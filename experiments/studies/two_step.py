@@ -126,15 +126,14 @@ def stages(
   weights = networks.weights(design, options)
 
   def train(step, name, parts, start, rate=1.0):
+    learning_rate = rate * recipe.learning_rate
     return training.train(
       study.folder,
       f'{step}_{name}',
       model=name,
       train=parts[0],
       val=parts[1],
-      recipe=dataclasses.replace(
-        recipe, learning_rate=rate * recipe.learning_rate
-      ),
+      recipe=dataclasses.replace(recipe, learning_rate=learning_rate),
       options=dataclasses.replace(options, weights=start),
       seed=study.seed,
     )
