@@ -9,11 +9,10 @@ settings = options.trained(folder.config())
 
 import dataclasses
 import pathlib
-from typing import ClassVar
 
 from experiments.run import results, start
 from experiments.run.check import Check
-from experiments.run.options import OptionError, field, free, to_json
+from experiments.run.options import OptionError, field, fixed, free, to_json
 from experiments.run.start import Machine, Output
 from kmil_jax import folds, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
@@ -132,7 +131,7 @@ class Data:
 class Features(Data):
   """Slides, their labels and features. Without any, a phantom cohort."""
 
-  slides_dir: ClassVar[None] = None  # No heat maps are drawn.
+  slides_dir: None = fixed(None, result=False)  # No heat maps are drawn.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import pathlib
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
 from experiments.run import phantoms, progress
-from experiments.run.options import OptionError, field, free
+from experiments.run.options import OptionError, field, fixed, free
 from kmil_jax import intervals, metrics, parallel
 from kmil_jax.models.node_cnn import NodeCNN
 
@@ -101,7 +101,7 @@ class Data:
 class Training(training.Training):
   """How networks are trained; by default as in the paper."""
 
-  augment: ClassVar[None] = None  # Table 3 compares networks with and without.
+  augment: None = fixed(None)  # Table 3 compares networks with and without.
 
 
 @dataclasses.dataclass(frozen=True)
