@@ -179,25 +179,25 @@ def check(table: Manifest) -> tuple[list[str], list[str]]:
   Returns:
     Problems and warnings, each naming ids or labels.
   """
-  problems, lines = [], leaks(table.case.tolist())
+  problems, warnings = [], leaks(table.case.tolist())
   if names := alike(table.label.tolist()):
     problems.append(
       f'labels {names} differ only in how they are spelled. Spell each class in'
       ' one way, in the table or by --labels=old:new.'
     )
   if names := alike(table.slide.tolist()):
-    lines.append(
+    warnings.append(
       f'slides {names} differ only in how they are spelled. If they are the'
       ' same, take one out'
     )
   for column, cells in (('label', table.label), ('case_id', table.case)):
-    lines += [
+    warnings += [
       f'{n} slides have the {column} {name}, which is taken as it stands. If it'
       ' means that nothing is known, take them out of the table'
       for name, n in sorted(collections.Counter(cells.tolist()).items())
       if normalised(name).strip('#<>()[]') in _UNKNOWN
     ]
-  return problems, lines
+  return problems, warnings
 
 
 def leaks(cases: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ first stage. Each setting has a results folder of its own, like that of
 from experiments.bags import cohort as cohorts, crossval, options, preflight
 from experiments.bags.ablation import SETTINGS
 from experiments.bags.crossval import Run
-from experiments.bags.options import Data, Folds, Model, Training
+from experiments.bags.options import Features, Folds, Model, Training
 from experiments.evaluation.summary import summarise
 from experiments.reporting.tables import of_settings
 from experiments.run import progress, results, start
@@ -21,7 +21,7 @@ from experiments.run.start import Machine, Output, show
 
 
 def run(
-  data: Data,
+  data: Features,
   folds: Folds,
   training: Training,
   check: Check,

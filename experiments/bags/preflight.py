@@ -41,7 +41,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
     CohortError: naming all problems, if there are any.
     OptionError: if --labels cannot be used.
   """
-  of = {type(one): one for one in options}
+  of = {cls: one for one in options for cls in type(one).__mro__}
   start.show(start.lines(options))
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))

@@ -28,7 +28,7 @@ import safetensors.numpy
 from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.patches import tiles as patch_tiles
-from experiments.run import progress, results
+from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
 from kmil_jax import loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
@@ -49,21 +49,21 @@ COLUMNS = {
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
 _EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_NORMAL = ('mean', 'std')  # How tiles are normalised.
+_OF_PROGRAM = ('weight_decay', 'betas', 'binary', 'class_weight')
+# Of ct_nodes, whose other networks start at random and are trained in full.
+_STARTED = {'networks': ('resnet50',)}
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(start.Training):
   """How networks are trained; by default as in the paper.
 
   Fields that a `PatchRecipe` has, too, change it; see `study.Paper.here`.
   """
 
-  epochs: int | None = field(None, 'Number of training epochs.', least=1)
-  learning_rate: float | None = field(
-    None, 'Initial learning rate.', flag='lr', least=0
-  )
   weight_decay: float | None = field(
     None, 'Weight decay, added to the gradient.', least=0
   )
@@ -98,19 +98,13 @@ class Training:
     'Weights to start from, random by default: a .safetensors or .pth file with'
     ' the names of torchvision, or a model.safetensors of this software. For'
     ' several networks: network=file,network=file.',
+    only=_STARTED,
   )
   freeze: str = field(
     '',
     'Do not train these modules: a regular expression, matched from the'
     ' beginning of their paths, as conv1|bn1|layer[12].',
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = free(
-    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
+    only=_STARTED,
   )
 
   def weights_of(self, networks: Sequence[str]) -> dict[str, str]:
@@ -201,11 +195,10 @@ class Trained:
     maps_of = jax.jit(
       functools.partial(saliency.grad_cam, self.task.model, layer=layer)
     )
-    targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
-    maps = []
-    for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
-      some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
-      cam = maps_of(self.variables, batch.image, some)
+    maps, targets = [], np.asarray(target, np.int32)
+    labelled = dataclasses.replace(tiles, label=targets)
+    for batch in _batches(labelled, self.recipe, _CAM_BATCH):
+      cam = maps_of(self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 
@@ -256,15 +249,11 @@ def train(
   state, digest, recipe = _read_weights(options.weights, model, recipe)
   _check(train, val, recipe)
   side = recipe.input_size or train.size
+  # What programs do not depend on is left out: they serve any of these.
+  of_program = {name: getattr(recipe, name) for name in _OF_PROGRAM}
   task = _task(
     models.CLASSIFIERS[model],
-    # What programs do not depend on is left out: they serve any of these.
-    PatchRecipe(
-      weight_decay=recipe.weight_decay,
-      betas=recipe.betas,
-      binary=recipe.binary,
-      class_weight=recipe.class_weight,
-    ),
+    PatchRecipe(**of_program),
     len(train.classes),
     (side, side, train.channels),
     precision=options.precision,
@@ -295,10 +284,9 @@ def train(
       steps=-(-len(train) // recipe.batch) * recipe.batch,
       tensorboard=options.tensorboard,
     ) as (saved, shown):
+      batches = lambda epoch: _epoch(train, recipe, seed, epoch, shown)
       result = loop.fit(
-        tile_task.program(
-          task, lambda epoch: _epoch(train, recipe, seed, epoch, shown)
-        ),
+        tile_task.program(task, batches),
         recipe,
         _runs(seed),
         start,
@@ -346,7 +334,7 @@ def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
   metadata = {
     _EPOCH: str(result.epoch[0]),
-    _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
+    _INPUT: json.dumps({name: getattr(recipe, name) for name in _NORMAL}),
   }
   flat = traverse_util.flatten_dict(one, sep='/')
   path.write_bytes(safetensors.numpy.save(flat, metadata))
@@ -443,19 +431,12 @@ def _epoch(
 ) -> Iterator[Tiles]:
   """Yields batches to train on."""
   shown.advance(epoch, 0)
-  for step, batch in enumerate(
-    _batches(
-      tiles,
-      recipe,
-      recipe.batch,
-      epoch=epoch,
-      seed=seed,
-      policy=augment.PRESETS[recipe.augment],
-      balanced=recipe.balanced,
-    )
-  ):
+  order = {'epoch': epoch, 'seed': seed, 'balanced': recipe.balanced}
+  order['policy'] = augment.PRESETS[recipe.augment]
+  batches = _batches(tiles, recipe, recipe.batch, **order)
+  for step, batch in enumerate(batches, 1):
     yield batch
-    shown.advance(epoch, (step + 1) * recipe.batch)
+    shown.advance(epoch, step * recipe.batch)
 
 
 def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
@@ -469,12 +450,6 @@ def _batches(
 ) -> Iterator[Tiles]:
   from data import pipeline  # TensorFlow takes seconds to import.
 
-  for one in pipeline.tile_batches(
-    tiles,
-    batch=batch,
-    input_size=recipe.input_size,
-    mean=recipe.mean,
-    std=recipe.std,
-    **order,
-  ):
+  scale = {name: getattr(recipe, name) for name in ('input_size', *_NORMAL)}
+  for one in pipeline.tile_batches(tiles, batch=batch, **scale, **order):
     yield Tiles(image=one['image'], label=one['label'], weight=one['weight'])

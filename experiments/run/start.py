@@ -62,6 +62,24 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+  """How networks are trained; by default as in the paper."""
+
+  epochs: int | None = field(None, 'Number of training epochs.', least=1)
+  learning_rate: float | None = field(
+    None, 'Initial learning rate.', flag='lr', least=0
+  )
+  precision: str = field(
+    'float32',
+    'Number format of features and products in the network.',
+    choices=('float32', 'bfloat16'),
+  )
+  tensorboard: bool = free(
+    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """The run."""
 

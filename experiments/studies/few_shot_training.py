@@ -18,9 +18,10 @@ from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
 from experiments.run import progress
-from experiments.run.options import field
+from experiments.run.options import field, free
 from experiments.run.results import Folder
-from experiments.studies.few_shot_data import Material
+from experiments.run.start import Training
+from experiments.studies.few_shot_data import PatchesAndSlides
 from kmil_jax import anomaly, loop, losses, parallel, port
 from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import Teacher, map_shapes
@@ -53,7 +54,7 @@ _CHUNK = 1024  # Patches in memory at a time.
 
 
 @dataclasses.dataclass(frozen=True)
-class Students:
+class Students(Training):
   """How students are trained; by default as in the paper."""
 
   width: int | None = field(
@@ -71,26 +72,11 @@ class Students:
     ' as in the released code (map).',
     choices=losses.PER,
   )
-  epochs: int | None = field(None, 'Number of training epochs.', least=1)
-  learning_rate: float | None = field(
-    None, 'Learning rate.', flag='lr', least=0
-  )
   batch: int | None = field(None, 'Patches per training step.', least=2)
-  seeds: int | None = field(
+  seeds: int | None = free(
     None,
     'Train every setting so many times, with the seeds --seed, --seed + 1, ...',
     least=1,
-    result=False,
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = field(
-    False,
-    'Also write the numbers of metrics.jsonl as TensorBoard event files.',
-    result=False,
   )
 
   def task(self) -> DistillTask:
@@ -162,7 +148,7 @@ class Scores(NamedTuple):
 
 
 def settings(
-  material: Material, students: Students, seed: int
+  material: PatchesAndSlides, students: Students, seed: int
 ) -> list[list[Setting]]:
   """Returns the trainings of Tables 2 and 3 and of the ablations, by seed.
 
@@ -194,7 +180,7 @@ def settings(
   ]
 
 
-def teacher(study: Study, material: Material) -> Variables:
+def teacher(study: Study, material: PatchesAndSlides) -> Variables:
   """Returns the teacher: of a file, or the random one that the folder keeps.
 
   Raises:
@@ -214,7 +200,9 @@ def student(path: pathlib.Path) -> Variables:
   return port.from_torch('student', port.load_state_dict(path))
 
 
-def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
+def train(
+  study: Study, material: PatchesAndSlides, jobs: Sequence[Setting]
+) -> None:
   """Trains what is not trained yet, and scores validation and test patches.
 
   As many trainings as fit in memory are runs of one program; what it makes of
@@ -295,7 +283,7 @@ def summary(folder: Folder, **parts: Any) -> File:
 
 def _train_group(
   study: Study,
-  material: Material,
+  material: PatchesAndSlides,
   group: Sequence[Setting],
   known: Variables,
   images: Callable[[str], np.ndarray],

@@ -22,7 +22,7 @@ from experiments.studies import (
   few_shot_slides as slides,
   few_shot_training as training,
 )
-from experiments.studies.few_shot_data import Data, Material
+from experiments.studies.few_shot_data import Data, PatchesAndSlides
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from experiments.studies.slide_scores import ScoreError
 from kmil_jax import froc
@@ -232,7 +232,7 @@ def settings_of(tumour=1001, normal=5000, main=500, counts=COUNTS):
     np.repeat('s', len(label)),
     ('tumor', 'normal'),
   )
-  material = Material({'train': patches}, main, {n: n for n in counts}, '')
+  material = PatchesAndSlides({'train': patches}, main, {n: n for n in counts})
   (found,) = training.settings(material, training.Students(seeds=1), 3)
   sweep = [s for s in found if s.counterpart is not None]
   return found, sorted(sweep, key=lambda s: s.tumour)

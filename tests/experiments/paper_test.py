@@ -267,7 +267,7 @@ def test_check_is_passed_on_to_every_command(commands, tmp_path):
   [
     ('', 'Give one of --table and --figure'),
     ('--table=1 --figure=2', 'Give one of'),
-    ('--table=1 --task=a', '--task follows from the table or figure'),
+    ('--table=1 --task=a', "Unknown command line flag 'task'"),
     ('--table=1 --models=', '--models is empty. Name some of abmil'),
     ('--table=6 --models=kmil', '--models has no effect here'),
     ('--figure=2 --models=abmil', 'lacks kmil'),

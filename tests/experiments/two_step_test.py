@@ -288,7 +288,7 @@ def grids():
 
 
 def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(grids):
-  material = Grids(grids, Tiles(), 2023, '')
+  material = Grids(grids, Tiles(), 2023)
   false = material.false_positives(RED)
   assert 10 < len(false) < 60 and not false.label.any()
   assert not set(false.group) & set(material.split['test'].group)
