@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
+_HEARTBEAT = 30  # Seconds without one after which a process is lost.
 _NUMERICS = {
   'jax_enable_x64': False,
   'jax_numpy_dtype_promotion': 'standard',
@@ -24,6 +25,8 @@ def initialize(
 ) -> None:
   """Joins a multi-process run; call before anything touches a device.
 
+  When a process ends, JAX aborts the others within `_HEARTBEAT` seconds.
+
   Args:
     coordinator: None for a single process, 'auto' where the cluster says who
       takes part (Cloud TPU, Slurm, Kubernetes), else `host:port` of process 0.
@@ -31,9 +34,15 @@ def initialize(
     process_id: this process, from 0; needed with `host:port`.
   """
   if coordinator == 'auto':
-    jax.distributed.initialize()
-  elif coordinator:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    coordinator = num_processes = process_id = None
+  elif not coordinator:
+    return
+  jax.distributed.initialize(
+    coordinator,
+    num_processes,
+    process_id,
+    heartbeat_timeout_seconds=_HEARTBEAT,
+  )
 
 
 def use_cores(most: int = 8) -> None:
@@ -88,8 +97,9 @@ def device_fault() -> str | None:
     chosen = jax.config.jax_platforms or ''
     return (
       f'JAX_PLATFORMS={chosen}: JAX finds no such device on this machine'
-      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS to'
-      ' compute on what there is, or install JAX for that device.'
+      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS and'
+      ' JAX_NUM_CPU_DEVICES to compute on what there is, or install JAX for that'
+      ' device.'
     )
   return None
 
