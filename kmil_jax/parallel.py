@@ -98,8 +98,7 @@ def device_fault() -> str | None:
     return (
       f'JAX_PLATFORMS={chosen}: JAX finds no such device on this machine'
       f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS and'
-      ' JAX_NUM_CPU_DEVICES to compute on what there is, or install JAX for that'
-      ' device.'
+      ' JAX_NUM_CPU_DEVICES to compute on what there is, or install JAX for it.'
     )
   return None
 
@@ -124,14 +123,25 @@ def platform() -> str:
   return jax.default_backend()
 
 
-def memory_bytes() -> int:
-  """Memory of one device; CPU devices share the host's."""
+def memory_bytes(host: int) -> int:
+  """Memory of one device; CPU devices share the `host` bytes of the machine."""
   device = jax.local_devices()[0]
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
-  host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   return host // jax.local_device_count()
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Bytes of a program's arguments, outputs and temporaries together.
+
+  Parameters and features are arguments. The machine code is left out, and what
+  shares memory is counted once. None where the backend does not say.
+  """
+  if (memory := compiled.memory_analysis()) is None:
+    return None
+  size = lambda kind: getattr(memory, f'{kind}_size_in_bytes')
+  return sum(map(size, ('argument', 'output', 'temp'))) - size('alias')
 
 
 def wait_for_all(name: str) -> None:

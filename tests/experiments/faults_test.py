@@ -50,6 +50,38 @@ def test_faults_of_machines_are_a_line(error, code, words):
   assert all(word in message for word in words)
 
 
+def test_a_lost_process_of_a_pod_is_a_line_of_a_pod_alone(monkeypatch):
+  error = chained(ValueError('UNKNOWN: Gloo AllGather failed: [pair.cc:547]'))
+  assert faults.explained(error, CACHE) is None
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  code, message = faults.explained(error, CACHE)
+  assert code == 1 and 'same command' in message
+  assert faults.explained(ValueError('x'), CACHE) is None
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('JAX_NUM_CPU_DEVICES', 'abc'),
+    ('JAX_ENABLE_X64', 'maybe'),
+    ('JAX_COMPILATION_CACHE_DIR', __file__),
+    ('JAX_COMPILATION_CACHE_DIR', '/proc/none'),
+  ],
+)
+def test_malformed_variables_of_jax_are_named(name, value):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.predict'],
+    cwd=ROOT,
+    env=os.environ | {name: value},
+    capture_output=True,
+    check=False,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+  assert name.lower() in done.stderr.lower()
+
+
 def test_other_faults_are_no_fault_of_the_machine():
   for error in (ValueError('x'), AssertionError('x'), OSError('x')):
     assert faults.explained(error, CACHE) is None
