@@ -61,16 +61,11 @@ def test_a_lost_process_of_a_pod_is_a_line_of_a_pod_alone(monkeypatch):
 
 @pytest.mark.parametrize(
   ('name', 'value'),
-  [
-    ('JAX_NUM_CPU_DEVICES', 'abc'),
-    ('JAX_ENABLE_X64', 'maybe'),
-    ('JAX_COMPILATION_CACHE_DIR', __file__),
-    ('JAX_COMPILATION_CACHE_DIR', '/proc/none'),
-  ],
+  [('JAX_NUM_CPU_DEVICES', 'abc'), ('JAX_ENABLE_X64', 'maybe')],
 )
 def test_malformed_variables_of_jax_are_named(name, value):
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.predict'],
+    [sys.executable, '-m', 'experiments.froc'],
     cwd=ROOT,
     env=os.environ | {name: value},
     capture_output=True,
@@ -80,6 +75,20 @@ def test_malformed_variables_of_jax_are_named(name, value):
   assert done.returncode == 1
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
   assert name.lower() in done.stderr.lower()
+
+
+@pytest.mark.parametrize('folder', [__file__, '/proc/none'])
+def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch, capsys):
+  def run(cache: start.Cache) -> None:
+    raise AssertionError
+
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
+  with pytest.raises(SystemExit) as ended:
+    start.script(run)(['x'])
+  assert ended.value.code == 1
+  error = capsys.readouterr().err
+  assert error.startswith(f'error: JAX_COMPILATION_CACHE_DIR={folder} ')
+  assert error.count('\n') == 1
 
 
 def test_other_faults_are_no_fault_of_the_machine():
