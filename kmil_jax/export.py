@@ -72,7 +72,7 @@ class Archive:
 
     def predict(weights, x, count):
       name = ANY if ANY in calls else program_name(len(x))
-      return calls[name](weights, x, np.int32(count))
+      return calls[name](weights, x, jax.numpy.int32(count))
 
     return predict
 

@@ -88,10 +88,8 @@ def leave(code: int, message: str) -> NoReturn:
   That of a pod does not wait for the others, which would wait for it.
   """
   print(message, file=sys.stderr, flush=True)
-  if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    os._exit(code)
-  sys.exit(code)
+  sys.stdout.flush()
+  (os._exit if jax.distributed.is_initialized() else sys.exit)(code)
 
 
 def explained(
