@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 
@@ -82,14 +82,12 @@ def _aborted(number: int) -> None:
   os._exit(1)
 
 
-def leave(code: int, message: str) -> NoReturn:
-  """Prints a message and ends the process.
-
-  That of a pod does not wait for the others, which would wait for it.
-  """
-  print(message, file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  (os._exit if jax.distributed.is_initialized() else sys.exit)(code)
+def leave_pod(code: int, message: str) -> None:
+  """Ends a process of a pod, which does not wait for those that wait for it."""
+  if jax.distributed.is_initialized():
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def explained(

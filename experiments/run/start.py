@@ -148,9 +148,13 @@ def script(
       run(*given)
     except (Exception, KeyboardInterrupt) as e:
       if explained := faults.explained(e, cache.cache_dir):
-        faults.leave(*explained)
+        code, message = explained
+        faults.leave_pod(code, message)
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(code)
       if isinstance(e, (*_ERRORS, *errors)):
-        faults.leave(1, f'error: {e}')
+        faults.leave_pod(1, f'error: {e}')
+        sys.exit(f'error: {e}')
       raise
 
   main.options = classes

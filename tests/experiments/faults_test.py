@@ -78,17 +78,16 @@ def test_malformed_variables_of_jax_are_named(name, value):
 
 
 @pytest.mark.parametrize('folder', [__file__, '/proc/none'])
-def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch, capsys):
+def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
   def run(cache: start.Cache) -> None:
     raise AssertionError
 
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
   with pytest.raises(SystemExit) as ended:
     start.script(run)(['x'])
-  assert ended.value.code == 1
-  error = capsys.readouterr().err
+  error = ended.value.code
   assert error.startswith(f'error: JAX_COMPILATION_CACHE_DIR={folder} ')
-  assert error.count('\n') == 1
+  assert '\n' not in error
 
 
 def test_other_faults_are_no_fault_of_the_machine():
