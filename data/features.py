@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import errno
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ _ADVICE = {
 # of it: more than compression saves of features, so that a few bytes cannot ask
 # for all memory there is.
 _SMALL, _EXPANSION = 2**26, 100
-_MEMORY = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 class FeatureError(ValueError):
@@ -279,10 +277,10 @@ def _check_written(path: Path, dataset: h5py.Dataset) -> None:
       f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
       f'full ({stored} of {size} bytes). Delete it and extract the slide again.'
     )
-  if size > _MEMORY:
+  if size > files.memory():
     raise FeatureError(
       f'{path}: {dataset.name[1:]} {list(dataset.shape)} does not fit in memory'
-      f' ({size} of {_MEMORY} bytes). Extract fewer tiles of the slide.'
+      f' ({size} of {files.memory()} bytes). Extract fewer tiles of the slide.'
     )
 
 

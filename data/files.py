@@ -251,6 +251,28 @@ def free_space(folder: Path) -> int:
   return shutil.disk_usage(place).free
 
 
+@functools.cache
+def memory(root: Path = Path('/')) -> int:
+  """Returns the bytes of memory of this machine; of its container, if less.
+
+  Args:
+    root: where the system tells of itself.
+  """
+  sizes = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+  groups = root / 'proc/self/cgroup'
+  for line in groups.read_text().splitlines() if groups.exists() else ():
+    _, kinds, group = line.split(':', 2)
+    folder, limit = root / 'sys/fs/cgroup', 'memory.max'
+    if kinds:  # The first version of groups.
+      folder, limit = folder / 'memory', 'memory.limit_in_bytes'
+    if kinds in ('', 'memory'):
+      below = folder / group.lstrip('/')
+      for place in (below, *below.parents):
+        with contextlib.suppress(OSError, ValueError):  # None, or 'max'.
+          sizes.append(int((place / limit).read_text()))
+  return min(sizes)
+
+
 def _flush(path: Path) -> None:
   descriptor = os.open(path, os.O_RDONLY)
   try:

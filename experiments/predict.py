@@ -106,6 +106,7 @@ def run(
       findings = Findings(slide_bags.differences)
       seen = slide_bags.source.seen.values()
       findings.problems += [one.fault for one in seen if one.fault]
+      findings.problems += slide_bags.too_large(predict)
       findings.close()
     slide_bags.check()
   everything = [trained, slides, scale, check, output, cache]

@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import tempfile
 from typing import Any
+import warnings
 
 import chex
 import jax
@@ -71,6 +72,24 @@ class Checkpoints:
       save_decision_policy=_decisions.FixedIntervalPolicy(1),
       preservation_policy=_keep.LatestN(2),
     )
+
+  def check_space(self, like: Any) -> None:
+    """Warns if the disk has no room for the states that a training keeps.
+
+    Args:
+      like: a tree of their structure, shapes and types.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(_arrays(like)))
+    # Two are kept while a third is written.
+    needed = size * max(3 - len(_steps(self._root)), 1)
+    free = shutil.disk_usage(self._root).free
+    if parallel.is_first() and free < needed:
+      warnings.warn(
+        f'{self._root}: the checkpoints of this training take up to'
+        f' {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Free'
+        ' some space, or give another --results_dir.',
+        stacklevel=2,
+      )
 
   def save(self, step: int, tree: Any) -> None:
     """Writes `tree` atomically, then drops all but the one before it."""

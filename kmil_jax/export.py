@@ -22,6 +22,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from kmil_jax import parallel
+
 # What programs of one length each are made for: a longer bag is refused.
 LENGTHS = tuple(2**power for power in range(7, 17))
 ANY = 'model.stablehlo'
@@ -70,14 +72,12 @@ class Archive:
 
     def predict(weights, x, count):
       name = ANY if ANY in calls else program_name(len(x))
-      return calls[name](weights, x, np.int32(count))
+      return calls[name](weights, x, jax.numpy.int32(count))
 
     return predict
 
-  def predictor(
-    self, least: int = 1
-  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Returns the function of a bag [N, D]; see `predict_bag`.
+  def predictor(self, least: int = 1) -> 'Predictor':
+    """Returns what predicts a bag.
 
     Args:
       least: rows that a bag is padded to at least.
@@ -85,8 +85,7 @@ class Archive:
     Raises:
       ExportError: as of `predict`.
     """
-    predict, weights = self.predict(), jax.device_put(self.weights)
-    return lambda bag: predict_bag(predict, weights, bag, self.lengths(), least)
+    return Predictor(self.predict(), self.weights, self.lengths(), least)
 
   def lengths(self) -> tuple[int, ...] | None:
     """Returns the lengths that bags are padded to; None for any length."""
@@ -123,37 +122,65 @@ def padded_length(
   )
 
 
-def predict_bag(
-  predict: Predict,
-  weights: Mapping[str, Any],
-  features: np.ndarray,
-  lengths: Sequence[int] | None = None,
-  least: int = 1,
-) -> dict[str, np.ndarray]:
-  """Returns what the models of R folds predict for one bag.
+class Predictor:
+  """What the models of R folds predict for one bag.
 
   Args:
     predict: see `inference.Design.predict`.
     weights: what it takes.
-    features: [N, D].
     lengths: see `padded_length`.
-    least: no shorter than this.
-
-  Returns:
-    `prob` [R, C], `attention` [R, N, A], `instance_prob` [R, N, C] and `kept`
-    [R, N].
-
-  Raises:
-    ExportError: if the bag is longer than all `lengths`.
+    least: no bag is padded to less.
   """
-  count, width = features.shape
-  x = np.zeros((padded_length(count, lengths, least), width), np.float32)
-  x[:count] = features
-  out = jax.device_get(predict(weights, x, np.int32(count)))
-  return {
-    name: value if name == 'prob' else value[:, :count]
-    for name, value in out.items()
-  }
+
+  def __init__(
+    self,
+    predict: Predict,
+    weights: Mapping[str, Any],
+    lengths: Sequence[int] | None = None,
+    least: int = 1,
+  ):
+    self._predict, self._weights = jax.jit(predict), jax.device_put(weights)
+    self._lengths, self._least = lengths, least
+    self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+
+  def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the predictions for a bag [N, D].
+
+    Returns:
+      `prob` [R, C], `attention` [R, N, A], `instance_prob` [R, N, C] and `kept`
+      [R, N].
+
+    Raises:
+      ExportError: if the bag is longer than all `lengths`.
+    """
+    count, width = features.shape
+    rows, program = self._program(count, width)
+    x = np.zeros((rows, width), np.float32)
+    x[:count] = features
+    out = jax.device_get(program(self._weights, x, np.int32(count)))
+    return {
+      name: value if name == 'prob' else value[:, :count]
+      for name, value in out.items()
+    }
+
+  def peak_bytes(self, count: int, width: int) -> int:
+    """Returns the memory that a bag takes, with the features as they are read.
+
+    Raises:
+      ExportError: if the bag is longer than all `lengths`.
+    """
+    rows, program = self._program(count, width)
+    taken = parallel.peak_bytes(program) or 0
+    return taken + 4 * width * (count + rows)
+
+  def _program(self, count: int, width: int) -> tuple[int, jax.stages.Compiled]:
+    """Returns the length that bags are padded to, and the program for it."""
+    rows = padded_length(count, self._lengths, self._least)
+    if (rows, width) not in self._programs:
+      x = jax.ShapeDtypeStruct((rows, width), np.float32)
+      lowered = self._predict.lower(self._weights, x, np.int32(count))
+      self._programs[rows, width] = lowered.compile()
+    return rows, self._programs[rows, width]
 
 
 def pack(archive: Archive) -> bytes:

@@ -18,7 +18,7 @@ from data import (
 )
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
-from data.files import clean, first_of
+from data.files import clean, first_of, memory
 from data.labels import Manifest
 from data.splits import Split
 from experiments.bags import features, phantom
@@ -89,7 +89,7 @@ class Cohort:
     """Whether features are streamed: as asked, or if they do not fit."""
     if stream is not None:
       return stream
-    room = _RESIDENT_SHARE * parallel.memory_bytes()
+    room = _RESIDENT_SHARE * parallel.memory_bytes(memory())
     return bool(parallel.agree(self.resident_bytes(precision) > room))
 
   def bags(self, precision: str, stream: bool | None) -> BagLoader:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.files import memory
 from data.splits import PARTS, Split
 from experiments.bags import cohort as cohorts
 from experiments.bags.cohort import Cohort, Material
@@ -191,7 +192,8 @@ def estimate(
   where = 'streamed from disk' if streamed else 'on the device'
   yield (
     f'memory of a device, features {where}: about {_size(stored + max(held))}'
-    f' of {_size(parallel.memory_bytes())}; programs and libraries come on top'
+    f' of {_size(parallel.memory_bytes(memory()))}; programs and libraries come'
+    ' on top'
   )
   yield (
     f'estimated time of {len(runs)} runs (h:mm:ss): about {" + ".join(times)},'

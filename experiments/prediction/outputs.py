@@ -9,10 +9,11 @@ import numpy as np
 from data.features import FeatureError
 from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
-from experiments.prediction.models import Card, Predict
+from experiments.prediction.models import Card
 from experiments.run import progress
 from experiments.run.results import Folder
 from kmil_jax import calibration
+from kmil_jax.export import Predictor
 
 _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 
@@ -20,7 +21,7 @@ _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 def predict(
   bags: Bags,
   card: Card,
-  models: Predict,
+  models: Predictor,
   folder: Folder,
   failures: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -50,6 +51,7 @@ def predict(
       digest = bags.source.digest(slide)
       prediction = _read(folder, card, slide, digest)
       if prediction is None:
+        bags.check_memory(slide, models)
         bag = bags.source.read(slide)
         arrays = models(bag.features)
         if not np.isfinite(arrays['prob']).all():

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from data.files import memory
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
@@ -250,7 +251,8 @@ def groups(
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
-  fitting = int(_SHARE * parallel.memory_bytes() / one) * parallel.num_devices()
+  room = _SHARE * parallel.memory_bytes(memory())
+  fitting = int(room / one) * parallel.num_devices()
   size = max(fitting, parallel.num_devices())
   for longer in sorted({job.longer for job in jobs}):
     alike = [job for job in jobs if job.longer == longer]

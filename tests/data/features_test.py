@@ -20,7 +20,7 @@ import pytest
 from samples import ATTRIBUTES, one_folder, write_features
 import torch
 
-from data import features, packed
+from data import features, files, packed
 from data.features import FeatureError, Folder, spacing, unified
 
 COORDS = np.array([[0, 0], [256, 0], [0, 256]])
@@ -465,7 +465,7 @@ def test_numbers_that_lie_elsewhere_or_nowhere_are_refused(
       file.create_virtual_dataset('features', layout)
     else:
       file['features'] = ROWS
-      monkeypatch.setattr(features, '_MEMORY', ROWS.nbytes - 1)
+      monkeypatch.setattr(files, 'memory', lambda: ROWS.nbytes - 1)
   words = 'does not fit' if 'memory' in kind else 'lies in other files'
   with pytest.raises(FeatureError, match=rf'a\.h5: features .*{words}'):
     features.header(tmp_path / 'a.h5')

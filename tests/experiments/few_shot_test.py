@@ -278,8 +278,8 @@ def test_groups_fit_in_memory(monkeypatch):
   weights, sizes = [np.zeros((10, 3)), np.zeros(10)], {}
   monkeypatch.setattr(training.jax, 'eval_shape', lambda *_: weights)
   for held in (0.5, 2.5, 100):  # Runs of five times its weights, per device.
-    memory = 5 * held * 4 * 40 / 0.6 + 1
-    monkeypatch.setattr(training.parallel, 'memory_bytes', lambda m=memory: m)
+    memory = 4 * (5 * held * 4 * 40 / 0.6 + 1)  # Of four devices.
+    monkeypatch.setattr(training, 'memory', lambda m=memory: m)
     groups = list(training.groups(jobs, training.Students(width=2)))
     sizes[held] = [len(group) for group in groups]
     # Those of other epochs apart, the order is that of the jobs.

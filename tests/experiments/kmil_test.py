@@ -219,29 +219,81 @@ def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
   assert list(want.glob('events*')) and not list(got.glob('events*'))
 
 
-def test_two_processes_write_what_one_wrote(short, tmp_path):
-  args, folder = short
+# A process of a pod is missed sooner than otherwise.
+MISS_SOON = SAVE_OFTEN + (
+  '\nfrom kmil_jax import parallel; parallel._HEARTBEAT = 10'
+)
+
+
+def pod(args, results, victim=None):
+  """Runs two processes; kills one at the first checkpoint, if asked to.
+
+  Returns:
+    The code and the output of each.
+  """
   with socket.socket() as s:
     s.bind(('localhost', 0))
     address = f'localhost:{s.getsockname()[1]}'
-  pod = [
+  processes = [
     feature_folder.script(
       *args,
-      f'--results_dir={tmp_path}',
+      f'--results_dir={results}',
       f'--coordinator={address}',
       '--num_processes=2',
       f'--process_id={rank}',
+      before=MISS_SOON,
     )
     for rank in range(2)
   ]
   try:
-    logs = [process.communicate(timeout=200)[0] for process in pod]
+    deadline = time.monotonic() + 120
+    while victim is not None and not list(results.glob('*/state/*/*/*')):
+      assert [p.poll() for p in processes] == [None, None]
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    if victim is not None:
+      processes[victim].kill()
+    logs = [
+      process.communicate(timeout=200 if victim is None else 60)[0]
+      for process in processes
+    ]
   finally:
-    for process in pod:
+    for process in processes:
       process.kill()
-  assert [process.returncode for process in pod] == [0, 0], '\n'.join(logs)
+  return [process.returncode for process in processes], logs
+
+
+@pytest.fixture(scope='module')
+def of_two(short, tmp_path_factory):
+  """What two processes write."""
+  results = tmp_path_factory.mktemp('pod')
+  codes, logs = pod(short[0], results)
+  assert codes == [0, 0], '\n'.join(logs)
+  return results / FOLDER
+
+
+def test_a_pod_that_loses_a_process_ends_with_a_line_and_goes_on(
+  short, of_two, tmp_path
+):
+  victim = random.randrange(2)
+  codes, logs = pod(short[0], tmp_path, victim)
+  assert codes[victim] == -signal.SIGKILL
+  assert codes[1 - victim] == 1
+  out = logs[1 - victim]
+  assert 'Traceback' not in out and 'coordination' not in out
+  assert out.splitlines()[-1].startswith('error: another process of this pod')
+  assert out.count('error') == 1 and 'same command' in out
+  codes, logs = pod(short[0], tmp_path)
+  assert codes == [0, 0], '\n'.join(logs)
+  for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
+    got = (tmp_path / FOLDER / name).read_bytes()
+    assert got == (of_two / name).read_bytes()
+
+
+def test_two_processes_write_what_one_wrote(short, of_two):
+  _, folder = short
   for fold in range(3):
-    got = tmp_path / FOLDER / f'fold_{fold}'
+    got = of_two / f'fold_{fold}'
     want = folder / f'fold_{fold}'
     np.testing.assert_allclose(losses(got)[:5], losses(want)[:5], atol=1e-5)
     assert_alike(got, want, atol=1e-3)

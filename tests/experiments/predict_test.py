@@ -129,6 +129,7 @@ def test_changed_slides_are_predicted_anew_and_unreadable_ones_leave_no_maps(
     calls.append(len(x))
     return function(x)
 
+  counted.peak_bytes = function.peak_bytes
   assert not predict(source, models, tmp_path) and there() == set(NAMES)
   # Other features of a slide, and a file that is not what it was.
   shutil.copy(source / 'slide_003.h5', source / 'slide_001.h5')
@@ -148,6 +149,26 @@ def test_changed_slides_are_predicted_anew_and_unreadable_ones_leave_no_maps(
   assert 'HDF5' in failures['slide_000'] and 'NaN' in failures['slide_002']
   written = rows(tmp_path / 'failures.csv')
   assert {row['slide_id']: row['reason'] for row in written} == failures
+
+
+def test_a_bag_that_does_not_fit_in_memory_is_refused_unread(
+  finished, models, tmp_path, monkeypatch
+):
+  found = bags.find(finished[1], models[0])
+  lengths = {slide: found.source.header(slide).length for slide in found.ids}
+  longest = max(lengths, key=lengths.get)
+  assert not found.too_large(models[1])
+  needed = models[1].peak_bytes(lengths[longest], 16)
+  # The weights and the bag are in memory, however little else is.
+  assert needed > sum(x.nbytes for x in models[1]._weights.values())
+  assert models[1].peak_bytes(10**6, 16) > 2 * 4 * 16 * 10**6
+  monkeypatch.setattr(bags.files, 'memory', lambda: needed - 1)
+  monkeypatch.setattr(found.source, 'read', None)
+  failures = outputs.predict(found, *models, Folder(tmp_path))
+  reason = failures[longest]
+  assert f'{longest}: ' in reason and f'{lengths[longest]} instances' in reason
+  assert 'GiB of memory' in reason and '--fold' in reason
+  assert any(longest in fault for fault in found.too_large(models[1]))
 
 
 def test_features_made_otherwise_are_refused(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from typing import NamedTuple
+import warnings
 
 import chex
 import jax.numpy as jnp
@@ -40,6 +41,24 @@ def tree(value, width=4):
 
 def steps(root):
   return sorted(p.name for p in pathlib.Path(root).iterdir())
+
+
+def test_a_disk_without_room_for_the_states_is_named(tmp_path, monkeypatch):
+  saved = checkpoint.Checkpoints(tmp_path / 'new')
+  state = {'a': np.zeros(2**20, np.uint8)}
+  usage = lambda mib: lambda path: shutil._ntuple_diskusage(0, 0, mib << 20)
+  # Two are kept, and one written; of what goes on, one is to be written.
+  for newest, room in ((-1, 3), (0, 2), (1, 1), (2, 1)):
+    if newest >= 0:
+      monkeypatch.undo()
+      saved.save(newest, state)
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', usage(room))
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      saved.check_space(state)
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', usage(room - 1))
+    with pytest.warns(UserWarning, match=rf'new: .* {room} MiB'):
+      saved.check_space(state)
 
 
 def test_round_trip_of_an_optimisers_state(tmp_path):
