@@ -221,5 +221,5 @@ def _reasons(folder: Path, missing: Sequence[str]) -> str:
 def _text(value: Any) -> str:
   """Returns a value to compare by; float32 attributes are rounded."""
   if isinstance(value, float) and math.isfinite(value):
-    return str(round(value, 6))
+    return f'{round(value, 6):g}' if value.is_integer() else str(round(value, 6))
   return str(value)

@@ -187,7 +187,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   """
   try:
     if not path.exists():
-      raise FeatureError(f'{path}: no such file; extract the slide first.')
+      raise FeatureError(
+        f'{path}: no such file, or a link to none. Extract the slide first.'
+      )
     if path.suffix.lower() == _PT:
       tensor = torch_files.Tensor(path)
       _check_layout(path, tensor, None)
@@ -387,7 +389,7 @@ class Folder:
   """A folder of feature files, <slide_id>.h5, .hdf5 or, failing that, .pt.
 
   Slide ids are file names less that last extension: they keep dots and leading
-  zeros.
+  zeros. The files are those that were there when it was opened.
   """
 
   def __init__(self, path: Path | str):
@@ -399,18 +401,19 @@ class Folder:
     self.path = locate(Path(path))
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
+    paths = sorted(_feature_files(self.path), key=lambda p: READ.index(p.suffix))
+    self._files = {files.clean(path.stem): path for path in reversed(paths)}
 
   def __contains__(self, slide_id: str) -> bool:
-    return slide_id in self.seen or self.file(slide_id).exists()
+    return slide_id in self._files
 
   def ids(self) -> list[str]:
     """Returns the ids of all files, sorted."""
-    return sorted({files.clean(p.stem) for p in _feature_files(self.path)})
+    return sorted(self._files)
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    paths = [files.spelled(self.path / f'{slide_id}{end}') for end in READ]
-    return next((path for path in paths if path.exists()), paths[0])
+    return self._files.get(slide_id, self.path / f'{slide_id}{_H5}')
 
   def header(self, slide_id: str) -> Header:
     """See `data.features.header`."""

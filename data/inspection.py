@@ -27,7 +27,7 @@ from data.features import FeatureError, FeatureFile, Folder, Header
 from data.files import first_of
 from data.packed import Packed
 
-_VERSION = 1  # Of what is kept; what other versions kept is read anew.
+_VERSION = 2  # Of what is kept; what other versions kept is read anew.
 _MOST = 16  # Processes.
 _WORTH = 32  # Files that take longer than another process does to start.
 _PATIENCE, _SLOWEST = 30, 2**20  # Seconds for a file, and bytes in another.
@@ -149,8 +149,14 @@ def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
     twice *= len(rows) <= 2 * twice and empty < len(rows)
   content = hashlib.sha256(repr(rows.shape).encode())
   content.update(rows)
+  fault = ''
+  if largest > _LARGEST:
+    fault = (
+      f'{bag.path}: features of {largest:.3g}, which are too large to compute'
+      ' with. Extract the slide again, or take it out of the CSV.'
+    )
   return Inspection(
-    header, '', digest, content.hexdigest(), largest, empty, twice
+    header, fault, digest, content.hexdigest(), largest, empty, twice
   )
 
 
@@ -173,13 +179,11 @@ def report(
     return problems, []
   warnings, same = [], {}
   usual = _ODD * float(np.median([one.largest for one in sound.values()]))
-  huge, large, empty, twice, single = [], [], [], [], []
+  large, empty, twice, single = [], [], [], []
   for slide, one in sound.items():
-    size, text = one.header.length, f'{slide} ({one.largest:.3g})'
-    if one.largest > _LARGEST:
-      huge.append(text)
-    elif 0 < usual < one.largest:
-      large.append(text)
+    size = one.header.length
+    if 0 < usual < one.largest:
+      large.append(f'{slide} ({one.largest:.3g})')
     if one.empty:
       empty.append(f'{slide} ({one.empty} of {size})')
     if one.twice:
@@ -187,15 +191,16 @@ def report(
     if size == 1:
       single.append(slide)
     same.setdefault(one.content, []).append(slide)
-  again = 'Extract these slides again, or take them out of the CSV.'
-  for names, lines, fault in (
-    (huge, problems, 'features too large to train on'),
-    (large, warnings, f'features above {_ODD:.0f} times those of most slides'),
-    (empty, warnings, 'tiles whose features are all zero, or all alike'),
-    (twice, warnings, 'tiles that are there more than once, and count so'),
+  for names, fault in (
+    (large, f'features above {_ODD:.0f} times those of most slides'),
+    (empty, 'tiles whose features are all zero, or all alike'),
+    (twice, 'tiles that are there more than once, and count so'),
   ):
     if names:
-      lines.append(f'{path}: {fault}, in slides {first_of(names)}. {again}')
+      warnings.append(
+        f'{path}: {fault}, in slides {first_of(names)}. Extract these slides'
+        ' again, or take them out of the CSV.'
+      )
   if 2 * len(single) > len(sound):
     warnings.append(
       f'{path}: {len(single)} of {len(sound)} slides have one instance (one'
@@ -251,7 +256,7 @@ def _in_worker(path: Path) -> Inspection:
     )
   line = ''
   with contextlib.suppress(OSError):
-    patience = _PATIENCE + path.stat().st_size // _SLOWEST
+    patience = _PATIENCE + sum(_stamp(path)[:1]) // _SLOWEST
     worker.stdin.write(f'{json.dumps([str(path), patience])}\n')
     worker.stdin.flush()
     line = worker.stdout.readline()
@@ -273,8 +278,10 @@ def _in_worker(path: Path) -> Inspection:
 
 def _stamp(path: Path) -> list[int]:
   """Returns size and times of a file, whose content has changed if they did."""
-  stat = path.stat()
-  return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  with contextlib.suppress(OSError):
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  return []  # A link to no file.
 
 
 def _kept(path: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Packed:
       ) from error
     coords = example['coords']
     return FeatureFile(
-      self.path,
+      self.path / slide_id,
       example['features'].astype(np.float32),
       coords if len(coords) else None,
       json.loads(example['attributes']),

@@ -20,7 +20,7 @@ import pytest
 from samples import ATTRIBUTES, one_folder, write_features
 import torch
 
-from data import features, packed
+from data import features, inspection, packed
 from data.features import FeatureError, Folder, spacing, unified
 
 COORDS = np.array([[0, 0], [256, 0], [0, 256]])
@@ -320,12 +320,28 @@ def test_other_names_of_the_formats_are_read(tmp_path, end):
   np.testing.assert_array_equal(folder.read('0.5').features, ROWS)
 
 
+@pytest.mark.parametrize('name', [' é', 'e\u0301', 'é ', 'e\u0301\xa0'])
+def test_names_are_those_of_the_table_however_a_disk_spells_them(
+  tmp_path, name
+):
+  write_features(tmp_path / f'{name}.h5', features=ROWS)
+  (tmp_path / 'b.h5').symlink_to(tmp_path / 'absent.h5')
+  folder = Folder(tmp_path)
+  assert folder.ids() == ['b', 'é'] and 'é' in folder
+  np.testing.assert_array_equal(folder.read('é').features, ROWS)
+  assert list(inspection.inspect(folder, ['b', 'é'])) == ['b', 'é']
+  assert folder.seen['é'].fault == ''
+  with pytest.raises(FeatureError, match=r'b\.h5: no such file, or a link to'):
+    folder.header('b')
+
+
 def test_tensors_count_where_there_is_no_h5(tmp_path):
   torch.save(torch.ones(3, 4), tmp_path / '0.5.pt')
   folder = packed.find(tmp_path)
   assert folder.ids() == ['0.5'] and folder.read('0.5').coords is None
   before = folder.digest('0.5')
   write_features(tmp_path / '0.5.h5', features=ROWS, coords=COORDS)
+  folder = packed.find(tmp_path)
   assert folder.ids() == ['0.5'] and folder.read('0.5').coords is not None
   assert folder.digest('0.5') != before
 
