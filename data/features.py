@@ -177,6 +177,11 @@ def header(path: Path | str) -> Header:
     return Header(*size, unified(attributes), kind)
 
 
+def digest(path: Path) -> str:
+  """Returns a hash of all bytes of a file."""
+  return files.hash_of_edges(path, middle=True)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   """Opens a file, and names it in whatever error there is.
@@ -401,8 +406,9 @@ class Folder:
     self.path = locate(Path(path))
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
-    paths = sorted(_feature_files(self.path), key=lambda p: READ.index(p.suffix))
-    self._files = {files.clean(path.stem): path for path in reversed(paths)}
+    kind = lambda path: -READ.index(path.suffix)
+    paths = sorted(_feature_files(self.path), key=kind)
+    self._files = {files.clean(path.stem): path for path in paths}
 
   def __contains__(self, slide_id: str) -> bool:
     return slide_id in self._files
@@ -427,10 +433,10 @@ class Folder:
     return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
-    """Returns a hash of all bytes of the file."""
+    """See `data.features.digest`."""
     if (seen := self._seen(slide_id)) and seen.digest:
       return seen.digest
-    return files.hash_of_edges(self.file(slide_id), middle=True)
+    return digest(self.file(slide_id))
 
   def _seen(self, slide_id: str) -> Any:
     """Returns the inspection of a slide, if any; raises if it could not."""

@@ -105,13 +105,7 @@ def inspect(
   left = [slide for slide in stamps if slide not in source.seen]
 
   def read(slide):
-    if not packed:
-      return _in_worker(source.file(slide))
-    try:
-      bag = source.read(slide)
-    except FeatureError as e:
-      return Inspection(source.header(slide), str(e))
-    return of(bag, source.header(slide), source.digest(slide))
+    return _look(slide, source) if packed else _in_worker(source.file(slide))
 
   count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
   try:
@@ -232,12 +226,12 @@ def serve() -> None:
     print(json.dumps(one, default=str), flush=True)
 
 
-def _look(path: Path) -> Inspection:
+def _look(place: Path | str, source: Any = features) -> Inspection:
+  """Inspects a file, or by its id the slide of a packed dataset."""
   one = Inspection()
   try:
-    one = Inspection(features.header(path))
-    digest = files.hash_of_edges(path, middle=True)
-    return of(features.read(path), one.header, digest)
+    one = Inspection(source.header(place))
+    return of(source.read(place), one.header, source.digest(place))
   except (FeatureError, OSError) as e:
     return dataclasses.replace(one, fault=str(e))
 

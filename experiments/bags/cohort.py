@@ -9,13 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data import (
-  inspection,
-  labels as label_files,
-  packed,
-  slides,
-  splits as split_files,
-)
+from data import labels as label_files, packed, slides, splits as split_files
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of
@@ -370,12 +364,7 @@ def join(
     problems.append(str(e))
     return None, table, left_out
   features.scan(source, table.slide.tolist(), cache_dir)
-  found = match(
-    source,
-    table.slide.tolist(),
-    others=left_out,
-    allow_missing=allow_missing,
-  )
+  found = match(source, table, others=left_out, allow_missing=allow_missing)
   headers, made = found.headers, found.made
   problems += found.problems
   if differ := features.differences(made, like.made if like else {}):
@@ -383,10 +372,7 @@ def join(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
-  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, doubts = inspection.report(source.path, source.seen, cases)
-  problems += faults
-  findings.warnings += found.warnings + doubts
+  findings.warnings += found.warnings
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)
