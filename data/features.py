@@ -27,8 +27,8 @@ ATTRIBUTES = (
 )
 _SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
 _H5, _PT = '.h5', '.pt'
-# The first of these that is there is a slide's.
-READ = (_H5, '.hdf5', '.H5', '.HDF5', _PT, '.PT')
+# The first of these that is there, in letters of any kind, is a slide's.
+READ = _H5, '.hdf5', _PT
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
@@ -406,7 +406,7 @@ class Folder:
     self.path = locate(Path(path))
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
-    kind = lambda path: -READ.index(path.suffix)
+    kind = lambda path: (-READ.index(path.suffix.lower()), path.name)
     paths = sorted(_feature_files(self.path), key=kind)
     self._files = {files.clean(path.stem): path for path in paths}
 
@@ -492,5 +492,5 @@ def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in READ and not path.name.startswith('.'):
+      if path.suffix.lower() in READ and not path.name.startswith('.'):
         yield path

@@ -309,11 +309,11 @@ def test_an_empty_folder_lacks_slides_and_an_absent_one_is_named(tmp_path):
     Folder(tmp_path / 'absent')
 
 
-@pytest.mark.parametrize('end', ['.hdf5', '.H5', '.HDF5', '.PT'])
+@pytest.mark.parametrize('end', ['.hdf5', '.H5', '.HDF5', '.Pt'])
 def test_other_names_of_the_formats_are_read(tmp_path, end):
   path = tmp_path / f'below/0.5{end}'
   write_features(path, features=ROWS)
-  if end == '.PT':
+  if end == '.Pt':
     torch.save(torch.from_numpy(ROWS), path)
   folder = packed.find(tmp_path)
   assert folder.ids() == ['0.5'] and folder.file('0.5') == path
