@@ -99,8 +99,8 @@ def inspect(
     if slide not in source:
       continue
     stamps[slide] = [] if packed else _stamp(source.file(slide))
-    if one := _from_json(kept.get(slide), stamps[slide]):
-      source.seen[slide] = one
+    if stamps[slide] and slide in kept and kept[slide][0] == stamps[slide]:
+      source.seen[slide] = kept[slide][1]
       yield slide
   left = [slide for slide in stamps if slide not in source.seen]
 
@@ -108,23 +108,19 @@ def inspect(
     return _look(slide, source) if packed else _in_worker(source.file(slide))
 
   count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
+  new = {}
   try:
     with futures.ThreadPoolExecutor(count) as pool:
       for slide, one in zip(left, pool.map(read, left), strict=True):
-        source.seen[slide] = one
+        source.seen[slide], stamp = one, stamps[slide]
+        if not one.fault and max(stamp[1:], default=0) < begun - _SETTLED:
+          new[slide] = stamp, one
         yield slide
   finally:
-    done = {slide: source.seen[slide] for slide in left if slide in source.seen}
-    new = {
-      slide: [stamps[slide], dataclasses.asdict(one)]
-      for slide, one in done.items()
-      if not one.fault and max(stamps[slide][1:], default=0) < begun - _SETTLED
-    }
     if path and new and keep:
-      content = {'version': _VERSION, 'slides': kept | new}
       # If it cannot be kept, it is read again.
       with contextlib.suppress(OSError), files.replacing(path) as part:
-        part.write_text(json.dumps(content))
+        part.write_text(_to_json({'version': _VERSION, 'slides': kept | new}))
 
 
 def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
@@ -221,9 +217,9 @@ def serve() -> None:
   for line in sys.stdin:
     path, patience = json.loads(line)
     signal.alarm(patience)  # It ends C code, too, and needs no parent.
-    one = dataclasses.asdict(_look(Path(path)))
+    one = _to_json(_look(Path(path)))
     signal.alarm(0)
-    print(json.dumps(one, default=str), flush=True)
+    print(one, flush=True)
 
 
 def _look(place: Path | str, source: Any = features) -> Inspection:
@@ -256,9 +252,7 @@ def _in_worker(path: Path) -> Inspection:
     line = worker.stdout.readline()
   if line:
     idle.append(worker)
-    value = json.loads(line)
-    header = value['header'] and Header(**value['header'])
-    return Inspection(**value | {'header': header})
+    return _from_json(json.loads(line))
   worker.kill()
   worker.communicate()
   if worker.returncode >= 0:  # No process could be started.
@@ -278,19 +272,23 @@ def _stamp(path: Path) -> list[int]:
   return []  # A link to no file.
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _kept(path: Path) -> dict[str, tuple[list[int], Inspection]]:
   """Returns what is kept of slides; nothing of a file that is damaged."""
   with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
     value = json.loads(path.read_text())
     if value['version'] == _VERSION:
-      return dict(value['slides'])
+      return {
+        slide: (stamp, _from_json(one))
+        for slide, (stamp, one) in dict(value['slides']).items()
+      }
   return {}
 
 
-def _from_json(entry: Any, stamp: list[int]) -> Inspection | None:
-  """Returns what is kept of a file, None if it has changed since."""
-  with contextlib.suppress(TypeError, ValueError, KeyError):
-    before, value = entry
-    if before == stamp and stamp:
-      return Inspection(**value | {'header': Header(**value['header'])})
-  return None
+def _to_json(value: Any) -> str:
+  plain = lambda x: vars(x) if dataclasses.is_dataclass(x) else str(x)
+  return json.dumps(value, default=plain)
+
+
+def _from_json(value: dict[str, Any]) -> Inspection:
+  header = value['header'] and Header(**value['header'])
+  return Inspection(**value | {'header': header})
