@@ -138,9 +138,9 @@ def match(
   compare(source.path, matched)
   cases = dict(zip(slide_ids, table.case.tolist(), strict=True))
   faults, doubts = inspection.report(source.path, source.seen, cases)
-  return matched._replace(
-    problems=matched.problems + faults, warnings=matched.warnings + doubts
-  )
+  matched.problems.extend(faults)
+  matched.warnings.extend(doubts)
+  return matched
 
 
 def compare(path: Path, matched: Match) -> None:

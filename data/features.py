@@ -192,9 +192,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   """
   try:
     if not path.exists():
-      raise FeatureError(
-        f'{path}: no such file, or a link to none. Extract the slide first.'
-      )
+      raise FeatureError(f'{path}: no such file; extract the slide first.')
     if path.suffix.lower() == _PT:
       tensor = torch_files.Tensor(path)
       _check_layout(path, tensor, None)

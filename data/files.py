@@ -171,14 +171,11 @@ def read_rows(
   try:
     some = (s for s in _SEPARATORS if fits(next(rows(s))[1]))
     *table, (_, last) = rows(next(some, ','))
+    if last != [_END]:
+      line = table[-1][0] if table else 0
+      raise csv.Error(f'a quotation mark after line {line} is never closed')
   except csv.Error as e:
     raise error(f'{path}: cannot be read as CSV: {e}') from e
-  if last != [_END]:
-    after = f' after line {table[-1][0]}' if table else ''
-    raise error(
-      f'{path}: cannot be read as CSV: a quotation mark{after} is not closed.'
-      ' Close or remove it.'
-    )
   return table
 
 

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import decimal
+import os
 import pathlib
 import re
 import unicodedata
@@ -31,7 +32,6 @@ _UNKNOWN = frozenset(
   ' notreported unspecified undefined nodata nd missing pending tbd #na #div0'
   ' #name #num #ref #value'.split(' ')
 )
-_MARKS = re.compile(r'[^\w+#]|_')
 
 
 class ManifestError(ValueError):
@@ -169,10 +169,8 @@ def _plain(name: str) -> str:
   name = unicodedata.normalize('NFKC', name).casefold()
   if not name.isascii():  # Which takes a while.
     name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')
-  name = name.strip()
-  stem, point, extension = name.rpartition('.')
-  if stem and point + extension in _EXTENSIONS:
-    name = stem
+  stem, end = os.path.splitext(name.strip())
+  name = stem if end in _EXTENSIONS else stem + end
   if _NUMBER.fullmatch(name):
     name = f'{decimal.Decimal(name.replace(",", ".")):f}'
   name = re.sub(r'(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)', '_', name)
@@ -205,18 +203,14 @@ def doubts(table: Manifest) -> tuple[list[str], list[str]]:
       f'slides {names} differ only in how they are spelled. If they are the'
       ' same, take one out'
     )
-  ids = sorted({*table.case.tolist(), *table.slide.tolist()})
-  if short := list(filter(_SHORTENED.fullmatch, ids)):
-    lines.append(
-      f'ids {files.first_of(short)} may be long numbers that a spreadsheet'
-      ' shortened, by which several become one. Export them as text'
-    )
   for column, cells in (('label', table.label), ('case_id', table.case)):
     lines += [
       f'{n} slides have the {column} {name}, which is taken as it stands. If it'
-      ' means that nothing is known, take them out of the table'
+      ' means that nothing is known, take them out of the table; if it is a'
+      ' number that a spreadsheet shortened, export the table as text'
       for name, n in sorted(collections.Counter(cells.tolist()).items())
-      if _MARKS.sub('', look(name)) in _UNKNOWN
+      if re.sub(r'[^\w+#]|_', '', look(name)) in _UNKNOWN
+      or _SHORTENED.fullmatch(name)
     ]
   return problems, lines
 

@@ -154,16 +154,14 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     DetectionError: naming the first line that is not of this form, or whose
       probability seems to be in another column.
   """
-  lines = [
-    (number, [cell.strip().lower() for cell in cells])
-    for number, cells in files.read_rows(
-      path, DetectionError, lambda cells: len(cells) == len(_NAMES)
-    )
-  ]
+  fits = lambda cells: len(cells) == len(_NAMES)
+  lines = files.read_rows(path, DetectionError, fits)
   rows, names = [], _NAMES
-  if lines and sorted(lines[0][1]) == sorted(names):
-    (_, names), *lines = lines
   for number, cells in lines:
+    cells = [cell.strip().lower() for cell in cells]
+    if number == lines[0][0] and sorted(cells) == sorted(names):
+      names = cells
+      continue
     try:
       row = dict(zip(names, map(float, cells), strict=True))
     except ValueError:

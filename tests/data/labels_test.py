@@ -196,7 +196,7 @@ TWO = ('case_1', 'a', 'x'), ('case_2', 'b', 'y')
     ([*TWO, ('c', 'd', '.5'), ('e', 'f', '0,5')], 'labels .5 and 0,5', ''),
     ([*TWO, ('c', 'd', '10'), ('e', 'f', '1E1')], 'labels 10 and 1E1', ''),
     ([*TWO, ('c', 'd', 'non-x'), ('e', 'f', 'nonX')], 'non-x and nonX', ''),
-    ([*TWO, ('1.2E+11', 'd', 'x')], '', 'ids 1.2E+11 may be long numbers'),
+    ([*TWO, ('1.2E+11', 'd', 'x')], '', 'the case_id 1.2E+11, which is'),
     ([*TWO, ('c', 'd', "'--")], '', "1 slides have the label '--, which is"),
     ([*TWO, ('c', 'd', 'Not reported')], '', 'the label Not reported, which'),
     ([*TWO, ('CASE-2', 'd', 'x')], '', 'cases CASE-2 and case_2 look like one'),
