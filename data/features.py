@@ -266,7 +266,8 @@ def _check_written(path: Path, dataset: h5py.Dataset) -> None:
   A writer that was killed leaves rows that HDF5 would read as zeros. What lies
   in other files, or does not fit in memory, is refused, too.
   """
-  if dataset.external or dataset.is_virtual:
+  is_own = dataset.file.filename == str(path)  # Links may lead to links.
+  if dataset.external or dataset.is_virtual or not is_own:
     raise FeatureError(
       f'{path}: {dataset.name[1:]} lies in other files. Copy it into this one.'
     )

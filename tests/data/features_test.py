@@ -466,7 +466,9 @@ def test_huge_shapes_take_no_memory(tmp_path, shape, options):
   assert peak < 2**22
 
 
-@pytest.mark.parametrize('kind', ['external', 'virtual', 'larger than memory'])
+@pytest.mark.parametrize(
+  'kind', ['external', 'virtual', 'linked', 'larger than memory']
+)
 def test_numbers_that_lie_elsewhere_or_nowhere_are_refused(
   tmp_path, monkeypatch, kind
 ):
@@ -479,6 +481,10 @@ def test_numbers_that_lie_elsewhere_or_nowhere_are_refused(
       layout = h5py.VirtualLayout(ROWS.shape, 'f4')
       layout[:] = h5py.VirtualSource(tmp_path / 'b.h5', 'x', ROWS.shape)
       file.create_virtual_dataset('features', layout)
+    elif kind == 'linked':
+      write_features(tmp_path / 'b.h5', x=ROWS)
+      file['b'] = h5py.ExternalLink(str(tmp_path / 'b.h5'), '/')
+      file['features'] = h5py.SoftLink('/b/x')
     else:
       file['features'] = ROWS
       monkeypatch.setattr(features, '_MEMORY', ROWS.nbytes - 1)
