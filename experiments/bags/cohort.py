@@ -1,6 +1,7 @@
 """The cohort of an experiment: slides, labels, features and folds, joined."""
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import hashlib
 import pathlib
@@ -105,11 +106,15 @@ class Cohort:
       flat = np.zeros((num_rows(length), self.width), dtype)
 
       def put(i):
-        flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+        try:
+          flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+        except FeatureError as e:
+          return str(e)
 
-      faults = features.faults(put, range(len(ends)))
-      if found := [*filter(None, faults)]:
-        raise FeatureError('\n'.join(found))
+      with futures.ThreadPoolExecutor() as pool:
+        faults = [*filter(None, pool.map(put, range(len(ends))))]
+      if faults:
+        raise FeatureError('\n'.join(faults))
       return dataclasses.replace(loader, store=store.replace(features=flat))
 
     def read(bucket, index):
