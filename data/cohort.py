@@ -56,26 +56,21 @@ def read_cohort(
     FeatureError: if there is no such folder, or several.
   """
   table, faults = labels.scan(csv_path)
-  source = packed.find(features_dir)
-  matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
   wrong, odd = labels.check(table)
-  problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
-  problems += matched.problems
-  bags, seen = [], {}
-  for slide, header in matched.headers.items():
+  source, bags = packed.find(features_dir), []
+  for slide in filter(source.__contains__, table.slide.tolist()):
     try:
       bag = source.read(slide)
+      source.seen[slide] = inspection.of(bag, source.header(slide))
+      bags.append(bag.features)
     except FeatureError as error:
-      problems.append(str(error))
-      continue
-    bags.append(bag.features)
-    seen[slide] = inspection.of(bag, header)
-  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, suspicious = inspection.report(source.path, seen, cases)
-  if problems := problems + faults:
+      source.seen[slide] = inspection.Inspection(fault=str(error))
+  matched = match(source, table, allow_missing=allow_missing)
+  problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
+  if problems := problems + matched.problems:
     raise CohortError('\n'.join(problems))
   odd = [f'{csv_path}: {text}' for text in odd]
-  for warning in odd + matched.warnings + suspicious:
+  for warning in odd + matched.warnings:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)
@@ -100,7 +95,7 @@ class Match(NamedTuple):
 
 def match(
   source: packed.Folder | packed.Packed,
-  slide_ids: Sequence[str],
+  table: labels.Manifest,
   *,
   others: frozenset[str] = frozenset(),
   allow_missing: bool = False,
@@ -108,12 +103,12 @@ def match(
   """Reads the headers of all slides' features, and how they were made.
 
   Args:
-    source: of features.
-    slide_ids: in the table.
+    source: of features, as far as `data.inspection` has seen them.
+    table: of slides.
     others: further slides that may have features.
     allow_missing: slides without features are a warning.
   """
-  matched = Match({}, {}, [], [])
+  matched, slide_ids = Match({}, {}, [], []), table.slide.tolist()
   spare = sorted(set(source.ids()) - set(slide_ids) - others)
   missing = [slide for slide in slide_ids if slide not in source]
   if missing:
@@ -141,6 +136,10 @@ def match(
     except FeatureError as error:
       matched.problems.append(str(error))
   compare(source.path, matched)
+  cases = dict(zip(slide_ids, table.case.tolist(), strict=True))
+  faults, odd = inspection.report(source.path, source.seen, cases)
+  matched.problems.extend(faults)
+  matched.warnings.extend(odd)
   return matched
 
 
@@ -166,7 +165,8 @@ def compare(path: Path, matched: Match) -> None:
       continue
     values = list(stated.values())
     matched.attributes[name] = usual = max(values, key=values.count)
-    if odd := [slide for slide, value in stated.items() if value != usual]:
+    whole = usual.removesuffix('.0')  # Of 256 and 256.0.
+    if odd := [s for s in stated if stated[s].removesuffix('.0') != whole]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
         f' {first_of(sorted(set(values)))}. Other than the rest are'

@@ -26,8 +26,8 @@ ATTRIBUTES = (
 )
 _SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
 _H5, _PT = '.h5', '.pt'
-# The first of these that is there is a slide's.
-READ = (_H5, '.hdf5', '.H5', '.HDF5', _PT, '.PT')
+# The first of these that is there, in letters of any kind, is a slide's.
+READ = _H5, '.hdf5', _PT
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
@@ -175,6 +175,11 @@ def header(path: Path | str) -> Header:
     return Header(*size, unified(attributes), kind)
 
 
+def digest(path: Path) -> str:
+  """Returns a hash of all bytes of a file."""
+  return files.hash_of_edges(path, middle=True)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   """Opens a file, and names it in whatever error there is.
@@ -259,7 +264,8 @@ def _check_written(path: Path, dataset: h5py.Dataset) -> None:
   A writer that was killed leaves rows that HDF5 would read as zeros. What lies
   in other files, or does not fit in memory, is refused, too.
   """
-  if dataset.external or dataset.is_virtual:
+  is_own = dataset.file.filename == str(path)  # Links may lead to links.
+  if dataset.external or dataset.is_virtual or not is_own:
     raise FeatureError(
       f'{path}: {dataset.name[1:]} lies in other files. Copy it into this one.'
     )
@@ -385,7 +391,7 @@ class Folder:
   """A folder of feature files, <slide_id>.h5, .hdf5 or, failing that, .pt.
 
   Slide ids are file names less that last extension: they keep dots and leading
-  zeros.
+  zeros. The files are those that were there when it was opened.
   """
 
   def __init__(self, path: Path | str):
@@ -397,18 +403,20 @@ class Folder:
     self.path = locate(Path(path))
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
+    kind = lambda path: (-READ.index(path.suffix.lower()), path.name)
+    paths = sorted(_feature_files(self.path), key=kind)
+    self._files = {files.clean(path.stem): path for path in paths}
 
   def __contains__(self, slide_id: str) -> bool:
-    return slide_id in self.seen or self.file(slide_id).exists()
+    return slide_id in self._files
 
   def ids(self) -> list[str]:
     """Returns the ids of all files, sorted."""
-    return sorted({files.clean(p.stem) for p in _feature_files(self.path)})
+    return sorted(self._files)
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    paths = [files.spelled(self.path / f'{slide_id}{end}') for end in READ]
-    return next((path for path in paths if path.exists()), paths[0])
+    return self._files.get(slide_id, self.path / f'{slide_id}{_H5}')
 
   def header(self, slide_id: str) -> Header:
     """See `data.features.header`."""
@@ -422,10 +430,10 @@ class Folder:
     return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
-    """Returns a hash of all bytes of the file."""
+    """See `data.features.digest`."""
     if (seen := self._seen(slide_id)) and seen.digest:
       return seen.digest
-    return files.hash_of_edges(self.file(slide_id), middle=True)
+    return digest(self.file(slide_id))
 
   def _seen(self, slide_id: str) -> Any:
     """Returns the inspection of a slide, if any; raises if it could not."""
@@ -481,5 +489,5 @@ def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in READ and not path.name.startswith('.'):
+      if path.suffix.lower() in READ and not path.name.startswith('.'):
         yield path

@@ -3,28 +3,34 @@
 import collections
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import decimal
+import os
 import pathlib
 import re
 import unicodedata
 
 import numpy as np
 
-from data import files, slides
+from data import features, files, slides
 
 COLUMNS = ('case_id', 'slide_id', 'label')
 # File systems take 255; what is put before and after an id takes the rest.
 _LONGEST_ID = 180
-_EXTENSIONS = slides.EXTENSIONS | {'.h5', '.pt'}
+_EXTENSIONS = slides.EXTENSIONS.union(features.READ)
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
-# Of TCGA, CPTAC, GTEx and CAMELYON17, as `normalised` has them: a patient, and
-# what may follow of samples and slides.
+_NUMBER = re.compile(r'\+?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,2})?')
+_SHORTENED = re.compile(r'\d+([.,]\d+)?E\+\d+')  # As spreadsheets do it.
+# Of TCGA, CPTAC, GTEx and CAMELYON17, as `_plain` has them: a patient, and what
+# may follow of samples and slides.
 _PATIENT = re.compile(
   r'^(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))[_.].*'
 )
-# What spreadsheets, programs and people write where nothing is known.
+# What spreadsheets, programs and people write where nothing is known, less all
+# marks but the # of a spreadsheet's errors, and + of a grade.
 _UNKNOWN = frozenset(
-  '- -- ? . na n/a n.a. nan nil null none unknown not_known not_available nd'
-  ' n.d. missing tbd div/0! name? num! ref! value!'.split()
+  ' na nan nil null none unk unknown notknown notavailable notapplicable'
+  ' notreported unspecified undefined nodata nd missing pending tbd #na #div0'
+  ' #name #num #ref #value'.split(' ')
 )
 
 
@@ -147,21 +153,28 @@ def normalised(name: str) -> str:
   """Returns what names have in common that people or programs spell apart.
 
   That is all but upper and lower case, zeros before a number and after its
-  point, the kind of spaces and hyphens, signs that cannot be seen, and the
-  extension of a slide or of its features.
+  point, an exponent, spaces and hyphens but between digits, signs that cannot
+  be seen, and the extension of a slide or of its features.
   """
-  name = unicodedata.normalize('NFKC', name).casefold()
-  if not name.isascii():  # Which takes a while.
-    name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')
-  stem, point, extension = name.strip().rpartition('.')
-  name = stem if stem and point + extension in _EXTENSIONS else name.strip()
-  name = re.sub(r'(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)', '_', name)
-  return re.sub(r'(?<![\d.])0+(?=\d)|(?<=\d)[.,]0+$', '', name)
+  return re.sub(r'(?<!\d)_|_(?!\d)', '', _plain(name))
 
 
 def same_patient(case: str) -> str:
   """Returns what the case ids of a patient have in common; see `normalised`."""
-  return _PATIENT.sub(r'\1', normalised(case))
+  return normalised(_PATIENT.sub(r'\1', _plain(case)))
+
+
+def _plain(name: str) -> str:
+  """Returns a name with _ for what separates its words, else as `normalised`."""
+  name = unicodedata.normalize('NFKC', name).casefold()
+  if not name.isascii():  # Which takes a while.
+    name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')
+  stem, end = os.path.splitext(name.strip())
+  name = stem if end in _EXTENSIONS else stem + end
+  if _NUMBER.fullmatch(name):
+    name = f'{decimal.Decimal(name.replace(",", ".")):f}'
+  name = re.sub(r'(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)', '_', name)
+  return re.sub(r'(?<![\d.])0+(?=\d)|(?<=\d)[.,]0+$', '', name)
 
 
 def alike(names: Iterable[str], key: Callable[[str], str] = normalised) -> str:
@@ -193,9 +206,11 @@ def check(table: Manifest) -> tuple[list[str], list[str]]:
   for column, cells in (('label', table.label), ('case_id', table.case)):
     warnings += [
       f'{n} slides have the {column} {name}, which is taken as it stands. If it'
-      ' means that nothing is known, take them out of the table'
+      ' means that nothing is known, take them out of the table; if it is a'
+      ' number that a spreadsheet shortened, export the table as text'
       for name, n in sorted(collections.Counter(cells.tolist()).items())
-      if normalised(name).strip('#<>()[]') in _UNKNOWN
+      if re.sub(r'[^\w+#]|_', '', normalised(name)) in _UNKNOWN
+      or _SHORTENED.fullmatch(name)
     ]
   return problems, warnings
 

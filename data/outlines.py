@@ -47,7 +47,7 @@ def read(path: pathlib.Path | str) -> list[Ring]:
   def shapes() -> Iterator[Ring | str]:
     if path.suffix.lower() == '.xml':
       return _xml_rings(ElementTree.parse(path).getroot())
-    return _json_rings(json.loads(path.read_text(encoding='utf-8')))
+    return _json_rings(json.loads(path.read_bytes()))
 
   return _sound(str(path), shapes)
 

@@ -38,8 +38,14 @@ class Packed:
     import tensorflow_datasets as tfds
 
     self.path, self.seen = Path(path), {}  # See `Folder`.
-    builder = tfds.builder_from_directory(self.path)
-    index = dict(builder.info.metadata or {})
+    try:
+      builder = tfds.builder_from_directory(self.path)
+      index = dict(builder.info.metadata or {})
+    except Exception as error:  # TFDS raises anything on damaged files.
+      raise FeatureError(
+        f'{path}: its index cannot be read ({error}). Copy or pack the dataset'
+        ' again.'
+      ) from error
     if not INDEX <= index.keys():
       raise FeatureError(
         f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack.'
@@ -96,7 +102,7 @@ class Packed:
       ) from error
     coords = example['coords']
     return FeatureFile(
-      self.path,
+      self.path / slide_id,
       example['features'].astype(np.float32),
       coords if len(coords) else None,
       json.loads(example['attributes']),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data import files
 from data.labelled_tiles import LabelledTiles, TileError
-from data.labels import leaks
+from data.labels import alike, leaks
 
 COLUMNS = ('patient', 'x', 'y', 'label', 'zip_path')
 EXTENSIONS = ('.png', '.jpg', '.jpeg')
@@ -200,8 +200,6 @@ def from_zip(
     and not any(map(files.hidden, entry.split('/')))
   ]
   rows = list(kept.values())
-  for line in leaks(row['patient'] for row in rows):
-    warnings.warn(f'{csv_path}: {line}', stacklevel=2)
   classes = tuple(sorted({row['label'] for row in rows}, key=_by_value))
   return _opened(
     csv_path,
@@ -237,6 +235,10 @@ def _opened(
   if not images and not problems:
     problems = ['no tile']
   sizes, modes, faults, cut = {}, set(), [*problems], []
+  for line in leaks(columns['group'].tolist()):
+    warnings.warn(f'{where}: {line}', stacklevel=3)
+  if names := alike(columns['classes']):
+    faults.append(f'classes {names} are spelled apart. Spell each in one way.')
   for name, file in images.items():
     try:
       with file() as f, Image.open(f) as image:

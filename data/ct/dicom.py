@@ -107,10 +107,9 @@ def read(folder: pathlib.Path) -> Any:
 def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   """Returns the tags of the slices of the folder's one CT series, by file."""
   slices = {}
-  for path in sorted(folder.iterdir()):
-    if path.is_symlink() and not path.exists():
-      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
   for path in files.listed(folder, pattern='*'):
+    if files.broken(path):
+      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):

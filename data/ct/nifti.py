@@ -53,7 +53,7 @@ def read(path: pathlib.Path, like: int | None = None) -> Any:
     VolumeError: if it is not, or holds NaN or infinity; names the file and what
       is wrong.
   """
-  if not path.exists():
+  if not path.is_file():
     raise VolumeError(f'{path}: no such file. Mend its path in the table.')
   if not path.name.lower().endswith(('.nii', '.nii.gz')):
     raise VolumeError(

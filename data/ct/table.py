@@ -49,7 +49,8 @@ def read(
   rows, problems = [], []
   table = files.read_csv(path, COLUMNS, VolumeError)
   for line, cells in table:
-    value, label = cells.get(VALUE, ''), cells['label']
+    # Where some cells are empty, pandas writes 1.0 for 1.
+    value, label = cells.get(VALUE, '').removesuffix('.0'), cells['label']
     faults = [f'empty {name}' for name in COLUMNS if not cells[name]]
     if label and label not in classes:
       faults.append(

@@ -8,10 +8,9 @@ import numpy as np
 
 from data.ct import VolumeError, dicom, nifti, simpleitk
 
-# Sine of the angle, 0.6 degrees, below which an axis counts as straight.
-_STRAIGHT = 0.01
+_STRAIGHT = 0.6  # Degrees below which an axis counts as straight.
 _ALIKE = 0.01  # Of a voxel: how far two grids may be apart.
-_SIDES = 0.05, 20.0  # mm: sides of voxels that a CT may have.
+_SIDES = 0.1, 20.0  # mm: sides of voxels that a CT may have.
 _VALUES = 256  # Of a mask; a CT has thousands.
 _SAMPLE = 10**6  # Voxels that tell whether a volume is in HU.
 
@@ -128,10 +127,10 @@ def write(path: str | pathlib.Path, array: np.ndarray, volume: Volume) -> None:
 def _straight(path: pathlib.Path, image: Any) -> Volume:
   """Returns an image, whatever its values, along the axes of `Volume`."""
   direction = np.array(image.GetDirection()).reshape(3, 3)
-  main = np.abs(direction) > 0.5
-  tilt = np.abs(direction)[~main].max()
-  if tilt > _STRAIGHT or (main.sum(0) != 1).any() or (main.sum(1) != 1).any():
-    angle = np.degrees(np.arcsin(min(tilt, 1)))
+  # From each axis to the nearest of the patient's.
+  nearest = np.abs(direction).max(0).clip(max=1)
+  angle = np.degrees(np.arccos(nearest.min()))
+  if angle > _STRAIGHT:
     raise VolumeError(
       f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's."
       ' Resample it to an axial grid.'
@@ -147,10 +146,5 @@ def _straight(path: pathlib.Path, image: Any) -> Volume:
   sitk = simpleitk()
   image = sitk.DICOMOrient(image, 'LPS')
   array = sitk.GetArrayFromImage(image)
-  if array.ndim > 3 or array.dtype.kind not in 'iuf':
-    raise VolumeError(
-      f'{path}: {array.dtype} {array.shape}: several values per voxel, or none'
-      ' that is a number. One is needed.'
-    )
   grid = image.GetSpacing()[::-1], image.GetOrigin()[::-1], image.GetDirection()
   return Volume(path, array, *grid)

@@ -1,6 +1,7 @@
 """The cohort of an experiment: slides, labels, features and folds, joined."""
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import hashlib
 import pathlib
@@ -9,13 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data import (
-  inspection,
-  labels as label_files,
-  packed,
-  slides,
-  splits as split_files,
-)
+from data import labels as label_files, packed, slides, splits as split_files
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of, memory
@@ -111,11 +106,15 @@ class Cohort:
       flat = np.zeros((num_rows(length), self.width), dtype)
 
       def put(i):
-        flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+        try:
+          flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+        except FeatureError as e:
+          return str(e)
 
-      faults = features.faults(put, range(len(ends)))
-      if unreadable := [*filter(None, faults)]:
-        raise FeatureError('\n'.join(unreadable))
+      with futures.ThreadPoolExecutor() as pool:
+        faults = [*filter(None, pool.map(put, range(len(ends))))]
+      if faults:
+        raise FeatureError('\n'.join(faults))
       return dataclasses.replace(loader, store=store.replace(features=flat))
 
     def read(bucket, index):
@@ -370,24 +369,16 @@ def join(
     problems.append(str(e))
     return None, table, left_out
   features.scan(source, table.slide.tolist(), cache_dir)
-  matched = match(
-    source,
-    table.slide.tolist(),
-    others=left_out,
-    allow_missing=allow_missing,
-  )
-  headers, attributes = matched.headers, matched.attributes
+  found = match(source, table, others=left_out, allow_missing=allow_missing)
+  headers, attributes = found.headers, found.attributes
+  problems += found.problems
   theirs = like.attributes if like else {}
-  problems += matched.problems
   if differ := features.differences(attributes, theirs):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
-  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, odd = inspection.report(source.path, source.seen, cases)
-  problems += faults
-  findings.warnings += matched.warnings + odd
+  findings.warnings += found.warnings
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)

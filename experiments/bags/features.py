@@ -1,14 +1,11 @@
 """Features of slides: read, and compared with others."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
-from typing import Any
 
 from data import inspection, packed
-from data.features import FeatureError
 from experiments.run import progress
 from kmil_jax import parallel
 
@@ -55,22 +52,6 @@ def scan(
     delay=_PATIENCE,
   )
   collections.deque(bar, maxlen=0)
-
-
-def faults(
-  read: Callable[[Any], object], items: Iterable[Any]
-) -> Iterator[str]:
-  """Reads in threads; yields of each item its fault, '' if there is none."""
-
-  def fault(item):
-    try:
-      read(item)
-    except FeatureError as e:
-      return str(e)
-    return ''
-
-  with futures.ThreadPoolExecutor() as pool:
-    yield from pool.map(fault, items)
 
 
 def _same(one: str, other: str, tolerance: float) -> bool:

@@ -19,7 +19,7 @@ NOTE = (
   'FROC: mean sensitivity at 1/4 to 8 false positives per slide, by the'
   ' definition of CAMELYON16.'
 )
-_HEADER = 'probability,x,y'
+_NAMES = 'probability', 'x', 'y'
 _SWAPPED = 'Perhaps x and y are swapped.'
 
 
@@ -144,8 +144,8 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """Reads lines `probability,x,y`.
 
   Args:
-    path: UTF-8; blank lines are skipped, and there may be nothing else but a
-      first line that names the columns, which then may have any order.
+    path: see `data.files.read_rows`; there may be nothing else but a first line
+      that names the columns, which then may have any order.
 
   Returns:
     Scores [K] and places in level-0 pixels [K, 2].
@@ -154,29 +154,29 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     DetectionError: naming the first line that is not of this form, or whose
       probability seems to be in another column.
   """
-  try:
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    raise DetectionError(f'{path}: cannot be read ({e}). Copy it again.') from e
-  rows, names = [], _HEADER.split(',')
-  for number, line in enumerate(lines, 1):
-    cells = [cell.strip().lower() for cell in line.split(',')]
-    if number == 1 and sorted(cells) == sorted(names):
+  fits = lambda cells: len(cells) == len(_NAMES)
+  lines = files.read_rows(path, DetectionError, fits)
+  rows, names = [], _NAMES
+  for number, cells in lines:
+    cells = [cell.strip().lower() for cell in cells]
+    if number == lines[0][0] and sorted(cells) == sorted(names):
       names = cells
-    elif line.strip():
-      try:
-        row = dict(zip(names, map(float, cells), strict=True))
-      except ValueError:
-        raise DetectionError(
-          f'{path}, line {number}: found {line[:60]!r}. {_HEADER} is needed.'
-        ) from None
-      # Scores that are no probabilities may be above 1, at whole pixels.
-      if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
-        raise DetectionError(
-          f'{path}, line {number}: a probability of {row["probability"]:g} at'
-          f' ({row["x"]:g}, {row["y"]:g}). The order of columns is {_HEADER}.'
-        )
-      rows.append([row[name] for name in _HEADER.split(',')])
+      continue
+    try:
+      row = dict(zip(names, map(float, cells), strict=True))
+    except ValueError:
+      raise DetectionError(
+        f'{path}, line {number}: found {",".join(cells)[:60]!r};'
+        f' {",".join(_NAMES)} is needed'
+      ) from None
+    # Scores that are no probabilities may be above 1, at whole pixels.
+    if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
+      raise DetectionError(
+        f'{path}, line {number}: a probability of {row["probability"]:g} at'
+        f' ({row["x"]:g}, {row["y"]:g}). The order of columns is'
+        f' {",".join(_NAMES)}.'
+      )
+    rows.append([row[name] for name in _NAMES])
   table = np.array(rows, float).reshape(-1, 3)
   return table[:, 0], table[:, 1:]
 

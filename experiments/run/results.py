@@ -140,7 +140,8 @@ class Folder:
         f'{path}: no such file. {_AGAIN}, or give another folder.'
       ) from None
     except (ValueError, csv.Error, RecursionError) as e:
-      raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
+      again = f'Remove it. {_AGAIN}'
+      raise ResultsError(f'{path} is damaged ({e}). {again}.') from e
 
   def write(self, name: str, content: Any) -> None:
     """Writes a file.

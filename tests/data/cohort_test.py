@@ -84,6 +84,20 @@ def test_files_of_another_kind_are_named(tmp_path):
     data.read_cohort(path, folder)
 
 
+def test_numbers_are_those_stated_however_they_are_stored(tmp_path):
+  path, folder = write(tmp_path, 'xyx')
+  for i, side in enumerate((256, 256.0, np.float32(256))):
+    stated = {'patch_size': side, 'encoder': 'x'}
+    write_features(folder / f's{i}.h5', stated, features=np.eye(2 + i, WIDTH))
+  assert len(data.read_cohort(path, folder).bags) == 3
+  stated['patch_size'] = 256.5
+  write_features(folder / 's2.h5', stated, features=np.eye(4, WIDTH))
+  with pytest.raises(
+    data.CohortError, match=r'patch_size are mixed: 256, .*; .* s2$'
+  ):
+    data.read_cohort(path, folder)
+
+
 def test_missing_slides_may_be_left_out(tmp_path):
   path, folder = write(tmp_path, 'xyx')
   (folder / 's1.h5').unlink()

@@ -2,6 +2,7 @@
 
 import gzip
 import locale
+import os
 import pathlib
 import struct
 import sys
@@ -93,7 +94,19 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     ),
     (lambda p: p.write_bytes(b'\x5c\x01\0\0'), 'no NIfTI header'),
     (lambda p: p.write_text('patient_id,image\n' * 40), 'no NIfTI header'),
-    (lambda p: write(p, RAMP, axes=turned(8)), r'oblique: an axis is 8\.0 deg'),
+    *(
+      (lambda p, turn=turn: write(p, RAMP, axes=turned(turn)), words)
+      for turn, words in (
+        (8, r'oblique: an axis is 8\.0 deg'),
+        (37, r'oblique: an axis is 37\.0 deg'),
+        (60, r'oblique: an axis is 30\.0 deg'),
+      )
+    ),
+    (
+      lambda p: write(p, RAMP, spacing=(0.08, 0.08, 0.25)),
+      'a voxel spacing of 0.08 x 0.08 x 0.25 mm; .* has metres, centimetres',
+    ),
+    (lambda p: os.mkfifo(p), 'no such file'),
     (
       lambda p: write(p, np.where(RAMP == 3, np.nan, 0).astype('f4')),
       '1 voxels are NaN or infinite',
@@ -614,7 +627,7 @@ def test_the_largest_slice_lies_through_the_middle_without_neighbours(mode):
 # The table.
 CLASSES = ('benign', 'metastatic')
 GOOD = (
-  'p1,a.nii,b.nii,benign,1',
+  'p1,a.nii,b.nii,benign,1.0',
   'p1,a.nii,b.nii,metastatic,2',
   'p2,c.nii,d.nii,metastatic,1',
   'p2,c.nii,d.nii,benign,3',

@@ -98,6 +98,8 @@ def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
     (b'a,b,b\n', 'several columns b'),
     ('a,b\n1,ö'.encode('cp1252'), r'cannot .* \(line 2: .*"CSV UTF-8"'),
     ('a,b\n1,ö'.encode('utf-16-le'), r'cannot .* not in UTF-8\. Save it as'),
+    (b'a,b,c\n1,2,3\n4,5,"6\n7,8,9\n', r'cannot .* mark after line 2 is never'),
+    (b'a,b\n1,"2', r'cannot .* mark after line 1 is never'),
     (b'PK\x03\x04 ...', r'cannot .* a workbook .* Save it as "CSV UTF-8"'),
   ],
 )

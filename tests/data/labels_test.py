@@ -155,6 +155,8 @@ APART = (str.upper, str.title, lambda s: s.replace('_', '\u2011'))
 APART += (lambda s: s.replace('_', '\xa0'), lambda s: f'{s}\u200b')
 APART += (lambda s: re.sub(r'\d+', r'00\g<0>', s), lambda s: f'{s}.svs')
 APART += (lambda s: f'{s}.0' if s[-1:].isdigit() else s,)
+APART += (lambda s: re.sub(r'(?<=[ab])(?=\d)', '-', s),)
+APART += (lambda s: f'+{s}0e-1' if s.isdecimal() else s,)
 
 
 @given(
@@ -192,6 +194,13 @@ TWO = ('case_1', 'a', 'x'), ('case_2', 'b', 'y')
     (TWO, '', ''),
     ([*TWO, ('c', 'd', 'X')], 'labels X and x differ only in how', ''),
     ([*TWO, ('c', 'd', 'x\u200b')], r"labels x and 'x\u200b' differ", ''),
+    ([*TWO, ('c', 'd', 'x0.5'), ('e', 'f', 'x.5')], '', ''),
+    ([*TWO, ('c', 'd', '.5'), ('e', 'f', '0,5')], 'labels .5 and 0,5', ''),
+    ([*TWO, ('c', 'd', '10'), ('e', 'f', '1E1')], 'labels 10 and 1E1', ''),
+    ([*TWO, ('c', 'd', 'non-x'), ('e', 'f', 'nonX')], 'non-x and nonX', ''),
+    ([*TWO, ('1.2E+11', 'd', 'x')], '', 'the case_id 1.2E+11, which is'),
+    ([*TWO, ('c', 'd', "'--")], '', "1 slides have the label '--, which is"),
+    ([*TWO, ('c', 'd', 'Not reported')], '', 'the label Not reported, which'),
     ([*TWO, ('CASE-2', 'd', 'x')], '', 'cases CASE-2 and case_2 look like one'),
     ([*TWO, ('c', 'A', 'x')], '', 'slides A and a differ only in how'),
     ([*TWO, ('c', 'd', '#N/A')], '', '1 slides have the label #N/A, which is'),

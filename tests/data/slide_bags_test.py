@@ -215,5 +215,10 @@ def test_readers_name_what_is_wrong(dataset, tmp_path):
   (copy / 'metadata.json').write_text('{}')
   with pytest.raises(FeatureError, match=r'not one of experiments'):
     packed.find(copy)
-  with pytest.raises(ValueError, match='Pass a SlideBagsConfig'):
+  for name in ('metadata.json', 'dataset_info.json'):
+    for damage in ('', '{', '\0'):
+      (copy / name).write_text(damage)
+      with pytest.raises(FeatureError, match=r'1\.0\.0: its index cannot be'):
+        packed.find(copy)
+  with pytest.raises(ValueError, match='pass a SlideBagsConfig'):
     slide_bags.Builder(data_dir=tmp_path)

@@ -415,7 +415,7 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
     features_dir = f'--external_features_dir={folder}/features'
     return check(*args, second, features_dir, capsys=capsys)[1]
 
-  unknown, made, damaged = problems(root / 'second')
+  unknown, damaged, made = problems(root / 'second')
   assert 'labels novel are none of those the models know: 0, 1,' in unknown
   assert 'dimensions 5 here, 4 there' in made
   assert 'slide_000.h5: NaN' in damaged

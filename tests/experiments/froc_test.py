@@ -132,6 +132,13 @@ def test_columns_in_another_order_are_taken_by_name_or_told(
   path.write_text('\n'.join(['x, Probability,y', *lines]))
   hits = files.read(masks, tables)['test_002'].hits
   np.testing.assert_array_equal(hits, expected['test_002'].hits)
+  for encoding, text in (
+    ('utf-8', '\n"x";"probability";"y"\n' + '\n'.join(lines).replace(',', ';')),
+    ('utf-16', '0.6\t7360.5\t1600\n\n0.2\t1\t2\n'),
+  ):
+    path.write_text(text, encoding=encoding)
+    hits = files.read(masks, tables)['test_002'].hits
+    np.testing.assert_array_equal(hits, expected['test_002'].hits)
   mask = block((300, 300), (20, 200, 60))
   folders = write(tmp_path / 'b', {'a': mask}, {'a': '0.9,1600,7360\n'})
   flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
