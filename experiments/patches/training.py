@@ -280,7 +280,7 @@ def train(
     'weights_sha256': digest,
   }
   results.record(part, [recipe, network], inputs)
-  if not part.has(MODEL):
+  if not part.has_model(MODEL):
     start = draw(task, _runs(seed))
     if state:
       drawn = jax.tree.map(lambda x: x[0], start)
@@ -312,7 +312,7 @@ def train(
     parallel.wait_for_all('trained')
     if result.lost[0]:
       progress.raise_if_diverged([part.path])
-    part.save(MODEL, lambda path: _save(path, result, recipe))
+    part.save_model(MODEL, _content(result, recipe))
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
@@ -341,15 +341,15 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
   return history
 
 
-def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
-  """Writes the classifier, its epoch and how its input is normalised."""
+def _content(result: loop.Result, recipe: PatchRecipe) -> bytes:
+  """Returns a file of the classifier, its epoch and how input is normalised."""
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
   metadata = {
     _EPOCH: str(result.epoch[0]),
     _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
   }
   flat = traverse_util.flatten_dict(one, sep='/')
-  path.write_bytes(safetensors.numpy.save(flat, metadata))
+  return safetensors.numpy.save(flat, metadata)
 
 
 def _read_weights(
@@ -377,7 +377,7 @@ def _read_weights(
 
 
 def _is_own(state: Mapping[str, np.ndarray]) -> bool:
-  """Whether weights have the names that `_save` gives them."""
+  """Whether weights have the names that `_content` gives them."""
   return any(name.startswith('params/') for name in state)
 
 
