@@ -5,6 +5,7 @@ import dataclasses
 import math
 from pathlib import Path
 import re
+import statistics
 from typing import Any, NamedTuple
 import warnings
 
@@ -164,12 +165,11 @@ def compare(path: Path, matched: Match) -> None:
     }
     if not stated:
       continue
-    values = list(stated.values())
-    matched.made[name] = usual = max(values, key=values.count)
+    matched.made[name] = usual = statistics.mode(stated.values())
     if odd := [slide for slide, value in stated.items() if value != usual]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
-        f' {first_of(sorted(set(values)))}; other than the rest are'
+        f' {first_of(sorted(set(stated.values())))}; other than the rest are'
         f' {first_of(odd)}'
       )
   low, high = slides.SCANNER_MPP

@@ -138,8 +138,32 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     FeatureError: if the file cannot be opened, has no features, is empty, holds
       NaN or infinity, or has not one coordinate per row.
   """
-  path = Path(path)
+  _, bag = steps(Path(path), level0_mpp)
+  return bag
+
+
+def header(path: Path | str) -> Header:
+  """Returns what a feature file states about itself, reading no features.
+
+  Raises:
+    FeatureError: if the file cannot be opened, has no features, or has not one
+      coordinate per row.
+  """
+  with contextlib.closing(steps(Path(path))) as parts:
+    return next(parts)
+
+
+def steps(
+  path: Path, level0_mpp: float | None = None
+) -> Iterator[Header | FeatureFile]:
+  """Yields what `header` and then what `read` returns, of a file opened once.
+
+  Args:
+    path: see `read`, as `level0_mpp`.
+  """
   with _opened(path) as (dataset, places, attributes):
+    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
+    yield Header(*dataset.shape[-2:], unified(attributes), kind)
     with np.errstate(over='ignore'):  # Infinity is refused below.
       features = dataset[()].astype(np.float32, copy=False)
     features = features.reshape(features.shape[-2:])
@@ -161,20 +185,7 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     if 'patch_size_level0' not in attributes and (side := spacing(coords)):
       attributes['patch_size_level0'] = side
       attributes['patch_size_level0_source'] = 'spacing of coords'
-  return FeatureFile(path, features, coords, attributes)
-
-
-def header(path: Path | str) -> Header:
-  """Returns what a feature file states about itself, reading no features.
-
-  Raises:
-    FeatureError: if the file cannot be opened, has no features, or has not one
-      coordinate per row.
-  """
-  with _opened(Path(path)) as (dataset, _, attributes):
-    size = dataset.shape[-2:]
-    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
-    return Header(*size, unified(attributes), kind)
+  yield FeatureFile(path, features, coords, attributes)
 
 
 @contextlib.contextmanager
@@ -413,8 +424,9 @@ class Folder:
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    paths = [files.spelled(self.path / f'{slide_id}{end}') for end in READ]
-    return next((path for path in paths if path.exists()), paths[0])
+    paths = (files.spelled(self.path / f'{slide_id}{end}') for end in READ)
+    first = next(paths)  # It is there, of nearly all slides.
+    return first if first.exists() else next(filter(Path.exists, paths), first)
 
   def header(self, slide_id: str) -> Header:
     """See `data.features.header`."""

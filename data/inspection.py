@@ -31,6 +31,7 @@ _VERSION = 1  # Of what is kept; what other versions kept is read anew.
 _MOST = 16  # Processes.
 _WORTH = 32  # Files that take longer than another process does to start.
 _PATIENCE, _SLOWEST = 30, 2**20  # Seconds for a file, and bytes in another.
+_BETWEEN_SAVES = 60.0  # Seconds.
 _SETTLED = 2e9  # Nanoseconds after which any change shows in a file's times.
 _LARGEST = 1e15  # Of a feature: sums of products of larger ones are infinite.
 _ODD = 1e3  # So many times as large as those of most slides.
@@ -113,24 +114,27 @@ def inspect(
       return Inspection(source.header(slide), str(e))
     return of(bag, source.header(slide), source.digest(slide))
 
-  count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
-  try:
-    with futures.ThreadPoolExecutor(count) as pool:
-      for slide, one in zip(left, pool.map(read, left), strict=True):
-        source.seen[slide] = one
-        yield slide
-  finally:
-    done = {slide: source.seen[slide] for slide in left if slide in source.seen}
-    new = {
-      slide: [stamps[slide], dataclasses.asdict(one)]
-      for slide, one in done.items()
-      if not one.fault and max(stamps[slide][1:], default=0) < begun - _SETTLED
-    }
+  def save(new):
     if path and new and keep:
       content = {'version': _VERSION, 'slides': kept | new}
       # If it cannot be kept, it is read again.
       with contextlib.suppress(OSError), files.replacing(path) as part:
         part.write_text(json.dumps(content))
+
+  count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
+  new, saved = {}, time.monotonic()
+  try:
+    with futures.ThreadPoolExecutor(count) as pool:
+      for slide, one in zip(left, pool.map(read, left), strict=True):
+        source.seen[slide], stamp = one, stamps[slide]
+        if not one.fault and max(stamp[1:], default=0) < begun - _SETTLED:
+          new[slide] = [stamp, dataclasses.asdict(one)]
+        yield slide
+        if time.monotonic() > saved + _BETWEEN_SAVES:  # A kill costs no more.
+          save(new)
+          saved = time.monotonic()
+  finally:
+    save(new)
 
 
 def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
@@ -230,9 +234,10 @@ def serve() -> None:
 def _look(path: Path) -> Inspection:
   one = Inspection()
   try:
-    one = Inspection(features.header(path))
+    steps = features.steps(path)
+    one = Inspection(next(steps))
     digest = files.hash_of_edges(path, middle=True)
-    return of(features.read(path), one.header, digest)
+    return of(next(steps), one.header, digest)
   except (FeatureError, OSError) as e:
     return dataclasses.replace(one, fault=str(e))
 
