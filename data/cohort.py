@@ -43,6 +43,10 @@ def read_cohort(
 ) -> LabelledBags:
   """Reads the labels and all features of a cohort.
 
+  Files are read once, in this process. `data.inspection` reads them in others
+  before, which takes half as long again: where HDF5's library hangs or crashes
+  on a damaged file, `experiments.kmil --check` names it.
+
   Args:
     csv_path: table with the columns case_id, slide_id and label.
     features_dir: holds <slide_id>.h5 or .pt of every slide in the table, itself

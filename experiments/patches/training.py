@@ -48,7 +48,7 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_EPOCH, _ABOUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
@@ -328,8 +328,7 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
     ResultsError: if it is not.
   """
   history = part.read(progress.METRICS)
-  with safetensors.safe_open(part.at(MODEL), 'np') as file:
-    held = (file.metadata() or {}).get(_EPOCH)
+  held = _about(part.at(MODEL))['epoch']
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(
@@ -344,12 +343,19 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
 def _content(result: loop.Result, recipe: PatchRecipe) -> bytes:
   """Returns a file of the classifier, its epoch and how input is normalised."""
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
-  metadata = {
-    _EPOCH: str(result.epoch[0]),
-    _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
-  }
+  about = {'mean': recipe.mean, 'std': recipe.std}
+  about['epoch'] = str(result.epoch[0])
   flat = traverse_util.flatten_dict(one, sep='/')
-  return safetensors.numpy.save(flat, metadata)
+  # One entry: several would be written in any order, and the hash differ.
+  return safetensors.numpy.save(flat, {_ABOUT: json.dumps(about)})
+
+
+def _about(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what `_content` states of a classifier, as far as a file does."""
+  with safetensors.safe_open(path, 'np') as file:
+    stated = file.metadata() or {}
+  # Older versions had an entry of its own for the epoch.
+  return {'epoch': stated.get(_EPOCH)} | json.loads(stated.get(_ABOUT, '{}'))
 
 
 def _read_weights(
@@ -367,9 +373,8 @@ def _read_weights(
   file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
-    with safetensors.safe_open(file, 'np') as opened:
-      own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))
-    normalised = {name: tuple(values) for name, values in own.items()}
+    own = _about(file)
+    normalised = {n: tuple(own[n]) for n in ('mean', 'std') if n in own}
   elif model.startswith('googlenet'):
     normalised = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
   digest = hashlib.sha256(file.read_bytes()).hexdigest()

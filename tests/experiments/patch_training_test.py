@@ -81,6 +81,7 @@ def test_a_model_that_was_changed_is_trained_again_and_not_read(
   finished, tmp_path, capsys, name
 ):
   folder = shutil.copytree(finished[0], tmp_path / 'x')
+  whole = (folder / 'model.safetensors').read_bytes()
   changed = bytearray((folder / name).read_bytes())
   changed[-9] ^= 128
   (folder / name).write_bytes(changed)
@@ -90,6 +91,8 @@ def test_a_model_that_was_changed_is_trained_again_and_not_read(
   same(train(folder), finished[1])
   assert f'warning: {folder}/{name} is damaged. ' in capsys.readouterr().out
   assert checksums.damage(folder) is None
+  # What began with its weights knows them by this hash.
+  assert (folder / 'model.safetensors').read_bytes() == whole
   # Older ones have no hash.
   (folder / 'sha256.json').unlink()
   same(train(folder), finished[1])
