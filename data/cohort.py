@@ -44,8 +44,8 @@ def read_cohort(
   """Reads the labels and all features of a cohort.
 
   Files are read once, in this process. `data.inspection` reads them in others
-  before, which takes half as long again: where HDF5's library hangs or crashes
-  on a damaged file, `experiments.kmil --check` names it.
+  before, which takes longer by a third and more: where HDF5's library hangs or
+  crashes on a damaged file, `experiments.kmil --check` names it.
 
   Args:
     csv_path: table with the columns case_id, slide_id and label.

@@ -244,9 +244,10 @@ def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
   known = teacher(study, material)
   images = functools.cache(lambda part: _pixels(material.parts[part]))
   done = lambda some: folder.has(*(f'{job.folder}/{SCORES}' for job in some))
-  sound = lambda job: folder.has_model(f'{job.folder}/{MODEL}')
   for group in groups(jobs, students):
-    if not done(group) or not all(map(sound, group)):
+    models = [f'{job.folder}/{MODEL}' for job in group]
+    there = filter(folder.has, models)  # Scores do without them.
+    if not done(group) or not all(map(folder.has_model, there)):
       _train_group(study, material, group, known, images)
   if not done(jobs):
     progress.raise_if_diverged(progress.below(folder.path))
