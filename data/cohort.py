@@ -5,6 +5,7 @@ import dataclasses
 import math
 from pathlib import Path
 import re
+import statistics
 from typing import Any, NamedTuple
 import warnings
 
@@ -41,6 +42,10 @@ def read_cohort(
   allow_missing: bool = False,
 ) -> LabelledBags:
   """Reads the labels and all features of a cohort.
+
+  Files are read once, in this process. `data.inspection` reads them in others
+  before, which takes longer by a third and more: where HDF5's library hangs or
+  crashes on a damaged file, `experiments.kmil --check` names it.
 
   Args:
     csv_path: table with the columns case_id, slide_id and label.
@@ -163,13 +168,12 @@ def compare(path: Path, matched: Match) -> None:
     }
     if not stated:
       continue
-    values = list(stated.values())
-    matched.attributes[name] = usual = max(values, key=values.count)
+    matched.attributes[name] = usual = statistics.mode(stated.values())
     whole = usual.removesuffix('.0')  # Of 256 and 256.0.
     if odd := [s for s in stated if stated[s].removesuffix('.0') != whole]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
-        f' {first_of(sorted(set(values)))}. Other than the rest are'
+        f' {first_of(sorted(set(stated.values())))}. Other than the rest are'
         f' {first_of(odd)}.'
       )
   low, high = slides.SCANNER_MPP

@@ -136,8 +136,32 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     FeatureError: if the file cannot be opened, has no features, is empty, holds
       NaN or infinity, or has not one coordinate per row.
   """
-  path = Path(path)
+  _, bag = steps(Path(path), level0_mpp)
+  return bag
+
+
+def header(path: Path | str) -> Header:
+  """Returns what a feature file states about itself, reading no features.
+
+  Raises:
+    FeatureError: if the file cannot be opened, has no features, or has not one
+      coordinate per row.
+  """
+  with contextlib.closing(steps(Path(path))) as parts:
+    return next(parts)
+
+
+def steps(
+  path: Path, level0_mpp: float | None = None
+) -> Iterator[Header | FeatureFile]:
+  """Yields what `header` and then what `read` returns, of a file opened once.
+
+  Args:
+    path: see `read`, as `level0_mpp`.
+  """
   with _opened(path) as (dataset, places, attributes):
+    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
+    yield Header(*dataset.shape[-2:], unified(attributes), kind)
     with np.errstate(over='ignore'):  # Infinity is refused below.
       features = dataset[()].astype(np.float32, copy=False)
     features = features.reshape(features.shape[-2:])
@@ -159,20 +183,7 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     if 'patch_size_level0' not in attributes and (side := spacing(coords)):
       attributes['patch_size_level0'] = side
       attributes['patch_size_level0_source'] = 'spacing of coords'
-  return FeatureFile(path, features, coords, attributes)
-
-
-def header(path: Path | str) -> Header:
-  """Returns what a feature file states about itself, reading no features.
-
-  Raises:
-    FeatureError: if the file cannot be opened, has no features, or has not one
-      coordinate per row.
-  """
-  with _opened(Path(path)) as (dataset, _, attributes):
-    size = dataset.shape[-2:]
-    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
-    return Header(*size, unified(attributes), kind)
+  yield FeatureFile(path, features, coords, attributes)
 
 
 def digest(path: Path) -> str:
@@ -198,24 +209,16 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     else:
       # Network disks often lack locks.
       with h5py.File(path, 'r', locking=False) as file:
-        for name in (*_NAMES, 'coords'):
-          link = file.get(name, getlink=True)
-          if isinstance(link, h5py.ExternalLink):
-            raise FeatureError(
-              f'{path}: has neither {" nor ".join(_NAMES)} of its own: {name}'
-              f' is a link to {link.filename}. Copy them into one file.'
-            )
-        features = next(filter(None, map(file.get, _NAMES)), None)
+        parts = {name: part(file, name) for name in (*_NAMES, 'coords')}
+        features = next(filter(None, map(parts.get, _NAMES)), None)
         if not isinstance(features, h5py.Dataset):
           raise FeatureError(
             f'{path}: has neither {" nor ".join(_NAMES)} but '
             f'{", ".join(file) or "nothing"}. Is it a file of coordinates only?'
           )
-        coords = file.get('coords')
+        coords = parts['coords']
         _check_layout(path, features, coords)
-        for dataset in filter(None, (features, coords)):
-          _check_written(path, dataset)
-        yield features, coords, _attributes(path, file)
+        yield features, coords, _attributes(path, parts | {'/': file})
   except FeatureError:
     raise
   except Exception as error:  # Damaged files raise errors of many kinds.
@@ -258,36 +261,49 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
     )
 
 
-def _check_written(path: Path, dataset: h5py.Dataset) -> None:
-  """Refuses a dataset of which less is stored than its shape announces.
+def part(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
+  """Returns what a file of HDF5 has of a name; None if nothing.
 
-  A writer that was killed leaves rows that HDF5 would read as zeros. What lies
-  in other files, or does not fit in memory, is refused, too.
+  Raises:
+    FeatureError: if it is a link, or if it is a dataset that lies in other
+      files, does not fit in memory, or of which less is stored than its shape
+      announces. A writer that was killed leaves rows that HDF5 would read as
+      zeros.
   """
-  is_own = dataset.file.filename == str(path)  # Links may lead to links.
-  if dataset.external or dataset.is_virtual or not is_own:
+  path, link = file.filename, file.get(name, getlink=True)
+  if not isinstance(link, h5py.HardLink | None):
+    to = getattr(link, 'filename', link.path)
     raise FeatureError(
-      f'{path}: {dataset.name[1:]} lies in other files. Copy it into this one.'
+      f'{path}: {name} is a link to {to}. Copy what it holds into this file.'
+    )
+  dataset = link and file[name]
+  shape = getattr(dataset, 'shape', None)  # Groups and nothing have none.
+  if shape is None or 0 in shape:
+    return dataset
+  if dataset.external or dataset.is_virtual:
+    raise FeatureError(
+      f'{path}: {name} lies in other files. Copy it into this one.'
     )
   # A piece is read as a whole, and may be larger than all of it.
-  numbers = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+  numbers = max(math.prod(shape), math.prod(dataset.chunks or ()))
   size = numbers * dataset.dtype.itemsize
   stored = dataset.id.get_storage_size()
   parts, written = 1, int(bool(stored))
   if dataset.chunks:
-    pieces = zip(dataset.shape, dataset.chunks, strict=True)
+    pieces = zip(shape, dataset.chunks, strict=True)
     parts = math.prod(-(-n // chunk) for n, chunk in pieces)
     written = dataset.id.get_num_chunks()
   if written < parts or size > max(_SMALL, _EXPANSION * stored):
     raise FeatureError(
-      f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
-      f'full ({stored} of {size} bytes). Delete it and extract the slide again.'
+      f'{path}: {name} {list(shape)} was never written in full'
+      f' ({stored} of {size} bytes). Delete the file and make it again.'
     )
   if size > files.memory():
     raise FeatureError(
-      f'{path}: {dataset.name[1:]} {list(dataset.shape)} does not fit in memory'
-      f' ({size} of {files.memory()} bytes). Extract fewer tiles of the slide.'
+      f'{path}: {name} {list(shape)} does not fit in memory ({size} of'
+      f' {files.memory()} bytes). Extract fewer tiles of the slide.'
     )
+  return dataset
 
 
 def _check_values(
@@ -307,9 +323,7 @@ def _check_values(
     )
 
 
-def _attributes(
-  path: Path, file: h5py.File | Mapping[str, Any]
-) -> dict[str, Any]:
+def _attributes(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
   """Returns all attributes; those of the file win over the datasets'.
 
   Bytes become text, arrays lists. TRIDENT names the encoder in the folder
@@ -320,12 +334,12 @@ def _attributes(
   if path.parent.name.startswith(_TRIDENT):
     attributes['encoder'] = path.parent.name.removeprefix(_TRIDENT)
   for name in ('coords', *reversed(_NAMES), '/'):
-    for key, value in file[name].attrs.items() if name in file else ():
+    for key, value in parts[name].attrs.items() if parts.get(name) else ():
       value = np.asarray(value)
       if value.dtype.kind == 'S':
         value = np.char.decode(value, 'utf-8', 'replace')
       attributes[key] = value.tolist()
-  if _NAMES[0] not in file and 'patch_size_level0' not in attributes:
+  if not parts.get(_NAMES[0]) and 'patch_size_level0' not in attributes:
     known = 'tile_size_um' in attributes
     attributes.setdefault('unit', 'um' if known else 'unknown')
   return attributes

@@ -31,6 +31,7 @@ _VERSION = 2  # Of what is kept; what other versions kept is read anew.
 _MOST = 16  # Processes.
 _WORTH = 32  # Files that take longer than another process does to start.
 _PATIENCE, _SLOWEST = 30, 2**20  # Seconds for a file, and bytes in another.
+_BETWEEN_SAVES = 60.0  # Seconds.
 _SETTLED = 2e9  # Nanoseconds after which any change shows in a file's times.
 _LARGEST = 1e15  # Of a feature: sums of products of larger ones are infinite.
 _ODD = 1e3  # So many times as large as those of most slides.
@@ -107,8 +108,14 @@ def inspect(
   def read(slide):
     return _inspect(slide, source) if packed else _in_worker(source.file(slide))
 
+  def save(new):
+    if path and new and keep:
+      # If it cannot be kept, it is read again.
+      with contextlib.suppress(OSError), files.replacing(path) as part:
+        part.write_text(_to_json({'version': _VERSION, 'slides': kept | new}))
+
   count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
-  new = {}
+  new, saved = {}, time.monotonic()
   try:
     with futures.ThreadPoolExecutor(count) as pool:
       for slide, one in zip(left, pool.map(read, left), strict=True):
@@ -116,11 +123,11 @@ def inspect(
         if not one.fault and max(stamp[1:], default=0) < begun - _SETTLED:
           new[slide] = stamp, one
         yield slide
+        if time.monotonic() > saved + _BETWEEN_SAVES:  # A kill costs no more.
+          save(new)
+          saved = time.monotonic()
   finally:
-    if path and new and keep:
-      # If it cannot be kept, it is read again.
-      with contextlib.suppress(OSError), files.replacing(path) as part:
-        part.write_text(_to_json({'version': _VERSION, 'slides': kept | new}))
+    save(new)
 
 
 def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
@@ -226,8 +233,14 @@ def _inspect(place: Path | str, source: Any = features) -> Inspection:
   """Inspects a file, or by its id the slide of a packed dataset."""
   one = Inspection()
   try:
-    one = Inspection(source.header(place))
-    return of(source.read(place), one.header, source.digest(place))
+    steps = (
+      features.steps(place)
+      if source is features
+      else (read(place) for read in (source.header, source.read))
+    )
+    one = Inspection(next(steps))
+    digest = source.digest(place)
+    return of(next(steps), one.header, digest)
   except (FeatureError, OSError) as e:
     return dataclasses.replace(one, fault=str(e))
 
@@ -256,7 +269,7 @@ def _in_worker(path: Path) -> Inspection:
   worker.kill()
   worker.communicate()
   if worker.returncode >= 0:  # No process could be started.
-    return _inspect_file(path)
+    return _inspect(path)
   what = 'never ends' if worker.returncode == -signal.SIGALRM else 'crashed'
   return Inspection(
     fault=f'{path}: damaged (reading it {what}). Delete it and extract the'

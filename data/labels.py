@@ -165,7 +165,7 @@ def same_patient(case: str) -> str:
 
 
 def _plain(name: str) -> str:
-  """Returns a name with _ for what separates its words, else as `normalised`."""
+  """Returns a name, with _ for all that separates words; see `normalised`."""
   name = unicodedata.normalize('NFKC', name).casefold()
   if not name.isascii():  # Which takes a while.
     name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')

@@ -1,10 +1,10 @@
 """Models as files that run without the code that made them.
 
 A file is a zip of `card.json`, what the model is; `weights.safetensors`, the
-arrays that its program takes; and the program in StableHLO, lowered for CPUs,
-CUDA GPUs and TPUs: `model.stablehlo` of bags of any length, or
-`model_<N>.stablehlo` of bags padded to N. The same content gives the same
-bytes.
+arrays that its program takes; the program in StableHLO, lowered for CPUs, CUDA
+GPUs and TPUs: `model.stablehlo` of bags of any length, or
+`model_<N>.stablehlo` of bags padded to N; and `sha256.json`, the hashes of all
+these. The same content gives the same bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kmil_jax import parallel
+from kmil_jax import checksums, parallel
 
 # What programs of one length each are made for: a longer bag is refused.
 LENGTHS = tuple(2**power for power in range(7, 17))
@@ -193,6 +193,7 @@ def pack(archive: Archive) -> bytes:
     ),
     **dict(sorted(archive.programs.items())),
   }
+  content[checksums.SUMS] = checksums.to_json(content).encode()
   out = io.BytesIO()
   # Stored, not compressed: what is declared is what there is.
   with zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as file:
@@ -216,6 +217,9 @@ def read(path: str | pathlib.Path) -> Archive:
         if info.compress_type != zipfile.ZIP_STORED:
           raise ExportError(f'{path}: {info.filename} is compressed')
         content[info.filename] = file.read(info)
+    sums = content.pop(checksums.SUMS, None)  # Not in older files.
+    if sums not in (None, checksums.to_json(content).encode()):
+      raise ValueError('it was changed since it was written')
     card = json.loads(content.pop(_CARD))
     weights = safetensors.numpy.load(content.pop(_WEIGHTS))
   except (ExportError, FileNotFoundError):

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from kmil_jax import checksums
 from kmil_jax.models import CLASSIFIERS, SPECS, resnet
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 
@@ -168,6 +169,11 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     raise PortError(
       f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}.'
       ' Convert them.'
+    )
+  if checksums.damage(path.parent) == path:
+    raise PortError(
+      f'{path} was changed since it was written. Run the command that trained'
+      ' it again, which trains it anew.'
     )
   of_torch = path.suffix != '.safetensors'
   library = 'torch' if of_torch else 'safetensors'

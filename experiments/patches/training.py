@@ -48,7 +48,7 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_EPOCH, _ABOUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
 _NORMAL = ('mean', 'std')  # How tiles are normalised.
 _OF_PROGRAM = ('weight_decay', 'betas', 'binary', 'class_weight')
 # Of ct_nodes, whose other networks start at random and are trained in full.
@@ -269,7 +269,7 @@ def train(
     'weights_sha256': digest,
   }
   results.record(part, [recipe, network], inputs)
-  if not part.has(MODEL):
+  if not part.has_model(MODEL):
     start = draw(task, _runs(seed))
     if state:
       drawn = jax.tree.map(lambda x: x[0], start)
@@ -300,7 +300,7 @@ def train(
     parallel.wait_for_all('trained')
     if result.lost[0]:
       progress.raise_if_diverged([part.path])
-    part.save(MODEL, lambda path: _save(path, result, recipe))
+    part.save_model(MODEL, _content(result, recipe))
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
@@ -316,8 +316,7 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
     ResultsError: if it is not.
   """
   history = part.read(progress.METRICS)
-  with safetensors.safe_open(part.at(MODEL), 'np') as file:
-    held = (file.metadata() or {}).get(_EPOCH)
+  held = _about(part.at(MODEL))['epoch']
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(
@@ -329,15 +328,22 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
   return history
 
 
-def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
-  """Writes the classifier, its epoch and how its input is normalised."""
+def _content(result: loop.Result, recipe: PatchRecipe) -> bytes:
+  """Returns a file of the classifier, its epoch and how input is normalised."""
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
-  metadata = {
-    _EPOCH: str(result.epoch[0]),
-    _INPUT: json.dumps({name: getattr(recipe, name) for name in _NORMAL}),
-  }
+  about = {name: getattr(recipe, name) for name in _NORMAL}
+  about['epoch'] = str(result.epoch[0])
   flat = traverse_util.flatten_dict(one, sep='/')
-  path.write_bytes(safetensors.numpy.save(flat, metadata))
+  # One entry: several would be written in any order, and the hash differ.
+  return safetensors.numpy.save(flat, {_ABOUT: json.dumps(about)})
+
+
+def _about(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what `_content` states of a classifier, as far as a file does."""
+  with safetensors.safe_open(path, 'np') as file:
+    stated = file.metadata() or {}
+  # Older versions had an entry of its own for the epoch.
+  return {'epoch': stated.get(_EPOCH)} | json.loads(stated.get(_ABOUT, '{}'))
 
 
 def _read_weights(
@@ -355,9 +361,8 @@ def _read_weights(
   file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
-    with safetensors.safe_open(file, 'np') as opened:
-      own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))
-    normalised = {name: tuple(values) for name, values in own.items()}
+    own = _about(file)
+    normalised = {n: tuple(own[n]) for n in ('mean', 'std') if n in own}
   elif model.startswith('googlenet'):
     normalised = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
   digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -365,7 +370,7 @@ def _read_weights(
 
 
 def _is_own(state: Mapping[str, np.ndarray]) -> bool:
-  """Whether weights have the names that `_save` gives them."""
+  """Whether weights have the names that `_content` gives them."""
   return any(name.startswith('params/') for name in state)
 
 

@@ -6,6 +6,7 @@ import pathlib
 import h5py
 import numpy as np
 
+from data import features
 from data.features import FeatureError
 from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
@@ -134,8 +135,9 @@ def _read(
         marks = {n: v for n, v in file.attrs.items() if n in _MARKS}
         if marks != _marks(card, r, digest):
           return None
-        prob.append(np.reshape(file['prob'][()], len(card.classes)))
-        instances = len(file['kept'])
+        of_slide = features.part(file, 'prob')[()]
+        prob.append(np.reshape(of_slide, len(card.classes)))
+        instances = len(features.part(file, 'kept'))
     except Exception:  # Absent, damaged, or not of this script.
       return None
   return np.stack(prob), instances

@@ -220,7 +220,7 @@ def train(
       the others are finished first.
   """
   students, folder = study.recipe['students'], study.folder
-  if not material.weights and not folder.has(TEACHER):
+  if not material.weights and not folder.has_model(TEACHER):
     tiles = material.parts['train']
     # RD knows no tumour, so its teacher must not.
     normal = np.flatnonzero(tiles.label == NORMAL)
@@ -234,7 +234,9 @@ def train(
   images = functools.cache(lambda part: _pixels(material.parts[part]))
   done = lambda some: folder.has(*(f'{job.folder}/{SCORES}' for job in some))
   for group in groups(jobs, students):
-    if not done(group):
+    models = [f'{job.folder}/{MODEL}' for job in group]
+    there = filter(folder.has, models)  # Scores do without them.
+    if not done(group) or not all(map(folder.has_model, there)):
       _train_group(study, material, group, known, images)
   if not done(jobs):
     progress.raise_if_diverged(progress.below(folder.path))
@@ -358,5 +360,4 @@ def _pixels(tiles: LabelledTiles) -> np.ndarray:
 
 def _save(folder: Folder, name: str, state: dict[str, np.ndarray]) -> None:
   state = {name: np.ascontiguousarray(x) for name, x in state.items()}
-  content = safetensors.numpy.save(state)
-  folder.save(name, lambda path: path.write_bytes(content))
+  folder.save_model(name, safetensors.numpy.save(state))

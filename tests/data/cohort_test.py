@@ -3,6 +3,7 @@
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 import data
 from data import slides
+from data.cohort import match
+from data.features import Header
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = 4
@@ -145,3 +148,25 @@ def test_reading_takes_no_flags_no_jax_and_no_tensorflow(tmp_path):
     [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
+
+
+class Many(dict):
+  """Features of many slides, whose headers are known."""
+
+  path = pathlib.Path('features')
+  ids, header = dict.keys, dict.get
+
+
+def test_many_slides_take_no_longer_each_than_few():
+  slides_of = lambda n: [f's{i}' for i in range(n)]
+  stated = {'encoder': 'x', 'mpp': 0.5, 'patch_size': 256}
+  seconds = []
+  for n in (4_000, 40_000):
+    many = Many.fromkeys(slides_of(n), Header(9, WIDTH, stated, 'float16'))
+    many['s7'] = Header(9, WIDTH, stated | {'mpp': 0.25}, 'float16')
+    began = time.process_time()
+    matched = match(many, slides_of(n))
+    seconds.append(time.process_time() - began)
+    assert matched.made['mpp'] == '0.5'
+    assert [line[-2:] for line in matched.problems] == ['s7']
+  assert seconds[1] < 30 * seconds[0] + 0.2  # In squares it is a hundredfold.

@@ -25,7 +25,7 @@ from experiments.studies import (
 from experiments.studies.few_shot_data import Data, PatchesAndSlides
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from experiments.studies.slide_scores import ScoreError
-from kmil_jax import froc
+from kmil_jax import froc, port
 from kmil_jax.models import reverse_distillation
 
 SEED = 5
@@ -432,7 +432,9 @@ def test_settings_are_paired_by_their_resamples():
   assert np.isnan(few_shot._ends(better - better)).all()
 
 
-def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch):
+def test_a_training_that_is_done_and_sound_is_not_repeated(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   open_folders(tmp_path / 'patches', each=8)
   flags = [f'--patches_dir={tmp_path / "patches"}', f'--results_dir={tmp_path}']
@@ -449,3 +451,13 @@ def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch):
   monkeypatch.setattr(training, '_train_group', None)
   script.main(['few_shot', *flags])
   assert folder.read('summary.json') == summary
+  # Nor is one that was changed.
+  path, again = folder.at('runs/RD_s4/model.safetensors'), []
+  path.write_bytes(path.read_bytes()[:-1] + b'!')
+  train = lambda study, material, group, *_: again.extend(group)
+  monkeypatch.setattr(training, '_train_group', train)
+  script.main(['few_shot', *flags])
+  assert 'RD' in [setting.name for setting in again]
+  assert f'{path} is damaged. ' in capsys.readouterr().out
+  with pytest.raises(port.PortError, match=f'{path} was changed'):
+    training.student(path)

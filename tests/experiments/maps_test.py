@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import tracemalloc
 import uuid
 
@@ -518,6 +519,28 @@ def test_damaged_scores_are_a_named_fault(tmp_path, name, value):
     del file[name]
     file[name] = value
   with pytest.raises(MapError, match=r'a\.h5: '):
+    tile_scores.read({0: path})
+
+
+@pytest.mark.parametrize('kind', ['link', 'external', 'bomb'])
+def test_scores_that_lie_elsewhere_or_take_all_memory_are_refused(
+  tmp_path, kind
+):
+  arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
+  path, shape = drawn_maps.write_scores(tmp_path, 0, 'a', arrays), (16, 2)
+  other = shutil.copy(path, tmp_path / 'other.h5')
+  with h5py.File(path, 'a') as file:
+    del file['coords']
+    if kind == 'link':
+      file['coords'] = h5py.ExternalLink(other, '/coords')
+    elif kind == 'external':
+      raw = [(str(other), 0, 16 * 2 * 4)]
+      file.create_dataset('coords', shape, 'i4', external=raw)
+    else:
+      chunks = {'chunks': (2**24, 2), 'maxshape': (None, 2)}
+      file.create_dataset('coords', shape, 'i4', compression=1, **chunks)[:] = 1
+  words = {'link': 'a link to', 'external': 'lies in other', 'bomb': 'full'}
+  with pytest.raises(MapError, match=rf'a\.h5: coords .*{words[kind]}'):
     tile_scores.read({0: path})
 
 
