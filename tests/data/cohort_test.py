@@ -1,9 +1,5 @@
 """The cohort for a notebook: bags, labels and patients, or every fault."""
 
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from samples import write_features
@@ -12,7 +8,6 @@ import torch
 import data
 from data import slides
 
-ROOT = pathlib.Path(__file__).parents[2]
 WIDTH = 4
 
 
@@ -117,17 +112,3 @@ def test_labels_apart_are_refused_and_cases_apart_are_warned_of(tmp_path):
   path.write_text(text.replace('s2,x', 's2,X'))
   with pytest.raises(data.CohortError, match=r'csv: labels X and x diff'):
     data.read_cohort(path, folder)
-
-
-def test_reading_takes_no_flags_no_jax_and_no_tensorflow(tmp_path):
-  path, folder = write(tmp_path, 'xy')
-  program = (
-    'import sys, data\n'
-    "assert not {'numpy', 'h5py'} & set(sys.modules)\n"
-    f'assert len(data.read_cohort({str(path)!r}, {str(folder)!r}).bags) == 2\n'
-    "assert not {'absl', 'jax', 'tensorflow', 'torch'} & set(sys.modules)"
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr

@@ -24,11 +24,11 @@ from experiments.run.results import Folder
 from kmil_jax import library
 
 # Saves often enough for a kill to find a checkpoint to go on from.
+PLAIN = script_process.HASTY + feature_folder.UNDRAWN
 SAVE_OFTEN = (
-  script_process.HASTY
-  + 'from kmil_jax import loop; loop.SECONDS_BETWEEN_SAVES = 0.3'
+  f'{PLAIN}from kmil_jax import loop; loop.SECONDS_BETWEEN_SAVES = 0.3'
 )
-NEVER = script_process.HASTY + 'from kmil_jax import loop; loop.fit = None'
+NEVER = f'{PLAIN}from kmil_jax import loop; loop.fit = None'
 QUICK = ['--k=3', '--seed=1', '--lr=0.005']
 FOLDER = 'kmil_origin_s1'
 
@@ -105,17 +105,9 @@ def test_planted_instances_are_learnt_and_found(finished):
   assert epochs == [('chooser', e) for e in range(len(lines) - 25)] + model
 
 
-def test_the_same_command_again_trains_nothing(finished):
-  args, folder, _ = finished
-  before = (folder / 'predictions.csv').read_bytes()
-  out = feature_folder.run(*args, before=NEVER)
-  assert 'done before: 3 of 3 runs' in out
-  assert (folder / 'predictions.csv').read_bytes() == before
-
-
 # Fold 1 diverges in an epoch of its model.
 DIVERGING = (
-  script_process.HASTY
+  PLAIN
   + """
 from kmil_jax import programs
 train = programs.Program.train
@@ -251,8 +243,9 @@ def test_two_processes_write_what_one_wrote(short, tmp_path):
 def test_a_second_cohort_is_tested_by_the_models_that_are_there(
   short, tmp_path
 ):
-  """Its bags are those of the first in other files."""
+  """Its bags are those of the first in other files; nothing is trained."""
   args, folder = short
+  before = (folder / 'predictions.csv').read_bytes()
   source = Folder(folder).config().values
   shutil.copytree(source['features_dir'], tmp_path / 'copy')
   for path in (tmp_path / 'copy').iterdir():
@@ -264,6 +257,8 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     f'--external_features_dir={tmp_path / "copy"}',
   ]
   out = feature_folder.run(*args, before=NEVER)
+  assert 'done before: 3 of 3 runs' in out
+  assert (folder / 'predictions.csv').read_bytes() == before
   assert 'external cohort, 60 slides of 60 cases' in out
   external = probabilities(folder, 'external_predictions.csv')
   assert len(external) == 4 * 60  # Three folds and their mean.
