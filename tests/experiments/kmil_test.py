@@ -292,7 +292,6 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     ('--external_phantom', '--external_phantom has no effect with --csv_path'),
     ('--task=a --labels=0:x', '--labels has no effect with --task=a'),
     ('--features_dir=', 'a path cannot be empty'),
-    ('--k=25', 'class 2 has 20 cases: fewer than 25 folds'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
     *(
