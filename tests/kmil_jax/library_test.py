@@ -46,11 +46,12 @@ def shown(folder):
   """What is defined once the page has run."""
   text = PAGE.read_text(encoding='utf-8')
   names = {'__name__': 'library_page'}
-  with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(bags, 'MAX_BUCKETS', 2)  # Each is compiled.
-    for block in re.findall(r'```python\n(.*?)```', text, re.S):
-      exec(compile(block, str(PAGE), 'exec'), names)
-  yield names
+    with contextlib.chdir(folder):
+      for block in re.findall(r'```python\n(.*?)```', text, re.S):
+        exec(compile(block, str(PAGE), 'exec'), names)
+    yield names
   del SPECS['mean']
 
 
