@@ -20,7 +20,7 @@ from data import features
 from data.cohort import CohortError
 from data.labels import Manifest
 from experiments import kmil
-from experiments.bags import cohort as cohorts, crossval, features as kinds
+from experiments.bags import cohort as cohorts, crossval
 from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
 from experiments.run.check import Check, Findings
@@ -331,16 +331,6 @@ def test_a_cohort_of_which_nothing_is_there_is_a_problem(cohort, capsys):
   assert 'no features of 24 of 24 labelled slides' in problems[0]
 
 
-def test_faults_found_by_reading_end_the_run_all_at_once(cohort):
-  root, args = cohort
-  for i in (3, 8):
-    with h5py.File(root / f'features/slide_{i:03d}.h5', 'a') as file:
-      file['features'][0, 1] = np.inf
-  first, second = refused(*args, f'--results_dir={root}').splitlines()
-  assert 'slide_003.h5: NaN or infinity in 1 of' in first
-  assert 'slide_008.h5: NaN or infinity in 1 of' in second
-
-
 def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   root, args = cohort
   code, problems, warnings, out = check(*args, '--stream', capsys=capsys)
@@ -421,12 +411,6 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   assert 'slide_000.h5: NaN' in damaged
   (itself,) = problems(root)
   assert 'holds 24 slides of the first' in itself
-
-
-def test_what_only_one_side_states_is_no_difference():
-  here = {'encoder': 'a', 'mpp': '0.5', 'patch_size': '256'}
-  there = {'dimensions': '4', 'encoder': 'b', 'mpp': '0.5001'}
-  assert kinds.differences(here, there) == ['encoder a here, b there']
 
 
 def test_a_fold_without_a_class_is_foretold(tmp_path):
