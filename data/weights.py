@@ -37,7 +37,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   if path.suffix.lower() not in (_SAFE, *_TORCH):
     raise WeightsError(
       f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}.'
-      ' Convert the file.'
+      ' Convert them.'
     )
   try:
     if path.suffix.lower() == _SAFE:
@@ -84,7 +84,7 @@ def file_of(path: str | pathlib.Path) -> pathlib.Path:
   if path.is_file():
     return path
   if not path.is_dir():
-    raise WeightsError(f'{path}: there is no such weights file.')
+    raise WeightsError(f'{path}: no such weights file. Check its path.')
   for pattern in _IN_FOLDERS:
     # A model in a hub's cache has its files in snapshots/<commit>.
     found = [*path.glob(pattern), *path.glob(f'snapshots/*/{pattern}')]

@@ -207,8 +207,8 @@ def from_torch(
   Args:
     name: of `SPECS` or `CLASSIFIERS`; 'resnet50_trunk' takes torchvision's or
       timm's ResNet-50, 'teacher' their wide_resnet50_2; 'student' takes
-      RD4AD's names after `bn.` and `decoder.`, as `load_state_dict` makes them
-      of its checkpoints. The names of 'node_cnn', which torchvision does not
+      RD4AD's names after `bn.` and `decoder.`, as those are read
+      from its checkpoints. The names of 'node_cnn', which torchvision does not
       have, are conv1 to conv3, fc1 and fc2. The MNIST convolutions of
       'abmil_ilse' are no part of the model: take them out first.
     state: arrays by the public names, OIHW kernels. DTFD-MIL's four state dicts

@@ -19,9 +19,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import weights as files
 from data.files import replacing
-from data.weights import WeightsError
+from data.weights import WeightsError, file_of
+from experiments.run import weights as weight_files
 from kmil_jax import parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
 from kmil_jax.types import PatchRecipe
@@ -183,7 +183,7 @@ def make_encoder(
   if encoder == DEFAULT and not weights and digest != _LITE0_SHA256:
     raise EncoderError(f'{path} is damaged. Install {_LITE0[0]} again.')
   try:
-    variables = port.from_torch(of.table, files.read(path))
+    variables = port.from_torch(of.table, weight_files.read(path))
   except port.PortError as error:
     raise port.PortError(f'{path} does not fit {encoder}:\n{error}') from error
   if (drawn := _seed_of(path)) is None:
@@ -242,7 +242,7 @@ def _file(
   if encoder == 'resnet50' and weights in (None, 'imagenet'):
     return _imagenet_file(cache_dir)
   if weights:
-    return files.file_of(weights)
+    return file_of(weights)
   if encoder == DEFAULT:
     package, name = _LITE0
     return (
