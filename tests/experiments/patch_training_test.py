@@ -220,13 +220,13 @@ def test_each_network_may_start_from_a_file_of_its_own():
     'resnet18': 'a.pth',
     'googlenet': 'b=c.pth',
   }
-  for weights, *names in (
+  for given, *names in (
     ('a.pth', 'resnet18', 'googlenet'),
     (two, 'resnet18'),
     ('googlenet=b.pth', 'resnet18'),
   ):
     with pytest.raises(OptionError, match=names[-1]):
-      read(weights, *names)
+      read(given, *names)
 
 
 def test_trainings_of_other_seeds_and_rates_share_one_program(
