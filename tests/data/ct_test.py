@@ -104,7 +104,7 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     ),
     (
       lambda p: write(p, RAMP, spacing=(0.08, 0.08, 0.25)),
-      'a voxel spacing of 0.08 x 0.08 x 0.25 mm; .* has metres, centimetres',
+      r'a voxel spacing of 0\.08 x 0\.08 x 0\.25 mm\. .* has metres, centimetr',
     ),
     (lambda p: os.mkfifo(p), 'no such file'),
     (

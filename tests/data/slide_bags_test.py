@@ -227,5 +227,5 @@ def test_readers_name_what_is_wrong(dataset, tmp_path):
       (copy / name).write_text(damage)
       with pytest.raises(FeatureError, match=r'1\.0\.0: its index cannot be'):
         packed.find(copy)
-  with pytest.raises(ValueError, match='pass a SlideBagsConfig'):
+  with pytest.raises(ValueError, match='Pass a SlideBagsConfig'):
     slide_bags.Builder(data_dir=tmp_path)
