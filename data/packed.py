@@ -38,16 +38,23 @@ class Packed:
     import tensorflow_datasets as tfds
 
     self.path, self.seen = Path(path), {}  # See `Folder`.
-    builder = tfds.builder_from_directory(self.path)
-    index = dict(builder.info.metadata or {})
+    try:
+      builder = tfds.builder_from_directory(self.path)
+      index = dict(builder.info.metadata or {})
+    except Exception as error:  # TFDS raises anything on damaged files.
+      raise FeatureError(
+        f'{path}: its index cannot be read ({error}). Copy or pack the dataset'
+        ' again.'
+      ) from error
     if not INDEX <= index.keys():
       raise FeatureError(
-        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack'
+        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack.'
+        ' Pack the features.'
       )
     if builder.info.file_format.value != 'array_record':
       raise FeatureError(
         f'{path}: packed as {builder.info.file_format.value}, which cannot be '
-        'read slide by slide; pack with --file_format=array_record'
+        'read slide by slide. Pack with --file_format=array_record.'
       )
     self._source = builder.as_data_source(SPLIT)
     self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
@@ -90,12 +97,12 @@ class Packed:
       example = self._source[row]
     except Exception as error:  # array_record has no class of its own.
       raise FeatureError(
-        f'{self.path}: the record of {slide_id} cannot be read ({error}); copy '
-        'or pack the dataset again'
+        f'{self.path}: the record of {slide_id} cannot be read ({error}). Copy '
+        'or pack the dataset again.'
       ) from error
     coords = example['coords']
     return FeatureFile(
-      self.path,
+      self.path / slide_id,
       example['features'].astype(np.float32),
       coords if len(coords) else None,
       json.loads(example['attributes']),
@@ -120,7 +127,7 @@ def find(path: Path | str) -> Folder | Packed:
   """
   if '://' in str(path):
     raise FeatureError(
-      f'{path}: features are read from disks; copy or mount the bucket'
+      f'{path}: features are read from disks. Copy or mount the bucket.'
     )
   path = Path(path)
   if (path / _MARK).exists():
@@ -128,6 +135,6 @@ def find(path: Path | str) -> Folder | Packed:
   below = sorted(path.glob(f'slide_bags/*/*/{_MARK}'))
   if below:
     raise FeatureError(
-      f'{path}: holds packed datasets; give one, as {below[0].parent}'
+      f'{path}: holds packed datasets. Give one, as {below[0].parent}.'
     )
   return Folder(path)

@@ -49,5 +49,6 @@ def real_data() -> pathlib.Path:
 
 
 def pytest_collection_modifyitems(items):
-  """What comes last by name is short: no worker waits long for the other."""
-  items.sort(key=lambda item: not item.nodeid.startswith('tests/kmil_jax/'))
+  """What comes last is short: no worker waits long for the other."""
+  short = 'tests/data/', 'tests/experiments/'
+  items.sort(key=lambda item: item.nodeid.startswith(short))

@@ -207,8 +207,8 @@ def _is_share(text: str | None) -> bool:
 
 def _folds(folder: Folder, name: str) -> dict[int, Folder]:
   """Returns the folders of the folds that have a file, in their order."""
-  found = {
+  folders = {
     int(path.parent.name.removeprefix('fold_')): Folder(path.parent)
     for path in folder.path.glob(f'fold_*/{name}')
   }
-  return {fold: found[fold] for fold in sorted(found)}
+  return {fold: folders[fold] for fold in sorted(folders)}

@@ -28,7 +28,7 @@ import safetensors.numpy
 from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.patches import tiles as patch_tiles
-from experiments.run import progress, results
+from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
 from kmil_jax import loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
@@ -48,22 +48,22 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_EPOCH, _ABOUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_NORMAL = ('mean', 'std')  # How tiles are normalised.
+_OF_PROGRAM = ('weight_decay', 'betas', 'binary', 'class_weight')
+# Of ct_nodes, whose other networks start at random and are trained in full.
+_STARTED = {'networks': ('resnet50',)}
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(start.Training):
   """How networks are trained; by default as in the paper.
 
   Fields that a `PatchRecipe` has, too, change it; see `study.Paper.here`.
   """
 
-  epochs: int | None = field(None, 'Number of training epochs.', least=1)
-  learning_rate: float | None = field(
-    None, 'Initial learning rate.', flag='lr', least=0
-  )
   weight_decay: float | None = field(
     None, 'Weight decay, added to the gradient.', least=0
   )
@@ -98,19 +98,13 @@ class Training:
     'Weights to start from, random by default: a .safetensors or .pth file with'
     ' the names of torchvision, or a model.safetensors of this software. For'
     ' several networks: network=file,network=file.',
+    only=_STARTED,
   )
   freeze: str = field(
     '',
     'Do not train these modules: a regular expression, matched from the'
     ' beginning of their paths, as conv1|bn1|layer[12].',
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = free(
-    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
+    only=_STARTED,
   )
 
   def weights_of(self, networks: Sequence[str]) -> dict[str, str]:
@@ -201,11 +195,10 @@ class Trained:
     maps_of = jax.jit(
       functools.partial(saliency.grad_cam, self.task.model, layer=layer)
     )
-    targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
-    maps = []
-    for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
-      some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
-      cam = maps_of(self.variables, batch.image, some)
+    maps, targets = [], np.asarray(target, np.int32)
+    labelled = dataclasses.replace(tiles, label=targets)
+    for batch in _batches(labelled, self.recipe, _CAM_BATCH):
+      cam = maps_of(self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 
@@ -256,15 +249,11 @@ def train(
   state, digest, recipe = _read_weights(options.weights, model, recipe)
   _check(train, val, recipe)
   side = recipe.input_size or train.size
+  # What programs do not depend on is left out: they serve any of these.
+  of_program = {name: getattr(recipe, name) for name in _OF_PROGRAM}
   task = _task(
     models.CLASSIFIERS[model],
-    # What programs do not depend on is left out: they serve any of these.
-    PatchRecipe(
-      weight_decay=recipe.weight_decay,
-      betas=recipe.betas,
-      binary=recipe.binary,
-      class_weight=recipe.class_weight,
-    ),
+    PatchRecipe(**of_program),
     len(train.classes),
     (side, side, train.channels),
     precision=options.precision,
@@ -280,7 +269,7 @@ def train(
     'weights_sha256': digest,
   }
   results.record(part, [recipe, network], inputs)
-  if not part.has(MODEL):
+  if not part.has_model(MODEL):
     start = draw(task, _runs(seed))
     if state:
       drawn = jax.tree.map(lambda x: x[0], start)
@@ -295,10 +284,9 @@ def train(
       steps=-(-len(train) // recipe.batch) * recipe.batch,
       tensorboard=options.tensorboard,
     ) as (saved, shown):
+      batches = lambda epoch: _epoch(train, recipe, seed, epoch, shown)
       result = loop.fit(
-        tile_task.program(
-          task, lambda epoch: _epoch(train, recipe, seed, epoch, shown)
-        ),
+        tile_task.program(task, batches),
         recipe,
         _runs(seed),
         start,
@@ -312,7 +300,7 @@ def train(
     parallel.wait_for_all('trained')
     if result.lost[0]:
       progress.raise_if_diverged([part.path])
-    part.save(MODEL, lambda path: _save(path, result, recipe))
+    part.save_model(MODEL, _content(result, recipe))
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
@@ -328,8 +316,7 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
     ResultsError: if it is not.
   """
   history = part.read(progress.METRICS)
-  with safetensors.safe_open(part.at(MODEL), 'np') as file:
-    held = (file.metadata() or {}).get(_EPOCH)
+  held = _about(part.at(MODEL))['epoch']
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(
@@ -341,15 +328,22 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
   return history
 
 
-def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
-  """Writes the classifier, its epoch and how its input is normalised."""
+def _content(result: loop.Result, recipe: PatchRecipe) -> bytes:
+  """Returns a file of the classifier, its epoch and how input is normalised."""
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
-  metadata = {
-    _EPOCH: str(result.epoch[0]),
-    _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
-  }
+  about = {name: getattr(recipe, name) for name in _NORMAL}
+  about['epoch'] = str(result.epoch[0])
   flat = traverse_util.flatten_dict(one, sep='/')
-  path.write_bytes(safetensors.numpy.save(flat, metadata))
+  # One entry: several would be written in any order, and the hash differ.
+  return safetensors.numpy.save(flat, {_ABOUT: json.dumps(about)})
+
+
+def _about(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what `_content` states of a classifier, as far as a file does."""
+  with safetensors.safe_open(path, 'np') as file:
+    stated = file.metadata() or {}
+  # Older versions had an entry of its own for the epoch.
+  return {'epoch': stated.get(_EPOCH)} | json.loads(stated.get(_ABOUT, '{}'))
 
 
 def _read_weights(
@@ -367,9 +361,8 @@ def _read_weights(
   file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
-    with safetensors.safe_open(file, 'np') as opened:
-      own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))
-    normalised = {name: tuple(values) for name, values in own.items()}
+    own = _about(file)
+    normalised = {n: tuple(own[n]) for n in ('mean', 'std') if n in own}
   elif model.startswith('googlenet'):
     normalised = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
   digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -377,7 +370,7 @@ def _read_weights(
 
 
 def _is_own(state: Mapping[str, np.ndarray]) -> bool:
-  """Whether weights have the names that `_save` gives them."""
+  """Whether weights have the names that `_content` gives them."""
   return any(name.startswith('params/') for name in state)
 
 
@@ -443,19 +436,12 @@ def _epoch(
 ) -> Iterator[Tiles]:
   """Yields batches to train on."""
   shown.advance(epoch, 0)
-  for step, batch in enumerate(
-    _batches(
-      tiles,
-      recipe,
-      recipe.batch,
-      epoch=epoch,
-      seed=seed,
-      policy=augment.PRESETS[recipe.augment],
-      balanced=recipe.balanced,
-    )
-  ):
+  order = {'epoch': epoch, 'seed': seed, 'balanced': recipe.balanced}
+  order['policy'] = augment.PRESETS[recipe.augment]
+  batches = _batches(tiles, recipe, recipe.batch, **order)
+  for step, batch in enumerate(batches, 1):
     yield batch
-    shown.advance(epoch, (step + 1) * recipe.batch)
+    shown.advance(epoch, step * recipe.batch)
 
 
 def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
@@ -469,12 +455,6 @@ def _batches(
 ) -> Iterator[Tiles]:
   from data import pipeline  # TensorFlow takes seconds to import.
 
-  for one in pipeline.tile_batches(
-    tiles,
-    batch=batch,
-    input_size=recipe.input_size,
-    mean=recipe.mean,
-    std=recipe.std,
-    **order,
-  ):
+  scale = {name: getattr(recipe, name) for name in ('input_size', *_NORMAL)}
+  for one in pipeline.tile_batches(tiles, batch=batch, **scale, **order):
     yield Tiles(image=one['image'], label=one['label'], weight=one['weight'])
