@@ -27,6 +27,10 @@ from kmil_jax import checksums, parallel
 _METADATA = '_CHECKPOINT_METADATA'  # Orbax's.
 _decisions = ocp.training.save_decision_policies
 _keep = ocp.training.preservation_policies
+# The same of those that end later, in a thread of Orbax's.
+logging.getLogger('asyncio').addFilter(
+  lambda record: 'tensorstore' not in record.getMessage()
+)
 
 
 class CheckpointError(OSError):
@@ -156,13 +160,12 @@ def damage(folder: pathlib.Path) -> pathlib.Path | None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Drops what is printed of tasks of Orbax whose fellow failed."""
-  logger, hook = logging.getLogger('asyncio'), sys.unraisablehook
-  logger.disabled, sys.unraisablehook = True, lambda of: None
+  hook, sys.unraisablehook = sys.unraisablehook, lambda of: None
   try:
     yield
     gc.collect()
   finally:
-    logger.disabled, sys.unraisablehook = False, hook
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

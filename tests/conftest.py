@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import xla_flags
@@ -21,6 +22,8 @@ os.environ.setdefault('XLA_FLAGS', xla_flags.HASTY)
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# To torch it is not installed: loaded after TensorFlow, it crashes Python.
+sys.modules['triton'] = None
 
 # Programs are millions of long-lived objects, which Python would visit time and
 # again in search of garbage: a tenth of the time.

@@ -44,13 +44,10 @@ _CONTEXT.set_forkserver_preload(list(_PRELOADED))
 
 def _fail_where_tests_do():
   """Makes those warnings errors that are errors in tests."""
-  text = (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
-  pytest = tomllib.loads(text)['tool']['pytest']['ini_options']
-  for rule in pytest['filterwarnings']:
-    action, message, category, module = rule.split(':')
-    warnings.filterwarnings(
-      action, message, getattr(builtins, category), module
-    )
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))
+  for rule in project['tool']['pytest']['ini_options']['filterwarnings']:
+    action, message, kind, module = rule.split(':')
+    warnings.filterwarnings(action, message, getattr(builtins, kind), module)
 
 
 def _run(module, args, before, cwd, out, err):
