@@ -27,7 +27,8 @@ from kmil_jax import checksums, parallel
 _METADATA = '_CHECKPOINT_METADATA'  # Orbax's.
 _decisions = ocp.training.save_decision_policies
 _keep = ocp.training.preservation_policies
-# The same of those that end later, in a thread of Orbax's.
+# Of a damaged checkpoint Orbax loses tasks, and asyncio says so when they are
+# collected.
 logging.getLogger('asyncio').addFilter(
   lambda record: 'tensorstore' not in record.getMessage()
 )
