@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                2792   2000
+kmil_jax                2794   2000
 kmil_jax/models         1484   1350
 kmil_jax/tasks           575    400
 data                    4631   2600
@@ -32,9 +32,9 @@ experiments/patches      622    320
 experiments/studies     2753   1400
 experiments/papers       600    600
 experiments/benchmarks   599    360
-tests                  19890  13000
+tests                  19889  13000
 """
-TOTAL = 22761
+TOTAL = 22763
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
