@@ -21,6 +21,7 @@ import zipfile
 import numpy as np
 
 _LARGEST_PICKLE = 2**23  # Bytes; a tensor takes about 200 of them.
+_MOST_ARGUMENTS, _MOST_AXES = 8, 64
 _DTYPES = {
   'HalfStorage': 'f2',
   'BFloat16Storage': 'u2',
@@ -159,7 +160,7 @@ def _of_pickles(path: pathlib.Path, file: BinaryIO) -> Any:
   if _unpickled(file) != _OLD_MAGIC:
     raise ValueError('it is neither an archive nor a pickle of torch')
   _unpickled(file)  # The version of the format.
-  system, starts = _unpickled(file), {}
+  system, starts = _unpickled(file), _Dict()
 
   def read(storage):
     with path.open('rb') as file:
@@ -176,31 +177,19 @@ def _of_pickles(path: pathlib.Path, file: BinaryIO) -> Any:
   return content
 
 
-class _Name:
-  """Stands for a name that a pickle asks for."""
-
-  __slots__ = ('call',)
-
-  def __init__(self, call: Callable[..., Any]):
-    self.call = call
-
-  def __call__(self, *args: Any) -> Any:
-    return self.call(*args)
-
-
 class _Dict(dict):
-  """A dict whose keys are texts or numbers: to hash nested tuples may be slow.
+  """A dict whose keys are texts or numbers, and which starts empty.
 
-  Attributes that a pickle gives it are dropped.
+  To hash nested tuples may take forever, or crash.
   """
+
+  def __init__(self) -> None:
+    super().__init__()
 
   def __setitem__(self, key: Any, value: Any) -> None:
     if not isinstance(key, str | int):
       raise ValueError('it has a key that is no name')
     super().__setitem__(key, value)
-
-  def __setstate__(self, state: Any) -> None:
-    pass
 
 
 # In Python, whose instructions can be replaced.
@@ -223,8 +212,16 @@ class _Unpickler(pickle._Unpickler):
 
   dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
 
+  def load_reduce(self) -> None:
+    # A long tuple would be copied by each of many calls.
+    if len(self.stack[-1]) > _MOST_ARGUMENTS:
+      raise ValueError('it gives a tensor too many arguments')
+    super().load_reduce()
+
+  dispatch[pickle.REDUCE[0]] = load_reduce
+
   def load_build(self) -> None:
-    self.stack.pop()
+    self.stack.pop()  # Attributes, which are dropped.
     if not isinstance(self.stack[-1], _Dict):
       raise ValueError('it gives attributes to what has none')
 
@@ -233,25 +230,32 @@ class _Unpickler(pickle._Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     match module, name:
       case 'torch._utils', '_rebuild_tensor_v2':
-        return _Name(self._tensor)
+        return self._tensor
       case 'torch._utils', '_rebuild_parameter':
-        return _Name(lambda tensor, *_: tensor)
+        return lambda tensor, *_: tensor
       case 'collections', 'OrderedDict':
-        return _Name(_Dict)
+        return _Dict
       case 'torch', kind if kind.endswith('Storage'):
         return kind
     raise ValueError(f'it asks for {module} {name}')
 
   def persistent_load(self, label: tuple) -> Storage:
     """Returns the numbers that a tensor refers to."""
-    _, kind, key, _, count, *view = label
-    # Of nested tuples even the text may be endless.
-    if not isinstance(kind, str) or not isinstance(key, str | int):
-      raise ValueError('it names its numbers in an unknown way')
+    match label:
+      # Of nested tuples even the text may be endless.
+      case [_, str(kind), str() | int() as key, _, count] | [
+        _,
+        str(kind),
+        str() | int() as key,
+        _,
+        count,
+        None,
+      ]:
+        pass
+      case _:
+        raise ValueError('it names its numbers in an unknown way')
     if kind not in _DTYPES:
       raise ValueError(f'its numbers are of type {kind}')
-    if any(part is not None for part in view):
-      raise ValueError('its numbers are a part of others')
     storage = Storage(kind, str(key), count)
     return self._storages.setdefault(storage.key, storage)
 
@@ -269,20 +273,20 @@ def _unpickled(
     storages: to which those of the tensors are added.
   """
   start = file.tell()
-  for opcode, _, _ in pickletools.genops(file):
+  description = io.BytesIO(file.read(_LARGEST_PICKLE))
+  for opcode, _, _ in pickletools.genops(description):
     if opcode.name not in _OPCODES:
       raise ValueError(f'{opcode.name} has no place in tensors')
-  size = file.tell() - start
-  if size > _LARGEST_PICKLE:
-    raise ValueError(f'its description has {size} bytes')
-  file.seek(start)
+  file.seek(start + description.tell())
+  description.seek(0)
 
   def tensor(storage, offset, shape, stride, *_):
+    if len(shape) > _MOST_AXES or len(shape) != len(stride):
+      raise ValueError('its shape makes no sense')
     layout = Layout(storage, offset, tuple(shape), tuple(stride))
     _check(layout)
     return Tensor(layout, read)
 
-  description = io.BytesIO(file.read(size))
   return _Unpickler(
     description, tensor, {} if storages is None else storages
   ).load()
@@ -294,8 +298,7 @@ def _check(layout: Layout) -> None:
     raise ValueError('it has no numbers')
   count = layout.storage.count
   sizes = (count, layout.offset, *layout.shape, *layout.stride)
-  whole = all(isinstance(n, int) and n >= 0 for n in sizes)
-  if not whole or len(layout.shape) != len(layout.stride):
+  if not all(isinstance(n, int) and n >= 0 for n in sizes):
     raise ValueError('its shape makes no sense')
   last = layout.offset + sum(
     (n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True)

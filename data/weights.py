@@ -1,6 +1,8 @@
 """Reads files of named weights, whoever wrote them; none can make it run."""
 
+import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -44,6 +46,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       state = safetensors.numpy.load_file(path)
     else:
       state = torch_files.load(path)
+      _check(state, path.stat().st_size)
   except Exception as error:  # Damaged files raise errors of many kinds.
     reason = str(error) or type(error).__name__
     raise WeightsError(
@@ -65,7 +68,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     )
   try:
     return {
-      name.removeprefix('module.'): np.asarray(value[()], np.float32)
+      str(name).removeprefix('module.'): np.asarray(value[()], np.float32)
       for name, value in state.items()
     }
   except Exception as error:
@@ -96,4 +99,25 @@ def file_of(path: str | pathlib.Path) -> pathlib.Path:
       )
   raise WeightsError(
     f'{path}: holds no file of weights (.safetensors, .bin, .pth).'
+    ' Give the file.'
   )
+
+
+def _check(state: Any, size: int) -> None:
+  """Raises ValueError if names stand for more than a file can hold.
+
+  Tensors may share numbers, as those of layers that are tied do, but many names
+  of a large tensor or of a large dict would take any memory.
+
+  Args:
+    state: what the file holds.
+    size: of the file, in bytes.
+  """
+  parts = list(state.values()) if isinstance(state, dict) else []
+  count = 0
+  for part in parts:
+    inner = part.values() if isinstance(part, dict) else [part]
+    for value in inner:
+      count += 1 + math.prod(getattr(value, 'shape', ()))
+      if count > 2 * size:
+        raise ValueError('its names stand for more numbers than it holds')

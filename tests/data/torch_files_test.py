@@ -116,6 +116,31 @@ NESTED = tensor().replace(
 )
 # A dict whose key would take 2**40 steps to hash.
 KEYED = b'\x80\x02}X\x01\x00\x00\x00a' + b'q\x00h\x00\x86' * 40 + b'Ns.'
+# The same inside a dict's arguments; and so deep that to hash it crashes.
+DICT = b'\x80\x02ccollections\nOrderedDict\n(](X\x01\x00\x00\x00a'
+LISTED = DICT + b'q\x00h\x00\x86' * 40 + b'NteatR.'
+DEEP = DICT + b'\x85' * 10**6 + b'NteatR.'
+# It stands for the place of numbers in a file from before torch 1.6.
+PLACED = b''.join(
+  pickle.dumps(part, 2)
+  for part in (torch_files._OLD_MAGIC, 1001, {'little_endian': True}, {})
+) + (b'\x80\x02](X\x01\x00\x00\x00a' + b'q\x00h\x00\x86' * 40 + b'e.')
+# Twos, whose product takes hours; and what is long, a thousand times over.
+AXES = tensor(shape=(2,) * 10**5, stride=(0,) * 10**5)
+LABELS = (
+  b'\x80\x02((X\x01\x00\x00\x00sctorch\nFloatStorage\nK\x00K\x00K\x01'
+  + b'N' * 10**6
+  + b'tq\x00Q'
+  + b'h\x00Q' * 1000
+  + b't.'
+)
+CALLS = (
+  b'\x80\x02(ctorch._utils\n_rebuild_parameter\nq\x00('
+  + b'N' * 10**6
+  + b'tq\x01R'
+  + b'h\x00h\x01R' * 1000
+  + b't.'
+)
 # Other defaults for the function that stands for torch's.
 BUILT = b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}b.'
 
@@ -145,6 +170,12 @@ BUILT = b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}b.'
     (OLD.getvalue()[:-1], '24 numbers are announced, 95 bytes are'),
     (OLD.getvalue()[:300], 'no tensor'),
     (archive(KEYED), 'a key that is no name'),
+    (archive(LISTED), 'no tensor'),
+    (archive(DEEP), 'no tensor'),
+    (PLACED, 'a key that is no name'),
+    (archive(AXES), 'makes no sense'),
+    (archive(LABELS), 'in an unknown way'),
+    (archive(CALLS), 'too many arguments'),
     (archive(BUILT), 'gives attributes to what has none'),
     (archive(tensor().replace(b'Q', b'')), 'it has no numbers'),
   ],

@@ -74,6 +74,26 @@ def test_a_folder_stands_for_its_only_file(tmp_path):
     weights.read(tmp_path)
 
 
+LARGE = torch.zeros(10**4)
+NAMES = {f'n{i}': LARGE for i in range(10**4)}
+
+
+@pytest.mark.parametrize(
+  'state', [NAMES, {f'm{i}': NAMES for i in range(10**4)}]
+)
+def test_many_names_of_the_same_take_no_memory(tmp_path, state):
+  torch.save(state, tmp_path / 'a.pth')
+  with pytest.raises(WeightsError, match='more numbers than it holds'):
+    weights.read(tmp_path / 'a.pth')
+
+
+def test_tied_weights_are_read(tmp_path):
+  tied = {'a': LARGE, 'b': LARGE.view(100, 100), 3: LARGE}
+  torch.save(tied, tmp_path / 'a.pth')
+  want = {str(name): x.numpy() for name, x in tied.items()}
+  assert_equal(weights.read(tmp_path / 'a.pth'), want)
+
+
 class Trap:
   """Leaves a file where it is unpickled."""
 
