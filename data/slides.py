@@ -133,22 +133,34 @@ class Slide:
   def _open_tiff(self) -> TiffReader | None:
     """Returns what reads the slide's tiles if it is a TIFF, and they are equal.
 
-    Those in the middle of level 0 are compared with OpenSlide's.
+    Those in the middle of every level are compared with OpenSlide's.
     """
     try:
       tiff = TiffReader(self.path, self.level_dimensions)
     except Exception:  # It is no TIFF, or none that tifffile knows.
       return None
-    x, y = max(self.width // 2 - 128, 0), max(self.height // 2 - 128, 0)
-    region = x, y, 0, min(256, self.width), min(256, self.height)
+    levels = filter(tiff.has, range(len(self.level_dimensions)))
     with contextlib.suppress(Exception):  # Whoever reads there will be told.
-      pixels = tiff.read(0, x, y, *region[3:]) if tiff.has(0) else None
-      if pixels is not None:
-        off = pixels.astype(int) - self._read_by_openslide(*region)
-        if np.abs(off).max() <= _ROUNDING:
-          return tiff
+      if tiff.has(0) and all(self._is_alike(tiff, level) for level in levels):
+        return tiff
     tiff.close()
     return None
+
+  def _is_alike(self, tiff: TiffReader, level: int) -> bool:
+    """Whether the middle of a level is the same by both."""
+    size, factor = self.level_dimensions[level], self.level_downsamples[level]
+    corner = [max(n // 2 - 128, 0) for n in size]
+    place = [n * factor for n in corner]
+    if any(n % 1 for n in place):  # Only the first pixel is on one of level 0.
+      corner = place = [0, 0]
+    sides = [min(256, n) for n in size]
+    pixels = tiff.read(level, *corner, *sides)
+    if pixels is None:
+      return False
+    off = pixels.astype(int) - self._read_by_openslide(
+      *map(int, place), level, *sides
+    )
+    return np.abs(off).max() <= _ROUNDING
 
   def read(
     self,

@@ -3,7 +3,7 @@
 OpenSlide decodes one tile at a time and converts its pixels twice. Here the
 tiles of a file are decoded by imagecodecs in whatever thread asks for them.
 OpenSlide stays the reference: it says what levels there are and what part of
-them is a slide, and a level is read here only where a tile of it is the same.
+them is a slide, and a file is read here only where tiles of it are the same.
 """
 
 import functools
@@ -14,7 +14,11 @@ import numpy as np
 import tifffile
 
 _COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 33003, 33005, 34712})
-_CACHED = 64  # Tiles of a slide that are kept, as regions share them.
+_JPEGS = frozenset({7, 33003, 33005, 34712})  # Of those; JPEG 2000, too.
+_END = b'\xff\xd9'  # Of a JPEG; writers may pad it.
+_CACHED = (
+  2**27
+)  # Bytes of a slide's tiles that are kept, as regions share them.
 
 
 class TiffReader:
@@ -42,11 +46,16 @@ class TiffReader:
       self._pages = [by_size.get(tuple(size)) for size in dimensions]
       for page in filter(None, self._pages):
         page.decode  # noqa: B018  (Made, and kept, while the file is open.)
-    self._file = os.open(path, os.O_RDONLY)
-    self._tile = functools.lru_cache(_CACHED)(self._decode)
+    largest = max(
+      (3 * p.tilewidth * p.tilelength for p in filter(None, self._pages)),
+      default=1,
+    )
+    self._tile = functools.lru_cache(_CACHED // largest)(self._decode)
+    self._file = pathlib.Path(path).open('rb')
 
   def close(self) -> None:
-    os.close(self._file)
+    self._tile.cache_clear()
+    self._file.close()
 
   def has(self, level: int) -> bool:
     """Whether a level is one of the file's tiled images."""
@@ -63,7 +72,7 @@ class TiffReader:
       width, height: of the region, which lies inside the level.
 
     Returns:
-      Red, green and blue; None where a tile is not stored.
+      Red, green and blue; None where a tile is not stored, or looks damaged.
 
     Raises:
       Exception: of many kinds, if a tile is damaged.
@@ -87,16 +96,23 @@ class TiffReader:
     return out
 
   def _decode(self, level: int, index: int) -> np.ndarray | None:
-    """Returns red, green and blue of a tile; None of one that is not stored."""
+    """Returns red, green and blue of a tile, or None; see `read`.
+
+    imagecodecs passes over what is missing of a JPEG: without an end it was cut
+    off, and blocks for which there were no numbers are of a middle grey.
+    """
     page = self._pages[level]
     size = page.databytecounts[index]
     if not size:
       return None
-    data = os.pread(self._file, size, page.dataoffsets[index])
+    data = os.pread(self._file.fileno(), size, page.dataoffsets[index])
+    jpeg = page.compression in _JPEGS
+    if len(data) < size or (jpeg and _END not in data[-4:]):
+      return None
     tile, _, _ = page.decode(
       data, index, jpegtables=page.jpegtables, _fullsize=True
     )
-    return tile[0]
+    return None if jpeg and (tile[0, -8:, -8:] == 128).all() else tile[0]
 
 
 def _is_readable(page: tifffile.TiffPage) -> bool:

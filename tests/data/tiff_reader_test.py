@@ -90,27 +90,43 @@ def test_regions_between_pixels_are_openslides(pyramid, monkeypatch):
     assert asked
 
 
-def test_a_reader_of_other_pixels_is_not_used(pyramid, monkeypatch):
+@pytest.mark.parametrize('wrong', [0, 2])
+def test_a_reader_of_other_pixels_is_not_used(pyramid, monkeypatch, wrong):
   real = TiffReader.read
   monkeypatch.setattr(
-    TiffReader, 'read', lambda *args: real(*args)[..., ::-1].copy()
+    TiffReader,
+    'read',
+    lambda self, level, *region: real(self, level, *region)[
+      ..., :: -1 if level == wrong else 1
+    ],
   )
   with (
     Slide(pyramid) as slide,
     Slide(pyramid, reader='openslide') as reference,
   ):
-    region = 100, 100, 0, 50, 50
+    region = 100, 100, wrong, 50, 50
     np.testing.assert_array_equal(slide.read(*region), reference.read(*region))
   with pytest.raises(SlideError, match='tifffile does not read the pixels'):
     Slide(pyramid, reader='tifffile')
 
 
-def test_a_damaged_tile_is_an_error_by_either_reader(pyramid, tmp_path):
+# How the bytes of a tile are damaged.
+DAMAGE = {
+  'never written': lambda tile: bytes(len(tile)),
+  'half written': lambda tile: tile[: len(tile) // 2].ljust(len(tile), b'\0'),
+  'ended early': lambda tile: (
+    tile[: len(tile) // 2] + b'\xff\xd9' + tile[len(tile) // 2 + 2 :]
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGE)
+def test_a_damaged_tile_is_an_error_by_either_reader(pyramid, tmp_path, kind):
   content = bytearray(pyramid.read_bytes())
   with tifffile.TiffFile(pyramid) as file:
     page = file.pages[0]
     start, size = page.dataoffsets[0], page.databytecounts[0]
-  content[start : start + size] = b'\0' * size
+  content[start : start + size] = DAMAGE[kind](content[start : start + size])
   path = tmp_path / 'damaged.tiff'
   path.write_bytes(content)
   for reader in ('auto', 'openslide', 'tifffile'):
