@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import hashlib
 import importlib.resources
 import pathlib
 import pkgutil
@@ -22,7 +21,7 @@ import safetensors.numpy
 from data.files import replacing
 from data.weights import WeightsError, file_of
 from experiments.run import weights as weight_files
-from kmil_jax import parallel, port
+from kmil_jax import checksums, parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
 from kmil_jax.types import PatchRecipe
 
@@ -169,17 +168,24 @@ def make_encoder(
   Raises:
     WeightsError: if the file cannot be read.
     PortError: if it does not hold that network, listing the names.
-    EncoderError: if weights are missing or cannot be downloaded, `features_dir`
-      holds a random trunk of another seed, or there is no such function.
+    EncoderError: if weights are missing, do not apply to the encoder or cannot
+      be downloaded, `features_dir` holds a random trunk that is damaged or of
+      another seed, or there is no such function.
   """
-  if weights and _FUNCTION.fullmatch(weights):
+  function = weights and _FUNCTION.fullmatch(weights)
+  if encoder and weights and (function or encoder == 'random'):
+    raise EncoderError(
+      f'--weights={weights} does not apply to --encoder={encoder}. Leave one of'
+      ' them out.'
+    )
+  if function:
     return _function(weights, precision)
   encoder = encoder or ('resnet50' if weights else DEFAULT)
   if encoder == 'random':
     path = _random_file(pathlib.Path(features_dir), sample, seed)
   else:
     path = _file(encoder, weights, cache_dir)
-  of, digest = network(encoder), hashlib.sha256(path.read_bytes()).hexdigest()
+  of, digest = network(encoder), checksums.of_file(path)
   if encoder == DEFAULT and not weights and digest != _LITE0_SHA256:
     raise EncoderError(f'{path} is damaged. Install {_LITE0[0]} again.')
   try:
@@ -227,7 +233,14 @@ def _random_file(
     state = port.to_torch('resnet50_trunk', random_trunk(tiles, seed=seed))
     with replacing(path) as part:
       part.write_bytes(safetensors.numpy.save(state, {_SEED: str(seed)}))
-  if (drawn := _seed_of(path)) != str(seed):
+  try:
+    drawn = _seed_of(path)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise EncoderError(
+      f'{path} is damaged ({error}). Copy it again, or give another folder for'
+      ' the features.'
+    ) from error
+  if drawn != str(seed):
     raise EncoderError(
       f'{path} holds a trunk of seed {drawn}, not {seed}. Give its seed, or'
       ' another folder for the features.'

@@ -155,6 +155,9 @@ def test_a_random_trunk_is_made_once(file, tmp_path):
   assert [p.name for p in path.parent.iterdir()] == [encoders.RANDOM_FILE]
   with pytest.raises(EncoderError, match='seed 0, not 1'):
     draw(tmp_path, seed=1)
+  path.write_bytes(b'cut')
+  with pytest.raises(EncoderError, match=r'safetensors is damaged.*Copy'):
+    draw(tmp_path)
 
 
 def test_the_default_needs_nothing_and_sees(tmp_path):
@@ -171,6 +174,14 @@ def test_a_damaged_default_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(encoders, '_LITE0_SHA256', 'of another file')
   with pytest.raises(EncoderError, match=r'is damaged\. Install '):
     make(None, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('encoder', 'weights'), [('random', 'a.pth'), ('uni', 'numpy:square')]
+)
+def test_weights_that_do_not_apply_are_refused(tmp_path, encoder, weights):
+  with pytest.raises(EncoderError, match=f'{weights} does not apply to'):
+    make(weights, tmp_path, encoder=encoder)
 
 
 def test_presets_ask_for_their_weights(tmp_path):
