@@ -32,27 +32,39 @@ class Packed:
       path: the folder with dataset_info.json.
 
     Raises:
-      FeatureError: if this is another dataset, or not random access.
+      FeatureError: if this is another dataset, damaged, or not random access.
     """
     # It takes a third of a second: only where there is something packed.
     import tensorflow_datasets as tfds
 
     self.path, self.seen = Path(path), {}  # See `Folder`.
-    builder = tfds.builder_from_directory(self.path)
-    index = dict(builder.info.metadata or {})
-    if not INDEX <= index.keys():
+    try:
+      builder = tfds.builder_from_directory(self.path)
+      index = dict(builder.info.metadata or {})
+      if not INDEX <= index.keys():
+        raise FeatureError(
+          f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack'
+        )
+      if builder.info.file_format.value != 'array_record':
+        raise FeatureError(
+          f'{path}: packed as {builder.info.file_format.value}, which cannot be'
+          ' read slide by slide; pack with --file_format=array_record'
+        )
+      self._source = builder.as_data_source(SPLIT)
+      self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
+      self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
+      self._index = index
+      for slide in self._row:
+        self.header(slide).attributes.items(), self.digest(slide)
+      if len(self._source) != len(self._row):
+        raise ValueError(f'{len(self._source)} of {len(self._row)} slides')
+    except FeatureError:
+      raise
+    except Exception as error:  # Damaged files raise errors of many kinds.
       raise FeatureError(
-        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack'
-      )
-    if builder.info.file_format.value != 'array_record':
-      raise FeatureError(
-        f'{path}: packed as {builder.info.file_format.value}, which cannot be '
-        'read slide by slide; pack with --file_format=array_record'
-      )
-    self._source = builder.as_data_source(SPLIT)
-    self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
-    self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
-    self._index = index
+        f'{path}: not a whole dataset of experiments.pack ({error}); copy or'
+        ' pack it again'
+      ) from error
 
   def __contains__(self, slide_id: str) -> bool:
     return slide_id in self._row
@@ -85,21 +97,23 @@ class Packed:
       FeatureError: if the slide is not in the dataset, or its record damaged.
     """
     del level0_mpp
-    row = self._find(slide_id)
+    row, header = self._find(slide_id), self.header(slide_id)
     try:
       example = self._source[row]
+      features, coords = example['features'], example['coords']
+      if features.shape != (header.length, header.width):
+        raise ValueError(f'its shape is {features.shape}')
+      return FeatureFile(
+        self.path,
+        features.astype(np.float32),
+        coords if len(coords) else None,
+        json.loads(example['attributes']),
+      )
     except Exception as error:  # array_record has no class of its own.
       raise FeatureError(
         f'{self.path}: the record of {slide_id} cannot be read ({error}); copy '
         'or pack the dataset again'
       ) from error
-    coords = example['coords']
-    return FeatureFile(
-      self.path,
-      example['features'].astype(np.float32),
-      coords if len(coords) else None,
-      json.loads(example['attributes']),
-    )
 
   def digest(self, slide_id: str) -> str:
     """Returns the hash of the file that was packed; see `Folder.digest`."""

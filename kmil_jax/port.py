@@ -159,7 +159,7 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     PortError: if the file is missing, is of another type, cannot be read, or
-      holds anything but named tensors.
+      holds anything but named tensors of finite numbers.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -199,12 +199,17 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       f'{path}: holds more than named tensors: {", ".join(others)}; save '
       'model.state_dict() alone'
     )
-  return {
+  arrays = {
     name.removeprefix('module.'): np.asarray(
       value.float() if of_torch else value, np.float32
     )
     for name, value in state.items()
   }
+  if bad := [name for name in arrays if not np.isfinite(arrays[name]).all()]:
+    raise PortError(
+      f'{path}: NaN or infinity in {", ".join(bad[:10])}; get the file anew'
+    )
+  return arrays
 
 
 def from_torch(

@@ -48,7 +48,8 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_EPOCH, _INPUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+# Metadata of `MODEL`.
+_EPOCH, _INPUT, _SUM = 'kmil_jax.epoch', 'kmil_jax.input', 'kmil_jax.sha256'
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
@@ -280,6 +281,12 @@ def train(
     'weights_sha256': digest,
   }
   results.record(part, [recipe, network], inputs)
+  if parallel.is_first() and part.at(MODEL).exists():
+    try:
+      _load(part.at(MODEL))
+    except port.PortError as e:
+      print(f'warning: {e}. {title or name} is trained again.')
+      part.at(MODEL).unlink()
   if not part.has(MODEL):
     start = draw(task, _runs(seed))
     if state:
@@ -316,20 +323,23 @@ def train(
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
-  flat, history = safetensors.numpy.load_file(part.at(MODEL)), _history(part)
+  flat, metadata = _load(part.at(MODEL))
+  history = _history(part, metadata.get(_EPOCH))
   variables = {'batch_stats': {}} | traverse_util.unflatten_dict(flat, sep='/')
   return Trained(variables, history, recipe, task)
 
 
-def _history(part: results.Folder) -> list[dict[str, Any]]:
+def _history(part: results.Folder, held: str | None) -> list[dict[str, Any]]:
   """Returns the history of a training, whose model must be of its best epoch.
+
+  Args:
+    part: folder of the training.
+    held: the epoch that the model is of.
 
   Raises:
     ResultsError: if it is not.
   """
   history = part.read(progress.METRICS)
-  with safetensors.safe_open(part.at(MODEL), 'np') as file:
-    held = (file.metadata() or {}).get(_EPOCH)
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(
@@ -349,7 +359,37 @@ def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
     _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
   }
   flat = traverse_util.flatten_dict(one, sep='/')
+  metadata[_SUM] = _sum(flat, metadata)
   path.write_bytes(safetensors.numpy.save(flat, metadata))
+
+
+def _load(
+  path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Returns what `_save` wrote: arrays, and metadata.
+
+  Raises:
+    PortError: if the file was changed since.
+  """
+  try:
+    with safetensors.safe_open(path, 'np') as file:
+      metadata = file.metadata() or {}
+    flat = safetensors.numpy.load_file(path)
+  except safetensors.SafetensorError as e:
+    raise port.PortError(f'{path} is damaged ({e})') from e
+  # Older files have no hash.
+  if metadata.pop(_SUM, None) not in (None, _sum(flat, metadata)):
+    raise port.PortError(f'{path} is damaged (it was changed since)')
+  return flat, metadata
+
+
+def _sum(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+  """Returns a hash of arrays and metadata."""
+  content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+  for name, leaf in sorted(flat.items()):
+    content.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
+    content.update(leaf.tobytes())
+  return content.hexdigest()
 
 
 def _read_weights(
@@ -367,8 +407,8 @@ def _read_weights(
   file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
-    with safetensors.safe_open(file, 'np') as opened:
-      own = json.loads((opened.metadata() or {}).get(_INPUT, '{}'))
+    state, metadata = _load(file)
+    own = json.loads(metadata.get(_INPUT, '{}'))
     normalised = {name: tuple(values) for name, values in own.items()}
   elif model.startswith('googlenet'):
     normalised = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}

@@ -1,7 +1,9 @@
 """A packed cohort gives back what its feature files hold."""
 
 from concurrent import futures
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -212,6 +214,18 @@ def test_readers_name_what_is_wrong(dataset, tmp_path):
   with pytest.raises(FeatureError, match=r'1\.0\.0: the record of s'):
     for slide in found.ids():
       found.read(slide)
+  for path in dataset.glob('*.json'):
+    for content in path.read_bytes()[:-9], b'\xff':
+      (copy / path.name).write_bytes(content)
+      with pytest.raises(FeatureError, match=r'1\.0\.0: not a whole dataset'):
+        packed.Packed(copy)
+    shutil.copy(path, copy)
+  shutil.copytree(dataset, copy, dirs_exist_ok=True)
+  index = json.loads((copy / 'metadata.json').read_text())
+  index['length'][0] += 1
+  (copy / 'metadata.json').write_text(json.dumps(index))
+  with pytest.raises(FeatureError, match=r'cannot be read \(its shape is'):
+    packed.Packed(copy).read(index['slide_id'][0])
   (copy / 'metadata.json').write_text('{}')
   with pytest.raises(FeatureError, match=r'not one of experiments'):
     packed.find(copy)

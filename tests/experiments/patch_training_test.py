@@ -94,6 +94,21 @@ def test_a_model_of_another_epoch_than_the_history_names_is_refused(
   assert f'Remove the folder {folder} and give' in str(error.value)
 
 
+@pytest.mark.parametrize('at', [20, -3])
+def test_a_damaged_model_is_trained_again_and_starts_none(
+  finished, tmp_path, capsys, at
+):
+  folder = shutil.copytree(finished[0], tmp_path / 'x')
+  path = folder / 'model.safetensors'
+  content = bytearray(path.read_bytes())
+  content[at] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(port.PortError, match=r'model\.safetensors'):
+    train(tmp_path / 'y', weights=str(path))
+  same(train(folder), finished[1])
+  assert f'warning: {path} is damaged' in capsys.readouterr().out
+
+
 def test_other_settings_or_tiles_are_refused_with_their_list(
   finished, monkeypatch
 ):

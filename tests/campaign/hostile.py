@@ -1,0 +1,3 @@
+"""Files made to do harm: bombs, links, code, nesting."""
+
+FILES = {}
