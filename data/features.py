@@ -211,7 +211,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
         coords = file.get('coords')
         _check_layout(path, features, coords)
         for dataset in filter(None, (features, coords)):
-          _check_written(path, dataset)
+          if fault := unreadable(path, dataset):
+            raise FeatureError(
+              f'{path}: {fault}. Delete it and extract the slide again, into'
+              ' this file; with fewer tiles, where they are too many.'
+            )
         yield features, coords, _attributes(path, file)
   except FeatureError:
     raise
@@ -255,16 +259,16 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
     )
 
 
-def _check_written(path: Path, dataset: h5py.Dataset) -> None:
-  """Refuses a dataset of which less is stored than its shape announces.
+def unreadable(path: Path, dataset: h5py.Dataset) -> str:
+  """Returns why a dataset of a file must not be read, '' if it may.
 
   A writer that was killed leaves rows that HDF5 would read as zeros. What lies
   in other files, or does not fit in memory, is refused, too.
   """
-  if dataset.external or dataset.is_virtual:
-    raise FeatureError(
-      f'{path}: {dataset.name[1:]} lies in other files. Copy it into this one.'
-    )
+  name = f'{dataset.name[1:]} {list(dataset.shape)}'
+  elsewhere = dataset.file.filename != str(path)
+  if dataset.external or dataset.is_virtual or elsewhere:
+    return f'{name} lies in other files'
   # A piece is read as a whole, and may be larger than all of it.
   numbers = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
   size = numbers * dataset.dtype.itemsize
@@ -275,15 +279,10 @@ def _check_written(path: Path, dataset: h5py.Dataset) -> None:
     parts = math.prod(-(-n // chunk) for n, chunk in pieces)
     written = dataset.id.get_num_chunks()
   if written < parts or size > max(_SMALL, _EXPANSION * stored):
-    raise FeatureError(
-      f'{path}: {dataset.name[1:]} {list(dataset.shape)} was never written in '
-      f'full ({stored} of {size} bytes); delete it and extract the slide again.'
-    )
+    return f'{name} was never written in full ({stored} of {size} bytes)'
   if size > _MEMORY:
-    raise FeatureError(
-      f'{path}: {dataset.name[1:]} {list(dataset.shape)} does not fit in memory'
-      f' ({size} of {_MEMORY} bytes). Extract fewer tiles of the slide.'
-    )
+    return f'{name} does not fit in memory ({size} of {_MEMORY} bytes)'
+  return ''
 
 
 def _check_values(

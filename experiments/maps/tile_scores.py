@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data.features import unreadable
 from data.files import replacing
 from kmil_jax import calibration
 
@@ -214,6 +215,8 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
 def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   """Returns what a file of scores holds; errors of any kind if damaged."""
   with h5py.File(path, 'r', locking=False) as file:
+    if faults := [*filter(None, (unreadable(path, d) for d in file.values()))]:
+      raise MapError(f'{path}: {faults[0]}. Delete it and run the fold again.')
     arrays = {name: file[name][()] for name in file}
     marks = dict(file.attrs)
   needed = {'attention', 'instance_prob', 'kept', 'prob', 'classes'}

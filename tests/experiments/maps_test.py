@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import tracemalloc
 import uuid
 
@@ -508,12 +509,15 @@ def test_slides_of_another_size_are_refused_with_both_sizes(
     ('coords', np.full((16, 2), 1e300)),
     ('kept', h5py.Empty('f')),
     ('attention', np.array('text', h5py.string_dtype())),
+    ('attention', h5py.ExternalLink('other.h5', 'attention')),
+    ('prob', h5py.SoftLink('/')),
   ],
 )
 def test_damaged_scores_are_a_named_fault(tmp_path, name, value):
   arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
   path = drawn_maps.write_scores(tmp_path, 0, 'a', arrays)
   assert len(tile_scores.read({0: path})) == 16
+  shutil.copy(path, path.with_name('other.h5'))
   with h5py.File(path, 'a') as file:
     del file[name]
     file[name] = value
