@@ -339,7 +339,8 @@ def _history(part: results.Folder, held: str | None) -> list[dict[str, Any]]:
   Raises:
     ResultsError: if it is not.
   """
-  history = part.read(progress.METRICS)
+  line = {'epoch': int, 'best_epoch': int, '*': object}
+  history = part.read(progress.METRICS, line)
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(

@@ -5,77 +5,66 @@ those must be so after a kill, too. A third of the kills come at random, a third
 after the first file is there, a third just as a file of the folder changes.
 """
 
-import dataclasses
+from collections.abc import Callable
 import hashlib
 import os
 import pathlib
 import re
 import shutil
 import time
+from typing import NamedTuple
 
 import golden_inputs
 import golden_pictures
 import numpy as np
 import script_process
 
-_TRAINED = '--csv_path=labels.csv --features_dir=features --k=3 --epochs=2'
-_LEFT = re.compile(r'^\..+\.[0-9a-f]{8}-[0-9]+-[0-9a-f]{12}$')
+_COHORT = '--csv_path=labels.csv --features_dir=features --k=3 --epochs=2'
+_MINING = '--tiles_dir=annotated --pool_dir=weak --exp_code=mining --table=2'
+_SMALL = '--epochs=2 --seeds=1 --batch=4 --input_size=16'
+_RUN = '--run=results/kmil_s2023'
+_PART = re.compile(r'^\..+\.[0-9a-f]{8}-[0-9]+-[0-9a-f]{12}$')
 _STATED = re.compile(rb'\d{4}-\d\d-\d\d \d\d:\d\d UTC')  # In a report.
 _LIMIT = 300  # Seconds.
+_BAGS = ('kmil', 'abmil', 'dsmil', 'dtfd', 'transmil')
+_SLIDES = golden_pictures.slides
 
 
-@dataclasses.dataclass(frozen=True)
-class Victim:
-  """A command, what must be there before, and files that it must write."""
+class Victim(NamedTuple):
+  """A command."""
 
   command: str
-  inputs: str
-  writes: tuple[str, ...]
-  needs: str | None = None
+  writes: str  # a file of it that is always the same
+  inputs: Callable[[pathlib.Path], None] = golden_inputs.two_cohorts
+  needs: str = ''  # a command that must have run
 
 
-def _kmil(model: str) -> Victim:
-  folder = f'results/{model}_s2023'
-  return Victim(
-    f'kmil {_TRAINED} --model={model} --exp_code={model}',
-    'two_cohorts',
-    (f'{folder}/predictions.csv', f'{folder}/summary.json'),
-  )
+def _trained(name: str) -> Victim:
+  command = f'kmil {_COHORT} --model={name} --exp_code={name}'
+  return Victim(command, f'results/{name}_s2023/summary.json')
 
 
-_BAGS = ('kmil', 'abmil', 'dsmil', 'dtfd', 'transmil')
-_PATCHES = Victim(
-  'hard_negatives --tiles_dir=annotated --pool_dir=weak --epochs=2 --seeds=1'
-  ' --table=2 --batch=4 --input_size=16 --exp_code=mining',
-  'annotated_and_weak',
-  ('results/mining_s2023/table_2.csv',),
-)
-VICTIMS = {
-  **{model: _kmil(model) for model in _BAGS},
-  'patches': _PATCHES,
+VICTIMS = {name: _trained(name) for name in _BAGS} | {
+  'patches': Victim(
+    f'hard_negatives {_MINING} {_SMALL}',
+    'results/mining_s2023/table_2.csv',
+    golden_pictures.annotated_and_weak,
+  ),
   'extract': Victim(
     'extract --slides_dir=slides --features_dir=features --tile_size=64',
-    'slides',
-    ('features/2024-010_A.h5',),
+    'features/2024-010_A.h5',
+    golden_pictures.slides,
   ),
   'predict': Victim(
-    'predict --run=results/kmil_s2023 --features_dir=other_features'
-    ' --exp_code=others',
-    'two_cohorts',
-    ('results/others/predictions.csv',),
-    'kmil',
+    f'predict {_RUN} --features_dir=other_features --exp_code=others',
+    'results/others/predictions.csv',
+    needs='kmil',
   ),
   'export': Victim(
-    'export --run=results/kmil_s2023 --out=model.kmil',
-    'two_cohorts',
-    ('model.kmil',),
-    'kmil',
+    f'export {_RUN} --out=model.kmil', 'model.kmil', needs='kmil'
   ),
   'report': Victim(
-    'report --run=results/kmil_s2023',
-    'two_cohorts',
-    ('results/kmil_s2023/report.html',),
-    'kmil',
+    f'report {_RUN}', 'results/kmil_s2023/report.html', needs='kmil'
   ),
 }
 # What is killed in which order, by part of the campaign.
@@ -86,140 +75,113 @@ PARTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Whole:
-  """What a command does that nobody stops."""
+class Done(NamedTuple):
+  """How a command ended, and when files changed; -9 if it was killed."""
 
-  folder: pathlib.Path
-  files: dict[str, str]  # hashes of those that are always the same
+  code: int | None
+  text: str
   seconds: float
-  changes: list[float]  # seconds at which files changed
+  changes: list[float]
+  newest: str  # of its files
 
 
 class Kills:
-  """Trials of kills.
-
-  Args:
-    folder: to work in, with what is compiled.
-  """
+  """Trials of kills, in a folder that also keeps what is compiled."""
 
   def __init__(self, folder: pathlib.Path):
-    self._folder, self._whole = folder, {}
+    self._folder, self._whole = folder / 'kills', {}
 
   def trial(self, name: str, rng: np.random.Generator) -> dict:
     """Kills a command, once or more, and gives it again until it ends."""
-    whole = self._uninterrupted(name)
-    place, kills, share = self._begin(name, 'trial'), [], 1.0
+    folder, same, whole = self._uninterrupted(name)
+    del folder
+    place, kills, share, done = self._begin(name, 'trial'), [], 1.0, None
     while not kills or (len(kills) < 4 and rng.random() < 0.3):
       kind = ('any', 'later', 'writing')[rng.integers(3)]
       first = 0.05 if kind == 'any' else whole.changes[0]
       last = whole.changes[-1] if kind == 'writing' else whole.seconds
       at = share * rng.uniform(first, last)
-      code, *found = _run(name, place, at, kind)
-      if code is None:
-        kills.append([kind, *found])
-      elif kills or code:
+      done = _run(name, place, at, kind == 'writing')
+      if done.code == -9:
+        kills.append([kind, round(done.seconds, 3), done.newest])
+      elif kills or done.code:
         break
       else:  # It was done before.
         place, share = self._begin(name, 'trial'), share / 2
-    about = {'kills': len(kills), 'at': kills}
-    code, text = (code, found[0]) if code is not None else (_run(name, place))
-    if code:
-      kind = 'traceback' if 'Traceback' in text else 'refused'
-      return about | {'outcome': kind, 'text': text[-600:]}
+    if done.code == -9:
+      done = _run(name, place)
     after = _hashes(place)
-    differ = [n for n, h in whole.files.items() if after.get(n) != h]
-    left = [n for n in after if _LEFT.match(pathlib.PurePath(n).name)]
-    outcome = 'unequal' if differ else 'leftover' if left else 'equal'
-    return about | {'outcome': outcome, 'text': ' '.join(differ + left)}
+    differ = [n for n, h in same.items() if after.get(n) != h]
+    parts = [n for n in after if _PART.match(pathlib.PurePath(n).name)]
+    about = {'kills': len(kills), 'at': kills, 'text': ' '.join(differ + parts)}
+    if done.code == 0:
+      return about | {'outcome': 'unequal' if differ + parts else 'equal'}
+    kind = 'traceback' if 'Traceback' in done.text else 'refused again'
+    kind = 'hang' if done.code is None else kind
+    return about | {'outcome': kind, 'text': done.text[-900:]}
 
-  def _uninterrupted(self, name: str) -> Whole:
+  def _uninterrupted(self, name: str) -> tuple[pathlib.Path, dict, Done]:
+    """Returns a folder, hashes of what is always the same, and the run."""
     if name not in self._whole:
       _run(name, self._begin(name, 'first'))  # It fills the cache.
       places = [self._begin(name, f'whole_{i}') for i in range(2)]
-      code, text, seconds, changes = _watched(name, places[0])
-      others = _run(name, places[1])
-      if code or others[0]:
-        raise RuntimeError(f'{name}: {text}{others[1]}')
+      both = [_run(name, place) for place in places]
       one, other = map(_hashes, places)
       same = {n: h for n, h in one.items() if other.get(n) == h}
-      missing = [n for n in VICTIMS[name].writes if n not in same]
-      if missing or not changes:
-        raise RuntimeError(f'{name}: {missing} is not always the same')
-      self._whole[name] = Whole(places[0], same, seconds, changes)
+      if any(done.code for done in both) or VICTIMS[name].writes not in same:
+        raise RuntimeError(f'{name} fails, or never ends alike: {both}')
+      self._whole[name] = places[0], same, both[0]
     return self._whole[name]
 
   def _begin(self, name: str, folder: str) -> pathlib.Path:
     """Returns a folder with what a command needs."""
-    place = self._folder / name / folder
+    place, victim = self._folder / name / folder, VICTIMS[name]
     shutil.rmtree(place, ignore_errors=True)
-    if needs := VICTIMS[name].needs:
-      shutil.copytree(self._uninterrupted(needs).folder, place)
+    if victim.needs:
+      shutil.copytree(self._uninterrupted(victim.needs)[0], place)
     else:
-      fill = VICTIMS[name].inputs
-      modules = golden_inputs, golden_pictures
-      next(getattr(m, fill) for m in modules if hasattr(m, fill))(place)
+      victim.inputs(place)
     return place
 
 
-def _start(name: str, place: pathlib.Path) -> script_process.Script:
-  module, *args = VICTIMS[name].command.split()
-  return script_process.Script(
-    f'experiments.{module}', args, before=script_process.HASTY, cwd=place
-  )
-
-
-def _run(name, place, seconds=None, kind='') -> tuple:
-  """Runs a command to its end, or kills it.
+def _run(name: str, place: pathlib.Path, at=np.inf, writing=False) -> Done:
+  """Runs a command in a folder to its end, or kills it.
 
   Args:
     name: of the command.
-    place: the folder it runs in.
-    seconds: after which it is killed.
-    kind: 'writing' if that is at the next change of a file.
-
-  Returns:
-    Exit code and what was printed; of what was killed None, the seconds and the
-    file that was written last.
+    place: the folder.
+    at: seconds after which it is killed.
+    writing: kills it at the next change of a file.
   """
-  script, began = _start(name, place), time.monotonic()
-  before = _state(place)
-  while script.poll() is None and time.monotonic() - began < _LIMIT:
-    now = time.monotonic() - began
-    if seconds is not None and now > seconds:
-      state = _state(place)
-      if kind != 'writing' or (state != before and now > seconds + 0.002):
-        script.kill()
-        script.communicate()
-        newest = max(state, key=lambda name: state[name], default='')
-        return None, round(now, 3), newest
-      before = state
-    time.sleep(0.0005 if kind == 'writing' else 0.005)
+  module, *args = VICTIMS[name].command.split()
+  hasty = script_process.HASTY
+  script = script_process.Script(
+    f'experiments.{module}', args, before=hasty, cwd=place
+  )
+  began, seconds, state, changes = time.monotonic(), 0.0, _state(place), []
+  while script.poll() is None and seconds < _LIMIT:
+    time.sleep(0.002)
+    before, state = state, _state(place)
+    seconds = time.monotonic() - began
+    if state != before:
+      changes.append(seconds)
+    if seconds > at and (state != before or not writing):
+      break
+  code = -9 if seconds < _LIMIT else None
   if script.poll() is None:
     script.kill()
-    return -1, 'it never ends'
-  return script.returncode, script.communicate()[0]
-
-
-def _watched(name, place) -> tuple[int, str, float, list[float]]:
-  """Runs a command; also returns its seconds, and when files changed."""
-  script, began = _start(name, place), time.monotonic()
-  before, changes = _state(place), []
-  while script.poll() is None:
-    if (state := _state(place)) != before:
-      changes.append(time.monotonic() - began)
-      before = state
-    time.sleep(0.002)
-  seconds = time.monotonic() - began
-  return script.returncode, script.communicate()[0], seconds, changes
+    script.communicate()
+  else:
+    code = script.returncode
+  newest = max(state, key=lambda file: state[file], default='')
+  return Done(code, script.printed(), seconds, changes, newest)
 
 
 def _state(place: pathlib.Path) -> dict[str, int]:
   """Returns the time of change of all files below a folder."""
   state = {}
   for folder, _, names in os.walk(place):
-    for name in names:
-      path = os.path.join(folder, name)
+    for path in (os.path.join(folder, name) for name in names):
       try:
         state[os.path.relpath(path, place)] = os.stat(path).st_mtime_ns
       except OSError:  # It is gone.
@@ -229,10 +191,10 @@ def _state(place: pathlib.Path) -> dict[str, int]:
 
 def _hashes(place: pathlib.Path) -> dict[str, str]:
   """Returns the hashes of files, but for what says who ran the command."""
-  hashes = {}
-  for path in sorted(place.rglob('*')):
-    if path.is_file() and path.name not in ('config.json', '.lock'):
-      content = _STATED.sub(b'', path.read_bytes())
-      digest = hashlib.sha256(content).hexdigest()
-      hashes[path.relative_to(place).as_posix()] = digest
-  return hashes
+  return {
+    name: hashlib.sha256(
+      _STATED.sub(b'', (place / name).read_bytes())
+    ).hexdigest()
+    for name in _state(place)
+    if pathlib.PurePath(name).name not in ('config.json', '.lock')
+  }

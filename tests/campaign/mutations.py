@@ -18,13 +18,12 @@ import traceback
 
 import numpy as np
 
-_SECONDS, _PREPARING = 90, 900
+_PREPARING, _SECONDS = 900, 240
 _MEMORY = 2**31  # Bytes beyond those of a process that has read a sound file.
 # What breaks texts and their numbers.
-_WORDS = [
-  *(b'nan', b'-1', b'1e999', b'0', b'9' * 30, b'null', b'""', b'\0', b'\xff'),
-  *(b'[' * 3000, b'\n', b',', b'{}', b'true', b'\xe2\x80\xa8', b'"', b'../a'),
-]
+_WORDS = b'nan -1 1e999 0 null "" \0 \xff \n , {} true \xe2\x80\xa8 ../a'
+_WORDS = [*_WORDS.split(b' '), b'9' * 30, b'[' * 3000]
+_FOREVER = (resource.RLIM_INFINITY,) * 2
 
 
 def changed(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
@@ -38,6 +37,7 @@ def changed(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
   kind = ('flips', 'cut', 'inserted', 'swapped', 'word')[rng.integers(5)]
   at, length = place(), int(2 ** rng.uniform(0, 8))
   before, after = content[:at], content[at:]
+  one, rest = after[:length], after[length:]
   match kind:
     case 'flips':
       out = bytearray(content or b'\0')
@@ -45,17 +45,15 @@ def changed(content: bytes, rng: np.random.Generator) -> tuple[str, bytes]:
         out[where] ^= 1 << rng.integers(8)
       return kind, bytes(out)
     case 'cut':
-      return kind, before + (after[length:] if rng.random() < 0.5 else b'')
+      return kind, before + rest * rng.integers(2)
     case 'inserted':
       return kind, before + rng.bytes(length) + after
     case 'swapped':
-      one, rest = after[:length], after[length:]
       cut = rng.integers(len(rest) + 1)
-      other = rest[cut : cut + len(one)]
-      return kind, before + other + rest[:cut] + one + rest[cut + len(one) :]
+      other, end = rest[cut : cut + len(one)], rest[cut + len(one) :]
+      return kind, before + other + rest[:cut] + one + end
   word = _WORDS[rng.integers(len(_WORDS))]
-  over = len(word) if rng.random() < 0.5 else 0
-  return kind, before + word + after[over:]
+  return kind, before + word + after[len(word) * rng.integers(2) :]
 
 
 class Trials:
@@ -71,8 +69,7 @@ class Trials:
     import readers
 
     self._folder, self._worker = folder / 'read', None
-    of_part = {'mutations': readers.READERS, 'hostile': hostile.FILES}
-    self.names = list(of_part[part])
+    self.names = [*(readers.READERS if part == 'mutations' else hostile.FILES)]
 
   def trial(self, name: str, rng: np.random.Generator) -> dict:
     """Damages a file and reads it, or reads what does harm."""
@@ -84,8 +81,8 @@ class Trials:
         env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
         bufsize=0,
       )
-    job = json.dumps([name, int(rng.integers(2**32))]) + '\n'
-    self._worker.stdin.write(job.encode())
+    job = json.dumps([name, int(rng.integers(2**32))])
+    self._worker.stdin.write(f'{job}\n'.encode())
     about = {}
     for limit in _PREPARING, _SECONDS:
       ready, *_ = select.select([self._worker.stdout], [], [], limit)
@@ -93,8 +90,8 @@ class Trials:
       if not line:
         self._worker.kill()
         self._worker.communicate()
-        code, self._worker = self._worker.returncode, None
-        return about | {'outcome': 'killed' if ready else 'hang', 'text': code}
+        self._worker = None
+        return about | {'outcome': 'killed' if ready else 'hang'}
       about |= json.loads(line)
     return about
 
@@ -104,25 +101,26 @@ def serve(folder: pathlib.Path) -> None:
   import hostile
   import readers
 
-  from data import inspection
-
-  inspection._PATIENCE = 10
   answers = os.fdopen(os.dup(1), 'w')
   nothing = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nothing, 1)
-  os.dup2(nothing, 2)
-  sound = {}
+  for stream in 1, 2:
+    os.dup2(nothing, stream)
+  known = {}
   for job in sys.stdin:
     name, seed = json.loads(job)
     of, spoil = hostile.FILES.get(name, (name, None))
     reader, place = readers.READERS[of], folder / of / 'tried'
-    begin(reader, place)
-    if of not in sound:
-      sound[of] = known(reader.read(place))
+    if of not in known:
       begin(reader, place)
-    about = spoil(place) if spoil else damage(reader, place, seed)
+      known[of] = hashed(reader.read(place))
+    begin(reader, place)
+    about = {'kind': 'hostile'}
+    if spoil:
+      spoil(place)
+    else:
+      about = damage(reader, place, seed)
     print(json.dumps(about), file=answers, flush=True)
-    found = attempt(reader, place, sound[of], about['file'])
+    found = attempt(reader, place, known[of], about.get('file', ''))
     print(json.dumps(found), file=answers, flush=True)
 
 
@@ -139,55 +137,44 @@ def begin(reader, place: pathlib.Path) -> None:
 
 
 def damage(reader, place: pathlib.Path, seed: int) -> dict[str, str]:
-  """Damages one file."""
+  """Damages one file: any of any pattern."""
   rng = np.random.default_rng(seed)
-  lists = [sorted(place.glob(pattern)) for pattern in reader.damaged]
-  paths = [[p for p in found if p.is_file()] for found in lists]
-  paths = [found for found in paths if found]
-  some = paths[rng.integers(len(paths))]
-  path = some[rng.integers(len(some))]
+  some = map(place.glob, reader.damaged.split())
+  lists = [sorted(filter(pathlib.Path.is_file, paths)) for paths in some]
+  lists = list(filter(None, lists))
+  paths = lists[rng.integers(len(lists))]
+  path = paths[rng.integers(len(paths))]
   kind, content = changed(path.read_bytes(), rng)
   path.write_bytes(content)
   return {'file': path.relative_to(place).as_posix(), 'kind': kind}
 
 
-def attempt(reader, place, sound, file: str) -> dict[str, str]:
+def attempt(reader, place, known, file: str) -> dict[str, str]:
   """Reads, in limited memory, and compares with what was read before."""
   from experiments.run import faults, start
 
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
   limit = pages * resource.getpagesize() + _MEMORY
-  resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+  resource.setrlimit(resource.RLIMIT_AS, (limit, _FOREVER[1]))
   try:
-    value, seal, infinite = known(reader.read(place))
+    value, infinite = hashed(reader.read(place))
   except (Exception, SystemExit) as e:
-    explained = faults.explained(e, place)
-    text = explained[1] if explained else str(e)
+    explained = faults.explained(e, pathlib.Path('no cache'))
     named = *start._ERRORS, *reader.errors, SystemExit
     if not explained and not isinstance(e, named):
       lines = traceback.format_exception(e)
       return {'outcome': 'traceback', 'text': ''.join(lines)[-1500:]}
-    names = [pathlib.Path(file).stem, *(p.name for p in place.rglob('*'))]
+    text = explained[1] if explained else str(e)
+    names = [path.name for path in place.rglob('*')]
+    names += [pathlib.Path(file).stem] if file else []
     outcome = 'refused' if any(name in text for name in names) else 'unnamed'
     return {'outcome': outcome, 'text': text[:300]}
   finally:
-    unlimited = (resource.RLIM_INFINITY,) * 2
-    resource.setrlimit(resource.RLIMIT_AS, unlimited)
-  if value == sound[0]:
+    resource.setrlimit(resource.RLIMIT_AS, _FOREVER)
+  if value == known[0]:
     return {'outcome': 'equal'}
-  silent = infinite > sound[2] or (seal is not None and seal == sound[1])
+  silent = reader.sealed or infinite > known[1]
   return {'outcome': 'silent' if silent else 'changed'}
-
-
-def known(value) -> tuple[str, str | None, int]:
-  """Returns hashes of a value and its seal, and how much is not finite."""
-  from readers import Sealed
-
-  seal = None
-  if isinstance(value, Sealed):
-    value, seal = value.value, hashed(value.seal)[0]
-  digest, infinite = hashed(value)
-  return digest, seal, infinite
 
 
 def hashed(value) -> tuple[str, int]:
@@ -198,21 +185,21 @@ def hashed(value) -> tuple[str, int]:
     nonlocal infinite
     if dataclasses.is_dataclass(one):
       one = vars(one)
-    elif hasattr(one, '__dict__') and not isinstance(one, str):
+    elif hasattr(one, '__dict__'):
       one = type(one).__name__
     if isinstance(one, dict):
-      one = sorted(one.items(), key=lambda item: str(item[0]))
+      one = sorted(one.items(), key=str)
     if isinstance(one, list | tuple):
       content.update(f'{len(one)}('.encode())
       for inner in one:
         visit(inner)
       return
-    array = np.asarray(one) if isinstance(one, float | np.generic) else one
-    if isinstance(array, np.ndarray):
-      if array.dtype.kind in 'fc':
-        infinite += int((~np.isfinite(array)).sum())
-      content.update(f'{array.dtype}{array.shape}'.encode())
-      one = array.tolist() if array.dtype.kind == 'O' else array.tobytes()
+    if isinstance(one, float | np.generic | np.ndarray):
+      one = np.asarray(one)
+      if one.dtype.kind in 'fc':
+        infinite += int((~np.isfinite(one)).sum())
+      content.update(f'{one.dtype}{one.shape}'.encode())
+      one = one.tolist() if one.dtype.kind == 'O' else one.tobytes()
     content.update(repr(one).encode('utf-8', 'backslashreplace'))
 
   visit(value)

@@ -1,8 +1,8 @@
 """A campaign against commands and readers: kills, damaged and hostile files.
 
-  python tests/campaign/run.py --out=campaign.jsonl              # an hour each
+  python tests/campaign/run.py --out=campaign.jsonl
   python tests/campaign/run.py --out=campaign.jsonl --only=mutations \\
-      --seconds=600 --seed=1 --trials=10000
+      --seconds=600 --seed=1 --work=folder
   python tests/campaign/run.py --out=campaign.jsonl --summary
 
 Appends a line of JSON per trial. A trial is known by its part, the seed and its
@@ -12,13 +12,14 @@ collected by pytest.
   kills_training    kill -9 in trainings of bag models and patch classifiers
   kills_extraction  and of the extraction of features
   kills_after       and of predict, export and report
-  mutations         changed bytes, cuts, insertions, swapped blocks of any input
+  mutations         flipped bits, cuts, insertions, swapped blocks of any input
   hostile           files made to do harm
 
 What may become of one: `equal` to what the sound file or the whole run gives;
 `refused` by an error that names it; `changed`, another value of a file that has
-no hash. All else is a fault: `unequal`, `silent` (another value of what has a
-hash, or one that is not finite), `unnamed`, `traceback`, `hang`, `killed`.
+no hash. All else is a fault: `unequal` or part files left, `silent` (another
+value of what has a hash, or numbers that are not finite), `unnamed`,
+`traceback`, `hang`, `killed`.
 """
 
 import argparse
@@ -31,34 +32,32 @@ import sys
 import tempfile
 import time
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [
-  str(ROOT),
-  *(str(ROOT / f'tests/{n}') for n in ('data', 'experiments', 'golden')),
-  str(ROOT / 'tests/kmil_jax'),
-]
-FINE = ('equal', 'refused', 'changed')
+_FOLDERS = 'data', 'experiments', 'golden', 'kmil_jax'
+sys.path[:0] = [str(ROOT), *(f'{ROOT}/tests/{name}' for name in _FOLDERS)]
+FINE = 'equal', 'refused', 'changed'
 TRIALS = {
   'kills_training': 100,
   'kills_extraction': 30,
   'kills_after': 30,
   'mutations': 10_000,
-  'hostile': 1,  # Of each.
+  'hostile': 100,  # Again and again.
 }
+COMMIT = 'git describe --always --dirty --abbrev=12 --exclude=*'
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--out', type=pathlib.Path, required=True)
-  parser.add_argument('--only', choices=TRIALS, action='append')
-  parser.add_argument('--seconds', type=float, default=3600, help='of a part')
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--trials', type=int, help='of a part; else the goal')
-  parser.add_argument('--match', default='', help='only such readers, commands')
-  parser.add_argument('--work', type=pathlib.Path, help='keeps sound files')
-  parser.add_argument('--summary', action='store_true')
+  parser = argparse.ArgumentParser(description=__doc__)
+  add = parser.add_argument
+  add('--out', type=pathlib.Path, required=True)
+  add('--only', choices=TRIALS, action='append')
+  add('--seconds', type=float, default=3600, help='of a part')
+  add('--seed', type=int, default=0)
+  add('--match', default='', help='only readers or commands with this in them')
+  add('--work', type=pathlib.Path, help='keeps sound files for the next time')
+  add('--summary', action='store_true')
   args = parser.parse_args()
   if args.summary:
     return summarise(args.out)
@@ -79,8 +78,6 @@ def main() -> int:
 
 def run(part: str, folder: pathlib.Path, args: argparse.Namespace) -> None:
   """Runs the trials of a part that are left, as long as there is time."""
-  import numpy as np
-
   if part.startswith('kills'):
     import kills
 
@@ -90,78 +87,50 @@ def run(part: str, folder: pathlib.Path, args: argparse.Namespace) -> None:
 
     tested = mutations.Trials(folder, part)
     names, trial = tested.names, tested.trial
-  goal = args.trials or TRIALS[part] * (len(names) if part == 'hostile' else 1)
-  about = {'commit': commit(), 'part': part, 'seed': args.seed}
+  commit = subprocess.check_output(COMMIT.split(), cwd=ROOT, text=True).strip()
+  about = {'commit': commit, 'part': part, 'seed': args.seed}
   done = {
-    line['number']
-    for line in read(args.out)
-    if all(line[key] == value for key, value in about.items())
+    line['number'] for line in read(args.out) if about.items() <= line.items()
   }
   end = time.monotonic() + args.seconds
-  for number in sorted(set(range(goal)) - done):
-    began, name = time.monotonic(), names[number % len(names)]
+  for number in sorted(set(range(TRIALS[part])) - done):
+    name, began = names[number % len(names)], time.monotonic()
     if began > end:
       break
-    if args.match not in name:
-      continue
-    found = trial(name, np.random.default_rng([args.seed, number]))
-    line = about | {'number': number, 'name': name} | found
-    line['seconds'] = round(time.monotonic() - began, 2)
-    with args.out.open('a', encoding='utf-8') as file:
-      file.write(json.dumps(line) + '\n')
-    if line['outcome'] not in FINE:
-      text = str(line.get('text', ''))[-200:]
-      print(part, number, name, line['outcome'], text, flush=True)
-
-
-def commit() -> str:
-  """Returns the commit, '-dirty' if files of it were changed."""
-  command = 'git describe --always --dirty --abbrev=12 --exclude=*'
-  done = subprocess.run(
-    command.split(), cwd=ROOT, capture_output=True, text=True, check=True
-  )
-  return done.stdout.strip()
+    if args.match in name:
+      found = trial(name, np.random.default_rng([args.seed, number]))
+      line = about | {'number': number, 'name': name} | found
+      line['seconds'] = round(time.monotonic() - began, 2)
+      with args.out.open('a', encoding='utf-8') as file:
+        file.write(json.dumps(line) + '\n')
+      if line['outcome'] not in FINE:
+        text = line.get('text', '')[-300:]
+        print(part, number, name, line['outcome'], text, flush=True)
 
 
 def read(path: pathlib.Path) -> list[dict]:
   """Returns the trials so far, but for a line that was cut short."""
-  lines = []
   text = path.read_text(encoding='utf-8') if path.exists() else ''
-  for line in text.splitlines():
-    try:
-      lines.append(json.loads(line))
-    except ValueError:
-      continue
-  return lines
+  return [json.loads(line) for line in text.splitlines() if line[-1:] == '}']
 
 
 def summarise(path: pathlib.Path) -> int:
   """Prints a table of counts per commit; returns 1 if the last had a fault."""
-  counts = collections.defaultdict(collections.Counter)
-  kills, lines = collections.Counter(), read(path)
+  counts, lines = collections.defaultdict(collections.Counter), read(path)
   for line in lines:
-    key = line['commit'], line['part'], line['name']
-    counts[key][line['outcome']] += 1
-    kills[key] += line.get('kills', 0)
-  outcomes = sorted({o for c in counts.values() for o in c}, key=_order)
-  print('| commit | part | of | trials | kills |', ' | '.join(outcomes), '|')
-  print('|--' * (5 + len(outcomes)) + '|')
+    count = counts[line['commit'], line['part'], line['name']]
+    count.update(kills=line.get('kills', 0), trials=1)
+    count[line['outcome']] += 1
+  heads = ['trials', 'kills', *FINE]
+  heads += sorted({h for count in counts.values() for h in count} - {*heads})
+  print('| commit | part | of |', ' | '.join(heads), '|')
+  print('|--' * (3 + len(heads)) + '|')
   for key, count in counts.items():
-    cells = [*key, count.total(), kills[key], *(count[o] for o in outcomes)]
-    print('|', ' | '.join(map(str, cells)), '|')
-  last = lines[-1]['commit'] if lines else ''
-  faults = [
-    line
-    for line in lines
-    if line['commit'] == last and line['outcome'] not in FINE
-  ]
-  tried = sum(line['commit'] == last for line in lines)
-  print(f'{last}: {tried} trials, {len(faults)} faults')
-  return int(bool(faults))
-
-
-def _order(outcome: str) -> tuple[bool, str]:
-  return outcome not in FINE, outcome
+    print('|', ' | '.join([*key, *(str(count[head]) for head in heads)]), '|')
+  last = [line for line in lines if line['commit'] == lines[-1]['commit']]
+  faults = sum(line['outcome'] not in FINE for line in last)
+  print(f'{lines[-1]["commit"]}: {len(last)} trials, {faults} faults')
+  return int(faults > 0)
 
 
 if __name__ == '__main__':
