@@ -269,7 +269,7 @@ READERS = {
   'tile scores': Reader(write_run, _SCORES, read_scores, _MAPS),
   'export': Reader(write_export, 'model.kmil', read_export, _PREDICT, True),
   'classifier': Reader(train, 'tiny/*.*', train, _TILES, True),
-  'own weights': Reader(train, 'tiny/model*', read_start, _TILES, True),
+  'own weights': Reader(train, 'tiny/model*', read_start, _TILES),
   'weights': Reader(write_weights, '*', read_weights, _TILES),
   'volumes': Reader(write_nodes, '*', read_nodes, _TILES),
   'DICOM': Reader(write_series, 'series/*', read_series, _TILES),
