@@ -45,8 +45,8 @@ def apply(image: tf.Tensor, key: tf.Tensor, policy: Policy) -> tf.Tensor:
   """
   if policy.colour[0] and image.shape[3] != 3:
     raise ValueError(
-      f'found tiles of {image.shape[3]} channel(s); colours can only be '
-      'changed in RGB: choose another augmentation'
+      f'found tiles of {image.shape[3]} channel(s). Colours can only be '
+      'changed in RGB: choose another augmentation.'
     )
   if policy.dihedral:
     image = _change_some(_turned, image, key, _DIHEDRAL, policy.dihedral)

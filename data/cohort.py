@@ -5,6 +5,7 @@ import dataclasses
 import math
 from pathlib import Path
 import re
+import statistics
 from typing import Any, NamedTuple
 import warnings
 
@@ -42,6 +43,10 @@ def read_cohort(
 ) -> LabelledBags:
   """Reads the labels and all features of a cohort.
 
+  Files are read once, in this process. `data.inspection` reads them in others
+  before, which takes longer by a third and more: where HDF5's library hangs or
+  crashes on a damaged file, `experiments.kmil --check` names it.
+
   Args:
     csv_path: table with the columns case_id, slide_id and label.
     features_dir: holds <slide_id>.h5 or .pt of every slide in the table, itself
@@ -56,26 +61,21 @@ def read_cohort(
     FeatureError: if there is no such folder, or several.
   """
   table, faults = labels.scan(csv_path)
-  source = packed.find(features_dir)
-  matched = match(source, table.slide.tolist(), allow_missing=allow_missing)
-  wrong, doubts = labels.doubts(table)
-  problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
-  problems += matched.problems
-  bags, seen = [], {}
-  for slide, header in matched.headers.items():
+  wrong, odd = labels.check(table)
+  source, bags = packed.find(features_dir), []
+  for slide in filter(source.__contains__, table.slide.tolist()):
     try:
       bag = source.read(slide)
+      source.seen[slide] = inspection.of(bag, source.header(slide))
+      bags.append(bag.features)
     except FeatureError as error:
-      problems.append(str(error))
-      continue
-    bags.append(bag.features)
-    seen[slide] = inspection.of(bag, header)
-  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, unlike = inspection.report(source.path, seen, cases)
-  if problems := problems + faults:
+      source.seen[slide] = inspection.Inspection(fault=str(error))
+  matched = match(source, table, allow_missing=allow_missing)
+  problems = [f'{csv_path}: {fault}' for fault in faults + wrong]
+  if problems := problems + matched.problems:
     raise CohortError('\n'.join(problems))
-  doubts = [f'{csv_path}: {doubt}' for doubt in doubts]
-  for warning in doubts + matched.warnings + unlike:
+  odd = [f'{csv_path}: {text}' for text in odd]
+  for warning in odd + matched.warnings:
     warnings.warn(warning, stacklevel=2)
   table = table.subset(np.isin(table.slide, list(matched.headers)))
   return LabelledBags(bags, table.label, table.case, table.slide)
@@ -86,21 +86,21 @@ class Match(NamedTuple):
 
   Attributes:
     headers: by slide, in the table's order, of those that can be used.
-    made: `dimensions`, `encoder`, `mpp`, `patch_size` and
+    attributes: `dimensions`, `encoder`, `mpp`, `patch_size` and
       `target_magnification`, as far as they are stated.
     problems: what makes features unusable, each with what and where.
     warnings: what may be meant.
   """
 
   headers: dict[str, Header]
-  made: dict[str, str]
+  attributes: dict[str, str]
   problems: list[str]
   warnings: list[str]
 
 
 def match(
   source: packed.Folder | packed.Packed,
-  slide_ids: Sequence[str],
+  table: labels.Manifest,
   *,
   others: frozenset[str] = frozenset(),
   allow_missing: bool = False,
@@ -108,12 +108,12 @@ def match(
   """Reads the headers of all slides' features, and how they were made.
 
   Args:
-    source: of features.
-    slide_ids: in the table.
+    source: of features, as far as `data.inspection` has seen them.
+    table: of slides.
     others: further slides that may have features.
     allow_missing: slides without features are a warning.
   """
-  matched = Match({}, {}, [], [])
+  matched, slide_ids = Match({}, {}, [], []), table.slide.tolist()
   spare = sorted(set(source.ids()) - set(slide_ids) - others)
   missing = [slide for slide in slide_ids if slide not in source]
   if missing:
@@ -141,6 +141,10 @@ def match(
     except FeatureError as error:
       matched.problems.append(str(error))
   compare(source.path, matched)
+  cases = dict(zip(slide_ids, table.case.tolist(), strict=True))
+  faults, odd = inspection.report(source.path, source.seen, cases)
+  matched.problems.extend(faults)
+  matched.warnings.extend(odd)
   return matched
 
 
@@ -164,13 +168,13 @@ def compare(path: Path, matched: Match) -> None:
     }
     if not stated:
       continue
-    values = list(stated.values())
-    matched.made[name] = usual = max(values, key=values.count)
-    if odd := [slide for slide, value in stated.items() if value != usual]:
+    matched.attributes[name] = usual = statistics.mode(stated.values())
+    whole = usual.removesuffix('.0')  # Of 256 and 256.0.
+    if odd := [s for s in stated if stated[s].removesuffix('.0') != whole]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
-        f' {first_of(sorted(set(values)))}; other than the rest are'
-        f' {first_of(odd)}'
+        f' {first_of(sorted(set(stated.values())))}. Other than the rest are'
+        f' {first_of(odd)}.'
       )
   low, high = slides.SCANNER_MPP
   scales = {s: v.get('level0_mpp', low) for s, v in attributes.items()}
@@ -181,16 +185,17 @@ def compare(path: Path, matched: Match) -> None:
   ]:
     matched.warnings.append(
       f'{path}: level0_mpp outside {low} to {high} um (slide {odd[0]}:'
-      f' {scales[odd[0]]}): {first_of(odd)}; were the slides tiled at the scale'
+      f' {scales[odd[0]]}): {first_of(odd)}. Were the slides tiled at the scale'
       ' that was meant?'
     )
   public = list(filter(_CAMELYON16.fullmatch, matched.headers))
-  encoder = matched.made.get('encoder', 'not named')
+  encoder = matched.attributes.get('encoder', 'not named')
   if public and 'random' not in encoder:
     matched.warnings.append(
-      f"{path}: slides named as CAMELYON16's: {first_of(public)}; the tiles"
+      f"{path}: slides named as CAMELYON16's: {first_of(public)}. The tiles"
       ' of PatchCamelyon are cut from them: features of an encoder that was'
-      f' trained on those (here: {encoder}) say nothing of new slides'
+      f' trained on those (here: {encoder}) do not show how it does on new'
+      ' slides.'
     )
 
 

@@ -69,8 +69,8 @@ class TileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) <= set(self.CLASSES):
       raise TileError(
         f'{folder}: tiles of {tiles.size} px, {tiles.channels} channel(s) and '
-        f'the classes {", ".join(tiles.classes)}; {self.SIZE} px, 3 channels '
-        f'and {", ".join(self.CLASSES)} are {self.name}'
+        f'the classes {", ".join(tiles.classes)}. {self.name} holds '
+        f'{self.SIZE} px, 3 channels and {", ".join(self.CLASSES)}.'
       )
     for i, name in enumerate(tiles.id.tolist()):
       example = {
@@ -112,14 +112,14 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   if len(images) != 1 or len(labels) != 1:
     raise TileError(
       f'{folder}: {len(images)} features are an Image, {len(labels)} features'
-      f' are a ClassLabel; one of each is needed: {", ".join(features)}'
+      f' are a ClassLabel. One of each is needed: {", ".join(features)}.'
     )
   image, label = *images, *labels
   side, width, channels = features[image].shape
   if side is None or side != width or channels not in (1, 3):
     raise TileError(
-      f'{folder}: images of the shape {features[image].shape}; squares of one'
-      ' size are needed'
+      f'{folder}: images of the shape {features[image].shape}. Squares of one'
+      ' size are needed.'
     )
 
   def example(i: int) -> dict[str, Any]:
@@ -136,8 +136,8 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
         column.append(row[name])
   except (AssertionError, KeyError, ValueError, tf.errors.OpError) as e:
     raise TileError(
-      f'{folder}: split {split!r} cannot be read ({type(e).__name__}: {e}); it'
-      f' has the splits {", ".join(builder.info.splits)}'
+      f'{folder}: split {split!r} cannot be read ({type(e).__name__}: {e}). It'
+      f' has the splits {", ".join(builder.info.splits)}.'
     ) from e
   texts = lambda name: np.array([x.decode() for x in columns[name]], str)
   numbers = np.array([f'{split}/{i:07d}' for i in range(n)], str)

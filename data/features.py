@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import errno
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,22 @@ ATTRIBUTES = (
 )
 _SEEK_FAULTS = (None, errno.EINVAL)  # A damaged file's, not the disk's.
 _H5, _PT = '.h5', '.pt'
-# The first of these that is there is a slide's.
-READ = (_H5, '.hdf5', '.H5', '.HDF5', _PT, '.PT')
+# The first of these that is there, in letters of any kind, is a slide's.
+READ = _H5, '.hdf5', _PT
 _STAMP = 'feats'
 _NAMES = ('features', _STAMP)  # The first is CLAM's and TRIDENT's.
 _TRIDENT = 'features_'  # And the encoder's name: a folder.
 _DEPTHS = (1, 2)  # Of folders between the one given and the files.
 _ADVICE = {
-  _H5: 'not a complete HDF5 file ({}); delete it and extract the slide again.',
+  _H5: 'not a complete HDF5 file ({}). Delete it and extract the slide again.',
   _PT: 'no tensor that can be read without torch ({}). Save the features alone,'
   ' as a float32 tensor [N, D], with torch 1.6 or later: torch.save(features,'
-  ' path); or use the .h5 file of the slide.',
+  ' path). Or use the .h5 file of the slide.',
 }
 # A dataset above so many bytes may be so many times larger than what is stored
 # of it: more than compression saves of features, so that a few bytes cannot ask
 # for all memory there is.
 _SMALL, _EXPANSION = 2**26, 100
-_MEMORY = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 class FeatureError(ValueError):
@@ -110,7 +108,7 @@ def write(
   _check_layout(path, features, coords)
   if features.dtype not in (np.float16, np.float32):
     raise FeatureError(
-      f'{path}: features are {features.dtype}; write float16 or float32.'
+      f'{path}: features are {features.dtype}. Write float16 or float32.'
     )
   _check_values(path, features, coords)
   with files.replacing(path) as part, h5py.File(part, 'w') as file:
@@ -138,8 +136,32 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     FeatureError: if the file cannot be opened, has no features, is empty, holds
       NaN or infinity, or has not one coordinate per row.
   """
-  path = Path(path)
+  _, bag = steps(Path(path), level0_mpp)
+  return bag
+
+
+def header(path: Path | str) -> Header:
+  """Returns what a feature file states about itself, reading no features.
+
+  Raises:
+    FeatureError: if the file cannot be opened, has no features, or has not one
+      coordinate per row.
+  """
+  with contextlib.closing(steps(Path(path))) as parts:
+    return next(parts)
+
+
+def steps(
+  path: Path, level0_mpp: float | None = None
+) -> Iterator[Header | FeatureFile]:
+  """Yields what `header` and then what `read` returns, of a file opened once.
+
+  Args:
+    path: see `read`, as `level0_mpp`.
+  """
   with _opened(path) as (dataset, places, attributes):
+    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
+    yield Header(*dataset.shape[-2:], unified(attributes), kind)
     with np.errstate(over='ignore'):  # Infinity is refused below.
       features = dataset[()].astype(np.float32, copy=False)
     features = features.reshape(features.shape[-2:])
@@ -150,7 +172,7 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     coords = None  # Pixels of which level, or micrometres of what scale.
   elif unit == 'um' and coords is not None:
     if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
-      raise FeatureError(f'{path}: level0_mpp is {mpp!r}; um/px are needed.')
+      raise FeatureError(f'{path}: level0_mpp is {mpp!r}. Set it to um/px.')
     coords = np.rint(coords / mpp)
     del attributes['unit']
     attributes['level0_mpp'] = mpp
@@ -161,20 +183,12 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     if 'patch_size_level0' not in attributes and (side := spacing(coords)):
       attributes['patch_size_level0'] = side
       attributes['patch_size_level0_source'] = 'spacing of coords'
-  return FeatureFile(path, features, coords, attributes)
+  yield FeatureFile(path, features, coords, attributes)
 
 
-def header(path: Path | str) -> Header:
-  """Returns what a feature file states about itself, reading no features.
-
-  Raises:
-    FeatureError: if the file cannot be opened, has no features, or has not one
-      coordinate per row.
-  """
-  with _opened(Path(path)) as (dataset, _, attributes):
-    size = dataset.shape[-2:]
-    kind = 'float16' if dataset.dtype.itemsize == 2 else 'float32'
-    return Header(*size, unified(attributes), kind)
+def digest(path: Path) -> str:
+  """Returns a hash of all bytes of a file."""
+  return files.hash_of_edges(path, middle=True)
 
 
 @contextlib.contextmanager
@@ -187,7 +201,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   """
   try:
     if not path.exists():
-      raise FeatureError(f'{path}: no such file; extract the slide first.')
+      raise FeatureError(f'{path}: no such file. Extract the slide first.')
     if path.suffix.lower() == _PT:
       tensor = torch_files.Tensor(path)
       _check_layout(path, tensor, None)
@@ -195,28 +209,16 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     else:
       # Network disks often lack locks.
       with h5py.File(path, 'r', locking=False) as file:
-        for name in (*_NAMES, 'coords'):
-          link = file.get(name, getlink=True)
-          if isinstance(link, h5py.ExternalLink):
-            raise FeatureError(
-              f'{path}: has neither {" nor ".join(_NAMES)} of its own: {name}'
-              f' is a link to {link.filename}. Copy them into one file.'
-            )
-        features = next(filter(None, map(file.get, _NAMES)), None)
+        parts = {name: part(file, name) for name in (*_NAMES, 'coords')}
+        features = next(filter(None, map(parts.get, _NAMES)), None)
         if not isinstance(features, h5py.Dataset):
           raise FeatureError(
             f'{path}: has neither {" nor ".join(_NAMES)} but '
-            f'{", ".join(file) or "nothing"}; is it a file of coordinates only?'
+            f'{", ".join(file) or "nothing"}. Is it a file of coordinates only?'
           )
-        coords = file.get('coords')
+        coords = parts['coords']
         _check_layout(path, features, coords)
-        for dataset in filter(None, (features, coords)):
-          if fault := unreadable(path, dataset):
-            raise FeatureError(
-              f'{path}: {fault}. Delete it and extract the slide again, into'
-              ' this file; with fewer tiles, where they are too many.'
-            )
-        yield features, coords, _attributes(path, file)
+        yield features, coords, _attributes(path, parts | {'/': file})
   except FeatureError:
     raise
   except Exception as error:  # Damaged files raise errors of many kinds.
@@ -225,7 +227,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     if isinstance(error, MemoryError):
       fault = f'does not fit in memory ({reason}).'
     elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
-      fault = f'cannot be read ({reason}); see to its permissions and its disk.'
+      fault = f'cannot be read ({reason}). See to its permissions and its disk.'
     raise FeatureError(f'{path}: {fault}') from error
 
 
@@ -238,12 +240,12 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
   size = math.prod(shape[-2:])
   if len(shape) < 2 or not size or math.prod(shape) != size:
     raise FeatureError(
-      f'{path}: features are {dtype} {list(shape)}; [N, D] or [1, N, D] with at'
+      f'{path}: features are {dtype} {list(shape)}. [N, D] or [1, N, D] with at'
       ' least one row and one column is needed.'
     )
   if dtype.kind != 'f' or dtype.itemsize not in (2, 4, 8):
     raise FeatureError(
-      f'{path}: features are {dtype}; float16, float32 or float64 is needed.'
+      f'{path}: features are {dtype}. Use float16, float32 or float64.'
     )
   if coords is None:
     return
@@ -259,30 +261,49 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
     )
 
 
-def unreadable(path: Path, dataset: h5py.Dataset) -> str:
-  """Returns why a dataset of a file must not be read, '' if it may.
+def part(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
+  """Returns what a file of HDF5 has of a name; None if nothing.
 
-  A writer that was killed leaves rows that HDF5 would read as zeros. What lies
-  in other files, or does not fit in memory, is refused, too.
+  Raises:
+    FeatureError: if it is a link, or if it is a dataset that lies in other
+      files, does not fit in memory, or of which less is stored than its shape
+      announces. A writer that was killed leaves rows that HDF5 would read as
+      zeros.
   """
-  name = f'{dataset.name[1:]} {list(dataset.shape)}'
-  elsewhere = dataset.file.filename != str(path)
-  if dataset.external or dataset.is_virtual or elsewhere:
-    return f'{name} lies in other files'
+  path, link = file.filename, file.get(name, getlink=True)
+  if not isinstance(link, h5py.HardLink | None):
+    to = getattr(link, 'filename', link.path)
+    raise FeatureError(
+      f'{path}: {name} is a link to {to}. Copy what it holds into this file.'
+    )
+  dataset = link and file[name]
+  shape = getattr(dataset, 'shape', None)  # Groups and nothing have none.
+  if shape is None or 0 in shape:
+    return dataset
+  if dataset.external or dataset.is_virtual:
+    raise FeatureError(
+      f'{path}: {name} lies in other files. Copy it into this one.'
+    )
   # A piece is read as a whole, and may be larger than all of it.
-  numbers = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+  numbers = max(math.prod(shape), math.prod(dataset.chunks or ()))
   size = numbers * dataset.dtype.itemsize
   stored = dataset.id.get_storage_size()
   parts, written = 1, int(bool(stored))
   if dataset.chunks:
-    pieces = zip(dataset.shape, dataset.chunks, strict=True)
+    pieces = zip(shape, dataset.chunks, strict=True)
     parts = math.prod(-(-n // chunk) for n, chunk in pieces)
     written = dataset.id.get_num_chunks()
   if written < parts or size > max(_SMALL, _EXPANSION * stored):
-    return f'{name} was never written in full ({stored} of {size} bytes)'
-  if size > _MEMORY:
-    return f'{name} does not fit in memory ({size} of {_MEMORY} bytes)'
-  return ''
+    raise FeatureError(
+      f'{path}: {name} {list(shape)} was never written in full'
+      f' ({stored} of {size} bytes). Delete the file and make it again.'
+    )
+  if size > files.memory():
+    raise FeatureError(
+      f'{path}: {name} {list(shape)} does not fit in memory ({size} of'
+      f' {files.memory()} bytes). Extract fewer tiles of the slide.'
+    )
+  return dataset
 
 
 def _check_values(
@@ -293,18 +314,16 @@ def _check_values(
   if len(bad):
     raise FeatureError(
       f'{path}: NaN or infinity in {len(bad)} of {len(features)} rows, first '
-      f'in row {bad[0]}; extract the slide again.'
+      f'in row {bad[0]}. Extract the slide again.'
     )
   if coords is not None and not (np.abs(coords) < 2**31).all():
     raise FeatureError(
-      f'{path}: coords are not all finite and below 2**31; extract the slide '
+      f'{path}: coords are not all finite and below 2**31. Extract the slide '
       'again.'
     )
 
 
-def _attributes(
-  path: Path, file: h5py.File | Mapping[str, Any]
-) -> dict[str, Any]:
+def _attributes(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
   """Returns all attributes; those of the file win over the datasets'.
 
   Bytes become text, arrays lists. TRIDENT names the encoder in the folder
@@ -315,12 +334,12 @@ def _attributes(
   if path.parent.name.startswith(_TRIDENT):
     attributes['encoder'] = path.parent.name.removeprefix(_TRIDENT)
   for name in ('coords', *reversed(_NAMES), '/'):
-    for key, value in file[name].attrs.items() if name in file else ():
+    for key, value in parts[name].attrs.items() if parts.get(name) else ():
       value = np.asarray(value)
       if value.dtype.kind == 'S':
         value = np.char.decode(value, 'utf-8', 'replace')
       attributes[key] = value.tolist()
-  if _NAMES[0] not in file and 'patch_size_level0' not in attributes:
+  if not parts.get(_NAMES[0]) and 'patch_size_level0' not in attributes:
     known = 'tile_size_um' in attributes
     attributes.setdefault('unit', 'um' if known else 'unknown')
   return attributes
@@ -386,7 +405,7 @@ class Folder:
   """A folder of feature files, <slide_id>.h5, .hdf5 or, failing that, .pt.
 
   Slide ids are file names less that last extension: they keep dots and leading
-  zeros.
+  zeros. The files are those that were there when it was opened.
   """
 
   def __init__(self, path: Path | str):
@@ -398,18 +417,20 @@ class Folder:
     self.path = locate(Path(path))
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
+    kind = lambda path: (-READ.index(path.suffix.lower()), path.name)
+    paths = sorted(_feature_files(self.path), key=kind)
+    self._files = {files.clean(path.stem): path for path in paths}
 
   def __contains__(self, slide_id: str) -> bool:
-    return slide_id in self.seen or self.file(slide_id).exists()
+    return slide_id in self._files
 
   def ids(self) -> list[str]:
     """Returns the ids of all files, sorted."""
-    return sorted({files.clean(p.stem) for p in _feature_files(self.path)})
+    return sorted(self._files)
 
   def file(self, slide_id: str) -> Path:
     """Returns where a slide's file is, or would be."""
-    paths = [files.spelled(self.path / f'{slide_id}{end}') for end in READ]
-    return next((path for path in paths if path.exists()), paths[0])
+    return self._files.get(slide_id, self.path / f'{slide_id}{_H5}')
 
   def header(self, slide_id: str) -> Header:
     """See `data.features.header`."""
@@ -423,10 +444,10 @@ class Folder:
     return read(self.file(slide_id), level0_mpp)
 
   def digest(self, slide_id: str) -> str:
-    """Returns a hash of all bytes of the file."""
+    """See `data.features.digest`."""
     if (seen := self._seen(slide_id)) and seen.digest:
       return seen.digest
-    return files.hash_of_edges(self.file(slide_id), middle=True)
+    return digest(self.file(slide_id))
 
   def _seen(self, slide_id: str) -> Any:
     """Returns the inspection of a slide, if any; raises if it could not."""
@@ -450,7 +471,7 @@ def locate(path: Path) -> Path:
       are several.
   """
   if not path.is_dir():
-    raise FeatureError(f'{path}: no such folder of features')
+    raise FeatureError(f'{path}: no such folder of features. Check its path.')
   if any(_feature_files(path)):
     return path
   folders = (f for i in _DEPTHS for f in path.glob('/'.join('*' * i)))
@@ -458,7 +479,7 @@ def locate(path: Path) -> Path:
   if len(below) > 1:
     names = '\n  '.join(map(str, below))
     raise FeatureError(
-      f'{path}: holds {len(below)} folders of features; give one of them as'
+      f'{path}: holds {len(below)} folders of features. Give one of them as'
       f' --features_dir:\n  {names}'
     )
   return below[0] if below else path
@@ -482,5 +503,5 @@ def _feature_files(folder: Path) -> Iterator[Path]:
   """Yields the feature files of a folder, in no order; none of a file."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      if path.suffix in READ and not path.name.startswith('.'):
+      if path.suffix.lower() in READ and not path.name.startswith('.'):
         yield path

@@ -2,14 +2,13 @@
 
 import codecs
 import collections
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import errno
 import functools
 import hashlib
 import io
-import itertools
 import os
 from pathlib import Path
 import platform
@@ -23,6 +22,7 @@ import warnings
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _SHOWN = 10  # Names in one message.
 _SEPARATORS = ',;\t|'  # Of cells; the first that gives the columns.
+_END = '\0'  # A row of its own, unless a quotation mark is open.
 _WORKBOOK = b'PK\x03\x04', b'\xd0\xcf\x11\xe0'  # What .xlsx, .xls begin with.
 # Of a file that is being written: .<name>.<machine>-<process>-<12 digits>.
 _PART = re.compile(r'^\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{12}$')
@@ -146,33 +146,37 @@ def read_text(path: Path | str, error: type[Exception]) -> str:
 
 
 def read_rows(
-  path: Path | str, error: type[Exception], columns: Sequence[str] = ()
+  path: Path | str,
+  error: type[Exception],
+  fits: Callable[[list[str]], bool] = bool,
 ) -> list[tuple[int, list[str]]]:
   """Returns the line and the cells of every row that has any, the header too.
 
   Args:
     path: a CSV file, see `read_text`.
     error: what is raised, naming the file, if it cannot be read.
-    columns: cells are separated by commas; or by semicolons or tabs, if only so
-      the first row has these.
+    fits: whether cells may be those of the first row. They are separated by
+      commas; or by semicolons, tabs or bars, if only so they fit.
   """
   # A first line `sep=;` is for spreadsheets.
   text = re.sub(r'\Asep=.(?=[\r\n])', '', read_text(path, error))
+
+  def rows(separator: str) -> Iterator[tuple[int, list[str]]]:
+    lines = io.StringIO(f'{text}\n{_END}', newline='')
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for cells in reader:
+      if any(map(str.strip, cells)):
+        yield reader.line_num, cells
+
   try:
-    for separator in (*_SEPARATORS, ','):  # Where none fits, the comma.
-      lines = io.StringIO(text, newline='')
-      reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-      rows = (
-        (reader.line_num, cells)
-        for cells in reader
-        if any(map(str.strip, cells))
-      )
-      first = list(itertools.islice(rows, 1))
-      if set(columns) <= {clean(name) for _, row in first for name in row}:
-        break
-    return first + list(rows)
+    some = (s for s in _SEPARATORS if fits(next(rows(s))[1]))
+    *table, (_, last) = rows(next(some, ','))
+    if last != [_END]:
+      line = table[-1][0] if table else 0
+      raise csv.Error(f'a quotation mark after line {line} is never closed')
   except csv.Error as e:
     raise error(f'{path}: cannot be read as CSV: {e}') from e
+  return table
 
 
 def read_csv(
@@ -189,15 +193,16 @@ def read_csv(
     columns: what the header must have, once each; others are read as well.
     error: what is raised, naming the file, if it cannot be read or lacks one.
   """
-  (_, header), *rows = read_rows(path, error, columns) or [(0, [])]
+  fits = lambda row: set(columns) <= set(map(clean, row))
+  (_, header), *rows = read_rows(path, error, fits) or [(0, [])]
   header = list(map(clean, header))
   if missing := [c for c in columns if c not in header]:
     raise error(
-      f'{path}: no column {", ".join(missing)}; found {", ".join(header)};'
-      f' a header {",".join(columns)} is needed'
+      f'{path}: no column {", ".join(missing)} (found: {", ".join(header)}).'
+      f' Write the header {",".join(columns)}.'
     )
   if twice := [c for c in columns if header.count(c) > 1]:
-    raise error(f'{path}: several columns {", ".join(twice)}')
+    raise error(f'{path}: several columns {", ".join(twice)}. Keep one.')
   table = []
   for line, cells in rows:
     row = dict.fromkeys(header, '')
@@ -251,6 +256,28 @@ def free_space(folder: Path) -> int:
   return shutil.disk_usage(place).free
 
 
+@functools.cache
+def memory(root: Path = Path('/')) -> int:
+  """Returns the bytes of memory of this machine; of its container, if less.
+
+  Args:
+    root: where the system tells of itself.
+  """
+  sizes = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
+  groups = root / 'proc/self/cgroup'
+  for line in groups.read_text().splitlines() if groups.exists() else ():
+    _, kinds, group = line.split(':', 2)
+    folder, limit = root / 'sys/fs/cgroup', 'memory.max'
+    if kinds:  # The first version of groups.
+      folder, limit = folder / 'memory', 'memory.limit_in_bytes'
+    if kinds in ('', 'memory'):
+      below = folder / group.lstrip('/')
+      for place in (below, *below.parents):
+        with contextlib.suppress(OSError, ValueError):  # None, or 'max'.
+          sizes.append(int((place / limit).read_text()))
+  return min(sizes)
+
+
 def _flush(path: Path) -> None:
   descriptor = os.open(path, os.O_RDONLY)
   try:
@@ -266,8 +293,8 @@ def _sweep(folder: Path) -> None:
       return
     _swept.add((os.getpid(), folder))
     for name in os.listdir(folder):
-      found = _PART.search(name)
-      if found and found[1] == _machine() and not _runs(int(found[2])):
+      match = _PART.search(name)
+      if match and match[1] == _machine() and not _runs(int(match[2])):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -27,10 +27,11 @@ from data.features import FeatureError, FeatureFile, Folder, Header
 from data.files import first_of
 from data.packed import Packed
 
-_VERSION = 1  # Of what is kept; what other versions kept is read anew.
+_VERSION = 2  # Of what is kept; what other versions kept is read anew.
 _MOST = 16  # Processes.
 _WORTH = 32  # Files that take longer than another process does to start.
 _PATIENCE, _SLOWEST = 30, 2**20  # Seconds for a file, and bytes in another.
+_BETWEEN_SAVES = 60.0  # Seconds.
 _SETTLED = 2e9  # Nanoseconds after which any change shows in a file's times.
 _LARGEST = 1e15  # Of a feature: sums of products of larger ones are infinite.
 _ODD = 1e3  # So many times as large as those of most slides.
@@ -99,38 +100,34 @@ def inspect(
     if slide not in source:
       continue
     stamps[slide] = [] if packed else _stamp(source.file(slide))
-    if one := _from_json(kept.get(slide), stamps[slide]):
-      source.seen[slide] = one
+    if stamps[slide] and slide in kept and kept[slide][0] == stamps[slide]:
+      source.seen[slide] = kept[slide][1]
       yield slide
   left = [slide for slide in stamps if slide not in source.seen]
 
   def read(slide):
-    if not packed:
-      return _in_worker(source.file(slide))
-    try:
-      bag = source.read(slide)
-    except FeatureError as e:
-      return Inspection(source.header(slide), str(e))
-    return of(bag, source.header(slide), source.digest(slide))
+    return _inspect(slide, source) if packed else _in_worker(source.file(slide))
+
+  def save(new):
+    if path and new and keep:
+      # If it cannot be kept, it is read again.
+      with contextlib.suppress(OSError), files.replacing(path) as part:
+        part.write_text(_to_json({'version': _VERSION, 'slides': kept | new}))
 
   count = min(_MOST, os.cpu_count() or 1, 1 + len(left) // _WORTH)
+  new, saved = {}, time.monotonic()
   try:
     with futures.ThreadPoolExecutor(count) as pool:
       for slide, one in zip(left, pool.map(read, left), strict=True):
-        source.seen[slide] = one
+        source.seen[slide], stamp = one, stamps[slide]
+        if not one.fault and max(stamp[1:], default=0) < begun - _SETTLED:
+          new[slide] = stamp, one
         yield slide
+        if time.monotonic() > saved + _BETWEEN_SAVES:  # A kill costs no more.
+          save(new)
+          saved = time.monotonic()
   finally:
-    done = {slide: source.seen[slide] for slide in left if slide in source.seen}
-    new = {
-      slide: [stamps[slide], dataclasses.asdict(one)]
-      for slide, one in done.items()
-      if not one.fault and max(stamps[slide][1:], default=0) < begun - _SETTLED
-    }
-    if path and new and keep:
-      content = {'version': _VERSION, 'slides': kept | new}
-      # If it cannot be kept, it is read again.
-      with contextlib.suppress(OSError), files.replacing(path) as part:
-        part.write_text(json.dumps(content))
+    save(new)
 
 
 def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
@@ -149,8 +146,14 @@ def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
     twice *= len(rows) <= 2 * twice and empty < len(rows)
   content = hashlib.sha256(repr(rows.shape).encode())
   content.update(rows)
+  fault = ''
+  if largest > _LARGEST:
+    fault = (
+      f'{bag.path}: features of {largest:.3g}, which are too large to compute'
+      ' with. Extract the slide again, or take it out of the CSV.'
+    )
   return Inspection(
-    header, '', digest, content.hexdigest(), largest, empty, twice
+    header, fault, digest, content.hexdigest(), largest, empty, twice
   )
 
 
@@ -173,13 +176,11 @@ def report(
     return problems, []
   warnings, same = [], {}
   usual = _ODD * float(np.median([one.largest for one in sound.values()]))
-  huge, large, empty, twice, single = [], [], [], [], []
+  large, empty, twice, single = [], [], [], []
   for slide, one in sound.items():
-    size, text = one.header.length, f'{slide} ({one.largest:.3g})'
-    if one.largest > _LARGEST:
-      huge.append(text)
-    elif 0 < usual < one.largest:
-      large.append(text)
+    size = one.header.length
+    if 0 < usual < one.largest:
+      large.append(f'{slide} ({one.largest:.3g})')
     if one.empty:
       empty.append(f'{slide} ({one.empty} of {size})')
     if one.twice:
@@ -187,15 +188,16 @@ def report(
     if size == 1:
       single.append(slide)
     same.setdefault(one.content, []).append(slide)
-  again = 'Extract these slides again, or take them out of the CSV.'
-  for names, lines, fault in (
-    (huge, problems, 'features too large to train on'),
-    (large, warnings, f'features above {_ODD:.0f} times those of most slides'),
-    (empty, warnings, 'tiles whose features are all zero, or all alike'),
-    (twice, warnings, 'tiles that are there more than once, and count so'),
+  for names, fault in (
+    (large, f'features above {_ODD:.0f} times those of most slides'),
+    (empty, 'tiles whose features are all zero, or all alike'),
+    (twice, 'tiles that are there more than once, and count so'),
   ):
     if names:
-      lines.append(f'{path}: {fault}, in slides {first_of(names)}. {again}')
+      warnings.append(
+        f'{path}: {fault}, in slides {first_of(names)}. Extract these slides'
+        ' again, or take them out of the CSV.'
+      )
   if 2 * len(single) > len(sound):
     warnings.append(
       f'{path}: {len(single)} of {len(sound)} slides have one instance (one'
@@ -222,17 +224,23 @@ def serve() -> None:
   for line in sys.stdin:
     path, patience = json.loads(line)
     signal.alarm(patience)  # It ends C code, too, and needs no parent.
-    one = dataclasses.asdict(_look(Path(path)))
+    one = _to_json(_inspect(Path(path)))
     signal.alarm(0)
-    print(json.dumps(one, default=str), flush=True)
+    print(one, flush=True)
 
 
-def _look(path: Path) -> Inspection:
+def _inspect(place: Path | str, source: Any = features) -> Inspection:
+  """Inspects a file, or by its id the slide of a packed dataset."""
   one = Inspection()
   try:
-    one = Inspection(features.header(path))
-    digest = files.hash_of_edges(path, middle=True)
-    return of(features.read(path), one.header, digest)
+    steps = (
+      features.steps(place)
+      if source is features
+      else (read(place) for read in (source.header, source.read))
+    )
+    one = Inspection(next(steps))
+    digest = source.digest(place)
+    return of(next(steps), one.header, digest)
   except (FeatureError, OSError) as e:
     return dataclasses.replace(one, fault=str(e))
 
@@ -251,45 +259,49 @@ def _in_worker(path: Path) -> Inspection:
     )
   line = ''
   with contextlib.suppress(OSError):
-    patience = _PATIENCE + path.stat().st_size // _SLOWEST
+    patience = _PATIENCE + sum(_stamp(path)[:1]) // _SLOWEST
     worker.stdin.write(f'{json.dumps([str(path), patience])}\n')
     worker.stdin.flush()
     line = worker.stdout.readline()
   if line:
     idle.append(worker)
-    value = json.loads(line)
-    header = value['header'] and Header(**value['header'])
-    return Inspection(**value | {'header': header})
+    return _from_json(json.loads(line))
   worker.kill()
   worker.communicate()
   if worker.returncode >= 0:  # No process could be started.
-    return _look(path)
+    return _inspect(path)
   what = 'never ends' if worker.returncode == -signal.SIGALRM else 'crashed'
   return Inspection(
-    fault=f'{path}: damaged (reading it {what}); delete it and extract the'
+    fault=f'{path}: damaged (reading it {what}). Delete it and extract the'
     ' slide again.'
   )
 
 
 def _stamp(path: Path) -> list[int]:
   """Returns size and times of a file, whose content has changed if they did."""
-  stat = path.stat()
-  return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  with contextlib.suppress(OSError):
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  return []  # A link to no file.
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _kept(path: Path) -> dict[str, tuple[list[int], Inspection]]:
   """Returns what is kept of slides; nothing of a file that is damaged."""
   with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
     value = json.loads(path.read_text())
     if value['version'] == _VERSION:
-      return dict(value['slides'])
+      return {
+        slide: (stamp, _from_json(one))
+        for slide, (stamp, one) in dict(value['slides']).items()
+      }
   return {}
 
 
-def _from_json(entry: Any, stamp: list[int]) -> Inspection | None:
-  """Returns what is kept of a file, None if it has changed since."""
-  with contextlib.suppress(TypeError, ValueError, KeyError):
-    before, value = entry
-    if before == stamp and stamp:
-      return Inspection(**value | {'header': Header(**value['header'])})
-  return None
+def _to_json(value: Any) -> str:
+  plain = lambda x: vars(x) if dataclasses.is_dataclass(x) else str(x)
+  return json.dumps(value, default=plain)
+
+
+def _from_json(value: dict[str, Any]) -> Inspection:
+  header = value['header'] and Header(**value['header'])
+  return Inspection(**value | {'header': header})

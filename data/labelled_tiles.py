@@ -73,8 +73,8 @@ class LabelledTiles:
       )
     if n and not 0 <= self.label.min() <= self.label.max() < len(self.classes):
       raise TileError(
-        f'labels run from {self.label.min()} to {self.label.max()}; there are '
-        f'{len(self.classes)} classes: {", ".join(self.classes)}'
+        f'labels run from {self.label.min()} to {self.label.max()}. There are '
+        f'{len(self.classes)} classes: {", ".join(self.classes)}.'
       )
 
   def __len__(self) -> int:
@@ -138,14 +138,14 @@ class LabelledTiles:
         continue
       if tile.shape != place.shape or tile.dtype != place.dtype:
         problems.append(
-          f'{self.id[row]}: {tile.dtype} {list(tile.shape)}; the set holds '
-          f'{self.dtype} {list(place.shape)}'
+          f'{self.id[row]}: {tile.dtype} {list(tile.shape)}, where the set '
+          f'holds {self.dtype} {list(place.shape)}'
         )
       elif tile.dtype.kind == 'f' and not np.isfinite(tile).all():
         bad = tile.size - np.isfinite(tile).sum()
         problems.append(
-          f'{self.id[row]}: {bad} of {tile.size} values are NaN or infinite; '
-          'leave it out'
+          f'{self.id[row]}: {bad} of {tile.size} values are NaN or infinite. '
+          'Leave it out.'
         )
       else:
         place[:] = tile
@@ -177,8 +177,8 @@ def from_arrays(
   square = images.ndim == 4 and images.shape[1] == images.shape[2]
   if not square or images.dtype not in (np.uint8, np.float32):
     raise TileError(
-      f'found {images.dtype} {list(images.shape)}; tiles are uint8 or float32,'
-      ' [n, S, S, C]'
+      f'found {images.dtype} {list(images.shape)}. Tiles are uint8 or float32,'
+      ' [n, S, S, C].'
     )
   ids = np.array(
     [f'{i:07d}' for i in range(len(images))] if ids is None else ids
@@ -240,8 +240,8 @@ def binary(tiles: LabelledTiles, positive: str | None) -> LabelledTiles:
   classes = tiles.classes
   if len(classes) != 2:
     raise TileError(
-      f'found the classes {", ".join(classes)}; two are needed, one of them'
-      ' positive'
+      f'found the classes {", ".join(classes)}. Two are needed, one of them'
+      ' positive.'
     )
   if positive is not None and positive not in classes:
     raise TileError(

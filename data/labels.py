@@ -3,28 +3,34 @@
 import collections
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import decimal
+import os
 import pathlib
 import re
 import unicodedata
 
 import numpy as np
 
-from data import files, slides
+from data import features, files, slides
 
 COLUMNS = ('case_id', 'slide_id', 'label')
 # File systems take 255; what is put before and after an id takes the rest.
 _LONGEST_ID = 180
-_EXTENSIONS = slides.EXTENSIONS | {'.h5', '.pt'}
+_EXTENSIONS = slides.EXTENSIONS.union(features.READ)
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
-# Of TCGA, CPTAC, GTEx and CAMELYON17, as `look` has them: a patient, and what
+_NUMBER = re.compile(r'\+?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,2})?')
+_SHORTENED = re.compile(r'\d+([.,]\d+)?E\+\d+')  # As spreadsheets do it.
+# Of TCGA, CPTAC, GTEx and CAMELYON17, as `_plain` has them: a patient, and what
 # may follow of samples and slides.
 _PATIENT = re.compile(
   r'^(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))[_.].*'
 )
-# What spreadsheets, programs and people write where nothing is known.
+# What spreadsheets, programs and people write where nothing is known, less all
+# marks but the # of a spreadsheet's errors, and + of a grade.
 _UNKNOWN = frozenset(
-  '- -- ? . na n/a n.a. nan nil null none unknown not_known not_available nd'
-  ' n.d. missing tbd div/0! name? num! ref! value!'.split()
+  ' na nan nil null none unk unknown notknown notavailable notapplicable'
+  ' notreported unspecified undefined nodata nd missing pending tbd #na #div0'
+  ' #name #num #ref #value'.split(' ')
 )
 
 
@@ -82,7 +88,7 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
     ]
     # A comma in a label that is not quoted: it would lose its end.
     if any(cell.strip() for cell in row.get(None, ())):
-      wrong.append('more cells than the header has; quote what holds a comma')
+      wrong.append('more cells than the header has: quote what holds a comma')
     faults += [f'row {line}: {fault}' for fault in wrong]
     if not wrong and not _wrong_name(row['slide_id']):
       sound.setdefault(row['slide_id'], [row[c] for c in COLUMNS])
@@ -135,36 +141,43 @@ def relabel(manifest: Manifest, mapping: dict[str, str]) -> Manifest:
   unknown = sorted(set(mapping) - set(manifest.label))
   if unknown:
     raise ManifestError(
-      f'no slide has the label {", ".join(unknown)}; labels are'
-      f' {", ".join(sorted(set(manifest.label)))}'
+      f'no slide has the label {", ".join(unknown)}. Labels are'
+      f' {", ".join(sorted(set(manifest.label)))}.'
     )
   kept = manifest.subset(np.isin(manifest.label, list(mapping)))
   label = np.array([mapping[x] for x in kept.label])
   return dataclasses.replace(kept, label=label)
 
 
-def look(name: str) -> str:
+def normalised(name: str) -> str:
   """Returns what names have in common that people or programs spell apart.
 
   That is all but upper and lower case, zeros before a number and after its
-  point, the kind of spaces and hyphens, signs that cannot be seen, and the
-  extension of a slide or of its features.
+  point, an exponent, spaces and hyphens but between digits, signs that cannot
+  be seen, and the extension of a slide or of its features.
   """
+  return re.sub(r'(?<!\d)_|_(?!\d)', '', _plain(name))
+
+
+def same_patient(case: str) -> str:
+  """Returns what the case ids of a patient have in common; see `normalised`."""
+  return normalised(_PATIENT.sub(r'\1', _plain(case)))
+
+
+def _plain(name: str) -> str:
+  """Returns a name, with _ for all that separates words; see `normalised`."""
   name = unicodedata.normalize('NFKC', name).casefold()
   if not name.isascii():  # Which takes a while.
     name = ''.join(c for c in name if unicodedata.category(c) != 'Cf')
-  stem, point, extension = name.strip().rpartition('.')
-  name = stem if stem and point + extension in _EXTENSIONS else name.strip()
+  stem, end = os.path.splitext(name.strip())
+  name = stem if end in _EXTENSIONS else stem + end
+  if _NUMBER.fullmatch(name):
+    name = f'{decimal.Decimal(name.replace(",", ".")):f}'
   name = re.sub(r'(?<=\w)[\s_\-\u2010-\u2015]+(?=\w)', '_', name)
   return re.sub(r'(?<![\d.])0+(?=\d)|(?<=\d)[.,]0+$', '', name)
 
 
-def same_patient(case: str) -> str:
-  """Returns what the case ids of a patient have in common; see `look`."""
-  return _PATIENT.sub(r'\1', look(case))
-
-
-def alike(names: Iterable[str], key: Callable[[str], str] = look) -> str:
+def alike(names: Iterable[str], key: Callable[[str], str] = normalised) -> str:
   """Returns the different names that have one key; '' if none have."""
   groups = collections.defaultdict(list)
   for name in sorted(set(names)):
@@ -173,31 +186,33 @@ def alike(names: Iterable[str], key: Callable[[str], str] = look) -> str:
   return files.first_of(pairs)
 
 
-def doubts(table: Manifest) -> tuple[list[str], list[str]]:
+def check(table: Manifest) -> tuple[list[str], list[str]]:
   """Returns what cannot be meant by labels, and what hardly can by all cells.
 
   Returns:
     Problems and warnings, each naming ids or labels.
   """
-  problems, lines = [], leaks(table.case.tolist())
+  problems, warnings = [], leaks(table.case.tolist())
   if names := alike(table.label.tolist()):
     problems.append(
       f'labels {names} differ only in how they are spelled. Spell each class in'
       ' one way, in the table or by --labels=old:new.'
     )
   if names := alike(table.slide.tolist()):
-    lines.append(
+    warnings.append(
       f'slides {names} differ only in how they are spelled. If they are the'
       ' same, take one out'
     )
   for column, cells in (('label', table.label), ('case_id', table.case)):
-    lines += [
+    warnings += [
       f'{n} slides have the {column} {name}, which is taken as it stands. If it'
-      ' means that nothing is known, take them out of the table'
+      ' means that nothing is known, take them out of the table; if it is a'
+      ' number that a spreadsheet shortened, export the table as text'
       for name, n in sorted(collections.Counter(cells.tolist()).items())
-      if look(name).strip('#<>()[]') in _UNKNOWN
+      if re.sub(r'[^\w+#]|_', '', normalised(name)) in _UNKNOWN
+      or _SHORTENED.fullmatch(name)
     ]
-  return problems, lines
+  return problems, warnings
 
 
 def leaks(cases: Iterable[str]) -> list[str]:
@@ -220,11 +235,11 @@ def hints(missing: Sequence[str], there: Sequence[str], places: str) -> str:
     there: ids that nobody looked for.
     places: text of a pair, such as '{} in the CSV, {} on disk'.
   """
-  by_look = {look(name): name for name in reversed(there)}
+  by_key = {normalised(name): name for name in reversed(there)}
   pairs = [
-    places.format(*map(_shown, (name, by_look[look(name)])))
+    places.format(*map(_shown, (name, by_key[normalised(name)])))
     for name in missing
-    if look(name) in by_look
+    if normalised(name) in by_key
   ]
   if not pairs:
     return ''

@@ -100,7 +100,7 @@ def load(
     test = part == 'test'
     positive, image_paths, mask_paths = zip(*checked, strict=True)
     faults = [
-      f'the {part} part has no {label} image; both need both'
+      f'the {part} part has no {label} image. Both parts need both.'
       for place, part in enumerate(PARTS)
       for value, label in enumerate(LABELS)
       if value not in np.array(positive)[test == place]
@@ -189,8 +189,8 @@ def _read(
   mask = _decode(mask_path, _MASKS)
   if mask.size != image.size:
     raise ImageError(
-      f'{mask_path}: {mask.width} x {mask.height} pixels; its image has'
-      f' {image.width} x {image.height}'
+      f'{mask_path}: {mask.width} x {mask.height} pixels, but its image has'
+      f' {image.width} x {image.height}. Scale one to the other.'
     )
   marked = images.mask_values(mask_path, mask, ImageError) != 0
   marked = Image.fromarray(marked.any(2) if marked.ndim == 3 else marked)
@@ -202,7 +202,6 @@ def _decode(path: pathlib.Path, modes: tuple[str, ...]) -> Image.Image:
   image = images.read(path, ImageError)
   if image.mode not in modes:
     raise ImageError(
-      f'{path}: found pixels of kind {image.mode}; {", ".join(modes)} can be'
-      ' used'
+      f'{path}: found pixels of kind {image.mode}. Use {", ".join(modes)}.'
     )
   return image

@@ -47,7 +47,7 @@ def read(path: pathlib.Path | str) -> list[Ring]:
   def shapes() -> Iterator[Ring | str]:
     if path.suffix.lower() == '.xml':
       return _xml_rings(ElementTree.parse(path).getroot())
-    return _json_rings(json.loads(path.read_text(encoding='utf-8')))
+    return _json_rings(json.loads(path.read_bytes()))
 
   return _sound(str(path), shapes)
 
@@ -71,11 +71,11 @@ def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
   try:
     shapes = list(parse())
   except OSError as e:
-    raise TileError(f'{name}: cannot be read ({e})') from e
+    raise TileError(f'{name}: cannot be read ({e}). Copy it again.') from e
   except Exception as e:  # Damaged files raise errors of many kinds.
     raise TileError(
       f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '
-      f'({type(e).__name__}: {e}); export them again'
+      f'({type(e).__name__}: {e}). Export them again.'
     ) from e
   rings = [shape for shape in shapes if isinstance(shape, Ring)]
   empty = [shape for shape in shapes if isinstance(shape, str)]

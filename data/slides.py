@@ -107,8 +107,8 @@ class Slide:
     except (openslide.OpenSlideError, OSError) as error:
       raise SlideError(
         f'{self.path.name}: OpenSlide cannot open it '
-        f'({str(error) or type(error).__name__}); if it is of a format that'
-        f' OpenSlide reads, copy {self.path} again; else convert it or leave it'
+        f'({str(error) or type(error).__name__}). If it is of a format that'
+        f' OpenSlide reads, copy {self.path} again, else convert it or leave it'
         ' out.'
       ) from error
 
@@ -169,7 +169,7 @@ class Slide:
         handle.close()
         raise SlideError(
           f'{self.path.name}: {out.shape[1]} x {out.shape[0]} px of level '
-          f'{level} at ({x}, {y}) cannot be read ({error}); the file is '
+          f'{level} at ({x}, {y}) cannot be read ({error}). The file is '
           f'damaged: copy {self.path} again or leave it out.'
         ) from error
       self._handle = handle
@@ -290,7 +290,7 @@ def list_slides(folder: Path | str) -> list[Path]:
   """
   folder = Path(folder)
   if not folder.is_dir():
-    raise SlideError(f'{folder}: no such folder of slides; check --slides_dir.')
+    raise SlideError(f'{folder}: no such folder of slides. Check --slides_dir.')
   slides, dicom, dicom_slides = [], collections.defaultdict(list), []
   others = []
   for path in files.listed(folder):
@@ -309,8 +309,8 @@ def list_slides(folder: Path | str) -> list[Path]:
     other = ids.setdefault(slide_id(path), path)
     if other != path:
       raise SlideError(
-        f'{path.name}: has the same slide id, {slide_id(path)!r}, as {other}; '
-        'rename one of them.'
+        f'{path.name}: has the same slide id, {slide_id(path)!r}, as {other}. '
+        'Rename one of them.'
       )
   if not ids:
     names = files.first_of([path.name for path in others]) or 'nothing'
@@ -385,26 +385,26 @@ def pixel_size(
   for source, (x, y) in stated.items():
     if not (least <= x <= most and least <= y <= most):
       continue
-    mean, doubts = (x + y) / 2, []
+    mean, odd = (x + y) / 2, []
     if abs(x - y) > _ANISOTROPY * mean:
-      doubts.append(
-        f'{x:g} um/px across but {y:g} um/px down ({source}); the mean is used,'
+      odd.append(
+        f'{x:g} um/px across but {y:g} um/px down ({source}). The mean is used,'
         ' and tiles are distorted by that much.'
       )
     power, (low, high) = number('openslide.objective-power'), SCANNER_MPP
     if not low <= mean <= high:
-      doubts.append(
-        f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g};'
-        ' is it a mistake?'
+      odd.append(
+        f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g}.'
+        ' Is it a mistake?'
       )
     # An objective of 40x gives 0.25 um/px on all common scanners.
     elif power > 0 and abs(mean * power / 10 - 1) > _POWER:
-      doubts.append(
+      odd.append(
         f'{mean:g} um/px ({source}), but an objective of {power:g}x, which'
-        f' gives about {10 / power:g}; the former is used'
+        f' gives about {10 / power:g}. The former is used.'
       )
-    for doubt in doubts:
-      warnings.warn(f'{name}: {doubt}', stacklevel=4)
+    for text in odd:
+      warnings.warn(f'{name}: {text}', stacklevel=4)
     return mean, source
   figures = ', '.join(
     f'{source}: {x:g} x {y:g}'
@@ -413,7 +413,7 @@ def pixel_size(
   )
   raise SlideError(
     f'{name}: no usable um/px of level 0 (found {figures or "none"}; usable'
-    f' are {least:g} to {most:g}); pass --slide_mpp or --slide_mpp_csv.'
+    f' are {least:g} to {most:g}). Pass --slide_mpp or --slide_mpp_csv.'
   )
 
 

@@ -117,15 +117,15 @@ def read(
       stems = (p.stem for p in folder.glob('splits_*.csv'))
       numbers = (stem.removeprefix('splits_') for stem in stems)
       there = sorted(filter(str.isdecimal, numbers), key=int)
-      advice = f'; there are {len(there)}: --k={len(there)}?' if there else ''
+      advice = f' There are {len(there)}: --k={len(there)}?' if there else ''
       if there != [f'{j}' for j in range(len(there))]:
         advice = (
-          f'; there are {first_of([f"splits_{j}.csv" for j in there])}. Rename'
-          ' them so that numbers begin at 0, without gaps or zeros in front'
+          f' There are {first_of([f"splits_{j}.csv" for j in there])}. Rename'
+          ' them so that numbers begin at 0, without gaps or zeros in front.'
         )
       lines.append(
-        f'{path}: no such file; --k={k} needs splits_0.csv to'
-        f' splits_{k - 1}.csv' + advice
+        f'{path}: no such file. --k={k} needs splits_0.csv to'
+        f' splits_{k - 1}.csv.' + advice
       )
       continue
     try:

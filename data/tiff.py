@@ -34,13 +34,13 @@ def write(
   """
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
     raise ValueError(
-      f'{path}: found an image {image.dtype} {image.shape}; '
-      'pass uint8 [H, W, 3].'
+      f'{path}: found an image {image.dtype} {image.shape}. '
+      'Pass uint8 [H, W, 3].'
     )
   if min(image.shape[:2]) >> (levels - 1) == 0:
     raise ValueError(
       f'{path}: {levels} levels of an image {image.shape[:2]} leave an '
-      'empty level; ask for fewer levels.'
+      'empty level. Ask for fewer levels.'
     )
   with (
     files.replacing(path) as part,

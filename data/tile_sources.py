@@ -14,7 +14,7 @@ from PIL import Image
 
 from data import files
 from data.labelled_tiles import LabelledTiles, TileError
-from data.labels import leaks
+from data.labels import alike, leaks
 
 COLUMNS = ('patient', 'x', 'y', 'label', 'zip_path')
 EXTENSIONS = ('.png', '.jpg', '.jpeg')
@@ -48,18 +48,18 @@ def from_folders(
   """
   root = pathlib.Path(root)
   if not root.is_dir():
-    raise TileError(f'{root}: no such folder')
+    raise TileError(f'{root}: no such folder. Check its path.')
   folders = [p.name for p in root.iterdir() if p.is_dir()]
   classes = sorted(name for name in folders if not files.hidden(name))
   if len(classes) < 2:
     raise TileError(
-      f'{root}: {len(classes)} folder(s) in it; one for each class is needed'
+      f'{root}: {len(classes)} folder(s) in it. One for each class is needed.'
     )
   paths = files.listed(root, EXTENSIONS, '*/*')
   filled = {path.parent.name for path in paths}
   problems = [
-    f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class; remove'
-    ' the folder or fill it'
+    f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class. Remove'
+    ' the folder or fill it.'
     for name in classes
     if name not in filled
   ]
@@ -94,7 +94,8 @@ def from_pool(
   paths = files.listed(root, EXTENSIONS)
   if not paths:
     raise TileError(
-      f'{root}: no image ({", ".join(EXTENSIONS)}) in this folder'
+      f'{root}: no image ({", ".join(EXTENSIONS)}) in this folder.'
+      ' Give the folder of tiles.'
     )
   groups = [
     path.relative_to(root).parts[0]
@@ -170,7 +171,7 @@ def from_zip(
     entries = set(archive.namelist())
   except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as e:
     raise TileError(
-      f'{zip_path}: cannot be read as a zip file ({e}); copy it again'
+      f'{zip_path}: cannot be read as a zip file ({e}). Copy it again.'
     ) from e
   problems, labelled, kept = [], set(), {}
   for line, row in rows:
@@ -199,8 +200,6 @@ def from_zip(
     and not any(map(files.hidden, entry.split('/')))
   ]
   rows = list(kept.values())
-  for line in leaks(row['patient'] for row in rows):
-    warnings.warn(f'{csv_path}: {line}', stacklevel=2)
   classes = tuple(sorted({row['label'] for row in rows}, key=_by_value))
   return _opened(
     csv_path,
@@ -236,6 +235,10 @@ def _opened(
   if not images and not problems:
     problems = ['no tile']
   sizes, modes, faults, cut = {}, set(), [*problems], []
+  for line in leaks(columns['group'].tolist()):
+    warnings.warn(f'{where}: {line}', stacklevel=3)
+  if names := alike(columns['classes']):
+    faults.append(f'classes {names} are spelled apart. Spell each in one way.')
   for name, file in images.items():
     try:
       with file() as f, Image.open(f) as image:
@@ -245,7 +248,7 @@ def _opened(
       continue
     modes.add(mode)
     if mode not in _MODES:
-      faults.append(f'{name}: mode {mode}; 8-bit RGB or grey is needed')
+      faults.append(f'{name}: mode {mode}. 8-bit RGB or grey is needed.')
       del sizes[name]
   squares = Counter(w for w, h in sizes.values() if w == h)
   side = size or (squares.most_common(1)[0][0] if squares else 0)
@@ -254,9 +257,9 @@ def _opened(
       cut.append(name)
     elif (w, h) != (side, side):
       faults.append(
-        f'{name}: {w} x {h} px; tiles are squares'
+        f'{name}: {w} x {h} px, but tiles are squares'
         + (f' of {side} px here' if side else '')
-        + '; leave it out'
+        + '. Leave it out.'
       )
   if faults:
     raise TileError.listing(faults, str(where))
@@ -295,8 +298,8 @@ def decode(name: str, file: Open, channels: int) -> np.ndarray:
       pixels = np.asarray(image)
   except Exception as e:  # Pillow raises anything on broken files.
     raise TileError(
-      f'{name}: cannot be decoded ({type(e).__name__}: {e}); copy it again or '
-      'leave it out'
+      f'{name}: cannot be decoded ({type(e).__name__}: {e}). Copy it again or '
+      'leave it out.'
     ) from e
   return pixels.reshape(*pixels.shape[:2], channels)
 

@@ -81,7 +81,7 @@ def tile_grid(
     raise SlideError(
       f'{slide.path.name}: {slide.width} x {slide.height} px are smaller than '
       f'one tile of {tile_size} px at {mpp:g} um/px ({grid.size_level0} '
-      'level-0 px); ask for smaller tiles or leave the slide out.'
+      'level-0 px). Ask for smaller tiles or leave the slide out.'
     )
   if regions is not None:
     size = slide.width, slide.height
@@ -96,13 +96,13 @@ def tile_grid(
     part = tissue_part(mask, slide, grid.coords, grid.size_level0)
     enough = part >= min_tissue
     source = f'{mask.mean():.1%} of the slide looks like tissue and'
-    advice = 'look at the slide, and lower --min_tissue or leave the slide out'
+    advice = 'Look at the slide, and lower --min_tissue or leave the slide out'
   else:
     return grid
   if not enough.any():
     raise SlideError(
       f'{slide.path.name}: no tissue: {source} the fullest tile has'
-      f' {part.max():.0%}, below --min_tissue={min_tissue:g}; {advice}.'
+      f' {part.max():.0%}, below --min_tissue={min_tissue:g}. {advice}.'
     )
   return dataclasses.replace(grid, coords=grid.coords[enough])
 
@@ -113,7 +113,7 @@ def _lattice(slide: Slide, tile_size: int, mpp: float) -> Grid:
   if downsample * MAX_UPSAMPLING < 1 - NATIVE:
     raise SlideError(
       f'{slide.path.name}: {slide.mpp:g} um/px is more than '
-      f'{MAX_UPSAMPLING:g} times as coarse as the {mpp:g} um/px asked for; ask '
+      f'{MAX_UPSAMPLING:g} times as coarse as the {mpp:g} um/px asked for. Ask '
       f'for --tile_mpp={slide.mpp:.2g} or leave the slide out.'
     )
   level = slide.level_for(downsample * (1 + NATIVE))
@@ -158,13 +158,13 @@ def read_regions(
   """
   folder, regions, faults = pathlib.Path(folder), {}, []
   if not folder.is_dir():
-    raise SlideError(f'{folder}: no such folder')
+    raise SlideError(f'{folder}: no such folder. Check --regions_dir.')
   for path in files.listed(folder, outlines.EXTENSIONS, '*'):
     slide = files.clean(path.stem)
     if slide not in slides:
-      faults.append(f'{path}: there is no slide {slide}')
+      faults.append(f'{path}: there is no slide {slide}. Rename or remove it.')
     elif slide in regions:
-      faults.append(f'{path}: a second file of slide {slide}')
+      faults.append(f'{path}: a second file of slide {slide}. Keep one.')
     else:
       try:
         regions[slide] = outlines.read(path)
@@ -172,9 +172,9 @@ def read_regions(
         faults.append(str(e))
         continue
       if not regions[slide]:
-        faults.append(f'{path}: no outlines; remove the file to find tissue')
+        faults.append(f'{path}: no outlines. Remove the file to find tissue.')
   if not regions and not faults:
-    faults.append(f'{folder}: no {", ".join(outlines.EXTENSIONS)} of slides')
+    faults.append(f'{folder}: no {", ".join(outlines.EXTENSIONS)} of slides.')
   if faults:
     raise SlideError('\n'.join(faults))
   return regions

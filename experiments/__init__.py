@@ -14,3 +14,8 @@ if sys.argv[:1] == ['-m'] and (
   signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):  # Importing takes seconds, in which Ctrl-C has nothing to save.
   signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+try:
+  import jax as jax
+except ValueError as e:  # It reads its variables as it is imported.
+  sys.exit(f'error: {e}. Correct or unset that environment variable.')

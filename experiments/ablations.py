@@ -11,7 +11,7 @@ first stage. Each setting has a results folder of its own, like that of
 from experiments.bags import cohort as cohorts, crossval, options, preflight
 from experiments.bags.ablation import SETTINGS
 from experiments.bags.crossval import Run
-from experiments.bags.options import Data, Folds, Model, Training
+from experiments.bags.options import Features, Folds, Model, Training
 from experiments.evaluation.summary import summarise
 from experiments.reporting.tables import of_settings
 from experiments.run import progress, results, start
@@ -21,7 +21,7 @@ from experiments.run.start import Machine, Output, show
 
 
 def run(
-  data: Data,
+  data: Features,
   folds: Folds,
   training: Training,
   check: Check,
@@ -50,13 +50,13 @@ def run(
       material, runs, everything, settings, training, folder, attention=False
     )
     classes = material.cohort.classes
-    found = {
+    finished = {
       name: summarise(part, 'kmil', data.task, folds.k, classes)
       for name, part in parts.items()
       if any(part.path.glob('fold_*/predictions.csv'))
     }
-  if found:
-    show(of_settings(found).terminal())
+  if finished:
+    show(of_settings(finished).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
 

@@ -60,8 +60,8 @@ def run(slide: Slide, printed: Printed) -> None:
   costs = slide.costs()
   if printed.format == 'json':
     print(slide.title(), file=sys.stderr)
-    found = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
-    print(json.dumps(found, indent=2, allow_nan=False))
+    values = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
+    print(json.dumps(values, indent=2, allow_nan=False))
     return
   rows = []
   for name, cost in costs.items():

@@ -15,12 +15,11 @@ decides which epoch is kept.
 import dataclasses
 
 from experiments.patches import study, training
-from experiments.patches.training import Training
 from experiments.run import start
 from experiments.run.check import Check
 from experiments.run.start import Machine, Output
 from experiments.studies import ct_nodes as ct
-from experiments.studies.ct_nodes import Data, Networks
+from experiments.studies.ct_nodes import Data, Networks, Training
 from kmil_jax.types import PatchRecipe
 
 # The paper names Adam, batches of 4, 30 epochs and a patience of 30 on the
@@ -67,7 +66,6 @@ def run(
   check: Check,
 ) -> None:
   """Trains the networks of Table 3 in turn and tests them."""
-  networks.check(options)
   material = ct.open_material(data, output.seed, machine.cache_dir)
   given = [data, networks, options, output, machine, check]
   stages = lambda s: ct.stages(s, material, networks.networks, options)

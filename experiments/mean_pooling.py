@@ -10,7 +10,7 @@ import numpy as np
 from sklearn import linear_model, pipeline, preprocessing
 
 from experiments.bags import cohort as cohorts, crossval, preflight
-from experiments.bags.options import Data, Folds, Regression
+from experiments.bags.options import Features, Folds, Regression
 from experiments.run import results, start
 from experiments.run.check import Check
 from experiments.run.results import Folder
@@ -19,7 +19,7 @@ from experiments.run.start import Machine, Output, show
 
 def run(
   regression: Regression,
-  data: Data,
+  data: Features,
   folds: Folds,
   check: Check,
   output: Output,

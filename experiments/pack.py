@@ -7,6 +7,10 @@ Writes packed/slide_bags/cohort/1.0.0, a TFDS dataset of a few large files: what
 object storage and the hosts of a pod copy faster than thousands of small ones.
 It is complete or absent: a run that is stopped leaves nothing that counts, and
 none is ever overwritten.
+
+Files are read in this process. To read them in others before would take a third
+longer: if HDF5's library hangs or crashes on a damaged file, the --check of
+experiments.kmil names it.
 """
 
 import dataclasses

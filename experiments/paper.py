@@ -16,21 +16,28 @@ import sys
 import jax
 from matplotlib.figure import Figure
 
-from experiments.bags import cohort as cohorts
-from experiments.bags.options import Data, External, Folds, Training
+from experiments.bags import cohort as cohorts, options
+from experiments.bags.options import External, Folds, Training
 from experiments.evaluation.tables import Table
 from experiments.papers import figures, tables
 from experiments.papers.runs import Runs
 from experiments.papers.tables import MODELS
 from experiments.run import start
 from experiments.run.check import Check
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, field, fixed
 from experiments.run.results import Folder
 from experiments.run.start import Cache, Output
 
 _OF_MODELS = ('table_1', 'table_2', 'table_3', 'figure_2', 'figure_3')
 _OF_SETTINGS = ('table_4', 'table_5')
 _EXTERNAL = ('table_2', 'figure_3', 'figure_4')  # On a second cohort.
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(options.Data):
+  """Slides, their labels and features. Without any, a phantom cohort."""
+
+  task: str = fixed('origin')  # It follows from the table or figure.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +65,6 @@ class Shown:
     """Returns the models in the paper's order."""
     if self.models != tuple(MODELS) and self.name not in _OF_MODELS:
       raise OptionError('--models has no effect here: only KMIL is shown.')
-    if not self.models:
-      raise OptionError(f'--models is empty. Name some of {", ".join(MODELS)}.')
     if self.figure and 'kmil' not in self.models:
       raise OptionError('--models lacks kmil, which this figure shows.')
     return [model for model in MODELS if model in self.models]
@@ -77,8 +82,6 @@ def run(
 ) -> None:
   """Prints one table or figure."""
   name, models = shown.name, shown.in_order()
-  if data.task != 'origin':
-    raise OptionError('--task follows from the table or figure. Leave it out.')
   if name in _EXTERNAL and not external.external_csv:
     if data.csv_path:
       raise OptionError(
@@ -86,6 +89,8 @@ def run(
         ' and --external_features_dir.'
       )
     external = dataclasses.replace(external, external_phantom=True)
+  if name in _OF_SETTINGS:  # Ablations keep no attention to draw.
+    data = dataclasses.replace(data, slides_dir=None)
   runs = Runs(data, external, folds, training, output, cache)
   path, _ = runs.folder('paper')
   if name == 'table_3':

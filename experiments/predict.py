@@ -103,9 +103,10 @@ def run(
     slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
     print(f'{len(slide_bags.ids)} slides with features')
     if check.check:
-      findings = Findings(slide_bags.unlike)
+      findings = Findings(slide_bags.differences)
       seen = slide_bags.source.seen.values()
       findings.problems += [one.fault for one in seen if one.fault]
+      findings.problems += slide_bags.too_large(predict)
       findings.close()
     slide_bags.check()
   everything = [trained, slides, scale, check, output, cache]

@@ -36,7 +36,7 @@ def nll(label: np.ndarray, prob: np.ndarray) -> float:
   Returns:
     NaN without slides.
   """
-  return _mean(-_own(label, _log(prob)))
+  return _mean(-_at_true_class(label, _log(prob)))
 
 
 def brier(label: np.ndarray, prob: np.ndarray) -> float:
@@ -114,7 +114,7 @@ def temperature(label: np.ndarray, prob: np.ndarray) -> float:
   def loss(log_t: float) -> float:
     scaled = log_prob * np.exp(-log_t)
     total = special.logsumexp(scaled, axis=1)
-    return _mean(total - _own(label, scaled))
+    return _mean(total - _at_true_class(label, scaled))
 
   bounds = np.log(TEMPERATURES)
   minimum = optimize.minimize_scalar(
@@ -142,7 +142,7 @@ def _log(prob: np.ndarray) -> np.ndarray:
   return np.log(np.maximum(np.asarray(prob, float), _FLOOR))
 
 
-def _own(label: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _at_true_class(label: np.ndarray, values: np.ndarray) -> np.ndarray:
   return values[np.arange(len(label)), label]
 
 

@@ -4,26 +4,34 @@ Beside the files of a checkpoint stands `sha256.json`, their hashes: what was
 changed since is never taken for parameters.
 """
 
+from collections.abc import Iterator
 import contextlib
-import hashlib
+import gc
 import json
+import logging
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from typing import Any
+import warnings
 
 import chex
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from kmil_jax import parallel
+from kmil_jax import checksums, parallel
 
-_SUMS = 'sha256.json'
 _METADATA = '_CHECKPOINT_METADATA'  # Orbax's.
 _decisions = ocp.training.save_decision_policies
 _keep = ocp.training.preservation_policies
+# Of a damaged checkpoint Orbax loses tasks, and asyncio says so when they are
+# collected.
+logging.getLogger('asyncio').addFilter(
+  lambda record: 'tensorstore' not in record.getMessage()
+)
 
 
 class CheckpointError(OSError):
@@ -48,13 +56,7 @@ class Checkpoints:
   def __init__(self, root: str | pathlib.Path):
     self._root = root = pathlib.Path(root).absolute()
     self._link = contextlib.ExitStack()
-    if set('[]*?\\').intersection(str(root)):
-      # Orbax takes these for a pattern, and cannot load what it saved there.
-      root.mkdir(parents=True, exist_ok=True)
-      folder = self._link.enter_context(tempfile.TemporaryDirectory())
-      link = pathlib.Path(folder, 'checkpoints')
-      link.symlink_to(root)
-      root = link
+    root = self._link.enter_context(_plain(root))
     self.damaged, newest = [], -1
     if parallel.is_first():
       # What a killed save left; the checkpoint before it is intact.
@@ -72,6 +74,24 @@ class Checkpoints:
       preservation_policy=_keep.LatestN(2),
     )
 
+  def check_space(self, like: Any) -> None:
+    """Warns if the disk has no room for the states that a training keeps.
+
+    Args:
+      like: a tree of their structure, shapes and types.
+    """
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(_arrays(like)))
+    # Two are kept while a third is written.
+    needed = size * max(3 - len(_steps(self._root)), 1)
+    free = shutil.disk_usage(self._root).free
+    if parallel.is_first() and free < needed:
+      warnings.warn(
+        f'{self._root}: the checkpoints of this training take up to'
+        f' {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Free'
+        ' some space, or give another --results_dir.',
+        stacklevel=2,
+      )
+
   def save(self, step: int, tree: Any) -> None:
     """Writes `tree` atomically, then drops all but the one before it."""
     if parallel.agree(bool(self.damaged)):
@@ -83,10 +103,10 @@ class Checkpoints:
     self._checkpointer.save(step, _arrays(tree), overwrite=True)
     if parallel.is_first():
       folder = self._root / f'{step}'
-      part = folder / f'.{_SUMS}'
+      part = folder / f'.{checksums.SUMS}'
       part.write_text(json.dumps(_sums(folder), indent=2))
       _sync(*folder.rglob('*'))
-      part.replace(folder / _SUMS)
+      part.replace(folder / checksums.SUMS)
       _sync(folder, self._root)
     self._newest = step
 
@@ -99,17 +119,11 @@ class Checkpoints:
     Raises:
       AssertionError: if a leaf was stored with another shape; types follow
         `like`.
-      CheckpointError: if one of an older version, without hashes, is damaged.
     """
     if self._newest < 0:
       return None
-    like, folder = _arrays(like), self._root / f'{self._newest}'
-    try:
-      tree = self._checkpointer.load(self._newest, like)
-    except Exception as e:  # Orbax raises anything.
-      if (folder / _SUMS).exists():
-        raise
-      raise CheckpointError(f'{folder} is damaged. Remove it ({e}).') from e
+    like = _arrays(like)
+    tree = self._checkpointer.load(self._newest, like)
     # Orbax returns the stored shape even where `like` asks for another.
     chex.assert_trees_all_equal_shapes_and_dtypes(tree, like)
     return tree
@@ -122,33 +136,59 @@ class Checkpoints:
 def damage(folder: pathlib.Path) -> pathlib.Path | None:
   """Returns a file of a checkpoint that is missing or changed, None if none is.
 
+  One of an older version, without hashes, is loaded: if that fails, all of it
+  is damaged.
+
   Args:
-    folder: of one checkpoint, if present. Of an older version, without hashes,
-      it is sound.
+    folder: of one checkpoint, if present.
   """
-  if not folder.exists():
-    return None
-  sums, files = folder / _SUMS, _sums(folder)
-  if not sums.exists():
-    return None if _METADATA in files else folder / _METADATA
-  try:
-    for name, sha256 in json.loads(sums.read_bytes()).items():
-      if files.get(name) != sha256:
-        return folder / name
-  except (OSError, ValueError, AttributeError, RecursionError):
-    return sums
+  if not folder.exists() or (folder / checksums.SUMS).exists():
+    return checksums.damage(folder)
+  if not (folder / _METADATA).exists():
+    return folder / _METADATA
+  alone = ocp.Context()  # Other processes are not waited for.
+  alone.multiprocessing.active_processes = {jax.process_index()}
+  alone.multiprocessing.primary_host = jax.process_index()
+  alone.multiprocessing.barrier_sync_key_prefix = 'alone'
+  with _quiet(), _plain(folder.absolute()) as path, alone:
+    try:
+      ocp.load(path)
+    except Exception:  # Orbax raises anything.
+      return folder
   return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Drops what is printed of tasks of Orbax whose fellow failed."""
+  hook, sys.unraisablehook = sys.unraisablehook, lambda of: None
+  try:
+    yield
+    gc.collect()
+  finally:
+    sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path of a folder that Orbax does not take for a pattern."""
+  if not set('[]*?\\').intersection(str(folder)):
+    yield folder
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory() as parent:
+    link = pathlib.Path(parent, 'checkpoints')
+    link.symlink_to(folder)
+    yield link
 
 
 def _sums(folder: pathlib.Path) -> dict[str, str]:
   """Returns the hashes of a checkpoint's files."""
-  sums = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_file() and not path.name.endswith(_SUMS):
-      with path.open('rb') as file:
-        sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
-      sums[path.relative_to(folder).as_posix()] = sha256
-  return sums
+  return {
+    path.relative_to(folder).as_posix(): checksums.of_file(path)
+    for path in sorted(folder.rglob('*'))
+    if path.is_file() and not path.name.endswith(checksums.SUMS)
+  }
 
 
 def _sync(*paths: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kmil_jax import parallel
 from kmil_jax.models.abmil import ABMIL
 from kmil_jax.models.dsmil import DSMIL
 from kmil_jax.models.dtfd import DTFD, RANKING
@@ -31,7 +32,7 @@ class Cost:
   params: int
   macs: int  # by `multiply_adds`
   flops_xla: float | None  # by `flops`
-  peak_bytes: int | None  # by `peak_bytes`
+  peak_bytes: int | None  # by `parallel.peak_bytes`
   seconds: float  # by `median_seconds`, on the default device
 
 
@@ -58,7 +59,7 @@ def measure(model: nn.Module, num_instances: int, width: int) -> Cost:
     params=sum(leaf.size for leaf in jax.tree.leaves(variables)),
     macs=multiply_adds(model, num_instances, width),
     flops_xla=flops(lowered),
-    peak_bytes=peak_bytes(compiled),
+    peak_bytes=parallel.peak_bytes(compiled),
     seconds=median_seconds(lambda: compiled(variables, x, mask)),
   )
 
@@ -76,18 +77,6 @@ def flops(lowered: jax.stages.Lowered) -> float | None:
   """
   count = (lowered.cost_analysis() or {}).get('flops', math.nan)
   return count if count >= 0 else None
-
-
-def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
-  """Bytes of a program's arguments, outputs and temporaries together.
-
-  Parameters and features are arguments. The machine code is left out, and what
-  shares memory is counted once. None where the backend does not say.
-  """
-  if (memory := compiled.memory_analysis()) is None:
-    return None
-  size = lambda kind: getattr(memory, f'{kind}_size_in_bytes')
-  return sum(map(size, ('argument', 'output', 'temp'))) - size('alias')
 
 
 def median_seconds(call: Callable[[], Any]) -> float:

@@ -1,10 +1,10 @@
 """Models as files that run without the code that made them.
 
 A file is a zip of `card.json`, what the model is; `weights.safetensors`, the
-arrays that its program takes; and the program in StableHLO, lowered for CPUs,
-CUDA GPUs and TPUs: `model.stablehlo` of bags of any length, or
-`model_<N>.stablehlo` of bags padded to N. The same content gives the same
-bytes.
+arrays that its program takes; the program in StableHLO, lowered for CPUs, CUDA
+GPUs and TPUs: `model.stablehlo` of bags of any length, or
+`model_<N>.stablehlo` of bags padded to N; and `sha256.json`, the hashes of all
+these. The same content gives the same bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,8 @@ from jax import export
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from kmil_jax import checksums, parallel
 
 # What programs of one length each are made for: a longer bag is refused.
 LENGTHS = tuple(2**power for power in range(7, 17))
@@ -64,20 +66,18 @@ class Archive:
     except Exception as error:  # Of flatbuffers, MLIR or jax.export.
       raise ExportError(
         f'jax {jax.__version__} cannot read the program, which jax '
-        f'{self.card.get("exported_by")} wrote ({error}); export the model '
-        'again with the version here'
+        f'{self.card.get("exported_by")} wrote ({error}). Export the model '
+        'again with the version here.'
       ) from error
 
     def predict(weights, x, count):
       name = ANY if ANY in calls else program_name(len(x))
-      return calls[name](weights, x, np.int32(count))
+      return calls[name](weights, x, jax.numpy.int32(count))
 
     return predict
 
-  def predictor(
-    self, least: int = 1
-  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Returns the function of a bag [N, D]; see `predict_bag`.
+  def predictor(self, least: int = 1) -> 'Predictor':
+    """Returns what predicts a bag.
 
     Args:
       least: rows that a bag is padded to at least.
@@ -85,8 +85,7 @@ class Archive:
     Raises:
       ExportError: as of `predict`.
     """
-    predict, weights = self.predict(), jax.device_put(self.weights)
-    return lambda bag: predict_bag(predict, weights, bag, self.lengths(), least)
+    return Predictor(self.predict(), self.weights, self.lengths(), least)
 
   def lengths(self) -> tuple[int, ...] | None:
     """Returns the lengths that bags are padded to; None for any length."""
@@ -119,41 +118,69 @@ def padded_length(
       return length
   raise ExportError(
     f'{count} instances, and the programs of this file take up to '
-    f'{lengths[-1]}; predict with --run'
+    f'{lengths[-1]}. Predict with --run.'
   )
 
 
-def predict_bag(
-  predict: Predict,
-  weights: Mapping[str, Any],
-  features: np.ndarray,
-  lengths: Sequence[int] | None = None,
-  least: int = 1,
-) -> dict[str, np.ndarray]:
-  """Returns what the models of R folds predict for one bag.
+class Predictor:
+  """What the models of R folds predict for one bag.
 
   Args:
     predict: see `inference.Design.predict`.
     weights: what it takes.
-    features: [N, D].
     lengths: see `padded_length`.
-    least: no shorter than this.
-
-  Returns:
-    `prob` [R, C], `attention` [R, N, A], `instance_prob` [R, N, C] and `kept`
-    [R, N].
-
-  Raises:
-    ExportError: if the bag is longer than all `lengths`.
+    least: no bag is padded to less.
   """
-  count, width = features.shape
-  x = np.zeros((padded_length(count, lengths, least), width), np.float32)
-  x[:count] = features
-  out = jax.device_get(predict(weights, x, np.int32(count)))
-  return {
-    name: value if name == 'prob' else value[:, :count]
-    for name, value in out.items()
-  }
+
+  def __init__(
+    self,
+    predict: Predict,
+    weights: Mapping[str, Any],
+    lengths: Sequence[int] | None = None,
+    least: int = 1,
+  ):
+    self._predict, self._weights = jax.jit(predict), jax.device_put(weights)
+    self._lengths, self._least = lengths, least
+    self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+
+  def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the predictions for a bag [N, D].
+
+    Returns:
+      `prob` [R, C], `attention` [R, N, A], `instance_prob` [R, N, C] and `kept`
+      [R, N].
+
+    Raises:
+      ExportError: if the bag is longer than all `lengths`.
+    """
+    count, width = features.shape
+    rows, program = self._program(count, width)
+    x = np.zeros((rows, width), np.float32)
+    x[:count] = features
+    out = jax.device_get(program(self._weights, x, np.int32(count)))
+    return {
+      name: value if name == 'prob' else value[:, :count]
+      for name, value in out.items()
+    }
+
+  def peak_bytes(self, count: int, width: int) -> int:
+    """Returns the memory that a bag takes, with the features as they are read.
+
+    Raises:
+      ExportError: if the bag is longer than all `lengths`.
+    """
+    rows, program = self._program(count, width)
+    taken = parallel.peak_bytes(program) or 0
+    return taken + 4 * width * (count + rows)
+
+  def _program(self, count: int, width: int) -> tuple[int, jax.stages.Compiled]:
+    """Returns the length that bags are padded to, and the program for it."""
+    rows = padded_length(count, self._lengths, self._least)
+    if (rows, width) not in self._programs:
+      x = jax.ShapeDtypeStruct((rows, width), np.float32)
+      lowered = self._predict.lower(self._weights, x, np.int32(count))
+      self._programs[rows, width] = lowered.compile()
+    return rows, self._programs[rows, width]
 
 
 def pack(archive: Archive) -> bytes:
@@ -166,6 +193,7 @@ def pack(archive: Archive) -> bytes:
     ),
     **dict(sorted(archive.programs.items())),
   }
+  content[checksums.SUMS] = checksums.to_json(content).encode()
   out = io.BytesIO()
   # Stored, not compressed: what is declared is what there is.
   with zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as file:
@@ -189,6 +217,9 @@ def read(path: str | pathlib.Path) -> Archive:
         if info.compress_type != zipfile.ZIP_STORED:
           raise ExportError(f'{path}: {info.filename} is compressed')
         content[info.filename] = file.read(info)
+    sums = content.pop(checksums.SUMS, None)  # Not in older files.
+    if sums not in (None, checksums.to_json(content).encode()):
+      raise ValueError('it was changed since it was written')
     card = json.loads(content.pop(_CARD))
     weights = safetensors.numpy.load(content.pop(_WEIGHTS))
   except (ExportError, FileNotFoundError):
@@ -204,13 +235,13 @@ def read(path: str | pathlib.Path) -> Archive:
     ValueError,
   ) as error:
     raise ExportError(
-      f'{path}: not a complete model of experiments.export ({error}); copy or '
-      'export it again'
+      f'{path}: not a complete model of experiments.export ({error}). Copy or '
+      'export it again.'
     ) from error
   known = {ANY, *map(program_name, LENGTHS)}
   if not content or not content.keys() <= known or not isinstance(card, dict):
     raise ExportError(
       f'{path}: holds {", ".join(content) or "no program"}, not the program of '
-      'a model; export it again'
+      'a model. Export it again.'
     )
   return Archive(card, weights, content)

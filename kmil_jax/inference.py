@@ -1,6 +1,6 @@
 """Predictions of trained models for one bag, and their lowered programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 from typing import Any, Self
 
@@ -139,14 +139,9 @@ class Design(Variant):
     params = traverse_util.unflatten_dict(dict(weights), sep='/')
     return cpu.map_folds(SPECS[self.model], one_fold, params)
 
-  def predictor(
-    self, weights: Mapping[str, np.ndarray]
-  ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """Returns the function of a bag [N, D]; see `export.predict_bag`."""
-    predict, weights = jax.jit(self.predict), jax.device_put(dict(weights))
-    return lambda bag: archives.predict_bag(
-      predict, weights, bag, least=self.least
-    )
+  def predictor(self, weights: Mapping[str, np.ndarray]) -> archives.Predictor:
+    """Returns what predicts a bag, see `stack` of the weights."""
+    return archives.Predictor(self.predict, dict(weights), least=self.least)
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.

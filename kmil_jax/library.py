@@ -1,6 +1,6 @@
 """The public library: bag models trained on arrays, for a notebook."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 import dataclasses
 import functools
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kmil_jax import folds as stages, intervals, metrics, splits
+from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import Design, stack
 from kmil_jax.models import SPECS
@@ -87,8 +88,8 @@ class Trained:
     return attention[..., column].mean(0), out['kept'].mean(0)
 
   @functools.cached_property
-  def predictor(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The function of a bag [N, D]; see `export.predict_bag`."""
+  def predictor(self) -> Predictor:
+    """What predicts a bag."""
     return self.design.predictor(self.weights)
 
 

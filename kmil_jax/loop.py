@@ -128,7 +128,11 @@ def fit(
       'epoch': np.int64(epoch),
     }
 
-  saved = checkpoints and checkpoints.latest(to_save(_saved_of(state), first))
+  like, saved = to_save(_saved_of(state), first), None
+  if checkpoints:
+    checkpoints.check_space(like)
+    saved = checkpoints.latest(like)
+  del like
   if saved:
     state = state.replace(**saved.pop('state'))
     chosen, first = Selection(**saved['selection']), int(saved['epoch'])

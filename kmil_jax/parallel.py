@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 AXIS = 'data'  # The pmap axis: one position per device of the whole pod.
+_HEARTBEAT = 30  # Seconds without one after which a process is lost.
 _NUMERICS = {
   'jax_enable_x64': False,
   'jax_numpy_dtype_promotion': 'standard',
@@ -24,6 +25,8 @@ def initialize(
 ) -> None:
   """Joins a multi-process run; call before anything touches a device.
 
+  When a process ends, JAX aborts the others within `_HEARTBEAT` seconds.
+
   Args:
     coordinator: None for a single process, 'auto' where the cluster says who
       takes part (Cloud TPU, Slurm, Kubernetes), else `host:port` of process 0.
@@ -31,9 +34,15 @@ def initialize(
     process_id: this process, from 0; needed with `host:port`.
   """
   if coordinator == 'auto':
-    jax.distributed.initialize()
-  elif coordinator:
-    jax.distributed.initialize(coordinator, num_processes, process_id)
+    coordinator = num_processes = process_id = None
+  elif not coordinator:
+    return
+  jax.distributed.initialize(
+    coordinator,
+    num_processes,
+    process_id,
+    heartbeat_timeout_seconds=_HEARTBEAT,
+  )
 
 
 def use_cores(most: int = 8) -> None:
@@ -88,8 +97,8 @@ def device_fault() -> str | None:
     chosen = jax.config.jax_platforms or ''
     return (
       f'JAX_PLATFORMS={chosen}: JAX finds no such device on this machine'
-      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS to'
-      ' compute on what there is, or install JAX for that device.'
+      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS and'
+      ' JAX_NUM_CPU_DEVICES to compute on what there is, or install JAX for it.'
     )
   return None
 
@@ -114,14 +123,25 @@ def platform() -> str:
   return jax.default_backend()
 
 
-def memory_bytes() -> int:
-  """Memory of one device; CPU devices share the host's."""
+def memory_bytes(host: int) -> int:
+  """Memory of one device; CPU devices share the `host` bytes of the machine."""
   device = jax.local_devices()[0]
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit']
-  host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   return host // jax.local_device_count()
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Bytes of a program's arguments, outputs and temporaries together.
+
+  Parameters and features are arguments. The machine code is left out, and what
+  shares memory is counted once. None where the backend does not say.
+  """
+  if (memory := compiled.memory_analysis()) is None:
+    return None
+  size = lambda kind: getattr(memory, f'{kind}_size_in_bytes')
+  return sum(map(size, ('argument', 'output', 'temp'))) - size('alias')
 
 
 def wait_for_all(name: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from kmil_jax import checksums
 from kmil_jax.models import CLASSIFIERS, SPECS, resnet
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 
@@ -159,14 +160,20 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     PortError: if the file is missing, is of another type, cannot be read, or
-      holds anything but named tensors of finite numbers.
+      holds anything but named tensors.
   """
   path = pathlib.Path(path)
   if not path.is_file():
-    raise PortError(f'{path}: there is no such weights file')
+    raise PortError(f'{path}: no such weights file. Check its path.')
   if path.suffix not in ('.safetensors', '.pth', '.pt'):
     raise PortError(
-      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}'
+      f'{path}: weights come as .safetensors or .pth, not {path.suffix!r}.'
+      ' Convert them.'
+    )
+  if checksums.damage(path.parent) == path:
+    raise PortError(
+      f'{path} was changed since it was written. Run the command that trained'
+      ' it again, which trains it anew.'
     )
   of_torch = path.suffix != '.safetensors'
   library = 'torch' if of_torch else 'safetensors'
@@ -180,11 +187,12 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   except ImportError as error:
     raise PortError(
       f'{path}: reading {path.suffix} files takes torch, which is not '
-      'installed; install it, or convert the file to .safetensors'
+      'installed. Install it, or convert the file to .safetensors.'
     ) from error
   except Exception as error:  # torch raises what its unpickler raises.
     raise PortError(
-      f'{path}: not a readable file, {library} cannot read it: {error}'
+      f'{path}: not a readable file, {library} cannot read it ({error}).'
+      ' Copy it again.'
     ) from error
   if not isinstance(state, dict):
     state = {type(state).__name__: None}
@@ -196,20 +204,15 @@ def load_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     }
   if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
     raise PortError(
-      f'{path}: holds more than named tensors: {", ".join(others)}; save '
-      'model.state_dict() alone'
+      f'{path}: holds more than named tensors: {", ".join(others)}. Save '
+      'model.state_dict() alone.'
     )
-  arrays = {
+  return {
     name.removeprefix('module.'): np.asarray(
       value.float() if of_torch else value, np.float32
     )
     for name, value in state.items()
   }
-  if bad := [name for name in arrays if not np.isfinite(arrays[name]).all()]:
-    raise PortError(
-      f'{path}: NaN or infinity in {", ".join(bad[:10])}; get the file anew'
-    )
-  return arrays
 
 
 def from_torch(

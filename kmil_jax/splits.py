@@ -143,8 +143,8 @@ def fold_of_groups(
   cases, count = np.unique(pairs[:, 0], return_counts=True)
   if (count > 1).any():
     raise SplitError(
-      f'{(count > 1).sum()} cases have slides of several groups, which must be'
-      f' one: {", ".join(cases[count > 1][:_SHOWN])}.'
+      f'{(count > 1).sum()} cases have slides of several groups:'
+      f' {", ".join(cases[count > 1][:_SHOWN])}. Give each case one group.'
     )
   names, place = np.unique(group, return_inverse=True)
   if len(names) < k:

@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import xla_flags
@@ -21,6 +22,8 @@ os.environ.setdefault('XLA_FLAGS', xla_flags.HASTY)
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# To torch it is not installed: loaded after TensorFlow, it crashes Python.
+sys.modules['triton'] = None
 
 # Programs are millions of long-lived objects, which Python would visit time and
 # again in search of garbage: a tenth of the time.
@@ -46,5 +49,6 @@ def real_data() -> pathlib.Path:
 
 
 def pytest_collection_modifyitems(items):
-  """What comes last by name is short: no worker waits long for the other."""
-  items.sort(key=lambda item: not item.nodeid.startswith('tests/kmil_jax/'))
+  """What comes last is short: no worker waits long for the other."""
+  short = 'tests/data/', 'tests/experiments/'
+  items.sort(key=lambda item: item.nodeid.startswith(short))

@@ -33,298 +33,261 @@ class Mutant(NamedTuple):
   tests: str  # a file under tests/, and maybe a -k
 
 
-POOLING = 'kmil_jax/models/pooling.py'
-DTFD = 'kmil_jax/models/dtfd.py'
-BAGS = 'kmil_jax/tasks/bags.py'
-TRAIN = 'kmil_jax/train.py'
-METRICS = 'kmil_jax/metrics.py'
-INTERVALS = 'kmil_jax/intervals.py'
-FROC = 'kmil_jax/froc.py'
-MINING = 'kmil_jax/mining.py'
+def faults(file: str, tests: str, *pairs: tuple[str, str]) -> list[Mutant]:
+  """Returns those of one file that the same tests should find."""
+  return [Mutant(file, old, new, tests) for old, new in pairs]
+
+
 MUTANTS = [
   # Models.
-  Mutant(
-    POOLING, ', axis=0, where=mask)', ', axis=0)', 'kmil_jax/pooling_test.py'
-  ),
-  Mutant(
-    POOLING,
-    'jnp.max(values, axis=0, where=mask[:, None], initial=-jnp.inf)',
-    'jnp.max(values, axis=0)',
+  *faults(
+    'kmil_jax/models/pooling.py',
     'kmil_jax/pooling_test.py',
+    (', axis=0, where=mask)', ', axis=0)'),
+    (
+      'jnp.max(values, axis=0, where=mask[:, None], initial=-jnp.inf)',
+      'jnp.max(values, axis=0)',
+    ),
+    (
+      'jnp.argmax(jnp.where(mask[:, None], values, -jnp.inf), axis=0)',
+      'jnp.argmax(jnp.where(mask[:, None], values, 0), axis=0)',
+    ),
+    ('jnp.where(mask, -scores, jnp.inf)', 'jnp.where(mask, scores, jnp.inf)'),
+    (
+      '_times(x, grad.T), _times(weights, grad)',
+      '_times(x, grad.T), -_times(weights, grad)',
+    ),
   ),
-  Mutant(
-    POOLING,
-    'jnp.argmax(jnp.where(mask[:, None], values, -jnp.inf), axis=0)',
-    'jnp.argmax(jnp.where(mask[:, None], values, 0), axis=0)',
-    'kmil_jax/pooling_test.py',
-  ),
-  Mutant(
-    POOLING,
-    'jnp.where(mask, -scores, jnp.inf)',
-    'jnp.where(mask, scores, jnp.inf)',
-    'kmil_jax/pooling_test.py',
-  ),
-  Mutant(POOLING, '< mask.sum(0)', '<= mask.sum(0)', 'kmil_jax/dtfd_test.py'),
-  Mutant(
-    POOLING,
-    '_times(x, grad.T), _times(weights, grad)',
-    '_times(x, grad.T), -_times(weights, grad)',
-    'kmil_jax/pooling_test.py',
-  ),
-  Mutant(
-    POOLING,
-    'jnp.where(mask[:, None] | jnp.isfinite(x), x, 0)',
-    'x',
-    'kmil_jax/models_test.py -k nan',
-  ),
-  Mutant(
-    'kmil_jax/models/dsmil.py',
-    ' / self.hidden**0.5',
-    '',
-    'kmil_jax/bag_parity_test.py -k dsmil',
-  ),
-  Mutant(
-    'kmil_jax/models/dsmil.py',
-    "TorchDense(self.hidden, name='query_2')",
-    "TorchDense(self.hidden, self.dtype, name='query_2')",
-    'kmil_jax/bfloat16_test.py',
-  ),
-  Mutant(
-    'kmil_jax/models/abmil.py',
-    'branch * drop(nn.sigmoid(gate))',
-    'branch + drop(nn.sigmoid(gate))',
-    'kmil_jax/bag_parity_test.py -k abmil',
-  ),
-  Mutant(
-    DTFD,
-    'jax.lax.stop_gradient(rows)',
-    'rows * 1',
+  *faults(
+    'kmil_jax/models/pooling.py',
     'kmil_jax/dtfd_test.py',
+    ('< mask.sum(0)', '<= mask.sum(0)'),
   ),
-  Mutant(DTFD, '(group < more)', '(group <= more)', 'kmil_jax/dtfd_test.py'),
-  Mutant(
-    DTFD, 'prob[:, -1:]', 'prob[:, :1]', 'kmil_jax/bag_parity_test.py -k dtfd'
+  *faults(
+    'kmil_jax/models/pooling.py',
+    'kmil_jax/models_test.py -k nan',
+    ('jnp.where(mask[:, None] | jnp.isfinite(x), x, 0)', 'x'),
   ),
-  Mutant(
-    DTFD, 'attention / real.sum()', 'attention', 'kmil_jax/models_test.py'
+  *faults(
+    'kmil_jax/models/dsmil.py',
+    'kmil_jax/bag_parity_test.py -k dsmil',
+    (' / self.hidden**0.5', ''),
   ),
-  Mutant(
-    'kmil_jax/models/kmil.py', 'ddof=1', 'ddof=0', 'kmil_jax/kmil_test.py'
+  *faults(
+    'kmil_jax/models/dsmil.py',
+    'kmil_jax/bfloat16_test.py',
+    (
+      "TorchDense(self.hidden, name='query_2')",
+      "TorchDense(self.hidden, self.dtype, name='query_2')",
+    ),
   ),
-  Mutant(
+  *faults(
+    'kmil_jax/models/abmil.py',
+    'kmil_jax/bag_parity_test.py -k abmil',
+    ('branch * drop(nn.sigmoid(gate))', 'branch + drop(nn.sigmoid(gate))'),
+  ),
+  *faults(
+    'kmil_jax/models/dtfd.py',
+    'kmil_jax/dtfd_test.py',
+    ('jax.lax.stop_gradient(rows)', 'rows * 1'),
+    ('(group < more)', '(group <= more)'),
+  ),
+  *faults(
+    'kmil_jax/models/dtfd.py',
+    'kmil_jax/bag_parity_test.py -k dtfd',
+    ('prob[:, -1:]', 'prob[:, :1]'),
+  ),
+  *faults(
+    'kmil_jax/models/dtfd.py',
+    'kmil_jax/models_test.py',
+    ('attention / real.sum()', 'attention'),
+  ),
+  *faults(
     'kmil_jax/models/kmil.py',
-    "scores if drop == 'lowest' else -scores",
-    "-scores if drop == 'lowest' else scores",
     'kmil_jax/kmil_test.py',
+    ('ddof=1', 'ddof=0'),
+    (
+      "scores if drop == 'lowest' else -scores",
+      "-scores if drop == 'lowest' else scores",
+    ),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/models/transmil.py',
-    'repeats = min(size, 2 * longest - 2)',
-    'repeats = min(size, 2 * longest - 3)',
     'kmil_jax/transmil_test.py',
+    (
+      'repeats = min(size, 2 * longest - 2)',
+      'repeats = min(size, 2 * longest - 3)',
+    ),
+    ('(column + step[1] < side)', '(column + step[1] <= side)'),
   ),
-  Mutant(
-    'kmil_jax/models/transmil.py',
-    '(column + step[1] < side)',
-    '(column + step[1] <= side)',
-    'kmil_jax/transmil_test.py',
-  ),
-  Mutant(
+  *faults(
     'kmil_jax/models/nystrom.py',
-    'zeros = group * LANDMARKS - count',
-    'zeros = group * LANDMARKS - count + 1',
     'kmil_jax/transmil_test.py',
+    (
+      'zeros = group * LANDMARKS - count',
+      'zeros = group * LANDMARKS - count + 1',
+    ),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/models/network.py',
-    "default_matmul_precision('highest')",
-    "default_matmul_precision('default')",
     'kmil_jax/precision_test.py -k bag_models',
+    (
+      "default_matmul_precision('highest')",
+      "default_matmul_precision('default')",
+    ),
   ),
   # Losses and tasks.
-  Mutant(
+  *faults(
     'kmil_jax/losses.py',
-    '0.5 * cross_entropy(prediction, mask, label) + 0.5',
-    '0.5 * cross_entropy(prediction, mask, label) + 1.0',
     'kmil_jax/losses_test.py',
+    (
+      '0.5 * cross_entropy(prediction, mask, label) + 0.5',
+      '0.5 * cross_entropy(prediction, mask, label) + 1.0',
+    ),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/losses.py',
-    '.sum() / real.sum()',
-    '.sum() / real.size',
     'kmil_jax/dtfd_test.py',
+    ('.sum() / real.sum()', '.sum() / real.size'),
   ),
-  Mutant(
-    BAGS, ' & (batch.index >= 0)', '', 'kmil_jax/train_test.py -k fillers'
+  *faults(
+    'kmil_jax/tasks/bags.py',
+    'kmil_jax/train_test.py -k fillers',
+    (' & (batch.index >= 0)', ''),
   ),
-  Mutant(
-    BAGS,
-    '< store.length[real][:, None]',
-    '<= store.length[real][:, None]',
+  *faults(
+    'kmil_jax/tasks/bags.py',
     'kmil_jax/train_test.py',
+    ('< store.length[real][:, None]', '<= store.length[real][:, None]'),
+    ('batch.mask & jax.vmap(cut)(batch.offset)', 'batch.mask'),
   ),
-  Mutant(
-    BAGS,
-    'batch.mask & jax.vmap(cut)(batch.offset)',
-    'batch.mask',
-    'kmil_jax/train_test.py',
-  ),
-  Mutant(
+  *faults(
     'kmil_jax/tasks/tiles.py',
-    'jnp.asarray(self._class_weight)[batch.label] * batch.weight',
-    'batch.weight',
     'kmil_jax/tiles_test.py',
+    (
+      'jnp.asarray(self._class_weight)[batch.label] * batch.weight',
+      'batch.weight',
+    ),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/tasks/distill.py',
-    'np.flatnonzero(f1 == f1.max())[-1]',
-    'np.flatnonzero(f1 == f1.max())[0]',
     'kmil_jax/distill_test.py -k highest_f1',
+    ('np.flatnonzero(f1 == f1.max())[-1]', 'np.flatnonzero(f1 == f1.max())[0]'),
   ),
   # Training.
-  Mutant(
-    TRAIN,
-    'jnp.where(weight > 0, losses * weight, 0).sum()',
-    '(losses * weight).sum()',
+  *faults(
+    'kmil_jax/train.py',
     'kmil_jax/train_test.py -k may_be_nan',
+    (
+      'jnp.where(weight > 0, losses * weight, 0).sum()',
+      '(losses * weight).sum()',
+    ),
   ),
-  Mutant(
-    TRAIN,
-    'jnp.where(state.active[:, None], weight, 0)',
-    'weight * 1',
+  *faults(
+    'kmil_jax/train.py',
     'kmil_jax/train_test.py -k moves_only',
+    ('jnp.where(state.active[:, None], weight, 0)', 'weight * 1'),
   ),
-  Mutant(
-    TRAIN,
-    'jnp.where(weight > 0, new, old)',
-    'jnp.where(weight >= 0, new, old)',
+  *faults(
+    'kmil_jax/train.py',
     'kmil_jax/train_test.py',
+    ('jnp.where(weight > 0, new, old)', 'jnp.where(weight >= 0, new, old)'),
   ),
-  Mutant(
-    TRAIN,
-    'loss, grads, sums = psum((loss, grads, sums))',
-    'loss, sums = psum((loss, sums))',
+  *faults(
+    'kmil_jax/train.py',
     'kmil_jax/loop_test.py',
+    (
+      'loss, grads, sums = psum((loss, grads, sums))',
+      'loss, sums = psum((loss, sums))',
+    ),
   ),
-  Mutant(
-    TRAIN,
-    'choose(failed, best, state.variables)',
-    'choose(failed, state.variables, best)',
+  *faults(
+    'kmil_jax/train.py',
     'kmil_jax/train_test.py -k goes_back',
+    (
+      'choose(failed, best, state.variables)',
+      'choose(failed, state.variables, best)',
+    ),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/optim.py',
-    'clip = [clip_modules(recipe.clip)] if recipe.clip else []',
-    'clip = []',
     'kmil_jax/optim_test.py',
+    ('clip = [clip_modules(recipe.clip)] if recipe.clip else []', 'clip = []'),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/selection.py',
-    'return epoch > min(',
-    'return epoch + 1 > min(',
     'kmil_jax/selection_test.py',
-  ),
-  Mutant(
-    'kmil_jax/selection.py',
-    "'f1_macro', better=np.greater_equal",
-    "'f1_macro'",
-    'kmil_jax/selection_test.py',
+    ('return epoch > min(', 'return epoch + 1 > min('),
+    ("'f1_macro', better=np.greater_equal", "'f1_macro'"),
   ),
   # Figures.
-  Mutant(
-    METRICS,
-    'table.sum(-2), table.sum(-1)',
-    'table.sum(-1), table.sum(-2)',
+  *faults(
+    'kmil_jax/metrics.py',
     'kmil_jax/metrics_test.py',
+    ('table.sum(-2), table.sum(-1)', 'table.sum(-1), table.sum(-2)'),
+    (
+      'lowest[:, below] + lowest[:, up_to]',
+      'lowest[:, below] + lowest[:, below]',
+    ),
+    ('np.isfinite(x).sum(-1))', 'np.ones_like(x).sum(-1))'),
+    ('absent.any(-1)', 'absent.all(-1)'),
   ),
-  Mutant(
-    METRICS,
-    'lowest[:, below] + lowest[:, up_to]',
-    'lowest[:, below] + lowest[:, below]',
-    'kmil_jax/metrics_test.py',
-  ),
-  Mutant(
-    METRICS,
-    'np.isfinite(x).sum(-1))',
-    'np.ones_like(x).sum(-1))',
-    'kmil_jax/metrics_test.py',
-  ),
-  Mutant(
-    METRICS, 'absent.any(-1)', 'absent.all(-1)', 'kmil_jax/metrics_test.py'
-  ),
-  Mutant(
-    INTERVALS,
-    'patients / (patients - 1) * square',
-    'square',
+  *faults(
+    'kmil_jax/intervals.py',
     'kmil_jax/intervals_test.py',
+    ('patients / (patients - 1) * square', 'square'),
+    ('np.arange(len(order), 0, -1)', 'np.arange(1, len(order) + 1)'),
+    ('2 * (1 + side)', '2 * side'),
+    (
+      'np.unique(case, return_inverse=True)\n  rng, blocks',
+      'np.unique(np.arange(len(case)), return_inverse=True)\n  rng, blocks',
+    ),
   ),
-  Mutant(
-    INTERVALS,
-    'np.arange(len(order), 0, -1)',
-    'np.arange(1, len(order) + 1)',
-    'kmil_jax/intervals_test.py',
-  ),
-  Mutant(INTERVALS, '2 * (1 + side)', '2 * side', 'kmil_jax/intervals_test.py'),
-  Mutant(
-    INTERVALS,
-    'np.unique(case, return_inverse=True)\n  rng, blocks',
-    'np.unique(np.arange(len(case)), return_inverse=True)\n  rng, blocks',
-    'kmil_jax/intervals_test.py',
-  ),
-  Mutant(
+  *faults(
     'experiments/evaluation/summary.py',
-    "~np.isin(whole.case, parts['test'].case)",
-    'whole.label >= 0',
     'experiments/summary_test.py',
+    ("~np.isin(whole.case, parts['test'].case)", 'whole.label >= 0'),
   ),
   # Lesions, mining, splits.
-  Mutant(
-    FROC,
-    'np.where(truth.cells, 0.0, best[1:])',
-    'best[1:]',
+  *faults(
+    'kmil_jax/froc.py',
     'kmil_jax/froc_test.py',
+    ('np.where(truth.cells, 0.0, best[1:])', 'best[1:]'),
+    ('score[label == 0]', 'score[label >= 0]'),
+    ('[:0:-1]', '[::-1]'),
+    ('_CELLS_UM / pixel', '_CELLS_UM / mpp'),
   ),
-  Mutant(
-    FROC, 'score[label == 0]', 'score[label >= 0]', 'kmil_jax/froc_test.py'
-  ),
-  Mutant(FROC, '[:0:-1]', '[::-1]', 'kmil_jax/froc_test.py'),
-  Mutant(
-    FROC,
-    '_CELLS_UM / pixel',
-    '_CELLS_UM / mpp',
-    'kmil_jax/froc_test.py',
-  ),
-  Mutant(MINING, 'rough = 1 - dot(', 'rough = dot(', 'kmil_jax/mining_test.py'),
-  Mutant(MINING, 'near + offset', 'near', 'kmil_jax/mining_test.py'),
-  Mutant(
-    MINING,
-    'np.lexsort((query, index, distance))',
-    'np.lexsort((query, distance, index))',
+  *faults(
+    'kmil_jax/mining.py',
     'kmil_jax/mining_test.py',
+    ('rough = 1 - dot(', 'rough = dot('),
+    ('near + offset', 'near'),
+    (
+      'np.lexsort((query, index, distance))',
+      'np.lexsort((query, distance, index))',
+    ),
   ),
-  Mutant(
+  *faults(
     'kmil_jax/splits.py',
-    'train = ~(val | test)',
-    'train = ~test',
     'data/splits_test.py',
+    ('train = ~(val | test)', 'train = ~test'),
+    (
+      'np.maximum.at(code_of_case, place, code)',
+      'code_of_case[place[::-1]] = code[::-1]',
+    ),
   ),
-  Mutant(
+  *faults(
     'data/splits.py',
-    '[getattr(split, part)]) for part in PARTS}\n    lines',
-    '[getattr(split, part)]) for part in PARTS}\n    continue\n    lines',
     'data/splits_test.py',
+    (
+      '[getattr(split, part)]) for part in PARTS}\n    lines',
+      '[getattr(split, part)]) for part in PARTS}\n    continue\n    lines',
+    ),
   ),
-  Mutant(
-    'kmil_jax/splits.py',
-    'np.maximum.at(code_of_case, place, code)',
-    'code_of_case[place[::-1]] = code[::-1]',
-    'data/splits_test.py',
-  ),
-  Mutant(
+  *faults(
     'kmil_jax/tasks/bags.py',
-    'order = order[visit[order]]',
-    'order = order[visit]',
     'kmil_jax/plan_test.py',
+    ('order = order[visit[order]]', 'order = order[visit]'),
   ),
 ]
 

@@ -61,7 +61,7 @@ class Annotations:
     if isinstance(file, dict):
       return outlines.from_ncrf(f'{self.source}: {slide}', file)
     if file.suffix.lower() in _MASKS:
-      raise TileError(f'{file}: a mask has no outlines; XML or JSON is needed')
+      raise TileError(f'{file}: a mask has no outlines. XML or JSON is needed.')
     return outlines.read(file)
 
   def mask(
@@ -117,7 +117,7 @@ def find(source: pathlib.Path | str) -> Annotations:
     if suffix in _OUTLINES or (suffix in _MASKS and stem.endswith('_mask')):
       name = stem.removesuffix('_mask')
       if (other := files.setdefault(name, path)) != path:
-        problems.append(f'{name}: both {other} and {path}; keep one of them')
+        problems.append(f'{name}: both {other} and {path}. Keep one of them.')
   if not files:
     problems.append('no <slide>.xml, <slide>.json or <slide>_mask.tif')
   if problems:
@@ -138,8 +138,8 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   entries = content.values() if isinstance(content, dict) else [content]
   if not all(isinstance(entry, dict) for entry in entries):
     raise TileError(
-      f'{path}: found no polygons by slide; of a single slide pass the folder '
-      'of its file'
+      f'{path}: found no polygons by slide. For one slide, pass the folder '
+      'of its file.'
     )
   return {name.lower(): entry for name, entry in content.items()}
 
@@ -151,7 +151,7 @@ def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
     level = int(off.argmin())
     if off[level] > _NEAR:
       raise TileError(
-        f'{path}: no level is {scale} times as coarse as level 0; found '
+        f'{path}: no level is {scale} times as coarse as level 0, only '
         + ', '.join(f'{d:g}' for d in slide.level_downsamples)
       )
     width, height = slide.level_dimensions[level]
@@ -162,7 +162,7 @@ def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
   values = np.unique(red).tolist()
   if not any({*values} <= {*_OTHER, tumour} for tumour in _TUMOUR):
     raise TileError(
-      f'{path}: found the value(s) {", ".join(map(str, values[:9]))}; masks'
-      ' hold 1 or 255 on tumour, not both 1 and 255, and 0 or 2 elsewhere'
+      f'{path}: found the value(s) {", ".join(map(str, values[:9]))}. Masks'
+      ' hold 1 or 255 on tumour, not both 1 and 255, and 0 or 2 elsewhere.'
     )
   return np.isin(red, _TUMOUR)

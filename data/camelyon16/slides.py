@@ -71,7 +71,7 @@ def read_rows(
     match = pattern.fullmatch(row.lower())
     if match is None:
       problems.append(
-        f'line {number}: found {row[:80]!r}; a line such as {example} is needed'
+        f'line {number}: found {row[:80]!r}. Write it as {example}.'
       )
     elif rows.setdefault(match['key'], match) is not match:
       problems.append(f'line {number}: {match["key"]} a second time')

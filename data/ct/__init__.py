@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 import contextlib
 import locale
-import os
 import pathlib
 from types import ModuleType
 
+from data import files
 from data.labelled_tiles import TileError
 
 _PACKED = 300  # Times that a CT may be larger than its file; real ones are 20.
@@ -48,12 +48,12 @@ def check_size(
   Raises:
     VolumeError: if this machine cannot hold them, or no CT packs so far.
   """
-  memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  memory = files.memory()
   # Three copies as they are stored, and HU, mask and parts.
   if (needed := voxels * (3 * itemsize + 12)) > memory:
     raise VolumeError(
       f'{path}: its header declares {voxels} voxels, which take'
-      f' {needed / 2**30:.1f} GiB to read; this machine has'
+      f' {needed / 2**30:.1f} GiB to read. This machine has'
       f' {memory / 2**30:.1f} GiB of memory. Crop or resample the volume.'
     )
   declared = voxels * itemsize

@@ -68,7 +68,7 @@ def read(folder: pathlib.Path) -> Any:
   if away.max() > _ALIKE:
     raise VolumeError(
       f'{paths[away.argmax()]}: its orientation or pixel spacing, or its'
-      f' size, is not that of {paths[0].name}: no slice of the same volume'
+      f' size, is not that of {paths[0].name}. Take it out of the folder.'
     )
   voxels = int((rows * columns).sum())
   check_size(folder, voxels, 4, sum(path.stat().st_size for path in paths))
@@ -107,10 +107,9 @@ def read(folder: pathlib.Path) -> Any:
 def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   """Returns the tags of the slices of the folder's one CT series, by file."""
   slices = {}
-  for path in sorted(folder.iterdir()):
-    if path.is_symlink() and not path.exists():
-      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
   for path in files.listed(folder, pattern='*'):
+    if files.broken(path):
+      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):
@@ -129,8 +128,8 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
       for uid, n in count.items()
     )
     raise VolumeError(
-      f'{folder}: {len(count)} series: {named}; give each a folder of its own'
-      ' and name that of the CT'
+      f'{folder}: {len(count)} series: {named}. Give each a folder of its own'
+      ' and name that of the CT.'
     )
   if len(slices) < 2:
     raise VolumeError(f'{folder}: one slice only. Export the whole series.')
@@ -189,7 +188,7 @@ def _tags(path: pathlib.Path) -> dict[str, str]:
   if (modality := tags.get(_MODALITY, 'CT')) != 'CT':
     raise VolumeError(f'{path}: its modality is {modality}. Give a CT.')
   if (frames := tags.get(_FRAMES, '1')) not in ('', '1'):
-    raise VolumeError(f'{path}: {frames} frames in one file; use NIfTI')
+    raise VolumeError(f'{path}: {frames} frames in one file. Use NIfTI.')
   return tags
 
 
@@ -221,7 +220,7 @@ def _step(
       what = f'{missing} slice{"s" * (missing > 1)} missing'
     raise VolumeError(
       f'{folder}: {what}: {steps[i]:.3f} mm between {paths[i].name} and'
-      f' {paths[i + 1].name}, {step:.3f} mm elsewhere; export the whole series'
-      ' again, each slice once'
+      f' {paths[i + 1].name}, {step:.3f} mm elsewhere. Export the whole series'
+      ' again, each slice once.'
     )
   return float((depth[-1] - depth[0]) / (len(depth) - 1))

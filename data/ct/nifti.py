@@ -53,7 +53,7 @@ def read(path: pathlib.Path, like: int | None = None) -> Any:
     VolumeError: if it is not, or holds NaN or infinity; names the file and what
       is wrong.
   """
-  if not path.exists():
+  if not path.is_file():
     raise VolumeError(f'{path}: no such file. Mend its path in the table.')
   if not path.name.lower().endswith(('.nii', '.nii.gz')):
     raise VolumeError(
@@ -115,7 +115,7 @@ def check(path: pathlib.Path, like: int | None = None) -> str:
     if bad := values.size - np.isfinite(values).sum():
       raise VolumeError(
         f'{path}: {bad} voxels are NaN or infinite: nothing can be made up for'
-        ' them; leave the volume out, or convert the original files again'
+        ' them. Leave the volume out, or convert the original files again.'
       )
   return '.nii.gz' if packed else '.nii'
 
@@ -134,7 +134,7 @@ def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str, int]:
   size = size[:count] if 1 <= count <= 7 else []
   if len(size) < 3 or min(size) < 1 or any(n != 1 for n in size[3:]):
     raise VolumeError(
-      f'{path}: its size is {" x ".join(map(str, size))}; one 3-D volume is'
+      f'{path}: its size is {" x ".join(map(str, size))}. One 3-D volume is'
       ' needed. Take one out of it.'
     )
   kind, bits = header['type'].item(), header['bits'].item()
@@ -147,21 +147,21 @@ def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str, int]:
   if not (np.isfinite(spacing) & (spacing > 0)).all():
     shown = ', '.join(f'{s:g}' for s in spacing)
     raise VolumeError(
-      f'{path}: no voxel spacing (pixdim is {shown}): millimetres cannot be'
-      ' told; convert the original files again'
+      f'{path}: no voxel spacing (pixdim is {shown}), so that sizes are'
+      ' unknown. Convert the original files again.'
     )
   if not (header['codes'] > 0).any():
     raise VolumeError(
       f'{path}: neither qform nor sform is set: which axis runs from head to'
-      ' feet cannot be told; convert the original files again'
+      ' feet is unknown. Convert the original files again.'
     )
   if fault := _contradiction(header):
     raise VolumeError(f'{path}: {fault}. Convert the original files again.')
   offset = header['offset'].item()
   if not 0 <= offset < _LARGEST_HEADER:
     raise VolumeError(
-      f'{path}: its voxels begin at byte {offset:g}; the header is damaged:'
-      ' copy the file again'
+      f'{path}: its voxels begin at byte {offset:g}. The header is damaged:'
+      ' copy the file again.'
     )
   return header, order, math.prod(size)
 
@@ -178,7 +178,7 @@ def _contradiction(header: np.void) -> str | None:
     shown = (' x '.join(f'{s:.4g}' for s in some) for some in (spacing, scales))
     return (
       f'its voxel spacing is {next(shown)} mm by pixdim and {next(shown)} mm by'
-      ' sform; one of them is wrong'
+      ' sform'
     )
   x, y, z = turn = header['turn'].astype(float)
   if not by_qform or not np.abs(turn).max() <= 1:
@@ -187,5 +187,5 @@ def _contradiction(header: np.void) -> str | None:
   axes = Rotation.from_quat((x, y, z, w)).as_matrix()
   axes[:, 2] *= -1 if header['pixdim'][0] < 0 else 1
   if np.abs(axes - columns / scales).max() > 0.5:
-    return 'qform and sform turn its axes differently; one of them is wrong'
+    return 'qform and sform turn its axes differently'
   return None

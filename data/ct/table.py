@@ -49,14 +49,15 @@ def read(
   rows, problems = [], []
   table = files.read_csv(path, COLUMNS, VolumeError)
   for line, cells in table:
-    value, label = cells.get(VALUE, ''), cells['label']
+    # Where some cells are empty, pandas writes 1.0 for 1.
+    value, label = cells.get(VALUE, '').removesuffix('.0'), cells['label']
     faults = [f'empty {name}' for name in COLUMNS if not cells[name]]
     if label and label not in classes:
       faults.append(
         f'label {label!r}, which is neither of {", ".join(classes)}'
       )
     if value and not (value.isdecimal() and int(value)):
-      faults.append(f'{VALUE} {value!r}; a whole number from 1 on is one')
+      faults.append(f'{VALUE} {value!r}, not a whole number from 1 on')
     paths = [folder / cells[name] for name in COLUMNS[1:3] if cells[name]]
     faults += [f'no file {path}' for path in paths if not path.exists()]
     problems += [f'row {line}: {fault}' for fault in faults]
@@ -88,7 +89,7 @@ def _contradictions(rows: Sequence[Row]) -> list[str]:
       if times > 1
     ]
     if None in of and any(of):
-      problems.append(f'{mask}: rows with and without {VALUE}')
+      problems.append(f'{mask}: rows with and without {VALUE}. Give each one.')
   return problems + [
     f'{image}: patients {", ".join(sorted(names))} have the same image'
     for image, names in patients.items()

@@ -8,10 +8,9 @@ import numpy as np
 
 from data.ct import VolumeError, dicom, nifti, simpleitk
 
-# Sine of the angle, 0.6 degrees, below which an axis counts as straight.
-_STRAIGHT = 0.01
+_STRAIGHT = 0.6  # Degrees below which an axis counts as straight.
 _ALIKE = 0.01  # Of a voxel: how far two grids may be apart.
-_SIDES = 0.05, 20.0  # mm: sides of voxels that a CT may have.
+_SIDES = 0.1, 20.0  # mm: sides of voxels that a CT may have.
 _VALUES = 256  # Of a mask; a CT has thousands.
 _SAMPLE = 10**6  # Voxels that tell whether a volume is in HU.
 
@@ -83,8 +82,8 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
       axes = ' (z, y, x)' * (len(mine) == 3)
       raise VolumeError(
         f'{path}: another grid than {like.path}: its {name}{axes} is'
-        f' {next(shown)}, not {next(shown)}; draw or resample the mask on the'
-        ' grid of its volume'
+        f' {next(shown)}, not {next(shown)}. Draw or resample the mask on the'
+        ' grid of its volume.'
       )
   with np.errstate(invalid='ignore'):
     whole = mask.astype(np.int32)
@@ -103,7 +102,7 @@ def read_mask(path: str | pathlib.Path, like: Volume) -> np.ndarray:
   return whole
 
 
-def doubt(volume: Volume) -> str | None:
+def hu_warning(volume: Volume) -> str | None:
   """Returns why the values may not be those of a CT in HU."""
   some = volume.hu.ravel()[:: max(1, volume.hu.size // _SAMPLE)]
   low, most, high = np.percentile(some, (1, 90, 99))
@@ -128,29 +127,24 @@ def write(path: str | pathlib.Path, array: np.ndarray, volume: Volume) -> None:
 def _straight(path: pathlib.Path, image: Any) -> Volume:
   """Returns an image, whatever its values, along the axes of `Volume`."""
   direction = np.array(image.GetDirection()).reshape(3, 3)
-  main = np.abs(direction) > 0.5
-  tilt = np.abs(direction)[~main].max()
-  if tilt > _STRAIGHT or (main.sum(0) != 1).any() or (main.sum(1) != 1).any():
-    angle = np.degrees(np.arcsin(min(tilt, 1)))
+  # From each axis to the nearest of the patient's.
+  nearest = np.abs(direction).max(0).clip(max=1)
+  angle = np.degrees(np.arccos(nearest.min()))
+  if angle > _STRAIGHT:
     raise VolumeError(
-      f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's;"
-      ' resample it to an axial grid'
+      f"{path}: oblique: an axis is {angle:.1f} degrees off the patient's."
+      ' Resample it to an axial grid.'
     )
   sides = image.GetSpacing()
   if not (min(sides) >= _SIDES[0] and max(sides) <= _SIDES[1]):
     shown = ' x '.join(f'{side:g}' for side in sides)
     raise VolumeError(
-      f'{path}: a voxel spacing of {shown} mm; that of a CT is {_SIDES[0]:g} to'
+      f'{path}: a voxel spacing of {shown} mm. That of a CT is {_SIDES[0]:g} to'
       f' {_SIDES[1]:g}. If the header has metres, centimetres or micrometres,'
       ' convert the original files again.'
     )
   sitk = simpleitk()
   image = sitk.DICOMOrient(image, 'LPS')
   array = sitk.GetArrayFromImage(image)
-  if array.ndim > 3 or array.dtype.kind not in 'iuf':
-    raise VolumeError(
-      f'{path}: {array.dtype} {array.shape}: several values per voxel, or none'
-      ' that is a number; one is needed'
-    )
   grid = image.GetSpacing()[::-1], image.GetOrigin()[::-1], image.GetDirection()
   return Volume(path, array, *grid)

@@ -55,11 +55,11 @@ class Builder(TileBuilder):
     paths = files.listed(folder)
     if not paths:
       raise TileError(
-        f'{folder}: no file in it; {_EXPECTED[kind]} are expected there'
+        f'{folder}: no file in it. {_EXPECTED[kind]} are expected there.'
       )
     matches = {path: _NAMES[kind].fullmatch(path.name) for path in paths}
     problems = [
-      f'{path}: {_EXPECTED[kind]} is expected; rename it or take it away'
+      f'{path}: {_EXPECTED[kind]} is expected. Rename it or take it away.'
       for path, match in matches.items()
       if match is None
     ]

@@ -46,7 +46,7 @@ def specs(
   smaller cohort is the beginning of a larger one and ids tell nothing. A case
   has one to three slides, two on average.
   """
-  found = {}
+  slides = {}
   for case in range(cases_per_class * len(LABELS)):
     block, place = divmod(case, len(LABELS))
     order = np.random.default_rng([seed, block, 1]).permutation(len(LABELS))
@@ -54,8 +54,8 @@ def specs(
     draw = np.random.default_rng([seed, case, 2])
     for number in range(int(draw.integers(1, _MOST_SLIDES + 1))):
       name = f'{prefix}case_{case + 1:03d}_{"abc"[number]}'
-      found[name] = Spec(seed, case, number, label, look)
-  return found
+      slides[name] = Spec(seed, case, number, label, look)
+  return slides
 
 
 def case_id(slide_id: str) -> str:
@@ -99,8 +99,8 @@ def make(
   """
   if cases_per_class < 1 or workers < 1:
     raise ValueError(
-      f'found cases_per_class={cases_per_class} and workers={workers}; '
-      'both must be at least 1.'
+      f'found cases_per_class={cases_per_class} and workers={workers}. '
+      'Both must be at least 1.'
     )
   root = Path(root)
   for folder in ('slides', 'outlines'):

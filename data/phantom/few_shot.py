@@ -162,13 +162,13 @@ def _write_lists(
   good, bad, sizes = {}, {}, {}
   for some in planned:
     with Slide(root / 'slides' / f'{some.name}.tiff') as opened:
-      found = patches.tissue_map(opened, STRIDE)
+      tissue = patches.tissue_map(opened, STRIDE)
       sizes[some.name] = (opened.width, opened.height)
     if some.tumour:
       known = annotations.find(root / 'annotations')
-      bad[some.name] = known.mask(some.name, found.shape, STRIDE)
-      found &= ~bad[some.name]
-    good[some.name] = found
+      bad[some.name] = known.mask(some.name, tissue.shape, STRIDE)
+      tissue &= ~bad[some.name]
+    good[some.name] = tissue
   default = _PARTS[part]
   for path, masks, count in zip(
     paths, (good, bad), (default.good, default.bad), strict=True

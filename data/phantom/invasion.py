@@ -74,15 +74,15 @@ def make(
     kinds = rng.choice(KINDS, patches, p=chance)
     return _expose(rng, kinds), kinds
 
-  found = []
+  parts = []
   with futures.ThreadPoolExecutor(2) as pool:
     for one in pool.map(render, range(patients)):
-      found.append(one)
-      progress(len(found), patients)
-  kind = np.concatenate([kinds for _, kinds in found])
+      parts.append(one)
+      progress(len(parts), patients)
+  kind = np.concatenate([kinds for _, kinds in parts])
   names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
   return Patches(
-    image=np.concatenate([image for image, _ in found]),
+    image=np.concatenate([image for image, _ in parts]),
     label=(kind == POSITIVE).astype(np.int32),
     kind=kind,
     patient=np.repeat(names, patches),

@@ -53,7 +53,7 @@ def place(
   least, most = radius[0] + 5 * (label == 'lymphoma'), radius[1]
   budget = share * (node.depth > 0).sum() * lymph_node.UM**2
   count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
-  found: list[Lesion] = []
+  placed: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64
   reachable = np.where(node.depth > 0.75 * least, node.depth, -1)
   if label != 'lymphoma':
@@ -66,16 +66,16 @@ def place(
     y = (rows[i] + 0.5) * lymph_node.UM * PX
     x = (columns[i] + 0.5) * lymph_node.UM * PX
     reach = size * PX * lymph_node.radius(rng, angle, 0.19)
-    gap = min((np.hypot(a.y - y, a.x - x) for a in found), default=1e4)
+    gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
     if gap > 2.6 * size * PX:
       corners = np.stack(
         [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
       )
-      found.append(Lesion(y, x, corners))
+      placed.append(Lesion(y, x, corners))
       budget -= np.pi * size**2
-    if len(found) == count or budget < np.pi * least**2:
+    if len(placed) == count or budget < np.pi * least**2:
       break
-  return found
+  return placed
 
 
 def taken(lesions: list[Lesion], shape: tuple[int, int]) -> np.ndarray:

@@ -33,14 +33,16 @@ class Spec:
 
 def specs(patients: int, seed: int) -> dict[str, Spec]:
   """Returns the images by id: three per patient, one or two with tumour."""
-  found = {}
+  images = {}
   for patient in range(patients):
     positives = 1 + patient // 2 % 2
     order = np.random.default_rng([seed, patient, 7]).permutation(3)
     for number in range(3):
       name = f'node_{patient + 1:02d}{"abc"[number]}'
-      found[name] = Spec(seed, patient, number, bool(order[number] < positives))
-  return found
+      images[name] = Spec(
+        seed, patient, number, bool(order[number] < positives)
+      )
+  return images
 
 
 def make(
@@ -110,25 +112,25 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
   label = _TUMOURS[spec.patient % len(_TUMOURS)]
   while True:
     node = lymph_node.draw(layout, _NODE)
-    found = lesions.place(
+    placed = lesions.place(
       tumour,
       node,
       label if spec.positive else 'non-tumor',
       radius=(85, 150),
       share=0.15,
     )
-    corner = _corner(layout, node, found, _HARD[spec.number % len(_HARD)])
+    corner = _corner(layout, node, placed, _HARD[spec.number % len(_HARD)])
     if corner is not None:
       break
   node = _crop(node, corner)
-  found = [_shrunk(tumour, lesion, corner) for lesion in found]
+  placed = [_shrunk(tumour, lesion, corner) for lesion in placed]
   drawn = (_SIDE * lymph_node.SCALE,) * 2
   haematoxylin, eosin = lymph_node.fill(
-    cells, node, drawn, lesions.taken(found, node.region.shape)
+    cells, node, drawn, lesions.taken(placed, node.region.shape)
   )
   mask = np.zeros(drawn, bool)
   y, x = np.indices(drawn, np.float32)
-  for lesion in found:
+  for lesion in placed:
     inside = lesion.inside(y, x)
     mask |= inside > 0
     if inside.max() > 0:
@@ -148,14 +150,14 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
 def _corner(
   rng: np.random.Generator,
   node: lymph_node.Node,
-  found: list[lesions.Lesion],
+  placed: list[lesions.Lesion],
   hard: tuple[int, float],
 ) -> tuple[int, int] | None:
   """Returns where to cut the image out of the maps; None if nowhere."""
   rows, columns = (n - _SIDE for n in node.region.shape)
-  if found:  # Around a lesion, not always in its middle.
+  if placed:  # Around a lesion, not always in its middle.
     scale = 1 / lymph_node.SCALE
-    middle = np.array([found[0].y, found[0].x]) * scale - _SIDE / 2
+    middle = np.array([placed[0].y, placed[0].x]) * scale - _SIDE / 2
     y, x = np.rint(middle + rng.uniform(-12, 12, 2)).astype(int)
     return int(np.clip(y, 0, rows)), int(np.clip(x, 0, columns))
   region, least = hard

@@ -58,22 +58,22 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     [spec.seed, spec.case, spec.slide]
   ).spawn(5)
   size = layout.integers(272, 321, 2)
-  found: list[lesions.Lesion] = []
+  placed: list[lesions.Lesion] = []
   while True:
     node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
-    found = lesions.place(
+    placed = lesions.place(
       tumour, node, spec.label, radius=_LESION, share=_LESIONS
     )
-    if found or spec.label == LABELS[0]:
+    if placed or spec.label == LABELS[0]:
       break
   shape = (
     node.region.shape[0] * lymph_node.SCALE,
     node.region.shape[1] * lymph_node.SCALE,
   )
   haematoxylin, eosin = lymph_node.fill(
-    cells, node, shape, lesions.taken(found, node.region.shape)
+    cells, node, shape, lesions.taken(placed, node.region.shape)
   )
-  for lesion in found:
+  for lesion in placed:
     lesions.paint(tumour, spec.label, lesion, haematoxylin, eosin)
   fold = _fold(glass, node)
   if fold is not None:
@@ -89,7 +89,7 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     _ink(glass, node),
   )
   pixels = stain.DRAWN_MPP / spec.look.mpp  # Per pixel drawn.
-  return image, [lesion.corners * pixels for lesion in found]
+  return image, [lesion.corners * pixels for lesion in placed]
 
 
 def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:

@@ -114,8 +114,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     config = self.builder_config
     if not isinstance(config, SlideBagsConfig):
       raise ValueError(
-        f'slide_bags: found the config {config!r}; pass a SlideBagsConfig to '
-        'pack a cohort, or read a packed one with tfds.builder_from_directory'
+        f'slide_bags: found the config {config!r}. Pass a SlideBagsConfig to '
+        'pack a cohort, or read a packed one with tfds.builder_from_directory.'
       )
     table = label_files.read(config.csv_path)
     folder = packed.Folder(config.features_dir)
@@ -129,7 +129,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     if len(set(widths)) > 1:
       faults.append(
         f'{config.features_dir}: features of {sorted(set(widths))} dimensions '
-        'are mixed; pack those of one encoder'
+        'are mixed. Pack those of one encoder.'
       )
     if faults:
       raise FeatureError('\n'.join(faults))
@@ -142,5 +142,5 @@ def _to_json(owner: Path | str, attributes: dict[str, Any]) -> str:
     return json.dumps(attributes)
   except TypeError as e:
     raise FeatureError(
-      f'{owner}: an attribute cannot be packed ({e}); take it out of the file'
+      f'{owner}: an attribute cannot be packed ({e}). Take it out of the file.'
     ) from e

@@ -1,6 +1,7 @@
 """The cohort of an experiment: slides, labels, features and folds, joined."""
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import hashlib
 import pathlib
@@ -9,16 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data import (
-  inspection,
-  labels as label_files,
-  packed,
-  slides,
-  splits as split_files,
-)
+from data import labels as label_files, packed, slides, splits as split_files
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
-from data.files import clean, first_of
+from data.files import clean, first_of, memory
 from data.labels import Manifest
 from data.splits import Split
 from experiments.bags import features, phantom
@@ -57,7 +52,7 @@ class Cohort:
   width: int  # D
   slides: dict[str, pathlib.Path]  # slide files by id, as far as there are any
   left_out: frozenset[str]  # listed, but relabelled away or without features
-  made: dict[str, str]  # encoder, mpp, patch_size of the features, if known
+  attributes: dict[str, str]  # of the features, see `data.cohort.Match`
 
   def read(self, index: int) -> FeatureFile:
     """Reads the features of a slide."""
@@ -69,15 +64,15 @@ class Cohort:
     STAMP stores coordinates in micrometres and not the slide's scale. Without a
     readable slide file they stay unknown.
     """
-    found, slide = self.read(index), self.manifest.slide[index]
-    in_micrometres = found.coords is None and found.attributes.get('unit')
+    file, slide = self.read(index), self.manifest.slide[index]
+    in_micrometres = file.coords is None and file.attributes.get('unit')
     if not in_micrometres or slide not in self.slides:
-      return found
+      return file
     try:
       with slides.Slide(self.slides[slide]) as opened:
         mpp = opened.mpp
     except slides.SlideError:
-      return found  # Whoever draws it says why there is no picture.
+      return file  # Whoever draws it says why there is no picture.
     return self.source.read(slide, mpp)
 
   def resident_bytes(self, precision: str) -> int:
@@ -89,7 +84,7 @@ class Cohort:
     """Whether features are streamed: as asked, or if they do not fit."""
     if stream is not None:
       return stream
-    room = _RESIDENT_SHARE * parallel.memory_bytes()
+    room = _RESIDENT_SHARE * parallel.memory_bytes(memory())
     return bool(parallel.agree(self.resident_bytes(precision) > room))
 
   def bags(self, precision: str, stream: bool | None) -> BagLoader:
@@ -111,11 +106,15 @@ class Cohort:
       flat = np.zeros((num_rows(length), self.width), dtype)
 
       def put(i):
-        flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+        try:
+          flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+        except FeatureError as e:
+          return str(e)
 
-      faults = features.faults(put, range(len(ends)))
-      if found := [*filter(None, faults)]:
-        raise FeatureError('\n'.join(found))
+      with futures.ThreadPoolExecutor() as pool:
+        faults = [*filter(None, pool.map(put, range(len(ends))))]
+      if faults:
+        raise FeatureError('\n'.join(faults))
       return dataclasses.replace(loader, store=store.replace(features=flat))
 
     def read(bucket, index):
@@ -196,7 +195,7 @@ class Material:
       for name in _STATED
       if name in header.attributes
     }
-    known = {k: v for k, v in cohort.made.items() if k != 'dimensions'}
+    known = {k: v for k, v in cohort.attributes.items() if k != 'dimensions'}
     return {
       'classes': list(cohort.classes),
       'width': int(cohort.width),
@@ -343,9 +342,9 @@ def join(
   except label_files.ManifestError as e:
     problems.append(str(e))
   left_out = listed - frozenset(table.slide.tolist())
-  wrong, doubts = label_files.doubts(table)
+  wrong, odd = label_files.check(table)
   problems += [f'{csv_path}: {fault}' for fault in wrong]
-  findings.warnings += [f'{csv_path}: {doubt}' for doubt in doubts]
+  findings.warnings += [f'{csv_path}: {text}' for text in odd]
   if shuffle_seed is not None and len(table.slide):
     table = shuffled(table, shuffle_seed)
   classes = like.classes if like else ordered(table.label)
@@ -370,23 +369,16 @@ def join(
     problems.append(str(e))
     return None, table, left_out
   features.scan(source, table.slide.tolist(), cache_dir)
-  found = match(
-    source,
-    table.slide.tolist(),
-    others=left_out,
-    allow_missing=allow_missing,
-  )
-  headers, made = found.headers, found.made
+  found = match(source, table, others=left_out, allow_missing=allow_missing)
+  headers, attributes = found.headers, found.attributes
   problems += found.problems
-  if differ := features.differences(made, like.made if like else {}):
+  theirs = like.attributes if like else {}
+  if differ := features.differences(attributes, theirs):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
     )
-  cases = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
-  faults, doubts = inspection.report(source.path, source.seen, cases)
-  problems += faults
-  findings.warnings += found.warnings + doubts
+  findings.warnings += found.warnings
   has = np.array([slide in headers for slide in table.slide], bool)
   # Slides of unknown labels are a problem already; the others are joined.
   has &= np.isin(table.label, classes)
@@ -402,7 +394,7 @@ def join(
     width=headers[usable.slide[0]].width,
     slides=slide_files,
     left_out=left_out | frozenset(table.slide[~has].tolist()),
-    made=made,
+    attributes=attributes,
   )
   if like:
     _check_apart(like, cohort, findings)
@@ -424,8 +416,8 @@ def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   )
   if cases := sorted(other[c] for c in one.keys() & other.keys()):
     findings.warnings.append(
-      f'both cohorts have cases named {first_of(cases)}; if they are the same'
-      ' patients, the second cohort is not external'
+      f'both cohorts have cases named {first_of(cases)}. If they are the same'
+      ' patients, the second cohort is not external.'
     )
 
 
@@ -476,9 +468,9 @@ def mixed_cases(table: Manifest) -> list[str]:
   for case, label in zip(table.case, table.label, strict=True):
     labels.setdefault(str(case), set()).add(str(label))
   return [
-    f'{case} ({", ".join(sorted(found))})'
-    for case, found in sorted(labels.items())
-    if len(found) > 1
+    f'{case} ({", ".join(sorted(of_case))})'
+    for case, of_case in sorted(labels.items())
+    if len(of_case) > 1
   ]
 
 
@@ -487,16 +479,16 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   lines = []
   if mixed := mixed_cases(table):
     lines.append(
-      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)};'
-      ' labels are those of slides, and cases stay whole in every split'
+      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)}.'
+      ' Labels are those of slides, and cases stay whole in every split.'
     )
   if not folds:
     return lines
   if again := split_files.tested_again(table, folds):
     lines.append(
       f'{len(again)} slides are in the test part of several folds (repeated'
-      f' random splits?): {first_of(again)}; pooled figures count them each'
-      ' time'
+      f' random splits?): {first_of(again)}. Pooled figures count them each'
+      ' time.'
     )
   for part in ('test', 'val'):
     without = [
@@ -507,8 +499,8 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
     ]
     if without:
       lines.append(
-        f'{part} parts without a slide of a class: {first_of(without)}; there'
-        ' is no AUROC of that fold, only the pooled one'
+        f'{part} parts without a slide of a class: {first_of(without)}. There'
+        ' is no AUROC of that fold, only the pooled one.'
       )
   used = np.any([s.train | s.val | s.test for s in folds], axis=0)
   if not used.all():

@@ -207,9 +207,9 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
     return
   classes = material.cohort.classes
   k = len(material.splits)
-  found = summary.summarise(folder, model, task, k, classes)
+  results = summary.summarise(folder, model, task, k, classes)
   figures.draw(folder, classes)
-  print(summary.text(found))
+  print(summary.text(results))
   if material.group:
     table = groups.write(folder, material.group, classes)
     print(f'\n{table.terminal()}')

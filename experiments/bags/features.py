@@ -1,14 +1,11 @@
 """Features of slides: read, and compared with others."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
+from collections.abc import Mapping, Sequence
 import math
 import pathlib
-from typing import Any
 
 from data import inspection, packed
-from data.features import FeatureError
 from experiments.run import progress
 from kmil_jax import parallel
 
@@ -16,17 +13,19 @@ _PATIENCE = 0.5  # Seconds before a bar shows: none where all is known.
 _TOLERANCE = {'mpp': 1e-3}  # That tools measure.
 
 
-def differences(made: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+def differences(
+  attributes: Mapping[str, str], other: Mapping[str, str]
+) -> list[str]:
   """Returns in what two kinds of features differ, as far as both state it.
 
   Args:
-    made: of the features here, see `data.cohort.match`.
+    attributes: of the features here, see `data.cohort.match`.
     other: of those there.
   """
   return [
-    f'{name} {made[name]} here, {other[name]} there'
-    for name in sorted(made.keys() & other.keys())
-    if not _same(made[name], other[name], _TOLERANCE.get(name, 0))
+    f'{name} {attributes[name]} here, {other[name]} there'
+    for name in sorted(attributes.keys() & other.keys())
+    if not _same(attributes[name], other[name], _TOLERANCE.get(name, 0))
   ]
 
 
@@ -42,33 +41,17 @@ def scan(
     slide_ids: whose.
     cache_dir: where it is kept what is in files.
   """
-  found = inspection.inspect(
+  reads = inspection.inspect(
     source, slide_ids, cache_dir, keep=parallel.is_first()
   )
   bar = progress.bar(
-    found,
+    reads,
     desc='reading features',
     total=len(slide_ids),
     unit='slide',
     delay=_PATIENCE,
   )
   collections.deque(bar, maxlen=0)
-
-
-def faults(
-  read: Callable[[Any], object], items: Iterable[Any]
-) -> Iterator[str]:
-  """Reads in threads; yields of each item its fault, '' if there is none."""
-
-  def fault(item):
-    try:
-      read(item)
-    except FeatureError as e:
-      return str(e)
-    return ''
-
-  with futures.ThreadPoolExecutor() as pool:
-    yield from pool.map(fault, items)
 
 
 def _same(one: str, other: str, tolerance: float) -> bool:

@@ -10,9 +10,9 @@ settings = options.trained(folder.config())
 import dataclasses
 import pathlib
 
-from experiments.run import results
+from experiments.run import results, start
 from experiments.run.check import Check
-from experiments.run.options import OptionError, field, free, to_json
+from experiments.run.options import OptionError, field, fixed, free, to_json
 from experiments.run.start import Machine, Output
 from kmil_jax import folds, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
@@ -128,6 +128,13 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Features(Data):
+  """Slides, their labels and features. Without any, a phantom cohort."""
+
+  slides_dir: None = fixed(None, result=False)  # No heat maps are drawn.
+
+
+@dataclasses.dataclass(frozen=True)
 class External:
   """A second cohort, on which the model of every fold is tested."""
 
@@ -184,7 +191,7 @@ class Requested:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(start.Training):
   """How the model is trained."""
 
   recipe: str = field(
@@ -225,14 +232,6 @@ class Training:
   )
   stream: bool | None = free(
     None, 'Stream features from disk. By default only if they do not fit.'
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = free(
-    False, 'Also write metrics.jsonl as TensorBoard event files.'
   )
 
   def recipe_of(self, model: str) -> Recipe:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data.files import memory
 from data.splits import PARTS, Split
 from experiments.bags import cohort as cohorts
 from experiments.bags.cohort import Cohort, Material
@@ -41,7 +42,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
     CohortError: naming all problems, if there are any.
     OptionError: if --labels cannot be used.
   """
-  of = {type(one): one for one in options}
+  of = {cls: one for one in options for cls in type(one).__mro__}
   start.show(start.lines(options))
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
@@ -92,7 +93,7 @@ def describe(cohort: Cohort) -> Iterator[str]:
   classes = zip(cohort.classes, counts, strict=True)
   yield ', '.join([
     f'features: {cohort.source.path}',
-    *(f'{name} {value}' for name, value in sorted(cohort.made.items())),
+    *(f'{name} {value}' for name, value in sorted(cohort.attributes.items())),
   ])  # fmt: skip
   yield (
     f'{len(cohort.label)} slides of {len(set(cohort.manifest.case))} cases: '
@@ -191,7 +192,8 @@ def estimate(
   where = 'streamed from disk' if streamed else 'on the device'
   yield (
     f'memory of a device, features {where}: about {_size(stored + max(held))}'
-    f' of {_size(parallel.memory_bytes())}; programs and libraries come on top'
+    f' of {_size(parallel.memory_bytes(memory()))}; programs and libraries come'
+    ' on top'
   )
   yield (
     f'estimated time of {len(runs)} runs (h:mm:ss): about {" + ".join(times)},'

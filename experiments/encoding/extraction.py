@@ -138,9 +138,9 @@ def check(
     futures.ThreadPoolExecutor(cohort.tiles.threads) as pool,
   ):
     total = len(cohort.paths)
-    looks = pool.map(functools.partial(_look, cohort), cohort.paths)
-    looks = progress.bar(looks, total=total, desc='slides', unit='slide')
-    tiles = dict(zip(cohort.paths, looks, strict=True))
+    counts = pool.map(functools.partial(_most_tiles, cohort), cohort.paths)
+    counts = progress.bar(counts, total=total, desc='slides', unit='slide')
+    tiles = dict(zip(cohort.paths, counts, strict=True))
   unread = [fault for fault in tiles.values() if isinstance(fault, str)]
   most = sum(
     tiles[path] for path in missing if not isinstance(tiles[path], str)
@@ -159,7 +159,7 @@ def check(
   Findings([*problems, *unread, *faults], caught).close()
 
 
-def _look(cohort: SlideTiles, path: pathlib.Path) -> int | str:
+def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int | str:
   """Returns how many tiles a slide has at most, or what is wrong with it."""
   try:
     with cohort.open(path) as slide:

@@ -43,8 +43,8 @@ class Run:
 
   def external(self) -> Predictions:
     """Returns the mean of the folds' models on the second cohort."""
-    found = predictions.read_external(self.folder, self.classes)
-    return predictions.mean(found)
+    folds = predictions.read_external(self.folder, self.classes)
+    return predictions.mean(folds)
 
 
 def read(path: pathlib.Path, name: str) -> Run:
@@ -101,12 +101,12 @@ def compare(
         f'\n  {differ}\nOnly models that were trained and tested on the same'
         ' slides can be compared.'
       )
-  found = [_resampled(run) for run in runs]
+  draws = [_resampled(run) for run in runs]
   rows = []
   for a, b in pairs or itertools.combinations(range(len(runs)), 2):
     p_delong = _delong(runs[a], runs[b])
-    for name, (value_a, draws_a) in found[a].items():
-      value_b, draws_b = found[b][name]
+    for name, (value_a, draws_a) in draws[a].items():
+      value_b, draws_b = draws[b][name]
       change = draws_b - draws_a
       low, high = intervals.percentile(change)
       row = {
@@ -124,7 +124,7 @@ def compare(
         'p_delong_holm': np.nan,
       }
       rows.append(row)
-  for metric in found[0]:
+  for metric in draws[0]:
     tests = [row for row in rows if row['metric'] == metric]
     for name in ('p', 'p_delong'):
       adjusted = intervals.holm(np.array([row[name] for row in tests]))
@@ -137,7 +137,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
   """Returns the rows of `compare` as a table for each pair of runs."""
   columns = {'a': '.3f', 'b': '.3f', 'b - a': '+.3f', INTERVAL: '+.3f'}
   columns |= dict.fromkeys(('p', 'p, Holm', 'DeLong p', 'DeLong p, Holm'), 'p')
-  found = []
+  result = []
   for (a, b), group in itertools.groupby(rows, lambda r: (r['a'], r['b'])):
     lines = []
     for row in group:
@@ -145,10 +145,10 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
       values[3:5] = [tuple(values[3:5])]
       lines.append(Row((metric,), {'': values}))
     title = f'a: {a}, b: {b}'
-    found.append(
+    result.append(
       Table('comparison', title, ('metric',), columns, lines, (_HOLM,))
     )
-  return found
+  return result
 
 
 def other_options(runs: Sequence[Run]) -> list[str]:
@@ -182,8 +182,8 @@ def _differences(one: Run, other: Run) -> str:
     return f'finished folds: {list(one.folds)} or {list(other.folds)}'
   for fold, parts in one.folds.items():
     for part, p in parts.items():
-      if found := predictions.differences(p, other.folds[fold][part]):
-        return '\n  '.join(f'fold {fold}, {part} part, {x}' for x in found)
+      if differing := predictions.differences(p, other.folds[fold][part]):
+        return '\n  '.join(f'fold {fold}, {part} part, {x}' for x in differing)
     if strangers := _trained(one, fold) ^ _trained(other, fold):
       named = ', '.join(sorted(strangers)[:3])
       return f'fold {fold}: only one of them trains on {named}'

@@ -27,11 +27,11 @@ class Slide:
 
   def costs(self, names: Iterable[str] = tuple(SPECS)) -> dict[str, Cost]:
     """Measures entries of SPECS on the default device, by name."""
-    found = {}
+    measured = {}
     for name in names:
       model = SPECS[name].make(num_classes=self.num_classes)
-      found[name] = cost.measure(model, self.num_instances, self.width)
-    return found
+      measured[name] = cost.measure(model, self.num_instances, self.width)
+    return measured
 
   def title(self) -> str:
     """Says what was measured, on which device and with which versions."""

@@ -1,6 +1,6 @@
 """Curves, confusion matrix and calibration of a results folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
@@ -39,19 +39,31 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
 
 
 def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:
+  curves = {classes[c]: (p.label == c, p.prob[:, c]) for c in _shown(classes)}
+  return roc(title, curves)
+
+
+def roc(
+  title: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> figure.Figure:
+  """Draws ROC curves, and names their areas.
+
+  Args:
+    title: of the picture.
+    curves: by name; of each the truth, bool [n], and the score, [n].
+  """
   drawing = figure.Figure((5.2, 5.2), layout='constrained')
   ax = _square(drawing, title, '1 - specificity', 'sensitivity')
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
-  for c, style in _shown(classes):
-    positive, prob = p.label == c, p.prob[:, c]
-    value = metrics.auroc(positive, prob)
+  for i, (name, (truth, score)) in enumerate(curves.items()):
+    value = metrics.auroc(truth, score)
     fpr, tpr = [], []
     if np.isfinite(value):
       fpr, tpr, _ = sklearn_metrics.roc_curve(
-        positive, prob, drop_intermediate=False
+        truth, score, drop_intermediate=False
       )
-    label = f'{classes[c]}, AUROC {_value(value)}'
-    ax.plot(fpr, tpr, label=label, **style)
+    label = f'{name}, AUROC {_value(value)}'
+    ax.plot(fpr, tpr, label=label, **_style(i, len(curves)))
   ax.legend(loc='lower right', fontsize=9)
   return drawing
 
@@ -61,7 +73,9 @@ def _precision_recall(
 ) -> figure.Figure:
   drawing = figure.Figure((5.2, 6.2), layout='constrained')
   ax = _square(drawing, title, 'recall', 'precision')
-  for c, style in _shown(classes):
+  shown = _shown(classes)
+  for i, c in enumerate(shown):
+    style = _style(i, len(shown))
     positive, prob = p.label == c, p.prob[:, c]
     recall, precision, value = [], [], np.nan
     if positive.any():
@@ -81,24 +95,24 @@ def _precision_recall(
   return drawing
 
 
-def _shown(classes: Sequence[str]) -> list[tuple[int, dict[str, Any]]]:
-  """Classes with a curve, and its style: of two, the second, its mirror image.
+def _shown(classes: Sequence[str]) -> Sequence[int]:
+  """Classes with a curve: of two, the second; the first is its mirror image."""
+  return range(len(classes)) if len(classes) > 2 else [1]
+
+
+def _style(i: int, count: int) -> dict[str, Any]:
+  """Style of the i-th curve.
 
   Curves that coincide, as those of perfect classes do, show as stripes: each is
   narrower than those below it.
   """
-  shown = range(len(classes)) if len(classes) > 2 else [1]
-  style = {
+  return {
     'clip_on': False,  # A perfect curve runs along the frame.
     'solid_capstyle': 'butt',
     'zorder': 3,
+    'color': f'C{i % 10}',
+    'linewidth': 1 + 1.15 * (count - 1 - i),
   }
-  return [
-    (c, style | {'color': f'C{i % 10}', 'linewidth': 1 + 1.15 * below})
-    for i, (c, below) in enumerate(
-      zip(shown, reversed(range(len(shown))), strict=True)
-    )
-  ]
 
 
 def _square(

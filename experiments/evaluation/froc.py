@@ -19,7 +19,7 @@ NOTE = (
   'FROC: mean sensitivity at 1/4 to 8 false positives per slide, by the'
   ' definition of CAMELYON16.'
 )
-_HEADER = 'probability,x,y'
+_NAMES = 'probability', 'x', 'y'
 _SWAPPED = 'Perhaps x and y are swapped.'
 
 
@@ -44,13 +44,13 @@ def draw(curves: Mapping[str, Froc]) -> figure.Figure:
   drawing = figure.Figure((5.6, 4.9), layout='constrained')
   ax = drawing.subplots()
   last = froc.RATES[-1]
-  for i, (name, found) in enumerate(curves.items()):
-    label = f'{name}, FROC {found.score:.3f}'.removeprefix(', ')
-    ax.plot(found.rate, found.curve, f'C{i}', lw=1.5, label=label)
-    marks = froc.RATES, found.sensitivity, f'C{i}o'
+  for i, (name, result) in enumerate(curves.items()):
+    label = f'{name}, FROC {result.score:.3f}'.removeprefix(', ')
+    ax.plot(result.rate, result.curve, f'C{i}', lw=1.5, label=label)
+    marks = froc.RATES, result.sensitivity, f'C{i}o'
     ax.plot(*marks, ms=5, zorder=3, clip_on=False)
-    if found.rate[-1] < last:
-      ends = [found.rate[-1], last], found.curve[[-1, -1]]
+    if result.rate[-1] < last:
+      ends = [result.rate[-1], last], result.curve[[-1, -1]]
       ax.plot(*ends, f'C{i}:', lw=1.5)
   ax.set(xlim=(0, 1.02 * last), ylim=(0, 1.02))
   ax.set(xlabel='false positives per slide', ylabel='sensitivity, lesions')
@@ -96,15 +96,15 @@ def read(
   for path in files.listed(masks_dir, ('.png',), '*'):
     named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
     if named is None:
-      problems.append(f'{path}: masks are called <case>_mask_level{level}.png')
+      problems.append(f'{path}: no mask. Call it <case>_mask_level{level}.png.')
     elif int(named[2]) == level:
       masks[named[1]] = path
       if named[1] not in cases:
         problems.append(
-          f'{path}: no detections {named[1]}.csv in {detections_dir}; write an'
-          ' empty file if nothing was found'
+          f'{path}: no detections {named[1]}.csv in {detections_dir}. Write an'
+          ' empty file if nothing was found.'
         )
-  found = {}
+  judged = {}
   hits = np.zeros(2, int)  # As given, and with x for y.
   for name, path in cases.items():
     try:
@@ -113,9 +113,9 @@ def read(
       if name in masks:
         truth = froc.lesions(read_mask(masks[name]), mpp=mpp, level=level)
       swapped = _swapped(truth, score, xy, level)
-      found[name] = froc.judge(truth, score, xy, level=level)
+      judged[name] = froc.judge(truth, score, xy, level=level)
       if swapped:
-        hits += [np.sum(c.hits > 0) for c in (found[name], swapped)]
+        hits += [np.sum(c.hits > 0) for c in (judged[name], swapped)]
     except DetectionError as e:
       problems.append(str(e))
     except ValueError as e:  # Of a score or a place.
@@ -127,7 +127,7 @@ def read(
       f'{detections_dir}: detections hit {hits[0]} lesions, and {hits[1]} with'
       f' x for y. {_SWAPPED}'
     )
-  return found
+  return judged
 
 
 def _swapped(
@@ -144,8 +144,8 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """Reads lines `probability,x,y`.
 
   Args:
-    path: UTF-8; blank lines are skipped, and there may be nothing else but a
-      first line that names the columns, which then may have any order.
+    path: see `data.files.read_rows`; there may be nothing else but a first line
+      that names the columns, which then may have any order.
 
   Returns:
     Scores [K] and places in level-0 pixels [K, 2].
@@ -154,29 +154,29 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     DetectionError: naming the first line that is not of this form, or whose
       probability seems to be in another column.
   """
-  try:
-    lines = path.read_text(encoding='utf-8-sig').splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    raise DetectionError(f'{path}: cannot be read ({e})') from e
-  rows, names = [], _HEADER.split(',')
-  for number, line in enumerate(lines, 1):
-    cells = [cell.strip().lower() for cell in line.split(',')]
-    if number == 1 and sorted(cells) == sorted(names):
+  fits = lambda cells: len(cells) == len(_NAMES)
+  lines = files.read_rows(path, DetectionError, fits)
+  rows, names = [], _NAMES
+  for number, cells in lines:
+    cells = [cell.strip().lower() for cell in cells]
+    if number == lines[0][0] and sorted(cells) == sorted(names):
       names = cells
-    elif line.strip():
-      try:
-        row = dict(zip(names, map(float, cells), strict=True))
-      except ValueError:
-        raise DetectionError(
-          f'{path}, line {number}: found {line[:60]!r}; {_HEADER} is needed'
-        ) from None
-      # Scores that are no probabilities may be above 1, at whole pixels.
-      if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
-        raise DetectionError(
-          f'{path}, line {number}: a probability of {row["probability"]:g} at'
-          f' ({row["x"]:g}, {row["y"]:g}). The order of columns is {_HEADER}.'
-        )
-      rows.append([row[name] for name in _HEADER.split(',')])
+      continue
+    try:
+      row = dict(zip(names, map(float, cells), strict=True))
+    except ValueError:
+      raise DetectionError(
+        f'{path}, line {number}: found {",".join(cells)[:60]!r};'
+        f' {",".join(_NAMES)} is needed'
+      ) from None
+    # Scores that are no probabilities may be above 1, at whole pixels.
+    if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
+      raise DetectionError(
+        f'{path}, line {number}: a probability of {row["probability"]:g} at'
+        f' ({row["x"]:g}, {row["y"]:g}). The order of columns is'
+        f' {",".join(_NAMES)}.'
+      )
+    rows.append([row[name] for name in _NAMES])
   table = np.array(rows, float).reshape(-1, 3)
   return table[:, 0], table[:, 1:]
 
@@ -197,7 +197,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
   others = np.unique(first[(first != 0) & (first != 255)])[:5]
   if len(others):
     raise DetectionError(
-      f'{path}: holds {", ".join(map(str, others))}; masks are 255 on tumour '
-      'and 0 elsewhere (those of ASAP may be 1: multiply them)'
+      f'{path}: holds {", ".join(map(str, others))}. Masks are 255 on tumour '
+      'and 0 elsewhere (those of ASAP may be 1: multiply them).'
     )
   return first == 255

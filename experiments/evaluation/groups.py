@@ -45,10 +45,10 @@ def write(
     label, prob, case = p.label[own], p.prob[own], p.case[own]
     values = metrics.evaluate(label, prob)
     bounds = intervals.of_metrics(label, prob, case)
-    found = [[number(x) for x in (values[m], *bounds[m])] for m in _METRICS]
+    cells = [[number(x) for x in (values[m], *bounds[m])] for m in _METRICS]
     counts = fold_of[name], len(set(case.tolist())), int(own.sum())
-    lines.append([name, *counts, *itertools.chain(*found)])
-    shown = [x for value, *ends in found for x in (value, tuple(ends))]
+    lines.append([name, *counts, *itertools.chain(*cells)])
+    shown = [x for value, *ends in cells for x in (value, tuple(ends))]
     rows.append(Row((name,), {'': [*counts, *shown]}))
   folder.write(NAME, lines)
   columns = dict.fromkeys(('fold', 'cases', 'slides'), 'd')

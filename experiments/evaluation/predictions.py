@@ -207,9 +207,9 @@ def _is_share(text: str | None) -> bool:
 
 def _folds(folder: Folder, name: str) -> dict[int, Folder]:
   """Returns the folders of the folds that have a file, in their order."""
-  found = {
+  folders = {
     int(number): Folder(path.parent)
     for path in folder.path.glob(f'fold_*/{name}')
     if (number := path.parent.name.removeprefix('fold_')).isdecimal()
   }
-  return {fold: found[fold] for fold in sorted(found)}
+  return {fold: folders[fold] for fold in sorted(folders)}

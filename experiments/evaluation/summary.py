@@ -101,8 +101,8 @@ def summarise(
     folder.write(predictions.FILES[part], lines)
   folder.write('summary.csv', _by_fold(folds))
   temperature = temperatures(folds)
-  for fold, found in temperature.items():
-    folder.write(f'fold_{fold}/temperature.json', found._asdict())
+  for fold, fitted in temperature.items():
+    folder.write(f'fold_{fold}/temperature.json', fitted._asdict())
   tests = [parts['test'] for parts in folds.values()]
   summary = {
     'model': model,
@@ -128,26 +128,26 @@ def read(folder: Folder) -> dict[str, Any]:
   Raises:
     ResultsError: if it is missing or damaged.
   """
-  found = folder.read('summary.json')
-  if not fits(_KIND, found) or not _is_consistent(found):
+  summary = folder.read('summary.json')
+  if not fits(_KIND, summary) or not _is_consistent(summary):
     raise ResultsError(
       f'{folder.at("summary.json")} is damaged, or not that of a'
       ' cross-validation. Run the command of the training again: it repeats'
       ' nothing that is done.'
     )
-  return found
+  return summary
 
 
-def _is_consistent(found: Mapping[str, Any]) -> bool:
+def _is_consistent(summary: Mapping[str, Any]) -> bool:
   """Whether the lists of a summary are of its folds and classes."""
-  calibration = found['calibration']
-  lists = [(found['folds'], calibration['temperature'])]
+  calibration = summary['calibration']
+  lists = [(summary['folds'], calibration['temperature'])]
   if 'temperature_reason' in calibration:
-    lists.append((found['folds'], calibration['temperature_reason']))
-  for part in [found, *filter(None, [found.get('external')])]:
-    lists.append((found['classes'], part['per_class']))
-    lists += [(found['classes'], row) for row in part['confusion']]
-    lists.append((found['classes'], part['confusion']))
+    lists.append((summary['folds'], calibration['temperature_reason']))
+  for part in [summary, *filter(None, [summary.get('external')])]:
+    lists.append((summary['classes'], part['per_class']))
+    lists += [(summary['classes'], row) for row in part['confusion']]
+    lists.append((summary['classes'], part['confusion']))
     each = part['metrics'].values()
     lists += [(part['folds'], metric['per_fold']) for metric in each]
   return all(len(one) == len(other) for one, other in lists)
@@ -245,7 +245,7 @@ def temperatures(
   """
   whole = predictions.pool([parts['val'] for parts in folds.values()])
   of_fold = np.repeat(list(folds), [len(p['val']) for p in folds.values()])
-  found = {}
+  fitted = {}
   for fold, parts in folds.items():
     seen = ~np.isin(whole.case, parts['test'].case)
     patients = len(set(whole.case[seen]))
@@ -254,7 +254,7 @@ def temperatures(
       value = calibration.temperature(whole.label[seen], whole.prob[seen])
       at_bound = calibration.at_bound(value)
       value, reason = (1.0, _AT_BOUND) if at_bound else (value, '')
-    found[fold] = Temperature(
+    fitted[fold] = Temperature(
       temperature=value,
       reason=reason,
       at_bound=at_bound,
@@ -262,7 +262,7 @@ def temperatures(
       val_slides=int(seen.sum()),
       val_folds=tuple(np.unique(of_fold[seen]).tolist()),
     )
-  return found
+  return fitted
 
 
 def scaled(
@@ -355,14 +355,14 @@ def text(summary: Mapping[str, Any]) -> str:
 
 def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
   """Every metric on the whole, its interval, mean and deviation of folds."""
-  found = dict(part['metrics'])
+  every = dict(part['metrics'])
   closed = part['auroc_delong']
-  found['auroc, by DeLong'] = found['auroc'] | {
+  every['auroc, by DeLong'] = every['auroc'] | {
     'ci_low': closed['low'],
     'ci_high': closed['high'],
   }
   rows = []
-  for name, m in found.items():
+  for name, m in every.items():
     values = m[whole], (m['ci_low'], m['ci_high']), m['mean'], m['std']
     rows.append(Row((name,), {'': values}))
   columns = dict.fromkeys((whole, INTERVAL, 'mean of folds', 'std'), '.3f')
@@ -385,13 +385,13 @@ def _class_table(part: Mapping[str, Any]) -> Table:
   )
 
 
-def calibration_table(found: Mapping[str, Any]) -> Table:
+def calibration_table(part: Mapping[str, Any]) -> Table:
   """Errors of the probabilities, as they are and at the temperatures."""
-  after = found['after_temperature']
-  rows = [Row((name,), {'': (found[name], after[name])}) for name in after]
-  reasons = found.get('temperature_reason')  # Since all folds share one fit.
-  reasons = reasons or [''] * len(found['temperature'])
-  pairs = zip(found['temperature'], reasons, strict=True)
+  after = part['after_temperature']
+  rows = [Row((name,), {'': (part[name], after[name])}) for name in after]
+  reasons = part.get('temperature_reason')  # Since all folds share one fit.
+  reasons = reasons or [''] * len(part['temperature'])
+  pairs = zip(part['temperature'], reasons, strict=True)
   shown = ' '.join(f'{t:.2f}' + '*' * bool(reason) for t, reason in pairs)
   marks = [f'* 1, not fitted: {reason}' for reason in sorted({*reasons} - {''})]
   return Table(
@@ -411,10 +411,10 @@ def _by_fold(
   columns = [(part, name) for name in _COLUMNS for part in ('test', 'val')]
   lines = [['folds', *(f'{part}_{name}' for part, name in columns)]]
   for fold, parts in folds.items():
-    found = {
+    of_part = {
       part: metrics.evaluate(p.label, p.prob) for part, p in parts.items()
     }
-    values = [found[part][_COLUMNS[name]] for part, name in columns]
+    values = [of_part[part][_COLUMNS[name]] for part, name in columns]
     lines.append([fold, *('' if np.isnan(v) else f'{v:.6f}' for v in values)])
   return lines
 

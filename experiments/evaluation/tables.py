@@ -157,10 +157,11 @@ class Table:
 
 
 def _text(value: Any, form: str) -> str:
-  if isinstance(value, tuple) and None not in value:
-    return ' to '.join(_text(end, form) for end in value)
-  if isinstance(value, tuple) or _is_undefined(value):
+  ends = value if isinstance(value, tuple) else (value,)
+  if any(map(_is_undefined, ends)):
     return 'n/a'
+  if isinstance(value, tuple):
+    return ' to '.join(_text(end, form) for end in value)
   if form == 'p':
     return '<.0001' if value < 1e-4 else f'{value:.4f}'
   return format(value, form)

@@ -15,7 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data.features import unreadable
+from data import features
+from data.features import FeatureError
 from data.files import replacing
 from kmil_jax import calibration
 
@@ -205,6 +206,8 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     return _parse(path, tile_size)
   except MapError:
     raise
+  except FeatureError as e:
+    raise MapError(str(e)) from e
   except Exception as e:  # Damaged files raise errors of many kinds.
     raise MapError(
       f'{path}: not a complete HDF5 file of tile scores ({e}). Delete it and'
@@ -214,12 +217,11 @@ def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
 
 def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   """Returns what a file of scores holds; errors of any kind if damaged."""
-  with h5py.File(path, 'r', locking=False) as file:
-    if faults := [*filter(None, (unreadable(path, d) for d in file.values()))]:
-      raise MapError(f'{path}: {faults[0]}. Delete it and run the fold again.')
-    arrays = {name: file[name][()] for name in file}
-    marks = dict(file.attrs)
   needed = {'attention', 'instance_prob', 'kept', 'prob', 'classes'}
+  with h5py.File(path, 'r', locking=False) as file:
+    names = file.keys() & {*needed, 'coords'}
+    arrays = {name: features.part(file, name)[()] for name in names}
+    marks = dict(file.attrs)
   if lacks := sorted(needed - arrays.keys() - marks.keys()):
     raise MapError(f'{path}: lacks {", ".join(lacks)}. Run the fold again.')
   if 'coords' not in arrays:

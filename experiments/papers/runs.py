@@ -168,7 +168,7 @@ class Runs:
       return False
     material = load(job.task)
     training = self.training.resolved(job.model.model)
-    data = dataclasses.replace(self.data, task=job.task)
+    data = Data(**vars(self.data) | {'task': job.task})
     given = [job.model, data, self.folds, training, self.output]
     given = {type(one): one for one in given}
     options = [given.get(cls) or cls() for cls in OPTIONS]
@@ -181,7 +181,7 @@ class Runs:
 
   def _material(self, task: str) -> cohorts.Material:
     """Returns the cohort under a task, and the second one."""
-    data = dataclasses.replace(self.data, task=task)
+    data = Data(**vars(self.data) | {'task': task})
     with contextlib.redirect_stdout(sys.stderr):
       material = cohorts.load(
         data,

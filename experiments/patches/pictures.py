@@ -1,4 +1,4 @@
-"""Pictures that several studies draw: curves, Grad-CAM, heat maps."""
+"""Pictures that several studies draw: histories, Grad-CAM, heat maps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 import matplotlib
 from matplotlib import cm, colors, figure, lines
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from data.labelled_tiles import LabelledTiles
-from kmil_jax import metrics
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
@@ -58,13 +56,14 @@ def heat(
     inside: what is outlined, bool [n, S, S].
   """
   n, size = len(tiles), tiles.size
-  drawing = figure.Figure(
-    (1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3), layout='constrained'
-  )
+  sides = 1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3
+  drawing = figure.Figure(sides, layout='constrained')
   axes = drawing.subplots(1 + len(maps), n, squeeze=False)
   images = tiles.load(np.arange(n)).squeeze(-1 if tiles.channels == 1 else ())
   most = 1 if images.dtype.kind == 'f' else 255
   frame, middle = (0, size, size, 0), np.arange(size) + 0.5
+  stretched = {'vmin': 0, 'vmax': 1, 'extent': frame}
+  stretched['interpolation'] = 'bilinear'
   for row, name in zip(axes, ('tile', *maps), strict=True):
     row[0].set_ylabel(name.replace(' (', '\n('), fontsize=8)
     for i, ax in enumerate(row):
@@ -76,43 +75,12 @@ def heat(
         )
       if name in maps:
         cam, prob = maps[name][0][i], maps[name][1][i]
-        ax.imshow(
-          cam,
-          'autumn',
-          alpha=0.6 * cam,
-          vmin=0,
-          vmax=1,
-          extent=frame,
-          interpolation='bilinear',
-        )
+        ax.imshow(cam, 'autumn', alpha=0.6 * cam, **stretched)
         wrong = (prob >= 0.5) != tiles.label[i]
         ax.set_xlabel(f'{prob:.2f}', fontsize=8, color='C3' if wrong else '0.2')
       else:
         ax.set_title(tiles.classes[tiles.label[i]], fontsize=8)
   drawing.suptitle(title, fontsize=9)
-  return drawing
-
-
-def roc(
-  title: str, scored: Mapping[str, tuple[np.ndarray, np.ndarray]]
-) -> figure.Figure:
-  """Draws ROC curves, and names their areas.
-
-  Args:
-    title: of the picture.
-    scored: of each curve the truth, bool [n], and the score, [n].
-  """
-  drawing = figure.Figure((4.6, 4.6), layout='constrained')
-  ax = drawing.subplots()
-  for name, (truth, score) in scored.items():
-    label = f'{name}, AUROC {metrics.auroc(truth, score):.3f}'
-    alarms, hits, _ = roc_curve(truth, score, drop_intermediate=False)
-    ax.plot(alarms, hits, lw=1.6, label=label, clip_on=False)
-  ax.plot([0, 1], [0, 1], color='0.8', lw=1, zorder=0)
-  ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal', title=title)
-  ax.set(xlabel='false positive rate', ylabel='true positive rate')
-  ax.grid(color='0.92')
-  ax.legend(loc='lower right', bbox_to_anchor=(1, 0.06), fontsize=9)
   return drawing
 
 

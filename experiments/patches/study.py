@@ -14,7 +14,7 @@ prints, writes and puts into report.md.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
@@ -23,26 +23,31 @@ from experiments.run.start import Output, show
 from kmil_jax import parallel
 
 
-class Material(Protocol):
-  """What a study works on.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Material:
+  """What a study works on; every study has a kind of its own.
 
   Attributes:
-    inputs: hashes of what it holds, by name.
-    is_phantom: whether it was rendered.
     note: what a reader needs to know of it.
-
-  It may have `doubts`, too: warnings of --check and of training.
+    is_phantom: whether it was rendered.
+    warnings: what may be wrong with it.
   """
 
-  inputs: Mapping[str, Any]
-  is_phantom: bool
-  note: str
+  note: str = ''
+  is_phantom: bool = False
+  warnings: Sequence[str] = ()
+
+  @property
+  def inputs(self) -> Mapping[str, Any]:
+    """Hashes of what it holds, by name."""
+    raise NotImplementedError
 
   def check(self, findings: Findings) -> None:
     """Adds what is wrong with it, for --check, beyond what opening it finds."""
 
   def tables(self) -> Iterator[Table]:
     """Yields what there is, before anything is trained."""
+    yield from ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +155,7 @@ def run(
   text = [f'# {paper.name}: {paper.source}', material.note]
   text += [*(table.markdown() for table in tables), here]
   show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
-  findings = Findings(warnings=[*getattr(material, 'doubts', ())])
+  findings = Findings(warnings=[*material.warnings])
   if check:
     material.check(findings)
     findings.close()

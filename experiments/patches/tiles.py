@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 
@@ -98,8 +99,7 @@ def split(
         f' {share[p]:g} is too small for {len(names)} {by}s. Enlarge it, or'
         ' get more data.'
       )
-  train, val, test = (np.flatnonzero(of_tile == p) for p in range(3))
-  return train, val, test
+  return tuple(np.flatnonzero(of_tile == p) for p in range(3))
 
 
 def fingerprint(tiles: LabelledTiles) -> str:
@@ -159,12 +159,9 @@ def check(
       demand()
     except TileError as e:
       findings.problems.append(str(e))
-  names = list(sets)
-  for i, one in enumerate(names):
-    for other in names[i + 1 :]:
-      both = sorted(set(sets[one].group) & set(sets[other].group) - {''})
-      if both:
-        findings.problems.append(
-          f'{len(both)} patients are both in {one} and {other}:'
-          f' {first_of(both)}. Keep the tiles of each patient in one part.'
-        )
+  for one, other in itertools.combinations(sets, 2):
+    if both := sorted(set(sets[one].group) & set(sets[other].group) - {''}):
+      findings.problems.append(
+        f'{len(both)} patients are both in {one} and {other}:'
+        f' {first_of(both)}. Keep the tiles of each patient in one part.'
+      )

@@ -28,7 +28,7 @@ import safetensors.numpy
 from data import augment, labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from experiments.patches import tiles as patch_tiles
-from experiments.run import progress, results
+from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
 from kmil_jax import loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
@@ -48,23 +48,22 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-# Metadata of `MODEL`.
-_EPOCH, _INPUT, _SUM = 'kmil_jax.epoch', 'kmil_jax.input', 'kmil_jax.sha256'
+_EPOCH, _ABOUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_NORMAL = ('mean', 'std')  # How tiles are normalised.
+_OF_PROGRAM = ('weight_decay', 'betas', 'binary', 'class_weight')
+# Of ct_nodes, whose other networks start at random and are trained in full.
+_STARTED = {'networks': ('resnet50',)}
 # The same task, and programs, for trainings that can share it.
 _task = functools.lru_cache(maxsize=16)(TileTask)
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(start.Training):
   """How networks are trained; by default as in the paper.
 
   Fields that a `PatchRecipe` has, too, change it; see `study.Paper.here`.
   """
 
-  epochs: int | None = field(None, 'Number of training epochs.', least=1)
-  learning_rate: float | None = field(
-    None, 'Initial learning rate.', flag='lr', least=0
-  )
   weight_decay: float | None = field(
     None, 'Weight decay, added to the gradient.', least=0
   )
@@ -99,19 +98,13 @@ class Training:
     'Weights to start from, random by default: a .safetensors or .pth file with'
     ' the names of torchvision, or a model.safetensors of this software. For'
     ' several networks: network=file,network=file.',
+    only=_STARTED,
   )
   freeze: str = field(
     '',
     'Do not train these modules: a regular expression, matched from the'
     ' beginning of their paths, as conv1|bn1|layer[12].',
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = free(
-    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
+    only=_STARTED,
   )
 
   def weights_of(self, networks: Sequence[str]) -> dict[str, str]:
@@ -202,11 +195,10 @@ class Trained:
     maps_of = jax.jit(
       functools.partial(saliency.grad_cam, self.task.model, layer=layer)
     )
-    targets = np.pad(np.asarray(target, np.int32), (0, _CAM_BATCH))
-    maps = []
-    for i, batch in enumerate(_batches(tiles, self.recipe, _CAM_BATCH)):
-      some = targets[i * _CAM_BATCH :][:_CAM_BATCH]
-      cam = maps_of(self.variables, batch.image, some)
+    maps, targets = [], np.asarray(target, np.int32)
+    labelled = dataclasses.replace(tiles, label=targets)
+    for batch in _batches(labelled, self.recipe, _CAM_BATCH):
+      cam = maps_of(self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 
@@ -257,15 +249,11 @@ def train(
   state, digest, recipe = _read_weights(options.weights, model, recipe)
   _check(train, val, recipe)
   side = recipe.input_size or train.size
+  # What programs do not depend on is left out: they serve any of these.
+  of_program = {name: getattr(recipe, name) for name in _OF_PROGRAM}
   task = _task(
     models.CLASSIFIERS[model],
-    # What programs do not depend on is left out: they serve any of these.
-    PatchRecipe(
-      weight_decay=recipe.weight_decay,
-      betas=recipe.betas,
-      binary=recipe.binary,
-      class_weight=recipe.class_weight,
-    ),
+    PatchRecipe(**of_program),
     len(train.classes),
     (side, side, train.channels),
     precision=options.precision,
@@ -281,13 +269,7 @@ def train(
     'weights_sha256': digest,
   }
   results.record(part, [recipe, network], inputs)
-  if parallel.is_first() and part.at(MODEL).exists():
-    try:
-      _load(part.at(MODEL))
-    except port.PortError as e:
-      print(f'warning: {e}. {title or name} is trained again.')
-      part.at(MODEL).unlink()
-  if not part.has(MODEL):
+  if not part.has_model(MODEL):
     start = draw(task, _runs(seed))
     if state:
       drawn = jax.tree.map(lambda x: x[0], start)
@@ -302,10 +284,9 @@ def train(
       steps=-(-len(train) // recipe.batch) * recipe.batch,
       tensorboard=options.tensorboard,
     ) as (saved, shown):
+      batches = lambda epoch: _epoch(train, recipe, seed, epoch, shown)
       result = loop.fit(
-        tile_task.program(
-          task, lambda epoch: _epoch(train, recipe, seed, epoch, shown)
-        ),
+        tile_task.program(task, batches),
         recipe,
         _runs(seed),
         start,
@@ -319,28 +300,23 @@ def train(
     parallel.wait_for_all('trained')
     if result.lost[0]:
       progress.raise_if_diverged([part.path])
-    part.save(MODEL, lambda path: _save(path, result, recipe))
+    part.save_model(MODEL, _content(result, recipe))
   parallel.wait_for_all('model')
   if parallel.is_first():
     shutil.rmtree(part.at('checkpoints'), ignore_errors=True)
-  flat, metadata = _load(part.at(MODEL))
-  history = _history(part, metadata.get(_EPOCH))
+  flat, history = safetensors.numpy.load_file(part.at(MODEL)), _history(part)
   variables = {'batch_stats': {}} | traverse_util.unflatten_dict(flat, sep='/')
   return Trained(variables, history, recipe, task)
 
 
-def _history(part: results.Folder, held: str | None) -> list[dict[str, Any]]:
+def _history(part: results.Folder) -> list[dict[str, Any]]:
   """Returns the history of a training, whose model must be of its best epoch.
-
-  Args:
-    part: folder of the training.
-    held: the epoch that the model is of.
 
   Raises:
     ResultsError: if it is not.
   """
-  line = {'epoch': int, 'best_epoch': int, '*': object}
-  history = part.read(progress.METRICS, line)
+  history = part.read(progress.METRICS)
+  held = _about(part.at(MODEL))['epoch']
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(
@@ -352,45 +328,22 @@ def _history(part: results.Folder, held: str | None) -> list[dict[str, Any]]:
   return history
 
 
-def _save(path: pathlib.Path, result: loop.Result, recipe: PatchRecipe) -> None:
-  """Writes the classifier, its epoch and how its input is normalised."""
+def _content(result: loop.Result, recipe: PatchRecipe) -> bytes:
+  """Returns a file of the classifier, its epoch and how input is normalised."""
   one = jax.tree.map(lambda x: np.ascontiguousarray(x[0]), result.variables)
-  metadata = {
-    _EPOCH: str(result.epoch[0]),
-    _INPUT: json.dumps({'mean': recipe.mean, 'std': recipe.std}),
-  }
+  about = {name: getattr(recipe, name) for name in _NORMAL}
+  about['epoch'] = str(result.epoch[0])
   flat = traverse_util.flatten_dict(one, sep='/')
-  metadata[_SUM] = _sum(flat, metadata)
-  path.write_bytes(safetensors.numpy.save(flat, metadata))
+  # One entry: several would be written in any order, and the hash differ.
+  return safetensors.numpy.save(flat, {_ABOUT: json.dumps(about)})
 
 
-def _load(
-  path: pathlib.Path,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Returns what `_save` wrote: arrays, and metadata.
-
-  Raises:
-    PortError: if the file was changed since.
-  """
-  try:
-    with safetensors.safe_open(path, 'np') as file:
-      metadata = file.metadata() or {}
-    flat = safetensors.numpy.load_file(path)
-  except safetensors.SafetensorError as e:
-    raise port.PortError(f'{path} is damaged ({e})') from e
-  # Older files have no hash.
-  if metadata.pop(_SUM, None) not in (None, _sum(flat, metadata)):
-    raise port.PortError(f'{path} is damaged (it was changed since)')
-  return flat, metadata
-
-
-def _sum(flat: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-  """Returns a hash of arrays and metadata."""
-  content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-  for name, leaf in sorted(flat.items()):
-    content.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
-    content.update(leaf.tobytes())
-  return content.hexdigest()
+def _about(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what `_content` states of a classifier, as far as a file does."""
+  with safetensors.safe_open(path, 'np') as file:
+    stated = file.metadata() or {}
+  # Older versions had an entry of its own for the epoch.
+  return {'epoch': stated.get(_EPOCH)} | json.loads(stated.get(_ABOUT, '{}'))
 
 
 def _read_weights(
@@ -408,9 +361,8 @@ def _read_weights(
   file, normalised = pathlib.Path(path).expanduser(), {}
   state = port.load_state_dict(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
-    state, metadata = _load(file)
-    own = json.loads(metadata.get(_INPUT, '{}'))
-    normalised = {name: tuple(values) for name, values in own.items()}
+    own = _about(file)
+    normalised = {n: tuple(own[n]) for n in ('mean', 'std') if n in own}
   elif model.startswith('googlenet'):
     normalised = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
   digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -418,7 +370,7 @@ def _read_weights(
 
 
 def _is_own(state: Mapping[str, np.ndarray]) -> bool:
-  """Whether weights have the names that `_save` gives them."""
+  """Whether weights have the names that `_content` gives them."""
   return any(name.startswith('params/') for name in state)
 
 
@@ -484,19 +436,12 @@ def _epoch(
 ) -> Iterator[Tiles]:
   """Yields batches to train on."""
   shown.advance(epoch, 0)
-  for step, batch in enumerate(
-    _batches(
-      tiles,
-      recipe,
-      recipe.batch,
-      epoch=epoch,
-      seed=seed,
-      policy=augment.PRESETS[recipe.augment],
-      balanced=recipe.balanced,
-    )
-  ):
+  order = {'epoch': epoch, 'seed': seed, 'balanced': recipe.balanced}
+  order['policy'] = augment.PRESETS[recipe.augment]
+  batches = _batches(tiles, recipe, recipe.batch, **order)
+  for step, batch in enumerate(batches, 1):
     yield batch
-    shown.advance(epoch, (step + 1) * recipe.batch)
+    shown.advance(epoch, step * recipe.batch)
 
 
 def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
@@ -510,12 +455,6 @@ def _batches(
 ) -> Iterator[Tiles]:
   from data import pipeline  # TensorFlow takes seconds to import.
 
-  for one in pipeline.tile_batches(
-    tiles,
-    batch=batch,
-    input_size=recipe.input_size,
-    mean=recipe.mean,
-    std=recipe.std,
-    **order,
-  ):
+  scale = {name: getattr(recipe, name) for name in ('input_size', *_NORMAL)}
+  for one in pipeline.tile_batches(tiles, batch=batch, **scale, **order):
     yield Tiles(image=one['image'], label=one['label'], weight=one['weight'])

@@ -5,11 +5,13 @@ import contextlib
 import pathlib
 from typing import NamedTuple
 
-from data import inspection, packed
+from data import files, inspection, packed
 from data.cohort import Match, compare
 from data.features import FeatureError
 from experiments.bags import features
 from experiments.prediction.models import Card, PredictionError
+from kmil_jax import parallel
+from kmil_jax.export import ExportError, Predictor
 
 
 class Bags(NamedTuple):
@@ -17,7 +19,7 @@ class Bags(NamedTuple):
 
   source: packed.Folder | packed.Packed
   ids: list[str]  # whether their files can be read or not
-  unlike: list[str]  # in what features are not those that the models take
+  differences: list[str]  # in what features are not those that the models take
 
   def check(self) -> None:
     """Raises if no prediction of the folder can be trusted.
@@ -25,8 +27,41 @@ class Bags(NamedTuple):
     Raises:
       PredictionError: if features were made otherwise than those of the models.
     """
-    if self.unlike:
-      raise PredictionError('\n'.join(self.unlike))
+    if self.differences:
+      raise PredictionError('\n'.join(self.differences))
+
+  def check_memory(self, slide: str, models: Predictor) -> None:
+    """Raises if a slide's bag does not fit in memory, before it is read.
+
+    Raises:
+      FeatureError: saying what it needs and what there is.
+    """
+    header, memory = self.source.header(slide), files.memory()
+    if parallel.platform() != 'cpu':
+      memory = parallel.memory_bytes(memory)
+    needed = models.peak_bytes(header.length, header.width)
+    if needed > memory:
+      raise FeatureError(
+        f'{slide}: the prediction of its {header.length} instances of'
+        f' {header.width} features takes {needed / 2**30:.1f} GiB of memory;'
+        f' there are {memory / 2**30:.1f} GiB. Predict fewer folds at once with'
+        ' --fold, or extract larger tiles.'
+      )
+
+  def too_large(self, models: Predictor) -> list[str]:
+    """Returns of which slides the bags do not fit in memory, and why."""
+    faults, lengths = [], {}
+    for slide in self.ids:
+      with contextlib.suppress(FeatureError):  # It is named otherwise.
+        lengths[slide] = self.source.header(slide).length
+    for slide in sorted(lengths, key=lengths.get, reverse=True):
+      try:
+        self.check_memory(slide, models)
+      except (ExportError, FeatureError) as e:
+        faults.append(str(e))
+      else:
+        break
+    return faults
 
 
 def find(
@@ -59,18 +94,19 @@ def find(
       match.headers[slide] = source.header(slide)
   compare(source.path, match)
   theirs |= card.features
-  if differ := features.differences(match.made, theirs):
+  here = match.attributes
+  if differ := features.differences(here, theirs):
     match.problems.append(
       f'{source.path}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Make them as those of the training.'
     )
-  unknown = {'encoder', 'mpp', 'patch_size'} - (match.made.keys() & theirs)
+  unknown = {'encoder', 'mpp', 'patch_size'} - (here.keys() & theirs)
   if unknown and match.headers:
     match.warnings.append(
       f'{", ".join(sorted(unknown))} of these features, or of those of the'
       ' models, is not stated. Make sure that they are alike.'
     )
-  _, doubts = inspection.report(source.path, source.seen)
-  for warning in match.warnings + doubts:
+  _, odd = inspection.report(source.path, source.seen)
+  for warning in match.warnings + odd:
     print(f'warning: {warning}')
   return Bags(source, ids, match.problems)

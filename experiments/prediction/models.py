@@ -4,7 +4,7 @@ Those of a results folder, or of a file of experiments.export, which runs
 without the code of the models.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
@@ -21,8 +21,6 @@ from experiments.run.start import Source
 from kmil_jax import calibration, export
 
 _FORMAT = 1
-# Of a bag [N, D]; see `kmil_jax.export.predict_bag`.
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class PredictionError(ValueError):
@@ -110,7 +108,7 @@ class Models(Folds):
     True, 'Divide log probabilities by the temperatures of the folds.'
   )
 
-  def read(self) -> tuple[Card, Predict]:
+  def read(self) -> tuple[Card, export.Predictor]:
     """Returns the card, as --calibrate asks for it, and the function of a bag.
 
     Prints what the models are, and warns if some are not calibrated.

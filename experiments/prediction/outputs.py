@@ -6,13 +6,15 @@ import pathlib
 import h5py
 import numpy as np
 
+from data import features
 from data.features import FeatureError
 from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
-from experiments.prediction.models import Card, Predict
+from experiments.prediction.models import Card
 from experiments.run import progress
 from experiments.run.results import Folder
 from kmil_jax import calibration
+from kmil_jax.export import Predictor
 
 _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 
@@ -20,7 +22,7 @@ _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 def predict(
   bags: Bags,
   card: Card,
-  models: Predict,
+  models: Predictor,
   folder: Folder,
   failures: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -50,6 +52,7 @@ def predict(
       digest = bags.source.digest(slide)
       prediction = _read(folder, card, slide, digest)
       if prediction is None:
+        bags.check_memory(slide, models)
         bag = bags.source.read(slide)
         arrays = models(bag.features)
         if not np.isfinite(arrays['prob']).all():
@@ -132,8 +135,9 @@ def _read(
         marks = {n: v for n, v in file.attrs.items() if n in _MARKS}
         if marks != _marks(card, r, digest):
           return None
-        prob.append(np.reshape(file['prob'][()], len(card.classes)))
-        instances = len(file['kept'])
+        of_slide = features.part(file, 'prob')[()]
+        prob.append(np.reshape(of_slide, len(card.classes)))
+        instances = len(features.part(file, 'kept'))
     except Exception:  # Absent, damaged, or not of this script.
       return None
   return np.stack(prob), instances

@@ -155,12 +155,12 @@ def _improves(lines: Sequence[Mapping[str, Any]], select: str | None) -> bool:
 
 def _software(record: Record) -> Iterator[Caution]:
   made_by = record.config.made_by
-  if any((made.get('commit') or '').endswith('-dirty') for made in made_by):
+  if any((entry.get('commit') or '').endswith('-dirty') for entry in made_by):
     text = 'The code had changes that its commit does not hold.'
     yield Caution('Changed code', text)
   if any(
-    made.get(key) != made_by[0].get(key)
-    for made in made_by
+    entry.get(key) != made_by[0].get(key)
+    for entry in made_by
     for key in ('versions', 'commit')
   ):
     yield Caution(

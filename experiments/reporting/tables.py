@@ -107,8 +107,8 @@ def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
     values = [m['per_fold'][place] for m in part['metrics'].values()]
     if record:
       val, lines = record.folds[fold]['val'], record.history[fold]
-      found = metrics.evaluate(val.label, val.prob)
-      values += [float(found[name]) for name in _METRICS[1:]]
+      scores = metrics.evaluate(val.label, val.prob)
+      values += [float(scores[name]) for name in _METRICS[1:]]
       values.append(lines[-1]['best_epoch'] + 1 if lines else None)
     rows[str(fold)] = values
   return _table('Metrics by fold', 'fold', columns, rows)
@@ -135,21 +135,21 @@ def ablation(record: Record) -> Table | None:
   this run, or around this run if it is one of their settings. Those of other
   slides, labels or splits are passed over.
   """
-  around, found = record.folder.path.parent, {}
+  around, settings = record.folder.path.parent, {}
   for root in sorted([around, *around.glob('*ablations_*')]):
     for name in ablations.SETTINGS:
       part = Folder(root / name)
       has_summary = part.at('summary.json').exists()
       if has_summary and part.config().inputs == record.config.inputs:
-        found[name] = summaries.read(part)
-  return of_settings(found) if found else None
+        settings[name] = summaries.read(part)
+  return of_settings(settings) if settings else None
 
 
-def of_settings(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def of_settings(settings: Mapping[str, Mapping[str, Any]]) -> Table:
   """Returns what summary.json of settings of the ablation holds, by setting."""
   names = [name for m in _METRICS for name in (m, f'{m}, 95 %')]
   columns, rows = dict.fromkeys(names, '.3f'), {}
-  for name, summary in found.items():
+  for name, summary in settings.items():
     values = [summary['metrics'][metric] for metric in _METRICS]
     rows[name] = [
       cell

@@ -1,25 +1,41 @@
-"""What a machine does to a command: Ctrl-C, full disks, absent devices.
+"""What a machine does to a command: Ctrl-C, full disks, lost processes.
 
 Each ends it with a line or two; what it has saved so far stays, and the same
 command goes on from there.
 """
 
 from collections.abc import Callable, Iterator
+import ctypes
 import errno
 import os
 import pathlib
 import re
 import signal
 import sys
+import tempfile
 import threading
+import time
 from types import FrameType
 from typing import Any
+
+import jax
 
 from kmil_jax import parallel
 
 INTERRUPTED = 130  # The exit code, as that of a shell.
+_PATIENCE = 5  # Seconds.
 _FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
+# Of what tells one process that another one is not there.
+_POD = re.compile('gloo|nccl|coordination|barrier', re.IGNORECASE)
+_LOST = (
+  'error: another process of this pod has ended. Give the same command to all'
+  ' of them again: it goes on from what was saved.'
+)
+_ALONE = (
+  'error: the processes of this pod did not find each other. Start all of them,'
+  ' with one --coordinator and --num_processes and each with its --process_id.'
+)
 
 
 def prepare() -> None:
@@ -38,6 +54,40 @@ def prepare() -> None:
     signal.signal(signal.SIGINT, _interrupt)
   for module, name in (threading, 'excepthook'), (sys, 'unraisablehook'):
     setattr(module, name, _without_echoes(getattr(module, name)))
+
+
+def watch_pod() -> None:
+  """Ends this process with a line when JAX misses another one of its pod.
+
+  JAX aborts it, from any thread, after a log of native code. What such code
+  writes to standard error is only shown if something else aborts the process.
+  """
+  shown = os.fdopen(os.dup(2), 'w', buffering=1, errors='backslashreplace')
+  with tempfile.TemporaryFile() as hidden:
+    os.dup2(hidden.fileno(), 2)
+  sys.stderr = shown
+  ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number: int) -> None:
+  """Takes the place of an abort; when it returns, the process is aborted."""
+  written = os.pread(2, 2**20, 0).decode(errors='replace')
+  if not _POD.search(written):
+    print(written, file=sys.stderr, flush=True)
+    return
+  time.sleep(_PATIENCE)  # The command may be about to say why it ends.
+  message = _ALONE if 'RegisterTask' in written else _LOST
+  print(message, file=sys.stderr, flush=True)
+  os._exit(1)
+
+
+def leave_pod(code: int, message: str) -> None:
+  """Ends a process of a pod, which does not wait for those that wait for it."""
+  if jax.distributed.is_initialized():
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def explained(
@@ -66,6 +116,9 @@ def explained(
     return 1, 'error: this machine has too little memory for it.'
   if isinstance(error, OSError) and str(cache_dir) in str(error):
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
+  lost = any(_POD.search(str(e)) for e in _chain(error))
+  if lost and jax.distributed.is_initialized():
+    return 1, _LOST
   if isinstance(error, RuntimeError | AssertionError) and (
     fault := parallel.device_fault()
   ):
@@ -95,8 +148,8 @@ def _full(error: BaseException | None) -> str | None:
   for e in _chain(error):
     for text in _FULL:
       if text in str(e):
-        found = _PATH.search(str(e))
-        return f'{found[1]}: {text}' if found else text
+        match = _PATH.search(str(e))
+        return f'{match[1]}: {text}' if match else text
   return None
 
 

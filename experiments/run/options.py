@@ -10,7 +10,8 @@
   (folds,) = options.from_json(config['options'], (Folds,))
 
 A field is an int, float, str, bool, pathlib.Path or a tuple of one of these,
-and may be None. A tuple is written with commas between its values.
+and may be None. A tuple is written with commas between its values. A subclass
+for a script in which a field has no effect makes it `fixed`.
 """
 
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -63,6 +64,7 @@ class About:
       effect; True for any value but None, False for None. Given otherwise, it
       is refused.
     positional: whether it has no flag: a tuple of all that is not a flag.
+    fixed: whether it has no flag: it is in config.json alone.
   """
 
   help: str = ''
@@ -73,6 +75,7 @@ class About:
   result: bool = True
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   positional: bool = False
+  fixed: bool = False
 
 
 def field(default: Any, help: str, **about: Any) -> Any:
@@ -89,6 +92,12 @@ def field(default: Any, help: str, **about: Any) -> Any:
 def free(default: Any, help: str, **about: Any) -> Any:
   """Returns a field on which results do not depend; see `field`."""
   return field(default, help, result=False, **about)
+
+
+def fixed(value: Any, **about: Any) -> Any:
+  """Returns a field that has this value always; see `About`."""
+  metadata = {'fixed': True, **about}
+  return dataclasses.field(default=value, init=False, metadata=metadata)
 
 
 def parse(
@@ -111,10 +120,10 @@ def parse(
     sections = [values.module_help(_title(cls)) for cls in classes]
     print(usage.strip(), *filter(str.strip, sections), sep='\n\n')
     sys.exit(0)
-  held = {}
+  held, asked = {}, [o for o in _options(classes) if not o.fixed]
   try:
     rest = values(list(map(_current, argv)))[1:]
-    for option in _options(classes):
+    for option in asked:
       if option.positional:
         held[option.flag] = tuple(map(option.parser.parse, rest))
         rest = []
@@ -124,13 +133,17 @@ def parse(
     raise OptionError(f'{e}. --help shows all flags.') from e
   if rest:
     raise OptionError(f'{rest[0]!r} is not a flag. Flags are --name=value.')
-  for option in _options(classes):
+  for option in asked:
     if not option.positional and values[option.flag].present:
       _check_effect(option, values)
+      if option.many and option.default and not held[option.flag]:
+        some = f'some of {_text(option.choices)}' if option.choices else 'some'
+        raise OptionError(f'--{option.flag} is empty. Name {some}.')
     elif option.default is None and not option.optional:
       raise OptionError(f'--{option.flag} is missing: {option.help}')
   return [
-    cls(**{o.name: held[o.flag] for o in _options((cls,))}) for cls in classes
+    cls(**{o.name: held[o.flag] for o in _options((cls,)) if not o.fixed})
+    for cls in classes
   ]
 
 
@@ -164,17 +177,19 @@ def from_json(
       f'{source}: unknown options {", ".join(unknown)}. They may be of another'
       ' version of this software.'
     )
-  found = []
+  loaded = []
   for cls in classes:
     given = {}
     for option in _options((cls,)):
+      if option.fixed:
+        continue
       value = values.get(option.flag, option.default)
       try:
         given[option.name] = option.checked(value)
       except (TypeError, ValueError) as e:
         raise OptionError(f'{source}: {option.flag} is {value!r}: {e}') from e
-    found.append(cls(**given))
-  return found
+    loaded.append(cls(**given))
+  return loaded
 
 
 def renamed(
@@ -270,7 +285,7 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
   """Defines the flags of a script; two classes may share one."""
   values, known = flags.FlagValues(), {}
   for option in _options(classes):
-    if option.positional:
+    if option.positional or option.fixed:
       continue
     if same := known.get(option.flag):
       if dataclasses.replace(option, section=same.section) != same:
@@ -299,16 +314,18 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
 
 def _aliases(known: Container[str]) -> list[tuple[str, str]]:
   """Returns the former names of known flags, and the first that each is now."""
-  found: dict[str, str] = {}
+  aliases: dict[str, str] = {}
   for former, name in ALIASES:
     if name in known and former not in known:
-      found.setdefault(former, name)
-  return list(found.items())
+      aliases.setdefault(former, name)
+  return list(aliases.items())
 
 
 def _check_effect(option: _Option, values: flags.FlagValues) -> None:
   """Raises if a flag was given that the others leave without an effect."""
   for name, wanted in option.only.items():
+    if name not in values:  # The script has no such flag.
+      continue
     value = values[name].value
     if isinstance(wanted, bool):
       if wanted and not value:

@@ -31,7 +31,7 @@ import numpy as np
 
 from data.files import free_space, replacing
 from experiments.run import options
-from kmil_jax import parallel
+from kmil_jax import checksums, parallel
 
 CONFIG = 'config.json'
 _LOCK = '.lock'
@@ -142,7 +142,8 @@ class Folder:
         f'{path}: no such file. {_AGAIN}, or give another folder.'
       ) from None
     except (ValueError, csv.Error, RecursionError) as e:
-      raise ResultsError(f'{path} is damaged ({e}). {_AGAIN}.') from e
+      again = f'Remove it. {_AGAIN}'
+      raise ResultsError(f'{path} is damaged ({e}). {again}.') from e
 
   def write(self, name: str, content: Any) -> None:
     """Writes a file.
@@ -179,6 +180,22 @@ class Folder:
     if parallel.is_first():
       with replacing(self.at(name)) as part:
         write(part)
+
+  def save_model(self, name: str, content: bytes) -> None:
+    """Writes a file, and before it its hash into `sha256.json` beside it."""
+    path = pathlib.PurePath(name)
+    sums = checksums.to_json({path.name: content})
+    self.write(str(path.parent / checksums.SUMS), sums)
+    self.save(name, lambda path: path.write_bytes(content))
+
+  def has_model(self, name: str) -> bool:
+    """Whether a file is there as `save_model` wrote it; warns if it is not."""
+    path, damaged = self.at(name), None
+    if parallel.is_first() and path.exists():
+      damaged = checksums.damage(path.parent)
+    if damaged:
+      print(f'warning: {damaged} is damaged. {name} is made again.', flush=True)
+    return self.has(name) and not parallel.agree(bool(damaged))
 
   def config(self) -> Config:
     """Returns what the results were made with.

@@ -62,6 +62,24 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+  """How networks are trained; by default as in the paper."""
+
+  epochs: int | None = field(None, 'Number of training epochs.', least=1)
+  learning_rate: float | None = field(
+    None, 'Initial learning rate.', flag='lr', least=0
+  )
+  precision: str = field(
+    'float32',
+    'Number format of features and products in the network.',
+    choices=('float32', 'bfloat16'),
+  )
+  tensorboard: bool = free(
+    False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
   """The run."""
 
@@ -149,9 +167,11 @@ def script(
     except (Exception, KeyboardInterrupt) as e:
       if explained := faults.explained(e, cache.cache_dir):
         code, message = explained
+        faults.leave_pod(code, message)
         print(message, file=sys.stderr, flush=True)
         sys.exit(code)
       if isinstance(e, (*_ERRORS, *errors)):
+        faults.leave_pod(1, f'error: {e}')
         sys.exit(f'error: {e}')
       raise
 
@@ -168,19 +188,30 @@ def show(text: str) -> None:
 def _begin(machine: Cache) -> None:
   # Orbax reports every save, and logs what it also raises.
   logging.set_verbosity(logging.FATAL)
-  programs = machine.cache_dir / 'programs'
-  with contextlib.suppress(OSError):
-    programs.mkdir(parents=True, exist_ok=True)
-  if os.access(programs, os.W_OK):
-    parallel.cache_programs(programs)
-  if not isinstance(machine, Machine):
+  chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
+  programs = pathlib.Path(chosen or machine.cache_dir / 'programs')
+  if '://' not in chosen:
+    with contextlib.suppress(OSError):
+      programs.mkdir(parents=True, exist_ok=True)
+    if programs.is_dir() and os.access(programs, os.W_OK):
+      parallel.cache_programs(programs)
+    elif chosen:
+      raise OptionError(
+        f'JAX_COMPILATION_CACHE_DIR={chosen} is no folder that can be written.'
+        ' Give another one, or unset that environment variable.'
+      )
+  if not isinstance(machine, Machine) or not machine.coordinator:
     return
+  faults.watch_pod()
   try:
     parallel.initialize(
       machine.coordinator, machine.num_processes, machine.process_id
     )
-  except ValueError as e:
-    raise OptionError(f'--coordinator={machine.coordinator}: {e}') from e
+  except (ValueError, IndexError, RuntimeError) as e:
+    raise OptionError(
+      f'--coordinator={machine.coordinator} cannot be used ({e}). Give the host'
+      ' of process 0 and a free port of it, as host0:1234.'
+    ) from e
 
 
 def lines(given: Sequence[Any]) -> str:

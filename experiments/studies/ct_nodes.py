@@ -25,9 +25,8 @@ from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
-from experiments.patches.training import Training
 from experiments.run import phantoms, progress, results
-from experiments.run.options import OptionError, field, free
+from experiments.run.options import OptionError, field, fixed, free
 from kmil_jax import intervals, metrics, parallel
 from kmil_jax.models.node_cnn import NodeCNN
 
@@ -37,6 +36,8 @@ _SHOWN = 10  # Test slices with Grad-CAM.
 _COLUMNS = 'train accuracy', 'test accuracy', 'test AUROC', 'Grad-CAM in node'
 _PUBLISHED = papers.read('ansari')
 _CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
+_PHANTOM_CODE = ('data/ct/*.py', 'data/phantom/*.py')
+_AREA = 'area of the node alone'
 _MEASURED = 'extent', 'room', 'is_cut'  # Of nodes.
 
 # Rows of Table 3.
@@ -97,27 +98,19 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Training(training.Training):
+  """How networks are trained; by default as in the paper."""
+
+  augment: None = fixed(None)  # Table 3 compares networks with and without.
+
+
+@dataclasses.dataclass(frozen=True)
 class Networks:
   """The networks that are compared."""
 
   networks: tuple[str, ...] = free(
     tuple(NETWORKS), 'Rows of Table 3 to make.', choices=tuple(NETWORKS)
   )
-
-  def check(self, options: Training) -> None:
-    """Raises `OptionError` for options without an effect on these networks."""
-    if not self.networks:
-      raise OptionError('--networks is empty.')
-    if options.augment:
-      raise OptionError(
-        '--augment cannot be used: Table 3 compares a network with and without'
-        ' it. Choose with --networks.'
-      )
-    if (options.weights or options.freeze) and 'resnet50' not in self.networks:
-      raise OptionError(
-        '--weights and --freeze have an effect only with resnet50 in'
-        ' --networks.'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +124,6 @@ class Slices(Material):
   rows: Mapping[str, np.ndarray]  # of `tiles`, by part
   fates: Mapping[str, Mapping[str, int]]  # by class: what became of its nodes
   specks: int  # parts of masks too small to be nodes
-  is_phantom: bool
-  doubts: Sequence[str] = ()
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -143,14 +134,6 @@ class Slices(Material):
       'slices_sha256': patch_tiles.fingerprint(self.tiles),
       'splits_sha256': digest.hexdigest(),
     }
-
-  @property
-  def note(self) -> str:
-    side = self.tiles.size
-    return (
-      f'box of {side} x {side} voxels of {resample.SPACING} mm:'
-      f' {side * resample.SPACING:.1f} mm'
-    )
 
   def tables(self) -> Iterator[Table]:
     rows = {name: list(counts.values()) for name, counts in self.fates.items()}
@@ -189,17 +172,10 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
     TileError: if a class cannot be in every part.
   """
   simpleitk()
-  csv_path = data.csv_path or (
-    phantoms.made(
-      'ct_phantom',
-      ('data/ct/*.py', 'data/phantom/*.py'),
-      phantom.make,
-      cache_dir,
-      last='labels.csv',
-      unit='patient',
-    )
-    / 'labels.csv'
-  )
+  csv_path, last = data.csv_path, 'labels.csv'
+  if not csv_path:
+    about = 'ct_phantom', _PHANTOM_CODE, phantom.make, cache_dir
+    csv_path = phantoms.made(*about, last=last, unit='patient') / last
   rows = table.read(csv_path, data.classes, data.data_dir)
   cut = collect(rows, data, cache_dir)
   node, extent = cut['node'], cut['extent']
@@ -255,8 +231,9 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
     parts,
     fates,
     int(cut['specks']),
-    data.csv_path is None,
-    cut['doubts'].tolist(),
+    note=f'box of {side} x {side} voxels of {resample.SPACING} mm: {mm:.1f} mm',
+    is_phantom=data.csv_path is None,
+    warnings=cut['warnings'].tolist(),
   )
 
 
@@ -272,7 +249,8 @@ def collect(
     `side`, S. Of m nodes: `extent`, `room` and `is_cut` of `nodes.Node`;
     `patient`; `image`, the path; and `label`, place among the classes. Those
     cut by the first or last slice of their volume have no slices. `specks`:
-    how many parts of masks are too small to be nodes. And `doubts` of volumes.
+    how many parts of masks are too small to be nodes. And `warnings` of
+    volumes.
 
   Raises:
     VolumeError: naming all volumes and masks that cannot be used, and why.
@@ -299,6 +277,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
   measured, cut, problems, specks = [], [], [], 0
   odd, same = collections.defaultdict(list), collections.defaultdict(dict)
   root = os.path.commonpath([row.mask.parent for row in rows])
+  how = {'mode': data.mask_interpolation, 'every': data.slices == 'all'}
   shown = progress.bar(rows, desc='nodes', unit='row', delay=0.5)
   for files, group in itertools.groupby(shown, lambda r: (r.image, r.mask)):
     try:
@@ -307,7 +286,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
     except VolumeError as e:
       problems.append(str(e))
       continue
-    if doubt := volumes.doubt(volume):
+    if doubt := volumes.hu_warning(volume):
       odd[doubt].append(files[0])
     digest = hashlib.sha256(np.ascontiguousarray(volume.hu)).hexdigest()
     for row in group:
@@ -332,25 +311,13 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         if node.is_cut or not side:
           continue
         name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
-        pieces = nodes.cut(
-          volume,
-          numbered,
-          node,
-          side,
-          mode=data.mask_interpolation,
-          every=data.slices == 'all',
-        )
-        cut += [
-          {
-            'id': f'{name}.{k}',
-            'node': len(measured) - 1,
-            'side': side,
-            'z': piece.z,
-            'hu': np.pad(piece.hu, (_LARGEST - side) // 2),
-            'inside': np.pad(piece.inside, (_LARGEST - side) // 2),
-          }
-          for k, piece in enumerate(pieces)
-        ]
+        pieces = nodes.cut(volume, numbered, node, side, **how)
+        for k, piece in enumerate(pieces):
+          slice_of = {'id': f'{name}.{k}', 'node': len(measured) - 1}
+          slice_of |= {'side': side, 'z': piece.z}
+          for key in ('hu', 'inside'):
+            slice_of[key] = np.pad(getattr(piece, key), (_LARGEST - side) // 2)
+          cut.append(slice_of)
   if problems:
     raise VolumeError.listing(problems, 'volumes or masks that cannot be used')
   if not cut:
@@ -358,16 +325,16 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
       'No node lies inside its volume, so there is nothing to classify. Look at'
       ' the masks.'
     )
-  doubts = [
-    f'{len(paths)} volume(s) may not be in HU: {doubt}: {first_of(paths)}'
-    for doubt, paths in odd.items()
+  warnings = [
+    f'{len(paths)} volume(s) may not be in HU: {warning}: {first_of(paths)}'
+    for warning, paths in odd.items()
   ] + [
     f'patients {first_of(sorted(set(some.values())))} have the same volume, and'
     f' may be in several parts: {first_of(list(some))}'
     for some in same.values()
     if len(set(some.values())) > 1
   ]
-  return {'specks': specks, 'doubts': np.array(doubts, str)} | {
+  return {'specks': specks, 'warnings': np.array(warnings, str)} | {
     name: np.array([one[name] for one in some])
     for some in (measured, cut)
     for name in some[0]
@@ -436,10 +403,7 @@ def stages(
     ' intervals draw',
     ('network',),
     dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
-    [
-      *map(_row, summary.items()),
-      Row(('area of the node alone',), {HERE: here}),
-    ],
+    [*map(_row, summary.items()), Row((_AREA,), {HERE: here})],
     published=_PUBLISHED['table_3'],
   )
 
@@ -456,14 +420,11 @@ def _scores(
   label = tiles.label[test]
   values = metrics.evaluate(label, prob[test])
   ends = intervals.of_metrics(label, prob[test], tiles.group[test])
-  of_test = {
-    f'test_{name}': {
-      'value': number(values[name]),
-      'ci_low': number(ends[name][0]),
-      'ci_high': number(ends[name][1]),
-    }
-    for name in ('accuracy', 'auroc')
-  }
+  of_test = {}
+  for metric in ('accuracy', 'auroc'):
+    three = map(number, (values[metric], *ends[metric]))
+    names = 'value', 'ci_low', 'ci_high'
+    of_test[f'test_{metric}'] = dict(zip(names, three, strict=True))
   published = _PUBLISHED['table_3'].values[NETWORKS[name],]
   return {
     'kept_epoch': trained.epoch + 1,

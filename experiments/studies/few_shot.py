@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.evaluation import figures
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
-from experiments.patches import pictures
 from experiments.patches.study import File, Study
 from experiments.studies import (
   few_shot_slides as slides,
   few_shot_training as training,
 )
-from experiments.studies.few_shot_data import PUBLISHED, Material
+from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from kmil_jax import intervals, metrics, parallel
 
@@ -41,7 +41,7 @@ _WARNING = (
 
 
 def stages(
-  study: Study, material: Material
+  study: Study, material: PatchesAndSlides
 ) -> Iterator[Table | File | str | Exception]:
   """Trains students, and yields what they see in patches and in slides."""
   students = study.recipe['students']
@@ -89,7 +89,7 @@ def _patches(
   study: Study, trainings: Sequence[Sequence[Setting]]
 ) -> Iterator[Table | File]:
   """Yields Tables 2 and 3, the ablations and the figures of patches."""
-  settings, measured, summary = trainings[0], {}, {}
+  settings, measured, summary, curves = trainings[0], {}, {}, {}
   for setting, *others in zip(*trainings, strict=True):
     of_seeds = [training.scores(study.folder, s) for s in (setting, *others)]
     values = np.array([measure(scores) for scores in of_seeds])
@@ -102,6 +102,9 @@ def _patches(
       for metric, *row in zip(METRICS, *columns, strict=True)
     }
     measured[setting.name] = mean
+    if setting.name in (RD, FW_RD):
+      test = of_seeds[0]['test']
+      curves[setting.name] = test.tumour, test.mean
   methods = {name: measured[name] for name in (RD, FW_RD)}
   methods[f'{FW_RD} minus {RD}'] = measured[FW_RD] - measured[RD]
   others = sorted(name for (name,) in PUBLISHED['table_2'].values)
@@ -114,56 +117,39 @@ def _patches(
     f'Networks of width {study.recipe["students"].width}, the same of both'
     ' methods.',
   )
-  sweep = [setting for setting in settings if setting.counterpart is not None]
-  sweep.sort(key=lambda setting: setting.tumour)
+  rows = []
+  for setting in sorted(settings, key=lambda setting: setting.tumour):
+    if (counterpart := setting.counterpart) is not None:
+      labels = setting.tumour, counterpart, f'{setting.alpha:.3g}'
+      rows.append((counterpart, labels, measured[setting.name]))
   yield _table(
     'table_3',
     'Table 3. Patches: number of tumour patches in training',
     ('tumour patches', 'in the paper', 'alpha'),
-    [
-      (
-        s.counterpart,
-        (s.tumour, s.counterpart, f'{s.alpha:.3g}'),
-        measured[s.name],
-      )
-      for s in sweep
-    ],
+    rows,
     f'{settings[0].normal} normal patches in all rows. alpha 0 is the loss of'
     ' RD.',
     'The tumour patches of a row are among those of the rows below it; each'
     ' seed draws others.',
   )
-  supervised = Setting('supervised', 100_000, 100_000, 0.5)
+  rows, supervised = [], Setting('supervised', 100_000, 100_000, 0.5)
+  for setting in (*settings, supervised):
+    if (setting.name,) in PUBLISHED['ablations'].values:
+      weights = f'{setting.alpha:g}', f'{setting.gamma:g}'
+      title = setting.name.replace('_', ', ')
+      labels = title, setting.normal, setting.tumour, *weights
+      rows.append((setting.name, labels, measured.get(setting.name)))
   yield _table(
     'ablations',
     'Ablations: weights of the loss, balance of the classes',
     ('training', 'normal', 'tumour', 'alpha', 'gamma'),
-    [
-      (
-        s.name,
-        (
-          s.name.replace('_', ', '),
-          s.normal,
-          s.tumour,
-          f'{s.alpha:g}',
-          f'{s.gamma:g}',
-        ),
-        measured.get(s.name),
-      )
-      for s in (*settings, supervised)
-      if (s.name,) in PUBLISHED['ablations'].values
-    ],
+    rows,
     'The paper does not define its unweighted loss: both rows have its number'
     ' beside them. Supervised training is not repeated here.',
     'Balanced classes are fewer patches; they are trained for'
     f' {settings[-1].longer} time(s) the epochs.',
   )
-  first = {
-    setting.name: training.scores(study.folder, setting)['test']
-    for setting in settings[:2]
-  }
-  curves = {name: (some.tumour, some.mean) for name, some in first.items()}
-  roc = pictures.roc('Test patches, one training each', curves)
+  roc = figures.roc('Test patches, one training each', curves)
   yield File('figures/patch_roc.png', roc)
   yield training.summary(study.folder, patches=summary)
 

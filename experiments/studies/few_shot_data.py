@@ -21,9 +21,10 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import Table
 from experiments.patches import tiles as patch_tiles
+from experiments.patches.study import Material
 from experiments.run import phantoms
 from experiments.run.check import Findings
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, free
 from kmil_jax import froc
 from kmil_jax.tasks.distill import TUMOUR
 
@@ -47,39 +48,35 @@ _CODE = ('data/*.py', 'data/phantom/*.py', 'data/camelyon16/*.py')
 class Data:
   """Slides and patches; a phantom of CAMELYON16 by default."""
 
-  slides_dir: pathlib.Path | None = field(
+  slides_dir: pathlib.Path | None = free(
     None,
     'Folder of the slides of CAMELYON16, which may lie in folders below it.',
-    result=False,
   )
-  annotations: pathlib.Path | None = field(
+  annotations: pathlib.Path | None = free(
     None,
     'Outlines of tumour: a folder of <slide>.xml, <slide>.json or'
     ' <slide>_mask.tif, or one .json or .json.gz file for all slides.',
-    result=False,
   )
-  lists_dir: pathlib.Path | None = field(
+  lists_dir: pathlib.Path | None = free(
     None,
     'Folder of the lists of patches released with FW-RD, with a line slide,x,y'
     ' for the centre of each: train_good.txt, train_bad.txt, test_good.txt and'
     ' test_bad.txt. Validation patches are drawn if val_good.txt and'
     ' val_bad.txt are missing.',
-    result=False,
   )
-  reference_csv: pathlib.Path | None = field(
-    None, "CSV with CAMELYON16's labels of the test slides.", result=False
+  reference_csv: pathlib.Path | None = free(
+    None, "CSV with CAMELYON16's labels of the test slides."
   )
-  patches_dir: pathlib.Path | None = field(
+  patches_dir: pathlib.Path | None = free(
     None,
     'Use images of patches instead of slides: a folder with train, val and'
     ' test, each with the folders good and bad of <slide>_<x>_<y>.png.',
-    result=False,
   )
-  weights: pathlib.Path | None = field(
+  # The file is hashed.
+  weights: pathlib.Path | None = free(
     None,
     'Weights of the teacher: wide_resnet50_2 of torchvision, .pth or'
     ' .safetensors. A random teacher is used by default.',
-    result=False,  # The file is hashed.
   )
 
   def __post_init__(self):
@@ -121,31 +118,27 @@ _PHANTOM = Scale(
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-  """Patches, test slides and a teacher; see `study.Material`.
+class PatchesAndSlides(Material):
+  """Patches, test slides and a teacher.
 
   Attributes:
     parts: patches of `PARTS`, of the classes `patches.CLASSES`.
     main: tumour patches of the main training.
     counts: of the other trainings of Table 3, and the paper's number that each
       stands for.
-    note: where it comes from, and what was left out.
     weights: of the teacher; a random one if None.
     slides: test slides; none where there are patches alone.
     annotations: of those with tumour.
     scale: lengths.
-    is_phantom: whether it was rendered.
   """
 
   parts: Mapping[str, LabelledTiles]
   main: int
   counts: Mapping[int, int]
-  note: str
   weights: pathlib.Path | None = None
   slides: tuple[KnownSlide, ...] = ()
   annotations: Annotations | None = None
   scale: Scale = Scale()
-  is_phantom: bool = False
 
   @functools.cached_property
   def inputs(self) -> dict[str, str]:
@@ -170,7 +163,9 @@ class Material:
     )
 
 
-def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
+def open_material(
+  data: Data, seed: int, cache_dir: pathlib.Path
+) -> PatchesAndSlides:
   """Returns the patches of lists and the test slides, or patches of folders.
 
   Args:
@@ -207,7 +202,9 @@ def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Material:
   )
 
 
-def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
+def of_slides(
+  data: Data, *, seed: int, scale: Scale = Scale()
+) -> PatchesAndSlides:
   """Returns the patches of lists and the test slides; see `open_material`."""
   lists = {
     (part, kind): data.lists_dir / f'{part}_{kind}.txt'
@@ -250,7 +247,7 @@ def of_slides(data: Data, *, seed: int, scale: Scale = Scale()) -> Material:
     )
     for part in PARTS
   }
-  return Material(
+  return PatchesAndSlides(
     parts,
     **_numbers(parts['train']),
     note='\n'.join(notes),
@@ -311,7 +308,7 @@ def _draw_validation(
   return drawn
 
 
-def _of_folders(root: pathlib.Path) -> Material:
+def _of_folders(root: pathlib.Path) -> PatchesAndSlides:
   """Returns patches that are images, without slides.
 
   The slide of a patch is what its name holds before a last _<x>_<y>, or before
@@ -342,7 +339,7 @@ def _of_folders(root: pathlib.Path) -> Material:
       f' {", ".join(PARTS)}. Move the patches of each into one of them.'
     )
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
-  return Material(
+  return PatchesAndSlides(
     parts,
     **_numbers(parts['train']),
     note=f'patches of {root}',

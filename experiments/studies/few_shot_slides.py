@@ -5,20 +5,20 @@ import functools
 import hashlib
 from typing import NamedTuple
 
-from matplotlib import figure
+from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
 from data.camelyon16.slides import KnownSlide
 from data.slides import Slide, SlideError
-from experiments.evaluation import froc as froc_tables
+from experiments.evaluation import figures, froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures
 from experiments.patches.study import File, Study
 from experiments.run import progress
 from experiments.run.results import Folder
 from experiments.studies import few_shot_training as training, slide_scores
-from experiments.studies.few_shot_data import PUBLISHED, Material, Scale
+from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Setting
 from experiments.studies.node_images import outlines
 from experiments.studies.slide_scores import ScoreError
@@ -45,7 +45,7 @@ _Scored = tuple[np.ndarray, np.ndarray, Result]
 
 
 def stages(
-  study: Study, material: Material, settings: Sequence[Setting]
+  study: Study, material: PatchesAndSlides, settings: Sequence[Setting]
 ) -> Iterator[Table | File | Exception]:
   """Scores all tissue of the test slides by RD and FW-RD of the first seed.
 
@@ -141,7 +141,7 @@ def _results(
     PUBLISHED['slides'],
   )
   yield File('figures/froc.png', froc_tables.draw(curves))
-  roc = pictures.roc(f'{len(tumour)} test slides', rocs)
+  roc = figures.roc(f'{len(tumour)} test slides', rocs)
   yield File('figures/slide_roc.png', roc)
   yield training.summary(study.folder, slides=summary)
 
@@ -166,7 +166,7 @@ def pmap_score(
 
 
 def _scorer(
-  study: Study, material: Material, setting: Setting, teacher: Variables
+  study: Study, material: PatchesAndSlides, setting: Setting, teacher: Variables
 ) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
   """Returns a student of the first seed as a function of slides."""
   folder, scale, digest = study.folder, material.scale, hashlib.sha256()
@@ -214,7 +214,7 @@ def _scorer(
 
 
 def _mask(
-  folder: Folder, material: Material, slide: KnownSlide, opened: Slide
+  folder: Folder, material: PatchesAndSlides, slide: KnownSlide, opened: Slide
 ) -> np.ndarray | None:
   """Returns and writes the mask of a slide's tumour; None of a normal slide."""
   if slide.label != 'tumor':
@@ -237,7 +237,7 @@ def _draw(
   mask: np.ndarray | None,
   scored: Mapping[str, _Scored],
   scale: Scale,
-) -> figure.Figure:
+) -> Figure:
   """Draws a slide and its maps with their detections, as Figure 3."""
   longer = max(opened.width, opened.height)
   image = opened.thumbnail(opened.mpp * longer / _PICTURE)

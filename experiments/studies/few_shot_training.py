@@ -14,13 +14,15 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from data.files import memory
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
 from experiments.run import progress
-from experiments.run.options import field
+from experiments.run.options import field, free
 from experiments.run.results import Folder
-from experiments.studies.few_shot_data import Material
+from experiments.run.start import Training
+from experiments.studies.few_shot_data import PatchesAndSlides
 from kmil_jax import anomaly, loop, losses, parallel, port
 from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import Teacher, map_shapes
@@ -53,7 +55,7 @@ _CHUNK = 1024  # Patches in memory at a time.
 
 
 @dataclasses.dataclass(frozen=True)
-class Students:
+class Students(Training):
   """How students are trained; by default as in the paper."""
 
   width: int | None = field(
@@ -71,26 +73,11 @@ class Students:
     ' as in the released code (map).',
     choices=losses.PER,
   )
-  epochs: int | None = field(None, 'Number of training epochs.', least=1)
-  learning_rate: float | None = field(
-    None, 'Learning rate.', flag='lr', least=0
-  )
   batch: int | None = field(None, 'Patches per training step.', least=2)
-  seeds: int | None = field(
+  seeds: int | None = free(
     None,
     'Train every setting so many times, with the seeds --seed, --seed + 1, ...',
     least=1,
-    result=False,
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
-  )
-  tensorboard: bool = field(
-    False,
-    'Also write the numbers of metrics.jsonl as TensorBoard event files.',
-    result=False,
   )
 
   def task(self) -> DistillTask:
@@ -162,7 +149,7 @@ class Scores(NamedTuple):
 
 
 def settings(
-  material: Material, students: Students, seed: int
+  material: PatchesAndSlides, students: Students, seed: int
 ) -> list[list[Setting]]:
   """Returns the trainings of Tables 2 and 3 and of the ablations, by seed.
 
@@ -194,7 +181,7 @@ def settings(
   ]
 
 
-def teacher(study: Study, material: Material) -> Variables:
+def teacher(study: Study, material: PatchesAndSlides) -> Variables:
   """Returns the teacher: of a file, or the random one that the folder keeps.
 
   Raises:
@@ -214,7 +201,9 @@ def student(path: pathlib.Path) -> Variables:
   return port.from_torch('student', port.load_state_dict(path))
 
 
-def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
+def train(
+  study: Study, material: PatchesAndSlides, jobs: Sequence[Setting]
+) -> None:
   """Trains what is not trained yet, and scores validation and test patches.
 
   As many trainings as fit in memory are runs of one program; what it makes of
@@ -231,7 +220,7 @@ def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
       the others are finished first.
   """
   students, folder = study.recipe['students'], study.folder
-  if not material.weights and not folder.has(TEACHER):
+  if not material.weights and not folder.has_model(TEACHER):
     tiles = material.parts['train']
     # RD knows no tumour, so its teacher must not.
     normal = np.flatnonzero(tiles.label == NORMAL)
@@ -245,7 +234,9 @@ def train(study: Study, material: Material, jobs: Sequence[Setting]) -> None:
   images = functools.cache(lambda part: _pixels(material.parts[part]))
   done = lambda some: folder.has(*(f'{job.folder}/{SCORES}' for job in some))
   for group in groups(jobs, students):
-    if not done(group):
+    models = [f'{job.folder}/{MODEL}' for job in group]
+    there = filter(folder.has, models)  # Scores do without them.
+    if not done(group) or not all(map(folder.has_model, there)):
       _train_group(study, material, group, known, images)
   if not done(jobs):
     progress.raise_if_diverged(progress.below(folder.path))
@@ -262,7 +253,8 @@ def groups(
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
-  fitting = int(_SHARE * parallel.memory_bytes() / one) * parallel.num_devices()
+  room = _SHARE * parallel.memory_bytes(memory())
+  fitting = int(room / one) * parallel.num_devices()
   size = max(fitting, parallel.num_devices())
   for longer in sorted({job.longer for job in jobs}):
     alike = [job for job in jobs if job.longer == longer]
@@ -295,7 +287,7 @@ def summary(folder: Folder, **parts: Any) -> File:
 
 def _train_group(
   study: Study,
-  material: Material,
+  material: PatchesAndSlides,
   group: Sequence[Setting],
   known: Variables,
   images: Callable[[str], np.ndarray],
@@ -368,5 +360,4 @@ def _pixels(tiles: LabelledTiles) -> np.ndarray:
 
 def _save(folder: Folder, name: str, state: dict[str, np.ndarray]) -> None:
   state = {name: np.ascontiguousarray(x) for name, x in state.items()}
-  content = safetensors.numpy.save(state)
-  folder.save(name, lambda path: path.write_bytes(content))
+  folder.save_model(name, safetensors.numpy.save(state))

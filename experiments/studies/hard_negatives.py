@@ -20,12 +20,12 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import tiles as patch_tiles, training
-from experiments.patches.study import File, Study
+from experiments.patches.study import File, Material, Study
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run import phantoms, results
 from experiments.run.check import Findings
-from experiments.run.options import OptionError, field
+from experiments.run.options import OptionError, field, free
 from experiments.studies import mined_pictures as pictures
 from experiments.studies.mined_pictures import POSITIVE
 from kmil_jax import intervals, metrics, mining as search, parallel
@@ -79,19 +79,17 @@ PHANTOM = {
 class Data(TileFiles):
   """Annotated tiles and the pool; a phantom by default."""
 
-  tiles_dir: pathlib.Path | None = field(
+  tiles_dir: pathlib.Path | None = free(
     None,
     'Annotated tiles: a folder for each of two classes, as neg and pos. File'
     ' names begin with the patient or slide and an underscore. Or a prepared'
     ' TFDS dataset, as .../lymphatic_invasion/hard/1.0.0.',
-    result=False,
-    only={'pool_dir': True},
+    only={'pool_dir': True, 'tiles_zip': False},
   )
-  pool_dir: pathlib.Path | None = field(
+  pool_dir: pathlib.Path | None = free(
     None,
     'Tiles of other patients, who have no positive, in any folders; or a TFDS'
     ' dataset, as .../lymphatic_invasion/weak/1.0.0.',
-    result=False,
     only={'tiles_dir': True},
   )
   positive: str | None = field(
@@ -106,8 +104,6 @@ class Data(TileFiles):
   )
 
   def __post_init__(self):
-    if self.tiles_dir and self.tiles_zip:
-      raise OptionError('--tiles_dir and --tiles_zip exclude each other.')
     if self.positive and self.is_phantom:
       raise OptionError('--positive requires --tiles_dir or --tiles_zip.')
 
@@ -123,15 +119,14 @@ class Mining:
   The paper's and the phantom's stand in place of None.
   """
 
-  table: tuple[int, ...] = field(
-    (2,), "The paper's tables to make: 2 to 5.", least=2, most=5, result=False
+  table: tuple[int, ...] = free(
+    (2,), "The paper's tables to make: 2 to 5.", least=2, most=5
   )
-  alpha: int | None = field(
+  alpha: int | None = free(
     None,
     'Tiles of the pool to take for each false positive (default 20); Table 3'
     ' tries others.',
     least=1,
-    result=False,
   )
   metric: str = field(
     'l2',
@@ -152,29 +147,24 @@ class Mining:
     least=0,
     most=1,
   )
-  seeds: int = field(
+  seeds: int = free(
     3,
     'Number of models of each kind, with --seed, --seed + 1 and so on.',
     least=1,
-    result=False,
   )
 
   def __post_init__(self):
-    if not self.table:
-      raise OptionError('--table is empty.')
     if self.fractions and (len(self.fractions) != 3 or 0 in self.fractions):
       raise OptionError('--fractions needs three numbers above 0.')
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-  """Annotated tiles of two classes, and a pool; see `study.Material`."""
+class TilesAndPool(Material):
+  """Annotated tiles of two classes, and a pool."""
 
   annotated: LabelledTiles
   sets: Mapping[str, LabelledTiles]  # parts of these by name, and the pool
   hard: np.ndarray  # ids of negatives known to be hard, of the phantom alone
-  note: str
-  is_phantom: bool
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -192,7 +182,7 @@ class Material:
 
 def open_material(
   data: Data, mining: Mining, seed: int, cache_dir: pathlib.Path
-) -> Material:
+) -> TilesAndPool:
   """Opens the annotated tiles and the pool of the user, or of the phantom.
 
   Args:
@@ -225,7 +215,9 @@ def open_material(
   split = patch_tiles.split(annotated, mining.fractions, seed=seed)
   sets = dict(zip(PARTS, map(annotated.take, split), strict=True))
   sets['pool'] = pool
-  return Material(annotated, sets, hard, note, data.is_phantom)
+  return TilesAndPool(
+    annotated, sets, hard, note=note, is_phantom=data.is_phantom
+  )
 
 
 def _from_folders(data: Data) -> tuple[LabelledTiles, np.ndarray, str]:
@@ -354,7 +346,7 @@ class Models:
     notes: what a reader needs to know of the models so far.
   """
 
-  def __init__(self, study: Study, material: Material, options: Training):
+  def __init__(self, study: Study, material: TilesAndPool, options: Training):
     self.study, self.options, self.sets = study, options, material.sets
     self.mining: Mining = study.recipe['mining']
     self.hard = np.isin(self.sets['test'].id, material.hard)
@@ -511,7 +503,7 @@ def reduced(tiles: LabelledTiles, setting: Setting, seed: int) -> LabelledTiles:
 
 
 def stages(
-  study: Study, material: Material, options: Training
+  study: Study, material: TilesAndPool, options: Training
 ) -> Iterator[Table | File | str]:
   """Trains the models of each table in turn, and yields what they predict."""
   mining: Mining = study.recipe['mining']

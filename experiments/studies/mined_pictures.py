@@ -34,10 +34,8 @@ def mined(
   # Each tile is listed with one query; those that have most show most.
   count = np.bincount(mining.query, minlength=len(queries))
   shown = np.argsort(-count, kind='stable')[:_SHOWN]
-  drawing = figure.Figure(
-    (max(1.6 * len(shown), 5), 1.6 * (1 + _NEIGHBOURS) + 0.6),
-    layout='constrained',
-  )
+  sides = max(1.6 * len(shown), 5), 1.6 * (1 + _NEIGHBOURS) + 0.6
+  drawing = figure.Figure(sides, layout='constrained')
   axes = drawing.subplots(
     1 + _NEIGHBOURS, len(shown), squeeze=False, subplot_kw=_BARE
   )

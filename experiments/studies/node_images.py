@@ -105,7 +105,6 @@ class Nodes(Material):
   split_by: str
   least: int  # pixels of tumour that make a window one of tumour
   pictures: int
-  is_phantom: bool
 
   @property
   def inputs(self) -> dict[str, str]:
@@ -114,15 +113,6 @@ class Nodes(Material):
     columns = images.id, images.patient, images.test, images.positive
     about = [column.tolist() for column in columns]
     return {'images_sha256': two_step.sha256(paths, about)}
-
-  @property
-  def note(self) -> str:
-    images = self.images
-    phantom = ', a phantom: figures say nothing about patients'
-    return (
-      f'{len(images)} images of {len(set(images.patient))} patients,'
-      f' {images.test.sum()} to test{phantom * self.is_phantom}'
-    )
 
   def tables(self) -> Iterator[Table]:
     sets = zip(('training', 'validation'), self.parts, strict=True)
@@ -276,26 +266,25 @@ def open_nodes(
   """
   paths = files.images_dir, files.masks_dir, files.images_csv
   if files.images_dir is None:
-    root = phantoms.made(
-      'node_images',
-      ('data/phantom/*.py',),
-      nodes.make,
-      cache_dir,
-      last='images.csv',
-      unit='image',
-    )
-    paths = [root / name for name in ('images', 'masks', 'images.csv')]
+    names = 'images', 'masks', 'images.csv'
+    about = 'node_images', ('data/phantom/*.py',), nodes.make, cache_dir
+    root = phantoms.made(*about, last=names[-1], unit='image')
+    paths = [root / name for name in names]
   images = node_images.load(*paths, mpp=files.image_mpp)
   patches = draw(images, design.patches, seed, design.least_tumour)
   by = {'patient': 'group', 'patch': 'tile'}[files.split_patches]
   split = patch_tiles.split(patches, (0.7, 0.3, 0.0), seed=seed, by=by)
+  is_phantom = files.images_dir is None
+  phantom = ', a phantom: figures say nothing about patients' * is_phantom
   return Nodes(
     images,
     [patches.take(rows) for rows in split[:2]],
     files.split_patches,
     design.least_tumour,
     files.pictures,
-    files.images_dir is None,
+    note=f'{len(images)} images of {len(set(images.patient))} patients,'
+    f' {images.test.sum()} to test{phantom}',
+    is_phantom=is_phantom,
   )
 
 

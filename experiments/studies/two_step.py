@@ -20,6 +20,7 @@ from data import labelled_tiles, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments import papers
+from experiments.evaluation import figures
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
@@ -125,15 +126,14 @@ def stages(
   weights = networks.weights(design, options)
 
   def train(step, name, parts, start, rate=1.0):
+    learning_rate = rate * recipe.learning_rate
     return training.train(
       study.folder,
       f'{step}_{name}',
       model=name,
       train=parts[0],
       val=parts[1],
-      recipe=dataclasses.replace(
-        recipe, learning_rate=rate * recipe.learning_rate
-      ),
+      recipe=dataclasses.replace(recipe, learning_rate=learning_rate),
       options=dataclasses.replace(options, weights=start),
       seed=study.seed,
     )
@@ -178,7 +178,7 @@ def stages(
   curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
   title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
-  yield File('figures/secondary_roc.png', pictures.roc(title, {name: curve}))
+  yield File('figures/secondary_roc.png', figures.roc(title, {name: curve}))
   yield from material.decisions(study, [compared[primary], second])
 
 
@@ -359,8 +359,6 @@ class Grids(Material):
   tiles: LabelledTiles
   files: Tiles
   seed: int
-  note: str
-  is_phantom = False
   split_by = 'patient'
 
   @functools.cached_property
@@ -465,7 +463,7 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
-  return Grids(tiles, files, seed, note)
+  return Grids(tiles, files, seed, note=note)
 
 
 def cells(tiles: LabelledTiles) -> np.ndarray | None:

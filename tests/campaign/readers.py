@@ -161,7 +161,10 @@ def read_comparison(folder: pathlib.Path) -> Any:
 
 
 def read_weights(folder: pathlib.Path) -> list:
-  return [*map(port.load_state_dict, sorted(folder.iterdir()))]
+  states = [*map(port.load_state_dict, sorted(folder.iterdir()))]
+  for state in states:  # As if they were those of a network.
+    port.check(state, {name: leaf.shape for name, leaf in state.items()})
+  return states
 
 
 def read_series(folder: pathlib.Path) -> Any:

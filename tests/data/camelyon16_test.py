@@ -257,7 +257,7 @@ def test_outlines_without_an_area_are_left_out_aloud(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-  'values, fault', [([0, 7], 'value.* 7;'), ([1, 255], 'both 1 and 255')]
+  'values, fault', [([0, 7], r'value.* 7\.'), ([1, 255], 'both 1 and 255')]
 )
 def test_masks_of_unknown_values_are_refused(tmp_path, values, fault):
   level = np.zeros((300, 300), np.uint8)

@@ -2,6 +2,7 @@
 
 import gzip
 import locale
+import os
 import pathlib
 import struct
 import sys
@@ -93,7 +94,19 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     ),
     (lambda p: p.write_bytes(b'\x5c\x01\0\0'), 'no NIfTI header'),
     (lambda p: p.write_text('patient_id,image\n' * 40), 'no NIfTI header'),
-    (lambda p: write(p, RAMP, axes=turned(8)), r'oblique: an axis is 8\.0 deg'),
+    *(
+      (lambda p, turn=turn: write(p, RAMP, axes=turned(turn)), words)
+      for turn, words in (
+        (8, r'oblique: an axis is 8\.0 deg'),
+        (37, r'oblique: an axis is 37\.0 deg'),
+        (60, r'oblique: an axis is 30\.0 deg'),
+      )
+    ),
+    (
+      lambda p: write(p, RAMP, spacing=(0.08, 0.08, 0.25)),
+      r'a voxel spacing of 0\.08 x 0\.08 x 0\.25 mm\. .* has metres, centimetr',
+    ),
+    (lambda p: os.mkfifo(p), 'no such file'),
     (
       lambda p: write(p, np.where(RAMP == 3, np.nan, 0).astype('f4')),
       '1 voxels are NaN or infinite',
@@ -102,17 +115,17 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
       lambda p: sitk.WriteImage(
         sitk.GetImageFromArray(np.stack([RAMP] * 2), isVector=False), p
       ),
-      '5 x 6 x 4 x 2; one 3-D volume',
+      '5 x 6 x 4 x 2. One 3-D volume',
     ),
     (
       lambda p: sitk.WriteImage(sitk.GetImageFromArray(RAMP[0]), p),
-      '5 x 6; one 3-D volume|5 x 6 x 1',
+      '5 x 6. One 3-D volume|5 x 6 x 1',
     ),
     (
       lambda p: sitk.WriteImage(
         sitk.GetImageFromArray(np.stack([RAMP] * 3, -1), isVector=True), p
       ),
-      'one 3-D volume|several values',
+      'One 3-D volume|several values',
     ),
     (lambda p: None, 'no such file'),
     (lambda p: edit(p, 280, 'f', -1.4), '0.7 x 0.8 x 3 mm by pixdim and 1.4 x'),
@@ -120,11 +133,11 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: edit(p, 320, 'f', -3.0), 'qform and sform turn its axes'),
     (lambda p: edit(p, 72, 'h', 64), 'of type 4 with 64 bits'),
     (lambda p: edit(p, 42, '3h', 999, 999, 999), '1.9 GiB of voxels, and 0.0'),
-    (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read; this mach'),
+    (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read. This mach'),
     (lambda p: edit(p, 112, '2f', 1e38, 0), 'values are not finite'),
     (
       lambda p: write(p, RAMP, (0.0008, 0.0008, 0.002)),
-      r'spacing of 0\.0008 x 0\.0008 x 0\.002 mm; .* metres',
+      r'spacing of 0\.0008 x 0\.0008 x 0\.002 mm\. .* metres',
     ),
   ],
 )
@@ -193,12 +206,12 @@ def test_a_file_that_unpacks_to_more_than_its_header_says_is_no_mask(
     (lambda hu: np.where(hu < -900, -3024, hu), None),
   ],
 )
-def test_volumes_that_are_not_in_hu_are_doubted(change, words, volume):
+def test_volumes_that_may_not_be_in_hu_get_a_warning(change, words, volume):
   rng = np.random.default_rng(0)
   hu = np.repeat([-1000.0, -100.0, 50.0, 900.0], (300, 300, 380, 20))
   hu = change((hu + rng.normal(0, 9, 1000)).reshape(10, 10, 10))
-  doubt = volumes.doubt(Volume(volume.path, hu, SPACING, SPACING))
-  assert words in doubt if words else doubt is None
+  warning = volumes.hu_warning(Volume(volume.path, hu, SPACING, SPACING))
+  assert words in warning if words else warning is None
 
 
 NODE = np.zeros(SIZE, np.uint8)
@@ -614,7 +627,7 @@ def test_the_largest_slice_lies_through_the_middle_without_neighbours(mode):
 # The table.
 CLASSES = ('benign', 'metastatic')
 GOOD = (
-  'p1,a.nii,b.nii,benign,1',
+  'p1,a.nii,b.nii,benign,1.0',
   'p1,a.nii,b.nii,metastatic,2',
   'p2,c.nii,d.nii,metastatic,1',
   'p2,c.nii,d.nii,benign,3',
@@ -679,7 +692,7 @@ def test_all_problems_of_the_table_are_listed_at_once(tmp_path):
     'row 8: empty label',
     "row 8: mask_value 'x'",
     f'{tmp_path / "b.nii"}, value 1: 2 rows',
-    f'{tmp_path / "b.nii"}: rows with and without mask_value',
+    f'{tmp_path / "b.nii"}: rows with and without mask_value. Give',
     f'{tmp_path / "a.nii"}: patients p1, p4 have the same image',
   ):
     assert words in str(error.value), words

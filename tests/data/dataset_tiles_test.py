@@ -101,7 +101,7 @@ def test_a_prepared_dataset_holds_what_the_zip_does(file_format, tmp_path):
   for name in ('label', 'group', 'xy', 'pixels'):
     np.testing.assert_array_equal(getattr(tiles, name), getattr(source, name))
   with pytest.raises(
-    TileError, match=r"split 'test' .*it has the splits train"
+    TileError, match=r"split 'test' .*It has the splits train"
   ):
     from_tfds(folder, 'test')
 
@@ -138,7 +138,7 @@ def test_what_is_no_set_of_tiles_is_refused(tmp_path):
   folder = prepare(idc_breast.Builder(data_dir=tmp_path), write_idc(tmp_path))
   features = folder / 'features.json'
   features.write_text(features.read_text().replace('"50"', '"-1"'))
-  with pytest.raises(TileError, match=r'shape \(None, None, 3\); squares'):
+  with pytest.raises(TileError, match=r'shape \(None, None, 3\). Squares'):
     from_tfds(folder, 'train')
 
 

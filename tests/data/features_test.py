@@ -20,7 +20,7 @@ import pytest
 from samples import ATTRIBUTES, one_folder, write_features
 import torch
 
-from data import features, packed
+from data import features, files, inspection, packed
 from data.features import FeatureError, Folder, spacing, unified
 
 COORDS = np.array([[0, 0], [256, 0], [0, 256]])
@@ -138,9 +138,9 @@ def test_non_finite_rows_are_counted(tmp_path, bad):
   'datasets, words',
   [
     ({}, 'nothing'),
-    ({'coords': COORDS}, 'coords; is it'),
+    ({'coords': COORDS}, 'coords. Is it'),
     ({'features/x': ROWS}, 'has neither'),
-    ({'features': h5py.ExternalLink('absent.h5', '/x')}, 'has neither'),
+    ({'features': h5py.SoftLink('/x')}, 'features is a link to /x'),
     ({'features': h5py.Empty('f4')}, r'float32 \[\]'),
     ({'features': ROWS[:0]}, r'\[0, 4\]'),
     ({'features': ROWS[:, :0]}, r'\[3, 0\]'),
@@ -154,7 +154,7 @@ def test_non_finite_rows_are_counted(tmp_path, bad):
       'coords is a link',
     ),
     ({'features': np.zeros((3, 2), 'S1')}, r'\|S1'),
-    ({'features': np.zeros((3, 2), [('a', 'f4')])}, 'needed'),
+    ({'features': np.zeros((3, 2), [('a', 'f4')])}, 'Use float16'),
     ({'features': ROWS, 'coords': COORDS * np.nan}, 'not all finite'),
     ({'features': ROWS, 'coords': COORDS + 1e12}, 'not all finite'),
     ({'features': ROWS, 'coords': h5py.Empty('i4')}, 'not numbers'),
@@ -309,15 +309,30 @@ def test_an_empty_folder_lacks_slides_and_an_absent_one_is_named(tmp_path):
     Folder(tmp_path / 'absent')
 
 
-@pytest.mark.parametrize('end', ['.hdf5', '.H5', '.HDF5', '.PT'])
+@pytest.mark.parametrize('end', ['.hdf5', '.H5', '.HDF5', '.Pt'])
 def test_other_names_of_the_formats_are_read(tmp_path, end):
   path = tmp_path / f'below/0.5{end}'
   write_features(path, features=ROWS)
-  if end == '.PT':
+  if end == '.Pt':
     torch.save(torch.from_numpy(ROWS), path)
   folder = packed.find(tmp_path)
   assert folder.ids() == ['0.5'] and folder.file('0.5') == path
   np.testing.assert_array_equal(folder.read('0.5').features, ROWS)
+
+
+@pytest.mark.parametrize('name', [' é', 'e\u0301', 'é ', 'e\u0301\xa0'])
+def test_names_are_those_of_the_table_however_a_disk_spells_them(
+  tmp_path, name
+):
+  write_features(tmp_path / f'{name}.h5', features=ROWS)
+  (tmp_path / 'b.h5').symlink_to(tmp_path / 'absent.h5')
+  folder = Folder(tmp_path)
+  assert folder.ids() == ['b', 'é'] and 'é' in folder
+  np.testing.assert_array_equal(folder.read('é').features, ROWS)
+  assert list(inspection.inspect(folder, ['b', 'é'])) == ['b', 'é']
+  assert folder.seen['é'].fault == ''
+  with pytest.raises(FeatureError, match=r'b\.h5: no such file'):
+    folder.header('b')
 
 
 def test_tensors_count_where_there_is_no_h5(tmp_path):
@@ -326,6 +341,7 @@ def test_tensors_count_where_there_is_no_h5(tmp_path):
   assert folder.ids() == ['0.5'] and folder.read('0.5').coords is None
   before = folder.digest('0.5')
   write_features(tmp_path / '0.5.h5', features=ROWS, coords=COORDS)
+  folder = packed.find(tmp_path)
   assert folder.ids() == ['0.5'] and folder.read('0.5').coords is not None
   assert folder.digest('0.5') != before
 
@@ -450,7 +466,9 @@ def test_huge_shapes_take_no_memory(tmp_path, shape, options):
   assert peak < 2**22
 
 
-@pytest.mark.parametrize('kind', ['external', 'virtual', 'larger than memory'])
+@pytest.mark.parametrize(
+  'kind', ['external', 'virtual', 'linked', 'larger than memory']
+)
 def test_numbers_that_lie_elsewhere_or_nowhere_are_refused(
   tmp_path, monkeypatch, kind
 ):
@@ -463,10 +481,15 @@ def test_numbers_that_lie_elsewhere_or_nowhere_are_refused(
       layout = h5py.VirtualLayout(ROWS.shape, 'f4')
       layout[:] = h5py.VirtualSource(tmp_path / 'b.h5', 'x', ROWS.shape)
       file.create_virtual_dataset('features', layout)
+    elif kind == 'linked':
+      write_features(tmp_path / 'b.h5', x=ROWS)
+      file['b'] = h5py.ExternalLink(str(tmp_path / 'b.h5'), '/')
+      file['features'] = h5py.SoftLink('/b/x')
     else:
       file['features'] = ROWS
-      monkeypatch.setattr(features, '_MEMORY', ROWS.nbytes - 1)
-  words = 'does not fit' if 'memory' in kind else 'lies in other files'
+      monkeypatch.setattr(files, 'memory', lambda: ROWS.nbytes - 1)
+  words = {'linked': 'is a link to', 'larger than memory': 'does not fit'}
+  words = words.get(kind, 'lies in other files')
   with pytest.raises(FeatureError, match=rf'a\.h5: features .*{words}'):
     features.header(tmp_path / 'a.h5')
 

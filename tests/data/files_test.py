@@ -47,6 +47,29 @@ def test_the_space_of_a_folder_that_is_to_be_made_is_known(tmp_path):
   assert files.free_space(tmp_path / 'a/b') > 0
 
 
+@pytest.mark.parametrize(
+  ('group', 'limit'),
+  [
+    ('0::/a/b', 'memory.max'),
+    ('0::/a', 'a/b/memory.max'),  # That of another group.
+    ('5:cpu:/\n4:memory:/a/b\n0::/', 'memory/a/memory.limit_in_bytes'),
+    ('4:memory:/seen/from/outside', 'memory/memory.limit_in_bytes'),
+  ],
+)
+def test_the_memory_of_a_container_is_what_there_is(tmp_path, group, limit):
+  whole = files.memory(tmp_path)
+  assert whole > 2**20
+  path = tmp_path / 'sys/fs/cgroup' / limit
+  path.parent.mkdir(parents=True)
+  (tmp_path / 'proc/self').mkdir(parents=True)
+  (tmp_path / 'proc/self/cgroup').write_text(f'{group}\n')
+  for text, want in ('max', whole), (f'{2**62}', whole), ('4096\n', 4096):
+    path.write_text(text)
+    files.memory.cache_clear()
+    got = files.memory(tmp_path)
+    assert got == (whole if limit.startswith('a/') else want)
+
+
 def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
   dies = (
     'import os, sys\nfrom data.files import replacing\n'
@@ -71,10 +94,12 @@ def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
   [
     (None, 'cannot be read as CSV'),
     (b'\xff\xfe\x00c\xd8', 'cannot be read as CSV'),
-    (b'a,c\n1,2\n', 'no column b; found a, c; a header a,b is needed'),
+    (b'a,c\n1,2\n', r'no column b \(found: a, c\). Write the header a,b.'),
     (b'a,b,b\n', 'several columns b'),
     ('a,b\n1,ö'.encode('cp1252'), r'cannot .* \(line 2: .*"CSV UTF-8"'),
     ('a,b\n1,ö'.encode('utf-16-le'), r'cannot .* not in UTF-8\. Save it as'),
+    (b'a,b,c\n1,2,3\n4,5,"6\n7,8,9\n', r'cannot .* mark after line 2 is never'),
+    (b'a,b\n1,"2', r'cannot .* mark after line 1 is never'),
     (b'PK\x03\x04 ...', r'cannot .* a workbook .* Save it as "CSV UTF-8"'),
   ],
 )

@@ -92,6 +92,27 @@ def test_what_is_known_is_not_read_again_until_it_changes(
   assert {**after, 'c': 0} == {**before, 'c': 0}
 
 
+@pytest.mark.parametrize('stop', ['interrupted', 'killed'])
+def test_what_was_read_before_a_stop_is_not_read_again(
+  tmp_path, monkeypatch, stop
+):
+  root, cache = folder(tmp_path / 'in'), tmp_path / 'cache'
+  monkeypatch.setattr(inspection, '_SETTLED', 0)
+  time.sleep(0.02)  # A step of the clock that stamps files.
+  if stop == 'killed':
+    monkeypatch.setattr(inspection, '_BETWEEN_SAVES', -1)
+  stopped = inspection.inspect(Folder(root), 'abcd', cache)
+  assert [next(stopped) for _ in range(3)] == [*'abc']
+  if stop == 'interrupted':
+    stopped.close()
+  again, read = [], inspection._in_worker
+  monkeypatch.setattr(
+    inspection, '_in_worker', lambda path: again.append(path.stem) or read(path)
+  )
+  seen(root, cache)
+  assert again == (['d'] if stop == 'interrupted' else ['c', 'd'])
+
+
 @pytest.mark.parametrize('kind', ['never ends', 'crashed', 'no process'])
 def test_a_file_that_ends_its_reader_is_named_alone(
   tmp_path, monkeypatch, new_workers, kind
@@ -104,8 +125,8 @@ def test_a_file_that_ends_its_reader_is_named_alone(
     monkeypatch.setattr(inspection, '_PATIENCE', 1)
   elif kind == 'crashed':
     code = code.replace('inspection.serve()', '') + (
-      'look = inspection._look; inspection._look = lambda path: os.abort() if'
-      ' path.stem == "b" else look(path); inspection.serve()'
+      'read = inspection._inspect; inspection._inspect = lambda path:'
+      ' os.abort() if path.stem == "b" else read(path); inspection.serve()'
     )
     code = f'import os; {code}'
   else:
@@ -128,7 +149,7 @@ HUGE[3, 2] = 1e38
   ('changes', 'cases', 'problem', 'warning'),
   [
     ({}, 'abcd', None, None),
-    ({'b': (HUGE, PLACES)}, 'abcd', 'too large to train on, in slides b', None),
+    ({'b': (HUGE, PLACES)}, 'abcd', 'b.h5: features of 1e.38, .*large', None),
     ({'b': (rows(1) * 1e5, PLACES)}, 'abcd', None, '1000 times those of most'),
     (
       {'b': (np.zeros((6, 4), 'f4'), PLACES)},
@@ -173,7 +194,7 @@ def test_odd_features_are_named(tmp_path, changes, cases, problem, warning):
     assert len(lines) == (words is not None), found
     if words:
       (line,) = lines
-      assert line.startswith(f'{root}: ')
+      assert line.startswith((f'{root}: ', f'{root}/b.h5: '))
       assert re.search(words, line), line
 
 

@@ -70,7 +70,7 @@ def test_all_faults_are_named_at_once():
   text = str(error.value)
   assert '21 problem(s)' in text and 'and 11 more' in text
   assert text.count('torn') == 10 and 't3: torn' in text
-  with pytest.raises(TileError, match=r't100: uint8 \[5, 6, 3\]; the set'):
+  with pytest.raises(TileError, match=r't100: uint8 \[5, 6, 3\], where'):
     broken.load(np.array([100]))
 
 

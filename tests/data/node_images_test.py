@@ -94,7 +94,7 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
 @pytest.mark.parametrize(
   'name, content, words',
   [
-    ('masks/a.png', mask(60, 50), '50 x 60 pixels; its image has 60 x 50'),
+    ('masks/a.png', mask(60, 50), '50 x 60 pixels, but its image has 60 x 50'),
     ('masks/c.png', None, 'images/c.png has no mask in .*masks: add one'),
     ('masks/d.png', None, 'images/d.png has no mask'),
     ('masks/c.png', mask(52, 60, slice(0)), 'is empty, but the label is posit'),
@@ -142,7 +142,7 @@ def test_cells_that_cannot_be_used_are_named(folder, row, column, value, words):
   'rows, words',
   [
     (slice(0), r'images.csv: 1 prob[^\n]*\n  no rows'),
-    (slice(3), 'the test part has no negative image; both need both'),
+    (slice(3), 'the test part has no negative image. Both parts need both'),
     (slice(1, 4), 'the development part has no positive image'),
   ],
 )
@@ -152,7 +152,7 @@ def test_tables_without_an_image_of_each_kind_are_refused(folder, rows, words):
     load(folder)
 
 
-def test_all_faults_are_told_at_once(folder):
+def test_all_faults_are_listed_at_once(folder):
   (folder / 'images/a.png').write_text('hello')
   (folder / 'masks/c.png').unlink()
   with pytest.raises(ImageError, match=r'a.png: cannot[^\n]*\n.*c.png has no'):

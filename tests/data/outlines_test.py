@@ -102,12 +102,13 @@ def test_geojson_and_xml_of_the_same_outlines_are_the_same(tmp_path):
   several = feature('MultiPolygon', [[SQUARE, HOLE], [other]])
   groups = [(SQUARE, '_0'), (HOLE, '_2'), (other, 'Tumor')]
   annotations = ''.join(annotation(i, *one) for i, one in enumerate(groups))
-  for name, content in (
-    ('a.json', json.dumps({'features': shapes})),
-    ('b.geojson', json.dumps([several])),
-    ('c.xml', f'<ASAP_Annotations>{annotations}</ASAP_Annotations>'),
+  for name, encoding, content in (
+    ('a.json', 'utf-8', json.dumps({'features': shapes})),
+    ('b.geojson', 'utf-8-sig', json.dumps([several])),
+    ('b.geojson', 'utf-16', json.dumps([several])),
+    ('c.xml', 'utf-8', f'<ASAP_Annotations>{annotations}</ASAP_Annotations>'),
   ):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding)
     found = outlines.read(tmp_path / name)
     assert [ring.hole for ring in found] == [False, True, False]
     for ring, corners in zip(found, (SQUARE, HOLE, other), strict=True):

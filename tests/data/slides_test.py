@@ -44,7 +44,7 @@ def test_slides_are_listed_once_and_nothing_hidden(tmp_path):
   with warnings.catch_warnings(action='error'):
     assert list_slides(tmp_path) == expected
   (tmp_path / 'c/b.tiff').touch()
-  with pytest.raises(SlideError, match=r'b\.tiff: .*b\.svs.*rename'):
+  with pytest.raises(SlideError, match=r'b\.tiff: .*b\.svs.*Rename'):
     list_slides(tmp_path)
   with pytest.raises(SlideError, match='absent: no such folder'):
     list_slides(tmp_path / 'absent')
@@ -225,10 +225,10 @@ def test_no_usable_scale_is_an_error_with_the_slide_and_the_flag(default):
     (('0.5', '0.5'), '40', r'objective of 40x, which gives about 0\.25'),
     (('4', '4'), '', r'4 um/px \(openslide\), where scanners have 0\.1 to 2'),
     (('0.06', '0.06'), '', 'where scanners have'),
-    (('0.50', '0.52'), '', r'0\.5 .*0\.52 um/px down .*; the mean is used'),
+    (('0.50', '0.52'), '', r'0\.5 .*0\.52 um/px down .*. The mean is used'),
   ],
 )
-def test_a_scale_is_doubted_with_a_warning(mpp, power, words):
+def test_an_odd_scale_is_a_warning(mpp, power, words):
   properties = dict(zip(OPENSLIDE, mpp, strict=True))
   properties['openslide.objective-power'] = power
   with warnings.catch_warnings(record=True) as caught:

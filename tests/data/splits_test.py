@@ -166,15 +166,15 @@ def test_all_faults_of_all_files_come_at_once(tmp_path):
   )
   _, faults = splits.read(tmp_path, twenty_cases(), 5)
   assert faults == [
-    f'{first}: no column val, test; found train; a header train,val,test is'
-    ' needed',
+    f'{first}: no column val, test (found: train). Write the header'
+    ' train,val,test.',
     f'{second}: slide nobody (test) is not among the labelled slides',
     f'{third}: slide s00 is named twice',
     f'{third}: slide noone2 (val) is not among the labelled slides',
     f'{third}: slide noone (test) is not among the labelled slides',
-    f'{fourth}: no column train, val, test; found ; a header train,val,test is'
-    ' needed',
-    f'{fifth}: no such file; --k=5 needs splits_0.csv to splits_4.csv; there'
+    f'{fourth}: no column train, val, test (found: ). Write the header'
+    ' train,val,test.',
+    f'{fifth}: no such file. --k=5 needs splits_0.csv to splits_4.csv. There'
     ' are 4: --k=4?',
     f'{second}: its test part is empty',
     f'{second}: no training slide of class 1',
@@ -269,4 +269,4 @@ def test_files_that_are_numbered_otherwise_are_named(tmp_path, name):
     (tmp_path / f'splits_{i}.csv').rename(tmp_path / name.format(i + 1))
   fault = splits.read(tmp_path, table, 3)[1][0]
   names = ', '.join(name.format(i) for i in (1, 2, 3))
-  assert f'there are {names}. Rename them so that numbers begin at 0' in fault
+  assert f'There are {names}. Rename them so that numbers begin at 0' in fault

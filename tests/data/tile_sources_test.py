@@ -103,7 +103,7 @@ def test_all_that_is_wrong_with_folders_is_named_at_once(tmp_path):
     from_folders(tmp_path)
   for words in (
     'maybe: no image',
-    'p9_large.png: 9 x 9 px; tiles are squares of 8 px here',
+    'p9_large.png: 9 x 9 px, but tiles are squares of 8 px here',
     'p9_wide.png: 12 x 5 px',
     'p9_text.png: not an image',
   ):
@@ -160,6 +160,23 @@ def test_patients_that_are_spelled_apart_are_warned_of(tmp_path):
   rows[0][0], rows[1][0] = 'C3N-00001-21', 'C3N-00001-22'
   with pytest.warns(UserWarning, match='C3N-00001-22 look like one patient'):
     assert len(from_zip(*write_zip(tmp_path, rows)).id) == len(rows)
+  for name in ('no/P1_a.png', 'no/p01_b.png', 'yes/x_c.png'):
+    write_tile(tmp_path / 'tiles', name, 0)
+  for read in (from_folders, lambda root: tile_sources.from_pool(root, 'ab')):
+    root = tmp_path / 'tiles'
+    with pytest.warns(UserWarning, match='cases P1 and p01 look like one'):
+      read(root if read is from_folders else root / 'no')
+
+
+def test_classes_that_are_spelled_apart_are_named(tmp_path):
+  rows = rows_of()
+  rows[0][3] = '1.0'
+  with pytest.raises(TileError, match=r'classes 1 and 1\.0 are spelled apart'):
+    from_zip(*write_zip(tmp_path, rows))
+  for name in ('Non-tumor/a_a.png', 'nontumor/b_b.png', 'tumor/c_c.png'):
+    write_tile(tmp_path / 'tiles', name, 0)
+  with pytest.raises(TileError, match='classes Non-tumor and nontumor are'):
+    from_folders(tmp_path / 'tiles')
 
 
 def test_rows_and_files_that_do_not_match_are_named_at_once(tmp_path):

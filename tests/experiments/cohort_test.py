@@ -20,7 +20,7 @@ from data import features
 from data.cohort import CohortError
 from data.labels import Manifest
 from experiments import kmil
-from experiments.bags import cohort as cohorts, crossval, features as kinds
+from experiments.bags import cohort as cohorts, crossval
 from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
 from experiments.run.check import Check, Findings
@@ -85,7 +85,7 @@ def test_a_scale_in_single_precision_is_no_other_scale(tmp_path):
   path, folder = make(tmp_path, 'xyx')
   for i, mpp in enumerate((0.499, np.float32(0.499), np.float16(0.5))):
     change(folder / f'slide_00{i}.h5', mpp=mpp)
-  with pytest.raises(CohortError, match=r'0\.499, 0\.5; .* are slide_002'):
+  with pytest.raises(CohortError, match=r'0\.499, 0\.5\. .* are slide_002'):
     load(path, folder)
 
 
@@ -96,7 +96,7 @@ def test_slides_that_encoders_are_trained_on_are_named(tmp_path):
   (folder / 'slide_001.h5').rename(folder / 'tumor_001.h5')
   edit(path, 'slide_001', 'tumor_001')
   (warning,) = found()
-  assert "CAMELYON16's: tumor_001; the tiles of PatchCamelyon are" in warning
+  assert "CAMELYON16's: tumor_001. The tiles of PatchCamelyon are" in warning
   assert '(here: planted)' in warning
   for file in folder.iterdir():
     change(file, encoder='resnet50-random')
@@ -285,7 +285,7 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
   args = [*args, f'--split_dir={splits}', f'--results_dir={root / "results"}']
   code, problems, warnings, out = check(*args, capsys=capsys)
   assert code == 1
-  mixed = 'features of different {} are mixed: {}; other than the rest are {}'
+  mixed = 'features of different {} are mixed: {}. Other than the rest are {}'
   expected = [
     f'{table}: row 27: empty slide_id',
     f'{table}: slide slide_012: 2 rows',
@@ -329,16 +329,6 @@ def test_a_cohort_of_which_nothing_is_there_is_a_problem(cohort, capsys):
   code, problems, _, _ = check(*args, capsys=capsys)
   assert code == 1
   assert 'no features of 24 of 24 labelled slides' in problems[0]
-
-
-def test_faults_found_by_reading_end_the_run_all_at_once(cohort):
-  root, args = cohort
-  for i in (3, 8):
-    with h5py.File(root / f'features/slide_{i:03d}.h5', 'a') as file:
-      file['features'][0, 1] = np.inf
-  first, second = refused(*args, f'--results_dir={root}').splitlines()
-  assert 'slide_003.h5: NaN or infinity in 1 of' in first
-  assert 'slide_008.h5: NaN or infinity in 1 of' in second
 
 
 def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
@@ -415,18 +405,12 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
     features_dir = f'--external_features_dir={folder}/features'
     return check(*args, second, features_dir, capsys=capsys)[1]
 
-  unknown, made, damaged = problems(root / 'second')
+  unknown, damaged, made = problems(root / 'second')
   assert 'labels novel are none of those the models know: 0, 1,' in unknown
   assert 'dimensions 5 here, 4 there' in made
   assert 'slide_000.h5: NaN' in damaged
   (itself,) = problems(root)
   assert 'holds 24 slides of the first' in itself
-
-
-def test_what_only_one_side_states_is_no_difference():
-  here = {'encoder': 'a', 'mpp': '0.5', 'patch_size': '256'}
-  there = {'dimensions': '4', 'encoder': 'b', 'mpp': '0.5001'}
-  assert kinds.differences(here, there) == ['encoder a here, b there']
 
 
 def test_a_fold_without_a_class_is_foretold(tmp_path):
@@ -437,8 +421,8 @@ def test_a_fold_without_a_class_is_foretold(tmp_path):
   cohorts.make_folds(table, Folds(1, tmp_path / 'splits'), 0, found)
   assert found.problems == []
   assert found.warnings[0] == (
-    'test parts without a slide of a class: rare in fold 0; there is no AUROC'
-    ' of that fold, only the pooled one'
+    'test parts without a slide of a class: rare in fold 0. There is no AUROC'
+    ' of that fold, only the pooled one.'
   )
 
 
@@ -506,14 +490,14 @@ def test_a_site_is_whole_and_has_metrics_of_its_own(cohort):
 @pytest.mark.parametrize(
   'change,flag,message',
   [
-    ((), '--group_col=town', 'no column town; found case_id,'),
+    ((), '--group_col=town', 'no column town (found: case_id,'),
     ((), '--split_dir=x', '--group_col has no effect with --split_dir.'),
     ((), '--k=7', '--k=7: 6 groups (A, B, C, D, E): fewer than 7 folds.'),
     (('A', ''), '--k=3', 'column site: 4 empty cells, of slide_000, slide_001'),
     (
       ('case_001', 'case_020'),
       '--k=3',
-      '1 cases have slides of several groups, which must be one: case_020',
+      '1 cases have slides of several groups: case_020',
     ),
   ],
 )

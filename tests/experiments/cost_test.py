@@ -11,16 +11,6 @@ from experiments.papers.tables import MODELS
 from kmil_jax.cost import Cost
 from kmil_jax.models import SPECS
 
-PARAMS = {
-  'abmil': 530_182,
-  'abmil_plain': 592_646,
-  'dsmil': 178_442,
-  'dsmil_value': 1_228_042,
-  'dtfd': 726_668,
-  'dtfd_gated': 792_332,
-  'kmil': 178_442,
-  'transmil': 2_673_685,
-}
 CLASS_TOKEN = 512
 
 
@@ -31,21 +21,21 @@ def measured():
 
 
 def test_what_the_papers_table_has_and_what_no_released_network_has(measured):
-  assert {name: measured[name].params for name in PARAMS} == PARAMS
   paper = {
     model: papers.read('zheng')['table_3'].values[name,]
     for model, name in MODELS.items()
   }
   published = lambda name: paper[name]['parameters (K)']
+  ours = {name: one.params for name, one in measured.items()}
   rounded = lambda params: round(params / 1e3, 1)
   for name in ('abmil', 'dtfd'):
-    assert rounded(PARAMS[name]) == published(name)
-  assert rounded(PARAMS['transmil'] - CLASS_TOKEN) == published('transmil')
+    assert rounded(ours[name]) == published(name)
+  assert rounded(ours['transmil'] - CLASS_TOKEN) == published('transmil')
   assert measured['transmil'].macs == 602_823_168
   known = paper['transmil']['operations (M), as the paper counts']
   assert round(602_823_168 / 1e6, 2) == known
   for name in ('dsmil', 'kmil'):
-    assert published(name) not in map(rounded, PARAMS.values())
+    assert published(name) not in map(rounded, ours.values())
 
 
 def test_both_stages_are_the_sum_of_the_two(measured):

@@ -17,10 +17,9 @@ from experiments import ct_nodes
 from experiments.evaluation.tables import HERE
 from experiments.patches import training
 from experiments.patches.study import Study
-from experiments.patches.training import Training
 from experiments.run.results import Folder
 from experiments.studies import ct_nodes as ct
-from experiments.studies.ct_nodes import Data
+from experiments.studies.ct_nodes import Data, Training
 from kmil_jax.models import node_cnn
 
 SIZE, SPACING = (8, 44, 48), (2.0, 0.8, 0.8)
@@ -246,7 +245,7 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
     assert part in message
 
 
-def test_volumes_that_are_doubted_are_warnings(tmp_path, capsys, monkeypatch):
+def test_volumes_not_in_hu_are_warnings(tmp_path, capsys, monkeypatch):
   rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
   volume = volumes.read(tmp_path / 'p1_image.nii.gz')
   volumes.write(volume.path, (volume.hu + 1024).astype(np.uint16), volume)
@@ -272,8 +271,9 @@ def test_volumes_that_are_doubted_are_warnings(tmp_path, capsys, monkeypatch):
   ('flags', 'message'),
   [
     ('--networks=', 'empty'),
-    ('--augment=lee', 'Choose with --networks'),
-    ('--weights=w.pth --networks=custom', 'only with resnet50'),
+    ('--augment=lee', "Unknown command line flag 'augment'"),
+    ('--weights=w.pth --networks=custom', '--weights .* only with resnet50'),
+    ('--freeze=conv1 --networks=custom', '--freeze .* only with resnet50'),
     ('--csv_path=x --classes=a', 'two labels'),
   ],
 )

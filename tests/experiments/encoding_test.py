@@ -304,7 +304,7 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   assert code == 1 and 'check: 4 problems, ' in printed
   problems = [x for x in printed.splitlines() if x.startswith('problem: ')]
   for name, reason in (
-    ('no.pth', 'there is no such weights file'),
+    ('no.pth', 'no such weights file'),
     ('boxes.tiff', 'no usable um/px'),
     ('unopenable.tiff', 'OpenSlide cannot open it'),
     ('unreadable.svs', 'cannot be read'),
@@ -337,7 +337,7 @@ def test_requests_that_cannot_be_met_say_why(tmp_path):
   for name, flags, message in (
     ('absent', [], 'absent: no such folder'),
     ('empty', [], 'empty: holds no slides'),
-    ('bad', ['--weights=/absent.pth'], 'error: /absent.pth: there is no such'),
+    ('bad', ['--weights=/absent.pth'], 'error: /absent.pth: no such'),
     ('bad', [], 'a.svs: OpenSlide cannot open it'),
   ):
     with pytest.raises(SystemExit) as error:

@@ -50,6 +50,46 @@ def test_faults_of_machines_are_a_line(error, code, words):
   assert all(word in message for word in words)
 
 
+def test_a_lost_process_of_a_pod_is_a_line_of_a_pod_alone(monkeypatch):
+  error = chained(ValueError('UNKNOWN: Gloo AllGather failed: [pair.cc:547]'))
+  assert faults.explained(error, CACHE) is None
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  code, message = faults.explained(error, CACHE)
+  assert code == 1 and 'same command' in message
+  assert faults.explained(ValueError('x'), CACHE) is None
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('JAX_NUM_CPU_DEVICES', 'abc'), ('JAX_ENABLE_X64', 'maybe')],
+)
+def test_malformed_variables_of_jax_are_named(name, value):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.froc'],
+    cwd=ROOT,
+    env=os.environ | {name: value},
+    capture_output=True,
+    check=False,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+  assert name.lower() in done.stderr.lower()
+
+
+@pytest.mark.parametrize('folder', [__file__, '/proc/none'])
+def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
+  def run(cache: start.Cache) -> None:
+    raise AssertionError
+
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
+  with pytest.raises(SystemExit) as ended:
+    start.script(run)(['x'])
+  error = ended.value.code
+  assert error.startswith(f'error: JAX_COMPILATION_CACHE_DIR={folder} ')
+  assert '\n' not in error
+
+
 def test_other_faults_are_no_fault_of_the_machine():
   for error in (ValueError('x'), AssertionError('x'), OSError('x')):
     assert faults.explained(error, CACHE) is None

@@ -22,10 +22,10 @@ from experiments.studies import (
   few_shot_slides as slides,
   few_shot_training as training,
 )
-from experiments.studies.few_shot_data import Data, Material
+from experiments.studies.few_shot_data import Data, PatchesAndSlides
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from experiments.studies.slide_scores import ScoreError
-from kmil_jax import froc
+from kmil_jax import froc, port
 from kmil_jax.models import reverse_distillation
 
 SEED = 5
@@ -232,7 +232,7 @@ def settings_of(tumour=1001, normal=5000, main=500, counts=COUNTS):
     np.repeat('s', len(label)),
     ('tumor', 'normal'),
   )
-  material = Material({'train': patches}, main, {n: n for n in counts}, '')
+  material = PatchesAndSlides({'train': patches}, main, {n: n for n in counts})
   (found,) = training.settings(material, training.Students(seeds=1), 3)
   sweep = [s for s in found if s.counterpart is not None]
   return found, sorted(sweep, key=lambda s: s.tumour)
@@ -278,8 +278,8 @@ def test_groups_fit_in_memory(monkeypatch):
   weights, sizes = [np.zeros((10, 3)), np.zeros(10)], {}
   monkeypatch.setattr(training.jax, 'eval_shape', lambda *_: weights)
   for held in (0.5, 2.5, 100):  # Runs of five times its weights, per device.
-    memory = 5 * held * 4 * 40 / 0.6 + 1
-    monkeypatch.setattr(training.parallel, 'memory_bytes', lambda m=memory: m)
+    memory = 4 * (5 * held * 4 * 40 / 0.6 + 1)  # Of four devices.
+    monkeypatch.setattr(training, 'memory', lambda m=memory: m)
     groups = list(training.groups(jobs, training.Students(width=2)))
     sizes[held] = [len(group) for group in groups]
     # Those of other epochs apart, the order is that of the jobs.
@@ -432,7 +432,9 @@ def test_settings_are_paired_by_their_resamples():
   assert np.isnan(few_shot._ends(better - better)).all()
 
 
-def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch):
+def test_a_training_that_is_done_and_sound_is_not_repeated(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   open_folders(tmp_path / 'patches', each=8)
   flags = [f'--patches_dir={tmp_path / "patches"}', f'--results_dir={tmp_path}']
@@ -449,3 +451,13 @@ def test_a_training_that_is_done_is_not_repeated(tmp_path, monkeypatch):
   monkeypatch.setattr(training, '_train_group', None)
   script.main(['few_shot', *flags])
   assert folder.read('summary.json') == summary
+  # Nor is one that was changed.
+  path, again = folder.at('runs/RD_s4/model.safetensors'), []
+  path.write_bytes(path.read_bytes()[:-1] + b'!')
+  train = lambda study, material, group, *_: again.extend(group)
+  monkeypatch.setattr(training, '_train_group', train)
+  script.main(['few_shot', *flags])
+  assert 'RD' in [setting.name for setting in again]
+  assert f'{path} is damaged. ' in capsys.readouterr().out
+  with pytest.raises(port.PortError, match=f'{path} was changed'):
+    training.student(path)

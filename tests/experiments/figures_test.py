@@ -43,6 +43,16 @@ def test_curves_that_coincide_are_all_seen(name):
   assert min(-np.diff(widths)) * 120 / 72 >= 1.9
 
 
+def test_roc_curves_have_their_areas():
+  truth = np.array([0, 0, 1, 1], bool)
+  found = {'a': (truth, np.arange(4.0)), 'b': (truth, -np.arange(4.0))}
+  ax = figures.roc('t', found).axes[0]
+  texts = [text.get_text() for text in ax.get_legend().texts]
+  assert texts == ['a, AUROC 1.000', 'b, AUROC 0.000']
+  x, y = ax.lines[1].get_data()
+  assert np.trapezoid(y, x) == 1
+
+
 @pytest.mark.parametrize('name', ['_roc', '_precision_recall'])
 def test_a_missing_class_has_no_curve_and_two_classes_have_one(name):
   draw = getattr(figures, name)

@@ -87,7 +87,7 @@ def test_all_faults_are_named_at_once(folders):
     'test_001_mask_level5.png: no detections test_001.csv',
     "test_002.csv, line 2: found '0.6;1;2'",
     'test_003.csv: detection 0: found the score nan at (1, 2)',
-    'masks are called <case>_mask_level5',
+    'no mask. Call it <case>_mask_level5',
   ):
     assert text in str(fault.value)
 
@@ -108,12 +108,8 @@ def test_folders_that_hold_nothing_are_named(folders, tmp_path):
     ('0.5,1,2,3', 'line 2'),
     ('0.5,x,2', 'line 2'),
     ('probability,x,y', 'line 2'),
-    ('inf,1,2', 'score inf'),
-    ('-0.5,1,2', r'score -0\.5'),
-    ('0.5,-1,2', r'\(-1, 2\)'),
-    ('0.5,9600,2', r'\(9600, 2\)\. .* within 9600 x 6400'),
-    ('0.5,2,6400', r'\(2, 6400\)'),
     ('4800,1280,0.9', 'line 2: a probability of 4800'),
+    ('0.5,9600,2', r'\(9600, 2\)\. .* within 9600 x 6400'),
   ],
 )
 def test_lines_that_are_no_detection_are_named(tmp_path, line, fault):
@@ -132,6 +128,13 @@ def test_columns_in_another_order_are_taken_by_name_or_told(
   path.write_text('\n'.join(['x, Probability,y', *lines]))
   hits = files.read(masks, tables)['test_002'].hits
   np.testing.assert_array_equal(hits, expected['test_002'].hits)
+  for encoding, text in (
+    ('utf-8', '\n"x";"probability";"y"\n' + '\n'.join(lines).replace(',', ';')),
+    ('utf-16', '0.6\t7360.5\t1600\n\n0.2\t1\t2\n'),
+  ):
+    path.write_text(text, encoding=encoding)
+    hits = files.read(masks, tables)['test_002'].hits
+    np.testing.assert_array_equal(hits, expected['test_002'].hits)
   mask = block((300, 300), (20, 200, 60))
   folders = write(tmp_path / 'b', {'a': mask}, {'a': '0.9,1600,7360\n'})
   flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
@@ -152,5 +155,5 @@ def test_masks_are_0_and_255_in_any_mode(tmp_path):
     grey.convert(mode).save(path)
     np.testing.assert_array_equal(files.read_mask(path), mask)
   Image.fromarray(mask.astype(np.uint16) * 65535).save(path)
-  with pytest.raises(DetectionError, match='holds 65535; masks are 255'):
+  with pytest.raises(DetectionError, match=r'holds 65535\. Masks are 255'):
     files.read_mask(path)

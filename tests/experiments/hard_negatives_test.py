@@ -54,7 +54,10 @@ def rows_of(path):
 @pytest.mark.parametrize(
   'flags,message',
   [
-    ('--tiles_zip=a --tiles_csv=b', 'exclude each other'),
+    (
+      '--tiles_zip=a --tiles_csv=b',
+      '--tiles_dir has no effect with --tiles_zip',
+    ),
     ('--table=', '--table is empty'),
     ('--fractions=0.5,0.5,0', 'three numbers above 0'),
     ('--alpha=1000 --check', 'alpha=1000 is more than the 100 tiles'),
@@ -173,7 +176,7 @@ def begin(tmp_path, monkeypatch):
     split = patch_tiles.split(ANNOTATED, (0.5, 0.25, 0.25), seed=0)
     sets = dict(zip(PARTS, map(ANNOTATED.take, split), strict=True))
     sets['pool'] = POOL
-    material = hn.Material(ANNOTATED, sets, np.array(hard, str), '', False)
+    material = hn.TilesAndPool(ANNOTATED, sets, np.array(hard, str))
     mining = Mining(alpha=3, seeds=2, **{'threshold': 0.55} | changes)
     recipe = {'mining': mining, 'resnet18': None}
     study = Study(results.Folder(tmp_path), recipe, seed=0)

@@ -24,11 +24,11 @@ from experiments.run.results import Folder
 from kmil_jax import library
 
 # Saves often enough for a kill to find a checkpoint to go on from.
+PLAIN = script_process.HASTY + feature_folder.UNDRAWN
 SAVE_OFTEN = (
-  script_process.HASTY
-  + 'from kmil_jax import loop; loop.SECONDS_BETWEEN_SAVES = 0.3'
+  f'{PLAIN}from kmil_jax import loop; loop.SECONDS_BETWEEN_SAVES = 0.3'
 )
-NEVER = script_process.HASTY + 'from kmil_jax import loop; loop.fit = None'
+NEVER = f'{PLAIN}from kmil_jax import loop; loop.fit = None'
 QUICK = ['--k=3', '--seed=1', '--lr=0.005']
 FOLDER = 'kmil_origin_s1'
 
@@ -105,54 +105,42 @@ def test_planted_instances_are_learnt_and_found(finished):
   assert epochs == [('chooser', e) for e in range(len(lines) - 25)] + model
 
 
-def test_the_same_command_again_trains_nothing(finished):
-  args, folder, _ = finished
-  before = (folder / 'predictions.csv').read_bytes()
-  out = feature_folder.run(*args, before=NEVER)
-  assert 'done before: 3 of 3 runs' in out
-  assert (folder / 'predictions.csv').read_bytes() == before
-
-
-# Fold 1 diverges in an epoch of its model.
-DIVERGING = (
-  script_process.HASTY
-  + """
+# Folds 1 and 2 diverge in these epochs of their models.
+LOST = {1: 0, 2: 20}
+DIVERGING = f"""{PLAIN}
 from kmil_jax import programs
 train = programs.Program.train
 def broken(self, states, epoch, *args):
   states, sums = train(self, states, epoch, *args)
-  if epoch == {epoch} and self.task.model.__class__.__name__ == 'DSMIL':
-    sums['loss'][1] = float('nan')
+  for fold, lost in {LOST}.items():
+    if epoch == lost and self.task.model.__class__.__name__ == 'DSMIL':
+      sums['loss'][fold] = float('nan')
   return states, sums
 programs.Program.train = broken
 """
-)
 
 
-@pytest.mark.parametrize('epoch', [0, 20])
-def test_a_fold_that_diverges_stops_alone_and_is_named(
-  finished, tmp_path, epoch
-):
+def test_folds_that_diverge_stop_alone_and_are_named(finished, tmp_path):
   args, whole, _ = finished
-  folder = tmp_path / FOLDER
-  for before in (DIVERGING.format(epoch=epoch), script_process.HASTY):
+  folder, path = tmp_path / FOLDER, 'fold_0/predictions.csv'
+  for before in (DIVERGING, script_process.HASTY):
     process = feature_folder.script(
       *args, f'--results_dir={tmp_path}', before=before
     )
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     error = out[out.index('error:') :]
-    assert 'fold_1: the loss of the model became infinite or NaN in' in error
-    assert f'epoch {epoch}.' in error and '--lr' in error
-    assert 'fold_0' not in error and 'fold_2' not in error
-    for fold in (0, 2):
-      path = f'fold_{fold}/predictions.csv'
-      assert (folder / path).read_bytes() == (whole / path).read_bytes()
-    record = json.loads((folder / 'fold_1/diverged.json').read_text())
-    assert record['model']['epoch'] == epoch
-    assert -1 <= record['model']['kept'] < max(epoch, 1)
-    kept = record['model']['kept'] >= 0
-    assert (folder / 'fold_1/predictions.csv').exists() == kept == (epoch > 0)
+    assert 'fold_0' not in error and '--lr' in error
+    assert (folder / path).read_bytes() == (whole / path).read_bytes()
+    for fold, epoch in LOST.items():
+      text = f'fold_{fold}: the loss of the model became infinite or NaN in'
+      assert f'{text} epoch {epoch}.' in error
+      at = folder / f'fold_{fold}'
+      record = json.loads((at / 'diverged.json').read_text())['model']
+      assert record['epoch'] == epoch
+      assert -1 <= record['kept'] < max(epoch, 1)
+      kept = record['kept'] >= 0
+      assert (at / 'predictions.csv').exists() == kept == (epoch > 0)
   assert (folder / 'report.html').exists()
 
 
@@ -219,29 +207,81 @@ def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
   assert list(want.glob('events*')) and not list(got.glob('events*'))
 
 
-def test_two_processes_write_what_one_wrote(short, tmp_path):
-  args, folder = short
+# A process of a pod is missed sooner than otherwise.
+MISS_SOON = SAVE_OFTEN + (
+  '\nfrom kmil_jax import parallel; parallel._HEARTBEAT = 10'
+)
+
+
+def pod(args, results, victim=None):
+  """Runs two processes; kills one at the first checkpoint, if asked to.
+
+  Returns:
+    The code and the output of each.
+  """
   with socket.socket() as s:
     s.bind(('localhost', 0))
     address = f'localhost:{s.getsockname()[1]}'
-  pod = [
+  processes = [
     feature_folder.script(
       *args,
-      f'--results_dir={tmp_path}',
+      f'--results_dir={results}',
       f'--coordinator={address}',
       '--num_processes=2',
       f'--process_id={rank}',
+      before=MISS_SOON,
     )
     for rank in range(2)
   ]
   try:
-    logs = [process.communicate(timeout=200)[0] for process in pod]
+    deadline = time.monotonic() + 120
+    while victim is not None and not list(results.glob('*/state/*/*/*')):
+      assert [p.poll() for p in processes] == [None, None]
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    if victim is not None:
+      processes[victim].kill()
+    logs = [
+      process.communicate(timeout=200 if victim is None else 60)[0]
+      for process in processes
+    ]
   finally:
-    for process in pod:
+    for process in processes:
       process.kill()
-  assert [process.returncode for process in pod] == [0, 0], '\n'.join(logs)
+  return [process.returncode for process in processes], logs
+
+
+@pytest.fixture(scope='module')
+def of_two(short, tmp_path_factory):
+  """What two processes write."""
+  results = tmp_path_factory.mktemp('pod')
+  codes, logs = pod(short[0], results)
+  assert codes == [0, 0], '\n'.join(logs)
+  return results / FOLDER
+
+
+def test_a_pod_that_loses_a_process_ends_with_a_line_and_goes_on(
+  short, of_two, tmp_path
+):
+  victim = random.randrange(2)
+  codes, logs = pod(short[0], tmp_path, victim)
+  assert codes[victim] == -signal.SIGKILL
+  assert codes[1 - victim] == 1
+  out = logs[1 - victim]
+  assert 'Traceback' not in out and 'coordination' not in out
+  assert out.splitlines()[-1].startswith('error: another process of this pod')
+  assert out.count('error') == 1 and 'same command' in out
+  codes, logs = pod(short[0], tmp_path)
+  assert codes == [0, 0], '\n'.join(logs)
+  for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
+    got = (tmp_path / FOLDER / name).read_bytes()
+    assert got == (of_two / name).read_bytes()
+
+
+def test_two_processes_write_what_one_wrote(short, of_two):
+  _, folder = short
   for fold in range(3):
-    got = tmp_path / FOLDER / f'fold_{fold}'
+    got = of_two / f'fold_{fold}'
     want = folder / f'fold_{fold}'
     np.testing.assert_allclose(losses(got)[:5], losses(want)[:5], atol=1e-5)
     assert_alike(got, want, atol=1e-3)
@@ -251,8 +291,9 @@ def test_two_processes_write_what_one_wrote(short, tmp_path):
 def test_a_second_cohort_is_tested_by_the_models_that_are_there(
   short, tmp_path
 ):
-  """Its bags are those of the first in other files."""
+  """Its bags are those of the first in other files; nothing is trained."""
   args, folder = short
+  before = (folder / 'predictions.csv').read_bytes()
   source = Folder(folder).config().values
   shutil.copytree(source['features_dir'], tmp_path / 'copy')
   for path in (tmp_path / 'copy').iterdir():
@@ -264,6 +305,8 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     f'--external_features_dir={tmp_path / "copy"}',
   ]
   out = feature_folder.run(*args, before=NEVER)
+  assert 'done before: 3 of 3 runs' in out
+  assert (folder / 'predictions.csv').read_bytes() == before
   assert 'external cohort, 60 slides of 60 cases' in out
   external = probabilities(folder, 'external_predictions.csv')
   assert len(external) == 4 * 60  # Three folds and their mean.
@@ -297,7 +340,6 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     ('--external_phantom', '--external_phantom has no effect with --csv_path'),
     ('--task=a --labels=0:x', '--labels has no effect with --task=a'),
     ('--features_dir=', 'a path cannot be empty'),
-    ('--k=25', 'class 2 has 20 cases: fewer than 25 folds'),
     ('--fold=7', '--fold=7: folds are 0 to 2'),
     ('--labels=0:x,9:y', 'no slide has the label 9'),
     *(

@@ -148,6 +148,9 @@ def test_rounded_tiles_touch_their_neighbours(side):
       np.testing.assert_array_equal(ends, own)
 
 
+TEXT = np.array('text', h5py.string_dtype())
+
+
 def change(name, array):
   return lambda d: d | {name: array(d)}
 
@@ -163,6 +166,14 @@ def change(name, array):
     (change('coords', lambda d: d['coords'][1:]), {}, 'coords'),
     (change('attention', lambda d: d['attention'] * np.nan), {}, 'attention'),
     (change('prob', lambda d: d['prob'][:2]), {}, 'prob'),
+    # Damaged, or not by us.
+    (change('coords', lambda d: h5py.SoftLink('/absent')), {}, ''),
+    (change('coords', lambda d: np.array([[b'a', b'b']] * 63)), {}, ''),
+    (change('coords', lambda d: np.full((63, 2), 1e300)), {}, ''),
+    (change('kept', lambda d: h5py.Empty('f')), {}, ''),
+    (change('attention', lambda d: TEXT), {}, ''),
+    (lambda d: d, {'level0_width': 'x', 'level0_height': 2}, 'not a complete'),
+    (lambda d: d, {'classes': 3}, 'not a complete'),
   ],
 )
 def test_a_file_that_cannot_be_drawn_is_named(
@@ -501,35 +512,23 @@ def test_slides_of_another_size_are_refused_with_both_sizes(
     slide_view.SlideView(tmp_path / 'slides/b.tiff', tile_scores.find(run)['b'])
 
 
-@pytest.mark.parametrize(
-  ('name', 'value'),
-  [
-    ('coords', h5py.SoftLink('/absent')),
-    ('coords', np.array([[b'a', b'b']] * 16)),
-    ('coords', np.full((16, 2), 1e300)),
-    ('kept', h5py.Empty('f')),
-    ('attention', np.array('text', h5py.string_dtype())),
-    ('attention', h5py.ExternalLink('other.h5', 'attention')),
-    ('prob', h5py.SoftLink('/')),
-  ],
-)
-def test_damaged_scores_are_a_named_fault(tmp_path, name, value):
+@pytest.mark.parametrize('kind', ['link', 'external', 'bomb'])
+def test_scores_that_lie_elsewhere_or_take_all_memory_are_refused(
+  tmp_path, kind
+):
   arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
-  path = drawn_maps.write_scores(tmp_path, 0, 'a', arrays)
-  assert len(tile_scores.read({0: path})) == 16
-  shutil.copy(path, path.with_name('other.h5'))
+  path, shape = drawn_maps.write_scores(tmp_path, 0, 'a', arrays), (16, 2)
+  other = shutil.copy(path, tmp_path / 'other.h5')
   with h5py.File(path, 'a') as file:
-    del file[name]
-    file[name] = value
-  with pytest.raises(MapError, match=r'a\.h5: '):
-    tile_scores.read({0: path})
-
-
-@pytest.mark.parametrize(
-  'mark', [{'level0_width': 'x', 'level0_height': 2}, {'classes': 3}]
-)
-def test_attributes_that_make_no_sense_are_a_named_fault(tmp_path, mark):
-  arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
-  path = drawn_maps.write_scores(tmp_path, 0, 'a', arrays, **mark)
-  with pytest.raises(MapError, match=r'a\.h5: not a complete'):
+    del file['coords']
+    if kind == 'link':
+      file['coords'] = h5py.ExternalLink(other, '/coords')
+    elif kind == 'external':
+      raw = [(str(other), 0, 16 * 2 * 4)]
+      file.create_dataset('coords', shape, 'i4', external=raw)
+    else:
+      chunks = {'chunks': (2**24, 2), 'maxshape': (None, 2)}
+      file.create_dataset('coords', shape, 'i4', compression=1, **chunks)[:] = 1
+  words = {'link': 'a link to', 'external': 'lies in other', 'bomb': 'full'}
+  with pytest.raises(MapError, match=rf'a\.h5: coords .*{words[kind]}'):
     tile_scores.read({0: path})

@@ -76,6 +76,7 @@ def test_what_is_no_flag_may_be_an_option_and_a_home_is_found(monkeypatch):
     (['extra'], "'extra' is not a flag"),
     (['--model=abmil'], 'model'),
     (['--runs=1,0'], 'runs'),
+    (['--runs='], '--runs is empty'),
     (['--lr=2'], 'lr'),
     (['--tiers=2'], '--tiers has no effect with --model=kmil, only with dtfd'),
     (['--port=1'], '--port requires --host'),
@@ -121,6 +122,25 @@ def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
   with pytest.raises(SystemExit):
     parse('--help')
   assert 'average:' not in capsys.readouterr().out
+
+
+def test_a_subclass_may_fix_an_option(capsys):
+  @dataclasses.dataclass(frozen=True)
+  class OfOne(Model):
+    """One model."""
+
+    model: str = options.fixed('kmil')
+
+  (given,) = parse('--tiers=2', classes=(OfOne,))  # Needs no --model.
+  assert (given.model, given.tiers) == ('kmil', 2)
+  with pytest.raises(OptionError, match="Unknown command line flag 'model'"):
+    parse('--model=dtfd', classes=(OfOne,))
+  with pytest.raises(SystemExit):
+    parse('--help', classes=(OfOne,))
+  assert '--model' not in capsys.readouterr().out
+  values = options.to_json([given])
+  assert values['model'] == 'kmil' and 'model' in options.decisive([OfOne])
+  assert options.from_json(values | {'model': 1}, (OfOne,), 'c') == [given]
 
 
 def test_fields_say_what_decides_results():

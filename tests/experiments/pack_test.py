@@ -35,7 +35,7 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
   assert [len(bag) for bag in cohort.bags] == [len(bag) for bag in bags]
   with pytest.raises(SystemExit, match=f'error: {folder} is there'):
     pack.main(args)
-  with pytest.raises(FeatureError, match=f'give one, as {folder}'):
+  with pytest.raises(FeatureError, match=f'Give one, as {folder}'):
     packed.find(tmp_path / 'packed')
-  with pytest.raises(FeatureError, match='copy or mount the bucket'):
+  with pytest.raises(FeatureError, match='Copy or mount the bucket'):
     packed.find('gs://bucket/slide_bags')

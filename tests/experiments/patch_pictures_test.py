@@ -34,16 +34,6 @@ def test_heat_lies_on_tiles_and_wrong_probabilities_are_red():
   assert all(len(ax.images) == 2 for ax in bottom)
 
 
-def test_roc_curves_have_their_areas():
-  truth = np.array([0, 0, 1, 1], bool)
-  found = {'a': (truth, np.arange(4.0)), 'b': (truth, -np.arange(4.0))}
-  ax = pictures.roc('t', found).axes[0]
-  texts = [text.get_text() for text in ax.get_legend().texts]
-  assert texts == ['a, AUROC 1.000', 'b, AUROC 0.000']
-  x, y = ax.lines[0].get_data()
-  assert np.trapezoid(y, x) == 1
-
-
 def test_maps_lie_on_the_image_with_what_is_true_and_found():
   image = np.zeros((20, 40, 3), np.uint8)
   ring = np.array([[0, 0], [9, 0], [9, 9], [0, 0]])

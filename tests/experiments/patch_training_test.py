@@ -17,7 +17,7 @@ from experiments.patches.training import Training
 from experiments.run.options import OptionError
 from experiments.run.progress import Progress
 from experiments.run.results import Folder, ResultsError
-from kmil_jax import loop, models, parallel, port
+from kmil_jax import checksums, loop, models, parallel, port
 from kmil_jax.tasks.tiles import PatchError
 
 
@@ -50,7 +50,9 @@ def same(one, other):
 def test_training_learns_and_leaves_a_record_and_a_model(finished):
   folder, trained = finished
   names = {p.name for p in folder.iterdir()}
-  assert names == {'config.json', 'metrics.jsonl', 'model.safetensors'}
+  assert names == {
+    *('config.json', 'metrics.jsonl', 'model.safetensors', 'sha256.json')
+  }
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == list(range(5))
   assert trained.history[-1]['val_auroc'] > 0.9
@@ -74,6 +76,29 @@ def test_a_finished_folder_is_loaded_and_not_trained_again(
   assert (folder / 'model.safetensors').stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize('name', ['model.safetensors', 'sha256.json'])
+def test_a_model_that_was_changed_is_trained_again_and_not_read(
+  finished, tmp_path, capsys, name
+):
+  folder = shutil.copytree(finished[0], tmp_path / 'x')
+  whole = (folder / 'model.safetensors').read_bytes()
+  changed = bytearray((folder / name).read_bytes())
+  changed[-9] ^= 128
+  (folder / name).write_bytes(changed)
+  if name == 'model.safetensors':
+    with pytest.raises(port.PortError, match=f'{folder}/{name} was changed'):
+      port.load_state_dict(folder / name)
+  same(train(folder), finished[1])
+  assert f'warning: {folder}/{name} is damaged. ' in capsys.readouterr().out
+  assert checksums.damage(folder) is None
+  # What began with its weights knows them by this hash.
+  assert (folder / 'model.safetensors').read_bytes() == whole
+  # Older ones have no hash.
+  (folder / 'sha256.json').unlink()
+  same(train(folder), finished[1])
+  assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize('lines', [0, 1, 5])
 def test_a_model_of_another_epoch_than_the_history_names_is_refused(
   finished, tmp_path, monkeypatch, lines
@@ -92,21 +117,6 @@ def test_a_model_of_another_epoch_than_the_history_names_is_refused(
   assert str(error.value).startswith(held)
   assert f'best_epoch {kept}: ' in str(error.value)
   assert f'Remove the folder {folder} and give' in str(error.value)
-
-
-@pytest.mark.parametrize('at', [20, -3])
-def test_a_damaged_model_is_trained_again_and_starts_none(
-  finished, tmp_path, capsys, at
-):
-  folder = shutil.copytree(finished[0], tmp_path / 'x')
-  path = folder / 'model.safetensors'
-  content = bytearray(path.read_bytes())
-  content[at] ^= 1
-  path.write_bytes(content)
-  with pytest.raises(port.PortError, match=r'model\.safetensors'):
-    train(tmp_path / 'y', weights=str(path))
-  same(train(folder), finished[1])
-  assert f'warning: {path} is damaged' in capsys.readouterr().out
 
 
 def test_other_settings_or_tiles_are_refused_with_their_list(

@@ -129,6 +129,7 @@ def test_changed_slides_are_predicted_anew_and_unreadable_ones_leave_no_maps(
     calls.append(len(x))
     return function(x)
 
+  counted.peak_bytes = function.peak_bytes
   assert not predict(source, models, tmp_path) and there() == set(NAMES)
   # Other features of a slide, and a file that is not what it was.
   shutil.copy(source / 'slide_003.h5', source / 'slide_001.h5')
@@ -150,12 +151,32 @@ def test_changed_slides_are_predicted_anew_and_unreadable_ones_leave_no_maps(
   assert {row['slide_id']: row['reason'] for row in written} == failures
 
 
+def test_a_bag_that_does_not_fit_in_memory_is_refused_unread(
+  finished, models, tmp_path, monkeypatch
+):
+  found = bags.find(finished[1], models[0])
+  lengths = {slide: found.source.header(slide).length for slide in found.ids}
+  longest = max(lengths, key=lengths.get)
+  assert not found.too_large(models[1])
+  needed = models[1].peak_bytes(lengths[longest], 16)
+  # The weights and the bag are in memory, however little else is.
+  assert needed > sum(x.nbytes for x in models[1]._weights.values())
+  assert models[1].peak_bytes(10**6, 16) > 2 * 4 * 16 * 10**6
+  monkeypatch.setattr(bags.files, 'memory', lambda: needed - 1)
+  monkeypatch.setattr(found.source, 'read', None)
+  failures = outputs.predict(found, *models, Folder(tmp_path))
+  reason = failures[longest]
+  assert f'{longest}: ' in reason and f'{lengths[longest]} instances' in reason
+  assert 'GiB of memory' in reason and '--fold' in reason
+  assert any(longest in fault for fault in found.too_large(models[1]))
+
+
 def test_features_made_otherwise_are_refused(
   finished, models, model_file, tmp_path, monkeypatch, capsys
 ):
   of_file, _ = trained.Models(model=model_file).read()
   source = some_features(finished, tmp_path / 'same', NAMES[:1], mpp=1.0005)
-  assert bags.find(source, of_file).unlike == []
+  assert bags.find(source, of_file).differences == []
   for name, value, usual in (
     ('encoder', 'other', 'planted'),
     ('mpp', 0.5, '1.0'),
@@ -165,10 +186,10 @@ def test_features_made_otherwise_are_refused(
       finished, tmp_path / name, NAMES[:1], **{name: value}
     )
     for card in (models[0], of_file):
-      (message,) = bags.find(source, card).unlike
+      (message,) = bags.find(source, card).differences
       assert f'differ: {name} {value} here, {usual} there' in message
   feature_folder.write(tmp_path / 'wide', [np.ones((3, 17))], [0])
-  (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).unlike
+  (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).differences
   assert 'dimensions 17 here, 16 there' in message
   bags.find(finished[1], dataclasses.replace(models[0], features={}))
   assert 'warning: encoder, mpp, patch_size of these' in capsys.readouterr().out
@@ -176,7 +197,7 @@ def test_features_made_otherwise_are_refused(
   with h5py.File(silent / 'slide_000.h5', 'a') as f:
     for attributes in (f.attrs, f['coords'].attrs):
       attributes.pop('mpp', None)
-  assert bags.find(silent, of_file).unlike == []
+  assert bags.find(silent, of_file).differences == []
   assert capsys.readouterr().out == (
     'warning: mpp of these features, or of those of the models, is not stated.'
     ' Make sure that they are alike.\n'
@@ -285,7 +306,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   printed = end(mixed, '--check')  # All that is wrong at once.
   for words in (
     f'problem: {mixed}: features of different encoder are mixed',
-    f'problem: {mixed}: features of different mpp are mixed: 0.5, 1.0; other'
+    f'problem: {mixed}: features of different mpp are mixed: 0.5, 1.0. Other'
     ' than the rest are slide_002',
     'check: 2 problems',
   ):
@@ -366,7 +387,7 @@ def test_features_are_made_as_those_of_the_training(plan, tmp_path):
   card, (cohort, encoder) = plan()
   assert not extraction.extract(cohort, tmp_path / 'features', encoder)
   found = bags.find(tmp_path / 'features', card)
-  assert found.ids == ['a', 'b.1'] and found.unlike == []
+  assert found.ids == ['a', 'b.1'] and found.differences == []
   # 64 level-0 pixels to a tile.
   counts = [len(found.source.read(slide).features) for slide in found.ids]
   assert counts == [3, 10]

@@ -3,6 +3,7 @@
 Importing what scripts import takes seconds; the server of forks does it once.
 """
 
+import builtins
 import multiprocessing
 import os
 import pathlib
@@ -10,6 +11,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import tomllib
+import warnings
 
 import xla_flags
 
@@ -39,12 +42,21 @@ _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(list(_PRELOADED))
 
 
+def _fail_where_tests_do():
+  """Makes those warnings errors that are errors in tests."""
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))
+  for rule in project['tool']['pytest']['ini_options']['filterwarnings']:
+    action, message, kind, module = rule.split(':')
+    warnings.filterwarnings(action, message, getattr(builtins, kind), module)
+
+
 def _run(module, args, before, cwd, out, err):
   """In the new process: runs `python -m <module> <args>` after `before`."""
   for stream, log in ((1, out), (2, err)):
     with open(log, 'ab', 0) as file:
       os.dup2(file.fileno(), stream)
   os.chdir(cwd)
+  _fail_where_tests_do()
   sys.path.insert(0, str(ROOT))
   sys.argv = [module, *args]
   exec(before, {})

@@ -24,17 +24,11 @@ class Training:
   batch: int | None = dataclasses.field(default=None)
 
 
-@dataclasses.dataclass
-class Material:
-  is_phantom: bool = True
-  note: str = 'a phantom'
-
+@dataclasses.dataclass(frozen=True)
+class Material(study.Material):
   @property
   def inputs(self):
     return {'tiles_sha256': 'a'}
-
-  def check(self, findings):
-    pass
 
   def tables(self):
     rows = [Row(('a',), {'': (3,)})]
@@ -48,7 +42,10 @@ PAPER = study.Paper(
 
 def run(tmp_path, stages, batch=None, **options):
   output = Output(seed=7, results_dir=tmp_path)
-  study.run(PAPER, Material(), [Training(batch), output], stages, **options)
+  material = Material(
+    note='a phantom', is_phantom=True, warnings=('part a is small',)
+  )
+  study.run(PAPER, material, [Training(batch), output], stages, **options)
   return tmp_path / 'toy_s7'
 
 
@@ -83,6 +80,7 @@ def test_what_is_yielded_is_printed_and_written(tmp_path, capsys):
   for text in ('a phantom', 'Parts', 'epochs 2 (30) of b', 'a text', 'Title'):
     assert text in report and text in shown
   assert f'results in {folder}' in shown
+  assert 'warning: part a is small\n' in shown
 
 
 def test_it_goes_on_in_its_folder_but_not_with_other_options(tmp_path):
@@ -95,5 +93,7 @@ def test_it_goes_on_in_its_folder_but_not_with_other_options(tmp_path):
 def test_check_trains_nothing(tmp_path, capsys):
   with pytest.raises(SystemExit) as end:
     run(tmp_path, None, check=True)
-  assert not end.value.code and 'Parts' in capsys.readouterr().out
+  assert not end.value.code
+  shown = capsys.readouterr().out
+  assert 'Parts' in shown and 'warning: part a is small\n' in shown
   assert not list(tmp_path.iterdir())

@@ -1,5 +1,7 @@
 """One table, four layouts."""
 
+import math
+
 from experiments.evaluation.tables import (
   HERE,
   INTERVAL,
@@ -16,9 +18,12 @@ TABLE = Table(
   rows=[
     Row(
       ('a|b',),
-      {HERE: (0.91234567, 1e-5, 'good'), INTERVAL: ((0.8, 1.0), None, None)},
+      {
+        HERE: (0.91234567, 1e-5, 'good'),
+        INTERVAL: ((0.8, 1.0), (math.nan, math.nan), None),
+      },
     ),
-    Row(('c',), {HERE: (float('nan'), 0.04, 'x')}),
+    Row(('c',), {HERE: (math.nan, 0.04, 'x')}),
   ],
   notes=('A note.',),
   published=Published('Zheng, Table 2', {('c',): {'AUROC': 0.9}}),

@@ -288,7 +288,7 @@ def grids():
 
 
 def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(grids):
-  material = Grids(grids, Tiles(), 2023, '')
+  material = Grids(grids, Tiles(), 2023)
   false = material.false_positives(RED)
   assert 10 < len(false) < 60 and not false.label.any()
   assert not set(false.group) & set(material.split['test'].group)
@@ -331,7 +331,7 @@ def test_a_picture_is_drawn_of_tiles_on_a_grid_alone(grids, xy, want):
   [
     ('ab', None, 'Give the one of tumour with --positive'),
     ('ab', 'c', '--positive=c: the classes are a, b'),
-    ('abc', None, 'the classes a, b, c; two are needed'),
+    ('abc', None, 'the classes a, b, c. Two are needed'),
     ('ab', 'a', ''),
     ('01', None, ''),
   ],

@@ -92,11 +92,7 @@ def _written_out(line: str) -> str:
 
 _ROWS = tomllib.loads(TABLE.read_text(encoding='utf-8'))
 _WORDS, _INPUTS = _ROWS.pop('words'), _ROWS.pop('inputs')
-# Of two commits on one machine, and of the suite's goldens.
-WIDTHS, SUITE_WIDTHS = (
-  {name: Width(**row) for name, row in _ROWS.pop(table).items()}
-  for table in ('width', 'suite_width')
-)
+WIDTHS = {name: Width(**row) for name, row in _ROWS.pop('width').items()}
 CHAINS = tuple(
   Chain(
     name,

@@ -1,12 +1,14 @@
 """Compares two records of a command, number by number."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import fnmatch
 import math
 import re
 
 _DECIMAL = re.compile(r'^[+-]?\d[\d,]*\.?\d*(?:[eE][+-]?\d+)?$')
+_NUMBERS = re.compile(r'[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?')
+_UNDEFINED = ('', 'n/a', 'None', '# to #')
 # A rounded number with fewer decimals is compared as it is: it is as likely to
 # be a short number written in full, of which the last digit counts.
 _ROUNDED = range(3, 7)
@@ -22,14 +24,15 @@ class Width:
   Attributes:
     absolute: apart from the share below.
     relative: share of the larger one.
-    loose: patterns of paths whose values are not compared; that they are there
-      is, and how many.
+    loose: patterns of paths, with the least and the largest value there. A
+      number there may be any other between them, and nothing but a number; with
+      'n/a' as a third, it may also be undefined. The first that fits holds.
     reason: why this is not the usual width.
   """
 
   absolute: float = 1e-6
   relative: float = 1e-6
-  loose: tuple[str, ...] = ()
+  loose: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
   reason: str = ''
 
 
@@ -67,10 +70,16 @@ class Outcome:
 
 
 def flat(record, path: str = '') -> Iterator[tuple[str, object]]:
-  """Yields the path and value of every leaf, and the length of every list."""
+  """Yields the path and value of every leaf, and the length of every list.
+
+  A cell's path ends with the name of its column and, in tables that have a
+  column `from`, with what stands to the left of it and there.
+  """
   if isinstance(record, dict):
     yield f'{path}/', 'keys'
     for key, value in record.items():
+      if key == 'rows' and (names := record.get('columns')):
+        value = [_named(names, row) for row in value]
       yield from flat(value, f'{path}/{key}' if path else str(key))
   elif isinstance(record, list):
     yield f'{path}/length', len(record)
@@ -78,6 +87,16 @@ def flat(record, path: str = '') -> Iterator[tuple[str, object]]:
       yield from flat(value, f'{path}/{i}')
   else:
     yield path, record
+
+
+def _named(names: list[str], row):
+  """Returns a row as a dict by column; as it is where its length differs."""
+  if not isinstance(row, list) or len(row) != len(names):
+    return row
+  keys = row[: names.index('from') + 1] if 'from' in names else []
+  end = f' ({", ".join(keys)})'.replace('/', '|') if keys else ''
+  cells = zip(names, row, strict=True)
+  return {f'{name or "first"}{end}': cell for name, cell in cells}
 
 
 def number(value) -> float | None:
@@ -123,6 +142,19 @@ def alike(first, second, width: Width) -> bool:
   return abs(numbers[0] - numbers[1]) <= allowed * (1 + 1e-9)
 
 
+def of_a_kind(first, second, least, most, undefined=None) -> bool:
+  """Whether leaves differ in numbers alone, or one may be undefined and is."""
+  shapes = set()
+  for value in (first, second):
+    text = str(int(value) if isinstance(value, bool) else value)
+    shape = _NUMBERS.sub('#', text)
+    if undefined and shape in _UNDEFINED:
+      shape = '#'
+    shapes.add((isinstance(value, str), shape))
+  numbers = map(float, _NUMBERS.findall(text))
+  return len(shapes) == 1 and all(least <= x <= most for x in numbers)
+
+
 def compare(first, second, width: Width, choices: bool = False) -> Outcome:
   """Compares two records.
 
@@ -138,9 +170,9 @@ def compare(first, second, width: Width, choices: bool = False) -> Outcome:
   for path in [*old, *(p for p in new if p not in old)]:
     if path in old and path in new:
       shape = path.endswith('/length') or path == 'exit'
-      if not shape and _any(path, width.loose):
-        continue
-      if not alike(old[path], new[path], width):
+      bounds = None if shape else _bounds(path, width.loose)
+      pair = old[path], new[path]
+      if not (alike(*pair, width) or (bounds and of_a_kind(*pair, *bounds))):
         differences.append(Difference(path, old[path], new[path], shape))
       continue
     if _parent_missing(path, old, new):
@@ -160,9 +192,10 @@ def compare(first, second, width: Width, choices: bool = False) -> Outcome:
   return Outcome(differences, notes)
 
 
-def _any(path: str, patterns: tuple[str, ...]) -> bool:
-  """Whether a path is like one of some patterns."""
-  return any(fnmatch.fnmatch(path, pattern) for pattern in patterns)
+def _bounds(path: str, loose: Mapping[str, Sequence]) -> Sequence | None:
+  """Returns the range of the first pattern that a path is like."""
+  fitting = (loose[one] for one in loose if fnmatch.fnmatch(path, one))
+  return next(fitting, None)
 
 
 def _parent_missing(path, old, new) -> bool:

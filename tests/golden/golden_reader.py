@@ -129,24 +129,23 @@ def printed(text: str, folder: pathlib.Path):
   try:
     return plain(json.loads(text), folder)
   except ValueError:
-    return _cells(text) or numbers(text)
+    return _tables(text) or numbers(text)
 
 
-def _cells(text: str) -> list[list[str]]:
-  """Returns the cells of tables in Markdown, without columns that vary."""
-  lines = [line.strip() for line in text.splitlines()]
-  rows = []
-  kept = []
-  for line in lines:
+def _tables(text: str) -> list[dict]:
+  """Returns the tables of a text in Markdown, without columns that vary."""
+  tables, kept = [], []
+  for line in map(str.strip, text.splitlines()):
     if not line.startswith('|'):
       kept = []
       continue
     cells = [cell.strip() for cell in line.strip('|').split('|')]
     if not kept:  # The first line of a table names its columns.
       kept = [i for i, name in enumerate(cells) if not _VARIES.search(name)]
-    if not set(line) <= set('|:- '):
-      rows.append([cells[i] for i in kept if i < len(cells)])
-  return rows
+      tables.append({'columns': [cells[i] for i in kept], 'rows': []})
+    elif not set(line) <= set('|:- '):
+      tables[-1]['rows'].append([cells[i] for i in kept if i < len(cells)])
+  return tables
 
 
 def _csv(path):
@@ -259,4 +258,4 @@ def _zip(path):
 
 
 def _text(path):
-  return {'cells': _cells(path.read_text(encoding='utf-8'))}
+  return {'tables': _tables(path.read_text(encoding='utf-8'))}

@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 
-from golden_commands import SUITE, SUITE_WIDTHS, Chain
+from golden_commands import SUITE, WIDTHS, Chain
 import golden_comparer
 from golden_pictures import STORED
 import golden_runner
@@ -35,7 +35,7 @@ def test_of(*names: str):
     wrong = []
     for command in chain.commands:
       golden, record = goldens[command.name], records[command.name]
-      width = SUITE_WIDTHS[command.suite]
+      width = WIDTHS[command.suite]
       differences = golden_comparer.compare(golden, record, width).differences
       lines = [str(difference) for difference in differences]
       lines += golden_runner.unexpected(command, record)

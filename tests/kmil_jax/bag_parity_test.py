@@ -3,6 +3,8 @@
 Weights go one way, since port_test shows that the other is its inverse.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,8 @@ BIASES = {'path_attn_head.attention_c.bias', 'attention.2.bias',
           'att_classifier.attention.attention_weights.bias'}  # fmt: skip
 
 
-def step_of(name, options):
+@functools.cache
+def step_of(name, **options):
   """The optimiser and one compiled step: loss, prediction, state."""
   spec, tx = SPECS[name], optim.make(RECIPE)
   model = spec.make(num_classes=CLASSES, **options)
@@ -65,10 +68,7 @@ def step_of(name, options):
     )
     return loss, prediction, optax.apply_updates(params, updates), opt_state
 
-  # One of each family is compiled as in training.
-  level = {'xla_backend_optimization_level': 0}
-  hastily = name not in ('abmil', 'dsmil', 'dtfd')
-  return tx, jax.jit(step, compiler_options=level if hastily else None)
+  return tx, jax.jit(step)
 
 
 def assert_ten_steps_equal(name, options, module, trained, mask, **extra):
@@ -78,7 +78,7 @@ def assert_ten_steps_equal(name, options, module, trained, mask, **extra):
     got, want.detach(), atol=1e-5
   )
   params = port.from_torch(name, twins.state_of(trained))['params']
-  tx, step = step_of(name, options)
+  tx, step = step_of(name, **options)
   opt_state = tx.init(params)
   adam = torch.optim.Adam(
     trained.parameters(), RECIPE.learning_rate, weight_decay=RECIPE.weight_decay
@@ -125,7 +125,7 @@ def test_ten_steps_equal_torch(name, options):
 def test_bags_smaller_than_their_pseudo_bags_equal_torch(name, options):
   module = twin(name, options)
   params = port.from_torch(name, twins.state_of(module))['params']
-  tx, step = step_of(name, options)
+  tx, step = step_of(name, **options)
   for n in (3, 5):  # An empty pseudo-bag, and some with fewer than k = 2.
     mask = np.arange(N) < n
     want, attention = module(torch.tensor(BAG[:n]), groups_of(mask))

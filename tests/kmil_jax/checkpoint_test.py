@@ -1,5 +1,6 @@
 """Checkpoints: whole trees, the newest two, whatever kills the process."""
 
+import gc
 import os
 import pathlib
 import select
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from typing import NamedTuple
+import warnings
 
 import chex
 import jax.numpy as jnp
@@ -40,6 +42,24 @@ def tree(value, width=4):
 
 def steps(root):
   return sorted(p.name for p in pathlib.Path(root).iterdir())
+
+
+def test_a_disk_without_room_for_the_states_is_named(tmp_path, monkeypatch):
+  saved = checkpoint.Checkpoints(tmp_path / 'new')
+  state = {'a': np.zeros(2**20, np.uint8)}
+  usage = lambda mib: lambda path: shutil._ntuple_diskusage(0, 0, mib << 20)
+  # Two are kept, and one written; of what goes on, one is to be written.
+  for newest, room in ((-1, 3), (0, 2), (1, 1), (2, 1)):
+    if newest >= 0:
+      monkeypatch.undo()
+      saved.save(newest, state)
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', usage(room))
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      saved.check_space(state)
+    monkeypatch.setattr(checkpoint.shutil, 'disk_usage', usage(room - 1))
+    with pytest.warns(UserWarning, match=rf'new: .* {room} MiB'):
+      saved.check_space(state)
 
 
 def test_round_trip_of_an_optimisers_state(tmp_path):
@@ -134,15 +154,25 @@ def test_what_is_damaged_gives_way_to_the_one_before(tmp_path, root, kind):
   saved.close()
 
 
-def test_a_checkpoint_without_hashes_is_read_or_named(tmp_path):
-  saved = checkpoint.Checkpoints(tmp_path)
-  saved.save(1, tree(1))
-  (tmp_path / '1' / 'sha256.json').unlink()
-  assert saved.latest(tree(0))['epoch'] == 1
-  shutil.rmtree(tmp_path / '1/state')
-  with pytest.raises(checkpoint.CheckpointError, match=f'{tmp_path}/1 is dam'):
-    saved.latest(tree(0))
+@pytest.mark.parametrize('root', ['state', 'a [1]*'])
+def test_of_an_older_version_too_the_one_before_serves(tmp_path, root, caplog):
+  root = tmp_path / root
+  saved = checkpoint.Checkpoints(root)
+  for step in (1, 2):
+    saved.save(step, tree(step))
+    (root / f'{step}/sha256.json').unlink()
   saved.close()
+  for damaged, epoch in (set(), 2), ({'2'}, 1), ({'1', '2'}, None):
+    for step in damaged:
+      for path in (root / step / 'state').rglob('d/*'):
+        path.write_bytes(path.read_bytes()[:-9])
+    saved = checkpoint.Checkpoints(root)
+    assert {path.name for path in saved.damaged} == damaged
+    got = saved.latest(tree(0))
+    assert (got and got['epoch']) == epoch
+    saved.close()
+  gc.collect()
+  assert not caplog.records  # What Orbax says of it is not for users.
 
 
 # Saves 1, 2, 3 ... and says so after each; the tree takes a while to write.

@@ -10,7 +10,7 @@ from jax import lax
 import jax.numpy as jnp
 import pytest
 
-from kmil_jax import cost
+from kmil_jax import cost, parallel
 from kmil_jax.models import SPECS
 
 X, A = jnp.ones((32, 64)), jnp.ones((64, 64))
@@ -136,18 +136,18 @@ def test_what_xla_does_not_say_is_none(monkeypatch, analysis):
   monkeypatch.setattr(stages.Lowered, 'cost_analysis', lambda self: analysis)
   monkeypatch.setattr(stages.Compiled, 'memory_analysis', lambda self: None)
   assert cost.flops(lowered) is None
-  assert cost.peak_bytes(compiled) is None
+  assert parallel.peak_bytes(compiled) is None
 
 
 def test_peak_is_arguments_outputs_and_temporaries():
   f = lambda x: x + 1
   compiled = jax.jit(f).lower(X).compile()
-  assert cost.peak_bytes(compiled) == 2 * X.nbytes
+  assert parallel.peak_bytes(compiled) == 2 * X.nbytes
   reused = jax.jit(f, donate_argnums=0).lower(X).compile()
-  assert cost.peak_bytes(reused) == X.nbytes
+  assert parallel.peak_bytes(reused) == X.nbytes
   # What is between two products has to lie somewhere.
   twice = jax.jit(lambda x, a: times_tanh(x, a) @ a).lower(X, A).compile()
-  assert cost.peak_bytes(twice) >= 3 * X.nbytes + A.nbytes
+  assert parallel.peak_bytes(twice) >= 3 * X.nbytes + A.nbytes
 
 
 def test_time_is_the_median_of_calls_after_the_first():

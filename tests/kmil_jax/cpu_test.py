@@ -57,7 +57,7 @@ CASES = [
     ((2, 5, 8, 4), (4, 2, 1, 4), EACH),
   ),
   *forms_of(
-    *(max_pool, 'divide', 'reduce_window'),
+    *(max_pool, 'multiply', 'reduce_window'),
     ((2, 7, 10, 3), {'size': 3, 'stride': 2, 'padding': ((1, 1), (1, 1))}),
     ((2, 7, 10, 3), {'size': 3, 'stride': 1, 'padding': ((1, 1), (1, 1))}),
     ((2, 7, 10, 3), {'size': 3, 'stride': 2, 'padding': ((0, 0), (0, 1))}),

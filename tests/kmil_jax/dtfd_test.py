@@ -14,10 +14,6 @@ from kmil_jax.models import pooling
 from kmil_jax.models.dtfd import DTFD, pseudo_bags
 
 WIDTH, CLASSES, LABEL = 12, 3, 1
-# Compiling is all that takes time here.
-compiled = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 
 def bag(n, seed=0):
@@ -27,15 +23,13 @@ def bag(n, seed=0):
 @functools.cache
 def params():
   init = functools.partial(DTFD(CLASSES).init, train=False)
-  variables = compiled(init)(jax.random.key(0), bag(1), np.ones(1, bool))
+  variables = jax.jit(init)(jax.random.key(0), bag(1), np.ones(1, bool))
   return jax.device_get(variables['params'])
 
 
 @functools.cache
 def program(**options):
-  return compiled(
-    functools.partial(DTFD(CLASSES, **options).apply, train=False)
-  )
+  return jax.jit(functools.partial(DTFD(CLASSES, **options).apply, train=False))
 
 
 def predict(x, params, **options):
@@ -49,7 +43,7 @@ def predict(x, params, **options):
   )
 
 
-deal = compiled(pseudo_bags, static_argnums=2)
+deal = jax.jit(pseudo_bags, static_argnums=2)
 
 
 @given(
@@ -92,7 +86,7 @@ def test_each_tier_is_trained_by_its_own_loss(distill):
     second = losses.cross_entropy(prediction, mask, jnp.int32(LABEL))
     return jnp.stack([total - second, second])
 
-  grads = compiled(jax.jacrev(terms))(params())
+  grads = jax.jit(jax.jacrev(terms))(params())
   size = {
     module: jax.tree.reduce(
       np.add, jax.tree.map(lambda g: np.abs(g).reshape(2, -1).sum(1), tree)
@@ -146,7 +140,7 @@ def test_top_values_are_those_of_a_sort(seed, k):
   rng = np.random.default_rng(seed)
   values = rng.integers(-3, 3, size=(6, 2)).astype(np.float32)
   mask = rng.random((6, 2)) < 0.6
-  index, present = compiled(pooling.masked_top, static_argnums=2)(
+  index, present = jax.jit(pooling.masked_top, static_argnums=2)(
     values, mask, k
   )
   chex.assert_shape([index, present], (min(k, 6), 2))

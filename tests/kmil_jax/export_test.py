@@ -1,8 +1,10 @@
 """Models as files: the programs say what the models say, of any bag."""
 
 import dataclasses
+import io
 import zipfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,11 +139,15 @@ def test_equal_models_give_equal_bytes_that_tell_nothing_of_the_machine(
 
 
 def rewritten(content, path, change):
-  """Writes the zip anew, its entries being those `change` returns."""
+  """Writes the zip anew, its entries being those `change` returns.
+
+  Its hashes are left out, as in files of older versions.
+  """
   (path / 'whole').write_bytes(content)
   with zipfile.ZipFile(path / 'whole') as file:
     entries = {info.filename: file.read(info) for info in file.infolist()}
   with zipfile.ZipFile(path / 'other', 'w') as file:
+    entries.pop('sha256.json')
     for name, data in change(entries).items():
       file.writestr(name, data)
   return (path / 'other').read_bytes()
@@ -180,6 +186,24 @@ def test_damaged_files_are_refused_by_name(archives, tmp_path, damage, message):
     export.read(tmp_path / 'model.kmil')
   assert message in str(error.value)
   assert 'model.kmil' in str(error.value)
+
+
+def test_what_was_changed_is_refused_and_what_has_no_hashes_is_read(
+  archives, tmp_path
+):
+  path, archive = tmp_path / 'model.kmil', archives['abmil'][2]
+  content = export.pack(archive)
+  with zipfile.ZipFile(io.BytesIO(content)) as file:
+    entries = {info.filename: file.read(info) for info in file.infolist()}
+  for name, data in entries.items():
+    changed = bytes([*data[:-3], data[-3] ^ 1, *data[-2:]])
+    with zipfile.ZipFile(path, 'w') as file:
+      for other in entries:
+        file.writestr(other, changed if other == name else entries[other])
+    with pytest.raises(ExportError, match='was changed since it was written'):
+      export.read(path)
+  path.write_bytes(rewritten(content, tmp_path, lambda entries: entries))
+  chex.assert_trees_all_equal(export.read(path).weights, archive.weights)
 
 
 def test_a_program_of_another_jax_is_refused(archives):

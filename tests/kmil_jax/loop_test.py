@@ -71,13 +71,6 @@ def test_devices_groups_and_streams_change_nothing(whole, tmp_path, options):
   same(toy_task.run(tmp_path, **options), whole, rtol=1e-5)
 
 
-def test_a_run_does_not_depend_on_the_others(whole, tmp_path):
-  alone = toy_task.run(tmp_path, seeds=(2,))
-  chex.assert_trees_all_close(
-    alone.variables, jax.tree.map(lambda x: x[2:], whole.variables), rtol=1e-5
-  )
-
-
 @pytest.mark.parametrize('layout', [RunsOverDevices, ExamplesOverDevices])
 def test_a_killed_training_ends_as_one_that_was_not(
   tmp_path, monkeypatch, layout

@@ -133,18 +133,6 @@ def test_a_recipe_that_clips_is_torchs_clipping_and_adam():
     chex.assert_trees_all_close(got[module], want, atol=1e-6)
 
 
-def test_each_module_is_clipped_by_its_own_norm():
-  grads = long_and_short()
-  clipped, _ = optim.clip_modules(5.0).update(grads, optax.EmptyState())
-  for module, leaves in grads.items():
-    want = clipped_by_torch(leaves)
-    chex.assert_trees_all_close(clipped[module], want, rtol=1e-6)
-  np.testing.assert_allclose(optax.tree.norm(clipped['long']), 5, rtol=1e-5)
-  np.testing.assert_array_equal(
-    clipped['short']['weight'], *grads['short'].values()
-  )
-
-
 def test_accumulated_steps_are_one_step_of_their_mean():
   grads, start = gradients(8), gradients(1)[0]
   means = [

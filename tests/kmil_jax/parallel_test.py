@@ -7,33 +7,35 @@ from kmil_jax import parallel
 
 
 @pytest.fixture
-def made(monkeypatch):
+def devices(monkeypatch):
   """What the number of devices is set to, on a machine of three cores."""
   seen = []
   monkeypatch.setattr(parallel.os, 'cpu_count', lambda: 3)
-  monkeypatch.setattr(jax.config, 'update', lambda *told: seen.append(told))
+  monkeypatch.setattr(
+    jax.config, 'update', lambda *setting: seen.append(setting)
+  )
   monkeypatch.delenv('XLA_FLAGS', raising=False)
   return seen
 
 
-def told(monkeypatch, number):
+def configure(monkeypatch, number):
   monkeypatch.setattr(
     type(jax.config), 'jax_num_cpu_devices', number, raising=False
   )
 
 
-def test_every_core_is_a_device_up_to_a_limit(made, monkeypatch):
-  told(monkeypatch, -1)
+def test_every_core_is_a_device_up_to_a_limit(devices, monkeypatch):
+  configure(monkeypatch, -1)
   parallel.use_cores()
   parallel.use_cores(most=2)
-  assert [number for _, number in made] == [3, 2]
+  assert [number for _, number in devices] == [3, 2]
 
 
-def test_what_the_user_says_stays(made, monkeypatch):
-  told(monkeypatch, 1)
+def test_what_the_user_says_stays(devices, monkeypatch):
+  configure(monkeypatch, 1)
   parallel.use_cores()
-  told(monkeypatch, -1)
+  configure(monkeypatch, -1)
   flag = '--xla_force_host_platform_device_count=4'
   monkeypatch.setenv('XLA_FLAGS', flag)
   parallel.use_cores()
-  assert not made
+  assert not devices
