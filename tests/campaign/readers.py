@@ -20,7 +20,7 @@ import tiny_classifier
 import tiny_training
 import torch
 
-from data import node_images, outlines, slides, tiff, tile_sources
+from data import node_images, outlines, slides, tiff, tile_sources, weights
 from data.ct import table as ct_table, volumes
 from experiments import export as export_script, pack
 from experiments.bags import cohort as cohorts, options
@@ -161,7 +161,7 @@ def read_comparison(folder: pathlib.Path) -> Any:
 
 
 def read_weights(folder: pathlib.Path) -> list:
-  states = [*map(port.load_state_dict, sorted(folder.iterdir()))]
+  states = [*map(weights.read, sorted(folder.iterdir()))]
   for state in states:  # As if they were those of a network.
     port.check(state, {name: leaf.shape for name, leaf in state.items()})
   return states
