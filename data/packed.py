@@ -40,26 +40,29 @@ class Packed:
     self.path, self.seen = Path(path), {}  # See `Folder`.
     try:
       builder = tfds.builder_from_directory(self.path)
-      index = dict(builder.info.metadata or {})
+      self._index = index = dict(builder.info.metadata or {})
+      if not INDEX <= index.keys():
+        raise FeatureError(
+          f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack.'
+          ' Pack the features.'
+        )
+      if builder.info.file_format.value != 'array_record':
+        raise FeatureError(
+          f'{path}: packed as {builder.info.file_format.value}, which cannot be'
+          ' read slide by slide. Pack with --file_format=array_record.'
+        )
+      self._source = builder.as_data_source(SPLIT)
+      self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
+      self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
+      if len({len(index[name]) for name in INDEX - {'width'}}) > 1:
+        raise ValueError('its lists are not of the same slides')
+    except FeatureError:
+      raise
     except Exception as error:  # TFDS raises anything on damaged files.
       raise FeatureError(
         f'{path}: its index cannot be read ({error}). Copy or pack the dataset'
         ' again.'
       ) from error
-    if not INDEX <= index.keys():
-      raise FeatureError(
-        f'{path}: a TFDS dataset {builder.name}, not one of experiments.pack.'
-        ' Pack the features.'
-      )
-    if builder.info.file_format.value != 'array_record':
-      raise FeatureError(
-        f'{path}: packed as {builder.info.file_format.value}, which cannot be '
-        'read slide by slide. Pack with --file_format=array_record.'
-      )
-    self._source = builder.as_data_source(SPLIT)
-    self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
-    self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
-    self._index = index
 
   def __contains__(self, slide_id: str) -> bool:
     return slide_id in self._row
@@ -92,9 +95,11 @@ class Packed:
       FeatureError: if the slide is not in the dataset, or its record damaged.
     """
     del level0_mpp
-    row = self._find(slide_id)
+    row, header = self._find(slide_id), self.header(slide_id)
     try:
       example = self._source[row]
+      if (shape := example['features'].shape) != (header.length, header.width):
+        raise ValueError(f'its shape is {list(shape)}')
     except Exception as error:  # array_record has no class of its own.
       raise FeatureError(
         f'{self.path}: the record of {slide_id} cannot be read ({error}). Copy '

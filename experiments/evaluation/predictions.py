@@ -208,7 +208,8 @@ def _is_share(text: str | None) -> bool:
 def _folds(folder: Folder, name: str) -> dict[int, Folder]:
   """Returns the folders of the folds that have a file, in their order."""
   folders = {
-    int(path.parent.name.removeprefix('fold_')): Folder(path.parent)
+    int(number): Folder(path.parent)
     for path in folder.path.glob(f'fold_*/{name}')
+    if (number := path.parent.name.removeprefix('fold_')).isdecimal()
   }
   return {fold: folders[fold] for fold in sorted(folders)}

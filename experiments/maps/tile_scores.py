@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from data import features
+from data import features, inspection
 from data.features import FeatureError
 from data.files import replacing
 from kmil_jax import calibration
@@ -203,6 +203,11 @@ def read(
 
 def _read(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   try:
+    if not inspection.ends(path):
+      raise MapError(
+        f'{path}: damaged, reading it never ends or crashes. Delete it and run'
+        ' the fold again.'
+      )
     return _parse(path, tile_size)
   except MapError:
     raise

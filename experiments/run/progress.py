@@ -157,11 +157,11 @@ class Progress:
     if self._stage is None or not path.exists():
       return []
     lines = []
-    for text in path.read_text(encoding='utf-8').splitlines():
-      try:
-        lines.append(json.loads(text))
-      except json.JSONDecodeError:  # A kill cut the last line short.
-        continue
+    for text in path.read_bytes().splitlines():
+      with contextlib.suppress(ValueError, RecursionError):
+        line = json.loads(text)
+        if isinstance(line, dict) and isinstance(line.get('stage'), str):
+          lines.append(line)  # A kill may have cut the last one short.
     mine = lambda line: line['stage'] == self._stage
     return list(itertools.takewhile(lambda line: not mine(line), lines))
 

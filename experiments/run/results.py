@@ -27,6 +27,8 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+
 from data.files import free_space, replacing
 from experiments.run import options
 from kmil_jax import checksums, parallel
@@ -214,6 +216,21 @@ class Folder:
     return Config(
       path, values, held['inputs'], held['made_by'], held.get('cohort', {})
     )
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the arrays of an .npz that a command keeps for the next.
+
+  Raises:
+    ResultsError: if it is damaged.
+  """
+  try:
+    with np.load(path) as arrays:
+      return dict(arrays)
+  except Exception as e:  # NumPy, zip and zlib raise errors of many kinds.
+    raise ResultsError(
+      f'{path} is damaged ({e}). Remove it: the same command makes it anew.'
+    ) from e
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
-from experiments.run import phantoms, progress
+from experiments.run import phantoms, progress, results
 from experiments.run.options import OptionError, field, fixed, free
 from kmil_jax import intervals, metrics, parallel
 from kmil_jax.models.node_cnn import NodeCNN
@@ -270,8 +270,7 @@ def collect(
     with replacing(path) as part, part.open('wb') as file:
       np.savez(file, **arrays)
   parallel.wait_for_all('ct_slices')
-  with np.load(path) as arrays:
-    return dict(arrays)
+  return results.read_arrays(path)
 
 
 def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:

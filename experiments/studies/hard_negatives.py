@@ -23,7 +23,7 @@ from experiments.patches import tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
-from experiments.run import phantoms
+from experiments.run import phantoms, results
 from experiments.run.check import Findings
 from experiments.run.options import OptionError, field, free
 from experiments.studies import mined_pictures as pictures
@@ -290,8 +290,7 @@ def _phantom(
   root = phantoms.made(
     name, _CODE, render, cache_dir, last=last, unit='patient'
   )
-  with np.load(root / last) as file:
-    patches = invasion.Patches(**file)
+  patches = invasion.Patches(**results.read_arrays(root / last))
   note = (
     f'phantom of lymphatic invasion, seed {seed}: {invasion.SIZE} px of'
     f' {invasion.MPP:g} um. It shows that mining finds what a weak model is'

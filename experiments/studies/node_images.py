@@ -185,8 +185,8 @@ class Nodes(Material):
     """Scans an image, or loads the maps of an earlier scan."""
     name = f'maps/{self.images.id[row]}.npz'
     if folder.has(name):
-      with np.load(folder.at(name)) as maps:
-        return [maps[step] for step in _STEPS[: len(networks)]]
+      maps = results.read_arrays(folder.at(name))
+      return [maps[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
     maps = scan(image, networks, windows(image, mask, STRIDE)[1])
 

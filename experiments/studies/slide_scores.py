@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import zipfile
 
 import numpy as np
 
@@ -211,7 +210,7 @@ def _load(path: pathlib.Path, settings: dict) -> np.ndarray:
   try:
     with np.load(path, allow_pickle=False) as file:
       scores, before = file['scores'], json.loads(str(file['settings']))
-  except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as e:
+  except Exception as e:  # NumPy, zip and zlib raise errors of many kinds.
     raise ScoreError(f'{path}: cannot be read ({e}). Remove it.') from e
   if differ := [
     name for name in settings if settings[name] != before.get(name)

@@ -1,7 +1,9 @@
 """A packed cohort gives back what its feature files hold."""
 
 from concurrent import futures
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -227,5 +229,22 @@ def test_readers_name_what_is_wrong(dataset, tmp_path):
       (copy / name).write_text(damage)
       with pytest.raises(FeatureError, match=r'1\.0\.0: its index cannot be'):
         packed.find(copy)
+  for name, old, new in (
+    ('dataset_info.json', 'SHARD_X_OF_Y', 'SHARD_X'),
+    ('metadata.json', '"digest": [', '"digest": [[], '),
+    ('metadata.json', '"slide_id": [', '"slide_id": [{}, '),
+  ):
+    shutil.copytree(dataset, copy, dirs_exist_ok=True)
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new))
+    with pytest.raises(FeatureError, match=r'1\.0\.0: its index cannot be'):
+      packed.find(copy)
+  shutil.copytree(dataset, copy, dirs_exist_ok=True)
+  index = json.loads((copy / 'metadata.json').read_text())
+  index['length'][0] += 1
+  (copy / 'metadata.json').write_text(json.dumps(index))
+  with pytest.raises(FeatureError, match=r'cannot be read \(its shape is'):
+    packed.Packed(copy).read(index['slide_id'][0])
   with pytest.raises(ValueError, match='Pass a SlideBagsConfig'):
     slide_bags.Builder(data_dir=tmp_path)

@@ -17,6 +17,7 @@ from scipy import ndimage
 import shapely
 from shapely import geometry
 
+from data import inspection
 from data.slides import SlideError
 from experiments import draw_maps
 from experiments.maps import geojson, overlay, tile_scores, top_tiles
@@ -510,6 +511,18 @@ def test_slides_of_another_size_are_refused_with_both_sizes(
   assert (run / 'qupath/b.geojson').exists()  # It is in the tiles' own pixels.
   with pytest.raises(MapError, match=r'b\.tiff: has 600 x 470 px'):
     slide_view.SlideView(tmp_path / 'slides/b.tiff', tile_scores.find(run)['b'])
+
+
+def test_scores_whose_reading_never_ends_are_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(inspection, '_PATIENCE', 1)
+  arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
+  path = drawn_maps.write_scores(tmp_path, 0, 'a', arrays)
+  content = bytearray(path.read_bytes())
+  texts = content.index(b'GCOL') + 16
+  content[texts : texts + 128] = bytes(128)
+  path.write_bytes(content)
+  with pytest.raises(MapError, match=r'a\.h5: damaged'):
+    tile_scores.read({0: path})
 
 
 @pytest.mark.parametrize('kind', ['link', 'external', 'bomb'])

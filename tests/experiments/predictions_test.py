@@ -1,6 +1,7 @@
 """Predictions are read as written, and joined slide by slide."""
 
 import dataclasses
+import shutil
 
 from drawn_results import (
   CLASSES,
@@ -26,6 +27,7 @@ def equal(one, other):
 
 def test_predictions_are_read_as_written_fold_by_fold(tmp_path):
   want = {fold: write(tmp_path, fold) for fold in (10, 2, 0)}
+  shutil.copytree(tmp_path / 'fold_2', tmp_path / 'fold_2 (copy)')
   write_external(tmp_path, 2, part(50, 4))
   folder = Folder(tmp_path)
   got = predictions.read_folds(folder, CLASSES)

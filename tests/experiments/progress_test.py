@@ -87,11 +87,13 @@ def test_a_stopped_run_has_no_more_lines(tmp_path):
   assert [e for _, e in places(tmp_path / 'b')] == list(range(6))
 
 
-@pytest.mark.parametrize('cut', ['', '{"stage": "model", "ep', '{'])
+@pytest.mark.parametrize(
+  'cut', ['', '{"stage": "model", "ep', '{', '3\n[]\n{}\n\xff', '[' * 10**5]
+)
 def test_after_a_kill_no_epoch_is_there_twice(tmp_path, cut):
   report(tmp_path, 'chooser', 2, range(2))
   report(tmp_path, 'model', 9, range(5))
-  with (tmp_path / 'a/metrics.jsonl').open('a') as f:
+  with (tmp_path / 'a/metrics.jsonl').open('a', encoding='latin-1') as f:
     f.write(cut)
   # The last checkpoint was that of epoch 2.
   report(tmp_path, 'model', 9, range(3, 6))

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments.run import results
@@ -155,6 +156,12 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     folder.at('a.json').write_bytes(content)
     with pytest.raises(ResultsError, match=r'a\.json is damaged'):
       folder.read('a.json')
+  np.savez_compressed(folder.at('a.npz'), a=np.arange(9))
+  whole = folder.at('a.npz').read_bytes()
+  for content in whole[:-9], whole[:90] + b'?' + whole[91:], b'', b'x':
+    folder.at('a.npz').write_bytes(content)
+    with pytest.raises(ResultsError, match=r'a\.npz is damaged'):
+      results.read_arrays(folder.at('a.npz'))
   for name in ('../a', '/etc/passwd', 'a/../../b'):
     with pytest.raises(ResultsError, match='no name of a file'):
       folder.at(name)
