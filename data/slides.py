@@ -76,7 +76,8 @@ class Slide:
       path: a slide file, or a folder with the files of one DICOM slide.
       default_mpp: um/px of level 0 for slides that do not state it.
       mpp: um/px of level 0, whatever the slide states.
-      reader: of `READERS`; 'tifffile' where it can, else OpenSlide, is 'auto'.
+      reader: of `READERS`; 'auto' is 'tifffile' where it reads the pixels of
+        OpenSlide and notices all damage, which of JPEG it does not.
 
     Raises:
       SlideError: if the slide cannot be opened by that reader, or has no usable
@@ -93,7 +94,8 @@ class Slide:
       self.mpp, self.mpp_source = pixel_size(
         self.path.name, self._handle.properties, default_mpp, mpp
       )
-      self._tiff = None if reader == 'openslide' else self._open_tiff()
+      strict = reader == 'auto'
+      self._tiff = None if reader == 'openslide' else self._open_tiff(strict)
       if reader == 'tifffile' and not self._tiff:
         raise SlideError(
           f'{self.path.name}: tifffile does not read the pixels that OpenSlide'
@@ -130,13 +132,13 @@ class Slide:
         ' out.'
       ) from error
 
-  def _open_tiff(self) -> TiffReader | None:
+  def _open_tiff(self, strict: bool) -> TiffReader | None:
     """Returns what reads the slide's tiles if it is a TIFF, and they are equal.
 
     Those in the middle of every level are compared with OpenSlide's.
     """
     try:
-      tiff = TiffReader(self.path, self.level_dimensions)
+      tiff = TiffReader(self.path, self.level_dimensions, strict)
     except Exception:  # It is no TIFF, or none that tifffile knows.
       return None
     levels = filter(tiff.has, range(len(self.level_dimensions)))

@@ -16,9 +16,7 @@ import tifffile
 _COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 33003, 33005, 34712})
 _JPEGS = frozenset({7, 33003, 33005, 34712})  # Of those; JPEG 2000, too.
 _END = b'\xff\xd9'  # Of a JPEG; writers may pad it.
-_CACHED = (
-  2**27
-)  # Bytes of a slide's tiles that are kept, as regions share them.
+_CACHED = 2**27  # Bytes of tiles that are kept, as regions share them.
 
 
 class TiffReader:
@@ -27,20 +25,26 @@ class TiffReader:
   Args:
     path: of the file.
     dimensions: (width, height) of the levels that are wanted.
+    strict: leaves out JPEG, of which imagecodecs does not say all damage that
+      OpenSlide names.
 
   Raises:
     Exception: of many kinds, if the file is no TIFF, or is damaged.
   """
 
   def __init__(
-    self, path: pathlib.Path, dimensions: tuple[tuple[int, int], ...]
+    self,
+    path: pathlib.Path,
+    dimensions: tuple[tuple[int, int], ...],
+    strict: bool = False,
   ):
+    known = _COMPRESSIONS - (_JPEGS if strict else frozenset())
     with tifffile.TiffFile(path) as file:
       pages = [
         page
         for first in file.pages
         for page in (first, *(first.pages or ()))
-        if _is_readable(page)
+        if page.compression in known and _is_readable(page)
       ]
       by_size = {(p.imagewidth, p.imagelength): p for p in reversed(pages)}
       self._pages = [by_size.get(tuple(size)) for size in dimensions]
@@ -116,10 +120,9 @@ class TiffReader:
 
 
 def _is_readable(page: tifffile.TiffPage) -> bool:
-  """Whether an image is of 8-bit colours in tiles of a known compression."""
+  """Whether an image is of 8-bit colours in tiles."""
   return (
     page.is_tiled
-    and page.compression in _COMPRESSIONS
     and page.dtype == np.uint8
     and page.samplesperpixel == 3
     and page.planarconfig == 1
