@@ -48,7 +48,7 @@ class Encoding:
     None,
     'Weights of the encoder: a .safetensors, .pth or .bin file, or a folder of'
     " the Hugging Face hub's cache; or 'imagenet' of resnet50; or an encoder of"
-    ' your own as module:function, see docs/library.md.',
+    ' your own as module:function, see docs/extend.md.',
   )
   precision: str = field(
     'float32',
@@ -86,7 +86,8 @@ def run(
   )
   if check.check:
     known, problems = {'precision': encoding.precision}, []
-    if encoding.encoder != 'random':  # Nothing is drawn for a check.
+    # Nothing is drawn for a check.
+    if encoding.encoder != 'random' or any(target.glob('*.h5')):
       try:
         known = make().attributes()
       except encoder.ERRORS as e:

@@ -1,7 +1,7 @@
 """Predicts new, unlabelled slides with trained models.
 
   python -m experiments.predict --run=results/kmil_origin_s2023 \\
-      --slides_dir=new_slides --weights=imagenet
+      --slides_dir=new_slides
   python -m experiments.predict --run=... --features_dir=... --fold=3
   python -m experiments.predict --model=model.kmil --features_dir=...
 

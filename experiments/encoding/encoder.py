@@ -7,6 +7,7 @@ import importlib.resources
 import pathlib
 import pkgutil
 import re
+import textwrap
 from typing import Any
 
 import chex
@@ -167,7 +168,7 @@ def make_encoder(
 
   Raises:
     WeightsError: if the file cannot be read.
-    PortError: if it does not hold that network, listing the names.
+    PortError: if it does not hold that network, with names that differ.
     EncoderError: if weights are missing, do not apply to the encoder or cannot
       be downloaded, `features_dir` holds a random trunk that is damaged or of
       another seed, or there is no such function.
@@ -191,7 +192,9 @@ def make_encoder(
   try:
     variables = port.from_torch(of.table, weight_files.read(path))
   except port.PortError as error:
-    raise port.PortError(f'{path} does not fit {encoder}:\n{error}') from error
+    faults = [textwrap.shorten(s, 200) for s in str(error).splitlines()]
+    lines = [f'{path} does not fit {encoder}. Give the --encoder it is of.']
+    raise port.PortError('\n'.join(lines + faults)) from error
   if (drawn := _seed_of(path)) is None:
     name, note = f'{of.name}-{digest[:8]}', f'weights of {path.name}'
   else:
@@ -229,6 +232,11 @@ def _random_file(
   """Returns the file of a random trunk, which is made if it is not there."""
   path = folder / RANDOM_FILE
   if not path.exists():
+    if any(folder.glob('*.h5')):
+      raise EncoderError(
+        f'{folder} holds features of another encoder. Give another folder for'
+        ' those of a random one.'
+      )
     tiles = network('random').normalise(sample())
     state = port.to_torch('resnet50_trunk', random_trunk(tiles, seed=seed))
     with replacing(path) as part:

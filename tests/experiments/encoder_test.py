@@ -134,7 +134,7 @@ def test_a_file_of_weights_names_the_encoder(file, tmp_path):
   with pytest.raises(port.PortError) as error:
     make(str(partial), tmp_path)
   assert str(error.value).splitlines() == [
-    f'{partial} does not fit resnet50:',
+    f'{partial} does not fit resnet50. Give the --encoder it is of.',
     '1 missing: layer3.0.bn1.weight',
   ]
 

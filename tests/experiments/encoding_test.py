@@ -323,11 +323,13 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
     code, printed = check('--slide_mpp=0.5', '--tile_size=64')
     assert code == 0 and 'features: 0.0 GiB are free' in printed
   boxes = [tmp_path / 'boxes.tiff']
-  assert not extract(boxes, tmp_path / 'features', scale=Scale(0.5))
-  # Of a random encoder nothing is known before it is made.
+  name = 'small_slides:colours'
+  encoder = small_slides.encoder(name=name)
+  assert not extract(boxes, tmp_path / 'features', encoder, Scale(0.5))
   flags = '--slide_mpp=0.5', '--tile_size=64', '--min_tissue=0'
-  flags = *flags, '--encoder=random'
-  code, printed = check(*flags)
+  code, printed = check(*flags, '--encoder=random')
+  assert code == 1 and 'holds features of another encoder' in printed
+  code, printed = check(*flags, f'--weights={name}')
   assert code == 0 and '1 have features; at most 0 tiles' in printed
 
 
