@@ -82,6 +82,7 @@ def train_folds(
   """
   todo = _to_train(runs, requested, folder)
   if not todo:
+    _drop_finished(runs, folder)
     return
   chosen = [runs[i] for i in todo]
   _check_validation(material, chosen, settings)
@@ -108,12 +109,21 @@ def train_folds(
   parallel.wait_for_all('trained')
   if not any(run.is_done() for run in runs):
     progress.raise_if_diverged([run.folder for run in runs])
-  if parallel.is_first():
-    for name, places in _unfinished(folder).items():
-      if all(runs[i].is_done() for i in places):
-        shutil.rmtree(folder.at(_STATE) / name)
-    if not _unfinished(folder):
-      shutil.rmtree(folder.at(_STATE), ignore_errors=True)
+  _drop_finished(runs, folder)
+
+
+def _drop_finished(runs: Sequence[Run], folder: Folder) -> None:
+  """Removes the states of trainings whose runs are all done.
+
+  A command that was killed after its last run leaves them to the next one.
+  """
+  if not parallel.is_first():
+    return
+  for name, places in _unfinished(folder).items():
+    if all(runs[i].is_done() for i in places):
+      shutil.rmtree(folder.at(_STATE) / name)
+  if not _unfinished(folder):
+    shutil.rmtree(folder.at(_STATE), ignore_errors=True)
 
 
 def write_predictions(

@@ -193,6 +193,10 @@ def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
   for name in ('predictions.csv', 'fold_1/metrics.jsonl'):
     assert (results / name).read_bytes() == (folder / name).read_bytes()
   assert not (results / 'state').exists()
+  # A kill after the last fold leaves its state to the next command.
+  state.mkdir(parents=True)
+  feature_folder.run(*args)
+  assert not (results / 'state').exists()
 
 
 @pytest.mark.parametrize('how', [[], ['--stream']])
