@@ -135,6 +135,11 @@ def named(stated: str) -> str | None:
   return next(of, None)
 
 
+def is_function(weights: str) -> bool:
+  """Whether weights are a function of the user's, module:function."""
+  return bool(_FUNCTION.fullmatch(weights))
+
+
 def make_encoder(
   encoder: str | None,
   weights: str | None,
@@ -173,7 +178,7 @@ def make_encoder(
       be downloaded, `features_dir` holds a random trunk that is damaged or of
       another seed, or there is no such function.
   """
-  function = weights and _FUNCTION.fullmatch(weights)
+  function = weights and is_function(weights)
   if encoder and weights and (function or encoder == 'random'):
     raise EncoderError(
       f'--weights={weights} does not apply to --encoder={encoder}. Leave one of'

@@ -48,9 +48,10 @@ def plan(
     weights = str(kept) if kept.exists() else None
   if weights is None and encoder_name != encoders.DEFAULT:
     raise PredictionError(f'{takes}. Give its weights by --weights.')
+  is_function = weights is not None and encoders.is_function(weights)
   try:
     encoder = encoders.make_encoder(
-      encoder_name,
+      None if is_function else encoder_name,
       weights,
       features_dir='',
       cache_dir=cache_dir,

@@ -16,7 +16,7 @@ from PIL import Image
 # What legitimately differs from one call to the next.
 _VARIES = re.compile(
   r'(^|[_ ])(second|seconds|ms|time|times|memory|peak)([_ ]|$)'
-  r'|^made_by$|^versions$|^commit$|^command$|^machine$'
+  r'|^made_by$|^exported_by$|^versions$|^commit$|^command$|^machine$'
 )
 _HASH = re.compile(r'(?<![\w.])(?:[0-9a-f]{16}|[0-9a-f]{64})\b')
 _CODE = re.compile(r'-[0-9a-f]{8}\b')  # Eight digits of a hash of the code.
