@@ -59,9 +59,9 @@ class Tiles:
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
     'auto',
-    'What reads pixels. On tiled TIFF files tifffile is three times as fast as'
-    ' OpenSlide, but misses half of the damage in JPEG tiles; auto takes it for'
-    ' other compressions alone.',
+    'What reads pixels. tifffile is faster on tiled TIFF files than OpenSlide,'
+    ' but misses some damage of JPEG tiles; auto takes it for other'
+    ' compressions alone.',
     choices=slides.READERS,
   )
   augment: bool = field(False, 'Flip tiles and jitter their colours.')
