@@ -20,17 +20,22 @@ def to_json(files: Mapping[str, bytes]) -> str:
   return json.dumps(sums, indent=2)
 
 
-def damage(folder: pathlib.Path) -> pathlib.Path | None:
+def damage(
+  folder: pathlib.Path, only: str | None = None
+) -> pathlib.Path | None:
   """Returns a file that is missing or changed, None if none is.
 
   Args:
     folder: of the files. Of an older version, without hashes, all are sound.
+    only: the name of the one file that is asked for; by default all are.
   """
   try:
     sums = json.loads((folder / SUMS).read_bytes())
     for name, sha256 in sums.items():
       path = folder / name
-      if not path.is_file() or of_file(path) != sha256:
+      if only in (None, name) and (
+        not path.is_file() or of_file(path) != sha256
+      ):
         return path
   except FileNotFoundError:
     return None

@@ -141,6 +141,11 @@ class Folder:
       raise ResultsError(
         f'{path}: no such file. {_AGAIN}, or give another folder.'
       ) from None
+    except OSError as e:
+      raise ResultsError(
+        f'{path} cannot be read ({e.strerror}). It must be a file that you may'
+        ' read: move what is there away, or change its permissions.'
+      ) from e
     except (ValueError, csv.Error, RecursionError) as e:
       again = f'Remove it. {_AGAIN}'
       raise ResultsError(f'{path} is damaged ({e}). {again}.') from e
@@ -192,7 +197,7 @@ class Folder:
     """Whether a file is there as `save_model` wrote it; warns if it is not."""
     path, damaged = self.at(name), None
     if parallel.is_first() and path.exists():
-      damaged = checksums.damage(path.parent)
+      damaged = checksums.damage(path.parent, path.name)
     if damaged:
       print(f'warning: {damaged} is damaged. {name} is made again.', flush=True)
     return self.has(name) and not parallel.agree(bool(damaged))

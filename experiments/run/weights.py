@@ -16,9 +16,9 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     WeightsError: as that, or if the file is not the one that was written.
   """
   file = weights.file_of(path)
-  if checksums.damage(file.parent) == file:
+  if damaged := checksums.damage(file.parent, file.name):
     raise WeightsError(
-      f'{file} was changed since it was written. Run the command that trained'
-      ' it again, which trains it anew.'
+      f'{damaged} was changed since it was written. Run the command that'
+      f' trained {file} again, which trains it anew.'
     )
   return weights.read(file)

@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from experiments.run import results
+from experiments.run import results, weights
 from experiments.run.options import OptionError, field
 from experiments.run.results import Folder, ResultsError
 
@@ -165,3 +166,25 @@ def test_missing_and_damaged_files_are_named(tmp_path):
   for name in ('../a', '/etc/passwd', 'a/../../b'):
     with pytest.raises(ResultsError, match='no name of a file'):
       folder.at(name)
+  folder.at('b.json').mkdir()
+  with pytest.raises(ResultsError, match=r'b\.json cannot be read \(Is a dir'):
+    folder.read('b.json')
+
+
+def test_a_changed_model_is_found_among_others(tmp_path, capsys):
+  folder, model = Folder(tmp_path), {'w': np.arange(3.0)}
+  folder.save_model('model.safetensors', save(model))
+  np.testing.assert_array_equal(weights.read(tmp_path)['w'], model['w'])
+  sums = folder.read('sha256.json')
+  folder.write('sha256.json', {'another': '0'} | sums)
+  assert folder.has_model('model.safetensors')
+  weights.read(tmp_path)  # What is said of other files does not matter.
+  file = folder.at('model.safetensors')
+  file.write_bytes(save({'w': np.arange(3.0) + 1}))
+  with pytest.raises(weights.WeightsError, match=r'model\.safetensors was'):
+    weights.read(file)
+  assert not folder.has_model('model.safetensors')
+  folder.at('sha256.json').write_text('{')
+  with pytest.raises(weights.WeightsError, match=r'sha256\.json was changed'):
+    weights.read(file)
+  assert 'sha256.json' not in capsys.readouterr().out
