@@ -71,7 +71,7 @@ def run(
   check: Check,
 ) -> None:
   """Encodes all slides, and names those that failed."""
-  print(start.lines((folders, tiles, scale, encoding, cache, check)))
+  start.show_options((folders, tiles, scale, encoding, cache, check))
   cohort = SlideTiles(folders.slides_dir, tiles, scale)
   target = folders.features_dir
   make = functools.partial(
@@ -106,6 +106,12 @@ def run(
     for slide, reason in failures.items():
       print(f'  {slide:{width}}  {reason}')
     sys.exit(1)
+  start.show_next(
+    'kmil',
+    csv_path='labels.csv',
+    features_dir=target,
+    slides_dir=folders.slides_dir,
+  )
 
 
 main = start.script(

@@ -80,6 +80,8 @@ def run(
     crossval.conclude(folder, model.model, data.task, material)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show(f'results in {path}; peak memory {peak:.1f} GiB')
+    if data.slides_dir or not data.csv_path:
+      start.show_next('view', run=path)
     parallel.wait_for_all('end')
   progress.raise_if_diverged([runs[fold].folder for fold in numbers])
   if faults:

@@ -50,7 +50,7 @@ def run(packing: Packing) -> None:
   from data.slide_bags import slide_bags_dataset_builder as slide_bags
 
   logging.set_verbosity(logging.ERROR)  # TFDS tells of every file.
-  print(start.lines((packing,)))
+  start.show_options((packing,))
   began = time.perf_counter()
   builder = slide_bags.Builder(
     data_dir=packing.out_dir,

@@ -128,6 +128,8 @@ def run(
       )
     failures = outputs.predict(slide_bags, card, predict, folder, failures)
   print(f'predictions in {path / "predictions.csv"}')
+  if slides.slides_dir and not failures:
+    start.show_next('view', run=path)
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]
     sys.exit(

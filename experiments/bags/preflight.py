@@ -43,7 +43,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
     OptionError: if --labels cannot be used.
   """
   of = {cls: one for one in options for cls in type(one).__mro__}
-  start.show(start.lines(options))
+  start.show_options(options)
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
   if of[Check].check:

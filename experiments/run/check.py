@@ -59,5 +59,5 @@ class Findings:
       print(f'problem: {problem}')
     counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
     text = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
-    print(f'check: {text}; nothing was trained', flush=True)
+    print(f'check: {text}; nothing else was done', flush=True)
     sys.exit(1 if self.problems else 0)

@@ -157,6 +157,20 @@ def to_json(objects: Sequence[Any]) -> dict[str, Any]:
   return json.loads(json.dumps(values, default=str))
 
 
+def changed(objects: Sequence[Any]) -> dict[str, Any]:
+  """Returns those of `to_json` that are not as by default."""
+  defaults = {
+    option.flag: option.default
+    for one in objects
+    for option in _options((type(one),))
+  }
+  defaults = json.loads(json.dumps(defaults, default=str))
+  values = to_json(objects)
+  return {
+    flag: values[flag] for flag in values if values[flag] != defaults[flag]
+  }
+
+
 def from_json(
   values: Mapping[str, Any], classes: Sequence[type], source: str
 ) -> list[Any]:

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import shlex
 import sys
 import typing
 from typing import Any
@@ -214,11 +215,17 @@ def _begin(machine: Cache) -> None:
     ) from e
 
 
-def lines(given: Sequence[Any]) -> str:
-  """Returns options as they would be written on a command line, one a line."""
-  values = options.to_json(given)
+def show_next(script: str, **flags: Any) -> None:
+  """Prints the command that may come next."""
+  shown = [shlex.quote(f'--{name}={value}') for name, value in flags.items()]
+  show(' '.join([f'next: python -m experiments.{script}', *shown]))
+
+
+def show_options(given: Sequence[Any]) -> None:
+  """Prints, as flags, the options that are not as by default."""
   text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
-  return '\n'.join(
+  shown = [
     f'--{name}={"" if value is None else text(value)}'
-    for name, value in sorted(values.items())
-  )
+    for name, value in sorted(options.changed(given).items())
+  ]
+  show(' '.join(['options:', *shown, '(all others as by default)']))

@@ -336,7 +336,7 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   code, problems, warnings, out = check(*args, '--stream', capsys=capsys)
   assert (code, problems, warnings) == (0, [], [])
   for text in (
-    'check: 0 problems, 0 warnings; nothing was trained',
+    'check: 0 problems, 0 warnings; nothing else was done',
     '24 slides of 24 cases: 0 8, 1 8, 2 8',
     'fold 2: 8 train, 8 val, 8 test slides; 0 ',
     'instances per slide, half of the slides',

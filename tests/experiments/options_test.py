@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from experiments.run import options
+from experiments import __main__ as listing
+from experiments.run import options, start
 from experiments.run.options import OptionError, field
 
 
@@ -158,3 +159,25 @@ def test_classes_may_share_a_flag_but_not_disagree_about_it():
   assert parse('--lr=.5', classes=(Model, Model))[1].rate == 0.5
   with pytest.raises(ValueError, match='--tiers differs'):
     parse(classes=(Model, Other))
+
+
+def test_what_is_shown_differs_from_the_defaults(capsys):
+  given = Model(model='dtfd', rate=0.5, runs=(2,)), Place(host='a b')
+  start.show_options(given)
+  shown = 'options: --host=a b --lr=0.5 --model=dtfd --runs=2 (all others'
+  assert capsys.readouterr().out.startswith(shown)
+  start.show_next('view', run='results/a b')
+  assert capsys.readouterr().out == (
+    "next: python -m experiments.view '--run=results/a b'\n"
+  )
+
+
+def test_every_script_is_listed_with_what_it_does(capsys):
+  scripts = pathlib.Path(listing.__file__).parent
+  names = {path.stem for path in scripts.glob('[!_]*.py')}
+  listing.main(['kmil_jax'])
+  shown = capsys.readouterr().out.splitlines()
+  assert names == {line.split()[0] for line in shown if line[:2] == '  '}
+  assert 'Cross-validates KMIL' in '\n'.join(shown)
+  with pytest.raises(SystemExit, match="no script 'kmill'"):
+    listing.main(['kmil_jax', 'kmill'])
