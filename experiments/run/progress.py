@@ -89,13 +89,20 @@ class Progress:
       unit=unit,
       mininterval=1,
       disable=not parallel.is_first(),
+      postfix='compiling, once',
     )
+    self._compiled = False
 
   def advance(self, epoch: int, steps: int) -> None:
     """Shows so many steps of an epoch as done, and the epochs before it."""
-    if not self._bar.n:  # What a killed run did has no speed.
-      self._bar.initial = self._bar.n = epoch * self._steps
-    self._bar.update(epoch * self._steps + steps - self._bar.n)
+    done = epoch * self._steps + steps
+    if not self._compiled:  # Nor has what a killed run did a speed.
+      self._bar.initial = self._bar.n = done
+      self._bar.start_t = self._bar.last_print_t = time.time()
+      if steps:
+        self._compiled = True
+        self._bar.set_postfix_str('', refresh=False)
+    self._bar.update(done - self._bar.n)
 
   def report(self, history: Mapping[str, np.ndarray]) -> None:
     """Writes the last epoch; of a training that goes on, all of them first."""
