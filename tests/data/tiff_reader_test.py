@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import simplejpeg
 import tifffile
 
 from data import slides, tiff
@@ -122,6 +123,9 @@ DAMAGE = {
   'cut in the middle': lambda tile: (
     tile[: len(tile) // 2] + tile[len(tile) // 2 + 40 :] + bytes(40)
   ),
+  'of another size': lambda tile: simplejpeg.encode_jpeg(
+    np.full((128, 128, 3), 90, np.uint8)
+  ).ljust(len(tile), b'\0'),
 }
 
 
