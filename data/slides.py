@@ -77,7 +77,7 @@ class Slide:
       default_mpp: um/px of level 0 for slides that do not state it.
       mpp: um/px of level 0, whatever the slide states.
       reader: of `READERS`; 'auto' is 'tifffile' where it reads the pixels of
-        OpenSlide and notices all damage, which of JPEG it does not.
+        OpenSlide and notices all damage, which of JPEG 2000 it does not.
 
     Raises:
       SlideError: if the slide cannot be opened by that reader, or has no usable

@@ -1,9 +1,11 @@
 """Reads tiles of slides that are TIFF files faster than OpenSlide does.
 
 OpenSlide decodes one tile at a time and converts its pixels twice. Here the
-tiles of a file are decoded by imagecodecs in whatever thread asks for them.
-OpenSlide stays the reference: it says what levels there are and what part of
-them is a slide, and a file is read here only where tiles of it are the same.
+tiles of a file are decoded in whatever thread asks for them: JPEG by
+simplejpeg, for which libjpeg's warnings are errors, as they are for OpenSlide,
+and the rest by imagecodecs. OpenSlide stays the reference: it says what levels
+there are and what part of them is a slide, and a file is read here only where
+tiles of it are the same.
 """
 
 import functools
@@ -11,11 +13,16 @@ import os
 import pathlib
 
 import numpy as np
+import simplejpeg
 import tifffile
 
-_COMPRESSIONS = frozenset({1, 5, 7, 8, 32946, 33003, 33005, 34712})
-_JPEGS = frozenset({7, 33003, 33005, 34712})  # Of those; JPEG 2000, too.
-_END = b'\xff\xd9'  # Of a JPEG; writers may pad it.
+_JPEG = 7
+_JPEG_2000 = frozenset({33003, 33005, 34712})
+_COMPRESSIONS = frozenset({1, 5, _JPEG, 8, 32946, *_JPEG_2000})
+# A JPEG starts with it, and with Adobe's segment, whose last byte says whether
+# the colours are YCbCr: what they are is written in the TIFF, not in its tiles.
+_START = b'\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0'
+_END = b'\xff\xd9'  # Of either; writers may pad it.
 _CACHED = 2**27  # Bytes of tiles that are kept, as regions share them.
 
 
@@ -25,8 +32,8 @@ class TiffReader:
   Args:
     path: of the file.
     dimensions: (width, height) of the levels that are wanted.
-    strict: leaves out JPEG, of which imagecodecs does not say all damage that
-      OpenSlide names.
+    strict: leaves out JPEG 2000, of which imagecodecs does not say all damage
+      that OpenSlide names.
 
   Raises:
     Exception: of many kinds, if the file is no TIFF, or is damaged.
@@ -38,7 +45,7 @@ class TiffReader:
     dimensions: tuple[tuple[int, int], ...],
     strict: bool = False,
   ):
-    known = _COMPRESSIONS - (_JPEGS if strict else frozenset())
+    known = _COMPRESSIONS - (_JPEG_2000 if strict else frozenset())
     with tifffile.TiffFile(path) as file:
       pages = [
         page
@@ -102,21 +109,28 @@ class TiffReader:
   def _decode(self, level: int, index: int) -> np.ndarray | None:
     """Returns red, green and blue of a tile, or None; see `read`.
 
-    imagecodecs passes over what is missing of a JPEG: without an end it was cut
-    off, and blocks for which there were no numbers are of a middle grey.
+    imagecodecs passes over what is missing of a JPEG 2000: without an end it
+    was cut off.
     """
     page = self._pages[level]
     size = page.databytecounts[index]
     if not size:
       return None
     data = os.pread(self._file.fileno(), size, page.dataoffsets[index])
-    jpeg = page.compression in _JPEGS
-    if len(data) < size or (jpeg and _END not in data[-4:]):
+    if len(data) < size:
       return None
-    tile, _, _ = page.decode(
-      data, index, jpegtables=page.jpegtables, _fullsize=True
-    )
-    return None if jpeg and (tile[0, -8:, -8:] == 128).all() else tile[0]
+    if page.compression == _JPEG:
+      if data[:2] != _START[:2]:
+        return None
+      tables = (page.jpegtables or _START[:2] + _END)[2:-2]
+      ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
+      joined = _START + bytes([ycbcr]) + tables + data[2:]
+      tile = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
+      decoded = simplejpeg.decode_jpeg(joined, buffer=tile)
+      return tile if decoded.shape == tile.shape else None
+    if page.compression in _JPEG_2000 and _END not in data[-4:]:
+      return None
+    return page.decode(data, index, _fullsize=True)[0][0]
 
 
 def _is_readable(page: tifffile.TiffPage) -> bool:

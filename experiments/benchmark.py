@@ -2,11 +2,12 @@
 
   python -m experiments.benchmark --format=markdown
   python -m experiments.benchmark --models=kmil --instances=1024 --parts=step
+  python -m experiments.benchmark --slide=slide.svs
 
 Synthetic bags of 1,024 features and 5 classes lie on the device; torch runs in
 the fastest form that works; both sides take turns, and medians are compared.
 Before anything is timed, torch's weights are given to kmil_jax and the
-predictions must agree.
+predictions must agree. With --slide, its readers are compared instead.
 """
 
 import json
@@ -15,6 +16,7 @@ import sys
 
 from absl import logging
 
+from data.slides import SlideError
 from experiments.benchmarks.work import Work, table
 from experiments.run import start
 
@@ -24,6 +26,11 @@ def run(work: Work) -> None:
   # Both sides share one device. JAX and torch read these once.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
+  if work.slide:
+    from experiments.benchmarks import reading
+
+    print(reading.table(work.slide, work.repeats).terminal())
+    return
   from experiments.benchmarks import suite
 
   measured = suite.run(work, lambda line: print(line, file=sys.stderr))
@@ -34,7 +41,7 @@ def run(work: Work) -> None:
     print(rows.markdown() if work.format == 'markdown' else rows.terminal())
 
 
-main = start.script(run)
+main = start.script(run, errors=(SlideError,))
 
 if __name__ == '__main__':
   main()

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from torch import nn
 
+from experiments.encoding import encoder
 from kmil_jax import parallel, port, train
 from kmil_jax.inference import CHOOSER, MODEL, Design
 from kmil_jax.models import SPECS
@@ -81,3 +82,14 @@ def steps(
     jax.block_until_ready(states)
 
   return call
+
+
+def encoding(tiles: np.ndarray) -> Callable[[], np.ndarray]:
+  """Returns what encodes tiles, uint8 [T, S, S, 3], as `extract` does."""
+  lite0 = encoder.make_encoder(
+    encoder.DEFAULT, None, features_dir='.', cache_dir='.', sample=lambda: tiles
+  )
+  starts = range(0, len(tiles), size := encoder.default_batch())
+  return lambda: np.concatenate(
+    [lite0.encode(tiles[start : start + size]) for start in starts]
+  )

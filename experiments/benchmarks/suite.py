@@ -19,6 +19,8 @@ from torch import nn
 from experiments.benchmarks import jax_side, torch_side
 from experiments.benchmarks.torch_models import KMIL, MODELS
 from experiments.benchmarks.work import Work
+from experiments.encoding import encoder
+from experiments.run import weights
 from kmil_jax import cost, inference
 from kmil_jax.inference import Design
 from kmil_jax.models.dtfd import pseudo_bags
@@ -27,6 +29,7 @@ from kmil_jax.types import Store
 
 WIDTH, CLASSES, FOLDS = 1024, 5, 10
 BAGS = {'cpu': 60, 'cuda': 300}  # Of an epoch.
+TILES, _SIDE = {'cpu': 64, 'cuda': 1024}, 128  # To encode, and their side.
 _TOLERANCE = 1e-3
 # A call is several steps, up to so many multiply-adds of forward passes: the
 # first touch of fresh memory is not to count.
@@ -76,7 +79,7 @@ def run(work: Work, log: Callable[[str], None]) -> dict[str, Any]:
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
   device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
   rows, missing = [], []
-  for entry in _entries(work):
+  for entry in _entries(work, device):
     row = dataclasses.asdict(entry)
     try:
       row |= contest(*_sides(work, entry, device), work.repeats)
@@ -174,8 +177,11 @@ def _seconds(call: Callable[[], None]) -> float:
   return time.perf_counter() - start
 
 
-def _entries(work: Work) -> Iterator[Entry]:
+def _entries(work: Work, device: torch.device) -> Iterator[Entry]:
   for part in work.parts:
+    if part == 'encode':
+      yield Entry(part, encoder.DEFAULT, TILES[device.type], 1)
+      continue
     for n in sorted(work.instances):
       for runs in [FOLDS] if part == 'epoch' else sorted(work.runs):
         for model in work.models:
@@ -188,6 +194,15 @@ def _sides(
   """Returns what makes kmil_jax's side, and torch's, and steps of a call."""
   model, n, runs = entry.model, entry.instances, entry.runs
   rng = np.random.default_rng(work.seed)
+  if entry.part == 'encode':
+    tiles = rng.integers(0, 256, (n, _SIDE, _SIDE, 3), np.uint8)
+    state = weights.read(encoder.file_of_weights(model, None, '.'))
+    module = torch_side.lite0(list(state.values())).to(device)
+    ours = jax_side.encoding(tiles)
+    forms = torch_side.encoding(module, tiles, compiled=work.compile)
+    theirs = next(iter(forms.values()))()
+    _check_equal(f'{model}: features', ours(), theirs())
+    return lambda: ours, forms, 1
   design = Design(model=model, num_classes=CLASSES, width=WIDTH)
   if entry.part == 'epoch':
     count, steps = BAGS[device.type], 1
@@ -203,8 +218,8 @@ def _sides(
   store = cohort(length, work.seed)
   torch.manual_seed(work.seed)
   modules = [MODELS[model](CLASSES, WIDTH).eval() for _ in range(runs)]
-  weights = [jax_side.weights_of(model, module) for module in modules]
-  check(design, modules[0], weights[0], store.features[: store.length[0]])
+  held = [jax_side.weights_of(model, module) for module in modules]
+  check(design, modules[0], held[0], store.features[: store.length[0]])
   keep = None
   if model == 'kmil':
     keep = np.stack([_kept(module, store) for module in modules])
@@ -219,7 +234,7 @@ def _sides(
     together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
     compiled=work.compile,
   )
-  ours = lambda: jax_side.steps(design, weights, store, keep, order, trains)
+  ours = lambda: jax_side.steps(design, held, store, keep, order, trains)
   return ours, forms, steps
 
 
@@ -274,10 +289,14 @@ def check(
     groups = [torch.tensor(np.asarray(member).argmax(1))]
   with torch.inference_mode():
     theirs = module(torch.from_numpy(bag), *groups)[0].log_softmax(0)
-  difference = float(np.abs(np.log(ours) - theirs.numpy()).max())
+  what = f'{design.model}, {len(bag)} instances: log-probabilities'
+  _check_equal(what, np.log(ours), theirs.numpy())
+
+
+def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+  difference = float(np.abs(ours - theirs).max())
   if not difference <= _TOLERANCE:
     raise ParityError(
-      f'{design.model}, {len(bag)} instances: log-probabilities of kmil_jax and'
-      f' torch differ by {difference:.2g}, more than {_TOLERANCE}. Nothing is'
-      ' timed.'
+      f'{what} of kmil_jax and torch differ by {difference:.2g}, more than'
+      f' {_TOLERANCE}. Nothing is timed.'
     )

@@ -3,12 +3,22 @@
 from collections.abc import Callable, Sequence
 import copy
 import functools
+import importlib.util
+import sys
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
 from kmil_jax.types import Recipe, Store
+
+_BATCHES = 4, 16, 64  # Tiles that are encoded at a time.
+# timm imports these for what is not needed here.
+_TORCHVISION = (
+  *('', '.datasets', '.models', '.models.feature_extraction', '.ops'),
+  *('.ops.misc', '.transforms', '.transforms.functional'),
+)
 
 Call = Callable[[], None]
 # By name, what makes a form ready to be timed.
@@ -141,3 +151,47 @@ def _step(params, call: Callable) -> Callable:
     adam.step()
 
   return train
+
+
+def lite0(weights: Sequence[np.ndarray]) -> nn.Module:
+  """Returns timm's EfficientNet-Lite0 with these weights, in its own order."""
+  if not importlib.util.find_spec('torchvision'):
+    empty = mock.MagicMock()
+    sys.modules.update({f'torchvision{name}': empty for name in _TORCHVISION})
+  import timm
+
+  module = timm.create_model('tf_efficientnet_lite0').eval()
+  state = zip(module.state_dict(), map(torch.tensor, weights), strict=True)
+  module.load_state_dict(dict(state))
+  return module
+
+
+def encoding(module: nn.Module, tiles: np.ndarray, *, compiled: bool) -> Forms:
+  """Returns what encodes tiles, uint8 [T, S, S, 3], so many at a time.
+
+  Args:
+    module: from `lite0`, on the device.
+    tiles: to encode.
+    compiled: whether to offer what `torch.compile` makes of it, too.
+  """
+  module = module.to(memory_format=torch.channels_last)
+  device = next(module.parameters()).device
+
+  @torch.inference_mode()
+  def run(network, size):
+    rows = []
+    for some in torch.from_numpy(tiles).split(size):
+      x = (some.to(device).permute(0, 3, 1, 2).float() - 127) / 128
+      rows.append(network(x).mean((2, 3)).cpu().numpy())
+    return np.concatenate(rows)
+
+  ways = {'': lambda network: network}
+  if compiled:
+    ways[', compiled'] = torch.compile
+  return {
+    f'{size} tiles{way}': lambda size=size, wrap=wrap: functools.partial(
+      run, wrap(module.forward_features), size
+    )
+    for way, wrap in ways.items()
+    for size in _BATCHES
+  }

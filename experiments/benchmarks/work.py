@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 from experiments.evaluation.tables import Row, Table
 from experiments.run.options import field
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
-PARTS = ('step', 'epoch')
+PARTS = ('step', 'epoch', 'encode')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +19,17 @@ class Work:
   models: tuple[str, ...] = field(MODELS, 'Models to time.', choices=MODELS)
   parts: tuple[str, ...] = field(
     PARTS,
-    'A training step, and an epoch of ten-fold cross-validation.',
+    'A training step, an epoch of ten-fold cross-validation, and encoding of'
+    ' tiles by EfficientNet-Lite0.',
     choices=PARTS,
   )
   instances: tuple[int, ...] = field(
     (256, 1024, 4096, 16384), 'Instances of a bag.', least=1
   )
   runs: tuple[int, ...] = field((1, 10), 'Runs trained together.', least=1)
+  slide: pathlib.Path | None = field(
+    None, 'Time only how many tiles of this slide each --reader reads.'
+  )
   repeats: int = field(5, 'Timings of each side, of which medians.', least=1)
   compile: bool = field(
     True, 'Also try torch.compile, which may take minutes for each row.'
@@ -51,6 +56,16 @@ def table(measured: Mapping[str, Any]) -> Table:
   notes = [
     f'{name}: ' + ', '.join(f'{k} {v}' for k, v in measured[name].items())
     for name in ('device', 'versions', 'settings')
+  ]
+  notes += [
+    '{model}: {torch:.0f} tiles/s in torch, {jax:.0f} in kmil_jax'.format(
+      model=row['model'],
+      **{
+        side: row['instances'] / row[f'{side}_s'] for side in ('torch', 'jax')
+      },
+    )
+    for row in measured['rows']
+    if row['part'] == 'encode'
   ]
   notes += [f'not measured: {row}' for row in measured['not_measured']]
   return Table(

@@ -190,7 +190,7 @@ def make_encoder(
   if encoder == 'random':
     path = _random_file(pathlib.Path(features_dir), sample, seed)
   else:
-    path = _file(encoder, weights, cache_dir)
+    path = file_of_weights(encoder, weights, cache_dir)
   of, digest = network(encoder), checksums.of_file(path)
   if encoder == DEFAULT and not weights and digest != _LITE0_SHA256:
     raise EncoderError(f'{path} is damaged. Install {_LITE0[0]} again.')
@@ -261,7 +261,7 @@ def _random_file(
   return path
 
 
-def _file(
+def file_of_weights(
   encoder: str, weights: str | None, cache_dir: str | pathlib.Path
 ) -> pathlib.Path:
   """Returns the file of an encoder's weights."""

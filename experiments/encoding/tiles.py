@@ -59,9 +59,9 @@ class Tiles:
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
     'auto',
-    'What reads pixels. tifffile is faster on tiled TIFF files than OpenSlide,'
-    ' but misses some damage of JPEG tiles; auto takes it for other'
-    ' compressions alone.',
+    'What reads pixels. tifffile is faster on tiled TIFF files than OpenSlide;'
+    ' auto takes it where pixels are the same, but for JPEG 2000, of which it'
+    ' misses some damage.',
     choices=slides.READERS,
   )
   augment: bool = field(False, 'Flip tiles and jitter their colours.')
