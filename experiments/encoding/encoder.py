@@ -22,7 +22,7 @@ import safetensors.numpy
 from data.files import replacing
 from data.weights import WeightsError, file_of
 from experiments.run import weights as weight_files
-from kmil_jax import checksums, parallel, port
+from kmil_jax import augment, checksums, parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
 from kmil_jax.types import PatchRecipe
 
@@ -93,11 +93,7 @@ class Network:
 
   def normalise(self, tiles: jax.Array) -> jax.Array:
     """Returns uint8 tiles [T, S, S, 3] as the network wants them, float32."""
-    x = tiles.astype(jnp.float32) / 255
-    if self.size and x.shape[1] != self.size:
-      shape = len(x), self.size, self.size, 3
-      x = jax.image.resize(x, shape, 'linear', antialias=True)
-    return (x - np.float32(self.mean)) / np.float32(self.std)
+    return augment.normalise(tiles, self.mean, self.std, self.size)
 
   def apply(
     self, variables: Mapping[str, Any], tiles: jax.Array, *, precision: str
