@@ -127,29 +127,34 @@ class Cohort:
         raise FeatureError('\n'.join(faults))
       return dataclasses.replace(loader, store=store.replace(features=flat))
 
-    def streamed(read):
-      def batches(bucket, index):
-        # It imports TensorFlow, which takes seconds.
-        from data import pipeline
+    def from_files(bucket, index):
+      # It imports TensorFlow, which takes seconds.
+      from data import pipeline
 
-        buckets = loader.buckets
-        for batch in pipeline.bag_batches(
-          read, self.width, buckets, bucket, index
-        ):
-          yield batch.astype(dtype)
+      batches = pipeline.bag_batches(
+        lambda i: self.read(i).features,
+        self.width,
+        loader.buckets,
+        bucket,
+        index,
+      )
+      yield from (batch.astype(dtype, copy=False) for batch in batches)
 
-      return dataclasses.replace(loader, stream=batches)
+    def from_copy(bucket, index):
+      for b, bags in zip(bucket, index, strict=True):
+        size, starts = loader.buckets[b], store.offset[bags]
+        yield np.stack([copy[start : start + size] for start in starts])
 
-    from_files = streamed(lambda i: self.read(i).features)
-    rows = self._copied(from_files, dtype, cache_gib * 2**30)
-    if rows is None:
-      return from_files
-    return streamed(lambda i: rows[ends[i] - length[i] : ends[i]])
+    loader = dataclasses.replace(loader, stream=from_files)
+    copy = self._copied(loader, dtype, cache_gib * 2**30)
+    if copy is None:
+      return loader
+    return dataclasses.replace(loader, stream=from_copy)
 
   def _copied(
     self, loader: BagLoader, dtype: np.dtype, most: int
   ) -> np.ndarray | None:
-    """Returns all features [T, D], mapped from a copy that is written once.
+    """Returns all rows of a store, mapped from a copy that is written once.
 
     Args:
       loader: reads the feature files, which takes many times as long.
@@ -159,7 +164,7 @@ class Cohort:
     """
     if not most or not self.cache_dir:
       return None
-    shape = int(self.length.sum(dtype=np.int64)), self.width
+    shape = num_rows(self.length), self.width
     size = math.prod(shape) * dtype.itemsize
     name = f'{self.fingerprint()["features_sha256"][:16]}_{dtype}.bin'
     path = self.cache_dir / 'features' / name
@@ -178,6 +183,7 @@ class Cohort:
         with replacing(path) as part, part.open('wb') as file:
           for x, length in bags:
             file.write(x[:length].tobytes())
+          file.truncate(size)  # Zeros follow.
       parallel.wait_for_all('features')
     if parallel.is_first():
       about = f'{size / 2**30:.1f} GiB'

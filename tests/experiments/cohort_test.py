@@ -103,7 +103,8 @@ def test_streamed_features_are_copied_once_if_there_is_room(
   monkeypatch.undo()
   cohort.bags('float32', True, 1)
   (path,) = (cache / 'features').iterdir()
-  assert path.stat().st_size == 4 * sum(bag.size for bag in bags)
+  rows = sum(map(len, bags)) + cohort.bags('float32', True).buckets[-1]
+  assert path.stat().st_size == 4 * rows * cohort.width
   assert f'features are streamed from {path} (' in capsys.readouterr().out
   # From now on nothing else is read.
   monkeypatch.setattr(cohorts.Cohort, 'read', None)
