@@ -59,12 +59,15 @@ class Encoder:
     encode: tiles, uint8 [T, S, S, 3], to features [T, D].
     note: what the weights are, in words.
     precision: of the computation, 'float32' or 'bfloat16'.
+    at_once: threads that may call it: of two, one copies tiles or features
+      while the other's are computed.
   """
 
   name: str
   encode: Callable[[np.ndarray], np.ndarray]
   note: str = 'a function of your own'
   precision: str = 'float32'
+  at_once: int = 1
 
   def attributes(self) -> dict[str, str]:
     """Returns what features must have in common to be of this encoder."""
@@ -205,7 +208,7 @@ def make_encoder(
   encode = functools.partial(
     parallel.pmap_local(run), parallel.replicate(variables)
   )
-  return Encoder(name, encode, note, precision)
+  return Encoder(name, encode, note, precision, at_once=2)
 
 
 def _function(reference: str, precision: str) -> Encoder:
