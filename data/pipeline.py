@@ -1,13 +1,14 @@
 """Bags and labelled tiles in batches that are read ahead."""
 
 from collections.abc import Callable, Iterator
+import os
 
 import numpy as np
 
 from data.host_tensorflow import tf
 from data.labelled_tiles import LabelledTiles, TileError
 
-_THREADS = 2
+_THREADS = min(os.cpu_count() or 1, 16)  # Each holds a batch.
 _PREFETCH = 2
 Batch = dict[str, np.ndarray]
 
