@@ -14,6 +14,7 @@ from scipy import interpolate
 from kmil_jax.models import cpu
 from kmil_jax.types import PatchRecipe
 
+_MOVES = ('scale', 'rotation', 'shift', 'elastic')  # One interpolation.
 _POINTS = 5  # Per side of the grid that elastic deformation moves.
 # Luma and the two colour differences of NTSC (Y, I, Q).
 _YIQ = np.float32(
@@ -193,6 +194,8 @@ def _moved(
   image: jax.Array, keys: dict[str, jax.Array], policy: Policy
 ) -> jax.Array:
   """Returns a tile scaled, turned, shifted and bent at random."""
+  if not any(getattr(policy, name)[0] for name in _MOVES):
+    return image
   side = len(image)
 
   def drawn(name, draw):
