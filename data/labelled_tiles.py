@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 
@@ -35,7 +34,7 @@ class LabelledTiles:
   """Tiles with their labels; n of them, all [S, S, C].
 
   Attributes:
-    id: unique names, str [n]; random draws are keyed by them.
+    id: unique names, str [n].
     label: place in `classes`, int32 [n].
     group: patient or slide, str [n]; what splits keep together. Empty where it
       is not known.
@@ -117,15 +116,6 @@ class LabelledTiles:
     if len(self) * area * self.dtype.itemsize > IN_MEMORY:
       return None
     return self.load(np.arange(len(self)))
-
-  @functools.cached_property
-  def key(self) -> np.ndarray:
-    """64 bits of every id, uint64 [n]: the same in any set and order."""
-    digests = [
-      hashlib.blake2b(i.encode(), digest_size=8).digest()
-      for i in self.id.tolist()
-    ]
-    return np.frombuffer(b''.join(digests), np.uint64)
 
   def _fill(self, out: np.ndarray, rows: np.ndarray) -> list[str]:
     """Reads tiles into `out`; returns what is wrong with some."""

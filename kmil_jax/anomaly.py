@@ -9,17 +9,9 @@ import numpy as np
 from scipy import ndimage
 
 from kmil_jax.losses import cosine
-from kmil_jax.types import PatchRecipe
 
 # In pixels of the patch (Deng and Li, CVPR 2022).
 _SIGMA = 4.0
-
-
-def normalise(image: jax.Array) -> jax.Array:
-  """Maps 0..255 [..., 3] to ImageNet's mean 0 and deviation 1, float32."""
-  recipe = PatchRecipe()
-  mean, std = np.float32(recipe.mean), np.float32(recipe.std)
-  return (image.astype(jnp.float32) / 255 - mean) / std
 
 
 def maps(

@@ -215,7 +215,7 @@ class RunsOverDevices:
   def gather(self, tree: Any) -> Any:
     """Returns NumPy leaves [R, ...] of all processes in every process."""
     merge = lambda x: x.reshape((-1, *x.shape[2:]))[: self.num_runs]
-    return jax.tree.map(merge, _gather(tree))
+    return jax.tree.map(merge, fetch(tree))
 
   @classmethod
   def pmap_train(cls, step: Callable) -> Callable:
@@ -232,11 +232,10 @@ class RunsOverDevices:
   def pmap_evaluate(step: Callable) -> Callable:
     """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
 
-    `model` comes from `put`, `chunk` has an axis of local devices; returns
-    NumPy outputs [devices, S, ...] of all processes.
+    `model` comes from `put`, `chunk` has an axis of local devices, as have the
+    outputs, of which `fetch` makes those of all processes.
     """
-    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
-    return lambda *args: _gather(mapped(*args))
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
 
   def share(self, chunk: Any) -> Any:
     """Returns a chunk of training as it is: every device sees all examples."""
@@ -329,12 +328,12 @@ def local_devices() -> slice:
   return slice(jax.process_index() * n, (jax.process_index() + 1) * n)
 
 
-def _local_mesh() -> Mesh:
-  return Mesh(np.array(jax.local_devices()), (AXIS,))
-
-
-def _gather(tree: Any) -> Any:
-  """Fetches leaves [local devices, ...] as [devices, ...] of all processes."""
+def fetch(tree: Any) -> Any:
+  """Returns leaves [local devices, ...] as NumPy [devices, ...] of the pod."""
   if jax.process_count() > 1:
     tree = multihost_utils.process_allgather(tree, tiled=True)
   return jax.tree.map(np.asarray, tree)
+
+
+def _local_mesh() -> Mesh:
+  return Mesh(np.array(jax.local_devices()), (AXIS,))

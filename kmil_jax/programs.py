@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import functools
+import itertools
 from typing import Any, Protocol
 
 import jax
@@ -161,13 +162,17 @@ class Program:
     """
     tables = []
     for (layout, runs), model in zip(self._groups, models, strict=True):
-      steps = self._loader.evaluate(examples, runs, layout)
-      for chunk, run, index in steps:
-        out = self._evaluate(model, self._store, chunk)
-        run = np.broadcast_to(run[..., None], index.shape)
-        out |= {'run': run, 'index': index}
-        real = (run >= 0) & (index >= 0)
-        tables.append({name: x[real] for name, x in out.items()})
+      started = (
+        (self._evaluate(model, self._store, chunk), run, index)
+        for chunk, run, index in self._loader.evaluate(examples, runs, layout)
+      )
+      # The host reads what comes next while the devices compute.
+      while some := list(itertools.islice(started, _STEPS_AHEAD)):
+        for out, run, index in some:
+          run = np.broadcast_to(run[..., None], index.shape)
+          out = parallel.fetch(out) | {'run': run, 'index': index}
+          real = (run >= 0) & (index >= 0)
+          tables.append({name: x[real] for name, x in out.items()})
     table = {
       name: np.concatenate([t[name] for t in tables]) for name in tables[0]
     }

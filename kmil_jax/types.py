@@ -102,7 +102,7 @@ class Tiles:
   Batches to train on have none: batch-norm statistics would see them.
   """
 
-  image: chex.Array  # [T, S, S, C] float32, normalised
+  image: chex.Array  # [T, S, S, C] uint8, or float32 in 0..1
   label: chex.Array  # [T] int32
   weight: chex.Array  # [T] float32, 1 for tiles and 0 for fillers
 
@@ -132,7 +132,7 @@ class PatchRecipe:
   binary: bool = False  # one sigmoid logit instead of a softmax
   class_weight: tuple[float, ...] | None = None
   balanced: bool = False  # tiles drawn so that classes are equally frequent
-  augment: str = 'none'  # see `data.augment`
+  augment: str = 'none'  # see `augment.PRESETS`
   input_size: int | None = None  # tiles are resized to this side, in pixels
   # Of each channel in [0, 1], subtracted and divided by; ImageNet's.
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)

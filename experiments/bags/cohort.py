@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
+import math
 import pathlib
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 from data import labels as label_files, packed, slides, splits as split_files
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
-from data.files import clean, first_of, memory
+from data.files import clean, first_of, free_space, memory, replacing
 from data.labels import Manifest
 from data.splits import Split
 from experiments.bags import features, phantom
 from experiments.bags.options import Data, External, Folds
+from experiments.run import progress
 from experiments.run.check import Findings, gathered
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
@@ -53,6 +55,7 @@ class Cohort:
   slides: dict[str, pathlib.Path]  # slide files by id, as far as there are any
   left_out: frozenset[str]  # listed, but relabelled away or without features
   attributes: dict[str, str]  # of the features, see `data.cohort.Match`
+  cache_dir: pathlib.Path | None = None  # where copies of features may be kept
 
   def read(self, index: int) -> FeatureFile:
     """Reads the features of a slide."""
@@ -87,8 +90,15 @@ class Cohort:
     room = _RESIDENT_SHARE * parallel.memory_bytes(memory())
     return bool(parallel.agree(self.resident_bytes(precision) > room))
 
-  def bags(self, precision: str, stream: bool | None) -> BagLoader:
+  def bags(
+    self, precision: str, stream: bool | None, cache_gib: int = 0
+  ) -> BagLoader:
     """Returns the bags, ready for training.
+
+    Args:
+      precision: of the features, 'float32' or 'bfloat16'.
+      stream: see `is_streamed`.
+      cache_gib: GiB up to which streamed features are copied to one file.
 
     Raises:
       FeatureError: naming every feature file that cannot be read.
@@ -117,7 +127,7 @@ class Cohort:
         raise FeatureError('\n'.join(faults))
       return dataclasses.replace(loader, store=store.replace(features=flat))
 
-    def read(bucket, index):
+    def from_files(bucket, index):
       # It imports TensorFlow, which takes seconds.
       from data import pipeline
 
@@ -128,9 +138,64 @@ class Cohort:
         bucket,
         index,
       )
-      yield from (batch.astype(dtype) for batch in batches)
+      yield from (batch.astype(dtype, copy=False) for batch in batches)
 
-    return dataclasses.replace(loader, stream=read)
+    def from_copy(bucket, index):
+      for b, bags in zip(bucket, index, strict=True):
+        size, starts = loader.buckets[b], store.offset[bags]
+        yield np.stack([copy[start : start + size] for start in starts])
+
+    loader = dataclasses.replace(loader, stream=from_files)
+    copy = self._copied(loader, dtype, cache_gib * 2**30)
+    if copy is None:
+      return loader
+    return dataclasses.replace(loader, stream=from_copy)
+
+  def _copied(
+    self, loader: BagLoader, dtype: np.dtype, most: int
+  ) -> np.ndarray | None:
+    """Returns all rows of a store, mapped from a copy that is written once.
+
+    Args:
+      loader: reads the feature files, which takes many times as long.
+      dtype: of the copy.
+      most: bytes of the copy; None is returned where it would be larger, or
+        leave less than its size free.
+    """
+    if not most or not self.cache_dir:
+      return None
+    shape = num_rows(self.length), self.width
+    size = math.prod(shape) * dtype.itemsize
+    name = f'{self.fingerprint()["features_sha256"][:16]}_{dtype}.bin'
+    path = self.cache_dir / 'features' / name
+    fits = size <= min(most, free_space(path) // 2)
+    copied = lambda: path.exists() and path.stat().st_size == size
+    # Processes may share a disk.
+    for mine in (parallel.is_first(), fits):
+      if mine and fits and not copied():
+        order = np.arange(len(self.length))
+        bags = progress.bar(
+          zip(loader.read(order), self.length, strict=True),
+          desc='copying features',
+          total=len(order),
+          unit='slide',
+        )
+        with replacing(path) as part, part.open('wb') as file:
+          for x, length in bags:
+            file.write(x[:length].tobytes())
+          file.truncate(size)  # Zeros follow.
+      parallel.wait_for_all('features')
+    if parallel.is_first():
+      about = f'{size / 2**30:.1f} GiB'
+      print(
+        f'features are streamed from {path} ({about}); it may be deleted later'
+        if copied()
+        else f'warning: features ({about}) are streamed from their files, which'
+        f' is slow: --stream_cache allows {most / 2**30:g} GiB, and'
+        f' {free_space(path) / 2**30:.1f} are free in {path.parent}, of which'
+        ' half may be taken.'
+      )
+    return np.memmap(path, dtype, 'r', shape=shape) if copied() else None
 
   def fingerprint(self) -> dict[str, str]:
     """Returns hashes of what a result depends on: labels and feature files."""
@@ -395,6 +460,7 @@ def join(
     slides=slide_files,
     left_out=left_out | frozenset(table.slide[~has].tolist()),
     attributes=attributes,
+    cache_dir=cache_dir,
   )
   if like:
     _check_apart(like, cohort, findings)

@@ -71,7 +71,8 @@ def train_folds(
     runs: all of the experiment.
     requested: places in `runs`.
     settings: of all runs, but for the choices, which are the runs' own.
-    training: whether features are streamed, and TensorBoard's files written.
+    training: how features are streamed, and whether TensorBoard's files are
+      written.
     folder: unfinished training is kept in its `state`.
     attention: also stores what the models see in the test slides.
 
@@ -87,7 +88,7 @@ def train_folds(
   chosen = [runs[i] for i in todo]
   _check_validation(material, chosen, settings)
   cohort, splits = material.cohort, material.splits
-  bags = cohort.bags(settings.precision, training.stream)
+  bags = cohort.bags(settings.precision, training.stream, training.stream_cache)
   results = folds.train_folds(
     bags,
     [Fold(r.fold, **vars(splits[r.fold]), choice=r.choice) for r in chosen],

@@ -233,6 +233,12 @@ class Training(start.Training):
   stream: bool | None = free(
     None, 'Stream features from disk. By default only if they do not fit.'
   )
+  stream_cache: int = free(
+    100,
+    'GiB up to which streamed features are copied once to a file in --cache_dir'
+    ' that epochs read; 0 for none.',
+    least=0,
+  )
 
   def recipe_of(self, model: str) -> Recipe:
     """Returns how a model is trained."""

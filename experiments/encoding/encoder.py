@@ -22,7 +22,7 @@ import safetensors.numpy
 from data.files import replacing
 from data.weights import WeightsError, file_of
 from experiments.run import weights as weight_files
-from kmil_jax import checksums, parallel, port
+from kmil_jax import augment, checksums, parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
 from kmil_jax.types import PatchRecipe
 
@@ -59,12 +59,15 @@ class Encoder:
     encode: tiles, uint8 [T, S, S, 3], to features [T, D].
     note: what the weights are, in words.
     precision: of the computation, 'float32' or 'bfloat16'.
+    at_once: threads that may call it: of two, one copies tiles or features
+      while the other's are computed.
   """
 
   name: str
   encode: Callable[[np.ndarray], np.ndarray]
   note: str = 'a function of your own'
   precision: str = 'float32'
+  at_once: int = 1
 
   def attributes(self) -> dict[str, str]:
     """Returns what features must have in common to be of this encoder."""
@@ -93,11 +96,7 @@ class Network:
 
   def normalise(self, tiles: jax.Array) -> jax.Array:
     """Returns uint8 tiles [T, S, S, 3] as the network wants them, float32."""
-    x = tiles.astype(jnp.float32) / 255
-    if self.size and x.shape[1] != self.size:
-      shape = len(x), self.size, self.size, 3
-      x = jax.image.resize(x, shape, 'linear', antialias=True)
-    return (x - np.float32(self.mean)) / np.float32(self.std)
+    return augment.normalise(tiles, self.mean, self.std, self.size)
 
   def apply(
     self, variables: Mapping[str, Any], tiles: jax.Array, *, precision: str
@@ -209,7 +208,7 @@ def make_encoder(
   encode = functools.partial(
     parallel.pmap_local(run), parallel.replicate(variables)
   )
-  return Encoder(name, encode, note, precision)
+  return Encoder(name, encode, note, precision, at_once=2)
 
 
 def _function(reference: str, precision: str) -> Encoder:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import time
 from typing import Any, NoReturn
 
 import numpy as np
@@ -80,15 +81,16 @@ def extract(
     flush=True,
   )
   batch, failures = batch or encoders.default_batch(), {}
-  tiles = _read(cohort, paths, encoder, batch, failures)
+  batches = _batches(_read(cohort, paths, encoder, batch, failures), batch)
+  idle = 0.0
   with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
-    for bags, images in _ahead(_batches(tiles, batch)):
-      rows = np.asarray(encoder.encode(images), np.float32)
-      if rows.ndim != 2 or len(rows) != len(images):
+    for bags, rows, waited in _encoded(encoder, _ahead(batches, _AHEAD)):
+      if rows.ndim != 2 or len(rows) != batch:
         raise EncodingError(
-          f'encoder {encoder.name} makes {list(rows.shape)} of {len(images)}'
+          f'encoder {encoder.name} makes {list(rows.shape)} of {batch}'
           ' tiles. Return features [T, D], a row of each tile.'
         )
+      idle += waited
       for bag, row in zip(bags, rows, strict=False):  # Fillers have no bag.
         if not bag.rows:
           bar.total += len(bag.coords)  # Of the slides begun so far.
@@ -106,7 +108,11 @@ def extract(
     seconds = bar.format_dict['elapsed']
   if bar.n:
     rate = bar.n / seconds
-    print(f'{bar.n} tiles in {seconds:.1f} s: {rate:.1f} tiles/s', flush=True)
+    print(
+      f'{bar.n} tiles in {seconds:.1f} s: {rate:.1f} tiles/s; the encoder'
+      f' waited for tiles {idle / seconds:.0%} of the time',
+      flush=True,
+    )
   return failures
 
 
@@ -210,11 +216,23 @@ def _read(
 ) -> Iterator[tuple[_Bag, np.ndarray]]:
   """Yields the tiles of slides one by one; notes the slides that fail."""
   common = encoder.attributes() | {'encoder_note': encoder.note}
-  for path in paths:
+
+  def opened(path):
+    try:
+      slide = cohort.open(path)
+      return slide, cohort.grid(slide), slides.digest(path), None
+    except Exception as error:  # Whatever it is, the other slides go on.
+      return None, None, None, error
+
+  # The next slide is opened while this one is read.
+  for path, (slide, grid, digest, error) in zip(
+    paths, _ahead(map(opened, paths), 1), strict=True
+  ):
     name = slides.slide_id(path)
     try:
-      with cohort.open(path) as slide:
-        grid = cohort.grid(slide)
+      if error:
+        raise error
+      with slide:
         geometry = {
           'patch_size_level0': grid.size_level0,
           'effective_mpp': grid.effective_mpp,
@@ -222,7 +240,7 @@ def _read(
           'level0_mpp_source': slide.mpp_source,
           'level0_width': slide.width,
           'level0_height': slide.height,
-          'slide_sha256': slides.digest(path),
+          'slide_sha256': digest,
         }
         attributes = common | cohort.attributes(name) | geometry
         bag = _Bag(name, grid.coords, attributes)
@@ -231,7 +249,7 @@ def _read(
           yield from ((bag, tile) for tile in tiles)
     except slides.SlideError as error:
       failures[name] = str(error)
-    except Exception as error:  # Whatever it is, the other slides go on.
+    except Exception as error:
       failures[name] = f'{type(error).__name__}: {error}'
 
 
@@ -246,12 +264,46 @@ def _batches(
     yield [bag for bag, _ in part], batch
 
 
-def _ahead(items: Iterator) -> Iterator:
+def _encoded(
+  encoder: Encoder, batches: Iterator[tuple[list[_Bag], np.ndarray]]
+) -> Iterator[tuple[list[_Bag], np.ndarray, float]]:
+  """Yields whose tiles they are, and features, which other threads make.
+
+  With them, the seconds before in which the encoder had nothing to do.
+  """
+
+  def encode(images):
+    start = time.perf_counter()
+    rows = np.asarray(encoder.encode(images), np.float32)
+    return rows, start, time.perf_counter()
+
+  pool = futures.ThreadPoolExecutor(encoder.at_once)
+  waiting, free = collections.deque(), time.perf_counter()
+
+  def first():
+    nonlocal free
+    bags, encoded = waiting.popleft()
+    rows, start, end = encoded.result()
+    waited, free = max(start - free, 0.0), max(end, free)
+    return bags, rows, waited
+
+  try:
+    for bags, images in batches:
+      waiting.append((bags, pool.submit(encode, images)))
+      if len(waiting) > encoder.at_once:
+        yield first()
+    while waiting:
+      yield first()
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _ahead(items: Iterator, count: int) -> Iterator:
   """Yields `items`; another thread makes a few of them in advance."""
   pool = futures.ThreadPoolExecutor(1)
   submit = lambda: pool.submit(next, items, None)
   try:
-    waiting = collections.deque(submit() for _ in range(_AHEAD))
+    waiting = collections.deque(submit() for _ in range(count))
     while (item := waiting.popleft().result()) is not None:
       waiting.append(submit())
       yield item

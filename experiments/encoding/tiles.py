@@ -8,12 +8,15 @@ import pathlib
 from typing import Any
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data import slides, tiling
 from data.files import broken, first_of
 from experiments.run.check import gathered
 from experiments.run.options import field
+from kmil_jax import augment
 
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
 
@@ -64,7 +67,7 @@ class Tiles:
     ' misses some damage.',
     choices=slides.READERS,
   )
-  augment: bool = field(False, 'Flip tiles and jitter their colours.')
+  augment: bool = field(False, 'Flip tiles and change their colours.')
   seed: int = field(0, 'Seed of a random encoder and of --augment.', least=0)
 
 
@@ -132,20 +135,16 @@ class SlideTiles:
     augment: bool = False,
   ) -> Iterator[np.ndarray]:
     """Yields tiles, uint8 [n, S, S, 3], in order, n <= batch, read ahead."""
-    first = 0
+    place, seed = np.arange(batch), self.tiles.seed
     for tiles in tiling.read_tiles(
       slide, grid, batch=batch, threads=self.tiles.threads
     ):
       if augment:
-        # It imports TensorFlow, which takes seconds.
-        from data import pipeline
-
-        index = np.arange(first, first + len(tiles), dtype=np.int32)
-        seed = np.int64(self.tiles.seed)
-        yield pipeline.flip_and_jitter(tiles, index, seed).numpy()
-      else:
-        yield tiles
-      first += len(tiles)
+        # A full batch, whose shape is compiled once.
+        full = np.resize(tiles, (batch, *tiles.shape[1:]))
+        tiles = np.asarray(_changed(full, seed, place))[: len(tiles)]
+      yield tiles
+      place += batch
 
   def attributes(self, slide_id: str) -> dict[str, Any]:
     """Returns what features of a slide's tiles say of their making."""
@@ -223,6 +222,14 @@ class SlideTiles:
     if not taken:
       raise slides.SlideError('no slide has tiles:\n' + '\n'.join(reasons))
     return np.concatenate(taken)[:_SAMPLE]
+
+
+@jax.jit
+def _changed(tiles: jax.Array, seed: int, place: jax.Array) -> jax.Array:
+  """Returns uint8 tiles changed at random, by seed and place in the slide."""
+  key, policy = jax.random.key(seed), augment.PRESETS['stain']
+  changed = augment.apply(tiles, key, place, policy)
+  return jnp.round(255 * changed).astype(jnp.uint8)
 
 
 def _spread(items: Sequence) -> list:

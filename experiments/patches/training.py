@@ -25,13 +25,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from data import augment, labelled_tiles
+from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from data.weights import WeightsError
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results, start, weights
 from experiments.run.options import OptionError, field, free
-from kmil_jax import loop, models, parallel, port, saliency, selection
+from kmil_jax import augment, loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
 from kmil_jax.tasks import tiles as tile_task
 from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
@@ -51,7 +51,14 @@ MODEL = 'model.safetensors'
 _CAM_BATCH = 16
 _EPOCH, _ABOUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
 _NORMAL = ('mean', 'std')  # How tiles are normalised.
-_OF_PROGRAM = ('weight_decay', 'betas', 'binary', 'class_weight')
+_OF_PROGRAM = (
+  *_NORMAL,
+  'weight_decay',
+  'betas',
+  'binary',
+  'class_weight',
+  'augment',
+)
 # Of ct_nodes, whose other networks start at random and are trained in full.
 _STARTED = {'networks': ('resnet50',)}
 # The same task, and programs, for trainings that can share it.
@@ -177,7 +184,7 @@ class Trained:
     if not len(tiles):
       raise TileError('There is no tile to evaluate. Give some.')
     program, on_devices = self._on_devices
-    out = program.evaluate(on_devices, lambda: _in_order(tiles, self.recipe))
+    out = program.evaluate(on_devices, lambda: _in_order(tiles))
     return out['prob'], out['features']
 
   def grad_cam(
@@ -193,12 +200,13 @@ class Trained:
     Returns:
       Maps [n, S, S] in [0, 1].
     """
+    cam_of = functools.partial(saliency.grad_cam, self.task.model, layer=layer)
     maps_of = jax.jit(
-      functools.partial(saliency.grad_cam, self.task.model, layer=layer)
+      lambda v, image, *y: cam_of(v, self.task.normalise(image), *y)
     )
     maps, targets = [], np.asarray(target, np.int32)
     labelled = dataclasses.replace(tiles, label=targets)
-    for batch in _batches(labelled, self.recipe, _CAM_BATCH):
+    for batch in _batches(labelled, _CAM_BATCH):
       cam = maps_of(self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
@@ -291,7 +299,7 @@ def train(
         recipe,
         _runs(seed),
         start,
-        validation=lambda: _in_order(val, recipe),
+        validation=lambda: _in_order(val),
         checkpoints=saved,
         report=shown.report,
       )
@@ -438,24 +446,19 @@ def _epoch(
   """Yields batches to train on."""
   shown.advance(epoch, 0)
   order = {'epoch': epoch, 'seed': seed, 'balanced': recipe.balanced}
-  order['policy'] = augment.PRESETS[recipe.augment]
-  batches = _batches(tiles, recipe, recipe.batch, **order)
-  for step, batch in enumerate(batches, 1):
+  for step, batch in enumerate(_batches(tiles, recipe.batch, **order), 1):
     yield batch
     shown.advance(epoch, step * recipe.batch)
 
 
-def _in_order(tiles: LabelledTiles, recipe: PatchRecipe) -> Iterator[Tiles]:
+def _in_order(tiles: LabelledTiles) -> Iterator[Tiles]:
   """Yields batches to evaluate."""
   per_device = 16 if parallel.platform() == 'cpu' else 256
-  return _batches(tiles, recipe, per_device * parallel.num_devices())
+  return _batches(tiles, per_device * parallel.num_devices())
 
 
-def _batches(
-  tiles: LabelledTiles, recipe: PatchRecipe, batch: int, **order: Any
-) -> Iterator[Tiles]:
+def _batches(tiles: LabelledTiles, batch: int, **order: Any) -> Iterator[Tiles]:
   from data import pipeline  # TensorFlow takes seconds to import.
 
-  scale = {name: getattr(recipe, name) for name in ('input_size', *_NORMAL)}
-  for one in pipeline.tile_batches(tiles, batch=batch, **scale, **order):
+  for one in pipeline.tile_batches(tiles, batch=batch, **order):
     yield Tiles(image=one['image'], label=one['label'], weight=one['weight'])

@@ -23,7 +23,7 @@ from experiments.run.options import field, free
 from experiments.run.results import Folder
 from experiments.run.start import Training
 from experiments.studies.few_shot_data import PatchesAndSlides
-from kmil_jax import anomaly, loop, losses, parallel, port
+from kmil_jax import augment, loop, losses, parallel, port
 from kmil_jax.models import cpu
 from kmil_jax.models.reverse_distillation import Teacher, map_shapes
 from kmil_jax.tasks import distill
@@ -225,7 +225,7 @@ def train(
     # RD knows no tumour, so its teacher must not.
     normal = np.flatnonzero(tiles.label == NORMAL)
     rows = np.random.default_rng(0).permutation(normal)[:_CALIBRATION]
-    image = np.asarray(anomaly.normalise(tiles.load(np.sort(rows))))
+    image = np.asarray(augment.normalise(tiles.load(np.sort(rows))))
     network = Teacher(students.width, momentum=0.0)
     drawn = encoder.random_network(network, image, seed=0)
     _save(folder, TEACHER, port.to_torch('teacher', drawn))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import anomaly, losses, metrics, optim, parallel
+from kmil_jax import anomaly, augment, losses, metrics, optim, parallel
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
@@ -115,7 +115,7 @@ class DistillTask(Task):
     store, table = batch
     rows = table[run.row]
     image, label = store.image[rows], store.label[rows]
-    f = self.teacher.apply(store.teacher, anomaly.normalise(image))
+    f = self.teacher.apply(store.teacher, augment.normalise(image))
     g, mutated = self.student.apply(
       variables, f, train=True, mutable=['batch_stats']
     )
@@ -128,7 +128,7 @@ class DistillTask(Task):
   ) -> dict[str, jax.Array]:
     """Returns `mean` and `max` of the anomaly maps, [B] each."""
     store, image = batch
-    f = self.teacher.apply(store.teacher, anomaly.normalise(image))
+    f = self.teacher.apply(store.teacher, augment.normalise(image))
     g = self.student.apply(variables, f)
     mean, highest = anomaly.scores(anomaly.maps(f, g, image.shape[1]))
     return {'mean': mean, 'max': highest}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kmil_jax import losses, optim, parallel
+from kmil_jax import augment, losses, optim, parallel
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
@@ -20,6 +20,8 @@ from kmil_jax.train import Aux, Task, Variables
 from kmil_jax.types import PatchRecipe, Recipe, Tiles
 
 _NO_MODULE = '(?!)'  # Matches nothing.
+# Steps, and devices, count from 0: the last of all keys is of another draw.
+_LAST = np.uint32(2**32 - 1)
 
 
 class PatchError(ValueError):
@@ -30,7 +32,7 @@ class PatchError(ValueError):
 class TileRuns:
   """What tells R runs apart."""
 
-  seed: chex.Array  # [R] uint32, of the draw and of dropout
+  seed: chex.Array  # [R] uint32, of the draw, augmentation and dropout
 
 
 class TileTask(Task):
@@ -41,9 +43,10 @@ class TileTask(Task):
 
   Args:
     make: of `models.CLASSIFIERS`.
-    recipe: its loss, optimiser and weights of classes.
+    recipe: its loss, optimiser, weights of classes, augmentation and how tiles
+      are normalised.
     num_classes: C.
-    shape: of a tile, [S, S, channels].
+    shape: of what the network takes, [S, S, channels]; tiles are resized.
     precision: of the computation, 'float32' or 'bfloat16'.
     freeze: modules that stay as they are, a regular expression that is matched
       from the beginning of their paths, as `layer1_0/bn1`; '' for none. They
@@ -52,7 +55,8 @@ class TileTask(Task):
 
   Raises:
     PatchError: if the recipe is binary and the classes are not two, or weighs
-      another number of them, or if `freeze` is no regular expression.
+      another number of them, or does not fit the channels, or if `freeze` is no
+      regular expression.
   """
 
   def __init__(
@@ -76,6 +80,16 @@ class TileTask(Task):
         f'{len(weights)} class weights were given for {num_classes} classes.'
         ' Give one for each.'
       )
+    self._policy, channels = augment.PRESETS[recipe.augment], shape[2]
+    if self._policy.colour[0] and channels != 3:
+      raise PatchError(
+        f'Tiles have {channels} channel(s), and --augment={recipe.augment}'
+        ' changes colours, of RGB alone. Choose another.'
+      )
+    for name in ('mean', 'std'):
+      if len(values := getattr(recipe, name)) != channels:
+        raise PatchError(f'{name} {values}: tiles have {channels} channel(s).')
+    self._mean, self._std = recipe.mean, recipe.std
     self.model = make(
       num_classes=1 if recipe.binary else num_classes,
       dtype=jnp.dtype(precision),
@@ -94,8 +108,7 @@ class TileTask(Task):
     self._shape = shape
 
   def init(self, run: TileRuns) -> Variables:
-    # Steps count from 0: the last of all keys is the initialisation's.
-    key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(2**32 - 1))
+    key = jax.random.fold_in(jax.random.key(run.seed), _LAST)
     # In training mode, where auxiliary heads are there.
     keys, x = {'params': key, 'dropout': key}, jnp.zeros((2, *self._shape))
     variables = self.model.init(keys, x, train=True)
@@ -103,9 +116,8 @@ class TileTask(Task):
     return variables
 
   def key(self, run: TileRuns, epoch: Any, step: jax.Array) -> jax.Array:
-    """Returns a key of seed, step and device."""
-    key = jax.random.fold_in(jax.random.key(run.seed), step)
-    return jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+    """Returns a key of seed and step."""
+    return jax.random.fold_in(jax.random.key(run.seed), step)
 
   def batch(self, store: Any, item: Tiles, length: int | None) -> Tiles:
     return item
@@ -116,7 +128,15 @@ class TileTask(Task):
   def loss(
     self, variables: Variables, batch: Tiles, run: TileRuns, key: jax.Array
   ) -> tuple[jax.Array, Aux]:
-    """Returns the cross-entropies; batch norms see the batch of all devices."""
+    """Returns the cross-entropies; batch norms see the batch of all devices.
+
+    Augmentation depends on the place of a tile in that batch.
+    """
+    image, device = batch.image, jax.lax.axis_index(parallel.AXIS)
+    place = device * len(image) + jnp.arange(len(image))
+    changes = jax.random.fold_in(key, _LAST)
+    size = self._shape[0]
+    image = augment.apply(image, changes, place, self._policy, size)
     params = variables['params']
     params = jax.tree.map(
       lambda frozen, p: jax.lax.stop_gradient(p) if frozen else p,
@@ -126,10 +146,10 @@ class TileTask(Task):
     with nn.intercept_methods(self._freeze_norms):
       prediction, mutated = self.model.apply(
         {**variables, 'params': params},
-        batch.image,
+        self.normalise(image),
         train=True,
         mutable=['batch_stats'],
-        rngs={'dropout': key},
+        rngs={'dropout': jax.random.fold_in(key, device)},
       )
     loss = losses.tile_cross_entropy(prediction, batch.label)
     prob = losses.tile_probabilities(prediction.logits)
@@ -145,7 +165,8 @@ class TileTask(Task):
       `prob` [T, C], `features` [T, F], and `loss`, its `weight` in the recipe
       and `label`, [T] each.
     """
-    prediction = self.model.apply(variables, batch.image, train=False)
+    image = self.normalise(batch.image)
+    prediction = self.model.apply(variables, image, train=False)
     return {
       'prob': losses.tile_probabilities(prediction.logits),
       'features': prediction.features,
@@ -153,6 +174,10 @@ class TileTask(Task):
       'weight': self.weight(batch, run),
       'label': batch.label,
     }
+
+  def normalise(self, image: jax.Array) -> jax.Array:
+    """Returns tiles as the network takes them, [T, S, S, C] float32."""
+    return augment.normalise(image, self._mean, self._std, self._shape[0])
 
   def _frozen(self, params: Any) -> Any:
     """Returns True for the leaves of modules that `freeze` matches."""

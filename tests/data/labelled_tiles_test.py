@@ -32,7 +32,6 @@ def test_taking_from_what_was_taken_reads_the_right_tile():
   assert few.xy.tolist() == [[14, 15], [2, 3]]
   np.testing.assert_array_equal(few.load([0, 1]), images[[7, 1]])
   np.testing.assert_array_equal(few.pixels, images[[7, 1]])
-  np.testing.assert_array_equal(few.key, tiles.key[[7, 1]])
   assert len(tiles.take([])) == 0
 
 

@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 from samples import picture
 
-from data import augment, labelled_tiles, pipeline, tiff, tiling
+from data import labelled_tiles, pipeline, tiff, tiling
 from data.features import FeatureError
-from data.host_tensorflow import tf
 from data.labelled_tiles import TileError, from_arrays
 from data.slides import Slide, SlideError
 from data.tiling import read_tile, read_tiles, tile_grid
 from kmil_jax.tasks import bags as plan
-
-# Few changes, which are compiled in little time.
-SOME = augment.Policy(
-  dihedral=1.0, rotation=(1.0, 180.0), brightness_contrast=(1.0, 0.2)
-)
-MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.4])
 
 
 def planted(n=23, size=8, positives=5):
@@ -32,19 +25,13 @@ def planted(n=23, size=8, positives=5):
 
 def epoch(tiles, batch=4, epoch=0, **kwargs):
   """One epoch, or all tiles in order, its batches joined."""
-  kwargs = {'mean': MEAN, 'std': STD} | kwargs
   steps = list(pipeline.tile_batches(tiles, batch=batch, epoch=epoch, **kwargs))
   for step in steps:
     assert {len(column) for column in step.values()} == {batch}
-    assert step['image'].dtype == step['weight'].dtype == np.float32
+    assert step['image'].dtype == tiles.dtype
+    assert step['weight'].dtype == np.float32
     assert step['label'].dtype == step['index'].dtype == np.int32
   return {k: np.concatenate([step[k] for step in steps]) for k in steps[0]}
-
-
-def first_shown(seen):
-  """Rows and pictures of the first time each tile is shown."""
-  rows, at = np.unique(seen['index'], return_index=True)
-  return dict(zip(rows.tolist(), seen['image'][at], strict=True))
 
 
 def test_every_tile_once_and_the_last_batch_from_the_beginning():
@@ -55,35 +42,20 @@ def test_every_tile_once_and_the_last_batch_from_the_beginning():
   assert index[23] == index[0]
   np.testing.assert_array_equal(seen['label'], tiles.label[index])
   np.testing.assert_array_equal(seen['weight'], 1)
-  expected = (tiles.pixels[index] / 255 - MEAN) / STD
-  np.testing.assert_allclose(seen['image'], expected, atol=1e-5)
+  np.testing.assert_array_equal(seen['image'], tiles.pixels[index])
   # More than the set holds is filled by going round.
   many = epoch(tiles.take([0, 1, 2]), batch=8)['index']
   np.testing.assert_array_equal(many[:3], many[3:6])
   np.testing.assert_array_equal(many[:2], many[6:])
 
 
-def test_order_and_pictures_are_functions_of_seed_and_epoch():
-  one, again = (epoch(planted(), epoch=3, policy=SOME) for _ in range(2))
+def test_order_is_a_function_of_seed_and_epoch():
+  one, again = (epoch(planted(), epoch=3) for _ in range(2))
   for name in one:
     np.testing.assert_array_equal(one[name], again[name])
   for other in ({'epoch': 4}, {'epoch': 3, 'seed': 1}):
-    moved = epoch(planted(), policy=SOME, **other)
+    moved = epoch(planted(), **other)
     assert (moved['index'] != one['index']).mean() > 0.5
-    a, b = first_shown(one), first_shown(moved)
-    assert all(np.abs(a[i] - b[i]).max() > 0.1 for i in range(23))
-
-
-def test_a_tile_is_augmented_alike_in_any_batch_and_any_set():
-  tiles, rows = planted(), np.array([20, 3, 11])
-  first = first_shown(epoch(tiles, policy=SOME))
-  for i, image in first_shown(epoch(tiles, 7, policy=SOME)).items():
-    np.testing.assert_allclose(image, first[i], atol=1e-4)
-  for i, image in first_shown(epoch(tiles.take(rows), policy=SOME)).items():
-    np.testing.assert_allclose(image, first[rows[i]], atol=1e-4)
-  # Shown again in an epoch, it is augmented otherwise.
-  again = epoch(planted(1), batch=4, policy=SOME)['image']
-  assert len({image.tobytes() for image in again}) == 4
 
 
 def test_balanced_draws_are_even_over_classes_and_tiles():
@@ -112,38 +84,26 @@ def test_ordered_batches_end_with_fillers():
   np.testing.assert_array_equal(seen['weight'], [1] * 23 + [0])
   np.testing.assert_array_equal(seen['label'], [*tiles.label, 0])
   black = np.zeros((1, 8, 8, 3))
-  expected = (np.concatenate([tiles.pixels / 255, black]) - MEAN) / STD
-  np.testing.assert_allclose(seen['image'], expected, atol=1e-5)
-  none = pipeline.tile_batches(tiles.take([]), batch=8, mean=MEAN, std=STD)
+  expected = np.concatenate([tiles.pixels, black])
+  np.testing.assert_array_equal(seen['image'], expected)
+  none = pipeline.tile_batches(tiles.take([]), batch=8)
   assert list(none) == []
 
 
 def test_a_set_too_large_for_memory_gives_the_same(monkeypatch):
-  small = epoch(planted(), policy=SOME)
+  small = epoch(planted())
   monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', 0)
   large = planted()
   assert large.pixels is None
-  for name, column in epoch(large, policy=SOME).items():
+  for name, column in epoch(large).items():
     np.testing.assert_array_equal(column, small[name])
 
 
 def test_floats_pass_as_they_are():
-  images = np.random.default_rng(0).normal(size=(2, 5, 5, 1))
-  tiles = from_arrays(images.astype('f4'), [0, 1], ['a'] * 2, ('no', 'yes'))
-  seen = epoch(tiles, batch=2, epoch=None, mean=[1], std=[2])
-  np.testing.assert_allclose(seen['image'], (images - 1) / 2, atol=1e-6)
-  with pytest.raises(ValueError, match=r'mean .* for tiles of 1 channel'):
-    epoch(tiles)
-
-
-@pytest.mark.parametrize('size', [4, 16])
-def test_tiles_are_resized(size):
-  tiles = planted(4)
-  seen = epoch(tiles, input_size=size)
-  pixels = tiles.pixels[seen['index']] / 255
-  expected = tf.image.resize(pixels, (size, size), antialias=size < 8)
-  images = seen['image'] * STD + MEAN
-  np.testing.assert_allclose(images, expected, atol=1e-5)
+  images = np.random.default_rng(0).random((2, 5, 5, 1), np.float32)
+  tiles = from_arrays(images, [0, 1], ['a'] * 2, ('no', 'yes'))
+  seen = epoch(tiles, batch=2, epoch=None)
+  np.testing.assert_array_equal(seen['image'], images)
 
 
 def test_a_fault_of_a_tile_reaches_the_consumer_as_it_is(monkeypatch):
@@ -188,32 +148,6 @@ def test_batches_hold_every_tile_of_a_slide_once_in_order(
   assert tiles.dtype == np.uint8
   expected = [read_tile(slide, grid, i) for i in range(n)]
   np.testing.assert_array_equal(tiles, expected)
-
-
-def test_augmentation_is_a_flip_and_a_change_of_colour_by_seed_and_tile(
-  slide, grid
-):
-  plain = np.concatenate([*read_tiles(slide, grid, batch=8, threads=2)])
-  index = np.arange(len(plain), dtype=np.int32)
-
-  def seen(seed, rows):
-    out = pipeline.flip_and_jitter(plain[rows], index[rows], np.int64(seed))
-    return out.numpy() / 255
-
-  first = seen(1, index)
-  np.testing.assert_array_equal(seen(1, index[5:9]), first[5:9])
-  assert (np.abs(seen(2, index) - first).mean((1, 2, 3)) > 0.01).sum() > 30
-  flips, gains = [], []
-  for before, after in zip(plain / 255, first, strict=True):
-    views = [before, before[::-1], before[:, ::-1], before[::-1, ::-1]]
-    grey = [(view @ pipeline._LUMA).ravel() for view in views]
-    shown = (after @ pipeline._LUMA).ravel()
-    match = [np.corrcoef(shown, view)[0, 1] for view in grey]
-    flips.append(int(np.argmax(match)))
-    assert max(match) > 0.97  # Less than 1 where colours are clipped.
-    gains.append(shown.mean() / grey[0].mean())
-  assert set(flips) == {0, 1, 2, 3}
-  assert 0.75 < min(gains) < 0.9 and 1.05 < max(gains) < 1.25
 
 
 def test_a_fault_of_a_slide_reaches_the_consumer_as_it_is(

@@ -70,15 +70,47 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
   bags, labels = feature_folder.planted(num_bags=12)
   feature_folder.write(tmp_path, bags, labels)
   cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
-  resident, streamed = (
-    cohort.bags(precision, stream).read(np.arange(12))
-    for stream in (False, True)
-  )
-  for bag, one, other in zip(bags, resident, streamed, strict=True):
-    assert one.shape == other.shape and one.dtype == other.dtype == precision
-    one, other = one[: len(bag)], other[: len(bag)]
-    np.testing.assert_array_equal(one, other)
-    np.testing.assert_allclose(one.astype(float), bag, rtol=0.01, atol=1e-6)
+  cohort = dataclasses.replace(cohort, cache_dir=tmp_path / 'cache')
+  ways = {'resident': (False,), 'streamed': (True,), 'copied': (True, 1)}
+  read = lambda way: [*cohort.bags(precision, *way).read(np.arange(12))]
+  resident, *others = (read(way) for way in ways.values())
+  for i, bag in enumerate(bags):
+    for other in others:
+      assert resident[i].shape == other[i].shape
+      assert resident[i].dtype == other[i].dtype == precision
+      np.testing.assert_array_equal(
+        resident[i][: len(bag)], other[i][: len(bag)]
+      )
+    one = resident[i][: len(bag)].astype(float)
+    np.testing.assert_allclose(one, bag, rtol=0.01, atol=1e-6)
+
+
+def test_streamed_features_are_copied_once_if_there_is_room(
+  tmp_path, capsys, monkeypatch
+):
+  bags, labels = feature_folder.planted(num_bags=12)
+  feature_folder.write(tmp_path, bags, labels)
+  cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
+  cache = tmp_path / 'cache'
+  cohort = dataclasses.replace(cohort, cache_dir=cache)
+  cohort.bags('float32', True, 0)
+  cohort.bags('float32', False, 1)
+  monkeypatch.setattr(cohorts, 'free_space', lambda path: 2**10)
+  cohort.bags('float32', True, 1)
+  assert not cache.exists()
+  (line,) = capsys.readouterr().out.splitlines()
+  assert '--stream_cache allows 1 GiB, and 0.0 are free in' in line
+  monkeypatch.undo()
+  cohort.bags('float32', True, 1)
+  (path,) = (cache / 'features').iterdir()
+  rows = sum(map(len, bags)) + cohort.bags('float32', True).buckets[-1]
+  assert path.stat().st_size == 4 * rows * cohort.width
+  assert f'features are streamed from {path} (' in capsys.readouterr().out
+  # From now on nothing else is read.
+  monkeypatch.setattr(cohorts.Cohort, 'read', None)
+  again = cohort.bags('float32', True, 1).read(np.array([7, 3]))
+  for x, bag in zip(again, (bags[7], bags[3]), strict=True):
+    np.testing.assert_array_equal(x[: len(bag)], np.float32(bag))
 
 
 def test_a_scale_in_single_precision_is_no_other_scale(tmp_path):

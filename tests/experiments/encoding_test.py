@@ -5,19 +5,23 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
+import time
 
+import jax
 import numpy as np
 import openslide
 from PIL import Image
 import pytest
 import small_slides
 
-from data import features, slides, tiff
+from data import features, slides, tiff, tiling
 from experiments import extract as extract_script
 from experiments.encoding import extraction
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.extraction import EncodingError
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
+from kmil_jax import augment
 
 TILES = Tiles(tile_size=64, tile_mpp=0.5, min_tissue=0, threads=2)
 STATED = Scale()  # What slides state.
@@ -255,11 +259,55 @@ def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
     extract([*paths, twin], tmp_path)
 
 
-def test_augmented_tiles_differ(paths, tmp_path):
-  extract(paths[1:2], tmp_path, augment=True)
+def test_tiles_are_augmented_by_seed_and_place_in_the_slide(paths, tmp_path):
+  extract(paths[1:2], tmp_path, augment=True, seed=3, batch=4)
   found = features.read(tmp_path / 'b.h5')
-  assert found.attributes['augment'] == '0'
+  assert found.attributes['augment'] == '3'
+  with slides.Slide(paths[1]) as slide:
+    grid = cohort(paths[1:2]).grid(slide)
+    tiles = np.stack([tiling.read_tile(slide, grid, i) for i in range(10)])
+  key, policy = jax.random.key(3), augment.PRESETS['stain']
+  changed = augment.apply(tiles, key, np.arange(10), policy)
+  want = small_slides.encoder().encode(np.uint8(np.round(255 * changed)))
+  np.testing.assert_allclose(found.features, want, atol=0.01)
   assert np.abs(found.features - expected(paths[1])[0]).mean() > 0.01
+
+
+def test_batches_are_encoded_two_at_a_time_and_come_back_in_order():
+  both = threading.Barrier(2, timeout=60)
+
+  def encode(images):
+    both.wait()
+    return images
+
+  batches = [([i], np.full((2, 1), i)) for i in range(6)]
+  twice = Encoder('of_two', encode, at_once=2)
+  seen = [*extraction._encoded(twice, iter(batches))]
+  assert [(bags, rows.tolist()) for bags, rows, _ in seen] == [
+    (bags, rows.tolist()) for bags, rows in batches
+  ]
+
+
+def test_the_time_without_tiles_is_counted():
+  slow, quick = 0.3, 0.0
+
+  def waited(reading, encoding):
+    def batches():
+      for i in range(4):
+        time.sleep(reading)
+        yield [i], np.zeros((1, 1))
+
+    def encode(images):
+      time.sleep(encoding)
+      return images
+
+    ahead = extraction._ahead(batches(), 4)
+    encoder = Encoder('slow', encode)
+    return sum(seen[2] for seen in extraction._encoded(encoder, ahead))
+
+  assert waited(slow, quick) > 3 * slow
+  # The first batch has nothing before it to wait behind.
+  assert waited(quick, slow) < slow
 
 
 def test_a_sample_comes_evenly_from_all_slides_but_bad_ones(paths):

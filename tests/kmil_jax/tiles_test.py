@@ -23,7 +23,9 @@ from kmil_jax.types import PatchRecipe, TilePrediction
 
 RATE = 1e-2
 WEIGHTS = (1.0, 3.0)
-RECIPE = PatchRecipe(weight_decay=1e-2, class_weight=WEIGHTS)
+RECIPE = PatchRecipe(
+  weight_decay=1e-2, class_weight=WEIGHTS, mean=(0.5,) * 3, std=(0.16,) * 3
+)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
@@ -48,11 +50,12 @@ def without_runs(tree):
   return jax.tree.map(lambda x: np.asarray(x)[0], tree)
 
 
-def trained(task, seed=0, tiles=None, before=None):
+def trained(task, seed=0, tiles=None, before=None, step=0):
   """The state and the sums of a step on all devices."""
   tiles = tiles or tiny_classifier.make_tiles()
   program = tile_task.program(task, lambda step: iter([tiles]))
   state = train.init(task, runs_of(seed), before or variables())
+  state = state.replace(step=np.int32([step]))
   states, sums = program.train(
     program.put(state), 0, np.array([RATE]), np.array([True])
   )
@@ -136,6 +139,20 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
   assert abs(thawed['loss'] - sums['loss']) / sums['weight'] > 1e-3
 
 
+def test_tiles_are_augmented_by_seed_and_step_to_train_and_not_to_evaluate():
+  task = task_of(dataclasses.replace(RECIPE, augment='stain'))
+  tiles = tiny_classifier.make_tiles()
+
+  loss = lambda task, *at: trained(task, at[0], tiles, step=at[1])[1]['loss']
+  drawn = [loss(task_of(), 0, 0)]
+  drawn += [loss(task, *at) for at in ((0, 0), (0, 1), (1, 0))]
+  assert loss(task, 0, 1) == drawn[2]
+  assert np.diff(np.sort(drawn)).min() > 1e-3
+  seen = predict(task, variables(), [tiles])
+  for name, column in predict(task_of(), variables(), [tiles]).items():
+    np.testing.assert_array_equal(seen[name], column)
+
+
 @pytest.mark.parametrize(
   'change,match',
   [
@@ -143,9 +160,14 @@ def test_frozen_modules_do_not_move_and_norm_with_running_statistics():
     ({'freeze': 'layer1'}, r'no module\. Those at the top are bn1, conv1, fc'),
     ({'freeze': '('}, r"freeze='\('"),
     ({'num_classes': 3}, '2 class weights were given for 3'),
+    ({'recipe': PatchRecipe(mean=(0.5,))}, r'mean \(0.5,\): tiles have 3'),
     (
       {'recipe': PatchRecipe(binary=True), 'num_classes': 3},
       'two classes, not 3',
+    ),
+    (
+      {'recipe': PatchRecipe(augment='stain'), 'shape': (SIZE, SIZE, 1)},
+      r'1 channel\(s\), and --augment=stain',
     ),
   ],
 )
@@ -189,7 +211,9 @@ HELD_OUT = tiny_classifier.make_tiles(20, seed=1, noise=0.2)
 
 def fitted(folder):
   """A training whose labels are wrong from epoch 3 on; and its predictions."""
-  recipe = dataclasses.replace(RECIPE, learning_rate=0.03, epochs=6, batch=16)
+  recipe = dataclasses.replace(
+    RECIPE, learning_rate=0.03, epochs=6, batch=16, augment='ansari'
+  )
   tiles = tiny_classifier.make_tiles(64)
 
   def misled(epoch):
@@ -200,7 +224,7 @@ def fitted(folder):
 
   result = training_run.fit(
     folder,
-    tile_task.program(task_of(), misled),
+    tile_task.program(task_of(recipe), misled),
     recipe,
     runs_of(),
     variables(),

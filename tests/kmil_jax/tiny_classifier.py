@@ -34,11 +34,12 @@ class Tiny(nn.Module):
 
 
 def make_tiles(n=32, seed=0, noise=0.3):
-  """Tiles of two classes, the second of which is redder, NumPy."""
+  """Tiles of two classes, the second of which is redder, NumPy uint8."""
   rng = np.random.default_rng(seed)
   label = rng.permutation(n).astype(np.int32) % 2
-  image = rng.normal(size=(n, SIZE, SIZE, 3)).astype(np.float32)
+  image = rng.normal(size=(n, SIZE, SIZE, 3))
   image[..., 0] += noise * label[:, None, None]
+  image = (128 + 40 * image).clip(0, 255).astype(np.uint8)
   return Tiles(image=image, label=label, weight=np.ones(n, np.float32))
 
 
@@ -51,7 +52,9 @@ def batches(tiles, size):
     rows = np.minimum(rows, n - 1)
     yield Tiles(
       # What a filler shows must not matter.
-      image=np.where(real[:, None, None, None], tiles.image[rows], 1e3),
+      image=np.where(
+        real[:, None, None, None], tiles.image[rows], np.uint8(255)
+      ),
       label=tiles.label[rows],
       weight=real.astype(np.float32),
     )
