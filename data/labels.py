@@ -20,10 +20,11 @@ _EXTENSIONS = slides.EXTENSIONS.union(features.READ)
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
 _NUMBER = re.compile(r'\+?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,2})?')
 _SHORTENED = re.compile(r'\d+([.,]\d+)?E\+\d+')  # As spreadsheets do it.
-# Of TCGA, CPTAC, GTEx and CAMELYON17, as `_plain` has them: a patient, and what
-# may follow of samples and slides.
+# Of TCGA, TARGET, HCMI, CPTAC, GTEx and CAMELYON17, with _ for all that
+# separates words: a patient, and what may follow of samples and slides.
 _PATIENT = re.compile(
-  r'^(tcga_[^_]+_[^_]+|c3[ln]_\d+|gtex_[^_]+|patient_\d+(?=_node))[_.].*'
+  r'^((tcga|target)_[^_]+_[^_]+|hcm_[^_]+_\d+_[^_]+|c3[ln]_\d+|gtex_[^_]+'
+  r'|patient_\d+(?=_node))_.*'
 )
 # What spreadsheets, programs and people write where nothing is known, less all
 # marks but the # of a spreadsheet's errors, and + of a grade.
@@ -161,7 +162,8 @@ def normalised(name: str) -> str:
 
 def same_patient(case: str) -> str:
   """Returns what the case ids of a patient have in common; see `normalised`."""
-  return normalised(_PATIENT.sub(r'\1', _plain(case)))
+  words = _plain(case).replace('.', '_')  # R writes TCGA.AA.0000.
+  return normalised(_PATIENT.sub(r'\1', words))
 
 
 def _plain(name: str) -> str:

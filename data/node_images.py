@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import hashlib
 import pathlib
 import warnings
 
@@ -98,12 +99,21 @@ def load(
   if not faults:
     id_, patient, part = (np.array([r[c] for r in rows]) for c in COLUMNS)
     test = part == 'test'
-    positive, image_paths, mask_paths = zip(*checked, strict=True)
+    positive, image_paths, mask_paths, content = zip(*checked, strict=True)
     faults = [
       f'the {part} part has no {label} image. Both parts need both.'
       for place, part in enumerate(PARTS)
       for value, label in enumerate(LABELS)
       if value not in np.array(positive)[test == place]
+    ]
+    same = collections.defaultdict(dict)
+    for digest, path, owner in zip(content, image_paths, patient, strict=True):
+      same[digest][str(path)] = str(owner)
+    faults += [
+      f'{files.first_of(list(of))}: one image of several patients, a leak'
+      ' between parts. Take all but one out of the table.'
+      for of in same.values()
+      if len(set(of.values())) > 1
     ]
   if faults:
     raise ImageError.listing(faults, str(images_csv))
@@ -145,8 +155,8 @@ def _check(
   images_dir: pathlib.Path,
   masks_dir: pathlib.Path,
   mpp: float,
-) -> tuple[bool, pathlib.Path, pathlib.Path | None]:
-  """Returns whether there is tumour, and the files."""
+) -> tuple[bool, pathlib.Path, pathlib.Path | None, bytes]:
+  """Returns whether there is tumour, the files, and a hash of the image."""
   name, label = row['image_id'], row.get('label', '')
   image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
   if image_path is None:
@@ -156,11 +166,12 @@ def _check(
       f'{image_path} has no mask in {masks_dir}: add one, or say in a column'
       ' label that the image is negative'
     )
-  positive = bool(_read(image_path, mask_path, mpp)[1].any())
+  image, mask = _read(image_path, mask_path, mpp)
+  positive, content = bool(mask.any()), hashlib.sha256(image.tobytes()).digest()
   if label and label != LABELS[positive]:
     content = 'marks tumour' if positive else 'is empty'
     raise ImageError(f'{mask_path} {content}, but the label is {label}')
-  return positive, image_path, mask_path
+  return positive, image_path, mask_path, content
 
 
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -27,8 +27,8 @@ MPP_RANGE = (0.05, 20.0)  # um/px; outside it a scale is a default or a lie.
 SCANNER_MPP = (0.1, 2.0)  # um/px that scanners have; else a warning.
 # Pictures, archives and slides of other kinds, which are named where they lie.
 _OTHERS = frozenset(
-  '.7z .bmp .gz .isyntax .jp2 .jpeg .jpg .kfb .lif .part .partial .png .qptiff'
-  ' .rar .sdpc .vsi .zip'.split()
+  '.7z .bmp .gz .isyntax .jp2 .jpeg .jpg .kfb .lif .png .qptiff .rar .sdpc .vsi'
+  ' .zip'.split()
 )
 _TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
 _POWER = 0.2  # Relative difference of scale and objective that is warned of.
@@ -403,7 +403,8 @@ def list_slides(folder: Path | str) -> list[Path]:
     for path in others
     if files.broken(path)
     or (
-      path.suffix.lower() in _OTHERS
+      # Or of downloads that were stopped, a.svs.part.
+      {path.suffix.lower(), Path(path.stem).suffix.lower()} & {*_OTHERS, *EXTENSIONS}
       and slide_id(path.stem) not in ids
       and path.parent not in parts
     )

@@ -14,6 +14,7 @@ from data.files import first_of
 from data.labels import Manifest, hints
 
 PARTS = ('train', 'val', 'test')
+_OTHER_FORM = ('_bool', '_descriptor')  # Of the same splits, by CLAM.
 
 
 class SplitError(ValueError):
@@ -113,16 +114,20 @@ def read(
   splits, lines, names = [], [], []
   for i in range(k):
     path = folder / f'splits_{i}.csv'
-    if not path.exists():
-      stems = (p.stem for p in folder.glob('splits_*.csv'))
-      numbers = (stem.removeprefix('splits_') for stem in stems)
-      there = sorted(filter(str.isdecimal, numbers), key=int)
-      advice = f' There are {len(there)}: --k={len(there)}?' if there else ''
-      if there != [f'{j}' for j in range(len(there))]:
+    if not (path.exists() or files.broken(path)):
+      there = [
+        p.name
+        for p in files.listed(folder, ('.csv',), '*')
+        if not p.stem.endswith(_OTHER_FORM)
+      ]
+      advice = f' There are {len(there)}: --k={len(there)}?'
+      if {*there} != {f'splits_{j}.csv' for j in range(len(there))}:
         advice = (
-          f' There are {first_of([f"splits_{j}.csv" for j in there])}. Rename'
-          ' them so that numbers begin at 0, without gaps or zeros in front.'
+          f' There are {first_of(there)}. Rename them so that numbers begin at'
+          ' 0, without gaps or zeros in front.'
         )
+      if not there:
+        advice = ' No .csv file is there. Give another --split_dir.'
       lines.append(
         f'{path}: no such file. --k={k} needs splits_0.csv to'
         f' splits_{k - 1}.csv.' + advice

@@ -72,9 +72,15 @@ def run(scoring: Scoring) -> None:
     level=scoring.level,
     findings=findings,
   )
+  curve = froc.froc(list(cases.values()))
+  if curve.lesions and (lost := files.never_counted(cases.values(), curve)):
+    findings.warnings.append(
+      f'{lost} of {curve.lesions} lesions are hit with the lowest score of all'
+      ' alone, which by the definition of CAMELYON16 is no threshold: they never'
+      ' count.'
+    )
   with contextlib.redirect_stdout(sys.stderr):  # JSON is alone.
     findings.warn()
-  curve = froc.froc(list(cases.values()))
   if not curve.lesions:
     raise DetectionError(
       f'{scoring.masks_dir}: no lesion to be found on {curve.slides}'

@@ -70,10 +70,7 @@ def read(path: pathlib.Path, like: int | None = None) -> Any:
 
 @contextlib.contextmanager
 def _named(path: pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
-  """Yields a name of the file that ends as ITK wants it."""
-  if path.name.endswith(suffix):
-    yield path
-    return
+  """Yields a name of the file for ITK, which takes a .nii beside a .nii.gz."""
   with tempfile.TemporaryDirectory() as folder:
     link = pathlib.Path(folder, f'volume{suffix}')
     link.symlink_to(path.resolve())

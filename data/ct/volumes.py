@@ -108,6 +108,8 @@ def hu_warning(volume: Volume) -> str | None:
   low, most, high = np.percentile(some, (1, 90, 99))
   if low >= 0:
     return 'hardly a value is negative, but fat is -100 HU and air -1000'
+  if most < -500:
+    return 'most values are below -500, as if the intercept counted twice'
   if most > 700:
     return 'many values are above 700, which only bone is in HU'
   if high - low < 50:

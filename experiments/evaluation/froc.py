@@ -1,6 +1,8 @@
 """Lesion-level scores: files of detections and masks, values, the curve."""
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Collection, Mapping
+import contextlib
 import pathlib
 import re
 
@@ -21,6 +23,7 @@ NOTE = (
 )
 _NAMES = 'probability', 'x', 'y'
 _SWAPPED = 'Perhaps x and y are swapped.'
+_XY, _PIXELS = 'x for y', 'pixels of the masks for those of level 0'
 
 
 class DetectionError(TileError):
@@ -79,7 +82,7 @@ def read(
     detections_dir: <case>.csv of every slide, see `read_detections`.
     mpp: um per level-0 pixel.
     level: of the masks.
-    findings: gets a warning if x and y seem to be swapped.
+    findings: gets a warning if places seem to be meant otherwise.
 
   Raises:
     DetectionError: naming all files that cannot be used.
@@ -93,11 +96,11 @@ def read(
   masks, problems = {}, []
   if not cases:
     problems.append(f'{detections_dir}: no <case>.csv. Each slide needs one.')
-  for path in files.listed(masks_dir, ('.png',), '*'):
+  for path in files.listed(masks_dir, pattern='*'):
     named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
-    if named is None:
+    if bool(named) != (path.suffix.lower() == '.png'):
       problems.append(f'{path}: no mask. Call it <case>_mask_level{level}.png.')
-    elif int(named[2]) == level:
+    elif named and int(named[2]) == level:
       masks[named[1]] = path
       if named[1] not in cases:
         problems.append(
@@ -105,39 +108,51 @@ def read(
           ' empty file if nothing was found.'
         )
   judged = {}
-  hits = np.zeros(2, int)  # As given, and with x for y.
+  hits = collections.Counter()  # As given, and as `_otherwise`.
   for name, path in cases.items():
     try:
       score, xy = read_detections(path)
       truth = None
       if name in masks:
         truth = froc.lesions(read_mask(masks[name]), mpp=mpp, level=level)
-      swapped = _swapped(truth, score, xy, level)
+      others = _otherwise(truth, score, xy, level)
       judged[name] = froc.judge(truth, score, xy, level=level)
-      if swapped:
-        hits += [np.sum(c.hits > 0) for c in (judged[name], swapped)]
+      hits.update({'': _hit(judged[name])} | others)
     except DetectionError as e:
       problems.append(str(e))
     except ValueError as e:  # Of a score or a place.
-      problems.append(f'{path}: {e}' + f' {_SWAPPED}' * bool(swapped))
+      problems.append(f'{path}: {e}' + f' {_SWAPPED}' * (_XY in others))
   if problems:
     raise DetectionError.listing(problems)
-  if findings and hits[1] > 2 * hits[0]:
-    findings.warnings.append(
-      f'{detections_dir}: detections hit {hits[0]} lesions, and {hits[1]} with'
-      f' x for y. {_SWAPPED}'
-    )
+  if findings:
+    findings.warnings += [
+      f'{detections_dir}: detections hit {hits[""]} lesions, and {count} with'
+      f' {how}. Write {",".join(_NAMES)} in level-0 pixels.'
+      for how, count in hits.items()
+      if count > 2 * hits['']
+    ]
   return judged
 
 
-def _swapped(
+def _otherwise(
   truth: froc.Lesions | None, score: np.ndarray, xy: np.ndarray, level: int
-) -> Case | None:
-  """What detections on lesions hit if x is y, or None if they lie outside."""
-  try:
-    return truth and froc.judge(truth, score, xy[:, ::-1], level=level)
-  except ValueError:
-    return None
+) -> dict[str, int]:
+  """Returns how many lesions are hit if places were meant in another way."""
+  hits = {}
+  for how, places in ((_XY, xy[:, ::-1]), (_PIXELS, 2**level * xy)):
+    with contextlib.suppress(ValueError):  # Outside.
+      if truth:
+        hits[how] = _hit(froc.judge(truth, score, places, level=level))
+  return hits
+
+
+def _hit(case: Case) -> int:
+  return int((case.hits > 0).sum())
+
+
+def never_counted(cases: Collection[Case], curve: Froc) -> int:
+  """Returns how many lesions are hit with the lowest score of all alone."""
+  return sum(map(_hit, cases)) - round(curve.curve[-1] * curve.lesions)
 
 
 def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +171,7 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """
   fits = lambda cells: len(cells) == len(_NAMES)
   lines = files.read_rows(path, DetectionError, fits)
-  rows, names = [], _NAMES
+  rows, numbers, names = [], [], _NAMES
   for number, cells in lines:
     cells = [cell.strip().lower() for cell in cells]
     if number == lines[0][0] and sorted(cells) == sorted(names):
@@ -169,16 +184,19 @@ def read_detections(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
         f'{path}, line {number}: found {",".join(cells)[:60]!r};'
         f' {",".join(_NAMES)} is needed'
       ) from None
-    # Scores that are no probabilities may be above 1, at whole pixels.
-    if row['probability'] > 1 and any(0 < row[name] < 1 for name in 'xy'):
-      raise DetectionError(
-        f'{path}, line {number}: a probability of {row["probability"]:g} at'
-        f' ({row["x"]:g}, {row["y"]:g}). The order of columns is'
-        f' {",".join(_NAMES)}.'
-      )
     rows.append([row[name] for name in _NAMES])
+    numbers.append(number)
   table = np.array(rows, float).reshape(-1, 3)
-  return table[:, 0], table[:, 1:]
+  score, xy = table[:, 0], table[:, 1:]
+  # Scores that are no probabilities may be above 1, at whole pixels.
+  odd = ((0 < xy) & (xy < 1)).any(1) | (xy <= 1).all(0).any()
+  for i in np.flatnonzero(odd & (score > 1))[:1]:
+    raise DetectionError(
+      f'{path}, line {numbers[i]}: a probability of {score[i]:g} at'
+      f' ({xy[i, 0]:g}, {xy[i, 1]:g}). The order of columns is'
+      f' {",".join(_NAMES)}.'
+    )
+  return score, xy
 
 
 def read_mask(path: pathlib.Path) -> np.ndarray:
@@ -194,6 +212,10 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
   kind = {'1': 'L', 'P': 'RGB'}.get(image.mode, image.mode)
   values = images.mask_values(path, image.convert(kind), DetectionError)
   first = np.atleast_3d(values)[..., 0]
+  if values.any() and not first.any():
+    raise DetectionError(
+      f'{path}: marks nothing in its first channel, red. Save it in grey.'
+    )
   others = np.unique(first[(first != 0) & (first != 255)])[:5]
   if len(others):
     raise DetectionError(

@@ -274,7 +274,7 @@ def collect(
 
 
 def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
-  measured, cut, problems, specks = [], [], [], 0
+  measured, cut, problems, specks, without = [], [], [], 0, []
   odd, same = collections.defaultdict(list), collections.defaultdict(dict)
   root = os.path.commonpath([row.mask.parent for row in rows])
   how = {'mode': data.mask_interpolation, 'every': data.slices == 'all'}
@@ -297,6 +297,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
         )
       in_mask, small = nodes.find(numbered, volume.spacing)
       specks += small
+      without += [] if in_mask else [row.mask]
       same[digest][row.image] = row.patient
       scan = row.mask.relative_to(root).as_posix()
       about = {
@@ -334,6 +335,11 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
     for some in same.values()
     if len(set(some.values())) > 1
   ]
+  if without:
+    warnings.append(
+      f'{len(without)} row(s) have no node as wide as 4 mm, and are left out:'
+      f' {first_of(without)}'
+    )
   return {'specks': specks, 'warnings': np.array(warnings, str)} | {
     name: np.array([one[name] for one in some])
     for some in (measured, cut)

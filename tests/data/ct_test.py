@@ -179,6 +179,12 @@ def test_names_may_be_in_capitals_and_wrong_about_gzip(
   np.testing.assert_array_equal(volumes.read(other).hu, RAMP)
 
 
+def test_a_packed_file_is_not_taken_for_the_one_beside_it(volume):
+  other = write(volume.path.with_suffix(''), -RAMP)
+  np.testing.assert_array_equal(volumes.read(volume.path).hu, RAMP)
+  np.testing.assert_array_equal(volumes.read(other).hu, -RAMP)
+
+
 def test_a_file_that_unpacks_to_more_than_its_header_says_is_no_mask(
   volume, tmp_path
 ):
@@ -204,6 +210,7 @@ def test_a_file_that_unpacks_to_more_than_its_header_says_is_no_mask(
     (lambda hu: hu.clip(-135, 215) / 350, '50 apart'),
     (lambda hu: hu * 10, 'below -5000'),
     (lambda hu: np.where(hu < -900, -3024, hu), None),
+    (lambda hu: hu - 1024, 'counted twice'),
   ],
 )
 def test_volumes_that_may_not_be_in_hu_get_a_warning(change, words, volume):

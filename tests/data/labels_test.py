@@ -207,8 +207,12 @@ TWO = ('case_1', 'a', 'x'), ('case_2', 'b', 'y')
     ([*TWO, ('nan', 'd', 'x')], '', '1 slides have the case_id nan, which is'),
     *(
       ([(f'{patient}-01', 'a', 'x'), (f'{patient}-02', 'b', 'y')], '', patient)
-      for patient in ('TCGA-0A-0001', 'C3N-00001', 'GTEX-1117F')
+      for patient in (
+        *('TCGA-0A-0001', 'C3N-00001', 'GTEX-1117F', 'TCGA.0A.0001'),
+        *('TARGET-20-PABLDZ', 'HCM-BROD-0095-C15'),
+      )
     ),
+    ([('TCGA.0A.1', 'a', 'x'), ('TCGA-0A-1', 'b', 'y')], '', 'TCGA.0A.1'),
   ],
 )
 def test_what_is_hardly_meant_is_named(rows, problem, warning):

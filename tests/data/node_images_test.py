@@ -63,6 +63,16 @@ def test_patients_that_are_spelled_apart_are_warned_of(folder):
     load(folder)
 
 
+def test_an_image_of_two_patients_is_a_leak(folder):
+  Image.open(folder / 'images/a.png').save(folder / 'images/e.tif')
+  (folder / 'masks/e.png').write_bytes((folder / 'masks/a.png').read_bytes())
+  write(folder, [*ROWS, ['e', 'p1', *ROWS[0][2:]]])
+  load(folder)  # Of one patient.
+  write(folder, [*ROWS, ['e', 'p3', 'test', '']])
+  with pytest.raises(ImageError, match=r'a\.png, .*e\.tif: one image of sev'):
+    load(folder)
+
+
 def test_images_come_with_masks_parts_and_labels(folder):
   write(folder, ROWS[::-1])  # The order of rows is immaterial.
   images = load(folder)

@@ -261,7 +261,9 @@ def test_ids_that_were_spelled_apart_are_named_with_those_meant(
   assert named and sum(pair in fault for fault in named) == 3
 
 
-@pytest.mark.parametrize('name', ['splits_{}.csv', 'splits_0{}.csv'])
+@pytest.mark.parametrize(
+  'name', ['splits_{}.csv', 'splits_0{}.csv', 'split_{}.csv', 'SPLITS_{}.CSV']
+)
 def test_files_that_are_numbered_otherwise_are_named(tmp_path, name):
   table = twenty_cases()
   splits.write(tmp_path, table, make(table, 3, 0))
@@ -270,3 +272,15 @@ def test_files_that_are_numbered_otherwise_are_named(tmp_path, name):
   fault = splits.read(tmp_path, table, 3)[1][0]
   names = ', '.join(name.format(i) for i in (1, 2, 3))
   assert f'There are {names}. Rename them so that numbers begin at 0' in fault
+
+
+def test_a_link_to_no_file_and_a_folder_without_files_are_told(tmp_path):
+  table = twenty_cases()
+  splits.write(tmp_path, table, make(table, 3, 0))
+  link = tmp_path / 'splits_1.csv'
+  link.unlink()
+  link.symlink_to('gone.csv')
+  (fault,) = splits.read(tmp_path, table, 3)[1]
+  assert fault.startswith(f'{link}: cannot be read') and '--k' not in fault
+  _, faults = splits.read(tmp_path / 'none', table, 3)
+  assert len(faults) == 3 and all('Give another' in fault for fault in faults)

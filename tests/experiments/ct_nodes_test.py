@@ -252,16 +252,21 @@ def test_volumes_not_in_hu_are_warnings(tmp_path, capsys, monkeypatch):
   for kind in ('image', 'mask'):  # One scan under two patients.
     of_two = (tmp_path / f'p2_{kind}.nii.gz').read_bytes()
     (tmp_path / f'p3_{kind}.nii.gz').write_bytes(of_two)
+  speck = np.zeros(SIZE, np.uint8)
+  speck[2, 2, 2] = 1
+  names = write_volume(tmp_path, 'speck', volume.hu, speck)
+  rows.append(('p99', *names, 1, CLASSES[0]))
   path = write_table(tmp_path / 'nodes.csv', rows)
   monkeypatch.setattr(ct, 'stages', lambda *_: iter(()))
   flags = [f'--csv_path={path}', f'--cache_dir={tmp_path}']
   with pytest.raises(SystemExit) as ended:
     run(*flags, '--check')
   checked = capsys.readouterr().out
-  assert ended.value.code == 0 and '0 problems, 2 warnings' in checked
+  assert ended.value.code == 0 and '0 problems, 3 warnings' in checked
   warnings = [line for line in checked.splitlines() if 'warning: ' in line]
   assert 'may not be in HU' in warnings[0] and 'p1_image' in warnings[0]
   assert 'patients p02, p03 have the same volume' in warnings[1]
+  assert '1 row(s) have no node' in warnings[2] and 'speck' in warnings[2]
   run(*flags, f'--results_dir={tmp_path}')  # Cut before.
   trained = capsys.readouterr().out
   assert all(warning in trained for warning in warnings)

@@ -41,6 +41,8 @@ def chained(error):
     ),
     (MemoryError(), 1, ['memory']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
+    (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file where']),
+    (NotADirectoryError(20, 'no', '/a/b'), 1, ['/a/b: there is a file where']),
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):

@@ -142,6 +142,13 @@ def test_columns_in_another_order_are_taken_by_name_or_told(
   printed = capsys.readouterr()
   assert json.loads(printed.out)['lesions'] == 1
   assert 'hit 0 lesions, and 1 with x for y' in printed.err
+  folders = write(tmp_path / 'd', {'a': mask}, {'a': '0.9,230,50\n'})
+  flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
+  script.main(['froc', *flags])
+  assert 'and 1 with pixels of the masks' in capsys.readouterr().err
+  (folders[1] / 'a.csv').write_text('7360,1600,1\n')
+  with pytest.raises(DetectionError, match='a probability of 7360'):
+    files.read(*folders)
   mask = mask[:220]  # Lower than the place is far to the right.
   folders = write(tmp_path / 'c', {'a': mask}, {'a': '0.9,1600,7360\n'})
   with pytest.raises(DetectionError, match='Perhaps x and y are swapped'):
@@ -154,6 +161,35 @@ def test_masks_are_0_and_255_in_any_mode(tmp_path):
   for mode in ('1', 'L', 'P', 'RGB', 'RGBA'):
     grey.convert(mode).save(path)
     np.testing.assert_array_equal(files.read_mask(path), mask)
+  green = np.zeros((*mask.shape, 3), np.uint8)
+  green[..., 1] = grey
+  Image.fromarray(green).save(path)
+  with pytest.raises(DetectionError, match='nothing in its first channel'):
+    files.read_mask(path)
   Image.fromarray(mask.astype(np.uint16) * 65535).save(path)
   with pytest.raises(DetectionError, match=r'holds 65535\. Masks are 255'):
     files.read_mask(path)
+
+
+def test_a_hit_that_never_counts_is_explained(tmp_path, capsys):
+  """The lowest of all scores is no threshold."""
+  masks = {'a': block((200, 300), (20, 20, 60))}
+  for name, table, lost in (
+    ('one', '0.9,1600,1600\n', True),
+    ('two', '0.9,1600,1600\n0.1,6400,640\n', False),
+  ):
+    folders = write(tmp_path / name, masks, {'a': table})
+    flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
+    script.main(['froc', *flags])
+    printed = capsys.readouterr()
+    assert ('1 of 1 lesions are hit with the lowest' in printed.err) == lost
+    assert ('0.0000' in printed.out) == lost
+
+
+def test_masks_of_other_formats_are_named(folders):
+  masks, _ = folders
+  for name in ('test_001_mask_level5.tif', 'README.txt'):
+    (masks / name).write_bytes(b'')
+  with pytest.raises(DetectionError, match=r'level5\.tif: no mask') as error:
+    files.read(*folders)
+  assert 'README' not in str(error.value)
