@@ -8,12 +8,32 @@ import numpy as np
 from data.phantom import lymph_node, nuclei, texture
 
 PX = 2.0  # Level-0 pixels per um.
+KINDS = ('lymphoma', 'breast', 'squamous', 'thyroid')
+# What a benign mimic has in the place of the tumour's nuclei: reactive blasts
+# and epithelium of inclusions, which do not divide.
+_BLAND = {
+  'blast': 'centroblast',
+  'ductal': 'bland',
+  'squamous': 'bland',
+  'papillary': 'bland',
+  'mitosis': '',
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Lesion:
-  """A lesion's outline: corners (x, y) in level-0 pixels, [K, 2], open."""
+  """What was placed in a node; lengths in level-0 pixels.
 
+  Attributes:
+    kind: one of `KINDS`.
+    is_benign: a mimic: the kind's architecture, of bland cells.
+    y: its middle.
+    x: its middle.
+    corners: of its outline (x, y), [K, 2], open.
+  """
+
+  kind: str
+  is_benign: bool
   y: float
   x: float
   corners: np.ndarray
@@ -35,46 +55,49 @@ def place(
   *,
   radius: tuple[float, float],
   share: float,
+  mimics: int = 0,
 ) -> list[Lesion]:
-  """Places lesions where the node holds them; none in a non-tumor slide.
+  """Places lesions, and what is mistaken for them, where the node holds them.
 
-  Up to three lie not too close together. Metastases stay near the capsule,
-  where they arrive.
+  None lie too close together. Metastases stay near the capsule, where they
+  arrive.
 
   Args:
     rng: of the draw.
     node: with its depth.
-    label: of the slide.
+    label: of the slide: up to three lesions are of it, unless it is none of
+      `KINDS`.
     radius: least and largest, um; the least of lymphoma is 5 um more.
-    share: of the node that lesions take at most, about.
+    share: of the node that they take at most, about.
+    mimics: benign ones, of kinds drawn at random.
   """
-  if label == 'non-tumor':
-    return []
-  least, most = radius[0] + 5 * (label == 'lymphoma'), radius[1]
+  count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])) * (label in KINDS)
+  wanted = [(label, False)] * count
+  wanted += [(kind, True) for kind in rng.choice(KINDS, mimics).tolist()]
   budget = share * (node.depth > 0).sum() * lymph_node.UM**2
-  count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
   placed: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64
-  reachable = np.where(node.depth > 0.75 * least, node.depth, -1)
-  if label != 'lymphoma':
-    reachable = np.where(node.depth < 260, reachable, -1)
-  rows, columns = np.nonzero(reachable > 0)
-  for i in rng.integers(0, len(rows), 40):
-    size = rng.uniform(least, most)
-    size = min(size, node.depth[rows[i], columns[i]] * 1.25)
-    size = min(size, (budget / np.pi) ** 0.5)
-    y = (rows[i] + 0.5) * lymph_node.UM * PX
-    x = (columns[i] + 0.5) * lymph_node.UM * PX
-    reach = size * PX * lymph_node.radius(rng, angle, 0.19)
-    gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
-    if gap > 2.6 * size * PX:
-      corners = np.stack(
-        [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
-      )
-      placed.append(Lesion(y, x, corners))
-      budget -= np.pi * size**2
-    if len(placed) == count or budget < np.pi * least**2:
-      break
+  for kind, is_benign in wanted:
+    least, most = radius[0] + 5 * (kind == 'lymphoma'), radius[1]
+    reachable = node.depth > 0.75 * least
+    if kind != 'lymphoma':
+      reachable &= node.depth < 260
+    rows, columns = np.nonzero(reachable)
+    for i in rng.integers(0, len(rows), 15 * bool(len(rows))):
+      size = rng.uniform(least, most)
+      size = min(size, node.depth[rows[i], columns[i]] * 1.25)
+      size = min(size, (budget / np.pi) ** 0.5)
+      y = (rows[i] + 0.5) * lymph_node.UM * PX
+      x = (columns[i] + 0.5) * lymph_node.UM * PX
+      gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
+      if size > 0.7 * least and gap > 2.6 * size * PX:
+        reach = size * PX * lymph_node.radius(rng, angle, 0.19)
+        corners = np.stack(
+          [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
+        )
+        placed.append(Lesion(kind, is_benign, y, x, corners))
+        budget -= np.pi * size**2
+        break
   return placed
 
 
@@ -90,9 +113,18 @@ def taken(lesions: list[Lesion], shape: tuple[int, int]) -> np.ndarray:
 class _Tumour(nuclei.Canvas):
   """The window of a lesion; cells lie within its outline."""
 
-  def __init__(self, rng: np.random.Generator, inside: np.ndarray):
+  def __init__(
+    self, rng: np.random.Generator, inside: np.ndarray, is_benign: bool
+  ):
     super().__init__(rng, inside.shape)
-    self.inside = inside
+    self.inside, self.is_benign = inside, is_benign
+
+  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
+    """Paints nuclei; of a benign lesion, what stands for the tumour's."""
+    if self.is_benign:
+      kind = _BLAND.get(kind, kind)
+    if kind:
+      super().nuclei(kind, points, angles)
 
   def cells(self, points: np.ndarray, step: int):
     """Returns `texture.voronoi` of the window, computed every `step` pixels."""
@@ -216,7 +248,6 @@ _PAINTERS: dict[str, Callable[[_Tumour], None]] = {
 
 def paint(
   rng: np.random.Generator,
-  label: str,
   lesion: Lesion,
   haematoxylin: np.ndarray,
   eosin: np.ndarray,
@@ -228,8 +259,8 @@ def paint(
   y, x = np.indices(haematoxylin[rows, columns].shape, np.float32)
   inside = lesion.inside(y + low[1], x + low[0])
   inside += 7 * texture.noise(rng, inside.shape, 22)
-  canvas = _Tumour(rng, inside)
-  _PAINTERS[label](canvas)
+  canvas = _Tumour(rng, inside, lesion.is_benign)
+  _PAINTERS[lesion.kind](canvas)
   cover = np.clip(inside / 8 + 0.5, 0, 1)
   eosin[rows, columns] *= 1 - cover
   eosin[rows, columns] += cover * canvas.eosin.clip(0)

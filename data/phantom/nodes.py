@@ -134,7 +134,7 @@ def render(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
     inside = lesion.inside(y, x)
     mask |= inside > 0
     if inside.max() > 0:
-      lesions.paint(tumour, label, lesion, haematoxylin, eosin)
+      lesions.paint(tumour, lesion, haematoxylin, eosin)
   image = stain.expose(
     _LOOK,
     stain.draw(_LOOK, patient, dye),
@@ -189,7 +189,8 @@ def _shrunk(
     for place, start in zip((lesion.y, lesion.x), corner, strict=True)
   )
   reach = lesion.corners - [lesion.x, lesion.y]
-  return lesions.Lesion(y, x, [x, y] + reach * rng.uniform(0.6, 1.0))
+  corners = [x, y] + reach * rng.uniform(0.6, 1.0)
+  return dataclasses.replace(lesion, y=y, x=x, corners=corners)
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:

@@ -7,11 +7,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data.phantom import lesions, lymph_node, stain, texture
 
-LABELS = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
+LABELS = ('non-tumor', *lesions.KINDS)
 _DEFAULT_LOOK = stain.Appearance()
-# Radii of lesions, um, and the share of the node that they take at most.
-_LESION = (95, 165)
-_LESIONS = 0.18
+# Radii of lesions and mimics, um, and the share of the node that they take at
+# most; how many mimics there are.
+_LESION = (70, 130)
+_LESIONS = 0.2
+_MIMICS = (1, 4)
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
   (0.22, 0.36, 0.8),
@@ -62,9 +64,15 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
   while True:
     node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
     placed = lesions.place(
-      tumour, node, spec.label, radius=_LESION, share=_LESIONS
+      tumour,
+      node,
+      spec.label,
+      radius=_LESION,
+      share=_LESIONS,
+      mimics=int(tumour.integers(*_MIMICS)),
     )
-    if placed or spec.label == LABELS[0]:
+    truth = [lesion for lesion in placed if not lesion.is_benign]
+    if truth or spec.label == LABELS[0]:
       break
   shape = (
     node.region.shape[0] * lymph_node.SCALE,
@@ -74,7 +82,7 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     cells, node, shape, lesions.taken(placed, node.region.shape)
   )
   for lesion in placed:
-    lesions.paint(tumour, spec.label, lesion, haematoxylin, eosin)
+    lesions.paint(tumour, lesion, haematoxylin, eosin)
   fold = _fold(glass, node)
   if fold is not None:
     thickness = texture.enlarge(fold, shape)
@@ -89,7 +97,7 @@ def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
     _ink(glass, node),
   )
   pixels = stain.DRAWN_MPP / spec.look.mpp  # Per pixel drawn.
-  return image, [lesion.corners * pixels for lesion in placed]
+  return image, [lesion.corners * pixels for lesion in truth]
 
 
 def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:

@@ -23,19 +23,22 @@ class Appearance:
       cases.
     amount_slide: the same between slides of a case.
     glass: mean transmission of empty glass.
-    blur: radius of the point spread in level-0 pixels, whatever their size.
+    blur: mean radius of the point spread in level-0 pixels, whatever their
+      size.
+    focus: standard deviation of the log of that radius between slides.
     noise: standard deviation of the sensor's noise in grey levels.
     mpp: micrometres per pixel of level 0.
   """
 
   haematoxylin: tuple[float, float, float] = (0.72, 0.80, 0.36)
   eosin: tuple[float, float, float] = (0.10, 0.68, 0.32)
-  hue_case: float = 0.04
-  hue_slide: float = 0.02
-  amount_case: float = 0.13
-  amount_slide: float = 0.07
+  hue_case: float = 0.05
+  hue_slide: float = 0.03
+  amount_case: float = 0.16
+  amount_slide: float = 0.1
   glass: float = 0.955
   blur: float = 0.6
+  focus: float = 0.35
   noise: float = 2.0
   mpp: float = 0.5
 
@@ -103,7 +106,8 @@ def expose(
     light = _sample(light, shape, look.mpp)
     light += np.roll(noise, 97 * c, 1)
     image[..., c] = np.clip(light, 0, 255, out=light)
-  blurred = Image.fromarray(image).filter(ImageFilter.BoxBlur(look.blur))
+  blur = look.blur * float(np.exp(rng.normal(0, look.focus)))
+  blurred = Image.fromarray(image).filter(ImageFilter.BoxBlur(blur))
   return np.asarray(blurred)
 
 
