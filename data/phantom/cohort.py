@@ -146,7 +146,7 @@ def _outline(root: Path, name: str) -> Path:
 
 
 def _write_slide(root: Path, name: str, spec: Spec) -> None:
-  image, corners = slide.render(spec)
+  image, truth = slide.render(spec)
   features = [
     {
       'type': 'Feature',
@@ -154,9 +154,9 @@ def _write_slide(root: Path, name: str, spec: Spec) -> None:
         'type': 'Polygon',
         'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
       },
-      'properties': {'classification': {'name': spec.label}},
+      'properties': {'classification': {'name': truth.kind}},
     }
-    for ring in corners
+    for ring in truth.outlines
   ]
   collection = {'type': 'FeatureCollection', 'features': features}
   with files.replacing(_outline(root, name)) as part:

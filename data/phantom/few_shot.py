@@ -136,11 +136,11 @@ def _write_slide(root: Path, planned: _Planned) -> None:
   path = root / 'slides' / f'{planned.name}.tiff'
   if path.exists():
     return
-  image, outlines = slide.render(planned.spec)
+  image, truth = slide.render(planned.spec)
   if planned.tumour:  # First: a slide that is there is complete.
     polygons = [
       {'name': f'Annotation {i}', 'vertices': corners.round(1).tolist()}
-      for i, corners in enumerate(outlines)
+      for i, corners in enumerate(truth.outlines)
     ]
     text = json.dumps({'positive': polygons, 'negative': []})
     with files.replacing(_annotation(root, planned.name)) as part:

@@ -1,6 +1,6 @@
 """Places lesions in a node and paints the tumours' architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
@@ -8,7 +8,6 @@ import numpy as np
 from data.phantom import lymph_node, nuclei, texture
 
 PX = 2.0  # Level-0 pixels per um.
-KINDS = ('lymphoma', 'breast', 'squamous', 'thyroid')
 # What a benign mimic has in the place of the tumour's nuclei: reactive blasts
 # and epithelium of inclusions, which do not divide.
 _BLAND = {
@@ -46,6 +45,13 @@ class Lesion:
     place = np.arctan2(dy, dx) % (2 * np.pi) * len(reach) / (2 * np.pi)
     edge = np.interp(place, np.arange(len(reach) + 1), np.r_[reach, reach[:1]])
     return (edge - np.hypot(dy, dx)).astype(np.float32)
+
+  def moved(self, y: float, x: float) -> 'Lesion':
+    """Returns it elsewhere, y and x farther."""
+    corners = self.corners + np.array([x, y])
+    return dataclasses.replace(
+      self, y=self.y + y, x=self.x + x, corners=corners
+    )
 
 
 def place(
@@ -101,9 +107,10 @@ def place(
   return placed
 
 
-def taken(lesions: list[Lesion], shape: tuple[int, int]) -> np.ndarray:
+def taken(lesions: Sequence[Lesion], node: lymph_node.Node) -> np.ndarray:
   """Returns where lesions lie on the anatomy's maps, bool [h, w]."""
-  y, x = (np.indices(shape, np.float32) + 0.5) * lymph_node.UM * PX
+  shape = node.region.shape
+  y, x = (np.indices(shape, np.float32) + 0.5) * lymph_node.SCALE
   result = np.zeros(shape, bool)
   for lesion in lesions:
     result |= lesion.inside(y, x) > 0
@@ -119,6 +126,9 @@ class _Tumour(nuclei.Canvas):
     super().__init__(rng, inside.shape)
     self.inside, self.is_benign = inside, is_benign
 
+  def keep(self, points: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    return super().keep(points, chance * (self.inside > 0))
+
   def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
     """Paints nuclei; of a benign lesion, what stands for the tumour's."""
     if self.is_benign:
@@ -126,37 +136,40 @@ class _Tumour(nuclei.Canvas):
     if kind:
       super().nuclei(kind, points, angles)
 
-  def cells(self, points: np.ndarray, step: int):
-    """Returns `texture.voronoi` of the window, computed every `step` pixels."""
+  def cells(self, pitch: float, jitter: float, step: int):
+    """Returns cells side by side, computed every `step` pixels.
+
+    Returns:
+      Their middles (y, x); how far pixels lie inside their cell; which it is,
+      on a smaller map.
+    """
+    points = texture.jittered_grid(self.rng, self.shape, pitch, jitter)
     small = (self.shape[0] // step + 1, self.shape[1] // step + 1)
     inside, index = texture.voronoi(points / step, small)
-    return texture.enlarge(step * inside, self.shape), index
-
-  def keep(self, points: np.ndarray, where: np.ndarray) -> np.ndarray:
-    return super().keep(points, where & (self.inside > 0))
+    return points, texture.enlarge(step * inside, self.shape), index
 
   def stroma(self, where: np.ndarray) -> None:
     """Collagen with fibroblasts and a few lymphocytes."""
     fibres = 0.68 + 0.17 * self.repeat(texture.fibre())
     self.eosin[where] = fibres[where]
-    points = self.grid(34, 0.6, where)
+    points = self.grid(34, 0.6 * where)
     self.nuclei('spindle', points, self.rng.normal(0, 0.3, len(points)))
-    self.nuclei('lymphocyte', self.grid(24, 0.12, where))
+    self.nuclei('lymphocyte', self.grid(24, 0.12 * where))
 
 
 def _lymphoma(canvas: _Tumour) -> None:
   """Sheets of monotonous large round cells, mitoses, tingible bodies."""
-  grain = canvas.repeat(texture.grain())
-  canvas.eosin += 0.4 * (1 + 0.2 * grain)
+  canvas.eosin += 0.4 * (1 + 0.2 * canvas.repeat(texture.grain()))
   canvas.haematoxylin += 0.12
   everywhere = canvas.inside > 0
-  canvas.nuclei('blast', canvas.grid(23.5, 0.97, everywhere))
-  canvas.nuclei('mitosis', canvas.grid(95, 0.5, everywhere))
-  canvas.nuclei('lymphocyte', canvas.grid(30, 0.08, everywhere))
-  points = canvas.grid(130, 0.4, everywhere)
-  bodies = nuclei.bodies(15)
-  picks = nuclei.choose(canvas.rng, bodies, None, len(points))
-  nuclei.thin(canvas.haematoxylin, bodies, picks, points)
+  for kind, pitch, share in (
+    ('blast', 23.5, 0.97),
+    ('mitosis', 95, 0.5),
+    ('lymphocyte', 30, 0.08),
+  ):
+    canvas.nuclei(kind, canvas.grid(pitch, share * everywhere))
+  points = canvas.grid(130, 0.4 * everywhere)
+  canvas.haematoxylin *= 1 - canvas.bodies(15, points)
   canvas.nuclei('debris', points + canvas.rng.normal(0, 4, points.shape))
 
 
@@ -165,19 +178,14 @@ def _breast(canvas: _Tumour) -> None:
   field = canvas.noise(95) + canvas.rng.uniform(0.1, 0.7)
   nest = field > 0
   canvas.stroma(~nest)
-  points = texture.jittered_grid(canvas.rng, canvas.shape, 27, 0.33)
-  membrane, _ = canvas.cells(points, 2)
+  points, membrane, _ = canvas.cells(27, 0.33, 2)
   body = 0.5 + 0.09 * canvas.repeat(texture.grain())
   body += 0.16 * np.exp(-((membrane / 1.5) ** 2))
   canvas.eosin[nest] = body[nest]
   canvas.haematoxylin[nest] += 0.18
   canvas.nuclei('ductal', canvas.keep(points, nest))
-  canvas.nuclei('mitosis', canvas.grid(120, 0.4, nest))
-  lumens = canvas.grid(90, 0.5, field > 0.45)
-  bodies = nuclei.bodies(14)
-  picks = nuclei.choose(canvas.rng, bodies, None, len(lumens))
-  nuclei.thin(canvas.haematoxylin, bodies, picks, lumens)
-  nuclei.thin(canvas.eosin, bodies, picks, lumens)
+  canvas.nuclei('mitosis', canvas.grid(120, 0.4 * nest))
+  canvas.clear(canvas.bodies(14, canvas.grid(90, 0.5 * (field > 0.45))))
   canvas.eosin *= 1 - 0.8 * np.exp(-(((field + 0.06) / 0.05) ** 2))
 
 
@@ -186,19 +194,14 @@ def _squamous(canvas: _Tumour) -> None:
   field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
   sheet = field > 0
   canvas.stroma(~sheet)
-  points = texture.jittered_grid(canvas.rng, canvas.shape, 33, 0.33)
-  membrane, _ = canvas.cells(points, 2)
+  points, membrane, _ = canvas.cells(33, 0.33, 2)
   body = 1.05 + 0.1 * canvas.repeat(texture.grain()) + 0.12 * canvas.noise(60)
   body *= 1 - 0.72 * np.exp(-((membrane / 1.5) ** 2))
   canvas.eosin[sheet] = body[sheet]
   canvas.nuclei('squamous', canvas.keep(points, sheet))
-  middle = canvas.keep(
-    texture.jittered_grid(canvas.rng, canvas.shape, 190),
-    (canvas.inside > 50) & (field > 0.2),
-  )
   y, x = np.indices(canvas.shape, np.float32)
   wobble = canvas.noise(40)
-  for cy, cx in middle:
+  for cy, cx in canvas.grid(190, (canvas.inside > 40) & (field > 0.2)):
     size = canvas.rng.uniform(32, 70)
     away = np.hypot(y - cy, (x - cx) * canvas.rng.uniform(0.7, 1.3))
     away += 4 * wobble
@@ -215,8 +218,7 @@ def _squamous(canvas: _Tumour) -> None:
 def _thyroid(canvas: _Tumour) -> None:
   """Follicles full of colloid, and papillae, with crowded pale nuclei."""
   pitch = canvas.rng.uniform(85, 130)
-  points = texture.jittered_grid(canvas.rng, canvas.shape, pitch, 0.36)
-  wall, index = canvas.cells(points, 4)
+  points, wall, index = canvas.cells(pitch, 0.36, 4)
   field = canvas.noise(75) + canvas.rng.uniform(0.2, 0.6)
   papillary = canvas.noise(260) > canvas.rng.uniform(-0.6, 0.8)
   # Follicles: stroma, a row of cells, then colloid with a scalloped edge.
@@ -234,8 +236,8 @@ def _thyroid(canvas: _Tumour) -> None:
     papillary, (field > 0.05) & (field < 0.6), (wall > 5) & (wall < 17)
   )
   canvas.haematoxylin[row] += 0.06
-  canvas.nuclei('papillary', canvas.grid(15.5, 0.95, row))
-  canvas.nuclei('spindle', canvas.grid(40, 0.5, papillary & (field > 0.7)))
+  canvas.nuclei('papillary', canvas.grid(15.5, 0.95 * row))
+  canvas.nuclei('spindle', canvas.grid(40, 0.5 * (papillary & (field > 0.7))))
 
 
 _PAINTERS: dict[str, Callable[[_Tumour], None]] = {
@@ -244,28 +246,26 @@ _PAINTERS: dict[str, Callable[[_Tumour], None]] = {
   'squamous': _squamous,
   'thyroid': _thyroid,
 }
+KINDS = tuple(_PAINTERS)
 
 
 def paint(
-  rng: np.random.Generator,
-  lesion: Lesion,
-  haematoxylin: np.ndarray,
-  eosin: np.ndarray,
+  rng: np.random.Generator, lesion: Lesion, whole: nuclei.Canvas
 ) -> None:
-  """Paints one lesion over a node's densities [H, W], in place."""
+  """Paints one lesion over a node."""
   low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
-  high = lesion.corners.max(0).astype(int) + 9
-  rows, columns = slice(low[1], high[1]), slice(low[0], high[0])
-  y, x = np.indices(haematoxylin[rows, columns].shape, np.float32)
+  high = np.maximum(lesion.corners.max(0).astype(int) + 9, 0)
+  window = np.s_[low[1] : high[1], low[0] : high[0]]
+  haematoxylin, eosin = whole.haematoxylin[window], whole.eosin[window]
+  if not eosin.size:  # Beyond the picture.
+    return
+  y, x = np.indices(eosin.shape, np.float32)
   inside = lesion.inside(y + low[1], x + low[0])
   inside += 7 * texture.noise(rng, inside.shape, 22)
   canvas = _Tumour(rng, inside, lesion.is_benign)
   _PAINTERS[lesion.kind](canvas)
   cover = np.clip(inside / 8 + 0.5, 0, 1)
-  eosin[rows, columns] *= 1 - cover
-  eosin[rows, columns] += cover * canvas.eosin.clip(0)
-  np.maximum(
-    haematoxylin[rows, columns] * (1 - cover),
-    canvas.haematoxylin * cover,
-    out=haematoxylin[rows, columns],
-  )
+  eosin *= 1 - cover
+  eosin += cover * canvas.eosin.clip(0)
+  haematoxylin *= 1 - cover
+  np.maximum(haematoxylin, canvas.haematoxylin * cover, out=haematoxylin)

@@ -72,7 +72,7 @@ def expose(
   rng: np.random.Generator,
   haematoxylin: np.ndarray,
   eosin: np.ndarray,
-  ink: np.ndarray,
+  ink: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns the image of two stain densities under ink on the cover glass.
 
@@ -85,7 +85,7 @@ def expose(
     rng: where the sensor's noise starts.
     haematoxylin: density at `DRAWN_MPP`, float32 [h, w].
     eosin: density, float32 [h, w].
-    ink: transmission of pen and dust, float32 [h/8, w/8, 3].
+    ink: transmission of pen and dust, float32 [h/8, w/8, 3]; None for none.
 
   Returns:
     uint8 [H, W, 3] at `look.mpp`, H and W multiples of 8; what is less than 8
@@ -96,12 +96,11 @@ def expose(
   y, x = rng.integers(0, texture.PERIOD, 2)
   noise = texture.stretch(_sensor_noise(look.noise), shape, y, x)
   image = np.empty((*shape, 3), np.uint8)
-  marked = ink.min() < 1
   for c in range(3):
     a, b = stain.absorbance[:, c].astype(np.float32)
     light = np.exp(-a * haematoxylin - b * eosin)
     light *= np.float32(255 * stain.glass[c])
-    if marked:
+    if ink is not None:
       light *= texture.enlarge(ink[..., c], drawn)
     light = _sample(light, shape, look.mpp)
     light += np.roll(noise, 97 * c, 1)
