@@ -92,7 +92,7 @@ def place(
     for i in rng.integers(0, len(rows), 15 * bool(len(rows))):
       size = rng.uniform(least, most)
       size = min(size, node.depth[rows[i], columns[i]] * 1.25)
-      size = min(size, (budget / np.pi) ** 0.5)
+      size = min(size, (max(budget, 0) / np.pi) ** 0.5)
       y = (rows[i] + 0.5) * lymph_node.UM * PX
       x = (columns[i] + 0.5) * lymph_node.UM * PX
       gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)

@@ -12,8 +12,8 @@ LABELS = ('non-tumor', *lesions.KINDS)
 _DEFAULT_LOOK = stain.Appearance()
 # Radii of lesions and mimics, um, and the share of the node that they take at
 # most; how many mimics there are.
-_LESION = (70, 130)
-_LESIONS = 0.2
+_LESION = (80, 140)
+_LESIONS = 0.22
 _MIMICS = (1, 4)
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
@@ -130,9 +130,12 @@ def draw(
   canvas = lymph_node.fill(cells, node, lesions.taken(placed, node))
   for lesion in placed:
     lesions.paint(tumour, lesion, canvas)
-  thickness = texture.enlarge(node.thickness, canvas.shape)
-  densities = canvas.haematoxylin * thickness, canvas.eosin * thickness
-  return stain.expose(look, stain.draw(look, case, scan), scan, *densities, ink)
+  if node.thickness.max() > 1:
+    canvas.clear(1 - texture.enlarge(node.thickness, canvas.shape))
+  stains = stain.draw(look, case, scan)
+  return stain.expose(
+    look, stains, scan, canvas.haematoxylin, canvas.eosin, ink
+  )
 
 
 def _part(
