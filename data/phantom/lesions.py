@@ -8,6 +8,11 @@ import numpy as np
 from data.phantom import lymph_node, nuclei, texture
 
 PX = 2.0  # Level-0 pixels per um.
+# Radii of lesions and mimics, um, and the share of the node that they take at
+# most, about; how many mimics there are, one less at most.
+_RADIUS = (80, 140)
+_SHARE = 0.25
+_MIMICS = (1, 4)
 # What a benign mimic has in the place of the tumour's nuclei: reactive blasts
 # and epithelium of inclusions, which do not divide.
 _BLAND = {
@@ -55,53 +60,34 @@ class Lesion:
 
 
 def place(
-  rng: np.random.Generator,
-  node: lymph_node.Node,
-  label: str,
-  *,
-  radius: tuple[float, float],
-  share: float,
-  mimics: int = 0,
+  rng: np.random.Generator, node: lymph_node.Node, label: str
 ) -> list[Lesion]:
   """Places lesions, and what is mistaken for them, where the node holds them.
 
-  None lie too close together. Metastases stay near the capsule, where they
-  arrive.
-
-  Args:
-    rng: of the draw.
-    node: with its depth.
-    label: of the slide: up to three lesions are of it, unless it is none of
-      `KINDS`.
-    radius: least and largest, um; the least of lymphoma is 5 um more.
-    share: of the node that they take at most, about.
-    mimics: benign ones, of kinds drawn at random.
+  Up to three are of the label, unless it is none of `KINDS`; then come mimics
+  of any kind. None lie too close together. All but lymphoma stay near the
+  capsule, where metastases arrive.
   """
   count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])) * (label in KINDS)
   wanted = [(label, False)] * count
-  wanted += [(kind, True) for kind in rng.choice(KINDS, mimics).tolist()]
-  budget = share * (node.depth > 0).sum() * lymph_node.UM**2
+  mimics = rng.choice(KINDS, rng.integers(*_MIMICS))
+  wanted += [(kind, True) for kind in mimics.tolist()]
+  budget = _SHARE * (node.depth > 0).sum() * lymph_node.UM**2
   placed: list[Lesion] = []
   angle = np.arange(64) * 2 * np.pi / 64
   for kind, is_benign in wanted:
-    least, most = radius[0] + 5 * (kind == 'lymphoma'), radius[1]
-    reachable = node.depth > 0.75 * least
-    if kind != 'lymphoma':
-      reachable &= node.depth < 260
-    rows, columns = np.nonzero(reachable)
-    for i in rng.integers(0, len(rows), 15 * bool(len(rows))):
-      size = rng.uniform(least, most)
-      size = min(size, node.depth[rows[i], columns[i]] * 1.25)
-      size = min(size, (max(budget, 0) / np.pi) ** 0.5)
-      y = (rows[i] + 0.5) * lymph_node.UM * PX
-      x = (columns[i] + 0.5) * lymph_node.UM * PX
+    deepest = np.inf if kind == 'lymphoma' else 260
+    reachable = (node.depth > 0.75 * _RADIUS[0]) & (node.depth < deepest)
+    places = np.argwhere(reachable)
+    for i in rng.integers(0, len(places), 15 * bool(len(places))):
+      depth = node.depth[tuple(places[i])]
+      size = min(rng.uniform(*_RADIUS), 1.25 * depth)
+      y, x = (places[i] + 0.5) * lymph_node.SCALE
+      reach = size * PX * lymph_node.radius(rng, angle, 0.19)
       gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
-      if size > 0.7 * least and gap > 2.6 * size * PX:
-        reach = size * PX * lymph_node.radius(rng, angle, 0.19)
-        corners = np.stack(
-          [x + reach * np.cos(angle), y + reach * np.sin(angle)], 1
-        )
-        placed.append(Lesion(kind, is_benign, y, x, corners))
+      if np.pi * size**2 < budget and gap > 2.6 * size * PX:
+        corners = [x + reach * np.cos(angle), y + reach * np.sin(angle)]
+        placed.append(Lesion(kind, is_benign, y, x, np.stack(corners, 1)))
         budget -= np.pi * size**2
         break
   return placed

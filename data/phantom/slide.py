@@ -10,11 +10,6 @@ from data.phantom import lesions, lymph_node, stain, texture
 
 LABELS = ('non-tumor', *lesions.KINDS)
 _DEFAULT_LOOK = stain.Appearance()
-# Radii of lesions and mimics, um, and the share of the node that they take at
-# most; how many mimics there are.
-_LESION = (80, 140)
-_LESIONS = 0.22
-_MIMICS = (1, 4)
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
   (0.22, 0.36, 0.8),
@@ -86,14 +81,7 @@ def render(spec: Spec) -> tuple[np.ndarray, Truth]:
   size = layout.integers(272, 321, 2)
   while True:
     node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
-    placed = lesions.place(
-      tumour,
-      node,
-      spec.label,
-      radius=_LESION,
-      share=_LESIONS,
-      mimics=int(tumour.integers(*_MIMICS)),
-    )
+    placed = lesions.place(tumour, node, spec.label)
     if placed and placed[0].is_benign == (spec.label == LABELS[0]):
       break
   ink = None
