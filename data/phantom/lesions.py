@@ -10,7 +10,7 @@ from data.phantom import lymph_node, nuclei, texture
 PX = 2.0  # Level-0 pixels per um.
 # Radii of lesions and mimics, um, and the share of the node that they take at
 # most, about; how many mimics there are, one less at most.
-_RADIUS = (80, 140)
+_RADIUS = (75, 130)
 _SHARE = 0.25
 _MIMICS = (1, 4)
 # What a benign mimic has in the place of the tumour's nuclei: reactive blasts
@@ -59,6 +59,23 @@ class Lesion:
     )
 
 
+def draw(
+  rng: np.random.Generator,
+  kind: str,
+  middle: tuple[float, float],
+  size: float,
+  ragged: float = 0.19,
+  *,
+  is_benign: bool = False,
+) -> Lesion:
+  """Draws an outline of `size` um around a middle (y, x)."""
+  angle = np.arange(64) * 2 * np.pi / 64
+  reach = size * PX * lymph_node.radius(rng, angle, ragged)
+  y, x = middle
+  corners = [x + reach * np.cos(angle), y + reach * np.sin(angle)]
+  return Lesion(kind, is_benign, y, x, np.stack(corners, 1))
+
+
 def place(
   rng: np.random.Generator, node: lymph_node.Node, label: str
 ) -> list[Lesion]:
@@ -74,7 +91,6 @@ def place(
   wanted += [(kind, True) for kind in mimics.tolist()]
   budget = _SHARE * (node.depth > 0).sum() * lymph_node.UM**2
   placed: list[Lesion] = []
-  angle = np.arange(64) * 2 * np.pi / 64
   for kind, is_benign in wanted:
     deepest = np.inf if kind == 'lymphoma' else 260
     reachable = (node.depth > 0.75 * _RADIUS[0]) & (node.depth < deepest)
@@ -83,11 +99,9 @@ def place(
       depth = node.depth[tuple(places[i])]
       size = min(rng.uniform(*_RADIUS), 1.25 * depth)
       y, x = (places[i] + 0.5) * lymph_node.SCALE
-      reach = size * PX * lymph_node.radius(rng, angle, 0.19)
       gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
       if np.pi * size**2 < budget and gap > 2.6 * size * PX:
-        corners = [x + reach * np.cos(angle), y + reach * np.sin(angle)]
-        placed.append(Lesion(kind, is_benign, y, x, np.stack(corners, 1)))
+        placed.append(draw(rng, kind, (y, x), size, is_benign=is_benign))
         budget -= np.pi * size**2
         break
   return placed
@@ -226,13 +240,74 @@ def _thyroid(canvas: _Tumour) -> None:
   canvas.nuclei('spindle', canvas.grid(40, 0.5 * (papillary & (field > 0.7))))
 
 
-_PAINTERS: dict[str, Callable[[_Tumour], None]] = {
+@dataclasses.dataclass(frozen=True)
+class _Space:
+  """A gland or a vessel: what lines it and what lies in it; lengths in pixels.
+
+  Attributes:
+    is_lined: by endothelium, which tells vessels from artefacts.
+    wall: thickness of the muscle around it, least and most.
+    cells: in its middle; a key of `_CONTENTS`.
+    gap: between its edge and the cells.
+    lumen: depth in the cells from which they leave a second space.
+  """
+
+  is_lined: bool
+  wall: tuple[float, float] = (0, 0)
+  cells: str = ''
+  gap: tuple[float, float] = (0, 0)
+  lumen: tuple[float, float] = (1e3, 1e3)
+
+  def __call__(self, canvas: _Tumour) -> None:
+    canvas.eosin += 0.04  # Nearly glass, with a little protein.
+    space = canvas.inside - canvas.rng.uniform(*self.wall)
+    canvas.eosin[space < 0] = 1.05
+    if self.is_lined:
+      canvas.eosin += 0.75 * np.exp(-(((space - 4) / 3) ** 2))
+      rim = canvas.grid(24, np.abs(space - 4) < 10)
+      away = canvas.at(rim, space) - 4
+      dy, dx = (canvas.at(rim, slope) for slope in np.gradient(space))
+      rim = rim - away[:, None] * np.stack([dy, dx], 1)
+      canvas.nuclei('spindle', rim, np.arctan2(dx, -dy) % np.pi)
+    if not self.cells:
+      return
+    clump = space - canvas.rng.uniform(*self.gap) + 3 * canvas.noise(30)
+    pitch, eosin, haematoxylin = _CONTENTS[self.cells]
+    cover = np.clip(clump / 3 + 0.5, 0, 1)
+    cover *= clump < canvas.rng.uniform(*self.lumen)
+    canvas.eosin += eosin * cover
+    canvas.haematoxylin += haematoxylin * cover
+    points = canvas.grid(pitch, 0.97 * (clump > 3) * cover)
+    if self.cells == 'red':
+      canvas.eosin += 1.1 * canvas.bodies(6, points)
+    else:
+      canvas.nuclei(self.cells, points)
+
+
+# Pitch of the cells, and their eosin and haematoxylin.
+_CONTENTS = {
+  'bland': (19, 0.5, 0.16),
+  'ductal': (22, 0.5, 0.16),
+  'lymphocyte': (17, 0.2, 0),
+  'red': (12, 0, 0),
+}
+SPACES = {
+  'gland': _Space(False, cells='bland', lumen=(26, 34)),
+  'empty_vessel': _Space(True),
+  'embolus': _Space(True, cells='ductal', gap=(14, 28)),
+  'retracted_gland': _Space(False, cells='bland', gap=(10, 22), lumen=(20, 27)),
+  'retracted_nest': _Space(False, cells='ductal', gap=(9, 17)),
+  'blood_vessel': _Space(True, (10, 20), 'red', (5, 16)),
+  'lymph_cells': _Space(True, cells='lymphocyte', gap=(12, 26)),
+}
+_TUMOURS = {
   'lymphoma': _lymphoma,
   'breast': _breast,
   'squamous': _squamous,
   'thyroid': _thyroid,
 }
-KINDS = tuple(_PAINTERS)
+_PAINTERS: dict[str, Callable[[_Tumour], None]] = _TUMOURS | SPACES
+KINDS = tuple(_TUMOURS)
 
 
 def paint(
