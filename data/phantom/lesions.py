@@ -263,8 +263,8 @@ class _Space:
     space = canvas.inside - canvas.rng.uniform(*self.wall)
     canvas.eosin[space < 0] = 1.05
     if self.is_lined:
-      canvas.eosin += 0.75 * np.exp(-(((space - 4) / 3) ** 2))
-      rim = canvas.grid(24, np.abs(space - 4) < 10)
+      canvas.eosin += 0.9 * np.exp(-(((space - 4) / 3) ** 2))
+      rim = canvas.grid(14, 0.6 * (np.abs(space - 4) < 5))
       away = canvas.at(rim, space) - 4
       dy, dx = (canvas.at(rim, slope) for slope in np.gradient(space))
       rim = rim - away[:, None] * np.stack([dy, dx], 1)
@@ -322,7 +322,8 @@ def paint(
     return
   y, x = np.indices(eosin.shape, np.float32)
   inside = lesion.inside(y + low[1], x + low[0])
-  inside += 7 * texture.noise(rng, inside.shape, 22)
+  ragged = 2 if lesion.kind in SPACES else 7
+  inside += ragged * texture.noise(rng, inside.shape, 22)
   canvas = _Tumour(rng, inside, lesion.is_benign)
   _PAINTERS[lesion.kind](canvas)
   cover = np.clip(inside / 8 + 0.5, 0, 1)
