@@ -1,6 +1,7 @@
 """Holds the phantom cohorts to their promises: truth, format, determinism."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 import pytest
 
 from data import phantom, tiff
-from data.phantom import cohort, slide
+from data.phantom import cohort, lesions, lymph_node, slide
 
 LOOK = phantom.EXTERNAL['look']
 MADE = {
@@ -124,6 +125,40 @@ def test_outlines_lie_on_tissue_and_are_sparse(drawn):
     share = (mask & tissue).sum() / tissue.sum()
     assert (0.02 if corners else 0) <= share < 0.3, name
     assert not corners or tissue[mask].mean() > 0.6
+
+
+def test_slides_of_every_class_hold_mimics_of_every_tumour():
+  node = lymph_node.draw(np.random.default_rng(0), (300, 300))
+  kinds = {label: set() for label in phantom.LABELS}
+  for seed in range(40):
+    for label, mimicked in kinds.items():
+      placed = lesions.place(np.random.default_rng(seed), node, label)
+      tumours = [one for one in placed if not one.is_benign]
+      assert placed[: len(tumours)] == tumours
+      assert len(tumours) <= 3 and {one.kind for one in tumours} <= {label}
+      assert bool(tumours) == (label != 'non-tumor')
+      mimicked |= {one.kind for one in placed if one.is_benign}
+      for one in placed:
+        gaps = [np.hypot(one.y - b.y, one.x - b.x) for b in placed]
+        assert all(gap > 2 * 2.0 * 75 for gap in sorted(gaps)[1:])  # Apart.
+  assert all(found == set(lesions.KINDS) for found in kinds.values())
+
+
+def test_a_mimic_has_the_architecture_but_not_the_nuclei_of_its_tumour():
+  even = np.ones((60, 60), np.float32)
+  node = lymph_node.Node(0 * even.astype(np.uint8), even, even, even, 0.0)
+  for kind in lesions.KINDS:
+    drawn = lesions.draw(np.random.default_rng(1), kind, (240, 240), 90)
+    dark = []
+    for is_benign in (False, True):
+      canvas = lymph_node.fill(np.random.default_rng(2), node, even == 1)
+      lesion = dataclasses.replace(drawn, is_benign=is_benign)
+      lesions.paint(np.random.default_rng(3), lesion, canvas)
+      dark.append((canvas.eosin, canvas.haematoxylin))
+    (eosin, tumour), (benign_eosin, benign) = dark
+    alike = np.corrcoef(eosin.ravel(), benign_eosin.ravel())[0, 1]
+    assert alike > 0.7
+    assert (tumour > 0.3).mean() > 1.1 * (benign > 0.3).mean()
 
 
 def test_workers_change_nothing_and_finished_slides_are_kept(root, monkeypatch):
