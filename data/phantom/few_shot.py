@@ -26,6 +26,7 @@ COUNTS = {0: 0, 3: 50, 6: 100, 30: 500, 60: 1000}
 
 _LOOK = stain.Appearance(mpp=MPP, blur=0.4)
 _TUMOUR, _NORMAL = 'breast', slide.LABELS[0]
+_MIMICS = ('lymphoma',)  # Reactive follicles.
 # Of each part, slides with tumour and without; patches of normal tissue of
 # each slide, and of tumour of those that have it. As in He and Li, training
 # slides all hold tumour. There, 500 normal patches were drawn of each, and
@@ -96,8 +97,9 @@ def _plan(
       name = f'{"tumor" if label == _TUMOUR else "normal"}_{count[label]:03d}'
       if part == 'test':
         name = f'test_{place + 1:03d}'
-      spec = Spec(seed, 1000 * number + place, 0, label, _LOOK)
-      parts[part][name] = spec
+      parts[part][name] = Spec(
+        seed, 1000 * number + place, 0, label, _LOOK, mimics=_MIMICS
+      )
   return parts
 
 

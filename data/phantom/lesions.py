@@ -77,18 +77,21 @@ def draw(
 
 
 def place(
-  rng: np.random.Generator, node: lymph_node.Node, label: str
+  rng: np.random.Generator,
+  node: lymph_node.Node,
+  label: str,
+  mimics: tuple[str, ...],
 ) -> list[Lesion]:
   """Places lesions, and what is mistaken for them, where the node holds them.
 
-  Up to three are of the label, unless it is none of `KINDS`; then come mimics
-  of any kind. None lie too close together. All but lymphoma stay near the
+  Up to three are of the label, unless it is none of `KINDS`; then come some of
+  the mimics. None lie too close together. All but lymphoma stay near the
   capsule, where metastases arrive.
   """
   count = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15])) * (label in KINDS)
   wanted = [(label, False)] * count
-  mimics = rng.choice(KINDS, rng.integers(*_MIMICS))
-  wanted += [(kind, True) for kind in mimics.tolist()]
+  benign = rng.choice(mimics, rng.integers(*_MIMICS))
+  wanted += [(kind, True) for kind in benign.tolist()]
   budget = _SHARE * (node.depth > 0).sum() * lymph_node.UM**2
   placed: list[Lesion] = []
   for kind, is_benign in wanted:

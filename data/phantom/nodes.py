@@ -10,10 +10,12 @@ from data import files
 from data.phantom import slide, stain
 from data.phantom.slide import Spec
 
-_LOOK = stain.Appearance(mpp=1.0)  # Micrometres per pixel: Tang et al. 2022.
+# Micrometres per pixel as in Tang et al. 2022; one scanner, well focused.
+_LOOK = stain.Appearance(mpp=1.0, focus=0.1)
 _SIDE = 70  # Of an image on the anatomy's maps, 280 um.
 # Keratinising and poorly differentiated carcinoma, as drawn for the slides.
 _TUMOURS = ('squamous', 'breast')
+_MIMICS = ('lymphoma',)  # Reactive follicles.
 
 
 def specs(patients: int, seed: int) -> dict[str, Spec]:
@@ -27,7 +29,7 @@ def specs(patients: int, seed: int) -> dict[str, Spec]:
       label = slide.LABELS[0]
       if order[number] < positives:
         label = _TUMOURS[patient % len(_TUMOURS)]
-      images[name] = Spec(seed, patient, number, label, _LOOK, _SIDE)
+      images[name] = Spec(seed, patient, number, label, _LOOK, _SIDE, _MIMICS)
   return images
 
 

@@ -31,6 +31,7 @@ class Spec:
     look: laboratory and scanner.
     window: side of the part that is rendered, around a lesion or a mimic, in
       pixels of the anatomy's maps; None for the whole slide.
+    mimics: of which tumours there are benign ones.
   """
 
   seed: int
@@ -39,6 +40,7 @@ class Spec:
   label: str
   look: stain.Appearance = _DEFAULT_LOOK
   window: int | None = None
+  mimics: tuple[str, ...] = lesions.KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def render(spec: Spec) -> tuple[np.ndarray, Truth]:
   size = layout.integers(272, 321, 2)
   while True:
     node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
-    placed = lesions.place(tumour, node, spec.label)
+    placed = lesions.place(tumour, node, spec.label, spec.mimics)
     if placed and placed[0].is_benign == (spec.label == LABELS[0]):
       break
   ink = None

@@ -132,7 +132,9 @@ def test_slides_of_every_class_hold_mimics_of_every_tumour():
   kinds = {label: set() for label in phantom.LABELS}
   for seed in range(40):
     for label, mimicked in kinds.items():
-      placed = lesions.place(np.random.default_rng(seed), node, label)
+      placed = lesions.place(
+        np.random.default_rng(seed), node, label, lesions.KINDS
+      )
       tumours = [one for one in placed if not one.is_benign]
       assert placed[: len(tumours)] == tumours
       assert len(tumours) <= 3 and {one.kind for one in tumours} <= {label}
