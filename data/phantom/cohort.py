@@ -1,6 +1,6 @@
 """Writes the phantom cohort: slides, labels and the lesions' outlines."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import concurrent.futures
 import json
 from pathlib import Path
@@ -76,14 +76,14 @@ def make(
   """Writes a cohort of lymph-node slides whose truth is known.
 
   Slides are of five classes, `LABELS`; every slide of a tumour case holds a
-  lesion, so the case's label is the slide's. Slides whose image and outlines
-  are there are kept, which makes an interrupted call resumable. Pixels do not
-  depend on `workers`.
+  lesion, so the case's label is the slide's. Slides that are there are kept,
+  which makes an interrupted call resumable. Pixels do not depend on `workers`.
 
   Args:
     root: the folder to fill: slides/<slide_id>.tiff (OpenSlide, `look.mpp` um
-      per pixel), outlines/<slide_id>.json (GeoJSON, one closed polygon per
-      lesion, level-0 pixels) and labels.csv (case_id,slide_id,label).
+      per pixel), outlines/<slide_id>.json of slides with lesions (GeoJSON, one
+      closed polygon per lesion, level-0 pixels) and labels.csv
+      (case_id,slide_id,label).
     cases_per_class: cases of each class; a case has one to three slides.
     seed: another seed is another cohort.
     prefix: of case and slide ids, which no two cohorts should share.
@@ -103,50 +103,62 @@ def make(
       'Both must be at least 1.'
     )
   root = Path(root)
-  for folder in ('slides', 'outlines'):
-    (root / folder).mkdir(parents=True, exist_ok=True)
+  root.mkdir(parents=True, exist_ok=True)
   wanted = specs(cases_per_class, seed, prefix, look)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
   files.write_csv(root / 'labels.csv', [header, *labels])
-  missing = [
-    (root, name, spec)
-    for name, spec in wanted.items()
-    if not (_slide(root, name).exists() and _outline(root, name).exists())
-  ]
-  done = len(wanted) - len(missing)
-  for _ in _run(missing, workers):
-    done += 1
-    if progress is not None:
-      progress(done, len(wanted))
+  write(root, wanted, 'outlines', workers, progress)
   return root
 
 
-def _run(jobs: list[tuple[Path, str, Spec]], workers: int) -> Iterator[None]:
-  """Yields once for each finished job; the first error ends the run.
+def write(
+  root: Path,
+  wanted: dict[str, Spec],
+  outlines: str,
+  workers: int = 2,
+  progress: Callable[[int, int], None] | None = None,
+) -> None:
+  """Writes the slides that are missing, and the outlines of their lesions.
 
-  Threads, not processes: nearly all the time is spent where NumPy and Pillow
-  let other threads run, and nothing is imported anew.
+  The first error ends it. Threads, not processes: nearly all the time is spent
+  where NumPy and Pillow let other threads run, and nothing is imported anew.
+
+  Args:
+    root: gets slides/<name>.tiff.
+    wanted: slides by name.
+    outlines: the folder in `root` that gets <name>.json, of slides that hold
+      lesions.
+    workers: threads that render.
+    progress: called with (slides done, slides in all) after every slide.
   """
+  for folder in ('slides', outlines):
+    (root / folder).mkdir(parents=True, exist_ok=True)
+  paths = {name: root / 'slides' / f'{name}.tiff' for name in wanted}
+  missing = [name for name, path in paths.items() if not path.exists()]
+
+  def render(name: str) -> None:
+    image, truth = slide.render(wanted[name])
+    if truth.outlines:  # First: a slide that is there is complete.
+      with files.replacing(root / outlines / f'{name}.json') as part:
+        part.write_text(_geojson(truth))
+    mpp = wanted[name].look.mpp
+    tiff.write(paths[name], image, mpp=mpp, levels=_LEVELS)
+
   pool = concurrent.futures.ThreadPoolExecutor(workers)
-  futures = [pool.submit(_write_slide, *job) for job in jobs]
+  jobs = [pool.submit(render, name) for name in missing]
+  done = len(wanted) - len(missing)
   try:
-    for future in concurrent.futures.as_completed(futures):
-      yield future.result()
+    for job in concurrent.futures.as_completed(jobs):
+      job.result()
+      done += 1
+      if progress is not None:
+        progress(done, len(wanted))
   finally:
     pool.shutdown(cancel_futures=True)
 
 
-def _slide(root: Path, name: str) -> Path:
-  return root / 'slides' / f'{name}.tiff'
-
-
-def _outline(root: Path, name: str) -> Path:
-  return root / 'outlines' / f'{name}.json'
-
-
-def _write_slide(root: Path, name: str, spec: Spec) -> None:
-  image, corners = slide.render(spec)
+def _geojson(truth: slide.Truth) -> str:
   features = [
     {
       'type': 'Feature',
@@ -154,11 +166,8 @@ def _write_slide(root: Path, name: str, spec: Spec) -> None:
         'type': 'Polygon',
         'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
       },
-      'properties': {'classification': {'name': spec.label}},
+      'properties': {'classification': {'name': truth.kind}},
     }
-    for ring in corners
+    for ring in truth.outlines
   ]
-  collection = {'type': 'FeatureCollection', 'features': features}
-  with files.replacing(_outline(root, name)) as part:
-    part.write_text(json.dumps(collection))
-  tiff.write(_slide(root, name), image, mpp=spec.look.mpp, levels=_LEVELS)
+  return json.dumps({'type': 'FeatureCollection', 'features': features})

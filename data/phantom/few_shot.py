@@ -1,16 +1,14 @@
 """Renders the phantom of CAMELYON16 and draws its patch lists."""
 
 from collections.abc import Callable
-from concurrent import futures
-import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 
-from data import files, tiff
+from data import files
 from data.camelyon16 import annotations, patches
-from data.phantom import slide, stain
+from data.phantom import cohort, slide, stain
+from data.phantom.slide import Spec
 from data.slides import Slide
 
 # All lengths are a quarter of CAMELYON16's in pixels, and the same in um.
@@ -27,38 +25,14 @@ MAIN = 30
 COUNTS = {0: 0, 3: 50, 6: 100, 30: 500, 60: 1000}
 
 _LOOK = stain.Appearance(mpp=MPP, blur=0.4)
-_TUMOUR = 'breast'
-_LEVELS = 4  # Of the files: downsampled by 1, 2, 4 and 8.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-  """Slides of a part and the patches drawn of each; see `make`."""
-
-  tumour: int
-  normal: int
-  good: int  # Patches of normal tissue per slide.
-  bad: int  # Patches of tumour per slide that has it.
-
-
-# As in He and Li, training slides all hold tumour. There, 500 normal patches
-# were drawn of each, and validation had one slide of either kind.
-_PARTS = {
-  'train': _Part(10, 0, 30, 20),
-  'val': _Part(4, 1, 16, 32),
-  'test': _Part(8, 8, 13, 32),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Planned:
-  name: str
-  part: str
-  spec: slide.Spec
-
-  @property
-  def tumour(self) -> bool:
-    return self.spec.label == _TUMOUR
+_TUMOUR, _NORMAL = 'breast', slide.LABELS[0]
+_MIMICS = ('lymphoma',)  # Reactive follicles.
+# Of each part, slides with tumour and without; patches of normal tissue of
+# each slide, and of tumour of those that have it. As in He and Li, training
+# slides all hold tumour. There, 500 normal patches were drawn of each, and
+# validation had one slide of either kind.
+_SLIDES = {'train': (10, 0), 'val': (4, 1), 'test': (8, 8)}
+_PATCHES = {'train': (30, 20), 'val': (16, 32), 'test': (13, 32)}
 
 
 def make(
@@ -76,8 +50,8 @@ def make(
 
   Args:
     root: the folder to fill: slides/<slide>.tiff (`MPP` um per pixel, names as
-      CAMELYON16's), annotations/<slide>.json (NCRF's layout) of slides with
-      tumour, reference.csv of test slides, and lists/<part>_good.txt and
+      CAMELYON16's), annotations/<slide>.json (GeoJSON) of slides with tumour,
+      reference.csv of test slides, and lists/<part>_good.txt and
       lists/<part>_bad.txt, lines `slide,x,y` of patches of `SIZE`.
     seed: another seed is another cohort.
     slides: of each of `LISTS`, how many with tumour and how many without; by
@@ -88,90 +62,66 @@ def make(
     `root`.
   """
   root = Path(root)
-  planned = _plan(seed, slides or {})
-  for name in ('slides', 'annotations', 'lists'):
-    (root / name).mkdir(parents=True, exist_ok=True)
-  with futures.ThreadPoolExecutor(2) as pool:
-    jobs = [pool.submit(_write_slide, root, some) for some in planned]
-    for done, job in enumerate(futures.as_completed(jobs), 1):
-      job.result()
-      if progress is not None:
-        progress(done, len(jobs))
+  parts = _plan(seed, _SLIDES | (slides or {}))
+  wanted = {
+    name: spec for part in parts.values() for name, spec in part.items()
+  }
+  (root / 'lists').mkdir(parents=True, exist_ok=True)
+  cohort.write(root, wanted, 'annotations', progress=progress)
   for part in LISTS:
-    _write_lists(root, part, [p for p in planned if p.part == part], seed)
-  truth = {True: ('Tumor', 'IDC', 'Micro'), False: ('Normal', 'IDC', 'None')}
+    _write_lists(root, part, parts[part], seed)
+  truth = {
+    _TUMOUR: ('Tumor', 'IDC', 'Micro'),
+    _NORMAL: ('Normal', 'IDC', 'None'),
+  }
   # Last: its presence says that all is there.
   files.write_csv(
     root / 'reference.csv',
-    [(p.name, *truth[p.tumour]) for p in planned if p.part == 'test'],
+    [(name, *truth[spec.label]) for name, spec in parts['test'].items()],
   )
   return root
 
 
-def _plan(seed: int, slides: dict[str, tuple[int, int]]) -> list[_Planned]:
-  """Returns all slides; those of a part do not depend on the other parts."""
-  planned = []
-  count = {'tumor': 0, 'normal': 0}
-  for number, (part, default) in enumerate(_PARTS.items()):
-    sizes = slides.get(part, (default.tumour, default.normal))
-    kinds = [('tumor', _TUMOUR)] * sizes[0] + [('normal', 'non-tumor')] * sizes[
-      1
-    ]
-    # The number of a test slide does not tell its label.
-    order = np.random.default_rng([seed, number]).permutation(len(kinds))
-    for place in range(len(kinds)):
-      kind, label = kinds[order[place] if part == 'test' else place]
-      count[kind] += part != 'test'
-      name = (
-        f'test_{place + 1:03d}'
-        if part == 'test'
-        else f'{kind}_{count[kind]:03d}'
+def _plan(
+  seed: int, slides: dict[str, tuple[int, int]]
+) -> dict[str, dict[str, Spec]]:
+  """Returns the slides of each part, which does not depend on the others."""
+  parts, count = {}, {_TUMOUR: 0, _NORMAL: 0}
+  for number, (part, (tumour, normal)) in enumerate(slides.items()):
+    labels = np.repeat((_TUMOUR, _NORMAL), (tumour, normal))
+    if part == 'test':  # The number of a test slide does not tell its label.
+      labels = np.random.default_rng([seed, number]).permutation(labels)
+    parts[part] = {}
+    for place, label in enumerate(labels.tolist()):
+      count[label] += 1
+      name = f'{"tumor" if label == _TUMOUR else "normal"}_{count[label]:03d}'
+      if part == 'test':
+        name = f'test_{place + 1:03d}'
+      parts[part][name] = Spec(
+        seed, 1000 * number + place, 0, label, _LOOK, mimics=_MIMICS
       )
-      spec = slide.Spec(seed, 1000 * number + place, 0, label, _LOOK)
-      planned.append(_Planned(name, part, spec))
-  return planned
-
-
-def _write_slide(root: Path, planned: _Planned) -> None:
-  path = root / 'slides' / f'{planned.name}.tiff'
-  if path.exists():
-    return
-  image, outlines = slide.render(planned.spec)
-  if planned.tumour:  # First: a slide that is there is complete.
-    polygons = [
-      {'name': f'Annotation {i}', 'vertices': corners.round(1).tolist()}
-      for i, corners in enumerate(outlines)
-    ]
-    text = json.dumps({'positive': polygons, 'negative': []})
-    with files.replacing(_annotation(root, planned.name)) as part:
-      part.write_text(text)
-  tiff.write(path, image, mpp=MPP, levels=_LEVELS)
-
-
-def _annotation(root: Path, name: str) -> Path:
-  return root / 'annotations' / f'{name}.json'
+  return parts
 
 
 def _write_lists(
-  root: Path, part: str, planned: list[_Planned], seed: int
+  root: Path, part: str, wanted: dict[str, Spec], seed: int
 ) -> None:
   """Draws the patches of a part by FW-RD's rule."""
   paths = [root / 'lists' / f'{part}_{kind}.txt' for kind in ('good', 'bad')]
   if all(path.exists() for path in paths):
     return
   good, bad, sizes = {}, {}, {}
-  for some in planned:
-    with Slide(root / 'slides' / f'{some.name}.tiff') as opened:
+  for name, spec in wanted.items():
+    with Slide(root / 'slides' / f'{name}.tiff') as opened:
       tissue = patches.tissue_map(opened, STRIDE)
-      sizes[some.name] = (opened.width, opened.height)
-    if some.tumour:
+      sizes[name] = (opened.width, opened.height)
+    if spec.label == _TUMOUR:
       known = annotations.find(root / 'annotations')
-      bad[some.name] = known.mask(some.name, tissue.shape, STRIDE)
-      tissue &= ~bad[some.name]
-    good[some.name] = tissue
-  default = _PARTS[part]
+      bad[name] = known.mask(name, tissue.shape, STRIDE)
+      tissue &= ~bad[name]
+    good[name] = tissue
   for path, masks, count in zip(
-    paths, (good, bad), (default.good, default.bad), strict=True
+    paths, (good, bad), _PATCHES[part], strict=True
   ):
     drawn = patches.sample(
       masks, sizes, count, seed, patch=SIZE, apart=APART, stride=STRIDE

@@ -75,13 +75,20 @@ class Node:
     region: which tissue, uint8 [h, w].
     depth: distance below the nearest outline in um, negative outside.
     orientation: angle of the fibres in radians, float32 [h, w].
+    thickness: of the section, 1 where it does not fold, float32 [h, w].
     histiocytes: how full of histiocytes the sinuses are, 0 to 1.
   """
 
   region: np.ndarray
   depth: np.ndarray
   orientation: np.ndarray
+  thickness: np.ndarray
   histiocytes: float
+
+  def cut(self, y: int, x: int, side: int) -> 'Node':
+    """Returns a square of it."""
+    *maps, histiocytes = dataclasses.astuple(self)
+    return Node(*(m[y : y + side, x : x + side] for m in maps), histiocytes)
 
 
 def radius(
@@ -198,7 +205,8 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
   along = np.arctan2(dx, -dy)  # At right angles to the way down.
   inner = np.isin(region, (TRABECULA, FIBROSIS, CRUSH))
   orientation = np.where(inner, 1.6 * field(220), along)
-  return Node(region, depth, orientation, float(rng.beta(0.8, 1.2)))
+  even = np.ones(shape, np.float32)
+  return Node(region, depth, orientation, even, float(rng.beta(0.8, 1.2)))
 
 
 def _table(values: dict[int, float]) -> np.ndarray:
@@ -208,97 +216,63 @@ def _table(values: dict[int, float]) -> np.ndarray:
   return table
 
 
-def _matrix(
-  rng: np.random.Generator, node: Node, shape: tuple[int, int]
-) -> np.ndarray:
-  """Returns the eosin density of everything between the nuclei, [H, W]."""
+def _ground(canvas: nuclei.Canvas, node: Node) -> None:
+  """Paints the eosin of everything between the nuclei."""
 
-  def spread(column):
-    table = _table({k: v[column] for k, v in _EOSIN.items()})
-    return texture.enlarge(table[node.region], shape)
+  def spread(values):
+    return texture.enlarge(values.astype(np.float32), canvas.shape)
 
-  def repeat(pattern):
-    y, x = rng.integers(0, texture.PERIOD, 2)
-    return texture.stretch(pattern, shape, y, x)
+  def column(i):
+    return spread(_table({k: v[i] for k, v in _EOSIN.items()})[node.region])
 
-  grain = repeat(texture.grain())
-  eosin = spread(0) * (1 + 0.2 * grain)
+  eosin = column(0) * (1 + 0.2 * canvas.repeat(texture.grain()))
   # Fibres run along the capsule or, deeper, one of two ways.
-  layers = texture.enlarge(node.depth / 5.5, shape)
-  layers = layers + 0.35 * repeat(texture.grain())
+  layers = spread(node.depth / 5.5) + 0.35 * canvas.repeat(texture.grain())
   straight = np.abs(np.cos(node.orientation)) > 0.7
   inner = np.where(
-    texture.enlarge(straight.astype(np.float32), shape) > 0.5,
-    repeat(texture.fibre()),
-    repeat(texture.fibre().T),
+    spread(straight) > 0.5,
+    canvas.repeat(texture.fibre()),
+    canvas.repeat(texture.fibre().T),
   )
-  rim = np.isin(node.region, (CAPSULE, SINUS)).astype(np.float32)
-  fibres = np.where(
-    texture.enlarge(rim, shape) > 0.5, np.sin(2 * np.pi * layers), inner
-  )
-  eosin += spread(1) * fibres
+  rim = spread(np.isin(node.region, (CAPSULE, SINUS))) > 0.5
+  eosin += column(1) * np.where(rim, np.sin(2 * np.pi * layers), inner)
   # Gaps: slits between cells that let the light through.
-  gaps = spread(2) + 0.11 * repeat(texture.grain())
+  gaps = column(2) + 0.11 * canvas.repeat(texture.grain())
   eosin *= 1 - np.clip((gaps - 0.2) * 6, 0, 0.92)
-  fat = texture.enlarge((node.region == FAT).astype(np.float32), shape)
-  eosin += 0.75 * fat.clip(0, 1) * repeat(texture.fat())
-  return eosin.clip(0, out=eosin)
+  fat = spread(node.region == FAT).clip(0, 1)
+  eosin += 0.75 * fat * canvas.repeat(texture.fat())
+  canvas.eosin = eosin.clip(0)
 
 
 def fill(
-  rng: np.random.Generator,
-  node: Node,
-  shape: tuple[int, int],
-  taken: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draws a node without its lesions.
+  rng: np.random.Generator, node: Node, taken: np.ndarray
+) -> nuclei.Canvas:
+  """Paints a node without its lesions.
 
   Args:
     rng: where the randomness comes from.
-    node: the
-    shape: size of the result in level-0 pixels.
+    node: its maps.
     taken: where lesions leave no room for other cells, bool [h, w].
-
-  Returns:
-    Haematoxylin and eosin densities, float32 [H, W].
   """
-  haematoxylin = np.zeros(shape, np.float32)
-  eosin = _matrix(rng, node, shape)
+  canvas = nuclei.Canvas(rng, tuple(n * SCALE for n in node.region.shape))
+  _ground(canvas, node)
   crowding = 1 + 0.22 * texture.noise(rng, node.region.shape, 25)
   region = np.where(taken, GLASS, node.region)
-  rows, columns = np.nonzero(region)
-  if not len(rows):
-    return haematoxylin, eosin
-  low = np.array([rows.min(), columns.min()]) * SCALE
-  high = np.array([rows.max() + 1, columns.max() + 1]) * SCALE
   for kind, (pitch, shares) in _CELLS.items():
     table = _table(shares)
     if kind == 'histiocyte':
       table[SINUS] *= node.histiocytes
-    yx = low + texture.jittered_grid(rng, high - low, pitch)
-    at = (yx / SCALE).astype(int)
-    at = at.clip(0, np.array(region.shape) - 1)
-    at = (at[:, 0], at[:, 1])
-    keep = rng.random(len(yx)) < table[region[at]] * crowding[at]
-    yx, at = yx[keep], (at[0][keep], at[1][keep])
-    library = nuclei.stamps(kind)
+    points = canvas.grid(pitch, table[region] * crowding)
     angles = None
     if kind == 'spindle':
-      angles = node.orientation[at] + rng.normal(0, 0.25, len(yx))
-    picks = nuclei.choose(rng, library, angles, len(yx))
-    nuclei.paste(haematoxylin, library, picks, yx)
+      angles = canvas.at(points, node.orientation)
+      angles = angles + rng.normal(0, 0.25, len(points))
     if kind == 'histiocyte':
-      bodies = nuclei.bodies(15)
-      picks = nuclei.choose(rng, bodies, None, len(yx))
-      nuclei.paste(eosin, 0.42 * bodies, picks, yx + rng.normal(0, 3, yx.shape))
+      cover = canvas.bodies(15, points + rng.normal(0, 3, points.shape))
+      np.maximum(canvas.eosin, 0.42 * cover, out=canvas.eosin)
     if kind == 'debris':  # Tingible bodies lie in pale macrophages.
-      bodies = nuclei.bodies(13)
-      picks = nuclei.choose(rng, bodies, None, len(yx))
-      nuclei.thin(haematoxylin, bodies, picks, yx + 9)
-      nuclei.paste(haematoxylin, library, picks, yx + 6)
-  blood = np.argwhere((region == BLOOD) & (rng.random(region.shape) < 0.55))
-  bodies = nuclei.bodies(6)
-  picks = nuclei.choose(rng, bodies, None, len(blood))
-  yx = blood * SCALE + rng.uniform(0, SCALE, blood.shape)
-  nuclei.paste(eosin, 1.25 * bodies, picks, yx)
-  return haematoxylin, eosin
+      canvas.haematoxylin *= 1 - canvas.bodies(13, points)
+    canvas.nuclei(kind, points, angles)
+  cover = canvas.bodies(6, canvas.grid(9, 0.7 * (region == BLOOD)))
+  np.maximum(canvas.eosin, 1.25 * cover, out=canvas.eosin)
+  return canvas

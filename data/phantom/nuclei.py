@@ -52,6 +52,7 @@ KINDS = {
   'squamous': Kind(10.8, 0.18, 1.3, 0.09, 1.2, 0.24, 0.3, 1),
   'papillary': Kind(9.8, 0.1, 1.3, 0.06, 0.5, 0.06, 1.0, 0, 0.7),
   'mitosis': Kind(6.0, 0.15, 2.2, 0.2, 2.4, 0.3, 0.0),
+  'bland': Kind(8.0, 0.05, 1.15, 0.03, 1.1, 0.1, 0.15),
 }
 
 
@@ -103,7 +104,7 @@ def stamps(kind: str) -> np.ndarray:
 
 
 @functools.cache
-def bodies(size: int) -> np.ndarray:
+def _bodies(size: int) -> np.ndarray:
   """Returns the outlines of cell bodies: 1 inside, 0 outside, [32, S, S].
 
   Args:
@@ -121,18 +122,72 @@ def bodies(size: int) -> np.ndarray:
   return inside.astype(np.float32)
 
 
-def choose(
-  rng: np.random.Generator, library: np.ndarray, angles: np.ndarray | None, k
-) -> np.ndarray:
-  """Picks stamps for k cells, at random or near the given angles [K]."""
-  if angles is None:
-    return rng.integers(0, len(library), k)
-  per_bin = len(library) // ANGLES
-  bins = np.rint(angles / np.pi * ANGLES).astype(int) % ANGLES
-  return bins * per_bin + rng.integers(0, per_bin, k)
+class Canvas:
+  """Densities of both stains, and the brushes that all tissue is painted with.
+
+  Maps that brushes take may be of fewer pixels than the canvas.
+
+  Attributes:
+    rng: where the randomness of every brush comes from.
+    shape: of the canvas in level-0 pixels.
+    haematoxylin: float32 [H, W].
+    eosin: float32 [H, W].
+  """
+
+  def __init__(self, rng: np.random.Generator, shape: tuple[int, int]):
+    self.rng, self.shape = rng, shape
+    self.haematoxylin = np.zeros(shape, np.float32)
+    self.eosin = np.zeros(shape, np.float32)
+
+  def noise(self, scale: float) -> np.ndarray:
+    return texture.noise(self.rng, self.shape, scale)
+
+  def repeat(self, pattern: np.ndarray) -> np.ndarray:
+    """Returns a periodic texture over the canvas, begun anywhere in it."""
+    y, x = self.rng.integers(0, texture.PERIOD, 2)
+    return texture.stretch(pattern, self.shape, y, x)
+
+  def at(self, points: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the values of a map under points (y, x)."""
+    size = np.array(values.shape)
+    place = (points * (size / self.shape)).astype(int).clip(0, size - 1)
+    return values[place[:, 0], place[:, 1]]
+
+  def keep(self, points: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """Returns the points that a map of chances keeps."""
+    draw = self.rng.random(len(points))
+    return points[draw < self.at(points, chance)]
+
+  def grid(self, pitch: float, chance: np.ndarray) -> np.ndarray:
+    """Returns points of a jittered grid; see `keep`."""
+    points = texture.jittered_grid(self.rng, self.shape, pitch)
+    return self.keep(points, chance)
+
+  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
+    """Paints nuclei of a kind, at random angles or near the given ones."""
+    library = stamps(kind)
+    if angles is None:
+      picks = self.rng.integers(0, COUNT, len(points))
+    else:
+      bins = np.rint(angles / np.pi * ANGLES).astype(int) % ANGLES
+      per_bin = COUNT // ANGLES
+      picks = bins * per_bin + self.rng.integers(0, per_bin, len(points))
+    _paste(self.haematoxylin, library, picks, points)
+
+  def bodies(self, size: int, points: np.ndarray) -> np.ndarray:
+    """Returns what bodies of cells cover: 1 inside, 0 outside, [H, W]."""
+    library, cover = _bodies(size), np.zeros(self.shape, np.float32)
+    picks = self.rng.integers(0, len(library), len(points))
+    _paste(cover, library, picks, points)
+    return cover
+
+  def clear(self, cover: np.ndarray) -> None:
+    """Takes both stains away."""
+    self.haematoxylin *= 1 - cover
+    self.eosin *= 1 - cover
 
 
-def paste(
+def _paste(
   canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
 ) -> None:
   """Puts stamps on a canvas, in place; where they overlap the denser stays.
@@ -159,52 +214,3 @@ def paste(
     index = (first[:, None] + offsets).ravel()
     values = flat[picks[start : start + step]].ravel()
     np.maximum.at(canvas.reshape(-1), index, values)
-
-
-def thin(
-  canvas: np.ndarray, library: np.ndarray, picks: np.ndarray, yx: np.ndarray
-) -> None:
-  """Clears stamps out of a canvas, in place: density times (1 - stamp)."""
-  cover = np.zeros_like(canvas)
-  paste(cover, library, picks, yx)
-  canvas *= 1 - cover
-
-
-class Canvas:
-  """Densities of both stains, with the brushes that tumours and vessels share.
-
-  Attributes:
-    rng: where the randomness of every brush comes from.
-    haematoxylin: float32 [H, W].
-    eosin: float32 [H, W].
-  """
-
-  def __init__(self, rng: np.random.Generator, shape: tuple[int, int]):
-    self.rng, self.shape = rng, shape
-    self.haematoxylin = np.zeros(shape, np.float32)
-    self.eosin = np.zeros(shape, np.float32)
-
-  def noise(self, scale: float) -> np.ndarray:
-    return texture.noise(self.rng, self.shape, scale)
-
-  def repeat(self, pattern: np.ndarray) -> np.ndarray:
-    """Returns a periodic texture over the canvas, begun anywhere in it."""
-    y, x = self.rng.integers(0, texture.PERIOD, 2)
-    return texture.stretch(pattern, self.shape, y, x)
-
-  def keep(self, points: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Returns the points (y, x) that fall on True pixels."""
-    at = points.astype(int).clip(0, np.array(self.shape) - 1)
-    return points[where[at[:, 0], at[:, 1]]]
-
-  def grid(self, pitch: float, share: float, where: np.ndarray) -> np.ndarray:
-    """Returns a share of the points of a jittered grid; see `keep`."""
-    points = texture.jittered_grid(self.rng, self.shape, pitch)
-    points = points[self.rng.random(len(points)) < share]
-    return self.keep(points, where)
-
-  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
-    """Paints nuclei of a kind, at random angles or the given ones."""
-    library = stamps(kind)
-    picks = choose(self.rng, library, angles, len(points))
-    paste(self.haematoxylin, library, picks, points)

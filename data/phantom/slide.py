@@ -1,5 +1,6 @@
-"""Renders one slide of the phantom cohort from its specification."""
+"""Renders the pictures of the phantoms: a slide of a node, or a part of it."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -7,11 +8,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from data.phantom import lesions, lymph_node, stain, texture
 
-LABELS = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
+LABELS = ('non-tumor', *lesions.KINDS)
 _DEFAULT_LOOK = stain.Appearance()
-# Radii of lesions, um, and the share of the node that they take at most.
-_LESION = (95, 165)
-_LESIONS = 0.18
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
   (0.22, 0.36, 0.8),
@@ -23,7 +21,7 @@ _INKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """Which slide to render; its pixels are a function of these alone.
+  """Which picture to render; its pixels are a function of these alone.
 
   Attributes:
     seed: the cohort's seed.
@@ -31,6 +29,9 @@ class Spec:
     slide: the slide's number within its case.
     label: one of `LABELS`.
     look: laboratory and scanner.
+    window: side of the part that is rendered, around a lesion or a mimic, in
+      pixels of the anatomy's maps; None for the whole slide.
+    mimics: of which tumours there are benign ones.
   """
 
   seed: int
@@ -38,58 +39,109 @@ class Spec:
   slide: int
   label: str
   look: stain.Appearance = _DEFAULT_LOOK
+  window: int | None = None
+  mimics: tuple[str, ...] = lesions.KINDS
 
 
-def render(spec: Spec) -> tuple[np.ndarray, list[np.ndarray]]:
-  """Renders a slide.
+@dataclasses.dataclass(frozen=True)
+class Truth:
+  """What a picture shows.
+
+  Attributes:
+    kind: the label of a slide, or what a patch shows.
+    outlines: of tumour, each float64 [K, 2], corners (x, y) in level-0 pixels,
+      not closed.
+  """
+
+  kind: str
+  outlines: list[np.ndarray]
+
+  def mask(self, shape: tuple[int, int]) -> np.ndarray:
+    """Returns True on tumour, bool [H, W]."""
+    image = Image.new('1', shape[::-1])
+    for corners in self.outlines:
+      ImageDraw.Draw(image).polygon([*map(tuple, corners)], fill=1)
+    return np.asarray(image)
+
+
+def render(spec: Spec) -> tuple[np.ndarray, Truth]:
+  """Renders a slide, or a part of it.
 
   Args:
-    spec: which slide.
+    spec: which.
 
   Returns:
-    Level 0, uint8 [H, W, 3] with H and W multiples of 8; and the outlines of
-    the lesions, each float64 [K, 2], corners (x, y) in level-0 pixels, not
-    closed. Non-tumor slides have none, all others at least one. Structures
-    have the same size in micrometres whatever the look's `mpp`.
+    Level 0, uint8 [H, W, 3] with H and W multiples of 8; and its truth:
+    non-tumor slides have no lesions, all others at least one. Structures have
+    the same size in micrometres whatever the look's `mpp`.
   """
   case = np.random.default_rng([spec.seed, spec.case])
   # One stream per part: a change of one part leaves the others as they were.
-  layout, cells, tumour, glass, dye = np.random.default_rng(
+  layout, tumour, glass, *streams = np.random.default_rng(
     [spec.seed, spec.case, spec.slide]
-  ).spawn(5)
+  ).spawn(6)
   size = layout.integers(272, 321, 2)
-  placed: list[lesions.Lesion] = []
   while True:
     node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
-    placed = lesions.place(
-      tumour, node, spec.label, radius=_LESION, share=_LESIONS
-    )
-    if placed or spec.label == LABELS[0]:
+    placed = lesions.place(tumour, node, spec.label, spec.mimics)
+    if placed and placed[0].is_benign == (spec.label == LABELS[0]):
       break
-  shape = (
-    node.region.shape[0] * lymph_node.SCALE,
-    node.region.shape[1] * lymph_node.SCALE,
-  )
-  haematoxylin, eosin = lymph_node.fill(
-    cells, node, shape, lesions.taken(placed, node.region.shape)
-  )
-  for lesion in placed:
-    lesions.paint(tumour, spec.label, lesion, haematoxylin, eosin)
-  fold = _fold(glass, node)
-  if fold is not None:
-    thickness = texture.enlarge(fold, shape)
-    haematoxylin *= thickness
-    eosin *= thickness
-  image = stain.expose(
-    spec.look,
-    stain.draw(spec.look, case, dye),
-    glass,
-    haematoxylin,
-    eosin,
-    _ink(glass, node),
-  )
+  ink = None
+  if spec.window:
+    node, placed = _part(layout, node, placed, spec.window)
+  else:
+    node = _folded(glass, node)
+    ink = _ink(glass, node)
+  image = draw(spec.look, case, streams, node, placed, ink)
   pixels = stain.DRAWN_MPP / spec.look.mpp  # Per pixel drawn.
-  return image, [lesion.corners * pixels for lesion in placed]
+  outlines = [pixels * one.corners for one in placed if not one.is_benign]
+  return image, Truth(spec.label, outlines)
+
+
+def draw(
+  look: stain.Appearance,
+  case: np.random.Generator,
+  streams: Sequence[np.random.Generator],
+  node: lymph_node.Node,
+  placed: Sequence[lesions.Lesion],
+  ink: np.ndarray | None = None,
+) -> np.ndarray:
+  """Returns the picture of tissue.
+
+  Args:
+    look: laboratory and scanner.
+    case: of what slides of a case have in common.
+    streams: of cells, lesions and the scan.
+    node: the tissue's maps.
+    placed: what lies in it.
+    ink: see `stain.expose`.
+  """
+  cells, tumour, scan = streams
+  canvas = lymph_node.fill(cells, node, lesions.taken(placed, node))
+  for lesion in placed:
+    lesions.paint(tumour, lesion, canvas)
+  if node.thickness.max() > 1:
+    canvas.clear(1 - texture.enlarge(node.thickness, canvas.shape))
+  stains = stain.draw(look, case, scan)
+  return stain.expose(
+    look, stains, scan, canvas.haematoxylin, canvas.eosin, ink
+  )
+
+
+def _part(
+  rng: np.random.Generator,
+  node: lymph_node.Node,
+  placed: list[lesions.Lesion],
+  side: int,
+) -> tuple[lymph_node.Node, list[lesions.Lesion]]:
+  """Cuts a square out of a node around what was placed first, about."""
+  middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
+  corner = np.rint(middle - side / 2 + rng.uniform(-12, 12, 2)).astype(int)
+  y, x = corner.clip(0, np.array(node.region.shape) - side)
+  return node.cut(y, x, side), [
+    lesion.moved(-lymph_node.SCALE * y, -lymph_node.SCALE * x)
+    for lesion in placed
+  ]
 
 
 def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:
@@ -129,10 +181,10 @@ def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:
   return (light * dust[..., None]).astype(np.float32)
 
 
-def _fold(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray | None:
-  """Returns how much a fold thickens the tissue, [h, w], None for no fold."""
+def _folded(rng: np.random.Generator, node: lymph_node.Node) -> lymph_node.Node:
+  """Returns a node that a fold thickens, of some slides."""
   if rng.random() > 0.2:
-    return None
+    return node
   shape = node.region.shape
   y, x = np.indices(shape, np.float32)
   turn = rng.uniform(0, np.pi)
@@ -140,4 +192,5 @@ def _fold(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray | None:
   along = np.cos(turn) * (x - shape[1] / 2) - np.sin(turn) * (y - shape[0] / 2)
   away = across - rng.uniform(-60, 60) + 4 * texture.noise(rng, shape, 30)
   ends = np.exp(-((along / rng.uniform(40, 90)) ** 4))
-  return 1 + 0.9 * ends * (np.abs(away) < rng.uniform(2.5, 6))
+  thickness = 1 + 0.9 * ends * (np.abs(away) < rng.uniform(2.5, 6))
+  return dataclasses.replace(node, thickness=thickness)

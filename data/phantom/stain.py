@@ -23,19 +23,22 @@ class Appearance:
       cases.
     amount_slide: the same between slides of a case.
     glass: mean transmission of empty glass.
-    blur: radius of the point spread in level-0 pixels, whatever their size.
+    blur: mean radius of the point spread in level-0 pixels, whatever their
+      size.
+    focus: standard deviation of the log of that radius between slides.
     noise: standard deviation of the sensor's noise in grey levels.
     mpp: micrometres per pixel of level 0.
   """
 
   haematoxylin: tuple[float, float, float] = (0.72, 0.80, 0.36)
   eosin: tuple[float, float, float] = (0.10, 0.68, 0.32)
-  hue_case: float = 0.04
-  hue_slide: float = 0.02
-  amount_case: float = 0.13
-  amount_slide: float = 0.07
+  hue_case: float = 0.05
+  hue_slide: float = 0.03
+  amount_case: float = 0.16
+  amount_slide: float = 0.1
   glass: float = 0.955
   blur: float = 0.6
+  focus: float = 0.35
   noise: float = 2.0
   mpp: float = 0.5
 
@@ -69,7 +72,7 @@ def expose(
   rng: np.random.Generator,
   haematoxylin: np.ndarray,
   eosin: np.ndarray,
-  ink: np.ndarray,
+  ink: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns the image of two stain densities under ink on the cover glass.
 
@@ -82,7 +85,7 @@ def expose(
     rng: where the sensor's noise starts.
     haematoxylin: density at `DRAWN_MPP`, float32 [h, w].
     eosin: density, float32 [h, w].
-    ink: transmission of pen and dust, float32 [h/8, w/8, 3].
+    ink: transmission of pen and dust, float32 [h/8, w/8, 3]; None for none.
 
   Returns:
     uint8 [H, W, 3] at `look.mpp`, H and W multiples of 8; what is less than 8
@@ -93,17 +96,17 @@ def expose(
   y, x = rng.integers(0, texture.PERIOD, 2)
   noise = texture.stretch(_sensor_noise(look.noise), shape, y, x)
   image = np.empty((*shape, 3), np.uint8)
-  marked = ink.min() < 1
   for c in range(3):
     a, b = stain.absorbance[:, c].astype(np.float32)
     light = np.exp(-a * haematoxylin - b * eosin)
     light *= np.float32(255 * stain.glass[c])
-    if marked:
+    if ink is not None:
       light *= texture.enlarge(ink[..., c], drawn)
     light = _sample(light, shape, look.mpp)
     light += np.roll(noise, 97 * c, 1)
     image[..., c] = np.clip(light, 0, 255, out=light)
-  blurred = Image.fromarray(image).filter(ImageFilter.BoxBlur(look.blur))
+  blur = look.blur * float(np.exp(rng.normal(0, look.focus)))
+  blurred = Image.fromarray(image).filter(ImageFilter.BoxBlur(blur))
   return np.asarray(blurred)
 
 

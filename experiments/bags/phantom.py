@@ -14,6 +14,7 @@ _SLIDE_CODE = ('data/phantom/*.py', 'data/tiff.py')
 _FEATURE_CODE = (
   'data/features.py',
   'data/slides.py',
+  'data/tiff_reader.py',
   'data/tiling.py',
   'data/tissue.py',
   'data/torch_files.py',
@@ -25,8 +26,9 @@ _FEATURE_CODE = (
   'kmil_jax/models/batch_norm.py',
   'kmil_jax/models/convolutions.py',
   'kmil_jax/models/cpu.py',
+  'kmil_jax/models/efficientnet.py',
+  'kmil_jax/models/mobilenet.py',
   'kmil_jax/models/network.py',
-  'kmil_jax/models/resnet.py',
   'kmil_jax/port.py',
 )
 
@@ -45,33 +47,17 @@ def make(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   Raises:
     RuntimeError: if a phantom slide cannot be encoded.
   """
-  return _made('phantom', cache_dir, None)
+  return _made('phantom', cache_dir)
 
 
 def make_external(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """Renders and encodes the phantom of another hospital, unless that is done.
-
-  The encoder is the main cohort's, batch-norm statistics included: nothing is
-  fitted to the external slides. The main cohort is made first if absent.
-
-  Returns:
-    The external cohort's folder and its feature folder, as of `make`.
-
-  Raises:
-    RuntimeError: if a phantom slide cannot be encoded, or the main cohort's
-      encoder is no longer beside its features.
-  """
-  _, encoder_dir = make(cache_dir)
-  return _made('phantom_external', cache_dir, encoder_dir, **phantom.EXTERNAL)
+  """Renders and encodes the phantom of another hospital, as `make`."""
+  return _made('phantom_external', cache_dir, **phantom.EXTERNAL)
 
 
 def _made(
-  name: str,
-  cache_dir: pathlib.Path,
-  encoder_dir: pathlib.Path | None,
-  **look: Any,
+  name: str, cache_dir: pathlib.Path, **look: Any
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Makes one cohort; without `encoder_dir` it has an encoder of its own."""
   render = functools.partial(phantom.make, **look)
   root = phantoms.made(name, _SLIDE_CODE, render, cache_dir, last='labels.csv')
   paths = slides.list_slides(root / 'slides')
@@ -83,18 +69,12 @@ def _made(
     from experiments.encoding.tiles import SlideTiles, Tiles
 
     cohort = SlideTiles(paths, Tiles(**_TILES))
-    file = encoder_dir and encoder_dir / encoders.RANDOM_FILE
-    if file and not file.exists():
-      raise RuntimeError(
-        f'{file}: the encoder that made the features beside it is gone. Delete'
-        f' {encoder_dir}, and both phantom cohorts are encoded anew.'
-      )
     encoder = encoders.make_encoder(
-      'resnet50' if file else 'random',
-      file and str(file),
+      encoders.DEFAULT,
+      None,
       features_dir=features_dir,
       cache_dir=cache_dir,
-      sample=cohort.sample,
+      sample=tuple,  # Not called: of random encoders.
     )
     if failures := extraction.extract(cohort, features_dir, encoder):
       raise RuntimeError(f'phantom slides without features: {failures}')

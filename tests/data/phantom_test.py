@@ -1,15 +1,16 @@
 """Holds the phantom cohorts to their promises: truth, format, determinism."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import openslide
-from PIL import Image, ImageDraw
+from PIL import Image
 import pytest
 
 from data import phantom, tiff
-from data.phantom import cohort, slide
+from data.phantom import cohort, lesions, lymph_node, slide
 
 LOOK = phantom.EXTERNAL['look']
 MADE = {
@@ -31,12 +32,15 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def drawn():
-  """Images and outlines, rendered apart."""
+  """Images and truths, rendered apart."""
   return {name: slide.render(spec) for name, spec in MADE.items()}
 
 
 def outlines_of(root, name):
-  collection = json.loads((root / f'outlines/{name}.json').read_text())
+  path = root / f'outlines/{name}.json'
+  if not path.exists():
+    return []
+  collection = json.loads(path.read_text())
   assert collection['type'] == 'FeatureCollection'
   return collection['features']
 
@@ -92,7 +96,7 @@ def test_files_hold_what_was_drawn(root, drawn):
     for name, spec in MADE.items()
   ]
   assert {path.stem for path in (root / 'slides').iterdir()} == set(MADE)
-  for name, (image, corners) in drawn.items():
+  for name, (image, truth) in drawn.items():
     height, width = image.shape[:2]
     assert image.dtype == np.uint8 and height % 8 == width % 8 == 0
     with openslide.OpenSlide(root / f'slides/{name}.tiff') as file:
@@ -102,7 +106,7 @@ def test_files_hold_what_was_drawn(root, drawn):
     assert np.abs(read.astype(int) - image).mean() < 8
     shapes = outlines_of(root, name)
     assert bool(shapes) == (MADE[name].label != 'non-tumor')
-    for shape, ring in zip(shapes, corners, strict=True):
+    for shape, ring in zip(shapes, truth.outlines, strict=True):
       assert shape['properties']['classification']['name'] == MADE[name].label
       (closed,) = shape['geometry']['coordinates']
       assert closed[0] == closed[-1]
@@ -110,18 +114,53 @@ def test_files_hold_what_was_drawn(root, drawn):
 
 
 def test_outlines_lie_on_tissue_and_are_sparse(drawn):
-  for name, (image, corners) in drawn.items():
-    height, width = np.array(image.shape[:2]) // 8
-    mask = Image.new('1', (width, height))
+  for name, (image, truth) in drawn.items():
+    corners, (height, width) = truth.outlines, image.shape[:2]
     for ring in corners:
       assert len(ring) > 8 and (ring >= 0).all()
-      assert (ring <= [8 * width, 8 * height]).all()
-      ImageDraw.Draw(mask).polygon([(x / 8, y / 8) for x, y in ring], fill=1)
+      assert (ring <= [width, height]).all()
     small = np.asarray(Image.fromarray(image).reduce(8), int)
-    tissue, mask = small.max(-1) - small.min(-1) > 25, np.asarray(mask)
+    tissue = small.max(-1) - small.min(-1) > 25
+    mask = truth.mask((height, width))[4::8, 4::8]
     share = (mask & tissue).sum() / tissue.sum()
     assert (0.02 if corners else 0) <= share < 0.3, name
     assert not corners or tissue[mask].mean() > 0.6
+
+
+def test_slides_of_every_class_hold_mimics_of_every_tumour():
+  node = lymph_node.draw(np.random.default_rng(0), (300, 300))
+  kinds = {label: set() for label in phantom.LABELS}
+  for seed in range(40):
+    for label, mimicked in kinds.items():
+      placed = lesions.place(
+        np.random.default_rng(seed), node, label, lesions.KINDS
+      )
+      tumours = [one for one in placed if not one.is_benign]
+      assert placed[: len(tumours)] == tumours
+      assert len(tumours) <= 3 and {one.kind for one in tumours} <= {label}
+      assert bool(tumours) == (label != 'non-tumor')
+      mimicked |= {one.kind for one in placed if one.is_benign}
+      for one in placed:
+        gaps = [np.hypot(one.y - b.y, one.x - b.x) for b in placed]
+        assert all(gap > 2 * 2.0 * 75 for gap in sorted(gaps)[1:])  # Apart.
+  assert all(found == set(lesions.KINDS) for found in kinds.values())
+
+
+def test_a_mimic_has_the_architecture_but_not_the_nuclei_of_its_tumour():
+  even = np.ones((60, 60), np.float32)
+  node = lymph_node.Node(0 * even.astype(np.uint8), even, even, even, 0.0)
+  for kind in lesions.KINDS:
+    drawn = lesions.draw(np.random.default_rng(1), kind, (240, 240), 90)
+    dark = []
+    for is_benign in (False, True):
+      canvas = lymph_node.fill(np.random.default_rng(2), node, even == 1)
+      lesion = dataclasses.replace(drawn, is_benign=is_benign)
+      lesions.paint(np.random.default_rng(3), lesion, canvas)
+      dark.append((canvas.eosin, canvas.haematoxylin))
+    (eosin, tumour), (benign_eosin, benign) = dark
+    alike = np.corrcoef(eosin.ravel(), benign_eosin.ravel())[0, 1]
+    assert alike > 0.7
+    assert (tumour > 0.3).mean() > 1.1 * (benign > 0.3).mean()
 
 
 def test_workers_change_nothing_and_finished_slides_are_kept(root, monkeypatch):

@@ -9,49 +9,35 @@ import pytest
 from data import features, labels as label_files
 from data.phantom import cohort
 from experiments.bags import phantom
-from experiments.encoding import encoder, tiles
+from experiments.encoding import encoder
 from experiments.run import phantoms
-from kmil_jax.models import convolutions, resnet
+from kmil_jax.models import convolutions, efficientnet, mobilenet
 
 
 @pytest.fixture
 def two_slides(monkeypatch):
-  """Cohorts of their first two slides; counts slides that calibrate."""
+  """Cohorts of their first two slides."""
   all_specs = cohort.specs
   monkeypatch.setattr(
     cohort, 'specs', lambda *args: dict(list(all_specs(*args).items())[:2])
   )
   # As many tiles, a 16th of the pixels; fewer at a time.
   small = {'tile_size': 32, 'tile_mpp': 4.0}
-  monkeypatch.setattr(tiles, '_SAMPLE', 16)
   monkeypatch.setattr(encoder, 'default_batch', lambda: 16)
-  monkeypatch.setattr(resnet, 'STAGES', (1, 1, 1))
   monkeypatch.setattr(phantom, '_TILES', small)
-  calibrated = []
-  sample = tiles.SlideTiles.sample
-
-  def note(cohort):
-    calibrated.extend(cohort.paths)
-    return sample(cohort)
-
-  monkeypatch.setattr(tiles.SlideTiles, 'sample', note)
-  return calibrated
 
 
-def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
+def test_both_cohorts_are_encoded_by_the_default_encoder(two_slides, tmp_path):
   external, features_dir = phantom.make_external(str(tmp_path))
-  # Asked for first, it made the main cohort, which alone calibrated.
   main, main_dir = phantom.make(str(tmp_path))
   assert external != main
-  assert two_slides == sorted((main / 'slides').iterdir())
-  assert (main_dir / encoder.RANDOM_FILE).exists()
-  assert not (features_dir / encoder.RANDOM_FILE).exists()
   first, last = label_files.read(external / 'labels.csv').slide
   mine, _ = label_files.read(main / 'labels.csv').slide
   assert first.startswith('ext_')
   kept, path = features_dir / f'{first}.h5', features_dir / f'{last}.h5'
   before, of_main = map(features.read, (path, main_dir / f'{mine}.h5'))
   assert before.attributes['encoder'] == of_main.attributes['encoder']
+  assert before.attributes['encoder'].startswith(encoder.DEFAULT)
   assert before.attributes['level0_mpp'] == pytest.approx(0.46)
   assert before.attributes['mpp'] == 4.0
   means = before.features.mean(0), of_main.features.mean(0)
@@ -65,21 +51,13 @@ def test_external_features_come_from_the_main_encoder(two_slides, tmp_path):
   np.testing.assert_allclose(again, before.features, rtol=1e-4, atol=1e-5)
   assert kept.stat().st_mtime_ns == touched
 
-  # Without the main encoder none is made up.
-  (main_dir / encoder.RANDOM_FILE).unlink()
-  phantom.make_external(str(tmp_path))  # Nothing is left to encode.
-  path.unlink()
-  with pytest.raises(RuntimeError, match=r'encoder\.safetensors.* is gone'):
-    phantom.make_external(str(tmp_path))
-  assert not path.exists()
-
 
 def test_a_cache_is_of_the_code_that_the_encoder_calls():
-  called = {resnet.ResNet50Trunk, resnet.Block}
+  network, block = efficientnet.EfficientNetLite0, mobilenet.InvertedResidual
+  called = {network, block}
   calls = [
-    (resnet, inspect.unwrap(resnet.ResNet50Trunk.__call__)),
-    (resnet, resnet.stages),
-    (resnet, inspect.unwrap(resnet.Block.__call__)),
+    (efficientnet, inspect.unwrap(network.__call__)),
+    (mobilenet, inspect.unwrap(block.__call__)),
     (convolutions, convolutions.conv_norm),
   ]
   for module, call in calls:
@@ -89,7 +67,7 @@ def test_a_cache_is_of_the_code_that_the_encoder_calls():
   files = {getattr(x, '__module__', '').replace('.', '/') for x in called}
   files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
   assert len(files) > 1
-  files.add('kmil_jax/models/cpu.py')  # Called by both.
+  files.add('kmil_jax/models/cpu.py')
   assert files <= set(phantom._FEATURE_CODE)
 
 
