@@ -53,8 +53,9 @@ class Tiles:
   )
   regions_dir: pathlib.Path | None = field(
     None,
-    'Folder with <slide_id>.geojson (QuPath) or .xml (ASAP), level-0 pixels: of'
-    ' slides with such a file, take only tiles inside these outlines.',
+    'Folder with <slide_id>.geojson (QuPath, contours_geojson of TRIDENT) or'
+    ' .xml (ASAP), level-0 pixels: of slides with such a file, take only tiles'
+    ' inside these outlines.',
   )
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
@@ -211,11 +212,7 @@ class SlideTiles:
     for path in _spread(self.paths):
       try:
         with self.open(path) as slide:
-          grid = self.grid(slide)
-          rows = np.linspace(0, len(grid.coords) - 1, share).round()
-          coords = grid.coords[np.unique(rows.astype(int))]
-          grid = dataclasses.replace(grid, coords=coords)
-          taken += self.read(slide, grid, len(coords))
+          taken += self.read(slide, few(self.grid(slide), share), share)
       except slides.SlideError as error:
         reasons.append(str(error))
       if sum(map(len, taken)) >= _SAMPLE:
@@ -223,6 +220,13 @@ class SlideTiles:
     if not taken:
       raise slides.SlideError('no slide has tiles:\n' + '\n'.join(reasons))
     return np.concatenate(taken)[:_SAMPLE]
+
+
+def few(grid: tiling.Grid, most: int) -> tiling.Grid:
+  """Returns at most so many tiles, evenly spaced, of a grid."""
+  rows = np.linspace(0, len(grid.coords) - 1, most).round()
+  coords = grid.coords[np.unique(rows.astype(int))]
+  return dataclasses.replace(grid, coords=coords)
 
 
 def _spread(items: Sequence) -> list:
