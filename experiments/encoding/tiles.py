@@ -151,7 +151,7 @@ class SlideTiles:
   def attributes(self, slide_id: str) -> dict[str, Any]:
     """Returns what features of a slide's tiles say of their making."""
     digest = hashlib.sha256()
-    for corners, hole in self.regions.get(slide_id, ()):
+    for corners, hole, _ in self.regions.get(slide_id, ()):
       digest.update(bytes([hole]) + np.float64(corners).tobytes())
     outlined = {'regions': digest.hexdigest()[:16]}
     return {
