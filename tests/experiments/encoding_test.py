@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 
 import numpy as np
 import openslide
@@ -176,6 +177,37 @@ def test_the_tiles_are_the_pixels_of_openslide(tmp_path, real_data):
     # The upper edge of the tile is a line in the tiles' blue.
     row = picture[round(y), round(x) + 2 : round(x) + 8]
     assert (row == (30, 60, 220)).all()
+
+
+def test_slides_that_are_folders_and_one_without_a_scale(tmp_path, real_data):
+  """MIRAX is a file and a folder, DICOM a folder of files."""
+  folder, out = tmp_path / 'slides', tmp_path / 'features'
+  (folder / 'case.1').mkdir(parents=True)
+  fixtures = real_data / 'wsi/openslide-fixtures'
+  for path in fixtures.glob('*.dcm'):
+    shutil.copy(path, folder / 'case.1')
+  shutil.copy(fixtures / 'boxes.tiff', folder)
+  image = np.arange(256, dtype=np.uint8)[:, None, None]
+  small_slides.write_mrxs(folder / 'm.mrxs', image.repeat(256, 1).repeat(3, 2))
+  scales(tmp_path, 'case.1,0.5')  # One tile is as wide as this slide, then.
+  flags = '--tile_size=32', '--tile_mpp=0.25', '--min_tissue=0'
+  table = f'--slide_mpp_csv={tmp_path / "scales.csv"}'
+  with warnings.catch_warnings(action='error'):
+    run(folder, out, *flags, '--default_mpp=0.25', table)
+  found = {p.stem: features.read(p) for p in out.glob('*.h5')}
+  source = {
+    name: f.attributes['level0_mpp_source'] for name, f in found.items()
+  }
+  assert source == {
+    'boxes': 'default_mpp', 'case.1': 'mpp_csv', 'm': 'openslide'
+  }  # fmt: skip
+  counts = {name: len(file.coords) for name, file in found.items()}
+  assert counts == {'boxes': 9 * 7, 'case.1': 1, 'm': 64}
+  grey = found['m'].features.reshape(8, 8, 6)[..., 0]  # Row by row lighter.
+  assert (np.diff(grey, axis=0) > 0.4).all() and np.ptp(grey, 1).max() < 0.02
+  shutil.rmtree(folder / 'm')
+  with pytest.raises(slides.SlideError, match=r'm\.mrxs: .* folder m beside'):
+    slides.Slide(folder / 'm.mrxs')
 
 
 def test_pictures_are_drawn_anew_after_their_features(paths, tmp_path):
