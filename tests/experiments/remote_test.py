@@ -16,7 +16,7 @@ import data
 from data import features, files, inspection, packed
 from data.features import FeatureError
 from data.labels import ManifestError
-from experiments import extract, kmil
+from experiments import extract, kmil, pack
 
 LABELS = ['a', 'b'] * 6
 
@@ -114,6 +114,18 @@ def test_a_check_reads_labels_and_features_of_a_url(served, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert ended.value.code == 0 and 'check: 0 problems' in printed
   assert f'features: {served[1]}/features, dimensions 8' in printed
+
+
+def test_features_of_a_url_are_packed_on_this_machine(served, tmp_path):
+  flags = f'--csv_path={served[1]}/labels.csv', f'--out_dir={tmp_path}'
+  pack.main(['pack', *flags, f'--features_dir={served[1]}/features'])
+  found = packed.find(tmp_path / 'slide_bags/cohort/1.0.0')
+  here = packed.find(served[0] / 'features')
+  assert found.ids() == here.ids()
+  for slide in here.ids()[::5]:
+    assert found.digest(slide) == here.digest(slide)
+    bag = found.read(slide)
+    np.testing.assert_array_equal(bag.features, here.read(slide).features)
 
 
 def test_a_file_that_may_have_changed_is_read_again(served, tmp_path):
