@@ -268,9 +268,14 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
 
 
 def part(
-  file: h5py.File, name: str, path: Path
+  file: h5py.File, name: str, path: Path | None = None
 ) -> h5py.Dataset | h5py.Group | None:
-  """Returns what a file of HDF5, at `path`, has of a name; None if nothing.
+  """Returns what a file of HDF5 has of a name; None if nothing.
+
+  Args:
+    file: an open file.
+    name: of a dataset or group.
+    path: of the file, for messages, where it was not opened by that.
 
   Raises:
     FeatureError: if it is a link, or if it is a dataset that lies in other
@@ -278,7 +283,7 @@ def part(
       announces. A writer that was killed leaves rows that HDF5 would read as
       zeros.
   """
-  link = file.get(name, getlink=True)
+  path, link = path or file.filename, file.get(name, getlink=True)
   if not isinstance(link, h5py.HardLink | None):
     to = getattr(link, 'filename', link.path)
     raise FeatureError(

@@ -252,7 +252,7 @@ def _visit(path: Path) -> Inspection:
     with h5py.File(path, 'r', locking=False) as file:
       dict(file.attrs)
       for name in file:
-        features.part(file, name, path)[()]
+        features.part(file, name)[()]
   return Inspection()
 
 
