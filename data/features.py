@@ -136,7 +136,7 @@ def read(path: Path | str, level0_mpp: float | None = None) -> FeatureFile:
     FeatureError: if the file cannot be opened, has no features, is empty, holds
       NaN or infinity, or has not one coordinate per row.
   """
-  _, bag = steps(Path(path), level0_mpp)
+  _, bag = steps(files.place(path), level0_mpp)
   return bag
 
 
@@ -147,7 +147,7 @@ def header(path: Path | str) -> Header:
     FeatureError: if the file cannot be opened, has no features, or has not one
       coordinate per row.
   """
-  with contextlib.closing(steps(Path(path))) as parts:
+  with contextlib.closing(steps(files.place(path))) as parts:
     return next(parts)
 
 
@@ -209,9 +209,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
       _check_layout(path, tensor, None)
       yield tensor, None, _attributes(path, {})
     else:
+      remote = not isinstance(path, Path)
       # Network disks often lack locks.
-      with h5py.File(path, 'r', locking=False) as file:
-        parts = {name: part(file, name) for name in (*_NAMES, 'coords')}
+      with (
+        path.open('rb') if remote else contextlib.nullcontext(path) as source,
+        h5py.File(source, 'r', locking=False) as file,
+      ):
+        parts = {name: part(file, name, path) for name in (*_NAMES, 'coords')}
         features = next(filter(None, map(parts.get, _NAMES)), None)
         if not isinstance(features, h5py.Dataset):
           raise FeatureError(
@@ -263,8 +267,15 @@ def _check_layout(path: Path, features: Any, coords: Any) -> None:
     )
 
 
-def part(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
+def part(
+  file: h5py.File, name: str, path: Path | None = None
+) -> h5py.Dataset | h5py.Group | None:
   """Returns what a file of HDF5 has of a name; None if nothing.
+
+  Args:
+    file: an open file.
+    name: of a dataset or group.
+    path: of the file, for messages, where it was not opened by that.
 
   Raises:
     FeatureError: if it is a link, or if it is a dataset that lies in other
@@ -272,7 +283,7 @@ def part(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
       announces. A writer that was killed leaves rows that HDF5 would read as
       zeros.
   """
-  path, link = file.filename, file.get(name, getlink=True)
+  path, link = path or file.filename, file.get(name, getlink=True)
   if not isinstance(link, h5py.HardLink | None):
     to = getattr(link, 'filename', link.path)
     raise FeatureError(
@@ -416,7 +427,7 @@ class Folder:
     Raises:
       FeatureError: if there is none, or several.
     """
-    self.path = locate(Path(path))
+    self.path = locate(files.place(path))
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
     kind = lambda path: (-READ.index(path.suffix.lower()), path.name)
@@ -472,7 +483,13 @@ def locate(path: Path) -> Path:
     FeatureError: if there is no such folder, or naming those below it, if they
       are several.
   """
-  if not path.is_dir():
+  try:
+    there = path.is_dir()
+  except Exception as e:  # Buckets raise errors of many kinds.
+    raise FeatureError(
+      f'{path}: cannot be reached ({e}). Copy or mount the bucket.'
+    ) from e
+  if not there:
     raise FeatureError(f'{path}: no such folder of features. Check its path.')
   if any(_feature_files(path)):
     return path

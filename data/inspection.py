@@ -225,7 +225,7 @@ def serve() -> None:
   for line in sys.stdin:
     path, patience, inspects = json.loads(line)
     signal.alarm(patience)  # It ends C code, too, and needs no parent.
-    one = _to_json((_inspect if inspects else _visit)(Path(path)))
+    one = _to_json((_inspect if inspects else _visit)(files.place(path)))
     signal.alarm(0)
     print(one, flush=True)
 
@@ -297,8 +297,9 @@ def _stamp(path: Path) -> list[int]:
   """Returns size and times of a file, whose content has changed if they did."""
   with contextlib.suppress(OSError):
     stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-  return []  # A link to no file.
+    if stat.st_mtime:
+      return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  return []  # A link to no file, or a server that does not tell.
 
 
 def _kept(path: Path) -> dict[str, tuple[list[int], Inspection]]:

@@ -1,5 +1,6 @@
 """Reads outlines of lesions and tells what lies within them."""
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import json
 import pathlib
@@ -24,17 +25,18 @@ class Ring(NamedTuple):
 
   corners: np.ndarray  # (x, y), level-0 pixels, float64 [K, 2], not repeated
   hole: bool
+  polygon: str = ''  # A hole is one in the outlines of this name alone.
 
 
 def read(path: pathlib.Path | str) -> list[Ring]:
-  """Reads GeoJSON (QuPath, the phantom), NCRF's JSON or ASAP's XML (CAMELYON).
+  """Reads GeoJSON (QuPath, TRIDENT), NCRF's JSON or ASAP's XML (CAMELYON).
 
-  In GeoJSON all rings of a polygon but the first are holes; in XML those of the
-  groups _2, normal and Exclusion are. Names of classes are not looked at. The
-  corners of a spline are joined by straight lines. Shapes without an area
-  (points, lines, objects without a shape) are left out, with a warning;
-  tumor_054 of CAMELYON16 has one. A file without any shape is sound: nothing
-  was found on that slide.
+  In GeoJSON all rings of a polygon but the first are holes of that polygon; in
+  XML those of the groups _2, normal and Exclusion are, of all outlines. Names
+  of classes are not looked at. The corners of a spline are joined by straight
+  lines. Shapes without an area (points, lines, objects without a shape) are
+  left out, with a warning; tumor_054 of CAMELYON16 has one. A file without any
+  shape is sound: nothing was found on that slide.
 
   Args:
     path: coordinates in it are level-0 pixels.
@@ -103,14 +105,14 @@ def _geometry(name: str, shape: Any) -> Iterator[Ring | str]:
   kind = shape['type'] if shape else 'object without a shape'
   name = f'{name} ({kind})'
   if kind == 'GeometryCollection' and shape['geometries']:
-    for part in shape['geometries']:
-      yield from _geometry(name, part)
+    for i, part in enumerate(shape['geometries']):
+      yield from _geometry(f'{name} {i}', part)
     return
   polygons = shape['coordinates'] if 'Polygon' in kind else []
   polygons = [polygons] if kind == 'Polygon' else polygons
-  for polygon in polygons:
+  for i, polygon in enumerate(polygons):
     for k, corners in enumerate(polygon):
-      yield _ring(name, corners, k > 0)
+      yield _ring(name, corners, k > 0, f'{name} {i}')
   if not any(polygons):
     yield name
 
@@ -139,7 +141,7 @@ def _xml_rings(root: ElementTree.Element) -> Iterator[Ring | str]:
     yield _ring(name, [(c.get('X'), c.get('Y')) for c in corners], hole)
 
 
-def _ring(name: str, corners: Any, hole: bool) -> Ring | str:
+def _ring(name: str, corners: Any, hole: bool, polygon: str = '') -> Ring | str:
   if not len(corners):
     return name
   corners = np.array([corner[:2] for corner in corners], float)
@@ -149,7 +151,7 @@ def _ring(name: str, corners: Any, hole: bool) -> Ring | str:
     raise ValueError(f'{name} has {len(corners)} corners or a place unknown')
   # On a line or a point, however many there are.
   flat = np.linalg.matrix_rank(corners - corners[0]) < 2
-  return name if flat else Ring(corners, hole)
+  return name if flat else Ring(corners, hole, polygon)
 
 
 def warn_of_beyond(
@@ -168,20 +170,23 @@ def warn_of_beyond(
 
 
 def region(rings: Iterable[Ring], *, holes: bool = True) -> shapely.Geometry:
-  """Returns what lies in an outline and in no hole, level-0 pixels.
+  """Returns what lies in an outline and in no hole of it, level-0 pixels.
 
-  Outlines join. A ring that crosses itself holds what an even-odd count of its
-  edges says.
+  Outlines join, also with those that lie in a hole of another polygon. A ring
+  that crosses itself holds what an even-odd count of its edges says.
 
   Args:
     rings: outlines and holes.
     holes: whether holes are cut out.
   """
-  rings = list(rings)
-  inside = _joined(r.corners for r in rings if not r.hole)
-  if holes:
-    inside -= _joined(r.corners for r in rings if r.hole)
-  return inside
+  polygons = collections.defaultdict(lambda: ([], []))
+  for corners, hole, polygon in rings:
+    polygons[polygon][hole].append(corners)
+  parts = [
+    _joined(outer) - _joined(inner if holes else [])
+    for outer, inner in polygons.values()
+  ]
+  return shapely.union_all(parts)
 
 
 def _joined(rings: Iterable[np.ndarray]) -> shapely.Geometry:

@@ -130,11 +130,9 @@ def find(path: Path | str) -> Folder | Packed:
     FeatureError: if there is a dataset that cannot be used, or it lies
       elsewhere than on a disk.
   """
-  if '://' in str(path):
-    raise FeatureError(
-      f'{path}: features are read from disks. Copy or mount the bucket.'
-    )
-  path = Path(path)
+  path = files.place(path)
+  if not isinstance(path, Path):
+    return Folder(path)
   if (path / _MARK).exists():
     return Packed(path)
   below = sorted(path.glob(f'slide_bags/*/*/{_MARK}'))

@@ -122,6 +122,12 @@ class Slide:
         f'{self.path}: a link to {self.path.readlink()}, which does not exist.'
         ' Mend the link or remove it.'
       )
+    data = self.path.with_suffix('')
+    if self.path.suffix.lower() == '.mrxs' and not data.is_dir():
+      raise SlideError(
+        f'{self.path}: there is no folder {data.name} beside it, which has the'
+        ' pixels. Copy it, too.'
+      )
     try:
       return openslide.OpenSlide(first_file(self.path))
     except (openslide.OpenSlideError, OSError) as error:

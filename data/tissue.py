@@ -1,4 +1,4 @@
-"""Tells stained tissue from glass and pen ink."""
+"""Tells stained tissue from glass, pen ink and dark edges of a scan."""
 
 import numpy as np
 from scipy import ndimage
@@ -70,13 +70,15 @@ def _glass_colour(smooth: np.ndarray) -> np.ndarray:
 
 
 def _ink(light: np.ndarray) -> np.ndarray:
-  """Returns True on blue, green, red and black ink, bool [H, W].
+  """Returns True on ink, and on grey and brown edges of slides, bool [H, W].
 
   Both dyes absorb green most. With r and b the optical densities of red and
   blue over that of green, real sections at 8 um/px have r below 0.86, and b
   from 0.55 to 0.85 where r is above 0.5. Ink lies elsewhere: green and most
   blue have r > 1.2, dark blue r near 1 and little b, black and grey r and b
-  near 1, red b near 1 and hardly any r. Nearly black is ink whatever its tint.
+  near 1, red b near 1 and hardly any r. Greys of a warm tint, at the edge of a
+  scan or of a cover glass, have r below and b above 1. Nearly black is ink
+  whatever its tint.
 
   Args:
     light: red, green and blue in 0..1, the glass being 1, [3, H, W].
@@ -88,9 +90,11 @@ def _ink(light: np.ndarray) -> np.ndarray:
   blue_or_grey = (red > 0.95 * green) & (
     (blue < 0.5 * green) | (blue > 0.86 * green)
   )
+  warm_grey = (red > 0.75 * green) & (blue > 0.95 * green)
   red_ink = (red < 0.25 * green) & (blue > 0.86 * green)
   black = (light.max(0) < 0.35) & (np.ptp(light, 0) < 0.1)
-  return (deep & (green_or_blue | blue_or_grey | red_ink)) | black
+  inks = green_or_blue | blue_or_grey | warm_grey | red_ink
+  return (deep & inks) | black
 
 
 def otsu(values: np.ndarray) -> float:

@@ -112,16 +112,17 @@ def load(path: pathlib.Path) -> Any:
     ValueError: saying why, if it holds anything else.
     Exception: of many kinds, if it is damaged or cannot be read.
   """
-  if zipfile.is_zipfile(path):
-    return _of_archive(path)
   with path.open('rb') as file:
+    if zipfile.is_zipfile(file):
+      return _of_archive(path)
+    file.seek(0)
     return _of_pickles(path, file)
 
 
 def _of_archive(path: pathlib.Path) -> Any:
   def read(storage):
     size = storage.count * storage.dtype.itemsize
-    with zipfile.ZipFile(path) as archive:
+    with path.open('rb') as file, zipfile.ZipFile(file) as archive:
       root = _root(archive)
       content = _member(archive, f'{root}data/{storage.key}', size)
       big = f'{root}byteorder' in archive.namelist() and (
@@ -129,7 +130,7 @@ def _of_archive(path: pathlib.Path) -> Any:
       )
     return content, big
 
-  with zipfile.ZipFile(path) as archive:
+  with path.open('rb') as file, zipfile.ZipFile(file) as archive:
     name = f'{_root(archive)}data.pkl'
     description = _member(archive, name, _LARGEST_PICKLE)
   return _unpickled(io.BytesIO(description), read)

@@ -10,6 +10,7 @@ skipped and named, with the reason, in a table at the end; the exit code is
 then 1.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
@@ -21,8 +22,8 @@ from experiments.encoding import encoder, extraction, pictures
 from experiments.encoding.extraction import EncodingError
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.run import results, start
-from experiments.run.check import Check
-from experiments.run.options import field
+from experiments.run.check import Check, Findings
+from experiments.run.options import field, free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,19 @@ class Folders:
 
   slides_dir: pathlib.Path = field(None, 'Folder with whole-slide images.')
   features_dir: pathlib.Path = field(None, 'Folder for <slide_id>.h5.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+  """Looking only."""
+
+  preview: bool = free(
+    False,
+    'Encode nothing: write a picture of each slide, its tissue, the tiles that'
+    ' would be taken and some of them at full size,'
+    ' <features_dir>/previews/<slide_id>.png.',
+    only={'check': False},
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +83,16 @@ def run(
   encoding: Encoding,
   cache: start.Cache,
   check: Check,
+  look: Preview,
 ) -> None:
   """Encodes all slides, and names those that failed."""
-  start.show_options((folders, tiles, scale, encoding, cache, check))
+  start.show_options((folders, tiles, scale, encoding, cache, check, look))
   cohort = SlideTiles(folders.slides_dir, tiles, scale)
   target = folders.features_dir
+  if look.preview:
+    Findings(warnings=cohort.warnings).warn()
+    _close(pictures.preview(cohort, target), 'would have no features')
+    return
   make = functools.partial(
     encoder.make_encoder,
     encoding.encoder,
@@ -100,18 +119,23 @@ def run(
   rows = [['slide_id', 'reason'], *failures.items()]
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
-  if failures:
-    print(f'{len(failures)} slides have no features:')
-    width = max(map(len, failures))
-    for slide, reason in failures.items():
-      print(f'  {slide:{width}}  {reason}')
-    sys.exit(1)
+  _close(failures, 'have no features')
   start.show_next(
     'kmil',
     csv_path='labels.csv',
     features_dir=target,
     slides_dir=folders.slides_dir,
   )
+
+
+def _close(failures: Mapping[str, str], what: str) -> None:
+  """Names the slides that failed, if any, and ends the script with 1."""
+  if failures:
+    print(f'{len(failures)} slides {what}:')
+    width = max(map(len, failures))
+    for slide, reason in failures.items():
+      print(f'  {slide:{width}}  {reason}')
+    sys.exit(1)
 
 
 main = start.script(

@@ -30,9 +30,11 @@ from experiments.run.options import field
 class Packing:
   """What is packed."""
 
-  features_dir: pathlib.Path = field(None, 'Folder of <slide_id>.h5.')
+  features_dir: pathlib.Path = field(
+    None, 'Folder of <slide_id>.h5.', remote=True
+  )
   csv_path: pathlib.Path = field(
-    None, 'Labels: a CSV with the columns case_id,slide_id,label.'
+    None, 'Labels: a CSV with the columns case_id,slide_id,label.', remote=True
   )
   out_dir: pathlib.Path = field(None, 'Folder for packed datasets.')
   name: str = field('cohort', 'Name of this dataset among those in --out_dir.')

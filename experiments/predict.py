@@ -41,6 +41,7 @@ class Slides:
   features_dir: pathlib.Path | None = field(
     None,
     'Folder of the features of slides, made as those of the training were.',
+    remote=True,
   )
   weights: str | None = free(
     None,

@@ -96,12 +96,14 @@ class Data:
     None,
     'Labels of slides: a CSV with the columns case_id,slide_id,label.',
     only={'features_dir': True},
+    remote=True,
   )
   features_dir: pathlib.Path | None = free(
     None,
     'Folder of <slide_id>.h5 or .pt, or the folder around it that CLAM, TRIDENT'
     ' or STAMP wrote, or a dataset of experiments.pack.',
     only={'csv_path': True},
+    remote=True,
   )
   slides_dir: pathlib.Path | None = free(
     None, 'Folder of slide files, for heat maps.', only={'csv_path': True}
@@ -142,9 +144,13 @@ class External:
     None,
     'Labels of the second cohort, in the columns of --csv_path.',
     only={'external_features_dir': True},
+    remote=True,
   )
   external_features_dir: pathlib.Path | None = free(
-    None, 'Features of the second cohort.', only={'external_csv': True}
+    None,
+    'Features of the second cohort.',
+    only={'external_csv': True},
+    remote=True,
   )
   external_phantom: bool = free(
     False,

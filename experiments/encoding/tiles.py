@@ -56,8 +56,9 @@ class Tiles:
   )
   regions_dir: pathlib.Path | None = field(
     None,
-    'Folder with <slide_id>.geojson (QuPath) or .xml (ASAP), level-0 pixels: of'
-    ' slides with such a file, take only tiles inside these outlines.',
+    'Folder with <slide_id>.geojson (QuPath, contours_geojson of TRIDENT) or'
+    ' .xml (ASAP), level-0 pixels: of slides with such a file, take only tiles'
+    ' inside these outlines.',
   )
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
@@ -149,7 +150,7 @@ class SlideTiles:
   def attributes(self, slide_id: str) -> dict[str, Any]:
     """Returns what features of a slide's tiles say of their making."""
     digest = hashlib.sha256()
-    for corners, hole in self.regions.get(slide_id, ()):
+    for corners, hole, _ in self.regions.get(slide_id, ()):
       digest.update(bytes([hole]) + np.float64(corners).tobytes())
     outlined = {'regions': digest.hexdigest()[:16]}
     return {
@@ -210,11 +211,7 @@ class SlideTiles:
     for path in _spread(self.paths):
       try:
         with self.open(path) as slide:
-          grid = self.grid(slide)
-          rows = np.linspace(0, len(grid.coords) - 1, share).round()
-          coords = grid.coords[np.unique(rows.astype(int))]
-          grid = dataclasses.replace(grid, coords=coords)
-          taken += self.read(slide, grid, len(coords))
+          taken += self.read(slide, few(self.grid(slide), share), share)
       except slides.SlideError as error:
         reasons.append(str(error))
       if sum(map(len, taken)) >= _SAMPLE:
@@ -230,6 +227,13 @@ def _changed(tiles: jax.Array, seed: int, place: jax.Array) -> jax.Array:
   key, policy = jax.random.key(seed), augment.PRESETS['stain']
   changed = augment.apply(tiles, key, place, policy)
   return jnp.round(255 * changed).astype(jnp.uint8)
+
+
+def few(grid: tiling.Grid, most: int) -> tiling.Grid:
+  """Returns at most so many tiles, evenly spaced, of a grid."""
+  rows = np.linspace(0, len(grid.coords) - 1, most).round()
+  coords = grid.coords[np.unique(rows.astype(int))]
+  return dataclasses.replace(grid, coords=coords)
 
 
 def _spread(items: Sequence) -> list:

@@ -25,6 +25,8 @@ from typing import Any
 
 from absl import flags
 
+from data import files
+
 # Former names of flags, and what they are now. They are understood, and not
 # shown. One may be that of several flags: of the first that a script has.
 ALIASES: Sequence[tuple[str, str]] = (
@@ -63,6 +65,7 @@ class About:
     only: other flags by name, and the values of them with which this one has an
       effect; True for any value but None, False for None. Given otherwise, it
       is refused.
+    remote: whether a path may be a URL, of what is only read.
     positional: whether it has no flag: a tuple of all that is not a flag.
     fixed: whether it has no flag: it is in config.json alone.
   """
@@ -74,6 +77,7 @@ class About:
   choices: Sequence[Any] = ()
   result: bool = True
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  remote: bool = False
   positional: bool = False
   fixed: bool = False
 
@@ -239,7 +243,8 @@ class _Option(About):
       return flags.IntegerParser(self.least, self.most)
     if self.kind is float:
       return flags.FloatParser(self.least, self.most)
-    return _Path() if self.kind is pathlib.Path else flags.ArgumentParser()
+    is_path = self.kind is pathlib.Path
+    return _Path(self.remote) if is_path else flags.ArgumentParser()
 
   def checked(self, value: Any) -> Any:
     """Returns a value of JSON in the type of the field."""
@@ -257,9 +262,20 @@ class _Option(About):
 class _Path(flags.ArgumentParser):
   """Reads a path; the home folder may be written as ~."""
 
+  def __init__(self, remote: bool):
+    super().__init__()
+    self._remote = remote
+
   def parse(self, text: Any) -> pathlib.Path:
     if not str(text):
       raise ValueError('a path cannot be empty')
+    if '://' in str(text):
+      if self._remote:
+        return files.place(text)
+      raise ValueError(
+        'only features and their labels are read from a URL. Copy the files, or'
+        ' mount the bucket (gcsfuse, mount-s3, rclone), and give that folder'
+      )
     try:
       return pathlib.Path(text).expanduser()
     except RuntimeError as e:  # No such home.

@@ -117,6 +117,40 @@ def test_geojson_and_xml_of_the_same_outlines_are_the_same(tmp_path):
   assert outlines.read(tmp_path / 'd.json') == []
 
 
+def box(low, high):
+  return [[low, low], [high, low], [high, high], [low, high], [low, low]]
+
+
+@pytest.mark.parametrize('layout', ['TRIDENT', 'QuPath'])
+@pytest.mark.parametrize('turn', [0, 1])
+def test_tissue_in_a_hole_of_other_tissue_is_tissue(layout, turn, tmp_path):
+  """As both write it, in either order of the outlines."""
+  shapes = [
+    feature('Polygon', [box(0, 100), box(20, 80)]),
+    feature('Polygon', [box(40, 70), box(50, 60)]),
+  ][:: 1 - 2 * turn]
+  content = {'type': 'FeatureCollection'}
+  if layout == 'TRIDENT':
+    crs = {'name': 'urn:ogc:def:crs:EPSG::3857'}
+    content |= {'name': 'a', 'crs': {'type': 'name', 'properties': crs}}
+    about = [{'tissue_id': i} for i in range(2)]
+  else:
+    about = [{'objectType': 'annotation', 'name': 'Ann', 'isLocked': False}] * 2
+  content['features'] = [
+    {'type': 'Feature', 'properties': one} | shape
+    for one, shape in zip(about, shapes, strict=True)
+  ]
+  (tmp_path / 'a.geojson').write_text(json.dumps(content))
+  found = outlines.read(tmp_path / 'a.geojson')
+  middles = [[10, 50], [30, 50], [45, 50], [55, 55], [65, 50], [90, 50]]
+  inside = shapely.contains_xy(outlines.region(found), middles)
+  assert inside.tolist() == [True, False, True, False, True, True]
+  assert outlines.region(found).area == 100**2 - 60**2 + 30**2 - 10**2
+  mask = outlines.rasterise(found, (10, 10), 10)
+  assert mask.sum() * 100 == outlines.region(found).area
+  assert outlines.region(found, holes=False).area == 100**2
+
+
 DOT = '<Annotation Name="A" Type="Dot"/>'
 LINE = annotation(0, [[1, 2], [3, 4], [1, 2]], '')
 

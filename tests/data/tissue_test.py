@@ -1,9 +1,12 @@
 """Tissue is told from glass and ink, to the pixel."""
 
 import numpy as np
+from PIL import Image
 import pytest
+from scipy import ndimage
 
 from data import tissue
+from data.phantom import slide as phantom_slide
 from data.slides import Slide
 from data.tissue import otsu, tissue_mask
 
@@ -132,6 +135,85 @@ def test_real_tissue_is_found_and_real_glass_is_not(real_data):
   assert 0.30 < mask.mean() < 0.40
   assert image[~mask].mean() > 225 and image[mask].mean() < 190
   assert not mask[:60, :40].any() and mask[110:180, 60:95].mean() > 0.98
+
+
+@pytest.fixture(scope='module', params=['phantom', 'real'])
+def slide_overview(request):
+  """A slide without a pen mark at 8 um per pixel, and its tissue."""
+  if request.param == 'real':
+    folder = request.getfixturevalue('real_data')
+    with Slide(folder / 'wsi/CMU-1-Small-Region.svs') as slide:
+      image = slide.thumbnail(8)
+  else:
+    spec = phantom_slide.Spec(5, 1, 0, 'breast')
+    clean = lambda rng, node: np.ones((*node.region.shape, 3), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(phantom_slide, '_ink', clean)
+      image, _ = phantom_slide.render(spec)
+    image = np.asarray(Image.fromarray(image).reduce(16))
+  return image, tissue_mask(image, 8)
+
+
+@pytest.mark.parametrize('ink', range(len(phantom_slide._INKS)))
+@pytest.mark.parametrize('cover', [1.0, 0.6])
+def test_a_pen_is_no_tissue_and_loses_none_that_is_not_under_it(
+  slide_overview, ink, cover
+):
+  image, known = slide_overview
+  height, width = known.shape
+  y, x = np.mgrid[:height, :width]
+  stroke = abs(y - 0.2 * height - 0.3 * x) < 5
+  stroke |= abs(y - 0.85 * height + 0.1 * x) < 7
+  rng = np.random.default_rng(0)
+  ink_there = cover * ndimage.gaussian_filter(stroke.astype(float), 1)
+  ink_there *= 1 - 0.25 * rng.random(known.shape)
+  light = 1 - ink_there[..., None] * (1 - np.array(phantom_slide._INKS[ink]))
+  mask = tissue_mask((image * light).astype(np.uint8), 8)
+  near = ndimage.binary_dilation(stroke, iterations=6)  # Ink fades to there.
+  glass = ndimage.minimum_filter(image.min(-1), 5) > 220  # And no debris.
+  assert mask[stroke & glass].mean() < 0.02
+  assert mask[known & ~near].mean() > 0.99
+  assert not mask[~known & ~near].any()
+  blue_green_black = ink < 3
+  if blue_green_black and cover == 1:  # Red on tissue looks like eosin.
+    assert mask[stroke & known].mean() < 0.25
+
+
+@pytest.mark.parametrize('strength', [0.7, 0.5, 0.3])
+def test_pale_slides_keep_their_tissue(slide_overview, strength):
+  """Beer-Lambert: both dyes absorb less by a factor."""
+  image, known = slide_overview
+  glass = np.percentile(image.reshape(-1, 3), 99, axis=0)
+  density = -np.log((image / glass).clip(1 / 255, 1))
+  noise = np.random.default_rng(0).normal(0, 0.7, image.shape)
+  pale = (glass * np.exp(-strength * density) + noise).clip(0, 255)
+  mask = tissue_mask(pale.astype(np.uint8), 8)
+  assert mask[known].mean() > 0.92 and mask[~known].mean() < 0.01
+
+
+@pytest.mark.parametrize(
+  'colour',
+  [
+    (0, 0, 0),
+    (60, 58, 60),
+    (70, 55, 45),
+    (110, 118, 130),
+    (120, 110, 100),
+    (160, 150, 150),
+  ],
+)
+@pytest.mark.parametrize('width', [6, 14])
+def test_the_dark_border_of_a_scan_is_no_tissue(slide_overview, colour, width):
+  image, known = slide_overview
+  inside = np.zeros(known.shape, bool)
+  inside[width:-width, width:-width] = True
+  inner = ndimage.gaussian_filter(inside.astype(float), 1.5)[..., None]
+  framed = image * inner + np.array(colour) * (1 - inner)
+  mask = tissue_mask(framed.astype(np.uint8), 8)
+  far = ndimage.binary_erosion(inside, iterations=6)
+  assert mask[~inside & ~known].mean() < 0.01
+  assert (mask & ~known).sum() < 0.01 * known.sum()
+  assert mask[known & far].mean() > 0.98
 
 
 def test_glass_ends_where_tissue_begins():

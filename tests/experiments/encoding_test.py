@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -182,6 +183,37 @@ def test_the_tiles_are_the_pixels_of_openslide(tmp_path, real_data):
     assert (row == (30, 60, 220)).all()
 
 
+def test_slides_that_are_folders_and_one_without_a_scale(tmp_path, real_data):
+  """MIRAX is a file and a folder, DICOM a folder of files."""
+  folder, out = tmp_path / 'slides', tmp_path / 'features'
+  (folder / 'case.1').mkdir(parents=True)
+  fixtures = real_data / 'wsi/openslide-fixtures'
+  for path in fixtures.glob('*.dcm'):
+    shutil.copy(path, folder / 'case.1')
+  shutil.copy(fixtures / 'boxes.tiff', folder)
+  image = np.arange(256, dtype=np.uint8)[:, None, None]
+  small_slides.write_mrxs(folder / 'm.mrxs', image.repeat(256, 1).repeat(3, 2))
+  scales(tmp_path, 'case.1,0.5')  # One tile is as wide as this slide, then.
+  flags = '--tile_size=32', '--tile_mpp=0.25', '--min_tissue=0'
+  table = f'--slide_mpp_csv={tmp_path / "scales.csv"}'
+  with warnings.catch_warnings(action='error'):
+    run(folder, out, *flags, '--default_mpp=0.25', table)
+  found = {p.stem: features.read(p) for p in out.glob('*.h5')}
+  source = {
+    name: f.attributes['level0_mpp_source'] for name, f in found.items()
+  }
+  assert source == {
+    'boxes': 'default_mpp', 'case.1': 'mpp_csv', 'm': 'openslide'
+  }  # fmt: skip
+  counts = {name: len(file.coords) for name, file in found.items()}
+  assert counts == {'boxes': 9 * 7, 'case.1': 1, 'm': 64}
+  grey = found['m'].features.reshape(8, 8, 6)[..., 0]  # Row by row lighter.
+  assert (np.diff(grey, axis=0) > 0.4).all() and np.ptp(grey, 1).max() < 0.02
+  shutil.rmtree(folder / 'm')
+  with pytest.raises(slides.SlideError, match=r'm\.mrxs: .* folder m beside'):
+    slides.Slide(folder / 'm.mrxs')
+
+
 def test_pictures_are_drawn_anew_after_their_features(paths, tmp_path):
   out = tmp_path / 'features'
   picture = out / 'grids/a.png'
@@ -192,6 +224,65 @@ def test_pictures_are_drawn_anew_after_their_features(paths, tmp_path):
   os.utime(out / 'a.h5')  # Extracted anew.
   run(paths[0].parent, out, '--min_tissue=0')
   assert Image.open(picture).size == (192, 64)
+
+
+BLUE, ORANGE, GREEN = (30, 60, 220), (230, 90, 0), (0, 140, 60)
+
+
+def preview(folder, out, *flags):
+  run(folder, out, '--preview', *flags)
+  return {
+    path.stem: np.asarray(Image.open(path))
+    for path in (out / 'previews').iterdir()
+  }
+
+
+def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
+  paths, tmp_path, capsys, monkeypatch
+):
+  out, regions = tmp_path / 'features', tmp_path / 'regions'
+  write_square(regions / 'd.geojson')
+  monkeypatch.setattr(extract_script.encoder, 'make_encoder', None)
+  sheets = preview(paths[3].parent, out, '--min_tissue=0')
+  assert f'{out}/previews: 39 tiles of 4 slides' in capsys.readouterr().out
+  assert sheets.keys() == COUNTS.keys()
+  assert [path.name for path in out.iterdir()] == ['previews']
+  sheet = sheets['d'][:320]
+  # Tiles of a second row begin where those of the first end, at 64.
+  blue, orange = ((sheet[64, :320] == c).all(1) for c in (BLUE, ORANGE))
+  assert (blue | orange).all() and blue.any() and orange.any()
+  with slides.Slide(paths[3]) as slide:
+    last = slide.read(256, 256, 0, 64, 64)  # Of 8 tiles shown, the first row.
+    place = sheets['d'][328:392, 7 * 72 : 7 * 72 + 64]
+    np.testing.assert_array_equal(place, last)
+  # Outlined: the last of the four tiles ends at 192.
+  flags = '--min_tissue=0', f'--regions_dir={regions}'
+  sheet = preview(paths[3].parent, out, *flags)['d']
+  assert (sheet[66:126, 65] == GREEN).all()  # Within the tile's own edge.
+  assert (sheet[192, 130:190] == ORANGE).all()
+  assert not (sheet[193:320, :320] == BLUE).all(2).any()
+
+
+def test_a_preview_shows_what_a_slide_without_tiles_looks_like(
+  paths, tmp_path, capsys
+):
+  out, regions = tmp_path / 'features', tmp_path / 'regions'
+  write_square(regions / 'd.geojson')
+  paths[0].unlink()
+  damage(paths[1])
+  paths[2].write_bytes(b'no slide')
+  glass = np.full((320, 320, 3), 240, np.uint8)
+  tiff.write(paths[0].parent / 'glass.tiff', glass, mpp=0.5, levels=1)
+  with pytest.raises(SystemExit, match='1'):
+    preview(paths[0].parent, out, f'--regions_dir={regions}')
+  table = capsys.readouterr().out.split('slides would have no features:\n')[1]
+  assert [line.split()[0] for line in table.splitlines()] == [
+    'b', 'c.01', 'glass'
+  ]  # fmt: skip
+  assert 'glass.tiff: no tissue' in table
+  names = {path.stem for path in (out / 'previews').iterdir()}
+  assert names == {'d', 'glass'}
+  assert Image.open(out / 'previews/glass.png').size == (320, 320)
 
 
 def test_an_encoder_returns_a_finite_row_of_each_tile(paths, tmp_path):
