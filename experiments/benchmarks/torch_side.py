@@ -172,32 +172,25 @@ def lite0(weights: Sequence[np.ndarray]) -> nn.Module:
   return module
 
 
-def encoding(module: nn.Module, tiles: np.ndarray, *, compiled: bool) -> Forms:
+def encoding(module: nn.Module, tiles: np.ndarray) -> Forms:
   """Returns what encodes tiles, uint8 [T, S, S, 3], so many at a time.
 
   Args:
-    module: from `lite0`, on the device.
+    module: from `lite0`, on the device; not compiled.
     tiles: to encode.
-    compiled: whether to offer what `torch.compile` makes of it, too.
   """
   module = module.to(memory_format=torch.channels_last)
   device = next(module.parameters()).device
 
   @torch.inference_mode()
-  def run(network, size):
+  def run(size):
     rows = []
     for some in torch.from_numpy(tiles).split(size):
       x = (some.to(device).permute(0, 3, 1, 2).float() - 127) / 128
-      rows.append(network(x).mean((2, 3)).cpu().numpy())
+      rows.append(module.forward_features(x).mean((2, 3)).cpu().numpy())
     return np.concatenate(rows)
 
-  ways = {'': lambda network: network}
-  if compiled:
-    ways[', compiled'] = torch.compile
   return {
-    f'{size} tiles{way}': lambda size=size, wrap=wrap: functools.partial(
-      run, wrap(module.forward_features), size
-    )
-    for way, wrap in ways.items()
+    f'{size} tiles': lambda size=size: functools.partial(run, size)
     for size in _BATCHES
   }
