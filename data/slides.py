@@ -86,7 +86,9 @@ class Slide:
     self.path = Path(path)
     self.slide_id = slide_id(path)
     self._lock = threading.Lock()
-    self._handle, self._tiff = self._open(), None
+    self._files = contextlib.ExitStack()  # Closed with the slide.
+    self._handle = self._files.enter_context(self._open())
+    self._tiff = None
     self.width, self.height = self._handle.dimensions
     self.level_downsamples = self._handle.level_downsamples
     self.level_dimensions = self._handle.level_dimensions
@@ -112,9 +114,7 @@ class Slide:
     self.close()
 
   def close(self):
-    self._handle.close()
-    if self._tiff:
-      self._tiff.close()
+    self._files.close()
 
   def _open(self) -> openslide.OpenSlide:
     if files.broken(self.path):
@@ -150,6 +150,7 @@ class Slide:
     levels = filter(tiff.has, range(len(self.level_dimensions)))
     with contextlib.suppress(Exception):  # Whoever reads there will be told.
       if tiff.has(0) and all(self._is_alike(tiff, level) for level in levels):
+        self._files.callback(tiff.close)
         return tiff
     tiff.close()
     return None
@@ -165,9 +166,8 @@ class Slide:
     pixels = tiff.read(level, *corner, *sides)
     if pixels is None:
       return False
-    off = pixels.astype(int) - self._read_by_openslide(
-      *map(int, place), level, *sides
-    )
+    region = *map(int, place), level, *sides
+    off = pixels.astype(int) - self._read_by_openslide(region)
     return np.abs(off).max() <= _ROUNDING
 
   def read(
@@ -211,26 +211,20 @@ class Slide:
       across, down = self.level_dimensions[level]
       if left + width <= across and top + height <= down:
         with contextlib.suppress(Exception):
-          region = int(left), int(top), width, height
-          pixels = self._tiff.read(level, *region)
+          pixels = self._tiff.read(level, int(left), int(top), width, height)
           if pixels is not None:
             return pixels
-    return self._read_by_openslide(x, y, level, width, height, white)
+    return self._read_by_openslide((x, y, level, width, height), white)
 
   def _read_by_openslide(
-    self,
-    x: int,
-    y: int,
-    level: int,
-    width: int,
-    height: int,
-    white: bool = True,
+    self, region: tuple[int, int, int, int, int], white: bool = True
   ) -> np.ndarray:
     """Returns a region; see `read`.
 
     An OpenSlide handle is dead after an error, so the slide is opened again and
     the region read a second time before it is given up.
     """
+    x, y, level, width, height = region
     # Blue, green, red and alpha, by which the colours are multiplied.
     out = np.empty((height, width, 4), np.uint8)
     try:
@@ -244,7 +238,10 @@ class Slide:
     return np.asarray(image)
 
   def _read_again(self, x: int, y: int, level: int, out: np.ndarray):
-    """Reads from a handle of its own, which then replaces the dead one."""
+    """Reads from a handle of its own, which then replaces the dead one.
+
+    That is closed with the slide: other threads may be reading from it.
+    """
     with self._lock:
       handle = self._open()
       try:
@@ -256,7 +253,7 @@ class Slide:
           f'{level} at ({x}, {y}) cannot be read ({error}). The file is '
           f'damaged: copy {self.path} again or leave it out.'
         ) from error
-      self._handle = handle
+      self._handle = self._files.enter_context(handle)
 
   def level_for(self, downsample: float) -> int:
     """Returns the smallest level that is not coarser than `downsample`."""

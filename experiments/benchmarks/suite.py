@@ -199,7 +199,7 @@ def _sides(
     state = weights.read(encoder.file_of_weights(model, None, '.'))
     module = torch_side.lite0(list(state.values())).to(device)
     ours = jax_side.encoding(tiles)
-    forms = torch_side.encoding(module, tiles, compiled=work.compile)
+    forms = torch_side.encoding(module, tiles)
     theirs = next(iter(forms.values()))()
     _check_equal(f'{model}: features', ours(), theirs())
     return lambda: ours, forms, 1

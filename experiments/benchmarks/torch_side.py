@@ -5,6 +5,7 @@ import copy
 import functools
 import importlib.util
 import sys
+import types
 from unittest import mock
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import nn
 from kmil_jax.types import Recipe, Store
 
 _BATCHES = 4, 16, 64  # Tiles that are encoded at a time.
-# timm imports these for what is not needed here.
 _TORCHVISION = (
   *('', '.datasets', '.models', '.models.feature_extraction', '.ops'),
   *('.ops.misc', '.transforms', '.transforms.functional'),
@@ -153,45 +153,44 @@ def _step(params, call: Callable) -> Callable:
   return train
 
 
-def lite0(weights: Sequence[np.ndarray]) -> nn.Module:
-  """Returns timm's EfficientNet-Lite0 with these weights, in its own order."""
-  if not importlib.util.find_spec('torchvision'):
+def import_timm() -> types.ModuleType:
+  """Returns timm, which imports torchvision for what is not needed here.
+
+  Wheels of torchvision that fit a CPU's torch are rare.
+  """
+  if 'timm' not in sys.modules and not importlib.util.find_spec('torchvision'):
     empty = mock.MagicMock()
     sys.modules.update({f'torchvision{name}': empty for name in _TORCHVISION})
-  import timm
+  return importlib.import_module('timm')
 
-  module = timm.create_model('tf_efficientnet_lite0').eval()
+
+def lite0(weights: Sequence[np.ndarray]) -> nn.Module:
+  """Returns timm's EfficientNet-Lite0 with these weights, in its own order."""
+  module = import_timm().create_model('tf_efficientnet_lite0').eval()
   state = zip(module.state_dict(), map(torch.tensor, weights), strict=True)
   module.load_state_dict(dict(state))
   return module
 
 
-def encoding(module: nn.Module, tiles: np.ndarray, *, compiled: bool) -> Forms:
+def encoding(module: nn.Module, tiles: np.ndarray) -> Forms:
   """Returns what encodes tiles, uint8 [T, S, S, 3], so many at a time.
 
   Args:
-    module: from `lite0`, on the device.
+    module: from `lite0`, on the device; not compiled.
     tiles: to encode.
-    compiled: whether to offer what `torch.compile` makes of it, too.
   """
   module = module.to(memory_format=torch.channels_last)
   device = next(module.parameters()).device
 
   @torch.inference_mode()
-  def run(network, size):
+  def run(size):
     rows = []
     for some in torch.from_numpy(tiles).split(size):
       x = (some.to(device).permute(0, 3, 1, 2).float() - 127) / 128
-      rows.append(network(x).mean((2, 3)).cpu().numpy())
+      rows.append(module.forward_features(x).mean((2, 3)).cpu().numpy())
     return np.concatenate(rows)
 
-  ways = {'': lambda network: network}
-  if compiled:
-    ways[', compiled'] = torch.compile
   return {
-    f'{size} tiles{way}': lambda size=size, wrap=wrap: functools.partial(
-      run, wrap(module.forward_features), size
-    )
-    for way, wrap in ways.items()
+    f'{size} tiles': lambda size=size: functools.partial(run, size)
     for size in _BATCHES
   }

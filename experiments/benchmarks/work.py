@@ -57,13 +57,10 @@ def table(measured: Mapping[str, Any]) -> Table:
     f'{name}: ' + ', '.join(f'{k} {v}' for k, v in measured[name].items())
     for name in ('device', 'versions', 'settings')
   ]
+  rate = lambda row, side: f'{row["instances"] / row[side]:.0f}'
   notes += [
-    '{model}: {torch:.0f} tiles/s in torch, {jax:.0f} in kmil_jax'.format(
-      model=row['model'],
-      **{
-        side: row['instances'] / row[f'{side}_s'] for side in ('torch', 'jax')
-      },
-    )
+    f'{row["model"]}: {rate(row, "torch_s")} tiles/s in torch,'
+    f' {rate(row, "jax_s")} in kmil_jax'
     for row in measured['rows']
     if row['part'] == 'encode'
   ]

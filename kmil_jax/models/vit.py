@@ -50,7 +50,7 @@ class Block(nn.Module):
   def __call__(
     self, x: jax.Array, rotary: tuple[jax.Array, jax.Array] | None
   ) -> jax.Array:
-    """Maps tokens [T, N, D] to [T, N, D].
+    """Maps tokens [T, N, D] to [T, N, D], float32 in any type of computation.
 
     Args:
       x: tokens.
@@ -60,11 +60,10 @@ class Block(nn.Module):
     width = x.shape[-1]
 
     def branch(y, place):
-      y = y.astype(self.dtype)
+      y = y.astype(jnp.float32)
       if not self.layer_scale:
         return y
-      scale = self.param(f'gamma_{place}', nn.initializers.ones, (width,))
-      return y * scale.astype(self.dtype)
+      return y * self.param(f'gamma_{place}', nn.initializers.ones, (width,))
 
     norm = functools.partial(
       nn.LayerNorm, epsilon=self.epsilon, dtype=self.dtype
@@ -147,7 +146,7 @@ class ViT(Network, kw_only=True):
       padding='VALID',
       dtype=self.dtype,
       name='patch_embed',
-    )(x)
+    )(x).astype(jnp.float32)
     sides, rotary = patches.shape[1:3], None
     patches = patches.reshape(len(x), -1, self.width)
     draw = nn.initializers.normal(0.02)
@@ -161,11 +160,11 @@ class ViT(Network, kw_only=True):
       rest = len(first) - self.placed
       first += jnp.pad(place[: self.placed], ((0, rest), (0, 0)))
       learned = place[self.placed :].reshape(self.grid, self.grid, -1)
-      patches += _resized(learned, sides).astype(self.dtype)
+      patches += _resized(learned, sides)
     else:
       rotary = _angles(sides, self.width // self.heads)
     first = jnp.broadcast_to(first, (len(x), *first.shape))
-    x = jnp.concatenate([first.astype(self.dtype), patches], 1)
+    x = jnp.concatenate([first, patches], 1)
     for number in range(self.depth):
       x = Block(
         self.heads,
@@ -177,7 +176,7 @@ class ViT(Network, kw_only=True):
         self.dtype,
         name=f'blocks_{number}',
       )(x, rotary)
-    x = nn.LayerNorm(epsilon=self.epsilon, name='norm')(x.astype(jnp.float32))
+    x = nn.LayerNorm(epsilon=self.epsilon, name='norm')(x)
     if self.pool == 'class':
       return x[:, 0]
     return jnp.concatenate([x[:, 0], x[:, 1 + self.registers :].mean(1)], -1)

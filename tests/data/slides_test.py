@@ -1,6 +1,7 @@
 """Slides: which there are, their scale, their pixels, and every fault."""
 
 from concurrent.futures import ThreadPoolExecutor
+import ctypes
 import re
 import shutil
 import warnings
@@ -147,6 +148,10 @@ def test_a_dead_handle_is_replaced_whatever_the_thread(pyramid, monkeypatch):
     for result in reads:
       np.testing.assert_array_equal(result.result(), expected)
     assert 1 <= len(failures) <= 4
+  slide.close()  # A second time.
+  for handle in (first, slide._handle):
+    with pytest.raises(ctypes.ArgumentError, match='closed'):
+      handle.read_region((0, 0), 0, (1, 1))
 
 
 def test_what_cannot_be_opened_or_read_is_named_not_filled(tmp_path, fixtures):

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip('torch')
 # What follows imports torch.
+from data import slides, tiff
 from experiments import benchmark
 from experiments.benchmarks import jax_side, suite, torch_models
 from experiments.benchmarks.work import MODELS, Work, table
@@ -81,6 +82,34 @@ def test_folds_train_on_eight_tenths():
   trains = suite.training_parts(20)
   np.testing.assert_array_equal(trains.sum(1), 16)
   np.testing.assert_array_equal(trains.sum(0), 8)
+
+
+def test_encoders_of_equal_features_are_timed(monkeypatch):
+  monkeypatch.setattr(suite, 'TILES', {'cpu': 5})
+  monkeypatch.setattr(suite, '_SIDE', 32)
+  monkeypatch.setattr(suite.torch_side, '_BATCHES', (2, 5))
+  measured = measure(parts=('encode',))
+  check_rows(measured, ('encode', 'efficientnet_lite0', 5, 1))
+  (row,) = measured['rows']
+  assert set(row['torch_forms']) == {'2 tiles', '5 tiles'}
+  rates = [5 / row[f'{side}_s'] for side in ('torch', 'jax')]
+  line = '{:.0f} tiles/s in torch, {:.0f} in kmil_jax'.format(*rates)
+  assert line in table(measured).terminal()
+  other = np.ones((5, 1280), np.float32)
+  monkeypatch.setattr(jax_side, 'encoding', lambda tiles: lambda: other)
+  with pytest.raises(suite.ParityError, match='efficientnet_lite0: features'):
+    measure(parts=('encode',))
+
+
+def test_the_readers_of_a_slide_are_timed(tmp_path, capsys):
+  path = tmp_path / 'a.tiff'
+  tiff.write(path, np.full((300, 600, 3), 90, np.uint8), mpp=0.5, levels=1)
+  benchmark.main(['benchmark', f'--slide={path}', '--repeats=1'])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith('a.tiff: tiles per second')
+  assert [line.split()[0] for line in lines[2:]] == [*slides.READERS]
+  with pytest.raises(SystemExit, match='absent'):
+    benchmark.main(['benchmark', f'--slide={tmp_path / "absent.tiff"}'])
 
 
 def test_the_command_prints_json(capsys):

@@ -4,10 +4,15 @@ import dataclasses
 import importlib
 import pathlib
 import re
+import runpy
 import shlex
+import sys
 
+import numpy as np
+from PIL import Image
 import pytest
 
+from data import features
 from experiments.run import options
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,6 +70,26 @@ def test_flags_named_in_text_are_those_of_a_script():
   }
   for page in set(PAGES) - {NOTES}:  # These name former flags, too.
     assert set(FLAG.findall(text_of(page))) <= known, page.name
+
+
+def test_a_folder_of_tiles_becomes_bags(tmp_path, monkeypatch):
+  page = text_of(ROOT / 'docs' / 'encoders.md')
+  (script,) = re.findall(r'^```python\n(.*?)^```', page, re.S | re.M)
+  path = tmp_path / 'encode_tiles.py'
+  path.write_text(script, encoding='utf-8')
+  rng = np.random.default_rng(0)
+  for i, name in enumerate('aaabb'):
+    tile = tmp_path / f'tiles/{name}/{i}.png'
+    tile.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tile)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'argv', [path.name, 'tiles', 'features'])
+  runpy.run_path(str(path))
+  bags = [features.read(tmp_path / f'features/{name}.h5') for name in 'ab']
+  assert [bag.features.shape for bag in bags] == [(3, 1280), (2, 1280)]
+  assert (
+    len(np.unique(np.concatenate([bag.features.sum(1) for bag in bags]))) == 5
+  )
 
 
 def test_links_lead_to_files_and_headings():

@@ -123,6 +123,31 @@ def test_features_are_timms(case, monkeypatch):
   assert (1 - cosine / np.linalg.norm(got, axis=1)).max() < 1e-2
 
 
+def test_what_blocks_add_to_tokens_is_not_rounded_away_in_bfloat16():
+  """Branches of a thousandth of a token are less than bfloat16 resolves."""
+  wide, rough = (
+    vit.ViT(**OURS, grid=4, dtype=dtype)
+    for dtype in (jnp.float32, jnp.bfloat16)
+  )
+  x = tiles(32)
+  variables = wide.init(jax.random.key(0), x)
+  params = dict(variables['params'])
+  params['cls_token'] = 100 * params['cls_token']
+  scaled = lambda factor: {
+    'params': {
+      name: part | {k: factor * part[k] for k in ('gamma_1', 'gamma_2')}
+      if name.startswith('blocks')
+      else part
+      for name, part in params.items()
+    }
+  }
+  none = wide.apply(scaled(0.0), x)
+  want = np.asarray(wide.apply(scaled(0.002), x) - none)
+  got = np.asarray(rough.apply(scaled(0.002), x) - none)
+  error = np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)
+  assert error.max() < 0.05, error
+
+
 # By timm's names, those of Hugging Face's transformers.
 HUGGING_FACE = (
   (r'^cls_token', 'embeddings.cls_token'),
