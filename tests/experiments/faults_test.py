@@ -43,7 +43,11 @@ def chained(error):
     (MemoryError(), 1, ['memory']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
     (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file']),
-    (chained(NotADirectoryError(20, 'no', '/a/b')), 1, ['/a/b: there is a file']),
+    (
+      chained(NotADirectoryError(20, 'no', '/a/b')),
+      1,
+      ['/a/b: there is a file'],
+    ),
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):
