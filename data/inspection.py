@@ -193,7 +193,8 @@ def report(
   for names, fault in (
     (
       odd,
-      f'features above {_ODD:.0f} times those of most slides, or below 1/{_ODD:.0f}',
+      f'features above {_ODD:.0f} times those of most slides, or below their'
+      f' {_ODD:.0f}th part',
     ),
     (empty, 'tiles whose features are all zero, or all alike'),
     (twice, 'tiles that are there more than once, and count so'),
