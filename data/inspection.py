@@ -28,14 +28,14 @@ from data.features import FeatureError, FeatureFile, Folder, Header
 from data.files import first_of
 from data.packed import Packed
 
-_VERSION = 2  # Of what is kept; what other versions kept is read anew.
+_VERSION = 3  # Of what is kept; what other versions kept is read anew.
 _MOST = 16  # Processes.
 _WORTH = 32  # Files that take longer than another process does to start.
 _PATIENCE, _SLOWEST = 30, 2**20  # Seconds for a file, and bytes in another.
 _BETWEEN_SAVES = 60.0  # Seconds.
 _SETTLED = 2e9  # Nanoseconds after which any change shows in a file's times.
 _LARGEST = 1e15  # Of a feature: sums of products of larger ones are infinite.
-_ODD = 1e3  # So many times as large as those of most slides.
+_ODD = 1e3  # So many times as large, or as small, as those of most slides.
 _WORKER = (
   'import json, sys; sys.path[:] = json.loads(sys.argv[1]);'
   'from data import inspection; inspection.serve()'
@@ -57,7 +57,7 @@ class Inspection:
     header: None if the file cannot be opened.
     fault: why features cannot be used, '' if they can.
     digest: of the file.
-    content: hash of the features alone, whatever file they are in.
+    content: hash of the features alone, whatever file and order they are in.
     largest: absolute value of a feature.
     empty: tiles whose features are all zero; all tiles if these are all alike.
     twice: tiles beyond the first at one place; of files without places, beyond
@@ -146,7 +146,8 @@ def of(bag: FeatureFile, header: Header, digest: str = '') -> Inspection:
     # Tiles of glass may well be the same.
     twice *= len(rows) <= 2 * twice and empty < len(rows)
   content = hashlib.sha256(repr(rows.shape).encode())
-  content.update(rows)
+  for numbers in (low, high, np.sort(rows.sum(1, float))):  # In any order.
+    content.update(numbers)
   fault = ''
   if largest > _LARGEST:
     fault = (
@@ -176,12 +177,12 @@ def report(
   if not sound:
     return problems, []
   warnings, same = [], {}
-  usual = _ODD * float(np.median([one.largest for one in sound.values()]))
-  large, empty, twice, single = [], [], [], []
+  usual = float(np.median([one.largest for one in sound.values()]))
+  odd, empty, twice, single = [], [], [], []
   for slide, one in sound.items():
     size = one.header.length
-    if 0 < usual < one.largest:
-      large.append(f'{slide} ({one.largest:.3g})')
+    if usual and one.largest and not 1 / _ODD < one.largest / usual < _ODD:
+      odd.append(f'{slide} ({one.largest:.3g})')
     if one.empty:
       empty.append(f'{slide} ({one.empty} of {size})')
     if one.twice:
@@ -190,7 +191,11 @@ def report(
       single.append(slide)
     same.setdefault(one.content, []).append(slide)
   for names, fault in (
-    (large, f'features above {_ODD:.0f} times those of most slides'),
+    (
+      odd,
+      f'features above {_ODD:.0f} times those of most slides, or below their'
+      f' {_ODD:.0f}th part',
+    ),
     (empty, 'tiles whose features are all zero, or all alike'),
     (twice, 'tiles that are there more than once, and count so'),
   ):

@@ -406,8 +406,11 @@ def list_slides(folder: Path | str) -> list[Path]:
     for path in others
     if files.broken(path)
     or (
-      # Or of downloads that were stopped, a.svs.part.
-      {path.suffix.lower(), Path(path.stem).suffix.lower()} & {*_OTHERS, *EXTENSIONS}
+      (
+        path.suffix.lower() in _OTHERS
+        # As a.svs.part, of a download that was stopped.
+        or Path(path.stem).suffix.lower() in EXTENSIONS
+      )
       and slide_id(path.stem) not in ids
       and path.parent not in parts
     )

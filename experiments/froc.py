@@ -76,8 +76,8 @@ def run(scoring: Scoring) -> None:
   if curve.lesions and (lost := files.never_counted(cases.values(), curve)):
     findings.warnings.append(
       f'{lost} of {curve.lesions} lesions are hit with the lowest score of all'
-      ' alone, which by the definition of CAMELYON16 is no threshold: they never'
-      ' count.'
+      ' alone, which by the definition of CAMELYON16 is no threshold: they'
+      ' never count.'
     )
   with contextlib.redirect_stdout(sys.stderr):  # JSON is alone.
     findings.warn()

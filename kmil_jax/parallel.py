@@ -94,10 +94,12 @@ def device_fault() -> str | None:
   try:
     jax.local_devices()
   except Exception as e:  # Asserts, too, for want of a plug-in.
-    chosen = jax.config.jax_platforms or ''
+    name, chosen = 'JAX_PLATFORMS', jax.config.jax_platforms
+    if not chosen:  # Its former name.
+      name, chosen = 'JAX_PLATFORM_NAME', jax.config.jax_platform_name
     return (
-      f'JAX_PLATFORMS={chosen}: JAX finds no such device on this machine'
-      f' ({str(e) or "its plug-in is not installed"}). Unset JAX_PLATFORMS and'
+      f'{name}={chosen}: JAX finds no such device on this machine'
+      f' ({str(e) or "its plug-in is not installed"}). Unset {name} and'
       ' JAX_NUM_CPU_DEVICES to compute on what there is, or install JAX for it.'
     )
   return None

@@ -116,11 +116,12 @@ def explained(
     return 1, 'error: this machine has too little memory for it.'
   if isinstance(error, OSError) and str(cache_dir) in str(error):
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
-  if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
-    return 1, (
-      f'error: {error.filename}: there is a file where a folder is needed. Give'
-      ' another folder.'
-    )
+  for e in _chain(error):
+    if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
+      return 1, (
+        f'error: {e.filename}: there is a file, or a link to nothing, where a'
+        ' folder is needed. Give another folder.'
+      )
   lost = any(_POD.search(str(e)) for e in _chain(error))
   if lost and jax.distributed.is_initialized():
     return 1, _LOST

@@ -376,14 +376,15 @@ def _loads(text: str, kind: Any) -> Any:
 
 def _in_first(path: pathlib.Path, call: Callable[[], Any]) -> None:
   """Calls in process 0; if that fails, every process raises."""
-  fault = ''
+  fault = None
   if parallel.is_first():
     try:
       call()
     except (ResultsError, options.OptionError, OSError) as e:
-      fault = str(e)
+      fault = e
   if not parallel.agree(not fault):
-    raise ResultsError(fault or f'{path} was refused by process 0.')
+    text = fault or f'{path} was refused by process 0.'
+    raise ResultsError(str(text)) from fault
 
 
 @contextlib.contextmanager

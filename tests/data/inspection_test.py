@@ -151,6 +151,7 @@ HUGE[3, 2] = 1e38
     ({}, 'abcd', None, None),
     ({'b': (HUGE, PLACES)}, 'abcd', 'b.h5: features of 1e.38, .*large', None),
     ({'b': (rows(1) * 1e5, PLACES)}, 'abcd', None, '1000 times those of most'),
+    ({'b': (rows(1) * 1e-5, PLACES)}, 'abcd', None, 'or below .* slides b '),
     (
       {'b': (np.zeros((6, 4), 'f4'), PLACES)},
       'abcd',
@@ -172,6 +173,7 @@ HUGE[3, 2] = 1e38
       'a, b have the very.* cases a, b: one',
       None,
     ),
+    ({'b': (rows(0)[::-1], PLACES)}, 'abcd', 'a, b have the very same', None),
     (
       {'b': (rows(0), PLACES)},
       'aacd',

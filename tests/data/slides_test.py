@@ -56,7 +56,7 @@ def test_what_is_left_out_is_named(tmp_path):
   folder, gone = tmp_path / 'slides', tmp_path / 'gone'
   (folder / 'vms').mkdir(parents=True)
   names = ['a.svs', 'a.jpg', 'vms/b.vms', 'vms/b-1.jpg', 'c.PNG', 'd.svs.gz']
-  for name in names:
+  for name in [*names, 'a.svs.md5', 'h.svs.crdownload']:
     (folder / name).touch()
   for name in ('e.svs', 'f', 'g.dcm'):
     (folder / name).symlink_to(gone)
@@ -65,7 +65,7 @@ def test_what_is_left_out_is_named(tmp_path):
   assert [path.name for path in found] == ['a.svs', 'e.svs', 'b.vms']
   (text,) = [str(one.message) for one in caught]
   assert text.startswith(str(folder))
-  assert text.endswith(': c.PNG, d.svs.gz, f, g.dcm')
+  assert text.endswith(': c.PNG, d.svs.gz, f, g.dcm, h.svs.crdownload')
   with pytest.raises(SlideError, match=r'e\.svs: a link to .*gone, which does'):
     Slide(found[1])
   (tmp_path / 'none').mkdir()

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import pytest
@@ -41,8 +42,12 @@ def chained(error):
     ),
     (MemoryError(), 1, ['memory']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
-    (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file where']),
-    (NotADirectoryError(20, 'no', '/a/b'), 1, ['/a/b: there is a file where']),
+    (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file']),
+    (
+      chained(NotADirectoryError(20, 'no', '/a/b')),
+      1,
+      ['/a/b: there is a file'],
+    ),
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):
@@ -105,6 +110,12 @@ def test_an_absent_accelerator_is_named(monkeypatch):
   code, message = faults.explained(AssertionError(), CACHE)
   assert code == 1
   assert f'JAX_PLATFORMS={jax.config.jax_platforms}' in message
+  monkeypatch.setattr(
+    jax, 'config', mock.Mock(jax_platforms=None, jax_platform_name='gpu')
+  )
+  _, message = faults.explained(AssertionError(), CACHE)
+  assert message.startswith('error: JAX_PLATFORM_NAME=gpu: JAX finds no such')
+  assert 'Unset JAX_PLATFORM_NAME and' in message
 
 
 @pytest.mark.parametrize(
