@@ -51,12 +51,11 @@ class Lesion:
     edge = np.interp(place, np.arange(len(reach) + 1), np.r_[reach, reach[:1]])
     return (edge - np.hypot(dy, dx)).astype(np.float32)
 
-  def moved(self, y: float, x: float) -> 'Lesion':
-    """Returns it elsewhere, y and x farther."""
-    corners = self.corners + np.array([x, y])
-    return dataclasses.replace(
-      self, y=self.y + y, x=self.x + x, corners=corners
-    )
+  def moved(self, y: float, x: float, scale: float = 1.0) -> 'Lesion':
+    """Returns it elsewhere, y and x farther, of another size."""
+    y, x = self.y + y, self.x + x
+    corners = [x, y] + scale * (self.corners - [self.x, self.y])
+    return dataclasses.replace(self, y=y, x=x, corners=corners)
 
 
 def draw(

@@ -134,12 +134,16 @@ def _part(
   placed: list[lesions.Lesion],
   side: int,
 ) -> tuple[lymph_node.Node, list[lesions.Lesion]]:
-  """Cuts a square out of a node around what was placed first, about."""
+  """Cuts a square out of a node around what was placed first, about.
+
+  What was placed becomes smaller, so that there is room around it.
+  """
   middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
   corner = np.rint(middle - side / 2 + rng.uniform(-12, 12, 2)).astype(int)
   y, x = corner.clip(0, np.array(node.region.shape) - side)
+  scale = rng.uniform(0.6, 0.9)
   return node.cut(y, x, side), [
-    lesion.moved(-lymph_node.SCALE * y, -lymph_node.SCALE * x)
+    lesion.moved(-lymph_node.SCALE * y, -lymph_node.SCALE * x, scale)
     for lesion in placed
   ]
 
