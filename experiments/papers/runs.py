@@ -134,12 +134,11 @@ class Runs:
     return Job(name, folder, Model(model=model), task, command)
 
   def _flags(self) -> list[str]:
-    """Returns the flags that every command gets: those that are not default."""
+    """Returns the flags that every command gets."""
     output = dataclasses.replace(self.output, exp_code=None)
     options = [self.data, self.external, self.folds, self.training]
     options += [output, self.cache]
-    usual = start.lines([type(one)() for one in options]).splitlines()
-    return [f for f in start.lines(options).splitlines() if f not in usual]
+    return start.flags(options)
 
   def _run(self, command: tuple[str, ...]) -> int:
     """Runs a command; returns its status, of a signal its negative number."""

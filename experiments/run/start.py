@@ -222,10 +222,14 @@ def show_next(script: str, **flags: Any) -> None:
 
 
 def show_options(given: Sequence[Any]) -> None:
-  """Prints, as flags, the options that are not as by default."""
+  """Prints the options that are not as by default."""
+  show(' '.join(['options:', *flags(given), '(all others as by default)']))
+
+
+def flags(given: Sequence[Any]) -> list[str]:
+  """Returns, as flags, the options that are not as by default."""
   text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
-  shown = [
+  return [
     f'--{name}={"" if value is None else text(value)}'
     for name, value in sorted(options.changed(given).items())
   ]
-  show(' '.join(['options:', *shown, '(all others as by default)']))
