@@ -16,7 +16,7 @@ from kmil_jax.models import convolutions, efficientnet, mobilenet
 
 @pytest.fixture
 def two_slides(monkeypatch):
-  """Cohorts of their first two slides."""
+  """Cohorts of their first two slides; an encoder is compiled once."""
   all_specs = cohort.specs
   monkeypatch.setattr(
     cohort, 'specs', lambda *args: dict(list(all_specs(*args).items())[:2])
@@ -24,6 +24,14 @@ def two_slides(monkeypatch):
   # As many tiles, a 16th of the pixels; fewer at a time.
   small = {'tile_size': 32, 'tile_mpp': 4.0}
   monkeypatch.setattr(encoder, 'default_batch', lambda: 16)
+  make, made = encoder.make_encoder, {}
+
+  def make_once(name, weights, **about):
+    if name not in made:
+      made[name] = make(name, weights, **about)
+    return made[name]
+
+  monkeypatch.setattr(encoder, 'make_encoder', make_once)
   monkeypatch.setattr(phantom, '_TILES', small)
 
 
