@@ -18,7 +18,7 @@ COLUMNS = ('case_id', 'slide_id', 'label')
 _LONGEST_ID = 180
 _EXTENSIONS = slides.EXTENSIONS.union(features.READ)
 _CONTROL = re.compile(r'[\x00-\x1f\x7f]')
-_NUMBER = re.compile(r'\+?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,2})?')
+_NUMBER = re.compile(r'\+?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,3})?')
 _SHORTENED = re.compile(r'\d+([.,]\d+)?E\+\d+')  # As spreadsheets do it.
 # Of TCGA, TARGET, HCMI, CPTAC, GTEx and CAMELYON17, with _ for all that
 # separates words: a patient, and what may follow of samples and slides.

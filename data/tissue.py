@@ -88,7 +88,7 @@ def _ink(light: np.ndarray) -> np.ndarray:
   deep = density.max(0) > 0.25
   green_or_blue = red > 1.2 * green
   blue_or_grey = (red > 0.95 * green) & (
-    (blue < 0.5 * green) | (blue > 0.86 * green)
+    (blue < 0.5 * green) | (blue > 0.82 * green)
   )
   warm_grey = (red > 0.75 * green) & (blue > 0.95 * green)
   red_ink = (red < 0.25 * green) & (blue > 0.86 * green)

@@ -16,7 +16,6 @@ from data import slides, tiling
 from data.files import broken, first_of
 from experiments.run.check import gathered
 from experiments.run.options import field
-from kmil_jax import augment
 
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
 
@@ -224,6 +223,8 @@ class SlideTiles:
 @jax.jit
 def _changed(tiles: jax.Array, seed: int, place: jax.Array) -> jax.Array:
   """Returns uint8 tiles changed at random, by seed and place in the slide."""
+  from kmil_jax import augment  # And models, which exported ones do without.
+
   key, policy = jax.random.key(seed), augment.PRESETS['stain']
   changed = augment.apply(tiles, key, place, policy)
   return jnp.round(255 * changed).astype(jnp.uint8)

@@ -159,30 +159,25 @@ def test_truncated_gzip_and_other_files_are_named(volume, monkeypatch):
   with pytest.raises(VolumeError, match='500 of 592 bytes'):
     volumes.read(volume.path)
   other = volume.path.rename(volume.path.with_name('a.png'))
-  with pytest.raises(
-    VolumeError, match=r'a\.png: neither \.nii, \.nii\.gz nor'
-  ):
+  with pytest.raises(VolumeError, match=r'a\.png: neither \.nii, \.nii'):
     volumes.read(other)
   monkeypatch.setitem(sys.modules, 'SimpleITK', None)
   with pytest.raises(VolumeError, match=r"pip install 'kmil_jax\[ct\]'"):
     volumes.read(other.rename(volume.path))
 
 
-@pytest.mark.parametrize('suffix', ['.NII', '.Nii', '.NII.gz', '.nii.GZ'])
+@pytest.mark.parametrize(
+  'suffix', ['.NII', '.Nii', '.NII.gz', '.nii.GZ', '.nii.gz']
+)
 @pytest.mark.parametrize('is_packed', [False, True])
 def test_names_may_be_in_capitals_and_wrong_about_gzip(
   suffix, is_packed, volume
 ):
   content = volume.path.read_bytes()
   other = volume.path.with_name('B' + suffix)
+  write(volume.path.with_name('B.nii'), -RAMP)  # Another volume.
   other.write_bytes(content if is_packed else gzip.decompress(content))
   np.testing.assert_array_equal(volumes.read(other).hu, RAMP)
-
-
-def test_a_packed_file_is_not_taken_for_the_one_beside_it(volume):
-  other = write(volume.path.with_suffix(''), -RAMP)
-  np.testing.assert_array_equal(volumes.read(volume.path).hu, RAMP)
-  np.testing.assert_array_equal(volumes.read(other).hu, -RAMP)
 
 
 def test_a_file_that_unpacks_to_more_than_its_header_says_is_no_mask(
@@ -669,9 +664,7 @@ def test_rows_of_the_table_do_not_depend_on_their_order(tmp_path):
 
 def test_patients_that_are_spelled_apart_are_warned_of(tmp_path):
   path = write_table(tmp_path, *GOOD[:2], GOOD[2].replace('p2', 'P01'))
-  with pytest.warns(
-    UserWarning, match='cases P01 and p1 look like one patient'
-  ):
+  with pytest.warns(UserWarning, match='P01 and p1 look like one patient'):
     assert len(table.read(path, CLASSES)) == 3
 
 

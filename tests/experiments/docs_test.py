@@ -21,7 +21,7 @@ PAGES = (ROOT / 'README.md', NOTES, *sorted((ROOT / 'docs').glob('*.md')))
 SCRIPTS = sorted(
   path.stem
   for path in (ROOT / 'experiments').glob('*.py')
-  if path.stem != '__init__'
+  if not path.stem.startswith('__')
 )
 # A line without backticks, or within them, where it may be broken.
 COMMANDS = (

@@ -142,7 +142,7 @@ def test_a_bad_slide_spoils_no_other(paths, tmp_path, capsys):
   with pytest.raises(SystemExit, match='1'):
     run(paths[0].parent, out, '--min_tissue=0', '--batch_size=4')
   printed = capsys.readouterr().out
-  for words in ('--tile_size=64\n', 'encoder small_slides:colours', 'tiles/s'):
+  for words in ('--tile_size=64 ', 'encoder small_slides:colours', 'tiles/s'):
     assert words in printed
   table = printed.split('2 slides have no features:\n')[1].splitlines()
   reasons = dict(line.split(maxsplit=1) for line in table)
