@@ -199,6 +199,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     features and, if any, coordinates, whose shapes and types are checked and
     whose numbers `[()]` reads; and the attributes, see `_attributes`.
   """
+  remote = not isinstance(path, Path)
   try:
     if not path.exists():
       raise FeatureError(f'{path}: no such file. Extract the slide first.')
@@ -209,7 +210,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
       _check_layout(path, tensor, None)
       yield tensor, None, _attributes(path, {})
     else:
-      remote = not isinstance(path, Path)
       # Network disks often lack locks.
       with (
         path.open('rb') if remote else contextlib.nullcontext(path) as source,
@@ -232,6 +232,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
     fault = _ADVICE.get(path.suffix.lower(), _ADVICE[_H5]).format(reason)
     if isinstance(error, MemoryError):
       fault = f'does not fit in memory ({reason}).'
+    elif remote:
+      fault = (
+        f'cannot be read ({reason}). Try again, or copy or mount the bucket; if'
+        ' the copy cannot be read either, extract the slide again.'
+      )
     elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
       fault = f'cannot be read ({reason}). See to its permissions and its disk.'
     raise FeatureError(f'{path}: {fault}') from error

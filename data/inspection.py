@@ -278,9 +278,8 @@ def _in_worker(path: Path, inspects: bool = True) -> Inspection:
       stderr=subprocess.DEVNULL,
       text=True,
     )
-  line = ''
+  line, patience = '', _patience(path)
   with contextlib.suppress(OSError):
-    patience = _PATIENCE + sum(_stamp(path)[:1]) // _SLOWEST
     worker.stdin.write(f'{json.dumps([str(path), patience, inspects])}\n')
     worker.stdin.flush()
     line = worker.stdout.readline()
@@ -291,11 +290,25 @@ def _in_worker(path: Path, inspects: bool = True) -> Inspection:
   worker.communicate()
   if worker.returncode >= 0:  # No process could be started.
     return (_inspect if inspects else _visit)(path)
-  what = 'never ends' if worker.returncode == -signal.SIGALRM else 'crashed'
+  late = worker.returncode == -signal.SIGALRM
+  if late and not isinstance(path, Path):
+    return Inspection(
+      fault=f'{path}: it took more than {patience} s to read. Copy or mount the'
+      ' bucket.'
+    )
+  what = 'never ends' if late else 'crashed'
   return Inspection(
     fault=f'{path}: damaged (reading it {what}). Delete it and extract the'
     ' slide again.'
   )
+
+
+def _patience(path: Path) -> int:
+  """Returns how many seconds it may take to read a file; networks are slow."""
+  slowest = _SLOWEST if isinstance(path, Path) else _SLOWEST // 16
+  with contextlib.suppress(Exception):  # Buckets raise errors of many kinds.
+    return _PATIENCE + path.stat().st_size // slowest
+  return _PATIENCE
 
 
 def _stamp(path: Path) -> list[int]:

@@ -10,6 +10,7 @@ from data.labelled_tiles import LabelledTiles, TileError
 
 _THREADS = min(os.cpu_count() or 1, 16)  # Each holds a batch.
 _PREFETCH = 2
+_MOST = 2**32  # Bytes of bags that are read at a time.
 Batch = dict[str, np.ndarray]
 
 
@@ -48,6 +49,8 @@ def bag_batches(
         row[: len(features)] = features
     return batch
 
+  largest = max(1, 4 * index.shape[1] * buckets[-1] * width)  # Bytes of a step.
+  threads = max(1, min(threads, _MOST // largest))
   steps, shape = (bucket, index), (index.shape[1], None, width)
   return _read_ahead(load, steps, np.float32, shape, threads=threads)
 

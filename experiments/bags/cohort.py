@@ -59,7 +59,14 @@ class Cohort:
 
   def read(self, index: int) -> FeatureFile:
     """Reads the features of a slide."""
-    return self.source.read(self.manifest.slide[index])
+    slide = self.manifest.slide[index]
+    bag = self.source.read(slide)
+    if len(bag.features) != self.length[index]:
+      raise FeatureError(
+        f'slide {slide}: its features were changed while they were in use. Give'
+        ' the command again.'
+      )
+    return bag
 
   def read_placed(self, index: int) -> FeatureFile:
     """Reads a slide's features; its file turns micrometres into pixels.
@@ -168,7 +175,7 @@ class Cohort:
     size = math.prod(shape) * dtype.itemsize
     name = f'{self.fingerprint()["features_sha256"][:16]}_{dtype}.bin'
     path = self.cache_dir / 'features' / name
-    fits = size <= min(most, free_space(path) // 2)
+    fits = size <= min(most, free_space(path.parent) // 2)
     copied = lambda: path.exists() and path.stat().st_size == size
     # Processes may share a disk.
     for mine in (parallel.is_first(), fits):
@@ -180,10 +187,14 @@ class Cohort:
           total=len(order),
           unit='slide',
         )
-        with replacing(path) as part, part.open('wb') as file:
-          for x, length in bags:
-            file.write(x[:length].tobytes())
-          file.truncate(size)  # Zeros follow.
+        try:
+          with replacing(path) as part, part.open('wb') as file:
+            for x, length in bags:
+              file.write(x[:length].tobytes())
+            file.truncate(size)  # Zeros follow.
+        except OSError as e:  # As of a quota. It is only slower without.
+          print(f'warning: {path} cannot be written ({e})', flush=True)
+          fits = False
       parallel.wait_for_all('features')
     if parallel.is_first():
       about = f'{size / 2**30:.1f} GiB'

@@ -23,6 +23,7 @@ _FEATURE_CODE = (
   'experiments/encoding/encoder.py',
   'experiments/encoding/extraction.py',
   'experiments/encoding/tiles.py',
+  'kmil_jax/augment.py',
   'kmil_jax/models/batch_norm.py',
   'kmil_jax/models/convolutions.py',
   'kmil_jax/models/cpu.py',
@@ -30,6 +31,7 @@ _FEATURE_CODE = (
   'kmil_jax/models/mobilenet.py',
   'kmil_jax/models/network.py',
   'kmil_jax/port.py',
+  'kmil_jax/types.py',
 )
 
 

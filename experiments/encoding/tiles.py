@@ -68,7 +68,12 @@ class Tiles:
     choices=slides.READERS,
   )
   augment: bool = field(False, 'Flip tiles and change their colours.')
-  seed: int = field(0, 'Seed of a random encoder and of --augment.', least=0)
+  seed: int = field(
+    0,
+    'Seed of a random encoder and of --augment.',
+    least=0,
+    most=2**32 - 1,
+  )
 
 
 class SlideTiles:
@@ -135,7 +140,7 @@ class SlideTiles:
     augment: bool = False,
   ) -> Iterator[np.ndarray]:
     """Yields tiles, uint8 [n, S, S, 3], in order, n <= batch, read ahead."""
-    place, seed = np.arange(batch), self.tiles.seed
+    place, seed = np.arange(batch), np.uint32(self.tiles.seed)
     for tiles in tiling.read_tiles(
       slide, grid, batch=batch, threads=self.tiles.threads
     ):
@@ -149,15 +154,16 @@ class SlideTiles:
   def attributes(self, slide_id: str) -> dict[str, Any]:
     """Returns what features of a slide's tiles say of their making."""
     digest = hashlib.sha256()
-    for corners, hole, _ in self.regions.get(slide_id, ()):
+    for corners, hole, polygon in self.regions.get(slide_id, ()):
       digest.update(bytes([hole]) + np.float64(corners).tobytes())
+      digest.update(polygon.encode() * hole)
     outlined = {'regions': digest.hexdigest()[:16]}
     return {
       'patch_size': self.tiles.tile_size,
       'mpp': float(self.tiles.tile_mpp),
       'overlap': 0,
       'min_tissue': float(self.tiles.min_tissue),
-      'augment': str(self.tiles.seed) if self.tiles.augment else 'none',
+      'augment': f'stain {self.tiles.seed}' if self.tiles.augment else 'none',
     } | (outlined if slide_id in self.regions else {})
 
   def differences(

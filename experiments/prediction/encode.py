@@ -2,6 +2,7 @@
 
 import pathlib
 
+from data import files
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
@@ -44,8 +45,9 @@ def plan(
     )
   if weights is None and run:
     trained_on = run.config().cohort['features_dir']
-    kept = pathlib.Path(trained_on, encoders.RANDOM_FILE)
-    weights = str(kept) if kept.exists() else None
+    kept = files.place(trained_on) / encoders.RANDOM_FILE
+    is_here = isinstance(kept, pathlib.Path) and kept.exists()
+    weights = str(kept) if is_here else None
   if weights is None and encoder_name != encoders.DEFAULT:
     raise PredictionError(f'{takes}. Give its weights by --weights.')
   is_function = weights is not None and encoders.is_function(weights)

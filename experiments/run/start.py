@@ -223,7 +223,8 @@ def show_next(script: str, **flags: Any) -> None:
 
 def show_options(given: Sequence[Any]) -> None:
   """Prints the options that are not as by default."""
-  show(' '.join(['options:', *flags(given), '(all others as by default)']))
+  shown = shlex.join(flags(given))
+  show(' '.join(['options:', shown, '(all others as by default)']))
 
 
 def flags(given: Sequence[Any]) -> list[str]:

@@ -5,7 +5,9 @@ with the same list.
 """
 
 import collections
+import contextlib
 import dataclasses
+import errno
 import importlib
 import pathlib
 import re
@@ -100,6 +102,17 @@ def test_streamed_features_are_copied_once_if_there_is_room(
   assert not cache.exists()
   (line,) = capsys.readouterr().out.splitlines()
   assert '--stream_cache allows 1 GiB, and 0.0 are free in' in line
+  monkeypatch.undo()
+
+  @contextlib.contextmanager
+  def full(path):
+    raise OSError(errno.EDQUOT, 'Disk quota exceeded')
+    yield
+
+  monkeypatch.setattr(cohorts, 'replacing', full)
+  cohort.bags('float32', True, 1)
+  first, second = capsys.readouterr().out.splitlines()
+  assert 'Disk quota exceeded' in first and 'from their files' in second
   monkeypatch.undo()
   cohort.bags('float32', True, 1)
   (path,) = (cache / 'features').iterdir()

@@ -164,7 +164,7 @@ def test_classes_may_share_a_flag_but_not_disagree_about_it():
 def test_what_is_shown_differs_from_the_defaults(capsys):
   given = Model(model='dtfd', rate=0.5, runs=(2,)), Place(host='a b')
   start.show_options(given)
-  shown = 'options: --host=a b --lr=0.5 --model=dtfd --runs=2 (all others'
+  shown = "options: '--host=a b' --lr=0.5 --model=dtfd --runs=2 (all others"
   assert capsys.readouterr().out.startswith(shown)
   start.show_next('view', run='results/a b')
   assert capsys.readouterr().out == (
