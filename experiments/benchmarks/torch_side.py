@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 import copy
 import functools
-import importlib.util
+import importlib
 import sys
 import types
 from unittest import mock
@@ -156,9 +156,9 @@ def _step(params, call: Callable) -> Callable:
 def import_timm() -> types.ModuleType:
   """Returns timm, which imports torchvision for what is not needed here.
 
-  Wheels of torchvision that fit a CPU's torch are rare.
+  That is left empty: wheels that fit a CPU's torch are rare, and others fail.
   """
-  if 'timm' not in sys.modules and not importlib.util.find_spec('torchvision'):
+  if not {'timm', 'torchvision'} & sys.modules.keys():
     empty = mock.MagicMock()
     sys.modules.update({f'torchvision{name}': empty for name in _TORCHVISION})
   return importlib.import_module('timm')
