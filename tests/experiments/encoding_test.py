@@ -337,7 +337,7 @@ def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
   assert lines[:3] == [
     f"{file}: precision is 'float32', not 'bfloat16' as asked",
     f'{file}: mpp is 0.5, not 1.0 as asked',
-    f"{file}: augment is 'none', not '3' as asked",
+    f"{file}: augment is 'none', not 'stain 3' as asked",
   ]
   assert len(lines) == 5
   assert 'b.h5: was made of another slide of this name' in lines[3]
@@ -353,7 +353,7 @@ def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
 def test_tiles_are_augmented_by_seed_and_place_in_the_slide(paths, tmp_path):
   extract(paths[1:2], tmp_path, augment=True, seed=3, batch=4)
   found = features.read(tmp_path / 'b.h5')
-  assert found.attributes['augment'] == '3'
+  assert found.attributes['augment'] == 'stain 3'
   with slides.Slide(paths[1]) as slide:
     grid = cohort(paths[1:2]).grid(slide)
     tiles = np.stack([tiling.read_tile(slide, grid, i) for i in range(10)])
