@@ -324,7 +324,8 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
   Raises:
     ResultsError: if it is not.
   """
-  history = part.read(progress.METRICS)
+  kind = {'best_epoch': (int, type(None)), '*': object}
+  history = part.read(progress.METRICS, kind)
   held = _about(part.at(MODEL))['epoch']
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):

@@ -119,6 +119,9 @@ def test_a_model_of_another_epoch_than_the_history_names_is_refused(
   assert str(error.value).startswith(held)
   assert f'best_epoch {kept}: ' in str(error.value)
   assert f'Remove the folder {folder} and give' in str(error.value)
+  part.write('metrics.jsonl', [*history, {'est_b': 3}])
+  with pytest.raises(ResultsError, match=r'metrics\.jsonl is damaged'):
+    train(folder)
 
 
 def test_other_settings_or_tiles_are_refused_with_their_list(
