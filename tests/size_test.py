@@ -32,7 +32,7 @@ experiments/patches      626    320
 experiments/studies     2756   1400
 experiments/papers       600    600
 experiments/benchmarks   698    360
-tests                  21441  13000
+tests                  21444  13000
 """
 TOTAL = 23105
 FREE = (

@@ -7,7 +7,6 @@ import pty
 import select
 import sys
 import termios
-import time
 
 import numpy as np
 import pytest
@@ -233,13 +232,17 @@ def test_a_terminal_has_a_bar(monkeypatch):
   assert '\r' in shown and '100%|' in shown and '5/5' in shown
 
 
-def test_compiling_is_said_and_has_no_speed(tmp_path, capsys):
+def test_compiling_is_said_and_has_no_speed(
+  tmp_path, capsys, clock, monkeypatch
+):
+  monkeypatch.setattr(progress.time, 'time', lambda: clock[0])
   shown = Progress([[tmp_path]], {}, 4, name='x')
-  time.sleep(1)
+  clock[0] += 60
   shown.advance(0, 0)  # What feeds the steps may begin before.
   shown.advance(0, 1)
+  clock[0] += 2
   shown.advance(1, 1)
   shown.close()
   first, *_, last = capsys.readouterr().err.splitlines()
   assert 'compiling' in first and 'compiling' not in last
-  assert '2/4' in last and '[00:00<' in last
+  assert '2/4' in last and '[00:02<' in last
