@@ -164,7 +164,7 @@ class Cohort:
     """Returns all rows of a store, mapped from a copy that is written once.
 
     Args:
-      loader: reads the feature files, which takes many times as long.
+      loader: reads the feature files, which takes longer.
       dtype: of the copy.
       most: bytes of the copy; None is returned where it would be larger, or
         leave less than its size free.
