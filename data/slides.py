@@ -17,7 +17,7 @@ from openslide import lowlevel
 from PIL import Image
 
 from data import files
-from data.tiff_reader import TiffReader
+from data.tiff_reader import LengthError, TiffReader
 
 # What OpenSlide 4 opens (https://openslide.org/formats/).
 EXTENSIONS = frozenset(
@@ -35,6 +35,7 @@ _POWER = 0.2  # Relative difference of scale and objective that is warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
 _ROUNDING = 2  # By which decoders of JPEG may differ.
 READERS = ('auto', 'openslide', 'tifffile')
+_LARGEST_TILE = 2**30  # Bytes, four of each pixel.
 _BLOCK = 4096  # Side, in pixels, of the largest region read at once.
 
 
@@ -96,8 +97,7 @@ class Slide:
       self.mpp, self.mpp_source = pixel_size(
         self.path.name, self._handle.properties, default_mpp, mpp
       )
-      strict = reader == 'auto'
-      self._tiff = None if reader == 'openslide' else self._open_tiff(strict)
+      self._tiff = self._open_tiff(reader)
       if reader == 'tifffile' and not self._tiff:
         raise SlideError(
           f'{self.path.name}: tifffile does not read the pixels that OpenSlide'
@@ -129,7 +129,7 @@ class Slide:
         ' pixels. Copy it, too.'
       )
     try:
-      return openslide.OpenSlide(first_file(self.path))
+      handle = openslide.OpenSlide(first_file(self.path))
     except (openslide.OpenSlideError, OSError) as error:
       raise SlideError(
         f'{self.path.name}: OpenSlide cannot open it '
@@ -137,15 +137,40 @@ class Slide:
         f' OpenSlide reads, copy {self.path} again, else convert it or leave it'
         ' out.'
       ) from error
+    # OpenSlide ends the process if there is no memory for one of its tiles.
+    for level in range(handle.level_count):
+      names = [f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')]
+      width, height = (int(handle.properties.get(name, 0)) for name in names)
+      if 4 * width * height > _LARGEST_TILE:
+        handle.close()
+        raise self._damaged(
+          f'tiles of {width} x {height} pixels are said to be in it'
+        )
+    return handle
 
-  def _open_tiff(self, strict: bool) -> TiffReader | None:
+  def _damaged(self, what: str) -> SlideError:
+    return SlideError(
+      f'{self.path.name}: {what}. The file is damaged: copy {self.path} again'
+      ' or leave it out.'
+    )
+
+  def _open_tiff(self, reader: str) -> TiffReader | None:
     """Returns what reads the slide's tiles if it is a TIFF, and they are equal.
 
     Those in the middle of every level are compared with OpenSlide's.
+
+    Raises:
+      SlideError: if the file says that a tile is longer than all of it.
     """
+    strict = reader == 'auto'
     try:
       tiff = TiffReader(self.path, self.level_dimensions, strict)
+    except LengthError as error:
+      raise self._damaged(str(error)) from error
     except Exception:  # It is no TIFF, or none that tifffile knows.
+      return None
+    if reader == 'openslide':
+      tiff.close()
       return None
     levels = filter(tiff.has, range(len(self.level_dimensions)))
     with contextlib.suppress(Exception):  # Whoever reads there will be told.
@@ -248,10 +273,9 @@ class Slide:
         _read_region(handle, x, y, level, out)
       except openslide.OpenSlideError as error:
         handle.close()
-        raise SlideError(
-          f'{self.path.name}: {out.shape[1]} x {out.shape[0]} px of level '
-          f'{level} at ({x}, {y}) cannot be read ({error}). The file is '
-          f'damaged: copy {self.path} again or leave it out.'
+        raise self._damaged(
+          f'{out.shape[1]} x {out.shape[0]} px of level {level} at ({x}, {y})'
+          f' cannot be read ({error})'
         ) from error
       self._handle = self._files.enter_context(handle)
 

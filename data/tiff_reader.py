@@ -26,6 +26,10 @@ _END = b'\xff\xd9'  # Of either; writers may pad it.
 _CACHED = 2**27  # Bytes of tiles that are kept, as regions share them.
 
 
+class LengthError(Exception):
+  """A tile is said to be longer than the file."""
+
+
 class TiffReader:
   """The tiled levels of a TIFF file.
 
@@ -36,6 +40,8 @@ class TiffReader:
       that OpenSlide names.
 
   Raises:
+    LengthError: if a tile is longer than the file: OpenSlide, too, would ask
+      for that much memory, and end the process if there is not as much.
     Exception: of many kinds, if the file is no TIFF, or is damaged.
   """
 
@@ -47,10 +53,15 @@ class TiffReader:
   ):
     known = _COMPRESSIONS - (_JPEG_2000 if strict else frozenset())
     with tifffile.TiffFile(path) as file:
+      stored = [
+        page for first in file.pages for page in (first, *(first.pages or ()))
+      ]
+      lengths = [n for p in stored if p.is_tiled for n in p.databytecounts]
+      if max(lengths, default=0) > file.filehandle.size:
+        raise LengthError(f'a tile of {max(lengths)} bytes is said to be in it')
       pages = [
         page
-        for first in file.pages
-        for page in (first, *(first.pages or ()))
+        for page in stored
         if page.compression in known and _is_readable(page)
       ]
       by_size = {(p.imagewidth, p.imagelength): p for p in reversed(pages)}

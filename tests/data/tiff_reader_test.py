@@ -193,6 +193,24 @@ def test_what_is_read_of_any_damage_is_openslides(jpeg_slide, tmp_path):
   assert 4 < errors < 20
 
 
+@pytest.mark.parametrize('reader', slides.READERS)
+@pytest.mark.parametrize(
+  ('tags', 'words'),
+  [
+    (('TileWidth', 'TileLength'), 'tiles of 32768 x 32768 pixels'),
+    (('TileByteCounts',), 'a tile of 9999999 bytes'),
+  ],
+)
+def test_no_memory_is_asked_for_what_cannot_be(pyramid, reader, tags, words):
+  """OpenSlide would end the process where there is too little of it."""
+  with tifffile.TiffFile(pyramid, mode='r+b') as file:
+    for tag in [file.pages[0].tags[tag] for tag in tags]:
+      side = 9_999_999 if tag.name == 'TileByteCounts' else 32768
+      tag.overwrite((side,) * tag.count)
+  with pytest.raises(SlideError, match=rf'\.tiff: {words}.*damaged'):
+    Slide(pyramid, 0.5, reader=reader)
+
+
 def test_jpegs_are_not_openslides_to_read(jpeg_slide, monkeypatch):
   with Slide(jpeg_slide, 0.5) as slide:
     monkeypatch.delattr(slides, '_read_region')
