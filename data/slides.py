@@ -139,7 +139,9 @@ class Slide:
       ) from error
     # OpenSlide ends the process if there is no memory for one of its tiles.
     for level in range(handle.level_count):
-      names = [f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')]
+      names = [
+        f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')
+      ]
       width, height = (int(handle.properties.get(name, 0)) for name in names)
       if 4 * width * height > _LARGEST_TILE:
         handle.close()

@@ -29,6 +29,11 @@ class Split:
   val: np.ndarray  # bool [n]
   test: np.ndarray  # bool [n]
 
+  @property
+  def evaluated(self) -> np.ndarray:
+    """The test part; validation where nothing is tested."""
+    return self.test if self.test.any() else self.val
+
 
 def faults(
   manifest: Manifest, splits: list[Split], names: Sequence[str]

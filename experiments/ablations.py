@@ -44,7 +44,8 @@ def run(
       material.write(parts[name])
       choice = options.settings(model, training, output.seed).choice
       for fold in range(folds.k):
-        runs.append(Run(parts[name].at(f'fold_{fold}'), fold, choice))
+        path = parts[name].at(f'fold_{fold}')
+        runs.append(Run(path, fold, choice, output.seed))
     everything = range(len(runs))
     crossval.train_folds(
       material, runs, everything, settings, training, folder, attention=False

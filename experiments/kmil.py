@@ -9,6 +9,8 @@ command is given. All folds train as one program, and one fold gives what it
 gives among the ten.
 """
 
+import dataclasses
+import itertools
 import resource
 import sys
 
@@ -48,7 +50,8 @@ def run(
     *(model, data, external, folds, requested, training),
     *(check, output, machine),
   ]
-  material = preflight.begin(given, settings, training.stream, numbers)
+  planned = [*itertools.product(range(requested.seeds), numbers)]
+  material = preflight.begin(given, settings, training.stream, planned)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
@@ -56,34 +59,42 @@ def run(
     show(line)
 
   path = output.folder(f'{model.model}_{data.task}')
-  with results.opened(
-    path, given, material.inputs(), material.about()
-  ) as folder:
-    if second:
-      crossval.check_second(folder, second)
+  inputs, about = material.inputs(), material.about()
+  with results.opened(path, given, inputs, about) as folder:
+    parts = crossval.folders_of_seeds(folder, output.seed, requested.seeds)
+    for seed, part in parts.items():
+      if part is not folder:
+        of_seed = dataclasses.replace(output, seed=seed)
+        changed = [of_seed if one is output else one for one in given]
+        results.record(part, changed, inputs, about)
+        material.write(part)
+      if second:
+        crossval.check_second(part, second)
     material.write(folder)
     runs = [
-      Run(path / f'fold_{fold}', fold, settings.choice)
-      for fold in range(len(splits))
+      Run(part.at(f'fold_{fold}'), fold, settings.choice, seed)
+      for seed, part in parts.items()
+      for fold in range(folds.k)
     ]
+    places = [folds.k * i + fold for i, fold in planned]
     crossval.train_folds(
-      material, runs, numbers, settings, training, folder, attention=True
+      material, runs, places, settings, training, folder, attention=True
     )
-    if second:
-      crossval.test_second(folder, numbers, second, settings, training.stream)
-    faults = []
+    for part in parts.values() if second else ():
+      crossval.test_second(part, numbers, second, settings, training.stream)
+    faults, drawn = [], parts[output.seed]
     if parallel.is_first():
       for fold in numbers:
         faults += attention.draw(
-          folder, fold, cohort, material.outlines_dir, limit=requested.heat_maps
+          drawn, fold, cohort, material.outlines_dir, limit=requested.heat_maps
         )
-    crossval.conclude(folder, model.model, data.task, material)
+    crossval.conclude(folder, model.model, data.task, material, parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show(f'results in {path}; peak memory {peak:.1f} GiB')
     if data.slides_dir or not data.csv_path:
-      start.show_next('view', run=path)
+      start.show_next('view', run=drawn.path)
     parallel.wait_for_all('end')
-  progress.raise_if_diverged([runs[fold].folder for fold in numbers])
+  progress.raise_if_diverged([runs[place].folder for place in places])
   if faults:
     sys.exit('error: slides without a heat map:\n' + '\n'.join(faults))
 

@@ -7,10 +7,10 @@ A bag model that does not beat this has learnt nothing from single instances.
 """
 
 import numpy as np
-from sklearn import linear_model, pipeline, preprocessing
 
 from experiments.bags import cohort as cohorts, crossval, preflight
 from experiments.bags.options import Features, Folds, Regression
+from experiments.evaluation import floors
 from experiments.run import results, start
 from experiments.run.check import Check
 from experiments.run.results import Folder
@@ -34,18 +34,10 @@ def run(
     path, given, material.inputs(), material.about()
   ) as folder:
     material.write(folder)
-    bags = range(len(cohort.label))
-    x = np.stack([cohort.read(i).features.mean(0) for i in bags])
+    (x,) = floors.pooled(cohort, np.mean)
     for fold, split in enumerate(material.splits):
-      model = pipeline.make_pipeline(
-        preprocessing.StandardScaler(),
-        linear_model.LogisticRegression(C=regression.c, max_iter=2000),
-      )
-      model.fit(x[split.train], cohort.label[split.train])
-      prob = {
-        part: model.predict_proba(x[getattr(split, part)])
-        for part in ('val', 'test')
-      }
+      model = floors.classifier('logistic', regression.c)
+      prob = floors.predicted(model, x, cohort.label, split)
       part = Folder(path / f'fold_{fold}')
       crossval.write_predictions(part, fold, material, prob)
     crossval.conclude(folder, 'mean_pooling', data.task, material)

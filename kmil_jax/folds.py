@@ -63,6 +63,7 @@ class Fold:
   val: np.ndarray
   test: np.ndarray
   choice: Choice = dataclasses.field(default_factory=Choice)
+  seed: int | None = None  # by default that of the settings
 
 
 # Given a stage's name and recipe and, for each of its runs, which of ours it
@@ -103,12 +104,13 @@ def train_folds(
 ) -> FoldResults:
   """Trains all stages of a model for several runs in one program each.
 
-  Runs of one fold that differ in their choice share its first stage.
+  Runs of one fold and seed that differ in their choice share its first stage.
 
   Args:
     bags: of the cohort.
     folds: R.
-    settings: of all runs, but for the choices, which are the runs' own.
+    settings: of all runs, but for the choices and seeds, which are the runs'
+      own. The order of bags is that of the settings' seed.
     watch: keeps checkpoints and shows progress.
 
   Returns:
@@ -117,15 +119,18 @@ def train_folds(
   """
   keep, params, diverged = None, {}, [{} for _ in folds]
   lost = np.zeros(len(folds), bool)
+  seeds = [settings.seed if f.seed is None else f.seed for f in folds]
   for name, recipe in settings.recipes.items():
-    key = [f.number if name == CHOOSER else r for r, f in enumerate(folds)]
+    key = list(range(len(folds)))
+    if name == CHOOSER:
+      key = [(f.number, s) for f, s in zip(folds, seeds, strict=True)]
     distinct = list(dict.fromkeys(key))
     place = np.array([distinct.index(k) for k in key])
     serves = [np.flatnonzero(place == i).tolist() for i in range(len(distinct))]
     mine = [folds[ours[0]] for ours in serves]
     task = make_task(name, settings, bags)
     runs = BagRuns(
-      seed=np.full(len(mine), settings.seed, np.uint32),
+      seed=np.array([seeds[ours[0]] for ours in serves], np.uint32),
       fold=np.array([fold.number for fold in mine], np.uint32),
       trains=np.stack([fold.train for fold in mine]),
       keep=keep,

@@ -11,6 +11,7 @@ _SPREAD = 0.7  # Of the log-normal factor that shuffles groups by size.
 _TOLERANCE = 0.02  # Of a class's members: one this close is taken at once.
 _ATTEMPTS = 20  # Times that all these are tried for folds that can be trained.
 _SHOWN = 5  # Names listed in an error.
+_HELD_OUT = 5  # Of so many cases of a class one validates, without folds.
 
 
 class SplitError(ValueError):
@@ -42,21 +43,27 @@ def make(
   With groups, as the cases of a site, those are dealt instead: see
   `fold_of_groups`.
 
+  One fold tests nothing: a fifth of the cases of each class validates, at least
+  one where there are two, and the others are trained on. If no class has two,
+  all slides are trained on, and validate, too.
+
   Args:
     case: patient of each slide, str [n].
     label: of each slide, str [n].
-    k: number of folds, at least 3.
+    k: number of folds, at least 3; or 1.
     seed: of the shuffles.
     group: of each slide, str [n], whole in every part; None: cases are.
 
   Returns:
-    k splits whose tests are disjoint and cover all slides; every training part
-    has every class.
+    k splits whose tests are disjoint and cover all slides, but for one fold;
+    every training part has every class.
 
   Raises:
-    SplitError: if a class has fewer than k cases; with groups, if there are
-      fewer than k, a case is in two, or a training part lacks a class.
+    SplitError: if a class has fewer than k cases, or a training part lacks it;
+      with groups, if there are fewer than k, or a case is in two.
   """
+  if k == 1 and group is None:
+    return [without_test(case, label, seed)]
   if k < 3:
     raise SplitError(f'{k} folds: train, val and test parts need at least 3.')
   for attempt in range(1 if group is None else _ATTEMPTS):
@@ -79,6 +86,34 @@ def make(
   raise SplitError('\n'.join([*faults, advice]))
 
 
+def without_test(case: np.ndarray, label: np.ndarray, seed: int) -> Parts:
+  """Returns one fold that tests nothing, see `make`."""
+  cases, code = class_of_cases(case, label)
+  val = np.zeros(len(cases), bool)
+  for c in np.unique(code):
+    own = np.random.default_rng([seed, c]).permutation(
+      np.flatnonzero(code == c)
+    )
+    val[own[: max(len(own) // _HELD_OUT, len(own) > 1)]] = True
+  val = np.isin(case, cases[val])
+  if lost := np.setdiff1d(label, label[~val]).tolist():
+    raise SplitError(
+      f'no training slide of class {", ".join(lost)}: its cases have slides of'
+      ' other classes, too. Choose another seed.'
+    )
+  return Parts(~val, val if val.any() else ~val, np.zeros_like(val))
+
+
+def class_of_cases(
+  case: np.ndarray, label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the cases, and of each the place of its last class, in order."""
+  cases, place = np.unique(case, return_inverse=True)
+  code = np.zeros(len(cases), int)
+  np.maximum.at(code, place, np.unique(label, return_inverse=True)[1])
+  return cases, code
+
+
 def fold_of_cases(
   case: np.ndarray, label: np.ndarray, k: int, seed: int
 ) -> np.ndarray:
@@ -96,11 +131,8 @@ def fold_of_cases(
   Raises:
     SplitError: if a class has fewer than k cases.
   """
-  cases, place = np.unique(case, return_inverse=True)
-  classes, code = np.unique(label, return_inverse=True)
-  code_of_case = np.zeros(len(cases), int)
-  np.maximum.at(code_of_case, place, code)
-  count = np.bincount(code_of_case)
+  cases, code_of_case = class_of_cases(case, label)
+  classes, count = np.unique(label), np.bincount(code_of_case)
   present = np.flatnonzero(count)
   if rare := present[count[present] < k].tolist():
     few = [f'class {classes[c]} has {count[c]} cases' for c in rare]
@@ -114,7 +146,7 @@ def fold_of_cases(
   ]
   fold = np.empty(len(cases), int)
   fold[np.concatenate(order)] = np.arange(len(cases)) % k
-  return fold[place]
+  return fold[np.searchsorted(cases, case)]
 
 
 def fold_of_groups(

@@ -567,7 +567,19 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
       f' random splits?): {first_of(again)}. Pooled figures count them each'
       ' time.'
     )
-  for part in ('test', 'val'):
+  tests_nothing = len(folds) == 1 and not folds[0].test.any()
+  if tests_nothing:
+    lines.append(
+      'one training without a test part. Its metrics are of the slides that'
+      ' chose the epoch, which flatters them: what the model is worth on other'
+      ' patients is not known'
+    )
+    if (folds[0].train & folds[0].val).any():
+      lines.append(
+        'no class has two cases: the epoch is chosen on the training slides'
+        ' themselves, so that the metrics say nothing'
+      )
+  for part in ('val',) if tests_nothing else ('test', 'val'):
     without = [
       f'{name} in fold {i}'
       for i, split in enumerate(folds)
@@ -577,7 +589,8 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
     if without:
       lines.append(
         f'{part} parts without a slide of a class: {first_of(without)}. There'
-        ' is no AUROC of that fold, only the pooled one.'
+        ' is no AUROC of that fold'
+        + ('.' if tests_nothing else ', only the pooled one.')
       )
   used = np.any([s.train | s.val | s.test for s in folds], axis=0)
   if not used.all():

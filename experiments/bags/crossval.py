@@ -1,6 +1,6 @@
 """Trains the runs of an experiment that are not done; tests a second cohort."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from data.splits import SplitError
+from data.splits import Split, SplitError
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
-from experiments.evaluation import figures, groups, predictions, summary
+from experiments.evaluation import (
+  figures,
+  floors,
+  groups,
+  predictions,
+  seeds,
+  summary,
+)
 from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import attention as attention_files
 from experiments.reporting import page
@@ -39,11 +46,12 @@ _SECOND = 'external.json'
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One fold under one choice of instances, and where its results go."""
+  """One fold under one choice and seed, and where its results go."""
 
   folder: pathlib.Path  # <results>/fold_<i>
   fold: int
   choice: Choice
+  seed: int
 
   def is_done(self) -> bool:
     return (self.folder / TEST).exists()
@@ -91,7 +99,7 @@ def train_folds(
   bags = cohort.bags(settings.precision, training.stream, training.stream_cache)
   results = folds.train_folds(
     bags,
-    [Fold(r.fold, **vars(splits[r.fold]), choice=r.choice) for r in chosen],
+    [_fold(run, splits[run.fold]) for run in chosen],
     settings,
     _watch(chosen, folder, f'{_STATE}/{_name(todo)}', training.tensorboard),
   )
@@ -103,7 +111,7 @@ def train_folds(
     # All processes: Orbax waits for each of them.
     folds.save(run.folder, results, r)
     if attention and parallel.is_first():
-      test = splits[run.fold].test
+      test = splits[run.fold].evaluated
       attention_files.write(run.folder, cohort, bags, test, results, r)
     prob = {part: values[r] for part, values in results.prob.items()}
     write_predictions(Folder(run.folder), run.fold, material, prob)
@@ -111,6 +119,12 @@ def train_folds(
   if not any(run.is_done() for run in runs):
     progress.raise_if_diverged([run.folder for run in runs])
   _drop_finished(runs, folder)
+
+
+def _fold(run: Run, split: Split) -> Fold:
+  """Returns what a run trains on, validates by and is evaluated on."""
+  parts = split.train, split.val, split.evaluated
+  return Fold(run.fold, *parts, run.choice, run.seed)
 
 
 def _drop_finished(runs: Sequence[Run], folder: Folder) -> None:
@@ -132,6 +146,8 @@ def write_predictions(
 ) -> None:
   """Writes the probabilities [n, C] of the parts of a fold into its folder."""
   cohort, split = material.cohort, material.splits[fold]
+  if not split.test.any():
+    prob = prob | {'test': prob['test'][:0]}
   parts = {
     name: of_slides(cohort, getattr(split, name), prob[name])
     for name in ('val', 'test')
@@ -205,7 +221,23 @@ def test_second(
     predictions.write(fold_folder, fold, parts, cohort.classes)
 
 
-def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
+def folders_of_seeds(
+  folder: Folder, seed: int, count: int
+) -> dict[int, Folder]:
+  """Returns where the results of each seed go: one has the folder itself."""
+  if count == 1:
+    return {seed: folder}
+  every = range(seed, seed + count)
+  return {seed: Folder(folder.at(f'seed_{seed}')) for seed in every}
+
+
+def conclude(
+  folder: Folder,
+  model: str,
+  task: str,
+  material: Material,
+  parts: Mapping[int, Folder] | None = None,
+) -> None:
   """Writes tables, pictures and the report of the finished folds.
 
   Args:
@@ -213,16 +245,28 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
     model: name of it.
     task: name of it.
     material: that was trained and tested on.
+    parts: the folders of the seeds, see `folders_of_seeds`.
   """
   if not parallel.is_first():
     return
-  classes = material.cohort.classes
+  classes, tables = material.cohort.classes, []
   k = len(material.splits)
+  if parts and len(parts) > 1:
+    for part in parts.values():
+      if any(part.path.glob(f'fold_*/{TEST}')):
+        summary.summarise(part, model, task, k, classes)
+    table = seeds.write(folder, parts, classes)
+    if not table:
+      print(f'No fold of {folder.path} is finished with all seeds.')
+      return
+    tables.append(table)
   results = summary.summarise(folder, model, task, k, classes)
   figures.draw(folder, classes)
   print(summary.text(results))
+  tables.append(floors.write(folder, material))
   if material.group:
-    table = groups.write(folder, material.group, classes)
+    tables.append(groups.write(folder, material.group, classes))
+  for table in tables:
     print(f'\n{table.terminal()}')
   page.write(folder)
 

@@ -164,7 +164,10 @@ class Folds:
   """How patients are assigned to training, validation and test."""
 
   k: int = field(
-    10, 'Number of folds: at least 3, or as many as --split_dir has.', least=1
+    10,
+    'Number of folds: at least 3, or as many as --split_dir has; 1 trains once,'
+    ' validates by a fifth of the patients and tests nothing.',
+    least=1,
   )
   # The splits are hashed.
   split_dir: pathlib.Path | None = free(
@@ -183,6 +186,12 @@ class Requested:
   """Which folds are trained, and what is drawn of them."""
 
   fold: int | None = free(None, 'The only fold to train, from 0.', least=0)
+  seeds: int = field(
+    1,
+    'Train every fold so many times, with the seeds --seed, --seed + 1, ...'
+    ' Results are of the mean probabilities; seeds.csv has the spread.',
+    least=1,
+  )
   heat_maps: int | None = free(
     None, 'Heat maps to draw per fold. By default of all test slides.', least=0
   )

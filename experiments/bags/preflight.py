@@ -1,6 +1,6 @@
 """What scripts on bags begin with, and --check: what training would take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 import datetime
 import sys
 from typing import Any, NoReturn
@@ -56,7 +56,7 @@ def check(
   material: Material,
   settings: Settings | None = None,
   stream: bool | None = None,
-  runs: Sequence[int] = (),
+  runs: Sequence[Hashable] = (),
 ) -> NoReturn:
   """Lists all problems of a cohort, estimates its training, ends the script.
 
@@ -64,7 +64,7 @@ def check(
     material: as far as it fits together.
     settings: of the training; None of one that takes no time.
     stream: whether features are streamed, see `Cohort.is_streamed`.
-    runs: the fold of every run.
+    runs: of every run what shares a first stage, as its fold.
 
   Raises:
     SystemExit: always; with 1 if there are problems.
@@ -125,7 +125,7 @@ def estimate(
   splits: Sequence[Split],
   settings: Settings,
   stream: bool | None,
-  runs: Sequence[int],
+  runs: Sequence[Hashable],
 ) -> Iterator[str]:
   """Yields lines on padding, memory and time of a training.
 
@@ -140,7 +140,7 @@ def estimate(
     splits: of all folds.
     settings: of the training.
     stream: see `Cohort.is_streamed`.
-    runs: the fold of every run.
+    runs: see `check`.
   """
   lengths = bucket_lengths(cohort.length)
   bucket = np.searchsorted(lengths, cohort.length)

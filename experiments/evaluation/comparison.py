@@ -51,10 +51,15 @@ def read(path: pathlib.Path, name: str) -> Run:
   """Reads a results folder.
 
   Raises:
-    ResultsError: if it has no results.
+    ResultsError: if it has no results, or tests nothing.
   """
   folder = Folder(path)
   summary = summaries.read(folder)
+  if summary.get('part') == 'val':
+    raise ResultsError(
+      f'{path}: was trained with --k=1, so there is no test part to compare.'
+      ' Train with 3 folds or more.'
+    )
   folds = predictions.read_folds(folder, summary['classes'])
   return Run(name, folder, summary, folds)
 

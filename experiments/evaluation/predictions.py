@@ -14,6 +14,7 @@ EXTERNAL = 'external.csv'
 # Files of a fold, by the part whose slides they hold, in the order they are
 # written. The first edition had the rows of `val` in the second, too.
 FILES = {'val': VALIDATION, 'test': TEST, 'external': EXTERNAL}
+JOINED = ('mean', 'max')  # How the slides of a case become one.
 _COLUMNS = ('case_id', 'slide_id', 'fold', 'split', 'label', 'pred')
 
 
@@ -66,9 +67,9 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
   """Returns what `write` wrote of a part; no slides if there are no rows.
 
   Raises:
-    ResultsError: if the file is missing or has no test rows, its columns or a
-      label are not those of `classes`, it names a slide twice, or a probability
-      is none.
+    ResultsError: if the file is missing or has rows of other parts alone, its
+      columns or a label are not those of `classes`, it names a slide twice, or
+      a probability is none.
   """
   name = FILES[part]
   # The first edition had no file of its own for validation.
@@ -100,8 +101,9 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
       raise ResultsError(
         f'{where}: a probability is no number from 0 to 1.{again}'
       )
+  others = [row for row in lines if row['split'] != part]
   lines = [row for row in lines if row['split'] == part]
-  if name == TEST and not lines:
+  if name == TEST and others and not lines:
     raise ResultsError(f'{path}: no rows of the split {part!r}.{again}')
   column = lambda name: np.array([row[name] for row in lines], str)
   prob = [[float(row[f'prob_{c}']) for c in classes] for row in lines]
@@ -116,11 +118,26 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
 def read_folds(
   folder: Folder, classes: Sequence[str]
 ) -> dict[int, dict[str, Predictions]]:
-  """Returns the validation and test parts of a folder's finished folds."""
-  return {
-    fold: {part: read(of_fold, part, classes) for part in ('val', 'test')}
-    for fold, of_fold in _folds(folder, TEST).items()
-  }
+  """Returns the validation and test parts of a folder's finished folds.
+
+  Where nothing is tested (--k=1) the validation part is both.
+
+  Raises:
+    ResultsError: see `read`; or if a fold has a test part but no rows of it.
+  """
+  folds = {}
+  for fold, of_fold in _folds(folder, TEST).items():
+    parts = {part: read(of_fold, part, classes) for part in ('val', 'test')}
+    if not len(parts['test']):
+      splits = folder.read(f'splits/splits_{fold}.csv')
+      if any(row.get('test') for row in splits):
+        raise ResultsError(
+          f"{of_fold.at(TEST)}: no rows of the split 'test'. Remove the file"
+          ' and run again.'
+        )
+      parts['test'] = parts['val']
+    folds[fold] = parts
+  return folds
 
 
 def read_external(
@@ -137,6 +154,55 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
   """Puts predictions of several folds together."""
   columns = zip(*(vars(p).values() for p in parts), strict=True)
   return Predictions(*map(np.concatenate, columns))
+
+
+def of_cases(p: Predictions, how: str) -> Predictions:
+  """Joins the slides of each case.
+
+  Args:
+    p: of one fold, or of folds that share no case.
+    how: 'mean' of its slides' probabilities, or 'max': those of its slide that
+      is least probably of the first class.
+
+  Returns:
+    The cases in order. A case with slides of several classes is of the last of
+    them. Its slide is the one that is least probably of the first class.
+  """
+  cases, place = np.unique(p.case, return_inverse=True)
+  own = [np.flatnonzero(place == i) for i in range(len(cases))]
+  top = np.array([rows[p.prob[rows, 0].argmin()] for rows in own], int)
+  mean = np.array([p.prob[rows].mean(0) for rows in own])
+  return Predictions(
+    case=cases,
+    slide=p.slide[top],
+    label=np.array([p.label[rows].max() for rows in own], int),
+    prob=mean.reshape(-1, p.prob.shape[1]) if how == 'mean' else p.prob[top],
+  )
+
+
+def case_rows(
+  folds: dict[Any, Predictions], classes: Sequence[str]
+) -> list[list]:
+  """Returns rows of predictions_cases.csv, header first.
+
+  Args:
+    folds: evaluated slides of each fold, by its number.
+    classes: C names.
+  """
+  header, ways = ['case_id', 'fold', 'slides', 'label', 'top_slide'], JOINED
+  for way in ways:
+    header += [f'pred_{way}', *(f'prob_{way}_{c}' for c in classes)]
+  lines = [header]
+  for fold, p in folds.items():
+    both = [of_cases(p, way) for way in ways]
+    for i, case in enumerate(both[0].case):
+      slides = (p.case == case).sum()
+      line = [case, fold, slides, classes[both[0].label[i]], both[0].slide[i]]
+      for way in both:
+        line.append(classes[way.prob[i].argmax()])
+        line += [repr(float(x)) for x in way.prob[i]]
+      lines.append(line)
+  return lines
 
 
 def mean(parts: dict[int, Predictions]) -> Predictions:

@@ -26,6 +26,7 @@ _COLUMNS = {
 }
 
 
+_POOLED = ('pooled', 'ci_low', 'ci_high')
 _ERRORS = dict.fromkeys(('nll', 'brier', 'ece'), NUMBER)
 _INTERVAL = {'low': NUMBER, 'high': NUMBER}
 
@@ -58,6 +59,12 @@ _KIND = _part('pooled') | {
     'temperature_reason?': [str],
     'temperature_bounds': [(int, float)],
     '*': object,
+  },
+  'part?': str,
+  'cases?': {
+    'count': int,
+    'most_slides': int,
+    '*': {name: dict.fromkeys(_POOLED, NUMBER) for name in metrics.NAMES},
   },
   'external?': _part('ensemble')
   | {'slides': int, 'cases': int, 'calibration': _ERRORS},
@@ -95,10 +102,14 @@ def summarise(
       differ in the external cohort.
   """
   folds = predictions.read_folds(folder, classes)
-  for part in ('val', 'test'):
+  tests_nothing = any(parts['test'] is parts['val'] for parts in folds.values())
+  written = ('val',) if tests_nothing else ('val', 'test')
+  for part in written:
     of_part = {fold: parts[part] for fold, parts in folds.items()}
     lines = predictions.rows(of_part, part, classes)
     folder.write(predictions.FILES[part], lines)
+  lines = predictions.case_rows(of_part, classes)
+  folder.write('predictions_cases.csv', lines)
   folder.write('summary.csv', _by_fold(folds))
   temperature = temperatures(folds)
   for fold, fitted in temperature.items():
@@ -110,6 +121,8 @@ def summarise(
     'classes': list(classes),
     'k': k,
     'folds': list(folds),
+    'part': written[-1],
+    'cases': of_cases(tests),
     **of_folds(predictions.pool(tests), tests, classes, 'pooled'),
     'calibration': of_calibration(folds, temperature),
   }
@@ -205,6 +218,29 @@ def of_folds(
       whole.label, whole.prob.argmax(1), labels=range(len(classes))
     ).tolist(),
   }
+
+
+def of_cases(tests: Sequence[Predictions]) -> dict[str, Any]:
+  """Metrics of patients, by both ways of `predictions.of_cases`.
+
+  Args:
+    tests: evaluated slides of each fold.
+
+  Returns:
+    How many cases and slides of one there are; and for 'mean' and 'max' each
+    metric of the pooled folds with its interval, see `of_folds`.
+  """
+  found = {}
+  for how in predictions.JOINED:
+    p = predictions.pool([predictions.of_cases(test, how) for test in tests])
+    values = metrics.evaluate(p.label, p.prob)
+    bounds = intervals.of_metrics(p.label, p.prob, p.case)
+    for name in metrics.NAMES:
+      cells = map(number, (values[name], *bounds[name]))
+      found.setdefault(how, {})[name] = dict(zip(_POOLED, cells, strict=True))
+  slides = [np.unique(test.case, return_counts=True)[1] for test in tests]
+  slides = np.concatenate(slides)
+  return {'count': len(slides), 'most_slides': int(slides.max()), **found}
 
 
 def mean_and_std(each: np.ndarray) -> dict[str, float | None]:
@@ -333,11 +369,13 @@ def of_external(
 def text(summary: Mapping[str, Any]) -> str:
   """Returns the tables of a summary for the terminal."""
   folds = ', '.join(map(str, summary['folds']))
-  title = (
-    f'{summary["model"]}, task {summary["task"]}: test parts of folds {folds}'
-  )
+  parts = f'test parts of folds {folds}'
+  if summary['part'] == 'val':
+    parts = 'validation part, which chose the epoch (there is no test part)'
+  title = f'{summary["model"]}, task {summary["task"]}: {parts}'
   tables = [
     metrics_table(summary, 'pooled', title),
+    *cases_tables(summary),
     _class_table(summary),
     calibration_table(summary['calibration']),
   ]
@@ -369,6 +407,26 @@ def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
   return Table('metrics', title, ('metric',), columns, rows)
 
 
+def cases_tables(summary: Mapping[str, Any]) -> list[Table]:
+  """A table of the metrics by patient, if one has several slides."""
+  cases = summary.get('cases', {'most_slides': 1})
+  if cases['most_slides'] < 2:
+    return []
+  ways, rows = predictions.JOINED, []
+  for name in metrics.NAMES:
+    values = [cases[way][name] for way in ways]
+    cells = [(m['pooled'], (m['ci_low'], m['ci_high'])) for m in values]
+    rows.append(Row((name,), {'': [*cells[0], *cells[1]]}))
+  columns = [name for way in ways for name in (way, f'{way}, 95 %')]
+  notes = [
+    'mean: of the probabilities of the slides of a patient',
+    f'max: those of the slide that is least probably {summary["classes"][0]}',
+  ]
+  title = f'The {cases["count"]} patients, their slides joined'
+  columns = dict.fromkeys(columns, '.3f')
+  return [Table('cases', title, ('metric',), columns, rows, notes)]
+
+
 def _class_table(part: Mapping[str, Any]) -> Table:
   """One row per true class: its metrics, and what its slides are taken for."""
   names = ('precision', 'recall', 'auroc')
@@ -380,9 +438,7 @@ def _class_table(part: Mapping[str, Any]) -> Table:
     values = *(m[key] for key in names), confusion
     rows.append(Row((name,), {'': values}))
   columns |= {'predicted as each class': ''}
-  return Table(
-    'classes', 'Test slides by true class', ('class',), columns, rows
-  )
+  return Table('classes', 'Slides by true class', ('class',), columns, rows)
 
 
 def calibration_table(part: Mapping[str, Any]) -> Table:
@@ -414,6 +470,8 @@ def _by_fold(
     of_part = {
       part: metrics.evaluate(p.label, p.prob) for part, p in parts.items()
     }
+    if parts['test'] is parts['val']:  # Nothing is tested.
+      of_part['test'] = dict.fromkeys(metrics.NAMES, np.nan)
     values = [of_part[part][_COLUMNS[name]] for part, name in columns]
     lines.append([fold, *('' if np.isnan(v) else f'{v:.6f}' for v in values)])
   return lines

@@ -62,10 +62,10 @@ class Slides(Source):
       return {}
 
   def labels(self) -> dict[str, str]:
-    """Returns the true classes of the test slides of the run, if known."""
+    """Returns the true classes of the slides of the run, if known."""
     return {
       row['slide_id']: row['label']
-      for path in sorted(self.folder().path.glob('fold_*/predictions.csv'))
+      for path in sorted(self.folder().path.glob('fold_*/*predictions.csv'))
       for row in Folder(path.parent).read(path.name)
-      if row.get('split') == 'test' and row.get('label')
+      if row.get('label')
     }

@@ -98,6 +98,13 @@ def _cohort(record: Record) -> Iterator[Caution]:
 
 def _numbers(record: Record) -> Iterator[Caution]:
   summary, select = record.summary, record.flags['select']
+  if summary.get('part') == 'val':
+    yield Caution(
+      'No test part',
+      'The numbers are of the validation slides, which chose the epoch, and'
+      ' flatter the model. What it is worth on other patients is not known.',
+      serious=True,
+    )
   missing = set(range(summary['k'])) - record.folds.keys()
   if missing:
     yield Caution(

@@ -5,7 +5,7 @@ import pathlib
 
 import jinja2
 
-from experiments.evaluation import summary as summaries
+from experiments.evaluation import floors, seeds, summary as summaries
 from experiments.reporting import cautions, pictures, record as records, tables
 from experiments.run.results import Folder
 from kmil_jax.models import SPECS
@@ -50,6 +50,8 @@ def write(folder: Folder) -> pathlib.Path:
     cautions=cautions.find(record, maps),
     maps=maps,
     flags=record.flags,
+    floors=floors,
+    seeds=seeds.read(folder),
     pictures=pictures,
     summaries=summaries,
     tables=tables,

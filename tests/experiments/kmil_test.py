@@ -20,7 +20,9 @@ import script_process
 from experiments import kmil, mean_pooling
 from experiments.bags.ablation import SETTINGS
 from experiments.maps import tile_scores
-from experiments.run.results import Folder
+from experiments.prediction import models
+from experiments.reporting import page
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import library
 
 # Saves often enough for a kill to find a checkpoint to go on from.
@@ -359,6 +361,59 @@ def test_wrong_flags_get_one_clear_message(data_flags, wrong, message):
   with pytest.raises(SystemExit) as error:
     kmil.main(['kmil', *data_flags, *QUICK, *wrong.split()])
   assert message in str(error.value)
+
+
+def test_without_a_test_part_all_is_of_validation_and_says_so(
+  data_flags, tmp_path
+):
+  args = [*data_flags, '--k=1', '--seed=1', '--epochs=2']
+  out = feature_folder.run(*args, f'--results_dir={tmp_path}')
+  assert 'without a test part' in out
+  folder = Folder(tmp_path / FOLDER)
+  (split,) = [folder.read('splits/splits_0.csv')]
+  assert not any(row['test'] for row in split)
+  rows = folder.read('validation_predictions.csv')
+  held = {row['slide_id'] for row in rows}
+  assert held == {row['val'] for row in split} - {''}
+  assert not folder.at('predictions.csv').exists()
+  (line,) = folder.read('summary.csv')
+  for name, value in line.items():
+    assert name == 'folds' or bool(value) == name.startswith('val_'), name
+  looked_at = folder.at('fold_0/attention').glob('*.h5')
+  assert {path.stem for path in looked_at} == held
+  report = page.write(folder).read_text(encoding='utf-8')
+  assert 'No test part' in report
+  assert 'cross-validation' not in report.split('<main>')[1].split('<h2>')[0]
+
+
+def test_seeds_are_runs_of_one_program_and_their_mean(short, tmp_path):
+  """The first is what it is alone; the others differ."""
+  args, alone = short
+  feature_folder.run(*args, '--seeds=2', f'--results_dir={tmp_path}')
+  folder = tmp_path / FOLDER
+  first, second = folder / 'seed_1', folder / 'seed_2'
+  assert_alike(first, alone, 1e-5)
+  one, other, mean = map(probabilities, (first, second, folder))
+  assert one.keys() == other.keys() == mean.keys()
+  apart = 0
+  for key, prob in mean.items():
+    np.testing.assert_allclose(prob, np.mean([one[key], other[key]], 0), 1e-6)
+    apart = max(apart, np.abs(np.subtract(one[key], other[key])).max())
+  assert apart > 1e-3
+  both = Folder(folder).read('predictions_seeds.csv')
+  assert {row['seed'] for row in both} == {'1', '2'}
+  values = [
+    Folder(part).read('summary.json')['metrics']['auroc']['pooled']
+    for part in (first, second, folder)
+  ]
+  (row,) = [
+    r for r in Folder(folder).read('seeds.csv') if r['metric'] == 'auroc'
+  ]
+  want = np.mean(values[:2]), np.std(values[:2], ddof=1), values[2]
+  got = [float(row[name]) for name in ('mean', 'std', 'of_mean_prob')]
+  np.testing.assert_allclose(got, want, atol=2e-6)
+  with pytest.raises(ResultsError, match='seed_1, seed_2'):
+    models.read(Folder(folder), None)
 
 
 def test_kmil_that_drops_nothing_is_dsmil(data_flags, tmp_path):

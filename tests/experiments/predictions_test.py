@@ -102,3 +102,44 @@ def test_the_mean_of_models_is_taken_slide_by_slide():
   with pytest.raises(ResultsError, match=r'folds 0 and 3 differ') as e:
     predictions.mean({0: one, 3: part(0, 6)})
   assert f'slide {str(one.slide[6])!r}: in the first only' in str(e.value)
+
+
+def test_slides_of_a_patient_are_joined():
+  p = predictions.Predictions(
+    case=np.array(['b', 'a', 'b', 'b']),
+    slide=np.array(['b1', 'a1', 'b2', 'b3']),
+    label=np.array([0, 1, 2, 0]),
+    prob=np.array(
+      [[0.6, 0.3, 0.1], [0.2, 0.8, 0], [0.1, 0, 0.9], [0.5, 0.5, 0]]
+    ),
+  )
+  joined = {how: predictions.of_cases(p, how) for how in predictions.JOINED}
+  for one in joined.values():
+    assert one.case.tolist() == ['a', 'b']
+    assert one.slide.tolist() == ['a1', 'b2']
+    assert one.label.tolist() == [1, 2]
+  np.testing.assert_allclose(joined['mean'].prob[1], [0.4, 0.8 / 3, 1 / 3])
+  np.testing.assert_array_equal(joined['max'].prob, p.prob[[1, 2]])
+  header, *rows = predictions.case_rows({4: p}, CLASSES[:3])
+  row = dict(zip(header, rows[1], strict=True))
+  want = {'case_id': 'b', 'fold': 4, 'slides': 3, 'top_slide': 'b2'}
+  assert row | want == row
+  assert (row['pred_mean'], row['pred_max']) == (CLASSES[0], CLASSES[2])
+
+
+def test_a_fold_whose_test_rows_are_gone_is_not_one_without_a_test(tmp_path):
+  want = write(tmp_path, 0)['val']
+  folder, test = (
+    Folder(tmp_path),
+    fold_folder(tmp_path, 0).at('predictions.csv'),
+  )
+  header = rows_of(test)[0]
+  Folder(test.parent).write(test.name, [header])
+  names = ['', 'train', 'val', 'test']
+  folder.write('splits/splits_0.csv', [names, [0, 'x', 'y', 'z']])
+  with pytest.raises(ResultsError, match="no rows of the split 'test'"):
+    predictions.read_folds(folder, CLASSES)
+  folder.write('splits/splits_0.csv', [names, [0, 'x', 'y', '']])
+  (parts,) = predictions.read_folds(folder, CLASSES).values()
+  for one in parts.values():
+    equal(one, want)

@@ -71,3 +71,40 @@ def test_classes_are_as_even_as_groups_allow():
   folds = splits.make(ids, label, 6, 0, site.astype(str))
   for split in folds:
     assert split.test.sum() == 12 and (label[split.test] == 'rare').sum() == 3
+
+
+@hypothesis.settings(max_examples=50)
+@given(
+  counts=st.lists(st.integers(1, 12), min_size=2, max_size=4),
+  slides=st.integers(1, 3),
+  seed=st.integers(0, 10**6),
+)
+def test_one_training_validates_by_a_fifth_of_each_class(counts, slides, seed):
+  label = np.repeat([f'class{c}' for c in range(len(counts))], counts)
+  case = np.array([f'{i:03}' for i in range(len(label))])
+  case, label = np.repeat(case, slides), np.repeat(label, slides)
+  ((train, val, test),) = splits.make(case, label, 1, seed)
+  assert not test.any()
+  assert set(label[train]) == set(label)
+  if max(counts) == 1:  # Nobody is left to validate.
+    assert train.all()
+    assert val.all()
+    return
+  assert np.all(train ^ val)
+  assert not set(case[train]) & set(case[val])
+  for c, count in enumerate(counts):
+    held = len(set(case[val & (label == f'class{c}')]))
+    assert held == (0 if count == 1 else max(1, count // 5))
+
+
+def test_one_training_keeps_every_class_or_says_why():
+  """All slides of class a are of cases that count as b."""
+  case = np.array(['0', '0', '1', '1'])
+  label = np.array(['a', 'b', 'b', 'b'])
+  for seed in range(9):
+    try:
+      ((train, *_),) = splits.make(case, label, 1, seed)
+    except SplitError as e:
+      assert 'class a' in str(e)
+    else:
+      assert set(label[train]) == {'a', 'b'}

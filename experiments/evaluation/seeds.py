@@ -1,0 +1,89 @@
+"""The same folds trained with several seeds: their mean, and their spread."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.evaluation import predictions
+from experiments.evaluation.predictions import Predictions
+from experiments.evaluation.summary import number
+from experiments.evaluation.tables import INTERVAL, Row, Table
+from experiments.run.results import Folder
+from kmil_jax import intervals, metrics
+
+NAME = 'seeds.csv'
+
+
+def write(
+  folder: Folder, parts: Mapping[int, Folder], classes: Sequence[str]
+) -> Table | None:
+  """Averages the probabilities of the folds that all seeds have finished.
+
+  Writes them into `folder` as if one model had predicted them, and
+  predictions_seeds.csv with the evaluated slides of every seed.
+
+  Args:
+    folder: of all seeds.
+    parts: the results of each seed.
+    classes: names, C.
+
+  Returns:
+    A line for each metric, which seeds.csv has, too: mean and sample standard
+    deviation over the seeds, and its value for the mean probabilities, with a
+    95 % interval over patients. None if no fold is finished.
+  """
+  held = {seed: predictions.read_folds(f, classes) for seed, f in parts.items()}
+  second = {s: predictions.read_external(f, classes) for s, f in parts.items()}
+  folds = set.intersection(*map(set, held.values()))
+  means, scores, lines = [], [], []
+  for fold in sorted(folds):
+    of_fold = [folds[fold] for folds in held.values()]
+    mean = {
+      part: _mean([parts[part] for parts in of_fold])
+      for part in ('val', 'test')
+    }
+    means.append(mean['test'])
+    if of_fold[0]['test'] is of_fold[0]['val']:  # Nothing is tested.
+      columns = vars(mean['test']).values()
+      mean['test'] = Predictions(*(column[:0] for column in columns))
+    if all(fold in external for external in second.values()):
+      mean['external'] = _mean([e[fold] for e in second.values()])
+    predictions.write(Folder(folder.at(f'fold_{fold}')), fold, mean, classes)
+  if not means:
+    return None
+  for seed, of_seed in held.items():
+    tests = {fold: of_seed[fold]['test'] for fold in sorted(folds)}
+    whole = predictions.pool(list(tests.values()))
+    scores.append(metrics.evaluate(whole.label, whole.prob))
+    header, *rows = predictions.rows(tests, 'test', classes)
+    lines += [[seed, *row] for row in rows]
+  folder.write('predictions_seeds.csv', [['seed', *header], *lines])
+  whole = predictions.pool(means)
+  values = metrics.evaluate(whole.label, whole.prob)
+  bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
+  rows = [['metric', 'mean', 'std', 'of_mean_prob', 'ci_low', 'ci_high']]
+  for name in metrics.NAMES:
+    each = np.array([score[name] for score in scores])
+    spread = each.mean(), each.std(ddof=1)
+    cells = map(number, (*spread, values[name], *bounds[name]))
+    rows.append([name, *cells])
+  folder.write(NAME, rows)
+  return read(folder)
+
+
+def read(folder: Folder) -> Table | None:
+  """Returns what `write` wrote as a table; None of one seed."""
+  if not folder.at(NAME).exists():
+    return None
+  rows = []
+  for name, *cells in map(dict.values, folder.read(NAME)):
+    mean, std, value, *ends = (float(x) if x else None for x in cells)
+    rows.append(Row((name,), {'': (mean, std, value, tuple(ends))}))
+  columns = 'mean of seeds', 'std', 'of mean probabilities', INTERVAL
+  columns = dict.fromkeys(columns, '.3f')
+  return Table('seeds', 'Spread over seeds', ('metric',), columns, rows)
+
+
+def _mean(parts: Sequence[Predictions]) -> Predictions:
+  """Averages the probabilities of the same slides."""
+  return predictions.mean(dict(enumerate(parts)))
