@@ -128,7 +128,12 @@ def clean(text: str) -> str:
 def spelled(path: Path) -> Path:
   """Returns the path with its name as on disk: macOS takes accents apart."""
   apart = path.with_name(unicodedata.normalize('NFD', path.name))
-  return apart if apart != path and not path.exists() else path
+  return apart if apart != path and not exists(path) else path
+
+
+def exists(path: Path) -> bool:
+  """Whether a file is there: none is of a name that no file can have."""
+  return os.path.exists(path)  # Path.exists raises for what is too long.
 
 
 def read_text(path: Path | str, error: type[Exception]) -> str:

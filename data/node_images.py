@@ -176,7 +176,7 @@ def _check(
 
 def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
   paths = [files.spelled(folder / f'{name}{s}') for s in _SUFFIXES]
-  paths = [path for path in paths if path.exists()]
+  paths = [path for path in paths if files.exists(path)]
   # Disks of macOS and Windows do not tell capitals apart.
   if len(paths) > 1 and not paths[0].samefile(paths[1]):
     raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')

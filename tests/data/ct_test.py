@@ -674,7 +674,7 @@ def test_all_problems_of_the_table_are_listed_at_once(tmp_path):
     'p1,a.nii,b.nii,benign,1',
     'p1,a.nii,b.nii,benign,1',
     'p1,a.nii,b.nii,benign,',
-    'p2,gone.nii,also_gone.nii,metastatic,1',
+    f'p2,gone.nii,{"a" * 999}.nii,metastatic,1',
     'p2,c.nii,d.nii,malignant,1',
     ',c.nii,d.nii,benign,0',
     'p3,c.nii,d.nii,,x',
@@ -685,7 +685,7 @@ def test_all_problems_of_the_table_are_listed_at_once(tmp_path):
   for words in (
     f'{path}: 10 problem(s)',
     f'row 5: no file {tmp_path / "gone.nii"}',
-    f'row 5: no file {tmp_path / "also_gone.nii"}',
+    f'row 5: no file {tmp_path / ("a" * 999)}.nii',
     "row 6: label 'malignant', which is neither of benign, metastatic",
     'row 7: empty patient_id',
     "row 7: mask_value '0'",

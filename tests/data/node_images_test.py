@@ -136,6 +136,7 @@ def test_files_that_cannot_be_used_are_named(folder, name, content, words):
     (0, 2, 'train', "row 2: part 'train' is not develop"),
     (0, 3, '1', "row 2: label '1' is not negative or"),
     (0, 0, '../a', "image_id '../a' is no file name"),
+    (0, 0, 'a' * 999, 'a{999}.png or .tif is missing'),
     (1, 0, 'a', 'image a: 2 rows'),
     (2, 1, 'p1', 'patient p1 is in both parts'),
   ],
