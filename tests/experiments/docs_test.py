@@ -74,22 +74,43 @@ def test_flags_named_in_text_are_those_of_a_script():
 
 def test_a_folder_of_tiles_becomes_bags(tmp_path, monkeypatch):
   page = text_of(ROOT / 'docs' / 'encoders.md')
-  (script,) = re.findall(r'^```python\n(.*?)^```', page, re.S | re.M)
-  path = tmp_path / 'encode_tiles.py'
-  path.write_text(script, encoding='utf-8')
+  scripts = {
+    name: script
+    for name, script in re.findall(
+      r'^```python\n# (\w+\.py)\n(.*?)^```', page, re.S | re.M
+    )
+  }
+
+  def run(name, *args):
+    (tmp_path / name).write_text(scripts[name], encoding='utf-8')
+    monkeypatch.setattr(sys, 'argv', [name, *args])
+    runpy.run_path(str(tmp_path / name))
+
   rng = np.random.default_rng(0)
-  for i, name in enumerate('aaabb'):
-    tile = tmp_path / f'tiles/{name}/{i}.png'
-    tile.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tile)
+  counts = {'a/0': 4, 'a/1': 3, 'b/0': 2}
+  for folder, count in counts.items():
+    (tmp_path / 'published' / folder).mkdir(parents=True)
+    for i in range(count + 1):
+      side = 50 if i else 49  # That is left out.
+      pixels = rng.integers(0, 256, (side, side, 3), np.uint8)
+      path = tmp_path / f'published/{folder}/{i}.png'
+      Image.fromarray(pixels).save(path)
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(sys, 'argv', [path.name, 'tiles', 'features'])
-  runpy.run_path(str(path))
-  bags = [features.read(tmp_path / f'features/{name}.h5') for name in 'ab']
-  assert [bag.features.shape for bag in bags] == [(3, 1280), (2, 1280)]
-  assert (
-    len(np.unique(np.concatenate([bag.features.sum(1) for bag in bags]))) == 5
-  )
+  run('deal_tiles.py', 'published', 'tiles')
+  table = (tmp_path / 'labels.csv').read_text().splitlines()
+  assert table[1:] == [
+    'a,a_clear,clear',
+    'a,a_tumour,tumour',
+    'b,b_clear,clear',
+  ]
+  sizes = {'a_clear': 2, 'a_tumour': 5, 'b_clear': 2}
+  for name, width in (('efficientnet_lite0', 1280), ('colours', 6)):
+    run('encode_tiles.py', 'tiles', name, name)
+    bags = [features.read(tmp_path / name / f'{bag}.h5') for bag in sizes]
+    shapes = [bag.features.shape for bag in bags]
+    assert shapes == [(size, width) for size in sizes.values()]
+    rows = np.concatenate([bag.features.sum(1) for bag in bags])
+    assert len(np.unique(rows)) == 9
 
 
 def test_links_lead_to_files_and_headings():
