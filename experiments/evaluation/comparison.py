@@ -12,6 +12,7 @@ from experiments.bags.options import OPTIONS
 from experiments.evaluation import predictions, summary as summaries
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
+from experiments.run import progress
 from experiments.run.options import decisive, renamed
 from experiments.run.results import CONFIG, Folder, ResultsError
 from kmil_jax import delong, intervals, metrics
@@ -106,7 +107,12 @@ def compare(
         f'\n  {differ}\nOnly models that were trained and tested on the same'
         ' slides can be compared.'
       )
-  draws = [_resampled(run) for run in runs]
+  draws = [
+    _resampled(run)
+    for run in progress.bar(
+      runs, desc='resampling', unit='run', delay=progress.PATIENCE
+    )
+  ]
   rows = []
   for a, b in pairs or itertools.combinations(range(len(runs)), 2):
     p_delong = _delong(runs[a], runs[b])

@@ -13,6 +13,7 @@ from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.summary import number
 from experiments.evaluation.tables import INTERVAL, Row, Table
+from experiments.run import progress
 from experiments.run.results import NUMBER, Folder
 from kmil_jax import intervals, metrics
 
@@ -65,7 +66,13 @@ FLOORS = {
 
 def pooled(cohort: Any, *poolings: Any) -> Iterator[np.ndarray]:
   """Returns a vector of every slide by each way of pooling, [n, D] each."""
-  bags = (cohort.read(i).features for i in range(len(cohort.label)))
+  bags = progress.bar(
+    (cohort.read(i).features for i in range(len(cohort.label))),
+    desc='pooled',
+    unit='slide',
+    total=len(cohort.label),
+    delay=progress.PATIENCE,
+  )
   rows = [[pooling(bag, axis=0) for pooling in poolings] for bag in bags]
   return map(np.stack, zip(*rows, strict=True))
 

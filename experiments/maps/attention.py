@@ -9,6 +9,7 @@ from scipy import special
 from data import outlines, slides
 from experiments.bags.cohort import Cohort
 from experiments.maps import overlay, tile_scores
+from experiments.run import progress
 from experiments.run.results import Folder
 from kmil_jax.folds import FoldResults
 from kmil_jax.inference import MODEL
@@ -47,7 +48,14 @@ def write(
   index, store = np.flatnonzero(rows), bags.store
   ends = store.offset + store.length
   probs = trained.prob['test'][run]
-  for bag, x, prob in zip(index, bags.read(index), probs, strict=True):
+  shown = progress.bar(
+    zip(index, bags.read(index), probs, strict=True),
+    desc='attention files',
+    unit='slide',
+    total=len(index),
+    delay=progress.PATIENCE,
+  )
+  for bag, x, prob in shown:
     length, kept = store.length[bag], np.zeros(len(x), bool)
     kept[:length] = True
     if trained.keep is not None:
@@ -93,7 +101,10 @@ def draw(
   """
   label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
   without, faults = {}, []
-  for path in sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]:
+  paths = sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]
+  for path in progress.bar(
+    paths, desc='heat maps', unit='slide', delay=progress.PATIENCE
+  ):
     name = f'figures/heat_maps/fold_{fold}_{path.stem}.png'
     if folder.at(name).exists():
       continue

@@ -28,6 +28,9 @@ _LINE = (
 )
 
 
+PATIENCE = 3.0  # Seconds of a loop that mostly is short, before it is shown.
+
+
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   """Returns what shows the progress of a loop on standard error.
 
@@ -36,7 +39,7 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
 
   Args:
     iterable: to go over, if any.
-    **options: of tqdm.
+    **options: of tqdm; `delay=PATIENCE` suits loops that mostly are short.
   """
   if sys.stderr.isatty():
     return tqdm.tqdm(iterable, **options)
