@@ -113,7 +113,8 @@ def fit(
       every bag is a patient.
     model: of `kmil_jax.models.SPECS`, see `register`.
     folds: R, at least 3; fold i tests the i-th part of the patients, validates
-      on the next and trains on the others.
+      on the next and trains on the others. Or 1, which tests nothing: what is
+      predicted are the fifth of the patients that chose the epoch.
     seed: of parts, order and parameters.
     recipe: how the model is trained; by default as Zheng et al. 2024 train all
       models.
@@ -138,7 +139,10 @@ def fit(
   patient = _labelled('patients', patients, len(bags)).astype(str)
   chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
-  runs = [Fold(i, *part, choice=chosen.choice) for i, part in enumerate(parts)]
+  runs = [
+    Fold(i, p.train, p.val, p.test if p.test.any() else p.val, chosen.choice)
+    for i, p in enumerate(parts)
+  ]
   loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
   results = stages.train_folds(loader, runs, chosen)
   if results.lost.all():

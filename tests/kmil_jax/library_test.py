@@ -118,6 +118,19 @@ def test_a_results_folder_is_loaded(tmp_path):
     kmil_jax.load(tmp_path)
 
 
+def test_one_fold_predicts_what_validates_it():
+  rng = np.random.default_rng(0)
+  label = np.arange(20) % 2
+  bags = [rng.normal(y, 1, (4, 3)).astype(np.float32) for y in label]
+  recipe = kmil_jax.Recipe(epochs=1)
+  trained = kmil_jax.fit(bags, label, model='abmil', folds=1, recipe=recipe)
+  known = np.isfinite(trained.predictions.prob).all(1)
+  assert known.sum() == 4
+  assert label[known].sum() == 2
+  want = trained.predict([bags[i] for i in np.flatnonzero(known)])
+  np.testing.assert_allclose(trained.predictions.prob[known], want, atol=1e-6)
+
+
 def test_folds_that_diverge_have_no_predictions(shown, monkeypatch):
   from kmil_jax import loop
 
