@@ -1,10 +1,14 @@
-"""The slides of a results folder: their scores, files and true labels."""
+"""The slides of a results folder: their scores, files and predictions."""
 
+import collections
+from collections.abc import Iterator
 import dataclasses
 import pathlib
+import statistics
 
 from data import slides
 from experiments.maps import tile_scores
+from experiments.maps.tile_scores import MapError
 from experiments.run.options import field
 from experiments.run.results import Folder
 from experiments.run.start import Source
@@ -64,8 +68,40 @@ class Slides(Source):
   def labels(self) -> dict[str, str]:
     """Returns the true classes of the test slides of the run, if known."""
     return {
-      row['slide_id']: row['label']
-      for path in sorted(self.folder().path.glob('fold_*/predictions.csv'))
-      for row in Folder(path.parent).read(path.name)
-      if row.get('split') == 'test' and row.get('label')
+      row['slide_id']: row['label'] for row in self._rows() if row.get('label')
     }
+
+  def predictions(self) -> dict[str, dict[str, float]]:
+    """Returns each slide's mean probability of every class, as tables have it.
+
+    Raises:
+      MapError: if a table is damaged.
+    """
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    own = f'fold_{self.fold}_'  # In rows that experiments.predict wrote.
+    try:
+      for row in self._rows():
+        mine = {k.removeprefix(own): v for k, v in row.items()}
+        for name in mine:
+          if name.startswith('prob_'):
+            share = float(mine[name])
+            if not 0 <= share <= 1:
+              raise ValueError(f'{name} is {share}')
+            found[row['slide_id']][name.removeprefix('prob_')].append(share)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+      raise MapError(
+        f'{self.folder().path}: a predictions.csv in it is damaged ({e}).'
+        ' Remove it and run the command that wrote it again.'
+      ) from e
+    return {
+      slide: {name: statistics.fmean(shares[name]) for name in shares}
+      for slide, shares in found.items()
+    }
+
+  def _rows(self) -> Iterator[dict[str, str]]:
+    """Yields the rows of test slides, or of those that were predicted."""
+    root, name = self.folder().path, 'predictions.csv'
+    for path in sorted(root.glob(f'fold_*/{name}')) or root.glob(name):
+      for row in Folder(path.parent).read(name):
+        if row.get('split', 'test') == 'test':
+          yield row
