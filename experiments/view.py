@@ -60,8 +60,8 @@ def run(slides: Slides, page: Page) -> None:
   with server:
     if page.slide not in (None, *server.ids):
       raise MapError(
-        f'--slide={page.slide}: not among the {len(server.ids)} slides that have'
-        f' scores and a file: {", ".join(server.ids[:5])} ...'
+        f'--slide={page.slide}: not among the {len(server.ids)} slides that'
+        f' have scores and a file: {", ".join(server.ids[:5])} ...'
       )
     hash = '#' + urllib.parse.quote(page.slide, safe='') if page.slide else ''
     print(f'open {server.url}{hash}\nend with Ctrl-C', flush=True)

@@ -83,7 +83,7 @@ class SlideView:
         for ring in outlines.read(file)
       ]
     except TileError as e:
-      raise MapError(str(e)) from e
+      raise tile_scores.MapError(str(e)) from e
     self._zoom = deepzoom.DeepZoomGenerator(self._slide, _TILE, _OVERLAP)
     self._boxes = overlay.boxes(self.scores)
     self._layers = {s: overlay.layers(self.scores, s) for s in overlay.SCALES}
@@ -182,7 +182,9 @@ class SlideView:
     image = layer.coloured(painted, overlay.colour_map(colours))
     without = ~np.isnan(paint(np.where(empty, 0, np.nan))) & np.isnan(painted)
     # Tiles of a picture are whole numbers of lines: these go on in the next.
-    image[without & (np.add.outer(*map(np.arange, shape)) % _EVERY < 2)] = _HATCH
+    image[without & (np.add.outer(*map(np.arange, shape)) % _EVERY < 2)] = (
+      _HATCH
+    )
     return _encode(Image.fromarray(image), 'PNG', compress_level=3)
 
   def tile(self, i: int) -> bytes | None:

@@ -5,6 +5,9 @@
 
 const $ = (selector) => document.querySelector(selector);
 const address = (...parts) => parts.map(encodeURIComponent).join('/');
+const decoded = (text) => {
+  try { return decodeURIComponent(text); } catch { return text; }
+};
 const slideHash = (id) => `#${encodeURIComponent(id)}`;
 
 let slides = [];  // All, with what tables say of them.
@@ -89,19 +92,22 @@ function neighbour(step) {
 
 function go(step) {
   const slide = neighbour(step);
-  if (slide) location.hash = slideHash(slide.id);
+  if (!slide) return;
+  current = slide.id;  // Now, for the next key.
+  location.hash = slideHash(slide.id);
 }
 
 function route() {
   const [name, at] = location.hash.slice(1).split('?');
-  const id = decodeURIComponent(name);
-  const slide = slides.find((one) => one.id === id);
-  current = slide ? id : null;
+  const slide = slides.find(({id}) => id === decoded(name));
+  current = slide?.id ?? null;
   $('#list').hidden = Boolean(slide);
   for (const part of ['aside', 'main']) $(part).inert = !slide;
-  if (slide) return open(slide, new URLSearchParams(at));
-  document.title = 'Slides and maps';
-  if (id) throw new Error(`${id}: none of these slides`);
+  if (!slide) document.title = 'Slides and maps';
+  inTurn(() => {
+    if (slide) return open(slide, new URLSearchParams(at));
+    if (name) throw new Error(`${decoded(name)}: none of these slides`);
+  });
 }
 
 // Sets place, zoom and settings to those of an address, as far as it has them.
@@ -145,7 +151,7 @@ $('#search').addEventListener('input', list);
 $('#sort').addEventListener('change', list);
 $('#previous').addEventListener('click', () => go(-1));
 $('#next').addEventListener('click', () => go(1));
-window.addEventListener('hashchange', () => inTurn(route));
+window.addEventListener('hashchange', route);
 document.addEventListener('keydown', (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !current) return;
   if (event.target.matches('select')) return;  // Letters choose there.

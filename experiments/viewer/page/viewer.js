@@ -53,6 +53,7 @@ const add = (tileSource, options) => new Promise((resolve, reject) =>
 
 // Empties the page before it asks: of a slide that fails nothing is shown.
 async function open({id, label}, at) {
+  if (id !== current) return;  // Another one is asked for.
   viewer.world.removeAll();
   viewer.clearOverlays();
   slide = picture = heat = pointed = null;
@@ -253,5 +254,5 @@ viewer.addHandler('animation-finish', keep);
 inTurn(async () => {
   slides = (await ask('slides')).map(listed);
   list();
-  await route();
+  route();
 });
