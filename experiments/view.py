@@ -63,8 +63,8 @@ def run(slides: Slides, page: Page) -> None:
         f'--slide={page.slide}: not among the {len(server.ids)} slides that'
         f' have scores and a file: {", ".join(server.ids[:5])} ...'
       )
-    hash = '#' + urllib.parse.quote(page.slide, safe='') if page.slide else ''
-    print(f'open {server.url}{hash}\nend with Ctrl-C', flush=True)
+    place = '#' + urllib.parse.quote(page.slide, safe='') if page.slide else ''
+    print(f'open {server.url}{place}\nend with Ctrl-C', flush=True)
     try:
       server.serve_forever()
     except KeyboardInterrupt:

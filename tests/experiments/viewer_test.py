@@ -492,7 +492,7 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
     time.sleep(0.2)
     assert not page.evaluate("$('#fault').hidden")
     look_at(page, 'none of these')
-    page.wait_for("$('#fault').textContent.startsWith('none of these')")
+    page.wait_for("$('#fault').textContent.startsWith('none of these: no')")
     assert not page.evaluate("$('#list').hidden")
     # Of a slide whose outlines cannot be read they are named.
     look_at(page, 'z')
@@ -601,6 +601,7 @@ def test_slides_are_found_and_the_address_keeps_what_is_seen(served, viewed):
     assert page.driver.current_url == address
     press(Keys.ESCAPE)
     page.wait_for("!$('#list').hidden")
+    assert page.evaluate('document.activeElement.textContent').startswith(first)
     page.driver.back()
     is_open(first)
     assert_seen()

@@ -31,6 +31,12 @@ function make(tag, properties, ...children) {
   return element;
 }
 
+function fill(table, rows) {
+  table.replaceChildren(...rows.map(([name, value, style]) =>
+    make('tr', {className: style ?? ''},
+      make('td', {textContent: name}), make('td', {textContent: value}))));
+}
+
 async function ask(path) {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(await answer.text());
@@ -55,8 +61,8 @@ function inTurn(work) {
 function listed({id, label, prob}) {
   const classes = Object.entries(prob ?? {}).sort((a, b) => b[1] - a[1]);
   const [predicted, sure] = classes[0] ?? [];
-  const known = label && predicted;
-  const verdict = known ? (label === predicted ? 'right' : 'WRONG') : '';
+  const verdict = label && predicted &&
+    (label === predicted ? 'right' : 'WRONG') || '';
   const lines = [
     make('b', {textContent: id}),
     make('span', {textContent: `true class: ${label ?? 'not known'}`}),
@@ -67,11 +73,10 @@ function listed({id, label, prob}) {
   // The smallest level of a slide that one tile holds.
   const src = `${address('slides', id)}/tiles/7/0_0.jpg`;
   const picture = make('img', {src, alt: '', loading: 'lazy'});
-  const link = make('a', {href: slideHash(id)}, picture,
-    make('div', {}, ...lines));
+  const texts = make('div', {}, ...lines);
   return {
-    id, label, sure, verdict, wrong: verdict === 'WRONG',
-    card: make('li', {}, link),
+    id, label, sure, wrong: verdict === 'WRONG',
+    card: make('li', {}, make('a', {href: slideHash(id)}, picture, texts)),
     text: lines.map((line) => line.textContent).join(' ').toLowerCase(),
   };
 }
@@ -100,13 +105,17 @@ function go(step) {
 function route() {
   const [name, at] = location.hash.slice(1).split('?');
   const slide = slides.find(({id}) => id === decoded(name));
+  const before = slides.find(({id}) => id === current);
   current = slide?.id ?? null;
   $('#list').hidden = Boolean(slide);
   for (const part of ['aside', 'main']) $(part).inert = !slide;
-  if (!slide) document.title = 'Slides and maps';
+  if (!slide) {
+    document.title = 'Slides and maps';
+    before?.card.firstChild.focus();  // The list is again where it was left.
+  }
   inTurn(() => {
     if (slide) return open(slide, new URLSearchParams(at));
-    if (name) throw new Error(`${decoded(name)}: none of these slides`);
+    if (name) throw new Error(`${decoded(name)}: no slide of this list`);
   });
 }
 

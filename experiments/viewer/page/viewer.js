@@ -19,14 +19,7 @@ let picture = null;  // Its image in the viewer,
 let heat = null;  // and that of its map.
 let marks = [];  // Frames around the top tiles of the map,
 let pointed = null;  // and around the tile under the pointer.
-
 const base = () => address('slides', slide.id) + '/';
-
-function fill(table, rows) {
-  table.replaceChildren(...rows.map(([name, value, style]) =>
-    make('tr', {className: style ?? ''},
-      make('td', {textContent: name}), make('td', {textContent: value}))));
-}
 
 function choices(select, entries) {
   const before = select.value;
@@ -105,12 +98,13 @@ function describe(label) {
 }
 
 async function overlay() {
+  if (!picture) return;
   const scale = $('#scale').value, colours = $('#colours').value;
   const layer = slide.layers[scale].find(({key}) => key === $('#layer').value);
   const at = `${base()}heat/${address(scale, layer.key, colours)}/`;
   legend(layer, slide.colours[colours]);
   highest(layer);
-  fade();
+  adapt();
   const before = heat;
   heat = await add(source(slide.heat_tile, (place) => `${at}${place}.png`),
     {opacity: opacity()});
@@ -120,13 +114,10 @@ async function overlay() {
 
 const opacity = () => $('#opacity').value / 100;
 
-function fade() {
+// Follows the opacity, and hides what lies above the map.
+function adapt() {
   $('#percent').textContent = `${$('#opacity').value} %`;
   if (heat) heat.setOpacity(opacity());
-}
-
-// What lies above the map can be hidden.
-function hide() {
   for (const name of ['outlines', 'marks']) {
     $('#view').classList.toggle(`no-${name}`, !$(`#${name}`).checked);
   }
@@ -236,14 +227,15 @@ for (const name of ['#layer', '#scale', '#colours']) {
   $(name).addEventListener('change', () => inTurn(overlay));
 }
 for (const name of ['#outlines', '#marks', '#opacity']) {
-  $(name).addEventListener('input', () => { fade(); hide(); });
+  $(name).addEventListener('input', adapt);
   $(name).addEventListener('change', keep);
 }
 $('#in').addEventListener('click', () => viewer.viewport.zoomBy(1.6));
 $('#out').addEventListener('click', () => viewer.viewport.zoomBy(1 / 1.6));
 $('#home').addEventListener('click', () => viewer.viewport.goHome());
-$('#view').addEventListener('pointermove', (event) =>
-  point(event).catch(tell));
+for (const name of ['pointermove', 'pointerdown']) {  // A finger only taps.
+  $('#view').addEventListener(name, (event) => point(event).catch(tell));
+}
 viewer.addHandler('tile-load-failed', ({tiledImage, message}) => {
   if (tiledImage !== picture || /abort/i.test(message)) return;
   tell(new Error(`${slide.id}: parts of the slide cannot be read`));
