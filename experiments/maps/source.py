@@ -79,8 +79,9 @@ class Slides(Source):
     """
     found = collections.defaultdict(lambda: collections.defaultdict(list))
     own = f'fold_{self.fold}_'  # In rows that experiments.predict wrote.
+    rows = list(self._rows())
     try:
-      for row in self._rows():
+      for row in rows:
         mine = {k.removeprefix(own): v for k, v in row.items()}
         for name in mine:
           if name.startswith('prob_'):

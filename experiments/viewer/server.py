@@ -180,6 +180,7 @@ _ROUTES: dict[str, Callable[..., Answer]] = {
     'image/png',
     view.heat(*at[:3], *map(int, at[3:])),
   ),
+  r'thumbnail\.jpg': lambda view: ('image/jpeg', view.thumbnail()),
   rf'top/{_NUMBER}\.jpg': lambda view, i: ('image/jpeg', view.tile(int(i))),
   rf'at/{_NUMBER}_{_NUMBER}': lambda view, x, y: _json(view.at(int(x), int(y))),
 }

@@ -1,6 +1,6 @@
 """Cuts a slide and its maps into the tiles of a deep-zoom pyramid."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import io
 import math
@@ -19,13 +19,13 @@ from experiments.maps import overlay, tile_scores
 
 _TILE = 254  # Pixels of a picture tile; with an overlap of 1, 256 are sent.
 _OVERLAP = 1
-_HEAT_TILE = 256
 _READ = 4096  # Longest side, in pixels, of what is read for one tile.
 _QUALITY = 80  # Of JPEG.
-_TOP = 8  # Tiles of a layer that the page leads to,
-_TOP_PIXELS = 128  # and the side of their pictures.
-_HATCH = (96, 96, 96, 255)  # Over tiles without a value, one line of _EVERY.
-_EVERY = 8
+_LARGEST = 256  # Longest side of what is sent.
+_SMALL = 7  # The last level that one tile always holds.
+_TOP = 8  # Tiles of a layer that the page leads to.
+_HATCH = (96, 96, 96, 255)  # Lines over tiles without a value,
+_EVERY = 8  # of 2 pixels in so many.
 _STEPS = 32  # Colours that a legend is drawn with.
 
 
@@ -112,7 +112,7 @@ class SlideView:
       'min_level': self.min_level,
       'max_level': self._zoom.level_count - 1,
       'tile': {'size': _TILE, 'overlap': _OVERLAP},
-      'heat_tile': {'size': _HEAT_TILE, 'overlap': 0},
+      'heat_tile': {'size': _LARGEST, 'overlap': 0},
       'tiles': len(scores),
       'outlines': self._rings,
       'folds': list(scores.folds),
@@ -151,12 +151,20 @@ class SlideView:
     if level < self.min_level:
       return None
     try:
-      tile = self._zoom.get_tile(level, (column, row))
+      return self._jpeg(self._zoom.get_tile, level, (column, row))
     except ValueError:  # As documented, of places that are not there.
       return None
-    except openslide.OpenSlideError as e:
-      raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
-    return _encode(tile, 'JPEG', quality=_QUALITY)
+
+  def thumbnail(self) -> bytes | None:
+    """Returns the whole slide as JPEG, None if too much had to be read.
+
+    Raises:
+      SlideError: see `picture`.
+    """
+    stored = self._slide.associated_images
+    if 'thumbnail' in stored:  # The scanner's own.
+      return self._jpeg(stored.__getitem__, 'thumbnail')
+    return self.picture(min(_SMALL, self._zoom.level_count - 1), 0, 0)
 
   def heat(
     self, scale: str, key: str, colours: str, level: int, column: int, row: int
@@ -170,10 +178,10 @@ class SlideView:
     ):
       return None
     width, height = self._zoom.level_dimensions[level]
-    x, y = column * _HEAT_TILE, row * _HEAT_TILE
+    x, y = column * _LARGEST, row * _LARGEST
     if x >= width or y >= height:
       return None
-    shape = min(_HEAT_TILE, height - y), min(_HEAT_TILE, width - x)
+    shape = min(_LARGEST, height - y), min(_LARGEST, width - x)
     factor = np.divide(self._slide.dimensions, (width, height))
     paint = lambda values: overlay.paint(
       self._boxes, values, factor, shape, (x, y)
@@ -181,10 +189,9 @@ class SlideView:
     painted, empty = paint(layer.values), np.isnan(layer.values)
     image = layer.coloured(painted, overlay.colour_map(colours))
     without = ~np.isnan(paint(np.where(empty, 0, np.nan))) & np.isnan(painted)
-    # Tiles of a picture are whole numbers of lines: these go on in the next.
-    image[without & (np.add.outer(*map(np.arange, shape)) % _EVERY < 2)] = (
-      _HATCH
-    )
+    # They go on in the next picture, whose side is a multiple of _EVERY.
+    lines = np.add.outer(*map(np.arange, shape)) % _EVERY < 2
+    image[without & lines] = _HATCH
     return _encode(Image.fromarray(image), 'PNG', compress_level=3)
 
   def tile(self, i: int) -> bytes | None:
@@ -197,17 +204,20 @@ class SlideView:
       return None
     left, top, right, bottom = map(int, self._boxes[i])
     longest = max(right - left, bottom - top)
-    level = self._slide.get_best_level_for_downsample(longest / _TOP_PIXELS)
+    level = self._slide.get_best_level_for_downsample(longest / _LARGEST)
     factor = self._slide.level_downsamples[level]
     if longest / factor > _READ:
       return None
     size = [math.ceil(n / factor) for n in (right - left, bottom - top)]
+    return self._jpeg(self._slide.read_region, (left, top), level, size)
+
+  def _jpeg(self, read: Callable[..., Image.Image], *place: Any) -> bytes:
     try:
-      tile = self._slide.read_region((left, top), level, size)
+      image = read(*place)
     except openslide.OpenSlideError as e:
       raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
-    tile.thumbnail((_TOP_PIXELS, _TOP_PIXELS))
-    return _encode(tile.convert('RGB'), 'JPEG', quality=_QUALITY)
+    image.thumbnail((_LARGEST, _LARGEST))
+    return _encode(image.convert('RGB'), 'JPEG', quality=_QUALITY)
 
   def _top(self, layer: overlay.Layer) -> list[dict[str, Any]]:
     """Returns the tiles of the highest values, from the highest on."""

@@ -387,6 +387,25 @@ def test_the_highest_tiles_of_each_map_are_led_to(served, scores):
       assert abs(off).max() <= 8
 
 
+def test_the_thumbnail_is_the_scanners_or_a_whole_small_level(
+  served, viewed, monkeypatch
+):
+  content = read(served, 'slides/007.a/thumbnail.jpg')
+  picture = np.asarray(Image.open(io.BytesIO(content)), int)
+  assert picture.shape == (59, 75, 3)  # 2^-3 of the slide.
+  for row, column in (5, 5), (50, 30), (30, 60):
+    colour = drawn_maps.pixel([8 * column, 8 * row])
+    assert abs(picture[row, column] - colour).max() < 16
+  paths = viewed.parent / 'slides/007.a.tiff', tile_scores.find(viewed)['007.a']
+  monkeypatch.setattr(slide_view, '_READ', 60)
+  assert slide_view.SlideView(*paths).thumbnail() is None
+  stored = {'thumbnail': Image.new('RGBA', (900, 600), (200, 0, 0))}
+  name = 'associated_images'
+  monkeypatch.setattr(slide_view.openslide.OpenSlide, name, stored)
+  content = slide_view.SlideView(*paths).thumbnail()
+  assert Image.open(io.BytesIO(content)).size == (256, 171)
+
+
 def test_no_tile_takes_more_pixels_than_it_may(viewed, tmp_path, monkeypatch):
   """The pyramid's levels are 2^10 to 1."""
   monkeypatch.setattr(slide_view, '_READ', 520)

@@ -70,8 +70,7 @@ function listed({id, label, prob}) {
       ? `predicted: ${predicted}, ${sure.toFixed(2)}` : 'no prediction'}),
     make('span', {textContent: verdict, className: verdict}),
   ];
-  // The smallest level of a slide that one tile holds.
-  const src = `${address('slides', id)}/tiles/7/0_0.jpg`;
+  const src = `${address('slides', id)}/thumbnail.jpg`;
   const picture = make('img', {src, alt: '', loading: 'lazy'});
   const texts = make('div', {}, ...lines);
   return {
