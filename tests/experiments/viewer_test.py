@@ -525,7 +525,7 @@ SEEN = (
   ' $("#marks").checked, $("#outlines").checked]'
 )
 KEPT = f"""(() => {{
-  const at = new URLSearchParams(location.hash.split('?')[1]);
+  const at = new URLSearchParams(location.hash);
   return at.get('layer') === 'attention' &&
     +at.get('x') === Math.round({CENTRE}.x) &&
     +at.get('zoom') === +zoomed().toPrecision(4);

@@ -1,13 +1,10 @@
-// The list of slides, and the address: #<slide>?<place, zoom and settings>.
+// The list of slides, and the address: #<slide>&<place, zoom and settings>.
 // What is asked for is relative: the page's own address holds the token that
 // the server wants.
 'use strict';
 
 const $ = (selector) => document.querySelector(selector);
 const address = (...parts) => parts.map(encodeURIComponent).join('/');
-const decoded = (text) => {
-  try { return decodeURIComponent(text); } catch { return text; }
-};
 const slideHash = (id) => `#${encodeURIComponent(id)}`;
 
 let slides = [];  // All, with what tables say of them.
@@ -102,8 +99,8 @@ function go(step) {
 }
 
 function route() {
-  const [name, at] = location.hash.slice(1).split('?');
-  const slide = slides.find(({id}) => id === decoded(name));
+  const at = new URLSearchParams(`slide=${location.hash.slice(1)}`);
+  const name = at.get('slide'), slide = slides.find(({id}) => id === name);
   const before = slides.find(({id}) => id === current);
   current = slide?.id ?? null;
   $('#list').hidden = Boolean(slide);
@@ -113,8 +110,8 @@ function route() {
     before?.card.firstChild.focus();  // The list is again where it was left.
   }
   inTurn(() => {
-    if (slide) return open(slide, new URLSearchParams(at));
-    if (name) throw new Error(`${decoded(name)}: no slide of this list`);
+    if (slide) return open(slide, at);
+    if (name) throw new Error(`${name}: no slide of this list`);
   });
 }
 
@@ -148,7 +145,7 @@ function keep() {
     at.set(control.id,
       control.type === 'checkbox' ? +control.checked : control.value);
   }
-  history.replaceState(null, '', `${slideHash(slide.id)}?${at}`);
+  history.replaceState(null, '', `${slideHash(slide.id)}&${at}`);
 }
 
 // Pixels of the screen for one of the slide.
