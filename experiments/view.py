@@ -2,12 +2,13 @@
 
   python -m experiments.view --run=results/kmil_origin_s2023
 
-Prints the address of a page that only this machine can open; on a remote
-machine, forward its port: ssh -L 8123:127.0.0.1:8123 <machine>. Ends with
-Ctrl-C.
+Prints the address of a list of the slides, which only this machine can open; on
+a remote machine, forward its port: ssh -L 8123:127.0.0.1:8123 <machine>. Ends
+with Ctrl-C.
 """
 
 import dataclasses
+import pathlib
 import urllib.parse
 
 from data.slides import SlideError
@@ -23,7 +24,7 @@ class Page:
   """The page."""
 
   slide: str | None = field(
-    None, 'Id of the slide to open first. By default the first of all.'
+    None, 'Id of the slide to open first. By default the list of all.'
   )
   port: int = field(
     8123, 'Port to listen on; 0 takes any free one.', least=0, most=65535
@@ -34,27 +35,36 @@ class Page:
     ' state it.',
     least=1e-3,
   )
+  outlines_dir: pathlib.Path | None = field(
+    None,
+    'Folder of outlines of lesions to show, <slide_id>.json, .geojson or .xml.'
+    ' By default the folder outlines beside that of the slides, if there is'
+    ' one.',
+  )
 
 
 def run(slides: Slides, page: Page) -> None:
   """Serves the slides until Ctrl-C."""
   shown = slides.files(), slides.scores(), slides.labels()
-  mpp = page.slide_mpp
   try:
     server = Server(
-      *shown, page.port, tile_size=slides.tile_size, slide_mpp=mpp
+      *shown,
+      slides.predictions(),
+      page.port,
+      tile_size=slides.tile_size,
+      slide_mpp=page.slide_mpp,
+      outlines_dir=page.outlines_dir,
     )
   except OSError as e:
     raise OSError(f'--port={page.port}: {e}. Try --port=0.') from e
   with server:
-    slide = page.slide or server.ids[0]
-    if slide not in server.ids:
+    if page.slide not in (None, *server.ids):
       raise MapError(
-        f'--slide={slide}: not among the {len(server.ids)} slides that have'
-        f' scores and a file: {", ".join(server.ids[:5])} ...'
+        f'--slide={page.slide}: not among the {len(server.ids)} slides that'
+        f' have scores and a file: {", ".join(server.ids[:5])} ...'
       )
-    url = server.url + '#' + urllib.parse.quote(slide, safe='')
-    print(f'open {url}\nend with Ctrl-C', flush=True)
+    place = '#' + urllib.parse.quote(page.slide, safe='') if page.slide else ''
+    print(f'open {server.url}{place}\nend with Ctrl-C', flush=True)
     try:
       server.serve_forever()
     except KeyboardInterrupt:

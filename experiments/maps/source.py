@@ -1,10 +1,13 @@
-"""The slides of a results folder: their scores, files and true labels."""
+"""The slides of a results folder: their scores, files and predictions."""
 
+import collections
 import dataclasses
 import pathlib
+import statistics
 
 from data import slides
 from experiments.maps import tile_scores
+from experiments.maps.tile_scores import MapError
 from experiments.run.options import field
 from experiments.run.results import Folder
 from experiments.run.start import Source
@@ -64,8 +67,48 @@ class Slides(Source):
   def labels(self) -> dict[str, str]:
     """Returns the true classes of the slides of the run, if known."""
     return {
-      row['slide_id']: row['label']
-      for path in sorted(self.folder().path.glob('fold_*/*predictions.csv'))
-      for row in Folder(path.parent).read(path.name)
-      if row.get('label')
+      row['slide_id']: row['label'] for row in self._rows() if row.get('label')
     }
+
+  def predictions(self) -> dict[str, dict[str, float]]:
+    """Returns each slide's mean probability of every class, as tables have it.
+
+    Raises:
+      MapError: if a table is damaged.
+    """
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    own = f'fold_{self.fold}_'  # In rows that experiments.predict wrote.
+    rows = list(self._rows())
+    try:
+      for row in rows:
+        mine = {k.removeprefix(own): v for k, v in row.items()}
+        for name in mine:
+          if name.startswith('prob_'):
+            share = float(mine[name])
+            if not 0 <= share <= 1:
+              raise ValueError(f'{name} is {share}')
+            found[row['slide_id']][name.removeprefix('prob_')].append(share)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+      raise MapError(
+        f'{self.folder().path}: a predictions.csv in it is damaged ({e}).'
+        ' Remove it and run the command that wrote it again.'
+      ) from e
+    return {
+      slide: {name: statistics.fmean(shares[name]) for name in shares}
+      for slide, shares in found.items()
+    }
+
+  def _rows(self) -> list[dict[str, str]]:
+    """Returns the rows of evaluated slides, or of those that were predicted."""
+    root = self.folder().path
+    # The second is read of a training that tests nothing.
+    for part, name in (
+      ('test', 'predictions.csv'),
+      ('val', 'validation_predictions.csv'),
+    ):
+      paths = sorted(root.glob(f'fold_*/{name}')) or root.glob(name)
+      rows = [row for path in paths for row in Folder(path.parent).read(name)]
+      rows = [row for row in rows if row.get('split', part) == part]
+      if rows:
+        return rows
+    return []

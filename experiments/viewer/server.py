@@ -25,6 +25,7 @@ ADDRESS = '127.0.0.1'
 _FILES = {
   '': 'index.html',
   'viewer.css': 'viewer.css',
+  'list.js': 'list.js',
   'viewer.js': 'viewer.js',
   'openseadragon.min.js': 'openseadragon/openseadragon.min.js',
 }
@@ -43,6 +44,10 @@ _HEADERS = {
   'X-Content-Type-Options': 'nosniff',
   'Cache-Control': 'no-store',  # Slides are patients'.
 }
+_NOTHING = (
+  'Nothing is here. Open the whole address that the command printed: the list'
+  ' of slides is behind its last slash.'
+)
 _NUMBER = r'(\d{1,9})'
 _PLACE = rf'{_NUMBER}/{_NUMBER}_{_NUMBER}'
 _SECONDS = 30  # For a request to arrive, however slowly it does.
@@ -63,6 +68,7 @@ class Server(server.ThreadingHTTPServer):
   Attributes:
     ids: slides with both a file and scores, by name.
     labels: their true classes, if known.
+    predictions: their probabilities by class, if known.
     view: opens a slide, or returns one that is open. A slide that makes way for
       others is closed when nobody reads it any more.
   """
@@ -74,8 +80,9 @@ class Server(server.ThreadingHTTPServer):
     files: Mapping[str, pathlib.Path],
     scores: Mapping[str, Mapping[int, pathlib.Path]],
     labels: Mapping[str, str],
+    predictions: Mapping[str, Mapping[str, float]],
     port: int = 0,
-    **options: float | None,
+    **options: float | pathlib.Path | None,
   ):
     """Opens the port, any free one if it is 0.
 
@@ -83,6 +90,7 @@ class Server(server.ThreadingHTTPServer):
       files: of slides, by id.
       scores: files of tile scores by slide and fold.
       labels: true classes by slide.
+      predictions: probabilities by slide and class.
       port: to listen on.
       **options: see `SlideView`.
 
@@ -96,7 +104,7 @@ class Server(server.ThreadingHTTPServer):
         f'None of {len(scores)} slides with scores has a file among'
         f' {len(files)} slides. Give --slides_dir.'
       )
-    self.labels = labels
+    self.labels, self.predictions = labels, predictions
     self.view = functools.lru_cache(_OPEN)(
       lambda slide: SlideView(files[slide], scores[slide], **options)
     )
@@ -139,7 +147,10 @@ class Server(server.ThreadingHTTPServer):
       page = importlib.resources.files('experiments.viewer') / 'page' / name
       return mimetypes.guess_type(name)[0], page.read_bytes()
     if path == 'slides':
-      return _json([{'id': i, 'label': self.labels.get(i)} for i in self.ids])
+      tables = {'label': self.labels, 'prob': self.predictions}
+      return _json(
+        [{'id': i} | {k: v.get(i) for k, v in tables.items()} for i in self.ids]
+      )
     # Decoded once, after the slashes were looked for; the id is then a key of
     # a table and never a part of a path.
     prefix, _, rest = path.partition('/')
@@ -169,6 +180,8 @@ _ROUTES: dict[str, Callable[..., Answer]] = {
     'image/png',
     view.heat(*at[:3], *map(int, at[3:])),
   ),
+  r'thumbnail\.jpg': lambda view: ('image/jpeg', view.thumbnail()),
+  rf'top/{_NUMBER}\.jpg': lambda view, i: ('image/jpeg', view.tile(int(i))),
   rf'at/{_NUMBER}_{_NUMBER}': lambda view, x, y: _json(view.at(int(x), int(y))),
 }
 
@@ -219,7 +232,7 @@ class _Handler(server.BaseHTTPRequestHandler):
       self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain=str(e))
       return
     if answer is None:
-      self.send_error(HTTPStatus.NOT_FOUND)
+      self.send_error(HTTPStatus.NOT_FOUND, explain=_NOTHING)
       return
     kind, content = answer
     self.send_response(HTTPStatus.OK)

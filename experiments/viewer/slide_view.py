@@ -1,6 +1,6 @@
 """Cuts a slide and its maps into the tiles of a deep-zoom pyramid."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import functools
 import io
 import math
@@ -12,15 +12,20 @@ import openslide
 from openslide import deepzoom
 from PIL import Image
 
-from data import slides
+from data import outlines, slides
+from data.labelled_tiles import TileError
 from data.slides import SlideError
 from experiments.maps import overlay, tile_scores
 
 _TILE = 254  # Pixels of a picture tile; with an overlap of 1, 256 are sent.
 _OVERLAP = 1
-_HEAT_TILE = 256
 _READ = 4096  # Longest side, in pixels, of what is read for one tile.
 _QUALITY = 80  # Of JPEG.
+_LARGEST = 256  # Longest side of what is sent.
+_SMALL = 7  # The last level that one tile always holds.
+_TOP = 8  # Tiles of a layer that the page leads to.
+_HATCH = (96, 96, 96, 255)  # Lines over tiles without a value,
+_EVERY = 8  # of 2 pixels in so many.
 _STEPS = 32  # Colours that a legend is drawn with.
 
 
@@ -39,6 +44,7 @@ class SlideView:
     *,
     tile_size: float | None = None,
     slide_mpp: float | None = None,
+    outlines_dir: pathlib.Path | None = None,
   ):
     """Opens a slide.
 
@@ -47,11 +53,13 @@ class SlideView:
       scores_paths: its scores by fold, see `tile_scores.find`.
       tile_size: see `tile_scores.read`.
       slide_mpp: um/px of a slide that does not state it.
+      outlines_dir: of what is known of the slides; by default `outlines` beside
+        their folder.
 
     Raises:
       SlideError: if the slide cannot be opened.
-      tile_scores.MapError: if its scores cannot be read, or are of a slide of
-        another size.
+      tile_scores.MapError: if its scores or outlines cannot be read, or are of
+        a slide of another size.
     """
     self.scores = tile_scores.read(scores_paths, tile_size)
     try:
@@ -64,6 +72,18 @@ class SlideView:
       self.mpp, _ = slides.pixel_size(*about, slide_mpp)
     except SlideError:
       self.mpp = None  # Then there is no scale bar.
+    folder = outlines_dir or path.absolute().parent.parent / 'outlines'
+    stem = folder / self.scores.slide
+    known = (stem.with_name(stem.name + end) for end in outlines.EXTENSIONS)
+    try:
+      self._rings = [
+        np.rint(ring.corners).astype(int).tolist()
+        for file in known
+        if file.exists()
+        for ring in outlines.read(file)
+      ]
+    except TileError as e:
+      raise tile_scores.MapError(str(e)) from e
     self._zoom = deepzoom.DeepZoomGenerator(self._slide, _TILE, _OVERLAP)
     self._boxes = overlay.boxes(self.scores)
     self._layers = {s: overlay.layers(self.scores, s) for s in overlay.SCALES}
@@ -76,7 +96,8 @@ class SlideView:
       wanted = 2 ** (top - level)
       stored = self._slide.get_best_level_for_downsample(wanted)
       downsample = wanted / self._slide.level_downsamples[stored]
-      if _TILE * downsample <= _READ:
+      side = min(_TILE, max(self._zoom.level_dimensions[level]))
+      if side * downsample <= _READ:
         return level
     return top
 
@@ -91,8 +112,9 @@ class SlideView:
       'min_level': self.min_level,
       'max_level': self._zoom.level_count - 1,
       'tile': {'size': _TILE, 'overlap': _OVERLAP},
-      'heat_tile': {'size': _HEAT_TILE, 'overlap': 0},
+      'heat_tile': {'size': _LARGEST, 'overlap': 0},
       'tiles': len(scores),
+      'outlines': self._rings,
       'folds': list(scores.folds),
       'predicted': scores.classes[scores.predicted],
       'classes': [
@@ -104,6 +126,10 @@ class SlideView:
       'layers': {
         scale: [
           {k: v for k, v in vars(layer).items() if k != 'values'}
+          | {
+            'top': self._top(layer),
+            'without': int(np.isnan(layer.values).sum()),
+          }
           for layer in of_scale.values()
         ]
         for scale, of_scale in self._layers.items()
@@ -125,12 +151,20 @@ class SlideView:
     if level < self.min_level:
       return None
     try:
-      tile = self._zoom.get_tile(level, (column, row))
+      return self._jpeg(self._zoom.get_tile, level, (column, row))
     except ValueError:  # As documented, of places that are not there.
       return None
-    except openslide.OpenSlideError as e:
-      raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
-    return _encode(tile, 'JPEG', quality=_QUALITY)
+
+  def thumbnail(self) -> bytes | None:
+    """Returns the whole slide as JPEG, None if too much had to be read.
+
+    Raises:
+      SlideError: see `picture`.
+    """
+    stored = self._slide.associated_images
+    if 'thumbnail' in stored:  # The scanner's own.
+      return self._jpeg(stored.__getitem__, 'thumbnail')
+    return self.picture(min(_SMALL, self._zoom.level_count - 1), 0, 0)
 
   def heat(
     self, scale: str, key: str, colours: str, level: int, column: int, row: int
@@ -144,14 +178,55 @@ class SlideView:
     ):
       return None
     width, height = self._zoom.level_dimensions[level]
-    x, y = column * _HEAT_TILE, row * _HEAT_TILE
+    x, y = column * _LARGEST, row * _LARGEST
     if x >= width or y >= height:
       return None
-    shape = min(_HEAT_TILE, height - y), min(_HEAT_TILE, width - x)
+    shape = min(_LARGEST, height - y), min(_LARGEST, width - x)
     factor = np.divide(self._slide.dimensions, (width, height))
-    painted = overlay.paint(self._boxes, layer.values, factor, shape, (x, y))
+    paint = lambda values: overlay.paint(
+      self._boxes, values, factor, shape, (x, y)
+    )
+    painted, empty = paint(layer.values), np.isnan(layer.values)
     image = layer.coloured(painted, overlay.colour_map(colours))
+    without = ~np.isnan(paint(np.where(empty, 0, np.nan))) & np.isnan(painted)
+    # They go on in the next picture, whose side is a multiple of _EVERY.
+    lines = np.add.outer(*map(np.arange, shape)) % _EVERY < 2
+    image[without & lines] = _HATCH
     return _encode(Image.fromarray(image), 'PNG', compress_level=3)
+
+  def tile(self, i: int) -> bytes | None:
+    """Returns the picture of a tile as JPEG, None if there is no such tile.
+
+    Raises:
+      SlideError: see `picture`.
+    """
+    if i >= len(self._boxes):
+      return None
+    left, top, right, bottom = map(int, self._boxes[i])
+    longest = max(right - left, bottom - top)
+    level = self._slide.get_best_level_for_downsample(longest / _LARGEST)
+    factor = self._slide.level_downsamples[level]
+    if longest / factor > _READ:
+      return None
+    size = [math.ceil(n / factor) for n in (right - left, bottom - top)]
+    return self._jpeg(self._slide.read_region, (left, top), level, size)
+
+  def _jpeg(self, read: Callable[..., Image.Image], *place: Any) -> bytes:
+    try:
+      image = read(*place)
+    except openslide.OpenSlideError as e:
+      raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
+    image.thumbnail((_LARGEST, _LARGEST))
+    return _encode(image.convert('RGB'), 'JPEG', quality=_QUALITY)
+
+  def _top(self, layer: overlay.Layer) -> list[dict[str, Any]]:
+    """Returns the tiles of the highest values, from the highest on."""
+    order = np.argsort(-layer.values, kind='stable')  # NaN are the last.
+    has = order[~np.isnan(layer.values[order])]
+    return [
+      {'tile': i, 'box': self._boxes[i].tolist(), 'value': layer.values[i]}
+      for i in has[:_TOP].tolist()
+    ]
 
   def at(self, x: int, y: int) -> dict[str, Any] | None:
     """Returns the tile over a level-0 pixel and its scores, None without one.

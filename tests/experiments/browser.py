@@ -1,17 +1,11 @@
-"""A page in a headless Chromium, driven through its debugging pipe."""
+"""A page in a headless Chromium, driven by Selenium."""
 
-import contextlib
-import fcntl
 import json
-import os
-import select
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.support.wait import WebDriverWait
 
 _NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 _FLAGS = (
@@ -23,66 +17,43 @@ _FLAGS = (
   '--no-first-run',
   '--hide-scrollbars',
   '--force-color-profile=srgb',
-  '--remote-debugging-pipe',
 )
-# The browser reads from descriptor 3 and writes to 4.
-_EXEC = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.dup2(int(sys.argv[2]), 4)
-os.execv(sys.argv[3], sys.argv[3:])
-"""
-_LOADS = 30  # Seconds that a page or an answer may take.
+_LOADS = 60  # Seconds that a page or an answer may take.
 
 
 class Page:
   """A page in a browser of its own profile; closes with its `with` block.
 
   Skips the test where no browser is installed.
+
+  Attributes:
+    driver: Selenium's, for clicks and keys.
   """
 
   def __init__(self, url):
     path = next(filter(None, map(shutil.which, _NAMES)), None)
-    if path is None:
-      pytest.skip('no Chromium on PATH (Debian: apt-get install chromium)')
-    self._profile = tempfile.mkdtemp(prefix='browser_')
-    self._in, write = os.pipe()  # The browser's answers.
-    read, self._out = os.pipe()  # Our commands.
-    pass_fds = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write)]
-    command = [path, *_FLAGS, f'--user-data-dir={self._profile}', 'about:blank']
-    self._process = subprocess.Popen(
-      [sys.executable, '-c', _EXEC, *map(str, pass_fds), *command],
-      pass_fds=pass_fds,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-      env={**os.environ, 'HOME': self._profile},
-    )
-    for fd in (read, write, *pass_fds):
-      os.close(fd)
-    self._rest, self._number, self._about, self._events = b'', 0, {}, []
-    target = self._send('Target.createTarget', url='about:blank')['targetId']
-    session = self._send('Target.attachToTarget', targetId=target, flatten=True)
-    self._about = {'sessionId': session['sessionId']}
-    for domain in ('Runtime', 'Network', 'Log'):
-      self._send(f'{domain}.enable')
+    driver = shutil.which('chromedriver')
+    if path is None or driver is None:
+      pytest.skip(
+        'no Chromium and chromedriver on PATH (Debian: apt-get install chromium'
+        ' chromium-driver)'
+      )
+    options = webdriver.ChromeOptions()
+    options.binary_location = path
+    logs = {'browser': 'ALL', 'performance': 'ALL'}
+    options.set_capability('goog:loggingPrefs', logs)
+    for flag in _FLAGS:
+      options.add_argument(flag)
+    self._logged, self._events = [], []
+    self.driver = webdriver.Chrome(options, webdriver.ChromeService(driver))
     self.resize(1280, 800)
-    self._events.clear()  # Those of the blank page.
-    self._send('Page.navigate', url=url)
-    self.wait_for("document.readyState === 'complete'")
+    self.driver.get(url)
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
-    with contextlib.suppress(OSError, AssertionError, TimeoutError):
-      self._about = {}
-      self._send('Browser.close')
-      self._process.wait(_LOADS)
-    self._process.kill()
-    self._process.wait()
-    os.close(self._in)
-    os.close(self._out)
-    shutil.rmtree(self._profile, ignore_errors=True)
+    self.driver.quit()
 
   @property
   def requests(self):
@@ -94,55 +65,31 @@ class Page:
   @property
   def problems(self):
     """Exceptions, messages of errors and loads that failed."""
-    self.evaluate('1')  # What happened before is in by then.
-    logged = [event['entry'] for event in self._of('Log.entryAdded')]
-    called = self._of('Runtime.consoleAPICalled')
+    self._logged += self.driver.get_log('browser')
     return [
-      *self._of('Runtime.exceptionThrown'),
-      *(e for e in called if e['type'] in ('error', 'assert', 'warning')),
-      *(e for e in logged if e['level'] in ('error', 'warning')),
+      *(e for e in self._logged if e['level'] in ('SEVERE', 'WARNING')),
       *self._of('Network.loadingFailed'),
     ]
 
   def evaluate(self, script):
     """Returns the value of a script."""
-    answer = self._send(
-      'Runtime.evaluate', expression=script, returnByValue=True
+    answer = self.driver.execute_cdp_cmd(
+      'Runtime.evaluate', {'expression': script, 'returnByValue': True}
     )
     assert 'exceptionDetails' not in answer, answer['exceptionDetails']
     return answer['result'].get('value')
 
   def wait_for(self, script):
     """Waits until a script is true."""
-    end = time.monotonic() + _LOADS
-    while not self.evaluate(script):
-      assert time.monotonic() < end, f'{script}; {self.problems}'
-      time.sleep(0.05)
+    wait = WebDriverWait(self.driver, _LOADS, 0.05)
+    wait.until(lambda _: self.evaluate(script), script)
 
   def resize(self, width, height):
     size = {'width': width, 'height': height, 'deviceScaleFactor': 1}
     name = 'Emulation.setDeviceMetricsOverride'
-    self._send(name, mobile=False, **size)
-
-  def _send(self, method, **params):
-    """Sends a command of the DevTools protocol; returns its result."""
-    self._number += 1
-    message = {'id': self._number, 'method': method, 'params': params}
-    os.write(self._out, json.dumps(message | self._about).encode() + b'\0')
-    while (answer := self._receive()).get('id') != self._number:
-      self._events.append(answer)
-    assert 'error' not in answer, f'{method}: {answer["error"]}'
-    return answer['result']
-
-  def _receive(self):
-    """Returns the next message, an event or an answer."""
-    while b'\0' not in self._rest:
-      ready = select.select([self._in], [], [], _LOADS)[0]
-      data = os.read(self._in, 1 << 20) if ready else b''
-      assert data, 'the browser does not answer'
-      self._rest += data
-    head, _, self._rest = self._rest.partition(b'\0')
-    return json.loads(head)
+    self.driver.execute_cdp_cmd(name, {'mobile': False, **size})
 
   def _of(self, method):
-    return [e['params'] for e in self._events if e.get('method') == method]
+    entries = self.driver.get_log('performance')
+    self._events += [json.loads(e['message'])['message'] for e in entries]
+    return [e['params'] for e in self._events if e['method'] == method]

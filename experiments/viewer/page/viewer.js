@@ -1,8 +1,6 @@
-// Shows a slide with a map over it. Addresses are relative: the page's own
-// holds the token that the server asks for.
+// Shows a slide with a map over it.
 'use strict';
 
-const $ = (selector) => document.querySelector(selector);
 const viewer = OpenSeadragon({
   element: $('#view'),
   drawer: 'canvas',
@@ -11,50 +9,17 @@ const viewer = OpenSeadragon({
   navigatorPosition: 'BOTTOM_RIGHT',
   navigatorBackground: '#fff',
   navigatorOpacity: 1,
+  navigatorAutoFade: false,
   maxZoomPixelRatio: 4,
   animationTime: 0.6,
   gestureSettingsMouse: {clickToZoom: false, dblClickToZoom: true},
 });
-let labels = {};  // True classes by slide.
 let slide = null;  // What the server says of the slide that is shown.
 let picture = null;  // Its image in the viewer,
 let heat = null;  // and that of its map.
-
-const address = (...parts) => parts.map(encodeURIComponent).join('/');
+let marks = [];  // Frames around the top tiles of the map,
+let pointed = null;  // and around the tile under the pointer.
 const base = () => address('slides', slide.id) + '/';
-
-async function ask(path) {
-  const answer = await fetch(path);
-  if (!answer.ok) throw new Error(await answer.text());
-  return answer.json();
-}
-
-function tell(fault) {
-  $('#fault').textContent = fault.message;
-  $('#fault').hidden = false;
-}
-
-// Runs what may fail, one after the other: of two choices in a row the later
-// one stays. What failed is told until the next choice.
-let turn = Promise.resolve();
-function inTurn(work) {
-  turn = turn.then(() => {
-    $('#fault').hidden = true;
-    return work();
-  }).catch(tell);
-}
-
-function fill(table, rows) {
-  table.replaceChildren(...rows.map(([name, value, style]) => {
-    const row = document.createElement('tr');
-    if (style) row.className = style;
-    for (const text of [name, value]) {
-      row.append(Object.assign(document.createElement('td'),
-        {textContent: text}));
-    }
-    return row;
-  }));
-}
 
 function choices(select, entries) {
   const before = select.value;
@@ -79,63 +44,83 @@ const add = (tileSource, options) => new Promise((resolve, reject) =>
     error: (event) => reject(new Error(event.message)),
   }));
 
-async function open(id) {
-  try {
-    slide = await ask(address('slides', id) + '/');
-  } catch (fault) {
-    if (slide) $('#slide').value = slide.id;  // It is still the one shown.
-    throw fault;
-  }
+// Empties the page before it asks: of a slide that fails nothing is shown.
+async function open({id, label}, at) {
+  if (id !== current) return;  // Another one is asked for.
   viewer.world.removeAll();
   viewer.clearOverlays();
-  heat = null;
-  const at = base();
-  picture = await add(source(slide.tile, (place) => `${at}tiles/${place}.jpg`),
+  slide = picture = heat = pointed = null;
+  marks = [];
+  for (const part of ['#facts', '#classes tbody', '#top', '#tile tbody']) {
+    $(part).replaceChildren();
+  }
+  ruler();
+  $('#name').textContent = document.title = id;
+  const number = found.findIndex((one) => one.id === id) + 1;
+  $('#place').textContent = `${number || '–'} of ${found.length}`;
+  $('#previous').disabled = !neighbour(-1);
+  $('#next').disabled = !neighbour(1);
+  slide = await ask(address('slides', id) + '/');
+  const tiles = base() + 'tiles/';
+  picture = await add(source(slide.tile, (place) => `${tiles}${place}.jpg`),
     {index: 0});
-  viewer.viewport.goHome(true);
+  describe(label);
+  choices($('#colours'), Object.keys(slide.colours).map((name) => [name, name]));
+  choices($('#layer'), slide.layers.absolute.map(({key, title}) => [key, title]));
+  // The probability of the predicted class, unless it is another score.
+  if ($('#layer').value.startsWith('probability')) $('#layer').selectedIndex = 0;
+  set(at);
+  outline();
+  await overlay();
+}
+
+function describe(label) {
+  const verdict = label === slide.predicted ? 'right' : 'WRONG';
+  const {without} = slide.layers.absolute[0];
   const facts = [
-    ['true class', labels[slide.id] ?? 'not known'],
+    ['true class', label ?? 'not known'],
     ['predicted', slide.predicted],
+    ...label ? [['that is', verdict]] : [],
     [slide.folds.length > 1 ? 'folds' : 'fold', slide.folds.join(', ')],
-    ['tiles', slide.tiles],
+    ['tiles', slide.tiles + (without ? `, ${without} dropped` : '')],
     ['size', `${slide.width} × ${slide.height} px`],
     ['resolution', slide.mpp ? `${+slide.mpp.toPrecision(4)} µm/px` : 'not known'],
   ];
   $('#facts').replaceChildren(...facts.flatMap(([name, value]) => [
-    Object.assign(document.createElement('dt'), {textContent: name}),
-    Object.assign(document.createElement('dd'), {textContent: value}),
+    make('dt', {textContent: name}),
+    make('dd', {textContent: value, className: value === verdict ? value : ''}),
   ]));
   fill($('#classes tbody'), slide.classes.map(({name, prob, sd}) => [
     name,
     prob.toFixed(3) + (slide.folds.length > 1 ? ` ± ${sd.toFixed(3)}` : ''),
     name === slide.predicted ? 'predicted' : '',
   ]));
-  choices($('#colours'), Object.keys(slide.colours).map((name) => [name, name]));
-  choices($('#layer'), slide.layers.absolute.map(({key, title}) => [key, title]));
-  $('#layer').selectedIndex = 0;  // The probability of the predicted class.
-  fill($('#tile tbody'), []);
-  document.title = slide.id;
-  history.replaceState(null, '', '#' + encodeURIComponent(slide.id));
-  await overlay();
-  ruler();
 }
 
 async function overlay() {
+  if (!picture) return;
   const scale = $('#scale').value, colours = $('#colours').value;
   const layer = slide.layers[scale].find(({key}) => key === $('#layer').value);
   const at = `${base()}heat/${address(scale, layer.key, colours)}/`;
   legend(layer, slide.colours[colours]);
+  highest(layer);
+  adapt();
   const before = heat;
   heat = await add(source(slide.heat_tile, (place) => `${at}${place}.png`),
     {opacity: opacity()});
   if (before) viewer.world.removeItem(before);
+  keep();
 }
 
 const opacity = () => $('#opacity').value / 100;
 
-function fade() {
+// Follows the opacity, and hides what lies above the map.
+function adapt() {
   $('#percent').textContent = `${$('#opacity').value} %`;
   if (heat) heat.setOpacity(opacity());
+  for (const name of ['outlines', 'marks']) {
+    $('#view').classList.toggle(`no-${name}`, !$(`#${name}`).checked);
+  }
 }
 
 function legend(layer, colours) {
@@ -146,87 +131,120 @@ function legend(layer, colours) {
     pen.fillStyle = `rgba(${r}, ${g}, ${b}, ${a / 255})`;
     pen.fillRect(i * step, 0, step, canvas.height);
   });
-  const {low, high, log, title} = layer;
+  const {key, low, high, log, title, without} = layer;
   const middle = log ? Math.sqrt(low * high) : (low + high) / 2;
   const ends = log ? ['≤ ', '', '≥ '] : ['', '', ''];
   [low, middle, high].forEach((value, i) => {
     $('#ticks').children[i].textContent = ends[i] + +value.toPrecision(3);
   });
-  $('#legend figcaption').textContent = title;
+  const why = key === 'disagreement' ? 'kept by fewer than two folds' : 'dropped';
+  $('#legend figcaption').textContent =
+    title + (without ? `; hatched: ${without} tiles ${why}` : '');
 }
 
-// A bar of 1, 2 or 5 times a power of ten micrometres.
+const rectangle = ([left, top, right, bottom], margin = 0) =>
+  picture.imageToViewportRectangle(left - margin, top - margin,
+    right - left + 2 * margin, bottom - top + 2 * margin);
+
+function frame(box, className, text = '') {
+  const mark = make('div', {className}, text && make('span', {}, text));
+  viewer.addOverlay(mark, rectangle(box));
+  return mark;
+}
+
+function highest(layer) {
+  for (const mark of marks) viewer.removeOverlay(mark);
+  marks = layer.top.map(({box}, i) => frame(box, 'mark', `${i + 1}`));
+  $('#top').replaceChildren(...layer.top.map(({tile, box, value}, i) => {
+    const look = () => viewer.viewport.fitBounds(
+      rectangle(box, box[2] - box[0]));
+    const src = `${base()}top/${tile}.jpg`, alt = `tile ${tile}`;
+    return make('li', {}, make('button', {onclick: look, title: alt},
+      make('img', {src, alt}), `${i + 1}: ${+value.toPrecision(3)}`));
+  }));
+}
+
+function outline() {
+  const none = !slide.outlines.length;
+  $('#outlines').parentElement.hidden = none;
+  if (none) return;
+  const svg = (tag, attributes) => {
+    const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    Object.entries(attributes).forEach((pair) => element.setAttribute(...pair));
+    return element;
+  };
+  const d = slide.outlines.map((ring) => `M${ring.join(' ')}Z`).join('');
+  const drawing = svg('svg', {
+    viewBox: `0 0 ${slide.width} ${slide.height}`, class: 'outlines',
+  });
+  drawing.append(svg('path', {d, class: 'below'}), svg('path', {d}));
+  viewer.addOverlay(drawing, picture.getBounds());
+}
+
+// Magnification, and a bar of 1, 2 or 5 times a power of ten micrometres.
 function ruler() {
-  const bar = $('#bar');
-  bar.hidden = !(slide && slide.mpp && picture);
-  if (bar.hidden) return;
-  const zoom = picture.viewportToImageZoom(viewer.viewport.getZoom(true));
+  $('#ruler').hidden = !picture;
+  if (!picture) return;
+  const zoom = zoomed(), bar = $('#bar');
+  bar.hidden = !slide.mpp;
+  // An objective of 10x gives 1 um/px.
+  $('#magnification').textContent = slide.mpp
+    ? `${+(10 * zoom / slide.mpp).toPrecision(2)}×`
+    : `${+(100 * zoom).toPrecision(2)} %`;
+  if (!slide.mpp) return;
   const micrometres = 150 * slide.mpp / zoom;
   const power = 10 ** Math.floor(Math.log10(micrometres));
   const length = [5, 2, 1].find((n) => n * power <= micrometres) * power;
   bar.style.width = `${length * zoom / slide.mpp}px`;
-  bar.firstElementChild.textContent =
-    length < 1000 ? `${length} µm` : `${length / 1000} mm`;
+  bar.textContent = length < 1000 ? `${length} µm` : `${length / 1000} mm`;
 }
 
 let asked = 0;
 async function point(event) {
   if (!picture) return;
-  const frame = $('#view').getBoundingClientRect();
+  const frameOf = $('#view').getBoundingClientRect();
   const spot = picture.viewerElementToImageCoordinates(new OpenSeadragon.Point(
-    event.clientX - frame.left, event.clientY - frame.top));
+    event.clientX - frameOf.left, event.clientY - frameOf.top));
   const [x, y] = [Math.floor(spot.x), Math.floor(spot.y)];
   const mine = ++asked;
   await new Promise((resolve) => setTimeout(resolve, 60));
-  if (mine !== asked) return;  // The pointer has moved on.
+  if (mine !== asked || !picture) return;  // The pointer has moved on.
   const inside = x >= 0 && y >= 0 && x < slide.width && y < slide.height;
   const tile = inside ? await ask(`${base()}at/${x}_${y}`) : null;
-  if (mine !== asked) return;
-  viewer.clearOverlays();
-  if (!tile) {
-    fill($('#tile tbody'), [['none', '']]);
-    return;
-  }
-  const [left, top, right, bottom] = tile.box;
-  const mark = document.createElement('div');
-  mark.className = 'pointed';
-  viewer.addOverlay(mark, picture.imageToViewportRectangle(
-    left, top, right - left, bottom - top));
-  fill($('#tile tbody'), [
+  if (mine !== asked || !picture) return;
+  if (pointed) viewer.removeOverlay(pointed);
+  pointed = tile && frame(tile.box, 'pointed');
+  fill($('#tile tbody'), !tile ? [['none', '']] : [
     ['tile', tile.tile],
-    ['place', `${left}, ${top}`],
+    ['place', `${tile.box[0]}, ${tile.box[1]}`],
     ['folds that keep it', `${tile.kept} of ${slide.folds.length}`],
     ...Object.entries(tile.scores).map(([title, value]) =>
       [title, value === null ? 'none' : value.toPrecision(3)]),
   ]);
 }
 
-async function begin() {
-  const slides = await ask('slides');
-  labels = Object.fromEntries(slides.map(({id, label}) => [id, label]));
-  choices($('#slide'), slides.map(({id, label}) =>
-    [id, label ? `${id} (${label})` : id]));
-  const wanted = decodeURIComponent(location.hash.slice(1));
-  if (slides.some(({id}) => id === wanted)) $('#slide').value = wanted;
-  fade();
-  await open($('#slide').value);
-}
-
-$('#slide').addEventListener('change', (event) =>
-  inTurn(() => open(event.target.value)));
 for (const name of ['#layer', '#scale', '#colours']) {
   $(name).addEventListener('change', () => inTurn(overlay));
 }
-$('#opacity').addEventListener('input', fade);
+for (const name of ['#outlines', '#marks', '#opacity']) {
+  $(name).addEventListener('input', adapt);
+  $(name).addEventListener('change', keep);
+}
 $('#in').addEventListener('click', () => viewer.viewport.zoomBy(1.6));
 $('#out').addEventListener('click', () => viewer.viewport.zoomBy(1 / 1.6));
 $('#home').addEventListener('click', () => viewer.viewport.goHome());
-$('#view').addEventListener('pointermove', (event) =>
-  point(event).catch(tell));
+for (const name of ['pointermove', 'pointerdown']) {  // A finger only taps.
+  $('#view').addEventListener(name, (event) => point(event).catch(tell));
+}
 viewer.addHandler('tile-load-failed', ({tiledImage, message}) => {
   if (tiledImage !== picture || /abort/i.test(message)) return;
   tell(new Error(`${slide.id}: parts of the slide cannot be read`));
 });
 viewer.addHandler('update-viewport', ruler);
 viewer.addHandler('resize', ruler);
-inTurn(begin);
+viewer.addHandler('animation-finish', keep);
+inTurn(async () => {
+  slides = (await ask('slides')).map(listed);
+  list();
+  route();
+});
