@@ -181,7 +181,7 @@ def test_what_reads_a_run_finds_its_plugin(run, week, unknown, capsys):
     Folder(week / name).read('predictions.csv')
     for name in ('of_run', 'of_file')
   ]
-  assert len(rows[0]) == 32
+  assert len(rows[0]) == 24
   for one, other in zip(*rows, strict=True):
     assert one['slide_id'] == other['slide_id']
     np.testing.assert_allclose(
