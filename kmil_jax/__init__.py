@@ -7,10 +7,12 @@
 See docs/library.md.
 """
 
+import importlib
 from typing import Any
 
 __version__ = '0.1.0'
 __all__ = [
+  'BagClassifier',
   'ModelSpec',
   'Predictions',
   'Recipe',
@@ -22,9 +24,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  """Imports the library where it is used: JAX takes a second."""
+  """Imports the library where it is used: JAX and scikit-learn take seconds."""
   if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  from kmil_jax import library, types
-
-  return getattr(types if name in ('ModelSpec', 'Recipe') else library, name)
+  home = 'estimator' if name == 'BagClassifier' else 'library'
+  return getattr(importlib.import_module(f'kmil_jax.{home}'), name)

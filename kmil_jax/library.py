@@ -17,6 +17,8 @@ from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import ModelSpec, Recipe, Store
 
+_OURS = frozenset(SPECS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
@@ -184,6 +186,11 @@ def load(
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   # Version 1 of the file calls them flags.
   options = config.get('options', config.get('flags', {}))
+  if 'plugin' in config and options.get('model') not in SPECS:
+    raise ValueError(
+      f'{folder}: model {options.get("model")!r} is unknown. Import the module'
+      f' that registers it first: {config["plugin"]}.'
+    )
   if options.get('model') not in SPECS:
     raise ValueError(
       f'{folder}: these are no models of bags. Give a folder of'
@@ -214,14 +221,16 @@ def load(
 def register(name: str, spec: ModelSpec) -> None:
   """Adds a bag model of your own, which `fit` then knows in this process.
 
+  Registered again, as by a cell that is run again, it replaces the former one.
+
   Args:
     name: for `model=`.
     spec: its Flax module of one bag and its loss; see `types.ModelSpec`.
 
   Raises:
-    ValueError: if there is a model of this name.
+    ValueError: if the name is that of a model of this library.
   """
-  if name in SPECS:
+  if name in _OURS:
     raise ValueError(f'There is a model {name!r} already. Choose another name.')
   SPECS[name] = spec
 

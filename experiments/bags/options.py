@@ -18,14 +18,14 @@ from kmil_jax import folds, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
 from kmil_jax.types import Recipe
 
-# Models that options are for, by the flag --model.
-_CHOOSING = {'model': tuple(m for m in SPECS if SPECS[m].chooser)}
-_DTFD = {'model': tuple(m for m in SPECS if m.startswith('dtfd'))}
+# Models that options are for, by the flag --model; plugins may add some.
+_CHOOSING = {'model': lambda: [m for m in SPECS if SPECS[m].chooser]}
+_DTFD = {'model': lambda: [m for m in SPECS if m.startswith('dtfd')]}
 _RANKING = _DTFD | {'distill': dtfd.RANKING}
 # What a recipe has, and a flag may change.
 _OF_RECIPE = ('epochs', 'learning_rate', 'weight_decay', 'select')
 _DUAL = {
-  'model': tuple(m for m in SPECS if SPECS[m].loss is losses.dual_stream)
+  'model': lambda: [m for m in SPECS if SPECS[m].loss is losses.dual_stream]
 }
 
 
@@ -33,7 +33,7 @@ _DUAL = {
 class Model:
   """The model."""
 
-  model: str = field('kmil', 'Model to train.', choices=sorted(SPECS))
+  model: str = field('kmil', 'Model to train.', choices=SPECS)
   drop_fraction: float = field(
     0.1,
     'Share of the instances of a slide that KMIL drops, to three decimals.',
@@ -322,7 +322,7 @@ def settings(model: Model, training: Training, seed: int) -> folds.Settings:
     raise OptionError(
       f'--drop_fraction={model.drop_fraction} must be a number of thousandths.'
     )
-  ranks = model.model in _DTFD['model'] and model.distill in dtfd.RANKING
+  ranks = model.model in _DTFD['model']() and model.distill in dtfd.RANKING
   if ranks and model.total_instances < model.pseudo_bags:
     raise OptionError(
       f'--total_instances={model.total_instances} must be at least'

@@ -222,7 +222,8 @@ def _function(reference: str, precision: str) -> Encoder:
   except (ImportError, AttributeError) as error:
     raise EncoderError(
       f'--weights={reference} cannot be imported ({error}). Give'
-      ' module:function of a module in this folder or on PYTHONPATH.'
+      ' module:function of a module in this folder or on PYTHONPATH, or of the'
+      ' file that --plugin names.'
     ) from error
   normalise = network('resnet50').normalise
   return Encoder(

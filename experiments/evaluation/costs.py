@@ -25,7 +25,7 @@ class Slide:
   width: int = field(1024, 'Features of each instance.', least=1)
   num_classes: int = field(5, 'Classes.', least=2)
 
-  def costs(self, names: Iterable[str] = tuple(SPECS)) -> dict[str, Cost]:
+  def costs(self, names: Iterable[str] = SPECS) -> dict[str, Cost]:
     """Measures entries of SPECS on the default device, by name."""
     measured = {}
     for name in names:

@@ -14,7 +14,7 @@ and may be None. A tuple is written with commas between its values. A subclass
 for a script in which a field has no effect makes it `fixed`.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import pathlib
@@ -60,11 +60,12 @@ class About:
       default.
     least: the smallest value, of every value of a tuple.
     most: the largest one.
-    choices: all values there are.
+    choices: all values there are; a table that grows, as of models, may be
+      given itself.
     result: False if results do not depend on it, as on the place of a cache.
     only: other flags by name, and the values of them with which this one has an
-      effect; True for any value but None, False for None. Given otherwise, it
-      is refused.
+      effect, or a function that returns them; True for any value but None,
+      False for None. Given otherwise, it is refused.
     remote: whether a path may be a URL, of what is only read.
     positional: whether it has no flag: a tuple of all that is not a flag.
     fixed: whether it has no flag: it is in config.json alone.
@@ -74,7 +75,7 @@ class About:
   flag: str
   least: float | None = None
   most: float | None = None
-  choices: Sequence[Any] = ()
+  choices: Collection[Any] = ()
   result: bool = True
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   remote: bool = False
@@ -357,6 +358,7 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
     if name not in values:  # The script has no such flag.
       continue
     value = values[name].value
+    wanted = wanted() if callable(wanted) else wanted
     if isinstance(wanted, bool):
       if wanted and not value:
         raise OptionError(f'--{option.flag} requires --{name}. Give both.')

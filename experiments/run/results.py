@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from data.files import free_space, replacing
-from experiments.run import options
+from experiments.run import options, plugins
 from kmil_jax import checksums, parallel
 
 CONFIG = 'config.json'
@@ -50,6 +50,7 @@ _KIND = {
   'flags?': dict,  # Version 1 has them instead of options.
   'decides?': [str],
   'inputs': dict,
+  'plugin?': str,
   'made_by': [
     {'versions?': {'*': str}, 'commit?': (str, type(None)), 'command?': str}
   ],
@@ -79,13 +80,19 @@ class Config:
   inputs: Mapping[str, Any]  # hashes of labels, features and splits
   made_by: Sequence[Mapping[str, Any]]  # versions, commit, command
   cohort: Mapping[str, Any]  # what users of the models need to know of it
+  plugin: str | None = None  # that registered the model, see `plugins`
 
   def options(self, *classes: type) -> list[Any]:
     """Returns the options, an instance of each class of the script.
 
+    Their plugin is imported, unless this command was given one.
+
     Raises:
-      OptionError: if one is unknown, or its value is not one that it takes.
+      OptionError: if one is unknown, or its value is not one that it takes, or
+        the plugin is not there.
     """
+    if self.plugin and not plugins.given:
+      plugins.load(self.plugin, f'{self.path}: plugin {self.plugin}')
     return options.from_json(self.values, classes, str(self.path))
 
 
@@ -218,9 +225,8 @@ class Folder:
     if not fits(_KIND, held):
       raise ResultsError(f'{path} is no record of a run. Give another folder.')
     values = held.get('options' if 'version' in held else 'flags', {})
-    return Config(
-      path, values, held['inputs'], held['made_by'], held.get('cohort', {})
-    )
+    rest = held['inputs'], held['made_by'], held.get('cohort', {})
+    return Config(path, values, *rest, held.get('plugin'))
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -288,6 +294,8 @@ def record(
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
+  if plugins.given:
+    content['plugin'] = plugins.given
 
   def write():
     content['made_by'] = [_made_by()]

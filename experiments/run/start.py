@@ -24,7 +24,7 @@ import warnings
 
 from absl import logging
 
-from experiments.run import faults, options, results
+from experiments.run import faults, options, plugins, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
@@ -133,9 +133,9 @@ def script(
 ) -> Callable[..., None]:
   """Returns a main function that reads the options of `run` and calls it.
 
-  The processes of a pod are joined if it takes a `Machine`. Faults of the
-  user's input end the process with exit code 1 and a message without a
-  traceback.
+  Every script has --plugin. The processes of a pod are joined if it takes a
+  `Machine`. Faults of the user's input end the process with exit code 1 and a
+  message without a traceback.
 
   Args:
     run: the script. The annotations of its parameters are classes of options;
@@ -149,7 +149,7 @@ def script(
   """
   hints = typing.get_type_hints(run)
   hints.pop('return', None)
-  classes = tuple(hints.values())
+  classes = (*hints.values(), plugins.Plugin)
 
   def main(argv: Sequence[str] | None = None) -> None:
     usage = sys.modules[run.__module__].__doc__
@@ -157,9 +157,10 @@ def script(
     warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
     if argv is None:
       faults.prepare()
-    cache = Cache()
+    argv, cache = sys.argv if argv is None else argv, Cache()
     try:
-      given = options.parse(sys.argv if argv is None else argv, classes, usage)
+      plugins.begin(argv)
+      *given, _ = options.parse(argv, classes, usage)
       for name in parallel.use_own_numerics():
         print(f'note: {name} is ignored: models compute in float32')
       for cache in (one for one in given if isinstance(one, Cache)):

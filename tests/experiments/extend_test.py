@@ -22,7 +22,6 @@ import my_reader
 import numpy as np
 import kmil_jax
 from experiments import breast_carcinoma, extract, predict
-import my_kmil
 from experiments import kmil
 from experiments.evaluation import figures
 from experiments.reporting import page
@@ -38,7 +37,8 @@ np.save('auroc.npy', model.metrics(resamples=10)['auroc'][0])
 
 figures.draw = page.write = lambda *_: None  # Looked at by others.
 kmil.main([
-  *('', '--model=abmil_smooth', '--csv_path=labels.csv'),
+  *('', '--plugin=my_loss.py', '--model=abmil_smooth'),
+  '--csv_path=labels.csv',
   *('--features_dir=features', '--k=3', '--fold=0', '--epochs=1'),
 ])
 extract.main([
@@ -119,6 +119,7 @@ def test_a_model_of_one_file_learns(tree):
 def test_a_loss_is_an_option_of_scripts(tree):
   trained = Folder(tree / 'results/abmil_smooth_origin_s2023')
   assert trained.config().values['model'] == 'abmil_smooth'
+  assert trained.config().plugin == str(tree / 'my_loss.py')
   assert len(trained.read('predictions.csv')) == 4
   predicted = Folder(tree / 'results/predicted').read('predictions.csv')
   assert len(predicted) == 12

@@ -112,9 +112,13 @@ def test_the_formula_is_what_the_layers_do(
   assert cost.multiply_adds(ours, n, width) == expected
 
 
-def test_an_architecture_without_a_formula_is_refused():
-  with pytest.raises(NotImplementedError, match='Dense'):
-    cost.multiply_adds(nn.Dense(3), 10, 10)
+def test_without_a_formula_every_weight_sees_every_instance():
+  class Sum(nn.Module):
+    @nn.compact
+    def __call__(self, x, mask, *, train):
+      return nn.Dense(3)(x).sum(0)
+
+  assert cost.multiply_adds(Sum(), 7, 10) == 7 * 10 * 3
 
 
 def test_products_count_twice_and_a_loops_body_once():

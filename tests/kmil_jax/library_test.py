@@ -11,6 +11,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from sklearn import base, exceptions
 
 import data
 from data import features, tiff
@@ -189,9 +190,40 @@ def test_what_cannot_be_trained_is_named(change, message):
     kmil_jax.fit(arguments.pop('bags'), labels, **arguments)
 
 
-def test_a_name_is_registered_once():
+def test_an_estimator_is_one_to_scikit_learn(shown):
+  assert shown['scores'].shape == (2,) and shown['scores'].min() > 0.8
+  made = kmil_jax.BagClassifier('abmil', folds=4, recipe=shown['recipe'])
+  copy = base.clone(made).set_params(folds=3)
+  wanted = {'model': 'abmil', 'seed': 2023, 'recipe': shown['recipe']}
+  assert copy.get_params() == wanted | {'folds': 3}
+  assert made.get_params()['folds'] == 4 and base.is_classifier(copy)
+  bags, labels = shown['bags'], shown['labels']
+  with pytest.raises(exceptions.NotFittedError):
+    copy.predict_proba(bags)
+  fitted = copy.fit(bags, labels, groups=shown['patients'])
+  assert fitted is copy and copy.classes_.tolist() == ['benign', 'tumour']
+  p = copy.trained_.predictions
+  assert p.patient.tolist() == shown['patients'] and set(p.fold) == {0, 1, 2}
+  prob = copy.predict_proba(bags)
+  np.testing.assert_array_equal(
+    copy.predict(bags) == 'tumour', prob[:, 1] > prob[:, 0]
+  )
+  assert copy.score(bags, labels) > 0.9
+
+
+def test_a_name_of_the_library_is_not_registered_again():
   with pytest.raises(ValueError, match="a model 'kmil' already"):
     kmil_jax.register('kmil', None)
+
+
+def test_a_cell_that_registers_may_be_run_again():
+  spec = SPECS['abmil']
+  try:
+    kmil_jax.register('again', spec)
+    kmil_jax.register('again', dataclasses.replace(spec, paper='new'))
+    assert SPECS['again'].paper == 'new'
+  finally:
+    del SPECS['again']
 
 
 def test_importing_takes_neither_jax_nor_tensorflow():
@@ -199,7 +231,8 @@ def test_importing_takes_neither_jax_nor_tensorflow():
     'import sys, kmil_jax\n'
     "assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
     'kmil_jax.fit\n'
-    "assert not {'tensorflow', 'openslide', 'data'} & set(sys.modules)"
+    "banned = {'tensorflow', 'openslide', 'data', 'sklearn'}\n"
+    'assert not banned & set(sys.modules)'
   )
   done = subprocess.run(
     [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
