@@ -3,7 +3,7 @@
   python -m experiments.kmil --plugin=clam_sb.py --model=clam_sb
 
 It is imported before the other flags are read, so that they know its models.
-config.json names it, and what reads the run's options imports it again.
+config.json names it, and what uses the run asks for it.
 """
 
 import argparse
@@ -24,8 +24,7 @@ class Plugin:
   plugin: str | None = free(
     None,
     'Python module or file to import first, which registers a model'
-    ' (kmil_jax.register) or holds an encoder for --weights=module:function.'
-    ' Of --run, it is by default the one that the run was trained with.',
+    ' (kmil_jax.register) or holds an encoder for --weights=module:function.',
   )
 
 

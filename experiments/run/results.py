@@ -85,14 +85,16 @@ class Config:
   def options(self, *classes: type) -> list[Any]:
     """Returns the options, an instance of each class of the script.
 
-    Their plugin is imported, unless this command was given one.
-
     Raises:
-      OptionError: if one is unknown, or its value is not one that it takes, or
-        the plugin is not there.
+      OptionError: if one is unknown, or its value is not one that it takes; or
+        if the run had a plugin, and this command was given none: a file that
+        is read runs no code by itself.
     """
     if self.plugin and not plugins.given:
-      plugins.load(self.plugin, f'{self.path}: plugin {self.plugin}')
+      raise options.OptionError(
+        f'{self.path}: the run was made with code of its own, which runs as'
+        f' you. If you trust it, give --plugin={self.plugin}'
+      )
     return options.from_json(self.values, classes, str(self.path))
 
 

@@ -45,10 +45,17 @@ extract.main([
   *('', '--slides_dir=slides', '--features_dir=encoded', '--tile_size=32'),
   *('--min_tissue=0', '--weights=my_encoder:encode'),
 ])
-predict.main([
+command = [
   *('', '--run=results/abmil_smooth_origin_s2023', '--features_dir=features'),
   *('--fold=0', '--exp_code=predicted'),
-])
+]
+try:
+  predict.main(command)
+except SystemExit as refused:
+  assert refused.code == 1, refused
+else:
+  raise AssertionError('config.json alone made code run')
+predict.main([*command, '--plugin=my_loss.py'])
 breast_carcinoma.main(['', '--tiles_dir=tiles', '--epochs=3', '--batch=8'])
 """
 
