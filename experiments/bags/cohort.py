@@ -11,7 +11,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data import labels as label_files, packed, slides, splits as split_files
+from data import (
+  labels as label_files,
+  packed,
+  slides,
+  splits as split_files,
+  tissue,
+)
 from data.cohort import CohortError, match
 from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of, free_space, memory, replacing
@@ -32,7 +38,8 @@ PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
 METASTATIC = 'metastatic'
 _TASKS = {'a': (0, 1, 2, 3, 4), 'b': (0, 1), 'c': (1, 2, 3, 4)}
 # What else a feature file says of its making.
-_STATED = ('precision', 'overlap', 'min_tissue', 'augment')
+_STATED = ('precision', 'overlap', 'min_tissue', 'min_focus', 'augment')
+_STATED += tissue.Rule._fields
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
 _RESIDENT_SHARE = 0.4

@@ -76,7 +76,7 @@ def extract(
     )
   count, done = len(cohort.paths), len(cohort.paths) - len(paths)
   print(
-    f'encoder {encoder.name}: {encoder.note}\n'
+    f'encoder {encoder.name}: {encoder.note}; {cohort.tiles}\n'
     f'{len(paths)} slides to encode, {done} done before',
     flush=True,
   )
@@ -153,9 +153,8 @@ def check(
   )
   print(
     f'{total} slides, {total - len(unread)} readable, {total - len(missing)}'
-    f' have features; at most {most} tiles of {cohort.tiles.tile_size} px at'
-    f' {cohort.tiles.tile_mpp:g} um/px to encode, by the area of the slides:'
-    f' {most * _WIDTH / 2**30:.1f} GiB of features'
+    f' have features; at most {most} {cohort.tiles} to encode, by the area of'
+    f' the slides: {most * _WIDTH / 2**30:.1f} GiB of features'
   )
   if (free := files.free_space(features_dir)) < most * _WIDTH:
     caught.append(
@@ -174,9 +173,8 @@ def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int | str:
         spans = size * slide.level_downsamples[level]
         corner = np.maximum((slide.width, slide.height) - spans, 0) // 2
         slide.read(*corner.astype(int).tolist(), level, *size.tolist())
-      if slide.slide_id in cohort.regions:
-        return len(cohort.grid(slide).coords)
-      return len(cohort.grid(slide, whole=True).coords)
+      whole = slide.slide_id not in cohort.regions
+      return len(cohort.grid(slide, whole=whole, blurred=True).coords)
   except slides.SlideError as error:
     return str(error)
   except Exception as error:  # Whatever it is, the other slides are looked at.

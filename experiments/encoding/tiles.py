@@ -1,6 +1,7 @@
 """Slides as tiles: all of them, or a sample."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -12,12 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import slides, tiling
+from data import slides, tiling, tissue
 from data.files import broken, first_of
 from experiments.run.check import gathered
-from experiments.run.options import field
+from experiments.run.options import OptionError, field
 
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
+# Columns of --tissue_csv: their bounds and units.
+_RULE = {
+  'saturation': (0, 1, ''),
+  'min_piece_mm2': (0, 1e4, ' mm2'),
+  'max_hole_mm2': (0, 1e4, ' mm2'),
+}
+# Attributes of features that were not made by default alone.
+SPECIAL = (*_RULE, 'tissue_csv', 'min_focus', 'regions')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +53,15 @@ class Tiles:
   """Tiles."""
 
   tile_size: int = field(256, 'Side of a tile in pixels.', least=32)
-  tile_mpp: float = field(
-    0.5, 'Micrometres per pixel of the tiles. 0.5 is called 20x.', least=1e-3
+  tile_mpp: float | None = field(
+    None, 'Micrometres per pixel of the tiles; by default 0.5.', least=1e-3
   )
+  magnification: float | None = field(
+    None,
+    'Another way to give --tile_mpp, 10 / magnification: 20 is 0.5 um/px.',
+    least=0.1,
+  )
+  overlap: int = field(0, 'Pixels that neighbouring tiles share.', least=0)
   min_tissue: float = field(
     0.5,
     'Least part of a tile that is tissue; 0 takes every tile.',
@@ -56,8 +71,43 @@ class Tiles:
   regions_dir: pathlib.Path | None = field(
     None,
     'Folder with <slide_id>.geojson (QuPath, contours_geojson of TRIDENT) or'
-    ' .xml (ASAP), level-0 pixels: of slides with such a file, take only tiles'
-    ' inside these outlines.',
+    ' .xml (ASAP), level-0 pixels: of slides with such a file, only tissue'
+    ' inside these outlines counts.',
+  )
+  regions_only: bool = field(
+    False,
+    'Count all that is inside the outlines, be it tissue or not.',
+    only={'regions_dir': True},
+  )
+  saturation: float | None = field(
+    None,
+    'Least saturation of tissue. By default it is chosen for each slide (Otsu),'
+    ' 0.06 to 0.14; less takes paler tissue.',
+    least=0,
+    most=1,
+  )
+  min_piece_mm2: float = field(
+    tissue.Rule().min_piece_mm2,
+    'Smaller pieces of tissue, in mm2, are left out.',
+    least=0,
+  )
+  max_hole_mm2: float = field(
+    tissue.Rule().max_hole_mm2,
+    'Holes in tissue up to this size, in mm2, are taken as tissue.',
+    least=0,
+  )
+  tissue_csv: pathlib.Path | None = field(
+    None,
+    'CSV with the columns slide_id,saturation,min_piece_mm2,max_hole_mm2: what'
+    ' is to hold of single slides in place of these flags. Empty cells, and'
+    ' slides that it does not name, are as the flags say.',
+  )
+  min_focus: float | None = field(
+    None,
+    'Leave out blurred tiles: those whose grey levels, 0 to 255, have a'
+    ' Laplacian of less variance. Try 10 to 100 with --preview. All tiles are'
+    ' read twice.',
+    least=0,
   )
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
@@ -75,22 +125,49 @@ class Tiles:
     most=2**32 - 1,
   )
 
+  def __post_init__(self):
+    mpp, power = self.tile_mpp, self.magnification
+    if mpp and power and abs(mpp * power / 10 - 1) > tiling.NATIVE:
+      raise OptionError(
+        f'--magnification={power:g} is {10 / power:.3g} um/px, not'
+        f' --tile_mpp={mpp:g}. Leave one of them out.'
+      )
+    if self.overlap >= self.tile_size:
+      raise OptionError(
+        f'--overlap={self.overlap} must be less than'
+        f' --tile_size={self.tile_size}.'
+      )
+
+  @property
+  def mpp(self) -> float:
+    """Returns um/px."""
+    return self.tile_mpp or 10 / (self.magnification or 20)
+
+  @property
+  def rule(self) -> tissue.Rule:
+    """Returns what is taken as tissue, unless a slide has its own."""
+    return tissue.Rule(*(getattr(self, name) for name in _RULE))
+
+  def __str__(self) -> str:
+    size = f'tiles of {self.tile_size} px at {self.mpp:g} um/px'
+    return f'{size} ({10 / self.mpp:.3g}x)'
+
 
 class SlideTiles:
   """The slides of a cohort, and how they are cut into tiles.
 
   Attributes:
     paths: as of `slides.list_slides`; made of a folder, all in it.
-    warnings: what may be wrong with the slides, scales and outlines.
+    warnings: what may be wrong with the slides, tables and outlines.
     tiles: how they are cut.
     scale: of slides that state none.
     mpp_of: of level 0 by slide id, whatever the slides state.
-    regions: outlines of what counts as tissue, by slide id; where there are
-      none, it is found.
+    regions: outlines of what counts as tissue, by slide id.
+    rules: of slides that have their own, by slide id.
 
   Raises:
-    SlideError: if the file of scales, or one of outlines, cannot be used, or
-      the folder holds no slides.
+    SlideError: if a table, or a file of outlines, cannot be used, or the folder
+      holds no slides.
   """
 
   def __init__(
@@ -100,20 +177,33 @@ class SlideTiles:
     scale: Scale = Scale(),
   ):
     self.tiles, self.scale = tiles, scale
-    self.warnings, self.mpp_of, self.regions = [], {}, {}
+    self.warnings, self.mpp_of, self.regions, self.rules = [], {}, {}, {}
     with gathered(self.warnings):
       if isinstance(paths, pathlib.Path):
         paths = slides.list_slides(paths)
       self.paths, ids = paths, set(map(slides.slide_id, paths))
       if scale.slide_mpp_csv:
         self.mpp_of = slides.read_mpp_csv(scale.slide_mpp_csv)
-        if absent := sorted(self.mpp_of.keys() - ids):
+      if tiles.tissue_csv:
+        numbers = slides.read_numbers(tiles.tissue_csv, _RULE)
+        self.rules = {s: tiles.rule._replace(**numbers[s]) for s in numbers}
+      for table, named in (
+        (scale.slide_mpp_csv, self.mpp_of),
+        (tiles.tissue_csv, self.rules),
+      ):
+        if absent := sorted(named.keys() - ids):
           warnings.warn(
-            f'{scale.slide_mpp_csv}: no slide files of {first_of(absent)}',
-            stacklevel=2,
+            f'{table}: no slide files of {first_of(absent)}', stacklevel=2
           )
       if tiles.regions_dir:
         self.regions = tiling.read_regions(tiles.regions_dir, ids)
+      for same in _copies(paths):
+        warnings.warn(
+          f'{first_of(same)} are one slide: the files are the same. Keep one, or'
+          ' give them one case_id: else a patient may be in two parts of a'
+          ' split.',
+          stacklevel=2,
+        )
 
   def open(self, path: pathlib.Path) -> slides.Slide:
     """Opens a slide at the scale that is meant."""
@@ -121,15 +211,47 @@ class SlideTiles:
     reader = self.tiles.reader
     return slides.Slide(path, self.scale.slide_mpp, mpp, reader=reader)
 
-  def grid(self, slide: slides.Slide, *, whole: bool = False) -> tiling.Grid:
-    """Returns where the tiles of a slide lie, with glass if it is `whole`."""
-    return tiling.tile_grid(
+  def tissue(self, slide_id: str) -> tiling.Tissue:
+    """Returns what counts as tissue of a slide."""
+    regions, tiles = self.regions.get(slide_id), self.tiles
+    # Of tiles that need no tissue, the outlines alone decide.
+    only = regions is not None and (tiles.regions_only or not tiles.min_tissue)
+    return tiling.Tissue(regions, only, self.rules.get(slide_id, tiles.rule))
+
+  def grid(
+    self, slide: slides.Slide, *, whole: bool = False, blurred: bool = False
+  ) -> tiling.Grid:
+    """Returns where the tiles of a slide lie.
+
+    Args:
+      slide: an open slide.
+      whole: whether glass and blurred tiles are taken, too.
+      blurred: whether blurred tiles are. If not, all tiles are read.
+
+    Raises:
+      SlideError: if there are none, or a tile cannot be read.
+    """
+    least = self.tiles.min_focus
+    grid = tiling.tile_grid(
       slide,
       tile_size=self.tiles.tile_size,
-      mpp=self.tiles.tile_mpp,
+      mpp=self.tiles.mpp,
       min_tissue=0 if whole else self.tiles.min_tissue,
-      regions=None if whole else self.regions.get(slide.slide_id),
+      overlap=self.tiles.overlap,
+      tissue=tiling.Tissue() if whole else self.tissue(slide.slide_id),
     )
+    if whole or blurred or least is None:
+      return grid
+    batches = self.read(slide, grid, 64)
+    focus = np.array([tissue.focus(tile) for some in batches for tile in some])
+    if focus.max() < least:
+      raise slides.SlideError(
+        f'{slide.path.name}: every tile is blurred: the sharpest has a focus of'
+        f' {focus.max():.3g}, below --min_focus={least:g}. Look at the slide,'
+        ' and lower --min_focus or leave the slide out.'
+      )
+    sharp, rest = grid.coords[focus >= least], grid.coords[focus < least]
+    return dataclasses.replace(grid, coords=sharp, blurred=rest)
 
   def read(
     self,
@@ -157,14 +279,26 @@ class SlideTiles:
     for corners, hole, polygon in self.regions.get(slide_id, ()):
       digest.update(bytes([hole]) + np.float64(corners).tobytes())
       digest.update(polygon.encode() * hole)
-    outlined = {'regions': digest.hexdigest()[:16]}
+    special = {  # Files without it were made by default.
+      name: value
+      for name, value in self.tiles.rule._asdict().items()
+      if value != getattr(tissue.Rule(), name)
+    }
+    if slide_id in self.rules:
+      special['tissue_csv'] = str(tuple(self.rules[slide_id]))
+    if slide_id in self.regions:
+      only = self.tissue(slide_id).regions_only
+      special['regions'] = '' if only else 'tissue in '
+      special['regions'] += digest.hexdigest()[:16]
+    if self.tiles.min_focus is not None:
+      special['min_focus'] = float(self.tiles.min_focus)
     return {
       'patch_size': self.tiles.tile_size,
-      'mpp': float(self.tiles.tile_mpp),
-      'overlap': 0,
+      'mpp': float(self.tiles.mpp),
+      'overlap': self.tiles.overlap,
       'min_tissue': float(self.tiles.min_tissue),
       'augment': f'stain {self.tiles.seed}' if self.tiles.augment else 'none',
-    } | (outlined if slide_id in self.regions else {})
+    } | special
 
   def differences(
     self,
@@ -186,7 +320,7 @@ class SlideTiles:
     if digest is not None and not gone and digest != slides.digest(path):
       return [f'{file}: was made of another slide of this name than {path}']
     name, source = file.stem, attributes.get('level0_mpp_source')
-    wanted = {**encoder, 'regions': None, **self.attributes(name)}
+    wanted = {**encoder, **dict.fromkeys(SPECIAL), **self.attributes(name)}
     if name in self.mpp_of or source == 'mpp_csv':
       wanted['level0_mpp'] = self.mpp_of.get(name)
     elif source == 'default_mpp':
@@ -236,9 +370,19 @@ def _changed(tiles: jax.Array, seed: int, place: jax.Array) -> jax.Array:
   return jnp.round(255 * changed).astype(jnp.uint8)
 
 
+def _copies(paths: Sequence[pathlib.Path]) -> list[list[str]]:
+  """Returns the names of files that are the same, each group of them."""
+  names = {}
+  for path in sorted(set(paths)):
+    with contextlib.suppress(OSError):  # It is named when it is opened.
+      names.setdefault(slides.digest(path), []).append(path.name)
+  return [same for same in names.values() if len(same) > 1]
+
+
 def few(grid: tiling.Grid, most: int) -> tiling.Grid:
   """Returns at most so many tiles, evenly spaced, of a grid."""
-  rows = np.linspace(0, len(grid.coords) - 1, most).round()
+  count = len(grid.coords)
+  rows = np.linspace(0, count - 1, min(most, count)).round()
   coords = grid.coords[np.unique(rows.astype(int))]
   return dataclasses.replace(grid, coords=coords)
 
