@@ -1,7 +1,7 @@
 """Finds whole-slide images and reads pixels at a known physical scale."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import functools
@@ -139,7 +139,9 @@ class Slide:
       ) from error
     # OpenSlide ends the process if there is no memory for one of its tiles.
     for level in range(handle.level_count):
-      names = [f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')]
+      names = [
+        f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')
+      ]
       width, height = (int(handle.properties.get(name, 0)) for name in names)
       if 4 * width * height > _LARGEST_TILE:
         handle.close()
@@ -539,31 +541,35 @@ def read_mpp_csv(path: Path | str) -> dict[str, float]:
 
   A table of labels may have the column, mpp.
   """
-  numbers = read_numbers(path, {'mpp': (*MPP_RANGE, ' um/px')})
-  return {slide: row['mpp'] for slide, row in numbers.items()}
+  rows = read_numbers(path, ('mpp',), MPP_RANGE, ' um/px')
+  return {slide: row['mpp'] for slide, row in rows.items()}
 
 
 def read_numbers(
-  path: Path | str, columns: Mapping[str, tuple[float, float, str]]
+  path: Path | str,
+  columns: Sequence[str],
+  bounds: tuple[float, float] = (0, math.inf),
+  unit: str = '',
 ) -> dict[str, dict[str, float]]:
   """Returns numbers by slide id and column, as a user gives them.
 
   Args:
     path: CSV with the column slide_id and these; others are ignored, and so are
       empty cells.
-    columns: of each the least and the largest number, and the unit.
+    columns: of the numbers.
+    bounds: the least and the largest that they may be.
+    unit: of the bounds, for messages.
 
   Raises:
     SlideError: if the file cannot be read, or naming all wrong rows.
   """
-  numbers, faults = {}, []
+  numbers, faults, (low, high) = {}, [], bounds
   for line, row in files.read_csv(path, ('slide_id', *columns), SlideError):
     slide = row['slide_id']
     for name in filter(row.get, columns):
-      value, (low, high, unit) = _number(row, name), columns[name]
+      value, given = _number(row, name), f'{name} {row[name]!r}'
       if not low <= value <= high:
-        bounds = f'{low:g} to {high:g}{unit}'
-        faults.append(f'row {line}: {name} {row[name]!r}, not {bounds}')
+        faults.append(f'row {line}: {given}, not {low:g} to {high:g}{unit}')
       elif not slide:
         faults.append(f'row {line}: empty slide_id')
       elif numbers.setdefault(slide, {}).setdefault(name, value) != value:

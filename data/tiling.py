@@ -15,7 +15,7 @@ from scipy import ndimage
 from data import files, outlines
 from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
-from data.tissue import Rule, tissue_mask
+from data.tissue import RULE, Rule, tissue_mask
 
 NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
 MAX_UPSAMPLING = 2.0  # Beyond it a tile would be mostly interpolation.
@@ -35,7 +35,7 @@ class Tissue:
 
   regions: Sequence[outlines.Ring] | None = None
   regions_only: bool = False
-  rule: Rule = Rule()
+  rule: Rule = RULE
 
   def mask(self, slide: Slide, mpp: float = MASK_MPP) -> np.ndarray:
     """Returns True on tissue, bool [H, W], at about `mpp` um/px."""
@@ -47,6 +47,9 @@ class Tissue:
       scale = slide.width / mask.shape[1]
       mask &= outlines.rasterise(self.regions, mask.shape, scale)
     return mask
+
+
+FOUND = Tissue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Grid:
       the level is within 1 % of `mpp` and is not resampled.
     effective_mpp: um/px of the tiles as delivered: `mpp` if they are resampled,
       else the level's own scale.
-    blurred: corners of tiles that were left out for their blur.
+    blurred: corners of tiles that are left out for their blur.
   """
 
   coords: np.ndarray
@@ -79,7 +82,7 @@ class Grid:
   size_level0: int
   footprint: float
   effective_mpp: float
-  blurred: np.ndarray = np.empty((0, 2), np.int32)
+  blurred: np.ndarray
 
 
 def tile_grid(
@@ -89,7 +92,7 @@ def tile_grid(
   mpp: float = 0.5,
   min_tissue: float = 0.5,
   overlap: int = 0,
-  tissue: Tissue = Tissue(),
+  tissue: Tissue = FOUND,
 ) -> Grid:
   """Returns the tiles of a slide that hold tissue.
 
@@ -123,19 +126,18 @@ def tile_grid(
     outlines.warn_of_beyond(slide.path.name, regions, size)
     inside = outlines.covered(regions, grid.coords, grid.size_level0)
     source = f'of its {len(regions)} outlines'
-    advice = 'Outlines are in level-0 pixels: look at them over the slide'
   part = inside
   if min_tissue > 0 and not (regions and tissue.regions_only):
     mask = tissue.mask(slide, min(MASK_MPP, grid.size_level0 * slide.mpp / 4))
     part = tissue_part(mask, slide, grid.coords, grid.size_level0)
-    within = f' within its {len(regions)} outlines' if regions else ''
-    source = f'{mask.mean():.1%} of the slide looks like tissue{within} and'
-    advice = 'Look at the slide, and lower --min_tissue or leave the slide out'
+    source = f'{mask.mean():.1%} of the slide looks like tissue and'
   enough = (inside > 0) & (part >= min_tissue)
   if not enough.any():
     raise SlideError(
       f'{slide.path.name}: no tissue: {source} the fullest tile has'
-      f' {part.max():.0%}, below --min_tissue={min_tissue:g}. {advice}.'
+      f' {part.max():.0%}, below --min_tissue={min_tissue:g}. Look'
+      ' at the slide, and at its outlines if it has any, which are in level-0'
+      ' pixels. Lower --min_tissue or leave the slide out.'
     )
   return dataclasses.replace(grid, coords=grid.coords[enough])
 
@@ -173,6 +175,7 @@ def _lattice(slide: Slide, tile_size: int, mpp: float, overlap: int) -> Grid:
     size_level0=size_level0,
     footprint=footprint,
     effective_mpp=slide.mpp * factor if native else mpp,
+    blurred=np.empty((0, 2), np.int32),
   )
 
 

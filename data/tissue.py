@@ -24,9 +24,10 @@ class Rule(NamedTuple):
   max_hole_mm2: float = 0.01  # Smaller holes are part of what is around them.
 
 
-def tissue_mask(
-  image: np.ndarray, mpp: float, rule: Rule = Rule()
-) -> np.ndarray:
+RULE = Rule()
+
+
+def tissue_mask(image: np.ndarray, mpp: float, rule: Rule = RULE) -> np.ndarray:
   """Returns True where an overview shows stained tissue, bool [H, W].
 
   Tissue is what is more saturated than Otsu's threshold (Otsu, "A threshold

@@ -1,10 +1,7 @@
 """Pictures of what is taken as tissue and where the tiles lie."""
 
-from collections.abc import Iterable
-from concurrent import futures
 import dataclasses
 import functools
-import json
 import pathlib
 
 import numpy as np
@@ -14,17 +11,19 @@ import shapely
 
 from data import features, outlines, slides
 from data.files import replacing
-from data.tiling import Grid
 from experiments.encoding.tiles import SlideTiles, few
-from experiments.run import progress
 
 _PICTURE = 1000  # Pixels of the longer side.
 _SHOWN = 8  # Tiles at full size, below the slide.
 _GAP = 8  # Pixels between them.
 _TISSUE_COLOUR = (0, 140, 60)
 _TILE_COLOUR = (30, 60, 220)
-_SHOWN_COLOUR = (230, 90, 0)
-_BLURRED_COLOUR = (130, 130, 130)
+_COLOURS = (130, 130, 130), _TILE_COLOUR, (230, 90, 0)  # Blurred, all, shown.
+_NO_TILES = np.empty((0, 2))
+_SHAPES = '{"type": "FeatureCollection", "features": [\n%s\n]}\n'
+_SHAPE = (
+  '{"type": "Feature", "properties": {"objectType": "%s"}, "geometry": %s}'
+)
 
 
 def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
@@ -41,7 +40,7 @@ def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
     kinds = [folder / f'{file.stem}{kind}' for kind in ('.png', '.geojson')]
     if file.exists() and min(map(written, kinds)) >= written(file):
       continue
-    bag, coords, side = None, np.empty((0, 2)), 0
+    coords, side = _NO_TILES, 0
     if file.exists():
       bag = features.read(file)
       coords, side = bag.coords, bag.attributes['patch_size_level0']
@@ -50,7 +49,7 @@ def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
         drawing, tissue = _draw(cohort, slide)
         _frame(drawing, slide, coords, side, _TILE_COLOUR)
     except slides.SlideError as error:
-      if bag:  # Its coarse levels, which the tiles did without.
+      if side:  # Its coarse levels, which the tiles did without.
         print(f'warning: no picture of {error}')
       continue
     _write(folder, file.stem, drawing, tissue, coords, side)
@@ -67,55 +66,46 @@ def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
   Returns:
     By slide that would fail the reason.
   """
-  folder, failures, grids = features_dir / 'previews', {}, []
-  with futures.ThreadPoolExecutor(cohort.tiles.threads) as pool:
-    sheets = pool.map(functools.partial(_sheet, cohort, folder), cohort.paths)
-    count = len(cohort.paths)
-    sheets = progress.bar(sheets, total=count, desc='slides', unit='slide')
-    for path, result in zip(cohort.paths, sheets, strict=True):
-      if isinstance(result, str):
-        failures[slides.slide_id(path)] = result
-      else:
-        grids.append(result)
-  taken, blurred = (
-    sum(len(getattr(grid, which)) for grid in grids)
-    for which in ('coords', 'blurred')
+  folder = features_dir / 'previews'
+  sheets = cohort.each(functools.partial(_sheet, cohort, folder))
+  counts = [tiles for tiles in sheets.values() if not isinstance(tiles, str)]
+  taken, blurred = np.sum([(0, 0), *counts], 0)
+  print(
+    f'{folder}: {taken} tiles of {len(counts)} slides; {cohort.summary}'
+    + f'; {blurred} blurred ones are left out' * bool(blurred)
   )
-  left_out = f'; {blurred} blurred ones are left out' if blurred else ''
-  print(f'{folder}: {taken} {cohort.tiles} of {len(grids)} slides{left_out}')
-  return failures
+  return {
+    slides.slide_id(path): tiles
+    for path, tiles in sheets.items()
+    if isinstance(tiles, str)
+  }
 
 
 def _sheet(
   cohort: SlideTiles, folder: pathlib.Path, path: pathlib.Path
-) -> Grid | str:
-  """Writes a contact sheet; returns the tiles, or why there are none."""
-  try:
-    with cohort.open(path) as slide:
-      sheet, tissue = _draw(cohort, slide)
-      coords, side = np.empty((0, 2)), 0
-      try:
-        result = grid = cohort.grid(slide)
-        coords, side = grid.coords, grid.size_level0
-        blurred = dataclasses.replace(grid, coords=grid.blurred)
-        shown = few(grid, _SHOWN)
-        for part, colour in (
-          (blurred, _BLURRED_COLOUR),
-          (grid, _TILE_COLOUR),
-          (shown, _SHOWN_COLOUR),
-        ):
-          _frame(sheet, slide, part.coords, side, colour)
-        for part in (shown, few(blurred, _SHOWN)):
-          for tiles in cohort.read(slide, part, _SHOWN):
-            sheet = _with_tiles(sheet, tiles)
-      except slides.SlideError as error:
-        result = str(error)
-    _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
-    return result
-  except slides.SlideError as error:
-    return str(error)
-  except Exception as error:  # Whatever it is, the other slides are shown.
-    return f'{path.name}: {type(error).__name__}: {error}'
+) -> tuple[int, int] | str:
+  """Writes a contact sheet; returns how many tiles, or why there are none.
+
+  With them, how many are left out for their blur.
+  """
+  with cohort.open(path) as slide:
+    sheet, tissue = _draw(cohort, slide)
+    coords, side = _NO_TILES, 0
+    try:
+      grid = cohort.grid(slide)
+      coords, side = grid.coords, grid.size_level0
+      blurred = dataclasses.replace(grid, coords=grid.blurred)
+      shown = few(grid, _SHOWN)
+      for part, colour in zip((blurred, grid, shown), _COLOURS, strict=True):
+        _frame(sheet, slide, part.coords, side, colour)
+      for part in (shown, few(blurred, _SHOWN)):
+        for tiles in cohort.read(slide, part, _SHOWN):
+          sheet = _with_tiles(sheet, tiles)
+      result = len(coords), len(grid.blurred)
+    except slides.SlideError as error:
+      result = str(error)
+  _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
+  return result
 
 
 def _draw(
@@ -136,7 +126,7 @@ def _write(
   folder: pathlib.Path,
   slide_id: str,
   picture: Image.Image,
-  tissue: Iterable[shapely.Polygon],
+  tissue: list[shapely.Polygon],
   coords: np.ndarray,
   side: float,
 ) -> None:
@@ -145,21 +135,15 @@ def _write(
   The tissue, tissue/<slide_id>.geojson, is what `tiling.read_regions` takes.
   """
   tiles = shapely.box(*np.transpose(coords), *np.transpose(coords + side))
-  for path, kind, name, shapes in (
-    (folder / f'tissue/{slide_id}.geojson', 'annotation', 'tissue', tissue),
-    (folder / f'{slide_id}.geojson', 'detection', 'tile', tiles),
+  for path, kind, shapes in (
+    (folder / f'tissue/{slide_id}.geojson', 'annotation', tissue),
+    (folder / f'{slide_id}.geojson', 'detection', tiles),
   ):
-    found = [
-      {
-        'type': 'Feature',
-        'geometry': shapely.geometry.mapping(shape),
-        'properties': {'objectType': kind, 'name': f'{name} {i}'},
-      }
-      for i, shape in enumerate(shapes)
-    ]
+    lines = ',\n'.join(
+      _SHAPE % (kind, text) for text in shapely.to_geojson(shapes)
+    )
     with replacing(path) as part:
-      text = json.dumps({'type': 'FeatureCollection', 'features': found})
-      part.write_text(text)
+      part.write_text(_SHAPES % lines)
   with replacing(folder / f'{slide_id}.png') as part:
     picture.save(part, format='png')
 

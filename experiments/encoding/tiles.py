@@ -1,6 +1,7 @@
 """Slides as tiles: all of them, or a sample."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import hashlib
@@ -15,18 +16,11 @@ import numpy as np
 
 from data import slides, tiling, tissue
 from data.files import broken, first_of
+from experiments.run import progress
 from experiments.run.check import gathered
 from experiments.run.options import OptionError, field
 
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
-# Columns of --tissue_csv: their bounds and units.
-_RULE = {
-  'saturation': (0, 1, ''),
-  'min_piece_mm2': (0, 1e4, ' mm2'),
-  'max_hole_mm2': (0, 1e4, ' mm2'),
-}
-# Attributes of features that were not made by default alone.
-SPECIAL = (*_RULE, 'tissue_csv', 'min_focus', 'regions')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +51,7 @@ class Tiles:
     None, 'Micrometres per pixel of the tiles; by default 0.5.', least=1e-3
   )
   magnification: float | None = field(
-    None,
-    'Another way to give --tile_mpp, 10 / magnification: 20 is 0.5 um/px.',
-    least=0.1,
+    None, 'In place of --tile_mpp: 20 is 0.5 um/px, 40 is 0.25.', least=0.1
   )
   overlap: int = field(0, 'Pixels that neighbouring tiles share.', least=0)
   min_tissue: float = field(
@@ -75,39 +67,24 @@ class Tiles:
     ' inside these outlines counts.',
   )
   regions_only: bool = field(
-    False,
-    'Count all that is inside the outlines, be it tissue or not.',
-    only={'regions_dir': True},
+    False, 'Take all inside them, tissue or not.', only={'regions_dir': True}
   )
   saturation: float | None = field(
-    None,
-    'Least saturation of tissue. By default it is chosen for each slide (Otsu),'
-    ' 0.06 to 0.14; less takes paler tissue.',
-    least=0,
-    most=1,
+    None, 'Least saturation of tissue, 0 to 1; by default by Otsu.', least=0
   )
   min_piece_mm2: float = field(
-    tissue.Rule().min_piece_mm2,
-    'Smaller pieces of tissue, in mm2, are left out.',
-    least=0,
+    0.005, 'Leave out pieces of tissue smaller than this, in mm2.', least=0
   )
   max_hole_mm2: float = field(
-    tissue.Rule().max_hole_mm2,
-    'Holes in tissue up to this size, in mm2, are taken as tissue.',
-    least=0,
+    0.01, 'Take smaller holes in tissue, in mm2, as tissue.', least=0
   )
   tissue_csv: pathlib.Path | None = field(
     None,
-    'CSV with the columns slide_id,saturation,min_piece_mm2,max_hole_mm2: what'
-    ' is to hold of single slides in place of these flags. Empty cells, and'
-    ' slides that it does not name, are as the flags say.',
+    'CSV with the columns slide_id,saturation,min_piece_mm2,max_hole_mm2, which'
+    ' hold for single slides in place of the flags. Cells may be empty.',
   )
-  min_focus: float | None = field(
-    None,
-    'Leave out blurred tiles: those whose grey levels, 0 to 255, have a'
-    ' Laplacian of less variance. Try 10 to 100 with --preview. All tiles are'
-    ' read twice.',
-    least=0,
+  min_focus: float = field(
+    0.0, 'Leave out tiles that are less sharp, see own_slides.md.', least=0
   )
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
@@ -129,28 +106,11 @@ class Tiles:
     mpp, power = self.tile_mpp, self.magnification
     if mpp and power and abs(mpp * power / 10 - 1) > tiling.NATIVE:
       raise OptionError(
-        f'--magnification={power:g} is {10 / power:.3g} um/px, not'
-        f' --tile_mpp={mpp:g}. Leave one of them out.'
+        f'--magnification={power:g} is --tile_mpp={10 / power:.3g}, not'
+        f' {mpp:g}. Leave one of them out.'
       )
     if self.overlap >= self.tile_size:
-      raise OptionError(
-        f'--overlap={self.overlap} must be less than'
-        f' --tile_size={self.tile_size}.'
-      )
-
-  @property
-  def mpp(self) -> float:
-    """Returns um/px."""
-    return self.tile_mpp or 10 / (self.magnification or 20)
-
-  @property
-  def rule(self) -> tissue.Rule:
-    """Returns what is taken as tissue, unless a slide has its own."""
-    return tissue.Rule(*(getattr(self, name) for name in _RULE))
-
-  def __str__(self) -> str:
-    size = f'tiles of {self.tile_size} px at {self.mpp:g} um/px'
-    return f'{size} ({10 / self.mpp:.3g}x)'
+      raise OptionError('--overlap must be less than --tile_size.')
 
 
 class SlideTiles:
@@ -160,10 +120,13 @@ class SlideTiles:
     paths: as of `slides.list_slides`; made of a folder, all in it.
     warnings: what may be wrong with the slides, tables and outlines.
     tiles: how they are cut.
+    mpp: of the tiles.
+    summary: of their size and scale.
     scale: of slides that state none.
     mpp_of: of level 0 by slide id, whatever the slides state.
     regions: outlines of what counts as tissue, by slide id.
-    rules: of slides that have their own, by slide id.
+    rule: what is found as tissue.
+    rules: the same of slides that have their own, by slide id.
 
   Raises:
     SlideError: if a table, or a file of outlines, cannot be used, or the folder
@@ -178,6 +141,12 @@ class SlideTiles:
   ):
     self.tiles, self.scale = tiles, scale
     self.warnings, self.mpp_of, self.regions, self.rules = [], {}, {}, {}
+    self.mpp = tiles.tile_mpp or 10 / (tiles.magnification or 20)
+    power = f'{10 / self.mpp:.3g}x'
+    self.summary = (
+      f'tiles of {tiles.tile_size} px at {self.mpp:g} um/px ({power})'
+    )
+    self.rule = tissue.Rule(*(getattr(tiles, n) for n in tissue.Rule._fields))
     with gathered(self.warnings):
       if isinstance(paths, pathlib.Path):
         paths = slides.list_slides(paths)
@@ -185,23 +154,24 @@ class SlideTiles:
       if scale.slide_mpp_csv:
         self.mpp_of = slides.read_mpp_csv(scale.slide_mpp_csv)
       if tiles.tissue_csv:
-        numbers = slides.read_numbers(tiles.tissue_csv, _RULE)
-        self.rules = {s: tiles.rule._replace(**numbers[s]) for s in numbers}
-      for table, named in (
-        (scale.slide_mpp_csv, self.mpp_of),
-        (tiles.tissue_csv, self.rules),
-      ):
+        rows = slides.read_numbers(tiles.tissue_csv, tissue.Rule._fields)
+        self.rules = {s: self.rule._replace(**rows[s]) for s in rows}
+      tables = {scale.slide_mpp_csv: self.mpp_of, tiles.tissue_csv: self.rules}
+      for table, named in tables.items():
         if absent := sorted(named.keys() - ids):
           warnings.warn(
             f'{table}: no slide files of {first_of(absent)}', stacklevel=2
           )
       if tiles.regions_dir:
         self.regions = tiling.read_regions(tiles.regions_dir, ids)
-      for same in _copies(paths):
+      names = {}
+      for path in sorted(set(paths)):
+        with contextlib.suppress(OSError):  # It is named when it is opened.
+          names.setdefault(slides.digest(path), []).append(path.name)
+      for same in filter(lambda same: len(same) > 1, names.values()):
         warnings.warn(
-          f'{first_of(same)} are one slide: the files are the same. Keep one, or'
-          ' give them one case_id: else a patient may be in two parts of a'
-          ' split.',
+          f'{first_of(same)} are the same slide. Keep one, or give them one'
+          ' case_id: else a patient may be in two parts of a split.',
           stacklevel=2,
         )
 
@@ -211,47 +181,62 @@ class SlideTiles:
     reader = self.tiles.reader
     return slides.Slide(path, self.scale.slide_mpp, mpp, reader=reader)
 
+  def each(
+    self, function: Callable[[pathlib.Path], Any]
+  ) -> dict[pathlib.Path, Any]:
+    """Returns what a function returns of each slide, or why it failed.
+
+    Args:
+      function: of a path; threads call it, and a bar shows.
+    """
+
+    def returned(path: pathlib.Path) -> Any:
+      try:
+        return function(path)
+      except slides.SlideError as error:
+        return str(error)
+      except Exception as error:  # Whatever it is, the other slides go on.
+        return f'{path.name}: {type(error).__name__}: {error}'
+
+    about = {'total': len(self.paths), 'desc': 'slides', 'unit': 'slide'}
+    with futures.ThreadPoolExecutor(self.tiles.threads) as pool:
+      results = progress.bar(pool.map(returned, self.paths), **about)
+      return dict(zip(self.paths, results, strict=True))
+
   def tissue(self, slide_id: str) -> tiling.Tissue:
     """Returns what counts as tissue of a slide."""
     regions, tiles = self.regions.get(slide_id), self.tiles
     # Of tiles that need no tissue, the outlines alone decide.
-    only = regions is not None and (tiles.regions_only or not tiles.min_tissue)
-    return tiling.Tissue(regions, only, self.rules.get(slide_id, tiles.rule))
+    only = tiles.regions_only or not tiles.min_tissue
+    return tiling.Tissue(regions, only, self.rules.get(slide_id, self.rule))
 
-  def grid(
-    self, slide: slides.Slide, *, whole: bool = False, blurred: bool = False
-  ) -> tiling.Grid:
-    """Returns where the tiles of a slide lie.
-
-    Args:
-      slide: an open slide.
-      whole: whether glass and blurred tiles are taken, too.
-      blurred: whether blurred tiles are. If not, all tiles are read.
+  def grid(self, slide: slides.Slide, *, whole: bool = False) -> tiling.Grid:
+    """Returns where the tiles of a slide lie, with glass if it is `whole`.
 
     Raises:
-      SlideError: if there are none, or a tile cannot be read.
+      SlideError: if there are none, or one has to be read for its focus and
+        cannot be.
     """
     least = self.tiles.min_focus
     grid = tiling.tile_grid(
       slide,
       tile_size=self.tiles.tile_size,
-      mpp=self.tiles.mpp,
+      mpp=self.mpp,
       min_tissue=0 if whole else self.tiles.min_tissue,
       overlap=self.tiles.overlap,
-      tissue=tiling.Tissue() if whole else self.tissue(slide.slide_id),
+      tissue=tiling.FOUND if whole else self.tissue(slide.slide_id),
     )
-    if whole or blurred or least is None:
+    if whole or not least:
       return grid
     batches = self.read(slide, grid, 64)
     focus = np.array([tissue.focus(tile) for some in batches for tile in some])
     if focus.max() < least:
       raise slides.SlideError(
-        f'{slide.path.name}: every tile is blurred: the sharpest has a focus of'
-        f' {focus.max():.3g}, below --min_focus={least:g}. Look at the slide,'
-        ' and lower --min_focus or leave the slide out.'
+        f'{slide.path.name}: all tiles are blurred, of {focus.max():.3g} at'
+        f' most. Lower --min_focus={least:g} or leave the slide out.'
       )
-    sharp, rest = grid.coords[focus >= least], grid.coords[focus < least]
-    return dataclasses.replace(grid, coords=sharp, blurred=rest)
+    sharp, blurred = grid.coords[focus >= least], grid.coords[focus < least]
+    return dataclasses.replace(grid, coords=sharp, blurred=blurred)
 
   def read(
     self,
@@ -274,31 +259,29 @@ class SlideTiles:
       place += batch
 
   def attributes(self, slide_id: str) -> dict[str, Any]:
-    """Returns what features of a slide's tiles say of their making."""
-    digest = hashlib.sha256()
-    for corners, hole, polygon in self.regions.get(slide_id, ()):
+    """Returns what features of a slide's tiles say of their making.
+
+    None is not said: it is as by default, and older files say nothing of it.
+    """
+    digest, tiles = hashlib.sha256(), self.tiles
+    rings, own = self.regions.get(slide_id), self.rules.get(slide_id)
+    for corners, hole, polygon in rings or ():
       digest.update(bytes([hole]) + np.float64(corners).tobytes())
       digest.update(polygon.encode() * hole)
-    special = {  # Files without it were made by default.
-      name: value
-      for name, value in self.tiles.rule._asdict().items()
-      if value != getattr(tissue.Rule(), name)
-    }
-    if slide_id in self.rules:
-      special['tissue_csv'] = str(tuple(self.rules[slide_id]))
-    if slide_id in self.regions:
-      only = self.tissue(slide_id).regions_only
-      special['regions'] = '' if only else 'tissue in '
-      special['regions'] += digest.hexdigest()[:16]
-    if self.tiles.min_focus is not None:
-      special['min_focus'] = float(self.tiles.min_focus)
+    within = '' if self.tissue(slide_id).regions_only else 'tissue in '
+    default = tissue.RULE._asdict().items()
     return {
-      'patch_size': self.tiles.tile_size,
-      'mpp': float(self.tiles.mpp),
-      'overlap': self.tiles.overlap,
-      'min_tissue': float(self.tiles.min_tissue),
-      'augment': f'stain {self.tiles.seed}' if self.tiles.augment else 'none',
-    } | special
+      'patch_size': tiles.tile_size,
+      'mpp': float(self.mpp),
+      'overlap': tiles.overlap,
+      'min_tissue': float(tiles.min_tissue),
+      'augment': f'stain {tiles.seed}' if tiles.augment else 'none',
+      'regions': rings and within + digest.hexdigest()[:16],
+      'min_focus': tiles.min_focus or None,
+      **dict.fromkeys(self.rule._fields),
+      **dict(self.rule._asdict().items() - default),
+      'tissue_csv': own and str(tuple(own)),
+    }
 
   def differences(
     self,
@@ -320,7 +303,7 @@ class SlideTiles:
     if digest is not None and not gone and digest != slides.digest(path):
       return [f'{file}: was made of another slide of this name than {path}']
     name, source = file.stem, attributes.get('level0_mpp_source')
-    wanted = {**encoder, **dict.fromkeys(SPECIAL), **self.attributes(name)}
+    wanted = {**encoder, **self.attributes(name)}
     if name in self.mpp_of or source == 'mpp_csv':
       wanted['level0_mpp'] = self.mpp_of.get(name)
     elif source == 'default_mpp':
@@ -368,15 +351,6 @@ def _changed(tiles: jax.Array, seed: int, place: jax.Array) -> jax.Array:
   key, policy = jax.random.key(seed), augment.PRESETS['stain']
   changed = augment.apply(tiles, key, place, policy)
   return jnp.round(255 * changed).astype(jnp.uint8)
-
-
-def _copies(paths: Sequence[pathlib.Path]) -> list[list[str]]:
-  """Returns the names of files that are the same, each group of them."""
-  names = {}
-  for path in sorted(set(paths)):
-    with contextlib.suppress(OSError):  # It is named when it is opened.
-      names.setdefault(slides.digest(path), []).append(path.name)
-  return [same for same in names.values() if len(same) > 1]
 
 
 def few(grid: tiling.Grid, most: int) -> tiling.Grid:

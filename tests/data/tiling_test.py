@@ -10,7 +10,7 @@ import pytest
 from data import tiff, tiling
 from data.outlines import Ring
 from data.slides import Slide, SlideError
-from data.tiling import read_tile, tile_grid, tissue_part
+from data.tiling import Tissue, read_tile, tile_grid, tissue_part
 
 
 def pattern(x, y):
@@ -178,7 +178,11 @@ def test_outlines_take_the_place_of_tissue(slide_at):
 
     def corners(min_tissue):
       grid = tile_grid(
-        slide, tile_size=50, mpp=1.0, min_tissue=min_tissue, regions=rings
+        slide,
+        tile_size=50,
+        mpp=1.0,
+        min_tissue=min_tissue,
+        tissue=Tissue(rings, regions_only=True),
       )
       return grid.coords.tolist()
 
