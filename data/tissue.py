@@ -71,7 +71,7 @@ def focus(tile: np.ndarray) -> float:
   Args:
     tile: uint8 [S, S, 3].
   """
-  grey = np.asarray(Image.fromarray(tile).convert('L'), float)
+  grey = np.asarray(Image.fromarray(tile).convert('L'), np.float32)
   return float(ndimage.laplace(grey, mode='mirror').var())
 
 
