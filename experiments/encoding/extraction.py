@@ -139,22 +139,19 @@ def check(
   missing, faults = _survey(cohort, features_dir, encoder)
   caught = [*cohort.warnings]
   with gathered(caught):
-    tiles = cohort.each(functools.partial(_most_tiles, cohort))
-  counts = {p: n for p, n in tiles.items() if not isinstance(n, str)}
-  unread = [fault for path, fault in tiles.items() if path not in counts]
-  most = sum(counts.get(path, 0) for path in missing)
+    counts, unread = cohort.each(functools.partial(_most_tiles, cohort))
+  total, most = len(cohort.paths), sum(counts.get(path, 0) for path in missing)
   print(
-    f'{len(tiles)} slides, {len(counts)} readable,'
-    f' {len(tiles) - len(missing)} have features; at most {most}'
-    f' {cohort.summary} to encode, by the area of the slides:'
-    f' {most * _WIDTH / 2**30:.1f} GiB of features'
+    f'{total} slides, {len(counts)} readable, {total - len(missing)} have'
+    f' features; at most {most} {cohort.summary} to encode, by the area of the'
+    f' slides: {most * _WIDTH / 2**30:.1f} GiB of features'
   )
   if (free := files.free_space(features_dir)) < most * _WIDTH:
     caught.append(
       f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
       f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
     )
-  Findings([*problems, *unread, *faults], caught).close()
+  Findings([*problems, *unread.values(), *faults], caught).close()
 
 
 def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int:

@@ -36,9 +36,9 @@ def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
   folder = features_dir / 'grids'
   for path in cohort.paths:
     file = features_dir / f'{slides.slide_id(path)}.h5'
+    picture = folder / f'{file.stem}.png'
     written = lambda path: path.stat().st_mtime_ns if path.exists() else -1
-    kinds = [folder / f'{file.stem}{kind}' for kind in ('.png', '.geojson')]
-    if file.exists() and min(map(written, kinds)) >= written(file):
+    if file.exists() and written(picture) >= written(file):
       continue
     coords, side = _NO_TILES, 0
     if file.exists():
@@ -67,27 +67,19 @@ def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
     By slide that would fail the reason.
   """
   folder = features_dir / 'previews'
-  sheets = cohort.each(functools.partial(_sheet, cohort, folder))
-  counts = [tiles for tiles in sheets.values() if not isinstance(tiles, str)]
-  taken, blurred = np.sum([(0, 0), *counts], 0)
+  counts, failures = cohort.each(functools.partial(_sheet, cohort, folder))
+  taken, blurred = np.sum([(0, 0), *counts.values()], 0)
   print(
     f'{folder}: {taken} tiles of {len(counts)} slides; {cohort.summary}'
     + f'; {blurred} blurred ones are left out' * bool(blurred)
   )
-  return {
-    slides.slide_id(path): tiles
-    for path, tiles in sheets.items()
-    if isinstance(tiles, str)
-  }
+  return {slides.slide_id(path): failures[path] for path in failures}
 
 
 def _sheet(
   cohort: SlideTiles, folder: pathlib.Path, path: pathlib.Path
-) -> tuple[int, int] | str:
-  """Writes a contact sheet; returns how many tiles, or why there are none.
-
-  With them, how many are left out for their blur.
-  """
+) -> tuple[int, int]:
+  """Writes a contact sheet; returns how many tiles are taken, and blurred."""
   with cohort.open(path) as slide:
     sheet, tissue = _draw(cohort, slide)
     coords, side = _NO_TILES, 0
@@ -101,11 +93,9 @@ def _sheet(
       for part in (shown, few(blurred, _SHOWN)):
         for tiles in cohort.read(slide, part, _SHOWN):
           sheet = _with_tiles(sheet, tiles)
-      result = len(coords), len(grid.blurred)
-    except slides.SlideError as error:
-      result = str(error)
-  _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
-  return result
+    finally:  # Without tiles, too.
+      _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
+  return len(coords), len(grid.blurred)
 
 
 def _draw(

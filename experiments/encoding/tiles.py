@@ -47,12 +47,8 @@ class Tiles:
   """Tiles."""
 
   tile_size: int = field(256, 'Side of a tile in pixels.', least=32)
-  tile_mpp: float | None = field(
-    None, 'Micrometres per pixel of the tiles; by default 0.5.', least=1e-3
-  )
-  magnification: float | None = field(
-    None, 'In place of --tile_mpp: 20 is 0.5 um/px, 40 is 0.25.', least=0.1
-  )
+  tile_mpp: float | None = field(None, 'um/px; by default 0.5.', least=1e-3)
+  magnification: float | None = field(None, '20 is 0.5 um/px.', least=0.1)
   overlap: int = field(0, 'Pixels that neighbouring tiles share.', least=0)
   min_tissue: float = field(
     0.5,
@@ -72,20 +68,14 @@ class Tiles:
   saturation: float | None = field(
     None, 'Least saturation of tissue, 0 to 1; by default by Otsu.', least=0
   )
-  min_piece_mm2: float = field(
-    0.005, 'Leave out pieces of tissue smaller than this, in mm2.', least=0
-  )
-  max_hole_mm2: float = field(
-    0.01, 'Take smaller holes in tissue, in mm2, as tissue.', least=0
-  )
+  min_piece_mm2: float = field(0.005, 'Smaller tissue is dust.', least=0)
+  max_hole_mm2: float = field(0.01, 'Smaller holes are tissue.', least=0)
   tissue_csv: pathlib.Path | None = field(
     None,
     'CSV with the columns slide_id,saturation,min_piece_mm2,max_hole_mm2, which'
     ' hold for single slides in place of the flags. Cells may be empty.',
   )
-  min_focus: float = field(
-    0.0, 'Leave out tiles that are less sharp, see own_slides.md.', least=0
-  )
+  min_focus: float = field(0.0, 'Leave out blurred tiles: try 100.', least=0)
   threads: int = field(os.cpu_count(), 'Threads that read tiles.', least=1)
   reader: str = field(
     'auto',
@@ -142,10 +132,8 @@ class SlideTiles:
     self.tiles, self.scale = tiles, scale
     self.warnings, self.mpp_of, self.regions, self.rules = [], {}, {}, {}
     self.mpp = tiles.tile_mpp or 10 / (tiles.magnification or 20)
-    power = f'{10 / self.mpp:.3g}x'
-    self.summary = (
-      f'tiles of {tiles.tile_size} px at {self.mpp:g} um/px ({power})'
-    )
+    self.summary = f'tiles of {tiles.tile_size} px at {self.mpp:g} um/px'
+    self.summary += f' ({10 / self.mpp:.3g}x)'
     self.rule = tissue.Rule(*(getattr(tiles, n) for n in tissue.Rule._fields))
     with gathered(self.warnings):
       if isinstance(paths, pathlib.Path):
@@ -164,16 +152,16 @@ class SlideTiles:
           )
       if tiles.regions_dir:
         self.regions = tiling.read_regions(tiles.regions_dir, ids)
-      names = {}
-      for path in sorted(set(paths)):
+      same = {}
+      for path in paths:
         with contextlib.suppress(OSError):  # It is named when it is opened.
-          names.setdefault(slides.digest(path), []).append(path.name)
-      for same in filter(lambda same: len(same) > 1, names.values()):
-        warnings.warn(
-          f'{first_of(same)} are the same slide. Keep one, or give them one'
-          ' case_id: else a patient may be in two parts of a split.',
-          stacklevel=2,
-        )
+          if path != (first := same.setdefault(slides.digest(path), path)):
+            warnings.warn(
+              f'{first.name} and {path.name} are the same slide. Keep one, or'
+              ' give them one case_id, so that no patient is in two parts of a'
+              ' split.',
+              stacklevel=2,
+            )
 
   def open(self, path: pathlib.Path) -> slides.Slide:
     """Opens a slide at the scale that is meant."""
@@ -181,27 +169,32 @@ class SlideTiles:
     reader = self.tiles.reader
     return slides.Slide(path, self.scale.slide_mpp, mpp, reader=reader)
 
-  def each(
-    self, function: Callable[[pathlib.Path], Any]
-  ) -> dict[pathlib.Path, Any]:
-    """Returns what a function returns of each slide, or why it failed.
+  def each(self, function: Callable) -> tuple[dict[pathlib.Path, Any], ...]:
+    """Returns a function's result of each slide's path, and why it failed.
 
     Args:
       function: of a path; threads call it, and a bar shows.
-    """
 
-    def returned(path: pathlib.Path) -> Any:
+    Returns:
+      The results, and of other slides the reasons, by path.
+    """
+    failures = {}
+
+    def result(path: pathlib.Path) -> Any:
       try:
         return function(path)
       except slides.SlideError as error:
-        return str(error)
+        failures[path] = str(error)
       except Exception as error:  # Whatever it is, the other slides go on.
-        return f'{path.name}: {type(error).__name__}: {error}'
+        failures[path] = f'{path.name}: {type(error).__name__}: {error}'
 
     about = {'total': len(self.paths), 'desc': 'slides', 'unit': 'slide'}
     with futures.ThreadPoolExecutor(self.tiles.threads) as pool:
-      results = progress.bar(pool.map(returned, self.paths), **about)
-      return dict(zip(self.paths, results, strict=True))
+      results = progress.bar(pool.map(result, self.paths), **about)
+      results = dict(zip(self.paths, results, strict=True))
+    for path in failures:
+      del results[path]
+    return results, dict(sorted(failures.items()))
 
   def tissue(self, slide_id: str) -> tiling.Tissue:
     """Returns what counts as tissue of a slide."""
