@@ -216,6 +216,22 @@ def covered(
   return part
 
 
+def of_mask(mask: np.ndarray, size: tuple[int, int]) -> list[shapely.Polygon]:
+  """Returns the outlines of a mask, which `rasterise` gives back.
+
+  Args:
+    mask: bool [H, W], of a whole slide.
+    size: (width, height) of the slide, level-0 pixels.
+  """
+  # The ends of each row's runs, in turn.
+  y, x = np.nonzero(np.diff(np.pad(mask, ((0, 0), (1, 1)))))
+  runs = shapely.box(x[::2], y[::2], x[1::2], y[::2] + 1)
+  union = shapely.simplify(shapely.union_all(runs), 0)
+  scale = np.divide(size, mask.shape[::-1])
+  union = shapely.transform(union, lambda corners: (corners * scale).round())
+  return list(shapely.get_parts(shapely.orient_polygons(union)))
+
+
 def rasterise(
   rings: Sequence[Ring],
   shape: tuple[int, int],

@@ -1,7 +1,7 @@
 """Finds whole-slide images and reads pixels at a known physical scale."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import functools
@@ -537,28 +537,43 @@ def _number(properties: Mapping[str, str], key: str) -> float:
 
 
 def read_mpp_csv(path: Path | str) -> dict[str, float]:
-  """Returns um/px of level 0 by slide id, as a user gives them.
+  """Returns um/px of level 0 by slide id; see `read_numbers`.
+
+  A table of labels may have the column, mpp.
+  """
+  rows = read_numbers(path, ('mpp',), MPP_RANGE, ' um/px')
+  return {slide: row['mpp'] for slide, row in rows.items()}
+
+
+def read_numbers(
+  path: Path | str,
+  columns: Sequence[str],
+  bounds: tuple[float, float] = (0, math.inf),
+  unit: str = '',
+) -> dict[str, dict[str, float]]:
+  """Returns numbers by slide id and column, as a user gives them.
 
   Args:
-    path: CSV with the columns slide_id and mpp; others are ignored, and so are
-      rows without an mpp. A table of labels may have the column.
+    path: CSV with the column slide_id and these; others are ignored, and so are
+      empty cells.
+    columns: of the numbers.
+    bounds: the least and the largest that they may be.
+    unit: of the bounds, for messages.
 
   Raises:
     SlideError: if the file cannot be read, or naming all wrong rows.
   """
-  scales, faults = {}, []
-  low, high = MPP_RANGE
-  for line, row in files.read_csv(path, ('slide_id', 'mpp'), SlideError):
-    slide, text = row['slide_id'], row['mpp']
-    if not text:
-      continue
-    mpp = _number(row, 'mpp')
-    if not low <= mpp <= high:
-      faults.append(f'row {line}: mpp {text!r}, not {low:g} to {high:g} um/px')
-    elif not slide:
-      faults.append(f'row {line}: empty slide_id')
-    elif scales.setdefault(slide, mpp) != mpp:
-      faults.append(f'row {line}: slide {slide} has another mpp above')
+  numbers, faults, (low, high) = {}, [], bounds
+  for line, row in files.read_csv(path, ('slide_id', *columns), SlideError):
+    slide = row['slide_id']
+    for name in filter(row.get, columns):
+      value, given = _number(row, name), f'{name} {row[name]!r}'
+      if not low <= value <= high:
+        faults.append(f'row {line}: {given}, not {low:g} to {high:g}{unit}')
+      elif not slide:
+        faults.append(f'row {line}: empty slide_id')
+      elif numbers.setdefault(slide, {}).setdefault(name, value) != value:
+        faults.append(f'row {line}: slide {slide} has another {name} above')
   if faults:
     raise SlideError(f'{path}: ' + '; '.join(faults))
-  return scales
+  return numbers

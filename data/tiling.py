@@ -15,7 +15,7 @@ from scipy import ndimage
 from data import files, outlines
 from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
-from data.tissue import tissue_mask
+from data.tissue import RULE, Rule, tissue_mask
 
 NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
 MAX_UPSAMPLING = 2.0  # Beyond it a tile would be mostly interpolation.
@@ -24,11 +24,41 @@ MASK_MPP = 8.0  # um/px at which tissue is looked for.
 
 
 @dataclasses.dataclass(frozen=True)
+class Tissue:
+  """What counts as tissue of a slide.
+
+  Attributes:
+    regions: outlines, level-0 pixels; if given, nothing outside them counts.
+    regions_only: whether all inside them does.
+    rule: of what is found.
+  """
+
+  regions: Sequence[outlines.Ring] | None = None
+  regions_only: bool = False
+  rule: Rule = RULE
+
+  def mask(self, slide: Slide, mpp: float = MASK_MPP) -> np.ndarray:
+    """Returns True on tissue, bool [H, W], at about `mpp` um/px."""
+    image = slide.thumbnail(mpp)
+    mask = np.ones(image.shape[:2], bool)
+    if not (self.regions and self.regions_only):
+      mask = tissue_mask(image, mpp, self.rule)
+    if self.regions is not None:
+      scale = slide.width / mask.shape[1]
+      mask &= outlines.rasterise(self.regions, mask.shape, scale)
+    return mask
+
+
+FOUND = Tissue()
+
+
+@dataclasses.dataclass(frozen=True)
 class Grid:
   """Where the tiles of one slide lie and how they are read.
 
-  Tiles are upright squares on a lattice of `size_level0` level-0 pixels that
-  starts at (0, 0); those with enough tissue are kept, in row-major order.
+  Tiles are upright squares on a lattice that starts at (0, 0), of `size_level0`
+  level-0 pixels or less where they overlap; those with enough tissue are kept,
+  in row-major order.
 
   Attributes:
     coords: upper left corners in level-0 pixels (x, y), int32 [T, 2].
@@ -41,6 +71,7 @@ class Grid:
       the level is within 1 % of `mpp` and is not resampled.
     effective_mpp: um/px of the tiles as delivered: `mpp` if they are resampled,
       else the level's own scale.
+    blurred: corners of tiles that are left out for their blur.
   """
 
   coords: np.ndarray
@@ -51,6 +82,7 @@ class Grid:
   size_level0: int
   footprint: float
   effective_mpp: float
+  blurred: np.ndarray
 
 
 def tile_grid(
@@ -59,7 +91,8 @@ def tile_grid(
   tile_size: int = 256,
   mpp: float = 0.5,
   min_tissue: float = 0.5,
-  regions: Sequence[outlines.Ring] | None = None,
+  overlap: int = 0,
+  tissue: Tissue = FOUND,
 ) -> Grid:
   """Returns the tiles of a slide that hold tissue.
 
@@ -73,45 +106,43 @@ def tile_grid(
     mpp: um/px of the tiles; 0.5 is what scanners call 20x.
     min_tissue: least part of a tile's area that is tissue, 0 to 1; 0 takes
       every tile.
-    regions: outlines of what counts as tissue, level-0 pixels, in place of
-      finding it; no tile outside them is taken.
+    overlap: pixels that neighbours share.
+    tissue: what counts as such; no tile outside its outlines is taken.
 
   Raises:
     SlideError: if the slide is more than twice as coarse as `mpp`, smaller than
       a tile, or has no tile with enough tissue.
   """
-  grid = _lattice(slide, tile_size, mpp)
+  grid = _lattice(slide, tile_size, mpp, overlap)
   if not len(grid.coords):
     raise SlideError(
       f'{slide.path.name}: {slide.width} x {slide.height} px are smaller than '
       f'one tile of {tile_size} px at {mpp:g} um/px ({grid.size_level0} '
       'level-0 px). Ask for smaller tiles or leave the slide out.'
     )
+  regions, inside = tissue.regions, np.ones(len(grid.coords))
   if regions is not None:
     size = slide.width, slide.height
     outlines.warn_of_beyond(slide.path.name, regions, size)
-    part = outlines.covered(regions, grid.coords, grid.size_level0)
-    enough = (part > 0) & (part >= min_tissue)
+    inside = outlines.covered(regions, grid.coords, grid.size_level0)
     source = f'of its {len(regions)} outlines'
-    advice = 'outlines are in level-0 pixels: look at them over the slide'
-  elif min_tissue > 0:
-    mask_mpp = min(MASK_MPP, grid.size_level0 * slide.mpp / 4)
-    mask = tissue_mask(slide.thumbnail(mask_mpp), mask_mpp)
+  part = inside
+  if min_tissue > 0 and not (regions and tissue.regions_only):
+    mask = tissue.mask(slide, min(MASK_MPP, grid.size_level0 * slide.mpp / 4))
     part = tissue_part(mask, slide, grid.coords, grid.size_level0)
-    enough = part >= min_tissue
     source = f'{mask.mean():.1%} of the slide looks like tissue and'
-    advice = 'Look at the slide, and lower --min_tissue or leave the slide out'
-  else:
-    return grid
+  enough = (inside > 0) & (part >= min_tissue)
   if not enough.any():
     raise SlideError(
       f'{slide.path.name}: no tissue: {source} the fullest tile has'
-      f' {part.max():.0%}, below --min_tissue={min_tissue:g}. {advice}.'
+      f' {part.max():.0%}, below --min_tissue={min_tissue:g}. Look'
+      ' at the slide, and at its outlines if it has any, which are in level-0'
+      ' pixels. Lower --min_tissue or leave the slide out.'
     )
   return dataclasses.replace(grid, coords=grid.coords[enough])
 
 
-def _lattice(slide: Slide, tile_size: int, mpp: float) -> Grid:
+def _lattice(slide: Slide, tile_size: int, mpp: float, overlap: int) -> Grid:
   """Returns every tile whose pixels are all in the level."""
   downsample = mpp / slide.mpp
   if downsample * MAX_UPSAMPLING < 1 - NATIVE:
@@ -127,12 +158,13 @@ def _lattice(slide: Slide, tile_size: int, mpp: float) -> Grid:
   footprint = float(tile_size) if native else tile_size * scale
   level_size = math.ceil(footprint)
   size_level0 = max(1, round(footprint * factor))
+  step = max(1, round((1 - overlap / tile_size) * footprint * factor))
   axes = []
   for slide_pixels, level_pixels in zip(
     (slide.width, slide.height), slide.level_dimensions[level], strict=True
   ):
     last = min(slide_pixels - size_level0, (level_pixels - level_size) * factor)
-    axes.append(np.arange(0, math.floor(last) + 1, size_level0))
+    axes.append(np.arange(0, math.floor(last) + 1, step))
   x, y = np.meshgrid(*axes)
   return Grid(
     coords=np.stack([x.ravel(), y.ravel()], 1).astype(np.int32),
@@ -143,6 +175,7 @@ def _lattice(slide: Slide, tile_size: int, mpp: float) -> Grid:
     size_level0=size_level0,
     footprint=footprint,
     effective_mpp=slide.mpp * factor if native else mpp,
+    blurred=np.empty((0, 2), np.int32),
   )
 
 

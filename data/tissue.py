@@ -1,13 +1,14 @@
-"""Tells stained tissue from glass, pen ink and dark edges of a scan."""
+"""Tells stained tissue from glass, ink and dark edges of a scan, and blur."""
+
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 # Bounds of the saturation threshold. Otsu's threshold lies in the noise of a
 # slide without tissue, and between pale and dark tissue of one without glass.
 _SATURATION = (0.06, 0.14)
-_SPECK_UM2 = 5e3  # Smaller pieces are dust.
-_HOLE_UM2 = 1e4  # Smaller holes are part of the tissue around them.
 _INK_HALO_UM = 24.0  # Ink fades over about this distance.
 _LIGHTEST = 99  # Percentile of each channel that is the glass, if it is bright.
 _BRIGHT = 200
@@ -15,14 +16,25 @@ _SMOOTH_UM = 9.0  # Gaps between cells are narrower, fat cells are wider.
 _CLEAR = 0.9  # Transmission of every colour from which nothing is stained.
 
 
-def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
+class Rule(NamedTuple):
+  """What `tissue_mask` takes as tissue."""
+
+  saturation: float | None = None  # Least one, 0 to 1; by default Otsu's.
+  min_piece_mm2: float = 0.005  # Smaller pieces are dust.
+  max_hole_mm2: float = 0.01  # Smaller holes are part of what is around them.
+
+
+RULE = Rule()
+
+
+def tissue_mask(image: np.ndarray, mpp: float, rule: Rule = RULE) -> np.ndarray:
   """Returns True where an overview shows stained tissue, bool [H, W].
 
   Tissue is what is more saturated than Otsu's threshold (Otsu, "A threshold
   selection method from gray-level histograms", IEEE Trans. SMC 9, 1979) and is
   not ink. Colours are taken relative to the glass, so that a tint of the lamp
-  does not count. Pieces below 0.005 mm2 are dropped and holes below 0.01 mm2
-  are closed, except over ink.
+  does not count. Small pieces are dropped and small holes are closed, except
+  over ink.
 
   Made for haematoxylin and eosin: see `_ink` for what that excludes. Blood that
   is as red as ink may be lost.
@@ -30,6 +42,7 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
   Args:
     image: overview, uint8 [H, W, 3]; about 8 um/px shows enough.
     mpp: its um/px.
+    rule: in place of Otsu's threshold, and what is small.
   """
   smooth = ndimage.uniform_filter(image, (3, 3, 1))
   colour = _glass_colour(smooth).astype(np.float32)
@@ -40,10 +53,26 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
   reach = round(_INK_HALO_UM / mpp)
   if reach and ink.any():
     ink = ndimage.distance_transform_edt(~ink) <= reach
-  threshold = np.clip(otsu(saturation[~ink]), *_SATURATION)
+  threshold = rule.saturation
+  if threshold is None:
+    threshold = np.clip(otsu(saturation[~ink]), *_SATURATION)
   mask = (saturation > threshold) & ~ink
-  mask = ~_without_small(~mask, _HOLE_UM2 / mpp**2) & ~ink
-  return _without_small(mask, _SPECK_UM2 / mpp**2)
+  mask = ~_without_small(~mask, rule.max_hole_mm2 * 1e6 / mpp**2) & ~ink
+  return _without_small(mask, rule.min_piece_mm2 * 1e6 / mpp**2)
+
+
+def focus(tile: np.ndarray) -> float:
+  """Returns the variance of a tile's Laplacian: the sharper, the larger.
+
+  Of grey levels 0 to 255, as `cv2.Laplacian(grey, cv2.CV_64F).var()`
+  (Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR
+  2000). It depends on the um/px, the stain and how much of a tile is tissue.
+
+  Args:
+    tile: uint8 [S, S, 3].
+  """
+  grey = np.asarray(Image.fromarray(tile).convert('L'), np.float32)
+  return float(ndimage.laplace(grey, mode='mirror').var())
 
 
 def glass(image: np.ndarray, mpp: float) -> np.ndarray:

@@ -4,10 +4,10 @@
 
 Every slide becomes <slide_id>.h5 with `features` [N, 1280] and `coords` [N, 2]
 (level-0 pixels) in the layout of CLAM and TRIDENT, and a picture of tissue and
-tiles to look at, grids/<slide_id>.png. A run that was stopped goes
-on with the slides that have no file yet. A slide that cannot be read is
-skipped and named, with the reason, in a table at the end; the exit code is
-then 1.
+tiles to look at, grids/<slide_id>.png, with both as GeoJSON beside it. A run
+that was stopped goes on with the slides that have no file yet. A slide that
+cannot be read is skipped and named, with the reason, in a table at the end; the
+exit code is then 1.
 """
 
 from collections.abc import Mapping

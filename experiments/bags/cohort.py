@@ -17,6 +17,7 @@ from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of, free_space, memory, replacing
 from data.labels import Manifest
 from data.splits import Split
+from data.tissue import Rule
 from experiments.bags import features, phantom
 from experiments.bags.options import Data, External, Folds
 from experiments.run import progress
@@ -32,7 +33,8 @@ PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
 METASTATIC = 'metastatic'
 _TASKS = {'a': (0, 1, 2, 3, 4), 'b': (0, 1), 'c': (1, 2, 3, 4)}
 # What else a feature file says of its making.
-_STATED = ('precision', 'overlap', 'min_tissue', 'augment')
+_STATED = ('precision', 'overlap', 'min_tissue', 'min_focus', 'augment')
+_STATED += Rule._fields  # If they are not as by default.
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
 _RESIDENT_SHARE = 0.4

@@ -61,9 +61,8 @@ def extract(
     By slide that failed the reason; the others have their files.
 
   Raises:
-    EncodingError: before anything is read, if two slides share an id, or if a
-      file already there is damaged or was made otherwise; if the encoder does
-      not return a row of each tile.
+    EncodingError: before anything is read, if a file already there is damaged
+      or was made otherwise; if the encoder does not return a row of each tile.
   """
   folder = pathlib.Path(features_dir)
   folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def extract(
     )
   count, done = len(cohort.paths), len(cohort.paths) - len(paths)
   print(
-    f'encoder {encoder.name}: {encoder.note}\n'
+    f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n'
     f'{len(paths)} slides to encode, {done} done before',
     flush=True,
   )
@@ -139,63 +138,41 @@ def check(
   """
   missing, faults = _survey(cohort, features_dir, encoder)
   caught = [*cohort.warnings]
-  with (
-    gathered(caught),
-    futures.ThreadPoolExecutor(cohort.tiles.threads) as pool,
-  ):
-    total = len(cohort.paths)
-    counts = pool.map(functools.partial(_most_tiles, cohort), cohort.paths)
-    counts = progress.bar(counts, total=total, desc='slides', unit='slide')
-    tiles = dict(zip(cohort.paths, counts, strict=True))
-  unread = [fault for fault in tiles.values() if isinstance(fault, str)]
-  most = sum(
-    tiles[path] for path in missing if not isinstance(tiles[path], str)
-  )
+  with gathered(caught):
+    counts, unread = cohort.each(functools.partial(_most_tiles, cohort))
+  total, most = len(cohort.paths), sum(counts.get(path, 0) for path in missing)
   print(
-    f'{total} slides, {total - len(unread)} readable, {total - len(missing)}'
-    f' have features; at most {most} tiles of {cohort.tiles.tile_size} px at'
-    f' {cohort.tiles.tile_mpp:g} um/px to encode, by the area of the slides:'
-    f' {most * _WIDTH / 2**30:.1f} GiB of features'
+    f'{total} slides, {len(counts)} readable, {total - len(missing)} have'
+    f' features; at most {most} {cohort.summary} to encode, by the area of the'
+    f' slides: {most * _WIDTH / 2**30:.1f} GiB of features'
   )
   if (free := files.free_space(features_dir)) < most * _WIDTH:
     caught.append(
       f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
       f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
     )
-  Findings([*problems, *unread, *faults], caught).close()
+  Findings([*problems, *unread.values(), *faults], caught).close()
 
 
-def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int | str:
-  """Returns how many tiles a slide has at most, or what is wrong with it."""
-  try:
-    with cohort.open(path) as slide:
-      for level in {0, len(slide.level_dimensions) - 1}:
-        size = np.minimum(slide.level_dimensions[level], 256)
-        spans = size * slide.level_downsamples[level]
-        corner = np.maximum((slide.width, slide.height) - spans, 0) // 2
-        slide.read(*corner.astype(int).tolist(), level, *size.tolist())
-      if slide.slide_id in cohort.regions:
-        return len(cohort.grid(slide).coords)
-      return len(cohort.grid(slide, whole=True).coords)
-  except slides.SlideError as error:
-    return str(error)
-  except Exception as error:  # Whatever it is, the other slides are looked at.
-    return f'{path.name}: {type(error).__name__}: {error}'
+def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int:
+  """Returns how many tiles a slide that can be read has at most."""
+  with cohort.open(path) as slide:
+    for level in {0, len(slide.level_dimensions) - 1}:
+      size = np.minimum(slide.level_dimensions[level], 256)
+      spans = size * slide.level_downsamples[level]
+      corner = np.maximum((slide.width, slide.height) - spans, 0) // 2
+      slide.read(*corner.astype(int).tolist(), level, *size.tolist())
+    whole = slide.slide_id not in cohort.regions or cohort.tiles.min_focus > 0
+    return len(cohort.grid(slide, whole=whole).coords)
 
 
 def _survey(
   cohort: SlideTiles, features_dir: pathlib.Path, encoder: Mapping[str, str]
 ) -> tuple[list[pathlib.Path], list[str]]:
   """Returns the slides without features, and what is wrong with the others."""
-  ids = [slides.slide_id(path) for path in cohort.paths]
-  faults = [
-    f'{name}: {count} slides have this id, and would share a file. Rename one.'
-    for name, count in collections.Counter(ids).items()
-    if count > 1
-  ]
-  missing = []
-  for name, path in zip(ids, cohort.paths, strict=True):
-    file = features_dir / f'{name}.h5'
+  missing, faults = [], []
+  for path in cohort.paths:
+    file = features_dir / f'{slides.slide_id(path)}.h5'
     if not file.exists():
       missing.append(path)
       continue
@@ -243,7 +220,8 @@ def _read(
           'slide_sha256': digest,
         }
         attributes = common | cohort.attributes(name) | geometry
-        bag = _Bag(name, grid.coords, attributes)
+        stated = {k: v for k, v in attributes.items() if v is not None}
+        bag = _Bag(name, grid.coords, stated)
         augment = cohort.tiles.augment
         for tiles in cohort.read(slide, grid, batch, augment=augment):
           yield from ((bag, tile) for tile in tiles)

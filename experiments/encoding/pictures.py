@@ -1,52 +1,58 @@
 """Pictures of what is taken as tissue and where the tiles lie."""
 
-from concurrent import futures
+import dataclasses
 import functools
 import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
+import shapely
 
-from data import features, outlines, slides, tiling, tissue
+from data import features, outlines, slides
 from data.files import replacing
 from experiments.encoding.tiles import SlideTiles, few
-from experiments.run import progress
 
 _PICTURE = 1000  # Pixels of the longer side.
 _SHOWN = 8  # Tiles at full size, below the slide.
 _GAP = 8  # Pixels between them.
 _TISSUE_COLOUR = (0, 140, 60)
 _TILE_COLOUR = (30, 60, 220)
-_SHOWN_COLOUR = (230, 90, 0)
+_COLOURS = (130, 130, 130), _TILE_COLOUR, (230, 90, 0)  # Blurred, all, shown.
+_NO_TILES = np.empty((0, 2))
+_SHAPES = '{"type": "FeatureCollection", "features": [\n%s\n]}\n'
+_SHAPE = (
+  '{"type": "Feature", "properties": {"objectType": "%s"}, "geometry": %s}'
+)
 
 
 def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
   """Writes `<features_dir>/grids/<slide_id>.png` where there is no newer one.
 
-  Each shows the slide, the edge of its tissue in green, be it found or given by
-  outlines, and the tiles, from the coordinates of the feature file, in blue:
-  none of a slide that has no features.
+  Each shows the slide, the edge of its tissue in green, and the tiles, from the
+  coordinates of the feature file, in blue: none of a slide that has no
+  features. See `_write` for what lies beside it.
   """
+  folder = features_dir / 'grids'
   for path in cohort.paths:
     file = features_dir / f'{slides.slide_id(path)}.h5'
-    picture = features_dir / 'grids' / f'{file.stem}.png'
+    picture = folder / f'{file.stem}.png'
     written = lambda path: path.stat().st_mtime_ns if path.exists() else -1
     if file.exists() and written(picture) >= written(file):
       continue
-    bag = features.read(file) if file.exists() else None
+    coords, side = _NO_TILES, 0
+    if file.exists():
+      bag = features.read(file)
+      coords, side = bag.coords, bag.attributes['patch_size_level0']
     try:
       with cohort.open(path) as slide:
-        drawing = _draw(cohort, slide)
-        if bag:
-          side = bag.attributes['patch_size_level0']
-          _frame(drawing, slide, bag.coords, side, _TILE_COLOUR)
+        drawing, tissue = _draw(cohort, slide)
+        _frame(drawing, slide, coords, side, _TILE_COLOUR)
     except slides.SlideError as error:
-      if bag:  # Its coarse levels, which the tiles did without.
+      if side:  # Its coarse levels, which the tiles did without.
         print(f'warning: no picture of {error}')
       continue
-    with replacing(picture) as part:
-      drawing.save(part, format='png')
+    _write(folder, file.stem, drawing, tissue, coords, side)
 
 
 def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
@@ -54,63 +60,82 @@ def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
 
   Each is a contact sheet: the slide, the edge of its tissue in green, all tiles
   that would be taken in blue and, in orange, those that are shown below at full
-  size. Of a slide that would yield no tile it shows the tissue.
+  size; in grey those that are left out for their blur, some of which are shown
+  below the others. Of a slide that would yield no tile it shows the tissue.
 
   Returns:
     By slide that would fail the reason.
   """
-  folder, failures, total = features_dir / 'previews', {}, 0
-  with futures.ThreadPoolExecutor(cohort.tiles.threads) as pool:
-    sheets = pool.map(functools.partial(_sheet, cohort, folder), cohort.paths)
-    count = len(cohort.paths)
-    sheets = progress.bar(sheets, total=count, desc='slides', unit='slide')
-    for path, tiles in zip(cohort.paths, sheets, strict=True):
-      if isinstance(tiles, str):
-        failures[slides.slide_id(path)] = tiles
-      else:
-        total += tiles
-  print(f'{folder}: {total} tiles of {count - len(failures)} slides')
-  return failures
+  folder = features_dir / 'previews'
+  counts, failures = cohort.each(functools.partial(_sheet, cohort, folder))
+  taken, blurred = np.sum([(0, 0), *counts.values()], 0)
+  print(
+    f'{folder}: {taken} tiles of {len(counts)} slides; {cohort.summary}'
+    + f'; {blurred} blurred ones are left out' * bool(blurred)
+  )
+  return {slides.slide_id(path): failures[path] for path in failures}
 
 
 def _sheet(
   cohort: SlideTiles, folder: pathlib.Path, path: pathlib.Path
-) -> int | str:
-  """Writes a contact sheet; returns how many tiles, or why there are none."""
-  try:
-    with cohort.open(path) as slide:
-      sheet, result = _draw(cohort, slide), ''
-      try:
-        grid = cohort.grid(slide)
-        shown = few(grid, _SHOWN)
-        for part, colour in ((grid, _TILE_COLOUR), (shown, _SHOWN_COLOUR)):
-          _frame(sheet, slide, part.coords, part.size_level0, colour)
-        sheet = _with_tiles(sheet, next(cohort.read(slide, shown, _SHOWN)))
-        result = len(grid.coords)
-      except slides.SlideError as error:
-        result = str(error)
-    with replacing(folder / f'{slides.slide_id(path)}.png') as part:
-      sheet.save(part, format='png')
-    return result
-  except slides.SlideError as error:
-    return str(error)
-  except Exception as error:  # Whatever it is, the other slides are shown.
-    return f'{path.name}: {type(error).__name__}: {error}'
+) -> tuple[int, int]:
+  """Writes a contact sheet; returns how many tiles are taken, and blurred."""
+  with cohort.open(path) as slide:
+    sheet, tissue = _draw(cohort, slide)
+    coords, side = _NO_TILES, 0
+    try:
+      grid = cohort.grid(slide)
+      coords, side = grid.coords, grid.size_level0
+      blurred = dataclasses.replace(grid, coords=grid.blurred)
+      shown = few(grid, _SHOWN)
+      for part, colour in zip((blurred, grid, shown), _COLOURS, strict=True):
+        _frame(sheet, slide, part.coords, side, colour)
+      for part in (shown, few(blurred, _SHOWN)):
+        for tiles in cohort.read(slide, part, _SHOWN):
+          sheet = _with_tiles(sheet, tiles)
+    finally:  # Without tiles, too.
+      _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
+  return len(coords), len(grid.blurred)
 
 
-def _draw(cohort: SlideTiles, slide: slides.Slide) -> Image.Image:
-  """Returns a slide with the edge of its tissue."""
+def _draw(
+  cohort: SlideTiles, slide: slides.Slide
+) -> tuple[Image.Image, list[shapely.Polygon]]:
+  """Returns a slide with the edge of its tissue, and the outlines of that."""
   longer = max(slide.width, slide.height)
   image = slide.thumbnail(slide.mpp * max(longer / _PICTURE, 1)).copy()
-  shape = image.shape[:2]
-  if regions := cohort.regions.get(slide.slide_id):
-    mask = outlines.rasterise(regions, shape, slide.width / shape[1])
-  else:
-    mask = tissue.tissue_mask(slide.thumbnail(tiling.MASK_MPP), tiling.MASK_MPP)
-    mask = Image.fromarray(mask).resize(shape[::-1], Image.NEAREST)
-    mask = np.asarray(mask)
+  found = cohort.tissue(slide.slide_id).mask(slide)
+  size = image.shape[1::-1]
+  mask = np.asarray(Image.fromarray(found).resize(size, Image.NEAREST))
   image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
-  return Image.fromarray(image)
+  polygons = outlines.of_mask(found, (slide.width, slide.height))
+  return Image.fromarray(image), polygons
+
+
+def _write(
+  folder: pathlib.Path,
+  slide_id: str,
+  picture: Image.Image,
+  tissue: list[shapely.Polygon],
+  coords: np.ndarray,
+  side: float,
+) -> None:
+  """Writes <slide_id>.png, and its tiles and tissue for QuPath.
+
+  The tissue, tissue/<slide_id>.geojson, is what `tiling.read_regions` takes.
+  """
+  tiles = shapely.box(*np.transpose(coords), *np.transpose(coords + side))
+  for path, kind, shapes in (
+    (folder / f'tissue/{slide_id}.geojson', 'annotation', tissue),
+    (folder / f'{slide_id}.geojson', 'detection', tiles),
+  ):
+    lines = ',\n'.join(
+      _SHAPE % (kind, text) for text in shapely.to_geojson(shapes)
+    )
+    with replacing(path) as part:
+      part.write_text(_SHAPES % lines)
+  with replacing(folder / f'{slide_id}.png') as part:
+    picture.save(part, format='png')
 
 
 def _frame(

@@ -3,6 +3,7 @@
 import pathlib
 
 from data import files
+from data.tissue import Rule
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
@@ -64,9 +65,12 @@ def plan(
     raise PredictionError(str(error)) from error
   if encoder.name != name:
     raise PredictionError(f'{takes}. --weights={weights} is {encoder.name}.')
+  # `tissue_csv` and `regions` are of the training's slides.
+  names = {'min_tissue', 'min_focus', *Rule._fields} & stated.keys()
   tiles = Tiles(
     tile_size=int(float(stated['patch_size'])),
     tile_mpp=float(stated['mpp']),
-    min_tissue=float(stated.get('min_tissue', Tiles.min_tissue)),
+    overlap=int(float(stated.get('overlap', 0))),
+    **{name: float(stated[name]) for name in names},
   )
   return SlideTiles(slides_dir, tiles, scale), encoder

@@ -220,3 +220,19 @@ def test_shapes_without_an_area_are_left_out_by_name(
   assert len(found) == 2
   with pytest.raises(TileError, match=rf'{name}: no area in .*{words}'):
     read(shape)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_outlines_of_a_mask_give_it_back(tmp_path, seed):
+  """Holes, islands in them and pixels that touch at corners, too."""
+  rng = np.random.default_rng(seed)
+  mask = rng.random((12, 20)) < rng.uniform(0.3, 0.8)
+  mask[2:8, 3:12], mask[4:6, 5:9], mask[4, 6] = True, False, True
+  polygons = outlines.of_mask(mask, (20 * 16, 12 * 16))
+  features = [{'geometry': shapely.geometry.mapping(p)} for p in polygons]
+  path = tmp_path / 'a.geojson'
+  path.write_text(json.dumps({'features': features}))
+  back = outlines.rasterise(outlines.read(path), mask.shape, 16)
+  np.testing.assert_array_equal(back, mask)
+  assert sum(p.area for p in polygons) == 256 * mask.sum()
+  assert outlines.of_mask(mask & False, (20, 12)) == []

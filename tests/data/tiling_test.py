@@ -10,7 +10,7 @@ import pytest
 from data import tiff, tiling
 from data.outlines import Ring
 from data.slides import Slide, SlideError
-from data.tiling import read_tile, tile_grid, tissue_part
+from data.tiling import Tissue, read_tile, tile_grid, tissue_part
 
 
 def pattern(x, y):
@@ -178,7 +178,11 @@ def test_outlines_take_the_place_of_tissue(slide_at):
 
     def corners(min_tissue):
       grid = tile_grid(
-        slide, tile_size=50, mpp=1.0, min_tissue=min_tissue, regions=rings
+        slide,
+        tile_size=50,
+        mpp=1.0,
+        min_tissue=min_tissue,
+        tissue=Tissue(rings, regions_only=True),
       )
       return grid.coords.tolist()
 
@@ -196,6 +200,62 @@ def test_outlines_take_the_place_of_tissue(slide_at):
       pytest.raises(SlideError, match='no tissue: of its 1 outlines'),
     ):
       corners(0.0)
+
+
+def test_in_outlines_only_tissue_counts(tmp_path):
+  """Tissue right of 192 um, outlined from 128 to 448: four columns of five."""
+  image = np.full((384, 640, 3), 243, np.uint8)
+  image[:, 192:] = (200, 110, 170)
+  tiff.write(tmp_path / 'a.tiff', image, mpp=1, levels=1)
+  corners = np.array([[128, 0], [448, 0], [448, 384], [128, 384]], float)
+  rings = [Ring(corners, False)]
+
+  def columns(min_tissue, only=False, size=64):
+    grid = tile_grid(
+      slide,
+      tile_size=size,
+      mpp=1.0,
+      min_tissue=min_tissue,
+      tissue=Tissue(rings, only),
+    )
+    return sorted(set((grid.coords[:, 0] // size).tolist()))
+
+  with Slide(tmp_path / 'a.tiff') as slide:
+    assert columns(0.5, only=True) == [2, 3, 4, 5, 6]
+    assert columns(0.5) == [3, 4, 5, 6]
+    mask = Tissue(rings).mask(slide)
+    assert not mask[:, :23].any() and mask[:, 25:56].all()
+    assert not mask[:, 56:].any()
+    corners[1:3, 0] = 443  # 7 of 8 columns of the mask are inside.
+    assert columns(0.85)[-1] == 6 and columns(0.9)[-1] == 5
+    # The mask's pixel at 248 to 256 is, and meets a tile that is not.
+    corners[[0, 3], 0] = 251
+    assert columns(0.01, size=50)[0] == 5
+    corners[:, 0] -= 128
+    corners[1:3, 0] = 180
+    with pytest.raises(SlideError, match=r'no tissue: .* the fullest tile has'):
+      columns(0.5)
+
+
+@pytest.mark.parametrize(
+  'mpp, overlap', [(0.5, 0), (0.5, 16), (0.7, 32), (1, 63)]
+)
+def test_tiles_overlap_by_so_many_of_their_pixels(slide_at, mpp, overlap):
+  with Slide(slide_at(0.25, 3)) as slide:
+    grid = tile_grid(
+      slide, tile_size=64, mpp=mpp, min_tissue=0, overlap=overlap
+    )
+    for axis, length in ((0, slide.width), (1, slide.height)):
+      places = np.unique(grid.coords[:, axis])
+      assert set(np.diff(places)) == {round((64 - overlap) * mpp / 0.25)}
+      # Another one would not be on the slide.
+      rest = length - places[-1] - grid.size_level0
+      assert 0 <= rest < places[1] + grid.level_size
+    pair = [read_tile(slide, grid, i)[4:-4, 4:-4] for i in (0, 1)]
+    step = 64 - overlap
+    if overlap > 8:  # One shows again what the other does.
+      again = pair[0][:, step:].astype(int) - pair[1][:, : 56 - step]
+      assert np.abs(again).mean() < 2
 
 
 def write_outlines(path, *rings):

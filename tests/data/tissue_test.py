@@ -8,7 +8,7 @@ from scipy import ndimage
 from data import tissue
 from data.phantom import slide as phantom_slide
 from data.slides import Slide
-from data.tissue import otsu, tissue_mask
+from data.tissue import Rule, focus, otsu, tissue_mask
 
 GLASS = (243, 242, 244)
 PINK = (222, 150, 190)
@@ -110,6 +110,42 @@ def test_specks_and_holes_are_judged_by_their_area(mpp):
   assert not mask[103 : 97 + large, 103 : 97 + large].any()
   assert not mask[350 : 350 + small, 10 : 10 + small].any()
   assert mask[352 : 348 + large, 102 : 98 + large].all()
+
+
+def test_a_rule_takes_the_place_of_what_is_usual():
+  pale, size = (225, 215, 222), 30  # 0.06 mm2 at 8 um/px; saturated by 1/23.
+  image = overview(
+    (10, 10, size, PINK), (60, 10, 120, pale), (90, 40, 30, GLASS)
+  )
+  strip = np.s_[62:88, 12:128]
+
+  def seen(**rule):
+    mask = tissue_mask(image, 8, Rule(**rule))
+    return (
+      mask[12:38, 12:38].all(),
+      mask[strip].mean(),
+      mask[93:117, 43:67].any(),
+    )
+
+  assert seen() == (True, 0, False)
+  small, strip_seen, hole = seen(saturation=0.02)
+  assert small and strip_seen > 0.9 and not hole
+  assert seen(saturation=0.02, max_hole_mm2=0.1)[2]
+  assert not seen(min_piece_mm2=0.1)[0] and seen(min_piece_mm2=0.05)[0]
+
+
+def test_focus_is_the_variance_of_the_laplacian():
+  """Of a wave of amplitude 50, 50 (2 - 2 cos) of its steps, squared, halved."""
+  x = np.arange(256)
+  for period in (4, 8):
+    wave = np.rint(128 + 50 * np.cos(2 * np.pi * x / period)).astype(np.uint8)
+    tile = np.broadcast_to(wave[None, :, None], (256, 256, 3)).copy()
+    gain = 2 - 2 * np.cos(2 * np.pi / period)
+    assert focus(tile) == pytest.approx((50 * gain) ** 2 / 2, rel=0.05)
+    np.testing.assert_allclose(
+      focus(tile.transpose(1, 0, 2)), focus(tile), 1e-5
+    )
+  assert focus(np.full((64, 64, 3), 200, np.uint8)) == 0
 
 
 def test_otsu_is_the_best_of_all_thresholds():

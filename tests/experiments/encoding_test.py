@@ -88,6 +88,9 @@ def test_slides_can_be_given_outlines_each(paths, tmp_path):
   regions = tmp_path / 'regions'
   write_square(regions / 'd.geojson')
   assert not extract(paths, tmp_path, regions_dir=regions)
+  # As files of older versions are, for which tissue inside did not matter.
+  kept = features.header(tmp_path / 'd.h5').attributes['regions']
+  assert len(kept) == 16
   found = features.read(tmp_path / 'd.h5')
   places = [[64, 64], [128, 64], [64, 128], [128, 128]]
   assert found.coords.tolist() == places
@@ -97,6 +100,164 @@ def test_slides_can_be_given_outlines_each(paths, tmp_path):
   for other in (None, tmp_path / 'others'):
     with pytest.raises(EncodingError, match=': regions is '):
       extract(paths, tmp_path, regions_dir=other)
+
+
+def test_features_tell_the_two_meanings_of_outlines_apart(tmp_path):
+  paths = [tmp_path / 'slides/a.tiff']
+  image = np.full((192, 640, 3), 243, np.uint8)
+  image[:, :128] = (200, 110, 170)
+  paths[0].parent.mkdir()
+  tiff.write(paths[0], image, mpp=0.5, levels=1)
+  write_square(tmp_path / 'regions/a.geojson')  # From 64 to 192.
+  flags = {'regions_dir': tmp_path / 'regions', 'min_tissue': 0.5}
+  kept = {}
+  for only in (True, False):
+    out = tmp_path / f'{only}'
+    assert not extract(paths, out, regions_only=only, **flags)
+    found = features.read(out / 'a.h5')
+    kept[only] = found.attributes['regions']
+    assert set(found.coords[:, 0]) == ({64, 128} if only else {64})
+    with pytest.raises(EncodingError, match=r'a\.h5: regions is '):
+      extract(paths, out, regions_only=not only, **flags)
+    extract(paths, out, regions_only=only, **flags)
+  assert kept[False] == f'tissue in {kept[True]}' and len(kept[True]) == 16
+  # Of tiles that need no tissue there is one meaning, as of old.
+  flags['min_tissue'] = 0
+  assert cohort(paths, **flags).attributes('a')['regions'] == kept[True]
+
+
+def test_what_is_tissue_can_be_told_for_all_slides_and_for_one(tmp_path):
+  """Glass, pale from 320 on, dark from 480."""
+  image = np.full((320, 640, 3), 243, np.uint8)
+  image[:, 320:480], image[:, 480:] = (232, 222, 230), (200, 110, 170)
+  paths = [tmp_path / 'slides/b.tiff', tmp_path / 'slides/d.tiff']
+  paths[0].parent.mkdir()
+  for path in paths:
+    tiff.write(path, image, mpp=0.5, levels=1)
+  table, out = tmp_path / 'tissue.csv', tmp_path / 'features'
+  table.write_text('slide_id,saturation,min_piece_mm2,max_hole_mm2\nd,0.2,,\n')
+  flags = {'min_tissue': 0.5, 'saturation': 0.02, 'min_piece_mm2': 0.0}
+  assert not extract(paths, out, tissue_csv=table, **flags)
+  for name, own, left in (('b', None, 320), ('d', '(0.2, 0.0, 0.01)', 448)):
+    found = features.read(out / f'{name}.h5')
+    assert found.coords[:, 0].min() == left
+    attributes = found.attributes
+    assert (attributes['saturation'], attributes['min_piece_mm2']) == (0.02, 0)
+    assert 'max_hole_mm2' not in attributes  # As in files made before.
+    assert attributes.get('tissue_csv') == own
+  with pytest.raises(EncodingError) as error:
+    extract(paths, out, min_tissue=0.5)
+  lines = str(error.value)
+  assert 'b.h5: saturation is 0.02, not None as asked' in lines
+  assert 'd.h5: tissue_csv is' in lines and 'b.h5: tissue_csv' not in lines
+  table.write_text('slide_id,saturation,min_piece_mm2,max_hole_mm2\nx,-1,,\n')
+  with pytest.raises(slides.SlideError, match="row 2: saturation '-1', not 0"):
+    cohort(paths, tissue_csv=table)
+  table.write_text(table.read_text().replace('-1', '1'))
+  assert 'no slide files of x' in cohort(paths, tissue_csv=table).warnings[0]
+
+
+def test_files_made_before_these_flags_stay_valid(paths, tmp_path):
+  extract(paths, tmp_path)
+  made = {
+    'encoder',
+    'precision',
+    'encoder_note',
+    'patch_size',
+    'mpp',
+    'overlap',
+  }
+  made |= {'min_tissue', 'augment', 'patch_size_level0', 'effective_mpp'}
+  made |= {'level0_mpp', 'level0_mpp_source', 'level0_width', 'level0_height'}
+  found = features.read(tmp_path / 'a.h5').attributes
+  assert found.keys() == made | {'slide_sha256'} and found['overlap'] == 0
+
+
+def blur_half(paths):
+  """Of slide d all tiles but those of the left column are even."""
+  image = np.full((320, 320, 3), 120, np.uint8)
+  image[::2, :64] = 160
+  tiff.write(paths[3], image, mpp=0.5, levels=1, quality=98)
+
+
+def test_blurred_tiles_are_left_out_if_asked(paths, tmp_path, capsys):
+  blur_half(paths)
+  assert not extract(paths[3:], tmp_path / 'all')
+  assert len(features.read(tmp_path / 'all/d.h5').coords) == 25
+  assert not extract(paths[3:], tmp_path / 'sharp', min_focus=100)
+  found = features.read(tmp_path / 'sharp/d.h5')
+  assert found.coords.tolist() == [[0, y] for y in range(0, 320, 64)]
+  assert found.attributes['min_focus'] == 100
+  with pytest.raises(EncodingError, match=r'd\.h5: min_focus is None'):
+    extract(paths[3:], tmp_path / 'all', min_focus=100)
+  failures = extract(paths[3:], tmp_path / 'none', min_focus=1e6)
+  assert 'd.tiff: all tiles are blurred, of ' in failures['d']
+  capsys.readouterr()
+  for path in paths[:3]:
+    path.unlink()
+  flags = '--min_tissue=0', '--min_focus=100'
+  sheets = preview(paths[3].parent, tmp_path / 'features', *flags)
+  assert '; 20 blurred ones are left out' in capsys.readouterr().out
+  sheet = sheets['d']
+  grey = (sheet[:320, 66:320] == (130, 130, 130)).all(2)
+  assert (
+    grey[:, ::63].any()
+    and not (sheet[:320, :60] == (130, 130, 130)).all(2).any()
+  )
+  # Below the slide five that are taken, and below these some that are not.
+  assert np.ptp(sheet[330:390, 2:60]) > 30 and np.ptp(sheet[410:470, 2:60]) < 9
+
+
+def test_shapes_beside_the_pictures_are_the_tissue_and_the_tiles(tmp_path):
+  folder, out = tmp_path / 'slides', tmp_path / 'features'
+  folder.mkdir()
+  image = np.full((320, 448, 3), 243, np.uint8)
+  image[:, 128:320] = (200, 110, 170)
+  tiff.write(folder / 'a.tiff', image, mpp=0.5, levels=1)
+  run(folder, out)
+  coords = features.read(out / 'a.h5').coords
+  shapes = json.loads((out / 'grids/a.geojson').read_text())['features']
+  corners = [np.array(s['geometry']['coordinates'][0]) for s in shapes]
+  assert [c.min(0).tolist() for c in corners] == coords.tolist()
+  assert {(*np.ptp(c, 0), len(c)) for c in corners} == {(64, 64, 5)}
+  assert {s['properties']['objectType'] for s in shapes} == {'detection'}
+  # The tissue given back is the tissue that was found.
+  flags = f'--regions_dir={out}/grids/tissue', '--regions_only'
+  run(folder, tmp_path / 'again', *flags)
+  again = features.read(tmp_path / 'again/a.h5')
+  assert again.coords.tolist() == coords.tolist()
+
+
+def test_files_of_one_content_are_named(paths, capsys):
+  assert not cohort(paths).warnings
+  assert not cohort([*paths, paths[0]]).warnings
+  shutil.copy(paths[0], paths[0].with_name('e.tiff'))
+  paths[1].unlink()
+  paths[1].symlink_to('absent')
+  with pytest.raises(SystemExit, match='1'):
+    run(paths[0].parent, paths[0].parent / 'out', '--check')
+  out = capsys.readouterr().out
+  assert 'warning: a.tiff and e.tiff are the same slide.' in out
+  assert out.count('the same slide') == 1
+
+
+def test_a_magnification_is_a_scale(paths, tmp_path):
+  for flags, mpp, said in (
+    ({'tile_mpp': None}, 0.5, '0.5 um/px (20x)'),
+    ({'tile_mpp': None, 'magnification': 40}, 0.25, '0.25 um/px (40x)'),
+    ({'tile_mpp': 0.333, 'magnification': 30}, 0.333, '0.333 um/px (30x)'),
+  ):
+    some = cohort(paths, **flags)
+    assert some.attributes('a')['mpp'] == mpp and said in some.summary
+  for flags, message in (
+    (
+      ['--magnification=40', '--tile_mpp=0.5'],
+      '=40 is --tile_mpp=0.25, not 0.5',
+    ),
+    (['--overlap=64'], '--overlap must be less than --tile_size'),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      run(paths[0].parent, tmp_path / 'features', *flags)
 
 
 def scales(tmp_path, rows):
@@ -233,7 +394,7 @@ def preview(folder, out, *flags):
   run(folder, out, '--preview', *flags)
   return {
     path.stem: np.asarray(Image.open(path))
-    for path in (out / 'previews').iterdir()
+    for path in (out / 'previews').glob('*.png')
   }
 
 
@@ -274,13 +435,14 @@ def test_a_preview_shows_what_a_slide_without_tiles_looks_like(
   glass = np.full((320, 320, 3), 240, np.uint8)
   tiff.write(paths[0].parent / 'glass.tiff', glass, mpp=0.5, levels=1)
   with pytest.raises(SystemExit, match='1'):
-    preview(paths[0].parent, out, f'--regions_dir={regions}')
+    flags = f'--regions_dir={regions}', '--regions_only'
+    preview(paths[0].parent, out, *flags)
   table = capsys.readouterr().out.split('slides would have no features:\n')[1]
   assert [line.split()[0] for line in table.splitlines()] == [
     'b', 'c.01', 'glass'
   ]  # fmt: skip
   assert 'glass.tiff: no tissue' in table
-  names = {path.stem for path in (out / 'previews').iterdir()}
+  names = {path.stem for path in (out / 'previews').glob('*.png')}
   assert names == {'d', 'glass'}
   assert Image.open(out / 'previews/glass.png').size == (320, 320)
 
@@ -344,10 +506,6 @@ def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
   assert 'c.01.h5: not a complete HDF5 file' in lines[4]
   assert not calls
   assert not (tmp_path / 'd.h5').exists()
-  twin = tmp_path / 'a.svs'
-  twin.touch()
-  with pytest.raises(EncodingError, match='a: 2 slides have this id'):
-    extract([*paths, twin], tmp_path)
 
 
 def test_tiles_are_augmented_by_seed_and_place_in_the_slide(paths, tmp_path):

@@ -396,6 +396,17 @@ def test_features_are_made_as_those_of_the_training(plan, tmp_path):
   assert attributes['encoder'] == ENCODER
 
 
+def test_tiles_are_placed_as_those_of_the_training(plan):
+  made = {'overlap': '16', 'min_focus': '0.5', 'min_tissue': '0.25'}
+  made |= {'saturation': '0.03', 'max_hole_mm2': '0.2'}
+  _, (cohort, _) = plan(**made)
+  stated = cohort.attributes('a')
+  assert {name: str(stated[name]) for name in made} == made
+  assert stated['min_piece_mm2'] is None  # As by default.
+  _, (cohort, _) = plan()
+  assert cohort.attributes('a')['overlap'] == 0
+
+
 @pytest.mark.parametrize(
   'made,weights,message',
   [
