@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 import dataclasses
 import pathlib
+import textwrap
 
 import matplotlib
-from matplotlib import cm, colors, figure, patches
+from matplotlib import axes, cm, colors, figure, lines, patches
 import numpy as np
 from scipy import stats
 
 from data import slides
+from experiments.maps import top_tiles
+from experiments.maps.scale_bar import add_scale_bar
 from experiments.maps.tile_scores import TileScores
 
 SCALES = ('absolute', 'rank')
@@ -18,6 +21,12 @@ COLOURS = ('viridis', 'YlGn', 'coolwarm', 'jet')
 _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
+_KEYS = 5  # Tiles of highest attention that are shown.
+_PANEL, _KEY_ROW = 4.9, 2.9  # Inches.
+_KEY = {'edgecolor': 'blue', 'lw': 1.5}
+_TRUTH = {'edgecolor': 'black', 'lw': 1.5}
+_TISSUE = {'colors': 'green', 'linewidths': 1}
+_GREY = colors.ListedColormap(['black'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +37,9 @@ class Layer:
     key: a short name, of letters, digits and hyphens.
     title: what it is.
     values: [N], NaN on tiles without one.
-    low, high: ends of the scale, the same for every slide.
+    low, high: ends of the scale.
     log: whether the scale is logarithmic.
+    scale: what the scale is of, and whether it is the same for every slide.
   """
 
   key: str
@@ -38,6 +48,7 @@ class Layer:
   low: float = 0
   high: float = 1
   log: bool = False
+  scale: str = 'same scale for every slide'
 
   @property
   def norm(self) -> colors.Normalize:
@@ -96,7 +107,8 @@ def _ranked(layer: Layer) -> Layer:
   ranks = np.full(layer.values.shape, np.nan)
   ranks[has] = (stats.rankdata(layer.values[has]) - 0.5) / max(has.sum(), 1)
   title = layer.title.removesuffix(', multiples of the mean')
-  return Layer(layer.key, f'rank of {title}', ranks)
+  scale = 'this slide alone: part of its tiles below'
+  return Layer(layer.key, f'rank of {title}', ranks, scale=scale)
 
 
 def colour_map(name: str) -> np.ndarray:
@@ -184,11 +196,12 @@ def draw(
   label: str | None = None,
   outlines: Sequence[np.ndarray] = (),
 ) -> figure.Figure:
-  """Returns a figure of a slide and its maps.
+  """Returns a figure of a slide, its maps and its key tiles.
 
-  The thumbnail; the tiles' probability of the predicted class; the attention;
-  and, where several folds saw the slide, their disagreement. Tiles that no fold
-  keeps, or for disagreement only one, are crossed out.
+  The thumbnail; the tiles' probability of the predicted class; the attention on
+  the given scale and by rank; and, where several folds saw the slide, their
+  disagreement. Below them the tiles of highest attention, framed and numbered
+  in the maps. Tiles without a value are grey.
 
   Args:
     path: the slide.
@@ -196,65 +209,120 @@ def draw(
     scale: see `layers`.
     colours: one of `COLOURS`.
     label: the true class, if known.
-    outlines: rings to draw, level-0 pixels, each [K, 2].
+    outlines: true ones, rings in level-0 pixels, each [K, 2].
 
   Raises:
     data.slides.SlideError: if the slide cannot be read.
     tile_scores.MapError: if the scores are of a slide of another size.
   """
-  with slides.Slide(path, 1.0) as slide:  # Only proportions count.
+  keys = top_tiles.order(scores, 'attention')[: scores.shown.sum()][:_KEYS]
+  with slides.Slide(path, 1.0, scores.mpp) as slide:
     width, height = slide.width, slide.height
     scores.check_slide(path, width, height)
     step = max(max(width, height) / _PICTURE, 1)
     picture = slide.thumbnail(slide.mpp * step)
-  whole = layers(scores, scale)
-  keys = f'probability-{scores.predicted}', 'attention', 'disagreement'
-  shown = [None, *(whole[key] for key in keys if key in whole)]
-  aspect = picture.shape[0] / picture.shape[1]
-  size = len(shown) * 4.9, 4.4 * aspect + 1.0
-  drawing = figure.Figure(size, layout='constrained')
+    images = [top_tiles.read(slide, scores, i) for i in keys]
+  whole, ranked = layers(scores, scale), layers(scores, 'rank')
+  names = f'probability-{scores.predicted}', 'attention', 'disagreement'
+  shown = [None, *(whole[name] for name in names if name in whole)]
+  if scale != 'rank':
+    shown.insert(3, ranked['attention'])
+  columns = -(-len(shown) // 2)
+  tall = 2 * min(0.8 * _PANEL * height / width + 0.4, 1.2 * _PANEL) + 0.4
+  drawing = figure.Figure(
+    (_PANEL * columns, tall + _KEY_ROW + 0.5), layout='constrained'
+  )
+  is_wrong = label not in (None, scores.classes[scores.predicted])
+  drawing.suptitle(
+    textwrap.fill(_title(scores, label), 45 * columns),
+    fontsize=12,
+    color='firebrick' if is_wrong else 'black',
+  )
+  maps, below = drawing.subfigures(2, height_ratios=(tall, _KEY_ROW))
+  below.suptitle(
+    'Tiles of highest attention, in order; below each its attention, its'
+    ' likeliest class and that probability, and its place',
+    fontsize=9,
+  )
+  top_tiles.draw_row(
+    below, slide, scores, dict(enumerate(images)), rank_by='attention'
+  )
   # Grey and pale below maps: colours then mean what the scale says.
   pale = np.repeat(128 + picture.mean(2, keepdims=True) / 2, 3, 2)
   ramp = colour_map(colours)
   ramp[:, 3] = np.rint(_OPACITY * ramp[:, 3])
-  for ax, layer in zip(drawing.subplots(1, len(shown)), shown, strict=True):
-    extent = (0, width, height, 0)
-    ax.imshow(pale.astype(np.uint8) if layer else picture, extent=extent)
+  tiles, extent = boxes(scores), (0, width, height, 0)
+  shape = picture.shape[:2]
+  step = width / shape[1], height / shape[0]
+  to_pixels = lambda values: paint(tiles, values, step, shape)
+  panels = maps.subplots(2, columns, squeeze=False).ravel()
+  for ax in panels:
     ax.set_axis_off()
+  for ax, layer in zip(panels, shown, strict=False):
+    ax.imshow(pale.astype(np.uint8) if layer else picture, extent=extent)
     for outline in outlines:
-      ax.add_patch(
-        patches.Polygon(outline, fill=False, edgecolor='black', lw=1.2)
-      )
+      ax.add_patch(patches.Polygon(outline, fill=False, **_TRUTH))
+    for x, y in scores.coords[keys]:
+      sides = (scores.side, scores.side)
+      ax.add_patch(patches.Rectangle((x, y), *sides, fill=False, **_KEY))
     if not layer:
-      ax.set_title(_title(scores, label), fontsize=10)
+      ax.set_title('slide', fontsize=10)
+      x, y = (np.arange(n) + 0.5 for n in shape[::-1])
+      covered = ~np.isnan(to_pixels(np.ones(len(scores))))
+      ax.contour(x * step[0], y * step[1], covered, [0.5], **_TISSUE)
+      _number(ax, scores.coords[keys] + scores.side / 2)
+      add_scale_bar(ax, slide)
       continue
     ax.set_title(layer.title, fontsize=10)
-    shape = picture.shape[:2]
-    step = width / shape[1], height / shape[0]
-    painted = paint(boxes(scores), layer.values, step, shape)
+    painted = to_pixels(layer.values)
     ax.imshow(layer.coloured(painted, ramp), extent=extent)
-    bar = drawing.colorbar(
+    bar = maps.colorbar(
       cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255)),
       ax=ax,
       shrink=0.7,
       extend='both' if layer.log else 'neither',
+      label=layer.scale,
     )
     if layer.log:
       bar.ax.yaxis.set_major_formatter('{x:g}')
       bar.ax.minorticks_off()
-    centres = scores.coords[np.isnan(layer.values)] + scores.side / 2
-    if len(centres):
-      of_several = layer.key == 'disagreement'
-      name = 'kept by fewer than two folds' if of_several else 'dropped'
-      ax.plot(*centres.T, 'x', color='white', ms=7, mew=2.5)
-      ax.plot(*centres.T, 'kx', ms=6, mew=1, label=name)
-      ax.legend(loc='lower right', fontsize=8)
+    missing = np.where(np.isnan(layer.values), 1.0, np.nan)
+    ax.imshow(to_pixels(missing), _GREY, extent=extent, alpha=0.3)
+  marks = [
+    lines.Line2D([], [], color='green', label='tissue, as tiles cover it'),
+    patches.Patch(fill=False, label='tiles of highest attention', **_KEY),
+  ]
+  if len(outlines):
+    marks.append(patches.Patch(fill=False, label='truth', **_TRUTH))
+  if not scores.kept.all():
+    name = 'no value: dropped by the model'
+    marks.append(patches.Patch(color='black', alpha=0.3, label=name))
+  maps.legend(handles=marks, loc='outside lower center', ncols=4, fontsize=9)
   return drawing
+
+
+def _number(ax: axes.Axes, centres: np.ndarray) -> None:
+  """Numbers places from 1, in the right margin so that none hides another."""
+  order = np.argsort(centres[:, 1])
+  for place, i in zip((np.arange(len(order)) + 0.5) / len(order), order):
+    ax.annotate(
+      str(i + 1),
+      centres[i],
+      (1.02, 1 - place),
+      textcoords='axes fraction',
+      va='center',
+      fontweight='bold',
+      arrowprops={'arrowstyle': '-', 'color': _KEY['edgecolor'], 'lw': 0.7},
+    )
 
 
 def _title(scores: TileScores, label: str | None) -> str:
   c = scores.predicted
-  text = f'predicted {scores.classes[c]} ({scores.prob[:, c].mean():.2f}'
+  name, prob = scores.classes[c], f'probability {scores.prob[:, c].mean():.2f}'
   if len(scores.folds) > 1:
-    text += f' ± {scores.spread[c]:.2f}, {len(scores.folds)} folds'
-  return f'{scores.slide}\n' + (f'{label}, ' if label else '') + text + ')'
+    prob += f' ± {scores.spread[c]:.2f} over {len(scores.folds)} folds'
+  parts = [scores.slide, f'truth {label or "unknown"}']
+  parts.append(f'predicted {name}, {prob}')
+  if label:
+    parts.append('right' if label == name else 'WRONG')
+  return ' | '.join(parts)
