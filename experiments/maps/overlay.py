@@ -303,12 +303,11 @@ def draw(
 
 def _number(ax: axes.Axes, centres: np.ndarray) -> None:
   """Numbers places from 1, in the right margin so that none hides another."""
-  order = np.argsort(centres[:, 1])
-  for place, i in zip((np.arange(len(order)) + 0.5) / len(order), order):
+  for place, i in enumerate(np.argsort(centres[:, 1])):
     ax.annotate(
       str(i + 1),
       centres[i],
-      (1.02, 1 - place),
+      (1.02, 1 - (place + 0.5) / len(centres)),
       textcoords='axes fraction',
       va='center',
       fontweight='bold',

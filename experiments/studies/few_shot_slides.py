@@ -103,7 +103,7 @@ def _results(
     cases = [one.case for one in some]
     curve = curves[name] = froc.froc(cases)
     scores = np.array([one.values for one in some]).T
-    rocs[name] = tumour, scores[0]
+    rocs[name] = tumour, scores[0], each
     aurocs = [float(metrics.auroc(tumour, score)) for score in scores]
     draws = [
       intervals.auroc_replicates(tumour, s[None], each, resamples=_RESAMPLES)
