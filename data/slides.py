@@ -139,7 +139,9 @@ class Slide:
       ) from error
     # OpenSlide ends the process if there is no memory for one of its tiles.
     for level in range(handle.level_count):
-      names = [f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')]
+      names = [
+        f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')
+      ]
       width, height = (int(handle.properties.get(name, 0)) for name in names)
       if 4 * width * height > _LARGEST_TILE:
         handle.close()
@@ -347,6 +349,21 @@ def _blocks(
       math.floor(start * scale),
       min(math.ceil(stop * scale), limit),
     )
+
+
+def scale_bar(width: float, pixels: int) -> tuple[float, str]:
+  """Returns the um of a bar for a picture, and what to write below it.
+
+  That is the length and the magnification, 10 / (um per pixel): 10x is 1 um.
+
+  Args:
+    width: of the picture, um.
+    pixels: of its width.
+  """
+  unit = 10 ** math.floor(math.log10(width / 3))
+  length = unit * max(n for n in (1, 2, 5) if n * unit <= width / 3)
+  text = f'{length:g} µm' if length < 1000 else f'{length / 1000:g} mm'
+  return length, f'{text}, {10 * pixels / width:.2g}x'
 
 
 def first_file(path: Path) -> Path:

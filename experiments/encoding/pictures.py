@@ -110,7 +110,14 @@ def _draw(cohort: SlideTiles, slide: slides.Slide) -> Image.Image:
     mask = Image.fromarray(mask).resize(shape[::-1], Image.NEAREST)
     mask = np.asarray(mask)
   image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
-  return Image.fromarray(image)
+  picture = Image.fromarray(image)
+  width = slide.width * slide.mpp
+  length, text = slides.scale_bar(width, picture.width)
+  pen, end = ImageDraw.Draw(picture), 6 + length / width * picture.width
+  pen.rectangle([0, 0, end + 6, 24], 'white')
+  pen.line([6, 6, end, 6], 'black', 2)
+  pen.text((6, 8), text.replace('µ', 'u'), 'black')  # The font has no µ.
+  return picture
 
 
 def _frame(

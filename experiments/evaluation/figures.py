@@ -56,7 +56,7 @@ def roc(title: str, curves: Mapping[str, Curve]) -> figure.Figure:
     curves: by name; of each the truth, bool [n], the score, [n], and the
       patient, [n].
   """
-  drawing, ax = _square(title, '1 - specificity', 'sensitivity')
+  drawing, ax = _square(title, '1 - specificity', 'sensitivity', len(curves))
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
 
   def on_grid(hits, false):
@@ -80,13 +80,13 @@ def roc(title: str, curves: Mapping[str, Curve]) -> figure.Figure:
 def _precision_recall(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  drawing, ax = _square(title, 'recall', 'precision')
+  curves = _against_rest(p, classes)
+  drawing, ax = _square(title, 'recall', 'precision', len(curves))
 
   def on_grid(hits, false):
     first = np.searchsorted(hits / hits[-1], np.maximum(_GRID, 1e-9))
     return (hits / np.maximum(hits + false, 1))[first]
 
-  curves = _against_rest(p, classes)
   for i, (name, curve) in enumerate(curves.items()):
     style = _style(i, len(curves))
     positive, prob, _ = curve
@@ -169,10 +169,10 @@ def _style(i: int, count: int) -> dict[str, Any]:
 
 
 def _square(
-  title: str, xlabel: str, ylabel: str
+  title: str, xlabel: str, ylabel: str, entries: int
 ) -> tuple[figure.Figure, axes.Axes]:
-  """A figure and its axes from 0 to 1."""
-  drawing = figure.Figure((5.2, 6.2), layout='constrained')
+  """A figure with room for a legend, and its axes from 0 to 1."""
+  drawing = figure.Figure((5.2, 5.9 + 0.2 * entries), layout='constrained')
   ax = drawing.subplots()
   ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal')
   ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -222,9 +222,10 @@ def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
     2, sharex=True, gridspec_kw={'height_ratios': [4, 1]}
   )
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
-  for name, prob, color, marker in (
-    ('as is', test.prob, 'C0', 'o'),
-    ('at the temperatures', after, 'C1', 's'),
+  # Marks of two sizes: both are seen where they coincide.
+  for name, prob, color, marker, size in (
+    ('as is', test.prob, 'C0', 'o', 11),
+    ('at the temperatures', after, 'C1', 's', 5),
   ):
     bins = calibration.reliability(test.label, prob)
     held = np.flatnonzero(bins.count)
@@ -245,6 +246,7 @@ def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
       y,
       np.maximum([y - low, high - y], 0),
       fmt=marker,
+      ms=size,
       color=color,
       alpha=0.7,
       label=f'{name}, ECE {ece}',

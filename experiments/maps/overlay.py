@@ -12,7 +12,7 @@ from scipy import stats
 
 from data import slides
 from experiments.maps import top_tiles
-from experiments.maps.scale_bar import add_scale_bar
+from experiments.maps.scale_bar import add_scale_bar, known_mpp
 from experiments.maps.tile_scores import TileScores
 
 SCALES = ('absolute', 'rank')
@@ -26,6 +26,7 @@ _PANEL, _KEY_ROW = 4.9, 2.9  # Inches.
 _KEY = {'edgecolor': 'blue', 'lw': 1.5}
 _TRUTH = {'edgecolor': 'black', 'lw': 1.5}
 _TISSUE = {'colors': 'green', 'linewidths': 1}
+_FAINT = 0.15
 _GREY = colors.ListedColormap(['black'])
 
 
@@ -267,11 +268,12 @@ def draw(
       ax.add_patch(patches.Rectangle((x, y), *sides, fill=False, **_KEY))
     if not layer:
       ax.set_title('slide', fontsize=10)
-      x, y = (np.arange(n) + 0.5 for n in shape[::-1])
-      covered = ~np.isnan(to_pixels(np.ones(len(scores))))
+      # Beyond the edges there is none, so that all contours close.
+      covered = np.pad(~np.isnan(to_pixels(np.ones(len(scores)))), 1)
+      y, x = (np.arange(n) - 0.5 for n in covered.shape)
       ax.contour(x * step[0], y * step[1], covered, [0.5], **_TISSUE)
       _number(ax, scores.coords[keys] + scores.side / 2)
-      add_scale_bar(ax, slide)
+      add_scale_bar(ax, known_mpp(slide))
       continue
     ax.set_title(layer.title, fontsize=10)
     painted = to_pixels(layer.values)
@@ -287,7 +289,7 @@ def draw(
       bar.ax.yaxis.set_major_formatter('{x:g}')
       bar.ax.minorticks_off()
     missing = np.where(np.isnan(layer.values), 1.0, np.nan)
-    ax.imshow(to_pixels(missing), _GREY, extent=extent, alpha=0.3)
+    ax.imshow(to_pixels(missing), _GREY, extent=extent, alpha=_FAINT)
   marks = [
     lines.Line2D([], [], color='green', label='tissue, as tiles cover it'),
     patches.Patch(fill=False, label='tiles of highest attention', **_KEY),
@@ -296,18 +298,22 @@ def draw(
     marks.append(patches.Patch(fill=False, label='truth', **_TRUTH))
   if not scores.kept.all():
     name = 'no value: dropped by the model'
-    marks.append(patches.Patch(color='black', alpha=0.3, label=name))
+    marks.append(patches.Patch(color='black', alpha=_FAINT, label=name))
   maps.legend(handles=marks, loc='outside lower center', ncols=4, fontsize=9)
   return drawing
 
 
 def _number(ax: axes.Axes, centres: np.ndarray) -> None:
   """Numbers places from 1, in the right margin so that none hides another."""
-  for place, i in enumerate(np.argsort(centres[:, 1])):
+  order, gaps = np.argsort(centres[:, 1]), 0.12 * np.arange(len(centres))
+  places = 1 - centres[order, 1] / ax.get_ylim()[0]
+  places = np.minimum.accumulate(places + gaps) - gaps
+  places += max(0, 0.03 - places[-1])
+  for place, i in zip(places, order, strict=True):
     ax.annotate(
       str(i + 1),
       centres[i],
-      (1.02, 1 - (place + 0.5) / len(centres)),
+      (1.02, place),
       textcoords='axes fraction',
       va='center',
       fontweight='bold',

@@ -4,29 +4,29 @@ from matplotlib import axes
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 import numpy as np
 
-from data.slides import Slide
+from data.slides import Slide, scale_bar
 
 
-def add_scale_bar(ax: axes.Axes, slide: Slide) -> None:
-  """Adds a bar of micrometres and the magnification, if the scale is known.
+def known_mpp(slide: Slide) -> float | None:
+  """Returns um per level-0 pixel; None if that is but `default_mpp`."""
+  return None if slide.mpp_source == 'default_mpp' else slide.mpp
 
-  The magnification is 10 / (um per pixel of the picture): 10x is 1 um.
+
+def add_scale_bar(ax: axes.Axes, mpp: float | None) -> None:
+  """Adds a bar of micrometres and the magnification to a picture.
 
   Args:
-    ax: has a picture and level-0 pixels as units.
-    slide: whose scale is unknown if it is that of `default_mpp`.
+    ax: has the picture.
+    mpp: um per unit of its axes; None: no bar is drawn.
   """
-  if slide.mpp_source == 'default_mpp':
+  if mpp is None:
     return
-  width = np.ptp(ax.get_xlim()) * slide.mpp
-  unit = 10 ** np.floor(np.log10(width / 3))
-  length = unit * max(n for n in (1, 2, 5) if n * unit <= width / 3)
-  text = f'{length:g} µm' if length < 1000 else f'{length / 1000:g} mm'
-  power = 10 * ax.images[0].get_size()[1] / width
+  width = np.ptp(ax.get_xlim()) * mpp
+  length, text = scale_bar(width, ax.images[0].get_size()[1])
   bar = AnchoredSizeBar(
     ax.transData,
-    length / slide.mpp,
-    f'{text}, {power:.2g}x',
+    length / mpp,
+    text,
     'lower left',
     borderpad=0.2,
     fontproperties={'size': 8},

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import slides
 from data.files import replacing
-from experiments.maps.scale_bar import add_scale_bar
+from experiments.maps.scale_bar import add_scale_bar, known_mpp
 from experiments.maps.tile_scores import TileScores
 
 RANKS = ('attention', 'probability')
@@ -121,7 +121,7 @@ def draw_row(
     ax.set(xticks=[], yticks=[])
     ax.set_title(rank + 1, fontsize=10, fontweight='bold')
     ax.set_xlabel('\n'.join(lines), fontsize=8)
-    add_scale_bar(ax, slide)
+    add_scale_bar(ax, known_mpp(slide))
 
 
 def _values(scores: TileScores, rank_by: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from matplotlib import cm, colors, figure, lines
 import numpy as np
 
 from data.labelled_tiles import LabelledTiles
+from experiments.maps.scale_bar import add_scale_bar
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
@@ -102,6 +103,7 @@ def overlay(
   label: str,
   most: float = 1.0,
   truth: Polygons = (),
+  mpp: float | None = None,
 ) -> figure.Figure:
   """Draws an image, and beside it the image under each of its maps.
 
@@ -113,6 +115,7 @@ def overlay(
     label: what the values are.
     most: the largest value.
     truth: true outlines, drawn on every panel.
+    mpp: um per pixel of the image, if known.
   """
   height, width = image.shape[:2]
   count = 1 + len(maps)
@@ -135,6 +138,7 @@ def overlay(
     for ring in (ring for polygon in truth for ring in polygon):
       ax.plot(*ring.T, '--', color='black', lw=1.6)
     if shown is None:
+      add_scale_bar(ax, mpp)
       continue
     values, outlines = shown
     ax.imshow(values, scale.cmap, scale.norm, extent=extent)

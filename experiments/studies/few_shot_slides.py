@@ -13,6 +13,7 @@ from data.camelyon16.slides import KnownSlide
 from data.slides import Slide, SlideError
 from experiments.evaluation import figures, froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.maps.scale_bar import known_mpp
 from experiments.patches import pictures
 from experiments.patches.study import File, Study
 from experiments.run import progress
@@ -252,6 +253,13 @@ def _draw(
     on_tissue = np.where(scores > 0, scores, np.nan)
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
+  mpp = known_mpp(opened)
   return pictures.overlay(
-    title, image, shown, label='anomaly score', most=_MOST, truth=truth
+    title,
+    image,
+    shown,
+    label='anomaly score',
+    most=_MOST,
+    truth=truth,
+    mpp=mpp and mpp / ratio,
   )

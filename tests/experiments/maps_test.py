@@ -421,7 +421,7 @@ def test_a_scale_bar_is_as_long_as_it_says(mpp, width, pixels):
     ax = figure.Figure().subplots()
     ax.imshow(np.zeros((9, pixels)), extent=(0, width, 9, 0))
     slide = types.SimpleNamespace(mpp=mpp, mpp_source=source)
-    scale_bar.add_scale_bar(ax, slide)
+    scale_bar.add_scale_bar(ax, scale_bar.known_mpp(slide))
     return ax.artists
 
   assert not drawn('default_mpp')
