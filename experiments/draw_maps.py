@@ -57,6 +57,11 @@ class Drawn:
     least=0,
     most=1,
   )
+  outlines_dir: pathlib.Path | None = field(
+    None,
+    'Folder of known outlines to draw, <slide_id>.json, .geojson or .xml. By'
+    ' default the folder outlines beside that of the slides, if there is one.',
+  )
   top_fraction: float = field(
     1.0,
     'Share of the tiles, the highest, that --geojson exports one by one.',
@@ -113,7 +118,12 @@ def _write(
   if path is None:
     return
   drawing = overlay.draw(
-    path, of_slide, scale=drawn.scale, colours=drawn.colours, label=label
+    path,
+    of_slide,
+    scale=drawn.scale,
+    colours=drawn.colours,
+    label=label,
+    outlines_dir=drawn.outlines_dir,
   )
   target.save(
     f'figures/slide_maps/{drawn.scale}/{name}.png',

@@ -68,10 +68,8 @@ def roc(title: str, curves: Mapping[str, Curve]) -> figure.Figure:
     style = _style(i, len(curves))
     fpr, tpr = [], []
     if np.isfinite(value):
-      fpr, tpr, _ = sklearn_metrics.roc_curve(
-        *curve[:2], drop_intermediate=False
-      )
-      _draw_band(ax, on_grid, curve, style['color'])
+      fpr, tpr, _ = sklearn_metrics.roc_curve(*curve[:2])
+      _band(ax, on_grid, curve, style['color'])
     ax.plot(fpr, tpr, label=_label(name, 'AUROC', value, curve), **style)
   drawing.legend(loc='outside lower center', fontsize=9)
   return drawing
@@ -101,7 +99,7 @@ def _precision_recall(
       recall, precision = recall[:stop], precision[:stop]
       # What guessing reaches: the share of the class.
       ax.axhline(positive.mean(), ls=':', lw=1, color=style['color'])
-      _draw_band(ax, on_grid, curve, style['color'])
+      _band(ax, on_grid, curve, style['color'])
     label = _label(name, 'AP', value, curve)
     ax.step(recall, precision, where='pre', label=label, **style)
   # Curves may pass through any corner.
@@ -115,12 +113,7 @@ def _against_rest(p: Predictions, classes: Sequence[str]) -> dict[str, Curve]:
   return {classes[c]: (p.label == c, p.prob[:, c], p.case) for c in shown}
 
 
-def _draw_band(
-  ax: axes.Axes,
-  on_grid: Callable[[np.ndarray, np.ndarray], np.ndarray],
-  curve: Curve,
-  color: str,
-) -> None:
+def _band(ax: axes.Axes, on_grid: Callable, curve: Curve, color: str) -> None:
   """Draws where 95 % of the curves of resampled patients lie.
 
   Args:
@@ -141,16 +134,14 @@ def _draw_band(
     )
     both = (hits[:, -1] > 0) & (false[:, -1] > 0)
     drawn += map(on_grid, hits[both], false[both])
-  ax.fill_between(
-    _GRID, *intervals.percentile(np.array(drawn)), color=color, alpha=0.15, lw=0
-  )
+  band = intervals.percentile(np.array(drawn))
+  ax.fill_between(_GRID, *band, color=color, alpha=0.15, lw=0)
 
 
 def _label(name: str, metric: str, value: float, curve: Curve) -> str:
   truth, _, case = curve
   text = f'{name}, {metric} {_value(value)}; n {truth.sum()} of {len(truth)}'
-  known = (case != '').all()
-  return text + (f', patients {len(set(case[truth]))}' if known else '')
+  return text + (f', patients {len(set(case[truth]))}' if all(case) else '')
 
 
 def _style(i: int, count: int) -> dict[str, Any]:
@@ -230,27 +221,17 @@ def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
     bins = calibration.reliability(test.label, prob)
     held = np.flatnonzero(bins.count)
     top, hit = prob.max(1), prob.argmax(1) == test.label
-    ends = [
-      intervals.proportion(
-        hit, (bins.edges[i] < top) & (top <= bins.edges[i + 1]), test.case
-      )
-      for i in held
-    ]
-    # One patient leaves all open.
+    inside = (bins.edges[held, None] < top) & (
+      top <= bins.edges[held + 1, None]
+    )
+    ends = [intervals.proportion(hit, rows, test.case) for rows in inside]
     ends = np.reshape(ends, (-1, 2))
+    # One patient leaves all open.
     low, high = np.where(np.isnan(ends), (0, 1), ends).T
     x, y = bins.confidence[held], bins.accuracy[held]
-    ece = _value(calibration.ece(test.label, prob))
-    ax.errorbar(
-      x,
-      y,
-      np.maximum([y - low, high - y], 0),
-      fmt=marker,
-      ms=size,
-      color=color,
-      alpha=0.7,
-      label=f'{name}, ECE {ece}',
-    )
+    label = f'{name}, ECE {_value(calibration.ece(test.label, prob))}'
+    style = {'fmt': marker, 'ms': size, 'color': color, 'alpha': 0.7}
+    ax.errorbar(x, y, np.maximum([y - low, high - y], 0), label=label, **style)
     below.stairs(bins.count, bins.edges, color=color, lw=1.5)
   ax.set(ylabel='accuracy', ylim=(-0.03, 1.03))
   title = f'{_counted("test parts pooled", test)}\nbars: 95 %, by Wilson'

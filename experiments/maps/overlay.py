@@ -1,6 +1,5 @@
 """Maps over slides: what they show, their scales, colours and pictures."""
 
-from collections.abc import Sequence
 import dataclasses
 import pathlib
 import textwrap
@@ -10,10 +9,11 @@ from matplotlib import axes, cm, colors, figure, lines, patches
 import numpy as np
 from scipy import stats
 
-from data import slides
+from data import outlines, slides
+from data.labelled_tiles import TileError
 from experiments.maps import top_tiles
 from experiments.maps.scale_bar import add_scale_bar, known_mpp
-from experiments.maps.tile_scores import TileScores
+from experiments.maps.tile_scores import MapError, TileScores
 
 SCALES = ('absolute', 'rank')
 # By the flag --colours. All but jet are even to the eye.
@@ -23,11 +23,11 @@ _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
 _KEYS = 5  # Tiles of highest attention that are shown.
 _PANEL, _KEY_ROW = 4.9, 2.9  # Inches.
-_KEY = {'edgecolor': 'blue', 'lw': 1.5}
-_TRUTH = {'edgecolor': 'black', 'lw': 1.5}
+_KEY = {'fill': False, 'edgecolor': 'blue', 'lw': 1.5}
+_KNOWN = {'fill': False, 'edgecolor': 'black', 'lw': 1.5}
 _TISSUE = {'colors': 'green', 'linewidths': 1}
 _FAINT = 0.15
-_GREY = colors.ListedColormap(['black'])
+_ONE = colors.Normalize(1, 2)  # Draws 1 in black.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +188,29 @@ def paint(
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def known_outlines(
+  path: pathlib.Path, slide: str, folder: pathlib.Path | None = None
+) -> list[np.ndarray]:
+  """Returns what is known to be outlined, rings in level-0 pixels, [K, 2] each.
+
+  Args:
+    path: the slide.
+    slide: its id.
+    folder: of <slide_id>.json, .geojson or .xml; by default `outlines` beside
+      the folder of the slide.
+
+  Raises:
+    tile_scores.MapError: if a file cannot be read.
+  """
+  folder = folder or path.absolute().parent.parent / 'outlines'
+  files = (folder / f'{slide}{end}' for end in outlines.EXTENSIONS)
+  try:
+    rings = [r for file in files if file.exists() for r in outlines.read(file)]
+  except TileError as e:
+    raise MapError(str(e)) from e
+  return [ring.corners for ring in rings if not ring.hole]
+
+
 def draw(
   path: pathlib.Path,
   scores: TileScores,
@@ -195,7 +218,7 @@ def draw(
   scale: str = 'absolute',
   colours: str = 'YlGn',
   label: str | None = None,
-  outlines: Sequence[np.ndarray] = (),
+  outlines_dir: pathlib.Path | None = None,
 ) -> figure.Figure:
   """Returns a figure of a slide, its maps and its key tiles.
 
@@ -210,12 +233,14 @@ def draw(
     scale: see `layers`.
     colours: one of `COLOURS`.
     label: the true class, if known.
-    outlines: true ones, rings in level-0 pixels, each [K, 2].
+    outlines_dir: of known ones, see `known_outlines`.
 
   Raises:
     data.slides.SlideError: if the slide cannot be read.
-    tile_scores.MapError: if the scores are of a slide of another size.
+    tile_scores.MapError: if the scores are of a slide of another size, or its
+      outlines cannot be read.
   """
+  rings = known_outlines(path, scores.slide, outlines_dir)
   keys = top_tiles.order(scores, 'attention')[: scores.shown.sum()][:_KEYS]
   with slides.Slide(path, 1.0, scores.mpp) as slide:
     width, height = slide.width, slide.height
@@ -230,24 +255,14 @@ def draw(
     shown.insert(3, ranked['attention'])
   columns = -(-len(shown) // 2)
   tall = 2 * min(0.8 * _PANEL * height / width + 0.4, 1.2 * _PANEL) + 0.4
-  drawing = figure.Figure(
-    (_PANEL * columns, tall + _KEY_ROW + 0.5), layout='constrained'
-  )
+  sides = _PANEL * columns, tall + _KEY_ROW + 0.5
+  drawing = figure.Figure(sides, layout='constrained')
   is_wrong = label not in (None, scores.classes[scores.predicted])
-  drawing.suptitle(
-    textwrap.fill(_title(scores, label), 45 * columns),
-    fontsize=12,
-    color='firebrick' if is_wrong else 'black',
-  )
+  title = textwrap.fill(_title(scores, label), 45 * columns)
+  drawing.suptitle(title, color='firebrick' if is_wrong else 'black')
   maps, below = drawing.subfigures(2, height_ratios=(tall, _KEY_ROW))
-  below.suptitle(
-    'Tiles of highest attention, in order; below each its attention, its'
-    ' likeliest class and that probability, and its place',
-    fontsize=9,
-  )
-  top_tiles.draw_row(
-    below, slide, scores, dict(enumerate(images)), rank_by='attention'
-  )
+  below.suptitle('Tiles of highest attention, in order', fontsize=10)
+  top_tiles.draw_row(below, slide, scores, dict(enumerate(images)))
   # Grey and pale below maps: colours then mean what the scale says.
   pale = np.repeat(128 + picture.mean(2, keepdims=True) / 2, 3, 2)
   ramp = colour_map(colours)
@@ -261,11 +276,10 @@ def draw(
     ax.set_axis_off()
   for ax, layer in zip(panels, shown, strict=False):
     ax.imshow(pale.astype(np.uint8) if layer else picture, extent=extent)
-    for outline in outlines:
-      ax.add_patch(patches.Polygon(outline, fill=False, **_TRUTH))
+    for ring in rings:
+      ax.add_patch(patches.Polygon(ring, **_KNOWN))
     for x, y in scores.coords[keys]:
-      sides = (scores.side, scores.side)
-      ax.add_patch(patches.Rectangle((x, y), *sides, fill=False, **_KEY))
+      ax.add_patch(patches.Rectangle((x, y), *2 * [scores.side], **_KEY))
     if not layer:
       ax.set_title('slide', fontsize=10)
       # Beyond the edges there is none, so that all contours close.
@@ -289,13 +303,13 @@ def draw(
       bar.ax.yaxis.set_major_formatter('{x:g}')
       bar.ax.minorticks_off()
     missing = np.where(np.isnan(layer.values), 1.0, np.nan)
-    ax.imshow(to_pixels(missing), _GREY, extent=extent, alpha=_FAINT)
+    ax.imshow(to_pixels(missing), 'gray', _ONE, extent=extent, alpha=_FAINT)
   marks = [
     lines.Line2D([], [], color='green', label='tissue, as tiles cover it'),
-    patches.Patch(fill=False, label='tiles of highest attention', **_KEY),
+    patches.Patch(label='tiles of highest attention', **_KEY),
   ]
-  if len(outlines):
-    marks.append(patches.Patch(fill=False, label='truth', **_TRUTH))
+  if rings:
+    marks.append(patches.Patch(label='known outlines', **_KNOWN))
   if not scores.kept.all():
     name = 'no value: dropped by the model'
     marks.append(patches.Patch(color='black', alpha=_FAINT, label=name))
@@ -326,8 +340,7 @@ def _title(scores: TileScores, label: str | None) -> str:
   name, prob = scores.classes[c], f'probability {scores.prob[:, c].mean():.2f}'
   if len(scores.folds) > 1:
     prob += f' ± {scores.spread[c]:.2f} over {len(scores.folds)} folds'
-  parts = [scores.slide, f'truth {label or "unknown"}']
-  parts.append(f'predicted {name}, {prob}')
-  if label:
-    parts.append('right' if label == name else 'WRONG')
-  return ' | '.join(parts)
+  text = (
+    f'{scores.slide} | truth {label or "unknown"} | predicted {name}, {prob}'
+  )
+  return text + (f' | {"right" if label == name else "WRONG"}' if label else '')

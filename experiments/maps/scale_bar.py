@@ -23,13 +23,7 @@ def add_scale_bar(ax: axes.Axes, mpp: float | None) -> None:
     return
   width = np.ptp(ax.get_xlim()) * mpp
   length, text = scale_bar(width, ax.images[0].get_size()[1])
-  bar = AnchoredSizeBar(
-    ax.transData,
-    length / mpp,
-    text,
-    'lower left',
-    borderpad=0.2,
-    fontproperties={'size': 8},
-  )
+  place, font = (ax.transData, length / mpp, text, 'lower left'), {'size': 8}
+  bar = AnchoredSizeBar(*place, borderpad=0.2, fontproperties=font)
   bar.patch.set(alpha=0.8, linewidth=0)
   ax.add_artist(bar)

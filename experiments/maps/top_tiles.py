@@ -68,14 +68,12 @@ def write(
         pictures[f'{name}_{r + 1:0{digits}d}_{values[r]:.4f}.png'] = image
       if row:
         rows[f'{name}: tiles of {end} {rank_by}'] = row
-    sheet = figure.Figure(
-      (2 * max(map(len, rows.values())) + 0.2, 3 * len(rows)),
-      layout='constrained',
-    )
+    sides = 2 * max(map(len, rows.values())) + 0.2, 3 * len(rows)
+    sheet = figure.Figure(sides, layout='constrained')
     parts = sheet.subfigures(len(rows), squeeze=False)[:, 0]
     for part, (title, row) in zip(parts, rows.items(), strict=True):
       part.suptitle(title, fontsize=10)
-      draw_row(part, slide, scores, row, rank_by=rank_by)
+      draw_row(part, slide, scores, row, rank_by)
   # None of a slide whose name begins so.
   old = re.compile(re.escape(name) + r'_\d+_[\d.]+\.png')
   for stale in folder.glob('*.png'):
@@ -94,8 +92,7 @@ def draw_row(
   slide: slides.Slide,
   scores: TileScores,
   images: Mapping[int, Image.Image],
-  *,
-  rank_by: str,
+  rank_by: str = 'attention',
 ) -> None:
   """Draws tiles side by side, with what is known of each.
 
@@ -107,20 +104,17 @@ def draw_row(
     rank_by: see `order`.
   """
   tiles, values = order(scores, rank_by), _values(scores, rank_by)
-  classes = [scores.probability(c) for c in range(len(scores.classes))]
+  probs = np.transpose([*map(scores.probability, range(len(scores.classes)))])
   axes = drawing.subplots(1, len(images), squeeze=False)[0]
   for ax, (rank, image) in zip(axes, images.items(), strict=True):
     i = tiles[rank]
-    likeliest = max(range(len(classes)), key=lambda c, i=i: classes[c][i])
-    lines = (
-      f'{values[i]:.3g} {_UNITS[rank_by]}',
-      f'{scores.classes[likeliest]} {classes[likeliest][i]:.2f}',
-      'x {}, y {} px'.format(*scores.coords[i]),
-    )
+    score = f'{values[i]:.3g} {_UNITS[rank_by]}'
+    likeliest = f'{scores.classes[probs[i].argmax()]}: {probs[i].max():.2f}'
+    place = 'x {}, y {} px'.format(*scores.coords[i])
     ax.imshow(image, extent=(0, scores.side, scores.side, 0))
     ax.set(xticks=[], yticks=[])
     ax.set_title(rank + 1, fontsize=10, fontweight='bold')
-    ax.set_xlabel('\n'.join(lines), fontsize=8)
+    ax.set_xlabel(f'{score}\n{likeliest}\n{place}', fontsize=8)
     add_scale_bar(ax, known_mpp(slide))
 
 

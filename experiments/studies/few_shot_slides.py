@@ -254,12 +254,5 @@ def _draw(
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
   mpp = known_mpp(opened)
-  return pictures.overlay(
-    title,
-    image,
-    shown,
-    label='anomaly score',
-    most=_MOST,
-    truth=truth,
-    mpp=mpp and mpp / ratio,
-  )
+  about = {'label': 'anomaly score', 'most': _MOST, 'truth': truth}
+  return pictures.overlay(title, image, shown, mpp=mpp and mpp / ratio, **about)

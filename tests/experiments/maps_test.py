@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import shutil
 import tracemalloc
 import types
@@ -11,7 +12,7 @@ import drawn_maps
 from drawn_results import strict
 import h5py
 from hypothesis import given, strategies as st
-from matplotlib import figure
+from matplotlib import figure, patches
 import numpy as np
 from PIL import Image
 import pytest
@@ -516,6 +517,33 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   ):
     with pytest.raises(SystemExit, match=message):
       draw_maps.main(['draw_maps', *flags])
+
+
+def test_outlines_are_found_beside_the_slides_or_where_asked(
+  run, of_slide, tmp_path
+):
+  path = Slides(run).files()['007.a']
+
+  def framed(**flags):
+    drawing = overlay.draw(path, of_slide, **flags)
+    legend = [t.get_text() for t in drawing.subfigs[0].legends[0].texts]
+    panel = drawing.subfigs[0].axes[0].patches
+    rings = [p for p in panel if type(p) is patches.Polygon]
+    assert ('known outlines' in legend) == bool(rings)
+    return [p.get_xy()[:-1].tolist() for p in rings]
+
+  assert framed() == []
+  ring = [[10, 10], [300, 20], [200, 250]]
+  shape = {'type': 'Polygon', 'coordinates': [[*ring, ring[0]]]}
+  (tmp_path / '007.a.geojson').write_text(json.dumps({'geometry': shape}))
+  assert framed(outlines_dir=tmp_path) == [ring]
+  beside = path.parent.parent / 'outlines'
+  shutil.copytree(tmp_path, beside)
+  assert framed() == [ring]
+  (beside / '007.a.geojson').write_text('[')
+  with pytest.raises(MapError, match=r'007\.a\.geojson'):
+    framed()
+  shutil.rmtree(beside)
 
 
 def test_slides_are_where_the_run_says_or_cost_their_pictures(
