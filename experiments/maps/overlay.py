@@ -22,7 +22,7 @@ _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
 _KEYS = 5  # Tiles of highest attention that are shown.
-_PANEL, _KEY_ROW = 4.9, 2.9  # Inches.
+_PANEL, _KEY_ROW = 4.9, 3.3  # Inches.
 _KEY = {'fill': False, 'edgecolor': 'blue', 'lw': 1.5}
 _KNOWN = {'fill': False, 'edgecolor': 'black', 'lw': 1.5}
 _TISSUE = {'colors': 'green', 'linewidths': 1}
@@ -254,7 +254,7 @@ def draw(
   if scale != 'rank':
     shown.insert(3, ranked['attention'])
   columns = -(-len(shown) // 2)
-  tall = 2 * min(0.8 * _PANEL * height / width + 0.4, 1.2 * _PANEL) + 0.4
+  tall = 2 * min(0.95 * _PANEL * height / width, _PANEL) + 2.8
   sides = _PANEL * columns, tall + _KEY_ROW + 0.5
   drawing = figure.Figure(sides, layout='constrained')
   is_wrong = label not in (None, scores.classes[scores.predicted])
@@ -295,12 +295,13 @@ def draw(
     bar = maps.colorbar(
       cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255)),
       ax=ax,
+      location='bottom',
       shrink=0.7,
       extend='both' if layer.log else 'neither',
       label=layer.scale,
     )
     if layer.log:
-      bar.ax.yaxis.set_major_formatter('{x:g}')
+      bar.ax.xaxis.set_major_formatter('{x:g}')
       bar.ax.minorticks_off()
     missing = np.where(np.isnan(layer.values), 1.0, np.nan)
     ax.imshow(to_pixels(missing), 'gray', _ONE, extent=extent, alpha=_FAINT)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import pathlib
 import re
+import textwrap
 
 from matplotlib import figure
 import numpy as np
@@ -16,6 +17,7 @@ from experiments.maps.tile_scores import TileScores
 RANKS = ('attention', 'probability')
 _PIXELS = 256  # Side of a picture, unless the tile has fewer.
 _BEYOND = (160, 160, 160)
+_CAPTION = 30  # Letters in a line below a tile.
 _UNITS = {'attention': 'x mean attention', 'probability': 'probability'}
 
 
@@ -68,7 +70,7 @@ def write(
         pictures[f'{name}_{r + 1:0{digits}d}_{values[r]:.4f}.png'] = image
       if row:
         rows[f'{name}: tiles of {end} {rank_by}'] = row
-    sides = 2 * max(map(len, rows.values())) + 0.2, 3 * len(rows)
+    sides = 2 * max(map(len, rows.values())) + 0.2, 3.3 * len(rows)
     sheet = figure.Figure(sides, layout='constrained')
     parts = sheet.subfigures(len(rows), squeeze=False)[:, 0]
     for part, (title, row) in zip(parts, rows.items(), strict=True):
@@ -110,6 +112,7 @@ def draw_row(
     i = tiles[rank]
     score = f'{values[i]:.3g} {_UNITS[rank_by]}'
     likeliest = f'{scores.classes[probs[i].argmax()]}: {probs[i].max():.2f}'
+    likeliest = textwrap.fill(likeliest, _CAPTION)
     place = 'x {}, y {} px'.format(*scores.coords[i])
     ax.imshow(image, extent=(0, scores.side, scores.side, 0))
     ax.set(xticks=[], yticks=[])
