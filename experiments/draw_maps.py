@@ -117,14 +117,9 @@ def _write(
     geojson.write(target.at(f'qupath/{name}.geojson'), features)
   if path is None:
     return
-  drawing = overlay.draw(
-    path,
-    of_slide,
-    scale=drawn.scale,
-    colours=drawn.colours,
-    label=label,
-    outlines_dir=drawn.outlines_dir,
-  )
+  look = {'scale': drawn.scale, 'colours': drawn.colours}
+  known = {'label': label, 'outlines_dir': drawn.outlines_dir}
+  drawing = overlay.draw(path, of_slide, **look, **known)
   target.save(
     f'figures/slide_maps/{drawn.scale}/{name}.png',
     lambda part: drawing.savefig(part, dpi=100, format='png'),

@@ -24,6 +24,12 @@ _OPACITY = 0.75
 _KEYS = 5  # Tiles of highest attention that are shown.
 _PANEL, _KEY_ROW = 4.9, 3.3  # Inches.
 _KEY = {'fill': False, 'edgecolor': 'blue', 'lw': 1.5}
+_NUMBER = {
+  'textcoords': 'axes fraction',
+  'va': 'center',
+  'fontweight': 'bold',
+  'arrowprops': {'arrowstyle': '-', 'color': 'blue', 'lw': 0.7},
+}
 _KNOWN = {'fill': False, 'edgecolor': 'black', 'lw': 1.5}
 _TISSUE = {'colors': 'green', 'linewidths': 1}
 _FAINT = 0.15
@@ -292,14 +298,10 @@ def draw(
     ax.set_title(layer.title, fontsize=10)
     painted = to_pixels(layer.values)
     ax.imshow(layer.coloured(painted, ramp), extent=extent)
-    bar = maps.colorbar(
-      cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255)),
-      ax=ax,
-      location='bottom',
-      shrink=0.7,
-      extend='both' if layer.log else 'neither',
-      label=layer.scale,
-    )
+    shades = cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255))
+    form = {'extend': 'both' if layer.log else 'neither', 'shrink': 0.7}
+    bar = maps.colorbar(shades, ax=ax, location='bottom', **form)
+    bar.set_label(layer.scale)
     if layer.log:
       bar.ax.xaxis.set_major_formatter('{x:g}')
       bar.ax.minorticks_off()
@@ -325,15 +327,7 @@ def _number(ax: axes.Axes, centres: np.ndarray) -> None:
   places = np.minimum.accumulate(places + gaps) - gaps
   places += max(0, 0.03 - places[-1])
   for place, i in zip(places, order, strict=True):
-    ax.annotate(
-      str(i + 1),
-      centres[i],
-      (1.02, place),
-      textcoords='axes fraction',
-      va='center',
-      fontweight='bold',
-      arrowprops={'arrowstyle': '-', 'color': _KEY['edgecolor'], 'lw': 0.7},
-    )
+    ax.annotate(str(i + 1), centres[i], (1.02, place), **_NUMBER)
 
 
 def _title(scores: TileScores, label: str | None) -> str:
