@@ -351,6 +351,21 @@ def _blocks(
     )
 
 
+def scale_bar(width: float, pixels: int) -> tuple[float, str]:
+  """Returns the um of a bar for a picture, and what to write below it.
+
+  That is the length and the magnification, 10 / (um per pixel): 10x is 1 um.
+
+  Args:
+    width: of the picture, um.
+    pixels: of its width.
+  """
+  unit = 10 ** math.floor(math.log10(width / 3))
+  length = unit * max(n for n in (1, 2, 5) if n * unit <= width / 3)
+  text = f'{length:g} µm' if length < 1000 else f'{length / 1000:g} mm'
+  return length, f'{text}, {10 * pixels / width:.2g}x'
+
+
 def first_file(path: Path) -> Path:
   """Returns what OpenSlide is given: of a DICOM folder its first file."""
   if not path.is_dir():

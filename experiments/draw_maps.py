@@ -18,6 +18,7 @@ import dataclasses
 import math
 import pathlib
 import sys
+from typing import Any
 
 from data.slides import SlideError
 from experiments.maps import geojson, overlay, source, tile_scores, top_tiles
@@ -80,7 +81,11 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
   for name in progress.bar(names, unit='slide', desc='maps'):
     try:
       of_slide = tile_scores.read(scores[name], slides.tile_size)
-      _write(target, of_slide, files.get(name), labels.get(name), drawn)
+      known = {
+        'label': labels.get(name),
+        'outlines_dir': slides.outlines_dir,
+      }
+      _write(target, of_slide, files.get(name), known, drawn)
     except (MapError, SlideError) as e:
       faults[name] = e
   if without := len(set(names) - faults.keys() - files.keys()):
@@ -98,7 +103,7 @@ def _write(
   target: Folder,
   of_slide: TileScores,
   path: pathlib.Path | None,
-  label: str | None,
+  known: dict[str, Any],
   drawn: Drawn,
 ) -> None:
   """Writes what there is of a slide; pictures, if it has a file."""
@@ -112,9 +117,8 @@ def _write(
     geojson.write(target.at(f'qupath/{name}.geojson'), features)
   if path is None:
     return
-  drawing = overlay.draw(
-    path, of_slide, scale=drawn.scale, colours=drawn.colours, label=label
-  )
+  look = {'scale': drawn.scale, 'colours': drawn.colours}
+  drawing = overlay.draw(path, of_slide, **look, **known)
   target.save(
     f'figures/slide_maps/{drawn.scale}/{name}.png',
     lambda part: drawing.savefig(part, dpi=100, format='png'),

@@ -85,9 +85,8 @@ def run(
     faults, drawn = [], parts[output.seed]
     if parallel.is_first():
       for fold in numbers:
-        faults += attention.draw(
-          drawn, fold, cohort, material.outlines_dir, limit=requested.heat_maps
-        )
+        limit = requested.heat_maps
+        faults += attention.draw(drawn, fold, cohort, limit=limit)
     crossval.conclude(folder, model.model, data.task, material, parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show(f'results in {path}; peak memory {peak:.1f} GiB')

@@ -8,7 +8,6 @@ with Ctrl-C.
 """
 
 import dataclasses
-import pathlib
 import urllib.parse
 
 from data.slides import SlideError
@@ -35,12 +34,6 @@ class Page:
     ' state it.',
     least=1e-3,
   )
-  outlines_dir: pathlib.Path | None = field(
-    None,
-    'Folder of outlines of lesions to show, <slide_id>.json, .geojson or .xml.'
-    ' By default the folder outlines beside that of the slides, if there is'
-    ' one.',
-  )
 
 
 def run(slides: Slides, page: Page) -> None:
@@ -53,7 +46,7 @@ def run(slides: Slides, page: Page) -> None:
       page.port,
       tile_size=slides.tile_size,
       slide_mpp=page.slide_mpp,
-      outlines_dir=page.outlines_dir,
+      outlines_dir=slides.outlines_dir,
     )
   except OSError as e:
     raise OSError(f'--port={page.port}: {e}. Try --port=0.') from e

@@ -1,6 +1,6 @@
 """Confidence intervals and tests in which patients are what varies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import warnings
 
 import numpy as np
@@ -45,16 +45,11 @@ def replicates(
     not drawn. All are NaN where a class has fewer than two patients, who would
     be the same in every resample that has them.
   """
-  names, patient = np.unique(case, return_inverse=True)
-  rng, blocks = np.random.default_rng(seed), []
-  size = max(1, _BLOCK // max(1, len(patient)))
-  for start in range(0, resamples, size):
-    shape = (min(size, resamples - start), len(names))
-    chosen = rng.integers(0, len(names), shape)
-    chosen += len(names) * np.arange(shape[0])[:, None]
-    counts = np.bincount(chosen.ravel(), minlength=shape[0] * shape[1])
-    weight = counts.reshape(shape)[:, patient].astype(float)
-    blocks.append(metrics.evaluate(label, prob, weight))
+  _, patient = np.unique(case, return_inverse=True)
+  blocks = [
+    metrics.evaluate(label, prob, weight)
+    for weight in weights(case, resamples, seed)
+  ]
   drawn = {
     name: np.concatenate([block[name] for block in blocks])
     for name in blocks[0]
@@ -68,6 +63,24 @@ def replicates(
     for name in metrics.OF_ALL_CLASSES:
       drawn[name][:] = np.nan
   return drawn
+
+
+def weights(
+  case: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> Iterator[np.ndarray]:
+  """Yields how often each slide is drawn; arguments as `replicates`.
+
+  Yields:
+    Some of the W resamples at a time, float64 [w, N].
+  """
+  names, patient = np.unique(case, return_inverse=True)
+  rng, size = np.random.default_rng(seed), max(1, _BLOCK // max(1, len(case)))
+  for start in range(0, resamples, size):
+    shape = (min(size, resamples - start), len(names))
+    chosen = rng.integers(0, len(names), shape)
+    chosen += len(names) * np.arange(shape[0])[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=shape[0] * shape[1])
+    yield counts.reshape(shape)[:, patient].astype(float)
 
 
 def auroc_replicates(

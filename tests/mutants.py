@@ -239,8 +239,8 @@ MUTANTS = [
     ('np.arange(len(order), 0, -1)', 'np.arange(1, len(order) + 1)'),
     ('2 * (1 + side)', '2 * side'),
     (
-      'np.unique(case, return_inverse=True)\n  rng, blocks',
-      'np.unique(np.arange(len(case)), return_inverse=True)\n  rng, blocks',
+      'np.unique(case, return_inverse=True)\n  rng, size',
+      'np.unique(np.arange(len(case)), return_inverse=True)\n  rng, size',
     ),
   ),
   *faults(

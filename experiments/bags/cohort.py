@@ -233,7 +233,6 @@ class Material:
     splits: the folds, of the cohort's slides unless there are problems.
     second: a cohort to test the models on, if one is asked for and fits.
     group: by --group_col, of each slide of the cohort.
-    outlines_dir: of lesions, of the phantom.
     warnings: on the cohort and its folds.
     findings: these, and all problems.
   """
@@ -242,7 +241,6 @@ class Material:
   splits: list[Split]
   second: Cohort | None
   group: dict[str, str]
-  outlines_dir: pathlib.Path | None
   warnings: tuple[str, ...]
   findings: Findings
 
@@ -317,11 +315,10 @@ def load(
   """
   external = external or External()
   csv_path, features_dir = data.csv_path, data.features_dir
-  slides_dir, outlines = data.slides_dir, None
+  slides_dir = data.slides_dir
   if not csv_path:
     root, features_dir = phantom.make(cache_dir)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
-    outlines = root / 'outlines'
   mapping, findings = relabelling(data.task, data.labels), Findings()
   cohort, table, left_out = join(
     csv_path,
@@ -366,7 +363,7 @@ def load(
       allow_missing=data.allow_missing,
       cache_dir=cache_dir,
     )
-  return Material(cohort, parts, second, group, outlines, warnings, findings)
+  return Material(cohort, parts, second, group, warnings, findings)
 
 
 def join(

@@ -108,8 +108,14 @@ def _draw(
   size = image.shape[1::-1]
   mask = np.asarray(Image.fromarray(found).resize(size, Image.NEAREST))
   image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
-  polygons = outlines.of_mask(found, (slide.width, slide.height))
-  return Image.fromarray(image), polygons
+  picture = Image.fromarray(image)
+  width = slide.width * slide.mpp
+  length, text = slides.scale_bar(width, picture.width)
+  pen, end = ImageDraw.Draw(picture), 6 + length / width * picture.width
+  pen.rectangle([0, 0, end + 6, 24], 'white')
+  pen.line([6, 6, end, 6], 'black', 2)
+  pen.text((6, 8), text.replace('µ', 'u'), 'black')  # The font has no µ.
+  return picture, outlines.of_mask(found, (slide.width, slide.height))
 
 
 def _write(

@@ -1,6 +1,6 @@
 """Curves, confusion matrix and calibration of a results folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -11,7 +11,13 @@ from sklearn import metrics as sklearn_metrics
 from experiments.evaluation import predictions, summary
 from experiments.evaluation.predictions import Predictions
 from experiments.run.results import Folder
-from kmil_jax import calibration, metrics
+from kmil_jax import calibration, intervals, metrics
+
+# Truth, score and patient of each slide or tile.
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
+_RESAMPLES = 1000  # Of bands.
+_GRID = np.linspace(0, 1, 101)
+_FEW = 50  # Slides.
 
 
 def draw(folder: Folder, classes: Sequence[str]) -> None:
@@ -29,7 +35,7 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
   if external := predictions.read_external(folder, classes):
     cohorts['external_'] = predictions.mean(external), 'external cohort'
   for prefix, (p, title) in cohorts.items():
-    title = f'{title}, {len(p)} slides'
+    title = _counted(title, p)
     drawings[f'{prefix}roc'] = _roc(p, classes, title)
     drawings[f'{prefix}pr'] = _precision_recall(p, classes, title)
     drawings[f'{prefix}confusion'] = _confusion(p, classes, title)
@@ -39,65 +45,103 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
 
 
 def _roc(p: Predictions, classes: Sequence[str], title: str) -> figure.Figure:
-  curves = {classes[c]: (p.label == c, p.prob[:, c]) for c in _shown(classes)}
-  return roc(title, curves)
+  return roc(title, _against_rest(p, classes))
 
 
-def roc(
-  title: str, curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
-) -> figure.Figure:
-  """Draws ROC curves, and names their areas.
+def roc(title: str, curves: Mapping[str, Curve]) -> figure.Figure:
+  """Draws ROC curves with bands, and names their areas.
 
   Args:
     title: of the picture.
-    curves: by name; of each the truth, bool [n], and the score, [n].
+    curves: by name; of each the truth, bool [n], the score, [n], and the
+      patient, [n].
   """
-  drawing = figure.Figure((5.2, 5.2), layout='constrained')
-  ax = _square(drawing, title, '1 - specificity', 'sensitivity')
+  drawing, ax = _square(title, '1 - specificity', 'sensitivity', len(curves))
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
-  for i, (name, (truth, score)) in enumerate(curves.items()):
-    value = metrics.auroc(truth, score)
+
+  def on_grid(hits, false):
+    x, y = (np.r_[0, each / each[-1]] for each in (false, hits))
+    return np.interp(_GRID, x, y)
+
+  for i, (name, curve) in enumerate(curves.items()):
+    value = metrics.auroc(*curve[:2])
+    style = _style(i, len(curves))
     fpr, tpr = [], []
     if np.isfinite(value):
-      fpr, tpr, _ = sklearn_metrics.roc_curve(
-        truth, score, drop_intermediate=False
-      )
-    label = f'{name}, AUROC {_value(value)}'
-    ax.plot(fpr, tpr, label=label, **_style(i, len(curves)))
-  ax.legend(loc='lower right', fontsize=9)
+      fpr, tpr, _ = sklearn_metrics.roc_curve(*curve[:2])
+      _band(ax, on_grid, curve, style['color'])
+    ax.plot(fpr, tpr, label=_label(name, 'AUROC', value, curve), **style)
+  drawing.legend(loc='outside lower center', fontsize=9)
   return drawing
 
 
 def _precision_recall(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
-  drawing = figure.Figure((5.2, 6.2), layout='constrained')
-  ax = _square(drawing, title, 'recall', 'precision')
-  shown = _shown(classes)
-  for i, c in enumerate(shown):
-    style = _style(i, len(shown))
-    positive, prob = p.label == c, p.prob[:, c]
+  curves = _against_rest(p, classes)
+  drawing, ax = _square(title, 'recall', 'precision', len(curves))
+
+  def on_grid(hits, false):
+    first = np.searchsorted(hits / hits[-1], np.maximum(_GRID, 1e-9))
+    return (hits / np.maximum(hits + false, 1))[first]
+
+  for i, (name, curve) in enumerate(curves.items()):
+    style = _style(i, len(curves))
+    positive, prob, _ = curve
     recall, precision, value = [], [], np.nan
     if positive.any():
-      curve = sklearn_metrics.precision_recall_curve(positive, prob)
+      points = sklearn_metrics.precision_recall_curve(positive, prob)
       # From the highest threshold on.
-      precision, recall = curve[0][::-1], curve[1][::-1]
+      precision, recall = points[0][::-1], points[1][::-1]
       value = sklearn_metrics.average_precision_score(positive, prob)
       # Lower thresholds than that of full recall say nothing more.
       stop = np.searchsorted(recall, 1) + 1
       recall, precision = recall[:stop], precision[:stop]
       # What guessing reaches: the share of the class.
       ax.axhline(positive.mean(), ls=':', lw=1, color=style['color'])
-    label = f'{classes[c]}, AP {_value(value)}'
+      _band(ax, on_grid, curve, style['color'])
+    label = _label(name, 'AP', value, curve)
     ax.step(recall, precision, where='pre', label=label, **style)
   # Curves may pass through any corner.
-  drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
+  drawing.legend(loc='outside lower center', fontsize=9)
   return drawing
 
 
-def _shown(classes: Sequence[str]) -> Sequence[int]:
-  """Classes with a curve: of two, the second; the first is its mirror image."""
-  return range(len(classes)) if len(classes) > 2 else [1]
+def _against_rest(p: Predictions, classes: Sequence[str]) -> dict[str, Curve]:
+  """Each class against the rest; of two the second, as the first mirrors it."""
+  shown = range(len(classes)) if len(classes) > 2 else [1]
+  return {classes[c]: (p.label == c, p.prob[:, c], p.case) for c in shown}
+
+
+def _band(ax: axes.Axes, on_grid: Callable, curve: Curve, color: str) -> None:
+  """Draws where 95 % of the curves of resampled patients lie.
+
+  Args:
+    ax: to draw on.
+    on_grid: a curve on `_GRID` from the true and the false positives from the
+      highest threshold on, each [T].
+    curve: no band is drawn if either class is of fewer than two patients.
+    color: of the band.
+  """
+  truth, score, case = curve
+  if min(len(set(case[side])) for side in (truth, ~truth)) < 2:
+    return
+  order, drawn = np.argsort(-score, kind='stable'), []
+  last = np.flatnonzero(np.diff(score[order], append=-np.inf))  # Of each tie.
+  for weight in intervals.weights(case, _RESAMPLES):
+    hits, false = (
+      (weight * side)[:, order].cumsum(1)[:, last] for side in (truth, ~truth)
+    )
+    both = (hits[:, -1] > 0) & (false[:, -1] > 0)
+    drawn += map(on_grid, hits[both], false[both])
+  band = intervals.percentile(np.array(drawn))
+  ax.fill_between(_GRID, *band, color=color, alpha=0.15, lw=0)
+
+
+def _label(name: str, metric: str, value: float, curve: Curve) -> str:
+  truth, _, case = curve
+  text = f'{name}, {metric} {_value(value)}; n {truth.sum()} of {len(truth)}'
+  return text + (f', patients {len(set(case[truth]))}' if all(case) else '')
 
 
 def _style(i: int, count: int) -> dict[str, Any]:
@@ -116,17 +160,19 @@ def _style(i: int, count: int) -> dict[str, Any]:
 
 
 def _square(
-  drawing: figure.Figure, title: str, xlabel: str, ylabel: str
-) -> axes.Axes:
-  """Axes from 0 to 1."""
+  title: str, xlabel: str, ylabel: str, entries: int
+) -> tuple[figure.Figure, axes.Axes]:
+  """A figure with room for a legend, and its axes from 0 to 1."""
+  drawing = figure.Figure((5.2, 5.9 + 0.2 * entries), layout='constrained')
   ax = drawing.subplots()
   ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal')
   ax.set(xlabel=xlabel, ylabel=ylabel)
-  ax.set_title(title, pad=10)
+  note = 'bands: 95 % of resampled patients; dotted: guessing'
+  ax.set_title(f'{title}\n{note}', pad=10, fontsize=11)
   ax.grid(color='0.92')
   for side in ax.spines.values():
     side.set_color('0.7')
-  return ax
+  return drawing, ax
 
 
 def _value(x: float) -> str:
@@ -162,37 +208,48 @@ def _confusion(
 
 def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
   """Accuracy against confidence, and below it the slides of each bin."""
-  drawing = figure.Figure((5.2, 6.4), layout='constrained')
+  drawing = figure.Figure((5.2, 6.8), layout='constrained')
   ax, below = drawing.subplots(
     2, sharex=True, gridspec_kw={'height_ratios': [4, 1]}
   )
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
-  for name, prob, color, marker in (
-    ('as is', test.prob, 'C0', 'o'),
-    ('at the temperatures', after, 'C1', 's'),
+  # Marks of two sizes: both are seen where they coincide.
+  for name, prob, color, marker, size in (
+    ('as is', test.prob, 'C0', 'o', 11),
+    ('at the temperatures', after, 'C1', 's', 5),
   ):
     bins = calibration.reliability(test.label, prob)
-    ece = _value(calibration.ece(test.label, prob))
-    held = bins.count > 0
-    # The area of a mark says how many slides stand behind it.
-    size = 12 + 200 * bins.count[held] / max(bins.count.sum(), 1)
+    held = np.flatnonzero(bins.count)
+    top, hit = prob.max(1), prob.argmax(1) == test.label
+    inside = (bins.edges[held, None] < top) & (
+      top <= bins.edges[held + 1, None]
+    )
+    ends = [intervals.proportion(hit, rows, test.case) for rows in inside]
+    ends = np.reshape(ends, (-1, 2))
+    # One patient leaves all open.
+    low, high = np.where(np.isnan(ends), (0, 1), ends).T
     x, y = bins.confidence[held], bins.accuracy[held]
-    ax.plot(x, y, color=color, lw=1.2, alpha=0.85)
-    label = f'{name}, ECE {ece}'
-    style = {'color': color, 'marker': marker, 'alpha': 0.7}
-    ax.scatter(x, y, size, label=label, zorder=3, **style)
+    label = f'{name}, ECE {_value(calibration.ece(test.label, prob))}'
+    style = {'fmt': marker, 'ms': size, 'color': color, 'alpha': 0.7}
+    ax.errorbar(x, y, np.maximum([y - low, high - y], 0), label=label, **style)
     below.stairs(bins.count, bins.edges, color=color, lw=1.5)
   ax.set(ylabel='accuracy', ylim=(-0.03, 1.03))
-  ax.set_title(f'test parts pooled, {len(test)} slides')
-  legend = ax.legend(loc='lower right', fontsize=9)
-  for handle in legend.legend_handles:
-    handle.set_sizes([40])
+  title = f'{_counted("test parts pooled", test)}\nbars: 95 %, by Wilson'
+  if len(test) < _FEW:
+    title += f'\nUnder {_FEW} slides: too few to judge the probabilities.'
+  ax.set_title(title, fontsize=11)
+  drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
   below.set(
     xlabel='probability of the predicted class',
     ylabel='slides',
-    xlim=(-0.03, 1.03),
+    # No predicted class has less.
+    xlim=(1 / test.prob.shape[1] - 0.03, 1.03),
   )
   for each in (ax, below):
     each.grid(color='0.92')
     each.set_axisbelow(True)
   return drawing
+
+
+def _counted(title: str, p: Predictions) -> str:
+  return f'{title}, {len(p)} slides of {len(set(p.case))} patients'

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from scipy import special
 
-from data import outlines, slides
+from data import slides
 from experiments.bags.cohort import Cohort
 from experiments.maps import overlay, tile_scores
 from experiments.run import progress
@@ -82,19 +82,14 @@ def write(
 
 
 def draw(
-  folder: Folder,
-  fold: int,
-  cohort: Cohort,
-  outlines_dir: pathlib.Path | None,
-  *,
-  limit: int | None,
+  folder: Folder, fold: int, cohort: Cohort, *, limit: int | None
 ) -> list[str]:
   """Draws the maps of the first `limit` test slides, or of all.
 
   Each picture, `figures/heat_maps/fold_<i>_<slide_id>.png`, is that of
-  `overlay.draw`, on the absolute scale. Known outlines are drawn. Slides
-  without a file, or whose features lack coordinates or the tiles' size, have no
-  picture; how many they are is printed. Pictures that are there stay.
+  `overlay.draw`, on the absolute scale. Slides without a file, or whose
+  features lack coordinates or the tiles' size, have no picture; how many they
+  are is printed. Pictures that are there stay.
 
   Returns:
     What was wrong with slide files that could not be read or are others.
@@ -111,15 +106,11 @@ def draw(
     if path.stem not in cohort.slides:
       without[path.stem] = 'no slide file'
       continue
-    rings = []
-    if outlines_dir and (outlines_dir / f'{path.stem}.json').exists():
-      rings = outlines.read(outlines_dir / f'{path.stem}.json')
     try:
       drawing = overlay.draw(
         cohort.slides[path.stem],
         tile_scores.read({fold: path}),
         label=cohort.classes[label[path.stem]],
-        outlines=[ring.corners for ring in rings if not ring.hole],
       )
     except tile_scores.UnplacedError as e:
       without[path.stem] = str(e).removeprefix(f'{path}: ')

@@ -1,16 +1,19 @@
 """Maps over slides: what they show, their scales, colours and pictures."""
 
-from collections.abc import Sequence
 import dataclasses
 import pathlib
+import textwrap
 
 import matplotlib
-from matplotlib import cm, colors, figure, patches
+from matplotlib import axes, cm, colors, figure, lines, patches
 import numpy as np
 from scipy import stats
 
-from data import slides
-from experiments.maps.tile_scores import TileScores
+from data import outlines, slides
+from data.labelled_tiles import TileError
+from experiments.maps import top_tiles
+from experiments.maps.scale_bar import add_scale_bar, known_mpp
+from experiments.maps.tile_scores import MapError, TileScores
 
 SCALES = ('absolute', 'rank')
 # By the flag --colours. All but jet are even to the eye.
@@ -18,6 +21,19 @@ COLOURS = ('viridis', 'YlGn', 'coolwarm', 'jet')
 _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
+_KEYS = 5  # Tiles of highest attention that are shown.
+_PANEL, _KEY_ROW = 4.9, 3.3  # Inches.
+_KEY = {'fill': False, 'edgecolor': 'blue', 'lw': 1.5}
+_NUMBER = {
+  'textcoords': 'axes fraction',
+  'va': 'center',
+  'fontweight': 'bold',
+  'arrowprops': {'arrowstyle': '-', 'color': 'blue', 'lw': 0.7},
+}
+_KNOWN = {'fill': False, 'edgecolor': 'black', 'lw': 1.5}
+_TISSUE = {'colors': 'green', 'linewidths': 1}
+_FAINT = 0.15
+_ONE = colors.Normalize(1, 2)  # Draws 1 in black.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +44,9 @@ class Layer:
     key: a short name, of letters, digits and hyphens.
     title: what it is.
     values: [N], NaN on tiles without one.
-    low, high: ends of the scale, the same for every slide.
+    low, high: ends of the scale.
     log: whether the scale is logarithmic.
+    scale: what the scale is of, and whether it is the same for every slide.
   """
 
   key: str
@@ -38,6 +55,7 @@ class Layer:
   low: float = 0
   high: float = 1
   log: bool = False
+  scale: str = 'same scale for every slide'
 
   @property
   def norm(self) -> colors.Normalize:
@@ -96,7 +114,8 @@ def _ranked(layer: Layer) -> Layer:
   ranks = np.full(layer.values.shape, np.nan)
   ranks[has] = (stats.rankdata(layer.values[has]) - 0.5) / max(has.sum(), 1)
   title = layer.title.removesuffix(', multiples of the mean')
-  return Layer(layer.key, f'rank of {title}', ranks)
+  scale = 'this slide alone: part of its tiles below'
+  return Layer(layer.key, f'rank of {title}', ranks, scale=scale)
 
 
 def colour_map(name: str) -> np.ndarray:
@@ -175,6 +194,29 @@ def paint(
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
+def known_outlines(
+  path: pathlib.Path, slide: str, folder: pathlib.Path | None = None
+) -> list[np.ndarray]:
+  """Returns what is known to be outlined, rings in level-0 pixels, [K, 2] each.
+
+  Args:
+    path: the slide.
+    slide: its id.
+    folder: of <slide_id>.json, .geojson or .xml; by default `outlines` beside
+      the folder of the slide.
+
+  Raises:
+    tile_scores.MapError: if a file cannot be read.
+  """
+  folder = folder or path.absolute().parent.parent / 'outlines'
+  files = (folder / f'{slide}{end}' for end in outlines.EXTENSIONS)
+  try:
+    rings = [r for file in files if file.exists() for r in outlines.read(file)]
+  except TileError as e:
+    raise MapError(str(e)) from e
+  return [ring.corners for ring in rings if not ring.hole]
+
+
 def draw(
   path: pathlib.Path,
   scores: TileScores,
@@ -182,13 +224,14 @@ def draw(
   scale: str = 'absolute',
   colours: str = 'YlGn',
   label: str | None = None,
-  outlines: Sequence[np.ndarray] = (),
+  outlines_dir: pathlib.Path | None = None,
 ) -> figure.Figure:
-  """Returns a figure of a slide and its maps.
+  """Returns a figure of a slide, its maps and its key tiles.
 
-  The thumbnail; the tiles' probability of the predicted class; the attention;
-  and, where several folds saw the slide, their disagreement. Tiles that no fold
-  keeps, or for disagreement only one, are crossed out.
+  The thumbnail; the tiles' probability of the predicted class; the attention on
+  the given scale and by rank; and, where several folds saw the slide, their
+  disagreement. Below them the tiles of highest attention, framed and numbered
+  in the maps. Tiles without a value are grey.
 
   Args:
     path: the slide.
@@ -196,65 +239,103 @@ def draw(
     scale: see `layers`.
     colours: one of `COLOURS`.
     label: the true class, if known.
-    outlines: rings to draw, level-0 pixels, each [K, 2].
+    outlines_dir: of known ones, see `known_outlines`.
 
   Raises:
     data.slides.SlideError: if the slide cannot be read.
-    tile_scores.MapError: if the scores are of a slide of another size.
+    tile_scores.MapError: if the scores are of a slide of another size, or its
+      outlines cannot be read.
   """
-  with slides.Slide(path, 1.0) as slide:  # Only proportions count.
+  rings = known_outlines(path, scores.slide, outlines_dir)
+  keys = top_tiles.order(scores, 'attention')[: scores.shown.sum()][:_KEYS]
+  with slides.Slide(path, 1.0, scores.mpp) as slide:
     width, height = slide.width, slide.height
     scores.check_slide(path, width, height)
     step = max(max(width, height) / _PICTURE, 1)
     picture = slide.thumbnail(slide.mpp * step)
-  whole = layers(scores, scale)
-  keys = f'probability-{scores.predicted}', 'attention', 'disagreement'
-  shown = [None, *(whole[key] for key in keys if key in whole)]
-  aspect = picture.shape[0] / picture.shape[1]
-  size = len(shown) * 4.9, 4.4 * aspect + 1.0
-  drawing = figure.Figure(size, layout='constrained')
+    images = [top_tiles.read(slide, scores, i) for i in keys]
+  whole, ranked = layers(scores, scale), layers(scores, 'rank')
+  names = f'probability-{scores.predicted}', 'attention', 'disagreement'
+  shown = [None, *(whole[name] for name in names if name in whole)]
+  if scale != 'rank':
+    shown.insert(3, ranked['attention'])
+  columns = -(-len(shown) // 2)
+  tall = 2 * min(0.95 * _PANEL * height / width, _PANEL) + 2.8
+  sides = _PANEL * columns, tall + _KEY_ROW + 0.5
+  drawing = figure.Figure(sides, layout='constrained')
+  is_wrong = label not in (None, scores.classes[scores.predicted])
+  title = textwrap.fill(_title(scores, label), 45 * columns)
+  drawing.suptitle(title, color='firebrick' if is_wrong else 'black')
+  maps, below = drawing.subfigures(2, height_ratios=(tall, _KEY_ROW))
+  below.suptitle('Tiles of highest attention, in order', fontsize=10)
+  top_tiles.draw_row(below, slide, scores, dict(enumerate(images)))
   # Grey and pale below maps: colours then mean what the scale says.
   pale = np.repeat(128 + picture.mean(2, keepdims=True) / 2, 3, 2)
   ramp = colour_map(colours)
   ramp[:, 3] = np.rint(_OPACITY * ramp[:, 3])
-  for ax, layer in zip(drawing.subplots(1, len(shown)), shown, strict=True):
-    extent = (0, width, height, 0)
-    ax.imshow(pale.astype(np.uint8) if layer else picture, extent=extent)
+  tiles, extent = boxes(scores), (0, width, height, 0)
+  shape = picture.shape[:2]
+  step = width / shape[1], height / shape[0]
+  to_pixels = lambda values: paint(tiles, values, step, shape)
+  panels = maps.subplots(2, columns, squeeze=False).ravel()
+  for ax in panels:
     ax.set_axis_off()
-    for outline in outlines:
-      ax.add_patch(
-        patches.Polygon(outline, fill=False, edgecolor='black', lw=1.2)
-      )
+  for ax, layer in zip(panels, shown, strict=False):
+    ax.imshow(pale.astype(np.uint8) if layer else picture, extent=extent)
+    for ring in rings:
+      ax.add_patch(patches.Polygon(ring, **_KNOWN))
+    for x, y in scores.coords[keys]:
+      ax.add_patch(patches.Rectangle((x, y), *2 * [scores.side], **_KEY))
     if not layer:
-      ax.set_title(_title(scores, label), fontsize=10)
+      ax.set_title('slide', fontsize=10)
+      # Beyond the edges there is none, so that all contours close.
+      covered = np.pad(~np.isnan(to_pixels(np.ones(len(scores)))), 1)
+      y, x = (np.arange(n) - 0.5 for n in covered.shape)
+      ax.contour(x * step[0], y * step[1], covered, [0.5], **_TISSUE)
+      _number(ax, scores.coords[keys] + scores.side / 2)
+      add_scale_bar(ax, known_mpp(slide))
       continue
     ax.set_title(layer.title, fontsize=10)
-    shape = picture.shape[:2]
-    step = width / shape[1], height / shape[0]
-    painted = paint(boxes(scores), layer.values, step, shape)
+    painted = to_pixels(layer.values)
     ax.imshow(layer.coloured(painted, ramp), extent=extent)
-    bar = drawing.colorbar(
-      cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255)),
-      ax=ax,
-      shrink=0.7,
-      extend='both' if layer.log else 'neither',
-    )
+    shades = cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255))
+    form = {'extend': 'both' if layer.log else 'neither', 'shrink': 0.7}
+    bar = maps.colorbar(shades, ax=ax, location='bottom', **form)
+    bar.set_label(layer.scale)
     if layer.log:
-      bar.ax.yaxis.set_major_formatter('{x:g}')
+      bar.ax.xaxis.set_major_formatter('{x:g}')
       bar.ax.minorticks_off()
-    centres = scores.coords[np.isnan(layer.values)] + scores.side / 2
-    if len(centres):
-      of_several = layer.key == 'disagreement'
-      name = 'kept by fewer than two folds' if of_several else 'dropped'
-      ax.plot(*centres.T, 'x', color='white', ms=7, mew=2.5)
-      ax.plot(*centres.T, 'kx', ms=6, mew=1, label=name)
-      ax.legend(loc='lower right', fontsize=8)
+    missing = np.where(np.isnan(layer.values), 1.0, np.nan)
+    ax.imshow(to_pixels(missing), 'gray', _ONE, extent=extent, alpha=_FAINT)
+  marks = [
+    lines.Line2D([], [], color='green', label='tissue, as tiles cover it'),
+    patches.Patch(label='tiles of highest attention', **_KEY),
+  ]
+  if rings:
+    marks.append(patches.Patch(label='known outlines', **_KNOWN))
+  if not scores.kept.all():
+    name = 'no value: dropped by the model'
+    marks.append(patches.Patch(color='black', alpha=_FAINT, label=name))
+  maps.legend(handles=marks, loc='outside lower center', ncols=4, fontsize=9)
   return drawing
+
+
+def _number(ax: axes.Axes, centres: np.ndarray) -> None:
+  """Numbers places from 1, in the right margin so that none hides another."""
+  order, gaps = np.argsort(centres[:, 1]), 0.12 * np.arange(len(centres))
+  places = 1 - centres[order, 1] / ax.get_ylim()[0]
+  places = np.minimum.accumulate(places + gaps) - gaps
+  places += max(0, 0.03 - places[-1])
+  for place, i in zip(places, order, strict=True):
+    ax.annotate(str(i + 1), centres[i], (1.02, place), **_NUMBER)
 
 
 def _title(scores: TileScores, label: str | None) -> str:
   c = scores.predicted
-  text = f'predicted {scores.classes[c]} ({scores.prob[:, c].mean():.2f}'
+  name, prob = scores.classes[c], f'probability {scores.prob[:, c].mean():.2f}'
   if len(scores.folds) > 1:
-    text += f' ± {scores.spread[c]:.2f}, {len(scores.folds)} folds'
-  return f'{scores.slide}\n' + (f'{label}, ' if label else '') + text + ')'
+    prob += f' ± {scores.spread[c]:.2f} over {len(scores.folds)} folds'
+  text = (
+    f'{scores.slide} | truth {label or "unknown"} | predicted {name}, {prob}'
+  )
+  return text + (f' | {"right" if label == name else "WRONG"}' if label else '')

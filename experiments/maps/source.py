@@ -23,6 +23,11 @@ class Slides(Source):
   slides_dir: pathlib.Path | None = field(
     None, 'Folder of slide files. By default the folder that the run used.'
   )
+  outlines_dir: pathlib.Path | None = field(
+    None,
+    'Folder of known outlines, <slide_id>.json, .geojson or .xml. By default'
+    ' the folder outlines beside that of the slides, if there is one.',
+  )
   tile_size: float | None = field(
     None,
     'Side of a tile in level-0 pixels, if its features do not state it.',

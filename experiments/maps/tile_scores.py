@@ -20,7 +20,7 @@ from data.features import FeatureError
 from data.files import replacing
 from kmil_jax import calibration
 
-_SAME = ('coords', 'side', 'classes', 'size')  # In all folds.
+_SAME = ('coords', 'side', 'classes', 'size', 'mpp')  # In all folds.
 _FAR = 2**31  # No pixel is there, and no score is so large.
 
 
@@ -51,6 +51,7 @@ class TileScores:
   attention: np.ndarray  # [F, N, A], A is 1 or C; columns sum to 1
   kept: np.ndarray  # bool [F, N]
   size: tuple[int, int] | None = None  # of the slide, level-0 pixels, if known
+  mpp: float | None = None  # um per level-0 pixel, if the features state it
 
   def __len__(self) -> int:
     return len(self.coords)
@@ -268,6 +269,7 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     'kept': arrays['kept'].astype(bool),
     'side': float(side),
     'size': None if None in size else tuple(map(int, size)),
+    'mpp': None if (mpp := marks.get('level0_mpp')) is None else float(mpp),
     'classes': classes,
   }
 

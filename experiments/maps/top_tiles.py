@@ -1,20 +1,24 @@
 """Cuts the tiles that score highest and lowest out of a slide."""
 
+from collections.abc import Mapping
 import pathlib
 import re
+import textwrap
 
+from matplotlib import figure
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from data import slides
 from data.files import replacing
+from experiments.maps.scale_bar import add_scale_bar, known_mpp
 from experiments.maps.tile_scores import TileScores
 
 RANKS = ('attention', 'probability')
 _PIXELS = 256  # Side of a picture, unless the tile has fewer.
-_GAP = 8
 _BEYOND = (160, 160, 160)
-_FONT = 13
+_CAPTION = 30  # Letters in a line below a tile.
+_UNITS = {'attention': 'x mean attention', 'probability': 'probability'}
 
 
 def order(scores: TileScores, rank_by: str) -> np.ndarray:
@@ -59,16 +63,19 @@ def write(
   ranks = range(len(ranked))
   digits = len(str(len(ranked)))
   pictures, rows = {}, {}
-  with slides.Slide(path, 1.0) as slide:  # Only proportions count.
+  with slides.Slide(path, 1.0, scores.mpp) as slide:
     for end, part in ('highest', ranks[:count]), ('lowest', ranks[count:]):
-      row = {r: _read(slide, scores, ranked[r]) for r in part[-count:]}
+      row = {r: read(slide, scores, ranked[r]) for r in part[-count:]}
       for r, image in row.items():
         pictures[f'{name}_{r + 1:0{digits}d}_{values[r]:.4f}.png'] = image
       if row:
-        rows[f'{name}: {end} {rank_by}'] = [
-          (f'{r + 1}: {values[r]:.3g}', image) for r, image in row.items()
-        ]
-  pictures[f'{name}_sheet.png'] = _sheet(rows)
+        rows[f'{name}: tiles of {end} {rank_by}'] = row
+    sides = 2 * max(map(len, rows.values())) + 0.2, 3.3 * len(rows)
+    sheet = figure.Figure(sides, layout='constrained')
+    parts = sheet.subfigures(len(rows), squeeze=False)[:, 0]
+    for part, (title, row) in zip(parts, rows.items(), strict=True):
+      part.suptitle(title, fontsize=10)
+      draw_row(part, slide, scores, row, rank_by)
   # None of a slide whose name begins so.
   old = re.compile(re.escape(name) + r'_\d+_[\d.]+\.png')
   for stale in folder.glob('*.png'):
@@ -77,7 +84,41 @@ def write(
   for file, image in pictures.items():
     with replacing(folder / file) as part:
       image.save(part, format='PNG')
-  return [folder / file for file in pictures]
+  with replacing(folder / f'{name}_sheet.png') as part:
+    sheet.savefig(part, dpi=100, format='png')
+  return [folder / file for file in [*pictures, f'{name}_sheet.png']]
+
+
+def draw_row(
+  drawing: figure.SubFigure,
+  slide: slides.Slide,
+  scores: TileScores,
+  images: Mapping[int, Image.Image],
+  rank_by: str = 'attention',
+) -> None:
+  """Draws tiles side by side, with what is known of each.
+
+  Args:
+    drawing: to fill.
+    slide: open; a tile has no scale bar if the slide has no known scale.
+    scores: of the slide's tiles.
+    images: pictures of tiles, by rank from 0; see `read`.
+    rank_by: see `order`.
+  """
+  tiles, values = order(scores, rank_by), _values(scores, rank_by)
+  probs = np.transpose([*map(scores.probability, range(len(scores.classes)))])
+  axes = drawing.subplots(1, len(images), squeeze=False)[0]
+  for ax, (rank, image) in zip(axes, images.items(), strict=True):
+    i = tiles[rank]
+    score = f'{values[i]:.3g} {_UNITS[rank_by]}'
+    likeliest = f'{scores.classes[probs[i].argmax()]}: {probs[i].max():.2f}'
+    likeliest = textwrap.fill(likeliest, _CAPTION)
+    place = 'x {}, y {} px'.format(*scores.coords[i])
+    ax.imshow(image, extent=(0, scores.side, scores.side, 0))
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(rank + 1, fontsize=10, fontweight='bold')
+    ax.set_xlabel(f'{score}\n{likeliest}\n{place}', fontsize=8)
+    add_scale_bar(ax, known_mpp(slide))
 
 
 def _values(scores: TileScores, rank_by: str) -> np.ndarray:
@@ -86,7 +127,7 @@ def _values(scores: TileScores, rank_by: str) -> np.ndarray:
   return np.nan_to_num(by[rank_by](c), nan=-np.inf)
 
 
-def _read(slide: slides.Slide, scores: TileScores, i: int) -> Image.Image:
+def read(slide: slides.Slide, scores: TileScores, i: int) -> Image.Image:
   """Reads a tile at the level that is just fine enough for the picture.
 
   Some tools place tiles across the edge of the slide: what lies beyond it is
@@ -103,23 +144,3 @@ def _read(slide: slides.Slide, scores: TileScores, i: int) -> Image.Image:
   if min(x, y) >= 0 and min(width, height) > 0:
     tile.paste(Image.fromarray(slide.read(x, y, level, width, height)))
   return tile.resize((pixels, pixels), Image.Resampling.BOX)
-
-
-def _sheet(rows: dict[str, list[tuple[str, Image.Image]]]) -> Image.Image:
-  """Puts tiles in rows with a title, and a caption below each."""
-  font = ImageFont.load_default(_FONT)
-  side = max(image.width for row in rows.values() for _, image in row)
-  line, step = _FONT + 2 * _GAP, side + _GAP
-  width = _GAP + step * max(len(row) for row in rows.values())
-  longest = max(font.getlength(title) for title in rows)
-  size = (round(max(width, longest + 2 * _GAP)), len(rows) * (step + 2 * line))
-  sheet = Image.new('RGB', size, 'white')
-  pen = ImageDraw.Draw(sheet)
-  for number, (title, row) in enumerate(rows.items()):
-    y = number * (step + 2 * line)
-    pen.text((_GAP, y + _GAP), title, 'black', font)
-    for place, (caption, image) in enumerate(row):
-      x = _GAP + place * step
-      sheet.paste(image, (x, y + line))
-      pen.text((x, y + line + side + _GAP / 2), caption, 'black', font)
-  return sheet

@@ -8,11 +8,14 @@ from matplotlib import cm, colors, figure, lines
 import numpy as np
 
 from data.labelled_tiles import LabelledTiles
+from experiments.maps.scale_bar import add_scale_bar
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
 _GREENS = matplotlib.colormaps['YlGn'](np.linspace(0.3, 1, 256))
 _GREENS[:, 3] = np.linspace(0, 0.75, 256)  # Where a map is 0 the image shows.
+_WARM = matplotlib.colormaps['autumn'](np.linspace(0, 1, 256))
+_WARM[:, 3] = np.linspace(0, 0.6, 256)
 
 
 def curves(title: str, history: Sequence[Mapping[str, Any]]) -> figure.Figure:
@@ -51,19 +54,21 @@ def heat(
   Args:
     title: of the picture.
     tiles: n of two classes.
-    maps: by network: maps [n, s, s] in [0, 1], and probabilities of the second
-      class, [n].
+    maps: by network: Grad-CAM maps [n, s, s] in [0, 1], each scaled by its
+      largest value, and probabilities of the second class, [n].
     inside: what is outlined, bool [n, S, S].
   """
   n, size = len(tiles), tiles.size
-  sides = 1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3
+  sides = 1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.9
   drawing = figure.Figure(sides, layout='constrained')
   axes = drawing.subplots(1 + len(maps), n, squeeze=False)
   images = tiles.load(np.arange(n)).squeeze(-1 if tiles.channels == 1 else ())
   most = 1 if images.dtype.kind == 'f' else 255
   frame, middle = (0, size, size, 0), np.arange(size) + 0.5
-  stretched = {'vmin': 0, 'vmax': 1, 'extent': frame}
-  stretched['interpolation'] = 'bilinear'
+  stretched = {'extent': frame, 'interpolation': 'bilinear'}
+  scale = cm.ScalarMappable(
+    colors.Normalize(0, 1), colors.ListedColormap(_WARM)
+  )
   for row, name in zip(axes, ('tile', *maps), strict=True):
     row[0].set_ylabel(name.replace(' (', '\n('), fontsize=8)
     for i, ax in enumerate(row):
@@ -75,12 +80,18 @@ def heat(
         )
       if name in maps:
         cam, prob = maps[name][0][i], maps[name][1][i]
-        ax.imshow(cam, 'autumn', alpha=0.6 * cam, **stretched)
+        ax.imshow(cam, scale.cmap, scale.norm, **stretched)
+        if not cam.any():
+          ax.set_title('map is all zero', fontsize=7, pad=2)
         wrong = (prob >= 0.5) != tiles.label[i]
         ax.set_xlabel(f'{prob:.2f}', fontsize=8, color='C3' if wrong else '0.2')
       else:
         ax.set_title(tiles.classes[tiles.label[i]], fontsize=8)
   drawing.suptitle(title, fontsize=9)
+  bar = drawing.colorbar(scale, ax=axes, location='bottom', aspect=60)
+  label = "Grad-CAM, as parts of each map's own largest value"
+  bar.set_label(label, fontsize=8)
+  bar.ax.tick_params(labelsize=8)
   return drawing
 
 
@@ -92,6 +103,7 @@ def overlay(
   label: str,
   most: float = 1.0,
   truth: Polygons = (),
+  mpp: float | None = None,
 ) -> figure.Figure:
   """Draws an image, and beside it the image under each of its maps.
 
@@ -103,6 +115,7 @@ def overlay(
     label: what the values are.
     most: the largest value.
     truth: true outlines, drawn on every panel.
+    mpp: um per pixel of the image, if known.
   """
   height, width = image.shape[:2]
   count = 1 + len(maps)
@@ -125,6 +138,7 @@ def overlay(
     for ring in (ring for polygon in truth for ring in polygon):
       ax.plot(*ring.T, '--', color='black', lw=1.6)
     if shown is None:
+      add_scale_bar(ax, mpp)
       continue
     values, outlines = shown
     ax.imshow(values, scale.cmap, scale.norm, extent=extent)

@@ -75,6 +75,8 @@ def classes(part: Mapping[str, Any]) -> Table:
   right = others - counts.sum(0) + counts.diagonal()
   columns = {'slides': 'd'}
   for c, (name, m) in enumerate(part['per_class'].items()):
+    if not m['slides']:
+      continue
     rows[name] = [m['slides']]
     for key in ('precision', 'recall', 'auroc'):
       rows[name] += [m[key], (m[f'{key}_ci_low'], m[f'{key}_ci_high'])]
@@ -85,9 +87,10 @@ def classes(part: Mapping[str, Any]) -> Table:
 
 
 def confusion(part: Mapping[str, Any]) -> Table:
-  """Slides of each true class by the predicted class."""
-  rows = dict(zip(part['per_class'], part['confusion'], strict=True))
-  columns = {f'as {name}': 'd' for name in rows}
+  """Slides of each true class that has any by the predicted class."""
+  counts = zip(part['per_class'], part['confusion'], strict=True)
+  rows = {name: row for name, row in counts if sum(row)}
+  columns = {f'as {name}': 'd' for name in part['per_class']}
   title = 'Slides by true and predicted class'
   return _table(title, 'true class', columns, rows)
 

@@ -371,8 +371,11 @@ def stages(
     except FloatingPointError:  # It is named at the end.
       continue
     prob[name], _ = trained.predict(part(None))
-    cams[name] = trained.grad_cam(part('test'), prob[name][test].argmax(1))
-    summary[name] = _scores(name, trained, prob[name], cams[name], material)
+    cam = trained.grad_cam(part('test'), prob[name][test].argmax(1))
+    summary[name] = _scores(name, trained, prob[name], cam, material)
+    # The last map of a smaller image has 2 x 2 cells, which show no place.
+    if not is_resnet or (recipe.input_size or material.tiles.size) > 64:
+      cams[name] = cam
     curves = pictures.curves(NETWORKS[name], trained.history)
     yield File(f'figures/{name}_curves.png', curves)
   if not summary:
@@ -388,7 +391,8 @@ def stages(
     'test_auroc_of_area': number(by_area),
   }
   yield File('summary.json', content)
-  yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
+  if cams:
+    yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
   layers = _PUBLISHED['table_2']
   yield Table(
     'table_2',

@@ -104,7 +104,7 @@ def _patches(
     measured[setting.name] = mean
     if setting.name in (RD, FW_RD):
       test = of_seeds[0]['test']
-      curves[setting.name] = test.tumour, test.mean
+      curves[setting.name] = test.tumour, test.mean, test.slide
   methods = {name: measured[name] for name in (RD, FW_RD)}
   methods[f'{FW_RD} minus {RD}'] = measured[FW_RD] - measured[RD]
   others = sorted(name for (name,) in PUBLISHED['table_2'].values)

@@ -13,6 +13,7 @@ from data.camelyon16.slides import KnownSlide
 from data.slides import Slide, SlideError
 from experiments.evaluation import figures, froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.maps.scale_bar import known_mpp
 from experiments.patches import pictures
 from experiments.patches.study import File, Study
 from experiments.run import progress
@@ -103,7 +104,7 @@ def _results(
     cases = [one.case for one in some]
     curve = curves[name] = froc.froc(cases)
     scores = np.array([one.values for one in some]).T
-    rocs[name] = tumour, scores[0]
+    rocs[name] = tumour, scores[0], each
     aurocs = [float(metrics.auroc(tumour, score)) for score in scores]
     draws = [
       intervals.auroc_replicates(tumour, s[None], each, resamples=_RESAMPLES)
@@ -252,6 +253,6 @@ def _draw(
     on_tissue = np.where(scores > 0, scores, np.nan)
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
-  return pictures.overlay(
-    title, image, shown, label='anomaly score', most=_MOST, truth=truth
-  )
+  mpp = known_mpp(opened)
+  about = {'label': 'anomaly score', 'most': _MOST, 'truth': truth}
+  return pictures.overlay(title, image, shown, mpp=mpp and mpp / ratio, **about)

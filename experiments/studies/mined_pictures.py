@@ -111,7 +111,7 @@ def grad_cam(
   shown = tiles.take(rows)
   target = np.full(len(shown), POSITIVE)
   side = first.recipe.input_size or tiles.size
-  layer = None if side > ONE_CELL else 'layer2_1'
+  layer = None if side > 2 * ONE_CELL else 'layer2_1'  # 2 x 2 show no place.
   maps = {
     name: (
       model.grad_cam(shown, target, layer),

@@ -176,6 +176,7 @@ class Nodes(Material):
           maps,
           label='votes for tumour',
           truth=outlines(mask),
+          mpp=MPP,
         )
         yield File(f'figures/{name}.png', drawing)
 

@@ -175,7 +175,8 @@ def stages(
     ],
     PUBLISHED['secondary'],
   )
-  curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
+  shown = parts[1]
+  curve = shown.label == 1, second.predict(shown)[0][:, 1], shown.group
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
   title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
   yield File('figures/secondary_roc.png', figures.roc(title, {name: curve}))

@@ -12,8 +12,7 @@ import openslide
 from openslide import deepzoom
 from PIL import Image
 
-from data import outlines, slides
-from data.labelled_tiles import TileError
+from data import slides
 from data.slides import SlideError
 from experiments.maps import overlay, tile_scores
 
@@ -53,8 +52,7 @@ class SlideView:
       scores_paths: its scores by fold, see `tile_scores.find`.
       tile_size: see `tile_scores.read`.
       slide_mpp: um/px of a slide that does not state it.
-      outlines_dir: of what is known of the slides; by default `outlines` beside
-        their folder.
+      outlines_dir: see `overlay.known_outlines`.
 
     Raises:
       SlideError: if the slide cannot be opened.
@@ -72,18 +70,8 @@ class SlideView:
       self.mpp, _ = slides.pixel_size(*about, slide_mpp)
     except SlideError:
       self.mpp = None  # Then there is no scale bar.
-    folder = outlines_dir or path.absolute().parent.parent / 'outlines'
-    stem = folder / self.scores.slide
-    known = (stem.with_name(stem.name + end) for end in outlines.EXTENSIONS)
-    try:
-      self._rings = [
-        np.rint(ring.corners).astype(int).tolist()
-        for file in known
-        if file.exists()
-        for ring in outlines.read(file)
-      ]
-    except TileError as e:
-      raise tile_scores.MapError(str(e)) from e
+    known = overlay.known_outlines(path, self.scores.slide, outlines_dir)
+    self._rings = [np.rint(ring).astype(int).tolist() for ring in known]
     self._zoom = deepzoom.DeepZoomGenerator(self._slide, _TILE, _OVERLAP)
     self._boxes = overlay.boxes(self.scores)
     self._layers = {s: overlay.layers(self.scores, s) for s in overlay.SCALES}

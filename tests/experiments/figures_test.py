@@ -4,6 +4,7 @@ from drawn_results import CLASSES, part, write, write_external
 import numpy as np
 from PIL import Image
 import pytest
+from shapely import geometry
 
 from experiments.evaluation import figures, predictions
 from experiments.evaluation.predictions import Predictions
@@ -45,10 +46,16 @@ def test_curves_that_coincide_are_all_seen(name):
 
 def test_roc_curves_have_their_areas():
   truth = np.array([0, 0, 1, 1], bool)
-  found = {'a': (truth, np.arange(4.0)), 'b': (truth, -np.arange(4.0))}
-  ax = figures.roc('t', found).axes[0]
-  texts = [text.get_text() for text in ax.get_legend().texts]
-  assert texts == ['a, AUROC 1.000', 'b, AUROC 0.000']
+  case, scores = np.array(list('ppqr')), np.arange(4.0)
+  found = {'a': (truth, scores, case), 'b': (truth, -scores, case)}
+  drawing = figures.roc('t', found)
+  ax = drawing.axes[0]
+  texts = [text.get_text() for text in drawing.legends[0].texts]
+  assert texts == [
+    f'{name}; n 2 of 4, patients 2'
+    for name in ('a, AUROC 1.000', 'b, AUROC 0.000')
+  ]
+  assert not ax.collections  # The other class is of one patient.
   x, y = ax.lines[1].get_data()
   assert np.trapezoid(y, x) == 1
 
@@ -57,7 +64,7 @@ def test_roc_curves_have_their_areas():
 def test_a_missing_class_has_no_curve_and_two_classes_have_one(name):
   draw = getattr(figures, name)
   *_, (label, *_) = lines_of(draw(part(0, 20, labels=(0, 1)), CLASSES, ''))
-  assert label.startswith('breast') and label.endswith('n/a')
+  assert label.startswith('breast') and 'n/a; n 0 of 20' in label
   p = part(0, 20, labels=(0, 1), classes=CLASSES[:2])
   ((label, *_),) = lines_of(draw(p, CLASSES[:2], ''))
   assert label.startswith('lymphoma')
@@ -67,7 +74,44 @@ def test_the_picture_of_calibration_shows_both():
   p = predictions.pool([part(seed, 40) for seed in range(3)])
   # Unknown temperatures leave one curve, not an error.
   drawing = figures._reliability(p, np.full_like(p.prob, np.nan))
-  entries = [t.get_text() for t in drawing.axes[0].get_legend().get_texts()]
+  entries = [t.get_text() for t in drawing.legends[0].get_texts()]
   assert [e.split(',')[0] for e in entries] == ['as is', 'at the temperatures']
   assert 'ECE n/a' in entries[1] and 'ECE n/a' not in entries[0]
+  # Points are not joined, and each has a bar; 120 slides are not few.
+  assert not [
+    x for x in drawing.axes[0].lines[1:] if x.get_linestyle() != 'None'
+  ]
+  points, _, (bars,) = drawing.axes[0].containers[0]
+  for (_, y), ((_, low), (_, high)) in zip(
+    points.get_xydata(), bars.get_segments(), strict=True
+  ):
+    assert 0 <= low <= y <= high <= 1 and high > low
+  assert 'too few' not in drawing.axes[0].get_title()
   drawing.canvas.draw()
+  few = figures._reliability(part(0, 49), part(0, 49).prob)
+  assert 'Under 50 slides: too few' in few.axes[0].get_title()
+
+
+@pytest.mark.parametrize('name', ['_roc', '_precision_recall'])
+def test_bands_are_of_resampled_patients(name):
+  """Copies of slides tell nothing new; copies of patients do."""
+  one = part(3, 60)
+  case = np.array([f'{case} again' for case in one.case])
+  same = predictions.pool([one] * 4)
+  more = [
+    one,
+    *(
+      Predictions(
+        np.char.add(case, str(i)),
+        *[getattr(one, n) for n in ('slide', 'label', 'prob')],
+      )
+      for i in range(3)
+    ),
+  ]
+  widths = []
+  for p in (one, same, predictions.pool(more)):
+    band = getattr(figures, name)(p, CLASSES, '').axes[0].collections[0]
+    (path,) = band.get_paths()
+    widths.append(geometry.Polygon(path.vertices).area)
+  assert abs(widths[1] / widths[0] - 1) < 1e-6
+  assert widths[2] < 0.7 * widths[0]

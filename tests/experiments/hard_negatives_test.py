@@ -144,7 +144,7 @@ def drawn(name, *, groups, each, positives):
 class Stub:
   """Calls dark tiles positive; features are the pixels."""
 
-  recipe = PatchRecipe(input_size=64)
+  recipe = PatchRecipe(input_size=96)
 
   def predict(self, tiles):
     pixels = tiles.load(np.arange(len(tiles))).reshape(len(tiles), -1)

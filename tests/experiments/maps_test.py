@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+import json
 import shutil
 import tracemalloc
+import types
 import uuid
 
 import drawn_maps
 from drawn_results import strict
 import h5py
 from hypothesis import given, strategies as st
+from matplotlib import figure, patches
 import numpy as np
 from PIL import Image
 import pytest
@@ -20,7 +23,13 @@ from shapely import geometry
 from data import inspection
 from data.slides import SlideError
 from experiments import draw_maps
-from experiments.maps import geojson, overlay, tile_scores, top_tiles
+from experiments.maps import (
+  geojson,
+  overlay,
+  scale_bar,
+  tile_scores,
+  top_tiles,
+)
 from experiments.maps.source import Slides
 from experiments.maps.tile_scores import MapError, TileScores, UnplacedError
 from experiments.viewer import slide_view
@@ -369,10 +378,29 @@ def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
     colours='viridis',
     label='lymphoma',
   )
-  first, *maps = [ax for ax in drawing.axes if len(ax.images)]
-  assert '007.a\nlymphoma, predicted breast' in first.get_title()
-  found = {x.title: x for x in overlay.layers(of_slide, scale).values()}
-  assert len(maps) == 3  # Probability, attention, disagreement.
+  title = '007.a | truth lymphoma | predicted breast, probability 0.63'
+  assert drawing.get_suptitle().startswith(title)
+  assert drawing.get_suptitle().endswith('over 3 folds | WRONG')
+  first, *maps = [ax for ax in drawing.subfigs[0].axes if len(ax.images)]
+  drawn = overlay.layers(of_slide, scale) | {
+    f'ranked {x.key}': x for x in overlay.layers(of_slide, 'rank').values()
+  }
+  found = {x.title: x for x in drawn.values()}
+  # Probability, attention, disagreement; and the rank of attention.
+  assert len({ax.get_title() for ax in maps}) == (3 if scale == 'rank' else 4)
+  best = np.argsort(-of_slide.multiples(of_slide.predicted))[:5]
+  numbers = {t.get_text(): t.xy for t in first.texts}
+  for rank, (i, tile) in enumerate(
+    zip(best, drawing.subfigs[1].axes, strict=True), 1
+  ):
+    corner = of_slide.coords[i]
+    assert (numbers[str(rank)] == corner + SIDE / 2).all()
+    assert 'x {}, y {} px'.format(*corner) in tile.get_xlabel()
+    image = np.asarray(tile.images[0].get_array()).astype(int)
+    assert abs(image - drawn_maps.pixel(corner)).max() <= 8
+  for ax in (first, *maps):
+    framed = {tuple(p.get_xy()) for p in ax.patches}
+    assert framed == {*map(tuple, of_slide.coords[best].tolist())}
   colours = overlay.colour_map('viridis')
   for ax in maps:
     layer = found[ax.get_title()]
@@ -386,6 +414,27 @@ def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
     assert (seen[~has, 3] == 0).all() and (seen[has, 3] > 0).all()
     place = np.rint(255 * layer.norm(layer.values[has])).astype(int)
     np.testing.assert_array_equal(seen[has, :3], colours[place, :3])
+
+
+@given(st.floats(0.06, 15), st.integers(20, 10**6), st.integers(50, 900))
+def test_a_scale_bar_is_as_long_as_it_says(mpp, width, pixels):
+  def drawn(source):
+    ax = figure.Figure().subplots()
+    ax.imshow(np.zeros((9, pixels)), extent=(0, width, 9, 0))
+    slide = types.SimpleNamespace(mpp=mpp, mpp_source=source)
+    scale_bar.add_scale_bar(ax, scale_bar.known_mpp(slide))
+    return ax.artists
+
+  assert not drawn('default_mpp')
+  (bar,) = drawn('openslide')
+  length = bar.size_bar.get_children()[0].get_width()
+  text, power = bar.txt_label.get_text().split(', ')
+  number, unit = text.split()
+  micrometres = float(number) * {'µm': 1, 'mm': 1000}[unit]
+  assert micrometres == pytest.approx(length * mpp)
+  assert number.strip('0.')[0] in '125' and width / 10 < length <= width / 3
+  per_pixel = mpp * width / pixels
+  assert float(power[:-1]) == pytest.approx(10 / per_pixel, rel=0.06)
 
 
 @pytest.mark.parametrize('rank_by', top_tiles.RANKS)
@@ -468,6 +517,33 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   ):
     with pytest.raises(SystemExit, match=message):
       draw_maps.main(['draw_maps', *flags])
+
+
+def test_outlines_are_found_beside_the_slides_or_where_asked(
+  run, of_slide, tmp_path
+):
+  path = Slides(run).files()['007.a']
+
+  def framed(**flags):
+    drawing = overlay.draw(path, of_slide, **flags)
+    legend = [t.get_text() for t in drawing.subfigs[0].legends[0].texts]
+    panel = drawing.subfigs[0].axes[0].patches
+    rings = [p for p in panel if type(p) is patches.Polygon]
+    assert ('known outlines' in legend) == bool(rings)
+    return [p.get_xy()[:-1].tolist() for p in rings]
+
+  assert framed() == []
+  ring = [[10, 10], [300, 20], [200, 250]]
+  shape = {'type': 'Polygon', 'coordinates': [[*ring, ring[0]]]}
+  (tmp_path / '007.a.geojson').write_text(json.dumps({'geometry': shape}))
+  assert framed(outlines_dir=tmp_path) == [ring]
+  beside = path.parent.parent / 'outlines'
+  shutil.copytree(tmp_path, beside)
+  assert framed() == [ring]
+  (beside / '007.a.geojson').write_text('[')
+  with pytest.raises(MapError, match=r'007\.a\.geojson'):
+    framed()
+  shutil.rmtree(beside)
 
 
 def test_slides_are_where_the_run_says_or_cost_their_pictures(

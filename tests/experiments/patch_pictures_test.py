@@ -20,11 +20,16 @@ def test_the_kept_epoch_and_undefined_values_are_drawn():
 
 def test_heat_lies_on_tiles_and_wrong_probabilities_are_red():
   tiles = make_tiles(4)
-  maps = {'net (small)': (np.full((4, 3, 3), 0.5), np.array([0.9, 0.8, 0, 1]))}
+  cams = np.arange(4)[:, None, None] * np.full((4, 3, 3), 0.2)
+  maps = {'net (small)': (cams, np.array([0.9, 0.8, 0, 1]))}
   drawing = pictures.heat(
     't', tiles, maps, np.zeros((4, *[tiles.size] * 2), bool)
   )
-  top, bottom = np.reshape(drawing.axes, (2, 4))
+  *axes, bar = drawing.axes
+  top, bottom = np.reshape(axes, (2, 4))
+  assert "each map's own largest value" in bar.get_xlabel()
+  empty = [ax.get_title() for ax in bottom]
+  assert empty == ['map is all zero', '', '', '']
   assert [ax.get_title() for ax in top] == [*tiles.classes] * 2
   labels = [ax.xaxis.label for ax in bottom]
   texts = [label.get_text() for label in labels]
