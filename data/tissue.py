@@ -1,7 +1,7 @@
 """Tells stained tissue from glass, pen ink and dark edges of a scan."""
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 # Bounds of the saturation threshold. Otsu's threshold lies in the noise of a
 # slide without tissue, and between pale and dark tissue of one without glass.
@@ -31,7 +31,7 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
     image: overview, uint8 [H, W, 3]; about 8 um/px shows enough.
     mpp: its um/px.
   """
-  smooth = ndimage.uniform_filter(image, (3, 3, 1))
+  smooth = scipy.ndimage.uniform_filter(image, (3, 3, 1))
   colour = _glass_colour(smooth).astype(np.float32)
   levels = np.minimum(np.arange(256, dtype=np.float32)[:, None] / colour, 1)
   light = np.stack([levels[smooth[..., c], c] for c in range(3)])
@@ -39,7 +39,7 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
   ink = _ink(light)
   reach = round(_INK_HALO_UM / mpp)
   if reach and ink.any():
-    ink = ndimage.distance_transform_edt(~ink) <= reach
+    ink = scipy.ndimage.distance_transform_edt(~ink) <= reach
   threshold = np.clip(otsu(saturation[~ink]), *_SATURATION)
   mask = (saturation > threshold) & ~ink
   mask = ~_without_small(~mask, _HOLE_UM2 / mpp**2) & ~ink
@@ -59,7 +59,7 @@ def glass(image: np.ndarray, mpp: float) -> np.ndarray:
     mpp: its um per pixel.
   """
   side = max(1, round(_SMOOTH_UM / mpp))
-  smooth = ndimage.uniform_filter(image, (side, side, 1))
+  smooth = scipy.ndimage.uniform_filter(image, (side, side, 1))
   return (smooth >= _CLEAR * _glass_colour(smooth)).all(-1)
 
 
@@ -115,7 +115,7 @@ def otsu(values: np.ndarray) -> float:
 
 def _without_small(mask: np.ndarray, area: float) -> np.ndarray:
   """Returns a mask less its connected pieces of fewer than `area` pixels."""
-  label, count = ndimage.label(mask)
+  label, count = scipy.ndimage.label(mask)
   keep = np.bincount(label.ravel(), minlength=count + 1) >= area
   keep[0] = False
   return keep[label]

@@ -7,7 +7,6 @@ A bag model that does not beat this has learnt nothing from single instances.
 """
 
 import numpy as np
-from sklearn import linear_model, pipeline, preprocessing
 
 from experiments.bags import cohort as cohorts, crossval, preflight
 from experiments.bags.options import Features, Folds, Regression
@@ -26,6 +25,8 @@ def run(
   machine: Machine,
 ) -> None:
   """Fits a regression in each fold, writes tables, pictures and report."""
+  from sklearn import linear_model, pipeline, preprocessing  # Takes a second.
+
   given = [regression, data, folds, check, output, machine]
   material = preflight.begin(given)
   cohort = material.cohort

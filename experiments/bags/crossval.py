@@ -13,10 +13,9 @@ import numpy as np
 from data.splits import SplitError
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
-from experiments.evaluation import figures, groups, predictions, summary
+from experiments.evaluation import groups, predictions, summary
 from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import attention as attention_files
-from experiments.reporting import page
 from experiments.run import progress
 from experiments.run.results import Folder, ResultsError
 from kmil_jax import folds, parallel, selection
@@ -216,6 +215,10 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
   """
   if not parallel.is_first():
     return
+  # They import matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+  from experiments.reporting import page
+
   classes = material.cohort.classes
   k = len(material.splits)
   results = summary.summarise(folder, model, task, k, classes)

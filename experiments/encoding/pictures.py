@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
+import scipy
 
 from data import features, outlines, slides, tiling, tissue
 from data.files import replacing
@@ -109,7 +109,8 @@ def _draw(cohort: SlideTiles, slide: slides.Slide) -> Image.Image:
     mask = tissue.tissue_mask(slide.thumbnail(tiling.MASK_MPP), tiling.MASK_MPP)
     mask = Image.fromarray(mask).resize(shape[::-1], Image.NEAREST)
     mask = np.asarray(mask)
-  image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
+  inner = scipy.ndimage.binary_erosion(mask, iterations=2)
+  image[mask & ~inner] = _TISSUE_COLOUR
   return Image.fromarray(image)
 
 

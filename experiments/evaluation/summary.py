@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
@@ -181,6 +180,8 @@ def of_folds(
     count, not patients; patients are what the intervals take for independent.
     What is undefined is None, as an interval where nothing varies.
   """
+  from sklearn.metrics import confusion_matrix  # Takes a second.
+
   values = metrics.evaluate(whole.label, whole.prob)
   by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
   bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)

@@ -3,25 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib import cm, colors, figure, lines
 import numpy as np
 
 from data.labelled_tiles import LabelledTiles
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
-_GREENS = matplotlib.colormaps['YlGn'](np.linspace(0.3, 1, 256))
-_GREENS[:, 3] = np.linspace(0, 0.75, 256)  # Where a map is 0 the image shows.
 
 
-def curves(title: str, history: Sequence[Mapping[str, Any]]) -> figure.Figure:
+def curves(title: str, history: Sequence[Mapping[str, Any]]) -> Any:
   """Draws accuracy, loss and AUROC of every epoch, the kept one marked.
 
   Args:
     title: of the network.
     history: of `training.Trained`.
   """
+  from matplotlib import figure  # Takes half a second.
+
   drawing = figure.Figure((10.5, 3.2), layout='constrained')
   panels = drawing.subplots(1, 3)
   kept = history[-1]['best_epoch'] + 1
@@ -45,7 +43,7 @@ def heat(
   tiles: LabelledTiles,
   maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
   inside: np.ndarray | None = None,
-) -> figure.Figure:
+) -> Any:
   """Draws tiles, and below each the map and the probability of every network.
 
   Args:
@@ -55,6 +53,8 @@ def heat(
       class, [n].
     inside: what is outlined, bool [n, S, S].
   """
+  from matplotlib import figure  # Takes half a second.
+
   n, size = len(tiles), tiles.size
   sides = 1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.3
   drawing = figure.Figure(sides, layout='constrained')
@@ -92,7 +92,7 @@ def overlay(
   label: str,
   most: float = 1.0,
   truth: Polygons = (),
-) -> figure.Figure:
+) -> Any:
   """Draws an image, and beside it the image under each of its maps.
 
   Args:
@@ -104,6 +104,9 @@ def overlay(
     most: the largest value.
     truth: true outlines, drawn on every panel.
   """
+  # Takes half a second.
+  from matplotlib import cm, colormaps, colors, figure, lines
+
   height, width = image.shape[:2]
   count = 1 + len(maps)
   rows = -(-count // 3)
@@ -111,8 +114,10 @@ def overlay(
   size = 5 * columns, rows * (4.4 * height / width + 0.5) + 0.5
   drawing = figure.Figure(size, layout='constrained')
   panels = drawing.subplots(rows, columns, squeeze=False).ravel()
+  greens = colormaps['YlGn'](np.linspace(0.3, 1, 256))
+  greens[:, 3] = np.linspace(0, 0.75, 256)  # Where a map is 0 the image shows.
   scale = cm.ScalarMappable(
-    colors.Normalize(0, most), colors.ListedColormap(_GREENS)
+    colors.Normalize(0, most), colors.ListedColormap(greens)
   )
   about = {title: None} | dict(maps)
   for ax in panels:
