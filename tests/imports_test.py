@@ -48,8 +48,9 @@ from jax._src import xla_bridge
 
 modules = {}
 for name in (name for some in SCRIPTS.values() for name in some):
+  script = importlib.import_module(f'experiments.{name}')
   with contextlib.redirect_stdout(None), contextlib.suppress(SystemExit):
-    importlib.import_module(f'experiments.{name}').main([name, '--help'])
+    script.main([name, '--help'])
   device = ['a device'] * xla_bridge.backends_are_initialized()
   modules[name] = [*sys.modules, *device]
 print(json.dumps(modules))
