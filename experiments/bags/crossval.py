@@ -17,7 +17,7 @@ from experiments.evaluation import groups, predictions, summary
 from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import attention as attention_files
 from experiments.run import progress
-from experiments.run.results import Folder, ResultsError
+from experiments.run.results import REPORT, Folder, ResultsError
 from kmil_jax import folds, parallel, selection
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.models.kmil import Choice
@@ -207,6 +207,8 @@ def test_second(
 def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
   """Writes tables, pictures and the report of the finished folds.
 
+  Pictures and report stay if nothing in the folder changed since.
+
   Args:
     folder: of the results.
     model: name of it.
@@ -215,18 +217,20 @@ def conclude(folder: Folder, model: str, task: str, material: Material) -> None:
   """
   if not parallel.is_first():
     return
-  # They import matplotlib, which takes half a second.
-  from experiments.evaluation import figures
-  from experiments.reporting import page
-
   classes = material.cohort.classes
   k = len(material.splits)
   results = summary.summarise(folder, model, task, k, classes)
-  figures.draw(folder, classes)
   print(summary.text(results))
   if material.group:
     table = groups.write(folder, material.group, classes)
     print(f'\n{table.terminal()}')
+  if folder.is_newest(REPORT):
+    return
+  # They import matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+  from experiments.reporting import page
+
+  figures.draw(folder, classes)
   page.write(folder)
 
 

@@ -180,8 +180,6 @@ def of_folds(
     count, not patients; patients are what the intervals take for independent.
     What is undefined is None, as an interval where nothing varies.
   """
-  from sklearn.metrics import confusion_matrix  # Takes a second.
-
   values = metrics.evaluate(whole.label, whole.prob)
   by_fold = [metrics.evaluate(p.label, p.prob) for p in per_fold]
   bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
@@ -196,15 +194,15 @@ def of_folds(
       'per_fold': [number(v) for v in each],
     }
   aurocs, covariance = class_covariance(whole)
-  weight = summary_weight(len(classes))
+  n = len(classes)
+  cell = whole.label * n + whole.prob.argmax(1)
+  weight = summary_weight(n)
   variance = weight @ covariance @ weight
   return {
     'metrics': table,
     'auroc_delong': _delong(weight @ aurocs, variance),
     'per_class': _per_class(whole, values, bounds, aurocs, covariance, classes),
-    'confusion': confusion_matrix(
-      whole.label, whole.prob.argmax(1), labels=range(len(classes))
-    ).tolist(),
+    'confusion': np.bincount(cell, minlength=n * n).reshape(n, n).tolist(),
   }
 
 
