@@ -17,6 +17,14 @@ _OUTPUTS = {
   'instance_prob': ['R', 'n', 'C'],
   'kept': ['R', 'n'],
 }
+_USE = 'Research. It is no medical device, and was not validated for diagnosis.'
+_LIMITS = (
+  'It knows its classes alone, and gives one of them to every slide, whatever'
+  ' the slide shows. Other scanners, stains, laboratories and patients than'
+  ' those of the training may lower its accuracy: test it on slides of your own'
+  ' first. Features of another encoder, tile size or pixel size make its'
+  ' answers worthless.'
+)
 _TEMPERATURE = (
   'The probabilities of fold i are softmax(log p / temperature[i]), where that'
   ' is a number; prob is their mean over the folds.'
@@ -40,6 +48,8 @@ def describe(folder: Folder, card: Card, licence: str) -> dict[str, Any]:
     'inputs': _INPUTS,
     'outputs': _OUTPUTS,
     'temperature_is_applied_as': _TEMPERATURE,
+    'intended_use': _USE,
+    'limits': _LIMITS,
     'versions': {'jax': importlib.metadata.version('jax')},
     'encoder_weights': None,
   }
@@ -94,6 +104,7 @@ def readme(card: Mapping[str, Any]) -> str:
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader('experiments.prediction', '.'),
     undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
     trim_blocks=True,
     lstrip_blocks=True,
   )
