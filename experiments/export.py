@@ -64,7 +64,7 @@ def run(folds: Folds, output: Output, encoder: Encoder, cache: Cache) -> None:
   """Writes the file."""
   folder = folds.folder()
   card, trained = models.read(folder, folds.fold)
-  about = card.to_json() | describe(folder, card, output.license)
+  about = describe(folder, card, output.license)
   others = {}
   if encoder.with_encoder:
     # It imports networks, which an export without an encoder does without.

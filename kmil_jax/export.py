@@ -18,7 +18,6 @@ from typing import Any
 import zipfile
 
 import jax
-from jax import export
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -64,22 +63,13 @@ class Archive:
       ExportError: if this JAX cannot read them.
     """
     try:
-      calls = {
-        name: jax.jit(export.deserialize(bytearray(program)).call)
-        for name, program in self.programs.items()
-      }
+      return kmil_model.program(self.programs)
     except Exception as error:  # Of flatbuffers, MLIR or jax.export.
       raise ExportError(
         f'jax {jax.__version__} cannot read the program, which jax '
         f'{self.card.get("exported_by")} wrote ({error}). Export the model '
         'again with the version here.'
       ) from error
-
-    def predict(weights, x, count):
-      name = ANY if ANY in calls else program_name(len(x))
-      return calls[name](weights, x, jax.numpy.int32(count))
-
-    return predict
 
   def predictor(self, least: int = 1) -> 'Predictor':
     """Returns what predicts a bag.

@@ -11,7 +11,7 @@
 JAX reads programs with the package flatbuffers, which it does not ask for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 import pathlib
@@ -70,6 +70,27 @@ def padded_length(
   )
 
 
+def program(programs: Mapping[str, bytes]) -> Callable[..., dict[str, Any]]:
+  """Returns programs as one function, compiled once per length.
+
+  Args:
+    programs: StableHLO by name: `ANY`, or one for each length.
+
+  Returns:
+    A function of weights, features [N, D] and the bag's count.
+  """
+  calls = {
+    name: jax.jit(export.deserialize(bytearray(data)).call)
+    for name, data in programs.items()
+  }
+
+  def predict(weights, x, count):
+    name = ANY if ANY in calls else program_name(len(x))
+    return calls[name](weights, x, jax.numpy.int32(count))
+
+  return predict
+
+
 class Model:
   """The models of a file.
 
@@ -88,11 +109,8 @@ class Model:
       content = {name: file.read(name) for name in file.namelist()}
     self.card = json.loads(content[CARD])
     self._weights = _arrays(content[WEIGHTS])
-    self._programs = {
-      name: jax.jit(export.deserialize(bytearray(program)).call)
-      for name, program in content.items()
-      if name.endswith('.stablehlo')
-    }
+    self._programs = {n for n in content if n.endswith('.stablehlo')}
+    self._predict = program({n: content[n] for n in self._programs})
 
   def predict(self, features: Any) -> dict[str, np.ndarray]:
     """Returns what the models of R folds predict for a slide.
@@ -119,8 +137,7 @@ class Model:
     rows = padded_length(len(x), lengths, least)
     padded = np.zeros((rows, width), np.float32)
     padded[: len(x)] = x
-    program = self._programs[program_name(rows) if lengths else ANY]
-    output = jax.device_get(program(self._weights, padded, np.int32(len(x))))
+    output = jax.device_get(self._predict(self._weights, padded, len(x)))
     raw = output.pop('prob').astype(float)
     temperature = [[t or 1.0] for t in self.card['temperature']]
     scaled = np.exp(np.log(np.maximum(raw, _FLOOR)) / temperature)
