@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import contextlib
 import csv
 import errno
+import filecmp
 import functools
 import hashlib
 import io
@@ -254,6 +255,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
   part = path.with_name(f'.{path.name}.{code}')
   try:
     yield part
+    if path.is_file() and filecmp.cmp(part, path, shallow=False):
+      return  # Its time stays: what was made of it is made of this.
     _flush(part)
     part.replace(path)
     with contextlib.suppress(OSError):  # Some disks flush no folders.

@@ -10,7 +10,7 @@ import pathlib
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+import scipy
 
 from data import files, outlines
 from data.labelled_tiles import TileError
@@ -236,7 +236,9 @@ def tissue_part(
   (x0, y0), (x1, y1) = (coords * scale).T, ((coords + size_level0) * scale).T
 
   def up_to(x, y):
-    return ndimage.map_coordinates(integral, [y, x], order=1, mode='nearest')
+    return scipy.ndimage.map_coordinates(
+      integral, [y, x], order=1, mode='nearest'
+    )
 
   area = up_to(x1, y1) - up_to(x0, y1) - up_to(x1, y0) + up_to(x0, y0)
   return area / (size_level0**2 * scale.prod())

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
+import scipy
 
 # Bounds of the saturation threshold. Otsu's threshold lies in the noise of a
 # slide without tissue, and between pale and dark tissue of one without glass.
@@ -44,7 +44,7 @@ def tissue_mask(image: np.ndarray, mpp: float, rule: Rule = RULE) -> np.ndarray:
     mpp: its um/px.
     rule: in place of Otsu's threshold, and what is small.
   """
-  smooth = ndimage.uniform_filter(image, (3, 3, 1))
+  smooth = scipy.ndimage.uniform_filter(image, (3, 3, 1))
   colour = _glass_colour(smooth).astype(np.float32)
   levels = np.minimum(np.arange(256, dtype=np.float32)[:, None] / colour, 1)
   light = np.stack([levels[smooth[..., c], c] for c in range(3)])
@@ -52,7 +52,7 @@ def tissue_mask(image: np.ndarray, mpp: float, rule: Rule = RULE) -> np.ndarray:
   ink = _ink(light)
   reach = round(_INK_HALO_UM / mpp)
   if reach and ink.any():
-    ink = ndimage.distance_transform_edt(~ink) <= reach
+    ink = scipy.ndimage.distance_transform_edt(~ink) <= reach
   threshold = rule.saturation
   if threshold is None:
     threshold = np.clip(otsu(saturation[~ink]), *_SATURATION)
@@ -72,7 +72,7 @@ def focus(tile: np.ndarray) -> float:
     tile: uint8 [S, S, 3].
   """
   grey = np.asarray(Image.fromarray(tile).convert('L'), np.float32)
-  return float(ndimage.laplace(grey, mode='mirror').var())
+  return float(scipy.ndimage.laplace(grey, mode='mirror').var())
 
 
 def glass(image: np.ndarray, mpp: float) -> np.ndarray:
@@ -88,7 +88,7 @@ def glass(image: np.ndarray, mpp: float) -> np.ndarray:
     mpp: its um per pixel.
   """
   side = max(1, round(_SMOOTH_UM / mpp))
-  smooth = ndimage.uniform_filter(image, (side, side, 1))
+  smooth = scipy.ndimage.uniform_filter(image, (side, side, 1))
   return (smooth >= _CLEAR * _glass_colour(smooth)).all(-1)
 
 
@@ -144,7 +144,7 @@ def otsu(values: np.ndarray) -> float:
 
 def _without_small(mask: np.ndarray, area: float) -> np.ndarray:
   """Returns a mask less its connected pieces of fewer than `area` pixels."""
-  label, count = ndimage.label(mask)
+  label, count = scipy.ndimage.label(mask)
   keep = np.bincount(label.ravel(), minlength=count + 1) >= area
   keep[0] = False
   return keep[label]

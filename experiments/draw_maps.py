@@ -21,8 +21,8 @@ import sys
 from typing import Any
 
 from data.slides import SlideError
-from experiments.maps import geojson, overlay, source, tile_scores, top_tiles
-from experiments.maps.tile_scores import MapError, TileScores
+from experiments.maps import source, tile_scores, top_tiles
+from experiments.maps.tile_scores import COLOURS, SCALES, MapError, TileScores
 from experiments.run import progress, start
 from experiments.run.options import field
 from experiments.run.results import Folder
@@ -39,9 +39,9 @@ class Drawn:
     'absolute',
     'Scale of heat maps: the same for every slide (absolute), or ranks among'
     ' the tiles of a slide (rank).',
-    choices=overlay.SCALES,
+    choices=SCALES,
   )
-  colours: str = field('YlGn', 'Colours of heat maps.', choices=overlay.COLOURS)
+  colours: str = field('YlGn', 'Colours of heat maps.', choices=COLOURS)
   rank_tiles_by: str = field(
     'attention',
     'Score that --top_tiles and --top_fraction rank tiles by, for the predicted'
@@ -107,6 +107,9 @@ def _write(
   drawn: Drawn,
 ) -> None:
   """Writes what there is of a slide; pictures, if it has a file."""
+  # They import matplotlib, which takes half a second.
+  from experiments.maps import geojson, overlay
+
   name = of_slide.slide
   if len(of_slide.folds) > 1:
     tile_scores.write_spread(target.at(f'disagreement/{name}.h5'), of_slide)

@@ -26,6 +26,7 @@ def run(
   machine: Machine,
 ) -> None:
   """Fits a regression in each fold, writes tables, pictures and report."""
+
   given = [regression, data, folds, check, output, machine]
   material = preflight.begin(given)
   cohort = material.cohort

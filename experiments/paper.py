@@ -12,14 +12,14 @@ standard error. Data and training flags are those of `experiments.kmil`.
 
 import dataclasses
 import sys
+from typing import Any
 
 import jax
-from matplotlib.figure import Figure
 
 from experiments.bags import cohort as cohorts, options
 from experiments.bags.options import External, Folds, Training
 from experiments.evaluation.tables import Table
-from experiments.papers import figures, tables
+from experiments.papers import tables
 from experiments.papers.runs import Runs
 from experiments.papers.tables import MODELS
 from experiments.run import start
@@ -110,6 +110,9 @@ def run(
   here = 'here: phantom cohort (rendered slides, no patients)'
   if data.csv_path:
     here = f'here: {data.csv_path.name}'
+  # It imports matplotlib, which takes half a second.
+  from experiments.papers import figures
+
   match shown.figure:
     case 2:
       by_class = tables.of_runs('table_1', {'kmil': results['kmil']})
@@ -122,7 +125,7 @@ def run(
   _write(Folder(path), dataclasses.replace(table, notes=notes), drawing)
 
 
-def _write(folder: Folder, table: Table, drawing: Figure | None = None) -> None:
+def _write(folder: Folder, table: Table, drawing: Any = None) -> None:
   """Writes the files of a table, or of a figure and its numbers; prints it."""
   text = table.markdown()
   folder.write(f'{table.name}.md', text)

@@ -4,6 +4,7 @@
       --slides_dir=new_slides
   python -m experiments.predict --run=... --features_dir=... --fold=3
   python -m experiments.predict --model=model.kmil --features_dir=...
+  python -m experiments.predict --model=model.kmil --slides_dir=new_slides
 
 Writes to <results_dir>/<exp_code>: predictions.csv with the mean over the folds
 of each slide's probabilities, their standard deviation and those of each fold,
@@ -46,7 +47,8 @@ class Slides:
   weights: str | None = free(
     None,
     "Weights of the encoder, a file or 'imagenet', as of experiments.extract. A"
-    ' random encoder is found beside the features that --run was trained on.',
+    ' random encoder is found beside the features that --run was trained on,'
+    ' one of export --with_encoder in --model.',
     only={'slides_dir': True},
   )
 
@@ -93,9 +95,13 @@ def run(
     from experiments.encoding import extraction
     from experiments.prediction import encode
 
-    run_folder = trained.folder() if trained.run else None
+    run_folder, weights = None, slides.weights
+    if trained.run:
+      run_folder = trained.folder()
+    elif not weights:
+      weights = encode.unpacked(trained.model, cache.cache_dir)
     cohort, encoder = encode.plan(
-      source, card, slides.weights, run_folder, cache.cache_dir, scale
+      source, card, weights, run_folder, cache.cache_dir, scale
     )
     print(f'{len(cohort.paths)} slides')
     if check.check:

@@ -10,13 +10,15 @@ was put into cost.json there. Only what is in the folder is needed, and the page
 needs no other file.
 """
 
-from experiments.reporting import page
 from experiments.run import start
 from experiments.run.start import Source
 
 
 def run(source: Source) -> None:
   """Writes the page."""
+  # It imports matplotlib, which takes half a second.
+  from experiments.reporting import page
+
   path = page.write(source.folder())
   print(f'report in {path}, {path.stat().st_size / 2**20:.1f} MiB')
 

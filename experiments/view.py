@@ -15,7 +15,6 @@ from experiments.maps.source import Slides
 from experiments.maps.tile_scores import MapError
 from experiments.run import start
 from experiments.run.options import field
-from experiments.viewer.server import Server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +37,9 @@ class Page:
 
 def run(slides: Slides, page: Page) -> None:
   """Serves the slides until Ctrl-C."""
+  # It imports matplotlib, which takes half a second.
+  from experiments.viewer.server import Server
+
   shown = slides.files(), slides.scores(), slides.labels()
   try:
     server = Server(

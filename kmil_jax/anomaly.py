@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from kmil_jax.losses import cosine
 
@@ -59,7 +59,7 @@ def _enlarge(side: int, size: int) -> np.ndarray:
   """Returns the matrix [size, side] that upsamples, then blurs, one axis."""
   place = np.arange(size) * ((side - 1) / max(size - 1, 1))
   upsample = np.maximum(1 - np.abs(place[:, None] - np.arange(side)), 0)
-  blurred = ndimage.gaussian_filter1d(
+  blurred = scipy.ndimage.gaussian_filter1d(
     upsample, _SIGMA, axis=0, mode='reflect', truncate=4.0
   )
   return blurred.astype(np.float32)

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy import interpolate
+import scipy
 
 from kmil_jax.models import cpu
 from kmil_jax.types import PatchRecipe
@@ -330,7 +330,7 @@ def smooth_field(points: jax.Array, side: int) -> jax.Array:
   """
   points_at = np.arange(len(points))
   beside = np.pad(np.eye(len(points_at)), ((1, 1), (0, 0)), 'edge')
-  spline = interpolate.CubicHermiteSpline(
+  spline = scipy.interpolate.CubicHermiteSpline(
     points_at, beside[1:-1], (beside[2:] - beside[:-2]) / 2
   )
   place = (np.arange(side) + 0.5) / side * (len(points_at) - 1)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 from kmil_jax.metrics import ratio
 
@@ -113,11 +113,11 @@ def temperature(label: np.ndarray, prob: np.ndarray) -> float:
 
   def loss(log_t: float) -> float:
     scaled = log_prob * np.exp(-log_t)
-    total = special.logsumexp(scaled, axis=1)
+    total = scipy.special.logsumexp(scaled, axis=1)
     return _mean(total - _at_true_class(label, scaled))
 
   bounds = np.log(TEMPERATURES)
-  minimum = optimize.minimize_scalar(
+  minimum = scipy.optimize.minimize_scalar(
     loss, bounds=bounds, method='bounded', options={'xatol': 1e-7}
   )
   # The search stays inside its bounds: a valley beyond them ends beside one.
@@ -135,7 +135,7 @@ def at_bound(value: float) -> bool:
 
 def scale(prob: np.ndarray, temperature: float) -> np.ndarray:
   """softmax(log p / T) of probabilities [N, C]; their order stays."""
-  return special.softmax(_log(prob) / temperature, axis=1)
+  return scipy.special.softmax(_log(prob) / temperature, axis=1)
 
 
 def _log(prob: np.ndarray) -> np.ndarray:

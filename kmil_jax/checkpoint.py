@@ -20,13 +20,10 @@ import warnings
 import chex
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from kmil_jax import checksums, parallel
 
 _METADATA = '_CHECKPOINT_METADATA'  # Orbax's.
-_decisions = ocp.training.save_decision_policies
-_keep = ocp.training.preservation_policies
 # Of a damaged checkpoint Orbax loses tasks, and asyncio says so when they are
 # collected.
 logging.getLogger('asyncio').addFilter(
@@ -68,10 +65,14 @@ class Checkpoints:
           break
         self.damaged.append(file)
     self._newest = int(parallel.agree(newest))
+    from orbax.checkpoint import v1 as ocp  # Takes a quarter of a second.
+
+    decisions = ocp.training.save_decision_policies
+    keep = ocp.training.preservation_policies
     self._checkpointer = ocp.training.Checkpointer(
       root,
-      save_decision_policy=_decisions.FixedIntervalPolicy(1),
-      preservation_policy=_keep.LatestN(2),
+      save_decision_policy=decisions.FixedIntervalPolicy(1),
+      preservation_policy=keep.LatestN(2),
     )
 
   def check_space(self, like: Any) -> None:
@@ -146,6 +147,8 @@ def damage(folder: pathlib.Path) -> pathlib.Path | None:
     return checksums.damage(folder)
   if not (folder / _METADATA).exists():
     return folder / _METADATA
+  from orbax.checkpoint import v1 as ocp  # Takes a quarter of a second.
+
   alone = ocp.Context()  # Other processes are not waited for.
   alone.multiprocessing.active_processes = {jax.process_index()}
   alone.multiprocessing.primary_host = jax.process_index()

@@ -1,13 +1,14 @@
 """Variances of AUROCs in closed form, of slides or of patients."""
 
 from collections.abc import Sequence
+import statistics
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from kmil_jax.metrics import ratio
 
-_Z = stats.norm.ppf(0.975)
+_Z = statistics.NormalDist().inv_cdf(0.975)
 # Below it, two AUROCs or a standard error differ from 0 by rounding alone.
 _ROUNDING = 1e-9
 
@@ -94,7 +95,7 @@ def p_value(difference: float, variance: float) -> float:
   """
   if abs(difference) < _ROUNDING:
     return 1.0
-  return float(2 * stats.norm.sf(abs(difference / _error(variance))))
+  return float(2 * scipy.stats.norm.sf(abs(difference / _error(variance))))
 
 
 def _error(variance: float) -> float:

@@ -3,45 +3,47 @@
 A file is a zip of `card.json`, what the model is; `weights.safetensors`, the
 arrays that its program takes; the program in StableHLO, lowered for CPUs, CUDA
 GPUs and TPUs: `model.stablehlo` of bags of any length, or
-`model_<N>.stablehlo` of bags padded to N; and `sha256.json`, the hashes of all
-these. The same content gives the same bytes.
+`model_<N>.stablehlo` of bags padded to N; `kmil_model.py`, which runs it with
+JAX alone; `README.md`, the card to read; the encoder's weights, if asked for,
+below `encoder/`; and `sha256.json`, the hashes of all these. The same content
+gives the same bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import io
 import json
-import math
 import pathlib
 from typing import Any
 import zipfile
 
 import jax
-from jax import export
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kmil_jax import checksums, parallel
-
-# What programs of one length each are made for: a longer bag is refused.
-LENGTHS = tuple(2**power for power in range(7, 17))
-ANY = 'model.stablehlo'
-_CARD, _WEIGHTS = 'card.json', 'weights.safetensors'
-LEAST = 64  # Shorter bags are padded: fewer programs, and top-k's k is below.
-# Of programs for any length: each about 1.41 times the one before, so that all
-# bags together need few programs.
-_LENGTHS = tuple(
-  8 * math.ceil(LEAST / 8 * 2 ** (step / 2)) for step in range(60)
+from kmil_jax import checksums, kmil_model, parallel
+from kmil_jax.kmil_model import (
+  ANY,
+  CARD,
+  LEAST as LEAST,
+  LENGTHS,
+  WEIGHTS,
+  ExportError,
+  padded_length,
+  program_name,
 )
+
+README, ENCODER = 'README.md', 'encoder/'
+# What Python runs, and imports, of the file.
+_CODE = {
+  '__main__.py': b'import kmil_model\n\nkmil_model.main()\n',
+  'kmil_model.py': pathlib.Path(kmil_model.__file__).read_bytes(),
+}
 _STAMP = (1980, 1, 1, 0, 0, 0)  # Zip's first day.
 
 # weights, features [N, D] and the bag's count [] to arrays.
 Predict = Callable[[Mapping[str, Any], Any, Any], dict[str, Any]]
-
-
-class ExportError(ValueError):
-  """A file that is no model, or a bag it cannot take; says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Archive:
   card: dict[str, Any]
   weights: dict[str, np.ndarray]
   programs: dict[str, bytes]  # by name: `ANY`, or one for each length
+  # By name: README.md, and the encoder's weights below `ENCODER`.
+  others: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
   def predict(self) -> Predict:
     """Returns the programs as one function, compiled once per length.
@@ -59,22 +63,13 @@ class Archive:
       ExportError: if this JAX cannot read them.
     """
     try:
-      calls = {
-        name: jax.jit(export.deserialize(bytearray(program)).call)
-        for name, program in self.programs.items()
-      }
+      return kmil_model.program(self.programs)
     except Exception as error:  # Of flatbuffers, MLIR or jax.export.
       raise ExportError(
         f'jax {jax.__version__} cannot read the program, which jax '
         f'{self.card.get("exported_by")} wrote ({error}). Export the model '
         'again with the version here.'
       ) from error
-
-    def predict(weights, x, count):
-      name = ANY if ANY in calls else program_name(len(x))
-      return calls[name](weights, x, jax.numpy.int32(count))
-
-    return predict
 
   def predictor(self, least: int = 1) -> 'Predictor':
     """Returns what predicts a bag.
@@ -92,34 +87,6 @@ class Archive:
     if ANY in self.programs:
       return None
     return tuple(n for n in LENGTHS if program_name(n) in self.programs)
-
-
-def program_name(length: int) -> str:
-  """Returns the name of the program for bags padded to a length."""
-  return f'model_{length}.stablehlo'
-
-
-def padded_length(
-  count: int, lengths: Sequence[int] | None = None, least: int = 1
-) -> int:
-  """Returns the length that a bag of `count` instances is padded to.
-
-  Args:
-    count: instances of the bag.
-    lengths: ascending, to choose from; 64, 96, 128, 184, 256 and so on by
-      default.
-    least: no shorter than this.
-
-  Raises:
-    ExportError: if the bag is longer than all `lengths`.
-  """
-  for length in lengths or _LENGTHS:
-    if length >= max(count, least):
-      return length
-  raise ExportError(
-    f'{count} instances, and the programs of this file take up to '
-    f'{lengths[-1]}. Predict with --run.'
-  )
 
 
 class Predictor:
@@ -187,11 +154,13 @@ def pack(archive: Archive) -> bytes:
   """Returns the content of the file; equal archives give equal bytes."""
   card = archive.card | {'exported_by': jax.__version__}
   content = {
-    _CARD: (json.dumps(card, indent=2, allow_nan=False) + '\n').encode(),
-    _WEIGHTS: safetensors.numpy.save(
+    CARD: (json.dumps(card, indent=2, allow_nan=False) + '\n').encode(),
+    WEIGHTS: safetensors.numpy.save(
       {k: np.ascontiguousarray(v) for k, v in sorted(archive.weights.items())}
     ),
     **dict(sorted(archive.programs.items())),
+    **_CODE,
+    **dict(sorted(archive.others.items())),
   }
   content[checksums.SUMS] = checksums.to_json(content).encode()
   out = io.BytesIO()
@@ -220,8 +189,8 @@ def read(path: str | pathlib.Path) -> Archive:
     sums = content.pop(checksums.SUMS, None)  # Not in older files.
     if sums not in (None, checksums.to_json(content).encode()):
       raise ValueError('it was changed since it was written')
-    card = json.loads(content.pop(_CARD))
-    weights = safetensors.numpy.load(content.pop(_WEIGHTS))
+    card = json.loads(content.pop(CARD))
+    weights = safetensors.numpy.load(content.pop(WEIGHTS))
   except (ExportError, FileNotFoundError):
     raise
   except (
@@ -238,10 +207,15 @@ def read(path: str | pathlib.Path) -> Archive:
       f'{path}: not a complete model of experiments.export ({error}). Copy or '
       'export it again.'
     ) from error
+  others = {
+    name: content.pop(name)
+    for name in list(content)
+    if name in (README, *_CODE) or name.startswith(ENCODER)
+  }
   known = {ANY, *map(program_name, LENGTHS)}
   if not content or not content.keys() <= known or not isinstance(card, dict):
     raise ExportError(
       f'{path}: holds {", ".join(content) or "no program"}, not the program of '
       'a model. Export it again.'
     )
-  return Archive(card, weights, content)
+  return Archive(card, weights, content, others)

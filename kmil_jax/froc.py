@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # False positives per slide.
 MPP = 0.243  # um per level-0 pixel, taken for both scanners.
@@ -85,12 +85,13 @@ def lesions(
   # Slides are mostly without tumour: nothing is decided beyond its reach.
   margin = int(np.ceil(reach)) + 1
   label = np.zeros(mask.shape, np.int32)
-  for box in ndimage.find_objects(np.asarray(mask, np.int8)):  # One or none.
+  # One or none.
+  for box in scipy.ndimage.find_objects(np.asarray(mask, np.int8)):
     near = tuple(slice(max(0, x.start - margin), x.stop + margin) for x in box)
-    region = ndimage.distance_transform_edt(mask[near] == 0) < reach
-    filled = ndimage.binary_fill_holes(region)
-    label[near], _ = ndimage.label(filled, np.ones((3, 3)))
-  boxes = ndimage.find_objects(label)
+    region = scipy.ndimage.distance_transform_edt(mask[near] == 0) < reach
+    filled = scipy.ndimage.binary_fill_holes(region)
+    label[near], _ = scipy.ndimage.label(filled, np.ones((3, 3)))
+  boxes = scipy.ndimage.find_objects(label)
   axis = [_major_axis(label[box] == i + 1) for i, box in enumerate(boxes)]
   return Lesions(label, np.array(axis) < _CELLS_UM / pixel)
 

@@ -1,16 +1,16 @@
 """Confidence intervals and tests in which patients are what varies."""
 
 from collections.abc import Iterator, Sequence
+import statistics
 import warnings
 
 import numpy as np
-from scipy import stats
 
 from kmil_jax import metrics
 
 RESAMPLES = 10_000
 _LEVEL = (2.5, 97.5)
-_Z = stats.norm.ppf(0.975)
+_Z = statistics.NormalDist().inv_cdf(0.975)
 # Below it, replicates differ by rounding alone.
 _ROUNDING = 1e-12
 # Weights in flight, so that those of a block stay in a core's cache.

@@ -7,12 +7,14 @@ import json
 import pathlib
 from typing import Any
 
+from flax import traverse_util
+import jax
 import numpy as np
 
-from kmil_jax import folds as stages, intervals, metrics, splits
+from kmil_jax import folds as stages, intervals, metrics, port, splits
 from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
-from kmil_jax.inference import Design, stack
+from kmil_jax.inference import CHOOSER, MODEL, Design, stack
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import ModelSpec, Recipe, Store
@@ -88,6 +90,26 @@ class Trained:
     attention = out['attention']
     column = out['prob'].mean(0).argmax() if attention.shape[-1] > 1 else 0
     return attention[..., column].mean(0), out['kept'].mean(0)
+
+  def to_torch(self, folds: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+    """Returns state dicts by the names of published code, see `port.to_torch`.
+
+    Args:
+      folds: numbers of the R folds.
+
+    Returns:
+      `fold_<i>_model`, and `fold_<i>_chooser` if the model has a first stage.
+    """
+    names = {MODEL: self.design.model}
+    names[CHOOSER] = SPECS[self.design.model].chooser
+    params = traverse_util.unflatten_dict(self.weights, sep='/')
+    return {
+      f'fold_{fold}_{network}': port.to_torch(
+        names[network], {'params': jax.tree.map(lambda x, r=r: x[r], tree)}
+      )
+      for r, fold in enumerate(folds)
+      for network, tree in params.items()
+    }
 
   @functools.cached_property
   def predictor(self) -> Predictor:

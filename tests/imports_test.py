@@ -2,7 +2,11 @@
 
 import ast
 import graphlib
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +26,35 @@ FORBIDDEN = {
   ),
   'data': ('experiments', 'flax', 'jax', 'jaxlib', 'kmil_jax', 'optax'),
 }
+# What takes longer to import than all else that --help needs, JAX apart.
+SLOW = (
+  'matplotlib',
+  'orbax',
+  'scipy.ndimage',
+  'scipy.optimize',
+  'scipy.special',
+  'scipy.stats',
+  'sklearn',
+  'tensorflow',
+  'tensorflow_datasets',
+  'tensorstore',
+  'torch',
+)
+# Prints what is imported after --help of each script in turn.
+HELP = """
+import contextlib, importlib, json, sys
+from experiments.__main__ import SCRIPTS
+from jax._src import xla_bridge
+
+modules = {}
+for name in (name for some in SCRIPTS.values() for name in some):
+  script = importlib.import_module(f'experiments.{name}')
+  with contextlib.redirect_stdout(None), contextlib.suppress(SystemExit):
+    script.main([name, '--help'])
+  device = ['a device'] * xla_bridge.backends_are_initialized()
+  modules[name] = [*sys.modules, *device]
+print(json.dumps(modules))
+"""
 
 
 def name_of(path):
@@ -121,6 +154,27 @@ def test_any_module_can_be_imported_first():
   assert 'kmil_jax.losses' in edges['kmil_jax.models']
 
   graphlib.TopologicalSorter(edges).prepare()  # Raises if there is a circle.
+
+
+def test_help_imports_nothing_slow_and_starts_no_device(tmp_path):
+  """In a folder with one called data, which is not the package."""
+  (tmp_path / 'data').mkdir()
+  (tmp_path / 'data/__init__.py').write_text('raise SystemExit(9)')
+  done = subprocess.run(
+    [sys.executable, '-c', HELP],
+    cwd=tmp_path,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    check=True,
+    text=True,
+  )
+  modules = json.loads(done.stdout)
+  scripts = {
+    name_of(p).removeprefix('experiments.') for p in FILES if is_script(p)
+  }
+  assert modules.keys() == scripts - {'__main__'}
+  for name, some in modules.items():
+    assert not {*SLOW, 'a device'}.intersection(some), name
 
 
 def test_files_are_short_and_say_what_they_are_for():

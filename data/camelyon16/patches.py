@@ -11,7 +11,7 @@ import pathlib
 import re
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from data import files
 from data.camelyon16 import slides
@@ -105,7 +105,7 @@ def sample(
   for name in sorted(masks):
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     rng = np.random.default_rng([seed, int.from_bytes(digest)])
-    candidates = ndimage.binary_erosion(masks[name], _INNER)
+    candidates = scipy.ndimage.binary_erosion(masks[name], _INNER)
     xy = np.argwhere(candidates)[:, ::-1] * stride
     low, high = patch // 2, np.array(sizes[name]) - (patch - patch // 2)
     xy = rng.permutation(xy[((xy >= low) & (xy <= high)).all(1)])

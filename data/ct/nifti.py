@@ -15,7 +15,7 @@ from typing import Any
 import zlib
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+import scipy
 
 from data.ct import VolumeError, check_size, itk_errors, simpleitk
 
@@ -181,7 +181,7 @@ def _contradiction(header: np.void) -> str | None:
   if not by_qform or not np.abs(turn).max() <= 1:
     return None
   w = math.sqrt(max(0, 1 - x * x - y * y - z * z))
-  axes = Rotation.from_quat((x, y, z, w)).as_matrix()
+  axes = scipy.spatial.transform.Rotation.from_quat((x, y, z, w)).as_matrix()
   axes[:, 2] *= -1 if header['pixdim'][0] < 0 else 1
   if np.abs(axes - columns / scales).max() > 0.5:
     return 'qform and sform turn its axes differently'

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from data.ct import resample
 from data.ct.volumes import Volume
@@ -53,7 +53,7 @@ def parts(mask: np.ndarray, value: int | None = None) -> np.ndarray:
   count = 0
   values = np.unique(mask[mask != 0]) if value is None else [value]
   for each in values:
-    here, added = ndimage.label(mask == each, _TOUCHING)
+    here, added = scipy.ndimage.label(mask == each, _TOUCHING)
     numbered[here > 0] = here[here > 0] + count
     count += added
   return numbered
@@ -75,7 +75,7 @@ def find(
   voxels = np.bincount(numbered.ravel())
   full = np.array(resample.shape(numbered.shape, spacing))
   nodes = []
-  for index, box in enumerate(ndimage.find_objects(numbered), 1):
+  for index, box in enumerate(scipy.ndimage.find_objects(numbered), 1):
     volume = float(voxels[index] * np.prod(spacing))
     if volume < _SPECK:
       continue

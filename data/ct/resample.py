@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 SPACING = 0.79  # mm; Ansari's.
 WINDOW = (-135.0, 215.0)  # HU; Ansari's, for the abdomen.
@@ -72,7 +72,7 @@ def region(
   values = native.astype(np.float32)
   # Axis by axis, x first: what each voxel of an axis gives to the new ones.
   for axis in reversed(range(values.ndim)):
-    weights = ndimage.affine_transform(
+    weights = scipy.ndimage.affine_transform(
       np.eye(values.shape[axis], dtype=np.float32),
       (1, step[axis]),
       (0, first[axis] - low[axis]),

@@ -107,8 +107,9 @@ def make(
   wanted = specs(cases_per_class, seed, prefix, look)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
-  files.write_csv(root / 'labels.csv', [header, *labels])
   write(root, wanted, 'outlines', workers, progress)
+  # Last: its presence says that all is there.
+  files.write_csv(root / 'labels.csv', [header, *labels])
   return root
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from data import files
 from data.ct import table, volumes
@@ -167,7 +167,7 @@ def _place(
   rng: np.random.Generator, a: _Abdomen
 ) -> tuple[float, float, float] | None:
   """Draws a node's centre (z, y, x) in mm in the fat about the spine."""
-  room = ndimage.distance_transform_edt(~a.taken.any(0)) * a.spacing[1]
+  room = scipy.ndimage.distance_transform_edt(~a.taken.any(0)) * a.spacing[1]
   near = np.hypot((a.y[0] - 5) / 55, a.x[0] / 75) < 1
   y, x = np.nonzero((room > 9) & (room < 22) & near)
   if not len(y):
@@ -219,9 +219,9 @@ def _paint_node(
 
 def _scanned(rng: np.random.Generator, hu: np.ndarray) -> np.ndarray:
   """Blurs as a soft kernel does and adds correlated noise; whole HU."""
-  soft = ndimage.gaussian_filter(hu, (0, 0.55, 0.55))
+  soft = scipy.ndimage.gaussian_filter(hu, (0, 0.55, 0.55))
   noise = rng.standard_normal(hu.shape, np.float32)
-  noise = ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
+  noise = scipy.ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
   noise *= rng.uniform(*_NOISE) / noise.std()
   return np.rint(soft + noise).clip(-1024, 3071).astype(np.float32)
 
@@ -391,7 +391,7 @@ def _paint_bowel(rng: np.random.Generator, a: _Abdomen) -> None:
 
   They keep 3 mm away from nodes of any slice.
   """
-  room = ndimage.distance_transform_edt(~a.nodes.any(0)) * a.spacing[1]
+  room = scipy.ndimage.distance_transform_edt(~a.nodes.any(0)) * a.spacing[1]
   a.taken |= room < 3
   loops = int(rng.integers(14, 21))
   for _ in range(220):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from data.phantom import texture
 
@@ -88,7 +88,7 @@ def stamps(kind: str) -> np.ndarray:
     radius = radius * (1 + amplitude * np.cos(wave * theta + draw(0, 6.28)))
   depth = radius - np.hypot(along, across)  # Pixels inside the outline.
   inside = np.clip(depth / 1.2 + 0.5, 0, 1)
-  chromatin = ndimage.gaussian_filter(
+  chromatin = scipy.ndimage.gaussian_filter(
     rng.standard_normal((COUNT, *x.shape), np.float32), (0, 1.3, 1.3)
   )
   value = 1 + look.clumps * chromatin / chromatin.std()

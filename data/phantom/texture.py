@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 from PIL import Image
-from scipy import spatial
+import scipy
 
 PERIOD = 512  # Side of a repeating texture in pixels.
 
@@ -57,7 +57,7 @@ def voronoi(
     nearest point (0 on a border), float32; and the nearest point's index.
   """
   yx = np.indices(shape, np.float32).reshape(2, -1).T
-  distance, index = spatial.cKDTree(points).query(yx, k=2)
+  distance, index = scipy.spatial.cKDTree(points).query(yx, k=2)
   inside = (distance[:, 1] - distance[:, 0]) / 2
   return inside.reshape(shape).astype(np.float32), index[:, 0].reshape(shape)
 

@@ -13,19 +13,11 @@ import numpy as np
 from data.splits import Split, SplitError
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
-from experiments.evaluation import (
-  figures,
-  floors,
-  groups,
-  predictions,
-  seeds,
-  summary,
-)
+from experiments.evaluation import floors, groups, predictions, seeds, summary
 from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import attention as attention_files
-from experiments.reporting import page
 from experiments.run import progress
-from experiments.run.results import Folder, ResultsError
+from experiments.run.results import REPORT, Folder, ResultsError
 from kmil_jax import folds, parallel, selection
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.models.kmil import Choice
@@ -240,6 +232,8 @@ def conclude(
 ) -> None:
   """Writes tables, pictures and the report of the finished folds.
 
+  Pictures and report stay if nothing in the folder changed since.
+
   Args:
     folder: of the results.
     model: name of it.
@@ -261,13 +255,19 @@ def conclude(
       return
     tables.append(table)
   results = summary.summarise(folder, model, task, k, classes)
-  figures.draw(folder, classes)
   print(summary.text(results))
   tables.append(floors.write(folder, material))
   if material.group:
     tables.append(groups.write(folder, material.group, classes))
   for table in tables:
     print(f'\n{table.terminal()}')
+  if folder.is_newest(REPORT):
+    return
+  # They import matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+  from experiments.reporting import page
+
+  figures.draw(folder, classes)
   page.write(folder)
 
 

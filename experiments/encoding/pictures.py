@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
+import scipy
 import shapely
 
 from data import features, outlines, slides
@@ -107,7 +107,8 @@ def _draw(
   found = cohort.tissue(slide.slide_id).mask(slide)
   size = image.shape[1::-1]
   mask = np.asarray(Image.fromarray(found).resize(size, Image.NEAREST))
-  image[mask & ~ndimage.binary_erosion(mask, iterations=2)] = _TISSUE_COLOUR
+  inner = scipy.ndimage.binary_erosion(mask, iterations=2)
+  image[mask & ~inner] = _TISSUE_COLOUR
   picture = Image.fromarray(image)
   width = slide.width * slide.mpp
   length, text = slides.scale_bar(width, picture.width)

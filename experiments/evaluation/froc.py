@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 import contextlib
 import pathlib
 import re
+from typing import Any
 
-from matplotlib import figure
 import numpy as np
 
 from data import files, images
@@ -35,7 +35,7 @@ def values(curve: Froc) -> list[float]:
   return [curve.score, *curve.sensitivity.tolist()]
 
 
-def draw(curves: Mapping[str, Froc]) -> figure.Figure:
+def draw(curves: Mapping[str, Froc]) -> Any:
   """Draws curves up to 8 false positives per slide.
 
   Marks are where the score is read off; a dotted line continues a curve whose
@@ -44,6 +44,8 @@ def draw(curves: Mapping[str, Froc]) -> figure.Figure:
   Args:
     curves: by name; '' for one that needs none.
   """
+  from matplotlib import figure  # Takes half a second.
+
   drawing = figure.Figure((5.6, 4.9), layout='constrained')
   ax = drawing.subplots()
   last = froc.RATES[-1]

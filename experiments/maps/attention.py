@@ -4,11 +4,11 @@ import pathlib
 
 import jax
 import numpy as np
-from scipy import special
+import scipy
 
 from data import slides
 from experiments.bags.cohort import Cohort
-from experiments.maps import overlay, tile_scores
+from experiments.maps import tile_scores
 from experiments.run import progress
 from experiments.run.results import Folder
 from kmil_jax.folds import FoldResults
@@ -65,7 +65,7 @@ def write(
     arrays = {
       'attention': output.attention[0, :length],
       # By JAX each new length of a bag would be compiled for.
-      'instance_prob': special.softmax(logits, axis=-1),
+      'instance_prob': scipy.special.softmax(logits, axis=-1),
       'kept': kept[:length],
       'prob': prob,
     }
@@ -94,6 +94,9 @@ def draw(
   Returns:
     What was wrong with slide files that could not be read or are others.
   """
+  # It imports matplotlib, which takes half a second.
+  from experiments.maps import overlay
+
   label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
   without, faults = {}, []
   paths = sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]

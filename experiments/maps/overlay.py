@@ -7,17 +7,19 @@ import textwrap
 import matplotlib
 from matplotlib import axes, cm, colors, figure, lines, patches
 import numpy as np
-from scipy import stats
+import scipy
 
 from data import outlines, slides
 from data.labelled_tiles import TileError
 from experiments.maps import top_tiles
 from experiments.maps.scale_bar import add_scale_bar, known_mpp
-from experiments.maps.tile_scores import MapError, TileScores
+from experiments.maps.tile_scores import (
+  COLOURS as COLOURS,
+  SCALES as SCALES,
+  MapError,
+  TileScores,
+)
 
-SCALES = ('absolute', 'rank')
-# By the flag --colours. All but jet are even to the eye.
-COLOURS = ('viridis', 'YlGn', 'coolwarm', 'jet')
 _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
@@ -112,7 +114,8 @@ def layers(scores: TileScores, scale: str) -> dict[str, Layer]:
 def _ranked(layer: Layer) -> Layer:
   has = ~np.isnan(layer.values)
   ranks = np.full(layer.values.shape, np.nan)
-  ranks[has] = (stats.rankdata(layer.values[has]) - 0.5) / max(has.sum(), 1)
+  order = scipy.stats.rankdata(layer.values[has])
+  ranks[has] = (order - 0.5) / max(has.sum(), 1)
   title = layer.title.removesuffix(', multiples of the mean')
   scale = 'this slide alone: part of its tiles below'
   return Layer(layer.key, f'rank of {title}', ranks, scale=scale)

@@ -20,6 +20,9 @@ from data.features import FeatureError
 from data.files import replacing
 from kmil_jax import calibration
 
+SCALES = ('absolute', 'rank')
+# By the flag --colours. All but jet are even to the eye.
+COLOURS = ('viridis', 'YlGn', 'coolwarm', 'jet')
 _SAME = ('coords', 'side', 'classes', 'size', 'mpp')  # In all folds.
 _FAR = 2**31  # No pixel is there, and no score is so large.
 

@@ -3,28 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib import cm, colors, figure, lines
 import numpy as np
 
 from data.labelled_tiles import LabelledTiles
-from experiments.maps.scale_bar import add_scale_bar
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
-_GREENS = matplotlib.colormaps['YlGn'](np.linspace(0.3, 1, 256))
-_GREENS[:, 3] = np.linspace(0, 0.75, 256)  # Where a map is 0 the image shows.
-_WARM = matplotlib.colormaps['autumn'](np.linspace(0, 1, 256))
-_WARM[:, 3] = np.linspace(0, 0.6, 256)
 
 
-def curves(title: str, history: Sequence[Mapping[str, Any]]) -> figure.Figure:
+def curves(title: str, history: Sequence[Mapping[str, Any]]) -> Any:
   """Draws accuracy, loss and AUROC of every epoch, the kept one marked.
 
   Args:
     title: of the network.
     history: of `training.Trained`.
   """
+  from matplotlib import figure  # Takes half a second.
+
   drawing = figure.Figure((10.5, 3.2), layout='constrained')
   panels = drawing.subplots(1, 3)
   kept = history[-1]['best_epoch'] + 1
@@ -48,7 +43,7 @@ def heat(
   tiles: LabelledTiles,
   maps: Mapping[str, tuple[np.ndarray, np.ndarray]],
   inside: np.ndarray | None = None,
-) -> figure.Figure:
+) -> Any:
   """Draws tiles, and below each the map and the probability of every network.
 
   Args:
@@ -58,6 +53,9 @@ def heat(
       largest value, and probabilities of the second class, [n].
     inside: what is outlined, bool [n, S, S].
   """
+  # Takes half a second.
+  from matplotlib import cm, colormaps, colors, figure
+
   n, size = len(tiles), tiles.size
   sides = 1.15 * n + 1.3, 1.3 * (1 + len(maps)) + 0.9
   drawing = figure.Figure(sides, layout='constrained')
@@ -66,9 +64,9 @@ def heat(
   most = 1 if images.dtype.kind == 'f' else 255
   frame, middle = (0, size, size, 0), np.arange(size) + 0.5
   stretched = {'extent': frame, 'interpolation': 'bilinear'}
-  scale = cm.ScalarMappable(
-    colors.Normalize(0, 1), colors.ListedColormap(_WARM)
-  )
+  warm = colormaps['autumn'](np.linspace(0, 1, 256))
+  warm[:, 3] = np.linspace(0, 0.6, 256)  # Where a map is 0 the tile shows.
+  scale = cm.ScalarMappable(colors.Normalize(0, 1), colors.ListedColormap(warm))
   for row, name in zip(axes, ('tile', *maps), strict=True):
     row[0].set_ylabel(name.replace(' (', '\n('), fontsize=8)
     for i, ax in enumerate(row):
@@ -104,7 +102,7 @@ def overlay(
   most: float = 1.0,
   truth: Polygons = (),
   mpp: float | None = None,
-) -> figure.Figure:
+) -> Any:
   """Draws an image, and beside it the image under each of its maps.
 
   Args:
@@ -117,6 +115,11 @@ def overlay(
     truth: true outlines, drawn on every panel.
     mpp: um per pixel of the image, if known.
   """
+  # They take half a second.
+  from matplotlib import cm, colormaps, colors, figure, lines
+
+  from experiments.maps.scale_bar import add_scale_bar
+
   height, width = image.shape[:2]
   count = 1 + len(maps)
   rows = -(-count // 3)
@@ -124,8 +127,10 @@ def overlay(
   size = 5 * columns, rows * (4.4 * height / width + 0.5) + 0.5
   drawing = figure.Figure(size, layout='constrained')
   panels = drawing.subplots(rows, columns, squeeze=False).ravel()
+  greens = colormaps['YlGn'](np.linspace(0.3, 1, 256))
+  greens[:, 3] = np.linspace(0, 0.75, 256)  # Where a map is 0 the image shows.
   scale = cm.ScalarMappable(
-    colors.Normalize(0, most), colors.ListedColormap(_GREENS)
+    colors.Normalize(0, most), colors.ListedColormap(greens)
   )
   about = {title: None} | dict(maps)
   for ax in panels:

@@ -1,5 +1,6 @@
 """Makes features of new slides as those of trained models were made."""
 
+import hashlib
 import pathlib
 
 from data import files
@@ -9,6 +10,7 @@ from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.results import Folder
+from kmil_jax import checksums, export
 
 
 def plan(
@@ -35,7 +37,7 @@ def plan(
     SlideError: if there are no slides.
   """
   stated, name = card.features, card.features.get('encoder', 'unknown')
-  takes = f'--slides_dir: the models take features of encoder {name}'
+  takes = _takes(name)
   encoder_name = encoders.named(name)  # None of a function.
   known = encoder_name or name == weights
   if not known or not {'mpp', 'patch_size'} <= stated.keys():
@@ -44,11 +46,7 @@ def plan(
       f' {stated.get("mpp", "unknown")} um/px. Make them with the tool of the'
       ' training, and give --features_dir.'
     )
-  if weights is None and run:
-    trained_on = run.config().cohort['features_dir']
-    kept = files.place(trained_on) / encoders.RANDOM_FILE
-    is_here = isinstance(kept, pathlib.Path) and kept.exists()
-    weights = str(kept) if is_here else None
+  weights = weights or _kept(run)
   if weights is None and encoder_name != encoders.DEFAULT:
     raise PredictionError(f'{takes}. Give its weights by --weights.')
   is_function = weights is not None and encoders.is_function(weights)
@@ -74,3 +72,64 @@ def plan(
     **{name: float(stated[name]) for name in names},
   )
   return SlideTiles(slides_dir, tiles, scale), encoder
+
+
+def weights_file(
+  card: Card, weights: str | None, run: Folder, cache_dir: pathlib.Path
+) -> pathlib.Path:
+  """Returns the file of the weights of the encoder that models were trained on.
+
+  Args:
+    card: of the models.
+    weights: as of `plan`, and the others.
+    run: results folder.
+    cache_dir: where ImageNet weights may have been put.
+
+  Raises:
+    PredictionError: if it is not known, or is not of the encoder.
+  """
+  name = card.features.get('encoder', 'unknown')
+  encoder = encoders.named(name)
+  if encoder is None:
+    raise PredictionError(
+      f'--with_encoder: the features are of encoder {name}, which kmil_jax does'
+      ' not have. Export without it.'
+    )
+  weights = weights or _kept(run)
+  try:
+    path = encoders.file_of_weights(encoder, weights, cache_dir)
+    digest = checksums.of_file(path)
+  except encoders.ERRORS as error:
+    raise PredictionError(f'--with_encoder: {error}') from error
+  if not name.endswith(digest[:8]):
+    raise PredictionError(f'{_takes(name)}. {path} has other weights.')
+  return path
+
+
+def unpacked(model: pathlib.Path, cache_dir: pathlib.Path) -> str | None:
+  """Returns the weights of the encoder in a model's file, as a file.
+
+  None without any. It is kept in `cache_dir`, by its hash.
+  """
+  for name, content in export.read(model).others.items():
+    if name.startswith(export.ENCODER):
+      digest = hashlib.sha256(content).hexdigest()
+      suffix = pathlib.PurePath(name).suffix
+      path = cache_dir.expanduser() / 'encoders' / f'{digest}{suffix}'
+      with files.replacing(path) as part:
+        part.write_bytes(content)
+      return str(path)
+  return None
+
+
+def _takes(name: str) -> str:
+  return f'--slides_dir: the models take features of encoder {name}'
+
+
+def _kept(run: Folder | None) -> str | None:
+  """Returns a random encoder that is beside the features of the training."""
+  if not run:
+    return None
+  kept = files.place(run.config().cohort['features_dir']) / encoders.RANDOM_FILE
+  is_here = isinstance(kept, pathlib.Path) and kept.exists()
+  return str(kept) if is_here else None

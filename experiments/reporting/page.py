@@ -7,10 +7,9 @@ import jinja2
 
 from experiments.evaluation import floors, seeds, summary as summaries
 from experiments.reporting import cautions, pictures, record as records, tables
-from experiments.run.results import Folder
+from experiments.run.results import REPORT, Folder
 from kmil_jax.models import SPECS
 
-NAME = 'report.html'
 _SPELLING = {'dtfd': 'DTFD-MIL', 'transmil': 'TransMIL'}
 
 
@@ -56,5 +55,5 @@ def write(folder: Folder) -> pathlib.Path:
     summaries=summaries,
     tables=tables,
   )
-  folder.write(NAME, page)
-  return folder.at(NAME)
+  folder.write(REPORT, page)
+  return folder.at(REPORT)

@@ -33,7 +33,7 @@ from data.files import free_space, replacing
 from experiments.run import options, plugins
 from kmil_jax import checksums, parallel
 
-CONFIG = 'config.json'
+CONFIG, REPORT = 'config.json', 'report.html'
 _LOCK = '.lock'
 _VERSION = 2
 _LITTLE = 2**28  # Bytes: states of a training may need that much.
@@ -188,6 +188,12 @@ class Folder:
         csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
     self.save(name, lambda path: path.write_bytes(content.encode()))
+
+  def is_newest(self, name: str) -> bool:
+    """Whether a file is there, and nothing in the folder is newer."""
+    paths = [p for p in self.path.rglob('[!.]*') if p.is_file()]
+    newest = max(path.stat().st_mtime_ns for path in paths)
+    return self.has(name) and self.at(name).stat().st_mtime_ns == newest
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""

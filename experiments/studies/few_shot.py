@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluation import figures
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches.study import File, Study
 from experiments.studies import (
@@ -149,6 +148,9 @@ def _patches(
     'Balanced classes are fewer patches; they are trained for'
     f' {settings[-1].longer} time(s) the epochs.',
   )
+  # It imports matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+
   roc = figures.roc('Test patches, one training each', curves)
   yield File('figures/patch_roc.png', roc)
   yield training.summary(study.folder, patches=summary)

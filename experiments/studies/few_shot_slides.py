@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
 import numpy as np
 from PIL import Image
 
 from data.camelyon16.slides import KnownSlide
 from data.slides import Slide, SlideError
-from experiments.evaluation import figures, froc as froc_tables
+from experiments.evaluation import froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.maps.scale_bar import known_mpp
 from experiments.patches import pictures
@@ -142,6 +141,9 @@ def _results(
     PUBLISHED['slides'],
   )
   yield File('figures/froc.png', froc_tables.draw(curves))
+  # It imports matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+
   roc = figures.roc(f'{len(tumour)} test slides', rocs)
   yield File('figures/slide_roc.png', roc)
   yield training.summary(study.folder, slides=summary)
@@ -238,7 +240,7 @@ def _draw(
   mask: np.ndarray | None,
   scored: Mapping[str, _Scored],
   scale: Scale,
-) -> Figure:
+) -> Any:
   """Draws a slide and its maps with their detections, as Figure 3."""
   longer = max(opened.width, opened.height)
   image = opened.thumbnail(opened.mpp * longer / _PICTURE)

@@ -10,9 +10,9 @@ from data.labelled_tiles import LabelledTiles
 from experiments.evaluation.tables import HERE, Published, Table
 from experiments.patches import pictures
 from experiments.patches.training import Trained
+from experiments.studies.hard_negatives import POSITIVE
 from kmil_jax.mining import Mined
 
-POSITIVE = 1  # Place of the positive class.
 MOST = 400  # Tiles that t-SNE places.
 _SHOWN = 6  # False positives, and tiles of each kind.
 _NEIGHBOURS = 3

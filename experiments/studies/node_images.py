@@ -11,9 +11,9 @@ import functools
 import itertools
 import json
 import pathlib
+from typing import Any
 
 import contourpy
-from matplotlib import figure
 import numpy as np
 
 from data import labelled_tiles, node_images
@@ -488,13 +488,15 @@ def geojson(polygons: pictures.Polygons, scale: float) -> str:
 
 def score_figure(
   parts: Mapping[str, tuple[np.ndarray, np.ndarray]], bar: int
-) -> figure.Figure:
+) -> Any:
   """Draws the paper's Figure 4: scores of negative and positive images.
 
   Args:
     parts: votes, int [n], and the truth, bool [n], of each part.
     bar: votes from which an image is positive.
   """
+  from matplotlib import figure  # Takes half a second.
+
   drawing = figure.Figure((4.2 * len(parts), 4.2), layout='constrained')
   panels = drawing.subplots(1, len(parts), sharey=True, squeeze=False)[0]
   for ax, (name, (votes, positive)) in zip(panels, parts.items(), strict=True):

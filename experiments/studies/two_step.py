@@ -20,7 +20,6 @@ from data import labelled_tiles, tile_sources
 from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments import papers
-from experiments.evaluation import figures
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study
@@ -175,6 +174,9 @@ def stages(
     ],
     PUBLISHED['secondary'],
   )
+  # It imports matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+
   shown = parts[1]
   curve = shown.label == 1, second.predict(shown)[0][:, 1], shown.group
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']

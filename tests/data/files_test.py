@@ -20,6 +20,16 @@ def test_what_is_written_takes_the_place(tmp_path):
   assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_is_written_again_keeps_its_time(tmp_path):
+  path, times = tmp_path / 'a.txt', []
+  for content in ('one', 'one', 'two'):
+    with replacing(path) as part:
+      part.write_text(content)
+    times.append(path.stat().st_mtime_ns)
+  assert times[0] == times[1] < times[2]
+  assert path.read_text() == 'two' and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
   path = tmp_path / 'a.txt'
   path.write_text('old')

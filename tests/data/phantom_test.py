@@ -113,6 +113,19 @@ def test_files_hold_what_was_drawn(root, drawn):
       np.testing.assert_allclose(closed[:-1], ring, atol=0.051)
 
 
+def test_an_interrupted_cohort_is_not_taken_for_whole(monkeypatch, tmp_path):
+  """The labels say that all slides are there."""
+  monkeypatch.setattr(cohort, 'specs', lambda *args: MADE)
+
+  def interrupt(done, total):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    phantom.make(tmp_path, workers=1, progress=interrupt)
+  assert len(list((tmp_path / 'slides').iterdir())) < len(MADE)
+  assert not (tmp_path / 'labels.csv').exists()
+
+
 def test_outlines_lie_on_tissue_and_are_sparse(drawn):
   for name, (image, truth) in drawn.items():
     corners, (height, width) = truth.outlines, image.shape[:2]

@@ -139,14 +139,23 @@ def test_commands_compute_as_ever_whatever_jax_is_set_to(name, value, capsys):
   assert printed.err.startswith('stopped')
 
 
-def test_a_command_starts_anywhere(tmp_path):
+# What pip installs as the command kmil_jax.
+COMMAND = 'import sys; from experiments.__main__ import main; sys.exit(main())'
+
+
+@pytest.mark.parametrize(
+  'command', [['-m', 'experiments.froc'], ['bin/kmil_jax', 'froc']]
+)
+def test_a_command_starts_anywhere(tmp_path, command):
   """Beside folders of those names, and where letters are ASCII."""
   for name in ('data', 'experiments'):
     (tmp_path / name / 'features').mkdir(parents=True)
   (tmp_path / 'data/__init__.py').write_text('raise SystemExit(9)')
+  (tmp_path / 'bin').mkdir()
+  (tmp_path / 'bin/kmil_jax').write_text(COMMAND)
   env = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUTF8': '0'}
   done = subprocess.run(
-    [sys.executable, '-m', 'experiments.froc', '--bösartig'],
+    [sys.executable, *command, '--bösartig'],
     cwd=tmp_path,
     env=env | {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0'},
     capture_output=True,

@@ -1,30 +1,34 @@
 """Trained models on new slides: the run's own answers, recovery, refusals."""
 
 import dataclasses
+import html
 import json
 import shutil
 import signal
 
 import feature_folder
+from flax import traverse_util
 import h5py
+import huggingface_hub
 import numpy as np
 import pytest
 from run_of_no_epoch import prob, rows, some_features
+import safetensors.numpy
 import small_slides
 
-from data import features, packed
+from data import features, packed, weights
 from data.slides import SlideError
 from experiments import export, predict as script
 from experiments.bags import options
 from experiments.bags.options import Model, Training
-from experiments.encoding import extraction
+from experiments.encoding import encoder as encoders, extraction
 from experiments.encoding.tiles import Scale
 from experiments.maps import tile_scores
 from experiments.prediction import bags, encode, models as trained, outputs
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.options import parse, to_json
 from experiments.run.results import Folder, ResultsError
-from kmil_jax import calibration, inference
+from kmil_jax import calibration, checksums, export as archives, inference, port
 
 NAMES = [f'slide_{i:03d}' for i in range(4)]
 ENCODER = 'small_slides:colours'
@@ -321,6 +325,43 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
     assert message in end(features_dir, *flags)
 
 
+def test_a_model_file_says_what_it_is(finished, models, model_file):
+  archive = archives.read(model_file)
+  card, summary = archive.card, Folder(finished[0]).read('summary.json')
+  assert Card.from_json('m.kmil', card) == models[0]
+  assert (card['slides'], card['patients']) == (24, 24)
+  assert card['metrics'] == summary['metrics']
+  of = summary['metrics']['auroc']
+  page = html.unescape((finished[0] / 'report.html').read_text('utf-8'))
+  assert 'Few patients' in ' '.join(card['cautions'])
+  for caution in card['cautions']:
+    assert caution.partition('. ')[0] in page
+  text = archive.others['README.md'].decode()
+  head = huggingface_hub.ModelCard(text).data
+  assert head.license == card['license'] == 'unknown'
+  measured = {one.metric_type: one.metric_value for one in head.eval_results}
+  assert measured['auroc'] == of['pooled']
+  for words in (
+    *card['cautions'],
+    'Research',
+    'encoder: planted',
+    '24 patients',
+  ):
+    assert words in text
+
+
+def test_torch_weights_are_those_of_the_models(finished, models, tmp_path):
+  out = [f'--out={tmp_path / "m.kmil"}', f'--torch_dir={tmp_path / "torch"}']
+  export.main(['export', f'--run={finished[0]}', '--fold=2', *out])
+  weights = archives.read(tmp_path / 'm.kmil').weights
+  for network, name in ('model', 'kmil'), ('chooser', 'abmil'):
+    path = tmp_path / f'torch/fold_2_{network}.safetensors'
+    state = safetensors.numpy.load_file(path)
+    read = port.from_torch(name, state)['params']
+    for key, value in traverse_util.flatten_dict(read, sep='/').items():
+      np.testing.assert_array_equal(value, weights[f'{network}/{key}'][0])
+
+
 # Without models; and dead once half of the fifth file is written.
 _ALONE = """
 import sys
@@ -423,6 +464,33 @@ def test_features_that_cannot_be_made_alike_are_refused(
 ):
   with pytest.raises(PredictionError, match=message):
     plan(weights, **made)
+
+
+def test_an_encoder_travels_in_the_file(plan, finished, tmp_path):
+  run = shutil.copytree(finished[0], tmp_path / 'run')
+  path = encoders.file_of_weights('efficientnet_lite0', None, tmp_path)
+  network = weights.read(path)
+  network['_bn0.bias'] += 1
+  path = tmp_path / 'mine.safetensors'
+  path.write_bytes(safetensors.numpy.save(network))
+  digest = checksums.of_file(path)
+  config = json.loads((run / 'config.json').read_text())
+  name = f'efficientnet_lite0-{digest[:8]}'
+  config['cohort']['features'] |= MADE | {'encoder': name}
+  (run / 'config.json').write_text(json.dumps(config))
+  command = [
+    *('export', f'--run={run}', f'--out={tmp_path / "m.kmil"}'),
+    *('--with_encoder', f'--cache_dir={tmp_path}'),
+  ]
+  with pytest.raises(SystemExit, match='has other weights'):
+    export.main(command)
+  export.main([*command, f'--weights={path}'])
+  path.unlink()
+  card = archives.read(tmp_path / 'm.kmil').card
+  assert card['encoder_weights'] == {'file': path.name, 'sha256': digest}
+  file = encode.unpacked(tmp_path / 'm.kmil', tmp_path)
+  _, (_, encoder) = plan(file, encoder=name)
+  assert encoder.name == name
 
 
 def test_a_random_encoder_is_found_beside_the_features_of_the_training(

@@ -3,13 +3,18 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import run_of_no_epoch
 from safetensors.numpy import save
 
+from experiments import kmil
+from experiments.evaluation import figures
+from experiments.reporting import page
 from experiments.run import results, weights
 from experiments.run.options import OptionError, field
 from experiments.run.results import Folder, ResultsError
@@ -48,6 +53,38 @@ def test_a_folder_is_opened_again_with_the_same_options(tmp_path, monkeypatch):
   monkeypatch.setattr(results, '_commit', lambda: 'another')
   made_by = begin(tmp_path).config().made_by
   assert [one['commit'] == 'another' for one in made_by] == [False, True]
+
+
+def test_a_report_is_the_newest_until_something_changes(tmp_path):
+  folder = begin(tmp_path)
+  assert not folder.is_newest('report.html')
+  for name, text in ('fold_0/a.csv', '1'), ('report.html', 'of 1'):
+    folder.write(name, text)
+  begin(tmp_path)
+  folder.write('fold_0/a.csv', '1')
+  assert folder.is_newest('report.html')
+  folder.write('fold_0/a.csv', '2')
+  assert not folder.is_newest('report.html')
+
+
+def test_what_did_not_change_is_not_drawn_again(
+  finished, tmp_path, monkeypatch
+):
+  folder, drawn = shutil.copytree(finished[0], tmp_path / 'kmil_s1'), []
+  monkeypatch.setattr(figures, 'draw', lambda *_: None)
+
+  def write(folder):
+    drawn.append(folder)
+    folder.write('report.html', f'{len(drawn)}')
+
+  monkeypatch.setattr(page, 'write', write)
+  command = run_of_no_epoch.command(finished[0].parent, tmp_path)
+  kmil.main(command)  # config.json names another --results_dir.
+  kmil.main(command)
+  assert len(drawn) == 1
+  (folder / 'figures/new.png').touch()
+  kmil.main(command)
+  assert len(drawn) == 2
 
 
 def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):

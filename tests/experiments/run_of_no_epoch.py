@@ -20,14 +20,23 @@ def _untrained(*args):
   return dataclasses.replace(settings, recipe=recipe)
 
 
+def command(folder, results_dir):
+  """Returns the command of the run, on what `make` wrote into `folder`."""
+  return [
+    *('kmil', '--k=3', '--seed=1', '--epochs=1', '--drop_fraction=0.3'),
+    *('--average_with_top_instance', '--heat_maps=0', '--exp_code=kmil'),
+    f'--csv_path={folder / "labels.csv"}',
+    f'--features_dir={folder / "features"}',
+    f'--results_dir={results_dir}',
+  ]
+
+
 def make(folder):
   """Returns the results folder, made in `folder`, and that of its features."""
   planted, labels = feature_folder.planted(24)
-  args = feature_folder.write(folder, [bag[:8] for bag in planted], labels)
-  args += ['--k=3', '--seed=1', '--epochs=1', '--drop_fraction=0.3']
-  args += ['--average_with_top_instance', '--heat_maps=0']
+  feature_folder.write(folder, [bag[:8] for bag in planted], labels)
   with mock.patch.object(options, 'settings', _untrained):
-    kmil.main(['kmil', *args, '--exp_code=kmil', f'--results_dir={folder}'])
+    kmil.main(command(folder, folder))
   return folder / 'kmil_s1', folder / 'features'
 
 

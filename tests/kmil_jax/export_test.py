@@ -1,7 +1,12 @@
 """Models as files: the programs say what the models say, of any bag."""
 
 import dataclasses
+import importlib.util
 import io
+import os
+import pathlib
+import subprocess
+import sys
 import zipfile
 
 import chex
@@ -10,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax import export, inference
+from kmil_jax import calibration, export, inference, kmil_model
 from kmil_jax.export import Archive, ExportError
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS, kmil
@@ -133,9 +138,87 @@ def test_equal_models_give_equal_bytes_that_tell_nothing_of_the_machine(
 ):
   design, _, archive = archives['kmil']
   again = dataclasses.replace(archive, programs=design.lower(archive.weights))
-  content = export.pack(archive)
-  assert export.pack(again) == content
-  assert b'.py' not in content and b'/kmil_jax' not in content
+  assert export.pack(again) == export.pack(archive)
+  for program in archive.programs.values():
+    assert b'.py' not in program and b'/kmil_jax' not in program
+
+
+# JAX and what it needs, beside the package that reads programs.
+NEEDED = ('jax', 'jaxlib', 'ml_dtypes', 'numpy', 'opt_einsum', 'scipy')
+READER = 'flatbuffers'
+PREDICT = """
+import sys
+import numpy as np
+sys.path.insert(0, 'model.kmil')
+import kmil_model
+
+model = kmil_model.Model()
+for count in (2, 70):
+  output = model.predict(np.load(f'{count}.npy'))
+  np.savez(f'{count}.npz', **output)
+"""
+
+
+def alone(folder, packages, *arguments):
+  """Runs Python in a folder, with these packages alone; returns the process."""
+  site = folder / f'packages_{len(packages)}'
+  site.mkdir(exist_ok=True)
+  for name in packages:
+    package = pathlib.Path(importlib.util.find_spec(name).origin).parent
+    for part in (package, package.with_name(f'{name}.libs')):
+      if part.exists() and not (site / part.name).exists():
+        (site / part.name).symlink_to(part)
+  return subprocess.run(
+    [sys.executable, '-S', '-P', *arguments],
+    cwd=folder,
+    env=os.environ | {'PYTHONPATH': str(site)},
+    capture_output=True,
+    check=False,
+    text=True,
+  )
+
+
+def test_a_file_runs_with_jax_alone_on_bags_of_any_length(archives, tmp_path):
+  design, folds, archive = archives['kmil']
+  card = {'width': WIDTH, 'classes': [*'abc'], 'temperature': [None, 2.0]}
+  card['settings'] = design.options
+  archive = dataclasses.replace(archive, card=card)
+  (tmp_path / 'model.kmil').write_bytes(export.pack(archive))
+  for count in (2, 70):
+    np.save(tmp_path / f'{count}.npy', bag(count))
+  whole = (*NEEDED, READER)
+  done = alone(tmp_path, whole, '-c', PREDICT)
+  assert done.returncode == 0, done.stderr
+  run = jax.jit(lambda params, x: expected(design, params, x))
+  for count in (2, 70):
+    output = np.load(tmp_path / f'{count}.npz')
+    want = [run(params, bag(count)) for params in folds]
+    prob = [np.asarray(one['prob'], float) for one in want]
+    prob[1] = calibration.scale(prob[1][None], 2.0)[0]
+    np.testing.assert_allclose(output['prob_of_folds'], prob, atol=3e-6)
+    np.testing.assert_allclose(output['prob'], np.mean(prob, 0), atol=3e-6)
+    for key in ('attention', 'instance_prob', 'kept'):
+      each = [one[key] for one in want]
+      np.testing.assert_allclose(output[key], each, atol=3e-6, err_msg=key)
+  done = alone(tmp_path, whole, 'model.kmil', '70.npy')
+  assert done.stdout.split()[::2] == ['a', 'b', 'c'], done.stderr
+  done = alone(tmp_path, NEEDED, 'model.kmil', '70.npy')
+  assert done.stderr.startswith('error: ') and READER in done.stderr
+
+
+def test_bags_that_a_file_cannot_take_are_refused(archives, tmp_path):
+  card = {'width': WIDTH, 'settings': {}, 'temperature': [None, None]}
+  archive = dataclasses.replace(archives['abmil'][2], card=card)
+  (tmp_path / 'model.kmil').write_bytes(export.pack(archive))
+  model = kmil_model.Model(tmp_path / 'model.kmil')
+  assert model.predict(bag(1))['prob'].sum() == pytest.approx(1)
+  for x, message in (
+    (bag(3)[:, 1:], r'\(3, 11\): give \[n, 12\]'),
+    (bag(3)[:0], 'n at least 1'),
+    (bag(3) * np.nan, 'NaN'),
+  ):
+    with pytest.raises(ExportError, match=message):
+      model.predict(x)
 
 
 def rewritten(content, path, change):
