@@ -4,12 +4,12 @@
     for name in networks:
       trained = training.train(study.folder, name, ...)
     yield tables.Table(...)
-    yield File('figures/roc.png', figure)
+    yield File('figures/roc.png', figure, 'How well what is told from what.')
 
   study.run(PAPER, material, options, lambda s: stages(s, material, networks))
 
 Stages print nothing: they yield texts, files and tables, which the runner
-prints, writes and puts into report.md.
+prints, writes and puts into report.html.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,10 +57,12 @@ class File:
   Attributes:
     name: in the folder.
     content: as `results.Folder.write` takes it.
+    shows: what there is to see, of a picture that the report has.
   """
 
   name: str
   content: Any
+  shows: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Paper:
     name: of its results folder.
     source: who published it, and where.
     recipe: the paper's, a dataclass for each kind of training.
+    about: what is done, for the report; the docstring of the script.
     phantom: what is changed of it on the phantom, by kind of training.
     own: what is changed of it otherwise, likewise.
   """
@@ -78,6 +81,7 @@ class Paper:
   name: str
   source: str
   recipe: Mapping[str, Any]
+  about: str = ''
   phantom: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
@@ -151,10 +155,8 @@ def run(
   """
   (output,) = (one for one in options if isinstance(one, Output))
   recipe = paper.here(options, material.is_phantom)
-  tables, here = list(material.tables()), paper.differences(recipe)
-  text = [f'# {paper.name}: {paper.source}', material.note]
-  text += [*(table.markdown() for table in tables), here]
-  show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
+  counts, here = list(material.tables()), paper.differences(recipe)
+  show('\n\n'.join([material.note, *(t.terminal() for t in counts), here]))
   findings = Findings(warnings=[*material.warnings])
   if check:
     material.check(findings)
@@ -163,24 +165,55 @@ def run(
     findings.warn()
   path = output.folder(paper.name)
   with results.opened(path, options, material.inputs) as folder:
-    faults = []
+    faults, shown = [], []
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
           folder.write(item.name, item.content)
+          shown += [item] * bool(item.shows)
         case Exception():
           faults.append(item)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
-          text.append(item.markdown())
+          shown.append(item)
           show('\n' + item.terminal())
         case note:
-          text.append(note)
+          shown.append(note)
           show(note)
-    folder.write('report.md', '\n\n'.join(text) + '\n')
+    if parallel.is_first():
+      about = {'paper': paper, 'material': material, 'here': here}
+      _write_page(folder, options, faults, shown=shown, counts=counts, **about)
     parallel.wait_for_all('study')
-    show(f'results in {path}')
+    show(f'results in {path}, on one page in {path / "report.html"}')
     progress.raise_if_diverged(progress.below(path))
     for fault in faults:
       raise fault
+
+
+def _write_page(
+  folder: results.Folder,
+  options: Sequence[Any],
+  faults: Sequence[Exception],
+  *,
+  material: Material,
+  **about: Any,
+) -> None:
+  """Writes report.html."""
+  # They import matplotlib, which takes half a second.
+  from experiments.reporting import cautions, page, pictures, tables
+
+  config, found = folder.config(), [cautions.PHANTOM] * material.is_phantom
+  found += [cautions.Caution('Not done', str(one), True) for one in faults]
+  for warning in material.warnings:
+    found.append(cautions.Caution('Found in the inputs', warning))
+  page.fill(
+    folder,
+    'study.html.jinja',
+    cautions=[*found, *cautions.software(folder, config)],
+    config=config,
+    flags=tables.flags(config, [type(one) for one in options]),
+    picture_of=lambda name: pictures.shrunk(folder.at(name)),
+    note=material.note,
+    **about,
+  )

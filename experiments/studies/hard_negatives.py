@@ -97,7 +97,8 @@ class Data(TileFiles):
   )
   pool_share: float = field(
     0.4,
-    'Share of the patients of --tiles_zip whose negatives become the pool.',
+    'Share of the patients in --tiles_zip whose negative tiles become the pool;'
+    ' their positive ones are not used.',
     least=0,
     most=1,
     only={'tiles_zip': True},
@@ -120,23 +121,29 @@ class Mining:
   """
 
   table: tuple[int, ...] = free(
-    (2,), "The paper's tables to make: 2 to 5.", least=2, most=5
+    (2,),
+    "The paper's tables to make: 2 compares the distances, 3 values of --alpha,"
+    ' 4 shares of the training tiles, 5 shares of the positive ones.',
+    least=2,
+    most=5,
   )
   alpha: int | None = free(
     None,
-    'Tiles of the pool to take for each false positive (default 20); Table 3'
-    ' tries others.',
+    'How many tiles of the pool to add for each false positive (default 20).'
+    ' Table 3 compares others.',
     least=1,
   )
   metric: str = field(
     'l2',
-    'Distance of features by which tiles are chosen in Tables 3 to 5. Table 2'
-    ' compares both; its random control has as many tiles as this one chooses.',
+    'How the distance between features of two tiles is measured, the nearest'
+    ' being added, in Tables 3 to 5. Table 2 compares both; its random control'
+    ' adds as many tiles as this one.',
     choices=search.METRICS,
   )
   threshold: float = field(
     LOW,
-    'Probability from which on a negative tile counts as a false positive.',
+    'A negative validation tile counts as a false positive if its probability'
+    ' of being positive is at least this.',
     least=0,
     most=1,
   )

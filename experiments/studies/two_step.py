@@ -60,24 +60,25 @@ class Design:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """Both networks."""
+  """The networks of both steps."""
 
   primaries: tuple[str, ...] | None = field(
     None,
-    'Networks to compare as the first one. By default those of the paper,'
+    'Networks to compare for the first step. By default those of the paper,'
     ' googlenet, mobilenet_v2, resnet50 and resnet101; on the phantom the first'
     ' two of them, on tiles resnet18.',
     choices=_NAMES,
   )
   primary: str | None = field(
     None,
-    'The first network. By default the one with the highest accuracy on the'
-    ' validation patches.',
+    'The network to take for the first step. By default the one of --primaries'
+    ' with the highest accuracy on the validation patches.',
     choices=_NAMES,
   )
   secondary: str | None = field(
     None,
-    'The second network. By default of the kind of the first, as in the paper.',
+    'The network of the second step. By default the same as in the first, as in'
+    ' the paper.',
     choices=_NAMES,
   )
 
@@ -100,7 +101,8 @@ class Tiles(TileFiles):
 
   positive: str | None = field(
     None,
-    'Label of tumour. Needed unless labels are 0 and 1.',
+    'Which label in --tiles_csv means tumour. Needed unless labels are 0 and'
+    ' 1.',
     only={'tiles_zip': True},
   )
 
@@ -178,7 +180,8 @@ def stages(
   curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
   title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
-  yield File('figures/secondary_roc.png', figures.roc(title, {name: curve}))
+  roc = figures.roc(title, {name: curve})
+  yield File('figures/secondary_roc.png', roc, 'The secondary network alone.')
   yield from material.decisions(study, [compared[primary], second])
 
 
@@ -195,9 +198,6 @@ def _table_2(compared: Mapping[str, Trained], split_by: str) -> Table:
     {'depth': 'd', 'parameters (million)': '.1f'} | _VALIDATION,
     rows,
     [
-      'The paper counts the parameters of 1000 classes, here there are two. Its'
-      " networks started from ImageNet's weights and, as is implied, saw"
-      ' patches at 224 pixels: --weights and --input_size do that.',
       f'Patches are split by {split_by} here, by patch in the paper: then'
       ' patches of one image are on both sides, which is optimistic.',
     ],
@@ -331,11 +331,12 @@ def decision_table(
     [
       f'{RAISED}: the bar for the primary network is raised on the test part,'
       ' to the benefit of one step, until it finds as much tumour as two.',
+      'hits: how many are right of those with tumour, without, and of all.',
       "Intervals: Wilson's on the effective number of images, windows or tiles,"
       ' of which patients hold several; of AUROC percentiles of resampled'
       ' patients.',
     ],
-    PUBLISHED.get(name),
+    PUBLISHED.get(name.removesuffix('_development')),
   )
 
 
@@ -438,7 +439,11 @@ class Grids(Material):
       f'primary, AUROC {value:.3f}': prob[mine],
       'decision': decision[mine],
     }
-    yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
+    yield File(
+      f'figures/grid_{name}.png',
+      _grid_figure(test.take(mine), maps),
+      f'Tiles of test patient {name} in place, and what is called tumour.',
+    )
     median = np.nanmedian([value for *_, value in lines[1:]])
     yield (
       f'heat map of patient {name}: AUROC {value:.3f} over {size} tiles'
