@@ -204,9 +204,9 @@ def _write_page(
   from experiments.reporting import cautions, page, pictures, tables
 
   config, found = folder.config(), [cautions.PHANTOM] * material.is_phantom
-  found += [cautions.Caution('Not done', str(one), True) for one in faults]
-  for warning in material.warnings:
-    found.append(cautions.Caution('Found in the inputs', warning))
+  texts = {'Not done': faults, 'Found in the inputs': material.warnings}
+  for title, some in texts.items():
+    found += [cautions.Caution(title, str(one), True) for one in some]
   page.fill(
     folder,
     'study.html.jinja',

@@ -59,12 +59,14 @@ _NOTES = (
   'Here: mean over models of other seeds, all tested on one test part. F1,'
   f' sensitivity and specificity at 0.5, low: at {LOW}; specificity_at: at a'
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
-  ' negatives alone, which are what mining is for. delta: relative change.',
+  ' negatives alone, which are what mining is for. delta: change from the weak'
+  ' to the strong model, relative to the weak one.',
   'Intervals are those of the mean of these trainings when the patients of the'
   ' test part are resampled. How far others would differ the std shows.',
-  'The paper: other data, not to be matched by these. Its AUPRC is the mean of'
-  ' both classes (here: of the positive class), and its strong models were'
-  ' tested on mined negatives.',
+  'The paper: other data, not to be matched by these; means of three models.'
+  ' Its F1 is f1_micro, the share of right tiles, its AUPRC the mean of both'
+  ' classes (here: of the positive class), and its strong models were tested on'
+  ' mined negatives, too.',
 )
 # A third is positive, as of what Lee et al. 2024 annotated. Hard negatives are
 # so rare that a training part holds about a dozen, and the test part is large:
@@ -532,7 +534,12 @@ def stages(
   rows = [[*map(short, one.values())] for one in summary]
   yield File('models.csv', [summary[0].keys(), *rows])
   if by_share:
-    yield File('figures/figure_4.png', pictures.radar(by_share, _PUBLISHED))
+    yield File(
+      'figures/figure_4.png',
+      pictures.radar(by_share, _PUBLISHED),
+      'Figure 4: weak and strong models of fewer training tiles. The larger the'
+      ' area, the better.',
+    )
   setting = Setting(study.seed, mining.metric, mining.alpha)
   if len(models.mined(setting).index):
     false = models.sets['val'].take(models.searched(setting.weak)[0])
@@ -542,9 +549,25 @@ def stages(
       'strong': models.trained(setting),
     }
     mined = pictures.mined(false, pool, models.mined(setting))
-    yield File('figures/mined.png', mined)
-    yield File('figures/tsne.png', pictures.features(test, pair))
-    yield File('figures/grad_cam.png', pictures.grad_cam(test, pair))
+    for name, drawing, about in (
+      (
+        'mined',
+        mined,
+        'What the weak model took for positive, and what it mined.',
+      ),
+      (
+        'tsne',
+        pictures.features(test, pair),
+        'Test tiles that the models see as alike lie close together.',
+      ),
+      (
+        'grad_cam',
+        pictures.grad_cam(test, pair),
+        'What speaks for positive, in red; below each its probability, red'
+        ' where that is wrong.',
+      ),
+    ):
+      yield File(f'figures/{name}.png', drawing, about)
 
 
 def _groups(

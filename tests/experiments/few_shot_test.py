@@ -305,13 +305,12 @@ def stages(root, tmp_path_factory):
   ((*settings,),) = training.settings(material, study.recipe['students'], SEED)
   for setting in settings:
     folder.write(f'{setting.folder}/{training.MODEL}', setting.name)
-    rows = [training._HEADER]
-    for part in ('val', 'test'):
+    for part, file in training.SCORES.items():
       tiles = material.parts[part]
       score = by(setting.name)(tiles.pixels)
       columns = tiles.id, tiles.group, 1 - tiles.label, score, score
-      rows += [(part, *row) for row in zip(*columns, strict=True)]
-    folder.write(f'{setting.folder}/{training.SCORES}', rows)
+      rows = [training._HEADER, *zip(*columns, strict=True)]
+      folder.write(f'{setting.folder}/{file}', rows)
 
   def run():
     found = {}

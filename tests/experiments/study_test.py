@@ -1,11 +1,12 @@
 """A study yields tables, files and texts; the runner prints and writes them."""
 
 import dataclasses
+import re
 
 from matplotlib import figure
 import pytest
 
-from experiments.evaluation.tables import Row, Table
+from experiments.evaluation.tables import HERE, Published, Row, Table
 from experiments.patches import study
 from experiments.run.results import ResultsError
 from experiments.run.start import Output
@@ -36,7 +37,11 @@ class Material(study.Material):
 
 
 PAPER = study.Paper(
-  'toy', 'Nobody 2020', {'a': Recipe(), 'b': Recipe()}, {'b': {'epochs': 2}}
+  'toy',
+  'Nobody 2020',
+  {'a': Recipe(), 'b': Recipe()},
+  'Counts toys.\n\n  python -m experiments.toy\n\nThe number of toys by hand.',
+  {'b': {'epochs': 2}},
 )
 
 
@@ -67,19 +72,36 @@ def test_what_is_yielded_is_printed_and_written(tmp_path, capsys):
     yield 'a text'
     yield ValueError('slide_3 is torn')
     yield study.File('summary.json', {'x': 1})
-    yield study.File('figures/empty.png', figure.Figure((1, 1)))
-    yield Table('t', 'Title', ('k',), {'n': 'd'}, [Row(('a',), {'': (5,)})])
+    yield study.File('figures/empty.png', figure.Figure((1, 1)), 'Nothing.')
+    yield study.File('figures/unshown.png', figure.Figure((1, 1)))
+    paper = Published('Nobody, Table 1', {('a',): {'n': 4}}, ['n: of five'])
+    rows = [Row(('a',), {HERE: (5,)})]
+    yield Table('t', 'Title', ('k',), {'n': 'd'}, rows, ('is <b>',), paper)
 
   with pytest.raises(ValueError, match='slide_3 is torn'):
     run(tmp_path, stages)
   folder = tmp_path / 'toy_s7'
   assert (folder / 'figures/empty.png').read_bytes()[1:4] == b'PNG'
-  assert (folder / 't.csv').read_text().split() == ['k,n', 'a,5']
-  report = (folder / 'report.md').read_text()
+  lines = (folder / 't.csv').read_text().splitlines()
+  assert lines == ['k,from,n', 'a,here,5', 'a,"Nobody, Table 1",4']
+  assert '- n: of five' in (folder / 't.md').read_text()
+  report = (folder / 'report.html').read_text()
   shown = capsys.readouterr().out
   for text in ('a phantom', 'Parts', 'epochs 2 (30) of b', 'a text', 'Title'):
     assert text in report and text in shown
-  assert f'results in {folder}' in shown
+  assert f'results in {folder}, on one page in {folder}/report.html' in shown
+  # The page says all by itself: what it is, what failed, what to see.
+  for text in ('<h1>Counts toys</h1>', 'of toys by hand', 'is &lt;b&gt;'):
+    assert text in report
+  assert 'python -m' not in report.partition('id="results"')[0]
+  for title, text in (
+    ('Warning: Phantom data', 'not taken from patients'),
+    ('Warning: Not done', 'slide_3 is torn'),
+    ('Found in the inputs', 'part a is small'),
+  ):
+    assert re.search(rf'<h3>{title}</h3>\s*<p>[^<]*{text}', report)
+  assert report.count('<img src="data:image/webp;base64,') == 1
+  assert not re.search(r'<script|(src|href)="(?!data:|#)', report)
   assert 'warning: part a is small\n' in shown
 
 
