@@ -4,7 +4,7 @@
     for name in networks:
       trained = training.train(study.folder, name, ...)
     yield tables.Table(...)
-    yield File('figures/roc.png', figure, 'How well what is told from what.')
+    yield File('figures/roc.png', figure)
 
   study.run(PAPER, material, options, lambda s: stages(s, material, networks))
 
@@ -57,12 +57,10 @@ class File:
   Attributes:
     name: in the folder.
     content: as `results.Folder.write` takes it.
-    shows: what there is to see, of a picture that the report has.
   """
 
   name: str
   content: Any
-  shows: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +168,7 @@ def run(
       match item:
         case File():
           folder.write(item.name, item.content)
-          shown += [item] * bool(item.shows)
+          shown += [item.name] * item.name.startswith('figures/')
         case Exception():
           faults.append(item)
         case Table():
@@ -182,8 +180,17 @@ def run(
           shown.append(note)
           show(note)
     if parallel.is_first():
-      about = {'paper': paper, 'material': material, 'here': here}
-      _write_page(folder, options, faults, shown=shown, counts=counts, **about)
+      _report(
+        folder,
+        material.is_phantom,
+        [*material.warnings, *map(str, faults)],
+        paper=paper,
+        note=material.note,
+        counts=counts,
+        here=here,
+        shown=shown,
+        options=[type(one) for one in options],
+      )
     parallel.wait_for_all('study')
     show(f'results in {path}, on one page in {path / "report.html"}')
     progress.raise_if_diverged(progress.below(path))
@@ -191,29 +198,20 @@ def run(
       raise fault
 
 
-def _write_page(
-  folder: results.Folder,
-  options: Sequence[Any],
-  faults: Sequence[Exception],
-  *,
-  material: Material,
-  **about: Any,
+def _report(
+  folder: results.Folder, phantom: bool, warnings: Sequence[str], **about: Any
 ) -> None:
   """Writes report.html."""
   # They import matplotlib, which takes half a second.
-  from experiments.reporting import cautions, page, pictures, tables
+  from experiments.reporting import cautions, page, pictures
 
-  config, found = folder.config(), [cautions.PHANTOM] * material.is_phantom
-  texts = {'Not done': faults, 'Found in the inputs': material.warnings}
-  for title, some in texts.items():
-    found += [cautions.Caution(title, str(one), True) for one in some]
+  config, found = folder.config(), [cautions.PHANTOM] * phantom
+  found += [cautions.Caution('Found in the inputs', w, True) for w in warnings]
   page.fill(
     folder,
     'study.html.jinja',
     cautions=[*found, *cautions.software(folder, config)],
     config=config,
-    flags=tables.flags(config, [type(one) for one in options]),
-    picture_of=lambda name: pictures.shrunk(folder.at(name)),
-    note=material.note,
+    uri=lambda name: pictures.shrunk(folder.at(name)),
     **about,
   )

@@ -38,11 +38,8 @@ _PUBLISHED = papers.read('ansari')
 _CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
 _PHANTOM_CODE = ('data/ct/*.py', 'data/phantom/*.py')
 _AREA = 'area of the node alone'
-_PREDICTIONS = {
-  'train': 'training_predictions.csv',
-  'val': 'validation_predictions.csv',
-  'test': 'predictions.csv',
-}
+# Before predictions.csv.
+_NAMES = {'train': 'training_', 'val': 'validation_', 'test': ''}
 _MEASURED = 'extent', 'room', 'is_cut'  # Of nodes.
 
 # Rows of Table 3.
@@ -379,16 +376,11 @@ def stages(
     cams[name] = trained.grad_cam(part('test'), prob[name][test].argmax(1))
     summary[name] = _scores(name, trained, prob[name], cams[name], material)
     curves = pictures.curves(NETWORKS[name], trained.history)
-    yield File(
-      f'figures/{name}_curves.png',
-      curves,
-      f'Training of {NETWORKS[name]}, epoch by epoch. Where the curves of'
-      ' training and validation part, it learns slices by heart.',
-    )
+    yield File(f'figures/{name}_curves.png', curves)
   if not summary:
     return
-  for part, file in _PREDICTIONS.items():
-    yield File(file, _predictions(material, part, prob))
+  for part, name in _NAMES.items():
+    yield File(f'{name}predictions.csv', _predictions(material, part, prob))
   area = material.inside[test].sum((1, 2)).astype(float)
   by_area = metrics.auroc(material.tiles.label[test] == 1, area)
   content = {
@@ -399,12 +391,7 @@ def stages(
     'test_auroc_of_area': number(by_area),
   }
   yield File('summary.json', content)
-  yield File(
-    'figures/grad_cam.png',
-    _cam_figure(material, prob, cams),
-    'What networks looked at to decide on test slices, in red. One that knows'
-    ' nodes looks inside the green outline.',
-  )
+  yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
   here = None, None, by_area, material.inside[test].mean(), ''
   yield Table(
     'table_3',
@@ -414,15 +401,7 @@ def stages(
     ('network',),
     dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
     [*map(_row, summary.items()), Row((_AREA,), {HERE: here})],
-    [
-      'Accuracy: share of slices whose class has the higher probability. AUROC:'
-      ' 0.5 is guessing. Kept epoch: that of the lowest loss on the validation'
-      ' slices, of those trained.',
-      'Grad-CAM in node: share of what a network looked at, on average over'
-      ' test slices, that lies in the node. Without any aim it is that in the'
-      f' row "{_AREA}", whose AUROC is what the size of the node alone tells.',
-    ],
-    _PUBLISHED['table_3'],
+    published=_PUBLISHED['table_3'],
   )
   layers = _PUBLISHED['table_2']
   yield Table(

@@ -27,10 +27,9 @@ METRICS = {
 _FIXED = 2.0  # The paper's threshold.
 _RESAMPLES = 1000
 _NOTES = (
-  'A patch is called tumour if its anomaly score reaches a threshold. accuracy:'
-  " that of the highest F1 on the validation patches. threshold 2: the paper's,"
-  " fixed. test's best F1: that of the highest F1 on the test patches themselves,"
-  ' as in the released code, which is optimistic.',
+  'accuracy: at the threshold of the highest F1 on the validation patches.'
+  " threshold 2: the paper's, fixed. test's best F1: at the threshold that the"
+  ' test patches choose, as in the released code, which is optimistic.',
   'here: mean over the seeds; its interval: over slides drawn with their'
   ' patches.',
 )
@@ -144,8 +143,7 @@ def _patches(
     f' {settings[-1].longer} time(s) the epochs.',
   )
   roc = figures.roc('Test patches, one training each', curves)
-  about = 'Patches told apart by their score, whatever the threshold.'
-  yield File('figures/patch_roc.png', roc, about)
+  yield File('figures/patch_roc.png', roc)
   yield training.summary(study.folder, patches=summary)
 
 

@@ -350,7 +350,7 @@ def _of_folders(data: Data) -> PatchesAndSlides:
 
 
 def _about(data: Data, train: LabelledTiles) -> dict:
-  """The teacher, and those of the paper's numbers that there are patches for."""
+  """The teacher, and the paper's numbers of patches, up to those there are."""
   tumour = int((train.label == TUMOUR).sum())
   counts = {n: n for n in _COUNTS if n <= tumour}
   numbers = {'main': min(_MAIN, tumour), 'counts': counts}

@@ -27,8 +27,7 @@ from kmil_jax.tasks.distill import DistillTask, Patches
 from kmil_jax.train import Variables
 
 _FIXED = 2.01  # The threshold of slides in the released code.
-# Of the scores of validation patches: what is as high has the full colour.
-_HIGH = 99  # Percentile.
+_HIGH = 99  # Percentile of validation patches whose score has the full colour.
 _PICTURE = 700  # Pixels of a slide's longer side.
 _RESAMPLES = 1000
 
@@ -89,13 +88,7 @@ def stages(
     yield File('slides/scores.csv', rows)
     yield from _results(study, np.array(tumour), results)
   if example:
-    yield File(
-      'figures/localisation.png',
-      example,
-      'A test slide with tumour, and where each method sees it. Dark green is as'
-      ' anomalous as the most anomalous of the validation patches. Blue circles'
-      ' are detections, dashed lines the truth. All slides: slides/maps.',
-    )
+    yield File('figures/localisation.png', example)
   if faults:
     yield ScoreError(f'{len(faults)} slide(s) not scored:{"".join(faults)}')
 
@@ -147,14 +140,9 @@ def _results(
     ),
     PUBLISHED['slides'],
   )
-  yield File(
-    'figures/froc.png',
-    froc_tables.draw(curves),
-    'FROC: the share of lesions that is found, by false detections per slide'
-    ' without tumour. Higher and further left is better.',
-  )
+  yield File('figures/froc.png', froc_tables.draw(curves))
   roc = figures.roc(f'{len(tumour)} test slides', rocs)
-  yield File('figures/slide_roc.png', roc, 'Slides told apart by their score.')
+  yield File('figures/slide_roc.png', roc)
   yield training.summary(study.folder, slides=summary)
 
 
@@ -266,9 +254,6 @@ def _draw(
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
-  label = (
-    'anomaly score; of validation patches, 0: median of normal ones,'
-    f' 1: {_HIGH}th percentile of all'
-  )
+  label = f'anomaly score: 0 as normal patches, 1 as the {_HIGH}th percentile'
   title += ' | no tumour' if mask is None else ' | tumour'
   return pictures.overlay(title, image, shown, label=label, truth=truth)

@@ -59,8 +59,7 @@ _NOTES = (
   'Here: mean over models of other seeds, all tested on one test part. F1,'
   f' sensitivity and specificity at 0.5, low: at {LOW}; specificity_at: at a'
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
-  ' negatives alone, which are what mining is for. delta: change from the weak'
-  ' to the strong model, relative to the weak one.',
+  ' negatives alone, which are what mining is for. delta: relative change.',
   'Intervals are those of the mean of these trainings when the patients of the'
   ' test part are resampled. How far others would differ the std shows.',
   'The paper: other data, not to be matched by these; means of three models.'
@@ -99,8 +98,7 @@ class Data(TileFiles):
   )
   pool_share: float = field(
     0.4,
-    'Share of the patients in --tiles_zip whose negative tiles become the pool;'
-    ' their positive ones are not used.',
+    'Share of the patients of --tiles_zip whose negative tiles make the pool.',
     least=0,
     most=1,
     only={'tiles_zip': True},
@@ -124,8 +122,7 @@ class Mining:
 
   table: tuple[int, ...] = free(
     (2,),
-    "The paper's tables to make: 2 compares the distances, 3 values of --alpha,"
-    ' 4 shares of the training tiles, 5 shares of the positive ones.',
+    'Tables to make: 2 distances, 3 --alpha, 4 and 5 fewer training tiles.',
     least=2,
     most=5,
   )
@@ -137,15 +134,13 @@ class Mining:
   )
   metric: str = field(
     'l2',
-    'How the distance between features of two tiles is measured, the nearest'
-    ' being added, in Tables 3 to 5. Table 2 compares both; its random control'
-    ' adds as many tiles as this one.',
+    'Distance of features by which the nearest tiles are found in Tables 3 to'
+    ' 5. Table 2 compares both; its random control adds as many as this one.',
     choices=search.METRICS,
   )
   threshold: float = field(
     LOW,
-    'A negative validation tile counts as a false positive if its probability'
-    ' of being positive is at least this.',
+    'A negative tile with at least this probability is a false positive.',
     least=0,
     most=1,
   )
@@ -534,12 +529,7 @@ def stages(
   rows = [[*map(short, one.values())] for one in summary]
   yield File('models.csv', [summary[0].keys(), *rows])
   if by_share:
-    yield File(
-      'figures/figure_4.png',
-      pictures.radar(by_share, _PUBLISHED),
-      'Figure 4: weak and strong models of fewer training tiles. The larger the'
-      ' area, the better.',
-    )
+    yield File('figures/figure_4.png', pictures.radar(by_share, _PUBLISHED))
   setting = Setting(study.seed, mining.metric, mining.alpha)
   if len(models.mined(setting).index):
     false = models.sets['val'].take(models.searched(setting.weak)[0])
@@ -549,25 +539,9 @@ def stages(
       'strong': models.trained(setting),
     }
     mined = pictures.mined(false, pool, models.mined(setting))
-    for name, drawing, about in (
-      (
-        'mined',
-        mined,
-        'What the weak model took for positive, and what it mined.',
-      ),
-      (
-        'tsne',
-        pictures.features(test, pair),
-        'Test tiles that the models see as alike lie close together.',
-      ),
-      (
-        'grad_cam',
-        pictures.grad_cam(test, pair),
-        'What speaks for positive, in red; below each its probability, red'
-        ' where that is wrong.',
-      ),
-    ):
-      yield File(f'figures/{name}.png', drawing, about)
+    yield File('figures/mined.png', mined)
+    yield File('figures/tsne.png', pictures.features(test, pair))
+    yield File('figures/grad_cam.png', pictures.grad_cam(test, pair))
 
 
 def _groups(

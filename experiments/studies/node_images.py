@@ -35,6 +35,7 @@ from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
 _LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
 _COARSE = 20  # Stride, in pixels, that false positives are gathered with.
+_DECISIONS = ('development_images.csv', 'images.csv')  # By part.
 _STEPS = ('primary', 'secondary')
 
 
@@ -149,27 +150,14 @@ class Nodes(Material):
     yield self._windows_table(probs)
     parts = dict(zip(PARTS, (~images.test, images.test), strict=True))
     pairs = {k: (final[p], images.positive[p]) for k, p in parts.items()}
-    yield File(
-      'figures/scores.png',
-      score_figure(pairs, bar),
-      'Figure 4: scores of images without and with tumour. The dashed line was'
-      ' drawn between the development images; on the right it meets new ones.',
-    )
-    part_of = np.take(PARTS, images.test)
+    yield File('figures/scores.png', score_figure(pairs, bar))
+    part = np.take(PARTS, images.test)
     label, decision = np.take(LABELS, [images.positive, final >= bar])
     header = 'image_id,patient_id,part,label,score_one_step,score,decision'
-    columns = (
-      images.id,
-      images.patient,
-      part_of,
-      label,
-      one / VOTES,
-      final / VOTES,
-    )
+    columns = images.id, images.patient, part, label, one / VOTES, final / VOTES
     lines = [*zip(*columns, decision, strict=True)]
-    for part, name in zip(PARTS, ('development_images', 'images'), strict=True):
-      some = itertools.compress(lines, parts[part])
-      yield File(f'{name}.csv', [header.split(','), *some])
+    for name, some in zip(_DECISIONS, parts.values(), strict=True):
+      yield File(name, [header.split(','), *itertools.compress(lines, some)])
     drawn = set()
     for wanted in (True, False):
       some = np.flatnonzero(images.test & (images.positive == wanted))
@@ -191,8 +179,7 @@ class Nodes(Material):
           label='votes for tumour',
           truth=outlines(mask),
         )
-        about = f'Test image {name}: {label[row]}, called {decision[row]}.'
-        yield File(f'figures/{name}.png', drawing, about)
+        yield File(f'figures/{name}.png', drawing)
 
   def _scanned(
     self, folder: results.Folder, row: int, networks: Sequence[Trained]
@@ -236,18 +223,16 @@ class Nodes(Material):
       hits = (votes >= bar)[test & positive].sum()
       raised = two_step.raised_bar(scores[ONE][test], positive[test], hits)
       add(RAISED, scores[ONE], min(raised, VOTES), 'test')
-    titles = {
-      'table_3': 'Table 3. Test images, positive if a pixel has the votes of a'
-      ' threshold that development images chose',
-      'table_3_development': 'Table 3, development images, which chose the'
-      ' threshold: they flatter it',
-    }
-    first = ('rule', 'part'), {'threshold': '.4f'}
     return bar, [
-      two_step.decision_table(name, title, *first, of_part)
-      for (name, title), of_part in zip(
-        titles.items(), rows.values(), strict=True
+      two_step.decision_table(
+        f'table_3{"" if part == "test" else "_development"}',
+        f'Table 3. Images of the {part} part, positive if a pixel has votes'
+        ' from a threshold that is the best on the development part',
+        ('rule', 'part'),
+        {'threshold': '.4f'},
+        some,
       )
+      for part, some in rows.items()
     ]
 
   def _windows_table(self, probs: Sequence[Sequence[np.ndarray]]) -> Table:

@@ -77,8 +77,7 @@ class Networks:
   )
   secondary: str | None = field(
     None,
-    'The network of the second step. By default the same as in the first, as in'
-    ' the paper.',
+    'Network of the second step. By default the first one, as in the paper.',
     choices=_NAMES,
   )
 
@@ -101,8 +100,7 @@ class Tiles(TileFiles):
 
   positive: str | None = field(
     None,
-    'Which label in --tiles_csv means tumour. Needed unless labels are 0 and'
-    ' 1.',
+    'Which label means tumour. Needed unless labels are 0 and 1.',
     only={'tiles_zip': True},
   )
 
@@ -180,8 +178,7 @@ def stages(
   curve = parts[1].label == 1, second.predict(parts[1])[0][:, 1]
   published = PUBLISHED['figure_3'].values['secondary',]['AUROC']
   title = f'Figure 3: the secondary network\n(AUROC in the paper: {published})'
-  roc = figures.roc(title, {name: curve})
-  yield File('figures/secondary_roc.png', roc, 'The secondary network alone.')
+  yield File('figures/secondary_roc.png', figures.roc(title, {name: curve}))
   yield from material.decisions(study, [compared[primary], second])
 
 
@@ -331,7 +328,6 @@ def decision_table(
     [
       f'{RAISED}: the bar for the primary network is raised on the test part,'
       ' to the benefit of one step, until it finds as much tumour as two.',
-      'hits: how many are right of those with tumour, without, and of all.',
       "Intervals: Wilson's on the effective number of images, windows or tiles,"
       ' of which patients hold several; of AUROC percentiles of resampled'
       ' patients.',
@@ -439,11 +435,7 @@ class Grids(Material):
       f'primary, AUROC {value:.3f}': prob[mine],
       'decision': decision[mine],
     }
-    yield File(
-      f'figures/grid_{name}.png',
-      _grid_figure(test.take(mine), maps),
-      f'Tiles of test patient {name} in place, and what is called tumour.',
-    )
+    yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
     median = np.nanmedian([value for *_, value in lines[1:]])
     yield (
       f'heat map of patient {name}: AUROC {value:.3f} over {size} tiles'

@@ -72,8 +72,8 @@ def test_what_is_yielded_is_printed_and_written(tmp_path, capsys):
     yield 'a text'
     yield ValueError('slide_3 is torn')
     yield study.File('summary.json', {'x': 1})
-    yield study.File('figures/empty.png', figure.Figure((1, 1)), 'Nothing.')
-    yield study.File('figures/unshown.png', figure.Figure((1, 1)))
+    yield study.File('figures/empty.png', figure.Figure((1, 1)))
+    yield study.File('unshown/empty.png', figure.Figure((1, 1)))
     paper = Published('Nobody, Table 1', {('a',): {'n': 4}}, ['n: of five'])
     rows = [Row(('a',), {HERE: (5,)})]
     yield Table('t', 'Title', ('k',), {'n': 'd'}, rows, ('is <b>',), paper)
@@ -96,8 +96,8 @@ def test_what_is_yielded_is_printed_and_written(tmp_path, capsys):
   assert 'python -m' not in report.partition('id="results"')[0]
   for title, text in (
     ('Warning: Phantom data', 'not taken from patients'),
-    ('Warning: Not done', 'slide_3 is torn'),
-    ('Found in the inputs', 'part a is small'),
+    ('Warning: Found in the inputs', 'slide_3 is torn'),
+    ('Warning: Found in the inputs', 'part a is small'),
   ):
     assert re.search(rf'<h3>{title}</h3>\s*<p>[^<]*{text}', report)
   assert report.count('<img src="data:image/webp;base64,') == 1
