@@ -168,7 +168,7 @@ def run(
       match item:
         case File():
           folder.write(item.name, item.content)
-          shown += [item.name] * item.name.startswith('figures/')
+          shown += [item] * item.name.startswith('figures/')
         case Exception():
           faults.append(item)
         case Table():

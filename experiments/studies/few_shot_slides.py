@@ -254,6 +254,6 @@ def _draw(
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
-  label = f'anomaly score: 0 as normal patches, 1 as the {_HIGH}th percentile'
+  label = f'anomaly score; of validation: 0 normal, 1 {_HIGH}th percentile'
   title += ' | no tumour' if mask is None else ' | tumour'
   return pictures.overlay(title, image, shown, label=label, truth=truth)

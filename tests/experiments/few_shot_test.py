@@ -396,7 +396,7 @@ def test_slides_that_cannot_be_read_are_named_last(stages):
   finally:
     path.write_bytes(content)
   assert len(folder.read('slides/scores.csv')) == 2
-  with pytest.raises(ResultsError, match=r'other_s5/scores\.csv'):
+  with pytest.raises(ResultsError, match=r'other_s5/validation_scores\.csv'):
     training.scores(folder, Setting('other', 3, 1, 0.1, seed=5))
 
 
