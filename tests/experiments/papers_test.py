@@ -32,7 +32,8 @@ def test_a_table_says_where_it_is_and_leaves_out_what_is_not_published(
 ):
   (tmp_path / 'nobody.toml').write_text(
     "source = 'Nobody 2020'\n[x]\nwhere = 'Table 1'\npage = 9\n"
-    "notes = ['n of 9']\ncolumns = ['n', 'p']\nrows = [['a', 0.1, 5, nan], ['a', 0.2, 6, 'x']]"
+    "notes = ['n of 9']\ncolumns = ['n', 'p']\n"
+    "rows = [['a', 0.1, 5, nan], ['a', 0.2, 6, 'x']]"
   )
   monkeypatch.setattr(papers.importlib.resources, 'files', lambda _: tmp_path)
   found = papers.read('nobody')['x']

@@ -1,6 +1,7 @@
 """A study yields tables, files and texts; the runner prints and writes them."""
 
 import dataclasses
+import importlib
 import re
 
 from matplotlib import figure
@@ -119,3 +120,25 @@ def test_check_trains_nothing(tmp_path, capsys):
   shown = capsys.readouterr().out
   assert 'Parts' in shown and 'warning: part a is small\n' in shown
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'name', ('two_step', 'hard_negatives', 'ct_nodes', 'few_shot')
+)
+def test_help_names_the_recipe_of_the_paper_and_of_the_phantom(name):
+  script = importlib.import_module(f'experiments.{name}')
+  fields = 'weight_decay', 'epochs', 'batch', 'augment', 'schedule', 'select'
+  flags = {field: field for field in (*fields, 'input_size', 'width')}
+  flags |= {'learning_rate': 'lr'}
+  told = ' '.join(script.__doc__.partition('By default (on the')[2].split())
+  _, *pieces = re.split(rf'\b({"|".join(flags.values())}) ', told)
+  values = dict.fromkeys(pieces[::2], '')
+  for flag, text in zip(pieces[::2], pieces[1::2], strict=True):
+    values[flag] += text
+  recipes = [script.PAPER.here([], is_phantom) for is_phantom in (False, True)]
+  for used in (one for recipe in recipes for one in recipe.values()):
+    for field in flags.keys() & vars(used).keys():
+      if (value := getattr(used, field)) not in (None, 0, 'none'):
+        words = re.findall(r'[\w.-]*\w', values[flags[field]])
+        assert str(value) in words, (field, value)
+  assert len(values) > 3
