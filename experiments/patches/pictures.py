@@ -129,11 +129,11 @@ def overlay(
     values, outlines = shown
     ax.imshow(values, scale.cmap, scale.norm, extent=extent)
     for ring in (ring for polygon in outlines for ring in polygon):
-      ax.plot(*ring.T, '-', color='C0', lw=1.6)
+      ax.plot(*ring.T, '-', color='C1', lw=1.6)
   drawing.colorbar(scale, ax=panels, shrink=0.7, label=label)
   if len(truth):
     known = lines.Line2D([], [], color='black', ls='--', label='truth')
-    seen = lines.Line2D([], [], color='C0', label='found')
+    seen = lines.Line2D([], [], color='C1', label='found')
     drawing.legend(
       handles=[known, seen], loc='outside lower center', ncols=2, fontsize=9
     )

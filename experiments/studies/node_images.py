@@ -173,7 +173,7 @@ class Nodes(Material):
       yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
         drawing = pictures.overlay(
-          f'{name}, {label[row]}: decision {decision[row]}',
+          f'{name} | truth {label[row]} | decision {decision[row]}',
           image,
           maps,
           label='votes for tumour',
