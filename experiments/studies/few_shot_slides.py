@@ -177,7 +177,7 @@ def _scorer(
   on_patches = pmap_score(task, teacher, training.student(model))
   val = training.scores(folder, setting)['val']
   threshold, low = val.threshold, np.median(val.mean[~val.tumour])
-  high = max(np.percentile(val.mean, _HIGH), np.nextafter(low, np.inf))
+  high = max(np.percentile(val.mean, _HIGH), low + 0.01)
   place = f'slides/{setting.name}_s{setting.seed}'
 
   def score(slide: str, opened: Slide, mask: np.ndarray | None) -> _Scored:

@@ -343,6 +343,13 @@ def test_maps_scores_and_lesions(stages):
   assert scored[10, 15] > 2.9  # (496, 336)
   assert 0 < scored[10, 4] < 0.1
   assert scored[0, 0] == 0
+  # It is drawn from normal patches (black) to the highest of validation (white);
+  # that of RD, to which all patches are alike, is black.
+  for name, in_lesion in ((FW_RD, 250), (RD, 0)):
+    path = folder.at(f'slides/{name}_s{SEED}/maps/test_002.tiff')
+    with Image.open(path) as image:
+      drawn = np.asarray(image.convert('L'), int)
+    assert abs(drawn[10, 15] - in_lesion) < 6 and drawn[10, 4] < 6, name
   # RD, which calls all tissue tumour, cannot tell the slides.
   np.testing.assert_allclose([float(r[RD]) for r in rows], 3, rtol=1e-6)
   summary = folder.read('summary.json')['slides']
