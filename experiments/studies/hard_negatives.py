@@ -61,7 +61,7 @@ _NOTES = (
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
   ' negatives alone, which are what mining is for. delta: relative change.',
   'Intervals are those of the mean of these trainings when the patients of the'
-  ' test part are resampled. How far others would differ the std shows.',
+  ' test part are resampled. The std shows how far others would differ.',
   'The paper: other data, not to be matched by these; means of three models.'
   ' Its F1 is f1_micro, the share of right tiles, its AUPRC the mean of both'
   ' classes (here: of the positive class), and its strong models were tested on'

@@ -343,7 +343,7 @@ def test_maps_scores_and_lesions(stages):
   assert scored[10, 15] > 2.9  # (496, 336)
   assert 0 < scored[10, 4] < 0.1
   assert scored[0, 0] == 0
-  # It is drawn from normal patches (black) to the highest of validation (white);
+  # Drawn black as normal patches, white as the highest of the validation part;
   # that of RD, to which all patches are alike, is black.
   for name, in_lesion in ((FW_RD, 250), (RD, 0)):
     path = folder.at(f'slides/{name}_s{SEED}/maps/test_002.tiff')
