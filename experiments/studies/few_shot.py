@@ -172,4 +172,5 @@ def _table(
       line = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
     line |= PUBLISHED[name].line((published,), columns)
     lines.append(Row(here, line))
-  return Table(name, title, labels, columns, lines, (*_NOTES, *notes))
+  notes = *_NOTES, *PUBLISHED[name].notes, *notes
+  return Table(name, title, labels, columns, lines, notes)

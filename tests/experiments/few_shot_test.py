@@ -379,6 +379,7 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   paper = few_shot_data.PUBLISHED['table_2'].source
   known = [table_2[name,][paper][1] for name in (RD, FW_RD, 'SLFCD')]
   assert known == [0.652, 0.881, 0.933]
+  assert 'beside “accuracy, threshold 2”' in found['table_2'].markdown()
   gap = table_2[FW_RD,]['here'][3] - table_2[RD,]['here'][3]
   assert table_2['FW-RD minus RD',]['here'][3] == pytest.approx(gap)
   paper = few_shot_data.PUBLISHED['table_3'].source
