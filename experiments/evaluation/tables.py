@@ -32,6 +32,7 @@ class Published:
 
   source: str  # as 'Zheng et al. 2024, Table 2, p. 9'
   values: Mapping[tuple[Any, ...], Mapping[str, Any]]
+  notes: Sequence[str] = ()
 
   def line(
     self, labels: Sequence[Any], columns: Iterable[str]
@@ -94,6 +95,10 @@ class Table:
         labels = [''] * len(labels)
     return table
 
+  def remarks(self) -> list[str]:
+    """Returns its own notes, and those on the paper's values."""
+    return [*self.notes, *(self.published.notes if self.published else ())]
+
   def terminal(self) -> str:
     """Returns title, aligned columns and notes."""
     table = self.cells()
@@ -105,7 +110,7 @@ class Table:
         for i, (cell, width) in enumerate(zip(line, widths, strict=True))
       ]
       lines.append('  '.join(cells).rstrip())
-    return '\n'.join([self.title, *lines, *(f'- {n}' for n in self.notes)])
+    return '\n'.join([self.title, *lines, *(f'- {n}' for n in self.remarks())])
 
   def markdown(self) -> str:
     """Returns title, table and notes."""
@@ -116,7 +121,7 @@ class Table:
       '| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |'
       for line in [table[0], rule, *table[1:]]
     ]
-    notes = [f'- {note}' for note in self.notes]
+    notes = [f'- {note}' for note in self.remarks()]
     return '\n'.join([f'**{self.title}**', '', *lines, '', *notes]) + '\n'
 
   def csv(self) -> list[list[Any]]:

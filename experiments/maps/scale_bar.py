@@ -1,7 +1,7 @@
 """A bar of micrometres on pictures of slides."""
 
-from matplotlib import axes
-from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from typing import Any
+
 import numpy as np
 
 from data.slides import Slide, scale_bar
@@ -12,13 +12,16 @@ def known_mpp(slide: Slide) -> float | None:
   return None if slide.mpp_source == 'default_mpp' else slide.mpp
 
 
-def add_scale_bar(ax: axes.Axes, mpp: float | None) -> None:
+def add_scale_bar(ax: Any, mpp: float | None) -> None:
   """Adds a bar of micrometres and the magnification to a picture.
 
   Args:
-    ax: has the picture.
+    ax: matplotlib's axes of the picture.
     mpp: um per unit of its axes; None: no bar is drawn.
   """
+  # It imports matplotlib, which takes half a second.
+  from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+
   if mpp is None:
     return
   width = np.ptp(ax.get_xlim()) * mpp

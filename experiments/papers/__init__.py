@@ -4,6 +4,7 @@
 
   [table_2]                       # any name
   where = 'Table 2'
+  notes = ['On validation patches.']  # what a reader must know; may be absent
   page = 9                        # absent if the source has no pages
   columns = ['accuracy', 'AUROC']
   rows = [
@@ -44,5 +45,6 @@ def read(name: str) -> dict[str, Published]:
       for row in content['rows']
     }
     page = f', p. {content["page"]}' if 'page' in content else ''
-    published[table] = Published(f'{source}, {content["where"]}{page}', values)
+    where = f'{source}, {content["where"]}{page}'
+    published[table] = Published(where, values, content.get('notes', ()))
   return published

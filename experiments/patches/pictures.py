@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from data.labelled_tiles import LabelledTiles
+from experiments.maps.scale_bar import add_scale_bar
 
 # Rings of polygons, each [K, 2] of (x, y) in pixels of an image.
 Polygons = Sequence[Sequence[np.ndarray]]
@@ -115,10 +116,8 @@ def overlay(
     truth: true outlines, drawn on every panel.
     mpp: um per pixel of the image, if known.
   """
-  # They take half a second.
+  # Takes half a second.
   from matplotlib import cm, colormaps, colors, figure, lines
-
-  from experiments.maps.scale_bar import add_scale_bar
 
   height, width = image.shape[:2]
   count = 1 + len(maps)
@@ -148,11 +147,11 @@ def overlay(
     values, outlines = shown
     ax.imshow(values, scale.cmap, scale.norm, extent=extent)
     for ring in (ring for polygon in outlines for ring in polygon):
-      ax.plot(*ring.T, '-', color='C0', lw=1.6)
+      ax.plot(*ring.T, '-', color='C1', lw=1.6)
   drawing.colorbar(scale, ax=panels, shrink=0.7, label=label)
   if len(truth):
     known = lines.Line2D([], [], color='black', ls='--', label='truth')
-    seen = lines.Line2D([], [], color='C0', label='found')
+    seen = lines.Line2D([], [], color='C1', label='found')
     drawing.legend(
       handles=[known, seen], loc='outside lower center', ncols=2, fontsize=9
     )

@@ -9,7 +9,7 @@
   study.run(PAPER, material, options, lambda s: stages(s, material, networks))
 
 Stages print nothing: they yield texts, files and tables, which the runner
-prints, writes and puts into report.md.
+prints, writes and puts into report.html.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +71,7 @@ class Paper:
     name: of its results folder.
     source: who published it, and where.
     recipe: the paper's, a dataclass for each kind of training.
+    about: what is done, for the report; the docstring of the script.
     phantom: what is changed of it on the phantom, by kind of training.
     own: what is changed of it otherwise, likewise.
   """
@@ -78,6 +79,7 @@ class Paper:
   name: str
   source: str
   recipe: Mapping[str, Any]
+  about: str = ''
   phantom: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
@@ -151,10 +153,8 @@ def run(
   """
   (output,) = (one for one in options if isinstance(one, Output))
   recipe = paper.here(options, material.is_phantom)
-  tables, here = list(material.tables()), paper.differences(recipe)
-  text = [f'# {paper.name}: {paper.source}', material.note]
-  text += [*(table.markdown() for table in tables), here]
-  show('\n\n'.join([material.note, *(t.terminal() for t in tables), here]))
+  counts, here = list(material.tables()), paper.differences(recipe)
+  show('\n\n'.join([material.note, *(t.terminal() for t in counts), here]))
   findings = Findings(warnings=[*material.warnings])
   if check:
     material.check(findings)
@@ -163,24 +163,55 @@ def run(
     findings.warn()
   path = output.folder(paper.name)
   with results.opened(path, options, material.inputs) as folder:
-    faults = []
+    faults, shown = [], []
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
         case File():
           folder.write(item.name, item.content)
+          shown += [item] * item.name.startswith('figures/')
         case Exception():
           faults.append(item)
         case Table():
           folder.write(f'{item.name}.md', item.markdown())
           folder.write(f'{item.name}.csv', item.csv())
-          text.append(item.markdown())
+          shown.append(item)
           show('\n' + item.terminal())
         case note:
-          text.append(note)
+          shown.append(note)
           show(note)
-    folder.write('report.md', '\n\n'.join(text) + '\n')
+    if parallel.is_first():
+      _report(
+        folder,
+        material.is_phantom,
+        [*material.warnings, *map(str, faults)],
+        paper=paper,
+        note=material.note,
+        counts=counts,
+        here=here,
+        shown=shown,
+        options=[type(one) for one in options],
+      )
     parallel.wait_for_all('study')
-    show(f'results in {path}')
+    show(f'results in {path}, on one page in {path / "report.html"}')
     progress.raise_if_diverged(progress.below(path))
     for fault in faults:
       raise fault
+
+
+def _report(
+  folder: results.Folder, phantom: bool, warnings: Sequence[str], **about: Any
+) -> None:
+  """Writes report.html."""
+  # They import matplotlib, which takes half a second.
+  from experiments.reporting import cautions, page, pictures
+
+  config, found = folder.config(), [cautions.PHANTOM] * phantom
+  found += [cautions.Caution('Found in the inputs', w, True) for w in warnings]
+  page.fill(
+    folder,
+    'study.html.jinja',
+    cautions=[*found, *cautions.software(folder, config)],
+    config=config,
+    uri=lambda name: pictures.shrunk(folder.at(name)),
+    **about,
+  )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from data.files import first_of
 from experiments.reporting.pictures import HeatMaps
 from experiments.reporting.record import Record
+from experiments.run.results import Config, Folder
 
 _FEW_CASES = 10  # Tested, of one class.
 # The column that a --select looks at, and 1 if more is better.
@@ -26,9 +27,21 @@ class Caution(NamedTuple):
   serious: bool = False
 
 
+PHANTOM = Caution(
+  'Phantom data',
+  'The data are made by a program, not taken from patients. The numbers show'
+  ' that the software works and say nothing about patients.',
+  serious=True,
+)
+
+
 def find(record: Record, maps: HeatMaps) -> list[Caution]:
   """Returns the cautions of a run, the serious ones first."""
-  cautions = [*_cohort(record), *_numbers(record), *_software(record)]
+  cautions = [
+    *_cohort(record),
+    *_numbers(record),
+    *software(record.folder, record.config),
+  ]
   if maps.missing:
     cautions.append(
       Caution(
@@ -47,12 +60,7 @@ def find(record: Record, maps: HeatMaps) -> list[Caution]:
 def _cohort(record: Record) -> Iterator[Caution]:
   cohort, slides = record.config.cohort, record.slides
   if record.is_phantom:
-    yield Caution(
-      'Phantom data',
-      'The slides are drawn by a program, not scanned. The numbers show that'
-      ' the software works and say nothing about patients.',
-      serious=True,
-    )
+    yield PHANTOM
   encoder = str(cohort.get('features', {}).get('encoder', ''))
   if 'random' in encoder:
     yield Caution(
@@ -160,8 +168,9 @@ def _improves(lines: Sequence[Mapping[str, Any]], select: str | None) -> bool:
   return len(values) < 2 or values[-1] > max(values[:-1])
 
 
-def _software(record: Record) -> Iterator[Caution]:
-  made_by = record.config.made_by
+def software(folder: Folder, config: Config) -> Iterator[Caution]:
+  """Yields what there is to say of the code and of an unfinished training."""
+  made_by = config.made_by
   if any((entry.get('commit') or '').endswith('-dirty') for entry in made_by):
     text = 'The code had changes that its commit does not hold.'
     yield Caution('Changed code', text)
@@ -175,7 +184,7 @@ def _software(record: Record) -> Iterator[Caution]:
       'The run was continued with other code or packages than it began with;'
       ' see the configuration.',
     )
-  if record.folder.at('state').exists():
+  if folder.at('state').exists():
     text = 'The folder holds the state of a training that was interrupted.'
     yield Caution('Unfinished training', text)
 

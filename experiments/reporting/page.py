@@ -2,6 +2,7 @@
 
 import datetime
 import pathlib
+from typing import Any
 
 import jinja2
 
@@ -33,19 +34,13 @@ def write(folder: Folder) -> pathlib.Path:
   """
   record = records.read(folder)
   maps = pictures.heat_maps(record)
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('experiments.reporting', '.'),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  page = environment.get_template('report.html.jinja').render(
+  return fill(
+    folder,
+    'report.html.jinja',
     record=record,
     model=_spelt(record.summary['model']),
     spec=SPECS.get(record.summary['model']),
     least_patients=summaries.LEAST_PATIENTS,
-    written=f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',
     cautions=cautions.find(record, maps),
     maps=maps,
     flags=record.flags,
@@ -53,7 +48,32 @@ def write(folder: Folder) -> pathlib.Path:
     seeds=seeds.read(folder),
     pictures=pictures,
     summaries=summaries,
+  )
+
+
+def fill(folder: Folder, template: str, **values: Any) -> pathlib.Path:
+  """Writes `report.html` of a results folder.
+
+  Args:
+    folder: to write into.
+    template: name of a template of this package.
+    **values: what it shows.
+
+  Returns:
+    The path of the page.
+  """
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader('experiments.reporting', '.'),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  page = environment.get_template(template).render(
+    written=f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC',
+    folder=folder.path.resolve().name,
     tables=tables,
+    **values,
   )
   folder.write(REPORT, page)
   return folder.at(REPORT)

@@ -4,6 +4,7 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 import io
+import pathlib
 from typing import Any, NamedTuple
 
 from matplotlib import figure, ticker
@@ -121,17 +122,21 @@ def heat_maps(record: Record) -> HeatMaps:
       more += 1
     else:
       try:
-        with Image.open(path, formats=['PNG']) as image:
-          picture = image.convert('RGB')
+        shown.append((t, shrunk(path)))
       except (OSError, SyntaxError, Image.DecompressionBombError):
         damaged.append(t.slide)
-        continue
-      picture.thumbnail((_WIDTH, picture.height), Image.Resampling.LANCZOS)
-      file = io.BytesIO()
-      picture.save(file, 'webp', quality=_QUALITY)
-      shown.append((t, _uri('webp', file.getvalue())))
   all_asked = folder.exists() and record.flags['heat_maps'] is None
   return HeatMaps(shown, more, missing if all_asked else (), damaged)
+
+
+def shrunk(path: pathlib.Path) -> str:
+  """Returns a PNG as a WebP that is no wider than a page."""
+  with Image.open(path, formats=['PNG']) as image:
+    picture = image.convert('RGB')
+  picture.thumbnail((_WIDTH, picture.height), Image.Resampling.LANCZOS)
+  file = io.BytesIO()
+  picture.save(file, 'webp', quality=_QUALITY)
+  return _uri('webp', file.getvalue())
 
 
 def _ordered(tested: Sequence[Tested]) -> list[Tested]:

@@ -13,7 +13,7 @@ from experiments.evaluation import groups as group_files, summary as summaries
 from experiments.evaluation.tables import Row, Table
 from experiments.reporting.record import Record, Tested
 from experiments.run.options import decisive, renamed
-from experiments.run.results import NUMBER, Folder
+from experiments.run.results import NUMBER, Config, Folder
 from kmil_jax import metrics
 
 # Of `experiments.cost --format=json`; and the format of its values.
@@ -193,12 +193,12 @@ def mistakes(wrong: Sequence[Tested]) -> Table:
   return Table('mistakes', 'The surest of them', labels, columns, lines)
 
 
-def flags(record: Record) -> Table:
+def flags(config: Config, options: Sequence[type] = OPTIONS) -> Table:
   """Names and values of all options, and whether they decide the result."""
-  decides = decisive(OPTIONS)
+  decides = decisive(options)
   rows = {
     name: (str(value), 'yes' if name in decides else 'no')
-    for name, value in sorted(renamed(record.config.values, OPTIONS).items())
+    for name, value in sorted(renamed(config.values, options).items())
   }
   columns = dict.fromkeys(('value', 'decides the result'), '')
   return _table('Flags', 'flag', columns, rows)

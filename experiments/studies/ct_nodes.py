@@ -38,6 +38,8 @@ _PUBLISHED = papers.read('ansari')
 _CODE = ('data/ct/*.py', 'experiments/studies/ct_nodes.py')
 _PHANTOM_CODE = ('data/ct/*.py', 'data/phantom/*.py')
 _AREA = 'area of the node alone'
+# Before predictions.csv.
+_NAMES = {'train': 'training_', 'val': 'validation_', 'test': ''}
 _MEASURED = 'extent', 'room', 'is_cut'  # Of nodes.
 
 # Rows of Table 3.
@@ -247,10 +249,10 @@ def collect(
     the volume's lower face; `hu` and `inside`, whether of the node, [n, L, L]
     in isotropic voxels, of which the middle [S, S] lie in the volume; and
     `side`, S. Of m nodes: `extent`, `room` and `is_cut` of `nodes.Node`;
-    `patient`; `image`, the path; and `label`, place among the classes. Those
-    cut by the first or last slice of their volume have no slices. `specks`:
-    how many parts of masks are too small to be nodes. And `warnings` of
-    volumes.
+    `patient`; `image`, the path from the masks' folder; and `label`, place
+    among the classes. Those cut by the first or last slice of their volume have
+    no slices. `specks`: how many parts of masks are too small to be nodes. And
+    `warnings` of volumes.
 
   Raises:
     VolumeError: naming all volumes and masks that cannot be used, and why.
@@ -302,7 +304,7 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
       scan = row.mask.relative_to(root).as_posix()
       about = {
         'patient': row.patient,
-        'image': str(row.image),
+        'image': os.path.relpath(row.image, root),
         'label': np.int32(data.classes.index(row.label)),
       }
       for node in in_mask:
@@ -380,7 +382,8 @@ def stages(
     yield File(f'figures/{name}_curves.png', curves)
   if not summary:
     return
-  yield File('predictions.csv', _predictions(material, prob))
+  for part, name in _NAMES.items():
+    yield File(f'{name}predictions.csv', _predictions(material, part, prob))
   area = material.inside[test].sum((1, 2)).astype(float)
   by_area = metrics.auroc(material.tiles.label[test] == 1, area)
   content = {
@@ -393,6 +396,17 @@ def stages(
   yield File('summary.json', content)
   if cams:
     yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
+  here = None, None, by_area, material.inside[test].mean(), ''
+  yield Table(
+    'table_3',
+    f'Table 3: {len(test)} test slices of'
+    f' {len(set(material.tiles.group[test].tolist()))} patients, which the'
+    ' intervals draw',
+    ('network',),
+    dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
+    [*map(_row, summary.items()), Row((_AREA,), {HERE: here})],
+    published=_PUBLISHED['table_3'],
+  )
   layers = _PUBLISHED['table_2']
   yield Table(
     'table_2',
@@ -404,17 +418,6 @@ def stages(
       for layer, shape in zip(layers.values, _output_shapes(), strict=True)
     ],
     published=layers,
-  )
-  here = None, None, by_area, material.inside[test].mean(), ''
-  yield Table(
-    'table_3',
-    f'Table 3: {len(test)} test slices of'
-    f' {len(set(material.tiles.group[test].tolist()))} patients, which the'
-    ' intervals draw',
-    ('network',),
-    dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
-    [*map(_row, summary.items()), Row((_AREA,), {HERE: here})],
-    published=_PUBLISHED['table_3'],
   )
 
 
@@ -497,17 +500,16 @@ def _row(scored: tuple[str, Mapping[str, Any]]) -> Row:
 
 
 def _predictions(
-  material: Slices, prob: Mapping[str, np.ndarray]
+  material: Slices, part: str, prob: Mapping[str, np.ndarray]
 ) -> list[list[Any]]:
-  """A row per slice: patient, volume, part, label, probabilities."""
-  tiles, order = material.tiles, np.concatenate([*material.rows.values()])
-  part = np.repeat([*material.rows], [*map(len, material.rows.values())])
+  """A row per slice of a part: patient, volume, label, probabilities."""
+  tiles, order = material.tiles, material.rows[part]
   columns = {
     'patient_id': tiles.group[order],
     'slice_id': tiles.id[order],
     'image_path': material.image[order],
     'z_mm': [f'{z:.2f}' for z in material.z[order]],
-    'split': part,
+    'split': [part] * len(order),
     'label': np.take(tiles.classes, tiles.label[order]),
   } | {
     f'prob_{tiles.classes[1]}_{name}': values[order, 1].tolist()

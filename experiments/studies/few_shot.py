@@ -32,11 +32,6 @@ _NOTES = (
   'here: mean over the seeds; its interval: over slides drawn with their'
   ' patches.',
 )
-_WARNING = (
-  'WARNING: THE TEACHER IS RANDOM, calibrated on normal training patches: it'
-  ' knows no images. Give --weights=<wide_resnet50_2 of torchvision> for the'
-  ' one of the paper.'
-)
 
 
 def stages(
@@ -46,8 +41,6 @@ def stages(
   students = study.recipe['students']
   trainings = training.settings(material, students, study.seed)
   yield f'{len(trainings[0])} settings, {len(trainings)} seed(s)'
-  if not material.weights:
-    yield _WARNING
   training.train(study, material, list(itertools.chain(*trainings)))
   if parallel.is_first():  # The rest is work for one process.
     yield from _patches(study, trainings)
@@ -181,4 +174,5 @@ def _table(
       line = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
     line |= PUBLISHED[name].line((published,), columns)
     lines.append(Row(here, line))
-  return Table(name, title, labels, columns, lines, (*_NOTES, *notes))
+  notes = *_NOTES, *PUBLISHED[name].notes, *notes
+  return Table(name, title, labels, columns, lines, notes)

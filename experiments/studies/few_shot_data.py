@@ -41,6 +41,11 @@ _CLASSES = {
   'good': 'normal',
   'normal': 'normal',
 }
+_RANDOM = (
+  'The teacher has random weights, calibrated on normal training patches: it'
+  ' knows no images. Give --weights=<wide_resnet50_2 of torchvision> for the'
+  ' one of the paper.'
+)
 _CODE = ('data/*.py', 'data/phantom/*.py', 'data/camelyon16/*.py')
 
 
@@ -178,9 +183,7 @@ def open_material(
     SlideError: if a slide that patches are drawn of cannot be read.
   """
   if data.patches_dir:
-    return dataclasses.replace(
-      _of_folders(data.patches_dir), weights=data.weights
-    )
+    return _of_folders(data)
   if data.slides_dir:
     return of_slides(data, seed=seed)
   root = phantoms.made(
@@ -249,9 +252,8 @@ def of_slides(
   }
   return PatchesAndSlides(
     parts,
-    **_numbers(parts['train']),
+    **_about(data, parts['train']),
     note='\n'.join(notes),
-    weights=data.weights,
     slides=test,
     annotations=known,
     scale=scale,
@@ -308,7 +310,7 @@ def _draw_validation(
   return drawn
 
 
-def _of_folders(root: pathlib.Path) -> PatchesAndSlides:
+def _of_folders(data: Data) -> PatchesAndSlides:
   """Returns patches that are images, without slides.
 
   The slide of a patch is what its name holds before a last _<x>_<y>, or before
@@ -319,7 +321,7 @@ def _of_folders(root: pathlib.Path) -> PatchesAndSlides:
     match = re.fullmatch(r'(.+)_\d+_\d+', name)
     return match[1] if match else tile_sources.before_underscore(name)
 
-  parts = {}
+  root, parts = data.patches_dir, {}
   for part in PARTS:
     tiles = tile_sources.from_folders(root / part, slide_of)
     names = [_CLASSES.get(name.lower(), name) for name in tiles.classes]
@@ -341,14 +343,16 @@ def _of_folders(root: pathlib.Path) -> PatchesAndSlides:
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
   return PatchesAndSlides(
     parts,
-    **_numbers(parts['train']),
+    **_about(data, parts['train']),
     note=f'patches of {root}',
     scale=Scale(size=size),
   )
 
 
-def _numbers(train: LabelledTiles) -> dict:
-  """The paper's numbers of tumour patches, as far as there are so many."""
+def _about(data: Data, train: LabelledTiles) -> dict:
+  """The teacher, and the paper's numbers of patches, up to those there are."""
   tumour = int((train.label == TUMOUR).sum())
   counts = {n: n for n in _COUNTS if n <= tumour}
-  return {'main': min(_MAIN, tumour), 'counts': counts}
+  numbers = {'main': min(_MAIN, tumour), 'counts': counts}
+  warnings = () if data.weights else (_RANDOM,)
+  return numbers | {'weights': data.weights, 'warnings': warnings}

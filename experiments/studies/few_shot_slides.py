@@ -27,7 +27,7 @@ from kmil_jax.tasks.distill import DistillTask, Patches
 from kmil_jax.train import Variables
 
 _FIXED = 2.01  # The threshold of slides in the released code.
-_MOST = 3.0  # Of anomaly scores.
+_HIGH = 99  # Percentile of validation patches whose score has the full colour.
 _PICTURE = 700  # Pixels of a slide's longer side.
 _RESAMPLES = 1000
 
@@ -39,8 +39,8 @@ class Result(NamedTuple):
   case: froc.Case
 
 
-# A map [H, W], 0 where there is no tissue; its detections, (score, x, y), [K,
-# 3]; and what they come to.
+# A map [H, W] as it is drawn, NaN where there is no tissue; its detections,
+# (score, x, y), [K, 3]; and what they come to.
 _Scored = tuple[np.ndarray, np.ndarray, Result]
 
 
@@ -178,7 +178,9 @@ def _scorer(
     digest.update(hashlib.sha256(path.read_bytes()).digest())
   task = study.recipe['students'].task()
   on_patches = pmap_score(task, teacher, training.student(model))
-  threshold = training.scores(folder, setting)['val'].threshold
+  val = training.scores(folder, setting)['val']
+  threshold, low = val.threshold, np.median(val.mean[~val.tumour])
+  high = max(np.percentile(val.mean, _HIGH), low + 0.01)
   place = f'slides/{setting.name}_s{setting.seed}'
 
   def score(slide: str, opened: Slide, mask: np.ndarray | None) -> _Scored:
@@ -197,11 +199,12 @@ def _scorer(
       stop=float(np.nextafter(np.float32(threshold), np.float32(0))),
       stride=scale.stride,
     )
+    drawn = np.where(scores > 0, (scores - low) / (high - low), np.nan)
     slide_scores.write_tiff(
       folder.at(f'{place}/maps/{slide}.tiff'),
-      scores,
+      np.nan_to_num(drawn),
       mpp=opened.mpp * scale.stride,
-      most=_MOST,
+      most=1.0,
     )
     lines = [(value, int(x), int(y)) for value, x, y in peaks.tolist()]
     folder.write(f'{place}/detections/{slide}.csv', lines)
@@ -211,7 +214,7 @@ def _scorer(
     case = froc.judge(truth, peaks[:, 0], peaks[:, 1:], level=scale.level)
     limits = threshold, _FIXED
     values = tuple(slide_scores.slide_score(scores, limit) for limit in limits)
-    return scores, peaks, Result(values, case)
+    return drawn, peaks, Result(values, case)
 
   return score
 
@@ -251,10 +254,11 @@ def _draw(
     truth = [[ring * pixel for ring in area] for area in outlines(mask)]
   angle = np.linspace(0, 2 * np.pi, 17)
   circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
-  for name, (scores, peaks, _) in scored.items():
-    on_tissue = np.where(scores > 0, scores, np.nan)
+  for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
-    shown[f'{name}: {len(circles)} detection(s)'] = on_tissue, circles
+    shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
+  label = f'anomaly score; of validation: 0 normal, 1 {_HIGH}th percentile'
+  title += ' | no tumour' if mask is None else ' | tumour'
   mpp = known_mpp(opened)
-  about = {'label': 'anomaly score', 'most': _MOST, 'truth': truth}
-  return pictures.overlay(title, image, shown, mpp=mpp and mpp / ratio, **about)
+  about = {'label': label, 'truth': truth, 'mpp': mpp and mpp / ratio}
+  return pictures.overlay(title, image, shown, **about)

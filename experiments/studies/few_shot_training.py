@@ -34,10 +34,10 @@ from kmil_jax.train import Variables, draw
 RD, FW_RD = 'RD', 'FW-RD'
 TEACHER = 'teacher.safetensors'  # By torchvision's names.
 MODEL = 'model.safetensors'  # By the names of the released code.
-SCORES = 'scores.csv'  # Written last: a training that has it is done.
+# Scores of patches, by part. A training that has them is done.
+SCORES = {'val': 'validation_scores.csv', 'test': 'scores.csv'}
 _SUMMARY = 'summary.json'
-_HEADER = ('part', 'patch', 'slide', 'tumour', 'mean', 'max')
-_SCORED = ('val', 'test')
+_HEADER = ('patch', 'slide', 'tumour', 'mean', 'max')
 # Of metrics.jsonl, and of the training's history.
 _COLUMNS = {
   'train_loss': 'train_loss',
@@ -232,7 +232,9 @@ def train(
     parallel.wait_for_all('teacher')
   known = teacher(study, material)
   images = functools.cache(lambda part: _pixels(material.parts[part]))
-  done = lambda some: folder.has(*(f'{job.folder}/{SCORES}' for job in some))
+  done = lambda some: folder.has(
+    *(f'{job.folder}/{file}' for job in some for file in SCORES.values())
+  )
   for group in groups(jobs, students):
     models = [f'{job.folder}/{MODEL}' for job in group]
     there = filter(folder.has, models)  # Scores do without them.
@@ -268,11 +270,10 @@ def scores(folder: Folder, setting: Setting) -> dict[str, Scores]:
   Raises:
     ResultsError: if the training is not done.
   """
-  rows, parts = folder.read(f'{setting.folder}/{SCORES}'), {}
-  for part in _SCORED:
-    column = lambda name: np.array(
-      [row[name] for row in rows if row['part'] == part]  # noqa: B023
-    )
+  parts = {}
+  for part, file in SCORES.items():
+    rows = folder.read(f'{setting.folder}/{file}')
+    column = lambda name: np.array([row[name] for row in rows])  # noqa: B023
     mean = column('mean').astype(float)
     parts[part] = Scores(column('slide'), column('tumour') == '1', mean)
   return parts
@@ -326,17 +327,17 @@ def _train_group(
       report=shown.report,
     )
   trained = program.put((result.variables, constants))
-  rows: list[list] = [[_HEADER] for _ in group]
-  for part in _SCORED:
+  rows = {part: [[_HEADER] for _ in group] for part in SCORES}
+  for part, tables in rows.items():
     tiles = material.parts[part]
     for start in range(0, len(tiles), _CHUNK):
       chunk = tiles.take(np.arange(start, min(start + _CHUNK, len(tiles))))
       out = program.evaluate(trained, chunk.load(np.arange(len(chunk))))
       about = chunk.id, chunk.group, (chunk.label == TUMOUR).astype(int)
       mean, most = (out[k].reshape(len(group), -1) for k in ('mean', 'max'))
-      for table, *scores_of in zip(rows, mean, most, strict=True):
+      for table, *scores_of in zip(tables, mean, most, strict=True):
         table += [
-          (part, *row, f'{a:.9g}', f'{b:.9g}')  # Exact for float32.
+          (*row, f'{a:.9g}', f'{b:.9g}')  # Exact for float32.
           for *row, a, b in zip(*about, *scores_of, strict=True)
         ]
   for i, name in enumerate(names):
@@ -345,7 +346,8 @@ def _train_group(
     if not result.lost[i]:
       model = jax.tree.map(lambda x: x[i], result.variables)  # noqa: B023
       _save(folder, f'{name}/{MODEL}', port.to_torch('student', model))
-      folder.write(f'{name}/{SCORES}', rows[i])
+      for part, file in SCORES.items():
+        folder.write(f'{name}/{file}', rows[part][i])
   # Those of lost trainings stay, or all would be trained again.
   if parallel.is_first() and not result.lost.any():
     shutil.rmtree(folder.at(checkpoints), ignore_errors=True)

@@ -60,10 +60,11 @@ _NOTES = (
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
   ' negatives alone, which are what mining is for. delta: relative change.',
   'Intervals are those of the mean of these trainings when the patients of the'
-  ' test part are resampled. How far others would differ the std shows.',
-  'The paper: other data, not to be matched by these. Its AUPRC is the mean of'
-  ' both classes (here: of the positive class), and its strong models were'
-  ' tested on mined negatives.',
+  ' test part are resampled. The std shows how far others would differ.',
+  'The paper: other data, not to be matched by these; means of three models.'
+  ' Its F1 is f1_micro, the share of right tiles, its AUPRC the mean of both'
+  ' classes (here: of the positive class), and its strong models were tested on'
+  ' mined negatives, too.',
 )
 # A third is positive, as of what Lee et al. 2024 annotated. Hard negatives are
 # so rare that a training part holds about a dozen, and the test part is large:
@@ -96,7 +97,7 @@ class Data(TileFiles):
   )
   pool_share: float = field(
     0.4,
-    'Share of the patients of --tiles_zip whose negatives become the pool.',
+    'Share of the patients of --tiles_zip whose negative tiles make the pool.',
     least=0,
     most=1,
     only={'tiles_zip': True},
@@ -119,23 +120,26 @@ class Mining:
   """
 
   table: tuple[int, ...] = free(
-    (2,), "The paper's tables to make: 2 to 5.", least=2, most=5
+    (2,),
+    'Tables to make: 2 distances, 3 --alpha, 4 and 5 fewer training tiles.',
+    least=2,
+    most=5,
   )
   alpha: int | None = free(
     None,
-    'Tiles of the pool to take for each false positive (default 20); Table 3'
-    ' tries others.',
+    'How many tiles of the pool to add for each false positive (default 20).'
+    ' Table 3 compares others.',
     least=1,
   )
   metric: str = field(
     'l2',
-    'Distance of features by which tiles are chosen in Tables 3 to 5. Table 2'
-    ' compares both; its random control has as many tiles as this one chooses.',
+    'Distance of features by which the nearest tiles are found in Tables 3 to'
+    ' 5. Table 2 compares both; its random control adds as many as this one.',
     choices=search.METRICS,
   )
   threshold: float = field(
     LOW,
-    'Probability from which on a negative tile counts as a false positive.',
+    'A negative tile with at least this probability is a false positive.',
     least=0,
     most=1,
   )

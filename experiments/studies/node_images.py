@@ -35,6 +35,7 @@ from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
 _LATTICE = 4  # Patches lie on every fourth pixel: fewer places to remember.
 _COARSE = 20  # Stride, in pixels, that false positives are gathered with.
+_DECISIONS = ('development_images.csv', 'images.csv')  # By part.
 _STEPS = ('primary', 'secondary')
 
 
@@ -68,16 +69,16 @@ class Images:
   )
   patches: int | None = field(
     None,
-    'Patches of each class to train and validate with. By default 16000, on the'
-    ' phantom 300.',
+    'How many patches of each class to cut out, to train and validate with. By'
+    ' default 16000, on the phantom 300.',
     least=10,
     only={'tiles_zip': False},
   )
   least_tumour: int | None = field(
     None,
-    'Area of tumour in a window, in square micrometres, from which it is one of'
-    ' tumour. Windows with less, but some, are left out. By default 100, about'
-    ' a cell; on the phantom, whose outlines hold stroma, 400.',
+    'A window is one of tumour if it has at least this area of it, in square'
+    ' micrometres. Windows with some, but less, are not used. By default 100,'
+    ' about a cell; on the phantom, whose outlines hold stroma, 400.',
     least=1,
     only={'tiles_zip': False},
   )
@@ -143,9 +144,9 @@ class Nodes(Material):
       rule: np.array([most_votes(maps[step]) for maps in probs])
       for step, rule in enumerate((ONE, TWO)[: len(networks)])
     }
-    bar, table = self._table_3(scores)
+    bar, tables = self._table_3(scores)
     one, final = scores[ONE], list(scores.values())[-1]
-    yield table
+    yield from tables
     yield self._windows_table(probs)
     parts = dict(zip(PARTS, (~images.test, images.test), strict=True))
     pairs = {k: (final[p], images.positive[p]) for k, p in parts.items()}
@@ -154,8 +155,9 @@ class Nodes(Material):
     label, decision = np.take(LABELS, [images.positive, final >= bar])
     header = 'image_id,patient_id,part,label,score_one_step,score,decision'
     columns = images.id, images.patient, part, label, one / VOTES, final / VOTES
-    lines = zip(*columns, decision, strict=True)
-    yield File('images.csv', [header.split(','), *lines])
+    lines = [*zip(*columns, decision, strict=True)]
+    for name, some in zip(_DECISIONS, parts.values(), strict=True):
+      yield File(name, [header.split(','), *itertools.compress(lines, some)])
     drawn = set()
     for wanted in (True, False):
       some = np.flatnonzero(images.test & (images.positive == wanted))
@@ -171,7 +173,7 @@ class Nodes(Material):
       yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
         drawing = pictures.overlay(
-          f'{name}, {label[row]}: decision {decision[row]}',
+          f'{name} | truth {label[row]} | decision {decision[row]}',
           image,
           maps,
           label='votes for tumour',
@@ -198,20 +200,22 @@ class Nodes(Material):
     folder.save(name, write)
     return maps
 
-  def _table_3(self, scores: Mapping[str, np.ndarray]) -> tuple[int, Table]:
-    """Returns the threshold of the last rule, in votes, and Table 3.
+  def _table_3(
+    self, scores: Mapping[str, np.ndarray]
+  ) -> tuple[int, list[Table]]:
+    """Returns the threshold of the last rule, in votes, and Table 3 by part.
 
     An image is positive if a pixel of its map reaches the threshold: the best
     of the development images.
     """
-    images, rows = self.images, []
+    images, rows = self.images, {'test': [], 'development': []}
     test, positive = images.test, images.positive
 
     def add(rule, votes, bar, *parts):
       for part in parts:
         some = test if part == 'test' else ~test
         about = votes[some] >= bar, positive[some], images.patient[some]
-        rows.append(((rule, part), *about, (bar / VOTES, None)))
+        rows[part].append(((rule, part), *about, (bar / VOTES, None)))
 
     for rule, votes in scores.items():
       bar = threshold(votes[~test], positive[~test])
@@ -220,14 +224,17 @@ class Nodes(Material):
       hits = (votes >= bar)[test & positive].sum()
       raised = two_step.raised_bar(scores[ONE][test], positive[test], hits)
       add(RAISED, scores[ONE], min(raised, VOTES), 'test')
-    return bar, two_step.decision_table(
-      'table_3',
-      'Table 3. Images, positive if a pixel has votes from a threshold that is'
-      ' the best on the development part',
-      ('rule', 'part'),
-      {'threshold': '.4f'},
-      rows,
-    )
+    return bar, [
+      two_step.decision_table(
+        f'table_3{"" if part == "test" else "_development"}',
+        f'Table 3. Images of the {part} part, positive if a pixel has votes'
+        ' from a threshold that is the best on the development part',
+        ('rule', 'part'),
+        {'threshold': '.4f'},
+        some,
+      )
+      for part, some in rows.items()
+    ]
 
   def _windows_table(self, probs: Sequence[Sequence[np.ndarray]]) -> Table:
     """Compares rules by the test images' windows on tissue."""

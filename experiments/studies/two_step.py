@@ -59,24 +59,24 @@ class Design:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-  """Both networks."""
+  """The networks of both steps."""
 
   primaries: tuple[str, ...] | None = field(
     None,
-    'Networks to compare as the first one. By default those of the paper,'
+    'Networks to compare for the first step. By default those of the paper,'
     ' googlenet, mobilenet_v2, resnet50 and resnet101; on the phantom the first'
     ' two of them, on tiles resnet18.',
     choices=_NAMES,
   )
   primary: str | None = field(
     None,
-    'The first network. By default the one with the highest accuracy on the'
-    ' validation patches.',
+    'The network to take for the first step. By default the one of --primaries'
+    ' with the highest accuracy on the validation patches.',
     choices=_NAMES,
   )
   secondary: str | None = field(
     None,
-    'The second network. By default of the kind of the first, as in the paper.',
+    'Network of the second step. By default the first one, as in the paper.',
     choices=_NAMES,
   )
 
@@ -99,7 +99,7 @@ class Tiles(TileFiles):
 
   positive: str | None = field(
     None,
-    'Label of tumour. Needed unless labels are 0 and 1.',
+    'Which label means tumour. Needed unless labels are 0 and 1.',
     only={'tiles_zip': True},
   )
 
@@ -198,9 +198,6 @@ def _table_2(compared: Mapping[str, Trained], split_by: str) -> Table:
     {'depth': 'd', 'parameters (million)': '.1f'} | _VALIDATION,
     rows,
     [
-      'The paper counts the parameters of 1000 classes, here there are two. Its'
-      " networks started from ImageNet's weights and, as is implied, saw"
-      ' patches at 224 pixels: --weights and --input_size do that.',
       f'Patches are split by {split_by} here, by patch in the paper: then'
       ' patches of one image are on both sides, which is optimistic.',
     ],
@@ -338,7 +335,7 @@ def decision_table(
       ' of which patients hold several; of AUROC percentiles of resampled'
       ' patients.',
     ],
-    PUBLISHED.get(name),
+    PUBLISHED.get(name.removesuffix('_development')),
   )
 
 

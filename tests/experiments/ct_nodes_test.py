@@ -1,6 +1,7 @@
 """CT nodes: from a table of volumes to Table 3, on a tiny written cohort."""
 
 import csv
+import pathlib
 import types
 
 from flax import linen as nn
@@ -104,9 +105,18 @@ def test_tables_follow_from_the_predictions_that_are_written(
   _, *rows = items['table_2'].csv()
   shapes = [row[-1] for row in rows]
   assert len(shapes) == 26 and shapes[::2] == shapes[1::2]
-  _, *rows = items['predictions.csv'].content
+  rows, test = [], []
+  for name, part in (
+    ('training_', 'train'),
+    ('validation_', 'val'),
+    ('', 'test'),
+  ):
+    _, *test = items[f'{name}predictions.csv'].content
+    assert {row[4] for row in test} == {part}
+    rows += test
   assert len(rows) == 2 * PATIENTS
-  test = np.array([row[-2:] for row in rows if row[4] == 'test'])
+  assert not any(pathlib.Path(row[2]).is_absolute() for row in rows)
+  test = np.array([row[-2:] for row in test])
   truth, tested = test[:, 0] == 'metastatic', test[:, 1].astype(float)
   summary = items['summary.json'].content
   assert len(test) == summary['slices']['test'] == 4

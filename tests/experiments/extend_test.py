@@ -150,8 +150,8 @@ def test_a_study_of_three_files_stands_beside_its_paper(tree):
   assert here['from'] == 'here' and float(here['balanced accuracy']) > 0.9
   assert paper['from'] == 'Cruz-Roa et al. 2014, abstract'
   assert paper['F1'] == '0.718'
-  assert study.has('report.md', 'predictions.csv', 'figures/cnn.png')
-  assert 'epochs 3 (25)' in study.at('report.md').read_text()
+  assert study.has('report.html', 'predictions.csv', 'figures/cnn.png')
+  assert 'epochs 3 (25)' in study.at('report.html').read_text()
 
 
 def test_pages_name_files_that_are_there(tree):

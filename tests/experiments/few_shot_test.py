@@ -305,13 +305,12 @@ def stages(root, tmp_path_factory):
   ((*settings,),) = training.settings(material, study.recipe['students'], SEED)
   for setting in settings:
     folder.write(f'{setting.folder}/{training.MODEL}', setting.name)
-    rows = [training._HEADER]
-    for part in ('val', 'test'):
+    for part, file in training.SCORES.items():
       tiles = material.parts[part]
       score = by(setting.name)(tiles.pixels)
       columns = tiles.id, tiles.group, 1 - tiles.label, score, score
-      rows += [(part, *row) for row in zip(*columns, strict=True)]
-    folder.write(f'{setting.folder}/{training.SCORES}', rows)
+      rows = [training._HEADER, *zip(*columns, strict=True)]
+      folder.write(f'{setting.folder}/{file}', rows)
 
   def run():
     found = {}
@@ -344,6 +343,13 @@ def test_maps_scores_and_lesions(stages):
   assert scored[10, 15] > 2.9  # (496, 336)
   assert 0 < scored[10, 4] < 0.1
   assert scored[0, 0] == 0
+  # Drawn black as normal patches, white as the highest of the validation part;
+  # that of RD, to which all patches are alike, is black.
+  for name, in_lesion in ((FW_RD, 250), (RD, 0)):
+    path = folder.at(f'slides/{name}_s{SEED}/maps/test_002.tiff')
+    with Image.open(path) as image:
+      drawn = np.asarray(image.convert('L'), int)
+    assert abs(drawn[10, 15] - in_lesion) < 6 and drawn[10, 4] < 6, name
   # RD, which calls all tissue tumour, cannot tell the slides.
   np.testing.assert_allclose([float(r[RD]) for r in rows], 3, rtol=1e-6)
   summary = folder.read('summary.json')['slides']
@@ -373,6 +379,7 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   paper = few_shot_data.PUBLISHED['table_2'].source
   known = [table_2[name,][paper][1] for name in (RD, FW_RD, 'SLFCD')]
   assert known == [0.652, 0.881, 0.933]
+  assert 'beside “accuracy, threshold 2”' in found['table_2'].markdown()
   gap = table_2[FW_RD,]['here'][3] - table_2[RD,]['here'][3]
   assert table_2['FW-RD minus RD',]['here'][3] == pytest.approx(gap)
   paper = few_shot_data.PUBLISHED['table_3'].source
@@ -397,7 +404,7 @@ def test_slides_that_cannot_be_read_are_named_last(stages):
   finally:
     path.write_bytes(content)
   assert len(folder.read('slides/scores.csv')) == 2
-  with pytest.raises(ResultsError, match=r'other_s5/scores\.csv'):
+  with pytest.raises(ResultsError, match=r'other_s5/validation_scores\.csv'):
     training.scores(folder, Setting('other', 3, 1, 0.1, seed=5))
 
 

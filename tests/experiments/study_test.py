@@ -1,11 +1,13 @@
 """A study yields tables, files and texts; the runner prints and writes them."""
 
 import dataclasses
+import importlib
+import re
 
 from matplotlib import figure
 import pytest
 
-from experiments.evaluation.tables import Row, Table
+from experiments.evaluation.tables import HERE, Published, Row, Table
 from experiments.patches import study
 from experiments.run.results import ResultsError
 from experiments.run.start import Output
@@ -36,7 +38,11 @@ class Material(study.Material):
 
 
 PAPER = study.Paper(
-  'toy', 'Nobody 2020', {'a': Recipe(), 'b': Recipe()}, {'b': {'epochs': 2}}
+  'toy',
+  'Nobody 2020',
+  {'a': Recipe(), 'b': Recipe()},
+  'Counts toys.\n\n  python -m experiments.toy\n\nThe number of toys by hand.',
+  {'b': {'epochs': 2}},
 )
 
 
@@ -68,18 +74,35 @@ def test_what_is_yielded_is_printed_and_written(tmp_path, capsys):
     yield ValueError('slide_3 is torn')
     yield study.File('summary.json', {'x': 1})
     yield study.File('figures/empty.png', figure.Figure((1, 1)))
-    yield Table('t', 'Title', ('k',), {'n': 'd'}, [Row(('a',), {'': (5,)})])
+    yield study.File('unshown/empty.png', figure.Figure((1, 1)))
+    paper = Published('Nobody, Table 1', {('a',): {'n': 4}}, ['n: of five'])
+    rows = [Row(('a',), {HERE: (5,)})]
+    yield Table('t', 'Title', ('k',), {'n': 'd'}, rows, ('is <b>',), paper)
 
   with pytest.raises(ValueError, match='slide_3 is torn'):
     run(tmp_path, stages)
   folder = tmp_path / 'toy_s7'
   assert (folder / 'figures/empty.png').read_bytes()[1:4] == b'PNG'
-  assert (folder / 't.csv').read_text().split() == ['k,n', 'a,5']
-  report = (folder / 'report.md').read_text()
+  lines = (folder / 't.csv').read_text().splitlines()
+  assert lines == ['k,from,n', 'a,here,5', 'a,"Nobody, Table 1",4']
+  assert '- n: of five' in (folder / 't.md').read_text()
+  report = (folder / 'report.html').read_text()
   shown = capsys.readouterr().out
   for text in ('a phantom', 'Parts', 'epochs 2 (30) of b', 'a text', 'Title'):
     assert text in report and text in shown
-  assert f'results in {folder}' in shown
+  assert f'results in {folder}, on one page in {folder}/report.html' in shown
+  # The page says all by itself: what it is, what failed, what to see.
+  for text in ('<h1>Counts toys</h1>', 'of toys by hand', 'is &lt;b&gt;'):
+    assert text in report
+  assert 'python -m' not in report.partition('id="results"')[0]
+  for title, text in (
+    ('Warning: Phantom data', 'not taken from patients'),
+    ('Warning: Found in the inputs', 'slide_3 is torn'),
+    ('Warning: Found in the inputs', 'part a is small'),
+  ):
+    assert re.search(rf'<h3>{title}</h3>\s*<p>[^<]*{text}', report)
+  assert report.count('<img src="data:image/webp;base64,') == 1
+  assert not re.search(r'<script|(src|href)="(?!data:|#)', report)
   assert 'warning: part a is small\n' in shown
 
 
@@ -97,3 +120,25 @@ def test_check_trains_nothing(tmp_path, capsys):
   shown = capsys.readouterr().out
   assert 'Parts' in shown and 'warning: part a is small\n' in shown
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'name', ('two_step', 'hard_negatives', 'ct_nodes', 'few_shot')
+)
+def test_help_names_the_recipe_of_the_paper_and_of_the_phantom(name):
+  script = importlib.import_module(f'experiments.{name}')
+  fields = 'weight_decay', 'epochs', 'batch', 'augment', 'schedule', 'select'
+  flags = {field: field for field in (*fields, 'input_size', 'width')}
+  flags |= {'learning_rate': 'lr'}
+  told = ' '.join(script.__doc__.partition('By default (on the')[2].split())
+  _, *pieces = re.split(rf'\b({"|".join(flags.values())}) ', told)
+  values = dict.fromkeys(pieces[::2], '')
+  for flag, text in zip(pieces[::2], pieces[1::2], strict=True):
+    values[flag] += text
+  recipes = [script.PAPER.here([], is_phantom) for is_phantom in (False, True)]
+  for used in (one for recipe in recipes for one in recipe.values()):
+    for field in flags.keys() & vars(used).keys():
+      if (value := getattr(used, field)) not in (None, 0, 'none'):
+        words = re.findall(r'[\w.-]*\w', values[flags[field]])
+        assert str(value) in words, (field, value)
+  assert len(values) > 3

@@ -96,6 +96,9 @@ def test_the_second_step_cuts_false_positives_at_equal_sensitivity(decided):
 def test_images_are_decided_and_outlined_by_the_development_part(decided):
   folder, items = decided
   _, *rows = items['images.csv'].content
+  assert {row[2] for row in rows} == {'test'}  # Nothing to be left out.
+  rows += items['development_images.csv'].content[1:]
+  rows.sort(key=lambda row: IMAGES.id.tolist().index(row[0]))
   names, patients, parts, labels, one, two, decisions = map(
     np.array, zip(*rows, strict=True)
   )
@@ -109,6 +112,7 @@ def test_images_are_decided_and_outlined_by_the_development_part(decided):
   assert (decisions == labels).mean() > 0.8
   of_two = [r for r in items['table_3'].rows if r.labels[0] == two_step.TWO]
   assert {row.lines[HERE][0] for row in of_two} == {bar}
+  assert {row.labels[1] for row in items['table_3'].rows} == {'test'}
   drawn = {name for name in items if name.startswith('figures/')}
   assert len(drawn) == 3 and 'figures/scores.png' in drawn
   for row, name in enumerate(names):
