@@ -4,8 +4,8 @@ from collections.abc import Mapping
 import pathlib
 import re
 import textwrap
+from typing import Any
 
-from matplotlib import figure
 import numpy as np
 from PIL import Image
 
@@ -59,6 +59,8 @@ def write(
   """
   name = scores.slide
   ranked = order(scores, rank_by)[: scores.shown.sum()]
+  from matplotlib import figure  # Takes half a second.
+
   values = _values(scores, rank_by)[ranked]
   ranks = range(len(ranked))
   digits = len(str(len(ranked)))
@@ -90,7 +92,7 @@ def write(
 
 
 def draw_row(
-  drawing: figure.SubFigure,
+  drawing: Any,  # matplotlib's SubFigure
   slide: slides.Slide,
   scores: TileScores,
   images: Mapping[int, Image.Image],
