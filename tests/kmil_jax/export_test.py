@@ -1,17 +1,13 @@
 """Models as files: the programs say what the models say, of any bag."""
 
 import dataclasses
-import importlib.util
 import io
-import os
-import pathlib
-import subprocess
-import sys
 import zipfile
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax_alone import NEEDED, READER, alone
 import numpy as np
 import pytest
 
@@ -143,9 +139,6 @@ def test_equal_models_give_equal_bytes_that_tell_nothing_of_the_machine(
     assert b'.py' not in program and b'/kmil_jax' not in program
 
 
-# JAX and what it needs, beside the package that reads programs.
-NEEDED = ('jax', 'jaxlib', 'ml_dtypes', 'numpy', 'opt_einsum', 'scipy')
-READER = 'flatbuffers'
 PREDICT = """
 import sys
 import numpy as np
@@ -157,25 +150,6 @@ for count in (2, 70):
   output = model.predict(np.load(f'{count}.npy'))
   np.savez(f'{count}.npz', **output)
 """
-
-
-def alone(folder, packages, *arguments):
-  """Runs Python in a folder, with these packages alone; returns the process."""
-  site = folder / f'packages_{len(packages)}'
-  site.mkdir(exist_ok=True)
-  for name in packages:
-    package = pathlib.Path(importlib.util.find_spec(name).origin).parent
-    for part in (package, package.with_name(f'{name}.libs')):
-      if part.exists() and not (site / part.name).exists():
-        (site / part.name).symlink_to(part)
-  return subprocess.run(
-    [sys.executable, '-S', '-P', *arguments],
-    cwd=folder,
-    env=os.environ | {'PYTHONPATH': str(site)},
-    capture_output=True,
-    check=False,
-    text=True,
-  )
 
 
 def test_a_file_runs_with_jax_alone_on_bags_of_any_length(archives, tmp_path):

@@ -1,0 +1,101 @@
+"""A lab's first hour: from two real slides to a file that predicts alone."""
+
+import threading
+
+import browser
+import jax_alone
+import numpy as np
+import pytest
+
+from data import features, tiff
+from data.slides import Slide
+from experiments import export, extract, kmil, predict
+from experiments.maps.source import Slides
+from experiments.run.results import Folder
+from experiments.viewer import server
+
+EXACT = 1e-5
+
+
+def probabilities(folder):
+  """By slide, of the classes in order."""
+  return {
+    row['slide_id']: [float(row['prob_benign']), float(row['prob_tumour'])]
+    for row in Folder(folder).read('predictions.csv')
+  }
+
+
+@pytest.fixture(scope='module')
+def hour(real_data, tmp_path_factory):
+  """Both halves of a real slide, called two, and what the commands leave."""
+  hour = tmp_path_factory.mktemp('hour')
+  (hour / 'slides').mkdir()
+  with Slide(real_data / 'wsi' / 'CMU-1-Small-Region.svs') as slide:
+    mpp, half = slide.mpp, slide.height // 2
+    for name, top in ('left', 0), ('right', half):
+      image = slide.read(0, top, 0, slide.width, half)
+      tiff.write(hour / f'slides/{name}.tiff', image, mpp=mpp, levels=2)
+  labels = 'case_id,slide_id,label\n1,left,benign\n2,right,tumour\n'
+  (hour / 'labels.csv').write_text(labels)
+  slides, results = f'--slides_dir={hour / "slides"}', f'--results_dir={hour}'
+  run = f'--run={hour / "first_s2023"}'
+  extract.main(['', slides, f'--features_dir={hour / "features"}'])
+  kmil.main(
+    [
+      *('', f'--csv_path={hour / "labels.csv"}', slides, results, '--k=1'),
+      *(f'--features_dir={hour / "features"}', '--epochs=2'),
+      '--exp_code=first',
+    ]
+  )
+  predict.main(['', run, slides, results, '--exp_code=of_run'])
+  model = f'{hour / "model.kmil"}'
+  export.main(['', run, f'--out={model}', '--with_encoder'])
+  predict.main(['', f'--model={model}', slides, results, '--exp_code=of_file'])
+  return hour
+
+
+def test_two_slides_give_a_model_pictures_and_what_is_not_known(hour):
+  run = Folder(hour / 'first_s2023')
+  assert {
+    row['slide_id'] for row in run.read('validation_predictions.csv')
+  } == {
+    'left',
+    'right',
+  }
+  maps = run.at('figures/heat_maps').glob('fold_0_*.png')
+  assert {path.stem for path in maps} == {'fold_0_left', 'fold_0_right'}
+  report = run.read('report.html')
+  for words in ('No test part', 'no class has two cases', 'Not shown to beat'):
+    assert words in report
+
+
+def test_run_and_file_predict_alike_from_slides(hour):
+  of_run, of_file = map(probabilities, (hour / 'of_run', hour / 'of_file'))
+  assert of_run.keys() == of_file.keys() == {'left', 'right'}
+  for slide, prob in of_run.items():
+    np.testing.assert_allclose(of_file[slide], prob, atol=EXACT)
+
+
+def test_the_file_predicts_where_only_jax_is(hour):
+  for slide, prob in probabilities(hour / 'of_run').items():
+    bag = features.read(hour / f'features/{slide}.h5').features
+    np.save(hour / f'{slide}.npy', bag)
+    whole = (*jax_alone.NEEDED, jax_alone.READER)
+    done = jax_alone.alone(hour, whole, 'model.kmil', f'{slide}.npy')
+    said = dict(line.split() for line in done.stdout.splitlines())
+    assert list(said) == ['benign', 'tumour'], done.stderr
+    np.testing.assert_allclose(list(map(float, said.values())), prob, atol=1e-3)
+
+
+def test_the_viewer_shows_both_slides(hour):
+  slides = Slides(hour / 'first_s2023')
+  shown = slides.files(), slides.scores(), slides.labels()
+  with server.Server(*shown, slides.predictions()) as running:
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    try:
+      with browser.Page(running.url) as page:
+        page.wait_for("document.querySelectorAll('#cards b').length === 2")
+        text = page.evaluate("document.querySelector('#cards').textContent")
+        assert 'left' in text and 'tumour' in text
+    finally:
+      running.shutdown()
