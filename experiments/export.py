@@ -25,6 +25,7 @@ from experiments.run import start
 from experiments.run.options import free
 from experiments.run.start import Cache
 from kmil_jax import checksums, export
+from kmil_jax.port import PortError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +78,15 @@ def run(folds: Folds, output: Output, encoder: Encoder, cache: Cache) -> None:
       'sha256': checksums.of_file(path),
     }
   others[export.README] = readme(about).encode()
+  states = trained.to_torch(card.folds) if output.torch_dir else {}
   programs = trained.design.lower(trained.weights)
   archive = export.Archive(about, trained.weights, programs, others)
   content = export.pack(archive)
   with replacing(output.out) as part:
     part.write_bytes(content)
-  if output.torch_dir:
-    for name, state in trained.to_torch(card.folds).items():
-      with replacing(output.torch_dir / f'{name}.safetensors') as part:
-        part.write_bytes(safetensors.numpy.save(state))
+  for name, state in states.items():
+    with replacing(output.torch_dir / f'{name}.safetensors') as part:
+      part.write_bytes(safetensors.numpy.save(state))
   sizes = archive.lengths()
   print(
     f'{card.summary()}; bags of {f"up to {sizes[-1]}" if sizes else "any"}'
@@ -93,7 +94,7 @@ def run(folds: Folds, output: Output, encoder: Encoder, cache: Cache) -> None:
   )
 
 
-main = start.script(run, (PredictionError,))
+main = start.script(run, (PredictionError, PortError))
 
 
 if __name__ == '__main__':

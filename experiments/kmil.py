@@ -9,7 +9,6 @@ command is given. All folds train as one program, and one fold gives what it
 gives among the ten.
 """
 
-import dataclasses
 import itertools
 import resource
 import sys
@@ -62,11 +61,9 @@ def run(
   inputs, about = material.inputs(), material.about()
   with results.opened(path, given, inputs, about) as folder:
     parts = crossval.folders_of_seeds(folder, output.seed, requested.seeds)
-    for seed, part in parts.items():
+    for part in parts.values():
       if part is not folder:
-        of_seed = dataclasses.replace(output, seed=seed)
-        changed = [of_seed if one is output else one for one in given]
-        results.record(part, changed, inputs, about)
+        results.record(part, given, inputs, about)
         material.write(part)
       if second:
         crossval.check_second(part, second)

@@ -82,6 +82,8 @@ def run(
 ) -> None:
   """Prints one table or figure."""
   name, models = shown.name, shown.in_order()
+  if folds.k == 1:
+    raise OptionError('--k=1 tests nothing. Give 3 folds or more.')
   if name in _EXTERNAL and not external.external_csv:
     if data.csv_path:
       raise OptionError(

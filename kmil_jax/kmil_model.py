@@ -164,7 +164,11 @@ def main() -> None:
     sys.exit(__doc__)
   try:
     model = Model()
-    prob = model.predict(np.load(sys.argv[1]))['prob']
+    try:
+      bag = np.asarray(np.load(sys.argv[1]), np.float32)
+    except (EOFError, TypeError, ValueError) as e:
+      raise ExportError(f'{sys.argv[1]}: no array of numbers ({e}).') from e
+    prob = model.predict(bag)['prob']
   except (ExportError, ImportError, OSError) as e:
     sys.exit(f'error: {e}')
   for name, value in zip(model.card['classes'], prob, strict=True):

@@ -6,6 +6,7 @@ import functools
 import json
 import pathlib
 from typing import Any
+import warnings
 
 from flax import traverse_util
 import jax
@@ -162,6 +163,12 @@ def fit(
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
   chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
+  if folds == 1:
+    warnings.warn(
+      'One fold tests nothing: predictions and metrics are of the bags that'
+      ' chose the epoch.',
+      stacklevel=2,
+    )
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
   runs = [
     Fold(i, p.train, p.val, p.test if p.test.any() else p.val, chosen.choice)

@@ -64,6 +64,8 @@ def make(
   """
   if k == 1 and group is None:
     return [without_test(case, label, seed)]
+  if k == 1:
+    raise SplitError('one fold keeps no groups whole. Leave out the column.')
   if k < 3:
     raise SplitError(f'{k} folds: train, val and test parts need at least 3.')
   for attempt in range(1 if group is None else _ATTEMPTS):
@@ -109,9 +111,10 @@ def class_of_cases(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the cases, and of each the place of its last class, in order."""
   cases, place = np.unique(case, return_inverse=True)
-  code = np.zeros(len(cases), int)
-  np.maximum.at(code, place, np.unique(label, return_inverse=True)[1])
-  return cases, code
+  code = np.unique(label, return_inverse=True)[1]
+  last = np.zeros(len(cases), int)
+  np.maximum.at(last, place, code)
+  return cases, last
 
 
 def fold_of_cases(

@@ -272,8 +272,8 @@ MUTANTS = [
     'data/splits_test.py',
     ('train = ~(val | test)', 'train = ~test'),
     (
-      'np.maximum.at(code_of_case, place, code)',
-      'code_of_case[place[::-1]] = code[::-1]',
+      'np.maximum.at(last, place, code)',
+      'last[place[::-1]] = code[::-1]',
     ),
   ),
   *faults(

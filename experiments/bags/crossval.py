@@ -255,8 +255,11 @@ def conclude(
       return
     tables.append(table)
   results = summary.summarise(folder, model, task, k, classes)
+  if parts and len(parts) > 1:
+    print(f'\nof the mean probabilities of {len(parts)} seeds:')
   print(summary.text(results))
-  tables.append(floors.write(folder, material))
+  if model != 'mean_pooling':  # That is one.
+    tables.append(floors.write(folder, material))
   if material.group:
     tables.append(groups.write(folder, material.group, classes))
   for table in tables:

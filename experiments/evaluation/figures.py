@@ -30,8 +30,12 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
   folds = predictions.read_folds(folder, classes)
   test = predictions.pool([parts['test'] for parts in folds.values()])
   after = summary.scaled(folds, summary.temperatures(folds))
-  drawings = {'reliability': _reliability(test, after)}
-  cohorts = {'': (test, 'test parts pooled')}
+  (one, *_) = folds.values()
+  name = 'test parts pooled'
+  if one['test'] is one['val']:
+    name = 'validation part, nothing is tested'
+  drawings = {'reliability': _reliability(test, after, name)}
+  cohorts = {'': (test, name)}
   if external := predictions.read_external(folder, classes):
     cohorts['external_'] = predictions.mean(external), 'external cohort'
   for prefix, (p, title) in cohorts.items():
@@ -206,7 +210,9 @@ def _confusion(
   return drawing
 
 
-def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
+def _reliability(
+  test: Predictions, after: np.ndarray, part: str
+) -> figure.Figure:
   """Accuracy against confidence, and below it the slides of each bin."""
   drawing = figure.Figure((5.2, 6.8), layout='constrained')
   ax, below = drawing.subplots(
@@ -234,7 +240,7 @@ def _reliability(test: Predictions, after: np.ndarray) -> figure.Figure:
     ax.errorbar(x, y, np.maximum([y - low, high - y], 0), label=label, **style)
     below.stairs(bins.count, bins.edges, color=color, lw=1.5)
   ax.set(ylabel='accuracy', ylim=(-0.03, 1.03))
-  title = f'{_counted("test parts pooled", test)}\nbars: 95 %, by Wilson'
+  title = f'{_counted(part, test)}\nbars: 95 %, by Wilson'
   if len(test) < _FEW:
     title += f'\nUnder {_FEW} slides: too few to judge the probabilities.'
   ax.set_title(title, fontsize=11)

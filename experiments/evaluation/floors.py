@@ -185,10 +185,10 @@ def not_beaten(floors: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _compared(model: Predictions, prob: np.ndarray) -> dict[str, float | None]:
   """Returns metrics of a floor, and how far the model's AUROC is above."""
   label, case, both = model.label, model.case, (model.prob, prob)
-  theirs, own = (metrics.evaluate(label, p) for p in both)
+  above, below = (metrics.evaluate(label, p) for p in both)
   draws = [intervals.replicates(label, p, case)['auroc'] for p in both]
   low, high = intervals.percentile(draws[0] - draws[1])
-  found = {metric: own[metric] for metric in METRICS}
-  found |= {'difference': theirs['auroc'] - own['auroc']}
+  found = {metric: below[metric] for metric in METRICS}
+  found |= {'difference': above['auroc'] - below['auroc']}
   found |= {'ci_low': low, 'ci_high': high}
   return {name: number(value) for name, value in found.items()}

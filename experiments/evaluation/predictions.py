@@ -161,23 +161,24 @@ def of_cases(p: Predictions, how: str) -> Predictions:
 
   Args:
     p: of one fold, or of folds that share no case.
-    how: 'mean' of its slides' probabilities, or 'max': those of its slide that
-      is least probably of the first class.
+    how: 'mean' of the probabilities of its slides, or 'max' of each class, in
+      shares of their sum.
 
   Returns:
-    The cases in order. A case with slides of several classes is of the last of
-    them. Its slide is the one that is least probably of the first class.
+    The cases in order. The label of a case with slides of several classes is
+    -1. Its slide is the surest of the class that is predicted for the case.
   """
   cases, place = np.unique(p.case, return_inverse=True)
-  own = [np.flatnonzero(place == i) for i in range(len(cases))]
-  top = np.array([rows[p.prob[rows, 0].argmin()] for rows in own], int)
-  mean = np.array([p.prob[rows].mean(0) for rows in own])
-  return Predictions(
-    case=cases,
-    slide=p.slide[top],
-    label=np.array([p.label[rows].max() for rows in own], int),
-    prob=mean.reshape(-1, p.prob.shape[1]) if how == 'mean' else p.prob[top],
-  )
+  prob = np.empty((len(cases), p.prob.shape[1]))
+  label, slide = np.empty(len(cases), int), np.empty(len(cases), p.slide.dtype)
+  for i in range(len(cases)):
+    rows = np.flatnonzero(place == i)
+    joined = p.prob[rows].mean(0) if how == 'mean' else p.prob[rows].max(0)
+    prob[i] = joined / joined.sum()
+    slide[i] = p.slide[rows[p.prob[rows, prob[i].argmax()].argmax()]]
+    known = set(p.label[rows].tolist())
+    label[i] = known.pop() if len(known) == 1 else -1
+  return Predictions(case=cases, slide=slide, label=label, prob=prob)
 
 
 def case_rows(
@@ -197,7 +198,9 @@ def case_rows(
     both = [of_cases(p, way) for way in ways]
     for i, case in enumerate(both[0].case):
       slides = (p.case == case).sum()
-      line = [case, fold, slides, classes[both[0].label[i]], both[0].slide[i]]
+      label = both[0].label[i]
+      label = classes[label] if label >= 0 else ''
+      line = [case, fold, slides, label, both[0].slide[i]]
       for way in both:
         line.append(classes[way.prob[i].argmax()])
         line += [repr(float(x)) for x in way.prob[i]]

@@ -8,7 +8,7 @@ from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.summary import number
 from experiments.evaluation.tables import INTERVAL, Row, Table
-from experiments.run.results import Folder
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import intervals, metrics
 
 NAME = 'seeds.csv'
@@ -76,9 +76,15 @@ def read(folder: Folder) -> Table | None:
   if not folder.at(NAME).exists():
     return None
   rows = []
-  for name, *cells in map(dict.values, folder.read(NAME)):
-    mean, std, value, *ends = (float(x) if x else None for x in cells)
-    rows.append(Row((name,), {'': (mean, std, value, tuple(ends))}))
+  try:
+    for name, *cells in map(dict.values, folder.read(NAME)):
+      mean, std, value, *ends = (float(x) if x else None for x in cells)
+      rows.append(Row((name,), {'': (mean, std, value, tuple(ends))}))
+  except (TypeError, ValueError) as e:
+    raise ResultsError(
+      f'{folder.at(NAME)} is damaged ({e}). Run the command of the training'
+      ' again: it repeats nothing that is done.'
+    ) from e
   columns = 'mean of seeds', 'std', 'of mean probabilities', INTERVAL
   columns = dict.fromkeys(columns, '.3f')
   return Table('seeds', 'Spread over seeds', ('metric',), columns, rows)

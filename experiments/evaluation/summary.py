@@ -62,6 +62,7 @@ _KIND = _part('pooled') | {
   'part?': str,
   'cases?': {
     'count': int,
+    'mixed': int,
     'most_slides': int,
     '*': {name: dict.fromkeys(_POOLED, NUMBER) for name in metrics.NAMES},
   },
@@ -107,13 +108,14 @@ def summarise(
     of_part = {fold: parts[part] for fold, parts in folds.items()}
     lines = predictions.rows(of_part, part, classes)
     folder.write(predictions.FILES[part], lines)
-  lines = predictions.case_rows(of_part, classes)
+  evaluated = {fold: parts['test'] for fold, parts in folds.items()}
+  lines = predictions.case_rows(evaluated, classes)
   folder.write('predictions_cases.csv', lines)
   folder.write('summary.csv', _by_fold(folds))
   temperature = temperatures(folds)
   for fold, fitted in temperature.items():
     folder.write(f'fold_{fold}/temperature.json', fitted._asdict())
-  tests = [parts['test'] for parts in folds.values()]
+  tests = list(evaluated.values())
   summary = {
     'model': model,
     'task': task,
@@ -226,20 +228,28 @@ def of_cases(tests: Sequence[Predictions]) -> dict[str, Any]:
     tests: evaluated slides of each fold.
 
   Returns:
-    How many cases and slides of one there are; and for 'mean' and 'max' each
-    metric of the pooled folds with its interval, see `of_folds`.
+    How many cases there are, and how many of them have slides of several
+    classes; the most slides of another one; and for 'mean' and 'max' each
+    metric of the pooled folds with its interval, see `of_folds`, of the others.
   """
   found = {}
   for how in predictions.JOINED:
     p = predictions.pool([predictions.of_cases(test, how) for test in tests])
-    values = metrics.evaluate(p.label, p.prob)
-    bounds = intervals.of_metrics(p.label, p.prob, p.case)
+    one = p.label >= 0
+    label, prob, case = p.label[one], p.prob[one], p.case[one]
+    values = metrics.evaluate(label, prob)
+    bounds = intervals.of_metrics(label, prob, case)
     for name in metrics.NAMES:
       cells = map(number, (values[name], *bounds[name]))
       found.setdefault(how, {})[name] = dict(zip(_POOLED, cells, strict=True))
-  slides = [np.unique(test.case, return_counts=True)[1] for test in tests]
-  slides = np.concatenate(slides)
-  return {'count': len(slides), 'most_slides': int(slides.max()), **found}
+  whole = predictions.pool(tests)
+  slides = (whole.case[:, None] == case).sum(0) if one.any() else np.zeros(1)
+  return {
+    'count': len(set(p.case.tolist())),
+    'mixed': len(set(p.case[~one].tolist())),
+    'most_slides': int(slides.max()),
+    **found,
+  }
 
 
 def mean_and_std(each: np.ndarray) -> dict[str, float | None]:
@@ -283,6 +293,8 @@ def temperatures(
   fitted = {}
   for fold, parts in folds.items():
     seen = ~np.isin(whole.case, parts['test'].case)
+    if parts['test'] is parts['val']:  # Nothing is tested.
+      seen = np.ones(len(whole), bool)
     patients = len(set(whole.case[seen]))
     value, reason, at_bound = 1.0, _TOO_FEW, False
     if patients >= LEAST_PATIENTS:
@@ -419,8 +431,10 @@ def cases_tables(summary: Mapping[str, Any]) -> list[Table]:
   columns = [name for way in ways for name in (way, f'{way}, 95 %')]
   notes = [
     'mean: of the probabilities of the slides of a patient',
-    f'max: those of the slide that is least probably {summary["classes"][0]}',
+    'max: the highest of each class, in shares of their sum',
   ]
+  if mixed := cases['mixed']:
+    notes.append(f'left out: {mixed} patients with slides of several classes')
   title = f'The {cases["count"]} patients, their slides joined'
   columns = dict.fromkeys(columns, '.3f')
   return [Table('cases', title, ('metric',), columns, rows, notes)]

@@ -34,6 +34,9 @@ def describe(folder: Folder, card: Card, licence: str) -> dict[str, Any]:
   return about | {
     'slides': len({one.slide for one in record.tested}),
     'patients': len({one.case for one in record.tested}),
+    'part': record.summary.get('part', 'test'),
+    'k': record.summary['k'],
+    'evaluated_folds': record.summary['folds'],
     'metrics': record.summary['metrics'],
     'per_class': record.summary['per_class'],
     'cautions': [f'{note.title}. {note.text}' for note in notes],

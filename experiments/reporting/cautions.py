@@ -86,6 +86,14 @@ def _cohort(record: Record) -> Iterator[Caution]:
     )
   case_of = dict(zip(slides.slide, slides.case, strict=True))
   for fold, parts in enumerate(record.splits):
+    if set(parts['train']) & set(parts['val']):
+      yield Caution(
+        'Evaluated on the training slides',
+        'No class has two cases, so that nobody is left to validate. The'
+        ' numbers say nothing about other slides.',
+        serious=True,
+      )
+      continue
     cases = [{case_of.get(slide, slide) for slide in p} for p in parts.values()]
     pairs = itertools.combinations(cases, 2)
     if shared := set().union(*(a & b for a, b in pairs)):

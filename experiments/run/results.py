@@ -190,10 +190,10 @@ class Folder:
     self.save(name, lambda path: path.write_bytes(content.encode()))
 
   def is_newest(self, name: str) -> bool:
-    """Whether a file is there, and nothing in the folder is newer."""
+    """Whether this process finds a file, and nothing in the folder newer."""
     paths = [p for p in self.path.rglob('[!.]*') if p.is_file()]
-    newest = max(path.stat().st_mtime_ns for path in paths)
-    return self.has(name) and self.at(name).stat().st_mtime_ns == newest
+    times = {path: path.stat().st_mtime_ns for path in paths}
+    return times.get(self.at(name), -1) == max(times.values(), default=0)
 
   def save(self, name: str, write: Callable[[pathlib.Path], Any]) -> None:
     """Calls `write` with a path, whose file then takes the place of `name`."""

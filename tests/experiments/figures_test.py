@@ -73,7 +73,7 @@ def test_a_missing_class_has_no_curve_and_two_classes_have_one(name):
 def test_the_picture_of_calibration_shows_both():
   p = predictions.pool([part(seed, 40) for seed in range(3)])
   # Unknown temperatures leave one curve, not an error.
-  drawing = figures._reliability(p, np.full_like(p.prob, np.nan))
+  drawing = figures._reliability(p, np.full_like(p.prob, np.nan), 'test')
   entries = [t.get_text() for t in drawing.legends[0].get_texts()]
   assert [e.split(',')[0] for e in entries] == ['as is', 'at the temperatures']
   assert 'ECE n/a' in entries[1] and 'ECE n/a' not in entries[0]

@@ -383,6 +383,7 @@ def test_without_a_test_part_all_is_of_validation_and_says_so(
   assert {path.stem for path in looked_at} == held
   report = page.write(folder).read_text(encoding='utf-8')
   assert 'No test part' in report
+  assert 'test parts' not in report
   assert 'cross-validation' not in report.split('<main>')[1].split('<h2>')[0]
 
 

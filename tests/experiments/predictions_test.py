@@ -105,26 +105,34 @@ def test_the_mean_of_models_is_taken_slide_by_slide():
 
 
 def test_slides_of_a_patient_are_joined():
+  """Whatever the order of classes; a patient of two classes has no label."""
   p = predictions.Predictions(
-    case=np.array(['b', 'a', 'b', 'b']),
-    slide=np.array(['b1', 'a1', 'b2', 'b3']),
-    label=np.array([0, 1, 2, 0]),
+    case=np.array(['b', 'a', 'b', 'c', 'c']),
+    slide=np.array(['b1', 'a1', 'b2', 'c1', 'c2']),
+    label=np.array([2, 1, 2, 0, 1]),
     prob=np.array(
-      [[0.6, 0.3, 0.1], [0.2, 0.8, 0], [0.1, 0, 0.9], [0.5, 0.5, 0]]
+      [[0.6, 0.3, 0.1], [0.2, 0.8, 0], [0.1, 0, 0.9], [1, 0, 0], [0, 1, 0]]
     ),
   )
   joined = {how: predictions.of_cases(p, how) for how in predictions.JOINED}
   for one in joined.values():
-    assert one.case.tolist() == ['a', 'b']
-    assert one.slide.tolist() == ['a1', 'b2']
-    assert one.label.tolist() == [1, 2]
-  np.testing.assert_allclose(joined['mean'].prob[1], [0.4, 0.8 / 3, 1 / 3])
-  np.testing.assert_array_equal(joined['max'].prob, p.prob[[1, 2]])
+    assert one.case.tolist() == ['a', 'b', 'c']
+    assert one.label.tolist() == [1, 2, -1]
+    np.testing.assert_allclose(one.prob[0], p.prob[1])
+    assert one.slide.tolist()[:2] == ['a1', 'b2']
+  np.testing.assert_allclose(joined['mean'].prob[1], [0.35, 0.15, 0.5])
+  highest = np.array([0.6, 0.3, 0.9])
+  np.testing.assert_allclose(joined['max'].prob[1], highest / highest.sum())
+  turned = dataclasses.replace(p, prob=p.prob[:, ::-1], label=2 - p.label)
+  for how, one in joined.items():
+    again = predictions.of_cases(turned, how)
+    np.testing.assert_allclose(again.prob, one.prob[:, ::-1])
   header, *rows = predictions.case_rows({4: p}, CLASSES[:3])
   row = dict(zip(header, rows[1], strict=True))
-  want = {'case_id': 'b', 'fold': 4, 'slides': 3, 'top_slide': 'b2'}
+  want = {'case_id': 'b', 'fold': 4, 'slides': 2, 'top_slide': 'b2'}
   assert row | want == row
-  assert (row['pred_mean'], row['pred_max']) == (CLASSES[0], CLASSES[2])
+  assert row['label'] == CLASSES[2]
+  assert dict(zip(header, rows[2], strict=True))['label'] == ''
 
 
 def test_a_fold_whose_test_rows_are_gone_is_not_one_without_a_test(tmp_path):
