@@ -351,7 +351,7 @@ def _blocks(
     )
 
 
-def scale_bar(width: float, pixels: int) -> tuple[float, str]:
+def scale_bar(width: float, pixels: float) -> tuple[float, str]:
   """Returns the um of a bar for a picture, and what to write below it.
 
   That is the length and the magnification, 10 / (um per pixel): 10x is 1 um.

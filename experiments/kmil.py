@@ -86,7 +86,10 @@ def run(
         faults += attention.draw(drawn, fold, cohort, limit=limit)
     crossval.conclude(folder, model.model, data.task, material, parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    show(f'results in {path}; peak memory {peak:.1f} GiB')
+    show(
+      f'results in {path}, on one page in {path}/report.html; peak memory'
+      f' {peak:.1f} GiB'
+    )
     if data.slides_dir or not data.csv_path:
       start.show_next('view', run=drawn.path)
     parallel.wait_for_all('end')

@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3189   2000
+kmil_jax                3190   2000
 kmil_jax/models         1483   1350
 kmil_jax/tasks           593    400
 data                    4545   2600
@@ -24,17 +24,17 @@ experiments/run         1192    520
 experiments/bags        1270    800
 experiments/evaluation  1462    680
 experiments/reporting    596    430
-experiments/maps         810    460
+experiments/maps         815    460
 experiments/encoding     831    230
-experiments/prediction   472    200
+experiments/prediction   473    200
 experiments/viewer       366    230
 experiments/patches      663    320
 experiments/studies     2775   1400
 experiments/papers       600    600
 experiments/benchmarks   698    360
-tests                  22870  13000
+tests                  22872  13000
 """
-TOTAL = 24355
+TOTAL = 24365
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

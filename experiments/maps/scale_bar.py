@@ -26,7 +26,16 @@ def add_scale_bar(ax: Any, mpp: float | None) -> None:
     return
   width = np.ptp(ax.get_xlim()) * mpp
   length, text = scale_bar(width, ax.images[0].get_size()[1])
+
+  class Bar(AnchoredSizeBar):
+    """Says the magnification of what is drawn, known when all is laid out."""
+
+    def draw(self, renderer):
+      drawn = ax.get_window_extent(renderer).width
+      self.txt_label.set_text(scale_bar(width, drawn)[1])
+      super().draw(renderer)
+
   place, font = (ax.transData, length / mpp, text, 'lower left'), {'size': 8}
-  bar = AnchoredSizeBar(*place, borderpad=0.2, fontproperties=font)
+  bar = Bar(*place, borderpad=0.2, fontproperties=font)
   bar.patch.set(alpha=0.8, linewidth=0)
   ax.add_artist(bar)

@@ -35,6 +35,7 @@ def describe(folder: Folder, card: Card, licence: str) -> dict[str, Any]:
     'slides': len({one.slide for one in record.tested}),
     'patients': len({one.case for one in record.tested}),
     'part': record.summary.get('part', 'test'),
+    'may_be_quoted': not any(note.serious for note in notes),
     'k': record.summary['k'],
     'evaluated_folds': record.summary['folds'],
     'metrics': record.summary['metrics'],

@@ -142,7 +142,7 @@ def _numbers(record: Record) -> Iterator[Caution]:
   if few := [f'{c} ({n})' for c, n in counts if 0 < n < _FEW_CASES]:
     yield Caution(
       'Few patients',
-      f'Classes with fewer than {_FEW_CASES} tested cases: {first_of(few)}.'
+      f'Classes with fewer than {_FEW_CASES} cases: {first_of(few)}.'
       ' Their intervals are wide, and too narrow rather than too wide; an'
       ' interval is n/a where nothing varies.',
     )
