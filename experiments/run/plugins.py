@@ -15,6 +15,7 @@ import sys
 import traceback
 
 from experiments.run.options import OptionError, free
+from kmil_jax import checksums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,19 @@ def begin(argv: Sequence[str]) -> None:
   given = load(plugin, f'--plugin={plugin}') if plugin else None
 
 
+def inputs() -> dict[str, str]:
+  """Returns the hash of the file that --plugin names, as results depend on."""
+  if not given:
+    return {}
+  file = sys.modules[pathlib.Path(given).stem if is_file(given) else given]
+  return {'plugin_sha256': checksums.of_file(pathlib.Path(file.__file__))}
+
+
+def is_file(plugin: str) -> bool:
+  """Whether a plugin is a file, and no module."""
+  return plugin.endswith('.py')
+
+
 def load(plugin: str, source: str) -> str:
   """Imports a module or file, once.
 
@@ -58,13 +72,12 @@ def load(plugin: str, source: str) -> str:
     OptionError: if it cannot be imported, or another module has its name.
   """
   path = pathlib.Path(plugin).expanduser().absolute()
-  is_file = path.suffix == '.py'
-  if is_file and not path.is_file():
+  if is_file(plugin) and not path.is_file():
     raise OptionError(f'{source}: no such file. Give its place by --plugin.')
   if str(path.parent) not in sys.path:
     sys.path.append(str(path.parent))
   try:
-    module = importlib.import_module(path.stem if is_file else plugin)
+    module = importlib.import_module(path.stem if is_file(plugin) else plugin)
   except Exception as e:  # The user's code may raise anything.
     at = traceback.extract_tb(e.__traceback__)[-1]
     raise OptionError(
@@ -72,9 +85,9 @@ def load(plugin: str, source: str) -> str:
       f' line {at.lineno}). Give a Python file, or a module in this folder or'
       ' on PYTHONPATH, by --plugin.'
     ) from e
-  if is_file and not path.samefile(module.__file__ or '/'):
+  if is_file(plugin) and not path.samefile(module.__file__ or '/'):
     raise OptionError(
       f'{source}: a module {path.stem} is there already, {module.__file__}.'
       ' Rename the file.'
     )
-  return str(path) if is_file else plugin
+  return str(path) if is_file(plugin) else plugin

@@ -293,11 +293,12 @@ def record(
   Raises:
     ResultsError: in every process, if there is one of other options or inputs.
   """
+  inputs = {**inputs, **plugins.inputs()}
   content = {
     'version': _VERSION,
     'options': options.to_json(resolved),
     'decides': sorted(options.decisive([type(one) for one in resolved])),
-    'inputs': dict(inputs),
+    'inputs': inputs,
     'made_by': [],
   }
   if cohort is not None:

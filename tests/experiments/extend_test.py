@@ -1,5 +1,6 @@
 """docs/extend.md, applied to a copy of the packages and run there."""
 
+import hashlib
 import pathlib
 import re
 import shutil
@@ -127,6 +128,9 @@ def test_a_loss_is_an_option_of_scripts(tree):
   trained = Folder(tree / 'results/abmil_smooth_origin_s2023')
   assert trained.config().values['model'] == 'abmil_smooth'
   assert trained.config().plugin == str(tree / 'my_loss.py')
+  content = (tree / 'my_loss.py').read_bytes()
+  digest = hashlib.sha256(content).hexdigest()
+  assert trained.config().inputs['plugin_sha256'] == digest
   assert len(trained.read('predictions.csv')) == 4
   predicted = Folder(tree / 'results/predicted').read('predictions.csv')
   assert len(predicted) == 12
