@@ -309,7 +309,8 @@ def test_a_model_without_epochs_has_a_page_without_them(copy):
   change(copy, 'config.json', flags=flags)
   (copy / 'fold_0' / 'metrics.jsonl').unlink()
   words = words_of(copy)
-  assert 'mean pooling: 3-fold cross-validation' in words
+  title = 'mean pooling: 1 of the 3 folds of a cross-validation'
+  assert title in words
   assert 'chose the temperature, and nothing else' in words
   assert 'optimizer' not in words and 'Training, one curve' not in words
 
