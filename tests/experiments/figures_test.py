@@ -88,7 +88,7 @@ def test_the_picture_of_calibration_shows_both():
     assert 0 <= low <= y <= high <= 1 and high > low
   assert 'too few' not in drawing.axes[0].get_title()
   drawing.canvas.draw()
-  few = figures._reliability(part(0, 49), part(0, 49).prob)
+  few = figures._reliability(part(0, 49), part(0, 49).prob, 'test')
   assert 'Under 50 slides: too few' in few.axes[0].get_title()
 
 
