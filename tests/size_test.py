@@ -32,7 +32,7 @@ experiments/patches      663    320
 experiments/studies     2775   1400
 experiments/papers       600    600
 experiments/benchmarks   698    360
-tests                  22878  13000
+tests                  22893  13000
 """
 TOTAL = 24373
 FREE = (

@@ -35,16 +35,16 @@ def write(
   held = {seed: predictions.read_folds(f, classes) for seed, f in parts.items()}
   second = {s: predictions.read_external(f, classes) for s, f in parts.items()}
   folds = set.intersection(*map(set, held.values()))
-  means, scores, lines = [], [], []
+  means, scores, lines, part = [], [], [], 'test'
   for fold in sorted(folds):
-    of_fold = [folds[fold] for folds in held.values()]
+    of_fold = [of_seed[fold] for of_seed in held.values()]
     mean = {
-      part: _mean([parts[part] for parts in of_fold])
-      for part in ('val', 'test')
+      name: _mean([parts[name] for parts in of_fold])
+      for name in ('val', 'test')
     }
     means.append(mean['test'])
     if of_fold[0]['test'] is of_fold[0]['val']:  # Nothing is tested.
-      columns = vars(mean['test']).values()
+      part, columns = 'val', vars(mean['test']).values()
       mean['test'] = Predictions(*(column[:0] for column in columns))
     if all(fold in external for external in second.values()):
       mean['external'] = _mean([e[fold] for e in second.values()])
@@ -55,7 +55,7 @@ def write(
     tests = {fold: of_seed[fold]['test'] for fold in sorted(folds)}
     whole = predictions.pool(list(tests.values()))
     scores.append(metrics.evaluate(whole.label, whole.prob))
-    header, *rows = predictions.rows(tests, 'test', classes)
+    header, *rows = predictions.rows(tests, part, classes)
     lines += [[seed, *row] for row in rows]
   folder.write('predictions_seeds.csv', [['seed', *header], *lines])
   whole = predictions.pool(means)

@@ -14,7 +14,7 @@ from drawn_results import (
 import numpy as np
 import pytest
 
-from experiments.evaluation import predictions
+from experiments.evaluation import predictions, seeds
 from experiments.run.results import Folder, ResultsError
 
 
@@ -151,3 +151,20 @@ def test_a_fold_whose_test_rows_are_gone_is_not_one_without_a_test(tmp_path):
   (parts,) = predictions.read_folds(folder, CLASSES).values()
   for one in parts.values():
     equal(one, want)
+
+
+def test_seeds_of_one_training_call_their_slides_validation(tmp_path):
+  parts = {}
+  for seed in (1, 2):
+    parts[seed] = Folder(tmp_path / f'seed_{seed}')
+    write(parts[seed].path, 0)
+    test = fold_folder(parts[seed].path, 0).at('predictions.csv')
+    Folder(test.parent).write(test.name, [rows_of(test)[0]])
+    names = ['', 'train', 'val', 'test']
+    parts[seed].write('splits/splits_0.csv', [names, [0, 'x', 'y', '']])
+  assert seeds.write(Folder(tmp_path), parts, CLASSES)
+  rows = Folder(tmp_path).read('predictions_seeds.csv')
+  assert {(row['seed'], row['split']) for row in rows} == {
+    ('1', 'val'),
+    ('2', 'val'),
+  }
