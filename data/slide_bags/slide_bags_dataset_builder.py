@@ -46,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """See base class.
 
     Raises:
-      data.features.FeatureError: naming every slide whose file is missing,
+      data.features.FeatureError: naming slides whose files are missing,
         unreadable or made otherwise than the others, see `data.cohort.match`.
       data.labels.ManifestError: if the table cannot be used.
       ValueError: without a `SlideBagsConfig`.

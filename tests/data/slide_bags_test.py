@@ -164,11 +164,7 @@ ONES = np.ones((2, WIDTH), np.float32)
   'attributes, bag, words',
   [
     ({}, ONES * np.nan, 's.01.h5: NaN'),
-    (
-      {},
-      ONES[:, :8],
-      'dimensions are mixed: 24, 8. Other than the rest are s.01',
-    ),
+    ({}, ONES[:, :8], 'mixed: 24, 8. Other than the rest are s.01.'),
     ({'raw': h5py.Empty('f')}, ONES, 's.01: an attribute cannot be packed'),
   ],
 )
