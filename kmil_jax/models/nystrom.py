@@ -124,8 +124,8 @@ class NystromLayer(nn.Module):
       column_sums = core.sum(1)
       scores = lambda x: _scores(q_mean, _heads(x, key))
       rows = x, sequence.weight
-      attend = lambda x: jax.nn.softmax(_scores(_heads(x, query), k_mean))
-      read = lambda part: attend(x[part])
+      toward = lambda x: _scores(_heads(x, query), k_mean)
+      read = lambda part: jax.nn.softmax(toward(x[part]))
       gather = _softmax(scores(x), sequence.weight)
       gathered = _choose(
         x,
@@ -140,7 +140,7 @@ class NystromLayer(nn.Module):
       mix = lambda part, mixed: _choose(
         x,
         lambda: read(part) @ mixed,
-        lambda: _joined(_by_blocks(lambda x: attend(x) @ mixed, x[part])),
+        lambda: _read(toward, mixed, x[part]),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
     right = jnp.concatenate([gathered, core @ jnp.swapaxes(seen, 1, 2)], 2)
@@ -155,8 +155,7 @@ class NystromLayer(nn.Module):
     drop = nn.Dropout(self.dropout, deterministic=not train)
     outputs = []
     for part in parts:
-      y = _convolution(v, taps, part)
-      y += mix(part, mixed)[:, : y.shape[1]]
+      y = mix(part, mixed) + _convolution(v, taps, part)
       y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
       outputs.append(h[part] + drop(y))
 
@@ -209,15 +208,28 @@ def _gathered(scores, values, x, weight):
   """A3 v, [8, 256, 64]."""
 
   def block(x, weight):
-    s = scores(x) + _log(weight)
-    top = jax.lax.stop_gradient(s.max(-1, keepdims=True))
-    s = jnp.exp(s - top)
-    total = s.sum(-1, keepdims=True)
-    y = s @ values(x).astype(jnp.float32) / total
-    return y, top + jnp.log(total)
+    return _weighted(scores(x) + _log(weight), values(x).astype(jnp.float32))
 
-  y, log_total = _by_blocks(block, x, weight)
-  return (jax.nn.softmax(log_total, axis=0) * y).sum(0)
+  sums, totals, top = _by_blocks(block, x, weight)
+  scale = jnp.exp(top - top.max(0))
+  return (scale * sums).sum(0) / (scale * totals).sum(0)
+
+
+def _read(scores, mixed, x):
+  """A1 times mixed [8, 256, 64], [8, T, 64]."""
+  sums, totals, _ = _by_blocks(lambda x: _weighted(scores(x), mixed), x)
+  return _joined(sums / totals)[:, : len(x)]
+
+
+def _weighted(scores, values):
+  """Sums of values, of their weights, and what these were divided by.
+
+  To divide by the weights' sum outside of a block spares its gradients a
+  product.
+  """
+  top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  weights = jnp.exp(scores - top)
+  return weights @ values, weights.sum(-1, keepdims=True), top
 
 
 def _spread(row, scores, x, weight):

@@ -117,15 +117,12 @@ def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
   would scatter.
   """
 
-  def step(y, tap):
-    step, weight = tap
-    return y + weight * moved(step), None
-
   moved = _mover(x, side)
-  loop = lambda unroll: jax.lax.scan(
-    step, jnp.zeros_like(x), (_STEPS, kernel), unroll=unroll
-  )[0]
-  return cpu.choose(lambda: loop(1), lambda: loop(len(_STEPS)))
+  add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
+  return cpu.choose(
+    lambda: jax.lax.scan(add, jnp.zeros_like(x), (_STEPS, kernel))[0],
+    lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
+  )
 
 
 def _convolve_fwd(x, kernel, side):
@@ -137,10 +134,10 @@ def _convolve_bwd(saved, grad):
   # What lies outside the square has no gradient.
   grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
   moved = _mover(x, side)
-  weight = lambda step: grad * moved(step)
+  product = lambda step: grad * moved(step)
   weights = cpu.choose(
-    lambda: jax.lax.map(lambda step: _sum_rows(weight(step)), _STEPS),
-    lambda: jnp.stack([weight(step).sum(0) for step in _STEPS]),
+    lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
+    lambda: jnp.stack([product(step).sum(0) for step in _STEPS]),
   )
   return _convolve(grad, kernel[::-1], side), weights, None
 
