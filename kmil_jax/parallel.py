@@ -18,6 +18,13 @@ _NUMERICS = {
   'jax_numpy_dtype_promotion': 'standard',
   'jax_numpy_rank_promotion': 'allow',
 }
+# All that a step launches, and no copies whose place the host works out.
+_ONE_GRAPH = (
+  '--xla_gpu_enable_command_buffer='
+  'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE',
+  '--xla_disable_hlo_passes=fusion-dynamic-memcpy-rewriter',
+  '--xla_gpu_graph_min_graph_size=1',
+)
 
 
 def initialize(
@@ -43,6 +50,17 @@ def initialize(
     process_id,
     heartbeat_timeout_seconds=_HEARTBEAT,
   )
+
+
+def use_one_graph() -> None:
+  """Lets XLA make one CUDA graph of an epoch; call before touching a device.
+
+  By default the host launches each step of some models, and waits within it.
+  What XLA_FLAGS say of the same comes later, and counts. Other platforms ignore
+  these flags, but a release of JAX that no longer has one ends the process.
+  """
+  chosen = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = ' '.join((*_ONE_GRAPH, chosen))
 
 
 def use_cores(most: int = 8) -> None:
