@@ -52,15 +52,29 @@ def initialize(
   )
 
 
-def use_one_graph() -> None:
+def use_one_graph(needed: bool | None = None) -> None:
   """Lets XLA make one CUDA graph of an epoch; call before touching a device.
 
-  By default the host launches each step of some models, and waits within it.
-  What XLA_FLAGS say of the same comes later, and counts. Other platforms ignore
-  these flags, but a release of JAX that no longer has one ends the process.
+  By default the host launches the steps of some models, and waits inside them.
+  These flags of XLA reach pmap, which takes no compiler options. Flags that
+  XLA_FLAGS holds already come later, and count.
+
+  Args:
+    needed: by default where there is an NVIDIA GPU, and a JAX whose flags are
+      known, since others end the process; not with KMIL_JAX_ONE_GRAPH=0, as for
+      profilers, to which a graph is a single launch.
   """
+  if needed is None:
+    platforms = jax.config.jax_platforms or 'cuda'
+    needed = (
+      os.environ.get('KMIL_JAX_ONE_GRAPH') != '0'
+      and jax.__version_info__ < (0, 13)
+      and ('cuda' in platforms or 'gpu' in platforms)
+      and pathlib.Path('/dev/nvidiactl').exists()
+    )
   chosen = os.environ.get('XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = ' '.join((*_ONE_GRAPH, chosen))
+  if needed and _ONE_GRAPH[0] not in chosen:
+    os.environ['XLA_FLAGS'] = ' '.join((*_ONE_GRAPH, chosen))
 
 
 def use_cores(most: int = 8) -> None:

@@ -93,14 +93,14 @@ class Compiled:
       extra = 'cuda12' if gpu else 'tpu'
       raise OptionError(
         f'--target={self.target}: JAX is not installed for it. Install'
-        f' "jax[{extra}]=={jax.__version__}", best in an environment of its own.'
+        f' "jax[{extra}]=={jax.__version__}" in an environment of its own.'
       )
     jax.config.update('jax_platforms', 'cpu')
     if gpu:
       flags = os.environ.get('XLA_FLAGS', ''), f'--xla_dump_to={_dump()}'
       os.environ['XLA_FLAGS'] = ' '.join(flags)
       if self.one_graph:
-        parallel.use_one_graph()
+        parallel.use_one_graph(True)
     else:  # There is nobody to ask about a TPU, and none to share.
       os.environ['TPU_SKIP_MDS_QUERY'] = '1'
       os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
