@@ -106,5 +106,7 @@ def test_flags_of_one_graph_are_known_and_can_be_left_out(monkeypatch):
   parallel.use_one_graph(False)
   assert not os.environ['XLA_FLAGS']
   parallel.use_one_graph(True)
-  command = 'import jax; jax.devices()'  # It aborts if it knows one of them not.
+  command = (
+    'import jax; jax.devices()'  # It aborts if it knows one of them not.
+  )
   subprocess.run([sys.executable, '-c', command], check=True)
