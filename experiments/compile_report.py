@@ -42,7 +42,7 @@ def run(compiled: Compiled) -> None:
   print(table.terminal() if is_text else table.markdown())
 
 
-main = start.script(run)
+main = start.script(run, errors=(jax.errors.JaxRuntimeError,))
 
 if __name__ == '__main__':
   main()

@@ -97,7 +97,7 @@ class Compiled:
       )
     jax.config.update('jax_platforms', 'cpu')
     if gpu:
-      flags = os.environ.get('XLA_FLAGS', ''), f'--xla_dump_to={_dump()}'
+      flags = os.environ.get('XLA_FLAGS', ''), f'--xla_dump_to={_dump().name}'
       os.environ['XLA_FLAGS'] = ' '.join(flags)
       if self.one_graph:
         parallel.use_one_graph(True)
@@ -109,9 +109,12 @@ class Compiled:
     """Compiles a model, which takes minutes; returns values by `COLUMNS`."""
     gpu = self.target == 'h200'
     mesh = _mesh(self.target)
-    compiled = self.lower(model, 'cuda' if gpu else 'tpu', mesh).compile(
-      {'xla_gpu_autotune_level': '0'} if gpu else None
-    )
+    lowered = self.lower(model, 'cuda' if gpu else 'tpu', mesh)
+    dumped = lambda: pathlib.Path(_dump().name).glob('*thunk_sequence*')
+    for former in dumped():
+      former.unlink()
+    options = {'xla_gpu_autotune_level': '0'} if gpu else None
+    compiled = lowered.compile(options)
     program, memory = (
       hlo.Program(compiled.as_text()),
       compiled.memory_analysis(),
@@ -119,8 +122,9 @@ class Compiled:
     step, launches = program.step(), None
     if gpu:
       moved, flops = step.bytes, step.flops
-      dumped = pathlib.Path(_dump()).glob('*thunk_sequence*.txt')
-      launches = hlo.host_launches(max(dumped, key=_order).read_text())
+      # That after XLA's passes has the longer name, if they changed it.
+      last = max(dumped(), key=lambda path: len(path.name))
+      launches = hlo.host_launches(last.read_text())
       seconds = sum(
         max(
           kernel.bytes / _H200[0],
@@ -199,7 +203,7 @@ class Compiled:
       lambda x: jax.ShapeDtypeStruct(
         (devices * x.shape[0], *x.shape[1:]), x.dtype
       ),
-      jax.eval_shape(lambda: tree) if tree is state else tree,
+      tree,
     )
     spread, item = P(parallel.AXIS), ints(self.bags, recipe.batch)
     if self.part == 'train':
@@ -230,11 +234,6 @@ def _mesh(target: str) -> Mesh:
 
 
 @functools.cache
-def _dump() -> str:
+def _dump() -> tempfile.TemporaryDirectory:
   """Returns the folder in which XLA says what the host launches."""
-  return tempfile.mkdtemp(prefix='kmil_jax_xla_')
-
-
-def _order(path: pathlib.Path) -> tuple[int, int]:
-  """The last program, after the passes: of its files, the longest name."""
-  return path.stat().st_mtime_ns // 10**9, len(path.name)
+  return tempfile.TemporaryDirectory()
