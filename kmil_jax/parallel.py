@@ -18,6 +18,13 @@ _NUMERICS = {
   'jax_numpy_dtype_promotion': 'standard',
   'jax_numpy_rank_promotion': 'allow',
 }
+# All that a step launches, and no copies whose place the host works out.
+_ONE_GRAPH = (
+  '--xla_gpu_enable_command_buffer='
+  'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE',
+  '--xla_disable_hlo_passes=fusion-dynamic-memcpy-rewriter',
+  '--xla_gpu_graph_min_graph_size=1',
+)
 
 
 def initialize(
@@ -43,6 +50,31 @@ def initialize(
     process_id,
     heartbeat_timeout_seconds=_HEARTBEAT,
   )
+
+
+def use_one_graph(needed: bool | None = None) -> None:
+  """Lets XLA make one CUDA graph of an epoch; call before touching a device.
+
+  By default the host launches the steps of some models, and waits inside them.
+  These flags of XLA reach pmap, which takes no compiler options. Flags that
+  XLA_FLAGS holds already come later, and count.
+
+  Args:
+    needed: by default where there is an NVIDIA GPU, and a JAX whose flags are
+      known, since others end the process; not with KMIL_JAX_ONE_GRAPH=0, as for
+      profilers, to which a graph is a single launch.
+  """
+  if needed is None:
+    platforms = jax.config.jax_platforms or 'cuda'
+    needed = (
+      os.environ.get('KMIL_JAX_ONE_GRAPH') != '0'
+      and jax.__version_info__ < (0, 13)
+      and ('cuda' in platforms or 'gpu' in platforms)
+      and pathlib.Path('/dev/nvidiactl').exists()
+    )
+  chosen = os.environ.get('XLA_FLAGS', '')
+  if needed and _ONE_GRAPH[0] not in chosen:
+    os.environ['XLA_FLAGS'] = ' '.join((*_ONE_GRAPH, chosen))
 
 
 def use_cores(most: int = 8) -> None:
