@@ -224,7 +224,9 @@ def place(store: Any) -> Any:
   spread = lambda x: isinstance(x, Spread)
   copies = lambda x: np.broadcast_to(x, (num_local_devices(), *np.shape(x)))
   return jax.device_put(
-    jax.tree.map(lambda x: x if spread(x) else copies(x), store, is_leaf=spread),
+    jax.tree.map(
+      lambda x: x if spread(x) else copies(x), store, is_leaf=spread
+    ),
     NamedSharding(_local_mesh(), P(AXIS)),
   )
 
@@ -299,8 +301,8 @@ class RunsOverDevices:
   def pmap_evaluate(step: Callable) -> Callable:
     """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
 
-    `model` comes from `put`, `store` from `place`, `chunk` has an axis of local devices, as have the
-    outputs, of which `fetch` makes those of all processes.
+    `model` comes from `put`, `store` from `place`; `chunk` has an axis of local
+    devices, as have the outputs, of which `fetch` makes those of all processes.
     """
     return jax.pmap(step, axis_name=AXIS, in_axes=0)
 
