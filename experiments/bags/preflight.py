@@ -199,8 +199,9 @@ def estimate(
   names = {'resident': 'on the device', 'streamed': 'streamed from disk'}
   yield (
     f'memory of a device, features {names.get(where, where)}: about'
-    f' {_size(stored + max(held))} of {_size(parallel.memory_bytes(memory()))}; programs'
-    ' and libraries come on top'
+    f' {_size(stored + max(held))} of'
+    f' {_size(parallel.memory_bytes(memory()))}; programs and libraries come on'
+    ' top'
   )
   yield (
     f'estimated time of {len(runs)} runs (h:mm:ss): about {" + ".join(times)},'

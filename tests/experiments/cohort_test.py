@@ -27,6 +27,7 @@ from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
 from experiments.run.check import Check, Findings
 from experiments.run.results import Folder
+from kmil_jax import parallel
 
 
 def bag(i):
@@ -85,6 +86,23 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
       )
     one = resident[i][: len(bag)].astype(float)
     np.testing.assert_allclose(one, bag, rtol=0.01, atol=1e-6)
+
+
+def test_features_are_where_they_fit_first(tmp_path, monkeypatch):
+  cohort, devices = load(*make(tmp_path, 'xyxy')), parallel.num_devices()
+  size = cohort.resident_bytes('float32')
+  for platform, spread in {'tpu': 'spread', 'cpu': 'streamed'}.items():
+    monkeypatch.setattr(
+      parallel, 'platform', lambda platform=platform: platform
+    )
+    for room, want in (
+      (size, 'resident'),
+      (size / devices, spread),
+      (size / devices - 1, 'streamed'),
+    ):
+      monkeypatch.setattr(cohorts, 'room', lambda room=room: room)
+      assert cohort.store_of('float32', 'auto') == want
+      assert cohort.store_of('float32', 'resident') == 'resident'
 
 
 def test_streamed_features_are_copied_once_if_there_is_room(

@@ -46,14 +46,15 @@ def test_streamed_features_give_what_resident_ones_give(tmp_path, batch):
     close(got, want)
 
 
-@pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 4)])
+@pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 8)])
 def test_features_spread_over_devices_give_what_copies_give(
   tmp_path, model, batch
 ):
   # Neither the rows of the store nor those of a bag divide over the devices,
   # and what no bag has is not a number.
   store = training_run.make_store()
-  assert parallel.num_devices() == 4 and len(store.features) % 4
+  devices = parallel.num_devices()
+  assert devices >= 4 and len(store.features) % devices
   store.features[store.length.sum() :] = np.nan
   options = {'model': model, 'batch': batch, 'store': store}
   resident = losses_and_prob(tmp_path / 'resident', **options)
