@@ -32,7 +32,7 @@ experiments/patches      663    320
 experiments/studies     2775   1400
 experiments/papers       600    600
 experiments/benchmarks  1080    360
-tests                  23057  13000
+tests                  23056  13000
 """
 TOTAL = 24933
 FREE = (
