@@ -70,8 +70,14 @@ def read(path: str | pathlib.Path) -> Manifest:
   return table
 
 
-def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
+def scan(
+  path: str | pathlib.Path, columns: Sequence[str] = COLUMNS
+) -> tuple[Manifest, list[str]]:
   """Reads what can be used of a CSV, and lists what cannot; see `read`.
+
+  Args:
+    path: of the file.
+    columns: those of `COLUMNS` that must be there and filled.
 
   Returns:
     The sound rows, of a repeated slide the first, and all faults.
@@ -79,12 +85,12 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
   Raises:
     ManifestError: if the file cannot be read or a column is missing.
   """
-  rows = files.read_csv(path, COLUMNS, ManifestError)
+  rows = files.read_csv(path, columns, ManifestError)
   faults, sound = [], {}
   for line, row in rows:
     wrong = [
       f'{"a control character in" if row[c] else "empty"} {c}'
-      for c in COLUMNS
+      for c in columns
       if not row[c] or _CONTROL.search(row[c])  # NumPy drops NUL, merging ids.
     ]
     # A comma in a label that is not quoted: it would lose its end.
@@ -92,7 +98,7 @@ def scan(path: str | pathlib.Path) -> tuple[Manifest, list[str]]:
       wrong.append('more cells than the header has: quote what holds a comma')
     faults += [f'row {line}: {fault}' for fault in wrong]
     if not wrong and not _wrong_name(row['slide_id']):
-      sound.setdefault(row['slide_id'], [row[c] for c in COLUMNS])
+      sound.setdefault(row['slide_id'], [row.get(c, '') for c in COLUMNS])
   count = collections.Counter(row['slide_id'] for _, row in rows)
   faults += [f'slide {s}: {k} rows' for s, k in count.items() if k > 1 and s]
   faults += [f'slide {s[:80]}: {why}' for s in count if (why := _wrong_name(s))]

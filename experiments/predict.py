@@ -8,11 +8,11 @@
 
 Writes to <results_dir>/<exp_code>: predictions.csv with the mean over the folds
 of each slide's probabilities, their standard deviation and those of each fold,
-calibrated by a temperature of the validation slides of all folds; of each
-slide fold_<i>/attention/<slide_id>.h5 with attention, tile probabilities and
-kept tiles; and failures.csv. A run that was killed goes on with the slides that
-are left. A slide that cannot be read is left out and named, with the reason, at
-the end; the exit code is then 1.
+calibrated by a temperature of the validation slides of all folds; with
+--csv_path predictions_cases.csv, of patients; of each slide attention, tile
+probabilities and kept tiles in fold_<i>/attention/<slide_id>.h5; failures.csv.
+A run that was killed goes on with the slides that are left. A slide that cannot
+be read is left out and named at the end, with the reason; the exit code is 1.
 """
 
 import dataclasses
@@ -42,6 +42,12 @@ class Slides:
   features_dir: pathlib.Path | None = field(
     None,
     'Folder of the features of slides, made as those of the training were.',
+    remote=True,
+  )
+  csv_path: pathlib.Path | None = free(
+    None,
+    'Patients of the slides: a CSV with the columns case_id,slide_id, for'
+    ' predictions of patients beside those of slides. A label in it is ignored.',
     remote=True,
   )
   weights: str | None = free(
@@ -104,28 +110,27 @@ def run(
       source, card, weights, run_folder, cache.cache_dir, scale
     )
     print(f'{len(cohort.paths)} slides')
+    names = sorted(map(slide_id, cohort.paths))
+    case_of, wrong = bags.cases(slides.csv_path, names)
     if check.check:
-      extraction.check(cohort, path / 'features', encoder.attributes())
+      extraction.check(cohort, path / 'features', encoder.attributes(), wrong)
   else:
     slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
     print(f'{len(slide_bags.ids)} slides with features')
+    case_of, wrong = bags.cases(slides.csv_path, slide_bags.ids)
     if check.check:
-      findings = Findings(slide_bags.differences)
-      seen = slide_bags.source.seen.values()
-      findings.problems += [one.fault for one in seen if one.fault]
-      findings.problems += slide_bags.too_large(predict)
-      findings.close()
+      Findings(slide_bags.problems(predict) + wrong).close()
     slide_bags.check()
+  if wrong:
+    raise PredictionError('\n'.join(wrong))
   everything = [trained, slides, scale, check, output, cache]
   inputs, failures = {'model_sha256': list(card.sha256)}, {}
   with results.opened(path, everything, inputs) as folder:
     if slides.slides_dir:
       features_dir = folder.at('features')
       failures = extraction.extract(cohort, features_dir, encoder)
-      encoded = {slide_id(path) for path in cohort.paths} - failures.keys()
-      slide_bags = bags.find(
-        features_dir, card, sorted(encoded), cache.cache_dir
-      )
+      encoded = [name for name in names if name not in failures]
+      slide_bags = bags.find(features_dir, card, encoded, cache.cache_dir)
       slide_bags.check()
     known = models.slides(trained.folder()) if trained.run else set()
     if known := sorted(known & set(slide_bags.ids)):
@@ -133,7 +138,9 @@ def run(
         f'warning: {len(known)} slides have the ids of slides of the training:'
         f' {first_of(known)}. Their predictions are no test of the models.'
       )
-    failures = outputs.predict(slide_bags, card, predict, folder, failures)
+    failures = outputs.predict(
+      slide_bags, card, predict, folder, failures, case_of
+    )
   print(f'predictions in {path / "predictions.csv"}')
   if slides.slides_dir and not failures:
     start.show_next('view', run=path)

@@ -11,6 +11,7 @@ from experiments.run.results import Folder, ResultsError
 VALIDATION = 'validation_predictions.csv'
 TEST = 'predictions.csv'
 EXTERNAL = 'external.csv'
+CASES = 'predictions_cases.csv'
 # Files of a fold, by the part whose slides they hold, in the order they are
 # written. The first edition had the rows of `val` in the second, too.
 FILES = {'val': VALIDATION, 'test': TEST, 'external': EXTERNAL}
@@ -188,7 +189,7 @@ def of_cases(p: Predictions, how: str) -> Predictions:
 def case_rows(
   folds: dict[Any, Predictions], classes: Sequence[str]
 ) -> list[list]:
-  """Returns rows of predictions_cases.csv, header first.
+  """Returns rows of `CASES`, header first.
 
   Args:
     folds: evaluated slides of each fold, by its number.

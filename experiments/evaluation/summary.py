@@ -109,7 +109,7 @@ def summarise(
       folder.write(predictions.FILES[part], lines)
   evaluated = {f: predictions.evaluated(parts) for f, parts in folds.items()}
   lines = predictions.case_rows(evaluated, classes)
-  folder.write('predictions_cases.csv', lines)
+  folder.write(predictions.CASES, lines)
   folder.write('summary.csv', _by_fold(folds))
   temperature = temperatures(folds)
   for fold, fitted in temperature.items():

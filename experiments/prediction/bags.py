@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 from typing import NamedTuple
 
-from data import files, inspection, packed
+from data import files, inspection, labels, packed
 from data.cohort import Match, compare
 from data.features import FeatureError
 from experiments.bags import features
@@ -48,6 +48,11 @@ class Bags(NamedTuple):
         ' --fold, or extract larger tiles.'
       )
 
+  def problems(self, models: Predictor) -> list[str]:
+    """Returns all that keeps models from predicting the slides."""
+    faults = [one.fault for one in self.source.seen.values() if one.fault]
+    return [*self.differences, *faults, *self.too_large(models)]
+
   def too_large(self, models: Predictor) -> list[str]:
     """Returns of which slides the bags do not fit in memory, and why."""
     faults, lengths = [], {}
@@ -62,6 +67,35 @@ class Bags(NamedTuple):
       else:
         break
     return faults
+
+
+def cases(
+  csv_path: pathlib.Path | None, slide_ids: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+  """Returns the case of each slide, none without a table, and what is wrong.
+
+  Args:
+    csv_path: table with the columns case_id and slide_id.
+    slide_ids: whose; of others in the table it is not asked.
+  """
+  if not csv_path:
+    return {}, []
+  try:
+    table, faults = labels.scan(csv_path, ('case_id', 'slide_id'))
+  except labels.ManifestError as error:
+    return {}, [str(error)]
+  of = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
+  if missing := [slide for slide in slide_ids if slide not in of]:
+    spare = sorted(of.keys() - set(slide_ids))
+    faults.append(
+      f'no row of {len(missing)} of {len(slide_ids)} slides:'
+      f' {files.first_of(missing)}. Add them, or leave --csv_path out.'
+      + labels.hints(missing, spare, '{} among the slides, {} in the CSV')
+    )
+  known = {slide: of[slide] for slide in slide_ids if slide in of}
+  for warning in labels.leaks(known.values()):
+    print(f'warning: {csv_path}: {warning}')
+  return known, [f'{csv_path}: {fault}' for fault in faults]
 
 
 def find(

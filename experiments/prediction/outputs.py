@@ -6,8 +6,10 @@ import pathlib
 import h5py
 import numpy as np
 
-from data import features
+from data import features, files
 from data.features import FeatureError
+from experiments.evaluation import predictions
+from experiments.evaluation.predictions import Predictions
 from experiments.maps import tile_scores
 from experiments.prediction.bags import Bags
 from experiments.prediction.models import Card
@@ -25,6 +27,7 @@ def predict(
   models: Predictor,
   folder: Folder,
   failures: Mapping[str, str] | None = None,
+  case_of: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
   """Writes what models predict of slides, into files of each and tables of all.
 
@@ -40,6 +43,8 @@ def predict(
     models: that predict them.
     folder: of the predictions.
     failures: other slides, which have no features, and the reasons.
+    case_of: case of each slide, if known: predictions_cases.csv then has those
+      of cases, as a training's.
 
   Returns:
     By slide without a prediction the reason; none of their files stay.
@@ -80,14 +85,45 @@ def predict(
         path.unlink()
   failures = dict(sorted(failures.items()))
   folder.write('failures.csv', [['slide_id', 'reason'], *failures.items()])
-  folder.write('predictions.csv', _rows(card, predicted))
+  lines, means = _rows(card, predicted)
+  folder.write('predictions.csv', lines)
+  print(f'slides: {_counts(means, card)}')
+  if not case_of:  # Those of an earlier table may be others.
+    folder.at(predictions.CASES).unlink(missing_ok=True)
+    return failures
+  slides = sorted(predicted)
+  p = Predictions(
+    case=np.array([case_of[slide] for slide in slides], str),
+    slide=np.array(slides, str),
+    label=np.full(len(slides), -1),
+    prob=means,
+  )
+  fold = 'mean' if len(card.folds) > 1 else card.folds[0]
+  lines = predictions.case_rows({fold: p}, card.classes)
+  folder.write(predictions.CASES, lines)
+  print(f'predictions of patients in {folder.at(predictions.CASES)}')
+  for how in predictions.JOINED:
+    prob = predictions.of_cases(p, how).prob
+    print(f'patients, by the {how} of their slides: {_counts(prob, card)}')
+  if failed := sorted({case_of[s] for s in failures.keys() & case_of.keys()}):
+    print(
+      f'warning: {len(failed)} patients have slides without a prediction:'
+      f' {files.first_of(failed)}. Their other slides count alone.'
+    )
   return failures
+
+
+def _counts(prob: np.ndarray, card: Card) -> str:
+  """Returns how many are predicted as each class."""
+  counts = np.bincount(prob.argmax(1), minlength=len(card.classes))
+  pairs = zip(card.classes, counts, strict=True)
+  return ', '.join(f'{name} {count}' for name, count in pairs)
 
 
 def _rows(
   card: Card, predicted: Mapping[str, tuple[np.ndarray, int]]
-) -> list[list]:
-  """Returns the rows of predictions.csv; prints how many slides a class has.
+) -> tuple[list[list], np.ndarray]:
+  """Returns the rows of predictions.csv, and the mean probabilities, [n, C].
 
   A row has the mean of the folds' probabilities, their sample standard
   deviation (empty of one fold), and each fold's, which are those at its
@@ -104,7 +140,7 @@ def _rows(
   lines = [[*header, 'instances', 'calibrated']]
   has = [t is not None for t in card.temperature]
   calibrated = 'yes' if all(has) else 'partly' if any(has) else 'no'
-  counts = dict.fromkeys(card.classes, 0)
+  means = []
   for slide, (raw, instances) in sorted(predicted.items()):
     prob = raw.astype(float)
     for r in np.flatnonzero(has):
@@ -112,12 +148,11 @@ def _rows(
     mean, spread = prob.mean(0), [None] * len(columns)
     if len(prob) > 1:
       spread = prob.std(0, ddof=1).tolist()
+    means.append(mean)
     pred = card.classes[mean.argmax()]
-    counts[pred] += 1
     values = [*mean.tolist(), *spread, *prob.ravel().tolist()]
     lines.append([slide, pred, *values, instances, calibrated])
-  print(', '.join(f'{name} {count}' for name, count in counts.items()))
-  return lines
+  return lines, np.reshape(means, (-1, len(card.classes)))
 
 
 def _read(

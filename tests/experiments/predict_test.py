@@ -1,8 +1,10 @@
 """Trained models on new slides: the run's own answers, recovery, refusals."""
 
+import collections
 import dataclasses
 import html
 import json
+import re
 import shutil
 import signal
 
@@ -104,6 +106,55 @@ def test_folds_are_calibrated_each_and_averaged(
   predict(finished[1], at(models, 1.5, None, 1.0), tmp_path)
   found = rows(tmp_path / 'predictions.csv')
   assert {row['calibrated'] for row in found} == {'partly'}
+
+
+def test_patients_are_predicted_beside_their_slides(finished, tmp_path, capsys):
+  source = some_features(finished, tmp_path / 'features', NAMES)
+  table = tmp_path / 'cases.csv'
+  table.write_text(
+    'case_id,slide_id\nb,slide_000\na,slide_002\nb,slide_001\na,slide_003\n'
+  )
+
+  def run(*flags):
+    arguments = [f'--run={finished[0]}', f'--features_dir={source}', *flags]
+    script.main(['predict', *arguments, f'--results_dir={tmp_path / "out"}'])
+    return capsys.readouterr().out
+
+  printed = run(f'--csv_path={table}')
+  (folder,) = (tmp_path / 'out').iterdir()
+  path = folder / 'predictions_cases.csv'
+  of_slide = {r['slide_id']: prob(r) for r in rows(folder / 'predictions.csv')}
+  found = rows(path)
+  # As the table of a training has them.
+  assert list(found[0]) == list(rows(finished[0] / 'predictions_cases.csv')[0])
+  assert [row['case_id'] for row in found] == ['a', 'b']
+  for row, slides in zip(found, (NAMES[2:], NAMES[:2]), strict=True):
+    probs = np.array([of_slide[slide] for slide in slides])
+    highest = probs.max(0) / probs.max(0).sum()
+    for how, expected in ('mean', probs.mean(0)), ('max', highest):
+      values = [float(row[f'prob_{how}_{c}']) for c in range(3)]
+      np.testing.assert_allclose(values, expected)
+    assert (row['fold'], row['slides'], row['label']) == ('mean', '2', '')
+    surest = probs[:, int(row['pred_mean'])].argmax()
+    assert row['top_slide'] == slides[surest]
+  lines = re.findall('patients, by the (mean|max) of their slides: (.*)', printed)
+  for how, text in lines:
+    counts = collections.Counter(row[f'pred_{how}'] for row in found)
+    assert text == ', '.join(f'{c} {counts[c]}' for c in '012')
+  assert [how for how, _ in lines] == ['mean', 'max']
+  run()  # Without patients none are left that may be of other slides.
+  assert not path.exists()
+  table.write_text('case_id,slide_id\nb,slide_000\na,SLIDE_1\n,slide_002\n')
+  message = (
+    'no row of 3 of 4 slides: slide_001, slide_002, slide_003. Add them, or'
+    ' leave --csv_path out. Some ids differ only in leading zeros'
+  )
+  with pytest.raises(SystemExit, match='row 4: empty case_id') as error:
+    run(f'--csv_path={table}')
+  assert message in str(error.value)
+  with pytest.raises(SystemExit):
+    run(f'--csv_path={table}', '--check')
+  assert f'problem: {table}: {message}' in capsys.readouterr().out
 
 
 def test_one_fold_is_one_of_all(finished, predicted, tmp_path, capsys):
