@@ -76,13 +76,14 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
       f' {", ".join(list(scores)[:5])} and others, {len(scores)} in all.'
     )
   target = Folder(path if slides.fold is None else path / f'fold_{slides.fold}')
-  faults, labels = {}, slides.labels()
+  faults, labels, notes = {}, slides.labels(), slides.notes()
   names = drawn.slide or list(scores)
   for name in progress.bar(names, unit='slide', desc='maps'):
     try:
       of_slide = tile_scores.read(scores[name], slides.tile_size)
       known = {
         'label': labels.get(name),
+        'note': notes.get(name),
         'outlines_dir': slides.outlines_dir,
       }
       _write(target, of_slide, files.get(name), known, drawn)

@@ -83,7 +83,7 @@ def run(
     if parallel.is_first():
       for fold in numbers:
         limit = requested.heat_maps
-        faults += attention.draw(drawn, fold, cohort, limit=limit)
+        faults += attention.draw(drawn, fold, material, limit=limit)
     crossval.conclude(folder, model.model, data.task, material, parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show(

@@ -47,7 +47,7 @@ class Slides:
   csv_path: pathlib.Path | None = free(
     None,
     'Patients of the slides: a CSV with the columns case_id,slide_id, for'
-    ' predictions of patients beside those of slides. A label in it is ignored.',
+    ' predictions of patients beside those of slides. Labels are ignored.',
     remote=True,
   )
   weights: str | None = free(

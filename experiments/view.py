@@ -40,11 +40,11 @@ def run(slides: Slides, page: Page) -> None:
   # It imports matplotlib, which takes half a second.
   from experiments.viewer.server import Server
 
-  shown = slides.files(), slides.scores(), slides.labels()
   try:
     server = Server(
-      *shown,
-      slides.predictions(),
+      slides.files(),
+      slides.scores(),
+      slides.tables(),
       page.port,
       tile_size=slides.tile_size,
       slide_mpp=page.slide_mpp,

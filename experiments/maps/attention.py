@@ -7,7 +7,7 @@ import numpy as np
 import scipy
 
 from data import slides
-from experiments.bags.cohort import Cohort
+from experiments.bags.cohort import Cohort, Material
 from experiments.maps import tile_scores
 from experiments.run import progress
 from experiments.run.results import Folder
@@ -82,7 +82,7 @@ def write(
 
 
 def draw(
-  folder: Folder, fold: int, cohort: Cohort, *, limit: int | None
+  folder: Folder, fold: int, material: Material, *, limit: int | None
 ) -> list[str]:
   """Draws the maps of the first `limit` test slides, or of all.
 
@@ -91,12 +91,19 @@ def draw(
   features lack coordinates or the tiles' size, have no picture; how many they
   are is printed. Pictures that are there stay.
 
+  Args:
+    folder: of the results.
+    fold: its number; where it tests nothing, its validation slides are drawn.
+    material: that it was trained on.
+    limit: of slides.
+
   Returns:
     What was wrong with slide files that could not be read or are others.
   """
   # It imports matplotlib, which takes half a second.
   from experiments.maps import overlay
 
+  cohort, is_tested = material.cohort, material.splits[fold].test.any()
   label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
   without, faults = {}, []
   paths = sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]
@@ -114,6 +121,7 @@ def draw(
         cohort.slides[path.stem],
         tile_scores.read({fold: path}),
         label=cohort.classes[label[path.stem]],
+        note=None if is_tested else tile_scores.VALIDATION,
       )
     except tile_scores.UnplacedError as e:
       without[path.stem] = str(e).removeprefix(f'{path}: ')
@@ -126,7 +134,6 @@ def draw(
   if without and cohort.slides:
     slide, reason = next(iter(without.items()))
     print(
-      f'fold {fold}: {len(without)} test slides have no heat map. {slide}:'
-      f' {reason}'
+      f'fold {fold}: {len(without)} slides have no heat map. {slide}: {reason}'
     )
   return faults

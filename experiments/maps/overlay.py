@@ -82,8 +82,8 @@ class Layer:
 def layers(scores: TileScores, scale: str) -> dict[str, Layer]:
   """Returns all layers of a slide by their keys.
 
-  Of every class the tiles' probability, the predicted one's first; the
-  attention for the predicted class; and, where several folds saw the slide, the
+  The attention for the predicted class; of every class the tiles' probability,
+  the predicted one's first; and, where several folds saw the slide, the
   standard deviation of its probability over them.
 
   Args:
@@ -95,13 +95,12 @@ def layers(scores: TileScores, scale: str) -> dict[str, Layer]:
   """
   top, name = scores.predicted, scores.classes[scores.predicted]
   for_class = f' for {name}' if scores.attention.shape[-1] > 1 else ''
-  shown = []
+  title = f'attention{for_class}, multiples of the mean'
+  multiples = scores.multiples(top)
+  shown = [Layer('attention', title, multiples, *_SHARES, log=True)]
   for c in sorted(range(len(scores.classes)), key=lambda c: c != top):
     title = f'tile probability of {scores.classes[c]}'
     shown.append(Layer(f'probability-{c}', title, scores.probability(c)))
-  title = f'attention{for_class}, multiples of the mean'
-  multiples = scores.multiples(top)
-  shown.append(Layer('attention', title, multiples, *_SHARES, log=True))
   if len(scores.folds) > 1:
     title = f'probability of {name}: s.d. over {len(scores.folds)} folds'
     spread = scores.disagreement(top)
@@ -227,6 +226,7 @@ def draw(
   scale: str = 'absolute',
   colours: str = 'YlGn',
   label: str | None = None,
+  note: str | None = None,
   outlines_dir: pathlib.Path | None = None,
 ) -> figure.Figure:
   """Returns a figure of a slide, its maps and its key tiles.
@@ -242,6 +242,7 @@ def draw(
     scale: see `layers`.
     colours: one of `COLOURS`.
     label: the true class, if known.
+    note: for the title: what makes the slide none of the test part, if so.
     outlines_dir: of known ones, see `known_outlines`.
 
   Raises:
@@ -267,7 +268,7 @@ def draw(
   sides = _PANEL * columns, tall + _KEY_ROW + 0.5
   drawing = figure.Figure(sides, layout='constrained')
   is_wrong = label not in (None, scores.classes[scores.predicted])
-  title = textwrap.fill(_title(scores, label), 45 * columns)
+  title = textwrap.fill(_title(scores, label, note), 45 * columns)
   drawing.suptitle(title, color='firebrick' if is_wrong else 'black')
   maps, below = drawing.subfigures(2, height_ratios=(tall, _KEY_ROW))
   below.suptitle('Tiles of highest attention, in order', fontsize=10)
@@ -333,12 +334,13 @@ def _number(ax: axes.Axes, centres: np.ndarray) -> None:
     ax.annotate(str(i + 1), centres[i], (1.02, place), **_NUMBER)
 
 
-def _title(scores: TileScores, label: str | None) -> str:
+def _title(scores: TileScores, label: str | None, note: str | None) -> str:
   c = scores.predicted
   name, prob = scores.classes[c], f'probability {scores.prob[:, c].mean():.2f}'
   if len(scores.folds) > 1:
     prob += f' ± {scores.spread[c]:.2f} over {len(scores.folds)} folds'
-  text = (
-    f'{scores.slide} | truth {label or "unknown"} | predicted {name}, {prob}'
-  )
-  return text + (f' | {"right" if label == name else "WRONG"}' if label else '')
+  truth = f'truth {label or "unknown"}'
+  parts = [scores.slide, truth, f'predicted {name}, {prob}']
+  if label:
+    parts.append('right' if label == name else 'WRONG')
+  return ' | '.join([*parts, *[note] * bool(note)])

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import pathlib
 import statistics
+from typing import Any
 
 from data import slides
 from experiments.maps import tile_scores
@@ -69,11 +70,33 @@ class Slides(Source):
       )
       return {}
 
+  def tables(self) -> dict[str, dict[str, Any]]:
+    """Returns what the viewer's list has of each slide, see `Server.tables`."""
+    return {
+      'label': self.labels(),
+      'prob': self.predictions(),
+      'note': self.notes(),
+    }
+
   def labels(self) -> dict[str, str]:
     """Returns the true classes of the slides of the run, if known."""
     return {
       row['slide_id']: row['label'] for row in self._rows() if row.get('label')
     }
+
+  def notes(self) -> dict[str, str]:
+    """Returns what makes a slide no test of the models, of those it does."""
+    part_of = {row['slide_id']: row.get('split') for row in self._rows()}
+    notes = {
+      slide: tile_scores.VALIDATION
+      for slide, part in part_of.items()
+      if part == 'val'
+    }
+    run = self.folder().config().values.get('run')  # Of experiments.predict.
+    if run and (trained := Folder(run)).has('cohort.csv'):
+      seen = [row['slide_id'] for row in trained.read('cohort.csv')]
+      notes |= dict.fromkeys(part_of.keys() & seen, tile_scores.TRAINING)
+    return notes
 
   def predictions(self) -> dict[str, dict[str, float]]:
     """Returns each slide's mean probability of every class, as tables have it.

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 import urllib.parse
 
 from data.slides import SlideError
@@ -67,8 +68,9 @@ class Server(server.ThreadingHTTPServer):
 
   Attributes:
     ids: slides with both a file and scores, by name.
-    labels: their true classes, if known.
-    predictions: their probabilities by class, if known.
+    tables: what else is known of slides, by its name and slide: `label`, the
+      true class; `prob`, the probability of each class; and `note`, what makes
+      it no test of the models.
     view: opens a slide, or returns one that is open. A slide that makes way for
       others is closed when nobody reads it any more.
   """
@@ -79,8 +81,7 @@ class Server(server.ThreadingHTTPServer):
     self,
     files: Mapping[str, pathlib.Path],
     scores: Mapping[str, Mapping[int, pathlib.Path]],
-    labels: Mapping[str, str],
-    predictions: Mapping[str, Mapping[str, float]],
+    tables: Mapping[str, Mapping[str, Any]],
     port: int = 0,
     **options: float | pathlib.Path | None,
   ):
@@ -89,8 +90,7 @@ class Server(server.ThreadingHTTPServer):
     Args:
       files: of slides, by id.
       scores: files of tile scores by slide and fold.
-      labels: true classes by slide.
-      predictions: probabilities by slide and class.
+      tables: see above.
       port: to listen on.
       **options: see `SlideView`.
 
@@ -104,7 +104,7 @@ class Server(server.ThreadingHTTPServer):
         f'None of {len(scores)} slides with scores has a file among'
         f' {len(files)} slides. Give --slides_dir.'
       )
-    self.labels, self.predictions = labels, predictions
+    self.tables = tables
     self.view = functools.lru_cache(_OPEN)(
       lambda slide: SlideView(files[slide], scores[slide], **options)
     )
@@ -147,10 +147,8 @@ class Server(server.ThreadingHTTPServer):
       page = importlib.resources.files('experiments.viewer') / 'page' / name
       return mimetypes.guess_type(name)[0], page.read_bytes()
     if path == 'slides':
-      tables = {'label': self.labels, 'prob': self.predictions}
-      return _json(
-        [{'id': i} | {k: v.get(i) for k, v in tables.items()} for i in self.ids]
-      )
+      row = lambda i: {name: of.get(i) for name, of in self.tables.items()}
+      return _json([{'id': i} | row(i) for i in self.ids])
     # Decoded once, after the slashes were looked for; the id is then a key of
     # a table and never a part of a path.
     prefix, _, rest = path.partition('/')

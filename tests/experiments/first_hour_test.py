@@ -89,13 +89,14 @@ def test_the_file_predicts_where_only_jax_is(hour):
 
 def test_the_viewer_shows_both_slides(hour):
   slides = Slides(hour / 'first_s2023')
-  shown = slides.files(), slides.scores(), slides.labels()
-  with server.Server(*shown, slides.predictions()) as running:
+  tables = slides.tables()
+  with server.Server(slides.files(), slides.scores(), tables) as running:
     threading.Thread(target=running.serve_forever, daemon=True).start()
     try:
       with browser.Page(running.url) as page:
         page.wait_for("document.querySelectorAll('#cards b').length === 2")
         text = page.evaluate("document.querySelector('#cards').textContent")
         assert 'left' in text and 'tumour' in text
+        assert 'validation slide, not a test' in text
     finally:
       running.shutdown()

@@ -377,10 +377,12 @@ def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
     scale=scale,
     colours='viridis',
     label='lymphoma',
+    note=tile_scores.VALIDATION,
   )
   title = '007.a | truth lymphoma | predicted breast, probability 0.63'
   assert drawing.get_suptitle().startswith(title)
-  assert drawing.get_suptitle().endswith('over 3 folds | WRONG')
+  text = ' '.join(drawing.get_suptitle().split())
+  assert text.endswith(f'over 3 folds | WRONG | {tile_scores.VALIDATION}')
   first, *maps = [ax for ax in drawing.subfigs[0].axes if len(ax.images)]
   drawn = overlay.layers(of_slide, scale) | {
     f'ranked {x.key}': x for x in overlay.layers(of_slide, 'rank').values()

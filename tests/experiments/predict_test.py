@@ -137,7 +137,9 @@ def test_patients_are_predicted_beside_their_slides(finished, tmp_path, capsys):
     assert (row['fold'], row['slides'], row['label']) == ('mean', '2', '')
     surest = probs[:, int(row['pred_mean'])].argmax()
     assert row['top_slide'] == slides[surest]
-  lines = re.findall('patients, by the (mean|max) of their slides: (.*)', printed)
+  lines = re.findall(
+    'patients, by the (mean|max) of their slides: (.*)', printed
+  )
   for how, text in lines:
     counts = collections.Counter(row[f'pred_{how}'] for row in found)
     assert text == ', '.join(f'{c} {counts[c]}' for c in '012')

@@ -75,8 +75,8 @@ def scores(viewed):
 def served(viewed):
   """The page of it, from a thread."""
   slides = Slides(viewed)
-  shown = slides.files(), slides.scores(), slides.labels()
-  with server.Server(*shown, slides.predictions()) as running:
+  tables = slides.tables() | {'note': {'007.a': tile_scores.VALIDATION}}
+  with server.Server(slides.files(), slides.scores(), tables) as running:
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
     yield running
@@ -238,7 +238,7 @@ def test_names_of_any_kind_are_found_and_a_bad_slide_costs_only_itself(served):
   name = urllib.parse.quote(NAMES[1], safe='')
   assert json.loads(read(served, f'slides/{name}/'))['id'] == NAMES[1]
   with pytest.raises(MapError, match='--slides_dir'):
-    server.Server({}, {'a': {}}, {}, {})
+    server.Server({}, {'a': {}}, {})
 
 
 def test_the_address_without_its_token_says_what_to_open(served):
@@ -267,6 +267,23 @@ def test_probabilities_are_means_of_rows_or_those_of_the_fold(tmp_path):
     path.write_text(damaged)
     with pytest.raises(MapError, match='damaged'):
       Slides(tmp_path).predictions()
+
+
+def test_what_is_no_test_of_the_models_is_noted(tmp_path):
+  drawn_maps.write_config(tmp_path)
+  (tmp_path / 'fold_0').mkdir()
+  write_table(tmp_path / 'fold_0', {'a': ('breast', [0, 0, 1])})
+  assert Slides(tmp_path).notes() == {}
+  path = tmp_path / 'fold_0' / 'predictions.csv'
+  path.rename(path.with_name('validation_predictions.csv'))
+  assert Slides(tmp_path).notes() == {'a': tile_scores.VALIDATION}
+  # Of slides that the models were trained on, and of others.
+  (tmp_path / 'cohort.csv').write_text('slide_id\na\n')
+  folder = tmp_path / 'predicted'
+  folder.mkdir()
+  drawn_maps.write_config(folder, flags={'run': str(tmp_path)})
+  (folder / 'predictions.csv').write_text('slide_id,prob_x\na,1\nb,1\n')
+  assert Slides(folder).notes() == {'a': tile_scores.TRAINING}
 
 
 def test_known_outlines_come_with_their_slide(served, viewed, tmp_path):
@@ -465,6 +482,10 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
   above = overlay.colour_map('viridis')[place][:3].astype(float)
   with browser.Page(served.url + '#007.a') as page:
     page.wait_for(LOADED)
+    # Which tiles decided is seen first.
+    assert page.evaluate("$('#layer').value") == 'attention'
+    choose(page, 'layer', layer.key)
+    page.wait_for(f"$('#legend figcaption').textContent[0] === 't' && {LOADED}")
     for percent in (0, 50, 100):
       choose(page, 'opacity', percent, 'input')
       expected = below + (above - below) * percent / 100
@@ -488,8 +509,11 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
     )
     # The true class is shown, and a slide of odd name can be chosen.
     assert 'lymphoma' in page.evaluate("$('#facts').textContent")
+    note = "$('#note').textContent"
+    assert page.evaluate(note) == tile_scores.VALIDATION
     look_at(page, NAMES[1])
     page.wait_for(f'document.title === {json.dumps(NAMES[1])} && ({LOADED})')
+    assert page.evaluate(note) == ''
     assert page.problems == []
     assert all(url.startswith(served.url) for url in page.requests)
     # Of choices in a row the last one stays, alone.
@@ -560,6 +584,7 @@ def test_slides_are_found_and_the_address_keeps_what_is_seen(served, viewed):
       ('NON-t', [last]),
       ('wrong 0.90', [second]),
       ('right', [last, first]),
+      ('validation slide', [first]),
       ('no such slide', []),
     ):
       find('#search').send_keys(text)

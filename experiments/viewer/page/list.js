@@ -55,7 +55,7 @@ function inTurn(work) {
   }).catch(tell);
 }
 
-function listed({id, label, prob}) {
+function listed({id, label, prob, note}) {
   const classes = Object.entries(prob ?? {}).sort((a, b) => b[1] - a[1]);
   const [predicted, sure] = classes[0] ?? [];
   const verdict = label && predicted &&
@@ -66,12 +66,13 @@ function listed({id, label, prob}) {
     make('span', {textContent: predicted
       ? `predicted: ${predicted}, ${sure.toFixed(2)}` : 'no prediction'}),
     make('span', {textContent: verdict, className: verdict}),
+    make('span', {textContent: note ?? '', className: 'note'}),
   ];
   const src = `${address('slides', id)}/thumbnail.jpg`;
   const picture = make('img', {src, alt: '', loading: 'lazy'});
   const texts = make('div', {}, ...lines);
   return {
-    id, label, sure, wrong: verdict === 'WRONG',
+    id, label, note, sure, wrong: verdict === 'WRONG',
     card: make('li', {}, make('a', {href: slideHash(id)}, picture, texts)),
     text: lines.map((line) => line.textContent).join(' ').toLowerCase(),
   };

@@ -45,7 +45,7 @@ const add = (tileSource, options) => new Promise((resolve, reject) =>
   }));
 
 // Empties the page before it asks: of a slide that fails nothing is shown.
-async function open({id, label}, at) {
+async function open({id, label, note}, at) {
   if (id !== current) return;  // Another one is asked for.
   viewer.world.removeAll();
   viewer.clearOverlays();
@@ -56,6 +56,7 @@ async function open({id, label}, at) {
   }
   ruler();
   $('#name').textContent = document.title = id;
+  $('#note').textContent = note ?? '';
   const number = found.findIndex((one) => one.id === id) + 1;
   $('#place').textContent = `${number || '–'} of ${found.length}`;
   $('#previous').disabled = !neighbour(-1);
@@ -67,8 +68,10 @@ async function open({id, label}, at) {
   describe(label);
   choices($('#colours'), Object.keys(slide.colours).map((name) => [name, name]));
   choices($('#layer'), slide.layers.absolute.map(({key, title}) => [key, title]));
-  // The probability of the predicted class, unless it is another score.
-  if ($('#layer').value.startsWith('probability')) $('#layer').selectedIndex = 0;
+  // A probability is that of the class that is predicted for this slide.
+  if ($('#layer').value.startsWith('probability')) {
+    $('#layer').value = $('#layer [value^=probability]').value;
+  }
   set(at);
   outline();
   await overlay();
