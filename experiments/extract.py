@@ -31,7 +31,9 @@ class Folders:
   """Slides and their features."""
 
   slides_dir: pathlib.Path = field(None, 'Folder with whole-slide images.')
-  features_dir: pathlib.Path = field(None, 'Folder for <slide_id>.h5.')
+  features_dir: pathlib.Path = field(
+    None, 'Folder for <slide_id>.h5.', made=True
+  )
 
 
 @dataclasses.dataclass(frozen=True)

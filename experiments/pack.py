@@ -22,7 +22,7 @@ from absl import logging
 from data import packed
 from data.features import FeatureError
 from data.labels import ManifestError
-from experiments.run import start
+from experiments.run import progress, start
 from experiments.run.options import field
 
 
@@ -48,10 +48,13 @@ class Packing:
 
 def run(packing: Packing) -> None:
   """Packs, and prints how large it is."""
-  # It imports TensorFlow, which takes seconds.
+  # They import TensorFlow, which takes seconds.
+  import tensorflow_datasets as tfds
+
   from data.slide_bags import slide_bags_dataset_builder as slide_bags
 
   logging.set_verbosity(logging.ERROR)  # TFDS tells of every file.
+  tfds.disable_progress_bar()  # It has many, of which none counts slides.
   start.show_options((packing,))
   began = time.perf_counter()
   builder = slide_bags.Builder(
@@ -60,6 +63,7 @@ def run(packing: Packing) -> None:
       name=packing.name,
       csv_path=str(packing.csv_path),
       features_dir=str(packing.features_dir),
+      watch=lambda slides, done: progress.bar(slides, desc=done, unit='slide'),
     ),
     file_format=packing.file_format,
   )

@@ -64,7 +64,7 @@ class Output:
   """Where predictions go."""
 
   results_dir: pathlib.Path = free(
-    pathlib.Path('results'), 'Folder of all results.'
+    pathlib.Path('results'), 'Folder of all results.', made=True
   )
   exp_code: str | None = free(
     None,

@@ -4,7 +4,7 @@ KMIL has two stages: a first model chooses the key instances of every bag, which
 alone the second one sees. All other models have one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -223,7 +223,10 @@ def choose(
 
 
 def predict(
-  bags: BagLoader, design: Design, models: Sequence[dict[str, Any]]
+  bags: BagLoader,
+  design: Design,
+  models: Sequence[dict[str, Any]],
+  watch: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
   """Returns R models' probabilities of every bag, [R, n, C].
 
@@ -231,10 +234,11 @@ def predict(
     bags: of a cohort, which none of the models has seen.
     design: of the training.
     models: parameters by network, see `load`.
+    watch: returns the bags that it is given, and shows how many were taken.
   """
   predictor, length = design.predictor(stack(models)), bags.store.length
   read = zip(bags.read(np.arange(len(length))), length, strict=True)
-  return np.stack([predictor(x[:size])['prob'] for x, size in read], 1)
+  return np.stack([predictor(x[:size])['prob'] for x, size in watch(read)], 1)
 
 
 def save(folder: pathlib.Path, results: FoldResults, run: int) -> None:

@@ -1,6 +1,6 @@
 """Packs a cohort's labels and feature files into a TFDS dataset."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import json
@@ -24,10 +24,15 @@ class SlideBagsConfig(tfds.core.BuilderConfig):
   Attributes:
     csv_path: labels, see `data.labels.read`.
     features_dir: holds <slide_id>.h5 of every slide in the table.
+    watch: returns the slides that it is given, and shows how many were taken;
+      the second argument says for what.
   """
 
   csv_path: str
   features_dir: str
+  watch: Callable[[Iterable[str], str], Iterable[str]] = lambda slides, _: (
+    slides
+  )
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -52,7 +57,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       ValueError: without a `SlideBagsConfig`.
     """
     table, folder, headers = self._cohort
-    slides = table.slide.tolist()
+    slides, watch = table.slide.tolist(), self.builder_config.watch
     array = functools.partial(
       tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES
     )
@@ -76,7 +81,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
           json.loads(_to_json(slide, h.attributes))
           for slide, h in zip(slides, headers, strict=True)
         ],
-        digest=[folder.digest(slide) for slide in slides],
+        digest=[folder.digest(slide) for slide in watch(slides, 'hashed')],
       ),
       disable_shuffling=True,
     )
@@ -92,7 +97,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """See base class."""
     table, folder, _ = self._cohort
     dtype = self.info.features['features'].np_dtype
-    for i, slide in enumerate(table.slide):
+    slides = self.builder_config.watch(table.slide, 'packed')
+    for i, slide in enumerate(slides):
       file = folder.read(slide)
       coords = np.zeros((0, 2)) if file.coords is None else file.coords
       # Above 1 GB TFDS sorts by ranges of keys, each in memory: keys that

@@ -204,7 +204,15 @@ def test_second(
   design = settings.design(len(cohort.classes), cohort.width)
   models = [folds.load(folder.at(f'fold_{fold}'), design) for fold in todo]
   bags = cohort.bags(settings.precision, store)
-  probs = folds.predict(bags, design, models)
+  watch = lambda read: progress.bar(
+    read,
+    desc='external cohort',
+    unit='slide',
+    total=len(cohort.label),
+    disable=not parallel.is_first(),
+    delay=progress.PATIENCE,
+  )
+  probs = folds.predict(bags, design, models, watch)
   folder.write(_SECOND, cohort.fingerprint())
   everything = np.ones(len(cohort.label), bool)
   for fold, prob in zip(todo, probs, strict=True):

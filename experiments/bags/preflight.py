@@ -47,6 +47,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
   if of[Check].check:
+    material.findings.add_absent(options)
     check(material, *plan)
   material.check()
   return material

@@ -1,11 +1,13 @@
 """--check: problems and warnings, gathered instead of raised one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import sys
+from typing import Any
 import warnings
 
+from experiments.run import options
 from experiments.run.options import free
 
 
@@ -47,6 +49,19 @@ class Findings:
     """Prints the warnings."""
     for warning in self.warnings:
       print(f'warning: {warning}')
+
+  def add_absent(self, given: Sequence[Any]) -> None:
+    """Adds the paths to read that do not exist and that no problem names.
+
+    Args:
+      given: options of the script.
+    """
+    known = '\n'.join(self.problems)
+    self.problems += [
+      f'--{flag}={path}: no such file or folder.'
+      for flag, path in options.absent(given).items()
+      if f'{path}:' not in known and f"'{path}'" not in known
+    ]
 
   def close(self) -> None:
     """Prints what was found and ends the script: with 1 if anything is wrong.

@@ -69,6 +69,7 @@ class About:
       effect, or a function that returns them; True for any value but None,
       False for None. Given otherwise, it is refused.
     remote: whether a path may be a URL, of what is only read.
+    made: whether a path is made if it is absent.
     positional: whether it has no flag: a tuple of all that is not a flag.
     fixed: whether it has no flag: it is in config.json alone.
   """
@@ -81,6 +82,7 @@ class About:
   result: bool = True
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   remote: bool = False
+  made: bool = False
   positional: bool = False
   fixed: bool = False
 
@@ -175,6 +177,17 @@ def changed(objects: Sequence[Any]) -> dict[str, Any]:
   values = to_json(objects)
   return {
     flag: values[flag] for flag in values if values[flag] != defaults[flag]
+  }
+
+
+def absent(objects: Sequence[Any]) -> dict[str, pathlib.Path]:
+  """Returns the paths to read, by flag, that do not exist."""
+  return {
+    option.flag: path
+    for one in objects
+    for option in _options((type(one),))
+    if isinstance(path := getattr(one, option.name), pathlib.Path)
+    and not (option.made or path.exists())
   }
 
 

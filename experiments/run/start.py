@@ -25,6 +25,7 @@ import warnings
 from absl import logging
 
 from experiments.run import faults, options, plugins, results
+from experiments.run.check import Check, Findings
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
@@ -48,7 +49,7 @@ class Output:
     2023, 'Seed of splits, of the order of training and of weights.', least=0
   )
   results_dir: pathlib.Path = free(
-    pathlib.Path('results'), 'Folder of all results.'
+    pathlib.Path('results'), 'Folder of all results.', made=True
   )
   exp_code: str | None = free(
     None,
@@ -108,6 +109,7 @@ class Cache:
   cache_dir: pathlib.Path = free(
     _cache(),
     'Folder in which phantoms and compiled programs are kept.',
+    made=True,
   )
 
 
@@ -135,7 +137,7 @@ def script(
 
   Every script has --plugin. The processes of a pod are joined if it takes a
   `Machine`. Faults of the user's input end the process with exit code 1 and a
-  message without a traceback.
+  message without a traceback; with --check, among all problems.
 
   Args:
     run: the script. The annotations of its parameters are classes of options;
@@ -158,6 +160,7 @@ def script(
     if argv is None:
       faults.prepare()
     argv, cache = sys.argv if argv is None else argv, Cache()
+    given = []
     try:
       plugins.begin(argv)
       *given, _ = options.parse(argv, classes, usage)
@@ -175,6 +178,10 @@ def script(
         sys.exit(code)
       if isinstance(e, (*_ERRORS, *errors)):
         faults.leave_pod(1, f'error: {e}')
+        if any(isinstance(one, Check) and one.check for one in given):
+          findings = Findings([str(e)])
+          findings.add_absent(given)
+          findings.close()
         sys.exit(f'error: {e}')
       raise
 

@@ -21,7 +21,7 @@ import pytest
 from data import features
 from data.cohort import CohortError
 from data.labels import Manifest
-from experiments import kmil
+from experiments import extract, kmil, predict, two_step
 from experiments.bags import cohort as cohorts, crossval
 from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
@@ -392,6 +392,33 @@ def test_a_cohort_of_which_nothing_is_there_is_a_problem(cohort, capsys):
   code, problems, _, _ = check(*args, capsys=capsys)
   assert code == 1
   assert 'no features of 24 of 24 labelled slides' in problems[0]
+
+
+@pytest.mark.parametrize(
+  'script,flags',
+  [
+    (kmil, 'csv_path features_dir slides_dir split_dir'),
+    (kmil, 'csv_path features_dir external_csv external_features_dir'),
+    (predict, 'run slides_dir csv_path'),
+    (two_step, 'images_dir masks_dir images_csv'),
+    (extract, 'slides_dir regions_dir tissue_csv'),
+  ],
+)
+def test_all_paths_that_do_not_exist_are_named_at_once(
+  script, flags, tmp_path, capsys
+):
+  """But for folders that the command makes."""
+  paths = {name: tmp_path / name for name in flags.split()}
+  args = [f'--{name}={path}' for name, path in paths.items()]
+  args.append(f'--cache_dir={tmp_path / "made"}')
+  if script is extract:
+    args.append(f'--features_dir={tmp_path / "made_too"}')
+  with pytest.raises(SystemExit) as end:
+    script.main(['script', '--check', *args])
+  problems = re.findall('problem: (.*)', capsys.readouterr().out)
+  assert end.value.code == 1 and len(problems) == len(paths)
+  for path in paths.values():
+    assert sum(str(path) in problem for problem in problems) == 1
 
 
 def test_a_sound_cohort_is_described_and_passes(cohort, capsys):

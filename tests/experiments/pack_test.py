@@ -24,7 +24,10 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
   pack.main(args)
   instances = sum(len(bag) for bag in bags)
   line = f'{folder}: 6 slides, {instances} instances of 16 dimensions'
-  assert line in capsys.readouterr().out
+  printed, shown = capsys.readouterr()
+  assert line in printed
+  for done in ('hashed', 'packed'):
+    assert f'{done}: 6/6 [' in shown
   found, files = packed.find(folder), packed.find(tmp_path / 'features')
   for slide in files.ids():
     np.testing.assert_array_equal(
