@@ -101,6 +101,7 @@ def train_folds(
   folds: Sequence[Fold],
   settings: Settings,
   watch: Watch = unwatched,
+  count: Callable[[Iterable], Iterable] = iter,
 ) -> FoldResults:
   """Trains all stages of a model for several runs in one program each.
 
@@ -112,6 +113,8 @@ def train_folds(
     settings: of all runs, but for the choices and seeds, which are the runs'
       own. The order of bags is that of the settings' seed.
     watch: keeps checkpoints and shows progress.
+    count: returns the bags whose key instances are chosen, which it is given,
+      and shows how many were taken.
 
   Returns:
     The chosen parameters of the runs, and their validation and test
@@ -157,7 +160,8 @@ def train_folds(
     chosen = result.variables['params']
     params[name] = _rows(chosen, place)
     if name == CHOOSER:
-      keep = choose(bags, task, chosen, place, [fold.choice for fold in folds])
+      choices = [fold.choice for fold in folds]
+      keep = choose(bags, task, chosen, place, choices, count)
   models, prob = program.put((result.variables, runs)), {}
   for part in ('val', 'test'):
     rows = np.stack([getattr(fold, part) for fold in folds])
@@ -192,6 +196,7 @@ def choose(
   params: Any,
   place: np.ndarray,
   choices: Sequence[Choice],
+  count: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
   """Returns the key instances of every run and bag, bool [R, T].
 
@@ -201,6 +206,7 @@ def choose(
     params: F parameters of it, [F, ...].
     place: which of them each run has, int [R].
     choices: of each run.
+    count: see `train_folds`.
   """
   distinct = list(dict.fromkeys(choices))
   which = np.array([distinct.index(choice) for choice in choices])
@@ -215,7 +221,7 @@ def choose(
   rows = num_rows(bags.store.length)
   keep = np.zeros((len(choices), rows), bool)
   params = jax.device_put(params)
-  for bag, x in zip(index, bags.read(index), strict=True):
+  for bag, x in count(zip(index, bags.read(index), strict=True)):
     length, offset = bags.store.length[bag], bags.store.offset[bag]
     kept = jax.device_get(keys(params, x, np.arange(len(x)) < length))
     keep[:, offset : offset + length] = kept[which, place, :length]
@@ -226,7 +232,7 @@ def predict(
   bags: BagLoader,
   design: Design,
   models: Sequence[dict[str, Any]],
-  watch: Callable[[Iterable], Iterable] = iter,
+  count: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
   """Returns R models' probabilities of every bag, [R, n, C].
 
@@ -234,11 +240,11 @@ def predict(
     bags: of a cohort, which none of the models has seen.
     design: of the training.
     models: parameters by network, see `load`.
-    watch: returns the bags that it is given, and shows how many were taken.
+    count: returns the bags that it is given, and shows how many were taken.
   """
   predictor, length = design.predictor(stack(models)), bags.store.length
   read = zip(bags.read(np.arange(len(length))), length, strict=True)
-  return np.stack([predictor(x[:size])['prob'] for x, size in watch(read)], 1)
+  return np.stack([predictor(x[:size])['prob'] for x, size in count(read)], 1)
 
 
 def save(folder: pathlib.Path, results: FoldResults, run: int) -> None:

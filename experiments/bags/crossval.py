@@ -1,8 +1,9 @@
 """Trains the runs of an experiment that are not done; tests a second cohort."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 import shutil
@@ -94,6 +95,7 @@ def train_folds(
     [_fold(run, splits[run.fold]) for run in chosen],
     settings,
     _watch(chosen, folder, f'{_STATE}/{_name(todo)}', training.tensorboard),
+    _counted('choosing instances', cohort),
   )
   for r, run in enumerate(chosen):
     if parallel.is_first():
@@ -204,15 +206,8 @@ def test_second(
   design = settings.design(len(cohort.classes), cohort.width)
   models = [folds.load(folder.at(f'fold_{fold}'), design) for fold in todo]
   bags = cohort.bags(settings.precision, store)
-  watch = lambda read: progress.bar(
-    read,
-    desc='external cohort',
-    unit='slide',
-    total=len(cohort.label),
-    disable=not parallel.is_first(),
-    delay=progress.PATIENCE,
-  )
-  probs = folds.predict(bags, design, models, watch)
+  count = _counted('external cohort', cohort)
+  probs = folds.predict(bags, design, models, count)
   folder.write(_SECOND, cohort.fingerprint())
   everything = np.ones(len(cohort.label), bool)
   for fold, prob in zip(todo, probs, strict=True):
@@ -303,6 +298,18 @@ def _watch(
       yield saved, shown.report
 
   return watch
+
+
+def _counted(name: str, cohort: Cohort) -> Callable[[Iterable], Iterable]:
+  """Returns what shows how many slides of a cohort were taken."""
+  return functools.partial(
+    progress.bar,
+    desc=name,
+    unit='slide',
+    total=len(cohort.label),
+    disable=not parallel.is_first(),
+    delay=progress.PATIENCE,
+  )
 
 
 def _check_validation(

@@ -268,7 +268,8 @@ def draw(
   sides = _PANEL * columns, tall + _KEY_ROW + 0.5
   drawing = figure.Figure(sides, layout='constrained')
   is_wrong = label not in (None, scores.classes[scores.predicted])
-  title = textwrap.fill(_title(scores, label, note), 45 * columns)
+  title = textwrap.fill(_title(scores, label), 45 * columns)
+  title += f'\n{note}' if note else ''
   drawing.suptitle(title, color='firebrick' if is_wrong else 'black')
   maps, below = drawing.subfigures(2, height_ratios=(tall, _KEY_ROW))
   below.suptitle('Tiles of highest attention, in order', fontsize=10)
@@ -334,13 +335,12 @@ def _number(ax: axes.Axes, centres: np.ndarray) -> None:
     ax.annotate(str(i + 1), centres[i], (1.02, place), **_NUMBER)
 
 
-def _title(scores: TileScores, label: str | None, note: str | None) -> str:
+def _title(scores: TileScores, label: str | None) -> str:
   c = scores.predicted
   name, prob = scores.classes[c], f'probability {scores.prob[:, c].mean():.2f}'
   if len(scores.folds) > 1:
     prob += f' ± {scores.spread[c]:.2f} over {len(scores.folds)} folds'
-  truth = f'truth {label or "unknown"}'
-  parts = [scores.slide, truth, f'predicted {name}, {prob}']
-  if label:
-    parts.append('right' if label == name else 'WRONG')
-  return ' | '.join([*parts, *[note] * bool(note)])
+  text = (
+    f'{scores.slide} | truth {label or "unknown"} | predicted {name}, {prob}'
+  )
+  return text + (f' | {"right" if label == name else "WRONG"}' if label else '')

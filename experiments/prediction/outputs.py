@@ -101,10 +101,10 @@ def predict(
   fold = 'mean' if len(card.folds) > 1 else card.folds[0]
   lines = predictions.case_rows({fold: p}, card.classes)
   folder.write(predictions.CASES, lines)
-  print(f'predictions of patients in {folder.at(predictions.CASES)}')
   for how in predictions.JOINED:
     prob = predictions.of_cases(p, how).prob
     print(f'patients, by the {how} of their slides: {_counts(prob, card)}')
+  print(f'predictions of patients in {folder.at(predictions.CASES)}')
   if failed := sorted({case_of[s] for s in failures.keys() & case_of.keys()}):
     print(
       f'warning: {len(failed)} patients have slides without a prediction:'

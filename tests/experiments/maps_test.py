@@ -381,8 +381,8 @@ def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
   )
   title = '007.a | truth lymphoma | predicted breast, probability 0.63'
   assert drawing.get_suptitle().startswith(title)
-  text = ' '.join(drawing.get_suptitle().split())
-  assert text.endswith(f'over 3 folds | WRONG | {tile_scores.VALIDATION}')
+  end = f'over 3 folds | WRONG\n{tile_scores.VALIDATION}'
+  assert drawing.get_suptitle().endswith(end)
   first, *maps = [ax for ax in drawing.subfigs[0].axes if len(ax.images)]
   drawn = overlay.layers(of_slide, scale) | {
     f'ranked {x.key}': x for x in overlay.layers(of_slide, 'rank').values()
