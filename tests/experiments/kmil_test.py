@@ -31,6 +31,8 @@ SAVE_OFTEN = (
   f'{PLAIN}from kmil_jax import loop; loop.SECONDS_BETWEEN_SAVES = 0.3'
 )
 NEVER = f'{PLAIN}from kmil_jax import loop; loop.fit = None'
+# Shows bars of what mostly is short.
+BARS = '\nfrom experiments.run import progress; progress.PATIENCE = 0'
 QUICK = ['--k=3', '--seed=1', '--lr=0.005']
 FOLDER = 'kmil_origin_s1'
 
@@ -69,7 +71,7 @@ def finished(data_flags, tmp_path_factory):
   """All folds of a run that nobody disturbed."""
   results = tmp_path_factory.mktemp('results')
   args = [*data_flags, *QUICK, '--epochs=25', f'--results_dir={results}']
-  out = feature_folder.run(*args, before=SAVE_OFTEN)
+  out = feature_folder.run(*args, before=SAVE_OFTEN + BARS)
   return args, results / FOLDER, out
 
 
@@ -87,6 +89,7 @@ def test_planted_instances_are_learnt_and_found(finished):
   summary = Folder(folder).read('summary.json')
   auroc = summary['metrics']['auroc']['pooled']
   assert auroc > 0.9 and f'{auroc:.3f}' in out
+  assert 'choosing instances: 60/60 [' in out
   # Every slide is test once and val once.
   for name in ('predictions.csv', 'validation_predictions.csv'):
     assert len({slide for _, slide in probabilities(folder, name)}) == 60
@@ -310,8 +313,7 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     f'--external_csv={source["csv_path"]}',
     f'--external_features_dir={tmp_path / "copy"}',
   ]
-  shown = 'from experiments.run import progress; progress.PATIENCE = 0\n'
-  out = feature_folder.run(*args, before=shown + NEVER)
+  out = feature_folder.run(*args, before=NEVER + BARS)
   assert 'done before: 3 of 3 runs' in out
   assert 'external cohort: 60/60 [' in out
   assert (folder / 'predictions.csv').read_bytes() == before

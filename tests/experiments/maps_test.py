@@ -6,6 +6,7 @@ import json
 import shutil
 import tracemalloc
 import types
+from unittest import mock
 import uuid
 
 import drawn_maps
@@ -24,6 +25,7 @@ from data import inspection
 from data.slides import SlideError
 from experiments import draw_maps
 from experiments.maps import (
+  attention,
   geojson,
   overlay,
   scale_bar,
@@ -32,6 +34,7 @@ from experiments.maps import (
 )
 from experiments.maps.source import Slides
 from experiments.maps.tile_scores import MapError, TileScores, UnplacedError
+from experiments.run.results import Folder
 from experiments.viewer import slide_view
 
 C = len(drawn_maps.CLASSES)
@@ -522,6 +525,24 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   ):
     with pytest.raises(SystemExit, match=message):
       draw_maps.main(['draw_maps', *flags])
+
+
+@pytest.mark.parametrize('tested', [True, False])
+def test_pictures_of_a_run_that_tests_nothing_say_so(run, monkeypatch, tested):
+  notes, slide = [], '007.a'
+
+  def draw(path, scores, *, label, note):
+    notes.append((path.stem, label, note))
+    raise MapError('not drawn')
+
+  monkeypatch.setattr(overlay, 'draw', draw)
+  cohort = mock.Mock(classes=drawn_maps.CLASSES, label=[1])
+  cohort.manifest.slide = [slide]
+  cohort.slides = {slide: Slides(run).files()[slide]}
+  material = mock.Mock(cohort=cohort, splits=[mock.Mock(test=np.array(tested))])
+  assert attention.draw(Folder(run), 0, material, limit=1) == ['not drawn']
+  note = None if tested else tile_scores.VALIDATION
+  assert notes == [(slide, 'lymphoma', note)]
 
 
 def test_outlines_are_found_beside_the_slides_or_where_asked(
