@@ -657,6 +657,7 @@ def test_slides_are_found_and_the_address_keeps_what_is_seen(served, viewed):
       assert place['x'] >= 0 and place['x'] + place['width'] <= 390
       assert place['y'] >= 0 and place['y'] + place['height'] <= 844
     assert find('#view').rect['height'] > 400
+    assert not find('.navigator').is_displayed()  # It would hide tiles.
     find('nav a').click()
     page.wait_for("!$('#list').hidden")
     assert page.evaluate('document.documentElement.scrollWidth') <= 390
