@@ -114,6 +114,7 @@ def run(
       seen = slide_bags.source.seen.values()
       findings.problems += [one.fault for one in seen if one.fault]
       findings.problems += slide_bags.too_large(predict)
+      findings.add_folder(path)
       findings.close()
     slide_bags.check()
   everything = [trained, slides, scale, check, output, cache]

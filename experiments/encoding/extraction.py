@@ -74,11 +74,15 @@ def extract(
       ' features:\n' + '\n'.join(faults)
     )
   count, done = len(cohort.paths), len(cohort.paths) - len(paths)
+  left = f'{len(paths)} slides to encode, {done} done before'
+  if not paths:
+    left = f'all {count} slides have features in {folder}: none to encode'
   print(
-    f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n'
-    f'{len(paths)} slides to encode, {done} done before',
+    f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n{left}',
     flush=True,
   )
+  if not paths:
+    return {}
   batch, failures = batch or encoders.default_batch(), {}
   batches = _batches(_read(cohort, paths, encoder, batch, failures), batch)
   idle = 0.0
@@ -151,7 +155,9 @@ def check(
       f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
       f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
     )
-  Findings([*problems, *unread.values(), *faults], caught).close()
+  findings = Findings([*problems, *unread.values(), *faults], caught)
+  findings.add_folder(features_dir)
+  findings.close()
 
 
 def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int:

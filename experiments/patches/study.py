@@ -156,12 +156,13 @@ def run(
   counts, here = list(material.tables()), paper.differences(recipe)
   show('\n\n'.join([material.note, *(t.terminal() for t in counts), here]))
   findings = Findings(warnings=[*material.warnings])
+  path = output.folder(paper.name)
   if check:
     material.check(findings)
+    findings.add_folder(path)
     findings.close()
   if parallel.is_first():
     findings.warn()
-  path = output.folder(paper.name)
   with results.opened(path, options, material.inputs) as folder:
     faults, shown = [], []
     for item in stages(Study(folder, recipe, output.seed)):

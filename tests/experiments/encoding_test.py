@@ -458,7 +458,7 @@ def test_an_encoder_returns_a_finite_row_of_each_tile(paths, tmp_path):
 
 
 def test_slides_are_written_as_they_finish_and_never_again(
-  paths, tmp_path, monkeypatch
+  paths, tmp_path, monkeypatch, capsys
 ):
   calls = []
 
@@ -484,6 +484,11 @@ def test_slides_are_written_as_they_finish_and_never_again(
   assert len(calls) == 5  # The 25 tiles of d alone.
   assert opened == paths[3:]
   assert {p: p.stat().st_mtime_ns for p in first} == first
+  capsys.readouterr()
+  assert not extract(paths, tmp_path, small_slides.encoder(calls), batch=5)
+  printed = capsys.readouterr()
+  assert f'all 4 slides have features in {tmp_path}' in printed.out
+  assert '0/0' not in printed.err and len(calls) == 5
 
 
 def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
@@ -628,6 +633,8 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   assert code == 1 and 'holds features of another encoder' in printed
   code, printed = check(*flags, f'--weights={name}')
   assert code == 0 and '1 have features; at most 0 tiles' in printed
+  code, printed = check(*flags, f'--features_dir={boxes[0]}/new')
+  assert code == 1 and f'problem: {boxes[0]}: there is a file' in printed
 
 
 def test_requests_that_cannot_be_met_say_why(tmp_path):
