@@ -249,6 +249,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     OSError: if it cannot be written; names `path` if no other file.
   """
   path = Path(path)
+  if path.is_dir():
+    raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   _sweep(path.parent.resolve())
   code = f'{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}'
