@@ -125,8 +125,8 @@ def explained(
       return 1, 'error: ' + NO_FOLDER.format(e.filename)
   if isinstance(error, IsADirectoryError) and error.filename:
     return 1, (
-      f'error: {error.filename}: there is a folder, where a file is needed. Name'
-      ' a file in it, or move it away.'
+      f'error: {error.filename}: there is a folder, where a file is needed.'
+      ' Name a file in it, or move it away.'
     )
   if isinstance(error, PermissionError) and error.filename:
     return 1, (
