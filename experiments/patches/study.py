@@ -14,11 +14,12 @@ prints, writes and puts into report.html.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
-from experiments.run.check import Findings
+from experiments.run.check import Findings, gathered
 from experiments.run.start import Output, show
 from kmil_jax import parallel
 
@@ -48,6 +49,23 @@ class Material:
   def tables(self) -> Iterator[Table]:
     """Yields what there is, before anything is trained."""
     yield from ()
+
+
+def gathers_warnings(open_material: Callable) -> Callable:
+  """Returns the function with what it warns of in its material's warnings."""
+
+  @functools.wraps(open_material)
+  def opened(*args: Any, **kwargs: Any) -> Material:
+    caught = []
+    try:
+      with gathered(caught):
+        material = open_material(*args, **kwargs)
+    except Exception:
+      Findings(warnings=caught).warn()
+      raise
+    return dataclasses.replace(material, warnings=[*caught, *material.warnings])
+
+  return opened
 
 
 @dataclasses.dataclass(frozen=True)
