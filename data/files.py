@@ -95,6 +95,16 @@ def broken(path: Path) -> bool:
   return path.is_symlink() and not path.exists()
 
 
+def link_fault(path: Path) -> str:
+  """Returns what is wrong with a link to what is not there; '' of others."""
+  if not os.path.islink(path) or exists(path):
+    return ''
+  return (
+    f'{path}: a link to {path.readlink()}, which does not exist. Mend the link'
+    ' or remove it.'
+  )
+
+
 def hidden(name: str) -> bool:
   """Returns whether a file or folder of that name is for nobody to see."""
   return name.startswith('.') or name == '__MACOSX'
@@ -124,12 +134,6 @@ def hash_of_edges(path: Path, middle: bool = False) -> str:
 def clean(text: str) -> str:
   """Returns a text as it is compared: Unicode NFC, without spaces about it."""
   return unicodedata.normalize('NFC', text).strip()
-
-
-def spelled(path: Path) -> Path:
-  """Returns the path with its name as on disk: macOS takes accents apart."""
-  apart = path.with_name(unicodedata.normalize('NFD', path.name))
-  return apart if apart != path and not exists(path) else path
 
 
 def exists(path: Path) -> bool:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import files, images
 from data.labelled_tiles import TileError
-from data.labels import leaks
+from data.labels import hints, leaks
 from data.tile_sources import on_white
 
 MPP = 1.0  # Micrometres per pixel of what `NodeImages.read` returns.
@@ -19,7 +19,7 @@ COLUMNS = ('image_id', 'patient_id', 'part')
 PARTS = ('development', 'test')
 LABELS = ('negative', 'positive')
 _LEAST_SIDE = 40  # Pixels at `MPP` that both sides must have.
-_SUFFIXES = ('.png', '.tif', '.tiff', '.PNG', '.TIF', '.TIFF')
+_SUFFIXES = ('.png', '.tif', '.tiff')  # Or in capitals.
 _COLOURS = ('RGB', 'RGBA', 'L', 'LA', 'P')
 _MASKS = ('1', 'L', 'LA', 'P', 'I', 'I;16', 'RGB', 'RGBA')
 
@@ -89,11 +89,11 @@ def load(
     ImageError: naming all rows and files at fault.
   """
   rows = _rows(images_csv)
-  images_dir, masks_dir = pathlib.Path(images_dir), pathlib.Path(masks_dir)
+  folders = [_Folder(pathlib.Path(path)) for path in (images_dir, masks_dir)]
   faults, checked = [], []
   for row in rows:
     try:
-      checked.append(_check(row, images_dir, masks_dir, mpp))
+      checked.append(_check(row, *folders, mpp))
     except ImageError as e:
       faults.append(str(e))
   if not faults:
@@ -150,21 +150,41 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   return sorted(rows, key=lambda row: row['image_id'])
 
 
+class _Folder:
+  """The files of a folder by their names, less the extension."""
+
+  def __init__(self, path: pathlib.Path):
+    self.path, self._files = path, collections.defaultdict(list)
+    for file in files.listed(path, pattern='*'):
+      self._files[files.clean(file.stem)].append(file)
+
+  def find(self, name: str) -> pathlib.Path | None:
+    paths = [p for p in self._files[name] if p.suffix.lower() in _SUFFIXES]
+    if len(paths) > 1:
+      raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
+    return paths[0] if paths else None
+
+  def hint(self, name: str) -> str:
+    """Returns what may be meant by a name that was not found."""
+    if others := [path.name for path in self._files[name]]:
+      return f'. There is {", ".join(others)}: convert it'
+    names = [other for other, paths in self._files.items() if paths]
+    return hints([name], names, '{} in the table, {} on disk')
+
+
 def _check(
-  row: dict[str, str],
-  images_dir: pathlib.Path,
-  masks_dir: pathlib.Path,
-  mpp: float,
+  row: dict[str, str], images: _Folder, masks: _Folder, mpp: float
 ) -> tuple[bool, pathlib.Path, pathlib.Path | None, bytes]:
   """Returns whether there is tumour, the files, and a hash of the image."""
   name, label = row['image_id'], row.get('label', '')
-  image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
+  image_path, mask_path = images.find(name), masks.find(name)
   if image_path is None:
-    raise ImageError(f'{images_dir / name}.png or .tif is missing')
+    path, hint = images.path / name, images.hint(name)
+    raise ImageError(f'{path}.png or .tif is missing{hint}')
   if mask_path is None and label != 'negative':
     raise ImageError(
-      f'{image_path} has no mask in {masks_dir}: add one, or say in a column'
-      ' label that the image is negative'
+      f'{image_path} has no mask in {masks.path}: add one, or say in a column'
+      f' label that the image is negative{masks.hint(name)}'
     )
   image, mask = _read(image_path, mask_path, mpp)
   positive, content = bool(mask.any()), hashlib.sha256(image.tobytes()).digest()
@@ -172,15 +192,6 @@ def _check(
     content = 'marks tumour' if positive else 'is empty'
     raise ImageError(f'{mask_path} {content}, but the label is {label}')
   return positive, image_path, mask_path, content
-
-
-def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  paths = [files.spelled(folder / f'{name}{s}') for s in _SUFFIXES]
-  paths = [path for path in paths if files.exists(path)]
-  # Disks of macOS and Windows do not tell capitals apart.
-  if len(paths) > 1 and not paths[0].samefile(paths[1]):
-    raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
-  return paths[0] if paths else None
 
 
 def _read(

@@ -117,11 +117,8 @@ class Slide:
     self._files.close()
 
   def _open(self) -> openslide.OpenSlide:
-    if files.broken(self.path):
-      raise SlideError(
-        f'{self.path}: a link to {self.path.readlink()}, which does not exist.'
-        ' Mend the link or remove it.'
-      )
+    if fault := files.link_fault(self.path):
+      raise SlideError(fault)
     data = self.path.with_suffix('')
     if self.path.suffix.lower() == '.mrxs' and not data.is_dir():
       raise SlideError(
