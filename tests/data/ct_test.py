@@ -411,10 +411,7 @@ def tilt(folder):
     ),
     (lambda f: write_slice(f, 0, t0008_0060='MR'), 'its modality is MR'),
     (cut_slice, r'im03\.dcm'),
-    (
-      lambda f: (f / 'im11.dcm').symlink_to(f / 'gone.dcm'),
-      r'im11\.dcm: a link to .*gone\.dcm, which does not exist',
-    ),
+    (lambda f: (f / 'im11.dcm').symlink_to('gone'), r'im11\.dcm: a link to g'),
     (
       lambda f: (f / 'im03.dcm').write_bytes(b'nothing'),
       r'im03\.dcm: no DICOM file',
