@@ -1,6 +1,8 @@
 """Labelled tiles of a study: their files, parts, hash and check."""
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -118,6 +120,36 @@ def fingerprint(tiles: LabelledTiles) -> str:
   return digest.hexdigest()
 
 
+def shared(tiles: LabelledTiles) -> list[str]:
+  """Returns a warning of equal tiles of several groups, if there are any.
+
+  Those of one colour, as of glass, may be equal. All are decoded; one that
+  cannot be is named where tiles are used.
+  """
+  owners = collections.defaultdict(dict)
+  with contextlib.suppress(TileError):
+    for rows in _blocks(tiles):
+      for row, image in zip(rows, tiles.load(rows), strict=True):
+        if (image != image[0, 0]).any():
+          same = owners[hashlib.sha256(image).digest()]
+          same[str(tiles.id[row])] = tiles.group[row]
+  pairs = [
+    ' and '.join(list(same)[:3])
+    for same in owners.values()
+    if len(set(same.values())) > 1
+  ]
+  return [
+    f'{len(pairs)} tiles are there under several patients, which may be in'
+    f' several parts: {first_of(pairs)}. Keep each once.'
+  ] * bool(pairs)
+
+
+def _blocks(tiles: LabelledTiles) -> Iterator[np.ndarray]:
+  """Yields the rows of tiles, some at a time."""
+  for first in range(0, len(tiles), _AT_ONCE):
+    yield np.arange(first, min(first + _AT_ONCE, len(tiles)))
+
+
 def counts(sets: Mapping[str, LabelledTiles], title: str) -> Table:
   """Returns a table of tiles and patients of each class, in the file tiles.csv.
 
@@ -149,9 +181,9 @@ def check(
       the parts does.
   """
   for name, tiles in sets.items():
-    for first in range(0, len(tiles), _AT_ONCE):
+    for rows in _blocks(tiles):
       try:
-        tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
+        tiles.load(rows)
       except TileError as e:
         findings.problems.append(f'{name}: {e}')
   for demand in demands:

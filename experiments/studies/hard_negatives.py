@@ -220,7 +220,12 @@ def open_material(
   sets = dict(zip(PARTS, map(annotated.take, split), strict=True))
   sets['pool'] = pool
   return TilesAndPool(
-    annotated, sets, hard, note=note, is_phantom=data.is_phantom
+    annotated,
+    sets,
+    hard,
+    note=note,
+    is_phantom=data.is_phantom,
+    warnings=patch_tiles.shared(tiles),
   )
 
 
