@@ -92,12 +92,19 @@ def read(
   for folder in (masks_dir, detections_dir):
     if not folder.is_dir():
       raise DetectionError(f'{folder}: no such folder. Give another one.')
-  cases = {
-    path.stem: path for path in files.listed(detections_dir, ('.csv',), '*')
-  }
+  there = files.listed(detections_dir, pattern='*')
+  cases = {path.stem: path for path in there if path.suffix.lower() == '.csv'}
   masks, problems = {}, []
+  others = [path.name for path in there if path not in cases.values()]
+  left_out = (
+    f'{detections_dir}: left out, as their names do not end in .csv:'
+    f' {files.first_of(others)}. Rename those that are detections.'
+  )
   if not cases:
     problems.append(f'{detections_dir}: no <case>.csv. Each slide needs one.')
+    problems += [left_out] * bool(others)
+  elif others and findings:
+    findings.warnings.append(left_out)
   for path in files.listed(masks_dir, pattern='*'):
     named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
     if bool(named) != (path.suffix.lower() == '.png'):
