@@ -67,6 +67,18 @@ def listed(
   )
 
 
+def left_out(
+  folder: Path, extensions: Collection[str], pattern: str = '**/*'
+) -> list[str]:
+  """Returns a line on the files of other extensions, see `listed`, if any."""
+  everything = listed(folder, pattern=pattern)
+  names = [p.name for p in everything if p.suffix.lower() not in extensions]
+  return [
+    f'{folder}: left out, as their names do not end in {", ".join(extensions)}:'
+    f' {first_of(names)}. Convert or rename those that are meant.'
+  ] * bool(names)
+
+
 def _below(folder: Path) -> Iterator[Path]:
   """Yields what is below a folder; one that is reached twice counts once.
 

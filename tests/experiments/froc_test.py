@@ -71,7 +71,7 @@ def test_the_script_prints_json_alone_or_a_table_and_draws(
   script.main(['froc', *flags])
   printed = capsys.readouterr()
   assert '3 slides, 3 lesions' in printed.out
-  assert 'do not end in .csv: test_003.txt. Rename' in printed.err
+  assert 'do not end in .csv: test_003.txt. Convert' in printed.err
   with pytest.raises(SystemExit, match='Give --masks_dir'):
     script.main(['froc', flags[1]])
 
