@@ -15,7 +15,7 @@ from experiments.encoding.tiles import SlideTiles, few
 
 _PICTURE = 1000  # Pixels of the longer side.
 _SHOWN = 8  # Tiles at full size, below the slide.
-_GAP = 8  # Pixels between them.
+_GAP = 8  # Pixels between them; above them, where their numbers are, twice.
 _TISSUE_COLOUR = (0, 140, 60)
 _TILE_COLOUR = (30, 60, 220)
 _COLOURS = (130, 130, 130), _TILE_COLOUR, (230, 90, 0)  # Blurred, all, shown.
@@ -61,7 +61,8 @@ def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
   Each is a contact sheet: the slide, the edge of its tissue in green, all tiles
   that would be taken in blue and, in orange, those that are shown below at full
   size; in grey those that are left out for their blur, some of which are shown
-  below the others. Of a slide that would yield no tile it shows the tissue.
+  below the others. What is shown is numbered in both places. Of a slide that
+  would yield no tile it shows the tissue.
 
   Returns:
     By slide that would fail the reason.
@@ -90,9 +91,12 @@ def _sheet(
       shown = few(grid, _SHOWN)
       for part, colour in zip((blurred, grid, shown), _COLOURS, strict=True):
         _frame(sheet, slide, part.coords, side, colour)
+      first, scale = 1, sheet.width / slide.width
       for part in (shown, few(blurred, _SHOWN)):
+        _number(sheet, (part.coords + part.size_level0 / 2) * scale, first)
         for tiles in cohort.read(slide, part, _SHOWN):
-          sheet = _with_tiles(sheet, tiles)
+          sheet = _with_tiles(sheet, tiles, first)
+        first += len(part.coords)
     finally:  # Without tiles, too.
       _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
   return len(coords), len(grid.blurred)
@@ -159,17 +163,29 @@ def _frame(
     pen.rectangle([*box.round()], outline=colour)
 
 
-def _with_tiles(picture: Image.Image, tiles: np.ndarray) -> Image.Image:
-  """Returns a picture with tiles, in rows, below it."""
-  step = tiles.shape[1] + _GAP
-  width = max(_PICTURE, step)
-  columns = width // step
-  rows = -(-len(tiles) // columns)
-  height = picture.height + _GAP + rows * step
+def _number(picture: Image.Image, places: np.ndarray, first: int) -> None:
+  """Writes numbers on white, each with its middle at a place."""
+  pen = ImageDraw.Draw(picture)
+  for number, place in enumerate(places.tolist(), first):
+    box = pen.textbbox(place, str(number), anchor='mm')
+    pen.rectangle([*np.add(box, (-2, -1, 2, 1))], 'white')
+    pen.text(place, str(number), 'black', anchor='mm')
+
+
+def _with_tiles(
+  picture: Image.Image, tiles: np.ndarray, first: int
+) -> Image.Image:
+  """Returns a picture with tiles, in rows and with numbers, below it."""
+  size = tiles.shape[1]
+  width = max(_PICTURE, size + _GAP)
+  columns = width // (size + _GAP)
+  y, x = np.divmod(np.arange(len(tiles)), columns)
+  corners = np.stack([x * (size + _GAP), y * (size + 2 * _GAP)], 1)
+  corners += (0, picture.height + 2 * _GAP)
+  height = corners[-1, 1] + size + _GAP
   sheet = Image.new('RGB', (width, height), 'white')
   sheet.paste(picture)
-  for i, tile in enumerate(tiles):
-    y, x = divmod(i, columns)
-    place = x * step, picture.height + _GAP + y * step
-    sheet.paste(Image.fromarray(tile), place)
+  for tile, corner in zip(tiles, corners.tolist(), strict=True):
+    sheet.paste(Image.fromarray(tile), tuple(corner))
+  _number(sheet, np.add(corners, (size / 2, -_GAP)), first)
   return sheet

@@ -205,7 +205,7 @@ def test_blurred_tiles_are_left_out_if_asked(paths, tmp_path, capsys):
     and not (sheet[:320, :60] == (130, 130, 130)).all(2).any()
   )
   # Below the slide five that are taken, and below these some that are not.
-  assert np.ptp(sheet[330:390, 2:60]) > 30 and np.ptp(sheet[410:470, 2:60]) < 9
+  assert np.ptp(sheet[338:398, 2:60]) > 30 and np.ptp(sheet[426:486, 2:60]) < 9
 
 
 def test_shapes_beside_the_pictures_are_the_tissue_and_the_tiles(tmp_path):
@@ -414,8 +414,15 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   assert (blue | orange).all() and blue.any() and orange.any()
   with slides.Slide(paths[3]) as slide:
     last = slide.read(256, 256, 0, 64, 64)  # Of 8 tiles shown, the first row.
-    place = sheets['d'][328:392, 7 * 72 : 7 * 72 + 64]
+    place = sheets['d'][336:400, 7 * 72 : 7 * 72 + 64]
     np.testing.assert_array_equal(place, last)
+  # Its number, 8, stands above it and in the middle of its frame.
+  above, within = (
+    sheets['d'][y - 4 : y + 4, x - 3 : x + 3]
+    for x, y in ((7 * 72 + 32, 328), (288, 288))
+  )
+  np.testing.assert_array_equal(above, within)
+  assert len(np.unique(above)) > 2
   # Outlined: the last of the four tiles ends at 192.
   flags = '--min_tissue=0', f'--regions_dir={regions}'
   sheet = preview(paths[3].parent, out, *flags)['d']
