@@ -164,9 +164,9 @@ def _numbers(record: Record) -> Iterator[Caution]:
   if few and select != 'last' and any(record.history.values()):
     yield Caution(
       'Epoch chosen on few slides',
-      f'Folds {_listed(few)}: the epoch kept is the best of {min(few.values())}'
-      f' to {max(few.values())} validation slides, which is partly luck. Look'
-      ' at other seeds (--seeds), or keep the last epoch (--select=last).',
+      f'Folds {_listed(few)}: as few as {min(few.values())} validation slides'
+      ' chose the epoch that was kept, which is partly luck. Look at other'
+      ' seeds (--seeds), or keep the last epoch (--select=last).',
     )
   last = [f for f, lines in record.history.items() if _improves(lines, select)]
   if last and select != 'last':

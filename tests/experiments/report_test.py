@@ -393,7 +393,7 @@ def test_a_browser_shows_it(run):
     # Figures of both cohorts, four charts, heat maps.
     assert len(images) == 7 + 4 + 24 and min(images) > 10
     assert shown.evaluate('typeof hacked') == 'undefined'
-    for width in (1280, 800):
+    for width in (1280, 800, 390):
       shown.resize(width, 800)
       assert shown.evaluate('document.documentElement.scrollWidth') == width
     assert shown.requests == [address] and shown.problems == []
