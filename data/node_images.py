@@ -1,6 +1,7 @@
 """Reads images of lymph nodes with masks of their tumour."""
 
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import pathlib
@@ -11,7 +12,7 @@ from PIL import Image
 
 from data import files, images
 from data.labelled_tiles import TileError
-from data.labels import hints, leaks
+from data.labels import leaks
 from data.tile_sources import on_white
 
 MPP = 1.0  # Micrometres per pixel of what `NodeImages.read` returns.
@@ -89,11 +90,15 @@ def load(
     ImageError: naming all rows and files at fault.
   """
   rows = _rows(images_csv)
-  folders = [_Folder(pathlib.Path(path)) for path in (images_dir, masks_dir)]
+  images_dir, masks_dir = pathlib.Path(images_dir), pathlib.Path(masks_dir)
+  there = collections.defaultdict(list)  # By path without the extension.
+  for folder in {images_dir, masks_dir}:
+    for path in files.listed(folder, pattern='*'):
+      there[folder / files.clean(path.stem)].append(path)
   faults, checked = [], []
   for row in rows:
     try:
-      checked.append(_check(row, *folders, mpp))
+      checked.append(_check(row, images_dir, masks_dir, mpp, there))
     except ImageError as e:
       faults.append(str(e))
   if not faults:
@@ -150,41 +155,33 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   return sorted(rows, key=lambda row: row['image_id'])
 
 
-class _Folder:
-  """The files of a folder by their names, less the extension."""
-
-  def __init__(self, path: pathlib.Path):
-    self.path, self._files = path, collections.defaultdict(list)
-    for file in files.listed(path, pattern='*'):
-      self._files[files.clean(file.stem)].append(file)
-
-  def find(self, name: str) -> pathlib.Path | None:
-    paths = [p for p in self._files[name] if p.suffix.lower() in _SUFFIXES]
-    if len(paths) > 1:
-      raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
-    return paths[0] if paths else None
-
-  def hint(self, name: str) -> str:
-    """Returns what may be meant by a name that was not found."""
-    if others := [path.name for path in self._files[name]]:
-      return f'. There is {", ".join(others)}: convert it'
-    names = [other for other, paths in self._files.items() if paths]
-    return hints([name], names, '{} in the table, {} on disk')
+def _find(paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """Returns the one of some files that can be read; None if none can."""
+  found = [path for path in paths if path.suffix.lower() in _SUFFIXES]
+  if len(found) > 1:
+    raise ImageError(f'{found[0]} and {found[1]}: which of them is it?')
+  return found[0] if found else None
 
 
 def _check(
-  row: dict[str, str], images: _Folder, masks: _Folder, mpp: float
+  row: dict[str, str],
+  images_dir: pathlib.Path,
+  masks_dir: pathlib.Path,
+  mpp: float,
+  there: Mapping[pathlib.Path, Sequence[pathlib.Path]],
 ) -> tuple[bool, pathlib.Path, pathlib.Path | None, bytes]:
   """Returns whether there is tumour, the files, and a hash of the image."""
   name, label = row['image_id'], row.get('label', '')
-  image_path, mask_path = images.find(name), masks.find(name)
+  some = [there[folder / name] for folder in (images_dir, masks_dir)]
+  image_path, mask_path = map(_find, some)
+  other = [f'. There is {files.first_of(s)}' * bool(s) for s in some]
   if image_path is None:
-    path, hint = images.path / name, images.hint(name)
-    raise ImageError(f'{path}.png or .tif is missing{hint}')
+    path = images_dir / name
+    raise ImageError(f'{path}.png or .tif is missing{other[0]}')
   if mask_path is None and label != 'negative':
     raise ImageError(
-      f'{image_path} has no mask in {masks.path}: add one, or say in a column'
-      f' label that the image is negative{masks.hint(name)}'
+      f'{image_path} has no mask in {masks_dir}: add one, or say in a column'
+      f' label that the image is negative{other[1]}'
     )
   image, mask = _read(image_path, mask_path, mpp)
   positive, content = bool(mask.any()), hashlib.sha256(image.tobytes()).digest()

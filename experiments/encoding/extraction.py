@@ -74,15 +74,14 @@ def extract(
       ' features:\n' + '\n'.join(faults)
     )
   count, done = len(cohort.paths), len(cohort.paths) - len(paths)
-  left = f'{len(paths)} slides to encode, {done} done before'
   if not paths:
-    left = f'all {count} slides have features in {folder}: none to encode'
+    print(f'all {count} slides have features in {folder}: none to encode')
+    return {}
   print(
-    f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n{left}',
+    f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n'
+    f'{len(paths)} slides to encode, {done} done before',
     flush=True,
   )
-  if not paths:
-    return {}
   batch, failures = batch or encoders.default_batch(), {}
   batches = _batches(_read(cohort, paths, encoder, batch, failures), batch)
   idle = 0.0

@@ -93,7 +93,9 @@ def _sheet(
         _frame(sheet, slide, part.coords, side, colour)
       first, scale = 1, sheet.width / slide.width
       for part in (shown, few(blurred, _SHOWN)):
-        _number(sheet, (part.coords + part.size_level0 / 2) * scale, first)
+        for number, corner in enumerate(part.coords, first):
+          middle = (corner + part.size_level0 / 2) * scale
+          _number(sheet, tuple(middle), number)
         for tiles in cohort.read(slide, part, _SHOWN):
           sheet = _with_tiles(sheet, tiles, first)
         first += len(part.coords)
@@ -163,29 +165,31 @@ def _frame(
     pen.rectangle([*box.round()], outline=colour)
 
 
-def _number(picture: Image.Image, places: np.ndarray, first: int) -> None:
-  """Writes numbers on white, each with its middle at a place."""
-  pen = ImageDraw.Draw(picture)
-  for number, place in enumerate(places.tolist(), first):
-    box = pen.textbbox(place, str(number), anchor='mm')
-    pen.rectangle([*np.add(box, (-2, -1, 2, 1))], 'white')
-    pen.text(place, str(number), 'black', anchor='mm')
+def _number(
+  picture: Image.Image, place: tuple[float, float], number: int
+) -> None:
+  """Writes a number on white, with its middle at a place."""
+  pen, text = ImageDraw.Draw(picture), str(number)
+  left, top, right, bottom = pen.textbbox(place, text, anchor='mm')
+  pen.rectangle([left - 2, top - 1, right + 2, bottom + 1], 'white')
+  pen.text(place, text, 'black', anchor='mm')
 
 
 def _with_tiles(
   picture: Image.Image, tiles: np.ndarray, first: int
 ) -> Image.Image:
-  """Returns a picture with tiles, in rows and with numbers, below it."""
+  """Returns a picture with tiles, in rows and numbered, below it."""
   size = tiles.shape[1]
   width = max(_PICTURE, size + _GAP)
   columns = width // (size + _GAP)
-  y, x = np.divmod(np.arange(len(tiles)), columns)
-  corners = np.stack([x * (size + _GAP), y * (size + 2 * _GAP)], 1)
-  corners += (0, picture.height + 2 * _GAP)
-  height = corners[-1, 1] + size + _GAP
+  rows = -(-len(tiles) // columns)
+  height = picture.height + _GAP + rows * (size + 2 * _GAP)
   sheet = Image.new('RGB', (width, height), 'white')
   sheet.paste(picture)
-  for tile, corner in zip(tiles, corners.tolist(), strict=True):
-    sheet.paste(Image.fromarray(tile), tuple(corner))
-  _number(sheet, np.add(corners, (size / 2, -_GAP)), first)
+  for i, tile in enumerate(tiles):
+    y, x = divmod(i, columns)
+    left = x * (size + _GAP)
+    top = picture.height + 2 * _GAP + y * (size + 2 * _GAP)
+    sheet.paste(Image.fromarray(tile), (left, top))
+    _number(sheet, (left + size / 2, top - _GAP), first + i)
   return sheet

@@ -57,13 +57,10 @@ def gathers_warnings(open_material: Callable) -> Callable:
   @functools.wraps(open_material)
   def opened(*args: Any, **kwargs: Any) -> Material:
     caught = []
-    try:
-      with gathered(caught):
-        material = open_material(*args, **kwargs)
-    except Exception:
-      Findings(warnings=caught).warn()
-      raise
-    return dataclasses.replace(material, warnings=[*caught, *material.warnings])
+    with gathered(caught):
+      material = open_material(*args, **kwargs)
+    caught += material.warnings
+    return dataclasses.replace(material, warnings=caught)
 
   return opened
 

@@ -1,7 +1,7 @@
 """Labelled tiles of a study: their files, parts, hash and check."""
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import hashlib
@@ -128,7 +128,9 @@ def shared(tiles: LabelledTiles) -> list[str]:
   """
   owners = collections.defaultdict(dict)
   with contextlib.suppress(TileError):
-    for rows in _blocks(tiles):
+    for rows in np.array_split(
+      np.arange(len(tiles)), len(tiles) // _AT_ONCE + 1
+    ):
       for row, image in zip(rows, tiles.load(rows), strict=True):
         if (image != image[0, 0]).any():
           same = owners[hashlib.sha256(image).digest()]
@@ -142,12 +144,6 @@ def shared(tiles: LabelledTiles) -> list[str]:
     f'{len(pairs)} tiles are there under several patients, which may be in'
     f' several parts: {first_of(pairs)}. Keep each once.'
   ] * bool(pairs)
-
-
-def _blocks(tiles: LabelledTiles) -> Iterator[np.ndarray]:
-  """Yields the rows of tiles, some at a time."""
-  for first in range(0, len(tiles), _AT_ONCE):
-    yield np.arange(first, min(first + _AT_ONCE, len(tiles)))
 
 
 def counts(sets: Mapping[str, LabelledTiles], title: str) -> Table:
@@ -181,7 +177,9 @@ def check(
       the parts does.
   """
   for name, tiles in sets.items():
-    for rows in _blocks(tiles):
+    for rows in np.array_split(
+      np.arange(len(tiles)), len(tiles) // _AT_ONCE + 1
+    ):
       try:
         tiles.load(rows)
       except TileError as e:

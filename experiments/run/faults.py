@@ -123,16 +123,11 @@ def explained(
   for e in _chain(error):
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
       return 1, 'error: ' + NO_FOLDER.format(e.filename)
-  if isinstance(error, IsADirectoryError) and error.filename:
-    return 1, (
-      f'error: {error.filename}: there is a folder, where a file is needed.'
-      ' Name a file in it, or move it away.'
-    )
-  if isinstance(error, PermissionError) and error.filename:
-    return 1, (
-      f'error: {error.filename}: you may not read or write there. Give another'
-      ' place, or change its permissions.'
-    )
+  if isinstance(error, IsADirectoryError | PermissionError) and error.filename:
+    what = 'you may not read or write there'
+    if isinstance(error, IsADirectoryError):
+      what = 'there is a folder, where a file is needed'
+    return 1, f'error: {error.filename}: {what}. Give another path.'
   lost = any(_POD.search(str(e)) for e in _chain(error))
   if lost and jax.distributed.is_initialized():
     return 1, _LOST
