@@ -126,11 +126,9 @@ def shared(tiles: LabelledTiles) -> list[str]:
   Those of one colour, as of glass, may be equal. All are decoded; one that
   cannot be is named where tiles are used.
   """
-  owners = collections.defaultdict(dict)
+  owners, n = collections.defaultdict(dict), len(tiles)
   with contextlib.suppress(TileError):
-    for rows in np.array_split(
-      np.arange(len(tiles)), len(tiles) // _AT_ONCE + 1
-    ):
+    for rows in np.array_split(np.arange(n), n // _AT_ONCE + 1):
       for row, image in zip(rows, tiles.load(rows), strict=True):
         if (image != image[0, 0]).any():
           same = owners[hashlib.sha256(image).digest()]
@@ -177,11 +175,9 @@ def check(
       the parts does.
   """
   for name, tiles in sets.items():
-    for rows in np.array_split(
-      np.arange(len(tiles)), len(tiles) // _AT_ONCE + 1
-    ):
+    for first in range(0, len(tiles), _AT_ONCE):
       try:
-        tiles.load(rows)
+        tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
       except TileError as e:
         findings.problems.append(f'{name}: {e}')
   for demand in demands:
