@@ -202,7 +202,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
   remote = not isinstance(path, Path)
   try:
     if not path.exists():
-      raise FeatureError(f'{path}: no such file. Extract the slide first.')
+      absent = f'{path}: no such file. Extract the slide first.'
+      raise FeatureError((not remote and files.link_fault(path)) or absent)
     if path.suffix.lower() == _PT:
       tensor = torch_files.load(path)
       if not isinstance(tensor, torch_files.Tensor):

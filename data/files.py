@@ -67,6 +67,18 @@ def listed(
   )
 
 
+def left_out(
+  folder: Path, extensions: Collection[str], pattern: str = '**/*'
+) -> list[str]:
+  """Returns a line on the files of other extensions, see `listed`, if any."""
+  everything = listed(folder, pattern=pattern)
+  names = [p.name for p in everything if p.suffix.lower() not in extensions]
+  return [
+    f'{folder}: left out, as their names do not end in {", ".join(extensions)}:'
+    f' {first_of(names)}. Convert or rename those that are meant.'
+  ] * bool(names)
+
+
 def _below(folder: Path) -> Iterator[Path]:
   """Yields what is below a folder; one that is reached twice counts once.
 
@@ -93,6 +105,16 @@ def _below(folder: Path) -> Iterator[Path]:
 def broken(path: Path) -> bool:
   """Returns whether a path is a link to what is not there."""
   return path.is_symlink() and not path.exists()
+
+
+def link_fault(path: Path) -> str:
+  """Returns what is wrong with a link to what is not there; '' of others."""
+  if not os.path.islink(path) or exists(path):
+    return ''
+  return (
+    f'{path}: a link to {path.readlink()}, which does not exist. Mend the link'
+    ' or remove it.'
+  )
 
 
 def hidden(name: str) -> bool:
@@ -124,12 +146,6 @@ def hash_of_edges(path: Path, middle: bool = False) -> str:
 def clean(text: str) -> str:
   """Returns a text as it is compared: Unicode NFC, without spaces about it."""
   return unicodedata.normalize('NFC', text).strip()
-
-
-def spelled(path: Path) -> Path:
-  """Returns the path with its name as on disk: macOS takes accents apart."""
-  apart = path.with_name(unicodedata.normalize('NFD', path.name))
-  return apart if apart != path and not exists(path) else path
 
 
 def exists(path: Path) -> bool:
@@ -249,6 +265,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     OSError: if it cannot be written; names `path` if no other file.
   """
   path = Path(path)
+  if path.is_dir():
+    raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
   path.parent.mkdir(parents=True, exist_ok=True)
   _sweep(path.parent.resolve())
   code = f'{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}'

@@ -6,6 +6,8 @@ import threading
 import numpy as np
 from PIL import Image
 
+from data import files
+
 # Pixels of an image. A file can claim any number, and memory is taken for them.
 MOST = 2**30
 _OPAQUE = 128  # Least alpha of a pixel that counts.
@@ -23,6 +25,8 @@ def read(path: pathlib.Path | str, error: type[Exception]) -> Image.Image:
     error: what is raised, naming the file, if it cannot be decoded or is
       larger.
   """
+  if fault := files.link_fault(pathlib.Path(path)):
+    raise error(fault)
   try:
     with _LIMIT:
       limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

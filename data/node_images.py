@@ -1,6 +1,7 @@
 """Reads images of lymph nodes with masks of their tumour."""
 
 import collections
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import pathlib
@@ -19,7 +20,7 @@ COLUMNS = ('image_id', 'patient_id', 'part')
 PARTS = ('development', 'test')
 LABELS = ('negative', 'positive')
 _LEAST_SIDE = 40  # Pixels at `MPP` that both sides must have.
-_SUFFIXES = ('.png', '.tif', '.tiff', '.PNG', '.TIF', '.TIFF')
+_SUFFIXES = ('.png', '.tif', '.tiff')  # Or in capitals.
 _COLOURS = ('RGB', 'RGBA', 'L', 'LA', 'P')
 _MASKS = ('1', 'L', 'LA', 'P', 'I', 'I;16', 'RGB', 'RGBA')
 
@@ -90,10 +91,14 @@ def load(
   """
   rows = _rows(images_csv)
   images_dir, masks_dir = pathlib.Path(images_dir), pathlib.Path(masks_dir)
+  there = collections.defaultdict(list)  # By path without the extension.
+  for folder in {images_dir, masks_dir}:
+    for path in files.listed(folder, pattern='*'):
+      there[folder / files.clean(path.stem)].append(path)
   faults, checked = [], []
   for row in rows:
     try:
-      checked.append(_check(row, images_dir, masks_dir, mpp))
+      checked.append(_check(row, images_dir, masks_dir, mpp, there))
     except ImageError as e:
       faults.append(str(e))
   if not faults:
@@ -150,21 +155,33 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   return sorted(rows, key=lambda row: row['image_id'])
 
 
+def _find(paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """Returns the one of some files that can be read; None if none can."""
+  found = [path for path in paths if path.suffix.lower() in _SUFFIXES]
+  if len(found) > 1:
+    raise ImageError(f'{found[0]} and {found[1]}: which of them is it?')
+  return found[0] if found else None
+
+
 def _check(
   row: dict[str, str],
   images_dir: pathlib.Path,
   masks_dir: pathlib.Path,
   mpp: float,
+  there: Mapping[pathlib.Path, Sequence[pathlib.Path]],
 ) -> tuple[bool, pathlib.Path, pathlib.Path | None, bytes]:
   """Returns whether there is tumour, the files, and a hash of the image."""
   name, label = row['image_id'], row.get('label', '')
-  image_path, mask_path = _find(images_dir, name), _find(masks_dir, name)
+  some = [there[folder / name] for folder in (images_dir, masks_dir)]
+  image_path, mask_path = map(_find, some)
+  other = [f'. There is {files.first_of(s)}' * bool(s) for s in some]
   if image_path is None:
-    raise ImageError(f'{images_dir / name}.png or .tif is missing')
+    path = images_dir / name
+    raise ImageError(f'{path}.png or .tif is missing{other[0]}')
   if mask_path is None and label != 'negative':
     raise ImageError(
       f'{image_path} has no mask in {masks_dir}: add one, or say in a column'
-      ' label that the image is negative'
+      f' label that the image is negative{other[1]}'
     )
   image, mask = _read(image_path, mask_path, mpp)
   positive, content = bool(mask.any()), hashlib.sha256(image.tobytes()).digest()
@@ -172,15 +189,6 @@ def _check(
     content = 'marks tumour' if positive else 'is empty'
     raise ImageError(f'{mask_path} {content}, but the label is {label}')
   return positive, image_path, mask_path, content
-
-
-def _find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  paths = [files.spelled(folder / f'{name}{s}') for s in _SUFFIXES]
-  paths = [path for path in paths if files.exists(path)]
-  # Disks of macOS and Windows do not tell capitals apart.
-  if len(paths) > 1 and not paths[0].samefile(paths[1]):
-    raise ImageError(f'{paths[0]} and {paths[1]}: which of them is it?')
-  return paths[0] if paths else None
 
 
 def _read(

@@ -31,7 +31,7 @@ _OTHERS = frozenset(
   ' .zip'.split()
 )
 _TIFF_UNITS = {'centimeter': 1e4, 'inch': 25400.0}  # um
-_POWER = 0.2  # Relative difference of scale and objective that is warned of.
+_POWER = 0.2  # Relative difference of scales, or objective, to be warned of.
 _ANISOTROPY = 0.02  # Relative difference of mpp-x and mpp-y that is warned of.
 _ROUNDING = 2  # By which decoders of JPEG may differ.
 READERS = ('auto', 'openslide', 'tifffile')
@@ -117,11 +117,8 @@ class Slide:
     self._files.close()
 
   def _open(self) -> openslide.OpenSlide:
-    if files.broken(self.path):
-      raise SlideError(
-        f'{self.path}: a link to {self.path.readlink()}, which does not exist.'
-        ' Mend the link or remove it.'
-      )
+    if fault := files.link_fault(self.path):
+      raise SlideError(fault)
     data = self.path.with_suffix('')
     if self.path.suffix.lower() == '.mrxs' and not data.is_dir():
       raise SlideError(
@@ -508,17 +505,26 @@ def pixel_size(
     'default_mpp': [default_mpp or math.nan] * 2,
   }
   least, most = MPP_RANGE
-  for source, (x, y) in stated.items():
-    if not (least <= x <= most and least <= y <= most):
-      continue
+  usable = {
+    source: pair
+    for source, pair in stated.items()
+    if all(least <= value <= most for value in pair)
+  }
+  for source, (x, y) in usable.items():
     mean, odd = (x + y) / 2, []
+    own = sum(usable.get('openslide', usable.get('tiff', (x, y)))) / 2
     if abs(x - y) > _ANISOTROPY * mean:
       odd.append(
         f'{x:g} um/px across but {y:g} um/px down ({source}). The mean is used,'
         ' and tiles are distorted by that much.'
       )
     power, (low, high) = number('openslide.objective-power'), SCANNER_MPP
-    if not low <= mean <= high:
+    if abs(own / mean - 1) > _POWER:
+      odd.append(
+        f'{mean:g} um/px ({source}), but the slide states {own:g}. The former'
+        ' is used. Is it a mistake?'
+      )
+    elif not low <= mean <= high:
       odd.append(
         f'{mean:g} um/px ({source}), where scanners have {low:g} to {high:g}.'
         ' Is it a mistake?'

@@ -34,7 +34,7 @@ def from_folders(
 ) -> LabelledTiles:
   """Opens `<root>/<class>/*.png|jpg|jpeg`, see `from_files`.
 
-  Hidden files and files of other kinds are passed over.
+  Hidden files are passed over, and files of other kinds with a warning.
 
   Args:
     root: holds a folder for every class, at least two; classes are in the order
@@ -55,7 +55,7 @@ def from_folders(
     raise TileError(
       f'{root}: {len(classes)} folder(s) in it. One for each class is needed.'
     )
-  paths = files.listed(root, EXTENSIONS, '*/*')
+  paths = _images(root, '*/*')
   filled = {path.parent.name for path in paths}
   problems = [
     f'{root / name}: no image ({", ".join(EXTENSIONS)}) of this class. Remove'
@@ -78,7 +78,7 @@ def from_pool(
 ) -> LabelledTiles:
   """Opens all `*.png|jpg|jpeg` in a folder and below, see `from_files`.
 
-  Hidden files and files of other kinds are passed over.
+  Hidden files are passed over, and files of other kinds with a warning.
 
   Args:
     root: the folder. The patient or slide of a tile is the folder below `root`
@@ -91,7 +91,7 @@ def from_pool(
       a square of the common size.
   """
   root = pathlib.Path(root)
-  paths = files.listed(root, EXTENSIONS)
+  paths = _images(root)
   if not paths:
     raise TileError(
       f'{root}: no image ({", ".join(EXTENSIONS)}) in this folder.'
@@ -104,6 +104,12 @@ def from_pool(
     for path in paths
   ]
   return from_files(root, paths, [0] * len(paths), groups, classes)
+
+
+def _images(root: pathlib.Path, pattern: str = '**/*') -> list[pathlib.Path]:
+  for line in files.left_out(root, EXTENSIONS, pattern):
+    warnings.warn(line, stacklevel=3)
+  return files.listed(root, EXTENSIONS, pattern)
 
 
 def from_files(

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -196,7 +197,10 @@ def read_regions(
   folder, regions, faults = pathlib.Path(folder), {}, []
   if not folder.is_dir():
     raise SlideError(f'{folder}: no such folder. Check --regions_dir.')
-  for path in files.listed(folder, outlines.EXTENSIONS, '*'):
+  kind = folder, outlines.EXTENSIONS, '*'
+  for line in files.left_out(*kind):
+    warnings.warn(line, stacklevel=2)
+  for path in files.listed(*kind):
     slide = files.clean(path.stem)
     if slide not in slides:
       faults.append(f'{path}: there is no slide {slide}. Rename or remove it.')

@@ -92,6 +92,7 @@ def run(
   cohort = SlideTiles(folders.slides_dir, tiles, scale)
   target = folders.features_dir
   if look.preview:
+    target.mkdir(parents=True, exist_ok=True)
     Findings(warnings=cohort.warnings).warn()
     _close(pictures.preview(cohort, target), 'would have no features')
     return

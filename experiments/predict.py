@@ -119,7 +119,9 @@ def run(
     print(f'{len(slide_bags.ids)} slides with features')
     case_of, wrong = bags.cases(slides.csv_path, slide_bags.ids)
     if check.check:
-      Findings(slide_bags.problems(predict) + wrong).close()
+      findings = Findings(slide_bags.problems(predict) + wrong)
+      findings.add_folder(path)
+      findings.close()
     slide_bags.check()
   if wrong:
     raise PredictionError('\n'.join(wrong))

@@ -108,8 +108,8 @@ def _one_series(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, str]]:
   """Returns the tags of the slices of the folder's one CT series, by file."""
   slices = {}
   for path in files.listed(folder, pattern='*'):
-    if files.broken(path):
-      raise VolumeError(f'{path}: a link to no file. Copy the slice itself.')
+    if fault := files.link_fault(path):
+      raise VolumeError(fault)
     with path.open('rb') as file:
       is_dicom = file.read(_PREAMBLE + 4)[_PREAMBLE:] == b'DICM'
     if not is_dicom and path.suffix.lower() in ('.dcm', '.ima'):

@@ -59,7 +59,11 @@ def read(
     if value and not (value.isdecimal() and int(value)):
       faults.append(f'{VALUE} {value!r}, not a whole number from 1 on')
     paths = [folder / cells[name] for name in COLUMNS[1:3] if cells[name]]
-    faults += [f'no file {path}' for path in paths if not files.exists(path)]
+    faults += [
+      files.link_fault(path) or f'no file {path}'
+      for path in paths
+      if not files.exists(path)
+    ]
     problems += [f'row {line}: {fault}' for fault in faults]
     if not faults:
       value = int(value) if value else None

@@ -46,6 +46,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
   start.show_options(options)
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
+  material.findings.add_folder(of[start.Output].results_dir)
   if of[Check].check:
     material.findings.add_absent(options)
     check(material, *plan)

@@ -74,6 +74,9 @@ def extract(
       ' features:\n' + '\n'.join(faults)
     )
   count, done = len(cohort.paths), len(cohort.paths) - len(paths)
+  if not paths:
+    print(f'all {count} slides have features in {folder}: none to encode')
+    return {}
   print(
     f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n'
     f'{len(paths)} slides to encode, {done} done before',
@@ -151,7 +154,9 @@ def check(
       f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
       f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
     )
-  Findings([*problems, *unread.values(), *faults], caught).close()
+  findings = Findings([*problems, *unread.values(), *faults], caught)
+  findings.add_folder(features_dir)
+  findings.close()
 
 
 def _most_tiles(cohort: SlideTiles, path: pathlib.Path) -> int:

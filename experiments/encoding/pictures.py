@@ -15,7 +15,7 @@ from experiments.encoding.tiles import SlideTiles, few
 
 _PICTURE = 1000  # Pixels of the longer side.
 _SHOWN = 8  # Tiles at full size, below the slide.
-_GAP = 8  # Pixels between them.
+_GAP = 8  # Pixels between them; above them, where their numbers are, twice.
 _TISSUE_COLOUR = (0, 140, 60)
 _TILE_COLOUR = (30, 60, 220)
 _COLOURS = (130, 130, 130), _TILE_COLOUR, (230, 90, 0)  # Blurred, all, shown.
@@ -61,7 +61,8 @@ def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
   Each is a contact sheet: the slide, the edge of its tissue in green, all tiles
   that would be taken in blue and, in orange, those that are shown below at full
   size; in grey those that are left out for their blur, some of which are shown
-  below the others. Of a slide that would yield no tile it shows the tissue.
+  below the others. What is shown is numbered in both places. Of a slide that
+  would yield no tile it shows the tissue.
 
   Returns:
     By slide that would fail the reason.
@@ -90,9 +91,14 @@ def _sheet(
       shown = few(grid, _SHOWN)
       for part, colour in zip((blurred, grid, shown), _COLOURS, strict=True):
         _frame(sheet, slide, part.coords, side, colour)
+      first, scale = 1, sheet.width / slide.width
       for part in (shown, few(blurred, _SHOWN)):
+        for number, corner in enumerate(part.coords, first):
+          middle = (corner + part.size_level0 / 2) * scale
+          _number(sheet, tuple(middle), number)
         for tiles in cohort.read(slide, part, _SHOWN):
-          sheet = _with_tiles(sheet, tiles)
+          sheet = _with_tiles(sheet, tiles, first)
+        first += len(part.coords)
     finally:  # Without tiles, too.
       _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
   return len(coords), len(grid.blurred)
@@ -159,17 +165,31 @@ def _frame(
     pen.rectangle([*box.round()], outline=colour)
 
 
-def _with_tiles(picture: Image.Image, tiles: np.ndarray) -> Image.Image:
-  """Returns a picture with tiles, in rows, below it."""
-  step = tiles.shape[1] + _GAP
-  width = max(_PICTURE, step)
-  columns = width // step
+def _number(
+  picture: Image.Image, place: tuple[float, float], number: int
+) -> None:
+  """Writes a number on white, with its middle at a place."""
+  pen, text = ImageDraw.Draw(picture), str(number)
+  left, top, right, bottom = pen.textbbox(place, text, anchor='mm')
+  pen.rectangle([left - 2, top - 1, right + 2, bottom + 1], 'white')
+  pen.text(place, text, 'black', anchor='mm')
+
+
+def _with_tiles(
+  picture: Image.Image, tiles: np.ndarray, first: int
+) -> Image.Image:
+  """Returns a picture with tiles, in rows and numbered, below it."""
+  size = tiles.shape[1]
+  width = max(_PICTURE, size + _GAP)
+  columns = width // (size + _GAP)
   rows = -(-len(tiles) // columns)
-  height = picture.height + _GAP + rows * step
+  height = picture.height + _GAP + rows * (size + 2 * _GAP)
   sheet = Image.new('RGB', (width, height), 'white')
   sheet.paste(picture)
   for i, tile in enumerate(tiles):
     y, x = divmod(i, columns)
-    place = x * step, picture.height + _GAP + y * step
-    sheet.paste(Image.fromarray(tile), place)
+    left = x * (size + _GAP)
+    top = picture.height + 2 * _GAP + y * (size + 2 * _GAP)
+    sheet.paste(Image.fromarray(tile), (left, top))
+    _number(sheet, (left + size / 2, top - _GAP), first + i)
   return sheet

@@ -92,12 +92,12 @@ def read(
   for folder in (masks_dir, detections_dir):
     if not folder.is_dir():
       raise DetectionError(f'{folder}: no such folder. Give another one.')
-  cases = {
-    path.stem: path for path in files.listed(detections_dir, ('.csv',), '*')
-  }
+  kind = detections_dir, ('.csv',), '*'
+  cases = {path.stem: path for path in files.listed(*kind)}
   masks, problems = {}, []
   if not cases:
     problems.append(f'{detections_dir}: no <case>.csv. Each slide needs one.')
+    problems += files.left_out(*kind)
   for path in files.listed(masks_dir, pattern='*'):
     named = re.fullmatch(r'(.+)_mask_level(\d+)', path.stem)
     if bool(named) != (path.suffix.lower() == '.png'):
@@ -127,6 +127,7 @@ def read(
   if problems:
     raise DetectionError.listing(problems)
   if findings:
+    findings.warnings += files.left_out(*kind)
     findings.warnings += [
       f'{detections_dir}: detections hit {hits[""]} lesions, and {count} with'
       f' {how}. Write {",".join(_NAMES)} in level-0 pixels.'

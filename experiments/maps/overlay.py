@@ -23,7 +23,7 @@ from experiments.maps.tile_scores import (
 _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
-_KEYS = 5  # Tiles of highest attention that are shown.
+_KEYS = 5  # Tiles of highest attention that are shown, at most.
 _PANEL, _KEY_ROW = 4.9, 3.3  # Inches.
 _KEY = {'fill': False, 'edgecolor': 'blue', 'lw': 1.5}
 _NUMBER = {
@@ -116,7 +116,7 @@ def _ranked(layer: Layer) -> Layer:
   order = scipy.stats.rankdata(layer.values[has])
   ranks[has] = (order - 0.5) / max(has.sum(), 1)
   title = layer.title.removesuffix(', multiples of the mean')
-  scale = 'this slide alone: part of its tiles below'
+  scale = 'of this slide alone: 0.9 is above 90 % of its tiles'
   return Layer(layer.key, f'rank of {title}', ranks, scale=scale)
 
 
@@ -251,7 +251,10 @@ def draw(
       outlines cannot be read.
   """
   rings = known_outlines(path, scores.slide, outlines_dir)
-  keys = top_tiles.order(scores, 'attention')[: scores.shown.sum()][:_KEYS]
+  order = top_tiles.order(scores, 'attention')[: scores.shown.sum()]
+  # Those above the low end of the scale; one at least.
+  weighty = (scores.multiples(scores.predicted) > _SHARES[0]).sum()
+  keys = order[: max(min(weighty, _KEYS), 1)]
   with slides.Slide(path, 1.0, scores.mpp) as slide:
     width, height = slide.width, slide.height
     scores.check_slide(path, width, height)
@@ -272,7 +275,10 @@ def draw(
   title += f'\n{note}' if note else ''
   drawing.suptitle(title, color='firebrick' if is_wrong else 'black')
   maps, below = drawing.subfigures(2, height_ratios=(tall, _KEY_ROW))
-  below.suptitle('Tiles of highest attention, in order', fontsize=10)
+  title = f'Tiles of highest attention: {len(keys)} of {len(order)}, in order'
+  if len(keys) < min(_KEYS, len(order)):
+    title += f'. All others have less than {_SHARES[0]:g} of the mean'
+  below.suptitle(title, fontsize=10)
   top_tiles.draw_row(below, slide, scores, dict(enumerate(images)))
   # Grey and pale below maps: colours then mean what the scale says.
   pale = np.repeat(128 + picture.mean(2, keepdims=True) / 2, 3, 2)
@@ -327,12 +333,17 @@ def draw(
 
 def _number(ax: axes.Axes, centres: np.ndarray) -> None:
   """Numbers places from 1, in the right margin so that none hides another."""
-  order, gaps = np.argsort(centres[:, 1]), 0.12 * np.arange(len(centres))
-  places = 1 - centres[order, 1] / ax.get_ylim()[0]
+  gaps = 0.12 * np.arange(len(centres))
+  ends = np.array([ax.get_xlim()[1], ax.get_ylim()[0]])
+  from_corner = abs(centres / ends - (0, 1))
+  places = -np.sort(-from_corner[:, 1])
   places = np.minimum.accumulate(places + gaps) - gaps
   places += max(0, 0.03 - places[-1])
-  for place, i in zip(places, order, strict=True):
-    ax.annotate(str(i + 1), centres[i], (1.02, place), **_NUMBER)
+  # Of shortest lines in all, no two cross.
+  marks = np.stack([np.full(len(places), 1.02), places], 1)
+  length = scipy.spatial.distance.cdist(from_corner, marks)
+  for i, k in zip(*scipy.optimize.linear_sum_assignment(length), strict=True):
+    ax.annotate(str(i + 1), centres[i], marks[k], **_NUMBER)
 
 
 def _title(scores: TileScores, label: str | None) -> str:

@@ -14,11 +14,12 @@ prints, writes and puts into report.html.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
-from experiments.run.check import Findings
+from experiments.run.check import Findings, gathered
 from experiments.run.start import Output, show
 from kmil_jax import parallel
 
@@ -48,6 +49,20 @@ class Material:
   def tables(self) -> Iterator[Table]:
     """Yields what there is, before anything is trained."""
     yield from ()
+
+
+def gathers_warnings(open_material: Callable) -> Callable:
+  """Returns the function with what it warns of in its material's warnings."""
+
+  @functools.wraps(open_material)
+  def opened(*args: Any, **kwargs: Any) -> Material:
+    caught = []
+    with gathered(caught):
+      material = open_material(*args, **kwargs)
+    caught += material.warnings
+    return dataclasses.replace(material, warnings=caught)
+
+  return opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +171,13 @@ def run(
   counts, here = list(material.tables()), paper.differences(recipe)
   show('\n\n'.join([material.note, *(t.terminal() for t in counts), here]))
   findings = Findings(warnings=[*material.warnings])
+  path = output.folder(paper.name)
   if check:
     material.check(findings)
+    findings.add_folder(path)
     findings.close()
   if parallel.is_first():
     findings.warn()
-  path = output.folder(paper.name)
   with results.opened(path, options, material.inputs) as folder:
     faults, shown = [], []
     for item in stages(Study(folder, recipe, output.seed)):

@@ -1,6 +1,8 @@
 """Labelled tiles of a study: their files, parts, hash and check."""
 
+import collections
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -116,6 +118,30 @@ def fingerprint(tiles: LabelledTiles) -> str:
     pixels = tiles.load(np.linspace(0, len(tiles) - 1, _HASHED).astype(int))
   digest.update(np.ascontiguousarray(pixels))
   return digest.hexdigest()
+
+
+def shared(tiles: LabelledTiles) -> list[str]:
+  """Returns a warning of equal tiles of several groups, if there are any.
+
+  Those of one colour, as of glass, may be equal. All are decoded; one that
+  cannot be is named where tiles are used.
+  """
+  owners, n = collections.defaultdict(dict), len(tiles)
+  with contextlib.suppress(TileError):
+    for rows in np.array_split(np.arange(n), n // _AT_ONCE + 1):
+      for row, image in zip(rows, tiles.load(rows), strict=True):
+        if (image != image[0, 0]).any():
+          same = owners[hashlib.sha256(image).digest()]
+          same[str(tiles.id[row])] = tiles.group[row]
+  pairs = [
+    ' and '.join(list(same)[:3])
+    for same in owners.values()
+    if len(set(same.values())) > 1
+  ]
+  return [
+    f'{len(pairs)} tiles are there under several patients, which may be in'
+    f' several parts: {first_of(pairs)}. Keep each once.'
+  ] * bool(pairs)
 
 
 def counts(sets: Mapping[str, LabelledTiles], title: str) -> Table:

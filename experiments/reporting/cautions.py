@@ -11,6 +11,7 @@ from experiments.reporting.record import Record
 from experiments.run.results import Config, Folder
 
 _FEW_CASES = 10  # Tested, of one class.
+_FEW_SLIDES = 10  # That validate.
 # The column that a --select looks at, and 1 if more is better.
 _CHOSEN_BY = {
   'loss': ('val_loss', -1),
@@ -158,6 +159,15 @@ def _numbers(record: Record) -> Iterator[Caution]:
     pairs = zip(summary['folds'], reasons, strict=True)
     folds = [fold for fold, its in pairs if its == reason]
     yield Caution('No temperature', f'Folds {_listed(folds)}: {reason}.')
+  val = {fold: len(parts['val']) for fold, parts in enumerate(record.splits)}
+  few = {f: n for f, n in val.items() if f in record.folds and n < _FEW_SLIDES}
+  if few and select != 'last' and any(record.history.values()):
+    yield Caution(
+      'Epoch chosen on few slides',
+      f'Folds {_listed(few)}: as few as {min(few.values())} validation slides'
+      ' chose the epoch that was kept, which is partly luck. Look at other'
+      ' seeds (--seeds), or keep the last epoch (--select=last).',
+    )
   last = [f for f, lines in record.history.items() if _improves(lines, select)]
   if last and select != 'last':
     yield Caution(

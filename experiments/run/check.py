@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import os
+import pathlib
 import sys
 from typing import Any
 import warnings
 
-from experiments.run import options
+from experiments.run import faults, options
 from experiments.run.options import free
 
 
@@ -44,6 +46,13 @@ class Findings:
 
   problems: list[str] = dataclasses.field(default_factory=list)
   warnings: list[str] = dataclasses.field(default_factory=list)
+
+  def add_folder(self, folder: pathlib.Path) -> None:
+    """Adds a problem if a file lies where a folder is to be written."""
+    folder = folder.absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    if not there.is_dir():
+      self.problems.append(faults.NO_FOLDER.format(there))
 
   def warn(self) -> None:
     """Prints the warnings."""

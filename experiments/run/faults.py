@@ -23,6 +23,10 @@ import jax
 from kmil_jax import parallel
 
 INTERRUPTED = 130  # The exit code, as that of a shell.
+NO_FOLDER = (
+  '{}: there is a file, or a link to nothing, where a folder is needed. Give'
+  ' another folder.'
+)
 _PATIENCE = 5  # Seconds.
 _FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
@@ -118,10 +122,12 @@ def explained(
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
   for e in _chain(error):
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
-      return 1, (
-        f'error: {e.filename}: there is a file, or a link to nothing, where a'
-        ' folder is needed. Give another folder.'
-      )
+      return 1, 'error: ' + NO_FOLDER.format(e.filename)
+  if isinstance(error, IsADirectoryError | PermissionError) and error.filename:
+    what = 'you may not read or write there'
+    if isinstance(error, IsADirectoryError):
+      what = 'there is a folder, where a file is needed'
+    return 1, f'error: {error.filename}: {what}. Give another path.'
   lost = any(_POD.search(str(e)) for e in _chain(error))
   if lost and jax.distributed.is_initialized():
     return 1, _LOST

@@ -24,7 +24,7 @@ from experiments import papers
 from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
-from experiments.patches.study import File, Material, Study
+from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.run import phantoms, progress, results
 from experiments.run.options import OptionError, field, fixed, free
 from kmil_jax import intervals, metrics, parallel
@@ -162,6 +162,7 @@ class Slices(Material):
     return tiles.take(self.rows[part]) if part else tiles
 
 
+@gathers_warnings
 def open_material(data: Data, seed: int, cache_dir: pathlib.Path) -> Slices:
   """Cuts the slices of the user's volumes or of the phantom's, and splits them.
 

@@ -21,7 +21,7 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import Table
 from experiments.patches import tiles as patch_tiles
-from experiments.patches.study import Material
+from experiments.patches.study import Material, gathers_warnings
 from experiments.run import phantoms
 from experiments.run.check import Findings
 from experiments.run.options import OptionError, free
@@ -168,6 +168,7 @@ class PatchesAndSlides(Material):
     )
 
 
+@gathers_warnings
 def open_material(
   data: Data, seed: int, cache_dir: pathlib.Path
 ) -> PatchesAndSlides:

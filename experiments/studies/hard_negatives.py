@@ -20,7 +20,7 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import tiles as patch_tiles, training
-from experiments.patches.study import File, Material, Study
+from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run import phantoms, results
@@ -183,6 +183,7 @@ class TilesAndPool(Material):
     yield patch_tiles.counts(self.sets, 'Tiles')
 
 
+@gathers_warnings
 def open_material(
   data: Data, mining: Mining, seed: int, cache_dir: pathlib.Path
 ) -> TilesAndPool:
@@ -219,7 +220,12 @@ def open_material(
   sets = dict(zip(PARTS, map(annotated.take, split), strict=True))
   sets['pool'] = pool
   return TilesAndPool(
-    annotated, sets, hard, note=note, is_phantom=data.is_phantom
+    annotated,
+    sets,
+    hard,
+    note=note,
+    is_phantom=data.is_phantom,
+    warnings=patch_tiles.shared(tiles),
   )
 
 

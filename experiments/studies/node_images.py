@@ -23,7 +23,7 @@ from data.phantom import nodes
 from data.tissue import glass
 from experiments.evaluation.tables import Table
 from experiments.patches import pictures, tiles as patch_tiles
-from experiments.patches.study import File, Material, Study
+from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.training import Trained
 from experiments.run import phantoms, progress, results
 from experiments.run.options import field, free
@@ -263,6 +263,7 @@ class Nodes(Material):
     )
 
 
+@gathers_warnings
 def open_nodes(
   files: Images, design: Design, seed: int, cache_dir: pathlib.Path
 ) -> Nodes:

@@ -22,7 +22,7 @@ from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
-from experiments.patches.study import File, Material, Study
+from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run.check import Findings
@@ -446,6 +446,7 @@ class Grids(Material):
     )
 
 
+@gathers_warnings
 def open_tiles(files: Tiles, seed: int) -> Grids:
   """Opens tiles of the user.
 
@@ -463,7 +464,8 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
-  return Grids(tiles, files, seed, note=note)
+  same = patch_tiles.shared(tiles)
+  return Grids(tiles, files, seed, note=note, warnings=same)
 
 
 def cells(tiles: LabelledTiles) -> np.ndarray | None:

@@ -37,6 +37,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     f.write_text('half')
     raise OSError('no space left on device')
   assert path.read_text() == 'old'
+  with pytest.raises(IsADirectoryError) as error, replacing(tmp_path):
+    pass
+  assert error.value.filename == str(tmp_path)
   assert list(tmp_path.iterdir()) == [path]
 
 

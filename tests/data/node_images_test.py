@@ -85,7 +85,7 @@ def test_images_come_with_masks_parts_and_labels(folder):
     np.testing.assert_array_equal(pixels, picture(row, (50 + row, 60, 3)))
     assert mask.shape == pixels.shape[:2]
     assert mask.sum() == (40 if name in 'ac' else 0)
-  (folder / 'masks/a.png').rename(folder / 'masks/a.PNG')
+  (folder / 'masks/a.png').rename(folder / 'masks/a.Png')
   pixels, mask = load(folder, mpp=2.0).read(0)  # At 1 um per pixel, too.
   assert pixels.shape == (100, 120, 3)
   assert mask[20:40, 10:18].all() and mask.sum() == 160
@@ -110,6 +110,8 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
     ('masks/c.png', mask(52, 60, slice(0)), 'is empty, but the label is posit'),
     ('masks/b.png', mask(51, 60), 'marks tumour, but the label is negative'),
     ('images/a.png', None, 'images/a.png or .tif is missing'),
+    ('images/a.png', 'images/a.JPG', r'missing\. There is .*/images/a\.JPG'),
+    ('masks/c.png', 'masks/c.bmp', r'is negative\. There is .*/masks/c\.bmp'),
     ('images/a.tif', blank('RGB', kind='TIFF'), 'a.tif: which of them'),
     ('images/d.png', blank('RGB')[:80], 'd.png: cannot be read as an image'),
     ('images/a.png', blank('I;16'), 'a.png: found pixels of kind I;16'),
@@ -122,6 +124,8 @@ def test_files_that_cannot_be_used_are_named(folder, name, content, words):
   load(folder)  # It is the damage that breaks it.
   if content is None:
     (folder / name).unlink()
+  elif isinstance(content, str):
+    (folder / name).rename(folder / content)
   else:
     (folder / name).write_bytes(content)
   with pytest.raises(ImageError, match=words) as error:
@@ -164,6 +168,10 @@ def test_tables_without_an_image_of_each_kind_are_refused(folder, rows, words):
 
 
 def test_all_faults_are_listed_at_once(folder):
+  (folder / 'images/d.png').unlink()
+  (folder / 'images/d.png').symlink_to('gone.png')
+  with pytest.raises(ImageError, match=r'd\.png: a link to gone\.png, which'):
+    load(folder)
   (folder / 'images/a.png').write_text('hello')
   (folder / 'masks/c.png').unlink()
   with pytest.raises(ImageError, match=r'a.png: cannot[^\n]*\n.*c.png has no'):

@@ -248,6 +248,19 @@ def test_an_odd_scale_is_a_warning(mpp, power, words):
     assert re.search(rf'^a\.svs: .*{words}', str(caught[0].message))
 
 
+@pytest.mark.parametrize(
+  'properties', [OPENSLIDE | {'openslide.objective-power': '40'}, TAGS | INCH]
+)
+def test_a_scale_that_is_given_against_the_slides_own_is_a_warning(properties):
+  own, _ = pixel_size('a.svs', properties, None)
+  for factor in (0.5, 0.9, 1.1, 2):
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      pixel_size('a.svs', properties, None, factor * own)
+    said = [f'the slide states {own:g}' in str(w.message) for w in caught]
+    assert said == [True] * (factor in (0.5, 2))
+
+
 def test_scales_are_a_column_of_which_all_wrong_rows_are_named(tmp_path):
   path = tmp_path / 'scales.csv'
   path.write_text(

@@ -57,8 +57,10 @@ def test_folders_are_classes_and_names_begin_with_the_group(tmp_path):
   images = write_folders(tmp_path)
   (tmp_path / '.cache').mkdir()
   (tmp_path / 'no/.hidden.png').write_bytes(b'x')
-  (tmp_path / 'no/notes.txt').write_text('x')
-  tiles = from_folders(tmp_path)
+  (tmp_path / 'no/p0_no0.bmp').write_text('x')
+  with pytest.warns(UserWarning, match=r'left out, .*\.jpeg: p0_no0\.bmp\. C'):
+    tiles = from_folders(tmp_path)
+  (tmp_path / 'no/p0_no0.bmp').unlink()
   assert tiles.id.tolist() == list(images)
   assert tiles.classes == ('no', 'yes')
   assert tiles.label.tolist() == [0, 0, 0, 1, 1, 1]
@@ -132,7 +134,8 @@ def test_a_pool_is_all_images_below_a_folder(tmp_path):
   for name in (*names, '.hidden/x.png'):
     write_tile(tmp_path, name, 0)
   (tmp_path / 'notes.txt').write_text('no tile')
-  pool = tile_sources.from_pool(tmp_path, ('neg', 'pos'))
+  with pytest.warns(UserWarning, match=r'left out, .*\.jpeg: notes\.txt'):
+    pool = tile_sources.from_pool(tmp_path, ('neg', 'pos'))
   assert pool.id.tolist() == list(names) and not pool.label.any()
   assert pool.group.tolist() == ['a', 's1', 's1', 's2']
   with pytest.raises(TileError, match='no image'):

@@ -269,8 +269,12 @@ def test_outlines_belong_to_slides_by_their_names(tmp_path):
   with pytest.raises(SlideError, match='outlines: no such folder'):
     tiling.read_regions(tmp_path / 'outlines', {'a'})
   (tmp_path / 'notes.txt').write_text('not outlines')
-  with pytest.raises(SlideError, match=r'no \.json, \.geojson, \.xml of'):
+  with (
+    pytest.raises(SlideError, match=r'no \.json, \.geojson, \.xml of'),
+    pytest.warns(UserWarning, match=r'left out, .*\.xml: notes\.txt'),
+  ):
     tiling.read_regions(tmp_path, {'a'})
+  (tmp_path / 'notes.txt').unlink()
   write_outlines(tmp_path / '007.a.geojson', ring, ring)
   found = tiling.read_regions(tmp_path, {'007.a', 'b'})
   assert [ring.hole for ring in found.pop('007.a')] == [False, True]

@@ -255,7 +255,9 @@ def test_volumes_that_cannot_be_used_are_all_named(tmp_path):
     assert part in message
 
 
-def test_volumes_not_in_hu_are_warnings(tmp_path, capsys, monkeypatch):
+def test_what_is_odd_about_volumes_and_patients_is_counted(
+  tmp_path, capsys, monkeypatch
+):
   rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
   volume = volumes.read(tmp_path / 'p1_image.nii.gz')
   volumes.write(volume.path, (volume.hu + 1024).astype(np.uint16), volume)
@@ -265,18 +267,19 @@ def test_volumes_not_in_hu_are_warnings(tmp_path, capsys, monkeypatch):
   speck = np.zeros(SIZE, np.uint8)
   speck[2, 2, 2] = 1
   names = write_volume(tmp_path, 'speck', volume.hu, speck)
-  rows.append(('p99', *names, 1, CLASSES[0]))
+  rows.append(('p2', *names, 1, CLASSES[0]))
   path = write_table(tmp_path / 'nodes.csv', rows)
   monkeypatch.setattr(ct, 'stages', lambda *_: iter(()))
   flags = [f'--csv_path={path}', f'--cache_dir={tmp_path}']
   with pytest.raises(SystemExit) as ended:
     run(*flags, '--check')
   checked = capsys.readouterr().out
-  assert ended.value.code == 0 and '0 problems, 3 warnings' in checked
+  assert ended.value.code == 0 and '0 problems, 4 warnings' in checked
   warnings = [line for line in checked.splitlines() if 'warning: ' in line]
-  assert 'may not be in HU' in warnings[0] and 'p1_image' in warnings[0]
-  assert 'patients p02, p03 have the same volume' in warnings[1]
-  assert '1 row(s) have no node' in warnings[2] and 'speck' in warnings[2]
+  assert 'cases p02 and p2 look like one patient' in warnings[0]
+  assert 'may not be in HU' in warnings[1] and 'p1_image' in warnings[1]
+  assert 'patients p02, p03 have the same volume' in warnings[2]
+  assert '1 row(s) have no node' in warnings[3] and 'speck' in warnings[3]
   run(*flags, f'--results_dir={tmp_path}')  # Cut before.
   trained = capsys.readouterr().out
   assert all(warning in trained for warning in warnings)

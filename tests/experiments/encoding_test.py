@@ -202,10 +202,10 @@ def test_blurred_tiles_are_left_out_if_asked(paths, tmp_path, capsys):
   grey = (sheet[:320, 66:320] == (130, 130, 130)).all(2)
   assert (
     grey[:, ::63].any()
-    and not (sheet[:320, :60] == (130, 130, 130)).all(2).any()
+    and not (sheet[:320, :20] == (130, 130, 130)).all(2).any()
   )
   # Below the slide five that are taken, and below these some that are not.
-  assert np.ptp(sheet[330:390, 2:60]) > 30 and np.ptp(sheet[410:470, 2:60]) < 9
+  assert np.ptp(sheet[338:398, 2:60]) > 30 and np.ptp(sheet[426:486, 2:60]) < 9
 
 
 def test_shapes_beside_the_pictures_are_the_tissue_and_the_tiles(tmp_path):
@@ -414,8 +414,15 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   assert (blue | orange).all() and blue.any() and orange.any()
   with slides.Slide(paths[3]) as slide:
     last = slide.read(256, 256, 0, 64, 64)  # Of 8 tiles shown, the first row.
-    place = sheets['d'][328:392, 7 * 72 : 7 * 72 + 64]
+    place = sheets['d'][336:400, 7 * 72 : 7 * 72 + 64]
     np.testing.assert_array_equal(place, last)
+  # Its number, 8, stands above it and in the middle of its frame.
+  above, within = (
+    sheets['d'][y - 4 : y + 4, x - 3 : x + 3]
+    for x, y in ((7 * 72 + 32, 328), (288, 288))
+  )
+  np.testing.assert_array_equal(above, within)
+  assert len(np.unique(above)) > 2
   # Outlined: the last of the four tiles ends at 192.
   flags = '--min_tissue=0', f'--regions_dir={regions}'
   sheet = preview(paths[3].parent, out, *flags)['d']
@@ -458,7 +465,7 @@ def test_an_encoder_returns_a_finite_row_of_each_tile(paths, tmp_path):
 
 
 def test_slides_are_written_as_they_finish_and_never_again(
-  paths, tmp_path, monkeypatch
+  paths, tmp_path, monkeypatch, capsys
 ):
   calls = []
 
@@ -484,6 +491,11 @@ def test_slides_are_written_as_they_finish_and_never_again(
   assert len(calls) == 5  # The 25 tiles of d alone.
   assert opened == paths[3:]
   assert {p: p.stat().st_mtime_ns for p in first} == first
+  capsys.readouterr()
+  assert not extract(paths, tmp_path, small_slides.encoder(calls), batch=5)
+  printed = capsys.readouterr()
+  assert f'all 4 slides have features in {tmp_path}' in printed.out
+  assert '0/0' not in printed.err and len(calls) == 5
 
 
 def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
@@ -628,6 +640,8 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   assert code == 1 and 'holds features of another encoder' in printed
   code, printed = check(*flags, f'--weights={name}')
   assert code == 0 and '1 have features; at most 0 tiles' in printed
+  code, printed = check(*flags, f'--features_dir={boxes[0]}/new')
+  assert code == 1 and f'problem: {boxes[0]}: there is a file' in printed
 
 
 def test_requests_that_cannot_be_met_say_why(tmp_path):

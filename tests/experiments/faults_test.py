@@ -48,6 +48,8 @@ def chained(error):
       1,
       ['/a/b: there is a file'],
     ),
+    (IsADirectoryError(21, 'no', '/a/b'), 1, ['/a/b: there is a folder']),
+    (PermissionError(13, 'no', '/a/b'), 1, ['/a/b: you may not', 'another']),
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):

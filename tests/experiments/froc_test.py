@@ -67,6 +67,11 @@ def test_the_script_prints_json_alone_or_a_table_and_draws(
   table = capsys.readouterr().out
   for text in ('4 slides, 3 lesions', '0.6667', '95 % interval'):
     assert text in table
+  (folders[1] / 'test_003.csv').rename(folders[1] / 'test_003.txt')
+  script.main(['froc', *flags])
+  printed = capsys.readouterr()
+  assert '3 slides, 3 lesions' in printed.out
+  assert 'do not end in .csv: test_003.txt. Convert' in printed.err
   with pytest.raises(SystemExit, match='Give --masks_dir'):
     script.main(['froc', flags[1]])
 
@@ -98,6 +103,9 @@ def test_folders_that_hold_nothing_are_named(folders, tmp_path):
   with pytest.raises(DetectionError, match=r'absent: no such folder'):
     files.read(tmp_path / 'absent', tables)
   with pytest.raises(DetectionError, match=r'empty: no <case>\.csv'):
+    files.read(masks, tmp_path / 'empty')
+  (tmp_path / 'empty/a.txt').touch()
+  with pytest.raises(DetectionError, match=r'left out, .* a\.txt'):
     files.read(masks, tmp_path / 'empty')
 
 

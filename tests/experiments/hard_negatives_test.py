@@ -78,7 +78,15 @@ def test_folders_are_annotated_tiles_and_a_pool_of_negatives(root):
   assert not sets['pool'].label.any() and found.annotated.label.sum() == 60
   assert set(sets['pool'].group) == {f'w{i}' for i in range(4)}
   assert not set(sets['pool'].id) & set(found.annotated.id)
-  assert not len(found.hard) and not found.is_phantom
+  assert not len(found.hard) and not found.is_phantom and not found.warnings
+  content = (root / 'tiles/neg/p3_7.png').read_bytes()
+  for name in ('tiles/neg/p3_8.png', 'pool/w1_2.png', 'tiles/pos/p5_0.png'):
+    (root / name).write_bytes(content)
+  for name in ('pool/w1_3.png', 'tiles/pos/p5_1.png'):  # Glass.
+    Image.new('RGB', (16, 16), 'white').save(root / name)
+  [warning] = opened(root).warnings
+  assert warning.startswith('1 tiles are there under several patients, which')
+  assert ': neg/p3_7.png and neg/p3_8.png and pos/p5_0.png. Keep' in warning
 
 
 @pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'new/p3/x.png'])

@@ -421,6 +421,38 @@ def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
     np.testing.assert_array_equal(seen[has, :3], colours[place, :3])
 
 
+def test_tiles_that_weigh_nothing_are_no_key_tiles(run, of_slide):
+  attention = np.full_like(of_slide.attention, 1e-9)
+  attention[:, :2] = 0.5
+  few = dataclasses.replace(
+    of_slide, attention=attention, kept=np.ones_like(of_slide.kept)
+  )
+  drawing = overlay.draw(Slides(run).files()['007.a'], few)
+  below = drawing.subfigs[1]
+  assert len(below.axes) == 2
+  title = (
+    f'2 of {len(few)}, in order. All others have less than 0.1 of the mean'
+  )
+  assert below.get_suptitle().endswith(title)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_lines_to_the_numbers_of_tiles_do_not_cross(seed):
+  ax = figure.Figure().subplots()
+  ax.set(xlim=(0, 900), ylim=(400, 0))
+  overlay._number(ax, np.random.default_rng(seed).random((5, 2)) * (900, 400))
+  lines = [
+    (np.array(text.xy) / (900, 400), np.array(text.get_position()))
+    for text in ax.texts
+  ]
+  assert sorted(text.get_text() for text in ax.texts) == list('12345')
+  lines = [(a * (1, -1) + (0, 1), b) for a, b in lines]
+  side = lambda a, b, c: np.cross([*(b - a), 0], [*(c - a), 0])[2] > 0
+  for (a, b), (c, d) in itertools.combinations(lines, 2):
+    crosses = side(a, b, c) != side(a, b, d) and side(c, d, a) != side(c, d, b)
+    assert not crosses
+
+
 @given(st.floats(0.06, 15), st.integers(20, 10**6), st.integers(50, 900))
 def test_a_scale_bar_is_as_long_as_it_says(mpp, width, pixels):
   drawing = figure.Figure((pixels / 100, 4))

@@ -243,6 +243,11 @@ def test_cautions_say_what_must_be_known(record):
     return of(config=dataclasses.replace(record.config, **changes))
 
   assert of() == ({'No temperature'}, set())
+  splits = [dict(parts, val=parts['val'][:9]) for parts in record.splits]
+  few = 'Epoch chosen on few slides'
+  assert few in of(splits=splits)[0]
+  flags = record.flags | {'select': 'last'}
+  assert few not in of(splits=splits, flags=flags)[0]
   flags = record.flags | {'csv_path': None, 'features_dir': None}
   assert 'Phantom data' in of(flags=flags)[1]
   flags = record.flags | {'shuffle_labels': True}
@@ -388,7 +393,7 @@ def test_a_browser_shows_it(run):
     # Figures of both cohorts, four charts, heat maps.
     assert len(images) == 7 + 4 + 24 and min(images) > 10
     assert shown.evaluate('typeof hacked') == 'undefined'
-    for width in (1280, 800):
+    for width in (1280, 800, 390):
       shown.resize(width, 800)
       assert shown.evaluate('document.documentElement.scrollWidth') == width
     assert shown.requests == [address] and shown.problems == []

@@ -120,6 +120,10 @@ def test_check_trains_nothing(tmp_path, capsys):
   shown = capsys.readouterr().out
   assert 'Parts' in shown and 'warning: part a is small\n' in shown
   assert not list(tmp_path.iterdir())
+  (tmp_path / 'toy_s7').symlink_to('nothing')
+  with pytest.raises(SystemExit, match='1'):
+    run(tmp_path, None, check=True)
+  assert 'toy_s7: there is a file, or a link' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
