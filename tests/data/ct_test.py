@@ -98,7 +98,10 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: p.write_text('patient_id,image\n' * 40), 'no NIfTI header'),
     (lambda p: write(p, RAMP, axes=turned(37)), r'oblique: .* is 37\.0 deg'),
     (lambda p: write(p, RAMP, axes=turned(60)), r'oblique: .* is 30\.0 deg'),
-    (lambda p: write(p, RAMP, (0.08, 0.08, 0.25)), r'0\.25 mm\. .*has metres, c'),
+    (
+      lambda p: write(p, RAMP, (0.08, 0.08, 0.25)),
+      r'0\.25 mm\. .*has metres, c',
+    ),
     (lambda p: os.mkfifo(p), 'no such file'),
     (store(np.where(RAMP == 3, np.nan, 0)), '1 voxels are NaN or infinite'),
     (store(np.stack([RAMP] * 2)), '5 x 6 x 4 x 2. One 3-D volume'),
@@ -378,7 +381,10 @@ def hide(folder):
     ),
     (replace('copy.dcm', bytes), r'copy\.dcm and im03|im03\.dcm and copy'),
     (other_slice(4, t0020_0032='-7\\-9\\22.5'), r'unequal steps: 3\.000 mm'),
-    (other_slice(4, t0020_000e='9.9', t0008_103e='scout'), r'2 series: .*9 \(scout, 1 fil'),
+    (
+      other_slice(4, t0020_000e='9.9', t0008_103e='scout'),
+      r'2 series: .*9 \(scout, 1 fil',
+    ),
     (shift, r'shifted .* by up to 2\.40 mm'),
     (tilt, r'oblique: an axis is 11\.5 degrees'),
     (

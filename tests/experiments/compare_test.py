@@ -141,7 +141,6 @@ def test_what_cannot_be_compared_ends_the_script_plainly(
 ):
   weak, other = folders[0], make(tmp_path / 'other', 1, task='b')
   for args, message in (
-    ([weak], 'Name two results folders'),
     ([weak, weak.parent / 'no'], r'no/summary\.json: no such file'),
     ([weak, other], r'classes: .*metastatic or non-tumor'),
     ([weak, weak.parent / 'again/../weak'], 'weak is given twice'),

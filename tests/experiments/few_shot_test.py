@@ -15,7 +15,6 @@ from data.weights import WeightsError
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files
 from experiments.patches.study import Study
-from experiments.run.options import OptionError
 from experiments.run.results import Folder, ResultsError
 from experiments.studies import (
   few_shot,
@@ -173,13 +172,6 @@ def test_what_is_missing_is_named(root, tmp_path, names, message):
     (root / name).unlink()
   with pytest.raises(TileError, match=message):
     open_slides(root)
-
-
-def test_slides_need_all_of_their_files_and_no_patches(root):
-  with pytest.raises(OptionError, match=r'--annotations, --reference_csv'):
-    Data(slides_dir=root, lists_dir=root)
-  with pytest.raises(OptionError, match='together with slides'):
-    data(root, patches_dir=root)
 
 
 def open_folders(

@@ -67,8 +67,6 @@ def test_the_script_prints_json_alone_or_a_table_and_draws(
   table = capsys.readouterr().out
   for text in ('4 slides, 3 lesions', '0.6667', '95 % interval'):
     assert text in table
-  with pytest.raises(SystemExit, match='Give --masks_dir'):
-    script.main(['froc', flags[1]])
 
 
 def test_all_faults_are_named_at_once(folders):

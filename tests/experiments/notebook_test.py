@@ -208,12 +208,6 @@ def test_a_models_check_estimates_its_training(week, unknown, capsys):
   assert 'estimated time of 3 runs' in capsys.readouterr().out
 
 
-def test_without_a_plugin_its_model_is_no_choice(unknown, capsys):
-  with pytest.raises(SystemExit) as end:
-    kmil.main(['kmil', '--model=clam_sb'])
-  assert 'should be one of <abmil|' in end.value.code
-
-
 @pytest.mark.parametrize(
   'name,text,message',
   [

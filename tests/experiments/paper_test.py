@@ -263,29 +263,6 @@ def test_check_is_passed_on_to_every_command(commands, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-  ('args', 'message'),
-  [
-    ('', 'Give one of --table and --figure'),
-    ('--table=1 --figure=2', 'Give one of'),
-    ('--table=1 --task=a', "Unknown command line flag 'task'"),
-    ('--table=1 --models=', '--models is empty. Name some of abmil'),
-    ('--table=6 --models=kmil', '--models has no effect here'),
-    ('--figure=2 --models=abmil', 'lacks kmil'),
-    (
-      '--table=2 --csv_path=a.csv --features_dir=b',
-      'table 2 needs a second cohort. Give --external_csv and'
-      ' --external_features_dir',
-    ),
-  ],
-)
-def test_flags_that_do_not_fit_are_refused(commands, args, message):
-  with pytest.raises(SystemExit) as e:
-    run(*args.split())
-  assert str(e.value.code).startswith('error: ') and message in e.value.code
-  assert commands.seen == []
-
-
 def in_fork(command, **_):
   """Runs a command where what it imports is there."""
   module, *args = command[2:]
