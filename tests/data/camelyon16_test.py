@@ -286,6 +286,11 @@ def apart(xy):
   return away[~np.eye(len(xy), dtype=bool)].min(initial=np.inf)
 
 
+@pytest.fixture(scope='module')
+def known(real_data):
+  return annotations.find(real_data / 'camelyon16/tumor_polygons.json.gz')
+
+
 @pytest.mark.parametrize(
   'name, count, slide_count, in_outlines, filled',
   [
@@ -297,10 +302,10 @@ def apart(xy):
   ],
 )
 def test_released_lists_keep_the_rule_that_drew_them(
-  real_data, name, count, slide_count, in_outlines, filled
+  real_data, known, name, count, slide_count, in_outlines, filled
 ):
-  folder = real_data / 'camelyon16'
-  listed = patches.read(folder / f'few_shot_patches/{name}.txt')
+  folder = real_data / 'camelyon16/few_shot_patches'
+  listed = patches.read(folder / f'{name}.txt')
   names = set(listed.slide.tolist())
   assert (len(listed), len(names)) == (count, slide_count)
   assert not names & set(EXCLUDED)
@@ -309,7 +314,6 @@ def test_released_lists_keep_the_rule_that_drew_them(
   assert all(apart(of(listed, n)) >= patches.APART for n in names)
   if in_outlines is None:
     return
-  known = annotations.find(folder / 'tumor_polygons.json.gz')
   for holes, expected in ((True, in_outlines), (False, filled)):
     inside = sum(
       shapely.contains_xy(

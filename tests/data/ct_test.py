@@ -391,7 +391,7 @@ def hide(folder):
       other_slice(3, t0028_0030='0.9\\0.6'),
       r'm10\.dcm: its orientation or pix',
     ),
-    (lambda f: [p.unlink() for p in f.glob('im*[!0].dcm')], '2 slices|one sl'),
+    (lambda f: [p.unlink() for p in f.glob('im*[1-9]*')], 'one slice only'),
     (other_slice(0, t0008_0060='MR'), 'its modality is MR'),
     (replace('im03.dcm', lambda content: content[:-30]), r'im03\.dcm'),
     (lambda f: (f / 'x.dcm').symlink_to(f / 'gone'), r'x\.dcm: a link to no'),
@@ -414,7 +414,7 @@ def test_elements_longer_than_the_file_are_named_before_gdcm_sees_them(series):
   path, rng = series / 'im07.dcm', np.random.default_rng(0)
   content, refused = path.read_bytes(), 0
   dicom.check(path)
-  for at in rng.integers(132, len(content) - 48, 150):
+  for at in rng.integers(132, len(content) - 48, 75):
     changed = bytearray(content)
     changed[at] = 255
     path.write_bytes(changed)
@@ -422,7 +422,7 @@ def test_elements_longer_than_the_file_are_named_before_gdcm_sees_them(series):
       volumes.read(series)
     except VolumeError:
       refused += 1
-  assert 50 < refused < 150
+  assert 25 < refused < 75
   at = content.index(b'\x28\x00\x30\x00') + 4  # PixelSpacing, implicit.
   path.write_bytes(content[:at] + struct.pack('<I', 4000) + content[at + 4 :])
   with pytest.raises(VolumeError, match='0028,0030 has 4000 bytes'):
