@@ -364,19 +364,13 @@ def test_maps_scores_and_lesions(stages):
 
 def test_tables_of_patches_stand_beside_the_papers(stages):
   _, _, found = stages()
-  table_2, table_3, ablations = (
+  table_2, ablations = (
     {tuple(row.labels): row.lines for row in found[name].rows}
-    for name in ('table_2', 'table_3', 'ablations')
+    for name in ('table_2', 'ablations')
   )
-  paper = few_shot_data.PUBLISHED['table_2'].source
-  known = [table_2[name,][paper][1] for name in (RD, FW_RD, 'SLFCD')]
-  assert known == [0.652, 0.881, 0.933]
   assert 'beside “accuracy, threshold 2”' in found['table_2'].markdown()
   gap = table_2[FW_RD,]['here'][3] - table_2[RD,]['here'][3]
   assert table_2['FW-RD minus RD',]['here'][3] == pytest.approx(gap)
-  paper = few_shot_data.PUBLISHED['table_3'].source
-  known = {labels[:2]: lines[paper][1] for labels, lines in table_3.items()}
-  assert known == {(0, 0): 0.646, (3, 500): 0.881}
   assert 'here' in ablations['unweighted', 3, 3, '0.5', '0']
   assert 'here' not in ablations['supervised', 100000, 100000, '0.5', '2']
   of_patches = found['summary.json'].content['patches']
