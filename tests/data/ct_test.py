@@ -394,7 +394,7 @@ def hide(folder):
     (lambda f: [p.unlink() for p in f.glob('im*[1-9]*')], 'one slice only'),
     (other_slice(0, t0008_0060='MR'), 'its modality is MR'),
     (replace('im03.dcm', lambda content: content[:-30]), r'im03\.dcm'),
-    (lambda f: (f / 'x.dcm').symlink_to(f / 'gone'), r'x\.dcm: a link to no'),
+    (lambda f: (f / 'x.dcm').symlink_to(f / 'gone'), r'x\.dcm: a link to '),
     (replace('im03.dcm', lambda _: b'nothing'), r'im03\.dcm: no DICOM file'),
     (hide, 'no DICOM files in it, but the folders portal'),
     (rename_tag(b'\x28\x00\x30\x00'), r'im07\.dcm: no PixelSpacing'),
