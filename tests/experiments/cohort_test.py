@@ -385,6 +385,15 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
   assert not (root / 'results').exists()
 
 
+def test_a_cohort_of_which_nothing_is_there_is_a_problem(cohort, capsys):
+  root, args = cohort
+  for path in (root / 'features').iterdir():
+    path.rename(path.with_name(f'other_{path.name}'))
+  code, problems, _, _ = check(*args, capsys=capsys)
+  assert code == 1
+  assert 'no features of 24 of 24 labelled slides' in problems[0]
+
+
 def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
   root, args = cohort
   code, problems, warnings, out = check(*args, '--stream', capsys=capsys)
