@@ -1,9 +1,11 @@
-"""CAMELYON16: its slides, annotations in every format, patches and rules."""
+"""CAMELYON16: its slides, annotations in every format, patches and rules.
+
+Any bytes in the place of its files are in reader_fuzz_test.
+"""
 
 import gzip
 import json
 
-from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 from samples import picture
@@ -284,6 +286,11 @@ def apart(xy):
   return away[~np.eye(len(xy), dtype=bool)].min(initial=np.inf)
 
 
+@pytest.fixture(scope='module')
+def known(real_data):
+  return annotations.find(real_data / 'camelyon16/tumor_polygons.json.gz')
+
+
 @pytest.mark.parametrize(
   'name, count, slide_count, in_outlines, filled',
   [
@@ -295,10 +302,10 @@ def apart(xy):
   ],
 )
 def test_released_lists_keep_the_rule_that_drew_them(
-  real_data, name, count, slide_count, in_outlines, filled
+  real_data, known, name, count, slide_count, in_outlines, filled
 ):
-  folder = real_data / 'camelyon16'
-  listed = patches.read(folder / f'few_shot_patches/{name}.txt')
+  folder = real_data / 'camelyon16/few_shot_patches'
+  listed = patches.read(folder / f'{name}.txt')
   names = set(listed.slide.tolist())
   assert (len(listed), len(names)) == (count, slide_count)
   assert not names & set(EXCLUDED)
@@ -307,7 +314,6 @@ def test_released_lists_keep_the_rule_that_drew_them(
   assert all(apart(of(listed, n)) >= patches.APART for n in names)
   if in_outlines is None:
     return
-  known = annotations.find(folder / 'tumor_polygons.json.gz')
   for holes, expected in ((True, in_outlines), (False, filled)):
     inside = sum(
       shapely.contains_xy(
@@ -400,61 +406,3 @@ def test_tissue_is_saturated_and_neither_bright_nor_dark(tmp_path):
   expected[2:5, 4:8] = True
   with Slide(tmp_path / 'a.tiff') as slide:
     np.testing.assert_array_equal(tissue_map(slide), expected)
-
-
-# Hostile files.
-ENTRY = {'positive': [{'vertices': SQUARE}], 'negative': [HOLE]}
-WHOLE = {
-  'reference.csv': b'Test_001,Tumor,IDC,Macro\nTest_003,Normal,DCIS,None\n',
-  'list.txt': b'tumor_001,64,128\ntumor_002,640,1280\n',
-  'tumor_001.json': json.dumps(ENTRY).encode(),
-  'tumor_001.xml': xml(('_0', FAR)).encode(),
-  'all.json.gz': gzip.compress(
-    json.dumps({'tumor_001': ENTRY}).encode(), mtime=0
-  ),
-}
-
-
-def read(path):
-  """Reads a file as what its name says."""
-  if path.suffix == '.csv':
-    return slides.read_reference(path)
-  if path.suffix == '.txt':
-    return patches.read(path)
-  source = path if path.suffix == '.gz' else path.parent
-  return annotations.find(source).rings('tumor_001')
-
-
-def changed(content, draw):
-  """The file with some bytes others, some lost, or other bytes at all."""
-  if draw(st.booleans()):
-    text = st.text('[]{}<>"/:,.-0123456789 \n\0aeinpstuvx_TN', max_size=80)
-    return draw(st.binary(max_size=60) | text.map(str.encode))
-  content = bytearray(content)
-  for _ in range(draw(st.integers(0, 3))):
-    place = draw(st.integers(0, len(content) - 1))
-    content[place] = draw(st.integers(0, 255))
-  return bytes(content[: draw(st.integers(1, len(content)))])
-
-
-@pytest.mark.filterwarnings('ignore:.* no area')
-@pytest.mark.parametrize('name', WHOLE)
-@given(data=st.data())
-def test_any_bytes_are_read_or_a_named_fault(name, data, tmp_path_factory):
-  path = tmp_path_factory.mktemp('fuzz') / name
-  path.write_bytes(WHOLE[name])
-  assert len(read(path)) in (1, 2)
-  path.write_bytes(changed(WHOLE[name], data.draw))
-  try:
-    found = read(path)
-  except TileError as e:
-    assert str(path.parent) in str(e)
-    return
-  if isinstance(found, dict):
-    assert set(found.values()) <= {'normal', 'tumor'}
-  elif isinstance(found, Patches):
-    assert len(found) == len(found.xy) and (found.xy >= 0).all()
-  else:
-    for ring in found:
-      assert ring.corners.shape[1] == 2 and len(ring.corners) > 2
-      assert np.isfinite(ring.corners).all()

@@ -47,6 +47,12 @@ def edit(path, at, code, *values):
   return path
 
 
+def store(array, is_vector=False):
+  """Returns what writes an image of any axes."""
+  image = sitk.GetImageFromArray(array, isVector=is_vector)
+  return lambda path: sitk.WriteImage(image, path)
+
+
 def turned(degrees):
   c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
   return [[1, 0, 0], [0, c, -s], [0, s, c]]
@@ -88,45 +94,19 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: edit(p, 80, 'f', 0.0), r'no voxel spacing \(pixdim is 0, 0\.8'),
     (lambda p: edit(p, 88, 'f', np.nan), 'no voxel spacing'),
     (lambda p: edit(p, 252, '2h', 0, 0), 'neither qform nor sform'),
-    (
-      lambda p: p.write_bytes(write(p, RAMP).read_bytes()[:400]),
-      '400 of 592 bytes',
-    ),
     (lambda p: p.write_bytes(b'\x5c\x01\0\0'), 'no NIfTI header'),
     (lambda p: p.write_text('patient_id,image\n' * 40), 'no NIfTI header'),
-    *(
-      (lambda p, turn=turn: write(p, RAMP, axes=turned(turn)), words)
-      for turn, words in (
-        (8, r'oblique: an axis is 8\.0 deg'),
-        (37, r'oblique: an axis is 37\.0 deg'),
-        (60, r'oblique: an axis is 30\.0 deg'),
-      )
-    ),
+    (lambda p: write(p, RAMP, axes=turned(37)), r'oblique: .* is 37\.0 deg'),
+    (lambda p: write(p, RAMP, axes=turned(60)), r'oblique: .* is 30\.0 deg'),
     (
-      lambda p: write(p, RAMP, spacing=(0.08, 0.08, 0.25)),
-      r'a voxel spacing of 0\.08 x 0\.08 x 0\.25 mm\. .* has metres, centimetr',
+      lambda p: write(p, RAMP, (0.08, 0.08, 0.25)),
+      r'0\.25 mm\. .*has metres, c',
     ),
     (lambda p: os.mkfifo(p), 'no such file'),
-    (
-      lambda p: write(p, np.where(RAMP == 3, np.nan, 0).astype('f4')),
-      '1 voxels are NaN or infinite',
-    ),
-    (
-      lambda p: sitk.WriteImage(
-        sitk.GetImageFromArray(np.stack([RAMP] * 2), isVector=False), p
-      ),
-      '5 x 6 x 4 x 2. One 3-D volume',
-    ),
-    (
-      lambda p: sitk.WriteImage(sitk.GetImageFromArray(RAMP[0]), p),
-      '5 x 6. One 3-D volume|5 x 6 x 1',
-    ),
-    (
-      lambda p: sitk.WriteImage(
-        sitk.GetImageFromArray(np.stack([RAMP] * 3, -1), isVector=True), p
-      ),
-      'One 3-D volume|several values',
-    ),
+    (store(np.where(RAMP == 3, np.nan, 0)), '1 voxels are NaN or infinite'),
+    (store(np.stack([RAMP] * 2)), '5 x 6 x 4 x 2. One 3-D volume'),
+    (store(RAMP[0]), '5 x 6. One 3-D volume|5 x 6 x 1'),
+    (store(np.stack([RAMP] * 3, -1), True), 'One 3-D volume|several values'),
     (lambda p: None, 'no such file'),
     (lambda p: edit(p, 280, 'f', -1.4), '0.7 x 0.8 x 3 mm by pixdim and 1.4 x'),
     (lambda p: edit(p, 280, 'f', np.nan), 'by pixdim and nan x'),
@@ -136,8 +116,8 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read. This mach'),
     (lambda p: edit(p, 112, '2f', 1e38, 0), 'values are not finite'),
     (
-      lambda p: write(p, RAMP, (0.0008, 0.0008, 0.002)),
-      r'spacing of 0\.0008 x 0\.0008 x 0\.002 mm\. .* metres',
+      lambda p: write(p, RAMP, (8e-4, 8e-4, 2e-3)),
+      r'0008 x 0\.002 mm\. .* metr',
     ),
   ],
 )
@@ -347,10 +327,6 @@ def test_each_slice_has_its_own_rescale(series):
   np.testing.assert_array_equal(found[1], plane(1))
 
 
-def copy_slice(folder):
-  (folder / 'copy.dcm').write_bytes((folder / 'im07.dcm').read_bytes())
-
-
 def rename_tag(tag):
   """Tags are renamed in the file: the writer would make them up."""
 
@@ -363,9 +339,15 @@ def rename_tag(tag):
   return spoil
 
 
-def cut_slice(folder):
-  path = folder / 'im03.dcm'
-  path.write_bytes(path.read_bytes()[:-30])
+def other_slice(z, **tags):
+  return lambda folder: write_slice(folder, z, **tags)
+
+
+def replace(name, change):
+  """Returns what puts other bytes into a file, made of those of im03.dcm."""
+  return lambda folder: (folder / name).write_bytes(
+    change((folder / 'im03.dcm').read_bytes())
+  )
 
 
 def tilt(folder):
@@ -378,6 +360,18 @@ def tilt(folder):
   )
 
 
+def shift(folder):
+  """As the slices of a tilted gantry."""
+  places = lambda z: f'-7\\{-9 + 0.6 * z}\\{12 + STEP * z}'
+  write_series(folder, t0020_0032=places)
+
+
+def hide(folder):
+  (folder / 'portal').mkdir()
+  for path in folder.glob('*.dcm'):
+    path.rename(folder / 'portal' / path.name)
+
+
 @pytest.mark.parametrize(
   ('spoil', 'words'),
   [
@@ -385,41 +379,24 @@ def tilt(folder):
       lambda f: (f / 'im03.dcm').unlink(),  # Slice 2.
       r'1 slice missing: 5\.000 mm between im07\.dcm and im10\.dcm',
     ),
-    (copy_slice, r'copy\.dcm and im07\.dcm|im07\.dcm and copy\.dcm'),
+    (replace('copy.dcm', bytes), r'copy\.dcm and im03|im03\.dcm and copy'),
+    (other_slice(4, t0020_0032='-7\\-9\\22.5'), r'unequal steps: 3\.000 mm'),
     (
-      lambda f: write_slice(f, 4, t0020_0032=f'-7\\-9\\{12 + STEP * 4.2}'),
-      r'unequal steps: 3\.000 mm',
+      other_slice(4, t0020_000e='9.9', t0008_103e='scout'),
+      r'2 series: .*9 \(scout, 1 fil',
     ),
-    (
-      lambda f: write_slice(f, 4, t0020_000e='9.9', t0008_103e='scout'),
-      r'2 series: .*9\.9 \(scout, 1 files\)',
-    ),
-    (
-      lambda f: write_series(
-        f, t0020_0032=lambda z: f'-7\\{-9 + 0.6 * z}\\{12 + STEP * z}'
-      ),
-      r'shifted .* by up to 2\.40 mm',
-    ),
+    (shift, r'shifted .* by up to 2\.40 mm'),
     (tilt, r'oblique: an axis is 11\.5 degrees'),
     (
-      lambda f: write_slice(f, 3, t0028_0030='0.9\\0.6'),
-      r'im10\.dcm: its orientation or pixel spacing',
+      other_slice(3, t0028_0030='0.9\\0.6'),
+      r'm10\.dcm: its orientation or pix',
     ),
-    (
-      lambda f: [p.unlink() for p in f.iterdir() if p.name != 'im00.dcm'],
-      'one slice only',
-    ),
-    (lambda f: write_slice(f, 0, t0008_0060='MR'), 'its modality is MR'),
-    (cut_slice, r'im03\.dcm'),
-    (lambda f: (f / 'im11.dcm').symlink_to('gone'), r'im11\.dcm: a link to g'),
-    (
-      lambda f: (f / 'im03.dcm').write_bytes(b'nothing'),
-      r'im03\.dcm: no DICOM file',
-    ),
-    (
-      lambda f: [p.unlink() for p in f.iterdir()] + [(f / 'portal').mkdir()],
-      'no DICOM files in it, but the folders portal',
-    ),
+    (lambda f: [p.unlink() for p in f.glob('im*[1-9]*')], 'one slice only'),
+    (other_slice(0, t0008_0060='MR'), 'its modality is MR'),
+    (replace('im03.dcm', lambda content: content[:-30]), r'im03\.dcm'),
+    (lambda f: (f / 'x.dcm').symlink_to(f / 'gone'), r'x\.dcm: a link to '),
+    (replace('im03.dcm', lambda _: b'nothing'), r'im03\.dcm: no DICOM file'),
+    (hide, 'no DICOM files in it, but the folders portal'),
     (rename_tag(b'\x28\x00\x30\x00'), r'im07\.dcm: no PixelSpacing'),
     (rename_tag(b'\x20\x00\x32\x00'), r'im07\.dcm: no ImagePositionPatient'),
     (rename_tag(b'\x28\x00\x52\x10'), r'im07\.dcm: no rescale intercept'),
@@ -437,7 +414,7 @@ def test_elements_longer_than_the_file_are_named_before_gdcm_sees_them(series):
   path, rng = series / 'im07.dcm', np.random.default_rng(0)
   content, refused = path.read_bytes(), 0
   dicom.check(path)
-  for at in rng.integers(132, len(content) - 48, 150):
+  for at in rng.integers(132, len(content) - 48, 75):
     changed = bytearray(content)
     changed[at] = 255
     path.write_bytes(changed)
@@ -445,7 +422,7 @@ def test_elements_longer_than_the_file_are_named_before_gdcm_sees_them(series):
       volumes.read(series)
     except VolumeError:
       refused += 1
-  assert 50 < refused < 150
+  assert 25 < refused < 75
   at = content.index(b'\x28\x00\x30\x00') + 4  # PixelSpacing, implicit.
   path.write_bytes(content[:at] + struct.pack('<I', 4000) + content[at + 4 :])
   with pytest.raises(VolumeError, match='0028,0030 has 4000 bytes'):

@@ -6,9 +6,6 @@ accidents and formats produce: any bytes, any part of a file, zeros in a file,
 shapes without contents.
 """
 
-import subprocess
-import sys
-import time
 import tracemalloc
 
 import h5py
@@ -210,32 +207,6 @@ def test_nothing_is_written_for_bad_input(
   with pytest.raises(FeatureError, match=words):
     features.write(tmp_path / 'a.h5', rows, coords, attributes)
   assert not list(tmp_path.iterdir())
-
-
-_WRITE_FOREVER = """
-import sys
-import numpy as np
-from data import features
-attributes = dict.fromkeys(features.ATTRIBUTES, 1)
-while True:
-  rows = np.ones((4000, 64), np.float32)
-  features.write(sys.argv[1], rows, rows[:, :2], attributes)
-"""
-
-
-def test_a_killed_writer_leaves_a_complete_file_or_none(tmp_path):
-  path = tmp_path / 'a.h5'
-  for delay in (0.0, 0.013, 0.031):
-    path.unlink(missing_ok=True)
-    writer = subprocess.Popen([sys.executable, '-c', _WRITE_FOREVER, path])
-    while not path.exists() and writer.poll() is None:
-      time.sleep(0.001)
-    time.sleep(delay)
-    assert writer.poll() is None  # It is killed while it writes.
-    writer.kill()
-    writer.wait()
-    assert features.read(path).features.sum() == 256000
-  assert list(tmp_path.glob('*.h5')) == [path]
 
 
 # Folders.

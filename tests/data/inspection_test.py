@@ -23,6 +23,22 @@ def new_workers():
   inspection._end()
 
 
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+  """Sound slides, a cache that keeps what is read, and what is read again."""
+  monkeypatch.setattr(inspection, '_SETTLED', 0)
+  again, read = [], inspection._in_worker
+
+  def noted(path):
+    again.append(path.stem)
+    return read(path)
+
+  monkeypatch.setattr(inspection, '_in_worker', noted)
+  root = folder(tmp_path / 'in')
+  time.sleep(0.02)  # A step of the clock that stamps files.
+  return root, tmp_path / 'cache', again
+
+
 def rows(seed, count=6):
   return np.random.default_rng(seed).normal(size=(count, 4)).astype('f4')
 
@@ -66,12 +82,8 @@ DAMAGED = json.dumps({'version': 1, 'slides': SLIDES})
 
 
 @pytest.mark.parametrize('damage', [None, '', '[1]', '{"version": 1}', DAMAGED])
-def test_what_is_known_is_not_read_again_until_it_changes(
-  tmp_path, monkeypatch, damage
-):
-  root, cache = folder(tmp_path / 'in'), tmp_path / 'cache'
-  monkeypatch.setattr(inspection, '_SETTLED', 0)
-  time.sleep(0.02)  # A step of the clock that stamps files.
+def test_what_is_known_is_not_read_again_until_it_changes(kept, damage):
+  root, cache, again = kept
   before = seen(root, cache).seen
   (file,) = cache.rglob('*.json')
   if damage is not None:
@@ -83,32 +95,22 @@ def test_what_is_known_is_not_read_again_until_it_changes(
   time.sleep(0.02)
   (root / 'c.h5').write_bytes(content)
   os.utime(root / 'c.h5', ns=(times.st_atime_ns, times.st_mtime_ns))
-  again, read = [], inspection._in_worker
-  monkeypatch.setattr(
-    inspection, '_in_worker', lambda path: again.append(path.stem) or read(path)
-  )
+  again.clear()
   after = seen(root, cache).seen
   assert again == ['c'] and after['c'].digest != before['c'].digest
   assert {**after, 'c': 0} == {**before, 'c': 0}
 
 
 @pytest.mark.parametrize('stop', ['interrupted', 'killed'])
-def test_what_was_read_before_a_stop_is_not_read_again(
-  tmp_path, monkeypatch, stop
-):
-  root, cache = folder(tmp_path / 'in'), tmp_path / 'cache'
-  monkeypatch.setattr(inspection, '_SETTLED', 0)
-  time.sleep(0.02)  # A step of the clock that stamps files.
+def test_what_was_read_before_a_stop_is_not_read_again(kept, monkeypatch, stop):
+  root, cache, again = kept
   if stop == 'killed':
     monkeypatch.setattr(inspection, '_BETWEEN_SAVES', -1)
   stopped = inspection.inspect(Folder(root), 'abcd', cache)
   assert [next(stopped) for _ in range(3)] == [*'abc']
   if stop == 'interrupted':
     stopped.close()
-  again, read = [], inspection._in_worker
-  monkeypatch.setattr(
-    inspection, '_in_worker', lambda path: again.append(path.stem) or read(path)
-  )
+  again.clear()
   seen(root, cache)
   assert again == (['d'] if stop == 'interrupted' else ['c', 'd'])
 

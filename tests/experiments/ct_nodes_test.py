@@ -285,21 +285,6 @@ def test_what_is_odd_about_volumes_and_patients_is_counted(
   assert all(warning in trained for warning in warnings)
 
 
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    ('--networks=', 'empty'),
-    ('--augment=lee', "Unknown command line flag 'augment'"),
-    ('--weights=w.pth --networks=custom', '--weights .* only with resnet50'),
-    ('--freeze=conv1 --networks=custom', '--freeze .* only with resnet50'),
-    ('--csv_path=x --classes=a', 'two labels'),
-  ],
-)
-def test_options_without_an_effect_are_refused(flags, message):
-  with pytest.raises(SystemExit, match=message):
-    run(*flags.split())
-
-
 def test_recipes_are_the_papers():
   for name, recipe in ct_nodes.PAPER.recipe.items():
     assert (recipe.batch, recipe.epochs, recipe.patience) == (4, 30, 30)

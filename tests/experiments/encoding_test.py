@@ -157,22 +157,6 @@ def test_what_is_tissue_can_be_told_for_all_slides_and_for_one(tmp_path):
   assert 'no slide files of x' in cohort(paths, tissue_csv=table).warnings[0]
 
 
-def test_files_made_before_these_flags_stay_valid(paths, tmp_path):
-  extract(paths, tmp_path)
-  made = {
-    'encoder',
-    'precision',
-    'encoder_note',
-    'patch_size',
-    'mpp',
-    'overlap',
-  }
-  made |= {'min_tissue', 'augment', 'patch_size_level0', 'effective_mpp'}
-  made |= {'level0_mpp', 'level0_mpp_source', 'level0_width', 'level0_height'}
-  found = features.read(tmp_path / 'a.h5').attributes
-  assert found.keys() == made | {'slide_sha256'} and found['overlap'] == 0
-
-
 def blur_half(paths):
   """Of slide d all tiles but those of the left column are even."""
   image = np.full((320, 320, 3), 120, np.uint8)
@@ -241,7 +225,7 @@ def test_files_of_one_content_are_named(paths, capsys):
   assert out.count('the same slide') == 1
 
 
-def test_a_magnification_is_a_scale(paths, tmp_path):
+def test_a_magnification_is_a_scale(paths):
   for flags, mpp, said in (
     ({'tile_mpp': None}, 0.5, '0.5 um/px (20x)'),
     ({'tile_mpp': None, 'magnification': 40}, 0.25, '0.25 um/px (40x)'),
@@ -249,15 +233,6 @@ def test_a_magnification_is_a_scale(paths, tmp_path):
   ):
     some = cohort(paths, **flags)
     assert some.attributes('a')['mpp'] == mpp and said in some.summary
-  for flags, message in (
-    (
-      ['--magnification=40', '--tile_mpp=0.5'],
-      '=40 is --tile_mpp=0.25, not 0.5',
-    ),
-    (['--overlap=64'], '--overlap must be less than --tile_size'),
-  ):
-    with pytest.raises(SystemExit, match=message):
-      run(paths[0].parent, tmp_path / 'features', *flags)
 
 
 def scales(tmp_path, rows):
@@ -642,21 +617,3 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   assert code == 0 and '1 have features; at most 0 tiles' in printed
   code, printed = check(*flags, f'--features_dir={boxes[0]}/new')
   assert code == 1 and f'problem: {boxes[0]}: there is a file' in printed
-
-
-def test_requests_that_cannot_be_met_say_why(tmp_path):
-  (tmp_path / 'empty').mkdir()
-  (tmp_path / 'bad').mkdir()
-  (tmp_path / 'bad/a.svs').write_bytes(b'no slide')
-  out = f'--features_dir={tmp_path / "features"}'
-  for name, flags, message in (
-    ('absent', [], 'absent: no such folder'),
-    ('empty', [], 'empty: holds no slides'),
-    ('bad', ['--weights=/absent.pth'], 'error: /absent.pth: no such'),
-    ('bad', ['--encoder=random'], 'a.svs: OpenSlide cannot open it'),
-  ):
-    with pytest.raises(SystemExit) as error:
-      source = f'--slides_dir={tmp_path / name}'
-      extract_script.main(['extract', out, source, *flags])
-    assert message in error.value.code
-  assert not (tmp_path / 'features').exists()

@@ -15,7 +15,6 @@ from data.weights import WeightsError
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files
 from experiments.patches.study import Study
-from experiments.run.options import OptionError
 from experiments.run.results import Folder, ResultsError
 from experiments.studies import (
   few_shot,
@@ -173,13 +172,6 @@ def test_what_is_missing_is_named(root, tmp_path, names, message):
     (root / name).unlink()
   with pytest.raises(TileError, match=message):
     open_slides(root)
-
-
-def test_slides_need_all_of_their_files_and_no_patches(root):
-  with pytest.raises(OptionError, match=r'--annotations, --reference_csv'):
-    Data(slides_dir=root, lists_dir=root)
-  with pytest.raises(OptionError, match='together with slides'):
-    data(root, patches_dir=root)
 
 
 def open_folders(
@@ -372,19 +364,13 @@ def test_maps_scores_and_lesions(stages):
 
 def test_tables_of_patches_stand_beside_the_papers(stages):
   _, _, found = stages()
-  table_2, table_3, ablations = (
+  table_2, ablations = (
     {tuple(row.labels): row.lines for row in found[name].rows}
-    for name in ('table_2', 'table_3', 'ablations')
+    for name in ('table_2', 'ablations')
   )
-  paper = few_shot_data.PUBLISHED['table_2'].source
-  known = [table_2[name,][paper][1] for name in (RD, FW_RD, 'SLFCD')]
-  assert known == [0.652, 0.881, 0.933]
   assert 'beside “accuracy, threshold 2”' in found['table_2'].markdown()
   gap = table_2[FW_RD,]['here'][3] - table_2[RD,]['here'][3]
   assert table_2['FW-RD minus RD',]['here'][3] == pytest.approx(gap)
-  paper = few_shot_data.PUBLISHED['table_3'].source
-  known = {labels[:2]: lines[paper][1] for labels, lines in table_3.items()}
-  assert known == {(0, 0): 0.646, (3, 500): 0.881}
   assert 'here' in ablations['unweighted', 3, 3, '0.5', '0']
   assert 'here' not in ablations['supervised', 100000, 100000, '0.5', '2']
   of_patches = found['summary.json'].content['patches']

@@ -180,7 +180,11 @@ def change(name, array):
     (change('attention', lambda d: d['attention'] * np.nan), {}, 'attention'),
     (change('prob', lambda d: d['prob'][:2]), {}, 'prob'),
     # Damaged, or not by us.
-    (change('coords', lambda d: h5py.SoftLink('/absent')), {}, ''),
+    (
+      change('coords', lambda d: h5py.SoftLink('/x')),
+      {},
+      'coords is a link to',
+    ),
     (change('coords', lambda d: np.array([[b'a', b'b']] * 63)), {}, ''),
     (change('coords', lambda d: np.full((63, 2), 1e300)), {}, ''),
     (change('kept', lambda d: h5py.Empty('f')), {}, ''),
@@ -550,13 +554,8 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
     tiles = [x['name'] for x in about if x['objectType'] == 'detection']
     best = top_tiles.order(of_slide, 'attention')[: -(-len(of_slide) // 4)]
     assert tiles == [f'tile {i}' for i in best]
-  for flags, message in (
-    ([f'--run={run}', '--slide=008'], '--slide=008: no scores'),
-    (['--run=gone'], '--run=gone: no such folder'),
-    ([], '--run=<results folder> is required'),
-  ):
-    with pytest.raises(SystemExit, match=message):
-      draw_maps.main(['draw_maps', *flags])
+  with pytest.raises(SystemExit, match='--slide=008: no scores'):
+    draw_maps.main(['draw_maps', f'--run={run}', '--slide=008'])
 
 
 @pytest.mark.parametrize('tested', [True, False])
@@ -656,26 +655,4 @@ def test_scores_whose_reading_never_ends_are_named(tmp_path, monkeypatch):
   content[texts : texts + 128] = bytes(128)
   path.write_bytes(content)
   with pytest.raises(MapError, match=r'a\.h5: damaged'):
-    tile_scores.read({0: path})
-
-
-@pytest.mark.parametrize('kind', ['link', 'external', 'bomb'])
-def test_scores_that_lie_elsewhere_or_take_all_memory_are_refused(
-  tmp_path, kind
-):
-  arrays = drawn_maps.scores(drawn_maps.lattice(4, 4), 0)
-  path, shape = drawn_maps.write_scores(tmp_path, 0, 'a', arrays), (16, 2)
-  other = shutil.copy(path, tmp_path / 'other.h5')
-  with h5py.File(path, 'a') as file:
-    del file['coords']
-    if kind == 'link':
-      file['coords'] = h5py.ExternalLink(other, '/coords')
-    elif kind == 'external':
-      raw = [(str(other), 0, 16 * 2 * 4)]
-      file.create_dataset('coords', shape, 'i4', external=raw)
-    else:
-      chunks = {'chunks': (2**24, 2), 'maxshape': (None, 2)}
-      file.create_dataset('coords', shape, 'i4', compression=1, **chunks)[:] = 1
-  words = {'link': 'a link to', 'external': 'lies in other', 'bomb': 'full'}
-  with pytest.raises(MapError, match=rf'a\.h5: coords .*{words[kind]}'):
     tile_scores.read({0: path})

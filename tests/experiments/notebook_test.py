@@ -33,6 +33,8 @@ def week(tmp_path_factory):
   """The folder in which the notebook has run."""
   folder = tmp_path_factory.mktemp('week')
   page = nbformat.read(PAGE, as_version=4)
+  for cell in page.cells:  # Enough to learn a little.
+    cell.source = cell.source.replace('epochs=80', 'epochs=30')
   page.cells.append(nbformat.v4.new_code_cell(SHOW))
   where = {'metadata': {'path': str(folder)}}
   with pytest.MonkeyPatch.context() as patch:
@@ -206,12 +208,6 @@ def test_a_models_check_estimates_its_training(week, unknown, capsys):
     )
   assert not end.value.code
   assert 'estimated time of 3 runs' in capsys.readouterr().out
-
-
-def test_without_a_plugin_its_model_is_no_choice(unknown, capsys):
-  with pytest.raises(SystemExit) as end:
-    kmil.main(['kmil', '--model=clam_sb'])
-  assert 'should be one of <abmil|' in end.value.code
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,6 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
     assert words in printed
   assert '/broken.h5: ' in end(source, '--check')
   for features_dir, flags, message in (
-    (source, [f'--model={mine}'], 'error: Give one of --run and --model'),
     (tmp_path / 'empty', [], 'no feature files'),
     # A folder of the same name is not the same slides.
     (other, [], f'features_dir: {source} before, {other} now'),

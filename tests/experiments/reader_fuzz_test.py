@@ -1,8 +1,7 @@
 """Any bytes in the place of weights, outlines, volumes, tables: a named error.
 
 Those of features, labels and splits are in tests/data, in features_test.py,
-labels_test.py and splits_test.py; of tensors in torch_files_test.py, of tiles
-in tile_sources_test.py.
+labels_test.py and splits_test.py; of tiles in tile_sources_test.py.
 """
 
 import dataclasses
@@ -22,9 +21,12 @@ from PIL import Image
 import pytest
 import safetensors.numpy
 import torch
+import torch_files_test as tensors
 
-from data import outlines, slides, weights
+from data import features, outlines, slides, weights
+from data.camelyon16 import annotations, patches, slides as camelyon16
 from data.ct import VolumeError, nifti, table as ct_table
+from data.features import FeatureError
 from data.labelled_tiles import TileError
 from data.slides import SlideError
 from experiments.evaluation import comparison, froc, predictions
@@ -111,6 +113,27 @@ def table():
   return f'{header}\nc,s,0,test,a,a,0.7,0.3\nc,t,0,val,b,a,0.6,0.4\n'.encode()
 
 
+def read_tensor(path):
+  assert features.read(path).features.size <= 24
+
+
+def read_reference(path):
+  assert set(camelyon16.read_reference(path).values()) <= {'normal', 'tumor'}
+
+
+def read_patches(path):
+  assert (patches.read(path).xy >= 0).all()
+
+
+def read_annotations(path):
+  source = path if path.suffix == '.gz' else path.parent
+  for ring in annotations.find(source).rings('tumor_001'):
+    assert ring.corners.shape[1] == 2 and len(ring.corners) > 2
+    assert np.isfinite(ring.corners).all()
+
+
+RING = [[64, 64], [512, 64], [512, 448], [64, 448]]
+ENTRY = {'positive': [{'vertices': RING}], 'negative': [RING]}
 CARD = Card(
   model='dsmil',
   task='origin',
@@ -157,9 +180,24 @@ READERS = {
     lambda path: predictions.read(Folder(path.parent), 'test', CLASSES),
     ResultsError,
   ),
+  'a.pt': (tensors.archive(tensors.tensor()), read_tensor, FeatureError),
+  'reference.csv': (
+    b'Test_001,Tumor,IDC,Macro\nTest_003,Normal,DCIS,None\n',
+    read_reference,
+    TileError,
+  ),
+  'list.txt': (b'tumor_001,64,128\ntumor_002,64,1\n', read_patches, TileError),
+  'tumor_001.json': (json.dumps(ENTRY).encode(), read_annotations, TileError),
+  'tumor_001.xml': (asap(), read_annotations, TileError),
+  'all.json.gz': (
+    gzip.compress(json.dumps({'tumor_001': ENTRY}).encode(), mtime=0),
+    read_annotations,
+    TileError,
+  ),
 }
 
 
+@pytest.mark.filterwarnings('ignore:.* no area')
 @pytest.mark.parametrize('name', READERS)
 @settings(
   max_examples=20,
@@ -177,6 +215,7 @@ def test_any_bytes_are_read_or_named(tmp_path, name, data):
   content = data.draw(
     st.one_of(
       st.binary(max_size=100),
+      st.text('[]{}<>"/:,.-0123456789 \n\0aeinpstuvx_TN').map(str.encode),
       cut.map(lambda n: whole[:n]),
       changed.map(lambda c: whole[: c[0]] + bytes([c[1]]) + whole[c[0] + 1 :]),
     )

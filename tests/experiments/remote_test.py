@@ -16,7 +16,7 @@ import data
 from data import features, files, inspection, packed
 from data.features import FeatureError
 from data.labels import ManifestError
-from experiments import extract, kmil, pack
+from experiments import kmil, pack
 
 LABELS = ['a', 'b'] * 6
 
@@ -162,20 +162,6 @@ def test_what_cannot_be_read_of_a_url_is_named(served, memory, monkeypatch):
   reason = f'{memory}: cannot be reached .*division.*Copy or mount the bucket'
   with pytest.raises(FeatureError, match=reason):
     packed.find(str(memory))
-
-
-@pytest.mark.parametrize(
-  'script, flags, words',
-  [
-    (extract, ['--slides_dir=gs://b/s', '--features_dir=f'], 'mount the buck'),
-    (extract, ['--slides_dir=s', '--features_dir=s3://b/f'], 'mount the buck'),
-    (kmil, ['--results_dir=https://x.org/r'], 'Copy the files, or mount'),
-    (kmil, ['--csv_path=a', '--features_dir=nosuch://b'], 'Unsupported files'),
-  ],
-)
-def test_slides_and_what_is_written_are_on_this_machine(script, flags, words):
-  with pytest.raises(SystemExit, match=f'error: flag .*://.*{words}'):
-    script.main(['script', *flags])
 
 
 def test_paths_of_this_machine_stay_what_they_were(tmp_path):

@@ -1,7 +1,9 @@
-"""A results folder: who writes into it, and what its files are."""
+"""A results folder: who writes into it, and what its files are.
+
+One of the first edition is read, and goes on, in tests/golden.
+"""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import subprocess
@@ -99,22 +101,6 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
     'Choose another --exp_code, or remove the folder.',
   ]
   assert folder.at('config.json').read_bytes() == before
-
-
-def test_the_first_version_of_config_json_is_read(tmp_path):
-  old = {
-    'flags': {'seed': 1, 'lr': 2e-4, 'labels': ['a:b'], 'maps': 3},
-    'decides': ['seed', 'lr', 'labels'],
-    'inputs': INPUTS,
-    'made_by': [{'commit': 'old'}],
-  }
-  (tmp_path / 'config.json').write_text(json.dumps(old))
-  assert Folder(tmp_path).config().options(Training) == [Training(maps=3)]
-  with pytest.raises(ResultsError, match='seed: 1 before, 2 now'):
-    begin(tmp_path, Training(seed=2))
-  config = begin(tmp_path).read('config.json')
-  assert config['version'] == 2 and 'flags' not in config
-  assert config['made_by'][0] == {'commit': 'old'}
 
 
 @pytest.mark.parametrize(

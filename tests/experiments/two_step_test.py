@@ -23,7 +23,6 @@ from kmil_jax import heatmap, metrics
 from kmil_jax.types import PatchRecipe
 
 TISSUE, TUMOUR, ALIKE = (150, 110, 190), (220, 90, 120), (220, 150, 120)
-ZIPPED = '--tiles_zip=a.zip --tiles_csv=a.csv'
 
 
 class Spy:
@@ -173,25 +172,6 @@ def test_the_second_network_starts_from_the_firsts_weights(
     assert wanted == (
       second and (second['options'].weights, second['recipe'].learning_rate)
     )
-
-
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    (f'{ZIPPED} --images_dir=a', '--images_dir has no effect with --tiles_zip'),
-    (f'{ZIPPED} --patches=20', '--patches has no effect with --tiles_zip'),
-    ('--positive=x', '--positive requires --tiles_zip'),
-    (
-      '--primaries=googlenet,resnet18 --weights=a.pth',
-      'googlenet, resnet18. Give',
-    ),
-    (f'{ZIPPED} --weights=googlenet=a.pth', 'networks are resnet18. Give'),
-  ],
-)
-def test_wrong_flags_end_in_one_message(tmp_path, flags, message):
-  with pytest.raises(SystemExit, match=message):
-    script.main(['two_step', f'--results_dir={tmp_path}', *flags.split()])
-  assert not [*tmp_path.iterdir()]
 
 
 def test_the_recipe_is_the_papers():

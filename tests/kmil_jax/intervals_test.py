@@ -172,7 +172,7 @@ def test_intervals_cover_the_truth_and_those_of_slides_do_not():
     label, (prob,), case = clustered(rng)
     for kind, cluster in (('case', case), ('slide', np.arange(len(case)))):
       bounds = intervals.of_metrics(
-        label, prob, cluster, resamples=400, seed=trial
+        label, prob, cluster, resamples=200, seed=trial
       )
       for name, value in truth.items():
         low, high = bounds[name]
@@ -189,7 +189,7 @@ def test_p_of_equal_models_is_even_and_their_interval_holds_0():
   for trial in range(trials):
     label, probs, case = clustered(rng, models=2)
     one, other = (
-      intervals.replicates(label, prob, case, resamples=300, seed=trial)
+      intervals.replicates(label, prob, case, resamples=199, seed=trial)
       for prob in probs
     )
     p.append(intervals.p_value(other['auroc'] - one['auroc']))

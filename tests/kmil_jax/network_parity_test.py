@@ -47,7 +47,7 @@ def twin(name):
   for part in module.modules():
     if isinstance(part, torch.nn.Dropout):
       part.p = 0.0
-  return twins.randomized(module, 1.0 if 'resnet' in name else 2.4)
+  return twins.randomized(module, 0.7 if 'resnet' in name else 2.4)
 
 
 def ported(name, module):
@@ -153,7 +153,7 @@ def assert_gradients_equal(name, grads, stats, module, tolerance):
 
 def test_the_trunks_features_and_gradients_equal_torchs():
   torch.manual_seed(2)
-  module = twins.randomized(twins.ENCODERS['resnet50_trunk'](), gain=1.0).eval()
+  module = twins.randomized(twins.ENCODERS['resnet50_trunk'](), gain=0.4).eval()
   variables, trunk = ported('resnet50_trunk', module), resnet.ResNet50Trunk()
   stats = variables['batch_stats']
   target = np.random.default_rng(4).normal(size=(TILES, 1024)).astype('f4')

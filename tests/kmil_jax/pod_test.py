@@ -53,6 +53,12 @@ def check(got, want):
   assert got.keys() == want.keys()
   for name in want:
     np.testing.assert_allclose(got[name], want[name], rtol=1e-4, atol=1e-5)
+  # Wherever the features are, they give what resident ones give.
+  for place in ('spread_runs', 'spread_bags', 'streamed_bags'):
+    for what in ('losses', 'prob'):
+      resident = want[f'{place.partition("_")[2]}_over_devices_{what}']
+      same = want[f'{place}_{what}']
+      np.testing.assert_allclose(same, resident, rtol=1e-5, atol=1e-5)
 
 
 def test_two_processes_of_two_devices_learn_what_one_learns(

@@ -35,14 +35,13 @@ CLASSIFIERS = {
   'googlenet_aux': functools.partial(googlenet.GoogLeNet, auxiliary=True),
   'mobilenet_v2': mobilenet.MobileNetV2,
   'node_cnn': functools.partial(node_cnn.NodeCNN, size=16, channels=3),
-  'resnet18': functools.partial(resnet.ResNet, resnet.BasicBlock, (2, 2, 2, 2)),
-  'resnet50': functools.partial(resnet.ResNet, resnet.Bottleneck, (3, 4, 6, 3)),
-  'resnet101': functools.partial(
-    resnet.ResNet, resnet.Bottleneck, (3, 4, 23, 3)
-  ),
+  **{
+    name: functools.partial(resnet.network, name)
+    for name in ('resnet18', 'resnet50', 'resnet101')
+  },
 }
 ENCODERS = {
-  'resnet50_trunk': resnet.ResNet50,
+  'resnet50_trunk': resnet.trunk,
   'teacher': reverse_distillation.Teacher,
   'student': reverse_distillation.Student,
 }
