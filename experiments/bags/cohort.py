@@ -8,7 +8,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from data import labels as label_files, packed, slides, splits as split_files
@@ -25,6 +24,7 @@ from experiments.run.check import Findings, gathered
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
 from kmil_jax import parallel, splits
+from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import Store
 
@@ -89,7 +89,7 @@ class Cohort:
 
   def resident_bytes(self, precision: str) -> int:
     """Returns the bytes of all features on a device."""
-    size = jnp.dtype(precision).itemsize
+    size = dtype_of(precision).itemsize
     return num_rows(self.length) * self.width * size
 
   def is_streamed(self, precision: str, stream: bool | None) -> bool:
@@ -105,14 +105,14 @@ class Cohort:
     """Returns the bags, ready for training.
 
     Args:
-      precision: of the features, 'float32' or 'bfloat16'.
+      precision: of the features, see `network.build`.
       stream: see `is_streamed`.
       cache_gib: GiB up to which streamed features are copied to one file.
 
     Raises:
       FeatureError: naming every feature file that cannot be read.
     """
-    dtype, length = jnp.dtype(precision), self.length
+    dtype, length = dtype_of(precision), self.length
     ends = np.cumsum(length, dtype=np.int64)
     store = Store(
       features=None,

@@ -63,17 +63,26 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Precision:
+  """Number format."""
+
+  precision: str = field(
+    'float32',
+    'Number format of features and products in the network. tf32 is float32'
+    ' whose products GPUs round to TF32 and TPUs to bfloat16; bfloat16 also'
+    ' halves the features. Both are faster on these, see docs/accelerators.md,'
+    ' and not on CPUs.',
+    choices=('float32', 'tf32', 'bfloat16'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Precision):
   """How networks are trained; by default as in the paper."""
 
   epochs: int | None = field(None, 'Number of training epochs.', least=1)
   learning_rate: float | None = field(
     None, 'Initial learning rate.', flag='lr', least=0
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
   )
   tensorboard: bool = free(
     False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'
