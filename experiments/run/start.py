@@ -28,6 +28,7 @@ from experiments.run import faults, options, plugins, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
+PRECISIONS = ('float32', 'tf32', 'bfloat16')
 _ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
 
 
@@ -72,7 +73,7 @@ class Precision:
     ' whose products GPUs round to TF32 and TPUs to bfloat16; bfloat16 also'
     ' halves the features. Both are faster on these, see docs/accelerators.md,'
     ' and not on CPUs.',
-    choices=('float32', 'tf32', 'bfloat16'),
+    choices=PRECISIONS,
   )
 
 
@@ -170,6 +171,7 @@ def script(
     try:
       plugins.begin(argv)
       *given, _ = options.parse(argv, classes, usage)
+      parallel.use_one_graph()
       for name in parallel.use_own_numerics():
         print(f'note: {name} is ignored: models compute in float32')
       for cache in (one for one in given if isinstance(one, Cache)):
