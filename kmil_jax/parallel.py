@@ -302,6 +302,11 @@ class RunsOverDevices:
     self.num_runs = num_runs
     self._per_device = math.ceil(num_runs / num_devices())
 
+  @property
+  def on_device(self) -> int:
+    """Runs that each device holds."""
+    return self._per_device
+
   def put(self, tree: Any) -> Any:
     """Sends leaves [R, ...], equal in all processes, to this one's devices."""
     return jax.device_put(
@@ -354,6 +359,10 @@ class ExamplesOverDevices(RunsOverDevices):
   """
 
   psum_axis, _chunk = AXIS, 0
+
+  @property
+  def on_device(self) -> int:
+    return self.num_runs
 
   def _local(self, x: np.ndarray) -> np.ndarray:
     return np.broadcast_to(x, (num_local_devices(), *np.shape(x)))

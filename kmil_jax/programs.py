@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import functools
 import itertools
 from typing import Any, Protocol
+import warnings
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from kmil_jax.train import State, Task, Variables
 
 # Steps that may wait: more of them deadlock simulated devices.
 _STEPS_AHEAD = 16
+_IN_FLIGHT = 2  # Steps: one computes while the next one's batch is sent.
 _keep_best = jax.jit(train.keep_best, donate_argnums=0)
 
 # (bucket [S], item [S, ...]): S steps of one program, each with the place of
@@ -78,12 +80,42 @@ class Program:
     layout: type[Layout] = parallel.RunsOverDevices,
     at_once: int | None = None,
   ):
-    self.task, self._loader = task, loader
-    starts = np.arange(0, num_runs, at_once or num_runs)
-    groups = np.split(np.arange(num_runs), starts[1:])
-    self._groups = [(layout(len(runs)), runs) for runs in groups]
+    self.task, self._loader, self._layout = task, loader, layout
+    self._group(num_runs, at_once or num_runs)
     self._store = parallel.place(loader.store)
     self._train, self._evaluate = _compiled(task, layout, loader.lengths)
+
+  def _group(self, num_runs: int, at_once: int) -> None:
+    runs = np.split(np.arange(num_runs), np.arange(at_once, num_runs, at_once))
+    self._groups = [(self._layout(len(group)), group) for group in runs]
+
+  def divide(self, state: State) -> None:
+    """Halves the groups until an epoch of one fits the memory of a device.
+
+    XLA says what it takes once it is compiled. Nothing is done on CPUs, which
+    share the machine's memory, nor where examples are streamed.
+
+    Args:
+      state: R runs, NumPy leaves [R, ...].
+    """
+    room, num_runs = parallel.memory_bytes(0), train.count(state)
+    if not room or self._loader.lengths == (None,):
+      return
+    while self._groups[0][0].on_device > 1 and self._peak_bytes(state) > room:
+      at_once = -(-len(self._groups[0][1]) // 2)
+      self._group(num_runs, at_once)
+      warnings.warn(
+        f'{num_runs} runs do not fit the memory of a device at once. They are'
+        f' trained {at_once} at a time.',
+        stacklevel=2,
+      )
+
+  def _peak_bytes(self, state: State) -> int:
+    layout, runs = self._groups[0]
+    group = layout.put(jax.tree.map(lambda x: np.asarray(x)[runs], state))
+    chunk = next(iter(self._loader.train(0, runs, layout)))
+    compiled = self._train.lower(group, self._store, chunk).compile()
+    return parallel.peak_bytes(compiled) or 0
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""
@@ -132,8 +164,11 @@ class Program:
       for chunk in chunks:
         state, sums = self._train(state, self._store, chunk)
         waiting.append(sums)
+        if len(waiting) > _IN_FLIGHT:
+          jax.block_until_ready(waiting[-_IN_FLIGHT - 1])
         if len(waiting) == _STEPS_AHEAD:
-          total, waiting = _add(total, *layout.gather(waiting)), []
+          done, waiting = waiting[:-_IN_FLIGHT], waiting[-_IN_FLIGHT:]
+          total = _add(total, *layout.gather(done))
           if not np.isfinite(total['loss'][running]).any():
             break
       totals.append(_add(total, *layout.gather(waiting)))

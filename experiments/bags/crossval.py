@@ -16,7 +16,7 @@ from experiments.bags.options import Training
 from experiments.evaluation import floors, groups, predictions, seeds, summary
 from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import attention as attention_files
-from experiments.run import progress
+from experiments.run import progress, start
 from experiments.run.results import REPORT, Folder, ResultsError
 from kmil_jax import folds, parallel, selection
 from kmil_jax.folds import Fold, Settings
@@ -85,6 +85,13 @@ def train_folds(
   if not todo:
     _drop_finished(runs, folder)
     return
+  devices, idle = parallel.num_devices(), parallel.num_devices() - len(todo)
+  if idle > 0 and settings.recipe.batch == 1 and parallel.platform() != 'cpu':
+    start.show(
+      f'note: {idle} of {devices} devices are idle, as a run trains on one.'
+      ' Train more folds, seeds or choices at once, or give --batch, which'
+      ' changes the recipe.'
+    )
   chosen = [runs[i] for i in todo]
   _check_validation(material, chosen, settings)
   cohort, splits = material.cohort, material.splits

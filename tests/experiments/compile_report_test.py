@@ -85,9 +85,50 @@ def test_no_model_takes_a_cpus_form_for_accelerators(model):
   assert model in SPECS and barriers('cpu') and not barriers('tpu')
 
 
-@pytest.mark.parametrize(
-  'target,module', [('v5e:2x2', 'libtpu'), ('h200', 'jax_cuda12_plugin')]
-)
+def test_products_are_lowered_as_precise_as_asked():
+  mesh = Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+  exact = {}
+  for precision in ('float32', 'tf32'):
+    work = Compiled(runs=2, bags=2, instances=(300,), precision=precision)
+    text = work.lower('dsmil', 'cuda', mesh).as_text()
+    products = [x for x in text.splitlines() if 'dot_general' in x]
+    exact[precision] = sum('[HIGHEST, HIGHEST]' in x for x in products)
+  assert exact['float32'] == len(products) > 0
+  assert exact['tf32'] == 0
+
+
+TARGETS = [('v5e:2x2', 'libtpu'), ('h200', 'jax_cuda12_plugin')]
+PRODUCTS = """
+import re, sys
+from experiments.benchmarks.compiled import Compiled, _mesh
+work = Compiled(target=sys.argv[1], runs=2, bags=2, instances=(300,),
+                precision=sys.argv[2])
+work.prepare()
+gpu = work.target == 'h200'
+lowered = work.lower('dsmil', 'cuda' if gpu else 'tpu', _mesh(work.target))
+options = {'xla_gpu_autotune_level': '0'} if gpu else None
+text = lowered.compile(options).as_text()
+products = re.findall(r'= \\S+ (?:dot|convolution)\\(.*', text)
+print(len(products), sum('{highest,highest}' in x for x in products))
+"""
+
+
+@pytest.mark.parametrize('target,module', TARGETS)
+def test_products_are_compiled_as_precise_as_asked(target, module):
+  if not importlib.util.find_spec(module):
+    pytest.skip(f'{module} is not installed')
+
+  def count(precision):
+    command = [sys.executable, '-c', PRODUCTS, target, precision]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stdout.split()))
+
+  every, exact = count('float32')
+  assert exact == every > 0
+  assert count('tf32') == (every, 0)
+
+
+@pytest.mark.parametrize('target,module', TARGETS)
 def test_models_compile_where_jax_is_installed_for_it(target, module):
   if not importlib.util.find_spec(module):
     pytest.skip(f'{module} is not installed')
