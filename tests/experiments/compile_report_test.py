@@ -13,7 +13,6 @@ import pytest
 from experiments.benchmarks import hlo
 from experiments.benchmarks.compiled import Compiled
 from kmil_jax import parallel
-from kmil_jax.models import SPECS
 
 TEXT = """HloModule m
 
@@ -82,7 +81,7 @@ def test_no_model_takes_a_cpus_form_for_accelerators(model):
   barriers = lambda platform: (
     work.lower(model, platform, mesh).as_text().count('optimization_barrier')
   )
-  assert model in SPECS and barriers('cpu') and not barriers('tpu')
+  assert barriers('cpu') and not barriers('tpu')
 
 
 def test_products_are_lowered_as_precise_as_asked():

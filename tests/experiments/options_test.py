@@ -141,6 +141,12 @@ def test_a_store_that_was_a_stream_is_understood(flag, value, want):
   assert options.from_json({'stream': value}, classes, 'c')[0].store == want
 
 
+@pytest.mark.parametrize('stream', ['x', 1, [], {}])
+def test_a_damaged_stream_is_refused_by_name(stream):
+  with pytest.raises(OptionError, match='c: store is '):
+    options.from_json({'stream': stream}, (Training,), 'c')
+
+
 def test_a_subclass_may_fix_an_option(capsys):
   @dataclasses.dataclass(frozen=True)
   class OfOne(Model):
