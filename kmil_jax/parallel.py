@@ -302,10 +302,10 @@ class RunsOverDevices:
     self.num_runs = num_runs
     self._per_device = math.ceil(num_runs / num_devices())
 
-  @property
-  def on_device(self) -> int:
-    """Runs that each device holds."""
-    return self._per_device
+  @staticmethod
+  def side_by_side() -> int:
+    """Runs that train on devices of their own."""
+    return num_devices()
 
   def put(self, tree: Any) -> Any:
     """Sends leaves [R, ...], equal in all processes, to this one's devices."""
@@ -360,9 +360,9 @@ class ExamplesOverDevices(RunsOverDevices):
 
   psum_axis, _chunk = AXIS, 0
 
-  @property
-  def on_device(self) -> int:
-    return self.num_runs
+  @staticmethod
+  def side_by_side() -> int:
+    return 1
 
   def _local(self, x: np.ndarray) -> np.ndarray:
     return np.broadcast_to(x, (num_local_devices(), *np.shape(x)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import functools
 import itertools
+import math
 from typing import Any, Protocol
 import warnings
 
@@ -86,36 +87,49 @@ class Program:
     self._train, self._evaluate = _compiled(task, layout, loader.lengths)
 
   def _group(self, num_runs: int, at_once: int) -> None:
-    runs = np.split(np.arange(num_runs), np.arange(at_once, num_runs, at_once))
-    self._groups = [(self._layout(len(group)), group) for group in runs]
+    starts = np.arange(0, num_runs, at_once)
+    groups = np.split(np.arange(num_runs), starts[1:])
+    self._groups = [(self._layout(len(runs)), runs) for runs in groups]
 
-  def divide(self, state: State) -> None:
-    """Halves the groups until an epoch of one fits the memory of a device.
+  def start(self, state: State) -> list[State]:
+    """Sends the runs to their devices, in groups whose epoch fits there.
 
-    XLA says what it takes once it is compiled. Nothing is done on CPUs, which
-    share the machine's memory, nor where examples are streamed.
+    XLA says what an epoch takes once it is compiled. Groups stay as they are on
+    CPUs, which share the machine's memory, and where examples are streamed.
 
     Args:
       state: R runs, NumPy leaves [R, ...].
     """
-    room, num_runs = parallel.memory_bytes(0), train.count(state)
+    states, room = self.put(state), parallel.memory_bytes(0)
+    at_once = asked = len(self._groups[0][1])
+    least = self._layout.side_by_side()
     if not room or self._loader.lengths == (None,):
-      return
-    while self._groups[0][0].on_device > 1 and self._peak_bytes(state) > room:
-      at_once = -(-len(self._groups[0][1]) // 2)
-      self._group(num_runs, at_once)
+      least = at_once
+    while parallel.agree(at_once > least and self._peak_bytes(states) > room):
+      at_once = least * -(-at_once // (2 * least))
+      self._group(train.count(state), at_once)
+      states = self.put(state)
+    if at_once < asked and parallel.is_first():
       warnings.warn(
-        f'{num_runs} runs do not fit the memory of a device at once. They are'
+        f'{asked} runs do not fit the memory of the devices at once. They are'
         f' trained {at_once} at a time.',
         stacklevel=2,
       )
+    return states
 
-  def _peak_bytes(self, state: State) -> int:
+  def _peak_bytes(self, states: list[State]) -> float:
+    """Returns what a device holds while it trains the first group."""
     layout, runs = self._groups[0]
-    group = layout.put(jax.tree.map(lambda x: np.asarray(x)[runs], state))
     chunk = next(iter(self._loader.train(0, runs, layout)))
-    compiled = self._train.lower(group, self._store, chunk).compile()
-    return parallel.peak_bytes(compiled) or 0
+    waiting = sum(x.nbytes for x in jax.tree.leaves(states[1:]))
+    try:
+      compiled = self._train.lower(states[0], self._store, chunk).compile()
+      peak = parallel.peak_bytes(compiled) or 0
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      return math.inf  # XLA does not compile for TPUs what does not fit.
+    return peak + waiting // parallel.num_local_devices()
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""

@@ -85,17 +85,18 @@ def train_folds(
   if not todo:
     _drop_finished(runs, folder)
     return
-  devices, idle = parallel.num_devices(), parallel.num_devices() - len(todo)
-  if idle > 0 and settings.recipe.batch == 1 and parallel.platform() != 'cpu':
-    start.show(
-      f'note: {idle} of {devices} devices are idle, as a run trains on one.'
-      ' Train more folds, seeds or choices at once, or give --batch, which'
-      ' changes the recipe.'
-    )
   chosen = [runs[i] for i in todo]
   _check_validation(material, chosen, settings)
   cohort, splits = material.cohort, material.splits
   bags = cohort.bags(settings.precision, training.store, training.stream_cache)
+  devices = parallel.num_devices()
+  if settings.recipe.batch == 1 and len(todo) < devices:
+    spread = isinstance(bags.store.features, parallel.Spread)
+    start.show(
+      f'note: idle devices: {devices - len(todo)} of {devices}, as a run trains'
+      f' on one{"; they hold a share of the features" if spread else ""}. More'
+      ' folds or seeds at once would take no longer.'
+    )
   results = folds.train_folds(
     bags,
     [_fold(run, splits[run.fold]) for run in chosen],

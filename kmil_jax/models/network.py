@@ -19,9 +19,9 @@ class Network(nn.Module):
   """A Flax module whose products of float32 are not rounded by `apply`.
 
   By default GPUs round the factors to TF32, and TPUs to bfloat16; CPUs do not.
-  Products of bfloat16 are what they were. Gradients inherit the precision,
-  those of their own by `custom_vjp`. Modules inside a network may be of any
-  class.
+  Products of bfloat16 are what they were. Gradients inherit the precision; a
+  function with one of its own takes it by `custom_vjp`. Modules inside a
+  network may be of any class.
 
   Attributes:
     exact: False to let the hardware round as it does by default.
