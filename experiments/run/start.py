@@ -69,10 +69,10 @@ class Precision:
 
   precision: str = field(
     'float32',
-    'Number format of features and products in the network. tf32 is float32'
-    ' whose products GPUs round to TF32 and TPUs to bfloat16; bfloat16 also'
-    ' halves the features. Both are faster on these, see docs/accelerators.md,'
-    ' and not on CPUs.',
+    'Number format in which networks compute. tf32 is float32 whose products'
+    ' GPUs round to TF32 and TPUs to bfloat16; in bfloat16, slides also take'
+    ' half the memory. Both are faster there, see docs/accelerators.md, and not'
+    ' on CPUs.',
     choices=PRECISIONS,
   )
 
