@@ -1,7 +1,6 @@
 """ABMIL: bags pooled by attention."""
 
-import functools
-import itertools
+import math
 from typing import Any
 
 import chex
@@ -51,17 +50,14 @@ def attention_scores(
   last = TorchWeights(hidden, shapes, name='score')()
 
   def score(branches, kept, weight, bias):
-    parts = map(jnp.tanh, branches[:1]), map(nn.sigmoid, branches[1:])
-    parts = itertools.chain(*parts)
+    units = map(lambda f, b: f(b), (jnp.tanh, nn.sigmoid), branches)
     if dropout and not deterministic:
-      scale = 1 - dropout
-      pairs = zip(kept, parts, strict=True)
-      parts = [jnp.where(k, p / scale, 0) for k, p in pairs]
-    return product(functools.reduce(jnp.multiply, parts), weight) + bias
+      keep = lambda k, unit: jnp.where(k, unit / (1 - dropout), 0)
+      units = map(keep, kept, units)
+    return product(math.prod(units), weight) + bias
 
   # CPUs are slower at what accelerators would rather compute than read twice.
-  again = jax.checkpoint(score) if gated else score
-  return cpu.choose(score, again, branches, kept, *last)
+  return cpu.choose(score, jax.checkpoint(score), branches, kept, *last)
 
 
 class ABMIL(Network):

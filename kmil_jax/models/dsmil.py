@@ -13,8 +13,8 @@ from kmil_jax.types import Prediction
 
 
 def _similarity(query: jax.Array, index: jax.Array) -> jax.Array:
-  """Products of all queries [N, H] with those at `index` [C], [N, C]."""
-  return jnp.matmul(query, query[index].T, precision=HIGHEST)
+  """Products of the queries at `index` [C] with all queries [N, H], [C, N]."""
+  return jnp.matmul(query[index], query.T, precision=HIGHEST)
 
 
 # The gradient of the plain gather copies all queries to add to a few, and reads
@@ -28,11 +28,10 @@ def _similarity_fwd(query, index):
 
 def _similarity_bwd(saved, grad):
   query, index = saved
-  to_critical = pooling.weighted_sum(grad, query)
-  at = jnp.arange(len(query))[:, None] == index
-  terms = zip(grad.T, query[index], strict=True)
-  terms = [*terms, *zip(at.T, to_critical, strict=True)]
-  return sum(a[:, None] * row for a, row in terms), None
+  at = index[:, None] == jnp.arange(len(query))
+  to_critical = jnp.matmul(grad, query, precision=HIGHEST)
+  outer = lambda factors, rows: (factors[:, :, None] * rows[:, None]).sum(0)
+  return outer(grad, query[index]) + outer(at, to_critical), None
 
 
 _at_once.defvjp(_similarity_fwd, _similarity_bwd)
@@ -76,7 +75,7 @@ class DSMIL(Network):
     critical = pooling.masked_argmax(instance_logits, mask)
     scores = cpu.choose(_similarity, _at_once, query, critical)
     scores = scores / self.hidden**0.5
-    attention = pooling.masked_softmax(scores, mask)  # [N, C]
+    attention = pooling.masked_softmax(scores.T, mask)  # [N, C]
     if self.value:
       x = nn.relu(TorchDense(x.shape[-1], self.dtype, name='value')(x))
     bags = pooling.weighted_sum(attention, x.astype(jnp.float32))
