@@ -57,7 +57,8 @@ def attention_scores(
     return product(math.prod(units), weight) + bias
 
   # CPUs are slower at what accelerators would rather compute than read twice.
-  return cpu.choose(score, jax.checkpoint(score), branches, kept, *last)
+  again = jax.checkpoint(score) if gated else score
+  return cpu.choose(score, again, branches, kept, *last)
 
 
 class ABMIL(Network):
