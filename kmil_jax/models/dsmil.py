@@ -7,9 +7,31 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import pooling
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models import cpu, pooling
+from kmil_jax.models.network import Network, TorchDense, custom_vjp
 from kmil_jax.types import Prediction
+
+
+def _similarity(query: jax.Array, index: jax.Array) -> jax.Array:
+  """Products of the queries at `index` [C] with all queries [N, H], [C, N]."""
+  return query[index] @ query.T
+
+
+def _similarity_fwd(query, index):
+  return _similarity(query, index), (query, index)
+
+
+def _similarity_bwd(saved, grad):
+  query, index = saved
+  at = index[:, None] == jnp.arange(len(query))
+  to_critical = grad @ query
+  to_all = pooling.outer_sum(grad.T, query[index])
+  return to_all + pooling.outer_sum(at.T, to_critical), None
+
+
+# The gradient of the plain gather copies all queries to add to a few, and reads
+# them again; this one adds to all at once, which CPUs are slower at.
+_at_once = custom_vjp(_similarity, _similarity_fwd, _similarity_bwd)
 
 
 class DSMIL(Network):
@@ -47,9 +69,10 @@ class DSMIL(Network):
     instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
     hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))
     query = jnp.tanh(TorchDense(self.hidden, name='query_2')(hidden))
-    critical = query[pooling.masked_argmax(instance_logits, mask)]  # [C, 128]
-    scores = query @ critical.T / self.hidden**0.5
-    attention = pooling.masked_softmax(scores, mask)  # [N, C]
+    critical = pooling.masked_argmax(instance_logits, mask)
+    scores = cpu.choose(_similarity, _at_once, query, critical)
+    scores = scores / self.hidden**0.5
+    attention = pooling.masked_softmax(scores.T, mask)  # [N, C]
     if self.value:
       x = nn.relu(TorchDense(x.shape[-1], self.dtype, name='value')(x))
     bags = pooling.weighted_sum(attention, x.astype(jnp.float32))

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import network
+from kmil_jax.models import cpu, network
 
 
 def finite_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -99,6 +99,15 @@ def masked_top(
   return index.T, jnp.arange(k)[:, None] < mask.sum(0)
 
 
+def outer_sum(factors: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns `factors @ rows` of [N, A] and [A, D], for few A.
+
+  Unlike a product, accelerators join it with what follows: nothing as large as
+  the bag is written in between.
+  """
+  return (factors.T[:, :, None] * rows[:, None]).sum(0)
+
+
 def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
   """Sums the instances of a bag with A weights each.
 
@@ -122,7 +131,7 @@ def _weighted_sum_fwd(weights, x):
 
 def _weighted_sum_bwd(saved, grad):
   weights, x = saved
-  return x @ grad.T, weights @ grad
+  return x @ grad.T, cpu.choose(jnp.matmul, outer_sum, weights, grad)
 
 
 weighted_sum = network.custom_vjp(

@@ -26,7 +26,8 @@ from kmil_jax.types import (
 
 MAX_BUCKETS = 16
 _RATIO = 2**0.5  # Padding wastes at most 29 % and about 15 % on average.
-_MULTIPLE = 8
+# Accelerators first copy factors whose length their tiles do not divide.
+_LONG, _MULTIPLE, _MULTIPLE_LONG = 1024, 8, 128
 Stream = Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]]
 
 
@@ -323,7 +324,8 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
     lengths: instances of every bag of the cohort, [n], at least 1 each.
 
   Returns:
-    Ascending multiples of 8; the last is at least the longest bag.
+    Ascending multiples of 8, and of 128 above 1,024; the last is at least the
+    longest bag.
   """
   lengths = np.asarray(lengths)
   low, high = _round_up(lengths.min()), _round_up(lengths.max())
@@ -383,4 +385,5 @@ def plan_epoch(
 
 
 def _round_up(length: float) -> int:
-  return int(-(-length // _MULTIPLE)) * _MULTIPLE
+  multiple = _MULTIPLE if length <= _LONG else _MULTIPLE_LONG
+  return int(-(-length // multiple)) * multiple

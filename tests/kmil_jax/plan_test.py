@@ -31,7 +31,9 @@ def test_buckets_hold_every_bag_and_are_few(n):
   assert 1 <= len(buckets) <= plan.MAX_BUCKETS
   assert all(b % 8 == 0 for b in buckets)
   assert all(a < b for a, b in itertools.pairwise(buckets))
-  assert buckets[-1] == -(-max(n) // 8) * 8
+  multiple = 8 if max(n) <= 1024 else 128
+  assert buckets[-1] == -(-max(n) // multiple) * multiple
+  assert all(b % 128 == 0 for b in buckets if b > 1024)
   bucket = np.searchsorted(buckets, n)
   assert set(bucket) == set(range(len(buckets)))  # None is idle.
 
@@ -40,7 +42,8 @@ def test_buckets_hold_every_bag_and_are_few(n):
 def test_padding_wastes_less_than_a_third(n):
   buckets = np.array(plan.bucket_lengths(np.array(n)))
   padded = buckets[np.searchsorted(buckets, n)]
-  assert (padded <= np.array(n) * 2**0.5 + 8).all()
+  multiple = np.where(padded > 1024, 128, 8)
+  assert (padded <= np.array(n) * 2**0.5 + multiple).all()
 
 
 def test_sixteen_buckets_span_any_range():
