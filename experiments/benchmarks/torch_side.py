@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kmil_jax.types import Recipe, Store
+from kmil_jax.types import PatchRecipe, Recipe, Store
 
 _BATCHES = 4, 16, 64  # Tiles that are encoded at a time.
 _TORCHVISION = (
@@ -42,10 +42,11 @@ class Visits:
   Args:
     models: of the runs, on the device; copied.
     store: the bags.
-    keep: instances that each run sees, bool [R, T], gathered beforehand; None
-      for all.
+    keep: instances that the runs see, bool [T], gathered beforehand; None for
+      all.
     order: bags that a call visits.
     trains: whether a run visits a bag, bool [R, n].
+    precision: of the features and, by autocast, of the computation.
   """
 
   def __init__(
@@ -55,21 +56,23 @@ class Visits:
     keep: np.ndarray | None,
     order: np.ndarray,
     trains: np.ndarray,
+    precision: str = 'float32',
   ):
     self.order, self.trains = order, trains
     self.runs = [_Loss(copy.deepcopy(model)).train() for model in models]
     self.device = next(self.runs[0].parameters()).device
     self.labels = torch.from_numpy(store.label).long().to(self.device)
 
-    def bags(kept):
-      for start, size in zip(store.offset, store.length, strict=True):
-        rows = start + np.flatnonzero(kept[start : start + size])
-        yield torch.from_numpy(store.features[rows]).to(self.device)
-
-    if keep is None:
-      self.bags = [list(bags(np.ones(len(store.features))))] * len(models)
-    else:
-      self.bags = [list(bags(kept)) for kept in keep]
+    kind = getattr(torch, precision)
+    keep = np.ones(len(store.features)) if keep is None else keep
+    self.bags = []
+    for start, size in zip(store.offset, store.length, strict=True):
+      rows = start + np.flatnonzero(keep[start : start + size])
+      bag = torch.from_numpy(store.features[rows].astype(np.float32))
+      self.bags.append(bag.to(self.device, kind))
+    self._cast = functools.partial(
+      torch.autocast, self.device.type, kind, enabled=kind == torch.bfloat16
+    )
 
   def forms(self, *, together: bool, compiled: bool) -> Forms:
     """Returns the runs in turn as 'loop' and at once as 'vmap', by name.
@@ -78,7 +81,7 @@ class Visits:
       together: whether to offer the latter.
       compiled: whether to offer what `torch.compile` makes of both, too.
     """
-    ragged = len(set(map(len, self.bags[0]))) > 1
+    ragged = len(set(map(len, self.bags))) > 1
     on_gpu = self.device.type == 'cuda' and not ragged
     mode = 'reduce-overhead' if on_gpu else 'default'  # CUDA graphs, or none.
     ways = {'': lambda call: call}
@@ -96,13 +99,14 @@ class Visits:
     """A module and an optimiser for each run."""
     call = wrap(lambda run, x, label: run(x, label))
     step = [
-      _step(run.parameters(), functools.partial(call, run)) for run in self.runs
+      _step(run.parameters(), functools.partial(call, run), self._cast)
+      for run in self.runs
     ]
 
     def run():
       for bag in self.order:
         for r in np.flatnonzero(self.trains[:, bag]):
-          step[r](self.bags[r][bag], self.labels[bag])
+          step[r](self.bags[bag], self.labels[bag])
       self._wait()
 
     return run
@@ -111,24 +115,20 @@ class Visits:
     """All runs as one, by `torch.func.vmap` over stacked weights."""
     params, _ = torch.func.stack_module_state(self.runs)
     base = copy.deepcopy(self.runs[0]).to('meta')
-    shared = self.bags[0] is self.bags[-1]
-    bags = self.bags[0]
-    if not shared:
-      bags = [torch.stack(views) for views in zip(*self.bags, strict=True)]
 
     def every(params, x, label):
       one = lambda params, x: torch.func.functional_call(
         base, params, (x, label)
       )
-      axes = (0, None if shared else 0)
-      return torch.func.vmap(one, axes, randomness='different')(params, x).sum()
+      every = torch.func.vmap(one, (0, None), randomness='different')
+      return every(params, x).sum()
 
     call = functools.partial(wrap(every), params)
-    step = _step(params.values(), call)
+    step = _step(params.values(), call, self._cast)
 
     def run():
       for bag in self.order:
-        step(bags[bag], self.labels[bag])
+        step(self.bags[bag], self.labels[bag])
       self._wait()
 
     return run
@@ -139,13 +139,14 @@ class Visits:
       torch.cuda.synchronize(self.device)
 
 
-def _step(params, call: Callable) -> Callable:
-  """Returns a step of Adam on the value of a call."""
+def _step(params, call: Callable, cast: Callable) -> Callable:
+  """Returns a step of Adam on the value of a call in the context `cast()`."""
   rate, decay = Recipe().learning_rate, Recipe().weight_decay
   adam = torch.optim.Adam(params, rate, weight_decay=decay, fused=True)
 
   def train(x, label):
-    loss = call(x, label)
+    with cast():
+      loss = call(x, label)
     adam.zero_grad()
     loss.backward()
     adam.step()
@@ -164,33 +165,54 @@ def import_timm() -> types.ModuleType:
   return importlib.import_module('timm')
 
 
-def lite0(weights: Sequence[np.ndarray]) -> nn.Module:
-  """Returns timm's EfficientNet-Lite0 with these weights, in its own order."""
+def encoder(name: str) -> tuple[nn.Module, dict[str, np.ndarray]]:
+  """Returns timm's network of `jax_side.NETWORKS`, and its state for `port`."""
+  if name == 'resnet50_trunk':
+    module = import_timm().create_model('resnet50').eval()
+    state = {k: v.numpy() for k, v in module.state_dict().items()}
+    # What follows the trunk.
+    module.layer4 = module.norm = nn.Identity()
+    return module, state
+  from experiments.encoding import encoder
+  from experiments.run import weights
+
   module = import_timm().create_model('tf_efficientnet_lite0').eval()
-  state = zip(module.state_dict(), map(torch.tensor, weights), strict=True)
-  module.load_state_dict(dict(state))
-  return module
+  state = weights.read(encoder.file_of_weights(name, None, '.'))
+  own = zip(module.state_dict(), map(torch.tensor, state.values()), strict=True)
+  module.load_state_dict(dict(own))
+  return module, state
 
 
-def encoding(module: nn.Module, tiles: np.ndarray) -> Forms:
+def encoding(
+  module: nn.Module, tiles: np.ndarray, precision: str = 'float32'
+) -> Forms:
   """Returns what encodes tiles, uint8 [T, S, S, 3], so many at a time.
 
   Args:
-    module: from `lite0`, on the device; not compiled.
+    module: from `encoder`, on the device; not compiled.
     tiles: to encode.
+    precision: of the computation, by autocast.
   """
   module = module.to(memory_format=torch.channels_last)
   device = next(module.parameters()).device
+
+  look = PatchRecipe()
+  mean, std = (torch.tensor(x, device=device) for x in (look.mean, look.std))
+  cast = functools.partial(
+    torch.autocast, device.type, torch.bfloat16, precision == 'bfloat16'
+  )
 
   @torch.inference_mode()
   def run(size):
     rows = []
     for some in torch.from_numpy(tiles).split(size):
-      x = (some.to(device).permute(0, 3, 1, 2).float() - 127) / 128
-      rows.append(module.forward_features(x).mean((2, 3)).cpu().numpy())
+      x = (some.to(device).float() / 255 - mean) / std
+      with cast():
+        x = module.forward_features(x.permute(0, 3, 1, 2))
+      rows.append(x.float().mean((2, 3)).cpu().numpy())
     return np.concatenate(rows)
 
   return {
     f'{size} tiles': lambda size=size: functools.partial(run, size)
-    for size in _BATCHES
+    for size in (*_BATCHES, *[256] * (device.type == 'cuda'))
   }

@@ -10,6 +10,7 @@ from experiments.run.options import field
 
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'epoch', 'encode')
+PRECISIONS = 'float32', 'bfloat16'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Work:
   parts: tuple[str, ...] = field(
     PARTS,
     'A training step, an epoch of ten-fold cross-validation, and encoding of'
-    ' tiles by EfficientNet-Lite0.',
+    " tiles by EfficientNet-Lite0 and ResNet-50's trunk.",
     choices=PARTS,
   )
   instances: tuple[int, ...] = field(
@@ -29,6 +30,18 @@ class Work:
   runs: tuple[int, ...] = field((1, 10), 'Runs trained together.', least=1)
   slide: pathlib.Path | None = field(
     None, 'Time only how many tiles of this slide each --reader reads.'
+  )
+  precisions: tuple[str, ...] = field(
+    ('float32',), 'Number formats.', choices=PRECISIONS
+  )
+  bags: int | None = field(
+    None, 'Bags of an epoch; by default 60, of GPUs 1036.', least=10
+  )
+  tiles: int | None = field(
+    None, 'Tiles to encode; by default 64, of GPUs 1024.', least=1
+  )
+  seconds: int | None = field(
+    None, 'Begin nothing that may not end in time; faults end no other row.'
   )
   repeats: int = field(5, 'Timings of each side, of which medians.', least=1)
   compile: bool = field(
@@ -51,20 +64,30 @@ def table(measured: Mapping[str, Any]) -> Table:
     'torch_form': '',
     'torch_compile_s': '.1f',
     'jax_compile_s': '.1f',
+    'jax_temp_MB': '.0f',
+    'jax_peak_MB': '.0f',
+    'torch_peak_MB': '.0f',
+    'launches': '',
   }
-  labels = 'part', 'model', 'instances', 'runs'
+  labels = 'part', 'model', 'instances', 'runs', 'precision'
   notes = [
     f'{name}: ' + ', '.join(f'{k} {v}' for k, v in measured[name].items())
     for name in ('device', 'versions', 'settings')
   ]
-  rate = lambda row, side: f'{row["instances"] / row[side]:.0f}'
   notes += [
-    f'{row["model"]}: {rate(row, "torch_s")} tiles/s in torch,'
-    f' {rate(row, "jax_s")} in kmil_jax'
+    f'{row["model"]}, {row["precision"]}: '
+    + ', '.join(
+      f'{row["instances"] / row[f"{side}_s"]:.0f} tiles/s in {name}'
+      for side, name in (('torch', 'torch'), ('jax', 'kmil_jax'))
+      if row[f'{side}_s']
+    )
     for row in measured['rows']
     if row['part'] == 'encode'
   ]
-  notes += [f'not measured: {row}' for row in measured['not_measured']]
+  notes += [
+    f'not measured: {", ".join(map(str, row.values()))}'
+    for row in measured['not_measured']
+  ]
   return Table(
     name='benchmark',
     title=f'Seconds in torch and in kmil_jax, {measured["date"]}',
@@ -76,5 +99,13 @@ def table(measured: Mapping[str, Any]) -> Table:
       )
       for row in measured['rows']
     ],
-    notes=['ratio: torch over kmil_jax; above 1 kmil_jax is faster', *notes],
+    notes=[
+      'seconds of a step, an epoch or all tiles: after untimed calls the median'
+      f' of {measured["settings"]["repeats"]} that end when the device has;'
+      ' both sides take turns',
+      'ratio: torch over kmil_jax; above 1 kmil_jax is faster',
+      'jax_temp_MB, jax_peak_MB: of the compiled program; torch_peak_MB: of its'
+      ' allocator. launches: fusions and calls of libraries in the program',
+      *notes,
+    ],
   )

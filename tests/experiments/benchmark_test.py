@@ -10,16 +10,16 @@ pytest.importorskip('torch')
 # What follows imports torch.
 from data import slides, tiff
 from experiments import benchmark
-from experiments.benchmarks import jax_side, suite, torch_models
+from experiments.benchmarks import gpu, jax_side, suite, torch_models
 from experiments.benchmarks.work import MODELS, Work, table
 from experiments.run import options
-from kmil_jax.inference import Design
 
 ROW = {
   'part', 'model', 'instances', 'runs', 'torch_s', 'jax_s', 'ratio',
   'torch_best_s', 'jax_best_s', 'torch_form', 'torch_compile_s',
-  'jax_compile_s', 'repeats', 'torch_forms',
+  'jax_compile_s', 'repeats', 'torch_forms', 'precision', 'torch_peak_MB',
 }  # fmt: skip
+COUNTS = {'launches', 'jax_temp_MB', 'jax_peak_MB'}
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def small_machine(monkeypatch):
   """
   monkeypatch.setattr(suite.os, 'sched_getaffinity', lambda _: {0})
   monkeypatch.setattr(suite, '_MOST_STEPS', 2)
-  monkeypatch.setattr(suite, 'BAGS', {'cpu': 10, 'cuda': 10})
+  monkeypatch.setattr(suite, 'BAGS', {'cpu': 10})
 
 
 def measure(**options):
@@ -44,7 +44,8 @@ def check_rows(measured, *expected):
     *expected
   ]
   for row in measured['rows']:
-    assert row.keys() == ROW
+    assert row.keys() == ROW | (COUNTS if row['part'] != 'encode' else set())
+    assert all(row[name] > 0 for name in COUNTS & row.keys())
     assert row['torch_s'] > 0 and row['jax_s'] > 0
     assert row['ratio'] == pytest.approx(row['torch_s'] / row['jax_s'])
     assert row['torch_form'] in row['torch_forms']
@@ -54,20 +55,20 @@ def test_steps_and_epochs_are_measured_on_the_same_instances(monkeypatch):
   kept = {}
   steps, visits = jax_side.steps, suite.torch_side.Visits
 
-  def ours(design, weights, store, keep, order, trains):
-    kept['ours'] = keep.sum(1).tolist()
-    return steps(design, weights, store, keep, order, trains)
+  def ours(model, weights, store, keep, *args):
+    kept['ours'] = keep.sum()
+    return steps(model, weights, store, keep, *args)
 
   class Theirs(visits):
     def __init__(self, *args):
       super().__init__(*args)
-      kept['theirs'] = [sum(map(len, bags)) for bags in self.bags]
+      kept['theirs'] = sum(map(len, self.bags))
 
   monkeypatch.setattr(jax_side, 'steps', ours)
   monkeypatch.setattr(suite.torch_side, 'Visits', Theirs)
   measured = measure(parts=('step',), models=('kmil',), runs=(2,))
   check_rows(measured, ('step', 'kmil', 16, 2))
-  assert kept['ours'] == kept['theirs'] == [28, 28]
+  assert kept['ours'] == kept['theirs'] == 28
   forms = measured['rows'][0]['torch_forms']
   assert set(forms) == {'loop', 'vmap'}
   assert all(isinstance(seconds, float) for seconds in forms.values())
@@ -89,14 +90,15 @@ def test_encoders_of_equal_features_are_timed(monkeypatch):
   monkeypatch.setattr(suite, '_SIDE', 32)
   monkeypatch.setattr(suite.torch_side, '_BATCHES', (2, 5))
   measured = measure(parts=('encode',))
-  check_rows(measured, ('encode', 'efficientnet_lite0', 5, 1))
-  (row,) = measured['rows']
-  assert set(row['torch_forms']) == {'2 tiles', '5 tiles'}
-  rates = [5 / row[f'{side}_s'] for side in ('torch', 'jax')]
-  line = '{:.0f} tiles/s in torch, {:.0f} in kmil_jax'.format(*rates)
-  assert line in table(measured).terminal()
+  names = 'efficientnet_lite0', 'resnet50_trunk'
+  check_rows(measured, *[('encode', name, 5, 1) for name in names])
+  for row in measured['rows']:
+    assert set(row['torch_forms']) == {'2 tiles', '5 tiles'}
+    rates = [5 / row[f'{side}_s'] for side in ('torch', 'jax')]
+    line = '{:.0f} tiles/s in torch, {:.0f} tiles/s in kmil_jax'.format(*rates)
+    assert line in table(measured).terminal()
   other = np.ones((5, 1280), np.float32)
-  monkeypatch.setattr(jax_side, 'encoding', lambda tiles: lambda: other)
+  monkeypatch.setattr(jax_side, 'encoding', lambda *_: lambda: other)
   with pytest.raises(suite.ParityError, match='efficientnet_lite0: features'):
     measure(parts=('encode',))
 
@@ -127,21 +129,20 @@ def test_the_command_prints_json(capsys):
 @pytest.mark.parametrize('model', MODELS)
 def test_the_gate_opens_for_equal_weights_only(model):
   module = torch_models.MODELS[model](5, suite.WIDTH).eval()
-  weights = jax_side.weights_of(model, module)
-  design = Design(model=model, num_classes=5, width=suite.WIDTH)
+  weights = suite.weights_of(model, module)
   bag = suite.cohort(np.array([9]), seed=0).features[:9]
-  suite.check(design, module, weights, bag)
+  suite.check(model, module, weights, bag)
   for name, weight in module.named_parameters():
     if name.endswith(('classifiers.bias', 'fcc.bias', '_fc2.bias', 'fc.bias')):
       weight.data[0] += 0.01
   with pytest.raises(suite.ParityError, match=f'{model}, 9 instances'):
-    suite.check(design, module, weights, bag)
+    suite.check(model, module, weights, bag)
 
 
 def test_a_closed_gate_stops_the_benchmark(monkeypatch):
-  port = jax_side.weights_of
+  port = suite.weights_of
   other = lambda model, _: port(model, torch_models.ABMIL(5, suite.WIDTH))
-  monkeypatch.setattr(jax_side, 'weights_of', other)
+  monkeypatch.setattr(suite, 'weights_of', other)
   with pytest.raises(suite.ParityError, match='Nothing is timed'):
     measure(parts=('step',), models=('abmil',), runs=(1,))
 
@@ -182,3 +183,51 @@ def test_an_entry_that_torch_cannot_do_ends_no_other(monkeypatch):
   assert (missing['model'], missing['reason']) == ('abmil', 'nothing works')
   assert [row['model'] for row in measured['rows']] == ['dsmil']
   assert 'nothing works' in table(measured).terminal()
+
+
+def run_gpu(folder, *flags):
+  gpu.main(['gpu', '--smoke', f'--output={folder / "report"}', *flags])
+  return json.loads((folder / 'report.json').read_text('utf-8'))
+
+
+def test_the_gpu_report_in_small_has_figures_of_every_part(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(gpu, 'MODELS', ('abmil', 'dsmil'))
+  monkeypatch.setattr(suite, '_SIDE', 32)
+  report = run_gpu(tmp_path)
+  assert report['not_measured'] == []
+  rows = [(r['part'], r['model'], r['runs']) for r in report['rows']]
+  steps = [('step', model, r) for r in (2, 1) for model in ('abmil', 'dsmil')]
+  encoders = [('encode', name, 1) for name in jax_side.NETWORKS]
+  expected = [*steps[:2], ('epoch', 'kmil', 10), *encoders, *steps[2:]]
+  assert rows == 2 * expected
+  for row in report['rows']:
+    figures = row.keys() & {'jax_s', 'torch_s', 'ratio', *COUNTS}
+    assert all(0 < row[name] < np.inf for name in figures)
+  written = (tmp_path / 'report.md').read_text('utf-8')
+  assert all(f'| {name} |' in written for name in ('kmil', *jax_side.NETWORKS))
+
+
+def test_without_time_every_part_of_the_gpu_report_is_named_as_skipped(
+  tmp_path,
+):
+  report = run_gpu(tmp_path, '--seconds=0')
+  assert report['rows'] == []
+  skipped = report['not_measured']
+  assert len(skipped) == 2 * (2 * len(MODELS) + 1 + len(jax_side.NETWORKS))
+  assert {row['part'] for row in skipped} == {'step', 'epoch', 'encode'}
+  assert all('skipped: 0 s are left' in row['reason'] for row in skipped)
+  written = (tmp_path / 'report.md').read_text('utf-8')
+  assert written.count('not measured') == len(skipped)
+
+
+def test_without_torch_kmil_jax_is_timed_alone(monkeypatch):
+  monkeypatch.setattr(suite, 'torch', None)
+  monkeypatch.setattr(suite, '_SIDE', 32)
+  measured = measure(parts=('step', 'encode'), models=('kmil',), tiles=2)
+  assert measured['not_measured'] == []
+  assert len(measured['rows']) == 4
+  for row in measured['rows']:
+    assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
+  assert table(measured).markdown().count('not installed') == 4
