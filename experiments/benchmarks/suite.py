@@ -109,7 +109,7 @@ def run(
     guess = took.get(kind, _GUESS[entry.part])
     try:
       if work.seconds is not None and start - began + guess > work.seconds:
-        left = work.seconds - (start - began)
+        left = max(work.seconds - (start - began), 0)
         raise NoForm(f'skipped: {left:.0f} s are left, it may take {guess:.0f}')
       _reset_peak()
       ours, theirs, steps = _sides(work, entry)
