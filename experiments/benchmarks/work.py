@@ -95,7 +95,8 @@ def table(measured: Mapping[str, Any]) -> Table:
     columns=columns,
     rows=[
       Row(
-        [str(row[label]) for label in labels], {'': [row.get(c) for c in columns]}
+        [str(row[label]) for label in labels],
+        {'': [row.get(c) for c in columns]},
       )
       for row in measured['rows']
     ],
