@@ -1,5 +1,6 @@
 """Reads files of named weights, whoever wrote them; none can make it run."""
 
+from collections.abc import Iterator
 import math
 import pathlib
 from typing import Any
@@ -43,38 +44,30 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     )
   try:
     if path.suffix.lower() == _SAFE:
-      state = safetensors.numpy.load_file(path)
+      content = safetensors.numpy.load_file(path)
     else:
-      state = torch_files.load(path)
-      _check(state, path.stat().st_size)
+      content = torch_files.load(path)
+    if not isinstance(content, dict):
+      content = {type(content).__name__: None}
+    state = dict(_named(content, path.stat().st_size))
+    others = [name for name in state if not hasattr(state[name], 'shape')]
+    arrays = {
+      name.removeprefix('module.'): np.asarray(state[name][()], np.float32)
+      for name in state
+      if not others
+    }
   except Exception as error:  # Damaged files raise errors of many kinds.
     reason = str(error) or type(error).__name__
     raise WeightsError(
       f'{path}: not a readable file of weights ({reason}). Copy it again, or'
       ' save model.state_dict() alone.'
     ) from error
-  if not isinstance(state, dict):
-    state = {type(state).__name__: None}
-  if all(isinstance(part, dict) for part in state.values()):
-    state = {
-      f'{module}.{name}': value
-      for module, part in state.items()
-      for name, value in part.items()
-    }
-  if others := [str(n) for n, v in state.items() if not hasattr(v, 'shape')]:
+  if others:
     raise WeightsError(
       f'{path}: holds more than named tensors: {first_of(others)}. Save'
       ' model.state_dict() alone.'
     )
-  try:
-    return {
-      str(name).removeprefix('module.'): np.asarray(value[()], np.float32)
-      for name, value in state.items()
-    }
-  except Exception as error:
-    raise WeightsError(
-      f'{path}: its numbers cannot be read ({error}). Copy it again.'
-    ) from error
+  return arrays
 
 
 def file_of(path: str | pathlib.Path) -> pathlib.Path:
@@ -103,21 +96,24 @@ def file_of(path: str | pathlib.Path) -> pathlib.Path:
   )
 
 
-def _check(state: Any, size: int) -> None:
-  """Raises ValueError if names stand for more than a file can hold.
+def _named(content: dict, size: int) -> Iterator[tuple[str, Any]]:
+  """Yields the names and values of one state dict, or of several in a dict.
 
   Tensors may share numbers, as those of layers that are tied do, but many names
   of a large tensor or of a large dict would take any memory.
 
   Args:
-    state: what the file holds.
+    content: of the file.
     size: of the file, in bytes.
+
+  Raises:
+    ValueError: if names stand for more than a file of that size can hold.
   """
-  parts = list(state.values()) if isinstance(state, dict) else []
+  several = all(isinstance(part, dict) for part in content.values())
   count = 0
-  for part in parts:
-    inner = part.values() if isinstance(part, dict) else [part]
-    for value in inner:
+  for module, part in content.items():
+    for name, value in part.items() if several else [(module, part)]:
       count += 1 + math.prod(getattr(value, 'shape', ()))
       if count > 2 * size:
         raise ValueError('its names stand for more numbers than it holds')
+      yield f'{module}.{name}' if several else str(name), value

@@ -21,7 +21,7 @@ SCRIPTS = {
     'few_shot',
     'froc',
   ),
-  'Costs': ('cost', 'benchmark'),
+  'Costs': ('cost', 'benchmark', 'compile_report'),
 }
 
 

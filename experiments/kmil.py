@@ -50,7 +50,7 @@ def run(
     *(check, output, machine),
   ]
   planned = [*itertools.product(range(requested.seeds), numbers)]
-  material = preflight.begin(given, settings, training.stream, planned)
+  material = preflight.begin(given, settings, training.store, planned)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
@@ -78,7 +78,7 @@ def run(
       material, runs, places, settings, training, folder, attention=True
     )
     for part in parts.values() if second else ():
-      crossval.test_second(part, numbers, second, settings, training.stream)
+      crossval.test_second(part, numbers, second, settings, training.store)
     faults, drawn = [], parts[output.seed]
     if parallel.is_first():
       for fold in numbers:

@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+import chex
 import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -18,6 +19,13 @@ _NUMERICS = {
   'jax_numpy_dtype_promotion': 'standard',
   'jax_numpy_rank_promotion': 'allow',
 }
+# All that a step launches, and no copies whose place the host works out.
+_ONE_GRAPH = (
+  '--xla_gpu_enable_command_buffer='
+  'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE',
+  '--xla_disable_hlo_passes=fusion-dynamic-memcpy-rewriter',
+  '--xla_gpu_graph_min_graph_size=1',
+)
 
 
 def initialize(
@@ -43,6 +51,31 @@ def initialize(
     process_id,
     heartbeat_timeout_seconds=_HEARTBEAT,
   )
+
+
+def use_one_graph(needed: bool | None = None) -> None:
+  """Lets XLA make one CUDA graph of an epoch; call before touching a device.
+
+  By default the host launches the steps of some models, and waits inside them.
+  These flags of XLA reach pmap, which takes no compiler options. Flags that
+  XLA_FLAGS holds already come later, and count.
+
+  Args:
+    needed: by default where there is an NVIDIA GPU, and a JAX whose flags are
+      known, since others end the process; not with KMIL_JAX_ONE_GRAPH=0, as for
+      profilers, to which a graph is a single launch.
+  """
+  if needed is None:
+    platforms = jax.config.jax_platforms or 'cuda'
+    needed = (
+      os.environ.get('KMIL_JAX_ONE_GRAPH') != '0'
+      and jax.__version_info__ < (0, 13)
+      and ('cuda' in platforms or 'gpu' in platforms)
+      and pathlib.Path('/dev/nvidiactl').exists()
+    )
+  chosen = os.environ.get('XLA_FLAGS', '')
+  if needed and _ONE_GRAPH[0] not in chosen:
+    os.environ['XLA_FLAGS'] = ' '.join((*_ONE_GRAPH, chosen))
 
 
 def use_cores(most: int = 8) -> None:
@@ -164,6 +197,72 @@ def replicate(tree: Any) -> Any:
   return jax.device_put(tree, NamedSharding(_local_mesh(), P()))
 
 
+@chex.dataclass(frozen=True)
+class Spread:
+  """An array [T, D] over the pod: row t lies on device t modulo its devices.
+
+  `rows` is [local devices, T', D] on the host, [T', D] in a program of one
+  device; T' is T / devices and at most two rows more, whose values are free.
+  """
+
+  rows: chex.Array
+
+  @classmethod
+  def zeros(cls, shape: tuple[int, int], dtype: Any) -> 'Spread':
+    """Returns the share of this process of zeros [T, D], to be written to."""
+    each = shape[0] // num_devices() + 2
+    return cls(rows=np.zeros((num_local_devices(), each, shape[1]), dtype))
+
+  def write(self, start: int, x: np.ndarray) -> None:
+    """Keeps what is this process's of the rows from `start` on."""
+    row = np.arange(start, start + len(x))
+    place, device = np.divmod(row, num_devices())
+    device -= local_devices().start
+    mine = (device >= 0) & (device < num_local_devices())
+    self.rows[device[mine], place[mine]] = x[mine]
+
+  def cut(self, start: jax.Array, size: int, *, same: bool) -> jax.Array:
+    """Returns the rows [B, size, D] from each of `start` [B] on, on a device.
+
+    Every device takes part with as many of its rows. What a device receives are
+    the rows that it asked for: where all ask for the same, by one all-gather.
+
+    Args:
+      start: of this device; within T - size.
+      size: the same on all devices.
+      same: whether `start` is, too.
+    """
+    n = num_devices()
+    shape = (size + n - 2) // n + 1, self.rows.shape[-1]
+    part = jax.vmap(
+      lambda at: jax.lax.dynamic_slice(self.rows, (at // n, 0), shape)
+    )
+    if same:
+      parts = jax.lax.all_gather(part(start), AXIS)
+    else:
+      of_all = jax.lax.all_gather(start, AXIS)
+      parts = jax.lax.all_to_all(jax.vmap(part)(of_all), AXIS, 0, 0)
+    whole = parts.transpose(1, 2, 0, 3).reshape(len(start), -1, shape[1])
+    trim = lambda x, at: jax.lax.dynamic_slice_in_dim(x, at % n, size)
+    return jax.vmap(trim)(whole, start)
+
+
+def place(store: Any) -> Any:
+  """Sends what all runs share to the local devices, whose axis leaves gain.
+
+  Args:
+    store: NumPy leaves, of which each device holds a copy, and `Spread`.
+  """
+  spread = lambda x: isinstance(x, Spread)
+  copies = lambda x: np.broadcast_to(x, (num_local_devices(), *np.shape(x)))
+  return jax.device_put(
+    jax.tree.map(
+      lambda x: x if spread(x) else copies(x), store, is_leaf=spread
+    ),
+    NamedSharding(_local_mesh(), P(AXIS)),
+  )
+
+
 def pmap_local(step: Callable) -> Callable:
   """Maps `step(state, batch) -> per-row outputs` over this process's devices.
 
@@ -223,21 +322,21 @@ class RunsOverDevices:
   def pmap_train(cls, step: Callable) -> Callable:
     """Maps `step(state, store, chunk) -> (state, sums)` over the devices.
 
-    `state` comes from `put` and is donated, `store` from `replicate`, `chunk`
+    `state` comes from `put` and is donated, `store` from `place`, `chunk`
     from `share`. Where examples are spread, `step` must `psum` whatever it
     derives from its own: `pmap` does not check that it did.
     """
-    axes = 0, None, cls._chunk
+    axes = 0, 0, cls._chunk
     return jax.pmap(step, axis_name=AXIS, in_axes=axes, donate_argnums=0)
 
   @staticmethod
   def pmap_evaluate(step: Callable) -> Callable:
     """Maps `step(model, store, chunk) -> outputs [S, ...]` over the devices.
 
-    `model` comes from `put`, `chunk` has an axis of local devices, as have the
-    outputs, of which `fetch` makes those of all processes.
+    `model` comes from `put`, `store` from `place`; `chunk` has an axis of local
+    devices, as have the outputs, of which `fetch` makes those of all processes.
     """
-    return jax.pmap(step, axis_name=AXIS, in_axes=(0, None, 0))
+    return jax.pmap(step, axis_name=AXIS, in_axes=0)
 
   def share(self, chunk: Any) -> Any:
     """Returns a chunk of training as it is: every device sees all examples."""

@@ -82,7 +82,7 @@ class Program:
     starts = np.arange(0, num_runs, at_once or num_runs)
     groups = np.split(np.arange(num_runs), starts[1:])
     self._groups = [(layout(len(runs)), runs) for runs in groups]
-    self._store = parallel.replicate(loader.store)
+    self._store = parallel.place(loader.store)
     self._train, self._evaluate = _compiled(task, layout, loader.lengths)
 
   def put(self, tree: Any) -> list[Any]:
@@ -219,8 +219,10 @@ def chunk_functions(
 
   def train_chunk(state, store, chunk):
     def step(state, step):
+      bucket, item = step
+      item = task.fetch(store, item, lengths[-1], same=axis is None)
       of_runs = lambda batch: train.gradients(task, state, batch, axis)
-      grads, stats, sums = of_batch(of_runs, store, *step)
+      grads, stats, sums = of_batch(of_runs, store, bucket, item)
       return train.update(task, state, grads, stats, sums['weight']), sums
 
     state, sums = _scan(step, state, chunk)
@@ -232,6 +234,7 @@ def chunk_functions(
       place = 0 if train.count(model) == 1 else place
       variables, run = jax.tree.map(lambda x: x[place], model)
       of_run = lambda batch: task.predict(variables, batch, run)
+      item = task.fetch(store, item, lengths[-1], same=False)
       return None, of_batch(of_run, store, bucket, item)
 
     return _scan(step, None, chunk)[1]

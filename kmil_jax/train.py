@@ -43,6 +43,19 @@ class Task(Protocol):
   def key(self, run: Any, epoch: jax.Array, step: jax.Array) -> jax.Array:
     """Returns the key of a step; nothing random is saved."""
 
+  def fetch(
+    self, store: Any, item: Any, longest: int | None, *, same: bool
+  ) -> Any:
+    """Returns the item with what other devices hold of it, if any does.
+
+    Args:
+      store: see above.
+      item: of this device.
+      longest: of the padded lengths; None where nothing is cut.
+      same: whether the item is that of all devices.
+    """
+    return item
+
   def batch(self, store: Any, item: Any, length: int | None) -> Any:
     """Makes a batch, padded to `length` where examples are cut from `store`."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 import dataclasses
+from typing import Any
 
 import chex
 from flax import linen as nn
@@ -85,10 +86,11 @@ class Store:
 
   Bag b is `features[offset[b]:offset[b] + length[b]]`; enough rows of zeros
   follow the last bag for a slice of any padded length to stay inside.
-  `features` is None where they do not fit and are streamed.
+  `features` is None where they do not fit and are streamed; or each device
+  holds its share of the rows, see `parallel.Spread`.
   """
 
-  features: chex.Array | None  # [T, D]
+  features: Any  # [T, D]
   offset: chex.Array  # [n] int32
   length: chex.Array  # [n] int32
   label: chex.Array  # [n] int32

@@ -69,16 +69,12 @@ def region(
   low = np.clip(np.floor(first) - margin, 0, edge).astype(int)
   high = np.clip(np.ceil(last) + margin, 0, edge).astype(int)
   native = read(tuple(map(slice, low, high + 1)))
-  values = native.astype(np.float32)
-  # Axis by axis, x first: what each voxel of an axis gives to the new ones.
-  for axis in reversed(range(values.ndim)):
-    weights = scipy.ndimage.affine_transform(
-      np.eye(values.shape[axis], dtype=np.float32),
-      (1, step[axis]),
-      (0, first[axis] - low[axis]),
-      (values.shape[axis], stop[axis] - start[axis]),
-      order=order,
-      mode=border,
-    )
-    values = np.moveaxis(np.tensordot(values, weights, (axis, 0)), -1, axis)
-  return values.astype(native.dtype) if mode == 'nearest' else values
+  return scipy.ndimage.affine_transform(
+    native,
+    step,
+    first - low,
+    tuple(np.subtract(stop, start)),
+    output=native.dtype if mode == 'nearest' else np.float32,
+    order=order,
+    mode=border,
+  )

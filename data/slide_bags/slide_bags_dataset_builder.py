@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import labels as label_files, packed
+from data import cohort, labels as label_files, packed
 from data.features import FeatureError, Header
 from data.labels import Manifest
 
@@ -46,8 +46,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """See base class.
 
     Raises:
-      data.features.FeatureError: naming every slide whose file is missing,
-        unreadable or of another width than the others.
+      data.features.FeatureError: naming slides whose files are missing,
+        unreadable or made otherwise than the others, see `data.cohort.match`.
       data.labels.ManifestError: if the table cannot be used.
       ValueError: without a `SlideBagsConfig`.
     """
@@ -119,21 +119,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       )
     table = label_files.read(config.csv_path)
     folder = packed.Folder(config.features_dir)
-    headers, faults = [], []
-    for slide in table.slide:
-      try:
-        headers.append(folder.header(slide))
-      except FeatureError as e:
-        faults.append(str(e))
-    widths = [h.width for h in headers]
-    if len(set(widths)) > 1:
-      faults.append(
-        f'{config.features_dir}: features of {sorted(set(widths))} dimensions '
-        'are mixed. Pack those of one encoder.'
-      )
-    if faults:
-      raise FeatureError('\n'.join(faults))
-    return table, folder, headers
+    matched = cohort.match(folder, table)
+    if matched.problems:
+      raise FeatureError('\n'.join(matched.problems))
+    return table, folder, list(matched.headers.values())
 
 
 def _to_json(owner: Path | str, attributes: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from data.labels import Manifest
 from data.splits import Split
 from data.tissue import Rule
 from experiments.bags import features, phantom
-from experiments.bags.options import Data, External, Folds
+from experiments.bags.options import STORES, Data, External, Folds
 from experiments.run import progress
 from experiments.run.check import Findings, gathered
 from experiments.run.options import OptionError
@@ -42,6 +42,11 @@ _RESIDENT_SHARE = 0.4
 
 # What is raised for faults of the user's slides, labels, features and splits.
 ERRORS = (CohortError, FeatureError, slides.SlideError, split_files.SplitError)
+
+
+def room() -> float:
+  """Returns the bytes of a device that features may take."""
+  return _RESIDENT_SHARE * parallel.memory_bytes(memory())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,41 +97,52 @@ class Cohort:
     size = jnp.dtype(precision).itemsize
     return num_rows(self.length) * self.width * size
 
-  def is_streamed(self, precision: str, stream: bool | None) -> bool:
-    """Whether features are streamed: as asked, or if they do not fit."""
-    if stream is not None:
-      return stream
-    room = _RESIDENT_SHARE * parallel.memory_bytes(memory())
-    return bool(parallel.agree(self.resident_bytes(precision) > room))
+  def store_of(self, precision: str, store: str) -> str:
+    """Returns which of `STORES`: the one asked for, or the first that fits.
 
-  def bags(
-    self, precision: str, stream: bool | None, cache_gib: int = 0
-  ) -> BagLoader:
+    'spread' has to be asked for on CPUs, where a stream reads the same memory.
+    """
+    if store in STORES:
+      return store
+    shares = 1 if parallel.platform() == 'cpu' else parallel.num_devices()
+    size = self.resident_bytes(precision)
+    fits = size <= room(), size / shares <= room(), True
+    return STORES[int(parallel.agree(fits.index(True)))]
+
+  def bags(self, precision: str, store: str, cache_gib: int = 0) -> BagLoader:
     """Returns the bags, ready for training.
 
     Args:
       precision: of the features, 'float32' or 'bfloat16'.
-      stream: see `is_streamed`.
+      store: see `store_of`.
       cache_gib: GiB up to which streamed features are copied to one file.
 
     Raises:
       FeatureError: naming every feature file that cannot be read.
     """
+    where = self.store_of(precision, store)
     dtype, length = jnp.dtype(precision), self.length
     ends = np.cumsum(length, dtype=np.int64)
-    store = Store(
+    table = Store(
       features=None,
       offset=(ends - length).astype(np.int32),
       length=length,
       label=self.label,
     )
-    loader = BagLoader(store, len(self.classes), self.width)
-    if not self.is_streamed(precision, stream):
-      flat = np.zeros((num_rows(length), self.width), dtype)
+    loader = BagLoader(table, len(self.classes), self.width)
+    if where != 'streamed':
+      shape, spread = (num_rows(length), self.width), where == 'spread'
+      make = parallel.Spread.zeros if spread else np.zeros
+      held = make(shape, dtype)
 
       def put(i):
+        start = ends[i] - length[i]
         try:
-          flat[ends[i] - length[i] : ends[i]] = self.read(i).features
+          x = self.read(i).features
+          if spread:
+            held.write(start, x)
+          else:
+            held[start : ends[i]] = x
         except FeatureError as e:
           return str(e)
 
@@ -134,7 +150,9 @@ class Cohort:
         faults = [*filter(None, pool.map(put, range(len(ends))))]
       if faults:
         raise FeatureError('\n'.join(faults))
-      return dataclasses.replace(loader, store=store.replace(features=flat))
+      loader = dataclasses.replace(loader, store=table.replace(features=held))
+      if not spread:
+        return loader
 
     def from_files(bucket, index):
       # It imports TensorFlow, which takes seconds.
@@ -151,10 +169,12 @@ class Cohort:
 
     def from_copy(bucket, index):
       for b, bags in zip(bucket, index, strict=True):
-        size, starts = loader.buckets[b], store.offset[bags]
+        size, starts = loader.buckets[b], table.offset[bags]
         yield np.stack([copy[start : start + size] for start in starts])
 
     loader = dataclasses.replace(loader, stream=from_files)
+    if where == 'spread':  # The host has a share alone.
+      return loader
     copy = self._copied(loader, dtype, cache_gib * 2**30)
     if copy is None:
       return loader

@@ -88,7 +88,7 @@ def train_folds(
   chosen = [runs[i] for i in todo]
   _check_validation(material, chosen, settings)
   cohort, splits = material.cohort, material.splits
-  bags = cohort.bags(settings.precision, training.stream, training.stream_cache)
+  bags = cohort.bags(settings.precision, training.store, training.stream_cache)
   results = folds.train_folds(
     bags,
     [_fold(run, splits[run.fold]) for run in chosen],
@@ -179,7 +179,7 @@ def test_second(
   requested: Sequence[int],
   cohort: Cohort,
   settings: Settings,
-  stream: bool | None,
+  store: str,
 ) -> None:
   """Writes `fold_<i>/external.csv` of every finished fold that lacks it.
 
@@ -191,7 +191,7 @@ def test_second(
     requested: folds.
     cohort: the second one, with the classes of the first.
     settings: of the training.
-    stream: see `Cohort.is_streamed`.
+    store: see `Cohort.store_of`.
   """
   todo = [
     fold
@@ -203,7 +203,7 @@ def test_second(
     return
   design = settings.design(len(cohort.classes), cohort.width)
   models = [folds.load(folder.at(f'fold_{fold}'), design) for fold in todo]
-  bags = cohort.bags(settings.precision, stream)
+  bags = cohort.bags(settings.precision, store)
   probs = folds.predict(bags, design, models)
   folder.write(_SECOND, cohort.fingerprint())
   everything = np.ones(len(cohort.label), bool)

@@ -22,6 +22,8 @@ from kmil_jax.types import Recipe
 _CHOOSING = {'model': lambda: [m for m in SPECS if SPECS[m].chooser]}
 _DTFD = {'model': lambda: [m for m in SPECS if m.startswith('dtfd')]}
 _RANKING = _DTFD | {'distill': dtfd.RANKING}
+# Where features are, in the order of preference.
+STORES = ('resident', 'spread', 'streamed')
 # What a recipe has, and a flag may change.
 _OF_RECIPE = ('epochs', 'learning_rate', 'weight_decay', 'select')
 _DUAL = {
@@ -245,8 +247,11 @@ class Training(start.Training):
     flag='batch_size',
     least=1,
   )
-  stream: bool | None = free(
-    None, 'Stream features from disk. By default only if they do not fit.'
+  store: str = free(
+    'auto',
+    'Where features are: a copy on each device, spread over the devices of the'
+    ' pod, or streamed from disk; by default the first for which they fit.',
+    choices=('auto', *STORES),
   )
   stream_cache: int = free(
     100,

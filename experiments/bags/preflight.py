@@ -55,7 +55,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
 def check(
   material: Material,
   settings: Settings | None = None,
-  stream: bool | None = None,
+  store: str = 'auto',
   runs: Sequence[Hashable] = (),
 ) -> NoReturn:
   """Lists all problems of a cohort, estimates its training, ends the script.
@@ -63,7 +63,7 @@ def check(
   Args:
     material: as far as it fits together.
     settings: of the training; None of one that takes no time.
-    stream: whether features are streamed, see `Cohort.is_streamed`.
+    store: where features are, see `Cohort.store_of`.
     runs: of every run what shares a first stage, as its fold.
 
   Raises:
@@ -81,7 +81,7 @@ def check(
   if cohort and splits and len(splits[0].test) == len(cohort.label):
     print('\n'.join(describe_folds(cohort, splits)))
     if settings and not findings.problems:
-      for line in estimate(cohort, splits, settings, stream, runs):
+      for line in estimate(cohort, splits, settings, store, runs):
         print(line)
   findings.close()
 
@@ -124,7 +124,7 @@ def estimate(
   cohort: Cohort,
   splits: Sequence[Split],
   settings: Settings,
-  stream: bool | None,
+  store: str,
   runs: Sequence[Hashable],
 ) -> Iterator[str]:
   """Yields lines on padding, memory and time of a training.
@@ -139,19 +139,26 @@ def estimate(
     cohort: to train on.
     splits: of all folds.
     settings: of the training.
-    stream: see `Cohort.is_streamed`.
+    store: see `Cohort.store_of`.
     runs: see `check`.
   """
   lengths = bucket_lengths(cohort.length)
   bucket = np.searchsorted(lengths, cohort.length)
   waste = 1 - cohort.length.sum() / np.array(lengths)[bucket].sum()
   yield f'{len(lengths)} padded lengths, {waste:.0%} padding'
-  streamed = cohort.is_streamed(settings.precision, stream)
+  where = cohort.store_of(settings.precision, store)
   devices, batch = parallel.num_devices(), settings.recipe.batch
   bags = max(1, batch // devices)
   activations = bags * (cohort.width + _HIDDEN) * _BACKWARD * 4
   stored = cohort.resident_bytes(settings.precision)
-  if streamed:
+  yield (
+    f'features are {where}{"" if store == "auto" else ", as --store asks"}: all'
+    f' take {_size(stored)}, a share of {devices} devices'
+    f' {_size(stored // devices)}, and {_size(cohorts.room())} of a device are'
+    ' for features'
+  )
+  stored = stored // devices if where == 'spread' else stored
+  if where == 'streamed':
     item = jnp.dtype(settings.precision).itemsize
     stored = bags * lengths[-1] * cohort.width * item
   products, copies = _speeds()
@@ -189,11 +196,12 @@ def estimate(
     epochs = recipe.epochs
     spent = datetime.timedelta(seconds=round(epoch * epochs))
     times.append(f'{name} {spent} ({epochs} epochs)')
-  where = 'streamed from disk' if streamed else 'on the device'
+  names = {'resident': 'on the device', 'streamed': 'streamed from disk'}
   yield (
-    f'memory of a device, features {where}: about {_size(stored + max(held))}'
-    f' of {_size(parallel.memory_bytes(memory()))}; programs and libraries come'
-    ' on top'
+    f'memory of a device, features {names.get(where, where)}: about'
+    f' {_size(stored + max(held))} of'
+    f' {_size(parallel.memory_bytes(memory()))}; programs and libraries come on'
+    ' top'
   )
   yield (
     f'estimated time of {len(runs)} runs (h:mm:ss): about {" + ".join(times)},'

@@ -28,11 +28,11 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
   and external_confusion.png.
   """
   folds = predictions.read_folds(folder, classes)
-  test = predictions.pool([parts['test'] for parts in folds.values()])
+  test = predictions.pool([*map(predictions.evaluated, folds.values())])
   after = summary.scaled(folds, summary.temperatures(folds))
   (one, *_) = folds.values()
   name = 'test parts pooled'
-  if one['test'] is one['val']:
+  if not len(one['test']):
     name = 'validation part, nothing is tested'
   drawings = {'reliability': _reliability(test, after, name)}
   cohorts = {'': (test, name)}

@@ -114,7 +114,8 @@ def write(folder: Folder, material: Any) -> Table:
   """
   cohort = material.cohort
   folds = predictions.read_folds(folder, cohort.classes)
-  model = predictions.pool([parts['test'] for parts in folds.values()])
+  tested = {f: predictions.evaluated(parts) for f, parts in folds.items()}
+  model = predictions.pool([*tested.values()])
   rows = predictions.rows({0: model}, 'test', cohort.classes)
   digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
   if folder.at(NAME).exists():
@@ -125,12 +126,12 @@ def write(folder: Folder, material: Any) -> Table:
   floors = []
   for name, (pooling, kind) in FLOORS.items():
     x, probs = mean if pooling is np.mean else largest, []
-    for fold, parts in folds.items():
+    for fold, p in tested.items():
       split = material.splits[fold]
       prob = predicted(classifier(kind), x, cohort.label, split)['test']
       # The model's predictions may be in any order.
       slides = cohort.manifest.slide[split.evaluated].tolist()
-      order = [slides.index(slide) for slide in parts['test'].slide.tolist()]
+      order = [slides.index(slide) for slide in p.slide.tolist()]
       probs.append(prob[order])
     floors.append({'name': name, **_compared(model, np.concatenate(probs))})
   folder.write(NAME, {'predictions_sha256': digest, 'floors': floors})

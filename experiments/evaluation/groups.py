@@ -30,7 +30,7 @@ def write(
     intervals over patients; undefined where a group lacks a class.
   """
   folds = predictions.read_folds(folder, classes)
-  tests = {fold: parts['test'] for fold, parts in folds.items()}
+  tests = {f: predictions.evaluated(parts) for f, parts in folds.items()}
   p = predictions.pool(list(tests.values()))
   fold_of = {
     group_of[slide]: fold

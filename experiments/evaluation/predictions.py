@@ -1,6 +1,6 @@
 """The probabilities of slides, and the CSV files that keep them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -120,7 +120,7 @@ def read_folds(
 ) -> dict[int, dict[str, Predictions]]:
   """Returns the validation and test parts of a folder's finished folds.
 
-  Where nothing is tested (--k=1) the validation part is both.
+  The test part has no slides where nothing is tested (--k=1).
 
   Raises:
     ResultsError: see `read`; or if a fold has a test part but no rows of it.
@@ -135,9 +135,13 @@ def read_folds(
           f"{of_fold.at(TEST)}: no rows of the split 'test'. Remove the file"
           ' and run again.'
         )
-      parts['test'] = parts['val']
     folds[fold] = parts
   return folds
+
+
+def evaluated(parts: Mapping[str, Predictions]) -> Predictions:
+  """Returns the test part of a fold, or validation if nothing is tested."""
+  return parts['test'] if len(parts['test']) else parts['val']
 
 
 def read_external(

@@ -35,26 +35,24 @@ def write(
   held = {seed: predictions.read_folds(f, classes) for seed, f in parts.items()}
   second = {s: predictions.read_external(f, classes) for s, f in parts.items()}
   folds = set.intersection(*map(set, held.values()))
-  means, scores, lines, part = [], [], [], 'test'
+  means, scores, lines = [], [], []
   for fold in sorted(folds):
     of_fold = [of_seed[fold] for of_seed in held.values()]
     mean = {
       name: _mean([parts[name] for parts in of_fold])
       for name in ('val', 'test')
     }
-    means.append(mean['test'])
-    if of_fold[0]['test'] is of_fold[0]['val']:  # Nothing is tested.
-      part, columns = 'val', vars(mean['test']).values()
-      mean['test'] = Predictions(*(column[:0] for column in columns))
+    means.append(predictions.evaluated(mean))
     if all(fold in external for external in second.values()):
       mean['external'] = _mean([e[fold] for e in second.values()])
     predictions.write(Folder(folder.at(f'fold_{fold}')), fold, mean, classes)
   if not means:
     return None
   for seed, of_seed in held.items():
-    tests = {fold: of_seed[fold]['test'] for fold in sorted(folds)}
-    whole = predictions.pool(list(tests.values()))
+    tests = {f: predictions.evaluated(of_seed[f]) for f in sorted(folds)}
+    whole = predictions.pool([*tests.values()])
     scores.append(metrics.evaluate(whole.label, whole.prob))
+    part = 'test' if len(mean['test']) else 'val'
     header, *rows = predictions.rows(tests, part, classes)
     lines += [[seed, *row] for row in rows]
   folder.write('predictions_seeds.csv', [['seed', *header], *lines])

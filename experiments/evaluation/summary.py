@@ -102,13 +102,12 @@ def summarise(
       differ in the external cohort.
   """
   folds = predictions.read_folds(folder, classes)
-  tests_nothing = any(parts['test'] is parts['val'] for parts in folds.values())
-  written = ('val',) if tests_nothing else ('val', 'test')
-  for part in written:
+  for part in ('val', 'test'):
     of_part = {fold: parts[part] for fold, parts in folds.items()}
-    lines = predictions.rows(of_part, part, classes)
-    folder.write(predictions.FILES[part], lines)
-  evaluated = {fold: parts['test'] for fold, parts in folds.items()}
+    if any(map(len, of_part.values())):
+      written, lines = part, predictions.rows(of_part, part, classes)
+      folder.write(predictions.FILES[part], lines)
+  evaluated = {f: predictions.evaluated(parts) for f, parts in folds.items()}
   lines = predictions.case_rows(evaluated, classes)
   folder.write('predictions_cases.csv', lines)
   folder.write('summary.csv', _by_fold(folds))
@@ -122,7 +121,7 @@ def summarise(
     'classes': list(classes),
     'k': k,
     'folds': list(folds),
-    'part': written[-1],
+    'part': written,
     'cases': of_cases(tests),
     **of_folds(predictions.pool(tests), tests, classes, 'pooled'),
     'calibration': of_calibration(folds, temperature),
@@ -293,8 +292,6 @@ def temperatures(
   fitted = {}
   for fold, parts in folds.items():
     seen = ~np.isin(whole.case, parts['test'].case)
-    if parts['test'] is parts['val']:  # Nothing is tested.
-      seen = np.ones(len(whole), bool)
     patients = len(set(whole.case[seen]))
     value, reason, at_bound = 1.0, _TOO_FEW, False
     if patients >= LEAST_PATIENTS:
@@ -319,7 +316,9 @@ def scaled(
   """Test probabilities of all folds at their temperatures, [N, C]."""
   return np.concatenate(
     [
-      calibration.scale(parts['test'].prob, temperature[fold].temperature)
+      calibration.scale(
+        predictions.evaluated(parts).prob, temperature[fold].temperature
+      )
       for fold, parts in folds.items()
     ]
   )
@@ -330,7 +329,7 @@ def of_calibration(
   temperature: Mapping[int, Temperature],
 ) -> dict[str, Any]:
   """Calibration of the pooled test parts before and after temperatures."""
-  test = predictions.pool([parts['test'] for parts in folds.values()])
+  test = predictions.pool([*map(predictions.evaluated, folds.values())])
   after = scaled(folds, temperature)
   return {
     **errors(test.label, test.prob),
@@ -483,8 +482,6 @@ def _by_fold(
     of_part = {
       part: metrics.evaluate(p.label, p.prob) for part, p in parts.items()
     }
-    if parts['test'] is parts['val']:  # Nothing is tested.
-      of_part['test'] = dict.fromkeys(metrics.NAMES, np.nan)
     values = [of_part[part][_COLUMNS[name]] for part, name in columns]
     lines.append([fold, *('' if np.isnan(v) else f'{v:.6f}' for v in values)])
   return lines

@@ -70,7 +70,7 @@ class Record:
     """The test slides of all finished folds, those of each by their names."""
     classes, tested = self.summary['classes'], []
     for fold, parts in self.folds.items():
-      p = predictions.by_slide(parts['test'])
+      p = predictions.by_slide(predictions.evaluated(parts))
       for i, pred in enumerate(p.prob.argmax(1)):
         ids = fold, str(p.case[i]), str(p.slide[i])
         names = classes[p.label[i]], classes[pred]

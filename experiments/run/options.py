@@ -43,6 +43,8 @@ ALIASES: Sequence[tuple[str, str]] = (
   ('score', 'kmil_score'),
   ('score', 'rank_tiles_by'),
 )
+# --stream was a flag of its own; its values, and those of --store.
+_STREAM = {True: 'streamed', False: 'resident', None: 'auto'}
 _HELP = frozenset(('--help', '-help', '-h', '--helpshort', '--helpfull'))
 
 
@@ -215,7 +217,14 @@ def renamed(
   values: Mapping[str, Any], classes: Sequence[type]
 ) -> dict[str, Any]:
   """Returns values by the flags' names of today."""
-  former = dict(_aliases({option.flag for option in _options(classes)}))
+  known = {option.flag for option in _options(classes)}
+  former = dict(_aliases(known))
+  if 'store' in known and 'stream' in values:
+    values = dict(values)
+    stream = values.pop('stream')
+    # Anything else is refused as a value of --store.
+    stores = (store for old, store in _STREAM.items() if old is stream)
+    values['store'] = next(stores, stream)
   return {former.get(name, name): value for name, value in values.items()}
 
 
@@ -305,10 +314,13 @@ class _Tuple(flags.ArgumentParser):
 
 
 def _current(argument: str) -> str:
-  """Returns an argument as flags take it: --compile_s was a number."""
+  """Returns an argument as flags take it: some had values of another type."""
   name, _, value = argument.partition('=')
   if name == '--compile_s' and value.isdecimal():
     return f'{name}={int(value) > 0}'
+  if name in ('--stream', '--nostream'):
+    yes = name == '--stream' and value.lower() not in ('false', 'f', '0')
+    return f'--store={_STREAM[yes]}'
   return argument
 
 

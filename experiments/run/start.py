@@ -161,6 +161,7 @@ def script(
     try:
       plugins.begin(argv)
       *given, _ = options.parse(argv, classes, usage)
+      parallel.use_one_graph()
       for name in parallel.use_own_numerics():
         print(f'note: {name} is ignored: models compute in float32')
       for cache in (one for one in given if isinstance(one, Cache)):

@@ -1,5 +1,6 @@
 """Self-attention through 256 landmarks on a padded sequence, exactly."""
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -7,12 +8,15 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from kmil_jax.models import cpu
 from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
 CLASS_ROW = 1  # Row 0 is the zero token.
 _TAPS, _BLOCK = 33, 64  # Of the values' convolution; rows done at a time.
 _ITERATIONS = 6
+# Rows of a block of scores, and up to how many CPUs take them all at once.
+_ROWS, _WHOLE = 2048, 65_536
 
 
 @chex.dataclass(frozen=True)
@@ -60,6 +64,9 @@ class NystromLayer(nn.Module):
   sqrt(w_i) A_ij sqrt(w_j) and vanishes on the complement, and so do the
   iterates: T x T matrices give what the reference's 256 x 256 give.
 
+  Accelerators, and CPUs with more than 65,536 rows, make A1 and A3 in blocks of
+  rows of h, and again in the backward pass: [8, 256, T] is never in memory.
+
   `dtype` is that of values, their convolution and the output's projection.
   Tokens, queries, keys and scores are float32: sharp softmaxes and the
   pseudo-inverse magnify what those are off by.
@@ -99,39 +106,56 @@ class NystromLayer(nn.Module):
     (weight,) = TorchWeights(WIDTH, shapes, name='qkv')()
     scale = jnp.array([(WIDTH // HEADS) ** -0.5, 1, 1])  # Of the queries.
     query, key, value = weight.reshape(3, WIDTH, WIDTH) * scale[:, None, None]
-    v = _heads(x.astype(self.dtype or x.dtype), value)
+    values = lambda x: _heads(x.astype(self.dtype or x.dtype), value)
+    v = values(x)
     if len(h) <= LANDMARKS + 1:
       scores = _scores(_heads(x, query), _heads(x, key))
       root = jnp.sqrt(sequence.weight)
       inverse_root = jnp.where(root > 0, 1 / jnp.maximum(root, 1), 0)
       core = _softmax(scores, sequence.weight) * root[:, None] * inverse_root
       column_sums = root @ core * inverse_root
-      gather, read = core, lambda part: core[:, part]
+      read = lambda part: core[:, part]
+      gathered, spread = core @ v.astype(jnp.float32), lambda row: row @ core
+      mix = lambda part, mixed: read(part) @ mixed
     else:
       landmarks = _means(x, sequence)
       q_mean, k_mean = _heads(landmarks, query), _heads(landmarks, key)
       core = jax.nn.softmax(_scores(q_mean, k_mean))
       column_sums = core.sum(1)
-      gather = _softmax(_scores(q_mean, _heads(x, key)), sequence.weight)
-      read = lambda part: jax.nn.softmax(
-        _scores(_heads(x[part], query), k_mean)
+      scores = lambda x: _scores(q_mean, _heads(x, key))
+      rows = x, sequence.weight
+      toward = lambda x: _scores(_heads(x, query), k_mean)
+      read = lambda part: jax.nn.softmax(toward(x[part]))
+      gather = _softmax(scores(x), sequence.weight)
+      gathered = _choose(
+        x,
+        lambda: gather @ v.astype(jnp.float32),
+        lambda: _gathered(scores, values, *rows),
+      )
+      spread = lambda row: _choose(
+        x,
+        lambda: row @ gather,
+        lambda: _spread(row, scores, *rows),
+      )
+      mix = lambda part, mixed: _choose(
+        x,
+        lambda: read(part) @ mixed,
+        lambda: _read(toward, mixed, x[part]),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
-    right = jnp.concatenate(
-      [gather @ v.astype(jnp.float32), core @ jnp.swapaxes(seen, 1, 2)], 2
-    )
+    right = jnp.concatenate([gathered, core @ jnp.swapaxes(seen, 1, 2)], 2)
     # The rows of A2 sum to 1.
     scale = column_sums.max()
     solved = _polynomials(core, scale, right) / scale
     mixed = jnp.swapaxes(core, 1, 2) @ solved[..., :-1]  # [8, M, 64]
-    seen = jnp.swapaxes(solved[..., -1:], 1, 2) @ gather  # [8, 1, T]
+    seen = spread(jnp.swapaxes(solved[..., -1:], 1, 2))  # [8, 1, T]
 
     taps = self.param('residual', uniform(_TAPS), (HEADS, _TAPS))
     out = TorchDense(WIDTH, self.dtype, name='out')
     drop = nn.Dropout(self.dropout, deterministic=not train)
     outputs = []
     for part in parts:
-      y = read(part) @ mixed + _convolution(v, taps, part)
+      y = mix(part, mixed) + _convolution(v, taps, part)
       y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
       outputs.append(h[part] + drop(y))
 
@@ -153,6 +177,74 @@ def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
   """What rows give to columns [..., T] that stand for `weight` [T] equals."""
   scores += jnp.log(jnp.maximum(weight, 1))
   return jax.nn.softmax(scores, where=weight > 0)
+
+
+def _choose(x: jax.Array, whole: Callable, blocks: Callable) -> jax.Array:
+  """Calls the form for the rows x [T, 512] that its platform takes."""
+  return blocks() if len(x) > _WHOLE else cpu.choose(whole, blocks)
+
+
+def _by_blocks(f: Callable, *arrays: jax.Array) -> Any:
+  """Returns f of blocks of the rows of arrays [T, ...], and zeros, stacked."""
+  rows = len(arrays[0])
+  count = -(-rows // _ROWS)
+  size = -(-rows // count)
+
+  def cut(x):
+    x = jnp.pad(x, ((0, count * size - rows), *((0, 0),) * (x.ndim - 1)))
+    return x.reshape(count, size, *x.shape[1:])
+
+  return jax.lax.map(
+    jax.checkpoint(lambda block: f(*block)), tuple(map(cut, arrays))
+  )
+
+
+def _joined(blocks: jax.Array) -> jax.Array:
+  """Blocks [n, 8, B, K] as [8, n B, K]."""
+  return jnp.swapaxes(blocks, 0, 1).reshape(HEADS, -1, blocks.shape[-1])
+
+
+def _gathered(scores, values, x, weight):
+  """A3 v, [8, 256, 64]."""
+
+  def block(x, weight):
+    return _weighted(scores(x) + _log(weight), values(x).astype(jnp.float32))
+
+  sums, totals, top = _by_blocks(block, x, weight)
+  scale = jnp.exp(top - top.max(0))
+  return (scale * sums).sum(0) / (scale * totals).sum(0)
+
+
+def _read(scores, mixed, x):
+  """A1 times mixed [8, 256, 64], [8, T, 64]."""
+  sums, totals, _ = _by_blocks(lambda x: _weighted(scores(x), mixed), x)
+  return _joined(sums / totals)[:, : len(x)]
+
+
+def _weighted(scores, values):
+  """Sums of values, of their weights, and what these were divided by.
+
+  To divide by the weights' sum outside of a block spares its gradients a
+  product.
+  """
+  top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+  weights = jnp.exp(scores - top)
+  return weights @ values, weights.sum(-1, keepdims=True), top
+
+
+def _spread(row, scores, x, weight):
+  """Rows [8, 1, 256] times A3, [8, 1, T]."""
+  log = lambda x, weight: scores(x) + _log(weight)
+  total = lambda *block: jax.nn.logsumexp(log(*block), -1, keepdims=True)
+  total = jax.nn.logsumexp(_by_blocks(total, x, weight), 0)
+  share = lambda *block: row @ jnp.exp(log(*block) - total)
+  shares = _by_blocks(lambda *b: jnp.swapaxes(share(*b), 1, 2), x, weight)
+  return jnp.swapaxes(_joined(shares)[:, : len(x)], 1, 2)
+
+
+def _log(weight):
+  """What is added to the scores of columns; finite, if nothing is real."""
+  return jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1)), -1e30)
 
 
 def _means(x: jax.Array, sequence: Sequence) -> jax.Array:
@@ -203,7 +295,11 @@ def _polynomials(a: jax.Array, scale: jax.Array, y: jax.Array) -> jax.Array:
     x = (13 * x - 15 * square + times(square, 7 * x - square)) / 4
     return (x, y), None
 
-  (x, y), _ = jax.lax.scan(step, (x, y), length=_ITERATIONS - 1)
+  count = _ITERATIONS - 1
+  loop = lambda unroll: jax.lax.scan(step, (x, y), length=count, unroll=unroll)[
+    0
+  ]
+  x, y = cpu.choose(lambda: loop(1), lambda: loop(count))
   xy = times(x, y)
   return (13 * y - 15 * xy + times(x, times(x, 7 * y - xy))) / 4
 

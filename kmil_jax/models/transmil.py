@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax.models import pooling
+from kmil_jax.models import cpu, pooling
 from kmil_jax.models.network import Network, TorchDense, TorchWeights
 from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
 from kmil_jax.types import Prediction
@@ -117,12 +117,12 @@ def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
   would scatter.
   """
 
-  def step(y, tap):
-    step, weight = tap
-    return y + weight * moved(step), None
-
   moved = _mover(x, side)
-  return jax.lax.scan(step, jnp.zeros_like(x), (_STEPS, kernel))[0]
+  add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
+  return cpu.choose(
+    lambda: jax.lax.scan(add, jnp.zeros_like(x), (_STEPS, kernel))[0],
+    lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
+  )
 
 
 def _convolve_fwd(x, kernel, side):
@@ -134,7 +134,11 @@ def _convolve_bwd(saved, grad):
   # What lies outside the square has no gradient.
   grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
   moved = _mover(x, side)
-  weights = jax.lax.map(lambda step: _sum_rows(grad * moved(step)), _STEPS)
+  product = lambda step: grad * moved(step)
+  weights = cpu.choose(
+    lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
+    lambda: jnp.stack([product(step).sum(0) for step in _STEPS]),
+  )
   return _convolve(grad, kernel[::-1], side), weights, None
 
 

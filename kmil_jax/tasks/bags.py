@@ -86,15 +86,25 @@ class BagTask(Task):
     key = jax.random.fold_in(jax.random.key(run.seed), run.fold)
     return jax.random.fold_in(key, epoch)
 
+  def fetch(
+    self, store: Store, item: Any, longest: int | None, *, same: bool
+  ) -> Any:
+    if not isinstance(store.features, parallel.Spread):
+      return item
+    start = store.offset[jnp.maximum(item, 0)]
+    return store.features.cut(start, longest, same=same), item
+
   def batch(self, store: Store, item: Any, length: int | None) -> Bags:
     """Cuts the bags `item` [B] out of the store; -1 makes a filler of bag 0.
 
-    Streamed, `item` is the features [B, N, D] and the bags [B].
+    Fetched or streamed, `item` is the features [B, N, D] and the bags [B].
     """
-    features, index = (None, item) if length else item
+    features, index = item if isinstance(item, tuple) else (None, item)
     real = jnp.maximum(index, 0)
     offset = store.offset[real]
-    if length:
+    if features is not None:
+      features = features[:, :length]
+    else:
       size = length, store.features.shape[-1]
       cut = lambda at: jax.lax.dynamic_slice(store.features, (at, 0), size)
       features = jax.vmap(cut)(offset)
@@ -163,11 +173,12 @@ class BagLoader:
   Examples to evaluate are the bags of each run, bool [R, n].
 
   Attributes:
-    store: of the cohort, NumPy; without features if they are streamed.
+    store: of the cohort, NumPy; without features if they are streamed. Of
+      those that are spread it has the share of this process.
     num_classes: C.
     width: D of the features.
     stream: given buckets [S] and bags [S, B], yields the padded features
-      [B, N, D] of each step if they are streamed; of -1 anything finite.
+      [B, N, D] of each step if not all are in the store; of -1 anything finite.
     recipe: whose batches and order an epoch has.
     seed: of the order.
     visit: bags that some run trains on, bool [n]; None to evaluate alone.
@@ -197,7 +208,7 @@ class BagLoader:
   def read(self, index: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the padded features [N, D] of bags [S], in the host's memory."""
     bucket = self.bucket_of(index)
-    if not self._resident:
+    if not isinstance(self.store.features, np.ndarray):
       yield from (x[0] for x in self.stream(bucket, index[:, None]))
       return
     for b, start in zip(bucket, self.store.offset[index], strict=True):

@@ -88,7 +88,7 @@ def read_cohort(folder: pathlib.Path, name: str = 'features') -> tuple:
   folds = options.Folds(k=1, split_dir=folder / 'splits')
   material = cohorts.load(options.Data(**paths), folds, 0, folder / 'cache')
   material.check()
-  rows = material.cohort.bags('float32', False).store.features
+  rows = material.cohort.bags('float32', 'resident').store.features
   return material.cohort.manifest, rows, material.splits
 
 

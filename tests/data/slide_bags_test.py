@@ -164,7 +164,7 @@ ONES = np.ones((2, WIDTH), np.float32)
   'attributes, bag, words',
   [
     ({}, ONES * np.nan, 's.01.h5: NaN'),
-    ({}, ONES[:, :8], 'features of [8, 24] dimensions are mixed'),
+    ({}, ONES[:, :8], 'mixed: 24, 8. Other than the rest are s.01.'),
     ({'raw': h5py.Empty('f')}, ONES, 's.01: an attribute cannot be packed'),
   ],
 )
@@ -181,7 +181,7 @@ def test_features_that_cannot_be_packed_are_all_named_and_leave_no_dataset(
   with pytest.raises(FeatureError) as error:
     pack(tmp_path, tmp_path / 'packed')
   first, second, *_ = str(error.value).splitlines()
-  assert 's.00.h5: no such file' in first
+  assert 'no features of 1 of 4 labelled slides: s.00' in first
   assert 's.02.h5: not a complete HDF5 file' in second
   assert not list((tmp_path / 'packed').rglob('*.json'))
 

@@ -27,6 +27,7 @@ from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
 from experiments.run.check import Check, Findings
 from experiments.run.results import Folder
+from kmil_jax import parallel
 
 
 def bag(i):
@@ -73,9 +74,9 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
   feature_folder.write(tmp_path, bags, labels)
   cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
   cohort = dataclasses.replace(cohort, cache_dir=tmp_path / 'cache')
-  ways = {'resident': (False,), 'streamed': (True,), 'copied': (True, 1)}
+  ways = ('resident',), ('streamed',), ('streamed', 1), ('spread',)
   read = lambda way: [*cohort.bags(precision, *way).read(np.arange(12))]
-  resident, *others = (read(way) for way in ways.values())
+  resident, *others = (read(way) for way in ways)
   for i, bag in enumerate(bags):
     for other in others:
       assert resident[i].shape == other[i].shape
@@ -87,6 +88,23 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
     np.testing.assert_allclose(one, bag, rtol=0.01, atol=1e-6)
 
 
+def test_features_are_where_they_fit_first(tmp_path, monkeypatch):
+  cohort, devices = load(*make(tmp_path, 'xyxy')), parallel.num_devices()
+  size = cohort.resident_bytes('float32')
+  for platform, spread in {'tpu': 'spread', 'cpu': 'streamed'}.items():
+    monkeypatch.setattr(
+      parallel, 'platform', lambda platform=platform: platform
+    )
+    for room, want in (
+      (size, 'resident'),
+      (size / devices, spread),
+      (size / devices - 1, 'streamed'),
+    ):
+      monkeypatch.setattr(cohorts, 'room', lambda room=room: room)
+      assert cohort.store_of('float32', 'auto') == want
+      assert cohort.store_of('float32', 'resident') == 'resident'
+
+
 def test_streamed_features_are_copied_once_if_there_is_room(
   tmp_path, capsys, monkeypatch
 ):
@@ -95,10 +113,10 @@ def test_streamed_features_are_copied_once_if_there_is_room(
   cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
   cache = tmp_path / 'cache'
   cohort = dataclasses.replace(cohort, cache_dir=cache)
-  cohort.bags('float32', True, 0)
-  cohort.bags('float32', False, 1)
+  cohort.bags('float32', 'streamed', 0)
+  cohort.bags('float32', 'resident', 1)
   monkeypatch.setattr(cohorts, 'free_space', lambda path: 2**10)
-  cohort.bags('float32', True, 1)
+  cohort.bags('float32', 'streamed', 1)
   assert not cache.exists()
   (line,) = capsys.readouterr().out.splitlines()
   assert '--stream_cache allows 1 GiB, and 0.0 are free in' in line
@@ -110,18 +128,18 @@ def test_streamed_features_are_copied_once_if_there_is_room(
     yield
 
   monkeypatch.setattr(cohorts, 'replacing', full)
-  cohort.bags('float32', True, 1)
+  cohort.bags('float32', 'streamed', 1)
   first, second = capsys.readouterr().out.splitlines()
   assert 'Disk quota exceeded' in first and 'from their files' in second
   monkeypatch.undo()
-  cohort.bags('float32', True, 1)
+  cohort.bags('float32', 'streamed', 1)
   (path,) = (cache / 'features').iterdir()
-  rows = sum(map(len, bags)) + cohort.bags('float32', True).buckets[-1]
+  rows = sum(map(len, bags)) + cohort.bags('float32', 'streamed').buckets[-1]
   assert path.stat().st_size == 4 * rows * cohort.width
   assert f'features are streamed from {path} (' in capsys.readouterr().out
   # From now on nothing else is read.
   monkeypatch.setattr(cohorts.Cohort, 'read', None)
-  again = cohort.bags('float32', True, 1).read(np.array([7, 3]))
+  again = cohort.bags('float32', 'streamed', 1).read(np.array([7, 3]))
   for x, bag in zip(again, (bags[7], bags[3]), strict=True):
     np.testing.assert_array_equal(x[: len(bag)], np.float32(bag))
 
@@ -386,6 +404,7 @@ def test_a_sound_cohort_is_described_and_passes(cohort, capsys):
     'fold 2: 8 train, 8 val, 8 test slides; 0 ',
     'instances per slide, half of the slides',
     'padded lengths',
+    'features are streamed, as --store asks: all take ',
     'memory of a device, features streamed from disk: about ',
     'estimated time of 3 runs (h:mm:ss): about chooser 0:0',
   ):
@@ -473,7 +492,7 @@ def test_a_fold_without_a_class_is_foretold(tmp_path):
 
 # They train and predict nothing on data of the user.
 WITHOUT_CHECK = (
-  'benchmark compare cost draw_maps export froc pack report view'
+  'benchmark compare compile_report cost draw_maps export froc pack report view'
 ).split()
 
 

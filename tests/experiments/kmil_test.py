@@ -201,7 +201,7 @@ def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
   assert not (results / 'state').exists()
 
 
-@pytest.mark.parametrize('how', [[], ['--stream']])
+@pytest.mark.parametrize('how', [[], ['--stream'], ['--store=spread']])
 def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
   short, tmp_path, how
 ):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from experiments import __main__ as listing
+from experiments.bags.options import Training
 from experiments.run import options, start
 from experiments.run.options import OptionError, field
 
@@ -123,6 +124,27 @@ def test_former_names_are_understood_and_hidden(monkeypatch, capsys):
   with pytest.raises(SystemExit):
     parse('--help')
   assert 'average:' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'flag,value,want',
+  [
+    ('--stream', True, 'streamed'),
+    ('--nostream', False, 'resident'),
+    ('--stream=false', False, 'resident'),
+    ('--store=auto', None, 'auto'),
+  ],
+)
+def test_a_store_that_was_a_stream_is_understood(flag, value, want):
+  classes = (Training,)
+  assert parse(flag, classes=classes)[0].store == want
+  assert options.from_json({'stream': value}, classes, 'c')[0].store == want
+
+
+@pytest.mark.parametrize('stream', ['x', 1, [], {}])
+def test_a_damaged_stream_is_refused_by_name(stream):
+  with pytest.raises(OptionError, match='c: store is '):
+    options.from_json({'stream': stream}, (Training,), 'c')
 
 
 def test_a_subclass_may_fix_an_option(capsys):

@@ -149,7 +149,8 @@ def test_a_fold_whose_test_rows_are_gone_is_not_one_without_a_test(tmp_path):
     predictions.read_folds(folder, CLASSES)
   folder.write('splits/splits_0.csv', [names, [0, 'x', 'y', '']])
   (parts,) = predictions.read_folds(folder, CLASSES).values()
-  for one in parts.values():
+  assert not len(parts['test'])
+  for one in (parts['val'], predictions.evaluated(parts)):
     equal(one, want)
 
 

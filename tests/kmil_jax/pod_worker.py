@@ -19,6 +19,8 @@ def train(folder):
   for name, kwargs in {
     'runs_over_devices': {'folds': (0, 1, 2)},
     'bags_over_devices': {'folds': (0, 1), 'batch': 4},
+    'spread_runs': {'folds': (0, 1, 2), 'spread': True},
+    'spread_bags': {'folds': (0, 1), 'batch': 4, 'spread': True},
     'streamed_bags': {'folds': (0, 1), 'batch': 4, 'streamed': True},
   }.items():
     result, prob = training_run.run(folder / name, **kwargs)

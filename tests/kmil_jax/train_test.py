@@ -46,6 +46,23 @@ def test_streamed_features_give_what_resident_ones_give(tmp_path, batch):
     close(got, want)
 
 
+@pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 8)])
+def test_features_spread_over_devices_give_what_copies_give(
+  tmp_path, model, batch
+):
+  # Neither the rows of the store nor those of a bag divide over the devices,
+  # and what no bag has is not a number.
+  store = training_run.make_store()
+  devices = parallel.num_devices()
+  assert devices >= 4 and len(store.features) % devices
+  store.features[store.length.sum() :] = np.nan
+  options = {'model': model, 'batch': batch, 'store': store}
+  resident = losses_and_prob(tmp_path / 'resident', **options)
+  spread = losses_and_prob(tmp_path / 'spread', spread=True, **options)
+  for got, want in zip(spread, resident, strict=True):
+    close(got, want)
+
+
 def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(tmp_path):
   store = training_run.make_store()
   store.features[-training_run.LONGEST :] = 1e6

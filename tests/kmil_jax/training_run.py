@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from kmil_jax import checkpoint, loop, train
+from kmil_jax import checkpoint, loop, parallel, train
 from kmil_jax.models import SPECS
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Recipe, Store
@@ -35,7 +35,7 @@ def parts(folds, num_bags):
   return trains, np.stack([part == f + 1 for f in folds])
 
 
-def loader_of(store, streamed=False):
+def loader_of(store, streamed=False, spread=False):
   """Returns the bags of a store."""
 
   def stream(bucket, index):
@@ -44,6 +44,10 @@ def loader_of(store, streamed=False):
       yield store.features[rows]
 
   held = store.replace(features=None) if streamed else store
+  if spread:
+    shares = parallel.Spread.zeros(store.features.shape, np.float32)
+    shares.write(0, store.features)
+    held = store.replace(features=shares)
   width = store.features.shape[1]
   loader = BagLoader(held, CLASSES, width, stream)
   return loader
@@ -66,6 +70,7 @@ def run(
   batch=1,
   epoch_count=3,
   streamed=False,
+  spread=False,
   keep=None,
   store=None,
   report=lambda history: None,
@@ -75,7 +80,7 @@ def run(
   trains, validates = parts(folds, len(store.label))
   recipe = Recipe(learning_rate=1e-2, epochs=epoch_count, batch=batch)
   task = BagTask(SPECS[model], recipe, CLASSES, WIDTH)
-  loader = loader_of(store, streamed)
+  loader = loader_of(store, streamed, spread)
   program = loader.program(task, len(folds), recipe, trains=trains)
   runs = BagRuns(
     seed=np.zeros(len(folds), np.uint32),

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from kmil_jax import optim, port
-from kmil_jax.models import SPECS
+from kmil_jax.models import SPECS, cpu
 from kmil_jax.models.transmil import TransMIL
 
 WIDTH, CLASSES, LABEL = 16, 3, 1
@@ -223,3 +223,25 @@ def test_steps_of_its_own_recipe_equal_torch():
     moved = np.linalg.norm(want - before[entry])
     assert np.linalg.norm(error) < 0.03 * moved, entry
     assert np.mean(np.abs(error) > 1e-4) < 1e-4, entry
+
+
+def test_scores_in_blocks_give_what_whole_ones_give():
+  """The form of accelerators, of three blocks here, beside that of CPUs."""
+  length, n = 5000, 4321
+  x = jax.random.normal(jax.random.key(0), (length, WIDTH))
+  mask = jnp.arange(length) < n
+  params = MODEL.init(jax.random.key(1), x[:1], mask[:1], train=False)
+
+  def loss(params, x):
+    prediction = MODEL.apply(params, x, mask, train=False)
+    attended = (prediction.attention**2).sum()
+    return prediction.logits[LABEL] + n * attended, prediction
+
+  def evaluated(platform):
+    with cpu.lowering_for(platform):
+      of = jax.value_and_grad(lambda p, x: loss(p, x), (0, 1), has_aux=True)
+      return jax.jit(of)(params, x)
+
+  whole, blocks = map(evaluated, ('cpu', 'cuda'))
+  for want, got in zip(*map(jax.tree.leaves, (whole, blocks)), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())

@@ -1,0 +1,239 @@
+"""Compiles a step of training for a GPU or TPUs on a machine without them."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import importlib.util
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+import numpy as np
+
+from experiments.benchmarks import hlo
+from experiments.run.options import OptionError, field
+from kmil_jax import parallel, programs, train
+from kmil_jax.models import SPECS, cpu
+from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
+from kmil_jax.types import Recipe, Store
+
+COLUMNS = {
+  'kernels': ',',
+  'conditionals': '',
+  'loops': '',
+  'trips': ',',
+  'MB': ',.0f',
+  'GFLOP': ',.1f',
+  'arguments (GB)': '.2f',
+  'temporary (MB)': ',.0f',
+  'collectives': '',
+  'host launches': '',
+  'estimate (us)': ',.0f',
+}
+_CLASSES, _WIDTH = 5, 1024
+# Bytes and operations a second of a chip, by the type of the factors. Of an
+# H200 the bandwidth of copies, and the data sheet's dense rates; of TPUs those
+# of the data sheet, where factors of float32 take six passes.
+_H200 = 4.3e12, {'bfloat16': 989e12, 'tf32': 494e12, 'float32': 67e12}
+_TPUS = {
+  'v4': (1.228e12, 275e12),
+  'v5e': (0.819e12, 197e12),
+  'v5p': (2.765e12, 459e12),
+  'v6e': (1.640e12, 918e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What is compiled."""
+
+  target: str = field(
+    'h200', 'h200, or TPU chips, as v5e:4x4, v5p:2x2x1 or v6e:2x2.'
+  )
+  model: tuple[str, ...] = field(
+    ('dsmil',), 'Models; kmil is its second stage.', choices=(*SPECS, 'all')
+  )
+  runs: int = field(10, 'Runs on each device.', least=1)
+  precision: str = field(
+    'bfloat16', 'See experiments.kmil.', choices=('float32', 'bfloat16')
+  )
+  part: str = field(
+    'train', 'A step of training or evaluation.', choices=('train', 'evaluate')
+  )
+  bags: int = field(1036, 'Bags of the cohort.', least=2)
+  instances: tuple[int, ...] = field(
+    (3000, 5000), 'Instances of the bags, in turn.', least=1
+  )
+  one_graph: bool = field(True, 'A CUDA graph of a whole epoch.')
+  format: str = field(
+    'text', 'How the table is printed.', choices=('text', 'markdown')
+  )
+
+  @property
+  def models(self) -> tuple[str, ...]:
+    return tuple(SPECS) if 'all' in self.model else self.model
+
+  def prepare(self) -> None:
+    """Sets what JAX reads before it touches a device.
+
+    Raises:
+      OptionError: if the target is unknown, or JAX is not installed for it.
+    """
+    gpu = self.target == 'h200'
+    if not gpu and self.target.split(':')[0] not in _TPUS:
+      raise OptionError(
+        f'--target={self.target} is unknown. Give h200, or one of'
+        f' {", ".join(_TPUS)} with its chips, as v5e:4x4.'
+      )
+    if not importlib.util.find_spec('jax_cuda12_plugin' if gpu else 'libtpu'):
+      extra = 'cuda12' if gpu else 'tpu'
+      raise OptionError(
+        f'--target={self.target}: JAX is not installed for it. Install'
+        f' "jax[{extra}]=={jax.__version__}" in an environment of its own.'
+      )
+    jax.config.update('jax_platforms', 'cpu')
+    if gpu:
+      flags = os.environ.get('XLA_FLAGS', ''), f'--xla_dump_to={_dump().name}'
+      os.environ['XLA_FLAGS'] = ' '.join(flags)
+      if self.one_graph:
+        parallel.use_one_graph(True)
+    else:  # There is nobody to ask about a TPU, and none to share.
+      os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+      os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
+
+  def row(self, model: str) -> list[Any]:
+    """Compiles a model, which takes minutes; returns values by `COLUMNS`."""
+    gpu = self.target == 'h200'
+    mesh = _mesh(self.target)
+    lowered = self.lower(model, 'cuda' if gpu else 'tpu', mesh)
+    dumped = lambda: pathlib.Path(_dump().name).glob('*thunk_sequence*')
+    for former in dumped():
+      former.unlink()
+    options = {'xla_gpu_autotune_level': '0'} if gpu else None
+    compiled = lowered.compile(options)
+    program, memory = (
+      hlo.Program(compiled.as_text()),
+      compiled.memory_analysis(),
+    )
+    step, launches = program.step(), None
+    if gpu:
+      moved, flops = step.bytes, step.flops
+      # That after XLA's passes has the longer name, if they changed it.
+      last = max(dumped(), key=lambda path: len(path.name))
+      launches = hlo.host_launches(last.read_text())
+      seconds = sum(
+        max(
+          kernel.bytes / _H200[0],
+          sum(n / _H200[1][kind] for kind, n in kernel.flops.items()),
+        )
+        for kernel in step.kernels
+      )
+    else:
+      cost, (bandwidth, rate) = compiled.cost_analysis(), self._tpu
+      moved, flops = cost['bytes accessed'], cost['flops']
+      passes = 6 if self.precision == 'float32' else 1
+      seconds = max(moved / bandwidth, passes * flops / rate)
+    return [
+      len(step.kernels),
+      step.conditionals,
+      step.loops,
+      step.trips if gpu else None,
+      moved / 1e6,
+      flops / 1e9,
+      memory.argument_size_in_bytes / 1e9,
+      memory.temp_size_in_bytes / 1e6,
+      program.collectives,
+      launches,
+      seconds * 1e6,
+    ]
+
+  def lower(self, model: str, platform: str, mesh: Mesh) -> jax.stages.Lowered:
+    """Returns an epoch of a model as lowered for a mesh of devices."""
+    function, specs, args, donated = self._program(model, mesh.devices.size)
+    place = lambda spec, tree: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+      ),
+      tree,
+    )
+    args = [place(spec, arg) for spec, arg in zip(specs, args, strict=True)]
+    mapped = jax.shard_map(
+      function,
+      mesh=mesh,
+      in_specs=specs,
+      out_specs=P(parallel.AXIS),
+      check_vma=False,
+    )
+    with cpu.lowering_for(platform):
+      return jax.jit(mapped, donate_argnums=donated).lower(*args)
+
+  @property
+  def _tpu(self) -> tuple[float, float]:
+    return _TPUS[self.target.split(':')[0]]
+
+  def _program(
+    self, model: str, devices: int
+  ) -> tuple[Callable[..., Any], tuple[P, ...], tuple[Any, ...], tuple]:
+    """Returns a function of a device, places and shapes of its arguments."""
+    spec, recipe = SPECS[model], Recipe(epochs=1)
+    dtype = np.dtype(jax.numpy.dtype(self.precision))
+    task = BagTask(spec, recipe, _CLASSES, _WIDTH, dtype=dtype)
+    lengths = np.resize(self.instances, self.bags)
+    rows, buckets = num_rows(lengths), bucket_lengths(lengths)
+    functions = programs.chunk_functions(task, None, buckets)
+    runs = BagRuns(
+      seed=np.zeros(self.runs, np.uint32),
+      fold=np.arange(self.runs, dtype=np.uint32),
+      trains=np.ones((self.runs, self.bags), bool),
+      keep=np.zeros((self.runs, rows), bool) if spec.chooser else None,
+    )
+    state = train.init(task, runs, train.draw(task, runs))
+    ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
+    store = Store(
+      features=jax.ShapeDtypeStruct((rows, _WIDTH), dtype),
+      offset=ints(self.bags),
+      length=ints(self.bags),
+      label=ints(self.bags),
+    )
+    on_all = lambda tree: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        (devices * x.shape[0], *x.shape[1:]), x.dtype
+      ),
+      tree,
+    )
+    spread, item = P(parallel.AXIS), ints(self.bags, recipe.batch)
+    if self.part == 'train':
+      chunk = ints(self.bags), item
+      args = on_all(state), store, chunk
+      return functions[0], (spread, P(), P()), args, (0,)
+    state = on_all(state)
+    chunk = on_all((ints(self.bags), ints(self.bags, 1), ints(self.bags)))
+    args = (state.variables, state.run), store, chunk
+    return functions[1], (spread, P(), spread), args, ()
+
+
+def _mesh(target: str) -> Mesh:
+  """Returns the devices of a target along one axis."""
+  if target == 'h200':
+    config = pathlib.Path(__file__).with_name('h200.textproto').read_text()
+    devices = topologies.get_topology_desc(
+      platform='cuda',
+      topology_name='',
+      target_config=config,
+      topology='1x1x1',
+    ).devices
+  else:
+    devices = topologies.get_topology_desc(
+      platform='tpu', topology_name=target
+    ).devices
+  return Mesh(np.array(devices), (parallel.AXIS,))
+
+
+@functools.cache
+def _dump() -> tempfile.TemporaryDirectory:
+  """Returns the folder in which XLA says what the host launches."""
+  return tempfile.TemporaryDirectory()

@@ -1,0 +1,48 @@
+"""Prints what a compiled step of training takes on a GPU or TPUs.
+
+  python -m experiments.compile_report --target=h200 --model=dsmil,abmil
+  python -m experiments.compile_report --target=v5e:4x4 --model=all
+
+XLA compiles the project's own epoch for them on a machine that has none. Times
+are estimates from data sheets, not measurements. See docs/accelerators.md.
+"""
+
+import sys
+
+from absl import logging
+import jax
+
+from experiments.benchmarks.compiled import COLUMNS, Compiled
+from experiments.evaluation.tables import Row, Table
+from experiments.run import start
+
+_NOTES = (
+  'of one step, on one device, in the branch of the longest bags; loops times'
+  ' their trips. For TPUs, MB and GFLOP count the body of a loop once.',
+  'estimate: the longer of moving the bytes and multiplying, at the rates of'
+  ' the device. It is not a measurement.',
+  'host launches: in a step; 0 where the whole epoch is one CUDA graph.',
+)
+
+
+def run(compiled: Compiled) -> None:
+  """Compiles every model and prints a row of each."""
+  logging.set_verbosity(logging.WARNING)
+  compiled.prepare()
+  rows = []
+  for model in compiled.models:
+    print(f'{model}: compiling', file=sys.stderr, flush=True)
+    rows.append(Row((model,), {'': compiled.row(model)}))
+  title = (
+    f'A compiled step of {compiled.part} on {compiled.target}: {compiled.runs}'
+    f' runs, {compiled.precision}, jax {jax.__version__}'
+  )
+  table = Table('compiled', title, ('model',), COLUMNS, rows, _NOTES)
+  is_text = compiled.format == 'text'
+  print(table.terminal() if is_text else table.markdown())
+
+
+main = start.script(run, errors=(jax.errors.JaxRuntimeError,))
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,111 @@
+"""Compiled programs as text, and the forms that accelerators take."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+import pytest
+
+from experiments.benchmarks import hlo
+from experiments.benchmarks.compiled import Compiled
+from kmil_jax import parallel
+
+TEXT = """HloModule m
+
+%product (p.0: f32[8,4], p.1: f32[4,2]) -> f32[8,2] {
+  %p.0 = f32[8,4]{1,0} parameter(0)
+  %p.1 = f32[4,2]{1,0} parameter(1)
+  ROOT %dot = f32[8,2]{1,0} dot(%p.0, %p.1), lhs_contracting_dims={1}PRECISION
+}
+
+%inner (i: (f32[8,4], f32[4,2])) -> f32[8,2] {
+  %i = (f32[8,4]{1,0}, f32[4,2]{1,0}) parameter(0)
+  %a = f32[8,4]{1,0} get-tuple-element(%i), index=0
+  %b = f32[4,2]{1,0} get-tuple-element(%i), index=1
+  ROOT %f = f32[8,2]{1,0} fusion(%a, %b), kind=kCustom, calls=%product
+}
+
+%outer (o: f32[8,4]) -> f32[8,4] {
+  %o = f32[8,4]{1,0} parameter(0)
+  %w = f32[8,2]{1,0} while(%o), condition=%c, body=%inner, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %copy = f32[8,4]{1,0} copy(%o)
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  ROOT %scan = f32[8,4]{1,0} while(%x), condition=%c, body=%outer, \
+backend_config={"known_trip_count":{"n":"9"}}
+}
+"""
+THUNKS = """000: kWhile
+    condition:
+        000: kKernel
+    body:
+        000: kKernel
+        001: kCommandBuffer
+            000: kKernel
+        002: kConditional
+            000: kKernel
+"""
+
+
+@pytest.mark.parametrize(
+  'precision,kind',
+  [('', 'tf32'), (', operand_precision={highest,highest}', 'float32')],
+)
+def test_a_step_is_read_with_the_trips_of_its_loops(precision, kind):
+  step = hlo.Program(TEXT.replace('PRECISION', precision)).step()
+  assert (step.loops, step.trips, len(step.kernels)) == (1, 3, 4)
+  # Thrice 32 + 8 + 16 floats, and a copy of 32.
+  assert step.bytes == 4 * (3 * (32 + 8 + 16) + 2 * 32)
+  assert step.flops == 3 * 2 * 8 * 2 * 4
+  assert step.kernels[0].flops == {kind: 128}
+
+
+def test_what_the_host_launches():
+  assert hlo.host_launches(THUNKS) == 3
+  inside = '\n'.join(' ' * 4 + line for line in THUNKS.splitlines())
+  assert hlo.host_launches('000: kCommandBuffer\n' + inside) == 0
+
+
+@pytest.mark.parametrize('model', ['abmil', 'dsmil', 'dtfd', 'transmil'])
+def test_no_model_takes_a_cpus_form_for_accelerators(model):
+  mesh = Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+  work = Compiled(runs=2, bags=2, instances=(8,), precision='float32')
+  # CPUs write factors out before they multiply them, see `cpu.transposed`.
+  barriers = lambda platform: (
+    work.lower(model, platform, mesh).as_text().count('optimization_barrier')
+  )
+  assert barriers('cpu') and not barriers('tpu')
+
+
+@pytest.mark.parametrize(
+  'target,module', [('v5e:2x2', 'libtpu'), ('h200', 'jax_cuda12_plugin')]
+)
+def test_models_compile_where_jax_is_installed_for_it(target, module):
+  if not importlib.util.find_spec(module):
+    pytest.skip(f'{module} is not installed')
+  command = 'experiments.compile_report', f'--target={target}'
+  out = subprocess.run(
+    [sys.executable, '-m', *command, '--model=dsmil,abmil', '--bags=8'],
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout
+  assert all(f'\n{model} ' in out for model in ('dsmil', 'abmil'))
+
+
+def test_flags_of_one_graph_are_known_and_can_be_left_out(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  parallel.use_one_graph(False)
+  assert not os.environ['XLA_FLAGS']
+  parallel.use_one_graph(True)
+  command = (
+    'import jax; jax.devices()'  # It aborts if it knows one of them not.
+  )
+  subprocess.run([sys.executable, '-c', command], check=True)
