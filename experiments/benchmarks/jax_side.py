@@ -1,28 +1,20 @@
 """kmil_jax's side: the programs that training really runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import augment, parallel, port, train
-from kmil_jax.models import SPECS, cpu
-from kmil_jax.models.efficientnet import EfficientNetLite0
-from kmil_jax.models.resnet import ResNet50Trunk
+from experiments.benchmarks.work import CLASSES, WIDTH, Call
+from experiments.encoding import encoder
+from kmil_jax import parallel, port, train
+from kmil_jax.models import SPECS
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Recipe, Store
-
-Call = Callable[[], None]
-# Of tiles, by their names in `port`.
-NETWORKS = {
-  'efficientnet_lite0': EfficientNetLite0,
-  'resnet50_trunk': ResNet50Trunk,
-}
 
 
 class _InOrder(BagLoader):
@@ -39,67 +31,50 @@ def steps(
   keep: np.ndarray | None,
   order: np.ndarray,
   trains: np.ndarray,
-  sizes: tuple[int, int],
   precision: str = 'float32',
-) -> tuple[Call, Callable[[], dict[str, Any]]]:
+) -> Call:
   """Returns what trains R runs on bags, as an epoch of a training does.
 
   Args:
     model: of `SPECS`.
     weights: of each run; None to draw them.
-    store: the bags.
-    keep: instances that all runs see, bool [T]; None for all.
+    store: the bags, in float32.
+    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
+      same; None for all.
     order: bags that a call visits.
     trains: which bags move each run, bool [R, n].
-    sizes: classes, and width of the features.
-    precision: of the computation.
+    precision: of features and computation.
 
   Returns:
-    The call; and what tells, after it, of the compiled program: `launches`, its
-    fusions and calls of libraries, `jax_temp_MB` and `jax_peak_MB`.
+    The call. After it, its attribute `compiled` returns the program.
   """
   runs, recipe = len(trains), Recipe()
   constants = BagRuns(
     seed=np.zeros(runs, np.uint32),
     fold=np.arange(runs, dtype=np.uint32),
     trains=trains,
-    keep=None if keep is None else np.tile(keep, (runs, 1)),
+    keep=None if keep is None else np.resize(keep, (runs, keep.shape[1])),
   )
   dtype = jnp.dtype(precision)
-  task = BagTask(SPECS[model], recipe, *sizes, dtype=dtype)
-  loader = _InOrder(store, *sizes, visit=order)
+  store = store.replace(features=store.features.astype(dtype, copy=False))
+  task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, dtype=dtype)
+  loader = _InOrder(store, CLASSES, WIDTH, visit=order)
   program = Program(task, runs, loader, layout=parallel.layout(recipe.batch))
-  variables = train.draw(task, constants)
   if weights:
     params = jax.tree.map(lambda *w: np.stack(w), *weights)
     variables = {'params': params}
+  else:
+    variables = train.draw(task, constants)
   states = program.put(train.init(task, constants, variables))
   rate, everyone = np.full(runs, recipe.learning_rate), np.ones(runs, bool)
-  train_chunk, called = program._train, []
-
-  def noted(*args):
-    # JAX keeps what it compiled: to ask for it again costs nothing.
-    called[:] = [train_chunk.lower(*args)]
-    program._train = train_chunk
-    return train_chunk(*args)
-
-  program._train = noted
 
   def call():
     nonlocal states
     states, _ = program.train(states, 0, rate, everyone)
     jax.block_until_ready(states)
 
-  def counts():
-    compiled = called[0].compile()
-    kernel = r' (?:fusion|custom-call)\('
-    return {
-      'launches': len(re.findall(kernel, compiled.as_text())),
-      'jax_temp_MB': compiled.memory_analysis().temp_size_in_bytes / 1e6,
-      'jax_peak_MB': parallel.peak_bytes(compiled) / 1e6,
-    }
-
-  return call, counts
+  call.compiled = lambda: program.compiled(states)
+  return call
 
 
 def encoding(
@@ -107,28 +82,24 @@ def encoding(
   tiles: np.ndarray,
   state: Mapping[str, np.ndarray] | None,
   precision: str = 'float32',
-) -> Callable[[], np.ndarray]:
+) -> Call:
   """Returns what encodes tiles, uint8 [T, S, S, 3], as `extract` does.
 
   Args:
-    name: of `NETWORKS`.
+    name: of the encoder.
     tiles: to encode.
     state: its weights by their public names; None to draw them.
     precision: of the computation.
   """
-  network = NETWORKS[name](dtype=jnp.dtype(precision))
+  of = encoder.network(name)
   if state:
-    variables = port.from_torch(name, state)
+    variables = port.from_torch(of.table, state)
   else:
-    tile = np.zeros((1, *tiles.shape[1:]), np.float32)
-    variables = jax.jit(network.init)(jax.random.key(0), tile)
-  one = lambda variables, x: network.apply(variables, augment.normalise(x))
-  run = lambda variables, x: cpu.map_tiles(functools.partial(one, variables), x)
-  encode = functools.partial(
-    parallel.pmap_local(run), parallel.replicate(variables)
-  )
-  size = 16 if parallel.platform() == 'cpu' else 256
-  starts = range(0, len(tiles), size * parallel.num_local_devices())
+    init = jax.jit(of.make(dtype=jnp.float32).init)
+    variables = init(jax.random.key(0), of.normalise(tiles[:1]))
+  encode = parallel.pmap_local(functools.partial(of.apply, precision=precision))
+  variables = parallel.replicate(variables)
+  starts = range(0, len(tiles), encoder.default_batch())
   return lambda: np.concatenate(
-    [encode(tiles[start : start + starts.step]) for start in starts]
+    [encode(variables, tiles[at : at + starts.step]) for at in starts]
   )

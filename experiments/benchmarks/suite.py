@@ -1,6 +1,6 @@
 """The same work in torch and in kmil_jax, in one run."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import datetime
 import importlib.metadata
@@ -15,8 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import jax_side
-from experiments.benchmarks.work import Work
-from kmil_jax import cost, parallel, port
+from experiments.benchmarks.work import (
+  CLASSES,
+  WIDTH,
+  Call,
+  Entry,
+  Forms,
+  Work,
+)
+from experiments.encoding import encoder
+from kmil_jax import cost, parallel
 from kmil_jax.models import SPECS
 from kmil_jax.models.dtfd import pseudo_bags
 from kmil_jax.tasks.bags import num_rows
@@ -27,15 +35,15 @@ try:
 
   from experiments.benchmarks import torch_side
   from experiments.benchmarks.torch_models import MODELS
-except ImportError:  # kmil_jax is timed alone.
-  torch = None
+  from kmil_jax import inference
 
-WIDTH, CLASSES, FOLDS = 1024, 5, 10
-BAGS = {'cpu': 60, 'gpu': 1036}  # Of an epoch; the paper's.
+  LACKING = None
+except ImportError as error:  # kmil_jax is timed alone.
+  LACKING = error
+
+FOLDS = 10
+BAGS = {'cpu': 60, 'gpu': 300}  # Of an epoch.
 TILES, _SIDE = {'cpu': 64, 'gpu': 1024}, 128  # To encode, and their side.
-# Before a row of the part and the model has been timed, in seconds.
-_GUESS = {'step': 20, 'epoch': 100, 'encode': 30}
-_PACKAGES = 'jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm', 'numpy'
 _TOLERANCE = 1e-3
 # A call is several steps, up to so many multiply-adds of forward passes: the
 # first touch of fresh memory is not to count.
@@ -44,7 +52,7 @@ _ROWS = 8192  # Instances of different bags that a call visits, at least.
 # Instances that torch takes of all runs at once, at most. More are slower than
 # run by run, and need 10 GB and more.
 _AT_ONCE = 2**16
-_DRAWN = 2**16  # Rows of features that are drawn; more are these again.
+_DRAWN = 2**16  # Instances that are drawn; further ones are the same again.
 # Threads of the side that ran last spin for a moment and would take a core.
 _REST = 0.02
 
@@ -53,96 +61,32 @@ class ParityError(Exception):
   """The sides compute different things: to time them would say nothing."""
 
 
-class NoForm(Exception):
-  """No form of torch works."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """A row of the table."""
-
-  part: str
-  model: str
-  instances: int  # Of a bag, on average in an epoch.
-  runs: int
-  precision: str = 'float32'
-
-
-def run(
-  work: Work,
-  log: Callable[[str], None],
-  save: Callable[[dict[str, Any]], None] = lambda report: None,
-  entries: Iterable[Entry] | None = None,
-) -> dict[str, Any]:
+def run(work: Work, log: Callable[[str], None]) -> dict[str, Any]:
   """Measures all rows, the small before the large.
 
   Args:
     work: what.
     log: is given a line for each row.
-    save: is given the report so far, before the first row and after each.
-    entries: rows, in order; those of `work` by default.
 
   Returns:
-    The report, fit for JSON: `device`, `versions`, `date`, `settings`, `rows`,
-    and `not_measured` with the reasons.
+    The report, fit for JSON: that of `about`, and `rows`.
 
   Raises:
-    ParityError: if the sides compute different things, and time has no limit.
+    ParityError: if the sides compute different things.
   """
-  began, took = time.monotonic(), {}
-  faults = NoForm if work.seconds is None else Exception
-  report = _machine() | {
-    'settings': dataclasses.asdict(work) | {'load_average': os.getloadavg()[0]},
-    'rows': [],
-    'not_measured': [],
-  }
-  if torch:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    report['settings']['torch_threads'] = torch.get_num_threads()
-    # The products of float32 are exact, as in JAX.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-  save(report)
-  for entry in entries or _entries(work):
-    row, start = dataclasses.asdict(entry), time.monotonic()
-    kind = entry.part, entry.model
-    guess = took.get(kind, _GUESS[entry.part])
-    try:
-      if work.seconds is not None and start - began + guess > work.seconds:
-        left = max(work.seconds - (start - began), 0)
-        raise NoForm(f'skipped: {left:.0f} s are left, it may take {guess:.0f}')
-      _reset_peak()
-      ours, theirs, steps = _sides(work, entry)
-      told = {'counts': lambda: {}}
-
-      def made(ours=ours, told=told):
-        call, told['counts'] = ours()
-        return call
-
-      row |= contest(made, theirs, steps, work.repeats)
-      row |= told['counts']() | {'torch_peak_MB': _peak_mb()}
-      report['rows'].append(row)
-      log(f'{entry}: {row["jax_s"]:.3g} s; {row["torch_forms"]}')
-    except faults as e:
-      reason = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
-      reason = str(e) if isinstance(e, NoForm) else reason
-      report['not_measured'].append(row | {'reason': reason})
-      log(f'{entry}: {reason}')
-    else:
-      took[kind] = max(time.monotonic() - start, took.get(kind, 0))
-    save(report)
+  report = about(work) | {'rows': []}
+  for entry in _entries(work):
+    row, _ = measure(entry, work)
+    log(f'{entry}: {row["jax_s"]:.3g} s; {row["torch_forms"]}')
+    report['rows'].append(row)
   return report
 
 
-def _machine() -> dict[str, Any]:
-  """Returns the device, and versions of what is installed."""
-  versions = {'python': platform.python_version()}
-  for name in _PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = 'not installed'
-  on_gpu = torch and torch.cuda.is_available()
+def about(work: Work) -> dict[str, Any]:
+  """Returns `device`, `versions`, `date` and `settings`."""
+  found = {d.name.lower(): d for d in importlib.metadata.distributions()}
+  packages = 'jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm', 'numpy'
+  on_gpu = not LACKING and torch.cuda.is_available()
   return {
     'device': {
       'torch': torch.cuda.get_device_name() if on_gpu else 'cpu',
@@ -151,34 +95,45 @@ def _machine() -> dict[str, Any]:
       'machine': platform.machine(),
       'cores': len(os.sched_getaffinity(0)),
     },
-    'versions': versions,
+    'versions': {'python': platform.python_version()}
+    | {name: found[name].version for name in packages if name in found},
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'settings': dataclasses.asdict(work) | {'load_average': os.getloadavg()[0]},
   }
 
 
-def _reset_peak() -> None:
-  if torch and torch.cuda.is_available():
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+def measure(entry: Entry, work: Work) -> tuple[dict[str, Any], Call]:
+  """Returns a row, and the call of kmil_jax that was timed.
 
+  Args:
+    entry: the row.
+    work: of its settings those that the entry has not.
 
-def _peak_mb() -> float | None:
-  """Returns what torch's allocator held at most since `_reset_peak`."""
-  if not torch or not torch.cuda.is_available():
-    return None
-  return torch.cuda.max_memory_allocated() / 1e6
+  Raises:
+    ParityError: if the sides compute different things.
+  """
+  if not LACKING:
+    torch.manual_seed(work.seed)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # As in JAX, products of float32 are exact.
+    torch.backends.cudnn.allow_tf32 = False
+    torch_side.peak_mb()
+  ours, theirs, steps = _sides(work, entry)
+  row = dataclasses.asdict(entry) | contest(ours, theirs, steps, work.repeats)
+  row['torch peak (MB)'] = None if LACKING else torch_side.peak_mb()
+  return row, ours
 
 
 def contest(
-  ours: Callable[[], jax_side.Call],
-  theirs: dict[str, Callable],
+  ours: Call,
+  theirs: Forms,
   steps: int,
   repeats: int,
 ) -> dict[str, Any]:
   """Times kmil_jax and the fastest form of torch by turns.
 
   Args:
-    ours: makes kmil_jax's side.
+    ours: kmil_jax's side.
     theirs: make torch's; what fails drops out.
     steps: of a call.
     repeats: timings of each side.
@@ -186,13 +141,10 @@ def contest(
   Returns:
     Columns of a row: seconds of a step, medians and the least, by side; torch's
     form, and seconds or the fault of all its forms; by how much each side's
-    first call is longer; the ratio of the medians.
-
-  Raises:
-    NoForm: if there are forms of torch, but none works; what came of each.
+    first call is longer; the ratio of the medians. If no form of torch works,
+    its seconds are None, and its form is what came of them.
   """
-  calls, compiling = {'jax': ours()}, {}
-  compiling['jax'] = _compiling(calls['jax'])
+  calls, compiling = {'jax': ours}, {'jax': _compiling(ours)}
   forms, fastest = {}, None
   for form, make in theirs.items():
     try:
@@ -205,8 +157,6 @@ def contest(
       continue
     if fastest is None or forms[form] < forms[fastest]:
       fastest, calls['torch'], compiling['torch'] = form, call, longer
-  if theirs and fastest is None:
-    raise NoForm(f'no form of torch works: {forms}')
   seconds = {side: [] for side in calls}
   for repeat in range(repeats):
     for side in list(calls)[:: -1 if repeat % 2 else 1]:
@@ -217,7 +167,7 @@ def contest(
     row[f'{side}_best_s'] = min(seconds[side])
     row[f'{side}_compile_s'] = compiling[side]
   return row | {
-    'torch_form': fastest or 'not installed',
+    'torch_form': fastest or '; '.join({*forms.values()}),
     'torch_forms': forms,
     'repeats': repeats,
     'ratio': row['torch_s'] and row['torch_s'] / row['jax_s'],
@@ -237,42 +187,35 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def _entries(work: Work) -> Iterator[Entry]:
-  for precision in work.precisions:
-    for part in work.parts:
-      if part == 'encode':
-        for name in jax_side.NETWORKS:
-          yield encoded(work, name, precision)
-        continue
-      for n in sorted(work.instances):
-        for runs in [FOLDS] if part == 'epoch' else sorted(work.runs):
-          for model in work.models:
-            yield Entry(part, model, n, runs, precision)
+  for part in work.parts:
+    if part == 'encode':
+      tiles = _of_device(TILES)
+      yield Entry(part, encoder.DEFAULT, tiles, 1)
+      continue
+    for n in sorted(work.instances):
+      for runs in [FOLDS] if part == 'epoch' else sorted(work.runs):
+        for model in work.models:
+          yield Entry(part, model, n, runs)
 
 
-def encoded(work: Work, name: str, precision: str) -> Entry:
-  """Returns the row of a network of tiles."""
-  return Entry('encode', name, work.tiles or _usual(TILES), 1, precision)
+def _of_device(numbers: Mapping[str, int]) -> int:
+  return numbers['cpu' if parallel.platform() == 'cpu' else 'gpu']
 
 
-def _usual(number: Mapping[str, int]) -> int:
-  return number['cpu' if parallel.platform() == 'cpu' else 'gpu']
-
-
-def _sides(
-  work: Work, entry: Entry
-) -> tuple[Callable[[], tuple], dict[str, Callable], int]:
-  """Returns what makes kmil_jax's side, and torch's, and steps of a call."""
+def _sides(work: Work, entry: Entry) -> tuple[Call, Forms, int]:
+  """Returns kmil_jax's side, what makes torch's, and steps of a call."""
   model, n, runs = entry.model, entry.instances, entry.runs
-  precision, rng = entry.precision, np.random.default_rng(work.seed)
-  if torch:
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    torch.manual_seed(work.seed)
+  rng = np.random.default_rng(work.seed)
   if entry.part == 'encode':
-    return *_encoding(entry, rng, torch and device), 1
+    tiles = rng.integers(0, 256, (n, _SIDE, _SIDE, 3), np.uint8)
+    return *_encoders(entry, tiles), 1
   if entry.part == 'epoch':
-    count, steps = work.bags or _usual(BAGS), 1
+    count, steps = entry.bags or _of_device(BAGS), 1
     order, trains = rng.permutation(count), training_parts(count)
-    length = rng.integers(max(3 * n // 4, 1), 5 * n // 4 + 1, count)
+    length = n * np.exp(0.5 * rng.standard_normal(count))
+    length = np.clip(length, 8, max(work.instances))
+    if entry.bags:
+      length = np.resize((3 * n // 4, 5 * n // 4), count)
   else:
     network = SPECS[model].make(num_classes=CLASSES)
     step = cost.multiply_adds(network, n, WIDTH) * runs
@@ -280,69 +223,67 @@ def _sides(
     count = min(steps, max(2, _ROWS // n))
     order, trains = np.arange(steps) % count, np.ones((runs, count), bool)
     length = np.full(count, n)
-  store, keep, held, forms = (
-    cohort(length, work.seed, precision),
-    None,
-    None,
-    {},
-  )
+  store = cohort(length, work.seed)
+  visits, keep = (order, trains, entry.precision), None
   if SPECS[model].chooser:
-    keep = _kept(store)
-  if torch:
-    modules = [MODELS[model](CLASSES, WIDTH).eval() for _ in range(runs)]
-    held = [weights_of(model, module) for module in modules]
-    bag = store.features[: min(store.length[0], 256)].astype(np.float32)
-    check(model, modules[0], held[0], bag)
-    forms = torch_side.Visits(
-      [module.to(device) for module in modules],
-      store,
-      keep,
-      order,
-      trains,
-      precision,
-    ).forms(
-      together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
-      compiled=work.compile,
-    )
-  sizes = CLASSES, WIDTH
-  ours = lambda: jax_side.steps(
-    model, held, store, keep, order, trains, sizes, precision
-  )
-  return ours, forms, steps
-
-
-def _encoding(
-  entry: Entry, rng: np.random.Generator, device: Any
-) -> tuple[Callable[[], tuple], dict[str, Callable]]:
-  """Returns what makes kmil_jax's encoder, and torch's."""
-  tiles = rng.integers(0, 256, (entry.instances, _SIDE, _SIDE, 3), np.uint8)
-  try:
-    module, state = torch_side.encoder(entry.model) if torch else (None, None)
-  except ImportError:  # timm, or what reads the weights.
-    module = state = None
-  ours = jax_side.encoding(entry.model, tiles, state, entry.precision)
-  made = lambda: (ours, dict)
-  if module is None:
-    return made, {}
+    keep = np.ones((1, len(store.features)), bool)  # What it is does not count.
+  if LACKING:
+    ours = jax_side.steps(model, None, store, keep, *visits)
+    return ours, _without(LACKING), steps
+  modules = [MODELS[model](CLASSES, WIDTH).eval() for _ in range(runs)]
+  weights = [torch_side.weights_of(model, module) for module in modules]
   if entry.precision == 'float32':
+    check(model, modules[0], weights[0], store.features[: store.length[0]])
+  if SPECS[model].chooser:
+    choosers = modules[:1] if entry.bags else modules
+    keep = np.stack([_kept(module, store) for module in choosers])
+    modules = [module.classifier for module in modules]
+  forms = torch_side.Visits(modules, store, keep, *visits).forms(
+    together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
+    compiled=work.compile,
+  )
+  params = [w[inference.MODEL] for w in weights]
+  return jax_side.steps(model, params, store, keep, *visits), forms, steps
+
+
+def _encoders(entry: Entry, tiles: np.ndarray) -> tuple[Call, Forms]:
+  """Returns kmil_jax's encoder, and what makes torch's."""
+  name, precision = entry.model, entry.precision
+  try:
+    if LACKING:
+      raise LACKING
+    module, state = torch_side.network(name)
+  except ImportError as error:
+    ours = jax_side.encoding(name, tiles, None, precision)
+    return ours, _without(error)
+  ours = jax_side.encoding(name, tiles, state, precision)
+  if precision == 'float32':
     # On the CPU: what the timed forms round is theirs to choose.
-    some = tiles[:4]
-    theirs = next(iter(torch_side.encoding(module, some).values()))()
-    _check_equal(f'{entry.model}: features', ours()[:4], theirs())
-  forms = torch_side.encoding(module.to(device), tiles, entry.precision)
-  return made, forms
+    some = tiles[:64]
+    theirs = next(iter(torch_side.encoding(name, module, some).values()))()
+    _check_equal(f'{name}: features', ours()[:64], theirs())
+  module = module.to(torch_side.DEVICE)
+  return ours, torch_side.encoding(name, module, tiles, precision)
 
 
-def cohort(length: np.ndarray, seed: int, precision: str = 'float32') -> Store:
-  """Returns random bags of these lengths."""
+def _without(error: ImportError) -> Forms:
+  """Returns a form of torch that fails for what is not installed."""
+
+  def make():
+    raise error
+
+  return {'none': make}
+
+
+def cohort(length: np.ndarray, seed: int) -> Store:
+  """Returns random bags of these lengths, features in float32."""
   rng, length = np.random.default_rng(seed), length.astype(np.int32)
-  total, rows = length.sum(), num_rows(length)
-  drawn = rng.standard_normal((min(total, _DRAWN), WIDTH), np.float32)
-  drawn = drawn.astype(jnp.dtype(precision))
-  features = np.zeros((rows, WIDTH), drawn.dtype)
-  for start in range(0, total, len(drawn)):
-    end = min(start + len(drawn), total)
-    features[start:end] = drawn[: end - start]
+  total = length.sum()
+  features = np.zeros((num_rows(length), WIDTH), np.float32)
+  drawn = features[: min(total, _DRAWN)]
+  rng.standard_normal(out=drawn, dtype=np.float32)
+  for start in range(0, total, _DRAWN):
+    features[start:total][:_DRAWN] = drawn[: total - start]
   return Store(
     features=features,
     offset=np.cumsum(length, dtype=np.int32) - length,
@@ -357,56 +298,44 @@ def training_parts(count: int) -> np.ndarray:
   return (part != fold) & (part != (fold + 1) % FOLDS)
 
 
-def _kept(store: Store) -> np.ndarray:
-  """Returns nine tenths of each bag, which KMIL's second stage sees, [T]."""
+def _kept(module: Any, store: Store) -> np.ndarray:
+  """Returns the instances that the first stage keeps, bool [T]."""
   keep = np.zeros(len(store.features), bool)
   for start, size in zip(store.offset, store.length, strict=True):
-    keep[start : start + max(size * 9 // 10, 1)] = True
+    bag = torch.from_numpy(store.features[start : start + size])
+    keep[start + module.key_instances(bag).numpy()] = True
   return keep
 
 
-def weights_of(model: str, module: Any) -> dict[str, Any]:
-  """Returns a copy of a torch model's weights."""
-  state = module.state_dict().items()
-  state = {k: v.cpu().numpy().copy() for k, v in state}
-  return port.from_torch(model, state)['params']
-
-
 def check(
-  model: str, module: Any, params: Mapping[str, Any], bag: np.ndarray
+  model: str, module: Any, weights: Mapping[str, Any], bag: np.ndarray
 ) -> None:
-  """Compares log-probabilities of one bag [N, D], in exact float32.
+  """Compares log-probabilities of one bag [N, D], in float32.
 
   Args:
     model: of `SPECS`.
     module: torch's, in evaluation, on the host.
-    params: kmil_jax's, from `weights_of`.
+    weights: kmil_jax's, from `torch_side.weights_of`.
     bag: features.
 
   Raises:
     ParityError: if one differs by more than 0.001.
   """
-  network, mask = (
-    SPECS[model].make(num_classes=CLASSES),
-    np.ones(len(bag), bool),
-  )
-  apply = lambda params: network.apply(
-    {'params': params}, bag, mask, train=False
-  )
-  ours = jax.nn.log_softmax(jax.jit(apply)(params).logits)
+  design = inference.Design(model=model, num_classes=CLASSES, width=WIDTH)
+  ours = design.predictor(inference.stack([weights]))(bag)['prob'][0]
   groups = []
   if model == 'dtfd':
+    mask = jnp.ones(len(bag), bool)
     member, _ = pseudo_bags(jax.random.key(0), mask, module.pseudo_bags)
     groups = [torch.tensor(np.asarray(member).argmax(1))]
   with torch.inference_mode():
     theirs = module(torch.from_numpy(bag), *groups)[0].log_softmax(0)
   what = f'{model}, {len(bag)} instances: log-probabilities'
-  _check_equal(what, np.asarray(ours), theirs.numpy())
+  _check_equal(what, np.log(ours), theirs.numpy())
 
 
 def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:
-  size = max(1.0, float(np.abs(theirs).max()))
-  difference = float(np.abs(ours - theirs).max()) / size
+  difference = float(np.abs(ours - theirs).max())
   if not difference <= _TOLERANCE:
     raise ParityError(
       f'{what} of kmil_jax and torch differ by {difference:.2g}, more than'

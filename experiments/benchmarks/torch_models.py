@@ -311,5 +311,4 @@ class TransMIL(BagModel):
     return self._fc2(self.norm(h[0])), None
 
 
-MODELS = {m.__name__.lower(): m for m in (ABMIL, DSMIL, TransMIL, DTFD)}
-MODELS['kmil'] = DSMIL  # KMIL's second stage.
+MODELS = {m.__name__.lower(): m for m in (KMIL, ABMIL, DSMIL, TransMIL, DTFD)}

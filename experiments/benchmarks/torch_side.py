@@ -6,23 +6,47 @@ import functools
 import importlib
 import sys
 import types
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
-from kmil_jax.types import PatchRecipe, Recipe, Store
+from experiments.benchmarks.work import Call, Forms
+from experiments.encoding import encoder
+from experiments.run import weights
+from kmil_jax import port
+from kmil_jax.inference import CHOOSER, MODEL
+from kmil_jax.models import SPECS
+from kmil_jax.types import Recipe, Store
 
-_BATCHES = 4, 16, 64  # Tiles that are encoded at a time.
+_BATCHES = 4, 16, 64, 256  # Tiles that are encoded at a time.
 _TORCHVISION = (
   *('', '.datasets', '.models', '.models.feature_extraction', '.ops'),
   *('.ops.misc', '.transforms', '.transforms.functional'),
 )
 
-Call = Callable[[], None]
-# By name, what makes a form ready to be timed.
-Forms = dict[str, Callable[[], Call]]
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+_cast = lambda on: torch.autocast(DEVICE.type, torch.bfloat16, enabled=on)
+
+
+def weights_of(model: str, module: nn.Module) -> dict[str, Any]:
+  """Returns a torch model's weights, by network of `Design.networks`."""
+  chooser = SPECS[model].chooser
+  parts = {MODEL: (model, module)}
+  if chooser:
+    parts = {CHOOSER: (chooser, module.chooser)}
+    parts[MODEL] = (model, module.classifier)
+  return {
+    name: port.from_torch(kind, _state_of(part))['params']
+    for name, (kind, part) in parts.items()
+  }
+
+
+def _state_of(module: nn.Module) -> dict[str, np.ndarray]:
+  """Returns a copy of a torch module's state."""
+  return {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
 
 
 class _Loss(nn.Module):
@@ -33,20 +57,21 @@ class _Loss(nn.Module):
     self.model = model
 
   def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    return self.model.loss(x, label)
+    with _cast(x.dtype == torch.bfloat16):
+      return self.model.loss(x, label)
 
 
 class Visits:
   """R runs visit bags in training.
 
   Args:
-    models: of the runs, on the device; copied.
+    models: of the runs; copied.
     store: the bags.
-    keep: instances that the runs see, bool [T], gathered beforehand; None for
-      all.
+    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
+      same, gathered beforehand; None for all.
     order: bags that a call visits.
     trains: whether a run visits a bag, bool [R, n].
-    precision: of the features and, by autocast, of the computation.
+    precision: of the features, and of the computation by autocast.
   """
 
   def __init__(
@@ -59,20 +84,20 @@ class Visits:
     precision: str = 'float32',
   ):
     self.order, self.trains = order, trains
-    self.runs = [_Loss(copy.deepcopy(model)).train() for model in models]
-    self.device = next(self.runs[0].parameters()).device
-    self.labels = torch.from_numpy(store.label).long().to(self.device)
+    copies = [copy.deepcopy(model).to(DEVICE) for model in models]
+    self.runs = [_Loss(model).train() for model in copies]
+    self.labels = torch.from_numpy(store.label).long().to(DEVICE)
+    dtype = getattr(torch, precision)
 
-    kind = getattr(torch, precision)
-    keep = np.ones(len(store.features)) if keep is None else keep
-    self.bags = []
-    for start, size in zip(store.offset, store.length, strict=True):
-      rows = start + np.flatnonzero(keep[start : start + size])
-      bag = torch.from_numpy(store.features[rows].astype(np.float32))
-      self.bags.append(bag.to(self.device, kind))
-    self._cast = functools.partial(
-      torch.autocast, self.device.type, kind, enabled=kind == torch.bfloat16
-    )
+    def bags(kept):
+      for start, size in zip(store.offset, store.length, strict=True):
+        rows = start + np.flatnonzero(kept[start : start + size])
+        yield torch.from_numpy(store.features[rows]).to(DEVICE, dtype)
+
+    if keep is None:
+      keep = np.ones((1, len(store.features)), bool)
+    seen = [list(bags(kept)) for kept in keep]
+    self.bags = seen * (len(models) // len(seen))
 
   def forms(self, *, together: bool, compiled: bool) -> Forms:
     """Returns the runs in turn as 'loop' and at once as 'vmap', by name.
@@ -81,8 +106,8 @@ class Visits:
       together: whether to offer the latter.
       compiled: whether to offer what `torch.compile` makes of both, too.
     """
-    ragged = len(set(map(len, self.bags))) > 1
-    on_gpu = self.device.type == 'cuda' and not ragged
+    ragged = len(set(map(len, self.bags[0]))) > 1
+    on_gpu = DEVICE.type == 'cuda' and not ragged
     mode = 'reduce-overhead' if on_gpu else 'default'  # CUDA graphs, or none.
     ways = {'': lambda call: call}
     if compiled:
@@ -99,15 +124,14 @@ class Visits:
     """A module and an optimiser for each run."""
     call = wrap(lambda run, x, label: run(x, label))
     step = [
-      _step(run.parameters(), functools.partial(call, run), self._cast)
-      for run in self.runs
+      _step(run.parameters(), functools.partial(call, run)) for run in self.runs
     ]
 
     def run():
       for bag in self.order:
         for r in np.flatnonzero(self.trains[:, bag]):
-          step[r](self.bags[bag], self.labels[bag])
-      self._wait()
+          step[r](self.bags[r][bag], self.labels[bag])
+      _wait()
 
     return run
 
@@ -115,43 +139,57 @@ class Visits:
     """All runs as one, by `torch.func.vmap` over stacked weights."""
     params, _ = torch.func.stack_module_state(self.runs)
     base = copy.deepcopy(self.runs[0]).to('meta')
+    shared = self.bags[0] is self.bags[-1]
+    bags = self.bags[0]
+    if not shared:
+      bags = [torch.stack(views) for views in zip(*self.bags, strict=True)]
 
     def every(params, x, label):
       one = lambda params, x: torch.func.functional_call(
         base, params, (x, label)
       )
-      every = torch.func.vmap(one, (0, None), randomness='different')
-      return every(params, x).sum()
+      axes = (0, None if shared else 0)
+      return torch.func.vmap(one, axes, randomness='different')(params, x).sum()
 
     call = functools.partial(wrap(every), params)
-    step = _step(params.values(), call, self._cast)
+    step = _step(params.values(), call)
 
     def run():
       for bag in self.order:
-        step(self.bags[bag], self.labels[bag])
-      self._wait()
+        step(bags[bag], self.labels[bag])
+      _wait()
 
     return run
 
-  def _wait(self) -> None:
-    """Waits for what the device computes."""
-    if self.device.type == 'cuda':
-      torch.cuda.synchronize(self.device)
+
+def _wait() -> None:
+  """Waits for what the device computes."""
+  if DEVICE.type == 'cuda':
+    torch.cuda.synchronize()
 
 
-def _step(params, call: Callable, cast: Callable) -> Callable:
-  """Returns a step of Adam on the value of a call in the context `cast()`."""
+def _step(params, call: Callable) -> Callable:
+  """Returns a step of Adam on the value of a call."""
   rate, decay = Recipe().learning_rate, Recipe().weight_decay
   adam = torch.optim.Adam(params, rate, weight_decay=decay, fused=True)
 
   def train(x, label):
-    with cast():
-      loss = call(x, label)
+    loss = call(x, label)
     adam.zero_grad()
     loss.backward()
     adam.step()
 
   return train
+
+
+def peak_mb() -> float | None:
+  """Returns how much of a GPU torch held at most since it was last asked."""
+  if DEVICE.type != 'cuda':
+    return None
+  peak = torch.cuda.max_memory_allocated()
+  torch.cuda.empty_cache()
+  torch.cuda.reset_peak_memory_stats()
+  return peak / 1e6
 
 
 def import_timm() -> types.ModuleType:
@@ -165,54 +203,48 @@ def import_timm() -> types.ModuleType:
   return importlib.import_module('timm')
 
 
-def encoder(name: str) -> tuple[nn.Module, dict[str, np.ndarray]]:
-  """Returns timm's network of `jax_side.NETWORKS`, and its state for `port`."""
-  if name == 'resnet50_trunk':
-    module = import_timm().create_model('resnet50').eval()
-    state = {k: v.numpy() for k, v in module.state_dict().items()}
-    # What follows the trunk.
-    module.layer4 = module.norm = nn.Identity()
+def network(name: str) -> tuple[nn.Module, dict[str, np.ndarray]]:
+  """Returns timm's network of an encoder, and its weights by public names."""
+  if name == encoder.DEFAULT:
+    module = import_timm().create_model('tf_efficientnet_lite0').eval()
+    state = weights.read(encoder.file_of_weights(name, None, '.'))
+    # Its own order is that of the file.
+    tensors = map(torch.tensor, state.values())
+    module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))
     return module, state
-  from experiments.encoding import encoder
-  from experiments.run import weights
-
-  module = import_timm().create_model('tf_efficientnet_lite0').eval()
-  state = weights.read(encoder.file_of_weights(name, None, '.'))
-  own = zip(module.state_dict(), map(torch.tensor, state.values()), strict=True)
-  module.load_state_dict(dict(own))
+  module = import_timm().create_model('resnet50').eval()
+  state = _state_of(module)
+  module.layer4 = nn.Identity()  # What follows the trunk.
   return module, state
 
 
 def encoding(
-  module: nn.Module, tiles: np.ndarray, precision: str = 'float32'
+  name: str, module: nn.Module, tiles: np.ndarray, precision: str = 'float32'
 ) -> Forms:
   """Returns what encodes tiles, uint8 [T, S, S, 3], so many at a time.
 
   Args:
-    module: from `encoder`, on the device; not compiled.
+    name: of the encoder.
+    module: from `network`, on the device; not compiled.
     tiles: to encode.
     precision: of the computation, by autocast.
   """
   module = module.to(memory_format=torch.channels_last)
-  device = next(module.parameters()).device
-
-  look = PatchRecipe()
-  mean, std = (torch.tensor(x, device=device) for x in (look.mean, look.std))
-  cast = functools.partial(
-    torch.autocast, device.type, torch.bfloat16, precision == 'bfloat16'
-  )
+  device, of = next(module.parameters()).device, encoder.network(name)
+  mean, std = (255 * torch.tensor(x, device=device) for x in (of.mean, of.std))
 
   @torch.inference_mode()
   def run(size):
     rows = []
     for some in torch.from_numpy(tiles).split(size):
-      x = (some.to(device).float() / 255 - mean) / std
-      with cast():
-        x = module.forward_features(x.permute(0, 3, 1, 2))
+      x = ((some.to(device).float() - mean) / std).permute(0, 3, 1, 2)
+      with _cast(precision == 'bfloat16'):
+        x = module.forward_features(x)
       rows.append(x.float().mean((2, 3)).cpu().numpy())
     return np.concatenate(rows)
 
   return {
     f'{size} tiles': lambda size=size: functools.partial(run, size)
-    for size in (*_BATCHES, *[256] * (device.type == 'cuda'))
+    for size in _BATCHES
+    if size <= len(tiles)
   }

@@ -1,6 +1,6 @@
 """What the benchmark measures, and its table; imports neither side."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -8,9 +8,27 @@ from typing import Any
 from experiments.evaluation.tables import Row, Table
 from experiments.run.options import field
 
+# Of a compiled step.
+COLUMNS = {
+  'kernels': ',',
+  'conditionals': '',
+  'loops': '',
+  'trips': ',',
+  'MB': ',.0f',
+  'GFLOP': ',.1f',
+  'arguments (GB)': '.2f',
+  'temporary (MB)': ',.0f',
+  'collectives': '',
+  'host launches': '',
+  'estimate (us)': ',.0f',
+}
+Call = Callable[[], Any]
+# By name, what makes a form ready to be timed.
+Forms = Mapping[str, Callable[[], Call]]
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'epoch', 'encode')
-PRECISIONS = 'float32', 'bfloat16'
+PRECISIONS = ('float32', 'bfloat16')
+WIDTH, CLASSES = 1024, 5  # Of the features of bags; of their labels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +39,7 @@ class Work:
   parts: tuple[str, ...] = field(
     PARTS,
     'A training step, an epoch of ten-fold cross-validation, and encoding of'
-    " tiles by EfficientNet-Lite0 and ResNet-50's trunk.",
+    ' tiles by EfficientNet-Lite0.',
     choices=PARTS,
   )
   instances: tuple[int, ...] = field(
@@ -30,18 +48,6 @@ class Work:
   runs: tuple[int, ...] = field((1, 10), 'Runs trained together.', least=1)
   slide: pathlib.Path | None = field(
     None, 'Time only how many tiles of this slide each --reader reads.'
-  )
-  precisions: tuple[str, ...] = field(
-    ('float32',), 'Number formats.', choices=PRECISIONS
-  )
-  bags: int | None = field(
-    None, 'Bags of an epoch; by default 60, of GPUs 1036.', least=10
-  )
-  tiles: int | None = field(
-    None, 'Tiles to encode; by default 64, of GPUs 1024.', least=1
-  )
-  seconds: int | None = field(
-    None, 'Begin nothing that may not end in time; faults end no other row.'
   )
   repeats: int = field(5, 'Timings of each side, of which medians.', least=1)
   compile: bool = field(
@@ -55,6 +61,29 @@ class Work:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A row of the table.
+
+  Attributes:
+    part: of `PARTS`.
+    model: or encoder.
+    instances: of a bag, on average in an epoch; tiles to encode.
+    runs: trained together.
+    precision: of features and computation.
+    bags: of an epoch, a cohort like the paper's: their instances are 3/4 and
+      5/4 of `instances` in turn, and all runs see the same of them. By default
+      a small one, whose lengths vary more.
+  """
+
+  part: str
+  model: str
+  instances: int
+  runs: int
+  precision: str = 'float32'
+  bags: int | None = None
+
+
 def table(measured: Mapping[str, Any]) -> Table:
   """Returns the rows of `suite.run` as a table."""
   columns = {
@@ -64,29 +93,26 @@ def table(measured: Mapping[str, Any]) -> Table:
     'torch_form': '',
     'torch_compile_s': '.1f',
     'jax_compile_s': '.1f',
-    'jax_temp_MB': '.0f',
-    'jax_peak_MB': '.0f',
-    'torch_peak_MB': '.0f',
-    'launches': '',
   }
+  some = COLUMNS | {'torch peak (MB)': ',.0f'}
+  rows = measured['rows']
+  held = {c for row in rows for c in row if row[c] is not None}
+  columns |= {c: some[c] for c in some if c in held}
   labels = 'part', 'model', 'instances', 'runs', 'precision'
   notes = [
     f'{name}: ' + ', '.join(f'{k} {v}' for k, v in measured[name].items())
     for name in ('device', 'versions', 'settings')
   ]
+  rate = lambda row, side: row[side] and round(row['instances'] / row[side])
   notes += [
-    f'{row["model"]}, {row["precision"]}: '
-    + ', '.join(
-      f'{row["instances"] / row[f"{side}_s"]:.0f} tiles/s in {name}'
-      for side, name in (('torch', 'torch'), ('jax', 'kmil_jax'))
-      if row[f'{side}_s']
-    )
-    for row in measured['rows']
+    f'{row["model"]}, {row["precision"]}: {rate(row, "torch_s") or "n/a"}'
+    f' tiles/s in torch, {rate(row, "jax_s")} in kmil_jax'
+    for row in rows
     if row['part'] == 'encode'
   ]
   notes += [
     f'not measured: {", ".join(map(str, row.values()))}'
-    for row in measured['not_measured']
+    for row in measured.get('not_measured', ())
   ]
   return Table(
     name='benchmark',
@@ -95,18 +121,14 @@ def table(measured: Mapping[str, Any]) -> Table:
     columns=columns,
     rows=[
       Row(
-        [str(row[label]) for label in labels],
+        [row[label] for label in labels],
         {'': [row.get(c) for c in columns]},
       )
-      for row in measured['rows']
+      for row in rows
     ],
     notes=[
-      'seconds of a step, an epoch or all tiles: after untimed calls the median'
-      f' of {measured["settings"]["repeats"]} that end when the device has;'
-      ' both sides take turns',
       'ratio: torch over kmil_jax; above 1 kmil_jax is faster',
-      'jax_temp_MB, jax_peak_MB: of the compiled program; torch_peak_MB: of its'
-      ' allocator. launches: fusions and calls of libraries in the program',
+      'n/a: not measured; an estimate is no measurement',
       *notes,
     ],
   )

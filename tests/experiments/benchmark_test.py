@@ -1,6 +1,9 @@
 """The benchmark: its gate, its turns, what it prints."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -9,17 +12,17 @@ import pytest
 pytest.importorskip('torch')
 # What follows imports torch.
 from data import slides, tiff
-from experiments import benchmark
-from experiments.benchmarks import gpu, jax_side, suite, torch_models
-from experiments.benchmarks.work import MODELS, Work, table
+from experiments import benchmark, gpu_report
+from experiments.benchmarks import jax_side, suite, torch_models
+from experiments.benchmarks.work import MODELS, Entry, Work, table
 from experiments.run import options
 
 ROW = {
   'part', 'model', 'instances', 'runs', 'torch_s', 'jax_s', 'ratio',
   'torch_best_s', 'jax_best_s', 'torch_form', 'torch_compile_s',
-  'jax_compile_s', 'repeats', 'torch_forms', 'precision', 'torch_peak_MB',
+  'jax_compile_s', 'repeats', 'torch_forms', 'precision', 'bags',
+  'torch peak (MB)',
 }  # fmt: skip
-COUNTS = {'launches', 'jax_temp_MB', 'jax_peak_MB'}
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +47,7 @@ def check_rows(measured, *expected):
     *expected
   ]
   for row in measured['rows']:
-    assert row.keys() == ROW | (COUNTS if row['part'] != 'encode' else set())
-    assert all(row[name] > 0 for name in COUNTS & row.keys())
+    assert row.keys() == ROW
     assert row['torch_s'] > 0 and row['jax_s'] > 0
     assert row['ratio'] == pytest.approx(row['torch_s'] / row['jax_s'])
     assert row['torch_form'] in row['torch_forms']
@@ -55,20 +57,20 @@ def test_steps_and_epochs_are_measured_on_the_same_instances(monkeypatch):
   kept = {}
   steps, visits = jax_side.steps, suite.torch_side.Visits
 
-  def ours(model, weights, store, keep, *args):
-    kept['ours'] = keep.sum()
-    return steps(model, weights, store, keep, *args)
+  def ours(model, weights, store, keep, *visits):
+    kept['ours'] = keep.sum(1).tolist()
+    return steps(model, weights, store, keep, *visits)
 
   class Theirs(visits):
     def __init__(self, *args):
       super().__init__(*args)
-      kept['theirs'] = sum(map(len, self.bags))
+      kept['theirs'] = [sum(map(len, bags)) for bags in self.bags]
 
   monkeypatch.setattr(jax_side, 'steps', ours)
   monkeypatch.setattr(suite.torch_side, 'Visits', Theirs)
   measured = measure(parts=('step',), models=('kmil',), runs=(2,))
   check_rows(measured, ('step', 'kmil', 16, 2))
-  assert kept['ours'] == kept['theirs'] == 28
+  assert kept['ours'] == kept['theirs'] == [28, 28]
   forms = measured['rows'][0]['torch_forms']
   assert set(forms) == {'loop', 'vmap'}
   assert all(isinstance(seconds, float) for seconds in forms.values())
@@ -90,13 +92,12 @@ def test_encoders_of_equal_features_are_timed(monkeypatch):
   monkeypatch.setattr(suite, '_SIDE', 32)
   monkeypatch.setattr(suite.torch_side, '_BATCHES', (2, 5))
   measured = measure(parts=('encode',))
-  names = 'efficientnet_lite0', 'resnet50_trunk'
-  check_rows(measured, *[('encode', name, 5, 1) for name in names])
-  for row in measured['rows']:
-    assert set(row['torch_forms']) == {'2 tiles', '5 tiles'}
-    rates = [5 / row[f'{side}_s'] for side in ('torch', 'jax')]
-    line = '{:.0f} tiles/s in torch, {:.0f} tiles/s in kmil_jax'.format(*rates)
-    assert line in table(measured).terminal()
+  check_rows(measured, ('encode', 'efficientnet_lite0', 5, 1))
+  (row,) = measured['rows']
+  assert set(row['torch_forms']) == {'2 tiles', '5 tiles'}
+  rates = [5 / row[f'{side}_s'] for side in ('torch', 'jax')]
+  line = '{:.0f} tiles/s in torch, {:.0f} in kmil_jax'.format(*rates)
+  assert line in table(measured).terminal()
   other = np.ones((5, 1280), np.float32)
   monkeypatch.setattr(jax_side, 'encoding', lambda *_: lambda: other)
   with pytest.raises(suite.ParityError, match='efficientnet_lite0: features'):
@@ -129,7 +130,7 @@ def test_the_command_prints_json(capsys):
 @pytest.mark.parametrize('model', MODELS)
 def test_the_gate_opens_for_equal_weights_only(model):
   module = torch_models.MODELS[model](5, suite.WIDTH).eval()
-  weights = suite.weights_of(model, module)
+  weights = suite.torch_side.weights_of(model, module)
   bag = suite.cohort(np.array([9]), seed=0).features[:9]
   suite.check(model, module, weights, bag)
   for name, weight in module.named_parameters():
@@ -140,9 +141,9 @@ def test_the_gate_opens_for_equal_weights_only(model):
 
 
 def test_a_closed_gate_stops_the_benchmark(monkeypatch):
-  port = suite.weights_of
+  port = suite.torch_side.weights_of
   other = lambda model, _: port(model, torch_models.ABMIL(5, suite.WIDTH))
-  monkeypatch.setattr(suite, 'weights_of', other)
+  monkeypatch.setattr(suite.torch_side, 'weights_of', other)
   with pytest.raises(suite.ParityError, match='Nothing is timed'):
     measure(parts=('step',), models=('abmil',), runs=(1,))
 
@@ -150,13 +151,13 @@ def test_a_closed_gate_stops_the_benchmark(monkeypatch):
 def test_sides_take_turns_and_the_fastest_form_that_works_competes():
   calls = []
   side = lambda name: lambda: lambda: calls.append(name)
-  suite.contest(side('a'), {'loop': side('b')}, 1, 3)
+  suite.contest(side('a')(), {'loop': side('b')}, 1, 3)
   assert ''.join(calls) == 'aa' + 'bbbb' + 'abbaab'
 
   def broken():
     raise ValueError('not here')
 
-  ours = lambda: lambda: None
+  ours = lambda: None
   forms = {
     'slow': lambda: lambda: time.sleep(0.05),
     'broken': broken,
@@ -166,68 +167,64 @@ def test_sides_take_turns_and_the_fastest_form_that_works_competes():
   assert (row['torch_form'], row['repeats']) == ('fast', 2)
   assert row['torch_forms']['broken'] == 'ValueError: not here'
   assert row['torch_s'] > row['jax_s']
-  with pytest.raises(suite.NoForm, match='not here'):
-    suite.contest(ours, {'broken': broken}, 1, 1)
+  row = suite.contest(ours, {'broken': broken}, 1, 1)
+  assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
+  assert row['torch_form'] == 'ValueError: not here'
 
 
-def test_an_entry_that_torch_cannot_do_ends_no_other(monkeypatch):
-  contest = suite.contest
+def report(monkeypatch, folder, *entries, **flags):
+  """The GPU's report of these rows, in small, and its table."""
+  monkeypatch.setattr(gpu_report.Day, 'entries', lambda day: entries)
+  path = folder / 'report'
+  flags = [f'--{name}={value}' for name, value in flags.items()]
+  gpu_report.main(['gpu_report', '--smoke', f'--output={path}', *flags])
+  read = lambda ending: path.with_suffix(ending).read_text('utf-8')
+  return json.loads(read('.json')), read('.md')
 
-  def first_fails(*args):
-    monkeypatch.setattr(suite, 'contest', contest)
-    raise suite.NoForm('nothing works')
 
-  monkeypatch.setattr(suite, 'contest', first_fails)
-  measured = measure(parts=('step',), models=('abmil', 'dsmil'), runs=(1,))
+def test_the_gpu_report_has_figures_of_every_part(monkeypatch, tmp_path):
+  monkeypatch.setattr(suite, '_SIDE', 32)
+  entries = (
+    Entry('step', 'dsmil', 16, 2, 'bfloat16'),
+    Entry('epoch', 'kmil', 16, 10, 'float32', 10),
+    Entry('encode', 'resnet50', 4, 1, 'float32'),
+  )
+  measured, text = report(monkeypatch, tmp_path, *entries)
+  assert measured['not_measured'] == [] and len(measured['rows']) == 3
+  for row, entry in zip(measured['rows'], entries, strict=True):
+    assert min(row['jax_s'], row['torch_s'], row['ratio']) > 0
+    assert f'| {entry.part} | {entry.model} | {entry.instances} |' in text
+    if entry.part != 'encode':
+      assert min(row['kernels'], row['MB'], row['arguments (GB)']) > 0
+
+
+def test_what_the_gpu_report_has_not_measured_is_named(monkeypatch, tmp_path):
+  monkeypatch.setattr(suite, 'LACKING', ImportError("No module named 'torch'"))
+  monkeypatch.setattr(gpu_report.sys, 'executable', 'absent')
+  step = Entry('step', 'dsmil', 16, 1)
+  compiled = dataclasses.replace(step, part='compiled')
+  measured, text = report(monkeypatch, tmp_path, step, compiled)
+  (row,) = measured['rows']
+  assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
+  figures = next(line for line in text.splitlines() if '| dsmil |' in line)
+  assert figures.split(' | ')[5:9] == [
+    'n/a', f'{row["jax_s"]:.4f}', 'n/a', "ImportError: No module named 'torch'"
+  ]  # fmt: skip
   (missing,) = measured['not_measured']
-  assert (missing['model'], missing['reason']) == ('abmil', 'nothing works')
-  assert [row['model'] for row in measured['rows']] == ['dsmil']
-  assert 'nothing works' in table(measured).terminal()
+  assert missing['part'] == 'compiled' and 'absent' in missing['reason']
+  assert 'not measured: compiled, dsmil, 16, 1, float32' in text
+  later, text = report(monkeypatch, tmp_path, step, seconds=0)
+  assert later['rows'] == []
+  assert 'not measured: step, dsmil, 16, 1, float32, None, the time' in text
 
 
-def run_gpu(folder, *flags):
-  gpu.main(['gpu', '--smoke', f'--output={folder / "report"}', *flags])
-  return json.loads((folder / 'report.json').read_text('utf-8'))
-
-
-def test_the_gpu_report_in_small_has_figures_of_every_part(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setattr(gpu, 'MODELS', ('abmil', 'dsmil'))
-  monkeypatch.setattr(suite, '_SIDE', 32)
-  report = run_gpu(tmp_path)
-  assert report['not_measured'] == []
-  rows = [(r['part'], r['model'], r['runs']) for r in report['rows']]
-  steps = [('step', model, r) for r in (2, 1) for model in ('abmil', 'dsmil')]
-  encoders = [('encode', name, 1) for name in jax_side.NETWORKS]
-  expected = [*steps[:2], ('epoch', 'kmil', 10), *encoders, *steps[2:]]
-  assert rows == 2 * expected
-  for row in report['rows']:
-    figures = row.keys() & {'jax_s', 'torch_s', 'ratio', *COUNTS}
-    assert all(0 < row[name] < np.inf for name in figures)
-  written = (tmp_path / 'report.md').read_text('utf-8')
-  assert all(f'| {name} |' in written for name in ('kmil', *jax_side.NETWORKS))
-
-
-def test_without_time_every_part_of_the_gpu_report_is_named_as_skipped(
-  tmp_path,
-):
-  report = run_gpu(tmp_path, '--seconds=0')
-  assert report['rows'] == []
-  skipped = report['not_measured']
-  assert len(skipped) == 2 * (2 * len(MODELS) + 1 + len(jax_side.NETWORKS))
-  assert {row['part'] for row in skipped} == {'step', 'epoch', 'encode'}
-  assert all('skipped: 0 s are left' in row['reason'] for row in skipped)
-  written = (tmp_path / 'report.md').read_text('utf-8')
-  assert written.count('not measured') == len(skipped)
-
-
-def test_without_torch_kmil_jax_is_timed_alone(monkeypatch):
-  monkeypatch.setattr(suite, 'torch', None)
-  monkeypatch.setattr(suite, '_SIDE', 32)
-  measured = measure(parts=('step', 'encode'), models=('kmil',), tiles=2)
-  assert measured['not_measured'] == []
-  assert len(measured['rows']) == 4
-  for row in measured['rows']:
-    assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
-  assert table(measured).markdown().count('not installed') == 4
+def test_the_gpu_report_needs_none_of_what_other_scripts_need():
+  absent = (
+    'h5py huggingface_hub matplotlib openslide orbax PIL safetensors sklearn'
+    ' tensorflow tensorflow_datasets timm torch'
+  )
+  code = (
+    f'import sys; sys.modules |= dict.fromkeys({absent.split()});'
+    'from experiments import gpu_report; import experiments.benchmarks.suite'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
