@@ -75,7 +75,7 @@ def run(day: Day) -> None:
 
   end = time.monotonic() + day.seconds
   work = Work(repeats=1 if day.smoke else 3, compile=False)
-  report = suite.about(work) | {'rows': []}
+  report = suite.about(day) | {'rows': []}
   waiting = dict.fromkeys(day.entries(), 'the time was over')
   for entry in [*waiting]:
     _save(day.output, report, waiting)
@@ -119,7 +119,10 @@ def _save(
   missing = [dataclasses.asdict(e) | {'reason': waiting[e]} for e in waiting]
   report = report | {'not_measured': missing}
   text = table(report).markdown()
-  for ending, content in ('json', json.dumps(report, indent=2)), ('md', text):
+  for ending, content in (
+    ('json', json.dumps(report, indent=2, default=str)),
+    ('md', text),
+  ):
     with replacing(path.with_suffix(f'.{ending}')) as part:
       part.write_text(content, encoding='utf-8')
   return text

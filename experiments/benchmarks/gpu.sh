@@ -12,7 +12,11 @@ python=${PYTHON:-python3}
 [ ! -x .gpu_venv/bin/python ] || python=.gpu_venv/bin/python
 
 missing=$("$python" - <<'END'
-import importlib.util, os, re, tomllib
+import importlib.util, os, re, sys
+
+if sys.version_info < (3, 11):
+  sys.exit('error: Python 3.11 or newer is needed. Give one as PYTHON=...')
+import tomllib
 
 has = importlib.util.find_spec
 with open('pyproject.toml', 'rb') as file:

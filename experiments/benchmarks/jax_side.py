@@ -88,15 +88,16 @@ def encoding(
   Args:
     name: of the encoder.
     tiles: to encode.
-    state: its weights by their public names; None to draw them.
+    state: its weights by their public names; None for any, as for the time.
     precision: of the computation.
   """
   of = encoder.network(name)
   if state:
     variables = port.from_torch(of.table, state)
   else:
-    init = jax.jit(of.make(dtype=jnp.float32).init)
-    variables = init(jax.random.key(0), of.normalise(tiles[:1]))
+    init = of.make(dtype=jnp.float32).init
+    shapes = jax.eval_shape(init, jax.random.key(0), of.normalise(tiles[:1]))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), shapes)
   encode = parallel.pmap_local(functools.partial(of.apply, precision=precision))
   variables = parallel.replicate(variables)
   starts = range(0, len(tiles), encoder.default_batch())

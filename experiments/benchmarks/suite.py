@@ -38,7 +38,7 @@ try:
   from kmil_jax import inference
 
   LACKING = None
-except ImportError as error:  # kmil_jax is timed alone.
+except (ImportError, OSError) as error:  # kmil_jax is timed alone.
   LACKING = error
 
 FOLDS = 10
@@ -82,14 +82,16 @@ def run(work: Work, log: Callable[[str], None]) -> dict[str, Any]:
   return report
 
 
-def about(work: Work) -> dict[str, Any]:
-  """Returns `device`, `versions`, `date` and `settings`."""
+def about(settings: Any) -> dict[str, Any]:
+  """Returns `device`, `versions`, `date` and the `settings` of a script."""
   found = {d.name.lower(): d for d in importlib.metadata.distributions()}
   packages = 'jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm', 'numpy'
   on_gpu = not LACKING and torch.cuda.is_available()
   return {
     'device': {
-      'torch': torch.cuda.get_device_name() if on_gpu else 'cpu',
+      'torch': torch.cuda.get_device_name()
+      if on_gpu
+      else str(LACKING or 'cpu'),
       'jax': jax.local_devices()[0].device_kind,
       'jax_devices': jax.local_device_count(),
       'machine': platform.machine(),
@@ -98,7 +100,8 @@ def about(work: Work) -> dict[str, Any]:
     'versions': {'python': platform.python_version()}
     | {name: found[name].version for name in packages if name in found},
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'settings': dataclasses.asdict(work) | {'load_average': os.getloadavg()[0]},
+    'settings': dataclasses.asdict(settings)
+    | {'load_average': os.getloadavg()[0]},
   }
 
 
@@ -253,7 +256,7 @@ def _encoders(entry: Entry, tiles: np.ndarray) -> tuple[Call, Forms]:
     if LACKING:
       raise LACKING
     module, state = torch_side.network(name)
-  except ImportError as error:
+  except (ImportError, OSError) as error:
     ours = jax_side.encoding(name, tiles, None, precision)
     return ours, _without(error)
   ours = jax_side.encoding(name, tiles, state, precision)
@@ -266,7 +269,7 @@ def _encoders(entry: Entry, tiles: np.ndarray) -> tuple[Call, Forms]:
   return ours, torch_side.encoding(name, module, tiles, precision)
 
 
-def _without(error: ImportError) -> Forms:
+def _without(error: Exception) -> Forms:
   """Returns a form of torch that fails for what is not installed."""
 
   def make():

@@ -87,8 +87,8 @@ class Entry:
 def table(measured: Mapping[str, Any]) -> Table:
   """Returns the rows of `suite.run` as a table."""
   columns = {
-    'torch_s': '.4f',
-    'jax_s': '.4f',
+    'torch_s': '.3g',
+    'jax_s': '.3g',
     'ratio': '.2f',
     'torch_form': '',
     'torch_compile_s': '.1f',

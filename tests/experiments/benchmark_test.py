@@ -208,7 +208,7 @@ def test_what_the_gpu_report_has_not_measured_is_named(monkeypatch, tmp_path):
   assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
   figures = next(line for line in text.splitlines() if '| dsmil |' in line)
   assert figures.split(' | ')[5:9] == [
-    'n/a', f'{row["jax_s"]:.4f}', 'n/a', "ImportError: No module named 'torch'"
+    'n/a', f'{row["jax_s"]:.3g}', 'n/a', "ImportError: No module named 'torch'"
   ]  # fmt: skip
   (missing,) = measured['not_measured']
   assert missing['part'] == 'compiled' and 'absent' in missing['reason']
