@@ -22,13 +22,7 @@ from absl import logging
 
 from data.files import replacing
 from experiments.benchmarks.compiled import counts
-from experiments.benchmarks.work import (
-  MODELS,
-  PRECISIONS,
-  Entry,
-  Work,
-  table,
-)
+from experiments.benchmarks.work import MODELS, PRECISIONS, Entry, Work, table
 from experiments.run import start
 from experiments.run.options import field, free
 
@@ -85,11 +79,12 @@ def run(day: Day) -> None:
     try:
       if entry.part == 'compiled':
         row = dataclasses.asdict(entry) | _compiled(entry, left)
+        report['rows'].append(row)
       else:
         row, call = suite.measure(entry, work)
+        report['rows'].append(row)
         if entry.part != 'encode':
           row |= counts(call.compiled())
-      report['rows'].append(row)
       del waiting[entry]
     except Exception as error:  # The other rows are still there.
       waiting[entry] = (str(error) or repr(error)).splitlines()[-1][-200:]
@@ -119,10 +114,8 @@ def _save(
   missing = [dataclasses.asdict(e) | {'reason': waiting[e]} for e in waiting]
   report = report | {'not_measured': missing}
   text = table(report).markdown()
-  for ending, content in (
-    ('json', json.dumps(report, indent=2, default=str)),
-    ('md', text),
-  ):
+  shown = json.dumps(report, indent=2, default=str)
+  for ending, content in ('json', shown), ('md', text):
     with replacing(path.with_suffix(f'.{ending}')) as part:
       part.write_text(content, encoding='utf-8')
   return text

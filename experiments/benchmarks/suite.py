@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -15,14 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import jax_side
-from experiments.benchmarks.work import (
-  CLASSES,
-  WIDTH,
-  Call,
-  Entry,
-  Forms,
-  Work,
-)
+from experiments.benchmarks.work import CLASSES, WIDTH, Call, Entry, Forms, Work
 from experiments.encoding import encoder
 from kmil_jax import cost, parallel
 from kmil_jax.models import SPECS
@@ -35,7 +29,6 @@ try:
 
   from experiments.benchmarks import torch_side
   from experiments.benchmarks.torch_models import MODELS
-  from kmil_jax import inference
 
   LACKING = None
 except (ImportError, OSError) as error:  # kmil_jax is timed alone.
@@ -86,12 +79,12 @@ def about(settings: Any) -> dict[str, Any]:
   """Returns `device`, `versions`, `date` and the `settings` of a script."""
   found = {d.name.lower(): d for d in importlib.metadata.distributions()}
   packages = 'jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm', 'numpy'
-  on_gpu = not LACKING and torch.cuda.is_available()
+  theirs = str(LACKING or torch_side.DEVICE)
+  if theirs == 'cuda':
+    theirs = torch.cuda.get_device_name()
   return {
     'device': {
-      'torch': torch.cuda.get_device_name()
-      if on_gpu
-      else str(LACKING or 'cpu'),
+      'torch': theirs,
       'jax': jax.local_devices()[0].device_kind,
       'jax_devices': jax.local_device_count(),
       'machine': platform.machine(),
@@ -128,10 +121,7 @@ def measure(entry: Entry, work: Work) -> tuple[dict[str, Any], Call]:
 
 
 def contest(
-  ours: Call,
-  theirs: Forms,
-  steps: int,
-  repeats: int,
+  ours: Call, theirs: Forms, steps: int, repeats: int
 ) -> dict[str, Any]:
   """Times kmil_jax and the fastest form of torch by turns.
 
@@ -192,8 +182,7 @@ def _seconds(call: Callable[[], None]) -> float:
 def _entries(work: Work) -> Iterator[Entry]:
   for part in work.parts:
     if part == 'encode':
-      tiles = _of_device(TILES)
-      yield Entry(part, encoder.DEFAULT, tiles, 1)
+      yield Entry(part, encoder.DEFAULT, _of_device(TILES), 1)
       continue
     for n in sorted(work.instances):
       for runs in [FOLDS] if part == 'epoch' else sorted(work.runs):
@@ -227,26 +216,21 @@ def _sides(work: Work, entry: Entry) -> tuple[Call, Forms, int]:
     order, trains = np.arange(steps) % count, np.ones((runs, count), bool)
     length = np.full(count, n)
   store = cohort(length, work.seed)
-  visits, keep = (order, trains, entry.precision), None
+  keep = None
   if SPECS[model].chooser:
-    keep = np.ones((1, len(store.features)), bool)  # What it is does not count.
+    keep = _kept(store, 1 if entry.bags else runs, rng)
+  visits = store, keep, order, trains, entry.precision
   if LACKING:
-    ours = jax_side.steps(model, None, store, keep, *visits)
-    return ours, _without(LACKING), steps
+    return jax_side.steps(model, None, *visits), _without(LACKING), steps
   modules = [MODELS[model](CLASSES, WIDTH).eval() for _ in range(runs)]
   weights = [torch_side.weights_of(model, module) for module in modules]
   if entry.precision == 'float32':
     check(model, modules[0], weights[0], store.features[: store.length[0]])
-  if SPECS[model].chooser:
-    choosers = modules[:1] if entry.bags else modules
-    keep = np.stack([_kept(module, store) for module in choosers])
-    modules = [module.classifier for module in modules]
-  forms = torch_side.Visits(modules, store, keep, *visits).forms(
+  forms = torch_side.Visits(modules, *visits).forms(
     together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
     compiled=work.compile,
   )
-  params = [w[inference.MODEL] for w in weights]
-  return jax_side.steps(model, params, store, keep, *visits), forms, steps
+  return jax_side.steps(model, weights, *visits), forms, steps
 
 
 def _encoders(entry: Entry, tiles: np.ndarray) -> tuple[Call, Forms]:
@@ -301,40 +285,42 @@ def training_parts(count: int) -> np.ndarray:
   return (part != fold) & (part != (fold + 1) % FOLDS)
 
 
-def _kept(module: Any, store: Store) -> np.ndarray:
-  """Returns the instances that the first stage keeps, bool [T]."""
-  keep = np.zeros(len(store.features), bool)
+def _kept(store: Store, runs: int, rng: np.random.Generator) -> np.ndarray:
+  """Returns nine tenths of each bag, as KMIL's first stage keeps, [R, T]."""
+  keep = np.zeros((runs, len(store.features)), bool)
   for start, size in zip(store.offset, store.length, strict=True):
-    bag = torch.from_numpy(store.features[start : start + size])
-    keep[start + module.key_instances(bag).numpy()] = True
+    for run in keep:
+      count = max(size * 9 // 10, 1)
+      run[start + rng.choice(size, count, replace=False)] = True
   return keep
 
 
 def check(
-  model: str, module: Any, weights: Mapping[str, Any], bag: np.ndarray
+  model: str, module: Any, params: Mapping[str, Any], bag: np.ndarray
 ) -> None:
   """Compares log-probabilities of one bag [N, D], in float32.
 
   Args:
     model: of `SPECS`.
     module: torch's, in evaluation, on the host.
-    weights: kmil_jax's, from `torch_side.weights_of`.
+    params: kmil_jax's, from `torch_side.weights_of`.
     bag: features.
 
   Raises:
     ParityError: if one differs by more than 0.001.
   """
-  design = inference.Design(model=model, num_classes=CLASSES, width=WIDTH)
-  ours = design.predictor(inference.stack([weights]))(bag)['prob'][0]
+  network = SPECS[model].make(num_classes=CLASSES)
+  mask = jnp.ones(len(bag), bool)
+  apply = jax.jit(functools.partial(network.apply, train=False))
+  ours = jax.nn.log_softmax(apply({'params': params}, bag, mask).logits)
   groups = []
   if model == 'dtfd':
-    mask = jnp.ones(len(bag), bool)
     member, _ = pseudo_bags(jax.random.key(0), mask, module.pseudo_bags)
     groups = [torch.tensor(np.asarray(member).argmax(1))]
   with torch.inference_mode():
     theirs = module(torch.from_numpy(bag), *groups)[0].log_softmax(0)
   what = f'{model}, {len(bag)} instances: log-probabilities'
-  _check_equal(what, np.log(ours), theirs.numpy())
+  _check_equal(what, ours, theirs.numpy())
 
 
 def _check_equal(what: str, ours: np.ndarray, theirs: np.ndarray) -> None:

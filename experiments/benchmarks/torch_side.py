@@ -17,8 +17,6 @@ from experiments.benchmarks.work import Call, Forms
 from experiments.encoding import encoder
 from experiments.run import weights
 from kmil_jax import port
-from kmil_jax.inference import CHOOSER, MODEL
-from kmil_jax.models import SPECS
 from kmil_jax.types import Recipe, Store
 
 _BATCHES = 4, 16, 64, 256  # Tiles that are encoded at a time.
@@ -32,16 +30,8 @@ _cast = lambda on: torch.autocast(DEVICE.type, torch.bfloat16, enabled=on)
 
 
 def weights_of(model: str, module: nn.Module) -> dict[str, Any]:
-  """Returns a torch model's weights, by network of `Design.networks`."""
-  chooser = SPECS[model].chooser
-  parts = {MODEL: (model, module)}
-  if chooser:
-    parts = {CHOOSER: (chooser, module.chooser)}
-    parts[MODEL] = (model, module.classifier)
-  return {
-    name: port.from_torch(kind, _state_of(part))['params']
-    for name, (kind, part) in parts.items()
-  }
+  """Returns a torch model's weights."""
+  return port.from_torch(model, _state_of(module))['params']
 
 
 def _state_of(module: nn.Module) -> dict[str, np.ndarray]:

@@ -120,10 +120,7 @@ def table(measured: Mapping[str, Any]) -> Table:
     labels=labels,
     columns=columns,
     rows=[
-      Row(
-        [row[label] for label in labels],
-        {'': [row.get(c) for c in columns]},
-      )
+      Row([row[name] for name in labels], {'': [row.get(c) for c in columns]})
       for row in rows
     ],
     notes=[
