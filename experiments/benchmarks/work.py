@@ -111,7 +111,7 @@ def table(measured: Mapping[str, Any]) -> Table:
     if row['part'] == 'encode'
   ]
   notes += [
-    f'not measured: {", ".join(map(str, row.values()))}'
+    f'not measured: {", ".join(str(v) for v in row.values() if v is not None)}'
     for row in measured.get('not_measured', ())
   ]
   return Table(

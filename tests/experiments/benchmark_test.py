@@ -215,7 +215,7 @@ def test_what_the_gpu_report_has_not_measured_is_named(monkeypatch, tmp_path):
   assert 'not measured: compiled, dsmil, 16, 1, float32' in text
   later, text = report(monkeypatch, tmp_path, step, seconds=0)
   assert later['rows'] == []
-  assert 'not measured: step, dsmil, 16, 1, float32, None, the time' in text
+  assert 'not measured: step, dsmil, 16, 1, float32, the time' in text
 
 
 def test_the_gpu_report_needs_none_of_what_other_scripts_need():
