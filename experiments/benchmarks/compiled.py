@@ -15,13 +15,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from experiments.benchmarks import hlo
-from experiments.benchmarks.work import CLASSES, WIDTH
 from experiments.run.options import OptionError, field
 from kmil_jax import parallel, programs, train
 from kmil_jax.models import SPECS, cpu
 from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
 from kmil_jax.types import Recipe, Store
 
+_CLASSES, _WIDTH = 5, 1024
 # Bytes and operations a second of a chip, by the type of the factors. Of an
 # H200 the bandwidth of copies, and the data sheet's dense rates; of TPUs those
 # of the data sheet, where factors of float32 take six passes.
@@ -152,7 +152,7 @@ class Compiled:
     """Returns a function of a device, places and shapes of its arguments."""
     spec, recipe = SPECS[model], Recipe(epochs=1)
     dtype = np.dtype(jax.numpy.dtype(self.precision))
-    task = BagTask(spec, recipe, CLASSES, WIDTH, dtype=dtype)
+    task = BagTask(spec, recipe, _CLASSES, _WIDTH, dtype=dtype)
     lengths = np.resize(self.instances, self.bags)
     rows, buckets = num_rows(lengths), bucket_lengths(lengths)
     functions = programs.chunk_functions(task, None, buckets)
@@ -165,7 +165,7 @@ class Compiled:
     state = train.init(task, runs, train.draw(task, runs))
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
     store = Store(
-      features=jax.ShapeDtypeStruct((rows, WIDTH), dtype),
+      features=jax.ShapeDtypeStruct((rows, _WIDTH), dtype),
       offset=ints(self.bags),
       length=ints(self.bags),
       label=ints(self.bags),
