@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from data import torch_files
 from data.files import first_of
@@ -44,6 +43,8 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     )
   try:
     if path.suffix.lower() == _SAFE:
+      import safetensors.numpy
+
       content = safetensors.numpy.load_file(path)
     else:
       content = torch_files.load(path)

@@ -21,7 +21,7 @@ SCRIPTS = {
     'few_shot',
     'froc',
   ),
-  'Costs': ('cost', 'benchmark', 'compile_report'),
+  'Costs': ('cost', 'benchmark', 'compile_report', 'gpu_report'),
 }
 
 

@@ -7,12 +7,14 @@ XLA compiles the project's own epoch for them on a machine that has none. Times
 are estimates from data sheets, not measurements. See docs/accelerators.md.
 """
 
+import json
 import sys
 
 from absl import logging
 import jax
 
-from experiments.benchmarks.compiled import COLUMNS, Compiled
+from experiments.benchmarks.compiled import Compiled
+from experiments.benchmarks.work import COLUMNS
 from experiments.evaluation.tables import Row, Table
 from experiments.run import start
 
@@ -31,15 +33,22 @@ def run(compiled: Compiled) -> None:
   """Compiles every model and prints a row of each."""
   logging.set_verbosity(logging.WARNING)
   compiled.prepare()
-  rows = []
+  rows = {}
   for model in compiled.models:
     print(f'{model}: compiling', file=sys.stderr, flush=True)
-    rows.append(Row((model,), {'': compiled.row(model)}))
+    rows[model] = compiled.row(model)
+  if compiled.format == 'json':
+    print(json.dumps(rows))
+    return
   title = (
     f'A compiled step of {compiled.part} on {compiled.target}: {compiled.runs}'
     f' runs, {compiled.precision}, jax {jax.__version__}'
   )
-  table = Table('compiled', title, ('model',), COLUMNS, rows, _NOTES)
+  lines = [
+    Row((model,), {'': [row.get(c) for c in COLUMNS]})
+    for model, row in rows.items()
+  ]
+  table = Table('compiled', title, ('model',), COLUMNS, lines, _NOTES)
   is_text = compiled.format == 'text'
   print(table.terminal() if is_text else table.markdown())
 

@@ -229,6 +229,12 @@ class Program:
     order = np.lexsort((table['index'], table['run']))
     return {name: x[order] for name, x in table.items()}
 
+  def compiled(self, states: list[State]) -> jax.stages.Compiled:
+    """Returns an epoch of the first group; one that was trained is at hand."""
+    layout, runs = self._groups[0]
+    chunk = next(iter(self._loader.train(0, runs, layout)))
+    return self._train.lower(states[0], self._store, chunk).compile()
+
 
 def _add(*sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return jax.tree.map(lambda *x: np.sum(x, 0, np.float64), *sums)

@@ -23,20 +23,6 @@ from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
 from kmil_jax.types import Recipe, Store
 
-COLUMNS = {
-  'kernels': ',',
-  'conditionals': '',
-  'loops': '',
-  'trips': ',',
-  'MB': ',.0f',
-  'GFLOP': ',.1f',
-  'products': '',
-  'arguments (GB)': '.2f',
-  'temporary (MB)': ',.0f',
-  'collectives': '',
-  'host launches': '',
-  'estimate (us)': ',.0f',
-}
 _CLASSES, _WIDTH = 5, 1024
 # Bytes and operations a second of a chip, by the type of the factors. Of an
 # H200 the bandwidth of copies, and the data sheet's dense rates; of TPUs those
@@ -73,7 +59,7 @@ class Compiled:
   )
   one_graph: bool = field(True, 'A CUDA graph of a whole epoch.')
   format: str = field(
-    'text', 'How the table is printed.', choices=('text', 'markdown')
+    'text', 'How the table is printed.', choices=('text', 'markdown', 'json')
   )
 
   @property
@@ -108,7 +94,7 @@ class Compiled:
       os.environ['TPU_SKIP_MDS_QUERY'] = '1'
       os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 
-  def row(self, model: str) -> list[Any]:
+  def row(self, model: str) -> dict[str, Any]:
     """Compiles a model, which takes minutes; returns values by `COLUMNS`."""
     gpu = self.target == 'h200'
     mesh = _mesh(self.target)
@@ -118,42 +104,25 @@ class Compiled:
       former.unlink()
     options = {'xla_gpu_autotune_level': '0'} if gpu else None
     compiled = lowered.compile(options)
-    program, memory = (
-      hlo.Program(compiled.as_text()),
-      compiled.memory_analysis(),
-    )
-    step, launches = program.step(), None
+    row = counts(compiled)
     if gpu:
-      moved, flops = step.bytes, step.flops
       # That after XLA's passes has the longer name, if they changed it.
       last = max(dumped(), key=lambda path: len(path.name))
-      launches = hlo.host_launches(last.read_text())
+      row['host launches'] = hlo.host_launches(last.read_text())
       seconds = sum(
         max(
           kernel.bytes / _H200[0],
           sum(n / _H200[1][kind] for kind, n in kernel.flops.items()),
         )
-        for kernel in step.kernels
+        for kernel in hlo.Program(compiled.as_text()).step().kernels
       )
     else:
       cost, (bandwidth, rate) = compiled.cost_analysis(), self._tpu
       moved, flops = cost['bytes accessed'], cost['flops']
       passes = 6 if self.precision == 'float32' else 1
       seconds = max(moved / bandwidth, passes * flops / rate)
-    return [
-      len(step.kernels),
-      step.conditionals,
-      step.loops,
-      step.trips if gpu else None,
-      moved / 1e6,
-      flops / 1e9,
-      ', '.join(f'{n} {kind}' for kind, n in program.products.items()),
-      memory.argument_size_in_bytes / 1e9,
-      memory.temp_size_in_bytes / 1e6,
-      program.collectives,
-      launches,
-      seconds * 1e6,
-    ]
+      row |= {'trips': None, 'MB': moved / 1e6, 'GFLOP': flops / 1e9}
+    return row | {'estimate (us)': seconds * 1e6}
 
   def lower(self, model: str, platform: str, mesh: Mesh) -> jax.stages.Lowered:
     """Returns an epoch of a model as lowered for a mesh of devices."""
@@ -218,6 +187,25 @@ class Compiled:
     chunk = on_all((ints(self.bags), ints(self.bags, 1), ints(self.bags)))
     args = (state.variables, state.run), store, chunk
     return functions[1], (spread, P(), spread), args, ()
+
+
+def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
+  """Returns what a step of a compiled epoch takes, by `COLUMNS`."""
+  program = hlo.Program(compiled.as_text())
+  step, memory = program.step(), compiled.memory_analysis()
+  products = program.products.items()
+  return {
+    'kernels': len(step.kernels),
+    'conditionals': step.conditionals,
+    'loops': step.loops,
+    'trips': step.trips,
+    'MB': step.bytes / 1e6,
+    'GFLOP': step.flops / 1e9,
+    'products': ', '.join(f'{n} {kind}' for kind, n in products),
+    'arguments (GB)': memory.argument_size_in_bytes / 1e9,
+    'temporary (MB)': memory.temp_size_in_bytes / 1e6,
+    'collectives': program.collectives,
+  }
 
 
 def _mesh(target: str) -> Mesh:

@@ -1,39 +1,20 @@
 """kmil_jax's side: the programs that training really runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from torch import nn
 
+from experiments.benchmarks.work import CLASSES, WIDTH, Call
 from experiments.encoding import encoder
 from kmil_jax import parallel, port, train
-from kmil_jax.inference import CHOOSER, MODEL, Design
 from kmil_jax.models import SPECS
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Recipe, Store
-
-Call = Callable[[], None]
-
-
-def weights_of(model: str, module: nn.Module) -> dict[str, Any]:
-  """Returns a torch model's weights, by network of `Design.networks`."""
-  chooser = SPECS[model].chooser
-  parts = {MODEL: (model, module)}
-  if chooser:
-    parts = {CHOOSER: (chooser, module.chooser)}
-    parts[MODEL] = (model, module.classifier)
-  return {
-    name: port.from_torch(kind, _state_of(part))['params']
-    for name, (kind, part) in parts.items()
-  }
-
-
-def _state_of(module: nn.Module) -> dict[str, np.ndarray]:
-  """Returns a copy of a torch module's state."""
-  return {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
 
 
 class _InOrder(BagLoader):
@@ -44,36 +25,47 @@ class _InOrder(BagLoader):
 
 
 def steps(
-  design: Design,
-  weights: Sequence[Mapping[str, Any]],
+  model: str,
+  weights: Sequence[Mapping[str, Any]] | None,
   store: Store,
   keep: np.ndarray | None,
   order: np.ndarray,
   trains: np.ndarray,
+  precision: str = 'float32',
 ) -> Call:
   """Returns what trains R runs on bags, as an epoch of a training does.
 
   Args:
-    design: of the model.
-    weights: of each run, from `weights_of`.
-    store: the bags.
-    keep: instances that each run sees, bool [R, T]; None for all.
+    model: of `SPECS`.
+    weights: of each run; None to draw them.
+    store: the bags, in float32.
+    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
+      same; None for all.
     order: bags that a call visits.
     trains: which bags move each run, bool [R, n].
+    precision: of features and computation.
+
+  Returns:
+    The call. After it, its attribute `compiled` returns the program.
   """
-  runs, recipe = len(weights), Recipe()
+  runs, recipe = len(trains), Recipe()
   constants = BagRuns(
     seed=np.zeros(runs, np.uint32),
     fold=np.arange(runs, dtype=np.uint32),
     trains=trains,
-    keep=keep,
+    keep=None if keep is None else np.resize(keep, (runs, keep.shape[1])),
   )
-  sizes = design.num_classes, design.width
-  task = BagTask(SPECS[design.model], recipe, *sizes)
-  loader = _InOrder(store, *sizes, visit=order)
+  dtype = jnp.dtype(precision)
+  store = store.replace(features=store.features.astype(dtype, copy=False))
+  task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, dtype=dtype)
+  loader = _InOrder(store, CLASSES, WIDTH, visit=order)
   program = Program(task, runs, loader, layout=parallel.layout(recipe.batch))
-  params = jax.tree.map(lambda *w: np.stack(w), *[w[MODEL] for w in weights])
-  states = program.put(train.init(task, constants, {'params': params}))
+  if weights:
+    params = jax.tree.map(lambda *w: np.stack(w), *weights)
+    variables = {'params': params}
+  else:
+    variables = train.draw(task, constants)
+  states = program.put(train.init(task, constants, variables))
   rate, everyone = np.full(runs, recipe.learning_rate), np.ones(runs, bool)
 
   def call():
@@ -81,15 +73,34 @@ def steps(
     states, _ = program.train(states, 0, rate, everyone)
     jax.block_until_ready(states)
 
+  call.compiled = lambda: program.compiled(states)
   return call
 
 
-def encoding(tiles: np.ndarray) -> Callable[[], np.ndarray]:
-  """Returns what encodes tiles, uint8 [T, S, S, 3], as `extract` does."""
-  lite0 = encoder.make_encoder(
-    encoder.DEFAULT, None, features_dir='.', cache_dir='.', sample=lambda: tiles
-  )
-  starts = range(0, len(tiles), size := encoder.default_batch())
+def encoding(
+  name: str,
+  tiles: np.ndarray,
+  state: Mapping[str, np.ndarray] | None,
+  precision: str = 'float32',
+) -> Call:
+  """Returns what encodes tiles, uint8 [T, S, S, 3], as `extract` does.
+
+  Args:
+    name: of the encoder.
+    tiles: to encode.
+    state: its weights by their public names; None for any, as for the time.
+    precision: of the computation.
+  """
+  of = encoder.network(name)
+  if state:
+    variables = port.from_torch(of.table, state)
+  else:
+    init = of.make(dtype=jnp.float32).init
+    shapes = jax.eval_shape(init, jax.random.key(0), of.normalise(tiles[:1]))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.01, x.dtype), shapes)
+  encode = parallel.pmap_local(functools.partial(of.apply, precision=precision))
+  variables = parallel.replicate(variables)
+  starts = range(0, len(tiles), encoder.default_batch())
   return lambda: np.concatenate(
-    [lite0.encode(tiles[start : start + size]) for start in starts]
+    [encode(variables, tiles[at : at + starts.step]) for at in starts]
   )

@@ -84,35 +84,6 @@ class DSMIL(BagModel):
     return functional.cross_entropy(both, label.expand(2))
 
 
-class KMIL(BagModel):
-  """DSMIL on the instances that a trained ABMIL finds sharp (Zheng et al.).
-
-  The two stages, `chooser`, which `loss` does not train, and `classifier`, have
-  the state dicts of their own public implementations.
-  """
-
-  def __init__(self, num_classes: int, width: int):
-    super().__init__()
-    self.chooser = ABMIL(num_classes, width)
-    self.classifier = DSMIL(num_classes, width)
-
-  @torch.no_grad()
-  def key_instances(self, x: Tensor) -> Tensor:
-    """Returns the rows of the floor(0.9 n) highest class variances, rising."""
-    variance = torch.softmax(self.chooser.classifiers(x), 1).var(1)
-    kept = max(len(x) * 9 // 10, 1)
-    return variance.topk(kept, sorted=False).indices.sort().values
-
-  def forward(self, x: Tensor) -> Output:
-    rows = self.key_instances(x)
-    logits, attention = self.classifier(x[rows])
-    shape = len(x), attention.shape[1]
-    return logits, attention.new_zeros(shape).index_copy(0, rows, attention)
-
-  def loss(self, x: Tensor, label: Tensor) -> Tensor:
-    return self.classifier.loss(x[self.key_instances(x)], label)
-
-
 class DTFD(BagModel):
   """Two tiers, of pseudo-bags and of their features (Zhang et al., AFS).
 
@@ -311,4 +282,5 @@ class TransMIL(BagModel):
     return self._fc2(self.norm(h[0])), None
 
 
-MODELS = {m.__name__.lower(): m for m in (KMIL, ABMIL, DSMIL, TransMIL, DTFD)}
+MODELS = {m.__name__.lower(): m for m in (ABMIL, DSMIL, TransMIL, DTFD)}
+MODELS['kmil'] = DSMIL  # KMIL's second stage.

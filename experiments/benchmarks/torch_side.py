@@ -6,23 +6,37 @@ import functools
 import importlib
 import sys
 import types
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
 
+from experiments.benchmarks.work import Call, Forms
+from experiments.encoding import encoder
+from experiments.run import weights
+from kmil_jax import port
 from kmil_jax.types import Recipe, Store
 
-_BATCHES = 4, 16, 64  # Tiles that are encoded at a time.
+_BATCHES = 4, 16, 64, 256  # Tiles that are encoded at a time.
 _TORCHVISION = (
   *('', '.datasets', '.models', '.models.feature_extraction', '.ops'),
   *('.ops.misc', '.transforms', '.transforms.functional'),
 )
 
-Call = Callable[[], None]
-# By name, what makes a form ready to be timed.
-Forms = dict[str, Callable[[], Call]]
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+_cast = lambda on: torch.autocast(DEVICE.type, torch.bfloat16, enabled=on)
+
+
+def weights_of(model: str, module: nn.Module) -> dict[str, Any]:
+  """Returns a torch model's weights."""
+  return port.from_torch(model, _state_of(module))['params']
+
+
+def _state_of(module: nn.Module) -> dict[str, np.ndarray]:
+  """Returns a copy of a torch module's state."""
+  return {k: v.cpu().numpy().copy() for k, v in module.state_dict().items()}
 
 
 class _Loss(nn.Module):
@@ -33,19 +47,21 @@ class _Loss(nn.Module):
     self.model = model
 
   def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    return self.model.loss(x, label)
+    with _cast(x.dtype == torch.bfloat16):
+      return self.model.loss(x, label)
 
 
 class Visits:
   """R runs visit bags in training.
 
   Args:
-    models: of the runs, on the device; copied.
+    models: of the runs; copied.
     store: the bags.
-    keep: instances that each run sees, bool [R, T], gathered beforehand; None
-      for all.
+    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
+      same, gathered beforehand; None for all.
     order: bags that a call visits.
     trains: whether a run visits a bag, bool [R, n].
+    precision: of the features, and of the computation by autocast.
   """
 
   def __init__(
@@ -55,21 +71,23 @@ class Visits:
     keep: np.ndarray | None,
     order: np.ndarray,
     trains: np.ndarray,
+    precision: str = 'float32',
   ):
     self.order, self.trains = order, trains
-    self.runs = [_Loss(copy.deepcopy(model)).train() for model in models]
-    self.device = next(self.runs[0].parameters()).device
-    self.labels = torch.from_numpy(store.label).long().to(self.device)
+    copies = [copy.deepcopy(model).to(DEVICE) for model in models]
+    self.runs = [_Loss(model).train() for model in copies]
+    self.labels = torch.from_numpy(store.label).long().to(DEVICE)
+    dtype = getattr(torch, precision)
 
     def bags(kept):
       for start, size in zip(store.offset, store.length, strict=True):
         rows = start + np.flatnonzero(kept[start : start + size])
-        yield torch.from_numpy(store.features[rows]).to(self.device)
+        yield torch.from_numpy(store.features[rows]).to(DEVICE, dtype)
 
     if keep is None:
-      self.bags = [list(bags(np.ones(len(store.features))))] * len(models)
-    else:
-      self.bags = [list(bags(kept)) for kept in keep]
+      keep = np.ones((1, len(store.features)), bool)
+    seen = [list(bags(kept)) for kept in keep]
+    self.bags = seen * (len(models) // len(seen))
 
   def forms(self, *, together: bool, compiled: bool) -> Forms:
     """Returns the runs in turn as 'loop' and at once as 'vmap', by name.
@@ -79,7 +97,7 @@ class Visits:
       compiled: whether to offer what `torch.compile` makes of both, too.
     """
     ragged = len(set(map(len, self.bags[0]))) > 1
-    on_gpu = self.device.type == 'cuda' and not ragged
+    on_gpu = DEVICE.type == 'cuda' and not ragged
     mode = 'reduce-overhead' if on_gpu else 'default'  # CUDA graphs, or none.
     ways = {'': lambda call: call}
     if compiled:
@@ -103,7 +121,7 @@ class Visits:
       for bag in self.order:
         for r in np.flatnonzero(self.trains[:, bag]):
           step[r](self.bags[r][bag], self.labels[bag])
-      self._wait()
+      _wait()
 
     return run
 
@@ -129,14 +147,15 @@ class Visits:
     def run():
       for bag in self.order:
         step(bags[bag], self.labels[bag])
-      self._wait()
+      _wait()
 
     return run
 
-  def _wait(self) -> None:
-    """Waits for what the device computes."""
-    if self.device.type == 'cuda':
-      torch.cuda.synchronize(self.device)
+
+def _wait() -> None:
+  """Waits for what the device computes."""
+  if DEVICE.type == 'cuda':
+    torch.cuda.synchronize()
 
 
 def _step(params, call: Callable) -> Callable:
@@ -153,6 +172,16 @@ def _step(params, call: Callable) -> Callable:
   return train
 
 
+def peak_mb() -> float | None:
+  """Returns how much of a GPU torch held at most since it was last asked."""
+  if DEVICE.type != 'cuda':
+    return None
+  peak = torch.cuda.max_memory_allocated()
+  torch.cuda.empty_cache()
+  torch.cuda.reset_peak_memory_stats()
+  return peak / 1e6
+
+
 def import_timm() -> types.ModuleType:
   """Returns timm, which imports torchvision for what is not needed here.
 
@@ -164,33 +193,48 @@ def import_timm() -> types.ModuleType:
   return importlib.import_module('timm')
 
 
-def lite0(weights: Sequence[np.ndarray]) -> nn.Module:
-  """Returns timm's EfficientNet-Lite0 with these weights, in its own order."""
-  module = import_timm().create_model('tf_efficientnet_lite0').eval()
-  state = zip(module.state_dict(), map(torch.tensor, weights), strict=True)
-  module.load_state_dict(dict(state))
-  return module
+def network(name: str) -> tuple[nn.Module, dict[str, np.ndarray]]:
+  """Returns timm's network of an encoder, and its weights by public names."""
+  if name == encoder.DEFAULT:
+    module = import_timm().create_model('tf_efficientnet_lite0').eval()
+    state = weights.read(encoder.file_of_weights(name, None, '.'))
+    # Its own order is that of the file.
+    tensors = map(torch.tensor, state.values())
+    module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))
+    return module, state
+  module = import_timm().create_model('resnet50').eval()
+  state = _state_of(module)
+  module.layer4 = nn.Identity()  # What follows the trunk.
+  return module, state
 
 
-def encoding(module: nn.Module, tiles: np.ndarray) -> Forms:
+def encoding(
+  name: str, module: nn.Module, tiles: np.ndarray, precision: str = 'float32'
+) -> Forms:
   """Returns what encodes tiles, uint8 [T, S, S, 3], so many at a time.
 
   Args:
-    module: from `lite0`, on the device; not compiled.
+    name: of the encoder.
+    module: from `network`, on the device; not compiled.
     tiles: to encode.
+    precision: of the computation, by autocast.
   """
   module = module.to(memory_format=torch.channels_last)
-  device = next(module.parameters()).device
+  device, of = next(module.parameters()).device, encoder.network(name)
+  mean, std = (255 * torch.tensor(x, device=device) for x in (of.mean, of.std))
 
   @torch.inference_mode()
   def run(size):
     rows = []
     for some in torch.from_numpy(tiles).split(size):
-      x = (some.to(device).permute(0, 3, 1, 2).float() - 127) / 128
-      rows.append(module.forward_features(x).mean((2, 3)).cpu().numpy())
+      x = ((some.to(device).float() - mean) / std).permute(0, 3, 1, 2)
+      with _cast(precision == 'bfloat16'):
+        x = module.forward_features(x)
+      rows.append(x.float().mean((2, 3)).cpu().numpy())
     return np.concatenate(rows)
 
   return {
     f'{size} tiles': lambda size=size: functools.partial(run, size)
     for size in _BATCHES
+    if size <= len(tiles)
   }

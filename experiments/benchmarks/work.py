@@ -1,6 +1,6 @@
 """What the benchmark measures, and its table; imports neither side."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -8,8 +8,28 @@ from typing import Any
 from experiments.evaluation.tables import Row, Table
 from experiments.run.options import field
 
+# Of a compiled step.
+COLUMNS = {
+  'kernels': ',',
+  'conditionals': '',
+  'loops': '',
+  'trips': ',',
+  'MB': ',.0f',
+  'GFLOP': ',.1f',
+  'products': '',
+  'arguments (GB)': '.2f',
+  'temporary (MB)': ',.0f',
+  'collectives': '',
+  'host launches': '',
+  'estimate (us)': ',.0f',
+}
+Call = Callable[[], Any]
+# By name, what makes a form ready to be timed.
+Forms = Mapping[str, Callable[[], Call]]
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'epoch', 'encode')
+PRECISIONS = ('float32', 'bfloat16')
+WIDTH, CLASSES = 1024, 5  # Of the features of bags; of their labels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,39 +62,71 @@ class Work:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A row of the table.
+
+  Attributes:
+    part: of `PARTS`.
+    model: or encoder.
+    instances: of a bag, on average in an epoch; tiles to encode.
+    runs: trained together.
+    precision: of features and computation.
+    bags: of an epoch, a cohort like the paper's: their instances are 3/4 and
+      5/4 of `instances` in turn, and all runs see the same of them. By default
+      a small one, whose lengths vary more.
+  """
+
+  part: str
+  model: str
+  instances: int
+  runs: int
+  precision: str = 'float32'
+  bags: int | None = None
+
+
 def table(measured: Mapping[str, Any]) -> Table:
   """Returns the rows of `suite.run` as a table."""
   columns = {
-    'torch_s': '.4f',
-    'jax_s': '.4f',
+    'torch_s': '.3g',
+    'jax_s': '.3g',
     'ratio': '.2f',
     'torch_form': '',
     'torch_compile_s': '.1f',
     'jax_compile_s': '.1f',
   }
-  labels = 'part', 'model', 'instances', 'runs'
+  some = COLUMNS | {'torch peak (MB)': ',.0f'}
+  rows = measured['rows']
+  held = {c for row in rows for c in row if row[c] is not None}
+  columns |= {c: some[c] for c in some if c in held}
+  labels = 'part', 'model', 'instances', 'runs', 'precision'
   notes = [
     f'{name}: ' + ', '.join(f'{k} {v}' for k, v in measured[name].items())
     for name in ('device', 'versions', 'settings')
   ]
-  rate = lambda row, side: f'{row["instances"] / row[side]:.0f}'
+  rate = lambda row, side: row[side] and round(row['instances'] / row[side])
   notes += [
-    f'{row["model"]}: {rate(row, "torch_s")} tiles/s in torch,'
-    f' {rate(row, "jax_s")} in kmil_jax'
-    for row in measured['rows']
+    f'{row["model"]}, {row["precision"]}: {rate(row, "torch_s") or "n/a"}'
+    f' tiles/s in torch, {rate(row, "jax_s")} in kmil_jax'
+    for row in rows
     if row['part'] == 'encode'
   ]
-  notes += [f'not measured: {row}' for row in measured['not_measured']]
+  notes += [
+    f'not measured: {", ".join(str(v) for v in row.values() if v is not None)}'
+    for row in measured.get('not_measured', ())
+  ]
   return Table(
     name='benchmark',
     title=f'Seconds in torch and in kmil_jax, {measured["date"]}',
     labels=labels,
     columns=columns,
     rows=[
-      Row(
-        [str(row[label]) for label in labels], {'': [row[c] for c in columns]}
-      )
-      for row in measured['rows']
+      Row([row[name] for name in labels], {'': [row.get(c) for c in columns]})
+      for row in rows
     ],
-    notes=['ratio: torch over kmil_jax; above 1 kmil_jax is faster', *notes],
+    notes=[
+      'ratio: torch over kmil_jax; above 1 kmil_jax is faster',
+      'n/a: not measured; an estimate is no measurement',
+      *notes,
+    ],
   )

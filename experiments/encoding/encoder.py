@@ -12,12 +12,9 @@ from typing import Any
 
 import chex
 from flax import linen as nn
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from data.files import replacing
 from data.weights import WeightsError, file_of
@@ -236,6 +233,8 @@ def _random_file(
   folder: pathlib.Path, sample: Callable[[], np.ndarray], seed: int
 ) -> pathlib.Path:
   """Returns the file of a random trunk, which is made if it is not there."""
+  import safetensors.numpy
+
   path = folder / RANDOM_FILE
   if not path.exists():
     if any(folder.glob('*.h5')):
@@ -294,6 +293,8 @@ def _imagenet_file(cache_dir: str | pathlib.Path) -> pathlib.Path:
     return path
   repo, name = _HUB
   try:
+    import huggingface_hub
+
     return pathlib.Path(huggingface_hub.hf_hub_download(repo, name))
   except Exception as error:  # The hub's, the HTTP client's or the system's.
     raise EncoderError(
@@ -307,6 +308,8 @@ def _seed_of(path: pathlib.Path) -> str | None:
   """Returns the seed of a random trunk, None for any other file."""
   if path.suffix.lower() != '.safetensors':
     return None
+  import safetensors
+
   with safetensors.safe_open(path, 'np') as file:
     return (file.metadata() or {}).get(_SEED)
 

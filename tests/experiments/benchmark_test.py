@@ -1,6 +1,9 @@
 """The benchmark: its gate, its turns, what it prints."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -9,16 +12,16 @@ import pytest
 pytest.importorskip('torch')
 # What follows imports torch.
 from data import slides, tiff
-from experiments import benchmark
+from experiments import benchmark, gpu_report
 from experiments.benchmarks import jax_side, suite, torch_models
-from experiments.benchmarks.work import MODELS, Work, table
+from experiments.benchmarks.work import MODELS, Entry, Work, table
 from experiments.run import options
-from kmil_jax.inference import Design
 
 ROW = {
   'part', 'model', 'instances', 'runs', 'torch_s', 'jax_s', 'ratio',
   'torch_best_s', 'jax_best_s', 'torch_form', 'torch_compile_s',
-  'jax_compile_s', 'repeats', 'torch_forms',
+  'jax_compile_s', 'repeats', 'torch_forms', 'precision', 'bags',
+  'torch peak (MB)',
 }  # fmt: skip
 
 
@@ -30,7 +33,7 @@ def small_machine(monkeypatch):
   """
   monkeypatch.setattr(suite.os, 'sched_getaffinity', lambda _: {0})
   monkeypatch.setattr(suite, '_MOST_STEPS', 2)
-  monkeypatch.setattr(suite, 'BAGS', {'cpu': 10, 'cuda': 10})
+  monkeypatch.setattr(suite, 'BAGS', {'cpu': 10})
 
 
 def measure(**options):
@@ -54,9 +57,9 @@ def test_steps_and_epochs_are_measured_on_the_same_instances(monkeypatch):
   kept = {}
   steps, visits = jax_side.steps, suite.torch_side.Visits
 
-  def ours(design, weights, store, keep, order, trains):
+  def ours(model, weights, store, keep, *visits):
     kept['ours'] = keep.sum(1).tolist()
-    return steps(design, weights, store, keep, order, trains)
+    return steps(model, weights, store, keep, *visits)
 
   class Theirs(visits):
     def __init__(self, *args):
@@ -96,7 +99,7 @@ def test_encoders_of_equal_features_are_timed(monkeypatch):
   line = '{:.0f} tiles/s in torch, {:.0f} in kmil_jax'.format(*rates)
   assert line in table(measured).terminal()
   other = np.ones((5, 1280), np.float32)
-  monkeypatch.setattr(jax_side, 'encoding', lambda tiles: lambda: other)
+  monkeypatch.setattr(jax_side, 'encoding', lambda *_: lambda: other)
   with pytest.raises(suite.ParityError, match='efficientnet_lite0: features'):
     measure(parts=('encode',))
 
@@ -127,21 +130,20 @@ def test_the_command_prints_json(capsys):
 @pytest.mark.parametrize('model', MODELS)
 def test_the_gate_opens_for_equal_weights_only(model):
   module = torch_models.MODELS[model](5, suite.WIDTH).eval()
-  weights = jax_side.weights_of(model, module)
-  design = Design(model=model, num_classes=5, width=suite.WIDTH)
+  weights = suite.torch_side.weights_of(model, module)
   bag = suite.cohort(np.array([9]), seed=0).features[:9]
-  suite.check(design, module, weights, bag)
+  suite.check(model, module, weights, bag)
   for name, weight in module.named_parameters():
     if name.endswith(('classifiers.bias', 'fcc.bias', '_fc2.bias', 'fc.bias')):
       weight.data[0] += 0.01
   with pytest.raises(suite.ParityError, match=f'{model}, 9 instances'):
-    suite.check(design, module, weights, bag)
+    suite.check(model, module, weights, bag)
 
 
 def test_a_closed_gate_stops_the_benchmark(monkeypatch):
-  port = jax_side.weights_of
+  port = suite.torch_side.weights_of
   other = lambda model, _: port(model, torch_models.ABMIL(5, suite.WIDTH))
-  monkeypatch.setattr(jax_side, 'weights_of', other)
+  monkeypatch.setattr(suite.torch_side, 'weights_of', other)
   with pytest.raises(suite.ParityError, match='Nothing is timed'):
     measure(parts=('step',), models=('abmil',), runs=(1,))
 
@@ -149,13 +151,13 @@ def test_a_closed_gate_stops_the_benchmark(monkeypatch):
 def test_sides_take_turns_and_the_fastest_form_that_works_competes():
   calls = []
   side = lambda name: lambda: lambda: calls.append(name)
-  suite.contest(side('a'), {'loop': side('b')}, 1, 3)
+  suite.contest(side('a')(), {'loop': side('b')}, 1, 3)
   assert ''.join(calls) == 'aa' + 'bbbb' + 'abbaab'
 
   def broken():
     raise ValueError('not here')
 
-  ours = lambda: lambda: None
+  ours = lambda: None
   forms = {
     'slow': lambda: lambda: time.sleep(0.05),
     'broken': broken,
@@ -165,20 +167,64 @@ def test_sides_take_turns_and_the_fastest_form_that_works_competes():
   assert (row['torch_form'], row['repeats']) == ('fast', 2)
   assert row['torch_forms']['broken'] == 'ValueError: not here'
   assert row['torch_s'] > row['jax_s']
-  with pytest.raises(suite.NoForm, match='not here'):
-    suite.contest(ours, {'broken': broken}, 1, 1)
+  row = suite.contest(ours, {'broken': broken}, 1, 1)
+  assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
+  assert row['torch_form'] == 'ValueError: not here'
 
 
-def test_an_entry_that_torch_cannot_do_ends_no_other(monkeypatch):
-  contest = suite.contest
+def report(monkeypatch, folder, *entries, **flags):
+  """The GPU's report of these rows, in small, and its table."""
+  monkeypatch.setattr(gpu_report.Day, 'entries', lambda day: entries)
+  path = folder / 'report'
+  flags = [f'--{name}={value}' for name, value in flags.items()]
+  gpu_report.main(['gpu_report', '--smoke', f'--output={path}', *flags])
+  read = lambda ending: path.with_suffix(ending).read_text('utf-8')
+  return json.loads(read('.json')), read('.md')
 
-  def first_fails(*args):
-    monkeypatch.setattr(suite, 'contest', contest)
-    raise suite.NoForm('nothing works')
 
-  monkeypatch.setattr(suite, 'contest', first_fails)
-  measured = measure(parts=('step',), models=('abmil', 'dsmil'), runs=(1,))
+def test_the_gpu_report_has_figures_of_every_part(monkeypatch, tmp_path):
+  monkeypatch.setattr(suite, '_SIDE', 32)
+  entries = (
+    Entry('step', 'dsmil', 16, 2, 'bfloat16'),
+    Entry('epoch', 'kmil', 16, 10, 'float32', 10),
+    Entry('encode', 'resnet50', 4, 1, 'float32'),
+  )
+  measured, text = report(monkeypatch, tmp_path, *entries)
+  assert measured['not_measured'] == [] and len(measured['rows']) == 3
+  for row, entry in zip(measured['rows'], entries, strict=True):
+    assert min(row['jax_s'], row['torch_s'], row['ratio']) > 0
+    assert f'| {entry.part} | {entry.model} | {entry.instances} |' in text
+    if entry.part != 'encode':
+      assert min(row['kernels'], row['MB'], row['arguments (GB)']) > 0
+
+
+def test_what_the_gpu_report_has_not_measured_is_named(monkeypatch, tmp_path):
+  monkeypatch.setattr(suite, 'LACKING', ImportError("No module named 'torch'"))
+  monkeypatch.setattr(gpu_report.sys, 'executable', 'absent')
+  step = Entry('step', 'dsmil', 16, 1)
+  compiled = dataclasses.replace(step, part='compiled for H200')
+  measured, text = report(monkeypatch, tmp_path, step, compiled)
+  (row,) = measured['rows']
+  assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
+  figures = next(line for line in text.splitlines() if '| dsmil |' in line)
+  assert figures.split(' | ')[5:9] == [
+    'n/a', f'{row["jax_s"]:.3g}', 'n/a', "ImportError: No module named 'torch'"
+  ]  # fmt: skip
   (missing,) = measured['not_measured']
-  assert (missing['model'], missing['reason']) == ('abmil', 'nothing works')
-  assert [row['model'] for row in measured['rows']] == ['dsmil']
-  assert 'nothing works' in table(measured).terminal()
+  assert missing['part'] == compiled.part and 'absent' in missing['reason']
+  assert 'not measured: compiled for H200, dsmil, 16, 1, float32' in text
+  later, text = report(monkeypatch, tmp_path, step, seconds=0)
+  assert later['rows'] == []
+  assert 'not measured: step, dsmil, 16, 1, float32, the time' in text
+
+
+def test_the_gpu_report_needs_none_of_what_other_scripts_need():
+  absent = (
+    'h5py huggingface_hub matplotlib openslide orbax PIL safetensors sklearn'
+    ' tensorflow tensorflow_datasets timm torch'
+  )
+  code = (
+    f'import sys; sys.modules |= dict.fromkeys({absent.split()});'
+    'from experiments import gpu_report; import experiments.benchmarks.suite'
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)

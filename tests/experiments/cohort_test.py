@@ -519,7 +519,8 @@ def test_a_fold_without_a_class_is_foretold(tmp_path):
 
 # They train and predict nothing on data of the user.
 WITHOUT_CHECK = (
-  'benchmark compare compile_report cost draw_maps export froc pack report view'
+  'benchmark compare compile_report cost draw_maps export froc gpu_report pack'
+  ' report view'
 ).split()
 
 

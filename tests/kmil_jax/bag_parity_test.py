@@ -19,7 +19,6 @@ from kmil_jax.types import Recipe
 
 torch = pytest.importorskip('torch')
 twins = pytest.importorskip('torch_modules')
-torch_models = pytest.importorskip('experiments.benchmarks.torch_models')
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
@@ -136,7 +135,7 @@ def test_bags_smaller_than_their_pseudo_bags_equal_torch(name, options):
 
 def test_kmil_keeps_and_classifies_as_torch_does():
   torch.manual_seed(0)
-  module = torch_models.KMIL(CLASSES, WIDTH).eval()
+  module = twins.bag_models.KMIL(CLASSES, WIDTH).eval()
   chooser = port.from_torch('abmil', twins.state_of(module.chooser))
   model = SPECS['abmil'].make(num_classes=CLASSES)
   chosen = model.apply(chooser, BAG, MASK, train=False)
