@@ -70,7 +70,7 @@ def attention_scores(
     kept = [jax.random.bernoulli(key, 1 - dropout, shape) for key in keys]
     return cpu.choose(score, again, branches, kept, *last)
 
-  return h.map(scores, keys=keys)
+  return h.map(scores, keys)
 
 
 class ABMIL(Network):

@@ -1,5 +1,6 @@
 """DSMIL: an instance stream names critical instances, a bag stream attends."""
 
+import functools
 from typing import Any
 
 import chex
@@ -78,11 +79,11 @@ class DSMIL(Network):
     critical = pooling.masked_argmax(instance_logits, mask)
     if queries.long:
       key = queries.at(critical)
-      scores = queries.map(lambda query: product(query, key))
+      similarity = lambda query: product(query, key)
     else:
-      query = queries.at(slice(None))
-      scores = cpu.choose(_similarity, _at_once, query, critical)
-    scores = scores / self.hidden**0.5
+      both = functools.partial(cpu.choose, _similarity, _at_once)
+      similarity = lambda query: both(query, critical)
+    scores = queries.map(similarity) / self.hidden**0.5
     attention = pooling.masked_softmax(scores, mask)  # [N, C]
     if self.value:
       value = dense(x.shape[-1], 'value')

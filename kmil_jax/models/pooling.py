@@ -164,19 +164,15 @@ class Instances:
     return self._read(*(row[index] for row in self._rows))
 
   def map(
-    self,
-    f: Callable[..., jax.Array],
-    *rows: jax.Array,
-    keys: Sequence[jax.Array] = (),
+    self, f: Callable[..., jax.Array], keys: Sequence[jax.Array] = ()
   ) -> jax.Array:
-    """Returns f(h, *rows, *keys), whose rows are those of the instances.
+    """Returns f(h, *keys), [N, ...].
 
     Args:
       f: maps instances, each by itself.
-      *rows: further arrays [N, ...] that it takes.
       keys: of what is random. Each block of a long bag draws by its own.
     """
-    blocks = self._blocks(f, *rows, keys=keys)
+    blocks = self._blocks(f, keys=keys)
     if not self.long:
       return blocks
     return blocks.reshape(-1, *blocks.shape[2:])[: len(self._rows[0])]

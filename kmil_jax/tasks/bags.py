@@ -337,8 +337,10 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
 
 
 def num_rows(lengths: np.ndarray) -> int:
-  """Returns the rows of a store: all instances, and zeros of a longest bag."""
-  return int(np.sum(lengths, dtype=np.int64)) + bucket_lengths(lengths)[-1]
+  """Returns the rows of a store: all instances, and the last bags' padding."""
+  table = np.array(bucket_lengths(lengths))
+  padded = table[np.searchsorted(table, lengths)]
+  return int((np.cumsum(lengths, dtype=np.int64) - lengths + padded).max())
 
 
 def plan_epoch(
