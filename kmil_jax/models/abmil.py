@@ -1,7 +1,6 @@
 """ABMIL: bags pooled by attention."""
 
-import functools
-import itertools
+import math
 from typing import Any
 
 import chex
@@ -52,23 +51,19 @@ def attention_scores(
     keys = [drop.make_rng('dropout') for _ in names]
 
   def score(branches, kept, weight, bias):
-    parts = map(jnp.tanh, branches[:1]), map(nn.sigmoid, branches[1:])
-    parts = itertools.chain(*parts)
+    units = map(lambda f, b: f(b), (jnp.tanh, nn.sigmoid), branches)
     if kept:
-      scale = 1 - dropout
-      pairs = zip(kept, parts, strict=True)
-      parts = [jnp.where(k, p / scale, 0) for k, p in pairs]
-    return product(functools.reduce(jnp.multiply, parts), weight) + bias
-
-  # CPUs are slower at what accelerators would rather compute than read twice.
-  again = jax.checkpoint(score) if gated else score
+      keep = lambda k, unit: jnp.where(k, unit / (1 - dropout), 0)
+      units = map(keep, kept, units)
+    return product(math.prod(units), weight) + bias
 
   def scores(h, *keys):
     branches = [layer(h) for layer in layers]
     # True for what is kept: a quarter of the memory of numbers.
     shape = branches[0].shape
     kept = [jax.random.bernoulli(key, 1 - dropout, shape) for key in keys]
-    return cpu.choose(score, again, branches, kept, *last)
+    # CPUs are slower at what accelerators would rather compute than read twice.
+    return cpu.choose(score, jax.checkpoint(score), branches, kept, *last)
 
   return h.map(scores, keys)
 

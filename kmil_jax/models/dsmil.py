@@ -14,8 +14,8 @@ from kmil_jax.types import Prediction
 
 
 def _similarity(query: jax.Array, index: jax.Array) -> jax.Array:
-  """Products of all queries [N, H] with those at `index` [C], [N, C]."""
-  return jnp.matmul(query, query[index].T, precision=HIGHEST)
+  """Products of the queries at `index` [C] with all queries [N, H], [C, N]."""
+  return jnp.matmul(query[index], query.T, precision=HIGHEST)
 
 
 # The gradient of the plain gather copies all queries to add to a few, and reads
@@ -29,11 +29,10 @@ def _similarity_fwd(query, index):
 
 def _similarity_bwd(saved, grad):
   query, index = saved
-  to_critical = pooling.weighted_sum(grad, query)
-  at = jnp.arange(len(query))[:, None] == index
-  terms = zip(grad.T, query[index], strict=True)
-  terms = [*terms, *zip(at.T, to_critical, strict=True)]
-  return sum(a[:, None] * row for a, row in terms), None
+  at = index[:, None] == jnp.arange(len(query))
+  to_critical = jnp.matmul(grad, query, precision=HIGHEST)
+  outer = lambda factors, rows: (factors[:, :, None] * rows[:, None]).sum(0)
+  return outer(grad, query[index]) + outer(at, to_critical), None
 
 
 _at_once.defvjp(_similarity_fwd, _similarity_bwd)
@@ -79,12 +78,12 @@ class DSMIL(Network):
     critical = pooling.masked_argmax(instance_logits, mask)
     if queries.long:
       key = queries.at(critical)
-      similarity = lambda query: product(query, key)
+      scores = queries.map(lambda query: product(query, key)).T
     else:
-      both = functools.partial(cpu.choose, _similarity, _at_once)
-      similarity = lambda query: both(query, critical)
-    scores = queries.map(similarity) / self.hidden**0.5
-    attention = pooling.masked_softmax(scores, mask)  # [N, C]
+      similarity = functools.partial(cpu.choose, _similarity, _at_once)
+      scores = queries.map(lambda query: similarity(query, critical))
+    scores = scores / self.hidden**0.5
+    attention = pooling.masked_softmax(scores.T, mask)  # [N, C]
     if self.value:
       value = dense(x.shape[-1], 'value')
       h = h.then(lambda x: nn.relu(value(x)))

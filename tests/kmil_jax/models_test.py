@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import SPECS, pooling
+from kmil_jax.models import SPECS, cpu, pooling
 
 WIDTH, CLASSES, LABEL = 12, 3, 2
 SIZE = 8  # Most tests pad to this: a model is compiled once for them.
@@ -144,6 +144,37 @@ def test_nan_in_padding_never_matters_in_training(name):
   got = grad(params_of(name), x, mask)
   chex.assert_tree_all_finite(got)
   chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['abmil', 'abmil_plain', 'dsmil'])
+def test_accelerators_train_as_cpus_do(name):
+  """Of one instance, of equal ones, of any mask, with NaN in padding."""
+  model, (a, b) = model_of(name), bag(2)
+
+  @jax.jit
+  def evaluated(params, x, mask):
+    def loss(params, x):
+      prediction = model.apply(
+        {'params': params},
+        x,
+        mask,
+        train=True,
+        rngs={'dropout': jax.random.key(0)},
+      )
+      return loss_of(name)(prediction, mask, jnp.int32(LABEL)), prediction
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+  bags = bag(1), np.stack([a, b, b, a, b]), bag(SIZE - 1), bag(4)
+  for seed, real in enumerate(bags):
+    x, mask = pad(real, padding=np.full((SIZE - len(real), WIDTH), np.nan))
+    order = np.random.default_rng(seed).permutation(SIZE)
+    outputs = []
+    for platform in ('cpu', 'tpu'):
+      with cpu.lowering_for(platform):
+        outputs.append(evaluated(params_of(name), x[order], mask[order]))
+    chex.assert_tree_all_finite(outputs)
+    chex.assert_trees_all_close(*outputs, rtol=1e-4, atol=1e-6)
 
 
 @some_modes
