@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from kmil_jax.models import cpu
+
 # See `Network`.
 _times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 # Rows of a block of a long bag, which has more rows than `WHOLE`.
@@ -106,6 +108,15 @@ def masked_top(
   return index.T, jnp.arange(k)[:, None] < mask.sum(0)
 
 
+def outer_sum(factors: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns `factors @ rows` of [N, A] and [A, D], for few A.
+
+  Unlike a product, accelerators join it with what follows: nothing as large as
+  the bag is written in between.
+  """
+  return (factors.T[:, :, None] * rows[:, None]).sum(0)
+
+
 @jax.custom_vjp
 def weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
   """Sums the instances of a bag with A weights each.
@@ -130,7 +141,7 @@ def _weighted_sum_fwd(weights, x):
 
 def _weighted_sum_bwd(saved, grad):
   weights, x = saved
-  return _times(x, grad.T), _times(weights, grad)
+  return _times(x, grad.T), cpu.choose(_times, outer_sum, weights, grad)
 
 
 weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
