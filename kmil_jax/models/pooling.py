@@ -201,21 +201,21 @@ class Instances:
     if not self.long:
       return g(*rows, *keys)
     g(*(row[:1] for row in rows), *keys)  # Flax makes parameters outside loops.
-    return by_blocks(g, BLOCK, *rows, keys=keys)
+    return by_blocks(g, *rows, most=BLOCK, keys=keys)
 
 
 def by_blocks(
   f: Callable[..., Any],
-  most: int,
   *rows: jax.Array,
+  most: int,
   keys: Sequence[jax.Array] = (),
 ) -> Any:
   """Returns f of blocks of rows, stacked; its gradient computes f again.
 
   Args:
     f: of a block of every array, and of a key.
-    most: rows of a block.
     *rows: arrays [N, ...]; zeros follow the last block's if N does not divide.
+    most: rows of a block.
     keys: of all blocks; each has its own.
   """
   count = -(-len(rows[0]) // most)
