@@ -14,7 +14,7 @@ from kmil_jax.types import Prediction
 
 
 def attention_scores(
-  h: jax.Array,
+  h: pooling.Instances,
   *,
   hidden: int,
   gated: bool,
@@ -31,7 +31,7 @@ def attention_scores(
   follows V and U is float32: a softmax magnifies what scores are off by.
 
   Args:
-    h: instances, [N, H].
+    h: instances of H numbers.
     hidden: height of V and U.
     gated: whether U is there.
     dropout: rate at which each of the two branches loses units.
@@ -41,24 +41,33 @@ def attention_scores(
   Returns:
     [N, 1] float32, before the softmax.
   """
-  drop = nn.Dropout(dropout, deterministic=deterministic)
   names = ('value', 'gate') if gated else ('value',)
-  branches = [TorchDense(hidden, dtype, name=name)(h) for name in names]
-  # True for what is kept: a quarter of the memory of numbers.
-  kept = [drop(jnp.ones(b.shape)) > 0 for b in branches]
+  layers = [TorchDense(hidden, dtype, name=name) for name in names]
   shapes = {'weight': (1, hidden), 'bias': (1,)}
   last = TorchWeights(hidden, shapes, name='score')()
+  keys = []
+  if dropout and not deterministic:
+    drop = nn.Dropout(dropout)
+    keys = [drop.make_rng('dropout') for _ in names]
 
   def score(branches, kept, weight, bias):
     units = map(lambda f, b: f(b), (jnp.tanh, nn.sigmoid), branches)
-    if dropout and not deterministic:
+    if kept:
       keep = lambda k, unit: jnp.where(k, unit / (1 - dropout), 0)
       units = map(keep, kept, units)
     return product(math.prod(units), weight) + bias
 
   # CPUs are slower at what accelerators would rather compute than read twice.
   again = jax.checkpoint(score) if gated else score
-  return cpu.choose(score, again, branches, kept, *last)
+
+  def scores(h, *keys):
+    branches = [layer(h) for layer in layers]
+    # True for what is kept: a quarter of the memory of numbers.
+    shape = branches[0].shape
+    kept = [jax.random.bernoulli(key, 1 - dropout, shape) for key in keys]
+    return cpu.choose(score, again, branches, kept, *last)
+
+  return h.map(scores, keys)
 
 
 class ABMIL(Network):
@@ -101,14 +110,14 @@ class ABMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.finite_padding(x, mask)
+    h = pooling.Instances(pooling.finite_padding, x, mask)
     if self.embed is not None:
       embed = TorchDense(
         self.embed, self.dtype, use_bias=self.embed_bias, name='embed'
       )
-      x = nn.relu(embed(x))
+      h = h.then(lambda x: nn.relu(embed(x)))
     scores = attention_scores(
-      x,
+      h,
       hidden=self.hidden,
       gated=self.gated,
       dropout=self.dropout,
@@ -116,12 +125,12 @@ class ABMIL(Network):
       dtype=None if self.embed else self.dtype,
     )
     attention = pooling.masked_softmax(scores, mask)
-    bag = pooling.weighted_sum(attention, x.astype(jnp.float32))[0]
+    bag = h.pooled(attention)[0]
     classify = TorchDense(self.num_classes, name='classifier')
     return Prediction(
-      logits=classify(bag.astype(jnp.float32)),
+      logits=classify(bag),
       attention=attention,
-      instance_logits=classify(x.astype(jnp.float32)),
+      instance_logits=h.map(lambda h: classify(h.astype(jnp.float32))),
     )
 
 

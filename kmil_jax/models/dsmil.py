@@ -1,5 +1,6 @@
 """DSMIL: an instance stream names critical instances, a bag stream attends."""
 
+import functools
 from typing import Any
 
 import chex
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import cpu, pooling
-from kmil_jax.models.network import Network, TorchDense, custom_vjp
+from kmil_jax.models.network import Network, TorchDense, custom_vjp, product
 from kmil_jax.types import Prediction
 
 
@@ -64,18 +65,26 @@ class DSMIL(Network):
   ) -> Prediction:
     del train  # Nothing here is random.
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.finite_padding(x, mask)
+    h = pooling.Instances(pooling.finite_padding, x, mask)
     num_classes = self.num_classes
-    instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
-    hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))
-    query = jnp.tanh(TorchDense(self.hidden, name='query_2')(hidden))
+    dense = lambda size, name: TorchDense(size, self.dtype, name=name)
+    instance_logits = h.map(dense(num_classes, 'instance'))
+    first = dense(self.hidden, 'query_1')
+    second = TorchDense(self.hidden, name='query_2')
+    queries = h.then(lambda x: jnp.tanh(second(nn.relu(first(x)))))
     critical = pooling.masked_argmax(instance_logits, mask)
-    scores = cpu.choose(_similarity, _at_once, query, critical)
+    if queries.long:
+      key = queries.at(critical)
+      scores = queries.map(lambda query: product(query, key)).T
+    else:
+      similarity = functools.partial(cpu.choose, _similarity, _at_once)
+      scores = queries.map(lambda query: similarity(query, critical))
     scores = scores / self.hidden**0.5
     attention = pooling.masked_softmax(scores.T, mask)  # [N, C]
     if self.value:
-      x = nn.relu(TorchDense(x.shape[-1], self.dtype, name='value')(x))
-    bags = pooling.weighted_sum(attention, x.astype(jnp.float32))
+      value = dense(x.shape[-1], 'value')
+      h = h.then(lambda x: nn.relu(value(x)))
+    bags = h.pooled(attention)
     logits = TorchDense(num_classes, name='fuse')(bags.reshape(-1))
     return Prediction(
       logits=logits, attention=attention, instance_logits=instance_logits

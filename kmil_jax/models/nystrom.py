@@ -1,6 +1,7 @@
 """Self-attention through 256 landmarks on a padded sequence, exactly."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import chex
@@ -8,15 +9,15 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import cpu
+from kmil_jax.models import cpu, pooling
 from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
 CLASS_ROW = 1  # Row 0 is the zero token.
 _TAPS, _BLOCK = 33, 64  # Of the values' convolution; rows done at a time.
 _ITERATIONS = 6
-# Rows of a block of scores, and up to how many CPUs take them all at once.
-_ROWS, _WHOLE = 2048, 65_536
+# Blocks of rows of scores; CPUs take up to `pooling.WHOLE` rows at once.
+_by_blocks = functools.partial(pooling.by_blocks, most=2048)
 
 
 @chex.dataclass(frozen=True)
@@ -181,22 +182,7 @@ def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _choose(x: jax.Array, whole: Callable, blocks: Callable) -> jax.Array:
   """Calls the form for the rows x [T, 512] that its platform takes."""
-  return blocks() if len(x) > _WHOLE else cpu.choose(whole, blocks)
-
-
-def _by_blocks(f: Callable, *arrays: jax.Array) -> Any:
-  """Returns f of blocks of the rows of arrays [T, ...], and zeros, stacked."""
-  rows = len(arrays[0])
-  count = -(-rows // _ROWS)
-  size = -(-rows // count)
-
-  def cut(x):
-    x = jnp.pad(x, ((0, count * size - rows), *((0, 0),) * (x.ndim - 1)))
-    return x.reshape(count, size, *x.shape[1:])
-
-  return jax.lax.map(
-    jax.checkpoint(lambda block: f(*block)), tuple(map(cut, arrays))
-  )
+  return blocks() if len(x) > pooling.WHOLE else cpu.choose(whole, blocks)
 
 
 def _joined(blocks: jax.Array) -> jax.Array:

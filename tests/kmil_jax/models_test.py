@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import SPECS, cpu
+from kmil_jax.models import SPECS, cpu, pooling
 
 WIDTH, CLASSES, LABEL = 12, 3, 2
 SIZE = 8  # Most tests pad to this: a model is compiled once for them.
@@ -232,6 +232,55 @@ def test_instances_that_are_not_seen_keep_logits_of_their_own(name):
   np.testing.assert_allclose(
     some.instance_logits, whole.instance_logits, rtol=1e-5, atol=1e-6
   )
+
+
+def in_blocks(monkeypatch, whole):
+  monkeypatch.setattr(pooling, 'WHOLE', whole)
+  monkeypatch.setattr(pooling, 'BLOCK', whole // 2)
+
+
+@pytest.mark.parametrize(
+  'name', [*sorted({*SPECS} - {'kmil', 'transmil'}), 'dtfd maxmins predicted']
+)
+def test_a_long_bag_in_blocks_is_the_whole_bag(name, monkeypatch):
+  """5 blocks of 4 rows and one of 3; padding begins within the fourth."""
+  nothing = np.full((9, WIDTH), np.nan, np.float32)
+  x, mask = pad(bag(14), 23, nothing)
+  whole = evaluate(name, x, mask)
+  in_blocks(monkeypatch, SIZE)
+  step = evaluator.__wrapped__(name)  # Not traced yet.
+  (loss, prediction), grads = step(params_of(name), x, mask)
+  assert_same((prediction, loss, *grads), whole, 14)
+
+
+@pytest.mark.parametrize('name', ['abmil', 'abmil_ilse', 'dsmil_value', 'dtfd'])
+def test_memory_of_a_long_bag_does_not_grow_with_its_instances(
+  name, monkeypatch
+):
+  in_blocks(monkeypatch, 256)
+  step, params = evaluator.__wrapped__(name), params_of(name)
+
+  def temporary(rows):
+    x, mask = pad(bag(rows), rows)
+    return step.lower(params, x, mask).compile().memory_analysis()
+
+  short, long = temporary(1024), temporary(2048)
+  grown = long.temp_size_in_bytes - short.temp_size_in_bytes
+  # A hidden row alone takes 4 x 128 or more.
+  assert grown / 1024 < 256
+
+
+def test_blocks_drop_units_of_their_own(monkeypatch):
+  in_blocks(monkeypatch, SIZE)
+  x, mask = np.ones((24, WIDTH), np.float32), np.ones(24, bool)
+  prediction = model_of('abmil').apply(
+    {'params': params_of('abmil')},
+    x,
+    mask,
+    train=True,
+    rngs={'dropout': jax.random.key(0)},
+  )
+  assert len(np.unique(prediction.attention)) > 20
 
 
 @some_modes

@@ -6,6 +6,7 @@ import itertools
 from hypothesis import example, given, strategies as st
 import numpy as np
 
+from kmil_jax.models import pooling
 from kmil_jax.tasks import bags as plan
 
 lengths = st.lists(st.integers(1, 30_000), min_size=1, max_size=60).map(
@@ -44,6 +45,14 @@ def test_padding_wastes_less_than_a_third(n):
   padded = buckets[np.searchsorted(buckets, n)]
   multiple = np.where(padded > 1024, 128, 8)
   assert (padded <= np.array(n) * 2**0.5 + multiple).all()
+
+
+@given(n=st.lists(st.integers(1, 200_000), min_size=1, max_size=5))
+def test_a_store_ends_where_the_last_slice_does(n):
+  buckets = np.array(plan.bucket_lengths(n))
+  ends = np.cumsum(n) - n + buckets[np.searchsorted(buckets, n)]
+  assert plan.num_rows(n) == ends.max()
+  assert all(b % pooling.BLOCK == 0 for b in buckets if b > pooling.WHOLE)
 
 
 def test_sixteen_buckets_span_any_range():
