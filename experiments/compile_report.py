@@ -23,6 +23,8 @@ _NOTES = (
   ' their trips. For TPUs, MB and GFLOP count the body of a loop once.',
   'estimate: the longer of moving the bytes and multiplying, at the rates of'
   ' the device. It is not a measurement.',
+  'products: in the program, by the type of their factors; tf32 is float32 that'
+  ' GPUs round to TF32, and TPUs to bfloat16.',
   'host launches: in a step; 0 where the whole epoch is one CUDA graph.',
 )
 

@@ -48,7 +48,7 @@ class Preview:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoding:
+class Encoding(start.Precision):
   """The encoder."""
 
   encoder: str | None = field(
@@ -63,11 +63,6 @@ class Encoding:
     'Weights of the encoder: a .safetensors, .pth or .bin file, or a folder of'
     " the Hugging Face hub's cache; or 'imagenet' of resnet50; or an encoder of"
     ' your own as module:function, see docs/extend.md.',
-  )
-  precision: str = field(
-    'float32',
-    'Number format in which the encoder computes.',
-    choices=('float32', 'bfloat16'),
   )
   batch_size: int | None = field(
     None,

@@ -22,7 +22,7 @@ from absl import logging
 
 from data.files import replacing
 from experiments.benchmarks.compiled import counts
-from experiments.benchmarks.work import MODELS, PRECISIONS, Entry, Work, table
+from experiments.benchmarks.work import MODELS, Entry, Work, table
 from experiments.run import start
 from experiments.run.options import field, free
 
@@ -44,7 +44,7 @@ class Day:
       4000, 10, 1036, 1024,
     )  # fmt: skip
     rows = []
-    for precision in PRECISIONS:
+    for precision in start.PRECISIONS:
       rows += [
         Entry(part, model, n, number, precision)
         for model in self.models

@@ -180,10 +180,8 @@ def make_task(name: str, settings: Settings, bags: BagLoader) -> BagTask:
   of_model = {'combine': settings.combine, 'options': settings.options}
   if name == CHOOSER:
     spec, of_model = SPECS[spec.chooser], {}
-  dtype = jnp.dtype(settings.precision)
-  return BagTask(
-    spec, recipe, bags.num_classes, bags.width, dtype=dtype, **of_model
-  )
+  of_model['precision'] = settings.precision
+  return BagTask(spec, recipe, bags.num_classes, bags.width, **of_model)
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any, Self
 
 import chex
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import export as archives
-from kmil_jax.models import SPECS, cpu, kmil
+from kmil_jax.models import SPECS, cpu, kmil, network
 from kmil_jax.models.kmil import Choice
 
 CHOOSER, MODEL = 'chooser', 'model'
@@ -24,7 +25,7 @@ class Variant:
   """A form of a bag model, and what is made of its outputs."""
 
   model: str  # of SPECS
-  precision: str = 'float32'
+  precision: str = 'float32'  # see `network.build`
   # Where the model has a first stage.
   choice: Choice = dataclasses.field(default_factory=Choice)
   combine: bool = False
@@ -77,14 +78,12 @@ class Design(Variant):
 
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
-    spec = SPECS[self.model]
-    make = lambda spec, **options: spec.make(
-      num_classes=self.num_classes, dtype=jnp.dtype(self.precision), **options
-    )
-    networks = {MODEL: make(spec, **self.options)}
+    spec, size = SPECS[self.model], {'num_classes': self.num_classes}
+    make = {MODEL: functools.partial(spec.make, **size, **self.options)}
     if spec.chooser:
-      networks[CHOOSER] = make(SPECS[spec.chooser])
-    return networks
+      chooser = SPECS[spec.chooser].make
+      make[CHOOSER] = functools.partial(chooser, **size)
+    return {n: network.build(f, self.precision) for n, f in make.items()}
 
   def like(self) -> dict[str, Any]:
     """Returns zeros in the shapes of one fold's parameters, by network."""
@@ -117,7 +116,7 @@ class Design(Variant):
     chex.assert_shape(x, (None, self.width))
     chex.assert_rank(count, 0)
     networks = self.networks()
-    x = x.astype(self.precision)
+    x = x.astype(network.dtype_of(self.precision))
     mask = jnp.arange(x.shape[0]) < count
 
     def one_fold(params):

@@ -137,7 +137,7 @@ def fit(
     state = state.replace(**saved.pop('state'))
     chosen, first = Selection(**saved['selection']), int(saved['epoch'])
     failed, table = saved['failed'], saved['history'].copy()
-  states = program.put(state)
+  states = program.start(state)
   del state  # Only the devices hold it.
   last_save = time.monotonic()
   for epoch in range(first, recipe.epochs):

@@ -302,6 +302,11 @@ class RunsOverDevices:
     self.num_runs = num_runs
     self._per_device = math.ceil(num_runs / num_devices())
 
+  @staticmethod
+  def side_by_side() -> int:
+    """Runs that train on devices of their own."""
+    return num_devices()
+
   def put(self, tree: Any) -> Any:
     """Sends leaves [R, ...], equal in all processes, to this one's devices."""
     return jax.device_put(
@@ -354,6 +359,10 @@ class ExamplesOverDevices(RunsOverDevices):
   """
 
   psum_axis, _chunk = AXIS, 0
+
+  @staticmethod
+  def side_by_side() -> int:
+    return 1
 
   def _local(self, x: np.ndarray) -> np.ndarray:
     return np.broadcast_to(x, (num_local_devices(), *np.shape(x)))

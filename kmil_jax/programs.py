@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 import functools
 import itertools
+import math
 from typing import Any, Protocol
+import warnings
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ from kmil_jax.train import State, Task, Variables
 
 # Steps that may wait: more of them deadlock simulated devices.
 _STEPS_AHEAD = 16
+_IN_FLIGHT = 2  # Steps: one computes while the next one's batch is sent.
 _keep_best = jax.jit(train.keep_best, donate_argnums=0)
 
 # (bucket [S], item [S, ...]): S steps of one program, each with the place of
@@ -66,7 +69,7 @@ class Program:
     num_runs: R.
     loader: of the examples.
     layout: spreads runs or examples over devices.
-    at_once: runs of a group; all by default.
+    at_once: runs of a group, at most; all by default, see `start`.
   """
 
   def __init__(
@@ -78,12 +81,52 @@ class Program:
     layout: type[Layout] = parallel.RunsOverDevices,
     at_once: int | None = None,
   ):
-    self.task, self._loader = task, loader
-    starts = np.arange(0, num_runs, at_once or num_runs)
-    groups = np.split(np.arange(num_runs), starts[1:])
-    self._groups = [(layout(len(runs)), runs) for runs in groups]
+    self.task, self._loader, self._layout = task, loader, layout
+    self._group(num_runs, at_once or num_runs)
     self._store = parallel.place(loader.store)
     self._train, self._evaluate = _compiled(task, layout, loader.lengths)
+
+  def _group(self, num_runs: int, at_once: int) -> None:
+    starts = np.arange(0, num_runs, at_once)
+    groups = np.split(np.arange(num_runs), starts[1:])
+    self._groups = [(self._layout(len(runs)), runs) for runs in groups]
+
+  def start(self, state: State) -> list[State]:
+    """Sends the runs to their devices, in groups whose epoch fits there.
+
+    XLA says what an epoch takes once it is compiled. Groups stay as they are on
+    CPUs, which share the machine's memory, and where examples are streamed.
+
+    Args:
+      state: R runs, NumPy leaves [R, ...].
+    """
+    states, room = self.put(state), parallel.memory_bytes(0)
+    at_once = asked = len(self._groups[0][1])
+    least = self._layout.side_by_side()
+    if not room or self._loader.lengths == (None,):
+      least = at_once
+    while parallel.agree(at_once > least and self._peak_bytes(states) > room):
+      at_once = least * -(-at_once // (2 * least))
+      self._group(train.count(state), at_once)
+      states = self.put(state)
+    if at_once < asked and parallel.is_first():
+      warnings.warn(
+        f'{asked} runs do not fit the memory of the devices at once. They are'
+        f' trained {at_once} at a time.',
+        stacklevel=2,
+      )
+    return states
+
+  def _peak_bytes(self, states: list[State]) -> float:
+    """Returns what a device holds while it trains the first group."""
+    waiting = sum(x.nbytes for x in jax.tree.leaves(states[1:]))
+    try:
+      peak = parallel.peak_bytes(self.compiled(states)) or 0
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      return math.inf  # XLA does not compile for TPUs what does not fit.
+    return peak + waiting // parallel.num_local_devices()
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""
@@ -132,8 +175,11 @@ class Program:
       for chunk in chunks:
         state, sums = self._train(state, self._store, chunk)
         waiting.append(sums)
+        if len(waiting) > _IN_FLIGHT:
+          jax.block_until_ready(waiting[-_IN_FLIGHT - 1])
         if len(waiting) == _STEPS_AHEAD:
-          total, waiting = _add(total, *layout.gather(waiting)), []
+          done, waiting = waiting[:-_IN_FLIGHT], waiting[-_IN_FLIGHT:]
+          total = _add(total, *layout.gather(done))
           if not np.isfinite(total['loss'][running]).any():
             break
       totals.append(_add(total, *layout.gather(waiting)))

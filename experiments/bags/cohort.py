@@ -8,7 +8,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from data import labels as label_files, packed, slides, splits as split_files
@@ -25,6 +24,7 @@ from experiments.run.check import Findings, gathered
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
 from kmil_jax import parallel, splits
+from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import Store
 
@@ -94,7 +94,7 @@ class Cohort:
 
   def resident_bytes(self, precision: str) -> int:
     """Returns the bytes of all features on a device."""
-    size = jnp.dtype(precision).itemsize
+    size = dtype_of(precision).itemsize
     return num_rows(self.length) * self.width * size
 
   def store_of(self, precision: str, store: str) -> str:
@@ -113,7 +113,7 @@ class Cohort:
     """Returns the bags, ready for training.
 
     Args:
-      precision: of the features, 'float32' or 'bfloat16'.
+      precision: of the features, see `network.build`.
       store: see `store_of`.
       cache_gib: GiB up to which streamed features are copied to one file.
 
@@ -121,7 +121,7 @@ class Cohort:
       FeatureError: naming every feature file that cannot be read.
     """
     where = self.store_of(precision, store)
-    dtype, length = jnp.dtype(precision), self.length
+    dtype, length = dtype_of(precision), self.length
     ends = np.cumsum(length, dtype=np.int64)
     table = Store(
       features=None,

@@ -16,7 +16,7 @@ from experiments.bags.options import Training
 from experiments.evaluation import floors, groups, predictions, seeds, summary
 from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import attention as attention_files
-from experiments.run import progress
+from experiments.run import progress, start
 from experiments.run.results import REPORT, Folder, ResultsError
 from kmil_jax import folds, parallel, selection
 from kmil_jax.folds import Fold, Settings
@@ -89,6 +89,14 @@ def train_folds(
   _check_validation(material, chosen, settings)
   cohort, splits = material.cohort, material.splits
   bags = cohort.bags(settings.precision, training.store, training.stream_cache)
+  devices = parallel.num_devices()
+  if settings.recipe.batch == 1 and len(todo) < devices:
+    spread = isinstance(bags.store.features, parallel.Spread)
+    start.show(
+      f'note: idle devices: {devices - len(todo)} of {devices}, as a run trains'
+      f' on one{"; they hold a share of the features" if spread else ""}. More'
+      ' folds or seeds at once would take no longer.'
+    )
   results = folds.train_folds(
     bags,
     [_fold(run, splits[run.fold]) for run in chosen],

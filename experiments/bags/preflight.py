@@ -20,6 +20,7 @@ from kmil_jax import cost, parallel
 from kmil_jax.folds import Settings
 from kmil_jax.inference import MODEL
 from kmil_jax.models import SPECS, cpu
+from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import bucket_lengths
 
 # Of a step: parameters, gradients and Adam's two moments are read, and all but
@@ -159,7 +160,7 @@ def estimate(
   )
   stored = stored // devices if where == 'spread' else stored
   if where == 'streamed':
-    item = jnp.dtype(settings.precision).itemsize
+    item = dtype_of(settings.precision).itemsize
     stored = bags * lengths[-1] * cohort.width * item
   products, copies = _speeds()
   counts = np.bincount(bucket)

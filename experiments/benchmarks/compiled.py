@@ -15,9 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
 from experiments.benchmarks import hlo
+from experiments.run import start
 from experiments.run.options import OptionError, field
 from kmil_jax import parallel, programs, train
 from kmil_jax.models import SPECS, cpu
+from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
 from kmil_jax.types import Recipe, Store
 
@@ -46,7 +48,7 @@ class Compiled:
   )
   runs: int = field(10, 'Runs on each device.', least=1)
   precision: str = field(
-    'bfloat16', 'See experiments.kmil.', choices=('float32', 'bfloat16')
+    'bfloat16', 'See experiments.kmil.', choices=start.PRECISIONS
   )
   part: str = field(
     'train', 'A step of training or evaluation.', choices=('train', 'evaluate')
@@ -151,8 +153,8 @@ class Compiled:
   ) -> tuple[Callable[..., Any], tuple[P, ...], tuple[Any, ...], tuple]:
     """Returns a function of a device, places and shapes of its arguments."""
     spec, recipe = SPECS[model], Recipe(epochs=1)
-    dtype = np.dtype(jax.numpy.dtype(self.precision))
-    task = BagTask(spec, recipe, _CLASSES, _WIDTH, dtype=dtype)
+    dtype = dtype_of(self.precision)
+    task = BagTask(spec, recipe, _CLASSES, _WIDTH, precision=self.precision)
     lengths = np.resize(self.instances, self.bags)
     rows, buckets = num_rows(lengths), bucket_lengths(lengths)
     functions = programs.chunk_functions(task, None, buckets)
@@ -198,6 +200,9 @@ def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
     'trips': step.trips,
     'MB': step.bytes / 1e6,
     'GFLOP': step.flops / 1e9,
+    'products': ', '.join(
+      f'{n} {kind}' for kind, n in program.products.items()
+    ),
     'arguments (GB)': memory.argument_size_in_bytes / 1e9,
     'temporary (MB)': memory.temp_size_in_bytes / 1e6,
     'collectives': program.collectives,

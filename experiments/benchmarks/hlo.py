@@ -1,5 +1,6 @@
 """Reads compiled programs as text: kernels of a step, launches by the host."""
 
+import collections
 from collections.abc import Iterator
 import dataclasses
 import math
@@ -99,6 +100,16 @@ class Program:
         ops.append(op)
     self.collectives = len(_COLLECTIVE.findall(text))
 
+  @property
+  def products(self) -> dict[str, int]:
+    """Number of products by the type of their factors, see `Kernel`."""
+    return collections.Counter(
+      _factors(op, {one.name: one.shape for one in ops})
+      for ops in self._computations.values()
+      for op in ops
+      if op.opcode == 'convolution' or _is_matmul(op)
+    )
+
   def step(self) -> Step:
     """Returns a pass of the entry's longest loop, else of the entry."""
     loops = [op for op in self._entry if op.opcode == 'while']
@@ -155,7 +166,7 @@ class Program:
     self, op: Op, shapes: dict[str, str]
   ) -> Iterator[tuple[Op, dict[str, str]]]:
     """Yields the products of a kernel, also in fusions inside fusions."""
-    if op.opcode == 'dot' or '__cublas' in op.text:
+    if _is_matmul(op):
       yield op, shapes
     body = self._body(op)
     inner = {one.name: one.shape for one in body}
@@ -236,13 +247,22 @@ def _read(parameter: Op, body: list[Op]) -> float:
   return _size(parameter.shape)
 
 
+def _is_matmul(op: Op) -> bool:
+  return op.opcode == 'dot' or '__cublas' in op.text
+
+
+def _factors(op: Op, shapes: dict[str, str]) -> str:
+  """Returns the type of a product's factors."""
+  if not shapes[op.operands[0]].startswith('f32'):
+    return 'bfloat16'
+  return 'float32' if 'highest' in op.text.lower() else 'tf32'
+
+
 def _product(op: Op, shapes: dict[str, str]) -> tuple[str, float]:
   """Returns the type of a product's factors and its operations."""
   pattern = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
-  (kind, lhs), *_ = _arrays(shapes[op.operands[0]])
+  (_, lhs), *_ = _arrays(shapes[op.operands[0]])
   dims = re.search(pattern, op.text)
   depth = math.prod(lhs[int(d)] for d in re.findall(r'\d+', dims[1]))
   count = 2.0 * math.prod(_arrays(op.shape)[0][1]) * depth
-  if kind != 'f32':
-    return 'bfloat16', count
-  return 'float32' if 'highest' in op.text.lower() else 'tf32', count
+  return _factors(op, shapes), count

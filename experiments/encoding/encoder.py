@@ -21,6 +21,7 @@ from data.weights import WeightsError, file_of
 from experiments.run import weights as weight_files
 from kmil_jax import augment, checksums, parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
+from kmil_jax.models.network import build
 from kmil_jax.types import PatchRecipe
 
 RANDOM_FILE = 'encoder.safetensors'  # Beside the features it made.
@@ -55,7 +56,7 @@ class Encoder:
       features of two encoders are never taken for one another's.
     encode: tiles, uint8 [T, S, S, 3], to features [T, D].
     note: what the weights are, in words.
-    precision: of the computation, 'float32' or 'bfloat16'.
+    precision: of the computation, see `kmil_jax.models.network.build`.
     at_once: threads that may call it: of two, one copies tiles or features
       while the other's are computed.
   """
@@ -103,9 +104,9 @@ class Network:
     Args:
       variables: of the network.
       tiles: uint8 [T, S, S, 3].
-      precision: of the computation, 'float32' or 'bfloat16'.
+      precision: of the computation, see `kmil_jax.models.network.build`.
     """
-    network = self.make(dtype=jnp.dtype(precision))
+    network = build(self.make, precision)
     run = lambda tiles: network.apply(variables, self.normalise(tiles))
     return cpu.map_tiles(run, tiles)
 
@@ -164,7 +165,7 @@ def make_encoder(
     cache_dir: where ImageNet weights may have been put.
     sample: returns calibration tiles, uint8 [T, S, S, 3]; called only to make a
       random trunk that is not there yet.
-    precision: of the computation, 'float32' or 'bfloat16'.
+    precision: of the computation, see `kmil_jax.models.network.build`.
     seed: of the random trunk.
 
   Raises:

@@ -28,6 +28,7 @@ from experiments.run import faults, options, plugins, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
+PRECISIONS = ('float32', 'tf32', 'bfloat16')
 _ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
 
 
@@ -63,17 +64,26 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Precision:
+  """Number format."""
+
+  precision: str = field(
+    'float32',
+    'Number format in which networks compute. tf32 is float32 whose products'
+    ' GPUs round to TF32 and TPUs to bfloat16; in bfloat16, slides also take'
+    ' half the memory. Both are faster there, see docs/accelerators.md, and not'
+    ' on CPUs.',
+    choices=PRECISIONS,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Precision):
   """How networks are trained; by default as in the paper."""
 
   epochs: int | None = field(None, 'Number of training epochs.', least=1)
   learning_rate: float | None = field(
     None, 'Initial learning rate.', flag='lr', least=0
-  )
-  precision: str = field(
-    'float32',
-    'Number format of features and products in the network.',
-    choices=('float32', 'bfloat16'),
   )
   tensorboard: bool = free(
     False, 'Also write the numbers of metrics.jsonl as TensorBoard event files.'

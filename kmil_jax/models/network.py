@@ -1,6 +1,8 @@
 """What networks have in common: float32 products, dense layers, tile heads."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -10,22 +12,71 @@ import jax.numpy as jnp
 from kmil_jax.models import cpu
 from kmil_jax.types import TilePrediction
 
-HIGHEST = jax.lax.Precision.HIGHEST  # See `Network`.
+_HIGHEST = 'highest'
 
 
 class Network(nn.Module):
   """A Flax module whose products of float32 are not rounded by `apply`.
 
   By default GPUs round the factors to TF32, and TPUs to bfloat16; CPUs do not.
-  Products of bfloat16 are what they were. Gradients inherit the precision,
-  other than those of a `custom_vjp`, which has to name it. Modules inside a
+  Products of bfloat16 are what they were. Gradients inherit the precision; a
+  function with one of its own takes it by `custom_vjp`. Modules inside a
   network may be of any class.
+
+  Attributes:
+    exact: False to let the hardware round as it does by default.
   """
+
+  exact: bool = dataclasses.field(default=True, kw_only=True)
 
   @nn.nowrap
   def apply(self, *args: Any, **kwargs: Any) -> Any:
-    with jax.default_matmul_precision('highest'):
+    with jax.default_matmul_precision(_HIGHEST if self.exact else 'default'):
       return super().apply(*args, **kwargs)
+
+
+def dtype_of(precision: str) -> jnp.dtype:
+  """Returns the type of features and factors in a precision, see `build`."""
+  return jnp.dtype('float32' if precision == 'tf32' else precision)
+
+
+def build(make: Callable[..., nn.Module], precision: str) -> nn.Module:
+  """Returns the network that `make(dtype=...)` makes, of a precision.
+
+  Args:
+    make: of a `Network`, or of a module of a user's, which multiplies as it
+      likes.
+    precision: 'float32'; 'bfloat16'; or 'tf32', which is float32 of which the
+      hardware rounds the factors of products: to TF32 on GPUs, to bfloat16 on
+      TPUs, not at all on CPUs.
+  """
+  network = make(dtype=dtype_of(precision))
+  if precision == 'tf32' and isinstance(network, Network):
+    network = network.clone(exact=False)
+  return network
+
+
+def custom_vjp(function: Callable, forward: Callable, backward: Callable):
+  """Returns `function` with a gradient of its own, as precise as its caller.
+
+  JAX traces the rules of a `jax.custom_vjp` outside of the network's `apply`.
+  """
+
+  def as_called(rule):
+    def run(precision, *args):
+      with jax.default_matmul_precision(precision):
+        return rule(*args)
+
+    return run
+
+  call = jax.custom_vjp(as_called(function), nondiff_argnums=(0,))
+  call.defvjp(as_called(forward), as_called(backward))
+
+  @functools.wraps(function)
+  def called(*args):
+    return call(jax.config.jax_default_matmul_precision or _HIGHEST, *args)
+
+  return called
 
 
 class Scope(nn.Module):
@@ -110,8 +161,7 @@ class TorchWeights(nn.Module):
     return [self.param(name, init, s) for name, s in self.shapes.items()]
 
 
-@jax.custom_vjp
-def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns `x @ weight.T` of [..., D] and [F, D], in float32 or wider.
 
   For gradients in reverse alone; that to the weight is `cpu.transposed`'s.
@@ -120,13 +170,12 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     '...d,fd->...f',
     x,
     weight,
-    precision=HIGHEST,
     preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
   )
 
 
 def _product_fwd(x, weight):
-  return product(x, weight), (x, weight)
+  return _product(x, weight), (x, weight)
 
 
 def _product_bwd(saved, grad):
@@ -134,12 +183,12 @@ def _product_bwd(saved, grad):
   grad = grad.astype(x.dtype)
   columns = cpu.transposed(grad.reshape(-1, grad.shape[-1]))
   return (
-    jnp.matmul(grad, weight, precision=HIGHEST),
-    jnp.matmul(columns, x.reshape(-1, x.shape[-1]), precision=HIGHEST),
+    jnp.matmul(grad, weight),
+    jnp.matmul(columns, x.reshape(-1, x.shape[-1])),
   )
 
 
-product.defvjp(_product_fwd, _product_bwd)
+product = custom_vjp(_product, _product_fwd, _product_bwd)
 
 
 class Classifier(Network):

@@ -1,13 +1,10 @@
 """Masked pooling over instances: the only pooling a bag model may use."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 
-# See `Network`.
-_times = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from kmil_jax.models import network
 
 
 def finite_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -102,8 +99,7 @@ def masked_top(
   return index.T, jnp.arange(k)[:, None] < mask.sum(0)
 
 
-@jax.custom_vjp
-def weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
+def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
   """Sums the instances of a bag with A weights each.
 
   Args:
@@ -117,16 +113,18 @@ def weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
   """
   chex.assert_rank([weights, x], 2)
   chex.assert_equal_shape_prefix([weights, x], 1)
-  return _times(weights.T, x)
+  return weights.T @ x
 
 
 def _weighted_sum_fwd(weights, x):
-  return _times(weights.T, x), (weights, x)
+  return weights.T @ x, (weights, x)
 
 
 def _weighted_sum_bwd(saved, grad):
   weights, x = saved
-  return _times(x, grad.T), _times(weights, grad)
+  return x @ grad.T, weights @ grad
 
 
-weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
+weighted_sum = network.custom_vjp(
+  _weighted_sum, _weighted_sum_fwd, _weighted_sum_bwd
+)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import optim, parallel, train
-from kmil_jax.models import cpu, kmil
+from kmil_jax.models import cpu, kmil, network
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
 from kmil_jax.train import Aux, Task, Variables
@@ -51,7 +51,7 @@ class BagTask(Task):
     recipe: its optimiser and start.
     num_classes: C.
     width: D of the features.
-    dtype: of the computation.
+    precision: of the computation, see `network.build`.
     combine: averages the bag's probabilities with the highest instance's.
     options: further arguments of the model.
   """
@@ -63,11 +63,12 @@ class BagTask(Task):
     num_classes: int,
     width: int,
     *,
-    dtype: Any = None,
+    precision: str = 'float32',
     combine: bool = False,
     options: Mapping[str, Any] = MappingProxyType({}),
   ):
-    self.model = spec.make(num_classes=num_classes, dtype=dtype, **options)
+    make = functools.partial(spec.make, num_classes=num_classes, **options)
+    self.model = network.build(make, precision)
     self.tx = optim.make(recipe)
     self._spec, self._width = spec, width
     self._orthogonal, self._combine = recipe.orthogonal, combine

@@ -7,6 +7,7 @@ are devices train at once; the others take turns with them.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import anomaly, augment, losses, metrics, optim, parallel
+from kmil_jax.models import network
 from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
@@ -73,7 +75,7 @@ class DistillTask(Task):
     width: of both networks; 64 in the paper.
     shortcut: 1 is RD's, 3 that of FW-RD's released code; see `Student`.
     per: what similarities are of, one of `losses.PER`.
-    precision: of the computation, 'float32' or 'bfloat16'.
+    precision: of the computation, see `network.build`.
   """
 
   def __init__(
@@ -84,9 +86,9 @@ class DistillTask(Task):
     per: str = 'location',
     precision: str = 'float32',
   ):
-    dtype = jnp.dtype(precision)
-    self.teacher = Teacher(width, dtype)
-    self.student = Student(width, shortcut, dtype)
+    make = functools.partial(Student, width, shortcut)
+    self.teacher = network.build(functools.partial(Teacher, width), precision)
+    self.student = network.build(make, precision)
     self.tx = optim.make(Recipe(betas=_BETAS, weight_decay=0.0))
     self._width, self._per = width, per
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from kmil_jax import augment, losses, optim, parallel
+from kmil_jax.models import network
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
@@ -47,7 +49,7 @@ class TileTask(Task):
       are normalised.
     num_classes: C.
     shape: of what the network takes, [S, S, channels]; tiles are resized.
-    precision: of the computation, 'float32' or 'bfloat16'.
+    precision: of the computation, see `network.build`.
     freeze: modules that stay as they are, a regular expression that is matched
       from the beginning of their paths, as `layer1_0/bn1`; '' for none. They
       keep their parameters; their batch norms keep, and normalise with, the
@@ -90,11 +92,12 @@ class TileTask(Task):
       if len(values := getattr(recipe, name)) != channels:
         raise PatchError(f'{name} {values}: tiles have {channels} channel(s).')
     self._mean, self._std = recipe.mean, recipe.std
-    self.model = make(
+    make = functools.partial(
+      make,
       num_classes=1 if recipe.binary else num_classes,
-      dtype=jnp.dtype(precision),
       axis_name=parallel.AXIS,
     )
+    self.model = network.build(make, precision)
     try:
       self._freeze = re.compile(freeze or _NO_MODULE)
     except re.error as error:

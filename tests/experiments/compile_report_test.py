@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -59,7 +60,9 @@ THUNKS = """000: kWhile
   [('', 'tf32'), (', operand_precision={highest,highest}', 'float32')],
 )
 def test_a_step_is_read_with_the_trips_of_its_loops(precision, kind):
-  step = hlo.Program(TEXT.replace('PRECISION', precision)).step()
+  program = hlo.Program(TEXT.replace('PRECISION', precision))
+  assert program.products == {kind: 1}
+  step = program.step()
   assert (step.loops, step.trips, len(step.kernels)) == (1, 3, 4)
   # Thrice 32 + 8 + 16 floats, and a copy of 32.
   assert step.bytes == 4 * (3 * (32 + 8 + 16) + 2 * 32)
@@ -84,20 +87,37 @@ def test_no_model_takes_a_cpus_form_for_accelerators(model):
   assert barriers('cpu') and not barriers('tpu')
 
 
+def test_products_are_lowered_as_precise_as_asked():
+  mesh = Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+  exact = {}
+  for precision in ('float32', 'tf32'):
+    work = Compiled(runs=2, bags=2, instances=(300,), precision=precision)
+    text = work.lower('dsmil', 'cuda', mesh).as_text()
+    products = [x for x in text.splitlines() if 'dot_general' in x]
+    exact[precision] = sum('[HIGHEST, HIGHEST]' in x for x in products)
+  assert exact['float32'] == len(products) > 0
+  assert exact['tf32'] == 0
+
+
+@pytest.mark.parametrize('precision', ['float32', 'tf32'])
 @pytest.mark.parametrize(
   'target,module', [('v5e:2x2', 'libtpu'), ('h200', 'jax_cuda12_plugin')]
 )
-def test_models_compile_where_jax_is_installed_for_it(target, module):
+def test_models_compile_where_jax_is_installed_for_it(
+  target, module, precision
+):
   if not importlib.util.find_spec(module):
     pytest.skip(f'{module} is not installed')
-  command = 'experiments.compile_report', f'--target={target}'
+  command = 'experiments.compile_report', f'--target={target}', '--bags=8'
+  options = '--model=dsmil,abmil', f'--precision={precision}'
   out = subprocess.run(
-    [sys.executable, '-m', *command, '--model=dsmil,abmil', '--bags=8'],
+    [sys.executable, '-m', *command, *options, '--format=markdown'],
     capture_output=True,
     text=True,
     check=True,
   ).stdout
-  assert all(f'\n{model} ' in out for model in ('dsmil', 'abmil'))
+  for model in ('dsmil', 'abmil'):  # All products are of the one kind.
+    assert re.search(rf'^\| {model} \|.*\| \d+ {precision} \|', out, re.M)
 
 
 def test_flags_of_one_graph_are_known_and_can_be_left_out(monkeypatch):

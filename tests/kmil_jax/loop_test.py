@@ -71,6 +71,70 @@ def test_devices_groups_and_streams_change_nothing(whole, tmp_path, options):
   same(toy_task.run(tmp_path, **options), whole, rtol=1e-5)
 
 
+def test_runs_that_do_not_fit_the_memory_take_turns(
+  whole, tmp_path, monkeypatch
+):
+  real, peaks = parallel.peak_bytes, []
+
+  def peak_bytes(compiled):
+    peaks.append(real(compiled))
+    return peaks[-1]
+
+  def train_in(room, name, **options):
+    monkeypatch.setattr(parallel, 'memory_bytes', lambda host: room)
+    return toy_task.run(tmp_path / name, **options)
+
+  monkeypatch.setattr(parallel, 'peak_bytes', peak_bytes)
+  examples = {'layout': ExamplesOverDevices}
+  with pytest.warns(UserWarning, match='3 runs .* trained 1 at a time'):
+    same(train_in(1, 'one', **examples), whole, rtol=1e-5)
+  of_three, of_two = peaks
+  assert of_three > of_two
+  with pytest.warns(UserWarning, match='3 runs .* trained 2 at a time'):
+    same(train_in(of_three - 1, 'two', **examples), whole, rtol=1e-5)
+  with pytest.warns(UserWarning, match='trained 1 at a time'):
+    train_in(of_two, 'waits', **examples)  # The third one's state waits there.
+
+  def refuse(compiled):  # As XLA does for TPUs.
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: hbm')
+
+  monkeypatch.setattr(parallel, 'peak_bytes', refuse)
+  devices = parallel.num_devices()
+  seeds = tuple(range(2 * devices + 1))
+  with pytest.warns(UserWarning, match=f'trained {devices} at a time'):
+    turns = train_in(1, 'turns', seeds=seeds)
+  same(turns, train_in(0, 'whole', seeds=seeds), rtol=1e-5)
+
+
+def test_a_stream_keeps_two_steps_in_flight_and_waits_for_no_loss(monkeypatch):
+  started, done, steps = [], [], 40
+
+  class Stream(toy_task.ToyLoader):
+    def train(self, epoch, runs, layout):
+      yield from range(steps)
+
+  def start(state, store, step):
+    assert len(started) - len(done) <= 2  # It is read while they compute.
+    started.append(step)
+    return state, {name: np.full((1, 1), step) for name in train.SUMS}
+
+  def gather(self, tree):
+    of = [int(sums['loss'][0, 0]) for sums in tree]
+    assert len(started) == steps or set(of) <= set(done)
+    return [{name: x[0] for name, x in sums.items()} for sums in tree]
+
+  wait = lambda sums: done.append(int(sums['loss'][0, 0]))
+  monkeypatch.setattr(jax, 'block_until_ready', wait)
+  monkeypatch.setattr(RunsOverDevices, 'gather', gather)
+  program = programs.Program(toy_task.TASK, 1, Stream(True))
+  monkeypatch.setattr(program, '_train', start)
+  runs = toy_task.Lines(seed=np.uint32([0]), breaks=np.int32([99]))
+  state = train.init(toy_task.TASK, runs, train.draw(toy_task.TASK, runs))
+  _, sums = program.train(program.put(state), 0, np.ones(1), np.ones(1, bool))
+  assert sums['loss'] == sum(range(steps))
+  assert done == list(range(steps - 2))  # Two are always on their way.
+
+
 @pytest.mark.parametrize('layout', [RunsOverDevices, ExamplesOverDevices])
 def test_a_killed_training_ends_as_one_that_was_not(
   tmp_path, monkeypatch, layout
