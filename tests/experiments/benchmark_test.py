@@ -202,7 +202,7 @@ def test_what_the_gpu_report_has_not_measured_is_named(monkeypatch, tmp_path):
   monkeypatch.setattr(suite, 'LACKING', ImportError("No module named 'torch'"))
   monkeypatch.setattr(gpu_report.sys, 'executable', 'absent')
   step = Entry('step', 'dsmil', 16, 1)
-  compiled = dataclasses.replace(step, part='compiled')
+  compiled = dataclasses.replace(step, part='compiled for H200')
   measured, text = report(monkeypatch, tmp_path, step, compiled)
   (row,) = measured['rows']
   assert row['jax_s'] > 0 and row['torch_s'] is row['ratio'] is None
@@ -211,8 +211,8 @@ def test_what_the_gpu_report_has_not_measured_is_named(monkeypatch, tmp_path):
     'n/a', f'{row["jax_s"]:.3g}', 'n/a', "ImportError: No module named 'torch'"
   ]  # fmt: skip
   (missing,) = measured['not_measured']
-  assert missing['part'] == 'compiled' and 'absent' in missing['reason']
-  assert 'not measured: compiled, dsmil, 16, 1, float32' in text
+  assert missing['part'] == compiled.part and 'absent' in missing['reason']
+  assert 'not measured: compiled for H200, dsmil, 16, 1, float32' in text
   later, text = report(monkeypatch, tmp_path, step, seconds=0)
   assert later['rows'] == []
   assert 'not measured: step, dsmil, 16, 1, float32, the time' in text
