@@ -22,7 +22,7 @@ from absl import logging
 
 from data.files import replacing
 from experiments.benchmarks.compiled import counts
-from experiments.benchmarks.work import MODELS, PRECISIONS, Entry, Work, table
+from experiments.benchmarks.work import MODELS, Entry, Work, table
 from experiments.run import start
 from experiments.run.options import field, free
 
@@ -44,7 +44,7 @@ class Day:
       4000, 10, 1036, 1024,
     )  # fmt: skip
     rows = []
-    for precision in PRECISIONS:
+    for precision in start.PRECISIONS:
       rows += [
         Entry(part, model, n, number, precision)
         for model in self.models
@@ -91,7 +91,7 @@ def run(day: Day) -> None:
           row |= counts(call.compiled())
       del waiting[entry]
     except Exception as error:  # The other rows are still there.
-      waiting[entry] = (str(error) or repr(error)).splitlines()[-1][-200:]
+      waiting[entry] = (str(error) or repr(error)).splitlines()[0][:300]
   print(_save(day.output, report, waiting))
 
 
@@ -107,7 +107,7 @@ def _compiled(entry: Entry, seconds: float) -> dict[str, Any]:
     timeout=seconds,
   )
   if done.returncode:
-    raise RuntimeError(done.stderr)
+    raise RuntimeError(done.stderr.partition('error: ')[2] or done.stderr)
   return json.loads(done.stdout)[entry.model]
 
 

@@ -120,12 +120,9 @@ class Program:
 
   def _peak_bytes(self, states: list[State]) -> float:
     """Returns what a device holds while it trains the first group."""
-    layout, runs = self._groups[0]
-    chunk = next(iter(self._loader.train(0, runs, layout)))
     waiting = sum(x.nbytes for x in jax.tree.leaves(states[1:]))
     try:
-      compiled = self._train.lower(states[0], self._store, chunk).compile()
-      peak = parallel.peak_bytes(compiled) or 0
+      peak = parallel.peak_bytes(self.compiled(states)) or 0
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise

@@ -12,6 +12,7 @@ from experiments.benchmarks.work import CLASSES, WIDTH, Call
 from experiments.encoding import encoder
 from kmil_jax import parallel, port, train
 from kmil_jax.models import SPECS
+from kmil_jax.models.network import dtype_of
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
 from kmil_jax.types import Recipe, Store
@@ -55,9 +56,9 @@ def steps(
     trains=trains,
     keep=None if keep is None else np.resize(keep, (runs, keep.shape[1])),
   )
-  dtype = jnp.dtype(precision)
-  store = store.replace(features=store.features.astype(dtype, copy=False))
-  task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, dtype=dtype)
+  features = store.features.astype(dtype_of(precision), copy=False)
+  store = store.replace(features=features)
+  task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, precision=precision)
   loader = _InOrder(store, CLASSES, WIDTH, visit=order)
   program = Program(task, runs, loader, layout=parallel.layout(recipe.batch))
   if weights:

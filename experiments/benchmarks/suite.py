@@ -111,8 +111,9 @@ def measure(entry: Entry, work: Work) -> tuple[dict[str, Any], Call]:
   if not LACKING:
     torch.manual_seed(work.seed)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    # As in JAX, products of float32 are exact.
-    torch.backends.cudnn.allow_tf32 = False
+    rounds = entry.precision == 'tf32'
+    torch.backends.cuda.matmul.allow_tf32 = rounds
+    torch.backends.cudnn.allow_tf32 = rounds
     torch_side.peak_mb()
   ours, theirs, steps = _sides(work, entry)
   row = dataclasses.asdict(entry) | contest(ours, theirs, steps, work.repeats)

@@ -77,7 +77,7 @@ class Visits:
     copies = [copy.deepcopy(model).to(DEVICE) for model in models]
     self.runs = [_Loss(model).train() for model in copies]
     self.labels = torch.from_numpy(store.label).long().to(DEVICE)
-    dtype = getattr(torch, precision)
+    dtype = torch.bfloat16 if precision == 'bfloat16' else torch.float32
 
     def bags(kept):
       for start, size in zip(store.offset, store.length, strict=True):

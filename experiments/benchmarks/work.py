@@ -28,7 +28,6 @@ Call = Callable[[], Any]
 Forms = Mapping[str, Callable[[], Call]]
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'epoch', 'encode')
-PRECISIONS = ('float32', 'bfloat16')
 WIDTH, CLASSES = 1024, 5  # Of the features of bags; of their labels.
 
 
