@@ -225,7 +225,7 @@ def by_blocks(
 
   draw = jax.vmap(jax.random.fold_in, (None, 0))
   keys = [draw(key, jnp.arange(count)) for key in keys]
-  block = jax.checkpoint(lambda block: f(*block))
+  block = jax.checkpoint(lambda block: f(*block), prevent_cse=False)
   return jax.lax.map(block, (*map(cut, rows), *keys))
 
 
