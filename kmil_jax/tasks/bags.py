@@ -338,10 +338,16 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
 
 
 def num_rows(lengths: np.ndarray) -> int:
-  """Returns the rows of a store: all instances, and the last bags' padding."""
+  """Returns the rows of a store: all instances, and zeros of a longest bag.
+
+  Of long bags there are no more zeros than slices of bags reach into.
+  """
   table = np.array(bucket_lengths(lengths))
+  ends = np.cumsum(lengths, dtype=np.int64)
+  if table[-1] <= pooling.WHOLE:
+    return int(ends[-1] + table[-1])
   padded = table[np.searchsorted(table, lengths)]
-  return int((np.cumsum(lengths, dtype=np.int64) - lengths + padded).max())
+  return int((ends - lengths + padded).max())
 
 
 def plan_epoch(

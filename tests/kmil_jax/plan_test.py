@@ -48,7 +48,8 @@ def test_padding_wastes_less_than_a_third(n):
 
 
 @given(n=st.lists(st.integers(1, 200_000), min_size=1, max_size=5))
-def test_a_store_ends_where_the_last_slice_does(n):
+def test_a_store_of_long_bags_ends_where_the_last_slice_does(n):
+  n = np.array([*n, pooling.WHOLE + 1, 1])
   buckets = np.array(plan.bucket_lengths(n))
   ends = np.cumsum(n) - n + buckets[np.searchsorted(buckets, n)]
   assert plan.num_rows(n) == ends.max()
