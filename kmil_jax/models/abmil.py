@@ -14,7 +14,7 @@ from kmil_jax.types import Prediction
 
 
 def attention_scores(
-  h: pooling.Instances,
+  h: jax.Array | pooling.Instances,
   *,
   hidden: int,
   gated: bool,
@@ -31,7 +31,7 @@ def attention_scores(
   follows V and U is float32: a softmax magnifies what scores are off by.
 
   Args:
-    h: instances of H numbers.
+    h: instances, [N, H].
     hidden: height of V and U.
     gated: whether U is there.
     dropout: rate at which each of the two branches loses units.
@@ -41,6 +41,8 @@ def attention_scores(
   Returns:
     [N, 1] float32, before the softmax.
   """
+  if not isinstance(h, pooling.Instances):
+    h = pooling.Instances(lambda rows: rows, h)
   names = ('value', 'gate') if gated else ('value',)
   layers = [TorchDense(hidden, dtype, name=name) for name in names]
   shapes = {'weight': (1, hidden), 'bias': (1,)}

@@ -20,8 +20,8 @@ _REDUCED = 512
 _HIDDEN = 128
 
 
-def _attention(h: pooling.Instances, gated: bool) -> jax.Array:
-  """Scores instances, [N, 1]; see `abmil.attention_scores`."""
+def _attention(h: jax.Array | pooling.Instances, gated: bool) -> jax.Array:
+  """Scores instances [N, H], [N, 1]; see `abmil.attention_scores`."""
   scores = functools.partial(attention_scores, hidden=_HIDDEN, gated=gated)
   return Scope(scores, name='attention')(h)
 
@@ -31,8 +31,7 @@ def _tier2(rows: jax.Array, real: jax.Array, num_classes: int) -> jax.Array:
 
   Returns the logits, [C] float32.
   """
-  scores = _attention(pooling.Instances(lambda h: h, rows), True)
-  attention = pooling.masked_softmax(scores, real)
+  attention = pooling.masked_softmax(_attention(rows, True), real)
   bag = attention[:, 0] @ rows
   return TorchDense(num_classes, name='classifier')(bag)
 
