@@ -97,6 +97,7 @@ class Predictor:
     weights: what it takes.
     lengths: see `padded_length`.
     least: no bag is padded to less.
+    dtype: of the features that `predict` takes.
   """
 
   def __init__(
@@ -105,9 +106,11 @@ class Predictor:
     weights: Mapping[str, Any],
     lengths: Sequence[int] | None = None,
     least: int = 1,
+    dtype: Any = np.float32,
   ):
     self._predict, self._weights = jax.jit(predict), jax.device_put(weights)
     self._lengths, self._least = lengths, least
+    self._dtype = np.dtype(dtype)
     self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
 
   def __call__(self, features: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,7 +125,7 @@ class Predictor:
     """
     count, width = features.shape
     rows, program = self._program(count, width)
-    x = np.zeros((rows, width), np.float32)
+    x = np.zeros((rows, width), self._dtype)
     x[:count] = features
     out = jax.device_get(program(self._weights, x, np.int32(count)))
     return {
@@ -138,13 +141,13 @@ class Predictor:
     """
     rows, program = self._program(count, width)
     taken = parallel.peak_bytes(program) or 0
-    return taken + 4 * width * (count + rows)
+    return taken + width * (4 * count + self._dtype.itemsize * rows)
 
   def _program(self, count: int, width: int) -> tuple[int, jax.stages.Compiled]:
     """Returns the length that bags are padded to, and the program for it."""
     rows = padded_length(count, self._lengths, self._least)
     if (rows, width) not in self._programs:
-      x = jax.ShapeDtypeStruct((rows, width), np.float32)
+      x = jax.ShapeDtypeStruct((rows, width), self._dtype)
       lowered = self._predict.lower(self._weights, x, np.int32(count))
       self._programs[rows, width] = lowered.compile()
     return rows, self._programs[rows, width]

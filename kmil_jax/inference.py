@@ -140,7 +140,12 @@ class Design(Variant):
 
   def predictor(self, weights: Mapping[str, np.ndarray]) -> archives.Predictor:
     """Returns what predicts a bag, see `stack` of the weights."""
-    return archives.Predictor(self.predict, dict(weights), least=self.least)
+    return archives.Predictor(
+      self.predict,
+      dict(weights),
+      least=self.least,
+      dtype=jnp.dtype(self.precision),
+    )
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns `predict` as StableHLO for all `PLATFORMS`, by file name.

@@ -29,9 +29,10 @@ ANY = 'model.stablehlo'
 CARD, WEIGHTS = 'card.json', 'weights.safetensors'
 LEAST = 64  # Shorter bags are padded: fewer programs, and top-k's k is below.
 # Of programs for any length: each about 1.41 times the one before, so that all
-# bags together need few programs.
+# bags together need few programs. Those above 65,536 divide into blocks.
 _LENGTHS = tuple(
-  8 * math.ceil(LEAST / 8 * 2 ** (step / 2)) for step in range(60)
+  multiple * math.ceil(LEAST / multiple * 2 ** (step / 2))
+  for step, multiple in enumerate([8] * 21 + [4096] * 39)
 )
 _FLOOR = float(
   np.finfo(np.float32).tiny

@@ -299,7 +299,7 @@ def _checked(
 def _store(bags: list[np.ndarray], label: np.ndarray) -> Store:
   length = np.array([len(bag) for bag in bags], np.int32)
   flat = np.zeros((num_rows(length), bags[0].shape[1]), np.float32)
-  flat[: length.sum()] = np.concatenate(bags)
+  np.concatenate(bags, out=flat[: length.sum()])
   return Store(
     features=flat,
     offset=np.cumsum(length, dtype=np.int32) - length,

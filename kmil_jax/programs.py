@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import parallel, train
@@ -272,10 +273,12 @@ def chunk_functions(
       item = task.fetch(store, item, lengths[-1], same=axis is None)
       of_runs = lambda batch: train.gradients(task, state, batch, axis)
       grads, stats, sums = of_batch(of_runs, store, bucket, item)
-      return train.update(task, state, grads, stats, sums['weight']), sums
+      state = train.update(task, state, grads, stats, sums['weight'])
+      # One array, which is one kernel; counts are exact in float32.
+      return state, jnp.stack([jnp.float32(sums[name]) for name in train.SUMS])
 
     state, sums = _scan(step, state, chunk)
-    return state, jax.tree.map(lambda x: x.sum(0), sums)
+    return state, dict(zip(train.SUMS, sums.sum(0), strict=True))
 
   def evaluate_chunk(model, store, chunk):
     def step(_, step):

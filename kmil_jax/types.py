@@ -85,7 +85,7 @@ class Store:
   """The bags of a cohort, one after the other.
 
   Bag b is `features[offset[b]:offset[b] + length[b]]`; enough rows of zeros
-  follow the last bag for a slice of any padded length to stay inside.
+  follow for a slice of any bag's padded length to stay inside.
   `features` is None where they do not fit and are streamed; or each device
   holds its share of the rows, see `parallel.Spread`.
   """

@@ -131,7 +131,10 @@ class Cohort:
     )
     loader = BagLoader(table, len(self.classes), self.width)
     if where != 'streamed':
-      shape, spread = (num_rows(length), self.width), where == 'spread'
+      spread = where == 'spread'
+      # Shares are cut at the longest length, wherever a bag starts.
+      rows = num_rows(length) + spread * loader.buckets[-1]
+      shape = rows, self.width
       make = parallel.Spread.zeros if spread else np.zeros
       held = make(shape, dtype)
 
@@ -169,7 +172,7 @@ class Cohort:
 
     def from_copy(bucket, index):
       for b, bags in zip(bucket, index, strict=True):
-        size, starts = loader.buckets[b], table.offset[bags]
+        size, starts = loader.buckets[b], table.offset[np.maximum(bags, 0)]
         yield np.stack([copy[start : start + size] for start in starts])
 
     loader = dataclasses.replace(loader, stream=from_files)

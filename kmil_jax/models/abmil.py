@@ -1,5 +1,6 @@
 """ABMIL: bags pooled by attention."""
 
+import math
 from typing import Any
 
 import chex
@@ -7,13 +8,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import pooling
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models import cpu, pooling
+from kmil_jax.models.network import Network, TorchDense, TorchWeights, product
 from kmil_jax.types import Prediction
 
 
 def attention_scores(
-  h: jax.Array,
+  h: pooling.Instances,
   *,
   hidden: int,
   gated: bool,
@@ -30,7 +31,7 @@ def attention_scores(
   follows V and U is float32: a softmax magnifies what scores are off by.
 
   Args:
-    h: instances, [N, H].
+    h: instances of H numbers.
     hidden: height of V and U.
     gated: whether U is there.
     dropout: rate at which each of the two branches loses units.
@@ -40,12 +41,31 @@ def attention_scores(
   Returns:
     [N, 1] float32, before the softmax.
   """
-  drop = nn.Dropout(dropout, deterministic=deterministic)
-  branch = drop(jnp.tanh(TorchDense(hidden, dtype, name='value')(h)))
-  if gated:
-    gate = TorchDense(hidden, dtype, name='gate')(h)
-    branch = branch * drop(nn.sigmoid(gate))
-  return TorchDense(1, name='score')(branch)
+  names = ('value', 'gate') if gated else ('value',)
+  layers = [TorchDense(hidden, dtype, name=name) for name in names]
+  shapes = {'weight': (1, hidden), 'bias': (1,)}
+  last = TorchWeights(hidden, shapes, name='score')()
+  keys = []
+  if dropout and not deterministic:
+    drop = nn.Dropout(dropout)
+    keys = [drop.make_rng('dropout') for _ in names]
+
+  def score(branches, kept, weight, bias):
+    units = map(lambda f, b: f(b), (jnp.tanh, nn.sigmoid), branches)
+    if kept:
+      keep = lambda k, unit: jnp.where(k, unit / (1 - dropout), 0)
+      units = map(keep, kept, units)
+    return product(math.prod(units), weight) + bias
+
+  def scores(h, *keys):
+    branches = [layer(h) for layer in layers]
+    # True for what is kept: a quarter of the memory of numbers.
+    shape = branches[0].shape
+    kept = [jax.random.bernoulli(key, 1 - dropout, shape) for key in keys]
+    # CPUs are slower at what accelerators would rather compute than read twice.
+    return cpu.choose(score, jax.checkpoint(score), branches, kept, *last)
+
+  return h.map(scores, keys)
 
 
 class ABMIL(Network):
@@ -88,14 +108,14 @@ class ABMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.finite_padding(x, mask)
+    h = pooling.Instances(pooling.finite_padding, x, mask)
     if self.embed is not None:
       embed = TorchDense(
         self.embed, self.dtype, use_bias=self.embed_bias, name='embed'
       )
-      x = nn.relu(embed(x))
+      h = h.then(lambda x: nn.relu(embed(x)))
     scores = attention_scores(
-      x,
+      h,
       hidden=self.hidden,
       gated=self.gated,
       dropout=self.dropout,
@@ -103,12 +123,12 @@ class ABMIL(Network):
       dtype=None if self.embed else self.dtype,
     )
     attention = pooling.masked_softmax(scores, mask)
-    bag = pooling.weighted_sum(attention, x.astype(jnp.float32))[0]
+    bag = h.pooled(attention)[0]
     classify = TorchDense(self.num_classes, name='classifier')
     return Prediction(
-      logits=classify(bag.astype(jnp.float32)),
+      logits=classify(bag),
       attention=attention,
-      instance_logits=classify(x.astype(jnp.float32)),
+      instance_logits=h.map(lambda h: classify(h.astype(jnp.float32))),
     )
 
 

@@ -1,5 +1,6 @@
 """DSMIL: an instance stream names critical instances, a bag stream attends."""
 
+import functools
 from typing import Any
 
 import chex
@@ -7,9 +8,31 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import pooling
-from kmil_jax.models.network import Network, TorchDense
+from kmil_jax.models import cpu, network, pooling
+from kmil_jax.models.network import Network, TorchDense, product
 from kmil_jax.types import Prediction
+
+
+def _similarity(query: jax.Array, index: jax.Array) -> jax.Array:
+  """Products of the queries at `index` [C] with all queries [N, H], [C, N]."""
+  return query[index] @ query.T
+
+
+def _similarity_fwd(query, index):
+  return _similarity(query, index), (query, index)
+
+
+def _similarity_bwd(saved, grad):
+  query, index = saved
+  at = index[:, None] == jnp.arange(len(query))
+  to_critical = grad @ query
+  outer = lambda factors, rows: (factors[:, :, None] * rows[:, None]).sum(0)
+  return outer(grad, query[index]) + outer(at, to_critical), None
+
+
+# The gradient of the plain gather copies all queries to add to a few, and reads
+# them again; this one adds to all at once, which CPUs are slower at.
+_at_once = network.custom_vjp(_similarity, _similarity_fwd, _similarity_bwd)
 
 
 class DSMIL(Network):
@@ -42,17 +65,26 @@ class DSMIL(Network):
   ) -> Prediction:
     del train  # Nothing here is random.
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.finite_padding(x, mask)
+    h = pooling.Instances(pooling.finite_padding, x, mask)
     num_classes = self.num_classes
-    instance_logits = TorchDense(num_classes, self.dtype, name='instance')(x)
-    hidden = nn.relu(TorchDense(self.hidden, self.dtype, name='query_1')(x))
-    query = jnp.tanh(TorchDense(self.hidden, name='query_2')(hidden))
-    critical = query[pooling.masked_argmax(instance_logits, mask)]  # [C, 128]
-    scores = query @ critical.T / self.hidden**0.5
-    attention = pooling.masked_softmax(scores, mask)  # [N, C]
+    dense = lambda size, name: TorchDense(size, self.dtype, name=name)
+    instance_logits = h.map(dense(num_classes, 'instance'))
+    first = dense(self.hidden, 'query_1')
+    second = TorchDense(self.hidden, name='query_2')
+    queries = h.then(lambda x: jnp.tanh(second(nn.relu(first(x)))))
+    critical = pooling.masked_argmax(instance_logits, mask)
+    if queries.long:
+      key = queries.at(critical)
+      scores = queries.map(lambda query: product(query, key)).T
+    else:
+      similarity = functools.partial(cpu.choose, _similarity, _at_once)
+      scores = queries.map(lambda query: similarity(query, critical))
+    scores = scores / self.hidden**0.5
+    attention = pooling.masked_softmax(scores.T, mask)  # [N, C]
     if self.value:
-      x = nn.relu(TorchDense(x.shape[-1], self.dtype, name='value')(x))
-    bags = pooling.weighted_sum(attention, x.astype(jnp.float32))
+      value = dense(x.shape[-1], 'value')
+      h = h.then(lambda x: nn.relu(value(x)))
+    bags = h.pooled(attention)
     logits = TorchDense(num_classes, name='fuse')(bags.reshape(-1))
     return Prediction(
       logits=logits, attention=attention, instance_logits=instance_logits

@@ -20,8 +20,8 @@ _REDUCED = 512
 _HIDDEN = 128
 
 
-def _attention(h: jax.Array, gated: bool) -> jax.Array:
-  """Scores instances [N, H], [N, 1]; see `abmil.attention_scores`."""
+def _attention(h: pooling.Instances, gated: bool) -> jax.Array:
+  """Scores instances, [N, 1]; see `abmil.attention_scores`."""
   scores = functools.partial(attention_scores, hidden=_HIDDEN, gated=gated)
   return Scope(scores, name='attention')(h)
 
@@ -31,7 +31,8 @@ def _tier2(rows: jax.Array, real: jax.Array, num_classes: int) -> jax.Array:
 
   Returns the logits, [C] float32.
   """
-  attention = pooling.masked_softmax(_attention(rows, True), real)
+  scores = _attention(pooling.Instances(lambda h: h, rows), True)
+  attention = pooling.masked_softmax(scores, real)
   bag = attention[:, 0] @ rows
   return TorchDense(num_classes, name='classifier')(bag)
 
@@ -93,10 +94,10 @@ class DTFD(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.finite_padding(x, mask)
     self._check()
     reduce = TorchDense(_REDUCED, self.dtype, use_bias=False, name='reduce')
-    h = nn.relu(reduce(x))
+    h = pooling.Instances(pooling.finite_padding, x, mask)
+    h = h.then(lambda x: nn.relu(reduce(x)))
     scores = _attention(h, self.gated)
     key = self.make_rng('dropout') if train else jax.random.key(0)
     member, real = pseudo_bags(key, mask, self.pseudo_bags)
@@ -104,10 +105,10 @@ class DTFD(Network):
       jnp.broadcast_to(scores, member.shape), member
     )  # [N, G]
     attention = weights.sum(1, keepdims=True)
-    z = pooling.weighted_sum(weights, h)
+    z = h.pooled(weights)
     classify = TorchDense(self.num_classes, name='classifier')
     pseudo_logits = classify(z)
-    instance_logits = classify(h)
+    instance_logits = h.map(classify)
 
     match self.distill:
       case 'afs':
@@ -116,7 +117,7 @@ class DTFD(Network):
         top, present = pooling.masked_top(
           jnp.broadcast_to(scores, member.shape), member, 1
         )
-        rows, present = h[top[0]], present[0]
+        rows, present = h.at(top[0]), present[0]
       case _:
         # What a classifier gives for zeros is its bias.
         bias = classify(jnp.zeros(_REDUCED))
@@ -131,7 +132,7 @@ class DTFD(Network):
           lambda *parts: jnp.concatenate(parts).reshape(-1),
           *(pooling.masked_top(end, member, k) for end in ends),
         )
-        rows = h[top]
+        rows = h.at(top)
 
     rows = jax.lax.stop_gradient(rows)
     tier2 = Scope(_tier2, name='tier2')

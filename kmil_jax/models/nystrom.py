@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import cpu
+from kmil_jax.models import cpu, pooling
 from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
@@ -185,18 +185,8 @@ def _choose(x: jax.Array, whole: Callable, blocks: Callable) -> jax.Array:
 
 
 def _by_blocks(f: Callable, *arrays: jax.Array) -> Any:
-  """Returns f of blocks of the rows of arrays [T, ...], and zeros, stacked."""
-  rows = len(arrays[0])
-  count = -(-rows // _ROWS)
-  size = -(-rows // count)
-
-  def cut(x):
-    x = jnp.pad(x, ((0, count * size - rows), *((0, 0),) * (x.ndim - 1)))
-    return x.reshape(count, size, *x.shape[1:])
-
-  return jax.lax.map(
-    jax.checkpoint(lambda block: f(*block)), tuple(map(cut, arrays))
-  )
+  """See `pooling.by_blocks`."""
+  return pooling.by_blocks(f, _ROWS, *arrays)
 
 
 def _joined(blocks: jax.Array) -> jax.Array:

@@ -1,10 +1,16 @@
 """Masked pooling over instances: the only pooling a bag model may use."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import network
+
+# Rows of a block of a long bag, which has more rows than `WHOLE`.
+BLOCK, WHOLE = 4096, 65_536
 
 
 def finite_padding(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -128,3 +134,92 @@ def _weighted_sum_bwd(saved, grad):
 weighted_sum = network.custom_vjp(
   _weighted_sum, _weighted_sum_fwd, _weighted_sum_bwd
 )
+
+
+class Instances:
+  """The instances h_n = read(row_n) of a bag, and what is made of them.
+
+  They are computed once; but not of a long bag: there, whatever needs them
+  computes them in blocks, and in its gradient again, so that memory grows with
+  the bag by what is returned alone.
+
+  Args:
+    read: maps rows to instances, each by itself; modules of the caller may be
+      called.
+    *rows: arrays [N, ...].
+  """
+
+  def __init__(self, read: Callable[..., jax.Array], *rows: jax.Array):
+    self.long = _is_long(rows[0])
+    if not self.long:
+      read, rows = lambda h: h, (read(*rows),)
+    self._read, self._rows = read, rows
+
+  def then(self, f: Callable[[jax.Array], jax.Array]) -> 'Instances':
+    """Returns the instances f(h_n)."""
+    return Instances(lambda *rows: f(self._read(*rows)), *self._rows)
+
+  def at(self, index: jax.Array) -> jax.Array:
+    """Returns h of the instances at `index`."""
+    return self._read(*(row[index] for row in self._rows))
+
+  def map(
+    self, f: Callable[..., jax.Array], keys: Sequence[jax.Array] = ()
+  ) -> jax.Array:
+    """Returns f(h, *keys), [N, ...].
+
+    Args:
+      f: maps instances, each by itself.
+      keys: of what is random. Each block of a long bag draws by its own.
+    """
+    blocks = self._blocks(f, keys=keys)
+    if not self.long:
+      return blocks
+    return blocks.reshape(-1, *blocks.shape[2:])[: len(self._rows[0])]
+
+  def pooled(self, weights: jax.Array) -> jax.Array:
+    """Returns the sums of h by weights [N, A], [A, D] float32."""
+    f = lambda h, weights: weighted_sum(weights, h.astype(jnp.float32))
+    sums = self._blocks(f, weights)
+    return sums.sum(0) if self.long else sums
+
+  def _blocks(self, f, *rows, keys=()):
+    own = len(self._rows)
+    g = lambda *rows: f(self._read(*rows[:own]), *rows[own:])
+    rows = *self._rows, *rows
+    if not self.long:
+      return g(*rows, *keys)
+    g(*(row[:1] for row in rows), *keys)  # Flax makes parameters outside loops.
+    return by_blocks(g, BLOCK, *rows, keys=keys)
+
+
+def by_blocks(
+  f: Callable[..., Any],
+  most: int,
+  *rows: jax.Array,
+  keys: Sequence[jax.Array] = (),
+) -> Any:
+  """Returns f of blocks of rows, stacked; its gradient computes f again.
+
+  Args:
+    f: of a block of every array, and of a key.
+    most: rows of a block.
+    *rows: arrays [N, ...]; zeros follow the last block's if N does not divide.
+    keys: of all blocks; each has its own.
+  """
+  count = -(-len(rows[0]) // most)
+  size = -(-len(rows[0]) // count)
+
+  def cut(x):
+    x = jnp.pad(x, ((0, count * size - len(x)), *((0, 0),) * (x.ndim - 1)))
+    return x.reshape(count, size, *x.shape[1:])
+
+  draw = jax.vmap(jax.random.fold_in, (None, 0))
+  keys = [draw(key, jnp.arange(count)) for key in keys]
+  block = jax.checkpoint(lambda block: f(*block))
+  return jax.lax.map(block, (*map(cut, rows), *keys))
+
+
+def _is_long(x: jax.Array) -> bool:
+  """Whether more than `WHOLE` rows; no, where an export does not know."""
+  return isinstance(x.shape[0], int) and x.shape[0] > WHOLE

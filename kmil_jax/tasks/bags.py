@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import optim, parallel, train
-from kmil_jax.models import cpu, kmil, network
+from kmil_jax.models import cpu, kmil, network, pooling
 from kmil_jax.parallel import Layout
 from kmil_jax.programs import Chunk, Evaluation, Program
 from kmil_jax.train import Aux, Task, Variables
@@ -26,7 +26,9 @@ from kmil_jax.types import (
 
 MAX_BUCKETS = 16
 _RATIO = 2**0.5  # Padding wastes at most 29 % and about 15 % on average.
-_MULTIPLE = 8
+# Accelerators first copy factors whose length their tiles do not divide, and
+# all of a long bag is copied where its blocks do not.
+_LONG, _MULTIPLE, _MULTIPLE_LONG = 1024, 8, 128
 Stream = Callable[[np.ndarray, np.ndarray], Iterator[np.ndarray]]
 
 
@@ -323,7 +325,8 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
     lengths: instances of every bag of the cohort, [n], at least 1 each.
 
   Returns:
-    Ascending multiples of 8; the last is at least the longest bag.
+    Ascending multiples of 8, of 128 above 1,024, and of a block above 65,536;
+    the last is at least the longest bag.
   """
   lengths = np.asarray(lengths)
   low, high = _round_up(lengths.min()), _round_up(lengths.max())
@@ -335,8 +338,10 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
 
 
 def num_rows(lengths: np.ndarray) -> int:
-  """Returns the rows of a store: all instances, and zeros of a longest bag."""
-  return int(np.sum(lengths, dtype=np.int64)) + bucket_lengths(lengths)[-1]
+  """Returns the rows of a store: all instances, and the last bags' padding."""
+  table = np.array(bucket_lengths(lengths))
+  padded = table[np.searchsorted(table, lengths)]
+  return int((np.cumsum(lengths, dtype=np.int64) - lengths + padded).max())
 
 
 def plan_epoch(
@@ -383,4 +388,6 @@ def plan_epoch(
 
 
 def _round_up(length: float) -> int:
-  return int(-(-length // _MULTIPLE)) * _MULTIPLE
+  multiple = _MULTIPLE if length <= _LONG else _MULTIPLE_LONG
+  multiple = multiple if length <= pooling.WHOLE else pooling.BLOCK
+  return int(-(-length // multiple)) * multiple

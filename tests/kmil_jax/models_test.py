@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import SPECS
+from kmil_jax.models import SPECS, cpu, pooling
 
 WIDTH, CLASSES, LABEL = 12, 3, 2
 SIZE = 8  # Most tests pad to this: a model is compiled once for them.
@@ -146,6 +146,37 @@ def test_nan_in_padding_never_matters_in_training(name):
   chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
+@pytest.mark.parametrize('name', ['abmil', 'abmil_plain', 'dsmil'])
+def test_accelerators_train_as_cpus_do(name):
+  """Of one instance, of equal ones, of any mask, with NaN in padding."""
+  model, (a, b) = model_of(name), bag(2)
+
+  @jax.jit
+  def evaluated(params, x, mask):
+    def loss(params, x):
+      prediction = model.apply(
+        {'params': params},
+        x,
+        mask,
+        train=True,
+        rngs={'dropout': jax.random.key(0)},
+      )
+      return loss_of(name)(prediction, mask, jnp.int32(LABEL)), prediction
+
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+  bags = bag(1), np.stack([a, b, b, a, b]), bag(SIZE - 1), bag(4)
+  for seed, real in enumerate(bags):
+    x, mask = pad(real, padding=np.full((SIZE - len(real), WIDTH), np.nan))
+    order = np.random.default_rng(seed).permutation(SIZE)
+    outputs = []
+    for platform in ('cpu', 'tpu'):
+      with cpu.lowering_for(platform):
+        outputs.append(evaluated(params_of(name), x[order], mask[order]))
+    chex.assert_tree_all_finite(outputs)
+    chex.assert_trees_all_close(*outputs, rtol=1e-4, atol=1e-6)
+
+
 @some_modes
 def test_how_much_padding_there_is_never_matters(name):
   n = 3  # Fewer than DTFD's pseudo-bags and than what one of them distils.
@@ -201,6 +232,55 @@ def test_instances_that_are_not_seen_keep_logits_of_their_own(name):
   np.testing.assert_allclose(
     some.instance_logits, whole.instance_logits, rtol=1e-5, atol=1e-6
   )
+
+
+def in_blocks(monkeypatch, whole):
+  monkeypatch.setattr(pooling, 'WHOLE', whole)
+  monkeypatch.setattr(pooling, 'BLOCK', whole // 2)
+
+
+@pytest.mark.parametrize(
+  'name', [*sorted({*SPECS} - {'kmil', 'transmil'}), 'dtfd maxmins predicted']
+)
+def test_a_long_bag_in_blocks_is_the_whole_bag(name, monkeypatch):
+  """5 blocks of 4 rows and one of 3; padding begins within the fourth."""
+  nothing = np.full((9, WIDTH), np.nan, np.float32)
+  x, mask = pad(bag(14), 23, nothing)
+  whole = evaluate(name, x, mask)
+  in_blocks(monkeypatch, SIZE)
+  step = evaluator.__wrapped__(name)  # Not traced yet.
+  (loss, prediction), grads = step(params_of(name), x, mask)
+  assert_same((prediction, loss, *grads), whole, 14)
+
+
+@pytest.mark.parametrize('name', ['abmil', 'abmil_ilse', 'dsmil_value', 'dtfd'])
+def test_memory_of_a_long_bag_does_not_grow_with_its_instances(
+  name, monkeypatch
+):
+  in_blocks(monkeypatch, 256)
+  step, params = evaluator.__wrapped__(name), params_of(name)
+
+  def temporary(rows):
+    x, mask = pad(bag(rows), rows)
+    return step.lower(params, x, mask).compile().memory_analysis()
+
+  short, long = temporary(1024), temporary(2048)
+  grown = long.temp_size_in_bytes - short.temp_size_in_bytes
+  # A hidden row alone takes 4 x 128 or more.
+  assert grown / 1024 < 256
+
+
+def test_blocks_drop_units_of_their_own(monkeypatch):
+  in_blocks(monkeypatch, SIZE)
+  x, mask = np.ones((24, WIDTH), np.float32), np.ones(24, bool)
+  prediction = model_of('abmil').apply(
+    {'params': params_of('abmil')},
+    x,
+    mask,
+    train=True,
+    rngs={'dropout': jax.random.key(0)},
+  )
+  assert len(np.unique(prediction.attention)) > 20
 
 
 @some_modes

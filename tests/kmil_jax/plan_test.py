@@ -6,6 +6,7 @@ import itertools
 from hypothesis import example, given, strategies as st
 import numpy as np
 
+from kmil_jax.models import pooling
 from kmil_jax.tasks import bags as plan
 
 lengths = st.lists(st.integers(1, 30_000), min_size=1, max_size=60).map(
@@ -31,7 +32,9 @@ def test_buckets_hold_every_bag_and_are_few(n):
   assert 1 <= len(buckets) <= plan.MAX_BUCKETS
   assert all(b % 8 == 0 for b in buckets)
   assert all(a < b for a, b in itertools.pairwise(buckets))
-  assert buckets[-1] == -(-max(n) // 8) * 8
+  multiple = 8 if max(n) <= 1024 else 128
+  assert buckets[-1] == -(-max(n) // multiple) * multiple
+  assert all(b % 128 == 0 for b in buckets if b > 1024)
   bucket = np.searchsorted(buckets, n)
   assert set(bucket) == set(range(len(buckets)))  # None is idle.
 
@@ -40,7 +43,16 @@ def test_buckets_hold_every_bag_and_are_few(n):
 def test_padding_wastes_less_than_a_third(n):
   buckets = np.array(plan.bucket_lengths(np.array(n)))
   padded = buckets[np.searchsorted(buckets, n)]
-  assert (padded <= np.array(n) * 2**0.5 + 8).all()
+  multiple = np.where(padded > 1024, 128, 8)
+  assert (padded <= np.array(n) * 2**0.5 + multiple).all()
+
+
+@given(n=st.lists(st.integers(1, 200_000), min_size=1, max_size=5))
+def test_a_store_ends_where_the_last_slice_does(n):
+  buckets = np.array(plan.bucket_lengths(n))
+  ends = np.cumsum(n) - n + buckets[np.searchsorted(buckets, n)]
+  assert plan.num_rows(n) == ends.max()
+  assert all(b % pooling.BLOCK == 0 for b in buckets if b > pooling.WHOLE)
 
 
 def test_sixteen_buckets_span_any_range():
