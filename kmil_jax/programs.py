@@ -70,7 +70,7 @@ class Program:
     num_runs: R.
     loader: of the examples.
     layout: spreads runs or examples over devices.
-    at_once: runs of a group; all by default.
+    at_once: runs of a group, at most; all by default, see `start`.
   """
 
   def __init__(

@@ -92,6 +92,8 @@ def test_runs_that_do_not_fit_the_memory_take_turns(
   assert of_three > of_two
   with pytest.warns(UserWarning, match='3 runs .* trained 2 at a time'):
     same(train_in(of_three - 1, 'two', **examples), whole, rtol=1e-5)
+  with pytest.warns(UserWarning, match='trained 1 at a time'):
+    train_in(of_two, 'waits', **examples)  # The third one's state waits there.
 
   def refuse(compiled):  # As XLA does for TPUs.
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: hbm')

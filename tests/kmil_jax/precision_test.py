@@ -19,8 +19,9 @@ PRODUCTS = ('dot_general', 'conv_general_dilated')
 WIDTH, CLASSES = 12, 3
 # TransMIL's iteration magnifies its errors; pictures are no part of a network.
 ALWAYS_EXACT = ('_polynomials', '_resize')
-on_both = pytest.mark.parametrize('platform', ['cpu', 'tpu'])
-in_both = pytest.mark.parametrize('precision', ['float32', 'tf32'])
+# CPUs round nothing in any case.
+PLACES = [('cpu', 'float32'), ('tpu', 'float32'), ('tpu', 'tf32')]
+everywhere = pytest.mark.parametrize('platform,precision', PLACES)
 shape = jax.ShapeDtypeStruct
 
 
@@ -75,8 +76,7 @@ def test_the_walk_sees_what_is_rounded():
 
 
 # TransMIL has programs of two kinds, for short bags and for long ones.
-@in_both
-@on_both
+@everywhere
 @pytest.mark.parametrize(
   'name,length', [*((name, 8) for name in sorted(SPECS)), ('transmil', 300)]
 )
@@ -97,8 +97,7 @@ def test_bag_models(name, length, platform, precision):
     assert_all(precision, jax.grad(loss, (0, 1)), variables, x)
 
 
-@in_both
-@on_both
+@everywhere
 @pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_patch_classifiers(name, platform, precision):
   make = functools.partial(CLASSIFIERS[name], num_classes=2, axis_name=None)
@@ -120,8 +119,7 @@ def test_patch_classifiers(name, platform, precision):
     assert_all(precision, jax.grad(loss), variables)
 
 
-@in_both
-@on_both
+@everywhere
 def test_students_and_their_teacher(platform, precision):
   task = distill.DistillTask(width=4, precision=precision)
   run = distill.StudentRuns(
@@ -146,8 +144,7 @@ def test_students_and_their_teacher(platform, precision):
     assert_all(precision, jax.grad(loss), variables, teacher)
 
 
-@in_both
-@on_both
+@everywhere
 @pytest.mark.parametrize('model', ['dsmil', 'dtfd', 'kmil', 'transmil'])
 def test_predictions(model, platform, precision):
   sizes = {'num_classes': CLASSES, 'width': WIDTH}
@@ -158,8 +155,7 @@ def test_predictions(model, platform, precision):
     assert_all(precision, design.predict, weights, x, jnp.int32(7))
 
 
-@in_both
-@on_both
+@everywhere
 @pytest.mark.parametrize('name', ['random', encoder.DEFAULT, 'dinov3_small'])
 def test_encoder(name, platform, precision):
   of = encoder.network(name)
