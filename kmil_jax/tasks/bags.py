@@ -25,7 +25,7 @@ from kmil_jax.types import (
 )
 
 MAX_BUCKETS = 16
-_CHOICES, _PADDING = 256, 0.15  # Lengths to choose from; their share.
+_CHOICES, _PADDING = 256, 0.15  # See `bucket_lengths`.
 # Accelerators first copy factors whose length their tiles do not divide, and
 # all of a long bag is copied where its blocks do not.
 _LONG, _MULTIPLE, _MULTIPLE_LONG = 1024, 8, 128
@@ -331,8 +331,8 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
   table = np.unique([_round_up(x) for x in lengths])
   table = table[np.unique(np.linspace(0, len(table) - 1, _CHOICES, dtype=int))]
   bags = np.searchsorted(np.sort(lengths), table, side='right')
-  # Rows of the bags up to each choice, if that is the last of their lengths; of
-  # each length more also which choice is then the last but one.
+  # Padded rows of the bags up to each choice, where it is the last length; of
+  # each further length also the choice before it.
   rows, before = np.float64(table * bags), []
   most = lengths.sum(dtype=np.int64) / (1 - _PADDING)
   while rows[-1] > most and len(before) < min(MAX_BUCKETS, len(table)) - 1:
