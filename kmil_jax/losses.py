@@ -125,7 +125,8 @@ def tile_probabilities(logits: jax.Array) -> jax.Array:
 def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
   """Of logits [..., C] and labels [...]; one logit is that of class 1."""
   if logits.shape[-1] > 1:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    label = jax.nn.one_hot(label, logits.shape[-1])
+    return optax.softmax_cross_entropy(logits, label)
   label = label.astype(logits.dtype)
   return optax.sigmoid_binary_cross_entropy(logits[..., 0], label)
 

@@ -57,13 +57,15 @@ def attention_scores(
       units = map(keep, kept, units)
     return product(math.prod(units), weight) + bias
 
+  # CPUs are slower at what accelerators would rather compute than read twice.
+  again = jax.checkpoint(score) if gated else score
+
   def scores(h, *keys):
     branches = [layer(h) for layer in layers]
     # True for what is kept: a quarter of the memory of numbers.
     shape = branches[0].shape
     kept = [jax.random.bernoulli(key, 1 - dropout, shape) for key in keys]
-    # CPUs are slower at what accelerators would rather compute than read twice.
-    return cpu.choose(score, jax.checkpoint(score), branches, kept, *last)
+    return cpu.choose(score, again, branches, kept, *last)
 
   return h.map(scores, keys)
 

@@ -26,8 +26,8 @@ def _similarity_bwd(saved, grad):
   query, index = saved
   at = index[:, None] == jnp.arange(len(query))
   to_critical = grad @ query
-  outer = lambda factors, rows: (factors[:, :, None] * rows[:, None]).sum(0)
-  return outer(grad, query[index]) + outer(at, to_critical), None
+  to_all = pooling.outer_sum(grad.T, query[index])
+  return to_all + pooling.outer_sum(at.T, to_critical), None
 
 
 # The gradient of the plain gather copies all queries to add to a few, and reads

@@ -1,6 +1,7 @@
 """Self-attention through 256 landmarks on a padded sequence, exactly."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import chex
@@ -15,8 +16,8 @@ WIDTH, HEADS, LANDMARKS = 512, 8, 256
 CLASS_ROW = 1  # Row 0 is the zero token.
 _TAPS, _BLOCK = 33, 64  # Of the values' convolution; rows done at a time.
 _ITERATIONS = 6
-# Rows of a block of scores, and up to how many CPUs take them all at once.
-_ROWS, _WHOLE = 2048, 65_536
+# Blocks of rows of scores; CPUs take up to `pooling.WHOLE` rows at once.
+_by_blocks = functools.partial(pooling.by_blocks, most=2048)
 
 
 @chex.dataclass(frozen=True)
@@ -181,12 +182,7 @@ def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
 
 def _choose(x: jax.Array, whole: Callable, blocks: Callable) -> jax.Array:
   """Calls the form for the rows x [T, 512] that its platform takes."""
-  return blocks() if len(x) > _WHOLE else cpu.choose(whole, blocks)
-
-
-def _by_blocks(f: Callable, *arrays: jax.Array) -> Any:
-  """See `pooling.by_blocks`."""
-  return pooling.by_blocks(f, _ROWS, *arrays)
+  return blocks() if len(x) > pooling.WHOLE else cpu.choose(whole, blocks)
 
 
 def _joined(blocks: jax.Array) -> jax.Array:

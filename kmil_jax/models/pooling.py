@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import network
+from kmil_jax.models import cpu, network
 
 # Rows of a block of a long bag, which has more rows than `WHOLE`.
 BLOCK, WHOLE = 4096, 65_536
@@ -105,6 +105,15 @@ def masked_top(
   return index.T, jnp.arange(k)[:, None] < mask.sum(0)
 
 
+def outer_sum(factors: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns `factors @ rows` of [N, A] and [A, D], for few A.
+
+  Unlike a product, accelerators join it with what follows: nothing as large as
+  the bag is written in between.
+  """
+  return (factors.T[:, :, None] * rows[:, None]).sum(0)
+
+
 def _weighted_sum(weights: jax.Array, x: jax.Array) -> jax.Array:
   """Sums the instances of a bag with A weights each.
 
@@ -128,7 +137,7 @@ def _weighted_sum_fwd(weights, x):
 
 def _weighted_sum_bwd(saved, grad):
   weights, x = saved
-  return x @ grad.T, weights @ grad
+  return x @ grad.T, cpu.choose(jnp.matmul, outer_sum, weights, grad)
 
 
 weighted_sum = network.custom_vjp(
@@ -190,21 +199,21 @@ class Instances:
     if not self.long:
       return g(*rows, *keys)
     g(*(row[:1] for row in rows), *keys)  # Flax makes parameters outside loops.
-    return by_blocks(g, BLOCK, *rows, keys=keys)
+    return by_blocks(g, *rows, most=BLOCK, keys=keys)
 
 
 def by_blocks(
   f: Callable[..., Any],
-  most: int,
   *rows: jax.Array,
+  most: int,
   keys: Sequence[jax.Array] = (),
 ) -> Any:
   """Returns f of blocks of rows, stacked; its gradient computes f again.
 
   Args:
     f: of a block of every array, and of a key.
-    most: rows of a block.
     *rows: arrays [N, ...]; zeros follow the last block's if N does not divide.
+    most: rows of a block.
     keys: of all blocks; each has its own.
   """
   count = -(-len(rows[0]) // most)
@@ -216,7 +225,7 @@ def by_blocks(
 
   draw = jax.vmap(jax.random.fold_in, (None, 0))
   keys = [draw(key, jnp.arange(count)) for key in keys]
-  block = jax.checkpoint(lambda block: f(*block))
+  block = jax.checkpoint(lambda block: f(*block), prevent_cse=False)
   return jax.lax.map(block, (*map(cut, rows), *keys))
 
 

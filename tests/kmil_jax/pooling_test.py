@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kmil_jax.models import pooling
+from kmil_jax.models import cpu, pooling
 
 N, A = 8, 2
 SCALES = (1.0, 30.0, 1e4)
@@ -95,12 +95,15 @@ def test_a_mask_of_another_length_is_refused(function):
     function(jnp.ones((N, A)), jnp.ones(1, bool))
 
 
-def test_weighted_sums_and_their_gradients_are_the_plain_products():
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_weighted_sums_and_their_gradients_are_the_plain_products(platform):
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   weights, x, out = draw(7, 3), draw(7, 5), draw(3, 5)
-  value, pull = jax.vjp(pooling.weighted_sum, weights, x)
+  with cpu.lowering_for(platform):
+    value, pull = jax.vjp(pooling.weighted_sum, weights, x)
+    grads = pull(out)
   want, pull_plain = jax.vjp(lambda w, x: w.T @ x, weights, x)
   np.testing.assert_allclose(value, want, rtol=1e-6)
-  for got, plain in zip(pull(out), pull_plain(out), strict=True):
+  for got, plain in zip(grads, pull_plain(out), strict=True):
     np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-6)
