@@ -25,7 +25,7 @@ from kmil_jax.types import (
 )
 
 MAX_BUCKETS = 16
-_RATIO = 2**0.5  # Padding wastes at most 29 % and about 15 % on average.
+_CHOICES, _PADDING = 256, 0.15  # See `bucket_lengths`.
 # Accelerators first copy factors whose length their tiles do not divide, and
 # all of a long bag is copied where its blocks do not.
 _LONG, _MULTIPLE, _MULTIPLE_LONG = 1024, 8, 128
@@ -317,9 +317,8 @@ def _seen(batch: Bags, run: BagRuns) -> jax.Array:
 def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
   """Returns the padded lengths for bags of these lengths.
 
-  A geometric table from the shortest to the longest bag; its ratio is about
-  1.41, or more where that would need over 16 lengths. Lengths that no bag would
-  be padded to are left out.
+  They are the fewest of which padding is at most 15 %, but no more than 16; of
+  as many lengths they are those that pad least.
 
   Args:
     lengths: instances of every bag of the cohort, [n], at least 1 each.
@@ -329,12 +328,22 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
     the last is at least the longest bag.
   """
   lengths = np.asarray(lengths)
-  low, high = _round_up(lengths.min()), _round_up(lengths.max())
-  steps = max(int(np.ceil(np.log(high / low) / np.log(_RATIO))), 1)
-  steps = min(steps, MAX_BUCKETS - 1)
-  table = np.unique([_round_up(x) for x in np.geomspace(low, high, steps + 1)])
-  used = np.unique(np.searchsorted(table, lengths))
-  return tuple(int(x) for x in table[used])
+  table = np.unique([_round_up(x) for x in lengths])
+  table = table[np.unique(np.linspace(0, len(table) - 1, _CHOICES, dtype=int))]
+  bags = np.searchsorted(np.sort(lengths), table, side='right')
+  # Padded rows of the bags up to each choice, where it is the last length; of
+  # each further length also the choice before it.
+  rows, before = np.float64(table * bags), []
+  most = lengths.sum(dtype=np.int64) / (1 - _PADDING)
+  while rows[-1] > most and len(before) < min(MAX_BUCKETS, len(table)) - 1:
+    more = rows + table[:, None] * (bags[:, None] - bags)
+    more = np.where(np.tri(len(table), k=-1), more, np.inf)
+    before.append(more.argmin(1))
+    rows = more.min(1)
+  chosen = [len(table) - 1]
+  for step in reversed(before):
+    chosen.append(step[chosen[-1]])
+  return tuple(int(x) for x in table[chosen[::-1]])
 
 
 def num_rows(lengths: np.ndarray) -> int:
