@@ -144,7 +144,7 @@ class Design(Variant):
       self.predict,
       dict(weights),
       least=self.least,
-      dtype=jnp.dtype(self.precision),
+      dtype=network.dtype_of(self.precision),
     )
 
   def lower(self, weights: Mapping[str, np.ndarray]) -> dict[str, bytes]:

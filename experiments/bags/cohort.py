@@ -132,8 +132,9 @@ class Cohort:
     loader = BagLoader(table, len(self.classes), self.width)
     if where != 'streamed':
       spread = where == 'spread'
-      # Shares are cut at the longest length, wherever a bag starts.
-      rows = num_rows(length) + spread * loader.buckets[-1]
+      rows = num_rows(length)
+      if spread:  # Shares are cut at the longest length, wherever a bag starts.
+        rows = max(rows, int(ends[-1]) + loader.buckets[-1])
       shape = rows, self.width
       make = parallel.Spread.zeros if spread else np.zeros
       held = make(shape, dtype)

@@ -160,6 +160,7 @@ class Instances:
 
   def __init__(self, read: Callable[..., jax.Array], *rows: jax.Array):
     self.long = _is_long(rows[0])
+    rows = tuple(map(jnp.asarray, rows))
     if not self.long:
       read, rows = lambda h: h, (read(*rows),)
     self._read, self._rows = read, rows

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 
-import golden_files
 import numpy as np
 import paper_folders
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from experiments import compare
 from experiments.evaluation import comparison
 from experiments.run.results import ResultsError
-from kmil_jax import intervals, metrics
+from kmil_jax import delong, intervals, metrics
 
 CLASSES = paper_folders.CLASSES['a']
 NAMES = [*metrics.NAMES, *(f'auroc {c}' for c in CLASSES)]
@@ -39,24 +38,36 @@ def rows_of(*paths):
   return comparison.compare(comparison.read_all(paths))
 
 
-def test_pairs_are_compared_on_the_same_slides(folders, tmp_path):
+def test_pairs_are_compared_on_the_same_slides(folders):
   runs = comparison.read_all(folders)
   rows = comparison.compare(runs)
   pairs = [('weak', 'strong'), ('weak', 'again'), ('strong', 'again')]
   assert [(r['a'], r['b'], r['metric']) for r in rows] == [
     (*pair, name) for pair in pairs for name in NAMES
   ]
-  # Folders list slides in different orders; joined, they agree.
-  weak, strong, again = (run.test().slide for run in runs)
-  np.testing.assert_array_equal(weak, strong)
-  np.testing.assert_array_equal(weak, again)
-  with golden_files.stored('compare', tmp_path):
-    (tmp_path / 'rows.json').write_text(json.dumps(rows))
+  tests = {run.name: run.test() for run in runs}
   for row in rows:
+    a, b = tests[row['a']], tests[row['b']]
+    # Folders list slides in different orders; joined, they agree.
+    np.testing.assert_array_equal(a.slide, b.slide)
+    np.testing.assert_array_equal(a.label, b.label)
+    value, other = (metrics.evaluate(p.label, p.prob) for p in (a, b))
     if row['metric'] in metrics.NAMES:
+      value, other = value[row['metric']], other[row['metric']]
       differ = 'strong' in (row['a'], row['b'])
       assert (row['ci_low'] * row['ci_high'] > 0) == differ
       assert row['p_holm'] < 0.05 if differ else row['p_holm'] > 0.1
+    else:
+      c = CLASSES.index(row['metric'].removeprefix('auroc '))
+      value, other = value['class_auroc'][c], other['class_auroc'][c]
+      both = np.stack([a.prob[:, c], b.prob[:, c]])
+      _, cov = delong.covariance(a.label == c, both, a.case)
+      p = delong.p_value(other - value, np.array([-1, 1]) @ cov @ [-1, 1])
+      assert row['p_delong'] == pytest.approx(p, rel=1e-4)
+    assert row['value_a'] == pytest.approx(value, abs=1e-5)
+    assert row['difference'] == pytest.approx(other - value, abs=1e-5)
+    assert row['ci_low'] <= row['difference'] <= row['ci_high']
+    assert (row['p_delong'] is None) == (not row['metric'].startswith('auroc'))
   # Each metric is corrected for the three pairs, not for other metrics.
   for metric in NAMES:
     of_metric = [row for row in rows if row['metric'] == metric]

@@ -1,7 +1,8 @@
 """The paper's tables and figures: what is run, and each number in its place."""
 
+import csv
+
 import feature_folder
-import golden_files
 from matplotlib import figure
 import numpy as np
 import paper_folders
@@ -10,17 +11,28 @@ from PIL import Image
 import pytest
 import script_process
 
+from experiments import papers
+from experiments.bags import ablation
+from experiments.evaluation import comparison, predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.tables import (
   INTERVAL,
   MEAN,
+  STD,
   Published,
   Row,
   Table,
 )
 from experiments.papers import figures, runs
 from experiments.papers.tables import MODELS
-from kmil_jax import metrics
+from kmil_jax import cost, metrics
+
+COLUMNS = {'ACC': 'accuracy', 'F1 score': 'f1_macro', 'AUROC': 'auroc'}
+WHOLE = {
+  'internal': 'here, all folds pooled',
+  'external': 'here, mean probability',
+}
+PAPER = papers.read('zheng')
 
 
 @pytest.fixture
@@ -29,6 +41,53 @@ def commands(monkeypatch):
   drawn = paper_folders.Commands()
   monkeypatch.setattr(runs.subprocess, 'run', drawn)
   return drawn
+
+
+def read_csv(folder, name):
+  with (folder / 'paper_s2023' / f'{name}.csv').open(newline='') as f:
+    return list(csv.DictReader(f))
+
+
+def results(folder):
+  return comparison.read(folder, folder.name)
+
+
+def cells(p, classes):
+  """Returns what a table may hold of predictions, by column."""
+  found = metrics.evaluate(p.label, p.prob)
+  values = {column: found[name] for column, name in COLUMNS.items()}
+  values['balanced ACC'] = found['class_recall'].mean()
+  for kind in ('recall', 'precision'):
+    for name, share in zip(classes, found[f'class_{kind}'], strict=True):
+      values[f'{kind}: {name}'] = 100 * share
+      if kind == 'recall':
+        values[f'ACC: {name}'] = share
+  return values
+
+
+def lines_of(run, cohort, columns):
+  """Returns what stands in the lines of a run, by line and column."""
+  whole, parts = run.test(), [p['test'] for p in run.folds.values()]
+  if cohort == 'external':
+    parts = predictions.read_external(run.folder, run.classes).values()
+    whole = run.external()
+  whole, *parts = (cells(p, run.classes) for p in (whole, *parts))
+  each = {c: [part[c] for part in parts] for c in columns if c in whole}
+  return {
+    WHOLE[cohort]: whole,
+    MEAN: {c: np.nanmean(values) for c, values in each.items()},
+    STD: {
+      c: np.std([x for x in values if np.isfinite(x)], ddof=1)
+      for c, values in each.items()
+    },
+  }
+
+
+def assert_cells(row, columns, values):
+  """What is not defined is a cell that is empty."""
+  held = [float(row[column] or 'nan') for column in columns]
+  wanted = [values.get(column, np.nan) for column in columns]
+  assert held == pytest.approx(wanted, rel=1e-5, abs=2e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -46,21 +105,43 @@ def test_numbers_are_those_of_the_runs(
   commands, tmp_path, capsys, flags, names, external
 ):
   given = [K, f'--results_dir={tmp_path}', '--epochs=7']
-  name = flags.split()[0].strip('-').replace('=', '_')
-  with golden_files.stored(f'paper_{name}', tmp_path / 'paper_s2023'):
-    run(*flags.split(), *given)
+  run(*flags.split(), *given)
   given += ['--external_phantom=True'] * external
   about = [(n, 'origin') if n in MODELS else ('kmil', n) for n in names]
   fixed = '-m experiments.kmil --model={} --task={} --heat_maps=0'
   assert [[*c[:5], *sorted(c[5:])] for c in commands.seen] == [
     [*fixed.format(*one).split(), *sorted(given)] for one in about
   ]
+  name = flags.split()[0].strip('-').replace('=', '_')
   out, err = capsys.readouterr()
   assert out == (tmp_path / f'paper_s2023/{name}.md').read_text()
   assert err.count('$ python -m experiments.kmil') == len(names)
   assert 'the phantom cohort, ' in out and '60 slides of 30 cases' in out
   assert '--epochs=7' in out and 'nothing about the accuracy' in out
   assert ('(external: 16 slides of 8 cases)' in out) == external
+  is_wide = name in ('figure_3', 'figure_4')
+  cohorts = [*WHOLE] if is_wide else [[*WHOLE][name == 'table_2']]
+  rows = {}
+  for row in read_csv(tmp_path, name):
+    *labels, source = [*row.values()][: 2 + is_wide]
+    columns = [*row][2 + is_wide :]
+    rows[*labels, source] = row
+  for (key, task), label in zip(about, names, strict=True):
+    one = results(tmp_path / f'{key}_{task}_s2023')
+    for cohort in cohorts:
+      labels = MODELS.get(label, label.upper()), *[cohort] * is_wide
+      wanted = lines_of(one, cohort, columns)
+      known = PAPER[name].values.get(labels)
+      if known:
+        wanted[PAPER[name].source] = known
+      for source, values in wanted.items():
+        assert_cells(rows.pop((*labels, source)), columns, values)
+      for end, sign in (('low', 1), ('high', -1)):
+        row = rows.pop((*labels, f'95 % interval, {end}'))
+        for column in filter(row.get, columns):
+          value = wanted[WHOLE[cohort]][column]
+          assert sign * float(row[column]) <= sign * value
+  assert not rows
   if name.startswith('figure'):
     with Image.open(tmp_path / f'paper_s2023/{name}.png') as picture:
       assert min(picture.size) > 1000
@@ -69,12 +150,49 @@ def test_numbers_are_those_of_the_runs(
 
 @pytest.mark.parametrize('number', [4, 5])
 def test_ablations_are_shown_in_both_orientations(commands, tmp_path, number):
-  """Which instances go, by the variance, as the released code ranks them."""
-  place = tmp_path / 'paper_s2023'
-  with golden_files.stored(f'paper_table_{number}', place):
-    run(f'--table={number}', K, f'--results_dir={tmp_path}')
+  run(f'--table={number}', K, f'--results_dir={tmp_path}')
   ((*command, _, _),) = commands.seen
   assert command == ['-m', 'experiments.ablations']
+  name, root = f'table_{number}', tmp_path / 'ablations_origin_s2023'
+  rows = {tuple(row.values())[:4]: row for row in read_csv(tmp_path, name)}
+  # Which instances go, by the variance, as the released code ranks them.
+  kinds = ('lowest', 'highest')[:: 1 if number == 4 else -1]
+  for score, kind in zip(('var', 'one_minus_var'), kinds, strict=True):
+    settings = getattr(ablation, f'TABLE_{number}')[score]
+    assert [(f'{t:g}',) for t in settings] == [*PAPER[name].values]
+    for t, setting in settings.items():
+      share, dropped = t if number == 4 else 1 - t, 'nothing'
+      wanted = lines_of(results(root / setting), 'internal', COLUMNS)
+      wanted[PAPER[name].source] = PAPER[name].values[f'{t:g}',]
+      if share:
+        dropped = f'{kind} {100 * share:.0f} % of the variance'
+        assert setting == f'{kind}_{share:.2f}'
+        # It is compared with dropping nothing, on the same slides.
+        pair = [results(root / x) for x in ('all', setting)]
+        change = {row['metric']: row for row in comparison.compare(pair)}
+        for source, key in (
+          ('here, minus nothing dropped', 'difference'),
+          ('95 % interval of that, low', 'ci_low'),
+          ('95 % interval of that, high', 'ci_high'),
+        ):
+          wanted[source] = {c: change[m][key] for c, m in COLUMNS.items()}
+      else:
+        assert setting == 'all'
+      for source, values in wanted.items():
+        row = rows[score, f'{t:g}', dropped, source]
+        assert_cells(row, COLUMNS, values)
+
+
+def test_table_3_adds_up_both_stages(monkeypatch, tmp_path):
+  monkeypatch.setattr(cost, 'flops', lambda *_: None)  # A backend without it.
+  run('--table=3', '--models=kmil', f'--results_dir={tmp_path}')
+  here, _ = read_csv(tmp_path, 'table_3')
+  # ABMIL and DSMIL, both on all instances.
+  parameters, operations = (530_182 + 178_442) / 1000, 52.45952 + 16.02048
+  held = [float(x) for x in [*here.values()][2:5]]
+  assert held[:2] == pytest.approx([operations, parameters], abs=1e-3)
+  assert 0 < held[2] < 10
+  assert here["operations (M), XLA's count"] == ''
 
 
 @pytest.mark.parametrize('classes', [2, 3, 5])
@@ -97,7 +215,7 @@ def test_the_area_below_the_curve_is_the_auroc_of_the_tables(classes, ties):
 def test_a_figure_draws_values_intervals_means_and_the_papers():
   lines = {
     MEAN: [None, 0.45],
-    'here, all folds pooled': [None, 0.5],
+    WHOLE['internal']: [None, 0.5],
     INTERVAL: [(None, None), (0.4, 0.6)],
   }
   row = Row(('KMIL',), lines)

@@ -1,7 +1,4 @@
-"""Predictions are read as written, and joined slide by slide.
-
-Those of the first edition, in one file, are read in tests/golden.
-"""
+"""Predictions are read as written, and joined slide by slide."""
 
 import dataclasses
 import shutil
@@ -47,6 +44,21 @@ def test_predictions_are_read_as_written_fold_by_fold(tmp_path):
   assert header == columns + [f'prob_{c}' for c in CLASSES]
   pred = CLASSES[p.prob[0].argmax()]
   assert first[:6] == [p.case[0], p.slide[0], '2', 'val', CLASSES[0], pred]
+
+
+def test_files_of_the_first_edition_hold_both_parts(tmp_path):
+  want = write(tmp_path, 0)
+  folder = fold_folder(tmp_path, 0)
+  test, val = map(folder.at, ('predictions.csv', 'validation_predictions.csv'))
+  rows = rows_of(val) + rows_of(test)[1:]
+  val.unlink()
+  folder.write('predictions.csv', rows)
+  (got,) = predictions.read_folds(Folder(tmp_path), CLASSES).values()
+  for name in ('val', 'test'):
+    equal(got[name], want[name])
+  folder.write('predictions.csv', [row for row in rows if row[3] != 'val'])
+  with pytest.raises(ResultsError, match="no rows of the split 'val'"):
+    predictions.read_folds(Folder(tmp_path), CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,13 @@ from drawn_results import (
   write,
   write_external,
 )
-import golden_files
 import numpy as np
 import pytest
 
 from experiments.evaluation import predictions, summary as summaries
 from experiments.evaluation.predictions import Predictions
 from experiments.run.results import Folder
-from kmil_jax import calibration
+from kmil_jax import calibration, delong, intervals, metrics
 
 
 def summarise(path):
@@ -32,13 +31,78 @@ def about(value):
   return pytest.approx(value, abs=1e-6)
 
 
+def assert_metrics(found, whole, each, name):
+  """Holds metrics of a summary against those of the predictions."""
+  values = metrics.evaluate(whole.label, whole.prob)
+  bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
+  by_fold = [metrics.evaluate(p.label, p.prob) for p in each]
+  assert tuple(found) == metrics.NAMES
+  for metric, got in found.items():
+    of_folds = [fold[metric] for fold in by_fold]
+    low, high = bounds[metric]
+    assert got.pop('per_fold') == about(of_folds)
+    assert got == about(
+      {
+        'mean': np.mean(of_folds),
+        'std': np.std(of_folds, ddof=1),
+        name: values[metric],
+        'ci_low': low,
+        'ci_high': high,
+      }
+    )
+
+
 def test_a_summary_keeps_its_contract(tmp_path):
-  for fold in (0, 2):
-    write(tmp_path, fold)
-  with golden_files.stored('summary', tmp_path):
-    summarise(tmp_path)
+  parts = {fold: write(tmp_path, fold) for fold in (0, 2)}
+  summary = summarise(tmp_path)
+  assert summary['model'] == 'kmil' and summary['task'] == 'a'
+  assert summary['classes'] == list(CLASSES) and summary['k'] == 4
+  assert summary['folds'] == [0, 2]
+  tests = [p['test'] for p in parts.values()]
+  test = predictions.pool(tests)
+  assert len(test) == 16
+  assert_metrics(summary['metrics'], test, tests, 'pooled')
+  bounds = intervals.of_metrics(test.label, test.prob, test.case)
+  table = np.zeros((3, 3), int)
+  np.add.at(table, (test.label, test.prob.argmax(1)), 1)
+  assert summary['confusion'] == table.tolist()
+  assert list(summary['per_class']) == list(CLASSES)
+  value, covariance = delong.covariance(
+    test.label == np.arange(3)[:, None], test.prob.T, test.case
+  )
+  for c, got in enumerate(summary['per_class'].values()):
+    want = {
+      'precision': table[c, c] / table[:, c].sum(),
+      'recall': table[c, c] / table[c].sum(),
+      'auroc': metrics.auroc(test.label == c, test.prob[:, c]),
+      'slides': table[c].sum(),
+    }
+    for name in ('precision', 'recall', 'auroc'):
+      ends = bounds[f'class_{name}'][:, c]
+      want[f'{name}_ci_low'], want[f'{name}_ci_high'] = ends
+    closed = got.pop('auroc_delong')
+    assert got == about(want)
+    ends = delong.interval(value[c], covariance[c, c])
+    assert tuple(closed.values()) == about(ends)
   # The mean over classes; of two classes, the second.
+  ends = delong.interval(value.mean(), covariance.mean())
+  assert tuple(summary['auroc_delong'].values()) == about(ends)
   assert summaries.summary_weight(2).tolist() == [0, 1]
+
+  long = {
+    'auc': 'auroc',
+    'acc': 'accuracy',
+    'balanced_acc': 'balanced_accuracy',
+  }
+  header, *lines = rows_of(tmp_path / 'summary.csv')
+  assert header[:5] == ['folds', 'test_auc', 'val_auc', 'test_acc', 'val_acc']
+  assert len(header) == 11 and [line[0] for line in lines] == ['0', '2']
+  for line, of_fold in zip(lines, parts.values(), strict=True):
+    for column, text in zip(header[1:], line[1:], strict=True):
+      name, _, short = column.partition('_')
+      p = of_fold[name]
+      value = metrics.evaluate(p.label, p.prob)[long.get(short, short)]
+      assert float(text) == about(value), column
 
 
 def test_a_class_missing_in_a_fold_is_undefined_not_nan(tmp_path):
@@ -97,15 +161,28 @@ def test_a_fold_of_one_slide_and_one_without_validation(tmp_path):
 
 
 def test_the_external_cohort_has_its_block(tmp_path):
+  external = {}
   for fold in (0, 1, 3):
     write(tmp_path, fold)
     prob = part(60 + fold, 20).prob
-    external = dataclasses.replace(part(50, 20), prob=prob)
-    write_external(tmp_path, fold, external)
-  with golden_files.stored('summary_external', tmp_path):
-    table = summaries.text(summarise(tmp_path))
+    external[fold] = dataclasses.replace(part(50, 20), prob=prob)
+    write_external(tmp_path, fold, external[fold])
+  summary = summarise(tmp_path)
+  got, mean = summary['external'], predictions.mean(external)
+  table = summaries.text(summary)
   assert 'external cohort, 20 slides of 10 cases' in table
+  assert f'{got["metrics"]["auroc"]["ensemble"]:.3f}' in table
   assert max(map(len, table.splitlines())) <= 80
+  assert (got['slides'], got['cases']) == (20, 10)
+  assert got['folds'] == [0, 1, 3]
+  assert_metrics(got['metrics'], mean, external.values(), 'ensemble')
+  header, *lines = rows_of(tmp_path / 'external_predictions.csv')
+  assert header == predictions.rows({}, 'external', CLASSES)[0]
+  names = [name for name in ('0', '1', '3', 'mean') for _ in range(20)]
+  assert [line[2:4] for line in lines] == [[n, 'external'] for n in names]
+  for line in lines[-20:]:
+    (i,) = np.flatnonzero(mean.slide == line[1])
+    np.testing.assert_array_equal(np.float64(line[6:]), mean.prob[i])
 
 
 def too_sure(seed, n, right=0.5, classes=3):

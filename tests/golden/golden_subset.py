@@ -100,17 +100,17 @@ def _short(values):
   return float(f'{values:.8g}') if isinstance(values, float) else values
 
 
-def pretty(values, indent: str = '\n') -> str:
+def _pretty(values, indent: str = '\n') -> str:
   """Returns JSON with a line for each key, and for each list of values."""
   deeper = f'{indent} '
   if isinstance(values, dict) and values:
     text = lambda key: json.dumps(key, ensure_ascii=False)
-    lines = [f'{text(k)}: {pretty(v, deeper)}' for k, v in values.items()]
+    lines = [f'{text(k)}: {_pretty(v, deeper)}' for k, v in values.items()]
     return '{' + deeper + f',{deeper}'.join(lines) + indent + '}'
   if isinstance(values, list) and any(
     isinstance(value, dict | list) for value in values
   ):
-    lines = [pretty(value, deeper) for value in values]
+    lines = [_pretty(value, deeper) for value in values]
     return '[' + deeper + f',{deeper}'.join(lines) + indent + ']'
   return json.dumps(values, ensure_ascii=False)
 
@@ -129,4 +129,4 @@ def store(words: list[str]) -> None:
         for command in chain.commands:
           for what in golden_runner.unexpected(command, records[command.name]):
             raise SystemExit(f'{chain.name}/{command.name}: {what}')
-        _path(chain).write_text(pretty(records) + '\n', encoding='utf-8')
+        _path(chain).write_text(_pretty(records) + '\n', encoding='utf-8')

@@ -153,6 +153,7 @@ def test_predictions(model, platform, precision):
   x = np.ones((8, WIDTH), np.float32)
   with cpu.lowering_for(platform):
     assert_all(precision, design.predict, weights, x, jnp.int32(7))
+  assert design.predictor(weights)(x)['prob'].shape == (1, CLASSES)
 
 
 @everywhere

@@ -38,6 +38,14 @@ def test_ten_folds_together_equal_each_fold_alone(tmp_path, model, batch):
     close(alone_prob[0], prob[fold])
 
 
+@pytest.mark.parametrize('batch', [1, 4])
+def test_streamed_features_give_what_resident_ones_give(tmp_path, batch):
+  resident = losses_and_prob(tmp_path / 'resident', batch=batch)
+  streamed = losses_and_prob(tmp_path / 'streamed', batch=batch, streamed=True)
+  for got, want in zip(streamed, resident, strict=True):
+    close(got, want)
+
+
 @pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 8)])
 def test_features_spread_over_devices_give_what_copies_give(
   tmp_path, model, batch
