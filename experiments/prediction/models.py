@@ -159,28 +159,19 @@ class Models(Folds):
     table = labels.read(self.folder().at('cohort.csv'))
     slides = set(table.slide.tolist())
     cases = set(map(labels.same_patient, table.case.tolist())) - {''}
-    same = [slide for slide in slide_ids if slide in slides]
-    others = {
-      slide: case_of[slide]
-      for slide in slide_ids
-      if slide not in slides
-      and labels.same_patient(case_of.get(slide, '')) in cases
-    }
-    for seen, words, names in (
-      (same, 'have the ids of slides', same),
-      (others, 'are of patients', sorted(set(others.values()))),
-    ):
-      if seen:
+    known = dict.fromkeys(slide_ids, 'no')
+    for slide in known:
+      if labels.same_patient(case_of.get(slide, '')) in cases:
+        known[slide] = 'patient'
+    known |= dict.fromkeys(slides & known.keys(), 'slide')
+    for kind, words in ('slide', 'have the ids of'), ('patient', 'are of'):
+      if seen := [slide for slide in known if known[slide] == kind]:
         print(
-          f'warning: {len(seen)} slides {words} of the training:'
-          f' {files.first_of(names)}. Their predictions are no test of the'
+          f'warning: {len(seen)} slides {words} {kind}s of the training:'
+          f' {files.first_of(seen)}. Their predictions are no test of the'
           ' models.'
         )
-    return (
-      dict.fromkeys(slide_ids, 'no')
-      | dict.fromkeys(same, 'slide')
-      | dict.fromkeys(others, 'patient')
-    )
+    return known
 
 
 def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
