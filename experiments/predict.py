@@ -20,10 +20,10 @@ import pathlib
 import sys
 
 from data.features import FeatureError
-from data.files import first_of
+from data.labels import ManifestError
 from data.slides import SlideError, slide_id
 from experiments.encoding.tiles import Scale
-from experiments.prediction import bags, models, outputs
+from experiments.prediction import bags, outputs
 from experiments.prediction.models import Models, PredictionError
 from experiments.run import results, start
 from experiments.run.check import Check, Findings
@@ -128,20 +128,16 @@ def run(
   everything = [trained, slides, scale, check, output, cache]
   inputs, failures = {'model_sha256': list(card.sha256)}, {}
   with results.opened(path, everything, inputs) as folder:
+    folder.at(outputs.CASES).unlink(missing_ok=True)  # Of an earlier table.
     if slides.slides_dir:
       features_dir = folder.at('features')
       failures = extraction.extract(cohort, features_dir, encoder)
       encoded = [name for name in names if name not in failures]
       slide_bags = bags.find(features_dir, card, encoded, cache.cache_dir)
       slide_bags.check()
-    known = models.slides(trained.folder()) if trained.run else set()
-    if known := sorted(known & set(slide_bags.ids)):
-      print(
-        f'warning: {len(known)} slides have the ids of slides of the training:'
-        f' {first_of(known)}. Their predictions are no test of the models.'
-      )
+    trained_on = trained.known(slide_bags.ids, case_of)
     failures = outputs.predict(
-      slide_bags, card, predict, folder, failures, case_of
+      slide_bags, card, predict, folder, failures, case_of, trained_on
     )
   print(f'predictions in {path / "predictions.csv"}')
   if slides.slides_dir and not failures:
@@ -154,7 +150,7 @@ def run(
 
 
 main = start.script(
-  run, (ExportError, FeatureError, PredictionError, SlideError)
+  run, (ExportError, FeatureError, ManifestError, PredictionError, SlideError)
 )
 
 

@@ -86,17 +86,17 @@ class Slides(Source):
 
   def notes(self) -> dict[str, str]:
     """Returns what makes a slide no test of the models, of those it does."""
-    part_of = {row['slide_id']: row.get('split') for row in self._rows()}
     notes = {
-      slide: tile_scores.VALIDATION
-      for slide, part in part_of.items()
-      if part == 'val'
+      'val': tile_scores.VALIDATION,
+      'slide': tile_scores.TRAINING,
+      'patient': tile_scores.PATIENT,
     }
-    run = self.folder().config().values.get('run')  # Of experiments.predict.
-    if run and (trained := Folder(run)).has('cohort.csv'):
-      seen = [row['slide_id'] for row in trained.read('cohort.csv')]
-      notes |= dict.fromkeys(part_of.keys() & seen, tile_scores.TRAINING)
-    return notes
+    found = {}
+    for row in self._rows():
+      kind = row.get('trained_on') or row.get('split')
+      if kind in notes:
+        found[row['slide_id']] = notes[kind]
+    return found
 
   def predictions(self) -> dict[str, dict[str, float]]:
     """Returns each slide's mean probability of every class, as tables have it.

@@ -26,6 +26,7 @@ COLOURS = ('viridis', 'YlGn', 'coolwarm', 'jet')
 # What makes a slide no test of the models.
 VALIDATION = 'validation slide, not a test'
 TRAINING = 'slide of the training, not a test'
+PATIENT = 'patient of the training, not a test'
 _SAME = ('coords', 'side', 'classes', 'size', 'mpp')  # In all folds.
 _FAR = 2**31  # No pixel is there, and no score is so large.
 

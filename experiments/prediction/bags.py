@@ -93,7 +93,13 @@ def cases(
       + labels.hints(missing, spare, '{} among the slides, {} in the CSV')
     )
   known = {slide: of[slide] for slide in slide_ids if slide in of}
-  for warning in labels.leaks(known.values()):
+  warnings = labels.leaks(known.values())
+  if not missing:  # What is wrong is of other slides, but two rows of one.
+    slide_of = lambda fault: fault.removeprefix('slide ').rpartition(': ')[0]
+    ours = [fault for fault in faults if slide_of(fault) in known]
+    warnings += [fault for fault in faults if fault not in ours]
+    faults = ours
+  for warning in warnings:
     print(f'warning: {csv_path}: {warning}')
   return known, [f'{csv_path}: {fault}' for fault in faults]
 

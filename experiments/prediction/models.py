@@ -4,7 +4,7 @@ Those of a results folder, or of a file of experiments.export, which runs
 without the code of the models.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data import files, labels
 from experiments.evaluation import predictions, summary
 from experiments.run.options import free
 from experiments.run.results import Folder, ResultsError
@@ -138,6 +139,40 @@ class Models(Folds):
       )
     return card, predict
 
+  def known(
+    self, slide_ids: Sequence[str], case_of: Mapping[str, str]
+  ) -> dict[str, str]:
+    """Returns what the training knows of each slide; warns if it knows any.
+
+    That is 'slide', 'patient' if it knows other slides of the slide's case, or
+    'no'. Nothing is returned where no cohort.csv lists the training's slides.
+
+    Args:
+      slide_ids: which may be predicted.
+      case_of: case of each, if it is known.
+
+    Raises:
+      data.labels.ManifestError: if cohort.csv is damaged.
+    """
+    if not self.run or not self.folder().has('cohort.csv'):
+      return {}
+    table = labels.read(self.folder().at('cohort.csv'))
+    slides = set(table.slide.tolist())
+    cases = set(map(labels.same_patient, table.case.tolist())) - {''}
+    known = dict.fromkeys(slide_ids, 'no')
+    for slide in known:
+      if labels.same_patient(case_of.get(slide, '')) in cases:
+        known[slide] = 'patient'
+    known |= dict.fromkeys(slides & known.keys(), 'slide')
+    for kind, words in ('slide', 'have the ids of'), ('patient', 'are of'):
+      if seen := [slide for slide in known if known[slide] == kind]:
+        print(
+          f'warning: {len(seen)} slides {words} {kind}s of the training:'
+          f' {files.first_of(seen)}. Their predictions are no test of the'
+          ' models.'
+        )
+    return known
+
 
 def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
   """Returns the models of a results folder, and the card of them.
@@ -192,13 +227,6 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
     made_by=tuple(config.made_by),
   )
   return card, trained
-
-
-def slides(folder: Folder) -> set[str]:
-  """Returns the slides that a results folder is of, as far as it lists them."""
-  if not folder.has('cohort.csv'):  # Of an older version.
-    return set()
-  return {row['slide_id'] for row in folder.read('cohort.csv')}
 
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from experiments.run.results import Folder
 from kmil_jax import calibration
 from kmil_jax.export import Predictor
 
+CASES = predictions.CASES
 _MARKS = ('model_sha256', 'features_sha256', 'temperature')
 
 
@@ -28,6 +29,7 @@ def predict(
   folder: Folder,
   failures: Mapping[str, str] | None = None,
   case_of: Mapping[str, str] | None = None,
+  trained_on: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
   """Writes what models predict of slides, into files of each and tables of all.
 
@@ -45,6 +47,7 @@ def predict(
     failures: other slides, which have no features, and the reasons.
     case_of: case of each slide, if known: predictions_cases.csv then has those
       of cases, as a training's.
+    trained_on: what the training knows of each slide, see `Models.known`.
 
   Returns:
     By slide without a prediction the reason; none of their files stay.
@@ -85,11 +88,10 @@ def predict(
         path.unlink()
   failures = dict(sorted(failures.items()))
   folder.write('failures.csv', [['slide_id', 'reason'], *failures.items()])
-  lines, means = _rows(card, predicted)
+  lines, means = _rows(card, predicted, trained_on or {})
   folder.write('predictions.csv', lines)
   print(f'slides: {_counts(means, card)}')
-  if not case_of:  # Those of an earlier table may be others.
-    folder.at(predictions.CASES).unlink(missing_ok=True)
+  if not case_of:
     return failures
   slides = sorted(predicted)
   p = Predictions(
@@ -100,16 +102,22 @@ def predict(
   )
   fold = 'mean' if len(card.folds) > 1 else card.folds[0]
   lines = predictions.case_rows({fold: p}, card.classes)
-  folder.write(predictions.CASES, lines)
+  folder.write(CASES, lines)
   for how in predictions.JOINED:
     prob = predictions.of_cases(p, how).prob
     print(f'patients, by the {how} of their slides: {_counts(prob, card)}')
-  print(f'predictions of patients in {folder.at(predictions.CASES)}')
-  if failed := sorted({case_of[s] for s in failures.keys() & case_of.keys()}):
-    print(
-      f'warning: {len(failed)} patients have slides without a prediction:'
-      f' {files.first_of(failed)}. Their other slides count alone.'
-    )
+  print(f'predictions of patients in {folder.at(CASES)}')
+  failed = {case_of[slide] for slide in failures.keys() & case_of.keys()}
+  there = failed & set(p.case.tolist())
+  for cases, lack, then in (
+    (there, 'slides without a', 'Their other slides count alone'),
+    (failed - there, 'no', 'None of their slides could be predicted'),
+  ):
+    if cases:
+      print(
+        f'warning: {len(cases)} patients have {lack} prediction:'
+        f' {files.first_of(sorted(cases))}. {then}.'
+      )
   return failures
 
 
@@ -121,7 +129,9 @@ def _counts(prob: np.ndarray, card: Card) -> str:
 
 
 def _rows(
-  card: Card, predicted: Mapping[str, tuple[np.ndarray, int]]
+  card: Card,
+  predicted: Mapping[str, tuple[np.ndarray, int]],
+  trained_on: Mapping[str, str],
 ) -> tuple[list[list], np.ndarray]:
   """Returns the rows of predictions.csv, and the mean probabilities, [n, C].
 
@@ -133,11 +143,12 @@ def _rows(
   Args:
     card: of the models.
     predicted: probabilities [R, C] and number of instances, by slide.
+    trained_on: as for `predict`.
   """
   columns = [f'prob_{c}' for c in card.classes]
   header = ['slide_id', 'pred', *columns, *(f'std_{c}' for c in card.classes)]
   header += [f'fold_{i}_{column}' for i in card.folds for column in columns]
-  lines = [[*header, 'instances', 'calibrated']]
+  lines = [[*header, 'instances', 'calibrated', 'trained_on']]
   has = [t is not None for t in card.temperature]
   calibrated = 'yes' if all(has) else 'partly' if any(has) else 'no'
   means = []
@@ -151,7 +162,8 @@ def _rows(
     means.append(mean)
     pred = card.classes[mean.argmax()]
     values = [*mean.tolist(), *spread, *prob.ravel().tolist()]
-    lines.append([slide, pred, *values, instances, calibrated])
+    about = instances, calibrated, trained_on.get(slide)
+    lines.append([slide, pred, *values, *about])
   return lines, np.reshape(means, (-1, len(card.classes)))
 
 

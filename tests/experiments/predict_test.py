@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 
 import feature_folder
 from flax import traverse_util
@@ -108,7 +109,9 @@ def test_folds_are_calibrated_each_and_averaged(
   assert {row['calibrated'] for row in found} == {'partly'}
 
 
-def test_patients_are_predicted_beside_their_slides(finished, tmp_path, capsys):
+def test_patients_are_predicted_beside_their_slides(
+  finished, tmp_path, monkeypatch, capsys
+):
   source = some_features(finished, tmp_path / 'features', NAMES)
   table = tmp_path / 'cases.csv'
   table.write_text(
@@ -146,6 +149,11 @@ def test_patients_are_predicted_beside_their_slides(finished, tmp_path, capsys):
   assert [how for how, _ in lines] == ['mean', 'max']
   run()  # Without patients none are left that may be of other slides.
   assert not path.exists()
+  path.touch()  # Nor while a run is unfinished.
+  with pytest.raises(SystemExit), monkeypatch.context() as patched:
+    patched.setattr(outputs, 'predict', lambda *_: sys.exit('stopped'))
+    run(f'--csv_path={table}')
+  assert not path.exists()
   table.write_text('case_id,slide_id\nb,slide_000\na,SLIDE_1\n,slide_002\n')
   message = (
     'no row of 3 of 4 slides: slide_001, slide_002, slide_003. Add them, or'
@@ -157,6 +165,47 @@ def test_patients_are_predicted_beside_their_slides(finished, tmp_path, capsys):
   with pytest.raises(SystemExit):
     run(f'--csv_path={table}', '--check')
   assert f'problem: {table}: {message}' in capsys.readouterr().out
+  # What is wrong with the rows of other slides only warns.
+  table.write_text('case_id,slide_id\na,x\nb,y\nb,y\n,z\n')
+  assert bags.cases(table, ['x']) == ({'x': 'a'}, [])
+  printed = capsys.readouterr().out
+  for fault in 'row 5: empty case_id', 'slide y: 2 rows':
+    assert f'warning: {table}: {fault}\n' in printed
+  assert bags.cases(table, ['x', 'y'])[1] == [f'{table}: slide y: 2 rows']
+
+
+def test_slides_and_patients_of_the_training_are_named(
+  finished, tmp_path, capsys
+):
+  cohort = rows(finished[0] / 'cohort.csv')
+  case = cohort[0]['case_id']
+  given = NAMES[0], 'other', 'new'
+  case_of = {NAMES[0]: case, 'other': f' {case.upper()}', 'new': 'p'}
+  known = trained.Models(run=finished[0]).known(given, case_of)
+  assert known == dict(zip(given, ('slide', 'patient', 'no'), strict=True))
+  printed = capsys.readouterr().out
+  assert '1 slides have the ids of slides of the training: slide_0' in printed
+  assert '1 slides are of patients of the training: other. Their' in printed
+  assert trained.Models(model=tmp_path).known(given, case_of) == {}
+
+
+def test_patients_without_any_prediction_are_named_apart(
+  finished, models, tmp_path, capsys
+):
+  source = some_features(finished, tmp_path / 'features', NAMES[:1])
+  outputs.predict(
+    bags.find(source, models[0]),
+    *models,
+    Folder(tmp_path),
+    {'x': 'broken', 'y': 'broken'},
+    {NAMES[0]: 'a', 'x': 'a', 'y': 'b'},
+    {NAMES[0]: 'patient'},
+  )
+  printed = capsys.readouterr().out
+  assert '1 patients have slides without a prediction: a. Their' in printed
+  assert '1 patients have no prediction: b. None' in printed
+  (row,) = rows(tmp_path / 'predictions.csv')
+  assert row['trained_on'] == 'patient'
 
 
 def test_one_fold_is_one_of_all(finished, predicted, tmp_path, capsys):

@@ -277,13 +277,17 @@ def test_what_is_no_test_of_the_models_is_noted(tmp_path):
   path = tmp_path / 'fold_0' / 'predictions.csv'
   path.rename(path.with_name('validation_predictions.csv'))
   assert Slides(tmp_path).notes() == {'a': tile_scores.VALIDATION}
-  # Of slides that the models were trained on, and of others.
-  (tmp_path / 'cohort.csv').write_text('slide_id\na\n')
+  # As experiments.predict writes it: wherever the training's folder is now.
   folder = tmp_path / 'predicted'
   folder.mkdir()
-  drawn_maps.write_config(folder, flags={'run': str(tmp_path)})
-  (folder / 'predictions.csv').write_text('slide_id,prob_x\na,1\nb,1\n')
-  assert Slides(folder).notes() == {'a': tile_scores.TRAINING}
+  drawn_maps.write_config(folder, flags={'run': 'moved'})
+  (folder / 'predictions.csv').write_text(
+    'slide_id,prob_x,trained_on\na,1,slide\nb,1,patient\nc,1,no\nd,1,\n'
+  )
+  assert Slides(folder).notes() == {
+    'a': tile_scores.TRAINING,
+    'b': tile_scores.PATIENT,
+  }
 
 
 def test_known_outlines_come_with_their_slide(served, viewed, tmp_path):
