@@ -187,7 +187,7 @@ def absent(objects: Sequence[Any]) -> dict[str, pathlib.Path]:
     for one in objects
     for option in _options((type(one),))
     if isinstance(path := getattr(one, option.name), pathlib.Path)
-    and not (option.made or path.exists())
+    and not (option.made or files.exists(path))
   }
 
 

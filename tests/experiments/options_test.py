@@ -211,6 +211,8 @@ def test_a_path_that_is_absent_is_named_once(problem, known):
   findings.add_absent([Input(pathlib.Path('a'))])
   absent = [] if known else ['--slides=a: no such file or folder.']
   assert findings.problems == [problem, *absent]
+  findings.add_absent([Input(pathlib.Path('b' * 300))])  # No file can be so.
+  assert findings.problems[-1].endswith('bb: no such file or folder.')
 
 
 def test_every_script_is_listed_with_what_it_does(capsys):
