@@ -20,6 +20,7 @@ import unicodedata
 import uuid
 import warnings
 
+_OF_SYSTEMS = '__macosx', 'thumbs.db', 'desktop.ini'
 _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _SHOWN = 10  # Names in one message.
 _SEPARATORS = ',;\t|'  # Of cells; the first that gives the columns.
@@ -119,7 +120,7 @@ def link_fault(path: Path) -> str:
 
 def hidden(name: str) -> bool:
   """Returns whether a file or folder of that name is for nobody to see."""
-  return name.startswith('.') or name == '__MACOSX'
+  return name.startswith('.') or name.lower() in _OF_SYSTEMS
 
 
 def hash_of_edges(path: Path, middle: bool = False) -> str:

@@ -91,10 +91,11 @@ def load(
   """
   rows = _rows(images_csv)
   images_dir, masks_dir = pathlib.Path(images_dir), pathlib.Path(masks_dir)
-  there = collections.defaultdict(list)  # By path without the extension.
+  # By path without the extension, and without capitals in its name.
+  there = collections.defaultdict(list)
   for folder in {images_dir, masks_dir}:
     for path in files.listed(folder, pattern='*'):
-      there[folder / files.clean(path.stem)].append(path)
+      there[folder / files.clean(path.stem).casefold()].append(path)
   faults, checked = [], []
   for row in rows:
     try:
@@ -155,9 +156,15 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
   return sorted(rows, key=lambda row: row['image_id'])
 
 
-def _find(paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
-  """Returns the one of some files that can be read; None if none can."""
+def _find(name: str, paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
+  """Returns the one of some files that has the name and can be read, if any.
+
+  One in other capitals has it where the disk does not tell them apart.
+  """
   found = [path for path in paths if path.suffix.lower() in _SUFFIXES]
+  found = [p for p in found if files.clean(p.stem) == name] or [
+    p for p in found if files.exists(p.with_name(f'{name}{p.suffix}'))
+  ]
   if len(found) > 1:
     raise ImageError(f'{found[0]} and {found[1]}: which of them is it?')
   return found[0] if found else None
@@ -172,8 +179,9 @@ def _check(
 ) -> tuple[bool, pathlib.Path, pathlib.Path | None, bytes]:
   """Returns whether there is tumour, the files, and a hash of the image."""
   name, label = row['image_id'], row.get('label', '')
-  some = [there[folder / name] for folder in (images_dir, masks_dir)]
-  image_path, mask_path = map(_find, some)
+  folders = images_dir, masks_dir
+  some = [there[folder / name.casefold()] for folder in folders]
+  image_path, mask_path = (_find(name, paths) for paths in some)
   other = [f'. There is {files.first_of(s)}' * bool(s) for s in some]
   if image_path is None:
     path = images_dir / name

@@ -33,9 +33,9 @@ def run(
   settings = options.settings(Model(), training, output.seed)
   given = [data, folds, training, check, output, machine]
   numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
-  material = preflight.begin(given, settings, training.store, numbers)
-  inputs, about = material.inputs(), material.about()
   root = output.folder(f'ablations_{data.task}')
+  material = preflight.begin(root, given, settings, training.store, numbers)
+  inputs, about = material.inputs(), material.about()
   parts = {name: Folder(root / name) for name in SETTINGS}
   with results.opened(root, given, inputs, about) as folder:
     runs = []

@@ -50,14 +50,14 @@ def run(
     *(check, output, machine),
   ]
   planned = [*itertools.product(range(requested.seeds), numbers)]
-  material = preflight.begin(given, settings, training.store, planned)
+  path = output.folder(f'{model.model}_{data.task}')
+  material = preflight.begin(path, given, settings, training.store, planned)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
   for line in preflight.describe_folds(cohort, splits):
     show(line)
 
-  path = output.folder(f'{model.model}_{data.task}')
   inputs, about = material.inputs(), material.about()
   with results.opened(path, given, inputs, about) as folder:
     parts = crossval.folders_of_seeds(folder, output.seed, requested.seeds)

@@ -28,9 +28,9 @@ def run(
   """Fits a regression in each fold, writes tables, pictures and report."""
 
   given = [regression, data, folds, check, output, machine]
-  material = preflight.begin(given)
-  cohort = material.cohort
   path = output.folder(f'mean_pooling_{data.task}')
+  material = preflight.begin(path, given)
+  cohort = material.cohort
   with results.opened(
     path, given, material.inputs(), material.about()
   ) as folder:

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 import datetime
+import pathlib
 import sys
 from typing import Any, NoReturn
 
@@ -32,10 +33,11 @@ _HIDDEN = 1024  # Numbers that a model holds for an instance, besides features.
 _LAUNCH = 1e-4  # Seconds that a step takes however small it is.
 
 
-def begin(options: Sequence[Any], *plan: Any) -> Material:
+def begin(path: pathlib.Path, options: Sequence[Any], *plan: Any) -> Material:
   """Prints options and loads what they name; with --check the script ends here.
 
   Args:
+    path: of the results folder.
     options: of the script, as they were resolved.
     *plan: what `check` takes besides.
 
@@ -47,7 +49,7 @@ def begin(options: Sequence[Any], *plan: Any) -> Material:
   start.show_options(options)
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
-  material.findings.add_folder(of[start.Output].results_dir)
+  material.findings.add_folder(path)
   if of[Check].check:
     material.findings.add_absent(options)
     check(material, *plan)

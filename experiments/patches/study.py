@@ -13,15 +13,19 @@ prints, writes and puts into report.html.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 from typing import Any
 
+from data.labelled_tiles import TileError
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
 from experiments.run.check import Findings, gathered
 from experiments.run.start import Output, show
 from kmil_jax import parallel
+
+_FOUND = 'equal_tiles.json'  # What `Material.search` found.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,11 +36,13 @@ class Material:
     note: what a reader needs to know of it.
     is_phantom: whether it was rendered.
     warnings: what may be wrong with it.
+    search: finds more of that, and takes its time: done once for a folder.
   """
 
   note: str = ''
   is_phantom: bool = False
   warnings: Sequence[str] = ()
+  search: Callable[[], Sequence[str]] | None = None
 
   @property
   def inputs(self) -> Mapping[str, Any]:
@@ -174,11 +180,20 @@ def run(
   path = output.folder(paper.name)
   if check:
     material.check(findings)
+    with contextlib.suppress(TileError):  # It is among the problems by now.
+      findings.warnings += material.search() if material.search else ()
     findings.add_folder(path)
     findings.close()
   if parallel.is_first():
     findings.warn()
   with results.opened(path, options, material.inputs) as folder:
+    if material.search and parallel.is_first():
+      if not folder.at(_FOUND).exists():
+        folder.write(_FOUND, material.search())
+      found = Findings(warnings=folder.read(_FOUND, [str]))
+      found.warn()
+      findings.warnings += found.warnings
+    parallel.wait_for_all('search')
     faults, shown = [], []
     for item in stages(Study(folder, recipe, output.seed)):
       match item:
@@ -199,7 +214,7 @@ def run(
       _report(
         folder,
         material.is_phantom,
-        [*material.warnings, *map(str, faults)],
+        [*findings.warnings, *map(str, faults)],
         paper=paper,
         note=material.note,
         counts=counts,

@@ -1,8 +1,7 @@
 """Labelled tiles of a study: their files, parts, hash and check."""
 
 import collections
-from collections.abc import Callable, Mapping
-import contextlib
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import itertools
@@ -15,6 +14,7 @@ from data.files import first_of
 from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments.evaluation.tables import Row, Table
+from experiments.run import progress
 from experiments.run.check import Findings
 from experiments.run.options import free
 from kmil_jax import splits
@@ -120,19 +120,30 @@ def fingerprint(tiles: LabelledTiles) -> str:
   return digest.hexdigest()
 
 
-def shared(tiles: LabelledTiles) -> list[str]:
+def shared(sets: Sequence[LabelledTiles]) -> list[str]:
   """Returns a warning of equal tiles of several groups, if there are any.
 
-  Those of one colour, as of glass, may be equal. All are decoded; one that
-  cannot be is named where tiles are used.
+  Those of one colour, as of glass, may be equal. All are decoded.
+
+  Args:
+    sets: in which no id is twice.
+
+  Raises:
+    TileError: naming tiles that cannot be decoded.
   """
-  owners, n = collections.defaultdict(dict), len(tiles)
-  with contextlib.suppress(TileError):
-    for rows in np.array_split(np.arange(n), n // _AT_ONCE + 1):
-      for row, image in zip(rows, tiles.load(rows), strict=True):
-        if (image != image[0, 0]).any():
-          same = owners[hashlib.sha256(image).digest()]
-          same[str(tiles.id[row])] = tiles.group[row]
+  owners, n = collections.defaultdict(dict), sum(map(len, sets))
+  about = {'desc': 'equal tiles', 'unit': 'tile', 'delay': progress.PATIENCE}
+  with progress.bar(total=n, **about) as bar:
+    for tiles in sets:
+      for first in range(0, len(tiles), _AT_ONCE):
+        rows = np.arange(len(tiles))[first : first + _AT_ONCE]
+        held = tiles.pixels
+        images = tiles.load(rows) if held is None else held[rows]
+        for row, image in zip(rows, images, strict=True):
+          if (image != image[0, 0]).any():
+            same = owners[hashlib.sha256(image).digest()]
+            same[str(tiles.id[row])] = tiles.group[row]
+        bar.update(len(rows))
   pairs = [
     ' and '.join(list(same)[:3])
     for same in owners.values()

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 import warnings
@@ -26,11 +27,17 @@ class Check:
 
 @contextlib.contextmanager
 def gathered(messages: list[str]) -> Iterator[None]:
-  """Adds what the block warns of to a list, in place of printing it."""
+  """Adds what the block warns of to a list, in place of printing it.
+
+  An error that ends the block keeps the list as its attribute `warnings`.
+  """
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     try:
       yield
+    except Exception as e:
+      e.warnings = messages
+      raise
     finally:
       messages += dict.fromkeys(str(one.message) for one in caught)
 
@@ -48,11 +55,18 @@ class Findings:
   warnings: list[str] = dataclasses.field(default_factory=list)
 
   def add_folder(self, folder: pathlib.Path) -> None:
-    """Adds a problem if a file lies where a folder is to be written."""
+    """Adds a problem if a folder of that name cannot be written there."""
     folder = folder.absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     if not there.is_dir():
       self.problems.append(faults.NO_FOLDER.format(there))
+      return
+    longest = os.pathconf(there, 'PC_NAME_MAX')
+    if any(len(os.fsencode(name)) > longest for name in folder.parts):
+      self.problems.append(
+        f'{folder}: names of folders here have at most {longest} bytes.'
+        ' Give a shorter one.'
+      )
 
   def warn(self) -> None:
     """Prints the warnings."""
@@ -69,7 +83,7 @@ class Findings:
     self.problems += [
       f'--{flag}={path}: no such file or folder.'
       for flag, path in options.absent(given).items()
-      if f'{path}:' not in known and f"'{path}'" not in known
+      if not re.search(rf"""(?<![^\s'"=]){re.escape(str(path))}[:'"]""", known)
     ]
 
   def close(self) -> None:

@@ -188,10 +188,11 @@ def script(
         sys.exit(code)
       if isinstance(e, (*_ERRORS, *errors)):
         faults.leave_pod(1, f'error: {e}')
+        findings = Findings([str(e)], getattr(e, 'warnings', []))
         if any(isinstance(one, Check) and one.check for one in given):
-          findings = Findings([str(e)])
           findings.add_absent(given)
           findings.close()
+        findings.warn()
         sys.exit(f'error: {e}')
       raise
 

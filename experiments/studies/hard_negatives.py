@@ -225,7 +225,7 @@ def open_material(
     hard,
     note=note,
     is_phantom=data.is_phantom,
-    warnings=patch_tiles.shared(tiles),
+    search=functools.partial(patch_tiles.shared, [annotated, pool]),
   )
 
 

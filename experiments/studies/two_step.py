@@ -464,8 +464,8 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
-  same = patch_tiles.shared(tiles)
-  return Grids(tiles, files, seed, note=note, warnings=same)
+  search = functools.partial(patch_tiles.shared, [tiles])
+  return Grids(tiles, files, seed, note=note, search=search)
 
 
 def cells(tiles: LabelledTiles) -> np.ndarray | None:

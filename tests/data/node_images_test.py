@@ -91,6 +91,14 @@ def test_images_come_with_masks_parts_and_labels(folder):
   assert mask[20:40, 10:18].all() and mask.sum() == 160
 
 
+def test_capitals_are_immaterial_where_the_disk_takes_them_so(
+  folder, monkeypatch
+):
+  (folder / 'images/a.png').rename(folder / 'images/A.png')
+  monkeypatch.setattr(node_images.files, 'exists', lambda path: True)
+  assert load(folder).image_paths[0].name == 'A.png'
+
+
 def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
   path = folder / 'images/a.png'
   clear = Image.open(path).convert('RGBA')
@@ -111,6 +119,7 @@ def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
     ('masks/b.png', mask(51, 60), 'marks tumour, but the label is negative'),
     ('images/a.png', None, 'images/a.png or .tif is missing'),
     ('images/a.png', 'images/a.JPG', r'missing\. There is .*/images/a\.JPG'),
+    ('images/a.png', 'images/A.png', r'missing\. There is .*/images/A\.png'),
     ('masks/c.png', 'masks/c.bmp', r'is negative\. There is .*/masks/c\.bmp'),
     ('images/a.tif', blank('RGB', kind='TIFF'), 'a.tif: which of them'),
     ('images/d.png', blank('RGB')[:80], 'd.png: cannot be read as an image'),

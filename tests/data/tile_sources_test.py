@@ -133,8 +133,9 @@ def test_a_pool_is_all_images_below_a_folder(tmp_path):
   names = ('a_1.png', 's1/deep/y.jpg', 's1/x.png', 's2/x.png')
   for name in (*names, '.hidden/x.png'):
     write_tile(tmp_path, name, 0)
-  (tmp_path / 'notes.txt').write_text('no tile')
-  with pytest.warns(UserWarning, match=r'left out, .*\.jpeg: notes\.txt'):
+  for name in 'Thumbs.db', 'desktop.ini', 'notes.txt':
+    (tmp_path / name).write_text('no tile')
+  with pytest.warns(UserWarning, match=r'left out, .*\.jpeg: notes\.txt\. C'):
     pool = tile_sources.from_pool(tmp_path, ('neg', 'pos'))
   assert pool.id.tolist() == list(names) and not pool.label.any()
   assert pool.group.tolist() == ['a', 's1', 's1', 's2']

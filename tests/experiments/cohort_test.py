@@ -385,6 +385,14 @@ def test_every_problem_is_reported_at_once(cohort, capsys):
   assert not (root / 'results').exists()
 
 
+def test_a_file_in_place_of_the_results_is_a_problem(cohort, capsys):
+  root, args = cohort
+  (root / 'mine_s1').touch()
+  args = [*args, f'--results_dir={root}', '--exp_code=mine']
+  code, [problem], _, _ = check(*args, capsys=capsys)
+  assert code == 1 and problem.startswith(f'{root}/mine_s1: there is a file')
+
+
 def test_a_cohort_of_which_nothing_is_there_is_a_problem(cohort, capsys):
   root, args = cohort
   for path in (root / 'features').iterdir():

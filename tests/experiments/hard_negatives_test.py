@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 
 import numpy as np
 from PIL import Image
@@ -54,14 +55,18 @@ def rows_of(path):
 def test_more_than_the_pool_holds_is_refused_at_once(root, capsys):
   where = {'tiles_dir': 'tiles', 'pool_dir': 'pool', 'results_dir': ''}
   paths = [f'--{flag}={root / name}' for flag, name in where.items()]
-  with pytest.raises(SystemExit, match='1'):
-    hard_negatives.main(['hard_negatives', *paths, '--alpha=1000', '--check'])
-  printed = capsys.readouterr().out
+  (root / 'tiles/neg/p0_1.bmp').write_text('')
+  for flag in [], ['--check']:
+    with pytest.raises(SystemExit) as end:
+      hard_negatives.main(['hard_negatives', *paths, '--alpha=1000', *flag])
+    printed = capsys.readouterr().out
+    assert re.search(r'warning: .*left out.*: p0_1\.bmp\. Convert', printed)
+  assert end.value.code == 1 and '1 problem, 1 warning;' in printed
   assert 'problem: alpha=1000 is more than the 100 tiles' in printed
   assert not list(root.rglob('config.json'))
 
 
-def test_folders_are_annotated_tiles_and_a_pool_of_negatives(root):
+def test_folders_are_annotated_tiles_and_a_pool_of_negatives(root, monkeypatch):
   found = opened(root, positive='neg')
   sets = found.sets
   assert sets['pool'].classes == sets['test'].classes == ('pos', 'neg')
@@ -74,7 +79,13 @@ def test_folders_are_annotated_tiles_and_a_pool_of_negatives(root):
     (root / name).write_bytes(content)
   for name in ('pool/w1_3.png', 'tiles/pos/p5_1.png'):  # Glass.
     Image.new('RGB', (16, 16), 'white').save(root / name)
-  [warning] = opened(root).warnings
+  found = opened(root)
+  [warning] = found.search()
+  sets = found.annotated, found.sets['pool']
+  monkeypatch.setattr(labelled_tiles, 'IN_MEMORY', 0)
+  assert opened(root).search() == [warning]
+  monkeypatch.setattr(type(sets[0]), 'load', None)  # Each is decoded once.
+  assert patch_tiles.shared(sets) == [warning]
   assert warning.startswith('1 tiles are there under several patients, which')
   assert ': neg/p3_7.png and neg/p3_8.png and pos/p5_0.png. Keep' in warning
 

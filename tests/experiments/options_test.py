@@ -8,6 +8,7 @@ import pytest
 from experiments import __main__ as listing
 from experiments.bags.options import Training
 from experiments.run import options, start
+from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
 
 
@@ -192,6 +193,26 @@ def test_what_is_shown_differs_from_the_defaults(capsys):
   assert capsys.readouterr().out == (
     "next: python -m experiments.view '--run=results/a b'\n"
   )
+
+
+@pytest.mark.parametrize(
+  'problem, known',
+  [
+    ('a: is torn', True),
+    ('tables:\n  a: is torn', True),
+    ("no such file: 'a'", True),
+    ('--slides=a: is torn', True),
+    ('/d/a: is torn', False),
+    ('data: is torn', False),
+  ],
+)
+def test_a_path_that_is_absent_is_named_once(problem, known):
+  findings = Findings([problem])
+  findings.add_absent([Input(pathlib.Path('a'))])
+  absent = [] if known else ['--slides=a: no such file or folder.']
+  assert findings.problems == [problem, *absent]
+  findings.add_absent([Input(pathlib.Path('b' * 300))])  # No file can be so.
+  assert findings.problems[-1].endswith('bb: no such file or folder.')
 
 
 def test_every_script_is_listed_with_what_it_does(capsys):

@@ -46,10 +46,13 @@ PAPER = study.Paper(
 )
 
 
-def run(tmp_path, stages, batch=None, **options):
+def run(tmp_path, stages, batch=None, search=None, **options):
   output = Output(seed=7, results_dir=tmp_path)
   material = Material(
-    note='a phantom', is_phantom=True, warnings=('part a is small',)
+    note='a phantom',
+    is_phantom=True,
+    warnings=('part a is small',),
+    search=search,
   )
   study.run(PAPER, material, [Training(batch), output], stages, **options)
   return tmp_path / 'toy_s7'
@@ -124,6 +127,18 @@ def test_check_trains_nothing(tmp_path, capsys):
   with pytest.raises(SystemExit, match='1'):
     run(tmp_path, None, check=True)
   assert 'toy_s7: there is a file, or a link' in capsys.readouterr().out
+  with pytest.raises(SystemExit, match='1'):
+    run(tmp_path / 'new' / ('a' * 300), None, check=True)
+  assert 'names of folders here have at most 255' in capsys.readouterr().out
+
+
+def test_what_takes_long_is_searched_once_and_told_each_time(tmp_path, capsys):
+  found = [['tile 3 is tile 4']]
+  for _ in range(2):
+    run(tmp_path, lambda one: iter(()), search=found.pop)
+    found = []
+    assert 'warning: tile 3 is tile 4\n' in capsys.readouterr().out
+    assert 'tile 3 is tile 4' in (tmp_path / 'toy_s7/report.html').read_text()
 
 
 @pytest.mark.parametrize(
