@@ -15,9 +15,10 @@ from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
 CLASS_ROW = 1  # Row 0 is the zero token.
 _TAPS, _BLOCK = 33, 64  # Of the values' convolution; rows done at a time.
+_REACH = _TAPS // 2
 _ITERATIONS = 6
-# Blocks of rows of scores; CPUs take up to `pooling.WHOLE` rows at once.
-_by_blocks = functools.partial(pooling.by_blocks, most=2048)
+# Rows of a block of scores; CPUs take up to `pooling.WHOLE` rows at once.
+_MOST = 2048
 
 
 @chex.dataclass(frozen=True)
@@ -102,15 +103,17 @@ class NystromLayer(nn.Module):
     """
     chex.assert_shape(h, (len(sequence.weight), WIDTH))
     norm = nn.LayerNorm(1e-5, name='norm')
-    x = jnp.where(sequence.real[:, None], norm(h), 0)
+    normed = lambda h, real: jnp.where(real[:, None], norm(h), 0)
+    x = pooling.Instances(normed, h, sequence.real)
     shapes = {'weight': (3 * WIDTH, WIDTH)}
     (weight,) = TorchWeights(WIDTH, shapes, name='qkv')()
     scale = jnp.array([(WIDTH // HEADS) ** -0.5, 1, 1])  # Of the queries.
     query, key, value = weight.reshape(3, WIDTH, WIDTH) * scale[:, None, None]
     values = lambda x: _heads(x.astype(self.dtype or x.dtype), value)
-    v = values(x)
+    whole = x.at(slice(None))  # Of no use, and not computed, if x is long.
+    v = values(whole)
     if len(h) <= LANDMARKS + 1:
-      scores = _scores(_heads(x, query), _heads(x, key))
+      scores = _scores(_heads(whole, query), _heads(whole, key))
       root = jnp.sqrt(sequence.weight)
       inverse_root = jnp.where(root > 0, 1 / jnp.maximum(root, 1), 0)
       core = _softmax(scores, sequence.weight) * root[:, None] * inverse_root
@@ -126,8 +129,8 @@ class NystromLayer(nn.Module):
       scores = lambda x: _scores(q_mean, _heads(x, key))
       rows = x, sequence.weight
       toward = lambda x: _scores(_heads(x, query), k_mean)
-      read = lambda part: jax.nn.softmax(toward(x[part]))
-      gather = _softmax(scores(x), sequence.weight)
+      read = lambda part: jax.nn.softmax(toward(x.at(part)))
+      gather = _softmax(scores(whole), sequence.weight)
       gathered = _choose(
         x,
         lambda: gather @ v.astype(jnp.float32),
@@ -141,7 +144,7 @@ class NystromLayer(nn.Module):
       mix = lambda part, mixed: _choose(
         x,
         lambda: read(part) @ mixed,
-        lambda: _read(toward, mixed, x[part]),
+        lambda: _read(toward, mixed, x.at(part)),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
     right = jnp.concatenate([gathered, core @ jnp.swapaxes(seen, 1, 2)], 2)
@@ -154,11 +157,29 @@ class NystromLayer(nn.Module):
     taps = self.param('residual', uniform(_TAPS), (HEADS, _TAPS))
     out = TorchDense(WIDTH, self.dtype, name='out')
     drop = nn.Dropout(self.dropout, deterministic=not train)
+
+    def output(h, v, part, y, *key):
+      y += _convolution(v, taps, part)
+      y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
+      return h[part] + drop(y, None, *key)
+
+    def block(h, real, *key):
+      x, part = normed(h, real), slice(_REACH, -_REACH)
+      read = jax.nn.softmax(toward(x[part]))
+      return output(h, values(x), part, read @ mixed, *key)
+
+    blocks = functools.partial(
+      pooling.by_blocks, block, most=pooling.BLOCK, margin=_REACH
+    )
     outputs = []
     for part in parts:
-      y = mix(part, mixed) + _convolution(v, taps, part)
-      y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
-      outputs.append(h[part] + drop(y))
+      if x.long and part.stop > pooling.BLOCK:
+        keys = [drop.make_rng('dropout')] if train and self.dropout else []
+        y = blocks(h, sequence.real, keys=keys).reshape(-1, WIDTH)
+        outputs.append(y[part])
+        continue
+      near = values(x.at(slice(0, part.stop + _REACH))) if x.long else v
+      outputs.append(output(h, near, part, mix(part, mixed)))
 
     return outputs, seen[:, 0].mean(0)
 
@@ -180,9 +201,11 @@ def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
   return jax.nn.softmax(scores, where=weight > 0)
 
 
-def _choose(x: jax.Array, whole: Callable, blocks: Callable) -> jax.Array:
+def _choose(
+  x: pooling.Instances, whole: Callable, blocks: Callable
+) -> jax.Array:
   """Calls the form for the rows x [T, 512] that its platform takes."""
-  return blocks() if len(x) > pooling.WHOLE else cpu.choose(whole, blocks)
+  return blocks() if x.long else cpu.choose(whole, blocks)
 
 
 def _joined(blocks: jax.Array) -> jax.Array:
@@ -196,14 +219,15 @@ def _gathered(scores, values, x, weight):
   def block(x, weight):
     return _weighted(scores(x) + _log(weight), values(x).astype(jnp.float32))
 
-  sums, totals, top = _by_blocks(block, x, weight)
+  sums, totals, top = x.blocks(block, weight, most=_MOST)
   scale = jnp.exp(top - top.max(0))
   return (scale * sums).sum(0) / (scale * totals).sum(0)
 
 
 def _read(scores, mixed, x):
   """A1 times mixed [8, 256, 64], [8, T, 64]."""
-  sums, totals, _ = _by_blocks(lambda x: _weighted(scores(x), mixed), x)
+  block = lambda x: _weighted(scores(x), mixed)
+  sums, totals, _ = pooling.by_blocks(block, x, most=_MOST)
   return _joined(sums / totals)[:, : len(x)]
 
 
@@ -222,10 +246,10 @@ def _spread(row, scores, x, weight):
   """Rows [8, 1, 256] times A3, [8, 1, T]."""
   log = lambda x, weight: scores(x) + _log(weight)
   total = lambda *block: jax.nn.logsumexp(log(*block), -1, keepdims=True)
-  total = jax.nn.logsumexp(_by_blocks(total, x, weight), 0)
-  share = lambda *block: row @ jnp.exp(log(*block) - total)
-  shares = _by_blocks(lambda *b: jnp.swapaxes(share(*b), 1, 2), x, weight)
-  return jnp.swapaxes(_joined(shares)[:, : len(x)], 1, 2)
+  total = jax.nn.logsumexp(x.blocks(total, weight, most=_MOST), 0)
+  share = lambda *block: jnp.swapaxes(row @ jnp.exp(log(*block) - total), 1, 2)
+  shares = _joined(x.blocks(share, weight, most=_MOST))
+  return jnp.swapaxes(shares[:, : len(weight)], 1, 2)
 
 
 def _log(weight):
@@ -233,19 +257,27 @@ def _log(weight):
   return jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1)), -1e30)
 
 
-def _means(x: jax.Array, sequence: Sequence) -> jax.Array:
+def _means(x: pooling.Instances, sequence: Sequence) -> jax.Array:
   """Means of `group` consecutive tokens, zero tokens first, [256, 512].
 
   The queries and keys of these means are the means of queries and keys.
   """
-  group, rows = sequence.group, len(x)
-  longest = -(-(rows - 1) // LANDMARKS)
-  place = jnp.arange(longest)
-  row = jnp.arange(LANDMARKS)[:, None] * group + place
-  row += CLASS_ROW - sequence.weight[0].astype(row.dtype)
-  row = jnp.where((place < group) & (row > 0), row, rows)
-  taken = jnp.take(x, row, axis=0, mode='fill', fill_value=0)
-  return taken.sum(1) / group.astype(x.dtype)
+  group, rows = sequence.group, len(sequence.weight)
+  before = CLASS_ROW - sequence.weight[0].astype(jnp.int32)
+
+  def whole():
+    place = jnp.arange(-(-(rows - 1) // LANDMARKS))
+    row = jnp.arange(LANDMARKS)[:, None] * group + place + before
+    row = jnp.where((place < group) & (row > 0), row, rows)
+    x_whole = x.at(slice(None))
+    return jnp.take(x_whole, row, axis=0, mode='fill', fill_value=0).sum(1)
+
+  def blocks():
+    sums = lambda x, mean: jax.nn.one_hot(mean, LANDMARKS, axis=0) @ x
+    mean = (jnp.arange(rows) - before) // group
+    return x.blocks(sums, mean, most=_MOST).sum(0)
+
+  return _choose(x, whole, blocks) / group.astype(jnp.float32)
 
 
 def _polynomials(a: jax.Array, scale: jax.Array, y: jax.Array) -> jax.Array:

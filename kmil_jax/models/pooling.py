@@ -182,31 +182,38 @@ class Instances:
       f: maps instances, each by itself.
       keys: of what is random. Each block of a long bag draws by its own.
     """
-    blocks = self._blocks(f, keys=keys)
     if not self.long:
-      return blocks
+      return f(*self._rows, *keys)
+    blocks = self.blocks(f, keys=keys)
     return blocks.reshape(-1, *blocks.shape[2:])[: len(self._rows[0])]
 
   def pooled(self, weights: jax.Array) -> jax.Array:
     """Returns the sums of h by weights [N, A], [A, D] float32."""
     f = lambda h, weights: weighted_sum(weights, h.astype(jnp.float32))
-    sums = self._blocks(f, weights)
-    return sums.sum(0) if self.long else sums
+    if not self.long:
+      return f(*self._rows, weights)
+    return self.blocks(f, weights).sum(0)
 
-  def _blocks(self, f, *rows, keys=()):
+  def blocks(
+    self,
+    f: Callable[..., Any],
+    *rows: jax.Array,
+    most: int = 0,
+    keys: Sequence[jax.Array] = (),
+  ) -> Any:
+    """Returns `by_blocks` of f(h, *rows, *keys); `most` is of a short bag."""
     own = len(self._rows)
     g = lambda *rows: f(self._read(*rows[:own]), *rows[own:])
     rows = *self._rows, *rows
-    if not self.long:
-      return g(*rows, *keys)
     g(*(row[:1] for row in rows), *keys)  # Flax makes parameters outside loops.
-    return by_blocks(g, *rows, most=BLOCK, keys=keys)
+    return by_blocks(g, *rows, most=BLOCK if self.long else most, keys=keys)
 
 
 def by_blocks(
   f: Callable[..., Any],
   *rows: jax.Array,
   most: int,
+  margin: int = 0,
   keys: Sequence[jax.Array] = (),
 ) -> Any:
   """Returns f of blocks of rows, stacked; its gradient computes f again.
@@ -215,6 +222,8 @@ def by_blocks(
     f: of a block of every array, and of a key.
     *rows: arrays [N, ...]; zeros follow the last block's if N does not divide.
     most: rows of a block.
+    margin: rows that f is given besides, before and after those of a block;
+      zeros at the ends.
     keys: of all blocks; each has its own.
   """
   count = -(-len(rows[0]) // most)
@@ -222,12 +231,18 @@ def by_blocks(
 
   def cut(x):
     x = jnp.pad(x, ((0, count * size - len(x)), *((0, 0),) * (x.ndim - 1)))
-    return x.reshape(count, size, *x.shape[1:])
+    x = x.reshape(count, size, *x.shape[1:])
+    if not margin:
+      return (x,)
+    nothing = jnp.zeros_like(x[:1, :margin])
+    before = jnp.concatenate([nothing, x[:-1, -margin:]])
+    return before, x, jnp.concatenate([x[1:, :margin], nothing])
 
   draw = jax.vmap(jax.random.fold_in, (None, 0))
   keys = [draw(key, jnp.arange(count)) for key in keys]
-  block = jax.checkpoint(lambda block: f(*block), prevent_cse=False)
-  return jax.lax.map(block, (*map(cut, rows), *keys))
+  whole = lambda rows, keys: f(*map(jnp.concatenate, rows), *keys)
+  block = jax.checkpoint(lambda block: whole(*block), prevent_cse=False)
+  return jax.lax.map(block, ([*map(cut, rows)], keys))
 
 
 def _is_long(x: jax.Array) -> bool:
