@@ -67,7 +67,9 @@ class NystromLayer(nn.Module):
   iterates: T x T matrices give what the reference's 256 x 256 give.
 
   Accelerators, and CPUs with more than 65,536 rows, make A1 and A3 in blocks of
-  rows of h, and again in the backward pass: [8, 256, T] is never in memory.
+  rows of h, and again in the backward pass: [8, 256, T] is never in memory. Of
+  more than 65,536 rows, h and the result alone are; normalised tokens, values
+  and their convolution are made in blocks, too.
 
   `dtype` is that of values, their convolution and the output's projection.
   Tokens, queries, keys and scores are float32: sharp softmaxes and the
@@ -147,7 +149,12 @@ class NystromLayer(nn.Module):
         lambda: _read(toward, mixed, x.at(part)),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
-    right = jnp.concatenate([gathered, core @ jnp.swapaxes(seen, 1, 2)], 2)
+    # Joined by a choice: XLA's GPU compiler may fail on a column of a sum.
+    right = jnp.where(
+      jnp.arange(WIDTH // HEADS + 1) < WIDTH // HEADS,
+      jnp.pad(gathered, ((0, 0), (0, 0), (0, 1))),
+      core @ jnp.swapaxes(seen, 1, 2),
+    )
     # The rows of A2 sum to 1.
     scale = column_sums.max()
     solved = _polynomials(core, scale, right) / scale

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from kmil_jax import optim, port
-from kmil_jax.models import SPECS, cpu
+from kmil_jax.models import SPECS, cpu, pooling
 from kmil_jax.models.transmil import TransMIL
 
 WIDTH, CLASSES, LABEL = 16, 3, 1
@@ -225,8 +225,8 @@ def test_steps_of_its_own_recipe_equal_torch():
     assert np.mean(np.abs(error) > 1e-4) < 1e-4, entry
 
 
-def test_scores_in_blocks_give_what_whole_ones_give():
-  """The form of accelerators, of three blocks here, beside that of CPUs."""
+def test_blocks_give_what_the_whole_bag_gives(monkeypatch):
+  """Of scores, as on accelerators, and of all but tokens, as of long bags."""
   length, n = 5000, 4321
   x = jax.random.normal(jax.random.key(0), (length, WIDTH))
   mask = jnp.arange(length) < n
@@ -235,13 +235,31 @@ def test_scores_in_blocks_give_what_whole_ones_give():
   def loss(params, x):
     prediction = MODEL.apply(params, x, mask, train=False)
     attended = (prediction.attention**2).sum()
-    return prediction.logits[LABEL] + n * attended, prediction
+    instances = (prediction.instance_logits[:n] ** 2).mean()
+    return prediction.logits[LABEL] + n * attended + instances, prediction
 
   def evaluated(platform):
     with cpu.lowering_for(platform):
       of = jax.value_and_grad(lambda p, x: loss(p, x), (0, 1), has_aux=True)
       return jax.jit(of)(params, x)
 
-  whole, blocks = map(evaluated, ('cpu', 'cuda'))
-  for want, got in zip(*map(jax.tree.leaves, (whole, blocks)), strict=True):
-    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  whole, scores = map(evaluated, ('cpu', 'cuda'))
+  monkeypatch.setattr(pooling, 'WHOLE', 4096)
+  monkeypatch.setattr(pooling, 'BLOCK', 512)
+  for blocks in (scores, evaluated('cpu')):
+    for want, got in zip(*map(jax.tree.leaves, (whole, blocks)), strict=True):
+      np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_of_a_long_bag_only_tokens_are_whole(monkeypatch):
+  """Before, in and after a layer: at most six times [N, 512]."""
+  monkeypatch.setattr(pooling, 'WHOLE', 1024)
+  monkeypatch.setattr(pooling, 'BLOCK', 512)
+  _, params = torch_model()
+
+  def temporary(rows):
+    predict = forward.__wrapped__()  # Not traced yet.
+    compiled = predict.lower(params, *padded(rows, rows)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert (temporary(6144) - temporary(2048)) / 4096 < 6 * 4 * 512
