@@ -47,7 +47,8 @@ class Slides:
   csv_path: pathlib.Path | None = free(
     None,
     'Patients of the slides: a CSV with the columns case_id,slide_id, for'
-    ' predictions of patients beside those of slides. Labels are ignored.',
+    ' predictions of patients beside those of slides. Labels are ignored. By'
+    ' default those that experiments.pack wrote.',
     remote=True,
   )
   weights: str | None = free(
@@ -118,6 +119,7 @@ def run(
     slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
     print(f'{len(slide_bags.ids)} slides with features')
     case_of, wrong = bags.cases(slides.csv_path, slide_bags.ids)
+    case_of = case_of or slide_bags.source.cases
     if check.check:
       findings = Findings(slide_bags.problems(predict) + wrong)
       findings.add_folder(path)

@@ -33,6 +33,8 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
     np.testing.assert_array_equal(
       found.read(slide).features, files.read(slide).features
     )
+  table = data.labels.read(tmp_path / 'labels.csv')
+  assert found.cases == dict(zip(table.slide, table.case, strict=True))
   cohort = data.read_cohort(tmp_path / 'labels.csv', folder)
   assert cohort.labels.tolist() == list(map(str, labels))
   assert [len(bag) for bag in cohort.bags] == [len(bag) for bag in bags]
