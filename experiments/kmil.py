@@ -42,7 +42,7 @@ def run(
   machine: Machine,
 ) -> None:
   """Trains the folds, tests the models, writes tables, pictures and report."""
-  training = training.resolved(model.model)
+  asked, training = training, training.resolved(model.model)
   settings = options.settings(model, training, output.seed)
   numbers = requested.folds(folds.k)
   given = [
@@ -51,7 +51,8 @@ def run(
   ]
   planned = [*itertools.product(range(requested.seeds), numbers)]
   path = output.folder(f'{model.model}_{data.task}')
-  material = preflight.begin(path, given, settings, training.store, planned)
+  shown = [asked if one is training else one for one in given]
+  material = preflight.begin(path, shown, settings, training.store, planned)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
