@@ -142,8 +142,9 @@ def run(
       slide_bags, card, predict, folder, failures, case_of, trained_on
     )
   print(f'predictions in {path / "predictions.csv"}')
-  if slides.slides_dir and not failures:
-    start.show_next('view', run=path)
+  if not failures:
+    where = None if slides.slides_dir else 'slides'
+    start.show_next('view', run=path, slides_dir=where)
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]
     sys.exit(

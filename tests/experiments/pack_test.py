@@ -26,6 +26,10 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
   line = f'{folder}: 6 slides, {instances} instances of 16 dimensions'
   printed, shown = capsys.readouterr()
   assert line in printed
+  assert (
+    f'next: python -m experiments.kmil {args[1]} --features_dir={folder}'
+    in (printed)
+  )
   for done in ('hashed', 'packed'):
     assert f'{done}: 6/6 [' in shown
   found, files = packed.find(folder), packed.find(tmp_path / 'features')
