@@ -403,6 +403,7 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   flags = '--min_tissue=0', f'--regions_dir={regions}'
   sheet = preview(paths[3].parent, out, *flags)['d']
   assert (sheet[66:126, 65] == GREEN).all()  # Within the tile's own edge.
+  assert not sheet[66:126, 63].any()  # What was outlined, around that.
   assert (sheet[192, 130:190] == ORANGE).all()
   assert not (sheet[193:320, :320] == BLUE).all(2).any()
 
