@@ -151,6 +151,14 @@ def test_patients_are_predicted_beside_their_slides(
   assert [how for how, _ in lines] == ['mean', 'max']
   run()  # Without patients none are left that may be of other slides.
   assert not path.exists()
+  # A packed cohort knows them itself.
+  opened = bags.find(source, trained.read(Folder(finished[0]), None)[0])
+  opened.source.cases = dict(zip(NAMES, 'bbaa', strict=True))
+  with monkeypatch.context() as patched:
+    patched.setattr(bags, 'find', lambda *_, **__: opened)
+    run()
+  assert rows(path) == found
+  path.unlink()
   path.touch()  # Nor while a run is unfinished.
   with pytest.raises(SystemExit), monkeypatch.context() as patched:
     patched.setattr(outputs, 'predict', lambda *_: sys.exit('stopped'))
