@@ -91,8 +91,8 @@ def summarise(
 
   Writes predictions.csv and validation_predictions.csv of all folds,
   summary.csv, summary.json and each fold's temperature.json; with
-  fold_<i>/external.csv also external_predictions.csv, where the mean over folds
-  has `mean` for its fold.
+  fold_<i>/external.csv also external_predictions.csv and that of its cases,
+  where the mean over folds has `mean` for its fold.
 
   Returns:
     What summary.json holds: `of_folds` of the test parts, `pooled` being all
