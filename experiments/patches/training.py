@@ -76,7 +76,10 @@ class Training(start.Training):
     None, 'Weight decay, added to the gradient.', least=0
   )
   batch: int | None = field(
-    None, 'Tiles per training step, over all devices.', least=1
+    None,
+    'Tiles per training step, over all devices.',
+    flag='batch_size',
+    least=1,
   )
   input_size: int | None = field(
     None, 'Resize tiles to this side for the network, in pixels.', least=8
@@ -417,8 +420,8 @@ def _check(
     )
   if recipe.batch % parallel.num_devices():
     raise PatchError(
-      f'--batch={recipe.batch} does not divide over {parallel.num_devices()}'
-      ' devices. Choose a multiple of that.'
+      f'--batch_size={recipe.batch} does not divide over'
+      f' {parallel.num_devices()} devices. Choose a multiple of that.'
     )
   if recipe.select in selection.NEED_AUROC and len(set(val.label)) < 2:
     raise PatchError(

@@ -30,6 +30,7 @@ from data import files
 # Former names of flags, and what they are now. They are understood, and not
 # shown. One may be that of several flags: of the first that a script has.
 ALIASES: Sequence[tuple[str, str]] = (
+  ('batch', 'batch_size'),
   ('combine', 'average_with_top_instance'),
   ('compile_s', 'compile'),
   ('default_mpp', 'slide_mpp'),

@@ -73,7 +73,9 @@ class Students(Training):
     ' as in the released code (map).',
     choices=losses.PER,
   )
-  batch: int | None = field(None, 'Patches per training step.', least=2)
+  batch: int | None = field(
+    None, 'Patches per training step.', flag='batch_size', least=2
+  )
   seeds: int | None = free(
     None,
     'Train every setting so many times, with the seeds --seed, --seed + 1, ...',

@@ -57,7 +57,7 @@ except SystemExit as refused:
 else:
   raise AssertionError('config.json alone made code run')
 predict.main([*command, '--plugin=my_loss.py'])
-breast_carcinoma.main(['', '--tiles_dir=tiles', '--epochs=3', '--batch=8'])
+breast_carcinoma.main(['', '--tiles_dir=tiles', '--epochs=3', '--batch_size=8'])
 """
 
 

@@ -432,7 +432,8 @@ def test_a_training_that_is_done_and_sound_is_not_repeated(
   monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   open_folders(tmp_path / 'patches', each=8)
   flags = [f'--patches_dir={tmp_path / "patches"}', f'--results_dir={tmp_path}']
-  flags += ['--width=2', '--epochs=2', '--batch=4', '--lr=0.003', '--seed=4']
+  flags += ['--width=2', '--epochs=2', '--batch_size=4']
+  flags += ['--lr=0.003', '--seed=4']
   folder = Folder(tmp_path / 'few_shot_s4')
   script.main(['few_shot', *flags])
   for name in ('RD', 'FW-RD', 'unweighted', 'unweighted_focal', 'balanced'):

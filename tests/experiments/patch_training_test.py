@@ -269,7 +269,7 @@ def test_one_logit_and_one_channel(tmp_path):
     ({'val': make_tiles(8, 2, channels=1)}, 'different channels'),
     (
       {'recipe': dataclasses.replace(RECIPE, batch=17)},
-      '--batch=17 does not divide over 4 devices',
+      '--batch_size=17 does not divide over 4 devices',
     ),
   ],
 )
