@@ -94,7 +94,8 @@ def run(
     if data.slides_dir or not data.csv_path:
       start.show_next('view', run=drawn.path)
     else:
-      start.show_next('predict', run=drawn.path, features_dir='new_features')
+      new = {'run': drawn.path, 'features_dir': 'new_features'}
+      start.show_next('predict', **new, fold=requested.fold)
     parallel.wait_for_all('end')
   progress.raise_if_diverged([runs[place].folder for place in places])
   if faults:

@@ -65,7 +65,9 @@ def run(slides: Slides, page: Page) -> None:
     except KeyboardInterrupt:
       print()
   if slides.folder().has('cohort.csv'):  # Of a training.
-    start.show_next('predict', run=slides.run, slides_dir='new_slides')
+    new = {'run': slides.run, 'slides_dir': 'new_slides'}
+    fold = slides.folder().config().values.get('fold')
+    start.show_next('predict', **new, fold=fold)
 
 
 main = start.script(run, (MapError, SlideError))
