@@ -27,13 +27,13 @@ def probabilities(folder):
 
 @pytest.fixture(scope='module')
 def hour(real_data, tmp_path_factory):
-  """Both halves of a real slide, called two, and what the commands leave."""
+  """Two quarters of a real slide, and what the commands leave."""
   hour = tmp_path_factory.mktemp('hour')
   (hour / 'slides').mkdir()
   with Slide(real_data / 'wsi' / 'CMU-1-Small-Region.svs') as slide:
-    mpp, half = slide.mpp, slide.height // 2
-    for name, top in ('left', 0), ('right', half):
-      image = slide.read(0, top, 0, slide.width, half)
+    mpp, width, height = slide.mpp, slide.width // 2, slide.height // 2
+    for name, x in ('left', 0), ('right', width):
+      image = slide.read(x, height, 0, width, height)
       tiff.write(hour / f'slides/{name}.tiff', image, mpp=mpp, levels=2)
   labels = 'case_id,slide_id,label\n1,left,benign\n2,right,tumour\n'
   (hour / 'labels.csv').write_text(labels)

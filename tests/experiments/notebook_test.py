@@ -9,7 +9,6 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-import script_process
 
 from experiments import export, kmil, predict, report
 from experiments.run import plugins
@@ -34,13 +33,14 @@ def week(tmp_path_factory):
   folder = tmp_path_factory.mktemp('week')
   page = nbformat.read(PAGE, as_version=4)
   for cell in page.cells:  # Enough to learn a little.
-    cell.source = cell.source.replace('epochs=80', 'epochs=30')
+    cell.source = cell.source.replace(
+      'epochs=80, learning_rate=2e-3', 'epochs=12, learning_rate=6e-3'
+    )
   page.cells.append(nbformat.v4.new_code_cell(SHOW))
   where = {'metadata': {'path': str(folder)}}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', str(ROOT))
-    for name, value in script_process.ENVIRONMENT.items():
-      patch.setenv(name, value)
+    patch.setenv('JAX_NUM_CPU_DEVICES', '1')
     nbclient.NotebookClient(page, timeout=900, resources=where).execute()
   return folder
 
@@ -78,6 +78,7 @@ def run(week):
 def test_every_model_of_the_notebook_learns(week):
   found = json.loads((week / 'auroc.json').read_text())
   assert set(found) == {'ABMIL', 'ABMIL, focal', 'CLAM-SB', 'sklearn'}
+  print(found)
   assert min(found.values()) > 0.7, found
 
 
