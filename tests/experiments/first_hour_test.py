@@ -10,6 +10,7 @@ import pytest
 from data import features, tiff
 from data.slides import Slide
 from experiments import export, extract, kmil, predict
+from experiments.encoding import encoder
 from experiments.maps.source import Slides
 from experiments.run.results import Folder
 from experiments.viewer import server
@@ -27,30 +28,34 @@ def probabilities(folder):
 
 @pytest.fixture(scope='module')
 def hour(real_data, tmp_path_factory):
-  """Two quarters of a real slide, and what the commands leave."""
+  """Two parts of a real slide, and what the commands leave."""
   hour = tmp_path_factory.mktemp('hour')
   (hour / 'slides').mkdir()
   with Slide(real_data / 'wsi' / 'CMU-1-Small-Region.svs') as slide:
-    mpp, width, height = slide.mpp, slide.width // 2, slide.height // 2
-    for name, x in ('left', 0), ('right', width):
-      image = slide.read(x, height, 0, width, height)
+    mpp, width, height = slide.mpp, slide.width // 3, slide.height // 2
+    for name, y in ('left', 0), ('right', height):
+      image = slide.read(width, y, 0, width, height)
       tiff.write(hour / f'slides/{name}.tiff', image, mpp=mpp, levels=2)
   labels = 'case_id,slide_id,label\n1,left,benign\n2,right,tumour\n'
   (hour / 'labels.csv').write_text(labels)
   slides, results = f'--slides_dir={hour / "slides"}', f'--results_dir={hour}'
   run = f'--run={hour / "first_s2023"}'
-  extract.main(['', slides, f'--features_dir={hour / "features"}'])
-  kmil.main(
-    [
-      *('', f'--csv_path={hour / "labels.csv"}', slides, results, '--k=1'),
-      *(f'--features_dir={hour / "features"}', '--epochs=2'),
-      '--exp_code=first',
-    ]
-  )
-  predict.main(['', run, slides, results, '--exp_code=of_run'])
-  model = f'{hour / "model.kmil"}'
-  export.main(['', run, f'--out={model}', '--with_encoder'])
-  predict.main(['', f'--model={model}', slides, results, '--exp_code=of_file'])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(encoder, 'default_batch', lambda: 8)
+    extract.main(['', slides, f'--features_dir={hour / "features"}'])
+    kmil.main(
+      [
+        *('', f'--csv_path={hour / "labels.csv"}', slides, results, '--k=1'),
+        *(f'--features_dir={hour / "features"}', '--epochs=2'),
+        '--exp_code=first',
+      ]
+    )
+    predict.main(['', run, slides, results, '--exp_code=of_run'])
+    model = f'{hour / "model.kmil"}'
+    export.main(['', run, f'--out={model}', '--with_encoder'])
+    predict.main(
+      ['', f'--model={model}', slides, results, '--exp_code=of_file']
+    )
   return hour
 
 
