@@ -34,7 +34,7 @@ def week(tmp_path_factory):
   page = nbformat.read(PAGE, as_version=4)
   for cell in page.cells:  # Enough to learn a little.
     cell.source = cell.source.replace(
-      'epochs=80, learning_rate=2e-3', 'epochs=12, learning_rate=6e-3'
+      'epochs=80, learning_rate=2e-3', 'epochs=6, learning_rate=1e-2'
     )
   page.cells.append(nbformat.v4.new_code_cell(SHOW))
   where = {'metadata': {'path': str(folder)}}
