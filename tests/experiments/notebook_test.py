@@ -78,7 +78,6 @@ def run(week):
 def test_every_model_of_the_notebook_learns(week):
   found = json.loads((week / 'auroc.json').read_text())
   assert set(found) == {'ABMIL', 'ABMIL, focal', 'CLAM-SB', 'sklearn'}
-  print(found)
   assert min(found.values()) > 0.7, found
 
 
