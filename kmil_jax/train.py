@@ -110,12 +110,9 @@ def draw(
     runs: the constants of R runs, NumPy leaves [R, ...].
     options: of the compiler.
   """
-  drawn = jax.jit(_init, static_argnums=0, compiler_options=options)
+  # Of the class: traced once for a task, however often it is drawn.
+  drawn = jax.jit(type(task).init, static_argnums=0, compiler_options=options)
   return _each(functools.partial(drawn, task), runs)
-
-
-def _init(task: Task, run: Any) -> Variables:
-  return task.init(run)  # Traced once for a task, however often it is drawn.
 
 
 def init(task: Task, runs: Any, variables: Variables) -> State:

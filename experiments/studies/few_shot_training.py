@@ -251,9 +251,7 @@ def groups(
 ) -> Iterator[list[Setting]]:
   """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
-    students.task.student.init,
-    jax.random.key(0),
-    map_shapes(students.width),
+    students.task.student.init, jax.random.key(0), map_shapes(students.width)
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
