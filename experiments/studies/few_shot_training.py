@@ -82,7 +82,9 @@ class Students(Training):
     least=1,
   )
 
+  @functools.cached_property
   def task(self) -> DistillTask:
+    """What is trained: one for all groups, which share its programs."""
     return DistillTask(
       self.width,
       int(self.shortcut),
@@ -251,9 +253,7 @@ def groups(
 ) -> Iterator[list[Setting]]:
   """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
-    students.task().student.init,
-    jax.random.key(0),
-    map_shapes(students.width),
+    students.task.student.init, jax.random.key(0), map_shapes(students.width)
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
@@ -296,7 +296,7 @@ def _train_group(
   images: Callable[[str], np.ndarray],
 ) -> None:
   students, folder = study.recipe['students'], study.folder
-  task, train, val = students.task(), *map(material.parts.get, ('train', 'val'))
+  task, train, val = students.task, *map(material.parts.get, ('train', 'val'))
   label = np.int32(train.label)
   runs = [setting.run(label) for setting in group]
   constants = distill.runs_of(runs, label)
