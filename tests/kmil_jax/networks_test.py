@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_classifier
 
 from kmil_jax.models import CLASSIFIERS
 from kmil_jax.models.convolutions import Upsample, conv_norm
@@ -14,7 +15,8 @@ from kmil_jax.models.reverse_distillation import Student, Teacher, map_shapes
 
 FLOAT32 = np.dtype('float32')
 WIDTH = {'googlenet': 1024, 'googlenet_aux': 1024, 'mobilenet_v2': 1280,
-         'node_cnn': 128, 'resnet18': 512, 'resnet50': 2048}  # fmt: skip
+         'node_cnn': 128, 'resnet18': 512, 'resnet50': 2048,
+         'resnet101': 2048}  # fmt: skip
 shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
 
@@ -62,7 +64,7 @@ def test_encoders_have_as_many_parameters_as_published(model, inputs, counts):
   assert [size(part) for part in parts] == counts
 
 
-@pytest.mark.parametrize('name', WIDTH)  # ResNet-101 is a longer ResNet-50.
+@pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_float32_comes_out_whatever_goes_on_inside(name):
   make = functools.partial(CLASSIFIERS[name], 1, dtype=jnp.bfloat16)
   tiles = jnp.zeros((2, 50, 40, 1))
@@ -89,7 +91,7 @@ def test_float32_comes_out_whatever_goes_on_inside(name):
   # Inside, it is bfloat16.
   maps = functools.partial(make().apply, method='feature_map')
   assert jax.eval_shape(maps, variables, tiles).dtype == jnp.bfloat16
-  # The two moments of every norm are those of all devices; pod_test trains so.
+  # The two moments of every norm are those of all devices.
   moments = len(jax.tree.leaves(variables.get('batch_stats', {})))
   assert str(program).count('psum') == moments
 
@@ -136,3 +138,35 @@ def test_layers_start_as_in_torch():
   bound = (4 * 64) ** -0.5
   np.testing.assert_allclose(np.abs(kernel).max(), bound, rtol=0.01)
   np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.01)
+
+
+def test_four_devices_norm_as_one():
+  """Statistics, predictions and gradients are those of the whole batch."""
+  model = tiny_classifier.Tiny(2, axis_name='tiles')
+  tiles = tiny_classifier.make_tiles(8)
+  # Parts unlike each other: their own statistics would not do.
+  x = tiles.image + np.arange(8, dtype=np.float32)[:, None, None, None]
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+
+  def step(variables, x, label):
+    def loss_of(params):
+      given = {**variables, 'params': params}
+      out, stats = model.apply(given, x, train=True, mutable=['batch_stats'])
+      chosen = jax.nn.log_softmax(out.logits)[jnp.arange(len(x)), label]
+      return -chosen.mean(), (stats, out.logits)
+
+    loss_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, (stats, logits)), grad = loss_and_grad(variables['params'])
+    return *jax.lax.pmean((loss, grad), 'tiles'), stats, logits
+
+  def on(count):
+    devices = jax.local_devices()[:count]
+    mapped = jax.pmap(step, 'tiles', in_axes=(None, 0, 0), devices=devices)
+    cut = lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:])
+    *rest, logits = jax.device_get(mapped(variables, cut(x), cut(tiles.label)))
+    return rest, logits.reshape(8, 2)
+
+  (one, logits), (four, cut_logits) = on(1), on(4)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  close(cut_logits, logits)
+  jax.tree.map(lambda mine, all: close(mine, np.repeat(all, 4, 0)), four, one)

@@ -23,8 +23,6 @@ ALWAYS_EXACT = ('_polynomials', '_resize')
 PLACES = [('cpu', 'float32'), ('tpu', 'float32'), ('tpu', 'tf32')]
 everywhere = pytest.mark.parametrize('platform,precision', PLACES)
 shape = jax.ShapeDtypeStruct
-# Of those of the same blocks, the smallest; GoogLeNet with its auxiliary heads.
-CLASSIFIED = sorted(set(CLASSIFIERS) - {'googlenet', 'resnet101'})
 
 
 def equations(jaxpr):
@@ -106,7 +104,7 @@ def test_bag_models(name, length, platform, precision):
 
 
 @everywhere
-@pytest.mark.parametrize('name', CLASSIFIED)
+@pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_patch_classifiers(name, platform, precision):
   make = functools.partial(CLASSIFIERS[name], num_classes=2, axis_name=None)
   model = network.build(make, precision)
