@@ -25,8 +25,7 @@ from experiments.bags.options import (
 )
 from experiments.maps import attention
 from experiments.run import progress, results, start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 from kmil_jax import parallel
 
 

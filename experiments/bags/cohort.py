@@ -20,9 +20,9 @@ from data.tissue import Rule
 from experiments.bags import features, phantom
 from experiments.bags.options import STORES, Data, External, Folds
 from experiments.run import progress
-from experiments.run.check import Findings, gathered
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
+from experiments.run.start import Findings, gathered
 from kmil_jax import parallel, splits
 from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagLoader, num_rows

@@ -17,7 +17,7 @@ from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
 from experiments.run import progress
-from experiments.run.check import Findings, gathered
+from experiments.run.start import Findings, gathered
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
 _WIDTH = 1024 * 4  # Bytes of an instance.

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from data.files import free_space, replacing
-from experiments.run import options, plugins
+from experiments.run import options
 from kmil_jax import checksums, parallel
 
 CONFIG, REPORT = 'config.json', 'report.html'
@@ -80,7 +80,7 @@ class Config:
   inputs: Mapping[str, Any]  # hashes of labels, features and splits
   made_by: Sequence[Mapping[str, Any]]  # versions, commit, command
   cohort: Mapping[str, Any]  # what users of the models need to know of it
-  plugin: str | None = None  # that registered the model, see `plugins`
+  plugin: str | None = None  # that registered the model, see `options.Plugin`
 
   def options(self, *classes: type) -> list[Any]:
     """Returns the options, an instance of each class of the script.
@@ -90,7 +90,7 @@ class Config:
         if the run had a plugin, and this command was given none: a file that
         is read runs no code by itself.
     """
-    if self.plugin and not plugins.given:
+    if self.plugin and not options.plugin_given:
       raise options.OptionError(
         f'{self.path}: the run was made with code of its own, which runs as'
         f' you. If you trust it, give --plugin={self.plugin}'
@@ -293,7 +293,7 @@ def record(
   Raises:
     ResultsError: in every process, if there is one of other options or inputs.
   """
-  inputs = {**inputs, **plugins.inputs()}
+  inputs = {**inputs, **options.plugin_inputs()}
   content = {
     'version': _VERSION,
     'options': options.to_json(resolved),
@@ -303,8 +303,8 @@ def record(
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
-  if plugins.given:
-    content['plugin'] = plugins.given
+  if options.plugin_given:
+    content['plugin'] = options.plugin_given
 
   def write():
     content['made_by'] = [_made_by()]

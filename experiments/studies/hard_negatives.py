@@ -24,8 +24,8 @@ from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run import phantoms, results
-from experiments.run.check import Findings
 from experiments.run.options import OptionError, field, free
+from experiments.run.start import Findings
 from kmil_jax import intervals, metrics, mining as search, parallel
 
 WEAK, RANDOM = 'weak', 'random'

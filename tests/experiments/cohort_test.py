@@ -25,8 +25,8 @@ from experiments import extract, kmil, predict, two_step
 from experiments.bags import cohort as cohorts, crossval
 from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
-from experiments.run.check import Check, Findings
 from experiments.run.results import Folder
+from experiments.run.start import Check, Findings
 from kmil_jax import parallel
 
 
