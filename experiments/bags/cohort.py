@@ -17,9 +17,9 @@ from data.files import clean, first_of, free_space, memory, replacing
 from data.labels import Manifest
 from data.splits import Split
 from data.tissue import Rule
-from experiments.bags import features, phantom
+from experiments.bags import features
 from experiments.bags.options import STORES, Data, External, Folds
-from experiments.run import progress
+from experiments.run import phantoms, progress
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
 from experiments.run.start import Findings, gathered
@@ -341,7 +341,7 @@ def load(
   csv_path, features_dir = data.csv_path, data.features_dir
   slides_dir = data.slides_dir
   if not csv_path:
-    root, features_dir = phantom.make(cache_dir)
+    root, features_dir = phantoms.make_cohort(cache_dir)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
   mapping, findings = relabelling(data.task, data.labels), Findings()
   cohort, table, left_out = join(
@@ -375,7 +375,7 @@ def load(
   csv_path = external.external_csv
   features_dir, second = external.external_features_dir, None
   if external.external_phantom:
-    root, features_dir = phantom.make_external(cache_dir)
+    root, features_dir = phantoms.make_external(cache_dir)
     csv_path = root / 'labels.csv'
   if csv_path and cohort:
     second, *_ = join(
