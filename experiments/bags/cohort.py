@@ -1,5 +1,6 @@
 """The cohort of an experiment: slides, labels, features and folds, joined."""
 
+import collections
 from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
@@ -10,14 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from data import labels as label_files, packed, slides, splits as split_files
-from data.cohort import CohortError, match
+from data import (
+  inspection,
+  labels as label_files,
+  packed,
+  slides,
+  splits as split_files,
+)
+from data.cohort import CohortError, differences, match
 from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of, free_space, memory, replacing
 from data.labels import Manifest
 from data.splits import Split
 from data.tissue import Rule
-from experiments.bags import features
 from experiments.bags.options import STORES, Data, External, Folds
 from experiments.run import phantoms, progress
 from experiments.run.options import OptionError
@@ -38,6 +44,7 @@ _STATED += Rule._fields  # If they are not as by default.
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
 _RESIDENT_SHARE = 0.4
+_PATIENCE = 0.5  # Seconds before a bar shows: none where all is known.
 
 
 # What is raised for faults of the user's slides, labels, features and splits.
@@ -445,7 +452,7 @@ def join(
   problems += [f'{csv_path}: {fault}' for fault in wrong]
   findings.warnings += [f'{csv_path}: {text}' for text in odd]
   if shuffle_seed is not None and len(table.slide):
-    table = shuffled(table, shuffle_seed)
+    table = label_files.shuffled(table, shuffle_seed)
   classes = like.classes if like else ordered(table.label)
   if unknown := sorted(set(table.label.tolist()) - set(classes)):
     problems.append(
@@ -467,12 +474,12 @@ def join(
   except FeatureError as e:
     problems.append(str(e))
     return None, table, left_out
-  features.scan(source, table.slide.tolist(), cache_dir)
+  scan(source, table.slide.tolist(), cache_dir)
   found = match(source, table, others=left_out, allow_missing=allow_missing)
   headers, attributes = found.headers, found.attributes
   problems += found.problems
   theirs = like.attributes if like else {}
-  if differ := features.differences(attributes, theirs):
+  if differ := differences(attributes, theirs):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
@@ -499,6 +506,31 @@ def join(
   if like:
     _check_apart(like, cohort, findings)
   return cohort, table, left_out
+
+
+def scan(
+  source: packed.Folder | packed.Packed,
+  slide_ids: Sequence[str],
+  cache_dir: pathlib.Path | None = None,
+) -> None:
+  """Reads all features, unless it is known what is in them; shows a bar.
+
+  Args:
+    source: of features; its `seen` is filled.
+    slide_ids: whose.
+    cache_dir: where it is kept what is in files.
+  """
+  reads = inspection.inspect(
+    source, slide_ids, cache_dir, keep=parallel.is_first()
+  )
+  bar = progress.bar(
+    reads,
+    desc='reading features',
+    total=len(slide_ids),
+    unit='slide',
+    delay=_PATIENCE,
+  )
+  collections.deque(bar, maxlen=0)
 
 
 def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
@@ -562,22 +594,10 @@ def make_folds(
   return parts
 
 
-def mixed_cases(table: Manifest) -> list[str]:
-  """Returns the cases whose slides have several labels, with the labels."""
-  labels: dict[str, set[str]] = {}
-  for case, label in zip(table.case, table.label, strict=True):
-    labels.setdefault(str(case), set()).add(str(label))
-  return [
-    f'{case} ({", ".join(sorted(of_case))})'
-    for case, of_case in sorted(labels.items())
-    if len(of_case) > 1
-  ]
-
-
 def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   """Says what is odd about patients, classes and folds."""
   lines = []
-  if mixed := mixed_cases(table):
+  if mixed := label_files.mixed_cases(table):
     lines.append(
       f'{len(mixed)} cases have slides of several labels: {first_of(mixed)}.'
       ' Labels are those of slides, and cases stay whole in every split.'
@@ -673,12 +693,3 @@ def ordered(labels: np.ndarray) -> tuple[str, ...]:
   return tuple(
     sorted(names, key=int if all(map(str.isdecimal, names)) else None)
   )
-
-
-def shuffled(table: Manifest, seed: int) -> Manifest:
-  """Assigns labels anew: whole cases swap the label of their first slide."""
-  cases, first, of = np.unique(
-    table.case, return_index=True, return_inverse=True
-  )
-  order = np.random.default_rng(seed).permutation(len(cases))
-  return dataclasses.replace(table, label=table.label[first][order][of])

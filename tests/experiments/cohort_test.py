@@ -18,7 +18,7 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from data import features
+from data import features, labels as label_files
 from data.cohort import CohortError
 from data.labels import Manifest
 from experiments import extract, kmil, predict, two_step
@@ -208,7 +208,7 @@ def test_shuffled_labels_keep_cases_whole_and_classes_as_large(case_of, seed):
   case = np.array([f'c{i}' for i in case_of])
   label = np.array(list('xyyzxz'))[case_of]
   plain = Manifest(case, np.arange(len(case)).astype(str), label)
-  moved = cohorts.shuffled(plain, seed)
+  moved = label_files.shuffled(plain, seed)
   before, after = (
     dict(zip(t.case, t.label, strict=True)) for t in (plain, moved)
   )
@@ -217,7 +217,7 @@ def test_shuffled_labels_keep_cases_whole_and_classes_as_large(case_of, seed):
   assert count(after.values()) == count(before.values())
   np.testing.assert_array_equal(moved.slide, plain.slide)
   np.testing.assert_array_equal(moved.case, plain.case)
-  again = cohorts.shuffled(plain, seed)
+  again = label_files.shuffled(plain, seed)
   np.testing.assert_array_equal(again.label, moved.label)
 
 
