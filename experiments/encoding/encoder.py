@@ -18,7 +18,7 @@ import numpy as np
 
 from data.files import replacing
 from data.weights import WeightsError, file_of
-from experiments.run import weights as weight_files
+from experiments.run import results
 from kmil_jax import augment, checksums, parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
 from kmil_jax.models.network import build
@@ -192,7 +192,7 @@ def make_encoder(
   if encoder == DEFAULT and not weights and digest != _LITE0_SHA256:
     raise EncoderError(f'{path} is damaged. Install {_LITE0[0]} again.')
   try:
-    variables = port.from_torch(of.table, weight_files.read(path))
+    variables = port.from_torch(of.table, results.read_weights(path))
   except port.PortError as error:
     faults = [textwrap.shorten(s, 200) for s in str(error).splitlines()]
     lines = [f'{path} does not fit {encoder}. Give the --encoder it is of.']

@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from data import weights
 from data.files import free_space, replacing
+from data.weights import WeightsError
 from experiments.run import options
 from kmil_jax import checksums, parallel
 
@@ -250,6 +252,21 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise ResultsError(
       f'{path} is damaged ({e}). Remove it: the same command makes it anew.'
     ) from e
+
+
+def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads a file of named weights; see `data.weights.read`.
+
+  Raises:
+    WeightsError: as that, or if the file is not the one that was written.
+  """
+  file = weights.file_of(path)
+  if damaged := checksums.damage(file.parent, file.name):
+    raise WeightsError(
+      f'{damaged} was changed since it was written. Run the command that'
+      f' trained {file} again, which trains it anew.'
+    )
+  return weights.read(file)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from experiments import kmil
 from experiments.evaluation import figures
 from experiments.reporting import page
-from experiments.run import results, weights
+from experiments.run import results
 from experiments.run.options import OptionError, field
 from experiments.run.results import Folder, ResultsError
 
@@ -197,17 +197,17 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 def test_a_changed_model_is_found_among_others(tmp_path, capsys):
   folder, model = Folder(tmp_path), {'w': np.arange(3.0)}
   folder.save_model('model.safetensors', save(model))
-  np.testing.assert_array_equal(weights.read(tmp_path)['w'], model['w'])
+  np.testing.assert_array_equal(results.read_weights(tmp_path)['w'], model['w'])
   sums = folder.read('sha256.json')
   folder.write('sha256.json', {'another': '0'} | sums)
   assert folder.has_model('model.safetensors')
-  weights.read(tmp_path)  # What is said of other files does not matter.
+  results.read_weights(tmp_path)  # What is said of other files does not matter.
   file = folder.at('model.safetensors')
   file.write_bytes(save({'w': np.arange(3.0) + 1}))
-  with pytest.raises(weights.WeightsError, match=r'model\.safetensors was'):
-    weights.read(file)
+  with pytest.raises(results.WeightsError, match=r'model\.safetensors was'):
+    results.read_weights(file)
   assert not folder.has_model('model.safetensors')
   folder.at('sha256.json').write_text('{')
-  with pytest.raises(weights.WeightsError, match=r'sha256\.json was changed'):
-    weights.read(file)
+  with pytest.raises(results.WeightsError, match=r'sha256\.json was changed'):
+    results.read_weights(file)
   assert 'sha256.json' not in capsys.readouterr().out
