@@ -433,7 +433,7 @@ class Folder:
     Raises:
       FeatureError: if there is none, or several.
     """
-    self.path = locate(files.place(path))
+    self.path, self.cases = locate(files.place(path)), {}  # As of `Packed`.
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
     kind = lambda path: (-READ.index(path.suffix.lower()), path.name)

@@ -90,6 +90,7 @@ def run(
     target.mkdir(parents=True, exist_ok=True)
     Findings(warnings=cohort.warnings).warn()
     _close(pictures.preview(cohort, target), 'would have no features')
+    start.show_next('extract', **vars(folders))
     return
   make = functools.partial(
     encoder.make_encoder,

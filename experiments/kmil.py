@@ -40,7 +40,7 @@ def run(
   machine: Machine,
 ) -> None:
   """Trains the folds, tests the models, writes tables, pictures and report."""
-  training = training.resolved(model.model)
+  asked, training = training, training.resolved(model.model)
   settings = options.settings(model, training, output.seed)
   numbers = requested.folds(folds.k)
   given = [
@@ -49,7 +49,8 @@ def run(
   ]
   planned = [*itertools.product(range(requested.seeds), numbers)]
   path = output.folder(f'{model.model}_{data.task}')
-  material = preflight.begin(path, given, settings, training.store, planned)
+  shown = [asked if one is training else one for one in given]
+  material = preflight.begin(path, shown, settings, training.store, planned)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
@@ -90,6 +91,8 @@ def run(
     )
     if data.slides_dir or not data.csv_path:
       start.show_next('view', run=drawn.path)
+    else:
+      start.show_next('predict', run=drawn.path, features_dir='new_features')
     parallel.wait_for_all('end')
   progress.raise_if_diverged([runs[place].folder for place in places])
   if faults:

@@ -42,6 +42,8 @@ def run(
       crossval.write_predictions(part, fold, material, prob)
     crossval.conclude(folder, 'mean_pooling', data.task, material)
   show(f'results in {path}')
+  where = {'csv_path': data.csv_path, 'features_dir': data.features_dir}
+  start.show_next('kmil', **where)
 
 
 main = start.script(run, cohorts.ERRORS)

@@ -64,6 +64,8 @@ def run(slides: Slides, page: Page) -> None:
       server.serve_forever()
     except KeyboardInterrupt:
       print()
+  if slides.folder().has('cohort.csv'):  # Of a training.
+    start.show_next('predict', run=slides.run, slides_dir='new_slides')
 
 
 main = start.script(run, (MapError, SlideError))

@@ -75,6 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       ),
       metadata=tfds.core.MetadataDict(
         slide_id=slides,
+        case_id=table.case.tolist(),
         length=[int(h.length) for h in headers],
         width=int(width),
         attributes=[

@@ -38,7 +38,7 @@ def begin(path: pathlib.Path, options: Sequence[Any], *plan: Any) -> Material:
 
   Args:
     path: of the results folder.
-    options: of the script, as they were resolved.
+    options: of the script, as they were given.
     *plan: what `check` takes besides.
 
   Raises:

@@ -84,8 +84,9 @@ def extract(
   )
   batch, failures = batch or encoders.default_batch(), {}
   batches = _batches(_read(cohort, paths, encoder, batch, failures), batch)
-  idle = 0.0
-  with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
+  idle, begun, tiles = 0.0, 0, 0
+  about = {'desc': f'{done}/{count} slides', 'unit': 'tile', 'mininterval': 1}
+  with progress.bar(**about) as bar:
     for bags, rows, waited in _encoded(encoder, _ahead(batches, _AHEAD)):
       if rows.ndim != 2 or len(rows) != batch:
         raise EncodingError(
@@ -95,7 +96,9 @@ def extract(
       idle += waited
       for bag, row in zip(bags, rows, strict=False):  # Fillers have no bag.
         if not bag.rows:
-          bar.total += len(bag.coords)  # Of the slides begun so far.
+          begun, tiles = begun + 1, tiles + len(bag.coords)
+          # The slides to come count as the mean of those begun.
+          bar.total = tiles * (len(paths) - len(failures)) // begun
         bag.rows.append(row)
         if len(bag.rows) == len(bag.coords):
           path = folder / f'{bag.slide_id}.h5'

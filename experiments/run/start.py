@@ -354,8 +354,9 @@ def _begin(machine: Cache) -> None:
 
 
 def show_next(script: str, **flags: Any) -> None:
-  """Prints the command that may come next."""
-  shown = [shlex.quote(f'--{name}={value}') for name, value in flags.items()]
+  """Prints the command that may come next; flags that are None are left out."""
+  given = [(name, value) for name, value in flags.items() if value is not None]
+  shown = [shlex.quote(f'--{name}={value}') for name, value in given]
   show(' '.join([f'next: python -m experiments.{script}', *shown]))
 
 

@@ -277,7 +277,8 @@ def test_a_bad_slide_spoils_no_other(paths, tmp_path, capsys):
   paths[0].write_bytes(b'no slide')
   with pytest.raises(SystemExit, match='1'):
     run(paths[0].parent, out, '--min_tissue=0', '--batch_size=4')
-  printed = capsys.readouterr().out
+  printed, shown = capsys.readouterr()
+  assert '0/4 slides: 0/? [' in shown
   for words in ('--tile_size=64 ', 'encoder small_slides:colours', 'tiles/s'):
     assert words in printed
   table = printed.split('2 slides have no features:\n')[1].splitlines()

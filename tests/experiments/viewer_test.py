@@ -59,9 +59,13 @@ def viewed(tmp_path_factory):
 
 def write_table(folder, table):
   columns = [f'prob_{name}' for name in drawn_maps.CLASSES]
-  lines = [['slide_id', 'split', 'label', *columns]]
+  lines = [['case_id', 'slide_id', 'split', 'label', *columns]]
   for name, (label, prob) in table.items():
-    lines += [[name, 'test', label, *prob], [name, 'val', 'none', 0, 0, 1]]
+    case = f'case {label}'
+    lines += [
+      [case, name, 'test', label, *prob],
+      [case, name, 'val', 'none', 0, 0, 1],
+    ]
   text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
   (folder / 'predictions.csv').write_text(text)
 
@@ -512,7 +516,8 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
       "$('#tile tbody').textContent.includes('probability of breast')"
     )
     # The true class is shown, and a slide of odd name can be chosen.
-    assert 'lymphoma' in page.evaluate("$('#facts').textContent")
+    facts = page.evaluate("$('#facts').textContent")
+    assert facts.startswith('patientcase lymphomatrue classlymphoma')
     note = "$('#note').textContent"
     assert page.evaluate(note) == tile_scores.VALIDATION
     look_at(page, NAMES[1])
@@ -589,6 +594,7 @@ def test_slides_are_found_and_the_address_keeps_what_is_seen(served, viewed):
       ('wrong 0.90', [second]),
       ('right', [last, first]),
       ('validation slide', [first]),
+      ('patient: case br', [second]),
       ('no such slide', []),
     ):
       find('#search').send_keys(text)
