@@ -1,6 +1,5 @@
 """The cohort of an experiment: slides, labels, features and folds, joined."""
 
-import collections
 from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
@@ -44,7 +43,6 @@ _STATED += Rule._fields  # If they are not as by default.
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
 _RESIDENT_SHARE = 0.4
-_PATIENCE = 0.5  # Seconds before a bar shows: none where all is known.
 
 
 # What is raised for faults of the user's slides, labels, features and splits.
@@ -474,7 +472,9 @@ def join(
   except FeatureError as e:
     problems.append(str(e))
     return None, table, left_out
-  scan(source, table.slide.tolist(), cache_dir)
+  ids, keep = table.slide.tolist(), parallel.is_first()
+  reads = inspection.inspect(source, ids, cache_dir, keep=keep)
+  progress.go_through(reads, len(ids), 'slide', 'reading features')
   found = match(source, table, others=left_out, allow_missing=allow_missing)
   headers, attributes = found.headers, found.attributes
   problems += found.problems
@@ -506,31 +506,6 @@ def join(
   if like:
     _check_apart(like, cohort, findings)
   return cohort, table, left_out
-
-
-def scan(
-  source: packed.Folder | packed.Packed,
-  slide_ids: Sequence[str],
-  cache_dir: pathlib.Path | None = None,
-) -> None:
-  """Reads all features, unless it is known what is in them; shows a bar.
-
-  Args:
-    source: of features; its `seen` is filled.
-    slide_ids: whose.
-    cache_dir: where it is kept what is in files.
-  """
-  reads = inspection.inspect(
-    source, slide_ids, cache_dir, keep=parallel.is_first()
-  )
-  bar = progress.bar(
-    reads,
-    desc='reading features',
-    total=len(slide_ids),
-    unit='slide',
-    delay=_PATIENCE,
-  )
-  collections.deque(bar, maxlen=0)
 
 
 def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
