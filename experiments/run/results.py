@@ -104,8 +104,9 @@ class Folder:
   """Reads and writes the files of a folder, by names relative to it.
 
   The end of a name says what its file holds: .json any value, .jsonl a list of
-  them, .csv rows; all else is text. Only process 0 writes. Names may hold any
-  character that the file system takes: none is a pattern.
+  them, .csv rows, .npy an array, .npz arrays by name; all else is text. Only
+  process 0 writes. Names may hold any character that the file system takes:
+  none is a pattern.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -166,8 +167,8 @@ class Folder:
 
     Args:
       name: of the file.
-      content: of a .csv rows of cells, of a .png a figure of matplotlib. A
-        text is written as it is.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib, of a
+        .npz a dict of arrays. A text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -177,6 +178,9 @@ class Folder:
         self.save(
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
+        return
+      case '.npy' | '.npz':
+        self.save(name, lambda path: _save_arrays(path, content))
         return
       case _ if isinstance(content, str):
         pass
@@ -237,6 +241,14 @@ class Folder:
     values = held.get('options' if 'version' in held else 'flags', {})
     rest = held['inputs'], held['made_by'], held.get('cohort', {})
     return Config(path, values, *rest, held.get('plugin'))
+
+
+def _save_arrays(path: pathlib.Path, content: Any) -> None:
+  with path.open('wb') as file:  # Of a path, NumPy would change the name.
+    if isinstance(content, np.ndarray):
+      np.save(file, content)
+    else:
+      np.savez_compressed(file, **content)
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -165,6 +165,10 @@ def test_files_hold_what_the_end_of_their_name_says(tmp_path):
     assert folder.read(name) == value
   folder.write('t.csv', [['a', 'b'], ['1,"é"', '']])
   assert folder.read('t.csv') == [{'a': '1,"é"', 'b': ''}]
+  folder.write('x.npz', {'x': np.arange(3)})
+  np.testing.assert_array_equal(
+    results.read_arrays(folder.at('x.npz'))['x'], np.arange(3)
+  )
   assert folder.has(*values) and not folder.has('a.json', 'none')
   with pytest.raises(ValueError, match='Out of range'):
     folder.write('a.json', float('nan'))
