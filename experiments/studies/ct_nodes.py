@@ -530,8 +530,8 @@ def _cam_figure(
   shown = np.concatenate(by_class)
   rows = material.rows['test'][shown]
   return pictures.heat(
-    f'Test slices; green: the mask; numbers: P({tiles.classes[1]}), red where'
-    ' wrong',
+    f'Test slices, {tiles.size * resample.SPACING:.0f} mm wide; green: the'
+    f' mask; numbers: P({tiles.classes[1]}), red where wrong',
     tiles.take(shown),
     {
       NETWORKS[name]: (cam[shown], prob[name][rows, 1])

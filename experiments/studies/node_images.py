@@ -172,8 +172,10 @@ class Nodes(Material):
         maps[f'{rule}, score {votes[row] / VOTES:.4f}'] = heat, lesions
       yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
+        verdict = 'right' if decision[row] == label[row] else 'WRONG'
         drawing = pictures.overlay(
-          f'{name} | truth {label[row]} | decision {decision[row]}',
+          f'{name} | truth {label[row]} | predicted {decision[row]}'
+          f' | {verdict}',
           image,
           maps,
           label='votes for tumour',

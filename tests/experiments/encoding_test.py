@@ -381,7 +381,11 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   write_square(regions / 'd.geojson')
   monkeypatch.setattr(extract_script.encoder, 'make_encoder', None)
   sheets = preview(paths[3].parent, out, '--min_tissue=0')
-  assert f'{out}/previews: 39 tiles of 4 slides' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert f'{out}/previews: 39 tiles of 4 slides' in printed
+  following = printed.splitlines()[-1].split()
+  assert following[:4] == ['next:', 'python', '-m', 'experiments.extract']
+  assert '--tile_size=64' in following and '--preview=True' not in following
   assert sheets.keys() == COUNTS.keys()
   assert [path.name for path in out.iterdir()] == ['previews']
   sheet = sheets['d'][:320]
@@ -403,6 +407,7 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   flags = '--min_tissue=0', f'--regions_dir={regions}'
   sheet = preview(paths[3].parent, out, *flags)['d']
   assert (sheet[66:126, 65] == GREEN).all()  # Within the tile's own edge.
+  assert not sheet[66:126, 63].any()  # What was outlined, around that.
   assert (sheet[192, 130:190] == ORANGE).all()
   assert not (sheet[193:320, :320] == BLUE).all(2).any()
 
