@@ -52,8 +52,11 @@ def prepare() -> None:
   if sys.getfilesystemencoding() != 'utf-8' and not sys.flags.utf8_mode:
     os.environ['PYTHONUTF8'] = '1'
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-  for stream in sys.stdout, sys.stderr:
+  os.environ['MPLBACKEND'] = 'agg'  # Others may be absent, or need a screen.
+  for name in 'stdout', 'stderr':
+    stream = getattr(sys, name) or open(os.devnull, 'w')  # Closed by `>&-`.
     stream.reconfigure(errors='backslashreplace')
+    setattr(sys, name, stream)
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _interrupt)
   for module, name in (threading, 'excepthook'), (sys, 'unraisablehook'):
