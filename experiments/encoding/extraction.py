@@ -200,7 +200,8 @@ def _read(
   failures: dict[str, str],
 ) -> Iterator[tuple[_Bag, np.ndarray]]:
   """Yields the tiles of slides one by one; notes the slides that fail."""
-  common = encoder.attributes() | {'encoder_note': encoder.note}
+  about = {'encoder_note': encoder.note, 'normalisation': encoder.normalisation}
+  common = encoder.attributes() | about
 
   def opened(path):
     try:

@@ -58,7 +58,7 @@ _KIND = {
   ],
   'cohort?': {
     'classes?': [str],
-    'width?': int,
+    'width?': range(1, 2**20),
     'features?': {'*': str},
     'features_dir?': str,
     'left_out?': [str],
@@ -193,7 +193,9 @@ class Folder:
         text = io.StringIO(newline='')
         csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
-    self.save(name, lambda path: path.write_bytes(content.encode()))
+    # Names of files need not be text.
+    content = content.encode(errors='backslashreplace')
+    self.save(name, lambda path: path.write_bytes(content))
 
   def is_newest(self, name: str) -> bool:
     """Whether this process finds a file, and nothing in the folder newer."""
@@ -379,8 +381,9 @@ def fits(kind: Any, value: Any) -> bool:
   """Whether a value of JSON is of a kind.
 
   Args:
-    kind: a type or several; a list of one kind; or kinds by key, where a key
-      with ? may be absent, and * stands for all keys that are not named.
+    kind: a type or several; a range of whole numbers; a list of one kind; or
+      kinds by key, where a key with ? may be absent, and * stands for all keys
+      that are not named.
     value: read from a file.
   """
   match kind:
@@ -397,6 +400,8 @@ def fits(kind: Any, value: Any) -> bool:
       )
     case [each]:
       return isinstance(value, list) and all(fits(each, one) for one in value)
+    case range():
+      return type(value) is int and value in kind
   if isinstance(value, bool):
     return kind in (bool, object)
   return isinstance(value, kind)
@@ -447,7 +452,7 @@ def _locked(folder: Folder) -> Iterator[None]:
       ' Results may not fit; what was saved by then would stay.',
       flush=True,
     )
-  with folder.at(_LOCK).open('a+', encoding='utf-8') as file:
+  with folder.at(_LOCK).open('a+', errors='replace') as file:
     # Children that outlive this process would keep it.
     os.set_inheritable(file.fileno(), False)
     os.register_at_fork(after_in_child=file.close)

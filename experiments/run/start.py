@@ -286,7 +286,7 @@ def script(
     # Of code that nobody asked about, a user needs no line.
     warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
     if argv is None:
-      _prepare()
+      prepare()
     argv, cache = sys.argv if argv is None else argv, Cache()
     given = []
     try:
@@ -375,7 +375,7 @@ def flags(given: Sequence[Any]) -> list[str]:
   ]
 
 
-def _prepare() -> None:
+def prepare() -> None:
   """Readies the process of a command; it may begin anew, in UTF-8.
 
   Names of files are read in the locale's encoding: where that has few letters,
@@ -385,8 +385,11 @@ def _prepare() -> None:
   if sys.getfilesystemencoding() != 'utf-8' and not sys.flags.utf8_mode:
     os.environ['PYTHONUTF8'] = '1'
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-  for stream in sys.stdout, sys.stderr:
+  os.environ['MPLBACKEND'] = 'agg'  # Others may be absent, or need a screen.
+  for name in 'stdout', 'stderr':
+    stream = getattr(sys, name) or open(os.devnull, 'w')  # Closed by `>&-`.
     stream.reconfigure(errors='backslashreplace')
+    setattr(sys, name, stream)
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _interrupt)
   for module, name in (threading, 'excepthook'), (sys, 'unraisablehook'):
@@ -450,7 +453,8 @@ def fault_of_machine(
       ' before is intact: the same command goes on from there.'
     )
   if isinstance(error, MemoryError):
-    return 1, 'error: this machine has too little memory for it.'
+    too_little = 'error: this machine has too little memory for it.'
+    return 1, f'{too_little} {error}'.rstrip()
   if isinstance(error, OSError) and str(cache_dir) in str(error):
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
   for e in _chain(error):

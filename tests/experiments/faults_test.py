@@ -168,6 +168,19 @@ def test_a_command_starts_anywhere(tmp_path, command):
   assert "'bösartig'" in done.stderr.decode()
 
 
+def test_a_command_needs_no_screen_and_no_output():
+  code = 'from experiments.run import start; start.prepare(); print(1)'
+  code += '; import matplotlib'
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'none'}
+  done = subprocess.run(
+    ['sh', '-c', 'exec "$@" >&-', 'sh', sys.executable, '-c', code],
+    env=env,
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, b'')
+
+
 def test_a_user_without_a_home_is_told_of_cache_dir(monkeypatch):
   def no_home(path):
     raise RuntimeError('no home')

@@ -109,6 +109,8 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
     (lambda content: content | {'more': 1}, 'unknown entries more'),
     (lambda content: content | {'options': {'more': 1}}, 'unknown options'),
     (lambda content: [], 'no record of a run'),
+    (lambda content: content | {'cohort': {'width': -8}}, 'no record of a run'),
+    (lambda content: content | {'cohort': {'width': 2**40}}, 'no record'),
   ],
 )
 def test_what_is_no_config_of_ours_is_refused(tmp_path, change, message):
@@ -141,6 +143,7 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path):
   # The lock of a process that was killed is free.
   other.kill()
   other.communicate()
+  (tmp_path / '.lock').write_bytes(b'\xff')  # Whatever it left there.
   with results.opened(tmp_path, [], {}) as folder:
     assert folder.config().inputs == {}
 
@@ -170,6 +173,8 @@ def test_files_hold_what_the_end_of_their_name_says(tmp_path):
     results.read_arrays(folder.at('x.npz'))['x'], np.arange(3)
   )
   assert folder.has(*values) and not folder.has('a.json', 'none')
+  folder.write('d.md', '\udcff')  # Of a name that is no text.
+  assert folder.read('d.md') == '\\udcff'
   with pytest.raises(ValueError, match='Out of range'):
     folder.write('a.json', float('nan'))
   assert folder.read('a.json') == values['a.json']
