@@ -117,7 +117,8 @@ def explained(
       ' before is intact: the same command goes on from there.'
     )
   if isinstance(error, MemoryError):
-    return 1, 'error: this machine has too little memory for it.'
+    too_little = 'error: this machine has too little memory for it.'
+    return 1, f'{too_little} {error}'.rstrip()
   if isinstance(error, OSError) and str(cache_dir) in str(error):
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
   for e in _chain(error):
