@@ -40,7 +40,7 @@ def chained(error):
       1,
       ['error: /a/b: File too large. Free some space'],
     ),
-    (MemoryError(), 1, ['memory']),
+    (MemoryError('not even one run'), 1, ['memory', 'not even one run']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
     (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file']),
     (
