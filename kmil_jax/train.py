@@ -6,6 +6,7 @@ the devices, the weights and the optimiser.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, Protocol
 
 import chex
@@ -109,7 +110,12 @@ def draw(
     runs: the constants of R runs, NumPy leaves [R, ...].
     options: of the compiler.
   """
-  return _each(jax.jit(task.init, compiler_options=options), runs)
+  drawn = jax.jit(_init, static_argnums=0, compiler_options=options)
+  return _each(functools.partial(drawn, task), runs)
+
+
+def _init(task: Task, run: Any) -> Variables:
+  return task.init(run)  # Traced once for a task, however often it is drawn.
 
 
 def init(task: Task, runs: Any, variables: Variables) -> State:

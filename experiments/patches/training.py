@@ -200,14 +200,10 @@ class Trained:
     Returns:
       Maps [n, S, S] in [0, 1].
     """
-    cam_of = functools.partial(saliency.grad_cam, self.task.model, layer=layer)
-    maps_of = jax.jit(
-      lambda v, image, *y: cam_of(v, self.task.normalise(image), *y)
-    )
     maps, targets = [], np.asarray(target, np.int32)
     labelled = dataclasses.replace(tiles, label=targets)
     for batch in _batches(labelled, _CAM_BATCH):
-      cam = maps_of(self.variables, batch.image, batch.label)
+      cam = _maps(self.task, layer, self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 
@@ -215,6 +211,12 @@ class Trained:
   def _on_devices(self) -> tuple[Program, list[Any]]:
     program = tile_task.program(self.task)
     return program, program.put((_one_run(self.variables), _runs(0)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _maps(task, layer, variables, image, target) -> jax.Array:
+  image = task.normalise(image)
+  return saliency.grad_cam(task.model, variables, image, target, layer=layer)
 
 
 def train(

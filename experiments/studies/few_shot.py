@@ -336,7 +336,7 @@ def _scorer(
   model = folder.at(f'{setting.folder}/{training.MODEL}')
   for path in (material.weights or folder.at(training.TEACHER), model):
     digest.update(hashlib.sha256(path.read_bytes()).digest())
-  task = study.recipe['students'].task()
+  task = study.recipe['students'].task
   on_patches = pmap_score(task, teacher, training.student(model))
   val = training.scores(folder, setting)['val']
   threshold, low = val.threshold, np.median(val.mean[~val.tumour])

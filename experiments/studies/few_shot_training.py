@@ -80,7 +80,9 @@ class Students(Training):
     least=1,
   )
 
+  @functools.cached_property
   def task(self) -> DistillTask:
+    """What is trained: one for all groups, which share its programs."""
     return DistillTask(
       self.width,
       int(self.shortcut),
@@ -249,7 +251,7 @@ def groups(
 ) -> Iterator[list[Setting]]:
   """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
-    students.task().student.init,
+    students.task.student.init,
     jax.random.key(0),
     map_shapes(students.width),
   )
@@ -294,7 +296,7 @@ def _train_group(
   images: Callable[[str], np.ndarray],
 ) -> None:
   students, folder = study.recipe['students'], study.folder
-  task, train, val = students.task(), *map(material.parts.get, ('train', 'val'))
+  task, train, val = students.task, *map(material.parts.get, ('train', 'val'))
   label = np.int32(train.label)
   runs = [setting.run(label) for setting in group]
   constants = distill.runs_of(runs, label)

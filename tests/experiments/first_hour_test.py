@@ -13,6 +13,7 @@ import pytest
 from data import features, tiff
 from data.slides import Slide
 from experiments import export, extract, kmil, predict
+from experiments.encoding import encoder
 from experiments.maps.source import Slides
 from experiments.run.results import Folder
 from experiments.viewer import server
@@ -30,20 +31,24 @@ def probabilities(folder):
 
 @pytest.fixture(scope='module')
 def hour(real_data, tmp_path_factory):
-  """Both halves of a real slide, called two, and what the commands leave."""
+  """Two parts of a real slide, and what the commands leave."""
   hour = tmp_path_factory.mktemp('hour')
   (hour / 'slides').mkdir()
   with Slide(real_data / 'wsi' / 'CMU-1-Small-Region.svs') as slide:
-    mpp, half = slide.mpp, slide.height // 2
-    for name, top in ('left', 0), ('right', half):
-      image = slide.read(0, top, 0, slide.width, half)
+    mpp, width, height = slide.mpp, slide.width // 3, slide.height // 2
+    for name, y in ('left', 0), ('right', height):
+      image = slide.read(width, y, 0, width, height)
       tiff.write(hour / f'slides/{name}.tiff', image, mpp=mpp, levels=2)
   labels = 'case_id,slide_id,label\n1,left,benign\n2,right,tumour\n'
   (hour / 'labels.csv').write_text(labels)
   slides, results = f'--slides_dir={hour / "slides"}', f'--results_dir={hour}'
   run = f'--run={hour / "first_s2023"}'
   printed = io.StringIO()
-  with contextlib.redirect_stdout(printed):
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    contextlib.redirect_stdout(printed),
+  ):
+    patch.setattr(encoder, 'default_batch', lambda: 8)
     extract.main(['', slides, f'--features_dir={hour / "features"}'])
     kmil.main(
       [

@@ -23,6 +23,8 @@ ALWAYS_EXACT = ('_polynomials', '_resize')
 PLACES = [('cpu', 'float32'), ('tpu', 'float32'), ('tpu', 'tf32')]
 everywhere = pytest.mark.parametrize('platform,precision', PLACES)
 shape = jax.ShapeDtypeStruct
+# Of those of the same blocks, the smallest; GoogLeNet with its auxiliary heads.
+CLASSIFIED = sorted(set(CLASSIFIERS) - {'googlenet', 'resnet101'})
 
 
 def equations(jaxpr):
@@ -65,6 +67,12 @@ def shapes_of(model, *args, **kwargs):
   return jax.eval_shape(init, {'params': key, 'dropout': key}, *args)
 
 
+@functools.cache
+def classifier_shapes(name):
+  model = CLASSIFIERS[name](num_classes=2)
+  return shapes_of(model, jnp.ones((2, 32, 32, 3)), train=True)
+
+
 def test_the_walk_sees_what_is_rounded():
   """Also in a loop, a compiled function and a gradient of its own."""
   x = jnp.ones((3, 3))
@@ -98,12 +106,12 @@ def test_bag_models(name, length, platform, precision):
 
 
 @everywhere
-@pytest.mark.parametrize('name', sorted(CLASSIFIERS))
+@pytest.mark.parametrize('name', CLASSIFIED)
 def test_patch_classifiers(name, platform, precision):
   make = functools.partial(CLASSIFIERS[name], num_classes=2, axis_name=None)
   model = network.build(make, precision)
   x = jnp.ones((2, 32, 32, 3))
-  variables = shapes_of(model, x, train=True)
+  variables = classifier_shapes(name)
 
   def loss(variables):
     prediction, _ = model.apply(
@@ -153,7 +161,8 @@ def test_predictions(model, platform, precision):
   x = np.ones((8, WIDTH), np.float32)
   with cpu.lowering_for(platform):
     assert_all(precision, design.predict, weights, x, jnp.int32(7))
-  assert design.predictor(weights)(x)['prob'].shape == (1, CLASSES)
+  if precision == 'tf32':
+    assert design.predictor(weights)(x)['prob'].shape == (1, CLASSES)
 
 
 @everywhere
