@@ -49,7 +49,7 @@ _NO_FOLDER = (
   '{}: there is a file, or a link to nothing, where a folder is needed. Give'
   ' another folder.'
 )
-_PATIENCE = 5  # Seconds.
+_PATIENCE = 5  # Seconds in which a command says why it ends.
 _FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
 # Of what tells one process that another one is not there.
