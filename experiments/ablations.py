@@ -15,9 +15,8 @@ from experiments.bags.options import Features, Folds, Model, Training
 from experiments.evaluation.summary import summarise
 from experiments.reporting.tables import of_settings
 from experiments.run import progress, results, start
-from experiments.run.check import Check
 from experiments.run.results import Folder
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 
 
 def run(

@@ -23,8 +23,7 @@ import dataclasses
 
 from experiments.patches import study, training
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import ct_nodes as ct
 from experiments.studies.ct_nodes import Data, Networks, Training
 from kmil_jax.types import PatchRecipe

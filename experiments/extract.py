@@ -22,8 +22,8 @@ from experiments.encoding import encoder, extraction, pictures
 from experiments.encoding.extraction import EncodingError
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.run import options, results, start
-from experiments.run.check import Check, Findings
 from experiments.run.options import field, free
+from experiments.run.start import Check, Findings
 
 
 @dataclasses.dataclass(frozen=True)

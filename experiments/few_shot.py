@@ -24,8 +24,7 @@ from data.slides import SlideError
 from data.weights import WeightsError
 from experiments.patches import study
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import few_shot, few_shot_data
 from experiments.studies.few_shot_data import Data
 from experiments.studies.few_shot_training import Students

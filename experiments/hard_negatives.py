@@ -21,8 +21,7 @@ augment lee, input_size 224 (32), schedule cosine, select loss.
 from experiments.patches import study, training
 from experiments.patches.training import Training
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import hard_negatives as hard
 from experiments.studies.hard_negatives import Data, Mining
 from kmil_jax import mining as search

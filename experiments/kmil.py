@@ -23,10 +23,8 @@ from experiments.bags.options import (
   Requested,
   Training,
 )
-from experiments.maps import attention
 from experiments.run import progress, results, start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 from kmil_jax import parallel
 
 
@@ -84,7 +82,7 @@ def run(
     if parallel.is_first():
       for fold in numbers:
         limit = requested.heat_maps
-        faults += attention.draw(drawn, fold, material, limit=limit)
+        faults += crossval.draw_heat_maps(drawn, fold, material, limit=limit)
     crossval.conclude(folder, model.model, data.task, material, parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show(

@@ -12,9 +12,8 @@ from experiments.bags import cohort as cohorts, crossval, preflight
 from experiments.bags.options import Features, Folds, Regression
 from experiments.evaluation import floors
 from experiments.run import results, start
-from experiments.run.check import Check
 from experiments.run.results import Folder
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 
 
 def run(

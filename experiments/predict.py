@@ -26,9 +26,8 @@ from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, outputs
 from experiments.prediction.models import Models, PredictionError
 from experiments.run import results, start
-from experiments.run.check import Check, Findings
 from experiments.run.options import OptionError, field, free
-from experiments.run.start import Cache
+from experiments.run.start import Cache, Check, Findings
 from kmil_jax.export import ExportError
 
 

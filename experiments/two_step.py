@@ -26,8 +26,7 @@ import dataclasses
 from experiments.patches import study, training
 from experiments.patches.training import Training
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import node_images, two_step
 from experiments.studies.node_images import Images
 from experiments.studies.two_step import Design, Networks, Tiles

@@ -17,7 +17,7 @@ from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
 from experiments.run import progress
-from experiments.run.check import Findings, gathered
+from experiments.run.start import Findings, gathered
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
 _WIDTH = 1024 * 4  # Bytes of an instance.
@@ -200,7 +200,8 @@ def _read(
   failures: dict[str, str],
 ) -> Iterator[tuple[_Bag, np.ndarray]]:
   """Yields the tiles of slides one by one; notes the slides that fail."""
-  common = encoder.attributes() | {'encoder_note': encoder.note}
+  about = {'encoder_note': encoder.note, 'normalisation': encoder.normalisation}
+  common = encoder.attributes() | about
 
   def opened(path):
     try:

@@ -29,7 +29,7 @@ from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from data.weights import WeightsError
 from experiments.patches import tiles as patch_tiles
-from experiments.run import progress, results, start, weights
+from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
 from kmil_jax import augment, loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
@@ -374,7 +374,7 @@ def _read_weights(
   if not path:
     return {}, None, recipe
   file, normalised = pathlib.Path(path).expanduser(), {}
-  state = weights.read(file)
+  state = results.read_weights(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
     own = _about(file)
     normalised = {n: tuple(own[n]) for n in ('mean', 'std') if n in own}

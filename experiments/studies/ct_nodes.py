@@ -16,7 +16,7 @@ import numpy as np
 
 from data import labelled_tiles
 from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
-from data.files import first_of, listed, replacing
+from data.files import first_of, listed
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
@@ -270,8 +270,7 @@ def collect(
   path = cache_dir / name
   if parallel.is_first() and not path.exists():
     arrays = _cut_all(rows, data)
-    with replacing(path) as part, part.open('wb') as file:
-      np.savez(file, **arrays)
+    results.Folder(cache_dir).write(name, arrays)
   parallel.wait_for_all('ct_slices')
   return results.read_arrays(path)
 

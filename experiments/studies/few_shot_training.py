@@ -18,7 +18,7 @@ from data.files import memory
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
-from experiments.run import progress, weights as weight_files
+from experiments.run import progress, results
 from experiments.run.options import field, free
 from experiments.run.results import Folder
 from experiments.run.start import Training
@@ -193,7 +193,7 @@ def teacher(study: Study, material: PatchesAndSlides) -> Variables:
       width than asked for.
   """
   path = material.weights or study.folder.at(TEACHER)
-  variables = port.from_torch('teacher', weight_files.read(path))
+  variables = port.from_torch('teacher', results.read_weights(path))
   width = variables['params']['conv1']['kernel'].shape[-1]
   if width != study.recipe['students'].width:
     raise port.PortError(f'{path} has the width {width}. Give --width={width}.')
@@ -202,7 +202,7 @@ def teacher(study: Study, material: PatchesAndSlides) -> Variables:
 
 def student(path: pathlib.Path) -> Variables:
   """Returns the variables of a trained student."""
-  return port.from_torch('student', weight_files.read(path))
+  return port.from_torch('student', results.read_weights(path))
 
 
 def train(

@@ -194,12 +194,7 @@ class Nodes(Material):
       return [maps[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
     maps = scan(image, networks, windows(image, mask, STRIDE)[1])
-
-    def write(path):
-      with path.open('wb') as file:  # Of a path, NumPy would change the name.
-        np.savez_compressed(file, **dict(zip(_STEPS, maps, strict=False)))
-
-    folder.save(name, write)
+    folder.write(name, dict(zip(_STEPS, maps, strict=False)))
     return maps
 
   def _table_3(

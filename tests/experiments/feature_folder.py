@@ -7,7 +7,7 @@ import script_process
 
 from data import features
 from experiments.bags import cohort as cohorts
-from experiments.run import check
+from experiments.run import start
 
 # Statements for scripts whose pictures, floors and report nobody looks at.
 UNDRAWN = """
@@ -53,7 +53,7 @@ def cohort(csv_path, features_dir, **options):
   Raises:
     CohortError: naming all problems.
   """
-  findings = check.Findings()
+  findings = start.Findings()
   found, *_ = cohorts.join(csv_path, features_dir, findings, **options)
   if findings.problems:
     raise cohorts.CohortError('\n'.join(findings.problems))

@@ -19,7 +19,6 @@ from experiments.run.results import Folder, ResultsError
 from experiments.studies import (
   few_shot,
   few_shot_data,
-  few_shot_slides as slides,
   few_shot_training as training,
 )
 from experiments.studies.few_shot_data import Data, PatchesAndSlides
@@ -310,7 +309,7 @@ def stages(root, tmp_path_factory):
       patch.setattr(training, 'teacher', lambda *_: None)
       patch.setattr(training, 'train', lambda *_: None)
       patch.setattr(training, 'student', lambda path: path.read_text())
-      patch.setattr(slides, 'pmap_score', lambda *about: by(about[-1]))
+      patch.setattr(few_shot, 'pmap_score', lambda *about: by(about[-1]))
       for item in few_shot.stages(study, material):
         if isinstance(item, Exception):
           raise item

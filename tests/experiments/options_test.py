@@ -8,8 +8,8 @@ import pytest
 from experiments import __main__ as listing
 from experiments.bags.options import Training
 from experiments.run import options, start
-from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
+from experiments.run.start import Findings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,18 @@ def test_streamed_features_give_what_resident_ones_give(tmp_path):
     close(got, want)
 
 
+def test_the_memory_of_a_stream_is_that_of_its_longest_bag():
+  task, state = three_runs()
+  store = training_run.make_store(4)
+  store = store.replace(features=store.features[:, :4])
+  loader = training_run.loader_of(store, streamed=True)
+  trains = np.ones((3, 4), bool)
+  program = loader.program(task, 3, Recipe(), trains=trains)
+  shapes = program.compiled(program.put(state)).args_info
+  assert loader.buckets[0] < loader.buckets[-1]
+  assert shapes[0][2][1][0].shape == (1, 1, loader.buckets[-1], 4)
+
+
 def test_features_spread_over_devices_give_what_copies_give(tmp_path):
   # Neither the rows of the store nor those of a bag divide over the devices,
   # and what no bag has is not a number.
