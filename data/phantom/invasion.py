@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from data.phantom import lesions, lymph_node, slide, stain
+from data.phantom import lesions, lymph_node, stain
 from data.phantom.slide import Truth
 
 CLASSES = ('negative', 'positive')
@@ -106,25 +106,23 @@ def render(
   Returns:
     uint8 [n, SIZE, SIZE, 3], and the truth of each.
   """
-  layout, case, *streams = rng.spawn(5)
+  layout, case, cells, brush, scan = rng.spawn(5)
   tissue = [_TISSUES.get(kind, lymph_node.FIBROSIS) for kind in kinds]
   rows = lambda values: np.repeat(values, _SIDE)[:, None].repeat(_SIDE, 1)
   region, turn = rows(tissue), rows(layout.uniform(0, np.pi, len(kinds)))
-  even = np.ones(region.shape, np.float32)
-  node = lymph_node.Node(region.astype(np.uint8), 0 * even, turn, even, 0.0)
+  node = lymph_node.Node(region, np.zeros(region.shape), turn)
   placed, truths = [], []
   for i, kind in enumerate(kinds.tolist()):
-    outlines = []
+    outlines, top = [], i * _SIDE * lymph_node.SCALE
     if kind in lesions.SPACES:
-      away = _SIDE / 2 + layout.uniform(-2.75, 2.75, 2)
-      y, x = (away + np.array([i * _SIDE, 0])) * lymph_node.SCALE
-      size = layout.uniform(21, 35)
-      placed.append(lesions.draw(layout, kind, (y, x), size, 0.12))
+      y, x = lymph_node.SCALE * (_SIDE / 2 + layout.uniform(-2.75, 2.75, 2))
+      drawn = lesions.draw(layout, kind, (y, x), layout.uniform(21, 35), 0.12)
+      placed.append(drawn.moved(top, 0))
       if kind == POSITIVE:
-        drawn = placed[-1].moved(-i * _SIDE * lymph_node.SCALE, 0).corners
-        outlines = [drawn * stain.DRAWN_MPP / MPP - _MARGIN]
+        outlines = [drawn.corners * stain.DRAWN_MPP / MPP - _MARGIN]
     truths.append(Truth(kind, outlines))
-  image = slide.draw(_LOOK, case, streams, node, placed)
+  canvas = lesions.densities(cells, brush, node, placed)
+  image = stain.expose(_LOOK, case, scan, canvas)
   side = SIZE + 2 * _MARGIN
   whole = image.reshape(len(kinds), side, side, 3)
   return whole[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN], truths

@@ -1,11 +1,13 @@
 """Places lesions in a node and paints the tumours' architecture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
+from numpy.random import Generator
 
-from data.phantom import lymph_node, nuclei, texture
+from data.phantom import lymph_node, texture
+from data.phantom.nuclei import Canvas
 
 PX = 2.0  # Level-0 pixels per um.
 # Radii of lesions and mimics, um, and the share of the node that they take at
@@ -15,13 +17,8 @@ _SHARE = 0.25
 _MIMICS = (1, 4)
 # What a benign mimic has in the place of the tumour's nuclei: reactive blasts
 # and epithelium of inclusions, which do not divide.
-_BLAND = {
-  'blast': 'centroblast',
-  'ductal': 'bland',
-  'squamous': 'bland',
-  'papillary': 'bland',
-  'mitosis': '',
-}
+_BLAND = dict.fromkeys(('ductal', 'squamous', 'papillary'), 'bland')
+_BLAND |= {'blast': 'centroblast', 'mitosis': ''}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Lesion:
 
 
 def draw(
-  rng: np.random.Generator,
+  rng: Generator,
   kind: str,
   middle: tuple[float, float],
   size: float,
@@ -76,10 +73,7 @@ def draw(
 
 
 def place(
-  rng: np.random.Generator,
-  node: lymph_node.Node,
-  label: str,
-  mimics: tuple[str, ...],
+  rng: Generator, node: lymph_node.Node, label: str, mimics: Sequence[str]
 ) -> list[Lesion]:
   """Places lesions, and what is mistaken for them, where the node holds them.
 
@@ -109,57 +103,76 @@ def place(
   return placed
 
 
-def taken(lesions: Sequence[Lesion], node: lymph_node.Node) -> np.ndarray:
-  """Returns where lesions lie on the anatomy's maps, bool [h, w]."""
-  shape = node.region.shape
-  y, x = (np.indices(shape, np.float32) + 0.5) * lymph_node.SCALE
-  result = np.zeros(shape, bool)
-  for lesion in lesions:
-    result |= lesion.inside(y, x) > 0
-  return result
+def densities(
+  cells: Generator,
+  brush: Generator,
+  node: lymph_node.Node,
+  placed: Sequence[Lesion],
+) -> Canvas:
+  """Paints tissue: a node and what lies in it.
+
+  Args:
+    cells: where the randomness of the node comes from.
+    brush: the same of what lies in it.
+    node: its maps.
+    placed: what lies in it, painted in turn.
+  """
+  y, x = (np.indices(node.region.shape, np.float32) + 0.5) * lymph_node.SCALE
+  taken = np.any([lesion.inside(y, x) > 0 for lesion in placed], 0)
+  canvas = lymph_node.fill(cells, node, taken)
+  for lesion in placed:
+    paint(brush, lesion, canvas)
+  return canvas
 
 
-class _Tumour(nuclei.Canvas):
-  """The window of a lesion; cells lie within its outline."""
-
-  def __init__(
-    self, rng: np.random.Generator, inside: np.ndarray, is_benign: bool
-  ):
-    super().__init__(rng, inside.shape)
-    self.inside, self.is_benign = inside, is_benign
-
-  def keep(self, points: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    return super().keep(points, chance * (self.inside > 0))
-
-  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
-    """Paints nuclei; of a benign lesion, what stands for the tumour's."""
-    if self.is_benign:
-      kind = _BLAND.get(kind, kind)
-    if kind:
-      super().nuclei(kind, points, angles)
-
-  def cells(self, pitch: float, jitter: float, step: int):
-    """Returns cells side by side, computed every `step` pixels.
-
-    Returns:
-      Their middles (y, x); how far pixels lie inside their cell; which it is,
-      on a smaller map.
-    """
-    points = texture.jittered_grid(self.rng, self.shape, pitch, jitter)
-    small = (self.shape[0] // step + 1, self.shape[1] // step + 1)
-    inside, index = texture.voronoi(points / step, small)
-    return points, texture.enlarge(step * inside, self.shape), index
-
-  def stroma(self, where: np.ndarray) -> None:
-    """Collagen with fibroblasts and a few lymphocytes."""
-    fibres = 0.68 + 0.17 * self.repeat(texture.fibre())
-    self.eosin[where] = fibres[where]
-    points = self.grid(34, 0.6 * where)
-    self.nuclei('spindle', points, self.rng.normal(0, 0.3, len(points)))
-    self.nuclei('lymphocyte', self.grid(24, 0.12 * where))
+def paint(rng: Generator, lesion: Lesion, whole: Canvas) -> None:
+  """Paints one lesion over a node."""
+  low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
+  high = np.maximum(lesion.corners.max(0).astype(int) + 9, 0)
+  window = np.s_[low[1] : high[1], low[0] : high[0]]
+  haematoxylin, eosin = whole.haematoxylin[window], whole.eosin[window]
+  if not eosin.size:  # Beyond the picture.
+    return
+  y, x = np.indices(eosin.shape, np.float32)
+  inside = lesion.inside(y + low[1], x + low[0])
+  is_space = lesion.kind in SPACES
+  inside += (2 if is_space else 7) * texture.noise(rng, inside.shape, 22)
+  others = _BLAND if lesion.is_benign else {}
+  canvas = Canvas(rng, inside.shape, inside, others)
+  if is_space:
+    _space(canvas, *SPACES[lesion.kind])
+  else:
+    _TUMOURS[lesion.kind](canvas)
+  cover = np.clip(inside / 8 + 0.5, 0, 1)
+  eosin *= 1 - cover
+  eosin += cover * canvas.eosin.clip(0)
+  haematoxylin *= 1 - cover
+  np.maximum(haematoxylin, canvas.haematoxylin * cover, out=haematoxylin)
 
 
-def _lymphoma(canvas: _Tumour) -> None:
+def _cells(canvas: Canvas, pitch: float, jitter: float, step: int):
+  """Returns cells side by side, computed every `step` pixels.
+
+  Returns:
+    Their middles (y, x); how far pixels lie inside their cell; which it is, on
+    a smaller map.
+  """
+  points = texture.jittered_grid(canvas.rng, canvas.shape, pitch, jitter)
+  small = tuple(n // step + 1 for n in canvas.shape)
+  inside, index = texture.voronoi(points / step, small)
+  return points, texture.enlarge(step * inside, canvas.shape), index
+
+
+def _stroma(canvas: Canvas, where: np.ndarray) -> None:
+  """Collagen with fibroblasts and a few lymphocytes."""
+  fibres = 0.68 + 0.17 * canvas.repeat(texture.fibre())
+  canvas.eosin[where] = fibres[where]
+  points = canvas.grid(34, 0.6 * where)
+  canvas.nuclei('spindle', points, canvas.rng.normal(0, 0.3, len(points)))
+  canvas.nuclei('lymphocyte', canvas.grid(24, 0.12 * where))
+
+
+def _lymphoma(canvas: Canvas) -> None:
   """Sheets of monotonous large round cells, mitoses, tingible bodies."""
   canvas.eosin += 0.4 * (1 + 0.2 * canvas.repeat(texture.grain()))
   canvas.haematoxylin += 0.12
@@ -175,12 +188,12 @@ def _lymphoma(canvas: _Tumour) -> None:
   canvas.nuclei('debris', points + canvas.rng.normal(0, 4, points.shape))
 
 
-def _breast(canvas: _Tumour) -> None:
+def _breast(canvas: Canvas) -> None:
   """Nests and glands of pleomorphic cells in desmoplastic stroma."""
   field = canvas.noise(95) + canvas.rng.uniform(0.1, 0.7)
   nest = field > 0
-  canvas.stroma(~nest)
-  points, membrane, _ = canvas.cells(27, 0.33, 2)
+  _stroma(canvas, ~nest)
+  points, membrane, _ = _cells(canvas, 27, 0.33, 2)
   body = 0.5 + 0.09 * canvas.repeat(texture.grain())
   body += 0.16 * np.exp(-((membrane / 1.5) ** 2))
   canvas.eosin[nest] = body[nest]
@@ -191,12 +204,12 @@ def _breast(canvas: _Tumour) -> None:
   canvas.eosin *= 1 - 0.8 * np.exp(-(((field + 0.06) / 0.05) ** 2))
 
 
-def _squamous(canvas: _Tumour) -> None:
+def _squamous(canvas: Canvas) -> None:
   """Keratinising sheets with gaps between the cells, and keratin pearls."""
   field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
   sheet = field > 0
-  canvas.stroma(~sheet)
-  points, membrane, _ = canvas.cells(33, 0.33, 2)
+  _stroma(canvas, ~sheet)
+  points, membrane, _ = _cells(canvas, 33, 0.33, 2)
   body = 1.05 + 0.1 * canvas.repeat(texture.grain()) + 0.12 * canvas.noise(60)
   body *= 1 - 0.72 * np.exp(-((membrane / 1.5) ** 2))
   canvas.eosin[sheet] = body[sheet]
@@ -217,10 +230,10 @@ def _squamous(canvas: _Tumour) -> None:
     canvas.nuclei('spindle', ring, turn + np.pi / 2)
 
 
-def _thyroid(canvas: _Tumour) -> None:
+def _thyroid(canvas: Canvas) -> None:
   """Follicles full of colloid, and papillae, with crowded pale nuclei."""
   pitch = canvas.rng.uniform(85, 130)
-  points, wall, index = canvas.cells(pitch, 0.36, 4)
+  points, wall, index = _cells(canvas, pitch, 0.36, 4)
   field = canvas.noise(75) + canvas.rng.uniform(0.2, 0.6)
   papillary = canvas.noise(260) > canvas.rng.uniform(-0.6, 0.8)
   # Follicles: stroma, a row of cells, then colloid with a scalloped edge.
@@ -242,48 +255,42 @@ def _thyroid(canvas: _Tumour) -> None:
   canvas.nuclei('spindle', canvas.grid(40, 0.5 * (papillary & (field > 0.7))))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Space:
-  """A gland or a vessel: what lines it and what lies in it; lengths in pixels.
+def _space(
+  canvas: Canvas, cells, rim, gap=(0, 0), lumen=(1e3, 1e3), wall=(0, 0)
+) -> None:
+  """A gland or a vessel; lengths in pixels.
 
-  Attributes:
-    is_lined: by endothelium, which tells vessels from artefacts.
-    wall: thickness of the muscle around it, least and most.
-    cells: in its middle; a key of `_CONTENTS`.
-    gap: between its edge and the cells.
+  Args:
+    canvas: on which.
+    cells: in its middle; a key of `_CONTENTS`, or ''.
+    rim: eosin of the endothelium, which tells vessels from artefacts; or 0.
+    gap: between its edge and the cells, least and most.
     lumen: depth in the cells from which they leave a second space.
+    wall: thickness of the muscle around it.
   """
-
-  is_lined: bool
-  wall: tuple[float, float] = (0, 0)
-  cells: str = ''
-  gap: tuple[float, float] = (0, 0)
-  lumen: tuple[float, float] = (1e3, 1e3)
-
-  def __call__(self, canvas: _Tumour) -> None:
-    canvas.eosin += 0.04  # Nearly glass, with a little protein.
-    space = canvas.inside - canvas.rng.uniform(*self.wall)
-    canvas.eosin[space < 0] = 1.05
-    if self.is_lined:
-      canvas.eosin += 0.9 * np.exp(-(((space - 4) / 3) ** 2))
-      rim = canvas.grid(14, 0.6 * (np.abs(space - 4) < 5))
-      away = canvas.at(rim, space) - 4
-      dy, dx = (canvas.at(rim, slope) for slope in np.gradient(space))
-      rim = rim - away[:, None] * np.stack([dy, dx], 1)
-      canvas.nuclei('spindle', rim, np.arctan2(dx, -dy) % np.pi)
-    if not self.cells:
-      return
-    clump = space - canvas.rng.uniform(*self.gap) + 3 * canvas.noise(30)
-    pitch, eosin, haematoxylin = _CONTENTS[self.cells]
-    cover = np.clip(clump / 3 + 0.5, 0, 1)
-    cover *= clump < canvas.rng.uniform(*self.lumen)
-    canvas.eosin += eosin * cover
-    canvas.haematoxylin += haematoxylin * cover
-    points = canvas.grid(pitch, 0.97 * (clump > 3) * cover)
-    if self.cells == 'red':
-      canvas.eosin += 1.1 * canvas.bodies(6, points)
-    else:
-      canvas.nuclei(self.cells, points)
+  canvas.eosin += 0.04  # Nearly glass, with a little protein.
+  space = canvas.inside - canvas.rng.uniform(*wall)
+  canvas.eosin[space < 0] = 1.05
+  if rim:
+    canvas.eosin += rim * np.exp(-(((space - 4) / 3) ** 2))
+    points = canvas.grid(14, 0.6 * (np.abs(space - 4) < 5))
+    away = canvas.at(points, space) - 4
+    dy, dx = (canvas.at(points, slope) for slope in np.gradient(space))
+    points = points - away[:, None] * np.stack([dy, dx], 1)
+    canvas.nuclei('spindle', points, np.arctan2(dx, -dy) % np.pi)
+  if not cells:
+    return
+  clump = space - canvas.rng.uniform(*gap) + 3 * canvas.noise(30)
+  pitch, eosin, haematoxylin = _CONTENTS[cells]
+  cover = np.clip(clump / 3 + 0.5, 0, 1)
+  cover *= clump < canvas.rng.uniform(*lumen)
+  canvas.eosin += eosin * cover
+  canvas.haematoxylin += haematoxylin * cover
+  points = canvas.grid(pitch, 0.97 * (clump > 3) * cover)
+  if cells == 'red':
+    canvas.eosin += 1.1 * canvas.bodies(6, points)
+  else:
+    canvas.nuclei(cells, points)
 
 
 # Pitch of the cells, and their eosin and haematoxylin.
@@ -293,14 +300,15 @@ _CONTENTS = {
   'lymphocyte': (17, 0.2, 0),
   'red': (12, 0, 0),
 }
+# What they hold; see `_space`.
 SPACES = {
-  'gland': _Space(False, cells='bland', lumen=(26, 34)),
-  'empty_vessel': _Space(True),
-  'embolus': _Space(True, cells='ductal', gap=(14, 28)),
-  'retracted_gland': _Space(False, cells='bland', gap=(10, 22), lumen=(20, 27)),
-  'retracted_nest': _Space(False, cells='ductal', gap=(9, 17)),
-  'blood_vessel': _Space(True, (10, 20), 'red', (5, 16)),
-  'lymph_cells': _Space(True, cells='lymphocyte', gap=(12, 26)),
+  'gland': ('bland', 0, (0, 0), (26, 34)),
+  'empty_vessel': ('', 0.9),
+  'embolus': ('ductal', 0.9, (14, 28)),
+  'retracted_gland': ('bland', 0, (10, 22), (20, 27)),
+  'retracted_nest': ('ductal', 0, (9, 17)),
+  'blood_vessel': ('red', 0.9, (5, 16), (1e3, 1e3), (10, 20)),
+  'lymph_cells': ('lymphocyte', 0.9, (12, 26)),
 }
 _TUMOURS = {
   'lymphoma': _lymphoma,
@@ -308,28 +316,4 @@ _TUMOURS = {
   'squamous': _squamous,
   'thyroid': _thyroid,
 }
-_PAINTERS: dict[str, Callable[[_Tumour], None]] = _TUMOURS | SPACES
 KINDS = tuple(_TUMOURS)
-
-
-def paint(
-  rng: np.random.Generator, lesion: Lesion, whole: nuclei.Canvas
-) -> None:
-  """Paints one lesion over a node."""
-  low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
-  high = np.maximum(lesion.corners.max(0).astype(int) + 9, 0)
-  window = np.s_[low[1] : high[1], low[0] : high[0]]
-  haematoxylin, eosin = whole.haematoxylin[window], whole.eosin[window]
-  if not eosin.size:  # Beyond the picture.
-    return
-  y, x = np.indices(eosin.shape, np.float32)
-  inside = lesion.inside(y + low[1], x + low[0])
-  ragged = 2 if lesion.kind in SPACES else 7
-  inside += ragged * texture.noise(rng, inside.shape, 22)
-  canvas = _Tumour(rng, inside, lesion.is_benign)
-  _PAINTERS[lesion.kind](canvas)
-  cover = np.clip(inside / 8 + 0.5, 0, 1)
-  eosin *= 1 - cover
-  eosin += cover * canvas.eosin.clip(0)
-  haematoxylin *= 1 - cover
-  np.maximum(haematoxylin, canvas.haematoxylin * cover, out=haematoxylin)

@@ -1,12 +1,12 @@
 """Renders the pictures of the phantoms: a slide of a node, or a part of it."""
 
-from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.phantom import lesions, lymph_node, stain, texture
+from data.phantom import lesions, lymph_node, nuclei, stain, texture
 
 LABELS = ('non-tumor', *lesions.KINDS)
 _DEFAULT_LOOK = stain.Appearance()
@@ -77,84 +77,40 @@ def render(spec: Spec) -> tuple[np.ndarray, Truth]:
   """
   case = np.random.default_rng([spec.seed, spec.case])
   # One stream per part: a change of one part leaves the others as they were.
-  layout, tumour, glass, *streams = np.random.default_rng(
+  layout, tumour, glass, cells, brush, scan = np.random.default_rng(
     [spec.seed, spec.case, spec.slide]
   ).spawn(6)
-  size = layout.integers(272, 321, 2)
+  shape = tuple(layout.integers(272, 321, 2).tolist())
   while True:
-    node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
+    node = lymph_node.draw(layout, shape)
     placed = lesions.place(tumour, node, spec.label, spec.mimics)
     if placed and placed[0].is_benign == (spec.label == LABELS[0]):
       break
-  ink = None
-  if spec.window:
-    node, placed = _part(layout, node, placed, spec.window)
-  else:
-    node = _folded(glass, node)
-    ink = _ink(glass, node)
-  image = draw(spec.look, case, streams, node, placed, ink)
+  ink, side = None, spec.window
+  if side:  # There is room around what was placed, which becomes smaller.
+    middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
+    corner = np.rint(middle - side / 2 + layout.uniform(-12, 12, 2)).astype(int)
+    y, x = corner.clip(0, np.array(shape) - side)
+    node, scale = node.cut(y, x, side), layout.uniform(0.6, 0.9)
+    away = -lymph_node.SCALE * y, -lymph_node.SCALE * x
+    placed = [lesion.moved(*away, scale) for lesion in placed]
+  canvas = lesions.densities(cells, brush, node, placed)
+  if not side:
+    _fold(glass, canvas)
+    ink = _ink(glass, shape)
+  image = stain.expose(spec.look, case, scan, canvas, ink)
   pixels = stain.DRAWN_MPP / spec.look.mpp  # Per pixel drawn.
   outlines = [pixels * one.corners for one in placed if not one.is_benign]
   return image, Truth(spec.label, outlines)
 
 
-def draw(
-  look: stain.Appearance,
-  case: np.random.Generator,
-  streams: Sequence[np.random.Generator],
-  node: lymph_node.Node,
-  placed: Sequence[lesions.Lesion],
-  ink: np.ndarray | None = None,
-) -> np.ndarray:
-  """Returns the picture of tissue.
-
-  Args:
-    look: laboratory and scanner.
-    case: of what slides of a case have in common.
-    streams: of cells, lesions and the scan.
-    node: the tissue's maps.
-    placed: what lies in it.
-    ink: see `stain.expose`.
-  """
-  cells, tumour, scan = streams
-  canvas = lymph_node.fill(cells, node, lesions.taken(placed, node))
-  for lesion in placed:
-    lesions.paint(tumour, lesion, canvas)
-  if node.thickness.max() > 1:
-    canvas.clear(1 - texture.enlarge(node.thickness, canvas.shape))
-  stains = stain.draw(look, case, scan)
-  return stain.expose(
-    look, stains, scan, canvas.haematoxylin, canvas.eosin, ink
-  )
-
-
-def _part(
-  rng: np.random.Generator,
-  node: lymph_node.Node,
-  placed: list[lesions.Lesion],
-  side: int,
-) -> tuple[lymph_node.Node, list[lesions.Lesion]]:
-  """Cuts a square out of a node around what was placed first, about.
-
-  What was placed becomes smaller, so that there is room around it.
-  """
-  middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
-  corner = np.rint(middle - side / 2 + rng.uniform(-12, 12, 2)).astype(int)
-  y, x = corner.clip(0, np.array(node.region.shape) - side)
-  scale = rng.uniform(0.6, 0.9)
-  return node.cut(y, x, side), [
-    lesion.moved(-lymph_node.SCALE * y, -lymph_node.SCALE * x, scale)
-    for lesion in placed
-  ]
-
-
-def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:
+def _ink(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
   """Returns the transmission of pen strokes and dust, float32 [h, w, 3].
 
   About a quarter of slides carry one to three strokes of one pen around the
   tissue, now and then across its edge; the others have 1 but for dust.
   """
-  height, width = node.region.shape
+  height, width = shape
   image = Image.new('L', (width, height), 0)
   brush = ImageDraw.Draw(image)
   colour = _INKS[rng.integers(len(_INKS))]
@@ -185,16 +141,17 @@ def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:
   return (light * dust[..., None]).astype(np.float32)
 
 
-def _folded(rng: np.random.Generator, node: lymph_node.Node) -> lymph_node.Node:
-  """Returns a node that a fold thickens, of some slides."""
+def _fold(rng: Generator, canvas: nuclei.Canvas) -> None:
+  """Thickens the tissue along a line, of some slides."""
   if rng.random() > 0.2:
-    return node
-  shape = node.region.shape
+    return
+  shape = tuple(n // lymph_node.SCALE for n in canvas.shape)
   y, x = np.indices(shape, np.float32)
+  y, x = y - shape[0] / 2, x - shape[1] / 2
   turn = rng.uniform(0, np.pi)
-  across = np.cos(turn) * (y - shape[0] / 2) + np.sin(turn) * (x - shape[1] / 2)
-  along = np.cos(turn) * (x - shape[1] / 2) - np.sin(turn) * (y - shape[0] / 2)
+  across = np.cos(turn) * y + np.sin(turn) * x
+  along = np.cos(turn) * x - np.sin(turn) * y
   away = across - rng.uniform(-60, 60) + 4 * texture.noise(rng, shape, 30)
   ends = np.exp(-((along / rng.uniform(40, 90)) ** 4))
   thickness = 1 + 0.9 * ends * (np.abs(away) < rng.uniform(2.5, 6))
-  return dataclasses.replace(node, thickness=thickness)
+  canvas.clear(1 - texture.enlarge(thickness, canvas.shape))
