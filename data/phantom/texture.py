@@ -42,9 +42,9 @@ def noise(rng: Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
 
 def stretch(texture: np.ndarray, shape: tuple[int, int], y: int, x: int):
   """Repeats a periodic texture [P, P] over `shape`, from position (y, x)."""
-  rows = (np.arange(shape[0]) + y) % len(texture)
-  columns = (np.arange(shape[1]) + x) % len(texture)
-  return texture[rows[:, None], columns]
+  moved = np.roll(texture, (-y, -x), (0, 1))
+  times = [n // PERIOD + 1 for n in shape]
+  return np.tile(moved, times)[: shape[0], : shape[1]]
 
 
 def voronoi(
