@@ -1,9 +1,9 @@
 """Writes the phantom cohort: slides, labels and the lesions' outlines."""
 
-from collections.abc import Callable
-import concurrent.futures
-import json
+from collections.abc import Callable, Collection
+from concurrent import futures
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +63,37 @@ def case_id(slide_id: str) -> str:
   return slide_id.rpartition('_')[0]
 
 
+def no_progress(done: int, total: int) -> None:
+  """Shows nothing."""
+
+
+def in_threads(
+  work: Callable[[Any], Any],
+  items: Collection[Any],
+  progress: Callable[[int, int], None] = no_progress,
+  workers: int = 2,
+  total: int | None = None,
+) -> list[Any]:
+  """Returns what work on each item returns, in order; the first error ends it.
+
+  Threads, not processes: nearly all the time is spent where NumPy and Pillow
+  let other threads run, and nothing is imported anew.
+
+  Args:
+    work: on one item.
+    items: which.
+    progress: called with (items done, items in all) after every item.
+    workers: how many threads.
+    total: items in all, if some are done already.
+  """
+  total, results = total or len(items), []
+  with futures.ThreadPoolExecutor(workers) as pool:
+    for result in pool.map(work, items):
+      results.append(result)
+      progress(total - len(items) + len(results), total)
+  return results
+
+
 def make(
   root: Path,
   *,
@@ -71,7 +102,7 @@ def make(
   prefix: str = '',
   look: stain.Appearance = _DEFAULT_LOOK,
   workers: int = 2,
-  progress: Callable[[int, int], None] | None = None,
+  progress: Callable[[int, int], None] = no_progress,
 ) -> Path:
   """Writes a cohort of lymph-node slides whose truth is known.
 
@@ -93,48 +124,33 @@ def make(
 
   Returns:
     `root`.
-
-  Raises:
-    ValueError: if there is nothing to make or nobody to make it.
   """
-  if cases_per_class < 1 or workers < 1:
-    raise ValueError(
-      f'found cases_per_class={cases_per_class} and workers={workers}. '
-      'Both must be at least 1.'
-    )
-  root = Path(root)
-  root.mkdir(parents=True, exist_ok=True)
   wanted = specs(cases_per_class, seed, prefix, look)
+  write(Path(root), wanted, 'outlines', progress, workers)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
-  write(root, wanted, 'outlines', workers, progress)
   # Last: its presence says that all is there.
-  files.write_csv(root / 'labels.csv', [header, *labels])
-  return root
+  files.write_csv(Path(root) / 'labels.csv', [header, *labels])
+  return Path(root)
 
 
 def write(
   root: Path,
   wanted: dict[str, Spec],
   outlines: str,
+  progress: Callable[[int, int], None] = no_progress,
   workers: int = 2,
-  progress: Callable[[int, int], None] | None = None,
 ) -> None:
   """Writes the slides that are missing, and the outlines of their lesions.
-
-  The first error ends it. Threads, not processes: nearly all the time is spent
-  where NumPy and Pillow let other threads run, and nothing is imported anew.
 
   Args:
     root: gets slides/<name>.tiff.
     wanted: slides by name.
     outlines: the folder in `root` that gets <name>.json, of slides that hold
       lesions.
-    workers: threads that render.
     progress: called with (slides done, slides in all) after every slide.
+    workers: threads that render.
   """
-  for folder in ('slides', outlines):
-    (root / folder).mkdir(parents=True, exist_ok=True)
   paths = {name: root / 'slides' / f'{name}.tiff' for name in wanted}
   missing = [name for name, path in paths.items() if not path.exists()]
 
@@ -142,33 +158,8 @@ def write(
     image, truth = slide.render(wanted[name])
     if truth.outlines:  # First: a slide that is there is complete.
       with files.replacing(root / outlines / f'{name}.json') as part:
-        part.write_text(_geojson(truth))
+        part.write_text(truth.geojson())
     mpp = wanted[name].look.mpp
     tiff.write(paths[name], image, mpp=mpp, levels=_LEVELS)
 
-  pool = concurrent.futures.ThreadPoolExecutor(workers)
-  jobs = [pool.submit(render, name) for name in missing]
-  done = len(wanted) - len(missing)
-  try:
-    for job in concurrent.futures.as_completed(jobs):
-      job.result()
-      done += 1
-      if progress is not None:
-        progress(done, len(wanted))
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def _geojson(truth: slide.Truth) -> str:
-  features = [
-    {
-      'type': 'Feature',
-      'geometry': {
-        'type': 'Polygon',
-        'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
-      },
-      'properties': {'classification': {'name': truth.kind}},
-    }
-    for ring in truth.outlines
-  ]
-  return json.dumps({'type': 'FeatureCollection', 'features': features})
+  in_threads(render, missing, progress, workers, len(wanted))

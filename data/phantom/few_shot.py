@@ -40,7 +40,7 @@ def make(
   *,
   seed: int = 0,
   slides: dict[str, tuple[int, int]] | None = None,
-  progress: Callable[[int, int], None] | None = None,
+  progress: Callable[[int, int], None] = cohort.no_progress,
 ) -> Path:
   """Writes slides whose truth is known, in CAMELYON16's layout.
 
@@ -63,22 +63,17 @@ def make(
   """
   root = Path(root)
   parts = _plan(seed, _SLIDES | (slides or {}))
-  wanted = {
-    name: spec for part in parts.values() for name, spec in part.items()
-  }
-  (root / 'lists').mkdir(parents=True, exist_ok=True)
-  cohort.write(root, wanted, 'annotations', progress=progress)
+  wanted = parts['train'] | parts['val'] | parts['test']
+  cohort.write(root, wanted, 'annotations', progress)
   for part in LISTS:
     _write_lists(root, part, parts[part], seed)
-  truth = {
-    _TUMOUR: ('Tumor', 'IDC', 'Micro'),
-    _NORMAL: ('Normal', 'IDC', 'None'),
-  }
+  truth = {_TUMOUR: ('Tumor', 'Micro'), _NORMAL: ('Normal', 'None')}
+  rows = []
+  for name, spec in parts['test'].items():
+    kind, size = truth[spec.label]
+    rows.append((name, kind, 'IDC', size))
   # Last: its presence says that all is there.
-  files.write_csv(
-    root / 'reference.csv',
-    [(name, *truth[spec.label]) for name, spec in parts['test'].items()],
-  )
+  files.write_csv(root / 'reference.csv', rows)
   return root
 
 
@@ -103,13 +98,8 @@ def _plan(
   return parts
 
 
-def _write_lists(
-  root: Path, part: str, wanted: dict[str, Spec], seed: int
-) -> None:
+def _write_lists(root: Path, part: str, wanted: dict[str, Spec], seed: int):
   """Draws the patches of a part by FW-RD's rule."""
-  paths = [root / 'lists' / f'{part}_{kind}.txt' for kind in ('good', 'bad')]
-  if all(path.exists() for path in paths):
-    return
   good, bad, sizes = {}, {}, {}
   for name, spec in wanted.items():
     with Slide(root / 'slides' / f'{name}.tiff') as opened:
@@ -120,10 +110,9 @@ def _write_lists(
       bad[name] = known.mask(name, tissue.shape, STRIDE)
       tissue &= ~bad[name]
     good[name] = tissue
-  for path, masks, count in zip(
-    paths, (good, bad), _PATCHES[part], strict=True
+  about = {'patch': SIZE, 'apart': APART, 'stride': STRIDE}
+  for kind, masks, count in zip(
+    ('good', 'bad'), (good, bad), _PATCHES[part], strict=True
   ):
-    drawn = patches.sample(
-      masks, sizes, count, seed, patch=SIZE, apart=APART, stride=STRIDE
-    )
-    patches.write(path, drawn)
+    drawn = patches.sample(masks, sizes, count, seed, **about)
+    patches.write(root / 'lists' / f'{part}_{kind}.txt', drawn)

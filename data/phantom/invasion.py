@@ -1,12 +1,11 @@
 """Draws patches of lymphatic invasion: emboli and what is taken for them."""
 
 from collections.abc import Callable
-from concurrent import futures
 import dataclasses
 
 import numpy as np
 
-from data.phantom import lesions, lymph_node, stain
+from data.phantom import cohort, lesions, lymph_node, stain
 from data.phantom.slide import Truth
 
 CLASSES = ('negative', 'positive')
@@ -49,7 +48,7 @@ def make(
   hard: float,
   seed: int,
   prefix: str,
-  progress: Callable[[int, int], None] = lambda done, total: None,
+  progress: Callable[[int, int], None] = cohort.no_progress,
 ) -> Patches:
   """Draws the patches of a set of patients, one slide each.
 
@@ -73,20 +72,16 @@ def make(
   for kinds, share in ((EASY, 1 - hard), (HARD, hard)):
     chance += [(1 - positives) * share / len(kinds)] * len(kinds)
 
-  def draw(patient: int):
+  def draw(patient: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([seed, *prefix.encode(), patient])
-    return render(rng, rng.choice(KINDS, patches, p=chance))
+    kinds = rng.choice(KINDS, patches, p=chance)
+    return render(rng, kinds)[0], kinds
 
-  images, truths = [], []
-  with futures.ThreadPoolExecutor(2) as pool:
-    for image, truth in pool.map(draw, range(patients)):
-      images.append(image)
-      truths += truth
-      progress(len(images), patients)
+  drawn = cohort.in_threads(draw, range(patients), progress)
+  image, kind = map(np.concatenate, zip(*drawn, strict=True))
   names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
-  kind = np.array([truth.kind for truth in truths])
   return Patches(
-    image=np.concatenate(images),
+    image=image,
     label=(kind == POSITIVE).astype(np.int32),
     kind=kind,
     patient=np.repeat(names, patches),

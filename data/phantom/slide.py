@@ -1,6 +1,7 @@
 """Renders the pictures of the phantoms: a slide of a node, or a part of it."""
 
 import dataclasses
+import json
 
 import numpy as np
 from numpy.random import Generator
@@ -62,6 +63,21 @@ class Truth:
     for corners in self.outlines:
       ImageDraw.Draw(image).polygon([*map(tuple, corners)], fill=1)
     return np.asarray(image)
+
+  def geojson(self) -> str:
+    """Returns the outlines as a FeatureCollection of closed polygons."""
+    features = [
+      {
+        'type': 'Feature',
+        'geometry': {
+          'type': 'Polygon',
+          'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
+        },
+        'properties': {'classification': {'name': self.kind}},
+      }
+      for ring in self.outlines
+    ]
+    return json.dumps({'type': 'FeatureCollection', 'features': features})
 
 
 def render(spec: Spec) -> tuple[np.ndarray, Truth]:
