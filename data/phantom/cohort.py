@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection
 from concurrent import futures
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,9 +10,9 @@ from data import files, tiff
 from data.phantom import slide, stain
 from data.phantom.slide import LABELS, Spec
 
+Progress = Callable[[int, int], None]  # Of how much is done, and of all.
 _LEVELS = 4  # Downsampled by 1, 2, 4 and 8.
 _MOST_SLIDES = 3  # Per case.
-_DEFAULT_LOOK = stain.Appearance()
 
 # A second hospital's cohort, as arguments of `make`: 75 slides of 35 cases, 7
 # of each class (Zheng et al. 2024 had 85 slides). Haematoxylin is bluer and
@@ -35,10 +34,7 @@ EXTERNAL = {
 
 
 def specs(
-  cases_per_class: int,
-  seed: int,
-  prefix: str = '',
-  look: stain.Appearance = _DEFAULT_LOOK,
+  cases_per_class: int, seed: int, prefix: str = '', look=stain.DEFAULT
 ) -> dict[str, Spec]:
   """Returns the specification of every slide by its id, in order.
 
@@ -68,12 +64,8 @@ def no_progress(done: int, total: int) -> None:
 
 
 def in_threads(
-  work: Callable[[Any], Any],
-  items: Collection[Any],
-  progress: Callable[[int, int], None] = no_progress,
-  workers: int = 2,
-  total: int | None = None,
-) -> list[Any]:
+  work: Callable, items: Collection, progress: Progress, workers: int = 2
+) -> list:
   """Returns what work on each item returns, in order; the first error ends it.
 
   Threads, not processes: nearly all the time is spent where NumPy and Pillow
@@ -84,13 +76,12 @@ def in_threads(
     items: which.
     progress: called with (items done, items in all) after every item.
     workers: how many threads.
-    total: items in all, if some are done already.
   """
-  total, results = total or len(items), []
+  results = []
   with futures.ThreadPoolExecutor(workers) as pool:
     for result in pool.map(work, items):
       results.append(result)
-      progress(total - len(items) + len(results), total)
+      progress(len(results), len(items))
   return results
 
 
@@ -100,9 +91,9 @@ def make(
   cases_per_class: int = 12,
   seed: int = 0,
   prefix: str = '',
-  look: stain.Appearance = _DEFAULT_LOOK,
+  look: stain.Appearance = stain.DEFAULT,
   workers: int = 2,
-  progress: Callable[[int, int], None] = no_progress,
+  progress: Progress = no_progress,
 ) -> Path:
   """Writes a cohort of lymph-node slides whose truth is known.
 
@@ -138,7 +129,7 @@ def write(
   root: Path,
   wanted: dict[str, Spec],
   outlines: str,
-  progress: Callable[[int, int], None] = no_progress,
+  progress: Progress = no_progress,
   workers: int = 2,
 ) -> None:
   """Writes the slides that are missing, and the outlines of their lesions.
@@ -162,4 +153,6 @@ def write(
     mpp = wanted[name].look.mpp
     tiff.write(paths[name], image, mpp=mpp, levels=_LEVELS)
 
-  in_threads(render, missing, progress, workers, len(wanted))
+  kept = len(wanted) - len(missing)
+  show = lambda done, _: progress(kept + done, len(wanted))
+  in_threads(render, missing, show, workers)

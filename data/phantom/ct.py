@@ -6,7 +6,6 @@ smooth and even, mostly with a hilum of fat. A part of either shows none of this
 beyond chance, and sizes overlap: no classifier is right throughout.
 """
 
-from collections.abc import Callable
 import dataclasses
 import itertools
 import pathlib
@@ -71,10 +70,9 @@ class _Abdomen:
       rx: half axis along x.
       power: 2 for an ellipse, more for a rounded box.
     """
-    away = (
-      np.abs((self.y - y) / ry) ** power + np.abs((self.x - x) / rx) ** power
-    )
-    return (1 - away ** (1 / power)) * min(ry, rx)
+    dy, dx = np.abs((self.y - y) / ry), np.abs((self.x - x) / rx)
+    away = (dy**power + dx**power) ** (1 / power)
+    return (1 - away) * min(ry, rx)
 
   def lay(self, inside: np.ndarray, hu, edge: float = 0.6) -> None:
     """Blends HU into where `inside`, in mm, is positive; soft within `edge`."""
@@ -100,7 +98,7 @@ def make(
   *,
   patients: int = PATIENTS,
   seed: int = SEED,
-  progress: Callable[[int, int], None] = cohort.no_progress,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> None:
   """Writes volumes, masks and `labels.csv`, unless they are there.
 
@@ -116,11 +114,9 @@ def make(
 
   def write(patient: int) -> list[tuple]:
     volume, mask, labels = render(patient, seed)
-    name = f'ct{patient:03}'
+    name, arrays = f'ct{patient:03}', (volume.hu.astype(np.int16), mask)
     paths = [f'{name}_{kind}.nii.gz' for kind in ('image', 'mask')]
-    for path, array in zip(
-      paths, (volume.hu.astype(np.int16), mask), strict=True
-    ):
+    for path, array in zip(paths, arrays, strict=True):
       with files.replacing(folder / path) as part:
         # The name tells the writer the format.
         whole = part.with_name(part.name + '.nii.gz')
@@ -144,15 +140,10 @@ def render(
   rng = np.random.default_rng([seed, patient])
   pixel, slices = rng.uniform(0.9, 0.98), float(rng.choice((3.0, 4.0, 5.0)))
   z, y, x = (i + 0.5 for i in np.ogrid[tuple(map(slice, _SIZE))])
-  a = _Abdomen(
-    np.full(_SIZE, -1000, np.float32),
-    np.ones(_SIZE, bool),
-    np.zeros(_SIZE, np.uint8),
-    pixel,
-    (z * slices).astype(np.float32),
-    (y * pixel - _SIZE[1] * pixel / 2).astype(np.float32),
-    (x * pixel - _SIZE[2] * pixel / 2).astype(np.float32),
-  )
+  y, x = (i * pixel - n * pixel / 2 for i, n in ((y, _SIZE[1]), (x, _SIZE[2])))
+  places = (i.astype(np.float32) for i in (z * slices, y, x))
+  taken, nodes = np.ones(_SIZE, bool), np.zeros(_SIZE, np.uint8)
+  a = _Abdomen(np.full(_SIZE, -1000, np.float32), taken, nodes, pixel, *places)
   _paint_abdomen(rng, a)
   labels: list[str] = []
   for _ in range(int(rng.integers(3, 6))):
@@ -168,11 +159,15 @@ def render(
     if rng.random() < 0.06:
       z = 0.0  # Cut by the first slice.
     labels.append(CLASSES[is_metastatic])
+    if rng.random() < _EQUIVOCAL:
+      is_metastatic = bool(rng.random() < 0.5)
     y, x = float(a.y[0, row, 0]), float(a.x[0, 0, column])
-    _paint_node(rng, a.crop(y, x, 24), len(labels), (z, y, x), is_metastatic)
+    here = a.crop(y, x, 24)
+    inside = _paint_node(rng, here, (z, y, x), is_metastatic)
+    here.nodes[inside & (here.nodes == 0)] = len(labels)
   _paint_bowel(rng, a)
   # In a sixth of patients the field of view ends near the last node.
-  width, columns = _SIZE[2], np.flatnonzero(a.nodes.any((0, 1)))
+  width, columns = _SIZE[2], np.flatnonzero(nodes.any((0, 1)))
   if rng.random() <= 1 / 6 and len(columns):
     width = int(columns[-1]) + 1 + int(rng.uniform(3, 12) / pixel)
   # A soft kernel, and correlated noise.
@@ -181,26 +176,13 @@ def render(
   noise = ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
   noise *= rng.uniform(9, 15) / noise.std()
   hu = np.rint(soft + noise).clip(-1024, 3071).astype(np.float32)
-  volume = volumes.Volume(
-    pathlib.Path(f'phantom patient {patient}'),
-    hu[..., :width],
-    (slices, pixel, pixel),
-    (0.0, 0.0, 0.0),
-  )
-  return volume, a.nodes[..., :width], labels
+  name, spacing = f'phantom patient {patient}', (slices, pixel, pixel)
+  about = pathlib.Path(name), hu[..., :width], spacing, (0.0, 0.0, 0.0)
+  return volumes.Volume(*about), nodes[..., :width], labels
 
 
-def _paint_node(
-  rng: Generator,
-  a: _Abdomen,
-  value: int,
-  place: tuple[float, float, float],
-  is_metastatic: bool,
-) -> None:
-  """Paints node `value` into the volume and its mask, in place."""
-  sign = is_metastatic
-  if rng.random() < _EQUIVOCAL:
-    sign = bool(rng.random() < 0.5)
+def _paint_node(rng: Generator, a: _Abdomen, place, sign: bool) -> np.ndarray:
+  """Paints a node at (z, y, x) that looks of a class; True within it."""
   turn, (*ranges, often) = rng.uniform(0, np.pi), _SIGNS[sign]
   short, ratio, rough, hu, uneven, core = (rng.uniform(*r) for r in ranges)
   has_core = rng.random() < often
@@ -225,7 +207,7 @@ def _paint_node(
       middle, other = core * short - far, -70
     hu = hu + np.clip(middle / 1.6 + 0.5, 0, 1) * (other - hu)
   a.lay(inside, hu)
-  a.nodes[(inside > 0) & (a.nodes == 0)] = value
+  return inside > 0
 
 
 def _paint_abdomen(rng: Generator, a: _Abdomen) -> None:

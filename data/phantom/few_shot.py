@@ -1,6 +1,5 @@
 """Renders the phantom of CAMELYON16 and draws its patch lists."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +39,7 @@ def make(
   *,
   seed: int = 0,
   slides: dict[str, tuple[int, int]] | None = None,
-  progress: Callable[[int, int], None] = cohort.no_progress,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> Path:
   """Writes slides whose truth is known, in CAMELYON16's layout.
 
@@ -67,10 +66,10 @@ def make(
   cohort.write(root, wanted, 'annotations', progress)
   for part in LISTS:
     _write_lists(root, part, parts[part], seed)
-  truth = {_TUMOUR: ('Tumor', 'Micro'), _NORMAL: ('Normal', 'None')}
+  kinds = {_TUMOUR: ('Tumor', 'Micro'), _NORMAL: ('Normal', 'None')}
   rows = []
   for name, spec in parts['test'].items():
-    kind, size = truth[spec.label]
+    kind, size = kinds[spec.label]
     rows.append((name, kind, 'IDC', size))
   # Last: its presence says that all is there.
   files.write_csv(root / 'reference.csv', rows)
@@ -92,27 +91,24 @@ def _plan(
       name = f'{"tumor" if label == _TUMOUR else "normal"}_{count[label]:03d}'
       if part == 'test':
         name = f'test_{place + 1:03d}'
-      parts[part][name] = Spec(
-        seed, 1000 * number + place, 0, label, _LOOK, mimics=_MIMICS
-      )
+      case = 1000 * number + place
+      parts[part][name] = Spec(seed, case, 0, label, _LOOK, None, _MIMICS)
   return parts
 
 
 def _write_lists(root: Path, part: str, wanted: dict[str, Spec], seed: int):
   """Draws the patches of a part by FW-RD's rule."""
-  good, bad, sizes = {}, {}, {}
+  masks, sizes = {'good': {}, 'bad': {}}, {}
   for name, spec in wanted.items():
     with Slide(root / 'slides' / f'{name}.tiff') as opened:
       tissue = patches.tissue_map(opened, STRIDE)
       sizes[name] = (opened.width, opened.height)
     if spec.label == _TUMOUR:
       known = annotations.find(root / 'annotations')
-      bad[name] = known.mask(name, tissue.shape, STRIDE)
-      tissue &= ~bad[name]
-    good[name] = tissue
+      masks['bad'][name] = known.mask(name, tissue.shape, STRIDE)
+      tissue &= ~masks['bad'][name]
+    masks['good'][name] = tissue
   about = {'patch': SIZE, 'apart': APART, 'stride': STRIDE}
-  for kind, masks, count in zip(
-    ('good', 'bad'), (good, bad), _PATCHES[part], strict=True
-  ):
-    drawn = patches.sample(masks, sizes, count, seed, **about)
+  for (kind, some), count in zip(masks.items(), _PATCHES[part], strict=True):
+    drawn = patches.sample(some, sizes, count, seed, **about)
     patches.write(root / 'lists' / f'{part}_{kind}.txt', drawn)

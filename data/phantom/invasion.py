@@ -1,6 +1,5 @@
 """Draws patches of lymphatic invasion: emboli and what is taken for them."""
 
-from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -48,7 +47,7 @@ def make(
   hard: float,
   seed: int,
   prefix: str,
-  progress: Callable[[int, int], None] = cohort.no_progress,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> Patches:
   """Draws the patches of a set of patients, one slide each.
 
@@ -80,13 +79,10 @@ def make(
   drawn = cohort.in_threads(draw, range(patients), progress)
   image, kind = map(np.concatenate, zip(*drawn, strict=True))
   names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
-  return Patches(
-    image=image,
-    label=(kind == POSITIVE).astype(np.int32),
-    kind=kind,
-    patient=np.repeat(names, patches),
-    id=np.array([f'{name}_{i:03d}' for name in names for i in range(patches)]),
-  )
+  label = (kind == POSITIVE).astype(np.int32)
+  ids = [f'{name}_{i:03d}' for name in names for i in range(patches)]
+  patient = np.repeat(names, patches)
+  return Patches(image, label, kind, patient, np.array(ids))
 
 
 def render(

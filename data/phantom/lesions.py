@@ -10,6 +10,7 @@ from data.phantom import lymph_node, texture
 from data.phantom.nuclei import Canvas
 
 PX = 2.0  # Level-0 pixels per um.
+_ANGLES = np.arange(64) * 2 * np.pi / 64
 # Radii of lesions and mimics, um, and the share of the node that they take at
 # most, about; how many mimics there are, one less at most.
 _RADIUS = (75, 130)
@@ -26,50 +27,42 @@ class Lesion:
   """What was placed in a node; lengths in level-0 pixels.
 
   Attributes:
-    kind: one of `KINDS`.
-    is_benign: a mimic: the kind's architecture, of bland cells.
+    kind: one of `KINDS` or `SPACES`.
     y: its middle.
     x: its middle.
-    corners: of its outline (x, y), [K, 2], open.
+    reach: of its outline from there, at angles all around.
+    is_benign: a mimic: the kind's architecture, of bland cells.
   """
 
   kind: str
-  is_benign: bool
   y: float
   x: float
-  corners: np.ndarray
+  reach: np.ndarray
+  is_benign: bool = False
+
+  @property
+  def corners(self) -> np.ndarray:
+    """Of its outline (x, y), [K, 2], open."""
+    x = self.x + self.reach * np.cos(_ANGLES)
+    return np.stack([x, self.y + self.reach * np.sin(_ANGLES)], 1)
 
   def inside(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Returns how many pixels (y, x) lie inside along the radius."""
     dy, dx = y - self.y, x - self.x
-    edges = self.corners - [self.x, self.y]
-    reach = np.hypot(edges[:, 0], edges[:, 1])
-    place = np.arctan2(dy, dx) % (2 * np.pi) * len(reach) / (2 * np.pi)
-    edge = np.interp(place, np.arange(len(reach) + 1), np.r_[reach, reach[:1]])
+    theta = np.arctan2(dy, dx)
+    edge = np.interp(theta, _ANGLES, self.reach, period=2 * np.pi)
     return (edge - np.hypot(dy, dx)).astype(np.float32)
 
   def moved(self, y: float, x: float, scale: float = 1.0) -> 'Lesion':
     """Returns it elsewhere, y and x farther, of another size."""
-    y, x = self.y + y, self.x + x
-    corners = [x, y] + scale * (self.corners - [self.x, self.y])
-    return dataclasses.replace(self, y=y, x=x, corners=corners)
+    place = {'y': self.y + y, 'x': self.x + x}
+    return dataclasses.replace(self, **place, reach=scale * self.reach)
 
 
-def draw(
-  rng: Generator,
-  kind: str,
-  middle: tuple[float, float],
-  size: float,
-  ragged: float = 0.19,
-  *,
-  is_benign: bool = False,
-) -> Lesion:
+def draw(rng: Generator, kind: str, middle, size: float, ragged=0.19) -> Lesion:
   """Draws an outline of `size` um around a middle (y, x)."""
-  angle = np.arange(64) * 2 * np.pi / 64
-  reach = size * PX * lymph_node.radius(rng, angle, ragged)
-  y, x = middle
-  corners = [x + reach * np.cos(angle), y + reach * np.sin(angle)]
-  return Lesion(kind, is_benign, y, x, np.stack(corners, 1))
+  reach = size * PX * lymph_node.radius(rng, _ANGLES, ragged)
+  return Lesion(kind, *middle, reach)
 
 
 def place(
@@ -97,17 +90,15 @@ def place(
       y, x = (places[i] + 0.5) * lymph_node.SCALE
       gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
       if np.pi * size**2 < budget and gap > 2.6 * size * PX:
-        placed.append(draw(rng, kind, (y, x), size, is_benign=is_benign))
+        drawn = draw(rng, kind, (y, x), size)
+        placed.append(dataclasses.replace(drawn, is_benign=is_benign))
         budget -= np.pi * size**2
         break
   return placed
 
 
 def densities(
-  cells: Generator,
-  brush: Generator,
-  node: lymph_node.Node,
-  placed: Sequence[Lesion],
+  cells: Generator, brush: Generator, node: lymph_node.Node, placed: list
 ) -> Canvas:
   """Paints tissue: a node and what lies in it.
 
@@ -137,12 +128,12 @@ def paint(rng: Generator, lesion: Lesion, whole: Canvas) -> None:
   inside = lesion.inside(y + low[1], x + low[0])
   is_space = lesion.kind in SPACES
   inside += (2 if is_space else 7) * texture.noise(rng, inside.shape, 22)
-  others = _BLAND if lesion.is_benign else {}
-  canvas = Canvas(rng, inside.shape, inside, others)
+  bland = _BLAND if lesion.is_benign else {}
+  canvas = Canvas(rng, inside.shape, inside, bland)
   if is_space:
     _space(canvas, *SPACES[lesion.kind])
   else:
-    _TUMOURS[lesion.kind](canvas)
+    _PAINTERS[KINDS.index(lesion.kind)](canvas)
   cover = np.clip(inside / 8 + 0.5, 0, 1)
   eosin *= 1 - cover
   eosin += cover * canvas.eosin.clip(0)
@@ -163,13 +154,22 @@ def _cells(canvas: Canvas, pitch: float, jitter: float, step: int):
   return points, texture.enlarge(step * inside, canvas.shape), index
 
 
-def _stroma(canvas: Canvas, where: np.ndarray) -> None:
-  """Collagen with fibroblasts and a few lymphocytes."""
+def _nests(canvas: Canvas, scale: float, sizes: tuple, pitch: float):
+  """Nests of cells in collagen with fibroblasts and a few lymphocytes.
+
+  Returns:
+    A field above 0 in the nests; the cells' middles; how near their borders
+    are, 1 on them.
+  """
+  field = canvas.noise(scale) + canvas.rng.uniform(*sizes)
+  stroma = field <= 0
   fibres = 0.68 + 0.17 * canvas.repeat(texture.fibre())
-  canvas.eosin[where] = fibres[where]
-  points = canvas.grid(34, 0.6 * where)
+  canvas.eosin[stroma] = fibres[stroma]
+  points = canvas.grid(34, 0.6 * stroma)
   canvas.nuclei('spindle', points, canvas.rng.normal(0, 0.3, len(points)))
-  canvas.nuclei('lymphocyte', canvas.grid(24, 0.12 * where))
+  canvas.nuclei('lymphocyte', canvas.grid(24, 0.12 * stroma))
+  points, membrane, _ = _cells(canvas, pitch, 0.33, 2)
+  return field, points, np.exp(-((membrane / 1.5) ** 2))
 
 
 def _lymphoma(canvas: Canvas) -> None:
@@ -177,12 +177,9 @@ def _lymphoma(canvas: Canvas) -> None:
   canvas.eosin += 0.4 * (1 + 0.2 * canvas.repeat(texture.grain()))
   canvas.haematoxylin += 0.12
   everywhere = canvas.inside > 0
-  for kind, pitch, share in (
-    ('blast', 23.5, 0.97),
-    ('mitosis', 95, 0.5),
-    ('lymphocyte', 30, 0.08),
-  ):
-    canvas.nuclei(kind, canvas.grid(pitch, share * everywhere))
+  canvas.nuclei('blast', canvas.grid(23.5, 0.97 * everywhere))
+  canvas.nuclei('mitosis', canvas.grid(95, 0.5 * everywhere))
+  canvas.nuclei('lymphocyte', canvas.grid(30, 0.08 * everywhere))
   points = canvas.grid(130, 0.4 * everywhere)
   canvas.haematoxylin *= 1 - canvas.bodies(15, points)
   canvas.nuclei('debris', points + canvas.rng.normal(0, 4, points.shape))
@@ -190,12 +187,9 @@ def _lymphoma(canvas: Canvas) -> None:
 
 def _breast(canvas: Canvas) -> None:
   """Nests and glands of pleomorphic cells in desmoplastic stroma."""
-  field = canvas.noise(95) + canvas.rng.uniform(0.1, 0.7)
+  field, points, border = _nests(canvas, 95, (0.1, 0.7), 27)
   nest = field > 0
-  _stroma(canvas, ~nest)
-  points, membrane, _ = _cells(canvas, 27, 0.33, 2)
-  body = 0.5 + 0.09 * canvas.repeat(texture.grain())
-  body += 0.16 * np.exp(-((membrane / 1.5) ** 2))
+  body = 0.5 + 0.09 * canvas.repeat(texture.grain()) + 0.16 * border
   canvas.eosin[nest] = body[nest]
   canvas.haematoxylin[nest] += 0.18
   canvas.nuclei('ductal', canvas.keep(points, nest))
@@ -206,12 +200,10 @@ def _breast(canvas: Canvas) -> None:
 
 def _squamous(canvas: Canvas) -> None:
   """Keratinising sheets with gaps between the cells, and keratin pearls."""
-  field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
+  field, points, border = _nests(canvas, 140, (0.5, 1.1), 33)
   sheet = field > 0
-  _stroma(canvas, ~sheet)
-  points, membrane, _ = _cells(canvas, 33, 0.33, 2)
   body = 1.05 + 0.1 * canvas.repeat(texture.grain()) + 0.12 * canvas.noise(60)
-  body *= 1 - 0.72 * np.exp(-((membrane / 1.5) ** 2))
+  body *= 1 - 0.72 * border
   canvas.eosin[sheet] = body[sheet]
   canvas.nuclei('squamous', canvas.keep(points, sheet))
   y, x = np.indices(canvas.shape, np.float32)
@@ -247,9 +239,8 @@ def _thyroid(canvas: Canvas) -> None:
   papilla = np.where(field > 0, 0.4 + 0.06 * grain, 0.05)
   papilla = np.where(field > 0.6, 0.5 + 0.12 * grain, papilla)
   canvas.eosin += np.where(papillary, papilla, follicle)
-  row = np.where(
-    papillary, (field > 0.05) & (field < 0.6), (wall > 5) & (wall < 17)
-  )
+  rows = (field > 0.05) & (field < 0.6), (wall > 5) & (wall < 17)
+  row = np.where(papillary, *rows)
   canvas.haematoxylin[row] += 0.06
   canvas.nuclei('papillary', canvas.grid(15.5, 0.95 * row))
   canvas.nuclei('spindle', canvas.grid(40, 0.5 * (papillary & (field > 0.7))))
@@ -310,10 +301,5 @@ SPACES = {
   'blood_vessel': ('red', 0.9, (5, 16), (1e3, 1e3), (10, 20)),
   'lymph_cells': ('lymphocyte', 0.9, (12, 26)),
 }
-_TUMOURS = {
-  'lymphoma': _lymphoma,
-  'breast': _breast,
-  'squamous': _squamous,
-  'thyroid': _thyroid,
-}
-KINDS = tuple(_TUMOURS)
+KINDS = ('lymphoma', 'breast', 'squamous', 'thyroid')
+_PAINTERS = (_lymphoma, _breast, _squamous, _thyroid)

@@ -18,7 +18,7 @@ TRABECULA, VESSEL, BLOOD, FIBROSIS, CRUSH = range(8, 13)
 
 # Of every tissue, in that order: eosin of the ground substance, how fibrous it
 # is, how torn into gaps; then how much of the places of a grid each kind of
-# cell takes, in the order of `_PITCH`.
+# cell takes, in the order of `_CELLS`.
 _TISSUES = np.array(
   [
     (0, 0, 0, 0, 0, 0, 0, 0, 0, 0),  # Glass.
@@ -37,16 +37,9 @@ _TISSUES = np.array(
   ],
   np.float32,
 ).T
-# Kinds of cells, and the pitch of their grid in level-0 pixels.
-_PITCH = {
-  'lymphocyte': 14.5,
-  'plasma': 20.0,
-  'centrocyte': 17.0,
-  'centroblast': 21.0,
-  'histiocyte': 26.0,
-  'spindle': 34.0,
-  'debris': 40.0,
-}
+_CELLS = tuple(nuclei.KINDS)[:7]  # The others are those of lesions.
+# Of the grid of each kind of cell, in level-0 pixels.
+_PITCH = (14.5, 20.0, 17.0, 21.0, 26.0, 34.0, 40.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +57,6 @@ class Node:
   depth: np.ndarray
   orientation: np.ndarray
   histiocytes: float = 0.0
-
-  def cut(self, y: int, x: int, side: int) -> 'Node':
-    """Returns a square of it."""
-    at = np.s_[y : y + side, x : x + side]
-    maps = self.region[at], self.depth[at], self.orientation[at]
-    return Node(*maps, self.histiocytes)
 
 
 def radius(rng: Generator, angle: np.ndarray, ragged: float) -> np.ndarray:
@@ -217,7 +204,7 @@ def fill(rng: Generator, node: Node, taken: np.ndarray) -> nuclei.Canvas:
   canvas.eosin = _ground(canvas, node)
   crowding = 1 + 0.22 * texture.noise(rng, node.region.shape, 25)
   region = np.where(taken, GLASS, node.region)
-  for (kind, pitch), shares in zip(_PITCH.items(), _TISSUES[3:], strict=True):
+  for kind, pitch, shares in zip(_CELLS, _PITCH, _TISSUES[3:], strict=True):
     chance, angles = shares[region], None
     if kind == 'histiocyte':
       chance[region == SINUS] *= node.histiocytes

@@ -1,6 +1,5 @@
 """Renders the phantom of node images: regions of nodes, lesions with masks."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ def make(
   development: int = 10,
   test: int = 8,
   seed: int = 0,
-  progress: Callable[[int, int], None] = cohort.no_progress,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> Path:
   """Writes images of lymph nodes at 1 um per pixel whose truth is known.
 

@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFilter
 from data.phantom import lesions, lymph_node, nuclei, stain, texture
 
 LABELS = ('non-tumor', *lesions.KINDS)
-_DEFAULT_LOOK = stain.Appearance()
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
   (0.22, 0.36, 0.8),
@@ -39,7 +38,7 @@ class Spec:
   case: int
   slide: int
   label: str
-  look: stain.Appearance = _DEFAULT_LOOK
+  look: stain.Appearance = stain.DEFAULT
   window: int | None = None
   mimics: tuple[str, ...] = lesions.KINDS
 
@@ -66,17 +65,11 @@ class Truth:
 
   def geojson(self) -> str:
     """Returns the outlines as a FeatureCollection of closed polygons."""
-    features = [
-      {
-        'type': 'Feature',
-        'geometry': {
-          'type': 'Polygon',
-          'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
-        },
-        'properties': {'classification': {'name': self.kind}},
-      }
-      for ring in self.outlines
-    ]
+    rings = (np.r_[ring, ring[:1]].round(1).tolist() for ring in self.outlines)
+    about = {'classification': {'name': self.kind}}
+    feature = {'type': 'Feature', 'properties': about}
+    shapes = [{'type': 'Polygon', 'coordinates': [ring]} for ring in rings]
+    features = [feature | {'geometry': shape} for shape in shapes]
     return json.dumps({'type': 'FeatureCollection', 'features': features})
 
 
@@ -107,7 +100,9 @@ def render(spec: Spec) -> tuple[np.ndarray, Truth]:
     middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
     corner = np.rint(middle - side / 2 + layout.uniform(-12, 12, 2)).astype(int)
     y, x = corner.clip(0, np.array(shape) - side)
-    node, scale = node.cut(y, x, side), layout.uniform(0.6, 0.9)
+    at, scale = np.s_[y : y + side, x : x + side], layout.uniform(0.6, 0.9)
+    maps = (m[at] for m in (node.region, node.depth, node.orientation))
+    node = lymph_node.Node(*maps, node.histiocytes)
     away = -lymph_node.SCALE * y, -lymph_node.SCALE * x
     placed = [lesion.moved(*away, scale) for lesion in placed]
   canvas = lesions.densities(cells, brush, node, placed)
@@ -138,21 +133,16 @@ def _ink(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
       reach = rng.uniform(0.44, 0.52) * (1 + 0.05 * np.sin(9 * turn))
       x = width * (0.5 + reach * np.cos(angle))
       y = height * (0.5 + reach * np.sin(angle))
-      brush.line(
-        list(zip(x.tolist(), y.tolist(), strict=True)),
-        fill=int(rng.integers(190, 256)),
-        width=int(rng.integers(9, 20)),
-        joint='curve',
-      )
+      fill, wide = int(rng.integers(190, 256)), int(rng.integers(9, 20))
+      brush.line(np.stack([x, y], 1).ravel().tolist(), fill, wide, 'curve')
   streaks = 0.75 + 0.25 * texture.noise(rng, (height, width), 7).clip(-1, 1)
   cover = np.asarray(image.filter(ImageFilter.BoxBlur(1))) / 255 * streaks
   light = 1 - cover[..., None] * (1 - np.array(colour))
   dust = Image.new('L', (width, height), 255)
   brush = ImageDraw.Draw(dust)
   for y, x, size in rng.uniform(0, 1, (int(rng.integers(0, 9)), 3)):
-    size = 0.4 + 1.2 * size**2
-    box = np.array([x * width, y * height]).repeat(2).reshape(2, 2).T
-    brush.ellipse([*(box[0] - size), *(box[1] + size)], fill=90)
+    y, x, size = y * height, x * width, 0.4 + 1.2 * size**2
+    brush.ellipse([x - size, y - size, x + size, y + size], fill=90)
   dust = np.asarray(dust.filter(ImageFilter.GaussianBlur(0.7))) / 255
   return (light * dust[..., None]).astype(np.float32)
 

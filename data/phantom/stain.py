@@ -36,12 +36,11 @@ class Appearance:
   mpp: float = 0.5
 
 
+DEFAULT = Appearance()
+
+
 def expose(
-  look: Appearance,
-  case: Generator,
-  scan: Generator,
-  canvas: Canvas,
-  ink: np.ndarray | None = None,
+  look: Appearance, case: Generator, scan: Generator, canvas: Canvas, ink=None
 ) -> np.ndarray:
   """Returns the image of two stain densities under ink on the cover glass.
 
@@ -69,9 +68,8 @@ def expose(
   glass = (255 * glass.clip(0.9, 0.99)).astype(np.float32)
   shape = tuple(int(n * DRAWN_MPP / look.mpp) // 8 * 8 for n in canvas.shape)
   box = (0, 0, *(n * look.mpp / DRAWN_MPP for n in shape[::-1]))
-  white = np.random.default_rng(19).standard_normal(
-    (texture.PERIOD, texture.PERIOD), np.float32
-  )
+  square = texture.PERIOD, texture.PERIOD
+  white = np.random.default_rng(19).standard_normal(square, np.float32)
   y, x = scan.integers(0, texture.PERIOD, 2)
   noise = texture.stretch(
     2 * look.noise * white, shape, y, x
