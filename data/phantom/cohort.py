@@ -126,17 +126,13 @@ def make(
 
 
 def write(
-  root: Path,
-  wanted: dict[str, Spec],
-  outlines: str,
-  progress: Progress = no_progress,
-  workers: int = 2,
+  root: Path, wanted: dict, outlines: str, progress: Progress, workers: int = 2
 ) -> None:
   """Writes the slides that are missing, and the outlines of their lesions.
 
   Args:
     root: gets slides/<name>.tiff.
-    wanted: slides by name.
+    wanted: the specification of each slide by its name.
     outlines: the folder in `root` that gets <name>.json, of slides that hold
       lesions.
     progress: called with (slides done, slides in all) after every slide.

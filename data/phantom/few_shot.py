@@ -44,7 +44,7 @@ def make(
   """Writes slides whose truth is known, in CAMELYON16's layout.
 
   Nodes with metastases of 0.1 to 0.3 mm, drawn as those of breast cancer, and
-  nodes without, every one of a patient of its own. Files that are there are
+  nodes without, every one of a patient of its own. Slides that are there are
   kept, which makes an interrupted call resumable.
 
   Args:
@@ -76,9 +76,7 @@ def make(
   return root
 
 
-def _plan(
-  seed: int, slides: dict[str, tuple[int, int]]
-) -> dict[str, dict[str, Spec]]:
+def _plan(seed: int, slides: dict[str, tuple[int, int]]) -> dict[str, dict]:
   """Returns the slides of each part, which does not depend on the others."""
   parts, count = {}, {_TUMOUR: 0, _NORMAL: 0}
   for number, (part, (tumour, normal)) in enumerate(slides.items()):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from numpy.random import Generator
 
 from data.phantom import cohort, lesions, lymph_node, stain
 from data.phantom.slide import Truth
@@ -85,9 +86,7 @@ def make(
   return Patches(image, label, kind, patient, np.array(ids))
 
 
-def render(
-  rng: np.random.Generator, kinds: np.ndarray
-) -> tuple[np.ndarray, list[Truth]]:
+def render(rng: Generator, kinds: np.ndarray) -> tuple[np.ndarray, list[Truth]]:
   """Renders the patches of a slide, side by side, and cuts them out.
 
   Args:

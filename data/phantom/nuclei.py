@@ -135,9 +135,7 @@ class Canvas:
     eosin: float32 [H, W].
   """
 
-  def __init__(
-    self, rng: Generator, shape: tuple[int, int], inside=1, others=()
-  ):
+  def __init__(self, rng: Generator, shape: tuple, inside=1, others=()):
     self.rng, self.shape, self.inside = rng, shape, inside
     self.others = dict(others)
     self.haematoxylin = np.zeros(shape, np.float32)

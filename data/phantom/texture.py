@@ -11,9 +11,7 @@ PERIOD = 512  # Side of a repeating texture in pixels.
 _FREQUENCY = np.fft.fftfreq(PERIOD)
 
 
-def enlarge(
-  image: np.ndarray, shape: tuple[int, int], box: tuple | None = None
-) -> np.ndarray:
+def enlarge(image: np.ndarray, shape: tuple[int, int], box=None) -> np.ndarray:
   """Resizes float32 [h, w] to `shape`, bicubic; may overshoot a little.
 
   Args:
