@@ -11,6 +11,8 @@ from data.phantom.nuclei import Canvas
 
 PX = 2.0  # Level-0 pixels per um.
 _ANGLES = np.arange(64) * 2 * np.pi / 64
+# Exact along the axes: there a mask's pixel hangs on the last digit.
+_WAYS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1).round(15)
 # Radii of lesions and mimics, um, and the share of the node that they take at
 # most, about; how many mimics there are, one less at most.
 _RADIUS = (75, 130)
@@ -43,8 +45,7 @@ class Lesion:
   @property
   def corners(self) -> np.ndarray:
     """Of its outline (x, y), [K, 2], open."""
-    x = self.x + self.reach * np.cos(_ANGLES)
-    return np.stack([x, self.y + self.reach * np.sin(_ANGLES)], 1)
+    return [self.x, self.y] + self.reach[:, None] * _WAYS
 
   def inside(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Returns how many pixels (y, x) lie inside along the radius."""
