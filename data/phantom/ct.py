@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 from numpy.random import Generator
-from scipy import ndimage
+import scipy
 
 from data import files
 from data.ct import table, volumes
@@ -149,7 +149,7 @@ def render(
   for _ in range(int(rng.integers(3, 6))):
     is_metastatic = patient % 8 < 5 and rng.random() < 0.8
     # In the fat about the spine.
-    room = ndimage.distance_transform_edt(~a.taken.any(0)) * pixel
+    room = scipy.ndimage.distance_transform_edt(~a.taken.any(0)) * pixel
     near = np.hypot((a.y[0] - 5) / 55, a.x[0] / 75) < 1
     places = np.argwhere((room > 9) & (room < 22) & near)
     if not len(places):
@@ -171,9 +171,9 @@ def render(
   if rng.random() <= 1 / 6 and len(columns):
     width = int(columns[-1]) + 1 + int(rng.uniform(3, 12) / pixel)
   # A soft kernel, and correlated noise.
-  soft = ndimage.gaussian_filter(a.hu, (0, 0.55, 0.55))
+  soft = scipy.ndimage.gaussian_filter(a.hu, (0, 0.55, 0.55))
   noise = rng.standard_normal(_SIZE, np.float32)
-  noise = ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
+  noise = scipy.ndimage.gaussian_filter(noise, (0, 0.7, 0.7))
   noise *= rng.uniform(9, 15) / noise.std()
   hu = np.rint(soft + noise).clip(-1024, 3071).astype(np.float32)
   name, spacing = f'phantom patient {patient}', (slices, pixel, pixel)
@@ -273,7 +273,7 @@ def _paint_bowel(rng: Generator, a: _Abdomen) -> None:
 
   They keep 3 mm away from nodes of any slice.
   """
-  room = ndimage.distance_transform_edt(~a.nodes.any(0)) * a.pixel
+  room = scipy.ndimage.distance_transform_edt(~a.nodes.any(0)) * a.pixel
   a.taken |= room < 3
   height = a.z - a.z.mean()
   loops = int(rng.integers(14, 21))
