@@ -11,8 +11,9 @@ from data.phantom.nuclei import Canvas
 
 PX = 2.0  # Level-0 pixels per um.
 _ANGLES = np.arange(64) * 2 * np.pi / 64
-# Exact along the axes: there a mask's pixel hangs on the last digit.
-_WAYS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1).round(15)
+_WAYS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
+# Along the axes a pixel of a mask hangs on the last digit.
+_WAYS[np.abs(_WAYS) < 1e-9] = 0
 # Radii of lesions and mimics, um, and the share of the node that they take at
 # most, about; how many mimics there are, one less at most.
 _RADIUS = (75, 130)
