@@ -125,8 +125,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       )
     table = label_files.read(config.csv_path)
     folder = packed.Folder(config.features_dir)
-    reads = inspection.inspect(folder, table.slide.tolist())
-    for _ in config.watch(reads, 'read'):
+    slides = table.slide.tolist()
+    reads = inspection.inspect(folder, slides)
+    for _ in zip(reads, config.watch(slides, 'read'), strict=False):
       pass
     matched = cohort.match(folder, table)
     if matched.problems:
