@@ -127,7 +127,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     folder = packed.Folder(config.features_dir)
     slides = table.slide.tolist()
     reads = inspection.inspect(folder, slides)
-    for _ in zip(reads, config.watch(slides, 'read'), strict=False):
+    for _ in zip(config.watch(slides, 'read'), reads, strict=False):
       pass
     matched = cohort.match(folder, table)
     if matched.problems:
