@@ -173,6 +173,7 @@ def change(name, array):
   [
     (lambda d: d, {'patch_size_level0': None}, '--tile_size'),
     (lambda d: d, {'patch_size_level0': np.nan}, '--tile_size'),
+    (lambda d: d, {'patch_size_level0': 2**63 - 1}, '--tile_size'),
     (lambda d: d, {'classes': None}, 'classes'),
     (lambda d: {k: v for k, v in d.items() if k != 'coords'}, {}, 'coord'),
     (lambda d: {k: v for k, v in d.items() if k != 'prob'}, {}, 'prob'),
