@@ -23,7 +23,7 @@ import numpy as np
 
 from kmil_jax import checksums, parallel
 
-_METADATA = '_CHECKPOINT_METADATA'  # Orbax's.
+_METADATA, _STATE = '_CHECKPOINT_METADATA', 'state'  # Orbax's names.
 # Of a damaged checkpoint Orbax loses tasks, and asyncio says so when they are
 # collected.
 logging.getLogger('asyncio').addFilter(
@@ -52,28 +52,20 @@ class Checkpoints:
 
   def __init__(self, root: str | pathlib.Path):
     self._root = root = pathlib.Path(root).absolute()
-    self._link = contextlib.ExitStack()
-    root = self._link.enter_context(_plain(root))
-    self.damaged, newest = [], -1
+    self._stack = contextlib.ExitStack()
+    self._plain = self._stack.enter_context(_plain(root))
+    self._checkpointer, self.damaged, newest = None, [], -1
     if parallel.is_first():
+      root.mkdir(parents=True, exist_ok=True)
       # What a killed save left; the checkpoint before it is intact.
-      for leftover in root.glob('*.orbax-checkpoint-tmp'):
+      for leftover in self._plain.glob('*.orbax-checkpoint-tmp'):
         shutil.rmtree(leftover)
-      for step in sorted(_steps(self._root), reverse=True):
-        if not (file := damage(self._root / f'{step}')):
+      for step in sorted(_steps(root)):
+        if file := damage(root / f'{step}'):
+          self.damaged.append(file)
+        else:
           newest = step
-          break
-        self.damaged.append(file)
     self._newest = int(parallel.agree(newest))
-    from orbax.checkpoint import v1 as ocp  # Takes a quarter of a second.
-
-    decisions = ocp.training.save_decision_policies
-    keep = ocp.training.preservation_policies
-    self._checkpointer = ocp.training.Checkpointer(
-      root,
-      save_decision_policy=decisions.FixedIntervalPolicy(1),
-      preservation_policy=keep.LatestN(2),
-    )
 
   def check_space(self, like: Any) -> None:
     """Warns if the disk has no room for the states that a training keeps.
@@ -81,11 +73,12 @@ class Checkpoints:
     Args:
       like: a tree of their structure, shapes and types.
     """
+    if not parallel.is_first():
+      return
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(_arrays(like)))
     # Two are kept while a third is written.
     needed = size * max(3 - len(_steps(self._root)), 1)
-    free = shutil.disk_usage(self._root).free
-    if parallel.is_first() and free < needed:
+    if (free := shutil.disk_usage(self._root).free) < needed:
       warnings.warn(
         f'{self._root}: the checkpoints of this training take up to'
         f' {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free. Free'
@@ -95,12 +88,7 @@ class Checkpoints:
 
   def save(self, step: int, tree: Any) -> None:
     """Writes `tree` atomically, then drops all but the one before it."""
-    if parallel.agree(bool(self.damaged)):
-      for file in self.damaged:
-        shutil.rmtree(self._root / file.relative_to(self._root).parts[0])
-      self.damaged = []
-      parallel.wait_for_all('removed')
-      self._checkpointer.reload()
+    self._checkpointer = self._checkpointer or self._writer()
     self._checkpointer.save(step, _arrays(tree), overwrite=True)
     if parallel.is_first():
       folder = self._root / f'{step}'
@@ -123,15 +111,34 @@ class Checkpoints:
     """
     if self._newest < 0:
       return None
+    from orbax.checkpoint import v1 as ocp  # Takes a quarter of a second.
+
     like = _arrays(like)
-    tree = self._checkpointer.load(self._newest, like)
+    path = self._plain / f'{self._newest}'
+    tree = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
     # Orbax returns the stored shape even where `like` asks for another.
     chex.assert_trees_all_equal_shapes_and_dtypes(tree, like)
     return tree
 
   def close(self) -> None:
-    self._checkpointer.close()
-    self._link.close()
+    self._stack.close()
+
+  def _writer(self) -> Any:
+    """Returns Orbax's, which reads all that is there: the damaged go first."""
+    from orbax.checkpoint import v1 as ocp  # Takes a quarter of a second.
+
+    for file in self.damaged:
+      shutil.rmtree(self._root / file.relative_to(self._root).parts[0])
+    parallel.wait_for_all('removed')
+    decisions = ocp.training.save_decision_policies
+    keep = ocp.training.preservation_policies
+    return self._stack.enter_context(
+      ocp.training.Checkpointer(
+        self._plain,
+        save_decision_policy=decisions.FixedIntervalPolicy(1),
+        preservation_policy=keep.LatestN(2),
+      )
+    )
 
 
 def damage(folder: pathlib.Path) -> pathlib.Path | None:
@@ -205,7 +212,7 @@ def _sync(*paths: pathlib.Path) -> None:
 
 
 def _steps(root: pathlib.Path) -> set[int]:
-  names = [path.name for path in root.iterdir()] if root.exists() else []
+  names = [path.name for path in root.iterdir()]
   return {int(name) for name in names if name.isdecimal()}
 
 

@@ -165,7 +165,8 @@ def pack(archive: Archive) -> bytes:
     **_CODE,
     **dict(sorted(archive.others.items())),
   }
-  content[checksums.SUMS] = checksums.to_json(content).encode()
+  # First, where no other entry's damage can hide it.
+  content = {checksums.SUMS: checksums.to_json(content).encode()} | content
   out = io.BytesIO()
   # Stored, not compressed: what is declared is what there is.
   with zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as file:

@@ -194,8 +194,8 @@ def training(
   ):
     for file in saved.damaged:
       print(
-        f'warning: {file} is damaged. The training goes on from the checkpoint'
-        ' before it, or else anew.'
+        f'warning: {file} is damaged. The training goes on from the newest'
+        ' checkpoint that is not, or else anew.'
       )
     yield saved, shown
 

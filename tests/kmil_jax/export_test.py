@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import zipfile
 
 import chex
@@ -258,6 +259,13 @@ def test_what_was_changed_is_refused_and_what_has_no_hashes_is_read(
       for other in entries:
         file.writestr(other, changed if other == name else entries[other])
     with pytest.raises(ExportError, match='was changed since it was written'):
+      export.read(path)
+  # An entry's comment swallows those after it in the table of contents.
+  starts = [at.start() for at in re.finditer(b'PK\1\2', content)]
+  assert len(starts) == len(entries)
+  for at in starts[:-1]:
+    path.write_bytes(content[: at + 32] + b'\xff' + content[at + 33 :])
+    with pytest.raises(ExportError):
       export.read(path)
   path.write_bytes(rewritten(content, tmp_path, lambda entries: entries))
   chex.assert_trees_all_equal(export.read(path).weights, archive.weights)
