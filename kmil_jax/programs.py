@@ -291,16 +291,25 @@ def chunk_functions(
     return jax.lax.switch(bucket, branches, item)
 
   def train_chunk(state, store, chunk):
-    def step(state, step):
-      bucket, item = step
-      item = task.fetch(store, item, lengths[-1], same=axis is None)
-      of_runs = lambda batch: train.gradients(task, state, batch, axis)
-      grads, stats, sums = of_batch(of_runs, store, bucket, item)
+    fetch = lambda item: task.fetch(store, item, lengths[-1], same=axis is None)
+
+    def step(carry, step):
+      (state, item), (bucket, following) = carry, step
+      # What other devices hold is on its way while the branch computes.
+      of_runs = lambda batch: (
+        train.gradients(task, state, batch, axis),
+        fetch(following),
+      )
+      (grads, stats, sums), following = of_batch(of_runs, store, bucket, item)
       state = train.update(task, state, grads, stats, sums['weight'])
       # One array, which is one kernel; counts are exact in float32.
-      return state, jnp.stack([jnp.float32(sums[name]) for name in train.SUMS])
+      sums = jnp.stack([jnp.float32(sums[name]) for name in train.SUMS])
+      return (state, following), sums
 
-    state, sums = _scan(step, state, chunk)
+    bucket, items = chunk
+    carry = state, fetch(jax.tree.map(lambda x: x[0], items))
+    following = jax.tree.map(lambda x: jnp.roll(x, -1, 0), items)
+    (state, _), sums = _scan(step, carry, (bucket, following))
     return state, dict(zip(train.SUMS, sums.sum(0), strict=True))
 
   def evaluate_chunk(model, store, chunk):
