@@ -32,7 +32,7 @@ experiments/patches      714    320
 experiments/studies     2768   1400
 experiments/papers       600    600
 experiments/benchmarks  1172    360
-tests                  23266  13000
+tests                  23263  13000
 """
 TOTAL = 25413
 FREE = (

@@ -62,11 +62,8 @@ def write_table(folder, table):
   columns = [f'prob_{name}' for name in drawn_maps.CLASSES]
   lines = [['case_id', 'slide_id', 'split', 'label', *columns]]
   for name, (label, prob) in table.items():
-    case = f'case {label}'
-    lines += [
-      [case, name, 'test', label, *prob],
-      [case, name, 'val', 'none', 0, 0, 1],
-    ]
+    of = f'case {label}', name
+    lines += [[*of, 'test', label, *prob], [*of, 'val', 'none', 0, 0, 1]]
   text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
   (folder / 'predictions.csv').write_text(text)
 
