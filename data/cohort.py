@@ -1,6 +1,6 @@
 """Slides of a table joined with their features, or every fault named."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 from pathlib import Path
@@ -18,6 +18,7 @@ from data.files import first_of
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
 _STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
+_TOLERANCE = {'mpp': 1e-3}  # That tools measure.
 _CAMELYON16 = re.compile(r'(tumor|normal|test)_\d{3}')
 
 
@@ -199,6 +200,22 @@ def compare(path: Path, matched: Match) -> None:
     )
 
 
+def differences(
+  attributes: Mapping[str, str], other: Mapping[str, str]
+) -> list[str]:
+  """Returns in what two kinds of features differ, as far as both state it.
+
+  Args:
+    attributes: of the features here, see `Match`.
+    other: of those there.
+  """
+  return [
+    f'{name} {attributes[name]} here, {other[name]} there'
+    for name in sorted(attributes.keys() & other.keys())
+    if not _same(attributes[name], other[name], _TOLERANCE.get(name, 0))
+  ]
+
+
 def _kinds(folder: Path, missing: Sequence[str]) -> str:
   """Says in what the files end that slides without features have there."""
   paths, slides_without = folder.iterdir(), set(missing)
@@ -228,3 +245,10 @@ def _text(value: Any) -> str:
   if isinstance(value, float) and math.isfinite(value):
     return str(round(value, 6))
   return str(value)
+
+
+def _same(one: str, other: str, tolerance: float) -> bool:
+  try:
+    return math.isclose(float(one), float(other), rel_tol=tolerance)
+  except ValueError:
+    return one == other

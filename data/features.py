@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ _ADVICE = {
 # of it: more than compression saves of features, so that a few bytes cannot ask
 # for all memory there is.
 _SMALL, _EXPANSION = 2**26, 100
+_MOST = 1000  # Numbers or texts in an attribute that is read.
 
 
 class FeatureError(ValueError):
@@ -239,6 +241,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any, dict[str, Any]]]:
         ' the copy cannot be read either, extract the slide again.'
       )
     elif isinstance(error, OSError) and error.errno not in _SEEK_FAULTS:
+      reason = os.strerror(error.errno)  # HDF5 says it with pointers.
       fault = f'cannot be read ({reason}). See to its permissions and its disk.'
     raise FeatureError(f'{path}: {fault}') from error
 
@@ -303,6 +306,13 @@ def part(
     raise FeatureError(
       f'{path}: {name} lies in other files. Copy it into this one.'
     )
+  how = dataset.id.get_create_plist()
+  steps = (how.get_filter(i)[0] for i in range(how.get_nfilters()))
+  if not all(map(h5py.h5z.filter_avail, steps)):
+    raise FeatureError(
+      f'{path}: {name} is compressed by a plugin of HDF5 that is not installed.'
+      ' Write it with gzip, or without compression.'
+    )
   # A piece is read as a whole, and may be larger than all of it.
   numbers = max(math.prod(shape), math.prod(dataset.chunks or ()))
   size = numbers * dataset.dtype.itemsize
@@ -353,8 +363,11 @@ def _attributes(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
   if path.parent.name.startswith(_TRIDENT):
     attributes['encoder'] = path.parent.name.removeprefix(_TRIDENT)
   for name in ('coords', *reversed(_NAMES), '/'):
-    for key, value in parts[name].attrs.items() if parts.get(name) else ():
-      value = np.asarray(value)
+    held = parts[name].attrs if parts.get(name) else {}
+    for key in held:
+      if math.prod(held.get_id(key).shape or ()) > _MOST:
+        continue
+      value = np.asarray(held[key])
       if value.dtype.kind == 'S':
         value = np.char.decode(value, 'utf-8', 'replace')
       attributes[key] = value.tolist()
@@ -433,7 +446,7 @@ class Folder:
     Raises:
       FeatureError: if there is none, or several.
     """
-    self.path = locate(files.place(path))
+    self.path, self.cases = locate(files.place(path)), {}  # As of `Packed`.
     # By slide, what `data.inspection` found: it is not asked of the file again.
     self.seen: dict[str, Any] = {}
     kind = lambda path: (-READ.index(path.suffix.lower()), path.name)

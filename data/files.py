@@ -25,6 +25,7 @@ _EDGE = 2**20  # Bytes at either end of a file that tell it from others.
 _SHOWN = 10  # Names in one message.
 _SEPARATORS = ',;\t|'  # Of cells; the first that gives the columns.
 _END = '\0'  # A row of its own, unless a quotation mark is open.
+_LARGEST = 2**28  # Bytes of a table; a device has no end.
 _WORKBOOK = b'PK\x03\x04', b'\xd0\xcf\x11\xe0'  # What .xlsx, .xls begin with.
 # Of a file that is being written: .<name>.<machine>-<process>-<12 digits>.
 _PART = re.compile(r'^\..+\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{12}$')
@@ -163,9 +164,14 @@ def read_text(path: Path | str, error: type[Exception]) -> str:
   """
   kind = 'its text is not in UTF-8'
   try:
-    content = place(path).read_bytes()
+    with place(path).open('rb') as file:
+      content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+      raise ValueError(f'it has more than {_LARGEST} bytes')
     if content.startswith(_WORKBOOK):
       kind = 'it is a workbook of a spreadsheet'
+    elif content.startswith(codecs.BOM_UTF32_LE):
+      kind = 'its text is in UTF-32'
     elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
       return content.decode('utf-16')
     elif b'\0' not in content[:2]:  # UTF-16 without a mark has one there.
@@ -271,7 +277,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
   path.parent.mkdir(parents=True, exist_ok=True)
   _sweep(path.parent.resolve())
   code = f'{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}'
-  part = path.with_name(f'.{path.name}.{code}')
+  part = path.with_name(f'.{path.name[:40]}.{code}')  # At most 255 bytes.
   try:
     yield part
     if path.is_file() and filecmp.cmp(part, path, shallow=False):
@@ -358,7 +364,9 @@ def write_csv(path: Path | str, rows: Iterable[Iterable]) -> None:
   """Writes the rows of a table in UTF-8, its header first."""
   with (
     replacing(path) as part,
-    part.open('w', newline='', encoding='utf-8') as file,
+    part.open(
+      'w', newline='', encoding='utf-8', errors='backslashreplace'
+    ) as file,
   ):
     csv.writer(file, lineterminator='\n').writerows(rows)
 

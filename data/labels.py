@@ -156,6 +156,27 @@ def relabel(manifest: Manifest, mapping: dict[str, str]) -> Manifest:
   return dataclasses.replace(kept, label=label)
 
 
+def shuffled(table: Manifest, seed: int) -> Manifest:
+  """Assigns labels anew: whole cases swap the label of their first slide."""
+  cases, first, of = np.unique(
+    table.case, return_index=True, return_inverse=True
+  )
+  order = np.random.default_rng(seed).permutation(len(cases))
+  return dataclasses.replace(table, label=table.label[first][order][of])
+
+
+def mixed_cases(table: Manifest) -> list[str]:
+  """Returns the cases whose slides have several labels, with the labels."""
+  labels: dict[str, set[str]] = {}
+  for case, label in zip(table.case, table.label, strict=True):
+    labels.setdefault(str(case), set()).add(str(label))
+  return [
+    f'{case} ({", ".join(sorted(of_case))})'
+    for case, of_case in sorted(labels.items())
+    if len(of_case) > 1
+  ]
+
+
 def normalised(name: str) -> str:
   """Returns what names have in common that people or programs spell apart.
 

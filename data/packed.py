@@ -23,6 +23,9 @@ class Packed:
 
   Any slide is read on its own, from any thread. What a slide's file held is
   given back: features as float32, `digest` as of the `Folder` it came from.
+
+  Attributes:
+    cases: of each slide, if known.
   """
 
   def __init__(self, path: Path | str):
@@ -53,6 +56,9 @@ class Packed:
         )
       self._source = builder.as_data_source(SPLIT)
       self._row = {files.clean(s): i for i, s in enumerate(index['slide_id'])}
+      # Datasets of former versions name the cases in their records alone.
+      cases = index.get('case_id', {})
+      self.cases = cases and dict(zip(self._row, cases, strict=True))
       self._dtype = np.dtype(builder.info.features['features'].np_dtype).name
       if len({len(index[name]) for name in INDEX - {'width'}}) > 1:
         raise ValueError('its lists are not of the same slides')

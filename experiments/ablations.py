@@ -15,9 +15,8 @@ from experiments.bags.options import Features, Folds, Model, Training
 from experiments.evaluation.summary import summarise
 from experiments.reporting.tables import of_settings
 from experiments.run import progress, results, start
-from experiments.run.check import Check
 from experiments.run.results import Folder
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 
 
 def run(
@@ -29,12 +28,13 @@ def run(
   machine: Machine,
 ) -> None:
   """Trains all settings and folds, writes a results folder of each setting."""
-  training = training.resolved('kmil')
+  asked, training = training, training.resolved('kmil')
   settings = options.settings(Model(), training, output.seed)
   given = [data, folds, training, check, output, machine]
   numbers = [fold for fold in range(folds.k) for _ in SETTINGS]
   root = output.folder(f'ablations_{data.task}')
-  material = preflight.begin(root, given, settings, training.store, numbers)
+  shown = [asked if one is training else one for one in given]
+  material = preflight.begin(root, shown, settings, training.store, numbers)
   inputs, about = material.inputs(), material.about()
   parts = {name: Folder(root / name) for name in SETTINGS}
   with results.opened(root, given, inputs, about) as folder:

@@ -14,7 +14,7 @@ import json
 import pathlib
 import sys
 
-from experiments.evaluation import comparison
+from experiments.evaluation import comparison, predictions
 from experiments.run import start
 from experiments.run.options import OptionError, field
 
@@ -32,13 +32,22 @@ class Compared:
     ' folders, as CSV or JSON.',
     choices=('text', 'markdown', 'csv', 'json'),
   )
+  patients: str | None = field(
+    None,
+    'Compare patients instead of slides, by the mean of the probabilities of'
+    ' their slides or by the highest of each class.',
+    choices=predictions.JOINED,
+  )
 
 
 def run(compared: Compared) -> None:
   """Prints the comparison of the folders."""
   if len(compared.folders) < 2:
     raise OptionError('There is nothing to compare. Name two results folders.')
-  runs = comparison.read_all(compared.folders)
+  runs = [
+    dataclasses.replace(run, patients=compared.patients)
+    for run in comparison.read_all(compared.folders)
+  ]
   rows = comparison.compare(runs)
   match compared.format:
     case 'json':
@@ -52,8 +61,9 @@ def run(compared: Compared) -> None:
         print(table.markdown())
     case 'text':
       test = runs[0].test()
+      kind = 'patients' if compared.patients else 'slides'
       print(
-        f'{len(test)} test slides of {len(set(test.case))} cases, folds '
+        f'{len(test)} test {kind} of {len(set(test.case))} cases, folds '
         + ', '.join(map(str, runs[0].folds))
       )
       for line in comparison.other_options(runs):

@@ -13,8 +13,9 @@ volumes are hardly more than one of a node: by default it is that in which the
 node is largest. It split slices, not patients: --split_by=slice.
 
 By default (on the phantom): lr 0.001, of resnet50 0.0001; epochs 30, of
-resnet50 30 (4); batch 4, input_size 224 (64), schedule constant, select loss,
-patience 30; augment ansari of custom_aug. The paper names no learning rate.
+resnet50 30 (4); batch_size 4, input_size 224 (64), schedule constant, select
+loss, patience 30; augment ansari of custom_aug. The paper names no learning
+rate.
 Reading volumes needs the extra `ct` (SimpleITK).
 """
 
@@ -22,8 +23,7 @@ import dataclasses
 
 from experiments.patches import study, training
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import ct_nodes as ct
 from experiments.studies.ct_nodes import Data, Networks, Training
 from kmil_jax.types import PatchRecipe

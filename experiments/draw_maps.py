@@ -98,6 +98,7 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
   if faults:
     lines = (f'  {name}: {e}' for name, e in faults.items())
     sys.exit(f'error: {len(faults)} slides failed:\n' + '\n'.join(lines))
+  start.show_next('view', run=slides.run, slides_dir=slides.slides_dir)
 
 
 def _write(

@@ -92,6 +92,9 @@ def run(folds: Folds, output: Output, encoder: Encoder, cache: Cache) -> None:
     f'{card.summary()}; bags of {f"up to {sizes[-1]}" if sizes else "any"}'
     f' instances\nwrote {output.out}, {len(content) / 2**20:.1f} MiB'
   )
+  kind = 'slides' if encoder.with_encoder else 'features'
+  of = {f'{kind}_dir': f'new_{kind}'}
+  start.show_next('predict', model=output.out, **of)
 
 
 main = start.script(run, (PredictionError, PortError))

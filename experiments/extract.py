@@ -21,9 +21,9 @@ from data.cohort import FAILURES
 from experiments.encoding import encoder, extraction, pictures
 from experiments.encoding.extraction import EncodingError
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
-from experiments.run import results, start
-from experiments.run.check import Check, Findings
+from experiments.run import options, results, start
 from experiments.run.options import field, free
+from experiments.run.start import Check, Findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,8 @@ def run(
     target.mkdir(parents=True, exist_ok=True)
     Findings(warnings=cohort.warnings).warn()
     _close(pictures.preview(cohort, target), 'would have no features')
+    given = folders, tiles, scale, encoding, cache
+    start.show_next('extract', **options.changed(given))
     return
   make = functools.partial(
     encoder.make_encoder,

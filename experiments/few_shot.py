@@ -15,8 +15,8 @@ RD learns from normal patches alone, FW-RD from those of tumour, too: Table 2.
 Table 3 has fewer and fewer patches of tumour, then follow ablations and, where
 there are slides, their AUROC, FROC and maps of the score.
 
-By default (on the phantom): lr 1e-05 (0.003), epochs 50 (3), batch 32, width 64
-(8), seeds 1 (3).
+By default (on the phantom): lr 1e-05 (0.003), epochs 50 (3), batch_size 32,
+width 64 (8), seeds 1 (3).
 """
 
 from data.labelled_tiles import TileError
@@ -24,8 +24,7 @@ from data.slides import SlideError
 from data.weights import WeightsError
 from experiments.patches import study
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import few_shot, few_shot_data
 from experiments.studies.few_shot_data import Data
 from experiments.studies.few_shot_training import Students

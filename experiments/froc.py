@@ -21,8 +21,8 @@ from experiments.evaluation import froc as files
 from experiments.evaluation.froc import DetectionError
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.run import start
-from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
+from experiments.run.start import Findings
 from kmil_jax import froc
 
 

@@ -14,15 +14,14 @@ Tables 2 to 5 compare weak and strong models; random tiles of the pool are the
 control. Without data flags a phantom of lymphatic invasion is rendered. The
 paper's tiles are 512 pixels of 2 um.
 
-By default (on the phantom): lr 0.0001 (0.001), epochs 30 (6), batch 32, augment
-lee, input_size 224 (32), schedule cosine, select loss.
+By default (on the phantom): lr 0.0001 (0.001), epochs 30 (6), batch_size 32,
+augment lee, input_size 224 (32), schedule cosine, select loss.
 """
 
 from experiments.patches import study, training
 from experiments.patches.training import Training
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import hard_negatives as hard
 from experiments.studies.hard_negatives import Data, Mining
 from kmil_jax import mining as search

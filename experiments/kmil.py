@@ -23,10 +23,8 @@ from experiments.bags.options import (
   Requested,
   Training,
 )
-from experiments.maps import attention
 from experiments.run import progress, results, start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 from kmil_jax import parallel
 
 
@@ -42,7 +40,7 @@ def run(
   machine: Machine,
 ) -> None:
   """Trains the folds, tests the models, writes tables, pictures and report."""
-  training = training.resolved(model.model)
+  asked, training = training, training.resolved(model.model)
   settings = options.settings(model, training, output.seed)
   numbers = requested.folds(folds.k)
   given = [
@@ -51,7 +49,8 @@ def run(
   ]
   planned = [*itertools.product(range(requested.seeds), numbers)]
   path = output.folder(f'{model.model}_{data.task}')
-  material = preflight.begin(path, given, settings, training.store, planned)
+  shown = [asked if one is training else one for one in given]
+  material = preflight.begin(path, shown, settings, training.store, planned)
   cohort, splits, second = material.cohort, material.splits, material.second
   for line in preflight.describe(cohort):
     show(line)
@@ -83,7 +82,7 @@ def run(
     if parallel.is_first():
       for fold in numbers:
         limit = requested.heat_maps
-        faults += attention.draw(drawn, fold, material, limit=limit)
+        faults += crossval.draw_heat_maps(drawn, fold, material, limit=limit)
     crossval.conclude(folder, model.model, data.task, material, parts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     show(
@@ -92,6 +91,9 @@ def run(
     )
     if data.slides_dir or not data.csv_path:
       start.show_next('view', run=drawn.path)
+    else:
+      new = {'run': drawn.path, 'features_dir': 'new_features'}
+      start.show_next('predict', **new, fold=requested.fold)
     parallel.wait_for_all('end')
   progress.raise_if_diverged([runs[place].folder for place in places])
   if faults:

@@ -12,9 +12,8 @@ from experiments.bags import cohort as cohorts, crossval, preflight
 from experiments.bags.options import Features, Folds, Regression
 from experiments.evaluation import floors
 from experiments.run import results, start
-from experiments.run.check import Check
 from experiments.run.results import Folder
-from experiments.run.start import Machine, Output, show
+from experiments.run.start import Check, Machine, Output, show
 
 
 def run(
@@ -43,6 +42,8 @@ def run(
       crossval.write_predictions(part, fold, material, prob)
     crossval.conclude(folder, 'mean_pooling', data.task, material)
   show(f'results in {path}')
+  where = {'csv_path': data.csv_path, 'features_dir': data.features_dir}
+  start.show_next('kmil', **where)
 
 
 main = start.script(run, cohorts.ERRORS)

@@ -84,6 +84,7 @@ def run(packing: Packing) -> None:
     f'({builder.info.features["features"].np_dtype}), {size / 1e6:.1f} MB; '
     f'feature files {before / 1e6:.1f} MB; packed in {seconds:.1f} s'
   )
+  start.show_next('kmil', csv_path=packing.csv_path, features_dir=folder)
 
 
 main = start.script(run, errors=(FeatureError, ManifestError))

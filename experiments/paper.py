@@ -23,10 +23,9 @@ from experiments.papers import tables
 from experiments.papers.runs import Runs
 from experiments.papers.tables import MODELS
 from experiments.run import start
-from experiments.run.check import Check
 from experiments.run.options import OptionError, field, fixed
 from experiments.run.results import Folder
-from experiments.run.start import Cache, Output
+from experiments.run.start import Cache, Check, Output
 
 _OF_MODELS = ('table_1', 'table_2', 'table_3', 'figure_2', 'figure_3')
 _OF_SETTINGS = ('table_4', 'table_5')

@@ -26,9 +26,8 @@ from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, outputs
 from experiments.prediction.models import Models, PredictionError
 from experiments.run import results, start
-from experiments.run.check import Check, Findings
 from experiments.run.options import OptionError, field, free
-from experiments.run.start import Cache
+from experiments.run.start import Cache, Check, Findings
 from kmil_jax.export import ExportError
 
 
@@ -47,7 +46,8 @@ class Slides:
   csv_path: pathlib.Path | None = free(
     None,
     'Patients of the slides: a CSV with the columns case_id,slide_id, for'
-    ' predictions of patients beside those of slides. Labels are ignored.',
+    ' predictions of patients beside those of slides. Labels are ignored. By'
+    ' default those that experiments.pack wrote.',
     remote=True,
   )
   weights: str | None = free(
@@ -118,6 +118,7 @@ def run(
     slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
     print(f'{len(slide_bags.ids)} slides with features')
     case_of, wrong = bags.cases(slides.csv_path, slide_bags.ids)
+    case_of = case_of or slide_bags.source.cases
     if check.check:
       findings = Findings(slide_bags.problems(predict) + wrong)
       findings.add_folder(path)
@@ -140,8 +141,9 @@ def run(
       slide_bags, card, predict, folder, failures, case_of, trained_on
     )
   print(f'predictions in {path / "predictions.csv"}')
-  if slides.slides_dir and not failures:
-    start.show_next('view', run=path)
+  if not failures:
+    where = None if slides.slides_dir else 'slides'
+    start.show_next('view', run=path, slides_dir=where)
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]
     sys.exit(

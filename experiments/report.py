@@ -21,6 +21,7 @@ def run(source: Source) -> None:
 
   path = page.write(source.folder())
   print(f'report in {path}, {path.stat().st_size / 2**20:.1f} MiB')
+  start.show_next('view', run=source.run)
 
 
 main = start.script(run)

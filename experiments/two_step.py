@@ -14,10 +14,11 @@ pixel has enough votes.
 Table 2 compares networks for the first step. Table 3 has the decisions on
 images, in one step and in two. Tumour is outlined in pictures and as GeoJSON.
 
-By default (on the phantom): lr 0.001, weight_decay 0.0001, epochs 30 (9), batch
-128 (16), augment tang, schedule decade (cosine), select loss, patience 5.
-Tiles of your own, which are few and stained by many hands, have another recipe:
-epochs 12, batch 64, augment stain, schedule cosine, select last.
+By default (on the phantom): lr 0.001, weight_decay 0.0001, epochs 30 (9),
+batch_size 128 (16), augment tang, schedule decade (cosine), select loss,
+patience 5. Tiles of your own, which are few and stained by many hands, have
+another recipe: epochs 12, batch_size 64, augment stain, schedule cosine, select
+last.
 """
 
 import dataclasses
@@ -25,8 +26,7 @@ import dataclasses
 from experiments.patches import study, training
 from experiments.patches.training import Training
 from experiments.run import start
-from experiments.run.check import Check
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from experiments.studies import node_images, two_step
 from experiments.studies.node_images import Images
 from experiments.studies.two_step import Design, Networks, Tiles

@@ -64,6 +64,10 @@ def run(slides: Slides, page: Page) -> None:
       server.serve_forever()
     except KeyboardInterrupt:
       print()
+  if slides.folder().has('cohort.csv'):  # Of a training.
+    new = {'run': slides.run, 'slides_dir': 'new_slides'}
+    fold = slides.folder().config().values.get('fold')
+    start.show_next('predict', **new, fold=fold)
 
 
 main = start.script(run, (MapError, SlideError))

@@ -271,7 +271,10 @@ def load(folder: pathlib.Path, design: Design) -> dict[str, Any]:
   with contextlib.closing(_checkpoints(folder)) as saved:
     tree = saved.latest(_stored(design.like(), 0))
   if tree is None:
-    raise FileNotFoundError(f'{folder / "checkpoints"}: no model was kept')
+    raise FileNotFoundError(
+      f'{folder / "checkpoints"}: no model was kept. Run the command of the'
+      ' training again.'
+    )
   both = {CHOOSER: tree['chooser_params'], MODEL: tree['params']}
   return {name: params for name, params in both.items() if params}
 

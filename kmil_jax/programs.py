@@ -71,6 +71,8 @@ class Program:
     loader: of the examples.
     layout: spreads runs or examples over devices.
     at_once: runs of a group, at most; all by default, see `start`.
+    largest: yields the steps that take the most memory, where a chunk is a
+      step; by default all take the same.
   """
 
   def __init__(
@@ -81,8 +83,10 @@ class Program:
     *,
     layout: type[Layout] = parallel.RunsOverDevices,
     at_once: int | None = None,
+    largest: Loader | None = None,
   ):
     self.task, self._loader, self._layout = task, loader, layout
+    self._largest = largest or loader
     self._group(num_runs, at_once or num_runs)
     self._store = parallel.place(loader.store)
     self._train, self._evaluate = _compiled(task, layout, loader.lengths)
@@ -95,28 +99,41 @@ class Program:
   def start(self, state: State) -> list[State]:
     """Sends the runs to their devices, in groups whose epoch fits there.
 
-    XLA says what an epoch takes once it is compiled. Groups stay as they are on
-    CPUs, which share the machine's memory, and where examples are streamed.
+    XLA says what an epoch, or a streamed step, takes once it is compiled.
+    Groups stay as they are on CPUs, which share the machine's memory.
 
     Args:
       state: R runs, NumPy leaves [R, ...].
+
+    Raises:
+      MemoryError: if a group of the fewest runs does not fit.
     """
-    states, room = self.put(state), parallel.memory_bytes(0)
-    at_once = asked = len(self._groups[0][1])
-    least = self._layout.side_by_side()
-    if not room or self._loader.lengths == (None,):
-      least = at_once
-    while parallel.agree(at_once > least and self._peak_bytes(states) > room):
-      at_once = least * -(-at_once // (2 * least))
+    sizes, room = [len(self._groups[0][1])], parallel.memory_bytes(0)
+    least = min(sizes[0], self._layout.side_by_side())
+    while sizes[-1] > least:
+      sizes.append(least * -(-sizes[-1] // (2 * least)))
+
+    @functools.cache
+    def fits(at_once: int) -> bool:
       self._group(train.count(state), at_once)
-      states = self.put(state)
-    if at_once < asked and parallel.is_first():
+      peak = self._peak_bytes(self.put(state)) if room else 0
+      return bool(parallel.agree(peak <= room))
+
+    # If nothing fits, that is known before all are compiled.
+    if not fits(sizes[0]) and not fits(least):
+      raise MemoryError(
+        f'A device has {room / 2**30:.2g} GiB, and not even one run fits there'
+        ' with its features. Let them be streamed, or use --precision=bfloat16.'
+      )
+    at_once = next(filter(fits, sizes))
+    self._group(train.count(state), at_once)
+    if at_once < sizes[0] and parallel.is_first():
       warnings.warn(
-        f'{asked} runs do not fit the memory of the devices at once. They are'
-        f' trained {at_once} at a time.',
+        f'{sizes[0]} runs do not fit the memory of the devices at once. They'
+        f' are trained {at_once} at a time.',
         stacklevel=2,
       )
-    return states
+    return self.put(state)
 
   def _peak_bytes(self, states: list[State]) -> float:
     """Returns what a device holds while it trains the first group."""
@@ -227,9 +244,12 @@ class Program:
     return {name: x[order] for name, x in table.items()}
 
   def compiled(self, states: list[State]) -> jax.stages.Compiled:
-    """Returns an epoch of the first group; one that was trained is at hand."""
+    """Returns an epoch of the first group, or the largest streamed step of it.
+
+    One that was trained is at hand.
+    """
     layout, runs = self._groups[0]
-    chunk = next(iter(self._loader.train(0, runs, layout)))
+    chunk = next(iter(self._largest.train(0, runs, layout)))
     return self._train.lower(states[0], self._store, chunk).compile()
 
 
@@ -271,16 +291,25 @@ def chunk_functions(
     return jax.lax.switch(bucket, branches, item)
 
   def train_chunk(state, store, chunk):
-    def step(state, step):
-      bucket, item = step
-      item = task.fetch(store, item, lengths[-1], same=axis is None)
-      of_runs = lambda batch: train.gradients(task, state, batch, axis)
-      grads, stats, sums = of_batch(of_runs, store, bucket, item)
+    fetch = lambda item: task.fetch(store, item, lengths[-1], same=axis is None)
+
+    def step(carry, step):
+      (state, item), (bucket, following) = carry, step
+      # What other devices hold is on its way while the branch computes.
+      of_runs = lambda batch: (
+        train.gradients(task, state, batch, axis),
+        fetch(following),
+      )
+      (grads, stats, sums), following = of_batch(of_runs, store, bucket, item)
       state = train.update(task, state, grads, stats, sums['weight'])
       # One array, which is one kernel; counts are exact in float32.
-      return state, jnp.stack([jnp.float32(sums[name]) for name in train.SUMS])
+      sums = jnp.stack([jnp.float32(sums[name]) for name in train.SUMS])
+      return (state, following), sums
 
-    state, sums = _scan(step, state, chunk)
+    bucket, items = chunk
+    carry = state, fetch(jax.tree.map(lambda x: x[0], items))
+    following = jax.tree.map(lambda x: jnp.roll(x, -1, 0), items)
+    (state, _), sums = _scan(step, carry, (bucket, following))
     return state, dict(zip(train.SUMS, sums.sum(0), strict=True))
 
   def evaluate_chunk(model, store, chunk):

@@ -6,6 +6,7 @@ the devices, the weights and the optimiser.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, Protocol
 
 import chex
@@ -109,7 +110,9 @@ def draw(
     runs: the constants of R runs, NumPy leaves [R, ...].
     options: of the compiler.
   """
-  return _each(jax.jit(task.init, compiler_options=options), runs)
+  # Of the class: traced once for a task, however often it is drawn.
+  drawn = jax.jit(type(task).init, static_argnums=0, compiler_options=options)
+  return _each(functools.partial(drawn, task), runs)
 
 
 def init(task: Task, runs: Any, variables: Variables) -> State:

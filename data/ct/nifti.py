@@ -131,8 +131,8 @@ def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str, int]:
   size = size[:count] if 1 <= count <= 7 else []
   if len(size) < 3 or min(size) < 1 or any(n != 1 for n in size[3:]):
     raise VolumeError(
-      f'{path}: its size is {" x ".join(map(str, size))}. One 3-D volume is'
-      ' needed. Take one out of it.'
+      f'{path}: its size is {" x ".join(map(str, size)) or "unknown"}. One 3-D'
+      ' volume is needed. Take one out of it.'
     )
   kind, bits = header['type'].item(), header['bits'].item()
   if _BITS.get(kind) != bits:

@@ -1,8 +1,7 @@
 """Writes the phantom cohort: slides, labels and the lesions' outlines."""
 
-from collections.abc import Callable
-import concurrent.futures
-import json
+from collections.abc import Callable, Collection
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ from data import files, tiff
 from data.phantom import slide, stain
 from data.phantom.slide import LABELS, Spec
 
+Progress = Callable[[int, int], None]  # Of how much is done, and of all.
 _LEVELS = 4  # Downsampled by 1, 2, 4 and 8.
 _MOST_SLIDES = 3  # Per case.
-_DEFAULT_LOOK = stain.Appearance()
 
 # A second hospital's cohort, as arguments of `make`: 75 slides of 35 cases, 7
 # of each class (Zheng et al. 2024 had 85 slides). Haematoxylin is bluer and
@@ -35,10 +34,7 @@ EXTERNAL = {
 
 
 def specs(
-  cases_per_class: int,
-  seed: int,
-  prefix: str = '',
-  look: stain.Appearance = _DEFAULT_LOOK,
+  cases_per_class: int, seed: int, prefix: str = '', look=stain.DEFAULT
 ) -> dict[str, Spec]:
   """Returns the specification of every slide by its id, in order.
 
@@ -63,15 +59,41 @@ def case_id(slide_id: str) -> str:
   return slide_id.rpartition('_')[0]
 
 
+def no_progress(done: int, total: int) -> None:
+  """Shows nothing."""
+
+
+def in_threads(
+  work: Callable, items: Collection, progress: Progress, workers: int = 2
+) -> list:
+  """Returns what work on each item returns, in order; the first error ends it.
+
+  Threads, not processes: nearly all the time is spent where NumPy and Pillow
+  let other threads run, and nothing is imported anew.
+
+  Args:
+    work: on one item.
+    items: which.
+    progress: called with (items done, items in all) after every item.
+    workers: how many threads.
+  """
+  results = []
+  with futures.ThreadPoolExecutor(workers) as pool:
+    for result in pool.map(work, items):
+      results.append(result)
+      progress(len(results), len(items))
+  return results
+
+
 def make(
   root: Path,
   *,
   cases_per_class: int = 12,
   seed: int = 0,
   prefix: str = '',
-  look: stain.Appearance = _DEFAULT_LOOK,
+  look: stain.Appearance = stain.DEFAULT,
   workers: int = 2,
-  progress: Callable[[int, int], None] | None = None,
+  progress: Progress = no_progress,
 ) -> Path:
   """Writes a cohort of lymph-node slides whose truth is known.
 
@@ -93,48 +115,29 @@ def make(
 
   Returns:
     `root`.
-
-  Raises:
-    ValueError: if there is nothing to make or nobody to make it.
   """
-  if cases_per_class < 1 or workers < 1:
-    raise ValueError(
-      f'found cases_per_class={cases_per_class} and workers={workers}. '
-      'Both must be at least 1.'
-    )
-  root = Path(root)
-  root.mkdir(parents=True, exist_ok=True)
   wanted = specs(cases_per_class, seed, prefix, look)
+  write(Path(root), wanted, 'outlines', progress, workers)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
-  write(root, wanted, 'outlines', workers, progress)
   # Last: its presence says that all is there.
-  files.write_csv(root / 'labels.csv', [header, *labels])
-  return root
+  files.write_csv(Path(root) / 'labels.csv', [header, *labels])
+  return Path(root)
 
 
 def write(
-  root: Path,
-  wanted: dict[str, Spec],
-  outlines: str,
-  workers: int = 2,
-  progress: Callable[[int, int], None] | None = None,
+  root: Path, wanted: dict, outlines: str, progress: Progress, workers: int = 2
 ) -> None:
   """Writes the slides that are missing, and the outlines of their lesions.
 
-  The first error ends it. Threads, not processes: nearly all the time is spent
-  where NumPy and Pillow let other threads run, and nothing is imported anew.
-
   Args:
     root: gets slides/<name>.tiff.
-    wanted: slides by name.
+    wanted: the specification of each slide by its name.
     outlines: the folder in `root` that gets <name>.json, of slides that hold
       lesions.
-    workers: threads that render.
     progress: called with (slides done, slides in all) after every slide.
+    workers: threads that render.
   """
-  for folder in ('slides', outlines):
-    (root / folder).mkdir(parents=True, exist_ok=True)
   paths = {name: root / 'slides' / f'{name}.tiff' for name in wanted}
   missing = [name for name, path in paths.items() if not path.exists()]
 
@@ -142,33 +145,10 @@ def write(
     image, truth = slide.render(wanted[name])
     if truth.outlines:  # First: a slide that is there is complete.
       with files.replacing(root / outlines / f'{name}.json') as part:
-        part.write_text(_geojson(truth))
+        part.write_text(truth.geojson())
     mpp = wanted[name].look.mpp
     tiff.write(paths[name], image, mpp=mpp, levels=_LEVELS)
 
-  pool = concurrent.futures.ThreadPoolExecutor(workers)
-  jobs = [pool.submit(render, name) for name in missing]
-  done = len(wanted) - len(missing)
-  try:
-    for job in concurrent.futures.as_completed(jobs):
-      job.result()
-      done += 1
-      if progress is not None:
-        progress(done, len(wanted))
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def _geojson(truth: slide.Truth) -> str:
-  features = [
-    {
-      'type': 'Feature',
-      'geometry': {
-        'type': 'Polygon',
-        'coordinates': [np.r_[ring, ring[:1]].round(1).tolist()],
-      },
-      'properties': {'classification': {'name': truth.kind}},
-    }
-    for ring in truth.outlines
-  ]
-  return json.dumps({'type': 'FeatureCollection', 'features': features})
+  kept = len(wanted) - len(missing)
+  show = lambda done, _: progress(kept + done, len(wanted))
+  in_threads(render, missing, show, workers)

@@ -1,6 +1,5 @@
 """Renders the phantom of CAMELYON16 and draws its patch lists."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +39,12 @@ def make(
   *,
   seed: int = 0,
   slides: dict[str, tuple[int, int]] | None = None,
-  progress: Callable[[int, int], None] | None = None,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> Path:
   """Writes slides whose truth is known, in CAMELYON16's layout.
 
   Nodes with metastases of 0.1 to 0.3 mm, drawn as those of breast cancer, and
-  nodes without, every one of a patient of its own. Files that are there are
+  nodes without, every one of a patient of its own. Slides that are there are
   kept, which makes an interrupted call resumable.
 
   Args:
@@ -63,28 +62,21 @@ def make(
   """
   root = Path(root)
   parts = _plan(seed, _SLIDES | (slides or {}))
-  wanted = {
-    name: spec for part in parts.values() for name, spec in part.items()
-  }
-  (root / 'lists').mkdir(parents=True, exist_ok=True)
-  cohort.write(root, wanted, 'annotations', progress=progress)
+  wanted = parts['train'] | parts['val'] | parts['test']
+  cohort.write(root, wanted, 'annotations', progress)
   for part in LISTS:
     _write_lists(root, part, parts[part], seed)
-  truth = {
-    _TUMOUR: ('Tumor', 'IDC', 'Micro'),
-    _NORMAL: ('Normal', 'IDC', 'None'),
-  }
+  kinds = {_TUMOUR: ('Tumor', 'Micro'), _NORMAL: ('Normal', 'None')}
+  rows = []
+  for name, spec in parts['test'].items():
+    kind, size = kinds[spec.label]
+    rows.append((name, kind, 'IDC', size))
   # Last: its presence says that all is there.
-  files.write_csv(
-    root / 'reference.csv',
-    [(name, *truth[spec.label]) for name, spec in parts['test'].items()],
-  )
+  files.write_csv(root / 'reference.csv', rows)
   return root
 
 
-def _plan(
-  seed: int, slides: dict[str, tuple[int, int]]
-) -> dict[str, dict[str, Spec]]:
+def _plan(seed: int, slides: dict[str, tuple[int, int]]) -> dict[str, dict]:
   """Returns the slides of each part, which does not depend on the others."""
   parts, count = {}, {_TUMOUR: 0, _NORMAL: 0}
   for number, (part, (tumour, normal)) in enumerate(slides.items()):
@@ -97,33 +89,24 @@ def _plan(
       name = f'{"tumor" if label == _TUMOUR else "normal"}_{count[label]:03d}'
       if part == 'test':
         name = f'test_{place + 1:03d}'
-      parts[part][name] = Spec(
-        seed, 1000 * number + place, 0, label, _LOOK, mimics=_MIMICS
-      )
+      case = 1000 * number + place
+      parts[part][name] = Spec(seed, case, 0, label, _LOOK, None, _MIMICS)
   return parts
 
 
-def _write_lists(
-  root: Path, part: str, wanted: dict[str, Spec], seed: int
-) -> None:
+def _write_lists(root: Path, part: str, wanted: dict[str, Spec], seed: int):
   """Draws the patches of a part by FW-RD's rule."""
-  paths = [root / 'lists' / f'{part}_{kind}.txt' for kind in ('good', 'bad')]
-  if all(path.exists() for path in paths):
-    return
-  good, bad, sizes = {}, {}, {}
+  masks, sizes = {'good': {}, 'bad': {}}, {}
   for name, spec in wanted.items():
     with Slide(root / 'slides' / f'{name}.tiff') as opened:
       tissue = patches.tissue_map(opened, STRIDE)
       sizes[name] = (opened.width, opened.height)
     if spec.label == _TUMOUR:
       known = annotations.find(root / 'annotations')
-      bad[name] = known.mask(name, tissue.shape, STRIDE)
-      tissue &= ~bad[name]
-    good[name] = tissue
-  for path, masks, count in zip(
-    paths, (good, bad), _PATCHES[part], strict=True
-  ):
-    drawn = patches.sample(
-      masks, sizes, count, seed, patch=SIZE, apart=APART, stride=STRIDE
-    )
-    patches.write(path, drawn)
+      masks['bad'][name] = known.mask(name, tissue.shape, STRIDE)
+      tissue &= ~masks['bad'][name]
+    masks['good'][name] = tissue
+  about = {'patch': SIZE, 'apart': APART, 'stride': STRIDE}
+  for (kind, some), count in zip(masks.items(), _PATCHES[part], strict=True):
+    drawn = patches.sample(some, sizes, count, seed, **about)
+    patches.write(root / 'lists' / f'{part}_{kind}.txt', drawn)

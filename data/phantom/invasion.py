@@ -1,12 +1,11 @@
 """Draws patches of lymphatic invasion: emboli and what is taken for them."""
 
-from collections.abc import Callable
-from concurrent import futures
 import dataclasses
 
 import numpy as np
+from numpy.random import Generator
 
-from data.phantom import lesions, lymph_node, slide, stain
+from data.phantom import cohort, lesions, lymph_node, stain
 from data.phantom.slide import Truth
 
 CLASSES = ('negative', 'positive')
@@ -49,7 +48,7 @@ def make(
   hard: float,
   seed: int,
   prefix: str,
-  progress: Callable[[int, int], None] = lambda done, total: None,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> Patches:
   """Draws the patches of a set of patients, one slide each.
 
@@ -73,30 +72,21 @@ def make(
   for kinds, share in ((EASY, 1 - hard), (HARD, hard)):
     chance += [(1 - positives) * share / len(kinds)] * len(kinds)
 
-  def draw(patient: int):
+  def draw(patient: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([seed, *prefix.encode(), patient])
-    return render(rng, rng.choice(KINDS, patches, p=chance))
+    kinds = rng.choice(KINDS, patches, p=chance)
+    return render(rng, kinds)[0], kinds
 
-  images, truths = [], []
-  with futures.ThreadPoolExecutor(2) as pool:
-    for image, truth in pool.map(draw, range(patients)):
-      images.append(image)
-      truths += truth
-      progress(len(images), patients)
+  drawn = cohort.in_threads(draw, range(patients), progress)
+  image, kind = map(np.concatenate, zip(*drawn, strict=True))
   names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
-  kind = np.array([truth.kind for truth in truths])
-  return Patches(
-    image=np.concatenate(images),
-    label=(kind == POSITIVE).astype(np.int32),
-    kind=kind,
-    patient=np.repeat(names, patches),
-    id=np.array([f'{name}_{i:03d}' for name in names for i in range(patches)]),
-  )
+  label = (kind == POSITIVE).astype(np.int32)
+  ids = [f'{name}_{i:03d}' for name in names for i in range(patches)]
+  patient = np.repeat(names, patches)
+  return Patches(image, label, kind, patient, np.array(ids))
 
 
-def render(
-  rng: np.random.Generator, kinds: np.ndarray
-) -> tuple[np.ndarray, list[Truth]]:
+def render(rng: Generator, kinds: np.ndarray) -> tuple[np.ndarray, list[Truth]]:
   """Renders the patches of a slide, side by side, and cuts them out.
 
   Args:
@@ -106,25 +96,23 @@ def render(
   Returns:
     uint8 [n, SIZE, SIZE, 3], and the truth of each.
   """
-  layout, case, *streams = rng.spawn(5)
+  layout, case, cells, brush, scan = rng.spawn(5)
   tissue = [_TISSUES.get(kind, lymph_node.FIBROSIS) for kind in kinds]
   rows = lambda values: np.repeat(values, _SIDE)[:, None].repeat(_SIDE, 1)
   region, turn = rows(tissue), rows(layout.uniform(0, np.pi, len(kinds)))
-  even = np.ones(region.shape, np.float32)
-  node = lymph_node.Node(region.astype(np.uint8), 0 * even, turn, even, 0.0)
+  node = lymph_node.Node(region, np.zeros(region.shape), turn)
   placed, truths = [], []
   for i, kind in enumerate(kinds.tolist()):
-    outlines = []
+    outlines, top = [], i * _SIDE * lymph_node.SCALE
     if kind in lesions.SPACES:
-      away = _SIDE / 2 + layout.uniform(-2.75, 2.75, 2)
-      y, x = (away + np.array([i * _SIDE, 0])) * lymph_node.SCALE
-      size = layout.uniform(21, 35)
-      placed.append(lesions.draw(layout, kind, (y, x), size, 0.12))
+      y, x = lymph_node.SCALE * (_SIDE / 2 + layout.uniform(-2.75, 2.75, 2))
+      drawn = lesions.draw(layout, kind, (y, x), layout.uniform(21, 35), 0.12)
+      placed.append(drawn.moved(top, 0))
       if kind == POSITIVE:
-        drawn = placed[-1].moved(-i * _SIDE * lymph_node.SCALE, 0).corners
-        outlines = [drawn * stain.DRAWN_MPP / MPP - _MARGIN]
+        outlines = [drawn.corners * stain.DRAWN_MPP / MPP - _MARGIN]
     truths.append(Truth(kind, outlines))
-  image = slide.draw(_LOOK, case, streams, node, placed)
+  canvas = lesions.densities(cells, brush, node, placed)
+  image = stain.expose(_LOOK, case, scan, canvas)
   side = SIZE + 2 * _MARGIN
   whole = image.reshape(len(kinds), side, side, 3)
   return whole[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN], truths

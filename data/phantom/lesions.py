@@ -1,13 +1,19 @@
 """Places lesions in a node and paints the tumours' architecture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
+from numpy.random import Generator
 
-from data.phantom import lymph_node, nuclei, texture
+from data.phantom import lymph_node, texture
+from data.phantom.nuclei import Canvas
 
 PX = 2.0  # Level-0 pixels per um.
+_ANGLES = np.arange(64) * 2 * np.pi / 64
+_WAYS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
+# Along the axes a pixel of a mask hangs on the last digit.
+_WAYS[np.abs(_WAYS) < 1e-9] = 0
 # Radii of lesions and mimics, um, and the share of the node that they take at
 # most, about; how many mimics there are, one less at most.
 _RADIUS = (75, 130)
@@ -15,13 +21,8 @@ _SHARE = 0.25
 _MIMICS = (1, 4)
 # What a benign mimic has in the place of the tumour's nuclei: reactive blasts
 # and epithelium of inclusions, which do not divide.
-_BLAND = {
-  'blast': 'centroblast',
-  'ductal': 'bland',
-  'squamous': 'bland',
-  'papillary': 'bland',
-  'mitosis': '',
-}
+_BLAND = dict.fromkeys(('ductal', 'squamous', 'papillary'), 'bland')
+_BLAND |= {'blast': 'centroblast', 'mitosis': ''}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,57 +30,45 @@ class Lesion:
   """What was placed in a node; lengths in level-0 pixels.
 
   Attributes:
-    kind: one of `KINDS`.
-    is_benign: a mimic: the kind's architecture, of bland cells.
+    kind: one of `KINDS` or `SPACES`.
     y: its middle.
     x: its middle.
-    corners: of its outline (x, y), [K, 2], open.
+    reach: of its outline from there, at angles all around.
+    is_benign: a mimic: the kind's architecture, of bland cells.
   """
 
   kind: str
-  is_benign: bool
   y: float
   x: float
-  corners: np.ndarray
+  reach: np.ndarray
+  is_benign: bool = False
+
+  @property
+  def corners(self) -> np.ndarray:
+    """Of its outline (x, y), [K, 2], open."""
+    return [self.x, self.y] + self.reach[:, None] * _WAYS
 
   def inside(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Returns how many pixels (y, x) lie inside along the radius."""
     dy, dx = y - self.y, x - self.x
-    edges = self.corners - [self.x, self.y]
-    reach = np.hypot(edges[:, 0], edges[:, 1])
-    place = np.arctan2(dy, dx) % (2 * np.pi) * len(reach) / (2 * np.pi)
-    edge = np.interp(place, np.arange(len(reach) + 1), np.r_[reach, reach[:1]])
+    theta = np.arctan2(dy, dx)
+    edge = np.interp(theta, _ANGLES, self.reach, period=2 * np.pi)
     return (edge - np.hypot(dy, dx)).astype(np.float32)
 
   def moved(self, y: float, x: float, scale: float = 1.0) -> 'Lesion':
     """Returns it elsewhere, y and x farther, of another size."""
-    y, x = self.y + y, self.x + x
-    corners = [x, y] + scale * (self.corners - [self.x, self.y])
-    return dataclasses.replace(self, y=y, x=x, corners=corners)
+    place = {'y': self.y + y, 'x': self.x + x}
+    return dataclasses.replace(self, **place, reach=scale * self.reach)
 
 
-def draw(
-  rng: np.random.Generator,
-  kind: str,
-  middle: tuple[float, float],
-  size: float,
-  ragged: float = 0.19,
-  *,
-  is_benign: bool = False,
-) -> Lesion:
+def draw(rng: Generator, kind: str, middle, size: float, ragged=0.19) -> Lesion:
   """Draws an outline of `size` um around a middle (y, x)."""
-  angle = np.arange(64) * 2 * np.pi / 64
-  reach = size * PX * lymph_node.radius(rng, angle, ragged)
-  y, x = middle
-  corners = [x + reach * np.cos(angle), y + reach * np.sin(angle)]
-  return Lesion(kind, is_benign, y, x, np.stack(corners, 1))
+  reach = size * PX * lymph_node.radius(rng, _ANGLES, ragged)
+  return Lesion(kind, *middle, reach)
 
 
 def place(
-  rng: np.random.Generator,
-  node: lymph_node.Node,
-  label: str,
-  mimics: tuple[str, ...],
+  rng: Generator, node: lymph_node.Node, label: str, mimics: Sequence[str]
 ) -> list[Lesion]:
   """Places lesions, and what is mistaken for them, where the node holds them.
 
@@ -103,86 +92,106 @@ def place(
       y, x = (places[i] + 0.5) * lymph_node.SCALE
       gap = min((np.hypot(a.y - y, a.x - x) for a in placed), default=1e4)
       if np.pi * size**2 < budget and gap > 2.6 * size * PX:
-        placed.append(draw(rng, kind, (y, x), size, is_benign=is_benign))
+        drawn = draw(rng, kind, (y, x), size)
+        placed.append(dataclasses.replace(drawn, is_benign=is_benign))
         budget -= np.pi * size**2
         break
   return placed
 
 
-def taken(lesions: Sequence[Lesion], node: lymph_node.Node) -> np.ndarray:
-  """Returns where lesions lie on the anatomy's maps, bool [h, w]."""
-  shape = node.region.shape
-  y, x = (np.indices(shape, np.float32) + 0.5) * lymph_node.SCALE
-  result = np.zeros(shape, bool)
-  for lesion in lesions:
-    result |= lesion.inside(y, x) > 0
-  return result
+def densities(
+  cells: Generator, brush: Generator, node: lymph_node.Node, placed: list
+) -> Canvas:
+  """Paints tissue: a node and what lies in it.
+
+  Args:
+    cells: where the randomness of the node comes from.
+    brush: the same of what lies in it.
+    node: its maps.
+    placed: what lies in it, painted in turn.
+  """
+  y, x = (np.indices(node.region.shape, np.float32) + 0.5) * lymph_node.SCALE
+  taken = np.any([lesion.inside(y, x) > 0 for lesion in placed], 0)
+  canvas = lymph_node.fill(cells, node, taken)
+  for lesion in placed:
+    paint(brush, lesion, canvas)
+  return canvas
 
 
-class _Tumour(nuclei.Canvas):
-  """The window of a lesion; cells lie within its outline."""
-
-  def __init__(
-    self, rng: np.random.Generator, inside: np.ndarray, is_benign: bool
-  ):
-    super().__init__(rng, inside.shape)
-    self.inside, self.is_benign = inside, is_benign
-
-  def keep(self, points: np.ndarray, chance: np.ndarray) -> np.ndarray:
-    return super().keep(points, chance * (self.inside > 0))
-
-  def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
-    """Paints nuclei; of a benign lesion, what stands for the tumour's."""
-    if self.is_benign:
-      kind = _BLAND.get(kind, kind)
-    if kind:
-      super().nuclei(kind, points, angles)
-
-  def cells(self, pitch: float, jitter: float, step: int):
-    """Returns cells side by side, computed every `step` pixels.
-
-    Returns:
-      Their middles (y, x); how far pixels lie inside their cell; which it is,
-      on a smaller map.
-    """
-    points = texture.jittered_grid(self.rng, self.shape, pitch, jitter)
-    small = (self.shape[0] // step + 1, self.shape[1] // step + 1)
-    inside, index = texture.voronoi(points / step, small)
-    return points, texture.enlarge(step * inside, self.shape), index
-
-  def stroma(self, where: np.ndarray) -> None:
-    """Collagen with fibroblasts and a few lymphocytes."""
-    fibres = 0.68 + 0.17 * self.repeat(texture.fibre())
-    self.eosin[where] = fibres[where]
-    points = self.grid(34, 0.6 * where)
-    self.nuclei('spindle', points, self.rng.normal(0, 0.3, len(points)))
-    self.nuclei('lymphocyte', self.grid(24, 0.12 * where))
+def paint(rng: Generator, lesion: Lesion, whole: Canvas) -> None:
+  """Paints one lesion over a node."""
+  low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
+  high = np.maximum(lesion.corners.max(0).astype(int) + 9, 0)
+  window = np.s_[low[1] : high[1], low[0] : high[0]]
+  haematoxylin, eosin = whole.haematoxylin[window], whole.eosin[window]
+  if not eosin.size:  # Beyond the picture.
+    return
+  y, x = np.indices(eosin.shape, np.float32)
+  inside = lesion.inside(y + low[1], x + low[0])
+  is_space = lesion.kind in SPACES
+  inside += (2 if is_space else 7) * texture.noise(rng, inside.shape, 22)
+  bland = _BLAND if lesion.is_benign else {}
+  canvas = Canvas(rng, inside.shape, inside, bland)
+  if is_space:
+    _space(canvas, *SPACES[lesion.kind])
+  else:
+    _PAINTERS[KINDS.index(lesion.kind)](canvas)
+  cover = np.clip(inside / 8 + 0.5, 0, 1)
+  eosin *= 1 - cover
+  eosin += cover * canvas.eosin.clip(0)
+  haematoxylin *= 1 - cover
+  np.maximum(haematoxylin, canvas.haematoxylin * cover, out=haematoxylin)
 
 
-def _lymphoma(canvas: _Tumour) -> None:
+def _cells(canvas: Canvas, pitch: float, jitter: float, step: int):
+  """Returns cells side by side, computed every `step` pixels.
+
+  Returns:
+    Their middles (y, x); how far pixels lie inside their cell; which it is, on
+    a smaller map.
+  """
+  points = texture.jittered_grid(canvas.rng, canvas.shape, pitch, jitter)
+  small = tuple(n // step + 1 for n in canvas.shape)
+  inside, index = texture.voronoi(points / step, small)
+  return points, texture.enlarge(step * inside, canvas.shape), index
+
+
+def _nests(canvas: Canvas, scale: float, sizes: tuple, pitch: float):
+  """Nests of cells in collagen with fibroblasts and a few lymphocytes.
+
+  Returns:
+    A field above 0 in the nests; the cells' middles; how near their borders
+    are, 1 on them.
+  """
+  field = canvas.noise(scale) + canvas.rng.uniform(*sizes)
+  stroma = field <= 0
+  fibres = 0.68 + 0.17 * canvas.repeat(texture.fibre())
+  canvas.eosin[stroma] = fibres[stroma]
+  points = canvas.grid(34, 0.6 * stroma)
+  canvas.nuclei('spindle', points, canvas.rng.normal(0, 0.3, len(points)))
+  canvas.nuclei('lymphocyte', canvas.grid(24, 0.12 * stroma))
+  points, membrane, _ = _cells(canvas, pitch, 0.33, 2)
+  return field, points, np.exp(-((membrane / 1.5) ** 2))
+
+
+def _lymphoma(canvas: Canvas) -> None:
   """Sheets of monotonous large round cells, mitoses, tingible bodies."""
   canvas.eosin += 0.4 * (1 + 0.2 * canvas.repeat(texture.grain()))
   canvas.haematoxylin += 0.12
   everywhere = canvas.inside > 0
-  for kind, pitch, share in (
-    ('blast', 23.5, 0.97),
-    ('mitosis', 95, 0.5),
-    ('lymphocyte', 30, 0.08),
-  ):
-    canvas.nuclei(kind, canvas.grid(pitch, share * everywhere))
+  canvas.nuclei('blast', canvas.grid(23.5, 0.97 * everywhere))
+  canvas.nuclei('mitosis', canvas.grid(95, 0.5 * everywhere))
+  canvas.nuclei('lymphocyte', canvas.grid(30, 0.08 * everywhere))
   points = canvas.grid(130, 0.4 * everywhere)
   canvas.haematoxylin *= 1 - canvas.bodies(15, points)
   canvas.nuclei('debris', points + canvas.rng.normal(0, 4, points.shape))
 
 
-def _breast(canvas: _Tumour) -> None:
+def _breast(canvas: Canvas) -> None:
   """Nests and glands of pleomorphic cells in desmoplastic stroma."""
-  field = canvas.noise(95) + canvas.rng.uniform(0.1, 0.7)
+  field, points, border = _nests(canvas, 95, (0.1, 0.7), 27)
   nest = field > 0
-  canvas.stroma(~nest)
-  points, membrane, _ = canvas.cells(27, 0.33, 2)
-  body = 0.5 + 0.09 * canvas.repeat(texture.grain())
-  body += 0.16 * np.exp(-((membrane / 1.5) ** 2))
+  body = 0.5 + 0.09 * canvas.repeat(texture.grain()) + 0.16 * border
   canvas.eosin[nest] = body[nest]
   canvas.haematoxylin[nest] += 0.18
   canvas.nuclei('ductal', canvas.keep(points, nest))
@@ -191,14 +200,12 @@ def _breast(canvas: _Tumour) -> None:
   canvas.eosin *= 1 - 0.8 * np.exp(-(((field + 0.06) / 0.05) ** 2))
 
 
-def _squamous(canvas: _Tumour) -> None:
+def _squamous(canvas: Canvas) -> None:
   """Keratinising sheets with gaps between the cells, and keratin pearls."""
-  field = canvas.noise(140) + canvas.rng.uniform(0.5, 1.1)
+  field, points, border = _nests(canvas, 140, (0.5, 1.1), 33)
   sheet = field > 0
-  canvas.stroma(~sheet)
-  points, membrane, _ = canvas.cells(33, 0.33, 2)
   body = 1.05 + 0.1 * canvas.repeat(texture.grain()) + 0.12 * canvas.noise(60)
-  body *= 1 - 0.72 * np.exp(-((membrane / 1.5) ** 2))
+  body *= 1 - 0.72 * border
   canvas.eosin[sheet] = body[sheet]
   canvas.nuclei('squamous', canvas.keep(points, sheet))
   y, x = np.indices(canvas.shape, np.float32)
@@ -217,10 +224,10 @@ def _squamous(canvas: _Tumour) -> None:
     canvas.nuclei('spindle', ring, turn + np.pi / 2)
 
 
-def _thyroid(canvas: _Tumour) -> None:
+def _thyroid(canvas: Canvas) -> None:
   """Follicles full of colloid, and papillae, with crowded pale nuclei."""
   pitch = canvas.rng.uniform(85, 130)
-  points, wall, index = canvas.cells(pitch, 0.36, 4)
+  points, wall, index = _cells(canvas, pitch, 0.36, 4)
   field = canvas.noise(75) + canvas.rng.uniform(0.2, 0.6)
   papillary = canvas.noise(260) > canvas.rng.uniform(-0.6, 0.8)
   # Follicles: stroma, a row of cells, then colloid with a scalloped edge.
@@ -234,56 +241,49 @@ def _thyroid(canvas: _Tumour) -> None:
   papilla = np.where(field > 0, 0.4 + 0.06 * grain, 0.05)
   papilla = np.where(field > 0.6, 0.5 + 0.12 * grain, papilla)
   canvas.eosin += np.where(papillary, papilla, follicle)
-  row = np.where(
-    papillary, (field > 0.05) & (field < 0.6), (wall > 5) & (wall < 17)
-  )
+  rows = (field > 0.05) & (field < 0.6), (wall > 5) & (wall < 17)
+  row = np.where(papillary, *rows)
   canvas.haematoxylin[row] += 0.06
   canvas.nuclei('papillary', canvas.grid(15.5, 0.95 * row))
   canvas.nuclei('spindle', canvas.grid(40, 0.5 * (papillary & (field > 0.7))))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Space:
-  """A gland or a vessel: what lines it and what lies in it; lengths in pixels.
+def _space(
+  canvas: Canvas, cells, rim, gap=(0, 0), lumen=(1e3, 1e3), wall=(0, 0)
+) -> None:
+  """A gland or a vessel; lengths in pixels.
 
-  Attributes:
-    is_lined: by endothelium, which tells vessels from artefacts.
-    wall: thickness of the muscle around it, least and most.
-    cells: in its middle; a key of `_CONTENTS`.
-    gap: between its edge and the cells.
+  Args:
+    canvas: on which.
+    cells: in its middle; a key of `_CONTENTS`, or ''.
+    rim: eosin of the endothelium, which tells vessels from artefacts; or 0.
+    gap: between its edge and the cells, least and most.
     lumen: depth in the cells from which they leave a second space.
+    wall: thickness of the muscle around it.
   """
-
-  is_lined: bool
-  wall: tuple[float, float] = (0, 0)
-  cells: str = ''
-  gap: tuple[float, float] = (0, 0)
-  lumen: tuple[float, float] = (1e3, 1e3)
-
-  def __call__(self, canvas: _Tumour) -> None:
-    canvas.eosin += 0.04  # Nearly glass, with a little protein.
-    space = canvas.inside - canvas.rng.uniform(*self.wall)
-    canvas.eosin[space < 0] = 1.05
-    if self.is_lined:
-      canvas.eosin += 0.9 * np.exp(-(((space - 4) / 3) ** 2))
-      rim = canvas.grid(14, 0.6 * (np.abs(space - 4) < 5))
-      away = canvas.at(rim, space) - 4
-      dy, dx = (canvas.at(rim, slope) for slope in np.gradient(space))
-      rim = rim - away[:, None] * np.stack([dy, dx], 1)
-      canvas.nuclei('spindle', rim, np.arctan2(dx, -dy) % np.pi)
-    if not self.cells:
-      return
-    clump = space - canvas.rng.uniform(*self.gap) + 3 * canvas.noise(30)
-    pitch, eosin, haematoxylin = _CONTENTS[self.cells]
-    cover = np.clip(clump / 3 + 0.5, 0, 1)
-    cover *= clump < canvas.rng.uniform(*self.lumen)
-    canvas.eosin += eosin * cover
-    canvas.haematoxylin += haematoxylin * cover
-    points = canvas.grid(pitch, 0.97 * (clump > 3) * cover)
-    if self.cells == 'red':
-      canvas.eosin += 1.1 * canvas.bodies(6, points)
-    else:
-      canvas.nuclei(self.cells, points)
+  canvas.eosin += 0.04  # Nearly glass, with a little protein.
+  space = canvas.inside - canvas.rng.uniform(*wall)
+  canvas.eosin[space < 0] = 1.05
+  if rim:
+    canvas.eosin += rim * np.exp(-(((space - 4) / 3) ** 2))
+    points = canvas.grid(14, 0.6 * (np.abs(space - 4) < 5))
+    away = canvas.at(points, space) - 4
+    dy, dx = (canvas.at(points, slope) for slope in np.gradient(space))
+    points = points - away[:, None] * np.stack([dy, dx], 1)
+    canvas.nuclei('spindle', points, np.arctan2(dx, -dy) % np.pi)
+  if not cells:
+    return
+  clump = space - canvas.rng.uniform(*gap) + 3 * canvas.noise(30)
+  pitch, eosin, haematoxylin = _CONTENTS[cells]
+  cover = np.clip(clump / 3 + 0.5, 0, 1)
+  cover *= clump < canvas.rng.uniform(*lumen)
+  canvas.eosin += eosin * cover
+  canvas.haematoxylin += haematoxylin * cover
+  points = canvas.grid(pitch, 0.97 * (clump > 3) * cover)
+  if cells == 'red':
+    canvas.eosin += 1.1 * canvas.bodies(6, points)
+  else:
+    canvas.nuclei(cells, points)
 
 
 # Pitch of the cells, and their eosin and haematoxylin.
@@ -293,43 +293,15 @@ _CONTENTS = {
   'lymphocyte': (17, 0.2, 0),
   'red': (12, 0, 0),
 }
+# What they hold; see `_space`.
 SPACES = {
-  'gland': _Space(False, cells='bland', lumen=(26, 34)),
-  'empty_vessel': _Space(True),
-  'embolus': _Space(True, cells='ductal', gap=(14, 28)),
-  'retracted_gland': _Space(False, cells='bland', gap=(10, 22), lumen=(20, 27)),
-  'retracted_nest': _Space(False, cells='ductal', gap=(9, 17)),
-  'blood_vessel': _Space(True, (10, 20), 'red', (5, 16)),
-  'lymph_cells': _Space(True, cells='lymphocyte', gap=(12, 26)),
+  'gland': ('bland', 0, (0, 0), (26, 34)),
+  'empty_vessel': ('', 0.9),
+  'embolus': ('ductal', 0.9, (14, 28)),
+  'retracted_gland': ('bland', 0, (10, 22), (20, 27)),
+  'retracted_nest': ('ductal', 0, (9, 17)),
+  'blood_vessel': ('red', 0.9, (5, 16), (1e3, 1e3), (10, 20)),
+  'lymph_cells': ('lymphocyte', 0.9, (12, 26)),
 }
-_TUMOURS = {
-  'lymphoma': _lymphoma,
-  'breast': _breast,
-  'squamous': _squamous,
-  'thyroid': _thyroid,
-}
-_PAINTERS: dict[str, Callable[[_Tumour], None]] = _TUMOURS | SPACES
-KINDS = tuple(_TUMOURS)
-
-
-def paint(
-  rng: np.random.Generator, lesion: Lesion, whole: nuclei.Canvas
-) -> None:
-  """Paints one lesion over a node."""
-  low = np.maximum(lesion.corners.min(0).astype(int) - 8, 0)
-  high = np.maximum(lesion.corners.max(0).astype(int) + 9, 0)
-  window = np.s_[low[1] : high[1], low[0] : high[0]]
-  haematoxylin, eosin = whole.haematoxylin[window], whole.eosin[window]
-  if not eosin.size:  # Beyond the picture.
-    return
-  y, x = np.indices(eosin.shape, np.float32)
-  inside = lesion.inside(y + low[1], x + low[0])
-  ragged = 2 if lesion.kind in SPACES else 7
-  inside += ragged * texture.noise(rng, inside.shape, 22)
-  canvas = _Tumour(rng, inside, lesion.is_benign)
-  _PAINTERS[lesion.kind](canvas)
-  cover = np.clip(inside / 8 + 0.5, 0, 1)
-  eosin *= 1 - cover
-  eosin += cover * canvas.eosin.clip(0)
-  haematoxylin *= 1 - cover
-  np.maximum(haematoxylin, canvas.haematoxylin * cover, out=haematoxylin)
+KINDS = ('lymphoma', 'breast', 'squamous', 'thyroid')
+_PAINTERS = (_lymphoma, _breast, _squamous, _thyroid)

@@ -7,64 +7,39 @@ stains are drawn from them, half a um per pixel.
 import dataclasses
 
 import numpy as np
+from numpy.random import Generator
 
 from data.phantom import nuclei, texture
 
 UM = 4.0  # Micrometres per pixel of the maps.
-(
-  GLASS,
-  FAT,
-  CAPSULE,
-  SINUS,
-  PARACORTEX,
-  MANTLE,
-  GERMINAL,
-  CORD,
-  TRABECULA,
-  VESSEL,
-  BLOOD,
-  FIBROSIS,
-  CRUSH,
-) = range(13)
-REGIONS = 13
+SCALE = 8  # Level-0 pixels per pixel of the maps.
+GLASS, FAT, CAPSULE, SINUS, PARACORTEX, MANTLE, GERMINAL, CORD = range(8)
+TRABECULA, VESSEL, BLOOD, FIBROSIS, CRUSH = range(8, 13)
 
-SCALE = 8  # Level-0 pixels per pixel of the anatomy's maps.
-
-# Eosin of the ground substance, how fibrous it is, how torn into gaps.
-_EOSIN = {
-  CAPSULE: (0.85, 0.35, 0.0),
-  SINUS: (0.2, 0.03, 0.5),
-  PARACORTEX: (0.38, 0.03, 0.12),
-  MANTLE: (0.38, 0.02, 0.05),
-  GERMINAL: (0.44, 0.02, 0.04),
-  CORD: (0.42, 0.04, 0.1),
-  TRABECULA: (0.75, 0.2, 0.03),
-  VESSEL: (0.8, 0.25, 0.0),
-  BLOOD: (0.7, 0.0, 0.25),
-  FIBROSIS: (0.8, 0.18, 0.02),
-  CRUSH: (0.5, 0.15, 0.1),
-}
-
-# Kind of cell: pitch of its grid in level-0 pixels, share of the grid's places
-# it takes in each region.
-_CELLS = {
-  'lymphocyte': (
-    14.5,
-    {PARACORTEX: 0.72, MANTLE: 0.98, CORD: 0.55, SINUS: 0.14, CRUSH: 0.5}
-    | {GERMINAL: 0.1, TRABECULA: 0.06, FIBROSIS: 0.07, CAPSULE: 0.03}
-    | {FAT: 0.012, BLOOD: 0.03},
-  ),
-  'plasma': (20.0, {CORD: 0.35, SINUS: 0.05, FIBROSIS: 0.04}),
-  'centrocyte': (17.0, {GERMINAL: 0.6}),
-  'centroblast': (21.0, {GERMINAL: 0.6, PARACORTEX: 0.05}),
-  'histiocyte': (26.0, {SINUS: 1.0, GERMINAL: 0.12, PARACORTEX: 0.1}),
-  'spindle': (
-    34.0,
-    {CAPSULE: 0.75, TRABECULA: 0.7, VESSEL: 1.0, FIBROSIS: 0.5}
-    | {SINUS: 0.12, PARACORTEX: 0.12, CRUSH: 0.6, CORD: 0.12, FAT: 0.05},
-  ),
-  'debris': (40.0, {GERMINAL: 0.3, BLOOD: 0.1, CRUSH: 0.2}),
-}
+# Of every tissue, in that order: eosin of the ground substance, how fibrous it
+# is, how torn into gaps; then how much of the places of a grid each kind of
+# cell takes, in the order of `_CELLS`.
+_TISSUES = np.array(
+  [
+    (0, 0, 0, 0, 0, 0, 0, 0, 0, 0),  # Glass.
+    (0, 0, 0, 0.012, 0, 0, 0, 0, 0.05, 0),  # Fat.
+    (0.85, 0.35, 0, 0.03, 0, 0, 0, 0, 0.75, 0),  # Capsule.
+    (0.2, 0.03, 0.5, 0.14, 0.05, 0, 0, 1, 0.12, 0),  # Sinus.
+    (0.38, 0.03, 0.12, 0.72, 0, 0, 0.05, 0.1, 0.12, 0),  # Paracortex.
+    (0.38, 0.02, 0.05, 0.98, 0, 0, 0, 0, 0, 0),  # Mantle.
+    (0.44, 0.02, 0.04, 0.1, 0, 0.6, 0.6, 0.12, 0, 0.3),  # Germinal centre.
+    (0.42, 0.04, 0.1, 0.55, 0.35, 0, 0, 0, 0.12, 0),  # Cord.
+    (0.75, 0.2, 0.03, 0.06, 0, 0, 0, 0, 0.7, 0),  # Trabecula.
+    (0.8, 0.25, 0, 0, 0, 0, 0, 0, 1, 0),  # Vessel.
+    (0.7, 0, 0.25, 0.03, 0, 0, 0, 0, 0, 0.1),  # Blood.
+    (0.8, 0.18, 0.02, 0.07, 0.04, 0, 0, 0, 0.5, 0),  # Fibrosis.
+    (0.5, 0.15, 0.1, 0.5, 0, 0, 0, 0, 0.6, 0.2),  # Crush.
+  ],
+  np.float32,
+).T
+_CELLS = tuple(nuclei.KINDS)[:7]  # The others are those of lesions.
+# Of the grid of each kind of cell, in level-0 pixels.
+_PITCH = (14.5, 20.0, 17.0, 21.0, 26.0, 34.0, 40.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,25 +50,16 @@ class Node:
     region: which tissue, uint8 [h, w].
     depth: distance below the nearest outline in um, negative outside.
     orientation: angle of the fibres in radians, float32 [h, w].
-    thickness: of the section, 1 where it does not fold, float32 [h, w].
     histiocytes: how full of histiocytes the sinuses are, 0 to 1.
   """
 
   region: np.ndarray
   depth: np.ndarray
   orientation: np.ndarray
-  thickness: np.ndarray
-  histiocytes: float
-
-  def cut(self, y: int, x: int, side: int) -> 'Node':
-    """Returns a square of it."""
-    *maps, histiocytes = dataclasses.astuple(self)
-    return Node(*(m[y : y + side, x : x + side] for m in maps), histiocytes)
+  histiocytes: float = 0.0
 
 
-def radius(
-  rng: np.random.Generator, angle: np.ndarray, ragged: float
-) -> np.ndarray:
+def radius(rng: Generator, angle: np.ndarray, ragged: float) -> np.ndarray:
   """Returns a closed outline's radius over `angle`, of mean about 1."""
   result = np.ones_like(angle)
   for wave in (2, 3, 4, 6, 9):
@@ -102,44 +68,25 @@ def radius(
   return result
 
 
-def _outline(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _outline(rng: Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
   """Returns the depth in um below the outline of one or two pieces."""
-  y, x = (np.indices(shape, np.float32) + 0.5) * UM
-  depth = np.full(shape, -1e4, np.float32)
-  height, width = shape[0] * UM, shape[1] * UM
+  depth = np.full(y.shape, -1e4, np.float32)
+  height, width = UM * y.shape[0], UM * y.shape[1]
   pieces = 1 + int(rng.random() < 0.25)
   for piece in range(pieces):
     size = rng.uniform(400, 570) if pieces == 1 else rng.uniform(270, 370)
-    centre_y = height / 2 + rng.uniform(-40, 40)
-    centre_x = width * (piece + 1) / (pieces + 1) + rng.uniform(-40, 40)
+    dy = y - (height / 2 + rng.uniform(-40, 40))
+    dx = x - (width * (piece + 1) / (pieces + 1) + rng.uniform(-40, 40))
     tilt, aspect = rng.uniform(0, np.pi), rng.uniform(0.72, 1.0)
-    dy, dx = y - centre_y, x - centre_x
     along = np.cos(tilt) * dx + np.sin(tilt) * dy
     across = (np.cos(tilt) * dy - np.sin(tilt) * dx) / aspect
-    angle = np.arctan2(across, along)
-    edge = size * radius(rng, angle, 0.22)
+    edge = size * radius(rng, np.arctan2(across, along), 0.22)
     depth = np.maximum(depth, (edge - np.hypot(along, across)) * aspect)
   margin = np.minimum.reduce([y, x, height - y, width - x])
   return np.minimum(depth, margin - 60)
 
 
-def _discs(rng, depth, count, sizes, at_least, apart) -> list[tuple]:
-  """Places discs (y, x, radius) in um at some depth, not too close together."""
-  rows, columns = np.nonzero(depth > at_least)
-  placed: list[tuple] = []
-  if not len(rows):
-    return placed
-  for i in rng.integers(0, len(rows), 6 * count):
-    y, x, size = rows[i] * UM, columns[i] * UM, rng.uniform(*sizes)
-    gaps = [np.hypot(y - b, x - a) - size - r for b, a, r in placed]
-    if all(gap > apart for gap in gaps) and depth[rows[i], columns[i]] > size:
-      placed.append((y, x, size))
-    if len(placed) == count:
-      break
-  return placed
-
-
-def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
+def draw(rng: Generator, shape: tuple[int, int]) -> Node:
   """Draws a node; how much there is of each tissue varies between slides.
 
   Args:
@@ -151,13 +98,35 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
     medulla with cords and sinuses, trabeculae, vessels, perinodal fat, and
     sometimes haemorrhage, fibrosis or crushed tissue.
   """
-  depth = _outline(rng, shape)
   y, x = (np.indices(shape, np.float32) + 0.5) * UM
-
-  def field(scale):
-    return texture.noise(rng, shape, scale / UM)
-
+  depth = _outline(rng, y, x)
+  field = lambda scale: texture.noise(rng, shape, scale / UM)
   rough = depth + 5 * field(30)
+
+  def discs(within, count, sizes, at_least, apart, wobble, scale):
+    """Yields discs in um: the radius, and the distance from the middle.
+
+    Args:
+      within: depths, of which the middles' are more than `at_least` and the
+        radius.
+      count: how many there are at most.
+      sizes: least and largest radius.
+      at_least: see `within`.
+      apart: the least gap between two.
+      wobble: how far from round they are, as a part of the radius.
+      scale: of that.
+    """
+    places, placed = np.argwhere(within > at_least), []
+    for i in rng.integers(0, len(places), 6 * count * bool(len(places))):
+      (b, a), size = places[i] * UM, rng.uniform(*sizes)
+      gaps = [np.hypot(b - d, a - c) - size - r for d, c, r in placed]
+      if all(gap > apart for gap in gaps) and within[tuple(places[i])] > size:
+        placed.append((b, a, size))
+      if len(placed) == count:
+        break
+    for b, a, size in placed:
+      yield size, np.hypot(y - b, x - a) * (1 + wobble * field(scale))
+
   region = np.full(shape, GLASS, np.uint8)
   fat = rng.uniform(-60, 90)
   region[(rough > -fat - 60 * field(180)) & (rough > -140)] = FAT
@@ -173,10 +142,8 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
   # Follicles of the cortex.
   count = int(rng.integers(0, 9))
   centred = rng.uniform(0.2, 1.0)
-  for cy, cx, size in _discs(
-    rng, np.where(medulla, 0, depth), count, (60, 130), 60, 10
-  ):
-    away = np.hypot(y - cy, x - cx) * (1 + 0.07 * field(60))
+  outside = np.where(medulla, 0, depth)
+  for size, away in discs(outside, count, (60, 130), 60, 10, 0.07, 60):
     region[(away < size) & (rough > 30)] = MANTLE
     if rng.random() < centred:
       region[away < size * rng.uniform(0.6, 0.82)] = GERMINAL
@@ -187,66 +154,45 @@ def draw(rng: np.random.Generator, shape: tuple[int, int]) -> Node:
   region[(rough > 0) & (rough < thick * (1 + 0.3 * field(120)))] = CAPSULE
   band = np.abs(field(260))
   region[(rough > 0) & (band < rng.uniform(0, 0.07))] = TRABECULA
-  for cy, cx, size in _discs(
-    rng, depth, int(rng.integers(1, 7)), (10, 22), 35, 20
-  ):
-    away = np.hypot(y - cy, x - cx) * (1 + 0.15 * field(40))
+  count = int(rng.integers(1, 7))
+  for size, away in discs(depth, count, (10, 22), 35, 20, 0.15, 40):
     region[away < size] = VESSEL
     region[away < size * 0.6] = BLOOD
   # What pathologists stumble over: bleeding, scars, crushed cells.
   for kind, often in ((BLOOD, 0.22), (FIBROSIS, 0.28), (CRUSH, 0.35)):
     if rng.random() < often:
-      for cy, cx, size in _discs(
-        rng, depth, int(rng.integers(1, 3)), (35, 90), 40, 30
-      ):
-        away = np.hypot(y - cy, x - cx) * (1 + 0.35 * field(60))
+      count = int(rng.integers(1, 3))
+      for size, away in discs(depth, count, (35, 90), 40, 30, 0.35, 60):
         region[(away < size) & (rough > 12)] = kind
   dy, dx = np.gradient(depth)
   along = np.arctan2(dx, -dy)  # At right angles to the way down.
   inner = np.isin(region, (TRABECULA, FIBROSIS, CRUSH))
   orientation = np.where(inner, 1.6 * field(220), along)
-  even = np.ones(shape, np.float32)
-  return Node(region, depth, orientation, even, float(rng.beta(0.8, 1.2)))
+  return Node(region, depth, orientation, rng.beta(0.8, 1.2))
 
 
-def _table(values: dict[int, float]) -> np.ndarray:
-  """Returns the values as an array over regions; 0 where none is given."""
-  table = np.zeros(REGIONS, np.float32)
-  table[list(values)] = list(values.values())
-  return table
-
-
-def _ground(canvas: nuclei.Canvas, node: Node) -> None:
-  """Paints the eosin of everything between the nuclei."""
-
-  def spread(values):
-    return texture.enlarge(values.astype(np.float32), canvas.shape)
-
-  def column(i):
-    return spread(_table({k: v[i] for k, v in _EOSIN.items()})[node.region])
-
-  eosin = column(0) * (1 + 0.2 * canvas.repeat(texture.grain()))
+def _ground(canvas: nuclei.Canvas, node: Node) -> np.ndarray:
+  """Returns the eosin of everything between the nuclei."""
+  spread = lambda values: texture.enlarge(values, canvas.shape)
+  density, fibrous, torn = _TISSUES[:3, node.region]
+  eosin = spread(density) * (1 + 0.2 * canvas.repeat(texture.grain()))
   # Fibres run along the capsule or, deeper, one of two ways.
   layers = spread(node.depth / 5.5) + 0.35 * canvas.repeat(texture.grain())
-  straight = np.abs(np.cos(node.orientation)) > 0.7
-  inner = np.where(
-    spread(straight) > 0.5,
-    canvas.repeat(texture.fibre()),
-    canvas.repeat(texture.fibre().T),
-  )
+  straight = spread(np.abs(np.cos(node.orientation)) > 0.7) > 0.5
+  one, other = (canvas.repeat(f) for f in (texture.fibre(), texture.fibre().T))
   rim = spread(np.isin(node.region, (CAPSULE, SINUS))) > 0.5
-  eosin += column(1) * np.where(rim, np.sin(2 * np.pi * layers), inner)
+  fibres = np.where(straight, one, other)
+  fibres = np.where(rim, np.sin(2 * np.pi * layers), fibres)
+  eosin += spread(fibrous) * fibres
   # Gaps: slits between cells that let the light through.
-  gaps = column(2) + 0.11 * canvas.repeat(texture.grain())
+  gaps = spread(torn) + 0.11 * canvas.repeat(texture.grain())
   eosin *= 1 - np.clip((gaps - 0.2) * 6, 0, 0.92)
   fat = spread(node.region == FAT).clip(0, 1)
   eosin += 0.75 * fat * canvas.repeat(texture.fat())
-  canvas.eosin = eosin.clip(0)
+  return eosin.clip(0)
 
 
-def fill(
-  rng: np.random.Generator, node: Node, taken: np.ndarray
-) -> nuclei.Canvas:
+def fill(rng: Generator, node: Node, taken: np.ndarray) -> nuclei.Canvas:
   """Paints a node without its lesions.
 
   Args:
@@ -255,15 +201,14 @@ def fill(
     taken: where lesions leave no room for other cells, bool [h, w].
   """
   canvas = nuclei.Canvas(rng, tuple(n * SCALE for n in node.region.shape))
-  _ground(canvas, node)
+  canvas.eosin = _ground(canvas, node)
   crowding = 1 + 0.22 * texture.noise(rng, node.region.shape, 25)
   region = np.where(taken, GLASS, node.region)
-  for kind, (pitch, shares) in _CELLS.items():
-    table = _table(shares)
+  for kind, pitch, shares in zip(_CELLS, _PITCH, _TISSUES[3:], strict=True):
+    chance, angles = shares[region], None
     if kind == 'histiocyte':
-      table[SINUS] *= node.histiocytes
-    points = canvas.grid(pitch, table[region] * crowding)
-    angles = None
+      chance[region == SINUS] *= node.histiocytes
+    points = canvas.grid(pitch, chance * crowding)
     if kind == 'spindle':
       angles = canvas.at(points, node.orientation)
       angles = angles + rng.normal(0, 0.25, len(points))

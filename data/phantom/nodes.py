@@ -1,13 +1,12 @@
 """Renders the phantom of node images: regions of nodes, lesions with masks."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data import files
-from data.phantom import slide, stain
+from data.phantom import cohort, slide, stain
 from data.phantom.slide import Spec
 
 # Micrometres per pixel as in Tang et al. 2022; one scanner, well focused.
@@ -39,13 +38,12 @@ def make(
   development: int = 10,
   test: int = 8,
   seed: int = 0,
-  progress: Callable[[int, int], None] | None = None,
+  progress: cohort.Progress = cohort.no_progress,
 ) -> Path:
   """Writes images of lymph nodes at 1 um per pixel whose truth is known.
 
   A positive image holds a metastasis with its own stroma, a negative one what
-  is mistaken for tumour. Images that are there are kept, which makes an
-  interrupted call resumable.
+  is mistaken for tumour.
 
   Args:
     root: the folder to fill: images/<image_id>.png, masks/<image_id>.png (of
@@ -59,28 +57,23 @@ def make(
   Returns:
     `root`.
   """
-  root = Path(root)
-  for folder in ('images', 'masks'):
-    (root / folder).mkdir(parents=True, exist_ok=True)
-  wanted = specs(development + test, seed)
-  rows = [('image_id', 'patient_id', 'part', 'label')]
-  for done, (name, spec) in enumerate(wanted.items(), 1):
-    positive = spec.label in _TUMOURS
-    target = root / 'images' / f'{name}.png'
-    if not target.exists():
-      image, truth = slide.render(spec)
-      if positive:  # The mask first: an image there is complete.
-        _save(root / 'masks' / f'{name}.png', truth.mask(image.shape[:2]))
-      _save(target, image)
+  root, wanted = Path(root), specs(development + test, seed)
+
+  def render(name: str) -> tuple[str, ...]:
+    spec = wanted[name]
+    image, truth = slide.render(spec)
+    shown = {'images': image}
+    if truth.outlines:
+      shown['masks'] = truth.mask(image.shape[:2])
+    for folder, pixels in shown.items():
+      with files.replacing(root / folder / f'{name}.png') as part:
+        Image.fromarray(pixels).save(part, format='PNG')
     part = 'development' if spec.case < development else 'test'
-    label = 'positive' if positive else 'negative'
-    rows.append((name, f'patient_{spec.case + 1:02d}', part, label))
-    if progress is not None:
-      progress(done, len(wanted))
-  files.write_csv(root / 'images.csv', rows)
+    label = 'positive' if truth.outlines else 'negative'
+    return name, f'patient_{spec.case + 1:02d}', part, label
+
+  rows = cohort.in_threads(render, wanted, progress)
+  header = ('image_id', 'patient_id', 'part', 'label')
+  # Last: its presence says that all is there.
+  files.write_csv(root / 'images.csv', [header, *rows])
   return root
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-  with files.replacing(path) as part:
-    Image.fromarray(pixels).save(part, format='PNG')

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import numpy as np
+from numpy.random import Generator
 import scipy
 
 from data.phantom import texture
@@ -68,8 +69,7 @@ def stamps(kind: str) -> np.ndarray:
     elongated kind lies at the angle pi k / COUNT.
   """
   look = KINDS[kind]
-  seed = [17, list(KINDS).index(kind)]
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng([17, list(KINDS).index(kind)])
   half = int(look.radius * (1 + 2 * look.spread) * look.stretch**0.5 + 2)
   y, x = np.indices((2 * half + 1, 2 * half + 1), np.float32) - half
 
@@ -113,11 +113,10 @@ def _bodies(size: int) -> np.ndarray:
   rng = np.random.default_rng([18, size])
   half = int(1.4 * size + 2)
   y, x = np.indices((2 * half + 1, 2 * half + 1), np.float32) - half
-  theta = np.arctan2(y, x)
   edge = size * rng.uniform(0.8, 1.15, (32, 1, 1))
   for wave in (2, 3, 5):
-    phase = rng.uniform(0, 2 * np.pi, (32, 1, 1))
-    edge = edge * (1 + 0.16 / wave * np.cos(wave * theta + phase))
+    turn = wave * np.arctan2(y, x) + rng.uniform(0, 2 * np.pi, (32, 1, 1))
+    edge = edge * (1 + 0.16 / wave * np.cos(turn))
   inside = np.clip((edge - np.hypot(y, x)) / 2 + 0.5, 0, 1)
   return inside.astype(np.float32)
 
@@ -130,12 +129,15 @@ class Canvas:
   Attributes:
     rng: where the randomness of every brush comes from.
     shape: of the canvas in level-0 pixels.
+    inside: positive where cells may lie, [H, W]; everywhere by default.
+    others: kinds of nuclei that are painted in the place of some, '' for none.
     haematoxylin: float32 [H, W].
     eosin: float32 [H, W].
   """
 
-  def __init__(self, rng: np.random.Generator, shape: tuple[int, int]):
-    self.rng, self.shape = rng, shape
+  def __init__(self, rng: Generator, shape: tuple, inside=1, others=()):
+    self.rng, self.shape, self.inside = rng, shape, inside
+    self.others = dict(others)
     self.haematoxylin = np.zeros(shape, np.float32)
     self.eosin = np.zeros(shape, np.float32)
 
@@ -150,13 +152,13 @@ class Canvas:
   def at(self, points: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Returns the values of a map under points (y, x)."""
     size = np.array(values.shape)
-    place = (points * (size / self.shape)).astype(int).clip(0, size - 1)
-    return values[place[:, 0], place[:, 1]]
+    y, x = (points * (size / self.shape)).astype(int).clip(0, size - 1).T
+    return values[y, x]
 
   def keep(self, points: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """Returns the points that a map of chances keeps."""
     draw = self.rng.random(len(points))
-    return points[draw < self.at(points, chance)]
+    return points[draw < self.at(points, chance * (self.inside > 0))]
 
   def grid(self, pitch: float, chance: np.ndarray) -> np.ndarray:
     """Returns points of a jittered grid; see `keep`."""
@@ -165,20 +167,21 @@ class Canvas:
 
   def nuclei(self, kind: str, points: np.ndarray, angles=None) -> None:
     """Paints nuclei of a kind, at random angles or near the given ones."""
-    library = stamps(kind)
-    if angles is None:
-      picks = self.rng.integers(0, COUNT, len(points))
-    else:
-      bins = np.rint(angles / np.pi * ANGLES).astype(int) % ANGLES
-      per_bin = COUNT // ANGLES
-      picks = bins * per_bin + self.rng.integers(0, per_bin, len(points))
-    _paste(self.haematoxylin, library, picks, points)
+    kind = self.others.get(kind, kind)
+    if not kind:
+      return
+    low, count = 0, COUNT
+    if angles is not None:
+      count = COUNT // ANGLES
+      low = count * (np.rint(angles / np.pi * ANGLES).astype(int) % ANGLES)
+    picks = low + self.rng.integers(0, count, len(points))
+    _paste(self.haematoxylin, stamps(kind), picks, points)
 
   def bodies(self, size: int, points: np.ndarray) -> np.ndarray:
     """Returns what bodies of cells cover: 1 inside, 0 outside, [H, W]."""
-    library, cover = _bodies(size), np.zeros(self.shape, np.float32)
-    picks = self.rng.integers(0, len(library), len(points))
-    _paste(cover, library, picks, points)
+    cover = np.zeros(self.shape, np.float32)
+    picks = self.rng.integers(0, 32, len(points))
+    _paste(cover, _bodies(size), picks, points)
     return cover
 
   def clear(self, cover: np.ndarray) -> None:
@@ -193,24 +196,15 @@ def _paste(
   """Puts stamps on a canvas, in place; where they overlap the denser stays.
 
   Args:
-    canvas: float32 [H, W], C-contiguous.
+    canvas: float32 [H, W].
     library: float32 [count, S, S], S odd.
     picks: which stamp for each cell, [K].
     yx: cell centres in pixels, [K, 2]; cells whose stamp would cross the
       canvas's border are left out.
   """
   side = library.shape[1]
-  half = side // 2
-  corner = np.rint(yx).astype(np.int64) - half
-  fits = (corner >= 0).all(1) & (corner + side <= canvas.shape).all(1)
-  corner, picks = corner[fits], picks[fits]
-  span = np.arange(side)
-  offsets = (span[:, None] * canvas.shape[1] + span).ravel()
-  flat = library.reshape(len(library), -1)
-  step = max(1, 2_000_000 // side**2)  # Bounds the memory of the index.
-  for start in range(0, len(corner), step):
-    part = corner[start : start + step]
-    first = part[:, 0] * canvas.shape[1] + part[:, 1]
-    index = (first[:, None] + offsets).ravel()
-    values = flat[picks[start : start + step]].ravel()
-    np.maximum.at(canvas.reshape(-1), index, values)
+  corners = np.rint(yx).astype(int) - side // 2
+  fits = (corners >= 0).all(1) & (corners + side <= canvas.shape).all(1)
+  for pick, (y, x) in zip(picks[fits], corners[fits].tolist(), strict=True):
+    window = canvas[y : y + side, x : x + side]
+    np.maximum(window, library[pick], out=window)

@@ -1,15 +1,15 @@
 """Renders the pictures of the phantoms: a slide of a node, or a part of it."""
 
-from collections.abc import Sequence
 import dataclasses
+import json
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-from data.phantom import lesions, lymph_node, stain, texture
+from data.phantom import lesions, lymph_node, nuclei, stain, texture
 
 LABELS = ('non-tumor', *lesions.KINDS)
-_DEFAULT_LOOK = stain.Appearance()
 # Transmission of red, green and blue through the ink of marker pens.
 _INKS = (
   (0.22, 0.36, 0.8),
@@ -38,7 +38,7 @@ class Spec:
   case: int
   slide: int
   label: str
-  look: stain.Appearance = _DEFAULT_LOOK
+  look: stain.Appearance = stain.DEFAULT
   window: int | None = None
   mimics: tuple[str, ...] = lesions.KINDS
 
@@ -63,6 +63,15 @@ class Truth:
       ImageDraw.Draw(image).polygon([*map(tuple, corners)], fill=1)
     return np.asarray(image)
 
+  def geojson(self) -> str:
+    """Returns the outlines as a FeatureCollection of closed polygons."""
+    rings = (np.r_[ring, ring[:1]].round(1).tolist() for ring in self.outlines)
+    about = {'classification': {'name': self.kind}}
+    feature = {'type': 'Feature', 'properties': about}
+    shapes = [{'type': 'Polygon', 'coordinates': [ring]} for ring in rings]
+    features = [feature | {'geometry': shape} for shape in shapes]
+    return json.dumps({'type': 'FeatureCollection', 'features': features})
+
 
 def render(spec: Spec) -> tuple[np.ndarray, Truth]:
   """Renders a slide, or a part of it.
@@ -77,84 +86,42 @@ def render(spec: Spec) -> tuple[np.ndarray, Truth]:
   """
   case = np.random.default_rng([spec.seed, spec.case])
   # One stream per part: a change of one part leaves the others as they were.
-  layout, tumour, glass, *streams = np.random.default_rng(
+  layout, tumour, glass, cells, brush, scan = np.random.default_rng(
     [spec.seed, spec.case, spec.slide]
   ).spawn(6)
-  size = layout.integers(272, 321, 2)
+  shape = tuple(layout.integers(272, 321, 2).tolist())
   while True:
-    node = lymph_node.draw(layout, (int(size[0]), int(size[1])))
+    node = lymph_node.draw(layout, shape)
     placed = lesions.place(tumour, node, spec.label, spec.mimics)
     if placed and placed[0].is_benign == (spec.label == LABELS[0]):
       break
-  ink = None
-  if spec.window:
-    node, placed = _part(layout, node, placed, spec.window)
-  else:
-    node = _folded(glass, node)
-    ink = _ink(glass, node)
-  image = draw(spec.look, case, streams, node, placed, ink)
+  ink, side = None, spec.window
+  if side:  # There is room around what was placed, which becomes smaller.
+    middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
+    corner = np.rint(middle - side / 2 + layout.uniform(-12, 12, 2)).astype(int)
+    y, x = corner.clip(0, np.array(shape) - side)
+    at, scale = np.s_[y : y + side, x : x + side], layout.uniform(0.6, 0.9)
+    maps = (m[at] for m in (node.region, node.depth, node.orientation))
+    node = lymph_node.Node(*maps, node.histiocytes)
+    away = -lymph_node.SCALE * y, -lymph_node.SCALE * x
+    placed = [lesion.moved(*away, scale) for lesion in placed]
+  canvas = lesions.densities(cells, brush, node, placed)
+  if not side:
+    _fold(glass, canvas)
+    ink = _ink(glass, shape)
+  image = stain.expose(spec.look, case, scan, canvas, ink)
   pixels = stain.DRAWN_MPP / spec.look.mpp  # Per pixel drawn.
   outlines = [pixels * one.corners for one in placed if not one.is_benign]
   return image, Truth(spec.label, outlines)
 
 
-def draw(
-  look: stain.Appearance,
-  case: np.random.Generator,
-  streams: Sequence[np.random.Generator],
-  node: lymph_node.Node,
-  placed: Sequence[lesions.Lesion],
-  ink: np.ndarray | None = None,
-) -> np.ndarray:
-  """Returns the picture of tissue.
-
-  Args:
-    look: laboratory and scanner.
-    case: of what slides of a case have in common.
-    streams: of cells, lesions and the scan.
-    node: the tissue's maps.
-    placed: what lies in it.
-    ink: see `stain.expose`.
-  """
-  cells, tumour, scan = streams
-  canvas = lymph_node.fill(cells, node, lesions.taken(placed, node))
-  for lesion in placed:
-    lesions.paint(tumour, lesion, canvas)
-  if node.thickness.max() > 1:
-    canvas.clear(1 - texture.enlarge(node.thickness, canvas.shape))
-  stains = stain.draw(look, case, scan)
-  return stain.expose(
-    look, stains, scan, canvas.haematoxylin, canvas.eosin, ink
-  )
-
-
-def _part(
-  rng: np.random.Generator,
-  node: lymph_node.Node,
-  placed: list[lesions.Lesion],
-  side: int,
-) -> tuple[lymph_node.Node, list[lesions.Lesion]]:
-  """Cuts a square out of a node around what was placed first, about.
-
-  What was placed becomes smaller, so that there is room around it.
-  """
-  middle = np.array([placed[0].y, placed[0].x]) / lymph_node.SCALE
-  corner = np.rint(middle - side / 2 + rng.uniform(-12, 12, 2)).astype(int)
-  y, x = corner.clip(0, np.array(node.region.shape) - side)
-  scale = rng.uniform(0.6, 0.9)
-  return node.cut(y, x, side), [
-    lesion.moved(-lymph_node.SCALE * y, -lymph_node.SCALE * x, scale)
-    for lesion in placed
-  ]
-
-
-def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:
+def _ink(rng: Generator, shape: tuple[int, int]) -> np.ndarray:
   """Returns the transmission of pen strokes and dust, float32 [h, w, 3].
 
   About a quarter of slides carry one to three strokes of one pen around the
   tissue, now and then across its edge; the others have 1 but for dust.
   """
-  height, width = node.region.shape
+  height, width = shape
   image = Image.new('L', (width, height), 0)
   brush = ImageDraw.Draw(image)
   colour = _INKS[rng.integers(len(_INKS))]
@@ -166,35 +133,31 @@ def _ink(rng: np.random.Generator, node: lymph_node.Node) -> np.ndarray:
       reach = rng.uniform(0.44, 0.52) * (1 + 0.05 * np.sin(9 * turn))
       x = width * (0.5 + reach * np.cos(angle))
       y = height * (0.5 + reach * np.sin(angle))
-      brush.line(
-        list(zip(x.tolist(), y.tolist(), strict=True)),
-        fill=int(rng.integers(190, 256)),
-        width=int(rng.integers(9, 20)),
-        joint='curve',
-      )
+      fill, wide = int(rng.integers(190, 256)), int(rng.integers(9, 20))
+      brush.line(np.stack([x, y], 1).ravel().tolist(), fill, wide, 'curve')
   streaks = 0.75 + 0.25 * texture.noise(rng, (height, width), 7).clip(-1, 1)
   cover = np.asarray(image.filter(ImageFilter.BoxBlur(1))) / 255 * streaks
   light = 1 - cover[..., None] * (1 - np.array(colour))
   dust = Image.new('L', (width, height), 255)
   brush = ImageDraw.Draw(dust)
   for y, x, size in rng.uniform(0, 1, (int(rng.integers(0, 9)), 3)):
-    size = 0.4 + 1.2 * size**2
-    box = np.array([x * width, y * height]).repeat(2).reshape(2, 2).T
-    brush.ellipse([*(box[0] - size), *(box[1] + size)], fill=90)
+    y, x, size = y * height, x * width, 0.4 + 1.2 * size**2
+    brush.ellipse([x - size, y - size, x + size, y + size], fill=90)
   dust = np.asarray(dust.filter(ImageFilter.GaussianBlur(0.7))) / 255
   return (light * dust[..., None]).astype(np.float32)
 
 
-def _folded(rng: np.random.Generator, node: lymph_node.Node) -> lymph_node.Node:
-  """Returns a node that a fold thickens, of some slides."""
+def _fold(rng: Generator, canvas: nuclei.Canvas) -> None:
+  """Thickens the tissue along a line, of some slides."""
   if rng.random() > 0.2:
-    return node
-  shape = node.region.shape
+    return
+  shape = tuple(n // lymph_node.SCALE for n in canvas.shape)
   y, x = np.indices(shape, np.float32)
+  y, x = y - shape[0] / 2, x - shape[1] / 2
   turn = rng.uniform(0, np.pi)
-  across = np.cos(turn) * (y - shape[0] / 2) + np.sin(turn) * (x - shape[1] / 2)
-  along = np.cos(turn) * (x - shape[1] / 2) - np.sin(turn) * (y - shape[0] / 2)
+  across = np.cos(turn) * y + np.sin(turn) * x
+  along = np.cos(turn) * x - np.sin(turn) * y
   away = across - rng.uniform(-60, 60) + 4 * texture.noise(rng, shape, 30)
   ends = np.exp(-((along / rng.uniform(40, 90)) ** 4))
   thickness = 1 + 0.9 * ends * (np.abs(away) < rng.uniform(2.5, 6))
-  return dataclasses.replace(node, thickness=thickness)
+  canvas.clear(1 - texture.enlarge(thickness, canvas.shape))

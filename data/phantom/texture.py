@@ -3,23 +3,27 @@
 import functools
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 import scipy
 
 PERIOD = 512  # Side of a repeating texture in pixels.
+_FREQUENCY = np.fft.fftfreq(PERIOD)
 
 
-def enlarge(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-  """Resizes float32 [h, w] to `shape`, bicubic; may overshoot a little."""
-  resized = Image.fromarray(image.astype(np.float32)).resize(
-    shape[::-1], Image.Resampling.BICUBIC
-  )
-  return np.asarray(resized)
+def enlarge(image: np.ndarray, shape: tuple[int, int], box=None) -> np.ndarray:
+  """Resizes float32 [h, w] to `shape`, bicubic; may overshoot a little.
+
+  Args:
+    image: what to resize.
+    shape: size of the result.
+    box: the part that is resized (left, top, right, bottom); all by default.
+  """
+  whole = Image.fromarray(image.astype(np.float32))
+  return np.asarray(whole.resize(shape[::-1], Image.Resampling.BICUBIC, box))
 
 
-def noise(
-  rng: np.random.Generator, shape: tuple[int, int], scale: float
-) -> np.ndarray:
+def noise(rng: Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
   """Returns smooth noise of about zero mean and unit deviation.
 
   Args:
@@ -30,17 +34,15 @@ def noise(
   Returns:
     float32 array of the given shape.
   """
-  coarse = rng.standard_normal(
-    (int(shape[0] / scale) + 2, int(shape[1] / scale) + 2), np.float32
-  )
-  return 1.3 * enlarge(coarse, shape)
+  coarse = [int(n / scale) + 2 for n in shape]
+  return 1.3 * enlarge(rng.standard_normal(coarse, np.float32), shape)
 
 
 def stretch(texture: np.ndarray, shape: tuple[int, int], y: int, x: int):
   """Repeats a periodic texture [P, P] over `shape`, from position (y, x)."""
-  rows = (np.arange(shape[0]) + y) % len(texture)
-  columns = (np.arange(shape[1]) + x) % len(texture)
-  return texture[rows[:, None], columns]
+  moved = np.roll(texture, (-y, -x), (0, 1))
+  times = [n // PERIOD + 1 for n in shape]
+  return np.tile(moved, times)[: shape[0], : shape[1]]
 
 
 def voronoi(
@@ -63,10 +65,7 @@ def voronoi(
 
 
 def jittered_grid(
-  rng: np.random.Generator,
-  shape: tuple[float, float],
-  pitch: float,
-  jitter: float = 0.35,
+  rng: Generator, shape: tuple[int, int], pitch: float, jitter: float = 0.35
 ) -> np.ndarray:
   """Returns points (y, x) of a hexagonal grid, each moved a little, [K, 2].
 
@@ -77,12 +76,12 @@ def jittered_grid(
     jitter: largest move as a part of the pitch.
 
   Returns:
-    float32 points; those at the border may lie just outside.
+    Points; those at the border may lie just outside.
   """
   rows = np.arange(0, shape[0], pitch * 0.866, np.float32)
   columns = np.arange(0, shape[1], pitch, np.float32)
-  y = np.repeat(rows[:, None], len(columns), 1)
-  x = columns[None] + pitch / 2 * (np.arange(len(rows)) % 2)[:, None]
+  x, y = np.meshgrid(columns, rows)
+  x = x + pitch / 2 * (np.arange(len(rows)) % 2)[:, None]
   points = np.stack([y, x], -1).reshape(-1, 2)
   move = rng.uniform(-jitter, jitter, points.shape)
   return points + (move * pitch).astype(np.float32)
@@ -95,16 +94,10 @@ def _spectral(power: np.ndarray, seed: int) -> np.ndarray:
   return (filtered / filtered.std()).astype(np.float32)
 
 
-def _frequencies() -> tuple[np.ndarray, np.ndarray]:
-  f = np.fft.fftfreq(PERIOD)
-  return f[:, None], f[None, :]
-
-
 @functools.cache
 def grain() -> np.ndarray:
   """Fine cytoplasmic mottling: zero mean, unit deviation, periodic [P, P]."""
-  fy, fx = _frequencies()
-  r = np.hypot(fy, fx)
+  r = np.hypot(_FREQUENCY[:, None], _FREQUENCY)
   fine = _spectral(np.exp(-((r / 0.16) ** 2)), 11)
   coarse = _spectral(np.exp(-((r / 0.04) ** 2)), 12)
   return 0.75 * fine + 0.66 * coarse
@@ -113,13 +106,12 @@ def grain() -> np.ndarray:
 @functools.cache
 def fibre() -> np.ndarray:
   """Wavy horizontal collagen fibres: zero mean, unit deviation, [P, P]."""
-  fy, fx = _frequencies()
+  fy, fx = _FREQUENCY[:, None], _FREQUENCY
   band = np.exp(-(((np.abs(fy) - 0.07) / 0.05) ** 2) - (fx / 0.008) ** 2)
-  straight = _spectral(band, 13)
   x = np.arange(PERIOD)
   wave = 2 * np.pi * x / PERIOD
   shift = np.rint(7 * np.sin(3 * wave) + 5 * np.sin(5 * wave + 1)).astype(int)
-  return straight[(x[:, None] + shift[None]) % PERIOD, x[None]]
+  return _spectral(band, 13)[(x[:, None] + shift) % PERIOD, x]
 
 
 @functools.cache
@@ -127,11 +119,9 @@ def fat() -> np.ndarray:
   """Adipocytes: 1 on their thin membranes, 0 in the empty cells, [P, P]."""
   half = PERIOD // 2
   points = jittered_grid(np.random.default_rng(14), (half, half), 51.2, 0.38)
-  points = points % half
   shift = half * (np.indices((3, 3)).reshape(2, 9).T - 1)
-  tiled = (points[None] + shift[:, None]).reshape(-1, 2)
+  tiled = (points % half + shift[:, None]).reshape(-1, 2)
   inside, _ = voronoi(tiled, (half, half))
-  membrane = np.exp(-((inside / 1.1) ** 2))
-  return enlarge(np.pad(membrane, 8, 'wrap'), (PERIOD + 32, PERIOD + 32))[
-    16:-16, 16:-16
-  ].clip(0, 1)
+  membrane = np.pad(np.exp(-((inside / 1.1) ** 2)), 8, 'wrap')
+  whole = enlarge(membrane, (PERIOD + 32, PERIOD + 32))
+  return whole[16:-16, 16:-16].clip(0, 1)

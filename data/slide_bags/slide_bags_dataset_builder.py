@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import cohort, labels as label_files, packed
+from data import cohort, inspection, labels as label_files, packed
 from data.features import FeatureError, Header
 from data.labels import Manifest
 
@@ -57,7 +57,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       ValueError: without a `SlideBagsConfig`.
     """
     table, folder, headers = self._cohort
-    slides, watch = table.slide.tolist(), self.builder_config.watch
+    slides = table.slide.tolist()
     array = functools.partial(
       tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES
     )
@@ -75,13 +75,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       ),
       metadata=tfds.core.MetadataDict(
         slide_id=slides,
+        case_id=table.case.tolist(),
         length=[int(h.length) for h in headers],
         width=int(width),
         attributes=[
           json.loads(_to_json(slide, h.attributes))
           for slide, h in zip(slides, headers, strict=True)
         ],
-        digest=[folder.digest(slide) for slide in watch(slides, 'hashed')],
+        digest=[folder.digest(slide) for slide in slides],
       ),
       disable_shuffling=True,
     )
@@ -125,6 +126,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       )
     table = label_files.read(config.csv_path)
     folder = packed.Folder(config.features_dir)
+    slides = table.slide.tolist()
+    reads = inspection.inspect(folder, slides)
+    for _ in zip(config.watch(slides, 'read'), reads, strict=False):
+      pass
     matched = cohort.match(folder, table)
     if matched.problems:
       raise FeatureError('\n'.join(matched.problems))

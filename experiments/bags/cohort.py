@@ -10,19 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from data import labels as label_files, packed, slides, splits as split_files
-from data.cohort import CohortError, match
+from data import (
+  inspection,
+  labels as label_files,
+  packed,
+  slides,
+  splits as split_files,
+)
+from data.cohort import CohortError, differences, match
 from data.features import FeatureError, FeatureFile
 from data.files import clean, first_of, free_space, memory, replacing
 from data.labels import Manifest
 from data.splits import Split
 from data.tissue import Rule
-from experiments.bags import features, phantom
 from experiments.bags.options import STORES, Data, External, Folds
-from experiments.run import progress
-from experiments.run.check import Findings, gathered
+from experiments.run import phantoms, progress
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
+from experiments.run.start import Findings, gathered
 from kmil_jax import parallel, splits
 from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagLoader, num_rows
@@ -33,7 +38,8 @@ PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
 METASTATIC = 'metastatic'
 _TASKS = {'a': (0, 1, 2, 3, 4), 'b': (0, 1), 'c': (1, 2, 3, 4)}
 # What else a feature file says of its making.
-_STATED = ('precision', 'overlap', 'min_tissue', 'min_focus', 'augment')
+_STATED = 'normalisation', 'precision'
+_STATED += 'overlap', 'min_tissue', 'min_focus', 'augment'
 _STATED += Rule._fields  # If they are not as by default.
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.
@@ -341,7 +347,7 @@ def load(
   csv_path, features_dir = data.csv_path, data.features_dir
   slides_dir = data.slides_dir
   if not csv_path:
-    root, features_dir = phantom.make(cache_dir)
+    root, features_dir = phantoms.make_cohort(cache_dir)
     csv_path, slides_dir = root / 'labels.csv', root / 'slides'
   mapping, findings = relabelling(data.task, data.labels), Findings()
   cohort, table, left_out = join(
@@ -375,7 +381,7 @@ def load(
   csv_path = external.external_csv
   features_dir, second = external.external_features_dir, None
   if external.external_phantom:
-    root, features_dir = phantom.make_external(cache_dir)
+    root, features_dir = phantoms.make_external(cache_dir)
     csv_path = root / 'labels.csv'
   if csv_path and cohort:
     second, *_ = join(
@@ -445,7 +451,7 @@ def join(
   problems += [f'{csv_path}: {fault}' for fault in wrong]
   findings.warnings += [f'{csv_path}: {text}' for text in odd]
   if shuffle_seed is not None and len(table.slide):
-    table = shuffled(table, shuffle_seed)
+    table = label_files.shuffled(table, shuffle_seed)
   classes = like.classes if like else ordered(table.label)
   if unknown := sorted(set(table.label.tolist()) - set(classes)):
     problems.append(
@@ -467,12 +473,14 @@ def join(
   except FeatureError as e:
     problems.append(str(e))
     return None, table, left_out
-  features.scan(source, table.slide.tolist(), cache_dir)
+  ids, keep = table.slide.tolist(), parallel.is_first()
+  reads = inspection.inspect(source, ids, cache_dir, keep=keep)
+  progress.go_through(reads, len(ids), 'slide', 'reading features')
   found = match(source, table, others=left_out, allow_missing=allow_missing)
   headers, attributes = found.headers, found.attributes
   problems += found.problems
   theirs = like.attributes if like else {}
-  if differ := features.differences(attributes, theirs):
+  if differ := differences(attributes, theirs):
     problems.append(
       f'{features_dir}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Encode the slides as those of the models.'
@@ -562,22 +570,10 @@ def make_folds(
   return parts
 
 
-def mixed_cases(table: Manifest) -> list[str]:
-  """Returns the cases whose slides have several labels, with the labels."""
-  labels: dict[str, set[str]] = {}
-  for case, label in zip(table.case, table.label, strict=True):
-    labels.setdefault(str(case), set()).add(str(label))
-  return [
-    f'{case} ({", ".join(sorted(of_case))})'
-    for case, of_case in sorted(labels.items())
-    if len(of_case) > 1
-  ]
-
-
 def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   """Says what is odd about patients, classes and folds."""
   lines = []
-  if mixed := mixed_cases(table):
+  if mixed := label_files.mixed_cases(table):
     lines.append(
       f'{len(mixed)} cases have slides of several labels: {first_of(mixed)}.'
       ' Labels are those of slides, and cases stay whole in every split.'
@@ -673,12 +669,3 @@ def ordered(labels: np.ndarray) -> tuple[str, ...]:
   return tuple(
     sorted(names, key=int if all(map(str.isdecimal, names)) else None)
   )
-
-
-def shuffled(table: Manifest, seed: int) -> Manifest:
-  """Assigns labels anew: whole cases swap the label of their first slide."""
-  cases, first, of = np.unique(
-    table.case, return_index=True, return_inverse=True
-  )
-  order = np.random.default_rng(seed).permutation(len(cases))
-  return dataclasses.replace(table, label=table.label[first][order][of])

@@ -1,4 +1,7 @@
-"""Trains the runs of an experiment that are not done; tests a second cohort."""
+"""Trains the runs of an experiment that are not done; tests a second cohort.
+
+What the models see in test slides is stored as HDF5, and drawn.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
@@ -9,19 +12,24 @@ import re
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
+import scipy
 
+from data import slides
 from data.splits import Split, SplitError
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
 from experiments.evaluation import floors, groups, predictions, seeds, summary
 from experiments.evaluation.predictions import TEST, Predictions
-from experiments.maps import attention as attention_files
+from experiments.maps import tile_scores
 from experiments.run import progress, start
 from experiments.run.results import REPORT, Folder, ResultsError
 from kmil_jax import folds, parallel, selection
-from kmil_jax.folds import Fold, Settings
+from kmil_jax.folds import Fold, FoldResults, Settings
+from kmil_jax.inference import MODEL
 from kmil_jax.models.kmil import Choice
+from kmil_jax.tasks.bags import BagLoader
 from kmil_jax.types import Recipe
 
 # Of metrics.jsonl.
@@ -35,6 +43,10 @@ COLUMNS = (
 )
 _STATE = 'state'
 _SECOND = 'external.json'
+# Compiled once for all folds: a task is its own key.
+_predict = jax.jit(
+  lambda task, *args: task.predict_bag(*args), static_argnums=0
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +126,73 @@ def train_folds(
     folds.save(run.folder, results, r)
     if attention and parallel.is_first():
       test = splits[run.fold].evaluated
-      attention_files.write(run.folder, cohort, bags, test, results, r)
+      _write_attention(run.folder, cohort, bags, test, results, r)
     prob = {part: values[r] for part, values in results.prob.items()}
     write_predictions(Folder(run.folder), run.fold, material, prob)
   parallel.wait_for_all('trained')
   if not any(run.is_done() for run in runs):
     progress.raise_if_diverged([run.folder for run in runs])
   _drop_finished(runs, folder)
+
+
+def _write_attention(
+  folder: pathlib.Path,
+  cohort: Cohort,
+  bags: BagLoader,
+  rows: np.ndarray,
+  trained: FoldResults,
+  run: int,
+) -> None:
+  """Stores what one fold's model sees in each of its test slides.
+
+  Writes `attention/<slide_id>.h5`, see `tile_scores`, with the attributes of
+  the feature file and `classes`, and without `coords` if the features have
+  none; for models that choose instances also `keep/keep.h5` with bool [N] of
+  every slide of the cohort.
+
+  Args:
+    folder: of the fold.
+    cohort: the slides.
+    bags: theirs.
+    rows: the test part, bool [n].
+    trained: all runs.
+    run: the fold's.
+  """
+  params = jax.tree.map(lambda x: x[run : run + 1], trained.params[MODEL])
+  index, store = np.flatnonzero(rows), bags.store
+  ends = store.offset + store.length
+  probs = trained.prob['test'][run]
+  shown = progress.bar(
+    zip(index, bags.read(index), probs, strict=True),
+    desc='attention files',
+    unit='slide',
+    total=len(index),
+    delay=progress.PATIENCE,
+  )
+  for bag, x, prob in shown:
+    length, kept = store.length[bag], np.zeros(len(x), bool)
+    kept[:length] = True
+    if trained.keep is not None:
+      kept[:length] = trained.keep[run, store.offset[bag] : ends[bag]]
+    output = jax.device_get(_predict(trained.task, params, x, kept))
+    logits = output.instance_logits[0, :length]
+    arrays = {
+      'attention': output.attention[0, :length],
+      # By JAX each new length of a bag would be compiled for.
+      'instance_prob': scipy.special.softmax(logits, axis=-1),
+      'kept': kept[:length],
+      'prob': prob,
+    }
+    source = cohort.read_placed(bag)
+    if source.coords is not None:
+      arrays['coords'] = source.coords
+    path = folder / 'attention' / f'{cohort.manifest.slide[bag]}.h5'
+    attributes = source.attributes | {'classes': list(cohort.classes)}
+    tile_scores.write(path, arrays, attributes)
+  if trained.keep is not None:
+    places = zip(cohort.manifest.slide, store.offset, ends, strict=True)
+    kept = {name: trained.keep[run, a:b] for name, a, b in places}
+    tile_scores.write(folder / 'keep' / 'keep.h5', kept, {})
 
 
 def _fold(run: Run, split: Split) -> Fold:
@@ -222,6 +294,64 @@ def test_second(
     parts = {'external': of_slides(cohort, everything, prob)}
     fold_folder = Folder(folder.at(f'fold_{fold}'))
     predictions.write(fold_folder, fold, parts, cohort.classes)
+
+
+def draw_heat_maps(
+  folder: Folder, fold: int, material: Material, *, limit: int | None
+) -> list[str]:
+  """Draws the maps of the first `limit` test slides, or of all.
+
+  Each picture, `figures/heat_maps/fold_<i>_<slide_id>.png`, is that of
+  `overlay.draw`, on the absolute scale. Slides without a file, or whose
+  features lack coordinates or the tiles' size, have no picture; how many they
+  are is printed. Pictures that are there stay.
+
+  Args:
+    folder: of the results.
+    fold: its number; where it tests nothing, its validation slides are drawn.
+    material: that it was trained on.
+    limit: of slides.
+
+  Returns:
+    What was wrong with slide files that could not be read or are others.
+  """
+  # It imports matplotlib, which takes half a second.
+  from experiments.maps import overlay
+
+  cohort, is_tested = material.cohort, material.splits[fold].test.any()
+  label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
+  without, faults = {}, []
+  paths = sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]
+  for path in progress.bar(
+    paths, desc='heat maps', unit='slide', delay=progress.PATIENCE
+  ):
+    name = f'figures/heat_maps/fold_{fold}_{path.stem}.png'
+    if folder.at(name).exists():
+      continue
+    if path.stem not in cohort.slides:
+      without[path.stem] = 'no slide file'
+      continue
+    try:
+      drawing = overlay.draw(
+        cohort.slides[path.stem],
+        tile_scores.read({fold: path}),
+        label=cohort.classes[label[path.stem]],
+        note=None if is_tested else tile_scores.VALIDATION,
+      )
+    except tile_scores.UnplacedError as e:
+      without[path.stem] = str(e).removeprefix(f'{path}: ')
+    except (slides.SlideError, tile_scores.MapError) as e:
+      faults.append(str(e))
+    else:
+      folder.save(
+        name, lambda p, d=drawing: d.savefig(p, dpi=100, format='png')
+      )
+  if without and cohort.slides:
+    slide, reason = next(iter(without.items()))
+    print(
+      f'fold {fold}: {len(without)} slides have no heat map. {slide}: {reason}'
+    )
+  return faults
 
 
 def folders_of_seeds(

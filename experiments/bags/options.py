@@ -11,9 +11,8 @@ import dataclasses
 import pathlib
 
 from experiments.run import results, start
-from experiments.run.check import Check
 from experiments.run.options import OptionError, field, fixed, free, to_json
-from experiments.run.start import Machine, Output
+from experiments.run.start import Check, Machine, Output
 from kmil_jax import folds, losses, parallel, selection
 from kmil_jax.models import SPECS, dtfd, kmil
 from kmil_jax.types import Recipe

@@ -16,7 +16,7 @@ from experiments.bags import cohort as cohorts
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Data, External, Folds
 from experiments.run import start
-from experiments.run.check import Check
+from experiments.run.start import Check
 from kmil_jax import cost, parallel
 from kmil_jax.folds import Settings
 from kmil_jax.inference import MODEL
@@ -38,7 +38,7 @@ def begin(path: pathlib.Path, options: Sequence[Any], *plan: Any) -> Material:
 
   Args:
     path: of the results folder.
-    options: of the script, as they were resolved.
+    options: of the script, as they were given.
     *plan: what `check` takes besides.
 
   Raises:

@@ -53,6 +53,11 @@ class Compiled:
   part: str = field(
     'train', 'A step of training or evaluation.', choices=('train', 'evaluate')
   )
+  store: str = field(
+    'resident',
+    'Where features are: a copy on each device, or spread over them.',
+    choices=('resident', 'spread'),
+  )
   bags: int = field(1036, 'Bags of the cohort.', least=2)
   instances: tuple[int, ...] = field(
     (3000, 5000), 'Instances of the bags, in turn.', least=1
@@ -133,7 +138,7 @@ class Compiled:
       ),
       tree,
     )
-    args = [place(spec, arg) for spec, arg in zip(specs, args, strict=True)]
+    args = jax.tree.map(place, specs, args)
     mapped = jax.shard_map(
       function,
       mesh=mesh,
@@ -150,7 +155,7 @@ class Compiled:
 
   def _program(
     self, model: str, devices: int
-  ) -> tuple[Callable[..., Any], tuple[P, ...], tuple[Any, ...], tuple]:
+  ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...], tuple]:
     """Returns a function of a device, places and shapes of its arguments."""
     spec, recipe = SPECS[model], Recipe(epochs=1)
     dtype = dtype_of(self.precision)
@@ -172,21 +177,26 @@ class Compiled:
       length=ints(self.bags),
       label=ints(self.bags),
     )
+    spread, where = P(parallel.AXIS), jax.tree.map(lambda _: P(), store)
+    if self.store == 'spread':
+      share = (rows + buckets[-1]) // devices + 2
+      share = jax.ShapeDtypeStruct((devices * share, _WIDTH), dtype)
+      store = store.replace(features=parallel.Spread(rows=share))
+      where = where.replace(features=spread)
     on_all = lambda tree: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
         (devices * x.shape[0], *x.shape[1:]), x.dtype
       ),
       tree,
     )
-    spread, item = P(parallel.AXIS), ints(self.bags, recipe.batch)
     if self.part == 'train':
-      chunk = ints(self.bags), item
+      chunk = ints(self.bags), ints(self.bags, recipe.batch)
       args = on_all(state), store, chunk
-      return functions[0], (spread, P(), P()), args, (0,)
+      return functions[0], (spread, where, P()), args, (0,)
     state = on_all(state)
     chunk = on_all((ints(self.bags), ints(self.bags, 1), ints(self.bags)))
     args = (state.variables, state.run), store, chunk
-    return functions[1], (spread, P(), spread), args, ()
+    return functions[1], (spread, where, spread), args, ()
 
 
 def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
@@ -205,6 +215,7 @@ def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
     'arguments (GB)': memory.argument_size_in_bytes / 1e9,
     'temporary (MB)': memory.temp_size_in_bytes / 1e6,
     'collectives': program.collectives,
+    'asynchronous': program.asynchronous,
   }
 
 

@@ -13,8 +13,8 @@ _FREE = frozenset(
 )
 _SLICES = frozenset(('dynamic-slice', 'slice', 'gather'))
 _COLLECTIVE = re.compile(
-  r' (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
-  r'(?:-start)?\('
+  r' (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
+  r'(-start)?\(.*?channel_id=(\d+)'
 )
 
 
@@ -98,7 +98,15 @@ class Program:
         self._entry = ops if header[1] else getattr(self, '_entry', ops)
       elif op := _op(line):
         ops.append(op)
-    self.collectives = len(_COLLECTIVE.findall(text))
+    found = [
+      (name.startswith('async') or bool(collective[1]), collective[2])
+      for name, ops in self._computations.items()
+      for op in ops
+      if (collective := _COLLECTIVE.search(op.text))
+    ]
+    # Of an asynchronous one, each kernel beside which it goes on names it.
+    self.collectives = len({channel for _, channel in found})
+    self.asynchronous = len({channel for hidden, channel in found if hidden})
 
   @property
   def products(self) -> dict[str, int]:

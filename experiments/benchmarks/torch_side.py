@@ -15,7 +15,7 @@ from torch import nn
 
 from experiments.benchmarks.work import Call, Forms
 from experiments.encoding import encoder
-from experiments.run import weights
+from experiments.run import results
 from kmil_jax import port
 from kmil_jax.types import Recipe, Store
 
@@ -197,7 +197,7 @@ def network(name: str) -> tuple[nn.Module, dict[str, np.ndarray]]:
   """Returns timm's network of an encoder, and its weights by public names."""
   if name == encoder.DEFAULT:
     module = import_timm().create_model('tf_efficientnet_lite0').eval()
-    state = weights.read(encoder.file_of_weights(name, None, '.'))
+    state = results.read_weights(encoder.file_of_weights(name, None, '.'))
     # Its own order is that of the file.
     tensors = map(torch.tensor, state.values())
     module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))

@@ -20,6 +20,7 @@ COLUMNS = {
   'arguments (GB)': '.2f',
   'temporary (MB)': ',.0f',
   'collectives': '',
+  'asynchronous': '',
   'host launches': '',
   'estimate (us)': ',.0f',
 }

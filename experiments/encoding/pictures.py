@@ -29,9 +29,10 @@ _SHAPE = (
 def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
   """Writes `<features_dir>/grids/<slide_id>.png` where there is no newer one.
 
-  Each shows the slide, the edge of its tissue in green, and the tiles, from the
-  coordinates of the feature file, in blue: none of a slide that has no
-  features. See `_write` for what lies beside it.
+  Each shows the slide, the edge of its tissue in green, the outlines of
+  --regions_dir in black, and the tiles, from the coordinates of the feature
+  file, in blue: none of a slide that has no features. See `_write` for what
+  lies beside it.
   """
   folder = features_dir / 'grids'
   for path in cohort.paths:
@@ -58,11 +59,12 @@ def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
 def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
   """Writes `<features_dir>/previews/<slide_id>.png`, and prints how many tiles.
 
-  Each is a contact sheet: the slide, the edge of its tissue in green, all tiles
-  that would be taken in blue and, in orange, those that are shown below at full
-  size; in grey those that are left out for their blur, some of which are shown
-  below the others. What is shown is numbered in both places. Of a slide that
-  would yield no tile it shows the tissue.
+  Each is a contact sheet: the slide, the edge of its tissue in green, the
+  outlines of --regions_dir in black, all tiles that would be taken in blue and,
+  in orange, those that are shown below at full size; in grey those that are
+  left out for their blur, some of which are shown below the others. What is
+  shown is numbered in both places. Of a slide that would yield no tile it shows
+  the tissue.
 
   Returns:
     By slide that would fail the reason.
@@ -119,6 +121,9 @@ def _draw(
   width = slide.width * slide.mpp
   length, text = slides.scale_bar(width, picture.width)
   pen, end = ImageDraw.Draw(picture), 6 + length / width * picture.width
+  for ring in cohort.regions.get(slide.slide_id, ()):
+    corners = ring.corners * picture.width / slide.width
+    pen.line([*map(tuple, corners), tuple(corners[0])], 'black', 2)
   pen.rectangle([0, 0, end + 6, 24], 'white')
   pen.line([6, 6, end, 6], 'black', 2)
   pen.text((6, 8), text.replace('µ', 'u'), 'black')  # The font has no µ.

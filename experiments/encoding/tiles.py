@@ -17,8 +17,8 @@ import numpy as np
 from data import slides, tiling, tissue
 from data.files import broken, first_of
 from experiments.run import progress
-from experiments.run.check import gathered
 from experiments.run.options import OptionError, field
+from experiments.run.start import gathered
 
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
 

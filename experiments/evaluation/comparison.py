@@ -31,6 +31,7 @@ class Run:
   folder: Folder
   summary: Mapping[str, Any]  # as `summary.summarise` writes it
   folds: Mapping[int, Mapping[str, Predictions]]  # by part: val and test
+  patients: str | None = None  # how slides are joined, see `of_cases`
 
   @property
   def classes(self) -> list[str]:
@@ -38,9 +39,17 @@ class Run:
     return self.summary['classes']
 
   def test(self) -> Predictions:
-    """Returns the test parts of all folds, sorted by slide within each."""
+    """Returns the test parts of all folds, sorted by slide within each.
+
+    Of patients, those whose slides are of several classes are left out.
+    """
     parts = [parts['test'] for parts in self.folds.values()]
-    return predictions.pool([predictions.by_slide(p) for p in parts])
+    if not self.patients:
+      return predictions.pool([predictions.by_slide(p) for p in parts])
+    joined = [predictions.of_cases(p, self.patients) for p in parts]
+    pooled = vars(predictions.pool(joined)).values()
+    one = np.concatenate([p.label >= 0 for p in joined])
+    return Predictions(*(column[one] for column in pooled))
 
   def external(self) -> Predictions:
     """Returns the mean of the folds' models on the second cohort."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from data import files, images
 from data.labelled_tiles import TileError
-from experiments.run.check import Findings
+from experiments.run.start import Findings
 from kmil_jax import froc
 from kmil_jax.froc import Case, Froc
 

@@ -45,6 +45,13 @@ def _part(whole: str) -> dict[str, Any]:
   }
 
 
+# What `of_cases` returns.
+_CASES = {
+  'count': int,
+  'mixed': int,
+  'most_slides': int,
+  '*': {name: dict.fromkeys(_POOLED, NUMBER) for name in metrics.NAMES},
+}
 # What summary.json holds.
 _KIND = _part('pooled') | {
   'model': str,
@@ -60,14 +67,9 @@ _KIND = _part('pooled') | {
     '*': object,
   },
   'part?': str,
-  'cases?': {
-    'count': int,
-    'mixed': int,
-    'most_slides': int,
-    '*': {name: dict.fromkeys(_POOLED, NUMBER) for name in metrics.NAMES},
-  },
+  'cases?': _CASES,
   'external?': _part('ensemble')
-  | {'slides': int, 'cases': int, 'calibration': _ERRORS},
+  | {'slides': int, 'cases': int, 'calibration': _ERRORS, 'by_case?': _CASES},
 }
 
 
@@ -89,8 +91,8 @@ def summarise(
 
   Writes predictions.csv and validation_predictions.csv of all folds,
   summary.csv, summary.json and each fold's temperature.json; with
-  fold_<i>/external.csv also external_predictions.csv, where the mean over folds
-  has `mean` for its fold.
+  fold_<i>/external.csv also external_predictions.csv and that of its cases,
+  where the mean over folds has `mean` for its fold.
 
   Returns:
     What summary.json holds: `of_folds` of the test parts, `pooled` being all
@@ -128,9 +130,11 @@ def summarise(
   }
   if external := predictions.read_external(folder, classes):
     summary['external'] = of_external(external, classes)
-    every = external | {'mean': predictions.mean(external)}
-    lines = predictions.rows(every, 'external', classes)
+    mean = {'mean': predictions.mean(external)}
+    lines = predictions.rows(external | mean, 'external', classes)
     folder.write('external_predictions.csv', lines)
+    lines = predictions.case_rows(mean, classes)
+    folder.write(f'external_{predictions.CASES}', lines)
   folder.write('summary.json', summary)
   return summary
 
@@ -360,8 +364,8 @@ def of_external(
 
   Returns:
     What `of_folds` returns, `ensemble` being the mean probability over folds,
-    with the number of slides and cases, the folds, and the ensemble's
-    calibration.
+    with the number of slides and cases, the folds, and the ensemble's metrics
+    by case and calibration.
 
   Raises:
     ResultsError: if the folds do not hold the same slides.
@@ -371,6 +375,7 @@ def of_external(
     'slides': len(ensemble),
     'cases': len(set(ensemble.case)),
     'folds': list(parts),
+    'by_case': of_cases([ensemble]),
     **of_folds(ensemble, list(parts.values()), classes, 'ensemble'),
     'calibration': errors(ensemble.label, ensemble.prob),
   }
@@ -385,7 +390,7 @@ def text(summary: Mapping[str, Any]) -> str:
   title = f'{summary["model"]}, task {summary["task"]}: {parts}'
   tables = [
     metrics_table(summary, 'pooled', title),
-    *cases_tables(summary),
+    *cases_tables(summary.get('cases')),
     _class_table(summary),
     calibration_table(summary['calibration']),
   ]
@@ -396,6 +401,7 @@ def text(summary: Mapping[str, Any]) -> str:
     )
     tables += [
       metrics_table(external, 'ensemble', title),
+      *cases_tables(external.get('by_case')),
       _class_table(external),
     ]
   return '\n'.join(f'\n{table.terminal()}' for table in tables)
@@ -417,10 +423,9 @@ def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
   return Table('metrics', title, ('metric',), columns, rows)
 
 
-def cases_tables(summary: Mapping[str, Any]) -> list[Table]:
-  """A table of the metrics by patient, if one has several slides."""
-  cases = summary.get('cases', {'most_slides': 1})
-  if cases['most_slides'] < 2:
+def cases_tables(cases: Mapping[str, Any] | None) -> list[Table]:
+  """A table of what `of_cases` returned, if a patient has several slides."""
+  if not cases or cases['most_slides'] < 2:
     return []
   ways, rows = predictions.JOINED, []
   for name in metrics.NAMES:

@@ -73,6 +73,7 @@ class Slides(Source):
   def tables(self) -> dict[str, dict[str, Any]]:
     """Returns what the viewer's list has of each slide, see `Server.tables`."""
     return {
+      'case': self._column('case_id'),
       'label': self.labels(),
       'prob': self.predictions(),
       'note': self.notes(),
@@ -80,9 +81,7 @@ class Slides(Source):
 
   def labels(self) -> dict[str, str]:
     """Returns the true classes of the slides of the run, if known."""
-    return {
-      row['slide_id']: row['label'] for row in self._rows() if row.get('label')
-    }
+    return self._column('label')
 
   def notes(self) -> dict[str, str]:
     """Returns what makes a slide no test of the models, of those it does."""
@@ -125,6 +124,10 @@ class Slides(Source):
       slide: {name: statistics.fmean(shares[name]) for name in shares}
       for slide, shares in found.items()
     }
+
+  def _column(self, name: str) -> dict[str, str]:
+    """Returns a cell of the row of each slide, of slides that have it."""
+    return {r['slide_id']: r[name] for r in self._rows() if r.get(name)}
 
   def _rows(self) -> list[dict[str, str]]:
     """Returns the rows of evaluated slides, or of those that were predicted."""

@@ -245,7 +245,7 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     )
   classes = tuple(map(str, marks['classes']))
   side = marks.get('patch_size_level0', tile_size)
-  if side is None or not 0 < float(side) < np.inf:
+  if side is None or not 0 < float(side) < 2**14:
     raise UnplacedError(
       f'{path}: does not state how large its tiles are (patch_size_level0).'
       ' Give --tile_size, in level-0 pixels.'

@@ -21,8 +21,7 @@ from typing import Any
 from data.labelled_tiles import TileError
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results
-from experiments.run.check import Findings, gathered
-from experiments.run.start import Output, show
+from experiments.run.start import Findings, Output, gathered, show
 from kmil_jax import parallel
 
 _FOUND = 'equal_tiles.json'  # What `Material.search` found.

@@ -15,8 +15,8 @@ from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments.evaluation.tables import Row, Table
 from experiments.run import progress
-from experiments.run.check import Findings
 from experiments.run.options import free
+from experiments.run.start import Findings
 from kmil_jax import splits
 
 _HASHED = 64  # Tiles whose pixels are hashed where they do not fit in memory.

@@ -29,7 +29,7 @@ from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
 from data.weights import WeightsError
 from experiments.patches import tiles as patch_tiles
-from experiments.run import progress, results, start, weights
+from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
 from kmil_jax import augment, loop, models, parallel, port, saliency, selection
 from kmil_jax.programs import Program
@@ -76,7 +76,10 @@ class Training(start.Training):
     None, 'Weight decay, added to the gradient.', least=0
   )
   batch: int | None = field(
-    None, 'Tiles per training step, over all devices.', least=1
+    None,
+    'Tiles per training step, over all devices.',
+    flag='batch_size',
+    least=1,
   )
   input_size: int | None = field(
     None, 'Resize tiles to this side for the network, in pixels.', least=8
@@ -200,14 +203,10 @@ class Trained:
     Returns:
       Maps [n, S, S] in [0, 1].
     """
-    cam_of = functools.partial(saliency.grad_cam, self.task.model, layer=layer)
-    maps_of = jax.jit(
-      lambda v, image, *y: cam_of(v, self.task.normalise(image), *y)
-    )
     maps, targets = [], np.asarray(target, np.int32)
     labelled = dataclasses.replace(tiles, label=targets)
     for batch in _batches(labelled, _CAM_BATCH):
-      cam = maps_of(self.variables, batch.image, batch.label)
+      cam = _maps(self.task, layer, self.variables, batch.image, batch.label)
       maps.append(np.asarray(cam)[batch.weight > 0])
     return np.concatenate(maps)
 
@@ -215,6 +214,12 @@ class Trained:
   def _on_devices(self) -> tuple[Program, list[Any]]:
     program = tile_task.program(self.task)
     return program, program.put((_one_run(self.variables), _runs(0)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _maps(task, layer, variables, image, target) -> jax.Array:
+  image = task.normalise(image)
+  return saliency.grad_cam(task.model, variables, image, target, layer=layer)
 
 
 def train(
@@ -369,7 +374,7 @@ def _read_weights(
   if not path:
     return {}, None, recipe
   file, normalised = pathlib.Path(path).expanduser(), {}
-  state = weights.read(file)
+  state = results.read_weights(file)
   if file.suffix.lower() == '.safetensors' and _is_own(state):
     own = _about(file)
     normalised = {n: tuple(own[n]) for n in ('mean', 'std') if n in own}
@@ -417,8 +422,8 @@ def _check(
     )
   if recipe.batch % parallel.num_devices():
     raise PatchError(
-      f'--batch={recipe.batch} does not divide over {parallel.num_devices()}'
-      ' devices. Choose a multiple of that.'
+      f'--batch_size={recipe.batch} does not divide over'
+      f' {parallel.num_devices()} devices. Choose a multiple of that.'
     )
   if recipe.select in selection.NEED_AUROC and len(set(val.label)) < 2:
     raise PatchError(

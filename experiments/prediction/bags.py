@@ -6,10 +6,10 @@ import pathlib
 from typing import NamedTuple
 
 from data import files, inspection, labels, packed
-from data.cohort import Match, compare
+from data.cohort import Match, compare, differences
 from data.features import FeatureError
-from experiments.bags import features
 from experiments.prediction.models import Card, PredictionError
+from experiments.run import progress
 from kmil_jax import parallel
 from kmil_jax.export import ExportError, Predictor
 
@@ -127,7 +127,8 @@ def find(
     raise PredictionError(
       f'{features_dir}: no feature files, <slide_id>.h5. Give another folder.'
     )
-  features.scan(source, ids, cache_dir)
+  reads = inspection.inspect(source, ids, cache_dir, keep=parallel.is_first())
+  progress.go_through(reads, len(ids), 'slide', 'reading features')
   match, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
   for slide in ids:
     with contextlib.suppress(FeatureError):  # It is named when it is predicted.
@@ -135,7 +136,7 @@ def find(
   compare(source.path, match)
   theirs |= card.features
   here = match.attributes
-  if differ := features.differences(here, theirs):
+  if differ := differences(here, theirs):
     match.problems.append(
       f'{source.path}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Make them as those of the training.'

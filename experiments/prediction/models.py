@@ -154,6 +154,11 @@ class Models(Folds):
     Raises:
       data.labels.ManifestError: if cohort.csv is damaged.
     """
+    if self.model:
+      print(
+        f'note: {self.model} does not name the slides of its training. If these'
+        ' are among them, predictions are no test of the models.'
+      )
     if not self.run or not self.folder().has('cohort.csv'):
       return {}
     table = labels.read(self.folder().at('cohort.csv'))

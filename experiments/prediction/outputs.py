@@ -88,7 +88,7 @@ def predict(
         path.unlink()
   failures = dict(sorted(failures.items()))
   folder.write('failures.csv', [['slide_id', 'reason'], *failures.items()])
-  lines, means = _rows(card, predicted, trained_on or {})
+  lines, means = _rows(card, predicted, case_of or {}, trained_on or {})
   folder.write('predictions.csv', lines)
   print(f'slides: {_counts(means, card)}')
   if not case_of:
@@ -131,6 +131,7 @@ def _counts(prob: np.ndarray, card: Card) -> str:
 def _rows(
   card: Card,
   predicted: Mapping[str, tuple[np.ndarray, int]],
+  case_of: Mapping[str, str],
   trained_on: Mapping[str, str],
 ) -> tuple[list[list], np.ndarray]:
   """Returns the rows of predictions.csv, and the mean probabilities, [n, C].
@@ -143,10 +144,12 @@ def _rows(
   Args:
     card: of the models.
     predicted: probabilities [R, C] and number of instances, by slide.
+    case_of: as for `predict`.
     trained_on: as for `predict`.
   """
   columns = [f'prob_{c}' for c in card.classes]
-  header = ['slide_id', 'pred', *columns, *(f'std_{c}' for c in card.classes)]
+  header = ['case_id', 'slide_id', 'pred', *columns]
+  header += [f'std_{c}' for c in card.classes]
   header += [f'fold_{i}_{column}' for i in card.folds for column in columns]
   lines = [[*header, 'instances', 'calibrated', 'trained_on']]
   has = [t is not None for t in card.temperature]
@@ -163,7 +166,7 @@ def _rows(
     pred = card.classes[mean.argmax()]
     values = [*mean.tolist(), *spread, *prob.ravel().tolist()]
     about = instances, calibrated, trained_on.get(slide)
-    lines.append([slide, pred, *values, *about])
+    lines.append([case_of.get(slide), slide, pred, *values, *about])
   return lines, np.reshape(means, (-1, len(card.classes)))
 
 

@@ -103,8 +103,10 @@ def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
     record: adds the validation part and the epoch that was kept.
   """
   columns, rows = dict.fromkeys(part['metrics'], '.3f'), {}
+  trained = record and any(record.history.values())
   if record:
     columns |= {f'validation {name}': '.3f' for name in _METRICS[1:]}
+  if trained:
     columns |= {'epoch kept, from 1': 'd'}
   for place, fold in enumerate(part['folds']):
     values = [m['per_fold'][place] for m in part['metrics'].values()]
@@ -112,6 +114,7 @@ def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
       val, lines = record.folds[fold]['val'], record.history[fold]
       scores = metrics.evaluate(val.label, val.prob)
       values += [float(scores[name]) for name in _METRICS[1:]]
+    if trained:
       values.append(lines[-1]['best_epoch'] + 1 if lines else None)
     rows[str(fold)] = values
   return _table('Metrics by fold', 'fold', columns, rows)

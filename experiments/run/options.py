@@ -12,13 +12,20 @@
 A field is an int, float, str, bool, pathlib.Path or a tuple of one of these,
 and may be None. A tuple is written with commas between its values. A subclass
 for a script in which a field has no effect makes it `fixed`.
+
+Every script has --plugin: a module of the user's own, which may register models
+and hold encoders. It is imported before the other flags are read, so that they
+know its models; config.json names it, and what uses the run asks for it.
 """
 
+import argparse
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 import dataclasses
+import importlib
 import json
 import pathlib
 import sys
+import traceback
 import types
 import typing
 from typing import Any
@@ -26,10 +33,12 @@ from typing import Any
 from absl import flags
 
 from data import files
+from kmil_jax import checksums
 
 # Former names of flags, and what they are now. They are understood, and not
 # shown. One may be that of several flags: of the first that a script has.
 ALIASES: Sequence[tuple[str, str]] = (
+  ('batch', 'batch_size'),
   ('combine', 'average_with_top_instance'),
   ('compile_s', 'compile'),
   ('default_mpp', 'slide_mpp'),
@@ -244,6 +253,84 @@ def renamed(
 def decisive(classes: Sequence[type]) -> set[str]:
   """Returns the flags on which results depend."""
   return {option.flag for option in _options(classes) if option.result}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+  """Code of your own."""
+
+  plugin: str | None = free(
+    None,
+    'Python module or file to import first, which registers a model'
+    ' (kmil_jax.register) or holds an encoder for --weights=module:function.',
+  )
+
+
+# By the command that runs, as config.json names it.
+plugin_given: str | None = None
+
+
+def load_given_plugin(argv: Sequence[str]) -> None:
+  """Imports what --plugin names on a command line, if it does.
+
+  Raises:
+    OptionError: see `load_plugin`.
+  """
+  global plugin_given
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  parser.add_argument('--plugin', '-plugin', nargs='?')
+  plugin = parser.parse_known_args(argv[1:])[0].plugin
+  plugin_given = load_plugin(plugin, f'--plugin={plugin}') if plugin else None
+
+
+def plugin_inputs() -> dict[str, str]:
+  """Returns the hash of the file that --plugin names, as results depend on."""
+  if not plugin_given:
+    return {}
+  file = sys.modules[
+    pathlib.Path(plugin_given).stem if _is_file(plugin_given) else plugin_given
+  ]
+  return {'plugin_sha256': checksums.of_file(pathlib.Path(file.__file__))}
+
+
+def _is_file(plugin: str) -> bool:
+  """Whether a plugin is a file, and no module."""
+  return plugin.endswith('.py')
+
+
+def load_plugin(plugin: str, source: str) -> str:
+  """Imports a module or file, once.
+
+  Args:
+    plugin: name of a module, or a path that ends in .py.
+    source: what names it, for messages.
+
+  Returns:
+    The name, or the absolute path.
+
+  Raises:
+    OptionError: if it cannot be imported, or another module has its name.
+  """
+  path = pathlib.Path(plugin).expanduser().absolute()
+  if _is_file(plugin) and not path.is_file():
+    raise OptionError(f'{source}: no such file. Give its place by --plugin.')
+  if str(path.parent) not in sys.path:
+    sys.path.append(str(path.parent))
+  try:
+    module = importlib.import_module(path.stem if _is_file(plugin) else plugin)
+  except Exception as e:  # The user's code may raise anything.
+    at = traceback.extract_tb(e.__traceback__)[-1]
+    raise OptionError(
+      f'{source} cannot be imported: {type(e).__name__}: {e} ({at.filename},'
+      f' line {at.lineno}). Give a Python file, or a module in this folder or'
+      ' on PYTHONPATH, by --plugin.'
+    ) from e
+  if _is_file(plugin) and not path.samefile(module.__file__ or '/'):
+    raise OptionError(
+      f'{source}: a module {path.stem} is there already, {module.__file__}.'
+      ' Rename the file.'
+    )
+  return str(path) if _is_file(plugin) else plugin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """How training shows itself: a bar, metrics.jsonl, and TensorBoard's events."""
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
@@ -54,6 +55,12 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
       'position': 0,
     },
   )
+
+
+def go_through(steps: Iterable, total: int, unit: str, name: str) -> None:
+  """Takes steps that mostly are done before; shows a bar where they are not."""
+  shown = bar(steps, desc=name, total=total, unit=unit, delay=0.5)
+  collections.deque(shown, maxlen=0)
 
 
 class Progress:

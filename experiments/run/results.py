@@ -29,8 +29,10 @@ from typing import Any
 
 import numpy as np
 
+from data import weights
 from data.files import free_space, replacing
-from experiments.run import options, plugins
+from data.weights import WeightsError
+from experiments.run import options
 from kmil_jax import checksums, parallel
 
 CONFIG, REPORT = 'config.json', 'report.html'
@@ -56,7 +58,7 @@ _KIND = {
   ],
   'cohort?': {
     'classes?': [str],
-    'width?': int,
+    'width?': range(1, 2**20),
     'features?': {'*': str},
     'features_dir?': str,
     'left_out?': [str],
@@ -80,7 +82,7 @@ class Config:
   inputs: Mapping[str, Any]  # hashes of labels, features and splits
   made_by: Sequence[Mapping[str, Any]]  # versions, commit, command
   cohort: Mapping[str, Any]  # what users of the models need to know of it
-  plugin: str | None = None  # that registered the model, see `plugins`
+  plugin: str | None = None  # that registered the model, see `options.Plugin`
 
   def options(self, *classes: type) -> list[Any]:
     """Returns the options, an instance of each class of the script.
@@ -90,7 +92,7 @@ class Config:
         if the run had a plugin, and this command was given none: a file that
         is read runs no code by itself.
     """
-    if self.plugin and not plugins.given:
+    if self.plugin and not options.plugin_given:
       raise options.OptionError(
         f'{self.path}: the run was made with code of its own, which runs as'
         f' you. If you trust it, give --plugin={self.plugin}'
@@ -102,8 +104,9 @@ class Folder:
   """Reads and writes the files of a folder, by names relative to it.
 
   The end of a name says what its file holds: .json any value, .jsonl a list of
-  them, .csv rows; all else is text. Only process 0 writes. Names may hold any
-  character that the file system takes: none is a pattern.
+  them, .csv rows, .npy an array, .npz arrays by name; all else is text. Only
+  process 0 writes. Names may hold any character that the file system takes:
+  none is a pattern.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -164,8 +167,8 @@ class Folder:
 
     Args:
       name: of the file.
-      content: of a .csv rows of cells, of a .png a figure of matplotlib. A
-        text is written as it is.
+      content: of a .csv rows of cells, of a .png a figure of matplotlib, of a
+        .npz a dict of arrays. A text is written as it is.
 
     Raises:
       ValueError: if a number for JSON is not finite.
@@ -175,6 +178,9 @@ class Folder:
         self.save(
           name, lambda path: content.savefig(path, dpi=130, format='png')
         )
+        return
+      case '.npy' | '.npz':
+        self.save(name, lambda path: _save_arrays(path, content))
         return
       case _ if isinstance(content, str):
         pass
@@ -187,7 +193,9 @@ class Folder:
         text = io.StringIO(newline='')
         csv.writer(text, lineterminator='\n').writerows(content)
         content = text.getvalue()
-    self.save(name, lambda path: path.write_bytes(content.encode()))
+    # Names of files need not be text.
+    content = content.encode(errors='backslashreplace')
+    self.save(name, lambda path: path.write_bytes(content))
 
   def is_newest(self, name: str) -> bool:
     """Whether this process finds a file, and nothing in the folder newer."""
@@ -237,6 +245,14 @@ class Folder:
     return Config(path, values, *rest, held.get('plugin'))
 
 
+def _save_arrays(path: pathlib.Path, content: Any) -> None:
+  with path.open('wb') as file:  # Of a path, NumPy would change the name.
+    if isinstance(content, np.ndarray):
+      np.save(file, content)
+    else:
+      np.savez_compressed(file, **content)
+
+
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns the arrays of an .npz that a command keeps for the next.
 
@@ -250,6 +266,21 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise ResultsError(
       f'{path} is damaged ({e}). Remove it: the same command makes it anew.'
     ) from e
+
+
+def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads a file of named weights; see `data.weights.read`.
+
+  Raises:
+    WeightsError: as that, or if the file is not the one that was written.
+  """
+  file = weights.file_of(path)
+  if damaged := checksums.damage(file.parent, file.name):
+    raise WeightsError(
+      f'{damaged} was changed since it was written. Run the command that'
+      f' trained {file} again, which trains it anew.'
+    )
+  return weights.read(file)
 
 
 @contextlib.contextmanager
@@ -293,7 +324,7 @@ def record(
   Raises:
     ResultsError: in every process, if there is one of other options or inputs.
   """
-  inputs = {**inputs, **plugins.inputs()}
+  inputs = {**inputs, **options.plugin_inputs()}
   content = {
     'version': _VERSION,
     'options': options.to_json(resolved),
@@ -303,8 +334,8 @@ def record(
   }
   if cohort is not None:
     content['cohort'] = dict(cohort)
-  if plugins.given:
-    content['plugin'] = plugins.given
+  if options.plugin_given:
+    content['plugin'] = options.plugin_given
 
   def write():
     content['made_by'] = [_made_by()]
@@ -350,8 +381,9 @@ def fits(kind: Any, value: Any) -> bool:
   """Whether a value of JSON is of a kind.
 
   Args:
-    kind: a type or several; a list of one kind; or kinds by key, where a key
-      with ? may be absent, and * stands for all keys that are not named.
+    kind: a type or several; a range of whole numbers; a list of one kind; or
+      kinds by key, where a key with ? may be absent, and * stands for all keys
+      that are not named.
     value: read from a file.
   """
   match kind:
@@ -368,6 +400,8 @@ def fits(kind: Any, value: Any) -> bool:
       )
     case [each]:
       return isinstance(value, list) and all(fits(each, one) for one in value)
+    case range():
+      return type(value) is int and value in kind
   if isinstance(value, bool):
     return kind in (bool, object)
   return isinstance(value, kind)
@@ -418,7 +452,7 @@ def _locked(folder: Folder) -> Iterator[None]:
       ' Results may not fit; what was saved by then would stay.',
       flush=True,
     )
-  with folder.at(_LOCK).open('a+', encoding='utf-8') as file:
+  with folder.at(_LOCK).open('a+', errors='replace') as file:
     # Children that outlive this process would keep it.
     os.set_inheritable(file.fileno(), False)
     os.register_at_fork(after_in_child=file.close)

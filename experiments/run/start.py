@@ -1,5 +1,10 @@
 """What every script does: read its options, join a pod, tell faults plainly.
 
+With --check, problems and warnings are gathered instead of raised one by one.
+What a machine does to a command (Ctrl-C, full disks, lost processes) ends it
+with a line or two; what it has saved so far stays, and the same command goes on
+from there.
+
 A script is a function, whose parameters are its options:
 
   def run(folds: Folds, output: Output, machine: Machine) -> None:
@@ -11,26 +16,52 @@ A script is a function, whose parameters are its options:
     main()
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import ctypes
 import dataclasses
+import errno
 import os
 import pathlib
+import re
 import shlex
+import signal
 import sys
+import tempfile
+import threading
+import time
+from types import FrameType
 import typing
 from typing import Any
 import warnings
 
 from absl import logging
+import jax
 
-from experiments.run import faults, options, plugins, results
-from experiments.run.check import Check, Findings
+from experiments.run import options, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 _ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
+_INTERRUPTED = 130  # The exit code, as that of a shell.
+_NO_FOLDER = (
+  '{}: there is a file, or a link to nothing, where a folder is needed. Give'
+  ' another folder.'
+)
+_PATIENCE = 5  # Seconds in which a command says why it ends.
+_FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+_PATH = re.compile(r"""["'](/[^"']+)["']""")
+# Of what tells one process that another one is not there.
+_POD = re.compile('gloo|nccl|coordination|barrier', re.IGNORECASE)
+_LOST = (
+  'error: another process of this pod has ended. Give the same command to all'
+  ' of them again: it goes on from what was saved.'
+)
+_ALONE = (
+  'error: the processes of this pod did not find each other. Start all of them,'
+  ' with one --coordinator and --num_processes and each with its --process_id.'
+)
 
 
 def _cache() -> pathlib.Path:
@@ -140,6 +171,93 @@ class Machine(Cache):
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """Checking only."""
+
+  check: bool = free(
+    False,
+    'Only check the inputs: list every problem at once, and what would run. The'
+    ' exit code is 1 if there are problems.',
+  )
+
+
+@contextlib.contextmanager
+def gathered(messages: list[str]) -> Iterator[None]:
+  """Adds what the block warns of to a list, in place of printing it.
+
+  An error that ends the block keeps the list as its attribute `warnings`.
+  """
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    try:
+      yield
+    except Exception as e:
+      e.warnings = messages
+      raise
+    finally:
+      messages += dict.fromkeys(str(one.message) for one in caught)
+
+
+@dataclasses.dataclass
+class Findings:
+  """What is wrong with the inputs of a script.
+
+  Attributes:
+    problems: with any of them nothing can run; each names what and where.
+    warnings: what may be meant.
+  """
+
+  problems: list[str] = dataclasses.field(default_factory=list)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+
+  def add_folder(self, folder: pathlib.Path) -> None:
+    """Adds a problem if a folder of that name cannot be written there."""
+    folder = folder.absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    if not there.is_dir():
+      self.problems.append(_NO_FOLDER.format(there))
+      return
+    longest = os.pathconf(there, 'PC_NAME_MAX')
+    if any(len(os.fsencode(name)) > longest for name in folder.parts):
+      self.problems.append(
+        f'{folder}: names of folders here have at most {longest} bytes.'
+        ' Give a shorter one.'
+      )
+
+  def warn(self) -> None:
+    """Prints the warnings."""
+    for warning in self.warnings:
+      print(f'warning: {warning}')
+
+  def add_absent(self, given: Sequence[Any]) -> None:
+    """Adds the paths to read that do not exist and that no problem names.
+
+    Args:
+      given: options of the script.
+    """
+    known = '\n'.join(self.problems)
+    self.problems += [
+      f'--{flag}={path}: no such file or folder.'
+      for flag, path in options.absent(given).items()
+      if not re.search(rf"""(?<![^\s'"=]){re.escape(str(path))}[:'"]""", known)
+    ]
+
+  def close(self) -> None:
+    """Prints what was found and ends the script: with 1 if anything is wrong.
+
+    Raises:
+      SystemExit: always.
+    """
+    self.warn()
+    for problem in self.problems:
+      print(f'problem: {problem}')
+    counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
+    text = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
+    print(f'check: {text}; nothing else was done', flush=True)
+    sys.exit(1 if self.problems else 0)
+
+
 def script(
   run: Callable[..., None], errors: Sequence[type[Exception]] = ()
 ) -> Callable[..., None]:
@@ -161,18 +279,18 @@ def script(
   """
   hints = typing.get_type_hints(run)
   hints.pop('return', None)
-  classes = (*hints.values(), plugins.Plugin)
+  classes = (*hints.values(), options.Plugin)
 
   def main(argv: Sequence[str] | None = None) -> None:
     usage = sys.modules[run.__module__].__doc__
     # Of code that nobody asked about, a user needs no line.
     warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
     if argv is None:
-      faults.prepare()
+      prepare()
     argv, cache = sys.argv if argv is None else argv, Cache()
     given = []
     try:
-      plugins.begin(argv)
+      options.load_given_plugin(argv)
       *given, _ = options.parse(argv, classes, usage)
       parallel.use_one_graph()
       for name in parallel.use_own_numerics():
@@ -181,13 +299,13 @@ def script(
         _begin(cache)
       run(*given)
     except (Exception, KeyboardInterrupt) as e:
-      if explained := faults.explained(e, cache.cache_dir):
+      if explained := fault_of_machine(e, cache.cache_dir):
         code, message = explained
-        faults.leave_pod(code, message)
+        _leave_pod(code, message)
         print(message, file=sys.stderr, flush=True)
         sys.exit(code)
       if isinstance(e, (*_ERRORS, *errors)):
-        faults.leave_pod(1, f'error: {e}')
+        _leave_pod(1, f'error: {e}')
         findings = Findings([str(e)], getattr(e, 'warnings', []))
         if any(isinstance(one, Check) and one.check for one in given):
           findings.add_absent(given)
@@ -223,7 +341,7 @@ def _begin(machine: Cache) -> None:
       )
   if not isinstance(machine, Machine) or not machine.coordinator:
     return
-  faults.watch_pod()
+  _watch_pod()
   try:
     parallel.initialize(
       machine.coordinator, machine.num_processes, machine.process_id
@@ -236,8 +354,9 @@ def _begin(machine: Cache) -> None:
 
 
 def show_next(script: str, **flags: Any) -> None:
-  """Prints the command that may come next."""
-  shown = [shlex.quote(f'--{name}={value}') for name, value in flags.items()]
+  """Prints the command that may come next; flags that are None are left out."""
+  given = [(name, value) for name, value in flags.items() if value is not None]
+  shown = [shlex.quote(f'--{name}={value}') for name, value in given]
   show(' '.join([f'next: python -m experiments.{script}', *shown]))
 
 
@@ -254,3 +373,136 @@ def flags(given: Sequence[Any]) -> list[str]:
     f'--{name}={"" if value is None else text(value)}'
     for name, value in sorted(options.changed(given).items())
   ]
+
+
+def prepare() -> None:
+  """Readies the process of a command; it may begin anew, in UTF-8.
+
+  Names of files are read in the locale's encoding: where that has few letters,
+  those of others would not be found. Threads that fail as the command does are
+  not shown beside it.
+  """
+  if sys.getfilesystemencoding() != 'utf-8' and not sys.flags.utf8_mode:
+    os.environ['PYTHONUTF8'] = '1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  os.environ['MPLBACKEND'] = 'agg'  # Others may be absent, or need a screen.
+  for name in 'stdout', 'stderr':
+    stream = getattr(sys, name) or open(os.devnull, 'w')  # Closed by `>&-`.
+    stream.reconfigure(errors='backslashreplace')
+    setattr(sys, name, stream)
+  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _interrupt)
+  for module, name in (threading, 'excepthook'), (sys, 'unraisablehook'):
+    setattr(module, name, _without_echoes(getattr(module, name)))
+
+
+def _watch_pod() -> None:
+  """Ends this process with a line when JAX misses another one of its pod.
+
+  JAX aborts it, from any thread, after a log of native code. What such code
+  writes to standard error is only shown if something else aborts the process.
+  """
+  shown = os.fdopen(os.dup(2), 'w', buffering=1, errors='backslashreplace')
+  with tempfile.TemporaryFile() as hidden:
+    os.dup2(hidden.fileno(), 2)
+  sys.stderr = shown
+  ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number: int) -> None:
+  """Takes the place of an abort; when it returns, the process is aborted."""
+  written = os.pread(2, 2**20, 0).decode(errors='replace')
+  if not _POD.search(written):
+    print(written, file=sys.stderr, flush=True)
+    return
+  time.sleep(_PATIENCE)  # The command may be about to say why it ends.
+  message = _ALONE if 'RegisterTask' in written else _LOST
+  print(message, file=sys.stderr, flush=True)
+  os._exit(1)
+
+
+def _leave_pod(code: int, message: str) -> None:
+  """Ends a process of a pod, which does not wait for those that wait for it."""
+  if jax.distributed.is_initialized():
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def fault_of_machine(
+  error: BaseException, cache_dir: pathlib.Path
+) -> tuple[int, str] | None:
+  """Returns exit code and message; None for what is no fault of a machine.
+
+  Args:
+    error: what ends the command.
+    cache_dir: if it cannot be used, the message says how to choose another.
+  """
+  if any(
+    isinstance(e, KeyboardInterrupt) or 'KeyboardInterrupt' in str(e)
+    for e in _chain(error)
+  ):
+    return _INTERRUPTED, (
+      'stopped. Nothing that was saved is lost: the same command goes on from'
+      ' there.'
+    )
+  if full := _full(error):
+    return 1, (
+      f'error: {full}. Free some space, or give another folder. What was saved'
+      ' before is intact: the same command goes on from there.'
+    )
+  if isinstance(error, MemoryError):
+    too_little = 'error: this machine has too little memory for it.'
+    return 1, f'{too_little} {error}'.rstrip()
+  if isinstance(error, OSError) and str(cache_dir) in str(error):
+    return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
+  for e in _chain(error):
+    if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
+      return 1, 'error: ' + _NO_FOLDER.format(e.filename)
+  if isinstance(error, IsADirectoryError | PermissionError) and error.filename:
+    what = 'you may not read or write there'
+    if isinstance(error, IsADirectoryError):
+      what = 'there is a folder, where a file is needed'
+    return 1, f'error: {error.filename}: {what}. Give another path.'
+  lost = any(_POD.search(str(e)) for e in _chain(error))
+  if lost and jax.distributed.is_initialized():
+    return 1, _LOST
+  if isinstance(error, RuntimeError | AssertionError) and (
+    fault := parallel.device_fault()
+  ):
+    return 1, f'error: {fault}'
+  return None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+  """Stops the command in order; at a second Ctrl-C, at once."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  raise KeyboardInterrupt
+
+
+def _without_echoes(show: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Passes over faults of threads with which the command itself ends, too."""
+
+  def hook(args):
+    error = args.exc_value
+    if not _full(error) and 'Event loop is closed' not in str(error):
+      show(args)
+
+  return hook
+
+
+def _full(error: BaseException | None) -> str | None:
+  """Returns the file, if known, that found no space, and what was said."""
+  for e in _chain(error):
+    for text in _FULL:
+      if text in str(e):
+        match = _PATH.search(str(e))
+        return f'{match[1]}: {text}' if match else text
+  return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error:
+    yield error
+    error = error.__cause__ or error.__context__

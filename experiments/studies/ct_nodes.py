@@ -16,7 +16,7 @@ import numpy as np
 
 from data import labelled_tiles
 from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
-from data.files import first_of, listed, replacing
+from data.files import first_of, listed
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
@@ -270,8 +270,7 @@ def collect(
   path = cache_dir / name
   if parallel.is_first() and not path.exists():
     arrays = _cut_all(rows, data)
-    with replacing(path) as part, part.open('wb') as file:
-      np.savez(file, **arrays)
+    results.Folder(cache_dir).write(name, arrays)
   parallel.wait_for_all('ct_slices')
   return results.read_arrays(path)
 
@@ -531,8 +530,8 @@ def _cam_figure(
   shown = np.concatenate(by_class)
   rows = material.rows['test'][shown]
   return pictures.heat(
-    f'Test slices; green: the mask; numbers: P({tiles.classes[1]}), red where'
-    ' wrong',
+    f'Test slices, {tiles.size * resample.SPACING:.0f} mm wide; green: the'
+    f' mask; numbers: P({tiles.classes[1]}), red where wrong',
     tiles.take(shown),
     {
       NETWORKS[name]: (cam[shown], prob[name][rows, 1])

@@ -1,20 +1,31 @@
 """Stages and tables of He and Li's study: patches, then slides."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import hashlib
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from data.camelyon16.slides import KnownSlide
+from data.slides import Slide, SlideError
+from experiments.evaluation import froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
+from experiments.maps.scale_bar import known_mpp
+from experiments.patches import pictures
 from experiments.patches.study import File, Study
-from experiments.studies import (
-  few_shot_slides as slides,
-  few_shot_training as training,
-)
-from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides
+from experiments.run import progress
+from experiments.run.results import Folder
+from experiments.studies import few_shot_training as training, slide_scores
+from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
-from kmil_jax import intervals, metrics, parallel
+from experiments.studies.node_images import outlines
+from experiments.studies.slide_scores import ScoreError
+from kmil_jax import froc, intervals, metrics, parallel
+from kmil_jax.tasks.distill import DistillTask, Patches
+from kmil_jax.train import Variables
 
 # What the test patches say of a training: names in files, columns of tables.
 METRICS = {
@@ -24,6 +35,9 @@ METRICS = {
   'auroc': 'AUROC',
 }
 _FIXED = 2.0  # The paper's threshold.
+_SLIDE_FIXED = 2.01  # Of slides, in the released code.
+_HIGH = 99  # Percentile of validation patches whose score has the full colour.
+_PICTURE = 700  # Pixels of a slide's longer side.
 _RESAMPLES = 1000
 _NOTES = (
   'accuracy: at the threshold of the highest F1 on the validation patches.'
@@ -45,7 +59,7 @@ def stages(
   if parallel.is_first():  # The rest is work for one process.
     yield from _patches(study, trainings)
     if material.slides:
-      yield from slides.stages(study, material, trainings[0])
+      yield from _slides(study, material, trainings[0])
 
 
 def measure(scores: Mapping[str, Scores]) -> np.ndarray:
@@ -176,3 +190,235 @@ def _table(
     lines.append(Row(here, line))
   notes = *_NOTES, *PUBLISHED[name].notes, *notes
   return Table(name, title, labels, columns, lines, notes)
+
+
+class Result(NamedTuple):
+  """A slide's scores and detections against the truth."""
+
+  values: tuple[float, float]  # at the threshold of validation, and a fixed one
+  case: froc.Case
+
+
+# A map [H, W] as it is drawn, NaN where there is no tissue; its detections,
+# (score, x, y), [K, 3]; and what they come to.
+_Scored = tuple[np.ndarray, np.ndarray, Result]
+
+
+def _slides(
+  study: Study, material: PatchesAndSlides, settings: Sequence[Setting]
+) -> Iterator[Table | File | Exception]:
+  """Scores all tissue of the test slides by RD and FW-RD of the first seed.
+
+  Writes slides/<training>/maps and slides/<training>/detections, and
+  slides/masks, which `experiments.froc` reads. Maps that are there are read: a
+  killed run goes on with the slide that it was at.
+
+  Yields:
+    What it makes of the slides that can be read; last an error that names the
+    others.
+  """
+  teacher, faults = training.teacher(study, material), []
+  scorers = {
+    setting.name: _scorer(study, material, setting, teacher)
+    for setting in settings
+    if setting.name in (RD, FW_RD)
+  }
+  results: dict[str, list[Result]] = {name: [] for name in scorers}
+  rows, tumour, example = [['slide', 'tumour', *scorers]], [], None
+  for slide in progress.bar(material.slides, unit='slide', desc='slides'):
+    try:
+      with Slide(slide.path, material.scale.mpp) as opened:
+        mask = _mask(study.folder, material, slide, opened)
+        scored = {
+          name: score(slide.id, opened, mask) for name, score in scorers.items()
+        }
+        drawing = _draw(slide.id, opened, mask, scored, material.scale)
+    except SlideError as e:
+      faults.append(f'\n  {e}')
+      continue
+    yield File(f'slides/maps/{slide.id}.png', drawing)
+    if mask is not None and not any(tumour):
+      example = drawing
+    tumour.append(mask is not None)
+    for name, (_, _, one) in scored.items():
+      results[name].append(one)
+    values = [f'{some[-1].values[0]:.6g}' for some in results.values()]
+    rows.append([slide.id, int(tumour[-1]), *values])
+  if tumour:
+    yield File('slides/scores.csv', rows)
+    yield from _table_of_slides(study, np.array(tumour), results)
+  if example:
+    yield File('figures/localisation.png', example)
+  if faults:
+    yield ScoreError(f'{len(faults)} slide(s) not scored:{"".join(faults)}')
+
+
+def _table_of_slides(
+  study: Study, tumour: np.ndarray, results: Mapping[str, Sequence[Result]]
+) -> Iterator[Table | File]:
+  """Yields slide AUROC and lesion-level score, as the paper's Figure 2."""
+  rows, summary, curves, rocs = [], {}, {}, {}
+  each = np.arange(len(tumour)).astype(str)  # Slides are what varies.
+  for name, some in results.items():
+    cases = [one.case for one in some]
+    curve = curves[name] = froc.froc(cases)
+    scores = np.array([one.values for one in some]).T
+    rocs[name] = tumour, scores[0], each
+    aurocs = [float(metrics.auroc(tumour, score)) for score in scores]
+    draws = [
+      intervals.auroc_replicates(tumour, s[None], each, resamples=_RESAMPLES)
+      for s in scores
+    ]
+    ends = [*map(intervals.percentile, draws), froc.interval(cases)]
+    pairs = [tuple(e.tolist()) for e in ends]
+    lines = {
+      HERE: [*aurocs, *froc_tables.values(curve)],
+      INTERVAL: pairs + [None] * len(froc.RATES),
+    }
+    rows.append(Row((name,), lines))
+    summary[name] = {
+      'auroc': aurocs[0],
+      f'auroc_at_{_SLIDE_FIXED}': aurocs[1],
+      'froc': curve.score,
+      'sensitivity': curve.sensitivity.tolist(),
+    }
+  columns = dict.fromkeys(('AUROC', f'AUROC, threshold {_SLIDE_FIXED}'), '.3f')
+  yield Table(
+    'slides',
+    f'Slides: {tumour.sum()} with tumour, {curve.lesions} lesions that count;'
+    f' {(~tumour).sum()} without',
+    ('method',),
+    columns | froc_tables.COLUMNS,
+    rows,
+    (
+      "The score of a slide is the mean of its map's values that reach a"
+      " threshold: that of validation patches, or the released code's fixed"
+      f' {_SLIDE_FIXED}. 0 if none does.',
+      froc_tables.NOTE + ' Detections reach the threshold of validation'
+      ' patches.',
+      'Intervals over slides. One training of each method, of the first seed.',
+    ),
+    PUBLISHED['slides'],
+  )
+  yield File('figures/froc.png', froc_tables.draw(curves))
+  # It imports matplotlib, which takes half a second.
+  from experiments.evaluation import figures
+
+  roc = figures.roc(f'{len(tumour)} test slides', rocs)
+  yield File('figures/slide_roc.png', roc)
+  yield training.summary(study.folder, slides=summary)
+
+
+def pmap_score(
+  task: DistillTask, teacher: Variables, student: Variables
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a trained pair as a function of patches, spread over devices.
+
+  Returns:
+    A function of patches, uint8 [T, S, S, 3], returning the means [T] of their
+    anomaly maps, float32. It compiles once per shape of its argument.
+  """
+
+  def score(networks, image):
+    teacher, student = networks
+    shared = Patches(teacher=teacher, image=None, label=None)
+    return task.predict(student, (shared, image), None)['mean']
+
+  networks = parallel.replicate((teacher, student))
+  return functools.partial(parallel.pmap_local(score), networks)
+
+
+def _scorer(
+  study: Study, material: PatchesAndSlides, setting: Setting, teacher: Variables
+) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
+  """Returns a student of the first seed as a function of slides."""
+  folder, scale, digest = study.folder, material.scale, hashlib.sha256()
+  model = folder.at(f'{setting.folder}/{training.MODEL}')
+  for path in (material.weights or folder.at(training.TEACHER), model):
+    digest.update(hashlib.sha256(path.read_bytes()).digest())
+  task = study.recipe['students'].task
+  on_patches = pmap_score(task, teacher, training.student(model))
+  val = training.scores(folder, setting)['val']
+  threshold, low = val.threshold, np.median(val.mean[~val.tumour])
+  high = max(np.percentile(val.mean, _HIGH), low + 0.01)
+  place = f'slides/{setting.name}_s{setting.seed}'
+
+  def score(slide: str, opened: Slide, mask: np.ndarray | None) -> _Scored:
+    scores = slide_scores.score(
+      opened,
+      on_patches,
+      folder.at(f'{place}/maps/{slide}.npz'),
+      stride=scale.stride,
+      patch=scale.size,
+      model=digest.hexdigest()[:16],
+    )
+    peaks = slide_scores.detections(
+      scores,
+      radius=scale.radius,
+      # Above it is what reaches the threshold, in float32 as maps are.
+      stop=float(np.nextafter(np.float32(threshold), np.float32(0))),
+      stride=scale.stride,
+    )
+    drawn = np.where(scores > 0, (scores - low) / (high - low), np.nan)
+    slide_scores.write_tiff(
+      folder.at(f'{place}/maps/{slide}.tiff'),
+      np.nan_to_num(drawn),
+      mpp=opened.mpp * scale.stride,
+      most=1.0,
+    )
+    lines = [(value, int(x), int(y)) for value, x, y in peaks.tolist()]
+    folder.write(f'{place}/detections/{slide}.csv', lines)
+    truth = None
+    if mask is not None:
+      truth = froc.lesions(mask, mpp=scale.mpp, level=scale.level)
+    case = froc.judge(truth, peaks[:, 0], peaks[:, 1:], level=scale.level)
+    limits = threshold, _SLIDE_FIXED
+    values = tuple(slide_scores.slide_score(scores, limit) for limit in limits)
+    return drawn, peaks, Result(values, case)
+
+  return score
+
+
+def _mask(
+  folder: Folder, material: PatchesAndSlides, slide: KnownSlide, opened: Slide
+) -> np.ndarray | None:
+  """Returns and writes the mask of a slide's tumour; None of a normal slide."""
+  if slide.label != 'tumor':
+    return None
+  level = material.scale.level
+  # One more: the middle of a map's last pixel may be the slide's very end.
+  shape = tuple(n // 2**level + 1 for n in (opened.height, opened.width))
+  mask = material.annotations.mask(slide.id, shape, 2**level)
+  image = Image.fromarray(mask.astype(np.uint8) * 255)
+  folder.save(
+    f'slides/masks/{slide.id}_mask_level{level}.png',
+    lambda path: image.save(path, format='PNG'),
+  )
+  return mask
+
+
+def _draw(
+  title: str,
+  opened: Slide,
+  mask: np.ndarray | None,
+  scored: Mapping[str, _Scored],
+  scale: Scale,
+) -> Any:
+  """Draws a slide and its maps with their detections, as Figure 3."""
+  longer = max(opened.width, opened.height)
+  image = opened.thumbnail(opened.mpp * longer / _PICTURE)
+  ratio = image.shape[1] / opened.width
+  truth, shown = [], {}
+  if mask is not None:
+    pixel = 2**scale.level * ratio
+    truth = [[ring * pixel for ring in area] for area in outlines(mask)]
+  angle = np.linspace(0, 2 * np.pi, 17)
+  circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
+  for name, (drawn, peaks, _) in scored.items():
+    circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
+    shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
+  label = f'anomaly score; of validation: 0 normal, 1 {_HIGH}th percentile'
+  title += ' | no tumour' if mask is None else ' | tumour'
+  mpp = known_mpp(opened)
+  about = {'label': label, 'truth': truth, 'mpp': mpp and mpp / ratio}
+  return pictures.overlay(title, image, shown, **about)

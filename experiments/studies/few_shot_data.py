@@ -23,8 +23,8 @@ from experiments.evaluation.tables import Table
 from experiments.patches import tiles as patch_tiles
 from experiments.patches.study import Material, gathers_warnings
 from experiments.run import phantoms
-from experiments.run.check import Findings
 from experiments.run.options import OptionError, free
+from experiments.run.start import Findings
 from kmil_jax import froc
 from kmil_jax.tasks.distill import TUMOUR
 

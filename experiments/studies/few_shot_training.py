@@ -18,7 +18,7 @@ from data.files import memory
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import File, Study
-from experiments.run import progress, weights as weight_files
+from experiments.run import progress, results
 from experiments.run.options import field, free
 from experiments.run.results import Folder
 from experiments.run.start import Training
@@ -73,14 +73,18 @@ class Students(Training):
     ' as in the released code (map).',
     choices=losses.PER,
   )
-  batch: int | None = field(None, 'Patches per training step.', least=2)
+  batch: int | None = field(
+    None, 'Patches per training step.', flag='batch_size', least=2
+  )
   seeds: int | None = free(
     None,
     'Train every setting so many times, with the seeds --seed, --seed + 1, ...',
     least=1,
   )
 
+  @functools.cached_property
   def task(self) -> DistillTask:
+    """What is trained: one for all groups, which share its programs."""
     return DistillTask(
       self.width,
       int(self.shortcut),
@@ -189,7 +193,7 @@ def teacher(study: Study, material: PatchesAndSlides) -> Variables:
       width than asked for.
   """
   path = material.weights or study.folder.at(TEACHER)
-  variables = port.from_torch('teacher', weight_files.read(path))
+  variables = port.from_torch('teacher', results.read_weights(path))
   width = variables['params']['conv1']['kernel'].shape[-1]
   if width != study.recipe['students'].width:
     raise port.PortError(f'{path} has the width {width}. Give --width={width}.')
@@ -198,7 +202,7 @@ def teacher(study: Study, material: PatchesAndSlides) -> Variables:
 
 def student(path: pathlib.Path) -> Variables:
   """Returns the variables of a trained student."""
-  return port.from_torch('student', weight_files.read(path))
+  return port.from_torch('student', results.read_weights(path))
 
 
 def train(
@@ -249,9 +253,7 @@ def groups(
 ) -> Iterator[list[Setting]]:
   """Deals jobs of as many epochs into groups of as many as devices hold."""
   shapes = jax.eval_shape(
-    students.task().student.init,
-    jax.random.key(0),
-    map_shapes(students.width),
+    students.task.student.init, jax.random.key(0), map_shapes(students.width)
   )
   weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   one = 4 * _COPIES * weights
@@ -294,7 +296,7 @@ def _train_group(
   images: Callable[[str], np.ndarray],
 ) -> None:
   students, folder = study.recipe['students'], study.folder
-  task, train, val = students.task(), *map(material.parts.get, ('train', 'val'))
+  task, train, val = students.task, *map(material.parts.get, ('train', 'val'))
   label = np.int32(train.label)
   runs = [setting.run(label) for setting in group]
   constants = distill.runs_of(runs, label)

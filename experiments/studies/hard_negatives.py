@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 
 from data import labelled_tiles, tile_sources
-from data.files import first_of, replacing
+from data.files import first_of
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import invasion
 from data.splits import PARTS
@@ -24,8 +24,8 @@ from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run import phantoms, results
-from experiments.run.check import Findings
 from experiments.run.options import OptionError, field, free
+from experiments.run.start import Findings
 from kmil_jax import intervals, metrics, mining as search, parallel
 
 WEAK, RANDOM = 'weak', 'random'
@@ -293,8 +293,7 @@ def _phantom(
       for name, about in PHANTOM.items()
     ]
     both = {key: np.concatenate([s[key] for s in sets]) for key in sets[0]}
-    with replacing(root / last) as part, part.open('wb') as file:
-      np.savez(file, **both)
+    results.Folder(root).write(last, both)
 
   root = phantoms.made(
     name, _CODE, render, cache_dir, last=last, unit='patient'
@@ -400,12 +399,7 @@ class Models:
     folder, name = self.study.folder, f'{setting.name}/pool_features.npy'
     if not folder.has(name):
       _, of_pool = trained.predict(self.sets['pool'])
-
-      def save(path):
-        with path.open('wb') as file:  # NumPy would change a name.
-          np.save(file, of_pool)
-
-      folder.save(name, save)
+      folder.write(name, of_pool)
       parallel.wait_for_all('pool')
     return rows, features[rows], np.load(folder.at(name), mmap_mode='r')
 

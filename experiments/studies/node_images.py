@@ -172,8 +172,10 @@ class Nodes(Material):
         maps[f'{rule}, score {votes[row] / VOTES:.4f}'] = heat, lesions
       yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
+        verdict = 'right' if decision[row] == label[row] else 'WRONG'
         drawing = pictures.overlay(
-          f'{name} | truth {label[row]} | decision {decision[row]}',
+          f'{name} | truth {label[row]} | predicted {decision[row]}'
+          f' | {verdict}',
           image,
           maps,
           label='votes for tumour',
@@ -192,12 +194,7 @@ class Nodes(Material):
       return [maps[step] for step in _STEPS[: len(networks)]]
     image, mask = self.images.read(row)
     maps = scan(image, networks, windows(image, mask, STRIDE)[1])
-
-    def write(path):
-      with path.open('wb') as file:  # Of a path, NumPy would change the name.
-        np.savez_compressed(file, **dict(zip(_STEPS, maps, strict=False)))
-
-    folder.save(name, write)
+    folder.write(name, dict(zip(_STEPS, maps, strict=False)))
     return maps
 
   def _table_3(

@@ -12,8 +12,8 @@ import numpy as np
 
 from data import tiff
 from data.camelyon16.patches import tissue_map
-from data.files import replacing
 from data.slides import Slide, SlideError
+from experiments.run.results import Folder
 
 # Side of what is read at a time, level-0 pixels: that of CAMELYON16's JPEG
 # tiles. Narrower bands would decode every tile several times.
@@ -89,8 +89,8 @@ def score(
       f'{slide.path.name}: scores of patches are not finite. Look at the'
       " networks' weights."
     )
-  with replacing(path) as part, part.open('wb') as file:
-    np.savez_compressed(file, scores=scores, settings=json.dumps(settings))
+  held = {'scores': scores, 'settings': json.dumps(settings)}
+  Folder(path.parent).write(path.name, held)
   return scores
 
 

@@ -25,8 +25,8 @@ from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
-from experiments.run.check import Findings
 from experiments.run.options import field
+from experiments.run.start import Findings
 from kmil_jax import intervals, metrics
 from kmil_jax.heatmap import FIRES
 from kmil_jax.models import CLASSIFIERS

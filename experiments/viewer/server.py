@@ -68,9 +68,9 @@ class Server(server.ThreadingHTTPServer):
 
   Attributes:
     ids: slides with both a file and scores, by name.
-    tables: what else is known of slides, by its name and slide: `label`, the
-      true class; `prob`, the probability of each class; and `note`, what makes
-      it no test of the models.
+    tables: what else is known of slides, by its name and slide: `case`, the
+      patient; `label`, the true class; `prob`, the probability of each class;
+      and `note`, what makes it no test of the models.
     view: opens a slide, or returns one that is open. A slide that makes way for
       others is closed when nobody reads it any more.
   """

@@ -21,7 +21,6 @@ import numpy as np
 
 from kmil_jax.models.network import Network, TorchDense
 
-POOLS = ('class', 'class_mean')
 _ROTARY_BASE = 100.0  # Siméoni et al., "DINOv3", 2025.
 
 

@@ -238,7 +238,12 @@ class BagLoader:
     # Batches of several bags must not depend on which folds are trained.
     visit = None if trains is None else trains.any(0) | (recipe.batch > 1)
     loader = dataclasses.replace(self, recipe=recipe, seed=seed, visit=visit)
-    return Program(task, num_runs, loader, layout=parallel.layout(recipe.batch))
+    largest, layout = loader, parallel.layout(recipe.batch)
+    if visit is not None and not self._resident:
+      bucket = self.bucket_of(np.arange(len(visit)))
+      longest = visit & (bucket == bucket[visit].max())
+      largest = dataclasses.replace(loader, visit=longest)
+    return Program(task, num_runs, loader, layout=layout, largest=largest)
 
   def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns bucket [S] and bags [S, B] of the steps of an epoch."""

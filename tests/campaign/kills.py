@@ -21,7 +21,7 @@ import script_process
 
 _COHORT = '--csv_path=labels.csv --features_dir=features --k=3 --epochs=2'
 _MINING = '--tiles_dir=annotated --pool_dir=weak --exp_code=mining --table=2'
-_SMALL = '--epochs=2 --seeds=1 --batch=4 --input_size=16'
+_SMALL = '--epochs=2 --seeds=1 --batch_size=4 --input_size=16'
 _RUN = '--run=results/kmil_s2023'
 _PART = re.compile(r'^\..+\.[0-9a-f]{8}-[0-9]+-[0-9a-f]{12}$')
 _STATED = re.compile(rb'\d{4}-\d\d-\d\d \d\d:\d\d UTC')  # In a report.

@@ -151,7 +151,7 @@ def damage(reader, place: pathlib.Path, seed: int) -> dict[str, str]:
 
 def attempt(reader, place, known, file: str) -> dict[str, str]:
   """Reads, in limited memory, and compares with what was read before."""
-  from experiments.run import faults, start
+  from experiments.run import start
 
   pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])
   limit = pages * resource.getpagesize() + _MEMORY
@@ -159,7 +159,7 @@ def attempt(reader, place, known, file: str) -> dict[str, str]:
   try:
     value, infinite = hashed(reader.read(place))
   except (Exception, SystemExit) as e:
-    explained = faults.explained(e, pathlib.Path('no cache'))
+    explained = start.fault_of_machine(e, pathlib.Path('no cache'))
     named = *start._ERRORS, *reader.errors, SystemExit
     if not explained and not isinstance(e, named):
       lines = traceback.format_exception(e)

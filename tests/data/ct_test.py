@@ -107,6 +107,7 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (store(np.stack([RAMP] * 2)), '5 x 6 x 4 x 2. One 3-D volume'),
     (store(RAMP[0]), '5 x 6. One 3-D volume|5 x 6 x 1'),
     (store(np.stack([RAMP] * 3, -1), True), 'One 3-D volume|several values'),
+    (lambda p: edit(p, 40, 'h', 9), 'its size is unknown. One 3-D volume'),
     (lambda p: None, 'no such file'),
     (lambda p: edit(p, 280, 'f', -1.4), '0.7 x 0.8 x 3 mm by pixdim and 1.4 x'),
     (lambda p: edit(p, 280, 'f', np.nan), 'by pixdim and nan x'),

@@ -28,6 +28,9 @@ def test_what_is_written_again_keeps_its_time(tmp_path):
     times.append(path.stat().st_mtime_ns)
   assert times[0] == times[1] < times[2]
   assert path.read_text() == 'two' and len(list(tmp_path.iterdir())) == 1
+  longest = tmp_path / ('é' * 127)
+  files.write_csv(longest, [['\udcff']])  # A name of a file need not be text.
+  assert longest.read_text() == '\\udcff\n'
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -114,9 +117,14 @@ def test_what_a_killed_process_left_is_removed_and_no_other(tmp_path):
     (b'a,b,c\n1,2,3\n4,5,"6\n7,8,9\n', r'cannot .* mark after line 2 is never'),
     (b'a,b\n1,"2', r'cannot .* mark after line 1 is never'),
     (b'PK\x03\x04 ...', r'cannot .* a workbook .* Save it as "CSV UTF-8"'),
+    ('a,b\n1,2'.encode('utf-32'), r'cannot .* in UTF-32\. Save it as'),
+    (b'a,b\n' + b'1,2\n' * 2**14, 'cannot .* more than 65536 bytes'),
   ],
 )
-def test_what_is_no_such_table_is_refused(tmp_path, content, words):
+def test_what_is_no_such_table_is_refused(
+  tmp_path, monkeypatch, content, words
+):
+  monkeypatch.setattr(files, '_LARGEST', 2**16)
   path = tmp_path / 'table.csv'
   if content is not None:
     path.write_bytes(content)

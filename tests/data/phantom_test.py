@@ -161,7 +161,7 @@ def test_slides_of_every_class_hold_mimics_of_every_tumour():
 
 def test_a_mimic_has_the_architecture_but_not_the_nuclei_of_its_tumour():
   even = np.ones((60, 60), np.float32)
-  node = lymph_node.Node(0 * even.astype(np.uint8), even, even, even, 0.0)
+  node = lymph_node.Node(0 * even.astype(np.uint8), even, even)
   for kind in lesions.KINDS:
     drawn = lesions.draw(np.random.default_rng(1), kind, (240, 240), 90)
     dark = []

@@ -2,6 +2,7 @@
 
 from concurrent import futures
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from samples import ATTRIBUTES, write_features, write_rows
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from data import features, labels as label_files, packed
+from data import features, inspection, labels as label_files, packed
 from data.features import FeatureError
 from data.slide_bags import slide_bags_dataset_builder as slide_bags
 
@@ -165,11 +166,11 @@ ONES = np.ones((2, WIDTH), np.float32)
   [
     ({}, ONES * np.nan, 's.01.h5: NaN'),
     ({}, ONES[:, :8], 'mixed: 24, 8. Other than the rest are s.01.'),
-    ({'raw': h5py.Empty('f')}, ONES, 's.01: an attribute cannot be packed'),
+    ({'raw': h5py.Empty('f')}, ONES, 's.01.h5: an attribute cannot be packed'),
   ],
 )
 def test_features_that_cannot_be_packed_are_all_named_and_leave_no_dataset(
-  tmp_path, attributes, bag, words
+  tmp_path, monkeypatch, attributes, bag, words
 ):
   write_cohort(tmp_path, [np.float32] * 4)
   write_features(tmp_path / 'features/s.01.h5', attributes, features=bag)
@@ -178,11 +179,15 @@ def test_features_that_cannot_be_packed_are_all_named_and_leave_no_dataset(
   assert words in str(error.value)
   (tmp_path / 'features/s.00.h5').unlink()
   (tmp_path / 'features/s.02.h5').write_bytes(b'no HDF5')
+  (tmp_path / 'features/s.03.h5').unlink()
+  os.mkfifo(tmp_path / 'features/s.03.h5')  # Nobody ever writes into it.
+  monkeypatch.setattr(inspection, '_PATIENCE', 1)
   with pytest.raises(FeatureError) as error:
     pack(tmp_path, tmp_path / 'packed')
   first, second, *_ = str(error.value).splitlines()
   assert 'no features of 1 of 4 labelled slides: s.00' in first
   assert 's.02.h5: not a complete HDF5 file' in second
+  assert 's.03.h5: damaged (reading it never ends)' in str(error.value)
   assert not list((tmp_path / 'packed').rglob('*.json'))
 
 

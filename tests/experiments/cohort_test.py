@@ -18,16 +18,18 @@ from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
-from data import features
+from data import features, labels as label_files
 from data.cohort import CohortError
 from data.labels import Manifest
 from experiments import extract, kmil, predict, two_step
 from experiments.bags import cohort as cohorts, crossval
 from experiments.bags.options import Data, Folds
 from experiments.evaluation import groups
-from experiments.run.check import Check, Findings
 from experiments.run.results import Folder
+from experiments.run.start import Check, Findings
 from kmil_jax import parallel
+from kmil_jax.models import pooling
+from kmil_jax.tasks.bags import num_rows
 
 
 def bag(i):
@@ -86,6 +88,26 @@ def test_streamed_bags_equal_resident_ones(tmp_path, precision):
       )
     one = resident[i][: len(bag)].astype(float)
     np.testing.assert_allclose(one, bag, rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize('cache', [0, 1])
+def test_fillers_are_streamed_where_the_store_ends_early(
+  tmp_path, monkeypatch, cache
+):
+  monkeypatch.setattr(pooling, 'WHOLE', 16)
+  monkeypatch.setattr(pooling, 'BLOCK', 16)
+  bags = [bag(i) for i in (40, 0, 1)]
+  feature_folder.write(tmp_path, bags, 'xyx')
+  cohort = load(tmp_path / 'labels.csv', tmp_path / 'features')
+  cohort = dataclasses.replace(cohort, cache_dir=tmp_path / 'cache')
+  loader = cohort.bags('float32', 'streamed', cache)
+  assert cohort.length.sum() < num_rows(cohort.length) < 2 * loader.buckets[-1]
+  steps = np.array([1, 0]), np.array([[-1, 0], [2, -1]])
+  for b, index, batch in zip(*steps, loader.stream(*steps), strict=True):
+    assert batch.shape == (2, loader.buckets[b], 4)
+    assert np.isfinite(batch).all()
+    for x, bag_of in zip(batch[index >= 0], index[index >= 0], strict=True):
+      np.testing.assert_array_equal(x[: len(bags[bag_of])], bags[bag_of])
 
 
 def test_features_are_where_they_fit_first(tmp_path, monkeypatch):
@@ -208,7 +230,7 @@ def test_shuffled_labels_keep_cases_whole_and_classes_as_large(case_of, seed):
   case = np.array([f'c{i}' for i in case_of])
   label = np.array(list('xyyzxz'))[case_of]
   plain = Manifest(case, np.arange(len(case)).astype(str), label)
-  moved = cohorts.shuffled(plain, seed)
+  moved = label_files.shuffled(plain, seed)
   before, after = (
     dict(zip(t.case, t.label, strict=True)) for t in (plain, moved)
   )
@@ -217,7 +239,7 @@ def test_shuffled_labels_keep_cases_whole_and_classes_as_large(case_of, seed):
   assert count(after.values()) == count(before.values())
   np.testing.assert_array_equal(moved.slide, plain.slide)
   np.testing.assert_array_equal(moved.case, plain.case)
-  again = cohorts.shuffled(plain, seed)
+  again = label_files.shuffled(plain, seed)
   np.testing.assert_array_equal(again.label, moved.label)
 
 

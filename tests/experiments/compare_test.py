@@ -9,7 +9,7 @@ import paper_folders
 import pytest
 
 from experiments import compare
-from experiments.evaluation import comparison
+from experiments.evaluation import comparison, summary
 from experiments.run.results import ResultsError
 from kmil_jax import delong, intervals, metrics
 
@@ -164,6 +164,15 @@ def test_the_script_prints_every_format(folders, capsys):
   (table,) = comparison.tables(rows)
   assert table.terminal() in run()
   assert table.markdown() in run('--format=markdown')
+  # Of patients, as the summaries of the runs have them.
+  cases = [summary.of_cases([r.test()]) for r in comparison.read_all(folders)]
+  for how in ('mean', 'max'):
+    assert '60 test patients of 60 cases' in run(f'--patients={how}')
+    for row in json.loads(run('--format=json', f'--patients={how}'))[:5]:
+      for one, value in zip(
+        cases[:2], (row['value_a'], row['value_b']), strict=True
+      ):
+        assert value == one[how][row['metric']]['pooled']
   first, change = rows[0], table.cells()[1]
   ends = f'{first["ci_low"]:+.3f} to {first["ci_high"]:+.3f}'
   assert change[3:5] == [f'{first["difference"]:+.3f}', ends]

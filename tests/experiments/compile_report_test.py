@@ -1,5 +1,6 @@
 """Compiled programs as text, and the forms that accelerators take."""
 
+import dataclasses
 import importlib.util
 import os
 import re
@@ -68,6 +69,29 @@ def test_a_step_is_read_with_the_trips_of_its_loops(precision, kind):
   assert step.bytes == 4 * (3 * (32 + 8 + 16) + 2 * 32)
   assert step.flops == 3 * 2 * 8 * 2 * 4
   assert step.kernels[0].flops == {kind: 128}
+
+
+def test_collectives_are_counted_once_and_told_apart():
+  gather = '  %g{0} = f32[8] all-gather(%x), channel_id={0}'
+  hidden = [
+    f'%async_collective_fusion.{i} (x: f32[2]) -> f32[8] {{' for i in '12'
+  ]
+  lines = [x for name in hidden for x in (name, gather.format(1), '}')]
+  text = '\n'.join(
+    [*lines, 'ENTRY %main (x: f32[2]) -> f32[8] {', gather.format(2)]
+  )
+  program = hlo.Program(text)
+  assert (program.collectives, program.asynchronous) == (2, 1)
+
+
+def test_each_branch_gathers_the_next_bag_of_a_spread_store():
+  mesh = Mesh(np.array(jax.devices()), (parallel.AXIS,))
+  work = Compiled(runs=2, bags=2, instances=(8, 16), store='spread')
+  gathers = lambda work: (
+    work.lower('dsmil', 'tpu', mesh).as_text().count('stablehlo.all_gather')
+  )
+  assert gathers(work) == 2 + 1  # And the first bag's, before the loop.
+  assert not gathers(dataclasses.replace(work, store='resident'))
 
 
 def test_what_the_host_launches():

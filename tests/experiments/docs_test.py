@@ -59,18 +59,27 @@ def test_commands_have_flags_and_values_of_their_scripts(page):
       options.parse([script, *args], classes(script))
 
 
-def test_every_script_is_in_the_documentation():
-  text = ' '.join(map(text_of, PAGES))
+def test_every_script_and_flag_is_in_the_documentation():
+  text = ' '.join(text_of(page) for page in PAGES if page != NOTES)
   assert [s for s in SCRIPTS if f'experiments.{s}' not in text] == []
+  named = set(re.findall(r'--(?:no(?=\w))?(\w+)', text))
+  named |= set(re.findall(r'--(\w+)', text))
+  assert flags() - {'help'} - named == set()
 
 
-def test_flags_named_in_text_are_those_of_a_script():
-  known = {'help'} | {
+def flags():
+  """The flags of all scripts."""
+  return {'help'} | {
     field.metadata.get('flag') or field.name
     for script in SCRIPTS
     for one in classes(script)
     for field in dataclasses.fields(one)
+    if not field.metadata.get('positional')
   }
+
+
+def test_flags_named_in_text_are_those_of_a_script():
+  known = flags()
   for page in set(PAGES) - {NOTES}:  # These name former flags, too.
     assert set(FLAG.findall(text_of(page))) <= known, page.name
 

@@ -125,6 +125,8 @@ def test_a_file_of_weights_names_the_encoder(file, tmp_path):
   encoder = make(str(file), tmp_path)
   assert encoder.name == f'resnet50-conv4-{digest}'
   assert 'RANDOM' not in encoder.note
+  mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  assert encoder.normalisation == f'(pixels - {mean}) / {deviation}'
   assert encoder.encode(sample()).shape == (8, 1024)
   assert not (tmp_path / 'features').exists()  # Nothing is made up beside it.
   state = weights.read(file)

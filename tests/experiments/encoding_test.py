@@ -75,6 +75,7 @@ def test_every_tile_comes_back_to_its_slide(paths, tmp_path, batch):
     assert len(want) == COUNTS[name]
     np.testing.assert_allclose(found.features, want, rtol=1e-6)
     np.testing.assert_array_equal(found.coords, coords)
+    assert '0.485' in found.attributes['normalisation']
 
 
 def write_square(path):
@@ -277,7 +278,8 @@ def test_a_bad_slide_spoils_no_other(paths, tmp_path, capsys):
   paths[0].write_bytes(b'no slide')
   with pytest.raises(SystemExit, match='1'):
     run(paths[0].parent, out, '--min_tissue=0', '--batch_size=4')
-  printed = capsys.readouterr().out
+  printed, shown = capsys.readouterr()
+  assert '0/4 slides: 0/? [' in shown
   for words in ('--tile_size=64 ', 'encoder small_slides:colours', 'tiles/s'):
     assert words in printed
   table = printed.split('2 slides have no features:\n')[1].splitlines()
@@ -380,7 +382,11 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   write_square(regions / 'd.geojson')
   monkeypatch.setattr(extract_script.encoder, 'make_encoder', None)
   sheets = preview(paths[3].parent, out, '--min_tissue=0')
-  assert f'{out}/previews: 39 tiles of 4 slides' in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert f'{out}/previews: 39 tiles of 4 slides' in printed
+  following = printed.splitlines()[-1].split()
+  assert following[:4] == ['next:', 'python', '-m', 'experiments.extract']
+  assert '--tile_size=64' in following and '--preview=True' not in following
   assert sheets.keys() == COUNTS.keys()
   assert [path.name for path in out.iterdir()] == ['previews']
   sheet = sheets['d'][:320]
@@ -402,6 +408,7 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   flags = '--min_tissue=0', f'--regions_dir={regions}'
   sheet = preview(paths[3].parent, out, *flags)['d']
   assert (sheet[66:126, 65] == GREEN).all()  # Within the tile's own edge.
+  assert not sheet[66:126, 63].any()  # What was outlined, around that.
   assert (sheet[192, 130:190] == ORANGE).all()
   assert not (sheet[193:320, :320] == BLUE).all(2).any()
 

@@ -4,20 +4,26 @@ import hashlib
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 from PIL import Image
 import pytest
+import script_process
 
 from data import features, tiff
 from experiments.run.results import Folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = ('data', 'experiments', 'kmil_jax')
-# Commands of the page, in one process, which imports what they need once.
+# The copy stands before the packages that the server of forks has.
+BEFORE = f"""{script_process.HASTY}
+import os, sys
+for name in [name for name in sys.modules if name.split('.')[0] in {PACKAGES}]:
+  del sys.modules[name]
+sys.path.insert(0, os.getcwd())
+"""
+# Commands of the page, in one process.
 COMMANDS = """
 import my_reader
 import numpy as np
@@ -57,7 +63,7 @@ except SystemExit as refused:
 else:
   raise AssertionError('config.json alone made code run')
 predict.main([*command, '--plugin=my_loss.py'])
-breast_carcinoma.main(['', '--tiles_dir=tiles', '--epochs=3', '--batch=8'])
+breast_carcinoma.main(['', '--tiles_dir=tiles', '--epochs=3', '--batch_size=8'])
 """
 
 
@@ -114,8 +120,9 @@ def tree(tmp_path_factory):
     path = tree / 'tiles' / label / f'patient{i // 4}_{i}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((colour + noise).astype(np.uint8)).save(path)
-  command = [sys.executable, '-c', COMMANDS, 'embeddings', 'features']
-  done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+  (tree / 'commands.py').write_text(COMMANDS)
+  arguments = 'embeddings', 'features'
+  done = script_process.run('commands', *arguments, before=BEFORE, cwd=tree)
   assert done.returncode == 0, done.stdout + done.stderr
   return tree
 

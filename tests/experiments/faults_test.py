@@ -10,7 +10,7 @@ from unittest import mock
 import jax
 import pytest
 
-from experiments.run import faults, start
+from experiments.run import start
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = pathlib.Path('/cache')
@@ -40,7 +40,7 @@ def chained(error):
       1,
       ['error: /a/b: File too large. Free some space'],
     ),
-    (MemoryError(), 1, ['memory']),
+    (MemoryError('not even one run'), 1, ['memory', 'not even one run']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
     (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file']),
     (
@@ -53,7 +53,7 @@ def chained(error):
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):
-  found, message = faults.explained(error, CACHE)
+  found, message = start.fault_of_machine(error, CACHE)
   assert found == code
   assert '\n' not in message
   assert all(word in message for word in words)
@@ -61,11 +61,11 @@ def test_faults_of_machines_are_a_line(error, code, words):
 
 def test_a_lost_process_of_a_pod_is_a_line_of_a_pod_alone(monkeypatch):
   error = chained(ValueError('UNKNOWN: Gloo AllGather failed: [pair.cc:547]'))
-  assert faults.explained(error, CACHE) is None
+  assert start.fault_of_machine(error, CACHE) is None
   monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
-  code, message = faults.explained(error, CACHE)
+  code, message = start.fault_of_machine(error, CACHE)
   assert code == 1 and 'same command' in message
-  assert faults.explained(ValueError('x'), CACHE) is None
+  assert start.fault_of_machine(ValueError('x'), CACHE) is None
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
 
 def test_other_faults_are_no_fault_of_the_machine():
   for error in (ValueError('x'), AssertionError('x'), OSError('x')):
-    assert faults.explained(error, CACHE) is None
+    assert start.fault_of_machine(error, CACHE) is None
 
 
 def test_an_absent_accelerator_is_named(monkeypatch):
@@ -109,13 +109,13 @@ def test_an_absent_accelerator_is_named(monkeypatch):
     raise AssertionError
 
   monkeypatch.setattr(jax, 'local_devices', no_devices)
-  code, message = faults.explained(AssertionError(), CACHE)
+  code, message = start.fault_of_machine(AssertionError(), CACHE)
   assert code == 1
   assert f'JAX_PLATFORMS={jax.config.jax_platforms}' in message
   monkeypatch.setattr(
     jax, 'config', mock.Mock(jax_platforms=None, jax_platform_name='gpu')
   )
-  _, message = faults.explained(AssertionError(), CACHE)
+  _, message = start.fault_of_machine(AssertionError(), CACHE)
   assert message.startswith('error: JAX_PLATFORM_NAME=gpu: JAX finds no such')
   assert 'Unset JAX_PLATFORM_NAME and' in message
 
@@ -168,6 +168,19 @@ def test_a_command_starts_anywhere(tmp_path, command):
   assert "'bösartig'" in done.stderr.decode()
 
 
+def test_a_command_needs_no_screen_and_no_output():
+  code = 'from experiments.run import start; start.prepare(); print(1)'
+  code += '; import matplotlib'
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'MPLBACKEND': 'none'}
+  done = subprocess.run(
+    ['sh', '-c', 'exec "$@" >&-', 'sh', sys.executable, '-c', code],
+    env=env,
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, b'')
+
+
 def test_a_user_without_a_home_is_told_of_cache_dir(monkeypatch):
   def no_home(path):
     raise RuntimeError('no home')
@@ -177,5 +190,5 @@ def test_a_user_without_a_home_is_told_of_cache_dir(monkeypatch):
   folder = start._cache()
   with pytest.raises(OSError, match='home') as caught:
     folder.mkdir(parents=True)
-  _, message = faults.explained(caught.value, folder)
+  _, message = start.fault_of_machine(caught.value, folder)
   assert '--cache_dir' in message

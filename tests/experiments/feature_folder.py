@@ -7,13 +7,14 @@ import script_process
 
 from data import features
 from experiments.bags import cohort as cohorts
-from experiments.run import check
+from experiments.run import start
 
-# Statements for scripts whose pictures and report nobody looks at.
+# Statements for scripts whose pictures, floors and report nobody looks at.
 UNDRAWN = """
-from experiments.evaluation import figures
+from experiments.evaluation import figures, floors
 from experiments.reporting import page
 figures.draw = page.write = lambda *_: None
+floors.write = lambda *_: floors.table([])
 """
 ATTRIBUTES = {
   'encoder': 'planted',
@@ -52,7 +53,7 @@ def cohort(csv_path, features_dir, **options):
   Raises:
     CohortError: naming all problems.
   """
-  findings = check.Findings()
+  findings = start.Findings()
   found, *_ = cohorts.join(csv_path, features_dir, findings, **options)
   if findings.problems:
     raise cohorts.CohortError('\n'.join(findings.problems))

@@ -19,7 +19,6 @@ from experiments.run.results import Folder, ResultsError
 from experiments.studies import (
   few_shot,
   few_shot_data,
-  few_shot_slides as slides,
   few_shot_training as training,
 )
 from experiments.studies.few_shot_data import Data, PatchesAndSlides
@@ -310,7 +309,7 @@ def stages(root, tmp_path_factory):
       patch.setattr(training, 'teacher', lambda *_: None)
       patch.setattr(training, 'train', lambda *_: None)
       patch.setattr(training, 'student', lambda path: path.read_text())
-      patch.setattr(slides, 'pmap_score', lambda *about: by(about[-1]))
+      patch.setattr(few_shot, 'pmap_score', lambda *about: by(about[-1]))
       for item in few_shot.stages(study, material):
         if isinstance(item, Exception):
           raise item
@@ -432,7 +431,8 @@ def test_a_training_that_is_done_and_sound_is_not_repeated(
   monkeypatch.setattr(reverse_distillation, 'STAGES', (1, 1, 1))
   open_folders(tmp_path / 'patches', each=8)
   flags = [f'--patches_dir={tmp_path / "patches"}', f'--results_dir={tmp_path}']
-  flags += ['--width=2', '--epochs=2', '--batch=4', '--lr=0.003', '--seed=4']
+  flags += ['--width=2', '--epochs=2', '--batch_size=4']
+  flags += ['--lr=0.003', '--seed=4']
   folder = Folder(tmp_path / 'few_shot_s4')
   script.main(['few_shot', *flags])
   for name in ('RD', 'FW-RD', 'unweighted', 'unweighted_focal', 'balanced'):

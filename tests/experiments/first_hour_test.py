@@ -1,5 +1,8 @@
 """A lab's first hour: from two real slides to a file that predicts alone."""
 
+import contextlib
+import io
+import re
 import threading
 
 import browser
@@ -10,6 +13,7 @@ import pytest
 from data import features, tiff
 from data.slides import Slide
 from experiments import export, extract, kmil, predict
+from experiments.encoding import encoder
 from experiments.maps.source import Slides
 from experiments.run.results import Folder
 from experiments.viewer import server
@@ -27,31 +31,55 @@ def probabilities(folder):
 
 @pytest.fixture(scope='module')
 def hour(real_data, tmp_path_factory):
-  """Both halves of a real slide, called two, and what the commands leave."""
+  """Two parts of a real slide, and what the commands leave."""
   hour = tmp_path_factory.mktemp('hour')
   (hour / 'slides').mkdir()
   with Slide(real_data / 'wsi' / 'CMU-1-Small-Region.svs') as slide:
-    mpp, half = slide.mpp, slide.height // 2
-    for name, top in ('left', 0), ('right', half):
-      image = slide.read(0, top, 0, slide.width, half)
+    mpp, width, height = slide.mpp, slide.width // 3, slide.height // 2
+    for name, y in ('left', 0), ('right', height):
+      image = slide.read(width, y, 0, width, height)
       tiff.write(hour / f'slides/{name}.tiff', image, mpp=mpp, levels=2)
   labels = 'case_id,slide_id,label\n1,left,benign\n2,right,tumour\n'
   (hour / 'labels.csv').write_text(labels)
   slides, results = f'--slides_dir={hour / "slides"}', f'--results_dir={hour}'
   run = f'--run={hour / "first_s2023"}'
-  extract.main(['', slides, f'--features_dir={hour / "features"}'])
-  kmil.main(
-    [
-      *('', f'--csv_path={hour / "labels.csv"}', slides, results, '--k=1'),
-      *(f'--features_dir={hour / "features"}', '--epochs=2'),
-      '--exp_code=first',
-    ]
-  )
-  predict.main(['', run, slides, results, '--exp_code=of_run'])
-  model = f'{hour / "model.kmil"}'
-  export.main(['', run, f'--out={model}', '--with_encoder'])
-  predict.main(['', f'--model={model}', slides, results, '--exp_code=of_file'])
+  printed = io.StringIO()
+  with (
+    pytest.MonkeyPatch.context() as patch,
+    contextlib.redirect_stdout(printed),
+  ):
+    patch.setattr(encoder, 'default_batch', lambda: 8)
+    extract.main(['', slides, f'--features_dir={hour / "features"}'])
+    kmil.main(
+      [
+        *('', f'--csv_path={hour / "labels.csv"}', slides, results, '--k=1'),
+        *(f'--features_dir={hour / "features"}', '--epochs=2'),
+        '--exp_code=first',
+      ]
+    )
+    predict.main(['', run, slides, results, '--exp_code=of_run'])
+    model = f'{hour / "model.kmil"}'
+    export.main(['', run, f'--out={model}', '--with_encoder'])
+    predict.main(
+      ['', f'--model={model}', slides, results, '--exp_code=of_file']
+    )
+  (hour / 'printed').write_text(printed.getvalue())
   return hour
+
+
+def test_each_command_ends_with_the_next_one(hour):
+  text = (hour / 'printed').read_text()
+  following = re.findall(r'^next: python -m experiments\.(.*)$', text, re.M)
+  assert text.splitlines()[-1] == f'next: python -m experiments.{following[-1]}'
+  run = f'--run={hour}'
+  assert following == [
+    f'kmil --csv_path=labels.csv --features_dir={hour}/features'
+    f' --slides_dir={hour}/slides',
+    f'view {run}/first_s2023',
+    f'view {run}/of_run',
+    f'predict --model={hour}/model.kmil --slides_dir=new_slides',
+    f'view {run}/of_file',
+  ]
 
 
 def test_two_slides_give_a_model_pictures_and_what_is_not_known(hour):

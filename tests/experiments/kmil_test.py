@@ -62,16 +62,11 @@ def losses(folder):
 
 
 @pytest.fixture(scope='module')
-def data_flags(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('cohort')
-  return feature_folder.write(folder, *PLANTED)
-
-
-@pytest.fixture(scope='module')
-def finished(data_flags, tmp_path_factory):
+def finished(tmp_path_factory):
   """All folds of a run that nobody disturbed."""
   results = tmp_path_factory.mktemp('results')
-  args = [*data_flags, *QUICK, '--epochs=25', f'--results_dir={results}']
+  data = feature_folder.write(results, *PLANTED)
+  args = [*data, *QUICK, '--epochs=25', f'--results_dir={results}']
   out = feature_folder.run(*args, before=SAVE_OFTEN + BARS)
   return args, results / FOLDER, out
 
@@ -206,7 +201,7 @@ def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
   assert not (results / 'state').exists()
 
 
-@pytest.mark.parametrize('how', [[], ['--stream'], ['--store=spread']])
+@pytest.mark.parametrize('how', [[], ['--stream']])
 def test_one_fold_alone_or_streamed_gives_what_all_folds_gave(
   short, tmp_path, how
 ):
@@ -334,11 +329,9 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
   assert 'the external results are of another cohort' in out
 
 
-def test_without_a_test_part_all_is_of_validation_and_says_so(
-  data_flags, tmp_path
-):
-  args = [*data_flags, '--k=1', '--seed=1', '--epochs=2']
-  out = feature_folder.run(*args, f'--results_dir={tmp_path}')
+def test_without_a_test_part_all_is_of_validation_and_says_so(short, tmp_path):
+  args = [*short[0], '--k=1', '--epochs=2', f'--results_dir={tmp_path}']
+  out = feature_folder.run(*args)
   assert 'without a test part' in out
   folder = Folder(tmp_path / FOLDER)
   (split,) = [folder.read('splits/splits_0.csv')]
@@ -359,9 +352,10 @@ def test_without_a_test_part_all_is_of_validation_and_says_so(
 
 
 def test_seeds_are_runs_of_one_program_and_their_mean(short, tmp_path):
-  """The first is what it is alone; the others differ."""
+  """The first is what it is alone, wherever features are; the others differ."""
   args, alone = short
-  feature_folder.run(*args, '--seeds=2', f'--results_dir={tmp_path}')
+  args = [*args, '--store=spread', f'--results_dir={tmp_path}']
+  feature_folder.run(*args, '--seeds=2')
   folder = tmp_path / FOLDER
   first, second = folder / 'seed_1', folder / 'seed_2'
   assert_alike(first, alone, 1e-5)
@@ -388,19 +382,18 @@ def test_seeds_are_runs_of_one_program_and_their_mean(short, tmp_path):
     models.read(Folder(folder), None)
 
 
-def test_kmil_that_drops_nothing_is_dsmil(data_flags, tmp_path):
-  args = [*data_flags, *QUICK, '--epochs=4', f'--results_dir={tmp_path}']
+def test_kmil_that_drops_nothing_is_dsmil(short, tmp_path):
+  args = [*short[0], '--epochs=4', f'--results_dir={tmp_path}']
   feature_folder.run(*args, '--model=kmil', '--drop_fraction=0')
   feature_folder.run(*args, '--model=dsmil')
   assert_alike(tmp_path / FOLDER, tmp_path / 'dsmil_origin_s1', atol=1e-6)
 
 
 def test_a_slide_file_that_cannot_be_read_costs_its_picture_only(
-  finished, tmp_path
+  short, tmp_path
 ):
-  args, _, _ = finished
   (tmp_path / 'slide_011.svs').write_bytes(b'not a slide')
-  args = [*args, '--epochs=2', f'--results_dir={tmp_path}']
+  args = [*short[0], '--epochs=2', f'--results_dir={tmp_path}']
   process = feature_folder.script(*args, f'--slides_dir={tmp_path}')
   out, _ = process.communicate(timeout=200)
   assert process.returncode == 1

@@ -24,8 +24,8 @@ from shapely import geometry
 from data import inspection
 from data.slides import SlideError
 from experiments import draw_maps
+from experiments.bags import crossval
 from experiments.maps import (
-  attention,
   geojson,
   overlay,
   scale_bar,
@@ -173,6 +173,7 @@ def change(name, array):
   [
     (lambda d: d, {'patch_size_level0': None}, '--tile_size'),
     (lambda d: d, {'patch_size_level0': np.nan}, '--tile_size'),
+    (lambda d: d, {'patch_size_level0': 2**63 - 1}, '--tile_size'),
     (lambda d: d, {'classes': None}, 'classes'),
     (lambda d: {k: v for k, v in d.items() if k != 'coords'}, {}, 'coord'),
     (lambda d: {k: v for k, v in d.items() if k != 'prob'}, {}, 'prob'),
@@ -571,7 +572,9 @@ def test_pictures_of_a_run_that_tests_nothing_say_so(run, monkeypatch, tested):
   cohort.manifest.slide = [slide]
   cohort.slides = {slide: Slides(run).files()[slide]}
   material = mock.Mock(cohort=cohort, splits=[mock.Mock(test=np.array(tested))])
-  assert attention.draw(Folder(run), 0, material, limit=1) == ['not drawn']
+  assert crossval.draw_heat_maps(Folder(run), 0, material, limit=1) == [
+    'not drawn'
+  ]
   note = None if tested else tile_scores.VALIDATION
   assert notes == [(slide, 'lymphoma', note)]
 

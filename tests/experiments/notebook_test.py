@@ -9,10 +9,9 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-import script_process
 
 from experiments import export, kmil, predict, report
-from experiments.run import plugins
+from experiments.run import options
 from experiments.run.options import OptionError
 from experiments.run.results import Folder
 import kmil_jax
@@ -34,13 +33,14 @@ def week(tmp_path_factory):
   folder = tmp_path_factory.mktemp('week')
   page = nbformat.read(PAGE, as_version=4)
   for cell in page.cells:  # Enough to learn a little.
-    cell.source = cell.source.replace('epochs=80', 'epochs=30')
+    cell.source = cell.source.replace(
+      'epochs=80, learning_rate=2e-3', 'epochs=6, learning_rate=1e-2'
+    )
   page.cells.append(nbformat.v4.new_code_cell(SHOW))
   where = {'metadata': {'path': str(folder)}}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('PYTHONPATH', str(ROOT))
-    for name, value in script_process.ENVIRONMENT.items():
-      patch.setenv(name, value)
+    patch.setenv('JAX_NUM_CPU_DEVICES', '1')
     nbclient.NotebookClient(page, timeout=900, resources=where).execute()
   return folder
 
@@ -55,7 +55,7 @@ def forget():
 def unknown(monkeypatch):
   """No plugin is known before or after a test."""
   monkeypatch.setattr(sys, 'path', [*sys.path])
-  monkeypatch.setattr(plugins, 'given', None)
+  monkeypatch.setattr(options, 'plugin_given', None)
   forget()
   yield
   forget()
@@ -89,7 +89,7 @@ def test_the_notebook_is_kept_without_outputs():
 def test_the_losses_of_clam_are_the_authors(week, unknown):
   import torch
 
-  plugins.load(str(week / 'clam_sb.py'), 'test')
+  options.load_plugin(str(week / 'clam_sb.py'), 'test')
   loss = SPECS['clam_sb'].loss
   rng = np.random.default_rng(0)
   for n, label in (40, 0), (40, 2), (9, 1):
@@ -124,7 +124,7 @@ def test_the_losses_of_clam_are_the_authors(week, unknown):
 
 
 def test_few_tiles_and_padding_leave_losses_and_gradients_finite(week, unknown):
-  plugins.load(str(week / 'clam_sb.py'), 'test')
+  options.load_plugin(str(week / 'clam_sb.py'), 'test')
   spec = SPECS['clam_sb']
   model, x = spec.make(num_classes=2), np.ones((12, 5), np.float32)
   x[1] = 2
@@ -149,7 +149,7 @@ def test_few_tiles_and_padding_leave_losses_and_gradients_finite(week, unknown):
 
 
 def test_parameters_of_clam_are_those_of_the_small_network(week, unknown):
-  plugins.load(str(week / 'clam_sb.py'), 'test')
+  options.load_plugin(str(week / 'clam_sb.py'), 'test')
   x, mask = np.zeros((1, 1024)), np.ones(1, bool)
   model = SPECS['clam_sb'].make(num_classes=2)
   shapes = jax.eval_shape(
@@ -227,7 +227,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(
   if text is not None:
     (tmp_path / name).write_text(text)
   with pytest.raises(OptionError, match=message):
-    plugins.load(name, '--plugin')
+    options.load_plugin(name, '--plugin')
 
 
 def test_options_of_a_kind_of_model_are_those_of_ones_own(

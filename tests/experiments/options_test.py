@@ -8,8 +8,8 @@ import pytest
 from experiments import __main__ as listing
 from experiments.bags.options import Training
 from experiments.run import options, start
-from experiments.run.check import Findings
 from experiments.run.options import OptionError, field
+from experiments.run.start import Findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ def test_what_is_shown_differs_from_the_defaults(capsys):
   start.show_options(given)
   shown = "options: '--host=a b' --lr=0.5 --model=dtfd --runs=2 (all others"
   assert capsys.readouterr().out.startswith(shown)
-  start.show_next('view', run='results/a b')
+  start.show_next('view', run='results/a b', slides_dir=None)
   assert capsys.readouterr().out == (
     "next: python -m experiments.view '--run=results/a b'\n"
   )

@@ -26,6 +26,10 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
   line = f'{folder}: 6 slides, {instances} instances of 16 dimensions'
   printed, shown = capsys.readouterr()
   assert line in printed
+  assert (
+    f'next: python -m experiments.kmil {args[1]} --features_dir={folder}'
+    in (printed)
+  )
   for done in ('hashed', 'packed'):
     assert f'{done}: 6/6 [' in shown
   found, files = packed.find(folder), packed.find(tmp_path / 'features')
@@ -33,6 +37,8 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
     np.testing.assert_array_equal(
       found.read(slide).features, files.read(slide).features
     )
+  table = data.labels.read(tmp_path / 'labels.csv')
+  assert found.cases == dict(zip(table.slide, table.case, strict=True))
   cohort = data.read_cohort(tmp_path / 'labels.csv', folder)
   assert cohort.labels.tolist() == list(map(str, labels))
   assert [len(bag) for bag in cohort.bags] == [len(bag) for bag in bags]

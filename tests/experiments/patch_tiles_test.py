@@ -6,7 +6,7 @@ import pytest
 from data.labelled_tiles import LabelledTiles, TileError, from_arrays
 from experiments.patches import tiles as patch_tiles
 from experiments.patches.tiles import split
-from experiments.run.check import Findings
+from experiments.run.start import Findings
 
 
 def cohort(sizes, shares, classes=('no', 'yes')):

@@ -15,7 +15,7 @@ from data.labelled_tiles import TileError
 from data.weights import WeightsError
 from experiments.patches import training
 from experiments.patches.training import Training
-from experiments.run import weights
+from experiments.run import results
 from experiments.run.options import OptionError
 from experiments.run.progress import Progress
 from experiments.run.results import Folder, ResultsError
@@ -89,7 +89,7 @@ def test_a_model_that_was_changed_is_trained_again_and_not_read(
   (folder / name).write_bytes(changed)
   if name == 'model.safetensors':
     with pytest.raises(WeightsError, match=f'{folder}/{name} was changed'):
-      weights.read(folder / name)
+      results.read_weights(folder / name)
   same(train(folder), finished[1])
   assert f'warning: {folder}/{name} is damaged. ' in capsys.readouterr().out
   assert checksums.damage(folder) is None
@@ -269,7 +269,7 @@ def test_one_logit_and_one_channel(tmp_path):
     ({'val': make_tiles(8, 2, channels=1)}, 'different channels'),
     (
       {'recipe': dataclasses.replace(RECIPE, batch=17)},
-      '--batch=17 does not divide over 4 devices',
+      '--batch_size=17 does not divide over 4 devices',
     ),
   ],
 )

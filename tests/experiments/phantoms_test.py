@@ -8,7 +8,6 @@ import pytest
 
 from data import features, labels as label_files
 from data.phantom import cohort
-from experiments.bags import phantom
 from experiments.encoding import encoder
 from experiments.run import phantoms
 from kmil_jax.models import convolutions, efficientnet, mobilenet
@@ -32,12 +31,12 @@ def two_slides(monkeypatch):
     return made[name]
 
   monkeypatch.setattr(encoder, 'make_encoder', make_once)
-  monkeypatch.setattr(phantom, '_TILES', small)
+  monkeypatch.setattr(phantoms, '_TILES', small)
 
 
 def test_both_cohorts_are_encoded_by_the_default_encoder(two_slides, tmp_path):
-  external, features_dir = phantom.make_external(str(tmp_path))
-  main, main_dir = phantom.make(str(tmp_path))
+  external, features_dir = phantoms.make_external(str(tmp_path))
+  main, main_dir = phantoms.make_cohort(str(tmp_path))
   assert external != main
   first, last = label_files.read(external / 'labels.csv').slide
   mine, _ = label_files.read(main / 'labels.csv').slide
@@ -54,7 +53,7 @@ def test_both_cohorts_are_encoded_by_the_default_encoder(two_slides, tmp_path):
   # Finished slides stay; a missing one is encoded as it was.
   touched = kept.stat().st_mtime_ns
   path.unlink()
-  phantom.make_external(str(tmp_path))
+  phantoms.make_external(str(tmp_path))
   again = features.read(path).features
   np.testing.assert_allclose(again, before.features, rtol=1e-4, atol=1e-5)
   assert kept.stat().st_mtime_ns == touched
@@ -76,7 +75,7 @@ def test_a_cache_is_of_the_code_that_the_encoder_calls():
   files = {f'{file}.py' for file in files if file.startswith('kmil_jax')}
   assert len(files) > 1
   files.add('kmil_jax/models/cpu.py')
-  assert files <= set(phantom._FEATURE_CODE)
+  assert files <= set(phantoms._FEATURE_CODE)
 
 
 def test_a_caches_name_follows_the_content_of_all_files(tmp_path, monkeypatch):

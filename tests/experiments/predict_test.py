@@ -126,7 +126,9 @@ def test_patients_are_predicted_beside_their_slides(
   printed = run(f'--csv_path={table}')
   (folder,) = (tmp_path / 'out').iterdir()
   path = folder / 'predictions_cases.csv'
-  of_slide = {r['slide_id']: prob(r) for r in rows(folder / 'predictions.csv')}
+  slides = rows(folder / 'predictions.csv')
+  assert [row['case_id'] for row in slides] == ['b', 'b', 'a', 'a']
+  of_slide = {row['slide_id']: prob(row) for row in slides}
   found = rows(path)
   # As the table of a training has them.
   assert list(found[0]) == list(rows(finished[0] / 'predictions_cases.csv')[0])
@@ -149,6 +151,14 @@ def test_patients_are_predicted_beside_their_slides(
   assert [how for how, _ in lines] == ['mean', 'max']
   run()  # Without patients none are left that may be of other slides.
   assert not path.exists()
+  # A packed cohort knows them itself.
+  opened = bags.find(source, trained.read(Folder(finished[0]), None)[0])
+  opened.source.cases = dict(zip(NAMES, 'bbaa', strict=True))
+  with monkeypatch.context() as patched:
+    patched.setattr(bags, 'find', lambda *_, **__: opened)
+    run()
+  assert rows(path) == found
+  path.unlink()
   path.touch()  # Nor while a run is unfinished.
   with pytest.raises(SystemExit), monkeypatch.context() as patched:
     patched.setattr(outputs, 'predict', lambda *_: sys.exit('stopped'))
@@ -187,6 +197,7 @@ def test_slides_and_patients_of_the_training_are_named(
   assert '1 slides have the ids of slides of the training: slide_0' in printed
   assert '1 slides are of patients of the training: other. Their' in printed
   assert trained.Models(model=tmp_path).known(given, case_of) == {}
+  assert 'does not name the slides of its training' in capsys.readouterr().out
 
 
 def test_patients_without_any_prediction_are_named_apart(

@@ -312,8 +312,10 @@ def test_a_model_without_epochs_has_a_page_without_them(copy):
   change(copy, 'summary.json', model='mean_pooling')
   flags = {k: v for k, v in FLAGS.items() if k != 'model'}
   change(copy, 'config.json', flags=flags)
+  assert 'epoch kept, from 1' in words_of(copy)
   (copy / 'fold_0' / 'metrics.jsonl').unlink()
   words = words_of(copy)
+  assert 'epoch kept' not in words
   title = 'mean pooling: 1 of the 3 folds of a cross-validation'
   assert title in words
   assert 'chose the temperature, and nothing else' in words

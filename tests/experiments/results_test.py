@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from experiments import kmil
 from experiments.evaluation import figures
 from experiments.reporting import page
-from experiments.run import results, weights
+from experiments.run import results
 from experiments.run.options import OptionError, field
 from experiments.run.results import Folder, ResultsError
 
@@ -109,6 +109,8 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
     (lambda content: content | {'more': 1}, 'unknown entries more'),
     (lambda content: content | {'options': {'more': 1}}, 'unknown options'),
     (lambda content: [], 'no record of a run'),
+    (lambda content: content | {'cohort': {'width': -8}}, 'no record of a run'),
+    (lambda content: content | {'cohort': {'width': 2**40}}, 'no record'),
   ],
 )
 def test_what_is_no_config_of_ours_is_refused(tmp_path, change, message):
@@ -141,6 +143,7 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path):
   # The lock of a process that was killed is free.
   other.kill()
   other.communicate()
+  (tmp_path / '.lock').write_bytes(b'\xff')  # Whatever it left there.
   with results.opened(tmp_path, [], {}) as folder:
     assert folder.config().inputs == {}
 
@@ -165,7 +168,13 @@ def test_files_hold_what_the_end_of_their_name_says(tmp_path):
     assert folder.read(name) == value
   folder.write('t.csv', [['a', 'b'], ['1,"é"', '']])
   assert folder.read('t.csv') == [{'a': '1,"é"', 'b': ''}]
+  folder.write('x.npz', {'x': np.arange(3)})
+  np.testing.assert_array_equal(
+    results.read_arrays(folder.at('x.npz'))['x'], np.arange(3)
+  )
   assert folder.has(*values) and not folder.has('a.json', 'none')
+  folder.write('d.md', '\udcff')  # Of a name that is no text.
+  assert folder.read('d.md') == '\\udcff'
   with pytest.raises(ValueError, match='Out of range'):
     folder.write('a.json', float('nan'))
   assert folder.read('a.json') == values['a.json']
@@ -197,17 +206,17 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 def test_a_changed_model_is_found_among_others(tmp_path, capsys):
   folder, model = Folder(tmp_path), {'w': np.arange(3.0)}
   folder.save_model('model.safetensors', save(model))
-  np.testing.assert_array_equal(weights.read(tmp_path)['w'], model['w'])
+  np.testing.assert_array_equal(results.read_weights(tmp_path)['w'], model['w'])
   sums = folder.read('sha256.json')
   folder.write('sha256.json', {'another': '0'} | sums)
   assert folder.has_model('model.safetensors')
-  weights.read(tmp_path)  # What is said of other files does not matter.
+  results.read_weights(tmp_path)  # What is said of other files does not matter.
   file = folder.at('model.safetensors')
   file.write_bytes(save({'w': np.arange(3.0) + 1}))
-  with pytest.raises(weights.WeightsError, match=r'model\.safetensors was'):
-    weights.read(file)
+  with pytest.raises(results.WeightsError, match=r'model\.safetensors was'):
+    results.read_weights(file)
   assert not folder.has_model('model.safetensors')
   folder.at('sha256.json').write_text('{')
-  with pytest.raises(weights.WeightsError, match=r'sha256\.json was changed'):
-    weights.read(file)
+  with pytest.raises(results.WeightsError, match=r'sha256\.json was changed'):
+    results.read_weights(file)
   assert 'sha256.json' not in capsys.readouterr().out

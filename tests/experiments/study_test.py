@@ -148,7 +148,7 @@ def test_help_names_the_recipe_of_the_paper_and_of_the_phantom(name):
   script = importlib.import_module(f'experiments.{name}')
   fields = 'weight_decay', 'epochs', 'batch', 'augment', 'schedule', 'select'
   flags = {field: field for field in (*fields, 'input_size', 'width')}
-  flags |= {'learning_rate': 'lr'}
+  flags |= {'learning_rate': 'lr', 'batch': 'batch_size'}
   told = ' '.join(script.__doc__.partition('By default (on the')[2].split())
   _, *pieces = re.split(rf'\b({"|".join(flags.values())}) ', told)
   values = dict.fromkeys(pieces[::2], '')

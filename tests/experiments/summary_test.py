@@ -176,6 +176,10 @@ def test_the_external_cohort_has_its_block(tmp_path):
   assert (got['slides'], got['cases']) == (20, 10)
   assert got['folds'] == [0, 1, 3]
   assert_metrics(got['metrics'], mean, external.values(), 'ensemble')
+  assert got['by_case'] == summaries.of_cases([mean])
+  lines = rows_of(tmp_path / 'external_predictions_cases.csv')
+  want = predictions.case_rows({'mean': mean}, CLASSES)
+  assert lines == [[str(cell) for cell in line] for line in want]
   header, *lines = rows_of(tmp_path / 'external_predictions.csv')
   assert header == predictions.rows({}, 'external', CLASSES)[0]
   names = [name for name in ('0', '1', '3', 'mean') for _ in range(20)]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -114,6 +115,11 @@ def test_images_are_decided_and_outlined_by_the_development_part(decided):
   assert {row.labels[1] for row in items['table_3'].rows} == {'test'}
   drawn = {name for name in items if name.startswith('figures/')}
   assert len(drawn) == 3 and 'figures/scores.png' in drawn
+  for picture in drawn - {'figures/scores.png'}:
+    (row,) = np.flatnonzero(names == pathlib.Path(picture).stem)
+    verdict = 'right' if labels[row] == decisions[row] else 'WRONG'
+    title = items[picture].content.axes[0].get_title()
+    assert title.endswith(f'| predicted {decisions[row]} | {verdict}')
   for row, name in enumerate(names):
     with np.load(folder.at(f'maps/{name}.npz')) as maps:
       prob = maps['secondary']

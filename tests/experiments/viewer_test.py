@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import json
 import re
+import shutil
 import socket
 import threading
 import time
@@ -59,9 +60,10 @@ def viewed(tmp_path_factory):
 
 def write_table(folder, table):
   columns = [f'prob_{name}' for name in drawn_maps.CLASSES]
-  lines = [['slide_id', 'split', 'label', *columns]]
+  lines = [['case_id', 'slide_id', 'split', 'label', *columns]]
   for name, (label, prob) in table.items():
-    lines += [[name, 'test', label, *prob], [name, 'val', 'none', 0, 0, 1]]
+    of = f'case {label}', name
+    lines += [[*of, 'test', label, *prob], [*of, 'val', 'none', 0, 0, 1]]
   text = ''.join(','.join(map(str, line)) + '\n' for line in lines)
   (folder / 'predictions.csv').write_text(text)
 
@@ -512,7 +514,8 @@ def test_the_page_shows_slide_and_map_with_the_asked_opacity(served, scores):
       "$('#tile tbody').textContent.includes('probability of breast')"
     )
     # The true class is shown, and a slide of odd name can be chosen.
-    assert 'lymphoma' in page.evaluate("$('#facts').textContent")
+    facts = page.evaluate("$('#facts').textContent")
+    assert facts.startswith('patientcase lymphomatrue classlymphoma')
     note = "$('#note').textContent"
     assert page.evaluate(note) == tile_scores.VALIDATION
     look_at(page, NAMES[1])
@@ -589,6 +592,7 @@ def test_slides_are_found_and_the_address_keeps_what_is_seen(served, viewed):
       ('wrong 0.90', [second]),
       ('right', [last, first]),
       ('validation slide', [first]),
+      ('patient: case br', [second]),
       ('no such slide', []),
     ):
       find('#search').send_keys(text)
@@ -671,13 +675,24 @@ def test_slides_are_found_and_the_address_keeps_what_is_seen(served, viewed):
     assert [p for p in page.problems if not known.search(str(p))] == []
 
 
-def test_the_script_names_the_slide_asked_for(viewed, monkeypatch, capsys):
+def test_the_script_names_the_slide_asked_for_and_what_is_next(
+  viewed, monkeypatch, tmp_path, capsys
+):
   """That it serves until Ctrl-C is in tests/golden."""
   monkeypatch.setattr(server.Server, 'serve_forever', lambda self: None)
   flags = ['view', '--port=0', f'--run={viewed}']
   view.main([*flags, '--slide=007.a'])
   assert re.search('open http.*/#007.a\n', capsys.readouterr().out)
   view.main(flags)
-  assert re.search('open http://[^#]*/\n', capsys.readouterr().out)
+  printed = capsys.readouterr().out
+  assert re.search('open http://[^#]*/\n', printed) and 'next:' not in printed
+  trained = shutil.copytree(viewed, tmp_path / 'trained')
+  config = json.loads((trained / 'config.json').read_text())
+  config['flags']['fold'] = 3
+  (trained / 'config.json').write_text(json.dumps(config))
+  (trained / 'cohort.csv').touch()
+  view.main([*flags, f'--run={trained}'])
+  following = f'experiments.predict --run={trained} --slides_dir=new_slides'
+  assert capsys.readouterr().out.endswith(f'{following} --fold=3\n')
   with pytest.raises(SystemExit, match='--slide=other: not among the 4'):
     view.main([*flags, '--slide=other'])

@@ -48,7 +48,7 @@ def shown(folder):
   text = PAGE.read_text(encoding='utf-8')
   names = {'__name__': 'library_page'}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(bags, 'MAX_BUCKETS', 2)  # Each is compiled.
+    patch.setattr(bags, 'MAX_BUCKETS', 1)  # Each is compiled.
     with contextlib.chdir(folder):
       for block in re.findall(r'```python\n(.*?)```', text, re.S):
         exec(compile(block, str(PAGE), 'exec'), names)

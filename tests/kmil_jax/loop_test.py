@@ -85,25 +85,39 @@ def test_runs_that_do_not_fit_the_memory_take_turns(
     return toy_task.run(tmp_path / name, **options)
 
   monkeypatch.setattr(parallel, 'peak_bytes', peak_bytes)
-  examples = {'layout': ExamplesOverDevices}
-  with pytest.warns(UserWarning, match='3 runs .* trained 1 at a time'):
-    same(train_in(1, 'one', **examples), whole, rtol=1e-5)
-  of_three, of_two = peaks
-  assert of_three > of_two
+  options = {'layout': ExamplesOverDevices}
+  with pytest.raises(MemoryError, match='not even one run fits'):
+    train_in(1, 'none', **options)
+  of_three, of_one = peaks  # Nothing in between was compiled.
   with pytest.warns(UserWarning, match='3 runs .* trained 2 at a time'):
-    same(train_in(of_three - 1, 'two', **examples), whole, rtol=1e-5)
-  with pytest.warns(UserWarning, match='trained 1 at a time'):
-    train_in(of_two, 'waits', **examples)  # The third one's state waits there.
+    same(train_in(of_three - 1, 'two', **options), whole, rtol=1e-5)
+  of_two = peaks[-1]
+  assert of_three > of_two > of_one
+  with pytest.warns(UserWarning, match='3 runs .* trained 1 at a time'):
+    one = train_in(of_two, 'one', **options)  # The third's state waits there.
+  same(one, whole, rtol=1e-5)
 
-  def refuse(compiled):  # As XLA does for TPUs.
-    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: hbm')
 
-  monkeypatch.setattr(parallel, 'peak_bytes', refuse)
+@pytest.mark.parametrize('streamed', [False, True])
+def test_runs_take_turns_where_xla_refuses_them(
+  tmp_path, monkeypatch, streamed
+):
+  refused = iter([True, False, True])
+
+  def peak_bytes(compiled):  # As XLA does for TPUs.
+    if next(refused):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: hbm')
+    return 0
+
   devices = parallel.num_devices()
   seeds = tuple(range(2 * devices + 1))
+  options = {'seeds': seeds, 'streamed': streamed}
+  want = toy_task.run(tmp_path / 'whole', **options)
+  monkeypatch.setattr(parallel, 'memory_bytes', lambda host: 2**20)
+  monkeypatch.setattr(parallel, 'peak_bytes', peak_bytes)
   with pytest.warns(UserWarning, match=f'trained {devices} at a time'):
-    turns = train_in(1, 'turns', seeds=seeds)
-  same(turns, train_in(0, 'whole', seeds=seeds), rtol=1e-5)
+    turns = toy_task.run(tmp_path / 'turns', **options)
+  same(turns, want, rtol=1e-5)
 
 
 def test_a_stream_keeps_two_steps_in_flight_and_waits_for_no_loss(monkeypatch):

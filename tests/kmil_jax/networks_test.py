@@ -72,8 +72,8 @@ def test_float32_comes_out_whatever_goes_on_inside(name):
   assert ('batch_stats' in variables) == (name != 'node_cnn')
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {FLOAT32}
 
-  def train(variables, model):
-    return model.apply(
+  def train(variables):
+    return make(axis_name='tiles').apply(
       variables,
       tiles,
       train=True,
@@ -81,7 +81,9 @@ def test_float32_comes_out_whatever_goes_on_inside(name):
       rngs={'dropout': jax.random.key(0)},
     )
 
-  got, mutated = jax.eval_shape(lambda v: train(v, make()), variables)
+  program, (got, mutated) = jax.make_jaxpr(
+    train, axis_env=[('tiles', 4)], return_shape=True
+  )(variables)
   assert (got.logits.shape, got.features.shape) == ((2, 1), (2, WIDTH[name]))
   assert len(got.aux_logits) == (2 if name == 'googlenet_aux' else 0)
   leaves = jax.tree.leaves((got, mutated))
@@ -90,9 +92,6 @@ def test_float32_comes_out_whatever_goes_on_inside(name):
   maps = functools.partial(make().apply, method='feature_map')
   assert jax.eval_shape(maps, variables, tiles).dtype == jnp.bfloat16
   # The two moments of every norm are those of all devices.
-  program = jax.make_jaxpr(
-    lambda v: train(v, make(axis_name='tiles')), axis_env=[('tiles', 4)]
-  )(variables)
   moments = len(jax.tree.leaves(variables.get('batch_stats', {})))
   assert str(program).count('psum') == moments
 

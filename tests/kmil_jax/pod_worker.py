@@ -3,10 +3,13 @@
 import json
 import pathlib
 import sys
+from unittest import mock
 
 from kmil_jax import parallel
+from kmil_jax.tasks import bags
 
 
+@mock.patch.object(bags, 'MAX_BUCKETS', 1)  # Each is compiled.
 def train(folder):
   """Returns losses and predictions of some arrangements, by name."""
   # Beside this file; they need devices.

@@ -212,7 +212,7 @@ HELD_OUT = tiny_classifier.make_tiles(20, seed=1, noise=0.2)
 def fitted(folder):
   """A training whose labels are wrong from epoch 3 on; and its predictions."""
   recipe = dataclasses.replace(
-    RECIPE, learning_rate=0.03, epochs=6, batch=16, augment='ansari'
+    RECIPE, learning_rate=0.03, epochs=6, batch=16, augment='tang'
   )
   tiles = tiny_classifier.make_tiles(64)
 

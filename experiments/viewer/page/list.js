@@ -55,13 +55,14 @@ function inTurn(work) {
   }).catch(tell);
 }
 
-function listed({id, label, prob, note}) {
+function listed({id, case: patient, label, prob, note}) {
   const classes = Object.entries(prob ?? {}).sort((a, b) => b[1] - a[1]);
   const [predicted, sure] = classes[0] ?? [];
   const verdict = label && predicted &&
     (label === predicted ? 'right' : 'WRONG') || '';
   const lines = [
     make('b', {textContent: id}),
+    make('span', {textContent: patient ? `patient: ${patient}` : ''}),
     make('span', {textContent: `true class: ${label ?? 'not known'}`}),
     make('span', {textContent: predicted
       ? `predicted: ${predicted}, ${sure.toFixed(2)}` : 'no prediction'}),
@@ -72,7 +73,7 @@ function listed({id, label, prob, note}) {
   const picture = make('img', {src, alt: '', loading: 'lazy'});
   const texts = make('div', {}, ...lines);
   return {
-    id, label, note, sure, wrong: verdict === 'WRONG',
+    id, patient, label, note, sure, wrong: verdict === 'WRONG',
     card: make('li', {}, make('a', {href: slideHash(id)}, picture, texts)),
     text: lines.map((line) => line.textContent).join(' ').toLowerCase(),
   };

@@ -45,7 +45,7 @@ const add = (tileSource, options) => new Promise((resolve, reject) =>
   }));
 
 // Empties the page before it asks: of a slide that fails nothing is shown.
-async function open({id, label, note}, at) {
+async function open({id, patient, label, note}, at) {
   if (id !== current) return;  // Another one is asked for.
   viewer.world.removeAll();
   viewer.clearOverlays();
@@ -65,7 +65,7 @@ async function open({id, label, note}, at) {
   const tiles = base() + 'tiles/';
   picture = await add(source(slide.tile, (place) => `${tiles}${place}.jpg`),
     {index: 0});
-  describe(label);
+  describe(patient, label);
   choices($('#colours'), Object.keys(slide.colours).map((name) => [name, name]));
   choices($('#layer'), slide.layers.absolute.map(({key, title}) => [key, title]));
   // A probability is that of the class that is predicted for this slide.
@@ -77,10 +77,11 @@ async function open({id, label, note}, at) {
   await overlay();
 }
 
-function describe(label) {
+function describe(patient, label) {
   const verdict = label === slide.predicted ? 'right' : 'WRONG';
   const {without} = slide.layers.absolute[0];
   const facts = [
+    ...patient ? [['patient', patient]] : [],
     ['true class', label ?? 'not known'],
     ['predicted', slide.predicted],
     ...label ? [['that is', verdict]] : [],
