@@ -1,7 +1,6 @@
 """Self-attention through 256 landmarks on a padded sequence, exactly."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 import chex
@@ -68,8 +67,7 @@ class NystromLayer(nn.Module):
 
   Accelerators, and CPUs with more than 65,536 rows, make A1 and A3 in blocks of
   rows of h, and again in the backward pass: [8, 256, T] is never in memory. Of
-  more than 65,536 rows, h and the result alone are; normalised tokens, values
-  and their convolution are made in blocks, too.
+  more than 65,536 rows, what is as wide as h is made so, too, but the result.
 
   `dtype` is that of values, their convolution and the output's projection.
   Tokens, queries, keys and scores are float32: sharp softmaxes and the
@@ -106,16 +104,16 @@ class NystromLayer(nn.Module):
     chex.assert_shape(h, (len(sequence.weight), WIDTH))
     norm = nn.LayerNorm(1e-5, name='norm')
     normed = lambda h, real: jnp.where(real[:, None], norm(h), 0)
-    x = pooling.Instances(normed, h, sequence.real)
+    rows = pooling.Instances(normed, h, sequence.real)
+    x = rows.at(slice(None))  # Neither used nor computed if it is long.
     shapes = {'weight': (3 * WIDTH, WIDTH)}
     (weight,) = TorchWeights(WIDTH, shapes, name='qkv')()
     scale = jnp.array([(WIDTH // HEADS) ** -0.5, 1, 1])  # Of the queries.
     query, key, value = weight.reshape(3, WIDTH, WIDTH) * scale[:, None, None]
     values = lambda x: _heads(x.astype(self.dtype or x.dtype), value)
-    whole = x.at(slice(None))  # Of no use, and not computed, if x is long.
-    v = values(whole)
+    v = values(x)
     if len(h) <= LANDMARKS + 1:
-      scores = _scores(_heads(whole, query), _heads(whole, key))
+      scores = _scores(_heads(x, query), _heads(x, key))
       root = jnp.sqrt(sequence.weight)
       inverse_root = jnp.where(root > 0, 1 / jnp.maximum(root, 1), 0)
       core = _softmax(scores, sequence.weight) * root[:, None] * inverse_root
@@ -124,37 +122,31 @@ class NystromLayer(nn.Module):
       gathered, spread = core @ v.astype(jnp.float32), lambda row: row @ core
       mix = lambda part, mixed: read(part) @ mixed
     else:
-      landmarks = _means(x, sequence)
+      landmarks = _means(rows, sequence)
       q_mean, k_mean = _heads(landmarks, query), _heads(landmarks, key)
       core = jax.nn.softmax(_scores(q_mean, k_mean))
       column_sums = core.sum(1)
       scores = lambda x: _scores(q_mean, _heads(x, key))
-      rows = x, sequence.weight
       toward = lambda x: _scores(_heads(x, query), k_mean)
-      read = lambda part: jax.nn.softmax(toward(x.at(part)))
-      gather = _softmax(scores(whole), sequence.weight)
+      read = lambda part: jax.nn.softmax(toward(rows.at(part)))
+      gather = _softmax(scores(x), sequence.weight)
       gathered = _choose(
-        x,
+        rows,
         lambda: gather @ v.astype(jnp.float32),
-        lambda: _gathered(scores, values, *rows),
+        lambda: _gathered(scores, values, rows, sequence.weight),
       )
       spread = lambda row: _choose(
-        x,
+        rows,
         lambda: row @ gather,
-        lambda: _spread(row, scores, *rows),
+        lambda: _spread(row, scores, rows, sequence.weight),
       )
       mix = lambda part, mixed: _choose(
-        x,
+        rows,
         lambda: read(part) @ mixed,
-        lambda: _read(toward, mixed, x.at(part)),
+        lambda: _read(toward, mixed, x[part]),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
-    # Joined by a choice: XLA's GPU compiler may fail on a column of a sum.
-    right = jnp.where(
-      jnp.arange(WIDTH // HEADS + 1) < WIDTH // HEADS,
-      jnp.pad(gathered, ((0, 0), (0, 0), (0, 1))),
-      core @ jnp.swapaxes(seen, 1, 2),
-    )
+    right = jnp.concatenate([gathered, core @ jnp.swapaxes(seen, 1, 2)], 2)
     # The rows of A2 sum to 1.
     scale = column_sums.max()
     solved = _polynomials(core, scale, right) / scale
@@ -170,25 +162,34 @@ class NystromLayer(nn.Module):
       y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
       return h[part] + drop(y, None, *key)
 
-    def block(h, real, *key):
+    def block(*cuts):
+      h, real = (jnp.concatenate(x, 1)[0] for x in (cuts[:3], cuts[3:6]))
       x, part = normed(h, real), slice(_REACH, -_REACH)
-      read = jax.nn.softmax(toward(x[part]))
-      return output(h, values(x), part, read @ mixed, *key)
+      mixed_values = jax.nn.softmax(toward(x[part])) @ mixed
+      return output(h, values(x), part, mixed_values, *cuts[6:])
 
-    blocks = functools.partial(
-      pooling.by_blocks, block, most=pooling.BLOCK, margin=_REACH
-    )
+    drops = rows.long and train and self.dropout
+    keys = [drop.make_rng('dropout')] if drops else []
     outputs = []
     for part in parts:
-      if x.long and part.stop > pooling.BLOCK:
-        keys = [drop.make_rng('dropout')] if train and self.dropout else []
-        y = blocks(h, sequence.real, keys=keys).reshape(-1, WIDTH)
-        outputs.append(y[part])
+      if not rows.long:
+        outputs.append(output(h, v, part, mix(part, mixed)))
         continue
-      near = values(x.at(slice(0, part.stop + _REACH))) if x.long else v
-      outputs.append(output(h, near, part, mix(part, mixed)))
+      first = part.stop + _REACH <= pooling.BLOCK
+      end = pooling.BLOCK if first else len(h)
+      cuts = *_cut(h[:end]), *_cut(sequence.real[:end])
+      y = pooling.by_blocks(block, *cuts, most=1, keys=keys)
+      outputs.append(y.reshape(-1, WIDTH)[part])
 
     return outputs, seen[:, 0].mean(0)
+
+
+def _cut(x):
+  """Blocks [n, B, ...] of x [n B, ...], what is before and behind each."""
+  x = x.reshape(-1, pooling.BLOCK, *x.shape[1:])
+  nothing = jnp.zeros_like(x[:1, :_REACH])
+  before = jnp.concatenate([nothing, x[:-1, -_REACH:]])
+  return before, x, jnp.concatenate([x[1:, :_REACH], nothing])
 
 
 def _heads(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -209,10 +210,10 @@ def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _choose(
-  x: pooling.Instances, whole: Callable, blocks: Callable
+  rows: pooling.Instances, whole: Callable, blocks: Callable
 ) -> jax.Array:
-  """Calls the form for the rows x [T, 512] that its platform takes."""
-  return blocks() if x.long else cpu.choose(whole, blocks)
+  """Calls the form for the rows [T, 512] that its platform takes."""
+  return blocks() if rows.long else cpu.choose(whole, blocks)
 
 
 def _joined(blocks: jax.Array) -> jax.Array:
@@ -220,13 +221,13 @@ def _joined(blocks: jax.Array) -> jax.Array:
   return jnp.swapaxes(blocks, 0, 1).reshape(HEADS, -1, blocks.shape[-1])
 
 
-def _gathered(scores, values, x, weight):
+def _gathered(scores, values, rows, weight):
   """A3 v, [8, 256, 64]."""
 
   def block(x, weight):
     return _weighted(scores(x) + _log(weight), values(x).astype(jnp.float32))
 
-  sums, totals, top = x.blocks(block, weight, most=_MOST)
+  sums, totals, top = rows.blocks(block, weight, most=_MOST)
   scale = jnp.exp(top - top.max(0))
   return (scale * sums).sum(0) / (scale * totals).sum(0)
 
@@ -249,13 +250,13 @@ def _weighted(scores, values):
   return weights @ values, weights.sum(-1, keepdims=True), top
 
 
-def _spread(row, scores, x, weight):
+def _spread(row, scores, rows, weight):
   """Rows [8, 1, 256] times A3, [8, 1, T]."""
   log = lambda x, weight: scores(x) + _log(weight)
   total = lambda *block: jax.nn.logsumexp(log(*block), -1, keepdims=True)
-  total = jax.nn.logsumexp(x.blocks(total, weight, most=_MOST), 0)
+  total = jax.nn.logsumexp(rows.blocks(total, weight, most=_MOST), 0)
   share = lambda *block: jnp.swapaxes(row @ jnp.exp(log(*block) - total), 1, 2)
-  shares = _joined(x.blocks(share, weight, most=_MOST))
+  shares = _joined(rows.blocks(share, weight, most=_MOST))
   return jnp.swapaxes(shares[:, : len(weight)], 1, 2)
 
 
@@ -264,27 +265,25 @@ def _log(weight):
   return jnp.where(weight > 0, jnp.log(jnp.maximum(weight, 1)), -1e30)
 
 
-def _means(x: pooling.Instances, sequence: Sequence) -> jax.Array:
+def _means(rows: pooling.Instances, sequence: Sequence) -> jax.Array:
   """Means of `group` consecutive tokens, zero tokens first, [256, 512].
 
   The queries and keys of these means are the means of queries and keys.
   """
-  group, rows = sequence.group, len(sequence.weight)
-  before = CLASS_ROW - sequence.weight[0].astype(jnp.int32)
-
-  def whole():
-    place = jnp.arange(-(-(rows - 1) // LANDMARKS))
-    row = jnp.arange(LANDMARKS)[:, None] * group + place + before
-    row = jnp.where((place < group) & (row > 0), row, rows)
-    x_whole = x.at(slice(None))
-    return jnp.take(x_whole, row, axis=0, mode='fill', fill_value=0).sum(1)
-
-  def blocks():
+  group, count = sequence.group, len(sequence.weight)
+  if rows.long:
+    before = sequence.weight[0].astype(int) - CLASS_ROW
+    mean = (jnp.arange(count) + before) // group
     sums = lambda x, mean: jax.nn.one_hot(mean, LANDMARKS, axis=0) @ x
-    mean = (jnp.arange(rows) - before) // group
-    return x.blocks(sums, mean, most=_MOST).sum(0)
-
-  return _choose(x, whole, blocks) / group.astype(jnp.float32)
+    return rows.blocks(sums, mean).sum(0) / group.astype(jnp.float32)
+  longest = -(-(count - 1) // LANDMARKS)
+  place = jnp.arange(longest)
+  row = jnp.arange(LANDMARKS)[:, None] * group + place
+  row += CLASS_ROW - sequence.weight[0].astype(row.dtype)
+  row = jnp.where((place < group) & (row > 0), row, count)
+  x = rows.at(slice(None))
+  taken = jnp.take(x, row, axis=0, mode='fill', fill_value=0)
+  return taken.sum(1) / group.astype(x.dtype)
 
 
 def _polynomials(a: jax.Array, scale: jax.Array, y: jax.Array) -> jax.Array:

@@ -182,38 +182,43 @@ class Instances:
       f: maps instances, each by itself.
       keys: of what is random. Each block of a long bag draws by its own.
     """
-    if not self.long:
-      return f(*self._rows, *keys)
     blocks = self.blocks(f, keys=keys)
+    if not self.long:
+      return blocks
     return blocks.reshape(-1, *blocks.shape[2:])[: len(self._rows[0])]
 
   def pooled(self, weights: jax.Array) -> jax.Array:
     """Returns the sums of h by weights [N, A], [A, D] float32."""
     f = lambda h, weights: weighted_sum(weights, h.astype(jnp.float32))
-    if not self.long:
-      return f(*self._rows, weights)
-    return self.blocks(f, weights).sum(0)
+    sums = self.blocks(f, weights)
+    return sums.sum(0) if self.long else sums
 
   def blocks(
     self,
     f: Callable[..., Any],
     *rows: jax.Array,
-    most: int = 0,
+    most: int | None = None,
     keys: Sequence[jax.Array] = (),
   ) -> Any:
-    """Returns `by_blocks` of f(h, *rows, *keys); `most` is of a short bag."""
+    """Returns `by_blocks` of f(h, *rows, *keys) of a long bag.
+
+    That of a short one is in blocks of `most` rows, or not in blocks.
+    """
     own = len(self._rows)
     g = lambda *rows: f(self._read(*rows[:own]), *rows[own:])
     rows = *self._rows, *rows
-    g(*(row[:1] for row in rows), *keys)  # Flax makes parameters outside loops.
-    return by_blocks(g, *rows, most=BLOCK if self.long else most, keys=keys)
+    if self.long:  # Flax makes parameters outside of loops.
+      g(*(row[:1] for row in rows), *keys)
+      most = BLOCK
+    if not most:
+      return g(*rows, *keys)
+    return by_blocks(g, *rows, most=most, keys=keys)
 
 
 def by_blocks(
   f: Callable[..., Any],
   *rows: jax.Array,
   most: int,
-  margin: int = 0,
   keys: Sequence[jax.Array] = (),
 ) -> Any:
   """Returns f of blocks of rows, stacked; its gradient computes f again.
@@ -222,8 +227,6 @@ def by_blocks(
     f: of a block of every array, and of a key.
     *rows: arrays [N, ...]; zeros follow the last block's if N does not divide.
     most: rows of a block.
-    margin: rows that f is given besides, before and after those of a block;
-      zeros at the ends.
     keys: of all blocks; each has its own.
   """
   count = -(-len(rows[0]) // most)
@@ -231,18 +234,12 @@ def by_blocks(
 
   def cut(x):
     x = jnp.pad(x, ((0, count * size - len(x)), *((0, 0),) * (x.ndim - 1)))
-    x = x.reshape(count, size, *x.shape[1:])
-    if not margin:
-      return (x,)
-    nothing = jnp.zeros_like(x[:1, :margin])
-    before = jnp.concatenate([nothing, x[:-1, -margin:]])
-    return before, x, jnp.concatenate([x[1:, :margin], nothing])
+    return x.reshape(count, size, *x.shape[1:])
 
   draw = jax.vmap(jax.random.fold_in, (None, 0))
   keys = [draw(key, jnp.arange(count)) for key in keys]
-  whole = lambda rows, keys: f(*map(jnp.concatenate, rows), *keys)
-  block = jax.checkpoint(lambda block: whole(*block), prevent_cse=False)
-  return jax.lax.map(block, ([*map(cut, rows)], keys))
+  block = jax.checkpoint(lambda block: f(*block), prevent_cse=False)
+  return jax.lax.map(block, (*map(cut, rows), *keys))
 
 
 def _is_long(x: jax.Array) -> bool:

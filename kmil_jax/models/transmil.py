@@ -13,10 +13,10 @@ from kmil_jax.models.network import Network, TorchDense, TorchWeights
 from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
 from kmil_jax.types import Prediction
 
-_START = CLASS_ROW + 1  # Row of the first token of an instance.
 _SIZE = 7  # Of the largest convolution.
 # Steps to the rows and columns that a 7 x 7 convolution sees, [49, 2].
 _STEPS = np.indices((_SIZE, _SIZE)).reshape(2, -1).T - _SIZE // 2
+_CHANNELS = 32  # Of a long bag, convolved at a time.
 
 
 class TransMIL(Network):
@@ -49,63 +49,58 @@ class TransMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
+    x = pooling.finite_padding(x, mask)
     size = len(mask)
     longest = _side(size)
     count = mask.sum()
     # The side of the square, by comparison: no root to be rounded.
     side = (jnp.arange(longest) ** 2 < count).sum()
+    start = CLASS_ROW + 1
+    rows = start + longest**2
     # s^2 - n <= 2 s - 2 tokens are repeated, and never more than there are.
     repeats = min(size, 2 * longest - 2)
-    end, rows = _START + size + repeats, _START + longest**2
-    if rows > pooling.WHOLE:  # Not a copy anywhere, to cut them into blocks.
-      rows = end = end + -end % pooling.BLOCK
+    if rows > pooling.WHOLE:  # Whole blocks, cut without a copy.
+      rows = -(-(start + size + repeats) // pooling.BLOCK) * pooling.BLOCK
     sequence = Sequence.of(side**2 + 1, rows)
 
-    x = pooling.finite_padding(x, mask)
-    placed = jnp.pad(x, ((_START, end - _START - size), (0, 0)))
-    placed = jax.lax.dynamic_update_slice(
-      placed, x[:repeats], (_START + count, 0)
-    )[:rows]
-    embed = TorchDense(WIDTH, name='embed')
+    embedding = nn.relu(TorchDense(WIDTH, name='embed')(x))
     token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
-
-    def embedded(x, row):
-      is_class = (row == CLASS_ROW)[:, None]
-      return jnp.where(is_class, token, nn.relu(embed(x)))
-
-    tokens = pooling.Instances(embedded, placed, jnp.arange(rows))
-    h = tokens.map(lambda h: h)
+    behind = max(repeats, rows - start - size)
+    h = jnp.pad(embedding, ((start, behind), (0, 0)))
+    h = h.at[CLASS_ROW].set(token)
+    h = jax.lax.dynamic_update_slice(h, embedding[:repeats], (start + count, 0))
+    h = h[:rows]
 
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
     (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-    h = PPEG(name='ppeg')(h, side)
-    parts = (slice(CLASS_ROW, _START), slice(_START, _START + size))
+    tokens = jnp.where(sequence.real[start:, None], h[start:], 0)
+    h = jnp.concatenate([h[:start], PPEG(name='ppeg')(tokens, side)])
+    parts = (slice(CLASS_ROW, start), slice(start, start + size))
     (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
 
     norm = nn.LayerNorm(1e-5, name='norm')
     classifier = TorchDense(self.num_classes, name='classifier')
     classify = lambda h: classifier(norm(h))
-    instances = pooling.Instances(lambda h: h, instances)
     return Prediction(
       logits=classify(bag)[0],
-      attention=_on_instances(seen[_START:], mask, side, repeats)[:, None],
-      instance_logits=instances.map(classify),
+      attention=_on_instances(seen[start:], mask, side, repeats)[:, None],
+      instance_logits=classify(instances),
     )
 
 
 class PPEG(nn.Module):
   """Adds depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions of the square.
 
-  Shao et al., NeurIPS 2021, Algorithm 2. Call with rows [T, 512], of which
-  side^2 from `_START` on are the square, and with its side []. The other rows
-  stay as they are. The three kernels and the identity are one 7 x 7 kernel.
+  Shao et al., NeurIPS 2021, Algorithm 2. Call with tokens [T, 512], zero from
+  side^2 on, and the side [] of their square; what it returns from there on is
+  meaningless. The three kernels and the identity are one 7 x 7 kernel.
   """
 
   @nn.compact
-  def __call__(self, h: jax.Array, side: jax.Array) -> jax.Array:
+  def __call__(self, tokens: jax.Array, side: jax.Array) -> jax.Array:
     kernel = jnp.zeros((WIDTH, _SIZE, _SIZE))
     kernel = kernel.at[:, _SIZE // 2, _SIZE // 2].set(1)
-    bias = jnp.zeros(WIDTH)
+    bias = 0
     for size in (7, 5, 3):
       shapes = {'kernel': (WIDTH, size, size), 'bias': (WIDTH,)}
       conv, shift = TorchWeights(size**2, shapes, name=f'conv{size}')()
@@ -113,13 +108,15 @@ class PPEG(nn.Module):
       kernel += jnp.pad(conv, ((0, 0), (margin, margin), (margin, margin)))
       bias += shift
     kernel = kernel.reshape(WIDTH, -1).T
-    return _convolve(h, kernel, bias, side)
+    if len(tokens) <= pooling.WHOLE:
+      return _convolve(tokens, kernel, side) + bias
+    channels = lambda x, kernel: _convolve(x.T, kernel.T, side).T
+    y = pooling.by_blocks(channels, tokens.T, kernel.T, most=_CHANNELS)
+    return y.reshape(WIDTH, -1).T + bias
 
 
 @jax.custom_vjp
-def _convolve(
-  x: jax.Array, kernel: jax.Array, bias: jax.Array, side: jax.Array
-) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
   """Filters a square, row after row in x [T, W], with a kernel [49, W].
 
   A step in the square is a step of its rows times `side` plus its columns
@@ -128,74 +125,47 @@ def _convolve(
   would scatter.
   """
 
-  def block(row, here):
-    moved = _mover(x, side, row)
-    add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
-    y = cpu.choose(
-      lambda: jax.lax.scan(add, jnp.zeros_like(here), (_STEPS, kernel))[0],
-      lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
-    )
-    return jnp.where(_inside(row, side)[:, None], y + bias, here)
-
-  return _by_blocks(block, jnp.arange(len(x)), x).reshape(x.shape)
+  moved = _mover(x, side)
+  add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
+  return cpu.choose(
+    lambda: jax.lax.scan(add, jnp.zeros_like(x), (_STEPS, kernel))[0],
+    lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
+  )
 
 
-def _convolve_fwd(x, kernel, bias, side):
-  return _convolve(x, kernel, bias, side), (x, kernel, side)
+def _convolve_fwd(x, kernel, side):
+  return _convolve(x, kernel, side), (x, kernel, side)
 
 
 def _convolve_bwd(saved, grad):
   x, kernel, side = saved
-
-  def block(row, grad):
-    moved = _mover(x, side, row)
-    grad = jnp.where(_inside(row, side)[:, None], grad, 0)
-    product = lambda step: grad * moved(step)
-    weights = cpu.choose(
-      lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
-      lambda: jnp.stack([product(step).sum(0) for step in _STEPS]),
-    )
-    return weights, grad.sum(0)
-
-  sums = _by_blocks(block, jnp.arange(len(x)), grad)
-  weights, bias = jax.tree.map(lambda x: x.sum(0), sums)
-  grad = _convolve(grad, kernel[::-1], jnp.zeros_like(bias), side)
-  return grad, weights, bias, None
+  # What lies outside the square has no gradient.
+  grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
+  moved = _mover(x, side)
+  product = lambda step: grad * moved(step)
+  weights = cpu.choose(
+    lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
+    lambda: jnp.stack([product(step).sum(0) for step in _STEPS]),
+  )
+  return _convolve(grad, kernel[::-1], side), weights, None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _by_blocks(f, *rows):
-  """Returns f of the rows, or of blocks of very many, stacked."""
-  if len(rows[0]) <= pooling.WHOLE:
-    return jax.tree.map(lambda x: x[None], f(*rows))
-  return pooling.by_blocks(f, *rows, most=pooling.BLOCK)
-
-
-def _mover(x, side, row):
-  """Returns what is seen a step [2] from consecutive rows [B] of x [T, W]."""
+def _mover(x, side):
+  """Returns the function from a step [2] to x [T, W] as seen from there."""
   margin = (_SIZE // 2) * (_side(len(x)) + 1)
-  size = min(len(row) + 2 * margin, len(x))
-  first = jnp.clip(row[0] - margin, 0, len(x) - size)
-  near = jax.lax.dynamic_slice_in_dim(x, first, size)
-  near = jnp.pad(near, ((margin, margin), (0, 0)))
-  column = (row - _START) % side
+  padded = jnp.pad(x, ((margin, margin), (0, 0)))
+  column = jnp.arange(len(x)) % side
 
   def moved(step):
-    far = step[0] * side + step[1]
+    start = margin + step[0] * side + step[1]
     inside = (column + step[1] >= 0) & (column + step[1] < side)
-    inside &= _inside(row + far, side)
-    start = margin + row[0] - first + far
-    seen = jax.lax.dynamic_slice_in_dim(near, start, len(row))
+    seen = jax.lax.dynamic_slice_in_dim(padded, start, len(x))
     return jnp.where(inside[:, None], seen, 0)
 
   return moved
-
-
-def _inside(row, side):
-  """True on rows of the square."""
-  return (row >= _START) & (row < _START + side**2)
 
 
 def _sum_rows(x, fold=16):
