@@ -102,6 +102,8 @@ class NystromLayer(nn.Module):
       may be negative.
     """
     chex.assert_shape(h, (len(sequence.weight), WIDTH))
+    # Of a loop, a long h: what reads it would else be given copies of its own.
+    h = pooling.Instances(lambda h: h, h).map(lambda h: h)
     norm = nn.LayerNorm(1e-5, name='norm')
     normed = lambda h, real: jnp.where(real[:, None], norm(h), 0)
     rows = pooling.Instances(normed, h, sequence.real)
@@ -146,7 +148,11 @@ class NystromLayer(nn.Module):
         lambda: _read(toward, mixed, x[part]),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
-    right = jnp.concatenate([gathered, core @ jnp.swapaxes(seen, 1, 2)], 2)
+    # Joined by a choice: XLA's GPU compiler may fail on a column of a sum.
+    is_column = jnp.arange(WIDTH // HEADS + 1) == WIDTH // HEADS
+    column = core @ jnp.swapaxes(seen, 1, 2)
+    padded = jnp.pad(gathered, ((0, 0), (0, 0), (0, 1)))
+    right = jnp.where(is_column, column, padded)
     # The rows of A2 sum to 1.
     scale = column_sums.max()
     solved = _polynomials(core, scale, right) / scale
@@ -162,11 +168,10 @@ class NystromLayer(nn.Module):
       y = out(jnp.swapaxes(y, 0, 1).reshape(-1, WIDTH))
       return h[part] + drop(y, None, *key)
 
-    def block(*cuts):
-      h, real = (jnp.concatenate(x, 1)[0] for x in (cuts[:3], cuts[3:6]))
+    def block(h, real, *key):
       x, part = normed(h, real), slice(_REACH, -_REACH)
-      mixed_values = jax.nn.softmax(toward(x[part])) @ mixed
-      return output(h, values(x), part, mixed_values, *cuts[6:])
+      y = jax.nn.softmax(toward(x[part])) @ mixed
+      return output(h, values(x), part, y, *key)
 
     drops = rows.long and train and self.dropout
     keys = [drop.make_rng('dropout')] if drops else []
@@ -177,19 +182,17 @@ class NystromLayer(nn.Module):
         continue
       first = part.stop + _REACH <= pooling.BLOCK
       end = pooling.BLOCK if first else len(h)
-      cuts = *_cut(h[:end]), *_cut(sequence.real[:end])
-      y = pooling.by_blocks(block, *cuts, most=1, keys=keys)
+      y = pooling.by_blocks(
+        block,
+        h[:end],
+        sequence.real[:end],
+        most=pooling.BLOCK,
+        margin=_REACH,
+        keys=keys,
+      )
       outputs.append(y.reshape(-1, WIDTH)[part])
 
     return outputs, seen[:, 0].mean(0)
-
-
-def _cut(x):
-  """Blocks [n, B, ...] of x [n B, ...], what is before and behind each."""
-  x = x.reshape(-1, pooling.BLOCK, *x.shape[1:])
-  nothing = jnp.zeros_like(x[:1, :_REACH])
-  before = jnp.concatenate([nothing, x[:-1, -_REACH:]])
-  return before, x, jnp.concatenate([x[1:, :_REACH], nothing])
 
 
 def _heads(x: jax.Array, weight: jax.Array) -> jax.Array:

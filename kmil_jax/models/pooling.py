@@ -219,6 +219,7 @@ def by_blocks(
   f: Callable[..., Any],
   *rows: jax.Array,
   most: int,
+  margin: int = 0,
   keys: Sequence[jax.Array] = (),
 ) -> Any:
   """Returns f of blocks of rows, stacked; its gradient computes f again.
@@ -227,6 +228,8 @@ def by_blocks(
     f: of a block of every array, and of a key.
     *rows: arrays [N, ...]; zeros follow the last block's if N does not divide.
     most: rows of a block.
+    margin: rows before and after those of a block that f is given, too; zeros
+      at the ends.
     keys: of all blocks; each has its own.
   """
   count = -(-len(rows[0]) // most)
@@ -234,11 +237,18 @@ def by_blocks(
 
   def cut(x):
     x = jnp.pad(x, ((0, count * size - len(x)), *((0, 0),) * (x.ndim - 1)))
-    return x.reshape(count, size, *x.shape[1:])
+    x = x.reshape(count, size, *x.shape[1:])
+    if not margin:
+      return x
+    nothing = jnp.zeros_like(x[:1, :margin])
+    before = jnp.concatenate([nothing, x[:-1, -margin:]])
+    return before, x, jnp.concatenate([x[1:, :margin], nothing])
 
   draw = jax.vmap(jax.random.fold_in, (None, 0))
   keys = [draw(key, jnp.arange(count)) for key in keys]
-  block = jax.checkpoint(lambda block: f(*block), prevent_cse=False)
+  join = lambda x: jnp.concatenate(x) if isinstance(x, tuple) else x
+  block = lambda block: f(*map(join, block))
+  block = jax.checkpoint(block, prevent_cse=False)
   return jax.lax.map(block, (*map(cut, rows), *keys))
 
 

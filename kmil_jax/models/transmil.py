@@ -49,7 +49,7 @@ class TransMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.finite_padding(x, mask)
+    x = pooling.Instances(pooling.finite_padding, x, mask)
     size = len(mask)
     longest = _side(size)
     count = mask.sum()
@@ -63,7 +63,8 @@ class TransMIL(Network):
       rows = -(-(start + size + repeats) // pooling.BLOCK) * pooling.BLOCK
     sequence = Sequence.of(side**2 + 1, rows)
 
-    embedding = nn.relu(TorchDense(WIDTH, name='embed')(x))
+    embed = TorchDense(WIDTH, name='embed')
+    embedding = x.map(lambda x: nn.relu(embed(x)))
     token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
     behind = max(repeats, rows - start - size)
     h = jnp.pad(embedding, ((start, behind), (0, 0)))
