@@ -180,15 +180,10 @@ class NystromLayer(nn.Module):
       if not rows.long:
         outputs.append(output(h, v, part, mix(part, mixed)))
         continue
-      first = part.stop + _REACH <= pooling.BLOCK
-      end = pooling.BLOCK if first else len(h)
+      end = pooling.BLOCK if part.stop + _REACH <= pooling.BLOCK else len(h)
+      cut = h[:end], sequence.real[:end]
       y = pooling.by_blocks(
-        block,
-        h[:end],
-        sequence.real[:end],
-        most=pooling.BLOCK,
-        margin=_REACH,
-        keys=keys,
+        block, *cut, most=pooling.BLOCK, margin=_REACH, keys=keys
       )
       outputs.append(y.reshape(-1, WIDTH)[part])
 
@@ -212,11 +207,9 @@ def _softmax(scores: jax.Array, weight: jax.Array) -> jax.Array:
   return jax.nn.softmax(scores, where=weight > 0)
 
 
-def _choose(
-  rows: pooling.Instances, whole: Callable, blocks: Callable
-) -> jax.Array:
-  """Calls the form for the rows [T, 512] that its platform takes."""
-  return blocks() if rows.long else cpu.choose(whole, blocks)
+def _choose(x: pooling.Instances, whole: Callable, blocks: Callable):
+  """Calls the form for the rows x [T, 512] that its platform takes."""
+  return blocks() if x.long else cpu.choose(whole, blocks)
 
 
 def _joined(blocks: jax.Array) -> jax.Array:
