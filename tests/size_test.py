@@ -18,7 +18,7 @@ kmil_jax                3338   2000
 kmil_jax/models         1649   1350
 kmil_jax/tasks           628    400
 data                    4638   2600
-data/phantom            1850   1850
+data/phantom            1190   1050
 experiments             1494   1350
 experiments/run         1319    520
 experiments/bags        1311    800
@@ -32,7 +32,7 @@ experiments/patches      714    320
 experiments/studies     2768   1400
 experiments/papers       600    600
 experiments/benchmarks  1172    360
-tests                  23279  13000
+tests                  23280  13000
 """
 TOTAL = 25450
 FREE = (
