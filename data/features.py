@@ -365,7 +365,8 @@ def _attributes(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
   for name in ('coords', *reversed(_NAMES), '/'):
     held = parts[name].attrs if parts.get(name) else {}
     for key in held:
-      if math.prod(held.get_id(key).shape or ()) > _MOST:
+      of = held.get_id(key)
+      if math.prod((*(of.shape or ()), *of.dtype.shape)) > _MOST:
         continue
       value = np.asarray(held[key])
       if value.dtype.kind == 'S':

@@ -35,7 +35,8 @@ class Compared:
   patients: str | None = field(
     None,
     'Compare patients instead of slides, by the mean of the probabilities of'
-    ' their slides or by the highest of each class.',
+    ' their slides or by the highest of each class. Patients with slides of'
+    ' several classes are left out.',
     choices=predictions.JOINED,
   )
 
@@ -44,10 +45,20 @@ def run(compared: Compared) -> None:
   """Prints the comparison of the folders."""
   if len(compared.folders) < 2:
     raise OptionError('There is nothing to compare. Name two results folders.')
-  runs = [
-    dataclasses.replace(run, patients=compared.patients)
-    for run in comparison.read_all(compared.folders)
-  ]
+  runs = comparison.read_all(compared.folders)
+  if how := compared.patients:
+    runs = [
+      dataclasses.replace(
+        run, name=f'{run.name} (patients, {how})', patients=how
+      )
+      for run in runs
+    ]
+    if mixed := runs[0].mixed():
+      print(
+        f'warning: {mixed} patients have slides of several classes and are left'
+        ' out.',
+        file=sys.stderr,
+      )
   rows = comparison.compare(runs)
   match compared.format:
     case 'json':
@@ -60,10 +71,10 @@ def run(compared: Compared) -> None:
       for table in comparison.tables(rows):
         print(table.markdown())
     case 'text':
-      test = runs[0].test()
-      kind = 'patients' if compared.patients else 'slides'
+      test, cases = runs[0].test(), len(set(runs[0].test().case))
+      tested = f'{len(test)} test slides of {cases} cases'
       print(
-        f'{len(test)} test {kind} of {len(set(test.case))} cases, folds '
+        f'{f"{cases} test patients" if how else tested}, folds '
         + ', '.join(map(str, runs[0].folds))
       )
       for line in comparison.other_options(runs):

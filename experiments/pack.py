@@ -8,9 +8,8 @@ object storage and the hosts of a pod copy faster than thousands of small ones.
 It is complete or absent: a run that is stopped leaves nothing that counts, and
 none is ever overwritten.
 
-Files are read in this process. To read them in others before would take a third
-longer: if HDF5's library hangs or crashes on a damaged file, the --check of
-experiments.kmil names it.
+Files are first read in other processes, where HDF5's library may hang or crash
+on a damaged one: it is named. What was read is kept, as for --check.
 """
 
 import dataclasses

@@ -20,7 +20,7 @@ import pathlib
 import sys
 
 from data.features import FeatureError
-from data.labels import ManifestError
+from data.labels import ManifestError, leaks
 from data.slides import SlideError, slide_id
 from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, outputs
@@ -118,7 +118,9 @@ def run(
     slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
     print(f'{len(slide_bags.ids)} slides with features')
     case_of, wrong = bags.cases(slides.csv_path, slide_bags.ids)
-    case_of = case_of or slide_bags.source.cases
+    if not case_of:
+      case_of = slide_bags.source.cases
+      Findings(warnings=leaks(case_of.values())).warn()
     if check.check:
       findings = Findings(slide_bags.problems(predict) + wrong)
       findings.add_folder(path)

@@ -21,7 +21,9 @@ def run(source: Source) -> None:
 
   path = page.write(source.folder())
   print(f'report in {path}, {path.stat().st_size / 2**20:.1f} MiB')
-  start.show_next('view', run=source.run)
+  used = source.folder().config().values
+  if used.get('heat_maps') and (used.get('slides_dir') or not used['csv_path']):
+    start.show_next('view', run=source.run)
 
 
 main = start.script(run)

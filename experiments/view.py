@@ -64,9 +64,10 @@ def run(slides: Slides, page: Page) -> None:
       server.serve_forever()
     except KeyboardInterrupt:
       print()
-  if slides.folder().has('cohort.csv'):  # Of a training.
+  if slides.folder().at('cohort.csv').exists():  # Of a training.
     new = {'run': slides.run, 'slides_dir': 'new_slides'}
-    fold = slides.folder().config().values.get('fold')
+    trained = slides.folder().config().values.get('fold')
+    fold = trained if slides.fold is None else slides.fold
     start.show_next('predict', **new, fold=fold)
 
 

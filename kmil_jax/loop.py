@@ -137,7 +137,8 @@ def fit(
     state = state.replace(**saved.pop('state'))
     chosen, first = Selection(**saved['selection']), int(saved['epoch'])
     failed, table = saved['failed'], saved['history'].copy()
-  states = program.start(state)
+  ended = first >= recipe.epochs or chosen.stopped.all()
+  states = program.put(state) if ended else program.start(state)
   del state  # Only the devices hold it.
   last_save = time.monotonic()
   for epoch in range(first, recipe.epochs):

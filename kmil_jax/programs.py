@@ -122,8 +122,9 @@ class Program:
     # If nothing fits, that is known before all are compiled.
     if not fits(sizes[0]) and not fits(least):
       raise MemoryError(
-        f'A device has {room / 2**30:.2g} GiB, and not even one run fits there'
-        ' with its features. Let them be streamed, or use --precision=bfloat16.'
+        f'This training needs more than the {room / 2**30:.2g} GiB of a device.'
+        ' Use --precision=bfloat16, a smaller batch or, if there is such an'
+        ' option, --store=streamed.'
       )
     at_once = next(filter(fits, sizes))
     self._group(train.count(state), at_once)

@@ -100,7 +100,7 @@ def make(
   seed: int = SEED,
   progress: cohort.Progress = cohort.no_progress,
 ) -> None:
-  """Writes volumes, masks and `labels.csv`, unless they are there.
+  """Writes volumes, masks and `labels.csv`, unless that is there.
 
   Five of eight patients have metastases, which four of five of their nodes hold
   then; the others' nodes are benign. A volume's mask numbers its nodes, and

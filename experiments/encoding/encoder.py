@@ -56,18 +56,18 @@ class Encoder:
       features of two encoders are never taken for one another's.
     encode: tiles, uint8 [T, S, S, 3], to features [T, D].
     note: what the weights are, in words.
-    normalisation: what becomes of pixels, 0 to 1, in words.
     precision: of the computation, see `kmil_jax.models.network.build`.
     at_once: threads that may call it: of two, one copies tiles or features
       while the other's are computed.
+    normalisation: what becomes of pixels, 0 to 1, in words; None if unknown.
   """
 
   name: str
   encode: Callable[[np.ndarray], np.ndarray]
   note: str = 'a function of your own'
-  normalisation: str = f'(pixels - {_IMAGENET.mean}) / {_IMAGENET.std}'
   precision: str = 'float32'
   at_once: int = 1
+  normalisation: str | None = None
 
   def attributes(self) -> dict[str, str]:
     """Returns what features must have in common to be of this encoder."""
@@ -93,6 +93,10 @@ class Network:
   mean: tuple[float, ...] = _IMAGENET.mean
   std: tuple[float, ...] = _IMAGENET.std
   size: int | None = None
+
+  def normalisation(self) -> str:
+    """Returns what becomes of pixels, 0 to 1, in words."""
+    return f'(pixels - {self.mean}) / {self.std}'
 
   def normalise(self, tiles: jax.Array) -> jax.Array:
     """Returns uint8 tiles [T, S, S, 3] as the network wants them, float32."""
@@ -208,8 +212,7 @@ def make_encoder(
   encode = functools.partial(
     parallel.pmap_local(run), parallel.replicate(variables)
   )
-  look = f'(pixels - {of.mean}) / {of.std}'
-  return Encoder(name, encode, note, look, precision, at_once=2)
+  return Encoder(name, encode, note, precision, 2, of.normalisation())
 
 
 def _function(reference: str, precision: str) -> Encoder:
@@ -226,9 +229,11 @@ def _function(reference: str, precision: str) -> Encoder:
       ' module:function of a module in this folder or on PYTHONPATH, or of the'
       ' file that --plugin names.'
     ) from error
-  normalise = network('resnet50').normalise
+  of = network('resnet50')
   return Encoder(
-    reference, lambda tiles: function(np.asarray(normalise(tiles)))
+    reference,
+    lambda tiles: function(np.asarray(of.normalise(tiles))),
+    normalisation=of.normalisation(),
   )
 
 

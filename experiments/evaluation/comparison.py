@@ -46,10 +46,23 @@ class Run:
     parts = [parts['test'] for parts in self.folds.values()]
     if not self.patients:
       return predictions.pool([predictions.by_slide(p) for p in parts])
-    joined = [predictions.of_cases(p, self.patients) for p in parts]
+    joined = self._joined()
     pooled = vars(predictions.pool(joined)).values()
     one = np.concatenate([p.label >= 0 for p in joined])
+    if not one.any():
+      raise ResultsError(
+        f'{self.folder.path}: every patient has slides of several classes.'
+        ' Compare slides, without --patients.'
+      )
     return Predictions(*(column[one] for column in pooled))
+
+  def mixed(self) -> int:
+    """Returns how many test patients have slides of several classes."""
+    return sum(int((p.label < 0).sum()) for p in self._joined())
+
+  def _joined(self) -> list[Predictions]:
+    parts = (parts['test'] for parts in self.folds.values())
+    return [predictions.of_cases(p, self.patients or 'mean') for p in parts]
 
   def external(self) -> Predictions:
     """Returns the mean of the folds' models on the second cohort."""

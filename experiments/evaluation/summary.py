@@ -401,7 +401,7 @@ def text(summary: Mapping[str, Any]) -> str:
     )
     tables += [
       metrics_table(external, 'ensemble', title),
-      *cases_tables(external.get('by_case')),
+      *cases_tables(external.get('by_case'), ' of the second cohort'),
       _class_table(external),
     ]
   return '\n'.join(f'\n{table.terminal()}' for table in tables)
@@ -423,8 +423,15 @@ def metrics_table(part: Mapping[str, Any], whole: str, title: str) -> Table:
   return Table('metrics', title, ('metric',), columns, rows)
 
 
-def cases_tables(cases: Mapping[str, Any] | None) -> list[Table]:
-  """A table of what `of_cases` returned, if a patient has several slides."""
+def cases_tables(
+  cases: Mapping[str, Any] | None, cohort: str = ''
+) -> list[Table]:
+  """A table of what `of_cases` returned, if a patient has several slides.
+
+  Args:
+    cases: of patients.
+    cohort: whose they are, for the title.
+  """
   if not cases or cases['most_slides'] < 2:
     return []
   ways, rows = predictions.JOINED, []
@@ -439,7 +446,7 @@ def cases_tables(cases: Mapping[str, Any] | None) -> list[Table]:
   ]
   if mixed := cases['mixed']:
     notes.append(f'left out: {mixed} patients with slides of several classes')
-  title = f'The {cases["count"]} patients, their slides joined'
+  title = f'The {cases["count"]} patients{cohort}, their slides joined'
   columns = dict.fromkeys(columns, '.3f')
   return [Table('cases', title, ('metric',), columns, rows, notes)]
 

@@ -246,9 +246,10 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
   classes = tuple(map(str, marks['classes']))
   side = marks.get('patch_size_level0', tile_size)
   if side is None or not 0 < float(side) < 2**14:
+    stated = 'is not stated' if side is None else f'cannot be {side}'
     raise UnplacedError(
-      f'{path}: does not state how large its tiles are (patch_size_level0).'
-      ' Give --tile_size, in level-0 pixels.'
+      f'{path}: the side of its tiles (patch_size_level0) {stated}. Give'
+      ' --tile_size, in level-0 pixels below 16384.'
     )
   n = len(arrays['kept']) if arrays['kept'].ndim else 0
   shapes = {

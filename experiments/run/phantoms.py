@@ -56,7 +56,8 @@ def made(
     code: globs of the files that it is a function of, see `code_hash`. Every
       version of them has a folder of its own.
     make: renders it. Takes the folder and `progress`, a function of how much is
-      done and how much there is. What a killed process rendered it leaves.
+      done and how much there is. Slides that a killed process rendered, it
+      leaves.
     cache_dir: holds the folders.
     last: the file that is written last.
     unit: what is counted.

@@ -16,7 +16,7 @@ A script is a function, whose parameters are its options:
     main()
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import dataclasses
@@ -355,9 +355,9 @@ def _begin(machine: Cache) -> None:
 
 def show_next(script: str, **flags: Any) -> None:
   """Prints the command that may come next; flags that are None are left out."""
-  given = [(name, value) for name, value in flags.items() if value is not None]
-  shown = [shlex.quote(f'--{name}={value}') for name, value in given]
-  show(' '.join([f'next: python -m experiments.{script}', *shown]))
+  given = {name: v for name, v in flags.items() if v is not None}
+  shown = shlex.join(_flags(given))
+  show(f'next: python -m experiments.{script} {shown}')
 
 
 def show_options(given: Sequence[Any]) -> None:
@@ -368,10 +368,14 @@ def show_options(given: Sequence[Any]) -> None:
 
 def flags(given: Sequence[Any]) -> list[str]:
   """Returns, as flags, the options that are not as by default."""
+  return _flags(dict(sorted(options.changed(given).items())))
+
+
+def _flags(values: Mapping[str, Any]) -> list[str]:
   text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
   return [
     f'--{name}={"" if value is None else text(value)}'
-    for name, value in sorted(options.changed(given).items())
+    for name, value in values.items()
   ]
 
 

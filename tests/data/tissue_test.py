@@ -182,7 +182,7 @@ def slide_overview(request):
       image = slide.thumbnail(8)
   else:
     spec = phantom_slide.Spec(5, 1, 0, 'breast')
-    clean = lambda rng, node: np.ones((*node.region.shape, 3), np.float32)
+    clean = lambda rng, shape: np.ones((*shape, 3), np.float32)
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(phantom_slide, '_ink', clean)
       image, _ = phantom_slide.render(spec)

@@ -1,6 +1,7 @@
 """Runs are compared slide by slide, or refused."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -150,6 +151,20 @@ def test_what_cannot_be_compared_ends_the_script_plainly(
   assert capsys.readouterr().out == ''
 
 
+def test_patients_with_slides_of_several_classes_are_left_out(folders):
+  (run,) = comparison.read_all(folders[:1])
+  run = dataclasses.replace(run, patients='mean')
+  p = run.folds[0]['test']
+  assert run.mixed() == 0 and p.case[0] in run.test().case
+  i = int(np.flatnonzero(p.label != p.label[0])[0])
+  p.case[i] = p.case[0]
+  assert run.mixed() == 1 and p.case[0] not in run.test().case
+  for parts in run.folds.values():
+    parts['test'].case[:] = 'one'
+  with pytest.raises(ResultsError, match='every patient has slides of several'):
+    run.test()
+
+
 def test_the_script_prints_every_format(folders, capsys):
   def run(*args):
     compare.main(['compare', *args, *map(str, folders[:2])])
@@ -167,7 +182,8 @@ def test_the_script_prints_every_format(folders, capsys):
   # Of patients, as the summaries of the runs have them.
   cases = [summary.of_cases([r.test()]) for r in comparison.read_all(folders)]
   for how in ('mean', 'max'):
-    assert '60 test patients of 60 cases' in run(f'--patients={how}')
+    text = run(f'--patients={how}')
+    assert '60 test patients, folds' in text and f'(patients, {how})' in text
     for row in json.loads(run('--format=json', f'--patients={how}'))[:5]:
       for one, value in zip(
         cases[:2], (row['value_a'], row['value_b']), strict=True

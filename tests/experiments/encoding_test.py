@@ -75,7 +75,7 @@ def test_every_tile_comes_back_to_its_slide(paths, tmp_path, batch):
     assert len(want) == COUNTS[name]
     np.testing.assert_allclose(found.features, want, rtol=1e-6)
     np.testing.assert_array_equal(found.coords, coords)
-    assert '0.485' in found.attributes['normalisation']
+    assert 'normalisation' not in found.attributes  # Of a function, unknown.
 
 
 def write_square(path):

@@ -382,8 +382,9 @@ def test_seeds_are_runs_of_one_program_and_their_mean(short, tmp_path):
     models.read(Folder(folder), None)
 
 
-def test_kmil_that_drops_nothing_is_dsmil(short, tmp_path):
-  args = [*short[0], '--epochs=4', f'--results_dir={tmp_path}']
+def test_kmil_that_drops_nothing_is_dsmil(tmp_path):
+  data = feature_folder.write(tmp_path, *PLANTED)
+  args = [*data, *QUICK, '--epochs=4', f'--results_dir={tmp_path}']
   feature_folder.run(*args, '--model=kmil', '--drop_fraction=0')
   feature_folder.run(*args, '--model=dsmil')
   assert_alike(tmp_path / FOLDER, tmp_path / 'dsmil_origin_s1', atol=1e-6)

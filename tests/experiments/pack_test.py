@@ -30,7 +30,7 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
     f'next: python -m experiments.kmil {args[1]} --features_dir={folder}'
     in (printed)
   )
-  for done in ('hashed', 'packed'):
+  for done in ('read', 'packed'):
     assert f'{done}: 6/6 [' in shown
   found, files = packed.find(folder), packed.find(tmp_path / 'features')
   for slide in files.ids():

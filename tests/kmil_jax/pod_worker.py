@@ -9,7 +9,7 @@ from kmil_jax import parallel
 from kmil_jax.tasks import bags
 
 
-@mock.patch.object(bags, 'MAX_BUCKETS', 1)  # Each is compiled.
+@mock.patch.object(bags, 'MAX_BUCKETS', 2)  # Each is compiled.
 def train(folder):
   """Returns losses and predictions of some arrangements, by name."""
   # Beside this file; they need devices.

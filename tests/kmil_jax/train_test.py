@@ -59,14 +59,17 @@ def test_the_memory_of_a_stream_is_that_of_its_longest_bag():
   assert shapes[0][2][1][0].shape == (1, 1, training_run.LONGEST, 4)
 
 
-def test_features_spread_over_devices_give_what_copies_give(tmp_path):
+@pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 8)])
+def test_features_spread_over_devices_give_what_copies_give(
+  tmp_path, model, batch
+):
   # Neither the rows of the store nor those of a bag divide over the devices,
   # and what no bag has is not a number.
   store = training_run.make_store()
   devices = parallel.num_devices()
   assert devices >= 4 and len(store.features) % devices
   store.features[store.length.sum() :] = np.nan
-  options = {'model': 'abmil', 'batch': 8, 'store': store}
+  options = {'model': model, 'batch': batch, 'store': store}
   resident = losses_and_prob(tmp_path / 'resident', **options)
   spread = losses_and_prob(tmp_path / 'spread', spread=True, **options)
   for got, want in zip(spread, resident, strict=True):
