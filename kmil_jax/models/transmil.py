@@ -74,8 +74,7 @@ class TransMIL(Network):
 
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
     (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-    tokens = jnp.where(sequence.real[start:, None], h[start:], 0)
-    h = jnp.concatenate([h[:start], PPEG(name='ppeg')(tokens, side)])
+    h = PPEG(name='ppeg')(h, sequence.real, side)
     parts = (slice(CLASS_ROW, start), slice(start, start + size))
     (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
 
@@ -92,13 +91,16 @@ class TransMIL(Network):
 class PPEG(nn.Module):
   """Adds depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions of the square.
 
-  Shao et al., NeurIPS 2021, Algorithm 2. Call with tokens [T, 512], zero from
-  side^2 on, and the side [] of their square; what it returns from there on is
-  meaningless. The three kernels and the identity are one 7 x 7 kernel.
+  Shao et al., NeurIPS 2021, Algorithm 2. Call with rows [T, 512] as a layer
+  returns them, True for those that are tokens [T], and the side [] of the
+  square; what it returns for padding is meaningless. The three kernels and the
+  identity are one 7 x 7 kernel.
   """
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, side: jax.Array) -> jax.Array:
+  def __call__(
+    self, h: jax.Array, real: jax.Array, side: jax.Array
+  ) -> jax.Array:
     kernel = jnp.zeros((WIDTH, _SIZE, _SIZE))
     kernel = kernel.at[:, _SIZE // 2, _SIZE // 2].set(1)
     bias = 0
@@ -109,11 +111,19 @@ class PPEG(nn.Module):
       kernel += jnp.pad(conv, ((0, 0), (margin, margin), (margin, margin)))
       bias += shift
     kernel = kernel.reshape(WIDTH, -1).T
-    if len(tokens) <= pooling.WHOLE:
-      return _convolve(tokens, kernel, side) + bias
-    channels = lambda x, kernel: _convolve(x.T, kernel.T, side).T
-    y = pooling.by_blocks(channels, tokens.T, kernel.T, most=_CHANNELS)
-    return y.reshape(WIDTH, -1).T + bias
+
+    def square(h, kernel, bias):
+      start = CLASS_ROW + 1
+      tokens = jnp.where(real[start:, None], h[start:], 0)
+      return jnp.concatenate(
+        [h[:start], _convolve(tokens, kernel, side) + bias]
+      )
+
+    if len(h) <= pooling.WHOLE:
+      return square(h, kernel, bias)
+    block = lambda h, kernel, bias: square(h.T, kernel.T, bias).T
+    y = pooling.by_blocks(block, h.T, kernel.T, bias, most=_CHANNELS)
+    return y.reshape(WIDTH, -1).T
 
 
 @jax.custom_vjp
