@@ -144,7 +144,7 @@ def run(
     )
   print(f'predictions in {path / "predictions.csv"}')
   if not failures:
-    where = None if slides.slides_dir else 'slides'
+    where = None if slides.slides_dir else 'new_slides'
     start.show_next('view', run=path, slides_dir=where)
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]

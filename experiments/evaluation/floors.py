@@ -126,7 +126,10 @@ def write(folder: Folder, material: Any) -> Table:
   floors = []
   for name, (pooling, kind) in FLOORS.items():
     x, probs = mean if pooling is np.mean else largest, []
-    for fold, p in tested.items():
+    fits = progress.bar(
+      tested.items(), desc=name, unit='fold', delay=progress.PATIENCE
+    )
+    for fold, p in fits:
       split = material.splits[fold]
       prob = predicted(classifier(kind), x, cohort.label, split)['test']
       # The model's predictions may be in any order.

@@ -153,6 +153,7 @@ class Models(Folds):
 
     Raises:
       data.labels.ManifestError: if cohort.csv is damaged.
+      PredictionError: if the fold's split is.
     """
     if self.model:
       print(
@@ -162,8 +163,19 @@ class Models(Folds):
     if not self.run or not self.folder().has('cohort.csv'):
       return {}
     table = labels.read(self.folder().at('cohort.csv'))
-    slides = set(table.slide.tolist())
-    cases = set(map(labels.same_patient, table.case.tolist())) - {''}
+    case_in = dict(zip(table.slide.tolist(), table.case.tolist(), strict=True))
+    if self.fold is not None:  # What it tests, it was not trained on.
+      name, parts = f'splits/splits_{self.fold}.csv', ('train', 'val')
+      split = self.folder().read(name)
+      if not split or not split[0].keys() >= {*parts}:
+        raise PredictionError(
+          f'{self.folder().at(name)}: lacks the columns train and val. Give the'
+          ' results folder as the training left it.'
+        )
+      used = {row[part] for row in split for part in parts}
+      case_in = {slide: case_in[slide] for slide in used & case_in.keys()}
+    slides = set(case_in)
+    cases = set(map(labels.same_patient, case_in.values())) - {''}
     known = dict.fromkeys(slide_ids, 'no')
     for slide in known:
       if labels.same_patient(case_of.get(slide, '')) in cases:

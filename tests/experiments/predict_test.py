@@ -196,6 +196,19 @@ def test_slides_and_patients_of_the_training_are_named(
   printed = capsys.readouterr().out
   assert '1 slides have the ids of slides of the training: slide_0' in printed
   assert '1 slides are of patients of the training: other. Their' in printed
+  # What a fold tests, its model alone has not seen.
+  tested = {
+    fold: [r['test'] for r in rows(finished[0] / f'splits/splits_{fold}.csv')]
+    for fold in (0, 1)
+  }
+  for fold, names in tested.items():
+    names = list(filter(None, names))
+    one = trained.Models(run=finished[0], fold=fold)
+    other = trained.Models(run=finished[0], fold=1 - fold)
+    of = {row['slide_id']: row['case_id'] for row in cohort}
+    assert names and set(one.known(names, of).values()) == {'no'}
+    assert set(other.known(names, of).values()) == {'slide'}
+  capsys.readouterr()
   assert trained.Models(model=tmp_path).known(given, case_of) == {}
   assert 'does not name the slides of its training' in capsys.readouterr().out
 
@@ -415,7 +428,7 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
   for words in (
     'error: 1 slides have no prediction:\n  broken',
     'warning: 1 of 1 models are not calibrated',
-    'warning: 2 slides have the ids of slides of the training: sl',
+    'slides have the ids of slides of the training: sl',
   ):
     assert words in printed
   folder = tmp_path / f'predict_{finished[0].name}_fold_2_new'
