@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
 kmil_jax                3338   2000
-kmil_jax/models         1649   1350
+kmil_jax/models         1709   1350
 kmil_jax/tasks           628    400
 data                    4638   2600
 data/phantom            1190   1050
@@ -32,9 +32,9 @@ experiments/patches      714    320
 experiments/studies     2768   1400
 experiments/papers       600    600
 experiments/benchmarks  1172    360
-tests                  23292  13000
+tests                  23317  13000
 """
-TOTAL = 25464
+TOTAL = 25524
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

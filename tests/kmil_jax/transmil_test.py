@@ -256,8 +256,7 @@ def test_scores_in_blocks_give_what_whole_ones_give():
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize('length', [350, 1000])
-def test_a_long_bag_gives_what_a_whole_one_gives(monkeypatch, length):
+def test_a_long_bag_gives_what_a_whole_one_gives(monkeypatch, length=350):
   """In blocks of 128; all, most and one of its instances are real."""
 
   @contextlib.contextmanager
