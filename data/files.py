@@ -167,7 +167,7 @@ def read_text(path: Path | str, error: type[Exception]) -> str:
     with place(path).open('rb') as file:
       content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
-      raise ValueError(f'it is above {_LARGEST >> 20} MiB, as no table is')
+      raise ValueError(f'it has more than {_LARGEST} bytes; is it a table?')
     if content.startswith(_WORKBOOK):
       kind = 'it is a workbook of a spreadsheet'
     elif content.startswith(codecs.BOM_UTF32_LE):
