@@ -26,7 +26,7 @@ def run(
   check: Check,
   output: Output,
   machine: Machine,
-) -> None:
+) -> start.Next:
   """Trains all settings and folds, writes a results folder of each setting."""
   asked, training = training, training.resolved('kmil')
   settings = options.settings(Model(), training, output.seed)
@@ -60,6 +60,9 @@ def run(
     show(of_settings(finished).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
+  if output.exp_code or data.task != 'origin':
+    return 'report', {'run': parts['all'].path}
+  return 'paper', {'table': 4}
 
 
 main = start.script(run, cohorts.ERRORS)

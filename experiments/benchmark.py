@@ -21,7 +21,7 @@ from experiments.benchmarks.work import Work, table
 from experiments.run import start
 
 
-def run(work: Work) -> None:
+def run(work: Work) -> start.Next:
   logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
   # Both sides share one device. JAX and torch read these once.
   os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
@@ -30,7 +30,10 @@ def run(work: Work) -> None:
     from experiments.benchmarks import reading
 
     print(reading.table(work.slide, work.repeats).terminal())
-    return
+    return 'extract', {
+      'slides_dir': work.slide.parent,
+      'features_dir': 'features',
+    }
   from experiments.benchmarks import suite
 
   measured = suite.run(work, lambda line: print(line, file=sys.stderr))
@@ -39,6 +42,7 @@ def run(work: Work) -> None:
   else:
     rows = table(measured)
     print(rows.markdown() if work.format == 'markdown' else rows.terminal())
+  return 'cost', {'format': None}
 
 
 main = start.script(run, errors=(SlideError,))

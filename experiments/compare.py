@@ -41,7 +41,7 @@ class Compared:
   )
 
 
-def run(compared: Compared) -> None:
+def run(compared: Compared) -> start.Next:
   """Prints the comparison of the folders."""
   if len(compared.folders) < 2:
     raise OptionError('There is nothing to compare. Name two results folders.')
@@ -81,6 +81,7 @@ def run(compared: Compared) -> None:
         print(line)
       for table in comparison.tables(rows):
         print(f'\n{table.terminal()}')
+  return 'report', {'run': compared.folders[0]}
 
 
 main = start.script(run)

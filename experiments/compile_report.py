@@ -29,7 +29,7 @@ _NOTES = (
 )
 
 
-def run(compiled: Compiled) -> None:
+def run(compiled: Compiled) -> start.Next:
   """Compiles every model and prints a row of each."""
   logging.set_verbosity(logging.WARNING)
   compiled.prepare()
@@ -39,18 +39,19 @@ def run(compiled: Compiled) -> None:
     rows[model] = compiled.row(model)
   if compiled.format == 'json':
     print(json.dumps(rows))
-    return
-  title = (
-    f'A compiled step of {compiled.part} on {compiled.target}: {compiled.runs}'
-    f' runs, {compiled.precision}, jax {jax.__version__}'
-  )
-  lines = [
-    Row((model,), {'': [row.get(c) for c in COLUMNS]})
-    for model, row in rows.items()
-  ]
-  table = Table('compiled', title, ('model',), COLUMNS, lines, _NOTES)
-  is_text = compiled.format == 'text'
-  print(table.terminal() if is_text else table.markdown())
+  else:
+    title = (
+      f'A compiled step of {compiled.part} on {compiled.target}:'
+      f' {compiled.runs} runs, {compiled.precision}, jax {jax.__version__}'
+    )
+    lines = [
+      Row((model,), {'': [row.get(c) for c in COLUMNS]})
+      for model, row in rows.items()
+    ]
+    table = Table('compiled', title, ('model',), COLUMNS, lines, _NOTES)
+    is_text = compiled.format == 'text'
+    print(table.terminal() if is_text else table.markdown())
+  return 'gpu_report' if compiled.target == 'h200' else 'cost', {}
 
 
 main = start.script(run, errors=(jax.errors.JaxRuntimeError,))

@@ -54,7 +54,7 @@ class Printed:
   )
 
 
-def run(slide: Slide, printed: Printed) -> None:
+def run(slide: Slide, printed: Printed) -> start.Next:
   """Measures every model and prints the costs."""
   logging.set_verbosity(logging.WARNING)  # JAX names the devices it lacks.
   costs = slide.costs()
@@ -62,15 +62,16 @@ def run(slide: Slide, printed: Printed) -> None:
     print(slide.title(), file=sys.stderr)
     values = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
     print(json.dumps(values, indent=2, allow_nan=False))
-    return
-  rows = []
-  for name, cost in costs.items():
-    rows.append(Row((name,), {'': _values(cost)}))
-    if SPECS[name].chooser:
-      values = _values(both_stages(costs, name))
-      rows.append(Row((f'{name}, both stages',), {'': values}))
-  table = Table('cost', slide.title(), ('model',), _COLUMNS, rows, _NOTES)
-  print(table.terminal())
+  else:
+    rows = []
+    for name, cost in costs.items():
+      rows.append(Row((name,), {'': _values(cost)}))
+      if SPECS[name].chooser:
+        values = _values(both_stages(costs, name))
+        rows.append(Row((f'{name}, both stages',), {'': values}))
+    table = Table('cost', slide.title(), ('model',), _COLUMNS, rows, _NOTES)
+    print(table.terminal())
+  return 'paper', {'table': 3}
 
 
 def _values(cost: Cost) -> list[float | None]:

@@ -47,6 +47,7 @@ _SMALL = {'input_size': 64}  # Pixels: above the 22 mm box at 0.79 mm already.
 PAPER = study.Paper(
   name='ct_nodes',
   about=__doc__,
+  inputs={'csv_path': 'nodes.csv'},
   source='Ansari, "Binary Classification of Metastatic Lymph Nodes using Deep'
   ' Learning"',
   recipe={
@@ -71,12 +72,12 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> None:
+) -> start.Next | None:
   """Trains the networks of Table 3 in turn and tests them."""
   material = ct.open_material(data, output.seed, machine.cache_dir)
   given = [data, networks, options, output, machine, check]
   stages = lambda s: ct.stages(s, material, networks.networks, options)
-  study.run(PAPER, material, given, stages, check=check.check)
+  return study.run(PAPER, material, given, stages, check=check.check)
 
 
 main = start.script(run, training.ERRORS)

@@ -23,7 +23,7 @@ from typing import Any
 from data.slides import SlideError
 from experiments.maps import source, tile_scores, top_tiles
 from experiments.maps.tile_scores import COLOURS, SCALES, MapError, TileScores
-from experiments.run import options, progress, start
+from experiments.run import progress, start
 from experiments.run.options import field
 from experiments.run.results import Folder
 
@@ -66,7 +66,7 @@ class Drawn:
   )
 
 
-def run(slides: source.Slides, drawn: Drawn) -> None:
+def run(slides: source.Slides, drawn: Drawn) -> start.Next:
   """Draws and exports the slides, one after the other."""
   files, scores = slides.files(), slides.scores()
   path = slides.folder().path
@@ -98,7 +98,7 @@ def run(slides: source.Slides, drawn: Drawn) -> None:
   if faults:
     lines = (f'  {name}: {e}' for name, e in faults.items())
     sys.exit(f'error: {len(faults)} slides failed:\n' + '\n'.join(lines))
-  start.show_next('view', **options.changed([slides]))
+  return 'view', {}
 
 
 def _write(

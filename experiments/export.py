@@ -61,7 +61,9 @@ class Encoder:
   )
 
 
-def run(folds: Folds, output: Output, encoder: Encoder, cache: Cache) -> None:
+def run(
+  folds: Folds, output: Output, encoder: Encoder, cache: Cache
+) -> start.Next:
   """Writes the file."""
   folder = folds.folder()
   card, trained = models.read(folder, folds.fold)
@@ -93,8 +95,8 @@ def run(folds: Folds, output: Output, encoder: Encoder, cache: Cache) -> None:
     f' instances\nwrote {output.out}, {len(content) / 2**20:.1f} MiB'
   )
   kind = 'slides' if encoder.with_encoder else 'features'
-  of = {f'{kind}_dir': f'new_{kind}'}
-  start.show_next('predict', model=output.out, **of)
+  of = {'run': None, 'model': output.out, f'{kind}_dir': f'new_{kind}'}
+  return 'predict', of
 
 
 main = start.script(run, (PredictionError, PortError))

@@ -21,7 +21,7 @@ from data.cohort import FAILURES
 from experiments.encoding import encoder, extraction, pictures
 from experiments.encoding.extraction import EncodingError
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
-from experiments.run import options, results, start
+from experiments.run import results, start
 from experiments.run.options import field, free
 from experiments.run.start import Check, Findings
 
@@ -81,7 +81,7 @@ def run(
   cache: start.Cache,
   check: Check,
   look: Preview,
-) -> None:
+) -> start.Next:
   """Encodes all slides, and names those that failed."""
   start.show_options((folders, tiles, scale, encoding, cache, check, look))
   cohort = SlideTiles(folders.slides_dir, tiles, scale)
@@ -90,9 +90,7 @@ def run(
     target.mkdir(parents=True, exist_ok=True)
     Findings(warnings=cohort.warnings).warn()
     _close(pictures.preview(cohort, target), 'would have no features')
-    given = folders, tiles, scale, encoding, cache
-    start.show_next('extract', **options.changed(given))
-    return
+    return 'extract', {'preview': None}
   make = functools.partial(
     encoder.make_encoder,
     encoding.encoder,
@@ -120,12 +118,8 @@ def run(
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
   _close(failures, 'have no features')
-  start.show_next(
-    'kmil',
-    csv_path='labels.csv',
-    features_dir=target,
-    slides_dir=folders.slides_dir,
-  )
+  of = vars(folders) | {'csv_path': 'labels.csv', 'precision': None}
+  return 'kmil', of
 
 
 def _close(failures: Mapping[str, str], what: str) -> None:

@@ -35,6 +35,7 @@ from kmil_jax.tasks.distill import DistillError
 PAPER = study.Paper(
   name='few_shot',
   about=__doc__,
+  inputs={'patches_dir': 'patches'},
   source='He and Li, "Whole-slide-imaging cancer metastases detection and'
   ' localization with limited tumorous data", MIDL 2023',
   # The released code: a learning rate of 1e-6, 10 epochs.
@@ -56,7 +57,7 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> None:
+) -> start.Next | None:
   """Trains the students of all settings and tests them."""
   if data.is_phantom:
     parallel.use_cores()  # The phantom's networks are small.
@@ -65,7 +66,7 @@ def run(
   students = PAPER.here([students], data.is_phantom)['students']
   given = [data, students, output, machine, check]
   stages = lambda s: few_shot.stages(s, material)
-  study.run(PAPER, material, given, stages, check=check.check)
+  return study.run(PAPER, material, given, stages, check=check.check)
 
 
 ERRORS = (

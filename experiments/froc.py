@@ -62,7 +62,7 @@ class Scoring:
       raise OptionError('Give --masks_dir and --detections_dir.')
 
 
-def run(scoring: Scoring) -> None:
+def run(scoring: Scoring) -> start.Next:
   """Prints the score, and the sensitivity at six rates of false positives."""
   findings = Findings()
   cases = files.read(
@@ -108,11 +108,14 @@ def run(scoring: Scoring) -> None:
       'slides': curve.slides,
     }
     print(json.dumps(content | interval))
-    return
-  title = f'{curve.slides} slides, {curve.lesions} lesions'
-  columns = files.COLUMNS | {'FROC': '.4f'}
-  rows = [Row((), lines)]
-  print(Table('froc', title, (), columns, rows, [files.NOTE]).terminal())
+  else:
+    title = f'{curve.slides} slides, {curve.lesions} lesions'
+    columns = files.COLUMNS | {'FROC': '.4f'}
+    rows = [Row((), lines)]
+    print(Table('froc', title, (), columns, rows, [files.NOTE]).terminal())
+  if not scoring.resamples:
+    return 'froc', {'resamples': 1000}
+  return 'froc', {'detections_dir': 'other_detections', 'figure': None}
 
 
 main = start.script(run, (DetectionError,))

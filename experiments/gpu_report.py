@@ -66,7 +66,7 @@ class Day:
     return sorted(rows, key=lambda r: (compiled(r), r.model == 'transmil'))
 
 
-def run(day: Day) -> None:
+def run(day: Day) -> start.Next:
   """Measures row by row until the time is over."""
   logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
   # Both sides share one device. JAX and torch read these once.
@@ -96,6 +96,7 @@ def run(day: Day) -> None:
     except Exception as error:  # The other rows are still there.
       waiting[entry] = (str(error) or repr(error)).splitlines()[0][:300]
   print(_save(day.output, report, waiting))
+  return 'compile_report', {'model': 'all'}
 
 
 def _compiled(entry: Entry, seconds: float) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from kmil_jax.types import PatchRecipe
 PAPER = study.Paper(
   name='hard_negatives',
   about=__doc__,
+  inputs={'tiles_dir': 'annotated', 'pool_dir': 'weak'},
   source='Lee et al., "A robust model training strategy using hard negative'
   ' mining in a weakly labeled dataset for lymphatic invasion in gastric'
   ' cancer", J Pathol Clin Res 2024',
@@ -62,13 +63,13 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> None:
+) -> start.Next | None:
   """Trains the weak and strong models of some of the paper's tables."""
   given = [data, mining, options, output, machine, check]
   mining = PAPER.here(given, data.is_phantom)['mining']
   material = hard.open_material(data, mining, output.seed, machine.cache_dir)
   stages = lambda s: hard.stages(s, material, options)
-  study.run(PAPER, material, given, stages, check=check.check)
+  return study.run(PAPER, material, given, stages, check=check.check)
 
 
 main = start.script(run, (*training.ERRORS, search.MiningError))

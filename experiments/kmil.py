@@ -38,7 +38,7 @@ def run(
   check: Check,
   output: Output,
   machine: Machine,
-) -> None:
+) -> start.Next | None:
   """Trains the folds, tests the models, writes tables, pictures and report."""
   asked, training = training, training.resolved(model.model)
   settings = options.settings(model, training, output.seed)
@@ -89,15 +89,11 @@ def run(
       f'results in {path}, on one page in {path}/report.html; peak memory'
       f' {peak:.1f} GiB'
     )
-    if data.slides_dir or not data.csv_path:
-      start.show_next('view', run=drawn.path)
-    else:
-      new = {'run': drawn.path, 'features_dir': 'new_features'}
-      start.show_next('predict', **new, fold=requested.fold)
     parallel.wait_for_all('end')
   progress.raise_if_diverged([runs[place].folder for place in places])
   if faults:
     sys.exit('error: slides without a heat map:\n' + '\n'.join(faults))
+  return start.Source(drawn.path).next() if parallel.is_first() else None
 
 
 main = start.script(run, cohorts.ERRORS)

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.bags import cohort as cohorts, crossval, preflight
 from experiments.bags.options import Features, Folds, Regression
 from experiments.evaluation import floors
-from experiments.run import options, results, start
+from experiments.run import results, start
 from experiments.run.results import Folder
 from experiments.run.start import Check, Machine, Output, show
 
@@ -23,7 +23,7 @@ def run(
   check: Check,
   output: Output,
   machine: Machine,
-) -> None:
+) -> start.Next:
   """Fits a regression in each fold, writes tables, pictures and report."""
 
   given = [regression, data, folds, check, output, machine]
@@ -42,8 +42,7 @@ def run(
       crossval.write_predictions(part, fold, material, prob)
     crossval.conclude(folder, 'mean_pooling', data.task, material)
   show(f'results in {path}')
-  same = options.changed([data, folds, output]) | {'exp_code': None}
-  start.show_next('kmil', **same)
+  return 'kmil', {'exp_code': None}
 
 
 main = start.script(run, cohorts.ERRORS)

@@ -45,7 +45,7 @@ class Packing:
   )
 
 
-def run(packing: Packing) -> None:
+def run(packing: Packing) -> start.Next:
   """Packs, and prints how large it is."""
   # They import TensorFlow, which takes seconds.
   import tensorflow_datasets as tfds
@@ -83,7 +83,7 @@ def run(packing: Packing) -> None:
     f'({builder.info.features["features"].np_dtype}), {size / 1e6:.1f} MB; '
     f'feature files {before / 1e6:.1f} MB; packed in {seconds:.1f} s'
   )
-  start.show_next('kmil', csv_path=packing.csv_path, features_dir=folder)
+  return 'kmil', {'csv_path': packing.csv_path, 'features_dir': folder}
 
 
 main = start.script(run, errors=(FeatureError, ManifestError))

@@ -78,7 +78,7 @@ def run(
   check: Check,
   output: Output,
   cache: Cache,
-) -> None:
+) -> start.Next:
   """Prints one table or figure."""
   name, models = shown.name, shown.in_order()
   if folds.k == 1:
@@ -96,7 +96,7 @@ def run(
   path, _ = runs.folder('paper')
   if name == 'table_3':
     _write(Folder(path), tables.cost(models))
-    return
+    return 'paper', {'table': 1}
   # This process only reads: the device is for the commands it starts.
   jax.config.update('jax_platforms', 'cpu')
   if name in _OF_SETTINGS:
@@ -124,6 +124,7 @@ def run(
       drawing = figures.of_tasks(table, results, here)
   notes = [*table.notes, runs.about(results)]
   _write(Folder(path), dataclasses.replace(table, notes=notes), drawing)
+  return 'report', {'run': jobs[0].folder}
 
 
 def _write(folder: Folder, table: Table, drawing: Any = None) -> None:

@@ -80,7 +80,7 @@ def run(
   check: Check,
   output: Output,
   cache: Cache,
-) -> None:
+) -> start.Next:
   """Encodes slides if need be, predicts them, writes files and tables."""
   values = vars(trained) | vars(slides)
   for one, other in ('run', 'model'), ('slides_dir', 'features_dir'):
@@ -143,14 +143,13 @@ def run(
       slide_bags, card, predict, folder, failures, case_of, trained_on
     )
   print(f'predictions in {path / "predictions.csv"}')
-  if not failures:
-    where = None if slides.slides_dir else 'new_slides'
-    start.show_next('view', run=path, slides_dir=where)
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]
     sys.exit(
       f'error: {len(failures)} slides have no prediction:{"".join(lines)}'
     )
+  where = None if slides.slides_dir else 'new_slides'
+  return 'view', {'run': path, 'slides_dir': where}
 
 
 main = start.script(

@@ -14,16 +14,14 @@ from experiments.run import start
 from experiments.run.start import Source
 
 
-def run(source: Source) -> None:
+def run(source: Source) -> start.Next:
   """Writes the page."""
   # It imports matplotlib, which takes half a second.
   from experiments.reporting import page
 
   path = page.write(source.folder())
   print(f'report in {path}, {path.stat().st_size / 2**20:.1f} MiB')
-  used = source.folder().config().values
-  if used.get('heat_maps') and (used.get('slides_dir') or not used['csv_path']):
-    start.show_next('view', run=source.run)
+  return source.next()
 
 
 main = start.script(run)

@@ -35,6 +35,11 @@ from kmil_jax.types import PatchRecipe
 PAPER = study.Paper(
   name='two_step',
   about=__doc__,
+  inputs={
+    'images_dir': 'images',
+    'masks_dir': 'masks',
+    'images_csv': 'images.csv',
+  },
   source='Tang et al., "Diagnosis of lymph node metastasis in head and neck'
   ' squamous cell carcinoma using deep learning", 2022',
   recipe={
@@ -81,7 +86,7 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> None:
+) -> start.Next | None:
   """Trains both networks, and decides on what they have not seen."""
   networks = networks.with_primary()
   given = [images, tiles, networks, options, output, machine, check]
@@ -98,7 +103,7 @@ def run(
       images, design, output.seed, machine.cache_dir
     )
   stages = lambda s: two_step.stages(s, material, networks, options)
-  study.run(paper, material, given, stages, check=check.check)
+  return study.run(paper, material, given, stages, check=check.check)
 
 
 main = start.script(run, training.ERRORS)

@@ -35,7 +35,7 @@ class Page:
   )
 
 
-def run(slides: Slides, page: Page) -> None:
+def run(slides: Slides, page: Page) -> start.Next:
   """Serves the slides until Ctrl-C."""
   # It imports matplotlib, which takes half a second.
   from experiments.viewer.server import Server
@@ -64,11 +64,11 @@ def run(slides: Slides, page: Page) -> None:
       server.serve_forever()
     except KeyboardInterrupt:
       print()
-  if slides.folder().at('cohort.csv').exists():  # Of a training.
-    new = {'run': slides.run, 'slides_dir': 'new_slides'}
-    trained = slides.folder().config().values.get('fold')
-    fold = trained if slides.fold is None else slides.fold
-    start.show_next('predict', **new, fold=fold)
+  if not slides.folder().at('cohort.csv').exists():  # Of predictions.
+    return 'draw_maps', {'geojson': True}
+  trained = slides.folder().config().values.get('fold')
+  fold = trained if slides.fold is None else slides.fold
+  return 'predict', {'slides_dir': 'new_slides', 'fold': fold}
 
 
 main = start.script(run, (MapError, SlideError))

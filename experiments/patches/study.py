@@ -20,7 +20,7 @@ from typing import Any
 
 from data.labelled_tiles import TileError
 from experiments.evaluation.tables import Table
-from experiments.run import progress, results
+from experiments.run import progress, results, start
 from experiments.run.start import Findings, Output, gathered, show
 from kmil_jax import parallel
 
@@ -94,6 +94,7 @@ class Paper:
     about: what is done, for the report; the docstring of the script.
     phantom: what is changed of it on the phantom, by kind of training.
     own: what is changed of it otherwise, likewise.
+    inputs: flags of images of your own.
   """
 
   name: str
@@ -104,6 +105,7 @@ class Paper:
     default_factory=dict
   )
   own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  inputs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def here(self, options: Sequence[Any], is_phantom: bool) -> dict[str, Any]:
     """Returns the recipes as they are used: changed by the phantom, by flags.
@@ -155,7 +157,7 @@ def run(
   stages: Callable[[Study], Iterator[Table | File | str | Exception]],
   *,
   check: bool = False,
-) -> None:
+) -> start.Next:
   """Runs a study, or goes on with one that was stopped.
 
   Args:
@@ -166,6 +168,9 @@ def run(
       and is there already, it does not do again. An error that it yields is
       raised at the end.
     check: only says what is wrong with the material.
+
+  Returns:
+    The command that may come next: images of your own, then another seed.
 
   Raises:
     results.ResultsError: if the folder is in use, or of other options.
@@ -226,6 +231,9 @@ def run(
     progress.raise_if_diverged(progress.below(path))
     for fault in faults:
       raise fault
+  if material.is_phantom:
+    return paper.name, {'exp_code': 'own', **paper.inputs}
+  return paper.name, {'seed': output.seed + 1}
 
 
 def _report(

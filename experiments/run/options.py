@@ -189,6 +189,16 @@ def changed(objects: Sequence[Any]) -> dict[str, Any]:
   }
 
 
+def shared(objects: Sequence[Any], classes: Sequence[type]) -> dict[str, Any]:
+  """Returns those of `changed` that other classes declare in the same way."""
+  ours, others = (
+    {o.flag: dataclasses.replace(o, section='') for o in _options(some)}
+    for some in (map(type, objects), classes)
+  )
+  values = changed(objects)
+  return {f: values[f] for f in values if ours[f] == others.get(f)}
+
+
 def absent(objects: Sequence[Any]) -> dict[str, pathlib.Path]:
   """Returns the paths to read, by flag, that do not exist."""
   return {

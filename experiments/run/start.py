@@ -7,8 +7,9 @@ from there.
 
 A script is a function, whose parameters are its options:
 
-  def run(folds: Folds, output: Output, machine: Machine) -> None:
+  def run(folds: Folds, output: Output, machine: Machine) -> start.Next:
     ...
+    return 'view', {'run': path}
 
   main = start.script(run, errors=(CohortError,))
 
@@ -21,6 +22,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import importlib
 import os
 import pathlib
 import re
@@ -42,6 +44,9 @@ from experiments.run import options, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
+# The script that may come next, and values of its flags, None for none. Options
+# that both scripts declare alike are handed on.
+Next = tuple[str, Mapping[str, Any]]
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 _ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
 _INTERRUPTED = 130  # The exit code, as that of a shell.
@@ -141,6 +146,15 @@ class Source:
     if not self.run.is_dir():
       raise OptionError(f'--run={self.run}: no such folder.')
     return results.Folder(self.run)
+
+  def next(self) -> Next:
+    """Returns what may follow a training."""
+    values = self.folder().config().values
+    has_slides = values.get('slides_dir') or not values.get('csv_path')
+    if has_slides and any(self.run.glob('fold_*/attention/*.h5')):
+      return 'view', {'run': self.run}
+    of = {'features_dir': 'new_features', 'fold': values.get('fold')}
+    return 'predict', {'run': self.run, **of}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +273,7 @@ class Findings:
 
 
 def script(
-  run: Callable[..., None], errors: Sequence[type[Exception]] = ()
+  run: Callable[..., Next | None], errors: Sequence[type[Exception]] = ()
 ) -> Callable[..., None]:
   """Returns a main function that reads the options of `run` and calls it.
 
@@ -269,7 +283,8 @@ def script(
 
   Args:
     run: the script. The annotations of its parameters are classes of options;
-      the docstring of its module begins `--help`.
+      the docstring of its module begins `--help`. The command that it returns
+      is printed; after --check, the same one without.
     errors: what it raises for faults of the user's input, besides those of
       files, folders, options and losses that are not finite.
 
@@ -282,7 +297,7 @@ def script(
   classes = (*hints.values(), options.Plugin)
 
   def main(argv: Sequence[str] | None = None) -> None:
-    usage = sys.modules[run.__module__].__doc__
+    module = sys.modules[run.__module__]
     # Of code that nobody asked about, a user needs no line.
     warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
     if argv is None:
@@ -291,13 +306,19 @@ def script(
     given = []
     try:
       options.load_given_plugin(argv)
-      *given, _ = options.parse(argv, classes, usage)
+      given = options.parse(argv, classes, module.__doc__)
       parallel.use_one_graph()
       for name in parallel.use_own_numerics():
         print(f'note: {name} is ignored: models compute in float32')
       for cache in (one for one in given if isinstance(one, Cache)):
         _begin(cache)
-      run(*given)
+      if following := run(*given[:-1]):
+        _show_next(*following, given)
+    except SystemExit as e:
+      if _is_check(given) and not e.code:
+        name = pathlib.Path(module.__file__).stem
+        _show_next(name, {'check': None}, given)
+      raise
     except (Exception, KeyboardInterrupt) as e:
       if explained := fault_of_machine(e, cache.cache_dir):
         code, message = explained
@@ -307,7 +328,7 @@ def script(
       if isinstance(e, (*_ERRORS, *errors)):
         _leave_pod(1, f'error: {e}')
         findings = Findings([str(e)], getattr(e, 'warnings', []))
-        if any(isinstance(one, Check) and one.check for one in given):
+        if _is_check(given):
           findings.add_absent(given)
           findings.close()
         findings.warn()
@@ -316,6 +337,10 @@ def script(
 
   main.options = classes
   return main
+
+
+def _is_check(given: Sequence[Any]) -> bool:
+  return any(isinstance(one, Check) and one.check for one in given)
 
 
 def show(text: str) -> None:
@@ -353,11 +378,16 @@ def _begin(machine: Cache) -> None:
     ) from e
 
 
-def show_next(script: str, **flags: Any) -> None:
-  """Prints the command that may come next; flags that are None are left out."""
-  given = {name: v for name, v in flags.items() if v is not None}
-  shown = shlex.join(_flags(given))
-  show(f'next: python -m experiments.{script} {shown}')
+def _show_next(
+  script: str, changes: Mapping[str, Any], given: Sequence[Any]
+) -> None:
+  """Prints what may come next, on standard error: results may be JSON."""
+  module = importlib.import_module(f'experiments.{script}')
+  values = options.shared(given, module.main.options) | changes
+  command = shlex.join(['python', '-m', module.__name__, *_flags(values)])
+  if parallel.is_first():
+    sys.stdout.flush()
+    print(f'next: {command}', file=sys.stderr, flush=True)
 
 
 def show_options(given: Sequence[Any]) -> None:
@@ -374,8 +404,9 @@ def flags(given: Sequence[Any]) -> list[str]:
 def _flags(values: Mapping[str, Any]) -> list[str]:
   text = lambda v: ','.join(map(str, v)) if isinstance(v, list) else v
   return [
-    f'--{name}={"" if value is None else text(value)}'
+    f'--{name}={text(value)}'
     for name, value in values.items()
+    if value is not None
   ]
 
 

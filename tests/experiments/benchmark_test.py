@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import next_command
 import numpy as np
 import pytest
 
@@ -108,7 +109,9 @@ def test_the_readers_of_a_slide_are_timed(tmp_path, capsys):
   path = tmp_path / 'a.tiff'
   tiff.write(path, np.full((300, 600, 3), 90, np.uint8), mpp=0.5, levels=1)
   benchmark.main(['benchmark', f'--slide={path}', '--repeats=1'])
-  lines = capsys.readouterr().out.splitlines()
+  printed = capsys.readouterr()
+  assert next_command.read(printed.err)[0] == 'extract'
+  lines = printed.out.splitlines()
   assert lines[0].startswith('a.tiff: tiles per second')
   assert [line.split()[0] for line in lines[2:]] == [*slides.READERS]
   with pytest.raises(SystemExit, match='absent'):
@@ -120,7 +123,9 @@ def test_the_command_prints_json(capsys):
     'benchmark', '--models=dtfd', '--instances=16', '--runs=1',
     '--parts=step', '--repeats=1', '--compile_s=0', '--format=json',
   ])  # fmt: skip
-  measured = json.loads(capsys.readouterr().out)
+  printed = capsys.readouterr()
+  measured = json.loads(printed.out)
+  assert next_command.read(printed.err)[0] == 'cost'
   check_rows(measured, ('step', 'dtfd', 16, 1))
   assert not measured['settings']['compile']
   (work,) = options.parse(['benchmark', '--compile_s=60'], (Work,))
@@ -182,7 +187,9 @@ def report(monkeypatch, folder, *entries, **flags):
   return json.loads(read('.json')), read('.md')
 
 
-def test_the_gpu_report_has_figures_of_every_part(monkeypatch, tmp_path):
+def test_the_gpu_report_has_figures_of_every_part(
+  monkeypatch, tmp_path, capsys
+):
   monkeypatch.setattr(suite, '_SIDE', 32)
   entries = (
     Entry('step', 'dsmil', 16, 2, 'bfloat16'),
@@ -190,6 +197,7 @@ def test_the_gpu_report_has_figures_of_every_part(monkeypatch, tmp_path):
     Entry('encode', 'resnet50', 4, 1, 'float32'),
   )
   measured, text = report(monkeypatch, tmp_path, *entries)
+  assert next_command.read(capsys.readouterr().err)[0] == 'compile_report'
   assert measured['not_measured'] == [] and len(measured['rows']) == 3
   for row, entry in zip(measured['rows'], entries, strict=True):
     assert min(row['jax_s'], row['torch_s'], row['ratio']) > 0

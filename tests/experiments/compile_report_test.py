@@ -9,9 +9,11 @@ import sys
 
 import jax
 from jax.sharding import Mesh
+import next_command
 import numpy as np
 import pytest
 
+from experiments import compile_report
 from experiments.benchmarks import hlo
 from experiments.benchmarks.compiled import Compiled
 from kmil_jax import parallel
@@ -150,6 +152,14 @@ def test_models_compile_where_jax_is_installed_for_it(
     row = re.search(rf'^\| {model} \|.*', out, re.M)[0]
     found = set(re.findall(r'\d+ (float32|tf32|bfloat16)', row))
     assert found and found <= kinds
+
+
+@pytest.mark.parametrize('target', ['h200', 'v5e:2x2'])
+def test_the_command_after_a_report_is_one(monkeypatch, capsys, target):
+  monkeypatch.setattr(Compiled, 'prepare', lambda self: None)
+  monkeypatch.setattr(Compiled, 'row', lambda self, model: {})
+  compile_report.main(['', f'--target={target}'])
+  assert next_command.read(capsys.readouterr().err)[1] == []
 
 
 def test_flags_of_one_graph_are_known_and_can_be_left_out(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import next_command
 import pytest
 
 from experiments import cost, papers
@@ -61,6 +62,7 @@ def test_costs_are_printed_as_json_alone_or_as_a_table(
   assert {name: Cost(**row) for name, row in found.items()} == measured
   assert all(value > 0 for row in found.values() for value in row.values())
   assert '100 instances of 1024 features, 5 classes' in err and 'jax ' in err
+  assert next_command.read(err) == ('paper', ['--table=3'])
   lines = printed(measured).out.splitlines()
   for name, row in measured.items():
     (line,) = (x for x in lines if x.startswith(f'{name}  '))

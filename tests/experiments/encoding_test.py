@@ -10,6 +10,7 @@ import time
 import warnings
 
 import jax
+import next_command
 import numpy as np
 import openslide
 from PIL import Image
@@ -382,11 +383,11 @@ def test_a_preview_shows_tissue_grid_and_tiles_and_encodes_nothing(
   write_square(regions / 'd.geojson')
   monkeypatch.setattr(extract_script.encoder, 'make_encoder', None)
   sheets = preview(paths[3].parent, out, '--min_tissue=0')
-  printed = capsys.readouterr().out
-  assert f'{out}/previews: 39 tiles of 4 slides' in printed
-  following = printed.splitlines()[-1].split()
-  assert following[:4] == ['next:', 'python', '-m', 'experiments.extract']
-  assert '--tile_size=64' in following and '--preview=True' not in following
+  printed = capsys.readouterr()
+  assert f'{out}/previews: 39 tiles of 4 slides' in printed.out
+  script, flags = next_command.read(printed.err)
+  assert script == 'extract'
+  assert '--tile_size=64' in flags and '--preview=True' not in flags
   assert sheets.keys() == COUNTS.keys()
   assert [path.name for path in out.iterdir()] == ['previews']
   sheet = sheets['d'][:320]

@@ -13,6 +13,7 @@ import time
 
 import feature_folder
 import h5py
+import next_command
 import numpy as np
 import pytest
 import script_process
@@ -414,7 +415,10 @@ def ablated(tmp_path_factory):
   bags = [np.r_[b, rng.normal(size=(20, b.shape[1]))][:24] for b in bags]
   args = [*feature_folder.write(folder, bags, labels), *QUICK, '--epochs=6']
   args.append(f'--results_dir={folder}')
-  feature_folder.run(*args, module='ablations')
+  out = feature_folder.run(*args, module='ablations')
+  script, flags = next_command.read(out)
+  assert script == 'paper'
+  assert {*args, '--table=4'} == {*flags}
   return args, folder / 'ablations_origin_s1'
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import next_command
 import pytest
 
 from experiments import __main__ as listing
@@ -189,10 +190,23 @@ def test_what_is_shown_differs_from_the_defaults(capsys):
   start.show_options(given)
   shown = "options: '--host=a b' --lr=0.5 --model=dtfd --runs=2 (all others"
   assert capsys.readouterr().out.startswith(shown)
-  start.show_next('view', run='results/a b', slides_dir=None)
-  assert capsys.readouterr().out == (
-    "next: python -m experiments.view '--run=results/a b'\n"
-  )
+
+
+def test_what_two_scripts_declare_alike_is_handed_on(capsys):
+  def run(model: Model, output: start.Output) -> start.Next:
+    return 'report', {'run': 'results/a b'}
+
+  given = '--model=dtfd', '--results_dir=new', '--lr=.5'
+  start.script(run)(['', *given])
+  last = capsys.readouterr().err
+  assert last == "next: python -m experiments.report '--run=results/a b'\n"
+
+  def run(model: Model, output: start.Output) -> start.Next:
+    return 'kmil', {'exp_code': 'new', 'seed': None}
+
+  start.script(run)(['', *given, '--seed=3', '--exp_code=old'])
+  following = '--results_dir=new', '--exp_code=new'
+  assert next_command.read(capsys.readouterr().err) == ('kmil', [*following])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The packing script, as users run it."""
 
 import feature_folder
+import next_command
 import numpy as np
 import pytest
 
@@ -26,10 +27,8 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
   line = f'{folder}: 6 slides, {instances} instances of 16 dimensions'
   printed, shown = capsys.readouterr()
   assert line in printed
-  assert (
-    f'next: python -m experiments.kmil {args[1]} --features_dir={folder}'
-    in (printed)
-  )
+  of = [args[1], f'--features_dir={folder}']
+  assert next_command.read(shown) == ('kmil', of)
   for done in ('read', 'packed'):
     assert f'{done}: 6/6 [' in shown
   found, files = packed.find(folder), packed.find(tmp_path / 'features')

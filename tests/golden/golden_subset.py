@@ -10,6 +10,7 @@ from golden_commands import SUITE, WIDTHS, Chain
 import golden_comparer
 from golden_pictures import STORED
 import golden_runner
+import next_command
 import pytest
 import script_process
 
@@ -40,6 +41,9 @@ def test_of(*names: str):
       lines = [str(difference) for difference in differences]
       lines += golden_runner.unexpected(command, record)
       wrong += [f'{chain.name}/{command.name}: {line}' for line in lines[:8]]
+      if not command.exit:
+        log = tmp_path / f'chain/cache/{command.name}.log'
+        next_command.read(log.read_text(encoding='utf-8'))
     assert not wrong, '\n'.join(wrong)
 
   return test
