@@ -14,7 +14,7 @@ import json
 import pathlib
 import sys
 
-from experiments.evaluation import comparison, predictions
+from experiments.evaluation import comparison, predictions, summary
 from experiments.run import start
 from experiments.run.options import OptionError, field
 
@@ -74,8 +74,8 @@ def run(compared: Compared) -> start.Next:
       test, cases = runs[0].test(), len(set(runs[0].test().case))
       tested = f'{len(test)} test slides of {cases} cases'
       print(
-        f'{f"{cases} test patients" if how else tested}, folds '
-        + ', '.join(map(str, runs[0].folds))
+        f'{f"{cases} test patients" if how else tested},'
+        f' {summary.name_folds(runs[0].folds)}'
       )
       for line in comparison.other_options(runs):
         print(line)

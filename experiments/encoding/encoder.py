@@ -96,7 +96,8 @@ class Network:
 
   def normalisation(self) -> str:
     """Returns what becomes of pixels, 0 to 1, in words."""
-    return f'(pixels - {self.mean}) / {self.std}'
+    short = lambda values: ', '.join(f'{value:.4g}' for value in values)
+    return f'(pixels - ({short(self.mean)})) / ({short(self.std)})'
 
   def normalise(self, tiles: jax.Array) -> jax.Array:
     """Returns uint8 tiles [T, S, S, 3] as the network wants them, float32."""

@@ -1,6 +1,6 @@
 """The metrics of a results folder, as files and as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -381,10 +381,14 @@ def of_external(
   }
 
 
+def name_folds(numbers: Collection[int]) -> str:
+  """Returns 'fold 3', or 'folds 0, 1'."""
+  return f'fold{"s" * (len(numbers) > 1)} {", ".join(map(str, numbers))}'
+
+
 def text(summary: Mapping[str, Any]) -> str:
   """Returns the tables of a summary for the terminal."""
-  folds = ', '.join(map(str, summary['folds']))
-  parts = f'test parts of folds {folds}'
+  parts = f'test parts of {name_folds(summary["folds"])}'
   if summary['part'] == 'val':
     parts = 'validation part, which chose the epoch (there is no test part)'
   title = f'{summary["model"]}, task {summary["task"]}: {parts}'

@@ -80,7 +80,7 @@ class Card:
   def summary(self) -> str:
     """Returns a line that says what the models are."""
     return (
-      f'{self.model} of folds {", ".join(map(str, self.folds))}; classes'
+      f'{self.model} of {summary.name_folds(self.folds)}; classes'
       f' {", ".join(self.classes)}; {self.width} features of encoder'
       f' {self.features.get("encoder", "unknown")}'
     )

@@ -6,6 +6,7 @@ import itertools
 from typing import Any, NamedTuple
 
 from data.files import first_of
+from experiments.evaluation.summary import name_folds
 from experiments.reporting.pictures import HeatMaps
 from experiments.reporting.record import Record
 from experiments.run.results import Config, Folder
@@ -126,8 +127,8 @@ def _numbers(record: Record) -> Iterator[Caution]:
   if missing:
     yield Caution(
       f'Folds missing: {len(missing)} of {summary["k"]}',
-      f'Not trained or not finished: {_listed(sorted(missing))}. Pooled values'
-      ' are of the test parts of the other folds alone.',
+      f'Not trained or not finished: {name_folds(sorted(missing))}. Pooled'
+      ' values are of the test parts of the other folds alone.',
       serious=True,
     )
   cases = Counter(
@@ -158,22 +159,23 @@ def _numbers(record: Record) -> Iterator[Caution]:
   for reason in sorted(set(reasons) - {''}):
     pairs = zip(summary['folds'], reasons, strict=True)
     folds = [fold for fold, its in pairs if its == reason]
-    yield Caution('No temperature', f'Folds {_listed(folds)}: {reason}.')
+    named = name_folds(folds).capitalize()
+    yield Caution('No temperature', f'{named}: {reason}.')
   val = {fold: len(parts['val']) for fold, parts in enumerate(record.splits)}
   few = {f: n for f, n in val.items() if f in record.folds and n < _FEW_SLIDES}
   if few and select != 'last' and any(record.history.values()):
     yield Caution(
       'Epoch chosen on few slides',
-      f'Folds {_listed(few)}: as few as {min(few.values())} validation slides'
-      ' chose the epoch that was kept, which is partly luck. Look at other'
+      f'{name_folds(few).capitalize()}: as few as {min(few.values())}'
+      ' validation slides chose the epoch that was kept, which is partly luck. Look at other'
       ' seeds (--seeds), or keep the last epoch (--select=last).',
     )
   last = [f for f, lines in record.history.items() if _improves(lines, select)]
   if last and select != 'last':
     yield Caution(
       'Best at the last epoch',
-      f'Folds {_listed(last)}: the epoch kept is the last one. Longer training'
-      ' (--epochs) may do better.',
+      f'{name_folds(last).capitalize()}: the epoch kept is the last one. Longer'
+      ' training (--epochs) may do better.',
     )
 
 
@@ -205,7 +207,3 @@ def software(folder: Folder, config: Config) -> Iterator[Caution]:
   if folder.at('state').exists():
     text = 'The folder holds the state of a training that was interrupted.'
     yield Caution('Unfinished training', text)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-  return ', '.join(map(str, numbers))
