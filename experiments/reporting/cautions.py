@@ -167,8 +167,8 @@ def _numbers(record: Record) -> Iterator[Caution]:
     yield Caution(
       'Epoch chosen on few slides',
       f'{name_folds(few).capitalize()}: as few as {min(few.values())}'
-      ' validation slides chose the epoch that was kept, which is partly luck. Look at other'
-      ' seeds (--seeds), or keep the last epoch (--select=last).',
+      ' validation slides chose the epoch that was kept, which is partly luck.'
+      ' Look at other seeds (--seeds), or keep the last epoch (--select=last).',
     )
   last = [f for f, lines in record.history.items() if _improves(lines, select)]
   if last and select != 'last':
