@@ -150,6 +150,9 @@ class Source:
   def next(self) -> Next:
     """Returns what may follow a training."""
     values = self.folder().config().values
+    if 'model' not in values:  # Of experiments.mean_pooling.
+      of = 'csv_path', 'features_dir', 'k'
+      return 'kmil', {name: values.get(name) for name in of}
     has_slides = values.get('slides_dir') or not values.get('csv_path')
     if has_slides and any(self.run.glob('fold_*/attention/*.h5')):
       return 'view', {'run': self.run}
