@@ -31,6 +31,7 @@ def curves(title: str, history: Sequence[Mapping[str, Any]]) -> Any:
       ax.plot(epochs, values, '.-', color=color, label=part, ms=4)
     ax.axvline(kept, color='0.6', ls=':', lw=1.2)
     ax.set(xlabel='epoch', title=name)
+    ax.locator_params('x', integer=True)
     ax.grid(color='0.92')
     if name != 'loss':
       ax.set_ylim(-0.03, 1.03)
@@ -149,10 +150,9 @@ def overlay(
     for ring in (ring for polygon in outlines for ring in polygon):
       ax.plot(*ring.T, '-', color='C1', lw=1.6)
   drawing.colorbar(scale, ax=panels, shrink=0.7, label=label)
-  if len(truth):
-    known = lines.Line2D([], [], color='black', ls='--', label='truth')
-    seen = lines.Line2D([], [], color='C1', label='found')
-    drawing.legend(
-      handles=[known, seen], loc='outside lower center', ncols=2, fontsize=9
-    )
+  known = lines.Line2D([], [], color='black', ls='--', label='truth')
+  seen = lines.Line2D([], [], color='C1', label='found')
+  drawing.legend(
+    handles=[known, seen], loc='outside lower center', ncols=2, fontsize=9
+  )
   return drawing

@@ -81,6 +81,7 @@ def curves(record: Record) -> Picture | None:
       values = np.array([line.get(name) for line in lines], float)
       ax.plot(range(1, len(values) + 1), values, lw=1.1, label=f'fold {fold}')
     ax.set(xlabel='epoch', title=name)
+    ax.locator_params('x', integer=True)
     ax.grid(color='0.92')
   shown = panels[0].get_legend_handles_labels()
   drawing.legend(*shown, loc='outside lower center', ncols=10)

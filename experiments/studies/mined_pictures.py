@@ -42,7 +42,10 @@ def mined(
   for column, query in zip(axes.T, shown, strict=True):
     chosen = np.flatnonzero(mining.query == query)[:_NEIGHBOURS]
     images = [queries.load([query]), pool.load(mining.index[chosen])]
-    texts = [queries.id[query], *(f'{d:.3g}' for d in mining.distance[chosen])]
+    texts = [
+      queries.id[query],
+      *(f'distance {d:.3g}' for d in mining.distance[chosen]),
+    ]
     for ax, image, text in zip(
       column, np.concatenate(images), texts, strict=False
     ):
