@@ -30,10 +30,7 @@ def run(work: Work) -> start.Next:
     from experiments.benchmarks import reading
 
     print(reading.table(work.slide, work.repeats).terminal())
-    return 'extract', {
-      'slides_dir': work.slide.parent,
-      'features_dir': 'features',
-    }
+    return 'cost', {}
   from experiments.benchmarks import suite
 
   measured = suite.run(work, lambda line: print(line, file=sys.stderr))
@@ -42,7 +39,7 @@ def run(work: Work) -> start.Next:
   else:
     rows = table(measured)
     print(rows.markdown() if work.format == 'markdown' else rows.terminal())
-  return 'cost', {'format': None}
+  return 'cost', {}
 
 
 main = start.script(run, errors=(SlideError,))

@@ -95,8 +95,8 @@ def run(
     f' instances\nwrote {output.out}, {len(content) / 2**20:.1f} MiB'
   )
   kind = 'slides' if encoder.with_encoder else 'features'
-  of = {'run': None, 'model': output.out, f'{kind}_dir': f'new_{kind}'}
-  return 'predict', of
+  of = {'model': output.out, f'{kind}_dir': f'new_{kind}'}
+  return 'predict', {'run': None, 'fold': None, **of}
 
 
 main = start.script(run, (PredictionError, PortError))

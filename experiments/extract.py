@@ -118,8 +118,7 @@ def run(
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
   _close(failures, 'have no features')
-  of = vars(folders) | {'csv_path': 'labels.csv', 'precision': None}
-  return 'kmil', of
+  return 'kmil', {**vars(folders), 'csv_path': 'labels.csv', 'precision': None}
 
 
 def _close(failures: Mapping[str, str], what: str) -> None:

@@ -35,11 +35,7 @@ from kmil_jax.types import PatchRecipe
 PAPER = study.Paper(
   name='two_step',
   about=__doc__,
-  inputs={
-    'images_dir': 'images',
-    'masks_dir': 'masks',
-    'images_csv': 'images.csv',
-  },
+  inputs=dict(images_dir='images', masks_dir='masks', images_csv='images.csv'),
   source='Tang et al., "Diagnosis of lymph node metastasis in head and neck'
   ' squamous cell carcinoma using deep learning", 2022',
   recipe={

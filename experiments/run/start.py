@@ -319,8 +319,7 @@ def script(
         _show_next(*following, given)
     except SystemExit as e:
       if _is_check(given) and not e.code:
-        name = pathlib.Path(module.__file__).stem
-        _show_next(name, {'check': None}, given)
+        _show_next(pathlib.Path(module.__file__).stem, {'check': None}, given)
       raise
     except (Exception, KeyboardInterrupt) as e:
       if explained := fault_of_machine(e, cache.cache_dir):

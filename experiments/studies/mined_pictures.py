@@ -42,17 +42,14 @@ def mined(
   for column, query in zip(axes.T, shown, strict=True):
     chosen = np.flatnonzero(mining.query == query)[:_NEIGHBOURS]
     images = [queries.load([query]), pool.load(mining.index[chosen])]
-    texts = [
-      queries.id[query],
-      *(f'distance {d:.3g}' for d in mining.distance[chosen]),
-    ]
+    texts = [queries.id[query], *(f'{d:.3g}' for d in mining.distance[chosen])]
     for ax, image, text in zip(
       column, np.concatenate(images), texts, strict=False
     ):
       ax.imshow(image.squeeze())
       ax.set_title(text, fontsize=7)
   for i, ax in enumerate(axes[:, 0]):
-    ax.set_ylabel('mined' if i else 'false positive', fontsize=8)
+    ax.set_ylabel('mined, distance' if i else 'false positive', fontsize=8)
   drawing.suptitle('False positives (validation) and the nearest of the pool')
   return drawing
 
