@@ -191,12 +191,9 @@ def changed(objects: Sequence[Any]) -> dict[str, Any]:
 
 def shared(objects: Sequence[Any], classes: Sequence[type]) -> dict[str, Any]:
   """Returns those of `changed` that other classes declare in the same way."""
-  ours, others = (
-    {o.flag: dataclasses.replace(o, section='') for o in _options(some)}
-    for some in (map(type, objects), classes)
-  )
-  values = changed(objects)
-  return {f: values[f] for f in values if ours[f] == others.get(f)}
+  values, declared = changed(objects), [*_options(classes)]
+  ours = {o.flag: o for o in _options([type(one) for one in objects])}
+  return {flag: v for flag, v in values.items() if ours[flag] in declared}
 
 
 def absent(objects: Sequence[Any]) -> dict[str, pathlib.Path]:
@@ -348,7 +345,7 @@ class _Option(About):
   """A field of a class of options."""
 
   name: str
-  section: str
+  section: str = dataclasses.field(compare=False)
   default: Any
   kind: type
   many: bool
@@ -441,7 +438,7 @@ def _flags(classes: Sequence[type]) -> flags.FlagValues:
     if option.positional or option.fixed:
       continue
     if same := known.get(option.flag):
-      if dataclasses.replace(option, section=same.section) != same:
+      if option != same:
         raise ValueError(
           f'--{option.flag} differs between {same.section!r} and'
           f' {option.section!r}'

@@ -71,20 +71,14 @@ def hour(real_data, tmp_path_factory):
 def test_each_command_ends_with_the_next_one(hour):
   text = (hour / 'printed').read_text()
   following = re.findall(r'^next: .*', text, re.M)
-  run = f'--run={hour}'
-  assert [*map(next_command.read, following)] == [
-    (
-      'kmil',
-      [
-        f'--slides_dir={hour}/slides',
-        f'--features_dir={hour}/features',
-        '--csv_path=labels.csv',
-      ],
-    ),
-    ('view', [f'{run}/first_s2023']),
-    ('view', [f'{run}/of_run']),
-    ('predict', [f'--model={hour}/model.kmil', '--slides_dir=new_slides']),
-    ('view', [f'{run}/of_file']),
+  run, commands = f'--run={hour}', map(next_command.read, following)
+  assert [' '.join([script, *flags]) for script, flags in commands] == [
+    f'kmil --slides_dir={hour}/slides --features_dir={hour}/features'
+    ' --csv_path=labels.csv',
+    f'view {run}/first_s2023',
+    f'view {run}/of_run',
+    f'predict --model={hour}/model.kmil --slides_dir=new_slides',
+    f'view {run}/of_file',
   ]
 
 
