@@ -15,6 +15,7 @@ import urllib.parse
 
 import browser
 import drawn_maps
+import next_command
 import numpy as np
 from PIL import Image
 import pytest
@@ -684,15 +685,16 @@ def test_the_script_names_the_slide_asked_for_and_what_is_next(
   view.main([*flags, '--slide=007.a'])
   assert re.search('open http.*/#007.a\n', capsys.readouterr().out)
   view.main(flags)
-  printed = capsys.readouterr().out
-  assert re.search('open http://[^#]*/\n', printed) and 'next:' not in printed
+  printed = capsys.readouterr()
+  assert re.search('open http://[^#]*/\n', printed.out)
+  assert next_command.read(printed.err)[0] == 'draw_maps'
   trained = shutil.copytree(viewed, tmp_path / 'trained')
   config = json.loads((trained / 'config.json').read_text())
   config['flags']['fold'] = 3
   (trained / 'config.json').write_text(json.dumps(config))
   (trained / 'cohort.csv').touch()
   view.main([*flags, f'--run={trained}'])
-  following = f'experiments.predict --run={trained} --slides_dir=new_slides'
-  assert capsys.readouterr().out.endswith(f'{following} --fold=3\n')
+  following = [f'--run={trained}', '--slides_dir=new_slides', '--fold=3']
+  assert next_command.read(capsys.readouterr().err) == ('predict', following)
   with pytest.raises(SystemExit, match='--slide=other: not among the 4'):
     view.main([*flags, '--slide=other'])
