@@ -417,8 +417,8 @@ def _draw(
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
-  label = f'anomaly score; of validation: 0 normal, 1 {_HIGH}th percentile'
-  title += ' | no tumour' if mask is None else ' | tumour'
+  label = f'anomaly score; 0: as normal tissue, 1: highest {100 - _HIGH} %'
+  title += ' | truth no tumour' if mask is None else ' | truth tumour'
   mpp = known_mpp(opened)
   about = {'label': label, 'truth': truth, 'mpp': mpp and mpp / ratio}
   return pictures.overlay(title, image, shown, **about)
