@@ -34,7 +34,7 @@ import threading
 import time
 from types import FrameType
 import typing
-from typing import Any
+from typing import Any, TextIO
 import warnings
 
 from absl import logging
@@ -151,8 +151,7 @@ class Source:
     """Returns what may follow a training."""
     values = self.folder().config().values
     if 'model' not in values:  # Of experiments.mean_pooling.
-      of = 'csv_path', 'features_dir', 'k'
-      return 'kmil', {name: values.get(name) for name in of}
+      return 'kmil', {n: values[n] for n in ('csv_path', 'features_dir', 'k')}
     has_slides = values.get('slides_dir') or not values.get('csv_path')
     if has_slides and any(self.run.glob('fold_*/attention/*.h5')):
       return 'view', {'run': self.run}
@@ -305,8 +304,7 @@ def script(
     warnings.formatwarning = lambda message, *_: f'warning: {message}\n'
     if argv is None:
       prepare()
-    argv, cache = sys.argv if argv is None else argv, Cache()
-    given = []
+    argv, cache, given = sys.argv if argv is None else argv, Cache(), []
     try:
       options.load_given_plugin(argv)
       given = options.parse(argv, classes, module.__doc__)
@@ -318,7 +316,7 @@ def script(
       if following := run(*given[:-1]):
         _show_next(*following, given)
     except SystemExit as e:
-      if _is_check(given) and not e.code:
+      if given and not e.code:  # Of --check, and not of --help.
         _show_next(pathlib.Path(module.__file__).stem, {'check': None}, given)
       raise
     except (Exception, KeyboardInterrupt) as e:
@@ -330,7 +328,7 @@ def script(
       if isinstance(e, (*_ERRORS, *errors)):
         _leave_pod(1, f'error: {e}')
         findings = Findings([str(e)], getattr(e, 'warnings', []))
-        if _is_check(given):
+        if any(isinstance(one, Check) and one.check for one in given):
           findings.add_absent(given)
           findings.close()
         findings.warn()
@@ -341,14 +339,10 @@ def script(
   return main
 
 
-def _is_check(given: Sequence[Any]) -> bool:
-  return any(isinstance(one, Check) and one.check for one in given)
-
-
-def show(text: str) -> None:
-  """Prints in process 0 alone."""
-  if parallel.is_first():
-    print(text, flush=True)
+def show(text: str, file: TextIO | None = None) -> None:
+  """Prints in process 0 alone; starts no device to know which it is."""
+  if not jax.distributed.is_initialized() or parallel.is_first():
+    print(text, file=file, flush=True)
 
 
 def _begin(machine: Cache) -> None:
@@ -387,9 +381,8 @@ def _show_next(
   module = importlib.import_module(f'experiments.{script}')
   values = options.shared(given, module.main.options) | changes
   command = shlex.join(['python', '-m', module.__name__, *_flags(values)])
-  if parallel.is_first():
-    sys.stdout.flush()
-    print(f'next: {command}', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  show(f'next: {command}', sys.stderr)
 
 
 def show_options(given: Sequence[Any]) -> None:
