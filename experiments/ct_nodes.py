@@ -72,7 +72,7 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> start.Next | None:
+) -> start.Next:
   """Trains the networks of Table 3 in turn and tests them."""
   material = ct.open_material(data, output.seed, machine.cache_dir)
   given = [data, networks, options, output, machine, check]

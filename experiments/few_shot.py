@@ -57,7 +57,7 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> start.Next | None:
+) -> start.Next:
   """Trains the students of all settings and tests them."""
   if data.is_phantom:
     parallel.use_cores()  # The phantom's networks are small.

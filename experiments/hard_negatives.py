@@ -63,7 +63,7 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> start.Next | None:
+) -> start.Next:
   """Trains the weak and strong models of some of the paper's tables."""
   given = [data, mining, options, output, machine, check]
   mining = PAPER.here(given, data.is_phantom)['mining']

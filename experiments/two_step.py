@@ -82,7 +82,7 @@ def run(
   output: Output,
   machine: Machine,
   check: Check,
-) -> start.Next | None:
+) -> start.Next:
   """Trains both networks, and decides on what they have not seen."""
   networks = networks.with_primary()
   given = [images, tiles, networks, options, output, machine, check]
