@@ -84,7 +84,8 @@ def file_of(path: str | pathlib.Path) -> pathlib.Path:
     raise WeightsError(f'{path}: no such weights file. Check its path.')
   for pattern in _IN_FOLDERS:
     # A model in a hub's cache has its files in snapshots/<commit>.
-    found = [*path.glob(pattern), *path.glob(f'snapshots/*/{pattern}')]
+    inner = path.glob(f'snapshots/*/{pattern}')
+    found = sorted([*path.glob(pattern), *inner])
     if len(found) == 1:
       return found[0]
     if found:
