@@ -18,6 +18,7 @@ EXTENSIONS = ('.json', '.geojson', '.xml')
 # Groups that CAMELYON16, CAMELYON17 and ASAP itself give to holes.
 _HOLES = ('_2', 'normal', 'exclusion')
 _SHAPES = ('Polygon', 'Rectangle', 'Spline')
+_CROSSINGS = 1000  # Of a ring; what it holds is known in seconds.
 
 
 class Ring(NamedTuple):
@@ -150,8 +151,16 @@ def _ring(name: str, corners: Any, hole: bool, polygon: str = '') -> Ring | str:
   if corners.shape[1:] != (2,) or not np.isfinite(corners).all():
     raise ValueError(f'{name} has {len(corners)} corners or a place unknown')
   # On a line or a point, however many there are.
-  flat = np.linalg.matrix_rank(corners - corners[0]) < 2
-  return name if flat else Ring(corners, hole, polygon)
+  if np.linalg.matrix_rank(corners - corners[0]) < 2:
+    return name
+  if not shapely.is_valid(shapely.Polygon(corners)):
+    edges = shapely.linestrings(np.stack([corners, np.roll(corners, -1, 0)], 1))
+    tree, crossings = shapely.STRtree(edges), 0
+    for edge in edges:  # The first of many tell.
+      crossings += len(tree.query(edge, predicate='crosses')) / 2
+      if crossings > _CROSSINGS:
+        raise ValueError(f'{name} crosses itself over {_CROSSINGS} times')
+  return Ring(corners, hole, polygon)
 
 
 def warn_of_beyond(

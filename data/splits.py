@@ -119,7 +119,7 @@ def read(
   splits, lines, names = [], [], []
   for i in range(k):
     path = folder / f'splits_{i}.csv'
-    if not (path.exists() or files.broken(path)):
+    if not (path.is_file() or files.broken(path)):
       there = [
         p.name
         for p in files.listed(folder, ('.csv',), '*')

@@ -174,7 +174,7 @@ def from_zip(
   rows.sort(key=lambda row: row[1]['zip_path'])
   try:
     archive = zipfile.ZipFile(zip_path)
-    entries = set(archive.namelist())
+    entries = Counter(archive.namelist())
   except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as e:
     raise TileError(
       f'{zip_path}: cannot be read as a zip file ({e}). Copy it again.'
@@ -195,13 +195,15 @@ def from_zip(
       faults.append('a second row of this file')
     elif path and path not in entries:
       faults.append(f'no such file in {zip_path.name}')
+    elif entries[path] > 1:
+      faults.append(f'{entries[path]} such files in {zip_path.name}')
     labelled.add(path)
     problems += [f'{name}: {fault}' for fault in faults]
     if not faults:
       kept[name] = row
   problems += [
     f'{zip_path.name}: {entry} has no row in {csv_path.name}'
-    for entry in sorted(entries - labelled)
+    for entry in sorted(entries.keys() - labelled)
     if pathlib.PurePosixPath(entry).suffix.lower() in EXTENSIONS
     and not any(map(files.hidden, entry.split('/')))
   ]

@@ -11,7 +11,7 @@ from data import torch_files
 from data.files import first_of
 
 _SAFE, _TORCH = '.safetensors', ('.pth', '.pt', '.bin')
-# Of these, a folder of a hub's cache holds one.
+# Of these, a folder of a hub's cache holds one, or parts of one.
 _IN_FOLDERS = ('*.safetensors', '*.bin', '*.pth', '*.pt')
 
 
@@ -84,12 +84,20 @@ def file_of(path: str | pathlib.Path) -> pathlib.Path:
     raise WeightsError(f'{path}: no such weights file. Check its path.')
   for pattern in _IN_FOLDERS:
     # A model in a hub's cache has its files in snapshots/<commit>.
-    found = [*path.glob(pattern), *path.glob(f'snapshots/*/{pattern}')]
+    inner = path.glob(f'snapshots/*/{pattern}')
+    found = sorted([*path.glob(pattern), *inner])
     if len(found) == 1:
       return found[0]
     if found:
+      several, advice = 'several files of weights', 'Name one.'
+      if any('-00001-of-' in file.name for file in found):
+        several = 'the parts of one file of weights'
+        advice = (
+          'Join what safetensors, or torch, loads of each in one dict, save it'
+          ' as one file and give that.'
+        )
       raise WeightsError(
-        f'{path}: holds several files of weights, {first_of(found)}. Name one.'
+        f'{path}: holds {several}, {first_of(found)}. {advice}'
       )
   raise WeightsError(
     f'{path}: holds no file of weights (.safetensors, .bin, .pth).'

@@ -75,15 +75,21 @@ class TileScores:
     the edge of a slide but do not lie beyond it.
     """
     if self.size not in (None, (width, height)):
-      other = '{} x {} px'.format(*self.size)
+      other = 'of a slide of {} x {} px'.format(*self.size)
     elif (self.coords >= (width, height)).any():
-      other = 'at least {} x {} px'.format(*self.coords.max(0) + 1)
+      other = 'of a slide of at least {} x {} px'.format(
+        *self.coords.max(0) + 1
+      )
+    elif (self.coords <= -self.side).any():
+      other = 'left of it or above, from x {}, y {} px on'.format(
+        *self.coords.min(0)
+      )
     else:
       return
     raise MapError(
-      f'{path}: has {width} x {height} px, but the tiles of {self.slide} are of'
-      f' a slide of {other}. Maps would lie in wrong places. Give the folder of'
-      ' the slides that the features were made of.'
+      f'{path}: has {width} x {height} px, but the tiles of {self.slide} are'
+      f' {other}. Maps would lie in wrong places. Give the folder of the slides'
+      ' that the features were made of.'
     )
 
   @property

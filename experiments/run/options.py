@@ -23,6 +23,7 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
 import sys
 import traceback
@@ -394,9 +395,12 @@ class _Path(flags.ArgumentParser):
         ' mount the bucket (gcsfuse, mount-s3, rclone), and give that folder'
       )
     try:
-      return pathlib.Path(text).expanduser()
+      path = pathlib.Path(text).expanduser()
     except RuntimeError as e:  # No such home.
       raise ValueError(str(e)) from e
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):
+      raise ValueError('it is a pipe or device. Save what it gives as a file')
+    return path
 
   def flag_type(self) -> str:
     return 'path'

@@ -18,6 +18,11 @@ def feature(kind, coordinates):
   return {'geometry': {'type': kind, 'coordinates': coordinates}}
 
 
+SCRIBBLE = feature(
+  'Polygon', [np.random.default_rng(0).random((3000, 2)).tolist()]
+)
+
+
 def grid(n, size):
   y, x = np.mgrid[:n, :n] * size
   return np.stack([x.ravel(), y.ravel()], 1)
@@ -164,6 +169,7 @@ LINE = annotation(0, [[1, 2], [3, 4], [1, 2]], '')
     ('a.json', '[{"geometry": 3}]', 'TypeError'),
     ('a.json', json.dumps([feature('Polygon', [[[1, np.nan]]])]), 'unknown'),
     ('a.json', json.dumps([feature('Polygon', [[[10**400, 0]]])]), 'Overflow'),
+    ('a.json', json.dumps([SCRIBBLE]), r'feature 0 .Polygon. crosses itself'),
     ('a.xml', '<ASAP_Annotations>', 'ParseError'),
     ('a.xml', '<html/>', 'its root is html'),
   ],

@@ -203,6 +203,11 @@ def test_rows_and_files_that_do_not_match_are_named_at_once(tmp_path):
     assert words in str(error.value)
   with pytest.raises(TileError, match='no tile'):
     from_zip(*write_zip(tmp_path, []))
+  archive, table = write_zip(tmp_path)
+  with zipfile.ZipFile(archive, 'a') as more, pytest.warns(match='Duplicate'):
+    more.writestr('0/t0', image)
+  with pytest.raises(TileError, match=r'.0/t0.: 2 such files in tiles\.zip'):
+    from_zip(archive, table)
 
 
 def test_real_tiles_carry_their_place_in_their_name(real_data):

@@ -70,6 +70,12 @@ def test_a_folder_stands_for_its_only_file(tmp_path):
   (snapshot / 'other.safetensors').touch()
   with pytest.raises(WeightsError, match=r'several files of weights, .*Name'):
     weights.read(snapshot)
+  for i, name in enumerate(('model', 'other')):
+    (snapshot / f'{name}.safetensors').rename(
+      snapshot / f'model-0000{i + 1}-of-00002.safetensors'
+    )
+  with pytest.raises(WeightsError, match=r'parts of one .*-of-.*Join what'):
+    weights.read(snapshot)
   with pytest.raises(WeightsError, match='no file of weights'):
     weights.read(tmp_path)
 

@@ -625,24 +625,30 @@ def test_slides_are_where_the_run_says_or_cost_their_pictures(
     assert set(Slides(tmp_path).files()) == names
 
 
-@pytest.mark.parametrize('stated', [True, False])
+@pytest.mark.parametrize(
+  'stated, times, other',
+  [
+    (True, 2, 'of a slide of 1200 x 940'),
+    (False, 2, 'of a slide of at least 1025 x 769'),
+    (False, -1, 'left of it or above, from x -512, y -384'),
+  ],
+)
 def test_slides_of_another_size_are_refused_with_both_sizes(
-  tmp_path, stated, capsys
+  tmp_path, stated, times, other, capsys
 ):
   run = drawn_maps.run_folder(tmp_path, ('a', 'b'))
   size = {'level0_width': 1200, 'level0_height': 940}
-  coords = drawn_maps.lattice() * 2
+  coords = drawn_maps.lattice() * times
   arrays = drawn_maps.scores(coords, 0)
-  for fold in range(3):  # Twice as large as the slide file.
+  for fold in range(3):  # Of twice, or not at all, where the slide file is.
     drawn_maps.write_scores(run, fold, 'b', arrays, **(size if stated else {}))
   with pytest.raises(SystemExit) as error:
     draw_maps.main(['draw_maps', f'--run={run}', '--geojson'])
   assert 'maps of 1 slides' in capsys.readouterr().out
   lines = error.value.code.splitlines()
   assert lines[0] == 'error: 1 slides failed:'
-  other = '1200 x 940' if stated else 'at least 1025 x 769'
-  assert 'b.tiff: has 600 x 470 px, but the tiles of b are of' in lines[1]
-  assert f'of a slide of {other} px' in lines[1]
+  assert 'b.tiff: has 600 x 470 px, but the tiles of b are' in lines[1]
+  assert f'{other} px' in lines[1]
   assert not list(run.glob('figures/*/b*')) + list(run.glob('figures/*/*/b*'))
   assert (run / 'qupath/b.geojson').exists()  # It is in the tiles' own pixels.
   with pytest.raises(MapError, match=r'b\.tiff: has 600 x 470 px'):
