@@ -138,14 +138,22 @@ class Program:
 
   def _peak_bytes(self, states: list[State]) -> float:
     """Returns what a device holds while it trains the first group."""
-    waiting = sum(x.nbytes for x in jax.tree.leaves(states[1:]))
+    size = lambda tree: sum(
+      math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+    devices = parallel.num_local_devices()
     try:
-      peak = parallel.peak_bytes(self.compiled(states)) or 0
+      compiled = self.compiled(states)
+      peak = parallel.peak_bytes(compiled) or 0
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
       return math.inf  # XLA does not compile for TPUs what does not fit.
-    return peak + waiting // parallel.num_local_devices()
+    *_, chunk = compiled.args_info[0]
+    queued = _IN_FLIGHT * size(chunk)  # Batches of the steps that follow.
+    if self._layout.psum_axis:
+      queued //= devices
+    return peak + queued + size(states[1:]) // devices
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""
