@@ -19,12 +19,14 @@ _NUMERICS = {
   'jax_numpy_dtype_promotion': 'standard',
   'jax_numpy_rank_promotion': 'allow',
 }
-# All that a step launches, and no copies whose place the host works out.
+# All that a step launches, and no copies whose place the host works out. Joined
+# products would be cut apart again to add their biases.
 _ONE_GRAPH = (
   '--xla_gpu_enable_command_buffer='
   'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,WHILE',
   '--xla_disable_hlo_passes=fusion-dynamic-memcpy-rewriter',
   '--xla_gpu_graph_min_graph_size=1',
+  '--xla_gpu_dot_merger_threshold_mb=0',
 )
 
 

@@ -23,9 +23,9 @@ _keep_best = jax.jit(train.keep_best, donate_argnums=0)
 # (bucket [S], item [S, ...]): S steps of one program, each with the place of
 # its padded length in `Loader.lengths`.
 Chunk = tuple[np.ndarray, Any]
-# (chunk, run, index): a chunk with an axis of local devices; the run that each
-# device of the pod evaluates in each step, [devices, S], and the examples that
-# it evaluates, [devices, S, B]; -1 for none.
+# (chunk, run, index): a chunk with an axis of local devices; the examples that
+# each device of the pod evaluates in each step, [devices, S, B], and the run of
+# a step, [devices, S, 1], or of each; -1 for none.
 Evaluation = tuple[Chunk, np.ndarray, np.ndarray]
 
 
@@ -138,14 +138,22 @@ class Program:
 
   def _peak_bytes(self, states: list[State]) -> float:
     """Returns what a device holds while it trains the first group."""
-    waiting = sum(x.nbytes for x in jax.tree.leaves(states[1:]))
+    size = lambda tree: sum(
+      math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+    devices = parallel.num_local_devices()
     try:
-      peak = parallel.peak_bytes(self.compiled(states)) or 0
+      compiled = self.compiled(states)
+      peak = parallel.peak_bytes(compiled) or 0
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
       return math.inf  # XLA does not compile for TPUs what does not fit.
-    return peak + waiting // parallel.num_local_devices()
+    *_, chunk = compiled.args_info[0]
+    queued = _IN_FLIGHT * size(chunk)  # Batches of the steps that follow.
+    if self._layout.psum_axis:
+      queued //= devices
+    return peak + queued + size(states[1:]) // devices
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""
@@ -234,7 +242,7 @@ class Program:
       # The host reads what comes next while the devices compute.
       while some := list(itertools.islice(started, _STEPS_AHEAD)):
         for out, run, index in some:
-          run = np.broadcast_to(run[..., None], index.shape)
+          run = np.broadcast_to(run, index.shape)
           out = parallel.fetch(out) | {'run': run, 'index': index}
           real = (run >= 0) & (index >= 0)
           tables.append({name: x[real] for name, x in out.items()})
@@ -281,7 +289,7 @@ def chunk_functions(
     `train(state, store, chunk)`, which returns the state and sums [R] of the
     chunk, see `train.gradients`; and `evaluate((variables, run), store,
     (bucket, item, place))`, which returns the predictions [S, B, ...] of the
-    run at each step's place on the device.
+    run at each step's, or example's, place on the device.
   """
 
   def of_batch(f, store, bucket, item):
@@ -314,13 +322,21 @@ def chunk_functions(
     return state, dict(zip(train.SUMS, sums.sum(0), strict=True))
 
   def evaluate_chunk(model, store, chunk):
-    def step(_, step):
-      bucket, item, place = step
+    def predict(place, batch):
       place = 0 if train.count(model) == 1 else place
       variables, run = jax.tree.map(lambda x: x[place], model)
-      of_run = lambda batch: task.predict(variables, batch, run)
+      return task.predict(variables, batch, run)
+
+    def one(place, example):
+      batch = jax.tree.map(lambda x: x[None], example)
+      return jax.tree.map(lambda x: x[0], predict(place, batch))
+
+    def step(_, step):
+      bucket, item, place = step
+      each = lambda batch: train.over(one, (place, batch), in_turn=False)
+      of_runs = each if place.ndim else functools.partial(predict, place)
       item = task.fetch(store, item, lengths[-1], same=False)
-      return None, of_batch(of_run, store, bucket, item)
+      return None, of_batch(of_runs, store, bucket, item)
 
     return _scan(step, None, chunk)[1]
 

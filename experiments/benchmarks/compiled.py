@@ -20,6 +20,7 @@ from experiments.run.options import OptionError, field
 from kmil_jax import parallel, programs, train
 from kmil_jax.models import SPECS, cpu
 from kmil_jax.models.network import dtype_of
+from kmil_jax.tasks import bags
 from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
 from kmil_jax.types import Recipe, Store
 
@@ -131,22 +132,22 @@ class Compiled:
 
   def lower(self, model: str, platform: str, mesh: Mesh) -> jax.stages.Lowered:
     """Returns an epoch of a model as lowered for a mesh of devices."""
-    function, specs, args, donated = self._program(model, mesh.devices.size)
     place = lambda spec, tree: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
       ),
       tree,
     )
-    args = jax.tree.map(place, specs, args)
-    mapped = jax.shard_map(
-      function,
-      mesh=mesh,
-      in_specs=specs,
-      out_specs=P(parallel.AXIS),
-      check_vma=False,
-    )
     with cpu.lowering_for(platform):
+      function, specs, args, donated = self._program(model, mesh.devices.size)
+      args = jax.tree.map(place, specs, args)
+      mapped = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=P(parallel.AXIS),
+        check_vma=False,
+      )
       return jax.jit(mapped, donate_argnums=donated).lower(*args)
 
   @property
@@ -194,7 +195,8 @@ class Compiled:
       args = on_all(state), store, chunk
       return functions[0], (spread, where, P()), args, (0,)
     state = on_all(state)
-    chunk = on_all((ints(self.bags), ints(self.bags, 1), ints(self.bags)))
+    pairs = ints(self.bags, bags.pairs_at_once(buckets))
+    chunk = on_all((ints(self.bags), pairs, pairs))
     args = (state.variables, state.run), store, chunk
     return functions[1], (spread, where, spread), args, ()
 

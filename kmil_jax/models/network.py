@@ -139,7 +139,7 @@ class TorchDense(nn.Module):
     if self.use_bias:
       bias_init = self.bias_init or uniform(fan_in)
       bias = self.param('bias', bias_init, (self.features,))
-    x, weight, bias = nn.dtypes.promote_dtype(x, weight, bias, dtype=self.dtype)
+    x, weight = nn.dtypes.promote_dtype(x, weight, dtype=self.dtype)
     y = product(x, weight)
     return y if bias is None else y + bias
 

@@ -24,7 +24,7 @@ from kmil_jax.types import (
   Store,
 )
 
-MAX_BUCKETS = 16
+MAX_BUCKETS, _PAIRS = 16, 8
 _CHOICES, _PADDING = 256, 0.15  # See `bucket_lengths`.
 # Accelerators first copy factors whose length their tiles do not divide, and
 # all of a long bag is copied where its blocks do not.
@@ -270,18 +270,26 @@ class BagLoader:
     run_of, bag = np.nonzero(np.asarray(examples)[runs])
     bucket_of = self.bucket_of(bag)
     device, place_of = layout.owner(run_of)
-    pairs = np.stack([bucket_of, bag, place_of, runs[run_of]])
+    pairs = np.int32([bag, place_of, runs[run_of]])
     # Streamed, a step has one length.
     lengths = bucket_of * (not self._resident)
     for length in np.unique(lengths):
-      rows = lengths == length
-      bucket, index, place, run = parallel.deal(device[rows], *pairs[:, rows])
+      rows = np.flatnonzero(lengths == length)
+      size = pairs_at_once(self.buckets) if self._resident else 1
+      alike = device[rows] * len(self.buckets) + bucket_of[rows]
+      steps = _in_steps(alike, size)
+      first = rows[steps[:, 0]]
+      bucket, step = parallel.deal(
+        device[first], bucket_of[first], np.arange(len(steps))
+      )
+      at = np.where(step[..., None] >= 0, steps[step], -1)
+      index, place, run = np.where(at >= 0, pairs[:, rows[at]], -1)
       # A device without a pair of its own evaluates any, and a short one.
       branch = np.maximum(bucket, 0) * self._resident
-      index, place = index[..., None], np.maximum(place, 0)
+      place = np.maximum(place, 0)
       mine = parallel.local_devices()
       # Each step is a call: none is of fillers alone.
-      steps = np.full((run >= 0).any(0).sum(), length)
+      steps = np.full((step >= 0).any(0).sum(), length)
       for at, item in self._items(steps, index[mine]):
         chunk = branch[mine, at], item, place[mine, at]
         yield chunk, run[:, at], index[:, at]
@@ -351,6 +359,15 @@ def bucket_lengths(lengths: np.ndarray) -> tuple[int, ...]:
   return tuple(int(x) for x in table[chosen[::-1]])
 
 
+def pairs_at_once(buckets: tuple[int, ...]) -> int:
+  """Returns how many bags a step evaluates, each with a run's parameters.
+
+  Together they are no longer than a bag that is computed whole. CPUs take one.
+  """
+  most = min(_PAIRS, max(pooling.WHOLE // buckets[-1], 1))
+  return cpu.choose(lambda: 1, lambda: most)
+
+
 def num_rows(lengths: np.ndarray) -> int:
   """Returns the rows of a store: all instances, and zeros of a longest bag.
 
@@ -394,17 +411,17 @@ def plan_epoch(
   order = rng.permutation(len(lengths))
   order = order[visit[order]]
   bucket = np.searchsorted(buckets, lengths)[order]
-  # Places in this order of the bags of each bucket, in steps.
-  places = [np.flatnonzero(bucket == b) for b in np.unique(bucket)]
-  steps = np.concatenate(
-    [
-      np.pad(p, (0, -len(p) % batch), constant_values=-1).reshape(-1, batch)
-      for p in places
-    ]
-  )
+  steps = _in_steps(bucket, batch)
   steps = steps[np.argsort(steps[:, 0])]  # By that of the first bag.
   index = np.where(steps >= 0, order[steps], -1)
   return bucket[steps[:, 0]].astype(np.int32), index.astype(np.int32)
+
+
+def _in_steps(group: np.ndarray, size: int) -> np.ndarray:
+  """Returns the places of each group in steps [S, size]; -1 fills its last."""
+  places = [np.flatnonzero(group == g) for g in np.unique(group)]
+  fill = lambda p: np.pad(p, (0, -len(p) % size), constant_values=-1)
+  return np.concatenate([fill(p).reshape(-1, size) for p in places])
 
 
 def _round_up(length: float) -> int:

@@ -257,7 +257,7 @@ class PatchLoader:
       image = examples.take(rows, 0, mode='wrap')
       item = np.broadcast_to(image, (local, 1, *image.shape))
       of_devices = np.broadcast_to(index, (*run_of.shape, self.size))
-      yield (zeros, item, zeros), run_of, of_devices
+      yield (zeros, item, zeros), run_of[..., None], of_devices
 
 
 def program(

@@ -253,7 +253,7 @@ class TileLoader:
       index = rows.reshape(parallel.num_devices(), 1, -1)
       bucket, item = _chunk(tiles, layout)
       chunk = bucket, item, np.zeros_like(bucket)
-      yield chunk, np.full(index.shape[:2], runs[0]), index
+      yield chunk, np.full(index.shape, runs[0]), index
       first += size
 
 
