@@ -12,11 +12,13 @@ from kmil_jax import parallel
 from kmil_jax.models import cpu
 
 _BLOCK = 64  # Rows of a step; a power of 2.
+_SHORT = 256
 _NEVER = -1e30  # Of which exp is 0.
 # Interpreted on the host, for tests.
 _INTERPRETED = False
 
 
+@jax.custom_vjp
 def attend(
   q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
 ) -> jax.Array:
@@ -31,8 +33,7 @@ def attend(
     v: [H, T, D].
     bias: of the keys, [T], finite; it is given no gradient.
   """
-  q, k, v = (jnp.swapaxes(x, 0, 1) for x in (q, k, v))
-  return jnp.swapaxes(_attend(q, k, v, bias), 0, 1)
+  return _sums(q, k, v, bias)[0]
 
 
 def usable() -> bool:
@@ -61,11 +62,6 @@ def _works() -> bool:
   return bool(np.allclose(got, want, atol=1e-3 * np.abs(want).max()))
 
 
-@jax.custom_vjp
-def _attend(q, k, v, bias):
-  return _sums(q, k, v, bias)[0]
-
-
 def _sums(q, k, v, bias):
   sums = jax.ShapeDtypeStruct(q.shape, jnp.float32)
   logs = jax.ShapeDtypeStruct(q.shape[:2], jnp.float32)
@@ -87,35 +83,45 @@ def _attend_bwd(saved, grad):
   return grad_q, grad_k, grad_v, None
 
 
-_attend.defvjp(_attend_fwd, _attend_bwd)
+attend.defvjp(_attend_fwd, _attend_bwd)
 
 
 def _columns(x, fill):
-  """Pads [T] or [T, H] to whole blocks."""
-  behind = (0, -len(x) % _BLOCK)
-  return jnp.pad(x, (behind, (0, 0))[: x.ndim], constant_values=fill)
+  """Pads [T] or [H, T] to whole blocks."""
+  behind = (0, -x.shape[-1] % _BLOCK)
+  return jnp.pad(x, ((0, 0), behind)[-x.ndim :], constant_values=fill)
 
 
 def _call(kernel, out, *args):
-  """Runs a kernel for every block of rows and head; arrays are [T, H, ...]."""
+  """Runs a kernel for every head and block of rows; arrays are [H, T, ...].
 
-  def whole(x):
+  Long ones are read and written as [T, H, ...], as projections make and take
+  them, and short ones, which much is done to, as they are.
+  """
+  is_long = lambda x: x.ndim == 3 and x.shape[1] > _SHORT
+  turned = lambda x: jnp.swapaxes(x, 0, 1) if is_long(x) else x
+
+  def spec(x):
     if x.ndim == 1:
       return pl.BlockSpec(x.shape, lambda head, block: (0,))
-    shape = (x.shape[0], None, *x.shape[2:])
-    rest = (0,) * (x.ndim - 2)
-    return pl.BlockSpec(shape, lambda head, block: (0, head, *rest))
+    axis, rest, zeros = int(is_long(x)), x.shape[1:], (0,) * (x.ndim - 1)
+    return pl.BlockSpec(
+      (*rest[:axis], None, *rest[axis:]),
+      lambda head, block: (*zeros[:axis], head, *zeros[axis:]),
+    )
 
-  struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-  return pl.pallas_call(
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in out]
+  results = pl.pallas_call(
     kernel,
-    grid=(out[0].shape[1], pl.cdiv(out[0].shape[0], _BLOCK)),
-    in_specs=[whole(x) for x in args],
-    out_specs=[whole(x) for x in out],
-    out_shape=[struct(x) for x in out],
+    grid=(out[0].shape[0], pl.cdiv(out[0].shape[1], _BLOCK)),
+    in_specs=[spec(x) for x in args],
+    out_specs=[spec(x) for x in out],
+    out_shape=[jax.eval_shape(turned, x) for x in shapes],
     compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
     interpret=_INTERPRETED,
-  )(*args)
+  )(*map(turned, args))
+  back = lambda x, like: jnp.swapaxes(x, 0, 1) if is_long(like) else x
+  return [back(x, like) for x, like in zip(results, out, strict=True)]
 
 
 def _forward(q_ref, k_ref, v_ref, bias_ref, out_ref, logs_ref):

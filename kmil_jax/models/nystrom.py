@@ -126,9 +126,7 @@ class NystromLayer(nn.Module):
     else:
       landmarks = _means(rows, sequence)
       # With weights of their own: XLA would join these rows with all others.
-      own = cpu.choose(
-        lambda *x: x, lambda *x: jax.lax.optimization_barrier(x), query, key
-      )
+      own = cpu.choose(lambda x: x, jax.lax.optimization_barrier, (query, key))
       q_mean, k_mean = (_heads(landmarks, weight) for weight in own)
       core = jax.nn.softmax(_scores(q_mean, k_mean))
       column_sums = core.sum(1)

@@ -1,6 +1,5 @@
 """TransMIL: a transformer over the instances, placed in a square."""
 
-import functools
 from typing import Any
 
 import chex
@@ -75,7 +74,7 @@ class TransMIL(Network):
 
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
     (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-    h = PPEG(self.dtype, name='ppeg')(h, sequence.real, side)
+    h = PPEG(name='ppeg')(h, sequence.real, side)
     parts = (slice(CLASS_ROW, start), slice(start, start + size))
     (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
 
@@ -95,11 +94,8 @@ class PPEG(nn.Module):
   Shao et al., NeurIPS 2021, Algorithm 2. Call with rows [T, 512] as a layer
   returns them, True for those that are tokens [T], and the side [] of the
   square; what it returns for padding is meaningless. The three kernels and the
-  identity are one 7 x 7 kernel. On accelerators, the gradient of its weights is
-  made of factors of `dtype`.
+  identity are one 7 x 7 kernel.
   """
-
-  dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -120,7 +116,7 @@ class PPEG(nn.Module):
       start = CLASS_ROW + 1
       tokens = jnp.where(real[start:, None], h[start:], 0)
       return jnp.concatenate(
-        [h[:start], _convolve(tokens, kernel, side, self.dtype) + bias]
+        [h[:start], _convolve(tokens, kernel, side) + bias]
       )
 
     if len(h) <= pooling.WHOLE:
@@ -130,10 +126,8 @@ class PPEG(nn.Module):
     return y.reshape(WIDTH, -1).T
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _convolve(
-  x: jax.Array, kernel: jax.Array, side: jax.Array, dtype: Any
-) -> jax.Array:
+@jax.custom_vjp
+def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
   """Filters a square, row after row in x [T, W], with a kernel [49, W].
 
   A step in the square is a step of its rows times `side` plus its columns
@@ -150,31 +144,24 @@ def _convolve(
   )
 
 
-def _convolve_fwd(x, kernel, side, dtype):
-  return _convolve(x, kernel, side, dtype), (x, kernel, side)
+def _convolve_fwd(x, kernel, side):
+  return _convolve(x, kernel, side), (x, kernel, side)
 
 
-def _convolve_bwd(dtype, saved, grad):
+def _convolve_bwd(saved, grad):
   x, kernel, side = saved
   # What lies outside the square has no gradient.
   grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
-
-  def products(x, grad):
-    moved = _mover(x, side)
-    return lambda step: grad.astype(jnp.float32) * moved(step)
-
-  def unrolled():
-    """Reads both for every two steps, and little of what is small."""
-    low = lambda x: jax.lax.optimization_barrier(x.astype(dtype or x.dtype))
-    product = products(low(x), low(grad))
-    return jnp.stack([product(step).sum(0) for step in _STEPS])
-
-  product = products(x, grad)
+  moved = _mover(x, side)
+  product = lambda step: grad * moved(step)
+  # One kernel on GPUs, which would write some of many products to memory.
+  at_once = lambda: (grad * jax.vmap(moved)(_STEPS)).sum(1)
+  apart = lambda: jnp.stack([product(step).sum(0) for step in _STEPS])
   weights = cpu.choose(
     lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
-    unrolled,
+    at_once if cpu.is_gpu() else apart,
   )
-  return _convolve(grad, kernel[::-1], side, dtype), weights, None
+  return _convolve(grad, kernel[::-1], side), weights, None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
