@@ -72,6 +72,11 @@ def choose(
   )
 
 
+def is_gpu() -> bool:
+  """Whether programs traced here are lowered for GPUs alone."""
+  return _lowered_for() in ('gpu', 'cuda', 'rocm')
+
+
 def _lowered_for() -> str | None:
   platform = _platform.value
   return parallel.platform() if platform == _DEVICES else platform

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from kmil_jax.models import cpu, pooling
+from kmil_jax.models import cpu, fused, pooling
 from kmil_jax.models.network import TorchDense, TorchWeights, uniform
 
 WIDTH, HEADS, LANDMARKS = 512, 8, 256
@@ -125,9 +125,12 @@ class NystromLayer(nn.Module):
       mix = lambda part, mixed: read(part) @ mixed
     else:
       landmarks = _means(rows, sequence)
-      q_mean, k_mean = _heads(landmarks, query), _heads(landmarks, key)
+      # With weights of their own: XLA would join these rows with all others.
+      own = cpu.choose(lambda x: x, jax.lax.optimization_barrier, (query, key))
+      q_mean, k_mean = (_heads(landmarks, weight) for weight in own)
       core = jax.nn.softmax(_scores(q_mean, k_mean))
       column_sums = core.sum(1)
+      fuse = v.dtype == jnp.bfloat16 and not rows.long and fused.usable()
       scores = lambda x: _scores(q_mean, _heads(x, key))
       toward = lambda x: _scores(_heads(x, query), k_mean)
       read = lambda part: jax.nn.softmax(toward(rows.at(part)))
@@ -135,7 +138,11 @@ class NystromLayer(nn.Module):
       gathered = _choose(
         rows,
         lambda: gather @ v.astype(jnp.float32),
-        lambda: _gathered(scores, values, rows, sequence.weight),
+        lambda: (
+          fused.attend(q_mean, _heads(x, key), v, _log(sequence.weight))
+          if fuse
+          else _gathered(scores, values, rows, sequence.weight)
+        ),
       )
       spread = lambda row: _choose(
         rows,
@@ -145,7 +152,13 @@ class NystromLayer(nn.Module):
       mix = lambda part, mixed: _choose(
         rows,
         lambda: read(part) @ mixed,
-        lambda: _read(toward, mixed, x[part]),
+        lambda: (
+          fused.attend(
+            _heads(x[part], query), k_mean, mixed, jnp.zeros(LANDMARKS)
+          )
+          if fuse
+          else _read(toward, mixed, x[part])
+        ),
       )
     seen = read(slice(CLASS_ROW, CLASS_ROW + 1))  # [8, 1, M]
     # Joined by a choice: XLA's GPU compiler may fail on a column of a sum.
@@ -307,6 +320,7 @@ def _polynomials(a: jax.Array, scale: jax.Array, y: jax.Array) -> jax.Array:
   """
   times = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
   x = times(a, jnp.swapaxes(a, 1, 2)) / scale
+  size, count = x.shape[-1], _ITERATIONS - 1
 
   def step(carry, _):
     x, y = carry
@@ -315,11 +329,17 @@ def _polynomials(a: jax.Array, scale: jax.Array, y: jax.Array) -> jax.Array:
     x = (13 * x - 15 * square + times(square, 7 * x - square)) / 4
     return (x, y), None
 
-  count = _ITERATIONS - 1
-  loop = lambda unroll: jax.lax.scan(step, (x, y), length=count, unroll=unroll)[
-    0
-  ]
-  x, y = cpu.choose(lambda: loop(1), lambda: loop(count))
+  def at_once():
+    """Both in one array, of which half the kernels are."""
+    z = jnp.concatenate([x, y], -1)
+    for _ in range(count):
+      xz = times(z[..., :size], z)
+      z = (13 * z - 15 * xz + times(xz[..., :size], 7 * z - xz)) / 4
+    return z[..., :size], z[..., size:]
+
+  x, y = cpu.choose(
+    lambda: jax.lax.scan(step, (x, y), length=count)[0], at_once
+  )
   xy = times(x, y)
   return (13 * y - 15 * xy + times(x, times(x, 7 * y - xy))) / 4
 

@@ -152,11 +152,16 @@ def _convolve_bwd(saved, grad):
   x, kernel, side = saved
   # What lies outside the square has no gradient.
   grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
+  # It is read for every step, not made for each.
+  grad = cpu.choose(lambda grad: grad, jax.lax.optimization_barrier, grad)
   moved = _mover(x, side)
   product = lambda step: grad * moved(step)
+  # One kernel on GPUs, which would write some of many products to memory.
+  at_once = lambda: (grad * jax.vmap(moved)(_STEPS)).sum(1)
+  apart = lambda: jnp.stack([product(step).sum(0) for step in _STEPS])
   weights = cpu.choose(
     lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
-    lambda: jnp.stack([product(step).sum(0) for step in _STEPS]),
+    at_once if cpu.is_gpu() else apart,
   )
   return _convolve(grad, kernel[::-1], side), weights, None
 

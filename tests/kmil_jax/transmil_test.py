@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from kmil_jax import optim, port
-from kmil_jax.models import SPECS, cpu, pooling
+from kmil_jax.models import SPECS, cpu, fused, pooling
+from kmil_jax.models.nystrom import NystromLayer, Sequence
 from kmil_jax.models.transmil import TransMIL
 
 WIDTH, CLASSES, LABEL = 16, 3, 1
@@ -254,6 +255,57 @@ def test_scores_in_blocks_give_what_whole_ones_give():
   forms = both_forms(5000, [4321], cpu.lowering_for('cuda'))
   for want, got in zip(*forms, strict=True):
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def attend(q, k, v, bias):
+  scores = jnp.einsum('hmd,htd->hmt', q, k) + bias
+  return jax.nn.softmax(scores) @ v.astype(jnp.float32)
+
+
+def test_fused_attention_is_attention(monkeypatch, rows=70, keys=140, real=99):
+  """Of rows and keys that are no whole blocks; some keys are padding."""
+  monkeypatch.setattr(fused, '_INTERPRETED', True)
+  q, k, v, w = (
+    jax.random.normal(jax.random.key(i), (1, n, 16))
+    for i, n in enumerate((rows, keys, keys, rows))
+  )
+  inside = jnp.arange(keys) < real
+  bias = jnp.where(inside, jnp.log(1 + jnp.arange(keys)), -1e30)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def evaluated(attend, q):
+    y, pull = jax.vjp(lambda *x: attend(*x, bias), q, k, v)
+    return y, *pull(w)
+
+  for got, want in zip(
+    evaluated(fused.attend, 4 * q), evaluated(attend, 4 * q), strict=True
+  ):
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_gpus_take_fused_attention_in_bfloat16(monkeypatch, rows=300, real=270):
+  _, params = torch_model()
+  layer = NystromLayer(dtype=jnp.bfloat16)
+  h = jax.random.normal(jax.random.key(0), (rows, 512))
+  sequence = Sequence.of(jnp.int32(real), rows)
+  calls = []
+  monkeypatch.setattr(fused, '_works', lambda: True)
+  monkeypatch.setattr(
+    fused, 'attend', lambda *args: calls.append(1) or attend(*args)
+  )
+
+  def attended(platform):
+    apply = lambda params: layer.apply(
+      {'params': params}, h, sequence, (slice(1, real + 1),), train=False
+    )
+    with cpu.lowering_for(platform):
+      (y,), _ = jax.jit(apply)(params['layer1'])
+    return y - h[1 : real + 1]
+
+  want = attended('cpu')
+  assert not calls
+  assert relative(attended('cuda'), want) < 5e-3
+  assert len(calls) == 2
 
 
 def test_a_long_bag_gives_what_a_whole_one_gives(monkeypatch, length=350):
