@@ -196,7 +196,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
 ):
   store = training_run.make_store()
   rows = store.length.sum() + training_run.LONGEST
-  keep = np.random.default_rng(1).random((5, rows)) < 0.8
+  keep = np.random.default_rng(1).random((10, rows)) < 0.8
   keep[:, store.offset] = True
   outputs = []
   spec = dataclasses.replace(SPECS[model], one_by_one=True)
@@ -208,7 +208,7 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
           tmp_path / platform,
           model=model,
           batch=batch,
-          folds=tuple(range(5)),  # On four devices.
+          folds=tuple(range(10)),
           epoch_count=1,
           keep=keep,
         )
@@ -227,7 +227,7 @@ def test_a_bag_of_other_runs_costs_a_run_nothing(apart):
     return train.gradients(task, state, bags, None)
 
   with cpu.lowering_for('cpu'):
-    _, _, sums = gradients(state)
+    _, _, sums = jax.jit(gradients)(state)
     program = str(jax.make_jaxpr(gradients)(state))
   np.testing.assert_array_equal(np.isfinite(sums['loss']), [0, 1, 0])
   assert sums['loss'][1] == 0
