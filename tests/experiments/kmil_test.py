@@ -35,6 +35,7 @@ NEVER = f'{PLAIN}from kmil_jax import loop; loop.fit = None'
 # Shows bars of what mostly is short.
 BARS = '\nfrom experiments.run import progress; progress.PATIENCE = 0'
 QUICK = ['--k=3', '--seed=1', '--lr=0.005']
+EPOCHS = 16
 FOLDER = 'kmil_origin_s1'
 PLANTED = feature_folder.planted()
 
@@ -67,7 +68,7 @@ def finished(tmp_path_factory):
   """All folds of a run that nobody disturbed."""
   results = tmp_path_factory.mktemp('results')
   data = feature_folder.write(results, *PLANTED)
-  args = [*data, *QUICK, '--epochs=25', f'--results_dir={results}']
+  args = [*data, *QUICK, f'--epochs={EPOCHS}', f'--results_dir={results}']
   out = feature_folder.run(*args, before=SAVE_OFTEN + BARS)
   return args, results / FOLDER, out
 
@@ -104,12 +105,12 @@ def test_planted_instances_are_learnt_and_found(finished):
   assert len(hits) == 60 and np.mean(hits) > 0.7
   lines = Folder(folder).read('fold_2/metrics.jsonl')
   epochs = [(line['stage'], line['epoch']) for line in lines]
-  model = [('model', e) for e in range(25)]
-  assert epochs == [('chooser', e) for e in range(len(lines) - 25)] + model
+  model = [('model', e) for e in range(EPOCHS)]
+  assert epochs == [('chooser', e) for e in range(len(lines) - EPOCHS)] + model
 
 
 # Folds 1 and 2 diverge in these epochs of their models.
-LOST = {1: 0, 2: 20}
+LOST = {1: 0, 2: 12}
 DIVERGING = f"""{PLAIN}
 from kmil_jax import programs
 train = programs.Program.train
@@ -168,7 +169,7 @@ def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
   results = tmp_path / FOLDER
   metrics = results / 'fold_1/metrics.jsonl'
   for stage in ('chooser', 'model'):
-    epochs, name = random.randint(2, 20), f'"stage": "{stage}"'
+    epochs, name = random.randint(2, 12), f'"stage": "{stage}"'
     killed(
       args,
       lambda n=epochs, name=name: (
@@ -383,9 +384,8 @@ def test_seeds_are_runs_of_one_program_and_their_mean(short, tmp_path):
     models.read(Folder(folder), None)
 
 
-def test_kmil_that_drops_nothing_is_dsmil(tmp_path):
-  data = feature_folder.write(tmp_path, *PLANTED)
-  args = [*data, *QUICK, '--epochs=4', f'--results_dir={tmp_path}']
+def test_kmil_that_drops_nothing_is_dsmil(short, tmp_path):
+  args = [*short[0], '--epochs=4', f'--results_dir={tmp_path}']
   feature_folder.run(*args, '--model=kmil', '--drop_fraction=0')
   feature_folder.run(*args, '--model=dsmil')
   assert_alike(tmp_path / FOLDER, tmp_path / 'dsmil_origin_s1', atol=1e-6)

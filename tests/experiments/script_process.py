@@ -4,6 +4,7 @@ Importing what scripts import takes seconds; the server of forks does it once.
 """
 
 import builtins
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -28,6 +29,14 @@ _PRELOADED = (
   'absl.app',
   'chex',
   'data.host_tensorflow',
+  'experiments.bags.crossval',
+  'experiments.bags.preflight',
+  'experiments.encoding.extraction',
+  'experiments.maps.overlay',
+  'experiments.prediction.models',
+  'experiments.reporting.page',
+  'experiments.studies.few_shot',
+  'experiments.studies.hard_negatives',
   'flax.linen',
   'h5py',
   'jax',
@@ -56,6 +65,10 @@ def _run(module, args, before, cwd, out, err):
     with open(log, 'ab', 0) as file:
       os.dup2(file.fileno(), stream)
   os.chdir(cwd)
+  # As in conftest; what the server has imported is no garbage.
+  gc.freeze()
+  gc.set_threshold(200_000, 50, 1000)
+  os.fsync = lambda file: None  # A kill leaves what the system holds.
   _fail_where_tests_do()
   sys.path.insert(0, str(ROOT))
   sys.argv = [module, *args]

@@ -277,13 +277,9 @@ def test_memory_of_a_long_bag_does_not_grow_with_its_instances(
 def test_blocks_drop_units_of_their_own(monkeypatch):
   in_blocks(monkeypatch, SIZE)
   x, mask = np.ones((24, WIDTH), np.float32), np.ones(24, bool)
-  prediction = model_of('abmil').apply(
-    {'params': params_of('abmil')},
-    x,
-    mask,
-    train=True,
-    rngs={'dropout': jax.random.key(0)},
-  )
+  apply = jax.jit(functools.partial(model_of('abmil').apply, train=True))
+  params, rngs = params_of('abmil'), {'dropout': jax.random.key(0)}
+  prediction = apply({'params': params}, x, mask, rngs=rngs)
   assert len(np.unique(prediction.attention)) > 20
 
 

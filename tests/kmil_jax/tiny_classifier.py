@@ -1,11 +1,13 @@
 """A patch classifier and tiles so small that tests can train them."""
 
+import functools
 from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from kmil_jax.models import CLASSIFIERS
 from kmil_jax.models.batch_norm import BatchNorm
 from kmil_jax.types import TilePrediction, Tiles
 
@@ -31,6 +33,15 @@ class Tiny(nn.Module):
     x = nn.Dropout(self.dropout, deterministic=not train)(features)
     logits = nn.Dense(self.num_classes, dtype=self.dtype, name='fc')(x)
     return TilePrediction(logits=logits.astype(jnp.float32), features=features)
+
+
+def of_few_blocks(name):
+  """Returns what makes a classifier, of a ResNet with two blocks that differ.
+
+  Its others are as the second, or as the first with a stride.
+  """
+  fewer = {'stages': (2, 1, 1, 1)} if name.startswith('resnet') else {}
+  return functools.partial(CLASSIFIERS[name], **fewer)
 
 
 def make_tiles(n=32, seed=0, noise=0.3):

@@ -23,6 +23,12 @@ def losses_and_prob(*args, **options):
   return result.history['train_loss'], result.history['val_loss'], prob
 
 
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+  """What resident bags give, of DSMIL, one at a time."""
+  return losses_and_prob(tmp_path_factory.mktemp('plain'))
+
+
 @pytest.mark.parametrize('model,batch,fold', [('abmil', 1, 3), ('dsmil', 4, 9)])
 def test_ten_folds_together_equal_a_fold_alone(tmp_path, model, batch, fold):
   result, prob = training_run.run(
@@ -37,11 +43,10 @@ def test_ten_folds_together_equal_a_fold_alone(tmp_path, model, batch, fold):
   close(alone_prob[0], prob[fold])
 
 
-def test_streamed_features_give_what_resident_ones_give(tmp_path):
+def test_streamed_features_give_what_resident_ones_give(tmp_path, plain):
   """Of a batch of one bag; pod_test has larger ones."""
-  resident = losses_and_prob(tmp_path / 'resident')
-  streamed = losses_and_prob(tmp_path / 'streamed', streamed=True)
-  for got, want in zip(streamed, resident, strict=True):
+  streamed = losses_and_prob(tmp_path, streamed=True)
+  for got, want in zip(streamed, plain, strict=True):
     close(got, want)
 
 
@@ -76,18 +81,19 @@ def test_features_spread_over_devices_give_what_copies_give(
     close(got, want)
 
 
-def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(tmp_path):
+def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(
+  tmp_path, plain
+):
   store = training_run.make_store()
   store.features[-training_run.LONGEST :] = 1e6
-  for got, want in zip(
-    losses_and_prob(tmp_path / 'dirty', store=store),
-    losses_and_prob(tmp_path / 'clean'),
-    strict=True,
-  ):
+  dirty = losses_and_prob(tmp_path, store=store)
+  for got, want in zip(dirty, plain, strict=True):
     close(got, want)
 
 
-def test_instances_that_are_not_kept_are_as_if_they_were_not_there(tmp_path):
+def test_instances_that_are_not_kept_are_as_if_they_were_not_there(
+  tmp_path, plain
+):
   store = training_run.make_store()
   rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((3, rows)) < 0.6
@@ -99,8 +105,7 @@ def test_instances_that_are_not_kept_are_as_if_they_were_not_there(tmp_path):
     tmp_path / 'spoilt', keep=keep, store=store.replace(features=spoilt)
   )
   close(spoilt[0], kept[0])
-  whole = losses_and_prob(tmp_path / 'whole')
-  assert np.abs(whole[0] - kept[0]).max() > 1e-3
+  assert np.abs(plain[0] - kept[0]).max() > 1e-3
 
 
 ONE_BAG = Bags(
@@ -222,7 +227,7 @@ def test_a_bag_of_other_runs_costs_a_run_nothing(apart):
     return train.gradients(task, state, bags, None)
 
   with cpu.lowering_for('cpu'):
-    _, _, sums = gradients(state)
+    _, _, sums = jax.jit(gradients)(state)
     program = str(jax.make_jaxpr(gradients)(state))
   np.testing.assert_array_equal(np.isfinite(sums['loss']), [0, 1, 0])
   assert sums['loss'][1] == 0
