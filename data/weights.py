@@ -89,15 +89,11 @@ def file_of(path: str | pathlib.Path) -> pathlib.Path:
     if len(found) == 1:
       return found[0]
     if found:
-      several, advice = 'several files of weights', 'Name one.'
+      advice = 'Name one.'
       if any('-00001-of-' in file.name for file in found):
-        several = 'the parts of one file of weights'
-        advice = (
-          'Join what safetensors, or torch, loads of each in one dict, save it'
-          ' as one file and give that.'
-        )
+        advice = 'Load these parts of a model, save them as one file, name it.'
       raise WeightsError(
-        f'{path}: holds {several}, {first_of(found)}. {advice}'
+        f'{path}: holds several files of weights, {first_of(found)}. {advice}'
       )
   raise WeightsError(
     f'{path}: holds no file of weights (.safetensors, .bin, .pth).'
