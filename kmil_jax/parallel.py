@@ -59,8 +59,9 @@ def use_one_graph(needed: bool | None = None) -> None:
   """Lets XLA make one CUDA graph of an epoch; call before touching a device.
 
   By default the host launches the steps of some models, and waits inside them.
-  These flags of XLA reach pmap, which takes no compiler options. Flags that
-  XLA_FLAGS holds already come later, and count.
+  These flags of XLA reach pmap, which takes no compiler options; they also keep
+  products of the same factor apart. Flags that XLA_FLAGS holds already come
+  later, and count.
 
   Args:
     needed: by default where there is an NVIDIA GPU, and a JAX whose flags are

@@ -149,11 +149,10 @@ class Program:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
       return math.inf  # XLA does not compile for TPUs what does not fit.
-    *_, chunk = compiled.args_info[0]
-    queued = _IN_FLIGHT * size(chunk)  # Batches of the steps that follow.
-    if self._layout.psum_axis:
-      queued //= devices
-    return peak + queued + size(states[1:]) // devices
+    if self._loader.lengths == (None,):  # Batches of the steps that follow.
+      queued = _IN_FLIGHT * size(compiled.args_info[0][-1])
+      peak += queued // devices if self._layout.psum_axis else queued
+    return peak + size(states[1:]) // devices
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""

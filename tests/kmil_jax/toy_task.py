@@ -97,7 +97,7 @@ class ToyLoader:
       one = np.s_[:, step : step + 1]
       index = np.broadcast_to(examples, (len(run), 1, len(examples)))
       chunk = index[local], np.maximum(place[one], 0)[local]
-      yield (np.zeros_like(chunk[1]), *chunk), run[one], index
+      yield (np.zeros_like(chunk[1]), *chunk), run[one][..., None], index
 
 
 def validate(predictions, num_runs):

@@ -50,7 +50,7 @@ def test_streamed_features_give_what_resident_ones_give(tmp_path, plain):
     close(got, want)
 
 
-def test_the_memory_of_a_stream_is_that_of_its_longest_bag():
+def test_the_memory_of_a_stream_is_that_of_its_longest_bags(monkeypatch):
   task, state = three_runs()
   store = training_run.make_store(4)
   # It is the last of the epoch.
@@ -58,10 +58,16 @@ def test_the_memory_of_a_stream_is_that_of_its_longest_bag():
   length = np.where(np.arange(4) == last, training_run.LONGEST, 1)
   store = store.replace(features=store.features[:, :4], length=length)
   loader = training_run.loader_of(store, streamed=True)
-  trains = np.ones((3, 4), bool)
-  program = loader.program(task, 3, Recipe(), trains=trains)
-  shapes = program.compiled(program.put(state)).args_info
-  assert shapes[0][2][1][0].shape == (1, 1, training_run.LONGEST, 4)
+  trains, state = np.ones((1, 4), bool), jax.tree.map(lambda x: x[:1], state)
+  program = loader.program(task, 1, Recipe(), trains=trains)
+  step = program.compiled(program.put(state))
+  bag = step.args_info[0][2][1][0]
+  assert bag.shape == (1, 1, training_run.LONGEST, 4)
+  # Two more are on the device.
+  room = parallel.peak_bytes(step) + bag.dtype.itemsize * np.prod(bag.shape)
+  monkeypatch.setattr(parallel, 'memory_bytes', lambda host: room)
+  with pytest.raises(MemoryError):
+    program.start(state)
 
 
 @pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 8)])
