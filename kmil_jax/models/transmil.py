@@ -152,8 +152,6 @@ def _convolve_bwd(saved, grad):
   x, kernel, side = saved
   # What lies outside the square has no gradient.
   grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
-  # It is read for every step, not made for each.
-  grad = cpu.choose(lambda grad: grad, jax.lax.optimization_barrier, grad)
   moved = _mover(x, side)
   product = lambda step: grad * moved(step)
   # One kernel on GPUs, which would write some of many products to memory.
