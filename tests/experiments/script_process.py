@@ -25,21 +25,15 @@ ENVIRONMENT = {
 }
 # Statements for scripts that compile for longer than they run.
 HASTY = f"import os; os.environ['XLA_FLAGS'] = {xla_flags.HASTY!r}\n"
+# Not of experiments, which read the environment.
 _PRELOADED = (
   'absl.app',
   'chex',
   'data.host_tensorflow',
-  'experiments.bags.crossval',
-  'experiments.bags.preflight',
-  'experiments.encoding.extraction',
-  'experiments.maps.overlay',
-  'experiments.prediction.models',
-  'experiments.reporting.page',
-  'experiments.studies.few_shot',
-  'experiments.studies.hard_negatives',
   'flax.linen',
   'h5py',
   'jax',
+  'kmil_jax.folds',
   'matplotlib.figure',
   'openslide',
   'optax',

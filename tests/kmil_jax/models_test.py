@@ -300,11 +300,6 @@ def test_a_batch_of_bags_is_each_bag_alone(name):
     )
 
 
-@every_model
-def test_evaluation_is_deterministic(name):
-  chex.assert_trees_all_equal(*(evaluate(name, *pad(bag(6))) for _ in 'ab'))
-
-
 @pytest.mark.parametrize(
   'name,count',
   [

@@ -12,13 +12,7 @@ from tiny_classifier import of_few_blocks
 from experiments.encoding import encoder
 from kmil_jax import inference, losses
 from kmil_jax.inference import Design
-from kmil_jax.models import (
-  CLASSIFIERS,
-  SPECS,
-  cpu,
-  network,
-  reverse_distillation,
-)
+from kmil_jax.models import CLASSIFIERS, SPECS, cpu, network
 from kmil_jax.tasks import distill
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -137,7 +131,7 @@ def test_patch_classifiers(name, platform, precision):
 
 @everywhere
 def test_students_and_their_teacher(monkeypatch, platform, precision):
-  monkeypatch.setattr(reverse_distillation, 'STAGES', (2, 1, 1))
+  monkeypatch.setattr('kmil_jax.models.reverse_distillation.STAGES', (2, 1, 1))
   task = distill.DistillTask(width=4, precision=precision)
   run = distill.StudentRuns(
     seed=np.uint32(0),

@@ -45,9 +45,7 @@ def test_ten_folds_together_equal_a_fold_alone(tmp_path, model, batch, fold):
 
 def test_streamed_features_give_what_resident_ones_give(tmp_path, plain):
   """Of a batch of one bag; pod_test has larger ones."""
-  streamed = losses_and_prob(tmp_path, streamed=True)
-  for got, want in zip(streamed, plain, strict=True):
-    close(got, want)
+  jax.tree.map(close, losses_and_prob(tmp_path, streamed=True), plain)
 
 
 def test_the_memory_of_a_stream_is_that_of_its_longest_bags(monkeypatch):
@@ -83,23 +81,16 @@ def test_features_spread_over_devices_give_what_copies_give(
   options = {'model': model, 'batch': batch, 'store': store}
   resident = losses_and_prob(tmp_path / 'resident', **options)
   spread = losses_and_prob(tmp_path / 'spread', spread=True, **options)
-  for got, want in zip(spread, resident, strict=True):
-    close(got, want)
+  jax.tree.map(close, spread, resident)
 
 
-def test_rows_behind_the_last_bag_and_the_next_bag_are_never_seen(
-  tmp_path, plain
-):
+def test_rows_behind_the_last_bag_and_the_next_are_unseen(tmp_path, plain):
   store = training_run.make_store()
   store.features[-training_run.LONGEST :] = 1e6
-  dirty = losses_and_prob(tmp_path, store=store)
-  for got, want in zip(dirty, plain, strict=True):
-    close(got, want)
+  jax.tree.map(close, losses_and_prob(tmp_path, store=store), plain)
 
 
-def test_instances_that_are_not_kept_are_as_if_they_were_not_there(
-  tmp_path, plain
-):
+def test_instances_that_are_not_kept_are_as_if_absent(tmp_path, plain):
   store = training_run.make_store()
   rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((3, rows)) < 0.6
@@ -204,21 +195,14 @@ def test_runs_one_by_one_learn_what_runs_at_once_do(
   rows = store.length.sum() + training_run.LONGEST
   keep = np.random.default_rng(1).random((10, rows)) < 0.8
   keep[:, store.offset] = True
+  many = {'folds': tuple(range(10)), 'epoch_count': 1, 'keep': keep}
+  many |= {'model': model, 'batch': batch}
   outputs = []
   spec = dataclasses.replace(SPECS[model], one_by_one=True)
   monkeypatch.setitem(SPECS, model, spec)
   for platform in ('cpu', 'tpu'):
     with cpu.lowering_for(platform):
-      outputs.append(
-        losses_and_prob(
-          tmp_path / platform,
-          model=model,
-          batch=batch,
-          folds=tuple(range(10)),
-          epoch_count=1,
-          keep=keep,
-        )
-      )
+      outputs.append(losses_and_prob(tmp_path / platform, **many))
   jax.tree.map(close, *outputs)
 
 
