@@ -19,9 +19,6 @@ TREE = STORED.parents[2]
 _MARGIN = 0.04
 # Of lists, as the points of an outline, so many values are kept and the length.
 _LONGEST = 40
-# Teacher and student have a block in each stage: deep ones are held against
-# torch's elsewhere, and compile for longer than all else here takes.
-_FEW = 'import kmil_jax.models.reverse_distillation as of\nof.STAGES = 1, 1, 1'
 
 
 def test_of(*names: str):
@@ -62,7 +59,7 @@ def recorded(chain: Chain, folder: pathlib.Path, programs: pathlib.Path):
 
 def _in_fork(module, args, folder, variables) -> golden_runner.Done:
   """Runs `python -m <module> <args>` where JAX is imported already."""
-  before = f'import os; os.environ.update({variables!r})\n{_FEW}'
+  before = f'import os; os.environ.update({variables!r})'
   done = script_process.run(module, *args, before=before, cwd=folder)
   return golden_runner.Done(done.returncode, done.stdout, done.stderr)
 

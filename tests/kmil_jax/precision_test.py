@@ -104,11 +104,8 @@ def test_bag_models(name, length, platform, precision):
     assert_all(precision, jax.grad(loss, (0, 1)), variables, x)
 
 
-# googlenet_aux has all of googlenet; of few blocks, resnet50 is resnet101.
 @everywhere
-@pytest.mark.parametrize(
-  'name', sorted({*CLASSIFIERS} - {'googlenet', 'resnet50'})
-)
+@pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_patch_classifiers(name, platform, precision):
   make = functools.partial(of_few_blocks(name), num_classes=2, axis_name=None)
   model = network.build(make, precision)
