@@ -14,27 +14,27 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3338   2000
-kmil_jax/models         1709   1350
-kmil_jax/tasks           628    400
-data                    4638   2600
+kmil_jax                3352   2000
+kmil_jax/models         1862   1350
+kmil_jax/tasks           637    400
+data                    4653   2600
 data/phantom            1190   1050
-experiments             1494   1350
-experiments/run         1319    520
+experiments             1497   1350
+experiments/run         1347    520
 experiments/bags        1311    800
-experiments/evaluation  1486    680
-experiments/reporting    609    430
-experiments/maps         755    460
-experiments/encoding     864    230
+experiments/evaluation  1487    680
+experiments/reporting    610    430
+experiments/maps         761    460
+experiments/encoding     865    230
 experiments/prediction   580    200
 experiments/viewer       364    230
-experiments/patches      714    320
+experiments/patches      718    320
 experiments/studies     2768   1400
 experiments/papers       600    600
-experiments/benchmarks  1172    360
-tests                  23317  13000
+experiments/benchmarks  1174    360
+tests                  23434  13000
 """
-TOTAL = 25524
+TOTAL = 25761
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
