@@ -49,13 +49,13 @@ def forget():
   """Makes the process one that has not imported the plugin."""
   SPECS.pop('clam_sb', None)
   sys.modules.pop('clam_sb', None)
+  options.plugin_given = None
 
 
 @pytest.fixture
 def unknown(monkeypatch):
   """No plugin is known before or after a test."""
   monkeypatch.setattr(sys, 'path', [*sys.path])
-  monkeypatch.setattr(options, 'plugin_given', None)
   forget()
   yield
   forget()
