@@ -19,6 +19,7 @@ EXTENSIONS = ('.json', '.geojson', '.xml')
 _HOLES = ('_2', 'normal', 'exclusion')
 _SHAPES = ('Polygon', 'Rectangle', 'Spline')
 _CROSSINGS = 1000  # Of a ring; what it holds is known in seconds.
+_AT_ONCE = 64  # Edges that are looked at together.
 
 
 class Ring(NamedTuple):
@@ -75,6 +76,8 @@ def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
     shapes = list(parse())
   except OSError as e:
     raise TileError(f'{name}: cannot be read ({e}). Copy it again.') from e
+  except TileError as e:
+    raise TileError(f'{name}: {e}') from e
   except Exception as e:  # Damaged files raise errors of many kinds.
     raise TileError(
       f'{name}: no outlines in the layout of GeoJSON, NCRF or ASAP '
@@ -156,10 +159,13 @@ def _ring(name: str, corners: Any, hole: bool, polygon: str = '') -> Ring | str:
   if not shapely.is_valid(shapely.Polygon(corners)):
     edges = shapely.linestrings(np.stack([corners, np.roll(corners, -1, 0)], 1))
     tree, crossings = shapely.STRtree(edges), 0
-    for edge in edges:  # The first of many tell.
-      crossings += len(tree.query(edge, predicate='crosses')) / 2
+    for start in range(0, len(edges), _AT_ONCE):  # The first of many tell.
+      some = edges[start : start + _AT_ONCE]
+      crossings += tree.query(some, predicate='crosses').shape[1] / 2
       if crossings > _CROSSINGS:
-        raise ValueError(f'{name} crosses itself over {_CROSSINGS} times')
+        raise TileError(
+          f'{name} crosses itself over {_CROSSINGS} times. Draw it again.'
+        )
   return Ring(corners, hole, polygon)
 
 

@@ -138,7 +138,8 @@ def tile_grid(
       f'{slide.path.name}: no tissue: {source} the fullest tile has'
       f' {part.max():.0%}, below --min_tissue={min_tissue:g}. Look'
       ' at the slide, and at its outlines if it has any, which are in level-0'
-      ' pixels. Lower --min_tissue or leave the slide out.'
+      ' pixels. Lower --min_tissue, with a new --features_dir, or leave the'
+      ' slide out.'
     )
   return dataclasses.replace(grid, coords=grid.coords[enough])
 

@@ -14,9 +14,11 @@ import json
 import pathlib
 import sys
 
+from data.files import first_of
 from experiments.evaluation import comparison, predictions, summary
 from experiments.run import start
 from experiments.run.options import OptionError, field
+from experiments.run.results import CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +81,18 @@ def run(compared: Compared) -> start.Next:
       )
       for line in comparison.other_options(runs):
         print(line)
+      if few := runs[0].few_patients():
+        print(
+          f'classes with fewer than {summary.FEW_CASES} patients:'
+          f' {first_of(few)}. Their intervals may be too narrow and'
+          ' p too small'
+        )
       for table in comparison.tables(rows):
         print(f'\n{table.terminal()}')
-  return 'report', {'run': compared.folders[0]}
+  last = runs[-1].folder
+  if last.at(CONFIG).exists():
+    return start.Source(last.path).next()
+  return 'report', {'run': last.path}
 
 
 main = start.script(run)

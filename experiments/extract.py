@@ -118,7 +118,8 @@ def run(
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
   _close(failures, 'have no features')
-  return 'kmil', {**vars(folders), 'csv_path': 'labels.csv', 'precision': None}
+  own = {'csv_path': 'labels.csv', 'exp_code': 'mine', 'precision': None}
+  return 'kmil', vars(folders) | own
 
 
 def _close(failures: Mapping[str, str], what: str) -> None:

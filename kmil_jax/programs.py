@@ -100,7 +100,8 @@ class Program:
     """Sends the runs to their devices, in groups whose epoch fits there.
 
     XLA says what an epoch, or a streamed step, takes once it is compiled.
-    Groups stay as they are on CPUs, which share the machine's memory.
+    Groups stay as they are on CPUs, which share the machine's memory. What
+    evaluation takes, at most 65,536 instances at once, is not asked.
 
     Args:
       state: R runs, NumPy leaves [R, ...].
@@ -141,7 +142,6 @@ class Program:
     size = lambda tree: sum(
       math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
-    devices = parallel.num_local_devices()
     try:
       compiled = self.compiled(states)
       peak = parallel.peak_bytes(compiled) or 0
@@ -151,8 +151,9 @@ class Program:
       return math.inf  # XLA does not compile for TPUs what does not fit.
     if self._loader.lengths == (None,):  # Batches of the steps that follow.
       queued = _IN_FLIGHT * size(compiled.args_info[0][-1])
-      peak += queued // devices if self._layout.psum_axis else queued
-    return peak + size(states[1:]) // devices
+      is_dealt = self._layout.psum_axis
+      peak += queued // (parallel.num_devices() if is_dealt else 1)
+    return peak + size(states[1:]) // parallel.num_local_devices()
 
   def put(self, tree: Any) -> list[Any]:
     """Sends NumPy leaves [R, ...] to the devices of their runs."""

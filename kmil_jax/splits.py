@@ -140,9 +140,8 @@ def fold_of_cases(
   if rare := present[count[present] < k].tolist():
     few = [f'class {classes[c]} has {count[c]} cases' for c in rare]
     raise SplitError(
-      f'{"; ".join(few)}: fewer than {k} folds. Choose at least 3'
-      ' folds, and no more than any class has cases, one fold, which tests'
-      ' nothing, or merge classes.'
+      f'{"; ".join(few)}: fewer than {k} folds. Choose fewer folds, at least'
+      ' 3; or a single one, which tests nothing; or merge classes.'
     )
   order = [
     np.random.default_rng([seed, i]).permutation(np.flatnonzero(own))

@@ -49,8 +49,8 @@ def begin(path: pathlib.Path, options: Sequence[Any], *plan: Any) -> Material:
   start.show_options(options)
   places = of[start.Output].seed, of[start.Machine].cache_dir
   material = cohorts.load(of[Data], of[Folds], *places, of.get(External))
-  material.findings.add_folder(path)
   if of[Check].check:
+    material.findings.add_folder(path)
     material.findings.add_absent(options)
     check(material, *plan)
   material.check()

@@ -60,6 +60,15 @@ class Run:
     """Returns how many test patients have slides of several classes."""
     return sum(int((p.label < 0).sum()) for p in self._joined())
 
+  def few_patients(self) -> list[str]:
+    """Returns the classes with few test patients, as 'lymphoma (2)'."""
+    test, few = self.test(), []
+    for c, name in enumerate(self.classes):
+      count = len(set(test.case[test.label == c]))
+      if count < summaries.FEW_CASES:
+        few.append(f'{name} ({count})')
+    return few
+
   def _joined(self) -> list[Predictions]:
     parts = (parts['test'] for parts in self.folds.values())
     return [predictions.of_cases(p, self.patients or 'mean') for p in parts]

@@ -13,6 +13,7 @@ from kmil_jax import calibration, delong, intervals, metrics
 
 # Of fewer patients a temperature is not worth fitting.
 LEAST_PATIENTS = 30
+FEW_CASES = 10  # Tested, of one class.
 _TOO_FEW = f'fewer than {LEAST_PATIENTS} validation patients'
 _AT_BOUND = 'validation slides do not show how sure the model may be'
 # Columns of summary.csv, for the test and the validation part each.

@@ -232,8 +232,8 @@ def run(
     for fault in faults:
       raise fault
   if material.is_phantom:
-    return paper.name, {'exp_code': 'own', **paper.inputs}
-  return paper.name, {'seed': output.seed + 1}
+    return None, {'exp_code': 'own', **paper.inputs}
+  return None, {'seed': output.seed + 1}
 
 
 def _report(

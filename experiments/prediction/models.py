@@ -124,10 +124,18 @@ class Models(Folds):
       card = Card.from_json(self.model, archive.card)
       # Programs count on as many rows; see `inference.Design.lower`.
       predict = archive.predictor(card.settings.get('total_instances', 1))
+      cautions = archive.card.get('cautions', [])
+      is_phantom = any(one.startswith('Phantom') for one in cautions)
     else:
       card, trained = read(self.folder(), self.fold)
       predict = trained.predictor
+      is_phantom = not self.folder().config().values.get('csv_path')
     print(card.summary())
+    if is_phantom:
+      print(
+        'warning: these models were trained on the phantom cohort. Of slides of'
+        ' patients they say nothing.'
+      )
     if not self.calibrate:
       nothing = (None,) * len(card.folds)
       card = dataclasses.replace(card, temperature=nothing)
@@ -259,9 +267,10 @@ def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   numbers = range(k) if fold is None else [fold]
   if missing := sorted(set(numbers) - set(finished)):
     raise ResultsError(
-      f'{folder.path}: of its {k} folds, {missing} have no model. Run its'
-      ' command again, which trains what is not done (what diverged needs a'
-      f' lower --lr and another folder), or take one of {finished} by --fold.'
+      f'{folder.path}: of its {k} folds, {missing} have no model. Take one of'
+      f' {finished} by --fold, or give its command again, without --fold, which'
+      ' trains the others (those that diverged need a lower --lr and another'
+      ' --exp_code).'
     )
   return tuple(numbers)
 

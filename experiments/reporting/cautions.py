@@ -6,12 +6,11 @@ import itertools
 from typing import Any, NamedTuple
 
 from data.files import first_of
-from experiments.evaluation.summary import name_folds
+from experiments.evaluation.summary import FEW_CASES, name_folds
 from experiments.reporting.pictures import HeatMaps
 from experiments.reporting.record import Record
 from experiments.run.results import Config, Folder
 
-_FEW_CASES = 10  # Tested, of one class.
 _FEW_SLIDES = 10  # That validate.
 # The column that a --select looks at, and 1 if more is better.
 _CHOSEN_BY = {
@@ -141,10 +140,10 @@ def _numbers(record: Record) -> Iterator[Caution]:
       ' F1, balanced accuracy and the mean AUROC.',
     )
   counts = [(name, cases[name]) for name in summary['classes']]
-  if few := [f'{c} ({n})' for c, n in counts if 0 < n < _FEW_CASES]:
+  if few := [f'{c} ({n})' for c, n in counts if 0 < n < FEW_CASES]:
     yield Caution(
       'Few patients',
-      f'Classes with fewer than {_FEW_CASES} cases: {first_of(few)}.'
+      f'Classes with fewer than {FEW_CASES} cases: {first_of(few)}.'
       ' Their intervals are wide, and too narrow rather than too wide; an'
       ' interval is n/a where nothing varies.',
     )

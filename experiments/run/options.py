@@ -399,7 +399,7 @@ class _Path(flags.ArgumentParser):
     except RuntimeError as e:  # No such home.
       raise ValueError(str(e)) from e
     if os.path.exists(path) and not (path.is_file() or path.is_dir()):
-      raise ValueError('it is a pipe or device. Save what it gives as a file')
+      raise ValueError('it is a pipe or device. Give a file or folder')
     return path
 
   def flag_type(self) -> str:

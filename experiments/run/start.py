@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from types import FrameType
 import typing
 from typing import Any, TextIO
@@ -44,9 +45,9 @@ from experiments.run import options, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
-# The script that may come next, and values of its flags, None for none. Options
-# that both scripts declare alike are handed on.
-Next = tuple[str, Mapping[str, Any]]
+# The script that may come next, None for the same one again, and values of its
+# flags, None for none. Options that both declare alike are handed on.
+Next = tuple[str | None, Mapping[str, Any]]
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 _ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
 _INTERRUPTED = 130  # The exit code, as that of a shell.
@@ -150,13 +151,18 @@ class Source:
   def next(self) -> Next:
     """Returns what may follow a training."""
     values = self.folder().config().values
-    if 'model' not in values:  # Of experiments.mean_pooling.
-      return 'kmil', {n: values[n] for n in ('csv_path', 'features_dir', 'k')}
+    if 'model' not in values:
+      script = importlib.import_module('experiments.mean_pooling').main
+      given = self.folder().config().options(*script.options)
+      kmil = importlib.import_module('experiments.kmil').main
+      return 'kmil', options.shared(given, kmil.options)
+    # Of the mean of several seeds there are no models.
+    run = min(self.run.glob('seed_*'), default=self.run)
     has_slides = values.get('slides_dir') or not values.get('csv_path')
-    if has_slides and any(self.run.glob('fold_*/attention/*.h5')):
-      return 'view', {'run': self.run}
+    if has_slides and any(run.glob('fold_*/attention/*.h5')):
+      return 'view', {'run': run}
     of = {'features_dir': 'new_features', 'fold': values.get('fold')}
-    return 'predict', {'run': self.run, **of}
+    return 'predict', {'run': run, **of}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +234,16 @@ class Findings:
   warnings: list[str] = dataclasses.field(default_factory=list)
 
   def add_folder(self, folder: pathlib.Path) -> None:
-    """Adds a problem if a folder of that name cannot be written there."""
+    """Adds a problem if a folder of that name cannot be written there.
+
+    And a warning if it holds results.
+    """
     folder = folder.absolute()
+    if (folder / results.CONFIG).exists():
+      self.warnings.append(
+        f'{folder} holds results. The same options and data go on with them,'
+        ' others are refused: choose another --exp_code for those.'
+      )
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     if not there.is_dir():
       self.problems.append(_NO_FOLDER.format(there))
@@ -314,10 +328,10 @@ def script(
       for cache in (one for one in given if isinstance(one, Cache)):
         _begin(cache)
       if following := run(*given[:-1]):
-        _show_next(*following, given)
+        _show_next(module, *following, given)
     except SystemExit as e:
       if given and not e.code:  # Of --check, and not of --help.
-        _show_next(pathlib.Path(module.__file__).stem, {'check': None}, given)
+        _show_next(module, None, {'check': None}, given)
       raise
     except (Exception, KeyboardInterrupt) as e:
       if explained := fault_of_machine(e, cache.cache_dir):
@@ -375,12 +389,18 @@ def _begin(machine: Cache) -> None:
 
 
 def _show_next(
-  script: str, changes: Mapping[str, Any], given: Sequence[Any]
+  same: types.ModuleType,
+  script: str | None,
+  changes: Mapping[str, Any],
+  given: Sequence[Any],
 ) -> None:
   """Prints what may come next, on standard error: results may be JSON."""
-  module = importlib.import_module(f'experiments.{script}')
-  values = options.shared(given, module.main.options) | changes
-  command = shlex.join(['python', '-m', module.__name__, *_flags(values)])
+  spec, values = same.__spec__, options.changed(given)
+  if script:
+    module = importlib.import_module(f'experiments.{script}')
+    spec, values = module.__spec__, options.shared(given, module.main.options)
+  name = ['-m', spec.name] if spec else [same.__file__]
+  command = shlex.join(['python', *name, *_flags(values | changes)])
   sys.stdout.flush()
   show(f'next: {command}', sys.stderr)
 

@@ -417,8 +417,11 @@ def _draw(
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
-  label = f'anomaly score; 0: as normal tissue, 1: highest {100 - _HIGH} %'
-  title += ' | truth no tumour' if mask is None else ' | truth tumour'
+  label = (
+    'anomaly score; 0: as normal tissue,'
+    f' 1: highest {100 - _HIGH} % of validation'
+  )
+  title += f' | truth: {"no tumour" if mask is None else "tumour"}'
   mpp = known_mpp(opened)
   about = {'label': label, 'truth': truth, 'mpp': mpp and mpp / ratio}
   return pictures.overlay(title, image, shown, **about)

@@ -221,11 +221,16 @@ class Nodes(Material):
       hits = (votes >= bar)[test & positive].sum()
       raised = two_step.raised_bar(scores[ONE][test], positive[test], hits)
       add(RAISED, scores[ONE], min(raised, VOTES), 'test')
+    patients = {
+      part: len(set(images.patient[some]))
+      for part, some in (('test', test), ('development', ~test))
+    }
     return bar, [
       two_step.decision_table(
         f'table_3{"" if part == "test" else "_development"}',
-        f'Table 3. Images of the {part} part, positive if a pixel has votes'
-        ' from a threshold that is the best on the development part',
+        f'Table 3. Images of the {part} part, {patients[part]} patients.'
+        ' Positive: a pixel has as many votes as the threshold, which is the'
+        ' best of the development images',
         ('rule', 'part'),
         {'threshold': '.4f'},
         some,
@@ -253,7 +258,8 @@ class Nodes(Material):
       rows.append(((rule,), decision, tumour, patient, *first))
     return two_step.decision_table(
       'windows',
-      'Windows of the test images, on tissue',
+      'Windows of the test images, on tissue; false positives of all images,'
+      ' and those of a negative image',
       ('rule',),
       {'false positives': 'd', 'per negative image': '.1f'},
       rows,

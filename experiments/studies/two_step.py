@@ -329,8 +329,11 @@ def decision_table(
     {**first, **shares, 'hits': ''},
     rows,
     [
-      f'{RAISED}: the bar for the primary network is raised on the test part,'
-      ' to the benefit of one step, until it finds as much tumour as two.',
+      *[
+        f'{RAISED}: the bar for the primary network is raised on the test part,'
+        ' to the benefit of one step, until it finds as much tumour as two.'
+      ]
+      * any(RAISED in row.labels for row in rows),
       "Intervals: Wilson's on the effective number of images, windows or tiles,"
       ' of which patients hold several; of AUROC percentiles of resampled'
       ' patients.',

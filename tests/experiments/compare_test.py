@@ -165,7 +165,7 @@ def test_patients_with_slides_of_several_classes_are_left_out(folders):
     run.test()
 
 
-def test_the_script_prints_every_format(folders, capsys):
+def test_the_script_prints_every_format(folders, capsys, monkeypatch):
   def run(*args):
     compare.main(['compare', *args, *map(str, folders[:2])])
     return capsys.readouterr().out
@@ -177,7 +177,10 @@ def test_the_script_prints_every_format(folders, capsys):
     {k: '' if v is None else str(v) for k, v in row.items()} for row in rows
   ]
   (table,) = comparison.tables(rows)
-  assert table.terminal() in run()
+  assert table.terminal() in (shown := run())
+  assert 'fewer than' not in shown
+  monkeypatch.setattr(summary, 'FEW_CASES', 1000)
+  assert 'classes with fewer than 1000 patients: ' in run()
   assert table.markdown() in run('--format=markdown')
   # Of patients, as the summaries of the runs have them.
   cases = [summary.of_cases([r.test()]) for r in comparison.read_all(folders)]

@@ -74,7 +74,7 @@ def test_each_command_ends_with_the_next_one(hour):
   run, commands = f'--run={hour}', map(next_command.read, following)
   assert [' '.join([script, *flags]) for script, flags in commands] == [
     f'kmil --slides_dir={hour}/slides --features_dir={hour}/features'
-    ' --csv_path=labels.csv',
+    ' --csv_path=labels.csv --exp_code=mine',
     f'view {run}/first_s2023',
     f'view {run}/of_run',
     f'predict --model={hour}/model.kmil --slides_dir=new_slides',

@@ -82,6 +82,17 @@ def test_the_runs_slides_get_the_runs_own_predictions(
         np.testing.assert_allclose(g[name][()], f[name][()], atol=1e-6)
 
 
+def test_models_of_the_phantom_are_called_so(finished, tmp_path, capsys):
+  of_patients, of_phantom = finished[0], tmp_path / 'run'
+  shutil.copytree(of_patients, of_phantom)
+  config = Folder(of_phantom).read('config.json')
+  config['options']['csv_path'] = None
+  Folder(of_phantom).write('config.json', config)
+  for run, is_phantom in (of_patients, False), (of_phantom, True):
+    trained.Models(run=run).read()
+    assert ('on the phantom cohort' in capsys.readouterr().out) == is_phantom
+
+
 def test_folds_are_calibrated_each_and_averaged(
   finished, models, predicted, tmp_path
 ):

@@ -20,6 +20,7 @@ from experiments.reporting import page
 from experiments.run import results
 from experiments.run.options import OptionError, field
 from experiments.run.results import Folder, ResultsError
+from experiments.run.start import Findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ def test_a_folder_is_opened_again_with_the_same_options(tmp_path, monkeypatch):
   assert config.inputs == INPUTS and config.cohort == {'classes': ['a']}
   (made_by,) = config.made_by
   assert made_by['versions'].keys() >= {'python', 'jax', 'flax', 'optax'}
+  found = Findings()
+  found.add_folder(tmp_path)
+  assert not found.problems and 'holds results' in found.warnings[0]
   before = folder.read('config.json')
   begin(tmp_path)
   assert folder.read('config.json') == before

@@ -68,9 +68,12 @@ def test_the_memory_of_a_stream_is_that_of_its_longest_bags(monkeypatch):
     program.start(state)
 
 
-@pytest.mark.parametrize('model,batch', [('dsmil', 1), ('abmil', 8)])
+@pytest.mark.parametrize(
+  'model,batch,platform',
+  [('dsmil', 1, 'cpu'), ('dsmil', 1, 'tpu'), ('abmil', 8, 'cpu')],
+)
 def test_features_spread_over_devices_give_what_copies_give(
-  tmp_path, model, batch
+  tmp_path, model, batch, platform
 ):
   # Neither the rows of the store nor those of a bag divide over the devices,
   # and what no bag has is not a number.
@@ -80,7 +83,8 @@ def test_features_spread_over_devices_give_what_copies_give(
   store.features[store.length.sum() :] = np.nan
   options = {'model': model, 'batch': batch, 'store': store}
   resident = losses_and_prob(tmp_path / 'resident', **options)
-  spread = losses_and_prob(tmp_path / 'spread', spread=True, **options)
+  with cpu.lowering_for(platform):
+    spread = losses_and_prob(tmp_path / 'spread', spread=True, **options)
   jax.tree.map(close, spread, resident)
 
 
@@ -230,7 +234,9 @@ def test_an_epoch_compiles_once_for_all_bags_and_epochs(tmp_path, monkeypatch):
   training_run.run(tmp_path, epoch_count=4)
 
 
-@pytest.mark.parametrize(('batch', 'platform'), [(1, 'tpu'), (4, 'cpu')])
+@pytest.mark.parametrize(
+  ('batch', 'platform'), [(1, 'cpu'), (1, 'tpu'), (4, 'cpu')]
+)
 def test_evaluation_compiles_a_bounded_number_of_times(
   batch, platform, monkeypatch
 ):

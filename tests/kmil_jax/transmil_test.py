@@ -262,11 +262,14 @@ def attend(q, k, v, bias):
   return jax.nn.softmax(scores) @ v.astype(jnp.float32)
 
 
-def test_fused_attention_is_attention(monkeypatch, rows=70, keys=140, real=99):
-  """Of rows and keys that are no whole blocks; some keys are padding."""
+def test_fused_attention_is_attention(monkeypatch, rows=70, keys=300, real=99):
+  """Of rows and keys that are no whole blocks; some keys are padding.
+
+  Keys are so many that they are read as [T, H, D].
+  """
   monkeypatch.setattr(fused, '_INTERPRETED', True)
   q, k, v, w = (
-    jax.random.normal(jax.random.key(i), (1, n, 16))
+    jax.random.normal(jax.random.key(i), (2, 2, n, 16))
     for i, n in enumerate((rows, keys, keys, rows))
   )
   inside = jnp.arange(keys) < real
@@ -274,6 +277,7 @@ def test_fused_attention_is_attention(monkeypatch, rows=70, keys=140, real=99):
 
   @functools.partial(jax.jit, static_argnums=0)
   def evaluated(attend, q):
+    attend = jax.vmap(attend, (0, 0, 0, None))  # Of two runs.
     y, pull = jax.vjp(lambda *x: attend(*x, bias), q, k, v)
     return y, *pull(w)
 
@@ -281,6 +285,15 @@ def test_fused_attention_is_attention(monkeypatch, rows=70, keys=140, real=99):
     evaluated(fused.attend, 4 * q), evaluated(attend, 4 * q), strict=True
   ):
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_fused_attention_is_tried_where_it_is_used():
+  # From then on kernels are only made where GPUs are.
+  if jax.__version_info__ < (0, 12):
+    assert fused._works()
+    return
+  with pytest.warns(match='kernels do not work here'):
+    assert not fused._works()
 
 
 def test_gpus_take_fused_attention_in_bfloat16(monkeypatch, rows=300, real=270):
