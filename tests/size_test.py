@@ -32,7 +32,7 @@ experiments/patches      718    320
 experiments/studies     2780   1400
 experiments/papers       600    600
 experiments/benchmarks  1174    360
-tests                  23461  13000
+tests                  23460  13000
 """
 TOTAL = 25833
 FREE = (

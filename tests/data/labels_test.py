@@ -154,7 +154,8 @@ def test_relabel_renames_merges_and_drops():
 APART = (str.upper, str.title, lambda s: s.replace('_', '\u2011'))
 APART += (lambda s: s.replace('_', '\xa0'), lambda s: f'{s}\u200b')
 APART += (lambda s: re.sub(r'\d+', r'00\g<0>', s), lambda s: f'{s}.svs')
-APART += (lambda s: f'{s}.0' if s[-1:].isdigit() else s,)
+# An exponent has no fraction.
+APART += (lambda s: f'{s}.0' if re.search(r'(?<!e-)\d$', s.lower()) else s,)
 APART += (lambda s: re.sub(r'(?<=[ab])(?=\d)', '-', s),)
 APART += (lambda s: f'+{s}0e-1' if s.isdecimal() else s,)
 
