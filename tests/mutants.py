@@ -1,6 +1,6 @@
 """Seeded mutants: small faults, those of mutants.toml, that tests must find.
 
-  python tests/mutants.py                # all of them: an hour or two
+  python tests/mutants.py                # all of them: a few minutes
   python tests/mutants.py 3 pooling      # number 3, and those of a file
   python tests/mutants.py --list         # runs nothing, checks the texts
 
