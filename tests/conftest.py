@@ -51,6 +51,13 @@ def real_data() -> pathlib.Path:
   return REAL_DATA
 
 
+def pytest_configure(config):
+  """`pytest` alone leaves out what is slow; `pytest tests` does not."""
+  alone = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+  if alone and not config.option.markexpr:
+    config.option.markexpr = 'not slow'
+
+
 def pytest_collection_finish():
   """What is imported by now is no garbage, wherever that is collected."""
   gc.freeze()

@@ -18,6 +18,8 @@ from experiments.benchmarks import jax_side, suite, torch_models
 from experiments.benchmarks.work import MODELS, Entry, Work, table
 from experiments.run import options
 
+pytestmark = pytest.mark.slow
+
 ROW = {
   'part', 'model', 'instances', 'runs', 'torch_s', 'jax_s', 'ratio',
   'torch_best_s', 'jax_best_s', 'torch_form', 'torch_compile_s',

@@ -27,6 +27,7 @@ NINE_TENTHS = ('--k=20', '--select=last', '--epochs=10', '--lr=0.001')
 
 
 # Each model and each data set once; BUILD_NOTES.md has all four.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'model,name,protocol,least',
   [

@@ -33,6 +33,8 @@ from experiments import kmil
 from experiments.evaluation import figures
 from experiments.reporting import page
 
+pytestmark = pytest.mark.slow
+
 rng = np.random.default_rng(0)
 labels = ['benign', 'tumour'] * 12
 bags = [rng.normal(size=(rng.integers(3, 20), 4)) for _ in labels]

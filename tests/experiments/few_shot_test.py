@@ -425,6 +425,7 @@ def test_settings_are_paired_by_their_resamples():
   assert np.isnan(few_shot._ends(better - better)).all()
 
 
+@pytest.mark.slow
 def test_a_training_that_is_done_and_sound_is_not_repeated(
   tmp_path, monkeypatch, capsys
 ):

@@ -19,6 +19,8 @@ from experiments.maps.source import Slides
 from experiments.run.results import Folder
 from experiments.viewer import server
 
+pytestmark = pytest.mark.slow
+
 EXACT = 1e-5
 
 

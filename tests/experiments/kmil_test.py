@@ -162,6 +162,7 @@ def killed(args, reached, saves):
   assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_killed_thrice_ends_with_the_same_predictions(finished, tmp_path):
   """In each stage at some epoch, and where predictions are being written."""
   args, folder, _ = finished
@@ -268,6 +269,7 @@ def of_two(short, tmp_path_factory):
   return results / FOLDER
 
 
+@pytest.mark.slow
 def test_a_pod_that_loses_a_process_ends_with_a_line_and_goes_on(
   short, of_two, tmp_path
 ):
@@ -286,6 +288,7 @@ def test_a_pod_that_loses_a_process_ends_with_a_line_and_goes_on(
     assert got == (of_two / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_wrote(short, of_two):
   _, folder = short
   for fold in range(3):

@@ -34,6 +34,7 @@ def two_slides(monkeypatch):
   monkeypatch.setattr(phantoms, '_TILES', small)
 
 
+@pytest.mark.slow
 def test_both_cohorts_are_encoded_by_the_default_encoder(two_slides, tmp_path):
   external, features_dir = phantoms.make_external(str(tmp_path))
   main, main_dir = phantoms.make_cohort(str(tmp_path))

@@ -26,6 +26,7 @@ def test_of(*names: str):
   chains = [chain for chain in SUITE if chain.name in names]
   assert len(chains) == len(names)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize('chain', chains, ids=lambda chain: chain.name)
   def test(chain, tmp_path):
     goldens = json.loads(_path(chain).read_text(encoding='utf-8'))

@@ -106,6 +106,7 @@ def descent(name):
   return jax.jit(step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', sorted(TRAINED))
 def test_two_steps_and_their_statistics_equal_torchs(name):
   module, step = twin(name).train().double(), descent(name)
@@ -210,6 +211,7 @@ def shallow_step(per):
   return task, jax.jit(programs.chunk_functions(task, None, (None,))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('per,alpha,labels', [
   ('location', 0.1, [1, 0, 1, 1, 0, 0]),
   ('map', 0.3, [1, 0, 1, 1, 0, 0]),

@@ -11,6 +11,8 @@ import script_process
 
 from kmil_jax import parallel
 
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).parent
 TIMEOUT = 600  # Seconds.
 

@@ -250,6 +250,7 @@ def both_forms(length, real, blocks):
   return jax.tree.leaves(whole), jax.tree.leaves(evaluated(blocks))
 
 
+@pytest.mark.slow
 def test_scores_in_blocks_give_what_whole_ones_give():
   """The form of accelerators, of three blocks here, beside that of CPUs."""
   forms = both_forms(5000, [4321], cpu.lowering_for('cuda'))
@@ -321,6 +322,7 @@ def test_gpus_take_fused_attention_in_bfloat16(monkeypatch, rows=300, real=270):
   assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_a_long_bag_gives_what_a_whole_one_gives(monkeypatch, length=350):
   """In blocks of 128; all, most and one of its instances are real."""
 
