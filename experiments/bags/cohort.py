@@ -475,7 +475,8 @@ def join(
     return None, table, left_out
   ids, keep = table.slide.tolist(), parallel.is_first()
   reads = inspection.inspect(source, ids, cache_dir, keep=keep)
-  progress.go_through(reads, len(ids), 'slide', 'reading features')
+  for _ in progress.over(reads, 'reading features', len(ids)):
+    pass  # What was read is in `source.seen`.
   found = match(source, table, others=left_out, allow_missing=allow_missing)
   headers, attributes = found.headers, found.attributes
   problems += found.problems

@@ -1,6 +1,5 @@
 """How training shows itself: a bar, metrics.jsonl, and TensorBoard's events."""
 
-import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
@@ -10,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -27,8 +27,6 @@ _SECONDS = 30.0  # Between the lines of a log.
 _LINE = (
   '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
 )
-
-
 PATIENCE = 3.0  # Seconds of a loop that mostly is short, before it is shown.
 
 
@@ -36,12 +34,16 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   """Returns what shows the progress of a loop on standard error.
 
   On a terminal, a bar. In a file or a pipe, a plain line at the start, at the
-  end and every half minute between: no carriage returns.
+  end and every half minute between: no carriage returns. Of a pod, process 0
+  alone shows it.
 
   Args:
     iterable: to go over, if any.
-    **options: of tqdm; `delay=PATIENCE` suits loops that mostly are short.
+    **options: of tqdm.
   """
+  # Which process it is, is asked of a pod alone: that starts the devices.
+  hidden = jax.distributed.is_initialized() and not parallel.is_first()
+  options = {'disable': hidden} | options
   if sys.stderr.isatty():
     return tqdm.tqdm(iterable, **options)
   return tqdm.tqdm(
@@ -57,10 +59,21 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   )
 
 
-def go_through(steps: Iterable, total: int, unit: str, name: str) -> None:
-  """Takes steps that mostly are done before; shows a bar where they are not."""
-  shown = bar(steps, desc=name, total=total, unit=unit, delay=0.5)
-  collections.deque(shown, maxlen=0)
+def over(
+  items: Iterable | None,
+  name: str,
+  total: int | None = None,
+  unit: str = 'slide',
+) -> tqdm.tqdm:
+  """Returns the items of a loop whose bar shows if it is not short.
+
+  Args:
+    items: to go over, if any.
+    name: before the bar.
+    total: how many they are, if they do not know.
+    unit: what they are.
+  """
+  return bar(items, desc=name, total=total, unit=unit, delay=PATIENCE)
 
 
 class Progress:
@@ -98,7 +111,6 @@ class Progress:
       desc=name,
       unit=unit,
       mininterval=1,
-      disable=not parallel.is_first(),
       postfix='compiling, once',
     )
     self._compiled = False
