@@ -212,21 +212,10 @@ class Training(start.Training):
 
   recipe: str = field(
     'common',
-    'That of Zheng et al. 2024 for every model (common), or what the authors of'
-    ' the model trained it with (own). The flags below change single values.',
+    'That of Zheng et al. 2024 for every model (common: 400 epochs, 100 at most'
+    ' of the first stage of KMIL, with a learning rate of 2e-4), or what the'
+    ' authors of the model trained it with (own). Flags change single values.',
     choices=('common', 'own'),
-  )
-  epochs: int | None = field(
-    None,
-    "Training epochs. By default the recipe's; common has 400. The first stage"
-    ' of KMIL has 100 at most.',
-    least=1,
-  )
-  learning_rate: float | None = field(
-    None,
-    'Initial learning rate. The common recipe has 2e-4.',
-    flag='lr',
-    least=0,
   )
   weight_decay: float | None = field(
     None, 'Weight decay. The common recipe has 1e-5.', least=0
