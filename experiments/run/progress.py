@@ -22,7 +22,6 @@ DIVERGED = 'diverged.json'
 _DIVERGED = {'*': {'epoch': int, 'kept': int}}  # By stage.
 _SHOWN = ('train_loss', 'val_loss', 'val_accuracy', 'val_f1_macro', 'val_auroc')
 _WHOLE = ('epoch', 'best_epoch')  # Numbers.
-_EVENTS = 'events.out.tfevents.*'
 _SECONDS = 30.0  # Between the lines of a log.
 _LINE = (
   '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
@@ -294,15 +293,13 @@ class EventFile:
     from data.host_tensorflow import tf
 
     self._v1 = tf.compat.v1
-    for old in folder.glob(_EVENTS):
+    for old in folder.glob('events.out.tfevents.*'):
       old.unlink()
-    now = time.time()
-    path = folder / _EVENTS.replace('*', f'{int(now)}.kmil_jax')
-    self._writer = tf.io.TFRecordWriter(str(path))
-    self._write(now, file_version='brain.Event:2')
+    with tf.Graph().as_default():  # Without a graph, it asks for tensorboard.
+      self._writer = self._v1.summary.FileWriter(str(folder))
     # A TensorBoard that is open forgets what it read of the old file.
     start = self._v1.SessionLog(status=self._v1.SessionLog.START)
-    self._write(now, step=0, session_log=start)
+    self._writer.add_session_log(start, 0)
     for line in lines:
       self.add(line)
 
@@ -318,17 +315,11 @@ class EventFile:
       for name, value in line.items()
       if name not in ('stage', 'epoch') and value is not None
     ]
-    self._write(
-      time.time(), step=line['epoch'], summary=self._v1.Summary(value=values)
-    )
+    self._writer.add_summary(self._v1.Summary(value=values), line['epoch'])
     self._writer.flush()
 
   def close(self) -> None:
     self._writer.close()
-
-  def _write(self, wall_time: float, **content: Any) -> None:
-    event = self._v1.Event(wall_time=wall_time, **content)
-    self._writer.write(event.SerializeToString())
 
 
 class _Log:
