@@ -17,6 +17,7 @@ _PATIENCE = 0.5  # Seconds before a bar shows: none where all is there.
 _TILES = {'tile_size': 128, 'tile_mpp': 1.0}
 _SLIDE_CODE = ('data/phantom/*.py', 'data/tiff.py')
 _FEATURE_CODE = (
+  'data/ahead.py',
   'data/features.py',
   'data/slides.py',
   'data/tiff_reader.py',
