@@ -46,10 +46,6 @@ _STATED += Rule._fields  # If they are not as by default.
 _RESIDENT_SHARE = 0.4
 
 
-# What is raised for faults of the user's slides, labels, features and splits.
-ERRORS = (CohortError, FeatureError, slides.SlideError, split_files.SplitError)
-
-
 def room() -> float:
   """Returns the bytes of a device that features may take."""
   return _RESIDENT_SHARE * parallel.memory_bytes(memory())
