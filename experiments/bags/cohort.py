@@ -377,7 +377,7 @@ def load(
   csv_path = external.external_csv
   features_dir, second = external.external_features_dir, None
   if external.external_phantom:
-    root, features_dir = phantoms.make_external(cache_dir)
+    root, features_dir = phantoms.make_cohort(cache_dir, external=True)
     csv_path = root / 'labels.csv'
   if csv_path and cohort:
     second, *_ = join(

@@ -91,12 +91,15 @@ def code_hash(*patterns: str) -> str:
   return digest.hexdigest()[:8]
 
 
-def make_cohort(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def make_cohort(
+  cache_dir: pathlib.Path, external: bool = False
+) -> tuple[pathlib.Path, pathlib.Path]:
   """Renders and encodes the phantom cohort, unless that is done.
 
   Args:
     cache_dir: every version of the code that makes slides, tiles or features
       has a folder of its own in it.
+    external: that of another hospital.
 
   Returns:
     The cohort's folder (`slides`, `outlines`, `labels.csv`) and its feature
@@ -105,17 +108,9 @@ def make_cohort(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   Raises:
     RuntimeError: if a phantom slide cannot be encoded.
   """
-  return _encoded('phantom', cache_dir)
-
-
-def make_external(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """Renders and encodes the phantom of another hospital, as `make_cohort`."""
-  return _encoded('phantom_external', cache_dir, **phantom.EXTERNAL)
-
-
-def _encoded(
-  name: str, cache_dir: pathlib.Path, **look: Any
-) -> tuple[pathlib.Path, pathlib.Path]:
+  name, look = 'phantom', {}
+  if external:
+    name, look = 'phantom_external', phantom.EXTERNAL
   render = functools.partial(phantom.make, **look)
   root = made(name, _SLIDE_CODE, render, cache_dir, last='labels.csv')
   paths = slides.list_slides(root / 'slides')
