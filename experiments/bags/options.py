@@ -293,17 +293,6 @@ OPTIONS = (
 )
 
 
-def read(config: results.Config, *classes: type) -> list:
-  """Returns options of a run on bags, an instance of each class of `OPTIONS`.
-
-  Raises:
-    OptionError: if config.json has an option that is unknown, or a value that
-      it does not take.
-  """
-  held = dict(zip(OPTIONS, config.options(*OPTIONS), strict=True))
-  return [held[cls] for cls in classes]
-
-
 def settings(model: Model, training: Training, seed: int) -> folds.Settings:
   """Returns what is trained and how.
 
@@ -332,9 +321,10 @@ def trained(config: results.Config) -> folds.Settings | None:
   """Returns what a results folder was trained with; None of no bag model.
 
   Raises:
-    OptionError: see `read`.
+    OptionError: if config.json has an option that is unknown, or a value that
+      it does not take.
   """
   if config.values.get('model') not in SPECS:
     return None
-  model, training, output = read(config, Model, Training, Output)
-  return settings(model, training, output.seed)
+  held = dict(zip(OPTIONS, config.options(*OPTIONS), strict=True))
+  return settings(held[Model], held[Training], held[Output].seed)

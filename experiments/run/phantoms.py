@@ -122,13 +122,7 @@ def make_cohort(
     from experiments.encoding.tiles import SlideTiles, Tiles
 
     cohort = SlideTiles(paths, Tiles(**_TILES))
-    encoder = encoders.make_encoder(
-      encoders.DEFAULT,
-      None,
-      features_dir=features_dir,
-      cache_dir=cache_dir,
-      sample=tuple,  # Not called: of random encoders.
-    )
+    encoder = encoders.make_encoder(encoders.DEFAULT, None, cache_dir=cache_dir)
     if failures := extraction.extract(cohort, features_dir, encoder):
       raise RuntimeError(f'phantom slides without features: {failures}')
 
