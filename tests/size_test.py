@@ -32,7 +32,7 @@ experiments/patches      715    320
 experiments/studies     2770   1400
 experiments/papers       585    600
 experiments/benchmarks  1174    360
-tests                  23456  13000
+tests                  23462  13000
 """
 TOTAL = 25731
 FREE = (
