@@ -489,6 +489,12 @@ def join(
   if not has.any() or len(classes) < 2:
     return None, table, left_out
   usable = table.subset(has)
+  lost = set(classes) - set(usable.label.tolist())
+  if allow_missing and lost and not like:
+    problems.append(
+      f'{features_dir}: no slide of the classes {first_of(sorted(lost))} has'
+      ' features. Take these classes out of the table, or by --labels.'
+    )
   cohort = Cohort(
     manifest=usable,
     classes=classes,

@@ -515,6 +515,18 @@ def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
   assert len(tested) == 3 and sum(map(int, tested)) == 22
 
 
+def test_a_class_of_which_no_slide_has_features_is_named(cohort, capsys):
+  root, args = cohort
+  table = [row.split(',') for row in (root / 'labels.csv').read_text().split()]
+  for _, slide, label in table[1:]:
+    if label == '1':
+      (root / 'features' / f'{slide}.h5').unlink()
+  code, problems, *_ = check(*args, '--allow_missing', capsys=capsys)
+  assert code == 1 and 'no slide of the classes 1 has features' in problems[0]
+  others = ('--allow_missing', '--labels=0:0,2:2')
+  assert check(*args, *others, capsys=capsys)[:2] == (0, [])
+
+
 def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   root, args = cohort
   feature_folder.write(root / 'second', [np.ones((3, 5))] * 2, ['0', 'novel'])
