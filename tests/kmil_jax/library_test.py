@@ -182,6 +182,14 @@ BAGS = [np.zeros((3, 4))] * 6
       {'patients': [0, 1, 2, float('nan'), 4, 5]},
       'Bag 3 has nan among',
     ),
+    (
+      {
+        'labels': 'aaaaab',
+        'folds': 1,
+        'recipe': kmil_jax.Recipe(epochs=1, select='auroc'),
+      },
+      r'validate folds \[0\] are of one class',
+    ),
   ],
 )
 def test_what_cannot_be_trained_is_named(change, message):
