@@ -546,6 +546,24 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   assert 'holds 24 slides of the first' in itself
 
 
+def test_a_second_cohort_may_lack_classes_that_are_renamed(cohort, capsys):
+  root, args = cohort
+
+  def problems(*labels):
+    bags = np.random.default_rng(9).normal(size=(2, 3, 4))
+    folder = root / ''.join(labels)
+    feature_folder.write(folder, bags, labels)
+    second = (
+      f'--external_csv={folder}/labels.csv',
+      f'--external_features_dir={folder}/features',
+    )
+    renamed = '--labels=0:x,1:y,2:y'
+    return check(*args, *second, renamed, capsys=capsys)[1]
+
+  assert problems('0', '2') == []
+  assert 'no slide has the label 0, 1, 2' in problems('3', '4')[0]
+
+
 def test_a_fold_without_a_class_is_foretold(tmp_path):
   path, folder = make(tmp_path, ['rare'] * 3 + ['usual'] * 9)
   rows = 'train,val,test', 'slide_000,slide_001,slide_009', 'slide_003,,'
