@@ -81,9 +81,9 @@ def update(
   The rate is constant, falls along a cosine, falls to a fifth at half of the
   epochs ('step'), to a tenth after every 10 ('decade'), or ('plateau') to a
   third, not below the recipe's lowest, whenever a run has gone another 7 epochs
-  without improvement. Unlike Zheng's released code, each run starts from the
-  recipe's rate rather than where the fold before it ended. Epochs that cannot
-  be kept do not count as epochs without improvement.
+  without improvement. It never rises. Unlike Zheng's released code, each run
+  starts from the recipe's rate rather than where the fold before it ended.
+  Epochs that cannot be kept do not count as epochs without improvement.
 
   Args:
     selection: up to the epoch before.
@@ -172,7 +172,10 @@ def _plateau(
 # Of a recipe, an epoch, epochs without improvement and the rate: the next one.
 SCHEDULES = {
   'cosine': lambda recipe, epoch, *_: optim.cosine(
-    recipe.learning_rate, recipe.learning_rate_min, epoch + 1, recipe.epochs
+    recipe.learning_rate,
+    min(recipe.learning_rate, recipe.learning_rate_min),
+    epoch + 1,
+    recipe.epochs,
   ),
   'plateau': _plateau,
   'constant': lambda recipe, epoch, stale, rate: rate,
