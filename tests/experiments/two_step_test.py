@@ -374,3 +374,18 @@ def test_the_raised_bar_finds_as_much_tumour():
   nothing = two_step.rules([primary, 0 * primary], tumour)
   assert not nothing[two_step.RAISED].any()
   assert list(two_step.rules([primary], tumour)) == [two_step.ONE]
+
+
+def test_one_step_finds_no_image_where_two_find_none():
+  test, positive = np.arange(8) >= 4, np.arange(8) % 2 == 1
+  patient = np.arange(8).astype(str)
+  images = types.SimpleNamespace(test=test, positive=positive, patient=patient)
+  scores = {
+    two_step.ONE: np.where(positive, 16, 3),
+    two_step.TWO: np.where(positive & ~test, 16, 0),
+  }
+  of = types.SimpleNamespace(images=images)
+  _, (table, _) = nodes.Nodes._table_3(of, scores)
+  found = {row.labels[0]: row.lines[HERE][1] for row in table.rows}
+  want = {two_step.ONE: 100, two_step.TWO: 0, two_step.RAISED: 0}
+  assert found == want
