@@ -12,14 +12,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from kmil_jax import (
-  folds as stages,
-  intervals,
-  metrics,
-  port,
-  selection,
-  splits,
-)
+from kmil_jax import folds as stages, intervals, metrics, port, splits
 from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import CHOOSER, MODEL, Design, stack
@@ -177,12 +170,6 @@ def fit(
       stacklevel=2,
     )
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
-  alone = [i for i, p in enumerate(parts) if len(set(label[p.val])) < 2]
-  if alone and recipe.select in selection.NEED_AUROC:
-    raise ValueError(
-      f'The patients that validate folds {alone} are of one class, so there is'
-      f" no AUROC to choose the epoch by ({recipe.select}). Choose 'last'."
-    )
   runs = [
     Fold(i, p.train, p.val, p.test if p.test.any() else p.val, chosen.choice)
     for i, p in enumerate(parts)

@@ -147,19 +147,11 @@ def read(folder: Folder) -> list[dict[str, Any]]:
 
 def table(floors: Sequence[dict[str, Any]]) -> Table:
   """Returns a line for each floor, and what the model adds to its AUROC."""
-  rows = [
-    Row(
-      (floor['name'],),
-      {
-        '': [
-          *(floor[metric] for metric in METRICS),
-          floor['difference'],
-          (floor['ci_low'], floor['ci_high']),
-        ]
-      },
-    )
-    for floor in floors
-  ]
+  rows = []
+  for floor in floors:
+    values = [floor[name] for name in (*METRICS, 'difference')]
+    ends = floor['ci_low'], floor['ci_high']
+    rows.append(Row((floor['name'],), {'': [*values, ends]}))
   columns = dict.fromkeys(METRICS, '.3f')
   columns |= {'auroc, model - floor': '+.3f', INTERVAL: '+.3f'}
   return Table(

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -377,15 +378,9 @@ def test_the_raised_bar_finds_as_much_tumour():
 
 
 def test_one_step_finds_no_image_where_two_find_none():
-  test, positive = np.arange(8) >= 4, np.arange(8) % 2 == 1
-  patient = np.arange(8).astype(str)
-  images = types.SimpleNamespace(test=test, positive=positive, patient=patient)
-  scores = {
-    two_step.ONE: np.where(positive, 16, 3),
-    two_step.TWO: np.where(positive & ~test, 16, 0),
-  }
-  of = types.SimpleNamespace(images=images)
+  test, positive, of = np.arange(8) > 3, np.arange(8) % 2 > 0, mock.Mock()
+  of.images = mock.Mock(test=test, positive=positive, patient=np.arange(8))
+  one, two = 16 * positive, 16 * (positive & ~test)
+  scores = {two_step.ONE: one, two_step.TWO: two}
   _, (table, _) = nodes.Nodes._table_3(of, scores)
-  found = {row.labels[0]: row.lines[HERE][1] for row in table.rows}
-  want = {two_step.ONE: 100, two_step.TWO: 0, two_step.RAISED: 0}
-  assert found == want
+  assert [row.lines[HERE][1] for row in table.rows] == [100, 0, 0]
