@@ -30,7 +30,7 @@ class Ring(NamedTuple):
   polygon: str = ''  # A hole is one in the outlines of this name alone.
 
 
-def read(path: pathlib.Path | str) -> list[Ring]:
+def read(path: pathlib.Path | str, corner: Sequence = (0, 0)) -> list[Ring]:
   """Reads GeoJSON (QuPath, TRIDENT), NCRF's JSON or ASAP's XML (CAMELYON).
 
   In GeoJSON all rings of a polygon but the first are holes of that polygon; in
@@ -42,6 +42,7 @@ def read(path: pathlib.Path | str) -> list[Ring]:
 
   Args:
     path: coordinates in it are level-0 pixels.
+    corner: (x, y) where QuPath begins to count them, see `slides.corner`.
 
   Raises:
     TileError: if the file cannot be parsed, or no shape in it has an area.
@@ -51,7 +52,7 @@ def read(path: pathlib.Path | str) -> list[Ring]:
   def shapes() -> Iterator[Ring | str]:
     if path.suffix.lower() == '.xml':
       return _xml_rings(ElementTree.parse(path).getroot())
-    return _json_rings(json.loads(path.read_bytes()))
+    return _json_rings(json.loads(path.read_bytes()), corner)
 
   return _sound(str(path), shapes)
 
@@ -93,7 +94,7 @@ def _sound(name: str, parse: Callable[[], Iterator[Ring | str]]) -> list[Ring]:
   return rings
 
 
-def _json_rings(content: Any) -> Iterator[Ring | str]:
+def _json_rings(content: Any, corner: Sequence) -> Iterator[Ring | str]:
   """Yields outlines, and the names of shapes without an area."""
   if isinstance(content, dict):
     if 'positive' in content:
@@ -101,7 +102,12 @@ def _json_rings(content: Any) -> Iterator[Ring | str]:
       return
     content = content['features'] if 'features' in content else [content]
   for i, feature in enumerate(content):
-    yield from _geometry(f'feature {i}', feature['geometry'])
+    # TRIDENT's features are of tissue_id, QuPath's of objectType.
+    by_qupath = 'objectType' in (feature.get('properties') or ())
+    for shape in _geometry(f'feature {i}', feature['geometry']):
+      if by_qupath and isinstance(shape, Ring):
+        shape = shape._replace(corners=shape.corners + corner)
+      yield shape
 
 
 def _geometry(name: str, shape: Any) -> Iterator[Ring | str]:

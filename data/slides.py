@@ -370,6 +370,20 @@ def first_file(path: Path) -> Path:
   return next(iter(files.listed(path, {'.dcm'}, '*')), path)
 
 
+def corner(path: Path) -> tuple[int, int]:
+  """Returns where QuPath's image of a slide begins, level-0 pixels (x, y).
+
+  It shows the part that OpenSlide says was scanned: of MIRAX, SCN and other
+  formats that know of glass around it not all of level 0.
+  """
+  names = 'openslide.bounds-x', 'openslide.bounds-y'
+  # Whoever reads a slide that cannot be opened is told.
+  with contextlib.suppress(openslide.OpenSlideError, OSError):
+    with openslide.OpenSlide(first_file(path)) as handle:
+      return tuple(int(handle.properties.get(name, 0)) for name in names)
+  return 0, 0
+
+
 def slide_id(path: Path | str) -> str:
   """Returns the file name less its last extension, if that is a slide's.
 

@@ -1,6 +1,6 @@
 """Places tiles of one physical size on the tissue of a slide."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -14,7 +14,7 @@ import scipy
 from data import files, outlines
 from data.ahead import ahead
 from data.labelled_tiles import TileError
-from data.slides import Slide, SlideError
+from data.slides import Slide, SlideError, corner
 from data.tissue import RULE, Rule, tissue_mask
 
 NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
@@ -181,14 +181,14 @@ def _lattice(slide: Slide, tile_size: int, mpp: float, overlap: int) -> Grid:
 
 
 def read_regions(
-  folder: pathlib.Path | str, slides: Collection[str]
+  folder: pathlib.Path | str, slides: Mapping[str, pathlib.Path]
 ) -> dict[str, list[outlines.Ring]]:
   """Returns what a user outlined as tissue of slides, by slide id.
 
   Args:
     folder: holds <slide_id>.geojson (QuPath) or .xml (ASAP), see
       `outlines.read`; slides without a file are not in the result.
-    slides: ids of all slides.
+    slides: all slides by id.
 
   Raises:
     SlideError: naming every file that cannot be used: it is damaged, has no
@@ -208,7 +208,7 @@ def read_regions(
       faults.append(f'{path}: a second file of slide {slide}. Keep one.')
     else:
       try:
-        regions[slide] = outlines.read(path)
+        regions[slide] = outlines.read(path, corner(slides[slide]))
       except TileError as e:
         faults.append(str(e))
         continue

@@ -20,7 +20,7 @@ import pathlib
 import sys
 from typing import Any
 
-from data.slides import SlideError
+from data.slides import SlideError, corner
 from experiments.maps import source, tile_scores, top_tiles
 from experiments.maps.tile_scores import COLOURS, SCALES, MapError, TileScores
 from experiments.run import progress, start
@@ -118,7 +118,10 @@ def _write(
   if drawn.geojson:
     order = top_tiles.order(of_slide, drawn.rank_tiles_by)
     order = order[: math.ceil(drawn.top_fraction * len(order))]
-    features = geojson.of_slide(of_slide, drawn.threshold, order)
+    # Where no slide tells its corner, it is that of level 0.
+    coords = of_slide.coords - (corner(path) if path else 0)
+    in_qupath = dataclasses.replace(of_slide, coords=coords)
+    features = geojson.of_slide(in_qupath, drawn.threshold, order)
     geojson.write(target.at(f'qupath/{name}.geojson'), features)
   if path is None:
     return

@@ -53,7 +53,7 @@ def draw(cohort: SlideTiles, features_dir: pathlib.Path) -> None:
       if side:  # Its coarse levels, which the tiles did without.
         print(f'warning: no picture of {error}')
       continue
-    _write(folder, file.stem, drawing, tissue, coords, side)
+    _write(folder, path, drawing, tissue, coords, side)
 
 
 def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
@@ -102,7 +102,7 @@ def _sheet(
           sheet = _with_tiles(sheet, tiles, first)
         first += len(part.coords)
     finally:  # Without tiles, too.
-      _write(folder, slides.slide_id(path), sheet, tissue, coords, side)
+      _write(folder, path, sheet, tissue, coords, side)
   return len(coords), len(grid.blurred)
 
 
@@ -132,25 +132,27 @@ def _draw(
 
 def _write(
   folder: pathlib.Path,
-  slide_id: str,
+  path: pathlib.Path,
   picture: Image.Image,
   tissue: list[shapely.Polygon],
   coords: np.ndarray,
   side: float,
 ) -> None:
-  """Writes <slide_id>.png, and its tiles and tissue for QuPath.
+  """Writes <slide_id>.png of a slide, and its tiles and tissue for QuPath.
 
   The tissue, tissue/<slide_id>.geojson, is what `tiling.read_regions` takes.
   """
+  slide_id, corner = slides.slide_id(path), slides.corner(path)
   tiles = shapely.box(*np.transpose(coords), *np.transpose(coords + side))
-  for path, kind, shapes in (
+  for file, kind, shapes in (
     (folder / f'tissue/{slide_id}.geojson', 'annotation', tissue),
     (folder / f'{slide_id}.geojson', 'detection', tiles),
   ):
+    shapes = shapely.transform(shapes, lambda places: places - corner)
     lines = ',\n'.join(
       _SHAPE % (kind, text) for text in shapely.to_geojson(shapes)
     )
-    with replacing(path) as part:
+    with replacing(file) as part:
       part.write_text(_SHAPES % lines)
   with replacing(folder / f'{slide_id}.png') as part:
     picture.save(part, format='png')

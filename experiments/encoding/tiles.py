@@ -138,7 +138,7 @@ class SlideTiles:
     with gathered(self.warnings):
       if isinstance(paths, pathlib.Path):
         paths = slides.list_slides(paths)
-      self.paths, ids = paths, set(map(slides.slide_id, paths))
+      self.paths, ids = paths, {slides.slide_id(path): path for path in paths}
       if scale.slide_mpp_csv:
         self.mpp_of = slides.read_mpp_csv(scale.slide_mpp_csv)
       if tiles.tissue_csv:

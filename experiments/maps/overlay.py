@@ -213,7 +213,8 @@ def known_outlines(
   folder = folder or path.absolute().parent.parent / 'outlines'
   files = (folder / f'{slide}{end}' for end in outlines.EXTENSIONS)
   try:
-    rings = [r for file in files if file.exists() for r in outlines.read(file)]
+    read = lambda file: outlines.read(file, slides.corner(path))
+    rings = [r for file in files if file.exists() for r in read(file)]
   except TileError as e:
     raise MapError(str(e)) from e
   return [ring.corners for ring in rings if not ring.hole]

@@ -31,7 +31,8 @@ class Slides(Source):
   )
   tile_size: float | None = field(
     None,
-    'Side of a tile in level-0 pixels, if its features do not state it.',
+    'Side of a tile in level-0 pixels, if its features do not state it. By'
+    ' default their spacing, which is less where tiles overlap.',
     least=1,
   )
 

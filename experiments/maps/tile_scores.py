@@ -250,7 +250,8 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
       ' in micrometres (STAMP), train with --slides_dir.'
     )
   classes = tuple(map(str, marks['classes']))
-  side = marks.get('patch_size_level0', tile_size)
+  guessed = tile_size and 'patch_size_level0_source' in marks
+  side = tile_size if guessed else marks.get('patch_size_level0', tile_size)
   if side is None or not 0 < float(side) < 2**14:
     stated = 'is not stated' if side is None else f'cannot be {side}'
     raise UnplacedError(

@@ -267,16 +267,17 @@ def write_outlines(path, *rings):
 def test_outlines_belong_to_slides_by_their_names(tmp_path):
   ring = [[0, 0], [9, 0], [9, 9], [0, 0]]
   with pytest.raises(SlideError, match='outlines: no such folder'):
-    tiling.read_regions(tmp_path / 'outlines', {'a'})
+    tiling.read_regions(tmp_path / 'outlines', {})
   (tmp_path / 'notes.txt').write_text('not outlines')
   with (
     pytest.raises(SlideError, match=r'no \.json, \.geojson, \.xml of'),
     pytest.warns(UserWarning, match=r'left out, .*\.xml: notes\.txt'),
   ):
-    tiling.read_regions(tmp_path, {'a'})
+    tiling.read_regions(tmp_path, {})
   (tmp_path / 'notes.txt').unlink()
   write_outlines(tmp_path / '007.a.geojson', ring, ring)
-  found = tiling.read_regions(tmp_path, {'007.a', 'b'})
+  paths = {name: tmp_path / f'{name}.svs' for name in ('007.a', 'b', 'c')}
+  found = tiling.read_regions(tmp_path, paths)
   assert [ring.hole for ring in found.pop('007.a')] == [False, True]
   assert not found
   write_outlines(tmp_path / '007.a.json', ring)
@@ -284,7 +285,7 @@ def test_outlines_belong_to_slides_by_their_names(tmp_path):
   write_outlines(tmp_path / 'b.geojson')
   (tmp_path / 'c.xml').write_text('<a')
   with pytest.raises(SlideError) as error:
-    tiling.read_regions(tmp_path, {'007.a', 'b', 'c'})
+    tiling.read_regions(tmp_path, paths)
   lines = str(error.value).splitlines()
   assert len(lines) == 4
   assert '007.a.json: a second file of slide 007.a' in lines[0]

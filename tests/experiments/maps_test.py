@@ -207,6 +207,10 @@ def test_a_file_that_cannot_be_drawn_is_named(
     tmp_path, 0, 's', drawn, patch_size_level0=None
   )
   assert tile_scores.read({0: path}, 32).side == 32
+  guessed = {'patch_size_level0_source': 'spacing of coords'}
+  path = drawn_maps.write_scores(tmp_path, 0, 's', drawn, **guessed)
+  assert tile_scores.read({0: path}).side == SIDE
+  assert tile_scores.read({0: path}, 96).side == 96  # Tiles overlap.
   path.write_bytes(path.read_bytes()[:900])
   with pytest.raises(MapError, match=r's\.h5: not a complete HDF5'):
     tile_scores.read({0: path})

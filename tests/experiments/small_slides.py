@@ -23,8 +23,8 @@ def write(folder, sizes):
 
 MIRAX = """[GENERAL]
 SLIDE_ID=x
-IMAGENUMBER_X=1
-IMAGENUMBER_Y=1
+IMAGENUMBER_X={across}
+IMAGENUMBER_Y={across}
 OBJECTIVE_MAGNIFICATION=40
 CameraImageDivisionsPerSide=1
 [HIERARCHICAL]
@@ -50,18 +50,24 @@ IMAGE_CONCAT_FACTOR=0
 """
 
 
-def write_mrxs(path, image):
-  """Writes <name>.mrxs, which is empty, and the folder with all there is."""
+def write_mrxs(path, image, across=1):
+  """Writes <name>.mrxs, which is empty, and the folder with all there is.
+
+  Of `across` x `across` places for an image only the last one was scanned.
+  """
   folder, jpeg = path.with_suffix(''), io.BytesIO()
   folder.mkdir()
   path.touch()
   Image.fromarray(image).save(jpeg, 'jpeg')
   size = jpeg.tell()
-  (folder / 'Slidedat.ini').write_text(MIRAX.format(side=len(image)))
+  (folder / 'Slidedat.ini').write_text(
+    MIRAX.format(side=len(image), across=across)
+  )
   (folder / 'Data0000.dat').write_bytes(jpeg.getvalue())
   # Offsets of the levels and of the level's pages; a page: one entry, no next
   # page; image, offset, size, file.
-  index = struct.pack('<11i', 14, 0, 18, 0, 26, 1, 0, 0, 0, size, 0)
+  last = across**2 - 1
+  index = struct.pack('<11i', 14, 0, 18, 0, 26, 1, 0, last, 0, size, 0)
   (folder / 'Index.dat').write_bytes(b'01.02x' + index)
 
 
