@@ -139,14 +139,13 @@ def _ncrf_rings(entry: dict[str, Any]) -> Iterator[Ring | str]:
 def _xml_rings(root: ElementTree.Element) -> Iterator[Ring | str]:
   if root.tag != 'ASAP_Annotations':
     raise ValueError(f'its root is {root.tag}, not ASAP_Annotations')
+  order = lambda corner: int(corner.get('Order'))
   for i, shape in enumerate(root.iter('Annotation')):
     name = f'annotation {shape.get("Name", i)} ({shape.get("Type")})'
     if shape.get('Type') not in _SHAPES:
       yield name
       continue
-    corners = sorted(
-      shape.iter('Coordinate'), key=lambda c: int(c.get('Order'))
-    )
+    corners = sorted(shape.iter('Coordinate'), key=order)
     hole = (shape.get('PartOfGroup') or '').lower() in _HOLES
     yield _ring(name, [(c.get('X'), c.get('Y')) for c in corners], hole)
 

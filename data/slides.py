@@ -43,7 +43,7 @@ class SlideError(Exception):
   """A slide cannot be used: its name, what was found, and what to do."""
 
 
-class Slide:
+class Slide(contextlib.AbstractContextManager):
   """An open slide; close it, or use it in a `with` statement.
 
   Reads may come from several threads. Positions are level-0 pixels, sizes are
@@ -107,9 +107,6 @@ class Slide:
       self.close()
       raise
 
-  def __enter__(self):
-    return self
-
   def __exit__(self, *exception):
     self.close()
 
@@ -136,10 +133,9 @@ class Slide:
       ) from error
     # OpenSlide ends the process if there is no memory for one of its tiles.
     for level in range(handle.level_count):
-      names = [
-        f'openslide.level[{level}].tile-{n}' for n in ('width', 'height')
-      ]
-      width, height = (int(handle.properties.get(name, 0)) for name in names)
+      tile = f'openslide.level[{level}].tile-'
+      sides = (handle.properties.get(tile + n, 0) for n in ('width', 'height'))
+      width, height = map(int, sides)
       if 4 * width * height > _LARGEST_TILE:
         handle.close()
         raise self._damaged(
@@ -376,11 +372,11 @@ def corner(path: Path) -> tuple[int, int]:
   It shows the part that OpenSlide says was scanned: of MIRAX, SCN and other
   formats that know of glass around it not all of level 0.
   """
-  names = 'openslide.bounds-x', 'openslide.bounds-y'
   # Whoever reads a slide that cannot be opened is told.
   with contextlib.suppress(openslide.OpenSlideError, OSError):
     with openslide.OpenSlide(first_file(path)) as handle:
-      return tuple(int(handle.properties.get(name, 0)) for name in names)
+      bounds = 'openslide.bounds-x', 'openslide.bounds-y'
+      return tuple(int(handle.properties.get(name, 0)) for name in bounds)
   return 0, 0
 
 

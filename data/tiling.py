@@ -160,13 +160,10 @@ def _lattice(slide: Slide, tile_size: int, mpp: float, overlap: int) -> Grid:
   level_size = math.ceil(footprint)
   size_level0 = max(1, round(footprint * factor))
   step = max(1, round((1 - overlap / tile_size) * footprint * factor))
-  axes = []
-  for slide_pixels, level_pixels in zip(
-    (slide.width, slide.height), slide.level_dimensions[level], strict=True
-  ):
-    last = min(slide_pixels - size_level0, (level_pixels - level_size) * factor)
-    axes.append(np.arange(0, math.floor(last) + 1, step))
-  x, y = np.meshgrid(*axes)
+  in_level = np.subtract(slide.level_dimensions[level], level_size) * factor
+  in_slide = np.subtract((slide.width, slide.height), size_level0)
+  last = np.floor(np.minimum(in_slide, in_level))
+  x, y = np.meshgrid(*(np.arange(0, n + 1, step) for n in last))
   return Grid(
     coords=np.stack([x.ravel(), y.ravel()], 1).astype(np.int32),
     tile_size=tile_size,

@@ -148,10 +148,8 @@ def _write(
     (folder / f'tissue/{slide_id}.geojson', 'annotation', tissue),
     (folder / f'{slide_id}.geojson', 'detection', tiles),
   ):
-    shapes = shapely.transform(shapes, lambda places: places - corner)
-    lines = ',\n'.join(
-      _SHAPE % (kind, text) for text in shapely.to_geojson(shapes)
-    )
+    texts = shapely.to_geojson(shapely.transform(shapes, lambda p: p - corner))
+    lines = ',\n'.join(_SHAPE % (kind, text) for text in texts)
     with replacing(file) as part:
       part.write_text(_SHAPES % lines)
   with replacing(folder / f'{slide_id}.png') as part:

@@ -31,8 +31,7 @@ class Slides(Source):
   )
   tile_size: float | None = field(
     None,
-    'Side of a tile in level-0 pixels, if its features do not state it. By'
-    ' default their spacing, which is less where tiles overlap.',
+    'Side of a tile in level-0 pixels, if its features do not state it.',
     least=1,
   )
 
