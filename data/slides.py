@@ -394,11 +394,13 @@ def slide_id(path: Path | str) -> str:
 def digest(path: Path) -> str:
   """Returns a hash that tells a slide from others of its name.
 
-  It is of the edges of the file, or of those of all files of a DICOM folder.
+  It is of the edges of the file, or of those of all files of a DICOM folder, or
+  of the folder of MIRAX: its .mrxs is a picture of the label, or empty.
   """
+  folder = path.with_suffix('') if path.suffix.lower() == '.mrxs' else path
   parts = [path]
-  if path.is_dir():
-    parts = sorted(p for p in path.iterdir() if p.is_file())
+  if folder.is_dir():
+    parts = sorted(p for p in folder.iterdir() if p.is_file())
   edges = ''.join(map(files.hash_of_edges, parts))
   return hashlib.sha256(edges.encode()).hexdigest()[:16]
 

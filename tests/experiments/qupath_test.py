@@ -57,6 +57,12 @@ def test_where_a_slide_begins(folder, tmp_path):
   assert slides.corner(tmp_path / 'absent.svs') == (0, 0)
 
 
+def test_a_slide_of_mirax_is_its_folder(folder):
+  other = np.full((SIDE, SIDE, 3), 240, np.uint8)
+  small_slides.write_mrxs(folder / 'b.mrxs', other)
+  assert slides.digest(folder / 'a.mrxs') != slides.digest(folder / 'b.mrxs')
+
+
 def test_tissue_and_tiles_go_to_qupath_and_come_back(folder, tmp_path):
   coords = extract(folder, tmp_path / 'features')
   assert len(coords) and (coords >= SIDE).all()
