@@ -14,6 +14,8 @@ import script_process
 from data import features, tiff
 from experiments.run.results import Folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 PACKAGES = ('data', 'experiments', 'kmil_jax')
 # The copy stands before the packages that the server of forks has.
@@ -32,8 +34,6 @@ from experiments import breast_carcinoma, extract, predict
 from experiments import kmil
 from experiments.evaluation import figures
 from experiments.reporting import page
-
-pytestmark = pytest.mark.slow
 
 rng = np.random.default_rng(0)
 labels = ['benign', 'tumour'] * 12

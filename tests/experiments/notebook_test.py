@@ -18,12 +18,13 @@ import kmil_jax
 from kmil_jax.models import SPECS
 from kmil_jax.types import Prediction
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / 'docs' / 'notebooks' / 'first_week.ipynb'
 SHOW = """
 import json
 
-pytestmark = pytest.mark.slow
 found = {name: model.metrics(50)['auroc'][0] for name, model in models.items()}
 json.dump(found | {'sklearn': min(scores)}, open('auroc.json', 'w'))
 """
