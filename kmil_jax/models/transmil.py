@@ -14,9 +14,9 @@ from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
 from kmil_jax.types import Prediction
 
 _SIZE = 7  # Of the largest convolution.
+_FIRST = CLASS_ROW + 1  # Row of the first token of the square.
 # Steps to the rows and columns that a 7 x 7 convolution sees, [49, 2].
 _STEPS = np.indices((_SIZE, _SIZE)).reshape(2, -1).T - _SIZE // 2
-_CHANNELS = 32  # Of a long bag, convolved at a time.
 
 
 class TransMIL(Network):
@@ -55,7 +55,7 @@ class TransMIL(Network):
     count = mask.sum()
     # The side of the square, by comparison: no root to be rounded.
     side = (jnp.arange(longest) ** 2 < count).sum()
-    start = CLASS_ROW + 1
+    start = _FIRST
     rows = start + longest**2
     # s^2 - n <= 2 s - 2 tokens are repeated, and never more than there are.
     repeats = min(size, 2 * longest - 2)
@@ -74,7 +74,7 @@ class TransMIL(Network):
 
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
     (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-    h = PPEG(name='ppeg')(h, sequence.real, side)
+    h = PPEG(name='ppeg')(h, side)
     parts = (slice(CLASS_ROW, start), slice(start, start + size))
     (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
 
@@ -92,15 +92,12 @@ class PPEG(nn.Module):
   """Adds depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions of the square.
 
   Shao et al., NeurIPS 2021, Algorithm 2. Call with rows [T, 512] as a layer
-  returns them, True for those that are tokens [T], and the side [] of the
-  square; what it returns for padding is meaningless. The three kernels and the
-  identity are one 7 x 7 kernel.
+  returns them and the side [] of the square; what it returns for padding is
+  meaningless. The three kernels and the identity are one 7 x 7 kernel.
   """
 
   @nn.compact
-  def __call__(
-    self, h: jax.Array, real: jax.Array, side: jax.Array
-  ) -> jax.Array:
+  def __call__(self, h: jax.Array, side: jax.Array) -> jax.Array:
     kernel = jnp.zeros((WIDTH, _SIZE, _SIZE))
     kernel = kernel.at[:, _SIZE // 2, _SIZE // 2].set(1)
     bias = 0
@@ -110,25 +107,13 @@ class PPEG(nn.Module):
       margin = (_SIZE - size) // 2
       kernel += jnp.pad(conv, ((0, 0), (margin, margin), (margin, margin)))
       bias += shift
-    kernel = kernel.reshape(WIDTH, -1).T
-
-    def square(h, kernel, bias):
-      start = CLASS_ROW + 1
-      tokens = jnp.where(real[start:, None], h[start:], 0)
-      return jnp.concatenate(
-        [h[:start], _convolve(tokens, kernel, side) + bias]
-      )
-
-    if len(h) <= pooling.WHOLE:
-      return square(h, kernel, bias)
-    block = lambda h, kernel, bias: square(h.T, kernel.T, bias).T
-    y = pooling.by_blocks(block, h.T, kernel.T, bias, most=_CHANNELS)
-    return y.reshape(WIDTH, -1).T
+    y = _convolve(h, kernel.reshape(WIDTH, -1).T, side) + bias
+    return jnp.where(jnp.arange(len(h))[:, None] < _FIRST, h, y)
 
 
 @jax.custom_vjp
 def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
-  """Filters a square, row after row in x [T, W], with a kernel [49, W].
+  """Filters the square of tokens in x [T, W], row after row, with [49, W].
 
   A step in the square is a step of its rows times `side` plus its columns
   along x, which leaves the square where the column does: a slice and a mask
@@ -136,12 +121,16 @@ def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
   would scatter.
   """
 
-  moved = _mover(x, side)
-  add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
-  return cpu.choose(
-    lambda: jax.lax.scan(add, jnp.zeros_like(x), (_STEPS, kernel))[0],
-    lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
-  )
+  def rows(first, count):
+    moved = _mover(x, first, count, side)
+    add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
+    zeros = jnp.zeros_like(x, shape=(count, WIDTH))
+    return cpu.choose(
+      lambda: jax.lax.scan(add, zeros, (_STEPS, kernel))[0],
+      lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
+    )
+
+  return _in_blocks(rows, len(x)).reshape(x.shape)
 
 
 def _convolve_fwd(x, kernel, side):
@@ -151,32 +140,62 @@ def _convolve_fwd(x, kernel, side):
 def _convolve_bwd(saved, grad):
   x, kernel, side = saved
   # What lies outside the square has no gradient.
-  grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
-  moved = _mover(x, side)
-  product = lambda step: grad * moved(step)
-  # One kernel on GPUs, which would write some of many products to memory.
-  at_once = lambda: (grad * jax.vmap(moved)(_STEPS)).sum(1)
-  apart = lambda: jnp.stack([product(step).sum(0) for step in _STEPS])
-  weights = cpu.choose(
-    lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
-    at_once if cpu.is_gpu() else apart,
-  )
-  return _convolve(grad, kernel[::-1], side), weights, None
+  token = jnp.arange(len(x)) - _FIRST
+  inside = ((token >= 0) & (token < side**2))[:, None]
+  grad = jnp.where(inside, grad, 0)
+
+  def weights(first, count):
+    moved = _mover(x, first, count, side)
+    own = jax.lax.dynamic_slice_in_dim(grad, first, count)
+    product = lambda step: own * moved(step)
+    # One kernel on GPUs, which would write some of many products to memory.
+    at_once = lambda: (own * jax.vmap(moved)(_STEPS)).sum(1)
+    apart = lambda: jnp.stack([product(step).sum(0) for step in _STEPS])
+    return cpu.choose(
+      lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
+      at_once if cpu.is_gpu() else apart,
+    )
+
+  sums = _in_blocks(weights, len(x)).reshape(-1, *kernel.shape).sum(0)
+  dx = _convolve(grad, kernel[::-1], side)
+  return jnp.where(inside, dx, 0), sums, None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _mover(x, side):
-  """Returns the function from a step [2] to x [T, W] as seen from there."""
+def _in_blocks(f, rows):
+  """Returns f(first row, number of rows) of all, or of blocks of a long bag."""
+  if rows <= pooling.WHOLE:
+    return f(0, rows)
+  starts = jnp.arange(0, rows, pooling.BLOCK)
+  return jax.lax.map(lambda first: f(first, pooling.BLOCK), starts)
+
+
+def _mover(x, first, count, side):
+  """Returns the function from a step [2] to rows as seen from there.
+
+  Args:
+    x: [T, W].
+    first: of the rows.
+    count: of the rows.
+    side: of the square.
+  """
   margin = (_SIZE // 2) * (_side(len(x)) + 1)
-  padded = jnp.pad(x, ((margin, margin), (0, 0)))
-  column = jnp.arange(len(x)) % side
+  # Without a copy of a long x.
+  size = min(count + 2 * margin, len(x))
+  start = jnp.clip(first - margin, 0, len(x) - size)
+  near = jax.lax.dynamic_slice_in_dim(x, start, size)
+  padded = jnp.pad(near, ((margin, margin), (0, 0)))
+  token = first + jnp.arange(count) - _FIRST
+  column = token % side
 
   def moved(step):
-    start = margin + step[0] * side + step[1]
+    along = step[0] * side + step[1]
     inside = (column + step[1] >= 0) & (column + step[1] < side)
-    seen = jax.lax.dynamic_slice_in_dim(padded, start, len(x))
+    inside &= (token + along >= 0) & (token + along < side**2)
+    place = margin + first - start + along
+    seen = jax.lax.dynamic_slice_in_dim(padded, place, count)
     return jnp.where(inside[:, None], seen, 0)
 
   return moved
