@@ -49,7 +49,6 @@ class TransMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.Instances(pooling.finite_padding, x, mask)
     size = len(mask)
     longest = _side(size)
     count = mask.sum()
@@ -59,22 +58,26 @@ class TransMIL(Network):
     rows = start + longest**2
     # s^2 - n <= 2 s - 2 tokens are repeated, and never more than there are.
     repeats = min(size, 2 * longest - 2)
-    if rows > pooling.WHOLE:  # Whole blocks, cut without a copy.
+    if long := rows > pooling.WHOLE:  # Whole blocks, cut without a copy.
       rows = -(-(start + size + repeats) // pooling.BLOCK) * pooling.BLOCK
     sequence = Sequence.of(side**2 + 1, rows)
-
-    embed = TorchDense(WIDTH, name='embed')
-    embedding = x.map(lambda x: nn.relu(embed(x)))
-    token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
-    behind = max(repeats, rows - start - size)
-    h = jnp.pad(embedding, ((start, behind), (0, 0)))
-    h = h.at[CLASS_ROW].set(token)
-    h = jax.lax.dynamic_update_slice(h, embedding[:repeats], (start + count, 0))
-    h = h[:rows]
-
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
-    (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-    h = PPEG(name='ppeg')(h, side)
+
+    def first_half(self, x):
+      x = pooling.Instances(pooling.finite_padding, x, mask)
+      embed = TorchDense(WIDTH, name='embed')
+      embedding = x.map(lambda x: nn.relu(embed(x)))
+      token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
+      behind = max(repeats, rows - start - size)
+      h = jnp.pad(embedding, ((start, behind), (0, 0)))
+      h = h.at[CLASS_ROW].set(token)
+      place = start + count, 0
+      h = jax.lax.dynamic_update_slice(h, embedding[:repeats], place)[:rows]
+      (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
+      return PPEG(name='ppeg')(h, side)
+
+    # Of a long bag, two layers' tokens are not kept for the gradient.
+    h = (nn.remat(first_half) if long else first_half)(self, x)
     parts = (slice(CLASS_ROW, start), slice(start, start + size))
     (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
 
