@@ -63,16 +63,19 @@ class TransMIL(Network):
     sequence = Sequence.of(side**2 + 1, rows)
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
 
+    # Rows of the store, which all runs share, are placed rather than tokens.
+    x = pooling.finite_padding(x, mask)
+    x = jnp.pad(x, ((start, max(repeats, rows - start - size)), (0, 0)))
+    again = x[start : start + repeats]
+    x = jax.lax.dynamic_update_slice(x, again, (start + count, 0))[:rows]
+
     def first_half(self, x):
-      x = pooling.Instances(pooling.finite_padding, x, mask)
       embed = TorchDense(WIDTH, name='embed')
-      embedding = x.map(lambda x: nn.relu(embed(x)))
       token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
-      behind = max(repeats, rows - start - size)
-      h = jnp.pad(embedding, ((start, behind), (0, 0)))
-      h = h.at[CLASS_ROW].set(token)
-      place = start + count, 0
-      h = jax.lax.dynamic_update_slice(h, embedding[:repeats], place)[:rows]
+      embedded = lambda x, row: jnp.where(
+        row[:, None] == CLASS_ROW, token, nn.relu(embed(x))
+      )
+      h = pooling.Instances(embedded, x, jnp.arange(rows)).map(lambda h: h)
       (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
       return PPEG(name='ppeg')(h, side)
 
