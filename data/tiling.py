@@ -1,8 +1,6 @@
 """Places tiles of one physical size on the tissue of a slide."""
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import itertools
 import math
@@ -14,6 +12,7 @@ from PIL import Image
 import scipy
 
 from data import files, outlines
+from data.ahead import ahead
 from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
 from data.tissue import RULE, Rule, tissue_mask
@@ -294,19 +293,7 @@ def read_tiles(
   Raises:
     SlideError: if a tile cannot be read; no later one is yielded.
   """
-  count = len(grid.coords)
-  pool = ThreadPoolExecutor(threads, thread_name_prefix='tile-reader')
-  started = (
-    [
-      pool.submit(read_tile, slide, grid, i)
-      for i in range(start, min(start + batch, count))
-    ]
-    for start in range(0, count, batch)
-  )
-  pending = deque(itertools.islice(started, _AHEAD))
-  try:
-    while pending:
-      pending.extend(itertools.islice(started, 1))
-      yield np.stack([tile.result() for tile in pending.popleft()])
-  finally:
-    pool.shutdown(cancel_futures=True)
+  read, places = lambda i: read_tile(slide, grid, i), range(len(grid.coords))
+  tiles = ahead(read, places, count=_AHEAD * batch, threads=threads)
+  while some := list(itertools.islice(tiles, batch)):
+    yield np.stack(some)

@@ -8,7 +8,7 @@ first stage. Each setting has a results folder of its own, like that of
 `experiments.paper` prints the tables.
 """
 
-from experiments.bags import cohort as cohorts, crossval, options, preflight
+from experiments.bags import crossval, options, preflight
 from experiments.bags.ablation import SETTINGS
 from experiments.bags.crossval import Run
 from experiments.bags.options import Features, Folds, Model, Training
@@ -65,7 +65,7 @@ def run(
   return 'paper', {'table': 4}
 
 
-main = start.script(run, cohorts.ERRORS)
+main = start.script(run)
 
 
 if __name__ == '__main__':

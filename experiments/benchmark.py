@@ -16,7 +16,6 @@ import sys
 
 from absl import logging
 
-from data.slides import SlideError
 from experiments.benchmarks.work import Work, table
 from experiments.run import start
 
@@ -42,7 +41,7 @@ def run(work: Work) -> start.Next:
   return 'cost', {}
 
 
-main = start.script(run, errors=(SlideError,))
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

@@ -17,6 +17,7 @@ from experiments.benchmarks.compiled import Compiled
 from experiments.benchmarks.work import COLUMNS
 from experiments.evaluation.tables import Row, Table
 from experiments.run import start
+from experiments.run.options import OptionError
 
 _NOTES = (
   'of one step, on one device, in the branch of the longest bags; loops times'
@@ -36,7 +37,10 @@ def run(compiled: Compiled) -> start.Next:
   rows = {}
   for model in compiled.models:
     print(f'{model}: compiling', file=sys.stderr, flush=True)
-    rows[model] = compiled.row(model)
+    try:
+      rows[model] = compiled.row(model)
+    except jax.errors.JaxRuntimeError as e:
+      raise OptionError(str(e)) from e
   if compiled.format == 'json':
     print(json.dumps(rows))
   else:
@@ -54,7 +58,7 @@ def run(compiled: Compiled) -> start.Next:
   return 'gpu_report' if compiled.target == 'h200' else 'cost', {}
 
 
-main = start.script(run, errors=(jax.errors.JaxRuntimeError,))
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

@@ -21,7 +21,7 @@ Reading volumes needs the extra `ct` (SimpleITK).
 
 import dataclasses
 
-from experiments.patches import study, training
+from experiments.patches import study
 from experiments.run import start
 from experiments.run.start import Check, Machine, Output
 from experiments.studies import ct_nodes as ct
@@ -80,7 +80,7 @@ def run(
   return study.run(PAPER, material, given, stages, check=check.check)
 
 
-main = start.script(run, training.ERRORS)
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

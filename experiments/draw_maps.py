@@ -134,7 +134,7 @@ def _write(
     top_tiles.write(folder, path, of_slide, rank_by=rank_by, count=count)
 
 
-main = start.script(run, (MapError, SlideError))
+main = start.script(run)
 
 
 if __name__ == '__main__':

@@ -20,12 +20,11 @@ import safetensors.numpy
 from data.files import replacing
 from experiments.prediction import models
 from experiments.prediction.about import describe, readme
-from experiments.prediction.models import Folds, PredictionError
+from experiments.prediction.models import Folds
 from experiments.run import start
 from experiments.run.options import free
 from experiments.run.start import Cache
 from kmil_jax import checksums, export
-from kmil_jax.port import PortError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ def run(
   return 'predict', {'run': None, 'fold': None, **of}
 
 
-main = start.script(run, (PredictionError, PortError))
+main = start.script(run)
 
 
 if __name__ == '__main__':

@@ -16,10 +16,8 @@ import functools
 import pathlib
 import sys
 
-from data import slides
 from data.cohort import FAILURES
 from experiments.encoding import encoder, extraction, pictures
-from experiments.encoding.extraction import EncodingError
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.run import results, start
 from experiments.run.options import field, free
@@ -132,9 +130,7 @@ def _close(failures: Mapping[str, str], what: str) -> None:
     sys.exit(1)
 
 
-main = start.script(
-  run, errors=(EncodingError, slides.SlideError, *encoder.ERRORS)
-)
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

@@ -19,18 +19,13 @@ By default (on the phantom): lr 1e-05 (0.003), epochs 50 (3), batch_size 32,
 width 64 (8), seeds 1 (3).
 """
 
-from data.labelled_tiles import TileError
-from data.slides import SlideError
-from data.weights import WeightsError
 from experiments.patches import study
 from experiments.run import start
 from experiments.run.start import Check, Machine, Output
 from experiments.studies import few_shot, few_shot_data
 from experiments.studies.few_shot_data import Data
 from experiments.studies.few_shot_training import Students
-from experiments.studies.slide_scores import ScoreError
-from kmil_jax import parallel, port
-from kmil_jax.tasks.distill import DistillError
+from kmil_jax import parallel
 
 PAPER = study.Paper(
   name='few_shot',
@@ -69,11 +64,7 @@ def run(
   return study.run(PAPER, material, given, stages, check=check.check)
 
 
-ERRORS = (
-  *(DistillError, ScoreError, SlideError, TileError),
-  *(port.PortError, WeightsError),
-)
-main = start.script(run, ERRORS)
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

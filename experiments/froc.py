@@ -118,7 +118,7 @@ def run(scoring: Scoring) -> start.Next:
   return 'froc', {'detections_dir': 'other_detections', 'figure': None}
 
 
-main = start.script(run, (DetectionError,))
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

@@ -18,13 +18,12 @@ By default (on the phantom): lr 0.0001 (0.001), epochs 30 (6), batch_size 32,
 augment lee, input_size 224 (32), schedule cosine, select loss.
 """
 
-from experiments.patches import study, training
+from experiments.patches import study
 from experiments.patches.training import Training
 from experiments.run import start
 from experiments.run.start import Check, Machine, Output
 from experiments.studies import hard_negatives as hard
 from experiments.studies.hard_negatives import Data, Mining
-from kmil_jax import mining as search
 from kmil_jax.types import PatchRecipe
 
 PAPER = study.Paper(
@@ -72,7 +71,7 @@ def run(
   return study.run(PAPER, material, given, stages, check=check.check)
 
 
-main = start.script(run, (*training.ERRORS, search.MiningError))
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

@@ -13,7 +13,7 @@ import itertools
 import resource
 import sys
 
-from experiments.bags import cohort as cohorts, crossval, options, preflight
+from experiments.bags import crossval, options, preflight
 from experiments.bags.crossval import Run
 from experiments.bags.options import (
   Data,
@@ -96,7 +96,7 @@ def run(
   return start.Source(drawn.path).next() if parallel.is_first() else None
 
 
-main = start.script(run, cohorts.ERRORS)
+main = start.script(run)
 
 
 if __name__ == '__main__':

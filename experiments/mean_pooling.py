@@ -8,7 +8,7 @@ A bag model that does not beat this has learnt nothing from single instances.
 
 import numpy as np
 
-from experiments.bags import cohort as cohorts, crossval, preflight
+from experiments.bags import crossval, preflight
 from experiments.bags.options import Features, Folds, Regression
 from experiments.evaluation import floors
 from experiments.run import results, start
@@ -45,7 +45,7 @@ def run(
   return 'kmil', {'exp_code': None}
 
 
-main = start.script(run, cohorts.ERRORS)
+main = start.script(run)
 
 
 if __name__ == '__main__':

@@ -19,8 +19,6 @@ import time
 from absl import logging
 
 from data import packed
-from data.features import FeatureError
-from data.labels import ManifestError
 from experiments.run import progress, start
 from experiments.run.options import field
 
@@ -86,7 +84,7 @@ def run(packing: Packing) -> start.Next:
   return 'kmil', {'csv_path': packing.csv_path, 'features_dir': folder}
 
 
-main = start.script(run, errors=(FeatureError, ManifestError))
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

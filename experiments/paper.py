@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments.bags import cohort as cohorts, options
+from experiments.bags import options
 from experiments.bags.options import External, Folds, Training
 from experiments.evaluation.tables import Table
 from experiments.papers import tables
@@ -138,7 +138,7 @@ def _write(folder: Folder, table: Table, drawing: Any = None) -> None:
   print(f'wrote {table.name} to {folder.path}', file=sys.stderr)
 
 
-main = start.script(run, cohorts.ERRORS)
+main = start.script(run)
 
 
 if __name__ == '__main__':

@@ -19,16 +19,14 @@ import dataclasses
 import pathlib
 import sys
 
-from data.features import FeatureError
-from data.labels import ManifestError, leaks
-from data.slides import SlideError, slide_id
+from data.labels import leaks
+from data.slides import slide_id
 from experiments.encoding.tiles import Scale
 from experiments.prediction import bags, outputs
 from experiments.prediction.models import Models, PredictionError
 from experiments.run import results, start
 from experiments.run.options import OptionError, field, free
 from experiments.run.start import Cache, Check, Findings
-from kmil_jax.export import ExportError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +150,7 @@ def run(
   return 'view', {'run': path, 'slides_dir': where}
 
 
-main = start.script(
-  run, (ExportError, FeatureError, ManifestError, PredictionError, SlideError)
-)
+main = start.script(run)
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ last.
 
 import dataclasses
 
-from experiments.patches import study, training
+from experiments.patches import study
 from experiments.patches.training import Training
 from experiments.run import start
 from experiments.run.start import Check, Machine, Output
@@ -102,7 +102,7 @@ def run(
   return study.run(paper, material, given, stages, check=check.check)
 
 
-main = start.script(run, training.ERRORS)
+main = start.script(run)
 
 if __name__ == '__main__':
   main()

@@ -10,7 +10,6 @@ with Ctrl-C.
 import dataclasses
 import urllib.parse
 
-from data.slides import SlideError
 from experiments.maps.source import Slides
 from experiments.maps.tile_scores import MapError
 from experiments.run import start
@@ -71,7 +70,7 @@ def run(slides: Slides, page: Page) -> start.Next:
   return 'predict', {'slides_dir': 'new_slides', 'fold': fold}
 
 
-main = start.script(run, (MapError, SlideError))
+main = start.script(run)
 
 
 if __name__ == '__main__':

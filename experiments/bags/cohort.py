@@ -46,10 +46,6 @@ _STATED += Rule._fields  # If they are not as by default.
 _RESIDENT_SHARE = 0.4
 
 
-# What is raised for faults of the user's slides, labels, features and splits.
-ERRORS = (CohortError, FeatureError, slides.SlideError, split_files.SplitError)
-
-
 def room() -> float:
   """Returns the bytes of a device that features may take."""
   return _RESIDENT_SHARE * parallel.memory_bytes(memory())
@@ -381,7 +377,7 @@ def load(
   csv_path = external.external_csv
   features_dir, second = external.external_features_dir, None
   if external.external_phantom:
-    root, features_dir = phantoms.make_external(cache_dir)
+    root, features_dir = phantoms.make_cohort(cache_dir, external=True)
     csv_path = root / 'labels.csv'
   if csv_path and cohort:
     second, *_ = join(
@@ -475,7 +471,8 @@ def join(
     return None, table, left_out
   ids, keep = table.slide.tolist(), parallel.is_first()
   reads = inspection.inspect(source, ids, cache_dir, keep=keep)
-  progress.go_through(reads, len(ids), 'slide', 'reading features')
+  for _ in progress.over(reads, 'reading features', len(ids)):
+    pass  # What was read is in `source.seen`.
   found = match(source, table, others=left_out, allow_missing=allow_missing)
   headers, attributes = found.headers, found.attributes
   problems += found.problems

@@ -162,14 +162,8 @@ def _write_attention(
   index, store = np.flatnonzero(rows), bags.store
   ends = store.offset + store.length
   probs = trained.prob['test'][run]
-  shown = progress.bar(
-    zip(index, bags.read(index), probs, strict=True),
-    desc='attention files',
-    unit='slide',
-    total=len(index),
-    delay=progress.PATIENCE,
-  )
-  for bag, x, prob in shown:
+  each = zip(index, bags.read(index), probs, strict=True)
+  for bag, x, prob in progress.over(each, 'attention files', len(index)):
     length, kept = store.length[bag], np.zeros(len(x), bool)
     kept[:length] = True
     if trained.keep is not None:
@@ -322,9 +316,7 @@ def draw_heat_maps(
   label = dict(zip(cohort.manifest.slide, cohort.label, strict=True))
   without, faults = {}, []
   paths = sorted(folder.at(f'fold_{fold}/attention').glob('*.h5'))[:limit]
-  for path in progress.bar(
-    paths, desc='heat maps', unit='slide', delay=progress.PATIENCE
-  ):
+  for path in progress.over(paths, 'heat maps'):
     name = f'figures/heat_maps/fold_{fold}_{path.stem}.png'
     if folder.at(name).exists():
       continue
@@ -440,14 +432,7 @@ def _watch(
 
 def _counted(name: str, cohort: Cohort) -> Callable[[Iterable], Iterable]:
   """Returns what shows how many slides of a cohort were taken."""
-  return functools.partial(
-    progress.bar,
-    desc=name,
-    unit='slide',
-    total=len(cohort.label),
-    disable=not parallel.is_first(),
-    delay=progress.PATIENCE,
-  )
+  return functools.partial(progress.over, name=name, total=len(cohort.label))
 
 
 def _check_validation(

@@ -212,21 +212,10 @@ class Training(start.Training):
 
   recipe: str = field(
     'common',
-    'That of Zheng et al. 2024 for every model (common), or what the authors of'
-    ' the model trained it with (own). The flags below change single values.',
+    'That of Zheng et al. 2024 for every model (common: 400 epochs, 100 at most'
+    ' of the first stage of KMIL, with a learning rate of 2e-4), or what the'
+    ' authors of the model trained it with (own). Flags change single values.',
     choices=('common', 'own'),
-  )
-  epochs: int | None = field(
-    None,
-    "Training epochs. By default the recipe's; common has 400. The first stage"
-    ' of KMIL has 100 at most.',
-    least=1,
-  )
-  learning_rate: float | None = field(
-    None,
-    'Initial learning rate. The common recipe has 2e-4.',
-    flag='lr',
-    least=0,
   )
   weight_decay: float | None = field(
     None, 'Weight decay. The common recipe has 1e-5.', least=0
@@ -304,17 +293,6 @@ OPTIONS = (
 )
 
 
-def read(config: results.Config, *classes: type) -> list:
-  """Returns options of a run on bags, an instance of each class of `OPTIONS`.
-
-  Raises:
-    OptionError: if config.json has an option that is unknown, or a value that
-      it does not take.
-  """
-  held = dict(zip(OPTIONS, config.options(*OPTIONS), strict=True))
-  return [held[cls] for cls in classes]
-
-
 def settings(model: Model, training: Training, seed: int) -> folds.Settings:
   """Returns what is trained and how.
 
@@ -343,9 +321,10 @@ def trained(config: results.Config) -> folds.Settings | None:
   """Returns what a results folder was trained with; None of no bag model.
 
   Raises:
-    OptionError: see `read`.
+    OptionError: if config.json has an option that is unknown, or a value that
+      it does not take.
   """
   if config.values.get('model') not in SPECS:
     return None
-  model, training, output = read(config, Model, Training, Output)
-  return settings(model, training, output.seed)
+  held = dict(zip(OPTIONS, config.options(*OPTIONS), strict=True))
+  return settings(held[Model], held[Training], held[Output].seed)

@@ -148,9 +148,9 @@ def make_encoder(
   encoder: str | None,
   weights: str | None,
   *,
-  features_dir: str | pathlib.Path,
   cache_dir: str | pathlib.Path,
-  sample: Callable[[], np.ndarray],
+  features_dir: str | pathlib.Path = '',
+  sample: Callable[[], np.ndarray] = tuple,
   precision: str = 'float32',
   seed: int = 0,
 ) -> Encoder:
@@ -168,8 +168,8 @@ def make_encoder(
       published, or timm's, or torchvision's. Or 'imagenet' of 'resnet50', the
       default there; or module:function, a function of tiles float32
       [T, S, S, 3], normalised by ImageNet's mean and deviation.
-    features_dir: where the features go.
     cache_dir: where ImageNet weights may have been put.
+    features_dir: where the features go, for a random trunk.
     sample: returns calibration tiles, uint8 [T, S, S, 3]; called only to make a
       random trunk that is not there yet.
     precision: of the computation, see `kmil_jax.models.network.build`.

@@ -1,8 +1,6 @@
 """Slides to feature files; reading goes on while the encoder computes."""
 
-import collections
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent import futures
 import dataclasses
 import functools
 import itertools
@@ -13,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from data import features, files, slides
+from data.ahead import ahead
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
@@ -87,7 +86,7 @@ def extract(
   idle, begun, tiles = 0.0, 0, 0
   about = {'desc': f'{done}/{count} slides', 'unit': 'tile', 'mininterval': 1}
   with progress.bar(**about) as bar:
-    for bags, rows, waited in _encoded(encoder, _ahead(batches, _AHEAD)):
+    for bags, rows, waited in _encoded(encoder, _in_thread(batches)):
       if rows.ndim != 2 or len(rows) != batch:
         raise EncodingError(
           f'encoder {encoder.name} makes {list(rows.shape)} of {batch}'
@@ -212,7 +211,7 @@ def _read(
 
   # The next slide is opened while this one is read.
   for path, (slide, grid, digest, error) in zip(
-    paths, _ahead(map(opened, paths), 1), strict=True
+    paths, ahead(opened, paths, count=1), strict=True
   ):
     name = slides.slide_id(path)
     try:
@@ -259,40 +258,19 @@ def _encoded(
   With them, the seconds before in which the encoder had nothing to do.
   """
 
-  def encode(images):
+  def encode(batch):
+    bags, images = batch
     start = time.perf_counter()
     rows = np.asarray(encoder.encode(images), np.float32)
-    return rows, start, time.perf_counter()
+    return bags, rows, start, time.perf_counter()
 
-  pool = futures.ThreadPoolExecutor(encoder.at_once)
-  waiting, free = collections.deque(), time.perf_counter()
-
-  def first():
-    nonlocal free
-    bags, encoded = waiting.popleft()
-    rows, start, end = encoded.result()
+  n, free = encoder.at_once, time.perf_counter()
+  for bags, rows, start, end in ahead(encode, batches, count=n, threads=n):
     waited, free = max(start - free, 0.0), max(end, free)
-    return bags, rows, waited
-
-  try:
-    for bags, images in batches:
-      waiting.append((bags, pool.submit(encode, images)))
-      if len(waiting) > encoder.at_once:
-        yield first()
-    while waiting:
-      yield first()
-  finally:
-    pool.shutdown(cancel_futures=True)
+    yield bags, rows, waited
 
 
-def _ahead(items: Iterator, count: int) -> Iterator:
+def _in_thread(items: Iterator) -> Iterator:
   """Yields `items`; another thread makes a few of them in advance."""
-  pool = futures.ThreadPoolExecutor(1)
-  submit = lambda: pool.submit(next, items, None)
-  try:
-    waiting = collections.deque(submit() for _ in range(count))
-    while (item := waiting.popleft().result()) is not None:
-      waiting.append(submit())
-      yield item
-  finally:
-    pool.shutdown(cancel_futures=True)
+  every = ahead(lambda _: next(items, None), itertools.count(), count=_AHEAD)
+  return itertools.takewhile(lambda item: item is not None, every)

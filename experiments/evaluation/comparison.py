@@ -138,12 +138,8 @@ def compare(
         f'\n  {differ}\nOnly models that were trained and tested on the same'
         ' slides can be compared.'
       )
-  draws = [
-    _resampled(run)
-    for run in progress.bar(
-      runs, desc='resampling', unit='run', delay=progress.PATIENCE
-    )
-  ]
+  shown = progress.over(runs, 'resampling', unit='run')
+  draws = [_resampled(run) for run in shown]
   rows = []
   for a, b in pairs or itertools.combinations(range(len(runs)), 2):
     p_delong = _delong(runs[a], runs[b])

@@ -66,13 +66,8 @@ FLOORS = {
 
 def pooled(cohort: Any, *poolings: Any) -> Iterator[np.ndarray]:
   """Returns a vector of every slide by each way of pooling, [n, D] each."""
-  bags = progress.bar(
-    (cohort.read(i).features for i in range(len(cohort.label))),
-    desc='pooled',
-    unit='slide',
-    total=len(cohort.label),
-    delay=progress.PATIENCE,
-  )
+  slides = progress.over(range(len(cohort.label)), 'pooled')
+  bags = (cohort.read(i).features for i in slides)
   rows = [[pooling(bag, axis=0) for pooling in poolings] for bag in bags]
   return map(np.stack, zip(*rows, strict=True))
 
@@ -126,10 +121,7 @@ def write(folder: Folder, material: Any) -> Table:
   floors = []
   for name, (pooling, kind) in FLOORS.items():
     x, probs = mean if pooling is np.mean else largest, []
-    fits = progress.bar(
-      tested.items(), desc=name, unit='fold', delay=progress.PATIENCE
-    )
-    for fold, p in fits:
+    for fold, p in progress.over(tested.items(), name, unit='fold'):
       split = material.splits[fold]
       prob = predicted(classifier(kind), x, cohort.label, split)['test']
       # The model's predictions may be in any order.

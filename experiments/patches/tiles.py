@@ -132,8 +132,7 @@ def shared(sets: Sequence[LabelledTiles]) -> list[str]:
     TileError: naming tiles that cannot be decoded.
   """
   owners, n = collections.defaultdict(dict), sum(map(len, sets))
-  about = {'desc': 'equal tiles', 'unit': 'tile', 'delay': progress.PATIENCE}
-  with progress.bar(total=n, **about) as bar:
+  with progress.over(None, 'equal tiles', n, 'tile') as bar:
     for tiles in sets:
       for first in range(0, len(tiles), _AT_ONCE):
         rows = np.arange(len(tiles))[first : first + _AT_ONCE]

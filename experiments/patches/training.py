@@ -27,7 +27,6 @@ import safetensors.numpy
 
 from data import labelled_tiles
 from data.labelled_tiles import LabelledTiles, TileError
-from data.weights import WeightsError
 from experiments.patches import tiles as patch_tiles
 from experiments.run import progress, results, start
 from experiments.run.options import OptionError, field, free
@@ -37,9 +36,6 @@ from kmil_jax.tasks import tiles as tile_task
 from kmil_jax.tasks.tiles import PatchError, TileRuns, TileTask
 from kmil_jax.train import Variables, draw
 from kmil_jax.types import PatchRecipe, Tiles
-
-# What is raised for faults of the user's tiles, weights and options.
-ERRORS = (TileError, PatchError, port.PortError, WeightsError)
 
 # Columns of metrics.jsonl, and their names in the training's history.
 COLUMNS = {

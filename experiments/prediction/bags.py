@@ -128,7 +128,8 @@ def find(
       f'{features_dir}: no feature files, <slide_id>.h5. Give another folder.'
     )
   reads = inspection.inspect(source, ids, cache_dir, keep=parallel.is_first())
-  progress.go_through(reads, len(ids), 'slide', 'reading features')
+  for _ in progress.over(reads, 'reading features', len(ids)):
+    pass  # What was read is in `source.seen`.
   match, theirs = Match({}, {}, [], []), {'dimensions': str(card.width)}
   for slide in ids:
     with contextlib.suppress(FeatureError):  # It is named when it is predicted.

@@ -54,9 +54,7 @@ def plan(
     encoder = encoders.make_encoder(
       None if is_function else encoder_name,
       weights,
-      features_dir='',
       cache_dir=cache_dir,
-      sample=tuple,  # Not called: a random encoder is made for trainings only.
       precision=stated.get('precision', 'float32'),
     )
   except encoders.ERRORS as error:

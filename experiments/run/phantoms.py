@@ -17,6 +17,7 @@ _PATIENCE = 0.5  # Seconds before a bar shows: none where all is there.
 _TILES = {'tile_size': 128, 'tile_mpp': 1.0}
 _SLIDE_CODE = ('data/phantom/*.py', 'data/tiff.py')
 _FEATURE_CODE = (
+  'data/ahead.py',
   'data/features.py',
   'data/slides.py',
   'data/tiff_reader.py',
@@ -90,12 +91,15 @@ def code_hash(*patterns: str) -> str:
   return digest.hexdigest()[:8]
 
 
-def make_cohort(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+def make_cohort(
+  cache_dir: pathlib.Path, external: bool = False
+) -> tuple[pathlib.Path, pathlib.Path]:
   """Renders and encodes the phantom cohort, unless that is done.
 
   Args:
     cache_dir: every version of the code that makes slides, tiles or features
       has a folder of its own in it.
+    external: that of another hospital.
 
   Returns:
     The cohort's folder (`slides`, `outlines`, `labels.csv`) and its feature
@@ -104,17 +108,9 @@ def make_cohort(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
   Raises:
     RuntimeError: if a phantom slide cannot be encoded.
   """
-  return _encoded('phantom', cache_dir)
-
-
-def make_external(cache_dir: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """Renders and encodes the phantom of another hospital, as `make_cohort`."""
-  return _encoded('phantom_external', cache_dir, **phantom.EXTERNAL)
-
-
-def _encoded(
-  name: str, cache_dir: pathlib.Path, **look: Any
-) -> tuple[pathlib.Path, pathlib.Path]:
+  name, look = 'phantom', {}
+  if external:
+    name, look = 'phantom_external', phantom.EXTERNAL
   render = functools.partial(phantom.make, **look)
   root = made(name, _SLIDE_CODE, render, cache_dir, last='labels.csv')
   paths = slides.list_slides(root / 'slides')
@@ -126,13 +122,7 @@ def _encoded(
     from experiments.encoding.tiles import SlideTiles, Tiles
 
     cohort = SlideTiles(paths, Tiles(**_TILES))
-    encoder = encoders.make_encoder(
-      encoders.DEFAULT,
-      None,
-      features_dir=features_dir,
-      cache_dir=cache_dir,
-      sample=tuple,  # Not called: of random encoders.
-    )
+    encoder = encoders.make_encoder(encoders.DEFAULT, None, cache_dir=cache_dir)
     if failures := extraction.extract(cohort, features_dir, encoder):
       raise RuntimeError(f'phantom slides without features: {failures}')
 

@@ -1,6 +1,5 @@
 """How training shows itself: a bar, metrics.jsonl, and TensorBoard's events."""
 
-import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
@@ -10,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -22,13 +22,10 @@ DIVERGED = 'diverged.json'
 _DIVERGED = {'*': {'epoch': int, 'kept': int}}  # By stage.
 _SHOWN = ('train_loss', 'val_loss', 'val_accuracy', 'val_f1_macro', 'val_auroc')
 _WHOLE = ('epoch', 'best_epoch')  # Numbers.
-_EVENTS = 'events.out.tfevents.*'
 _SECONDS = 30.0  # Between the lines of a log.
 _LINE = (
   '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
 )
-
-
 PATIENCE = 3.0  # Seconds of a loop that mostly is short, before it is shown.
 
 
@@ -36,12 +33,16 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   """Returns what shows the progress of a loop on standard error.
 
   On a terminal, a bar. In a file or a pipe, a plain line at the start, at the
-  end and every half minute between: no carriage returns.
+  end and every half minute between: no carriage returns. Of a pod, process 0
+  alone shows it.
 
   Args:
     iterable: to go over, if any.
-    **options: of tqdm; `delay=PATIENCE` suits loops that mostly are short.
+    **options: of tqdm.
   """
+  # Which process it is, is asked of a pod alone: that starts the devices.
+  hidden = jax.distributed.is_initialized() and not parallel.is_first()
+  options = {'disable': hidden} | options
   if sys.stderr.isatty():
     return tqdm.tqdm(iterable, **options)
   return tqdm.tqdm(
@@ -57,10 +58,21 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   )
 
 
-def go_through(steps: Iterable, total: int, unit: str, name: str) -> None:
-  """Takes steps that mostly are done before; shows a bar where they are not."""
-  shown = bar(steps, desc=name, total=total, unit=unit, delay=0.5)
-  collections.deque(shown, maxlen=0)
+def over(
+  items: Iterable | None,
+  name: str,
+  total: int | None = None,
+  unit: str = 'slide',
+) -> tqdm.tqdm:
+  """Returns the items of a loop whose bar shows if it is not short.
+
+  Args:
+    items: to go over, if any.
+    name: before the bar.
+    total: how many they are, if they do not know.
+    unit: what they are.
+  """
+  return bar(items, desc=name, total=total, unit=unit, delay=PATIENCE)
 
 
 class Progress:
@@ -98,7 +110,6 @@ class Progress:
       desc=name,
       unit=unit,
       mininterval=1,
-      disable=not parallel.is_first(),
       postfix='compiling, once',
     )
     self._compiled = False
@@ -282,15 +293,13 @@ class EventFile:
     from data.host_tensorflow import tf
 
     self._v1 = tf.compat.v1
-    for old in folder.glob(_EVENTS):
+    for old in folder.glob('events.out.tfevents.*'):
       old.unlink()
-    now = time.time()
-    path = folder / _EVENTS.replace('*', f'{int(now)}.kmil_jax')
-    self._writer = tf.io.TFRecordWriter(str(path))
-    self._write(now, file_version='brain.Event:2')
+    with tf.Graph().as_default():  # Without a graph, it asks for tensorboard.
+      self._writer = self._v1.summary.FileWriter(str(folder))
     # A TensorBoard that is open forgets what it read of the old file.
     start = self._v1.SessionLog(status=self._v1.SessionLog.START)
-    self._write(now, step=0, session_log=start)
+    self._writer.add_session_log(start, 0)
     for line in lines:
       self.add(line)
 
@@ -306,17 +315,11 @@ class EventFile:
       for name, value in line.items()
       if name not in ('stage', 'epoch') and value is not None
     ]
-    self._write(
-      time.time(), step=line['epoch'], summary=self._v1.Summary(value=values)
-    )
+    self._writer.add_summary(self._v1.Summary(value=values), line['epoch'])
     self._writer.flush()
 
   def close(self) -> None:
     self._writer.close()
-
-  def _write(self, wall_time: float, **content: Any) -> None:
-    event = self._v1.Event(wall_time=wall_time, **content)
-    self._writer.write(event.SerializeToString())
 
 
 class _Log:

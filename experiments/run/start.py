@@ -11,7 +11,7 @@ A script is a function, whose parameters are its options:
     ...
     return 'view', {'run': path}
 
-  main = start.script(run, errors=(CohortError,))
+  main = start.script(run)
 
   if __name__ == '__main__':
     main()
@@ -49,7 +49,7 @@ from kmil_jax import parallel
 # flags, None for none. Options that both declare alike are handed on.
 Next = tuple[str | None, Mapping[str, Any]]
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
-_ERRORS = (FloatingPointError, OSError, OptionError, results.ResultsError)
+_PACKAGES = ('data', 'experiments', 'kmil_jax')
 _INTERRUPTED = 130  # The exit code, as that of a shell.
 _NO_FOLDER = (
   '{}: there is a file, or a link to nothing, where a folder is needed. Give'
@@ -288,21 +288,18 @@ class Findings:
     sys.exit(1 if self.problems else 0)
 
 
-def script(
-  run: Callable[..., Next | None], errors: Sequence[type[Exception]] = ()
-) -> Callable[..., None]:
+def script(run: Callable[..., Next | None]) -> Callable[..., None]:
   """Returns a main function that reads the options of `run` and calls it.
 
   Every script has --plugin. The processes of a pod are joined if it takes a
-  `Machine`. Faults of the user's input end the process with exit code 1 and a
-  message without a traceback; with --check, among all problems.
+  `Machine`. Faults of the user's input, see `is_explained`, end the process
+  with exit code 1 and a message without a traceback; with --check, among all
+  problems.
 
   Args:
     run: the script. The annotations of its parameters are classes of options;
       the docstring of its module begins `--help`. The command that it returns
       is printed; after --check, the same one without.
-    errors: what it raises for faults of the user's input, besides those of
-      files, folders, options and losses that are not finite.
 
   Returns:
     A function of the command line, `sys.argv` by default. Its attribute
@@ -339,7 +336,7 @@ def script(
         _leave_pod(code, message)
         print(message, file=sys.stderr, flush=True)
         sys.exit(code)
-      if isinstance(e, (*_ERRORS, *errors)):
+      if is_explained(e):
         _leave_pod(1, f'error: {e}')
         findings = Findings([str(e)], getattr(e, 'warnings', []))
         if any(isinstance(one, Check) and one.check for one in given):
@@ -351,6 +348,17 @@ def script(
 
   main.options = classes
   return main
+
+
+def is_explained(error: BaseException) -> bool:
+  """Whether an error says what is wrong and what to do.
+
+  Those of the project's own classes do, and of classes derived from them; and
+  those of files, folders and losses that are not finite.
+  """
+  packages = [c.__module__.split('.')[0] for c in type(error).__mro__]
+  named = isinstance(error, FloatingPointError | OSError)
+  return named or not set(_PACKAGES).isdisjoint(packages)
 
 
 def show(text: str, file: TextIO | None = None) -> None:

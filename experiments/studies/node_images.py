@@ -29,7 +29,7 @@ from experiments.run import phantoms, progress, results
 from experiments.run.options import field, free
 from experiments.studies import two_step
 from experiments.studies.two_step import CLASSES, ONE, RAISED, TWO, Design
-from kmil_jax import heatmap, parallel
+from kmil_jax import heatmap
 from kmil_jax.heatmap import FIRES, STRIDE, WINDOW
 
 VOTES = (WINDOW // STRIDE) ** 2  # Of a pixel; a score is a number of them.
@@ -122,7 +122,7 @@ class Nodes(Material):
   def false_positives(self, primary: Trained) -> LabelledTiles:
     images, where = self.images, [np.empty((0, 3), int)]
     negative = np.flatnonzero(~images.test & ~images.positive)
-    for row in _bar(negative, 'false positives'):
+    for row in progress.over(negative, 'false positives', unit='image'):
       image, mask = images.read(row)
       _, tissue = windows(image, mask, _COARSE)
       (prob,) = scan(image, [primary], tissue, _COARSE)
@@ -138,7 +138,7 @@ class Nodes(Material):
     images, rows = self.images, range(len(self.images))
     probs = [
       self._scanned(study.folder, row, networks)
-      for row in _bar(rows, 'heat maps')
+      for row in progress.over(rows, 'heat maps', unit='image')
     ]
     scores = {
       rule: np.array([most_votes(maps[step]) for maps in probs])
@@ -163,7 +163,7 @@ class Nodes(Material):
       some = np.flatnonzero(images.test & (images.positive == wanted))
       order = some[np.argsort(-one[some], kind='stable')]
       drawn |= set(order[: (self.pictures + wanted) // 2].tolist())
-    for row in _bar(rows, 'outlines'):
+    for row in progress.over(rows, 'outlines', unit='image'):
       image, mask = images.read(row)
       maps, name = {}, images.id[row]
       for (rule, votes), prob in zip(scores.items(), probs[row], strict=True):
@@ -528,8 +528,3 @@ def score_figure(
     ax.grid(axis='y', color='0.92')
   panels[0].set_ylabel('score: highest share of votes in the image')
   return drawing
-
-
-def _bar(rows: Sequence[int], name: str) -> Iterator[int]:
-  disable = not parallel.is_first()
-  return progress.bar(rows, desc=name, unit='image', disable=disable)

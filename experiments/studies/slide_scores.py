@@ -1,8 +1,6 @@
 """Scores all tissue of a slide: a map, its detections, a score of the slide."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent import futures
 import functools
 import hashlib
 import json
@@ -11,6 +9,7 @@ import pathlib
 import numpy as np
 
 from data import tiff
+from data.ahead import ahead
 from data.camelyon16.patches import tissue_map
 from data.slides import Slide, SlideError
 from experiments.run.results import Folder
@@ -137,14 +136,9 @@ def windows(
           seen[:height, :width] = part[:height, :width]
     return out
 
-  pending = deque()
-  with futures.ThreadPoolExecutor(1) as pool:  # Batches follow one another.
-    for first in range(0, len(places), batch):
-      pending.append(pool.submit(cut, places[first : first + batch]))
-      if len(pending) > _AHEAD:
-        yield pending.popleft().result()
-    while pending:
-      yield pending.popleft().result()
+  some = (places[i : i + batch] for i in range(0, len(places), batch))
+  # One thread: batches follow one another.
+  return ahead(cut, some, count=_AHEAD)
 
 
 def slide_score(scores: np.ndarray, threshold: float) -> float:

@@ -160,8 +160,8 @@ def attempt(reader, place, known, file: str) -> dict[str, str]:
     value, infinite = hashed(reader.read(place))
   except (Exception, SystemExit) as e:
     explained = start.fault_of_machine(e, pathlib.Path('no cache'))
-    named = *start._ERRORS, *reader.errors, SystemExit
-    if not explained and not isinstance(e, named):
+    named = isinstance(e, SystemExit) or start.is_explained(e)
+    if not explained and not named:
       lines = traceback.format_exception(e)
       return {'outcome': 'traceback', 'text': ''.join(lines)[-1500:]}
     text = explained[1] if explained else str(e)

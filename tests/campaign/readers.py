@@ -33,10 +33,6 @@ from experiments.run.results import Folder
 from kmil_jax import checkpoint, export, models as networks, port
 
 RUN = 'kmil_s1'
-# What the scripts catch besides their usual errors.
-_BAGS, _TILES = cohorts.ERRORS, training.ERRORS
-_PREDICT = export.ExportError, models.PredictionError
-_MAPS = tile_scores.MapError, slides.SlideError
 _TABLES = 'features/* labels.csv splits/*'
 _PARAMETERS = f'{RUN}/fold_*/checkpoints/**/*'
 _SCORES = f'{RUN}/fold_*/attention/*.h5'
@@ -52,7 +48,6 @@ class Reader(NamedTuple):
   write: Callable[[pathlib.Path], Any]  # fills a folder
   damaged: str  # patterns of files in it
   read: Callable[[pathlib.Path], Any]
-  errors: tuple[type[Exception], ...] = ()  # that the scripts catch, too
   sealed: bool = False  # whether the project keeps a hash that tells changes
 
 
@@ -259,27 +254,27 @@ def read_outlines(folder: pathlib.Path) -> list:
 images, lesions = golden_pictures.node_images, golden_inputs.detections
 _PACKED = 'packed/slide_bags/cohort/1.0.0'
 READERS = {
-  'CLAM': Reader(write_cohort, _TABLES, read_cohort, _BAGS),
-  'STAMP': Reader(write_cohort, 'stamp/*', _read('stamp'), _BAGS),
-  'TRIDENT': Reader(write_cohort, 'trident/*/*', _read('trident'), _BAGS),
-  'tensors': Reader(write_cohort, 'tensors/*', _read('tensors'), _BAGS),
-  'packed': Reader(write_packed, f'{_PACKED}/*', _read(_PACKED), _BAGS),
-  'models': Reader(write_run, _RECORDS, read_models, _PREDICT),
+  'CLAM': Reader(write_cohort, _TABLES, read_cohort),
+  'STAMP': Reader(write_cohort, 'stamp/*', _read('stamp')),
+  'TRIDENT': Reader(write_cohort, 'trident/*/*', _read('trident')),
+  'tensors': Reader(write_cohort, 'tensors/*', _read('tensors')),
+  'packed': Reader(write_packed, f'{_PACKED}/*', _read(_PACKED)),
+  'models': Reader(write_run, _RECORDS, read_models),
   'report': Reader(write_run, _RECORDS, read_report),
   'comparison': Reader(write_run, _RECORDS, read_comparison),
-  'parameters': Reader(write_run, _PARAMETERS, read_models, _PREDICT, True),
-  'states': Reader(write_states, '**/*', read_states, (), True),
-  'tile scores': Reader(write_run, _SCORES, read_scores, _MAPS),
-  'export': Reader(write_export, 'model.kmil', read_export, _PREDICT, True),
-  'classifier': Reader(train, 'tiny/*.*', train, _TILES, True),
-  'own weights': Reader(train, 'tiny/model*', read_start, _TILES),
-  'weights': Reader(write_weights, '*', read_weights, _TILES),
-  'volumes': Reader(write_nodes, '*', read_nodes, _TILES),
-  'DICOM': Reader(write_series, 'series/*', read_series, _TILES),
-  'tiles zip': Reader(write_zip, '*', read_zip, _TILES),
-  'tile folders': Reader(write_folders, '**/*.*g', read_folders, _TILES),
-  'images': Reader(images, '**/*.*g *.csv', read_images, _TILES),
-  'slides': Reader(write_slides, 'slides/* *.csv', read_slides, _MAPS[1:]),
-  'lesions': Reader(lesions, '*/*', read_lesions, (froc.DetectionError,)),
-  'outlines': Reader(write_outlines, 'outlines/*', read_outlines, _TILES),
+  'parameters': Reader(write_run, _PARAMETERS, read_models, True),
+  'states': Reader(write_states, '**/*', read_states, True),
+  'tile scores': Reader(write_run, _SCORES, read_scores),
+  'export': Reader(write_export, 'model.kmil', read_export, True),
+  'classifier': Reader(train, 'tiny/*.*', train, True),
+  'own weights': Reader(train, 'tiny/model*', read_start),
+  'weights': Reader(write_weights, '*', read_weights),
+  'volumes': Reader(write_nodes, '*', read_nodes),
+  'DICOM': Reader(write_series, 'series/*', read_series),
+  'tiles zip': Reader(write_zip, '*', read_zip),
+  'tile folders': Reader(write_folders, '**/*.*g', read_folders),
+  'images': Reader(images, '**/*.*g *.csv', read_images),
+  'slides': Reader(write_slides, 'slides/* *.csv', read_slides),
+  'lesions': Reader(lesions, '*/*', read_lesions),
+  'outlines': Reader(write_outlines, 'outlines/*', read_outlines),
 }

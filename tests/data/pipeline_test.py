@@ -175,7 +175,7 @@ def wait_for(condition):
 
 def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
   def readers():
-    return [t for t in threading.enumerate() if 'tile-reader' in t.name]
+    return [t for t in threading.enumerate() if t.name.startswith('ahead')]
 
   stream = read_tiles(slide, grid, batch=1, threads=2)
   next(stream)

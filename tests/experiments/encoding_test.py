@@ -545,7 +545,7 @@ def test_the_time_without_tiles_is_counted():
       time.sleep(encoding)
       return images
 
-    ahead = extraction._ahead(batches(), 4)
+    ahead = extraction._in_thread(batches())
     encoder = Encoder('slow', encode)
     return sum(seen[2] for seen in extraction._encoded(encoder, ahead))
 

@@ -10,6 +10,7 @@ from unittest import mock
 import jax
 import pytest
 
+from data.labelled_tiles import TileError
 from experiments.run import start
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,6 +103,13 @@ def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
 def test_other_faults_are_no_fault_of_the_machine():
   for error in (ValueError('x'), AssertionError('x'), OSError('x')):
     assert start.fault_of_machine(error, CACHE) is None
+
+
+def test_errors_of_own_classes_and_those_derived_from_them_are_explained():
+  derived = type('OfAPlugin', (TileError,), {})
+  explained = TileError('x'), derived('x'), FloatingPointError(), OSError()
+  assert all(map(start.is_explained, explained))
+  assert not any(map(start.is_explained, (ValueError('x'), KeyError('x'))))
 
 
 def test_an_absent_accelerator_is_named(monkeypatch):

@@ -36,7 +36,7 @@ def two_slides(monkeypatch):
 
 @pytest.mark.slow
 def test_both_cohorts_are_encoded_by_the_default_encoder(two_slides, tmp_path):
-  external, features_dir = phantoms.make_external(str(tmp_path))
+  external, features_dir = phantoms.make_cohort(str(tmp_path), external=True)
   main, main_dir = phantoms.make_cohort(str(tmp_path))
   assert external != main
   first, last = label_files.read(external / 'labels.csv').slide
@@ -54,7 +54,7 @@ def test_both_cohorts_are_encoded_by_the_default_encoder(two_slides, tmp_path):
   # Finished slides stay; a missing one is encoded as it was.
   touched = kept.stat().st_mtime_ns
   path.unlink()
-  phantoms.make_external(str(tmp_path))
+  phantoms.make_cohort(str(tmp_path), external=True)
   again = features.read(path).features
   np.testing.assert_allclose(again, before.features, rtol=1e-4, atol=1e-5)
   assert kept.stat().st_mtime_ns == touched
