@@ -93,7 +93,7 @@ def run(scoring: Scoring) -> start.Next:
     ends = froc.interval(
       list(cases.values()), resamples=scoring.resamples, seed=scoring.seed
     )
-    # Undefined if fewer than two slides hold lesions.
+    # Undefined if fewer than two slides hold lesions, or nothing varies.
     low_high = tuple(ends.tolist()) if np.isfinite(ends).all() else None
     interval = {'interval': low_high}
     lines[INTERVAL] = [low_high, *[None] * len(froc.RATES)]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kmil_jax import checkpoint, loop, train
+from kmil_jax import checkpoint, loop, selection, splits, train
 from kmil_jax.inference import CHOOSER, MODEL, Design, Variant, stack
 from kmil_jax.models import SPECS, kmil
 from kmil_jax.models.kmil import Choice
@@ -119,7 +119,18 @@ def train_folds(
   Returns:
     The chosen parameters of the runs, and their validation and test
     predictions.
+
+  Raises:
+    splits.SplitError: if the recipe selects by an AUROC that a validation part
+      does not have.
   """
+  select, label = settings.recipe.select, bags.store.label
+  alone = {f.number for f in folds if len(np.unique(label[f.val])) < 2}
+  if select in selection.NEED_AUROC and alone:
+    raise splits.SplitError(
+      f'validation parts of folds {[*alone]} hold one class, and no AUROC to'
+      f' choose the epoch by ({select}). Take the last one: --select=last.'
+    )
   keep, params, diverged = None, {}, [{} for _ in folds]
   lost = np.zeros(len(folds), bool)
   seeds = [settings.seed if f.seed is None else f.seed for f in folds]

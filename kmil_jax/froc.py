@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
+from kmil_jax import intervals
+
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # False positives per slide.
 MPP = 0.243  # um per level-0 pixel, taken for both scanners.
 LEVEL = 5  # Of the masks: pixels are 2^5 level-0 pixels wide.
@@ -193,12 +195,12 @@ def interval(
     seed: of the draws.
 
   Returns:
-    Low and high; NaN if fewer than two slides have lesions that count, for
-    then nothing is known of how slides differ.
+    Low and high; NaN if fewer than two slides have lesions that count, or all
+    resamples have one score, for then nothing is known of how slides differ.
   """
   if sum(case.targets > 0 for case in cases) < 2:
     return np.full(2, np.nan)
   n, rng = len(cases), np.random.default_rng(seed)
   draws = (rng.integers(0, n, n) for _ in range(resamples))
   scores = [froc([cases[i] for i in draw]).score for draw in draws]
-  return np.nanpercentile(scores, (2.5, 97.5))
+  return intervals.percentile(np.array(scores))

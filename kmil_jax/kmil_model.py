@@ -34,9 +34,8 @@ _LENGTHS = tuple(
   multiple * math.ceil(LEAST / multiple * 2 ** (step / 2))
   for step, multiple in enumerate([8] * 21 + [4096] * 39)
 )
-_FLOOR = float(
-  np.finfo(np.float32).tiny
-)  # Of probabilities, before their logarithm.
+# Of probabilities, before their logarithm.
+_FLOOR = float(np.finfo(np.float32).tiny)
 
 
 class ExportError(ValueError):
@@ -136,8 +135,7 @@ class Model:
     lengths = [n for n in LENGTHS if program_name(n) in self._programs]
     least = self.card['settings'].get('total_instances', 1)
     rows = padded_length(len(x), lengths, least)
-    padded = np.zeros((rows, width), np.float32)
-    padded[: len(x)] = x
+    padded = np.pad(x, ((0, rows - len(x)), (0, 0)))
     output = jax.device_get(self._predict(self._weights, padded, len(x)))
     raw = output.pop('prob').astype(float)
     temperature = [[t or 1.0] for t in self.card['temperature']]

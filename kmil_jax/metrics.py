@@ -124,16 +124,14 @@ def evaluate_binary(
     denominator.
   """
   # A second to import.
-  from sklearn.metrics import confusion_matrix, precision_recall_curve
+  from sklearn.metrics import average_precision_score, confusion_matrix
 
-  called = prob >= threshold
-  table = confusion_matrix(positive, called, labels=[False, True])
+  table = confusion_matrix(positive, prob >= threshold, labels=[False, True])
   scores = from_confusion(table)
-  precision, recall, _ = precision_recall_curve(positive, prob)
-  auprc = np.sum(np.diff(recall[::-1]) * precision[-2::-1])
+  auprc = average_precision_score(positive, prob) if positive.any() else np.nan
   values = {
     'auroc': auroc(positive, prob),
-    'auprc': auprc if positive.any() else np.nan,
+    'auprc': auprc,
     'f1': scores['class_f1'][1],
     'f1_micro': scores['accuracy'],
     'sensitivity': scores['class_recall'][1],

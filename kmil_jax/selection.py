@@ -81,9 +81,9 @@ def update(
   The rate is constant, falls along a cosine, falls to a fifth at half of the
   epochs ('step'), to a tenth after every 10 ('decade'), or ('plateau') to a
   third, not below the recipe's lowest, whenever a run has gone another 7 epochs
-  without improvement. Unlike Zheng's released code, each run starts from the
-  recipe's rate rather than where the fold before it ended. Epochs that cannot
-  be kept do not count as epochs without improvement.
+  without improvement. It never rises. Unlike Zheng's released code, each run
+  starts from the recipe's rate rather than where the fold before it ended.
+  Epochs that cannot be kept do not count as epochs without improvement.
 
   Args:
     selection: up to the epoch before.
@@ -104,7 +104,9 @@ def update(
   score, better = SELECTS[recipe.select](val, selection)
   improved = counts & better
   stale = np.where(improved, 0, selection.stale + counts)
-  schedule = SCHEDULES[recipe.schedule]
+  schedule, most = SCHEDULES[recipe.schedule], recipe.learning_rate
+  # Not above the recipe's rate, to a floor that is.
+  following = np.minimum(schedule(recipe, epoch, stale, rate), most)
   patience = np.inf if recipe.patience is None else recipe.patience
   choose = lambda where, new, name: np.where(where, new, selection[name])
   return Selection(
@@ -113,7 +115,7 @@ def update(
     auroc=choose(improved, val['auroc'], 'auroc'),
     epoch=choose(improved, epoch, 'epoch'),
     stale=stale,
-    learning_rate=np.where(active, schedule(recipe, epoch, stale, rate), rate),
+    learning_rate=np.where(active, following, rate),
     stopped=selection.stopped | (stale >= patience),
   ), improved
 
@@ -121,8 +123,7 @@ def update(
 def _can_be_kept(recipe: AnyRecipe, epoch: int) -> bool:
   if recipe.select != 'late_auroc':
     return True
-  last = recipe.epochs - 1
-  return epoch > min(last - 1, recipe.epochs * (_LATE - 1) // _LATE)
+  return epoch > min(recipe.epochs - 2, recipe.epochs * (_LATE - 1) // _LATE)
 
 
 def _highest(*names: str, sign: int = 1, better: Any = np.greater) -> Any:
@@ -161,20 +162,16 @@ SELECTS = {
 }
 
 
-def _plateau(
-  recipe: AnyRecipe, epoch: int, stale: np.ndarray, rate: np.ndarray
-) -> np.ndarray:
-  slow = (stale > 0) & (stale % _PLATEAU_EVERY == 0)
-  floor = np.minimum(rate, recipe.learning_rate_min)
-  return np.where(slow, np.maximum(rate * _PLATEAU_FACTOR, floor), rate)
-
-
 # Of a recipe, an epoch, epochs without improvement and the rate: the next one.
 SCHEDULES = {
   'cosine': lambda recipe, epoch, *_: optim.cosine(
     recipe.learning_rate, recipe.learning_rate_min, epoch + 1, recipe.epochs
   ),
-  'plateau': _plateau,
+  'plateau': lambda recipe, epoch, stale, rate: np.where(
+    (stale > 0) & (stale % _PLATEAU_EVERY == 0),
+    np.maximum(rate * _PLATEAU_FACTOR, recipe.learning_rate_min),
+    rate,
+  ),
   'constant': lambda recipe, epoch, stale, rate: rate,
   'step': lambda recipe, epoch, stale, rate: (
     rate * (_STEP_FACTOR if epoch + 1 == recipe.epochs // 2 else 1)

@@ -93,9 +93,8 @@ def without_test(case: np.ndarray, label: np.ndarray, seed: int) -> Parts:
   cases, code = class_of_cases(case, label)
   val = np.zeros(len(cases), bool)
   for c in np.unique(code):
-    own = np.random.default_rng([seed, c]).permutation(
-      np.flatnonzero(code == c)
-    )
+    rng = np.random.default_rng([seed, c])
+    own = rng.permutation(np.flatnonzero(code == c))
     val[own[: max(len(own) // _HELD_OUT, len(own) > 1)]] = True
   val = np.isin(case, cases[val])
   if lost := np.setdiff1d(label, label[~val]).tolist():

@@ -439,7 +439,7 @@ def join(
   problems += [f'{csv_path}: {fault}' for fault in faults]
   listed = frozenset(table.slide.tolist())
   try:
-    table = relabelled(table, mapping)
+    table = relabelled(table, mapping, may_lack=bool(like))
   except label_files.ManifestError as e:
     problems.append(str(e))
   left_out = listed - frozenset(table.slide.tolist())
@@ -489,6 +489,12 @@ def join(
   if not has.any() or len(classes) < 2:
     return None, table, left_out
   usable = table.subset(has)
+  lost = set(classes) - set(usable.label.tolist())
+  if allow_missing and lost and not like:
+    problems.append(
+      f'{features_dir}: no slide of the classes {first_of(sorted(lost))} has'
+      ' features. Take these classes out of the table, or by --labels.'
+    )
   cohort = Cohort(
     manifest=usable,
     classes=classes,
@@ -647,13 +653,24 @@ def relabelling(
   }
 
 
-def relabelled(table: Manifest, mapping: dict[str, str] | None) -> Manifest:
-  """Relabels; the paper's classes may be numbered in the table."""
+def relabelled(
+  table: Manifest, mapping: dict[str, str] | None, *, may_lack: bool = False
+) -> Manifest:
+  """Relabels; the paper's classes may be numbered in the table.
+
+  Args:
+    table: of slides.
+    mapping: old label to new.
+    may_lack: whether the table may lack some of the old labels, not all.
+  """
   if mapping is None:
     return table
   names = {str(c): name for c, name in enumerate(PAPER_CLASSES)}
   if set(table.label) <= set(names) and set(mapping) <= set(PAPER_CLASSES):
     table = label_files.relabel(table, {c: names[c] for c in set(table.label)})
+  if may_lack:
+    there = set(table.label.tolist())
+    mapping = {old: mapping[old] for old in mapping if old in there} or mapping
   return label_files.relabel(table, mapping)
 
 

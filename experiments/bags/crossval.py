@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 
 from data import slides
-from data.splits import Split, SplitError
+from data.splits import Split
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
 from experiments.evaluation import floors, groups, predictions, seeds, summary
@@ -25,7 +25,7 @@ from experiments.evaluation.predictions import TEST, Predictions
 from experiments.maps import tile_scores
 from experiments.run import progress, start
 from experiments.run.results import REPORT, Folder, ResultsError
-from kmil_jax import folds, parallel, selection
+from kmil_jax import folds, parallel
 from kmil_jax.folds import Fold, FoldResults, Settings
 from kmil_jax.inference import MODEL
 from kmil_jax.models.kmil import Choice
@@ -90,8 +90,8 @@ def train_folds(
     attention: also stores what the models see in the test slides.
 
   Raises:
-    data.splits.SplitError: if the recipe selects by an AUROC that a validation
-      part does not have.
+    kmil_jax.splits.SplitError: if the recipe selects by an AUROC that a
+      validation part does not have.
     FloatingPointError: if no run of the experiment has an epoch to keep.
   """
   todo = _to_train(runs, requested, folder)
@@ -99,7 +99,6 @@ def train_folds(
     _drop_finished(runs, folder)
     return
   chosen = [runs[i] for i in todo]
-  _check_validation(material, chosen, settings)
   cohort, splits = material.cohort, material.splits
   bags = cohort.bags(settings.precision, training.store, training.stream_cache)
   devices = parallel.num_devices()
@@ -433,23 +432,6 @@ def _watch(
 def _counted(name: str, cohort: Cohort) -> Callable[[Iterable], Iterable]:
   """Returns what shows how many slides of a cohort were taken."""
   return functools.partial(progress.over, name=name, total=len(cohort.label))
-
-
-def _check_validation(
-  material: Material, runs: Sequence[Run], settings: Settings
-) -> None:
-  """Raises if the epoch is chosen by an AUROC that a fold does not have."""
-  select = settings.recipe.select
-  alone = [
-    fold
-    for fold in dict.fromkeys(run.fold for run in runs)
-    if len(set(material.cohort.label[material.splits[fold].val])) < 2
-  ]
-  if select in selection.NEED_AUROC and alone:
-    raise SplitError(
-      f'validation parts of folds {alone} hold one class, so they have no AUROC'
-      f' to choose the epoch by ({select}). Give --select=last.'
-    )
 
 
 def _to_train(

@@ -275,7 +275,7 @@ class Training(start.Training):
 class Regression:
   """The logistic regression of experiments.mean_pooling."""
 
-  c: float = field(1.0, 'Inverse strength of the L2 penalty.', least=0)
+  c: float = field(1.0, 'Inverse strength of the L2 penalty.', least=1e-9)
 
 
 # All that config.json of a run on bags may hold.

@@ -246,12 +246,12 @@ def of_cases(tests: Sequence[Predictions]) -> dict[str, Any]:
     for name in metrics.NAMES:
       cells = map(number, (values[name], *bounds[name]))
       found.setdefault(how, {})[name] = dict(zip(_POOLED, cells, strict=True))
-  whole = predictions.pool(tests)
-  slides = (whole.case[:, None] == case).sum(0) if one.any() else np.zeros(1)
+  every = predictions.pool(tests).case
+  _, slides = np.unique(every[np.isin(every, case)], return_counts=True)
   return {
     'count': len(set(p.case.tolist())),
     'mixed': len(set(p.case[~one].tolist())),
-    'most_slides': int(slides.max()),
+    'most_slides': int(slides.max(initial=0)),
     **found,
   }
 

@@ -220,7 +220,8 @@ class Nodes(Material):
     if TWO in scores:
       hits = (votes >= bar)[test & positive].sum()
       raised = two_step.raised_bar(scores[ONE][test], positive[test], hits)
-      add(RAISED, scores[ONE], min(raised, VOTES), 'test')
+      # One vote more than there are: no image.
+      add(RAISED, scores[ONE], min(raised, VOTES + 1), 'test')
     patients = {
       part: len(set(images.patient[some]))
       for part, some in (('test', test), ('development', ~test))

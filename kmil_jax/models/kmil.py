@@ -68,8 +68,9 @@ def key_instances(
     higher, so the result does not depend on padding.
   """
   chex.assert_equal_shape([scores, mask])
-  n = mask.sum()
-  kept = jnp.maximum(n * (1000 - drop_per_mille) // 1000, 1)
+  n, keep = mask.sum(), 1000 - drop_per_mille
+  # By thousands: n times 1000 may be more than int32 holds.
+  kept = jnp.maximum(n // 1000 * keep + n % 1000 * keep // 1000, 1)
   rank = pooling.masked_rank(scores if drop == 'lowest' else -scores, mask)
   return (rank < kept) & mask
 

@@ -513,6 +513,10 @@ def test_missing_slides_can_be_left_out_and_are_counted(cohort, capsys):
   assert '22 slides of 22 cases' in out
   tested = re.findall(r'fold \d: .* (\d+) test slides', out)
   assert len(tested) == 3 and sum(map(int, tested)) == 22
+  for i in range(1, 24, 3):  # All of class 1.
+    (root / 'features' / f'slide_{i:03d}.h5').unlink()
+  code, problems, *_ = check(*args, '--allow_missing', capsys=capsys)
+  assert code == 1 and 'no slide of the classes 1 has features' in problems[0]
 
 
 def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
@@ -521,10 +525,10 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   with h5py.File(root / 'second/features/slide_000.h5', 'a') as f:
     f['features'][0, 0] = np.nan
 
-  def problems(folder):
+  def problems(folder, *others):
     second = f'--external_csv={folder}/labels.csv'
     features_dir = f'--external_features_dir={folder}/features'
-    return check(*args, second, features_dir, capsys=capsys)[1]
+    return check(*args, second, features_dir, *others, capsys=capsys)[1]
 
   unknown, damaged, made = problems(root / 'second')
   assert 'labels novel are none of those the models know: 0, 1,' in unknown
@@ -532,6 +536,11 @@ def test_a_second_cohort_is_checked_with_the_first(cohort, capsys):
   assert 'slide_000.h5: NaN' in damaged
   (itself,) = problems(root)
   assert 'holds 24 slides of the first' in itself
+  # It may lack classes that are renamed.
+  bags = np.arange(24.0).reshape(2, 3, 4)
+  feature_folder.write(root / 'few', bags, ['0', '2'])
+  assert problems(root / 'few', '--labels=0:x,1:y,2:y') == []
+  assert 'no slide has the label 3' in problems(root / 'few', '--labels=3:x')[0]
 
 
 def test_a_fold_without_a_class_is_foretold(tmp_path):

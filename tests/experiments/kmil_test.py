@@ -457,3 +457,5 @@ def test_the_mean_of_shifted_bags_is_told_apart(tmp_path, shuffled):
   auroc = summary['metrics']['auroc']['pooled']
   # The standard error of an AUROC of 0.5 is about 0.07 here.
   assert abs(auroc - 0.5) < 0.15 if shuffled else auroc > 0.99
+  with pytest.raises(SystemExit, match='c=0'):
+    mean_pooling.main(['mean_pooling', *args, '--c=0'])

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -374,3 +375,12 @@ def test_the_raised_bar_finds_as_much_tumour():
   nothing = two_step.rules([primary, 0 * primary], tumour)
   assert not nothing[two_step.RAISED].any()
   assert list(two_step.rules([primary], tumour)) == [two_step.ONE]
+
+
+def test_one_step_finds_no_image_where_two_find_none():
+  test, positive, of = np.arange(8) > 3, np.arange(8) % 2 > 0, mock.Mock()
+  of.images = mock.Mock(test=test, positive=positive, patient=np.arange(8))
+  one, two = 16 * positive, 16 * (positive & ~test)
+  scores = {two_step.ONE: one, two_step.TWO: two}
+  _, (table, _) = nodes.Nodes._table_3(of, scores)
+  assert [row.lines[HERE][1] for row in table.rows] == [100, 0, 0]

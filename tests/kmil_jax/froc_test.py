@@ -148,6 +148,9 @@ def test_the_interval_is_of_slides():
     froc.interval(cases, resamples=200, seed=1), (low, high)
   )
   assert np.isnan(froc.interval(hand_cases()[:1], resamples=9)).all()
+  # Nothing varies: all is found above all false positives.
+  perfect = [froc.Case(np.array([0.1]), np.array([0.9, 0.8]), 2)] * 6
+  assert np.isnan(froc.interval(perfect, resamples=99)).all()
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,12 @@ def test_the_kept_are_the_best_and_padding_changes_nothing(bag, drop):
   np.testing.assert_array_equal(chosen, want)
 
 
+def test_a_thousand_times_the_instances_may_be_more_than_int32():
+  mask = np.ones(2_400_000, bool)
+  kept = keys(mask.astype(np.float32), mask, 100, 'lowest')
+  assert kept.sum() == 2_160_000
+
+
 @given(
   seed=st.integers(0, 2**32 - 1),
   scale=st.sampled_from([0.0, 1.0, 10.0, 1e4]),

@@ -164,6 +164,8 @@ def test_folds_that_diverge_have_no_predictions(shown, monkeypatch):
 
 
 BAGS = [np.zeros((3, 4))] * 6
+BY_AUROC = kmil_jax.Recipe(epochs=1, select='auroc')
+ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,7 @@ BAGS = [np.zeros((3, 4))] * 6
       {'patients': [0, 1, 2, float('nan'), 4, 5]},
       'Bag 3 has nan among',
     ),
+    (ALONE, r'validation parts of folds \[0\] hold one class'),
   ],
 )
 def test_what_cannot_be_trained_is_named(change, message):

@@ -118,6 +118,9 @@ def test_a_rate_below_the_floor_stays():
   recipe = dataclasses.replace(recipe, learning_rate_min=0.0)
   rate = follow(recipe, **falling)[-1][0].learning_rate[0]
   assert rate == pytest.approx(5e-5 / 3)
+  # A cosine would rise to its floor.
+  trace = follow(Recipe(learning_rate=1e-6, epochs=9), **falling)
+  assert {float(s.learning_rate[0]) for s, _ in trace} == {1e-6}
 
 
 @pytest.mark.parametrize(
