@@ -207,11 +207,7 @@ class Instances:
     own = len(self._rows)
     g = lambda *rows: f(self._read(*rows[:own]), *rows[own:])
     rows = *self._rows, *rows
-    if self.long:
-      # The gradient of a use is added to that of the next one before another
-      # is made: all at once would be as many bags.
-      self._rows = jax.lax.optimization_barrier(self._rows)
-      # Flax makes parameters outside of loops.
+    if self.long:  # Flax makes parameters outside of loops.
       g(*(row[:1] for row in rows), *keys)
       most = BLOCK
     if not most:

@@ -1,5 +1,6 @@
 """TransMIL: a transformer over the instances, placed in a square."""
 
+import functools
 from typing import Any
 
 import chex
@@ -77,7 +78,7 @@ class TransMIL(Network):
       )
       h = pooling.Instances(embedded, x, jnp.arange(rows)).map(lambda h: h)
       (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-      return PPEG(name='ppeg')(h, side)
+      return PPEG(name='ppeg')(h, sequence.real, side)
 
     # Of a long bag, two layers' tokens are not kept for the gradient.
     h = (nn.remat(first_half) if long else first_half)(self, x)
@@ -98,12 +99,15 @@ class PPEG(nn.Module):
   """Adds depthwise 7 x 7, 5 x 5 and 3 x 3 convolutions of the square.
 
   Shao et al., NeurIPS 2021, Algorithm 2. Call with rows [T, 512] as a layer
-  returns them and the side [] of the square; what it returns for padding is
-  meaningless. The three kernels and the identity are one 7 x 7 kernel.
+  returns them, True for those that are tokens [T], and the side [] of the
+  square; what it returns for padding is meaningless. The three kernels and the
+  identity are one 7 x 7 kernel.
   """
 
   @nn.compact
-  def __call__(self, h: jax.Array, side: jax.Array) -> jax.Array:
+  def __call__(
+    self, h: jax.Array, real: jax.Array, side: jax.Array
+  ) -> jax.Array:
     kernel = jnp.zeros((WIDTH, _SIZE, _SIZE))
     kernel = kernel.at[:, _SIZE // 2, _SIZE // 2].set(1)
     bias = 0
@@ -113,22 +117,35 @@ class PPEG(nn.Module):
       margin = (_SIZE - size) // 2
       kernel += jnp.pad(conv, ((0, 0), (margin, margin), (margin, margin)))
       bias += shift
-    y = _convolve(h, kernel.reshape(WIDTH, -1).T, side) + bias
-    return jnp.where(jnp.arange(len(h))[:, None] < _FIRST, h, y)
+    kernel = kernel.reshape(WIDTH, -1).T
+    if len(h) > pooling.WHOLE:  # In place: no copy of the tokens alone.
+      y = _convolve(h, kernel, side, _FIRST) + bias
+      return jnp.where(jnp.arange(len(h))[:, None] < _FIRST, h, y)
+    tokens = jnp.where(real[_FIRST:, None], h[_FIRST:], 0)
+    y = _convolve(tokens, kernel, side, 0) + bias
+    return jnp.concatenate([h[:_FIRST], y])
 
 
-@jax.custom_vjp
-def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
-  """Filters the square of tokens in x [T, W], row after row, with [49, W].
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _convolve(
+  x: jax.Array, kernel: jax.Array, side: jax.Array, before: int
+) -> jax.Array:
+  """Filters a square, row after row in x [T, W], with a kernel [49, W].
 
   A step in the square is a step of its rows times `side` plus its columns
   along x, which leaves the square where the column does: a slice and a mask
   for each of the 49. Its gradients are sums of the same slices, which autodiff
   would scatter.
+
+  Args:
+    x: the square, and zeros; of a long bag, in blocks, anything.
+    kernel: of the steps in their order.
+    side: of the square, [].
+    before: rows of x before the square.
   """
 
   def rows(first, count):
-    moved = _mover(x, first, count, side)
+    moved = _mover(x, first, count, side, before)
     add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
     zeros = jnp.zeros_like(x, shape=(count, WIDTH))
     return cpu.choose(
@@ -139,19 +156,19 @@ def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
   return _in_blocks(rows, len(x)).reshape(x.shape)
 
 
-def _convolve_fwd(x, kernel, side):
-  return _convolve(x, kernel, side), (x, kernel, side)
+def _convolve_fwd(x, kernel, side, before):
+  return _convolve(x, kernel, side, before), (x, kernel, side)
 
 
-def _convolve_bwd(saved, grad):
+def _convolve_bwd(before, saved, grad):
   x, kernel, side = saved
   # What lies outside the square has no gradient.
-  token = jnp.arange(len(x)) - _FIRST
+  token = jnp.arange(len(x)) - before
   inside = ((token >= 0) & (token < side**2))[:, None]
   grad = jnp.where(inside, grad, 0)
 
   def weights(first, count):
-    moved = _mover(x, first, count, side)
+    moved = _mover(x, first, count, side, before)
     own = jax.lax.dynamic_slice_in_dim(grad, first, count)
     product = lambda step: own * moved(step)
     # One kernel on GPUs, which would write some of many products to memory.
@@ -163,8 +180,8 @@ def _convolve_bwd(saved, grad):
     )
 
   sums = _in_blocks(weights, len(x)).reshape(-1, *kernel.shape).sum(0)
-  dx = _convolve(grad, kernel[::-1], side)
-  return jnp.where(inside, dx, 0), sums, None
+  dx = _convolve(grad, kernel[::-1], side, before)
+  return (jnp.where(inside, dx, 0) if before else dx), sums, None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
@@ -178,29 +195,28 @@ def _in_blocks(f, rows):
   return jax.lax.map(lambda first: f(first, pooling.BLOCK), starts)
 
 
-def _mover(x, first, count, side):
-  """Returns the function from a step [2] to rows as seen from there.
+def _mover(x, first, count, side, before):
+  """Returns the function from a step [2] to what rows of x see there.
 
-  Args:
-    x: [T, W].
-    first: of the rows.
-    count: of the rows.
-    side: of the square.
+  The rows are `count` from `first` on; for the others, see `_convolve`.
   """
   margin = (_SIZE // 2) * (_side(len(x)) + 1)
-  # Without a copy of a long x.
-  size = min(count + 2 * margin, len(x))
-  start = jnp.clip(first - margin, 0, len(x) - size)
-  near = jax.lax.dynamic_slice_in_dim(x, start, size)
-  padded = jnp.pad(near, ((margin, margin), (0, 0)))
-  token = first + jnp.arange(count) - _FIRST
+  at, in_block = first, count < len(x)
+  if in_block:
+    size = min(count + 2 * margin, len(x))
+    start = jnp.clip(first - margin, 0, len(x) - size)
+    x = jax.lax.dynamic_slice_in_dim(x, start, size)
+    at -= start
+  padded = jnp.pad(x, ((margin, margin), (0, 0)))
+  token = first + jnp.arange(count) - before
   column = token % side
 
   def moved(step):
     along = step[0] * side + step[1]
     inside = (column + step[1] >= 0) & (column + step[1] < side)
-    inside &= (token + along >= 0) & (token + along < side**2)
-    place = margin + first - start + along
+    if in_block:
+      inside &= (token + along >= 0) & (token + along < side**2)
+    place = margin + at + along
     seen = jax.lax.dynamic_slice_in_dim(padded, place, count)
     return jnp.where(inside[:, None], seen, 0)
 
