@@ -14,8 +14,8 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3342   2000
-kmil_jax/models         1872   1350
+kmil_jax                3346   2000
+kmil_jax/models         1897   1350
 kmil_jax/tasks           637   400
 data                    4672   2600
 data/phantom            1190   1050
@@ -31,10 +31,10 @@ experiments/viewer       364   230
 experiments/patches      715   320
 experiments/studies     2770   1400
 experiments/papers       585   600
-experiments/benchmarks  1174   360
-tests                  23611  13000
+experiments/benchmarks  1176   360
+tests                  23622  13000
 """
-TOTAL = 25730
+TOTAL = 25761
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

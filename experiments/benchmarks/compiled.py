@@ -127,7 +127,9 @@ class Compiled:
       moved, flops = cost['bytes accessed'], cost['flops']
       passes = 6 if self.precision == 'float32' else 1
       seconds = max(moved / bandwidth, passes * flops / rate)
+      peak = parallel.peak_bytes(compiled, 'tpu') / 1e6
       row |= {'trips': None, 'MB': moved / 1e6, 'GFLOP': flops / 1e9}
+      row['temporary (MB)'] = peak - 1e3 * row['arguments (GB)']
     return row | {'estimate (us)': seconds * 1e6}
 
   def lower(self, model: str, platform: str, mesh: Mesh) -> jax.stages.Lowered:

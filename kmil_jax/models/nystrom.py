@@ -102,8 +102,6 @@ class NystromLayer(nn.Module):
       may be negative.
     """
     chex.assert_shape(h, (len(sequence.weight), WIDTH))
-    # Of a loop, a long h: what reads it would else be given copies of its own.
-    h = pooling.Instances(lambda h: h, h).map(lambda h: h)
     norm = nn.LayerNorm(1e-5, name='norm')
     normed = lambda h, real: jnp.where(real[:, None], norm(h), 0)
     rows = pooling.Instances(normed, h, sequence.real)

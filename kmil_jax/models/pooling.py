@@ -207,7 +207,10 @@ class Instances:
     own = len(self._rows)
     g = lambda *rows: f(self._read(*rows[:own]), *rows[own:])
     rows = *self._rows, *rows
-    if self.long:  # Flax makes parameters outside of loops.
+    if self.long:
+      # One use after another: XLA may give each loop a copy of its own.
+      self._rows = jax.lax.optimization_barrier(self._rows)
+      # Flax makes parameters outside of loops.
       g(*(row[:1] for row in rows), *keys)
       most = BLOCK
     if not most:

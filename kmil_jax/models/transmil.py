@@ -1,5 +1,6 @@
 """TransMIL: a transformer over the instances, placed in a square."""
 
+import functools
 from typing import Any
 
 import chex
@@ -14,9 +15,9 @@ from kmil_jax.models.nystrom import CLASS_ROW, WIDTH, NystromLayer, Sequence
 from kmil_jax.types import Prediction
 
 _SIZE = 7  # Of the largest convolution.
+_FIRST = CLASS_ROW + 1  # Row of the first token of the square.
 # Steps to the rows and columns that a 7 x 7 convolution sees, [49, 2].
 _STEPS = np.indices((_SIZE, _SIZE)).reshape(2, -1).T - _SIZE // 2
-_CHANNELS = 32  # Of a long bag, convolved at a time.
 
 
 class TransMIL(Network):
@@ -49,32 +50,38 @@ class TransMIL(Network):
     self, x: jax.Array, mask: jax.Array, *, train: bool
   ) -> Prediction:
     chex.assert_rank([x, mask], [2, 1])
-    x = pooling.Instances(pooling.finite_padding, x, mask)
     size = len(mask)
     longest = _side(size)
     count = mask.sum()
     # The side of the square, by comparison: no root to be rounded.
     side = (jnp.arange(longest) ** 2 < count).sum()
-    start = CLASS_ROW + 1
+    start = _FIRST
     rows = start + longest**2
     # s^2 - n <= 2 s - 2 tokens are repeated, and never more than there are.
     repeats = min(size, 2 * longest - 2)
-    if rows > pooling.WHOLE:  # Whole blocks, cut without a copy.
+    if long := rows > pooling.WHOLE:  # Whole blocks, cut without a copy.
       rows = -(-(start + size + repeats) // pooling.BLOCK) * pooling.BLOCK
     sequence = Sequence.of(side**2 + 1, rows)
-
-    embed = TorchDense(WIDTH, name='embed')
-    embedding = x.map(lambda x: nn.relu(embed(x)))
-    token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
-    behind = max(repeats, rows - start - size)
-    h = jnp.pad(embedding, ((start, behind), (0, 0)))
-    h = h.at[CLASS_ROW].set(token)
-    h = jax.lax.dynamic_update_slice(h, embedding[:repeats], (start + count, 0))
-    h = h[:rows]
-
     layer = lambda name: NystromLayer(self.dropout, self.dtype, name=name)
-    (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
-    h = PPEG(name='ppeg')(h, sequence.real, side)
+
+    # Rows of the store, which all runs share, are placed rather than tokens.
+    x = pooling.finite_padding(x, mask)
+    x = jnp.pad(x, ((start, max(repeats, rows - start - size)), (0, 0)))
+    again = x[start : start + repeats]
+    x = jax.lax.dynamic_update_slice(x, again, (start + count, 0))[:rows]
+
+    def first_half(self, x):
+      embed = TorchDense(WIDTH, name='embed')
+      token = self.param('class_token', nn.initializers.normal(1.0), (WIDTH,))
+      embedded = lambda x, row: jnp.where(
+        row[:, None] == CLASS_ROW, token, nn.relu(embed(x))
+      )
+      h = pooling.Instances(embedded, x, jnp.arange(rows)).map(lambda h: h)
+      (h,), _ = layer('layer1')(h, sequence, (slice(0, rows),), train=train)
+      return PPEG(name='ppeg')(h, sequence.real, side)
+
+    # Of a long bag, two layers' tokens are not kept for the gradient.
+    h = (nn.remat(first_half) if long else first_half)(self, x)
     parts = (slice(CLASS_ROW, start), slice(start, start + size))
     (bag, instances), seen = layer('layer2')(h, sequence, parts, train=train)
 
@@ -111,72 +118,106 @@ class PPEG(nn.Module):
       kernel += jnp.pad(conv, ((0, 0), (margin, margin), (margin, margin)))
       bias += shift
     kernel = kernel.reshape(WIDTH, -1).T
-
-    def square(h, kernel, bias):
-      start = CLASS_ROW + 1
-      tokens = jnp.where(real[start:, None], h[start:], 0)
-      return jnp.concatenate(
-        [h[:start], _convolve(tokens, kernel, side) + bias]
-      )
-
-    if len(h) <= pooling.WHOLE:
-      return square(h, kernel, bias)
-    block = lambda h, kernel, bias: square(h.T, kernel.T, bias).T
-    y = pooling.by_blocks(block, h.T, kernel.T, bias, most=_CHANNELS)
-    return y.reshape(WIDTH, -1).T
+    if len(h) > pooling.WHOLE:  # In place: no copy of the tokens alone.
+      y = _convolve(h, kernel, side, _FIRST) + bias
+      return jnp.where(jnp.arange(len(h))[:, None] < _FIRST, h, y)
+    tokens = jnp.where(real[_FIRST:, None], h[_FIRST:], 0)
+    y = _convolve(tokens, kernel, side, 0) + bias
+    return jnp.concatenate([h[:_FIRST], y])
 
 
-@jax.custom_vjp
-def _convolve(x: jax.Array, kernel: jax.Array, side: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _convolve(
+  x: jax.Array, kernel: jax.Array, side: jax.Array, before: int
+) -> jax.Array:
   """Filters a square, row after row in x [T, W], with a kernel [49, W].
 
   A step in the square is a step of its rows times `side` plus its columns
   along x, which leaves the square where the column does: a slice and a mask
   for each of the 49. Its gradients are sums of the same slices, which autodiff
   would scatter.
+
+  Args:
+    x: the square, and zeros; of a long bag, in blocks, anything.
+    kernel: of the steps in their order.
+    side: of the square, [].
+    before: rows of x before the square.
   """
 
-  moved = _mover(x, side)
-  add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
-  return cpu.choose(
-    lambda: jax.lax.scan(add, jnp.zeros_like(x), (_STEPS, kernel))[0],
-    lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
-  )
+  def rows(first, count):
+    moved = _mover(x, first, count, side, before)
+    add = lambda y, tap: (y + tap[1] * moved(tap[0]), None)
+    zeros = jnp.zeros_like(x, shape=(count, WIDTH))
+    return cpu.choose(
+      lambda: jax.lax.scan(add, zeros, (_STEPS, kernel))[0],
+      lambda: sum(kernel[i] * moved(step) for i, step in enumerate(_STEPS)),
+    )
+
+  return _in_blocks(rows, len(x)).reshape(x.shape)
 
 
-def _convolve_fwd(x, kernel, side):
-  return _convolve(x, kernel, side), (x, kernel, side)
+def _convolve_fwd(x, kernel, side, before):
+  return _convolve(x, kernel, side, before), (x, kernel, side)
 
 
-def _convolve_bwd(saved, grad):
+def _convolve_bwd(before, saved, grad):
   x, kernel, side = saved
   # What lies outside the square has no gradient.
-  grad = jnp.where((jnp.arange(len(x)) < side**2)[:, None], grad, 0)
-  moved = _mover(x, side)
-  product = lambda step: grad * moved(step)
-  # One kernel on GPUs, which would write some of many products to memory.
-  at_once = lambda: (grad * jax.vmap(moved)(_STEPS)).sum(1)
-  apart = lambda: jnp.stack([product(step).sum(0) for step in _STEPS])
-  weights = cpu.choose(
-    lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
-    at_once if cpu.is_gpu() else apart,
-  )
-  return _convolve(grad, kernel[::-1], side), weights, None
+  token = jnp.arange(len(x)) - before
+  inside = ((token >= 0) & (token < side**2))[:, None]
+  grad = jnp.where(inside, grad, 0)
+
+  def weights(first, count):
+    moved = _mover(x, first, count, side, before)
+    own = jax.lax.dynamic_slice_in_dim(grad, first, count)
+    product = lambda step: own * moved(step)
+    # One kernel on GPUs, which would write some of many products to memory.
+    at_once = lambda: (own * jax.vmap(moved)(_STEPS)).sum(1)
+    apart = lambda: jnp.stack([product(step).sum(0) for step in _STEPS])
+    return cpu.choose(
+      lambda: jax.lax.map(lambda step: _sum_rows(product(step)), _STEPS),
+      at_once if cpu.is_gpu() else apart,
+    )
+
+  sums = _in_blocks(weights, len(x)).reshape(-1, *kernel.shape).sum(0)
+  dx = _convolve(grad, kernel[::-1], side, before)
+  return (jnp.where(inside, dx, 0) if before else dx), sums, None
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)
 
 
-def _mover(x, side):
-  """Returns the function from a step [2] to x [T, W] as seen from there."""
+def _in_blocks(f, rows):
+  """Returns f(first row, number of rows) of all, or of blocks of a long bag."""
+  if rows <= pooling.WHOLE:
+    return f(0, rows)
+  starts = jnp.arange(0, rows, pooling.BLOCK)
+  return jax.lax.map(lambda first: f(first, pooling.BLOCK), starts)
+
+
+def _mover(x, first, count, side, before):
+  """Returns the function from a step [2] to what rows of x see there.
+
+  The rows are `count` from `first` on; for the others, see `_convolve`.
+  """
   margin = (_SIZE // 2) * (_side(len(x)) + 1)
+  at, in_block = first, count < len(x)
+  if in_block:
+    size = min(count + 2 * margin, len(x))
+    start = jnp.clip(first - margin, 0, len(x) - size)
+    x = jax.lax.dynamic_slice_in_dim(x, start, size)
+    at -= start
   padded = jnp.pad(x, ((margin, margin), (0, 0)))
-  column = jnp.arange(len(x)) % side
+  token = first + jnp.arange(count) - before
+  column = token % side
 
   def moved(step):
-    start = margin + step[0] * side + step[1]
+    along = step[0] * side + step[1]
     inside = (column + step[1] >= 0) & (column + step[1] < side)
-    seen = jax.lax.dynamic_slice_in_dim(padded, start, len(x))
+    if in_block:
+      inside &= (token + along >= 0) & (token + along < side**2)
+    place = margin + at + along
+    seen = jax.lax.dynamic_slice_in_dim(padded, place, count)
     return jnp.where(inside[:, None], seen, 0)
 
   return moved

@@ -1,5 +1,7 @@
 """Devices made of CPU cores, unless the user says how many there are."""
 
+import types
+
 import jax
 import pytest
 
@@ -39,3 +41,17 @@ def test_what_the_user_says_stays(devices, monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', flag)
   parallel.use_cores()
   assert not devices
+
+
+def test_a_chips_peak_is_that_of_its_compiler():
+  """Which refuses a program of a higher one; temporaries may be above it."""
+  sizes = {'argument': 4, 'output': 2, 'temp': 9, 'alias': 1}
+  memory = types.SimpleNamespace(
+    peak_memory_in_bytes=7,
+    **{f'{k}_size_in_bytes': v for k, v in sizes.items()},
+  )
+  compiled = types.SimpleNamespace(memory_analysis=lambda: memory)
+  peaks = {
+    on: parallel.peak_bytes(compiled, on) for on in ('cpu', 'gpu', 'tpu')
+  }
+  assert peaks == {'cpu': 14, 'gpu': 14, 'tpu': 7}
