@@ -315,6 +315,9 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
           continue
         name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
         pieces = nodes.cut(volume, numbered, node, side, **how)
+        if not pieces:  # Thinner than an isotropic voxel.
+          measured.pop()
+          specks += 1
         for k, piece in enumerate(pieces):
           slice_of = {'id': f'{name}.{k}', 'node': len(measured) - 1}
           slice_of |= {'side': side, 'z': piece.z}
