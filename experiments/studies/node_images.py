@@ -451,8 +451,8 @@ def threshold(score: np.ndarray, positive: np.ndarray) -> int:
   votes = np.arange(1, VOTES + 1)
   decision = score >= votes[:, None]
   # In whole numbers: rounded shares would not tie.
-  right = decision[:, positive].sum(1), (~decision[:, ~positive]).sum(1)
-  balanced = right[0] * (~positive).sum() + right[1] * positive.sum()
+  weight = np.where(positive, (~positive).sum(), positive.sum())
+  balanced = (decision == positive) @ weight
   return int(votes[balanced.argmax()])
 
 

@@ -198,17 +198,14 @@ def test_nodes_at_the_border_or_an_end_are_dropped_and_counted(place, tmp_path):
     assert counts['at the border'] == counts['cut by an end'] == 0
     assert 0 < counts['larger than the box'] <= PATIENTS
   rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
-  scans = {
-    'near': (2.0, 3, 5, 20, 26, 0, 4),
-    'end': (2.0, 0, 2, 20, 26, 20, 26),
-    # One slice of 0.3 mm, between the middles of those of 0.79 mm.
-    'thin': (0.3, 2, 3, 12, 32, 14, 34),
-  }
-  for name, (step, z0, z1, y0, y1, x0, x1) in scans.items():
+  scans = {'near': (3, 5, 20, 26, 0, 4), 'end': (0, 2, 20, 26, 20, 26)}
+  scans['thin'] = 2, 3, 12, 32, 14, 34  # Between slices of 0.79 mm.
+  for name, (z0, z1, y0, y1, x0, x1) in scans.items():
+    spacing = (0.3 if name == 'thin' else 2.0, 0.8, 0.8)
     mask = np.zeros(SIZE, np.uint8)
     mask[z0:z1, y0:y1, x0:x1] = 1
     # Files of one name in folders of one name, as exports have them.
-    where, spacing = tmp_path / name / 'nifti', (step, *SPACING[1:])
+    where = tmp_path / name / 'nifti'
     files = write_volume(where, 'scan', mask, mask, spacing)
     paths = [f'{name}/nifti/{file}' for file in files]
     rows.append(('both', *paths, 1, 'benign'))
