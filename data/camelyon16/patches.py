@@ -138,7 +138,7 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
     image: uint8 [H, W, 3].
   """
   lowest, highest = image.min(-1), image.max(-1)
-  saturation = 1 - lowest / np.maximum(highest, 1.0)
+  saturation = (highest - lowest) / np.maximum(highest, 1)  # Of black: 0.
   colours = np.moveaxis(image / 255, -1, 0)
   bright = np.all([colour > otsu(colour) for colour in colours], 0)
   return (saturation > otsu(saturation)) & ~bright & (lowest > _DARKEST)

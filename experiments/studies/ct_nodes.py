@@ -315,6 +315,9 @@ def _cut_all(rows: Sequence[table.Row], data: Data) -> dict[str, np.ndarray]:
           continue
         name = f'{row.patient}/{scan}/{row.value or 0}.{node.index}'
         pieces = nodes.cut(volume, numbered, node, side, **how)
+        if not pieces:  # Thinner than an isotropic voxel.
+          measured.pop()
+          specks += 1
         for k, piece in enumerate(pieces):
           slice_of = {'id': f'{name}.{k}', 'node': len(measured) - 1}
           slice_of |= {'side': side, 'z': piece.z}
@@ -488,15 +491,9 @@ def _row(scored: tuple[str, Mapping[str, Any]]) -> Row:
   name, one = scored
   test = one['test_accuracy'], one['test_auroc']
   here = one['train_accuracy'], *(v['value'] for v in test)
-  kept = f'{one["kept_epoch"]} of {one["epochs"]}'
-  ends = [(v['ci_low'], v['ci_high']) for v in test]
-  return Row(
-    (NETWORKS[name],),
-    {
-      HERE: (*here, one['grad_cam_in_node'], kept),
-      INTERVAL: (None, *ends, None, ''),
-    },
-  )
+  here += one['grad_cam_in_node'], f'{one["kept_epoch"]} of {one["epochs"]}'
+  ends = None, *((v['ci_low'], v['ci_high']) for v in test), None, ''
+  return Row((NETWORKS[name],), {HERE: here, INTERVAL: ends})
 
 
 def _predictions(

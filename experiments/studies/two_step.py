@@ -442,10 +442,10 @@ class Grids(Material):
       'decision': decision[mine],
     }
     yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
-    median = np.nanmedian([value for *_, value in lines[1:]])
+    known = [auroc for *_, auroc in lines[1:] if np.isfinite(auroc)]
     yield (
-      f'heat map of patient {name}: AUROC {value:.3f} over {size} tiles'
-      f' of the grid; median of {len(lines) - 1} test patients {median:.3f}'
+      f'heat map of patient {name}: AUROC {value:.3f} over {size} tiles of the'
+      f' grid; median of {len(known)} test patients {np.median(known):.3f}'
     )
 
 

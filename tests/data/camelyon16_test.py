@@ -399,6 +399,8 @@ def test_tissue_is_saturated_and_neither_bright_nor_dark(tmp_path):
   expected = np.zeros((40, 40), bool)
   expected[10:30, 10:30] = True
   np.testing.assert_array_equal(tissue_mask(image), expected)
+  image[30:] = 0  # Not scanned: black is grey, not the most vivid of colours.
+  np.testing.assert_array_equal(tissue_mask(image), expected)
   image = np.full((640, 1000, 3), 240, np.uint8)
   image[128:320, 256:512] = (180, 100, 170)
   tiff.write(tmp_path / 'a.tiff', image, mpp=0.25, levels=3)

@@ -29,9 +29,9 @@ PATIENTS = 20
 HEADER = ['patient_id', 'image_path', 'mask_path', 'mask_value', 'label']
 
 
-def write_volume(folder, name, hu, mask):
+def write_volume(folder, name, hu, mask, spacing=SPACING):
   folder.mkdir(parents=True, exist_ok=True)
-  volume = Volume(folder, hu, SPACING, (0.0, 0.0, 0.0))
+  volume = Volume(folder, hu, spacing, (0.0, 0.0, 0.0))
   names = [f'{name}_{kind}.nii.gz' for kind in ('image', 'mask')]
   volumes.write(folder / names[0], hu.astype(np.int16), volume)
   volumes.write(folder / names[1], mask, volume)
@@ -199,17 +199,21 @@ def test_nodes_at_the_border_or_an_end_are_dropped_and_counted(place, tmp_path):
     assert 0 < counts['larger than the box'] <= PATIENTS
   rows = [row for i in range(PATIENTS) for row in write_patient(tmp_path, i)]
   scans = {'near': (3, 5, 20, 26, 0, 4), 'end': (0, 2, 20, 26, 20, 26)}
+  scans['thin'] = 2, 3, 12, 32, 14, 34  # Between slices of 0.79 mm.
   for name, (z0, z1, y0, y1, x0, x1) in scans.items():
+    spacing = (0.3 if name == 'thin' else 2.0, 0.8, 0.8)
     mask = np.zeros(SIZE, np.uint8)
     mask[z0:z1, y0:y1, x0:x1] = 1
     # Files of one name in folders of one name, as exports have them.
-    files = write_volume(tmp_path / name / 'nifti', 'scan', mask, mask)
+    where = tmp_path / name / 'nifti'
+    files = write_volume(where, 'scan', mask, mask, spacing)
     paths = [f'{name}/nifti/{file}' for file in files]
     rows.append(('both', *paths, 1, 'benign'))
   path = write_table(tmp_path / 'nodes.csv', rows)
   data = Data(csv_path=path, box_mm=6.0)
-  fates = ct.open_material(data, 0, tmp_path).fates
-  assert fates['benign']['nodes'] == PATIENTS + 2
+  material = ct.open_material(data, 0, tmp_path)
+  fates = material.fates
+  assert fates['benign']['nodes'] == PATIENTS + 2 and material.specks == 1
   assert fates['benign']['at the border'] == 1
   assert fates['benign']['cut by an end'] == 1
   assert fates['benign']['kept'] == fates['metastatic']['kept'] == PATIENTS

@@ -239,6 +239,9 @@ def test_the_threshold_is_the_smallest_of_the_best():
     ]
     best = [k for k in range(1, 17) if np.isclose(value[k - 1], max(value))]
     assert nodes.threshold(score, positive) == best[0]
+  # 2/3 + 1/6 and 0 + 5/6 are equal, whatever their floating-point sums are.
+  score = np.array([8, 12, 16, 0, 8, 8, 3, 8, 8])
+  assert nodes.threshold(score, np.isin(np.arange(9), [3, 7, 8])) == 4
   # The paper's scores give its threshold.
   positive = np.arange(85) < 38
   votes = nodes.threshold(np.where(positive, 15, 10), positive)
@@ -299,6 +302,11 @@ def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(grids):
     assert auroc == pytest.approx(metrics.auroc(label == 1, prob))
   [patient] = [name for name, *_ in patients if name in items[-1].split(':')[0]]
   assert f'figures/grid_{patient}.png' in files
+  # A patient without tumour has no AUROC to be in the median.
+  test, names = material.split['test'], {name for name, *_ in patients}
+  test.label[test.group == min(names - {patient})] = 0
+  *_, note = material.decisions(None, [RED, GREEN])
+  assert f'median of {len(patients) - 1} test patients' in note
 
 
 @pytest.mark.parametrize(
