@@ -17,6 +17,7 @@ from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import CHOOSER, MODEL, Design, stack
 from kmil_jax.models import SPECS
+from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import ModelSpec, Recipe, Store
 
@@ -174,7 +175,8 @@ def fit(
     Fold(i, p.train, p.val, p.test if p.test.any() else p.val, chosen.choice)
     for i, p in enumerate(parts)
   ]
-  loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
+  store = _store(bags, label, dtype_of(chosen.precision))
+  loader = BagLoader(store, len(classes), bags[0].shape[1])
   results = stages.train_folds(loader, runs, chosen)
   if results.lost.all():
     raise FloatingPointError(
@@ -296,9 +298,9 @@ def _checked(
   return bags
 
 
-def _store(bags: list[np.ndarray], label: np.ndarray) -> Store:
+def _store(bags: list[np.ndarray], label: np.ndarray, dtype: np.dtype) -> Store:
   length = np.array([len(bag) for bag in bags], np.int32)
-  flat = np.zeros((num_rows(length), bags[0].shape[1]), np.float32)
+  flat = np.zeros((num_rows(length), bags[0].shape[1]), dtype)
   np.concatenate(bags, out=flat[: length.sum()])
   return Store(
     features=flat,
