@@ -134,7 +134,7 @@ def fit(
 
   Args:
     bags: features of n bags, [N_i, D].
-    labels: class of each bag.
+    labels: class of each bag; classes are sorted as NumPy does.
     patients: of each bag; bags of one patient stay in one part. By default
       every bag is a patient.
     model: of `kmil_jax.models.SPECS`, see `register`.
