@@ -16,8 +16,7 @@ from kmil_jax import folds as stages, intervals, metrics, port, splits
 from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import CHOOSER, MODEL, Design, stack
-from kmil_jax.models import SPECS
-from kmil_jax.models.network import dtype_of
+from kmil_jax.models import SPECS, network
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import ModelSpec, Recipe, Store
 
@@ -175,7 +174,7 @@ def fit(
     Fold(i, p.train, p.val, p.test if p.test.any() else p.val, chosen.choice)
     for i, p in enumerate(parts)
   ]
-  store = _store(bags, label, dtype_of(chosen.precision))
+  store = _store(bags, label, network.dtype_of(chosen.precision))
   loader = BagLoader(store, len(classes), bags[0].shape[1])
   results = stages.train_folds(loader, runs, chosen)
   if results.lost.all():

@@ -197,10 +197,9 @@ def other_options(runs: Sequence[Run]) -> list[str]:
   held, lines = [], []
   defaults = to_json([of() for of in OPTIONS])
   for run in runs:
-    values = {}
-    if run.folder.at(CONFIG).exists():
-      values = defaults | renamed(run.folder.config().values, OPTIONS)
-    held.append(values)
+    is_known = run.folder.at(CONFIG).exists()
+    values = run.folder.config().values if is_known else dict.fromkeys(defaults)
+    held.append(defaults | renamed(values, OPTIONS))
   for name in sorted(decisive(OPTIONS) - {'model'}):
     values = [of_run.get(name) for of_run in held]
     if any(value != values[0] for value in values):
