@@ -16,7 +16,7 @@ from kmil_jax import folds as stages, intervals, metrics, port, splits
 from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import CHOOSER, MODEL, Design, stack
-from kmil_jax.models import SPECS
+from kmil_jax.models import SPECS, network
 from kmil_jax.tasks.bags import BagLoader, num_rows
 from kmil_jax.types import ModelSpec, Recipe, Store
 
@@ -133,7 +133,7 @@ def fit(
 
   Args:
     bags: features of n bags, [N_i, D].
-    labels: class of each bag.
+    labels: class of each bag; classes are sorted as NumPy does.
     patients: of each bag; bags of one patient stay in one part. By default
       every bag is a patient.
     model: of `kmil_jax.models.SPECS`, see `register`.
@@ -174,7 +174,8 @@ def fit(
     Fold(i, p.train, p.val, p.test if p.test.any() else p.val, chosen.choice)
     for i, p in enumerate(parts)
   ]
-  loader = BagLoader(_store(bags, label), len(classes), bags[0].shape[1])
+  store = _store(bags, label, network.dtype_of(chosen.precision))
+  loader = BagLoader(store, len(classes), bags[0].shape[1])
   results = stages.train_folds(loader, runs, chosen)
   if results.lost.all():
     raise FloatingPointError(
@@ -296,9 +297,9 @@ def _checked(
   return bags
 
 
-def _store(bags: list[np.ndarray], label: np.ndarray) -> Store:
+def _store(bags: list[np.ndarray], label: np.ndarray, dtype: np.dtype) -> Store:
   length = np.array([len(bag) for bag in bags], np.int32)
-  flat = np.zeros((num_rows(length), bags[0].shape[1]), np.float32)
+  flat = np.zeros((num_rows(length), bags[0].shape[1]), dtype)
   np.concatenate(bags, out=flat[: length.sum()])
   return Store(
     features=flat,

@@ -13,7 +13,7 @@ from experiments.evaluation import predictions, summary as summaries
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
 from experiments.run import progress
-from experiments.run.options import decisive, renamed
+from experiments.run.options import decisive, renamed, to_json
 from experiments.run.results import CONFIG, Folder, ResultsError
 from kmil_jax import delong, intervals, metrics
 
@@ -190,12 +190,16 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def other_options(runs: Sequence[Run]) -> list[str]:
-  """Returns lines on options that differ between runs, the model apart."""
+  """Returns lines on options that differ between runs, the model apart.
+
+  What a script does not ask for, as ablations for --seeds, is as by default.
+  """
   held, lines = [], []
+  defaults = to_json([of() for of in OPTIONS])
   for run in runs:
-    has_config = run.folder.at(CONFIG).exists()
-    values = run.folder.config().values if has_config else {}
-    held.append(renamed(values, OPTIONS))
+    is_known = run.folder.at(CONFIG).exists()
+    values = run.folder.config().values if is_known else dict.fromkeys(defaults)
+    held.append(defaults | renamed(values, OPTIONS))
   for name in sorted(decisive(OPTIONS) - {'model'}):
     values = [of_run.get(name) for of_run in held]
     if any(value != values[0] for value in values):

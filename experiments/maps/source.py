@@ -131,13 +131,13 @@ class Slides(Source):
 
   def _rows(self) -> list[dict[str, str]]:
     """Returns the rows of evaluated slides, or of those that were predicted."""
-    root = self.folder().path
+    root, fold = self.folder().path, '*' if self.fold is None else self.fold
     # The second is read of a training that tests nothing.
     for part, name in (
       ('test', 'predictions.csv'),
       ('val', 'validation_predictions.csv'),
     ):
-      paths = sorted(root.glob(f'fold_*/{name}')) or root.glob(name)
+      paths = sorted(root.glob(f'fold_{fold}/{name}')) or root.glob(name)
       rows = [row for path in paths for row in Folder(path.parent).read(name)]
       rows = [row for row in rows if row.get('split', part) == part]
       if rows:

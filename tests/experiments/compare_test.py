@@ -11,7 +11,7 @@ import pytest
 
 from experiments import compare
 from experiments.evaluation import comparison, summary
-from experiments.run.results import ResultsError
+from experiments.run.results import Folder, ResultsError
 from kmil_jax import delong, intervals, metrics
 
 CLASSES = paper_folders.CLASSES['a']
@@ -163,6 +163,19 @@ def test_patients_with_slides_of_several_classes_are_left_out(folders):
     parts['test'].case[:] = 'one'
   with pytest.raises(ResultsError, match='every patient has slides of several'):
     run.test()
+
+
+def test_an_option_that_a_script_lacks_is_as_by_default(tmp_path):
+  runs = []
+  for name, options in ('setting', {}), ('one', {'seeds': 1}):
+    folder = Folder(tmp_path / name)
+    config = {'flags': options, 'inputs': {}, 'made_by': []}
+    folder.write('config.json', config)
+    runs.append(comparison.Run(name, folder, {}, {}))
+  assert comparison.other_options(runs) == []
+  folder.write('config.json', config | {'flags': {'seeds': 3}})
+  lines = comparison.other_options(runs)
+  assert lines == ['--seeds differs: setting 1, one 3']
 
 
 def test_the_script_prints_every_format(folders, capsys, monkeypatch):

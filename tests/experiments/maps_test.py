@@ -610,6 +610,15 @@ def test_outlines_are_found_beside_the_slides_or_where_asked(
   shutil.rmtree(beside)
 
 
+def test_probabilities_of_one_fold_are_those_of_no_other(tmp_path):
+  for fold in range(2):  # Repeated random splits test a slide in several.
+    path = tmp_path / f'fold_{fold}' / 'predictions.csv'
+    path.parent.mkdir()
+    path.write_text(f'slide_id,split,prob_x\na,test,0.{fold}\n')
+  assert Slides(tmp_path).predictions() == {'a': {'x': 0.05}}
+  assert Slides(tmp_path, fold=1).predictions() == {'a': {'x': 0.1}}
+
+
 def test_slides_are_where_the_run_says_or_cost_their_pictures(
   run, tmp_path, capsys
 ):

@@ -133,6 +133,18 @@ def test_one_fold_predicts_what_validates_it():
   np.testing.assert_allclose(trained.predictions.prob[known], want, atol=1e-6)
 
 
+def test_in_bfloat16_folds_predict_what_they_were_tested_by():
+  rng = np.random.default_rng(0)
+  bags = [rng.normal(size=(9, 8)).astype(np.float32) for _ in range(9)]
+  recipe = kmil_jax.Recipe(epochs=3, learning_rate=1e-2)
+  few = dict(model='abmil', folds=3, recipe=recipe, precision='bfloat16')
+  trained = kmil_jax.fit(bags, [0, 1, 2] * 3, **few)
+  p = trained.predictions
+  prob = np.stack([trained.predictor(bag)['prob'] for bag in bags])
+  # Features that were not rounded in training differ by 2e-4.
+  np.testing.assert_allclose(prob[np.arange(9), p.fold], p.prob, atol=1e-6)
+
+
 def test_folds_that_diverge_have_no_predictions(shown, monkeypatch):
   from kmil_jax import loop
 
