@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3346   2000
+kmil_jax                3347   2000
 kmil_jax/models         1897   1350
 kmil_jax/tasks           637   400
 data                    4672   2600
@@ -22,7 +22,7 @@ data/phantom            1190   1050
 experiments             1492   1350
 experiments/run         1356   520
 experiments/bags        1278   800
-experiments/evaluation  1478   680
+experiments/evaluation  1479   680
 experiments/reporting    609   430
 experiments/maps         763   460
 experiments/encoding     845   230
@@ -32,9 +32,9 @@ experiments/patches      715   320
 experiments/studies     2768   1400
 experiments/papers       585   600
 experiments/benchmarks  1176   360
-tests                  23634  13000
+tests                  23661  13000
 """
-TOTAL = 25759
+TOTAL = 25761
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
