@@ -126,7 +126,8 @@ def write(folder: Folder, material: Any) -> Table:
       split = material.splits[fold]
       if kind == 'majority':
         # Each fold's own shares are low where its test part has many: to rank
-        # slides of all folds by them is worse than chance.
+        # slides of all folds by them is worse than chance. Those of all slides,
+        # tested ones too, make a floor that is rather too high.
         split = dataclasses.replace(split, train=split.train | True)
       prob = predicted(classifier(kind), x, cohort.label, split)['test']
       # The model's predictions may be in any order.
