@@ -266,13 +266,27 @@ def test_cautions_say_what_must_be_known(record):
   assert {'Changed code', 'Several versions'} <= titles
   parts = [{'train': ['0_0é'], 'val': [], 'test': ['0_0é']}]
   assert 'Fold 0 shares cases between its parts' in of(splits=parts)[1]
-  for last, improves in ((0.7, False), (0.8, True)):  # A tie is no gain.
+  for select, last, improves in (
+    ('f1_macro', {'f1_macro': 0.7}, False),  # A tie is no gain.
+    ('f1_macro', {'f1_macro': 0.8}, True),
+    ('loss', {'loss': 0.4, 'f1_macro': 0.1}, True),
+    ('loss_or_accuracy', {'loss': 0.4, 'accuracy': 0.1}, True),
+    ('loss_or_accuracy', {'f1_macro': 0.8}, False),
+    ('accuracy_then_auroc', {'auroc': 0.8, 'f1_macro': 0.1}, True),
+    ('accuracy_then_auroc', {'auroc': 0.8, 'accuracy': 0.6}, False),
+    ('auroc_accuracy', {'auroc': 0.9, 'accuracy': 0.6}, True),
+    ('auroc_accuracy', {'auroc': 0.8, 'accuracy': 0.6, 'f1_macro': 1}, False),
+    ('late_auroc', {'auroc': 0.8, 'f1_macro': 0.1}, True),
+  ):
+    before = dict.fromkeys(('f1_macro', 'accuracy', 'auroc'), 0.7) | {'loss': 1}
     lines = [
-      {'epoch': epoch, 'best_epoch': 7, 'val_f1_macro': f1}
-      for epoch, f1 in ((6, 0.7), (7, last))
+      {'epoch': epoch, 'best_epoch': 7}
+      | {f'val_{name}': value for name, value in values.items()}
+      for epoch, values in ((6, before), (7, before | last))
     ]
-    found = of(history={0: lines})[0]
-    assert ('Best at the last epoch' in found) == improves
+    flags = record.flags | {'select': select}
+    found = of(history={0: lines}, flags=flags)[0]
+    assert ('Best at the last epoch' in found) == improves, (select, last)
   case = np.repeat(record.slides.case[:1], 15)
   external = dataclasses.replace(record.external, case=case)
   assert 'Cases of one name in both cohorts' in of(external=external)[1]
