@@ -224,6 +224,17 @@ def test_heat_maps_begin_with_the_surest_mistakes_and_are_limited(
   assert [t for t, _ in pictures.heat_maps(record).shown] == wrong[:4]
 
 
+def test_the_names_of_ten_folds_fit_below_their_curves(record, monkeypatch):
+  monkeypatch.setattr(pictures, '_drawn', lambda _, drawing: drawing)
+  history = dict.fromkeys(range(10), record.history[0])
+  drawing = pictures.curves(dataclasses.replace(record, history=history))
+  drawing.draw_without_rendering()
+  (legend,) = drawing.legends
+  assert len(legend.get_texts()) == 10
+  place = legend.get_window_extent()
+  assert 0 <= place.x0 and place.x1 <= drawing.bbox.width
+
+
 def test_what_is_right_is_shown_class_by_class():
   t = records.Tested(0, 'case', '', 'a', 'a', 0.9, 0.9)
   slides = [dataclasses.replace(t, slide=name) for name in ('1', '2')]
