@@ -58,7 +58,7 @@ class Run:
 
   def mixed(self) -> int:
     """Returns how many test patients have slides of several classes."""
-    return sum(int((p.label < 0).sum()) for p in self._joined())
+    return len({case for p in self._joined() for case in p.case[p.label < 0]})
 
   def few_patients(self) -> list[str]:
     """Returns the classes with few test patients, as 'lymphoma (2)'."""

@@ -159,6 +159,10 @@ def test_patients_with_slides_of_several_classes_are_left_out(folders):
   i = int(np.flatnonzero(p.label != p.label[0])[0])
   p.case[i] = p.case[0]
   assert run.mixed() == 1 and p.case[0] not in run.test().case
+  # Repeated splits test a patient in several folds.
+  other = run.folds[1]['test']
+  other.case[np.unique(other.label, return_index=True)[1]] = p.case[0]
+  assert run.mixed() == 1
   for parts in run.folds.values():
     parts['test'].case[:] = 'one'
   with pytest.raises(ResultsError, match='every patient has slides of several'):
