@@ -333,6 +333,17 @@ def test_pictures_that_lack_or_are_damaged_are_named(copy):
   assert not pictures.heat_maps(records.read(Folder(copy))).missing
 
 
+def test_validation_chose_no_epoch_where_the_last_is_kept(copy):
+  for model, select, chose in (
+    ('abmil', 'last', 'chose the temperature, and'),
+    ('abmil', 'loss', 'chose the epoch and the temperature, and'),
+    ('kmil', 'last', 'chose the epoch and the'),  # Of its first stage.
+  ):
+    flags = FLAGS | {'model': model, 'select': select}
+    change(copy, 'config.json', flags=flags)
+    assert chose in words_of(copy)
+
+
 def test_a_model_without_epochs_has_a_page_without_them(copy):
   change(copy, 'summary.json', model='mean_pooling')
   flags = {k: v for k, v in FLAGS.items() if k != 'model'}
