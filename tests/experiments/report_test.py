@@ -344,6 +344,14 @@ def test_validation_chose_no_epoch_where_the_last_is_kept(copy):
     assert chose in words_of(copy)
 
 
+def test_the_page_of_kmil_says_that_probabilities_are_averaged(copy):
+  averaged = 'of the bag and of its highest instance are averaged'
+  assert averaged not in words_of(copy)
+  flags = FLAGS | {'average_with_top_instance': True}
+  change(copy, 'config.json', flags=flags)
+  assert averaged in words_of(copy)
+
+
 def test_a_model_without_epochs_has_a_page_without_them(copy):
   change(copy, 'summary.json', model='mean_pooling')
   flags = {k: v for k, v in FLAGS.items() if k != 'model'}
