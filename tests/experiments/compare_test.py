@@ -169,7 +169,7 @@ def test_patients_with_slides_of_several_classes_are_left_out(folders):
     run.test()
 
 
-def test_an_option_that_a_script_lacks_is_as_by_default(tmp_path):
+def test_options_are_those_that_a_run_was_made_with(tmp_path):
   runs = []
   for name, options in ('setting', {}), ('one', {'seeds': 1}):
     folder = Folder(tmp_path / name)
@@ -180,6 +180,13 @@ def test_an_option_that_a_script_lacks_is_as_by_default(tmp_path):
   folder.write('config.json', config | {'flags': {'seeds': 3}})
   lines = comparison.other_options(runs)
   assert lines == ['--seeds differs: setting 1, one 3']
+  options = {'flags': {'seed': 7, 'seeds': 3}}
+  parts = [Folder(tmp_path / f'seed_{seed}') for seed in (7, 8)]
+  for part in parts:
+    part.write('config.json', config | options)
+  runs = [comparison.Run(part.path.name, part, {}, {}) for part in parts]
+  lines = comparison.other_options(runs)
+  assert lines == ['--seed differs: seed_7 7, seed_8 8']
 
 
 def test_the_script_prints_every_format(folders, capsys, monkeypatch):
