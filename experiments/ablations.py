@@ -60,7 +60,7 @@ def run(
     show(of_settings(finished).terminal())
   show(f'results in {root}')
   progress.raise_if_diverged([run.folder for run in runs])
-  if output.exp_code or data.task != 'origin':
+  if output.exp_code or data.task != 'origin' or folds.k == 1:
     return 'report', {'run': parts['all'].path}
   return 'paper', {'table': 4}
 

@@ -58,7 +58,7 @@ class Run:
 
   def mixed(self) -> int:
     """Returns how many test patients have slides of several classes."""
-    return sum(int((p.label < 0).sum()) for p in self._joined())
+    return len({case for p in self._joined() for case in p.case[p.label < 0]})
 
   def few_patients(self) -> list[str]:
     """Returns the classes with few test patients, as 'lymphoma (2)'."""
@@ -199,7 +199,11 @@ def other_options(runs: Sequence[Run]) -> list[str]:
   for run in runs:
     is_known = run.folder.at(CONFIG).exists()
     values = run.folder.config().values if is_known else dict.fromkeys(defaults)
-    held.append(defaults | renamed(values, OPTIONS))
+    values = defaults | renamed(values, OPTIONS)
+    seed = run.folder.path.resolve().name.removeprefix('seed_')
+    if is_known and values['seeds'] > 1 and seed.isdecimal():
+      values |= {'seed': int(seed), 'seeds': 1}  # One of those of the folder.
+    held.append(values)
   for name in sorted(decisive(OPTIONS) - {'model'}):
     values = [of_run.get(name) for of_run in held]
     if any(value != values[0] for value in values):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
+import textwrap
 from typing import Any
 
 from matplotlib import axes, figure
@@ -18,6 +19,7 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 _RESAMPLES = 1000  # Of bands.
 _GRID = np.linspace(0, 1, 101)
 _FEW = 50  # Slides.
+_WIDEST = 60  # Letters of a legend that fit below a curve.
 
 
 def draw(folder: Folder, classes: Sequence[str]) -> None:
@@ -145,7 +147,8 @@ def _band(ax: axes.Axes, on_grid: Callable, curve: Curve, color: str) -> None:
 def _label(name: str, metric: str, value: float, curve: Curve) -> str:
   truth, _, case = curve
   text = f'{name}, {metric} {_value(value)}; n {truth.sum()} of {len(truth)}'
-  return text + (f', patients {len(set(case[truth]))}' if all(case) else '')
+  text += f', patients {len(set(case[truth]))}' if all(case) else ''
+  return textwrap.fill(text, _WIDEST)
 
 
 def _style(i: int, count: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The metrics of a results folder, as files and as tables."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -246,12 +247,13 @@ def of_cases(tests: Sequence[Predictions]) -> dict[str, Any]:
     for name in metrics.NAMES:
       cells = map(number, (values[name], *bounds[name]))
       found.setdefault(how, {})[name] = dict(zip(_POOLED, cells, strict=True))
-  every = predictions.pool(tests).case
-  _, slides = np.unique(every[np.isin(every, case)], return_counts=True)
+  # Repeated splits test a slide in several folds.
+  every = [test.case[np.isin(test.case, case)] for test in tests]
+  slides = [max(Counter(cases.tolist()).values(), default=0) for cases in every]
   return {
     'count': len(set(p.case.tolist())),
     'mixed': len(set(p.case[~one].tolist())),
-    'most_slides': int(slides.max(initial=0)),
+    'most_slides': max(slides),
     **found,
   }
 

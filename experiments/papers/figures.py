@@ -237,5 +237,6 @@ def _legend(
     handles=handles,
     loc='outside lower center',
     ncols=len(names) + 3,
+    fontsize=9,
     title=here,
   )

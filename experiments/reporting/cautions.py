@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import itertools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data.files import first_of
 from experiments.evaluation.summary import FEW_CASES, name_folds
 from experiments.reporting.pictures import HeatMaps
@@ -12,12 +14,6 @@ from experiments.reporting.record import Record
 from experiments.run.results import Config, Folder
 
 _FEW_SLIDES = 10  # That validate.
-# The column that a --select looks at, and 1 if more is better.
-_CHOSEN_BY = {
-  'loss': ('val_loss', -1),
-  'accuracy': ('val_accuracy', 1),
-  'auroc': ('val_auroc', 1),
-}
 
 
 class Caution(NamedTuple):
@@ -179,12 +175,28 @@ def _numbers(record: Record) -> Iterator[Caution]:
 
 
 def _improves(lines: Sequence[Mapping[str, Any]], select: str | None) -> bool:
-  """Whether the last epoch is kept and better than all, not as good as one."""
+  """Whether the last epoch is kept and better than all, not as good as one.
+
+  See `kmil_jax.selection` for what a rule judges by.
+  """
   if not lines or lines[-1]['best_epoch'] != lines[-1]['epoch']:
     return False
-  name, sign = _CHOSEN_BY.get(select, ('val_f1_macro', 1))
-  values = [sign * x[name] for x in lines if x.get(name) is not None]
-  return len(values) < 2 or values[-1] > max(values[:-1])
+  f1, accuracy, auroc, loss = (
+    np.array([x.get(f'val_{name}') for x in lines], float)
+    for name in ('f1_macro', 'accuracy', 'auroc', 'loss')
+  )
+  top = np.where(accuracy == accuracy.max(), auroc, -np.inf)
+  judged = {
+    'loss': [-loss],
+    'accuracy': [accuracy],
+    'loss_or_accuracy': [-loss, accuracy],
+    'accuracy_then_auroc': [top],
+    'auroc_accuracy': [auroc + accuracy],
+    'auroc': [auroc],
+    'late_auroc': [auroc],
+  }
+  every = judged.get(select, [f1])
+  return any(x[-1] > np.fmax.reduce(x[:-1], initial=-np.inf) for x in every)
 
 
 def software(folder: Folder, config: Config) -> Iterator[Caution]:

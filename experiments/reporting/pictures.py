@@ -84,7 +84,7 @@ def curves(record: Record) -> Picture | None:
     ax.locator_params('x', integer=True)
     ax.grid(color='0.92')
   shown = panels[0].get_legend_handles_labels()
-  drawing.legend(*shown, loc='outside lower center', ncols=10)
+  drawing.legend(*shown, loc='outside lower center', ncols=5)
   return _drawn('Training, one curve a fold', drawing)
 
 

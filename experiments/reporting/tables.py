@@ -168,6 +168,8 @@ def of_settings(settings: Mapping[str, Mapping[str, Any]]) -> Table:
     ' and splits.'
   )
   title = 'KMIL by what it drops, test parts of all folds pooled'
+  if summary.get('part') == 'val':
+    title = 'KMIL by what it drops, validation part, nothing is tested'
   return _table(title, 'setting', columns, rows, note)
 
 

@@ -159,13 +159,17 @@ def test_patients_with_slides_of_several_classes_are_left_out(folders):
   i = int(np.flatnonzero(p.label != p.label[0])[0])
   p.case[i] = p.case[0]
   assert run.mixed() == 1 and p.case[0] not in run.test().case
+  # Repeated splits test a patient in several folds.
+  other = run.folds[1]['test']
+  other.case[np.unique(other.label, return_index=True)[1]] = p.case[0]
+  assert run.mixed() == 1
   for parts in run.folds.values():
     parts['test'].case[:] = 'one'
   with pytest.raises(ResultsError, match='every patient has slides of several'):
     run.test()
 
 
-def test_an_option_that_a_script_lacks_is_as_by_default(tmp_path):
+def test_options_are_those_that_a_run_was_made_with(tmp_path):
   runs = []
   for name, options in ('setting', {}), ('one', {'seeds': 1}):
     folder = Folder(tmp_path / name)
@@ -176,6 +180,13 @@ def test_an_option_that_a_script_lacks_is_as_by_default(tmp_path):
   folder.write('config.json', config | {'flags': {'seeds': 3}})
   lines = comparison.other_options(runs)
   assert lines == ['--seeds differs: setting 1, one 3']
+  options = {'flags': {'seed': 7, 'seeds': 3}}
+  parts = [Folder(tmp_path / f'seed_{seed}') for seed in (7, 8)]
+  for part in parts:
+    part.write('config.json', config | options)
+  runs = [comparison.Run(part.path.name, part, {}, {}) for part in parts]
+  lines = comparison.other_options(runs)
+  assert lines == ['--seed differs: seed_7 7, seed_8 8']
 
 
 def test_the_script_prints_every_format(folders, capsys, monkeypatch):

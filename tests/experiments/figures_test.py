@@ -60,6 +60,19 @@ def test_roc_curves_have_their_areas():
   assert np.trapezoid(y, x) == 1
 
 
+def test_long_names_of_classes_fit_below_a_curve():
+  name = 'squamous cell carcinoma of the oropharynx'
+  truth, case = np.arange(99) % 2 == 0, np.arange(99).astype(str)
+  drawing = figures.roc('t', {name: (truth, np.arange(99.0), case)})
+  drawing.draw_without_rendering()
+  (legend,) = drawing.legends
+  place = legend.get_window_extent()
+  assert 0 <= place.x0 and place.x1 <= drawing.bbox.width
+  (text,) = legend.get_texts()
+  shown = ' '.join(text.get_text().split())
+  assert shown.startswith(name) and shown.endswith('n 50 of 99, patients 50')
+
+
 @pytest.mark.parametrize('name', ['_roc', '_precision_recall'])
 def test_a_missing_class_has_no_curve_and_two_classes_have_one(name):
   draw = getattr(figures, name)

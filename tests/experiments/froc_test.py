@@ -3,6 +3,7 @@
 Any bytes in the place of these are in reader_fuzz_test.
 """
 
+import importlib.resources
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from experiments import froc as script
 from experiments.evaluation import froc as files
 from experiments.evaluation.froc import DetectionError
+from kmil_jax import froc
 
 
 def write(root, masks, tables):
@@ -189,3 +191,13 @@ def test_masks_of_other_formats_are_named(folders):
   with pytest.raises(DetectionError, match=r'level5\.tif: no mask') as error:
     files.read(*folders)
   assert 'README' not in str(error.value)
+
+
+def test_a_report_names_what_is_counted_as_the_picture_does():
+  """Detections on slides with tumour count, too, in shares of all slides."""
+  case = froc.judge(None, [0.5, 0.9], [(1, 2), (3, 4)])
+  (ax,) = files.draw({'': froc.froc([case])}).axes
+  folder = importlib.resources.files('experiments.reporting')
+  page = folder.joinpath('study.html.jinja').read_text(encoding='utf-8')
+  (caption,) = [line for line in page.splitlines() if "'FROC: " in line]
+  assert f'found, by {ax.get_xlabel()}. ' in caption

@@ -354,6 +354,9 @@ def test_without_a_test_part_all_is_of_validation_and_says_so(short, tmp_path):
   assert 'No test part' in report
   assert 'test parts' not in report
   assert 'cross-validation' not in report.split('<main>')[1].split('<h2>')[0]
+  out = feature_folder.run(*args, module='ablations')
+  assert 'test parts' not in out
+  assert next_command.read(out)[0] == 'report'
 
 
 def test_seeds_are_runs_of_one_program_and_their_mean(short, tmp_path):

@@ -235,6 +235,16 @@ def test_a_figure_draws_values_intervals_means_and_the_papers():
   assert text.get_text() == 'n/a' and 0 < text.get_position()[0] < 1
 
 
+def test_the_names_of_all_models_fit_below_figure_2():
+  drawing = figure.Figure((11, 8.6), layout='constrained')
+  source = Published('Zheng et al. 2024, Table 1', {})
+  table = Table('', '', (), {}, [], published=source)
+  figures._legend(drawing, [*MODELS.values()], table, 'here')
+  drawing.draw_without_rendering()
+  place = drawing.legends[0].get_window_extent()
+  assert 0 <= place.x0 and place.x1 <= drawing.bbox.width
+
+
 @pytest.mark.parametrize(('status', 'code'), [(3, 3), (-9, 137)])
 def test_a_failing_command_ends_the_script(
   commands, tmp_path, capsys, status, code

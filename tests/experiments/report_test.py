@@ -224,6 +224,17 @@ def test_heat_maps_begin_with_the_surest_mistakes_and_are_limited(
   assert [t for t, _ in pictures.heat_maps(record).shown] == wrong[:4]
 
 
+def test_the_names_of_ten_folds_fit_below_their_curves(record, monkeypatch):
+  monkeypatch.setattr(pictures, '_drawn', lambda _, drawing: drawing)
+  history = dict.fromkeys(range(10), record.history[0])
+  drawing = pictures.curves(dataclasses.replace(record, history=history))
+  drawing.draw_without_rendering()
+  (legend,) = drawing.legends
+  assert len(legend.get_texts()) == 10
+  place = legend.get_window_extent()
+  assert 0 <= place.x0 and place.x1 <= drawing.bbox.width
+
+
 def test_what_is_right_is_shown_class_by_class():
   t = records.Tested(0, 'case', '', 'a', 'a', 0.9, 0.9)
   slides = [dataclasses.replace(t, slide=name) for name in ('1', '2')]
@@ -266,13 +277,27 @@ def test_cautions_say_what_must_be_known(record):
   assert {'Changed code', 'Several versions'} <= titles
   parts = [{'train': ['0_0é'], 'val': [], 'test': ['0_0é']}]
   assert 'Fold 0 shares cases between its parts' in of(splits=parts)[1]
-  for last, improves in ((0.7, False), (0.8, True)):  # A tie is no gain.
+  for select, last, improves in (
+    ('f1_macro', {'f1_macro': 0.7}, False),  # A tie is no gain.
+    ('f1_macro', {'f1_macro': 0.8}, True),
+    ('loss', {'loss': 0.4, 'f1_macro': 0.1}, True),
+    ('loss_or_accuracy', {'loss': 0.4, 'accuracy': 0.1}, True),
+    ('loss_or_accuracy', {'f1_macro': 0.8}, False),
+    ('accuracy_then_auroc', {'auroc': 0.8, 'f1_macro': 0.1}, True),
+    ('accuracy_then_auroc', {'auroc': 0.8, 'accuracy': 0.6}, False),
+    ('auroc_accuracy', {'auroc': 0.9, 'accuracy': 0.6}, True),
+    ('auroc_accuracy', {'auroc': 0.8, 'accuracy': 0.6, 'f1_macro': 1}, False),
+    ('late_auroc', {'auroc': 0.8, 'f1_macro': 0.1}, True),
+  ):
+    before = dict.fromkeys(('f1_macro', 'accuracy', 'auroc'), 0.7) | {'loss': 1}
     lines = [
-      {'epoch': epoch, 'best_epoch': 7, 'val_f1_macro': f1}
-      for epoch, f1 in ((6, 0.7), (7, last))
+      {'epoch': epoch, 'best_epoch': 7}
+      | {f'val_{name}': value for name, value in values.items()}
+      for epoch, values in ((6, before), (7, before | last))
     ]
-    found = of(history={0: lines})[0]
-    assert ('Best at the last epoch' in found) == improves
+    flags = record.flags | {'select': select}
+    found = of(history={0: lines}, flags=flags)[0]
+    assert ('Best at the last epoch' in found) == improves, (select, last)
   case = np.repeat(record.slides.case[:1], 15)
   external = dataclasses.replace(record.external, case=case)
   assert 'Cases of one name in both cohorts' in of(external=external)[1]
@@ -306,6 +331,25 @@ def test_pictures_that_lack_or_are_damaged_are_named(copy):
   change(copy, 'config.json', flags=FLAGS | {'heat_maps': 3})
   # What is beyond, nobody requested.
   assert not pictures.heat_maps(records.read(Folder(copy))).missing
+
+
+def test_validation_chose_no_epoch_where_the_last_is_kept(copy):
+  for model, select, chose in (
+    ('abmil', 'last', 'chose the temperature, and'),
+    ('abmil', 'loss', 'chose the epoch and the temperature, and'),
+    ('kmil', 'last', 'chose the epoch and the'),  # Of its first stage.
+  ):
+    flags = FLAGS | {'model': model, 'select': select}
+    change(copy, 'config.json', flags=flags)
+    assert chose in words_of(copy)
+
+
+def test_the_page_of_kmil_says_that_probabilities_are_averaged(copy):
+  averaged = 'of the bag and of its highest instance are averaged'
+  assert averaged not in words_of(copy)
+  flags = FLAGS | {'average_with_top_instance': True}
+  change(copy, 'config.json', flags=flags)
+  assert averaged in words_of(copy)
 
 
 def test_a_model_without_epochs_has_a_page_without_them(copy):

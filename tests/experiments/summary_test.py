@@ -189,6 +189,16 @@ def test_the_external_cohort_has_its_block(tmp_path):
     np.testing.assert_array_equal(np.float64(line[6:]), mean.prob[i])
 
 
+def test_a_slide_of_several_tests_is_one_slide_of_its_patient():
+  """Repeated splits test a patient in several folds."""
+  p = part(0, 6)
+  alone = dataclasses.replace(p, case=p.slide)
+  cases = summaries.of_cases([alone, alone])
+  assert (cases['count'], cases['most_slides']) == (6, 1)
+  assert summaries.cases_tables(cases) == []
+  assert summaries.of_cases([p, p])['most_slides'] == 0  # All have two classes.
+
+
 def too_sure(seed, n, right=0.5, classes=3):
   """Slides whose predictions are too sure, right in a share of them."""
   rng = np.random.default_rng(seed)
