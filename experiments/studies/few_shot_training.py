@@ -103,8 +103,8 @@ class Setting:
     tumour: how many tumour patches.
     alpha: of the focal loss; 0 is the loss of RD.
     gamma: of the focal loss.
-    counterpart: number of tumour patches in the paper that this one stands
-      for, or None if there is none.
+    counterpart: number of tumour patches in the paper's Table 3 that this one
+      stands for, its own if there is none; None if it is not of that table.
     longer: how many times the epochs of the others it takes.
     seed: of its patches, weights and order.
   """
@@ -163,17 +163,18 @@ def settings(
   gamma either 0, which leaves a cross entropy, or 2.
   """
   normal = int((material.parts['train'].label == NORMAL).sum())
-  main, even = material.main, min(material.main, normal)
+  main, counts = material.main, material.counts
+  even = min(main, normal)
   # A phantom's balanced patches are two steps an epoch.
   longer = round((normal + main) / (2 * main)) if material.is_phantom else 1
   others = [
     Setting(f'tumour_{n}', normal, n, n / (n + normal), counterpart=original)
-    for n, original in material.counts.items()
+    for n, original in counts.items()
     if n not in (0, main)
   ]
   of_seed = [
     Setting(RD, normal, 0, 0.0, counterpart=0),
-    Setting(FW_RD, normal, main, 0.1, counterpart=500),
+    Setting(FW_RD, normal, main, 0.1, counterpart=counts.get(main, main)),
     *others,
     Setting('unweighted', normal, main, 0.5, 0.0),
     Setting('unweighted_focal', normal, main, 0.5),

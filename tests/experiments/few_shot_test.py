@@ -224,7 +224,9 @@ def settings_of(tumour=1001, normal=5000, main=500, counts=COUNTS):
     np.repeat('s', len(label)),
     ('tumor', 'normal'),
   )
-  material = PatchesAndSlides({'train': patches}, main, {n: n for n in counts})
+  if not isinstance(counts, dict):
+    counts = dict(zip(counts, counts, strict=True))
+  material = PatchesAndSlides({'train': patches}, main, counts)
   (found,) = training.settings(material, training.Students(seeds=1), 3)
   sweep = [s for s in found if s.counterpart is not None]
   return found, sorted(sweep, key=lambda s: s.tumour)
@@ -244,6 +246,10 @@ def test_the_papers_trainings():
   # Fewer patches keep their main training.
   _, few = settings_of(7, 80, 7, (0, 5))
   assert [s.tumour for s in few] == [0, 5, 7]
+  _, few = settings_of(100, 5000, 100, (0, 5, 10, 50, 100))
+  assert [s.counterpart for s in few] == [0, 5, 10, 50, 100]
+  _, few = settings_of(60, 300, 30, {0: 0, 3: 50, 30: 500, 60: 1000})
+  assert [s.counterpart for s in few] == [0, 50, 500, 1000]
 
 
 def test_patches_of_fewer_are_among_those_of_more():
@@ -372,6 +378,10 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   assert table_2['FW-RD minus RD',]['here'][3] == pytest.approx(gap)
   assert 'here' in ablations['unweighted', 3, 3, '0.5', '0']
   assert 'here' not in ablations['supervised', 100000, 100000, '0.5', '2']
+  # Three tumour patches are no number of the paper's: nothing stands beside.
+  sweep = {tuple(row.labels): row.lines for row in found['table_3'].rows}
+  assert list(sweep) == [(0, 0, '0'), (3, 'none', '0.1')]
+  assert [len(lines) for lines in sweep.values()] == [3, 2]
   of_patches = found['summary.json'].content['patches']
   assert of_patches[FW_RD]['auroc']['per_seed'] == [1.0]
   assert of_patches[FW_RD]['auroc']['std'] is None
