@@ -138,6 +138,18 @@ def test_lists_that_are_there_are_used_but_for_excluded_slides(root, tmp_path):
   np.testing.assert_array_equal(found.parts['test'].id, before.id)
   assert 'test_114: left out, not all of its tumour is annot' in found.note
   assert 'test_good: 2 patches of slides left out' in found.note
+  # Test slides are scored whole, without a patch of theirs in a list, too.
+  for part, slide in (('val', 'tumor_001'), ('train', 'test_003')):
+    with (lists / f'{part}_bad.txt').open('a') as f:
+      f.write(f'{slide},450,362\n')
+    with pytest.raises(TileError, match=rf'lists: slide.* {slide} in more'):
+      open_slides(root, lists_dir=lists)
+    if part == 'val':
+      (lists / 'val_bad.txt').write_text('tumor_002,400,400\n')
+      for kind in ('good', 'bad'):
+        path = lists / f'test_{kind}.txt'
+        lines = path.read_text().splitlines()
+        path.write_text('\n'.join(n for n in lines if '_003' not in n))
 
 
 def test_validation_is_of_a_slide_with_room(root, tmp_path):
