@@ -237,15 +237,19 @@ def train(
     parallel.wait_for_all('teacher')
   known = teacher(study, material)
   images = functools.cache(lambda part: _pixels(material.parts[part]))
-  done = lambda some: folder.has(
-    *(f'{job.folder}/{file}' for job in some for file in SCORES.values())
-  )
+  done = lambda job: folder.has(*(f'{job.folder}/{f}' for f in SCORES.values()))
+
+  def is_sound(job):
+    model = f'{job.folder}/{MODEL}'  # Scores do without it.
+    return not folder.has(model) or folder.has_model(model)
+
   for group in groups(jobs, students):
-    models = [f'{job.folder}/{MODEL}' for job in group]
-    there = filter(folder.has, models)  # Scores do without them.
-    if not done(group) or not all(map(folder.has_model, there)):
-      _train_group(study, material, group, known, images)
-  if not done(jobs):
+    left = [job for job in group if not (done(job) and is_sound(job))]
+    if left:
+      # Of a group that was killed while it wrote, all is in its checkpoint.
+      begun = folder.has(_checkpoints(group))
+      _train_group(study, material, group if begun else left, known, images)
+  if not all(map(done, jobs)):
     progress.raise_if_diverged(progress.below(folder.path))
 
 
@@ -289,6 +293,12 @@ def summary(folder: Folder, **parts: Any) -> File:
   return File(_SUMMARY, json.loads(text, parse_constant=lambda _: None))
 
 
+def _checkpoints(group: Sequence[Setting]) -> str:
+  """Returns the folder of the checkpoints of trainings that are one program."""
+  text = '\n'.join(setting.folder for setting in group)
+  return f'checkpoints/{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+
 def _train_group(
   study: Study,
   material: PatchesAndSlides,
@@ -309,8 +319,7 @@ def _train_group(
     students.batch,
   )
   names = [setting.folder for setting in group]
-  text = '\n'.join(names)
-  checkpoints = f'checkpoints/{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+  checkpoints = _checkpoints(group)
   with progress.training(
     folder.at(checkpoints),
     [[folder.at(name)] for name in names],

@@ -1,6 +1,7 @@
 """The few-shot study: its patches and trainings, tables, slides, a restart."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -445,6 +446,31 @@ def test_settings_are_paired_by_their_resamples():
   assert few_shot._ends(better - worse)[-1, 0] > 0
   # Nothing differs.
   assert np.isnan(few_shot._ends(better - better)).all()
+
+
+def test_more_seeds_train_what_is_not_there(root, tmp_path, monkeypatch):
+  material, trained = open_slides(root, weights=root / 'reference.csv'), []
+  students = training.Students(width=2, seeds=2)
+  study = Study(Folder(tmp_path), {'students': students}, SEED)
+  jobs = [*itertools.chain(*training.settings(material, students, SEED))]
+  of_seed = {seed: [j for j in jobs if j.seed == seed] for seed in (5, 6)}
+
+  def train_group(study, material, group, *_):
+    trained.append(group)
+    for job in group:
+      for file in training.SCORES.values():
+        study.folder.write(f'{job.folder}/{file}', [['patch']])
+
+  monkeypatch.setattr(training, 'teacher', lambda *_: None)
+  monkeypatch.setattr(training, '_train_group', train_group)
+  training.train(study, material, of_seed[5])
+  training.train(study, material, jobs)
+  assert trained == [of_seed[5], of_seed[6]]
+  # A group that was killed while it wrote goes on as a whole.
+  shutil.rmtree(study.folder.at(f'{jobs[0].folder}'))
+  study.folder.at(training._checkpoints(jobs)).mkdir(parents=True)
+  training.train(study, material, jobs)
+  assert trained[2:] == [jobs]
 
 
 @pytest.mark.slow
