@@ -17,7 +17,7 @@ from experiments.patches import tiles as patch_tiles
 from experiments.patches.study import File, Study
 from experiments.patches.training import Training
 from experiments.run import results
-from experiments.studies import hard_negatives as hn
+from experiments.studies import hard_negatives as hn, mined_pictures
 from experiments.studies.hard_negatives import Data, Mining, Setting
 from kmil_jax.types import PatchRecipe
 
@@ -335,6 +335,18 @@ def test_without_false_positives_the_strong_model_is_the_weak_one(begin):
   assert strong[:-2] == weak[:-2] and strong[-2:] == [0, 0]
   assert np.isnan(weak[-2:]).all()
   assert 'auroc_hard' not in table.columns  # Nobody knows which are hard.
+
+
+def test_features_that_do_not_vary_are_drawn():
+  class Dead(Stub):
+    def predict(self, tiles):
+      prob, features = super().predict(tiles)
+      return prob, 0 * features
+
+  drawing = mined_pictures.features(ANNOTATED, {'weak': Stub(), 'dead': Dead()})
+  for ax in drawing.axes:
+    dots = np.concatenate([d.get_offsets() for d in ax.collections])
+    assert np.isfinite(dots).all() and len(dots) == len(ANNOTATED)
 
 
 def test_scores_know_both_thresholds_and_hard_tiles(models):
