@@ -155,7 +155,7 @@ def shared(sets: Sequence[LabelledTiles]) -> list[str]:
 
 
 def counts(sets: Mapping[str, LabelledTiles], title: str) -> Table:
-  """Returns a table of tiles and patients of each class, in the file tiles.csv.
+  """Returns a table of the tiles of each class, and of patients.
 
   Args:
     sets: by name, of the same classes.

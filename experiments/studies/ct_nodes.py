@@ -376,11 +376,12 @@ def stages(
     except FloatingPointError:  # It is named at the end.
       continue
     prob[name], _ = trained.predict(part(None))
-    cam = trained.grad_cam(part('test'), prob[name][test].argmax(1))
-    summary[name] = _scores(name, trained, prob[name], cam, material)
     # The last map of a smaller image has 2 x 2 cells, which show no place.
     if not is_resnet or (recipe.input_size or material.tiles.size) > 64:
-      cams[name] = cam
+      target = prob[name][test].argmax(1)
+      cams[name] = trained.grad_cam(part('test'), target)
+    cam = cams.get(name)
+    summary[name] = _scores(name, trained, prob[name], cam, material)
     curves = pictures.curves(NETWORKS[name], trained.history)
     yield File(f'figures/{name}_curves.png', curves)
   if not summary:
@@ -428,7 +429,7 @@ def _scores(
   name: str,
   trained: training.Trained,
   prob: np.ndarray,
-  cams: np.ndarray,
+  cams: np.ndarray | None,
   material: Slices,
 ) -> dict[str, Any]:
   """A network's scores; intervals of the test part by patient."""
@@ -448,7 +449,9 @@ def _scores(
     'train_accuracy': float((prob.argmax(1) == tiles.label)[train].mean()),
     **of_test,
     'paper': {k.replace(' ', '_').lower(): v for k, v in published.items()},
-    'grad_cam_in_node': share_inside(cams, material.inside[test]),
+    'grad_cam_in_node': (
+      None if cams is None else share_inside(cams, material.inside[test])
+    ),
   }
 
 

@@ -121,12 +121,15 @@ def _patches(
     ('method',),
     [(name, (name,), values) for name, values in methods.items()],
     f'Networks of width {study.recipe["students"].width}, the same of both'
-    ' methods.',
+    f' methods. {FW_RD} learned from {settings[1].tumour} tumour patches and'
+    f' {settings[1].normal} normal ones, in the paper from 500 and 5000.',
   )
   rows = []
   for setting in sorted(settings, key=lambda setting: setting.tumour):
     if (counterpart := setting.counterpart) is not None:
-      labels = setting.tumour, counterpart, f'{setting.alpha:.3g}'
+      known = (counterpart,) in PUBLISHED['table_3'].values
+      named = counterpart if known else 'none'
+      labels = setting.tumour, named, f'{setting.alpha:.3g}'
       rows.append((counterpart, labels, measured[setting.name]))
   yield _table(
     'table_3',

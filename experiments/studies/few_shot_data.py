@@ -1,9 +1,10 @@
 """Patches and slides of He and Li's study: CAMELYON16, a phantom, folders."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 
@@ -253,7 +254,7 @@ def of_slides(
   }
   return PatchesAndSlides(
     parts,
-    **_about(data, parts['train']),
+    **_about(data, parts, test),
     note='\n'.join(notes),
     slides=test,
     annotations=known,
@@ -335,24 +336,36 @@ def _of_folders(data: Data) -> PatchesAndSlides:
       raise TileError(f'{root / part}: images are grey. Save them in colour.')
     named = dataclasses.replace(tiles, classes=tuple(names))
     parts[part] = labelled_tiles.binary(named, patches.CLASSES[1])
-  groups = [g for tiles in parts.values() for g in set(tiles.group.tolist())]
-  if both := sorted({group for group in groups if groups.count(group) > 1}):
-    raise TileError(
-      f'{root}: slide(s) {", ".join(both[:5])} in more than one of'
-      f' {", ".join(PARTS)}. Move the patches of each into one of them.'
-    )
+  about = _about(data, parts)
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
   return PatchesAndSlides(
     parts,
-    **_about(data, parts['train']),
+    **about,
     note=f'patches of {root}',
     scale=Scale(size=size),
   )
 
 
-def _about(data: Data, train: LabelledTiles) -> dict:
-  """The teacher, and the paper's numbers of patches, up to those there are."""
-  tumour = int((train.label == TUMOUR).sum())
+def _about(
+  data: Data,
+  parts: Mapping[str, LabelledTiles],
+  tested: Sequence[KnownSlide] = (),
+) -> dict:
+  """The teacher, and the paper's numbers of patches, up to those there are.
+
+  Raises:
+    TileError: if a slide is in several parts.
+  """
+  held = {part: set(tiles.group.tolist()) for part, tiles in parts.items()}
+  held['test'] |= {slide.id for slide in tested}
+  groups = [*itertools.chain(*held.values())]
+  if both := sorted({group for group in groups if groups.count(group) > 1}):
+    raise TileError(
+      f'{data.patches_dir or data.lists_dir}: slide(s) {", ".join(both[:5])} in'
+      f' more than one of {", ".join(PARTS)}. Move the patches of each into one'
+      ' of them.'
+    )
+  tumour = int((parts['train'].label == TUMOUR).sum())
   counts = {n: n for n in _COUNTS if n <= tumour}
   numbers = {'main': min(_MAIN, tumour), 'counts': counts}
   warnings = () if data.weights else (_RANDOM,)

@@ -103,8 +103,8 @@ class Setting:
     tumour: how many tumour patches.
     alpha: of the focal loss; 0 is the loss of RD.
     gamma: of the focal loss.
-    counterpart: number of tumour patches in the paper that this one stands
-      for, or None if there is none.
+    counterpart: number of tumour patches in the paper's Table 3 that this one
+      stands for, its own if there is none; None if it is not of that table.
     longer: how many times the epochs of the others it takes.
     seed: of its patches, weights and order.
   """
@@ -163,17 +163,18 @@ def settings(
   gamma either 0, which leaves a cross entropy, or 2.
   """
   normal = int((material.parts['train'].label == NORMAL).sum())
-  main, even = material.main, min(material.main, normal)
+  main, counts = material.main, material.counts
+  even = min(main, normal)
   # A phantom's balanced patches are two steps an epoch.
   longer = round((normal + main) / (2 * main)) if material.is_phantom else 1
   others = [
     Setting(f'tumour_{n}', normal, n, n / (n + normal), counterpart=original)
-    for n, original in material.counts.items()
+    for n, original in counts.items()
     if n not in (0, main)
   ]
   of_seed = [
     Setting(RD, normal, 0, 0.0, counterpart=0),
-    Setting(FW_RD, normal, main, 0.1, counterpart=500),
+    Setting(FW_RD, normal, main, 0.1, counterpart=counts.get(main, main)),
     *others,
     Setting('unweighted', normal, main, 0.5, 0.0),
     Setting('unweighted_focal', normal, main, 0.5),
@@ -236,15 +237,19 @@ def train(
     parallel.wait_for_all('teacher')
   known = teacher(study, material)
   images = functools.cache(lambda part: _pixels(material.parts[part]))
-  done = lambda some: folder.has(
-    *(f'{job.folder}/{file}' for job in some for file in SCORES.values())
-  )
+  done = lambda job: folder.has(*(f'{job.folder}/{f}' for f in SCORES.values()))
+
+  def is_sound(job):
+    model = f'{job.folder}/{MODEL}'  # Scores do without it.
+    return not folder.has(model) or folder.has_model(model)
+
   for group in groups(jobs, students):
-    models = [f'{job.folder}/{MODEL}' for job in group]
-    there = filter(folder.has, models)  # Scores do without them.
-    if not done(group) or not all(map(folder.has_model, there)):
-      _train_group(study, material, group, known, images)
-  if not done(jobs):
+    left = [job for job in group if not (done(job) and is_sound(job))]
+    if left:
+      # Of a group that was killed while it wrote, all is in its checkpoint.
+      begun = folder.has(_checkpoints(group))
+      _train_group(study, material, group if begun else left, known, images)
+  if not all(map(done, jobs)):
     progress.raise_if_diverged(progress.below(folder.path))
 
 
@@ -288,6 +293,12 @@ def summary(folder: Folder, **parts: Any) -> File:
   return File(_SUMMARY, json.loads(text, parse_constant=lambda _: None))
 
 
+def _checkpoints(group: Sequence[Setting]) -> str:
+  """Returns the folder of the checkpoints of trainings that are one program."""
+  text = '\n'.join(setting.folder for setting in group)
+  return f'checkpoints/{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+
 def _train_group(
   study: Study,
   material: PatchesAndSlides,
@@ -308,8 +319,7 @@ def _train_group(
     students.batch,
   )
   names = [setting.folder for setting in group]
-  text = '\n'.join(names)
-  checkpoints = f'checkpoints/{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+  checkpoints = _checkpoints(group)
   with progress.training(
     folder.at(checkpoints),
     [[folder.at(name)] for name in names],

@@ -58,7 +58,8 @@ _NOTES = (
   'Here: mean over models of other seeds, all tested on one test part. F1,'
   f' sensitivity and specificity at 0.5, low: at {LOW}; specificity_at: at a'
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
-  ' negatives alone, which are what mining is for. delta: relative change.',
+  ' negatives alone, which are what mining is for. delta: relative change.'
+  " false_positives: the weak model's of the validation part, which mined.",
   'Intervals are those of the mean of these trainings when the patients of the'
   ' test part are resampled. The std shows how far others would differ.',
   'The paper: other data, not to be matched by these; means of three models.'
@@ -249,6 +250,8 @@ def _from_folders(data: Data) -> tuple[LabelledTiles, np.ndarray, str]:
   pool = read(
     data.pool_dir, lambda path: tile_sources.from_pool(path, annotated.classes)
   )
+  if pool.classes == annotated.classes[::-1]:  # Of TFDS, and --positive.
+    pool = labelled_tiles.binary(pool, annotated.classes[POSITIVE])
   patients = set(pool.group)
   for path in map(pathlib.PurePosixPath, pool.id.tolist()):
     patients |= {*path.parts[:-1], tile_sources.before_underscore(path.stem)}
@@ -436,7 +439,8 @@ class Models:
   def scores(self, setting: Setting) -> dict[str, float | None]:
     """Returns the values of `COLUMNS`; None where one is undefined.
 
-    False positives and what was mined with them are those of strong models.
+    False positives and what was mined with them are those that a strong model
+    was trained with; a weak one has none of these values.
     """
     positive, prob = self.sets['test'].label == POSITIVE, self.prob(setting)
     rows = positive | self.hard
@@ -448,14 +452,13 @@ class Models:
     values |= {
       'specificity_at': metrics.specificity_at(positive, prob, _SENSITIVITY),
       'auroc_hard': metrics.auroc(positive[rows], prob[rows]),
-      'false_positives': 0,
-      'mined': 0,
-      'mined_hard': np.nan,
+      **dict.fromkeys(('false_positives', 'mined', 'mined_hard'), np.nan),
     }
-    if setting.choice != WEAK and len(mined := self.mined(setting).index):
+    if setting.choice != WEAK:
+      mined = self.mined(setting).index
       values['false_positives'] = len(self.searched(setting.weak)[0])
       values['mined'] = len(mined)
-      if self.hard_in_pool.any():
+      if len(mined) and self.hard_in_pool.any():
         values['mined_hard'] = float(self.hard_in_pool[mined].mean())
     return {k: None if np.isnan(values[k]) else values[k] for k in COLUMNS}
 

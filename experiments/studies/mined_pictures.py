@@ -77,10 +77,13 @@ def features(
   }
   drawing = figure.Figure((9, 5), layout='constrained')
   perplexity = min(_PERPLEXITY, (len(tiles) - 1) / 3)
-  tsne = manifold.TSNE(perplexity=perplexity, init='pca', random_state=0)
   axes = drawing.subplots(1, len(models))
   for ax, (name, (_, x)) in zip(axes, output.items(), strict=True):
-    place = tsne.fit_transform(x)
+    # Of features that do not vary, scikit-learn's PCA is NaN, and it crashes.
+    start = 'pca' if np.ptp(x, 0).any() else 'random'
+    place = manifold.TSNE(
+      perplexity=perplexity, init=start, random_state=0
+    ).fit_transform(x)
     for label, (rows, color) in kinds.items():
       ax.scatter(*place[rows].T, 14, color=color, lw=0, alpha=0.8, label=label)
     ax.set(xticks=[], yticks=[], title=f'{name} model')

@@ -144,8 +144,8 @@ class Nodes(Material):
       rule: np.array([most_votes(maps[step]) for maps in probs])
       for step, rule in enumerate((ONE, TWO)[: len(networks)])
     }
-    bar, tables = self._table_3(scores)
-    one, final = scores[ONE], list(scores.values())[-1]
+    bars, tables = self._table_3(scores)
+    one, (*_, final), (*_, bar) = scores[ONE], scores.values(), bars.values()
     yield from tables
     yield self._windows_table(probs)
     parts = dict(zip(PARTS, (~images.test, images.test), strict=True))
@@ -168,7 +168,7 @@ class Nodes(Material):
       maps, name = {}, images.id[row]
       for (rule, votes), prob in zip(scores.items(), probs[row], strict=True):
         heat = heatmap.votes(prob >= FIRES, image.shape[:2])
-        lesions = outlines(heat >= (bar - 0.5) / VOTES)
+        lesions = outlines(heat >= (bars[rule] - 0.5) / VOTES)
         maps[f'{rule}, score {votes[row] / VOTES:.4f}'] = heat, lesions
       yield File(f'outlines/{name}.json', geojson(lesions, MPP / images.mpp))
       if row in drawn:
@@ -199,8 +199,8 @@ class Nodes(Material):
 
   def _table_3(
     self, scores: Mapping[str, np.ndarray]
-  ) -> tuple[int, list[Table]]:
-    """Returns the threshold of the last rule, in votes, and Table 3 by part.
+  ) -> tuple[dict[str, int], list[Table]]:
+    """Returns the thresholds of rules, in votes, and Table 3 by part.
 
     An image is positive if a pixel of its map reaches the threshold: the best
     of the development images.
@@ -214,11 +214,11 @@ class Nodes(Material):
         about = votes[some] >= bar, positive[some], images.patient[some]
         rows[part].append(((rule, part), *about, (bar / VOTES, None)))
 
+    bars = {k: threshold(v[~test], positive[~test]) for k, v in scores.items()}
     for rule, votes in scores.items():
-      bar = threshold(votes[~test], positive[~test])
-      add(rule, votes, bar, *PARTS)
+      add(rule, votes, bars[rule], *PARTS)
     if TWO in scores:
-      hits = (votes >= bar)[test & positive].sum()
+      hits = (scores[TWO] >= bars[TWO])[test & positive].sum()
       raised = two_step.raised_bar(scores[ONE][test], positive[test], hits)
       # One vote more than there are: no image.
       add(RAISED, scores[ONE], min(raised, VOTES + 1), 'test')
@@ -226,7 +226,7 @@ class Nodes(Material):
       part: len(set(images.patient[some]))
       for part, some in (('test', test), ('development', ~test))
     }
-    return bar, [
+    return bars, [
       two_step.decision_table(
         f'table_3{"" if part == "test" else "_development"}',
         f'Table 3. Images of the {part} part, {patients[part]} patients.'

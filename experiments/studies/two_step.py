@@ -331,7 +331,8 @@ def decision_table(
     [
       *[
         f'{RAISED}: the bar for the primary network is raised on the test part,'
-        ' to the benefit of one step, until it finds as much tumour as two.'
+        ' to the benefit of one step, while it finds as much tumour as two, or'
+        ' more.'
       ]
       * any(RAISED in row.labels for row in rows),
       "Intervals: Wilson's on the effective number of images, windows or tiles,"

@@ -1,6 +1,7 @@
 """CT nodes: from a table of volumes to Table 3, on a tiny written cohort."""
 
 import csv
+import dataclasses
 import pathlib
 import types
 
@@ -98,9 +99,17 @@ def test_tables_follow_from_the_predictions_that_are_written(
     grad_cam=lambda tiles, target: np.ones((len(tiles), *[tiles.size] * 2)),
   )
   monkeypatch.setattr(training, 'train', lambda *_, **__: trained)
-  study = Study(Folder(tmp_path), ct_nodes.PAPER.recipe, 0)
-  items = ct.stages(study, material, ['custom'], Training())
-  items = {one.name: one for one in items}
+  study = Study(Folder(tmp_path), dict(ct_nodes.PAPER.recipe), 0)
+  recipe = study.recipe['resnet50']
+  small = dataclasses.replace(recipe, input_size=64)
+  for used, kept in ((recipe, 2), (small, 1)):
+    study.recipe['resnet50'] = used
+    items = ct.stages(study, material, ['custom', 'resnet50'], Training())
+    items = {one.name: one for one in items}
+    drawn = len(items['figures/grad_cam.png'].content.axes) - 1
+    assert drawn == 4 * (1 + kept)
+    shares = [row.lines[HERE][3] for row in items['table_3'].rows[:2]]
+    assert [share is None for share in shares] == [False, kept < 2]
   # The network is the paper's, layer by layer.
   _, *rows = items['table_2'].csv()
   shapes = [row[-1] for row in rows]
@@ -116,7 +125,7 @@ def test_tables_follow_from_the_predictions_that_are_written(
     rows += test
   assert len(rows) == 2 * PATIENTS
   assert not any(pathlib.Path(row[2]).is_absolute() for row in rows)
-  test = np.array([row[-2:] for row in test])
+  test = np.array([row[5:7] for row in test])
   truth, tested = test[:, 0] == 'metastatic', test[:, 1].astype(float)
   summary = items['summary.json'].content
   assert len(test) == summary['slices']['test'] == 4

@@ -1,6 +1,7 @@
 """The few-shot study: its patches and trainings, tables, slides, a restart."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -138,6 +139,18 @@ def test_lists_that_are_there_are_used_but_for_excluded_slides(root, tmp_path):
   np.testing.assert_array_equal(found.parts['test'].id, before.id)
   assert 'test_114: left out, not all of its tumour is annot' in found.note
   assert 'test_good: 2 patches of slides left out' in found.note
+  # Test slides are scored whole, without a patch of theirs in a list, too.
+  for part, slide in (('val', 'tumor_001'), ('train', 'test_003')):
+    with (lists / f'{part}_bad.txt').open('a') as f:
+      f.write(f'{slide},450,362\n')
+    with pytest.raises(TileError, match=rf'lists: slide.* {slide} in more'):
+      open_slides(root, lists_dir=lists)
+    if part == 'val':
+      (lists / 'val_bad.txt').write_text('tumor_002,400,400\n')
+      for kind in ('good', 'bad'):
+        path = lists / f'test_{kind}.txt'
+        lines = path.read_text().splitlines()
+        path.write_text('\n'.join(n for n in lines if '_003' not in n))
 
 
 def test_validation_is_of_a_slide_with_room(root, tmp_path):
@@ -224,7 +237,9 @@ def settings_of(tumour=1001, normal=5000, main=500, counts=COUNTS):
     np.repeat('s', len(label)),
     ('tumor', 'normal'),
   )
-  material = PatchesAndSlides({'train': patches}, main, {n: n for n in counts})
+  if not isinstance(counts, dict):
+    counts = dict(zip(counts, counts, strict=True))
+  material = PatchesAndSlides({'train': patches}, main, counts)
   (found,) = training.settings(material, training.Students(seeds=1), 3)
   sweep = [s for s in found if s.counterpart is not None]
   return found, sorted(sweep, key=lambda s: s.tumour)
@@ -244,6 +259,10 @@ def test_the_papers_trainings():
   # Fewer patches keep their main training.
   _, few = settings_of(7, 80, 7, (0, 5))
   assert [s.tumour for s in few] == [0, 5, 7]
+  _, few = settings_of(100, 5000, 100, (0, 5, 10, 50, 100))
+  assert [s.counterpart for s in few] == [0, 5, 10, 50, 100]
+  _, few = settings_of(60, 300, 30, {0: 0, 3: 50, 30: 500, 60: 1000})
+  assert [s.counterpart for s in few] == [0, 50, 500, 1000]
 
 
 def test_patches_of_fewer_are_among_those_of_more():
@@ -372,6 +391,10 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   assert table_2['FW-RD minus RD',]['here'][3] == pytest.approx(gap)
   assert 'here' in ablations['unweighted', 3, 3, '0.5', '0']
   assert 'here' not in ablations['supervised', 100000, 100000, '0.5', '2']
+  # Three tumour patches are no number of the paper's: nothing stands beside.
+  sweep = {tuple(row.labels): row.lines for row in found['table_3'].rows}
+  assert list(sweep) == [(0, 0, '0'), (3, 'none', '0.1')]
+  assert [len(lines) for lines in sweep.values()] == [3, 2]
   of_patches = found['summary.json'].content['patches']
   assert of_patches[FW_RD]['auroc']['per_seed'] == [1.0]
   assert of_patches[FW_RD]['auroc']['std'] is None
@@ -423,6 +446,31 @@ def test_settings_are_paired_by_their_resamples():
   assert few_shot._ends(better - worse)[-1, 0] > 0
   # Nothing differs.
   assert np.isnan(few_shot._ends(better - better)).all()
+
+
+def test_more_seeds_train_what_is_not_there(root, tmp_path, monkeypatch):
+  material, trained = open_slides(root, weights=root / 'reference.csv'), []
+  students = training.Students(width=2, seeds=2)
+  study = Study(Folder(tmp_path), {'students': students}, SEED)
+  jobs = [*itertools.chain(*training.settings(material, students, SEED))]
+  of_seed = {seed: [j for j in jobs if j.seed == seed] for seed in (5, 6)}
+
+  def train_group(study, material, group, *_):
+    trained.append(group)
+    for job in group:
+      for file in training.SCORES.values():
+        study.folder.write(f'{job.folder}/{file}', [['patch']])
+
+  monkeypatch.setattr(training, 'teacher', lambda *_: None)
+  monkeypatch.setattr(training, '_train_group', train_group)
+  training.train(study, material, of_seed[5])
+  training.train(study, material, jobs)
+  assert trained == [of_seed[5], of_seed[6]]
+  # A group that was killed while it wrote goes on as a whole.
+  shutil.rmtree(study.folder.at(f'{jobs[0].folder}'))
+  study.folder.at(training._checkpoints(jobs)).mkdir(parents=True)
+  training.train(study, material, jobs)
+  assert trained[2:] == [jobs]
 
 
 @pytest.mark.slow

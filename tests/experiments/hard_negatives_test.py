@@ -17,7 +17,7 @@ from experiments.patches import tiles as patch_tiles
 from experiments.patches.study import File, Study
 from experiments.patches.training import Training
 from experiments.run import results
-from experiments.studies import hard_negatives as hn
+from experiments.studies import hard_negatives as hn, mined_pictures
 from experiments.studies.hard_negatives import Data, Mining, Setting
 from kmil_jax.types import PatchRecipe
 
@@ -88,6 +88,21 @@ def test_folders_are_annotated_tiles_and_a_pool_of_negatives(root, monkeypatch):
   assert patch_tiles.shared(sets) == [warning]
   assert warning.startswith('1 tiles are there under several patients, which')
   assert ': neg/p3_7.png and neg/p3_8.png and pos/p5_0.png. Keep' in warning
+
+
+def test_a_prepared_pool_has_the_positive_class_that_was_asked_for(
+  root, monkeypatch
+):
+  sets = {'tiles': drawn('p', groups=10, each=10, positives=4)}
+  sets['pool'] = drawn('w', groups=4, each=25, positives=5)
+  read = lambda folder, split: sets[folder.name]
+  monkeypatch.setattr('data.dataset_tiles.from_tfds', read)
+  for name in sets:
+    (root / name / 'dataset_info.json').write_text('')
+  for positive, negatives in (('pos', 20), ('neg', 5)):
+    pool = opened(root, positive=positive).sets['pool']
+    assert pool.classes[1] == positive and not pool.label.any()
+    assert len(pool) == 4 * negatives
 
 
 @pytest.mark.parametrize('name', ['p3_x.png', 'neg/p3_x.png', 'new/p3/x.png'])
@@ -315,8 +330,23 @@ def test_without_false_positives_the_strong_model_is_the_weak_one(begin):
   assert not [one for one in found if getattr(one, 'name', '').endswith('png')]
   (table,) = (one for one in found if getattr(one, 'name', '') == 'table_2')
   lines = {row.labels: row.lines[HERE] for row in table.rows}
-  assert lines['l2', 'strong'] == lines['l2', 'weak']
+  strong, weak = lines['l2', 'strong'], lines['l2', 'weak']
+  # Weak models have false positives, which are listed with what they mine.
+  assert strong[:-2] == weak[:-2] and strong[-2:] == [0, 0]
+  assert np.isnan(weak[-2:]).all()
   assert 'auroc_hard' not in table.columns  # Nobody knows which are hard.
+
+
+def test_features_that_do_not_vary_are_drawn():
+  class Dead(Stub):
+    def predict(self, tiles):
+      prob, features = super().predict(tiles)
+      return prob, 0 * features
+
+  drawing = mined_pictures.features(ANNOTATED, {'weak': Stub(), 'dead': Dead()})
+  for ax in drawing.axes:
+    dots = np.concatenate([d.get_offsets() for d in ax.collections])
+    assert np.isfinite(dots).all() and len(dots) == len(ANNOTATED)
 
 
 def test_scores_know_both_thresholds_and_hard_tiles(models):

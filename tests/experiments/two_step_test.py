@@ -142,6 +142,24 @@ def test_maps_that_are_there_are_not_made_again(decided):
   assert next(again).csv() == items['table_3'].csv()
 
 
+def test_maps_are_outlined_at_the_thresholds_of_their_rules(
+  decided, monkeypatch
+):
+  bars, seen = iter((12, 5)), []
+  monkeypatch.setattr(nodes, 'threshold', lambda *_: next(bars))
+  overlay = lambda title, image, maps, **_: seen.append(maps.values())
+  monkeypatch.setattr(nodes.pictures, 'overlay', overlay)
+  list(NODES.decisions(Study(decided[0], {}, 0), [None, None]))
+  assert len(seen) == 2
+  for (heat, drawn), bar in zip(
+    itertools.chain(*seen), (12, 5) * 2, strict=True
+  ):
+    wanted = nodes.outlines(heat >= bar / 16)
+    assert [*map(len, drawn)] == [*map(len, wanted)]
+    rings = [itertools.chain(*areas) for areas in (drawn, wanted)]
+    assert all(map(np.array_equal, *rings))
+
+
 def test_false_positives_are_of_negative_development_images():
   tiles = NODES.false_positives(RED)
   rows = np.array([name.split('_')[0] for name in tiles.id], int)
