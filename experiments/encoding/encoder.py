@@ -117,6 +117,13 @@ class Network:
     run = lambda tiles: network.apply(variables, self.normalise(tiles))
     return cpu.map_tiles(run, tiles)
 
+  def width(self) -> int:
+    """Returns how many features it makes of a tile."""
+    side, network = self.size or 64, build(self.make, 'float32')
+    encode = lambda x: network.init_with_output(jax.random.key(0), x)[0]
+    tile = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return jax.eval_shape(encode, tile).shape[1]
+
 
 def network(name: str) -> Network:
   """Returns a network by its name in `NAMES`."""

@@ -265,6 +265,7 @@ def test_a_function_of_ones_own_is_named_by_its_module(tmp_path):
 def test_the_page_of_encoders_is_that_of_the_presets():
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'encoders.md'
   text = page.read_text(encoding='utf-8')
+  assert encoders.network('virchow2').width() == 2560
   for name, preset in vit.presets().items():
     width = preset.network['width']
     width *= 1 + (preset.network.get('pool') == 'class_mean')
