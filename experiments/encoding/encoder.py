@@ -284,6 +284,11 @@ def file_of_weights(
   if encoder == 'resnet50' and weights in (None, 'imagenet'):
     return _imagenet_file(cache_dir)
   if weights:
+    if not pathlib.Path(weights).expanduser().exists():
+      raise EncoderError(
+        f"--weights={weights}: no such weights file. Check its path; 'imagenet'"
+        ' is of resnet50 alone, a function of your own is module:function.'
+      )
     return file_of(weights)
   if encoder == DEFAULT:
     package, name = _LITE0
