@@ -280,6 +280,8 @@ def test_a_bad_slide_spoils_no_other(paths, tmp_path, capsys):
   with pytest.raises(SystemExit, match='1'):
     run(paths[0].parent, out, '--min_tissue=0', '--batch_size=4')
   printed, shown = capsys.readouterr()
+  script, flags = next_command.read(shown)
+  assert script == 'kmil' and '--allow_missing=True' in flags
   assert '0/4 slides: 0/? [' in shown
   for words in ('--tile_size=64 ', 'encoder small_slides:colours', 'tiles/s'):
     assert words in printed
