@@ -17,7 +17,8 @@ from data.files import first_of
 
 FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
-_STATED = ('encoder', 'mpp', 'patch_size', 'target_magnification')
+_STATED = 'encoder', 'normalisation', 'precision'
+_STATED += 'mpp', 'patch_size', 'target_magnification'
 _TOLERANCE = {'mpp': 1e-3}  # That tools measure.
 _CAMELYON16 = re.compile(r'(tumor|normal|test)_\d{3}')
 
@@ -87,8 +88,8 @@ class Match(NamedTuple):
 
   Attributes:
     headers: by slide, in the table's order, of those that can be used.
-    attributes: `dimensions`, `encoder`, `mpp`, `patch_size` and
-      `target_magnification`, as far as they are stated.
+    attributes: what all have in common, as far as they state it: `dimensions`,
+      the encoder and what it computes, and the scale of the tiles.
     problems: what makes features unusable, each with what and where.
     warnings: what may be meant.
   """

@@ -87,8 +87,9 @@ def run(
   if look.preview:
     target.mkdir(parents=True, exist_ok=True)
     Findings(warnings=cohort.warnings).warn()
-    _close(pictures.preview(cohort, target), 'would have no features')
-    return 'extract', {'preview': None}
+    failures = pictures.preview(cohort, target)
+    code = _close(failures, 'would have no features')
+    return 'extract', {'preview': None}, code
   make = functools.partial(
     encoder.make_encoder,
     encoding.encoder,
@@ -115,19 +116,22 @@ def run(
   rows = [['slide_id', 'reason'], *failures.items()]
   results.Folder(target).write(FAILURES, rows)
   pictures.draw(cohort, target)
-  _close(failures, 'have no features')
+  code = _close(failures, 'have no features')
+  if len(failures) == len(cohort.paths):
+    sys.exit(code)
   own = {'csv_path': 'labels.csv', 'exp_code': 'mine', 'precision': None}
-  return 'kmil', vars(folders) | own
+  own['allow_missing'] = bool(failures) or None
+  return 'kmil', vars(folders) | own, code
 
 
-def _close(failures: Mapping[str, str], what: str) -> None:
-  """Names the slides that failed, if any, and ends the script with 1."""
+def _close(failures: Mapping[str, str], what: str) -> int:
+  """Names the slides that failed, and returns the exit code."""
   if failures:
     print(f'{len(failures)} slides {what}:')
     width = max(map(len, failures))
     for slide, reason in failures.items():
       print(f'  {slide:{width}}  {reason}')
-    sys.exit(1)
+  return int(bool(failures))
 
 
 main = start.script(run)

@@ -19,6 +19,7 @@ import time
 from absl import logging
 
 from data import packed
+from data.files import first_of
 from experiments.run import progress, start
 from experiments.run.options import field
 
@@ -81,6 +82,14 @@ def run(packing: Packing) -> start.Next:
     f'({builder.info.features["features"].np_dtype}), {size / 1e6:.1f} MB; '
     f'feature files {before / 1e6:.1f} MB; packed in {seconds:.1f} s'
   )
+  of = dict(zip(index['slide_id'], index['attributes'], strict=True))
+  scales = {s: of[s].get('level0_mpp') for s in of if of[s].get('unit') == 'um'}
+  if lost := [slide for slide in scales if scales[slide] is None]:
+    print(
+      'warning: without coordinates, which are in micrometres of slides whose'
+      f' scale is not stated: {first_of(lost)}. For heat maps train on the'
+      ' feature files, with --slides_dir.'
+    )
   return 'kmil', {'csv_path': packing.csv_path, 'features_dir': folder}
 
 

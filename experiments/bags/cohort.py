@@ -38,8 +38,7 @@ PAPER_CLASSES = ('non-tumor', 'lymphoma', 'breast', 'squamous', 'thyroid')
 METASTATIC = 'metastatic'
 _TASKS = {'a': (0, 1, 2, 3, 4), 'b': (0, 1), 'c': (1, 2, 3, 4)}
 # What else a feature file says of its making.
-_STATED = 'normalisation', 'precision'
-_STATED += 'overlap', 'min_tissue', 'min_focus', 'augment'
+_STATED = 'overlap', 'min_tissue', 'min_focus', 'augment'
 _STATED += Rule._fields  # If they are not as by default.
 # Share of a device's memory that features may take and stay resident; on CPUs
 # the array they were read into comes on top.

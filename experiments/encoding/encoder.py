@@ -117,6 +117,13 @@ class Network:
     run = lambda tiles: network.apply(variables, self.normalise(tiles))
     return cpu.map_tiles(run, tiles)
 
+  def width(self) -> int:
+    """Returns how many features it makes of a tile."""
+    side, network = self.size or 64, build(self.make, 'float32')
+    encode = lambda x: network.init_with_output(jax.random.key(0), x)[0]
+    tile = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return jax.eval_shape(encode, tile).shape[1]
+
 
 def network(name: str) -> Network:
   """Returns a network by its name in `NAMES`."""
@@ -277,6 +284,11 @@ def file_of_weights(
   if encoder == 'resnet50' and weights in (None, 'imagenet'):
     return _imagenet_file(cache_dir)
   if weights:
+    if not pathlib.Path(weights).expanduser().exists():
+      raise EncoderError(
+        f"--weights={weights}: no such weights file. Check its path; 'imagenet'"
+        ' is of resnet50 alone, a function of your own is module:function.'
+      )
     return file_of(weights)
   if encoder == DEFAULT:
     package, name = _LITE0

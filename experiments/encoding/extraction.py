@@ -19,7 +19,7 @@ from experiments.run import progress
 from experiments.run.start import Findings, gathered
 
 _AHEAD = 4  # Batches read in advance, whichever slides they come from.
-_WIDTH = 1024 * 4  # Bytes of an instance.
+_WIDTH = 1024  # Features of a tile, where that is not known.
 
 
 class EncodingError(features.FeatureError):
@@ -146,15 +146,18 @@ def check(
   with gathered(caught):
     counts, unread = cohort.each(functools.partial(_most_tiles, cohort))
   total, most = len(cohort.paths), sum(counts.get(path, 0) for path in missing)
+  name = encoders.named(encoder.get('encoder', ''))
+  width = encoders.network(name).width() if name else _WIDTH
+  size = 4 * width * most
   print(
     f'{total} slides, {len(counts)} readable, {total - len(missing)} have'
     f' features; at most {most} {cohort.summary} to encode, by the area of the'
-    f' slides: {most * _WIDTH / 2**30:.1f} GiB of features'
+    f' slides: {size / 2**30:.1f} GiB of features, {width} a tile'
   )
-  if (free := files.free_space(features_dir)) < most * _WIDTH:
+  if (free := files.free_space(features_dir)) < size:
     caught.append(
       f'{features_dir}: {free / 2**30:.1f} GiB are free, and features may take'
-      f' {most * _WIDTH / 2**30:.1f}. Free some space, or give another folder.'
+      f' {size / 2**30:.1f}. Free some space, or give another folder.'
     )
   findings = Findings([*problems, *unread.values(), *faults], caught)
   findings.add_folder(features_dir)

@@ -139,10 +139,12 @@ def read(slide: slides.Slide, scores: TileScores, i: int) -> Image.Image:
   level = slide.level_for(scores.side / pixels)
   factor = slide.level_downsamples[level]
   size = max(1, round(scores.side / factor))
-  x, y = scores.coords[i].tolist()
-  width = min(size, int((slide.width - x) / factor))
-  height = min(size, int((slide.height - y) / factor))
+  first = np.maximum(scores.coords[i], 0)
+  apart = np.rint((first - scores.coords[i]) / factor).astype(int)
+  rest = (np.subtract((slide.width, slide.height), first) / factor).astype(int)
+  sides = np.minimum(size - apart, rest).tolist()
   tile = Image.new('RGB', (size, size), _BEYOND)
-  if min(x, y) >= 0 and min(width, height) > 0:
-    tile.paste(Image.fromarray(slide.read(x, y, level, width, height)))
+  if min(sides) > 0:
+    pixels_there = slide.read(*first.tolist(), level, *sides)
+    tile.paste(Image.fromarray(pixels_there), tuple(apart.tolist()))
   return tile.resize((pixels, pixels), Image.Resampling.BOX)

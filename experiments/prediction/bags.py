@@ -142,6 +142,15 @@ def find(
       f'{source.path}: these features and those of the models differ:'
       f' {"; ".join(differ)}. Make them as those of the training.'
     )
+  unlike = set()  # What may differ from slide to slide.
+  for header in match.headers.values():
+    stated = {k: str(v) for k, v in header.attributes.items() if k not in here}
+    unlike.update(differences(stated, theirs))
+  if unlike:
+    match.warnings.append(
+      f'{source.path}: tiles were chosen otherwise than those of the models:'
+      f' {files.first_of(sorted(unlike))}. Make sure that it does not matter.'
+    )
   unknown = {'encoder', 'mpp', 'patch_size'} - (here.keys() & theirs)
   if unknown and match.headers:
     match.warnings.append(

@@ -46,8 +46,9 @@ from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
 
 # The script that may come next, None for the same one again, and values of its
-# flags, None for none. Options that both declare alike are handed on.
-Next = tuple[str | None, Mapping[str, Any]]
+# flags, None for none. Options that both declare alike are handed on. And an
+# exit code, where a part has failed.
+Next = tuple[str | None, Mapping[str, Any], *tuple[int, ...]]
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 _PACKAGES = ('data', 'experiments', 'kmil_jax')
 _INTERRUPTED = 130  # The exit code, as that of a shell.
@@ -325,7 +326,10 @@ def script(run: Callable[..., Next | None]) -> Callable[..., None]:
       for cache in (one for one in given if isinstance(one, Cache)):
         _begin(cache)
       if following := run(*given[:-1]):
-        _show_next(module, *following, given)
+        script, changes, *code = following
+        _show_next(module, script, changes, given)
+        if any(code):
+          sys.exit(*code)
     except SystemExit as e:
       if given and not e.code:  # Of --check, and not of --help.
         _show_next(module, None, {'check': None}, given)

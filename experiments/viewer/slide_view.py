@@ -51,7 +51,7 @@ class SlideView:
       path: a slide file, or the folder of a DICOM slide.
       scores_paths: its scores by fold, see `tile_scores.find`.
       tile_size: see `tile_scores.read`.
-      slide_mpp: um/px of a slide that does not state it.
+      slide_mpp: um/px of a slide of which neither scores nor file state it.
       outlines_dir: see `overlay.known_outlines`.
 
     Raises:
@@ -67,7 +67,7 @@ class SlideView:
     self.scores.check_slide(path, *self._slide.dimensions)
     try:
       about = path.name, self._slide.properties
-      self.mpp, _ = slides.pixel_size(*about, slide_mpp)
+      self.mpp, _ = slides.pixel_size(*about, slide_mpp, self.scores.mpp)
     except SlideError:
       self.mpp = None  # Then there is no scale bar.
     known = overlay.known_outlines(path, self.scores.slide, outlines_dir)
@@ -205,6 +205,9 @@ class SlideView:
     except openslide.OpenSlideError as e:
       raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
     image.thumbnail((_LARGEST, _LARGEST))
+    # Transparent where the file has no pixels.
+    white = Image.new('RGBA', image.size, 'white')
+    image = Image.alpha_composite(white, image.convert('RGBA'))
     return _encode(image.convert('RGB'), 'JPEG', quality=_QUALITY)
 
   def _top(self, layer: overlay.Layer) -> list[dict[str, Any]]:

@@ -255,6 +255,8 @@ def test_a_function_of_ones_own_is_named_by_its_module(tmp_path):
   want = ((sample() / 255 - mean) / std) ** 2
   np.testing.assert_allclose(encoder.encode(sample()), want, rtol=1e-4)
   assert not (tmp_path / 'features').exists()
+  with pytest.raises(EncoderError, match='of your own is module:function'):
+    make('numpy.square', tmp_path)
   for reference in ('numpy:absent', 'no_such_module:encode'):
     with pytest.raises(EncoderError, match='cannot be imported'):
       make(reference, tmp_path)
@@ -265,6 +267,7 @@ def test_a_function_of_ones_own_is_named_by_its_module(tmp_path):
 def test_the_page_of_encoders_is_that_of_the_presets():
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'encoders.md'
   text = page.read_text(encoding='utf-8')
+  assert encoders.network('virchow2').width() == 2560
   for name, preset in vit.presets().items():
     width = preset.network['width']
     width *= 1 + (preset.network.get('pool') == 'class_mean')

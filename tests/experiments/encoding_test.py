@@ -280,6 +280,8 @@ def test_a_bad_slide_spoils_no_other(paths, tmp_path, capsys):
   with pytest.raises(SystemExit, match='1'):
     run(paths[0].parent, out, '--min_tissue=0', '--batch_size=4')
   printed, shown = capsys.readouterr()
+  script, flags = next_command.read(shown)
+  assert script == 'kmil' and '--allow_missing=True' in flags
   assert '0/4 slides: 0/? [' in shown
   for words in ('--tile_size=64 ', 'encoder small_slides:colours', 'tiles/s'):
     assert words in printed
@@ -611,7 +613,8 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   assert code == 0 and 'at most 12 tiles of 64 px at 0.5 um/px' in printed
   assert 'are free' not in printed
   with monkeypatch.context() as patched:
-    patched.setattr(extraction.files, 'free_space', lambda folder: 1000)
+    # 12 tiles of 1,280 features are 61,440 bytes.
+    patched.setattr(extraction.files, 'free_space', lambda folder: 60_000)
     code, printed = check('--slide_mpp=0.5', '--tile_size=64')
     assert code == 0 and 'features: 0.0 GiB are free' in printed
   boxes = [tmp_path / 'boxes.tiff']

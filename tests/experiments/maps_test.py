@@ -22,7 +22,7 @@ import shapely
 from shapely import geometry
 
 from data import inspection
-from data.slides import SlideError
+from data.slides import Slide, SlideError
 from experiments import draw_maps
 from experiments.bags import crossval
 from experiments.maps import (
@@ -539,6 +539,11 @@ def test_what_lies_beyond_the_slide_is_grey(run, of_slide, tmp_path):
   assert abs(inside - drawn_maps.pixel(corner[0])).max() <= 8
   assert (image[height:] == 160).all()
   assert (image[:, width:] == 160).all()
+  before = dataclasses.replace(one, coords=np.array([[-24, -16]]))
+  with Slide(slide) as opened:
+    image = np.asarray(top_tiles.read(opened, before, 0)).astype(int)
+  assert abs(image[16:56, 24:64] - drawn_maps.pixel([0, 0])).max() <= 8
+  assert (image[:16] == 160).all() and (image[:, :24] == 160).all()
 
 
 def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):

@@ -1,6 +1,7 @@
 """The packing script, as users run it."""
 
 import feature_folder
+import h5py
 import next_command
 import numpy as np
 import pytest
@@ -47,3 +48,22 @@ def test_a_folder_is_packed_once_or_refused(tmp_path, capsys):
     packed.find(tmp_path / 'packed')
   with pytest.raises(FeatureError, match='Copy or mount the bucket'):
     packed.find('gs://bucket/slide_bags')
+
+
+def test_places_that_cannot_be_packed_are_named(tmp_path, capsys):
+  """STAMP's, in micrometres, where the file does not say of what scale."""
+  bags, labels = feature_folder.planted(num_bags=6)
+  args = ['pack', *feature_folder.write(tmp_path, bags, labels)]
+  for slide in 'slide_001', 'slide_002':
+    with h5py.File(tmp_path / f'features/{slide}.h5', 'r+') as file:
+      del file['coords']
+      file['coords'] = np.full((len(file['features']), 2), 112.0)
+      file.attrs['unit'] = 'um'
+      if slide == 'slide_001':
+        del file.attrs['level0_mpp']
+  pack.main([*args, f'--out_dir={tmp_path / "packed"}'])
+  printed = capsys.readouterr().out
+  assert 'without coordinates' in printed and ': slide_001. For' in printed
+  found = packed.find(tmp_path / 'packed/slide_bags/cohort/1.0.0')
+  assert found.read('slide_001').coords is None
+  assert (found.read('slide_002').coords == 224).all()

@@ -322,13 +322,23 @@ def test_features_made_otherwise_are_refused(
     ('encoder', 'other', 'planted'),
     ('mpp', 0.5, '1.0'),
     ('patch_size', 256, '128'),
+    ('precision', 'bfloat16', 'float32'),
+    ('normalisation', 'pixels / 255', 'pixels'),
   ):
     source = some_features(
       finished, tmp_path / name, NAMES[:1], **{name: value}
     )
     for card in (models[0], of_file):
+      made = {**card.features, name: usual}
+      card = dataclasses.replace(card, features=made)
       (message,) = bags.find(source, card).differences
       assert f'differ: {name} {value} here, {usual} there' in message
+  capsys.readouterr()
+  source = some_features(finished, tmp_path / 'near', NAMES[:1], overlap=64)
+  assert bags.find(source, of_file).differences == []
+  assert (
+    'than those of the models: overlap 64 here, 0' in capsys.readouterr().out
+  )
   feature_folder.write(tmp_path / 'wide', [np.ones((3, 17))], [0])
   (message,) = bags.find(tmp_path / 'wide' / 'features', models[0]).differences
   assert 'dimensions 17 here, 16 there' in message
