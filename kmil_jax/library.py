@@ -271,7 +271,8 @@ def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:
   if len(values) != count:
     raise ValueError(f'{len(values)} {name} were given for {count} bags.')
   for i, value in enumerate(values):
-    if value is None or value != value or np.ndim(value):
+    # NaN is not equal to itself; whether pandas's NA is, it does not say.
+    if value is None or str(value == value) != 'True' or np.ndim(value):
       raise ValueError(f'Bag {i} has {value!r} among the {name}.')
   return np.asarray(values)
 
@@ -284,10 +285,10 @@ def _checked(
   if not bags:
     raise ValueError('No bags were given.')
   for i, bag in enumerate(bags):
-    if bag.ndim != 2 or not len(bag):
+    if bag.ndim != 2 or not bag.size:
       raise ValueError(
-        f'Bag {i} has the shape {bag.shape}. Give features [N, D], N at least'
-        ' 1.'
+        f'Bag {i} has the shape {bag.shape}. Give features [N, D], N and D at'
+        ' least 1.'
       )
     if not np.isfinite(bag).all():
       raise ValueError(f'Bag {i} has features that are not finite.')

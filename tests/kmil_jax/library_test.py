@@ -125,7 +125,10 @@ def test_one_fold_predicts_what_validates_it():
   bags = [rng.normal(y, 1, (4, 3)).astype(np.float32) for y in label]
   recipe = kmil_jax.Recipe(epochs=1)
   with pytest.warns(UserWarning, match='tests nothing'):
-    trained = kmil_jax.fit(bags, label, model='abmil', folds=1, recipe=recipe)
+    # A seed as of a clock.
+    trained = kmil_jax.fit(
+      bags, label, model='abmil', folds=1, recipe=recipe, seed=20261130210832
+    )
   known = np.isfinite(trained.predictions.prob).all(1)
   assert known.sum() == 4
   assert label[known].sum() == 2
@@ -175,6 +178,18 @@ def test_folds_that_diverge_have_no_predictions(shown, monkeypatch):
     )
 
 
+class Unknown:
+  """As `pandas.NA`, which is neither equal to itself nor not."""
+
+  def __eq__(self, other):
+    return self
+
+  __ne__, __hash__ = __eq__, object.__hash__
+
+  def __bool__(self):
+    raise TypeError
+
+
 BAGS = [np.zeros((3, 4))] * 6
 BY_AUROC = kmil_jax.Recipe(epochs=1, select='auroc')
 ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
@@ -187,6 +202,9 @@ ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
     ({'labels': 'ab'}, '2 labels were given for 6 bags'),
     ({'patients': ['a', 'b']}, '2 patients were given for 6 bags'),
     ({'bags': [np.zeros(3)] * 6}, r'Bag 0 has the shape \(3,\)'),
+    ({'bags': [np.zeros((3, 0))] * 6}, r'Bag 0 has the shape \(3, 0\)'),
+    ({'precision': 'float16', 'folds': 3}, "'float16' is unknown.* tf32"),
+    ({'labels': ['a', 'b', 'a', Unknown(), 'a', 'b']}, 'Bag 3 has <'),
     ({'bags': [*BAGS[:5], np.zeros((3, 5))]}, 'Bag 5 has 5 features, not 4'),
     ({'bags': [*BAGS[:5], np.full((3, 4), np.nan)]}, 'Bag 5 has features that'),
     ({'bags': []}, 'No bags'),
