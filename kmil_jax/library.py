@@ -117,6 +117,10 @@ class Trained:
     """What predicts a bag."""
     return self.design.predictor(self.weights)
 
+  def __getstate__(self) -> dict[str, Any]:
+    """Returns what pickle keeps: all but compiled programs."""
+    return {k: v for k, v in vars(self).items() if k != 'predictor'}
+
 
 def fit(
   bags: Sequence[np.ndarray],

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -135,8 +136,11 @@ def test_one_fold_predicts_what_validates_it():
   known = np.isfinite(trained.predictions.prob).all(1)
   assert known.sum() == 4
   assert label[known].sum() == 2
-  want = trained.predict([bags[i] for i in np.flatnonzero(known)])
+  validated = [bags[i] for i in np.flatnonzero(known)]
+  want = trained.predict(validated)
   np.testing.assert_allclose(trained.predictions.prob[known], want, atol=1e-6)
+  again = pickle.loads(pickle.dumps(trained))
+  np.testing.assert_array_equal(again.predict(validated), want)
 
 
 def test_in_bfloat16_folds_predict_what_they_were_tested_by():
