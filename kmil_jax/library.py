@@ -167,6 +167,8 @@ def fit(
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
   chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
+  if 'choice' in settings and not SPECS[model].chooser:
+    raise ValueError(f'{model} sees all instances. Leave out choice.')
   if folds == 1:
     warnings.warn(
       'One fold tests nothing: predictions and metrics are of the bags that'
