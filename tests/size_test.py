@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3354   2000
+kmil_jax                3356   2000
 kmil_jax/models         1910   1350
 kmil_jax/tasks           639   400
 data                    4672   2600
@@ -32,9 +32,9 @@ experiments/patches      715   320
 experiments/studies     2768   1400
 experiments/papers       585   600
 experiments/benchmarks  1176   360
-tests                  23697  13000
+tests                  23698  13000
 """
-TOTAL = 25779
+TOTAL = 25781
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
