@@ -118,6 +118,9 @@ def test_a_results_folder_is_loaded(tmp_path):
     model.metrics()
   with pytest.raises(FileNotFoundError):
     kmil_jax.load(tmp_path)
+  with pytest.raises(FileNotFoundError, match='no model was kept'):
+    kmil_jax.load(folder, [99])
+  assert not (folder / 'fold_99').exists()
   (folder / 'seed_2023').mkdir()
   with pytest.raises(ValueError, match='of one of them: seed_2023'):
     kmil_jax.load(folder)
