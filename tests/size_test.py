@@ -32,7 +32,7 @@ experiments/patches      715   320
 experiments/studies     2768   1400
 experiments/papers       585   600
 experiments/benchmarks  1176   360
-tests                  23698  13000
+tests                  23701  13000
 """
 TOTAL = 25781
 FREE = (
