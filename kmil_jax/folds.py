@@ -144,7 +144,7 @@ def train_folds(
     mine = [folds[ours[0]] for ours in serves]
     task = make_task(name, settings, bags)
     runs = BagRuns(
-      seed=np.array([seeds[ours[0]] for ours in serves], np.uint32),
+      seed=np.array([seeds[ours[0]] for ours in serves]).astype(np.uint32),
       fold=np.array([fold.number for fold in mine], np.uint32),
       trains=np.stack([fold.train for fold in mine]),
       keep=keep,
@@ -279,13 +279,13 @@ def load(folder: pathlib.Path, design: Design) -> dict[str, Any]:
       f'{file} is damaged. Run the command of the training again, which trains'
       ' this fold anew.'
     )
-  with contextlib.closing(_checkpoints(folder)) as saved:
-    tree = saved.latest(_stored(design.like(), 0))
-  if tree is None:
+  if not (folder / 'checkpoints/0').exists():
     raise FileNotFoundError(
       f'{folder / "checkpoints"}: no model was kept. Run the command of the'
       ' training again.'
     )
+  with contextlib.closing(_checkpoints(folder)) as saved:
+    tree = saved.latest(_stored(design.like(), 0))
   both = {CHOOSER: tree['chooser_params'], MODEL: tree['params']}
   return {name: params for name, params in both.items() if params}
 

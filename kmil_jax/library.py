@@ -117,6 +117,10 @@ class Trained:
     """What predicts a bag."""
     return self.design.predictor(self.weights)
 
+  def __getstate__(self) -> dict[str, Any]:
+    """Returns what pickle keeps: all but compiled programs."""
+    return {k: v for k, v in vars(self).items() if k != 'predictor'}
+
 
 def fit(
   bags: Sequence[np.ndarray],
@@ -163,6 +167,8 @@ def fit(
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
   chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
+  if 'choice' in settings and not SPECS[model].chooser:
+    raise ValueError(f'{model} sees all instances. Leave out choice.')
   if folds == 1:
     warnings.warn(
       'One fold tests nothing: predictions and metrics are of the bags that'
@@ -210,7 +216,8 @@ def load(
 
   Raises:
     FileNotFoundError: if it is no results folder, or a fold is not finished.
-    ValueError: if it is of another script, or its files do not fit each other.
+    ValueError: if it is of another script or of several seeds, or its files do
+      not fit each other.
   """
   folder = pathlib.Path(folder).expanduser()
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
@@ -230,6 +237,11 @@ def load(
     raise ValueError(
       f'{folder}: an older version began it, and did not record what features'
       ' the models take. Run its command again: it trains nothing that is done.'
+    )
+  if seeds := sorted(path.name for path in folder.glob('seed_*')):
+    raise ValueError(
+      f'{folder}: holds the mean of several seeds and no models. Give the'
+      f' folder of one of them: {", ".join(seeds)}.'
     )
   classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
   design = Design.of_options(options, num_classes=len(classes), width=width)
@@ -271,7 +283,8 @@ def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:
   if len(values) != count:
     raise ValueError(f'{len(values)} {name} were given for {count} bags.')
   for i, value in enumerate(values):
-    if value is None or value != value or np.ndim(value):
+    # NaN is not equal to itself; whether pandas's NA is, it does not say.
+    if value is None or str(value == value) != 'True' or np.ndim(value):
       raise ValueError(f'Bag {i} has {value!r} among the {name}.')
   return np.asarray(values)
 
@@ -284,10 +297,10 @@ def _checked(
   if not bags:
     raise ValueError('No bags were given.')
   for i, bag in enumerate(bags):
-    if bag.ndim != 2 or not len(bag):
+    if bag.ndim != 2 or not bag.size:
       raise ValueError(
-        f'Bag {i} has the shape {bag.shape}. Give features [N, D], N at least'
-        ' 1.'
+        f'Bag {i} has the shape {bag.shape}. Give features [N, D], N and D at'
+        ' least 1.'
       )
     if not np.isfinite(bag).all():
       raise ValueError(f'Bag {i} has features that are not finite.')

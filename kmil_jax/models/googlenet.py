@@ -158,5 +158,8 @@ def _adaptive_mean(m: jax.Array, size: int) -> jax.Array:
 
 
 def _ceil_padding(x: jax.Array, size: int, stride: int) -> cpu.Padding:
-  """Returns what completes the last window of each axis (ceiling mode)."""
-  return [(0, -(n - size) % stride) for n in x.shape[1:3]]
+  """Returns what completes the last window of each axis (ceiling mode).
+
+  Unlike in torch, a map smaller than a window has one, too.
+  """
+  return [(0, max(-(n - size) % stride, size - n)) for n in x.shape[1:3]]

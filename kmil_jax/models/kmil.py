@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import pooling
-from kmil_jax.types import Prediction
+from kmil_jax.types import Prediction, unknown
 
 SCORES = ('var', 'one_minus_var')
 DROPS = ('lowest', 'highest')
@@ -19,11 +19,26 @@ DROPS = ('lowest', 'highest')
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """Which instances the second model sees; by default the paper's choice."""
+  """Which instances the second model sees; by default the paper's choice.
+
+  Raises:
+    ValueError: for another score, end or share.
+  """
 
   score: str = 'var'  # of `SCORES`
   drop: str = 'lowest'  # of `DROPS`
   drop_per_mille: int = 100  # share of the instances, in thousandths
+
+  def __post_init__(self):
+    if self.score not in SCORES:
+      raise unknown('score', self.score, SCORES)
+    if self.drop not in DROPS:
+      raise unknown('drop', self.drop, DROPS)
+    if self.drop_per_mille not in range(1001):
+      raise ValueError(
+        f'drop_per_mille is {self.drop_per_mille}. Give whole thousandths, from'
+        ' 0 to 1000.'
+      )
 
 
 def instance_scores(instance_logits: jax.Array, score: str) -> jax.Array:

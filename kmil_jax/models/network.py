@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from kmil_jax.models import cpu
-from kmil_jax.types import TilePrediction
+from kmil_jax.types import TilePrediction, unknown
 
 _HIGHEST = 'highest'
+_DTYPES = {'float32': 'float32', 'tf32': 'float32', 'bfloat16': 'bfloat16'}
 
 
 class Network(nn.Module):
@@ -36,8 +37,14 @@ class Network(nn.Module):
 
 
 def dtype_of(precision: str) -> jnp.dtype:
-  """Returns the type of features and factors in a precision, see `build`."""
-  return jnp.dtype('float32' if precision == 'tf32' else precision)
+  """Returns the type of features and factors in a precision, see `build`.
+
+  Raises:
+    ValueError: for another precision.
+  """
+  if precision not in _DTYPES:
+    raise unknown('precision', precision, _DTYPES)
+  return jnp.dtype(_DTYPES[precision])
 
 
 def build(make: Callable[..., nn.Module], precision: str) -> nn.Module:

@@ -179,7 +179,9 @@ def runs_of(settings: Sequence[Setting], label: np.ndarray) -> StudentRuns:
     }
     for fault in (fault for fault, wrong in faults.items() if wrong):
       raise DistillError(f'Run {number} {fault}.')
-  column = lambda name, kind: np.array([vars(s)[name] for s in settings], kind)
+  column = lambda name, kind: np.array(
+    [vars(s)[name] for s in settings]
+  ).astype(kind)
   return StudentRuns(
     seed=column('seed', np.uint32),
     row=np.arange(len(settings), dtype=np.int32) % parallel.num_devices(),

@@ -506,9 +506,10 @@ def test_files_made_otherwise_are_refused_before_any_work(paths, tmp_path):
 
 
 def test_tiles_are_augmented_by_seed_and_place_in_the_slide(paths, tmp_path):
-  extract(paths[1:2], tmp_path, augment=True, seed=3, batch=4)
+  seed = 2**32 + 3  # Keys take the lowest 32 bits.
+  extract(paths[1:2], tmp_path, augment=True, seed=seed, batch=4)
   found = features.read(tmp_path / 'b.h5')
-  assert found.attributes['augment'] == 'stain 3'
+  assert found.attributes['augment'] == f'stain {seed}'
   with slides.Slide(paths[1]) as slide:
     grid = cohort(paths[1:2]).grid(slide)
     tiles = np.stack([tiling.read_tile(slide, grid, i) for i in range(10)])

@@ -217,6 +217,11 @@ def test_runs_that_cannot_be_are_refused(change, message):
     runs_of([dataclasses.replace(RUNS[2], **change)], LABEL)
 
 
+def test_a_seed_may_be_of_a_clock():
+  settings = [dataclasses.replace(RUNS[2], seed=20261130210832)]
+  assert runs_of(settings, LABEL).seed == 20261130210832 % 2**32
+
+
 def test_validation_needs_both_kinds():
   with pytest.raises(DistillError, match='normal patches and tumour'):
     distill.validation(np.ones(3, int))

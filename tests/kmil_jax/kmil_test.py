@@ -4,6 +4,7 @@ from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kmil_jax.models import kmil
 from kmil_jax.types import Prediction
@@ -63,6 +64,15 @@ def test_scores_are_the_unbiased_variance_over_classes(seed, scale):
   np.testing.assert_allclose(got, prob.var(1, ddof=1), atol=1e-6)
   assert (got >= 0).all() and (got <= 1 / 5 + 1e-6).all()
   np.testing.assert_allclose(scores_of(logits, 'one_minus_var'), 1 - got)
+
+
+@pytest.mark.parametrize(
+  'wrong', [{'score': 'variance'}, {'drop': 'top'}, {'drop_per_mille': 0.1}]
+)
+def test_a_choice_of_another_kind_is_refused(wrong):
+  (name,) = wrong
+  with pytest.raises(ValueError, match=f'{name}.*{wrong[name]}'):
+    kmil.Choice(**wrong)
 
 
 def test_equation_3_drops_the_certain_ones():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from sklearn import base, exceptions
 import data
 from data import features, tiff
 import kmil_jax
-from kmil_jax.models import SPECS
+from kmil_jax.models import SPECS, kmil
 from kmil_jax.tasks import bags
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -117,6 +118,12 @@ def test_a_results_folder_is_loaded(tmp_path):
     model.metrics()
   with pytest.raises(FileNotFoundError):
     kmil_jax.load(tmp_path)
+  with pytest.raises(FileNotFoundError, match='no model was kept'):
+    kmil_jax.load(folder, [99])
+  assert not (folder / 'fold_99').exists()
+  (folder / 'seed_2023').mkdir()
+  with pytest.raises(ValueError, match='of one of them: seed_2023'):
+    kmil_jax.load(folder)
 
 
 def test_one_fold_predicts_what_validates_it():
@@ -125,12 +132,18 @@ def test_one_fold_predicts_what_validates_it():
   bags = [rng.normal(y, 1, (4, 3)).astype(np.float32) for y in label]
   recipe = kmil_jax.Recipe(epochs=1)
   with pytest.warns(UserWarning, match='tests nothing'):
-    trained = kmil_jax.fit(bags, label, model='abmil', folds=1, recipe=recipe)
+    # A seed as of a clock.
+    trained = kmil_jax.fit(
+      bags, label, model='abmil', folds=1, recipe=recipe, seed=20261130210832
+    )
   known = np.isfinite(trained.predictions.prob).all(1)
   assert known.sum() == 4
   assert label[known].sum() == 2
-  want = trained.predict([bags[i] for i in np.flatnonzero(known)])
+  validated = [bags[i] for i in np.flatnonzero(known)]
+  want = trained.predict(validated)
   np.testing.assert_allclose(trained.predictions.prob[known], want, atol=1e-6)
+  again = pickle.loads(pickle.dumps(trained))
+  np.testing.assert_array_equal(again.predict(validated), want)
 
 
 def test_in_bfloat16_folds_predict_what_they_were_tested_by():
@@ -175,6 +188,18 @@ def test_folds_that_diverge_have_no_predictions(shown, monkeypatch):
     )
 
 
+class Unknown:
+  """As `pandas.NA`, which is neither equal to itself nor not."""
+
+  def __eq__(self, other):
+    return self
+
+  __ne__, __hash__ = __eq__, object.__hash__
+
+  def __bool__(self):
+    raise TypeError
+
+
 BAGS = [np.zeros((3, 4))] * 6
 BY_AUROC = kmil_jax.Recipe(epochs=1, select='auroc')
 ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
@@ -187,6 +212,10 @@ ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
     ({'labels': 'ab'}, '2 labels were given for 6 bags'),
     ({'patients': ['a', 'b']}, '2 patients were given for 6 bags'),
     ({'bags': [np.zeros(3)] * 6}, r'Bag 0 has the shape \(3,\)'),
+    ({'bags': [np.zeros((3, 0))] * 6}, r'Bag 0 has the shape \(3, 0\)'),
+    ({'precision': 'float16', 'folds': 3}, "'float16' is unknown.* tf32"),
+    ({'model': 'dsmil', 'choice': kmil.Choice()}, 'dsmil sees all instances'),
+    ({'labels': ['a', 'b', 'a', Unknown(), 'a', 'b']}, 'Bag 3 has <'),
     ({'bags': [*BAGS[:5], np.zeros((3, 5))]}, 'Bag 5 has 5 features, not 4'),
     ({'bags': [*BAGS[:5], np.full((3, 4), np.nan)]}, 'Bag 5 has features that'),
     ({'bags': []}, 'No bags'),

@@ -65,6 +65,14 @@ def test_encoders_have_as_many_parameters_as_published(model, inputs, counts):
 
 
 @pytest.mark.parametrize('name', sorted(CLASSIFIERS))
+def test_tiles_of_8_pixels_are_classified(name):
+  model = CLASSIFIERS[name](num_classes=2)
+  tiles = shape((1, 8, 8, 3))
+  maps = functools.partial(model.apply, method='feature_map')
+  assert jax.eval_shape(maps, shapes(model, tiles), tiles).shape[1:3] == (1, 1)
+
+
+@pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_float32_comes_out_whatever_goes_on_inside(name):
   few = tiny_classifier.of_few_blocks(name)
   make = functools.partial(few, 1, dtype=jnp.bfloat16)
