@@ -12,7 +12,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from kmil_jax import folds as stages, intervals, metrics, port, splits
+from kmil_jax import folds as stages, intervals, losses, metrics, port, splits
 from kmil_jax.export import Predictor
 from kmil_jax.folds import Fold, Settings
 from kmil_jax.inference import CHOOSER, MODEL, Design, stack
@@ -169,6 +169,8 @@ def fit(
   chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
   if 'choice' in settings and not SPECS[model].chooser:
     raise ValueError(f'{model} sees all instances. Leave out choice.')
+  if chosen.combine and SPECS[model].loss is not losses.dual_stream:
+    raise ValueError(f'{model} learns from bags alone. Leave out combine.')
   if folds == 1:
     warnings.warn(
       'One fold tests nothing: predictions and metrics are of the bags that'

@@ -215,6 +215,7 @@ ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
     ({'bags': [np.zeros((3, 0))] * 6}, r'Bag 0 has the shape \(3, 0\)'),
     ({'precision': 'float16', 'folds': 3}, "'float16' is unknown.* tf32"),
     ({'model': 'dsmil', 'choice': kmil.Choice()}, 'dsmil sees all instances'),
+    ({'model': 'transmil', 'combine': True}, 'transmil learns from bags alone'),
     ({'labels': ['a', 'b', 'a', Unknown(), 'a', 'b']}, 'Bag 3 has <'),
     ({'bags': [*BAGS[:5], np.zeros((3, 5))]}, 'Bag 5 has 5 features, not 4'),
     ({'bags': [*BAGS[:5], np.full((3, 4), np.nan)]}, 'Bag 5 has features that'),
