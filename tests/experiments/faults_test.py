@@ -51,6 +51,7 @@ def chained(error):
     ),
     (IsADirectoryError(21, 'no', '/a/b'), 1, ['/a/b: there is a folder']),
     (PermissionError(13, 'no', '/a/b'), 1, ['/a/b: you may not', 'another']),
+    (OSError(errno.EROFS, 'no', '/a/b'), 1, ['/a/b: you may not', 'another']),
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):

@@ -4,6 +4,7 @@ One of the first edition is read, and goes on, in tests/golden.
 """
 
 import dataclasses
+import os
 import pathlib
 import shutil
 import subprocess
@@ -59,6 +60,14 @@ def test_a_folder_is_opened_again_with_the_same_options(tmp_path, monkeypatch):
   monkeypatch.setattr(results, '_commit', lambda: 'another')
   made_by = begin(tmp_path).config().made_by
   assert [one['commit'] == 'another' for one in made_by] == [False, True]
+
+
+def test_a_check_names_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'access', lambda *_: False)  # As on a read-only disk.
+  found = Findings()
+  found.add_folder(tmp_path / 'results' / 'run_s1')
+  (problem,) = found.problems
+  assert problem.startswith(f'{tmp_path}: you may not')
 
 
 def test_a_report_is_the_newest_until_something_changes(tmp_path):
