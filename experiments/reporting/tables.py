@@ -168,13 +168,21 @@ def of_settings(settings: Mapping[str, Mapping[str, Any]]) -> Table:
       for m in values
       for cell in (m['pooled'], (m['ci_low'], m['ci_high']))
     ]
-  note = (
+  notes = [
     'A setting drops that share of the instances of lowest or highest variance'
     ' over classes, `all` none. By experiments.ablations, on the same slides'
     ' and splits.'
-  )
-  title = 'KMIL by what it drops, test parts of all folds pooled'
-  return _table(title, 'setting', columns, rows, note)
+  ]
+  notes += [
+    f'{name}: of {summaries.name_folds(summary["folds"])} alone.'
+    for name, summary in settings.items()
+    if len(summary['folds']) < summary['k']
+  ]
+  part = 'test parts of all folds pooled'
+  if summary.get('part') == 'val':
+    part = 'validation part (there is no test part)'
+  title = f'KMIL by what it drops, {part}'
+  return _table(title, 'setting', columns, rows, *notes)
 
 
 def cost(record: Record) -> Table | None:

@@ -341,6 +341,9 @@ def test_what_lies_beside_is_shown(copy):
   (copy / 'groups.csv').write_text('group,fold,auroc\nnorth,0,0.12345\neast,1,')
   found = tables.ablation(records.read(Folder(copy)))
   assert [row.labels for row in found.rows] == [('all',), ('lowest_0.10',)]
+  assert 'test parts' in found.title and 'all: of fold 0 alone.' in found.notes
+  untested = Folder(copy).read('summary.json') | {'part': 'val'}
+  assert 'validation part' in tables.of_settings({'all': untested}).title
   words = words_of(copy)
   assert '178,442' in words and 'north 0 0.123 east 1 n/a' in words
 
