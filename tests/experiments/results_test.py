@@ -116,6 +116,17 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
   assert folder.at('config.json').read_bytes() == before
 
 
+def test_a_folder_of_another_script_is_refused(tmp_path, monkeypatch):
+  """Options that both have may well agree."""
+  for script in 'kmil', 'ablations':
+    command = f'python -m experiments.{script} --k=3'
+    made_by = {'versions': {}, 'commit': None, 'command': command}
+    monkeypatch.setattr(results, '_made_by', lambda made_by=made_by: made_by)
+    begin(tmp_path / script)
+  with pytest.raises(ResultsError, match='holds results of experiments'):
+    begin(tmp_path / 'kmil')
+
+
 @pytest.mark.parametrize(
   'change,message',
   [
