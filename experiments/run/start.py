@@ -191,10 +191,14 @@ class Machine(Cache):
     ' host:port of process 0.',
   )
   num_processes: int | None = free(
-    None, 'With --coordinator=host:port: number of processes.'
+    None,
+    'With --coordinator=host:port: number of processes.',
+    only={'coordinator': True},
   )
   process_id: int | None = free(
-    None, 'With --coordinator=host:port: number of this process, from 0.'
+    None,
+    'With --coordinator=host:port: number of this process, from 0.',
+    only={'coordinator': True},
   )
 
 

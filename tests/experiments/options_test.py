@@ -100,6 +100,11 @@ def test_a_seed_that_is_no_key_of_jax_is_refused():
     parse(f'--seed={2**32}', classes=(start.Output,))
 
 
+def test_processes_that_would_not_join_are_refused():
+  with pytest.raises(OptionError, match='--process_id requires --coordinator'):
+    parse('--process_id=0', classes=(start.Machine,))
+
+
 def test_an_option_without_a_default_is_required():
   with pytest.raises(OptionError, match='--slides is missing: Slides'):
     parse(classes=(Input,))
