@@ -524,6 +524,11 @@ def fault_of_machine(
   if isinstance(error, MemoryError):
     too_little = 'error: this machine has too little memory for it.'
     return 1, f'{too_little} {error}'.rstrip()
+  if any('RESOURCE_EXHAUSTED' in str(e) for e in _chain(error)):
+    return 1, (
+      'error: the memory of a device is full. Use --precision=bfloat16, a'
+      ' smaller batch or, if there is such an option, --store=streamed.'
+    )
   if isinstance(error, OSError) and str(cache_dir) in str(error):
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
   for e in _chain(error):

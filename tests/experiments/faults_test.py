@@ -41,6 +41,11 @@ def chained(error):
       1,
       ['error: /a/b: File too large. Free some space'],
     ),
+    (
+      chained(RuntimeError('RESOURCE_EXHAUSTED: Out of memory on GPU')),
+      1,
+      ['the memory of a device is full', '--store=streamed'],
+    ),
     (MemoryError('not even one run'), 1, ['memory', 'not even one run']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
     (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file']),
