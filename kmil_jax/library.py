@@ -210,7 +210,8 @@ def load(
 
   Raises:
     FileNotFoundError: if it is no results folder, or a fold is not finished.
-    ValueError: if it is of another script, or its files do not fit each other.
+    ValueError: if it is of another script or of several seeds, or its files do
+      not fit each other.
   """
   folder = pathlib.Path(folder).expanduser()
   config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
@@ -230,6 +231,11 @@ def load(
     raise ValueError(
       f'{folder}: an older version began it, and did not record what features'
       ' the models take. Run its command again: it trains nothing that is done.'
+    )
+  if seeds := sorted(path.name for path in folder.glob('seed_*')):
+    raise ValueError(
+      f'{folder}: holds the mean of several seeds and no models. Give the'
+      f' folder of one of them: {", ".join(seeds)}.'
     )
   classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
   design = Design.of_options(options, num_classes=len(classes), width=width)

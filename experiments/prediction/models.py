@@ -256,11 +256,6 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
 
 def _finished(folder: Folder, fold: int | None) -> tuple[int, ...]:
   """Returns the folds to take."""
-  if seeds := sorted(path.name for path in folder.path.glob('seed_*')):
-    raise ResultsError(
-      f'{folder.path}: holds the mean of several seeds and no models. Give the'
-      f' folder of one of them: {", ".join(seeds)}.'
-    )
   kind = {'k': int, 'folds': [int], '*': object}
   content = folder.read('summary.json', kind)
   k, finished = content['k'], content['folds']

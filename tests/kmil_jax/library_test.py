@@ -117,6 +117,9 @@ def test_a_results_folder_is_loaded(tmp_path):
     model.metrics()
   with pytest.raises(FileNotFoundError):
     kmil_jax.load(tmp_path)
+  (folder / 'seed_7').mkdir()
+  with pytest.raises(ValueError, match='one of them: seed_7'):
+    kmil_jax.load(folder)
 
 
 def test_one_fold_predicts_what_validates_it():
