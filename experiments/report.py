@@ -4,10 +4,10 @@
 
 `experiments.kmil` does this at its end; the script makes the page anew, for a
 folder that was copied from elsewhere, or when an ablation or the costs came
-after: of experiments.ablations it takes the results on the same slides, labels
-and splits that lie beside the folder, of experiments.cost --format=json what
-was put into cost.json there. Only what is in the folder is needed, and the page
-needs no other file.
+after: of experiments.ablations it takes the results that lie beside the folder
+on the same slides, labels and splits, with the same options but the model's; of
+experiments.cost --format=json what was put into cost.json there. Only what is
+in the folder is needed, and the page needs no other file.
 """
 
 from experiments.run import start

@@ -22,8 +22,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kmil_jax import checksums, kmil_model, parallel
-from kmil_jax.kmil_model import (
+from kmil_jax import checksums, exported, parallel
+from kmil_jax.exported import (
   ANY,
   CARD,
   LEAST as LEAST,
@@ -38,7 +38,7 @@ README, ENCODER = 'README.md', 'encoder/'
 # What Python runs, and imports, of the file.
 _CODE = {
   '__main__.py': b'import kmil_model\n\nkmil_model.main()\n',
-  'kmil_model.py': pathlib.Path(kmil_model.__file__).read_bytes(),
+  'kmil_model.py': pathlib.Path(exported.__file__).read_bytes(),
 }
 _STAMP = (1980, 1, 1, 0, 0, 0)  # Zip's first day.
 
@@ -63,7 +63,7 @@ class Archive:
       ExportError: if this JAX cannot read them.
     """
     try:
-      return kmil_model.program(self.programs)
+      return exported.program(self.programs)
     except Exception as error:  # Of flatbuffers, MLIR or jax.export.
       raise ExportError(
         f'jax {jax.__version__} cannot read the program, which jax '

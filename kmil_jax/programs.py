@@ -101,7 +101,8 @@ class Program:
 
     XLA says what an epoch, or a streamed step, takes once it is compiled.
     Groups stay as they are on CPUs, which share the machine's memory. What
-    evaluation takes, at most 65,536 instances at once, is not asked.
+    evaluation takes, at most 65,536 instances at once, is not asked: no group
+    is small enough to change it.
 
     Args:
       state: R runs, NumPy leaves [R, ...].

@@ -558,6 +558,11 @@ def make_folds(
     read = split_files.read(folds.split_dir, table, folds.k, left_out)
     parts, faults = read
     findings.problems += faults
+    if (folds.split_dir / f'splits_{folds.k}.csv').exists():
+      findings.warnings.append(
+        f'{folds.split_dir} has more splits than --k={folds.k}: the others are'
+        ' not used'
+      )
   else:
     try:
       new = splits.make(table.case, table.label, folds.k, seed, group)

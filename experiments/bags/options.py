@@ -189,8 +189,9 @@ class Requested:
   fold: int | None = free(None, 'The only fold to train, from 0.', least=0)
   seeds: int = field(
     1,
-    'Train every fold so many times, with the seeds --seed, --seed + 1, ...'
-    ' Results are of the mean probabilities; seeds.csv has the spread.',
+    'Train every fold so many times, with the seeds --seed, --seed + 1, ... of'
+    ' weights and dropout, and one order of slides. Results are of the mean'
+    ' probabilities; seeds.csv has the spread.',
     least=1,
   )
   heat_maps: int | None = free(

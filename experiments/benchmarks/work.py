@@ -29,6 +29,7 @@ Call = Callable[[], Any]
 Forms = Mapping[str, Callable[[], Call]]
 MODELS = ('kmil', 'abmil', 'dsmil', 'transmil', 'dtfd')
 PARTS = ('step', 'epoch', 'encode')
+_OF_MODELS = {'slide': False}  # No effect on how a slide is read.
 WIDTH, CLASSES = 1024, 5  # Of the features of bags; of their labels.
 
 
@@ -36,29 +37,37 @@ WIDTH, CLASSES = 1024, 5  # Of the features of bags; of their labels.
 class Work:
   """What to time."""
 
-  models: tuple[str, ...] = field(MODELS, 'Models to time.', choices=MODELS)
+  models: tuple[str, ...] = field(
+    MODELS, 'Models to time.', choices=MODELS, only=_OF_MODELS
+  )
   parts: tuple[str, ...] = field(
     PARTS,
     'A training step, an epoch of ten-fold cross-validation, and encoding of'
     ' tiles by EfficientNet-Lite0.',
     choices=PARTS,
+    only=_OF_MODELS,
   )
   instances: tuple[int, ...] = field(
-    (256, 1024, 4096, 16384), 'Instances of a bag.', least=1
+    (256, 1024, 4096, 16384), 'Instances of a bag.', least=1, only=_OF_MODELS
   )
-  runs: tuple[int, ...] = field((1, 10), 'Runs trained together.', least=1)
+  runs: tuple[int, ...] = field(
+    (1, 10), 'Runs trained together.', least=1, only=_OF_MODELS
+  )
   slide: pathlib.Path | None = field(
     None, 'Time only how many tiles of this slide each --reader reads.'
   )
   repeats: int = field(5, 'Timings of each side, of which medians.', least=1)
   compile: bool = field(
-    True, 'Also try torch.compile, which may take minutes for each row.'
+    True,
+    'Also try torch.compile, which may take minutes for each row.',
+    only=_OF_MODELS,
   )
-  seed: int = field(0, 'Seed of bags and weights.', least=0)
+  seed: int = field(0, 'Seed of bags and weights.', least=0, only=_OF_MODELS)
   format: str = field(
     'text',
     'Print a table for the terminal, one in Markdown, or all as JSON.',
     choices=('text', 'markdown', 'json'),
+    only=_OF_MODELS,
   )
 
 

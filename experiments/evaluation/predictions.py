@@ -16,7 +16,7 @@ CASES = 'predictions_cases.csv'
 # written. The first edition had the rows of `val` in the second, too.
 FILES = {'val': VALIDATION, 'test': TEST, 'external': EXTERNAL}
 JOINED = ('mean', 'max')  # How the slides of a case become one.
-_COLUMNS = ('case_id', 'slide_id', 'fold', 'split', 'label', 'pred')
+_KNOWN = ('case_id', 'slide_id', 'fold', 'split', 'label')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +54,32 @@ def rows(
     part: its name.
     classes: C names.
   """
-  lines = [[*_COLUMNS, *(f'prob_{c}' for c in classes)]]
+  lines, prob = [], []
   for fold, p in folds.items():
-    pred = p.prob.argmax(1)
-    for i in range(len(p)):
-      ids = p.case[i], p.slide[i], fold, part, classes[p.label[i]]
-      prob = [repr(float(x)) for x in p.prob[i]]
-      lines.append([*ids, classes[pred[i]], *prob])
-  return lines
+    prob += [*p.prob]
+    for case, slide, label in zip(p.case, p.slide, p.label, strict=True):
+      lines.append([case, slide, fold, part, classes[label]])
+  return table(_KNOWN, lines, prob, classes)
+
+
+def table(
+  known: Sequence[str],
+  lines: Sequence[Sequence[Any]],
+  prob: Sequence[np.ndarray],
+  classes: Sequence[str],
+) -> list[list]:
+  """Returns rows of slides, header first: what is known, what is predicted.
+
+  Args:
+    known: names of the first columns.
+    lines: their cells, of each slide.
+    prob: [C] of each.
+    classes: C names.
+  """
+  rows = [[*known, 'pred', *(f'prob_{c}' for c in classes)]]
+  for line, p in zip(lines, prob, strict=True):
+    rows.append([*line, classes[p.argmax()], *(repr(float(x)) for x in p)])
+  return rows
 
 
 def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
@@ -77,7 +95,7 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
   if part == 'val' and not folder.at(name).exists():
     name = TEST
   path, lines = folder.at(name), folder.read(name)
-  columns = [*_COLUMNS, *(f'prob_{c}' for c in classes)]
+  columns = table(_KNOWN, (), (), classes)[0]
   seen, again = set(), ' Remove the file and run again.'
   for number, row in enumerate(lines, 2):
     where = f'{path}, line {number}'

@@ -12,6 +12,11 @@ from experiments.run.results import Folder, ResultsError
 from kmil_jax import intervals, metrics
 
 NAME = 'seeds.csv'
+_NOTE = (
+  'Seeds differ in initial weights and in what models draw (dropout,'
+  ' pseudo-bags). Folds and the order of slides are the same for all: what'
+  ' these add to chance is not in the spread.'
+)
 
 
 def write(
@@ -85,7 +90,8 @@ def read(folder: Folder) -> Table | None:
     ) from e
   columns = 'mean of seeds', 'std', 'of mean probabilities', INTERVAL
   columns = dict.fromkeys(columns, '.3f')
-  return Table('seeds', 'Spread over seeds', ('metric',), columns, rows)
+  title, labels = 'Spread over seeds', ('metric',)
+  return Table('seeds', title, labels, columns, rows, (_NOTE,))
 
 
 def _mean(parts: Sequence[Predictions]) -> Predictions:

@@ -393,7 +393,7 @@ def text(summary: Mapping[str, Any]) -> str:
   """Returns the tables of a summary for the terminal."""
   parts = f'test parts of {name_folds(summary["folds"])}'
   if summary['part'] == 'val':
-    parts = 'validation part, which chose the epoch (there is no test part)'
+    parts = 'validation part (there is no test part)'
   title = f'{summary["model"]}, task {summary["task"]}: {parts}'
   tables = [
     metrics_table(summary, 'pooled', title),

@@ -147,26 +147,26 @@ def _rows(
     case_of: as for `predict`.
     trained_on: as for `predict`.
   """
-  columns = [f'prob_{c}' for c in card.classes]
-  header = ['case_id', 'slide_id', 'pred', *columns]
-  header += [f'std_{c}' for c in card.classes]
-  header += [f'fold_{i}_{column}' for i in card.folds for column in columns]
-  lines = [[*header, 'instances', 'calibrated', 'trained_on']]
   has = [t is not None for t in card.temperature]
   calibrated = 'yes' if all(has) else 'partly' if any(has) else 'no'
-  means = []
+  folds = [f'fold_{i}_prob_{c}' for i in card.folds for c in card.classes]
+  more = [[*(f'std_{c}' for c in card.classes), *folds]]
+  more[0] += ['instances', 'calibrated', 'trained_on']
+  known, means = [], []
   for slide, (raw, instances) in sorted(predicted.items()):
     prob = raw.astype(float)
     for r in np.flatnonzero(has):
       prob[r] = calibration.scale(prob[r : r + 1], card.temperature[r])[0]
-    mean, spread = prob.mean(0), [None] * len(columns)
+    spread = [None] * len(card.classes)
     if len(prob) > 1:
       spread = prob.std(0, ddof=1).tolist()
-    means.append(mean)
-    pred = card.classes[mean.argmax()]
-    values = [*mean.tolist(), *spread, *prob.ravel().tolist()]
     about = instances, calibrated, trained_on.get(slide)
-    lines.append([case_of.get(slide), slide, pred, *values, *about])
+    known.append([case_of.get(slide), slide])
+    means.append(prob.mean(0))
+    more.append([*spread, *prob.ravel().tolist(), *about])
+  columns = 'case_id', 'slide_id'
+  rows = predictions.table(columns, known, means, card.classes)
+  lines = [[*row, *rest] for row, rest in zip(rows, more, strict=True)]
   return lines, np.reshape(means, (-1, len(card.classes)))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from data.splits import PARTS
 from experiments.bags import ablation as ablations
-from experiments.bags.options import OPTIONS
+from experiments.bags.options import OPTIONS, Model
 from experiments.evaluation import groups as group_files, summary as summaries
 from experiments.evaluation.tables import Row, Table
 from experiments.reporting.record import Record, Tested
-from experiments.run.options import decisive, renamed
+from experiments.run.options import decisive, renamed, to_json
 from experiments.run.results import NUMBER, Config, Folder
 from kmil_jax import metrics
 
@@ -139,15 +139,21 @@ def ablation(record: Record) -> Table | None:
 
   Looks for folders of experiments.ablations in the results folder that holds
   this run, or around this run if it is one of their settings. Those of other
-  slides, labels or splits are passed over.
+  slides, labels, splits or options are passed over; of options, the model's own
+  are what settings differ in.
   """
   around, settings = record.folder.path.parent, {}
+  shared = decisive(OPTIONS) - decisive([Model])
   for root in sorted([around, *around.glob('*ablations_*')]):
     for name in ablations.SETTINGS:
       part = Folder(root / name)
-      has_summary = part.at('summary.json').exists()
-      if has_summary and part.config().inputs == record.config.inputs:
-        settings[name] = summaries.read(part)
+      if not part.at('summary.json').exists():
+        continue
+      config = part.config()
+      if config.inputs == record.config.inputs:
+        flags = to_json(config.options(*OPTIONS))
+        if all(flags[flag] == record.flags[flag] for flag in shared):
+          settings[name] = summaries.read(part)
   return of_settings(settings) if settings else None
 
 
@@ -162,15 +168,21 @@ def of_settings(settings: Mapping[str, Mapping[str, Any]]) -> Table:
       for m in values
       for cell in (m['pooled'], (m['ci_low'], m['ci_high']))
     ]
-  note = (
+  notes = [
     'A setting drops that share of the instances of lowest or highest variance'
     ' over classes, `all` none. By experiments.ablations, on the same slides'
     ' and splits.'
-  )
-  title = 'KMIL by what it drops, test parts of all folds pooled'
+  ]
+  notes += [
+    f'{name}: of {summaries.name_folds(summary["folds"])} alone.'
+    for name, summary in settings.items()
+    if len(summary['folds']) < summary['k']
+  ]
+  part = 'test parts of all folds pooled'
   if summary.get('part') == 'val':
-    title = 'KMIL by what it drops, validation part, nothing is tested'
-  return _table(title, 'setting', columns, rows, note)
+    part = 'validation part (there is no test part)'
+  title = f'KMIL by what it drops, {part}'
+  return _table(title, 'setting', columns, rows, *notes)
 
 
 def cost(record: Record) -> Table | None:

@@ -23,6 +23,7 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 import dataclasses
 import importlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -360,7 +361,7 @@ class _Option(About):
     if self.kind is int:
       return flags.IntegerParser(self.least, self.most)
     if self.kind is float:
-      return flags.FloatParser(self.least, self.most)
+      return _Number(self.least, self.most)
     is_path = self.kind is pathlib.Path
     return _Path(self.remote) if is_path else flags.ArgumentParser()
 
@@ -375,6 +376,15 @@ class _Option(About):
     if self.many:
       return tuple(self.parser.parse(_plain(one)) for one in value)
     return self.parser.parse(_plain(value))
+
+
+class _Number(flags.FloatParser):
+  """Reads a number that JSON has."""
+
+  def convert(self, argument: Any) -> float:
+    if not math.isfinite(number := super().convert(argument)):
+      raise ValueError('it must be finite')
+    return number
 
 
 class _Path(flags.ArgumentParser):

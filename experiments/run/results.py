@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -340,6 +341,12 @@ def record(
   def write():
     content['made_by'] = [_made_by()]
     if folder.at(CONFIG).exists():
+      before, now = map(_script, (folder.config().made_by, content['made_by']))
+      if before and now and before != now:
+        raise ResultsError(
+          f'{folder.path} holds results of {before}. Choose another --exp_code,'
+          ' or remove the folder.'
+        )
       if differ := differences(folder, resolved, inputs):
         raise ResultsError(
           f'{folder.path} holds results of other settings:\n'
@@ -482,6 +489,13 @@ def _made_by() -> dict[str, Any]:
     'commit': _commit(),
     'command': shlex.join(['python', *sys.orig_argv[1:]]),
   }
+
+
+def _script(made_by: Sequence[Mapping[str, Any]]) -> str | None:
+  """Returns the script of the first command, as 'experiments.kmil'."""
+  command = made_by[0].get('command', '') if made_by else ''
+  match = re.match(r'python -m (experiments\.\w+)', command)
+  return match and match[1]
 
 
 def _commit() -> str | None:

@@ -56,6 +56,8 @@ _NO_FOLDER = (
   '{}: there is a file, or a link to nothing, where a folder is needed. Give'
   ' another folder.'
 )
+_NO_FILE = '{}: there is a folder, where a file is needed. Give another path.'
+_NO_ACCESS = '{}: you may not read or write there. Give another path.'
 _PATIENCE = 5  # Seconds in which a command says why it ends.
 _FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
@@ -85,7 +87,10 @@ class Output:
   """Where results go."""
 
   seed: int = field(
-    2023, 'Seed of splits, of the order of training and of weights.', least=0
+    2023,
+    'Seed of splits, of the order of training and of weights.',
+    least=0,
+    most=2**31 - 1,  # With --seeds, below 2**32.
   )
   results_dir: pathlib.Path = free(
     pathlib.Path('results'), 'Folder of all results.', made=True
@@ -187,10 +192,14 @@ class Machine(Cache):
     ' host:port of process 0.',
   )
   num_processes: int | None = free(
-    None, 'With --coordinator=host:port: number of processes.'
+    None,
+    'With --coordinator=host:port: number of processes.',
+    only={'coordinator': True},
   )
   process_id: int | None = free(
-    None, 'With --coordinator=host:port: number of this process, from 0.'
+    None,
+    'With --coordinator=host:port: number of this process, from 0.',
+    only={'coordinator': True},
   )
 
 
@@ -249,6 +258,8 @@ class Findings:
     if not there.is_dir():
       self.problems.append(_NO_FOLDER.format(there))
       return
+    if not os.access(there, os.W_OK):
+      self.problems.append(_NO_ACCESS.format(there))
     longest = os.pathconf(there, 'PC_NAME_MAX')
     if any(len(os.fsencode(name)) > longest for name in folder.parts):
       self.problems.append(
@@ -517,16 +528,21 @@ def fault_of_machine(
   if isinstance(error, MemoryError):
     too_little = 'error: this machine has too little memory for it.'
     return 1, f'{too_little} {error}'.rstrip()
+  if any('RESOURCE_EXHAUSTED' in str(e) for e in _chain(error)):
+    return 1, (
+      'error: the memory of a device is full. Use --precision=bfloat16, a'
+      ' smaller batch or, if there is such an option, --store=streamed.'
+    )
   if isinstance(error, OSError) and str(cache_dir) in str(error):
     return 1, f'error: {error}. Give a folder that can be used: --cache_dir.'
   for e in _chain(error):
     if isinstance(e, FileExistsError | NotADirectoryError) and e.filename:
       return 1, 'error: ' + _NO_FOLDER.format(e.filename)
-  if isinstance(error, IsADirectoryError | PermissionError) and error.filename:
-    what = 'you may not read or write there'
+  if isinstance(error, OSError) and error.filename:
     if isinstance(error, IsADirectoryError):
-      what = 'there is a folder, where a file is needed'
-    return 1, f'error: {error.filename}: {what}. Give another path.'
+      return 1, 'error: ' + _NO_FILE.format(error.filename)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+      return 1, 'error: ' + _NO_ACCESS.format(error.filename)
   lost = any(_POD.search(str(e)) for e in _chain(error))
   if lost and jax.distributed.is_initialized():
     return 1, _LOST

@@ -118,6 +118,8 @@ def test_the_readers_of_a_slide_are_timed(tmp_path, capsys):
   assert [line.split()[0] for line in lines[2:]] == [*slides.READERS]
   with pytest.raises(SystemExit, match='absent'):
     benchmark.main(['benchmark', f'--slide={tmp_path / "absent.tiff"}'])
+  with pytest.raises(SystemExit, match='--format has no effect with --slide'):
+    benchmark.main(['benchmark', f'--slide={path}', '--format=json'])
 
 
 def test_the_command_prints_json(capsys):

@@ -554,6 +554,9 @@ def test_a_fold_without_a_class_is_foretold(tmp_path):
     'test parts without a slide of a class: rare in fold 0. There is no AUROC'
     ' of that fold, only the pooled one.'
   )
+  Folder(tmp_path / 'splits').write('splits_1.csv', '\n'.join(rows))
+  cohorts.make_folds(table, Folds(1, tmp_path / 'splits'), 0, found)
+  assert any('more splits than --k=1' in text for text in found.warnings)
 
 
 # They train and predict nothing on data of the user.

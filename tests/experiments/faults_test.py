@@ -41,6 +41,11 @@ def chained(error):
       1,
       ['error: /a/b: File too large. Free some space'],
     ),
+    (
+      chained(RuntimeError('RESOURCE_EXHAUSTED: Out of memory on GPU')),
+      1,
+      ['the memory of a device is full', '--store=streamed'],
+    ),
     (MemoryError('not even one run'), 1, ['memory', 'not even one run']),
     (PermissionError(13, 'no', '/cache/x'), 1, ['/cache/x', '--cache_dir']),
     (FileExistsError(17, 'no', '/a/b'), 1, ['/a/b: there is a file']),
@@ -51,6 +56,7 @@ def chained(error):
     ),
     (IsADirectoryError(21, 'no', '/a/b'), 1, ['/a/b: there is a folder']),
     (PermissionError(13, 'no', '/a/b'), 1, ['/a/b: you may not', 'another']),
+    (OSError(errno.EROFS, 'no', '/a/b'), 1, ['/a/b: you may not', 'another']),
   ],
 )
 def test_faults_of_machines_are_a_line(error, code, words):

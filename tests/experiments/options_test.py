@@ -82,6 +82,7 @@ def test_what_is_no_flag_may_be_an_option_and_a_home_is_found(monkeypatch):
     (['--runs=1,0'], 'runs'),
     (['--runs='], '--runs is empty'),
     (['--lr=2'], 'lr'),
+    (['--lr=nan'], 'lr=nan: it must be finite'),
     (['--tiers=2'], '--tiers has no effect with --model=kmil, only with dtfd'),
     (['--port=1'], '--port requires --host'),
     (['--deep=7'], 'deep'),
@@ -90,6 +91,18 @@ def test_what_is_no_flag_may_be_an_option_and_a_home_is_found(monkeypatch):
 def test_a_flag_that_cannot_be_is_named(args, message):
   with pytest.raises(OptionError, match=message):
     parse(*args)
+
+
+def test_a_seed_that_is_no_key_of_jax_is_refused():
+  (output,) = parse(f'--seed={2**31 - 1}', classes=(start.Output,))
+  assert output.seed == 2**31 - 1
+  with pytest.raises(OptionError, match='seed'):
+    parse(f'--seed={2**32}', classes=(start.Output,))
+
+
+def test_processes_that_would_not_join_are_refused():
+  with pytest.raises(OptionError, match='--process_id requires --coordinator'):
+    parse('--process_id=0', classes=(start.Machine,))
 
 
 def test_an_option_without_a_default_is_required():

@@ -368,13 +368,16 @@ def test_a_model_without_epochs_has_a_page_without_them(copy):
 
 def test_what_lies_beside_is_shown(copy):
   """Ablation, costs and groups of the same material."""
-  for name, inputs in (
-    ('all', INPUTS),
-    ('lowest_0.10', INPUTS),
-    ('highest_0.10', {'features_sha256': 'of others'}),
+  other = {'features_sha256': 'of others'}
+  for name, changed in (
+    ('all', {'flags': FLAGS | {'drop_fraction': 0.0}}),
+    ('lowest_0.10', {}),
+    ('lowest_0.15', {'flags': FLAGS | {'epochs': 2}}),
+    ('lowest_0.20', {'flags': FLAGS | {'recipe': 'own'}}),
+    ('highest_0.10', {'inputs': other}),
   ):
     at = Folder(copy.parent / 'ablations_origin_s7' / name)
-    at.write('config.json', CONFIG | {'inputs': inputs})
+    at.write('config.json', CONFIG | changed)
     at.write('summary.json', Folder(copy).read('summary.json'))
   cost = {'kmil': {'params': 178442, 'macs': 5, 'flops_xla': None}}
   (copy.parent / 'cost.json').write_text(json.dumps(cost))
@@ -382,6 +385,9 @@ def test_what_lies_beside_is_shown(copy):
   (copy / 'groups.csv').write_text('group,fold,auroc\nnorth,0,0.12345\neast,1,')
   found = tables.ablation(records.read(Folder(copy)))
   assert [row.labels for row in found.rows] == [('all',), ('lowest_0.10',)]
+  assert 'test parts' in found.title and 'all: of fold 0 alone.' in found.notes
+  untested = Folder(copy).read('summary.json') | {'part': 'val'}
+  assert 'validation part' in tables.of_settings({'all': untested}).title
   words = words_of(copy)
   assert '178,442' in words and 'north 0 0.123 east 1 n/a' in words
 

@@ -4,6 +4,7 @@ One of the first edition is read, and goes on, in tests/golden.
 """
 
 import dataclasses
+import os
 import pathlib
 import shutil
 import subprocess
@@ -61,6 +62,14 @@ def test_a_folder_is_opened_again_with_the_same_options(tmp_path, monkeypatch):
   assert [one['commit'] == 'another' for one in made_by] == [False, True]
 
 
+def test_a_check_names_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'access', lambda *_: False)  # As on a read-only disk.
+  found = Findings()
+  found.add_folder(tmp_path / 'results' / 'run_s1')
+  (problem,) = found.problems
+  assert problem.startswith(f'{tmp_path}: you may not')
+
+
 def test_a_report_is_the_newest_until_something_changes(tmp_path):
   folder = begin(tmp_path)
   assert not folder.is_newest('report.html')
@@ -105,6 +114,17 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
     'Choose another --exp_code, or remove the folder.',
   ]
   assert folder.at('config.json').read_bytes() == before
+
+
+def test_a_folder_of_another_script_is_refused(tmp_path, monkeypatch):
+  """Options that both have may well agree."""
+  for script in 'kmil', 'ablations':
+    command = f'python -m experiments.{script} --k=3'
+    made_by = {'versions': {}, 'commit': None, 'command': command}
+    monkeypatch.setattr(results, '_made_by', lambda made_by=made_by: made_by)
+    begin(tmp_path / script)
+  with pytest.raises(ResultsError, match='holds results of experiments'):
+    begin(tmp_path / 'kmil')
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from jax_alone import NEEDED, READER, alone
 import numpy as np
 import pytest
 
-from kmil_jax import calibration, export, inference, kmil_model
+from kmil_jax import calibration, export, exported, inference
 from kmil_jax.export import Archive, ExportError
 from kmil_jax.inference import Design
 from kmil_jax.models import SPECS, kmil
@@ -185,7 +185,7 @@ def test_bags_that_a_file_cannot_take_are_refused(archives, tmp_path):
   card = {'width': WIDTH, 'settings': {}, 'temperature': [None, None]}
   archive = dataclasses.replace(archives['abmil'][2], card=card)
   (tmp_path / 'model.kmil').write_bytes(export.pack(archive))
-  model = kmil_model.Model(tmp_path / 'model.kmil')
+  model = exported.Model(tmp_path / 'model.kmil')
   assert model.predict(bag(1))['prob'].sum() == pytest.approx(1)
   for x, message in (
     (bag(3)[:, 1:], r'\(3, 11\): give \[n, 12\]'),

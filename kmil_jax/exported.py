@@ -1,4 +1,4 @@
-"""Runs the models of a .kmil file with JAX alone; every such file holds a copy.
+"""Runs the models of a .kmil file with JAX alone; its copy there is kmil_model.
 
   python model.kmil bag.npy  # features [n, D] of one slide's tiles
 
