@@ -255,7 +255,7 @@ def of_mask(mask: np.ndarray, size: tuple[int, int]) -> list[shapely.Polygon]:
 def rasterise(
   rings: Sequence[Ring],
   shape: tuple[int, int],
-  scale: float,
+  scale: float | Sequence[float],
   *,
   holes: bool = True,
 ) -> np.ndarray:
@@ -264,14 +264,15 @@ def rasterise(
   Args:
     rings: see `region`; parts beyond the mask are cut off.
     shape: (H, W) of the mask.
-    scale: level-0 pixels per pixel of the mask.
+    scale: level-0 pixels per pixel of the mask, or (down, across).
     holes: whether holes are cut out. FW-RD's code leaves them in.
   """
-  mask = np.zeros(shape, bool)
+  mask, (down, across) = np.zeros(shape, bool), np.broadcast_to(scale, 2)
   for part in shapely.get_parts(region(rings, holes=holes)):
-    left, top, right, bottom = np.array(part.bounds) / scale
-    rows = slice(*np.clip([int(top), int(bottom) + 1], 0, shape[0]))
-    columns = slice(*np.clip([int(left), int(right) + 1], 0, shape[1]))
-    y, x = (np.mgrid[rows, columns] + 0.5) * scale
-    mask[rows, columns] |= shapely.contains_xy(part, x, y)
+    bounds = np.divide(part.bounds, (across, down, across, down))
+    left, top, right, bottom = bounds.astype(int)
+    rows = slice(*np.clip([top, bottom + 1], 0, shape[0]))
+    columns = slice(*np.clip([left, right + 1], 0, shape[1]))
+    y, x = np.mgrid[rows, columns] + 0.5
+    mask[rows, columns] |= shapely.contains_xy(part, x * across, y * down)
   return mask

@@ -44,7 +44,7 @@ class Tissue:
     if not (self.regions and self.regions_only):
       mask = tissue_mask(image, mpp, self.rule)
     if self.regions is not None:
-      scale = slide.width / mask.shape[1]
+      scale = np.divide((slide.height, slide.width), mask.shape)
       mask &= outlines.rasterise(self.regions, mask.shape, scale)
     return mask
 

@@ -237,6 +237,18 @@ def test_in_outlines_only_tissue_counts(tmp_path):
       columns(0.5)
 
 
+def test_outlines_lie_right_at_the_end_of_a_narrow_slide(tmp_path):
+  """Of 35 x 1024 um a mask at 8 um has 4 x 128 pixels, which are no squares."""
+  tiff.write(
+    tmp_path / 'a.tiff', np.zeros((1024, 35, 3), np.uint8), mpp=1, levels=1
+  )
+  corners = np.array([[0, 896], [35, 896], [35, 1024], [0, 1024]], float)
+  with Slide(tmp_path / 'a.tiff') as slide:
+    mask = Tissue([Ring(corners, False)], True).mask(slide)
+  assert mask.shape == (128, 4)
+  assert not mask[:112].any() and mask[112:].all()
+
+
 @pytest.mark.parametrize(
   'mpp, overlap', [(0.5, 0), (0.5, 16), (0.7, 32), (1, 63)]
 )
