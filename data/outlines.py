@@ -17,6 +17,8 @@ from data.labelled_tiles import TileError
 EXTENSIONS = ('.json', '.geojson', '.xml')
 # Groups that CAMELYON16, CAMELYON17 and ASAP itself give to holes.
 _HOLES = ('_2', 'normal', 'exclusion')
+# What only QuPath's features have: since its versions 0.4, 0.3 and 0.2.
+_QUPATHS = ('objectType', 'object_type', 'PathAnnotationObject')
 _SHAPES = ('Polygon', 'Rectangle', 'Spline')
 _CROSSINGS = 1000  # Of a ring; what it holds is known in seconds.
 _AT_ONCE = 64  # Edges that are looked at together.
@@ -102,8 +104,8 @@ def _json_rings(content: Any, corner: Sequence) -> Iterator[Ring | str]:
       return
     content = content['features'] if 'features' in content else [content]
   for i, feature in enumerate(content):
-    # TRIDENT's features are of tissue_id, QuPath's of objectType.
-    by_qupath = 'objectType' in (feature.get('properties') or ())
+    about = {*(feature.get('properties') or ()), str(feature.get('id'))}
+    by_qupath = not about.isdisjoint(_QUPATHS)
     for shape in _geometry(f'feature {i}', feature['geometry']):
       if by_qupath and isinstance(shape, Ring):
         shape = shape._replace(corners=shape.corners + corner)
