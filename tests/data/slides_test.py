@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import openslide
 import pytest
+import tifffile
 
 from data import slides, tiff
 from data.slides import Slide, SlideError, list_slides, pixel_size, slide_id
@@ -96,6 +97,9 @@ def test_reads_what_openslide_reads(pyramid):
     assert slide.mpp_source == 'openslide'
     assert (slide.width, slide.height) == (1300, 900)
     assert slide.level_downsamples == pytest.approx((1, 2, 4))
+    with tifffile.TiffFile(pyramid) as file:
+      per_cm = [page.resolution[0] for page in file.pages]
+    assert per_cm == pytest.approx([1e4 / 0.25, 1e4 / 0.5, 1e4 / 1])
     for level, factor in enumerate((1, 2, 4)):
       width, height = rng.integers(1, 100, 2).tolist()
       x = int(rng.integers(0, 1300 - width * factor))
