@@ -193,6 +193,21 @@ def test_thumbnail_covers_the_slide_exactly(pyramid, mpp, monkeypatch):
   np.testing.assert_allclose(image[..., 1].mean(1), 20 + 200 * y, atol=3)
 
 
+def test_a_narrow_slide_is_shown_to_its_end(tmp_path, monkeypatch):
+  """By OpenSlide's mean factor its levels are longer than the slide."""
+  y = np.mgrid[:4096, :70, :3][0] / 4096 * 200 + 20
+  path = tmp_path / 'core.tiff'
+  tiff.write(path, y.astype(np.uint8), mpp=0.5, levels=5, quality=95)
+  with Slide(path) as slide:
+    image = slide.thumbnail(8).astype(int)
+    monkeypatch.setattr(slides, '_BLOCK', 100)
+    np.testing.assert_allclose(slide.thumbnail(8), image, atol=2)
+    with pytest.raises(SlideError, match='outside'):
+      slide.read(0, 0, 4, 4, 258)
+  expected = 20 + 200 * (np.arange(256) + 0.5) / 256
+  np.testing.assert_allclose(image.mean((1, 2)), expected, atol=2)
+
+
 OPENSLIDE = {'openslide.mpp-x': '0.25', 'openslide.mpp-y': '0.25'}
 TAGS = {'tiff.XResolution': '20000', 'tiff.YResolution': '20000'}
 INCH = {'tiff.ResolutionUnit': 'inch'}
