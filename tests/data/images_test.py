@@ -43,7 +43,7 @@ def test_a_mask_whose_palette_begins_with_white_is_refused(tmp_path):
   for same in mask.convert('P'), mask.convert('RGB').convert('P'):
     values = images.mask_values(tmp_path, same, OSError)
     np.testing.assert_array_equal(values != 0, grey != 0)
-  with pytest.raises(OSError, match='0 is not the black of its palette'):
+  with pytest.raises(OSError, match='colours of its palette mark other'):
     images.mask_values(tmp_path, mask.quantize(2), OSError)
 
 
