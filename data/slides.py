@@ -602,7 +602,9 @@ def read_numbers(
   for line, row in files.read_csv(path, ('slide_id', *columns), SlideError):
     slide = row['slide_id']
     if any(map(str.strip, row.get(None, ()))):
-      faults.append(f'row {line}: more cells than the header has. Is 0,5 0.5?')
+      faults.append(
+        f'row {line}: more cells than the header: write 0.5, not 0,5'
+      )
     for name in filter(row.get, columns):
       value, given = _number(row, name), f'{name} {row[name]!r}'
       if not low <= value <= high:

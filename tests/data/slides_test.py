@@ -296,5 +296,7 @@ def test_scales_are_a_column_of_which_all_wrong_rows_are_named(tmp_path):
   ]
   assert "mpp '250', not 0.05 to 20 um/px" in rows[2]
   path.write_text('slide_id,high,low\na,0,1,0,05\nb,1,2,,\n')
-  with pytest.raises(SlideError, match='csv: row 2: more cells than the head'):
+  with pytest.raises(
+    SlideError, match='csv: row 2: more cells than the header: w'
+  ):
     slides.read_numbers(path, ('high', 'low'))
