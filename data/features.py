@@ -175,13 +175,13 @@ def steps(
   elif unit == 'um' and coords is not None:
     if not isinstance(mpp, int | float) or not 0 < mpp < np.inf:
       raise FeatureError(f'{path}: level0_mpp is {mpp!r}. Set it to um/px.')
-    coords = np.rint(coords / mpp)
+    coords = coords / mpp
     del attributes['unit']
     attributes['level0_mpp'] = mpp
   _check_values(path, features, coords)
   attributes = unified(attributes)
   if coords is not None:
-    coords = coords.astype(np.int32)
+    coords = np.rint(coords).astype(np.int32)
     if 'patch_size_level0' not in attributes and (side := spacing(coords)):
       attributes['patch_size_level0'] = side
       attributes['patch_size_level0_source'] = 'spacing of coords'

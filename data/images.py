@@ -59,9 +59,18 @@ def mask_values(
     path: of the mask, for messages.
     mask: as of `read`.
     error: what is raised if nothing that it marks is opaque: whoever drew it
-      may have meant what is transparent, or what is not.
+      may have meant what is transparent, or what is not. Likewise if black is
+      not 0 in its palette alone: programs order colours as they like.
   """
   values = np.asarray(mask)
+  if mask.mode == 'P':
+    shown = np.asarray(mask.convert('RGB')).any(2)
+    if ((values != 0) != shown).any():
+      raise error(
+        f'{path}: the colours of its palette mark other pixels than their'
+        ' numbers. Save it without a palette, white on tumour and black'
+        ' elsewhere.'
+      )
   if mask.mode not in ('LA', 'RGBA'):
     return values
   values, opaque = values[..., :-1], values[..., -1:] >= _OPAQUE

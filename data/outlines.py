@@ -17,6 +17,8 @@ from data.labelled_tiles import TileError
 EXTENSIONS = ('.json', '.geojson', '.xml')
 # Groups that CAMELYON16, CAMELYON17 and ASAP itself give to holes.
 _HOLES = ('_2', 'normal', 'exclusion')
+# What only QuPath's features have: since its versions 0.4, 0.3 and 0.2.
+_QUPATHS = ('objectType', 'object_type', 'PathAnnotationObject')
 _SHAPES = ('Polygon', 'Rectangle', 'Spline')
 _CROSSINGS = 1000  # Of a ring; what it holds is known in seconds.
 _AT_ONCE = 64  # Edges that are looked at together.
@@ -102,8 +104,8 @@ def _json_rings(content: Any, corner: Sequence) -> Iterator[Ring | str]:
       return
     content = content['features'] if 'features' in content else [content]
   for i, feature in enumerate(content):
-    # TRIDENT's features are of tissue_id, QuPath's of objectType.
-    by_qupath = 'objectType' in (feature.get('properties') or ())
+    about = {*(feature.get('properties') or ()), str(feature.get('id'))}
+    by_qupath = not about.isdisjoint(_QUPATHS)
     for shape in _geometry(f'feature {i}', feature['geometry']):
       if by_qupath and isinstance(shape, Ring):
         shape = shape._replace(corners=shape.corners + corner)
@@ -255,7 +257,7 @@ def of_mask(mask: np.ndarray, size: tuple[int, int]) -> list[shapely.Polygon]:
 def rasterise(
   rings: Sequence[Ring],
   shape: tuple[int, int],
-  scale: float,
+  scale: float | Sequence[float],
   *,
   holes: bool = True,
 ) -> np.ndarray:
@@ -264,14 +266,15 @@ def rasterise(
   Args:
     rings: see `region`; parts beyond the mask are cut off.
     shape: (H, W) of the mask.
-    scale: level-0 pixels per pixel of the mask.
+    scale: level-0 pixels per pixel of the mask, or (down, across).
     holes: whether holes are cut out. FW-RD's code leaves them in.
   """
-  mask = np.zeros(shape, bool)
+  mask, (down, across) = np.zeros(shape, bool), np.broadcast_to(scale, 2)
   for part in shapely.get_parts(region(rings, holes=holes)):
-    left, top, right, bottom = np.array(part.bounds) / scale
-    rows = slice(*np.clip([int(top), int(bottom) + 1], 0, shape[0]))
-    columns = slice(*np.clip([int(left), int(right) + 1], 0, shape[1]))
-    y, x = (np.mgrid[rows, columns] + 0.5) * scale
-    mask[rows, columns] |= shapely.contains_xy(part, x, y)
+    bounds = np.divide(part.bounds, (across, down, across, down))
+    left, top, right, bottom = bounds.astype(int)
+    rows = slice(*np.clip([top, bottom + 1], 0, shape[0]))
+    columns = slice(*np.clip([left, right + 1], 0, shape[1]))
+    y, x = np.mgrid[rows, columns] + 0.5
+    mask[rows, columns] |= shapely.contains_xy(part, x * across, y * down)
   return mask

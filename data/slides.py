@@ -215,11 +215,13 @@ class Slide(contextlib.AbstractContextManager):
       SlideError: if the region lies outside the slide or cannot be read.
     """
     factor = self.level_downsamples[level]
+    across, down = self.level_dimensions[level]
     slack = factor if level else 0  # Levels are rounded to whole pixels.
+    # And a narrow one has, in all its length, the mean factor of both sides.
     if (
       min(x, y) < 0
-      or x + width * factor > self.width + slack
-      or y + height * factor > self.height + slack
+      or x + width * factor > max(self.width, across * factor) + slack
+      or y + height * factor > max(self.height, down * factor) + slack
     ):
       raise SlideError(
         f'{self.path.name}: {width} x {height} px of level {level} at ({x}, '
@@ -227,13 +229,13 @@ class Slide(contextlib.AbstractContextManager):
       )
     left, top = x / factor, y / factor
     # Between pixels OpenSlide interpolates; and it names what is damaged.
-    if self._tiff and self._tiff.has(level) and left % 1 == top % 1 == 0:
-      across, down = self.level_dimensions[level]
-      if left + width <= across and top + height <= down:
-        with contextlib.suppress(Exception):
-          pixels = self._tiff.read(level, int(left), int(top), width, height)
-          if pixels is not None:
-            return pixels
+    inside = left + width <= across and top + height <= down
+    whole = inside and left % 1 == top % 1 == 0
+    if self._tiff and self._tiff.has(level) and whole:
+      with contextlib.suppress(Exception):
+        pixels = self._tiff.read(level, int(left), int(top), width, height)
+        if pixels is not None:
+          return pixels
     return self._read_by_openslide((x, y, level, width, height), white)
 
   def _read_by_openslide(
@@ -300,7 +302,7 @@ class Slide(contextlib.AbstractContextManager):
     image = np.empty((*shape, 3), np.uint8)
     for top, bottom, y0, y1 in _blocks(shape[0], scale_y, level_height):
       for left, right, x0, x1 in _blocks(shape[1], scale_x, level_width):
-        corner = round(x0 * factor), round(y0 * factor)
+        corner = int(x0 * factor), int(y0 * factor)
         region = self.read(*corner, level, x1 - x0, y1 - y0)
         block = Image.fromarray(region).resize(
           (right - left, bottom - top),
@@ -599,6 +601,10 @@ def read_numbers(
   numbers, faults, (low, high) = {}, [], bounds
   for line, row in files.read_csv(path, ('slide_id', *columns), SlideError):
     slide = row['slide_id']
+    if any(map(str.strip, row.get(None, ()))):
+      faults.append(
+        f'row {line}: more cells than the header: write 0.5, not 0,5'
+      )
     for name in filter(row.get, columns):
       value, given = _number(row, name), f'{name} {row[name]!r}'
       if not low <= value <= high:

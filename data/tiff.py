@@ -59,7 +59,7 @@ def write(
         subsampling=(2, 2),
         subfiletype=int(level > 0),
         # 10,000 um per cm, in thousandths.
-        resolution=((round(1e7 * 2**level / mpp), 1000),) * 2,
+        resolution=((round(1e7 / (mpp * 2**level)), 1000),) * 2,
         resolutionunit='centimeter',
         software=False,
         metadata=None,

@@ -44,7 +44,7 @@ class Tissue:
     if not (self.regions and self.regions_only):
       mask = tissue_mask(image, mpp, self.rule)
     if self.regions is not None:
-      scale = slide.width / mask.shape[1]
+      scale = np.divide((slide.height, slide.width), mask.shape)
       mask &= outlines.rasterise(self.regions, mask.shape, scale)
     return mask
 
@@ -157,7 +157,7 @@ def _lattice(slide: Slide, tile_size: int, mpp: float, overlap: int) -> Grid:
   scale = downsample / factor  # Pixels of the level per pixel of the tile.
   native = abs(scale - 1) <= NATIVE
   footprint = float(tile_size) if native else tile_size * scale
-  level_size = math.ceil(footprint)
+  level_size = math.ceil(footprint * (1 - 1e-9))  # 2.1 / 0.3 is above 7.
   size_level0 = max(1, round(footprint * factor))
   step = max(1, round((1 - overlap / tile_size) * footprint * factor))
   in_level = np.subtract(slide.level_dimensions[level], level_size) * factor

@@ -2,7 +2,8 @@
 
 ITK takes a spacing of 0 for 1 mm, and NaN and the missing end of a file for
 zeros. None of them was measured. Where pixdim and sform disagree it takes the
-lengths of one and the directions of the other.
+lengths of one and the directions of the other; of an sform whose axes are not
+at right angles, the directions of qform.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ _HEADERS = {
 # Of one number per voxel: its bits by the code of the type.
 _BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64}
 _BITS |= {256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
-_SCALES = 0.01  # pixdim and sform may differ by this part of either.
+# pixdim and sform may differ by this part of either, and sform's axes be off a
+# right angle by this cosine.
+_SCALES = 0.01
 _FLOATS = {16: 'f4', 64: 'f8'}  # By the code of the type.
 _LARGEST_HEADER = 1 << 26  # Bytes before the voxels, with all extensions.
 
@@ -164,7 +167,7 @@ def _header(path: pathlib.Path, content: bytes) -> tuple[np.void, str, int]:
 
 
 def _contradiction(header: np.void) -> str | None:
-  """In what sform contradicts pixdim, by `_SCALES`, or qform, by a turn."""
+  """In what sform contradicts pixdim or itself, or qform by a turn."""
   by_qform, by_sform = header['codes'] > 0
   columns = header['sform'][:, :3].astype(float)
   if not by_sform or not columns.any():  # ITK takes qform, or refuses it.
@@ -177,12 +180,15 @@ def _contradiction(header: np.void) -> str | None:
       f'its voxel spacing is {next(shown)} mm by pixdim and {next(shown)} mm by'
       ' sform'
     )
+  columns /= scales
+  if np.abs(columns.T @ columns - np.eye(3)).max() > _SCALES:
+    return 'its axes are not at right angles by sform, as of a tilted gantry'
   x, y, z = turn = header['turn'].astype(float)
   if not by_qform or not np.abs(turn).max() <= 1:
     return None
   w = math.sqrt(max(0, 1 - x * x - y * y - z * z))
   axes = scipy.spatial.transform.Rotation.from_quat((x, y, z, w)).as_matrix()
   axes[:, 2] *= -1 if header['pixdim'][0] < 0 else 1
-  if np.abs(axes - columns / scales).max() > 0.5:
+  if np.abs(axes - columns).max() > 0.5:
     return 'qform and sform turn its axes differently'
   return None

@@ -93,7 +93,7 @@ def _sheet(
       shown = few(grid, _SHOWN)
       for part, colour in zip((blurred, grid, shown), _COLOURS, strict=True):
         _frame(sheet, slide, part.coords, side, colour)
-      first, scale = 1, sheet.width / slide.width
+      first, scale = 1, _scale(sheet, slide)
       for part in (shown, few(blurred, _SHOWN)):
         for number, corner in enumerate(part.coords, first):
           middle = (corner + part.size_level0 / 2) * scale
@@ -122,7 +122,7 @@ def _draw(
   length, text = slides.scale_bar(width, picture.width)
   pen, end = ImageDraw.Draw(picture), 6 + length / width * picture.width
   for ring in cohort.regions.get(slide.slide_id, ()):
-    corners = ring.corners * picture.width / slide.width
+    corners = ring.corners * _scale(picture, slide)
     pen.line([*map(tuple, corners), tuple(corners[0])], 'black', 2)
   pen.rectangle([0, 0, end + 6, 24], 'white')
   pen.line([6, 6, end, 6], 'black', 2)
@@ -164,10 +164,15 @@ def _frame(
   colour: tuple[int, int, int],
 ) -> None:
   """Draws the edges of tiles on a picture of their slide."""
-  pen, scale = ImageDraw.Draw(picture), picture.width / slide.width
+  pen, scale = ImageDraw.Draw(picture), _scale(picture, slide)
   for corner in coords:
-    box = np.concatenate([corner, corner + side]) * scale
+    box = np.concatenate([corner * scale, (corner + side) * scale])
     pen.rectangle([*box.round()], outline=colour)
+
+
+def _scale(picture: Image.Image, slide: slides.Slide) -> np.ndarray:
+  """Returns pixels per level-0 pixel across and down, which differ a little."""
+  return np.divide(picture.size, (slide.width, slide.height))
 
 
 def _number(

@@ -112,6 +112,10 @@ def test_scaled_values_are_hounsfield_units(tmp_path):
     (lambda p: edit(p, 280, 'f', -1.4), '0.7 x 0.8 x 3 mm by pixdim and 1.4 x'),
     (lambda p: edit(p, 280, 'f', np.nan), 'by pixdim and nan x'),
     (lambda p: edit(p, 320, 'f', -3.0), 'qform and sform turn its axes'),
+    (
+      lambda p: edit(p, 304, '5f', 1.02606, 0, 0, 0, 2.81908),  # 20 degrees.
+      'not at right angles by sform, as of a tilted gantry',
+    ),
     (lambda p: edit(p, 72, 'h', 64), 'of type 4 with 64 bits'),
     (lambda p: edit(p, 42, '3h', 999, 999, 999), '1.9 GiB of voxels, and 0.0'),
     (lambda p: edit(p, 42, '3h', 32767, 32767, 9999), 'GiB to read. This mach'),

@@ -378,8 +378,10 @@ def test_a_silent_file_gets_the_spacing_and_its_source(tmp_path):
     'patch_size_level0_source': 'spacing of coords',
   }
   stated = {'patch_size_level0': 500}
-  write_features(path, stated, features=rows, coords=grid(512, 3, 2))
+  almost = grid(512, 3, 2) * (1 - 1e-9)  # Computed as micrometres over um/px.
+  write_features(path, stated, features=rows, coords=almost)
   assert features.read(path).attributes == stated
+  np.testing.assert_array_equal(features.read(path).coords, grid(512, 3, 2))
 
 
 @pytest.mark.parametrize('mpp', [0.0, -0.25, np.nan, np.inf, 'x', 1e-300])

@@ -36,6 +36,17 @@ def test_a_mask_by_transparency_alone_is_refused(tmp_path):
       images.mask_values(tmp_path, Image.fromarray(some), OSError)
 
 
+def test_a_mask_whose_palette_begins_with_white_is_refused(tmp_path):
+  grey = np.zeros((40, 60), np.uint8)
+  grey[10:20, 10:30] = 255
+  mask = Image.fromarray(grey)
+  for same in mask.convert('P'), mask.convert('RGB').convert('P'):
+    values = images.mask_values(tmp_path, same, OSError)
+    np.testing.assert_array_equal(values != 0, grey != 0)
+  with pytest.raises(OSError, match='colours of its palette mark other'):
+    images.mask_values(tmp_path, mask.quantize(2), OSError)
+
+
 def test_what_is_too_large_is_refused_by_its_header(tmp_path, monkeypatch):
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
   path = tmp_path / 'a.png'

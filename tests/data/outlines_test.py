@@ -122,6 +122,24 @@ def test_geojson_and_xml_of_the_same_outlines_are_the_same(tmp_path):
   assert outlines.read(tmp_path / 'd.json') == []
 
 
+@pytest.mark.parametrize(
+  'about, moved',
+  [
+    ({'properties': {'objectType': 'annotation'}}, True),
+    ({'properties': {'object_type': 'annotation'}}, True),  # Of QuPath 0.3.
+    ({'id': 'PathAnnotationObject', 'properties': {'isLocked': False}}, True),
+    ({'id': 3, 'properties': {'tissue_id': 3}}, False),
+    ({'id': ['a'], 'properties': None}, False),
+  ],
+)
+def test_any_qupath_counts_from_its_own_corner(tmp_path, about, moved):
+  content = [about | feature('Polygon', [SQUARE])]
+  (tmp_path / 'a.geojson').write_text(json.dumps(content))
+  (ring,) = outlines.read(tmp_path / 'a.geojson', (100, 20))
+  corner = np.multiply((100, 20), moved)
+  np.testing.assert_array_equal(ring.corners, SQUARE[:-1] + corner)
+
+
 def box(low, high):
   return [[low, low], [high, low], [high, high], [low, high], [low, low]]
 

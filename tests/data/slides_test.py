@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import openslide
 import pytest
+import tifffile
 
 from data import slides, tiff
 from data.slides import Slide, SlideError, list_slides, pixel_size, slide_id
@@ -96,6 +97,9 @@ def test_reads_what_openslide_reads(pyramid):
     assert slide.mpp_source == 'openslide'
     assert (slide.width, slide.height) == (1300, 900)
     assert slide.level_downsamples == pytest.approx((1, 2, 4))
+    with tifffile.TiffFile(pyramid) as file:
+      per_cm = [page.resolution[0] for page in file.pages]
+    assert per_cm == pytest.approx([1e4 / 0.25, 1e4 / 0.5, 1e4 / 1])
     for level, factor in enumerate((1, 2, 4)):
       width, height = rng.integers(1, 100, 2).tolist()
       x = int(rng.integers(0, 1300 - width * factor))
@@ -189,6 +193,21 @@ def test_thumbnail_covers_the_slide_exactly(pyramid, mpp, monkeypatch):
   np.testing.assert_allclose(image[..., 1].mean(1), 20 + 200 * y, atol=3)
 
 
+def test_a_narrow_slide_is_shown_to_its_end(tmp_path, monkeypatch):
+  """By OpenSlide's mean factor its levels are longer than the slide."""
+  y = np.mgrid[:4096, :70, :3][0] / 4096 * 200 + 20
+  path = tmp_path / 'core.tiff'
+  tiff.write(path, y.astype(np.uint8), mpp=0.5, levels=5, quality=95)
+  with Slide(path) as slide:
+    image = slide.thumbnail(8).astype(int)
+    monkeypatch.setattr(slides, '_BLOCK', 100)
+    np.testing.assert_allclose(slide.thumbnail(8), image, atol=2)
+    with pytest.raises(SlideError, match='outside'):
+      slide.read(0, 0, 4, 4, 258)
+  expected = 20 + 200 * (np.arange(256) + 0.5) / 256
+  np.testing.assert_allclose(image.mean((1, 2)), expected, atol=2)
+
+
 OPENSLIDE = {'openslide.mpp-x': '0.25', 'openslide.mpp-y': '0.25'}
 TAGS = {'tiff.XResolution': '20000', 'tiff.YResolution': '20000'}
 INCH = {'tiff.ResolutionUnit': 'inch'}
@@ -276,3 +295,8 @@ def test_scales_are_a_column_of_which_all_wrong_rows_are_named(tmp_path):
     f'row {i}' for i in (2, 3, 4, 5, 7)
   ]
   assert "mpp '250', not 0.05 to 20 um/px" in rows[2]
+  path.write_text('slide_id,high,low\na,0,1,0,05\nb,1,2,,\n')
+  with pytest.raises(
+    SlideError, match='csv: row 2: more cells than the header: w'
+  ):
+    slides.read_numbers(path, ('high', 'low'))

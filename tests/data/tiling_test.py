@@ -237,6 +237,30 @@ def test_in_outlines_only_tissue_counts(tmp_path):
       columns(0.5)
 
 
+@pytest.mark.parametrize('slide_mpp, mpp', [(0.3, 2.1), (0.172, 0.516)])
+def test_a_slide_of_whole_tiles_has_them_all(tmp_path, slide_mpp, mpp):
+  assert mpp / slide_mpp > round(mpp / slide_mpp)  # By rounding.
+  side = 32 * round(mpp / slide_mpp)
+  image = np.zeros((2 * side, 3 * side, 3), np.uint8)
+  tiff.write(tmp_path / 'a.tiff', image, mpp=slide_mpp, levels=1)
+  with Slide(tmp_path / 'a.tiff', mpp=slide_mpp) as slide:
+    grid = tile_grid(slide, tile_size=32, mpp=mpp, min_tissue=0)
+    assert len(grid.coords) == 6 and grid.level_size == side
+    assert read_tile(slide, grid, 5).shape == (32, 32, 3)
+
+
+def test_outlines_lie_right_at_the_end_of_a_narrow_slide(tmp_path):
+  """Of 35 x 1024 um a mask at 8 um has 4 x 128 pixels, which are no squares."""
+  tiff.write(
+    tmp_path / 'a.tiff', np.zeros((1024, 35, 3), np.uint8), mpp=1, levels=1
+  )
+  corners = np.array([[0, 896], [35, 896], [35, 1024], [0, 1024]], float)
+  with Slide(tmp_path / 'a.tiff') as slide:
+    mask = Tissue([Ring(corners, False)], True).mask(slide)
+  assert mask.shape == (128, 4)
+  assert not mask[:112].any() and mask[112:].all()
+
+
 @pytest.mark.parametrize(
   'mpp, overlap', [(0.5, 0), (0.5, 16), (0.7, 32), (1, 63)]
 )

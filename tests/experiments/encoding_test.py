@@ -194,6 +194,17 @@ def test_blurred_tiles_are_left_out_if_asked(paths, tmp_path, capsys):
   assert np.ptp(sheet[338:398, 2:60]) > 30 and np.ptp(sheet[426:486, 2:60]) < 9
 
 
+def test_tiles_are_drawn_where_they_lie_on_a_narrow_slide(tmp_path):
+  image = np.full((4096, 71, 3), 200, np.uint8)
+  tiff.write(tmp_path / 'slides/a.tiff', image, mpp=0.5, levels=1)
+  run(tmp_path / 'slides', tmp_path / 'features', '--min_tissue=0')
+  picture = Image.open(tmp_path / 'features/grids/a.png')
+  assert picture.size == (17, 1000)
+  blue = (np.asarray(picture)[:, 8] == (30, 60, 220)).all(1)
+  edges = np.arange(0, 4096, 64) * 1000 / 4096
+  assert blue[edges.round().astype(int)].all()
+
+
 def test_shapes_beside_the_pictures_are_the_tissue_and_the_tiles(tmp_path):
   folder, out = tmp_path / 'slides', tmp_path / 'features'
   folder.mkdir()
@@ -309,7 +320,7 @@ def test_the_tiles_are_the_pixels_of_openslide(tmp_path, real_data):
   side = found.attributes['patch_size_level0']
   assert len(found.coords) > 100 and side == 64
   with openslide.OpenSlide(path) as slide:
-    width, _ = slide.dimensions
+    size = slide.dimensions
     pixels = [
       np.asarray(slide.read_region(xy, 0, (side, side)))[..., :3]
       for xy in found.coords[:100].tolist()
@@ -318,7 +329,7 @@ def test_the_tiles_are_the_pixels_of_openslide(tmp_path, real_data):
   want = small_slides.colours((np.float32(pixels) / 255 - mean) / std)
   np.testing.assert_allclose(found.features[:100], want, atol=1e-4)
   picture = np.asarray(Image.open(out / f'grids/{path.stem}.png'))
-  for x, y in found.coords * picture.shape[1] / width:
+  for x, y in found.coords * np.divide(picture.shape[1::-1], size):
     # The upper edge of the tile is a line in the tiles' blue.
     row = picture[round(y), round(x) + 2 : round(x) + 8]
     assert (row == (30, 60, 220)).all()
