@@ -355,8 +355,8 @@ def scale_bar(width: float, pixels: float) -> tuple[float, str]:
     width: of the picture, um.
     pixels: of its width.
   """
-  unit = 10 ** math.floor(math.log10(width / 3))
-  length = unit * max(n for n in (1, 2, 5) if n * unit <= width / 3)
+  unit = 10 ** math.floor(math.log10(width / 3))  # Rounded, it may be above.
+  length = unit * max(n for n in (0.5, 1, 2, 5) if n * unit <= width / 3)
   text = f'{length:g} µm' if length < 1000 else f'{length / 1000:g} mm'
   return length, f'{text}, {10 * pixels / width:.2g}x'
 

@@ -167,6 +167,7 @@ def fit(
   patients = range(len(bags)) if patients is None else patients
   patient = _labelled('patients', patients, len(bags)).astype(str)
   chosen = Settings(model=model, recipe=recipe, seed=seed, **settings)
+  chosen.choice.check()
   if 'choice' in settings and not SPECS[model].chooser:
     raise ValueError(f'{model} sees all instances. Leave out choice.')
   if chosen.combine and SPECS[model].loss is not losses.dual_stream:

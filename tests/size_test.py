@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3358   2000
+kmil_jax                3359   2000
 kmil_jax/models         1910   1350
 kmil_jax/tasks           639   400
 data                    4692   2600
@@ -32,9 +32,9 @@ experiments/patches      715   320
 experiments/studies     2792   1400
 experiments/papers       586   600
 experiments/benchmarks  1185   360
-tests                  24056  13000
+tests                  24058  13000
 """
-TOTAL = 25963
+TOTAL = 25964
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

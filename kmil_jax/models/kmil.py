@@ -19,17 +19,14 @@ DROPS = ('lowest', 'highest')
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """Which instances the second model sees; by default the paper's choice.
-
-  Raises:
-    ValueError: for another score, end or share.
-  """
+  """Which instances the second model sees; by default the paper's choice."""
 
   score: str = 'var'  # of `SCORES`
   drop: str = 'lowest'  # of `DROPS`
   drop_per_mille: int = 100  # share of the instances, in thousandths
 
-  def __post_init__(self):
+  def check(self) -> None:
+    """Raises ValueError for another score, end or share."""
     if self.score not in SCORES:
       raise unknown('score', self.score, SCORES)
     if self.drop not in DROPS:

@@ -12,7 +12,7 @@ import uuid
 import drawn_maps
 from drawn_results import strict
 import h5py
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from matplotlib import figure, patches
 import numpy as np
 from PIL import Image
@@ -463,6 +463,7 @@ def test_lines_to_the_numbers_of_tiles_do_not_cross(seed):
 
 
 @given(st.floats(0.06, 15), st.integers(20, 10**6), st.integers(50, 900))
+@example(14.999999999999998, 20, 50)
 def test_a_scale_bar_is_as_long_as_it_says(mpp, width, pixels):
   drawing = figure.Figure((pixels / 100, 4))
   ax = drawing.subplots()

@@ -72,7 +72,7 @@ def test_scores_are_the_unbiased_variance_over_classes(seed, scale):
 def test_a_choice_of_another_kind_is_refused(wrong):
   (name,) = wrong
   with pytest.raises(ValueError, match=f'{name}.*{wrong[name]}'):
-    kmil.Choice(**wrong)
+    kmil.Choice(**wrong).check()
 
 
 def test_equation_3_drops_the_certain_ones():

@@ -214,6 +214,7 @@ ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
     ({'bags': [np.zeros(3)] * 6}, r'Bag 0 has the shape \(3,\)'),
     ({'bags': [np.zeros((3, 0))] * 6}, r'Bag 0 has the shape \(3, 0\)'),
     ({'precision': 'float16', 'folds': 3}, "'float16' is unknown.* tf32"),
+    ({'choice': kmil.Choice(drop='top')}, "drop 'top' is unknown.* lowest"),
     ({'model': 'dsmil', 'choice': kmil.Choice()}, 'dsmil sees all instances'),
     ({'model': 'transmil', 'combine': True}, 'transmil learns from bags alone'),
     ({'labels': ['a', 'b', 'a', Unknown(), 'a', 'b']}, 'Bag 3 has <'),
