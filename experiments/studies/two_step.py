@@ -362,18 +362,8 @@ class Grids(Material):
 
   tiles: LabelledTiles
   files: Tiles
-  seed: int
+  split: Mapping[str, LabelledTiles]  # by part
   split_by = 'patient'
-
-  @functools.cached_property
-  def split(self) -> dict[str, LabelledTiles]:
-    """Tiles by part.
-
-    Raises:
-      TileError: if a class has too few patients.
-    """
-    rows = patch_tiles.split(self.tiles, seed=self.seed)
-    return dict(zip(PARTS, map(self.tiles.take, rows), strict=True))
 
   @property
   def parts(self) -> list[LabelledTiles]:
@@ -385,7 +375,7 @@ class Grids(Material):
     return {'tiles_sha256': sha256([files.tiles_zip, files.tiles_csv])}
 
   def check(self, findings: Findings) -> None:
-    patch_tiles.check(findings, {'tiles': self.tiles}, lambda: self.split)
+    patch_tiles.check(findings, {'tiles': self.tiles})
 
   def tables(self) -> Iterator[Table]:
     yield patch_tiles.counts({'all': self.tiles}, 'Tiles')
@@ -455,8 +445,8 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   """Opens tiles of the user.
 
   Raises:
-    TileError: as `tile_sources.from_zip`, or if there are not two labels or it
-      is not known which is tumour.
+    TileError: as `tile_sources.from_zip`, or if there are not two labels, it is
+      not known which is tumour, or a class has too few patients.
   """
   tiles = tile_sources.from_zip(files.tiles_zip, files.tiles_csv)
   classes = tiles.classes
@@ -468,8 +458,10 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
+  rows = patch_tiles.split(tiles, seed=seed)
+  split = dict(zip(PARTS, map(tiles.take, rows), strict=True))
   search = functools.partial(patch_tiles.shared, [tiles])
-  return Grids(tiles, files, seed, note=note, search=search)
+  return Grids(tiles, files, split, note=note, search=search)
 
 
 def cells(tiles: LabelledTiles) -> np.ndarray | None:

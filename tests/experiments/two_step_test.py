@@ -20,7 +20,7 @@ from experiments.patches.study import File, Study
 from experiments.patches.training import Training
 from experiments.run.results import Folder
 from experiments.studies import node_images as nodes, two_step
-from experiments.studies.two_step import Design, Grids, Networks, Tiles
+from experiments.studies.two_step import Design, Networks, Tiles
 from kmil_jax import heatmap, metrics
 from kmil_jax.types import PatchRecipe
 
@@ -299,8 +299,11 @@ def grids():
   )
 
 
-def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(grids):
-  material = Grids(grids, Tiles(), 2023)
+def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(
+  grids, monkeypatch
+):
+  monkeypatch.setattr(tile_sources, 'from_zip', lambda *_: grids)
+  material = two_step.open_tiles(Tiles(positive=two_step.CLASSES[1]), 2023)
   false = material.false_positives(RED)
   assert 10 < len(false) < 60 and not false.label.any()
   assert not set(false.group) & set(material.split['test'].group)
