@@ -377,7 +377,7 @@ class Grids(Material):
     patch_tiles.check(findings, {'tiles': self.tiles})
 
   def tables(self) -> Iterator[Table]:
-    yield patch_tiles.counts({'all': self.tiles}, 'Tiles')
+    yield patch_tiles.counts(self.split, 'Tiles')
 
   def false_positives(self, primary: Trained) -> LabelledTiles:
     known = labelled_tiles.concatenate(self.parts)
@@ -387,8 +387,7 @@ class Grids(Material):
   def decisions(
     self, study: Study, networks: Sequence[Trained]
   ) -> Iterator[Table | File | str]:
-    test, counts = self.split['test'], patch_tiles.counts(self.split, 'Parts')
-    yield dataclasses.replace(counts, name='parts')
+    test = self.split['test']
     probs = evaluate(networks, test)
     prob, tumour, patient = probs[0], test.label == 1, test.group
     by_rule = rules(probs, tumour)
