@@ -128,13 +128,7 @@ class Slices(Material):
 
   @property
   def inputs(self) -> dict[str, str]:
-    digest = hashlib.sha256()
-    for part, rows in self.rows.items():
-      digest.update(repr((part, self.tiles.id[rows].tolist())).encode())
-    return {
-      'slices_sha256': patch_tiles.fingerprint(self.tiles),
-      'splits_sha256': digest.hexdigest(),
-    }
+    return {'slices_sha256': patch_tiles.fingerprint(self.tiles)}
 
   def tables(self) -> Iterator[Table]:
     rows = {name: list(counts.values()) for name, counts in self.fates.items()}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
-import hashlib
 import itertools
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from experiments.studies.node_images import outlines
 from experiments.studies.slide_scores import ScoreError
-from kmil_jax import froc, intervals, metrics, parallel
+from kmil_jax import checksums, froc, intervals, metrics, parallel
 from kmil_jax.tasks.distill import DistillTask, Patches
 from kmil_jax.train import Variables
 
@@ -318,10 +317,8 @@ def _scorer(
   study: Study, material: PatchesAndSlides, setting: Setting, teacher: Variables
 ) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
   """Returns a student of the first seed as a function of slides."""
-  folder, scale, digest = study.folder, material.scale, hashlib.sha256()
+  folder, scale = study.folder, material.scale
   model = folder.at(f'{setting.folder}/{training.MODEL}')
-  for path in (material.weights or folder.at(training.TEACHER), model):
-    digest.update(hashlib.sha256(path.read_bytes()).digest())
   task = study.recipe['students'].task
   on_patches = pmap_score(task, teacher, training.student(model))
   val = training.scores(folder, setting)['val']
@@ -336,7 +333,7 @@ def _scorer(
       folder.at(f'{place}/maps/{slide}.npz'),
       stride=scale.stride,
       patch=scale.size,
-      model=digest.hexdigest()[:16],
+      model=checksums.of_file(model)[:16],
     )
     peaks = slide_scores.detections(
       scores,

@@ -26,7 +26,7 @@ from experiments.patches.study import Material, gathers_warnings
 from experiments.run import phantoms
 from experiments.run.options import OptionError, free
 from experiments.run.start import Findings
-from kmil_jax import froc
+from kmil_jax import checksums, froc
 from kmil_jax.tasks.distill import TUMOUR
 
 PUBLISHED = papers.read('he')
@@ -149,16 +149,14 @@ class PatchesAndSlides(Material):
   @functools.cached_property
   def inputs(self) -> dict[str, str]:
     named = '\n'.join(f'{slide.id},{slide.label}' for slide in self.slides)
-    contents = {'slides': named.encode()}
-    if self.weights:
-      contents['weights'] = self.weights.read_bytes()
-    return {
+    hashes = {
       f'{part}_sha256': patch_tiles.fingerprint(tiles)
       for part, tiles in self.parts.items()
-    } | {
-      f'{name}_sha256': hashlib.sha256(content).hexdigest()
-      for name, content in contents.items()
     }
+    hashes['slides_sha256'] = hashlib.sha256(named.encode()).hexdigest()
+    if self.weights:
+      hashes['weights_sha256'] = checksums.of_file(self.weights)
+    return hashes
 
   def check(self, findings: Findings) -> None:
     patch_tiles.check(findings, self.parts)

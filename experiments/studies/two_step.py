@@ -27,7 +27,7 @@ from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run.options import field
 from experiments.run.start import Findings
-from kmil_jax import intervals, metrics
+from kmil_jax import checksums, intervals, metrics
 from kmil_jax.heatmap import FIRES
 from kmil_jax.models import CLASSIFIERS
 
@@ -344,11 +344,8 @@ def decision_table(
 
 def sha256(paths: Iterable[pathlib.Path], *about: Any) -> str:
   """Returns a hash of files, and of what else there is."""
-  digest = hashlib.sha256(repr(about).encode())
-  for path in paths:
-    with path.open('rb') as file:
-      digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return digest.hexdigest()
+  content = [*about, *map(checksums.of_file, paths)]
+  return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
