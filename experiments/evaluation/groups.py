@@ -1,14 +1,14 @@
 """Metrics of the test slides of each group, as of a site or a scanner."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 
 import numpy as np
 
 from experiments.evaluation import predictions
-from experiments.evaluation.summary import number
+from experiments.evaluation.summary import with_intervals
 from experiments.evaluation.tables import Row, Table
 from experiments.run.results import Folder
-from kmil_jax import intervals, metrics
 
 NAME = 'groups.csv'
 _METRICS = ('auroc', 'accuracy', 'f1_macro')
@@ -40,12 +40,10 @@ def write(
   ends = [name + end for name in _METRICS for end in ('', '_low', '_high')]
   lines = [['group', 'fold', 'cases', 'slides', *ends]]
   for name in sorted(set(group.tolist())):
-    own = group == name
-    label, prob, case = p.label[own], p.prob[own], p.case[own]
-    values = metrics.evaluate(label, prob)
-    bounds = intervals.of_metrics(label, prob, case)
-    cells = [number(x) for m in _METRICS for x in (values[m], *bounds[m])]
-    counts = fold_of[name], len(set(case.tolist())), int(own.sum())
+    own = p.take(group == name)
+    values = with_intervals(own)
+    counts = fold_of[name], len(set(own.case.tolist())), len(own)
+    cells = itertools.chain(*(values[metric] for metric in _METRICS))
     lines.append([name, *counts, *cells])
   folder.write(NAME, lines)
   return read(folder)

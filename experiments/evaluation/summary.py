@@ -240,20 +240,29 @@ def of_cases(tests: Sequence[Predictions]) -> dict[str, Any]:
   for how in predictions.JOINED:
     p = predictions.pool([predictions.of_cases(test, how) for test in tests])
     one = p.label >= 0
-    label, prob, case = p.label[one], p.prob[one], p.case[one]
-    values = metrics.evaluate(label, prob)
-    bounds = intervals.of_metrics(label, prob, case)
-    for name in metrics.NAMES:
-      cells = map(number, (values[name], *bounds[name]))
-      found.setdefault(how, {})[name] = dict(zip(_POOLED, cells, strict=True))
+    found[how] = {
+      name: dict(zip(_POOLED, cells, strict=True))
+      for name, cells in with_intervals(p.take(one)).items()
+    }
   # Repeated splits test a slide in several folds.
-  every = [test.case[np.isin(test.case, case)] for test in tests]
+  joined = p.case[one]
+  every = [test.case[np.isin(test.case, joined)] for test in tests]
   slides = [max(Counter(cases.tolist()).values(), default=0) for cases in every]
   return {
     'count': len(set(p.case.tolist())),
     'mixed': len(set(p.case[~one].tolist())),
     'most_slides': max(slides),
     **found,
+  }
+
+
+def with_intervals(p: Predictions) -> dict[str, list[float | None]]:
+  """Each metric, and the ends of its 95 % interval over patients."""
+  values = metrics.evaluate(p.label, p.prob)
+  bounds = intervals.of_metrics(p.label, p.prob, p.case)
+  return {
+    name: [*map(number, (values[name], *bounds[name]))]
+    for name in metrics.NAMES
   }
 
 
