@@ -260,12 +260,6 @@ class Findings:
       return
     if not os.access(there, os.W_OK):
       self.problems.append(_NO_ACCESS.format(there))
-    longest = os.pathconf(there, 'PC_NAME_MAX')
-    if any(len(os.fsencode(name)) > longest for name in folder.parts):
-      self.problems.append(
-        f'{folder}: names of folders here have at most {longest} bytes.'
-        ' Give a shorter one.'
-      )
 
   def warn(self) -> None:
     """Prints the warnings."""
