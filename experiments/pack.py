@@ -14,11 +14,9 @@ on a damaged one: it is named. What was read is kept, as for --check.
 
 import dataclasses
 import pathlib
-import time
 
 from absl import logging
 
-from data import packed
 from data.files import first_of
 from experiments.run import progress, start
 from experiments.run.options import field
@@ -54,7 +52,6 @@ def run(packing: Packing) -> start.Next:
   logging.set_verbosity(logging.ERROR)  # TFDS tells of every file.
   tfds.disable_progress_bar()  # It has many, of which none counts slides.
   start.show_options((packing,))
-  began = time.perf_counter()
   builder = slide_bags.Builder(
     data_dir=packing.out_dir,
     config=slide_bags.SlideBagsConfig(
@@ -71,16 +68,12 @@ def run(packing: Packing) -> start.Next:
       f'{folder} is there already. Delete it, or give another --name.'
     )
   builder.download_and_prepare()
-  seconds = time.perf_counter() - began
   index = builder.info.metadata
   size = sum(path.stat().st_size for path in folder.iterdir())
-  files = packed.Folder(packing.features_dir)
-  before = sum(files.file(s).stat().st_size for s in index['slide_id'])
   print(
     f'{folder}: {len(index["slide_id"])} slides, {sum(index["length"])} '
     f'instances of {index["width"]} dimensions '
-    f'({builder.info.features["features"].np_dtype}), {size / 1e6:.1f} MB; '
-    f'feature files {before / 1e6:.1f} MB; packed in {seconds:.1f} s'
+    f'({builder.info.features["features"].np_dtype}), {size / 1e6:.1f} MB'
   )
   of = dict(zip(index['slide_id'], index['attributes'], strict=True))
   scales = {s: of[s].get('level0_mpp') for s in of if of[s].get('unit') == 'um'}

@@ -4,10 +4,11 @@
   python -m experiments.paper --figure=3 --csv_path=labels.csv \\
     --features_dir=features --external_csv=... --external_features_dir=...
 
-What is missing is run first: each command is printed before it runs, as one
-would type it. The table goes to standard output and, as Markdown and CSV, to
-`<results_dir>/paper_s<seed>`, where figures go as PNG; all else goes to
-standard error. Data and training flags are those of `experiments.kmil`.
+The trainings run first, and repeat nothing that is done: each command is
+printed before it runs, as one would type it. The table goes to standard output
+and, as Markdown and CSV, to `<results_dir>/paper_s<seed>`, where figures go as
+PNG; all else goes to standard error. Data and training flags are those of
+`experiments.kmil`.
 """
 
 import dataclasses
@@ -105,7 +106,7 @@ def run(
     jobs = runs.of_models(models) if name in _OF_MODELS else runs.of_tasks()
   if check.check:
     runs.check(jobs)
-  results = runs.run_missing(jobs)
+  results = runs.run(jobs)
   make = tables.of_settings if name in _OF_SETTINGS else tables.of_runs
   table, drawing = make(name, results), None
   here = 'here: phantom cohort (rendered slides, no patients)'

@@ -19,22 +19,22 @@ kmil_jax/models         1910   1350
 kmil_jax/tasks           639   400
 data                    4692   2600
 data/phantom            1190   1050
-experiments             1505   1350
-experiments/run         1392   520
+experiments             1498   1350
+experiments/run         1379   520
 experiments/bags        1283   800
-experiments/evaluation  1501   680
-experiments/reporting    631   430
+experiments/evaluation  1488   680
+experiments/reporting    621   430
 experiments/maps         765   460
 experiments/encoding     861   230
 experiments/prediction   592   200
 experiments/viewer       366   230
-experiments/patches      715   320
-experiments/studies     2792   1400
-experiments/papers       586   600
+experiments/patches      699   320
+experiments/studies     2683   1400
+experiments/papers       528   600
 experiments/benchmarks  1185   360
-tests                  24058  13000
+tests                  24024  13000
 """
-TOTAL = 25964
+TOTAL = 25738
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

@@ -47,14 +47,14 @@ class Run:
     if not self.patients:
       return predictions.pool([predictions.by_slide(p) for p in parts])
     joined = self._joined()
-    pooled = vars(predictions.pool(joined)).values()
-    one = np.concatenate([p.label >= 0 for p in joined])
-    if not one.any():
+    pooled = predictions.pool(joined)
+    pooled = pooled.take(pooled.label >= 0)
+    if not len(pooled):
       raise ResultsError(
         f'{self.folder.path}: every patient has slides of several classes.'
         ' Compare slides, without --patients.'
       )
-    return Predictions(*(column[one] for column in pooled))
+    return pooled
 
   def mixed(self) -> int:
     """Returns how many test patients have slides of several classes."""

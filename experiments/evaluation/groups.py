@@ -6,10 +6,9 @@ import itertools
 import numpy as np
 
 from experiments.evaluation import predictions
-from experiments.evaluation.summary import number
+from experiments.evaluation.summary import with_intervals
 from experiments.evaluation.tables import Row, Table
 from experiments.run.results import Folder
-from kmil_jax import intervals, metrics
 
 NAME = 'groups.csv'
 _METRICS = ('auroc', 'accuracy', 'f1_macro')
@@ -26,8 +25,8 @@ def write(
     classes: names, C.
 
   Returns:
-    A row for each group, its test slides pooled over folds, with 95 %
-    intervals over patients; undefined where a group lacks a class.
+    See `read`: test slides pooled over folds, with 95 % intervals over
+    patients.
   """
   folds = predictions.read_folds(folder, classes)
   tests = {f: predictions.evaluated(parts) for f, parts in folds.items()}
@@ -39,20 +38,27 @@ def write(
   }
   group = np.array([group_of[slide] for slide in p.slide.tolist()])
   ends = [name + end for name in _METRICS for end in ('', '_low', '_high')]
-  lines, rows = [['group', 'fold', 'cases', 'slides', *ends]], []
+  lines = [['group', 'fold', 'cases', 'slides', *ends]]
   for name in sorted(set(group.tolist())):
-    own = group == name
-    label, prob, case = p.label[own], p.prob[own], p.case[own]
-    values = metrics.evaluate(label, prob)
-    bounds = intervals.of_metrics(label, prob, case)
-    cells = [[number(x) for x in (values[m], *bounds[m])] for m in _METRICS]
-    counts = fold_of[name], len(set(case.tolist())), int(own.sum())
-    lines.append([name, *counts, *itertools.chain(*cells)])
-    shown = [x for value, *ends in cells for x in (value, tuple(ends))]
-    rows.append(Row((name,), {'': [*counts, *shown]}))
+    own = p.take(group == name)
+    values = with_intervals(own)
+    counts = fold_of[name], len(set(own.case.tolist())), len(own)
+    cells = itertools.chain(*(values[metric] for metric in _METRICS))
+    lines.append([name, *counts, *cells])
   folder.write(NAME, lines)
-  columns = dict.fromkeys(('fold', 'cases', 'slides'), 'd')
-  for metric in _METRICS:
-    columns |= {metric: '.3f', f'{metric}, 95 %': '.3f'}
+  return read(folder)
+
+
+def read(folder: Folder) -> Table | None:
+  """Returns what `write` wrote, a row for each group; None without the file."""
+  if not folder.at(NAME).exists():
+    return None
+  rows = []
+  for row in folder.read(NAME):
+    name, *cells = row.values()
+    cells = [f'{float(x):.3f}' if '.' in x else x or 'n/a' for x in cells]
+    rows.append(Row((name,), {'': cells}))
   title = 'Test slides by group, all folds pooled'
-  return Table('groups', title, ('group',), columns, rows)
+  columns = dict.fromkeys(list(row)[1:], '')
+  notes = ('Where a group lacks a class there is no AUROC.',)
+  return Table('groups', title, ('group',), columns, rows, notes)

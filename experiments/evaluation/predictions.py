@@ -31,6 +31,10 @@ class Predictions:
   def __len__(self) -> int:
     return len(self.label)
 
+  def take(self, rows: np.ndarray) -> 'Predictions':
+    """Returns some of the slides, by place or as bool [n]."""
+    return Predictions(*(column[rows] for column in vars(self).values()))
+
 
 def write(
   folder: Folder,
@@ -259,8 +263,7 @@ def mean(parts: dict[int, Predictions]) -> Predictions:
 
 def by_slide(p: Predictions) -> Predictions:
   """Returns the same predictions in the order of slide names."""
-  order = np.argsort(p.slide, kind='stable')
-  return Predictions(*(column[order] for column in vars(p).values()))
+  return p.take(np.argsort(p.slide, kind='stable'))
 
 
 def differences(

@@ -6,10 +6,10 @@ import numpy as np
 
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
-from experiments.evaluation.summary import number
+from experiments.evaluation.summary import number, with_intervals
 from experiments.evaluation.tables import INTERVAL, Row, Table
 from experiments.run.results import Folder, ResultsError
-from kmil_jax import intervals, metrics
+from kmil_jax import metrics
 
 NAME = 'seeds.csv'
 _NOTE = (
@@ -61,15 +61,10 @@ def write(
     header, *rows = predictions.rows(tests, part, classes)
     lines += [[seed, *row] for row in rows]
   folder.write('predictions_seeds.csv', [['seed', *header], *lines])
-  whole = predictions.pool(means)
-  values = metrics.evaluate(whole.label, whole.prob)
-  bounds = intervals.of_metrics(whole.label, whole.prob, whole.case)
   rows = [['metric', 'mean', 'std', 'of_mean_prob', 'ci_low', 'ci_high']]
-  for name in metrics.NAMES:
+  for name, cells in with_intervals(predictions.pool(means)).items():
     each = np.array([score[name] for score in scores])
-    spread = each.mean(), each.std(ddof=1)
-    cells = map(number, (*spread, values[name], *bounds[name]))
-    rows.append([name, *cells])
+    rows.append([name, number(each.mean()), number(each.std(ddof=1)), *cells])
   folder.write(NAME, rows)
   return read(folder)
 

@@ -80,7 +80,6 @@ class Temperature(NamedTuple):
 
   temperature: float  # that log probabilities are divided by; 1 unless fitted
   reason: str  # why it was not fitted, '' if it was
-  at_bound: bool  # whether the fit ended at a bound
   val_patients: int  # to fit it on
   val_slides: int  # of them
   val_folds: tuple[int, ...]  # whose validation parts hold them
@@ -241,20 +240,29 @@ def of_cases(tests: Sequence[Predictions]) -> dict[str, Any]:
   for how in predictions.JOINED:
     p = predictions.pool([predictions.of_cases(test, how) for test in tests])
     one = p.label >= 0
-    label, prob, case = p.label[one], p.prob[one], p.case[one]
-    values = metrics.evaluate(label, prob)
-    bounds = intervals.of_metrics(label, prob, case)
-    for name in metrics.NAMES:
-      cells = map(number, (values[name], *bounds[name]))
-      found.setdefault(how, {})[name] = dict(zip(_POOLED, cells, strict=True))
+    found[how] = {
+      name: dict(zip(_POOLED, cells, strict=True))
+      for name, cells in with_intervals(p.take(one)).items()
+    }
   # Repeated splits test a slide in several folds.
-  every = [test.case[np.isin(test.case, case)] for test in tests]
+  joined = p.case[one]
+  every = [test.case[np.isin(test.case, joined)] for test in tests]
   slides = [max(Counter(cases.tolist()).values(), default=0) for cases in every]
   return {
     'count': len(set(p.case.tolist())),
     'mixed': len(set(p.case[~one].tolist())),
     'most_slides': max(slides),
     **found,
+  }
+
+
+def with_intervals(p: Predictions) -> dict[str, list[float | None]]:
+  """Each metric, and the ends of its 95 % interval over patients."""
+  values = metrics.evaluate(p.label, p.prob)
+  bounds = intervals.of_metrics(p.label, p.prob, p.case)
+  return {
+    name: [*map(number, (values[name], *bounds[name]))]
+    for name in metrics.NAMES
   }
 
 
@@ -300,15 +308,14 @@ def temperatures(
   for fold, parts in folds.items():
     seen = ~np.isin(whole.case, parts['test'].case)
     patients = len(set(whole.case[seen]))
-    value, reason, at_bound = 1.0, _TOO_FEW, False
+    value, reason = 1.0, _TOO_FEW
     if patients >= LEAST_PATIENTS:
       value = calibration.temperature(whole.label[seen], whole.prob[seen])
-      at_bound = calibration.at_bound(value)
-      value, reason = (1.0, _AT_BOUND) if at_bound else (value, '')
+      is_fitted = not calibration.at_bound(value)
+      value, reason = (value, '') if is_fitted else (1.0, _AT_BOUND)
     fitted[fold] = Temperature(
       temperature=value,
       reason=reason,
-      at_bound=at_bound,
       val_patients=patients,
       val_slides=int(seen.sum()),
       val_folds=tuple(np.unique(of_fold[seen]).tolist()),
@@ -344,9 +351,6 @@ def of_calibration(
     'temperature': [number(t.temperature) for t in temperature.values()],
     'temperature_reason': [t.reason for t in temperature.values()],
     'temperature_bounds': list(calibration.TEMPERATURES),
-    'at_bound': [fold for fold, t in temperature.items() if t.at_bound],
-    'bins': _bins(test.label, test.prob),
-    'bins_after_temperature': _bins(test.label, after),
   }
 
 
@@ -530,19 +534,3 @@ def _delong(auroc: float, variance: float) -> dict[str, float | None]:
   """Interval of an AUROC in closed form."""
   low, high = delong.interval(auroc, variance)
   return {'low': number(low), 'high': number(high)}
-
-
-def _bins(label: np.ndarray, prob: np.ndarray) -> list[dict[str, Any]]:
-  """The reliability of each bin, for whoever draws it anew."""
-  bins = calibration.reliability(label, prob)
-  columns = {
-    'from': map(number, bins.edges[:-1]),
-    'to': map(number, bins.edges[1:]),
-    'slides': bins.count.tolist(),
-    'confidence': map(number, bins.confidence),
-    'accuracy': map(number, bins.accuracy),
-  }
-  return [
-    dict(zip(columns, row, strict=True))
-    for row in zip(*columns.values(), strict=True)
-  ]

@@ -1,28 +1,17 @@
-"""Finds the results folders that a table reads, or runs what fills them."""
+"""Runs what fills the results folders that a table reads."""
 
-from collections.abc import Callable, Iterable, Mapping
-import contextlib
+from collections.abc import Iterable, Mapping
 import dataclasses
-import functools
 import pathlib
 import shlex
 import subprocess
 import sys
 
-from experiments.bags import cohort as cohorts
 from experiments.bags.ablation import SETTINGS
-from experiments.bags.options import (
-  OPTIONS,
-  Data,
-  External,
-  Folds,
-  Model,
-  Training,
-)
-from experiments.evaluation import comparison, predictions
+from experiments.bags.options import Data, External, Folds, Training
+from experiments.evaluation import comparison
 from experiments.evaluation.comparison import Run
-from experiments.run import results, start
-from experiments.run.results import Folder
+from experiments.run import start
 from experiments.run.start import Cache, Output
 
 _STDERR = 2  # Its number: standard output is for the tables.
@@ -34,8 +23,6 @@ class Job:
 
   name: str  # model, task or setting
   folder: pathlib.Path
-  model: Model
-  task: str
   command: tuple[str, ...]  # what follows `python -m`
 
 
@@ -62,10 +49,7 @@ class Runs:
     """Returns what trains KMIL under every setting of Tables 4 and 5."""
     root, flags = self.folder('ablations_origin')
     command = 'experiments.ablations', *flags
-    return [
-      Job(name, root / name, model, 'origin', command)
-      for name, model in SETTINGS.items()
-    ]
+    return [Job(name, root / name, command) for name in SETTINGS]
 
   def folder(self, code: str) -> tuple[pathlib.Path, list[str]]:
     """Returns the folder of an experiment, and the flag that names it."""
@@ -75,27 +59,21 @@ class Runs:
     output = dataclasses.replace(self.output, exp_code=code)
     return output.folder(code), [f'--exp_code={code}']
 
-  def run_missing(self, jobs: Iterable[Job]) -> dict[str, Run]:
-    """Runs the jobs that are not done, one after the other.
+  def run(self, jobs: Iterable[Job]) -> dict[str, Run]:
+    """Runs the commands of jobs, one after the other.
 
-    What is done with the same options on the same data is left alone. All else
-    is run: the command itself refuses a folder of other settings, and trains no
-    fold twice. Each command is printed before it runs, on standard error as all
-    that it prints.
+    What is done they do not repeat, and a folder of other settings they refuse.
+    Each is printed before it runs, on standard error as all that it prints.
 
     Returns:
       The results by the names of the jobs.
 
     Raises:
-      SystemExit: with the status of a job that fails.
+      SystemExit: with the status of a command that fails.
     """
-    load, ran = functools.cache(self._material), set()
-    for job in jobs:
-      if job.command in ran or self._is_done(job, load):
-        continue
-      if code := self._run(job.command):
+    for command in dict.fromkeys(job.command for job in jobs):
+      if code := self._run(command):
         sys.exit(code if code > 0 else 128 - code)
-      ran.add(job.command)
     return {job.name: comparison.read(job.folder, job.name) for job in jobs}
 
   def check(self, jobs: Iterable[Job]) -> None:
@@ -130,8 +108,7 @@ class Runs:
   def _cross_validation(self, name: str, model: str, task: str) -> Job:
     folder, flags = self.folder(f'{model}_{task}')
     flags = f'--model={model}', f'--task={task}', '--heat_maps=0', *flags
-    command = 'experiments.kmil', *flags
-    return Job(name, folder, Model(model=model), task, command)
+    return Job(name, folder, ('experiments.kmil', *flags))
 
   def _flags(self) -> list[str]:
     """Returns the flags that every command gets."""
@@ -149,45 +126,3 @@ class Runs:
     if done.returncode:
       print(f'error: this command failed: {shown}', file=sys.stderr)
     return done.returncode
-
-  def _is_done(self, job: Job, load: Callable[[str], cohorts.Material]) -> bool:
-    """Whether the folder holds all folds, of these options and data."""
-    folder, folds = Folder(job.folder), list(range(self.folds.k))
-    files = [predictions.TEST]
-    if self.external != External():
-      files.append(predictions.EXTERNAL)
-    names = [f'fold_{fold}/{file}' for fold in folds for file in files]
-    # Not `has`: devices are left to the commands.
-    needed = (results.CONFIG, 'summary.json', *names)
-    if not all(folder.at(name).exists() for name in needed):
-      return False
-    summary = folder.read('summary.json')
-    parts = [summary, summary.get('external', {})][: len(files)]
-    if any(part.get('folds') != folds for part in parts):
-      return False
-    material = load(job.task)
-    training = self.training.resolved(job.model.model)
-    data = Data(**vars(self.data) | {'task': job.task})
-    given = [job.model, data, self.folds, training, self.output]
-    given = {type(one): one for one in given}
-    options = [given.get(cls) or cls() for cls in OPTIONS]
-    if results.differences(folder, options, material.inputs()):
-      return False
-    second = material.second
-    return (
-      second is None or folder.read('external.json') == second.fingerprint()
-    )
-
-  def _material(self, task: str) -> cohorts.Material:
-    """Returns the cohort under a task, and the second one."""
-    data = Data(**vars(self.data) | {'task': task})
-    with contextlib.redirect_stdout(sys.stderr):
-      material = cohorts.load(
-        data,
-        self.folds,
-        self.output.seed,
-        self.cache.cache_dir,
-        self.external,
-      )
-      material.check()
-    return material

@@ -1,10 +1,9 @@
 """Labelled tiles of a study: their files, parts, hash and check."""
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
-import itertools
 import json
 import pathlib
 
@@ -171,18 +170,12 @@ def counts(sets: Mapping[str, LabelledTiles], title: str) -> Table:
   return Table('tiles', title, ('set',), dict.fromkeys(columns, 'd'), rows)
 
 
-def check(
-  findings: Findings,
-  sets: Mapping[str, LabelledTiles],
-  *demands: Callable[[], object],
-) -> None:
+def check(findings: Findings, sets: Mapping[str, LabelledTiles]) -> None:
   """Decodes every tile and adds what is wrong, for --check.
 
   Args:
     findings: to add to.
-    sets: by name; those that must have no patient in common, if several.
-    *demands: each raises `TileError` where the tiles do not meet it, as making
-      the parts does.
+    sets: by name.
   """
   for name, tiles in sets.items():
     for first in range(0, len(tiles), _AT_ONCE):
@@ -190,14 +183,3 @@ def check(
         tiles.load(np.arange(first, min(first + _AT_ONCE, len(tiles))))
       except TileError as e:
         findings.problems.append(f'{name}: {e}')
-  for demand in demands:
-    try:
-      demand()
-    except TileError as e:
-      findings.problems.append(str(e))
-  for one, other in itertools.combinations(sets, 2):
-    if both := sorted(set(sets[one].group) & set(sets[other].group) - {''}):
-      findings.problems.append(
-        f'{len(both)} patients are both in {one} and {other}:'
-        f' {first_of(both)}. Keep the tiles of each patient in one part.'
-      )

@@ -45,7 +45,7 @@ COLUMNS = {
 }
 MODEL = 'model.safetensors'
 _CAM_BATCH = 16
-_EPOCH, _ABOUT = 'kmil_jax.epoch', 'kmil_jax.input'  # Metadata of `MODEL`.
+_ABOUT = 'kmil_jax.input'  # Metadata of `MODEL`.
 _NORMAL = ('mean', 'std')  # How tiles are normalised.
 _OF_PROGRAM = (
   *_NORMAL,
@@ -327,7 +327,7 @@ def _history(part: results.Folder) -> list[dict[str, Any]]:
   """
   kind = {'best_epoch': (int, type(None)), '*': object}
   history = part.read(progress.METRICS, kind)
-  held = _about(part.at(MODEL))['epoch']
+  held = _about(part.at(MODEL)).get('epoch')
   kept = history[-1]['best_epoch'] if history else None
   if held != str(kept):
     raise results.ResultsError(
@@ -353,8 +353,7 @@ def _about(path: pathlib.Path) -> dict[str, Any]:
   """Returns what `_content` states of a classifier, as far as a file does."""
   with safetensors.safe_open(path, 'np') as file:
     stated = file.metadata() or {}
-  # Older versions had an entry of its own for the epoch.
-  return {'epoch': stated.get(_EPOCH)} | json.loads(stated.get(_ABOUT, '{}'))
+  return json.loads(stated.get(_ABOUT, '{}'))
 
 
 def _read_weights(

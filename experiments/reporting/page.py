@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.evaluation import floors, seeds, summary as summaries
+from experiments.evaluation import floors, groups, seeds, summary as summaries
 from experiments.reporting import cautions, pictures, record as records, tables
 from experiments.run.results import REPORT, Folder
 from kmil_jax.models import SPECS
@@ -45,6 +45,7 @@ def write(folder: Folder) -> pathlib.Path:
     maps=maps,
     flags=record.flags,
     floors=floors,
+    groups=groups.read(folder),
     seeds=seeds.read(folder),
     pictures=pictures,
     summaries=summaries,

@@ -9,7 +9,7 @@ import numpy as np
 from data.splits import PARTS
 from experiments.bags import ablation as ablations
 from experiments.bags.options import OPTIONS, Model
-from experiments.evaluation import groups as group_files, summary as summaries
+from experiments.evaluation import summary as summaries
 from experiments.evaluation.tables import Row, Table
 from experiments.reporting.record import Record, Tested
 from experiments.run.options import decisive, renamed, to_json
@@ -118,20 +118,6 @@ def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
       values.append(lines[-1]['best_epoch'] + 1 if lines else None)
     rows[str(fold)] = values
   return _table('Metrics by fold', 'fold', columns, rows)
-
-
-def groups(record: Record) -> Table | None:
-  """The rows of groups.csv; None without the file."""
-  if not record.folder.at(group_files.NAME).exists():
-    return None
-  rows = {}
-  for row in record.folder.read(group_files.NAME):
-    name, *cells = row.values()
-    rows[name] = [f'{float(x):.3f}' if '.' in x else x or 'n/a' for x in cells]
-  title = f'Test slides by {record.flags["group_col"]}'
-  columns = dict.fromkeys(list(row)[1:], '')
-  note = 'Where a group lacks a class there is no AUROC.'
-  return _table(title, 'group', columns, rows, note)
 
 
 def ablation(record: Record) -> Table | None:

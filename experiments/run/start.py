@@ -260,12 +260,6 @@ class Findings:
       return
     if not os.access(there, os.W_OK):
       self.problems.append(_NO_ACCESS.format(there))
-    longest = os.pathconf(there, 'PC_NAME_MAX')
-    if any(len(os.fsencode(name)) > longest for name in folder.parts):
-      self.problems.append(
-        f'{folder}: names of folders here have at most {longest} bytes.'
-        ' Give a shorter one.'
-      )
 
   def warn(self) -> None:
     """Prints the warnings."""
@@ -385,18 +379,11 @@ def show(text: str, file: TextIO | None = None) -> None:
 def _begin(machine: Cache) -> None:
   # Orbax reports every save, and logs what it also raises.
   logging.set_verbosity(logging.FATAL)
-  chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR', '')
-  programs = pathlib.Path(chosen or machine.cache_dir / 'programs')
-  if '://' not in chosen:
-    with contextlib.suppress(OSError):
-      programs.mkdir(parents=True, exist_ok=True)
-    if programs.is_dir() and os.access(programs, os.W_OK):
-      parallel.cache_programs(programs)
-    elif chosen:
-      raise OptionError(
-        f'JAX_COMPILATION_CACHE_DIR={chosen} is no folder that can be written.'
-        ' Give another one, or unset that environment variable.'
-      )
+  programs = machine.cache_dir / 'programs'
+  with contextlib.suppress(OSError):
+    programs.mkdir(parents=True, exist_ok=True)
+  if programs.is_dir() and os.access(programs, os.W_OK):
+    parallel.cache_programs(programs)
   if not isinstance(machine, Machine) or not machine.coordinator:
     return
   _watch_pod()

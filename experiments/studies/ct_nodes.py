@@ -21,7 +21,6 @@ from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
 from experiments import papers
-from experiments.evaluation.summary import number
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
 from experiments.patches import pictures, tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study, gathers_warnings
@@ -129,13 +128,7 @@ class Slices(Material):
 
   @property
   def inputs(self) -> dict[str, str]:
-    digest = hashlib.sha256()
-    for part, rows in self.rows.items():
-      digest.update(repr((part, self.tiles.id[rows].tolist())).encode())
-    return {
-      'slices_sha256': patch_tiles.fingerprint(self.tiles),
-      'splits_sha256': digest.hexdigest(),
-    }
+    return {'slices_sha256': patch_tiles.fingerprint(self.tiles)}
 
   def tables(self) -> Iterator[Table]:
     rows = {name: list(counts.values()) for name, counts in self.fates.items()}
@@ -356,7 +349,7 @@ def stages(
   study: Study, material: Slices, names: Sequence[str], options: Training
 ) -> Iterator[Table | File]:
   """Trains networks in turn and yields what they see, and Tables 2 and 3."""
-  test, prob, cams, summary = material.rows['test'], {}, {}, {}
+  test, prob, cams, rows = material.rows['test'], {}, {}, []
   own = dataclasses.replace(options, weights=None, freeze='')
   for name in names:
     recipe, is_resnet = study.recipe[name], name == 'resnet50'
@@ -381,23 +374,15 @@ def stages(
       target = prob[name][test].argmax(1)
       cams[name] = trained.grad_cam(part('test'), target)
     cam = cams.get(name)
-    summary[name] = _scores(name, trained, prob[name], cam, material)
+    rows.append(_row(name, trained, prob[name], cam, material))
     curves = pictures.curves(NETWORKS[name], trained.history)
     yield File(f'figures/{name}_curves.png', curves)
-  if not summary:
+  if not rows:
     return
   for part, name in _NAMES.items():
     yield File(f'{name}predictions.csv', _predictions(material, part, prob))
   area = material.inside[test].sum((1, 2)).astype(float)
   by_area = metrics.auroc(material.tiles.label[test] == 1, area)
-  content = {
-    'box_voxels': material.tiles.size,
-    'nodes': material.fates,
-    'slices': {part: len(rows) for part, rows in material.rows.items()},
-    'networks': summary,
-    'test_auroc_of_area': number(by_area),
-  }
-  yield File('summary.json', content)
   if cams:
     yield File('figures/grad_cam.png', _cam_figure(material, prob, cams))
   here = None, None, by_area, material.inside[test].mean(), ''
@@ -408,7 +393,7 @@ def stages(
     ' intervals draw',
     ('network',),
     dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
-    [*map(_row, summary.items()), Row((_AREA,), {HERE: here})],
+    [*rows, Row((_AREA,), {HERE: here})],
     published=_PUBLISHED['table_3'],
   )
   layers = _PUBLISHED['table_2']
@@ -425,34 +410,27 @@ def stages(
   )
 
 
-def _scores(
+def _row(
   name: str,
   trained: training.Trained,
   prob: np.ndarray,
   cams: np.ndarray | None,
   material: Slices,
-) -> dict[str, Any]:
+) -> Row:
   """A network's scores; intervals of the test part by patient."""
   tiles, train, test = material.tiles, *map(material.rows.get, PARTS[::2])
-  label = tiles.label[test]
+  label, of_test = tiles.label[test], ('accuracy', 'auroc')
   values = metrics.evaluate(label, prob[test])
   ends = intervals.of_metrics(label, prob[test], tiles.group[test])
-  of_test = {}
-  for metric in ('accuracy', 'auroc'):
-    three = map(number, (values[metric], *ends[metric]))
-    names = 'value', 'ci_low', 'ci_high'
-    of_test[f'test_{metric}'] = dict(zip(names, three, strict=True))
-  published = _PUBLISHED['table_3'].values[NETWORKS[name],]
-  return {
-    'kept_epoch': trained.epoch + 1,
-    'epochs': len(trained.history),
-    'train_accuracy': float((prob.argmax(1) == tiles.label)[train].mean()),
-    **of_test,
-    'paper': {k.replace(' ', '_').lower(): v for k, v in published.items()},
-    'grad_cam_in_node': (
-      None if cams is None else share_inside(cams, material.inside[test])
-    ),
-  }
+  right = (prob.argmax(1) == tiles.label)[train].mean()
+  inside = None
+  if cams is not None:
+    inside = share_inside(cams, material.inside[test])
+  kept = f'{trained.epoch + 1} of {len(trained.history)}'
+  here = right, *(float(values[metric]) for metric in of_test), inside, kept
+  pairs = (tuple(map(float, ends[metric])) for metric in of_test)
+  lines = {HERE: here, INTERVAL: (None, *pairs, None, '')}
+  return Row((NETWORKS[name],), lines)
 
 
 def share_inside(cam: np.ndarray, inside: np.ndarray) -> float | None:
@@ -488,15 +466,6 @@ def _output_shapes() -> list[tuple[int, ...]]:
     shapes += [*of(f'conv{i}'), pooled, pooled]
   flat = (math.prod(shapes[-1]),)
   return [*shapes, flat, *of('fc1'), *of('drop_hidden'), *of('fc2')]
-
-
-def _row(scored: tuple[str, Mapping[str, Any]]) -> Row:
-  name, one = scored
-  test = one['test_accuracy'], one['test_auroc']
-  here = one['train_accuracy'], *(v['value'] for v in test)
-  here += one['grad_cam_in_node'], f'{one["kept_epoch"]} of {one["epochs"]}'
-  ends = None, *((v['ci_low'], v['ci_high']) for v in test), None, ''
-  return Row((NETWORKS[name],), {HERE: here, INTERVAL: ends})
 
 
 def _predictions(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
-import hashlib
 import itertools
 from typing import Any, NamedTuple
 
@@ -23,17 +22,18 @@ from experiments.studies.few_shot_data import PUBLISHED, PatchesAndSlides, Scale
 from experiments.studies.few_shot_training import FW_RD, RD, Scores, Setting
 from experiments.studies.node_images import outlines
 from experiments.studies.slide_scores import ScoreError
-from kmil_jax import froc, intervals, metrics, parallel
+from kmil_jax import checksums, froc, intervals, metrics, parallel
 from kmil_jax.tasks.distill import DistillTask, Patches
 from kmil_jax.train import Variables
 
-# What the test patches say of a training: names in files, columns of tables.
-METRICS = {
-  'accuracy': 'accuracy',
-  'accuracy_at_2': 'accuracy, threshold 2',
-  'accuracy_best_f1': "accuracy, test's best F1",
-  'auroc': 'AUROC',
-}
+# What the test patches say of a training.
+METRICS = (
+  'accuracy',
+  'accuracy, threshold 2',
+  "accuracy, test's best F1",
+  'AUROC',
+)
+_STD = 'std over seeds'
 _FIXED = 2.0  # The paper's threshold.
 _SLIDE_FIXED = 2.01  # Of slides, in the released code.
 _HIGH = 99  # Percentile of validation patches whose score has the full colour.
@@ -86,28 +86,14 @@ def _replicates(test: Scores, *prob: np.ndarray) -> dict[str, np.ndarray]:
   return intervals.replicates(label, prob, test.slide, resamples=_RESAMPLES)
 
 
-def _ends(measured: np.ndarray) -> np.ndarray:
-  """Ends of 95 % intervals over slides, [4, 2]."""
-  return intervals.percentile(measured[:, 1:].T).T
-
-
 def _patches(
   study: Study, trainings: Sequence[Sequence[Setting]]
 ) -> Iterator[Table | File]:
   """Yields Tables 2 and 3, the ablations and the figures of patches."""
-  settings, measured, summary, curves = trainings[0], {}, {}, {}
+  settings, measured, curves = trainings[0], {}, {}
   for setting, *others in zip(*trainings, strict=True):
     of_seeds = [training.scores(study.folder, s) for s in (setting, *others)]
-    values = np.array([measure(scores) for scores in of_seeds])
-    mean, each = values.mean(0), values[:, :, 0]
-    spread = each.std(0, ddof=1) if len(each) > 1 else [np.nan] * len(METRICS)
-    columns = mean[:, 0], spread, *_ends(mean).T, each.T.tolist()
-    names = 'mean', 'std', 'ci_low', 'ci_high', 'per_seed'
-    summary[setting.name] = {
-      metric: dict(zip(names, row, strict=True))
-      for metric, *row in zip(METRICS, *columns, strict=True)
-    }
-    measured[setting.name] = mean
+    measured[setting.name] = np.array([*map(measure, of_seeds)])
     if setting.name in (RD, FW_RD):
       test = of_seeds[0]['test']
       curves[setting.name] = test.tumour, test.mean, test.slide
@@ -163,7 +149,6 @@ def _patches(
 
   roc = figures.roc('Test patches, one training each', curves)
   yield File('figures/patch_roc.png', roc)
-  yield training.summary(study.folder, patches=summary)
 
 
 def _table(
@@ -180,15 +165,19 @@ def _table(
     title: stands above it.
     labels: columns of labels.
     rows: of each its label in the paper, its labels here, and what `measure`
-      returns or None.
+      returns, of every seed, or None.
     *notes: its own.
   """
-  columns, lines = dict.fromkeys(METRICS.values(), '.3f'), []
+  columns, lines = dict.fromkeys(METRICS, '.3f'), []
   for published, here, measured in rows:
     line = {}
     if measured is not None:
-      ends = [tuple(e) for e in _ends(measured)]
-      line = {HERE: measured[:, 0].tolist(), INTERVAL: ends}
+      mean = measured.mean(0)
+      ends = intervals.percentile(mean[:, 1:].T).T
+      line = {HERE: mean[:, 0].tolist()}
+      if len(measured) > 1:
+        line[_STD] = measured[:, :, 0].std(0, ddof=1).tolist()
+      line[INTERVAL] = [*map(tuple, ends)]
     line |= PUBLISHED[name].line((published,), columns)
     lines.append(Row(here, line))
   notes = *_NOTES, *PUBLISHED[name].notes, *notes
@@ -260,7 +249,7 @@ def _table_of_slides(
   study: Study, tumour: np.ndarray, results: Mapping[str, Sequence[Result]]
 ) -> Iterator[Table | File]:
   """Yields slide AUROC and lesion-level score, as the paper's Figure 2."""
-  rows, summary, curves, rocs = [], {}, {}, {}
+  rows, curves, rocs = [], {}, {}
   each = np.arange(len(tumour)).astype(str)  # Slides are what varies.
   for name, some in results.items():
     cases = [one.case for one in some]
@@ -279,12 +268,6 @@ def _table_of_slides(
       INTERVAL: pairs + [None] * len(froc.RATES),
     }
     rows.append(Row((name,), lines))
-    summary[name] = {
-      'auroc': aurocs[0],
-      f'auroc_at_{_SLIDE_FIXED}': aurocs[1],
-      'froc': curve.score,
-      'sensitivity': curve.sensitivity.tolist(),
-    }
   columns = dict.fromkeys(('AUROC', f'AUROC, threshold {_SLIDE_FIXED}'), '.3f')
   yield Table(
     'slides',
@@ -309,7 +292,6 @@ def _table_of_slides(
 
   roc = figures.roc(f'{len(tumour)} test slides', rocs)
   yield File('figures/slide_roc.png', roc)
-  yield training.summary(study.folder, slides=summary)
 
 
 def pmap_score(
@@ -335,10 +317,8 @@ def _scorer(
   study: Study, material: PatchesAndSlides, setting: Setting, teacher: Variables
 ) -> Callable[[str, Slide, np.ndarray | None], _Scored]:
   """Returns a student of the first seed as a function of slides."""
-  folder, scale, digest = study.folder, material.scale, hashlib.sha256()
+  folder, scale = study.folder, material.scale
   model = folder.at(f'{setting.folder}/{training.MODEL}')
-  for path in (material.weights or folder.at(training.TEACHER), model):
-    digest.update(hashlib.sha256(path.read_bytes()).digest())
   task = study.recipe['students'].task
   on_patches = pmap_score(task, teacher, training.student(model))
   val = training.scores(folder, setting)['val']
@@ -353,7 +333,7 @@ def _scorer(
       folder.at(f'{place}/maps/{slide}.npz'),
       stride=scale.stride,
       patch=scale.size,
-      model=digest.hexdigest()[:16],
+      model=checksums.of_file(model)[:16],
     )
     peaks = slide_scores.detections(
       scores,

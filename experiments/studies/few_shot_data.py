@@ -26,7 +26,7 @@ from experiments.patches.study import Material, gathers_warnings
 from experiments.run import phantoms
 from experiments.run.options import OptionError, free
 from experiments.run.start import Findings
-from kmil_jax import froc
+from kmil_jax import checksums, froc
 from kmil_jax.tasks.distill import TUMOUR
 
 PUBLISHED = papers.read('he')
@@ -34,14 +34,6 @@ _MAIN = 500  # Tumour patches of He and Li's main training.
 _COUNTS = [count for (count,) in PUBLISHED['table_3'].values]
 _DRAWN = 2000  # Validation patches of each kind, of a slide each, as theirs.
 _KINDS = ('bad', 'good')  # Lists, and folders, in the order of the classes.
-# Names of folders: He and Li's, and plain ones.
-_CLASSES = {
-  'bad': 'tumor',
-  'tumor': 'tumor',
-  'tumour': 'tumor',
-  'good': 'normal',
-  'normal': 'normal',
-}
 _RANDOM = (
   'The teacher has random weights, calibrated on normal training patches: it'
   ' knows no images. Give --weights=<wide_resnet50_2 of torchvision> for the'
@@ -149,16 +141,14 @@ class PatchesAndSlides(Material):
   @functools.cached_property
   def inputs(self) -> dict[str, str]:
     named = '\n'.join(f'{slide.id},{slide.label}' for slide in self.slides)
-    contents = {'slides': named.encode()}
-    if self.weights:
-      contents['weights'] = self.weights.read_bytes()
-    return {
+    hashes = {
       f'{part}_sha256': patch_tiles.fingerprint(tiles)
       for part, tiles in self.parts.items()
-    } | {
-      f'{name}_sha256': hashlib.sha256(content).hexdigest()
-      for name, content in contents.items()
     }
+    hashes['slides_sha256'] = hashlib.sha256(named.encode()).hexdigest()
+    if self.weights:
+      hashes['weights_sha256'] = checksums.of_file(self.weights)
+    return hashes
 
   def check(self, findings: Findings) -> None:
     patch_tiles.check(findings, self.parts)
@@ -326,16 +316,14 @@ def _of_folders(data: Data) -> PatchesAndSlides:
   root, parts = data.patches_dir, {}
   for part in PARTS:
     tiles = tile_sources.from_folders(root / part, slide_of)
-    names = [_CLASSES.get(name.lower(), name) for name in tiles.classes]
-    if sorted(names) != sorted(patches.CLASSES):
+    if tiles.classes != _KINDS:
       raise TileError(
         f'{root / part}: found the folders {", ".join(tiles.classes)}. Name'
-        ' them good and bad, or normal and tumor.'
+        ' them good and bad.'
       )
     if tiles.channels != 3:
       raise TileError(f'{root / part}: images are grey. Save them in colour.')
-    named = dataclasses.replace(tiles, classes=tuple(names))
-    parts[part] = labelled_tiles.binary(named, patches.CLASSES[1])
+    parts[part] = dataclasses.replace(tiles, classes=patches.CLASSES)
   about = _about(data, parts)
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
   return PatchesAndSlides(

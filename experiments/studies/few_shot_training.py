@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +16,7 @@ import safetensors.numpy
 from data.files import memory
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
-from experiments.patches.study import File, Study
+from experiments.patches.study import Study
 from experiments.run import progress, results
 from experiments.run.options import field, free
 from experiments.run.results import Folder
@@ -36,7 +35,6 @@ TEACHER = 'teacher.safetensors'  # By torchvision's names.
 MODEL = 'model.safetensors'  # By the names of the released code.
 # Scores of patches, by part. A training that has them is done.
 SCORES = {'val': 'validation_scores.csv', 'test': 'scores.csv'}
-_SUMMARY = 'summary.json'
 _HEADER = ('patch', 'slide', 'tumour', 'mean', 'max')
 # Of metrics.jsonl, and of the training's history.
 _COLUMNS = {
@@ -284,13 +282,6 @@ def scores(folder: Folder, setting: Setting) -> dict[str, Scores]:
     mean = column('mean').astype(float)
     parts[part] = Scores(column('slide'), column('tumour') == '1', mean)
   return parts
-
-
-def summary(folder: Folder, **parts: Any) -> File:
-  """Returns summary.json with parts added; what is not a number is null."""
-  before = folder.read(_SUMMARY) if folder.at(_SUMMARY).exists() else {}
-  text = json.dumps(before | parts)
-  return File(_SUMMARY, json.loads(text, parse_constant=lambda _: None))
 
 
 def _checkpoints(group: Sequence[Setting]) -> str:

@@ -525,11 +525,10 @@ def stages(
     if number in (4, 5):
       by_share.append(table)
   yield from models.notes
-  summary = [dataclasses.asdict(s) | values for s, values in scores.items()]
-  yield File('summary.json', summary)
   short = lambda value: f'{value:.6g}' if isinstance(value, float) else value
-  rows = [[*map(short, one.values())] for one in summary]
-  yield File('models.csv', [summary[0].keys(), *rows])
+  every = [dataclasses.asdict(s) | values for s, values in scores.items()]
+  rows = [[*map(short, one.values())] for one in every]
+  yield File('models.csv', [every[0].keys(), *rows])
   # It imports matplotlib, which takes half a second.
   from experiments.studies import mined_pictures as pictures
 

@@ -12,7 +12,7 @@ from data import tiff
 from data.ahead import ahead
 from data.camelyon16.patches import tissue_map
 from data.slides import Slide, SlideError
-from experiments.run.results import Folder
+from experiments.run import results
 
 # Side of what is read at a time, level-0 pixels: that of CAMELYON16's JPEG
 # tiles. Narrower bands would decode every tile several times.
@@ -89,7 +89,7 @@ def score(
       " networks' weights."
     )
   held = {'scores': scores, 'settings': json.dumps(settings)}
-  Folder(path.parent).write(path.name, held)
+  results.Folder(path.parent).write(path.name, held)
   return scores
 
 
@@ -201,11 +201,8 @@ def write_tiff(
 
 def _load(path: pathlib.Path, settings: dict) -> np.ndarray:
   """Returns scores made with these settings."""
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      scores, before = file['scores'], json.loads(str(file['settings']))
-  except Exception as e:  # NumPy, zip and zlib raise errors of many kinds.
-    raise ScoreError(f'{path}: cannot be read ({e}). Remove it.') from e
+  held = results.read_arrays(path)
+  before = json.loads(str(held['settings']))
   if differ := [
     name for name in settings if settings[name] != before.get(name)
   ]:
@@ -213,4 +210,4 @@ def _load(path: pathlib.Path, settings: dict) -> np.ndarray:
       f'{path}: made with another {", ".join(differ)}. Remove it, or choose'
       ' another --exp_code.'
     )
-  return scores
+  return held['scores']

@@ -21,13 +21,13 @@ from data.labelled_tiles import LabelledTiles, TileError
 from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
-from experiments.patches import pictures, tiles as patch_tiles, training
+from experiments.patches import tiles as patch_tiles, training
 from experiments.patches.study import File, Material, Study, gathers_warnings
 from experiments.patches.tiles import TileFiles
 from experiments.patches.training import Trained, Training
 from experiments.run.options import field
 from experiments.run.start import Findings
-from kmil_jax import intervals, metrics
+from kmil_jax import checksums, intervals, metrics
 from kmil_jax.heatmap import FIRES
 from kmil_jax.models import CLASSIFIERS
 
@@ -39,7 +39,6 @@ _LEAST = 20  # False positives below which there is nothing to learn.
 # Of the learning rate, for a secondary that starts from the primary's weights:
 # at the full rate it forgets them before it has learned from so few tiles.
 _FINE_TUNE = 0.3
-_LARGEST = 10**8  # Pixels of a picture.
 _NAMES = tuple(sorted(CLASSIFIERS))
 
 
@@ -345,11 +344,8 @@ def decision_table(
 
 def sha256(paths: Iterable[pathlib.Path], *about: Any) -> str:
   """Returns a hash of files, and of what else there is."""
-  digest = hashlib.sha256(repr(about).encode())
-  for path in paths:
-    with path.open('rb') as file:
-      digest.update(hashlib.file_digest(file, 'sha256').digest())
-  return digest.hexdigest()
+  content = [*about, *map(checksums.of_file, paths)]
+  return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,18 +358,8 @@ class Grids(Material):
 
   tiles: LabelledTiles
   files: Tiles
-  seed: int
+  split: Mapping[str, LabelledTiles]  # by part
   split_by = 'patient'
-
-  @functools.cached_property
-  def split(self) -> dict[str, LabelledTiles]:
-    """Tiles by part.
-
-    Raises:
-      TileError: if a class has too few patients.
-    """
-    rows = patch_tiles.split(self.tiles, seed=self.seed)
-    return dict(zip(PARTS, map(self.tiles.take, rows), strict=True))
 
   @property
   def parts(self) -> list[LabelledTiles]:
@@ -385,10 +371,10 @@ class Grids(Material):
     return {'tiles_sha256': sha256([files.tiles_zip, files.tiles_csv])}
 
   def check(self, findings: Findings) -> None:
-    patch_tiles.check(findings, {'tiles': self.tiles}, lambda: self.split)
+    patch_tiles.check(findings, {'tiles': self.tiles})
 
   def tables(self) -> Iterator[Table]:
-    yield patch_tiles.counts({'all': self.tiles}, 'Tiles')
+    yield patch_tiles.counts(self.split, 'Tiles')
 
   def false_positives(self, primary: Trained) -> LabelledTiles:
     known = labelled_tiles.concatenate(self.parts)
@@ -398,8 +384,7 @@ class Grids(Material):
   def decisions(
     self, study: Study, networks: Sequence[Trained]
   ) -> Iterator[Table | File | str]:
-    test, counts = self.split['test'], patch_tiles.counts(self.split, 'Parts')
-    yield dataclasses.replace(counts, name='parts')
+    test = self.split['test']
     probs = evaluate(networks, test)
     prob, tumour, patient = probs[0], test.label == 1, test.group
     by_rule = rules(probs, tumour)
@@ -420,34 +405,19 @@ class Grids(Material):
     header = 'tile', 'patient_id', 'x', 'y', 'label', 'primary', 'decision'
     columns = test.id, patient, *test.xy.T, test.label, prob, 1 * decision
     yield File('test_tiles.csv', [header, *zip(*columns, strict=True)])
-    lines, on_grid = [('patient_id', 'tiles', 'tumour_tiles', 'auroc')], []
+    lines, known = [('patient_id', 'tiles', 'tumour_tiles', 'auroc')], []
     for name in np.unique(patient):
       mine = patient == name
       value = float(metrics.auroc(tumour[mine], prob[mine]))
       lines.append((name, mine.sum(), tumour[mine].sum(), value))
-      if np.isfinite(value) and cells(test.take(mine)) is not None:
-        on_grid.append(lines[-1])
+      if np.isfinite(value):
+        known.append(value)
     yield File('patients.csv', lines)
-    if not on_grid:
+    if known:
       yield (
-        'No heat map is drawn: no test patient has tiles of both labels that'
-        " lie on a grid. x and y are the pixels of a tile's upper left corner"
-        ' in the one image of its patient.'
+        f'AUROC of single patients: median {np.median(known):.3f} of the'
+        f' {len(known)} test patients with tiles of both labels'
       )
-      return
-    name, size, _, value = max(on_grid, key=lambda line: line[1])
-    mine = patient == name
-    maps = {
-      'label': test.label[mine],
-      f'primary, AUROC {value:.3f}': prob[mine],
-      'decision': decision[mine],
-    }
-    yield File(f'figures/grid_{name}.png', _grid_figure(test.take(mine), maps))
-    known = [auroc for *_, auroc in lines[1:] if np.isfinite(auroc)]
-    yield (
-      f'heat map of patient {name}: AUROC {value:.3f} over {size} tiles of the'
-      f' grid; median of {len(known)} test patients {np.median(known):.3f}'
-    )
 
 
 @gathers_warnings
@@ -455,8 +425,8 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   """Opens tiles of the user.
 
   Raises:
-    TileError: as `tile_sources.from_zip`, or if there are not two labels or it
-      is not known which is tumour.
+    TileError: as `tile_sources.from_zip`, or if there are not two labels, it is
+      not known which is tumour, or a class has too few patients.
   """
   tiles = tile_sources.from_zip(files.tiles_zip, files.tiles_csv)
   classes = tiles.classes
@@ -468,38 +438,7 @@ def open_tiles(files: Tiles, seed: int) -> Grids:
   tiles = labelled_tiles.binary(tiles, files.positive)
   note = f'{tiles.classes[0]} is non-tumour, {tiles.classes[1]} tumour'
   tiles = dataclasses.replace(tiles, classes=CLASSES)
+  rows = patch_tiles.split(tiles, seed=seed)
+  split = dict(zip(PARTS, map(tiles.take, rows), strict=True))
   search = functools.partial(patch_tiles.shared, [tiles])
-  return Grids(tiles, files, seed, note=note, search=search)
-
-
-def cells(tiles: LabelledTiles) -> np.ndarray | None:
-  """Returns column and row of the tiles of a patient, as of one image.
-
-  Returns:
-    int [n, 2]; None if they make no picture: several lie in one place, as
-    those of several images or of indices in place of pixels, or far apart.
-  """
-  places = (tiles.xy.astype(np.int64) - tiles.xy.min(0)) // tiles.size
-  if len(np.unique(places, axis=0)) < len(places):
-    return None
-  large = np.prod((places.max(0) + 1) * tiles.size) > _LARGEST
-  return None if large else places
-
-
-def _grid_figure(tiles: LabelledTiles, maps: Mapping[str, np.ndarray]) -> Any:
-  """Draws tiles where they lie, and values of each."""
-  column, row = cells(tiles).T
-  shape = row.max() + 1, column.max() + 1
-
-  def laid(values, empty):
-    grid = np.full((*shape, *values.shape[1:]), empty, values.dtype)
-    grid[row, column] = values
-    return grid
-
-  image = laid(tiles.load(np.arange(len(tiles))), 255).swapaxes(1, 2)
-  return pictures.overlay(
-    f'patient {tiles.group[0]}, {len(tiles)} tiles',
-    image.reshape(*np.multiply(shape, tiles.size), 3),
-    {name: (laid(1.0 * value, np.nan), ()) for name, value in maps.items()},
-    label='tumour',
-  )
+  return Grids(tiles, files, split, note=note, search=search)

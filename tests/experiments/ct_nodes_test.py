@@ -127,13 +127,9 @@ def test_tables_follow_from_the_predictions_that_are_written(
   assert not any(pathlib.Path(row[2]).is_absolute() for row in rows)
   test = np.array([row[5:7] for row in test])
   truth, tested = test[:, 0] == 'metastatic', test[:, 1].astype(float)
-  summary = items['summary.json'].content
-  assert len(test) == summary['slices']['test'] == 4
-  scores = summary['networks']['custom']
+  assert len(test) == 4
   auroc = reference.roc_auc_score(truth, tested)
-  assert scores['test_auroc']['value'] == pytest.approx(auroc)
   accuracy = reference.accuracy_score(truth, tested > 0.5)
-  assert scores['test_accuracy']['value'] == pytest.approx(accuracy)
   here = items['table_3'].rows[0].lines[HERE]
   inside = material.inside[material.rows['test']].mean()
   assert here[1:4] == pytest.approx((accuracy, auroc, inside))

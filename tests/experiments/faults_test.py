@@ -93,19 +93,6 @@ def test_malformed_variables_of_jax_are_named(name, value):
   assert name.lower() in done.stderr.lower()
 
 
-@pytest.mark.parametrize('folder', [__file__, '/proc/none'])
-def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
-  def run(cache: start.Cache) -> None:
-    raise AssertionError
-
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
-  with pytest.raises(SystemExit) as ended:
-    start.script(run)(['x'])
-  error = ended.value.code
-  assert error.startswith(f'error: JAX_COMPILATION_CACHE_DIR={folder} ')
-  assert '\n' not in error
-
-
 def test_other_faults_are_no_fault_of_the_machine():
   for error in (ValueError('x'), AssertionError('x'), OSError('x')):
     assert start.fault_of_machine(error, CACHE) is None

@@ -15,6 +15,7 @@ from data.splits import PARTS
 from data.weights import WeightsError
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files
+from experiments.evaluation.tables import INTERVAL
 from experiments.patches.study import Study
 from experiments.run.results import Folder, ResultsError
 from experiments.studies import (
@@ -201,9 +202,8 @@ def open_folders(
   return few_shot_data.open_material(Data(patches_dir=root), 0, root)
 
 
-@pytest.mark.parametrize('kinds', [('good', 'bad'), ('normal', 'tumor')])
-def test_folders_are_labelled_by_their_names(tmp_path, kinds):
-  found = open_folders(tmp_path, kinds)
+def test_folders_are_labelled_by_their_names(tmp_path):
+  found = open_folders(tmp_path)
   for tiles, slide in zip(found.parts.values(), 'abc', strict=True):
     assert tiles.label.tolist().count(1) == 2
     bright = tiles.pixels.mean((1, 2, 3)) > 100
@@ -362,16 +362,15 @@ def test_maps_scores_and_lesions(stages):
     assert abs(drawn[10, 15] - in_lesion) < 6 and drawn[10, 4] < 6, name
   # RD, which calls all tissue tumour, cannot tell the slides.
   np.testing.assert_allclose([float(r[RD]) for r in rows], 3, rtol=1e-6)
-  summary = folder.read('summary.json')['slides']
-  assert summary[FW_RD]['auroc'] == summary[FW_RD]['auroc_at_2.01'] == 1
-  assert summary[RD]['froc'] < summary[FW_RD]['froc']
+  here = {row.labels[0]: row.lines['here'] for row in found['slides'].rows}
+  assert here[FW_RD][:2] == [1, 1] and here[RD][2] < here[FW_RD][2]
   # The files say the same to `experiments.froc`.
   for name in (RD, FW_RD):
     detections = folder.at(f'slides/{name}_s{SEED}/detections')
     masks = folder.at('slides/masks')
     cases = froc_files.read(masks, detections, mpp=1.0, level=3)
     curve = froc.froc(list(cases.values()))
-    assert curve.score == summary[name]['froc'] and curve.lesions == 2
+    assert curve.score == here[name][2] and curve.lesions == 2
   table = found['slides'].terminal()
   assert '2 with tumour, 2 lesions that count; 1 without' in table
   for name in ('froc', 'slide_roc', 'localisation', 'patch_roc'):
@@ -395,9 +394,6 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   sweep = {tuple(row.labels): row.lines for row in found['table_3'].rows}
   assert list(sweep) == [(0, 0, '0'), (3, 'none', '0.1')]
   assert [len(lines) for lines in sweep.values()] == [3, 2]
-  of_patches = found['summary.json'].content['patches']
-  assert of_patches[FW_RD]['auroc']['per_seed'] == [1.0]
-  assert of_patches[FW_RD]['auroc']['std'] is None
 
 
 def test_slides_that_cannot_be_read_are_named_last(stages):
@@ -441,11 +437,22 @@ def test_settings_are_paired_by_their_resamples():
     return few_shot.measure(parts)
 
   better, worse = measured(1.0), measured(0.2)
-  low, high = few_shot._ends(better)[0]
+  methods = {
+    'better': better[None],
+    'change': (better - worse)[None],
+    'none': (better - better)[None],  # Nothing differs.
+    'both': np.stack([better, worse]),
+  }
+  rows = [(name, (name,), values) for name, values in methods.items()]
+  table = few_shot._table('table_2', '', ('method',), rows)
+  lines = {row.labels[0]: row.lines for row in table.rows}
+  low, high = lines['better'][INTERVAL][0]
   assert low < better[0, 0] < high
-  assert few_shot._ends(better - worse)[-1, 0] > 0
-  # Nothing differs.
-  assert np.isnan(few_shot._ends(better - better)).all()
+  assert lines['change'][INTERVAL][-1][0] > 0
+  assert np.isnan(lines['none'][INTERVAL]).all()
+  assert 'std over seeds' not in lines['better']
+  want = np.std([better[:, 0], worse[:, 0]], axis=0, ddof=1)
+  np.testing.assert_allclose(lines['both']['std over seeds'], want)
 
 
 def test_more_seeds_train_what_is_not_there(root, tmp_path, monkeypatch):
@@ -489,11 +496,11 @@ def test_a_training_that_is_done_and_sound_is_not_repeated(
     assert lines[1]['train_loss'] < lines[0]['train_loss']
   assert not list(folder.at('checkpoints').iterdir())
   # What is there is not made again, and makes the same.
-  summary = folder.read('summary.json')
-  folder.at('summary.json').unlink()
+  table = folder.read('table_2.csv')
+  folder.at('table_2.csv').unlink()
   monkeypatch.setattr(training, '_train_group', None)
   script.main(['few_shot', *flags])
-  assert folder.read('summary.json') == summary
+  assert folder.read('table_2.csv') == table
   # Nor is one that was changed.
   path, again = folder.at('runs/RD_s4/model.safetensors'), []
   path.write_bytes(path.read_bytes()[:-1] + b'!')

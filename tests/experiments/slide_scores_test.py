@@ -6,6 +6,7 @@ import pytest
 
 from data import tiff
 from data.slides import Slide, SlideError
+from experiments.run.results import ResultsError
 from experiments.studies import slide_scores
 from experiments.studies.slide_scores import ScoreError
 
@@ -108,7 +109,7 @@ def test_a_map_that_is_there_is_read(slide, tmp_path):
   with pytest.raises(ScoreError, match=r'made with another model\. Remove it'):
     scored(slide, tmp_path, model='b')
   (tmp_path / 'noise.npz').write_bytes(b'PK')
-  with pytest.raises(ScoreError, match=r'noise\.npz: cannot be read'):
+  with pytest.raises(ResultsError, match=r'noise\.npz is damaged'):
     scored(slide, tmp_path)
 
 
