@@ -143,7 +143,7 @@ def fit(
     model: of `kmil_jax.models.SPECS`, see `register`.
     folds: R, at least 3; fold i tests the i-th part of the patients, validates
       on the next and trains on the others. Or 1, which tests nothing: what is
-      predicted are the fifth of the patients that chose the epoch.
+      predicted are the fifth of the patients that validate.
     seed: of parts, order and parameters.
     recipe: how the model is trained; by default as Zheng et al. 2024 train all
       models.
@@ -174,7 +174,7 @@ def fit(
   if folds == 1:
     warnings.warn(
       'One fold tests nothing: predictions and metrics are of the bags that'
-      ' chose the epoch.',
+      ' validate it.',
       stacklevel=2,
     )
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
