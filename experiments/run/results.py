@@ -67,10 +67,9 @@ _KIND = {
     '*': object,
   },
 }
-# Of a script: by its module, by the list of scripts, or by its file.
-_COMMAND = re.compile(
-  r'python (?:-m experiments[. ]|(?:\S*/)?kmil_jax |(?:\S*/)?experiments/)(\w+)'
-)
+# Of a script: by its module, or by the list of scripts. A file of that name may
+# be the user's own, which calls several.
+_COMMAND = re.compile(r'python (?:-m experiments[. ]|(?:\S*/)?kmil_jax )(\w+)')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -498,7 +497,7 @@ def _made_by() -> dict[str, Any]:
 def _script(made_by: Sequence[Mapping[str, Any]]) -> str | None:
   """Returns the script of the first command, as 'experiments.kmil'.
 
-  None if that is not known, as of a notebook.
+  None if that is not known, as of a notebook or of a file of the user's.
   """
   command = made_by[0].get('command', '') if made_by else ''
   match = _COMMAND.match(command)

@@ -117,13 +117,7 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'call',
-  [
-    '-m experiments.{}',
-    '-m experiments {}',
-    '/venv/bin/kmil_jax {}',
-    'experiments/{}.py',
-  ],
+  'call', ['-m experiments.{}', '-m experiments {}', '/venv/bin/kmil_jax {}']
 )
 def test_a_folder_of_another_script_is_refused(tmp_path, monkeypatch, call):
   """Options that both have may well agree."""
@@ -135,8 +129,12 @@ def test_a_folder_of_another_script_is_refused(tmp_path, monkeypatch, call):
   with pytest.raises(ResultsError, match=r'holds results of experiments\.kmil'):
     begin(tmp_path / 'kmil')
   # By the same script, however it is called, and where that is not known.
-  for command in 'python -m experiments.kmil', 'python -m ipykernel_launcher':
-    made_by = {'versions': {}, 'commit': None, 'command': command}
+  for command in (
+    '-m experiments.kmil',
+    '-m ipykernel',
+    '/my/experiments/all.py',
+  ):
+    made_by = {'versions': {}, 'commit': None, 'command': f'python {command}'}
     monkeypatch.setattr(results, '_made_by', lambda made_by=made_by: made_by)
     begin(tmp_path / 'kmil')
 
