@@ -240,11 +240,7 @@ def load(
       f'{folder}: an older version began it, and did not record what features'
       ' the models take. Run its command again: it trains nothing that is done.'
     )
-  if seeds := sorted(path.name for path in folder.glob('seed_*')):
-    raise ValueError(
-      f'{folder}: holds the mean of several seeds and no models. Give the'
-      f' folder of one of them: {", ".join(seeds)}.'
-    )
+  check_of_one_seed(folder)
   classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
   design = Design.of_options(options, num_classes=len(classes), width=width)
   if folds is None:
@@ -260,6 +256,15 @@ def load(
       f' {len(classes)} classes and {width} features ({error}).'
     ) from error
   return Trained(classes=classes, design=design, weights=stack(models))
+
+
+def check_of_one_seed(folder: pathlib.Path) -> None:
+  """Raises ValueError if a results folder is that of several seeds."""
+  if seeds := sorted(path.name for path in folder.glob('seed_*')):
+    raise ValueError(
+      f'{folder}: holds the mean of several seeds and no models. Give the'
+      f' folder of one of them: {", ".join(seeds)}.'
+    )
 
 
 def register(name: str, spec: ModelSpec) -> None:
