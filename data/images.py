@@ -64,8 +64,9 @@ def mask_values(
   """
   values = np.asarray(mask)
   if mask.mode == 'P':
-    shown = np.asarray(mask.convert('RGB')).any(2)
-    if ((values != 0) != shown).any():
+    used, colours = np.flatnonzero(mask.histogram()), np.zeros(768)
+    colours[: len(mask.getpalette())] = mask.getpalette()
+    if ((used != 0) != colours.reshape(-1, 3)[used].any(1)).any():
       raise error(
         f'{path}: the colours of its palette mark other pixels than their'
         ' numbers. Save it without a palette, white on tumour and black'

@@ -144,7 +144,7 @@ def train_folds(
     mine = [folds[ours[0]] for ours in serves]
     task = make_task(name, settings, bags)
     runs = BagRuns(
-      seed=np.array([seeds[ours[0]] for ours in serves]).astype(np.uint32),
+      seed=np.array([seeds[ours[0]] % 2**32 for ours in serves], np.uint32),
       fold=np.array([fold.number for fold in mine], np.uint32),
       trains=np.stack([fold.train for fold in mine]),
       keep=keep,

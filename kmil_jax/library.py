@@ -143,7 +143,7 @@ def fit(
     model: of `kmil_jax.models.SPECS`, see `register`.
     folds: R, at least 3; fold i tests the i-th part of the patients, validates
       on the next and trains on the others. Or 1, which tests nothing: what is
-      predicted are the fifth of the patients that chose the epoch.
+      predicted are the fifth of the patients that validate.
     seed: of parts, order and parameters.
     recipe: how the model is trained; by default as Zheng et al. 2024 train all
       models.
@@ -175,7 +175,7 @@ def fit(
   if folds == 1:
     warnings.warn(
       'One fold tests nothing: predictions and metrics are of the bags that'
-      ' chose the epoch.',
+      ' validate it.',
       stacklevel=2,
     )
   parts = splits.make(patient, classes[label].astype(str), folds, seed)
@@ -241,11 +241,7 @@ def load(
       f'{folder}: an older version began it, and did not record what features'
       ' the models take. Run its command again: it trains nothing that is done.'
     )
-  if seeds := sorted(path.name for path in folder.glob('seed_*')):
-    raise ValueError(
-      f'{folder}: holds the mean of several seeds and no models. Give the'
-      f' folder of one of them: {", ".join(seeds)}.'
-    )
+  check_of_one_seed(folder)
   classes, width = tuple(config['cohort']['classes']), config['cohort']['width']
   design = Design.of_options(options, num_classes=len(classes), width=width)
   if folds is None:
@@ -261,6 +257,15 @@ def load(
       f' {len(classes)} classes and {width} features ({error}).'
     ) from error
   return Trained(classes=classes, design=design, weights=stack(models))
+
+
+def check_of_one_seed(folder: pathlib.Path) -> None:
+  """Raises ValueError if a results folder is that of several seeds."""
+  if seeds := sorted(path.name for path in folder.glob('seed_*')):
+    raise ValueError(
+      f'{folder}: holds the mean of several seeds and no models. Give the'
+      f' folder of one of them: {", ".join(seeds)}.'
+    )
 
 
 def register(name: str, spec: ModelSpec) -> None:

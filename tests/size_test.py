@@ -14,27 +14,27 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3359   2000
+kmil_jax                3361   2000
 kmil_jax/models         1910   1350
-kmil_jax/tasks           639   400
-data                    4692   2600
+kmil_jax/tasks           637   400
+data                    4693   2600
 data/phantom            1190   1050
 experiments             1498   1350
-experiments/run         1379   520
+experiments/run         1380   520
 experiments/bags        1283   800
 experiments/evaluation  1488   680
-experiments/reporting    621   430
+experiments/reporting    626   430
 experiments/maps         765   460
-experiments/encoding     861   230
-experiments/prediction   592   200
+experiments/encoding     860   230
+experiments/prediction   594   200
 experiments/viewer       366   230
 experiments/patches      699   320
-experiments/studies     2683   1400
+experiments/studies     2686   1400
 experiments/papers       528   600
 experiments/benchmarks  1185   360
-tests                  24024  13000
+tests                  24047  13000
 """
-TOTAL = 25738
+TOTAL = 25749
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

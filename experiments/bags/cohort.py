@@ -597,13 +597,13 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   if tests_nothing:
     lines.append(
       'one training without a test part. Its metrics are of the slides that'
-      ' chose the epoch, which flatters them: what the model is worth on other'
+      ' validate it, which flatters them: what the model is worth on other'
       ' patients is not known'
     )
     if (folds[0].train & folds[0].val).any():
       lines.append(
-        'no class has two cases: the epoch is chosen on the training slides'
-        ' themselves, so that the metrics say nothing'
+        'no class has two cases: the training slides themselves validate, so'
+        ' that the metrics say nothing'
       )
   for part in ('val',) if tests_nothing else ('test', 'val'):
     without = [

@@ -240,8 +240,7 @@ class SlideTiles:
     augment: bool = False,
   ) -> Iterator[np.ndarray]:
     """Yields tiles, uint8 [n, S, S, 3], in order, n <= batch, read ahead."""
-    place = np.arange(batch)
-    seed = np.array(self.tiles.seed).astype(np.uint32)
+    place, seed = np.arange(batch), np.uint32(self.tiles.seed % 2**32)
     for tiles in tiling.read_tiles(
       slide, grid, batch=batch, threads=self.tiles.threads
     ):

@@ -428,7 +428,7 @@ def _check(
 
 
 def _runs(seed: int) -> TileRuns:
-  return TileRuns(seed=np.array([seed]).astype(np.uint32))
+  return TileRuns(seed=np.array([seed % 2**32], np.uint32))
 
 
 def _one_run(variables: Variables) -> Variables:

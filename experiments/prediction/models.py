@@ -218,9 +218,11 @@ def read(folder: Folder, fold: int | None) -> tuple[Card, Any]:
   from kmil_jax import library
   from kmil_jax.models import SPECS
 
-  config, numbers = folder.config(), _finished(folder, fold)
+  config = folder.config()
   config.options(*options.OPTIONS)  # Refuses what is none of them.
   try:
+    library.check_of_one_seed(folder.path)
+    numbers = _finished(folder, fold)
     trained = library.load(folder.path, numbers)
     task, features = config.values['task'], config.cohort['features']
   except KeyError as error:

@@ -114,8 +114,9 @@ def _numbers(record: Record) -> Iterator[Caution]:
   if summary.get('part') == 'val':
     yield Caution(
       'No test part',
-      'The numbers are of the validation slides, which chose the epoch, and'
-      ' flatter the model. What it is worth on other patients is not known.',
+      'The numbers are of the validation slides, which chose the'
+      f' {"epoch" if record.chose_epoch else "temperature"}, and flatter the'
+      ' model. What it is worth on other patients is not known.',
       serious=True,
     )
   missing = set(range(summary['k'])) - record.folds.keys()

@@ -66,6 +66,12 @@ class Record:
     return not (self.flags['csv_path'] or self.flags['features_dir'])
 
   @property
+  def chose_epoch(self) -> bool:
+    """Whether validation chose an epoch, and not every stage kept its last."""
+    recipes = self.settings.recipes.values() if self.settings else ()
+    return any(recipe.select != 'last' for recipe in recipes)
+
+  @property
   def tested(self) -> list[Tested]:
     """The test slides of all finished folds, those of each by their names."""
     classes, tested = self.summary['classes'], []

@@ -67,6 +67,9 @@ _KIND = {
     '*': object,
   },
 }
+# Of a script: by its module, or by the list of scripts. A file of that name may
+# be the user's own, which calls several.
+_COMMAND = re.compile(r'python (?:-m experiments[. ]|(?:\S*/)?kmil_jax )(\w+)')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
@@ -492,10 +495,13 @@ def _made_by() -> dict[str, Any]:
 
 
 def _script(made_by: Sequence[Mapping[str, Any]]) -> str | None:
-  """Returns the script of the first command, as 'experiments.kmil'."""
+  """Returns the script of the first command, as 'experiments.kmil'.
+
+  None if that is not known, as of a notebook or of a file of the user's.
+  """
   command = made_by[0].get('command', '') if made_by else ''
-  match = re.match(r'python -m (experiments\.\w+)', command)
-  return match and match[1]
+  match = _COMMAND.match(command)
+  return match and f'experiments.{match[1]}'
 
 
 def _commit() -> str | None:

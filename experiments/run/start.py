@@ -90,7 +90,7 @@ class Output:
     2023,
     'Seed of splits, of the order of training and of weights.',
     least=0,
-    most=2**31 - 1,  # With --seeds, below 2**32.
+    most=2**32 - 1,  # Keys have 32 bits.
   )
   results_dir: pathlib.Path = free(
     pathlib.Path('results'), 'Folder of all results.', made=True

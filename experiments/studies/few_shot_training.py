@@ -244,9 +244,12 @@ def train(
   for group in groups(jobs, students):
     left = [job for job in group if not (done(job) and is_sound(job))]
     if left:
-      # Of a group that was killed while it wrote, all is in its checkpoint.
-      begun = folder.has(_checkpoints(group))
-      _train_group(study, material, group if begun else left, known, images)
+      # Of trainings that were killed while they wrote, all is in a checkpoint:
+      # of the group, or of what more --seeds had added to it.
+      first = group.index(left[0])
+      parts = (group[i:] for i in range(first + 1))
+      begun = (part for part in parts if folder.has(_checkpoints(part)))
+      _train_group(study, material, next(begun, left), known, images)
   if not all(map(done, jobs)):
     progress.raise_if_diverged(progress.below(folder.path))
 

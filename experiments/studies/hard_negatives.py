@@ -59,7 +59,8 @@ _NOTES = (
   f' sensitivity and specificity at 0.5, low: at {LOW}; specificity_at: at a'
   f' sensitivity of {_SENSITIVITY}; auroc_hard: positives against the hard'
   ' negatives alone, which are what mining is for. delta: relative change.'
-  " false_positives: the weak model's of the validation part, which mined.",
+  ' false_positives: those of the weak model on the validation part, for which'
+  ' tiles were mined.',
   'Intervals are those of the mean of these trainings when the patients of the'
   ' test part are resampled. The std shows how far others would differ.',
   'The paper: other data, not to be matched by these; means of three models.'

@@ -179,11 +179,9 @@ def runs_of(settings: Sequence[Setting], label: np.ndarray) -> StudentRuns:
     }
     for fault in (fault for fault, wrong in faults.items() if wrong):
       raise DistillError(f'Run {number} {fault}.')
-  column = lambda name, kind: np.array(
-    [vars(s)[name] for s in settings]
-  ).astype(kind)
+  column = lambda name, kind: np.array([vars(s)[name] for s in settings], kind)
   return StudentRuns(
-    seed=column('seed', np.uint32),
+    seed=np.array([s.seed % 2**32 for s in settings], np.uint32),
     row=np.arange(len(settings), dtype=np.int32) % parallel.num_devices(),
     alpha=column('alpha', np.float32),
     gamma=column('gamma', np.float32),

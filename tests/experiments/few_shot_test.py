@@ -478,6 +478,12 @@ def test_more_seeds_train_what_is_not_there(root, tmp_path, monkeypatch):
   study.folder.at(training._checkpoints(jobs)).mkdir(parents=True)
   training.train(study, material, jobs)
   assert trained[2:] == [jobs]
+  # And so does what more seeds had added to one.
+  shutil.rmtree(study.folder.at('checkpoints'))
+  shutil.rmtree(study.folder.at(f'{jobs[-1].folder}'))
+  study.folder.at(training._checkpoints(of_seed[6])).mkdir(parents=True)
+  training.train(study, material, jobs)
+  assert trained[3:] == [of_seed[6]]
 
 
 @pytest.mark.slow

@@ -94,8 +94,8 @@ def test_a_flag_that_cannot_be_is_named(args, message):
 
 
 def test_a_seed_that_is_no_key_of_jax_is_refused():
-  (output,) = parse(f'--seed={2**31 - 1}', classes=(start.Output,))
-  assert output.seed == 2**31 - 1
+  (output,) = parse(f'--seed={2**32 - 1}', classes=(start.Output,))
+  assert output.seed == 2**32 - 1
   with pytest.raises(OptionError, match='seed'):
     parse(f'--seed={2**32}', classes=(start.Output,))
 

@@ -342,6 +342,11 @@ def test_validation_chose_no_epoch_where_the_last_is_kept(copy):
     flags = FLAGS | {'model': model, 'select': select}
     change(copy, 'config.json', flags=flags)
     assert chose in words_of(copy)
+  change(copy, 'summary.json', part='val')
+  for select, chose in ('last', 'temperature'), ('loss', 'epoch'):
+    flags = FLAGS | {'model': 'abmil', 'select': select}
+    change(copy, 'config.json', flags=flags)
+    assert f'slides, which chose the {chose}, and flatter' in words_of(copy)
 
 
 def test_the_page_of_kmil_says_that_probabilities_are_averaged(copy):

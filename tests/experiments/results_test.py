@@ -116,14 +116,26 @@ def test_other_options_and_inputs_are_refused_with_their_list(tmp_path):
   assert folder.at('config.json').read_bytes() == before
 
 
-def test_a_folder_of_another_script_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  'call', ['-m experiments.{}', '-m experiments {}', '/venv/bin/kmil_jax {}']
+)
+def test_a_folder_of_another_script_is_refused(tmp_path, monkeypatch, call):
   """Options that both have may well agree."""
   for script in 'kmil', 'ablations':
-    command = f'python -m experiments.{script} --k=3'
+    command = f'python {call.format(script)} --k=3'
     made_by = {'versions': {}, 'commit': None, 'command': command}
     monkeypatch.setattr(results, '_made_by', lambda made_by=made_by: made_by)
     begin(tmp_path / script)
-  with pytest.raises(ResultsError, match='holds results of experiments'):
+  with pytest.raises(ResultsError, match=r'holds results of experiments\.kmil'):
+    begin(tmp_path / 'kmil')
+  # By the same script, however it is called, and where that is not known.
+  for command in (
+    '-m experiments.kmil',
+    '-m ipykernel',
+    '/my/experiments/all.py',
+  ):
+    made_by = {'versions': {}, 'commit': None, 'command': f'python {command}'}
+    monkeypatch.setattr(results, '_made_by', lambda made_by=made_by: made_by)
     begin(tmp_path / 'kmil')
 
 

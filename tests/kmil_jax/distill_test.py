@@ -218,8 +218,9 @@ def test_runs_that_cannot_be_are_refused(change, message):
 
 
 def test_a_seed_may_be_of_a_clock():
-  settings = [dataclasses.replace(RUNS[2], seed=20261130210832)]
-  assert runs_of(settings, LABEL).seed == 20261130210832 % 2**32
+  seeds = 20261130210832, 2**63
+  settings = [dataclasses.replace(RUNS[2], seed=seed) for seed in seeds]
+  assert runs_of(settings, LABEL).seed.tolist() == [20261130210832 % 2**32, 0]
 
 
 def test_validation_needs_both_kinds():
