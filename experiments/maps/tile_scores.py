@@ -287,24 +287,3 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     'mpp': None if (mpp := marks.get('level0_mpp')) is None else float(mpp),
     'classes': classes,
   }
-
-
-def write_spread(path: pathlib.Path, scores: TileScores) -> None:
-  """Writes how the folds agree on one slide, as HDF5.
-
-  `coords` [N, 2], `probability_mean` and `probability_std` [N, C],
-  `kept` [F, N] and `prob` [F, C]; the attributes `folds`, `classes` and
-  `patch_size_level0`. What no fold, or only one, predicts of a tile is NaN.
-  """
-  of_classes = lambda of: np.stack(
-    [of(c) for c in range(len(scores.classes))], 1
-  )
-  arrays = {name: getattr(scores, name) for name in ('coords', 'kept', 'prob')}
-  arrays['probability_mean'] = of_classes(scores.probability)
-  arrays['probability_std'] = of_classes(scores.disagreement)
-  attributes = {
-    'folds': scores.folds,
-    'classes': list(scores.classes),
-    'patch_size_level0': scores.side,
-  }
-  write(path, arrays, attributes)
