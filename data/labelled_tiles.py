@@ -160,16 +160,7 @@ def from_arrays(
     classes: names of the classes.
     ids: unique names, [n]; by default the row as a number.
     xy: places, [n, 2].
-
-  Raises:
-    TileError: if the shapes or types are others.
   """
-  square = images.ndim == 4 and images.shape[1] == images.shape[2]
-  if not square or images.dtype not in (np.uint8, np.float32):
-    raise TileError(
-      f'found {images.dtype} {list(images.shape)}. Tiles are uint8 or float32,'
-      ' [n, S, S, C].'
-    )
   ids = np.array(
     [f'{i:07d}' for i in range(len(images))] if ids is None else ids
   )

@@ -83,16 +83,14 @@ def test_what_is_no_number_is_refused():
 
 
 @pytest.mark.parametrize(
-  'shape, dtype, label, words',
+  'label, words',
   [
-    ((2, 3, 4, 3), np.uint8, [0, 1], r'\[2, 3, 4, 3\]'),
-    ((2, 3, 3), np.uint8, [0, 1], r'\[2, 3, 3\]'),
-    ((2, 3, 3, 3), np.float64, [0, 1], 'float64'),
-    ((2, 3, 3, 3), np.uint8, [0, 1, 1], '2 tiles and 3'),
-    ((2, 3, 3, 3), np.uint8, [0, 2], 'labels run from 0 to 2'),
-    ((2, 3, 3, 3), np.uint8, [-1, 0], 'labels run from -1'),
+    ([0, 1, 1], '2 tiles and 3'),
+    ([0, 2], 'labels run from 0 to 2'),
+    ([-1, 0], 'labels run from -1'),
   ],
 )
-def test_other_shapes_types_and_labels_are_refused(shape, dtype, label, words):
+def test_other_labels_are_refused(label, words):
+  images = np.zeros((2, 3, 3, 3), np.uint8)
   with pytest.raises(TileError, match=words):
-    from_arrays(np.zeros(shape, dtype), label, ['a', 'b'], CLASSES)
+    from_arrays(images, label, ['a', 'b'], CLASSES)
