@@ -157,13 +157,11 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
 
 
 def _find(name: str, paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
-  """Returns the one of some files that has the name and can be read, if any.
-
-  One in other capitals has it where the disk does not tell them apart.
-  """
-  found = [path for path in paths if path.suffix.lower() in _SUFFIXES]
-  found = [p for p in found if files.clean(p.stem) == name] or [
-    p for p in found if files.exists(p.with_name(f'{name}{p.suffix}'))
+  """Returns the one of some files that has the name and can be read, if any."""
+  found = [
+    path
+    for path in paths
+    if path.suffix.lower() in _SUFFIXES and files.clean(path.stem) == name
   ]
   if len(found) > 1:
     raise ImageError(f'{found[0]} and {found[1]}: which of them is it?')

@@ -240,7 +240,7 @@ def test_no_annotation_and_two_are_refused(tmp_path):
   with pytest.raises(TileError, match=r'2 tumour .*: normal_086, tumor_002\.'):
     found.require(['tumor_002', 'tumor_001', 'normal_086'])
   with pytest.raises(TileError, match='tumor_002'):
-    found.rings('tumor_002')
+    found.mask('tumor_002', (12, 12), 64)
   (tmp_path / 'Tumor_001.xml').touch()
   with pytest.raises(TileError, match='tumor_001: both'):
     annotations.find(tmp_path)
@@ -270,8 +270,6 @@ def test_masks_of_unknown_values_are_refused(tmp_path, values, fault):
     found.mask('tumor_001', (300, 300), 1)
   with pytest.raises(TileError, match='no level is 32 times'):
     found.mask('tumor_001', (10, 10), 32)
-  with pytest.raises(TileError, match='a mask has no outlines'):
-    found.rings('tumor_001')
 
 
 # Patches.
