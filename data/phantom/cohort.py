@@ -90,7 +90,7 @@ def make(
   prefix: str = '',
   look: stain.Appearance = stain.DEFAULT,
   progress: Progress = no_progress,
-) -> Path:
+) -> None:
   """Writes a cohort of lymph-node slides whose truth is known.
 
   Slides are of five classes, `LABELS`; every slide of a tumour case holds a
@@ -107,17 +107,13 @@ def make(
     prefix: of case and slide ids, which no two cohorts should share.
     look: laboratory and scanner.
     progress: called with (slides done, slides in all) after every slide.
-
-  Returns:
-    `root`.
   """
   wanted = specs(cases_per_class, seed, prefix, look)
-  write(Path(root), wanted, 'outlines', progress)
+  write(root, wanted, 'outlines', progress)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
   # Last: its presence says that all is there.
-  files.write_csv(Path(root) / 'labels.csv', [header, *labels])
-  return Path(root)
+  files.write_csv(root / 'labels.csv', [header, *labels])
 
 
 def write(root: Path, wanted: dict, outlines: str, progress: Progress) -> None:

@@ -25,9 +25,9 @@ def root(tmp_path_factory):
   """Three slides of the external cohort."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cohort, 'specs', lambda *args: MADE)
-    return phantom.make(
-      tmp_path_factory.mktemp('phantom'), cases_per_class=1, look=LOOK
-    )
+    folder = tmp_path_factory.mktemp('phantom')
+    phantom.make(folder, cases_per_class=1, look=LOOK)
+  return folder
 
 
 @pytest.fixture(scope='module')
