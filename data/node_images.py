@@ -13,7 +13,6 @@ from PIL import Image
 from data import files, images
 from data.labelled_tiles import TileError
 from data.labels import leaks
-from data.tile_sources import on_white
 
 MPP = 1.0  # Micrometres per pixel of what `NodeImages.read` returns.
 COLUMNS = ('image_id', 'patient_id', 'part')
@@ -208,7 +207,8 @@ def _read(
       f'{image_path}: {size[0]} x {size[1]} pixels of {MPP:g} um hold no window'
       f' of {_LEAST_SIDE} um'
     )
-  pixels = on_white(image).convert('RGB').resize(size, Image.Resampling.BICUBIC)
+  pixels = images.on_white(image).convert('RGB')
+  pixels = pixels.resize(size, Image.Resampling.BICUBIC)
   if mask_path is None:
     return np.asarray(pixels), np.zeros(size[::-1], bool)
   mask = _decode(mask_path, _MASKS)

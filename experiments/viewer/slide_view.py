@@ -12,7 +12,7 @@ import openslide
 from openslide import deepzoom
 from PIL import Image
 
-from data import slides
+from data import images, slides
 from data.slides import SlideError
 from experiments.maps import overlay, tile_scores
 
@@ -206,9 +206,8 @@ class SlideView:
       raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
     image.thumbnail((_LARGEST, _LARGEST))
     # Transparent where the file has no pixels.
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image.convert('RGBA'))
-    return _encode(image.convert('RGB'), 'JPEG', quality=_QUALITY)
+    image = images.on_white(image).convert('RGB')
+    return _encode(image, 'JPEG', quality=_QUALITY)
 
   def _top(self, layer: overlay.Layer) -> list[dict[str, Any]]:
     """Returns the tiles of the highest values, from the highest on."""

@@ -249,10 +249,11 @@ def written(tmp_path_factory):
   scores = scores_of(*drawn)
   path = tmp_path_factory.mktemp('geojson') / 'a.geojson'
   order = np.arange(len(scores))
-  count = geojson.write(path, geojson.of_slide(scores, 0.4, order))
+  features = list(geojson.of_slide(scores, 0.4, order))
+  geojson.write(path, features)
   first, *lines, last = path.read_text(encoding='utf-8').splitlines()
   assert strict(first + last) == {'type': 'FeatureCollection', 'features': []}
-  assert len(lines) == count  # A feature a line.
+  assert len(lines) == len(features)  # A feature a line.
   return scores, [strict(line.rstrip(',')) for line in lines]
 
 
