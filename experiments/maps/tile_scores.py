@@ -74,16 +74,11 @@ class TileScores:
     It is the size that their features state, if they do; tiles may reach across
     the edge of a slide but do not lie beyond it.
     """
+    low, high = self.coords.min(0), self.coords.max(0)
     if self.size not in (None, (width, height)):
       other = 'of a slide of {} x {} px'.format(*self.size)
-    elif (self.coords >= (width, height)).any():
-      other = 'of a slide of at least {} x {} px'.format(
-        *self.coords.max(0) + 1
-      )
-    elif (self.coords <= -self.side).any():
-      other = 'left of it or above, from x {}, y {} px on'.format(
-        *self.coords.min(0)
-      )
+    elif (high >= (width, height)).any() or (low <= -self.side).any():
+      other = 'from x {}, y {} to x {}, y {} px'.format(*low, *high)
     else:
       return
     raise MapError(

@@ -39,8 +39,8 @@ def invasion_patches():
   drawn = invasion.make(
     patients=2, patches=22, positives=0.2, hard=0.4, seed=3, prefix='a'
   )
-  assert set(drawn.kind) == set(invasion.KINDS)
-  return drawn.image.reshape(4, 11, -1).mean((1, 2))
+  assert set(drawn['kind']) == set(invasion.KINDS)
+  return drawn['image'].reshape(4, 11, -1).mean((1, 2))
 
 
 def ct_volumes():
@@ -173,14 +173,14 @@ def test_invasion_is_a_function_of_seed_and_patient():
     patients=patients, seed=seed, prefix=prefix, **options
   )
   made, fewer = draw(3), draw(1)
-  assert made.image.shape == (18, invasion.SIZE, invasion.SIZE, 3)
-  np.testing.assert_array_equal(fewer.image, made.image[:6])
+  assert made['image'].shape == (18, invasion.SIZE, invasion.SIZE, 3)
+  np.testing.assert_array_equal(fewer['image'], made['image'][:6])
   for other in (draw(1, seed=4), draw(1, prefix='b')):
-    assert (other.image != fewer.image).mean() > 0.5
-  assert len(set(made.id)) == 18 and len(set(made.patient)) == 3
-  np.testing.assert_array_equal(made.label, made.kind == 'embolus')
+    assert (other['image'] != fewer['image']).mean() > 0.5
+  assert len(set(made['id'])) == 18 and len(set(made['patient'])) == 3
+  np.testing.assert_array_equal(made['label'], made['kind'] == 'embolus')
   options['positives'] = 0.0
-  assert not draw(1).label.any()
+  assert not draw(1)['label'].any()
 
 
 def test_the_truth_of_a_patch_outlines_its_embolus():

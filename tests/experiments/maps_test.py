@@ -643,8 +643,8 @@ def test_slides_are_where_the_run_says_or_cost_their_pictures(
   'stated, times, other',
   [
     (True, 2, 'of a slide of 1200 x 940'),
-    (False, 2, 'of a slide of at least 1025 x 769'),
-    (False, -1, 'left of it or above, from x -512, y -384'),
+    (False, 2, 'to x 1024, y 768'),
+    (False, -1, 'from x -512, y -384 to x 0, y 0'),
   ],
 )
 def test_slides_of_another_size_are_refused_with_both_sizes(
