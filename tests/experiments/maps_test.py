@@ -382,7 +382,7 @@ def of_slide(run):
   return tile_scores.read(tile_scores.find(run)['007.a'])
 
 
-@pytest.mark.parametrize('scale', overlay.SCALES)
+@pytest.mark.parametrize('scale', tile_scores.SCALES)
 def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
   drawing = overlay.draw(
     Slides(run).files()['007.a'],
