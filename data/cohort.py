@@ -11,11 +11,10 @@ import warnings
 
 import numpy as np
 
-from data import files, inspection, labels, packed, slides
+from data import inspection, labels, packed, slides
 from data.features import READ, FeatureError, Header
 from data.files import first_of
 
-FAILURES = 'failures.csv'  # What experiments.extract leaves of failed slides.
 # TRIDENT states a magnification where others state um/px.
 _STATED = 'encoder', 'normalisation', 'precision'
 _STATED += 'mpp', 'patch_size', 'target_magnification'
@@ -121,7 +120,7 @@ def match(
   if missing:
     text = (
       f'{source.path}: no features of {len(missing)} of {len(slide_ids)}'
-      f' labelled slides: {first_of(missing)}{_reasons(source.path, missing)}'
+      f' labelled slides: {first_of(missing)}'
     )
     hints = labels.hints(missing, spare, '{} in the CSV, {} on disk')
     hints += _kinds(source.path, missing)
@@ -171,8 +170,7 @@ def compare(path: Path, matched: Match) -> None:
     if not stated:
       continue
     matched.attributes[name] = usual = statistics.mode(stated.values())
-    whole = usual.removesuffix('.0')  # Of 256 and 256.0.
-    if odd := [s for s in stated if stated[s].removesuffix('.0') != whole]:
+    if odd := [s for s in stated if not _same(stated[s], usual, 0)]:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
         f' {first_of(sorted(set(stated.values())))}. Other than the rest are'
@@ -229,18 +227,6 @@ def _kinds(folder: Path, missing: Sequence[str]) -> str:
   )
 
 
-def _reasons(folder: Path, missing: Sequence[str]) -> str:
-  """Says which of the slides were tried in vain, and why."""
-  columns = ('slide_id', 'reason')
-  try:
-    rows = files.read_csv(folder / FAILURES, columns, FeatureError)
-  except FeatureError:  # None, or another tool's file of that name.
-    return ''
-  reasons = {row['slide_id']: row['reason'] for _, row in rows}
-  known = [f'{s}: {reasons[s]}' for s in missing if s in reasons]
-  return f' (extraction failed: {first_of(known)})' if known else ''
-
-
 def _text(value: Any) -> str:
   """Returns a value to compare by; float32 attributes are rounded."""
   if isinstance(value, float) and math.isfinite(value):
@@ -249,7 +235,9 @@ def _text(value: Any) -> str:
 
 
 def _same(one: str, other: str, tolerance: float) -> bool:
+  if one == other:
+    return True
   try:
     return math.isclose(float(one), float(other), rel_tol=tolerance)
   except ValueError:
-    return one == other
+    return False

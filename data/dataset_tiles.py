@@ -92,8 +92,7 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   All records are read once, for their labels and checksums; images stay in the
   files until they are asked for. Groups are the feature `patient`, `slide` or
   `group`; without one, as in patch_camelyon, whose own splits keep slides
-  apart, they are empty. Ids are the feature `id`, or '<split>/<number>'; places
-  come from `x` and `y`.
+  apart, they are empty. Ids are the feature `id`, or '<split>/<number>'.
 
   Args:
     folder: of the dataset, with dataset_info.json.
@@ -143,7 +142,6 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   numbers = np.array([f'{split}/{i:07d}' for i in range(n)], str)
   ids = texts('id') if 'id' in columns else numbers
   group = next((g for g in _GROUPS if g in columns), None)
-  placed = 'x' in columns and 'y' in columns
 
   def read(i: int) -> np.ndarray:
     content = example(i)[image]
@@ -158,7 +156,6 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
     read=read,
     size=side,
     channels=channels,
-    xy=np.array([columns['x'], columns['y']]).T if placed else None,
   )
 
 

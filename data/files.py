@@ -170,8 +170,6 @@ def read_text(path: Path | str, error: type[Exception]) -> str:
       raise ValueError(f'it has more than {_LARGEST} bytes; is it a table?')
     if content.startswith(_WORKBOOK):
       kind = 'it is a workbook of a spreadsheet'
-    elif content.startswith(codecs.BOM_UTF32_LE):
-      kind = 'its text is in UTF-32'
     elif content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
       return content.decode('utf-16')
     elif b'\0' not in content[:2]:  # UTF-16 without a mark has one there.

@@ -82,3 +82,11 @@ def mask_values(
       ' channel, white on tumour and black elsewhere.'
     )
   return shown
+
+
+def on_white(image: Image.Image) -> Image.Image:
+  """Returns an image on white, like glass, where it is transparent."""
+  if not image.has_transparency_data:
+    return image
+  white = Image.new('RGBA', image.size, 'white')
+  return Image.alpha_composite(white, image.convert('RGBA'))

@@ -149,7 +149,6 @@ def from_arrays(
   classes: Sequence[str],
   *,
   ids: Sequence[str] | None = None,
-  xy: np.ndarray | None = None,
 ) -> LabelledTiles:
   """Returns tiles that are in memory.
 
@@ -159,17 +158,7 @@ def from_arrays(
     group: patient or slide, [n].
     classes: names of the classes.
     ids: unique names, [n]; by default the row as a number.
-    xy: places, [n, 2].
-
-  Raises:
-    TileError: if the shapes or types are others.
   """
-  square = images.ndim == 4 and images.shape[1] == images.shape[2]
-  if not square or images.dtype not in (np.uint8, np.float32):
-    raise TileError(
-      f'found {images.dtype} {list(images.shape)}. Tiles are uint8 or float32,'
-      ' [n, S, S, C].'
-    )
   ids = np.array(
     [f'{i:07d}' for i in range(len(images))] if ids is None else ids
   )
@@ -182,14 +171,11 @@ def from_arrays(
     size=images.shape[1],
     channels=images.shape[3],
     dtype=images.dtype,
-    xy=None if xy is None else np.asarray(xy),
   )
 
 
 def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
-  """Returns all tiles of several sets, one set after the other.
-
-  `xy` is kept if every set has it.
+  """Returns all tiles of several sets, one set after the other, without `xy`.
 
   Raises:
     TileError: if the sets differ in classes, size, channels or type, or share
@@ -212,9 +198,7 @@ def concatenate(sets: Sequence[LabelledTiles]) -> LabelledTiles:
     name: np.concatenate([getattr(tiles, name) for tiles in sets])
     for name in _COLUMNS
   }
-  places = [tiles.xy for tiles in sets]
-  xy = None if any(p is None for p in places) else np.concatenate(places)
-  return dataclasses.replace(first, read=read, xy=xy, **columns)
+  return dataclasses.replace(first, read=read, xy=None, **columns)
 
 
 def binary(tiles: LabelledTiles, positive: str | None) -> LabelledTiles:

@@ -13,7 +13,6 @@ from PIL import Image
 from data import files, images
 from data.labelled_tiles import TileError
 from data.labels import leaks
-from data.tile_sources import on_white
 
 MPP = 1.0  # Micrometres per pixel of what `NodeImages.read` returns.
 COLUMNS = ('image_id', 'patient_id', 'part')
@@ -157,13 +156,11 @@ def _rows(path: str | pathlib.Path) -> list[dict[str, str]]:
 
 
 def _find(name: str, paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
-  """Returns the one of some files that has the name and can be read, if any.
-
-  One in other capitals has it where the disk does not tell them apart.
-  """
-  found = [path for path in paths if path.suffix.lower() in _SUFFIXES]
-  found = [p for p in found if files.clean(p.stem) == name] or [
-    p for p in found if files.exists(p.with_name(f'{name}{p.suffix}'))
+  """Returns the one of some files that has the name and can be read, if any."""
+  found = [
+    path
+    for path in paths
+    if path.suffix.lower() in _SUFFIXES and files.clean(path.stem) == name
   ]
   if len(found) > 1:
     raise ImageError(f'{found[0]} and {found[1]}: which of them is it?')
@@ -210,7 +207,8 @@ def _read(
       f'{image_path}: {size[0]} x {size[1]} pixels of {MPP:g} um hold no window'
       f' of {_LEAST_SIDE} um'
     )
-  pixels = on_white(image).convert('RGB').resize(size, Image.Resampling.BICUBIC)
+  pixels = images.on_white(image).convert('RGB')
+  pixels = pixels.resize(size, Image.Resampling.BICUBIC)
   if mask_path is None:
     return np.asarray(pixels), np.zeros(size[::-1], bool)
   mask = _decode(mask_path, _MASKS)

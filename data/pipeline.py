@@ -20,8 +20,6 @@ def bag_batches(
   buckets: tuple[int, ...],
   bucket: np.ndarray,
   index: np.ndarray,
-  *,
-  threads: int = _THREADS,
 ) -> Iterator[np.ndarray]:
   """Reads the bags of a plan ahead of their use.
 
@@ -31,7 +29,6 @@ def bag_batches(
     buckets: the padded lengths.
     bucket: bucket of every step, [S].
     index: bags of every step, [S, B]; -1 marks a filler.
-    threads: files read at a time.
 
   Yields:
     float32 [B, N, D] for each step, N the length of its bucket; zeros follow a
@@ -50,7 +47,7 @@ def bag_batches(
     return batch
 
   largest = max(1, 4 * index.shape[1] * buckets[-1] * width)  # Bytes of a step.
-  threads = max(1, min(threads, _MOST // largest))
+  threads = max(1, min(_THREADS, _MOST // largest))
   steps, shape = (bucket, index), (index.shape[1], None, width)
   return _read_ahead(load, steps, np.float32, shape, threads=threads)
 

@@ -26,22 +26,9 @@ def write(
     path: the file to write; it is replaced if it is there.
     image: level 0, uint8 [H, W, 3].
     mpp: micrometres per pixel of level 0.
-    levels: how many levels, level 0 included.
+    levels: how many levels, level 0 included, none of them empty.
     quality: JPEG quality.
-
-  Raises:
-    ValueError: if the image is not uint8 [H, W, 3] or a level would be empty.
   """
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    raise ValueError(
-      f'{path}: found an image {image.dtype} {image.shape}. '
-      'Pass uint8 [H, W, 3].'
-    )
-  if min(image.shape[:2]) >> (levels - 1) == 0:
-    raise ValueError(
-      f'{path}: {levels} levels of an image {image.shape[:2]} leave an '
-      'empty level. Ask for fewer levels.'
-    )
   with (
     files.replacing(path) as part,
     tifffile.TiffWriter(part, byteorder='<') as file,

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data import files
+from data.images import on_white
 from data.labelled_tiles import LabelledTiles, TileError
 from data.labels import alike, leaks
 
@@ -310,11 +311,3 @@ def decode(name: str, file: Open, channels: int) -> np.ndarray:
       'leave it out.'
     ) from e
   return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def on_white(image: Image.Image) -> Image.Image:
-  """Returns an image on white, like glass, where it is transparent."""
-  if not image.has_transparency_data:
-    return image
-  white = Image.new('RGBA', image.size, 'white')
-  return Image.alpha_composite(white, image.convert('RGBA'))

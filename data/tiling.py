@@ -63,20 +63,18 @@ class Grid:
   Attributes:
     coords: upper left corners in level-0 pixels (x, y), int32 [T, 2].
     tile_size: side of a tile as delivered, in pixels.
-    mpp: um/px asked for.
     level: pyramid level that is read.
     level_size: pixels of that level that are read, per side.
     size_level0: side of a tile in level-0 pixels, rounded to a whole number.
     footprint: side of a tile in pixels of the level, exactly; `tile_size` if
-      the level is within 1 % of `mpp` and is not resampled.
-    effective_mpp: um/px of the tiles as delivered: `mpp` if they are resampled,
-      else the level's own scale.
+      the level is within 1 % of the um/px asked for and is not resampled.
+    effective_mpp: um/px of the tiles as delivered: those asked for if they are
+      resampled, else the level's own scale.
     blurred: corners of tiles that are left out for their blur.
   """
 
   coords: np.ndarray
   tile_size: int
-  mpp: float
   level: int
   level_size: int
   size_level0: int
@@ -167,7 +165,6 @@ def _lattice(slide: Slide, tile_size: int, mpp: float, overlap: int) -> Grid:
   return Grid(
     coords=np.stack([x.ravel(), y.ravel()], 1).astype(np.int32),
     tile_size=tile_size,
-    mpp=mpp,
     level=level,
     level_size=level_size,
     size_level0=size_level0,

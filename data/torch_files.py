@@ -53,31 +53,40 @@ class Storage(NamedTuple):
     return np.dtype(_DTYPES[self.kind])
 
 
-class Layout(NamedTuple):
-  """A tensor as its file describes it."""
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor in a file, whose numbers `[()]` reads, as an h5py.Dataset's."""
 
   storage: Storage
   offset: int  # Of the first element among the numbers.
   shape: tuple[int, ...]
   stride: tuple[int, ...]  # Elements from one to the next along every axis.
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """A tensor in a file, whose numbers `[()]` reads, as an h5py.Dataset's."""
-
-  layout: Layout
   # Of a storage, the bytes; and whether the first of a number is the highest.
   read: Callable[[Storage], tuple[bytes, bool]]
 
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.layout.shape
+  def __post_init__(self):
+    """Raises ValueError if it takes other numbers than it has."""
+    if not isinstance(self.storage, Storage):
+      raise ValueError('it has no numbers')
+    count = self.storage.count
+    sizes = (count, self.offset, *self.shape, *self.stride)
+    if not all(isinstance(n, int) and n >= 0 for n in sizes):
+      raise ValueError('its shape makes no sense')
+    last = self.offset + sum(
+      (n - 1) * step for n, step in zip(self.shape, self.stride, strict=True)
+    )
+    size = math.prod(self.shape)
+    # Repeated elements (stride 0) could make it as large as one likes.
+    if size > count or (size and last >= count):
+      raise ValueError(
+        f'its shape {list(self.shape)} takes more than the {count}'
+        ' numbers that are there'
+      )
 
   @property
   def dtype(self) -> np.dtype:
     """The type of the numbers; float32 of bfloat16, without loss."""
-    own = self.layout.storage.dtype
+    own = self.storage.dtype
     return np.dtype('f4') if own.kind == 'u' else own
 
   def __getitem__(self, everything: tuple[()]) -> np.ndarray:
@@ -87,7 +96,7 @@ class Tensor:
       ValueError: if some are missing.
       Exception: of many kinds, if the file is damaged.
     """
-    storage, offset, _, stride = self.layout
+    storage = self.storage
     content, big = self.read(storage)
     if len(content) != storage.count * storage.dtype.itemsize:
       raise ValueError(
@@ -97,9 +106,9 @@ class Tensor:
     flat = np.frombuffer(content, there).astype(storage.dtype)
     if flat.dtype.kind == 'u':
       flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    steps = [step * flat.itemsize for step in stride]
+    steps = [step * flat.itemsize for step in self.stride]
     return np.lib.stride_tricks.as_strided(
-      flat[offset:], self.shape, steps
+      flat[self.offset :], self.shape, steps
     ).copy()
 
 
@@ -242,22 +251,16 @@ class _Unpickler(pickle._Unpickler):
 
   def persistent_load(self, label: tuple) -> Storage:
     """Returns the numbers that a tensor refers to."""
+    if len(label) == 6 and label[5] is None:  # No part of others' numbers.
+      label = label[:5]
     match label:
       # Of nested tuples even the text may be endless.
-      case [_, str(kind), str() | int() as key, _, count] | [
-        _,
-        str(kind),
-        str() | int() as key,
-        _,
-        count,
-        None,
-      ]:
-        pass
+      case [_, str(kind), str() | int() as key, _, count]:
+        storage = Storage(kind, str(key), count)
       case _:
         raise ValueError('it names its numbers in an unknown way')
     if kind not in _DTYPES:
       raise ValueError(f'its numbers are of type {kind}')
-    storage = Storage(kind, str(key), count)
     return self._storages.setdefault(storage.key, storage)
 
 
@@ -284,30 +287,8 @@ def _unpickled(
   def tensor(storage, offset, shape, stride, *_):
     if len(shape) > _MOST_AXES or len(shape) != len(stride):
       raise ValueError('its shape makes no sense')
-    layout = Layout(storage, offset, tuple(shape), tuple(stride))
-    _check(layout)
-    return Tensor(layout, read)
+    return Tensor(storage, offset, tuple(shape), tuple(stride), read)
 
   return _Unpickler(
     description, tensor, {} if storages is None else storages
   ).load()
-
-
-def _check(layout: Layout) -> None:
-  """Raises ValueError if a tensor takes other numbers than it has."""
-  if not isinstance(layout.storage, Storage):
-    raise ValueError('it has no numbers')
-  count = layout.storage.count
-  sizes = (count, layout.offset, *layout.shape, *layout.stride)
-  if not all(isinstance(n, int) and n >= 0 for n in sizes):
-    raise ValueError('its shape makes no sense')
-  last = layout.offset + sum(
-    (n - 1) * step for n, step in zip(layout.shape, layout.stride, strict=True)
-  )
-  size = math.prod(layout.shape)
-  # Repeated elements (stride 0) could make it as large as one likes.
-  if size > count or (size and last >= count):
-    raise ValueError(
-      f'its shape {list(layout.shape)} takes more than the {count}'
-      ' numbers that are there'
-    )

@@ -7,7 +7,6 @@ writes into the same folder, or with --fold into that of the fold:
 
   figures/slide_maps/absolute/<slide_id>.png   heat maps; disagreement of folds
   figures/topk/<slide_id>_<rank>_<score>.png   highest and lowest tiles
-  disagreement/<slide_id>.h5                   where several folds saw a slide
   qupath/<slide_id>.geojson                    with --geojson
 
 A slide that cannot be read is named, with the reason, at the end; the exit code
@@ -113,8 +112,6 @@ def _write(
   from experiments.maps import geojson, overlay
 
   name = of_slide.slide
-  if len(of_slide.folds) > 1:
-    tile_scores.write_spread(target.at(f'disagreement/{name}.h5'), of_slide)
   if drawn.geojson:
     order = top_tiles.order(of_slide, drawn.rank_tiles_by)
     order = order[: math.ceil(drawn.top_fraction * len(order))]

@@ -16,7 +16,6 @@ import functools
 import pathlib
 import sys
 
-from data.cohort import FAILURES
 from experiments.encoding import encoder, extraction, pictures
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.run import results, start
@@ -112,9 +111,8 @@ def run(
   failures = extraction.extract(
     cohort, target, make(), batch=encoding.batch_size
   )
-  # Says later why a labelled slide has no features.
   rows = [['slide_id', 'reason'], *failures.items()]
-  results.Folder(target).write(FAILURES, rows)
+  results.Folder(target).write('failures.csv', rows)
   pictures.draw(cohort, target)
   code = _close(failures, 'have no features')
   if len(failures) == len(cohort.paths):

@@ -48,20 +48,17 @@ class Annotations:
       )
 
   def rings(self, slide: str) -> list[Ring]:
-    """Returns outlines and holes, level-0 pixels.
+    """Returns outlines and holes of a slide that has them, level-0 pixels.
 
     Outlines of one or two corners, which tumor_054 has, are left out with a
     warning.
 
     Raises:
-      TileError: if there are none, the file cannot be read, or is a mask.
+      TileError: if the file cannot be read.
     """
-    self.require([slide])
     file = self.files[slide]
     if isinstance(file, dict):
       return outlines.from_ncrf(f'{self.source}: {slide}', file)
-    if file.suffix.lower() in _MASKS:
-      raise TileError(f'{file}: a mask has no outlines. XML or JSON is needed.')
     return outlines.read(file)
 
   def mask(
@@ -81,8 +78,8 @@ class Annotations:
       holes: whether holes are cut out; masks have it done already.
 
     Raises:
-      TileError: as `rings`, or if a mask has no level of that scale or values
-        other than 0, 1, 2 and 255.
+      TileError: if there is no annotation, the file cannot be read, or a mask
+        has no level of that scale or values other than 0, 1, 2 and 255.
       SlideError: if a mask cannot be read.
     """
     self.require([slide])

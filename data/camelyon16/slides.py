@@ -44,11 +44,6 @@ class KnownSlide:
   label: str
   path: pathlib.Path
 
-  @property
-  def part(self) -> str:
-    """The organisers' part that it is of, 'train' or 'test'."""
-    return 'test' if self.id.startswith('test_') else 'train'
-
 
 def read_rows(
   path: pathlib.Path | str, pattern: re.Pattern, example: str
@@ -102,7 +97,7 @@ def find(
   reference_csv: pathlib.Path | str,
   wanted: Collection[str],
 ) -> tuple[KnownSlide, ...]:
-  """Returns slides of a folder with their parts and labels, by id.
+  """Returns slides of a folder with their labels, by id.
 
   Args:
     slides_dir: searched as by `slides.list_slides`; names count in any case.

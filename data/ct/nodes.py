@@ -145,8 +145,6 @@ def cut(
     the isotropic grid falls into it.
   """
   size, spacing = volume.hu.shape, volume.spacing
-  if side % 2 or not 0 < side <= node.room:
-    raise ValueError(f'a side of {side} voxels: there is room for {node.room}')
   low = [c - side // 2 for c in node.corner]
   high = [c + side // 2 for c in node.corner]
 

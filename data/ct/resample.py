@@ -59,8 +59,6 @@ def region(
   Returns:
     float32 array of shape `stop - start`; of 'nearest', of the native type.
   """
-  if mode not in _MODES:
-    raise ValueError(f'mode {mode!r}: there are {", ".join(_MODES)}')
   order, border, margin = _MODES[mode]
   step = SPACING / np.array(spacing)
   first = (np.array(start) + 0.5) * step - 0.5

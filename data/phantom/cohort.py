@@ -1,18 +1,19 @@
 """Writes the phantom cohort: slides, labels and the lesions' outlines."""
 
 from collections.abc import Callable, Collection
-from concurrent import futures
 from pathlib import Path
 
 import numpy as np
 
 from data import files, tiff
+from data.ahead import ahead
 from data.phantom import slide, stain
 from data.phantom.slide import LABELS, Spec
 
 Progress = Callable[[int, int], None]  # Of how much is done, and of all.
 _LEVELS = 4  # Downsampled by 1, 2, 4 and 8.
 _MOST_SLIDES = 3  # Per case.
+_WORKERS = 2
 
 # A second hospital's cohort, as arguments of `make`: 75 slides of 35 cases, 7
 # of each class (Zheng et al. 2024 had 85 slides). Haematoxylin is bluer and
@@ -63,9 +64,7 @@ def no_progress(done: int, total: int) -> None:
   """Shows nothing."""
 
 
-def in_threads(
-  work: Callable, items: Collection, progress: Progress, workers: int = 2
-) -> list:
+def in_threads(work: Callable, items: Collection, progress: Progress) -> list:
   """Returns what work on each item returns, in order; the first error ends it.
 
   Threads, not processes: nearly all the time is spent where NumPy and Pillow
@@ -75,13 +74,11 @@ def in_threads(
     work: on one item.
     items: which.
     progress: called with (items done, items in all) after every item.
-    workers: how many threads.
   """
   results = []
-  with futures.ThreadPoolExecutor(workers) as pool:
-    for result in pool.map(work, items):
-      results.append(result)
-      progress(len(results), len(items))
+  for result in ahead(work, items, count=_WORKERS, threads=_WORKERS):
+    results.append(result)
+    progress(len(results), len(items))
   return results
 
 
@@ -92,14 +89,13 @@ def make(
   seed: int = 0,
   prefix: str = '',
   look: stain.Appearance = stain.DEFAULT,
-  workers: int = 2,
   progress: Progress = no_progress,
-) -> Path:
+) -> None:
   """Writes a cohort of lymph-node slides whose truth is known.
 
   Slides are of five classes, `LABELS`; every slide of a tumour case holds a
   lesion, so the case's label is the slide's. Slides that are there are kept,
-  which makes an interrupted call resumable. Pixels do not depend on `workers`.
+  which makes an interrupted call resumable.
 
   Args:
     root: the folder to fill: slides/<slide_id>.tiff (OpenSlide, `look.mpp` um
@@ -110,24 +106,17 @@ def make(
     seed: another seed is another cohort.
     prefix: of case and slide ids, which no two cohorts should share.
     look: laboratory and scanner.
-    workers: threads that render.
     progress: called with (slides done, slides in all) after every slide.
-
-  Returns:
-    `root`.
   """
   wanted = specs(cases_per_class, seed, prefix, look)
-  write(Path(root), wanted, 'outlines', progress, workers)
+  write(root, wanted, 'outlines', progress)
   labels = ((case_id(name), name, spec.label) for name, spec in wanted.items())
   header = ('case_id', 'slide_id', 'label')
   # Last: its presence says that all is there.
-  files.write_csv(Path(root) / 'labels.csv', [header, *labels])
-  return Path(root)
+  files.write_csv(root / 'labels.csv', [header, *labels])
 
 
-def write(
-  root: Path, wanted: dict, outlines: str, progress: Progress, workers: int = 2
-) -> None:
+def write(root: Path, wanted: dict, outlines: str, progress: Progress) -> None:
   """Writes the slides that are missing, and the outlines of their lesions.
 
   Args:
@@ -136,7 +125,6 @@ def write(
     outlines: the folder in `root` that gets <name>.json, of slides that hold
       lesions.
     progress: called with (slides done, slides in all) after every slide.
-    workers: threads that render.
   """
   paths = {name: root / 'slides' / f'{name}.tiff' for name in wanted}
   missing = [name for name, path in paths.items() if not path.exists()]
@@ -151,4 +139,4 @@ def write(
 
   kept = len(wanted) - len(missing)
   show = lambda done, _: progress(kept + done, len(wanted))
-  in_threads(render, missing, show, workers)
+  in_threads(render, missing, show)

@@ -20,7 +20,7 @@ from data.phantom import cohort, texture
 
 CLASSES = ('benign', 'metastatic')
 PATIENTS = 64
-SEED = 17
+_SEED = 17
 _COLUMNS = ('patient_id', 'image_path', 'mask_path', table.VALUE, 'label')
 _EQUIVOCAL = 0.15  # Share of nodes without any sign of their class.
 # Of nodes without and with the signs of metastasis: least and most of half the
@@ -94,26 +94,22 @@ class _Abdomen:
 
 
 def make(
-  folder: str | pathlib.Path,
+  folder: pathlib.Path,
   *,
   patients: int = PATIENTS,
-  seed: int = SEED,
   progress: cohort.Progress = cohort.no_progress,
 ) -> None:
-  """Writes volumes, masks and `labels.csv`, unless that is there.
+  """Writes volumes, masks and, at last, `labels.csv`.
 
   Five of eight patients have metastases, which four of five of their nodes hold
   then; the others' nodes are benign. A volume's mask numbers its nodes, and
   `labels.csv`, which `table` reads, has a row for each. Volumes are
-  a function of (seed, patient); in some, nodes lie at the edge of the field of
-  view or are cut by the first slice.
+  a function of the patient's number; in some, nodes lie at the edge of the
+  field of view or are cut by the first slice.
   """
-  folder = pathlib.Path(folder)
-  if (folder / 'labels.csv').exists():
-    return
 
   def write(patient: int) -> list[tuple]:
-    volume, mask, labels = render(patient, seed)
+    volume, mask, labels = render(patient)
     name, arrays = f'ct{patient:03}', (volume.hu.astype(np.int16), mask)
     paths = [f'{name}_{kind}.nii.gz' for kind in ('image', 'mask')]
     for path, array in zip(paths, arrays, strict=True):
@@ -128,16 +124,14 @@ def make(
   files.write_csv(folder / 'labels.csv', [_COLUMNS, *itertools.chain(*rows)])
 
 
-def render(
-  patient: int, seed: int = SEED
-) -> tuple[volumes.Volume, np.ndarray, list[str]]:
+def render(patient: int) -> tuple[volumes.Volume, np.ndarray, list[str]]:
   """Renders one patient.
 
   Returns:
     The volume; its mask, uint8 [Z, Y, X], node k having the value k; and the
     nodes' labels, that of node 1 first.
   """
-  rng = np.random.default_rng([seed, patient])
+  rng = np.random.default_rng([_SEED, patient])
   pixel, slices = rng.uniform(0.9, 0.98), float(rng.choice((3.0, 4.0, 5.0)))
   z, y, x = (i + 0.5 for i in np.ogrid[tuple(map(slice, _SIZE))])
   y, x = (i * pixel - n * pixel / 2 for i, n in ((y, _SIZE[1]), (x, _SIZE[2])))

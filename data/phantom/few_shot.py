@@ -40,7 +40,7 @@ def make(
   seed: int = 0,
   slides: dict[str, tuple[int, int]] | None = None,
   progress: cohort.Progress = cohort.no_progress,
-) -> Path:
+) -> None:
   """Writes slides whose truth is known, in CAMELYON16's layout.
 
   Nodes with metastases of 0.1 to 0.3 mm, drawn as those of breast cancer, and
@@ -56,11 +56,7 @@ def make(
     slides: of each of `LISTS`, how many with tumour and how many without; by
       default 10 and 0, 4 and 1, 8 and 8.
     progress: called with (slides done, slides in all) after every slide.
-
-  Returns:
-    `root`.
   """
-  root = Path(root)
   parts = _plan(seed, _SLIDES | (slides or {}))
   wanted = parts['train'] | parts['val'] | parts['test']
   cohort.write(root, wanted, 'annotations', progress)
@@ -73,7 +69,6 @@ def make(
     rows.append((name, kind, 'IDC', size))
   # Last: its presence says that all is there.
   files.write_csv(root / 'reference.csv', rows)
-  return root
 
 
 def _plan(seed: int, slides: dict[str, tuple[int, int]]) -> dict[str, dict]:

@@ -1,7 +1,5 @@
 """Draws patches of lymphatic invasion: emboli and what is taken for them."""
 
-import dataclasses
-
 import numpy as np
 from numpy.random import Generator
 
@@ -29,17 +27,6 @@ POSITIVE = 'embolus'
 KINDS = (POSITIVE, *EASY, *HARD)
 
 
-@dataclasses.dataclass(frozen=True)
-class Patches:
-  """Patches whose truth is known."""
-
-  image: np.ndarray  # [n, SIZE, SIZE, 3] uint8
-  label: np.ndarray  # [n] int32, place in `CLASSES`
-  kind: np.ndarray  # [n] str, one of `KINDS`
-  patient: np.ndarray  # [n] str
-  id: np.ndarray  # [n] str
-
-
 def make(
   *,
   patients: int,
@@ -49,7 +36,7 @@ def make(
   seed: int,
   prefix: str,
   progress: cohort.Progress = cohort.no_progress,
-) -> Patches:
+) -> dict[str, np.ndarray]:
   """Draws the patches of a set of patients, one slide each.
 
   Kinds are drawn independently: a patch is an embolus with probability
@@ -66,7 +53,9 @@ def make(
     progress: called with (patients done, patients in all) after each of them.
 
   Returns:
-    The patches in the order of patients.
+    Of the n patches, in the order of patients: `image`, uint8 [n, SIZE, SIZE,
+    3]; `label`, int32 [n], place in `CLASSES`; `kind`, one of `KINDS`,
+    `patient` and `id`, str [n].
   """
   chance = [positives]
   for kinds, share in ((EASY, 1 - hard), (HARD, hard)):
@@ -80,10 +69,14 @@ def make(
   drawn = cohort.in_threads(draw, range(patients), progress)
   image, kind = map(np.concatenate, zip(*drawn, strict=True))
   names = [f'{prefix}_{i + 1:03d}' for i in range(patients)]
-  label = (kind == POSITIVE).astype(np.int32)
   ids = [f'{name}_{i:03d}' for name in names for i in range(patches)]
-  patient = np.repeat(names, patches)
-  return Patches(image, label, kind, patient, np.array(ids))
+  return {
+    'image': image,
+    'label': (kind == POSITIVE).astype(np.int32),
+    'kind': kind,
+    'patient': np.repeat(names, patches),
+    'id': np.array(ids),
+  }
 
 
 def render(rng: Generator, kinds: np.ndarray) -> tuple[np.ndarray, list[Truth]]:

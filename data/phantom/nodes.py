@@ -39,7 +39,7 @@ def make(
   test: int = 8,
   seed: int = 0,
   progress: cohort.Progress = cohort.no_progress,
-) -> Path:
+) -> None:
   """Writes images of lymph nodes at 1 um per pixel whose truth is known.
 
   A positive image holds a metastasis with its own stroma, a negative one what
@@ -53,11 +53,8 @@ def make(
     test: patients of the test part.
     seed: another seed is another set.
     progress: called with (images done, images in all) after every image.
-
-  Returns:
-    `root`.
   """
-  root, wanted = Path(root), specs(development + test, seed)
+  wanted = specs(development + test, seed)
 
   def render(name: str) -> tuple[str, ...]:
     spec = wanted[name]
@@ -76,4 +73,3 @@ def make(
   header = ('image_id', 'patient_id', 'part', 'label')
   # Last: its presence says that all is there.
   files.write_csv(root / 'images.csv', [header, *rows])
-  return root

@@ -54,7 +54,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       data.features.FeatureError: naming slides whose files are missing,
         unreadable or made otherwise than the others, see `data.cohort.match`.
       data.labels.ManifestError: if the table cannot be used.
-      ValueError: without a `SlideBagsConfig`.
     """
     table, folder, headers = self._cohort
     slides = table.slide.tolist()
@@ -119,11 +118,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   @functools.cached_property
   def _cohort(self) -> tuple[Manifest, packed.Folder, list[Header]]:
     config = self.builder_config
-    if not isinstance(config, SlideBagsConfig):
-      raise ValueError(
-        f'slide_bags: found the config {config!r}. Pass a SlideBagsConfig to '
-        'pack a cohort, or read a packed one with tfds.builder_from_directory.'
-      )
     table = label_files.read(config.csv_path)
     folder = packed.Folder(config.features_dir)
     slides = table.slide.tolist()

@@ -17,8 +17,8 @@ from experiments.maps.tile_scores import TileScores
 _IDS = uuid.UUID('7d1b6a6e-2f4c-5a55-9c3f-0f6d5a1f8c52')  # Namespace of ids.
 
 
-def write(path: pathlib.Path, features: Iterable[dict[str, Any]]) -> int:
-  """Writes a feature collection and returns the number of its features.
+def write(path: pathlib.Path, features: Iterable[dict[str, Any]]) -> None:
+  """Writes a feature collection.
 
   One feature a line; only one is held at a time, so that memory does not grow
   with the slide.
@@ -26,18 +26,16 @@ def write(path: pathlib.Path, features: Iterable[dict[str, Any]]) -> int:
   Raises:
     ValueError: if a number is not finite; no file is written then.
   """
-  count = 0
   with (
     replacing(path) as part,
     part.open('w', encoding='utf-8', newline='\n') as file,
   ):
     file.write('{"type": "FeatureCollection", "features": [')
+    separator = '\n'
     for feature in features:
-      file.write(',\n' if count else '\n')
-      file.write(json.dumps(feature, allow_nan=False))
-      count += 1
+      file.write(separator + json.dumps(feature, allow_nan=False))
+      separator = ',\n'
     file.write('\n]}\n')
-  return count
 
 
 def of_slide(

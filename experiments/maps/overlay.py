@@ -13,12 +13,7 @@ from data import outlines, slides
 from data.labelled_tiles import TileError
 from experiments.maps import top_tiles
 from experiments.maps.scale_bar import add_scale_bar, known_mpp
-from experiments.maps.tile_scores import (
-  COLOURS as COLOURS,
-  SCALES as SCALES,
-  MapError,
-  TileScores,
-)
+from experiments.maps.tile_scores import MapError, TileScores
 
 _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
@@ -124,7 +119,7 @@ def colour_map(name: str) -> np.ndarray:
   """Returns 256 colours, uint8 [256, 4]; low ones of YlGn are transparent.
 
   Args:
-    name: one of `COLOURS`.
+    name: one of `tile_scores.COLOURS`.
   """
   ramp = np.linspace(0, 1, 256)
   if name == 'YlGn':  # Its lightest are nearly white.
@@ -241,7 +236,7 @@ def draw(
     path: the slide.
     scores: of its tiles.
     scale: see `layers`.
-    colours: one of `COLOURS`.
+    colours: one of `tile_scores.COLOURS`.
     label: the true class, if known.
     note: for the title: what makes the slide none of the test part, if so.
     outlines_dir: of known ones, see `known_outlines`.

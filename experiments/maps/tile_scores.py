@@ -74,16 +74,11 @@ class TileScores:
     It is the size that their features state, if they do; tiles may reach across
     the edge of a slide but do not lie beyond it.
     """
+    low, high = self.coords.min(0), self.coords.max(0)
     if self.size not in (None, (width, height)):
       other = 'of a slide of {} x {} px'.format(*self.size)
-    elif (self.coords >= (width, height)).any():
-      other = 'of a slide of at least {} x {} px'.format(
-        *self.coords.max(0) + 1
-      )
-    elif (self.coords <= -self.side).any():
-      other = 'left of it or above, from x {}, y {} px on'.format(
-        *self.coords.min(0)
-      )
+    elif (high >= (width, height)).any() or (low <= -self.side).any():
+      other = 'from x {}, y {} to x {}, y {} px'.format(*low, *high)
     else:
       return
     raise MapError(
@@ -287,24 +282,3 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     'mpp': None if (mpp := marks.get('level0_mpp')) is None else float(mpp),
     'classes': classes,
   }
-
-
-def write_spread(path: pathlib.Path, scores: TileScores) -> None:
-  """Writes how the folds agree on one slide, as HDF5.
-
-  `coords` [N, 2], `probability_mean` and `probability_std` [N, C],
-  `kept` [F, N] and `prob` [F, C]; the attributes `folds`, `classes` and
-  `patch_size_level0`. What no fold, or only one, predicts of a tile is NaN.
-  """
-  of_classes = lambda of: np.stack(
-    [of(c) for c in range(len(scores.classes))], 1
-  )
-  arrays = {name: getattr(scores, name) for name in ('coords', 'kept', 'prob')}
-  arrays['probability_mean'] = of_classes(scores.probability)
-  arrays['probability_std'] = of_classes(scores.disagreement)
-  attributes = {
-    'folds': scores.folds,
-    'classes': list(scores.classes),
-    'patch_size_level0': scores.side,
-  }
-  write(path, arrays, attributes)

@@ -233,7 +233,8 @@ def of_slides(
     if out.any():
       notes.append(f'{"_".join(key)}: {out.sum()} patches of slides left out')
     listed[key] = Patches(some.slide[~out], some.xy[~out])
-  test = tuple(slide for slide in known_slides if slide.part == 'test')
+  is_test = lambda slide: slide.id.startswith('test_')
+  test = tuple(filter(is_test, known_slides))
   known.require([slide.id for slide in test if slide.label == 'tumor'])
   files = {slide.id: slide.path for slide in known_slides}
   parts = {

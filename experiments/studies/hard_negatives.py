@@ -293,7 +293,7 @@ def _phantom(
 
   def render(root, progress):
     sets = [
-      vars(invasion.make(seed=seed, prefix=name, progress=progress, **about))
+      invasion.make(seed=seed, prefix=name, progress=progress, **about)
       for name, about in PHANTOM.items()
     ]
     both = {key: np.concatenate([s[key] for s in sets]) for key in sets[0]}
@@ -302,17 +302,18 @@ def _phantom(
   root = phantoms.made(
     name, _CODE, render, cache_dir, last=last, unit='patient'
   )
-  patches = invasion.Patches(**results.read_arrays(root / last))
+  patches = results.read_arrays(root / last)
   note = (
     f'phantom of lymphatic invasion, seed {seed}: {invasion.SIZE} px of'
     f' {invasion.MPP:g} um. It shows that mining finds what a weak model is'
     ' mistaken about where a pool holds it, and what that is worth. It does not'
     ' show how common such tiles are in tissue, nor any figure of the paper'
   )
-  about = patches.image, patches.label, patches.patient, invasion.CLASSES
-  tiles = labelled_tiles.from_arrays(*about, ids=patches.id)
-  hard = patches.id[np.isin(patches.kind, invasion.HARD)]
-  return tiles, np.char.startswith(patches.id, 'pool'), note, hard
+  about = patches['image'], patches['label'], patches['patient']
+  ids, classes = patches['id'], invasion.CLASSES
+  tiles = labelled_tiles.from_arrays(*about, classes, ids=ids)
+  hard = ids[np.isin(patches['kind'], invasion.HARD)]
+  return tiles, np.char.startswith(ids, 'pool'), note, hard
 
 
 @dataclasses.dataclass(frozen=True)

@@ -386,7 +386,6 @@ def cut(
     images.patient[where[:, 0]],
     CLASSES,
     ids=[f'{images.id[row]}_{y}_{x}' for row, y, x in where],
-    xy=where[:, :0:-1],
   )
 
 

@@ -237,10 +237,7 @@ class _Handler(server.BaseHTTPRequestHandler):
     self.send_header('Content-Type', kind)
     self.send_header('Content-Length', str(len(content)))
     self.end_headers()
-    if self.command != 'HEAD':
-      self.wfile.write(content)
-
-  do_HEAD = do_GET
+    self.wfile.write(content)
 
   def end_headers(self) -> None:
     for name, value in _HEADERS.items():

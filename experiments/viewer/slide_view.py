@@ -12,7 +12,7 @@ import openslide
 from openslide import deepzoom
 from PIL import Image
 
-from data import slides
+from data import images, slides
 from data.slides import SlideError
 from experiments.maps import overlay, tile_scores
 
@@ -74,7 +74,8 @@ class SlideView:
     self._rings = [np.rint(ring).astype(int).tolist() for ring in known]
     self._zoom = deepzoom.DeepZoomGenerator(self._slide, _TILE, _OVERLAP)
     self._boxes = overlay.boxes(self.scores)
-    self._layers = {s: overlay.layers(self.scores, s) for s in overlay.SCALES}
+    scales = tile_scores.SCALES
+    self._layers = {s: overlay.layers(self.scores, s) for s in scales}
 
   @functools.cached_property
   def min_level(self) -> int:
@@ -126,7 +127,7 @@ class SlideView:
         name: overlay.colour_map(name)[
           np.linspace(0, 255, _STEPS).astype(int)
         ].tolist()
-        for name in overlay.COLOURS
+        for name in tile_scores.COLOURS
       },
     }
 
@@ -161,7 +162,7 @@ class SlideView:
     layer = self._layers.get(scale, {}).get(key)
     if (
       layer is None
-      or colours not in overlay.COLOURS
+      or colours not in tile_scores.COLOURS
       or level >= self._zoom.level_count
     ):
       return None
@@ -206,9 +207,8 @@ class SlideView:
       raise SlideError(f'{self.scores.slide}: cannot be read ({e}).') from e
     image.thumbnail((_LARGEST, _LARGEST))
     # Transparent where the file has no pixels.
-    white = Image.new('RGBA', image.size, 'white')
-    image = Image.alpha_composite(white, image.convert('RGBA'))
-    return _encode(image.convert('RGB'), 'JPEG', quality=_QUALITY)
+    image = images.on_white(image).convert('RGB')
+    return _encode(image, 'JPEG', quality=_QUALITY)
 
   def _top(self, layer: overlay.Layer) -> list[dict[str, Any]]:
     """Returns the tiles of the highest values, from the highest on."""

@@ -57,22 +57,17 @@ def ids(cohort, **values):
   }
 
 
-def test_parts_and_labels_are_the_organisers(folder, reference):
+def test_labels_are_the_organisers(folder, reference):
   for name in ('tumor_001_mask.tif', 'CMU-1.tif'):  # They may lie there, too.
     (folder / name).touch()
   cohort = slides.find(folder, reference, OFFICIAL)
   assert ids(cohort) == OFFICIAL - set(EXCLUDED)
   assert [s.id for s in cohort] == sorted(s.id for s in cohort)
   assert cohort[-1].path.stem == 'tumor_110'
-  assert ids(cohort, part='test') == {
-    f'test_{i:03d}' for i in range(1, 131) if i not in (49, 114)
-  }
-  assert ids(cohort, part='test', label='normal') == {
-    f'test_{i:03d}' for i in range(3, 131, 3) if i != 114
-  }
-  assert ids(cohort, part='train', label='tumor') == {
+  assert ids(cohort, label='tumor') == {
     'normal_086',
     *(f'tumor_{i:03d}' for i in range(1, 111)),
+    *(f'test_{i:03d}' for i in range(1, 131) if i % 3 and i != 49),
   }
   few = slides.find(folder, reference, ['test_049', 'tumor_001', 'Test_001'])
   assert ids(few) == {'tumor_001', 'test_001'}
@@ -240,7 +235,7 @@ def test_no_annotation_and_two_are_refused(tmp_path):
   with pytest.raises(TileError, match=r'2 tumour .*: normal_086, tumor_002\.'):
     found.require(['tumor_002', 'tumor_001', 'normal_086'])
   with pytest.raises(TileError, match='tumor_002'):
-    found.rings('tumor_002')
+    found.mask('tumor_002', (12, 12), 64)
   (tmp_path / 'Tumor_001.xml').touch()
   with pytest.raises(TileError, match='tumor_001: both'):
     annotations.find(tmp_path)
@@ -270,8 +265,6 @@ def test_masks_of_unknown_values_are_refused(tmp_path, values, fault):
     found.mask('tumor_001', (300, 300), 1)
   with pytest.raises(TileError, match='no level is 32 times'):
     found.mask('tumor_001', (10, 10), 32)
-  with pytest.raises(TileError, match='a mask has no outlines'):
-    found.rings('tumor_001')
 
 
 # Patches.

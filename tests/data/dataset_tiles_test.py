@@ -98,7 +98,7 @@ def test_a_prepared_dataset_holds_what_the_zip_does(file_format, tmp_path):
   assert part.id.tolist() == tiles.id[3:7].tolist()
   np.testing.assert_array_equal(part.pixels, tiles.pixels[3:7])
   tiles = tiles.take(np.argsort(tiles.id))
-  for name in ('label', 'group', 'xy', 'pixels'):
+  for name in ('label', 'group', 'pixels'):
     np.testing.assert_array_equal(getattr(tiles, name), getattr(source, name))
   with pytest.raises(
     TileError, match=r"split 'test' .*It has the splits train"

@@ -91,14 +91,6 @@ def test_images_come_with_masks_parts_and_labels(folder):
   assert mask[20:40, 10:18].all() and mask.sum() == 160
 
 
-def test_capitals_are_immaterial_where_the_disk_takes_them_so(
-  folder, monkeypatch
-):
-  (folder / 'images/a.png').rename(folder / 'images/A.png')
-  monkeypatch.setattr(node_images.files, 'exists', lambda path: True)
-  assert load(folder).image_paths[0].name == 'A.png'
-
-
 def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
   path = folder / 'images/a.png'
   clear = Image.open(path).convert('RGBA')

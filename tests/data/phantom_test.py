@@ -25,9 +25,9 @@ def root(tmp_path_factory):
   """Three slides of the external cohort."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(cohort, 'specs', lambda *args: MADE)
-    return phantom.make(
-      tmp_path_factory.mktemp('phantom'), cases_per_class=1, look=LOOK
-    )
+    folder = tmp_path_factory.mktemp('phantom')
+    phantom.make(folder, cases_per_class=1, look=LOOK)
+  return folder
 
 
 @pytest.fixture(scope='module')
@@ -63,12 +63,6 @@ def test_tiff_read_by_openslide_is_the_image(tmp_path):
   assert np.median(error) <= 3  # JPEG halves the chroma at edges.
   means = np.asarray(Image.fromarray(image[:, :776]).reduce(2))
   assert np.median(np.abs(half[..., :3].astype(int) - means)) <= 4
-  for fault, levels, image in (
-    ('float64', 1, np.zeros((64, 64, 3))),
-    ('8 levels', 8, np.zeros((64, 64, 3), np.uint8)),
-  ):
-    with pytest.raises(ValueError, match=rf'a\.tiff.*{fault}'):
-      tiff.write(path, image, mpp=0.5, levels=levels)
 
 
 def test_cohorts_have_every_class_alike_and_ids_tell_nothing():
@@ -116,12 +110,13 @@ def test_files_hold_what_was_drawn(root, drawn):
 def test_an_interrupted_cohort_is_not_taken_for_whole(monkeypatch, tmp_path):
   """The labels say that all slides are there."""
   monkeypatch.setattr(cohort, 'specs', lambda *args: MADE)
+  monkeypatch.setattr(cohort, '_WORKERS', 1)
 
   def interrupt(done, total):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    phantom.make(tmp_path, workers=1, progress=interrupt)
+    phantom.make(tmp_path, progress=interrupt)
   assert len(list((tmp_path / 'slides').iterdir())) < len(MADE)
   assert not (tmp_path / 'labels.csv').exists()
 
@@ -183,11 +178,11 @@ def test_workers_change_nothing_and_finished_slides_are_kept(root, monkeypatch):
   first.unlink()
   kept, seen = last.stat().st_mtime_ns, []
   monkeypatch.setattr(cohort, 'specs', lambda *args: MADE)
+  monkeypatch.setattr(cohort, '_WORKERS', 1)
   phantom.make(
     root,
     cases_per_class=1,
     look=LOOK,
-    workers=1,
     progress=lambda *counts: seen.append(counts),
   )
   assert seen == [(len(MADE), len(MADE))]

@@ -39,8 +39,8 @@ def invasion_patches():
   drawn = invasion.make(
     patients=2, patches=22, positives=0.2, hard=0.4, seed=3, prefix='a'
   )
-  assert set(drawn.kind) == set(invasion.KINDS)
-  return drawn.image.reshape(4, 11, -1).mean((1, 2))
+  assert set(drawn['kind']) == set(invasion.KINDS)
+  return drawn['image'].reshape(4, 11, -1).mean((1, 2))
 
 
 def ct_volumes():
@@ -80,13 +80,16 @@ FEW_SHOT = {'train': (1, 0), 'val': (0, 0), 'test': (0, 1)}
 
 @pytest.fixture(scope='module')
 def camelyon(tmp_path_factory):
-  return few_shot.make(tmp_path_factory.mktemp('phantom'), slides=FEW_SHOT)
+  root = tmp_path_factory.mktemp('phantom')
+  few_shot.make(root, slides=FEW_SHOT)
+  return root
 
 
 @pytest.fixture(scope='module')
 def node_folder(tmp_path_factory):
   root = tmp_path_factory.mktemp('nodes')
-  return nodes.make(root, development=2, test=2, seed=3)
+  nodes.make(root, development=2, test=2, seed=3)
+  return root
 
 
 def test_few_shot_patches_show_what_their_list_says(camelyon):
@@ -170,14 +173,14 @@ def test_invasion_is_a_function_of_seed_and_patient():
     patients=patients, seed=seed, prefix=prefix, **options
   )
   made, fewer = draw(3), draw(1)
-  assert made.image.shape == (18, invasion.SIZE, invasion.SIZE, 3)
-  np.testing.assert_array_equal(fewer.image, made.image[:6])
+  assert made['image'].shape == (18, invasion.SIZE, invasion.SIZE, 3)
+  np.testing.assert_array_equal(fewer['image'], made['image'][:6])
   for other in (draw(1, seed=4), draw(1, prefix='b')):
-    assert (other.image != fewer.image).mean() > 0.5
-  assert len(set(made.id)) == 18 and len(set(made.patient)) == 3
-  np.testing.assert_array_equal(made.label, made.kind == 'embolus')
+    assert (other['image'] != fewer['image']).mean() > 0.5
+  assert len(set(made['id'])) == 18 and len(set(made['patient'])) == 3
+  np.testing.assert_array_equal(made['label'], made['kind'] == 'embolus')
   options['positives'] = 0.0
-  assert not draw(1).label.any()
+  assert not draw(1)['label'].any()
 
 
 def test_the_truth_of_a_patch_outlines_its_embolus():
@@ -212,7 +215,7 @@ def test_every_ct_label_is_a_node_in_fat_among_tissues_of_their_units():
       assert np.percentile(around, 10) < -60
 
 
-def test_written_ct_volumes_are_those_rendered_and_are_kept(tmp_path):
+def test_written_ct_volumes_are_those_rendered(tmp_path):
   ct.make(tmp_path, patients=2)
   rows = table.read(tmp_path / 'labels.csv', ct.CLASSES)
   wanted = []
@@ -225,6 +228,3 @@ def test_written_ct_volumes_are_those_rendered_and_are_kept(tmp_path):
     again = volumes.read_mask(tmp_path / f'ct00{i}_mask.nii.gz', found)
     np.testing.assert_array_equal(again, mask)
   assert [(row.patient, row.label) for row in rows] == wanted
-  made = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-  ct.make(tmp_path, patients=2)
-  assert made == {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}

@@ -217,15 +217,13 @@ def padded(length, index):
   return batch
 
 
-@pytest.mark.parametrize(('batch', 'threads'), [(1, 4), (3, 2), (8, 1)])
-def test_batches_of_bags_are_those_of_the_plan(batch, threads):
+@pytest.mark.parametrize('batch', [1, 3, 8])
+def test_batches_of_bags_are_those_of_the_plan(batch):
   buckets = plan.bucket_lengths(LENGTHS)
   bucket, index = plan.plan_epoch(
     LENGTHS, buckets, visit=LENGTHS > 1, batch=batch, seed=1, epoch=2
   )
-  stream = pipeline.bag_batches(
-    BAGS.__getitem__, 3, buckets, bucket, index, threads=threads
-  )
+  stream = pipeline.bag_batches(BAGS.__getitem__, 3, buckets, bucket, index)
   for x, b, i in zip(stream, bucket, index, strict=True):
     assert x.dtype == np.float32
     np.testing.assert_array_equal(x, padded(buckets[b], i))

@@ -251,5 +251,3 @@ def test_readers_name_what_is_wrong(dataset, tmp_path):
   (copy / 'metadata.json').write_text(json.dumps(index))
   with pytest.raises(FeatureError, match=r'cannot be read \(its shape is'):
     packed.Packed(copy).read(index['slide_id'][0])
-  with pytest.raises(ValueError, match='Pass a SlideBagsConfig'):
-    slide_bags.Builder(data_dir=tmp_path)

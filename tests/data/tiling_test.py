@@ -42,7 +42,7 @@ def test_tiles_of_a_real_slide_are_openslides_own_pixels(real_data):
   path = real_data / 'wsi/CMU-1-Small-Region.svs'
   with Slide(path) as slide, openslide.OpenSlide(path) as reference:
     grid = tile_grid(slide)
-    assert grid.mpp == 0.5 and grid.effective_mpp == pytest.approx(0.499)
+    assert grid.effective_mpp == pytest.approx(0.499)
     assert (grid.level, grid.level_size, grid.size_level0) == (0, 256, 256)
     assert 25 <= len(grid.coords) <= 40
     for i, (x, y) in enumerate(grid.coords.tolist()):

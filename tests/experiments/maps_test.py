@@ -249,10 +249,11 @@ def written(tmp_path_factory):
   scores = scores_of(*drawn)
   path = tmp_path_factory.mktemp('geojson') / 'a.geojson'
   order = np.arange(len(scores))
-  count = geojson.write(path, geojson.of_slide(scores, 0.4, order))
+  features = list(geojson.of_slide(scores, 0.4, order))
+  geojson.write(path, features)
   first, *lines, last = path.read_text(encoding='utf-8').splitlines()
   assert strict(first + last) == {'type': 'FeatureCollection', 'features': []}
-  assert len(lines) == count  # A feature a line.
+  assert len(lines) == len(features)  # A feature a line.
   return scores, [strict(line.rstrip(',')) for line in lines]
 
 
@@ -381,7 +382,7 @@ def of_slide(run):
   return tile_scores.read(tile_scores.find(run)['007.a'])
 
 
-@pytest.mark.parametrize('scale', overlay.SCALES)
+@pytest.mark.parametrize('scale', tile_scores.SCALES)
 def test_each_tile_has_the_colour_of_its_score(run, of_slide, scale):
   drawing = overlay.draw(
     Slides(run).files()['007.a'],
@@ -555,11 +556,6 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   assert 'maps of 2 slides' in capsys.readouterr().out
   for name in ('007.a', '007'):
     of_slide = tile_scores.read(tile_scores.find(run)[name])
-    with h5py.File(run / 'disagreement' / f'{name}.h5') as file:
-      for c in range(C):
-        np.testing.assert_array_equal(
-          file['probability_std'][:, c], of_slide.disagreement(c)
-        )
     content = strict((run / 'qupath' / f'{name}.geojson').read_text())
     about = [feature['properties'] for feature in content['features']]
     tiles = [x['name'] for x in about if x['objectType'] == 'detection']
@@ -648,8 +644,8 @@ def test_slides_are_where_the_run_says_or_cost_their_pictures(
   'stated, times, other',
   [
     (True, 2, 'of a slide of 1200 x 940'),
-    (False, 2, 'of a slide of at least 1025 x 769'),
-    (False, -1, 'left of it or above, from x -512, y -384'),
+    (False, 2, 'to x 1024, y 768'),
+    (False, -1, 'from x -512, y -384 to x 0, y 0'),
   ],
 )
 def test_slides_of_another_size_are_refused_with_both_sizes(

@@ -127,7 +127,9 @@ def read_patches(path):
 
 def read_annotations(path):
   source = path if path.suffix == '.gz' else path.parent
-  for ring in annotations.find(source).rings('tumor_001'):
+  found = annotations.find(source)
+  found.require(['tumor_001'])
+  for ring in found.rings('tumor_001'):
     assert ring.corners.shape[1] == 2 and len(ring.corners) > 2
     assert np.isfinite(ring.corners).all()
 

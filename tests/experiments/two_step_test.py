@@ -219,8 +219,9 @@ def test_patches_hold_what_their_class_says():
   assert np.bincount(patches.label).tolist() == [50, 50]
   test = set(IMAGES.patient[IMAGES.test])
   assert not test & set(patches.group.tolist())
-  for i, (x, y) in enumerate(patches.xy):
-    row = IMAGES.id.tolist().index(patches.id[i].rsplit('_', 2)[0])
+  for i, name in enumerate(patches.id.tolist()):
+    image, *place = name.rsplit('_', 2)
+    row, (y, x) = IMAGES.id.tolist().index(image), map(int, place)
     image, mask = IMAGES.read(row)
     window = np.s_[y : y + 40, x : x + 40]
     np.testing.assert_array_equal(patches.read(i), image[window])
@@ -290,13 +291,14 @@ def grids():
   colour = np.array([TISSUE, TUMOUR, ALIKE])[kind] + rng.normal(0, 12, (300, 3))
   pixels = colour[:, None, None] + rng.normal(0, 8, (300, 20, 20, 3))
   patient, place = np.divmod(np.arange(300), 30)
-  return labelled_tiles.from_arrays(
+  tiles = labelled_tiles.from_arrays(
     pixels.clip(0, 255).astype(np.uint8),
     kind == 1,
     patient.astype(str),
     two_step.CLASSES,
-    xy=20 * np.stack([place % 6, place // 6], 1) + 1,
   )
+  xy = 20 * np.stack([place % 6, place // 6], 1) + 1
+  return dataclasses.replace(tiles, xy=xy)
 
 
 def test_tiles_of_unseen_patients_are_decided_on_in_two_steps(

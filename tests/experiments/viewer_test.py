@@ -342,7 +342,7 @@ def test_slide_and_map_lie_over_each_other(served, scores):
   tiles = f'slides/007.a/tiles/{level}/{{}}.jpg'
   slide = stitched(served, tiles, size, *about['tile'].values())
   assert slide.shape == (*size[::-1], 3)
-  for scale in overlay.SCALES:
+  for scale in tile_scores.SCALES:
     for layer in overlay.layers(scores, scale).values():
       heat = stitched(
         served,
