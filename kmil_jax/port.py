@@ -27,7 +27,7 @@ _NAMES = {
     'downsample_bn': 'downsample/1',
     r'(layer\d+)_(\d+)': r'\1/\2',
   },
-  'googlenet.*': {r'(branch\d)_(\d)': r'\1/\2'},
+  'googlenet': {r'(branch\d)_(\d)': r'\1/\2'},
   'mobilenet_v2': {
     'conv': '0',
     'bn': '1',
@@ -218,8 +218,8 @@ def from_torch(
       there and are left.
     num_classes: C of the model, by default that of the weights.
     drawn: variables of the classifier of tiles that is to be fine-tuned, whose
-      sizes then count. Its head, the last layer and that of each auxiliary
-      head, stays where that of `state` has other classes.
+      sizes then count. Its head, the last layer, stays where that of `state`
+      has other classes.
 
   Returns:
     `{'params'}`, and `'batch_stats'` where there are batch norms, float32.

@@ -112,9 +112,7 @@ class TileTask(Task):
 
   def init(self, run: TileRuns) -> Variables:
     key = jax.random.fold_in(jax.random.key(run.seed), _LAST)
-    # In training mode, where auxiliary heads are there.
-    keys, x = {'params': key, 'dropout': key}, jnp.zeros((2, *self._shape))
-    variables = self.model.init(keys, x, train=True)
+    variables = self.model.init(key, jnp.zeros((1, *self._shape)))
     self._check_frozen(variables['params'])
     return variables
 
