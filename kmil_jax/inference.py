@@ -87,16 +87,11 @@ class Design(Variant):
 
   def like(self) -> dict[str, Any]:
     """Returns zeros in the shapes of one fold's parameters, by network."""
-    x, mask = jnp.zeros((1, self.width)), jnp.ones(1, bool)
-
-    def shapes(network):
-      init = lambda: network.init(jax.random.key(0), x, mask, train=False)
-      return jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(init)['params'],
-      )
-
-    return {name: shapes(network) for name, network in self.networks().items()}
+    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
+    return {
+      name: jax.tree.map(zeros, network.shapes(model, self.width)['params'])
+      for name, model in self.networks().items()
+    }
 
   def predict(
     self, weights: Mapping[str, Any], x: jax.Array, count: jax.Array
