@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kmil_jax.types import Prediction, TilePrediction, unknown
+from kmil_jax.types import Prediction, TilePrediction
 
 # Similarities of feature maps: a whole map is one vector, or each of its places
 # is.
@@ -179,12 +179,7 @@ def focal(
 
   Returns:
     [T] float32, not negative.
-
-  Raises:
-    ValueError: for another `per`.
   """
-  if per not in PER:
-    raise unknown('per', per, PER)
   chex.assert_equal_shape([f[0], g[0]])
   axis = -1 if per == 'location' else (-3, -2, -1)
   total = 0

@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,11 +49,7 @@ class EfficientNetLite0(Network):
 
     Returns:
       Features, [T, 1280] float32.
-
-    Raises:
-      AssertionError: if `x` does not have three channels.
     """
-    chex.assert_shape(x, (None, None, None, 3))
     layer = functools.partial(
       conv_norm,
       train=False,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 import functools
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,7 +74,6 @@ class GoogLeNet(Classifier):
   @nn.compact
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last map before pooling, [T, about S / 32, .., 1024]."""
-    chex.assert_rank(x, 4)
     conv = functools.partial(
       conv_norm,
       train=train,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import functools
 import itertools
 
-import chex
 from flax import linen as nn
 import jax
 
@@ -77,7 +76,6 @@ class MobileNetV2(Classifier):
   @nn.compact
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last map before pooling, [T, ceil(S / 32), .., 1280]."""
-    chex.assert_rank(x, 4)
     layer = functools.partial(
       conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
     )

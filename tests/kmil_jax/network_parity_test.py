@@ -222,7 +222,7 @@ def test_a_students_step_its_gradients_and_statistics_equal_torchs(
   task, step = shallow_step(per)
   setting = Setting(np.arange(len(label)), 0, alpha, gamma=2)
   state = train.init(
-    task, runs_of([setting], label), jax.tree.map(lambda x: x[None], guess)
+    task, runs_of([setting]), jax.tree.map(lambda x: x[None], guess)
   )
   state, sums = step(
     state.replace(learning_rate=np.float32([rate])),
