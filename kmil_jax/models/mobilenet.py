@@ -10,8 +10,8 @@ import jax
 from kmil_jax.models.convolutions import conv_norm
 from kmil_jax.models.network import Classifier, Scope, TorchDense
 
-# Expansion, channels, blocks and first stride (Sandler et al., table 2), and side
-# of the filters.
+# Expansion, channels, blocks and first stride (Sandler et al., table 2), and
+# side of the filters.
 _STAGES = (
   (1, 16, 1, 1, 3),
   (6, 24, 2, 2, 3),
