@@ -600,7 +600,7 @@ def test_tiles_are_placed_as_those_of_the_training(plan):
 def test_features_that_cannot_be_made_alike_are_refused(
   plan, made, weights, message
 ):
-  with pytest.raises(PredictionError, match=message):
+  with pytest.raises((PredictionError, encoders.EncoderError), match=message):
     plan(weights, **made)
 
 
@@ -639,7 +639,9 @@ def test_a_random_encoder_is_found_beside_the_features_of_the_training(
     ' "options": {}, "inputs": {}, "made_by": []}'
   )
   (tmp_path / 'encoder.safetensors').write_bytes(b'half a file')
-  with pytest.raises(PredictionError, match=r'/encoder\.safetensors: .*not'):
+  with pytest.raises(
+    weights.WeightsError, match=r'/encoder\.safetensors: .*not'
+  ):
     plan(None, Folder(tmp_path), encoder='resnet50-conv4-random-seed0-1')
   (tmp_path / 'empty').mkdir()
   with pytest.raises(SlideError, match='holds no slides'):
