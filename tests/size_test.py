@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3289   2000
+kmil_jax                3285   2000
 kmil_jax/models         1854   1350
 kmil_jax/tasks           614   400
 data                    4692   2600
@@ -34,7 +34,7 @@ experiments/papers       586   600
 experiments/benchmarks  1184   360
 tests                  23981  13000
 """
-TOTAL = 25793
+TOTAL = 25789
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
