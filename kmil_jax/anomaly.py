@@ -46,14 +46,6 @@ def maps(
   return total
 
 
-def scores(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean and maximum of every map [T, S, S]; the mean is the patch's score.
-
-  He and Li's threshold of 2 is one of the mean.
-  """
-  return maps.mean((1, 2)), maps.max((1, 2))
-
-
 @functools.cache
 def _enlarge(side: int, size: int) -> np.ndarray:
   """Returns the matrix [size, side] that upsamples, then blurs, one axis."""

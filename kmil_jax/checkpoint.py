@@ -6,13 +6,10 @@ changed since is never taken for parameters.
 
 from collections.abc import Iterator
 import contextlib
-import gc
 import json
-import logging
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from typing import Any
 import warnings
@@ -24,11 +21,6 @@ import numpy as np
 from kmil_jax import checksums, parallel
 
 _METADATA, _STATE = '_CHECKPOINT_METADATA', 'state'  # Orbax's names.
-# Of a damaged checkpoint Orbax loses tasks, and asyncio says so when they are
-# collected.
-logging.getLogger('asyncio').addFilter(
-  lambda record: 'tensorstore' not in record.getMessage()
-)
 
 
 class CheckpointError(OSError):
@@ -144,39 +136,15 @@ class Checkpoints:
 def damage(folder: pathlib.Path) -> pathlib.Path | None:
   """Returns a file of a checkpoint that is missing or changed, None if none is.
 
-  One of an older version, without hashes, is loaded: if that fails, all of it
-  is damaged.
+  One without hashes, which an older version wrote, or whose save was killed, is
+  sound if it is whole: Orbax renames a folder once all of it is there.
 
   Args:
     folder: of one checkpoint, if present.
   """
-  if not folder.exists() or (folder / checksums.SUMS).exists():
-    return checksums.damage(folder)
-  if not (folder / _METADATA).exists():
+  if folder.exists() and not (folder / _METADATA).exists():
     return folder / _METADATA
-  from orbax.checkpoint import v1 as ocp  # Takes a quarter of a second.
-
-  alone = ocp.Context()  # Other processes are not waited for.
-  alone.multiprocessing.active_processes = {jax.process_index()}
-  alone.multiprocessing.primary_host = jax.process_index()
-  alone.multiprocessing.barrier_sync_key_prefix = 'alone'
-  with _quiet(), _plain(folder.absolute()) as path, alone:
-    try:
-      ocp.load(path)
-    except Exception:  # Orbax raises anything.
-      return folder
-  return None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Drops what is printed of tasks of Orbax whose fellow failed."""
-  hook, sys.unraisablehook = sys.unraisablehook, lambda of: None
-  try:
-    yield
-    gc.collect()
-  finally:
-    sys.unraisablehook = hook
+  return checksums.damage(folder)
 
 
 @contextlib.contextmanager

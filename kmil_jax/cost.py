@@ -18,6 +18,7 @@ from kmil_jax import parallel
 from kmil_jax.models.abmil import ABMIL
 from kmil_jax.models.dsmil import DSMIL
 from kmil_jax.models.dtfd import DTFD, RANKING
+from kmil_jax.models.network import shapes
 from kmil_jax.models.nystrom import HEADS, LANDMARKS, WIDTH
 from kmil_jax.models.transmil import TransMIL
 
@@ -50,7 +51,7 @@ def measure(model: nn.Module, num_instances: int, width: int) -> Cost:
   """
   # Any values do; the model's own start takes longer to compile than to run.
   fill = lambda leaf: jnp.full(leaf.shape, 0.02)
-  variables = jax.tree.map(fill, _shapes(model, width))
+  variables = jax.tree.map(fill, shapes(model, width))
   x, mask = jnp.ones((num_instances, width)), jnp.ones(num_instances, bool)
   forward = functools.partial(model.apply, train=False)
   lowered = jax.jit(forward).lower(variables, x, mask)
@@ -106,7 +107,7 @@ def multiply_adds(model: nn.Module, num_instances: int, width: int) -> int:
     width: D.
   """
   seen = rows(model, num_instances)
-  leaves = traverse_util.flatten_dict(_shapes(model, width)['params'], sep='/')
+  leaves = traverse_util.flatten_dict(shapes(model, width)['params'], sep='/')
   return sum(
     leaf.size
     * next((n for p, n in seen.items() if re.fullmatch(p, path)), num_instances)
@@ -159,11 +160,3 @@ def rows(model: nn.Module, num_instances: int) -> dict[str, int]:
         'classifier/weight': 1,
       }
   return {}
-
-
-@functools.cache
-def _shapes(model: nn.Module, width: int) -> dict[str, Any]:
-  """Returns a model's variables as shapes."""
-  init = functools.partial(model.init, train=False)
-  x, mask = jnp.ones((1, width)), jnp.ones(1, bool)
-  return jax.eval_shape(init, jax.random.key(0), x, mask)

@@ -5,20 +5,12 @@ carcinoma using deep learning", Laryngoscope Investigative Otolaryngology 2022,
 section 2.5.
 """
 
-import chex
 import numpy as np
 
 WINDOW = 40  # Pixels of 1 um, as is the stride.
 STRIDE = 10
 FIRES = 0.5  # Probability from which a network says tumour.
 _LEAST_TISSUE = 0.5  # Windows with less of it are glass.
-
-
-def grid(
-  shape: tuple[int, int], window: int = WINDOW, stride: int = STRIDE
-) -> tuple[int, int]:
-  """Returns how many windows fit, down and across."""
-  return tuple(max(0, (side - window) // stride + 1) for side in shape)
 
 
 def on_tissue(tissue: np.ndarray, stride: int = STRIDE) -> np.ndarray:
@@ -53,13 +45,12 @@ def votes(positive: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
   window have none and are 0.
 
   Args:
-    positive: the decision on each window, bool [h, w] of `grid`.
+    positive: the decision on each window, bool [h, w] of `on_tissue`.
     shape: the image's, (H, W).
 
   Returns:
     float32 [H, W], multiples of 1 / k**2 from 0 to 1.
   """
-  chex.assert_shape(positive, grid(shape, WINDOW, STRIDE))
   result = np.zeros(shape, np.float32)
   if positive.size:
     k = WINDOW // STRIDE

@@ -71,11 +71,6 @@ class Design(Variant):
   num_classes: int
   width: int  # of the features
 
-  @property
-  def least(self) -> int:
-    """Rows that a bag is padded to at least."""
-    return self.options.get('total_instances', 1)
-
   def networks(self) -> dict[str, nn.Module]:
     """Returns the model, and the first stage that chooses its instances."""
     spec, size = SPECS[self.model], {'num_classes': self.num_classes}
@@ -87,16 +82,11 @@ class Design(Variant):
 
   def like(self) -> dict[str, Any]:
     """Returns zeros in the shapes of one fold's parameters, by network."""
-    x, mask = jnp.zeros((1, self.width)), jnp.ones(1, bool)
-
-    def shapes(network):
-      init = lambda: network.init(jax.random.key(0), x, mask, train=False)
-      return jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(init)['params'],
-      )
-
-    return {name: shapes(network) for name, network in self.networks().items()}
+    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)
+    return {
+      name: jax.tree.map(zeros, network.shapes(model, self.width)['params'])
+      for name, model in self.networks().items()
+    }
 
   def predict(
     self, weights: Mapping[str, Any], x: jax.Array, count: jax.Array
@@ -143,7 +133,6 @@ class Design(Variant):
     return archives.Predictor(
       self.predict,
       dict(weights),
-      least=self.least,
       dtype=network.dtype_of(self.precision),
     )
 
@@ -159,7 +148,8 @@ class Design(Variant):
     if SPECS[self.model].fixed_length:
       sizes = {archives.program_name(n): n for n in archives.LENGTHS}
     else:
-      least = max(self.least, archives.LEAST)
+      # A program for any length counts on all rows that DTFD may distil.
+      least = max(self.options.get('total_instances', 1), archives.LEAST)
       (n,) = export.symbolic_shape('n', constraints=[f'n >= {least}'])
       sizes = {archives.ANY: n}
     # Do not store local file paths in the exported program.

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kmil_jax.types import Prediction, TilePrediction, unknown
+from kmil_jax.types import Prediction, TilePrediction
 
-# Szegedy et al., CVPR 2015 (GoogLeNet), section 5: of each auxiliary head.
-_AUX_WEIGHT = 0.3
 # Similarities of feature maps: a whole map is one vector, or each of its places
 # is.
 PER = ('map', 'location')
@@ -93,12 +91,9 @@ def two_tier(
 def tile_cross_entropy(
   prediction: TilePrediction, label: jax.Array
 ) -> jax.Array:
-  """Cross-entropy of every tile, with those of auxiliary heads.
+  """Cross-entropy of every tile, -log softmax(logits)[y].
 
-    l_t = CE(logits_t, y_t) + 0.3 sum_a CE(aux_a,t, y_t)
-
-  CE is -log softmax(logits)[y]; of one logit z, it is that of the
-  probabilities 1 - sigmoid(z) and sigmoid(z).
+  Of one logit z, it is that of the probabilities 1 - sigmoid(z) and sigmoid(z).
 
   Args:
     prediction: of T tiles, C logits each.
@@ -108,10 +103,7 @@ def tile_cross_entropy(
     [T] float32.
   """
   chex.assert_shape(label, (len(prediction.logits),))
-  loss = _cross_entropy(prediction.logits, label)
-  for logits in prediction.aux_logits:
-    loss += _AUX_WEIGHT * _cross_entropy(logits, label)
-  return loss
+  return _cross_entropy(prediction.logits, label)
 
 
 def tile_probabilities(logits: jax.Array) -> jax.Array:
@@ -187,12 +179,7 @@ def focal(
 
   Returns:
     [T] float32, not negative.
-
-  Raises:
-    ValueError: for another `per`.
   """
-  if per not in PER:
-    raise unknown('per', per, PER)
   chex.assert_equal_shape([f[0], g[0]])
   axis = -1 if per == 'location' else (-3, -2, -1)
   total = 0

@@ -15,7 +15,7 @@ _ROWS = 64  # Queries are padded to a multiple of it.
 
 
 class MiningError(ValueError):
-  """Features that cannot be searched; says what is wrong with them."""
+  """Features that cannot be searched; says which."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def nearest(
   Args:
     queries: features, [Q, F].
     candidates: features, [M, F]; they may be mapped from a file.
-    alpha: how many candidates per query.
+    alpha: how many candidates per query, from 1 to M.
     metric: one of `METRICS`. The cosine of a vector of zeros with any other is
       0, its distance 1.
 
@@ -56,23 +56,8 @@ def nearest(
     differ by less than 1e-6 |q|^2, those chosen are any.
 
   Raises:
-    MiningError: if there are fewer candidates than `alpha`, the numbers of
-      features differ, one of them is not finite, or the metric is unknown.
+    MiningError: if a feature is not finite.
   """
-  if metric not in METRICS:
-    raise MiningError(
-      f'metric {metric!r} is unknown. Choose one of {", ".join(METRICS)}.'
-    )
-  if not 1 <= alpha <= len(candidates):
-    raise MiningError(
-      f'alpha={alpha}: choose at least 1, and no more than the'
-      f' {len(candidates)} candidates'
-    )
-  if queries.ndim != 2 or queries.shape[1:] != candidates.shape[1:]:
-    raise MiningError(
-      f'Queries are {list(queries.shape)} and candidates'
-      f' {list(candidates.shape)}. Give both as [n, F], from the same layer.'
-    )
   queries = _finite(queries, 'queries')
   # Distances do not change with the origin, but |q|^2 rounds less near it.
   origin = queries.mean(0) if metric == 'l2' and len(queries) else 0.0

@@ -136,21 +136,14 @@ def orthogonal(key: jax.Array, params: Any) -> Any:
 
   Args:
     key: of the draw.
-    params: a tree whose leaves are named `weight` or `bias`.
-
-  Raises:
-    ValueError: for a leaf of another name.
+    params: of dense layers.
   """
   draw = jax.nn.initializers.orthogonal()
 
   def start(place, path, leaf):
     if path[-1].key == 'bias':
       return jnp.zeros_like(leaf)
-    if path[-1].key == 'weight':
-      return draw(jax.random.fold_in(key, place), leaf.shape, leaf.dtype)
-    raise ValueError(
-      f'{jax.tree_util.keystr(path)}: only dense layers start orthogonal'
-    )
+    return draw(jax.random.fold_in(key, place), leaf.shape, leaf.dtype)
 
   leaves, tree = jax.tree.flatten_with_path(params)
   drawn = [start(place, *leaf) for place, leaf in enumerate(leaves)]

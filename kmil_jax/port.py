@@ -27,7 +27,7 @@ _NAMES = {
     'downsample_bn': 'downsample/1',
     r'(layer\d+)_(\d+)': r'\1/\2',
   },
-  'googlenet.*': {r'(branch\d)_(\d)': r'\1/\2'},
+  'googlenet': {r'(branch\d)_(\d)': r'\1/\2'},
   'mobilenet_v2': {
     'conv': '0',
     'bn': '1',
@@ -196,7 +196,6 @@ def from_torch(
   name: str,
   state: Mapping[str, Any],
   *,
-  num_classes: int | None = None,
   drawn: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns a network's variables, made of a public implementation's weights.
@@ -216,10 +215,9 @@ def from_torch(
       batch norms, and layers beyond those used (`layer4` and `fc` of a trunk or
       teacher, RD4AD's idle layer, the auxiliary heads of 'googlenet'), may be
       there and are left.
-    num_classes: C of the model, by default that of the weights.
     drawn: variables of the classifier of tiles that is to be fine-tuned, whose
-      sizes then count. Its head, the last layer and that of each auxiliary
-      head, stays where that of `state` has other classes.
+      sizes then count. Its head, the last layer, stays where that of `state`
+      has other classes.
 
   Returns:
     `{'params'}`, and `'batch_stats'` where there are batch norms, float32.
@@ -235,7 +233,7 @@ def from_torch(
   if drawn is None:
     if name in vit.presets():
       state = _by_timms_names(state)
-    drawn = _shapes(name, state, num_classes)
+    drawn = _shapes(name, state)
   else:
     own = to_torch(name, drawn).items()
     head = {entry: x for entry, x in own if re.fullmatch(_HEAD, entry)}
@@ -337,13 +335,11 @@ def _places(
   return places
 
 
-def _shapes(
-  name: str, state: Mapping[str, np.ndarray], num_classes: int | None = None
-) -> dict[str, Any]:
+def _shapes(name: str, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Returns shapes of the variables of the network that weights are meant for.
 
-  The weights tell its sizes, and the number of classes if it is not given. Of
-  an array with fewer axes than it should have, `check` will tell.
+  The weights tell its sizes. Of an array with fewer axes than it should have,
+  `check` will tell.
   """
 
   def size(pattern, axis, default=1):
@@ -355,7 +351,7 @@ def _shapes(
     return next(lengths, default)
 
   shape = lambda *shape: jax.ShapeDtypeStruct(shape, np.float32)
-  classes, inputs = num_classes or size(_HEAD, 0), (shape(1, 32, 32, 3),)
+  classes, inputs = size(_HEAD, 0), (shape(1, 32, 32, 3),)
   options = {} if name in _ENCODERS else {'train': False}
   if name in SPECS:
     model = SPECS[name].make(num_classes=classes)

@@ -119,7 +119,6 @@ class TilePrediction:
 
   logits: chex.Array  # [T, C] float32
   features: chex.Array  # [T, F] float32, what the last layer sees
-  aux_logits: tuple[chex.Array, ...] = ()  # [T, C] each, in training only
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,13 +46,11 @@ class Kernel:
   """A launch: bytes that it moves, and operations of its products.
 
   Attributes:
-    name: in the program.
     bytes: read and written; of slices of a parameter, the slices alone.
     flops: by the type of the factors: 'bfloat16', 'tf32' or 'float32', which
       are factors of float32 with and without `operand_precision=highest`.
   """
 
-  name: str
   bytes: float
   flops: dict[str, float]
 
@@ -164,7 +162,7 @@ class Program:
     for product, kinds in self._products(op, shapes):
       kind, count = _product(product, kinds)
       flops[kind] = flops.get(kind, 0) + count
-    return Kernel(op.name, max(written + sum(read), 0), flops)
+    return Kernel(max(written + sum(read), 0), flops)
 
   def _body(self, op: Op) -> list[Op]:
     calls = op.called('calls') if op.opcode == 'fusion' else ()

@@ -10,7 +10,6 @@ import re
 import textwrap
 from typing import Any
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -259,7 +258,8 @@ def _random_file(
         ' those of a random one.'
       )
     tiles = network('random').normalise(sample())
-    state = port.to_torch('resnet50_trunk', random_trunk(tiles, seed=seed))
+    trunk = random_network(resnet.ResNet50Trunk(momentum=0.0), tiles, seed=seed)
+    state = port.to_torch('resnet50_trunk', trunk)
     with replacing(path) as part:
       part.write_bytes(safetensors.numpy.save(state, {_SEED: str(seed)}))
   try:
@@ -335,11 +335,6 @@ def _seed_of(path: pathlib.Path) -> str | None:
     return (file.metadata() or {}).get(_SEED)
 
 
-def random_trunk(tiles: np.ndarray, *, seed: int) -> dict[str, Any]:
-  """Returns random `ResNet50Trunk` variables, as `random_network`."""
-  return random_network(resnet.ResNet50Trunk(momentum=0.0), tiles, seed=seed)
-
-
 def random_network(
   network: nn.Module, tiles: np.ndarray, *, seed: int
 ) -> dict[str, Any]:
@@ -362,7 +357,6 @@ def random_network(
   Returns:
     `{'params', 'batch_stats'}`, float32 NumPy.
   """
-  chex.assert_shape(tiles, (None, None, None, 3))
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):

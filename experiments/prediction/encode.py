@@ -35,6 +35,7 @@ def plan(
   Raises:
     PredictionError: if such features cannot be made.
     SlideError: if there are no slides.
+    EncoderError, WeightsError, PortError: as `encoder.make_encoder`.
   """
   stated, name = card.features, card.features.get('encoder', 'unknown')
   takes = _takes(name)
@@ -50,15 +51,12 @@ def plan(
   if weights is None and encoder_name != encoders.DEFAULT:
     raise PredictionError(f'{takes}. Give its weights by --weights.')
   is_function = weights is not None and encoders.is_function(weights)
-  try:
-    encoder = encoders.make_encoder(
-      None if is_function else encoder_name,
-      weights,
-      cache_dir=cache_dir,
-      precision=stated.get('precision', 'float32'),
-    )
-  except encoders.ERRORS as error:
-    raise PredictionError(str(error)) from error
+  encoder = encoders.make_encoder(
+    None if is_function else encoder_name,
+    weights,
+    cache_dir=cache_dir,
+    precision=stated.get('precision', 'float32'),
+  )
   if encoder.name != name:
     raise PredictionError(f'{takes}. --weights={weights} is {encoder.name}.')
   # `tissue_csv` and `regions` are of the training's slides.

@@ -304,7 +304,7 @@ def _train_group(
   task, train, val = students.task, *map(material.parts.get, ('train', 'val'))
   label = np.int32(train.label)
   runs = [setting.run(label) for setting in group]
-  constants = distill.runs_of(runs, label)
+  constants = distill.runs_of(runs)
   patches = Patches(teacher=known, image=images('train'), label=label)
   program = distill.program(task, runs, patches, students.batch)
   recipe = distill.recipe(

@@ -400,7 +400,7 @@ def scan(
   Args:
     image: uint8 [H, W, 3].
     networks: one or two.
-    seen: which windows to evaluate, bool [h, w] of `heatmap.grid`.
+    seen: which windows to evaluate, bool [h, w] of `heatmap.on_tissue`.
     stride: from one window to the next, in pixels.
 
   Returns:

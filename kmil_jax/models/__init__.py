@@ -131,7 +131,6 @@ SPECS = {
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
   # Szegedy et al., CVPR 2015, table 1.
   'googlenet': GoogLeNet,
-  'googlenet_aux': functools.partial(GoogLeNet, auxiliary=True),
   # Sandler et al., CVPR 2018, table 2.
   'mobilenet_v2': MobileNetV2,
   # Ansari.

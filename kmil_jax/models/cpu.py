@@ -88,18 +88,11 @@ def one_by_one(spec: ModelSpec, count: int, length: int) -> bool:
   Its products with an axis for either copy what they multiply transposed
   first. Of long bags, and of models that share little between runs, that costs
   more than to cut a run's parameters out and to put its gradients in; of one
-  run or bag alone, there is no need of it.
-
-  Raises:
-    ValueError: in a program for several platforms at once.
+  run or bag alone, there is no need of it. Training is lowered for one platform
+  at a time.
   """
-  platform = _lowered_for()
-  if platform is None:
-    raise ValueError(
-      'Training is lowered for one platform at a time. Name it to lowering_for.'
-    )
   in_turn = count == 1 or length >= _LONG or spec.one_by_one
-  return platform == 'cpu' and in_turn
+  return _lowered_for() == 'cpu' and in_turn
 
 
 def map_folds(spec: ModelSpec, f: Callable[[Any], Any], params: Any) -> Any:

@@ -1,14 +1,14 @@
 """EfficientNet-Lite0, the encoder of tiles that is used by default."""
 
 import functools
+import itertools
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from kmil_jax.models.convolutions import conv_norm, convolution
-from kmil_jax.models.mobilenet import InvertedResidual
+from kmil_jax.models.mobilenet import residuals
 from kmil_jax.models.network import Network, Scope
 
 FEATURES = 1280
@@ -50,11 +50,7 @@ class EfficientNetLite0(Network):
 
     Returns:
       Features, [T, 1280] float32.
-
-    Raises:
-      AssertionError: if `x` does not have three channels.
     """
-    chex.assert_shape(x, (None, None, None, 3))
     layer = functools.partial(
       conv_norm,
       train=False,
@@ -64,17 +60,7 @@ class EfficientNetLite0(Network):
       epsilon=1e-3,
     )
     x = nn.relu6(Scope(layer, name='stem')(x, _STEM, 3, 2))
-    place = 0
-    for expansion, channels, blocks, stride, size in _STAGES:
-      for block in range(blocks):
-        x = InvertedResidual(
-          channels,
-          1 if block else stride,
-          expansion,
-          layer,
-          size,
-          name=f'blocks_{place}',
-        )(x)
-        place += 1
+    names = map('blocks_{}'.format, itertools.count())
+    x = residuals(x, layer, _STAGES, names)
     x = nn.relu6(Scope(layer, name='head')(x, FEATURES))
     return x.astype(jnp.float32).mean((1, 2))

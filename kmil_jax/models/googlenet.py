@@ -3,16 +3,13 @@
 from collections.abc import Callable
 import functools
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kmil_jax.models import cpu
 from kmil_jax.models.convolutions import conv_norm, max_pool
 from kmil_jax.models.network import Classifier, Scope, TorchDense
-from kmil_jax.types import TilePrediction
 
 # Channels of the 1x1 branch; of the 3x3 branch, reduced and out; of what was
 # the 5x5 branch, reduced and out; of the pooled one (Szegedy et al., table 1).
@@ -27,7 +24,6 @@ _STAGES = {
   },
   5: {'a': (256, 160, 320, 32, 128, 128), 'b': (384, 192, 384, 48, 128, 128)},
 }
-_AUXILIARY = {'inception4a': 'aux1', 'inception4d': 'aux2'}
 # Of kernels and linear weights. What torchvision truncates, 200 deviations
 # away, never occurs.
 _narrow = nn.initializers.normal(0.01)
@@ -60,28 +56,6 @@ class Inception(nn.Module):
     return jnp.concatenate(branches, -1)
 
 
-class AuxiliaryHead(nn.Module):
-  """Classifies a map from the middle of the network, in training only.
-
-  Attributes:
-    num_classes: C.
-    layer: as of `Inception`.
-  """
-
-  num_classes: int
-  layer: Callable[..., jax.Array]
-
-  @nn.compact
-  def __call__(self, m: jax.Array, *, train: bool) -> jax.Array:
-    """Maps [T, h, w, F] to logits [T, C]."""
-    m = self.layer('conv', _adaptive_mean(m, 4), 128)
-    # Channel by channel, as torch does.
-    x = m.astype(jnp.float32).transpose(0, 3, 1, 2).reshape(len(m), -1)
-    x = nn.relu(TorchDense(1024, weight_init=_narrow, name='fc1')(x))
-    x = nn.Dropout(0.7, deterministic=not train)(x)
-    return TorchDense(self.num_classes, weight_init=_narrow, name='fc2')(x)
-
-
 class GoogLeNet(Classifier):
   """GoogLeNet, torchvision's, without its `transform_input`; F is 1,024.
 
@@ -89,32 +63,17 @@ class GoogLeNet(Classifier):
   (https://arxiv.org/abs/1409.4842), table 1; the local response
   normalisations have made way for batch normalisation after each convolution.
   Weights start as torchvision's: normal with deviation 0.01, linear biases as
-  torch's. Training drops features with probability 0.2.
-
-  Attributes:
-    auxiliary: whether training has the logits of two auxiliary heads, too.
+  torch's. Training drops features with probability 0.2. There are no auxiliary
+  heads.
   """
-
-  auxiliary: bool = False
 
   def setup(self):
     self.dropout = nn.Dropout(0.2)
     self.fc = TorchDense(self.num_classes, weight_init=_narrow)
 
-  def __call__(self, x: jax.Array, *, train: bool = False) -> TilePrediction:
-    m, aux_logits = self._maps(x, train)
-    return self.head(m, train=train).replace(aux_logits=aux_logits)
-
+  @nn.compact
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last map before pooling, [T, about S / 32, .., 1024]."""
-    return self._maps(x, train)[0]
-
-  @nn.compact
-  def _maps(
-    self, x: jax.Array, train: bool
-  ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Returns the last map, and what auxiliary heads say of those before."""
-    chex.assert_rank(x, 4)
     conv = functools.partial(
       conv_norm,
       train=train,
@@ -128,33 +87,12 @@ class GoogLeNet(Classifier):
     pool = lambda x, size=3: max_pool(x, size, 2, _ceil_padding(x, size, 2))
     x = pool(layer('conv1', x, 64, 7, 2))
     x = pool(layer('conv3', layer('conv2', x, 64), 192, 3))
-    middle = {}
     for stage, blocks in _STAGES.items():
       for letter, channels in blocks.items():
-        name = f'inception{stage}{letter}'
-        x = Inception(channels, layer, name=name)(x)
-        if name in _AUXILIARY:
-          middle[_AUXILIARY[name]] = x
+        x = Inception(channels, layer, name=f'inception{stage}{letter}')(x)
       if stage < 5:
         x = pool(x, 3 if stage == 3 else 2)
-    if not self.auxiliary or not (train or self.is_initializing()):
-      return x, ()
-    head = functools.partial(AuxiliaryHead, self.num_classes, layer)
-    return x, tuple(
-      head(name=name)(m, train=train) for name, m in middle.items()
-    )
-
-
-def _adaptive_mean(m: jax.Array, size: int) -> jax.Array:
-  """Means [T, size, size, F] of parts that cover a map, of any size, evenly."""
-
-  def weights(n):
-    i, pixel = np.arange(size)[:, None], np.arange(n)
-    inside = (pixel >= i * n // size) & (pixel < -(-(i + 1) * n // size))
-    return jnp.asarray(inside / inside.sum(1, keepdims=True), m.dtype)
-
-  rows, columns = weights(m.shape[1]), weights(m.shape[2])
-  return jnp.einsum('thwf,ih,jw->tijf', m, rows, columns)
+    return x
 
 
 def _ceil_padding(x: jax.Array, size: int, stride: int) -> cpu.Padding:

@@ -1,25 +1,25 @@
 """MobileNet-v2, the patch classifier of the two-step detector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import itertools
 
-import chex
 from flax import linen as nn
 import jax
 
 from kmil_jax.models.convolutions import conv_norm
 from kmil_jax.models.network import Classifier, Scope, TorchDense
 
-# Expansion, channels, blocks and first stride (Sandler et al., table 2).
+# Expansion, channels, blocks and first stride (Sandler et al., table 2), and
+# side of the filters.
 _STAGES = (
-  (1, 16, 1, 1),
-  (6, 24, 2, 2),
-  (6, 32, 3, 2),
-  (6, 64, 4, 2),
-  (6, 96, 3, 1),
-  (6, 160, 3, 2),
-  (6, 320, 1, 1),
+  (1, 16, 1, 1, 3),
+  (6, 24, 2, 2, 3),
+  (6, 32, 3, 2, 3),
+  (6, 64, 4, 2, 3),
+  (6, 96, 3, 1, 3),
+  (6, 160, 3, 2, 3),
+  (6, 320, 1, 1, 3),
 )
 _STEM, _LAST = 32, 1280
 
@@ -40,7 +40,7 @@ class InvertedResidual(nn.Module):
   stride: int
   expansion: int
   layer: Callable[..., jax.Array]
-  size: int = 3
+  size: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,6 +53,29 @@ class InvertedResidual(nn.Module):
     y = Scope(depthwise, name='depthwise')(y, width, self.size, self.stride)
     y = Scope(self.layer, name='project')(nn.relu6(y), self.channels)
     return x + y if x.shape == y.shape else y
+
+
+def residuals(
+  x: jax.Array,
+  layer: Callable[..., jax.Array],
+  stages: Sequence[tuple[int, ...]],
+  names: Iterator[str],
+) -> jax.Array:
+  """Returns maps after all blocks of stages, in a module's `__call__`.
+
+  Args:
+    x: maps, [T, S, S, C].
+    layer: as of `InvertedResidual`.
+    stages: expansion, channels, blocks, first stride and side of the filters.
+    names: of the blocks.
+  """
+  for expansion, channels, blocks, first, size in stages:
+    for stride in (first, *(1,) * (blocks - 1)):
+      block = InvertedResidual(
+        channels, stride, expansion, layer, size, name=next(names)
+      )
+      x = block(x)
+  return x
 
 
 class MobileNetV2(Classifier):
@@ -77,19 +100,10 @@ class MobileNetV2(Classifier):
   @nn.compact
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last map before pooling, [T, ceil(S / 32), .., 1280]."""
-    chex.assert_rank(x, 4)
     layer = functools.partial(
       conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
     )
     names = map('features_{}'.format, itertools.count())
     x = nn.relu6(Scope(layer, name=next(names))(x, _STEM, 3, 2))
-    for expansion, channels, blocks, stride in _STAGES:
-      for block in range(blocks):
-        x = InvertedResidual(
-          channels,
-          1 if block else stride,
-          expansion,
-          layer,
-          name=next(names),
-        )(x)
+    x = residuals(x, layer, _STAGES, names)
     return nn.relu6(Scope(layer, name=next(names))(x, _LAST))

@@ -63,6 +63,13 @@ def build(make: Callable[..., nn.Module], precision: str) -> nn.Module:
   return network
 
 
+def shapes(model: nn.Module, width: int) -> dict[str, Any]:
+  """Returns the variables of a bag model of features [N, width] as shapes."""
+  init = functools.partial(model.init, train=False)
+  x, mask = jnp.ones((1, width)), jnp.ones(1, bool)
+  return jax.eval_shape(init, jax.random.key(0), x, mask)
+
+
 def custom_vjp(function: Callable, forward: Callable, backward: Callable):
   """Returns `function` with a gradient of its own, as precise as its caller.
 

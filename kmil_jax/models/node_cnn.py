@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,7 +42,6 @@ class NodeCNN(Classifier):
 
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last pooled map, [T, S // 8, S // 8, 128]."""
-    chex.assert_rank(x, 4)
     for conv in (self.conv1, self.conv2, self.conv3):
       x = max_pool(nn.relu(conv(x)), 2, 2)
       x = self.drop_map(x, deterministic=not train)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,7 +116,6 @@ class ResNet(Classifier, kw_only=True):
   @nn.compact
   def feature_map(self, x: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns the last map before pooling, [T, ceil(S / 32), .., F]."""
-    chex.assert_rank(x, 4)
     layer = functools.partial(
       conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
     )
@@ -152,11 +150,7 @@ class ResNet50Trunk(Network):
 
     Returns:
       Features, [T, 1024] float32.
-
-    Raises:
-      AssertionError: if `x` does not have three channels.
     """
-    chex.assert_shape(x, (None, None, None, 3))
     layer = functools.partial(
       conv_norm,
       train=train,

@@ -10,7 +10,6 @@ on.
 from collections.abc import Callable
 import functools
 
-import chex
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +56,6 @@ class Teacher(Network):
     Raises:
       ValueError: if S is not a multiple of 32.
     """
-    chex.assert_shape(x, (None, None, None, 3))
     if any(side % MULTIPLE for side in x.shape[1:3]):
       raise ValueError(
         f'patches of {x.shape[2]} x {x.shape[1]} pixels: their sides must be'

@@ -47,7 +47,7 @@ class TileTask(Task):
     make: of `models.CLASSIFIERS`.
     recipe: its loss, optimiser, weights of classes, augmentation and how tiles
       are normalised.
-    num_classes: C.
+    num_classes: C; 2 if the recipe is binary.
     shape: of what the network takes, [S, S, channels]; tiles are resized.
     precision: of the computation, see `network.build`.
     freeze: modules that stay as they are, a regular expression that is matched
@@ -56,8 +56,7 @@ class TileTask(Task):
       running statistics.
 
   Raises:
-    PatchError: if the recipe is binary and the classes are not two, or weighs
-      another number of them, or does not fit the channels, or if `freeze` is no
+    PatchError: if the recipe does not fit the channels, or `freeze` is no
       regular expression.
   """
 
@@ -71,17 +70,7 @@ class TileTask(Task):
     precision: str = 'float32',
     freeze: str = '',
   ):
-    if recipe.binary and num_classes != 2:
-      raise PatchError(
-        f'One logit separates two classes, not {num_classes}. Set binary to'
-        ' False.'
-      )
     weights = recipe.class_weight or (1.0,) * num_classes
-    if len(weights) != num_classes:
-      raise PatchError(
-        f'{len(weights)} class weights were given for {num_classes} classes.'
-        ' Give one for each.'
-      )
     self._policy, channels = augment.PRESETS[recipe.augment], shape[2]
     if self._policy.colour[0] and channels != 3:
       raise PatchError(
@@ -112,9 +101,7 @@ class TileTask(Task):
 
   def init(self, run: TileRuns) -> Variables:
     key = jax.random.fold_in(jax.random.key(run.seed), _LAST)
-    # In training mode, where auxiliary heads are there.
-    keys, x = {'params': key, 'dropout': key}, jnp.zeros((2, *self._shape))
-    variables = self.model.init(keys, x, train=True)
+    variables = self.model.init(key, jnp.zeros((1, *self._shape)))
     self._check_frozen(variables['params'])
     return variables
 

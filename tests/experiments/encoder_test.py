@@ -45,7 +45,8 @@ def tiles():
 
 @pytest.fixture(scope='module')
 def variables(tiles):
-  return encoders.random_trunk(tiles, seed=0)
+  trunk = resnet.ResNet50Trunk(momentum=0.0)
+  return encoders.random_network(trunk, tiles, seed=0)
 
 
 @pytest.fixture(scope='module')

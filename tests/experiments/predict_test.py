@@ -360,21 +360,13 @@ def test_features_made_otherwise_are_refused(
   assert len(list(tmp_path.glob('**/slide_001.h5'))) == 3
 
 
-@pytest.mark.parametrize(
-  'changed,message',
-  [
-    ({'format': 2}, 'm.kmil: a card of format 2, in which nothing is wrong'),
-    ({'folds': 3}, 'in which folds is wrong'),
-    ({'temperature': [1.0]}, 'in which temperature is wrong'),
-  ],
-)
-def test_cards_of_another_kind_are_refused(models, changed, message):
+def test_cards_of_another_format_are_refused(models):
   card = at(models, None, 10.0, 2.0)[0]
   whole = json.loads(json.dumps(card.to_json()))
   # An older version fitted temperatures that end at a bound.
   assert Card.from_json('m.kmil', whole) == at(models, None, None, 2.0)[0]
-  with pytest.raises(PredictionError, match=message):
-    Card.from_json('m.kmil', whole | changed)
+  with pytest.raises(PredictionError, match=r'm\.kmil: a card of format 2'):
+    Card.from_json('m.kmil', whole | {'format': 2})
 
 
 def change(folder, name, **values):
@@ -608,7 +600,7 @@ def test_tiles_are_placed_as_those_of_the_training(plan):
 def test_features_that_cannot_be_made_alike_are_refused(
   plan, made, weights, message
 ):
-  with pytest.raises(PredictionError, match=message):
+  with pytest.raises((PredictionError, encoders.EncoderError), match=message):
     plan(weights, **made)
 
 
@@ -647,7 +639,9 @@ def test_a_random_encoder_is_found_beside_the_features_of_the_training(
     ' "options": {}, "inputs": {}, "made_by": []}'
   )
   (tmp_path / 'encoder.safetensors').write_bytes(b'half a file')
-  with pytest.raises(PredictionError, match=r'/encoder\.safetensors: .*not'):
+  with pytest.raises(
+    weights.WeightsError, match=r'/encoder\.safetensors: .*not'
+  ):
     plan(None, Folder(tmp_path), encoder='resnet50-conv4-random-seed0-1')
   (tmp_path / 'empty').mkdir()
   with pytest.raises(SlideError, match='holds no slides'):

@@ -1,6 +1,5 @@
 """Checkpoints: whole trees, the newest two, whatever kills the process."""
 
-import gc
 import os
 import pathlib
 import select
@@ -163,24 +162,19 @@ def test_what_is_damaged_gives_way_to_the_one_before(tmp_path, kind):
   saved.close()
 
 
-def test_of_an_older_version_too_the_one_before_serves(tmp_path, caplog):
-  root = tmp_path / 'a [1]*'
-  saved = checkpoint.Checkpoints(root)
+def test_of_an_older_version_the_newest_that_is_whole_serves(tmp_path):
+  saved = checkpoint.Checkpoints(tmp_path)
   for step in (1, 2):
     saved.save(step, tree(step))
-    (root / f'{step}/sha256.json').unlink()
+    (tmp_path / f'{step}/sha256.json').unlink()
   saved.close()
-  for damaged, epoch in (set(), 2), ({'2'}, 1), ({'1', '2'}, None):
-    for step in damaged:
-      for path in (root / step / 'state').rglob('d/*'):
-        path.write_bytes(path.read_bytes()[:-9])
-    saved = checkpoint.Checkpoints(root)
-    assert {path.name for path in saved.damaged} == damaged
-    got = saved.latest(tree(0))
-    assert (got and got['epoch']) == epoch
+  for damaged, epoch in ([], 2), ([tmp_path / '2/_CHECKPOINT_METADATA'], 1):
+    for file in damaged:
+      file.unlink()
+    saved = checkpoint.Checkpoints(tmp_path)
+    assert saved.damaged == damaged
+    assert saved.latest(tree(0))['epoch'] == epoch
     saved.close()
-  gc.collect()
-  assert not caplog.records  # What Orbax says of it is not for users.
 
 
 # Saves 1, 2, 3 ... and says so after each; the tree takes a while to write.

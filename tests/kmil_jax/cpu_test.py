@@ -138,8 +138,3 @@ def test_runs_go_one_by_one_on_cpus_alone():
       with cpu.lowering_for(platform):
         in_turn = cpu.one_by_one(spec, count, length)
         assert in_turn == (want and platform == 'cpu')
-  with (
-    cpu.lowering_for(None),
-    pytest.raises(ValueError, match='one platform at a time'),
-  ):
-    cpu.one_by_one(IN_TURN, 10, 256)

@@ -29,9 +29,9 @@ def literal_votes(positive, shape, window, stride):
 )
 def test_votes_are_the_literal_accumulation(rows, columns, stride, times, seed):
   window = stride * times
-  h, w = heatmap.grid((rows, columns), window, stride)
-  positive = np.random.default_rng(seed).random((h, w)) < 0.4
+  h, w = (max(0, (n - window) // stride + 1) for n in (rows, columns))
   with mock.patch.multiple(heatmap, WINDOW=window, STRIDE=stride):
+    positive = np.random.default_rng(seed).random((h, w)) < 0.4
     got = heatmap.votes(positive, (rows, columns))
   want = literal_votes(positive, (rows, columns), window, stride)
   np.testing.assert_allclose(got, want, atol=1e-6)
@@ -50,6 +50,9 @@ def test_windows_that_are_mostly_glass_are_not_looked_at():
   assert got.any() and not got.all()
 
 
-@pytest.mark.parametrize('shape', [(39, 200), (200, 20), (40, 40)])
-def test_windows_of_small_images_are_those_of_the_grid(shape):
-  assert heatmap.on_tissue(np.ones(shape, bool)).shape == heatmap.grid(shape)
+@pytest.mark.parametrize(
+  'shape,windows',
+  [((39, 200), (0, 17)), ((200, 20), (17, 0)), ((40, 40), (1, 1))],
+)
+def test_small_images_have_few_windows(shape, windows):
+  assert heatmap.on_tissue(np.ones(shape, bool)).shape == windows

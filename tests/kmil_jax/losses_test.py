@@ -177,8 +177,3 @@ def test_similarity_is_of_directions_alone():
     np.testing.assert_allclose(cosine(scale * f, g), want, atol=1e-5)
   np.testing.assert_array_equal(cosine(0 * f, g), np.zeros(want.shape))
   assert cosine(f.astype(jnp.bfloat16), g).dtype == np.float32
-
-
-def test_other_groups_are_refused():
-  with pytest.raises(ValueError, match=r"per 'channel' is .* map, location"):
-    rd(maps(0), maps(1), per='channel')

@@ -31,7 +31,7 @@ X = np.random.default_rng(0).normal(size=(TILES, SIZE, SIZE, 3)).astype('f4')
 # and torch computes with 64 bits. Bottlenecks are trained below, with running
 # statistics.
 TRAINED = {
-  'googlenet_aux': 1e-5,
+  'googlenet': 1e-6,
   'mobilenet_v2': 1e-6,
   'node_cnn': 1e-2,
   'resnet18': 1e-2,
@@ -60,8 +60,7 @@ def assert_close(got, want, tolerance=1e-4):
   )
 
 
-# In evaluation, GoogLeNet's auxiliary heads are idle.
-@pytest.mark.parametrize('name', sorted(set(CLASSIFIERS) - {'googlenet_aux'}))
+@pytest.mark.parametrize('name', sorted(CLASSIFIERS))
 def test_outputs_equal_torchs(name):
   module = twin(name).eval()
   model = CLASSIFIERS[name](num_classes=CLASSES)
@@ -71,7 +70,6 @@ def test_outputs_equal_torchs(name):
   assert features.std(0).max() > 1e-2
   assert_close(got.logits, logits)
   assert_close(got.features, features)
-  assert got.aux_logits == ()
 
 
 def skip_dropout(call, args, kwargs, context):
@@ -81,7 +79,7 @@ def skip_dropout(call, args, kwargs, context):
 
 
 def descent(name):
-  """One compiled step of gradient descent on the sum of all heads' losses."""
+  """One compiled step of gradient descent."""
   model = CLASSIFIERS[name](num_classes=CLASSES)
 
   def loss_fn(params, variables):
@@ -89,11 +87,8 @@ def descent(name):
       got, mutated = model.apply(
         {**variables, 'params': params}, X, train=True, mutable=['batch_stats']
       )
-    heads = jnp.stack([got.logits, *got.aux_logits])
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      heads, jnp.broadcast_to(LABEL, heads.shape[:2])
-    )
-    return losses.mean(1).sum(), (got, mutated)
+    losses = optax.softmax_cross_entropy_with_integer_labels(got.logits, LABEL)
+    return losses.mean(), (got, mutated)
 
   def step(variables):
     params = variables['params']
@@ -114,10 +109,8 @@ def test_two_steps_and_their_statistics_equal_torchs(name):
   sgd = torch.optim.SGD(module.parameters(), lr=TRAINED[name])
   label, losses = torch.tensor(LABEL), []
   for _ in range(2):
-    logits, features, *aux = module(twins.to_torch(X).double())
-    want = sum(
-      torch.nn.functional.cross_entropy(head, label) for head in [logits, *aux]
-    )
+    logits, features = module(twins.to_torch(X).double())
+    want = torch.nn.functional.cross_entropy(logits, label)
     sgd.zero_grad()
     want.backward()
     sgd.step()
@@ -125,7 +118,6 @@ def test_two_steps_and_their_statistics_equal_torchs(name):
     assert_close(loss, want)
     assert_close(got.logits, logits)
     assert_close(got.features, features, 1e-3)
-    assert len(got.aux_logits) == len(aux)
     losses.append(loss.item())
   assert abs(losses[1] - losses[0]) > 3e-4, losses
   theirs = twins.state_of(module)
@@ -230,7 +222,7 @@ def test_a_students_step_its_gradients_and_statistics_equal_torchs(
   task, step = shallow_step(per)
   setting = Setting(np.arange(len(label)), 0, alpha, gamma=2)
   state = train.init(
-    task, runs_of([setting], label), jax.tree.map(lambda x: x[None], guess)
+    task, runs_of([setting]), jax.tree.map(lambda x: x[None], guess)
   )
   state, sums = step(
     state.replace(learning_rate=np.float32([rate])),

@@ -159,8 +159,6 @@ def test_orthogonal_weights_and_no_biases():
   np.testing.assert_allclose(tall.T @ tall, np.eye(4), atol=1e-6)
   assert np.abs(wide.T - tall).max() > 0.1  # Each has a key of its own.
   np.testing.assert_array_equal(drawn['wide']['bias'], 0)
-  with pytest.raises(ValueError, match='scale'):
-    optim.orthogonal(jax.random.key(0), {'norm': {'scale': np.ones(3)}})
 
 
 def test_an_unknown_optimiser_is_refused():

@@ -73,11 +73,11 @@ def test_losses_and_probabilities_are_torchs():
   rng = np.random.default_rng(0)
   for width in (1, 2, 4):
     draw = lambda w=width: rng.normal(scale=3, size=(7, w)).astype(np.float32)
-    main, aux = draw(), (draw(), draw())
+    main = draw()
     label = rng.integers(0, max(width, 2), 7)
     class_weight = rng.random(max(width, 2)).astype(np.float32) + 0.1
     loss = losses_of.tile_cross_entropy(
-      TilePrediction(logits=main, features=main, aux_logits=aux),
+      TilePrediction(logits=main, features=main),
       jnp.asarray(label),
     )
     weight = class_weight[label]
@@ -92,8 +92,7 @@ def test_losses_and_probabilities_are_torchs():
       )
       return total / w[y].sum()
 
-    want = torchs(main) + 0.3 * torchs(aux[0]) + 0.3 * torchs(aux[1])
-    close((loss * weight).sum() / weight.sum(), want.item())
+    close((loss * weight).sum() / weight.sum(), torchs(main).item())
     prob = losses_of.tile_probabilities(jnp.asarray(main))
     if width > 1:
       close(prob, torch.softmax(torch.tensor(main), 1))
@@ -159,12 +158,7 @@ def test_tiles_are_augmented_by_seed_and_step_to_train_and_not_to_evaluate():
     ({'freeze': '.*'}, 'leaves nothing to train'),
     ({'freeze': 'layer1'}, r'no module\. Those at the top are bn1, conv1, fc'),
     ({'freeze': '('}, r"freeze='\('"),
-    ({'num_classes': 3}, '2 class weights were given for 3'),
     ({'recipe': PatchRecipe(mean=(0.5,))}, r'mean \(0.5,\): tiles have 3'),
-    (
-      {'recipe': PatchRecipe(binary=True), 'num_classes': 3},
-      'two classes, not 3',
-    ),
     (
       {'recipe': PatchRecipe(augment='stain'), 'shape': (SIZE, SIZE, 1)},
       r'1 channel\(s\), and --augment=stain',

@@ -32,7 +32,6 @@ BAG_MODELS = {
 # sees tiles of other sides than 16, size=.
 CLASSIFIERS = {
   'googlenet': googlenet.GoogLeNet,
-  'googlenet_aux': functools.partial(googlenet.GoogLeNet, auxiliary=True),
   'mobilenet_v2': mobilenet.MobileNetV2,
   'node_cnn': functools.partial(node_cnn.NodeCNN, size=16, channels=3),
   **{

@@ -48,45 +48,24 @@ class Inception(nn.Module):
     return torch.cat([branch(x) for branch in branches], 1)
 
 
-class AuxiliaryHead(nn.Module):
-  def __init__(self, inputs: int, classes: int):
-    super().__init__()
-    self.conv = ConvNorm(inputs, 128)
-    self.fc1 = nn.Linear(2048, 1024)
-    self.fc2 = nn.Linear(1024, classes)
-    self.dropout = nn.Dropout(0.7)
-
-  def forward(self, x: torch.Tensor) -> torch.Tensor:
-    x = self.conv(functional.adaptive_avg_pool2d(x, 4)).flatten(1)
-    return self.fc2(self.dropout(self.fc1(x).relu()))
-
-
 class GoogLeNet(nn.Module):
-  def __init__(
-    self, classes: int = 1000, channels: int = 3, auxiliary: bool = False
-  ):
+  def __init__(self, classes: int = 1000, channels: int = 3):
     super().__init__()
     self.conv1 = ConvNorm(channels, 64, 7, 2)
     self.conv2 = ConvNorm(64, 64)
     self.conv3 = ConvNorm(64, 192, 3)
     for name, widths in BLOCKS.items():
       setattr(self, f'inception{name}', Inception(*widths))
-    self.aux1 = AuxiliaryHead(512, classes) if auxiliary else None
-    self.aux2 = AuxiliaryHead(528, classes) if auxiliary else None
     self.dropout = nn.Dropout(0.2)
     self.fc = nn.Linear(1024, classes)
 
   def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Maps tiles [T, C, S, S] to logits, features and, training, aux logits."""
+    """Maps tiles [T, C, S, S] to logits and features."""
     pool = lambda x, size=3: functional.max_pool2d(x, size, 2, ceil_mode=True)
     x = pool(self.conv1(x))
     x = pool(self.conv3(self.conv2(x)))
     x = pool(self.inception3b(self.inception3a(x)))
-    first = self.inception4a(x)
-    second = self.inception4d(self.inception4c(self.inception4b(first)))
-    x = pool(self.inception4e(second), 2)
+    x = self.inception4c(self.inception4b(self.inception4a(x)))
+    x = pool(self.inception4e(self.inception4d(x)), 2)
     features = self.inception5b(self.inception5a(x)).mean((2, 3))
-    logits = self.fc(self.dropout(features))
-    if self.aux1 is None or not self.training:
-      return logits, features
-    return logits, features, self.aux1(first), self.aux2(second)
+    return self.fc(self.dropout(features)), features
