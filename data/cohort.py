@@ -127,8 +127,10 @@ def match(
     if allow_missing and len(missing) < len(slide_ids):
       matched.warnings.append(f'{text}. They are left out.{hints}')
     else:
-      advice = 'Run experiments.extract, or take them out of the CSV.'
-      matched.problems.append(f'{text}. {advice}{hints}')
+      matched.problems.append(
+        f'{text}. Run experiments.extract, whose failures.csv says why it made'
+        f' none, or leave them out with --allow_missing.{hints}'
+      )
   if spare:
     matched.warnings.append(
       f'{source.path}: {len(spare)} feature files have no row in the CSV and'
@@ -174,7 +176,7 @@ def compare(path: Path, matched: Match) -> None:
       matched.problems.append(
         f'{path}: features of different {name} are mixed:'
         f' {first_of(sorted(set(stated.values())))}. Other than the rest are'
-        f' {first_of(odd)}.'
+        f' {first_of(odd)}. Extract all of them alike, or into folders apart.'
       )
   low, high = slides.SCANNER_MPP
   scales = {s: v.get('level0_mpp', low) for s, v in attributes.items()}

@@ -74,9 +74,14 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
       f'--slide={",".join(unknown)}: no scores in {path}. There are'
       f' {", ".join(list(scores)[:5])} and others, {len(scores)} in all.'
     )
+  names = drawn.slide or list(scores)
+  if not drawn.geojson and not files.keys() & set(names):
+    raise MapError(
+      f'None of {len(names)} slides has a slide file: there is nothing to draw.'
+      ' Give --slides_dir, or --geojson alone.'
+    )
   target = Folder(path if slides.fold is None else path / f'fold_{slides.fold}')
   faults, labels, notes = {}, slides.labels(), slides.notes()
-  names = drawn.slide or list(scores)
   for name in progress.bar(names, unit='slide', desc='maps'):
     try:
       of_slide = tile_scores.read(scores[name], slides.tile_size)

@@ -147,6 +147,8 @@ def run(
       f'error: {len(failures)} slides have no prediction:{"".join(lines)}'
     )
   where = None if slides.slides_dir else 'new_slides'
+  if where and {'slide', 'patient'} & set(trained_on.values()):
+    where = trained.folder().config().values.get('slides_dir') or where
   return 'view', {'run': path, 'slides_dir': where}
 
 

@@ -50,7 +50,9 @@ def run(slides: Slides, page: Page) -> start.Next:
       outlines_dir=slides.outlines_dir,
     )
   except OSError as e:
-    raise OSError(f'--port={page.port}: {e}. Try --port=0.') from e
+    raise OSError(
+      f'--port={page.port}: {e}. Another viewer may be running. Try --port=0.'
+    ) from e
   with server:
     if page.slide not in (None, *server.ids):
       raise MapError(

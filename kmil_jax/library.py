@@ -33,7 +33,7 @@ class Predictions:
   fold: np.ndarray  # [n] int, whose model it is of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trained:
   """The models of R folds.
 
@@ -51,6 +51,13 @@ class Trained:
   weights: dict[str, np.ndarray]
   predictions: Predictions | None = None
   diverged: tuple[dict[str, tuple[int, int]], ...] = ()
+
+  def __repr__(self) -> str:
+    folds = len(next(iter(self.weights.values())))
+    return (
+      f'Trained(model={self.design.model!r}, folds={folds},'
+      f' classes={self.classes}, width={self.design.width})'
+    )
 
   def metrics(self, resamples: int = intervals.RESAMPLES) -> dict[str, tuple]:
     """Returns value, low and high of each of `kmil_jax.metrics.NAMES`.
@@ -223,7 +230,12 @@ def load(
       not fit each other.
   """
   folder = pathlib.Path(folder).expanduser()
-  config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  if not (path := folder / 'config.json').exists():
+    raise FileNotFoundError(
+      f'{folder}: no results folder, it has no config.json. Give one of'
+      ' experiments.kmil.'
+    )
+  config = json.loads(path.read_text(encoding='utf-8'))
   # Version 1 of the file calls them flags.
   options = config.get('options', config.get('flags', {}))
   if 'plugin' in config and options.get('model') not in SPECS:

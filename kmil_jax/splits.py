@@ -138,9 +138,11 @@ def fold_of_cases(
   present = np.flatnonzero(count)
   if rare := present[count[present] < k].tolist():
     few = [f'class {classes[c]} has {count[c]} cases' for c in rare]
+    least = count[rare].min()
+    most = f'at most {least} folds, or ' if least >= 3 else ''
     raise SplitError(
-      f'{"; ".join(few)}: fewer than {k} folds. Choose fewer folds, at least'
-      ' 3; or a single one, which tests nothing; or merge classes.'
+      f'{"; ".join(few)}: fewer than {k} folds. Choose {most}a single one,'
+      ' which tests nothing; or merge classes.'
     )
   order = [
     np.random.default_rng([seed, i]).permutation(np.flatnonzero(own))

@@ -14,27 +14,27 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3288   2000
+kmil_jax                3301   2000
 kmil_jax/models         1854   1350
-kmil_jax/tasks           612   400
-data                    4630   2600
+kmil_jax/tasks           617   400
+data                    4632   2600
 data/phantom            1171   1050
-experiments             1495   1350
-experiments/run         1380   520
+experiments             1504   1350
+experiments/run         1381   520
 experiments/bags        1283   800
 experiments/evaluation  1488   680
 experiments/reporting    626   430
 experiments/maps         740   460
 experiments/encoding     857   230
-experiments/prediction   578   200
-experiments/viewer       364   230
+experiments/prediction   583   200
+experiments/viewer       366   230
 experiments/patches      699   320
 experiments/studies     2687   1400
 experiments/papers       528   600
 experiments/benchmarks  1184   360
-tests                  23940  13000
+tests                  23956  13000
 """
-TOTAL = 25464
+TOTAL = 25501
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

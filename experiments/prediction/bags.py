@@ -93,7 +93,12 @@ def cases(
       + labels.hints(missing, spare, '{} among the slides, {} in the CSV')
     )
   known = {slide: of[slide] for slide in slide_ids if slide in of}
-  warnings = labels.leaks(known.values())
+  warnings, cases = labels.leaks(known.values()), set(known.values())
+  if without := sorted(s for s in of if s not in known and of[s] in cases):
+    warnings.append(
+      f'{len(without)} more slides of these cases are not there:'
+      f' {files.first_of(without)}. Their cases are predicted without them.'
+    )
   if not missing:  # What is wrong is of other slides, but two rows of one.
     slide_of = lambda fault: fault.removeprefix('slide ').rpartition(': ')[0]
     ours = [fault for fault in faults if slide_of(fault) in known]

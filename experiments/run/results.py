@@ -155,7 +155,8 @@ class Folder:
       return text
     except FileNotFoundError:
       raise ResultsError(
-        f'{path}: no such file. {_AGAIN}, or give another folder.'
+        f'{path}: no such file. Give the folder of a training. If this is one:'
+        f' {_AGAIN[0].lower()}{_AGAIN[1:]}.'
       ) from None
     except OSError as e:
       raise ResultsError(

@@ -17,6 +17,7 @@ import time
 from typing import Any
 import urllib.parse
 
+from data.files import first_of
 from data.slides import SlideError
 from experiments.maps.tile_scores import MapError
 from experiments.viewer.slide_view import SlideView
@@ -101,8 +102,9 @@ class Server(server.ThreadingHTTPServer):
     self.ids = tuple(slide for slide in scores if slide in files)
     if not self.ids:
       raise MapError(
-        f'None of {len(scores)} slides with scores has a file among'
-        f' {len(files)} slides. Give --slides_dir.'
+        f'None of {len(scores)} slides with scores ({first_of([*scores])}) has'
+        f' a file among {len(files)} slides ({first_of([*files])}). Give'
+        ' --slides_dir, or another one.'
       )
     self.tables = tables
     self.view = functools.lru_cache(_OPEN)(

@@ -56,8 +56,8 @@ class TileTask(Task):
       running statistics.
 
   Raises:
-    PatchError: if the recipe does not fit the channels, or `freeze` is no
-      regular expression.
+    PatchError: if the recipe weighs another number of classes or does not fit
+      the channels, or `freeze` is no regular expression.
   """
 
   def __init__(
@@ -71,6 +71,11 @@ class TileTask(Task):
     freeze: str = '',
   ):
     weights = recipe.class_weight or (1.0,) * num_classes
+    if len(weights) != num_classes:
+      raise PatchError(
+        f'{len(weights)} class weights were given for {num_classes} classes.'
+        ' Give one for each.'
+      )
     self._policy, channels = augment.PRESETS[recipe.augment], shape[2]
     if self._policy.colour[0] and channels != 3:
       raise PatchError(

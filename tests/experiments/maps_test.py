@@ -563,6 +563,12 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
     assert tiles == [f'tile {i}' for i in best]
   with pytest.raises(SystemExit, match='--slide=008: no scores'):
     draw_maps.main(['draw_maps', f'--run={run}', '--slide=008'])
+  elsewhere = run.parent / 'elsewhere'
+  elsewhere.mkdir()
+  shutil.copy(run.parent / 'slides' / '007.tiff', elsewhere / 'other.tiff')
+  flags = [f'--run={run}', f'--slides_dir={elsewhere}']
+  with pytest.raises(SystemExit, match='None of 3 slides has a slide file'):
+    draw_maps.main(['draw_maps', *flags])
 
 
 @pytest.mark.parametrize('tested', [True, False])

@@ -193,6 +193,13 @@ def test_patients_are_predicted_beside_their_slides(
   for fault in 'row 5: empty case_id', 'slide y: 2 rows':
     assert f'warning: {table}: {fault}\n' in printed
   assert bags.cases(table, ['x', 'y'])[1] == [f'{table}: slide y: 2 rows']
+  # A case that lacks one of its slides is not the whole of it.
+  assert 'not there' not in printed
+  table.write_text('case_id,slide_id\na,x\na,w\nb,y\n')
+  assert bags.cases(table, ['x']) == ({'x': 'a'}, [])
+  assert '1 more slides of these cases are not there: w. T' in (
+    capsys.readouterr().out
+  )
 
 
 def test_slides_and_patients_of_the_training_are_named(

@@ -218,7 +218,7 @@ def test_files_hold_what_the_end_of_their_name_says(tmp_path):
 
 def test_missing_and_damaged_files_are_named(tmp_path):
   folder = Folder(tmp_path)
-  with pytest.raises(ResultsError, match=r'a\.json: no such file\. Run'):
+  with pytest.raises(ResultsError, match=r'a\.json: no such file\. Give the'):
     folder.read('a.json')
   deep = b'[' * 60 + b']' * 60
   for content in (b'{', b'\xff', b'[' * 100_000, deep, b'[NaN]', b'1e999'):

@@ -118,6 +118,8 @@ def test_a_results_folder_is_loaded(tmp_path):
     model.metrics()
   with pytest.raises(FileNotFoundError):
     kmil_jax.load(tmp_path)
+  assert repr(model).startswith('Trained(model=')
+  assert len(repr(model)) < 200
   with pytest.raises(FileNotFoundError, match='no model was kept'):
     kmil_jax.load(folder, [99])
   assert not (folder / 'fold_99').exists()

@@ -158,6 +158,7 @@ def test_tiles_are_augmented_by_seed_and_step_to_train_and_not_to_evaluate():
     ({'freeze': '.*'}, 'leaves nothing to train'),
     ({'freeze': 'layer1'}, r'no module\. Those at the top are bn1, conv1, fc'),
     ({'freeze': '('}, r"freeze='\('"),
+    ({'num_classes': 3}, '2 class weights were given for 3'),
     ({'recipe': PatchRecipe(mean=(0.5,))}, r'mean \(0.5,\): tiles have 3'),
     (
       {'recipe': PatchRecipe(augment='stain'), 'shape': (SIZE, SIZE, 1)},
