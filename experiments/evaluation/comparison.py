@@ -201,7 +201,7 @@ def other_options(runs: Sequence[Run]) -> list[str]:
     values = run.folder.config().values if is_known else dict.fromkeys(defaults)
     values = defaults | renamed(values, OPTIONS)
     seed = run.folder.path.resolve().name.removeprefix('seed_')
-    if is_known and values['seeds'] > 1 and seed.isdecimal():
+    if is_known and values['seeds'] != 1 and seed.isdecimal():
       values |= {'seed': int(seed), 'seeds': 1}  # One of those of the folder.
     held.append(values)
   for name in sorted(decisive(OPTIONS) - {'model'}):

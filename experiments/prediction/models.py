@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import typing
 from typing import Any
 
 import numpy as np
@@ -55,21 +56,25 @@ class Card:
     """Returns what `to_json` was called on, without temperatures at a bound.
 
     Raises:
-      PredictionError: if it is of another format, naming the file at `path`.
+      PredictionError: if it is something else, naming the file at `path`.
     """
-    if value.get('format') != _FORMAT:
+    kinds = typing.get_type_hints(cls)
+    per_fold = 'folds', 'temperature', 'sha256'
+    wrong = [n for n in kinds if not _is(kinds[n], value.get(n))] or [
+      n for n in per_fold if len(value[n]) != max(1, len(value['folds']))
+    ]
+    if value.get('format') != _FORMAT or wrong:
       raise PredictionError(
-        f'{path}: a card of format {value.get("format")}. This version reads'
-        f' format {_FORMAT}: export the models again.'
+        f'{path}: a card of format {value.get("format")}, in which'
+        f' {", ".join(wrong) or "nothing"} is wrong. This version reads format'
+        f' {_FORMAT}: export the models again.'
       )
-    fields = {
-      field.name: value[field.name] for field in dataclasses.fields(cls)
-    }
+    fields = {n: value[n] for n in kinds}
     fields['temperature'] = [
       None if t is None or calibration.at_bound(t) else t
       for t in value['temperature']
     ]
-    lists = [n for n in fields if isinstance(fields[n], list)]
+    lists = [n for n in kinds if isinstance(fields[n], list)]
     return cls(**fields | {n: tuple(fields[n]) for n in lists})
 
   def summary(self) -> str:
@@ -277,3 +282,14 @@ def _digest(
     content.update(f'{name} {leaf.dtype} {leaf.shape}'.encode())
     content.update(leaf.tobytes())
   return content.hexdigest()
+
+
+def _is(kind: Any, value: Any) -> bool:
+  """Whether a value of JSON is one of a field's type."""
+  outer = typing.get_origin(kind)
+  if outer is tuple:
+    one = typing.get_args(kind)[0]
+    return isinstance(value, list) and all(_is(one, each) for each in value)
+  if isinstance(value, bool) or (isinstance(value, float) and value <= 0):
+    return False
+  return isinstance(value, dict if outer is Mapping else kind)

@@ -367,13 +367,21 @@ def test_features_made_otherwise_are_refused(
   assert len(list(tmp_path.glob('**/slide_001.h5'))) == 3
 
 
-def test_cards_of_another_format_are_refused(models):
+@pytest.mark.parametrize(
+  'changed,message',
+  [
+    ({'format': 2}, 'm.kmil: a card of format 2, in which nothing is wrong'),
+    ({'folds': 3}, 'in which folds is wrong'),
+    ({'temperature': [1.0]}, 'in which temperature is wrong'),
+  ],
+)
+def test_cards_of_another_kind_are_refused(models, changed, message):
   card = at(models, None, 10.0, 2.0)[0]
   whole = json.loads(json.dumps(card.to_json()))
   # An older version fitted temperatures that end at a bound.
   assert Card.from_json('m.kmil', whole) == at(models, None, None, 2.0)[0]
-  with pytest.raises(PredictionError, match=r'm\.kmil: a card of format 2'):
-    Card.from_json('m.kmil', whole | {'format': 2})
+  with pytest.raises(PredictionError, match=message):
+    Card.from_json('m.kmil', whole | changed)
 
 
 def change(folder, name, **values):
