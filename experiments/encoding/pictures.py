@@ -86,7 +86,7 @@ def _sheet(
       sheet.take(grid.coords, grid.size_level0)
       sheet.frame(shown.coords, grid.size_level0, _LARGE)
       for part in (shown, few(blurred, _SHOWN)):
-        for tiles in cohort.read(slide, part, _SHOWN):
+        if tiles := list(cohort.read(slide, part)):
           sheet.show(part, tiles)
     finally:  # Without tiles, too.
       sheet.write(folder)
@@ -137,7 +137,7 @@ class _Picture:
       ends = corner * self._scale, (corner + side) * self._scale
       pen.rectangle([*np.concatenate(ends).round()], outline=colour)
 
-  def show(self, grid: tiling.Grid, tiles: np.ndarray) -> None:
+  def show(self, grid: tiling.Grid, tiles: Sequence[np.ndarray]) -> None:
     """Adds tiles of a grid in rows below, numbered there and on the slide."""
     size, below = grid.tile_size, self._image.height
     width = max(_PICTURE, size + _GAP)
