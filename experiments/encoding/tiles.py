@@ -179,11 +179,11 @@ class SlideTiles:
     Returns:
       The results, and of other slides the reasons, by path.
     """
-    failures = {}
+    results, failures = {}, {}
 
-    def result(path: pathlib.Path) -> Any:
+    def keep(path: pathlib.Path) -> None:
       try:
-        return function(path)
+        results[path] = function(path)
       except slides.SlideError as error:
         failures[path] = str(error)
       except Exception as error:  # Whatever it is, the other slides go on.
@@ -191,10 +191,7 @@ class SlideTiles:
 
     about = {'total': len(self.paths), 'desc': 'slides', 'unit': 'slide'}
     with futures.ThreadPoolExecutor(self.tiles.threads) as pool:
-      results = progress.bar(pool.map(result, self.paths), **about)
-      results = dict(zip(self.paths, results, strict=True))
-    for path in failures:
-      del results[path]
+      list(progress.bar(pool.map(keep, self.paths), **about))
     return results, dict(sorted(failures.items()))
 
   def tissue(self, slide_id: str) -> tiling.Tissue:
