@@ -86,14 +86,12 @@ class Slide(contextlib.AbstractContextManager):
     """
     self.path = Path(path)
     self.slide_id = slide_id(path)
-    self._lock = threading.Lock()
-    self._files = contextlib.ExitStack()  # Closed with the slide.
-    self._handle = self._files.enter_context(self._open())
-    self._tiff = None
-    self.width, self.height = self._handle.dimensions
-    self.level_downsamples = self._handle.level_downsamples
-    self.level_dimensions = self._handle.level_dimensions
-    try:
+    self._lock, self._tiff = threading.Lock(), None
+    with contextlib.ExitStack() as self._files:  # Closed with the slide.
+      self._handle = self._files.enter_context(self._open())
+      self.width, self.height = self._handle.dimensions
+      self.level_downsamples = self._handle.level_downsamples
+      self.level_dimensions = self._handle.level_dimensions
       self.mpp, self.mpp_source = pixel_size(
         self.path.name, self._handle.properties, default_mpp, mpp
       )
@@ -103,9 +101,7 @@ class Slide(contextlib.AbstractContextManager):
           f'{self.path.name}: tifffile does not read the pixels that OpenSlide'
           ' reads. Leave --reader=tifffile out.'
         )
-    except SlideError:
-      self.close()
-      raise
+      self._files = self._files.pop_all()
 
   def __exit__(self, *exception):
     self.close()
@@ -160,19 +156,17 @@ class Slide(contextlib.AbstractContextManager):
     strict = reader == 'auto'
     try:
       tiff = TiffReader(self.path, self.level_dimensions, strict)
+      self._files.callback(tiff.close)
     except LengthError as error:
       raise self._damaged(str(error)) from error
     except Exception:  # It is no TIFF, or none that tifffile knows.
       return None
-    if reader == 'openslide':
-      tiff.close()
+    if reader == 'openslide' or not tiff.has(0):
       return None
     levels = filter(tiff.has, range(len(self.level_dimensions)))
     with contextlib.suppress(Exception):  # Whoever reads there will be told.
-      if tiff.has(0) and all(self._is_alike(tiff, level) for level in levels):
-        self._files.callback(tiff.close)
+      if all(self._is_alike(tiff, level) for level in levels):
         return tiff
-    tiff.close()
     return None
 
   def _is_alike(self, tiff: TiffReader, level: int) -> bool:
@@ -183,11 +177,8 @@ class Slide(contextlib.AbstractContextManager):
     if any(n % 1 for n in place):  # Only the first pixel is on one of level 0.
       corner = place = [0, 0]
     sides = [min(256, n) for n in size]
-    pixels = tiff.read(level, *corner, *sides)
-    if pixels is None:
-      return False
-    region = *map(int, place), level, *sides
-    off = pixels.astype(int) - self._read_by_openslide(region)
+    pixels = tiff.read(level, *corner, *sides).astype(int)
+    off = pixels - self._read_by_openslide((*map(int, place), level, *sides))
     return np.abs(off).max() <= _ROUNDING
 
   def read(
@@ -233,9 +224,7 @@ class Slide(contextlib.AbstractContextManager):
     whole = inside and left % 1 == top % 1 == 0
     if self._tiff and self._tiff.has(level) and whole:
       with contextlib.suppress(Exception):
-        pixels = self._tiff.read(level, int(left), int(top), width, height)
-        if pixels is not None:
-          return pixels
+        return self._tiff.read(level, int(left), int(top), width, height)
     return self._read_by_openslide((x, y, level, width, height), white)
 
   def _read_by_openslide(

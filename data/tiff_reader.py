@@ -85,19 +85,18 @@ class TiffReader:
 
   def read(
     self, level: int, x: int, y: int, width: int, height: int
-  ) -> np.ndarray | None:
-    """Returns a region, uint8 [height, width, 3]; from any thread.
+  ) -> np.ndarray:
+    """Returns a region: red, green and blue, uint8 [height, width, 3].
+
+    Any thread may call it.
 
     Args:
       level: of which `has` is true.
       x, y: upper left corner, in pixels of the level.
       width, height: of the region, which lies inside the level.
 
-    Returns:
-      Red, green and blue; None where a tile is not stored, or looks damaged.
-
     Raises:
-      Exception: of many kinds, if a tile is damaged.
+      Exception: of many kinds, if a tile is not stored, or damaged.
     """
     page = self._pages[level]
     tile_w, tile_h = page.tilewidth, page.tilelength
@@ -106,8 +105,6 @@ class TiffReader:
     for row in range(y // tile_h, (y + height - 1) // tile_h + 1):
       for column in range(x // tile_w, (x + width - 1) // tile_w + 1):
         tile = self._tile(level, row * across + column)
-        if tile is None:
-          return None
         top, left = row * tile_h - y, column * tile_w - x
         rows = slice(max(top, 0), min(top + tile_h, height))
         columns = slice(max(left, 0), min(left + tile_w, width))
@@ -117,30 +114,31 @@ class TiffReader:
         ]
     return out
 
-  def _decode(self, level: int, index: int) -> np.ndarray | None:
-    """Returns red, green and blue of a tile, or None; see `read`.
+  def _decode(self, level: int, index: int) -> np.ndarray:
+    """Returns red, green and blue of a tile; see `read`.
 
     imagecodecs passes over what is missing of a JPEG 2000: without an end it
     was cut off.
     """
     page = self._pages[level]
     size = page.databytecounts[index]
-    if not size:
-      return None
     data = os.pread(self._file.fileno(), size, page.dataoffsets[index])
-    if len(data) < size:
-      return None
+    whole = len(data) == size > 0
     if page.compression == _JPEG:
-      if data[:2] != _START[:2]:
-        return None
+      whole &= data[:2] == _START[:2]
+    elif page.compression in _JPEG_2000:
+      whole &= _END in data[-4:]
+    if not whole:
+      raise ValueError('the tile is not stored, or not whole')
+    if page.compression == _JPEG:
       tables = (page.jpegtables or _START[:2] + _END)[2:-2]
       ycbcr = page.photometric == tifffile.PHOTOMETRIC.YCBCR
       joined = _START + bytes([ycbcr]) + tables + data[2:]
       tile = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
       decoded = simplejpeg.decode_jpeg(joined, buffer=tile)
-      return tile if decoded.shape == tile.shape else None
-    if page.compression in _JPEG_2000 and _END not in data[-4:]:
-      return None
+      if decoded.shape != tile.shape:
+        raise ValueError('the tile is of another size')
+      return tile
     return page.decode(data, index, _fullsize=True)[0][0]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import itertools
 import math
 import pathlib
 import warnings
@@ -19,7 +18,6 @@ from data.tissue import RULE, Rule, tissue_mask
 
 NATIVE = 0.01  # A level this close to the wanted scale is read as it is.
 MAX_UPSAMPLING = 2.0  # Beyond it a tile would be mostly interpolation.
-_AHEAD = 2  # Batches that are read while one is handed over.
 MASK_MPP = 8.0  # um/px at which tissue is looked for.
 
 
@@ -269,25 +267,23 @@ def read_tile(slide: Slide, grid: Grid, i: int) -> np.ndarray:
 
 
 def read_tiles(
-  slide: Slide, grid: Grid, *, batch: int, threads: int
+  slide: Slide, grid: Grid, *, count: int, threads: int
 ) -> Iterator[np.ndarray]:
   """Yields the tiles of a grid in its order.
 
-  Reading goes on while the caller works on a batch.
+  Reading goes on while the caller works on a tile.
 
   Args:
     slide: an open slide.
     grid: its tiles.
-    batch: tiles at a time; the last ones may be fewer.
+    count: how many tiles are read in advance.
     threads: how many threads read.
 
   Yields:
-    red, green and blue, uint8 [n, tile_size, tile_size, 3].
+    red, green and blue, uint8 [tile_size, tile_size, 3].
 
   Raises:
     SlideError: if a tile cannot be read; no later one is yielded.
   """
   read, places = lambda i: read_tile(slide, grid, i), range(len(grid.coords))
-  tiles = ahead(read, places, count=_AHEAD * batch, threads=threads)
-  while some := list(itertools.islice(tiles, batch)):
-    yield np.stack(some)
+  return ahead(read, places, count=count, threads=threads)

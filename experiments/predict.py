@@ -99,14 +99,8 @@ def run(
     from experiments.encoding import extraction
     from experiments.prediction import encode
 
-    run_folder, weights = None, slides.weights
-    if trained.run:
-      run_folder = trained.folder()
-    elif not weights:
-      weights = encode.unpacked(trained.model, cache.cache_dir)
-    cohort, encoder = encode.plan(
-      source, card, weights, run_folder, cache.cache_dir, scale
-    )
+    weights = slides.weights or encode.at_hand(trained, cache.cache_dir)
+    cohort, encoder = encode.plan(source, card, weights, cache.cache_dir, scale)
     print(f'{len(cohort.paths)} slides')
     names = sorted(map(slide_id, cohort.paths))
     case_of, wrong = bags.cases(slides.csv_path, names)

@@ -26,7 +26,7 @@ def table(path: pathlib.Path, repeats: int) -> Table:
       with slides.Slide(path, reader=reader) as slide:
         grid = tiling.tile_grid(slide, mpp=slide.mpp, min_tissue=0)
         start = time.perf_counter()
-        for _ in tiling.read_tiles(slide, grid, batch=16, threads=cores):
+        for _ in tiling.read_tiles(slide, grid, count=32, threads=cores):
           pass
         seconds = time.perf_counter() - start
         rates[reader].append(len(grid.coords) / seconds)

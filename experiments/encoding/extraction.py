@@ -82,11 +82,12 @@ def extract(
     flush=True,
   )
   batch, failures = batch or encoders.default_batch(), {}
-  batches = _batches(_read(cohort, paths, encoder, batch, failures), batch)
+  read = _read(cohort, paths, encoder, batch, failures)
+  batches = _in_thread(_batches(cohort, read, batch))
   idle, begun, tiles = 0.0, 0, 0
   about = {'desc': f'{done}/{count} slides', 'unit': 'tile', 'mininterval': 1}
   with progress.bar(**about) as bar:
-    for bags, rows, waited in _encoded(encoder, _in_thread(batches)):
+    for bags, rows, waited in _encoded(encoder, batches):
       if rows.ndim != 2 or len(rows) != batch:
         raise EncodingError(
           f'encoder {encoder.name} makes {list(rows.shape)} of {batch}'
@@ -200,7 +201,7 @@ def _read(
   encoder: Encoder,
   batch: int,
   failures: dict[str, str],
-) -> Iterator[tuple[_Bag, np.ndarray]]:
+) -> Iterator[tuple[_Bag, int, np.ndarray]]:
   """Yields the tiles of slides one by one; notes the slides that fail."""
   about = {'encoder_note': encoder.note, 'normalisation': encoder.normalisation}
   common = encoder.attributes() | about
@@ -233,9 +234,8 @@ def _read(
         attributes = common | cohort.attributes(name) | geometry
         stated = {k: v for k, v in attributes.items() if v is not None}
         bag = _Bag(name, grid.coords, stated)
-        augment = cohort.tiles.augment
-        for tiles in cohort.read(slide, grid, batch, augment=augment):
-          yield from ((bag, tile) for tile in tiles)
+        for place, tile in enumerate(cohort.read(slide, grid, 2 * batch)):
+          yield bag, place, tile
     except slides.SlideError as error:
       failures[name] = str(error)
     except Exception as error:
@@ -243,19 +243,19 @@ def _read(
 
 
 def _batches(
-  tiles: Iterator[tuple[_Bag, np.ndarray]], size: int
-) -> Iterator[tuple[list[_Bag], np.ndarray]]:
+  cohort: SlideTiles, tiles: Iterator[tuple[_Bag, int, np.ndarray]], size: int
+) -> Iterator[tuple[Sequence[_Bag], np.ndarray]]:
   """Yields tiles [size, S, S, 3], and whose they are; zeros fill the last."""
   while part := list(itertools.islice(tiles, size)):
-    batch = np.zeros((size, *part[0][1].shape), np.uint8)
-    for i, (_, tile) in enumerate(part):
-      batch[i] = tile
-    yield [bag for bag, _ in part], batch
+    bags, places, images = zip(*part, strict=True)
+    batch = np.zeros((size, *images[0].shape), np.uint8)
+    np.stack(images, out=batch[: len(images)])
+    yield bags, cohort.augmented(batch, places)
 
 
 def _encoded(
-  encoder: Encoder, batches: Iterator[tuple[list[_Bag], np.ndarray]]
-) -> Iterator[tuple[list[_Bag], np.ndarray, float]]:
+  encoder: Encoder, batches: Iterator[tuple[Sequence[_Bag], np.ndarray]]
+) -> Iterator[tuple[Sequence[_Bag], np.ndarray, float]]:
   """Yields whose tiles they are, and features, which other threads make.
 
   With them, the seconds before in which the encoder had nothing to do.

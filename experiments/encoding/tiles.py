@@ -20,6 +20,7 @@ from experiments.run import progress
 from experiments.run.options import OptionError, field
 from experiments.run.start import gathered
 
+_AHEAD = 128  # Tiles that are read in advance.
 _SAMPLE = 128  # Tiles, from 16 slides where there are as many.
 
 
@@ -178,11 +179,11 @@ class SlideTiles:
     Returns:
       The results, and of other slides the reasons, by path.
     """
-    failures = {}
+    results, failures = {}, {}
 
-    def result(path: pathlib.Path) -> Any:
+    def keep(path: pathlib.Path) -> None:
       try:
-        return function(path)
+        results[path] = function(path)
       except slides.SlideError as error:
         failures[path] = str(error)
       except Exception as error:  # Whatever it is, the other slides go on.
@@ -190,10 +191,7 @@ class SlideTiles:
 
     about = {'total': len(self.paths), 'desc': 'slides', 'unit': 'slide'}
     with futures.ThreadPoolExecutor(self.tiles.threads) as pool:
-      results = progress.bar(pool.map(result, self.paths), **about)
-      results = dict(zip(self.paths, results, strict=True))
-    for path in failures:
-      del results[path]
+      list(progress.bar(pool.map(keep, self.paths), **about))
     return results, dict(sorted(failures.items()))
 
   def tissue(self, slide_id: str) -> tiling.Tissue:
@@ -221,8 +219,7 @@ class SlideTiles:
     )
     if whole or not least:
       return grid
-    batches = self.read(slide, grid, 64)
-    focus = np.array([tissue.focus(tile) for some in batches for tile in some])
+    focus = np.array([*map(tissue.focus, self.read(slide, grid))])
     if focus.max() < least:
       raise slides.SlideError(
         f'{slide.path.name}: all tiles are blurred, of {focus.max():.3g} at'
@@ -232,24 +229,18 @@ class SlideTiles:
     return dataclasses.replace(grid, coords=sharp, blurred=blurred)
 
   def read(
-    self,
-    slide: slides.Slide,
-    grid: tiling.Grid,
-    batch: int,
-    *,
-    augment: bool = False,
+    self, slide: slides.Slide, grid: tiling.Grid, count: int = _AHEAD
   ) -> Iterator[np.ndarray]:
-    """Yields tiles, uint8 [n, S, S, 3], in order, n <= batch, read ahead."""
-    place, seed = np.arange(batch), np.uint32(self.tiles.seed % 2**32)
-    for tiles in tiling.read_tiles(
-      slide, grid, batch=batch, threads=self.tiles.threads
-    ):
-      if augment:
-        # A full batch, whose shape is compiled once.
-        full = np.resize(tiles, (batch, *tiles.shape[1:]))
-        tiles = np.asarray(_changed(full, seed, place))[: len(tiles)]
-      yield tiles
-      place += batch
+    """Yields tiles, uint8 [S, S, 3], in order, `count` of them read ahead."""
+    threads = self.tiles.threads
+    return tiling.read_tiles(slide, grid, count=count, threads=threads)
+
+  def augmented(self, tiles: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    """Returns uint8 tiles as --augment changes them, by places in slides."""
+    if not self.tiles.augment:
+      return tiles
+    seed = np.uint32(self.tiles.seed % 2**32)
+    return np.asarray(_changed(tiles, seed, np.resize(places, len(tiles))))
 
   def attributes(self, slide_id: str) -> dict[str, Any]:
     """Returns what features of a slide's tiles say of their making.
@@ -326,14 +317,14 @@ class SlideTiles:
     for path in _spread(self.paths):
       try:
         with self.open(path) as slide:
-          taken += self.read(slide, few(self.grid(slide), share), share)
+          taken += self.read(slide, few(self.grid(slide), share))
       except slides.SlideError as error:
         reasons.append(str(error))
-      if sum(map(len, taken)) >= _SAMPLE:
+      if len(taken) >= _SAMPLE:
         break
     if not taken:
       raise slides.SlideError('no slide has tiles:\n' + '\n'.join(reasons))
-    return np.concatenate(taken)[:_SAMPLE]
+    return np.stack(taken[:_SAMPLE])
 
 
 @jax.jit

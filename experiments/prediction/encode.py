@@ -8,7 +8,7 @@ from data.tissue import Rule
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
-from experiments.prediction.models import Card, PredictionError
+from experiments.prediction.models import Card, Models, PredictionError
 from experiments.run.results import Folder
 from kmil_jax import checksums, export
 
@@ -17,7 +17,6 @@ def plan(
   slides_dir: pathlib.Path,
   card: Card,
   weights: str | None,
-  run: Folder | None,
   cache_dir: pathlib.Path,
   scale: Scale,
 ) -> tuple[SlideTiles, Encoder]:
@@ -27,8 +26,6 @@ def plan(
     slides_dir: holds slides.
     card: of the models.
     weights: of the encoder, as of `encoder.make_encoder`.
-    run: results folder of the models, if that is at hand: without `weights`, a
-      random encoder is sought beside the features of the training.
     cache_dir: where ImageNet weights may have been put.
     scale: of slides that do not state theirs.
 
@@ -47,7 +44,6 @@ def plan(
       f' {stated.get("mpp", "unknown")} um/px. Make them with the tool of the'
       ' training, and give --features_dir.'
     )
-  weights = weights or _kept(run)
   if weights is None and encoder_name != encoders.DEFAULT:
     raise PredictionError(f'{takes}. Give its weights by --weights.')
   is_function = weights is not None and encoders.is_function(weights)
@@ -91,7 +87,7 @@ def weights_file(
       f'--with_encoder: the features are of encoder {name}, which kmil_jax does'
       ' not have. Export without it.'
     )
-  weights = weights or _kept(run)
+  weights = weights or beside(run)
   try:
     path = encoders.file_of_weights(encoder, weights, cache_dir)
     digest = checksums.of_file(path)
@@ -102,12 +98,15 @@ def weights_file(
   return path
 
 
-def unpacked(model: pathlib.Path, cache_dir: pathlib.Path) -> str | None:
-  """Returns the weights of the encoder in a model's file, as a file.
+def at_hand(models: Models, cache_dir: pathlib.Path) -> str | None:
+  """Returns the weights of the encoder that came with models, as a file.
 
-  None without any. It is kept in `cache_dir`, by its hash.
+  None without any. Those in a model's file are kept in `cache_dir`, by their
+  hash.
   """
-  for name, content in export.read(model).others.items():
+  if models.run:
+    return beside(models.folder())
+  for name, content in export.read(models.model).others.items():
     if name.startswith(export.ENCODER):
       digest = hashlib.sha256(content).hexdigest()
       suffix = pathlib.PurePath(name).suffix
@@ -118,14 +117,13 @@ def unpacked(model: pathlib.Path, cache_dir: pathlib.Path) -> str | None:
   return None
 
 
-def _takes(name: str) -> str:
-  return f'--slides_dir: the models take features of encoder {name}'
-
-
-def _kept(run: Folder | None) -> str | None:
+def beside(run: Folder) -> str | None:
   """Returns a random encoder that is beside the features of the training."""
-  if not run:
-    return None
-  kept = files.place(run.config().cohort['features_dir']) / encoders.RANDOM_FILE
+  folder = run.config().cohort.get('features_dir')
+  kept = folder and files.place(folder) / encoders.RANDOM_FILE
   is_here = isinstance(kept, pathlib.Path) and kept.exists()
   return str(kept) if is_here else None
+
+
+def _takes(name: str) -> str:
+  return f'--slides_dir: the models take features of encoder {name}'

@@ -135,17 +135,13 @@ def grid(slide):
 
 
 @pytest.mark.parametrize(
-  'batch, threads, mpp', [(1, 1, 0.5), (7, 2, 0.5), (64, 3, 0.5), (4, 2, 0.8)]
+  'count, threads, mpp', [(1, 1, 0.5), (7, 2, 0.5), (64, 3, 0.5), (4, 2, 0.8)]
 )
-def test_batches_hold_every_tile_of_a_slide_once_in_order(
-  slide, batch, threads, mpp
-):
+def test_every_tile_of_a_slide_comes_once_in_order(slide, count, threads, mpp):
   grid = tile_grid(slide, tile_size=64, mpp=mpp, min_tissue=0)
   n = len(grid.coords)
-  stream = list(read_tiles(slide, grid, batch=batch, threads=threads))
-  assert [len(tiles) for tiles in stream[:-1]] == [batch] * (len(stream) - 1)
-  tiles = np.concatenate(stream)
-  assert tiles.dtype == np.uint8
+  tiles = list(read_tiles(slide, grid, count=count, threads=threads))
+  assert {tile.dtype for tile in tiles} == {np.dtype(np.uint8)}
   expected = [read_tile(slide, grid, i) for i in range(n)]
   np.testing.assert_array_equal(tiles, expected)
 
@@ -161,8 +157,8 @@ def test_a_fault_of_a_slide_reaches_the_consumer_as_it_is(
     return real(slide, grid, i)
 
   monkeypatch.setattr(tiling, 'read_tile', read)
-  stream = read_tiles(slide, grid, batch=8, threads=2)
-  assert [len(next(stream)) for _ in range(2)] == [8, 8]
+  stream = read_tiles(slide, grid, count=8, threads=2)
+  assert [next(stream).shape for _ in range(20)] == [(64, 64, 3)] * 20
   with pytest.raises(SlideError, match=r'^a\.tiff: tile 20 is damaged\.$'):
     next(stream)
 
@@ -177,7 +173,7 @@ def test_a_consumer_that_stops_early_leaves_no_reader(slide, grid):
   def readers():
     return [t for t in threading.enumerate() if t.name.startswith('ahead')]
 
-  stream = read_tiles(slide, grid, batch=1, threads=2)
+  stream = read_tiles(slide, grid, count=2, threads=2)
   next(stream)
   assert readers()
   stream.close()
@@ -195,10 +191,10 @@ def test_tiles_are_read_while_the_consumer_works(slide, grid, monkeypatch):
     return real(slide, grid, i)
 
   monkeypatch.setattr(tiling, 'read_tile', read)
-  stream = read_tiles(slide, grid, batch=1, threads=1)
+  stream = read_tiles(slide, grid, count=2, threads=1)
   next(stream)
   allowed.release(2)
-  wait_for(lambda: len(done) == 3)  # No batch is asked for meanwhile.
+  wait_for(lambda: len(done) == 3)  # No tile is asked for meanwhile.
   ahead = list(done)
   allowed.release(len(grid.coords))  # Or the reader would wait for ever.
   assert ahead == [0, 1, 2]

@@ -568,11 +568,11 @@ def plan(models, tmp_path):
   small_slides.write(folder, {'a': (64, 192), 'b.1': (128, 320)})
   (tmp_path / 'mpp.csv').write_text('slide_id,mpp\na,0.5\n')
 
-  def plan(weights=ENCODER, run=None, slides_dir=folder, **made):
+  def plan(weights=ENCODER, slides_dir=folder, **made):
     stated = {k: v for k, v in (MADE | made).items() if v is not None}
     card = dataclasses.replace(models[0], width=6, features=stated)
     scale = Scale(slide_mpp_csv=tmp_path / 'mpp.csv')
-    return card, encode.plan(slides_dir, card, weights, run, tmp_path, scale)
+    return card, encode.plan(slides_dir, card, weights, tmp_path, scale)
 
   return plan
 
@@ -641,7 +641,8 @@ def test_an_encoder_travels_in_the_file(plan, finished, tmp_path):
   path.unlink()
   card = archives.read(tmp_path / 'm.kmil').card
   assert card['encoder_weights'] == {'file': path.name, 'sha256': digest}
-  file = encode.unpacked(tmp_path / 'm.kmil', tmp_path)
+  models = trained.Models(model=tmp_path / 'm.kmil')
+  file = encode.at_hand(models, tmp_path)
   _, (_, encoder) = plan(file, encoder=name)
   assert encoder.name == name
 
@@ -654,10 +655,11 @@ def test_a_random_encoder_is_found_beside_the_features_of_the_training(
     ' "options": {}, "inputs": {}, "made_by": []}'
   )
   (tmp_path / 'encoder.safetensors').write_bytes(b'half a file')
+  at_hand = encode.at_hand(trained.Models(run=tmp_path), tmp_path)
   with pytest.raises(
     weights.WeightsError, match=r'/encoder\.safetensors: .*not'
   ):
-    plan(None, Folder(tmp_path), encoder='resnet50-conv4-random-seed0-1')
+    plan(at_hand, encoder='resnet50-conv4-random-seed0-1')
   (tmp_path / 'empty').mkdir()
   with pytest.raises(SlideError, match='holds no slides'):
     plan(slides_dir=tmp_path / 'empty')
