@@ -210,9 +210,7 @@ def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
   products = program.products.items()
   return {
     'kernels': len(step.kernels),
-    'conditionals': step.conditionals,
-    'loops': step.loops,
-    'trips': step.trips,
+    **step.control,
     'MB': step.bytes / 1e6,
     'GFLOP': step.flops / 1e9,
     'products': ', '.join(f'{n} {kind}' for kind, n in products),
