@@ -19,10 +19,10 @@ kmil_jax/models         1854   1350
 kmil_jax/tasks           617   400
 data                    4632   2600
 data/phantom            1171   1050
-experiments             1504   1350
-experiments/run         1381   520
-experiments/bags        1283   800
-experiments/evaluation  1488   680
+experiments             1496   1350
+experiments/run         1371   520
+experiments/bags        1279   800
+experiments/evaluation  1473   680
 experiments/reporting    626   430
 experiments/maps         740   460
 experiments/encoding     857   230
@@ -31,10 +31,10 @@ experiments/viewer       366   230
 experiments/patches      699   320
 experiments/studies     2687   1400
 experiments/papers       528   600
-experiments/benchmarks  1184   360
-tests                  23964  13000
+experiments/benchmarks  1170   360
+tests                  23967  13000
 """
-TOTAL = 25514
+TOTAL = 25463
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
