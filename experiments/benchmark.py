@@ -11,20 +11,14 @@ predictions must agree. With --slide, its readers are compared instead.
 """
 
 import json
-import os
 import sys
 
-from absl import logging
-
-from experiments.benchmarks.work import Work, table
+from experiments.benchmarks.work import Work, prepare, table
 from experiments.run import start
 
 
 def run(work: Work) -> start.Next:
-  logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
-  # Both sides share one device. JAX and torch read these once.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
+  prepare()
   if work.slide:
     from experiments.benchmarks import reading
 

@@ -11,18 +11,15 @@ report is written anew after each row. See docs/accelerators.md.
 
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import time
 from typing import Any
 
-from absl import logging
-
 from data.files import replacing
 from experiments.benchmarks.compiled import counts
-from experiments.benchmarks.work import MODELS, Entry, Work, table
+from experiments.benchmarks.work import MODELS, Entry, Work, prepare, table
 from experiments.run import start
 from experiments.run.options import field, free
 
@@ -68,10 +65,7 @@ class Day:
 
 def run(day: Day) -> start.Next:
   """Measures row by row until the time is over."""
-  logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
-  # Both sides share one device. JAX and torch read these once.
-  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
-  os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
+  prepare()
   from experiments.benchmarks import suite
 
   end = time.monotonic() + day.seconds

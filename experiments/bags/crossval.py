@@ -468,10 +468,6 @@ def _unfinished(folder: Folder) -> dict[str, list[int]]:
 
 def _name(places: Sequence[int]) -> str:
   """Names a training by its runs: runs_0-9, or runs_0-2_5."""
-  spans: list[list[int]] = []
-  for i in places:
-    if spans and i == spans[-1][-1] + 1:
-      spans[-1][1:] = [i]
-    else:
-      spans.append([i])
-  return 'runs_' + '_'.join('-'.join(map(str, span)) for span in spans)
+  spans = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+  names = [f'{s[0]}-{s[-1]}' if len(s) > 1 else str(s[0]) for s in spans]
+  return 'runs_' + '_'.join(names)

@@ -14,17 +14,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import numpy as np
 
-from experiments.benchmarks import hlo
+from experiments.benchmarks import hlo, jax_side
+from experiments.benchmarks.work import CLASSES, WIDTH
 from experiments.run import start
 from experiments.run.options import OptionError, field
 from kmil_jax import parallel, programs, train
 from kmil_jax.models import SPECS, cpu
 from kmil_jax.models.network import dtype_of
 from kmil_jax.tasks import bags
-from kmil_jax.tasks.bags import BagRuns, BagTask, bucket_lengths, num_rows
+from kmil_jax.tasks.bags import BagTask, bucket_lengths, num_rows
 from kmil_jax.types import Recipe, Store
 
-_CLASSES, _WIDTH = 5, 1024
 # Bytes and operations a second of a chip, by the type of the factors. Of an
 # H200 the bandwidth of copies, and the data sheet's dense rates; of TPUs those
 # of the data sheet, where factors of float32 take six passes.
@@ -162,20 +162,16 @@ class Compiled:
     """Returns a function of a device, places and shapes of its arguments."""
     spec, recipe = SPECS[model], Recipe(epochs=1)
     dtype = dtype_of(self.precision)
-    task = BagTask(spec, recipe, _CLASSES, _WIDTH, precision=self.precision)
+    task = BagTask(spec, recipe, CLASSES, WIDTH, precision=self.precision)
     lengths = np.resize(self.instances, self.bags)
     rows, buckets = num_rows(lengths), bucket_lengths(lengths)
     functions = programs.chunk_functions(task, None, buckets)
-    runs = BagRuns(
-      seed=np.zeros(self.runs, np.uint32),
-      fold=np.arange(self.runs, dtype=np.uint32),
-      trains=np.ones((self.runs, self.bags), bool),
-      keep=np.zeros((self.runs, rows), bool) if spec.chooser else None,
-    )
+    keep = np.zeros((1, rows), bool) if spec.chooser else None
+    runs = jax_side.runs_of(np.ones((self.runs, self.bags), bool), keep)
     state = train.init(task, runs, train.draw(task, runs))
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
     store = Store(
-      features=jax.ShapeDtypeStruct((rows, _WIDTH), dtype),
+      features=jax.ShapeDtypeStruct((rows, WIDTH), dtype),
       offset=ints(self.bags),
       length=ints(self.bags),
       label=ints(self.bags),
@@ -183,7 +179,7 @@ class Compiled:
     spread, where = P(parallel.AXIS), jax.tree.map(lambda _: P(), store)
     if self.store == 'spread':
       share = (rows + buckets[-1]) // devices + 2
-      share = jax.ShapeDtypeStruct((devices * share, _WIDTH), dtype)
+      share = jax.ShapeDtypeStruct((devices * share, WIDTH), dtype)
       store = store.replace(features=parallel.Spread(rows=share))
       where = where.replace(features=spread)
     on_all = lambda tree: jax.tree.map(
@@ -210,9 +206,7 @@ def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
   products = program.products.items()
   return {
     'kernels': len(step.kernels),
-    'conditionals': step.conditionals,
-    'loops': step.loops,
-    'trips': step.trips,
+    **step.control,
     'MB': step.bytes / 1e6,
     'GFLOP': step.flops / 1e9,
     'products': ', '.join(f'{n} {kind}' for kind, n in products),

@@ -1,8 +1,9 @@
 """Reads compiled programs as text: kernels of a step, launches by the host."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import math
 import re
 
@@ -12,27 +13,40 @@ _FREE = frozenset(
   ' replica-id opt-barrier'.split()
 )
 _SLICES = frozenset(('dynamic-slice', 'slice', 'gather'))
+_COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
+# A shape has no space but in a tuple, and a tuple no ") " but at its end.
+_OP = re.compile(
+  r'\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)(?= [a-z])|\S+) ([^(]*)\((.*)'
+)
 _COLLECTIVE = re.compile(
   r' (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)'
   r'(-start)?\(.*?channel_id=(\d+)'
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Op:
-  """An instruction; `text` is its whole line."""
+  """An instruction.
 
-  name: str
+  Attributes:
+    shape: of its result.
+    opcode: its kind.
+    operands: those whose results it takes.
+    text: its whole line.
+    computations: of the program, by name.
+  """
+
   shape: str
   opcode: str
-  operands: tuple[str, ...]
+  operands: Sequence['Op']
   text: str
+  computations: Mapping[str, Sequence['Op']] = dataclasses.field(repr=False)
 
-  def called(self, attribute: str) -> list[str]:
-    """Returns the computations that an attribute names."""
-    pattern = attribute + r'=\{?((?:%[\w.\-]+(?:, )?)+)'
-    names = re.search(pattern, self.text)
-    return re.findall(r'%([\w.\-]+)', names[1]) if names else []
+  def called(self, *attributes: str) -> list[Sequence['Op']]:
+    """Returns the computations that attributes name."""
+    pattern = rf'(?:{"|".join(attributes)})=\{{?((?:%[\w.\-]+(?:, )?)+)'
+    names = ''.join(re.findall(pattern, self.text))
+    return [self.computations[n] for n in re.findall(r'%([\w.\-]+)', names)]
 
   @property
   def trips(self) -> int:
@@ -40,36 +54,78 @@ class Op:
     count = re.search(r'known_trip_count":\{"n":"(\d+)"', self.text)
     return int(count[1]) if count else 1
 
+  @property
+  def size(self) -> float:
+    """Bytes of its result; of a type without a width, one each."""
+    bits = lambda name: int((re.findall(r'\d+', name) or ['8'])[0])
+    arrays = _arrays(self.shape)
+    return sum(math.prod(dims) * bits(name) / 8 for name, dims in arrays)
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-  """A launch: bytes that it moves, and operations of its products.
+  @property
+  def body(self) -> Sequence['Op']:
+    """Returns the instructions of a fusion."""
+    return self.called('calls')[0] if self.opcode == 'fusion' else ()
 
-  Attributes:
-    bytes: read and written; of slices of a parameter, the slices alone.
-    flops: by the type of the factors: 'bfloat16', 'tf32' or 'float32', which
-      are factors of float32 with and without `operand_precision=highest`.
-  """
+  @functools.cached_property
+  def bytes(self) -> float:
+    """What a kernel reads and writes; of slices of a parameter, these alone."""
+    written, read = self.size, [operand.size for operand in self.operands]
+    for op in self.body:
+      if op.opcode == 'parameter':  # A fusion may read less than it is given.
+        at = int(re.search(r'parameter\((\d+)\)', op.text)[1])
+        read[at] = min(read[at], _read(op, self.body))
+      elif op.opcode == 'dynamic-update-slice' and 'ROOT' in op.text:
+        written = 2 * op.operands[1].size - written
+    return max(written + sum(read), 0)
 
-  bytes: float
-  flops: dict[str, float]
+  @functools.cached_property
+  def flops(self) -> dict[str, float]:
+    """Operations of a kernel's products, by `factors`."""
+    flops: dict[str, float] = {}
+    for product in self.products():
+      pattern = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
+      dims = re.search(pattern, product.text)[1]
+      lhs, result = (
+        _arrays(x.shape)[0][1] for x in (product.operands[0], product)
+      )
+      depth = math.prod(lhs[int(d)] for d in re.findall(r'\d+', dims))
+      count = 2.0 * math.prod(result) * depth
+      flops[product.factors] = flops.get(product.factors, 0) + count
+    return flops
+
+  def products(self) -> Iterator['Op']:
+    """Yields the products of a kernel, also in fusions inside fusions."""
+    if self.is_matmul:
+      yield self
+    for op in self.body:
+      yield from op.products()
+
+  @property
+  def is_matmul(self) -> bool:
+    return self.opcode == 'dot' or '__cublas' in self.text
+
+  @property
+  def factors(self) -> str:
+    """The type of a product's factors: 'bfloat16', 'tf32' or 'float32'.
+
+    The last two are of float32 without and with `operand_precision=highest`.
+    """
+    if not self.operands[0].shape.startswith('f32'):
+      return 'bfloat16'
+    return 'float32' if 'highest' in self.text.lower() else 'tf32'
 
 
 @dataclasses.dataclass
 class Step:
   """What a computation launches; of a conditional, the branch of most bytes."""
 
-  kernels: list[Kernel] = dataclasses.field(default_factory=list)
-  conditionals: int = 0
-  loops: int = 0
-  trips: int = 0  # of all loops
-
-  def add(self, part: 'Step', times: int = 1) -> None:
-    """Adds what a part launches, `times` over."""
-    self.kernels += part.kernels * times
-    self.conditionals += part.conditionals
-    self.loops += part.loops
-    self.trips += part.trips
+  kernels: list[Op] = dataclasses.field(default_factory=list)
+  # Number of conditionals, of loops, and of the trips of all loops.
+  control: dict[str, int] = dataclasses.field(
+    default_factory=lambda: collections.Counter(
+      conditionals=0, loops=0, trips=0
+    )
+  )
 
   @property
   def bytes(self) -> float:
@@ -89,13 +145,16 @@ class Program:
 
   def __init__(self, text: str):
     self._computations: dict[str, list[Op]] = {}
-    ops: list[Op] = []
     for line in text.splitlines():
-      if header := re.match(r'(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$', line):
-        ops = self._computations.setdefault(header[2], [])
+      if header := _COMPUTATION.match(line):
+        ops, known = self._computations.setdefault(header[2], []), {}
         self._entry = ops if header[1] else getattr(self, '_entry', ops)
-      elif op := _op(line):
-        ops.append(op)
+      elif op := _OP.match(line):
+        name, shape, opcode, rest = op.groups()
+        names = re.findall(r'%([\w.\-]+)', rest.partition('), ')[0])
+        operands = [known[n] for n in names if n in known]
+        known[name] = Op(shape, opcode, operands, line, self._computations)
+        ops.append(known[name])
     found = [
       (name.startswith('async') or bool(collective[1]), collective[2])
       for name, ops in self._computations.items()
@@ -108,76 +167,43 @@ class Program:
 
   @property
   def products(self) -> dict[str, int]:
-    """Number of products by the type of their factors, see `Kernel`."""
+    """Number of products by the type of their factors, see `Op.factors`."""
     return collections.Counter(
-      _factors(op, {one.name: one.shape for one in ops})
+      op.factors
       for ops in self._computations.values()
       for op in ops
-      if op.opcode == 'convolution' or _is_matmul(op)
+      if op.opcode == 'convolution' or op.is_matmul
     )
 
   def step(self) -> Step:
     """Returns a pass of the entry's longest loop, else of the entry."""
     loops = [op for op in self._entry if op.opcode == 'while']
     if not loops:
-      return self._launched(self._entry)
-    longest = max(loops, key=lambda op: op.trips)
-    return self._launched(self._computations[longest.called('body')[0]])
+      return _launched(self._entry)
+    return _launched(max(loops, key=lambda op: op.trips).called('body')[0])
 
-  def _launched(self, ops: list[Op]) -> Step:
-    step, shapes = Step(), {op.name: op.shape for op in ops}
-    parts = lambda op, *attributes: [
-      self._launched(self._computations[name])
-      for attribute in attributes
-      for name in op.called(attribute)
-    ]
-    for op in ops:
-      if op.opcode == 'while':
-        step.add(*parts(op, 'body'), times=op.trips)
-        step.add(Step(loops=1, trips=op.trips))
-      elif op.opcode == 'conditional':
+
+def _launched(ops: Sequence[Op]) -> Step:
+  step = Step()
+  for op in ops:
+    parts, times = [], 1
+    match op.opcode:
+      case 'while':
+        parts, times = map(_launched, op.called('body')), op.trips
+        step.control.update(loops=1, trips=times)
+      case 'conditional':
         names = 'branch_computations', 'true_computation', 'false_computation'
-        step.add(max(parts(op, *names), key=lambda part: part.bytes))
-        step.add(Step(conditionals=1))
-      elif op.opcode in ('call', 'async-start'):
-        for part in parts(op, 'to_apply', 'calls'):
-          step.add(part)
-      elif op.opcode not in _FREE and not op.opcode.endswith('-done'):
-        step.kernels.append(self._kernel(op, shapes))
-    return step
-
-  def _kernel(self, op: Op, shapes: dict[str, str]) -> Kernel:
-    written, body = _size(op.shape), self._body(op)
-    read = [_size(shapes.get(name, '')) for name in op.operands]
-    numbers = (re.search(r'parameter\((\d+)\)', o.text) for o in body)
-    for number, one in zip(numbers, body, strict=True):
-      if number:  # A fusion may read less than it is given.
-        at = int(number[1])
-        read[at] = min(read[at], _read(one, body))
-    for root in body:
-      if root.opcode == 'dynamic-update-slice' and 'ROOT' in root.text:
-        sizes = {one.name: _size(one.shape) for one in body}
-        written += 2 * (sizes[root.operands[1]] - written)
-    flops: dict[str, float] = {}
-    for product, kinds in self._products(op, shapes):
-      kind, count = _product(product, kinds)
-      flops[kind] = flops.get(kind, 0) + count
-    return Kernel(max(written + sum(read), 0), flops)
-
-  def _body(self, op: Op) -> list[Op]:
-    calls = op.called('calls') if op.opcode == 'fusion' else ()
-    return [o for name in calls for o in self._computations[name]]
-
-  def _products(
-    self, op: Op, shapes: dict[str, str]
-  ) -> Iterator[tuple[Op, dict[str, str]]]:
-    """Yields the products of a kernel, also in fusions inside fusions."""
-    if _is_matmul(op):
-      yield op, shapes
-    body = self._body(op)
-    inner = {one.name: one.shape for one in body}
-    for one in body:
-      yield from self._products(one, inner)
+        branches = map(_launched, op.called(*names))
+        parts = [max(branches, key=lambda branch: branch.bytes)]
+        step.control.update(conditionals=1)
+      case 'call' | 'async-start':
+        parts = map(_launched, op.called('to_apply', 'calls'))
+      case name if name not in _FREE and not name.endswith('-done'):
+        step.kernels.append(op)
+    for part in parts:
+      step.kernels += part.kernels * times
+      step.control.update(part.control)
+  return step
 
 
 def host_launches(thunks: str) -> int:
@@ -190,40 +216,25 @@ def host_launches(thunks: str) -> int:
     Their number, that of loops and conditionals counted once; 0 where the loop
     itself is part of a CUDA graph.
   """
-  kinds: list[str] = []
-  paths: list[list[int]] = []  # of each, from the outermost
-  in_condition, depths = False, []
-  for line in thunks.splitlines():
+  around: list[tuple[int, str, int]] = []  # indent, kind, line: what holds it
+  size, launches = collections.Counter(), collections.Counter()  # by loop
+  in_condition = False
+  for number, line in enumerate(thunks.splitlines()):
     if line.strip() in ('condition:', 'body:'):
       in_condition = line.strip() == 'condition:'
     thunk = re.match(r'( *)\d+: k(\w+)', line)
     if not thunk or in_condition:
       continue
-    depths.append(len(thunk[1]) // 4)
-    above = reversed(list(enumerate(depths[:-1])))
-    outer = next((i for i, depth in above if depth < depths[-1]), None)
-    paths.append([*([] if outer is None else paths[outer]), len(kinds)])
-    kinds.append(thunk[2])
-  loops = [i for i, kind in enumerate(kinds) if kind == 'While']
-  inside = lambda loop: [path for path in paths if loop in path[:-1]]
-  loop = max(loops, key=lambda loop: len(inside(loop)))
-  within = lambda path, *some: any(kinds[i] in some for i in path)
-  return sum(
-    not within(path[:-1], 'CommandBuffer', 'DynamicSliceFusion')
-    and not within(path[-1:], 'While', 'Conditional')
-    for path in inside(loop)
-  )
-
-
-def _op(line: str) -> Op | None:
-  op = re.match(r'\s*(?:ROOT )?%?([\w.\-]+) = (.*)$', line)
-  if not op:
-    return None
-  # A shape has no space but in a tuple, and a tuple no ") " but at its end.
-  shape = re.match(r'\(.*?\)(?= [a-z])|\S+', op[2])[0]
-  opcode, _, rest = op[2][len(shape) :].strip().partition('(')
-  operands = re.findall(r'%([\w.\-]+)', rest.partition('), ')[0])
-  return Op(op[1], shape, opcode, tuple(operands), line)
+    around = [outer for outer in around if outer[0] < len(thunk[1])]
+    kinds = {kind for _, kind, _ in around}
+    by_host = kinds.isdisjoint(('CommandBuffer', 'DynamicSliceFusion'))
+    by_host &= thunk[2] not in ('While', 'Conditional')
+    loops = [start for _, kind, start in around if kind == 'While']
+    size.update(loops)
+    launches.update(dict.fromkeys(loops, int(by_host)))
+    around.append((len(thunk[1]), thunk[2], number))
+  (largest, _), *_ = size.most_common(1)
+  return launches[largest]
 
 
 def _arrays(shape: str) -> list[tuple[str, list[int]]]:
@@ -232,43 +243,15 @@ def _arrays(shape: str) -> list[tuple[str, list[int]]]:
   return [(t, [int(d) for d in dims.split(',') if d]) for t, dims in arrays]
 
 
-def _size(shape: str) -> float:
-  """Returns the bytes of a shape; of a type without a width, one each."""
-  bits = lambda name: int((re.findall(r'\d+', name) or ['8'])[0])
-  arrays = _arrays(shape)
-  return sum(math.prod(dims) * bits(name) / 8 for name, dims in arrays)
-
-
-def _read(parameter: Op, body: list[Op]) -> float:
+def _read(parameter: Op, body: Sequence[Op]) -> float:
   """Returns the bytes that a fusion reads of a parameter: slices, or all."""
-  names, users = {parameter.name}, []
+  same, users = {parameter}, []
   for op in body:
-    if names.intersection(op.operands):
+    if same.intersection(op.operands):
       if op.opcode == 'bitcast':
-        names.add(op.name)
+        same.add(op)
       else:
         users.append(op)
   if users and all(op.opcode in _SLICES for op in users):
-    return sum(_size(op.shape) for op in users)
-  return _size(parameter.shape)
-
-
-def _is_matmul(op: Op) -> bool:
-  return op.opcode == 'dot' or '__cublas' in op.text
-
-
-def _factors(op: Op, shapes: dict[str, str]) -> str:
-  """Returns the type of a product's factors."""
-  if not shapes[op.operands[0]].startswith('f32'):
-    return 'bfloat16'
-  return 'float32' if 'highest' in op.text.lower() else 'tf32'
-
-
-def _product(op: Op, shapes: dict[str, str]) -> tuple[str, float]:
-  """Returns the type of a product's factors and its operations."""
-  pattern = r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([^}\]]*)'
-  (_, lhs), *_ = _arrays(shapes[op.operands[0]])
-  dims = re.search(pattern, op.text)
-  depth = math.prod(lhs[int(d)] for d in re.findall(r'\d+', dims[1]))
-  count = 2.0 * math.prod(_arrays(op.shape)[0][1]) * depth
-  return _factors(op, shapes), count
+    return sum(op.size for op in users)
+  return parameter.size

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.work import CLASSES, WIDTH, Call
+from experiments.benchmarks.work import CLASSES, WIDTH, Call, Visits
 from experiments.encoding import encoder
 from kmil_jax import parallel, port, train
 from kmil_jax.models import SPECS
 from kmil_jax.models.network import dtype_of
 from kmil_jax.programs import Program
 from kmil_jax.tasks.bags import BagLoader, BagRuns, BagTask
-from kmil_jax.types import Recipe, Store
+from kmil_jax.types import Recipe
 
 
 class _InOrder(BagLoader):
@@ -25,41 +25,34 @@ class _InOrder(BagLoader):
     return self.bucket_of(self.visit), self.visit[:, None]
 
 
-def steps(
-  model: str,
-  weights: Sequence[Mapping[str, Any]] | None,
-  store: Store,
-  keep: np.ndarray | None,
-  order: np.ndarray,
-  trains: np.ndarray,
-  precision: str = 'float32',
-) -> Call:
-  """Returns what trains R runs on bags, as an epoch of a training does.
-
-  Args:
-    model: of `SPECS`.
-    weights: of each run; None to draw them.
-    store: the bags, in float32.
-    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
-      same; None for all.
-    order: bags that a call visits.
-    trains: which bags move each run, bool [R, n].
-    precision: of features and computation.
-
-  Returns:
-    The call. After it, its attribute `compiled` returns the program.
-  """
-  runs, recipe = len(trains), Recipe()
-  constants = BagRuns(
+def runs_of(trains: np.ndarray, keep: np.ndarray | None) -> BagRuns:
+  """Returns R runs; for the arguments see `Visits`."""
+  runs = len(trains)
+  return BagRuns(
     seed=np.zeros(runs, np.uint32),
     fold=np.arange(runs, dtype=np.uint32),
     trains=trains,
     keep=None if keep is None else np.resize(keep, (runs, keep.shape[1])),
   )
-  features = store.features.astype(dtype_of(precision), copy=False)
-  store = store.replace(features=features)
-  task = BagTask(SPECS[model], recipe, CLASSES, WIDTH, precision=precision)
-  loader = _InOrder(store, CLASSES, WIDTH, visit=order)
+
+
+def steps(visits: Visits, weights: Sequence[Mapping[str, Any]] | None) -> Call:
+  """Returns what trains R runs on bags, as an epoch of a training does.
+
+  Args:
+    visits: of the runs.
+    weights: of each run; None to draw them.
+
+  Returns:
+    The call. After it, its attribute `compiled` returns the program.
+  """
+  precision, runs, recipe = visits.precision, len(visits.trains), Recipe()
+  constants = runs_of(visits.trains, visits.keep)
+  features = visits.store.features.astype(dtype_of(precision), copy=False)
+  store = visits.store.replace(features=features)
+  spec = SPECS[visits.model]
+  task = BagTask(spec, recipe, CLASSES, WIDTH, precision=precision)
+  loader = _InOrder(store, CLASSES, WIDTH, visit=visits.order)
   program = Program(task, runs, loader, layout=parallel.layout(recipe.batch))
   if weights:
     params = jax.tree.map(lambda *w: np.stack(w), *weights)

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import jax_side
-from experiments.benchmarks.work import CLASSES, WIDTH, Call, Entry, Forms, Work
+from experiments.benchmarks.work import (
+  CLASSES,
+  WIDTH,
+  Call,
+  Entry,
+  Forms,
+  Visits,
+  Work,
+)
 from experiments.encoding import encoder
 from kmil_jax import cost, parallel
 from kmil_jax.models import SPECS
@@ -220,18 +228,18 @@ def _sides(work: Work, entry: Entry) -> tuple[Call, Forms, int]:
   keep = None
   if SPECS[model].chooser:
     keep = _kept(store, 1 if entry.bags else runs, rng)
-  visits = store, keep, order, trains, entry.precision
+  visits = Visits(model, store, keep, order, trains, entry.precision)
   if LACKING:
-    return jax_side.steps(model, None, *visits), _without(LACKING), steps
+    return jax_side.steps(visits, None), _without(LACKING), steps
   modules = [MODELS[model](CLASSES, WIDTH).eval() for _ in range(runs)]
   weights = [torch_side.weights_of(model, module) for module in modules]
   if entry.precision == 'float32':
     check(model, modules[0], weights[0], store.features[: store.length[0]])
-  forms = torch_side.Visits(modules, *visits).forms(
+  forms = torch_side.Training(visits, modules).forms(
     together=1 < runs <= _AT_ONCE // n and entry.part != 'epoch',
     compiled=work.compile,
   )
-  return jax_side.steps(model, weights, *visits), forms, steps
+  return jax_side.steps(visits, weights), forms, steps
 
 
 def _encoders(entry: Entry, tiles: np.ndarray) -> tuple[Call, Forms]:
@@ -266,14 +274,10 @@ def _without(error: Exception) -> Forms:
 def cohort(length: np.ndarray, seed: int) -> Store:
   """Returns random bags of these lengths, features in float32."""
   rng, length = np.random.default_rng(seed), length.astype(np.int32)
-  total = length.sum()
-  features = np.zeros((num_rows(length), WIDTH), np.float32)
-  drawn = features[: min(total, _DRAWN)]
-  rng.standard_normal(out=drawn, dtype=np.float32)
-  for start in range(0, total, _DRAWN):
-    features[start:total][:_DRAWN] = drawn[: total - start]
+  drawn = min(length.sum(), _DRAWN), WIDTH
+  again = np.arange(num_rows(length)) % drawn[0]
   return Store(
-    features=features,
+    features=rng.standard_normal(drawn, np.float32)[again],
     offset=np.cumsum(length, dtype=np.int32) - length,
     length=length,
     label=rng.integers(CLASSES, size=len(length)).astype(np.int32),

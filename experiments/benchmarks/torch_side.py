@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.benchmarks.work import Call, Forms
+from experiments.benchmarks.work import Call, Forms, Visits
 from experiments.encoding import encoder
 from experiments.run import results
 from kmil_jax import port
-from kmil_jax.types import Recipe, Store
+from kmil_jax.types import Recipe
 
 _BATCHES = 4, 16, 64, 256  # Tiles that are encoded at a time.
 _TORCHVISION = (
@@ -51,43 +51,34 @@ class _Loss(nn.Module):
       return self.model.loss(x, label)
 
 
-class Visits:
-  """R runs visit bags in training.
+def bags_of(visits: Visits) -> list[list[torch.Tensor]]:
+  """Returns what each run sees of each bag, on the device."""
+  keep, store = visits.keep, visits.store
+  dtype = torch.bfloat16 if visits.precision == 'bfloat16' else torch.float32
+  if keep is None:
+    keep = np.ones((1, len(store.features)), bool)
+
+  def bags(kept):
+    for start, size in zip(store.offset, store.length, strict=True):
+      rows = start + np.flatnonzero(kept[start : start + size])
+      yield torch.from_numpy(store.features[rows]).to(DEVICE, dtype)
+
+  return [list(bags(kept)) for kept in keep] * (len(visits.trains) // len(keep))
+
+
+class Training:
+  """R runs that visit bags.
 
   Args:
-    models: of the runs; copied.
-    store: the bags.
-    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
-      same, gathered beforehand; None for all.
-    order: bags that a call visits.
-    trains: whether a run visits a bag, bool [R, n].
-    precision: of the features, and of the computation by autocast.
+    visits: of the runs.
+    models: theirs; copied.
   """
 
-  def __init__(
-    self,
-    models: Sequence[nn.Module],
-    store: Store,
-    keep: np.ndarray | None,
-    order: np.ndarray,
-    trains: np.ndarray,
-    precision: str = 'float32',
-  ):
-    self.order, self.trains = order, trains
+  def __init__(self, visits: Visits, models: Sequence[nn.Module]):
+    self.visits, self.bags = visits, bags_of(visits)
     copies = [copy.deepcopy(model).to(DEVICE) for model in models]
     self.runs = [_Loss(model).train() for model in copies]
-    self.labels = torch.from_numpy(store.label).long().to(DEVICE)
-    dtype = torch.bfloat16 if precision == 'bfloat16' else torch.float32
-
-    def bags(kept):
-      for start, size in zip(store.offset, store.length, strict=True):
-        rows = start + np.flatnonzero(kept[start : start + size])
-        yield torch.from_numpy(store.features[rows]).to(DEVICE, dtype)
-
-    if keep is None:
-      keep = np.ones((1, len(store.features)), bool)
-    seen = [list(bags(kept)) for kept in keep]
-    self.bags = seen * (len(models) // len(seen))
+    self.labels = torch.from_numpy(visits.store.label).long().to(DEVICE)
 
   def forms(self, *, together: bool, compiled: bool) -> Forms:
     """Returns the runs in turn as 'loop' and at once as 'vmap', by name.
@@ -105,32 +96,41 @@ class Visits:
       ways[', compiled'] = compiler
     kinds = {'loop': self._loop} | ({'vmap': self._vmap} if together else {})
     return {
-      kind + way: functools.partial(make, wrap)
+      kind + way: functools.partial(self._call, make, wrap)
       for way, wrap in ways.items()
       for kind, make in kinds.items()
     }
 
-  def _loop(self, wrap: Callable) -> Call:
+  def _call(self, make: Callable, wrap: Callable) -> Call:
+    """Makes a form ready, of which every call visits all bags in order."""
+    visit = make(wrap)
+
+    def run():
+      for bag in self.visits.order:
+        visit(bag)
+      if DEVICE.type == 'cuda':
+        torch.cuda.synchronize()
+
+    return run
+
+  def _loop(self, wrap: Callable) -> Callable:
     """A module and an optimiser for each run."""
     call = wrap(lambda run, x, label: run(x, label))
     step = [
       _step(run.parameters(), functools.partial(call, run)) for run in self.runs
     ]
 
-    def run():
-      for bag in self.order:
-        for r in np.flatnonzero(self.trains[:, bag]):
-          step[r](self.bags[r][bag], self.labels[bag])
-      _wait()
+    def visit(bag):
+      for r in np.flatnonzero(self.visits.trains[:, bag]):
+        step[r](self.bags[r][bag], self.labels[bag])
 
-    return run
+    return visit
 
-  def _vmap(self, wrap: Callable) -> Call:
+  def _vmap(self, wrap: Callable) -> Callable:
     """All runs as one, by `torch.func.vmap` over stacked weights."""
     params, _ = torch.func.stack_module_state(self.runs)
     base = copy.deepcopy(self.runs[0]).to('meta')
-    shared = self.bags[0] is self.bags[-1]
-    bags = self.bags[0]
+    bags, shared = self.bags[0], self.bags[0] is self.bags[-1]
     if not shared:
       bags = [torch.stack(views) for views in zip(*self.bags, strict=True)]
 
@@ -141,21 +141,8 @@ class Visits:
       axes = (0, None if shared else 0)
       return torch.func.vmap(one, axes, randomness='different')(params, x).sum()
 
-    call = functools.partial(wrap(every), params)
-    step = _step(params.values(), call)
-
-    def run():
-      for bag in self.order:
-        step(bags[bag], self.labels[bag])
-      _wait()
-
-    return run
-
-
-def _wait() -> None:
-  """Waits for what the device computes."""
-  if DEVICE.type == 'cuda':
-    torch.cuda.synchronize()
+    step = _step(params.values(), functools.partial(wrap(every), params))
+    return lambda bag: step(bags[bag], self.labels[bag])
 
 
 def _step(params, call: Callable) -> Callable:

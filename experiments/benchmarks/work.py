@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
+from absl import logging
+import numpy as np
+
 from experiments.evaluation.tables import Row, Table
 from experiments.run.options import field
+from kmil_jax.types import Store
 
 # Of a compiled step.
 COLUMNS = {
@@ -92,6 +97,35 @@ class Entry:
   runs: int
   precision: str = 'float32'
   bags: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+  """What R runs visit in training.
+
+  Attributes:
+    model: of `SPECS`.
+    store: the bags, in float32.
+    keep: instances that each run sees, bool [R, T], or [1, T] if they see the
+      same; None for all.
+    order: bags that a call visits.
+    trains: which bags move each run, bool [R, n].
+    precision: of features and computation.
+  """
+
+  model: str
+  store: Store
+  keep: np.ndarray | None
+  order: np.ndarray
+  trains: np.ndarray
+  precision: str
+
+
+def prepare() -> None:
+  """Sets what JAX and torch, which share a device, read once."""
+  logging.set_verbosity(logging.WARNING)  # JAX names what it does not find.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  os.environ.setdefault('CUDA_VISIBLE_DEVICES', '0')
 
 
 def table(measured: Mapping[str, Any]) -> Table:

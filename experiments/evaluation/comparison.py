@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.bags.options import OPTIONS
 from experiments.evaluation import predictions, summary as summaries
-from experiments.evaluation.predictions import Predictions
+from experiments.evaluation.predictions import Folds, Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
 from experiments.run import progress
 from experiments.run.options import decisive, renamed, to_json
@@ -30,7 +30,7 @@ class Run:
   name: str
   folder: Folder
   summary: Mapping[str, Any]  # as `summary.summarise` writes it
-  folds: Mapping[int, Mapping[str, Predictions]]  # by part: val and test
+  folds: Folds
   patients: str | None = None  # how slides are joined, see `of_cases`
 
   @property

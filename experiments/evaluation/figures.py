@@ -30,8 +30,7 @@ def draw(folder: Folder, classes: Sequence[str]) -> None:
   and external_confusion.png.
   """
   folds = predictions.read_folds(folder, classes)
-  test = predictions.pool([*map(predictions.evaluated, folds.values())])
-  after = summary.scaled(folds, summary.temperatures(folds))
+  test, after = folds.pooled, summary.scaled(folds, summary.temperatures(folds))
   (one, *_) = folds.values()
   name = 'test parts pooled'
   if not len(one['test']):

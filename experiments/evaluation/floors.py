@@ -110,8 +110,7 @@ def write(folder: Folder, material: Any) -> Table:
   """
   cohort = material.cohort
   folds = predictions.read_folds(folder, cohort.classes)
-  tested = {f: predictions.evaluated(parts) for f, parts in folds.items()}
-  model = predictions.pool([*tested.values()])
+  tested, model = folds.evaluated, folds.pooled
   rows = predictions.rows({0: model}, 'test', cohort.classes)
   digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
   if folder.at(NAME).exists():

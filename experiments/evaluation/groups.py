@@ -29,11 +29,10 @@ def write(
     patients.
   """
   folds = predictions.read_folds(folder, classes)
-  tests = {f: predictions.evaluated(parts) for f, parts in folds.items()}
-  p = predictions.pool(list(tests.values()))
+  p = folds.pooled
   fold_of = {
     group_of[slide]: fold
-    for fold, test in tests.items()
+    for fold, test in folds.evaluated.items()
     for slide in test.slide.tolist()
   }
   group = np.array([group_of[slide] for slide in p.slide.tolist()])

@@ -138,17 +138,30 @@ def read(folder: Folder, part: str, classes: Sequence[str]) -> Predictions:
   )
 
 
-def read_folds(
-  folder: Folder, classes: Sequence[str]
-) -> dict[int, dict[str, Predictions]]:
-  """Returns the validation and test parts of a folder's finished folds.
+class Folds(dict[int, dict[str, Predictions]]):
+  """The validation and test parts, 'val' and 'test', of folds by number.
 
   The test part has no slides where nothing is tested (--k=1).
+  """
+
+  @property
+  def evaluated(self) -> dict[int, Predictions]:
+    """What each fold is judged by, see `evaluated`."""
+    return {fold: evaluated(parts) for fold, parts in self.items()}
+
+  @property
+  def pooled(self) -> Predictions:
+    """These of all folds together."""
+    return pool([*self.evaluated.values()])
+
+
+def read_folds(folder: Folder, classes: Sequence[str]) -> Folds:
+  """Returns what a folder's finished folds predict.
 
   Raises:
     ResultsError: see `read`; or if a fold has a test part but no rows of it.
   """
-  folds = {}
+  folds = Folds()
   for fold, of_fold in _folds(folder, TEST).items():
     parts = {part: read(of_fold, part, classes) for part in ('val', 'test')}
     if not len(parts['test']):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.evaluation import predictions
-from experiments.evaluation.predictions import Predictions
+from experiments.evaluation.predictions import Folds, Predictions
 from experiments.evaluation.summary import number, with_intervals
 from experiments.evaluation.tables import INTERVAL, Row, Table
 from experiments.run.results import Folder, ResultsError
@@ -39,30 +39,27 @@ def write(
   """
   held = {seed: predictions.read_folds(f, classes) for seed, f in parts.items()}
   second = {s: predictions.read_external(f, classes) for s, f in parts.items()}
-  folds = set.intersection(*map(set, held.values()))
-  means, scores, lines = [], [], []
-  for fold in sorted(folds):
+  means, scores, lines = Folds(), [], []
+  for fold in sorted(set.intersection(*map(set, held.values()))):
     of_fold = [of_seed[fold] for of_seed in held.values()]
-    mean = {
+    means[fold] = mean = {
       name: _mean([parts[name] for parts in of_fold])
       for name in ('val', 'test')
     }
-    means.append(predictions.evaluated(mean))
     if all(fold in external for external in second.values()):
-      mean['external'] = _mean([e[fold] for e in second.values()])
+      mean = mean | {'external': _mean([e[fold] for e in second.values()])}
     predictions.write(Folder(folder.at(f'fold_{fold}')), fold, mean, classes)
   if not means:
     return None
   for seed, of_seed in held.items():
-    tests = {f: predictions.evaluated(of_seed[f]) for f in sorted(folds)}
-    whole = predictions.pool([*tests.values()])
-    scores.append(metrics.evaluate(whole.label, whole.prob))
+    done = Folds({fold: of_seed[fold] for fold in means})
+    scores.append(metrics.evaluate(done.pooled.label, done.pooled.prob))
     part = 'test' if len(mean['test']) else 'val'
-    header, *rows = predictions.rows(tests, part, classes)
+    header, *rows = predictions.rows(done.evaluated, part, classes)
     lines += [[seed, *row] for row in rows]
   folder.write('predictions_seeds.csv', [['seed', *header], *lines])
   rows = [['metric', 'mean', 'std', 'of_mean_prob', 'ci_low', 'ci_high']]
-  for name, cells in with_intervals(predictions.pool(means)).items():
+  for name, cells in with_intervals(means.pooled).items():
     each = np.array([score[name] for score in scores])
     rows.append([name, number(each.mean()), number(each.std(ddof=1)), *cells])
   folder.write(NAME, rows)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.evaluation import predictions
-from experiments.evaluation.predictions import Predictions
+from experiments.evaluation.predictions import Folds, Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
 from experiments.run.results import NUMBER, Folder, ResultsError, fits
 from kmil_jax import calibration, delong, intervals, metrics
@@ -110,9 +110,8 @@ def summarise(
     if any(map(len, of_part.values())):
       written, lines = part, predictions.rows(of_part, part, classes)
       folder.write(predictions.FILES[part], lines)
-  evaluated = {f: predictions.evaluated(parts) for f, parts in folds.items()}
-  lines = predictions.case_rows(evaluated, classes)
-  folder.write(predictions.CASES, lines)
+  evaluated = folds.evaluated
+  folder.write(predictions.CASES, predictions.case_rows(evaluated, classes))
   folder.write('summary.csv', _by_fold(folds))
   temperature = temperatures(folds)
   for fold, fitted in temperature.items():
@@ -126,7 +125,7 @@ def summarise(
     'folds': list(folds),
     'part': written,
     'cases': of_cases(tests),
-    **of_folds(predictions.pool(tests), tests, classes, 'pooled'),
+    **of_folds(folds.pooled, tests, classes, 'pooled'),
     'calibration': of_calibration(folds, temperature),
   }
   if external := predictions.read_external(folder, classes):
@@ -292,9 +291,7 @@ def summary_weight(num_classes: int) -> np.ndarray:
   return np.full(num_classes, 1 / num_classes)
 
 
-def temperatures(
-  folds: Mapping[int, Mapping[str, Predictions]],
-) -> dict[int, Temperature]:
+def temperatures(folds: Folds) -> dict[int, Temperature]:
   """Temperature of each fold's model, fitted on the validation of all folds.
 
   The patients that the fold tests are left out. A fold's own validation part is
@@ -323,28 +320,19 @@ def temperatures(
   return fitted
 
 
-def scaled(
-  folds: Mapping[int, Mapping[str, Predictions]],
-  temperature: Mapping[int, Temperature],
-) -> np.ndarray:
+def scaled(folds: Folds, temperature: Mapping[int, Temperature]) -> np.ndarray:
   """Test probabilities of all folds at their temperatures, [N, C]."""
+  pairs = zip(folds.evaluated.values(), temperature.values(), strict=True)
   return np.concatenate(
-    [
-      calibration.scale(
-        predictions.evaluated(parts).prob, temperature[fold].temperature
-      )
-      for fold, parts in folds.items()
-    ]
+    [calibration.scale(p.prob, fitted.temperature) for p, fitted in pairs]
   )
 
 
 def of_calibration(
-  folds: Mapping[int, Mapping[str, Predictions]],
-  temperature: Mapping[int, Temperature],
+  folds: Folds, temperature: Mapping[int, Temperature]
 ) -> dict[str, Any]:
   """Calibration of the pooled test parts before and after temperatures."""
-  test = predictions.pool([*map(predictions.evaluated, folds.values())])
-  after = scaled(folds, temperature)
+  test, after = folds.pooled, scaled(folds, temperature)
   return {
     **errors(test.label, test.prob),
     'after_temperature': errors(test.label, after),
@@ -495,9 +483,7 @@ def calibration_table(part: Mapping[str, Any]) -> Table:
   )
 
 
-def _by_fold(
-  folds: Mapping[int, Mapping[str, Predictions]],
-) -> list[list[Any]]:
+def _by_fold(folds: Folds) -> list[list[Any]]:
   """Rows of summary.csv, one per fold; what is undefined is empty."""
   columns = [(part, name) for name in _COLUMNS for part in ('test', 'val')]
   lines = [['folds', *(f'{part}_{name}' for part, name in columns)]]

@@ -169,42 +169,29 @@ def parse(
 
 def to_json(objects: Sequence[Any]) -> dict[str, Any]:
   """Returns the values of options by flag, as JSON holds them."""
-  values = {
-    option.flag: getattr(one, option.name)
-    for one in objects
-    for option in _options((type(one),))
-  }
+  values = {option.flag: value for option, value in _held(objects)}
   return json.loads(json.dumps(values, default=str))
 
 
 def changed(objects: Sequence[Any]) -> dict[str, Any]:
   """Returns those of `to_json` that are not as by default."""
-  defaults = {
-    option.flag: option.default
-    for one in objects
-    for option in _options((type(one),))
-  }
-  defaults = json.loads(json.dumps(defaults, default=str))
-  values = to_json(objects)
-  return {
-    flag: values[flag] for flag in values if values[flag] != defaults[flag]
-  }
+  held = {o.flag for o, value in _held(objects) if value != o.default}
+  return {flag: v for flag, v in to_json(objects).items() if flag in held}
 
 
 def shared(objects: Sequence[Any], classes: Sequence[type]) -> dict[str, Any]:
   """Returns those of `changed` that other classes declare in the same way."""
-  values, declared = changed(objects), [*_options(classes)]
-  ours = {o.flag: o for o in _options([type(one) for one in objects])}
-  return {flag: v for flag, v in values.items() if ours[flag] in declared}
+  declared = [*_options(classes)]
+  alike = {o.flag for o, _ in _held(objects) if o in declared}
+  return {flag: v for flag, v in changed(objects).items() if flag in alike}
 
 
 def absent(objects: Sequence[Any]) -> dict[str, pathlib.Path]:
   """Returns the paths to read, by flag, that do not exist."""
   return {
     option.flag: path
-    for one in objects
-    for option in _options((type(one),))
-    if isinstance(path := getattr(one, option.name), pathlib.Path)
+    for option, path in _held(objects)
+    if isinstance(path, pathlib.Path)
     and not (option.made or files.exists(path))
   }
 
@@ -506,6 +493,13 @@ def _check_effect(option: _Option, values: flags.FlagValues) -> None:
         f'--{option.flag} has no effect with --{name}={_text(value)}, only with'
         f' {_text(tuple(wanted))}. Leave one out.'
       )
+
+
+def _held(objects: Sequence[Any]) -> Iterator[tuple[_Option, Any]]:
+  """Yields all options of objects, with their values."""
+  for one in objects:
+    for option in _options((type(one),)):
+      yield option, getattr(one, option.name)
 
 
 def _options(classes: Sequence[type]) -> Iterator[_Option]:

@@ -345,46 +345,45 @@ def record(
   def write():
     content['made_by'] = [_made_by()]
     if folder.at(CONFIG).exists():
-      before, now = map(_script, (folder.config().made_by, content['made_by']))
+      old = folder.config()
+      before, now = map(_script, (old.made_by, content['made_by']))
       if before and now and before != now:
         raise ResultsError(
           f'{folder.path} holds results of {before}. Choose another --exp_code,'
           ' or remove the folder.'
         )
-      if differ := differences(folder, resolved, inputs):
+      if differ := differences(old, resolved, inputs):
         raise ResultsError(
           f'{folder.path} holds results of other settings:\n'
           + '\n'.join(differ)
           + '\nChoose another --exp_code, or remove the folder.'
         )
-      former = folder.config().made_by
-      made_by = [one for one in former if one not in content['made_by']]
-      content['made_by'] = made_by + content['made_by']
+      former = [one for one in old.made_by if one not in content['made_by']]
+      content['made_by'] = former + content['made_by']
     folder.write(CONFIG, content)
 
   _in_first(folder.path, write)
 
 
 def differences(
-  folder: Folder, resolved: Sequence[Any], inputs: Mapping[str, Any]
+  old: Config, resolved: Sequence[Any], inputs: Mapping[str, Any]
 ) -> list[str]:
-  """Returns lines on options and inputs that config.json has otherwise.
+  """Returns lines on options and inputs that were others.
 
   Args:
-    folder: it is in.
+    old: of the results.
     resolved: see `opened`, as `inputs`.
   """
-  values, classes = options.to_json(resolved), [type(one) for one in resolved]
-  old = folder.config()
+  classes = [type(one) for one in resolved]
   before = options.to_json(old.options(*classes))
+  now, names = options.to_json(resolved), sorted(options.decisive(classes))
+  pairs = [(name, before[name], now[name]) for name in names]
+  names = sorted(old.inputs.keys() | inputs)
+  pairs += [(name, old.inputs.get(name), inputs.get(name)) for name in names]
   return [
-    f'  {name}: {_shown(before[name])} before, {_shown(values[name])} now'
-    for name in sorted(options.decisive(classes))
-    if before[name] != values[name]
-  ] + [
-    f'  {name}: {_shown(old.inputs.get(name))} before, {_shown(hash)} now'
-    for name, hash in sorted({**dict.fromkeys(old.inputs), **inputs}.items())
-    if old.inputs.get(name) != hash
+    f'  {name}: {_shown(one)} before, {_shown(other)} now'
+    for name, one, other in pairs
+    if one != other
   ]
 
 

@@ -58,19 +58,19 @@ def check_rows(measured, *expected):
 
 def test_steps_and_epochs_are_measured_on_the_same_instances(monkeypatch):
   kept = {}
-  steps, visits = jax_side.steps, suite.torch_side.Visits
+  steps, bags_of = jax_side.steps, suite.torch_side.bags_of
 
-  def ours(model, weights, store, keep, *visits):
-    kept['ours'] = keep.sum(1).tolist()
-    return steps(model, weights, store, keep, *visits)
+  def ours(visits, weights):
+    kept['ours'] = visits.keep.sum(1).tolist()
+    return steps(visits, weights)
 
-  class Theirs(visits):
-    def __init__(self, *args):
-      super().__init__(*args)
-      kept['theirs'] = [sum(map(len, bags)) for bags in self.bags]
+  def theirs(visits):
+    seen = bags_of(visits)
+    kept['theirs'] = [sum(map(len, bags)) for bags in seen]
+    return seen
 
   monkeypatch.setattr(jax_side, 'steps', ours)
-  monkeypatch.setattr(suite.torch_side, 'Visits', Theirs)
+  monkeypatch.setattr(suite.torch_side, 'bags_of', theirs)
   measured = measure(parts=('step',), models=('kmil',), runs=(2,))
   check_rows(measured, ('step', 'kmil', 16, 2))
   assert kept['ours'] == kept['theirs'] == [28, 28]

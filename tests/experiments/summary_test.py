@@ -287,7 +287,9 @@ def test_small_validation_parts_make_nothing_worse():
     return Predictions(case, case, label, calibration.scale(chance, 1.5))
 
   parts = [drawn(f'part {i}') for i in range(10)]
-  folds = {i: {'val': parts[(i + 1) % 10], 'test': parts[i]} for i in range(10)}
+  folds = predictions.Folds(
+    {i: {'val': parts[(i + 1) % 10], 'test': parts[i]} for i in range(10)}
+  )
   test = predictions.pool(parts)
   raw = calibration.nll(test.label, test.prob)
   own = {
