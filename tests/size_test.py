@@ -14,7 +14,7 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3301   2000
+kmil_jax                3304   2000
 kmil_jax/models         1857   1350
 kmil_jax/tasks           617   400
 data                    4632   2600
@@ -32,9 +32,9 @@ experiments/patches      699   320
 experiments/studies     2687   1400
 experiments/papers       528   600
 experiments/benchmarks  1184   360
-tests                  23979  13000
+tests                  23985  13000
 """
-TOTAL = 25517
+TOTAL = 25520
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,
