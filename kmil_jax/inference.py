@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import export as archives
-from kmil_jax.models import SPECS, cpu, kmil, network
+from kmil_jax.models import SPECS, cpu, is_dtfd, kmil, network
 from kmil_jax.models.kmil import Choice
 
 CHOOSER, MODEL = 'chooser', 'model'
@@ -45,7 +45,7 @@ class Variant:
       return options.get(name, options.get(former, default))
 
     extra = {}
-    if options['model'].startswith('dtfd'):
+    if is_dtfd(options['model']):
       names = ('distill', 'pseudo_bags', 'total_instances')
       extra = {name: options[name] for name in names}
       extra['score'] = get('dtfd_rank_by', 'instance_score', 'last')

@@ -167,6 +167,8 @@ def fit(
       f' {", ".join(sorted(SPECS))}.'
     )
   bags, recipe = _checked(bags), recipe or Recipe()
+  if min(recipe.epochs, recipe.batch) < 1:
+    raise ValueError(f'{recipe}: epochs and batch must be at least 1.')
   labels = _labelled('labels', labels, len(bags))
   classes, label = np.unique(labels, return_inverse=True)
   if len(classes) < 2:
@@ -304,7 +306,8 @@ def _labelled(name: str, values: Sequence[Hashable], count: int) -> np.ndarray:
     raise ValueError(f'{len(values)} {name} were given for {count} bags.')
   for i, value in enumerate(values):
     # NaN is not equal to itself; whether pandas's NA is, it does not say.
-    if value is None or str(value == value) != 'True' or np.ndim(value):
+    same = np.ndim(value) == 0 and np.asarray(value == value).item()
+    if value is None or same is not True or value == '':
       raise ValueError(f'Bag {i} has {value!r} among the {name}.')
   return np.asarray(values)
 

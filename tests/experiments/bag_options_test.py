@@ -11,7 +11,9 @@ from experiments.bags import crossval, options
 from experiments.bags.options import Model, Training
 from experiments.run.options import parse
 from experiments.run.results import Folder
+from kmil_jax import losses
 from kmil_jax.models import SPECS
+from kmil_jax.models.network import Network
 from kmil_jax.tasks.bags import BagRuns, BagTask
 from kmil_jax.types import Recipe
 
@@ -114,3 +116,20 @@ def test_dsmil_starts_orthogonal_by_its_own_recipe_alone(recipe):
     product = np.asarray(short @ short.T)
     is_orthogonal = np.allclose(product, np.eye(len(product)), atol=1e-5)
     assert is_orthogonal == (recipe == 'own')
+
+
+class Untiered(Network):
+  num_classes: int
+  dtype: object = None
+
+
+def test_flags_of_dtfd_are_for_what_is_one_whatever_its_name(monkeypatch):
+  spec = SPECS['dtfd_gated']
+  smooth = dataclasses.replace(spec, loss=losses.cross_entropy)
+  monkeypatch.setitem(SPECS, 'smooth', smooth)
+  extra = settings('--model=smooth', '--distill=maxs').options
+  assert extra['distill'] == 'maxs'
+  other = dataclasses.replace(spec, make=Untiered)
+  monkeypatch.setitem(SPECS, 'dtfd_none', other)
+  design = settings('--model=dtfd_none').design(num_classes=2, width=3)
+  assert design.networks().keys() == {'model'}

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from sklearn import base, exceptions
+import torch
 
 import data
 from data import features, tiff
@@ -135,9 +136,8 @@ def test_one_fold_predicts_what_validates_it():
   recipe = kmil_jax.Recipe(epochs=1)
   with pytest.warns(UserWarning, match='tests nothing'):
     # A seed as of `secrets.randbits(128)`.
-    trained = kmil_jax.fit(
-      bags, label, model='abmil', folds=1, recipe=recipe, seed=2**127 + 3
-    )
+    few = dict(model='abmil', folds=1, recipe=recipe, seed=2**127 + 3)
+    trained = kmil_jax.fit(bags, torch.tensor(label), **few)
   known = np.isfinite(trained.predictions.prob).all(1)
   assert known.sum() == 4
   assert label[known].sum() == 2
@@ -229,6 +229,12 @@ ALONE = {'labels': 'aaaaab', 'folds': 1, 'recipe': BY_AUROC}
       {'patients': [0, 1, 2, float('nan'), 4, 5]},
       'Bag 3 has nan among',
     ),
+    ({'patients': ['a', 'b', '', 'd', 'e', 'f']}, "Bag 2 has '' among the pat"),
+    (
+      {'recipe': kmil_jax.Recipe(epochs=0)},
+      'epochs and batch must be at least',
+    ),
+    ({'recipe': kmil_jax.Recipe(batch=0)}, 'epochs and batch must be at least'),
     (ALONE, r'validation parts of folds \[0\] hold one class'),
   ],
 )
