@@ -32,7 +32,7 @@ experiments/patches      699   320
 experiments/studies     2687   1400
 experiments/papers       528   600
 experiments/benchmarks  1184   360
-tests                  23964  13000
+tests                  23973  13000
 """
 TOTAL = 25514
 FREE = (
