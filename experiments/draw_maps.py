@@ -96,7 +96,7 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
   if without := len(set(names) - faults.keys() - files.keys()):
     print(
       f'{without} of {len(names)} slides have no pictures, for want of a slide'
-      ' file. Give --slides_dir.'
+      ' file in --slides_dir.'
     )
   print(f'maps of {len(names) - len(faults)} slides in {target.path}')
   if faults:

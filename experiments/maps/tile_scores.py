@@ -242,7 +242,7 @@ def _parse(path: pathlib.Path, tile_size: float | None) -> dict[str, Any]:
     raise UnplacedError(
       f'{path}: its features had no coordinates in level-0 pixels, so the tiles'
       ' cannot be placed. Extract the slide with coordinates, or, if they are'
-      ' in micrometres (STAMP), train with --slides_dir.'
+      ' in micrometres (STAMP), train with --slides_dir and another --exp_code.'
     )
   classes = tuple(map(str, marks['classes']))
   guessed = tile_size and 'patch_size_level0_source' in marks

@@ -123,14 +123,14 @@ def by_fold(part: Mapping[str, Any], record: Record | None = None) -> Table:
 def ablation(record: Record) -> Table | None:
   """Metrics of the ablation on the same material; None if there is none.
 
-  Looks for folders of experiments.ablations in the results folder that holds
-  this run, or around this run if it is one of their settings. Those of other
-  slides, labels, splits or options are passed over; of options, the model's own
-  are what settings differ in.
+  Looks for results of experiments.ablations, of any name, in the folder that
+  holds this run, or around this run if it is one of their settings. Those of
+  other slides, labels, splits or options are passed over; of options, the
+  model's own are what settings differ in.
   """
   around, settings = record.folder.path.parent, {}
   shared = decisive(OPTIONS) - decisive([Model])
-  for root in sorted([around, *around.glob('*ablations_*')]):
+  for root in sorted([around, *around.iterdir()]):
     for name in ablations.SETTINGS:
       part = Folder(root / name)
       if not part.at('summary.json').exists():

@@ -175,7 +175,7 @@ def change(name, array):
     (lambda d: d, {'patch_size_level0': np.nan}, '--tile_size'),
     (lambda d: d, {'patch_size_level0': 2**63 - 1}, '--tile_size'),
     (lambda d: d, {'classes': None}, 'classes'),
-    (lambda d: {k: v for k, v in d.items() if k != 'coords'}, {}, 'coord'),
+    (lambda d: {k: v for k, v in d.items() if k != 'coords'}, {}, '_code'),
     (lambda d: {k: v for k, v in d.items() if k != 'prob'}, {}, 'prob'),
     (change('coords', lambda d: d['coords'][1:]), {}, 'coords'),
     (change('attention', lambda d: d['attention'] * np.nan), {}, 'attention'),
@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_drawn_is_named(
   tmp_path, arrays, attributes, message
 ):
   drawn = drawn_maps.scores(drawn_maps.lattice(), 0)
-  error = UnplacedError if message in ('--tile_size', 'coord') else MapError
+  error = UnplacedError if message in ('--tile_size', '_code') else MapError
   changed = arrays(drawn)
   path = drawn_maps.write_scores(tmp_path, 0, 's', changed, **attributes)
   with pytest.raises(error, match=rf'fold_0/attention/s\.h5.*{message}'):

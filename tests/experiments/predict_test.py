@@ -27,7 +27,13 @@ from experiments.bags.options import Model, Training
 from experiments.encoding import encoder as encoders, extraction
 from experiments.encoding.tiles import Scale
 from experiments.maps import tile_scores
-from experiments.prediction import bags, encode, models as trained, outputs
+from experiments.prediction import (
+  about,
+  bags,
+  encode,
+  models as trained,
+  outputs,
+)
 from experiments.prediction.models import Card, PredictionError
 from experiments.run.options import parse, to_json
 from experiments.run.results import Folder, ResultsError
@@ -501,6 +507,10 @@ def test_a_model_file_says_what_it_is(finished, models, model_file):
     '24 patients',
   ):
     assert words in text
+  # A command that was given again, on features that say nothing.
+  again = {'made_by': 2 * card['made_by'], 'features': {}}
+  text = about.readme(card | again)
+  assert text.count('Trained with') == 1 and 'did not say' in text
 
 
 def test_torch_weights_are_those_of_the_models(finished, models, tmp_path):

@@ -336,7 +336,7 @@ def test_pictures_that_lack_or_are_damaged_are_named(copy):
 def test_validation_chose_no_epoch_where_the_last_is_kept(copy):
   for model, select, chose in (
     ('abmil', 'last', 'chose the temperature, and'),
-    ('abmil', 'loss', 'chose the epoch and the temperature, and'),
+    ('abmil', 'loss', 'Validation parts chose the epoch and the temperature,'),
     ('kmil', 'last', 'chose the epoch and the'),  # Of its first stage.
   ):
     flags = FLAGS | {'model': model, 'select': select}
@@ -381,7 +381,7 @@ def test_what_lies_beside_is_shown(copy):
     ('lowest_0.20', {'flags': FLAGS | {'recipe': 'own'}}),
     ('highest_0.10', {'inputs': other}),
   ):
-    at = Folder(copy.parent / 'ablations_origin_s7' / name)
+    at = Folder(copy.parent / 'mine_s7' / name)
     at.write('config.json', CONFIG | changed)
     at.write('summary.json', Folder(copy).read('summary.json'))
   cost = {'kmil': {'params': 178442, 'macs': 5, 'flops_xla': None}}
