@@ -243,7 +243,7 @@ def _opened(
   """
   if not images and not problems:
     problems = ['no tile']
-  sizes, modes, faults, cut = {}, set(), [*problems], []
+  sizes, faults, cut = {}, [*problems], []
   for line in leaks(columns['group'].tolist()):
     warnings.warn(f'{where}: {line}', stacklevel=3)
   if names := alike(columns['classes']):
@@ -255,7 +255,6 @@ def _opened(
     except Exception as e:  # Pillow raises anything on broken headers.
       faults.append(f'{name}: not an image ({type(e).__name__}: {e})')
       continue
-    modes.add(mode)
     if mode not in _MODES:
       faults.append(f'{name}: mode {mode}. 8-bit RGB or grey is needed.')
       del sizes[name]
@@ -272,14 +271,8 @@ def _opened(
       )
   if faults:
     raise TileError.listing(faults, str(where))
-  channels = 1 if modes == {'L'} else 3
   items = list(images.items())
-  tiles = LabelledTiles(
-    read=lambda i: decode(*items[i], channels),
-    size=side,
-    channels=channels,
-    **columns,
-  )
+  tiles = LabelledTiles(read=lambda i: decode(*items[i]), size=side, **columns)
   if not cut:
     return tiles
   warnings.warn(
@@ -295,19 +288,19 @@ def _by_value(label: str) -> tuple[int, int, str]:
   return (0, int(label), label) if digits else (1, 0, label)
 
 
-def decode(name: str, file: Open, channels: int) -> np.ndarray:
-  """Returns an image, uint8 [S, S, channels]; transparency lies on white.
+def decode(name: str, file: Open) -> np.ndarray:
+  """Returns an image, uint8 [S, S, 3]; transparency lies on white.
+
+  Grey is that of each channel: networks and their normalisation are of RGB.
 
   Raises:
     TileError: if it cannot be decoded in full.
   """
   try:
     with file() as f, Image.open(f) as image:
-      image = on_white(image).convert('L' if channels == 1 else 'RGB')
-      pixels = np.asarray(image)
+      return np.asarray(on_white(image).convert('RGB'))
   except Exception as e:  # Pillow raises anything on broken files.
     raise TileError(
       f'{name}: cannot be decoded ({type(e).__name__}: {e}). Copy it again or '
       'leave it out.'
     ) from e
-  return pixels.reshape(*pixels.shape[:2], channels)

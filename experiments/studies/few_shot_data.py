@@ -322,8 +322,6 @@ def _of_folders(data: Data) -> PatchesAndSlides:
         f'{root / part}: found the folders {", ".join(tiles.classes)}. Name'
         ' them good and bad.'
       )
-    if tiles.channels != 3:
-      raise TileError(f'{root / part}: images are grey. Save them in colour.')
     parts[part] = dataclasses.replace(tiles, classes=patches.CLASSES)
   about = _about(data, parts)
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.

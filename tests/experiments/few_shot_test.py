@@ -187,9 +187,7 @@ def test_what_is_missing_is_named(root, tmp_path, names, message):
     open_slides(root)
 
 
-def open_folders(
-  root, kinds=('good', 'bad'), slides='abc', mode='RGBA', each=2
-):
+def open_folders(root, kinds=('good', 'bad'), slides='abc', each=2):
   """Writes and opens patches, bright (normal) or dark (tumour)."""
   for part, slide in zip(PARTS, slides, strict=True):
     for kind, level in zip(kinds, (200, 60), strict=True):
@@ -198,7 +196,7 @@ def open_folders(
       for i in range(each):
         pixels = np.random.default_rng(i).normal(level, 20, (64, 64, 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        image.convert(mode).save(folder / f'tumor_{slide}_{i}_{7 * i}.png')
+        image.convert('RGBA').save(folder / f'tumor_{slide}_{i}_{7 * i}.png')
   return few_shot_data.open_material(Data(patches_dir=root), 0, root)
 
 
@@ -216,7 +214,6 @@ def test_folders_are_labelled_by_their_names(tmp_path):
   ('about', 'message'),
   [
     ({'kinds': ('fine', 'bad')}, 'found the folders bad, fine'),
-    ({'mode': 'L'}, 'grey'),
     ({'slides': 'aac'}, r'slide.* tumor_a in more than one'),
   ],
 )
