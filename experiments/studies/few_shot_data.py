@@ -16,6 +16,7 @@ from data.camelyon16.annotations import Annotations
 from data.camelyon16.patches import Patches
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
+from data.labels import leaks_between
 from data.phantom import few_shot as phantom
 from data.slides import Slide, list_slides, slide_id
 from data.splits import PARTS
@@ -355,5 +356,5 @@ def _about(
   tumour = int((parts['train'].label == TUMOUR).sum())
   counts = {n: n for n in _COUNTS if n <= tumour}
   numbers = {'main': min(_MAIN, tumour), 'counts': counts}
-  warnings = () if data.weights else (_RANDOM,)
+  warnings = leaks_between(held.values()) + [_RANDOM] * (not data.weights)
   return numbers | {'weights': data.weights, 'warnings': warnings}

@@ -210,6 +210,11 @@ def test_folders_are_labelled_by_their_names(tmp_path):
   assert (found.scale.size, found.main, found.slides) == (64, 2, ())
 
 
+def test_a_slide_that_is_spelled_apart_in_two_parts_is_warned_of(tmp_path):
+  leak, _ = open_folders(tmp_path, slides='abA').warnings
+  assert 'cases tumor_A and tumor_a look like one patient' in leak
+
+
 @pytest.mark.parametrize(
   ('about', 'message'),
   [
