@@ -70,6 +70,13 @@ def from_folders(
     for path, one in zip(paths, groups, strict=True)
     if not one
   ]
+  if len(set(groups)) == len(paths) > len(classes):
+    warnings.warn(
+      f'{root}: each tile counts as a patient or slide of its own: no two names'
+      ' have the same before an underscore. If tiles are of one patient, call'
+      ' them <patient>_<tile>: in several parts they make results too good',
+      stacklevel=2,
+    )
   labels = [classes.index(path.parent.name) for path in paths]
   return from_files(root, paths, labels, groups, classes, problems)
 
