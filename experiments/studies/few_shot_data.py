@@ -28,6 +28,7 @@ from experiments.run import phantoms
 from experiments.run.options import OptionError, free
 from experiments.run.start import Findings
 from kmil_jax import checksums, froc
+from kmil_jax.models.reverse_distillation import MULTIPLE
 from kmil_jax.tasks.distill import TUMOUR
 
 PUBLISHED = papers.read('he')
@@ -326,6 +327,11 @@ def _of_folders(data: Data) -> PatchesAndSlides:
     parts[part] = dataclasses.replace(tiles, classes=patches.CLASSES)
   about = _about(data, parts)
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
+  if size % MULTIPLE:
+    raise TileError(
+      f'{root}: images of {size} px. Networks take multiples of {MULTIPLE}:'
+      ' resize them, or cut them anew.'
+    )
   return PatchesAndSlides(
     parts,
     **about,

@@ -187,14 +187,14 @@ def test_what_is_missing_is_named(root, tmp_path, names, message):
     open_slides(root)
 
 
-def open_folders(root, kinds=('good', 'bad'), slides='abc', each=2):
+def open_folders(root, kinds=('good', 'bad'), slides='abc', each=2, side=64):
   """Writes and opens patches, bright (normal) or dark (tumour)."""
   for part, slide in zip(PARTS, slides, strict=True):
     for kind, level in zip(kinds, (200, 60), strict=True):
       folder = root / part / kind
       folder.mkdir(parents=True)
       for i in range(each):
-        pixels = np.random.default_rng(i).normal(level, 20, (64, 64, 3))
+        pixels = np.random.default_rng(i).normal(level, 20, (side, side, 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         image.convert('RGBA').save(folder / f'tumor_{slide}_{i}_{7 * i}.png')
   return few_shot_data.open_material(Data(patches_dir=root), 0, root)
@@ -220,6 +220,7 @@ def test_a_slide_that_is_spelled_apart_in_two_parts_is_warned_of(tmp_path):
   [
     ({'kinds': ('fine', 'bad')}, 'found the folders bad, fine'),
     ({'slides': 'aac'}, r'slide.* tumor_a in more than one'),
+    ({'side': 100}, 'images of 100 px. Networks take multiples of 32'),
   ],
 )
 def test_folders_that_cannot_be_are_refused(tmp_path, about, message):
