@@ -39,7 +39,7 @@ def from_folders(
 
   Args:
     root: holds a folder for every class, at least two; classes are in the order
-      of their names.
+      of their names, capitals or not.
     group_of: returns the patient or slide of a file from its name without
       extension; '' where that tells none.
 
@@ -51,7 +51,8 @@ def from_folders(
   if not root.is_dir():
     raise TileError(f'{root}: no such folder. Check its path.')
   folders = [p.name for p in root.iterdir() if p.is_dir()]
-  classes = sorted(name for name in folders if not files.hidden(name))
+  named = (name for name in folders if not files.hidden(name))
+  classes = sorted(named, key=str.casefold)
   if len(classes) < 2:
     raise TileError(
       f'{root}: {len(classes)} folder(s) in it. One for each class is needed.'
@@ -292,7 +293,7 @@ def _opened(
 
 def _by_value(label: str) -> tuple[int, int, str]:
   digits = label.isascii() and label.isdigit()
-  return (0, int(label), label) if digits else (1, 0, label)
+  return (0, int(label), label) if digits else (1, 0, label.casefold())
 
 
 def decode(name: str, file: Open) -> np.ndarray:

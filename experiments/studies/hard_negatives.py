@@ -214,6 +214,7 @@ def open_material(
   annotated, pool = tiles.take(~weak), tiles.take(weak & ~positive)
   if left_out := (weak & positive).sum():
     note += f'; {left_out} positives of the pool are left out'
+  note += f'; {tiles.classes[POSITIVE]} is positive'
   alpha = max(mining.alpha, *ALPHAS * (3 in mining.table), 0)
   if alpha > len(pool):
     raise TileError(
