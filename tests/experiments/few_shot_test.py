@@ -18,6 +18,7 @@ from experiments.evaluation import froc as froc_files
 from experiments.evaluation.tables import INTERVAL
 from experiments.patches.study import Study
 from experiments.run.results import Folder, ResultsError
+from experiments.run.start import Findings
 from experiments.studies import (
   few_shot,
   few_shot_data,
@@ -399,11 +400,16 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   assert [len(lines) for lines in sweep.values()] == [3, 2]
 
 
-def test_slides_that_cannot_be_read_are_named_last(stages):
+@pytest.mark.parametrize('kind', ['slide', 'annotation'])
+def test_slides_that_cannot_be_read_are_named_last(stages, kind):
   folder, material, _ = stages()
   path = material.slides[-1].path
+  if kind == 'annotation':
+    path = material.annotations.files['test_003']
   content = path.read_bytes()
   path.write_bytes(b'torn')
+  material.check(findings := Findings())
+  assert '003' in findings.problems[-1]
   shutil.rmtree(folder.at(f'slides/RD_s{SEED}'))
   try:
     with pytest.raises(ScoreError, match=r'1 slide\(s\) not scored:\n.*003'):
