@@ -38,6 +38,14 @@ _STD = 'std over seeds'
 _FIXED = 2.0  # The paper's threshold.
 _SLIDE_FIXED = 2.01  # Of slides, in the released code.
 _HIGH = 99  # Percentile of validation patches whose score has the full colour.
+# In lines: a slide three times as wide as high is a low picture.
+_COLOURS = '\n'.join(
+  (
+    'anomaly score',
+    '0: as normal tissue',
+    f'1: highest {100 - _HIGH} % of validation',
+  )
+)
 _PICTURE = 700  # Pixels of a slide's longer side.
 _RESAMPLES = 1000
 _NOTES = (
@@ -396,11 +404,7 @@ def _draw(
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
-  label = (
-    'anomaly score; 0: as normal tissue,'
-    f' 1: highest {100 - _HIGH} % of validation'
-  )
   title += f' | truth: {"no tumour" if mask is None else "tumour"}'
   mpp = known_mpp(opened)
-  about = {'label': label, 'truth': truth, 'mpp': mpp and mpp / ratio}
+  about = {'label': _COLOURS, 'truth': truth, 'mpp': mpp and mpp / ratio}
   return pictures.overlay(title, image, shown, **about)

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 
+from matplotlib.backends import backend_agg
 import numpy as np
 from PIL import Image
 import pytest
@@ -16,6 +17,7 @@ from data.weights import WeightsError
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files
 from experiments.evaluation.tables import INTERVAL
+from experiments.patches import pictures
 from experiments.patches.study import Study
 from experiments.run.results import Folder, ResultsError
 from experiments.run.start import Findings
@@ -419,6 +421,14 @@ def test_slides_that_cannot_be_read_are_named_last(stages, kind):
   assert len(folder.read('slides/scores.csv')) == 2
   with pytest.raises(ResultsError, match=r'other_s5/validation_scores\.csv'):
     training.scores(folder, Setting('other', 3, 1, 0.1, seed=5))
+
+
+def test_what_colours_mean_is_read_in_low_pictures_too():
+  image, maps = np.zeros((250, 700, 3), np.uint8), {'RD': (np.eye(9), [])}
+  drawing = pictures.overlay('s', image, maps, label=few_shot._COLOURS)
+  backend_agg.FigureCanvasAgg(drawing).draw()
+  label = drawing.axes[-1].yaxis.label.get_window_extent()
+  assert 0 < label.y0 < label.y1 < drawing.bbox.y1
 
 
 def test_thresholds_by_hand():
