@@ -64,13 +64,11 @@ class TileBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       TileError: naming all that is missing, broken or of another kind.
     """
     tiles, further = self._tiles(folder)
-    if (tiles.size, tiles.channels) != (self.SIZE, 3) or not set(
-      tiles.classes
-    ) <= set(self.CLASSES):
+    if tiles.size != self.SIZE or not set(tiles.classes) <= set(self.CLASSES):
       raise TileError(
-        f'{folder}: tiles of {tiles.size} px, {tiles.channels} channel(s) and '
-        f'the classes {", ".join(tiles.classes)}. {self.name} holds '
-        f'{self.SIZE} px, 3 channels and {", ".join(self.CLASSES)}.'
+        f'{folder}: tiles of {tiles.size} px and the classes'
+        f' {", ".join(tiles.classes)}. {self.name} holds {self.SIZE} px and'
+        f' {", ".join(self.CLASSES)}.'
       )
     for i, name in enumerate(tiles.id.tolist()):
       example = {
@@ -146,7 +144,7 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
   def read(i: int) -> np.ndarray:
     content = example(i)[image]
     name = f'{folder} {split} {ids[i]}'
-    return decode(name, lambda: io.BytesIO(content), channels)
+    return decode(name, lambda: io.BytesIO(content))
 
   return LabelledTiles(
     id=ids,
@@ -155,7 +153,6 @@ def from_tfds(folder: pathlib.Path | str, split: str) -> LabelledTiles:
     classes=tuple(features[label].names),
     read=read,
     size=side,
-    channels=channels,
   )
 
 

@@ -256,6 +256,12 @@ def leaks(cases: Iterable[str]) -> list[str]:
   ]
 
 
+def leaks_between(sets: Iterable[Iterable[str]]) -> list[str]:
+  """Returns a line on cases of different sets, see `leaks`."""
+  each = [{same_patient(case): case for case in cases} for cases in sets]
+  return leaks(case for cases in each for case in cases.values())
+
+
 def hints(missing: Sequence[str], there: Sequence[str], places: str) -> str:
   """Says which ids may be meant by those that are missing.
 

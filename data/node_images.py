@@ -59,7 +59,7 @@ class NodeImages:
 
     Raises:
       ImageError: if a file cannot be decoded, the mask has another size, or
-        either side is below 40 um.
+        either side is below 40 um, or the image is too large.
     """
     return _read(self.image_paths[row], self.mask_paths[row], self.mpp)
 
@@ -206,6 +206,11 @@ def _read(
     raise ImageError(
       f'{image_path}: {size[0]} x {size[1]} pixels of {MPP:g} um hold no window'
       f' of {_LEAST_SIDE} um'
+    )
+  if size[0] * size[1] > images.MOST:
+    raise ImageError(
+      f'{image_path}: {size[0]} x {size[1]} pixels of {MPP:g} um are more than'
+      f' {images.MOST}. Its pixels are said to be {mpp:g} um wide: is that so?'
     )
   pixels = images.on_white(image).convert('RGB')
   pixels = pixels.resize(size, Image.Resampling.BICUBIC)

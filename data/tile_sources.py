@@ -39,7 +39,7 @@ def from_folders(
 
   Args:
     root: holds a folder for every class, at least two; classes are in the order
-      of their names.
+      of their names, capitals or not.
     group_of: returns the patient or slide of a file from its name without
       extension; '' where that tells none.
 
@@ -51,7 +51,8 @@ def from_folders(
   if not root.is_dir():
     raise TileError(f'{root}: no such folder. Check its path.')
   folders = [p.name for p in root.iterdir() if p.is_dir()]
-  classes = sorted(name for name in folders if not files.hidden(name))
+  named = (name for name in folders if not files.hidden(name))
+  classes = sorted(named, key=str.casefold)
   if len(classes) < 2:
     raise TileError(
       f'{root}: {len(classes)} folder(s) in it. One for each class is needed.'
@@ -70,6 +71,13 @@ def from_folders(
     for path, one in zip(paths, groups, strict=True)
     if not one
   ]
+  if len(set(groups)) == len(paths) > len(classes):
+    warnings.warn(
+      f'{root}: each tile counts as a patient or slide of its own: no two names'
+      ' have the same before an underscore. If tiles are of one patient, call'
+      ' them <patient>_<tile>: in several parts they make results too good',
+      stacklevel=2,
+    )
   labels = [classes.index(path.parent.name) for path in paths]
   return from_files(root, paths, labels, groups, classes, problems)
 
@@ -243,7 +251,7 @@ def _opened(
   """
   if not images and not problems:
     problems = ['no tile']
-  sizes, modes, faults, cut = {}, set(), [*problems], []
+  sizes, faults, cut = {}, [*problems], []
   for line in leaks(columns['group'].tolist()):
     warnings.warn(f'{where}: {line}', stacklevel=3)
   if names := alike(columns['classes']):
@@ -255,7 +263,6 @@ def _opened(
     except Exception as e:  # Pillow raises anything on broken headers.
       faults.append(f'{name}: not an image ({type(e).__name__}: {e})')
       continue
-    modes.add(mode)
     if mode not in _MODES:
       faults.append(f'{name}: mode {mode}. 8-bit RGB or grey is needed.')
       del sizes[name]
@@ -272,14 +279,8 @@ def _opened(
       )
   if faults:
     raise TileError.listing(faults, str(where))
-  channels = 1 if modes == {'L'} else 3
   items = list(images.items())
-  tiles = LabelledTiles(
-    read=lambda i: decode(*items[i], channels),
-    size=side,
-    channels=channels,
-    **columns,
-  )
+  tiles = LabelledTiles(read=lambda i: decode(*items[i]), size=side, **columns)
   if not cut:
     return tiles
   warnings.warn(
@@ -292,22 +293,22 @@ def _opened(
 
 def _by_value(label: str) -> tuple[int, int, str]:
   digits = label.isascii() and label.isdigit()
-  return (0, int(label), label) if digits else (1, 0, label)
+  return (0, int(label), label) if digits else (1, 0, label.casefold())
 
 
-def decode(name: str, file: Open, channels: int) -> np.ndarray:
-  """Returns an image, uint8 [S, S, channels]; transparency lies on white.
+def decode(name: str, file: Open) -> np.ndarray:
+  """Returns an image, uint8 [S, S, 3]; transparency lies on white.
+
+  Grey is that of each channel: networks and their normalisation are of RGB.
 
   Raises:
     TileError: if it cannot be decoded in full.
   """
   try:
     with file() as f, Image.open(f) as image:
-      image = on_white(image).convert('L' if channels == 1 else 'RGB')
-      pixels = np.asarray(image)
+      return np.asarray(on_white(image).convert('RGB'))
   except Exception as e:  # Pillow raises anything on broken files.
     raise TileError(
       f'{name}: cannot be decoded ({type(e).__name__}: {e}). Copy it again or '
       'leave it out.'
     ) from e
-  return pixels.reshape(*pixels.shape[:2], channels)

@@ -10,6 +10,7 @@ import gzip
 import json
 import pathlib
 from typing import Any
+import warnings
 import zlib
 
 import numpy as np
@@ -24,7 +25,9 @@ _MASKS = ('.tif', '.tiff')
 _OUTLINES = ('.xml', '.json')
 # ASAP's masks hold 1, the organisers' for evaluation 255; 2 is a hole.
 _TUMOUR, _OTHER = (1, 255), (0, 2)
-_NEAR = 0.01  # Relative difference between the scales of a level and a map.
+_NEAR = 0.01  # Relative difference between the scales of a level and a map,
+_PIXEL = 1  # or between their sides: levels leave out what is no whole pixel.
+_OTHER_SIZE = 0.1  # Relative difference of sides from which on it is said.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +91,17 @@ class Annotations:
       rings, size = self.rings(slide), (shape[1] * scale, shape[0] * scale)
       outlines.warn_of_beyond(f'{self.source}: {slide}', rings, size)
       return outlines.rasterise(rings, shape, scale, holes=holes)
-    whole = _read_mask(file, scale)[: shape[0], : shape[1]]
-    mask = np.zeros(shape, bool)
+    whole, mask = _read_mask(file, scale), np.zeros(shape, bool)
+    if np.abs(np.divide(whole.shape, shape) - 1).max() > _OTHER_SIZE:
+      sides = (
+        ' x '.join(str(n * scale) for n in m.shape) for m in (whole, mask)
+      )
+      warnings.warn(
+        f'{file}: about {next(sides)} level-0 pixels (height x width), and its'
+        f' slide has {next(sides)}. Is it of this slide, in full resolution?',
+        stacklevel=2,
+      )
+    whole = whole[: shape[0], : shape[1]]
     mask[: len(whole), : whole.shape[1]] = whole
     return mask
 
@@ -144,9 +156,10 @@ def _load(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 def _read_mask(path: pathlib.Path, scale: int) -> np.ndarray:
   """Returns True on tumour at the level of a mask that has a scale."""
   with Slide(path, default_mpp=1.0) as slide:  # Its own scale is no matter.
-    off = np.abs(np.array(slide.level_downsamples) / scale - 1)
+    sides = np.divide(slide.level_dimensions[0], scale)
+    off = np.abs(slide.level_dimensions - sides).max(1)
     level = int(off.argmin())
-    if off[level] > _NEAR:
+    if off[level] > max(_PIXEL, _NEAR * sides.max()):
       raise TileError(
         f'{path}: no level is {scale} times as coarse as level 0, only '
         + ', '.join(f'{d:g}' for d in slide.level_downsamples)

@@ -54,7 +54,8 @@ def read(
     faults = [f'empty {name}' for name in COLUMNS if not cells[name]]
     if label and label not in classes:
       faults.append(
-        f'label {label!r}, which is neither of {", ".join(classes)}'
+        f'label {label!r}, which is neither of {", ".join(classes)}: correct'
+        ' it, or name both with --classes'
       )
     if value and not (value.isdecimal() and int(value)):
       faults.append(f'{VALUE} {value!r}, not a whole number from 1 on')

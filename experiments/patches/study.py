@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 from data.labelled_tiles import TileError
+from data.weights import WeightsError
 from experiments.evaluation.tables import Table
 from experiments.run import progress, results, start
 from experiments.run.start import Findings, Output, gathered, show
 from kmil_jax import parallel
+from kmil_jax.models import CLASSIFIERS
 
 _FOUND = 'equal_tiles.json'  # What `Material.search` found.
 
@@ -181,13 +184,21 @@ def run(
   counts, here = list(material.tables()), paper.differences(recipe)
   show('\n\n'.join([material.note, *(t.terminal() for t in counts), here]))
   findings = Findings(warnings=[*material.warnings])
-  path = output.folder(paper.name)
+  path, faults = output.folder(paper.name), []
+  for file in _weights(options):  # The last of several trainings may need it.
+    try:
+      results.read_weights(file)
+    except WeightsError as e:
+      faults.append(str(e))
   if check:
     material.check(findings)
     with contextlib.suppress(TileError):  # It is among the problems by now.
       findings.warnings += material.search() if material.search else ()
     findings.add_folder(path)
+    findings.problems += faults
     findings.close()
+  if faults:
+    raise WeightsError('\n'.join(faults))
   if parallel.is_first():
     findings.warn()
   with results.opened(path, options, material.inputs) as folder:
@@ -234,6 +245,15 @@ def run(
   if material.is_phantom:
     return None, {'exp_code': 'own', **paper.inputs}
   return None, {'seed': output.seed + 1}
+
+
+def _weights(options: Sequence[Any]) -> Iterator[pathlib.Path]:
+  """Yields the files that networks start from."""
+  for given in filter(None, (vars(one).get('weights') for one in options)):
+    pairs = [part.partition('=') for part in str(given).split(',')]
+    are_named = all(name in CLASSIFIERS for name, *_ in pairs)
+    files = [file for *_, file in pairs] if are_named else [given]
+    yield from (pathlib.Path(file).expanduser() for file in files)
 
 
 def _report(

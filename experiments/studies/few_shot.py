@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data.camelyon16.slides import KnownSlide
+from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
 from experiments.evaluation import froc as froc_tables
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
@@ -37,6 +38,14 @@ _STD = 'std over seeds'
 _FIXED = 2.0  # The paper's threshold.
 _SLIDE_FIXED = 2.01  # Of slides, in the released code.
 _HIGH = 99  # Percentile of validation patches whose score has the full colour.
+# In lines: a slide three times as wide as high is a low picture.
+_COLOURS = '\n'.join(
+  (
+    'anomaly score',
+    '0: as normal tissue',
+    f'1: highest {100 - _HIGH} % of validation',
+  )
+)
 _PICTURE = 700  # Pixels of a slide's longer side.
 _RESAMPLES = 1000
 _NOTES = (
@@ -225,7 +234,7 @@ def _slides(
           name: score(slide.id, opened, mask) for name, score in scorers.items()
         }
         drawing = _draw(slide.id, opened, mask, scored, material.scale)
-    except SlideError as e:
+    except (SlideError, TileError) as e:
       faults.append(f'\n  {e}')
       continue
     yield File(f'slides/maps/{slide.id}.png', drawing)
@@ -366,17 +375,12 @@ def _mask(
   folder: Folder, material: PatchesAndSlides, slide: KnownSlide, opened: Slide
 ) -> np.ndarray | None:
   """Returns and writes the mask of a slide's tumour; None of a normal slide."""
-  if slide.label != 'tumor':
-    return None
-  level = material.scale.level
-  # One more: the middle of a map's last pixel may be the slide's very end.
-  shape = tuple(n // 2**level + 1 for n in (opened.height, opened.width))
-  mask = material.annotations.mask(slide.id, shape, 2**level)
-  image = Image.fromarray(mask.astype(np.uint8) * 255)
-  folder.save(
-    f'slides/masks/{slide.id}_mask_level{level}.png',
-    lambda path: image.save(path, format='PNG'),
-  )
+  if (mask := material.mask(slide, opened)) is not None:
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    folder.save(
+      f'slides/masks/{slide.id}_mask_level{material.scale.level}.png',
+      lambda path: image.save(path, format='PNG'),
+    )
   return mask
 
 
@@ -400,11 +404,7 @@ def _draw(
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
     shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
-  label = (
-    'anomaly score; 0: as normal tissue,'
-    f' 1: highest {100 - _HIGH} % of validation'
-  )
   title += f' | truth: {"no tumour" if mask is None else "tumour"}'
   mpp = known_mpp(opened)
-  about = {'label': label, 'truth': truth, 'mpp': mpp and mpp / ratio}
+  about = {'label': _COLOURS, 'truth': truth, 'mpp': mpp and mpp / ratio}
   return pictures.overlay(title, image, shown, **about)

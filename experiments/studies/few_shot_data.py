@@ -16,8 +16,9 @@ from data.camelyon16.annotations import Annotations
 from data.camelyon16.patches import Patches
 from data.camelyon16.slides import KnownSlide
 from data.labelled_tiles import LabelledTiles, TileError
+from data.labels import leaks_between
 from data.phantom import few_shot as phantom
-from data.slides import Slide, list_slides, slide_id
+from data.slides import Slide, SlideError, list_slides, slide_id
 from data.splits import PARTS
 from experiments import papers
 from experiments.evaluation.tables import Table
@@ -25,8 +26,9 @@ from experiments.patches import tiles as patch_tiles
 from experiments.patches.study import Material, gathers_warnings
 from experiments.run import phantoms
 from experiments.run.options import OptionError, free
-from experiments.run.start import Findings
+from experiments.run.start import Findings, gathered
 from kmil_jax import checksums, froc
+from kmil_jax.models.reverse_distillation import MULTIPLE
 from kmil_jax.tasks.distill import TUMOUR
 
 PUBLISHED = papers.read('he')
@@ -152,6 +154,24 @@ class PatchesAndSlides(Material):
 
   def check(self, findings: Findings) -> None:
     patch_tiles.check(findings, self.parts)
+    for slide in self.slides:
+      try:
+        with (
+          gathered(findings.warnings),
+          Slide(slide.path, self.scale.mpp) as opened,
+        ):
+          self.mask(slide, opened)
+      except (SlideError, TileError) as e:
+        findings.problems.append(str(e))
+
+  def mask(self, slide: KnownSlide, opened: Slide) -> np.ndarray | None:
+    """Returns True on the tumour of a test slide; None of a normal one."""
+    if slide.label != 'tumor':
+      return None
+    level = self.scale.level
+    # One more: the middle of a map's last pixel may be the slide's very end.
+    shape = tuple(n // 2**level + 1 for n in (opened.height, opened.width))
+    return self.annotations.mask(slide.id, shape, 2**level)
 
   def tables(self) -> Iterator[Table]:
     yield dataclasses.replace(
@@ -322,11 +342,14 @@ def _of_folders(data: Data) -> PatchesAndSlides:
         f'{root / part}: found the folders {", ".join(tiles.classes)}. Name'
         ' them good and bad.'
       )
-    if tiles.channels != 3:
-      raise TileError(f'{root / part}: images are grey. Save them in colour.')
     parts[part] = dataclasses.replace(tiles, classes=patches.CLASSES)
   about = _about(data, parts)
   size = labelled_tiles.concatenate(list(parts.values())).size  # Of all.
+  if size % MULTIPLE:
+    raise TileError(
+      f'{root}: images of {size} px. Networks take multiples of {MULTIPLE}:'
+      ' resize them, or cut them anew.'
+    )
   return PatchesAndSlides(
     parts,
     **about,
@@ -357,5 +380,5 @@ def _about(
   tumour = int((parts['train'].label == TUMOUR).sum())
   counts = {n: n for n in _COUNTS if n <= tumour}
   numbers = {'main': min(_MAIN, tumour), 'counts': counts}
-  warnings = () if data.weights else (_RANDOM,)
+  warnings = leaks_between(held.values()) + [_RANDOM] * (not data.weights)
   return numbers | {'weights': data.weights, 'warnings': warnings}

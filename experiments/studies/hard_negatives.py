@@ -9,12 +9,14 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import warnings
 
 import numpy as np
 
 from data import labelled_tiles, tile_sources
 from data.files import first_of
 from data.labelled_tiles import LabelledTiles, TileError
+from data.labels import leaks_between
 from data.phantom import invasion
 from data.splits import PARTS
 from experiments import papers
@@ -212,6 +214,7 @@ def open_material(
   annotated, pool = tiles.take(~weak), tiles.take(weak & ~positive)
   if left_out := (weak & positive).sum():
     note += f'; {left_out} positives of the pool are left out'
+  note += f'; {tiles.classes[POSITIVE]} is positive'
   alpha = max(mining.alpha, *ALPHAS * (3 in mining.table), 0)
   if alpha > len(pool):
     raise TileError(
@@ -264,6 +267,8 @@ def _from_folders(data: Data) -> tuple[LabelledTiles, np.ndarray, str]:
   if set(annotated.id) & set(pool.id):
     pool = dataclasses.replace(pool, id=np.char.add('pool/', pool.id))
   note = f'{data.tiles_dir}, pool {data.pool_dir}'
+  for line in leaks_between([annotated.group.tolist(), pool.group.tolist()]):
+    warnings.warn(f'{note}: {line}', stacklevel=2)
   try:
     tiles = labelled_tiles.concatenate([annotated, pool])
   except TileError as e:

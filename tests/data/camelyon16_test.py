@@ -253,6 +253,19 @@ def test_outlines_without_an_area_are_left_out_aloud(tmp_path, kind):
   np.testing.assert_array_equal(ring.corners, SQUARE)
 
 
+def test_levels_of_masks_leave_out_what_is_no_whole_pixel(tmp_path):
+  truth = np.zeros((37, 48), bool)  # At level 5.
+  truth[5:20, 3:30] = True
+  fine = np.kron(truth, np.ones((32, 32)))
+  fine = np.pad(fine, ((0, 17), (0, 19))).astype(np.uint8)
+  write_mask(tmp_path / 'a_mask.tif', fine, fine[::32, ::32][:37, :48])
+  found = annotations.find(tmp_path)
+  mask = found.mask('a', (38, 49), 32)  # Of 1201 x 1555 pixels.
+  np.testing.assert_array_equal(mask, np.pad(truth, ((0, 1), (0, 1))))
+  with pytest.warns(UserWarning, match='1184 x 1536 level-0 pixels .* 2432 x'):
+    found.mask('a', (76, 98), 32)
+
+
 @pytest.mark.parametrize(
   'values, fault', [([0, 7], r'value.* 7\.'), ([1, 255], 'both 1 and 255')]
 )

@@ -662,7 +662,8 @@ def test_all_problems_of_the_table_are_listed_at_once(tmp_path):
     f'{path}: 10 problem(s)',
     f'row 5: {tmp_path / "gone.nii"}: a link to moved.nii, which',
     f'row 5: no file {tmp_path / ("a" * 999)}.nii',
-    "row 6: label 'malignant', which is neither of benign, metastatic",
+    "row 6: label 'malignant', which is neither of benign, metastatic:"
+    ' correct it, or name both with --classes',
     'row 7: empty patient_id',
     "row 7: mask_value '0'",
     'row 8: empty label',

@@ -91,6 +91,11 @@ def test_images_come_with_masks_parts_and_labels(folder):
   assert mask[20:40, 10:18].all() and mask.sum() == 160
 
 
+def test_a_scale_that_makes_an_image_too_large_is_named(folder):
+  with pytest.raises(ImageError, match=r'a\.png: 37500 x 31250.* 625 um wide'):
+    load(folder, mpp=625)
+
+
 def test_transparent_pixels_are_glass_and_palettes_are_colours(folder):
   path = folder / 'images/a.png'
   clear = Image.open(path).convert('RGBA')

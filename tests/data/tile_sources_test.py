@@ -80,11 +80,12 @@ def test_what_makes_a_tile_of_an_image(tmp_path):
   grey = write_tile(tmp_path, 'a/3.png', 1, (8, 8))
   write_tile(tmp_path, 'b/4.png', 1, (8, 8))
   tiles = from_folders(tmp_path)
-  assert tiles.channels == 1
-  np.testing.assert_array_equal(tiles.read(0), grey[..., None])
+  assert tiles.channels == 3  # Networks are of RGB.
+  np.testing.assert_array_equal(tiles.read(0), np.dstack([grey] * 3))
   (tmp_path / 'a/1.png').write_bytes(encoded(clear))
   (tmp_path / 'a/2.JPG').write_bytes(encoded(smooth, 'JPEG'))
-  tiles = from_folders(tmp_path)
+  with pytest.warns(UserWarning, match='each tile counts as a patient or sli'):
+    tiles = from_folders(tmp_path)
   assert tiles.group.tolist() == ['1', '2', '3', '4']
   on_white = clear[..., :3] * (128 / 255) + 255 * (1 - 128 / 255)
   np.testing.assert_allclose(tiles.read(0), on_white, atol=1)

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 
+from matplotlib.backends import backend_agg
 import numpy as np
 from PIL import Image
 import pytest
@@ -16,8 +17,10 @@ from data.weights import WeightsError
 from experiments import few_shot as script
 from experiments.evaluation import froc as froc_files
 from experiments.evaluation.tables import INTERVAL
+from experiments.patches import pictures
 from experiments.patches.study import Study
 from experiments.run.results import Folder, ResultsError
+from experiments.run.start import Findings
 from experiments.studies import (
   few_shot,
   few_shot_data,
@@ -187,18 +190,16 @@ def test_what_is_missing_is_named(root, tmp_path, names, message):
     open_slides(root)
 
 
-def open_folders(
-  root, kinds=('good', 'bad'), slides='abc', mode='RGBA', each=2
-):
+def open_folders(root, kinds=('good', 'bad'), slides='abc', each=2, side=64):
   """Writes and opens patches, bright (normal) or dark (tumour)."""
   for part, slide in zip(PARTS, slides, strict=True):
     for kind, level in zip(kinds, (200, 60), strict=True):
       folder = root / part / kind
       folder.mkdir(parents=True)
       for i in range(each):
-        pixels = np.random.default_rng(i).normal(level, 20, (64, 64, 3))
+        pixels = np.random.default_rng(i).normal(level, 20, (side, side, 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        image.convert(mode).save(folder / f'tumor_{slide}_{i}_{7 * i}.png')
+        image.convert('RGBA').save(folder / f'tumor_{slide}_{i}_{7 * i}.png')
   return few_shot_data.open_material(Data(patches_dir=root), 0, root)
 
 
@@ -212,12 +213,17 @@ def test_folders_are_labelled_by_their_names(tmp_path):
   assert (found.scale.size, found.main, found.slides) == (64, 2, ())
 
 
+def test_a_slide_that_is_spelled_apart_in_two_parts_is_warned_of(tmp_path):
+  leak, _ = open_folders(tmp_path, slides='abA').warnings
+  assert 'cases tumor_A and tumor_a look like one patient' in leak
+
+
 @pytest.mark.parametrize(
   ('about', 'message'),
   [
     ({'kinds': ('fine', 'bad')}, 'found the folders bad, fine'),
-    ({'mode': 'L'}, 'grey'),
     ({'slides': 'aac'}, r'slide.* tumor_a in more than one'),
+    ({'side': 100}, 'images of 100 px. Networks take multiples of 32'),
   ],
 )
 def test_folders_that_cannot_be_are_refused(tmp_path, about, message):
@@ -396,11 +402,16 @@ def test_tables_of_patches_stand_beside_the_papers(stages):
   assert [len(lines) for lines in sweep.values()] == [3, 2]
 
 
-def test_slides_that_cannot_be_read_are_named_last(stages):
+@pytest.mark.parametrize('kind', ['slide', 'annotation'])
+def test_slides_that_cannot_be_read_are_named_last(stages, kind):
   folder, material, _ = stages()
   path = material.slides[-1].path
+  if kind == 'annotation':
+    path = material.annotations.files['test_003']
   content = path.read_bytes()
   path.write_bytes(b'torn')
+  material.check(findings := Findings())
+  assert '003' in findings.problems[-1]
   shutil.rmtree(folder.at(f'slides/RD_s{SEED}'))
   try:
     with pytest.raises(ScoreError, match=r'1 slide\(s\) not scored:\n.*003'):
@@ -410,6 +421,14 @@ def test_slides_that_cannot_be_read_are_named_last(stages):
   assert len(folder.read('slides/scores.csv')) == 2
   with pytest.raises(ResultsError, match=r'other_s5/validation_scores\.csv'):
     training.scores(folder, Setting('other', 3, 1, 0.1, seed=5))
+
+
+def test_what_colours_mean_is_read_in_low_pictures_too():
+  image, maps = np.zeros((250, 700, 3), np.uint8), {'RD': (np.eye(9), [])}
+  drawing = pictures.overlay('s', image, maps, label=few_shot._COLOURS)
+  backend_agg.FigureCanvasAgg(drawing).draw()
+  label = drawing.axes[-1].yaxis.label.get_window_extent()
+  assert 0 < label.y0 < label.y1 < drawing.bbox.y1
 
 
 def test_thresholds_by_hand():

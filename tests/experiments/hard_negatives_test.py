@@ -112,6 +112,20 @@ def test_a_pool_of_annotated_patients_is_refused(root, name):
     opened(root)
 
 
+def test_the_last_class_is_positive_in_capitals_too(root):
+  (root / 'tiles/pos').rename(root / 'tiles/Tumour')
+  found = opened(root)
+  assert found.annotated.classes == ('neg', 'Tumour')
+  assert found.annotated.label.sum() == 40
+  assert found.note.endswith('; Tumour is positive')
+
+
+def test_patients_that_are_spelled_apart_in_the_pool_are_warned_of(root):
+  save(root / 'pool/P03/x.png')
+  (warning,) = opened(root).warnings
+  assert 'cases P03 and p3 look like one patient' in warning
+
+
 def test_a_pool_is_of_the_size_of_the_annotated_tiles(root):
   for path in (root / 'pool').iterdir():
     save(path, size=12)

@@ -7,6 +7,7 @@ import re
 from matplotlib import figure
 import pytest
 
+from data.weights import WeightsError
 from experiments.evaluation.tables import HERE, Published, Row, Table
 from experiments.patches import study
 from experiments.run.results import ResultsError
@@ -24,6 +25,7 @@ class Training:
   """How it is trained."""
 
   batch: int | None = dataclasses.field(default=None)
+  weights: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ PAPER = study.Paper(
 )
 
 
-def run(tmp_path, stages, batch=None, search=None, **options):
+def run(tmp_path, stages, batch=None, search=None, weights=None, **options):
   output = Output(seed=7, results_dir=tmp_path)
   material = Material(
     note='a phantom',
@@ -54,7 +56,9 @@ def run(tmp_path, stages, batch=None, search=None, **options):
     warnings=('part a is small',),
     search=search,
   )
-  study.run(PAPER, material, [Training(batch), output], stages, **options)
+  study.run(
+    PAPER, material, [Training(batch, weights), output], stages, **options
+  )
   return tmp_path / 'toy_s7'
 
 
@@ -127,6 +131,20 @@ def test_check_trains_nothing(tmp_path, capsys):
   with pytest.raises(SystemExit, match='1'):
     run(tmp_path, None, check=True)
   assert 'toy_s7: there is a file, or a link' in capsys.readouterr().out
+
+
+def test_weights_of_all_networks_are_read_before_any_is_trained(
+  tmp_path, capsys
+):
+  (tmp_path / 'torn.pth').write_text('torn')
+  weights = f'resnet18={tmp_path}/torn.pth,googlenet={tmp_path}/absent.pth'
+  with pytest.raises(WeightsError, match=r'torn\.pth: (.|\n)*absent\.pth: no'):
+    run(tmp_path, None, weights=weights)
+  for name in ('torn', 'absent'):
+    with pytest.raises(SystemExit, match='1'):
+      run(tmp_path, None, weights=f'{tmp_path}/{name}.pth', check=True)
+    assert f'problem: {tmp_path}/{name}.pth: n' in capsys.readouterr().out
+  assert not (tmp_path / 'toy_s7').exists()
 
 
 def test_what_takes_long_is_searched_once_and_told_each_time(tmp_path, capsys):
