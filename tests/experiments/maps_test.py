@@ -446,15 +446,27 @@ def test_tiles_that_weigh_nothing_are_no_key_tiles(run, of_slide):
   assert below.get_suptitle().endswith(title)
 
 
+def test_panels_begin_at_one_height_and_their_titles_lie_apart(run, of_slide):
+  names = tuple(f'{c}, carcinoma of the head and neck' for c in 'abc')[:C]
+  named = dataclasses.replace(of_slide, classes=names)
+  drawing = overlay.draw(Slides(run).files()['007.a'], named)
+  drawing.draw_without_rendering()
+  panels = drawing.subfigs[0].axes[:2]
+  tops = [ax.get_window_extent().y1 for ax in panels]
+  assert tops[0] == pytest.approx(tops[1], abs=3)
+  _, left, right = (ax.title.get_window_extent() for ax in drawing.axes[:3])
+  assert left.x1 < right.x0
+
+
 @pytest.mark.parametrize('seed', range(20))
 def test_lines_to_the_numbers_of_tiles_do_not_cross(seed):
-  ax = figure.Figure().subplots()
-  ax.set(xlim=(0, 900), ylim=(400, 0))
-  overlay._number(ax, np.random.default_rng(seed).random((5, 2)) * (900, 400))
-  lines = [
-    (np.array(text.xy) / (900, 400), np.array(text.get_position()))
-    for text in ax.texts
-  ]
+  ax, size = figure.Figure().subplots(), (900, 90 if seed % 2 else 400)
+  ax.set(xlim=(0, size[0]), ylim=(size[1], 0))
+  overlay._number(ax, np.random.default_rng(seed).random((5, 2)) * size)
+  ends = ((t.xy, t.get_position()) for t in ax.texts)
+  lines = [(np.divide(a, size), np.array(b)) for a, b in ends]
+  places = np.sort([place for _, (_, place) in lines])
+  assert np.diff(places).min() * 4.9 * size[1] / 900 > 0.16  # Inches.
   assert sorted(text.get_text() for text in ax.texts) == list('12345')
   lines = [(a * (1, -1) + (0, 1), b) for a, b in lines]
   side = lambda a, b, c: np.cross([*(b - a), 0], [*(c - a), 0])[2] > 0
