@@ -9,6 +9,7 @@ from matplotlib import axes, figure
 import numpy as np
 from sklearn import metrics as sklearn_metrics
 
+from data.files import counted
 from experiments.evaluation import predictions, summary
 from experiments.evaluation.predictions import Predictions
 from experiments.run.results import Folder
@@ -261,4 +262,7 @@ def _reliability(
 
 
 def _counted(title: str, p: Predictions) -> str:
-  return f'{title}, {len(p)} slides of {len(set(p.case))} patients'
+  return (
+    f'{title}, {counted(len(p), "slide")} of'
+    f' {counted(len(set(p.case)), "patient")}'
+  )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.files import counted
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
@@ -407,8 +408,9 @@ def text(summary: Mapping[str, Any]) -> str:
   ]
   if external := summary.get('external'):
     title = (
-      f'external cohort, {external["slides"]} slides of'
-      f' {external["cases"]} cases: each fold, and the mean probability'
+      f'external cohort, {counted(external["slides"], "slide")} of'
+      f' {counted(external["cases"], "case")}: each fold, and the mean'
+      ' probability'
     )
     tables += [
       metrics_table(external, 'ensemble', title),
@@ -456,8 +458,8 @@ def cases_tables(
     'max: the highest of each class, in shares of their sum',
   ]
   if mixed := cases['mixed']:
-    notes.append(f'left out: {mixed} patients with slides of several classes')
-  title = f'The {cases["count"]} patients{cohort}, their slides joined'
+    notes.append(f'patients left out, with slides of several classes: {mixed}')
+  title = f'{counted(cases["count"], "patient")}{cohort}, their slides joined'
   columns = dict.fromkeys(columns, '.3f')
   return [Table('cases', title, ('metric',), columns, rows, notes)]
 

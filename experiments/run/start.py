@@ -41,6 +41,7 @@ import warnings
 from absl import logging
 import jax
 
+from data.files import counted
 from experiments.run import options, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
@@ -289,7 +290,7 @@ class Findings:
     for problem in self.problems:
       print(f'problem: {problem}')
     counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
-    text = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
+    text = ', '.join(counted(n, name) for n, name in counts)
     print(f'check: {text}; nothing else was done', flush=True)
     sys.exit(1 if self.problems else 0)
 

@@ -564,8 +564,8 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   flags = ['--geojson', '--top_tiles=1', '--top_fraction=0.25']
   with pytest.raises(SystemExit) as error:
     draw_maps.main(['draw_maps', f'--run={run}', *flags])
-  assert error.value.code.startswith('error: 1 slides failed:\n  broken: ')
-  assert 'maps of 2 slides' in capsys.readouterr().out
+  assert error.value.code.startswith('error: slides that failed: 1\n  broken: ')
+  assert 'slides with maps: 2,' in capsys.readouterr().out
   for name in ('007.a', '007'):
     of_slide = tile_scores.read(tile_scores.find(run)[name])
     content = strict((run / 'qupath' / f'{name}.geojson').read_text())
@@ -677,9 +677,9 @@ def test_slides_of_another_size_are_refused_with_both_sizes(
     drawn_maps.write_scores(run, fold, 'b', arrays, **(size if stated else {}))
   with pytest.raises(SystemExit) as error:
     draw_maps.main(['draw_maps', f'--run={run}', '--geojson'])
-  assert 'maps of 1 slides' in capsys.readouterr().out
+  assert 'slides with maps: 1,' in capsys.readouterr().out
   lines = error.value.code.splitlines()
-  assert lines[0] == 'error: 1 slides failed:'
+  assert lines[0] == 'error: slides that failed: 1'
   assert 'b.tiff: has 600 x 470 px, but the tiles of b are' in lines[1]
   assert f'{other} px' in lines[1]
   assert not list(run.glob('figures/*/b*')) + list(run.glob('figures/*/*/b*'))
