@@ -399,7 +399,8 @@ def text(summary: Mapping[str, Any]) -> str:
   parts = f'test parts of {name_folds(summary["folds"])}'
   if summary['part'] == 'val':
     parts = 'validation part (there is no test part)'
-  title = f'{summary["model"]}, task {summary["task"]}: {parts}'
+  task = f', task {summary["task"]}' * (summary['task'] != 'origin')
+  title = f'{summary["model"]}{task}: {parts}'
   tables = [
     metrics_table(summary, 'pooled', title),
     *cases_tables(summary.get('cases')),
