@@ -401,10 +401,10 @@ def _draw(
   circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
-    shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
+    shown[f'{name}: {counted(len(circles), "detection")}'] = drawn, circles
   label = (
     'anomaly score; 0: as normal tissue,'
-    f' 1: highest {100 - _HIGH} % of validation'
+    f'\n1: highest {100 - _HIGH} % of validation'
   )
   title += f' | truth: {"no tumour" if mask is None else "tumour"}'
   mpp = known_mpp(opened)
