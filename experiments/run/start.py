@@ -59,7 +59,6 @@ _NO_FOLDER = (
 )
 _NO_FILE = '{}: there is a folder, where a file is needed. Give another path.'
 _NO_ACCESS = '{}: you may not read or write there. Give another path.'
-_YOURS = ('labels.csv', 'new_features', 'new_slides')  # Names to be changed.
 _PATIENCE = 5  # Seconds in which a command says why it ends.
 _FULL = [os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 _PATH = re.compile(r"""["'](/[^"']+)["']""")
@@ -414,10 +413,11 @@ def _show_next(
   name = ['-m', spec.name] if spec else [same.__file__]
   command = shlex.join(['python', *name, *_flags(values | changes)])
   sys.stdout.flush()
-  yours = ' and '.join(str(v) for v in changes.values() if v in _YOURS)
-  show(
-    f'next{f", with {yours} of your own" * bool(yours)}: {command}', sys.stderr
-  )
+  # Paths that are given as text are but examples, if nothing is there.
+  paths = [changes[k] for k in changes if k.endswith(('_dir', '_csv', '_path'))]
+  yours = [p for p in paths if isinstance(p, str) and not os.path.exists(p)]
+  note = f', with {" and ".join(yours)} of your own' if yours else ''
+  show(f'next{note}: {command}', sys.stderr)
 
 
 def show_options(given: Sequence[Any]) -> None:
