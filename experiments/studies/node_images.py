@@ -179,7 +179,7 @@ class Nodes(Material):
           f' | {verdict}',
           image,
           maps,
-          label='votes for tumour',
+          label='share of votes for tumour',
           truth=outlines(mask),
           mpp=MPP,
         )
