@@ -19,7 +19,6 @@ import pathlib
 import sys
 from typing import Any
 
-from data.files import counted
 from data.slides import SlideError, corner
 from experiments.maps import source, tile_scores, top_tiles
 from experiments.maps.tile_scores import COLOURS, SCALES, MapError, TileScores
@@ -78,8 +77,8 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
   names = drawn.slide or list(scores)
   if not drawn.geojson and not files.keys() & set(names):
     raise MapError(
-      f'None of {counted(len(names), "slide")} has a slide file: there is'
-      ' nothing to draw. Give --slides_dir, or --geojson alone.'
+      'No slide has a slide file: there is nothing to draw. Give --slides_dir,'
+      ' or --geojson alone.'
     )
   target = Folder(path if slides.fold is None else path / f'fold_{slides.fold}')
   faults, labels, notes = {}, slides.labels(), slides.notes()
@@ -96,8 +95,8 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
       faults[name] = e
   if without := len(set(names) - faults.keys() - files.keys()):
     print(
-      f'no pictures of {without} of {counted(len(names), "slide")}, for want'
-      ' of a slide file. Give --slides_dir.'
+      f'slides without pictures, for want of a slide file: {without} of'
+      f' {len(names)}. Give --slides_dir.'
     )
   print(f'slides with maps: {len(names) - len(faults)}, in {target.path}')
   if faults:

@@ -85,9 +85,8 @@ def run(scoring: Scoring) -> start.Next:
     raise DetectionError(
       f'{scoring.masks_dir}: no lesion to be found on'
       f' {counted(curve.slides, "slide")}: no mask, or none with more than'
-      ' isolated tumour cells (275 um'
-      ' with their surroundings), so there is no score. Add slides with'
-      ' lesions.'
+      ' isolated tumour cells (275 um with their surroundings), so there is no'
+      ' score. Add slides with lesions.'
     )
   lines, interval = {HERE: files.values(curve)}, {}
   if scoring.resamples:

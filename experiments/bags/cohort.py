@@ -19,7 +19,7 @@ from data import (
 )
 from data.cohort import CohortError, differences, match
 from data.features import FeatureError, FeatureFile
-from data.files import clean, counted, first_of, free_space, memory, replacing
+from data.files import clean, first_of, free_space, memory, replacing
 from data.labels import Manifest
 from data.splits import Split
 from data.tissue import Rule
@@ -517,9 +517,8 @@ def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   shared = [s for s in second.manifest.slide if second.source.digest(s) in seen]
   if shared:
     findings.problems.append(
-      f'the second cohort holds {counted(len(shared), "slide")} of the first,'
-      ' on which the'
-      f' models were trained: {first_of(shared)}. Take them out of its CSV.'
+      'the second cohort holds slides of the first, on which the models were'
+      f' trained: {first_of(shared)}. Take them out of its CSV.'
     )
   one, other = (
     {label_files.same_patient(c): c for c in of.manifest.case}
@@ -583,18 +582,15 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   lines = []
   if mixed := label_files.mixed_cases(table):
     lines.append(
-      f'{counted(len(mixed), "case")} with slides of several labels:'
-      f' {first_of(mixed)}.'
+      f'cases with slides of several labels: {first_of(mixed)}.'
       ' Labels are those of slides, and cases stay whole in every split.'
     )
   if not folds:
     return lines
   if again := split_files.tested_again(table, folds):
     lines.append(
-      f'{counted(len(again), "slide")} in the test part of several folds'
-      ' (repeated'
-      f' random splits?): {first_of(again)}. Pooled figures count them each'
-      ' time.'
+      'slides in the test part of several folds (repeated random splits?):'
+      f' {first_of(again)}. Pooled figures count them each time.'
     )
   tests_nothing = len(folds) == 1 and not folds[0].test.any()
   if tests_nothing:

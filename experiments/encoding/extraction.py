@@ -153,8 +153,8 @@ def check(
   print(
     f'{counted(total, "slide")}, {len(counts)} readable,'
     f' {total - len(missing)} with features; at most {most} {cohort.summary}'
-    ' to encode, by the area of the'
-    f' slides: {size / 2**30:.1f} GiB of features, {width} a tile'
+    ' to encode, by the area of the slides:'
+    f' {size / 2**30:.1f} GiB of features, {width} a tile'
   )
   if (free := files.free_space(features_dir)) < size:
     caught.append(

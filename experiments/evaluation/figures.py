@@ -275,7 +275,7 @@ def _reliability(
 
 
 def _counted(title: str, p: Predictions) -> str:
+  slides, patients = len(p), len(set(p.case))
   return (
-    f'{title}, {counted(len(p), "slide")} of'
-    f' {counted(len(set(p.case)), "patient")}'
+    f'{title}, {counted(slides, "slide")} of {counted(patients, "patient")}'
   )

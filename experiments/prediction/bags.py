@@ -96,7 +96,7 @@ def cases(
   warnings, cases = labels.leaks(known.values()), set(known.values())
   if without := sorted(s for s in of if s not in known and of[s] in cases):
     warnings.append(
-      f'of these cases {files.counted(len(without), "other slide")} not there:'
+      'other slides of these cases are not there:'
       f' {files.first_of(without)}. Their cases are predicted without them.'
     )
   if not missing:  # What is wrong is of other slides, but two rows of one.

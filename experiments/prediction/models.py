@@ -192,10 +192,8 @@ class Models(Folds):
     for kind, words in ('slide', 'with ids'), ('patient', 'of patients'):
       if seen := [slide for slide in known if known[slide] == kind]:
         print(
-          f'warning: {files.counted(len(seen), "slide")} {words} of the'
-          ' training:'
-          f' {files.first_of(seen)}. Their predictions are no test of the'
-          ' models.'
+          f'warning: slides {words} of the training: {files.first_of(seen)}.'
+          ' Their predictions are no test of the models.'
         )
     return known
 

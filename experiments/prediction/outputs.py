@@ -115,8 +115,8 @@ def predict(
   ):
     if cases:
       print(
-        f'warning: {files.counted(len(cases), "patient")} with {lack}'
-        f' prediction: {files.first_of(sorted(cases))}. {then}.'
+        f'warning: patients with {lack} prediction:'
+        f' {files.first_of(sorted(cases))}. {then}.'
       )
   return failures
 

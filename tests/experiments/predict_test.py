@@ -197,7 +197,7 @@ def test_patients_are_predicted_beside_their_slides(
   assert 'not there' not in printed
   table.write_text('case_id,slide_id\na,x\na,w\nb,y\n')
   assert bags.cases(table, ['x']) == ({'x': 'a'}, [])
-  assert 'of these cases 1 other slide not there: w. T' in (
+  assert 'other slides of these cases are not there: w. T' in (
     capsys.readouterr().out
   )
 
@@ -212,8 +212,8 @@ def test_slides_and_patients_of_the_training_are_named(
   known = trained.Models(run=finished[0]).known(given, case_of)
   assert known == dict(zip(given, ('slide', 'patient', 'no'), strict=True))
   printed = capsys.readouterr().out
-  assert '1 slide with ids of the training: slide_0' in printed
-  assert '1 slide of patients of the training: other. Their' in printed
+  assert 'slides with ids of the training: slide_0' in printed
+  assert 'slides of patients of the training: other. Their' in printed
   # What a fold tests, its model alone has not seen.
   tested = {
     fold: [r['test'] for r in rows(finished[0] / f'splits/splits_{fold}.csv')]
@@ -244,8 +244,8 @@ def test_patients_without_any_prediction_are_named_apart(
     {NAMES[0]: 'patient'},
   )
   printed = capsys.readouterr().out
-  assert '1 patient with slides without a prediction: a. Their' in printed
-  assert '1 patient with no prediction: b. None' in printed
+  assert 'patients with slides without a prediction: a. Their' in printed
+  assert 'patients with no prediction: b. None' in printed
   (row,) = rows(tmp_path / 'predictions.csv')
   assert row['trained_on'] == 'patient'
 
