@@ -369,6 +369,11 @@ def write_csv(path: Path | str, rows: Iterable[Iterable]) -> None:
     csv.writer(file, lineterminator='\n').writerows(rows)
 
 
+def counted(n: int, noun: str) -> str:
+  """Returns '1 slide', or '2 slides'."""
+  return f'{n} {noun}{"s" * bool(n != 1)}'
+
+
 def first_of(names: Sequence[str]) -> str:
   """Returns the names, or ten of them and how many more there are."""
   more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''

@@ -234,9 +234,10 @@ def check(table: Manifest) -> tuple[list[str], list[str]]:
     )
   for column, cells in (('label', table.label), ('case_id', table.case)):
     warnings += [
-      f'{n} slides have the {column} {name}, which is taken as it stands. If it'
-      ' means that nothing is known, take them out of the table; if it is a'
-      ' number that a spreadsheet shortened, export the table as text'
+      f'{files.counted(n, "slide")} with the {column} {name}, which is taken'
+      ' as it stands. If it means that nothing is known, take them out of the'
+      ' table; if it is a number that a spreadsheet shortened, export the table'
+      ' as text'
       for name, n in sorted(collections.Counter(cells.tolist()).items())
       if re.sub(r'[^\w+#]|_', '', normalised(name)) in _UNKNOWN
       or _SHORTENED.fullmatch(name)

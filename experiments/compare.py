@@ -14,7 +14,7 @@ import json
 import pathlib
 import sys
 
-from data.files import first_of
+from data.files import counted, first_of
 from experiments.evaluation import comparison, predictions, summary
 from experiments.run import start
 from experiments.run.options import OptionError, field
@@ -57,8 +57,8 @@ def run(compared: Compared) -> start.Next:
     ]
     if mixed := runs[0].mixed():
       print(
-        f'warning: {mixed} patients have slides of several classes and are left'
-        ' out.',
+        f'warning: {counted(mixed, "patient")} left out, with slides of several'
+        ' classes.',
         file=sys.stderr,
       )
   rows = comparison.compare(runs)
@@ -74,9 +74,9 @@ def run(compared: Compared) -> start.Next:
         print(table.markdown())
     case 'text':
       test, cases = runs[0].test(), len(set(runs[0].test().case))
-      tested = f'{len(test)} test slides of {cases} cases'
+      tested = f'{counted(len(test), "test slide")} of {counted(cases, "case")}'
       print(
-        f'{f"{cases} test patients" if how else tested},'
+        f'{counted(cases, "test patient") if how else tested},'
         f' {summary.name_folds(runs[0].folds)}'
       )
       for line in comparison.other_options(runs):

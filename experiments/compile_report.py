@@ -13,6 +13,7 @@ import sys
 from absl import logging
 import jax
 
+from data.files import counted
 from experiments.benchmarks.compiled import Compiled
 from experiments.benchmarks.work import COLUMNS
 from experiments.evaluation.tables import Row, Table
@@ -46,7 +47,8 @@ def run(compiled: Compiled) -> start.Next:
   else:
     title = (
       f'A compiled step of {compiled.part} on {compiled.target}:'
-      f' {compiled.runs} runs, {compiled.precision}, jax {jax.__version__}'
+      f' {counted(compiled.runs, "run")}, {compiled.precision}, jax'
+      f' {jax.__version__}'
     )
     lines = [
       Row((model,), {'': [row.get(c) for c in COLUMNS]})

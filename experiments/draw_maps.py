@@ -77,8 +77,8 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
   names = drawn.slide or list(scores)
   if not drawn.geojson and not files.keys() & set(names):
     raise MapError(
-      f'None of {len(names)} slides has a slide file: there is nothing to draw.'
-      ' Give --slides_dir, or --geojson alone.'
+      'No slide has a slide file: there is nothing to draw. Give --slides_dir,'
+      ' or --geojson alone.'
     )
   target = Folder(path if slides.fold is None else path / f'fold_{slides.fold}')
   faults, labels, notes = {}, slides.labels(), slides.notes()
@@ -95,13 +95,13 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
       faults[name] = e
   if without := len(set(names) - faults.keys() - files.keys()):
     print(
-      f'{without} of {len(names)} slides have no pictures, for want of a slide'
-      ' file in --slides_dir.'
+      f'slides without pictures, for want of a slide file in --slides_dir:'
+      f' {without} of {len(names)}'
     )
-  print(f'maps of {len(names) - len(faults)} slides in {target.path}')
+  print(f'slides with maps: {len(names) - len(faults)}, in {target.path}')
   if faults:
     lines = (f'  {name}: {e}' for name, e in faults.items())
-    sys.exit(f'error: {len(faults)} slides failed:\n' + '\n'.join(lines))
+    sys.exit(f'error: slides that failed: {len(faults)}\n' + '\n'.join(lines))
   return 'view', {}
 
 

@@ -16,6 +16,7 @@ import functools
 import pathlib
 import sys
 
+from data.files import counted
 from experiments.encoding import encoder, extraction, pictures
 from experiments.encoding.tiles import Scale, SlideTiles, Tiles
 from experiments.run import results, start
@@ -114,7 +115,7 @@ def run(
   rows = [['slide_id', 'reason'], *failures.items()]
   results.Folder(target).write('failures.csv', rows)
   pictures.draw(cohort, target)
-  code = _close(failures, 'have no features')
+  code = _close(failures, 'without features')
   if len(failures) == len(cohort.paths):
     sys.exit(code)
   own = {'csv_path': 'labels.csv', 'exp_code': 'mine', 'precision': None}
@@ -125,7 +126,7 @@ def run(
 def _close(failures: Mapping[str, str], what: str) -> int:
   """Names the slides that failed, and returns the exit code."""
   if failures:
-    print(f'{len(failures)} slides {what}:')
+    print(f'{counted(len(failures), "slide")} {what}:')
     width = max(map(len, failures))
     for slide, reason in failures.items():
       print(f'  {slide:{width}}  {reason}')

@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-from data.files import replacing
+from data.files import counted, replacing
 from experiments.evaluation import froc as files
 from experiments.evaluation.froc import DetectionError
 from experiments.evaluation.tables import HERE, INTERVAL, Row, Table
@@ -75,18 +75,18 @@ def run(scoring: Scoring) -> start.Next:
   curve = froc.froc(list(cases.values()))
   if curve.lesions and (lost := files.never_counted(cases.values(), curve)):
     findings.warnings.append(
-      f'{lost} of {curve.lesions} lesions are hit with the lowest score of all'
-      ' alone, which by the definition of CAMELYON16 is no threshold: they'
+      f'lesions hit with the lowest score alone: {lost} of {curve.lesions},'
+      ' which by the definition of CAMELYON16 is no threshold: they'
       ' never count.'
     )
   with contextlib.redirect_stdout(sys.stderr):  # JSON is alone.
     findings.warn()
   if not curve.lesions:
     raise DetectionError(
-      f'{scoring.masks_dir}: no lesion to be found on {curve.slides}'
-      ' slide(s): no mask, or none with more than isolated tumour cells (275 um'
-      ' with their surroundings), so there is no score. Add slides with'
-      ' lesions.'
+      f'{scoring.masks_dir}: no lesion to be found on'
+      f' {counted(curve.slides, "slide")}: no mask, or none with more than'
+      ' isolated tumour cells (275 um with their surroundings), so there is no'
+      ' score. Add slides with lesions.'
     )
   lines, interval = {HERE: files.values(curve)}, {}
   if scoring.resamples:
@@ -109,7 +109,7 @@ def run(scoring: Scoring) -> start.Next:
     }
     print(json.dumps(content | interval))
   else:
-    title = f'{curve.slides} slides, {curve.lesions} lesions'
+    title = f'slides: {curve.slides}, lesions: {curve.lesions}'
     columns = files.COLUMNS | {'FROC': '.4f'}
     rows = [Row((), lines)]
     print(Table('froc', title, (), columns, rows, [files.NOTE]).terminal())

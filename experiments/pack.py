@@ -17,7 +17,7 @@ import pathlib
 
 from absl import logging
 
-from data.files import first_of
+from data.files import counted, first_of
 from experiments.run import progress, start
 from experiments.run.options import field
 
@@ -71,8 +71,9 @@ def run(packing: Packing) -> start.Next:
   index = builder.info.metadata
   size = sum(path.stat().st_size for path in folder.iterdir())
   print(
-    f'{folder}: {len(index["slide_id"])} slides, {sum(index["length"])} '
-    f'instances of {index["width"]} dimensions '
+    f'{folder}: {counted(len(index["slide_id"]), "slide")},'
+    f' {counted(sum(index["length"]), "instance")} of {index["width"]}'
+    ' dimensions '
     f'({builder.info.features["features"].np_dtype}), {size / 1e6:.1f} MB'
   )
   of = dict(zip(index['slide_id'], index['attributes'], strict=True))

@@ -19,6 +19,7 @@ import dataclasses
 import pathlib
 import sys
 
+from data.files import counted
 from data.labels import leaks
 from data.slides import slide_id
 from experiments.encoding.tiles import Scale
@@ -101,14 +102,14 @@ def run(
 
     weights = slides.weights or encode.at_hand(trained, cache.cache_dir)
     cohort, encoder = encode.plan(source, card, weights, cache.cache_dir, scale)
-    print(f'{len(cohort.paths)} slides')
+    print(counted(len(cohort.paths), 'slide'))
     names = sorted(map(slide_id, cohort.paths))
     case_of, wrong = bags.cases(slides.csv_path, names)
     if check.check:
       extraction.check(cohort, path / 'features', encoder.attributes(), wrong)
   else:
     slide_bags = bags.find(source, card, cache_dir=cache.cache_dir)
-    print(f'{len(slide_bags.ids)} slides with features')
+    print(f'{counted(len(slide_bags.ids), "slide")} with features')
     case_of, wrong = bags.cases(slides.csv_path, slide_bags.ids)
     if not case_of:
       case_of = slide_bags.source.cases
@@ -138,7 +139,8 @@ def run(
   if failures:
     lines = [f'\n  {slide}  {reason}' for slide, reason in failures.items()]
     sys.exit(
-      f'error: {len(failures)} slides have no prediction:{"".join(lines)}'
+      f'error: {counted(len(failures), "slide")} without a prediction:'
+      + ''.join(lines)
     )
   where = None if slides.slides_dir else 'new_slides'
   if where and {'slide', 'patient'} & set(trained_on.values()):

@@ -137,11 +137,11 @@ def fold_of_cases(
   classes, count = np.unique(label), np.bincount(code_of_case)
   present = np.flatnonzero(count)
   if rare := present[count[present] < k].tolist():
-    few = [f'class {classes[c]} has {count[c]} cases' for c in rare]
+    few = [f'cases of class {classes[c]}: {count[c]}' for c in rare]
     least = count[rare].min()
     most = f'at most {least} folds, or ' if least >= 3 else ''
     raise SplitError(
-      f'{"; ".join(few)}: fewer than {k} folds. Choose {most}a single one,'
+      f'{"; ".join(few)}, fewer than {k} folds. Choose {most}a single one,'
       ' which tests nothing; or merge classes.'
     )
   order = [
@@ -179,7 +179,7 @@ def fold_of_groups(
   cases, count = np.unique(pairs[:, 0], return_counts=True)
   if (count > 1).any():
     raise SplitError(
-      f'{(count > 1).sum()} cases have slides of several groups:'
+      f'cases with slides of several groups, {(count > 1).sum()}:'
       f' {", ".join(cases[count > 1][:_SHOWN])}. Give each case one group.'
     )
   names, place = np.unique(group, return_inverse=True)

@@ -217,7 +217,7 @@ def _step(
     missing = round(steps[i] / max(step, _ALIKE)) - 1
     what = 'doubled slices' if doubled else 'unequal steps'
     if missing > 0 and abs(steps[i] / step - missing - 1) < 0.1:
-      what = f'{missing} slice{"s" * (missing > 1)} missing'
+      what = f'{files.counted(missing, "slice")} missing'
     raise VolumeError(
       f'{folder}: {what}: {steps[i]:.3f} mm between {paths[i].name} and'
       f' {paths[i + 1].name}, {step:.3f} mm elsewhere. Export the whole series'

@@ -517,8 +517,8 @@ def _check_apart(first: Cohort, second: Cohort, findings: Findings) -> None:
   shared = [s for s in second.manifest.slide if second.source.digest(s) in seen]
   if shared:
     findings.problems.append(
-      f'the second cohort holds {len(shared)} slides of the first, on which the'
-      f' models were trained: {first_of(shared)}. Take them out of its CSV.'
+      'the second cohort holds slides of the first, on which the models were'
+      f' trained: {first_of(shared)}. Take them out of its CSV.'
     )
   one, other = (
     {label_files.same_patient(c): c for c in of.manifest.case}
@@ -582,16 +582,15 @@ def _oddities(table: Manifest, folds: Sequence[Split]) -> list[str]:
   lines = []
   if mixed := label_files.mixed_cases(table):
     lines.append(
-      f'{len(mixed)} cases have slides of several labels: {first_of(mixed)}.'
+      f'cases with slides of several labels: {first_of(mixed)}.'
       ' Labels are those of slides, and cases stay whole in every split.'
     )
   if not folds:
     return lines
   if again := split_files.tested_again(table, folds):
     lines.append(
-      f'{len(again)} slides are in the test part of several folds (repeated'
-      f' random splits?): {first_of(again)}. Pooled figures count them each'
-      ' time.'
+      'slides in the test part of several folds (repeated random splits?):'
+      f' {first_of(again)}. Pooled figures count them each time.'
     )
   tests_nothing = len(folds) == 1 and not folds[0].test.any()
   if tests_nothing:

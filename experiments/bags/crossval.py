@@ -17,6 +17,7 @@ import numpy as np
 import scipy
 
 from data import slides
+from data.files import counted
 from data.splits import Split
 from experiments.bags.cohort import Cohort, Material
 from experiments.bags.options import Training
@@ -340,7 +341,8 @@ def draw_heat_maps(
   if without and cohort.slides:
     slide, reason = next(iter(without.items()))
     print(
-      f'fold {fold}: {len(without)} slides have no heat map. {slide}: {reason}'
+      f'fold {fold}: no heat map of {counted(len(without), "slide")}. {slide}:'
+      f' {reason}'
     )
   return faults
 
@@ -420,7 +422,7 @@ def _watch(
       [[runs[r].folder for r in ours] for ours in serves],
       {name: name for name in COLUMNS},
       recipe.epochs,
-      name=f'{stage} x {len(serves)} run{"s" * (len(serves) > 1)}',
+      name=f'{stage} x {counted(len(serves), "run")}',
       stage=stage,
       tensorboard=tensorboard,
     ) as (saved, shown):
@@ -445,7 +447,8 @@ def _to_train(
       (run.folder / predictions.EXTERNAL).unlink(missing_ok=True)
   todo = [i for i in requested if not runs[i].is_done()]
   if len(todo) < len(requested) and parallel.is_first():
-    print(f'done before: {len(requested) - len(todo)} of {len(requested)} runs')
+    done = len(requested) - len(todo)
+    print(f'runs done before: {done} of {len(requested)}')
   for places in _unfinished(folder).values() if todo else []:
     if set(todo) <= set(places) <= set(requested):
       todo = places

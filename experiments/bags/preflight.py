@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.files import memory
+from data.files import counted, memory
 from data.splits import PARTS, Split
 from experiments.bags import cohort as cohorts
 from experiments.bags.cohort import Cohort, Material
@@ -101,7 +101,8 @@ def describe(cohort: Cohort) -> Iterator[str]:
     *(f'{name} {value}' for name, value in sorted(cohort.attributes.items())),
   ])  # fmt: skip
   yield (
-    f'{len(cohort.label)} slides of {len(set(cohort.manifest.case))} cases: '
+    f'{counted(len(cohort.label), "slide")} of'
+    f' {counted(len(set(cohort.manifest.case)), "case")}: '
     + ', '.join(f'{name} {count}' for name, count in classes)
   )
   yield (
@@ -200,7 +201,7 @@ def estimate(
     )
     epochs = recipe.epochs
     spent = datetime.timedelta(seconds=round(epoch * epochs))
-    times.append(f'{name} {spent} ({epochs} epochs)')
+    times.append(f'{name} {spent} ({counted(epochs, "epoch")})')
   names = {'resident': 'on the device', 'streamed': 'streamed from disk'}
   yield (
     f'memory of a device, features {names.get(where, where)}: about'
@@ -209,8 +210,8 @@ def estimate(
     ' top'
   )
   yield (
-    f'estimated time of {len(runs)} runs (h:mm:ss): about {" + ".join(times)},'
-    ' within a factor of 3; compilation is not included'
+    f'estimated time of {counted(len(runs), "run")} (h:mm:ss): about'
+    f' {" + ".join(times)}, within a factor of 3; compilation is not included'
   )
 
 

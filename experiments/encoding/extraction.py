@@ -12,6 +12,7 @@ import numpy as np
 
 from data import features, files, slides
 from data.ahead import ahead
+from data.files import counted
 from experiments.encoding import encoder as encoders
 from experiments.encoding.encoder import Encoder
 from experiments.encoding.tiles import SlideTiles
@@ -74,18 +75,18 @@ def extract(
     )
   count, done = len(cohort.paths), len(cohort.paths) - len(paths)
   if not paths:
-    print(f'all {count} slides have features in {folder}: none to encode')
+    print(f'{folder} has features of all slides, {count}: none to encode')
     return {}
   print(
     f'encoder {encoder.name}: {encoder.note}; {cohort.summary}\n'
-    f'{len(paths)} slides to encode, {done} done before',
+    f'{counted(len(paths), "slide")} to encode, {done} done before',
     flush=True,
   )
   batch, failures = batch or encoders.default_batch(), {}
   read = _read(cohort, paths, encoder, batch, failures)
   batches = _in_thread(_batches(cohort, read, batch))
   idle, begun, tiles = 0.0, 0, 0
-  about = {'desc': f'{done}/{count} slides', 'unit': 'tile', 'mininterval': 1}
+  about = {'desc': f'slides {done}/{count}', 'unit': 'tile', 'mininterval': 1}
   with progress.bar(**about) as bar:
     for bags, rows, waited in _encoded(encoder, batches):
       if rows.ndim != 2 or len(rows) != batch:
@@ -109,13 +110,13 @@ def extract(
           done += 1
       bar.update(len(bags))
       failed = f', {len(failures)} failed' if failures else ''
-      bar.set_description_str(f'{done}/{count} slides{failed}', False)
+      bar.set_description_str(f'slides {done}/{count}{failed}', False)
     seconds = bar.format_dict['elapsed']
   if bar.n:
     rate = bar.n / seconds
     print(
-      f'{bar.n} tiles in {seconds:.1f} s: {rate:.1f} tiles/s; the encoder'
-      f' waited for tiles {idle / seconds:.0%} of the time',
+      f'{counted(bar.n, "tile")} in {seconds:.1f} s: {rate:.1f} tiles/s; the'
+      f' encoder waited for tiles {idle / seconds:.0%} of the time',
       flush=True,
     )
   return failures
@@ -151,9 +152,10 @@ def check(
   width = encoders.network(name).width() if name else _WIDTH
   size = 4 * width * most
   print(
-    f'{total} slides, {len(counts)} readable, {total - len(missing)} have'
-    f' features; at most {most} {cohort.summary} to encode, by the area of the'
-    f' slides: {size / 2**30:.1f} GiB of features, {width} a tile'
+    f'{counted(total, "slide")}, {len(counts)} readable,'
+    f' {total - len(missing)} with features; at most {most} {cohort.summary}'
+    ' to encode, by the area of the slides:'
+    f' {size / 2**30:.1f} GiB of features, {width} a tile'
   )
   if (free := files.free_space(features_dir)) < size:
     caught.append(

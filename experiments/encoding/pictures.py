@@ -11,7 +11,7 @@ import scipy
 import shapely
 
 from data import features, outlines, slides, tiling
-from data.files import replacing
+from data.files import counted, replacing
 from experiments.encoding.tiles import SlideTiles, few
 
 _PICTURE = 1000  # Pixels of the longer side.
@@ -66,8 +66,8 @@ def preview(cohort: SlideTiles, features_dir: pathlib.Path) -> dict[str, str]:
   counts, failures = cohort.each(functools.partial(_sheet, cohort, folder))
   taken, blurred = np.sum([(0, 0), *counts.values()], 0)
   print(
-    f'{folder}: {taken} tiles of {len(counts)} slides; {cohort.summary}'
-    + f'; {blurred} blurred ones are left out' * bool(blurred)
+    f'{folder}: {counted(taken, "tile")} of {counted(len(counts), "slide")};'
+    f' {cohort.summary}' + f'; blurred and left out: {blurred}' * bool(blurred)
   )
   return {slides.slide_id(path): failures[path] for path in failures}
 

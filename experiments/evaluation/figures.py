@@ -9,6 +9,7 @@ from matplotlib import axes, figure
 import numpy as np
 from sklearn import metrics as sklearn_metrics
 
+from data.files import counted
 from experiments.evaluation import predictions, summary
 from experiments.evaluation.predictions import Predictions
 from experiments.run.results import Folder
@@ -61,7 +62,7 @@ def roc(title: str, curves: Mapping[str, Curve]) -> figure.Figure:
     curves: by name; of each the truth, bool [n], the score, [n], and the
       patient, [n].
   """
-  drawing, ax = _square(title, '1 - specificity', 'sensitivity', len(curves))
+  drawing, ax = _square(title, '1 - specificity', 'sensitivity')
   ax.plot([0, 1], [0, 1], ':', color='grey', lw=1)
 
   def on_grid(hits, false):
@@ -76,15 +77,14 @@ def roc(title: str, curves: Mapping[str, Curve]) -> figure.Figure:
       fpr, tpr, _ = sklearn_metrics.roc_curve(*curve[:2])
       _band(ax, on_grid, curve, style['color'])
     ax.plot(fpr, tpr, label=_label(name, 'AUROC', value, curve), **style)
-  drawing.legend(loc='outside lower center', fontsize=9)
-  return drawing
+  return _with_legend(drawing)
 
 
 def _precision_recall(
   p: Predictions, classes: Sequence[str], title: str
 ) -> figure.Figure:
   curves = _against_rest(p, classes)
-  drawing, ax = _square(title, 'recall', 'precision', len(curves))
+  drawing, ax = _square(title, 'recall', 'precision')
 
   def on_grid(hits, false):
     first = np.searchsorted(hits / hits[-1], np.maximum(_GRID, 1e-9))
@@ -107,8 +107,14 @@ def _precision_recall(
       _band(ax, on_grid, curve, style['color'])
     label = _label(name, 'AP', value, curve)
     ax.step(recall, precision, where='pre', label=label, **style)
-  # Curves may pass through any corner.
-  drawing.legend(loc='outside lower center', fontsize=9)
+  return _with_legend(drawing)
+
+
+def _with_legend(drawing: figure.Figure) -> figure.Figure:
+  """Adds names of curves, which may pass through any corner, below them."""
+  text = drawing.legend(loc='outside lower center', fontsize=9).get_texts()
+  lines = sum(1 + name.get_text().count('\n') for name in text)
+  drawing.set_figheight(drawing.get_figheight() + 0.2 * lines)
   return drawing
 
 
@@ -161,15 +167,16 @@ def _style(i: int, count: int) -> dict[str, Any]:
     'solid_capstyle': 'butt',
     'zorder': 3,
     'color': f'C{i % 10}',
-    'linewidth': 1 + 1.15 * (count - 1 - i),
+    'linestyle': '--' if i >= 10 else '-',
+    'linewidth': 1 + min(1.15, 6 / count) * (count - 1 - i),
   }
 
 
 def _square(
-  title: str, xlabel: str, ylabel: str, entries: int
+  title: str, xlabel: str, ylabel: str
 ) -> tuple[figure.Figure, axes.Axes]:
-  """A figure with room for a legend, and its axes from 0 to 1."""
-  drawing = figure.Figure((5.2, 5.9 + 0.2 * entries), layout='constrained')
+  """A figure, and its axes from 0 to 1."""
+  drawing = figure.Figure((5.2, 5.9), layout='constrained')
   ax = drawing.subplots()
   ax.set(xlim=(0, 1), ylim=(0, 1), aspect='equal')
   ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -192,7 +199,11 @@ def _confusion(
     p.label, p.prob.argmax(1), labels=range(len(classes))
   )
   share = table / np.maximum(table.sum(1, keepdims=True), 1)
-  drawing = figure.Figure((5.6, 5), layout='constrained')
+  names = [textwrap.fill(name, 20) for name in classes]
+  # The names of many classes, or long ones, stand upright below the columns.
+  crowded = len(names) > 8 or any('\n' in name for name in names)
+  more = 2 * crowded + 0.4 * max(len(names) - 5, 0)
+  drawing = figure.Figure((5.6 + more, 5 + more), layout='constrained')
   ax = drawing.subplots()
   image = ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
   for (row, column), count in np.ndenumerate(table):
@@ -205,9 +216,11 @@ def _confusion(
       color='white' if share[row, column] > 0.5 else 'black',
     )
   ticks = range(len(classes))
-  ax.set_xticks(ticks, classes, rotation=30, ha='right')
-  ax.set_yticks(ticks, classes)
-  ax.set(xlabel='predicted', ylabel='true', title=title)
+  upright = {'rotation': 90} if crowded else {'rotation': 30, 'ha': 'right'}
+  ax.set_xticks(ticks, names, **upright)
+  ax.set_yticks(ticks, names)
+  ax.set(xlabel='predicted', ylabel='true')
+  drawing.suptitle(title)
   drawing.colorbar(image, label='share of the true class', shrink=0.8)
   return drawing
 
@@ -253,6 +266,7 @@ def _reliability(
     # No predicted class has less.
     xlim=(1 / test.prob.shape[1] - 0.03, 1.03),
   )
+  below.locator_params('y', integer=True)
   for each in (ax, below):
     each.grid(color='0.92')
     each.set_axisbelow(True)
@@ -260,4 +274,7 @@ def _reliability(
 
 
 def _counted(title: str, p: Predictions) -> str:
-  return f'{title}, {len(p)} slides of {len(set(p.case))} patients'
+  slides, patients = len(p), len(set(p.case))
+  return (
+    f'{title}, {counted(slides, "slide")} of {counted(patients, "patient")}'
+  )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import files, images
+from data.files import counted
 from data.labelled_tiles import TileError
 from experiments.run.start import Findings
 from kmil_jax import froc
@@ -60,7 +61,7 @@ def draw(curves: Mapping[str, Froc]) -> Any:
   ax.set(xlim=(0, 1.02 * last), ylim=(0, 1.02))
   ax.set(xlabel='false positives per slide', ylabel='sensitivity, lesions')
   some = next(iter(curves.values()))
-  ax.set_title(f'{some.slides} slides, {some.lesions} lesions', pad=10)
+  ax.set_title(f'slides: {some.slides}, lesions: {some.lesions}', pad=10)
   ax.grid(color='0.92')
   # Below: curves may be anywhere within.
   drawing.legend(loc='outside lower center', ncols=2, fontsize=9)
@@ -129,8 +130,8 @@ def read(
   if findings:
     findings.warnings += files.left_out(*kind)
     findings.warnings += [
-      f'{detections_dir}: detections hit {hits[""]} lesions, and {count} with'
-      f' {how}. Write {",".join(_NAMES)} in level-0 pixels.'
+      f'{detections_dir}: detections hit {counted(hits[""], "lesion")}, and'
+      f' {count} with {how}. Write {",".join(_NAMES)} in level-0 pixels.'
       for how, count in hits.items()
       if count > 2 * hits['']
     ]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.files import counted
 from experiments.evaluation import predictions
 from experiments.evaluation.predictions import Folds, Predictions
 from experiments.evaluation.tables import INTERVAL, Row, Table
@@ -386,7 +387,8 @@ def text(summary: Mapping[str, Any]) -> str:
   parts = f'test parts of {name_folds(summary["folds"])}'
   if summary['part'] == 'val':
     parts = 'validation part (there is no test part)'
-  title = f'{summary["model"]}, task {summary["task"]}: {parts}'
+  task = f', task {summary["task"]}' * (summary['task'] != 'origin')
+  title = f'{summary["model"]}{task}: {parts}'
   tables = [
     metrics_table(summary, 'pooled', title),
     *cases_tables(summary.get('cases')),
@@ -395,8 +397,9 @@ def text(summary: Mapping[str, Any]) -> str:
   ]
   if external := summary.get('external'):
     title = (
-      f'external cohort, {external["slides"]} slides of'
-      f' {external["cases"]} cases: each fold, and the mean probability'
+      f'external cohort, {counted(external["slides"], "slide")} of'
+      f' {counted(external["cases"], "case")}: each fold, and the mean'
+      ' probability'
     )
     tables += [
       metrics_table(external, 'ensemble', title),
@@ -444,8 +447,8 @@ def cases_tables(
     'max: the highest of each class, in shares of their sum',
   ]
   if mixed := cases['mixed']:
-    notes.append(f'left out: {mixed} patients with slides of several classes')
-  title = f'The {cases["count"]} patients{cohort}, their slides joined'
+    notes.append(f'patients left out, with slides of several classes: {mixed}')
+  title = f'{counted(cases["count"], "patient")}{cohort}, their slides joined'
   columns = dict.fromkeys(columns, '.3f')
   return [Table('cases', title, ('metric',), columns, rows, notes)]
 

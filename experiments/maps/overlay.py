@@ -19,13 +19,13 @@ _SHARES = (0.1, 10)  # Multiples of the mean attention that the scale spans.
 _PICTURE = 700  # Pixels of a thumbnail's longer side.
 _OPACITY = 0.75
 _KEYS = 5  # Tiles of highest attention that are shown, at most.
-_PANEL, _KEY_ROW = 4.9, 3.3  # Inches.
+_PANEL, _KEY_ROW, _NUMBER_HEIGHT = 4.9, 3.3, 0.17  # Inches.
 _KEY = {'fill': False, 'edgecolor': 'blue', 'lw': 1.5}
 _NUMBER = {
   'textcoords': 'axes fraction',
   'va': 'center',
   'fontweight': 'bold',
-  'arrowprops': {'arrowstyle': '-', 'color': 'blue', 'lw': 0.7},
+  'arrowprops': {'arrowstyle': '->', 'color': 'blue', 'lw': 0.7},
 }
 _KNOWN = {'fill': False, 'edgecolor': 'black', 'lw': 1.5}
 _TISSUE = {'colors': 'green', 'linewidths': 1}
@@ -263,9 +263,10 @@ def draw(
   if scale != 'rank':
     shown.insert(3, ranked['attention'])
   columns = -(-len(shown) // 2)
-  tall = 2 * min(0.95 * _PANEL * height / width, _PANEL) + 2.8
+  tall = 2 * min(0.95 * _PANEL * height / width, _PANEL) + 3.3
   sides = _PANEL * columns, tall + _KEY_ROW + 0.5
   drawing = figure.Figure(sides, layout='constrained')
+  drawing.get_layout_engine().set(h_pad=0.12)  # Of titles from titles, inches.
   is_wrong = label not in (None, scores.classes[scores.predicted])
   title = textwrap.fill(_title(scores, label), 45 * columns)
   title += f'\n{note}' if note else ''
@@ -287,6 +288,7 @@ def draw(
   panels = maps.subplots(2, columns, squeeze=False).ravel()
   for ax in panels:
     ax.set_axis_off()
+    ax.set_anchor('S')  # As bars below an image do.
   for ax, layer in zip(panels, shown, strict=False):
     ax.imshow(pale.astype(np.uint8) if layer else picture, extent=extent)
     for ring in rings:
@@ -302,7 +304,7 @@ def draw(
       _number(ax, scores.coords[keys] + scores.side / 2)
       add_scale_bar(ax, known_mpp(slide))
       continue
-    ax.set_title(layer.title, fontsize=10)
+    ax.set_title(textwrap.fill(layer.title, 55), fontsize=10)
     painted = to_pixels(layer.values)
     ax.imshow(layer.coloured(painted, ramp), extent=extent)
     shades = cm.ScalarMappable(layer.norm, colors.ListedColormap(ramp / 255))
@@ -329,8 +331,9 @@ def draw(
 
 def _number(ax: axes.Axes, centres: np.ndarray) -> None:
   """Numbers places from 1, in the right margin so that none hides another."""
-  gaps = 0.12 * np.arange(len(centres))
   ends = np.array([ax.get_xlim()[1], ax.get_ylim()[0]])
+  gap = max(0.12, _NUMBER_HEIGHT / (_PANEL * ends[1] / ends[0]))
+  gaps = gap * np.arange(len(centres))
   from_corner = abs(centres / ends - (0, 1))
   places = -np.sort(-from_corner[:, 1])
   places = np.minimum.accumulate(places + gaps) - gaps

@@ -64,6 +64,8 @@ def write(
   values = _values(scores, rank_by)[ranked]
   ranks = range(len(ranked))
   digits = len(str(len(ranked)))
+  of_class = f'probability of {scores.classes[scores.predicted]}'
+  what = of_class if rank_by == 'probability' else rank_by
   pictures, rows = {}, {}
   with slides.Slide(path, 1.0, scores.mpp) as slide:
     for end, part in ('highest', ranks[:count]), ('lowest', ranks[count:]):
@@ -71,12 +73,12 @@ def write(
       for r, image in row.items():
         pictures[f'{name}_{r + 1:0{digits}d}_{values[r]:.4f}.png'] = image
       if row:
-        rows[f'{name}: tiles of {end} {rank_by}'] = row
+        rows[f'{name}: tiles of {end} {what}'] = row
     sides = 2 * max(map(len, rows.values())) + 0.2, 3.3 * len(rows)
     sheet = figure.Figure(sides, layout='constrained')
     parts = sheet.subfigures(len(rows), squeeze=False)[:, 0]
     for part, (title, row) in zip(parts, rows.items(), strict=True):
-      part.suptitle(title, fontsize=10)
+      part.suptitle(textwrap.fill(title, 25 * len(row)), fontsize=10)
       draw_row(part, slide, scores, row, rank_by)
   # None of a slide whose name begins so.
   old = re.compile(re.escape(name) + r'_\d+_[\d.]+\.png')
@@ -87,7 +89,7 @@ def write(
     with replacing(folder / file) as part:
       image.save(part, format='PNG')
   with replacing(folder / f'{name}_sheet.png') as part:
-    sheet.savefig(part, dpi=100, format='png')
+    sheet.savefig(part, dpi=100, format='png', bbox_inches='tight')
   return [folder / file for file in [*pictures, f'{name}_sheet.png']]
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+from data.files import counted
 from experiments.bags.ablation import SETTINGS
 from experiments.bags.options import Data, External, Folds, Training
 from experiments.evaluation import comparison
@@ -86,10 +87,14 @@ class Runs:
     counts = {}
     for name, run in runs.items():
       test, second = run.test(), run.summary.get('external')
-      count = f'{len(test)} slides of {len(set(test.case))} cases'
+      count = (
+        f'{counted(len(test), "slide")} of'
+        f' {counted(len(set(test.case)), "case")}'
+      )
       if second:
         count += (
-          f' (external: {second["slides"]} slides of {second["cases"]} cases)'
+          f' (external: {counted(second["slides"], "slide")} of'
+          f' {counted(second["cases"], "case")})'
         )
       counts.setdefault(count, []).append(name)
     text = '; '.join(

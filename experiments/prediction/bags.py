@@ -88,7 +88,7 @@ def cases(
   if missing := [slide for slide in slide_ids if slide not in of]:
     spare = sorted(of.keys() - set(slide_ids))
     faults.append(
-      f'no row of {len(missing)} of {len(slide_ids)} slides:'
+      f'no row of {len(missing)} of {files.counted(len(slide_ids), "slide")}:'
       f' {files.first_of(missing)}. Add them, or leave --csv_path out.'
       + labels.hints(missing, spare, '{} among the slides, {} in the CSV')
     )
@@ -96,7 +96,7 @@ def cases(
   warnings, cases = labels.leaks(known.values()), set(known.values())
   if without := sorted(s for s in of if s not in known and of[s] in cases):
     warnings.append(
-      f'{len(without)} more slides of these cases are not there:'
+      'other slides of these cases are not there:'
       f' {files.first_of(without)}. Their cases are predicted without them.'
     )
   if not missing:  # What is wrong is of other slides, but two rows of one.

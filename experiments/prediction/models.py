@@ -141,9 +141,9 @@ class Models(Folds):
       card = dataclasses.replace(card, temperature=nothing)
     elif missing := card.temperature.count(None):
       print(
-        f'warning: {missing} of {len(card.folds)} models are not calibrated, as'
-        ' they have fewer than 30 validation patients, or the fit ended at a'
-        ' bound. Their own probabilities are used.'
+        f'warning: models not calibrated: {missing} of {len(card.folds)}, for'
+        ' fewer than 30 validation patients, or a fit that ended at a bound.'
+        ' Their own probabilities are used.'
       )
     return card, predict
 
@@ -189,12 +189,11 @@ class Models(Folds):
       if labels.same_patient(case_of.get(slide, '')) in cases:
         known[slide] = 'patient'
     known |= dict.fromkeys(slides & known.keys(), 'slide')
-    for kind, words in ('slide', 'have the ids of'), ('patient', 'are of'):
+    for kind, words in ('slide', 'with ids'), ('patient', 'of patients'):
       if seen := [slide for slide in known if known[slide] == kind]:
         print(
-          f'warning: {len(seen)} slides {words} {kind}s of the training:'
-          f' {files.first_of(seen)}. Their predictions are no test of the'
-          ' models.'
+          f'warning: slides {words} of the training: {files.first_of(seen)}.'
+          ' Their predictions are no test of the models.'
         )
     return known
 

@@ -81,7 +81,7 @@ def predict(
       done += 1
     predicted[slide] = prediction
   if done:
-    print(f'done before: {done} of {len(bags.ids)} slides')
+    print(f'slides done before: {done} of {len(bags.ids)}')
   for fold in card.folds:
     for path in folder.at(f'fold_{fold}/attention').glob('*.h5'):
       if path.stem not in predicted:
@@ -115,7 +115,7 @@ def predict(
   ):
     if cases:
       print(
-        f'warning: {len(cases)} patients have {lack} prediction:'
+        f'warning: patients with {lack} prediction:'
         f' {files.first_of(sorted(cases))}. {then}.'
       )
   return failures

@@ -32,9 +32,9 @@ PATIENCE = 3.0  # Seconds of a loop that mostly is short, before it is shown.
 def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   """Returns what shows the progress of a loop on standard error.
 
-  On a terminal, a bar. In a file or a pipe, a plain line at the start, at the
-  end and every half minute between: no carriage returns. Of a pod, process 0
-  alone shows it.
+  On a terminal, a bar. In a file or a pipe, a plain line at the start, or after
+  its delay, at the end and every half minute between: no carriage returns. Of a
+  pod, process 0 alone shows it.
 
   Args:
     iterable: to go over, if any.
@@ -45,17 +45,19 @@ def bar(iterable: Iterable | None = None, **options: Any) -> tqdm.tqdm:
   options = {'disable': hidden} | options
   if sys.stderr.isatty():
     return tqdm.tqdm(iterable, **options)
-  return tqdm.tqdm(
-    iterable,
-    **options
-    | {
-      'file': _Log(),
-      'bar_format': _LINE,
-      'mininterval': _SECONDS,
-      'maxinterval': 2 * _SECONDS,
-      'position': 0,
-    },
-  )
+  options |= {
+    'file': _Log(),
+    'bar_format': _LINE,
+    'mininterval': _SECONDS,
+    'maxinterval': 2 * _SECONDS,
+    'position': 0,
+  }
+  if 'delay' not in options:
+    return tqdm.tqdm(iterable, **options)
+  log = tqdm.tqdm(iterable, **options, smoothing=0)
+  if not log.disable:  # The first line is due after the delay.
+    log.last_print_t -= _SECONDS - options['delay']
+  return log
 
 
 def over(

@@ -41,6 +41,7 @@ import warnings
 from absl import logging
 import jax
 
+from data.files import counted
 from experiments.run import options, results
 from experiments.run.options import OptionError, field, free
 from kmil_jax import parallel
@@ -289,7 +290,7 @@ class Findings:
     for problem in self.problems:
       print(f'problem: {problem}')
     counts = (len(self.problems), 'problem'), (len(self.warnings), 'warning')
-    text = ', '.join(f'{n} {name}{"s" * (n != 1)}' for n, name in counts)
+    text = ', '.join(counted(n, name) for n, name in counts)
     print(f'check: {text}; nothing else was done', flush=True)
     sys.exit(1 if self.problems else 0)
 
@@ -412,7 +413,11 @@ def _show_next(
   name = ['-m', spec.name] if spec else [same.__file__]
   command = shlex.join(['python', *name, *_flags(values | changes)])
   sys.stdout.flush()
-  show(f'next: {command}', sys.stderr)
+  # Paths that are given as text are but examples, if nothing is there.
+  paths = [changes[k] for k in changes if k.endswith(('_dir', '_csv', '_path'))]
+  yours = [p for p in paths if isinstance(p, str) and not os.path.exists(p)]
+  note = f', with {" and ".join(yours)} of your own' if yours else ''
+  show(f'next{note}: {command}', sys.stderr)
 
 
 def show_options(given: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from data import labelled_tiles
 from data.ct import VolumeError, nodes, resample, simpleitk, table, volumes
-from data.files import first_of, listed
+from data.files import counted, first_of, listed
 from data.labelled_tiles import LabelledTiles, TileError
 from data.phantom import ct as phantom
 from data.splits import PARTS
@@ -388,9 +388,9 @@ def stages(
   here = None, None, by_area, material.inside[test].mean(), ''
   yield Table(
     'table_3',
-    f'Table 3: {len(test)} test slices of'
-    f' {len(set(material.tiles.group[test].tolist()))} patients, which the'
-    ' intervals draw',
+    f'Table 3: {counted(len(test), "test slice")} of'
+    f' {counted(len(set(material.tiles.group[test].tolist())), "patient")},'
+    ' which the intervals draw',
     ('network',),
     dict.fromkeys(_COLUMNS, '.3f') | {'kept epoch': ''},
     [*rows, Row((_AREA,), {HERE: here})],

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from data.camelyon16.slides import KnownSlide
+from data.files import counted
 from data.labelled_tiles import TileError
 from data.slides import Slide, SlideError
 from experiments.evaluation import froc as froc_tables
@@ -63,7 +64,8 @@ def stages(
   """Trains students, and yields what they see in patches and in slides."""
   students = study.recipe['students']
   trainings = training.settings(material, students, study.seed)
-  yield f'{len(trainings[0])} settings, {len(trainings)} seed(s)'
+  sizes = (len(trainings[0]), 'setting'), (len(trainings), 'seed')
+  yield ', '.join(counted(*size) for size in sizes)
   training.train(study, material, list(itertools.chain(*trainings)))
   if parallel.is_first():  # The rest is work for one process.
     yield from _patches(study, trainings)
@@ -280,8 +282,8 @@ def _table_of_slides(
   columns = dict.fromkeys(('AUROC', f'AUROC, threshold {_SLIDE_FIXED}'), '.3f')
   yield Table(
     'slides',
-    f'Slides: {tumour.sum()} with tumour, {curve.lesions} lesions that count;'
-    f' {(~tumour).sum()} without',
+    f'Slides: {tumour.sum()} with tumour, {counted(curve.lesions, "lesion")}'
+    f' to find; {(~tumour).sum()} without',
     ('method',),
     columns | froc_tables.COLUMNS,
     rows,
@@ -299,7 +301,7 @@ def _table_of_slides(
   # It imports matplotlib, which takes half a second.
   from experiments.evaluation import figures
 
-  roc = figures.roc(f'{len(tumour)} test slides', rocs)
+  roc = figures.roc(counted(len(tumour), 'test slide'), rocs)
   yield File('figures/slide_roc.png', roc)
 
 
@@ -403,7 +405,7 @@ def _draw(
   circle = _PICTURE / 90 * np.stack([np.cos(angle), np.sin(angle)], 1)
   for name, (drawn, peaks, _) in scored.items():
     circles = [[xy * ratio + circle] for xy in peaks[:, 1:]]
-    shown[f'{name}: {len(circles)} detection(s)'] = drawn, circles
+    shown[f'{name}: {counted(len(circles), "detection")}'] = drawn, circles
   title += f' | truth: {"no tumour" if mask is None else "tumour"}'
   mpp = known_mpp(opened)
   about = {'label': _COLOURS, 'truth': truth, 'mpp': mpp and mpp / ratio}

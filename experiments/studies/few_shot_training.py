@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from data.files import memory
+from data.files import counted, memory
 from data.labelled_tiles import LabelledTiles
 from experiments.encoding import encoder
 from experiments.patches.study import Study
@@ -319,7 +319,7 @@ def _train_group(
     [[folder.at(name)] for name in names],
     _COLUMNS,
     recipe.epochs,
-    name=f'{len(group)} trainings',
+    name=counted(len(group), 'training'),
     tensorboard=students.tensorboard,
   ) as (saved, shown):
     result = loop.fit(

@@ -551,7 +551,8 @@ def stages(
     }
     mined = pictures.mined(false, pool, models.mined(setting))
     yield File('figures/mined.png', mined)
-    yield File('figures/tsne.png', pictures.features(test, pair))
+    placed = pictures.features(test, pair, mining.threshold)
+    yield File('figures/tsne.png', placed)
     yield File('figures/grad_cam.png', pictures.grad_cam(test, pair))
 
 

@@ -55,13 +55,14 @@ def mined(
 
 
 def features(
-  tiles: LabelledTiles, models: Mapping[str, Trained]
+  tiles: LabelledTiles, models: Mapping[str, Trained], threshold: float
 ) -> figure.Figure:
   """Draws the features of tiles, placed by t-SNE.
 
   Args:
     tiles: of the test part; of many, some are drawn.
     models: by name; the first is the weak one, whose false positives are shown.
+    threshold: probability from which a negative tile is one.
   """
   if len(tiles) > MOST:
     draw = np.random.default_rng(0).permutation(len(tiles))[:MOST]
@@ -69,11 +70,11 @@ def features(
   output = {name: model.predict(tiles) for name, model in models.items()}
   prob = next(iter(output.values()))[0][:, POSITIVE]
   positive = tiles.label == POSITIVE
-  wrong = ~positive & (prob >= 0.5)
+  wrong = ~positive & (prob >= threshold)
   kinds = {
     'negative': (~positive & ~wrong, '0.65'),
     'positive': (positive, 'C0'),
-    'false positive of the weak model': (wrong, 'C3'),
+    f'false positive of the weak model, from {threshold:g}': (wrong, 'C3'),
   }
   drawing = figure.Figure((9, 5), layout='constrained')
   perplexity = min(_PERPLEXITY, (len(tiles) - 1) / 3)

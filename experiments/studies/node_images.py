@@ -17,6 +17,7 @@ import contourpy
 import numpy as np
 
 from data import labelled_tiles, node_images
+from data.files import counted
 from data.labelled_tiles import LabelledTiles, TileError
 from data.node_images import LABELS, MPP, PARTS, NodeImages
 from data.phantom import nodes
@@ -178,7 +179,7 @@ class Nodes(Material):
           f' | {verdict}',
           image,
           maps,
-          label='votes for tumour',
+          label='share of votes for tumour',
           truth=outlines(mask),
           mpp=MPP,
         )
@@ -229,7 +230,8 @@ class Nodes(Material):
     return bars, [
       two_step.decision_table(
         f'table_3{"" if part == "test" else "_development"}',
-        f'Table 3. Images of the {part} part, {patients[part]} patients.'
+        f'Table 3. Images of the {part} part,'
+        f' {counted(patients[part], "patient")}.'
         ' Positive: a pixel has as many votes as the threshold, which is the'
         ' best of the development images',
         ('rule', 'part'),
@@ -295,7 +297,8 @@ def open_nodes(
     files.split_patches,
     design.least_tumour,
     files.pictures,
-    note=f'{len(images)} images of {len(set(images.patient))} patients,'
+    note=f'{counted(len(images), "image")} of'
+    f' {counted(len(set(images.patient)), "patient")},'
     f' {images.test.sum()} to test{phantom}',
     is_phantom=is_phantom,
   )

@@ -17,7 +17,7 @@ import time
 from typing import Any
 import urllib.parse
 
-from data.files import first_of
+from data.files import counted, first_of
 from data.slides import SlideError
 from experiments.maps.tile_scores import MapError
 from experiments.viewer.slide_view import SlideView
@@ -102,8 +102,9 @@ class Server(server.ThreadingHTTPServer):
     self.ids = tuple(slide for slide in scores if slide in files)
     if not self.ids:
       raise MapError(
-        f'None of {len(scores)} slides with scores ({first_of([*scores])}) has'
-        f' a file among {len(files)} slides ({first_of([*files])}). Give'
+        f'None of {counted(len(scores), "slide")} with scores'
+        f' ({first_of([*scores])}) has a file among'
+        f' {counted(len(files), "slide")} ({first_of([*files])}). Give'
         ' --slides_dir, or another one.'
       )
     self.tables = tables

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from data import files
@@ -186,3 +187,8 @@ def test_linked_folders_are_followed_once_and_broken_links_are_files(tmp_path):
   assert below(None, '*') == ['gone', 'gone.svs', 'round']
   assert below({'.svs'}, '*/*') == ['0/1.svs', 'a/1.svs', 'again/2.SVS']
   assert listed(tmp_path / 'absent') == []
+
+
+@pytest.mark.parametrize('n', [0, 1, 2, np.int64(1), np.int64(3)])
+def test_one_of_a_kind_has_no_plural(n):
+  assert files.counted(n, 'slide') == f'{n} slide' + 's' * int(n != 1)

@@ -200,12 +200,12 @@ TWO = ('case_1', 'a', 'x'), ('case_2', 'b', 'y')
     ([*TWO, ('c', 'd', '10'), ('e', 'f', '1E1')], 'labels 10 and 1E1', ''),
     ([*TWO, ('c', 'd', 'non-x'), ('e', 'f', 'nonX')], 'non-x and nonX', ''),
     ([*TWO, ('1.2E+11', 'd', 'x')], '', 'the case_id 1.2E+11, which is'),
-    ([*TWO, ('c', 'd', "'--")], '', "1 slides have the label '--, which is"),
+    ([*TWO, ('c', 'd', "'--")], '', "1 slide with the label '--, which is"),
     ([*TWO, ('c', 'd', 'Not reported')], '', 'the label Not reported, which'),
     ([*TWO, ('CASE-2', 'd', 'x')], '', 'cases CASE-2 and case_2 look like one'),
     ([*TWO, ('c', 'A', 'x')], '', 'slides A and a differ only in how'),
-    ([*TWO, ('c', 'd', '#N/A')], '', '1 slides have the label #N/A, which is'),
-    ([*TWO, ('nan', 'd', 'x')], '', '1 slides have the case_id nan, which is'),
+    ([*TWO, ('c', 'd', '#N/A')], '', '1 slide with the label #N/A, which is'),
+    ([*TWO, ('nan', 'd', 'x')], '', '1 slide with the case_id nan, which is'),
     *(
       ([(f'{patient}-01', 'a', 'x'), (f'{patient}-02', 'b', 'y')], '', patient)
       for patient in (

@@ -119,8 +119,8 @@ def test_too_few_cases_say_what_to_do():
   with pytest.raises(dealing.SplitError) as e:
     make(table, 6, 0)
   assert str(e.value) == (
-    'class 0 has 5 cases; class 1 has 5 cases; class 2 has 5 cases;'
-    ' class 3 has 5 cases: fewer than 6 folds. Choose at most 5 folds, or a'
+    'cases of class 0: 5; cases of class 1: 5; cases of class 2: 5; cases of'
+    ' class 3: 5, fewer than 6 folds. Choose at most 5 folds, or a'
     ' single one, which tests nothing; or merge classes.'
   )
   with pytest.raises(dealing.SplitError, match=r'2 folds: .* need at least 3'):

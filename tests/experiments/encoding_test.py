@@ -183,7 +183,7 @@ def test_blurred_tiles_are_left_out_if_asked(paths, tmp_path, capsys):
     path.unlink()
   flags = '--min_tissue=0', '--min_focus=100'
   sheets = preview(paths[3].parent, tmp_path / 'features', *flags)
-  assert '; 20 blurred ones are left out' in capsys.readouterr().out
+  assert '; blurred and left out: 20' in capsys.readouterr().out
   sheet = sheets['d']
   grey = (sheet[:320, 66:320] == (130, 130, 130)).all(2)
   assert (
@@ -293,10 +293,10 @@ def test_a_bad_slide_spoils_no_other(paths, tmp_path, capsys):
   printed, shown = capsys.readouterr()
   script, flags = next_command.read(shown)
   assert script == 'kmil' and '--allow_missing=True' in flags
-  assert '0/4 slides: 0/? [' in shown
+  assert 'slides 0/4: 0/? [' in shown
   for words in ('--tile_size=64 ', 'encoder small_slides:colours', 'tiles/s'):
     assert words in printed
-  table = printed.split('2 slides have no features:\n')[1].splitlines()
+  table = printed.split('2 slides without features:\n')[1].splitlines()
   reasons = dict(line.split(maxsplit=1) for line in table)
   assert reasons['a'].startswith('a.tiff: OpenSlide cannot open it')
   assert reasons['b'].startswith('b.tiff: ')
@@ -490,7 +490,7 @@ def test_slides_are_written_as_they_finish_and_never_again(
   capsys.readouterr()
   assert not extract(paths, tmp_path, small_slides.encoder(calls), batch=5)
   printed = capsys.readouterr()
-  assert f'all 4 slides have features in {tmp_path}' in printed.out
+  assert f'{tmp_path} has features of all slides, 4:' in printed.out
   assert '0/0' not in printed.err and len(calls) == 5
 
 
@@ -637,6 +637,6 @@ def test_a_check_names_all_that_is_wrong_and_bounds_the_rest(
   code, printed = check(*flags, '--encoder=random')
   assert code == 1 and 'holds features of another encoder' in printed
   code, printed = check(*flags, f'--weights={name}')
-  assert code == 0 and '1 have features; at most 0 tiles' in printed
+  assert code == 0 and '1 with features; at most 0 tiles' in printed
   code, printed = check(*flags, f'--features_dir={boxes[0]}/new')
   assert code == 1 and f'problem: {boxes[0]}: there is a file' in printed

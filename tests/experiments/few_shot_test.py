@@ -378,7 +378,7 @@ def test_maps_scores_and_lesions(stages):
     curve = froc.froc(list(cases.values()))
     assert curve.score == here[name][2] and curve.lesions == 2
   table = found['slides'].terminal()
-  assert '2 with tumour, 2 lesions that count; 1 without' in table
+  assert '2 with tumour, 2 lesions to find; 1 without' in table
   for name in ('froc', 'slide_roc', 'localisation', 'patch_roc'):
     folder.write('drawn.png', found[f'figures/{name}.png'].content)
     with Image.open(folder.path / 'drawn.png') as image:

@@ -128,3 +128,27 @@ def test_bands_are_of_resampled_patients(name):
     widths.append(geometry.Polygon(path.vertices).area)
   assert abs(widths[1] / widths[0] - 1) < 1e-6
   assert widths[2] < 0.7 * widths[0]
+
+
+def test_twelve_classes_of_long_names_are_told_apart():
+  names = [
+    f'metastasis of squamous cell carcinoma, type {i}' for i in range(12)
+  ]
+  rng = np.random.default_rng(0)
+  label, case = np.arange(96) % 12, np.arange(96).astype(str)
+  p = Predictions(case, case, label, rng.dirichlet(np.ones(12), 96))
+  curves = figures._roc(p, names, 'title')
+  drawn = [one for one in curves.axes[0].lines if one.get_label()[0] != '_']
+  assert len({(one.get_color(), one.get_linestyle()) for one in drawn}) == 12
+  assert max(one.get_linewidth() for one in drawn) < 8
+  confusion = figures._confusion(p, names, 'title')
+  for drawing in curves, confusion:
+    drawing.draw_without_rendering()
+    # In inches: no names take the room of what they name.
+    sides = drawing.axes[0].get_window_extent().size / drawing.dpi
+    assert min(sides) > 4
+  ax = confusion.axes[0]
+  for marks in ax.get_xticklabels(), ax.get_yticklabels():
+    places = [mark.get_window_extent().padded(-1) for mark in marks]
+    assert not places[0].count_overlaps(places[1:])
+    assert not places[5].count_overlaps(places[:5] + places[6:])

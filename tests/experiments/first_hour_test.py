@@ -72,7 +72,7 @@ def hour(real_data, tmp_path_factory):
 
 def test_each_command_ends_with_the_next_one(hour):
   text = (hour / 'printed').read_text()
-  following = re.findall(r'^next: .*', text, re.M)
+  following = re.findall(r'^next.*?: .*', text, re.M)
   run, commands = f'--run={hour}', map(next_command.read, following)
   assert [' '.join([script, *flags]) for script, flags in commands] == [
     f'kmil --slides_dir={hour}/slides --features_dir={hour}/features'
@@ -82,6 +82,9 @@ def test_each_command_ends_with_the_next_one(hour):
     f'predict --model={hour}/model.kmil --slides_dir=new_slides',
     f'view {run}/of_file',
   ]
+  for line in following:
+    named = re.findall('labels.csv|new_slides', line.partition(': ')[2])
+    assert line.startswith(f'next, with {named[0]} of' if named else 'next: ')
 
 
 def test_two_slides_give_a_model_pictures_and_what_is_not_known(hour):

@@ -57,12 +57,12 @@ def test_the_script_prints_a_table(folders, capsys):
   flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
   script.main(['froc', *flags, '--resamples=50'])
   table = capsys.readouterr().out
-  for text in ('4 slides, 3 lesions', '0.6667', '95 % interval'):
+  for text in ('slides: 4, lesions: 3', '0.6667', '95 % interval'):
     assert text in table
   (folders[1] / 'test_003.csv').rename(folders[1] / 'test_003.txt')
   script.main(['froc', *flags])
   printed = capsys.readouterr()
-  assert '3 slides, 3 lesions' in printed.out
+  assert 'slides: 3, lesions: 3' in printed.out
   assert 'do not end in .csv: test_003.txt. Convert' in printed.err
 
 
@@ -180,7 +180,9 @@ def test_a_hit_that_never_counts_is_explained(tmp_path, capsys):
     flags = [f'--masks_dir={folders[0]}', f'--detections_dir={folders[1]}']
     script.main(['froc', *flags])
     printed = capsys.readouterr()
-    assert ('1 of 1 lesions are hit with the lowest' in printed.err) == lost
+    assert (
+      'lesions hit with the lowest score alone: 1 of 1' in printed.err
+    ) == lost
     assert ('0.0000' in printed.out) == lost
 
 

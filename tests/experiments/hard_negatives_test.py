@@ -359,10 +359,14 @@ def test_features_that_do_not_vary_are_drawn():
       prob, features = super().predict(tiles)
       return prob, 0 * features
 
-  drawing = mined_pictures.features(ANNOTATED, {'weak': Stub(), 'dead': Dead()})
+  pair = {'weak': Stub(), 'dead': Dead()}
+  drawing = mined_pictures.features(ANNOTATED, pair, 0.1)
+  prob = Stub().predict(ANNOTATED)[0][:, 1]
+  wrong = (ANNOTATED.label == 0) & (prob >= 0.1)  # As mining has them.
   for ax in drawing.axes:
     dots = np.concatenate([d.get_offsets() for d in ax.collections])
     assert np.isfinite(dots).all() and len(dots) == len(ANNOTATED)
+    assert len(ax.collections[-1].get_offsets()) == wrong.sum()
 
 
 def test_scores_know_both_thresholds_and_hard_tiles(models):

@@ -316,7 +316,7 @@ def test_a_second_cohort_is_tested_by_the_models_that_are_there(
     f'--external_features_dir={tmp_path / "copy"}',
   ]
   out = feature_folder.run(*args, before=NEVER + BARS)
-  assert 'done before: 3 of 3 runs' in out
+  assert 'runs done before: 3 of 3' in out
   assert 'external cohort: 60/60 [' in out
   assert (folder / 'predictions.csv').read_bytes() == before
   assert 'external cohort, 60 slides of 60 cases' in out

@@ -446,15 +446,27 @@ def test_tiles_that_weigh_nothing_are_no_key_tiles(run, of_slide):
   assert below.get_suptitle().endswith(title)
 
 
+def test_panels_begin_at_one_height_and_their_titles_lie_apart(run, of_slide):
+  names = tuple(f'{c}, carcinoma of the head and neck' for c in 'abc')[:C]
+  named = dataclasses.replace(of_slide, classes=names)
+  drawing = overlay.draw(Slides(run).files()['007.a'], named)
+  drawing.draw_without_rendering()
+  panels = drawing.subfigs[0].axes[:2]
+  tops = [ax.get_window_extent().y1 for ax in panels]
+  assert tops[0] == pytest.approx(tops[1], abs=3)
+  _, left, right = (ax.title.get_window_extent() for ax in drawing.axes[:3])
+  assert left.x1 < right.x0
+
+
 @pytest.mark.parametrize('seed', range(20))
 def test_lines_to_the_numbers_of_tiles_do_not_cross(seed):
-  ax = figure.Figure().subplots()
-  ax.set(xlim=(0, 900), ylim=(400, 0))
-  overlay._number(ax, np.random.default_rng(seed).random((5, 2)) * (900, 400))
-  lines = [
-    (np.array(text.xy) / (900, 400), np.array(text.get_position()))
-    for text in ax.texts
-  ]
+  ax, size = figure.Figure().subplots(), (900, 90 if seed % 2 else 400)
+  ax.set(xlim=(0, size[0]), ylim=(size[1], 0))
+  overlay._number(ax, np.random.default_rng(seed).random((5, 2)) * size)
+  ends = ((t.xy, t.get_position()) for t in ax.texts)
+  lines = [(np.divide(a, size), np.array(b)) for a, b in ends]
+  places = np.sort([place for _, (_, place) in lines])
+  assert np.diff(places).min() * 4.9 * size[1] / 900 > 0.16  # Inches.
   assert sorted(text.get_text() for text in ax.texts) == list('12345')
   lines = [(a * (1, -1) + (0, 1), b) for a, b in lines]
   side = lambda a, b, c: np.cross([*(b - a), 0], [*(c - a), 0])[2] > 0
@@ -552,8 +564,8 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   flags = ['--geojson', '--top_tiles=1', '--top_fraction=0.25']
   with pytest.raises(SystemExit) as error:
     draw_maps.main(['draw_maps', f'--run={run}', *flags])
-  assert error.value.code.startswith('error: 1 slides failed:\n  broken: ')
-  assert 'maps of 2 slides' in capsys.readouterr().out
+  assert error.value.code.startswith('error: slides that failed: 1\n  broken: ')
+  assert 'slides with maps: 2,' in capsys.readouterr().out
   for name in ('007.a', '007'):
     of_slide = tile_scores.read(tile_scores.find(run)[name])
     content = strict((run / 'qupath' / f'{name}.geojson').read_text())
@@ -567,7 +579,7 @@ def test_the_script_draws_all_slides_but_one_it_cannot_read(run, capsys):
   elsewhere.mkdir()
   shutil.copy(run.parent / 'slides' / '007.tiff', elsewhere / 'other.tiff')
   flags = [f'--run={run}', f'--slides_dir={elsewhere}']
-  with pytest.raises(SystemExit, match='None of 3 slides has a slide file'):
+  with pytest.raises(SystemExit, match='No slide has a slide file'):
     draw_maps.main(['draw_maps', *flags])
 
 
@@ -665,9 +677,9 @@ def test_slides_of_another_size_are_refused_with_both_sizes(
     drawn_maps.write_scores(run, fold, 'b', arrays, **(size if stated else {}))
   with pytest.raises(SystemExit) as error:
     draw_maps.main(['draw_maps', f'--run={run}', '--geojson'])
-  assert 'maps of 1 slides' in capsys.readouterr().out
+  assert 'slides with maps: 1,' in capsys.readouterr().out
   lines = error.value.code.splitlines()
-  assert lines[0] == 'error: 1 slides failed:'
+  assert lines[0] == 'error: slides that failed: 1'
   assert 'b.tiff: has 600 x 470 px, but the tiles of b are' in lines[1]
   assert f'{other} px' in lines[1]
   assert not list(run.glob('figures/*/b*')) + list(run.glob('figures/*/*/b*'))

@@ -12,8 +12,9 @@ def read(printed):
   Returns:
     The name of the script, and its flags.
   """
-  said, python, m, module, *flags = shlex.split(printed.splitlines()[-1])
-  assert (said, python, m) == ('next:', 'python', '-m')
+  said, _, command = printed.splitlines()[-1].partition(': ')
+  python, m, module, *flags = shlex.split(command)
+  assert (said.partition(', with ')[0], python, m) == ('next', 'python', '-m')
   script = importlib.import_module(module)
   options.parse([module, *flags], script.main.options)
   return module.removeprefix('experiments.'), flags

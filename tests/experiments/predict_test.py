@@ -203,7 +203,7 @@ def test_patients_are_predicted_beside_their_slides(
   assert 'not there' not in printed
   table.write_text('case_id,slide_id\na,x\na,w\nb,y\n')
   assert bags.cases(table, ['x']) == ({'x': 'a'}, [])
-  assert '1 more slides of these cases are not there: w. T' in (
+  assert 'other slides of these cases are not there: w. T' in (
     capsys.readouterr().out
   )
 
@@ -218,8 +218,8 @@ def test_slides_and_patients_of_the_training_are_named(
   known = trained.Models(run=finished[0]).known(given, case_of)
   assert known == dict(zip(given, ('slide', 'patient', 'no'), strict=True))
   printed = capsys.readouterr().out
-  assert '1 slides have the ids of slides of the training: slide_0' in printed
-  assert '1 slides are of patients of the training: other. Their' in printed
+  assert 'slides with ids of the training: slide_0' in printed
+  assert 'slides of patients of the training: other. Their' in printed
   # What a fold tests, its model alone has not seen.
   tested = {
     fold: [r['test'] for r in rows(finished[0] / f'splits/splits_{fold}.csv')]
@@ -250,8 +250,8 @@ def test_patients_without_any_prediction_are_named_apart(
     {NAMES[0]: 'patient'},
   )
   printed = capsys.readouterr().out
-  assert '1 patients have slides without a prediction: a. Their' in printed
-  assert '1 patients have no prediction: b. None' in printed
+  assert 'patients with slides without a prediction: a. Their' in printed
+  assert 'patients with no prediction: b. None' in printed
   (row,) = rows(tmp_path / 'predictions.csv')
   assert row['trained_on'] == 'patient'
 
@@ -266,7 +266,7 @@ def test_one_fold_is_one_of_all(finished, predicted, tmp_path, capsys):
     np.testing.assert_allclose(found['prob'][0], f['prob'][()], atol=1e-6)
   # Files of this fold that all folds' models left count as its own.
   predict(finished[1], (card, None), folder)
-  assert 'done before: 24 of 24 slides' in capsys.readouterr().out
+  assert 'slides done before: 24 of 24' in capsys.readouterr().out
   row, *_ = rows(folder / 'predictions.csv')
   assert row['std_0'] == '' and 'fold_0_prob_0' not in row
 
@@ -460,9 +460,9 @@ def test_the_commands(finished, model_file, tmp_path, capsys):
 
   printed = end(source)
   for words in (
-    'error: 1 slides have no prediction:\n  broken',
-    'warning: 1 of 1 models are not calibrated',
-    'slides have the ids of slides of the training: sl',
+    'error: 1 slide without a prediction:\n  broken',
+    'warning: models not calibrated: 1 of 1, for',
+    'with ids of the training: sl',
   ):
     assert words in printed
   folder = tmp_path / f'predict_{finished[0].name}_fold_2_new'
@@ -563,7 +563,7 @@ def test_a_killed_prediction_by_file_goes_on_without_the_models_code(
   assert process.returncode == -signal.SIGKILL, printed
   assert not (tmp_path / 'out' / 'predictions.csv').exists()
   printed = feature_folder.run(*arguments, module='predict', before=_ALONE)
-  assert 'done before: 1 of 3 slides' in printed
+  assert 'slides done before: 1 of 3' in printed
   want = rows(predicted / 'predictions.csv')[:3]
   got = rows(tmp_path / 'out' / 'predictions.csv')
   for one, other in zip(want, got, strict=True):

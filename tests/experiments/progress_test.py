@@ -215,6 +215,10 @@ def test_a_log_has_whole_lines_every_half_minute(clock, capsys):
   assert len(count(clock, capsys, 0.01).splitlines()) == 2
   assert count(clock, capsys, 0.001, delay=0.5) == ''
   assert count(clock, capsys, 1.0, disable=True) == ''
+  # One that may wait does not wait for half a minute.
+  first, last = count(clock, capsys, 0.2, delay=3.0).splitlines()
+  assert '/100 [00:03<' in first and '100/100 [00:' in last
+  assert '5.00epoch/s' in first and '5.00epoch/s' in last
 
 
 def test_a_terminal_has_a_bar(monkeypatch):
