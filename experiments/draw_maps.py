@@ -95,7 +95,7 @@ def run(slides: source.Slides, drawn: Drawn) -> start.Next:
       faults[name] = e
   if without := len(set(names) - faults.keys() - files.keys()):
     print(
-      f'slides without pictures, for want of a slide file in --slides_dir:'
+      'slides without pictures, for want of a slide file in --slides_dir:'
       f' {without} of {len(names)}'
     )
   print(f'slides with maps: {len(names) - len(faults)}, in {target.path}')
