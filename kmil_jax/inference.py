@@ -13,11 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from kmil_jax import export as archives
-from kmil_jax.models import SPECS, cpu, is_dtfd, kmil, network
+from kmil_jax.models import SPECS, cpu, kmil, network
+from kmil_jax.models.dtfd import DTFD
 from kmil_jax.models.kmil import Choice
 
 CHOOSER, MODEL = 'chooser', 'model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')  # That programs are lowered for.
+
+
+def is_dtfd(name: str) -> bool:
+  """Whether a bag model takes the options of `DTFD`, whatever its name."""
+  make = SPECS[name].make
+  return getattr(make, 'func', make) is DTFD
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ import tokenize
 ROOT = pathlib.Path(__file__).parents[1]
 # folder, ceiling, goal
 BUDGET = """
-kmil_jax                3304   2000
-kmil_jax/models         1857   1350
+kmil_jax                3308   2000
+kmil_jax/models         1854   1350
 kmil_jax/tasks           617   400
 data                    4637   2600
 data/phantom            1171   1050
@@ -34,7 +34,7 @@ experiments/papers       533   600
 experiments/benchmarks  1170   360
 tests                  24100  13000
 """
-TOTAL = 25527
+TOTAL = 25528
 FREE = (
   tokenize.COMMENT,
   tokenize.NL,

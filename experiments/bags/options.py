@@ -13,13 +13,13 @@ import pathlib
 from experiments.run import results, start
 from experiments.run.options import OptionError, field, fixed, free, to_json
 from experiments.run.start import Check, Machine, Output
-from kmil_jax import folds, losses, parallel, selection
-from kmil_jax.models import SPECS, dtfd, is_dtfd, kmil
+from kmil_jax import folds, inference, losses, parallel, selection
+from kmil_jax.models import SPECS, dtfd, kmil
 from kmil_jax.types import Recipe
 
 # Models that options are for, by the flag --model; plugins may add some.
 _CHOOSING = {'model': lambda: [m for m in SPECS if SPECS[m].chooser]}
-_DTFD = {'model': lambda: list(filter(is_dtfd, SPECS))}
+_DTFD = {'model': lambda: list(filter(inference.is_dtfd, SPECS))}
 _RANKING = _DTFD | {'distill': dtfd.RANKING}
 # Where features are, in the order of preference.
 STORES = ('resident', 'spread', 'streamed')

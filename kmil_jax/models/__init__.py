@@ -127,13 +127,6 @@ SPECS = {
   ),
 }
 
-
-def is_dtfd(name: str) -> bool:
-  """Whether a bag model takes the options of `DTFD`, whatever its name."""
-  make = SPECS[name].make
-  return getattr(make, 'func', make) is DTFD
-
-
 # make(num_classes=C, dtype=, axis_name=) of tiles.
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
   # Szegedy et al., CVPR 2015, table 1.
