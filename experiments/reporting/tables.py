@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+import itertools
 from typing import Any
 
 import numpy as np
@@ -130,11 +131,11 @@ def ablation(record: Record) -> Table | None:
   """
   around, settings = record.folder.path.parent, {}
   shared = decisive(OPTIONS) - decisive([Model])
-  for root in sorted([around, *around.iterdir()]):
-    for name in ablations.SETTINGS:
-      part = Folder(root / name)
-      if not part.at('summary.json').exists():
-        continue
+  for name in ablations.SETTINGS:
+    # A search passes over folders that may not be read.
+    found = [around.glob(f'{p}/summary.json') for p in (name, f'*/{name}')]
+    for file in itertools.chain(*map(sorted, found)):
+      part = Folder(file.parent)
       config = part.config()
       if config.inputs == record.config.inputs:
         flags = to_json(config.options(*OPTIONS))
